@@ -35,7 +35,7 @@ def totals(one: SidePhase) -> Totals:
         wall_ns=wall,
         busy_ns=total(frame, "busy") / steps,
         gap_ns=total(frame, "gap") / steps,
-        tail_ns=one.kernels.tail / steps,
+        tail_ns=one.kernels.trailing_idle / steps,
         tokens_per_s=tokens * 1e9 / took if tokens and took else None,
         weight_bytes=one.side.run.weight_bytes if one.side.run else None,
         peak_memory_bytes=run.peak_memory_bytes if run else None,

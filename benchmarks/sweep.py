@@ -22,7 +22,7 @@ sys.path.insert(0, str(HERE.parent))
 
 from prunescope.analysis.pareto.pareto import judge  # noqa: E402
 from prunescope.analysis.report.pareto_figures import pareto_figures  # noqa: E402
-from prunescope.analysis.report.pareto_markdown import render_pareto  # noqa: E402
+from prunescope.analysis.report.pareto_tables import render_pareto  # noqa: E402
 
 MOST_BYTES = 500_000
 COLOURS = 128  # eight, their blends with white, and hatches

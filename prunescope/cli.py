@@ -183,7 +183,7 @@ def _sweep(*, dry_run: bool, example: bool, json_target: str | None, **options: 
     prunescope sweep --example > sweep.yaml
     prunescope sweep sweep.yaml --out traces/sweep --dry-run
     """
-    from prunescope.analysis.report.pareto_terminal import sweep_state
+    from prunescope.analysis.report.listings import sweep_state
     from prunescope.output import check_target, tell
     from prunescope.tracer.capture.progress import Bar
     from prunescope.tracer.sweep.sweep import SweepRequest, summary, sweep
@@ -210,7 +210,7 @@ def _pareto(
 ) -> None:
     """Compare the prunings of a sweep: frontier, break-even, and the bounds they reach."""
     from prunescope.analysis.pareto.write import judge, to_json, write_pareto
-    from prunescope.analysis.report.pareto_terminal import pareto_summary
+    from prunescope.analysis.report.pareto_tables import pareto_summary
     from prunescope.output import check_target, console_for, emit_json
 
     check_target(json_target)

@@ -48,7 +48,7 @@ def deliver_comparison(
     """
     from prunescope.analysis.report.comparison import (
         COMPARISON_FORMATS,
-        ComparisonView,
+        comparison_sheet,
         write_comparison,
     )
 
@@ -70,7 +70,7 @@ def deliver_comparison(
     emit_json(to_json(done), to.json)
     if not to.quiet:
         console = console_for(to.json)
-        console.print(ComparisonView(done))
+        console.print(comparison_sheet(done))
         if folder is not None:
             console.print(f"Written to {clean(str(folder))}", markup=False, soft_wrap=True)
     return done

@@ -52,7 +52,7 @@ def _predict(*, explain: bool, out: Path | None, json_target: str | None, **opti
     prunescope predict --from-run traces/first --sparsity 0.5
     prunescope predict --rank --model llama-3.1-8b --device h100-sxm --workload chat
     """
-    from prunescope.analysis.report.predict_table import prediction
+    from prunescope.analysis.report.predict_tables import prediction
     from prunescope.output import check_target, tell
     from prunescope.taxonomy.arguments import pairs, peaks
     from prunescope.taxonomy.errors import PrunescopeError
@@ -78,7 +78,7 @@ def _families(*, architecture: Architecture = None, json_target: Json = None) ->
     prunescope families --architecture ./Qwen3-0.6B/config.json
     """
     from prunescope.analysis.report import listings
-    from prunescope.analysis.report.architecture import applicable
+    from prunescope.analysis.report.listings import applicable
     from prunescope.output import check_target, tell
     from prunescope.taxonomy.architectures import read_architecture
     from prunescope.taxonomy.families import families

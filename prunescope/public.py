@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from prunescope.analysis.pipeline import Analysis
-    from prunescope.analysis.report.plots import Plots
+    from prunescope.analysis.report.figures import Plots
     from prunescope.analysis.report.records import Records
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -121,7 +121,7 @@ class Report(report_schema.Report, kw_only=True, dict=True):
     def plot(self) -> Plots:
         """Figures: `report.plot.ledger()`, `.ladder()`, `.roofline()`, `.bounds()`, `.layers()`,
         `.waves()`, `.kinds()`."""
-        from prunescope.analysis.report.plots import Plots
+        from prunescope.analysis.report.figures import Plots
 
         return Plots(self)
 
@@ -190,9 +190,9 @@ class Comparison(comparison_schema.Comparison, kw_only=True, dict=True):
         return f"<Comparison of {len(runs)} runs, {len(self.rows)} rows, {len(self.failed)} failed>"
 
     def __rich__(self) -> RenderableType:
-        from prunescope.analysis.report.comparison import ComparisonView
+        from prunescope.analysis.report.comparison import comparison_sheet
 
-        return ComparisonView(self)
+        return comparison_sheet(self)
 
     def _repr_html_(self) -> str:
         from prunescope.analysis.report.notebook import render_comparison
@@ -246,7 +246,7 @@ class Pareto(pareto_schema.Pareto, kw_only=True, dict=True):
         return f"<Pareto: {', '.join(counts)}, {len(self.failed)} failed>"
 
     def __rich__(self) -> RenderableType:
-        from prunescope.analysis.report.pareto_terminal import pareto_summary
+        from prunescope.analysis.report.pareto_tables import pareto_summary
 
         return pareto_summary(self)
 
@@ -269,7 +269,7 @@ class Prediction(dict[str, Any]):
         return f"<Prediction of {name}{counted}; show() prints it, its keys: {', '.join(self)}>"
 
     def __rich__(self) -> RenderableType:
-        from prunescope.analysis.report.predict_table import prediction
+        from prunescope.analysis.report.predict_tables import prediction
 
         return prediction(self)
 

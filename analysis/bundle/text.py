@@ -10,9 +10,9 @@ import io
 import json
 from collections.abc import Iterator, Mapping
 
-from prunescope.analysis.report import sentences
+from prunescope.analysis.report import measured, sentences
 from prunescope.analysis.report.escape import markdown, markdown_code
-from prunescope.analysis.report.names import phase_slugs
+from prunescope.analysis.report.titles import phase_slugs
 from prunescope.analysis.schema.report import Phase, Report
 from prunescope.taxonomy.formats import plain
 from prunescope.taxonomy.run import Run
@@ -75,7 +75,7 @@ def _claims(
     if phase.family:
         yield f"{label}: {sentences.family(phase.family)}", (f"{place}/gemms.csv", "csv,md")
     yield (
-        f"{label}: {sentences.throughput(phase) or 'what was measured'}",
+        f"{label}: {measured.throughput(phase) or 'what was measured'}",
         (f"{place}/report.md", "md"),
     )
 

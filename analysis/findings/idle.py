@@ -135,10 +135,11 @@ def host_lead(c: Context) -> Finding | None:
     """Before the first step's first event on the device the host works for long: no wall has it,
     and that of each step after it has its own."""
     linked = c.pruned.linked
-    if c.pruned.windows.source == "whole" or linked.lead_ns is None:
+    if c.pruned.windows.source == "whole" or linked.launch_latency_ns is None:
         return None
-    idle, steps = linked.lead_ns - (linked.lead_busy_ns or 0), c.pruned.num_steps
-    whole = c.phase.wall_ns + linked.lead_ns / steps
+    idle = linked.launch_latency_ns - (linked.launch_latency_busy_ns or 0)
+    steps = c.pruned.num_steps
+    whole = c.phase.wall_ns + linked.launch_latency_ns / steps
     if not c.pruned.on_device or idle < _SOME * whole:
         return None
     begins = "the step begins" if steps == 1 else f"the first of {steps} steps begins"
@@ -150,8 +151,8 @@ def host_lead(c: Context) -> Finding | None:
         f"{'the' if steps == 1 else 'a mean'} step takes {ms(whole)}, of which the device is "
         f"busy for {percent(c.phase.busy_ns / whole)}",
         evidence=[
-            f"the step's annotation begins {ms(linked.lead_ns)} before its "
-            f"{'wall' if linked.lead_own.get('events') else 'first event on the device'}"
+            f"the step's annotation begins {ms(linked.launch_latency_ns)} before its "
+            f"{'wall' if linked.launch_latency_work.get('events') else 'first event on the device'}"
         ],
         change="look at what the host does there (data, preprocessing, a first call of a kernel)"
         + ", or profile several steps: the wall of each after the first has it" * (steps == 1),
@@ -240,7 +241,7 @@ def _at_the_begin(c: Context) -> float:
     longest = first.sort("idle_blocked").tail(1).row(0, named=True)
     before = frame.filter(pl.col("start") < longest["start"])
     held: int = longest["idle_blocked"]
-    follows = longest["stream"] in before["stream"] or c.pruned.linked.spill["events"]
+    follows = longest["stream"] in before["stream"] or c.pruned.linked.carry_over["events"]
     if follows or before["busy"].sum() > _HARDLY * held:
         return 0.0
     return held / c.pruned.num_steps

@@ -34,7 +34,7 @@ def anatomy(kernels: Kernels, gemms: list[GemmRow]) -> Anatomy:
         layers=_layers(frame, steps),
         points=_points(frame, steps),
         tiles=_tiles(frame, steps) if kernels.on_device else {},
-        gaps={**_gaps(frame, steps), "tail": kernels.tail / steps},
+        gaps={**_gaps(frame, steps), "tail": kernels.trailing_idle / steps},
         graph_speedup=_speedup(kernels, kernels.wall - dispatch) if knows else None,
         kernels_speedup=_speedup(kernels, kernels.wall - dispatch - also)
         if knows and not kernels.is_replay

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from prunescope.analysis.timeline.engines import engine_step
 from prunescope.analysis.timeline.link import Linked, cover
-from prunescope.analysis.timeline.steps import OWN_MARK
+from prunescope.analysis.timeline.steps import OWN_PREFIX
 from prunescope.analysis.trace.events import Trace
 from prunescope.analysis.trace.load import Ints
 
@@ -80,7 +80,7 @@ def _spans(trace: Trace, blocks: Table) -> tuple[Ints, Ints, Ints, list[str]]:
     shown = [_shown(name) for name in trace.names]
     noted = np.array(["#" in name and "::" not in name for name in trace.names], bool)
     tables = [
-        (trace.marks, np.arange(len(trace.marks["ts"]))),
+        (trace.annotations, np.arange(len(trace.annotations["ts"]))),
         (trace.frames, np.arange(len(trace.frames["ts"]))),
         (trace.ops, np.flatnonzero(noted[trace.ops["name"]] | _long_ops(trace.ops, blocks))),
     ]
@@ -109,7 +109,7 @@ def _long_ops(ops: Table, blocks: Table) -> NDArray[np.bool_]:
 
 def _shown(name: str) -> str | None:
     """How a span is named; None for a step."""
-    if _STEP.search(name) or name.startswith(OWN_MARK) or engine_step(name) is not None:
+    if _STEP.search(name) or name.startswith(OWN_PREFIX) or engine_step(name) is not None:
         return None
     frame = _FRAME.match(name := _ADDRESS.sub("", name))
     return name if frame is None else f"{frame[1]}: {frame[3]}"

@@ -1,7 +1,8 @@
 """The kernels frame: one row per unit of device work, to which passes add columns.
 
 In: a trace, its windows, peaks. Out: `Kernels`: the frame (ns, FLOP, bytes; null = unknown), the
-walls and tails of the steps, and what was left out. A pass adds columns and never drops a row.
+walls and trailing idle times of the steps, and what was left out. A pass adds columns and never
+drops a row.
 """
 
 from __future__ import annotations
@@ -114,9 +115,9 @@ class Kernels:
         return int(self.linked.wall.sum())
 
     @property
-    def tail(self) -> int:
+    def trailing_idle(self) -> int:
         """Idle time after the last event of every step together, ns."""
-        return int(self.linked.tail.sum())
+        return int(self.linked.trailing_idle.sum())
 
 
 def build(

@@ -30,7 +30,7 @@ from prunescope.analysis.ops.work import OpCall, work_of
 from prunescope.analysis.timeline.engines import decode_batch, names_batch
 from prunescope.analysis.timeline.link import Linked, is_graph_launch, lookup, op_of_launch, taken
 from prunescope.analysis.timeline.scopes import find_scopes
-from prunescope.analysis.timeline.steps import OWN_MARK, find_windows
+from prunescope.analysis.timeline.steps import OWN_PREFIX, find_windows
 from prunescope.analysis.trace.events import Trace
 from prunescope.analysis.trace.load import DEVICE_CATEGORIES, NONE, Ints
 from prunescope.taxonomy.errors import PrunescopeError
@@ -56,17 +56,17 @@ class EagerPass:
 
     def of_batch(self, batch: int) -> Ints:
         """The launches inside annotations that carry a batch; none where no annotation does."""
-        marks, names = self.trace.marks, self.trace.names
+        annotations, names = self.trace.annotations, self.trace.names
         at = taken(self.trace.launches["ts"], self.launch)
         inside = np.zeros(len(at), bool)
-        notes = np.flatnonzero(marks["module"] == 0)
+        notes = np.flatnonzero(annotations["module"] == 0)
         is_ours = {
-            i: not names[i].startswith(OWN_MARK) and names_batch(names[i], batch)
-            for i in np.unique(marks["name"][notes])
+            i: not names[i].startswith(OWN_PREFIX) and names_batch(names[i], batch)
+            for i in np.unique(annotations["name"][notes])
         }
-        for note in notes[[is_ours[i] for i in marks["name"][notes]]] if len(notes) else ():
-            begin = marks["ts"][note]
-            inside |= (begin <= at) & (at < begin + marks["dur"][note])
+        for note in notes[[is_ours[i] for i in annotations["name"][notes]]] if len(notes) else ():
+            begin = annotations["ts"][note]
+            inside |= (begin <= at) & (at < begin + annotations["dur"][note])
         return np.flatnonzero(inside)
 
 
@@ -197,9 +197,11 @@ def map_replay(
 
 def batch_around(trace: Trace, ts: int) -> int | None:
     """The batch that a serving engine's annotations around a host time agree on."""
-    marks = trace.marks
-    around = (marks["module"] == 0) & (marks["ts"] <= ts) & (ts < marks["ts"] + marks["dur"])
-    batches = {decode_batch(trace.names[i]) for i in np.unique(marks["name"][around])} - {None}
+    begin, dur, name, module = (
+        trace.annotations[column] for column in ("ts", "dur", "name", "module")
+    )
+    around = np.unique(name[(module == 0) & (begin <= ts) & (ts < begin + dur)])
+    batches = {decode_batch(trace.names[i]) for i in around} - {None}
     return batches.pop() if len(batches) == 1 else None
 
 

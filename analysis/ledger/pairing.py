@@ -215,7 +215,7 @@ def _side(sums: pl.DataFrame, index: dict[Key, int], kernels: Kernels) -> UnitSu
         out[column] = values
     present = np.zeros(len(index), bool)
     present[unit] = True
-    tail = kernels.linked.tail.astype(np.float64)
+    tail = kernels.linked.trailing_idle.astype(np.float64)
     return UnitSums(**out, present=present, tail=tail, recorded=_cost(sums, unit, shape, kernels))
 
 

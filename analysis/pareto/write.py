@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prunescope.analysis.pareto.pareto import judge
-from prunescope.analysis.report.pareto_markdown import render_pareto
+from prunescope.analysis.report.pareto_tables import render_pareto
 from prunescope.analysis.report.write import check_formats, write_files
 from prunescope.analysis.schema.encode import json_bytes
 from prunescope.analysis.schema.pareto import Pareto

@@ -10,20 +10,18 @@ import csv
 import hashlib
 import io
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from rich.console import Console, ConsoleOptions, RenderResult
-from rich.padding import Padding
-from rich.text import Text
 
 from prunescope.analysis.report import escape, numbers
-from prunescope.analysis.report.columns import fitted, shown_notes
 from prunescope.analysis.report.html import SCRIPT, TEMPLATES, templates
 from prunescope.analysis.report.latex import check_prefix, head, tabular
 from prunescope.analysis.report.ledger_view import LADDER, LEDGER, NOT_EXPLAINED, TOTALS
 from prunescope.analysis.report.markdown import table_lines
+from prunescope.analysis.report.sheet import Line, Sheet
 from prunescope.analysis.report.view import Cell, Column, Table
 from prunescope.analysis.report.write import DEFAULT_FORMATS, check_formats, write_files
 from prunescope.analysis.schema.comparison import NOT_VALID, Comparison, ComparisonRow, to_json
@@ -276,21 +274,9 @@ def render_html(comparison: Comparison) -> str:
     )
 
 
-class ComparisonView:
+def comparison_sheet(comparison: Comparison) -> Sheet:
     """The table for a terminal: columns that do not fit are left out, least wanted first."""
-
-    def __init__(self, comparison: Comparison) -> None:
-        self.comparison = comparison
-
-    def __rich_console__(self, _console: Console, options: ConsoleOptions) -> RenderResult:
-        def ink(text: str, style: str = "") -> Text:
-            plain = escape.clean(text)
-            return Text(escape.ascii_only(plain) if options.ascii_only else plain, style=style)
-
-        table = comparison_table(self.comparison)
-        yield ink(table.title, "bold")
-        for warning in comparison_warnings(self.comparison):
-            yield ink(f"! {warning}", "yellow")
-        yield fitted(table, options.max_width, ink)
-        for note in shown_notes(table, options.max_width):
-            yield Padding(ink(note, "dim"), (0, 0, 0, 1))
+    table = comparison_table(comparison)
+    lines = [Line(table.title, "bold")]
+    lines += [Line(f"! {warning}", "yellow") for warning in comparison_warnings(comparison)]
+    return Sheet([*lines, replace(table, title="")])

@@ -17,7 +17,7 @@ from matplotlib.patches import Patch
 
 from prunescope.analysis.report.figures import STYLE, saved
 from prunescope.analysis.report.ledger_view import LEDGER, NOT_EXPLAINED
-from prunescope.analysis.report.names import short
+from prunescope.analysis.report.titles import short
 from prunescope.analysis.schema.comparison import NOT_VALID, ComparisonRow
 
 WIDTH = 7.0  # inches: both columns of a two-column page

@@ -1,12 +1,15 @@
 """Figures for a paper: in, a Report; out, figures one column wide, or their bytes.
 
-Holds what the other figures share too. Okabe-Ito colours, hatches for grey, Type 42 fonts.
+ladder, ledger, kinds; roofline: calls as points, sized by time, under the ceilings; bounds: time by
+kind and bound; layers: time of each layer by role; waves: predicted time over N. Other figures take
+the style from here. Okabe-Ito colours, hatches for grey, Type 42 fonts.
 """
 
 from __future__ import annotations
 
 import io
-from typing import Any
+import math
+from typing import Any, NoReturn
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -14,10 +17,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from prunescope.analysis.report import ledger_view, numbers
-from prunescope.analysis.report.names import figure_name, of_what, phase_slugs, short
+from prunescope.analysis.report import ledger_view, numbers, titles
+from prunescope.analysis.report.titles import figure_name, of_what, phase_slugs, short
+from prunescope.analysis.schema.anatomy import Anatomy, LayerTime, RooflinePoint, Shape
 from prunescope.analysis.schema.report import Phase, Report, Row
+from prunescope.analysis.schema.sides import DeviceUsed
+from prunescope.taxonomy.dtypes import THREE_TF32, three_tf32_rate
+from prunescope.taxonomy.errors import PrunescopeError, nearest
 
 WIDTH = 3.35  # inches: one column of a two-column page
 STYLE: dict[Any, Any] = {
@@ -35,6 +43,20 @@ _METADATA: dict[str, dict[str, str | None]] = {
     "pdf": {"CreationDate": None},
     "svg": {"Date": None},
 }
+_PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
+_BOUND_LOOKS = {
+    "compute": ("#0072B2", ""), "memory": ("#E69F00", ""), "latency": ("#CC79A7", "////"),
+    "unknown": ("#DDDDDD", ""),
+}  # fmt: skip
+_MARKERS = "osD^"
+_MOST_KINDS, _MOST_ROLES, _FEWEST_LAYERS = 10, 16, 2
+_LARGEST, _SMALLEST = 90.0, 5.0  # area of a point
+_LETTER_WIDTH, _MARK_WIDTH = 0.05, 0.33  # inches in a legend
+_VISIBLE = 0.001  # of the time of all points
+_TERA = 1e12
+_ROOM = 1.3
+_THIN = 0.6
+KINDS = ("ladder", "ledger", "kinds", "roofline", "bounds", "layers", "waves")
 
 
 class Drawn(Figure):
@@ -45,116 +67,126 @@ class Drawn(Figure):
 
 
 def figure_files(report: Report, ending: str) -> dict[str, bytes]:
-    """File name to bytes: a ladder and a ledger for every phase that has one."""
-    files = {}
+    """File name to bytes of every figure that a phase has data for; busy time by kind only where
+    there is neither a ladder nor an anatomy."""
+    files: dict[str, bytes] = {}
     slugs = phase_slugs(report)
     for name, phase in report.phases.items():
-        kinds = ["ladder"] * (phase.ladder is not None) + ["ledger"] * bool(phase.ledger)
-        if phase.ladder is None and phase.kinds and phase.anatomy is None:
-            kinds.append("kinds")
-        for kind in kinds:
-            figure = draw(report, name, kind)
-            with matplotlib.rc_context(STYLE):
-                files[figure_name(kind, slugs[name], ending)] = saved(figure, ending)
+        alone = phase.ladder is None and phase.anatomy is None
+        for kind in KINDS:
+            figure = plot(report, name, kind) if kind != "kinds" or alone else None
+            if figure is not None:
+                with matplotlib.rc_context(STYLE):
+                    files[figure_name(kind, slugs[name], ending)] = saved(figure, ending)
     return files
 
 
-def draw(report: Report, name: str, kind: str) -> Figure:
-    """One figure of a phase: "ladder", "ledger" or "kinds", of which the phase must have data."""
-    says, of = {
-        "ladder": ("speedup", ladder_figure),
-        "ledger": ("where the time went", ledger_figure),
-        "kinds": ("busy time by kind", kinds_figure),
-    }[kind]
-    return of(report.phases[name], name, title=_title(report, name, says))
+def plot(report: Report, name: str, kind: str) -> Figure | None:
+    """One of KINDS of a phase; None where the phase has no data for it."""
+    phase = report.phases[name]
+    with matplotlib.rc_context(STYLE):
+        if kind == "ladder":
+            return ladder_figure(phase, name, title=_title(report, name, "speedup"))
+        if kind == "ledger":
+            return ledger_figure(phase, name, title=_title(report, name, "where the time went"))
+        if kind == "kinds":
+            return kinds_figure(phase, name, title=_title(report, name, "busy time by kind"))
+        if phase.anatomy is None:
+            return None
+        subject = short(of_what(report, name), 60)
+        if kind == "roofline":
+            return _roofline_figure(phase.anatomy, report.device, subject)
+        anatomy_figures = {
+            "bounds": _bounds_figure,
+            "layers": _layers_figure,
+            "waves": _waves_figure,
+        }
+        return anatomy_figures[kind](phase.anatomy, subject)
 
 
 def _title(report: Report, name: str, what: str) -> str:
-    """Two lines: what is drawn, and of which model, method and phase."""
-    of = short(of_what(report, name), 50)
-    return f"{what[0].upper()}{what[1:]}\n{of}" if of else what
+    """Two lines: what is plotted, and of which model, method and phase."""
+    subject = short(of_what(report, name), 50)
+    return f"{what[0].upper()}{what[1:]}\n{subject}" if subject else what
 
 
-def ladder_figure(phase: Phase, name: str, *, title: str = "") -> Figure:
+def ladder_figure(phase: Phase, name: str, *, title: str = "") -> Figure | None:
     """The speedup ladder as horizontal bars from 0, with the intervals of bounds that have one."""
-    assert phase.ladder is not None
     ladder = phase.ladder
+    if ladder is None:
+        return None
     bounds = [(label, getattr(ladder, key)) for key, (label, _) in ledger_view.LADDER.items()]
     spans = [ledger_view.telling_interval(ladder, key) for key in ledger_view.LADDER]
     measured = [i for i, key in enumerate(ledger_view.LADDER) if key in ("busy", "realised")]
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _axes(len(bounds))
-        ends = [end for ci95 in spans for end in ci95 or ()]
-        top = max([1.0, *(v for _, v in bounds if v is not None), *ends])
-        for i, ((_, value), ci95) in enumerate(zip(bounds, spans, strict=True)):
-            if value is not None:
-                axes.barh(
-                    i,
-                    value,
-                    0.68,
-                    color=_REALISED if i in measured else _BOUND,
-                    edgecolor="black",
-                    linewidth=0.4,
-                )
-            end = value or 0.0
-            if ci95:
-                low, high = ci95
-                axes.plot(
-                    [low, high], [i, i], color="black", linewidth=1.0, marker="|", markersize=4
-                )
-                end = max(end, high)
-            axes.text(end + 0.02 * top, i, numbers.ratio(value), va="center")
-        axes.axvline(1.0, color="black", linewidth=0.6, linestyle=(0, (3, 2)))
-        axes.set_xlim(0, 1.2 * top)
-        labels(axes, [label for label, _ in bounds])
-        marks: list[Any] = [
-            Patch(facecolor=colour, edgecolor="black", linewidth=0.4, label=label)
-            for colour, label in ((_BOUND, "bound"), (_REALISED, "measured"))
-        ]
-        if ends:
-            marks.append(
-                Line2D(
-                    [],
-                    [],
-                    color="black",
-                    linewidth=1.0,
-                    marker="|",
-                    markersize=4,
-                    label="95 % interval",
-                )
+    figure, axes = _axes(len(bounds))
+    ends = [end for ci95 in spans for end in ci95 or ()]
+    top = max([1.0, *(v for _, v in bounds if v is not None), *ends])
+    for i, ((_, value), ci95) in enumerate(zip(bounds, spans, strict=True)):
+        if value is not None:
+            axes.barh(
+                i,
+                value,
+                0.68,
+                color=_REALISED if i in measured else _BOUND,
+                edgecolor="black",
+                linewidth=0.4,
             )
+        end = value or 0.0
+        if ci95:
+            low, high = ci95
+            axes.plot([low, high], [i, i], color="black", linewidth=1.0, marker="|", markersize=4)
+            end = max(end, high)
+        axes.text(end + 0.02 * top, i, numbers.ratio(value), va="center")
+    axes.axvline(1.0, color="black", linewidth=0.6, linestyle=(0, (3, 2)))
+    axes.set_xlim(0, 1.2 * top)
+    labels(axes, [label for label, _ in bounds])
+    marks: list[Any] = [
+        Patch(facecolor=colour, edgecolor="black", linewidth=0.4, label=label)
+        for colour, label in ((_BOUND, "bound"), (_REALISED, "measured"))
+    ]
+    if ends:
         marks.append(
-            Line2D([], [], color="black", linewidth=0.6, linestyle=(0, (3, 2)), label="1× (dense)")
+            Line2D(
+                [],
+                [],
+                color="black",
+                linewidth=1.0,
+                marker="|",
+                markersize=4,
+                label="95 % interval",
+            )
         )
-        _headed(axes, title, marks)
-        axes.set_xlabel(f"speedup (dense ÷ pruned), {short(name)}")
-        return figure
+    marks.append(
+        Line2D([], [], color="black", linewidth=0.6, linestyle=(0, (3, 2)), label="1× (dense)")
+    )
+    _headed(axes, title, marks)
+    axes.set_xlabel(f"speedup (dense ÷ pruned), {short(name)}")
+    return figure
 
 
-def ledger_figure(phase: Phase, name: str, *, title: str = "") -> Figure:
+def ledger_figure(phase: Phase, name: str, *, title: str = "") -> Figure | None:
     """The ledger as a waterfall: walls and the promise as lines, changes as bars between them."""
-    rows = phase.ledger or []
+    rows = phase.ledger
+    if not rows:
+        return None
     bars, (low, high) = ledger_view.waterfall(rows)
     unit = ledger_view.ledger_scale(rows)
     span = (high - low) / unit.per
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _axes(len(rows))
-        axes.set_xlim(low / unit.per, high / unit.per)
-        for i, (row, bar) in enumerate(zip(rows, bars, strict=True)):
-            start, end = (low / unit.per + at * span for at in (bar.start, bar.end))
-            _change(axes, i, (start, end), bar.tone)
-            _whisker(axes, i, row, end, unit=unit, rows=rows)
-            if i + 1 < len(rows) and row.row != "dense":
-                axes.plot([end, end], [i, i + 1], color="black", linewidth=0.4, zorder=0)
-            _amount(axes, i, row, unit)
-        labels(axes, [ledger_view.LEDGER.get(row.row, (row.row, ""))[0] for row in rows])
-        axes.text(
-            1.2, -0.85, unit.unit, transform=axes.get_yaxis_transform(), va="center", ha="right"
-        )
-        _headed(axes, title, _legend(rows, bars))
-        kind = "unprofiled" if phase.domain == "unprofiled" else "profiled"
-        axes.set_xlabel(f"time of a step ({unit.unit}), {short(name)}, {kind}")
-        return figure
+    figure, axes = _axes(len(rows))
+    axes.set_xlim(low / unit.per, high / unit.per)
+    for i, (row, bar) in enumerate(zip(rows, bars, strict=True)):
+        start, end = (low / unit.per + at * span for at in (bar.start, bar.end))
+        _change(axes, i, (start, end), bar.tone)
+        _whisker(axes, i, row, end, unit=unit, rows=rows)
+        if i + 1 < len(rows) and row.row != "dense":
+            axes.plot([end, end], [i, i + 1], color="black", linewidth=0.4, zorder=0)
+        _amount(axes, i, row, unit)
+    labels(axes, [ledger_view.LEDGER.get(row.row, (row.row, ""))[0] for row in rows])
+    axes.text(1.2, -0.85, unit.unit, transform=axes.get_yaxis_transform(), va="center", ha="right")
+    _headed(axes, title, _legend(rows, bars))
+    kind = "unprofiled" if phase.domain == "unprofiled" else "profiled"
+    axes.set_xlabel(f"time of a step ({unit.unit}), {short(name)}, {kind}")
+    return figure
 
 
 def _legend(rows: list[Row], bars: list[ledger_view.WaterfallBar]) -> list[Patch | Line2D]:
@@ -252,21 +284,22 @@ def _amount(axes: Axes, i: int, row: Row, unit: numbers.Scale) -> None:
     )
 
 
-def kinds_figure(phase: Phase, name: str, *, title: str = "") -> Figure:
+def kinds_figure(phase: Phase, name: str, *, title: str = "") -> Figure | None:
     """Busy time by kind, for a report without a baseline."""
+    if not phase.kinds:
+        return None
     ranked = sorted(phase.kinds.items(), key=lambda item: -item[1])[:10]
     unit = numbers.scale(ns for _, ns in ranked)
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _axes(len(ranked))
-        top = max(ns for _, ns in ranked) / unit.per or 1.0
-        for i, (_, ns) in enumerate(ranked):
-            axes.barh(i, ns / unit.per, 0.68, color=_BOUND, edgecolor="black", linewidth=0.4)
-            axes.text(ns / unit.per + 0.02 * top, i, unit.text(ns), va="center")
-        axes.set_xlim(0, 1.25 * top)
-        labels(axes, [short(kind) for kind, _ in ranked])
-        _headed(axes, title, [])
-        axes.set_xlabel(f"busy time of a step ({unit.unit}), {short(name)}")
-        return figure
+    figure, axes = _axes(len(ranked))
+    top = max(ns for _, ns in ranked) / unit.per or 1.0
+    for i, (_, ns) in enumerate(ranked):
+        axes.barh(i, ns / unit.per, 0.68, color=_BOUND, edgecolor="black", linewidth=0.4)
+        axes.text(ns / unit.per + 0.02 * top, i, unit.text(ns), va="center")
+    axes.set_xlim(0, 1.25 * top)
+    labels(axes, [short(kind) for kind, _ in ranked])
+    _headed(axes, title, [])
+    axes.set_xlabel(f"busy time of a step ({unit.unit}), {short(name)}")
+    return figure
 
 
 def _axes(num_rows: int) -> tuple[Figure, Axes]:
@@ -291,3 +324,320 @@ def saved(figure: Figure, ending: str) -> bytes:
     out = io.BytesIO()
     figure.savefig(out, format=ending, dpi=300, metadata=_METADATA[ending])
     return out.getvalue()
+
+
+def _page(height: float, what: str, of: str) -> tuple[Figure, Axes]:
+    figure = Drawn(figsize=(WIDTH, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(length=2.5, width=_THIN)
+    figure.suptitle(f"{what}\n{of}" if of else what, x=0.01, ha="left", fontsize=7)
+    return figure, axes
+
+
+def _wrapped_legend(figure: Figure, handles: list[Any], columns: int) -> None:
+    widest = _MARK_WIDTH + _LETTER_WIDTH * max(len(handle.get_label()) for handle in handles)
+    legend(figure, handles, max(1, min(columns, int(WIDTH / widest))))
+
+
+def _roofline_figure(anatomy: Anatomy, device: DeviceUsed, of: str) -> Figure | None:
+    least = _VISIBLE * sum(p.busy_ns for p in anatomy.points)
+    points = [p for p in anatomy.points if p.busy_ns > least]
+    ceilings = _ceilings(device, points)
+    if not points or not ceilings:
+        return None
+    figure, axes = _page(2.9, "Roofline: calls with FLOPs as points, area by time", of)
+    kinds = list(dict.fromkeys(p.kind for p in points))
+    colour = {kind: _PALETTE[min(i, len(_PALETTE) - 1)] for i, kind in enumerate(kinds)}
+    most = max(p.busy_ns for p in points)
+    x = [p.flop / p.bytes for p in points]
+    rates = [p.flop * p.count / p.clock_ns * 1e9 for p in points]
+    unit, per = ("TFLOP/s", 1e12) if max(rates) >= _TERA else ("GFLOP/s", 1e9)
+    y = [rate / per for rate in rates]
+    area = [max(_SMALLEST, _LARGEST * p.busy_ns / most) for p in points]
+    axes.scatter(
+        x,
+        y,
+        s=area,
+        c=[colour[p.kind] for p in points],
+        alpha=0.75,
+        edgecolors="black",
+        linewidths=0.3,
+        zorder=3,
+    )
+    tops = [peak / per for _, peak, _, _ in ceilings]
+    left, right = _decades([*x, *(peak / rate for _, peak, rate, _ in ceilings)])
+    for (_, peak, rate, style), top in zip(ceilings, tops, strict=True):
+        axes.plot(
+            [left, peak / rate, right],
+            [left * rate / per, top, top],
+            color="black",
+            linewidth=0.8,
+            linestyle=style,
+        )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlim(left, right)
+    axes.set_ylim(min(_decades(y)[0], min(tops) / 10), 2 * max(*tops, *y))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(_plain))
+        axis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("FLOP per compulsory byte")
+    axes.set_ylabel(unit)
+    handles = [
+        Line2D(
+            [], [], marker="o", linestyle="", color=colour[k], markersize=4, label=titles.short(k)
+        )
+        for k in kinds[: len(_PALETTE)]
+    ]
+    handles += [
+        Line2D([], [], color="black", linewidth=0.8, linestyle=style, label=name)
+        for name, _, _, style in ceilings
+    ]
+    _wrapped_legend(figure, handles, 3)
+    return figure
+
+
+def _plain(value: float, _: int) -> str:
+    """A tick of a logarithmic axis without mathematics."""
+    return f"{value:,.0f}" if value >= 1 else f"{value:g}"
+
+
+def _ceilings(
+    device: DeviceUsed, points: list[RooflinePoint]
+) -> list[tuple[str, float, float, Any]]:
+    """(name, FLOP/s, byte/s, line style): the peaks in use, and the data sheet's beside measured
+    ones, for the dtype that takes the most time, and for fp32 as three products of TF32."""
+    time: dict[str, float] = {}
+    for point in points:
+        if point.dtype is not None:
+            time[point.dtype] = time.get(point.dtype, 0.0) + point.busy_ns
+    found: list[tuple[str, float, float, Any]] = []
+    measured = bool(device.get("measured"))
+    sources: list[tuple[str, Any, Any]] = [
+        ("measured" if measured else "data sheet", device.get("peaks"), "-")
+    ]
+    if measured and device.get("sheet"):
+        sources.append(("data sheet", device["sheet"], (0, (4, 2))))
+    for name, peaks, style in sources:
+        rates = (peaks or {}).get("dense_flop_per_s") or {}
+        byte_per_s = (peaks or {}).get("byte_per_s")
+        dtype = next((d for d in sorted(time, key=lambda d: -time[d]) if d in rates), None)
+        if dtype is not None and byte_per_s:
+            found.append((f"{dtype}, {name}", rates[dtype], byte_per_s, style))
+        slower = three_tf32_rate(rates)  # its bound is another than that of fp32
+        if THREE_TF32 in time and slower and byte_per_s:
+            dots = (0, (1, 1)) if style == "-" else (0, (4, 2, 1, 2))
+            found.append((f"{THREE_TF32}, {name}", slower, byte_per_s, dots))
+    return found
+
+
+def _decades(values: list[float]) -> tuple[float, float]:
+    """The powers of ten around positive values, with room for a point at either end."""
+    low, high = math.log10(min(values) / _ROOM), math.log10(max(values) * _ROOM)
+    return 10 ** math.floor(low), 10 ** math.ceil(high)
+
+
+def _bounds_figure(anatomy: Anatomy, of: str) -> Figure | None:
+    kinds = list(anatomy.kind_bounds.items())[:_MOST_KINDS]
+    totals = [sum(parts.values()) for _, parts in kinds]
+    if not kinds or not max(totals):
+        return None
+    unit = numbers.scale(totals)
+    figure, axes = _page(1.0 + 0.19 * len(kinds), "Busy time by kind and bound", of)
+    top = max(totals) / unit.per
+    for i, ((_, parts), total) in enumerate(zip(kinds, totals, strict=True)):
+        left = 0.0
+        for bound, (colour, hatch) in _BOUND_LOOKS.items():
+            width = parts.get(bound, 0.0) / unit.per
+            if width:
+                axes.barh(
+                    i,
+                    width,
+                    0.68,
+                    left=left,
+                    color=colour,
+                    hatch=hatch,
+                    edgecolor="black",
+                    linewidth=0.4,
+                )
+            left += width
+        axes.text(left + 0.02 * top, i, unit.text(total), va="center")
+    labels(axes, [titles.short(kind) for kind, _ in kinds])
+    axes.set_xlim(0, 1.2 * top)
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel(f"busy time of a step ({unit.unit})")
+    seen = {bound for _, parts in kinds for bound, ns in parts.items() if ns}
+    handles = [
+        Patch(facecolor=c, hatch=h, edgecolor="black", linewidth=0.4, label=bound)
+        for bound, (c, h) in _BOUND_LOOKS.items()
+        if bound in seen
+    ]
+    _wrapped_legend(figure, handles, len(handles))
+    return figure
+
+
+def _layers_figure(anatomy: Anatomy, of: str) -> Figure | None:
+    layers = [one for one in anatomy.layers if one.layer is not None]
+    roles = _ranked(layers)[:_MOST_ROLES]
+    if len(layers) < _FEWEST_LAYERS or not roles:
+        return None
+    unit = numbers.scale(ns for one in layers for ns in one.roles.values())
+    cells = [[one.roles.get(role, 0.0) / unit.per for one in layers] for role in roles]
+    figure, axes = _page(0.95 + 0.15 * len(roles), "Busy time of each layer by role", of)
+    image = axes.imshow(cells, aspect="auto", cmap="cividis", interpolation="nearest", vmin=0)
+    axes.set_yticks(range(len(roles)), [titles.short(role) for role in roles])
+    step = max(1, -(-len(layers) // 8))
+    axes.set_xticks(range(0, len(layers), step), [str(one.layer) for one in layers[::step]])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel("layer")
+    bar = figure.colorbar(image, ax=axes, pad=0.02, aspect=30)
+    bar.set_label(f"{unit.unit} a step")
+    bar.outline.set_linewidth(0.4)
+    bar.ax.tick_params(length=2, width=_THIN)
+    return figure
+
+
+def _ranked(layers: list[LayerTime]) -> list[str]:
+    """Roles by their time over all layers; those that take a hundredth of the largest."""
+    time: dict[str, float] = {}
+    for one in layers:
+        for role, ns in one.roles.items():
+            time[role] = time.get(role, 0.0) + ns
+    top = max(time.values(), default=0.0)
+    return [role for role in sorted(time, key=lambda r: (-time[r], r)) if time[role] > top / 100]
+
+
+def _waves_figure(anatomy: Anatomy, of: str) -> Figure | None:
+    shapes = [one for one in anatomy.shapes if one.curve]
+    if not shapes:
+        return None
+    unit = numbers.scale(ns for one in shapes for _, ns in one.curve)
+    figure, axes = _page(2.6, "Predicted time over N: tiles, waves, roofline", of)
+    handles: list[Any] = []
+    for i, one in enumerate(shapes):
+        n, ns = zip(*one.curve, strict=True)
+        # Two GEMMs of one shape would lie on each other.
+        axes.plot(
+            n,
+            [y / unit.per for y in ns],
+            color=_PALETTE[i],
+            linewidth=0.9,
+            drawstyle="steps-pre",
+            alpha=0.85,
+        )
+        _mark_sizes(axes, one, i, unit)
+        handles.append(
+            Line2D(
+                [],
+                [],
+                color=_PALETTE[i],
+                marker=_MARKERS[i],
+                markersize=4,
+                linewidth=0.9,
+                label=titles.short(one.role),
+            )
+        )
+    if any(one.dense not in (None, one.n) for one in shapes):
+        handles.append(
+            Line2D(
+                [],
+                [],
+                color="black",
+                marker="o",
+                markersize=4,
+                linestyle="",
+                markerfacecolor="white",
+                label="dense N",
+            )
+        )
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("N, output features")
+    axes.set_ylabel(f"{unit.unit} a step")
+    _wrapped_legend(figure, handles, min(len(handles), 5))
+    return figure
+
+
+def _mark_sizes(axes: Axes, one: Shape, i: int, unit: numbers.Scale) -> None:
+    """The N that ran, filled, and the dense one, hollow."""
+    at = {int(n): ns for n, ns in one.curve}
+    if one.n in at:
+        axes.plot(
+            [one.n],
+            [at[one.n] / unit.per],
+            marker=_MARKERS[i],
+            color=_PALETTE[i],
+            markersize=5,
+            markeredgecolor="black",
+            markeredgewidth=0.4,
+            zorder=4,
+        )
+    if one.dense in at and one.dense != one.n:
+        axes.plot(
+            [one.dense],
+            [at[one.dense] / unit.per],
+            marker=_MARKERS[i],
+            markersize=5,
+            markerfacecolor="white",
+            markeredgecolor=_PALETTE[i],
+            zorder=4,
+        )
+
+
+class Plots:
+    """The figures of a report. Each takes a phase, the first one where none is named, and gives a
+    matplotlib Figure; PrunescopeError where the phase has nothing to plot."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+
+    def __getattr__(self, name: str) -> NoReturn:
+        known = [one for one in vars(Plots) if not one.startswith("_")]
+        raise AttributeError(f"there is no plot {name!r}; nearest: {nearest(name, known, count=2)}")
+
+    def ladder(self, phase: str | None = None) -> Figure:
+        """Speedups, from the promise to what was measured."""
+        return self._plot("ladder", phase)
+
+    def ledger(self, phase: str | None = None) -> Figure:
+        """Where the time went, as a waterfall."""
+        return self._plot("ledger", phase)
+
+    def kinds(self, phase: str | None = None) -> Figure:
+        """Busy time by kind."""
+        return self._plot("kinds", phase)
+
+    def roofline(self, phase: str | None = None) -> Figure:
+        """Calls under the ceilings of the device."""
+        return self._plot("roofline", phase)
+
+    def bounds(self, phase: str | None = None) -> Figure:
+        """Time by kind and bound."""
+        return self._plot("bounds", phase)
+
+    def layers(self, phase: str | None = None) -> Figure:
+        """Time of each layer by role."""
+        return self._plot("layers", phase)
+
+    def waves(self, phase: str | None = None) -> Figure:
+        """Predicted time over N, with the dimensions that ran."""
+        return self._plot("waves", phase)
+
+    def _plot(self, kind: str, phase: str | None) -> Figure:
+        phases = self._report.phases
+        name = next(iter(phases), "") if phase is None else phase
+        if name not in phases:
+            raise PrunescopeError(
+                f"the report has no phase {name!r}", hint=f"nearest: {nearest(name, phases)}"
+            )
+        figure = plot(self._report, name, kind)
+        if figure is None:
+            raise PrunescopeError(
+                f"{name} has no {kind} to plot",
+                hint="a ladder and a ledger need a baseline, a roofline the peaks of the device",
+            )
+        return figure

@@ -1,6 +1,7 @@
 """The formats that a report is written in, one row each: the name that --format takes, and how.
 
-In: what is asked for. Out: file names to bytes. A row imports what it needs, and nothing else does.
+In: what is request for. Out: file names to bytes. A row imports what it needs, and nothing else
+does.
 """
 
 from __future__ import annotations
@@ -45,60 +46,59 @@ class Format:
     shows_hosts: bool = False
 
 
-def _markdown(asked: RequestedFormats) -> dict[str, bytes]:
+def _markdown(request: RequestedFormats) -> dict[str, bytes]:
     from prunescope.analysis.report.markdown import render_markdown
 
-    return {"report.md": render_markdown(asked.report).encode()}
+    return {"report.md": render_markdown(request.report).encode()}
 
 
-def _html(asked: RequestedFormats) -> dict[str, bytes]:
+def _html(request: RequestedFormats) -> dict[str, bytes]:
     from prunescope.analysis.report.html import render_html
 
-    return {"report.html": render_html(asked.report).encode()}
+    return {"report.html": render_html(request.report).encode()}
 
 
-def _json(asked: RequestedFormats) -> dict[str, bytes]:
-    return {"report.json": to_json(asked.report)}
+def _json(request: RequestedFormats) -> dict[str, bytes]:
+    return {"report.json": to_json(request.report)}
 
 
-def _latex(asked: RequestedFormats) -> dict[str, bytes]:
+def _latex(request: RequestedFormats) -> dict[str, bytes]:
     from prunescope.analysis.report.latex import latex_files
 
-    parts = latex_files(asked.report, label_prefix=asked.label_prefix)
+    parts = latex_files(request.report, label_prefix=request.label_prefix)
     return {file: text.encode() for file, text in parts.items()}
 
 
-def _csv(asked: RequestedFormats) -> dict[str, bytes]:
+def _csv(request: RequestedFormats) -> dict[str, bytes]:
     from prunescope.analysis.report import tables
 
-    texts = tables.csv_tables(asked.report)
-    return _tables(asked) | {file: text.encode() for file, text in texts.items()}
+    texts = tables.csv_tables(request.report)
+    return _tables(request) | {file: text.encode() for file, text in texts.items()}
 
 
-def _parquet(asked: RequestedFormats) -> dict[str, bytes]:
-    asked.needed_frames()
-    return _tables(asked)
+def _parquet(request: RequestedFormats) -> dict[str, bytes]:
+    request.needed_frames()
+    return _tables(request)
 
 
-def _tables(asked: RequestedFormats) -> dict[str, bytes]:
+def _tables(request: RequestedFormats) -> dict[str, bytes]:
     from prunescope.analysis.report import tables
 
-    dictionary = tables.data_dictionary(asked.frames).encode()
-    frames = tables.frame_tables(asked.report, asked.frames or {}, asked.name)
+    dictionary = tables.data_dictionary(request.frames).encode()
+    frames = tables.frame_tables(request.report, request.frames or {}, request.name)
     return {"data-dictionary.csv": dictionary, **frames}
 
 
-def _perfetto(asked: RequestedFormats) -> dict[str, bytes]:
+def _perfetto(request: RequestedFormats) -> dict[str, bytes]:
     from prunescope.analysis.report.perfetto import perfetto_files
 
-    return perfetto_files(asked.report, asked.needed_frames(), asked.hosts)
+    return perfetto_files(request.report, request.needed_frames(), request.hosts)
 
 
-def _figures(asked: RequestedFormats) -> dict[str, bytes]:
-    from prunescope.analysis.report.anatomy_figures import anatomy_files
+def _figures(request: RequestedFormats) -> dict[str, bytes]:
     from prunescope.analysis.report.figures import figure_files
 
-    return figure_files(asked.report, asked.name) | anatomy_files(asked.report, asked.name)
+    return figure_files(request.report, request.name)
 
 
 FORMATS: dict[str, Format] = {

@@ -13,23 +13,21 @@ from typing import Any
 import jinja2
 
 from prunescope.analysis.report import (
-    anatomy_view,
-    device_sentence,
     ledger_view,
+    measured,
     numbers,
     sentences,
-    view,
+    titles,
 )
 from prunescope.analysis.report.escape import clean
-from prunescope.analysis.report.names import phase_slugs
-from prunescope.analysis.report.overhead_view import overhead_table
-from prunescope.analysis.report.sides_view import sides_table
+from prunescope.analysis.report.phase_tables import Extent, phase_tables
+from prunescope.analysis.report.titles import phase_slugs
 from prunescope.analysis.report.view import Table
 from prunescope.analysis.schema.report import Phase, Report
 
 TEMPLATES = Path(__file__).parent / "templates"
 SCRIPT = "sort.js.html"
-_TOP_KERNELS = 300
+_EXTENT = Extent(kernels=300, kernel_names=True, without=frozenset({"ladder", "ledger"}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +51,8 @@ def render_html(report: Report) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     slugs = phase_slugs(report)
     return env.get_template("report.html.j2").render(
-        title=sentences.title(report),
-        lines=[sentences.against(report), device_sentence.device(report)],
+        title=titles.title(report),
+        lines=[titles.against(report), titles.device(report)],
         tool=report.tool,
         warnings=sentences.warnings(report),
         no_finding=sentences.NO_FINDING,
@@ -83,22 +81,9 @@ def shown(value: Any) -> Any:
 
 def phase_view(name: str, slug: str, phase: Phase) -> dict[str, Any]:
     """What a template needs of one phase: sentences, bounds, ledger and tables."""
-    sides = sides_table(phase)
-    paid = overhead_table(phase)
-    tables = [table for table in (sides, paid) if table is not None]
-    tables += [view.gemm_table(phase, names=True)] if phase.gemms else []
-    parts = ledger_view.parts_table(phase)
-    tables += [parts] if parts else []
-    tables += [
-        view.split_table("kind", phase.kinds, phase.busy_ns),
-        view.split_table("role", phase.roles, phase.busy_ns),
-        *anatomy_view.tables(phase),
-    ]
-    if phase.kernels:
-        tables.append(view.kernel_table(phase.kernels, phase.busy_ns, top=_TOP_KERNELS))
     bounds, one = _ladder_rows(phase)
     return {
-        "name": sentences.heading(name, phase),
+        "name": titles.heading(name, phase),
         "slug": slug,
         "headline": sentences.headline(phase),
         "opening": sentences.opening(phase),
@@ -110,8 +95,8 @@ def phase_view(name: str, slug: str, phase: Phase) -> dict[str, Any]:
         "spans": any(bound.low is not None for bound in bounds),
         "one": one,
         "ledger": _ledger(phase),
-        "tables": tables,
-        "measured": sentences.measured(phase),
+        "tables": list(phase_tables(phase, _EXTENT)),
+        "measured": measured.lines(phase),
     }
 
 

@@ -9,18 +9,19 @@ from collections.abc import Iterator
 
 import msgspec
 
-from prunescope.analysis.report import device_sentence, ledger_view, numbers, sentences, view
+from prunescope.analysis.report import numbers, sentences, titles
 from prunescope.analysis.report.escape import latex, latex_code
-from prunescope.analysis.report.names import facts_of, phase_slugs, short
-from prunescope.analysis.report.overhead_view import overhead_table
-from prunescope.analysis.report.sides_view import sides_table
-from prunescope.analysis.report.statistic import statistic
+from prunescope.analysis.report.phase_tables import Extent, phase_tables
+from prunescope.analysis.report.sentences import statistic
+from prunescope.analysis.report.titles import facts_of, phase_slugs, short
 from prunescope.analysis.report.view import Cell, Column, Table
 from prunescope.analysis.schema.report import Phase, Report
 from prunescope.taxonomy.errors import PrunescopeError
 
-_TOP_GEMMS = 30
-_TOP_KERNELS = 20
+# What a paper has room for.
+_EXTENT = Extent(
+    gemms=30, kernels=20, without=frozenset({"parts", "kind", "role", "shapes", "host"})
+)
 _LONGEST = 72  # characters of a kernel's name in a table for paper
 _LONGEST_FACT = 48  # of a caption: about a line, and no line can be broken in it
 _FIGURES = {"ladder": "Speedup ladder", "ledger": "Ledger waterfall"}
@@ -83,7 +84,7 @@ def _snippets(report: Report, prefix: str) -> dict[str, str]:
     prefix = check_prefix(prefix)
     for name, slug in phase_slugs(report).items():
         phase, of = report.phases[name], _of(report, name)
-        for table in _tables(phase):
+        for table in phase_tables(phase, _EXTENT):
             label = f"tab:{prefix}{table.id}-{slug}"
             found[f"table-{table.id}-{slug}.tex"] = "\n".join(_table(table, (of, label), phase))
         for kind, says in _FIGURES.items():
@@ -96,20 +97,9 @@ def _snippets(report: Report, prefix: str) -> dict[str, str]:
 
 def _of(report: Report, name: str) -> str:
     """Of which model and method, in which phase, on which device."""
-    device = device_sentence.named(report.device.get("name")) or device_sentence.named(
-        report.subject.get("device")
-    )
+    device = titles.named(report.device.get("name")) or titles.named(report.subject.get("device"))
     facts = (short(fact, _LONGEST_FACT) for fact in facts_of(report, name))
     return ", ".join(filter(None, [*facts, device]))
-
-
-def _tables(phase: Phase) -> Iterator[Table]:
-    opening = (ledger_view.ladder_table, sides_table, ledger_view.ledger_table, overhead_table)
-    yield from (table for draw in opening if (table := draw(phase)) is not None)
-    if phase.gemms:
-        yield view.gemm_table(phase, top=_TOP_GEMMS)
-    if phase.kernels:
-        yield view.kernel_table(phase.kernels, phase.busy_ns, top=_TOP_KERNELS)
 
 
 def _figure(file: str, text: str, label: str) -> Iterator[str]:

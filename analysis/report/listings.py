@@ -1,5 +1,5 @@
-"""What the commands other than `analyze` show: in, families, devices, runs or checks; out, a rich
-renderable. Every string goes in as Text, never as markup.
+"""Output of the commands other than `analyze`: in, families, devices, architectures, runs, sweeps
+or checks; out, a rich renderable. Every string goes in as Text, never as markup.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from rich.text import Text
 from prunescope.analysis.report import numbers, sentences
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.schema.report import Report
+from prunescope.taxonomy.architecture_gemms import LayerGemm
+from prunescope.taxonomy.architectures import Applicable, Described, Mechanism
 from prunescope.taxonomy.family import Family, Knob
 from prunescope.taxonomy.formats import plain
 from prunescope.taxonomy.machine_check import MachineCheck
@@ -28,6 +30,16 @@ from prunescope.taxonomy.words import percent
 
 _GROUPS = ("qkv", "qk", "pv", "o", "gate_up", "down")
 _MARKS = {True: ("ok", "green"), False: ("no", "red"), None: ("?", "yellow")}
+_APPLIES = {"yes": "green", "partly": "yellow", "no": "red"}
+_PRODUCTS = {"qk": "QKᵀ", "pv": "PV"}
+_LEGEND = (
+    "T tokens of a forward, S queries and L keys of a sequence; count: so many a layer",
+    "moves: the axis that shrinks, and in which GEMMs; heads: fewer of them, each as large",
+)
+_MOST_FAILED = 10  # failures that are listed
+_MUCH_SLOWER = (
+    1.25  # the time at the worst peaks that were measured, over that at the best: it is said
+)
 
 
 class KnownDevice(Protocol):
@@ -208,3 +220,108 @@ def _row(table: Table, *cells: str) -> None:
 
 def _shown(text: str) -> Text:
     return Text("\n".join(clean(line) for line in text.splitlines()))
+
+
+def applicable(found: Described) -> RenderableType:
+    """Mechanisms, the GEMMs of a layer, and one row a family: applies, moves, why not."""
+    title = found.title or "no entry in the table of architectures"
+    lines = [Text(clean(f"{found.model_type or 'a model without a type'}: {title}"), "bold")]
+    lines += [_mechanism(one) for one in found.mechanisms]
+    parts: list[RenderableType] = list(lines)
+    if found.gemms:
+        parts.append(_gemms(found.gemms))
+    parts.append(_family_rows(found))
+    return Group(*parts, *(Text(line, "dim") for line in _LEGEND[not found.gemms :]))
+
+
+def _mechanism(one: Mechanism) -> Text:
+    layers = f"{one.layers} layer{'s' * (one.layers != 1)}"
+    return Text(clean(f"  {one.id} in {layers}: {one.text}"))
+
+
+def _gemms(rows: list[LayerGemm]) -> Table:
+    table = _aligned_table("GEMM", "M", "N", "K", "count")
+    for row in rows:
+        name = _PRODUCTS.get(row.group, row.role)
+        cells = (name, *(_known(value) for value in (row.m, row.n, row.k, row.count)))
+        table.add_row(*(Text(clean(cell)) for cell in cells))
+    return table
+
+
+def _known(value: object) -> str:
+    return "?" if value is None else str(value)
+
+
+def _family_rows(found: Described) -> Table:
+    table = _aligned_table("family", "applies", "moves", "why")
+    for one in found.families:
+        applies = Text(one.applies, _APPLIES[one.applies])
+        table.add_row(Text(one.id), applies, Text(clean(_moves(one))), Text(clean(one.why)))
+    return table
+
+
+def _moves(one: Applicable) -> str:
+    """ "N of q, k, v; K of o": GEMMs by axis; "-" where no dimension moves."""
+    by_axis: dict[str, list[str]] = {}
+    for group, moved in one.gemms.items():
+        names = [_PRODUCTS[group]] if group in _PRODUCTS else list(moved.matrices)
+        by_axis.setdefault(moved.axis, []).extend(names)
+    return "; ".join(f"{axis} of {', '.join(names)}" for axis, names in by_axis.items()) or "-"
+
+
+def _aligned_table(*columns: str) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        short = column in ("family", "applies", "GEMM")
+        numeric = column in ("M", "N", "K", "count")
+        table.add_column(
+            column, overflow="fold", no_wrap=short, justify="right" if numeric else "left"
+        )
+    return table
+
+
+def sweep_state(found: Mapping[str, Any]) -> RenderableType:
+    """Counts, the time that is left, what was merged, and what failed."""
+    plan = found["plan"]
+    lines = [
+        f"{plan['results']} results of {plan['models']} models: {plan['done']} done,"
+        f" {plan['failed']} failed, {plan['pending']} pending"
+    ]
+    if plan.get("running"):
+        lines[0] += f", {plan['running']} running in another process"
+    if plan["impossible"]:
+        lines[0] += f" ({plan['impossible']} cannot be, and are recorded as failed)"
+    if plan["seconds"] == 0:
+        lines.append("nothing is left to do")
+    elif plan["seconds"] is not None:
+        lines.append(_time_left(plan))
+    lines += plan["notes"]
+    failed = [r for r in found["results"] if r["state"] == "failed"]
+    lines += [f"failed: {r['id']}: {r['error']}" for r in failed[:_MOST_FAILED]]
+    if len(failed) > _MOST_FAILED:
+        lines.append(f"and {len(failed) - _MOST_FAILED} more failed: see sweep.json")
+    lines.append(f"Results in {found['out']}")
+    return Group(*(Text(clean(line)) for line in lines))
+
+
+def _time_left(plan: dict[str, Any]) -> str:
+    """What is left, with and without recovery training."""
+    trained = plan.get("recovery_seconds") or 0.0
+    line = f"about {_hours(plan['seconds'])} on this machine, roughly"
+    most = plan.get("seconds_most") or 0.0
+    if most > _MUCH_SLOWER * plan["seconds"]:
+        beside = ", ".join(plan["peaks_disturbed"]) or "other work"
+        line += (
+            f"; {_hours(most)} if it stays as busy as it was: its peaks were measured"
+            f" {plan['peaks_measured']} times beside {beside}, and the best counts"
+        )
+    if not trained:
+        return line
+    without = _hours(plan["seconds"] - trained)
+    return f"{line}; {without} without recovery ({plan['trainings']} trainings, one of them dense)"
+
+
+def _hours(seconds: float) -> str:
+    if seconds < 2 * 3600:
+        return f"{max(1, round(seconds / 60))} min"
+    return f"{seconds / 3600:.1f} h"

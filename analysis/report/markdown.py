@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from prunescope.analysis.report import anatomy_view, device_sentence, ledger_view, sentences, view
+from prunescope.analysis.report import measured, sentences, titles
 from prunescope.analysis.report.escape import markdown as text
 from prunescope.analysis.report.escape import markdown_code
-from prunescope.analysis.report.overhead_view import overhead_table
-from prunescope.analysis.report.sides_view import sides_table
+from prunescope.analysis.report.phase_tables import Extent, phase_tables
 from prunescope.analysis.report.view import Cell, Table
 from prunescope.analysis.schema.report import Phase, Report
 
-_TOP_KERNELS = 40
+_EXTENT = Extent(kernels=40)
 
 
 def render_markdown(report: Report) -> str:
@@ -21,17 +20,17 @@ def render_markdown(report: Report) -> str:
 
 
 def _report(report: Report) -> Iterator[str]:
-    yield f"# {text(sentences.title(report))}"
+    yield f"# {text(titles.title(report))}"
     yield ""
-    yield f"{text(sentences.against(report))}  "
-    yield f"{text(device_sentence.device(report))}  "
+    yield f"{text(titles.against(report))}  "
+    yield f"{text(titles.device(report))}  "
     yield text(f"written by {report.tool}")
     yield ""
     for warning in sentences.warnings(report):
         yield f"> ⚠ {text(warning)}"
         yield ""
     for name, phase in report.phases.items():
-        yield f"## {text(sentences.heading(name, phase))}"
+        yield f"## {text(titles.heading(name, phase))}"
         yield ""
         yield from _phase(phase)
 
@@ -50,31 +49,13 @@ def _phase(phase: Phase) -> Iterator[str]:
     if not phase.findings:
         yield text(sentences.NO_FINDING)
     yield ""
-    for table in tables(phase):
+    for table in phase_tables(phase, _EXTENT):
         yield from table_lines(table)
     yield "### What was measured"
     yield ""
-    for line in sentences.measured(phase):
+    for line in measured.lines(phase):
         yield f"- {text(line)}"
     yield ""
-
-
-def tables(phase: Phase) -> Iterator[Table]:
-    """The tables of a phase in reading order."""
-    opening = (ledger_view.ladder_table, sides_table, ledger_view.ledger_table, overhead_table)
-    for table in (draw(phase) for draw in opening):
-        if table is not None:
-            yield table
-    if phase.gemms:
-        yield view.gemm_table(phase)
-    parts = ledger_view.parts_table(phase)
-    if parts is not None:
-        yield parts
-    yield view.split_table("kind", phase.kinds, phase.busy_ns)
-    yield view.split_table("role", phase.roles, phase.busy_ns)
-    yield from anatomy_view.tables(phase)
-    if phase.kernels:
-        yield view.kernel_table(phase.kernels, phase.busy_ns, top=_TOP_KERNELS)
 
 
 def table_lines(table: Table) -> Iterator[str]:

@@ -6,11 +6,11 @@ jinja2 escapes every string.
 
 from __future__ import annotations
 
-from prunescope.analysis.report import device_sentence, numbers, sentences, view
+from prunescope.analysis.report import gemm_table, numbers, sentences, titles
 from prunescope.analysis.report.comparison import comparison_table, comparison_warnings
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.html import phase_view, templates
-from prunescope.analysis.report.names import phase_slugs
+from prunescope.analysis.report.titles import phase_slugs
 from prunescope.analysis.schema.comparison import Comparison
 from prunescope.analysis.schema.report import Phase, Report
 
@@ -21,7 +21,7 @@ def brief(report: Report) -> str:
     """What was measured and what came of it, in at most 300 characters."""
     lines = [f"{name}: {_outcome(phase)}" for name, phase in report.phases.items()]
     shown = lines[:2] + ([f"{len(lines) - 2} more phases"] if len(lines) > 2 else [])
-    text = "; ".join([clean(sentences.title(report))[:120], *(clean(t)[:90] for t in shown)])
+    text = "; ".join([clean(titles.title(report))[:120], *(clean(t)[:90] for t in shown)])
     return text[:300]
 
 
@@ -43,15 +43,15 @@ def render_notebook(report: Report) -> str:
     slugs = phase_slugs(report)
     phases = [
         phase_view(name, slugs[name], phase)
-        | {"gemms": view.gemm_table(phase, top=_TOP_GEMMS) if phase.gemms else None}
+        | {"gemms": gemm_table.gemm_table(phase, top=_TOP_GEMMS) if phase.gemms else None}
         for name, phase in report.phases.items()
     ]
     return (
         templates()
         .get_template("notebook.html.j2")
         .render(
-            title=sentences.title(report),
-            lines=[sentences.against(report), device_sentence.device(report)],
+            title=titles.title(report),
+            lines=[titles.against(report), titles.device(report)],
             warnings=sentences.warnings(report),
             phases=phases,
         )

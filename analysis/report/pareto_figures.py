@@ -1,26 +1,53 @@
 """Figures of a sweep: in, a Pareto; out, PNG, PDF or SVG bytes by file name.
 
-Realised against bound, and where the time goes in each family as stacked parts of the dense step.
-One panel for each batch and length. Speed against loss: `frontier_figure`.
+Speed against loss: a column for each phase, a row for each batch and length; losses are perplexity
+ratios within a range that anyone would use, and the margin counts what lies beyond. Realised
+against bound, and the ledger of each family: a panel for each batch and length.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
 
 import matplotlib
+import matplotlib.lines
+import matplotlib.text
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
+from matplotlib.transforms import Bbox
 
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.figures import STYLE, saved
 from prunescope.analysis.report.ledger_view import LEDGER
-from prunescope.analysis.report.names import figure_name
-from prunescope.analysis.report.pareto_frontier import frontier_figure
-from prunescope.analysis.report.pareto_marks import dot, legend_below, marks_of
-from prunescope.analysis.schema.pareto import Pareto, ParetoPhase, SweepCell, SweepPoint
+from prunescope.analysis.report.titles import figure_name
+from prunescope.analysis.schema.pareto import (
+    MOST_RATIO,
+    Loss,
+    Pareto,
+    ParetoPhase,
+    SweepCell,
+    SweepPoint,
+)
+from prunescope.taxonomy.words import factor
 
+# Okabe-Ito, dark and light in turns.
+_FAMILY_COLOURS = (
+    "#0072B2",
+    "#E69F00",
+    "#000000",
+    "#56B4E9",
+    "#D55E00",
+    "#CC79A7",
+    "#009E73",
+    "#888888",
+)
+_MARKERS = "osD^vP*X<>hpd8"
+Marks = dict[str, tuple[str, str]]
 _PANEL, _COLUMNS = 3.35, 2  # inches; two columns of a page side by side
 _ROWS = (
     ("coverage", "#D55E00", "/////"),
@@ -32,8 +59,65 @@ _ROWS = (
     ("not_explained", "#FFFFFF", "++++"),
 )
 _PROMISED = "#DDDDDD"
-
 Panel = Callable[[Axes, list[SweepPoint], dict[str, tuple[str, str]]], None]
+_PANEL_WIDTH = 3.35  # inches
+# Where a label may stand, in points from its mark, the best place first.
+_PLACES = ((4, 4), (4, -9), (-4, 5), (-4, -10), (9, 0), (-9, 0), (0, 11), (0, -16), (14, 9),
+           (-14, -14), (16, -14), (-16, 12), (0, 20), (0, -26), (0, 28), (0, -36))  # fmt: skip
+_Line = tuple[tuple[float, float], tuple[float, float]]
+
+
+def marks_of(points: Iterable[SweepPoint]) -> Marks:
+    """Colour and marker of each label, in the order in which they come."""
+    labels = dict.fromkeys(p.label for p in points)
+    return {
+        label: (_FAMILY_COLOURS[i % len(_FAMILY_COLOURS)], _MARKERS[i % len(_MARKERS)])
+        for i, label in enumerate(labels)
+    }
+
+
+def dot(  # noqa: PLR0913
+    axes: Axes,
+    at: tuple[float, float],
+    spreads: tuple[Any, Any],
+    colour: str,
+    marker: str,
+    *,
+    full: bool,
+    label: str | None,
+) -> None:
+    """A point with its intervals across and up; open where it is not `full`."""
+    (x, y), (across, up) = at, spreads
+    if across is not None:
+        axes.plot(across, [y, y], color=colour, linewidth=0.7)
+    if up is not None:
+        axes.plot([x, x], up, color=colour, linewidth=0.7)
+    axes.plot(
+        x,
+        y,
+        color=colour,
+        marker=marker,
+        markersize=5,
+        linestyle="none",
+        markerfacecolor=colour if full else "white",
+        markeredgewidth=0.8,
+        label=label,
+    )
+
+
+def legend_below(figure: Figure, handles: Sequence[Any], *, columns: int) -> int:
+    """Put one legend under the panels, in as many columns, `columns` at most, as are no wider than
+    the figure; gives its number of rows."""
+    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    while True:
+        legend = figure.legend(
+            handles=handles, loc="outside lower center", ncols=columns, frameon=False
+        )
+        wide = legend.get_window_extent(renderer).width
+        if columns == 1 or wide <= figure.bbox.width:
+            return -(-len(handles) // columns)
+        legend.remove()
+        columns -= 1
 
 
 def pareto_figures(found: Pareto, ending: str) -> dict[str, bytes]:
@@ -158,3 +242,212 @@ def _of(phase: ParetoPhase, cell: SweepCell) -> list[SweepPoint]:
 
 def _share(point: SweepPoint) -> str:
     return "" if point.sparsity is None else f"{point.sparsity:g}"
+
+
+@dataclass
+class _Obstacles:
+    """What labels should not hide, in units of the axes: marks, and ends of lines."""
+
+    marks: list[tuple[float, float]] = field(default_factory=list)
+    lines: list[_Line] = field(default_factory=list)
+
+
+def frontier_figure(found: Pareto, ending: str, *, most: float = MOST_RATIO) -> bytes:
+    """The figure as a file; `most`: the largest perplexity ratio that is shown."""
+    with matplotlib.rc_context(STYLE):
+        return saved(frontier_plot(found, most=most), ending)
+
+
+def frontier_plot(found: Pareto, *, most: float = MOST_RATIO) -> Figure:
+    """The figure."""
+    marks = marks_of(p for phase in found.phases.values() for p in phase.points)
+    where = [(c.batch, c.prompt_len) for phase in found.phases.values() for c in phase.cells]
+    rows = sorted(set(where))
+    with matplotlib.rc_context(STYLE):
+        wide, high = _PANEL_WIDTH * max(1, len(found.phases)), 2.4 * len(rows)
+        figure = Figure(figsize=(wide, high), layout="constrained")
+        FigureCanvasAgg(figure)
+        grid = figure.subplots(len(rows), max(1, len(found.phases)), squeeze=False)
+        drawn: list[tuple[Axes, Any, Any]] = []
+        for column, (name, phase) in enumerate(found.phases.items()):
+            for row, cell in enumerate(rows):
+                axes = grid[row][column]
+                points = [p for p in phase.points if (p.batch, p.prompt_len) == cell]
+                title = f"{clean(name)}, batch {cell[0]}, {cell[1]} tokens"
+                axes.set_title(title, loc="left")
+                drawn.append((axes, *_frontier_panel(axes, points, marks, most)))
+        doubted = any(not p.timing_valid for ph in found.phases.values() for p in ph.points)
+        lines = _frontier_legend(figure, marks, doubted=doubted)
+        figure.set_size_inches(wide, high + 0.14 * lines + 0.25)
+        figure.draw_without_rendering()
+        for axes, wanted, seen in drawn:
+            _place_labels(axes, wanted, seen)
+    return figure
+
+
+def shown_loss(point: SweepPoint) -> tuple[float | None, list[float] | None]:
+    """Perplexity ratio and its interval: against the dense model trained alike, where there is."""
+    loss = point.loss or Loss()
+    if loss.perplexity_rel_recovered is not None:
+        return 1 + loss.perplexity_rel_recovered, loss.recovered_ci95
+    if loss.perplexity_rel is None:
+        return None, None
+    return 1 + loss.perplexity_rel, loss.ci95
+
+
+def _frontier_panel(
+    axes: Axes, points: Sequence[SweepPoint], marks: Marks, most: float
+) -> tuple[list[tuple[float, float, str]], _Obstacles]:
+    """Points and frontier of a cell; gives what is to be labelled where, and what is drawn."""
+    best: list[tuple[float, float]] = []
+    wanted: list[tuple[float, float, str]] = []
+    seen = _Obstacles()
+    beyond: list[float] = []
+    for point in points:
+        x, spread = shown_loss(point)
+        if x is None:
+            continue
+        if x > most:
+            beyond.append(x)
+            continue
+        colour, marker = marks[point.label]
+        across = None if spread is None else [1 + bound for bound in spread]
+        dot(
+            axes,
+            (x, point.realised),
+            (across, point.realised_ci95),
+            colour,
+            marker,
+            full=point.on_frontier,
+            label=None,
+        )
+        y = point.realised
+        seen.marks.append((x, y))
+        (left, right), (low, high) = across or (x, x), point.realised_ci95 or (y, y)
+        seen.lines += [((left, y), (right, y)), ((x, low), (x, high))]
+        said = []
+        if point.on_frontier:
+            best.append((x, point.realised))
+        if (point.on_frontier or not point.timing_valid) and point.sparsity is not None:
+            said.append(f"{point.sparsity:g}")
+        if not point.timing_valid:
+            said.append("?")
+        wanted.append((x, point.realised, " ".join(said)))
+    axes.spines[["top", "right"]].set_visible(False)
+    left, right = axes.get_xlim()
+    left, right = min(left, 1.0), min(right, most) if points else most
+    axes.set_xlim(left, right)
+    seen.lines += _frontier_line(axes, best, right)
+    seen.lines.append(((left, 1.0), (right, 1.0)))
+    axes.axhline(1.0, color="black", linewidth=0.6, linestyle=(0, (3, 2)))
+    alike = any(p.loss and p.loss.perplexity_rel_recovered is not None for p in points)
+    axes.set_xlabel(f"perplexity, pruned ÷ dense{' trained alike' if alike else ''}")
+    axes.set_ylabel("speedup, dense ÷ pruned")
+    if beyond:
+        if not seen.marks:
+            _say_all_beyond(axes, beyond, most)
+        axes.text(
+            1.0,
+            1.01,
+            f"{len(beyond)} beyond {most:g}× →",
+            transform=axes.transAxes,
+            ha="right",
+            va="bottom",
+            fontsize=6,
+        )
+    return [one for one in wanted if one[2]], seen
+
+
+def _frontier_line(axes: Axes, best: Sequence[tuple[float, float]], right: float) -> list[_Line]:
+    """The frontier in steps, from the dense model on; gives its pieces."""
+    steps = sorted(best)
+    if not steps or steps[0][0] > 1:
+        steps.insert(0, (1.0, 1.0))  # the dense model itself
+    steps.append((right, steps[-1][1]))
+    xs, ys = zip(*steps, strict=True)
+    axes.step(xs, ys, where="post", color="black", linewidth=0.8, zorder=0)
+    corners = [(steps[i + 1][0], y) for i, (_, y) in enumerate(steps[:-1])]
+    path = [one for pair in zip(steps, corners, strict=False) for one in pair]
+    return list(pairwise(path))
+
+
+def _say_all_beyond(axes: Axes, ratios: Sequence[float], most: float) -> None:
+    """An empty panel says why."""
+    axes.set_xlim(1.0, most)
+    ends = [factor(one - 1) or f"{one:.3g}×" for one in (min(ratios), max(ratios))]
+    lost = " to ".join(dict.fromkeys(ends))
+    words = "its one point lies" if len(ratios) == 1 else f"all {len(ratios)} points lie"
+    axes.text(
+        0.5,
+        0.75,
+        f"{words} beyond this axis,\nat {lost} the dense perplexity",
+        transform=axes.transAxes,
+        ha="center",
+        va="center",
+        fontsize=7,
+    )
+
+
+def _frontier_legend(figure: Figure, marks: Marks, *, doubted: bool) -> int:
+    """The legend of all panels; gives its number of rows."""
+    handles = [
+        matplotlib.lines.Line2D(
+            [], [], color=colour, marker=marker, linestyle="none", markersize=5, label=clean(label)
+        )
+        for label, (colour, marker) in marks.items()
+    ]
+    handles.append(
+        matplotlib.lines.Line2D(
+            [], [], color="black", linewidth=0.8, label="frontier: full marks, with their s"
+        )
+    )
+    if doubted:
+        words = "?: timing not valid, no evidence"
+        handles.append(matplotlib.lines.Line2D([], [], linestyle="none", label=words))
+    return legend_below(figure, handles, columns=4)
+
+
+def _place_labels(
+    axes: Axes,
+    wanted: Sequence[tuple[float, float, str]],
+    seen: _Obstacles,
+) -> None:
+    """Write each label where it hides no other label, no mark and no line; where there is no such
+    place, it may lie on a line. One that must stand far off has a line to its mark."""
+    figure = axes.figure
+    inside = axes.get_window_extent(figure.canvas.get_renderer())  # type: ignore[attr-defined]
+    radius = 3.5 * figure.dpi / 72
+    centres = [axes.transData.transform(at) for at in seen.marks]
+    taken = [Bbox([middle - radius, middle + radius]) for middle in centres]
+    lines = [Bbox(axes.transData.transform(ends)) for ends in seen.lines]
+    for x, y, text in sorted(wanted):
+        tries = [(place, lines) for place in _PLACES] + [(place, []) for place in _PLACES]
+        for place, also in tries:
+            label, box = _written(axes, (x, y), text, place)
+            free = not any(box.overlaps(other) for other in (*taken, *also))
+            if free and box.x0 >= inside.x0 and box.x1 <= inside.x1 and box.y1 <= inside.y1:
+                break
+            label.remove()
+        else:
+            _, box = _written(axes, (x, y), text, _PLACES[0])
+        taken.append(box)
+
+
+def _written(
+    axes: Axes, at: tuple[float, float], text: str, place: tuple[int, int]
+) -> tuple[Annotation, Bbox]:
+    """A label in a place, and the box of its text in pixels."""
+    label = axes.annotate(
+        text,
+        at,
+        textcoords="offset points",
+        xytext=place,
+        fontsize=6,
+        ha="left" if place[0] > 0 else "right" if place[0] < 0 else "center",
+        arrowprops={"arrowstyle": "-", "linewidth": 0.4, "shrinkA": 0, "shrinkB": 2}
+        if max(map(abs, place)) > 10
+        else None,
+    )
+    renderer = axes.figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    label.update_positions(renderer)
+    return label, matplotlib.text.Text.get_window_extent(label, renderer)

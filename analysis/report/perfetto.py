@@ -15,7 +15,7 @@ import polars as pl
 from prunescope.analysis.report import numbers
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.ledger_view import LEDGER, TOTALS
-from prunescope.analysis.report.names import phase_slugs
+from prunescope.analysis.report.titles import phase_slugs
 from prunescope.analysis.schema.report import Phase, Report
 
 _TRACKS = ("kernels", "kind", "role", "bound", "ledger row")

@@ -1,17 +1,11 @@
-"""The sentences of a report, shared by every format: in, a Phase or the Report; out, plain lines
-with units, unescaped. Each percentage names its base, each statistic its name.
+"""The sentences above the tables of a phase, shared by every format: in, a Phase of the Report;
+out, plain lines with units, unescaped. Each percentage names its base, each statistic its name.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
-from prunescope.analysis.report import anatomy_view, numbers
-from prunescope.analysis.report.beside_wall import left_out
-from prunescope.analysis.report.device_sentence import named
-from prunescope.analysis.report.second_opinion import second_opinion
-from prunescope.analysis.report.statistic import observer, statistic
-from prunescope.analysis.report.view import without_sizes
+from prunescope.analysis.report import numbers
+from prunescope.analysis.report.gemm_table import without_sizes
 from prunescope.analysis.schema.report import (
     WHOLE_TRACE,
     FamilyVerdict,
@@ -20,58 +14,21 @@ from prunescope.analysis.schema.report import (
     Phase,
     Report,
 )
+from prunescope.analysis.schema.sides import Unprofiled
+from prunescope.taxonomy.run import NARROW
 
 FAMILIES = {
     "dense": "nothing changed between the two runs",
     "outside": "something changed, but no M, N or K of a GEMM",
     "unknown": "the shapes do not say",
 }
-
 _NO_EVIDENCE = ("timing-not-valid", "captured-step")  # findings that leave times no evidence
-# Fields of a phase and of its baseline in bytes, as they are called.
-MEMORY = (
-    ("weight_bytes", "weights"),
-    ("kv_bytes", "KV cache"),
-    ("peak_memory_bytes", "peak memory"),
-)
-
 HOLDS_BOUND = "the interval holds the bound"
 PAST_BOUND = "≥ 100 % of the bound: faster than the model of it allows"
 NO_FINDING = "none: no rule holds here; the tables have where the time goes"
-
-_LATE = ("host", "sync", "memcpy")  # causes of idle time before a launch that came late
 _PROMISED = 1.005  # a nominal speedup from which on one was promised
 _NOTABLE = 0.98  # realised ÷ predicted from which on there is no miss to explain
-
-
-def title(report: Report) -> str:
-    """What was measured, in one line."""
-    subject = report.subject
-    name = named(subject.get("name")) or named(subject.get("model")) or "report"
-    facts = [named(subject.get(key)) for key in ("model", "method", "dtype")]
-    facts.append(named(report.device.get("name")))
-    seen = [name]
-    for fact in facts:
-        if fact and fact not in seen:
-            seen.append(fact)
-    return " · ".join(seen)
-
-
-def against(report: Report) -> str:
-    """What it was compared with."""
-    if report.baseline is None:
-        return "no baseline: shapes, bounds and kernels only; --baseline gives the ledger"
-    name = named(report.baseline.get("name")) or named(report.baseline.get("model")) or "dense"
-    if name == named(report.subject.get("name")):
-        return f"against itself ({name})"
-    return f"against {name}"
-
-
-def heading(name: str, phase: Phase) -> str:
-    """The name of a phase, and of a bare trace the kind of phase that it turned out to be."""
-    kind = phase.phase_kind["kind"] if phase.phase_kind else "unknown"
-    is_said = kind in ("unknown", name) or name.endswith(f"-{kind}")  # rank0-decode
-    return name if is_said else f"{name} ({kind})"
+_PLACED = "which alone moves a model by 1 to 3 %"
 
 
 def setup(phase: Phase) -> str:
@@ -241,18 +198,6 @@ def family(verdict: FamilyVerdict | None) -> str:
     return text
 
 
-def pairing(phase: Phase) -> str:
-    """How dense and pruned were matched."""
-    pairs = phase.pairing
-    if pairs is None:
-        return ""
-    text = (
-        f"paired by {pairs.alignment}: {pairs.matched} units matched, "
-        f"{pairs.removed} removed, {pairs.added} added"
-    )
-    return f"{text}; {pairs.layers}" if pairs.layers else text
-
-
 def coverage(phase: Phase) -> str:
     """What the analysis knows, as shares of busy time, and the largest unknown kernel where all of
     them have a share that is seen."""
@@ -266,70 +211,6 @@ def coverage(phase: Phase) -> str:
         first = phase.unknown_kernels[0]
         text += f"; largest without a kind: {first.name} ({numbers.time(first.busy_ns)})"
     return text
-
-
-def bounds(phase: Phase) -> str:
-    """Busy time by what bounds it, and the idle time but for gaps before kernels that had been
-    launched when the device ran dry."""
-    shares = ", ".join(
-        f"{numbers.percent(numbers.share_of(phase.bound.get(name), phase.busy_ns))} {name}"
-        for name in ("compute", "memory", "latency", "unknown")
-        if phase.bound.get(name)
-    )
-    text = f"bound, of busy: {shares or numbers.UNKNOWN}"
-    if phase.bound.get("compute") or phase.bound.get("memory"):
-        text += " (compute or memory: the larger of FLOPs ÷ peak and bytes ÷ bandwidth, whatever "
-        text += "share of it is reached)"
-    launch = phase.bound.get("launch")
-    anatomy = phase.anatomy
-    if launch and anatomy is not None and anatomy.graph_speedup is not None:
-        launch = min(launch, sum(anatomy.gaps.get(name, 0.0) for name in _LATE))
-    if launch:
-        share = numbers.percent(numbers.share_of(launch, phase.wall_ns))
-        what = "between ops" if _on_host(phase) else "idle before kernels not launched in time"
-        text += f"; {what} {numbers.time(launch)} ({share} of the wall)"
-        if phase.is_skewed:
-            text += ", which is doubtful: the clocks of host and device are apart"
-    return text
-
-
-def _on_host(phase: Phase) -> bool:
-    """Whether ops ran on the CPU of the trace: it has no launches, and no graph spares any."""
-    anatomy = phase.anatomy
-    if anatomy is None or anatomy.graph_speedup is not None or phase.is_skewed:
-        return False
-    return all(not ns for cause, ns in anatomy.gaps.items() if cause not in ("host", "tail"))
-
-
-def closure(phase: Phase) -> str:
-    """Busy + gap + tail = wall in whole ns over all kept steps, with what is left over."""
-    parts = (phase.busy_ns, phase.gap_ns, phase.tail_ns, phase.wall_ns)
-    busy, gap, tail, wall = (round(ns * phase.steps) for ns in parts)
-    off = busy + gap + tail - wall
-    return (
-        f"closure over {phase.steps} step{'s' * (phase.steps != 1)}: Σ busy {numbers.whole(busy)} "
-        f"+ Σ gap {numbers.whole(gap)} + tail {numbers.whole(tail)} "
-        f"{'≠' if off else '='} wall {numbers.whole(wall)} ns (off by {numbers.whole(off)} ns)"
-    )
-
-
-def throughput(phase: Phase) -> str:
-    """Tokens a second and memory, dense beside pruned where both are known."""
-    dense = phase.baseline
-    facts = []
-    if phase.tokens_per_s is not None:
-        before = dense.tokens_per_s if dense else None
-        facts.append(_pair(before, phase.tokens_per_s, numbers.rate, "tokens/s"))
-    for key, label in MEMORY:
-        now = getattr(phase, key)
-        if now is not None:
-            facts.append(_pair(getattr(dense, key, None), now, numbers.size, label))
-    return " · ".join(facts)
-
-
-def _pair(dense: Any, now: float, form: Any, label: str) -> str:
-    before = f"{form(dense)} → " if isinstance(dense, (int, float)) else ""
-    return f"{label} {before}{form(now)}"
 
 
 def finding(item: Finding) -> str:
@@ -375,17 +256,60 @@ def opening(phase: Phase) -> list[str]:
     return [line for line in said if line]
 
 
-def measured(phase: Phase) -> list[str]:
-    """How the numbers were taken, and that they close."""
-    lines = [
-        throughput(phase),
-        bounds(phase),
-        pairing(phase),
-        closure(phase),
-        observer(phase),
-        *anatomy_view.lines(phase),
-        *left_out(phase),
-        *phase.notes,
-        *second_opinion(phase),
-    ]
-    return [line for line in lines if line]
+def _dense_samples(phase: Phase) -> Unprofiled | None:
+    return phase.baseline.unprofiled_ns if phase.baseline else None
+
+
+def _undrawn(phase: Phase) -> list[str]:
+    """The sides, of those that have unprofiled samples, whose placement was not drawn."""
+    sides = {"dense": _dense_samples(phase), "pruned": phase.unprofiled_ns}
+    return [name for name, timed in sides.items() if timed and not timed.placements]
+
+
+def statistic(phase: Phase) -> str:
+    """What the realised speedup is a ratio of; of a run alone, what is not known of its time."""
+    timed = phase.unprofiled_ns
+    if phase.ladder is None:
+        return _alone(timed)
+    if phase.sampled is None:
+        text = "dense wall ÷ pruned wall, profiled (no unprofiled samples entered the ratio)"
+        over = f"; 95 % bootstrap interval over {phase.steps} profiled steps"
+        return text + (over if phase.ladder.realised_ci95 and not timed else "")
+    has_interval = phase.ladder.realised_ci95 is not None
+    (dense, timed), missing = phase.sampled, _undrawn(phase)
+    if missing:
+        text = f"ratio of the medians of {len(timed.samples)} unprofiled samples"
+        if dense.placements or timed.placements:
+            text = f"ratio of {dense.in_words} (dense) to {timed.in_words} (pruned)"
+        text += "; 95 % bootstrap interval" if has_interval else ""
+        where = f" of {missing[0]}" if dense.placements or timed.placements else ""
+        return f"{text}; placement in memory{where} was not drawn, {_PLACED}"
+    if len(dense.placements or ()) == len(timed.placements or ()):
+        text = f"ratio of means over {len(timed.placements or ())} placements, of the medians of "
+        text += f"{len(timed.samples)} unprofiled samples in all"
+    else:
+        text = f"ratio of {dense.in_words} (dense) to {timed.in_words} (pruned)"
+    return (
+        text + _why_placements(timed) + ("; 95 % interval over placements" if has_interval else "")
+    )
+
+
+def _why_placements(timed: Unprofiled) -> str:
+    """Why there are not as many placements as were asked for, where there are not."""
+    asked = timed.placements_requested
+    if not asked:
+        return ""
+    text = f" ({asked} placements were asked for, and "
+    if asked > len(timed.placements or ()):
+        return f"{text}no more drawn than --repeats and --max-placements allow)"
+    return (
+        f"{text}more drawn while the interval was wider than {numbers.percent(NARROW, decimals=0)})"
+    )
+
+
+def _alone(timed: Unprofiled | None) -> str:
+    """Of a run without a baseline: that its time is of one placement, where it is."""
+    if timed is None or timed.placements:
+        return ""
+    text = f"{numbers.time(timed.median)} a step without the profiler, {timed.in_words}"
+    return f"{text}; placement in memory was not drawn, {_PLACED}"

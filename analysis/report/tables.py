@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 import polars as pl
 
-from prunescope.analysis.report import figure_tables
 from prunescope.analysis.report.dictionary import COLUMNS, FRAME, unit_of
 from prunescope.analysis.report.escape import cell
 from prunescope.analysis.report.ledger_view import LADDER
-from prunescope.analysis.report.names import phase_slugs
+from prunescope.analysis.report.titles import phase_slugs
+from prunescope.analysis.schema.anatomy import Anatomy
 from prunescope.analysis.schema.report import GemmRow, Report
 
 Value = str | int | float | bool | None
+Row = list[str | int | float | None]
 
 
 def csv_tables(report: Report) -> dict[str, str]:
@@ -31,10 +32,10 @@ def csv_tables(report: Report) -> dict[str, str]:
         "ladder.csv": _csv("ladder.csv", _ladder(report)),
         "gemms.csv": _csv("gemms.csv", _gemms(report)),
         "kernels.csv": _csv("kernels.csv", _kernels(report)),
-        "bounds.csv": _csv("bounds.csv", figure_tables.bounds(report)),
-        "layers.csv": _csv("layers.csv", figure_tables.layers(report)),
-        "roofline.csv": _csv("roofline.csv", figure_tables.roofline(report)),
-        "waves.csv": _csv("waves.csv", figure_tables.waves(report)),
+        "bounds.csv": _csv("bounds.csv", bounds(report)),
+        "layers.csv": _csv("layers.csv", layers(report)),
+        "roofline.csv": _csv("roofline.csv", roofline(report)),
+        "waves.csv": _csv("waves.csv", waves(report)),
     }
 
 
@@ -155,3 +156,43 @@ def _text(head: list[str], rows: Iterable[Sequence[Value]]) -> str:
         [cell(v) if isinstance(v, str) else "" if v is None else v for v in row] for row in rows
     )
     return out.getvalue()
+
+
+def bounds(report: Report) -> Iterator[Row]:
+    """Busy time by kind and bound; by kind alone where a phase has no anatomy."""
+    for name, phase in report.phases.items():
+        if phase.anatomy is None:
+            for kind, ns in phase.kinds.items():
+                yield [name, kind, None, ns]
+            continue
+        for kind, parts in phase.anatomy.kind_bounds.items():
+            for bound, ns in parts.items():
+                yield [name, kind, bound, ns]
+
+
+def layers(report: Report) -> Iterator[Row]:
+    """Busy time of each layer by role, and the idle time before its kernels."""
+    for name, anatomy in _anatomies(report):
+        for one in anatomy.layers:
+            yield from ([name, one.layer, role, ns] for role, ns in one.roles.items())
+            yield [name, one.layer, None, one.gap_ns]
+
+
+def roofline(report: Report) -> Iterator[Row]:
+    """The points of the roofline."""
+    for name, anatomy in _anatomies(report):
+        yield from ([name, *msgspec.structs.astuple(point)] for point in anatomy.points)
+
+
+def waves(report: Report) -> Iterator[Row]:
+    """The curves of predicted time over N."""
+    for name, anatomy in _anatomies(report):
+        for one in anatomy.shapes:
+            own: Row = [name, one.role, one.m, one.n, one.k, one.dense]
+            yield from ([*own, int(n), ns] for n, ns in one.curve)
+
+
+def _anatomies(report: Report) -> Iterator[tuple[str, Anatomy]]:
+    for name, phase in report.phases.items():
+        if phase.anatomy is not None:
+            yield name, phase.anatomy

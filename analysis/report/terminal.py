@@ -7,29 +7,23 @@ without colour (signs and glyphs carry the meaning) and, where the encoding is A
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
-from rich.padding import Padding
 from rich.rule import Rule
 from rich.table import Table as Grid
 from rich.text import Text
 
-from prunescope.analysis.report import columns as columns_of
-from prunescope.analysis.report import (
-    device_sentence,
-    escape,
-    ledger_view,
-    numbers,
-    sentences,
-    view,
-)
-from prunescope.analysis.report.overhead_view import overhead_table
-from prunescope.analysis.report.view import Cell, Column
+from prunescope.analysis.report import ledger_view, measured, numbers, sentences, titles
+from prunescope.analysis.report.phase_tables import Extent, phase_tables
+from prunescope.analysis.report.sheet import Page, kept_columns, plain_name
+from prunescope.analysis.report.view import Cell, Column, Table
 from prunescope.analysis.schema.report import Finding, Phase, Report
 
 WIDE = 110  # columns from which evidence stands beside its row
-_TOP_GEMMS = 14
-_TOP_KERNELS = 8
+_EXTENT = Extent(gemms=14, kernels=8, kinds=8, brief=True)
+_LEFT_OUT = frozenset({"sides", "parts", "role", "shapes", "host"})
+_IN_LEDGER = frozenset({"kind", "kernels"})  # what a ledger says by itself
 _SHORTEST = 8  # characters of a bar
 _SEVERITY = {"critical": ("!!", "bold red"), "warning": ("!", "yellow"), "info": ("i", "cyan")}
 
@@ -46,33 +40,24 @@ class TerminalReport:
     def __init__(self, report: Report) -> None:
         self.report = report
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        page = _Page(options.max_width, ascii_only=options.ascii_only)
+    def __rich_console__(self, _console: Console, options: ConsoleOptions) -> RenderResult:
+        page = _ReportPage(options.max_width, ascii_only=options.ascii_only)
         yield from page.report(self.report)
 
 
-class _Page:
-    """Layout for one width and encoding."""
-
-    def __init__(self, width: int, *, ascii_only: bool) -> None:
-        self.width = width
-        self.ascii_only = ascii_only
-
-    def ink(self, text: str, style: str = "") -> Text:
-        """The only way by which a string reaches the console."""
-        plain = escape.clean(text)
-        return Text(escape.ascii_only(plain) if self.ascii_only else plain, style=style)
+class _ReportPage(Page):
+    """The report laid out for one width and encoding."""
 
     def report(self, report: Report) -> Iterator[RenderableType]:
-        yield self.ink(sentences.title(report), "bold")
-        yield self.ink(sentences.against(report))
-        yield self.ink(device_sentence.device(report), "dim")
+        yield self.ink(titles.title(report), "bold")
+        yield self.ink(titles.against(report))
+        yield self.ink(titles.device(report), "dim")
         for warning in sentences.warnings(report):
             yield self.ink(f"! {warning}", "yellow")
         for name, phase in report.phases.items():
             yield Text("")
             yield Rule(
-                self.ink(sentences.heading(name, phase), "bold"),
+                self.ink(titles.heading(name, phase), "bold"),
                 align="left",
                 characters="-" if self.ascii_only else "─",
                 style="dim",
@@ -82,40 +67,30 @@ class _Page:
     def phase(self, phase: Phase) -> Iterator[RenderableType]:
         yield self.ink(sentences.headline(phase), "bold")
         yield from self._lines(sentences.opening(phase))
-        if phase.ladder is not None:
-            yield self._section("Ladder: dense ÷ pruned")
-            yield self._ladder(phase)
-        if phase.ledger:
-            yield from self._ledger(phase)
-        else:
-            yield self._section("Busy time by kind")
-            yield self._shares(phase.kinds, phase.busy_ns)
-        paid = overhead_table(phase, brief=True)
-        if paid is not None:
-            yield from self._table(paid)
-        if phase.gemms:
-            yield from self._table(view.gemm_table(phase, top=_TOP_GEMMS))
-        if phase.kernels and not phase.ledger:
-            yield from self._table(
-                view.kernel_table(phase.kernels, phase.busy_ns, top=_TOP_KERNELS)
-            )
-        yield self._section("What was measured")
-        yield from self._lines(sentences.measured(phase))
-        yield self._section("Findings")
+        left_out = _LEFT_OUT | (_IN_LEDGER if phase.ledger else frozenset())
+        for table in phase_tables(phase, replace(_EXTENT, without=left_out)):
+            if table.id == "ladder":
+                yield self.section("Ladder: dense ÷ pruned")
+                yield self._ladder(phase)
+            elif table.id == "ledger":
+                yield from self._ledger(table, phase)
+            elif table.id == "kind":
+                yield self.section(table.title)
+                yield self._shares(table, phase.busy_ns)
+            else:
+                unit = next((c.unit for c in table.columns if c.unit), "")
+                yield self.section(f"{table.title}: {unit} a step")
+                yield from self.table(table)
+        yield self.section("What was measured")
+        yield from self._lines(measured.lines(phase))
+        yield self.section("Findings")
         yield from self._findings(phase.findings)
         if not phase.findings:
             yield self.ink(sentences.NO_FINDING)
 
-    def _section(self, title: str) -> RenderableType:
-        return Padding(self.ink(title, "bold"), (1, 0, 0, 0))
-
     def _lines(self, lines: Iterable[str]) -> Iterator[RenderableType]:
         for line in lines:
             yield self.ink(line)
-
-    def _notes(self, notes: list[str]) -> Iterator[RenderableType]:
-        for note in notes:
-            yield Padding(self.ink(note, "dim"), (0, 0, 0, 1))
 
     def _ladder(self, phase: Phase) -> RenderableType:
         ladder = phase.ladder
@@ -145,36 +120,28 @@ class _Page:
             )
         return grid
 
-    def _ledger(self, phase: Phase) -> Iterator[RenderableType]:
-        rows, table = phase.ledger or [], ledger_view.ledger_table(phase)
-        assert table is not None
+    def _ledger(self, table: Table, phase: Phase) -> Iterator[RenderableType]:
+        rows = phase.ledger or []
         bars, _ = ledger_view.waterfall(rows)
         spare = self.width - (100 if self.width >= WIDE else 62) + 11 * (6 - len(table.columns))
         room = max(10, min(30, spare))
-        drawn = [Cell(_drawn(bar, room), tone=bar.tone) for bar in bars]
+        bar_cells = [Cell(_bar_text(bar, room), tone=bar.tone) for bar in bars]
         columns = [*table.columns[:3], Column(""), *table.columns[3:]]
-        lines = [[*r[:3], bar, *r[3:]] for r, bar in zip(table.rows, drawn, strict=True)]
+        lines = [[*r[:3], bar, *r[3:]] for r, bar in zip(table.rows, bar_cells, strict=True)]
         for line, bar in zip(lines, bars, strict=True):
-            shown = bar.tone not in ("quiet", "total")
-            line[-1] = Cell(columns_of.plain_name(line[-1].text) if shown else "")
-        table = view.Table(table.id, table.title, columns, lines, table.notes)
+            is_change = bar.tone not in ("quiet", "total")
+            line[-1] = Cell(plain_name(line[-1].text) if is_change else "")
+        table = Table(table.id, table.title, columns, lines, table.notes)
         unit = ledger_view.ledger_scale(rows).unit
-        yield self._section(f"Ledger: {unit} a step; shares are of the dense wall")
-        yield columns_of.fitted(table, self.width, self.ink)
-        if len(columns) - 1 not in columns_of.kept_columns(table, self.width):
+        yield self.section(f"Ledger: {unit} a step; shares are of the dense wall")
+        yield self.fitted(table)
+        if len(columns) - 1 not in kept_columns(table, self.width):
             for line in lines:
                 if line[-1].text:
-                    yield self._short(f" ↳ {line[0].text}: {line[-1].text}")
-        yield from self._notes(table.notes)
+                    yield self.cut(self.ink(f" ↳ {line[0].text}: {line[-1].text}", "dim"))
+        yield from self.notes(table.notes)
 
-    def _short(self, text: str) -> Text:
-        """One line, cut at the right edge."""
-        line = self.ink(text, "dim")
-        columns_of.cut(line, self.width, self.ink)
-        return line
-
-    def _shares(self, parts: dict[str, float], busy_ns: float) -> RenderableType:
-        table = view.split_table("kind", parts, busy_ns, top=8)
+    def _shares(self, table: Table, busy_ns: float) -> RenderableType:
         room = max(8, min(40, self.width - 40))
         grid = self._grid(right=(1, 3))
         for name, ns, share in table.rows:
@@ -187,12 +154,6 @@ class _Page:
                 self.ink(share.text),
             )
         return grid
-
-    def _table(self, table: view.Table) -> Iterator[RenderableType]:
-        unit = next((c.unit for c in table.columns if c.unit), "")
-        yield self._section(f"{table.title}: {unit} a step")
-        yield columns_of.fitted(table, self.width, self.ink)
-        yield from self._notes(columns_of.shown_notes(table, self.width))
 
     def _grid(self, right: tuple[int, ...] = (1,), *, columns: int = 4) -> Grid:
         grid = Grid(box=None, show_header=False, padding=(0, 1, 0, 0), pad_edge=False)
@@ -216,7 +177,7 @@ def _hanging(mark: Text, text: Text) -> RenderableType:
     return grid
 
 
-def _drawn(bar: ledger_view.WaterfallBar, room: int) -> str:
+def _bar_text(bar: ledger_view.WaterfallBar, room: int) -> str:
     """A waterfall bar as text: a mark for a wall, full blocks for a loss, light for a gain."""
     low, high = sorted((bar.start, bar.end))
     first = min(room - 1, int(low * room))

@@ -1,21 +1,11 @@
-"""The tables of a phase as rows of cells, shared by every format: in, a Phase of the Report; out,
-text with units beside the raw values (ns, shares), unescaped. Renderers escape and lay out.
+"""A table as every format takes it: rows of cells, text with units beside the raw values (ns,
+shares), unescaped. Renderers escape and lay out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-
-from prunescope.analysis.report import numbers
-from prunescope.analysis.report.gemm_rows import Shown, shown_rows
-from prunescope.analysis.schema.report import BESIDE, GemmRow, KernelRow, Phase
-
-GROUPS = ("qkv", "qk", "pv", "o", "gate_up", "down", "lm_head", "router", "other", "added")
-_HELPED = 0.05  # of a GEMM's time: helpers worth a mark
-_SHOWN = 1e-3  # of busy time: less that a table leaves out is not worth a note
-_ABOVE = "! ≥ 100 % of the bound: cache-resident operands, or a peak that is too low"
-_LOGICAL = frozenset({"qk", "pv"})  # two GEMMs of one attention kernel share its role
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,18 +21,24 @@ class Cell:
 @dataclass(frozen=True, slots=True)
 class Column:
     """A column: its title, its unit, whether it holds numbers; where room is short, columns go by
-    falling `drop` (0 stays), and a `flexible` one is cut."""
+    falling `drop` (0 stays), and a `flexible` one is cut or, with `folds`, folded."""
 
     title: str
     unit: str = ""
     numeric: bool = False
     drop: int = 0
     flexible: bool = False
+    folds: bool = False
 
     @property
     def head(self) -> str:
         """The title with its unit."""
         return f"{self.title} ({self.unit})" if self.unit else self.title
+
+
+def numeric(*titles: str) -> list[Column]:
+    """Columns of numbers without a unit."""
+    return [Column(title, numeric=True) for title in titles]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,252 +54,13 @@ class Table:
     needs: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-def gemm_order(gemms: list[GemmRow]) -> list[GemmRow]:
-    """By group, in the order of a decoder layer, then by time."""
-    place = {group: i for i, group in enumerate(GROUPS)}
-    return sorted(gemms, key=lambda g: (place.get(g.group, len(place)), -g.busy_ns))
-
-
-def without_sizes(phase: Phase) -> bool:
-    """Whether no GEMM says what it multiplies, and nothing else says what was pruned: rows that are
-    gone or new say it only where a family could be told from them."""
-    if not phase.gemms or any(n is not None for g in phase.gemms for n in (g.m, g.n, g.k)):
-        return False
-    is_told = phase.family is not None and phase.family.id != "unknown"
-    return not is_told or all(g.axis == "unknown" for g in phase.gemms)
-
-
-def gemm_table(phase: Phase, *, top: int | None = None, names: bool = False) -> Table:
-    """The GEMM table; `top` keeps the rows that took, or lost, the most time, and `names` shows
-    the kernels that ran in place of the group."""
-    compared = any(g.axis is not None for g in phase.gemms)
-    merged = shown_rows(phase.gemms)
-    of_row = {id(one.gemm): one for one in merged}
-    gemms = [one.gemm for one in merged]
-    shown = sorted(gemms, key=lambda g: -max(g.busy_ns, abs(g.loss_ns or 0.0)))[:top]
-    unit = numbers.scale(g.busy_ns for g in phase.gemms)
-    # Where room is short, a column in which nothing moved goes first.
-    heads = any("heads" in (g.keep or {}) for g in shown)
-    fewer = any(g.dense_count not in (None, g.count) for g in shown)
-    columns = [
-        Column("role"),
-        *([] if names else [Column("group", drop=9)]),
-        *([Column("axis"), Column("kept", numeric=True)] if compared else []),
-        Column("batch", numeric=True, drop=1 if heads else 7),
-        *(Column(axis, numeric=True) for axis in "MNK"),
-        Column("count", numeric=True, drop=1 if fewer else 3),
-        Column("bound", drop=2),
-        Column("time", unit.unit, numeric=True),
-        *([Column("promised", unit.unit, numeric=True, drop=4)] if compared else []),
-        *([Column("loss", unit.unit, numeric=True)] if compared else []),
-        Column("of bound", numeric=True, drop=8),
-        *([Column("kernel", flexible=True)] if names else []),
-    ]
-    ordered = gemm_order(shown)
-    rows = [_gemm_row(of_row[id(g)], unit, compared=compared) for g in ordered]
-    if names:
-        for row, gemm in zip(rows, ordered, strict=True):
-            del row[1]
-            row.append(Cell("; ".join(gemm.kernels), code=True))
-    notes = _gemm_notes(gemms, shown, unit)
-    return Table("gemms", "GEMMs", columns, rows, notes, {_ABOVE: ("of bound",)})
-
-
-def _gemm_row(one: Shown, unit: numbers.Scale, *, compared: bool) -> list[Cell]:
-    gemm = one.gemm
-    marks = "*" * gemm.simulated + "†" * gemm.split + "‖" * _beside(gemm) + "‡" * _helped(gemm)
-    moved: list[Cell] = []
-    cost: list[Cell] = []
-    if compared:
-        moved = [Cell(gemm.axis or numbers.UNKNOWN), _kept(one)]
-        loss = gemm.loss_ns
-        colour = "" if not loss else "loss" if loss > 0 else "gain"
-        cost = [
-            Cell(unit.text(gemm.promised_ns), gemm.promised_ns),
-            Cell(unit.text(loss, signed=True), loss, tone=colour),
-        ]
-    return [
-        Cell(f"{gemm.role}{f' {gemm.group}' if gemm.group in _LOGICAL else ''}{marks}"),
-        Cell(gemm.group),
-        *moved,
-        _dimension(gemm.batch, gemm.dense_batch, one.span.get("batch")),
-        _dimension(gemm.m, gemm.dense_m),
-        _dimension(gemm.n, gemm.dense_n, one.span.get("n")),
-        _dimension(gemm.k, gemm.dense_k, one.span.get("k")),
-        _calls(gemm),
-        Cell(gemm.bound or numbers.UNKNOWN),
-        _time(gemm, unit),
-        *cost,
-        _of_bound(gemm),
-    ]
-
-
-def _of_bound(row: GemmRow | KernelRow) -> Cell:
-    """The share of its bound that a row reaches: none of a roofline that does not bind it."""
-    if row.bound == "latency":
-        return Cell(numbers.UNKNOWN, row.efficiency)
-    flag = "!" * _is_above(row)
-    return Cell(f"{numbers.percent(row.efficiency)}{flag}", row.efficiency)
-
-
-def _is_above(row: GemmRow | KernelRow) -> bool:
-    """Whether a row took less time than its roofline allows."""
-    return (row.efficiency or 0.0) > 1 and row.bound != "latency"
-
-
-def _helped(gemm: GemmRow) -> bool:
-    """Whether much of a row's time is of what its op runs beside the GEMM."""
-    return gemm.helper_ns > _HELPED * gemm.busy_ns
-
-
-def _beside(row: GemmRow | KernelRow) -> bool:
-    """Whether a row's kernels ran beside others: its time is what no earlier kernel covers."""
-    return row.duration_ns is not None and row.busy_ns < BESIDE * row.duration_ns
-
-
-def _is_hidden(row: GemmRow | KernelRow) -> bool:
-    """Whether all that a row ran lies under kernels that began before: it takes no busy time."""
-    return not row.busy_ns and bool(row.duration_ns)
-
-
-def _time(row: GemmRow | KernelRow, unit: numbers.Scale) -> Cell:
-    """Busy time, and of a row that has none for others hide it, how long it ran."""
-    ran = f" (ran {unit.text(row.duration_ns)})" if _is_hidden(row) else ""
-    return Cell(f"{unit.text(row.busy_ns)}{ran}", row.busy_ns)
-
-
-def _under(unit: numbers.Scale, rows: Sequence[GemmRow | KernelRow]) -> str:
-    """Those of the rows that take no time, for others hide them, with how long they ran."""
-    under = [row for row in rows if _is_hidden(row)]
-    ran = unit.text(sum(row.duration_ns or 0.0 for row in under))
-    said = f"; {len(under)} of them ran {ran} {unit.unit} hidden under other kernels"
-    return said if under else ""
-
-
-def _dimension(now: int | None, dense: int | None, span: tuple[int, int] | None = None) -> Cell:
-    """`576`, `1536→1160` where pruning moved it, `1536→960–1160` where layers differ."""
-    new = numbers.UNKNOWN if now is None else str(now) if span is None else f"{span[0]}–{span[1]}"
-    moved = dense is not None and (dense != now or span is not None)
-    return Cell(f"{dense}→{new}" if moved else new, now)
-
-
-def _calls(gemm: GemmRow) -> Cell:
-    """`30`, or `30→23` where calls are gone."""
-    now = numbers.count(gemm.count)
-    before = now if gemm.dense_count is None else numbers.count(gemm.dense_count)
-    return Cell(now if before == now else f"{before}→{now}", gemm.count)
-
-
-def _kept(one: Shown) -> Cell:
-    """`75 %` of the axis, `50–75 %` where layers differ, or one share an axis where several
-    moved."""
-    if one.kept is not None:
-        low, high = (numbers.percent(share, decimals=0) for share in one.kept)
-        return Cell(low if low == high else f"{low.removesuffix(' %')}–{high}", one.kept[0])
-    keep = one.gemm.keep or {}
-    shares = {name: numbers.percent(share, decimals=0) for name, share in keep.items()}
-    if len(shares) == 1:
-        ((name, share),) = keep.items()
-        return Cell(shares[name], share)
-    text = " ".join(f"{n.upper() if len(n) == 1 else n} {s}" for n, s in shares.items())
-    return Cell(text or numbers.UNKNOWN)
-
-
-def _gemm_notes(gemms: list[GemmRow], shown: list[GemmRow], unit: numbers.Scale) -> list[str]:
-    notes = []
-    if hidden := len(gemms) - len(shown):
-        rest = sum(g.busy_ns for g in gemms) - sum(g.busy_ns for g in shown)
-        rows = "1 smaller row" if hidden == 1 else f"{hidden} smaller rows"
-        ids = {id(g) for g in shown}
-        under = _under(unit, [g for g in gemms if id(g) not in ids])
-        notes.append(f"{rows}, together {unit.text(rest)} {unit.unit}, left out here{under}")
-    if any(g.simulated for g in shown):
-        notes.append("* simulated: the device has no such kernel; the time is of a stand-in")
-    if any(g.split for g in shown):
-        notes.append("† a fused attention kernel: its time is split by the FLOPs of QKᵀ and PV")
-    if beside := [g for g in shown if _beside(g)]:
-        notes.append(_ran_beside(beside, unit))
-    if helped := [g for g in shown if _helped(g)]:
-        helpers = unit.text(sum(g.helper_ns for g in helped))
-        notes.append(
-            f"‡ {helpers} {unit.unit} of these rows are copies, fills or reductions that their ops "
-            "run beside the GEMM, in the time and not in the bound"
-        )
-    if any(map(_is_above, shown)):
-        notes.append(_ABOVE)
-    return notes
-
-
-def _ran_beside(rows: Sequence[GemmRow | KernelRow], unit: numbers.Scale) -> str:
-    """What the time of rows leaves out."""
-    busy, ran = (sum(getattr(r, n) or 0.0 for r in rows) for n in ("busy_ns", "duration_ns"))
-    return (
-        "‖ ran beside other kernels: the time is what no earlier one covers, "
-        f"{unit.text(busy)} of {unit.text(ran)} {unit.unit} that these rows ran; "
-        "`of bound` is of the whole"
-    )
-
-
-def kernel_table(kernels: list[KernelRow], busy_ns: float, *, top: int | None = None) -> Table:
-    """Kernels by name, largest first."""
-    unit = numbers.scale(k.busy_ns for k in kernels)
-    columns = [
-        Column("kernel", flexible=True),
-        Column("kind"),
-        Column("role", drop=2),
-        Column("count", numeric=True, drop=1),
-        Column("time", unit.unit, numeric=True),
-        Column("of busy", numeric=True),
-        Column("bound", drop=4),
-        Column("of bound", numeric=True, drop=5),
-    ]
-    rows = [
-        [
-            Cell(k.name, code=True),
-            Cell(f"{k.kind}{'‖' * (_beside(k) and not _is_hidden(k))}"),
-            Cell(k.role),
-            Cell(numbers.count(k.count), k.count),
-            _time(k, unit),
-            Cell(numbers.percent(numbers.share_of(k.busy_ns, busy_ns)), k.busy_ns),
-            Cell(k.bound or numbers.UNKNOWN),
-            _of_bound(k),
-        ]
-        for k in kernels[:top]
-    ]
-    rest = busy_ns - sum(k.busy_ns for k in kernels[:top])
-    is_much = rest > _SHOWN * busy_ns  # a report holds the largest rows alone, a table fewer
-    under = _under(unit, kernels[len(rows) :])
-    notes = []
-    if is_much or under:
-        share = numbers.percent(numbers.share_of(rest, busy_ns))
-        time = f", together {unit.text(rest)} {unit.unit} ({share} of busy)," if is_much else ""
-        notes.append(f"smaller rows{time} are left out here{under}")
-    if beside := [k for k in kernels[:top] if _beside(k) and not _is_hidden(k)]:
-        notes.append(_ran_beside(beside, unit))
-    if any(map(_is_above, kernels[:top])):
-        notes.append(_ABOVE)
-    if any(_is_hidden(k) for k in kernels[:top]):
-        notes.append("(ran …): hidden under other kernels, none of it counts")
-    return Table("kernels", "Kernels by name", columns, rows, notes, {_ABOVE: ("of bound",)})
-
-
-def split_table(
-    title: str, parts: dict[str, float], busy_ns: float, *, top: int | None = None
+def text_table(
+    table_id: str,
+    title: str,
+    columns: Sequence[Column],
+    rows: Iterable[Sequence[str]],
+    notes: Sequence[str] = (),
 ) -> Table:
-    """Busy time by kind, role or bound, largest first."""
-    ranked = sorted(parts.items(), key=lambda item: -item[1])[:top]
-    unit = numbers.scale(parts.values())
-    rows = [
-        [
-            Cell(name),
-            Cell(unit.text(ns), ns),
-            Cell(numbers.percent(numbers.share_of(ns, busy_ns)), ns),
-        ]
-        for name, ns in ranked
-    ]
-    columns = [
-        Column(title),
-        Column("time", unit.unit, numeric=True),
-        Column("of busy", numeric=True),
-    ]
-    return Table(title, f"Busy time by {title}", columns, rows)
+    """A table of which only the text is known, without values to sort by."""
+    cells = [[Cell(text) for text in row] for row in rows]
+    return Table(table_id, title, list(columns), cells, list(notes))

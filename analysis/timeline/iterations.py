@@ -53,9 +53,9 @@ def find_iterations(trace: Trace) -> Iterations | None:
     called = {i: found[1] for i, name in enumerate(trace.names) if (found := _RUNS.search(name))}
     if not called:
         return None
-    notes = trace.marks["module"] == 0
+    notes = trace.annotations["module"] == 0
     for spans, keep in (
-        (trace.marks, notes),
+        (trace.annotations, notes),
         (trace.frames, np.ones(len(trace.frames["ts"]), bool)),
     ):
         hits = np.flatnonzero(np.isin(spans["name"], list(called)) & keep)

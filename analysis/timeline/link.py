@@ -16,7 +16,7 @@ from prunescope.analysis.timeline.correlate import launch_of, lookup, op_alone, 
 from prunescope.analysis.timeline.launches import lost_launches
 from prunescope.analysis.timeline.nesting import innermost, parents
 from prunescope.analysis.timeline.spill import StepPlaces, place
-from prunescope.analysis.timeline.steps import OWN_MARK, Windows
+from prunescope.analysis.timeline.steps import OWN_PREFIX, Windows
 from prunescope.analysis.trace.events import Trace
 from prunescope.analysis.trace.load import NONE, Ints
 
@@ -37,7 +37,7 @@ class Linked:
 
     `op`: row of the host op, `launched`: host time of the launch (the begin of the op where no
     launch is known), `starved`: the gap before this row belongs to a launch that began after the
-    device had run out of work. Per step: `wall`, `tail`.
+    device had run out of work. Per step: `wall`, `trailing_idle`.
     """
 
     step: Ints
@@ -51,15 +51,15 @@ class Linked:
     launched: Ints
     thread: Ints
     wall: Ints
-    tail: Ints
+    trailing_idle: Ints
     replayed: NDArray[np.bool_]  # launched by a graph replay
     above: Ints  # row of the work op around a row, -1 at the top and on a device
-    lead_ns: int | None = None
-    lead_busy_ns: int | None = None  # of the lead, what the device ran before
-    # Of the lead, what the step launched itself, of which no row holds busy time: run time (ran_ns)
-    # and the part of it in which nothing earlier ran (ns).
-    lead_own: dict[str, float] = field(default_factory=dict)
-    spill: dict[str, float] = field(default_factory=lambda: {"events": 0, "ns": 0})
+    launch_latency_ns: int | None = None
+    launch_latency_busy_ns: int | None = None  # of it, what the device ran before
+    # Of that latency, what the step launched itself, of which no row holds busy time: run time
+    # (ran_ns) and the part of it in which nothing earlier ran (ns).
+    launch_latency_work: dict[str, float] = field(default_factory=dict)
+    carry_over: dict[str, float] = field(default_factory=lambda: {"events": 0, "ns": 0})
     late: dict[str, float] = field(default_factory=lambda: {"events": 0, "ns": 0})
     left_out: dict[str, float] = field(default_factory=lambda: {"events": 0, "ns": 0})
     # Launches of kernels that were to run inside of steps, those of them whose kernel is not in the
@@ -111,7 +111,7 @@ def link_device(trace: Trace, windows: Windows) -> Linked:
         launched=launched,
         thread=np.full(len(start), NONE),
         wall=np.zeros(len(windows), np.int64),
-        tail=np.zeros(len(windows), np.int64),
+        trailing_idle=np.zeros(len(windows), np.int64),
         replayed=_by_graph(trace, launch),
         above=np.full(len(start), NONE),
     )
@@ -122,7 +122,7 @@ def link_device(trace: Trace, windows: Windows) -> Linked:
     out.op = np.where((launch >= 0) & ~out.replayed, of_launch, by_op)
     on = taken(trace.launches["thread"], launch)
     out.thread = np.where(by_op >= 0, taken(trace.ops["thread"], by_op), on)
-    begins = _begin_of_steps(out, linked, placed.spill, trace, windows)
+    begins = _begin_of_steps(out, linked, placed.carry_over, trace, windows)
     others = _reach(out, np.flatnonzero(out.step < 0))
     for i in range(len(windows)):
         _fill_step(out, np.flatnonzero(out.step == i), i, begins[i], others)
@@ -131,26 +131,31 @@ def link_device(trace: Trace, windows: Windows) -> Linked:
 
 
 def _name_the_rest(out: Linked, placed: StepPlaces, windows: Windows) -> None:
-    """Count what is in no step: spill, late, left out. What our own runs did before their first
-    step is the one that is thrown away."""
-    for name, mask in (("spill", placed.spill), ("late", placed.late)):
+    """Count what is in no step: carry-over, late, left out. What our own runs did before their
+    first step is the one that is thrown away."""
+    for name, mask in (("carry_over", placed.carry_over), ("late", placed.late)):
         rows = np.flatnonzero(mask)
         start, end = out.start[rows], out.start[rows] + out.duration[rows]
         ns = int(cover(start, end, int(start[0]))[0].sum()) if len(rows) else 0
         setattr(out, name, {"events": len(rows), "ns": ns})
-    outside = (out.step < 0) & ~placed.spill & ~placed.late
+    outside = (out.step < 0) & ~placed.carry_over & ~placed.late
     if windows.source == "prunescope":
         outside &= placed.until >= windows.start[0]
     out.left_out = {"events": int(outside.sum()), "ns": int(out.duration[outside].sum())}
 
 
 def _begin_of_steps(
-    out: Linked, linked: NDArray[np.bool_], spill: NDArray[np.bool_], trace: Trace, windows: Windows
+    out: Linked,
+    linked: NDArray[np.bool_],
+    carry_over: NDArray[np.bool_],
+    trace: Trace,
+    windows: Windows,
 ) -> list[int]:
     """Where the wall of each step begins: the end of the last device event of the step before.
 
     The first step of our own runs follows one that was thrown away; that of a bare trace starts
-    at its first linked device event behind the spill, with the lead shown beside it.
+    at its first linked device event after the carry-over; the launch latency before it is
+    reported apart.
     """
     begins: list[int] = []
     end = out.start + out.duration
@@ -166,21 +171,23 @@ def _begin_of_steps(
             begins.append(int(end[done].max()))
             continue
         first = rows[linked[rows]] if linked[rows].any() else rows
-        begins.append(_behind_spill(out, first, np.flatnonzero(spill)))
+        begins.append(_behind_carry_over(out, first, np.flatnonzero(carry_over)))
         if i == 0:
-            out.lead_ns, out.lead_busy_ns = _lead(out, trace, windows, begins[0])
+            out.launch_latency_ns, out.launch_latency_busy_ns = _launch_latency(
+                out, trace, windows, begins[0]
+            )
     return begins
 
 
-def _behind_spill(out: Linked, rows: Ints, spill: Ints) -> int:
-    """The first start of rows, from the end of the spill on, where any of them runs then."""
+def _behind_carry_over(out: Linked, rows: Ints, carry_over: Ints) -> int:
+    """The first start of rows, from the end of the carry-over on, where any of them runs then."""
     end = out.start + out.duration
-    spilt = int(end[spill].max()) if len(spill) else int(out.start[rows[0]])
-    behind = rows[end[rows] > spilt]
-    return max(int(out.start[behind[0]]), spilt) if len(behind) else int(out.start[rows[0]])
+    until = int(end[carry_over].max()) if len(carry_over) else int(out.start[rows[0]])
+    behind = rows[end[rows] > until]
+    return max(int(out.start[behind[0]]), until) if len(behind) else int(out.start[rows[0]])
 
 
-def _lead(
+def _launch_latency(
     out: Linked, trace: Trace, windows: Windows, first: int
 ) -> tuple[int, int] | tuple[None, None]:
     """Time from the beginning of the step on the host to `first`, where its wall begins, and for
@@ -196,7 +203,7 @@ def _lead(
     earlier = rows[out.step[rows] != 0]
     others, _ = cover(out.start[earlier], until[earlier], begin)
     own = rows[out.step[rows] == 0]
-    out.lead_own = {
+    out.launch_latency_work = {
         "events": len(own),
         "ns": int(busy.sum() - others.sum()),
         "ran_ns": int((until[own] - np.maximum(out.start[own], begin)).sum()),
@@ -273,7 +280,7 @@ def link_host(trace: Trace, windows: Windows) -> Linked:
     An op's busy is its duration minus the work ops directly inside it.
     """
     ops = trace.ops
-    by_name = np.array([is_work_op(n) and not n.startswith(OWN_MARK) for n in trace.names], bool)
+    by_name = np.array([is_work_op(n) and not n.startswith(OWN_PREFIX) for n in trace.names], bool)
     work = np.flatnonzero(by_name[ops["name"]])
     if windows.source == "whole" and len(ops["ts"]):
         first, last = ops["ts"].min(), (ops["ts"] + ops["dur"]).max()
@@ -311,7 +318,7 @@ def link_host(trace: Trace, windows: Windows) -> Linked:
         launched=start,
         thread=ops["thread"][work],
         wall=wall,
-        tail=tail,
+        trailing_idle=tail,
         left_out=left_out,
         replayed=np.zeros(len(work), bool),
         above=above,

@@ -50,15 +50,15 @@ def recorded(trace: Trace, linked: Linked, windows: Windows) -> Recorded:
     others = np.ones(len(trace.ops["ts"]), bool)
     others[linked.op] = False
     rows = {"ts": linked.start, "dur": linked.duration, "thread": linked.thread}
-    modules = trace.marks["module"] != 0
+    modules = trace.annotations["module"] != 0
     for spans, kept, weight in (
         (trace.ops, others, 1),
-        (trace.marks, modules, 1),
-        (trace.marks, ~modules, SPAN),
+        (trace.annotations, modules, 1),
+        (trace.annotations, ~modules, SPAN),
     ):
         begin, dur, thread = (spans[column][kept] for column in ("ts", "dur", "thread"))
         step = windows.step_of(begin)
-        # A step's own mark is recorded outside of it.
+        # A step's own annotation is recorded outside of it.
         within = (step >= 0) & (dur < (windows.end - windows.start)[step])
         begin, dur, thread, step = (column[within] for column in (begin, dur, thread, step))
         around = _around(linked, innermost(rows, thread, begin), begin, begin + dur)

@@ -1,7 +1,7 @@
 """Forward, backward, optimizer: which pass of a training step a row is of, and whose gradient.
 
-In: the host ops and marks of a trace. Out: Passes, or None where nothing was differentiated. A node
-of the backward pass has the sequence number of the op whose gradient it computes.
+In: the host ops and annotations of a trace. Out: Passes, or None where nothing was differentiated.
+A node of the backward pass has the sequence number of the op whose gradient it computes.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Passes:
 
 def find_passes(trace: Trace, thread: Ints, ts: Ints) -> Passes | None:
     """The passes of rows in time order, from the host thread and time of their launch or op."""
-    ops, marks = trace.ops, trace.marks
+    ops, annotations = trace.ops, trace.annotations
     node = np.array([name.startswith(_NODE) for name in trace.names], bool)
     if not len(ops["ts"]) or not node[ops["name"]].any():
         return None
@@ -59,7 +59,7 @@ def find_passes(trace: Trace, thread: Ints, ts: Ints) -> Passes | None:
     nodes, inside = _inside(ops, of_node, thread, ts)
     forward, before = _inside(ops, ~of_node & (ops["sequence"] >= 0), thread, ts)
     updates = np.array([name.startswith(_OPTIMIZER) for name in trace.names], bool)
-    _, update = _inside(marks, updates[marks["name"]], thread, ts)
+    _, update = _inside(annotations, updates[annotations["name"]], thread, ts)
     sequence = np.where(inside >= 0, nodes["sequence"][inside], forward["sequence"][before])
     sequence = np.where((inside >= 0) | (before >= 0), sequence, NONE)
     op = np.where(inside >= 0, NONE, before)

@@ -66,10 +66,10 @@ def _only(trace: Trace, linked: Linked, windows: Windows, steps: Ints) -> tuple[
         step=number[linked.step[keep]],
         wall=linked.wall[steps],
         above=np.where(above >= 0, moved[np.maximum(above, 0)], NONE),
-        tail=linked.tail[steps],
-        lead_ns=linked.lead_ns if first else None,
-        lead_busy_ns=linked.lead_busy_ns if first else None,
-        lead_own=linked.lead_own if first else {},
+        trailing_idle=linked.trailing_idle[steps],
+        launch_latency_ns=linked.launch_latency_ns if first else None,
+        launch_latency_busy_ns=linked.launch_latency_busy_ns if first else None,
+        launch_latency_work=linked.launch_latency_work if first else {},
         launches=lost_launches(trace, kept) if trace.on_device else linked.launches,
     )
     return chosen, kept

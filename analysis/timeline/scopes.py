@@ -1,7 +1,7 @@
 """Module scopes: which layer and role the host was in when it launched a kernel or ran an op.
 
-In: the marks of a trace (our scopes are annotations named by module path; PyTorch's `with_stack`
-gives `nn.Module: Class_i`). Out: for every row the index of a Place, or -1.
+In: the annotations of a trace (our scopes are annotations named by module path; PyTorch's
+`with_stack` gives `nn.Module: Class_i`). Out: for every row the index of a Place, or -1.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 
 from prunescope.analysis.timeline.nesting import innermost, parents
-from prunescope.analysis.timeline.steps import OWN_MARK
+from prunescope.analysis.timeline.steps import OWN_PREFIX
 from prunescope.analysis.trace.events import Trace
 from prunescope.analysis.trace.load import MODULE, NONE, Ints
 from prunescope.taxonomy.roles import Place, locate_all
@@ -33,8 +33,8 @@ _BESIDE_ATTENTION = "a layer that calls attention and its MLP's linears itself"
 
 @dataclass(frozen=True)
 class Scopes:
-    """`place`: index into `places` for every row, -1 for none; `call`: the mark that the row is
-    in (one call of one module), -1 for none. `source`: "modules" | "nn.Module" | "none"."""
+    """`place`: index into `places` for every row, -1 for none; `call`: the annotation that the row
+    is in (one call of one module), -1 for none. `source`: "modules" | "nn.Module" | "none"."""
 
     place: Ints
     call: Ints
@@ -47,25 +47,25 @@ def find_scopes(trace: Trace, thread: Ints, ts: Ints) -> Scopes:
 
     An op outside every scope belongs to the one closed last on its thread.
     """
-    marks, places, source = _places(trace)
+    modules, places, source = _places(trace)
     if not places:
         none = np.full(len(ts), NONE)
         return Scopes(none, none, [], "none")
-    spans = {k: trace.marks[k][marks] for k in ("ts", "dur", "thread")}
+    spans = {k: trace.annotations[k][modules] for k in ("ts", "dur", "thread")}
     if source == "modules":
         # Of two scopes with equal times, the module with the shorter path is the outer one.
-        paths = trace.marks["name"][marks]
+        paths = trace.annotations["name"][modules]
         spans["order"] = np.array([len(trace.names[i]) for i in paths], np.int64)
     inner = innermost(spans, thread, ts)
     outside = np.flatnonzero((inner < 0) & (thread >= 0))
     if source == "modules" and len(outside):
         inner[outside] = _closed_last(spans, thread[outside], ts[outside])
-    # Told apart by identity first: hashing a place for each of a million marks takes long.
+    # Told apart by identity first: hashing a place for each of a million annotations takes long.
     objects = {id(p): p for p in places}
     distinct = {p: i for i, p in enumerate(dict.fromkeys(objects.values()))}
     number = {key: distinct[p] for key, p in objects.items()}
-    of_mark = np.array([number[id(p)] for p in places])
-    return Scopes(np.where(inner >= 0, of_mark[inner], NONE), inner, list(distinct), source)
+    of_annotation = np.array([number[id(p)] for p in places])
+    return Scopes(np.where(inner >= 0, of_annotation[inner], NONE), inner, list(distinct), source)
 
 
 def modules_that_ran(trace: Trace) -> frozenset[tuple[int, str]]:
@@ -91,34 +91,34 @@ def _closed_last(spans: dict[str, Ints], thread: Ints, ts: Ints) -> Ints:
 
 def _has_own(trace: Trace) -> bool:
     """Whether our hooks recorded the modules."""
-    return any(name.startswith(OWN_MARK) for name in trace.names)
+    return any(name.startswith(OWN_PREFIX) for name in trace.names)
 
 
 def _places(trace: Trace) -> tuple[Ints, list[Place], str]:
-    """The marks that are module scopes, and the place of each."""
-    names, module = trace.marks["name"], trace.marks["module"]
+    """The annotations that are module scopes, and the place of each."""
+    names, module = trace.annotations["name"], trace.annotations["module"]
     if _has_own(trace):
         path = np.array(
-            [bool(_PATH.match(n)) and not n.startswith(OWN_MARK) for n in trace.names], bool
+            [bool(_PATH.match(n)) and not n.startswith(OWN_PREFIX) for n in trace.names], bool
         )
-        marks = np.flatnonzero((module == 0) & path[names])
-        known = locate_all(trace.names[i] for i in np.unique(names[marks]))
-        return marks, [known[trace.names[i]] for i in names[marks]], "modules"
-    marks = np.flatnonzero(module == 1)
-    return marks, _class_places(trace, marks), "nn.Module"
+        rows = np.flatnonzero((module == 0) & path[names])
+        known = locate_all(trace.names[i] for i in np.unique(names[rows]))
+        return rows, [known[trace.names[i]] for i in names[rows]], "modules"
+    rows = np.flatnonzero(module == 1)
+    return rows, _class_places(trace, rows), "nn.Module"
 
 
-def _class_places(trace: Trace, marks: Ints) -> list[Place]:
+def _class_places(trace: Trace, modules: Ints) -> list[Place]:
     """Places from class names and nesting: `nn.Module: Linear_5` is known by its position."""
-    places: list[Place] = [Place(None, _UNKNOWN, "model")] * len(marks)
-    for t in np.unique(trace.marks["thread"][marks]):
-        rows = np.flatnonzero(trace.marks["thread"][marks] == t)
-        start = trace.marks["ts"][marks[rows]]
-        dur = trace.marks["dur"][marks[rows]]
-        rows = rows[np.lexsort((-dur, start))]
-        start = trace.marks["ts"][marks[rows]]
-        up = parents(start, start + trace.marks["dur"][marks[rows]])
-        labels = [trace.names[i][len(MODULE) :] for i in trace.marks["name"][marks[rows]]]
+    places: list[Place] = [Place(None, _UNKNOWN, "model")] * len(modules)
+    begin, dur, name, thread = (
+        trace.annotations[column][modules] for column in ("ts", "dur", "name", "thread")
+    )
+    for t in np.unique(thread):
+        rows = np.flatnonzero(thread == t)
+        rows = rows[np.lexsort((-dur[rows], begin[rows]))]
+        up = parents(begin[rows], begin[rows] + dur[rows])
+        labels = [trace.names[i][len(MODULE) :] for i in name[rows]]
         for row, place in zip(rows, _nested_places(labels, up.tolist()), strict=True):
             places[int(row)] = place
     return places

@@ -1,4 +1,4 @@
-"""Which step a device event without a launch belongs to, or whether to none: spill or late.
+"""Which step a device event without a launch belongs to, or whether to none: carried over or late.
 
 In: a Trace, its device events in order of time, which of them are linked, and the steps of those.
 Out: `Placed`, of every event. A stream runs in the order of launch, and correlation ids grow with
@@ -23,20 +23,20 @@ _NEVER = np.iinfo(np.int64).max
 
 @dataclass(frozen=True)
 class StepPlaces:
-    """`step`: of every event, -1 in none; `spill`: launched before the trace began; `late`: after
-    its last launch; `until`: host ns by which an event without a launch had been launched."""
+    """`step`: of every event, -1 in none; `carry_over`: launched before the trace began; `late`:
+    after its last launch; `until`: host ns by which an event without a launch had been launched."""
 
     step: Ints
-    spill: Mask
+    carry_over: Mask
     late: Mask
     until: Ints
 
 
 def place(trace: Trace, events: Ints, launched: Ints, linked: Mask, windows: Windows) -> StepPlaces:
     """Where the ids tell between which launches of one step an event was launched, it is of that
-    step. Else what runs before the first linked event of its stream is spill, what runs after the
-    last one late, and what runs between two of one step is of it; an event of a stream without any
-    linked one is placed among those of all streams."""
+    step. Else what runs before the first linked event of its stream is carried over, what runs
+    after the last one late, and what runs between two of one step is of it; an event of a stream
+    without any linked one is placed among those of all streams."""
     step = np.where(linked, windows.step_of(launched), NONE)
     nowhere = np.zeros(len(events), bool)
     if not linked.any():
@@ -46,14 +46,14 @@ def place(trace: Trace, events: Ints, launched: Ints, linked: Mask, windows: Win
     known = neighbouring_launches(trace, events)
     free = ~linked
     by_id = free & known.both & (known.before <= trace.device["ts"][events])
-    spill = free & ~by_id & ((before < 0) | (known.first & alone))
-    late = free & ~by_id & ~spill & (after < 0)
+    carry_over = free & ~by_id & ((before < 0) | (known.first & alone))
+    late = free & ~by_id & ~carry_over & (after < 0)
     one, other = taken(step, before), taken(step, after)
     one = np.where(by_id, windows.step_of(known.before), one)
     other = np.where(by_id, windows.step_of(known.after), other)
-    step = np.where(free, np.where((one == other) & ~spill & ~late, one, NONE), step)
+    step = np.where(free, np.where((one == other) & ~carry_over & ~late, one, NONE), step)
     until = np.where(by_id, known.after, taken(launched, after, absent=_NEVER))
-    return StepPlaces(step, spill, late, np.where(linked, launched, until))
+    return StepPlaces(step, carry_over, late, np.where(linked, launched, until))
 
 
 def _neighbours(trace: Trace, events: Ints, linked: Mask) -> tuple[Ints, Ints, Mask]:

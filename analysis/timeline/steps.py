@@ -21,7 +21,7 @@ from prunescope.analysis.trace.load import Ints
 from prunescope.taxonomy.errors import PrunescopeError
 
 OWN_STEP = re.compile(r"prunescope\.step#\d+$")
-OWN_MARK = "prunescope."
+OWN_PREFIX = "prunescope."
 _SHOWN = 60  # characters of a name in a hint
 _PROFILER_STEP = re.compile(r"ProfilerStep#\d+$")
 
@@ -50,9 +50,9 @@ class Windows:
 
 def find_windows(trace: Trace, *, phase_pattern: str | None = None) -> Windows:
     """The steps of a trace. Raises PrunescopeError where `phase_pattern` matches nothing."""
-    marks = trace.marks
-    notes = np.flatnonzero(marks["module"] == 0)
-    ids = marks["name"][notes]
+    annotations = trace.annotations
+    notes = np.flatnonzero(annotations["module"] == 0)
+    ids = annotations["name"][notes]
     distinct = {int(i): trace.names[i] for i in np.unique(ids)}
     for source, is_step in _candidates(phase_pattern):
         steps = [i for i, name in distinct.items() if is_step(name)]
@@ -79,7 +79,7 @@ def _picked(trace: Trace, notes: Ints, hits: Ints, names: dict[int, str]) -> Win
     named = _disjoint(trace, hits, "pattern")
     for _, is_step in _candidates(None):
         steps = [i for i, name in names.items() if is_step(name)]
-        every = _disjoint(trace, notes[np.isin(trace.marks["name"][notes], steps)], "pattern")
+        every = _disjoint(trace, notes[np.isin(trace.annotations["name"][notes], steps)], "pattern")
         picked = np.flatnonzero(np.isin(every.start, named.start))
         if len(picked) and np.array_equal(every.end[picked], named.end):
             return replace(every, picked=picked)
@@ -119,12 +119,12 @@ def _nearest(pattern: str, names: set[str]) -> list[str]:
 
 def _disjoint(trace: Trace, hits: Ints, source: str) -> Windows:
     """Windows in time order; one that starts inside the window before it is not a step."""
-    start = trace.marks["ts"][hits]
-    end = start + trace.marks["dur"][hits]
+    start = trace.annotations["ts"][hits]
+    end = start + trace.annotations["dur"][hits]
     order = np.lexsort((-end, start))
     kept: list[int] = []
     for i in order:
         if not kept or start[i] >= end[kept[-1]]:
             kept.append(int(i))
-    names = [trace.names[trace.marks["name"][hits[i]]] for i in kept]
+    names = [trace.names[trace.annotations["name"][hits[i]]] for i in kept]
     return Windows(start[kept], end[kept], source, names)

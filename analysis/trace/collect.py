@@ -1,8 +1,8 @@
 """Events of a trace, a block at a time, into compact integer columns.
 
 In: lists of typed events (see reader.py). Out: tables of device events, launches, host ops and
-marks, int64: times in ns, strings and op calls as ids, -1 for an absent id. Works on whole columns
-of a block, for one event after the other costs more than decoding it.
+annotations, int64: times in ns, strings and op calls as ids, -1 for an absent id. Works on whole
+columns of a block, for one event after the other costs more than decoding it.
 """
 
 from __future__ import annotations
@@ -34,14 +34,15 @@ NONE = -1  # an absent id in an integer column
 _MAX_NAME = 1 << 14  # characters of a name that are kept
 _MAX_US = 2_300_000_000_000_000  # 73 years: the ns between any two times fit 63 bits
 _MAX_NS = 3600 * 10**9  # of a kernel, op or launch
-_MAX_MARK = 1 << 62  # an annotation may hold a whole run
+_MAX_ANNOTATION = 1 << 62  # an annotation may hold a whole run
 _MAX_ID = 1 << 62
 _NO_TIME = -(1 << 63)
 _NO_ARGS = Args()
-_DEVICE, _LAUNCH, _OP, _MARK, _FRAME = "device", "launch", "op", "mark", "frame"
+_DEVICE, _LAUNCH, _OP, _ANNOTATION, _FRAME = "device", "launch", "op", "annotation", "frame"
 _LONG_FRAME = 100  # us: shorter frames of Python say nothing that is of use, and are most of them
 _GROUPS = {
-    **dict.fromkeys(OP_CATEGORIES, _OP), "user_annotation": _MARK, "python_function": _MARK,
+    **dict.fromkeys(OP_CATEGORIES, _OP),
+    "user_annotation": _ANNOTATION, "python_function": _ANNOTATION,
     **dict.fromkeys(DEVICE_CATEGORIES, _DEVICE), **dict.fromkeys(LAUNCH_CATEGORIES, _LAUNCH),
 }  # fmt: skip
 COLUMNS = {
@@ -49,7 +50,7 @@ COLUMNS = {
               "grid", "block", "registers", "shared_memory", "bytes", "node"),
     _LAUNCH: ("ts", "dur", "name", "correlation", "external", "thread", "kernel"),
     _OP: ("ts", "dur", "name", "external", "thread", "call", "sequence"),
-    _MARK: ("ts", "dur", "name", "thread", "module"),
+    _ANNOTATION: ("ts", "dur", "name", "thread", "module"),
     _FRAME: ("ts", "dur", "name", "thread"),
 }  # fmt: skip
 Key = TypeVar("Key", bound=Hashable)
@@ -119,27 +120,27 @@ class Collector:
             take_it = append.get(event.cat)
             if take_it is not None and event.ph == "X":
                 take_it(event)
-        marks = groups[_MARK]
-        groups[_MARK] = [
-            e for e in marks if e.name.startswith(MODULE) or e.cat != "python_function"
+        annotations = groups[_ANNOTATION]
+        groups[_ANNOTATION] = [
+            e for e in annotations if e.name.startswith(MODULE) or e.cat != "python_function"
         ]
         groups[_FRAME] = [
             e
-            for e in marks
+            for e in annotations
             if (us := e.dur) is not None
             and (us >= _LONG_FRAME if type(us) is float else _is_long(us))
             and e.cat == "python_function"
         ]
-        self.stacks += sum(e.cat == "python_function" for e in marks)
+        self.stacks += sum(e.cat == "python_function" for e in annotations)
         # Those profilers wrote annotations among the ops.
-        groups[_MARK] += [
+        groups[_ANNOTATION] += [
             e for e in groups[_OP] if e.cat == "Operator" and e.name.startswith("ProfilerStep#")
         ]
         take = {
             _DEVICE: self._device,
             _LAUNCH: self._launch,
             _OP: self._op,
-            _MARK: self._mark,
+            _ANNOTATION: self._annotation,
             _FRAME: self._frame,
         }
         for group, found in groups.items():
@@ -158,7 +159,7 @@ class Collector:
         good = (
             (ts != _NO_TIME)
             & (dur >= 0)
-            & (dur <= (_MAX_MARK if group in (_MARK, _FRAME) else _MAX_NS))
+            & (dur <= (_MAX_ANNOTATION if group in (_ANNOTATION, _FRAME) else _MAX_NS))
         )
         if good.all():
             return events, ts, dur
@@ -220,7 +221,7 @@ class Collector:
             ids_of([a.sequence for a in args]),
         ]
 
-    def _mark(
+    def _annotation(
         self, events: list[Event], _args: list[Args], _names: list[str]
     ) -> list[Iterable[int]]:
         module = [int(e.cat == "python_function") for e in events]

@@ -25,7 +25,8 @@ class Trace:
     """One trace. Every `dict` maps a column name to an int64 array; -1 stands for an absent id.
 
     `names`: the interned strings; `calls`: the distinct op calls, decoded; `device`: kernel, memcpy
-    and memset events; `launches`: runtime calls; `ops`: host ops; `marks`: annotations and modules;
+    and memset events; `launches`: runtime calls; `ops`: host ops; `annotations`: NVTX ranges,
+    record_function and modules;
     `frames`: frames of Python of 0.1 ms or more; `other_calls`: runtime
     calls without a correlation id.
     `dropped`: events without a time that can be, `kernels_dropped` of them on the device; `twice`:
@@ -40,7 +41,7 @@ class Trace:
     device: dict[str, Ints]
     launches: dict[str, Ints]
     ops: dict[str, Ints]
-    marks: dict[str, Ints]
+    annotations: dict[str, Ints]
     grids: list[tuple[int, ...]]
     dropped: int = 0
     kernels_dropped: int = 0

@@ -14,7 +14,7 @@ from prunescope.analysis.trace.load import Ints
 
 def host_events(trace: Trace) -> pl.DataFrame:
     """Columns start, duration, name, category, thread, and the shapes of an op's inputs."""
-    parts = [("scope", trace.marks), ("op", trace.ops), ("launch", trace.launches)]
+    parts = [("scope", trace.annotations), ("op", trace.ops), ("launch", trace.launches)]
     names = pl.Series("name", trace.names, dtype=pl.String)
     frames = [
         pl.DataFrame(

@@ -1,7 +1,7 @@
 """A Chrome trace as compact columns.
 
-In: a file (see reader.py, collect.py). Out: `Trace`: numpy columns of device events, launches,
-host ops and marks, integer ns, strings and op calls interned. Numbers are rounded here and nowhere
+In: a file (see reader.py, collect.py). Out: `Trace`: numpy columns of device events, launches, host
+ops and annotations, integer ns, strings and op calls interned. Numbers are rounded here and nowhere
 else: start and duration each to the nearest ns of the decimal text, end = start + duration.
 """
 
@@ -116,7 +116,7 @@ def _trace(source: Source, found: Collector) -> Trace:
         device=found.tables["device"].frozen(),
         launches=found.tables["launch"].frozen(),
         ops=found.tables["op"].frozen(),
-        marks=found.tables["mark"].frozen(),
+        annotations=found.tables["annotation"].frozen(),
         frames=found.tables["frame"].frozen(),
         grids=list(found.grids),
         dropped=sum(found.dropped.values()),

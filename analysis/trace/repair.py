@@ -27,7 +27,7 @@ _FEW, _SO_FEW = 0.01, 3
 _DEVICE = ("dur", "name", "stream", "device", "correlation", "node", "grid")
 _OPS = ("dur", "name", "thread", "external", "call")
 _LAUNCHES = ("dur", "name", "thread", "correlation")
-_MARKS = ("dur", "name", "thread", "module")
+_ANNOTATIONS = ("dur", "name", "thread", "module")
 
 
 def correlate(trace: Trace, threads: dict[tuple[Any, Any], int]) -> None:
@@ -80,7 +80,7 @@ def clean(trace: Trace) -> None:
         trace.device = _kept(trace.device, ~_repeated(trace.device, _DEVICE))
         trace.ops = _kept(trace.ops, ~_repeated_ops(trace))
         trace.launches = _kept(trace.launches, ~_repeated(trace.launches, _LAUNCHES))
-        trace.marks = _kept(trace.marks, ~_repeated(trace.marks, _MARKS))
+        trace.annotations = _kept(trace.annotations, ~_repeated(trace.annotations, _ANNOTATIONS))
     if trace.on_device:
         _drop_far(trace)
 

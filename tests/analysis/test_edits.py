@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from prunescope.analysis.report.sentences import left_out
+from prunescope.analysis.report.measured import left_out
 from prunescope.analysis.schema.report import Phase
 from tests.analysis.edit_case import (
     BETA,

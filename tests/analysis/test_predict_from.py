@@ -18,7 +18,7 @@ from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.predict.setting import PredictRequest, resolve, workloads
 from prunescope.analysis.predict.shares import Measured
 from prunescope.analysis.predict_from import measured_phase
-from prunescope.analysis.report.predict_table import prediction
+from prunescope.analysis.report.predict_tables import prediction
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import families
 from tests.analysis.predict.plain import predict_from

@@ -107,7 +107,7 @@ def test_device_steps_equal_their_baseline(
     rows = sorted(events, key=lambda e: (e.start, -e.dur, e.id, e.stream))
     places = [_place(e, rows, windows) for e in rows]
     step = [p if isinstance(p, int) else -1 for p in places]
-    for what, found in (("spill", got.spill), ("late", got.late)):
+    for what, found in (("spill", got.carry_over), ("late", got.late)):
         mine = [e for e, p in zip(rows, places, strict=True) if p == what]
         assert found == {"events": len(mine), "ns": _union(mine)}
     outside = [e for e, p in zip(rows, places, strict=True)
@@ -204,7 +204,7 @@ def _check_step(
         assert bool(got.starved[at][i]) == dry
     assert got.busy[at].tolist() == busy
     assert got.gap[at].tolist() == gap
-    assert (int(got.wall[number]), int(got.tail[number])) == (sum(busy) + sum(gap), 0)
+    assert (int(got.wall[number]), int(got.trailing_idle[number])) == (sum(busy) + sum(gap), 0)
 
 
 def _step_of(launch: int | None, windows: list[tuple[int, int]]) -> int:
@@ -259,7 +259,7 @@ def test_host_steps_equal_their_baseline(
         assert got.start[at].tolist() == [a for a, *_ in mine]
         assert got.busy[at].tolist() == busy
         assert int(got.gap[at].sum()) == gap
-        assert (int(got.wall[number]), int(got.tail[number])) == (finish - begin, tail)
+        assert (int(got.wall[number]), int(got.trailing_idle[number])) == (finish - begin, tail)
         assert int(got.busy[at].sum() + got.gap[at].sum()) + tail == finish - begin
 
 

@@ -11,7 +11,7 @@ import pytest
 import prunescope
 from prunescope.analysis.compare import find_runs, left_out
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.report import sentences
+from prunescope.analysis.report import sentences, titles
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.tracer.capture.folder import check_out
 from tests.analysis.run_folder import write_pair
@@ -87,10 +87,10 @@ def test_two_traces_of_one_name_are_told_apart(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         save(trace(), tmp_path / name / "t.json")
     report = analyze(tmp_path / "pruned" / "t.json", baseline=tmp_path / "dense" / "t.json").report
-    assert sentences.title(report).startswith("pruned/t.json")
-    assert sentences.against(report) == "against dense/t.json"
+    assert titles.title(report).startswith("pruned/t.json")
+    assert titles.against(report) == "against dense/t.json"
     one = tmp_path / "dense" / "t.json"
-    assert sentences.against(analyze(one, baseline=one).report) == "against itself (t.json)"
+    assert titles.against(analyze(one, baseline=one).report) == "against itself (t.json)"
 
 
 def test_what_a_comparison_leaves_out_is_named(tmp_path: Path) -> None:

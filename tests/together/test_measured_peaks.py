@@ -11,7 +11,7 @@ import torch
 
 from prunescope.analysis.kernels.bound import run_peaks
 from prunescope.analysis.pipeline import Options, analyze
-from prunescope.analysis.report import device_sentence
+from prunescope.analysis.report import titles
 from prunescope.analysis.schema.report import Report
 from prunescope.taxonomy.run_blocks import (
     CalibratedDevice,
@@ -184,13 +184,13 @@ def test_a_report_says_both_measurements_and_which_is_used(tmp_path: Path) -> No
         "after it"
         for name, one, other in (("bf16", "0.36", "2.2"), ("fp32", "0.18", "1.1"))
     ]
-    said = device_sentence.device(found)
+    said = titles.device(found)
     assert "; bf16 before 360 GFLOP/s, after 2.2 TFLOP/s (used)" in said
     reached = {**seen, "reached": {"bf16": 2.5e12}}
-    said = device_sentence.device(report_of(tmp_path / "reached", reached))
+    said = titles.device(report_of(tmp_path / "reached", reached))
     assert "after 2.2 TFLOP/s, reached 2.5 TFLOP/s (used)" in said
     given = report_of(tmp_path / "given", seen, peaks={"bf16": 3.0})
-    assert "after 2.2 TFLOP/s, used: the one that was given" in device_sentence.device(given)
+    assert "after 2.2 TFLOP/s, used: the one that was given" in titles.device(given)
     assert "bounds use the one that was given" in given.warnings[0]
     assert "bounds use the higher one" in given.warnings[1]
 

@@ -14,7 +14,7 @@ from prunescope.analysis.pareto.claims import summary
 from prunescope.analysis.pareto.draws import add_shares
 from prunescope.analysis.pareto.hypotheses import hypotheses
 from prunescope.analysis.pareto.write import to_json, write_pareto
-from prunescope.analysis.report.pareto_markdown import render_pareto
+from prunescope.analysis.report.pareto_tables import render_pareto
 from prunescope.analysis.schema.pareto import (
     FailedResult,
     Pareto,

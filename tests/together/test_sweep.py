@@ -24,7 +24,7 @@ import psutil
 import pytest
 from rich.console import Console
 
-from prunescope.analysis.report.pareto_terminal import sweep_state
+from prunescope.analysis.report.listings import sweep_state
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import read_run
 from prunescope.tracer.machine import peaks

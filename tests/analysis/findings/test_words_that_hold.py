@@ -10,7 +10,7 @@ import pytest
 
 from prunescope.analysis.pipeline import Options, analyze
 from prunescope.analysis.report.ledger_view import ledger_notes, tone
-from prunescope.analysis.report.statistic import observer
+from prunescope.analysis.report.measured import observer
 from prunescope.analysis.schema.report import Phase, Row
 from tests.analysis.decoder import Layer, Setting, decoder
 from tests.analysis.finding_cases import BF16, K, M, N, found, layers, method, mm, pair, pointwise

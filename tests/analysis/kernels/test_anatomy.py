@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.report import anatomy_view
+from prunescope.analysis.report import measured
 from prunescope.analysis.schema.anatomy import Anatomy, Shape
 from prunescope.analysis.schema.report import Phase
 from tests.chrome import chrome, gap, k, module, op, save, step
@@ -59,7 +59,7 @@ def test_tiles_explain_the_grids_of_real_traces(
     assert tested >= TESTABLE[name] * sum(tiles.values())
     assert explained >= 0.999 * tested
     if tested:
-        line = next(x for x in anatomy_view.lines(phase) if x.startswith("tiles"))
+        line = next(x for x in measured.idle_and_tiles(phase) if x.startswith("tiles"))
         assert "explain the grids of 100.0 %" in line
 
 

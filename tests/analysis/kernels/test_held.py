@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.report.anatomy_view import lines
-from prunescope.analysis.report.sentences import bounds
+from prunescope.analysis.report.measured import bounds, idle_and_tiles
 from prunescope.analysis.schema.report import Finding, Phase, Report
 from tests.analysis.replays import replayed
 from tests.chrome import chrome, gap, k, op, save, step
@@ -113,7 +112,7 @@ def test_no_graph_is_promised_to_a_step_that_is_one(tmp_path: Path) -> None:
     assert phase.anatomy is not None
     assert phase.anatomy.graph_speedup is not None
     assert phase.anatomy.kernels_speedup is None
-    assert "in a CUDA graph" not in lines(phase)[0]
+    assert "in a CUDA graph" not in idle_and_tiles(phase)[0]
 
 
 def test_holes_of_real_replays(real_trace: Real) -> None:

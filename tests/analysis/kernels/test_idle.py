@@ -10,7 +10,7 @@ import pytest
 
 from prunescope.analysis.kernels.capture import Stops
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.report import anatomy_view
+from prunescope.analysis.report import phase_tables
 from prunescope.analysis.schema.report import Finding, Phase
 from tests.analysis.replays import replayed
 from tests.chrome import chrome, gap, k, op, save, step
@@ -393,7 +393,8 @@ def test_what_lies_in_a_call_that_blocks_is_no_host_time_of_the_next_op(
     told = {one.op: (one.host_ns, one.blocked_ns) for one in phase.anatomy.host}
     itself = {name: (0, blocked)} if blocked else {}
     assert told == {"aten::mm": (apart - blocked, 0), **itself}
-    table = next(table for table in anatomy_view.tables(phase) if table.id == "host")
+    table = phase_tables.host_table(phase)
+    assert table is not None
     assert [column.title for column in table.columns][3:5] == ["host time", "blocked"]
     cells = {row[0].text: (row[3].value, row[4].value) for row in table.rows}
     assert cells == told

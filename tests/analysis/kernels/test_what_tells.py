@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.report import anatomy_view
+from prunescope.analysis.report import measured, phase_tables
 from prunescope.analysis.schema.anatomy import Anatomy
 from prunescope.analysis.schema.report import Phase
 from tests.chrome import Op, chrome, k, op, save, step
@@ -81,8 +81,8 @@ def test_a_trace_without_registers_says_that_they_are_what_is_missing(
         phase = analyze(real_trace(f"{name}.json.gz")).report.phases["trace"]
         told = {s.refused for s in anatomy_of(phase).shapes if s.role != "attention"}
         assert told == {shape.refused}
-        assert not any(table.id == "shapes" for table in anatomy_view.tables(phase))
-        (line,) = [x for x in anatomy_view.lines(phase) if x.startswith("no nearest good dim")]
+        assert phase_tables.shapes_table(phase) is None
+        (line,) = [x for x in measured.idle_and_tiles(phase) if x.startswith("no nearest good dim")]
         assert shape.refused in line
 
 
@@ -100,8 +100,8 @@ def test_the_sentence_is_there_only_where_no_table_is(tiles: int, tmp_path: Path
                shared=98304)  # fmt: skip
     gemm = op("aten::mm", [4096, 4096], [4096, 4096], dtype=BF16, kernels=[kernel])
     phase = phase_of(tmp_path, gemm)
-    said = [x for x in anatomy_view.lines(phase) if x.startswith("no nearest good dimensions")]
-    shown = any(table.id == "shapes" for table in anatomy_view.tables(phase))
+    said = [x for x in measured.idle_and_tiles(phase) if x.startswith("no nearest good dimensions")]
+    shown = phase_tables.shapes_table(phase) is not None
     assert shown is (tiles == 512)
     assert len(said) == (tiles == 513)
     if said:

@@ -13,7 +13,7 @@ from prunescope.analysis.device.hardware import find_device
 from prunescope.analysis.ledger.calls import Call
 from prunescope.analysis.ledger.gemms import pair_calls, report_rows
 from prunescope.analysis.pipeline import Analysis, analyze
-from prunescope.analysis.report import sentences
+from prunescope.analysis.report import measured
 from prunescope.analysis.schema.report import GemmRow as Row
 from prunescope.analysis.schema.report import Phase
 from prunescope.taxonomy.gemm import Gemm
@@ -93,7 +93,7 @@ def test_spill_is_named(h100: Analysis) -> None:
     p = phase(h100)
     assert p.spill["events"] == 509
     assert p.spill["ns"] / (p.spill["ns"] + p.busy_ns) == pytest.approx(0.301, abs=5e-4)
-    (line,) = sentences.left_out(p)[:-1]  # said once; the last one is the host's lead
+    (line,) = measured.left_out(p)[:-1]  # said once; the last one is the host's lead
     assert line.startswith("spill: 509 events")
     assert not [note for note in p.notes if "509" in note]
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.report.view import gemm_table
+from prunescope.analysis.report.gemm_table import gemm_table
 from prunescope.analysis.schema.report import Phase
 from tests.chrome import Op, chrome, k, op, save, step
 

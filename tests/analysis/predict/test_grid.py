@@ -15,7 +15,7 @@ from prunescope.analysis.predict.break_even import spans, sparsity_from
 from prunescope.analysis.predict.grid import methods, sparsities
 from prunescope.analysis.predict.predict import PredictRequest
 from prunescope.analysis.report.predict_figure import curve_files
-from prunescope.analysis.report.predict_table import prediction
+from prunescope.analysis.report.predict_tables import prediction
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.plan import Workload
 from tests.analysis.predict.plain import predict

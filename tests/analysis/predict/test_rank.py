@@ -16,7 +16,7 @@ from rich.console import Console
 from prunescope.analysis.predict.losses import read_losses
 from prunescope.analysis.predict.rank import WORKLOADS, rank
 from prunescope.analysis.predict.setting import PredictRequest
-from prunescope.analysis.report.predict_table import prediction
+from prunescope.analysis.report.predict_tables import prediction
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import Run
 from prunescope.taxonomy.run_blocks import DeviceEntry, ModelEntry, Pruning

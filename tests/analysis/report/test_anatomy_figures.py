@@ -9,9 +9,10 @@ import msgspec
 import pytest
 from matplotlib.figure import Figure
 
-from prunescope.analysis.report import anatomy_figures
-from prunescope.analysis.report.anatomy_view import lines, shapes_table, tables
-from prunescope.analysis.report.device_sentence import device
+from prunescope.analysis.report import figures
+from prunescope.analysis.report.measured import idle_and_tiles
+from prunescope.analysis.report.phase_tables import host_table, shapes_table
+from prunescope.analysis.report.titles import device
 from prunescope.analysis.schema.anatomy import (
     Anatomy,
     Fit,
@@ -76,17 +77,17 @@ def report(of: Anatomy | None = None, **device: Any) -> Report:
 
 
 def kept_figures(monkeypatch: pytest.MonkeyPatch, of: Report) -> dict[str, Figure]:
-    kept = drawn(monkeypatch, anatomy_figures.anatomy_files, of)
+    kept = drawn(monkeypatch, figures.figure_files, of)
     return {name.split("-")[0]: figure for name, figure in kept.items()}
 
 
 def test_the_files_of_a_phase() -> None:
     for ending in ("png", "pdf", "svg"):
-        files = anatomy_figures.anatomy_files(report(), ending)
+        files = figures.figure_files(report(), ending)
         assert set(files) == {
             f"{kind}-trace.{ending}" for kind in ("roofline", "bounds", "layers", "waves")
         }
-        assert files == anatomy_figures.anatomy_files(report(), ending)
+        assert files == figures.figure_files(report(), ending)
         if ending == "pdf":
             for data in files.values():
                 assert b"/CIDFontType2" in data and b"/Type3" not in data
@@ -154,14 +155,14 @@ def test_the_dimension_that_ran_is_filled_and_the_dense_one_hollow(
 def test_a_phase_without_layers_or_tiles_has_no_strip_and_no_waves() -> None:
     bare = anatomy(0)
     bare.shapes = bare.shapes[-1:]
-    files = anatomy_figures.anatomy_files(report(bare), "png")
+    files = figures.figure_files(report(bare), "png")
     assert set(files) == {"roofline-trace.png", "bounds-trace.png"}
-    assert anatomy_figures.anatomy_files(example.alone(), "png") == {}
+    assert set(figures.figure_files(example.alone(), "png")) == {"kinds-trace.png"}
 
 
 def test_the_words_and_tables() -> None:
     phase = report().phases["trace"]
-    idle, tiles, fit = lines(phase)
+    idle, tiles, fit = idle_and_tiles(phase)
     assert idle.endswith(
         "; without late dispatch 1.03×; in a CUDA graph at most 1.10×, for 1.000 ms of the idle "
         "time stay"
@@ -170,7 +171,9 @@ def test_the_words_and_tables() -> None:
     assert "explain the grids of 75.0 % of the GEMM time that can be tested" in tiles
     assert "50.0 % of all GEMM time" in tiles
     assert fit.startswith("7 distinct GEMMs take 1.43 times")
-    shapes, host = tables(phase)
+    shapes, host = shapes_table(phase), host_table(phase)
+    assert shapes is not None
+    assert host is not None
     assert [cell.text for cell in shapes.rows[0]] == [
         "gate", "N", "1160", "128x256", "2.50", "5.000", "1096", "−1.000 [−2.000, −0.500]", "–",
         "–", "",
@@ -178,14 +181,15 @@ def test_the_words_and_tables() -> None:
     assert shapes.rows[-1][-1].text == "no shapes"
     assert [cell.text for cell in host.rows[0]] == ["aten::mm", "q", "3", "1.000", "2.000"]
     phase.anatomy = None
-    assert lines(phase) == list(tables(phase)) == []
+    assert idle_and_tiles(phase) == []
+    assert shapes_table(phase) is host_table(phase) is None
 
 
 def test_the_words_name_what_a_late_host_did_but_dispatch() -> None:
     """A half of the 2 ms of a late host is no dispatch: the first number is of the other half."""
     of = anatomy()
     of.dispatch_ns = MS
-    idle = lines(report(of).phases["trace"])[0]
+    idle = idle_and_tiles(report(of).phases["trace"])[0]
     assert "the host was late 2.000 ms" in idle
     assert "; without late dispatch (1.000 ms) 1.03×; in a CUDA graph at most" in idle
     assert idle.endswith("for 2.000 ms of the idle time stay")
@@ -193,9 +197,14 @@ def test_the_words_name_what_a_late_host_did_but_dispatch() -> None:
 
 def test_a_size_of_several_rows_is_said_to_change_with_all_of_them() -> None:
     of = anatomy()
-    assert len(shapes_table(of).notes) == 1
+    phase = report(of).phases["trace"]
+    table = shapes_table(phase)
+    assert table is not None
+    assert len(table.notes) == 1
     of.shapes.append(shape("o", 512, 576))  # as wide as q
-    assert "then all change" in shapes_table(of).notes[1]
+    table = shapes_table(phase)
+    assert table is not None
+    assert "then all change" in table.notes[1]
 
 
 def test_fp32_as_three_products_of_tf32_has_a_peak_and_a_ceiling_of_its_own() -> None:
@@ -210,7 +219,7 @@ def test_fp32_as_three_products_of_tf32_has_a_peak_and_a_ceiling_of_its_own() ->
                             point("attention", 1e9, 1e8, MS, "3xtf32")]  # fmt: skip
     phase.gemms = [msgspec.structs.replace(phase.gemms[0], dtype=d) for d in ("fp32", "3xtf32")]
     assert "3xtf32 4 TFLOP/s (a third of TF32)" in device(report).replace("4.000", "4")
-    figure = anatomy_figures.draw(report, "trace", "roofline")
+    figure = figures.plot(report, "trace", "roofline")
     assert figure is not None
     tops = {line.get_ydata()[-1] for line in figure.axes[0].lines}
     assert tops == {12.0, 4.0}

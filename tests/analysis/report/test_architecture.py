@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 import prunescope
-from prunescope.analysis.report.architecture import applicable
+from prunescope.analysis.report.listings import applicable
 from prunescope.taxonomy.architectures import described
 
 CONFIG: dict[str, Any] = {

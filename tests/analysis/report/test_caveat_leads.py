@@ -20,7 +20,7 @@ from prunescope.analysis.report.latex import render_latex
 from prunescope.analysis.report.ledger_view import ledger_table, telling
 from prunescope.analysis.report.markdown import render_markdown
 from prunescope.analysis.report.notebook import render_comparison, render_notebook
-from prunescope.analysis.report.pareto_markdown import render_pareto
+from prunescope.analysis.report.pareto_tables import render_pareto
 from prunescope.analysis.report.terminal import print_report
 from prunescope.analysis.schema.comparison import Comparison
 from prunescope.analysis.schema.report import Finding, Phase, Report

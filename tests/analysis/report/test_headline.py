@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.report import sentences
+from prunescope.analysis.report import sentences, titles
 from prunescope.analysis.report.html import render_html
 from prunescope.analysis.report.markdown import render_markdown
 from prunescope.analysis.report.notebook import brief
@@ -122,11 +122,11 @@ def test_a_bare_trace_is_headed_by_the_phase_that_it_is() -> None:
     report = example.alone()
     (name, phase), *_ = report.phases.items()
     phase.phase_kind = {"kind": "unknown", "evidence": "no linears"}
-    assert sentences.heading(name, phase) == name
+    assert titles.heading(name, phase) == name
     phase.phase_kind["kind"] = name
-    assert sentences.heading(name, phase) == name
-    assert sentences.heading(f"rank0-{name}", phase) == f"rank0-{name}"
+    assert titles.heading(name, phase) == name
+    assert titles.heading(f"rank0-{name}", phase) == f"rank0-{name}"
     phase.phase_kind["kind"] = "training"
-    assert sentences.heading(name, phase) == f"{name} (training)"
+    assert titles.heading(name, phase) == f"{name} (training)"
     assert f"\n## {name} (training)\n" in render_markdown(report)
     assert f"<h2>{name} (training)</h2>" in render_html(report)

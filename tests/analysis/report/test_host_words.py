@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.report.sentences import bounds
+from prunescope.analysis.report.measured import bounds
 from tests.chrome import chrome, gap, k, op, save, step
 
 OP = op("aten::threshold_backward", [8], [8], [], kernels=[k(us=10)])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.report import device_sentence, markdown
+from prunescope.analysis.report import markdown, titles
 from prunescope.analysis.schema.report import Report
 from tests.chrome import chrome, k, op, save, step
 
@@ -43,7 +43,7 @@ def test_the_link_that_copies_are_judged_by_is_told(
     assert (peaks["link"], peaks["link_byte_per_s"] * share) == (link, pytest.approx(31.5e9))
     (row,) = report.phases["trace"].kernels
     assert row.efficiency == pytest.approx(share)
-    assert said in device_sentence.device(report)
+    assert said in titles.device(report)
     assert said in markdown.render_markdown(report)
 
 
@@ -57,4 +57,4 @@ def test_no_link_is_told_that_nothing_is_judged_by(
     peaks = report.device["peaks"]
     assert peaks is not None
     assert "link" not in peaks
-    assert "link" not in device_sentence.device(report)
+    assert "link" not in titles.device(report)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 import prunescope
-from prunescope.analysis.report.columns import kept_columns, shown_notes
-from prunescope.analysis.report.sides_view import sides_table
+from prunescope.analysis.report.phase_tables import sides_table
+from prunescope.analysis.report.sheet import kept_columns, shown_notes
 from prunescope.analysis.report.view import Cell, Column, Table
 from tests.analysis.finding_cases import BF16
 from tests.chrome import chrome, op, save, step

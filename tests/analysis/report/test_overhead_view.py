@@ -12,7 +12,7 @@ from rich.console import Console
 from prunescope.analysis.report.html import render_html
 from prunescope.analysis.report.latex import render_latex
 from prunescope.analysis.report.markdown import render_markdown
-from prunescope.analysis.report.overhead_view import overhead_table
+from prunescope.analysis.report.phase_tables import overhead_table
 from prunescope.analysis.report.terminal import print_report
 from prunescope.analysis.schema.report import (
     Overhead,

@@ -9,8 +9,7 @@ from matplotlib.legend import Legend
 from matplotlib.transforms import Bbox
 
 from prunescope.analysis.pareto.frontier import frontier
-from prunescope.analysis.report.pareto_frontier import frontier_figure, frontier_plot
-from prunescope.analysis.report.pareto_marks import marks_of
+from prunescope.analysis.report.pareto_figures import frontier_figure, frontier_plot, marks_of
 from prunescope.analysis.schema.pareto import (
     Pareto,
     ParetoPhase,

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from prunescope.analysis.report import sentences, view
+from prunescope.analysis.report import gemm_table, sentences
 from prunescope.analysis.schema.report import KernelRow
 from tests.analysis.findings.test_findings import FULL, found, model, of_pair
 
@@ -49,10 +49,10 @@ def test_what_a_table_of_kernels_leaves_out_is_time(tmp_path: Path) -> None:
     phase = of_pair(tmp_path, model(FULL), model(HALF))
     rows = phase.kernels
     busy = sum(row.busy_ns for row in rows)
-    assert view.kernel_table(rows, busy).notes == []
-    (note,) = view.kernel_table(rows, busy, top=1).notes
+    assert gemm_table.kernel_table(rows, busy).notes == []
+    (note,) = gemm_table.kernel_table(rows, busy, top=1).notes
     assert "left out here" in note
     # A report that was cut at its largest rows says the same, though it shows every row it has.
     cut: list[KernelRow] = [msgspec.structs.replace(rows[0], busy_ns=busy * 0.4)]
-    (note,) = view.kernel_table(cut, busy).notes
+    (note,) = gemm_table.kernel_table(cut, busy).notes
     assert "60.0 % of busy" in note

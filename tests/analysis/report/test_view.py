@@ -8,10 +8,10 @@ import msgspec
 import pytest
 
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.report import gemm_rows, ledger_view, view
+from prunescope.analysis.report import gemm_table, ledger_view, view
 from prunescope.analysis.report.latex import render_latex
 from prunescope.analysis.report.markdown import render_markdown
-from prunescope.analysis.report.sides_view import sides_table
+from prunescope.analysis.report.phase_tables import sides_table
 from prunescope.analysis.schema.report import Phase, Row, from_json, to_json
 from tests.analysis.decoder import Layer, decoder
 from tests.analysis.report import example
@@ -31,7 +31,7 @@ def column(table: view.Table, title: str) -> list[str]:
 
 def test_layers_that_are_gone_and_those_that_stay_are_one_row() -> None:
     for phase in golden("tiny-static-m"):
-        table = view.gemm_table(phase)
+        table = gemm_table.gemm_table(phase)
         roles = column(table, "role")
         assert len(set(roles)) == len(roles)
         rows = dict(zip(roles, zip(column(table, "axis"), column(table, "kept"),
@@ -42,7 +42,7 @@ def test_layers_that_are_gone_and_those_that_stay_are_one_row() -> None:
 
 def test_a_merged_row_sums_what_its_two_rows_lose() -> None:
     (phase, _) = golden("tiny-static-m")
-    for gemm in gemm_rows.with_gone(phase.gemms):
+    for gemm in gemm_table.with_gone(phase.gemms):
         parts = [g for g in phase.gemms if (g.role, g.group) == (gemm.role, gemm.group)]
         for name in ("loss_ns", "promised_ns", "dense_busy_ns", "dense_count", "busy_ns"):
             told = [getattr(g, name) for g in parts]
@@ -58,7 +58,7 @@ def test_layers_of_other_widths_are_one_row_with_a_range(tmp_path: Path) -> None
         for name, sizes in (("d.json", [(512, 16)] * 4), ("p.json", widths))
     )
     phase = analyze(pruned, baseline=dense).report.phases["trace"]
-    table = view.gemm_table(phase)
+    table = gemm_table.gemm_table(phase)
     names = ("role", "axis", "kept", "batch", "N", "K", "count")
     rows = {row[0]: row[1:] for row in zip(*(column(table, n) for n in names), strict=True)}
     assert len(rows) == len(table.rows)
@@ -67,7 +67,7 @@ def test_layers_of_other_widths_are_one_row_with_a_range(tmp_path: Path) -> None
     assert rows["attention qk†"] == ("heads", "50–100 %", "16→8–16", "32", "16", "4")
     assert rows["v"] == ("none", "–", "1", "64", "256", "4")
     ups = [g for g in phase.gemms if g.role == "up"]
-    (shown,) = (one.gemm for one in gemm_rows.shown_rows(phase.gemms) if one.gemm.role == "up")
+    (shown,) = (one.gemm for one in gemm_table.shown_rows(phase.gemms) if one.gemm.role == "up")
     for name in ("loss_ns", "promised_ns", "dense_busy_ns", "dense_count", "busy_ns", "ideal_ns"):
         assert getattr(shown, name) == pytest.approx(sum(getattr(g, name) for g in ups))
     assert shown.layers == [0, 1, 2, 3]
@@ -77,7 +77,7 @@ def test_layers_of_other_widths_are_one_row_with_a_range(tmp_path: Path) -> None
 
 def test_heads_that_are_gone_are_an_arrow_in_the_batch() -> None:
     for phase in golden("tiny-static-nk"):
-        table = view.gemm_table(phase)
+        table = gemm_table.gemm_table(phase)
         cells = dict(zip(column(table, "role"), column(table, "batch"), strict=True))
         assert cells["attention qk†"] == cells["attention pv†"] == "8→4"
         assert cells["q"] == "1"
@@ -96,8 +96,8 @@ def test_what_ran_hidden_says_how_long(top: int | None, tmp_path: Path) -> None:
         )
     )
     phase = analyze(save(trace, tmp_path / "t.json")).report.phases["trace"]
-    gemms = view.gemm_table(phase, top=top)
-    kernels = view.kernel_table(phase.kernels, phase.busy_ns, top=2 if top else None)
+    gemms = gemm_table.gemm_table(phase, top=top)
+    kernels = gemm_table.kernel_table(phase.kernels, phase.busy_ns, top=2 if top else None)
     if top is None:
         assert column(gemms, "time") == ["5.00", "0.00 (ran 12.00)"]
         assert "0.0 (ran 12.0)" in column(kernels, "time")
@@ -158,8 +158,8 @@ def test_a_row_of_nothing_names_no_part() -> None:
 def test_a_kernel_above_its_bound_has_the_mark_of_a_gemm_above_it() -> None:
     (phase,) = example.alone().phases.values()
     kernels = [msgspec.structs.replace(phase.kernels[0], efficiency=1.403)]
-    table = view.kernel_table(kernels, phase.busy_ns)
+    table = gemm_table.kernel_table(kernels, phase.busy_ns)
     assert table.rows[0][-1].text == "140.3 %!"
     assert any(note.startswith("! ≥ 100 %") for note in table.notes)
-    below = view.kernel_table(phase.kernels, phase.busy_ns)
+    below = gemm_table.kernel_table(phase.kernels, phase.busy_ns)
     assert not any(note.startswith("!") for note in below.notes)

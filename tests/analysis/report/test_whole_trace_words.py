@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.report.anatomy_view import lines
+from prunescope.analysis.report.measured import idle_and_tiles
 from prunescope.analysis.report.sentences import setup
 from prunescope.analysis.schema.report import Phase
 from tests.chrome import chrome, gap, k, op, save, step
@@ -37,4 +37,4 @@ def test_idle_time_is_said_where_it_can_gain_anything(
     phase = told(tmp_path, step(0, MM, gap(us=us, launch=True), MM))
     assert phase.anatomy is not None
     assert sum(phase.anatomy.gaps.values()) == pytest.approx(us * 1000)
-    assert any(line.startswith("idle") for line in lines(phase)) == said
+    assert any(line.startswith("idle") for line in idle_and_tiles(phase)) == said

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.report.anatomy_view import lines as anatomy_lines
+from prunescope.analysis.report.measured import idle_and_tiles as anatomy_lines
 from prunescope.analysis.schema.report import Report, to_json
 from prunescope.analysis.timeline.link import link
 from prunescope.analysis.timeline.steps import find_windows
@@ -334,7 +334,10 @@ def test_real_traces_of_old_profilers_link(name: str, real_trace: Callable[[str]
     linked = link(trace, find_windows(trace))
     for i in range(len(linked.wall)):
         at = linked.step == i
-        assert int(linked.busy[at].sum() + linked.gap[at].sum() + linked.tail[i]) == linked.wall[i]
+        assert (
+            int(linked.busy[at].sum() + linked.gap[at].sum() + linked.trailing_idle[i])
+            == linked.wall[i]
+        )
     plain_launch = ~linked.replayed & (linked.launched > 0)
     assert (linked.op[plain_launch] >= 0).mean() > 0.9
     assert linked.replayed.any() == ("graphs" in name)

@@ -35,7 +35,7 @@ def test_every_record_lies_in_the_part_around_it(tmp_path: Path) -> None:
     assert found.inside.tolist() == [3, 1, 0] * 2
     assert found.before.tolist() == [SPAN + 2, 0, SPAN + 1] * 2
     assert found.after.tolist() == [1, 1]
-    marks = len(trace.marks["ts"]) - len(windows)
+    marks = len(trace.annotations["ts"]) - len(windows)
     everything = len(trace.ops["ts"]) + SPAN * marks
     assert np.concatenate([found.inside, found.before, found.after]).sum() == everything
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.report.beside_wall import left_out
+from prunescope.analysis.report.measured import left_out
 from prunescope.analysis.schema.report import Phase
 from prunescope.analysis.trace.load import load
 from tests.chrome import save

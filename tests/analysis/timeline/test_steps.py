@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from prunescope.analysis.pipeline import Options, analyze
-from prunescope.analysis.report.beside_wall import left_out
+from prunescope.analysis.report.measured import left_out
 from prunescope.analysis.timeline.link import link
 from prunescope.analysis.timeline.steps import Windows, find_windows
 from prunescope.analysis.trace.load import load
@@ -86,7 +86,7 @@ def test_our_thrown_away_step_gives_the_beginning(tmp_path: Path) -> None:
     assert linked.wall.tolist() == [10_000, 9_000]
     assert linked.gap.tolist() == [3_000, 2_000]
     assert linked.left_out == {"events": 0, "ns": 0}
-    assert linked.lead_ns is None
+    assert linked.launch_latency_ns is None
 
 
 def test_the_lead_of_a_bare_trace_is_beside_the_wall(tmp_path: Path) -> None:

@@ -169,7 +169,11 @@ def test_other_events_are_ignored(tmp_path: Path) -> None:
         '{"ph":"X","cat":"python_function","name":"f.py(1): g","ts":1,"dur":1}',
         '{"ph":"X","cat":"Trace","name":"PyTorch Profiler (0)","ts":1,"dur":1}', "{}",
     )  # fmt: skip
-    assert (len(trace.ops["ts"]), len(trace.marks["ts"]), len(trace.device["ts"])) == (1, 0, 0)
+    assert (len(trace.ops["ts"]), len(trace.annotations["ts"]), len(trace.device["ts"])) == (
+        1,
+        0,
+        0,
+    )
     assert (trace.dropped, trace.source.malformed) == (0, 0)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.report.sentences import closure
+from prunescope.analysis.report.measured import closure
 from prunescope.analysis.trace.load import load
 from prunescope.taxonomy.errors import PrunescopeError
 from tests.chrome import chrome, k, op, save, step

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from prunescope.analysis.pareto.pareto import judge
-from prunescope.analysis.report.pareto_terminal import sweep_state
+from prunescope.analysis.report.listings import sweep_state
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import read_run
 from prunescope.taxonomy.run_blocks import Recovered

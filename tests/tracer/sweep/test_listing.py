@@ -10,8 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from prunescope.analysis.report.pareto_terminal import sweep_state
-from prunescope.taxonomy.formats import plain
+from prunescope.analysis.report.listings import sweep_state
 from prunescope.taxonomy.run_blocks import MeasuredPeaks
 from prunescope.tracer.machine import peaks
 from prunescope.tracer.sweep.state import SweepFolder, write_json
@@ -87,6 +86,6 @@ def test_the_time_rests_on_the_best_of_peaks_that_other_work_made_slow(
         assert "measured 3 times beside other processes, and the best counts" in shown(busy)
     assert set(threads) == {1}  # those of the sweep
     SweepFolder(request.out).start(plan_of(request))
-    write_json(request.out / "peaks-x-fp32-1.json", plain(whole))
+    write_json(request.out / "peaks-x-fp32-1.json", whole)
     kept = told([], [])["plan"]  # what the sweep has measured is not measured again
     assert kept["seconds"] == pytest.approx(quiet["seconds"])

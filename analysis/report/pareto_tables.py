@@ -1,4 +1,6 @@
-"""A sweep's comparison as GitHub-flavoured Markdown: in, a Pareto; out, one text, escaped."""
+"""A sweep's comparison as tables and text: in, a Pareto; out, Markdown, escaped, and a summary for
+a terminal.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +9,14 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
+from rich.console import Group, RenderableType
+from rich.text import Text
 
+from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.escape import markdown as text
-from prunescope.analysis.report.names import figure_name
 from prunescope.analysis.report.numbers import UNKNOWN, percent, ratio, time
 from prunescope.analysis.report.numbers import loss as loss_text
+from prunescope.analysis.report.titles import figure_name
 from prunescope.analysis.schema.pareto import (
     Loss,
     Pareto,
@@ -281,3 +286,10 @@ def _speed_loss(found: SpeedLoss | None) -> str:
     if found is None:
         return ""
     return f"{_speed(found)} at {loss_text(found.loss)}"
+
+
+def pareto_summary(found: Pareto, folder: object = None) -> RenderableType:
+    """The sentences of a comparison, and where the rest is, if it was written."""
+    written = [] if folder is None else [f"Written to {folder}"]
+    lines = [*found.notes, *found.summary, *written]
+    return Group(*(Text(clean(line)) for line in lines))

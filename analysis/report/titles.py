@@ -1,12 +1,19 @@
-"""The device of a report in a sentence: its peaks, how they came about, and of which sheet."""
+"""What a report is about, in titles, captions and file names: in, the Report; out, plain lines,
+unescaped, and ASCII file names. Device: its peaks, where they come from, and share of the sheet.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from prunescope.analysis.report import numbers
-from prunescope.analysis.schema.report import Report
+from prunescope.analysis.report.escape import clean
+from prunescope.analysis.schema.report import (
+    Phase,
+    Report,
+)
 from prunescope.analysis.schema.sides import DeviceRates, DeviceUsed
 from prunescope.taxonomy.dtypes import THREE_TF32, three_tf32_rate
 
@@ -50,7 +57,7 @@ def device(report: Report) -> str:
         return f"device {name}: no peaks known, so bounds are null; name --device or give --peak"
     source = (named(report.device.get("source")) or "source not said").replace("`", "")
     text = f"device {name}: peaks {', '.join(facts)} ({source})"
-    text += "".join(_taken(report.device, used | {"bandwidth"}))
+    text += "".join(_peaks_taken(report.device, used | {"bandwidth"}))
     return text + (_of_sheet(peaks, sheet) if peaks and sheet else "")
 
 
@@ -60,7 +67,7 @@ def _link(name: str) -> str:
     return f"PCIe {version} x16" if kind == "pcie" else _LINKS.get(name, name)
 
 
-def _taken(device: DeviceUsed, names: set[str | None]) -> Iterator[str]:
+def _peaks_taken(device: DeviceUsed, names: set[str | None]) -> Iterator[str]:
     """How each peak that is used came about: before, after, what a product reached, and which of
     them bounds use."""
     for name, seen in device.get("taken", {}).items():
@@ -88,3 +95,69 @@ def _of_sheet(peaks: DeviceRates, sheet: DeviceRates) -> str:
         if rate and known.get(name) and rate != known.get(name)
     ]
     return f"; of the data sheet: {', '.join(shares)}" if shares else ""
+
+
+def title(report: Report) -> str:
+    """What was measured, in one line."""
+    subject = report.subject
+    name = named(subject.get("name")) or named(subject.get("model")) or "report"
+    facts = [named(subject.get(key)) for key in ("model", "method", "dtype")]
+    facts.append(named(report.device.get("name")))
+    seen = [name]
+    for fact in facts:
+        if fact and fact not in seen:
+            seen.append(fact)
+    return " · ".join(seen)
+
+
+def against(report: Report) -> str:
+    """What it was compared with."""
+    if report.baseline is None:
+        return "no baseline: shapes, bounds and kernels only; --baseline gives the ledger"
+    name = named(report.baseline.get("name")) or named(report.baseline.get("model")) or "dense"
+    if name == named(report.subject.get("name")):
+        return f"against itself ({name})"
+    return f"against {name}"
+
+
+def heading(name: str, phase: Phase) -> str:
+    """The name of a phase, and of a bare trace the kind of phase that it turned out to be."""
+    kind = phase.phase_kind["kind"] if phase.phase_kind else "unknown"
+    is_said = kind in ("unknown", name) or name.endswith(f"-{kind}")  # rank0-decode
+    return name if is_said else f"{name} ({kind})"
+
+
+def phase_slugs(report: Report) -> dict[str, str]:
+    """A distinct file-name part a phase: letters, digits, dashes."""
+    slugs: dict[str, str] = {}
+    for name in report.phases:
+        slug = re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")[:40] or "phase"
+        taken = set(slugs.values())
+        same = (f"{slug}-{i}" for i in range(2, len(taken) + 3))
+        slugs[name] = slug if slug not in taken else next(s for s in same if s not in taken)
+    return slugs
+
+
+def figure_name(kind: str, slug: str, ending: str) -> str:
+    """`ladder-prefill.pdf`."""
+    return f"{kind}-{slug}.{ending}"
+
+
+def of_what(report: Report, phase: str) -> str:
+    """Of which model, method and phase, each cut to what a figure has room for."""
+    return ", ".join(short(fact, 24) for fact in facts_of(report, phase))
+
+
+def facts_of(report: Report, name: str) -> list[str]:
+    """Model, method (or the family that was told from the shapes) and phase, where known."""
+    subject, phase = report.subject, report.phases[name]
+    model = named(subject.get("model")) or named(subject.get("name"))
+    family = phase.family.id if phase.family and phase.family.id != "unknown" else ""
+    facts = [model, named(subject.get("method")) or family, heading(name, phase)]
+    return [fact for fact in facts if fact]
+
+
+def short(name: str, most: int = 18) -> str:
+    """A name on one line, cut after `most` characters."""
+    plain = clean(name)
+    return plain if len(plain) <= most else f"{plain[: most - 1]}…"

@@ -1,0 +1,347 @@
+"""The tables of a phase, listed once for every format: in, a Phase of the Report; out, Tables.
+
+Both sides, overhead of a dynamic family, busy time by kind and role, nearest good dimensions, host
+time.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from prunescope.analysis.report import measured, numbers
+from prunescope.analysis.report.gemm_table import gemm_table, kernel_table
+from prunescope.analysis.report.ledger_view import (
+    ladder_table,
+    ledger_table,
+    parts_table,
+    telling,
+    without_unknown,
+)
+from prunescope.analysis.report.view import Cell, Column, Table
+from prunescope.analysis.schema.anatomy import Good, Shape
+from prunescope.analysis.schema.report import (
+    Overhead,
+    OverheadPart,
+    Phase,
+    Row,
+)
+from prunescope.analysis.schema.sides import Unprofiled
+
+# What a step of a bare trace is, by the phase that it turned out to be.
+_STEP_MEANINGS = {
+    "prefill": "a step is a forward in prefill (TTFT)",
+    "decode": "a step is a token in decode (TPOT)",
+    "training": "a step is one of training: forward, backward and optimizer, where they are there",
+    "forward": "a step is a forward pass",
+    "mixed": "a step runs prompts and single tokens together",
+}
+_NONE = 0.0005  # a share that is shown as 0.0 %
+_TOP_HOST = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extent:
+    """How much a format has room for. `gemms`, `kernels`, `kinds`: rows of these tables, None: all
+    of them; `kernel_names`: kernels beside the GEMMs; `brief`: without parts that were not
+    measured; `without`: ids of tables that the format leaves out or renders by itself."""
+
+    gemms: int | None = None
+    kernels: int | None = None
+    kinds: int | None = None
+    kernel_names: bool = False
+    brief: bool = False
+    without: frozenset[str] = frozenset()
+
+
+# Id of each table of a phase to the function that makes it, in reading order.
+TABLES: dict[str, Callable[[Phase, Extent], Table | None]] = {
+    "ladder": lambda phase, _: ladder_table(phase),
+    "sides": lambda phase, _: sides_table(phase),
+    "ledger": lambda phase, _: ledger_table(phase),
+    "overhead": lambda phase, extent: overhead_table(phase, brief=extent.brief),
+    "gemms": lambda phase, extent: (
+        gemm_table(phase, top=extent.gemms, names=extent.kernel_names) if phase.gemms else None
+    ),
+    "parts": lambda phase, _: parts_table(phase),
+    "kind": lambda phase, extent: split_table("kind", phase.kinds, phase.busy_ns, top=extent.kinds),
+    "role": lambda phase, _: split_table("role", phase.roles, phase.busy_ns),
+    "shapes": lambda phase, _: shapes_table(phase),
+    "host": lambda phase, _: host_table(phase),
+    "kernels": lambda phase, extent: (
+        kernel_table(phase.kernels, phase.busy_ns, top=extent.kernels) if phase.kernels else None
+    ),
+}
+# What a phase without a ledger begins with: it says where the time goes.
+_FIRST_ALONE = ("kind", "role")
+
+
+def phase_tables(phase: Phase, extent: Extent) -> Iterator[Table]:
+    """The tables of a phase that have rows, in reading order."""
+    ids = (
+        list(TABLES)
+        if phase.ledger
+        else sorted(TABLES, key=lambda table_id: table_id not in _FIRST_ALONE)
+    )
+    for table_id in ids:
+        if table_id not in extent.without:
+            table = TABLES[table_id](phase, extent)
+            if table is not None:
+                yield table
+
+
+def sides_table(phase: Phase) -> Table | None:
+    """A row a quantity that both sides know; None without a baseline."""
+    dense = phase.baseline
+    if dense is None or phase.ladder is None:
+        return None
+    before, now = _median(dense.unprofiled_ns), _median(phase.unprofiled_ns)
+    timed = before is not None and now is not None
+    if not timed:
+        before, now = dense.wall_ns, phase.wall_ns
+    label = "time of a step, unprofiled" if timed else "time of a step, profiled"
+    rows = [_side_row(label, before, now, numbers.time)]
+    if timed:  # else tokens a second would be of another time than the row above
+        rows.append(_side_row("tokens/s", dense.tokens_per_s, phase.tokens_per_s, numbers.rate))
+    rows += [
+        _side_row(label, getattr(dense, key), getattr(phase, key), numbers.size)
+        for key, label in measured.MEMORY
+    ]
+    columns = [
+        Column("per step"),
+        Column("dense", numeric=True),
+        Column("pruned", numeric=True),
+        Column("pruned ÷ dense", numeric=True),
+    ]
+    known = [row for row in rows if row is not None]
+    kind = phase.phase_kind["kind"] if phase.phase_kind else ""
+    note = _STEP_MEANINGS.get(
+        kind, "a step is a forward in prefill (TTFT) and a token in decode (TPOT)"
+    )
+    return Table("sides", "Dense and pruned", columns, known, [note]) if known else None
+
+
+def _median(samples: Unprofiled | None) -> float | None:
+    return None if samples is None else samples.median
+
+
+def _side_row(
+    label: str, dense: Any, pruned: Any, form: Callable[[float | None], str]
+) -> list[Cell] | None:
+    if not isinstance(dense, int | float) or not isinstance(pruned, int | float):
+        return None
+    share = numbers.share_of(pruned, dense)
+    return [
+        Cell(label),
+        Cell(form(dense), float(dense)),
+        Cell(form(pruned), float(pruned)),
+        Cell(numbers.percent(share), share),
+    ]
+
+
+def overhead_table(phase: Phase, *, brief: bool = False) -> Table | None:
+    """A row a part; None where the phase has no overhead. `brief`: parts that were seen alone."""
+    found = phase.overhead
+    if found is None:
+        return None
+    shown = [part for part in found.parts if not brief or part.ns]
+    unit = numbers.scale([part.ns for part in shown] + [found.added_ns])
+    columns = [
+        Column("part"),
+        Column("time", unit.unit, numeric=True),
+        Column("of dense step", numeric=True),
+        Column("95 % interval", unit.unit, numeric=True, drop=1),
+        Column("what", drop=2),
+        Column("largest part", flexible=True, drop=3),
+    ]
+    ledger = phase.ledger or []
+    rows = [_overhead_row(part, unit, ledger) for part in shown]
+    dense = next((row.ns for row in ledger if row.row == "dense"), None)
+    total = OverheadPart(
+        name="added in all",
+        ns=found.added_ns,
+        added=True,
+        share=numbers.share_of(found.added_ns, dense),
+        ci95=found.added_ci95,
+    )
+    rows.append(_overhead_row(total, unit, ledger))
+    known = phase.family is not None and phase.family.id != "unknown"
+    name = phase.family.id if phase.family and known else "what decides at run time"
+    table = Table("overhead", f"Overhead of {name}", columns, rows, [_break_even(found)])
+    return without_unknown(table)
+
+
+def _overhead_row(part: OverheadPart, unit: numbers.Scale, ledger: list[Row]) -> list[Cell]:
+    ci95 = telling(part, ledger)
+    return [
+        Cell(part.name),
+        Cell(unit.text(part.ns), part.ns),
+        Cell(numbers.percent(part.share), part.share),
+        Cell(unit.interval(ci95), ci95[0] if ci95 else None),
+        Cell("added" if part.added else "not saved"),
+        Cell("; ".join(part.evidence)),
+    ]
+
+
+def _break_even(found: Overhead) -> str:
+    """Where gain equals overhead, in a sentence."""
+    if found.break_even is None:
+        return f"no break-even: {found.why}"
+    if found.break_even_ci95 is not None and _says_nothing(*found.break_even_ci95):
+        return (
+            "break-even is not known: within the interval of these times it lies anywhere, or "
+            "nowhere; more placements or repeats narrow it"
+        )
+    here = "" if found.sparsity is None else f"; here {numbers.percent(found.sparsity)} are gone"
+    if found.break_even < _NONE and _break_even_interval(found.break_even_ci95) == "":
+        return f"gain exceeds the overhead from the first FLOPs that go{here}"
+    at = numbers.percent(found.break_even) + _break_even_interval(found.break_even_ci95)
+    return (
+        f"gain equals overhead where {at} of the FLOPs that the family touches are gone{here} "
+        "(gain taken as proportional to them, gather and scatter to what is kept, the rest as "
+        "constant)"
+    )
+
+
+def _says_nothing(low: float | None, high: float | None) -> bool:
+    """Whether an interval holds everything from no sparsity on, and that none pays."""
+    return high is None and (low is None or low < _NONE)
+
+
+def _break_even_interval(ci95: list[float | None] | None) -> str:
+    """` [8.0 %, 13.0 %]`; an upper end that is unknown lies where nothing ever pays."""
+    low, high = ci95 or (None, None)
+    if low is None or (high is not None and high < _NONE):
+        return ""
+    if high is None:
+        return f" ({numbers.percent(low)} at least, and it may never pay)"
+    return f" [{numbers.percent(low)}, {numbers.percent(high)}]"
+
+
+def split_table(
+    title: str, parts: dict[str, float], busy_ns: float, *, top: int | None = None
+) -> Table:
+    """Busy time by kind, role or bound, largest first."""
+    ranked = sorted(parts.items(), key=lambda item: -item[1])[:top]
+    unit = numbers.scale(parts.values())
+    rows = [
+        [
+            Cell(name),
+            Cell(unit.text(ns), ns),
+            Cell(numbers.percent(numbers.share_of(ns, busy_ns)), ns),
+        ]
+        for name, ns in ranked
+    ]
+    columns = [
+        Column(title),
+        Column("time", unit.unit, numeric=True),
+        Column("of busy", numeric=True),
+    ]
+    return Table(title, f"Busy time by {title}", columns, rows)
+
+
+def shapes_table(phase: Phase) -> Table | None:
+    """Every GEMM with the nearest good dimensions, or why none is claimed; None where no GEMM has
+    any."""
+    anatomy = phase.anatomy
+    if anatomy is None or all(shape.refused is not None for shape in anatomy.shapes):
+        return None
+    unit = numbers.scale(shape.busy_ns for shape in anatomy.shapes)
+    columns = [
+        Column("role"),
+        Column("axis"),
+        Column("now", numeric=True),
+        Column("tile", drop=3),
+        Column("waves", numeric=True, drop=2),
+        Column("time", unit.unit, numeric=True),
+        Column("good below", numeric=True),
+        Column("change there", unit.unit, numeric=True),
+        Column("good above", numeric=True),
+        Column("change", unit.unit, numeric=True),
+        Column("why not", flexible=True, drop=4),
+    ]
+    rows = [_shape_row(shape, unit) for shape in anatomy.shapes]
+    notes = [
+        "A dimension is good where one more begins another wave of tiles (N), or where 16 divides "
+        "it (K). A change is the prediction of tile, wave and roofline against that for the "
+        "dimension now, times the measured time; brackets: 95 %, by how prediction and time differ "
+        "between the GEMMs of this trace, and where a dimension becomes aligned, by how far the "
+        "aligned ones of them lie from it."
+    ]
+    told = Counter(_now(shape) for shape in anatomy.shapes if shape.below or shape.above)
+    if any(count > 1 for count in told.values()):
+        notes.append("A size that several rows have may be one of the model's: then all change.")
+    return Table("shapes", "Nearest good dimensions", columns, rows, notes)
+
+
+def _now(shape: Shape) -> int | None:
+    return shape.n if shape.axis == "N" else shape.k
+
+
+def _shape_row(shape: Shape, unit: numbers.Scale) -> list[Cell]:
+    now = _now(shape)
+    return [
+        Cell(shape.role),
+        Cell(shape.axis),
+        Cell(numbers.UNKNOWN if now is None else str(now), now),
+        Cell(shape.tile or numbers.UNKNOWN),
+        Cell(numbers.UNKNOWN if shape.waves is None else f"{shape.waves:.2f}", shape.waves),
+        Cell(unit.text(shape.busy_ns), shape.busy_ns),
+        *_good(shape.below, now, unit),
+        *_good(shape.above, now, unit),
+        Cell(shape.refused or ""),
+    ]
+
+
+def _good(good: Good | None, now: int | None, unit: numbers.Scale) -> list[Cell]:
+    if good is None:
+        return [Cell(numbers.UNKNOWN), Cell(numbers.UNKNOWN)]
+    if good.value == now:
+        return [Cell("as it is", good.value), Cell(numbers.UNKNOWN)]
+    text = unit.text(good.change_ns, signed=True)
+    if good.low_ns is not None and good.low_ns != good.high_ns:
+        text += f" {unit.interval([good.low_ns, good.high_ns or 0.0])}"
+    gains = good.high_ns is not None and good.high_ns < 0
+    return [Cell(str(good.value), good.value), Cell(text, good.change_ns, tone="gain" * gains)]
+
+
+def host_table(phase: Phase) -> Table | None:
+    """Host time by op and role, largest first; None without launches."""
+    anatomy, is_skewed = phase.anatomy, phase.is_skewed
+    if anatomy is None or not anatomy.host:
+        return None
+    shown = anatomy.host[:_TOP_HOST]
+    is_split = any(one.blocked_ns is not None for one in shown)
+    unit = numbers.scale(max(one.host_ns, one.blocked_ns or 0, one.wait_ns) for one in shown)
+    columns = [
+        Column("op", flexible=True),
+        Column("role"),
+        Column("launches", numeric=True),
+        Column("host time", unit.unit, numeric=True),
+        *[Column("blocked", unit.unit, numeric=True)] * is_split,
+        Column("device waits", unit.unit, numeric=True),
+    ]
+    rows = [
+        [
+            Cell(one.op, code=True),
+            Cell(one.role),
+            Cell(numbers.count(one.count), one.count),
+            Cell(unit.text(one.host_ns), one.host_ns),
+            *[Cell(unit.text(one.blocked_ns), one.blocked_ns)] * is_split,
+            Cell(unit.text(one.wait_ns), one.wait_ns),
+        ]
+        for one in shown
+    ]
+    notes = [
+        "Host time is that since the launch before, by any thread: the first of a step has none. "
+        + (
+            "What of it lies in calls that copy or wait for the device is apart (blocked), with "
+            "the op around the call, or under the call's own name where it is in none. "
+        )
+        * is_split
+        + "The device waits where a launch began after it had run dry."
+        + " The clocks of host and device are apart: that wait is doubtful." * is_skewed
+    ]
+    return Table("host", "Host time by op and role", columns, rows, notes)

@@ -1,0 +1,391 @@
+"""What `predict` prints: in, the plain values that `--json` writes; out, a rich renderable.
+
+One point: what each phase is bound by, takes and would gain. A grid: a row a point. From a run: a
+row a family. A workload: a prompt with its answer, or families ranked by its time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from prunescope.analysis.report import numbers
+from prunescope.analysis.report.sheet import Line, Sheet
+from prunescope.analysis.report.view import Column, Table, numeric, text_table
+from prunescope.analysis.schema.prediction import (
+    Execution,
+    FromRun,
+    Memory,
+    PredictedAnswer,
+    PredictedPhase,
+    PredictedPoint,
+    Prediction,
+    Ranked,
+    Ranking,
+    Span,
+    Sums,
+)
+from prunescope.taxonomy.words import percent
+
+Parts = Iterator[Line | Table]
+_BOUNDS = {"nominal": "nominal", "flop": "FLOPs", "coverage": "coverage", "roofline": "roofline"}
+_MOST_ROLES = 6
+_EXECUTION = (
+    "costs: expected over roofline time, dense/pruned; where dense pays more, the expected "
+    "speedup is above the roofline's"
+)
+_ABOVE = "above by: what falls further than its work, with its waves, starts or gaps"
+_SHARE_SHOWN = {"loss": "flop"}  # the removed share in a ranking by loss
+_EQUAL = {"flop": "equal FLOPs", "param": "equal parameters", "loss": "equal loss"}
+
+
+def prediction(values: dict[str, Any], *, explain: bool = False) -> Sheet:
+    """The tables of a point, of a grid, of a ranking, or of the families from a run; then the
+    warnings. `values`: the plain values of --json; `explain`: also the GEMMs of a point."""
+    kind: type[Prediction | Ranking | FromRun] = (
+        FromRun if "from-run" in values["tool"] else Ranking if "by" in values else Prediction
+    )
+    result: Prediction | Ranking | FromRun = msgspec.convert(values, kind)
+    parts: list[Line | Table] = []
+    if isinstance(result, FromRun):
+        parts += from_run_tables(result)
+    elif isinstance(result, Ranking):
+        parts += ranking_tables(result)
+    elif result.phases is None:
+        parts += grid_tables(result)
+    else:
+        for name, phase in result.phases.items():
+            parts += phase_tables(name, phase)
+        if explain:
+            parts += [gemm_table(name, phase) for name, phase in result.phases.items()]
+        if result.answer is not None:
+            parts += answer_tables(result.answer)
+    parts += [Line(f"! {text}", "yellow") for text in result.warnings]
+    ran = "only the dense side was run" if isinstance(result, FromRun) else "nothing was run"
+    return Sheet([*parts, Line(f"speedups are dense ÷ pruned; {ran}", "dim")])
+
+
+def phase_tables(name: str, phase: PredictedPhase) -> Parts:
+    """One phase: ladder, break-even and cost of execution; then time and bytes of both sides."""
+    where = f"batch {phase.batch}, {phase.prompt_len} tokens"
+    if name == "decode":
+        where = f"batch {phase.batch}, {phase.context} keys"
+    title = f"{name}: {where}, {phase.logits} logits"
+    if phase.ladder is None:
+        yield _sides_table(phase, title)
+        return
+    assert phase.predicted is not None
+    expected = phase.predicted.execution
+    columns = numeric(*_BOUNDS.values(), "expected", "range")
+    row = [numbers.ratio(getattr(phase.ladder, bound)) for bound in _BOUNDS]
+    row += [numbers.ratio(expected.speedup), _between(expected.range)]
+    if expected.above_roofline:
+        columns.append(Column("", flexible=True, folds=True))
+        row.append(expected.above_roofline)
+    yield text_table("ladder", title, columns, [row], expected.notes)
+    yield _break_even_table(phase)
+    yield _execution_table(phase, expected)
+    yield _sides_table(phase, "")
+
+
+def _break_even_table(phase: PredictedPhase) -> Table:
+    """From which sparsity, batch and context on pruned is faster than dense."""
+    assert phase.ladder is not None
+    assert phase.predicted is not None
+    expected = phase.predicted.execution
+    rows = []
+    for label, speedup, found in (
+        ("at the roofline", phase.ladder.roofline, phase.predicted.break_even),
+        ("expected", expected.speedup, expected.break_even),
+    ):
+        assert found is not None
+        share, everywhere = found.sparsity, "always" if speedup > 1 + 1e-6 else "never"
+        rows.append(
+            [
+                label,
+                "never" if share is None else f"from {share:.3f}",
+                _span(found.batch) or everywhere,
+                _span(found.context) or everywhere,
+            ]
+        )
+    heads = ("faster than dense", "sparsity", "batch", "context")
+    return text_table("break-even", "", [Column(head) for head in heads], rows)
+
+
+def _execution_table(phase: PredictedPhase, expected: Execution) -> Table:
+    """The terms between roofline and expected time; those that round to 0 are left out."""
+    assert phase.baseline is not None
+    unit = numbers.scale([expected.dense_ns])
+    rows = [["roofline", unit.text(phase.baseline.ideal_ns), unit.text(phase.ideal_ns), ""]]
+    rows += [
+        [
+            term.name,
+            unit.text(term.dense_ns, signed=True),
+            unit.text(term.pruned_ns, signed=True),
+            term.mechanism,
+        ]
+        for term in expected.terms
+        if max(term.dense_ns, term.pruned_ns) >= unit.per * 10**-unit.decimals / 2
+    ]
+    rows.append(["expected", unit.text(expected.dense_ns), unit.text(expected.pruned_ns), ""])
+    columns = [
+        Column(f"cost of execution, {unit.unit}"),
+        *numeric("dense", "pruned"),
+        Column("because", flexible=True, folds=True),
+    ]
+    return text_table("execution", "", columns, rows)
+
+
+def _sides_table(phase: PredictedPhase, title: str) -> Table:
+    """What a forward moves, where its time goes at the roofline, and what lies in memory."""
+    dense = phase.baseline
+    sides: list[Sums | PredictedPhase] = [*([dense] if dense else []), phase]
+    unit = numbers.scale([side.ideal_ns for side in sides])
+    roles = sorted(sides[0].roles, key=lambda role: -sides[0].roles[role])
+    added = [role for role in phase.roles if role not in roles]
+    rows = [
+        ["time of a forward", *(numbers.time(side.ideal_ns) for side in sides)],
+        ["bound by memory", *(numbers.percent(s.bound["memory"] / s.ideal_ns) for s in sides)],
+    ]
+    rows += [
+        [f"  {role}, {unit.unit}", *(unit.text(side.roles.get(role, 0.0)) for side in sides)]
+        for role in [*roles[:_MOST_ROLES], *added]
+    ]
+    for label, sizes in (
+        ("bytes moved", [side.bytes for side in sides]),
+        ("  of them weights", [side.weight_read_bytes for side in sides]),
+        ("weights", [side.weight_bytes for side in sides]),
+        ("KV cache", [side.kv_bytes for side in sides]),
+        ("memory", [side.memory_bytes for side in sides]),
+    ):
+        rows.append([label, *map(numbers.size, sizes)])
+    names = ("dense", "pruned") if dense else ("dense",)
+    return text_table("sides", title, [Column("at the roofline"), *numeric(*names)], rows)
+
+
+def gemm_table(name: str, phase: PredictedPhase) -> Table:
+    """The expected time of each GEMM of a phase, and how it is cut. A GEMM that keeps its shape but
+    runs in fewer layers has the axis `gone`."""
+    gemms = [gemm for gemm in phase.gemms if gemm.count]
+    gone = {(gemm.role, gemm.group) for gemm in phase.gemms if gemm.axis == "gone"}
+    unit = numbers.scale([gemm.expected_ns for gemm in gemms])
+    rows = []
+    for gemm in gemms:
+        waves = numbers.UNKNOWN if gemm.waves is None else f"{gemm.waves:.3g}"
+        fewer = gemm.axis == "none" and (gemm.role, gemm.group) in gone
+        rows.append(
+            [
+                gemm.role,
+                f"{gemm.count:g}",
+                *(f"{size}" for size in (gemm.m, gemm.n, gemm.k)),
+                "gone" if fewer else gemm.axis or numbers.UNKNOWN,
+                gemm.bound or numbers.UNKNOWN,
+                "×".join(map(str, gemm.tile)) if gemm.tile else numbers.UNKNOWN,
+                f"{waves} of 1/{gemm.parts}" if (gemm.parts or 1) > 1 else waves,
+                unit.text(gemm.expected_ns),
+            ]
+        )
+    columns = [
+        Column("role"),
+        *numeric("×", "M", "N", "K"),
+        *(Column(title) for title in ("axis", "bound")),
+        *numeric("tile", "waves", unit.unit),
+    ]
+    return text_table("gemms", f"{name}: expected time of each GEMM", columns, rows)
+
+
+def grid_tables(result: Prediction) -> Parts:
+    """A table a phase, a row a point; then where each method starts to pay."""
+    columns = [
+        Column("method"),
+        *numeric("s", "roofline", "expected", "range", "costs", "memory"),
+    ]
+    for name in dict.fromkeys(name for point in result.points for name in point.phases):
+        rows: list[list[str]] = []
+        break_even: dict[str, str] = {}
+        for point in result.points:
+            phase = point.phases[name]
+            if phase.ladder is None or phase.predicted is None or phase.baseline is None:
+                continue
+            expected = phase.predicted.execution
+            share = expected.break_even.sparsity if expected.break_even else None
+            break_even[str(point.label)] = "never" if share is None else f"from {share:.2f}"
+            over = expected.dense_ns / phase.baseline.ideal_ns, expected.pruned_ns / phase.ideal_ns
+            rows.append(
+                [
+                    str(point.label),
+                    f"{point.sparsity:g}",
+                    f"{phase.ladder.roofline:.2f}",
+                    f"{expected.speedup:.2f}",
+                    _between(expected.range),
+                    "/".join(f"{times:.2f}" for times in over),
+                    numbers.size(phase.memory_bytes),
+                ]
+            )
+        pays = ", ".join(f"{method} {text}" for method, text in break_even.items())
+        yield text_table("grid", name, columns, rows)
+        yield Line(f"expected to pay at s: {pays}")
+    yield Line(_EXECUTION, "dim")
+    if any(point.answer for point in result.points):
+        yield answers_table(result.points)
+
+
+def answers_table(points: list[PredictedPoint]) -> Table:
+    """The prompt with its answer of each point of a grid."""
+    answers = [(point, point.answer) for point in points if point.answer is not None]
+    rows = []
+    for point, answer in answers:
+        if answer.pruned is None or answer.time is None or answer.throughput is None:
+            continue
+        memory = answer.pruned_memory or answer.dense_memory
+        rows.append(
+            [
+                str(point.label),
+                f"{point.sparsity:g}",
+                f"{answer.time.speedup:.2f}",
+                _between(answer.time.range),
+                f"{answer.pruned.tokens_per_s:.0f}",
+                f"{answer.throughput.speedup:.2f}",
+                numbers.size(memory.total_bytes),
+                _largest_batch(memory),
+            ]
+        )
+    first = answers[0][1].dense
+    title = f"{first.prompt_len} tokens and {first.new_tokens} new ones"
+    heads = ("s", "time", "range", "tokens/s", "speedup", "memory", "largest batch")
+    return text_table("answers", title, [Column("method"), *numeric(*heads)], rows)
+
+
+def answer_tables(found: PredictedAnswer) -> Parts:
+    """A prompt and its answer on both sides."""
+    sides = [found.dense, *([found.pruned] if found.pruned else [])]
+    memory = [found.dense_memory, *([found.pruned_memory] if found.pruned_memory else [])]
+    rows = [
+        ["batch", *(f"{side.batch}" for side in sides)],
+        ["time to first token", *(numbers.time(side.ttft_ns) for side in sides)],
+        ["time a token", *(numbers.time(side.tpot_ns) for side in sides)],
+        ["whole answer", *(numbers.time(side.total_ns) for side in sides)],
+        ["new tokens/s", *(f"{side.tokens_per_s:.0f}" for side in sides)],
+        ["memory", *(numbers.size(side.total_bytes) for side in memory)],
+        ["fits", *map(_fits, memory)],
+        ["largest batch", *map(_largest_batch, memory)],
+    ]
+    names = ("dense", "pruned") if found.pruned else ("dense",)
+    title = f"{sides[0].prompt_len} tokens and {sides[0].new_tokens} new ones"
+    yield text_table("answer", title, [Column("expected"), *numeric(*names)], rows)
+    speedups = [
+        f"{label} {gain.speedup:.2f} ({_between(gain.range)})"
+        for label, gain in (
+            ("time", found.time),
+            ("tokens/s", found.throughput),
+            ("tokens/s, each side at its largest batch", found.at_max_batch),
+        )
+        if gain is not None
+    ]
+    if speedups:
+        yield Line("speedup: " + ", ".join(speedups))
+
+
+def ranking_tables(result: Ranking) -> Parts:
+    """Families by expected speedup; those that tie with the first are marked."""
+    load = result.workload
+    name = f"{load['name']}: " if load["name"] else ""
+    yield Line(
+        f"{name}batch {load['batch']}, {load['prompt_len']} tokens and {load['new_tokens']} new "
+        f"ones; dense {numbers.time(result.dense.total_ns)}",
+        "bold",
+    )
+    columns = [
+        Column("family"),
+        *numeric("s", "gone", "speedup", "range", "tokens/s", "weights"),
+        Column(""),
+    ]
+    for by, ranked in result.by.items():
+        rows = [
+            [
+                f"{row.family} *" if row.extension else row.family,
+                f"{row.sparsity:.2f}",
+                percent(row.removed[_SHARE_SHOWN.get(by, by)]),
+                f"{row.speedup:.2f}",
+                _between(row.range),
+                f"{row.answer.tokens_per_s:.0f}",
+                numbers.size(row.weight_bytes),
+                _marks(row),
+            ]
+            for row in ranked
+        ]
+        removed = f"{percent(result.share)} removed"
+        if by == "loss" and result.loss is not None:
+            removed = f"perplexity {numbers.loss(result.loss)}; the share is that of FLOPs"
+        yield text_table("ranking", f"at {_EQUAL[by]}: {removed}", columns, rows)
+    yield Line(f"left out: {'; '.join(result.left_out.values())}", "dim")
+    note = "* by extension."
+    if result.loss is None:
+        note += (
+            " Equal FLOPs or parameters are not equal quality: `sweep` measures that, and --losses "
+            "SWEEP ranks by it."
+        )
+    yield Line(note, "dim")
+
+
+def from_run_tables(result: FromRun) -> Parts:
+    """The measured parts of each phase, and what each family would make of them."""
+    for name, phase in result.phases.items():
+        shares = ", ".join(
+            f"{part} {numbers.percent(share)}" for part, share in list(phase.shares.items())[:8]
+        )
+        idle = numbers.percent(phase.gap_share)
+        yield Line(f"{name}: {numbers.time(phase.wall_ns)} dense; {shares}, idle {idle}", "bold")
+        unit = numbers.scale([phase.wall_ns])
+        above = any(row.above_by for row in phase.families)
+        size_unit, per = numbers.size_scale(row.memory_bytes for row in phase.families)
+        columns = [
+            Column("family"),
+            *numeric("s", "roofline", "expected", "range", unit.unit, "added", size_unit),
+            *([Column("above by")] if above else []),
+        ]
+        rows = [
+            [
+                f"{row.label} *" if row.extension else row.label,
+                f"{row.sparsity:g}",
+                f"{row.bound:.2f}",
+                f"{row.expected:.2f}",
+                _between(row.range),
+                unit.text(row.wall_ns),
+                unit.text(row.added_ns),
+                f"{row.memory_bytes / per:,.2f}",
+                *([row.above_by or ""] if above else []),
+            ]
+            for row in phase.families
+        ]
+        yield text_table("families", "", columns, rows, phase.notes)
+    note = "bytes: weights and KV cache; * by extension: kernels that it adds are not in the model"
+    if any(row.above_by for phase in result.phases.values() for row in phase.families):
+        note += f"; {_ABOVE}"
+    yield Line(note, "dim")
+
+
+def _marks(row: Ranked) -> str:
+    marks = ("ties" if row.ties else "", "no fit" if row.fits is False else "")
+    return ", ".join(mark for mark in marks if mark)
+
+
+def _fits(memory: Memory) -> str:
+    if memory.fits is None:
+        return "unknown"
+    return "yes" if memory.fits else f"no: the device has {numbers.size(memory.device_bytes)}"
+
+
+def _largest_batch(memory: Memory) -> str:
+    most = memory.max_batch
+    return "unknown" if most is None else str(most or "none")
+
+
+def _between(ends: list[float]) -> str:
+    return f"{ends[0]:.2f}–{ends[1]:.2f}"
+
+
+def _span(found: Span | None) -> str | None:
+    return None if found is None else f"{found['from']} to {found['to']}"
