@@ -133,7 +133,7 @@ class Run(Block, kw_only=True):
 
     schema: Literal[1] = 1
     tool: Name = ""
-    variant: Annotated[str, Meta(pattern=r"\A(dense|pruned)\Z")]
+    variant: Annotated[str, Meta(pattern="^(dense|pruned)$")]
     model: ModelEntry
     phases: Annotated[dict[str, PhaseRun], Meta(max_length=16)]
     dtype: Name

@@ -30,7 +30,7 @@ class Planned(msgspec.Struct, kw_only=True, frozen=True):
     family: str  # a checkpoint's name without its path, in files
     sparsity: float | None  # nominal; the least of `sparsities`. None: a checkpoint as it is
     sparsities: tuple[float, ...] = ()  # nominal ones that give these dimensions
-    phase: Annotated[str, Meta(pattern=r"\A(prefill|decode)\Z")]
+    phase: Annotated[str, Meta(pattern="^(prefill|decode)$")]
     batch: Size
     prompt_len: Size
     draw: int = 0
