@@ -20,12 +20,10 @@ from prunescope.analysis.inputs.names import ends_apart
 from prunescope.analysis.inputs.resolve import of_the, resolve
 from prunescope.analysis.inputs.subject import BARE, Options
 from prunescope.analysis.pipeline import TOOL, OnDone, analyze
-from prunescope.analysis.pool import jobs_for, pool_of
+from prunescope.analysis.pool import jobs_for, run_tasks
 from prunescope.analysis.rank_jobs import plain_options
-from prunescope.analysis.reply import Reply
 from prunescope.analysis.schema.comparison import Comparison, ComparisonRow, FailedSubject
-from prunescope.analysis.schema.encode import packed, unpacked
-from prunescope.analysis.schema.report import Report
+from prunescope.analysis.schema.report import Report, is_beyond_noise
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import MANIFEST, PhaseRun, read_run
 
@@ -171,21 +169,22 @@ def _reports(
         return
     against = None if baseline is None else str(baseline)
     plain = plain_options(options)
-    tasks = [packed(_Task(str(one.path), against, plain)) for one in found]
-    with pool_of(engine, _FUNCTION, min(jobs, len(tasks))) as pool:
-        for reply in pool.run(tasks):
-            yield partial(_received, reply)
+    tasks = [RunTask(str(one.path), against, plain) for one in found]
+    for result in run_tasks(run_task, tasks, Report, jobs=jobs, engine=engine):
+        yield partial(_report_or_raise, result)
 
 
 def _report(path: Path, baseline: Path | None, options: Options) -> Report:
     return analyze(path, baseline=baseline, options=options).report
 
 
-def _received(reply: Reply) -> Report:
-    return unpacked(reply.result(), Report)
+def _report_or_raise(result: Report | PrunescopeError) -> Report:
+    if isinstance(result, PrunescopeError):
+        raise result
+    return result
 
 
-class _Task(msgspec.Struct):
+class RunTask(msgspec.Struct):
     """A run to be analysed in another process."""
 
     path: str
@@ -193,15 +192,10 @@ class _Task(msgspec.Struct):
     options: dict[str, Any]
 
 
-_FUNCTION = "prunescope.analysis.compare:run_task"
-
-
-def run_task(data: bytes) -> bytes:
-    """What a process does for a _Task; returns a Report."""
-    task = unpacked(data, _Task)
+def run_task(task: RunTask) -> Report:
+    """The report of a run, in another process."""
     baseline = None if task.baseline is None else Path(task.baseline)
-    options = Options(**task.options)
-    return packed(_report(Path(task.path), baseline, options))
+    return _report(Path(task.path), baseline, Options(**task.options))
 
 
 def _inside(folder: Path, depth: int) -> list[Path]:
@@ -264,6 +258,8 @@ def _row(name: str, report: Report, phase_name: str, run: PhaseRun | None) -> Co
         ladder=phase.ladder,
         ledger={r.row: r.ns for r in phase.ledger if r.ns is not None} if phase.ledger else None,
         critical=[f.id for f in phase.findings if f.severity == "critical"],
+        comparable=phase.is_speedup,
+        no_evidence=[r.row for r in phase.ledger or () if r.ns and not is_beyond_noise(r)],
     )
 
 

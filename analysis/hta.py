@@ -21,8 +21,7 @@ import numpy as np
 from prunescope.analysis.schema.report import SecondOpinion
 from prunescope.analysis.timeline.link import cover
 from prunescope.analysis.trace.events import Trace
-from prunescope.analysis.trace.unpack import GZIP_MAGIC, members, unpacked
-from prunescope.analysis.trace.zstd import ZSTD_MAGIC
+from prunescope.analysis.trace.unpack import GZIP_MAGIC, ZSTD_MAGIC, members, unpacked
 
 TIME_LIMIT_S = 1800
 _ANSWER = "answer.json"

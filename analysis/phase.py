@@ -11,6 +11,8 @@ import msgspec
 import numpy as np
 import polars as pl
 
+from prunescope.analysis.comparison.differences import pair_comparison
+from prunescope.analysis.comparison.equal_information import ComparableSides
 from prunescope.analysis.findings.checks import find
 from prunescope.analysis.findings.context import Context
 from prunescope.analysis.findings.phase_notes import notes
@@ -27,6 +29,7 @@ from prunescope.analysis.ledger.pairing import Units, pair
 from prunescope.analysis.ledger.peaks_known import has_ideals, without_roofline
 from prunescope.analysis.ledger.rows import LargestKernels, build_rows, untouched
 from prunescope.analysis.ledger.samples import samples_of
+from prunescope.analysis.schema.pair_comparison import PairComparison
 from prunescope.analysis.schema.report import (
     FamilyVerdict,
     GemmRow,
@@ -41,7 +44,7 @@ from prunescope.analysis.schema.sides import PredictedRun, Totals
 from prunescope.analysis.totals import is_known, kernel_rows, total, totals
 from prunescope.analysis.verdict.caveats import apply_caveats, caveats
 from prunescope.analysis.verdict.evidence import Evidence
-from prunescope.analysis.verdict.outside import conditions, is_quantised, replaced
+from prunescope.analysis.verdict.outside import is_quantised, other_inputs, replaced
 from prunescope.analysis.verdict.verdict import evidence_of, verdict
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import known
@@ -51,9 +54,10 @@ _TOP_KERNELS = 40
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Comparison:
-    """What only a comparison gives a phase; the fields are those of the report."""
+class _Compared:
+    """The fields of a phase in the report that need a baseline."""
 
+    comparison: PairComparison | None = None
     pairing: Pairing | None = None
     family: FamilyVerdict | None = None
     ladder: Ladder | None = None
@@ -70,19 +74,16 @@ class _Comparison:
 def single_phase(own: SidePhase, *, hta: SecondOpinion | None = None) -> Phase:
     """A phase without a baseline: no pairing, ladder or ledger."""
     rows = single_rows(calls_of(own.kernels, by_shape=True))
-    phase = _phase(own, rows, _Comparison(), hta)
+    phase = _phase(own, rows, _Compared(), hta)
     return _with_findings(Context(phase=phase, own=own, caveats=caveats(own.kernels)))
 
 
 def compare_phase(
-    dense: SidePhase,
-    pruned: SidePhase,
-    *,
-    sparsity: float | None = None,
-    hta: SecondOpinion | None = None,
+    sides: ComparableSides, *, sparsity: float | None = None, hta: SecondOpinion | None = None
 ) -> Phase:
     """A phase of the pruned side against the dense one. `sparsity`: the nominal one, where it is
     not that of the run's manifest."""
+    dense, pruned = sides.dense, sides.pruned
     _check(dense, pruned)
     run = pruned.side.run
     units = pair(dense.kernels, pruned.kernels, run.layer_map if run else None)
@@ -94,16 +95,22 @@ def compare_phase(
         samples_ns=(samples_of(dense.run), samples_of(pruned.run)),
         on_device=pruned.kernels.on_device,
     )
-    evidence = evidence_of(dense, pruned, pairs, units)
+    evidence = evidence_of(sides, pairs, units)
     seen = verdict(evidence)
     doubted = caveats(pruned.kernels, dense=dense.kernels, evidence=evidence, family=seen.family)
     family = apply_caveats(seen.family, doubted)
-    comparison = _comparison(dense, pruned, inputs, evidence, (seen.family, family))
+    rows = other_inputs(evidence) if family.id == "outside" else None
+    comparison = pair_comparison(
+        evidence.differences,
+        rows_ratio=rows.numbers["ratio"] if rows else None,
+        one_sided=sides.one_sided,
+    )
+    compared = _compared(sides, inputs, evidence, comparison, (seen.family, family))
     exact = units.alignment.exact
-    rows = report_rows(pairs, promised=inputs.ratio.promised, exact_layers=exact)
+    gemms = report_rows(pairs, promised=inputs.ratio.promised, exact_layers=exact)
     return _with_findings(
         Context(
-            phase=_phase(pruned, rows, comparison, hta),
+            phase=_phase(pruned, gemms, compared, hta),
             own=pruned,
             twin=dense,
             pairs=pairs,
@@ -115,26 +122,27 @@ def compare_phase(
     )
 
 
-def _comparison(
-    dense: SidePhase,
-    pruned: SidePhase,
+def _compared(
+    sides: ComparableSides,
     inputs: AttributionInputs,
     evidence: Evidence,
+    comparison: PairComparison,
     families: tuple[FamilyVerdict, FamilyVerdict],
-) -> _Comparison:
+) -> _Compared:
     """`families`: the verdict before and after its caveats."""
+    dense, pruned = sides.dense, sides.pruned
     units, domain = inputs.units, inputs.domain
     judged, family = families
-    comparable = conditions(evidence) is None  # else what is gone was never to be there
-    known = comparable and is_known(dense.kernels) and is_known(pruned.kernels)
+    known = comparison.has_bounds and is_known(dense.kernels) and is_known(pruned.kernels)
     known = known and replaced(evidence) is None
     largest = LargestKernels(inputs, dense.kernels, pruned.kernels)
     bounded = dense.kernels.has_shapes and pruned.kernels.has_shapes
     rows = build_rows(inputs, halves(units, domain), largest, is_known=bounded)
-    bounds = ladder(rows, inputs, is_known=known, is_bounded=bounded and comparable)
+    bounds = ladder(rows, inputs, is_known=known, is_bounded=bounded and comparison.has_bounds)
     if not has_ideals(units):
         rows, bounds = without_roofline(rows, bounds)
-    return _Comparison(
+    return _Compared(
+        comparison=comparison,
         pairing=_pairing(units),
         family=family,
         ladder=bounds,
@@ -193,7 +201,7 @@ def _predicted(
 
 
 def _phase(
-    own: SidePhase, gemms: list[GemmRow], found: _Comparison, hta: SecondOpinion | None
+    own: SidePhase, gemms: list[GemmRow], found: _Compared, hta: SecondOpinion | None
 ) -> Phase:
     """The phase of the report, without its findings."""
     kernels, linked, sums = own.kernels, own.kernels.linked, totals(own)
@@ -244,6 +252,7 @@ def _phase(
         anatomy=anatomy(kernels, gemms),
         overhead=found.overhead,
         shapes=sums.shapes,
+        comparison=found.comparison,
     )
 
 

@@ -8,7 +8,8 @@
 | shapes    | a model's config               | shapes that a trace did not record                |
 | kernels   | Trace, timeline                | Kernels: a row a kernel, with its work and bound  |
 | ledger    | Kernels of both sides          | units, GEMM pairs, rows that sum to the wall      |
-| verdict   | GEMM pairs, units, manifests   | the family, and what makes it doubtful            |
+| comparison | both sides, GEMM pairs        | whether they compare, and which settings differ   |
+| verdict   | GEMM pairs, units, manifests   | the family, and its caveats                       |
 | findings  | all of these                   | what is worth saying, and what to change          |
 | predict   | manifests, peaks               | what theory expects of the same pruning           |
 | schema    | all of these                   | Report: plain values, written by report/          |
@@ -25,6 +26,7 @@ from pathlib import Path
 
 import polars as pl
 
+from prunescope.analysis.comparison.shared_peaks import with_shared_peaks
 from prunescope.analysis.findings.headline_caveats import missing_shapes, phase_warnings
 from prunescope.analysis.findings.stragglers import with_straggler
 from prunescope.analysis.inputs.describe import device_of, subject_of
@@ -32,7 +34,6 @@ from prunescope.analysis.inputs.names import ends_apart
 from prunescope.analysis.inputs.open import open_side
 from prunescope.analysis.inputs.resolve import of_the, resolve
 from prunescope.analysis.inputs.subject import Diagnostics, Options, Side
-from prunescope.analysis.inputs.two_runs import with_shared_peaks
 from prunescope.analysis.pool import jobs_for
 from prunescope.analysis.rank_jobs import Frames, Outcome, Sides, outcome_of, shared
 from prunescope.analysis.schema.report import Phase, Report

@@ -1,78 +1,108 @@
-"""Tasks in processes of their own, here or on a cluster, with results in the order of the tasks.
+"""Tasks in processes of their own, on this machine or on a ray cluster.
 
-In: tasks as bytes, and the function ("module:name") that each is given to. Out: the bytes that it
-returns, or the error that it raises. A process that dies fails its task; the others go on.
-ray_pool.py is the same on the workers of ray.
+In: a function of an importable module, its tasks (msgspec structs or plain values), and the type of
+its result. Out: the results in the order of the tasks, or the error of each. A process that dies
+fails its own task; the others go on.
 """
 
 from __future__ import annotations
 
+import importlib
+import os
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from queue import SimpleQueue
-from typing import IO, Protocol, Self
+from typing import IO, Any, TypeVar, get_type_hints
 
 import msgspec
 
-from prunescope.analysis.reply import Reply, reply_of
+from prunescope.analysis.schema.encode import packed, unpacked
 from prunescope.analysis.trace import workers
 from prunescope.taxonomy.errors import PrunescopeError
 
 ENGINES = ("local", "ray")
-# Ctrl-C reaches every process of a terminal: the one that began these ends them.
+T = TypeVar("T")
+_UNLIMITED = 1 << 20  # on a cluster: as many as there are tasks
+_WORTH_BYTES = 8 << 20  # packed traces that take one process about two seconds
+# Processes are begun by hand, not by multiprocessing: that would run the user's script again, which
+# need not be guarded. Ctrl-C reaches every process of a terminal; the one that began these ends
+# them.
 _CODE = """import json, signal, sys
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 sys.path[:] = json.loads(sys.argv[1])
 from prunescope.analysis.pool import serve
 serve(sys.argv[2])"""
-_LENGTH = 8  # bytes in front of a message
-_MOST = 1 << 20  # as many as there are tasks
-_WORTH = 8 << 20  # packed bytes of traces; about two seconds of one process
+_LENGTH_BYTES = 8  # in front of every message
+_RETRIES = 3  # of a task on ray
+_AHEAD = 2  # tasks per core begun before the first is done, so that few results wait in memory
 
 
-class Tasks(Protocol):
-    """What runs tasks; to be used in a `with`."""
+class Reply(msgspec.Struct):
+    """A task's packed result, or its problem and a hint."""
 
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def run(self, tasks: Sequence[bytes]) -> Iterator[Reply]:
-        """The replies in the order of the tasks, each as soon as it and those before it are there.
-
-        A task whose process died has a problem for a reply.
-        """
-        ...
+    value: bytes = b""
+    problem: str = ""
+    hint: str = ""
 
 
-def pool_of(engine: str, function: str, jobs: int) -> Tasks:
-    """Who runs the tasks of `engine`. Raises PrunescopeError where ray is not installed."""
-    if engine == "local":
-        return Pool(function, jobs)
-    from prunescope.analysis.ray_pool import RayPool
+def run_tasks(
+    function: Callable[[Any], T],
+    tasks: Sequence[Any],
+    returns: type[T],
+    *,
+    jobs: int,
+    engine: str = "local",
+) -> Iterator[T | PrunescopeError]:
+    """The results of `function` for every task in order, each as soon as it and all before it are
+    there; the error where a task fails.
 
-    return RayPool(function, jobs)
+    `function` takes one annotated argument and stands at the top of a module of ours. Raises
+    PrunescopeError where ray is not installed or its cluster cannot be reached.
+    """
+    name = f"{function.__module__}:{function.__qualname__}"
+    with (_LocalPool if engine == "local" else _RayPool)(name, min(jobs, len(tasks))) as pool:
+        for reply in pool.run([packed(task) for task in tasks]):
+            if reply.problem:
+                yield PrunescopeError(reply.problem, hint=reply.hint)
+            else:
+                yield unpacked(reply.value, returns)
 
 
-class Pool:
-    """`jobs` processes that run `function`; to be used in a `with`."""
+def jobs_for(requested: int | None, sizes: Iterable[int], engine: str = "local") -> int:
+    """How many processes: as requested, else one a core where the files (`sizes`, packed bytes)
+    take longer than starting them; a cluster decides itself.
+
+    Raises PrunescopeError for an unknown engine.
+    """
+    if engine not in ENGINES:
+        raise PrunescopeError(f"unknown engine {engine!r}", hint=f"one of {', '.join(ENGINES)}")
+    if engine != "local":
+        return requested or _UNLIMITED
+    if requested is not None:
+        return requested
+    return workers.cores() if sum(sizes) >= _WORTH_BYTES else 1
+
+
+class _LocalPool:
+    """`jobs` processes of this machine, begun as tasks come, each driven by a thread."""
 
     def __init__(self, function: str, jobs: int) -> None:
-        self.function, self.jobs = function, jobs
         self.processes = [_Process(function) for _ in range(jobs)]
         self.free: SimpleQueue[_Process] = SimpleQueue()
         self.threads = ThreadPoolExecutor(jobs)
         for process in self.processes:
             self.free.put(process)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> _LocalPool:
         return self
 
     def __exit__(self, *raised: object) -> None:
         self.threads.shutdown(wait=False, cancel_futures=True)
-        if raised[0] is not None:  # nobody waits for what is at work
+        if raised[0] is not None:  # nobody waits for the tasks at work
             for process in self.processes:
                 process.kill()
         self.threads.shutdown()
@@ -80,10 +110,9 @@ class Pool:
             process.stop()
 
     def run(self, tasks: Sequence[bytes]) -> Iterator[Reply]:
-        """See `Tasks.run`."""
-        yield from self.threads.map(self._one, tasks)
+        yield from self.threads.map(self._ask, tasks)
 
-    def _one(self, task: bytes) -> Reply:
+    def _ask(self, task: bytes) -> Reply:
         process = self.free.get()
         try:
             return process.ask(task)
@@ -97,11 +126,11 @@ class _Process:
     def __init__(self, function: str) -> None:
         self.function = function
         self.process: subprocess.Popen[bytes] | None = None
-        self.ending = False
+        self.killed = False
 
     def ask(self, task: bytes) -> Reply:
         process = self.process = self.process or self._begin()
-        if self.ending:  # since it was asked for
+        if self.killed:  # while it began
             process.kill()
         assert process.stdin is not None and process.stdout is not None
         try:
@@ -122,13 +151,13 @@ class _Process:
         )
 
     def kill(self) -> None:
-        """End it, at work or not: whoever waits for its reply is told that it died."""
-        self.ending = True
+        """End the process, at work or not; its task then fails."""
+        self.killed = True
         if (process := self.process) is not None:
             process.kill()
 
     def stop(self) -> None:
-        """End it, where nobody waits for a reply."""
+        """End the process and close its pipes; nobody may wait for a reply."""
         process, self.process = self.process, None
         if process is not None:
             process.kill()
@@ -139,42 +168,109 @@ class _Process:
 
 
 def serve(function: str) -> None:
-    """What a process of the pool runs: tasks from standard input, until there are no more."""
+    """The main loop of a local process: tasks from standard input until it ends."""
     tasks, replies = sys.stdin.buffer, sys.stdout.buffer
     while True:
         try:
             task = _read(tasks)
         except EOFError:
             return
-        _write(replies, msgspec.msgpack.encode(reply_of(function, task)))
+        _write(replies, msgspec.msgpack.encode(_reply(function, task)))
+
+
+def _reply(function: str, task: bytes) -> Reply:
+    """Run one task in this process, which is one of several."""
+    workers.be_alone()
+    module, name = function.split(":")
+    run = getattr(importlib.import_module(module), name)
+    (kind,) = (hint for name, hint in get_type_hints(run).items() if name != "return")
+    try:
+        return Reply(value=packed(run(unpacked(task, kind))))
+    except PrunescopeError as error:
+        return Reply(problem=error.problem, hint=error.hint or "")
 
 
 def _write(file: IO[bytes], message: bytes) -> None:
-    file.write(len(message).to_bytes(_LENGTH, "little") + message)
+    file.write(len(message).to_bytes(_LENGTH_BYTES, "little") + message)
     file.flush()
 
 
 def _read(file: IO[bytes]) -> bytes:
-    head = file.read(_LENGTH)
+    head = file.read(_LENGTH_BYTES)
     size = int.from_bytes(head, "little")
-    message = file.read(size) if len(head) == _LENGTH else b""
-    if len(head) < _LENGTH or len(message) < size:
+    message = file.read(size) if len(head) == _LENGTH_BYTES else b""
+    if len(head) < _LENGTH_BYTES or len(message) < size:
         raise EOFError
     return message
 
 
-def jobs_for(asked: int | None, sizes: Iterable[int], engine: str = "local") -> int:
-    """How many processes: as asked, else one a core where the files (`sizes`, packed bytes) take
-    longer than their start; a cluster has as many as it has.
+class _RayPool:
+    """At most `jobs` tasks at a time on the workers of ray: a cluster (RAY_ADDRESS) or a local one.
 
-    Raises PrunescopeError for an engine that is none.
+    Workers read the traces where they are, so all machines share the folder. A worker that dies is
+    tried again, then fails its task.
     """
-    if engine not in ENGINES:
-        raise PrunescopeError(
-            f"no engine is called {engine!r}", hint=f"one of {', '.join(ENGINES)}"
+
+    def __init__(self, function: str, jobs: int) -> None:
+        try:
+            self.ray: Any = importlib.import_module("ray")
+        except ModuleNotFoundError:
+            raise PrunescopeError(
+                "--engine ray needs ray",
+                hint="pip install 'prunescope[ray]', or use --engine local",
+            ) from None
+        self.function, self.jobs = function, jobs
+        self.is_ours = False
+
+    def __enter__(self) -> _RayPool:
+        self.is_ours = not self.ray.is_initialized()
+        if self.is_ours:
+            try:
+                self.ray.init(log_to_driver=False)
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                raise PrunescopeError(
+                    f"ray cannot be started ({type(error).__name__})",
+                    hint="check RAY_ADDRESS, or use --engine local",
+                ) from None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.is_ours:
+            self.ray.shutdown()
+
+    def run(self, tasks: Sequence[bytes]) -> Iterator[Reply]:
+        cores = int(self.ray.cluster_resources().get("CPU", 1))
+        limit = max(1, min(self.jobs, _AHEAD * cores))
+        remote = self.ray.remote(num_cpus=1, max_retries=_RETRIES)(_reply_on_ray)
+        folder = str(Path.cwd())
+        waiting: deque[Any] = deque()
+        for task in tasks:
+            if len(waiting) == limit:
+                yield self._result(waiting.popleft())
+            waiting.append(remote.remote(self.function, task, folder))
+        while waiting:
+            yield self._result(waiting.popleft())
+
+    def _result(self, reference: Any) -> Reply:
+        errors = self.ray.exceptions
+        try:
+            reply: Reply = self.ray.get(reference)
+        except (errors.WorkerCrashedError, errors.OutOfMemoryError) as error:
+            return Reply(
+                problem=f"the worker that analysed it died {_RETRIES + 1} times "
+                f"({type(error).__name__})",
+                hint="`--engine local` shows what kills it; or give a trace of fewer steps",
+            )
+        return reply
+
+
+def _reply_on_ray(function: str, task: bytes, folder: str) -> Reply:
+    """Run one task on a worker, in the working directory of the command: paths may be relative."""
+    try:
+        os.chdir(folder)
+    except OSError:
+        return Reply(
+            problem="a worker of ray does not see the folder of the traces",
+            hint="give a folder that all machines of the cluster share",
         )
-    if engine != "local":
-        return asked or _MOST
-    if asked is not None:
-        return asked
-    return workers.cores() if sum(sizes) >= _WORTH else 1
+    return _reply(function, task)

@@ -18,21 +18,16 @@ from typing import Any
 import msgspec
 import polars as pl
 
-from prunescope.analysis.inputs.one_sided import of_equal_shapes
+from prunescope.analysis.comparison.equal_information import with_equal_information
 from prunescope.analysis.inputs.resolve import of_the
 from prunescope.analysis.inputs.subject import Diagnostics, Options, Side, SidePhase, rank_left_out
 from prunescope.analysis.kernels.bound import Peaks
-from prunescope.analysis.ledger.comparable import comparable
 from prunescope.analysis.phase import compare_phase, single_phase
-from prunescope.analysis.pool import pool_of
-from prunescope.analysis.reply import Reply
-from prunescope.analysis.schema.encode import packed, unpacked
+from prunescope.analysis.pool import run_tasks
 from prunescope.analysis.schema.report import Phase, SecondOpinion
 from prunescope.analysis.trace.load import load
 from prunescope.analysis.trace.ranks import TraceFile
 from prunescope.taxonomy.errors import PrunescopeError
-
-_FUNCTION = "prunescope.analysis.rank_jobs:run_task"
 
 
 class Outcome(msgspec.Struct):
@@ -164,10 +159,10 @@ def outcome_of(sides: Sides, name: str, frames: Frames) -> Outcome:
         return Outcome(
             own=own.diagnostics, twin=diagnostics, failed=(f"baseline: {failed[0]}", failed[1])
         )
-    twin, own = comparable(*of_equal_shapes(twin, own))
-    frames[name] = own.kernels.frame
-    phase = compare_phase(twin, own, sparsity=sides.options.sparsity, hta=opinion)
-    return Outcome(phase, own.diagnostics, twin.diagnostics)
+    both = with_equal_information(twin, own)
+    frames[name] = both.pruned.kernels.frame
+    phase = compare_phase(both, sparsity=sides.options.sparsity, hta=opinion)
+    return Outcome(phase, both.pruned.diagnostics, both.dense.diagnostics)
 
 
 def _read(side: Side, name: str) -> tuple[SidePhase | None, Diagnostics, tuple[str, str] | None]:
@@ -206,33 +201,30 @@ def shared(
             dense=None if sides.dense is None else RankSide.of(sides.dense, twin),
             options=plain,
         )
-        tasks.append(packed(task))
-    with pool_of(engine, _FUNCTION, min(jobs, len(tasks))) as pool:
-        for number, (name, reply) in enumerate(zip(names, pool.run(tasks), strict=True)):
-            outcome = _outcome(reply, sides.pruned.rank_of(name) or name)
-            if outcome.frame:
-                file = frames.folder() / f"{number}.parquet"
-                file.write_bytes(outcome.frame)
-                frames[name], outcome.frame = file, b""
-            yield outcome
+        tasks.append(task)
+    results = run_tasks(run_task, tasks, Outcome, jobs=jobs, engine=engine)
+    for number, (name, result) in enumerate(zip(names, results, strict=True)):
+        if isinstance(result, PrunescopeError):
+            yield _failed(sides.pruned.rank_of(name) or name, result)
+            continue
+        if result.frame:
+            file = frames.folder() / f"{number}.parquet"
+            file.write_bytes(result.frame)
+            frames[name], result.frame = file, b""
+        yield result
 
 
-def _outcome(reply: Reply, rank: str) -> Outcome:
-    if not reply.problem:
-        return unpacked(reply.value, Outcome)
-    error = PrunescopeError(reply.problem, hint=reply.hint)
+def _failed(rank: str, error: PrunescopeError) -> Outcome:
     return Outcome(own=rank_left_out(rank, error), failed=(error.problem, error.hint or ""))
 
 
-def run_task(data: bytes) -> bytes:
-    """What a process does for a Task; returns an Outcome."""
-    task = unpacked(data, Task)
+def run_task(task: Task) -> Outcome:
+    """A phase of a rank, analysed in another process."""
     options, frames = Options(**task.options), Frames()
     try:
         pruned = task.pruned.open(task.name, options)
     except PrunescopeError as error:
-        diagnostics = rank_left_out(task.pruned.rank, error)
-        return packed(Outcome(own=diagnostics, failed=(error.problem, error.hint or "")))
+        return _failed(task.pruned.rank, error)
     dense, failed = None, None
     if task.dense is not None:
         try:
@@ -242,13 +234,13 @@ def run_task(data: bytes) -> bytes:
     if failed is not None and task.dense is not None:
         own, diagnostics, why = _read(pruned, task.name)
         if own is None:
-            return packed(Outcome(own=diagnostics, failed=why))
+            return Outcome(own=diagnostics, failed=why)
         left = rank_left_out(task.dense.rank, failed)
         said = (f"baseline: {failed.problem}", failed.hint or "")
-        return packed(Outcome(own=own.diagnostics, twin=left, failed=said))
+        return Outcome(own=own.diagnostics, twin=left, failed=said)
     found = outcome_of(Sides(pruned, dense, options), task.name, frames)
     if found.phase is not None:
         held = io.BytesIO()
         frames[task.name].write_parquet(held, compression="lz4")
         found.frame = held.getvalue()
-    return packed(found)
+    return found

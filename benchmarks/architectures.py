@@ -192,8 +192,9 @@ def traced(model: Any, name: str, family: str, out: Path) -> None:
     from prunescope.tracer.capture.request import TraceRequest
     from prunescope.tracer.capture.trace import trace
     from prunescope.tracer.capture.variants import Prepared, Variant
-    from prunescope.tracer.model.layers import decoder_layers, is_known, probe
+    from prunescope.tracer.model.layers import decoder_layers, is_known
     from prunescope.tracer.model.load import Loaded
+    from prunescope.tracer.model.logits import probe
     from prunescope.tracer.pruners import family_point, pruner
 
     if family == "dense":

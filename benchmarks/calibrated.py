@@ -25,8 +25,8 @@ import transformers
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from prunescope.tracer.calibration.collect import Calibration, text_calibration  # noqa: E402
-from prunescope.tracer.calibration.point import Point  # noqa: E402
+from prunescope.tracer.calibration.collect import text_calibration  # noqa: E402
+from prunescope.tracer.calibration.point import Calibration, Point  # noqa: E402
 from prunescope.tracer.model.layers import decoder_layers  # noqa: E402
 from prunescope.tracer.model.load import DEMO, load_model, load_tokenizer  # noqa: E402
 from prunescope.tracer.pruners import family_point, pruner  # noqa: E402

@@ -26,7 +26,7 @@ from prunescope.analysis.report.numbers import loss  # noqa: E402
 from prunescope.taxonomy.families import known  # noqa: E402
 from prunescope.taxonomy.run_quality import Quality  # noqa: E402
 from prunescope.tracer.capture.variants import Variant, make_variants  # noqa: E402
-from prunescope.tracer.machine.conditions import thread_count  # noqa: E402
+from prunescope.tracer.machine.device import thread_count  # noqa: E402
 from prunescope.tracer.model.layers import text_config  # noqa: E402
 from prunescope.tracer.model.load import load_tokenizer  # noqa: E402
 from prunescope.tracer.quality.quality import Dense, compare, text_passage  # noqa: E402

@@ -2,8 +2,9 @@
 
 In: a Report and rules. Out: a Check with a RuleOutcome a rule and phase: held, failed or undecided.
 Intervals decide: a rule holds where the whole 95 % interval does, fails where none of it does, and
-is undecided between, where a value is not known, and where the report is partial or its times are
-not valid. A ledger row that is no evidence (`is_beyond_noise`) may as well be 0.
+is undecided between, where a value is not known, and where the report is partial, its times are
+not valid or its two sides do not compare. A ledger row that is no evidence (`is_beyond_noise`) may
+as well be 0.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ METRICS = (
 _TIMED = (
     "coverage", "roofline", "busy", "realised", "share_of_bound", "wall", "tokens_per_s", "ledger.",
 )  # fmt: skip
+# Metrics that are a ratio or difference of both sides.
+_COMPARES = ("coverage", "roofline", "busy", "realised", "share_of_bound", "ledger.")
 NOT_VALID, _FINDING = "timing-not-valid", "findings."
 
 
@@ -221,13 +224,18 @@ def _verdict(rule: Rule, name: str, report: Report) -> RuleOutcome:
     phase = report.phases[name]
     state, seen, why = (_word if rule.number is None else _number)(rule, phase)
     value, low, high = (None, None, None) if rule.number is None else _values(rule, phase)
-    if why := "the report is partial" if report.partial else _doubt(rule, phase) or why:
+    if why := "the report is partial" if report.partial else _caveat(rule, phase) or why:
         state = "undecided"
     ci95 = None if low is None or high is None else (low, high)
     return RuleOutcome(rule.text, name, state, seen, why, value, ci95)
 
 
-def _doubt(rule: Rule, phase: Phase) -> str:
+def _caveat(rule: Rule, phase: Phase) -> str:
+    """Why a phase decides nothing for a rule; empty if it does."""
+    if rule.metric.startswith(_COMPARES) and not phase.is_speedup:
+        found = phase.comparison.differences if phase.comparison else ()
+        kinds = f" (other {', '.join(one.kind for one in found)})" if found else ""
+        return f"dense and pruned do not compare{kinds}"
     if not rule.metric.startswith(_TIMED) or _is_nothing(rule, phase):
         return ""
     invalid = [f.text for f in phase.findings if f.id == NOT_VALID]

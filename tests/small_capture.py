@@ -44,18 +44,18 @@ threads: 1
 
 def quick_peaks(patch: pytest.MonkeyPatch) -> None:
     """Peaks that are not given are measured in 0.05 s, not in seconds."""
-    from prunescope.tracer.capture import surroundings
+    from prunescope.tracer.capture import device_state
 
-    quick = partial(surroundings.measure_peaks, budget_s=0.05)
-    patch.setattr(surroundings, "measure_peaks", quick)
+    quick = partial(device_state.measure_peaks, budget_s=0.05)
+    patch.setattr(device_state, "measure_peaks", quick)
 
 
 def same_peaks(patch: pytest.MonkeyPatch) -> None:
     """Peaks of a sweep are `PEAKS`, and take no time to measure."""
-    from prunescope.tracer.capture import surroundings
+    from prunescope.tracer.capture import device_state
     from prunescope.tracer.sweep import job
 
-    for module in (surroundings, job):
+    for module in (device_state, job):
         patch.setattr(module, "measure_peaks", lambda *_: PEAKS)
 
 

@@ -21,7 +21,7 @@ from prunescope.analysis.trace.collect import (
     MODULE,
     OP_CATEGORIES,
 )
-from prunescope.analysis.trace.left_out import LEFT_OUT, STACKS, stacks_left_out
+from prunescope.analysis.trace.events import LEFT_OUT, STACKS, stacks_left_out
 from prunescope.analysis.trace.reader import Args, Event, Source
 from prunescope.taxonomy.errors import PrunescopeError
 

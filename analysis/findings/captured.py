@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from prunescope.analysis.findings.context import Context
 from prunescope.analysis.schema.report import Finding
-from prunescope.analysis.verdict.reasons import caveat_text
+from prunescope.analysis.verdict.caveats import caveat_text
 
 _CHANGE = (
     "trace a replay of the graph (the trace of the capture names its ops, as --eager-trace), or "

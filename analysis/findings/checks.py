@@ -113,7 +113,7 @@ COMPARES = frozenset({
 def find(context: Context) -> list[Finding]:
     """All findings of a phase, most severe first."""
     found = [finding for check in CHECKS if (finding := check(context)) is not None]
-    if removed.no_comparison(context):
+    if not context.phase.shows_pruning:
         found = [one for one in found if one.id not in COMPARES]
     if context.pruned.is_captured:  # what ran beside a capture waits for the capture
         found = [one for one in found if one.id not in WAITS]

@@ -11,8 +11,8 @@ from prunescope.analysis.inputs.subject import Side, SidePhase
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.ledger.gemms import Pair
 from prunescope.analysis.schema.report import GemmRow, LedgerPart, Phase, Row, is_beyond_noise
+from prunescope.analysis.verdict.caveats import Caveat
 from prunescope.analysis.verdict.evidence import Detection, Evidence
-from prunescope.analysis.verdict.reasons import Caveat
 from prunescope.taxonomy.run import PhaseRun
 
 LITTLE = 0.001  # of the recorded wall: nothing to warn of

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from prunescope.analysis.findings.context import Context
 from prunescope.analysis.schema.report import Finding
-from prunescope.analysis.verdict.reasons import caveat_text
+from prunescope.analysis.verdict.caveats import caveat_text
 
 
 def kernels_missing(c: Context) -> Finding | None:

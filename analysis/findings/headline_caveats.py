@@ -5,8 +5,9 @@ In: a Phase of the report (ns). Out: sentences for the warnings of the report.
 
 from __future__ import annotations
 
+from prunescope.analysis.comparison.equal_information import one_sided_text
 from prunescope.analysis.findings.context import ms
-from prunescope.analysis.inputs.one_sided import ONE_SIDED
+from prunescope.analysis.schema.pair_comparison import SHAPES
 from prunescope.analysis.schema.report import Phase
 
 _MOST_LATE = 0.05  # of device time
@@ -38,8 +39,9 @@ def missing_shapes(
 ) -> list[str]:
     """What a trace without shapes cannot say, where ops ran and none of their GEMMs has sizes.
     `asked`: the trace says that shapes were recorded; `takes_model`: a config could tell them."""
-    if one_sided := [note for note in phase.notes if note.startswith(ONE_SIDED)]:
-        return [f"{name}: {note}" for note in one_sided]
+    ignored = phase.comparison.one_sided if phase.comparison else ()
+    if lacking := [one for one in ignored if one.kind == SHAPES]:
+        return [f"{name}: {one_sided_text(one)}" for one in lacking]
     gemms = [g for g in phase.gemms if g.op is not None]
     if not gemms or any(n is not None for g in gemms for n in (g.m, g.n, g.k)):
         return []

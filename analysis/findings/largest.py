@@ -13,7 +13,6 @@ from typing import Any
 import polars as pl
 
 from prunescope.analysis.findings.context import Context, ms, shortened
-from prunescope.analysis.findings.removed import no_comparison
 from prunescope.analysis.kernels.frame import ATTENTION
 from prunescope.analysis.schema.report import Finding, clock
 from prunescope.taxonomy.roles import UNPLACED
@@ -106,7 +105,7 @@ def _change(one: _Cost) -> str:
 def _costs(c: Context) -> Iterator[_Cost]:
     """The large ones that are far from their bound, or untouched."""
     least = _LARGE * c.phase.wall_ns
-    moved = bool(c.untouched) and not _whole(c) and not no_comparison(c)
+    moved = bool(c.untouched) and not _whole(c) and c.phase.shows_pruning
     for name, rows in _groups(c):
         busy = sum(row["busy"] for row in rows)
         if busy < least:

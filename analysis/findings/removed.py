@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
+from prunescope.analysis.comparison.differences import difference_text
 from prunescope.analysis.device.tiles import ALIGNED, GOOD, HALF
 from prunescope.analysis.findings.context import Context, ms, sized
 from prunescope.analysis.findings.no_gain import gains_nothing
@@ -13,8 +14,6 @@ from prunescope.analysis.ledger.calls import Call
 from prunescope.analysis.schema.report import Finding
 from prunescope.analysis.verdict import caveats
 from prunescope.analysis.verdict.evidence import matrices
-from prunescope.analysis.verdict.outside import other_inputs
-from prunescope.analysis.verdict.reasons import difference_text
 from prunescope.analysis.verdict.zeros import MANY_ZEROS
 from prunescope.taxonomy.families import cutting, known
 from prunescope.taxonomy.words import percent
@@ -163,32 +162,17 @@ def outside(c: Context) -> Finding | None:
 
 def not_comparable(c: Context) -> Finding | None:
     """The dense baseline ran with other inputs or settings."""
-    lines = [difference_text(one) for one in c.evidence.differences] if c.evidence else []
-    lines += _other_inputs(c)
-    if not lines:
+    differences = c.phase.comparison.differences if c.phase.comparison else ()
+    if not differences:
         return None
     return Finding(
         id="not-comparable",
         severity="critical",
         text="the dense baseline is not comparable: it ran with other settings",
-        evidence=lines,
+        evidence=[difference_text(one) for one in differences],
         change="trace the dense model again with the settings of the pruned one",
         predicted_ns=None,
     )
-
-
-def no_comparison(c: Context) -> bool:
-    """Whether the sides ran under conditions beside which no difference tells of pruning."""
-    differences = c.evidence.differences if c.evidence else ()
-    return any(one.decides for one in differences) or bool(_other_inputs(c))
-
-
-def _other_inputs(c: Context) -> list[str]:
-    """That all linears see more or fewer rows, where that is the verdict."""
-    if c.evidence is None or c.phase.family is None or c.phase.family.id != "outside":
-        return []
-    why = other_inputs(c.evidence)
-    return [] if why is None else [*why.lines]
 
 
 def unequal_steps(c: Context) -> Finding | None:

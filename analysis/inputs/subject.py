@@ -19,9 +19,8 @@ from prunescope.analysis.schema.sides import PhaseKind
 from prunescope.analysis.shapes.values import AutoModel, ModelConfig
 from prunescope.analysis.timeline.phase_steps import phases_of
 from prunescope.analysis.timeline.steps import find_windows
-from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.events import Trace, host_instead, is_partial, trace_warnings
 from prunescope.analysis.trace.load import load
-from prunescope.analysis.trace.notes import host_instead, is_partial, trace_warnings
 from prunescope.analysis.trace.ranks import Rank, TraceFile, missing, rank_of, twice
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import PhaseRun, Run, sha256_of
@@ -269,7 +268,6 @@ class SidePhase:
     name: str
     kernels: Kernels
     diagnostics: Diagnostics = Diagnostics()
-    shapes_left_out: bool = False  # recorded, but not on the other side
 
     @property
     def run(self) -> PhaseRun | None:
@@ -277,9 +275,9 @@ class SidePhase:
         return self.side.phase(self.name)
 
     def without_shapes(self) -> SidePhase:
-        """The same, as if its trace had recorded no shapes."""
+        """This phase read again, as if its trace had recorded no shapes."""
         again = self.side.read(self.name, shapes=False)
-        return replace(again, diagnostics=self.diagnostics, shapes_left_out=True)
+        return replace(again, diagnostics=self.diagnostics)
 
     @cached_property
     def kind(self) -> PhaseKind | None:

@@ -24,7 +24,7 @@ from prunescope.analysis.report.markdown import table_lines
 from prunescope.analysis.report.sheet import Line, Sheet
 from prunescope.analysis.report.view import Cell, Column, Table
 from prunescope.analysis.report.write import DEFAULT_FORMATS, check_formats, write_files
-from prunescope.analysis.schema.comparison import NOT_VALID, Comparison, ComparisonRow, to_json
+from prunescope.analysis.schema.comparison import Comparison, ComparisonRow, to_json
 
 COMPARISON_FORMATS = ("md", "html", "json", "tex", "csv", "png", "pdf", "svg")
 ROWS = tuple(row for row in LEDGER if row not in TOTALS and row != "promised")
@@ -40,8 +40,8 @@ _NOTES = (
     "they sum to the pruned wall",
 )
 _CAVEAT = (
-    "? timing not valid: the samples vary too much or were disturbed, so that the ratio and its "
-    "rows are no evidence"
+    "? timing not valid (the samples vary too much or were disturbed), or the two sides ran with "
+    "other settings: the ratio and its rows are no evidence"
 )
 
 
@@ -100,7 +100,7 @@ def comparison_table(comparison: Comparison) -> Table:
     ]  # fmt: skip
     failed = [f"{one.run} has no row: {one.why}" for one in comparison.failed]
     rows = [_cells(row, moved) for row in comparison.rows]
-    doubted = any(NOT_VALID in row.critical for row in comparison.rows)
+    doubted = not all(row.is_evidence for row in comparison.rows)
     needs = {
         _NOTES[0]: ("TTFT or TPOT",),
         _NOTES[1]: tuple(LEDGER[row][0] for row in moved),
@@ -118,7 +118,7 @@ def _cells(row: ComparisonRow, moved: Sequence[str]) -> list[Cell]:
     values = {key: getattr(ladder, key) if ladder else None for key in LADDER}
     ci95 = ladder.realised_ci95 if ladder else None
     method = row.method or (row.family and f"({row.family})") or numbers.UNKNOWN
-    doubt = {"realised": " ?"} if NOT_VALID in row.critical else {}
+    doubt = {} if row.is_evidence else {"realised": " ?"}
     profiled = " p" if row.timed == "profiled" else ""
     return [
         Cell(row.run),
@@ -165,6 +165,8 @@ def _ledger(row: ComparisonRow, name: str) -> Cell:
     ns = (row.ledger or {}).get(name)
     share = numbers.share_of(ns, (row.ledger or {}).get("dense"))
     tone = "" if not share else "loss" if share > 0 else "gain"
+    if name in row.no_evidence:
+        tone = "quiet"
     return Cell(numbers.percent(share, signed=True), share, tone=tone)
 
 

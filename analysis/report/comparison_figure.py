@@ -18,7 +18,7 @@ from matplotlib.patches import Patch
 from prunescope.analysis.report.figures import STYLE, saved
 from prunescope.analysis.report.ledger_view import LEDGER, NOT_EXPLAINED
 from prunescope.analysis.report.titles import short
-from prunescope.analysis.schema.comparison import NOT_VALID, ComparisonRow
+from prunescope.analysis.schema.comparison import ComparisonRow
 
 WIDTH = 7.0  # inches: both columns of a two-column page
 _CURVES, _BAR = 1.9, 0.16  # inches: height of the curves, and of a bar
@@ -90,8 +90,8 @@ def plot_curves(axes: Axes, rows: Sequence[ComparisonRow]) -> None:
         linestyle=(0, (1, 1.5)),
         label="promised, 1/(1 − s)",
     )
-    if any(_doubted(row) for points in curves.values() for _, row in points):
-        words = "open: timing not valid"
+    if not all(row.is_evidence for points in curves.values() for _, row in points):
+        words = "open: no evidence"
         axes.plot([], [], "o", color="black", markersize=3, markerfacecolor="white", label=words)
     axes.set_xlim(left, right)
     axes.axhline(1.0, color="black", linewidth=0.6, linestyle=(0, (3, 2)))
@@ -133,7 +133,7 @@ def _curve_of(axes: Axes, i: int, label: str, points: list[tuple[float, Comparis
             axes.plot(
                 [x, x], ladder.realised_ci95, color=colour, linewidth=0.8, marker="_", markersize=3
             )
-    doubted = [(x, row.ladder.realised) for x, row in points if row.ladder and _doubted(row)]
+    doubted = [(x, row.ladder.realised) for x, row in points if row.ladder and not row.is_evidence]
     for x, y in doubted:
         axes.plot(
             x,
@@ -146,10 +146,6 @@ def _curve_of(axes: Axes, i: int, label: str, points: list[tuple[float, Comparis
             linestyle="none",
             zorder=3,
         )
-
-
-def _doubted(row: ComparisonRow) -> bool:
-    return NOT_VALID in row.critical
 
 
 def plot_bars(axes: Axes, rows: Sequence[ComparisonRow], *, left_out: int) -> None:
@@ -210,7 +206,7 @@ def _bar_of(axes: Axes, i: int, row: ComparisonRow) -> None:
         marker="D",
         markersize=2.5,
         color="black",
-        markerfacecolor="white" if _doubted(row) else "black",
+        markerfacecolor="black" if row.is_evidence else "white",
         zorder=3,
     )
 

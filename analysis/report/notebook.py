@@ -33,6 +33,8 @@ def _outcome(phase: Phase) -> str:
     family = phase.family.id if phase.family else "unknown"
     if not sentences.is_valid(phase):
         return f"timing not valid, {family}"
+    if not phase.is_speedup:
+        return f"not comparable, {family}"
     if sentences.holds_one(phase):
         return f"no speedup told from noise, {family}"
     return f"{numbers.ratio(phase.ladder.realised)} realised, {family}"

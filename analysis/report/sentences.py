@@ -130,9 +130,11 @@ def _beyond(ladder: Ladder) -> str:
 
 
 def _not_comparable(phase: Phase) -> str:
-    """In what the two sides ran otherwise; empty where they ran alike."""
-    found = next((one for one in phase.findings if one.id == "not-comparable"), None)
-    return f"not comparable ({'; '.join(found.evidence[:3])})" if found is not None else ""
+    """Which settings differed between the runs; empty if none."""
+    if phase.is_speedup:
+        return ""
+    lines = [line for f in phase.findings if f.id == "not-comparable" for line in f.evidence]
+    return f"not comparable ({'; '.join(lines[:3])})"
 
 
 def _nothing_moved(phase: Phase) -> bool:
@@ -234,7 +236,7 @@ def predicted(phase: Phase) -> str:
     )
     text = f"predicted for {said['family']} on these peaks: {bounds}"
     miss = said.get("miss")
-    if miss is None or not is_valid(phase):
+    if miss is None or not is_valid(phase) or not phase.is_speedup:
         return text
     text += f"; realised is {numbers.percent(miss['ratio'], decimals=0)} of that"
     worst = next((term for term in miss["terms"] if term["name"] == miss["largest"]), None)

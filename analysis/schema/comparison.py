@@ -41,6 +41,13 @@ class ComparisonRow(msgspec.Struct, kw_only=True):
     ladder: Ladder | None
     ledger: dict[str, float] | None  # row of the ledger to ns; dense and pruned are walls
     critical: list[str] = []  # ids of critical findings
+    comparable: bool = True  # whether dense and pruned ran with equal settings
+    no_evidence: list[str] = []  # rows of the ledger that cannot be told from 0
+
+    @property
+    def is_evidence(self) -> bool:
+        """Whether its speedup is one of the pruning: valid times, and sides that compare."""
+        return self.comparable and NOT_VALID not in self.critical
 
 
 class FailedSubject(msgspec.Struct, kw_only=True):

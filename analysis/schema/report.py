@@ -11,6 +11,7 @@ import msgspec
 
 from prunescope.analysis.schema.anatomy import Anatomy
 from prunescope.analysis.schema.encode import json_bytes
+from prunescope.analysis.schema.pair_comparison import PairComparison
 from prunescope.analysis.schema.sides import (
     DeviceUsed,
     PhaseKind,
@@ -24,7 +25,7 @@ from prunescope.taxonomy.formats import decode
 # Where busy is less than this share of the duration, kernels ran beside others.
 BESIDE = 0.99
 CLOCKS_APART = "clocks-apart"  # the finding that makes causes of idle time doubtful
-
+_NOT_COMPARABLE = "not-comparable"  # the finding by which reports before 0.2 say so
 # The note on a trace that no marker divides into steps.
 WHOLE_TRACE = "no step marker in the trace: all of it counts as one step"
 
@@ -298,6 +299,19 @@ class Phase(msgspec.Struct, kw_only=True):
     lead_busy_ns: float | None = None  # of the lead, what the device ran before
     # Of the lead, what the step launched itself: {"events", "ran_ns", "ns": beside nothing earlier}
     lead_own: dict[str, float] = {}
+    comparison: PairComparison | None = None  # null: no baseline, or a report before 0.2
+
+    @property
+    def is_speedup(self) -> bool:
+        """Whether the ratio of the two times is a speedup of the pruning: no setting differs."""
+        if self.comparison is None:
+            return all(finding.id != _NOT_COMPARABLE for finding in self.findings)
+        return self.comparison.is_speedup
+
+    @property
+    def shows_pruning(self) -> bool:
+        """Whether differences of shapes and kernels are the pruning's; True without a baseline."""
+        return self.comparison is None or self.comparison.shows_pruning
 
     @property
     def sampled(self) -> tuple[Unprofiled, Unprofiled] | None:

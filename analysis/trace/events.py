@@ -1,10 +1,12 @@
-"""What a Chrome trace holds, as compact columns: the type that the loader fills and all else reads.
+"""A Chrome trace as compact columns: the type that the loader fills and everything else reads.
 
-Every column is int64: times are ns, -1 stands for an absent id.
+Every column is int64: times are ns, -1 is an absent id. Also here: warnings about what was lost or
+repaired while the trace was read.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -22,17 +24,15 @@ def _no_spans() -> dict[str, Ints]:
 
 @dataclass
 class Trace:
-    """One trace. Every `dict` maps a column name to an int64 array; -1 stands for an absent id.
+    """One trace. Every `dict` maps a column name to an int64 array; -1 is an absent id.
 
     `names`: the interned strings; `calls`: the distinct op calls, decoded; `device`: kernel, memcpy
     and memset events; `launches`: runtime calls; `ops`: host ops; `annotations`: NVTX ranges,
-    record_function and modules;
-    `frames`: frames of Python of 0.1 ms or more; `other_calls`: runtime
-    calls without a correlation id.
-    `dropped`: events without a time that can be, `kernels_dropped` of them on the device; `twice`:
-    device events (of a CPU trace: ops) that stood in the file more than once; `stacks`: calls of
-    Python functions that were recorded, short ones too; `caveats`: what else
-    is odd about its times.
+    record_function and modules; `frames`: Python frames of 0.1 ms or more; `other_calls`: runtime
+    calls without a correlation id. `dropped`: events without a valid time, `kernels_dropped` of
+    them on the device; `twice`: device events (in a CPU trace: ops) that the file repeats;
+    `stacks`: recorded calls of Python functions, short ones included; `caveats`: other doubts about
+    its times, as sentences.
     """
 
     source: Source
@@ -58,14 +58,14 @@ class Trace:
 
     @cached_property
     def launches_by_id(self) -> tuple[Ints, Ints]:
-        """Correlation ids of the launches in order, and their rows; of equal ids the first, longest
-        one before the others. Once the trace is loaded: its launches stay as they are."""
+        """Sorted correlation ids of the launches, and their rows; of equal ids the earliest and
+        longest first. Valid once the trace is loaded: launches no longer change."""
         ids = self.launches["correlation"]
         rows = np.lexsort((-self.launches["dur"], self.launches["ts"], ids))
         return ids[rows], rows
 
     def without_shapes(self) -> Trace:
-        """The same, as if no shapes had been recorded."""
+        """A copy of the trace as if no shapes had been recorded."""
         return replace(self, calls=[OpCall(call.name, (), ()) for call in self.calls])
 
     @property
@@ -76,11 +76,11 @@ class Trace:
 
     @property
     def device_properties(self) -> dict[str, Any]:
-        """What the profiler says of the device that most device events ran on; empty: nothing."""
+        """The profiler's properties of the device that most device events ran on; empty if none."""
         return self._device() or {}
 
     def _properties(self) -> list[dict[str, Any]]:
-        """What the profiler says of each device."""
+        """The profiler's properties of each device."""
         properties = self.source.meta.get("deviceProperties")
         return (
             [p for p in properties if isinstance(p, dict)] if isinstance(properties, list) else []
@@ -97,7 +97,8 @@ class Trace:
         return next((p for p in known if p.get("id") == main), known[0])
 
     def times_of_devices(self, events: Ints) -> dict[str, int]:
-        """ns that device events ran, by the device, "0 (NVIDIA A100)", the most used first."""
+        """Summed durations of device events in ns by device, as "0 (NVIDIA A100)", largest
+        first."""
         events = events[events >= 0]
         ids, times = self.device["device"][events], self.device["dur"][events]
         known = self._properties()
@@ -107,3 +108,65 @@ class Trace:
             label = f"{one} ({name[:80]})" if isinstance(name, str) and name else str(one)
             found[label] = int(times[ids == one].sum())
         return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def trace_warnings(trace: Trace) -> list[str]:
+    """Sentences on what was lost, repaired or dropped while the trace was read."""
+    source, name = trace.source, trace.source.name
+    warnings: list[str] = []
+    if source.cut:
+        warnings.append(f"{name} is cut off: analysed up to the cut")
+        if not trace.on_device:
+            warnings.append(
+                f"{name} has no device events before the cut: host ops stand for the work, and "
+                "their times are those of a CPU"
+            )
+    if source.behind:
+        warnings.append(f"{name}: {source.behind:,} bytes after the end of the trace were ignored")
+    if trace.kernels_dropped:
+        whole = trace.kernels_dropped + len(trace.device["ts"])
+        warnings.append(
+            f"{name}: {trace.kernels_dropped:,} of {whole:,} kernels were dropped: their start "
+            "time or duration is missing or invalid"
+        )
+    lost = source.malformed + trace.dropped - trace.kernels_dropped
+    if lost:
+        warnings.append(f"{name}: {lost} malformed events were dropped")
+    if trace.twice:
+        what = "device events" if trace.on_device else "host ops"
+        warnings.append(f"{name}: {trace.twice:,} repeated {what} were counted once")
+    warnings += [f"{name}: {text}" for text in trace.caveats]
+    if source.repaired:
+        warnings.append(f"{name}: invalid JSON (NaN, control characters or bytes) was repaired")
+    return warnings
+
+
+def host_instead(trace: Trace) -> list[str]:
+    """A warning where a trace names a GPU, or launches on it, and holds no device events."""
+    launched = len(trace.launches["ts"]) > 0
+    if trace.on_device or trace.source.cut or not (trace.device_name or launched):
+        return []
+    named = f" names {trace.device_name}, but" if trace.device_name else " launches kernels, but"
+    return [
+        f"{trace.source.name}{named} holds no device events: host ops are shown in their place, "
+        "with times of the host and no peaks; capture with ProfilerActivity.CUDA"
+    ]
+
+
+def is_partial(trace: Trace) -> bool:
+    """Whether the trace holds only a part of what ran: it is cut off, or lost kernels."""
+    return trace.source.cut or trace.kernels_dropped > 0
+
+
+LEFT_OUT = "prunescope.left_out"  # a key next to traceEvents
+STACKS = "stacks"
+_MAX_EVENTS = 2**53  # JSON readers agree on integers up to here
+
+
+def stacks_left_out(meta: Mapping[str, Any]) -> int:
+    """How many recorded calls of Python functions trimming left out; 0 where `meta`, the metadata
+    around the events, has no valid count."""
+    left_out = meta.get(LEFT_OUT)
+    count = left_out.get(STACKS) if isinstance(left_out, dict) else None
+    valid = isinstance(count, int) and not isinstance(count, bool) and 0 < count <= _MAX_EVENTS
+    return int(count) if valid and count is not None else 0

@@ -1,6 +1,6 @@
-"""What the host did, as recorded, for people who look at a trace: modules, ops, launches.
+"""The host events of a trace (modules, ops, launches) as a frame, for export to a timeline.
 
-In: a Trace. Out: a frame of events in time order, ns; `category` is scope, op or launch.
+In: a Trace. Out: events in time order, ns; `category` is scope, op or launch.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
+from prunescope.analysis.trace.collect import Ints
 from prunescope.analysis.trace.events import Trace
-from prunescope.analysis.trace.load import Ints
 
 
 def host_events(trace: Trace) -> pl.DataFrame:

@@ -1,8 +1,8 @@
 """A Chrome trace as compact columns.
 
-In: a file (see reader.py, collect.py). Out: `Trace`: numpy columns of device events, launches, host
-ops and annotations, integer ns, strings and op calls interned. Numbers are rounded here and nowhere
-else: start and duration each to the nearest ns of the decimal text, end = start + duration.
+In: a file (see reader.py, collect.py). Out: `Trace`: numpy columns of device events, launches,
+host ops and annotations, integer ns, strings and op calls interned. Times are rounded here and
+nowhere else: start and duration each to the nearest ns of the decimal text, end = start + duration.
 """
 
 from __future__ import annotations
@@ -24,9 +24,8 @@ from prunescope.analysis.trace.collect import (
     Collector,
     Ints,
 )
-from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.events import Trace, stacks_left_out
 from prunescope.analysis.trace.lean_events import LEAN
-from prunescope.analysis.trace.left_out import stacks_left_out
 from prunescope.analysis.trace.reader import Source
 from prunescope.analysis.trace.repair import clean, correlate
 from prunescope.analysis.trace.shares import join_shares
@@ -38,7 +37,7 @@ __all__ = ["DEVICE_CATEGORIES", "LAUNCH_CATEGORIES", "MODULE", "NONE", "Ints", "
 
 
 def is_there(path: Path) -> bool:
-    """Whether there is a file or folder; a path that cannot be one is none."""
+    """Whether the path exists; False for one that no file system can hold."""
     try:
         path.stat()
     except (OSError, ValueError):  # too long, a loop of links, a nul
@@ -61,7 +60,7 @@ def load(path: Path, member: str | None = None) -> Trace:
             hint="give a Chrome trace (.json, .json.gz or .json.zst), or what `prunescope trace` "
             "wrote",
         )
-    source, collect = _together(path, member) or _alone(path, member)
+    source, collect = _in_processes(path, member) or _in_this_process(path, member)
     trace = _trace(source, collect)
     correlate(trace, collect.threads)
     clean(trace)
@@ -69,13 +68,13 @@ def load(path: Path, member: str | None = None) -> Trace:
     return trace
 
 
-def _together(path: Path, member: str | None) -> tuple[Source, Collector] | None:
-    """What several processes read, of a large file; None where it is for one of them."""
+def _in_processes(path: Path, member: str | None) -> tuple[Source, Collector] | None:
+    """A large file, read by several processes; None where one process is as fast."""
     shares = shares_of(path, member)
     return None if shares is None else join_shares(path, member, shares)
 
 
-def _alone(path: Path, member: str | None) -> tuple[Source, Collector]:
+def _in_this_process(path: Path, member: str | None) -> tuple[Source, Collector]:
     source, collect = Source(path, member, decoder=LEAN), Collector()
     try:
         for events in source.blocks():
@@ -94,7 +93,7 @@ def _refuse_unusable(trace: Trace) -> None:
     kernels = trace.device["category"] == DEVICE_CATEGORIES["kernel"]
     if trace.kernels_dropped and not kernels.any():
         raise source.error(
-            f"all {trace.kernels_dropped:,} kernels have a start or duration that cannot be",
+            f"all {trace.kernels_dropped:,} kernels have an invalid start time or duration",
             "the times of the trace are damaged: export it again",
         )
     if source.cut and not trace.on_device and (kernels_missing or not len(trace.ops["ts"])):
@@ -138,8 +137,8 @@ def _decode_call(key: Call) -> OpCall:
 
 
 def _with_list_dtype(calls: list[OpCall]) -> list[OpCall]:
-    """Kineto records no number format for a list of tensors (cat, stack): the float format that
-    most calls of the trace have stands in. Ratios of dense and pruned do not depend on it."""
+    """Kineto records no dtype for a list of tensors (cat, stack): the commonest float dtype of the
+    trace is used instead. Ratios of dense to pruned do not depend on it."""
     floats = Counter(
         d for call in calls for d in call.dtypes if (dtype(d) or "").startswith(("bf", "fp"))
     )

@@ -1,7 +1,7 @@
-"""A trace as it was read, put right: correlation ids that only the flow arrows have, times that no
-capture has, and events that stand in a file twice. What is set aside is counted and said.
+"""Repairs of a trace: ids that only flow events hold, impossible times, repeated events.
 
-In: a Trace, and the threads of its host. Out: the same trace, its columns filled in or shortened.
+In: a Trace, and the threads of its host. Out: the trace, changed in place; what was dropped is
+counted in it.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from prunescope.analysis.trace.events import Trace
 from prunescope.analysis.trace.reader import Source
 
 _CATEGORIES = ("ac2g", "async_cpu_to_gpu")
-_AS_A_RULE = 0.5  # share of device events with an id of their own, from which on no arrow counts
+_MOSTLY = 0.5  # share of device events with a correlation id from which flow events are ignored
 Place = tuple[int, int, int]  # device and stream of a kernel, or thread of a launch and 0; ns
 _ODD = 0x9E3779B97F4A7C5 | 1  # spreads what it multiplies over 64 bits
 _EXACT = 1 << 53  # ns that a double still holds to the ns: 104 days
-_APART = 600 * 10**9  # no profiler runs for so long between two kernels
-# Of the events, and in all: so few on the far side of such a pause have wrong times.
-_FEW, _SO_FEW = 0.01, 3
+_LONGEST_PAUSE = 600 * 10**9  # ns; no capture waits longer between two kernels
+# At most this share of the events, or this many, beyond such a pause have wrong times.
+_FEW_SHARE, _FEW = 0.01, 3
 # Columns that tell two events apart where they start at once.
 _DEVICE = ("dur", "name", "stream", "device", "correlation", "node", "grid")
 _OPS = ("dur", "name", "thread", "external", "call")
@@ -31,11 +31,11 @@ _ANNOTATIONS = ("dur", "name", "thread", "module")
 
 
 def correlate(trace: Trace, threads: dict[tuple[Any, Any], int]) -> None:
-    """Take the ids from the arrows where most device events have none; launches that have none
-    then are set aside. An arrow begins with its launch, on its thread, and ends where the kernel
-    begins, on its stream. Reads the file once more, only then."""
+    """Take correlation ids from flow events where most device events have none (which reads the
+    file once more), and move launches without an id to `other_calls`. A flow event begins with its
+    launch, on the launch's thread, and ends where the kernel begins, on its stream."""
     device, launches = trace.device, trace.launches
-    few = (device["correlation"] >= 0).mean() < _AS_A_RULE if len(device["ts"]) else False
+    few = (device["correlation"] >= 0).mean() < _MOSTLY if len(device["ts"]) else False
     if few and len(launches["ts"]):
         begins, ends = _arrows(trace.source, threads)
         none = np.zeros_like(launches["ts"])
@@ -49,7 +49,7 @@ def correlate(trace: Trace, threads: dict[tuple[Any, Any], int]) -> None:
 def _arrows(
     source: Source, threads: dict[tuple[Any, Any], int]
 ) -> tuple[dict[Place, int], dict[Place, int]]:
-    """The ids of arrows by where they begin, and by where they end."""
+    """Correlation ids of flow events by where they begin, and by where they end."""
     begins: dict[Place, int] = {}
     ends: dict[Place, int] = {}
     for events in Source(source.path, source.member).blocks():
@@ -70,7 +70,7 @@ def _fill(table: dict[str, Ints], arrows: dict[Place, int], first: Ints, second:
 
 
 def clean(trace: Trace) -> None:
-    """Take out repeated events, and device events far in time from nearly all others.
+    """Drop repeated events, and device events far in time from nearly all others.
 
     Raises PrunescopeError where many events are months apart.
     """
@@ -90,20 +90,20 @@ def _kept(table: dict[str, Ints], keep: NDArray[np.bool_]) -> dict[str, Ints]:
 
 
 def _repeated_ops(trace: Trace) -> NDArray[np.bool_]:
-    """Of ops without an id, two of one name may begin and end in the same µs: those are kept."""
+    """Ops without an id are kept: two of one name may begin and end in the same µs."""
     return _repeated(trace.ops, _OPS) & (trace.ops["external"] >= 0)
 
 
 def _repeated(table: dict[str, Ints], columns: tuple[str, ...]) -> NDArray[np.bool_]:
-    """Rows that equal an earlier one in all that is looked at."""
+    """Rows that equal an earlier row in `columns` and `ts`."""
     out = np.zeros(len(table["ts"]), bool)
-    near = _alike(table["ts"])
+    near = _shared_values(table["ts"])
     if not len(near):
         return out
     mixed = table["ts"][near].copy()
     for name in columns:
         mixed = mixed * _ODD + table[name][near]  # wraps: equal rows stay equal
-    near = near[_alike(mixed)]
+    near = near[_shared_values(mixed)]
     near = near[np.lexsort([near, *(table[name][near] for name in columns), table["ts"][near]])]
     equal = np.ones(max(0, len(near) - 1), bool)
     for name in ("ts", *columns):
@@ -113,8 +113,8 @@ def _repeated(table: dict[str, Ints], columns: tuple[str, ...]) -> NDArray[np.bo
     return out
 
 
-def _alike(values: Ints) -> Ints:
-    """The rows whose value another row has too: few, so that the rest needs no look."""
+def _shared_values(values: Ints) -> Ints:
+    """Rows whose value occurs more than once; the others need no comparison."""
     order = np.argsort(values, kind="stable")
     ordered = values[order]
     same = np.flatnonzero(ordered[1:] == ordered[:-1])
@@ -124,22 +124,22 @@ def _alike(values: Ints) -> Ints:
 
 
 def _drop_far(trace: Trace) -> None:
-    """Device events beyond a pause that no capture has: a few have wrong times, many are another
-    capture."""
+    """Drop device events beyond a pause longer than any capture has, if they are few (wrong times);
+    if many, another capture is in the file: add a caveat."""
     ts = trace.device["ts"]
-    if int(ts.max()) - int(ts.min()) <= _APART:
+    if int(ts.max()) - int(ts.min()) <= _LONGEST_PAUSE:
         return
     ts = np.sort(ts)
-    cuts = np.flatnonzero(np.diff(ts) > _APART)
+    cuts = np.flatnonzero(np.diff(ts) > _LONGEST_PAUSE)
     if not len(cuts):
         return
     bounds = np.concatenate(([0], cuts + 1, [len(ts)]))
     sizes = np.diff(bounds)
     most = int(np.argmax(sizes))
     far = len(ts) - int(sizes[most])
-    if far > max(_SO_FEW, _FEW * len(ts)) or 4 * far > len(ts):
+    if far > max(_FEW, _FEW_SHARE * len(ts)) or 4 * far > len(ts):
         pause = int(np.diff(ts)[cuts].max())
-        apart = f"its device events stand up to {pause / 1e9:,.0f} s apart, as in no capture"
+        apart = f"its device events lie up to {pause / 1e9:,.0f} s apart, as in no capture"
         if int(ts[-1]) - int(ts[0]) > _EXACT:
             raise trace.source.error(apart, "the times of the trace are damaged: export it again")
         trace.caveats.append(f"{apart}: some have wrong times, or several captures are in one file")

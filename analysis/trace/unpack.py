@@ -1,38 +1,45 @@
 """The decompressed bytes of a trace file, block by block.
 
-In: a .json, packed with gzip or zstd or not, or one in a zip or tar, told apart by the first bytes,
-not by names. Out: `Stream`: the bytes, and whether the file ends before its compressed data does.
+In: a .json, plain or packed with gzip or zstd, alone or in a zip or tar; the first bytes decide
+which, not the name. Out: `ByteStream`: the bytes, and whether the file is cut off. zstd needs
+Python 3.14 or the package `zstandard`.
 """
 
 from __future__ import annotations
 
+import importlib
+import lzma
+import struct
+import tarfile
+import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
-from typing import IO, BinaryIO, Protocol
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, BinaryIO, Protocol, cast
 
-from prunescope.analysis.trace.archives import (
-    BROKEN,
-    HINT,
-    TAR_BLOCK,
-    ZIP_MAGIC,
-    is_tar,
-    tar_member,
-    tar_names,
-    zip_member,
-    zip_names,
-)
-from prunescope.analysis.trace.zstd import ZSTD_MAGIC, Unzstd
 from prunescope.taxonomy.errors import PrunescopeError
 
 GZIP_MAGIC = b"\x1f\x8b"
+ZIP_MAGIC = b"PK\x03\x04"
+ZSTD_MAGIC = b"(\xb5/\xfd"
 # Packed traces are 15 to 35 times as large unpacked; a bomb of gzip is up to 1032 times.
 MAX_RATIO = 200
 _TRUSTED = 16 << 20  # unpacked bytes before the ratio counts
 _EMPTY_ZIP = b"PK\x05\x06"
-# Not read: first bytes, the name, and what unpacks it.
+# Packings that are refused: first bytes, name, and the command that unpacks it.
 _OTHERS = ((b"\xfd7zX", "xz", "unxz"), (b"BZh", "bzip2", "bunzip2"))
+SUFFIXES = (".json", ".json.gz", ".json.zst")
+HINT = "give a .zip or .tar with Chrome traces (.json, .json.gz or .json.zst) in it, one a rank"
+TAR_BLOCK = 512
+# What zipfile and tarfile raise on a damaged, encrypted or forged archive.
+BROKEN = (zipfile.BadZipFile, tarfile.TarError, RuntimeError, ValueError, EOFError, struct.error,
+          zlib.error, lzma.LZMAError, OverflowError)  # fmt: skip
+_MAX_ENTRIES = 100_000  # entries of a tar, which are read one after the other
+_CHUNK = 16 << 10  # larger ones are mapped and given back block by block: a quarter slower
+# Packed bytes at a time: a block of 4 bytes unpacks to 128 KiB at most, so 32 MiB of them at once.
+_ZSTD_STEP = 1 << 10
+_MAX_WINDOW = 1 << 27  # bytes of memory, as the command `zstd` allows unasked
 
 
 class ByteStream(Protocol):
@@ -47,7 +54,7 @@ class ByteStream(Protocol):
 
 
 class Inflate:
-    """A gzip stream read block by block; a cut or broken one gives all that stands before."""
+    """A gzip stream read block by block; of a damaged one, all before the damage."""
 
     def __init__(self, file: IO[bytes] | ByteStream) -> None:
         self.file = file
@@ -125,13 +132,13 @@ class Ahead:
 
 
 class Bounded:
-    """A stream that an archive is looked for in. Raises PrunescopeError where it is a bomb."""
+    """A stream that may be an archive. Reading raises PrunescopeError where it is a bomb."""
 
     def __init__(self, stream: ByteStream, path: Path, packed: Callable[[], int]) -> None:
         self.stream, self.path, self.packed = stream, path, packed
         self.total = 0
         self.ended = False
-        self.head = stream.read(TAR_BLOCK)  # of the file; to be read again
+        self.head = stream.read(TAR_BLOCK)  # first bytes, returned again by read()
 
     @property
     def cut(self) -> bool:
@@ -166,7 +173,7 @@ def unpacked(path: Path, file: BinaryIO, member: str | None = None) -> ByteStrea
         if magic.startswith(first):
             raise PrunescopeError(
                 f"{path.name} is packed with {packing}, which is not read",
-                hint=f"unpack it first ({command}); gzip and zstd are read as they are",
+                hint=f"unpack it first ({command}); gzip and zstd need no unpacking",
             )
     if magic == _EMPTY_ZIP:
         raise PrunescopeError(f"{path.name} is a zip without any file in it", hint=HINT)
@@ -185,7 +192,7 @@ def unpacked(path: Path, file: BinaryIO, member: str | None = None) -> ByteStrea
 
 
 def _unpacking(stream: ByteStream, magic: bytes | None = None) -> ByteStream:
-    """The stream unpacked, where it is packed; `magic`: its first bytes, known beforehand."""
+    """The stream, unpacked where it is packed. `magic`: its first bytes, if known."""
     if magic is None:
         peeked = _Peeked(stream)
         stream, magic = peeked, peeked.head
@@ -195,7 +202,7 @@ def _unpacking(stream: ByteStream, magic: bytes | None = None) -> ByteStream:
 
 
 class _Peeked:
-    """A stream whose first bytes were looked at."""
+    """A stream whose first bytes have been read once already."""
 
     def __init__(self, stream: ByteStream) -> None:
         self.stream = stream
@@ -219,7 +226,7 @@ def _chosen(path: Path, names: list[str], member: str | None) -> str:
 
 
 def members(path: Path) -> list[str]:
-    """The traces in a zip or tar, in the order of their names; empty for any other file.
+    """The traces in a zip or tar, sorted by name; empty for any other file.
 
     Raises PrunescopeError on an archive that cannot be read.
     """
@@ -230,3 +237,150 @@ def members(path: Path) -> list[str]:
             return zip_names(path, file)
         stream = Bounded(_unpacking(Plain(file), magic), path, file.tell)
         return tar_names(path, stream) if is_tar(stream.head) else []
+
+
+class Readable(Protocol):
+    """Bytes to be read in blocks. `ended`: there are no more."""
+
+    ended: bool
+
+    def read(self, size: int) -> bytes:
+        """At most `size` bytes; nothing at the end."""
+
+
+def zip_names(path: Path, file: BinaryIO) -> list[str]:
+    """The traces in a zip, sorted by name.
+
+    Raises PrunescopeError on a zip that cannot be read, or holds none.
+    """
+    return _traces(path, _zip(path, file).namelist())
+
+
+def zip_member(path: Path, file: BinaryIO, name: str) -> IO[bytes]:
+    """One file of a zip. Raises PrunescopeError where it cannot be opened."""
+    try:
+        return _zip(path, file).open(name)
+    except (*BROKEN, KeyError) as error:
+        raise PrunescopeError(f"{path.name} is no readable zip ({error})", hint=HINT) from None
+
+
+def _zip(path: Path, file: BinaryIO) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(file)
+    except zipfile.BadZipFile:  # a zip lists its files at its end
+        raise PrunescopeError(
+            f"{path.name} is no readable zip: it is cut off or damaged", hint="copy it again, whole"
+        ) from None
+    except BROKEN as error:
+        raise PrunescopeError(f"{path.name} is no readable zip ({error})", hint=HINT) from None
+
+
+def _traces(path: Path, names: list[str]) -> list[str]:
+    kept = sorted(n for n in names if n.endswith(SUFFIXES) and not n.startswith("__MACOSX/"))
+    if not kept:
+        raise PrunescopeError(f"{path.name} holds no trace", hint=HINT)
+    return kept
+
+
+def is_tar(head: bytes) -> bool:
+    """Whether the first bytes of a file are those of a tar."""
+    return len(head) >= TAR_BLOCK and head[257:262] == b"ustar"
+
+
+def tar_names(path: Path, stream: Readable) -> list[str]:
+    """The traces in a tar, sorted by name; the first of those with equal names.
+
+    Raises PrunescopeError on a tar that cannot be read, or holds none.
+    """
+    return _traces(path, list(dict.fromkeys(entry.name for _, entry in _entries(path, stream))))
+
+
+def tar_member(path: Path, stream: Readable, name: str) -> IO[bytes]:
+    """One file of a tar, found by reading it from the start. Raises PrunescopeError where it is
+    missing or unreadable."""
+    for archive, entry in _entries(path, stream):
+        if entry.name == name and (found := archive.extractfile(entry)) is not None:
+            return found
+    raise PrunescopeError(f"{path.name} holds no {name[:200]}", hint=HINT)
+
+
+def _entries(path: Path, stream: Readable) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+    """The regular files of a tar up to where it is cut off, without hidden and sparse ones (a
+    sparse file may unpack to any size)."""
+    entry = None
+    file = cast("IO[bytes]", stream)
+    try:
+        # Entries are read after this returns, and the caller closes the file.
+        archive: Any = tarfile.open(fileobj=file, mode="r|", bufsize=_CHUNK)  # noqa: SIM115
+        for _ in range(_MAX_ENTRIES):
+            entry = archive.next()
+            if entry is None:
+                return
+            archive.members.clear()  # tarfile would keep them all in memory
+            hidden = PurePosixPath(entry.name).name.startswith(".")
+            if entry.isreg() and not entry.issparse() and not hidden:
+                yield archive, entry
+    except BROKEN as error:
+        if entry is not None and stream.ended:
+            return
+        raise PrunescopeError(f"{path.name} is no readable tar ({error})", hint=HINT) from None
+    raise PrunescopeError(
+        f"{path.name} holds more than {_MAX_ENTRIES:,} files", hint="pack the traces of one run"
+    )
+
+
+class Unzstd:
+    """A Zstandard stream read block by block; of a damaged one, all before the damage.
+
+    Raises PrunescopeError where no library can unpack it.
+    """
+
+    def __init__(self, file: IO[bytes] | ByteStream) -> None:
+        self.file = file
+        self.new, self.broken = _library()
+        self.stream = self.new()
+        self.packed = self.ready = b""
+        self.cut = False
+
+    def read(self, size: int) -> bytes:
+        """At most `size` bytes; nothing at the end, or where the rest is broken."""
+        parts = [self.ready]
+        have = len(self.ready)
+        while have < size and not self.cut:
+            if not self.packed:
+                self.packed = self.file.read(256 << 10)
+            if not self.packed:
+                self.cut = not self.stream.eof
+                break
+            if self.stream.eof:
+                self.stream = self.new()
+            try:
+                parts.append(self.stream.decompress(self.packed[:_ZSTD_STEP]))
+            except self.broken:
+                self.cut = True
+                break
+            self.packed = self.stream.unused_data + self.packed[_ZSTD_STEP:]
+            have += len(parts[-1])
+        ready = b"".join(parts)
+        self.ready = ready[size:]
+        return ready[:size]
+
+
+def _library() -> tuple[Callable[[], Any], type[Exception]]:
+    """A function that makes a decompressor, and the error it raises on damaged data."""
+    try:
+        zstd: Any = importlib.import_module("compression.zstd")
+    except ModuleNotFoundError:
+        pass
+    else:
+        limits = {zstd.DecompressionParameter.window_log_max: _MAX_WINDOW.bit_length() - 1}
+        return lambda: zstd.ZstdDecompressor(options=limits), zstd.ZstdError
+    try:
+        library: Any = importlib.import_module("zstandard")
+    except ModuleNotFoundError:
+        raise PrunescopeError(
+            "a trace packed with zstd needs the package zstandard",
+            hint="pip install zstandard, or unpack it with `unzstd` first",
+        ) from None
+    made = library.ZstdDecompressor(max_window_size=_MAX_WINDOW)
+    return made.decompressobj, library.ZstdError

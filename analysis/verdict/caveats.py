@@ -6,16 +6,17 @@ it leaves, and the verdict under them. A lost kernel looks like a pruned one: th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import polars as pl
 
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.schema.report import FamilyVerdict
 from prunescope.analysis.verdict.evidence import Evidence
-from prunescope.analysis.verdict.reasons import Caveat, caveat_text
 from prunescope.taxonomy.families import known
 from prunescope.taxonomy.roles import LINEARS, MLP_ROLES, QKV_ROLES, UNPLACED
+from prunescope.taxonomy.words import percent
 
 _FALL = 0.05  # of busy time, from the dense to the pruned side
 _SPREAD = 0.02  # of the kernels of a step: a library may choose another kernel for a longer context
@@ -26,6 +27,80 @@ _SUBLAYERS = (
     (set(MLP_ROLES), {"activation"}),
 )
 
+# Kind of a caveat -> the confidence that it leaves, and whether kernels are missing or seem to be.
+WEIGHT = {
+    "lost-kernels": (0.3, True),
+    "cut-off": (0.3, True),
+    "captured-step": (0.1, False),
+    "captured-launches": (0.3, False),
+    "no-gemm": (0.1, True),
+    "no-linear": (0.1, True),
+    "torn-sublayers": (0.3, True),
+    "hollow-sublayers": (0.3, True),
+    "fewer-roles": (0.5, True),
+    "other-roles": (0.5, False),
+    "unequal-steps": (0.6, False),
+}
+
+
+@dataclass(frozen=True)
+class Caveat:
+    """What speaks against a verdict. `side`: "dense", "pruned", "the trace" where there is but one,
+    None where it is of the pair; `numbers`: those of its sentence, in order."""
+
+    kind: str
+    side: str | None = None
+    numbers: tuple[float, ...] = ()
+
+    @property
+    def most(self) -> float:
+        """The confidence that it leaves."""
+        return WEIGHT[self.kind][0]
+
+    @property
+    def lost(self) -> bool:
+        """Whether kernels are missing, or seem to be."""
+        return WEIGHT[self.kind][1]
+
+
+def captured_text(captured: float, count: float) -> str:
+    """How many launches a graph recorded in the place of a run."""
+    return f"{captured:,} of {count:,} kernel launches were captured into a graph and did not run"
+
+
+CAVEATS: dict[str, Callable[..., str]] = {
+    "lost-kernels": lambda lost, count: (
+        f"{lost} of {count} kernel launches have no kernel in the trace"
+    ),
+    "cut-off": lambda: "the file is cut off, and what stood behind the cut is missing",
+    "captured-step": captured_text,
+    "captured-launches": captured_text,
+    "no-gemm": lambda: "the trace holds no GEMM at all",
+    "no-linear": lambda: "the trace holds no GEMM of a linear",
+    "torn-sublayers": lambda count: (
+        f"{count} attention or MLP sublayers lost some GEMMs and kept others, as no pruning of "
+        "layers does"
+    ),
+    "hollow-sublayers": lambda count: (
+        f"{count} attention or MLP sublayers lost their GEMMs and still run what stands between "
+        "them"
+    ),
+    "fewer-roles": lambda now, before: (
+        f"{percent(now)} of busy time has a role, {percent(before)} in the dense trace"
+    ),
+    "other-roles": lambda now, before: (
+        f"the two traces do not tell roles in the same way (of {percent(now)} of busy time, in the "
+        f"dense trace of {percent(before)}): GEMMs without a role pair by their order alone"
+    ),
+    "unequal-steps": lambda low, high: f"steps hold {low} to {high} kernels",
+}
+
+
+def caveat_text(caveat: Caveat) -> str:
+    """A caveat in words, with its side in front."""
+    text = CAVEATS[caveat.kind](*caveat.numbers)
+    return text if caveat.side is None else f"{caveat.side}: {text}"
+
 
 def caveats(
     pruned: Kernels,
@@ -34,12 +109,12 @@ def caveats(
     evidence: Evidence | None = None,
     family: FamilyVerdict | None = None,
 ) -> list[Caveat]:
-    """Every doubt about a phase and its verdict; a trace alone has no verdict to be doubted."""
+    """All caveats of a phase and its verdict; a trace without a baseline has no verdict."""
     sides = [("pruned", pruned)] if dense is not None else [("the trace", pruned)]
     sides += [("dense", dense)] if dense is not None else []
-    found = [doubt for name, kernels in sides if (doubt := _lost_kernels(name, kernels))]
-    found += [doubt for name, kernels in sides if (doubt := _cut_off(name, kernels))]
-    lossy = {doubt.side for doubt in found}
+    found = [caveat for name, kernels in sides if (caveat := _lost_kernels(name, kernels))]
+    found += [caveat for name, kernels in sides if (caveat := _cut_off(name, kernels))]
+    lossy = {caveat.side for caveat in found}
     found += (captured := [one for name, kernels in sides if (one := _captured(name, kernels))])
     # What was captured explains what else would seem lost.
     if captured or dense is None or evidence is None or family is None:
@@ -47,7 +122,7 @@ def caveats(
     found += [*_no_gemm(evidence, lossy)]
     found += [*_layers(evidence, family, (dense, pruned)), *_roles(dense, pruned)]
     if not any(one.is_dynamic for one in known(family.ids)):  # whose steps differ by nature
-        found += [doubt for name, kernels in sides if (doubt := _unequal(name, kernels))]
+        found += [caveat for name, kernels in sides if (caveat := _unequal(name, kernels))]
     return found
 
 
@@ -55,7 +130,7 @@ def apply_caveats(family: FamilyVerdict, found: list[Caveat]) -> FamilyVerdict:
     """The verdict with its caveats: less confidence, and unknown where next to none is left."""
     if not found:
         return family
-    most = min(doubt.most for doubt in found)
+    most = min(caveat.most for caveat in found)
     unknown = most <= 0.1 and family.id != "unknown"
     return FamilyVerdict(
         id="unknown" if unknown else family.id,

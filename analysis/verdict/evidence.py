@@ -14,8 +14,8 @@ from typing import Any
 
 from prunescope.analysis.ledger.gemms import Pair
 from prunescope.analysis.ledger.pairing import Units
+from prunescope.analysis.schema.pair_comparison import Difference
 from prunescope.analysis.schema.report import FamilyVerdict
-from prunescope.analysis.verdict.reasons import Difference
 from prunescope.taxonomy.roles import locate
 from prunescope.taxonomy.run_blocks import Matrix, ModuleCounts, WeightStats
 
@@ -43,10 +43,10 @@ class Evidence:
     stats_dense: WeightStats | None
     stats_pruned: WeightStats | None
     phase: str | None = None  # its name in the census; None: not known
-    differences: tuple[Difference, ...] = ()  # of how the sides ran, beside the pruning
+    differences: tuple[Difference, ...] = ()  # settings other than the pruning
     parameters: tuple[int | None, int | None] = (None, None)  # of the dense run, the pruned run
     other_grids: float | None = None  # share of GEMM time in kernels or grids the dense side lacks
-    left_out: frozenset[str] = frozenset()  # sides whose shapes the other one lacks
+    shapes_ignored: frozenset[str] = frozenset()  # sides whose shapes the other one lacks
     activation: Reason | None = None  # what stands in its place; None: the same, or not known
 
     def gone_and_here(self) -> tuple[dict[int, set[str]], dict[int, set[str]]]:

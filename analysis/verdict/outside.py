@@ -10,11 +10,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 
 import numpy as np
+import polars as pl
 
+from prunescope.analysis.comparison.differences import ROWS, difference_text, not_comparable_text
+from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.ledger.calls import Call
 from prunescope.analysis.ledger.gemms import Pair
+from prunescope.analysis.schema.pair_comparison import Difference
 from prunescope.analysis.verdict.evidence import Evidence, Reason, most_common
-from prunescope.analysis.verdict.reasons import not_comparable_text
 from prunescope.taxonomy.roles import GROUPS, MLP_ROLES, QKV_ROLES
 from prunescope.taxonomy.words import percent
 
@@ -24,8 +27,8 @@ _SAME = 1e-3
 
 
 def conditions(e: Evidence) -> Reason | None:
-    """What the two runs, or their traces, show to be another beside the model."""
-    one = next((one for one in e.differences if one.decides), None)
+    """The first difference between the runs that makes the traces incomparable."""
+    one = next((one for one in e.differences if one.hides_pruning), None)
     if one is None:
         return None
     numbers = {"dense": one.dense, "pruned": one.pruned}
@@ -111,8 +114,8 @@ def other_inputs(e: Evidence) -> Reason | None:
     if len(ratios) > 1:
         return None
     (ratio,) = ratios
-    text = f"M of every linear is {ratio:g} × the dense one: other inputs (batch or length)"
-    return Reason(kind="rows", lines=(text,), numbers={"ratio": ratio})
+    text = difference_text(Difference(ROWS, 1, ratio, hides_pruning=True))
+    return Reason(kind=ROWS, lines=(text,), numbers={"ratio": ratio})
 
 
 def larger(e: Evidence) -> Reason | None:
@@ -175,6 +178,23 @@ def _names(e: Evidence, where: np.ndarray) -> Counter[str]:
 def activation(e: Evidence) -> Reason | None:
     """The activation is another op, and the run lists its weights: no zeros in them, none gone."""
     return e.activation if e.stats_pruned is not None else None
+
+
+def other_activation(dense: Kernels, pruned: Kernels) -> Reason | None:
+    """The ops that compute the activation, where both sides use different ones."""
+    old, new = (
+        {
+            str(op).rstrip("_")
+            for op in kernels.frame.filter(pl.col("role") == "activation")["op"]
+            if op is not None
+        }
+        for kernels in (dense, pruned)
+    )
+    gone, added = sorted(old - new), sorted(new - old)
+    if not gone or not added:
+        return None
+    text = f"the activation is another op: {', '.join(added)} instead of {', '.join(gone)}"
+    return Reason(kind="activation", lines=(text,), numbers={"dense": gone, "pruned": added})
 
 
 # When a reason is asked for.

@@ -10,22 +10,23 @@ from collections import Counter
 
 import polars as pl
 
-from prunescope.analysis.inputs.subject import SidePhase
+from prunescope.analysis.comparison.differences import differences
+from prunescope.analysis.comparison.equal_information import ComparableSides
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.ledger.gemms import Pair
 from prunescope.analysis.ledger.pairing import Units
+from prunescope.analysis.schema.pair_comparison import SHAPES
 from prunescope.analysis.schema.report import FamilyPart, FamilyVerdict
-from prunescope.analysis.verdict.conditions import differences, other_activation
 from prunescope.analysis.verdict.detectors import detectors
 from prunescope.analysis.verdict.dimensions import narrower_heads
 from prunescope.analysis.verdict.evidence import Detection, Evidence, Reason, Verdict, stored_shapes
 from prunescope.analysis.verdict.fewer_keys import fewer_keys
-from prunescope.analysis.verdict.other_model import other_model
 from prunescope.analysis.verdict.outside import (
     FIRST,
     NO_DYNAMIC,
     NOTHING_MOVED,
+    other_activation,
     other_routes,
     reason,
 )
@@ -34,22 +35,24 @@ from prunescope.taxonomy.roles import BACKWARD
 from prunescope.taxonomy.words import percent
 
 
-def evidence_of(dense: SidePhase, pruned: SidePhase, pairs: list[Pair], units: Units) -> Evidence:
+def evidence_of(sides: ComparableSides, pairs: list[Pair], units: Units) -> Evidence:
     """What the detectors read of both sides of a phase."""
+    dense, pruned = sides.dense, sides.pruned
     run_d, run_p = dense.side.run, pruned.side.run
-    other = other_model(pairs)
     return Evidence(
         [p for p in pairs if not _is_beside(p.key[1])],
         units,
         run_d.census if run_d else None,
         run_p.census if run_p else None,
         pruned.name,
-        differences=(*differences(dense, pruned), *([] if other is None else [other])),
+        differences=differences(dense, pruned, pairs),
         parameters=(run_d.parameters if run_d else None, run_p.parameters if run_p else None),
         activation=other_activation(dense.kernels, pruned.kernels),
         other_grids=_other_grids(dense.kernels, pruned.kernels),
-        left_out=frozenset(
-            name for name, one in (("dense", dense), ("pruned", pruned)) if one.shapes_left_out
+        shapes_ignored=frozenset(
+            "dense" if one.missing == "pruned" else "pruned"
+            for one in sides.one_sided
+            if one.kind == SHAPES
         ),
     )
 
@@ -155,7 +158,7 @@ def _unmoved(e: Evidence) -> FamilyVerdict:
 
 def _blind(e: Evidence) -> list[str]:
     """The sides that run GEMMs and say of none what it multiplies."""
-    return [one for one in ("dense", "pruned") if one not in e.left_out and _is_blind(e, one)]
+    return [one for one in ("dense", "pruned") if one not in e.shapes_ignored and _is_blind(e, one)]
 
 
 def _is_blind(e: Evidence, side: str) -> bool:

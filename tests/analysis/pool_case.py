@@ -6,15 +6,15 @@ import time
 from pathlib import Path
 
 
-def die_or_double(task: bytes) -> bytes:
+def die_or_double(task: str) -> str:
     """The task twice; `die` ends the process."""
-    if task == b"die":
+    if task == "die":
         raise SystemExit(1)
     return task * 2
 
 
-def begin_and_sleep(task: bytes) -> bytes:
+def begin_and_sleep(task: str) -> str:
     """Leaves a file of that name, and works for a minute."""
-    Path(task.decode()).touch()
+    Path(task).touch()
     time.sleep(60)
     return task

@@ -217,7 +217,7 @@ def test_what_is_no_evidence_is_drawn_open(*, doubted: bool) -> None:
     legend = curves.get_legend()
     assert legend is not None
     said = [text.get_text() for text in legend.get_texts()]
-    assert ("open: timing not valid" in said) == doubted
+    assert ("open: no evidence" in said) == doubted
 
 
 def test_at_one_sparsity_the_promise_is_seen_too() -> None:

@@ -17,11 +17,12 @@ import pytest
 from prunescope.analysis.compare import compare
 from prunescope.analysis.inputs.subject import Options
 from prunescope.analysis.pipeline import Analysis, analyze
-from prunescope.analysis.pool import Pool, jobs_for
+from prunescope.analysis.pool import jobs_for, run_tasks
 from prunescope.analysis.schema.comparison import to_json as comparison_json
 from prunescope.analysis.schema.encode import json_bytes, packed, unpacked
 from prunescope.analysis.schema.report import Report, to_json
 from prunescope.taxonomy.errors import PrunescopeError
+from tests.analysis.pool_case import die_or_double
 from tests.hostile.material import decoder
 
 SLOW = 2
@@ -108,19 +109,18 @@ def test_numbers_come_as_they_were_sent(both: tuple[Analysis, Analysis]) -> None
 
 
 def test_a_process_that_dies_fails_its_task_alone() -> None:
-    with Pool("tests.analysis.pool_case:die_or_double", 1) as pool:
-        replies = list(pool.run([b"a", b"die", b"b"]))
-    assert [reply.value for reply in replies] == [b"aa", b"", b"bb"]
-    assert "died" in replies[1].problem
+    first, died, last = run_tasks(die_or_double, ["a", "die", "b"], str, jobs=1)
+    assert (first, last) == ("aa", "bb")
+    assert isinstance(died, PrunescopeError) and "died" in died.problem
 
 
 @pytest.mark.parametrize("to_all", [True, False], ids=["the group", "the command"])
 def test_an_interrupted_pool_ends_at_once_and_without_a_word(tmp_path: Path, to_all: bool) -> None:
     """Ctrl-C is sent to every process of the terminal; `kill -INT` to one. Tasks take a minute."""
     code = (
-        "import sys\nfrom prunescope.analysis.pool import Pool\n"
-        "with Pool('tests.analysis.pool_case:begin_and_sleep', 2) as pool:\n"
-        "    list(pool.run([name.encode() for name in sys.argv[1:]]))\n"
+        "import sys\nfrom prunescope.analysis.pool import run_tasks\n"
+        "from tests.analysis.pool_case import begin_and_sleep\n"
+        "list(run_tasks(begin_and_sleep, sys.argv[1:], str, jobs=2))\n"
     )
     begun = [tmp_path / str(i) for i in range(4)]
     process = subprocess.Popen(
@@ -155,7 +155,7 @@ def test_the_workers_of_ray_give_the_bytes_of_one_process(
 def test_an_engine_that_is_not_there_is_a_sentence(
     ranks: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(PrunescopeError, match="no engine is called 'slurm'"):
+    with pytest.raises(PrunescopeError, match="unknown engine 'slurm'"):
         analyze(ranks, engine="slurm")
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(PrunescopeError, match="--engine ray needs ray"):

@@ -28,12 +28,13 @@ ALLOWED: dict[str, str] = {
     "analysis/shapes": "taxonomy ops device trace timeline",
     "analysis/kernels": "taxonomy schema ops device trace timeline shapes",
     "analysis/inputs": "taxonomy schema device trace timeline shapes kernels",
-    "analysis/ledger": "taxonomy schema ops kernels inputs",
-    "analysis/verdict": "taxonomy schema kernels inputs ledger",
-    "analysis/findings": "taxonomy schema device timeline kernels inputs ledger verdict",
+    "analysis/ledger": "taxonomy schema ops kernels",
+    "analysis/comparison": "taxonomy schema kernels inputs ledger",
+    "analysis/verdict": "taxonomy schema kernels ledger comparison",
+    "analysis/findings": "taxonomy schema device timeline kernels inputs ledger comparison verdict",
     "analysis/predict": "taxonomy schema device shapes kernels inputs",
-    "analysis": "taxonomy schema device trace timeline shapes kernels inputs ledger verdict "
-    "findings predict",
+    "analysis": "taxonomy schema device trace timeline shapes kernels inputs ledger comparison "
+    "verdict findings predict",
     "analysis/report": "taxonomy schema",
     "analysis/pareto": "taxonomy schema ledger analysis report",
     "analysis/bundle": "taxonomy schema ops device trace inputs analysis report pareto",
@@ -46,7 +47,7 @@ ALLOWED: dict[str, str] = {
     "tracer/quality": "taxonomy model calibration",
     "tracer/routing": "taxonomy model attention residual calibration",
     "tracer/pruners": "taxonomy model attention residual calibration routing",
-    "tracer/recovery": "taxonomy model attention calibration routing",
+    "tracer/recovery": "taxonomy model calibration routing",
     "tracer/capture": "taxonomy machine model calibration routing pruners recovery",
     "tracer/sweep": "taxonomy machine model calibration quality pruners recovery capture",
 }

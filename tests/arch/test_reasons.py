@@ -1,7 +1,8 @@
 """Reasons are values: no code of analysis/ reads a sentence back.
 
-A reworded sentence must not change a verdict. What words a reason is `verdict/reasons.py`, the
-finding that says it, and report/; everything else reads kinds, sides and numbers.
+A reworded sentence must not change a verdict. Differences are worded in
+`comparison/differences.py`, caveats in `verdict/caveats.py`, both again in findings and report/;
+everything else reads kinds, sides and numbers.
 """
 
 from __future__ import annotations

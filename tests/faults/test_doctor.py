@@ -54,7 +54,7 @@ def test_a_busy_machine_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.torch
 @pytest.mark.parametrize("clocks", [None, {"core_hz": 1.98e9, "memory_hz": 2.619e9}])
 def test_clocks(clocks: dict[str, float] | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    from prunescope.tracer.machine import clocks as clock
+    from prunescope.tracer.machine import device as clock
 
     monkeypatch.setattr(clock, "read_clocks", lambda _device: clocks)
     check = doctor._clocks()

@@ -37,10 +37,10 @@ def test_eight_analyses_of_one_folder(tmp_path: Path) -> None:
 def model(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A tiny one, on a machine whose peaks need no measuring."""
     pytest.importorskip("torch")
-    from prunescope.tracer.capture import surroundings
+    from prunescope.tracer.capture import device_state
     from tests.tracer.tiny_models import tiny_model
 
-    monkeypatch.setattr(surroundings, "measure_peaks", lambda *_: PEAKS)
+    monkeypatch.setattr(device_state, "measure_peaks", lambda *_: PEAKS)
     return tiny_model("llama", num_hidden_layers=1)
 
 

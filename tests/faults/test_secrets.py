@@ -62,8 +62,8 @@ SESSION = """
 import json, sys
 from functools import partial
 import prunescope
-from prunescope.tracer.capture import surroundings
-surroundings.measure_peaks = partial(surroundings.measure_peaks, budget_s=0.05)
+from prunescope.tracer.capture import device_state
+device_state.measure_peaks = partial(device_state.measure_peaks, budget_s=0.05)
 for words in json.loads(sys.argv.pop()):
     sys.argv[1:] = words
     if code := prunescope.main():

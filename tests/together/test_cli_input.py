@@ -13,7 +13,7 @@ from prunescope.analysis.compare import find_runs, left_out
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report import sentences, titles
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.tracer.capture.folder import check_out
+from prunescope.tracer.capture.runs import check_out
 from tests.analysis.run_folder import write_pair
 from tests.chrome import chrome, k, op, save, step
 

@@ -18,8 +18,10 @@ from prunescope.analysis.pipeline import analyze
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import read_run
 from prunescope.tracer.calibration.point import Point
+from prunescope.tracer.calibration.texts import random_ids
 from prunescope.tracer.capture import graph_mode
 from prunescope.tracer.capture.chrome import ChromeTrace
+from prunescope.tracer.capture.device_state import AchievedRates
 from prunescope.tracer.capture.graph_mode import (
     RECORDERS,
     StaticDecode,
@@ -31,10 +33,8 @@ from prunescope.tracer.capture.graph_mode import (
 )
 from prunescope.tracer.capture.memory import peak_and_cache_bytes, weight_bytes
 from prunescope.tracer.capture.phases import DecodeLoop, PrefillLoop
-from prunescope.tracer.capture.reached import Reached
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.model import compat
-from prunescope.tracer.model.inputs import token_ids
 from prunescope.tracer.pruners import family_point, pruner
 
 pytestmark = pytest.mark.torch
@@ -61,7 +61,7 @@ def _no_gradients() -> Iterator[None]:
 
 def ids_of(model: Any) -> torch.Tensor:
     vocabulary = model.get_input_embeddings().num_embeddings
-    return token_ids(vocabulary, batch=2, length=PROMPT + STEPS, seed=3)
+    return random_ids(vocabulary, batch=2, length=PROMPT + STEPS, seed=3)
 
 
 @pytest.fixture(params=["dense", "static-m", "static-nk", "static-nk-cross", "static-k-lowrank"])
@@ -324,14 +324,14 @@ def test_a_capture_in_graph_mode_keeps_an_eager_pass(
     """Whole captures, the graph faked: no hooks in what is timed and profiled, roles beside it."""
     monkeypatch.setattr("prunescope.tracer.capture.session.check_mode", lambda *_: None)
     monkeypatch.setitem(RECORDERS, "graph", replayed)
-    add, read = Reached.add, list[bool]()
+    add, read = AchievedRates.add, list[bool]()
 
-    def added(self: Reached, trace: ChromeTrace) -> None:
+    def added(self: AchievedRates, trace: ChromeTrace) -> None:
         names = [str(e["name"]) for e in trace["traceEvents"]]
         read.append(any(name.startswith("model.layers.") for name in names))
         add(self, trace)
 
-    monkeypatch.setattr(Reached, "add", added)
+    monkeypatch.setattr(AchievedRates, "add", added)
     folder = quick(method="static-m", sparsity=0.5, mode="graph")
     for name in ("dense", "pruned"):
         run = read_run(folder / name)

@@ -18,7 +18,7 @@ import prunescope
 from prunescope.analysis.pipeline import analyze
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import read_run
-from prunescope.tracer.capture import surroundings, timing
+from prunescope.tracer.capture import device_state, timing
 from prunescope.tracer.capture.user_capture import capture
 from prunescope.tracer.model import compat
 from tests.small_capture import PEAKS
@@ -31,7 +31,7 @@ FEW: dict[str, Any] = {"warmup": 1, "repeats": 2, "steps": 2}
 
 @pytest.fixture(autouse=True)
 def _no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(surroundings, "measure_peaks", lambda *_: PEAKS)
+    monkeypatch.setattr(device_state, "measure_peaks", lambda *_: PEAKS)
 
 
 def loop(model: Any, count: int, **options: Any) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from prunescope.analysis.pipeline import analyze
-from prunescope.tracer.capture import surroundings
+from prunescope.tracer.capture import device_state
 from prunescope.tracer.capture.user_capture import capture
 from tests.small_capture import PEAKS
 
@@ -20,7 +20,7 @@ FEW: dict[str, Any] = {"warmup": 1, "repeats": 2, "steps": 2}
 
 @pytest.fixture(autouse=True)
 def _no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(surroundings, "measure_peaks", lambda *_: PEAKS)
+    monkeypatch.setattr(device_state, "measure_peaks", lambda *_: PEAKS)
 
 
 def test_a_step_that_generates_is_mixed(tiny: Any, tmp_path: Path) -> None:

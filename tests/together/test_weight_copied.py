@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.schema.report import Phase
-from prunescope.tracer.capture import surroundings
+from prunescope.tracer.capture import device_state
 from prunescope.tracer.capture.user_capture import capture
 from tests.analysis.findings.test_findings import found
 from tests.small_capture import PEAKS
@@ -45,7 +45,7 @@ def measured(model: Any, keep: int | torch.Tensor, out: Path) -> Phase:
 def test_the_advised_change_gains_what_was_predicted(
     frozen: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(surroundings, "measure_peaks", lambda *_: PEAKS)
+    monkeypatch.setattr(device_state, "measure_peaks", lambda *_: PEAKS)
     before = measured(frozen, 1, tmp_path / "slice")
     after = measured(frozen, torch.tensor([LENGTH - 1]), tmp_path / "index")
     assert found(after, "weight-copied") is None

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from prunescope.tracer.calibration.collect import Calibration
-from prunescope.tracer.calibration.point import Point
+from prunescope.tracer.calibration.point import Calibration, Point
 from prunescope.tracer.pruners import Applied, family_point, pruner
 
 BATCH, LENGTH = 2, 12

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from prunescope.tracer.calibration.collect import Calibration
-from prunescope.tracer.calibration.point import Point
+from prunescope.tracer.calibration.point import Calibration, Point
 from prunescope.tracer.capture.weight_stats import dynamic_stats
 from prunescope.tracer.model import compat
 from prunescope.tracer.pruners import Applied, family_point, pruner

@@ -1,14 +1,17 @@
-"""A cache layer that counts the tokens it has seen, of which it may hold fewer.
+"""Cache layers that count the tokens they have seen, of which they may hold fewer.
 
-In: a cache of transformers. Out: its layer as a CountedLayer, and masks for the keys that it holds.
+In: a cache of transformers, a model. Out: cache layers as CountedLayers with masks for the keys
+that they hold, and a LayerPlace for each layer of the model: its layer of the cache.
 Shapes: B batch, T query tokens, L keys, H heads of a mask.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from transformers.cache_utils import (
     DynamicLayer,
     LinearAttentionAndFullAttentionLayer,
@@ -16,6 +19,10 @@ from transformers.cache_utils import (
 )
 
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.families import cutting
+from prunescope.tracer.attention.parts import observe
+from prunescope.tracer.attention.pruned import refuse_padding
+from prunescope.tracer.model import compat
 
 
 def past_length(cache: Any, layer_idx: int) -> int:
@@ -142,3 +149,61 @@ def counted_layer(
             layer = CountedLayer(window, tracked=tracked)
         cache.layers[layer_idx] = layer
     return layer
+
+
+@dataclass(frozen=True)
+class LayerPlace:
+    """Layer `number`, whose keys or state are in layer `cached` of the cache. `attends`: whether
+    there are keys; a mixer alone has a state. `window`: keys that a query sees, None for all.
+    `masked`: whether every forward is given a mask, not only some."""
+
+    number: int
+    cached: int
+    window: int | None
+    masked: bool
+    attends: bool = True
+
+    @property
+    def tracked(self) -> bool:
+        """Whether masks need to know where the keys stood."""
+        return self.attends and (self.masked or self.window is not None)
+
+    def past(self, cache: Any) -> int:
+        """Tokens whose keys the cache holds; 0 where there are none."""
+        return past_length(cache, self.cached) if self.attends else 0
+
+    def counted(self, cache: Any) -> CountedKeys | None:
+        """The layer of the cache, which counts tokens; None without a cache and without keys."""
+        if cache is None or not self.attends:
+            return None
+        return counted_layer(cache, self.cached, self.window, tracked=self.tracked)
+
+    def empty(self) -> CountedLayer:
+        """One for a forward without a cache."""
+        return CountedLayer(self.window, tracked=self.tracked)
+
+    def refuse_padding(self, mask: Any, num_queries: int, past: int) -> None:
+        """Raises PrunescopeError on a mask that can only come from padding."""
+        if not self.tracked:
+            refuse_padding(mask, num_queries, past)
+
+
+def layer_places(model: Any, layers: nn.ModuleList) -> list[LayerPlace]:
+    """The places of `layers`. Raises PrunescopeError where a layer keeps neither keys nor a state
+    of its own."""
+    windows, (_, masked) = compat.windows(model), observe(model)
+    keeps = compat.keeps_keys(model)
+    places = []
+    for number, layer in enumerate(layers):
+        indices = (getattr(module, "layer_idx", None) for module in layer.modules())
+        numbers = {index for index in indices if isinstance(index, int)}
+        if len(numbers) != 1:
+            raise PrunescopeError(
+                f"layer {number} of {type(model).__name__} does not say where its cache is",
+                hint=f"use {cutting('layers')}, which removes whole layers",
+            )
+        cached = numbers.pop()
+        window = windows[cached] if cached < len(windows) else None
+        attends = cached >= len(keeps) or keeps[cached]
+        places.append(LayerPlace(number, cached, window, masked, attends))
+    return places

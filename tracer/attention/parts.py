@@ -18,7 +18,8 @@ from prunescope.taxonomy.roles import locate
 from prunescope.tracer.attention.rotation import latent_turns, own_function, turns
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.heads import Heads, find_heads
-from prunescope.tracer.model.layers import decoder_layers, probe_hooked, text_config
+from prunescope.tracer.model.layers import decoder_layers, text_config
+from prunescope.tracer.model.logits import probe_hooked
 
 _CACHED = 4  # axes of cached keys
 _LATENT = ("q", "q_a", "q_b", "kv_a", "kv_b", "o")

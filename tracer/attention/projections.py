@@ -12,10 +12,10 @@ import torch
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
-from prunescope.tracer.attention.inserted import extend
 from prunescope.tracer.attention.parts import AttentionParts
 from prunescope.tracer.attention.rotation import Rotary, rotated, turned_pairs
-from prunescope.tracer.model.matrices import weight_of
+from prunescope.tracer.model.forwards import extend
+from prunescope.tracer.model.weights import weight_of
 
 QKV = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 

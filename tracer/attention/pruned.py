@@ -12,11 +12,11 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.tracer.attention.inserted import extend
 from prunescope.tracer.attention.parts import AttentionParts
 from prunescope.tracer.attention.projections import split_rows, steps_of
 from prunescope.tracer.attention.rotation import Rotary, own_function, rotated
 from prunescope.tracer.model import compat
+from prunescope.tracer.model.forwards import extend
 
 
 class PlainAttention(compat.TakesCache):

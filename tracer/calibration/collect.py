@@ -12,31 +12,21 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from prunescope.taxonomy.run_blocks import Record
-from prunescope.tracer.calibration.texts import read_text, token_rows
+from prunescope.tracer.calibration.point import Calibration, Point
+from prunescope.tracer.calibration.texts import random_ids, read_text, token_rows
 from prunescope.tracer.model import compat
-from prunescope.tracer.model.inputs import first_tensor, token_ids
+from prunescope.tracer.model.forwards import first_tensor
 from prunescope.tracer.model.layers import PRE_NORM, decoder_layers, text_config
-from prunescope.tracer.model.stored import weights_fingerprint
-
-if TYPE_CHECKING:
-    from prunescope.tracer.calibration.point import Point
+from prunescope.tracer.model.weights import weights_fingerprint
 
 ROWS, LENGTH = 8, 512
 _KEEP_BYTES = 1 << 30
-
-
-@dataclass(frozen=True, kw_only=True)
-class Calibration:
-    """Token ids [1, L] each, and where they came from, as plain JSON values for run.json."""
-
-    batches: tuple[torch.Tensor, ...]
-    record: Record
 
 
 @dataclass(kw_only=True)
@@ -73,7 +63,7 @@ def calibration_of(model: Any, given: Calibration | None, *, seed: int) -> Calib
         return given
     length = min(LENGTH, _longest(model))
     vocabulary = model.get_input_embeddings().num_embeddings
-    ids = token_ids(vocabulary, batch=ROWS, length=length, seed=seed)
+    ids = random_ids(vocabulary, batch=ROWS, length=length, seed=seed)
     record = {"text": None, "tokens": ids.numel(), "note": f"random token ids of seed {seed}"}
     return Calibration(batches=ids.split(1), record=record)
 
@@ -93,7 +83,7 @@ def text_calibration(model: Any, tokenizer: Any, text: Path | None = None) -> Ca
     return Calibration(batches=ids.split(1), record=record)
 
 
-def collect(  # noqa: PLR0913
+def collect(
     model: Any,
     batches: Sequence[torch.Tensor],
     *,

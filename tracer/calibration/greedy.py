@@ -16,9 +16,8 @@ from torch.nn.functional import cross_entropy
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run_blocks import Record
-from prunescope.tracer.calibration.collect import Calibration
-from prunescope.tracer.model.forwards import Forward, forward_replaced
-from prunescope.tracer.model.inputs import first_tensor
+from prunescope.tracer.calibration.point import Calibration
+from prunescope.tracer.model.forwards import Forward, first_tensor, forward_replaced
 from prunescope.tracer.model.layers import counts_without, decoder_layers
 
 SEQUENCES = 2  # of the calibration: each is run n times for every layer that goes
@@ -124,7 +123,7 @@ class _Stack:
     def _last_layer_is_the_same(self) -> bool:
         """Whether it needs nothing of those before it but what they hand on: one that shares keys
         and values does."""
-        if len(self.layers) < 3:  # noqa: PLR2004 - none rests before the one before the last
+        if len(self.layers) < 3:
             return False
         one = [len(self.layers) - 2]
         plain = self.loss(one)

@@ -1,4 +1,7 @@
-"""What a pruner is asked for: sparsity, knobs, how parts are selected."""
+"""What a pruner is asked for: sparsity, knobs, how parts are selected, and the calibration tokens.
+
+Without torch, so that a request can be checked before it is imported.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,32 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from prunescope.taxonomy.run_blocks import Record
+
 if TYPE_CHECKING:
-    from prunescope.tracer.calibration.collect import Calibration
+    import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Token ids [1, L] each, and their source as plain JSON values for run.json."""
+
+    batches: tuple[torch.Tensor, ...]
+    record: Record
 
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """Where in a family's space: nominal sparsity, every knob, selection and its seed."""
+    """One pruning request: nominal sparsity, the family's knobs, how parts are selected, and the
+    seed of random choices."""
 
     sparsity: float
     knobs: Mapping[str, Any] = field(default_factory=dict)
     select: str = "random"
     seed: int = 0
-    calibration: Calibration | None = None  # token ids; None: random ones from the seed
+    calibration: Calibration | None = None  # None: random token ids from the seed
 
     @property
     def calibrated(self) -> bool:
-        """Whether parts are chosen by what the model does on a text, not drawn."""
+        """Whether a calibration pass over the model chooses the parts."""
         return self.select == "calibrated"

@@ -17,8 +17,9 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
-from prunescope.tracer.calibration.collect import Calibration, run_hooked
-from prunescope.tracer.model.inputs import first_tensor
+from prunescope.tracer.calibration.collect import run_hooked
+from prunescope.tracer.calibration.point import Calibration
+from prunescope.tracer.model.forwards import first_tensor
 
 _RIDGE = 0.01  # of the variance of a feature
 _TINY = 1e-12

@@ -1,7 +1,7 @@
-"""The text that calibrates a selection, and the text that judges it: two halves of one file.
+"""Token ids: of the text that calibrates a selection, of the text that judges it, or random.
 
-In: a UTF-8 file, or nothing for the reference prose that Python carries. Out: Text. The halves are
-disjoint, so that no perplexity is measured on what chose the weights.
+In: a UTF-8 file, or None for the reference prose that Python carries. Out: Text in two disjoint
+halves, so that no perplexity is measured on the text that chose the weights.
 """
 
 from __future__ import annotations
@@ -67,6 +67,12 @@ def token_rows(tokenizer: Any, text: str, *, rows: int, length: int) -> torch.Te
             hint="give a longer text: half of it calibrates, the other half is kept for measuring",
         )
     return torch.tensor(ids[: whole * length]).view(whole, length)
+
+
+def random_ids(vocabulary: int, *, batch: int, length: int, seed: int) -> torch.Tensor:
+    """Random ids [batch, length] below `vocabulary`, the same for a seed on every device."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(vocabulary, (batch, length), generator=generator)
 
 
 def _halves(name: str, whole: str) -> Text:

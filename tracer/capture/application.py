@@ -20,8 +20,8 @@ from prunescope.taxonomy.match import KNOB, NOMINAL, Match, RemovesNothing, remo
 from prunescope.taxonomy.plan import PHASES, Workload
 from prunescope.taxonomy.run_blocks import Pruning, Record
 from prunescope.taxonomy.shape import ModelShape
-from prunescope.tracer.calibration.collect import Calibration, text_calibration
-from prunescope.tracer.calibration.point import Point
+from prunescope.tracer.calibration.collect import text_calibration
+from prunescope.tracer.calibration.point import Calibration, Point
 from prunescope.tracer.capture.manifest import phase_entry
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.model.load import Loaded, load_tokenizer

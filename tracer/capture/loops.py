@@ -1,17 +1,24 @@
-"""The loop of a phase for each variant, on the same inputs.
+"""The token ids that a capture runs on, and the loops of its phases over them.
 
-In: a TraceRequest and variants. Out: Loops, eager ones or recorded ones, by variant.
+In: a request and its variants. Out: ids [B, L], the same for all variants, of a text where what
+runs depends on them, else random; Loops by variant, eager or recorded.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
+from prunescope.taxonomy.families import family
+from prunescope.taxonomy.run_blocks import InputText
+from prunescope.taxonomy.run_quality import RANDOM_IDS
+from prunescope.tracer.calibration.texts import random_ids, read_text
 from prunescope.tracer.capture.graph_mode import RECORDERS, Record, static_loop
 from prunescope.tracer.capture.phases import DecodeLoop, Loop, PrefillLoop
-from prunescope.tracer.capture.real_text import input_ids
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.capture.variants import Variant
+from prunescope.tracer.model.load import load_tokenizer
 
 
 def loops_of(
@@ -36,3 +43,25 @@ def loops_of(
                 variant.model, ids, prompt_len=request.prompt_len, logits=request.logits
             )
     return loops
+
+
+def input_ids(
+    request: TraceRequest, variants: Sequence[Variant], *, length: int
+) -> tuple[torch.Tensor, InputText]:
+    """Ids [batch, length] of the half of the text that judges, for families that decide at run
+    time where there is a tokenizer; random ones otherwise. And their record for run.json."""
+    vocabulary = min(v.model.get_input_embeddings().num_embeddings for v in variants)
+    tokenizer = load_tokenizer(variants[0].loaded) if _decides(request) else None
+    if tokenizer is not None:
+        source, count = read_text(request.text), request.batch * length
+        ids = tokenizer(source.evaluation[: 16 * count], add_special_tokens=False)["input_ids"]
+        if len(ids) > 1 and max(ids) < vocabulary:
+            whole = torch.tensor(ids).repeat(-(-count // len(ids)))[:count]
+            record = InputText(source=source.name, sha256=source.sha256, part="evaluation half")
+            return whole.view(request.batch, length), record
+    ids_BL = random_ids(vocabulary, batch=request.batch, length=length, seed=request.seed)
+    return ids_BL, InputText(source=RANDOM_IDS, seed=request.seed)
+
+
+def _decides(request: TraceRequest) -> bool:
+    return any(family(part.family).is_dynamic for part in request.parts or ())

@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from prunescope.tracer.capture.phases import Loop
 from prunescope.tracer.machine.device import synchronize
 from prunescope.tracer.model import compat
-from prunescope.tracer.model.stored import stored_tensors
+from prunescope.tracer.model.weights import stored_tensors
 
 _STEP = "prunescope.memory"
 

@@ -22,7 +22,7 @@ from prunescope.taxonomy.run import NARROW, PhaseRun
 from prunescope.taxonomy.student import student
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.machine.device import free_bytes
-from prunescope.tracer.model.stored import stored_tensors
+from prunescope.tracer.model.weights import stored_tensors
 
 # As torch's allocators align: libraries choose kernels by it.
 _CPU_UNIT, _DEVICE_UNIT = 64, 512
@@ -99,7 +99,7 @@ def width(one: Sequence[Sequence[int]], other: Sequence[Sequence[int]]) -> float
         math.log(statistics.median(a) / statistics.median(b))
         for a, b in zip(one, other, strict=True)
     ]
-    if len(logs) < 2:  # noqa: PLR2004 - one number has no spread
+    if len(logs) < 2:
         return math.inf
     half = student(len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
     return 2 * math.sinh(half)

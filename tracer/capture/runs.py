@@ -1,22 +1,26 @@
-"""Write what a capture saw as run folders: F/dense, F/pruned, each with manifest and traces.
+"""Run folders: F/dense and F/pruned, each with a manifest and traces, written whole or not at all.
 
-In: Captures by variant. Out: the folder F, whole or not at all. No torch here.
+In: Captures by variant. Out: the folder F, which appears by one rename, whatever interrupts the
+capture; an older folder stays until then. No torch here.
 """
 
 from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from prunescope.taxonomy.atomic_write import partial_folder, put_in_place
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import MANIFEST, Run, sha256_of
 from prunescope.taxonomy.run_blocks import BaselineRef
-from prunescope.tracer.capture.folder import write_whole
 from prunescope.tracer.capture.joined import Joined
 from prunescope.tracer.capture.progress import Progress, Silent
+
+# What a folder that prunescope wrote may hold; anything else is the user's and stays.
+_OWN_ENTRIES = {"dense", "pruned", "report"}
 
 
 @dataclass(kw_only=True)
@@ -88,3 +92,50 @@ def _fill(
 
 def _twin(manifest: Path, path: str) -> BaselineRef:
     return BaselineRef(path=path, sha256=sha256_of(manifest))
+
+
+def check_out(out: Path, *, overwrite: bool) -> None:
+    """Raises PrunescopeError where `out` exists and may not be replaced."""
+    if not out.exists() and not out.is_symlink():
+        _check_place(out)
+        return
+    if not overwrite:
+        raise PrunescopeError(
+            f"{out} exists already", hint="choose another --out, or replace it with --overwrite"
+        )
+    if out.is_symlink() or not out.is_dir() or {p.name for p in out.iterdir()} - _OWN_ENTRIES:
+        raise PrunescopeError(
+            f"{out} is not a folder that `prunescope trace` wrote, so --overwrite leaves it alone",
+            hint="choose another --out",
+        )
+
+
+def _check_place(out: Path) -> None:
+    """Raises PrunescopeError where a folder cannot be made at `out`: before the work, not after."""
+    above = next(path for path in out.absolute().parents if path.exists())
+    if not above.is_dir():
+        raise PrunescopeError(
+            f"{out} cannot be made: {above.name} is a file", hint="choose another --out"
+        )
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise PrunescopeError(
+            f"{out} cannot be made: {above.name}/ cannot be written", hint="choose another --out"
+        )
+
+
+def write_whole(out: Path, fill: Callable[[Path], None]) -> None:
+    """Let `fill` write into a temporary sibling of `out`, then rename it into place."""
+    with partial_folder(out) as partial:
+        fill(partial)
+        _sync(partial)
+        put_in_place(partial, out)
+
+
+def _sync(folder: Path) -> None:
+    """Contents on disk before the name is: a crash after the rename leaves no empty files."""
+    for path in (*folder.rglob("*"), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

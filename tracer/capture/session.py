@@ -22,8 +22,9 @@ from prunescope.taxonomy.formats import changed, plain, read
 from prunescope.taxonomy.run import PhaseRun, Placement, Run
 from prunescope.taxonomy.run_blocks import DeviceEntry, MeasuredPeaks, Pruning
 from prunescope.tracer.capture.chrome import ChromeTrace
+from prunescope.tracer.capture.device_state import AchievedRates, DeviceState
 from prunescope.tracer.capture.graph_mode import check_mode, plainly
-from prunescope.tracer.capture.loops import loops_of
+from prunescope.tracer.capture.loops import input_ids, loops_of
 from prunescope.tracer.capture.manifest import manifest, phase_entry, scrubbed, scrubbed_argv
 from prunescope.tracer.capture.memory import peak_and_cache_bytes
 from prunescope.tracer.capture.phases import Loop
@@ -37,11 +38,8 @@ from prunescope.tracer.capture.placements import (
 )
 from prunescope.tracer.capture.profiled import ProfiledSession, profile_loops
 from prunescope.tracer.capture.progress import Progress
-from prunescope.tracer.capture.reached import Reached
-from prunescope.tracer.capture.real_text import input_ids
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.capture.runs import Capture
-from prunescope.tracer.capture.surroundings import Surroundings
 from prunescope.tracer.capture.timing import nobody, set_aside, take_share
 from prunescope.tracer.capture.variants import (
     BaselineDoesNotFit,
@@ -51,8 +49,7 @@ from prunescope.tracer.capture.variants import (
     variant_names,
 )
 from prunescope.tracer.capture.weight_stats import add_stats, dynamic_stats, skips_no_block
-from prunescope.tracer.machine.conditions import memory_explained, thread_count
-from prunescope.tracer.machine.device import pick_device
+from prunescope.tracer.machine.device import memory_explained, pick_device, thread_count
 from prunescope.tracer.machine.disturbance import between, device_troubles
 from prunescope.tracer.machine.disturbance import read as read_counters
 from prunescope.tracer.model import compat
@@ -77,7 +74,7 @@ def capture(
     check_mode(request, device)
     check_method(request)
     with thread_count(request.threads), memory_explained():
-        around = Surroundings(device, peaks)
+        around = DeviceState(device, peaks)
         session = _Session(request, device, progress, around)
         session.variants = variants
         names = variant_names(request)
@@ -107,7 +104,7 @@ class _Visit:
 def _in_blocks(tried: _Session) -> _Session:
     """Dense, pruned, dense, pruned, each loaded anew for its block of placements."""
     request, device = tried.request, tried.device
-    tried.around.reached = Reached()  # what was tried is not kept
+    tried.around.achieved = AchievedRates()  # what was tried is not kept
     session = _Session(request, device, tried.progress, tried.around)
     parts = parts_of(request)
     if len(parts) == 1:  # placement is not drawn: the samples of the one placement in two blocks
@@ -138,7 +135,7 @@ class _Session:
         request: TraceRequest,
         device: torch.device,
         progress: Progress,
-        around: Surroundings,
+        around: DeviceState,
     ) -> None:
         self.request, self.device, self.progress = request, device, progress
         self.captures: dict[str, Capture] = {}
@@ -152,7 +149,7 @@ class _Session:
         variants = self.variants or make_variants(self.request, self.device, visit.names)
         if self.around.entry is None:
             self.progress.stage("measure the device's peaks")
-        info = self.around.look(variants[0].loaded.dtype)
+        info = self.around.open(variants[0].loaded.dtype)
         for variant in variants:
             if variant.name not in self.captures:
                 self.progress.stage(f"count zeros of {variant.name}")
@@ -280,7 +277,7 @@ class _Session:
         )
         for variant in variants:
             captured, entry = self.captures[variant.name], self._entry(phase, variant)
-            self.around.reached.add(traces[variant.name])
+            self.around.achieved.add(traces[variant.name])
             captured.traces[phase].add(traces.pop(variant.name))
             entry.steps += count
             entry.placements[-1].steps = count
@@ -340,7 +337,7 @@ class _Session:
             loops, models, steps=range(1), device=self.device, advance=self.progress.advance
         ).traces()
         for variant in variants:
-            self.around.reached.add(traces[variant.name])
+            self.around.achieved.add(traces[variant.name])
             self.captures[variant.name].eager[phase].add(traces.pop(variant.name))
 
 

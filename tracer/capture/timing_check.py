@@ -20,12 +20,12 @@ import torch
 from prunescope.taxonomy.machine_check import MachineCheck
 from prunescope.taxonomy.student import student
 from prunescope.taxonomy.words import percent
+from prunescope.tracer.calibration.texts import random_ids
 from prunescope.tracer.capture.phases import PrefillLoop
 from prunescope.tracer.capture.placements import place
 from prunescope.tracer.capture.timing import Share, take_share
 from prunescope.tracer.machine.device import num_cores, pick_device
 from prunescope.tracer.machine.disturbance import num_threads
-from prunescope.tracer.model.inputs import token_ids
 from prunescope.tracer.model.load import load_model
 
 MODEL = "tiny-llama"
@@ -102,7 +102,7 @@ def _seated(seconds: float, device: torch.device) -> list[Seated]:
     end = time.monotonic() + seconds
     model = load_model(MODEL, dtype="auto", device=device, attn="sdpa").model
     models = {"a": model, "b": copy.deepcopy(model)}
-    ids = token_ids(model.get_input_embeddings().num_embeddings, batch=1, length=_PROMPT, seed=0)
+    ids = random_ids(model.get_input_embeddings().num_embeddings, batch=1, length=_PROMPT, seed=0)
     draw = random.Random()
     seated: list[Seated] = []
     while len(seated) < _LEAST or time.monotonic() < end:

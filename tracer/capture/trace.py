@@ -14,10 +14,9 @@ from prunescope.taxonomy.atomic_write import claimed, clean_termination
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import Run, read_run
 from prunescope.taxonomy.run_blocks import MeasuredPeaks
-from prunescope.tracer.capture.folder import check_out
 from prunescope.tracer.capture.progress import Progress, Silent
 from prunescope.tracer.capture.request import TraceRequest
-from prunescope.tracer.capture.runs import baseline_folder, write_runs
+from prunescope.tracer.capture.runs import baseline_folder, check_out, write_runs
 from prunescope.tracer.recovery.place import beside, kept_in
 
 if TYPE_CHECKING:

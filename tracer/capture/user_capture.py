@@ -21,13 +21,12 @@ import torch
 from prunescope.taxonomy.atomic_write import claimed, clean_termination
 from prunescope.taxonomy.errors import PrunescopeError, helpful
 from prunescope.taxonomy.run import PhaseRun, Placement, Run
-from prunescope.tracer.capture.folder import check_out
+from prunescope.tracer.capture.device_state import DeviceState
 from prunescope.tracer.capture.joined import Joined
 from prunescope.tracer.capture.manifest import manifest
 from prunescope.tracer.capture.placements import place, settle, shares
 from prunescope.tracer.capture.profiled import ProfiledSession, label_of
-from prunescope.tracer.capture.runs import Capture, baseline_folder, write_runs
-from prunescope.tracer.capture.surroundings import Surroundings
+from prunescope.tracer.capture.runs import Capture, baseline_folder, check_out, write_runs
 from prunescope.tracer.capture.timing import Watch, timed
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.load import Loaded
@@ -146,8 +145,8 @@ class UserCapture:
         self._session: ProfiledSession | None = None
         self._joined = Joined()
         self._trains = False
-        self._around = Surroundings(self._device)
-        self._around.look(self._loaded().dtype)
+        self._around = DeviceState(self._device)
+        self._around.open(self._loaded().dtype)
         self._draw = random.Random()
 
     @contextmanager
@@ -273,7 +272,7 @@ class UserCapture:
             self._judge_steps(placement)
             trace = self._session.traces()[_VARIANT]
             self._session = None
-            self._around.reached.add(trace)
+            self._around.achieved.add(trace)
             names = (str(event.get("name", "")) for event in trace["traceEvents"])
             self._trains |= any(name.startswith(_BACKWARD) for name in names)
             self._joined.add(trace)
@@ -317,5 +316,5 @@ class UserCapture:
             interleaved="alone",
             placements=self._placements,
         )
-        device = self._around.look(loaded.dtype)
+        device = self._around.open(loaded.dtype)
         return manifest(variant, model, loaded, device, phases={phase: entry})

@@ -19,8 +19,9 @@ from prunescope.tracer.capture.application import apply_request
 from prunescope.tracer.capture.memory import weight_bytes
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.machine.device import free_bytes
-from prunescope.tracer.model.layers import in_tower, is_known, probe
+from prunescope.tracer.model.layers import in_tower, is_known
 from prunescope.tracer.model.load import Loaded, load_model
+from prunescope.tracer.model.logits import probe
 from prunescope.tracer.pruners.user_method import check_returned, load_method
 
 # Free memory that a second model asks for: its weights, and some for what a forward adds.
@@ -29,7 +30,7 @@ _ROOM = 1.2
 _POSITIONS = re.compile(r"(?:^|\.)(?:wpe|embed_positions|position_embeddings?|pos_embed)$")
 
 
-class BaselineDoesNotFit(Exception):  # noqa: N818 - no error of anybody's
+class BaselineDoesNotFit(Exception):
     """Dense and pruned cannot be in memory together."""
 
 

@@ -23,8 +23,12 @@ from prunescope.taxonomy.run_blocks import (
     MeasuredPeaks,
     Spread,
 )
-from prunescope.tracer.machine.cache import cache_folder
-from prunescope.tracer.machine.device import device_info, last_cache_bytes, pick_device
+from prunescope.tracer.machine.device import (
+    cache_folder,
+    device_info,
+    last_cache_bytes,
+    pick_device,
+)
 from prunescope.tracer.machine.disturbance import watched
 from prunescope.tracer.machine.memory_rates import MemoryRates, better_rates, measure_memory
 from prunescope.tracer.machine.peaks import STATISTIC, better_peaks, measure_peaks

@@ -1,6 +1,6 @@
-"""The machine at hand: its device, versions and load, without names of hosts, users or paths.
+"""The machine at hand: its device, versions, clocks, load and memory.
 
-Sizes are bytes, clocks Hz.
+Without names of hosts, users or paths. Sizes are bytes, clocks Hz.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import importlib.metadata
 import os
 import platform
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,19 @@ import torch
 import transformers
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.run_blocks import DeviceEntry
+from prunescope.taxonomy.run_blocks import DeviceEntry, TimingNote
+from prunescope.tracer.machine.gpu_tools import nvidia_smi
 
 _CPU_CACHE = Path("/sys/devices/system/cpu/cpu0/cache")
+_CPU_CLOCK = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq")  # kHz
+_CPU_INFO = Path("/proc/cpuinfo")
 _MEMORY = Path("/proc/meminfo")  # Linux alone has it; its "kB" are KiB
+
+# In the words of torch: memory of the CPU, and sizes beyond 64 bits.
+_TOO_LARGE = re.compile(
+    "can't allocate memory|not enough memory|size calculation overflow|multiplication overflow"
+    "|Overflow when unpacking|too large to convert|maximum supported dimension"
+)
 
 
 def pick_device(name: str) -> torch.device:
@@ -101,6 +112,12 @@ def prunescope_version() -> str:
         return "0+source"
 
 
+def cache_folder() -> Path:
+    """Of models and measured peaks: $XDG_CACHE_HOME/prunescope, else ~/.cache/prunescope."""
+    root = os.environ.get("XDG_CACHE_HOME")
+    return (Path(root) if root else Path.home() / ".cache") / "prunescope"
+
+
 def num_cores() -> int:
     """Cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -114,6 +131,43 @@ def load_average() -> float | None:
         return os.getloadavg()[0]
     except (OSError, AttributeError):
         return None
+
+
+def timing_note(load_before: float | None) -> TimingNote:
+    """How busy the machine was. A minute's average includes this process, at most its threads."""
+    load_after, cores = load_average(), num_cores()
+    notes = []
+    if load_before is not None and load_before > cores:
+        notes.append(f"load average {load_before:.1f} on {cores} cores before the capture")
+    elif load_after is not None and load_after > cores + 1:
+        notes.append(f"load average {load_after:.1f} on {cores} cores in the capture")
+    return TimingNote(
+        load_average={"before": load_before, "after": load_after}, cores=cores, notes=notes
+    )
+
+
+def read_clocks(device: torch.device) -> dict[str, float] | None:
+    """{"core_hz", "memory_hz"} as far as they are known; None where nothing can be read."""
+    return _gpu_clocks(device) if device.type == "cuda" else _cpu_clocks()
+
+
+def _gpu_clocks(device: torch.device) -> dict[str, float] | None:
+    try:
+        words = ",".join(nvidia_smi("clocks.sm,clocks.mem", device) or ()).split(",")
+        core, memory = (float(word) * 1e6 for word in words)
+    except ValueError:
+        return None
+    return {"core_hz": core, "memory_hz": memory}
+
+
+def _cpu_clocks() -> dict[str, float] | None:
+    try:
+        if _CPU_CLOCK.is_file():
+            return {"core_hz": float(_CPU_CLOCK.read_text()) * 1e3}
+        found = re.search(r"^cpu MHz\s*:\s*([\d.]+)", _CPU_INFO.read_text(errors="replace"), re.M)
+    except (OSError, ValueError):
+        return None
+    return {"core_hz": float(found.group(1)) * 1e6} if found else None
 
 
 def last_cache_bytes(device: torch.device) -> int | None:
@@ -171,7 +225,7 @@ def _cpu_caches() -> dict[str, int]:
 
 def _cpu_name() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+        lines = _CPU_INFO.read_text(errors="replace").splitlines()
     except OSError:
         lines = []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -183,3 +237,33 @@ def _memory_bytes() -> int | None:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (OSError, ValueError, AttributeError):
         return None
+
+
+@contextmanager
+def thread_count(count: int | None) -> Iterator[None]:
+    """torch's CPU threads inside; as they were afterwards."""
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def memory_explained() -> Iterator[None]:
+    """Memory that runs out, and a size that no tensor has, are a user's error, with what to change.
+
+    torch has an exception of its own for devices alone; of a CPU it raises what the words tell.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError, OverflowError, TypeError, ValueError) as error:
+        known = isinstance(error, torch.OutOfMemoryError | MemoryError | OverflowError)
+        if not known and not _TOO_LARGE.search(str(error)):
+            raise
+        raise PrunescopeError(
+            "the model and its inputs do not fit in memory",
+            hint="use a smaller --batch or --prompt-len, --dtype bfloat16, or another --device",
+        ) from error

@@ -145,8 +145,7 @@ def _sparse() -> MachineCheck:
 
 def _clocks() -> MachineCheck:
     """Can clocks be read, so that a run records them?"""
-    from prunescope.tracer.machine.clocks import read_clocks
-    from prunescope.tracer.machine.device import pick_device
+    from prunescope.tracer.machine.device import pick_device, read_clocks
 
     device = pick_device("auto")
     clocks = read_clocks(device)

@@ -1,14 +1,18 @@
-"""Another forward for a module, for a while.
+"""Calls of a module: replace or extend its forward, and read the arguments of a call.
 
-In: a module and what it is to do. Out: a context in which it does that.
+In: a module and another forward or a mixin. Out: the same module. It keeps its name, children,
+weights and attributes, so that scopes, roles and checkpoints stay.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 Forward = Callable[..., Any]
@@ -16,8 +20,11 @@ Forward = Callable[..., Any]
 
 @contextmanager
 def forward_replaced(module: nn.Module, forward: Forward) -> Iterator[None]:
-    """By an attribute that hides the method; the module leaves as it came (accelerate sets such an
-    attribute on modules that it moves)."""
+    """Run `forward` in place of the module's own until the context closes.
+
+    It is an attribute that hides the method, as accelerate sets on modules that it moves; one that
+    was there before is set again.
+    """
     attributes = vars(module)
     before = attributes.get("forward")
     attributes["forward"] = forward
@@ -28,3 +35,32 @@ def forward_replaced(module: nn.Module, forward: Forward) -> Iterator[None]:
             del attributes["forward"]
         else:
             attributes["forward"] = before
+
+
+def extend(module: Any, mixin: type) -> None:
+    """Put the methods of `mixin` before those of the module's class, for this object alone. The
+    mixin's `forward` calls the module's own by `super().forward`."""
+    kind: Any = type(module)
+    module.__class__ = _extended(kind, mixin)
+
+
+@functools.lru_cache(maxsize=256)
+def _extended(kind: Any, mixin: Any) -> type:
+    return type(kind.__name__, (mixin, kind), {"__module__": kind.__module__, "_extends": kind})
+
+
+def by_name(module: Any, args: tuple[Any, ...], arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call of an extended module after the first, all by their names."""
+    named = dict(zip(_parameter_names(module._extends)[1:], args, strict=False))
+    return {**named, **arguments}
+
+
+@functools.lru_cache(maxsize=256)
+def _parameter_names(kind: Any) -> tuple[str, ...]:
+    return tuple(inspect.signature(kind.forward).parameters)[1:]  # without self
+
+
+def first_tensor(args: Any, kwargs: Any) -> torch.Tensor:
+    """The first tensor among a call's arguments, by position or by name."""
+    values = (*args, *kwargs.values())
+    return next(value for value in values if isinstance(value, torch.Tensor))

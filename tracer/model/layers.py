@@ -1,15 +1,14 @@
-"""Where a decoder's layers and matrices are, over the architectures of transformers.
+"""The decoder layers of a model, over the architectures of transformers, and their cache layers.
 
-In: a model. Out: its layer list and, per layer, the linear modules by role (taxonomy.roles).
+In: a model. Out: the name and module of its layer list, its text config, renumbered cache layers.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection
 from typing import Any
 
-import torch
 from torch import nn
 
 from prunescope.taxonomy.architecture_table import BY_ID
@@ -18,10 +17,9 @@ from prunescope.taxonomy.roles import locate
 from prunescope.tracer.model import compat
 
 _TOWER = re.compile(r"vision|visual|image|audio|speech|(^|\.)encoder\.layers$")
+# Children of a layer built as Llama's: a norm before its attention and one before its MLP.
+PRE_NORM = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
 _INDICES = ("layer_idx", "layer_id")  # where a module keeps the number of its cache layer
-_NUM_PROBED = 6
-# Of the largest logit, by bytes an element: sums are taken in another order.
-_TOLERANCE = {2: 0.05, 4: 1e-3, 8: 1e-6}
 
 
 def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
@@ -55,15 +53,6 @@ def is_known(model: nn.Module) -> bool:
     """Whether the model's architecture has an entry in the table: others are checked as they are
     pruned (`probe`)."""
     return str(getattr(text_config(model), "model_type", "")) in BY_ID
-
-
-def linears_by_role(layer: nn.Module, prefix: str) -> dict[str, nn.Linear]:
-    """The linear modules of one layer by role; `prefix` is the layer's qualified name."""
-    found: dict[str, nn.Linear] = {}
-    for name, module in layer.named_modules(prefix=prefix):
-        if isinstance(module, nn.Linear):
-            found.setdefault(locate(name).role, module)
-    return found
 
 
 def renumber_cache(
@@ -111,57 +100,3 @@ def counts_without(model: nn.Module, gone: Collection[int]) -> bool:
     counted = compat.counts_tokens(model)
     setattr(model, "cache_layers", before)  # noqa: B010
     return counted
-
-
-@torch.no_grad()
-def probe(model: Any, what: str) -> torch.Tensor:
-    """Logits of a few tokens, the last one decoded from the cache of the others, for checks.
-
-    Raises PrunescopeError, with `what` was done, where the model does not run.
-    """
-    device = next(model.parameters()).device
-    vocabulary = model.get_input_embeddings().num_embeddings
-    ids = torch.arange(1, 1 + _NUM_PROBED, device=device).unsqueeze(0) * 7 % vocabulary
-    try:
-        cache = compat.new_cache(model)
-        parts = [
-            compat.forward(model, part, cache=cache, logits="all").logits
-            for part in (ids[:, :-1], ids[:, -1:])
-        ]
-    except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)[:120]
-        raise PrunescopeError(
-            f"{type(model).__name__} does not run {what} ({reason})",
-            hint="its layers are not built as those of the architectures that prunescope knows: "
-            "`prunescope families --architecture` lists them",
-        ) from error
-    return torch.cat(parts, 1)
-
-
-def probe_hooked(model: Any, handles: Iterable[Any]) -> torch.Tensor:
-    """`probe` of a model as it is, then without the hooks of these handles, come what may."""
-    try:
-        return probe(model, "as it is")
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def alike(found: torch.Tensor, wanted: torch.Tensor, tolerance: Mapping[int, float]) -> bool:
-    """Whether no logit differs by more than a share of the largest one, by bytes an element."""
-    allowed = tolerance[wanted.element_size()] * float(wanted.abs().max())
-    return float((found - wanted).abs().max()) <= allowed
-
-
-def check_same(model: Any, masked: torch.Tensor, what: str) -> None:
-    """Raises PrunescopeError unless the model still gives the logits that it gave `masked`."""
-    if not alike(probe(model, what), masked, _TOLERANCE):
-        raise PrunescopeError(
-            f"{type(model).__name__} {what} is not what it is with zeros in their place",
-            hint="its layers do more than their matrices show; "
-            "`prunescope families --architecture` lists the architectures that prunescope knows",
-        )
-
-
-# Children of a layer as Llama's: a norm before its attention and one before its MLP.
-PRE_NORM = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}

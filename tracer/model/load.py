@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 import importlib.util
 import json
+import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,16 +23,19 @@ import transformers
 from huggingface_hub import constants
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
 
 from prunescope.taxonomy.arguments import home_path
+from prunescope.taxonomy.atomic_write import partial_folder, put_in_place
 from prunescope.taxonomy.dtypes import dtype as dtype_name
 from prunescope.taxonomy.errors import PrunescopeError, nearest
+from prunescope.taxonomy.formats import MAX_LAYERS
+from prunescope.taxonomy.gguf_header import stored_elements
 from prunescope.taxonomy.hub import reach
 from prunescope.taxonomy.presets import preset_config, preset_names
-from prunescope.tracer.model.gguf import gguf_folder
-from prunescope.tracer.model.size_limits import check_room
+from prunescope.taxonomy.shape import ModelShape
+from prunescope.tracer.machine.device import cache_folder, total_bytes
 from prunescope.tracer.model.uneven import differing, load_uneven
 from prunescope.tracer.model.uneven import note as uneven_note
 
@@ -44,6 +49,9 @@ DEMO = "smollm2-135m-instruct"
 _DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 # Random weights do not follow --seed: that one draws inputs and what is pruned.
 WEIGHT_SEED = 0
+_LEAST_ITEMSIZE = 0.5  # bytes of a weight: 4 bits
+# Share of the weights that a config describes: tied tables and biases may be stored or not.
+_LEAST_STORED = 0.5
 _TORCH_DTYPES = {
     "fp32": torch.float32,
     "bf16": torch.bfloat16,
@@ -110,7 +118,7 @@ def _loaded(name: str, options: LoadOptions, device: torch.device) -> Loaded:
 def _from_preset(name: str, options: LoadOptions, device: torch.device) -> Loaded:
     plain = preset_config(name)
     config = AutoConfig.for_model(**plain)
-    check_room(config, name)
+    _check_room(config, name)
     options.setdefault("dtype", _TORCH_DTYPES[dtype_name(str(plain.get("dtype"))) or "fp32"])
     with torch.random.fork_rng(), device:
         torch.manual_seed(WEIGHT_SEED)
@@ -202,7 +210,7 @@ def _pretrained(where: str, model_id: str, source: str, options: LoadOptions) ->
             local_files_only=options.get("local_files_only", False),
         )
         _check_causal(config, model_id)
-        check_room(config, model_id)
+        _check_room(config, model_id)
         _check_index(where, options)
         try:
             model, seen = AutoModelForCausalLM.from_pretrained(
@@ -261,6 +269,83 @@ def _check_index(where: str, options: LoadOptions) -> None:
         raise PrunescopeError(
             f"its index names {str(bad[0])[:80]!r} as weights",
             hint="it must be a complete safetensors checkpoint",
+        )
+
+
+def gguf_folder(path: Path) -> Path:
+    """The converted folder of a GGUF file; converted now (about 10 s) where it is new.
+
+    Raises PrunescopeError where the packages that read GGUF are missing.
+    """
+    folder = cache_folder() / f"{path.stem}-{_file_fingerprint(path)}"
+    if (folder / "config.json").is_file():
+        return folder
+    missing = [n for n in ("gguf", "accelerate") if importlib.util.find_spec(n) is None]
+    if missing:
+        raise PrunescopeError(
+            f"{path.name}: reading GGUF needs {' and '.join(missing)}",
+            hint=f"pip install {' '.join(missing)}",
+        )
+    with partial_folder(folder) as partial:
+        _convert_gguf(path, partial)
+        # Another process may have been first: its folder is as good.
+        if not folder.exists():
+            put_in_place(partial, folder)
+    return folder
+
+
+def _convert_gguf(path: Path, folder: Path) -> None:
+    stored = stored_elements(path)
+    where: dict[str, Any] = {"gguf_file": path.name, "trust_remote_code": False}
+    _check_room(AutoConfig.from_pretrained(path.parent, **where), path.name, stored=stored)
+    model, seen = AutoModelForCausalLM.from_pretrained(
+        path.parent,
+        dtype=torch.bfloat16,
+        quantization_config=GgufConfig(dequantize=True),
+        output_loading_info=True,
+        **where,
+    )
+    if seen["missing_keys"]:
+        raise PrunescopeError(
+            f"{path.name} lacks {len(seen['missing_keys'])} of its weights",
+            hint="download it again",
+        )
+    model.save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, **where)
+    tokenizer.save_pretrained(folder)
+
+
+def _file_fingerprint(path: Path) -> str:
+    """Names the content without reading all of a large file: size, head and tail."""
+    size, block = path.stat().st_size, 1 << 20
+    with path.open("rb") as file:
+        digest = hashlib.sha256(f"{size}".encode() + file.read(block))
+        file.seek(max(0, size - block), os.SEEK_SET)
+        digest.update(file.read(block))
+    return digest.hexdigest()[:12]
+
+
+def _check_room(config: Any, model_id: str, *, stored: int | None = None) -> None:
+    """Raises PrunescopeError where the model of a config is larger than the machine's memory, or
+    than the `stored` numbers of its checkpoint can be."""
+    try:
+        shape = ModelShape.from_config(config.to_dict())
+    except PrunescopeError:  # no attention, or a family that the table does not know
+        layers = getattr(config, "num_hidden_layers", None)
+        if isinstance(layers, int) and not 0 < layers <= MAX_LAYERS:
+            raise
+        return
+    if stored is not None and stored < _LEAST_STORED * shape.parameters():
+        raise PrunescopeError(
+            f"{model_id} describes a model of {shape.parameters():,} weights and holds {stored:,}",
+            hint="it is damaged or cut off: copy or download it again",
+        )
+    least, there = shape.weight_bytes(_LEAST_ITEMSIZE), total_bytes()
+    if least > there:
+        raise PrunescopeError(
+            f"{model_id} needs {least / 2**30:,.0f} GiB for its weights at the very least, and "
+            f"this machine has {there / 2**30:,.0f} GiB of memory",
+            hint="use a smaller model or a larger machine; `predict` needs no weights",
         )
 
 

@@ -38,16 +38,30 @@ def narrow_norm(path: str, norm: Any, index: torch.Tensor) -> None:
 
     Raises PrunescopeError for a norm that subtracts the mean, which zeros do not leave alone.
     """
-    epsilon = next((e for e in _EPSILONS if isinstance(getattr(norm, e, None), float)), None)
-    if isinstance(norm, nn.LayerNorm) or getattr(norm, "bias", None) is not None or not epsilon:
+    if isinstance(norm, nn.LayerNorm) or getattr(norm, "bias", None) is not None or not eps(norm):
         raise PrunescopeError(
             f"{path} is no RMS norm: its mean would move with what is removed",
             hint="heads or channels under such a norm cannot be cut",
         )
     before, after = norm.weight.numel(), index.numel()
     kept = norm.weight.detach().index_select(0, index.to(norm.weight.device))
-    norm.weight = successor(norm.weight, kept * math.sqrt(before / after))
-    setattr(norm, epsilon, getattr(norm, epsilon) * before / after)
+    set_norm_weight(norm, kept * math.sqrt(before / after), before=before)
+
+
+def set_norm_weight(norm: Any, weight: torch.Tensor, *, before: int) -> None:
+    """Give an RMS norm over `before` numbers a shorter weight [N'], and the ε·N/N' that its mean of
+    squares over fewer numbers needs."""
+    norm.weight = successor(norm.weight, weight)
+    for name, value in eps(norm).items():
+        setattr(norm, name, value * before / weight.numel())
+    if hasattr(norm, "normalized_shape"):
+        norm.normalized_shape = (weight.numel(),)
+
+
+def eps(norm: Any) -> dict[str, float]:
+    """The attributes of a norm that hold its ε, and their values."""
+    values = {name: getattr(norm, name, None) for name in _EPSILONS}
+    return {name: value for name, value in values.items() if isinstance(value, float)}
 
 
 def is_norm(module: nn.Module) -> bool:

@@ -21,7 +21,8 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.roles import locate
-from prunescope.tracer.model.layers import probe, text_config
+from prunescope.tracer.model.layers import text_config
+from prunescope.tracer.model.logits import probe
 
 _CUT = ("q", "k", "v", "o", "gate", "up", "down")
 Shapes = dict[str, tuple[int, ...]]

@@ -1,11 +1,13 @@
-"""One weight of a layer, wherever it is stored, and how to cut or zero its outputs and inputs.
+"""The weights of a model: where they are stored, and how to cut or zero their outputs and inputs.
 
+In: a model or a layer. Out: Weights, linear modules by name, the tensors that hold their numbers.
 A weight is [N, K] in logical axes. nn.Linear stores [N, K], GPT-2's Conv1D [K, N], the experts of
 transformers 5 [E, N, K] or, as in gpt-oss, [E, K, N]. An index is [kept], or [E, kept] for experts.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +16,13 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from prunescope.taxonomy.roles import matrix_role
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.roles import GROUPS, locate, matrix_role
+from prunescope.taxonomy.words import percent
+from prunescope.tracer.model.layers import decoder_layers
 from prunescope.tracer.model.narrow import successor
+
+_GEMMS = ("qkv", "o", "gate_up", "down")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,3 +150,67 @@ def _spread(index: torch.Tensor, like: torch.Tensor, axis: int) -> torch.Tensor:
 def _taken(tensor: torch.Tensor, index: torch.Tensor, axis: int) -> torch.Tensor:
     taken = tensor.detach().gather(_positive(axis, tensor), _spread(index, tensor, axis))
     return taken.contiguous()
+
+
+def layer_matrices(model: nn.Module) -> dict[str, nn.Module]:
+    """Name -> linear module (nn.Linear, or GPT-2's Conv1D), in the order of the layers.
+
+    Raises PrunescopeError where there is none.
+    """
+    name, layers = decoder_layers(model)
+    found = {
+        path: module
+        for path, module in layers.named_modules(prefix=name)
+        if isinstance(module, nn.Linear | Conv1D) and GROUPS.get(locate(path).role) in _GEMMS
+    }
+    if not found:
+        raise PrunescopeError(
+            f"no projections were found in the layers of {type(model).__name__}",
+            hint="this family prunes linear modules with the usual names (q_proj, c_attn, fc1, …)",
+        )
+    return found
+
+
+def weight_of(module: Any) -> torch.Tensor:
+    """The weight as [N, K], a view: Conv1D stores [K, N]."""
+    weight: torch.Tensor = module.weight.detach()
+    return weight.T if isinstance(module, Conv1D) else weight
+
+
+def expert_notes(model: nn.Module) -> list[str]:
+    """A sentence on the weights of experts, which `layer_matrices` leaves out."""
+    share = [0, 0]
+    for parameter, is_expert in _layer_parameters(model):
+        share[is_expert] += parameter.numel()
+    if not share[1]:
+        return []
+    part = share[1] / sum(share)
+    return [f"the experts, {percent(part)} of the layers' weights, stay dense"]
+
+
+def _layer_parameters(model: nn.Module) -> Iterator[tuple[torch.Tensor, bool]]:
+    name, layers = decoder_layers(model)
+    for path, parameter in layers.named_parameters(prefix=name):
+        yield parameter, locate(path.removesuffix(".weight")).role in ("experts", "shared_expert")
+
+
+def stored_tensors(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """The plain tensors that hold a tensor's numbers: itself, or a packed (2:4) weight's parts.
+
+    A packed one answers to few operations: it cannot be flattened, compared or moved to the CPU.
+    """
+    parts = [getattr(tensor, name, None) for name in ("packed", "meta")]
+    return [part for part in parts if isinstance(part, torch.Tensor)] or [tensor]
+
+
+def weights_fingerprint(model: torch.nn.Module) -> str:
+    """Names the weights of a model: sha256 of names, shapes, dtypes and 4,096 evenly spread numbers
+    of each tensor. Two captures with one fingerprint ran the same object."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        for stored in stored_tensors(tensor):
+            flat = stored.detach().flatten()
+            picked = flat[:: max(1, flat.numel() // 4096)].float().cpu().contiguous()
+            digest.update(picked.numpy().tobytes())
+    return digest.hexdigest()

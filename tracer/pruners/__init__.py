@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-import random
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -109,8 +108,3 @@ def family_point(family_id: str, request: Point) -> Point:
     """`request` with its knobs typed and filled in. Raises PrunescopeError on an unknown knob."""
     knobs = family(family_id).point(request.sparsity, request.knobs).knobs
     return replace(request, knobs=knobs)
-
-
-def draw(total: int, count: int, *, seed: int, what: str) -> list[int]:
-    """`count` of range(total), sorted: the same on every machine for a seed and a `what`."""
-    return sorted(random.Random(f"{seed}:{what}").sample(range(total), count))

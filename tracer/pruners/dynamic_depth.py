@@ -18,13 +18,12 @@ from transformers import PreTrainedModel
 
 from prunescope.taxonomy.keep import removed_layers, rounding
 from prunescope.taxonomy.run_blocks import RouterTraining
-from prunescope.tracer.attention.inserted import by_name, extend
-from prunescope.tracer.attention.layer_places import LayerPlace, layer_places
-from prunescope.tracer.calibration.collect import Calibration
+from prunescope.tracer.attention.counted_cache import LayerPlace, layer_places
 from prunescope.tracer.calibration.greedy import costs_of_layers
-from prunescope.tracer.calibration.point import Point
+from prunescope.tracer.calibration.point import Calibration, Point
 from prunescope.tracer.calibration.router_fit import Site, at_routers, fit_routers, quantile
 from prunescope.tracer.model import compat
+from prunescope.tracer.model.forwards import by_name, extend
 from prunescope.tracer.model.layers import text_config
 from prunescope.tracer.pruners import Applied
 from prunescope.tracer.routing.learning import (

@@ -16,9 +16,9 @@ from transformers import PreTrainedModel
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import cutting
 from prunescope.taxonomy.keep import kept_intermediate, rounding, up16
-from prunescope.tracer.attention.inserted import extend
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.model.channels import Channels, find_channels
+from prunescope.tracer.model.forwards import extend
 from prunescope.tracer.model.layers import decoder_layers
 from prunescope.tracer.model.weights import Weight
 from prunescope.tracer.pruners import Applied

@@ -19,7 +19,7 @@ from prunescope.taxonomy.run_blocks import Record
 from prunescope.tracer.calibration.collect import input_squares
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.calibration.scores import random_scores, weight_scores
-from prunescope.tracer.model.matrices import expert_notes, layer_matrices, weight_of
+from prunescope.tracer.model.weights import expert_notes, layer_matrices, weight_of
 from prunescope.tracer.pruners import Applied
 
 # Sparse tensor cores came with compute capability 8.0.

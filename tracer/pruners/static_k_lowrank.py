@@ -20,9 +20,9 @@ from prunescope.taxonomy.roles import locate
 from prunescope.taxonomy.run_blocks import Record
 from prunescope.tracer.calibration.collect import calibration_of, collect
 from prunescope.tracer.calibration.point import Point
-from prunescope.tracer.model.layers import probe
-from prunescope.tracer.model.matrices import expert_notes, layer_matrices, weight_of
+from prunescope.tracer.model.logits import probe
 from prunescope.tracer.model.narrow import successor
+from prunescope.tracer.model.weights import expert_notes, layer_matrices, weight_of
 from prunescope.tracer.pruners import Applied
 
 # Second moments [K, K] in float32 that are held at a time; layers are measured in such portions.

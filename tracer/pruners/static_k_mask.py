@@ -18,7 +18,7 @@ from prunescope.tracer.calibration.collect import input_squares
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.calibration.scores import random_scores, weight_scores
 from prunescope.tracer.model.layers import decoder_layers
-from prunescope.tracer.model.matrices import weight_of
+from prunescope.tracer.model.weights import weight_of
 from prunescope.tracer.pruners import Applied
 
 

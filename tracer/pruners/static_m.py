@@ -19,15 +19,16 @@ from prunescope.taxonomy.run_blocks import Record
 from prunescope.tracer.calibration.collect import calibration_of, collect
 from prunescope.tracer.calibration.greedy import greedy_removal
 from prunescope.tracer.calibration.point import Point
+from prunescope.tracer.calibration.scores import sample_indices
 from prunescope.tracer.model.layers import (
     counts_without,
     decoder_layers,
     is_known,
-    probe,
     renumber_cache,
     text_config,
 )
-from prunescope.tracer.pruners import Applied, draw
+from prunescope.tracer.model.logits import probe
+from prunescope.tracer.pruners import Applied
 from prunescope.tracer.residual.sublayers import remove_sublayers
 
 _DRAWS = 16
@@ -127,7 +128,7 @@ def _drawn(
     """Drawn with the seed; anew where a hybrid would lose its last attention."""
     for again in range(_DRAWS):
         what = f"static-m {kind}" + (f" again {again}" if again else "")
-        drawn = draw(num_layers, count, seed=point.seed, what=what)
+        drawn = sample_indices(num_layers, count, seed=point.seed, what=what)
         if kind == "mlp" or counts_without(model, drawn):
             break
     return drawn

@@ -1,14 +1,227 @@
-"""Static NK: KV-head groups and MLP channels are cut: N of one GEMM, K of the next."""
+"""Static NK: KV-head groups and MLP channels are cut: N of one GEMM, K of the next.
+
+Kept are groups and channels chosen at random, or, calibrated, those that add most to the output of
+o and down. `prune_width` also serves the families that cut heads or channels alone.
+Symbols as in the taxonomy: G = n_q/n_kv query heads a KV head, d head_dim, f intermediate.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
+import torch
 from transformers import PreTrainedModel
 
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.families import cutting
+from prunescope.taxonomy.keep import kept_intermediate, kept_kv_heads, rounding
+from prunescope.taxonomy.run_blocks import Record
+from prunescope.tracer.calibration.collect import input_squares
 from prunescope.tracer.calibration.point import Point
+from prunescope.tracer.calibration.scores import best, input_scores, sample_indices
+from prunescope.tracer.model.channels import SIZES, Channels, find_channels
+from prunescope.tracer.model.heads import Heads, find_heads
+from prunescope.tracer.model.layers import decoder_layers, is_known, text_config
+from prunescope.tracer.model.logits import check_same, probe
+from prunescope.tracer.model.narrow import set_sizes
+from prunescope.tracer.model.weights import Weight, weight_of, weights_of
 from prunescope.tracer.pruners import Applied
-from prunescope.tracer.pruners.width import prune_width
+
+_CUT = "with heads or channels cut"
+# By path of an o or down matrix, the score of each input feature; empty where parts are drawn.
+Scores = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Heads:
+    layer: int
+    part: Heads
+    kept: list[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Channels:
+    layer: int
+    part: Channels
+    kept: torch.Tensor  # [kept], or [E, kept]
+    before: int
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
     """max(1, round(n_kv·p)) KV groups and up16(int(f·p)) channels a layer."""
     return prune_width(model, point, heads=True, mlp=True)
+
+
+def prune_width(model: Any, point: Point, *, heads: bool, mlp: bool) -> Applied:
+    """Cut the KV-head groups and/or MLP channels that the point's sparsity leaves out.
+
+    Raises PrunescopeError where the layers do not show what belongs to a head or a channel.
+    """
+    name, layers = decoder_layers(model)
+    record: Record = {"kept": {}}
+    applied = Applied(model=model, record=record)
+    scores = _scores(model, name, point, record)
+    # Everything is chosen before anything is cut: an error leaves no half-cut model.
+    cut_heads = _choose_heads(model, name, point, scores, alone=not mlp) if heads else []
+    cut_channels = _choose_channels(model, name, point, scores) if mlp else []
+    parts: list[_Heads | _Channels] = [*cut_heads, *cut_channels]
+    masked = None
+    if not is_known(model):
+        for one in parts:
+            one.part.mask(one.kept)  # type: ignore[arg-type]
+        masked = probe(model, "with heads or channels masked")
+    for one in parts:
+        one.part.cut(one.kept)  # type: ignore[arg-type]
+    if heads:
+        record["rounding"] = str(point.knobs["rounding"])
+        _tell_heads(model, name, cut_heads, len(layers), applied)
+        _tell_rounding(
+            record, len(cut_heads[0].kept), cut_heads[0].part.kv_heads, point, "KV heads"
+        )
+    if mlp:
+        _tell_channels(model, name, cut_channels, len(layers), applied)
+        first = cut_channels[0]
+        _tell_rounding(record, first.kept.shape[-1], first.before, point, "MLP channels")
+    if masked is not None:
+        check_same(model, masked, _CUT)
+    return applied
+
+
+def _scores(model: Any, name: str, point: Point, record: Record) -> Scores:
+    if not point.calibrated:
+        return {}
+    wanted = {
+        weight.path: weight
+        for index, layer in enumerate(model.get_submodule(name))
+        for role, weight in weights_of(layer, f"{name}.{index}")
+        if role in ("o", "down") and weight.experts is None
+    }
+    squares = input_squares(model, point, names=wanted.keys(), record=record)
+    return {
+        path: input_scores(weight_of(weight.module), squares[path])
+        for path, weight in wanted.items()
+        if path in squares
+    }
+
+
+def _choose_heads(
+    model: Any, name: str, point: Point, scores: Scores, *, alone: bool
+) -> list[_Heads]:
+    rounding = str(point.knobs["rounding"])
+    chosen: list[_Heads] = []
+    for index, layer in enumerate(model.get_submodule(name)):
+        part = find_heads(model, layer, f"{name}.{index}")
+        if part is None:
+            continue
+        num_kv, path = part.kv_heads, part.weights["o"].path
+        count = kept_kv_heads(num_kv, point.sparsity, rounding)
+        if path in scores:
+            kept = best(scores[path].view(num_kv, -1).sum(1), count)
+        else:
+            kept = sample_indices(num_kv, count, seed=point.seed, what=f"kv-heads {index}")
+        chosen.append(_Heads(layer=index, part=part, kept=kept))
+    if not chosen:
+        raise PrunescopeError(
+            f"{type(model).__name__} has no attention heads: its mixers keep a recurrent state",
+            hint=f"{cutting('layers')} removes its layers, {cutting('channels')} the channels of "
+            "its MLPs",
+        )
+    if alone and point.sparsity and all(one.part.kv_heads == 1 for one in chosen):
+        raise PrunescopeError(
+            f"{type(model).__name__} has one KV head, which all its query heads share",
+            hint="no group of heads can be removed; use "
+            f"{cutting('channels')} or {cutting('layers')}",
+        )
+    return chosen
+
+
+def _choose_channels(model: Any, name: str, point: Point, scores: Scores) -> list[_Channels]:
+    chosen: list[_Channels] = []
+    for index, layer in enumerate(model.get_submodule(name)):
+        for part in find_channels(layer, f"{name}.{index}"):
+            count = kept_intermediate(part.total, point.sparsity)
+            kept = _kept_channels(part, count, point, scores, index)
+            chosen.append(_Channels(layer=index, part=part, kept=kept, before=part.total))
+    if not chosen:
+        raise PrunescopeError(
+            f"the layers of {type(model).__name__} have no MLP with up and down projections",
+            hint=f"use {cutting('layers')}, which removes whole layers",
+        )
+    return chosen
+
+
+def _kept_channels(
+    part: Channels, count: int, point: Point, scores: Scores, index: int
+) -> torch.Tensor:
+    """[count] channels of an MLP, or [E, count] of E experts."""
+    down, device = part.down, part.down.tensor.device
+    if down.experts is not None:
+        if point.calibrated:
+            # Few tokens of a text reach each expert: by the weights alone.
+            norms = _by_expert(down).float().square().sum(1)
+            rows = [best(norms[e], count) for e in range(down.experts)]
+        else:
+            what = f"channels {index} {part.path.rpartition('.')[2]}"
+            rows = [
+                sample_indices(part.total, count, seed=point.seed, what=f"{what} {e}")
+                for e in range(down.experts)
+            ]
+        return torch.tensor(rows, device=device)
+    if down.path in scores:
+        return torch.tensor(best(scores[down.path], count), device=device)
+    what = f"channels {index}" if part.kind == "mlp" else f"channels {index} {part.path}"
+    return torch.tensor(
+        sample_indices(part.total, count, seed=point.seed, what=what), device=device
+    )
+
+
+def _by_expert(weight: Weight) -> torch.Tensor:
+    """[E, N, K]."""
+    return weight.tensor.transpose(-1, -2) if weight.transposed else weight.tensor
+
+
+def _tell_rounding(record: Record, kept: int, total: int, point: Point, what: str) -> None:
+    record.setdefault("notes", []).extend(rounding(kept, total, point.sparsity, what))
+
+
+def _tell_heads(
+    model: Any, name: str, cut: list[_Heads], num_layers: int, applied: Applied
+) -> None:
+    config = text_config(model)
+    kept: list[list[int] | None] = [None] * num_layers
+    for one in cut:
+        kept[one.layer] = one.kept
+        applied.kept[f"{name}.{one.layer}:kv_heads"] = one.kept
+    applied.record["kept"]["kv_heads"] = kept
+    first = cut[0]
+    if first.part.kv_heads == 1:
+        applied.record.setdefault("notes", []).append("one KV head: attention stays as it is")
+    if getattr(config, "head_dim", None) is None:
+        # hidden / heads would name another head_dim from now on.
+        config.head_dim = config.hidden_size // config.num_attention_heads
+    if any(one.part.wide_norms for one in cut):
+        note = "norms over all heads were rescaled, so that removing is masking"
+        applied.record.setdefault("notes", []).append(note)
+    group = first.part.heads // first.part.kv_heads
+    config.num_attention_heads = len(first.kept) * group
+    names = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
+    set_sizes(config, names, before=first.part.kv_heads, after=len(first.kept))
+
+
+def _tell_channels(
+    model: Any, name: str, cut: list[_Channels], num_layers: int, applied: Applied
+) -> None:
+    record, config = applied.record["kept"], text_config(model)
+    keys = {
+        "mlp": "intermediate",
+        "shared": "shared_intermediate",
+        "experts": "expert_intermediate",
+    }
+    for one in cut:
+        counts = record.setdefault(keys[one.part.kind], [None] * num_layers)
+        counts[one.layer] = one.kept.shape[-1]
+        plain = one.part.kind == "mlp"
+        path = f"{name}.{one.layer}" if plain else one.part.path
+        applied.kept[f"{path}:channels"] = one.kept.tolist()
+        set_sizes(config, SIZES, before=one.before, after=one.kept.shape[-1])

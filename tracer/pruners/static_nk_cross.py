@@ -16,12 +16,12 @@ from prunescope.taxonomy.keep import kept_hidden, rounding
 from prunescope.taxonomy.run_blocks import Record
 from prunescope.tracer.calibration.collect import calibration_of, collect
 from prunescope.tracer.calibration.point import Point
-from prunescope.tracer.calibration.scores import best, seeded
-from prunescope.tracer.model.layers import probe, text_config
-from prunescope.tracer.pruners import Applied, draw
-from prunescope.tracer.residual.check import agree
+from prunescope.tracer.calibration.scores import best, sample_indices, seeded
+from prunescope.tracer.model.layers import text_config
+from prunescope.tracer.model.logits import agree, probe
+from prunescope.tracer.pruners import Applied
 from prunescope.tracer.residual.maps import add_maps
-from prunescope.tracer.residual.norms import CONVERTED, convert_norms, narrow_norm
+from prunescope.tracer.residual.norms import CONVERTED, convert_norms, narrow_stream_norm
 from prunescope.tracer.residual.ports import Basis, Port, along, set_widths
 from prunescope.tracer.residual.stream import Stream, different, read_stream
 
@@ -87,7 +87,7 @@ def _bases(model: Any, stream: Stream, point: Point, kept: int, record: Record) 
         bases = [basis for basis, _ in shares]
     elif same or not stream.rotatable:
         names = ["stream"] if same else [f"stream {i}" for i in range(count)]
-        drawn = [draw(stream.hidden, kept, seed=point.seed, what=name) for name in names]
+        drawn = [sample_indices(stream.hidden, kept, seed=point.seed, what=name) for name in names]
         bases = [Basis(dimensions=torch.tensor(index, device=stream.device)) for index in drawn]
     else:
         bases = [_random_directions(stream, kept, point.seed, i) for i in range(count)]
@@ -119,15 +119,17 @@ def _narrow(model: Any, stream: Stream, bases: list[Basis], *, folded: bool) -> 
         for name, readers in block.norms().items():
             gain = None
             if name:
-                gain = narrow_norm(model.get_submodule(name), width, entering, folded=folded)
+                gain = narrow_stream_norm(model.get_submodule(name), width, entering, folded=folded)
             _narrow_readers(readers, entering, gain)
         for after in filter(None, (one.after for one in block.sublayers)):
-            narrow_norm(model.get_submodule(after), width, leaving, folded=False)
+            narrow_stream_norm(model.get_submodule(after), width, leaving, folded=False)
         for port in block.writers():
             port.set(leaving.part(port.weight, port.axis))
         layer = model.get_submodule(block.layer)
         set_widths(layer, block.layer, before=width, after=leaving.kept)
-    gain = narrow_norm(model.get_submodule(stream.final_norm), width, bases[-1], folded=folded)
+    gain = narrow_stream_norm(
+        model.get_submodule(stream.final_norm), width, bases[-1], folded=folded
+    )
     tied = stream.tied if not folded and bases[0] is bases[-1] else None
     if tied is None:
         _narrow_readers([stream.head], bases[-1], gain)

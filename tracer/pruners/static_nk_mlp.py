@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.pruners import Applied
-from prunescope.tracer.pruners.width import prune_width
+from prunescope.tracer.pruners.static_nk import prune_width
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:

@@ -18,14 +18,13 @@ from transformers import PreTrainedModel
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families.token_drop import checked
 from prunescope.taxonomy.keep import kept_count
-from prunescope.tracer.attention.counted_cache import last_rows
-from prunescope.tracer.attention.inserted import by_name, extend
-from prunescope.tracer.attention.layer_places import LayerPlace, layer_places
+from prunescope.tracer.attention.counted_cache import LayerPlace, last_rows, layer_places
 from prunescope.tracer.attention.parts import AttentionParts
 from prunescope.tracer.attention.pruned import PlainAttention
 from prunescope.tracer.attention.rotation import taken_rotary
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.model import compat
+from prunescope.tracer.model.forwards import by_name, extend
 from prunescope.tracer.pruners import Applied
 from prunescope.tracer.routing.learning import NothingTrained
 from prunescope.tracer.routing.prenorm import (

@@ -21,7 +21,7 @@ from torch import nn
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.tracer.calibration.point import Point
-from prunescope.tracer.model.layers import probe
+from prunescope.tracer.model.logits import probe
 from prunescope.tracer.pruners import Applied
 
 _HINT = "give package.module:function, a callable (model, sparsity) -> model"

@@ -19,13 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn import functional as F  # noqa: N812 - its usual name
+from torch.nn import functional as F
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run_quality import RANDOM_IDS, Quality, TextSource
-from prunescope.tracer.calibration.texts import read_text
+from prunescope.tracer.calibration.texts import random_ids, read_text
 from prunescope.tracer.model import compat
-from prunescope.tracer.model.inputs import token_ids
 from prunescope.tracer.quality.statistics import Blocks, mean_ci95, perplexity_ci95, relative_ci95
 
 TOKENS, CONTEXT = 8192, 1024
@@ -143,7 +142,7 @@ def text_passage(  # noqa: PLR0913
     context = min(context, longest or context)
     ends = context > CONTEXT
     if tokenizer is None:
-        ids = token_ids(vocabulary, batch=1, length=tokens, seed=seed)[0]
+        ids = random_ids(vocabulary, batch=1, length=tokens, seed=seed)[0]
         record = TextSource(source=RANDOM_IDS, seed=seed, tokens=tokens)
         return Passage(ids=ids, bytes_of=None, record=record, context=context, ends=ends)
     source = read_text(text)

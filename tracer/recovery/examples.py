@@ -16,8 +16,7 @@ import torch
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run_quality import RANDOM_IDS
-from prunescope.tracer.calibration.texts import read_text
-from prunescope.tracer.model.inputs import token_ids
+from prunescope.tracer.calibration.texts import random_ids, read_text
 from prunescope.tracer.recovery.settings import Recovery
 
 _RANDOM_ROWS = 64
@@ -85,8 +84,8 @@ def _random(wanted: Recovery, rows: int, length: int, vocabulary: int, seed: int
         )
     # Others than those that judge, which are of the seed itself. Torch takes 32 bits of a seed.
     count = min(_RANDOM_ROWS, max(rows, wanted.steps * wanted.batch))
-    train = token_ids(vocabulary, batch=count, length=length, seed=seed ^ (1 << 30))
-    held_out = token_ids(vocabulary, batch=rows, length=length, seed=seed ^ (1 << 31))
+    train = random_ids(vocabulary, batch=count, length=length, seed=seed ^ (1 << 30))
+    held_out = random_ids(vocabulary, batch=rows, length=length, seed=seed ^ (1 << 31))
     return Examples(
         rows=train,
         held_out=held_out,

@@ -17,10 +17,9 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from prunescope.taxonomy.run_blocks import HeldOut, Losses, Recovered
-from prunescope.tracer.calibration.collect import Calibration
+from prunescope.tracer.calibration.point import Calibration
 from prunescope.tracer.model.layers import text_config
-from prunescope.tracer.model.matrices import expert_notes
-from prunescope.tracer.model.stored import stored_tensors, weights_fingerprint
+from prunescope.tracer.model.weights import expert_notes, stored_tensors, weights_fingerprint
 from prunescope.tracer.recovery.adapters import Adapters, attach
 from prunescope.tracer.recovery.examples import Examples, examples
 from prunescope.tracer.recovery.place import alone, place

@@ -14,9 +14,8 @@ import torch
 from torch import nn
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.tracer.model.layers import probe
+from prunescope.tracer.model.logits import agree, probe
 from prunescope.tracer.model.narrow import successor
-from prunescope.tracer.residual.check import agree
 from prunescope.tracer.residual.ports import Basis
 from prunescope.tracer.residual.stream import Block, Stream, Sublayer
 

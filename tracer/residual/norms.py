@@ -14,11 +14,10 @@ from torch import nn
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import cutting
-from prunescope.tracer.model.narrow import successor
+from prunescope.tracer.model.narrow import eps, set_norm_weight, successor
 from prunescope.tracer.residual.ports import Basis
 from prunescope.tracer.residual.stream import Stream, different
 
-_EPSILONS = ("eps", "variance_epsilon", "epsilon", "norm_eps")
 CONVERTED = (
     "layer norms became RMS norms: the mean is taken out of all that writes to the stream, and "
     "their biases are biases of what reads it"
@@ -81,7 +80,9 @@ def convert_norms(model: nn.Module, stream: Stream) -> bool:
     return True
 
 
-def narrow_norm(norm: Any, hidden: int, basis: Basis, *, folded: bool) -> torch.Tensor | None:
+def narrow_stream_norm(
+    norm: Any, hidden: int, basis: Basis, *, folded: bool
+) -> torch.Tensor | None:
     """Make an RMS norm one of h' dimensions; returns the gain [h] that readers take over.
 
     The mean square stays the one over h, of which the dimensions that are gone are zero: with
@@ -96,12 +97,7 @@ def narrow_norm(norm: Any, hidden: int, basis: Basis, *, folded: bool) -> torch.
         own = torch.full((basis.kept,), 1 - read.offset, device=like.device)
     else:
         own = scale * like.detach().float()[basis.dimensions] + (scale - 1) * read.offset
-    norm.weight = successor(like, own)
-    for name in _EPSILONS:
-        if isinstance(getattr(norm, name, None), float):
-            setattr(norm, name, getattr(norm, name) * hidden / basis.kept)
-    if hasattr(norm, "normalized_shape"):
-        norm.normalized_shape = (basis.kept,)
+    set_norm_weight(norm, own, before=hidden)
     return scale * read.gain if folded else None
 
 
@@ -134,9 +130,8 @@ def _rms_norm(norm: Any, read: Norm, stream: Stream) -> nn.Module:
 
 def _epsilon(norm: Any) -> float:
     """ε, from an attribute or from what the norm does to values of mean square 10⁻⁶."""
-    for name in _EPSILONS:
-        if isinstance(getattr(norm, name, None), float):
-            return float(getattr(norm, name))
+    for value in eps(norm).values():
+        return value
     values = torch.tensor([1e-3, -1e-3]).repeat(512)
     shape = getattr(norm, "normalized_shape", (values.numel(),))
     values = values[: shape[-1]]

@@ -17,13 +17,8 @@ from torch import nn
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.roles import locate, matrix_role
-from prunescope.tracer.model.layers import (
-    check_same,
-    decoder_layers,
-    probe,
-    probe_hooked,
-    renumber_cache,
-)
+from prunescope.tracer.model.layers import decoder_layers, renumber_cache
+from prunescope.tracer.model.logits import check_same, probe, probe_hooked
 from prunescope.tracer.model.narrow import is_norm
 
 KINDS = ("attention", "mlp")

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunescope.tracer.model.inputs import first_tensor
-from prunescope.tracer.model.layers import probe_hooked
+from prunescope.tracer.model.forwards import first_tensor
+from prunescope.tracer.model.logits import probe_hooked
 
 # Of the length of a tensor: a multiplier in bfloat16 rounds by 2^-9.
 _ROUNDING = 0.01

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from prunescope.taxonomy.run_blocks import RouterTraining
-from prunescope.tracer.calibration.collect import Calibration
+from prunescope.tracer.calibration.point import Calibration
 from prunescope.tracer.calibration.router_fit import Site, fit_routers, settle_thresholds
 
 

@@ -19,7 +19,8 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import cutting
 from prunescope.taxonomy.roles import locate
 from prunescope.tracer.attention.parts import AttentionParts, read_attentions
-from prunescope.tracer.model.layers import PRE_NORM, alike, decoder_layers, probe, text_config
+from prunescope.tracer.model.layers import PRE_NORM, decoder_layers, text_config
+from prunescope.tracer.model.logits import probe, within
 from prunescope.tracer.residual.sublayers import roots
 
 _MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
@@ -143,7 +144,7 @@ def rebuilt(model: Any, build: Callable[[], Sequence[Any]], *, sparsity: float) 
     except (RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
         raise _unlike(name) from error
     for ours, theirs in zip(again, dense, strict=True):
-        if not alike(ours, theirs, _TOLERANCE):
+        if not within(ours, theirs, _TOLERANCE):
             raise _unlike(name)
     for one in built:
         one.sparsity = sparsity

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunescope.tracer.attention.inserted import extend
 from prunescope.tracer.attention.parts import unread
 from prunescope.tracer.model.channels import find_channels
+from prunescope.tracer.model.forwards import extend
 from prunescope.tracer.residual.sublayers import roots
 from prunescope.tracer.routing.routing import Counted, Tally
 from prunescope.tracer.routing.row_router import RowRouter, Rows, SameRows, scattered, spread

@@ -64,7 +64,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             raise PrunescopeError(
                 f"{path.name} is no sweep file of at most 1 MiB", hint="give a YAML file"
             )
-        plain = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a safe one
+        plain = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise PrunescopeError(
             f"the sweep file {path} cannot be read ({type(error).__name__})",

@@ -18,8 +18,7 @@ from prunescope.taxonomy.run_blocks import MeasuredPeaks
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.sweep_files import Planned
 from prunescope.tracer.machine import peaks as machine_peaks
-from prunescope.tracer.machine.conditions import thread_count
-from prunescope.tracer.machine.device import pick_device
+from prunescope.tracer.machine.device import pick_device, thread_count
 from prunescope.tracer.quality.quality import windows_of
 from prunescope.tracer.sweep.plan import SweepConfig, is_checkpoint
 from prunescope.tracer.sweep.state import KeptPeaks, read_json

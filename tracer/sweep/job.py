@@ -35,13 +35,17 @@ from prunescope.tracer.capture.variants import (
     make_variants,
 )
 from prunescope.tracer.machine.calibrate import slug
-from prunescope.tracer.machine.conditions import memory_explained, thread_count
-from prunescope.tracer.machine.device import device_info, pick_device
+from prunescope.tracer.machine.device import (
+    device_info,
+    memory_explained,
+    pick_device,
+    thread_count,
+)
 from prunescope.tracer.machine.disturbance import PASSING
 from prunescope.tracer.machine.peaks import better_peaks, measure_peaks, rates_of
 from prunescope.tracer.model.layers import text_config
 from prunescope.tracer.model.load import load_tokenizer
-from prunescope.tracer.model.stored import weights_fingerprint
+from prunescope.tracer.model.weights import weights_fingerprint
 from prunescope.tracer.quality.quality import (
     CONTEXT,
     TOKENS,

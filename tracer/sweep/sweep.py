@@ -291,7 +291,7 @@ def _config_of(model: str) -> dict[str, Any]:
             folder = demo_file()
         if folder.suffix != ".gguf" or not folder.is_file():
             return {}
-        from prunescope.tracer.model.gguf import gguf_folder
+        from prunescope.tracer.model.load import gguf_folder
 
         folder = gguf_folder(folder)
     try:

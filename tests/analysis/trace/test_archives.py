@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.trace import archives, zstd
+from prunescope.analysis.trace import unpack
 from prunescope.analysis.trace.load import load
 from prunescope.analysis.trace.ranks import find_parts
 from prunescope.analysis.trace.unpack import members
@@ -95,7 +95,7 @@ def test_without_a_library_zstd_is_refused(tmp_path: Path, monkeypatch: pytest.M
     def none(name: str) -> None:
         raise ModuleNotFoundError(name)
 
-    monkeypatch.setattr(zstd.importlib, "import_module", none)
+    monkeypatch.setattr(unpack.importlib, "import_module", none)
     with pytest.raises(PrunescopeError, match="needs the package zstandard"):
         load(written(tmp_path / "t.json.zst", PACK[".zst"](PLAIN)))
 
@@ -153,7 +153,7 @@ def test_a_cut_or_damaged_tar(tmp_path: Path) -> None:
 
 
 def test_a_tar_of_too_many_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archives, "_MOST", 5)
+    monkeypatch.setattr(unpack, "_MAX_ENTRIES", 5)
     path = written(tmp_path / "t.tar", tar({f"{i}.txt": b"" for i in range(6)}))
     with pytest.raises(PrunescopeError, match="more than 5 files"):
         load(path)

@@ -11,9 +11,8 @@ import pytest
 
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.schema.report import FamilyVerdict, Phase
-from prunescope.analysis.verdict import caveats, reasons
-from prunescope.analysis.verdict.caveats import apply_caveats
-from prunescope.analysis.verdict.reasons import Caveat
+from prunescope.analysis.verdict import caveats
+from prunescope.analysis.verdict.caveats import Caveat, apply_caveats
 from tests.analysis.decoder import Layer, census, decoder, write_pair
 from tests.analysis.edits import Edit, Event
 from tests.analysis.finding_cases import BF16, found, layers, mm, report
@@ -159,7 +158,7 @@ def test_no_caveat_changes_nothing_and_the_strongest_one_counts() -> None:
 def test_every_kind_of_caveat_has_words_and_a_weight() -> None:
     source = Path(caveats.__file__).read_text(encoding="utf-8")
     kinds = set(re.findall(r'Caveat\(\s*"([a-z-]+)"', source))
-    assert kinds == set(reasons.CAVEATS) == set(reasons.WEIGHT)
+    assert kinds == set(caveats.CAVEATS) == set(caveats.WEIGHT)
 
 
 def test_roles_that_are_lost_lower_the_confidence(tmp_path: Path) -> None:

@@ -26,9 +26,8 @@ from prunescope.tracer.calibration.collect import (
 )
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.calibration.scores import best, input_scores, weight_scores
-from prunescope.tracer.calibration.texts import DEFAULT, read_text, token_rows
+from prunescope.tracer.calibration.texts import DEFAULT, random_ids, read_text, token_rows
 from prunescope.tracer.capture.request import TraceRequest
-from prunescope.tracer.model.inputs import token_ids
 from prunescope.tracer.model.load import DEMO, Loaded, load_model, load_tokenizer
 from prunescope.tracer.pruners import Applied, family_ids, family_point, pruner
 from prunescope.tracer.pruners.static_k_lowrank import factors
@@ -337,7 +336,7 @@ def test_what_was_collected_is_not_collected_twice(tiny: Any) -> None:
     """The sparsities of a family ask the same of equal weights; other questions are asked anew."""
     passes: list[int] = []
     tiny.register_forward_pre_hook(lambda *_: passes.append(1))
-    batches = token_ids(1024, batch=2, length=16, seed=0).split(1)
+    batches = random_ids(1024, batch=2, length=16, seed=0).split(1)
     kept: dict[str, Statistics] = {}
     down = ["model.layers.0.mlp.down_proj"]
     plain = collect(tiny, batches, squares=down)

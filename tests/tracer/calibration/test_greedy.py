@@ -9,8 +9,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.tracer.calibration.collect import Calibration
 from prunescope.tracer.calibration.greedy import costs_of_layers, greedy_removal
+from prunescope.tracer.calibration.point import Calibration
 from tests.tracer.tiny_models import tiny_model
 
 pytestmark = pytest.mark.torch

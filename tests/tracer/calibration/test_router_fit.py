@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from prunescope.taxonomy.keep import kept_count
-from prunescope.tracer.calibration.collect import Calibration
+from prunescope.tracer.calibration.point import Calibration
 from prunescope.tracer.capture.weight_stats import dynamic_stats
 from prunescope.tracer.model.layers import decoder_layers
 from prunescope.tracer.pruners import Applied

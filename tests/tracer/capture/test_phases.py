@@ -7,27 +7,27 @@ from typing import Any
 import pytest
 import torch
 
+from prunescope.tracer.calibration.texts import random_ids
 from prunescope.tracer.capture.phases import DecodeLoop, PrefillLoop, decode, prefill
 from prunescope.tracer.capture.timing import take_share
 from prunescope.tracer.machine.disturbance import Disturbance
 from prunescope.tracer.machine.peaks import measure_peaks
 from prunescope.tracer.model import compat
-from prunescope.tracer.model.inputs import token_ids
 
 pytestmark = pytest.mark.torch
 
 
 def test_token_ids_are_those_of_the_seed() -> None:
-    one = token_ids(1024, batch=2, length=8, seed=5)
+    one = random_ids(1024, batch=2, length=8, seed=5)
     assert one.shape == (2, 8)
-    assert torch.equal(one, token_ids(1024, batch=2, length=8, seed=5))
-    assert not torch.equal(one, token_ids(1024, batch=2, length=8, seed=6))
+    assert torch.equal(one, random_ids(1024, batch=2, length=8, seed=5))
+    assert not torch.equal(one, random_ids(1024, batch=2, length=8, seed=6))
     assert int(one.max()) < 1024
 
 
 @torch.inference_mode()
 def test_decode_goes_on_where_prefill_ended(tiny: Any) -> None:
-    ids = token_ids(1024, batch=2, length=10, seed=0)
+    ids = random_ids(1024, batch=2, length=10, seed=0)
     cache = compat.new_cache(tiny)
     prefill(tiny, ids[:, :7], cache=cache)
     last = decode(tiny, ids[:, 7:].split(1, dim=1), cache=cache).logits
@@ -36,7 +36,7 @@ def test_decode_goes_on_where_prefill_ended(tiny: Any) -> None:
 
 @torch.inference_mode()
 def test_logits_policy(tiny: Any) -> None:
-    ids = token_ids(1024, batch=2, length=10, seed=0)
+    ids = random_ids(1024, batch=2, length=10, seed=0)
     for logits, rows in (("last", 1), ("all", 10)):
         output = prefill(tiny, ids, cache=compat.new_cache(tiny), logits=logits)
         assert output.logits.shape == (2, rows, 1024)
@@ -44,7 +44,9 @@ def test_logits_policy(tiny: Any) -> None:
 
 @torch.inference_mode()
 def test_decode_samples_and_steps_are_at_the_same_positions(tiny: Any) -> None:
-    loop = DecodeLoop(tiny, token_ids(1024, batch=1, length=9, seed=0), prompt_len=6, logits="last")
+    loop = DecodeLoop(
+        tiny, random_ids(1024, batch=1, length=9, seed=0), prompt_len=6, logits="last"
+    )
     assert loop.steps_per_sample == 3
     outputs = []
     for _ in range(2):
@@ -65,7 +67,9 @@ def test_decode_samples_and_steps_are_at_the_same_positions(tiny: Any) -> None:
 
 @torch.inference_mode()
 def test_decode_from_a_prompt_of_one_token(tiny: Any) -> None:
-    loop = DecodeLoop(tiny, token_ids(1024, batch=1, length=2, seed=0), prompt_len=1, logits="last")
+    loop = DecodeLoop(
+        tiny, random_ids(1024, batch=1, length=2, seed=0), prompt_len=1, logits="last"
+    )
     loop.prepare_step(-1)
     loop.step(-1)
     loop.prepare_step(0)
@@ -77,7 +81,9 @@ def test_decode_from_a_prompt_of_one_token(tiny: Any) -> None:
 def test_a_cache_that_cannot_be_cropped_is_filled_anew(
     tiny: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loop = DecodeLoop(tiny, token_ids(1024, batch=1, length=9, seed=0), prompt_len=6, logits="last")
+    loop = DecodeLoop(
+        tiny, random_ids(1024, batch=1, length=9, seed=0), prompt_len=6, logits="last"
+    )
     loop.prepare()
     expected = loop.sample().logits
     monkeypatch.setattr(compat, "try_crop", lambda *_: False)
@@ -125,7 +131,7 @@ def test_samples_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @torch.inference_mode()
 def test_prefill_loop_is_on_an_empty_cache(tiny: Any) -> None:
-    loop = PrefillLoop(tiny, token_ids(1024, batch=1, length=6, seed=0), logits="last")
+    loop = PrefillLoop(tiny, random_ids(1024, batch=1, length=6, seed=0), logits="last")
     for _ in range(2):
         loop.prepare()
         assert loop.cache.get_seq_length() == 0

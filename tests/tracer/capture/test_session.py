@@ -22,7 +22,7 @@ from prunescope.taxonomy.run_blocks import MeasuredPeaks
 from prunescope.tracer.capture import session, variants
 from prunescope.tracer.capture.progress import Bar, Silent
 from prunescope.tracer.capture.trace import TraceRequest, trace
-from prunescope.tracer.machine.conditions import timing_note
+from prunescope.tracer.machine.device import timing_note
 from tests.small_capture import quick_peaks
 
 pytestmark = pytest.mark.torch
@@ -111,11 +111,11 @@ def test_threads_are_recorded_and_given_back(quick: Callable[..., Path]) -> None
 
 
 def test_a_busy_machine_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prunescope.tracer.machine.conditions.num_cores", lambda: 2)
-    monkeypatch.setattr("prunescope.tracer.machine.conditions.load_average", lambda: 1.5)
+    monkeypatch.setattr("prunescope.tracer.machine.device.num_cores", lambda: 2)
+    monkeypatch.setattr("prunescope.tracer.machine.device.load_average", lambda: 1.5)
     assert timing_note(0.5).notes == []
     assert timing_note(4.0).notes == ["load average 4.0 on 2 cores before the capture"]
-    monkeypatch.setattr("prunescope.tracer.machine.conditions.load_average", lambda: 9.0)
+    monkeypatch.setattr("prunescope.tracer.machine.device.load_average", lambda: 9.0)
     assert timing_note(0.5).notes == ["load average 9.0 on 2 cores in the capture"]
 
 

@@ -37,9 +37,9 @@ import sys
 from functools import partial
 from pathlib import Path
 from prunescope.tracer.capture.progress import Bar
-from prunescope.tracer.capture import surroundings
+from prunescope.tracer.capture import device_state
 from prunescope.tracer.capture.trace import TraceRequest, trace
-surroundings.measure_peaks = partial(surroundings.measure_peaks, budget_s=0.05)
+device_state.measure_peaks = partial(device_state.measure_peaks, budget_s=0.05)
 request = TraceRequest(model="tiny-llama", out=Path(sys.argv[1]), method="static-nk", prompt_len=16,
                        decode_steps=2, warmup=1, repeats=2, steps=1, threads=1)
 with Bar() as bar:

@@ -9,7 +9,7 @@ pytest.importorskip("torch")
 import torch
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.tracer.machine.conditions import memory_explained
+from prunescope.tracer.machine.device import memory_explained
 
 pytestmark = pytest.mark.torch
 

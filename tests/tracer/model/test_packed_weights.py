@@ -16,7 +16,7 @@ from torch.sparse._semi_structured_conversions import sparse_semi_structured_fro
 
 from prunescope.tracer.capture.memory import weight_bytes
 from prunescope.tracer.capture.weight_stats import census
-from prunescope.tracer.model.stored import stored_tensors, weights_fingerprint
+from prunescope.tracer.model.weights import stored_tensors, weights_fingerprint
 from prunescope.tracer.pruners.static_k_24 import lowest_two_of_four
 
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore::UserWarning")]

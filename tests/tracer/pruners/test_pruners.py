@@ -13,10 +13,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import families
 from prunescope.tracer.calibration.point import Point
+from prunescope.tracer.calibration.scores import sample_indices
 from prunescope.tracer.capture.weight_stats import census
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.layers import decoder_layers
-from prunescope.tracer.pruners import Applied, draw, family_ids, family_point, pruner
+from prunescope.tracer.pruners import Applied, family_ids, family_point, pruner
 from tests.tracer.dynamic_reference import steps
 
 pytestmark = pytest.mark.torch
@@ -245,7 +246,9 @@ def test_states_of_other_mixers_are_part_of_the_cache() -> None:
 
 
 def test_draws_do_not_depend_on_the_machine() -> None:
-    assert draw(8, 4, seed=0, what="kv-heads 0") == draw(8, 4, seed=0, what="kv-heads 0")
-    drawn = {tuple(draw(32, 8, seed=s, what="x")) for s in range(5)}
+    assert sample_indices(8, 4, seed=0, what="kv-heads 0") == sample_indices(
+        8, 4, seed=0, what="kv-heads 0"
+    )
+    drawn = {tuple(sample_indices(32, 8, seed=s, what="x")) for s in range(5)}
     assert len(drawn) == 5
-    assert draw(10, 3, seed=7, what="layers") == [0, 1, 5]
+    assert sample_indices(10, 3, seed=7, what="layers") == [0, 1, 5]

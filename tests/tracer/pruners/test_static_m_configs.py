@@ -10,9 +10,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from prunescope.tracer.calibration.point import Point
+from prunescope.tracer.calibration.scores import sample_indices
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.layers import counts_without
-from prunescope.tracer.pruners import Applied, draw, family_point, pruner
+from prunescope.tracer.pruners import Applied, family_point, pruner
 
 pytestmark = pytest.mark.torch
 IDS = torch.arange(2, 14).unsqueeze(0)
@@ -91,7 +92,7 @@ def test_kinds_that_a_config_works_out_stay_with_their_layers(gone: str, kinds: 
 def test_a_hybrid_keeps_an_attention_where_layers_are_drawn() -> None:
     kinds = ["linear_attention", "full_attention", "linear_attention", "linear_attention"]
     model = build("granitemoehybrid", layer_types=kinds, shared_intermediate_size=96, **MAMBA)
-    assert draw(4, 1, seed=0, what="static-m layer") == [1]
+    assert sample_indices(4, 1, seed=0, what="static-m layer") == [1]
     assert not counts_without(model, [1])
     assert counts_without(model, [0, 2])
     assert getattr(model, "cache_layers", None) is None

@@ -13,9 +13,9 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import plain
 from prunescope.taxonomy.run_quality import TextSource
 from prunescope.tracer.calibration.point import Point
-from prunescope.tracer.model.inputs import token_ids
+from prunescope.tracer.calibration.texts import random_ids
 from prunescope.tracer.model.load import load_model, load_tokenizer
-from prunescope.tracer.model.stored import weights_fingerprint
+from prunescope.tracer.model.weights import weights_fingerprint
 from prunescope.tracer.pruners import family_point, pruner
 from prunescope.tracer.quality.quality import Dense, Passage, compare, quality, text_passage
 from prunescope.tracer.quality.statistics import Blocks, mean_ci95
@@ -53,7 +53,7 @@ def by_transformers(model: Any, ids: torch.Tensor, *, context: int, stride: int)
 
 @pytest.mark.parametrize(("context", "stride"), [(64, 64), (64, 16), (64, 63), (200, 200)])
 def test_perplexity_equals_that_of_transformers(tiny: Any, context: int, stride: int) -> None:
-    ids = token_ids(1024, batch=1, length=200, seed=3)[0]
+    ids = random_ids(1024, batch=1, length=200, seed=3)[0]
     ours = quality(tiny, passage(ids, context=context, stride=stride))
     assert ours.perplexity == pytest.approx(
         by_transformers(tiny, ids, context=context, stride=stride), rel=1e-5
@@ -75,7 +75,7 @@ def test_every_token_is_scored_once() -> None:
 
 
 def test_a_model_is_as_good_as_itself(tiny: Any) -> None:
-    ids = token_ids(1024, batch=1, length=300, seed=0)[0]
+    ids = random_ids(1024, batch=1, length=300, seed=0)[0]
     found = compare(tiny, Dense(tiny, passage(ids, context=100)))
     pruned = found.pruned
     assert pruned.perplexity_rel == 0
@@ -134,7 +134,7 @@ def test_a_broken_model_gives_no_number() -> None:
 
 def test_decode_scoring_equals_prefill_scoring_without_eviction(tiny: Any) -> None:
     """One token at a time on a cache says what one forward says; only fewer tokens are scored."""
-    text = passage(token_ids(1024, batch=1, length=128, seed=1)[0], context=128)
+    text = passage(random_ids(1024, batch=1, length=128, seed=1)[0], context=128)
     decoded = quality(tiny, text, scoring="decode")
     assert decoded.scored_tokens == 32  # the first ones after the prompt of 64
     with torch.inference_mode():
@@ -144,7 +144,7 @@ def test_decode_scoring_equals_prefill_scoring_without_eviction(tiny: Any) -> No
 
 
 def test_eviction_is_seen_in_decode_scoring_alone(tiny: Any) -> None:
-    text = passage(token_ids(1024, batch=1, length=128, seed=1)[0], context=128)
+    text = passage(random_ids(1024, batch=1, length=128, seed=1)[0], context=128)
     point = family_point("kv-evict", Point(sparsity=0.75, knobs={"keep": "recent"}))
     dense = load_model("tiny-llama", dtype="auto", device=torch.device("cpu"), attn="sdpa").model
     model = pruner("kv-evict").prune(tiny, point).model
@@ -154,7 +154,7 @@ def test_eviction_is_seen_in_decode_scoring_alone(tiny: Any) -> None:
 
 
 def test_kept_and_recomputed_logits_are_one(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = passage(token_ids(1024, batch=1, length=96, seed=1)[0], context=32)
+    text = passage(random_ids(1024, batch=1, length=96, seed=1)[0], context=32)
     other = pruner("static-m").prune(
         load_model("tiny-llama", dtype="auto", device=torch.device("cpu"), attn="sdpa").model,
         family_point("static-m", Point(sparsity=0.5)),
@@ -210,7 +210,7 @@ def test_ends_of_windows_are_what_one_forward_says(
 ) -> None:
     """The last 16 of 64 tokens in a forward, the last 8 token by token."""
     monkeypatch.setattr("prunescope.tracer.quality.quality._ENDS", {"prefill": 16, "decode": 8})
-    ids = token_ids(1024, batch=1, length=128, seed=1)[0]
+    ids = random_ids(1024, batch=1, length=128, seed=1)[0]
     text = Passage(ids=ids, bytes_of=None, record=TextSource(), context=64, ends=True)
     with torch.inference_mode():
         logits = tiny(input_ids=ids.view(2, 64)).logits.float()
@@ -228,7 +228,7 @@ def test_without_a_tokenizer_the_text_is_random_and_says_so() -> None:
     found = text_passage(None, None, vocabulary=50, longest=16, seed=7, tokens=40)
     assert plain(found.record) == {"source": "random token ids", "seed": 7, "tokens": 40}
     assert found.context == 16
-    assert found.ids.tolist() == token_ids(50, batch=1, length=40, seed=7)[0].tolist()
+    assert found.ids.tolist() == random_ids(50, batch=1, length=40, seed=7)[0].tolist()
 
 
 class Letters:

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.tracer.calibration.texts import random_ids
 from prunescope.tracer.capture.weight_stats import census
-from prunescope.tracer.model.inputs import token_ids
 from prunescope.tracer.model.load import load_model
 from prunescope.tracer.recovery import recover as recovery
 from prunescope.tracer.recovery import training
@@ -234,7 +234,7 @@ def test_random_ids_train_where_there_is_no_tokenizer(tmp_path: Path) -> None:
 def test_random_ids_that_judge_are_others_than_those_that_train() -> None:
     wanted = recovery.Recovery(steps=8, rank=2, length=16)
     read = examples(None, wanted, vocabulary=512, longest=None, seed=3)
-    parts = [read.rows, read.held_out, token_ids(512, batch=8, length=16, seed=3)]
+    parts = [read.rows, read.held_out, random_ids(512, batch=8, length=16, seed=3)]
     rows = [{tuple(row) for row in part.tolist()} for part in parts]
     assert all(rows)
     assert not rows[0] & rows[1] and not rows[0] & rows[2] and not rows[1] & rows[2]

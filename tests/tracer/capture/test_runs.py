@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from prunescope.taxonomy.atomic_write import clean_termination
-from prunescope.tracer.capture.folder import write_whole
+from prunescope.tracer.capture.runs import write_whole
 
 
 def fill(folder: Path) -> None:

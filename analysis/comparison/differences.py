@@ -1,0 +1,208 @@
+"""Settings in which two runs differ other than the pruning, and what they leave comparable.
+
+In: a phase of both sides and its GEMM pairs. Out: every Difference, the PairComparison of the
+phase, and the words for a Difference. Code reads kinds and values; people read the words.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from prunescope.analysis.inputs.subject import Side, SidePhase
+from prunescope.analysis.kernels.phase_kind import rows_of_linears, trained_tokens
+from prunescope.analysis.ledger.calls import Call
+from prunescope.analysis.ledger.gemms import Pair
+from prunescope.analysis.schema.pair_comparison import Difference, OneSided, PairComparison
+from prunescope.taxonomy.roles import LINEARS
+from prunescope.taxonomy.run import PhaseRun
+
+# What a manifest says of a phase. Other inputs change the shapes without any pruning.
+_SETTINGS = ("batch", "prompt_len", "logits", "attention", "mode", "cache", "context")
+_INPUTS = ("batch", "prompt_len", "context")
+ROWS = "rows"  # every linear multiplies another number of rows, which shapes alone show
+_Sizes = dict[str, set[tuple[float, float]]]  # (N, K) by role
+
+
+def pair_comparison(
+    differences: Sequence[Difference],
+    *,
+    rows_ratio: float | None = None,
+    one_sided: Sequence[OneSided] = (),
+) -> PairComparison:
+    """Whether two sides compare. `rows_ratio`: pruned over dense M of every linear, where that is
+    the only change that shapes show; None where it is not."""
+    hidden = any(one.hides_pruning for one in differences)
+    found = list(differences)
+    if rows_ratio is not None:
+        found.append(Difference(ROWS, 1, rows_ratio, hides_pruning=True))
+    return PairComparison(
+        is_speedup=not found,
+        shows_pruning=not hidden and rows_ratio is None,
+        has_bounds=not hidden,  # of other rows all work is paired, and bounds are those of it
+        differences=found,
+        one_sided=list(one_sided),
+    )
+
+
+def differences(dense: SidePhase, pruned: SidePhase, pairs: list[Pair]) -> tuple[Difference, ...]:
+    """All settings that differ between the sides, other than the dimensions of the model."""
+    found = [*_ran_on(dense, pruned)]
+    if dense.run is None or pruned.run is None:
+        found += _phases(dense, pruned)
+    else:
+        found += _settings(dense.run, pruned.run)
+        found += _models(dense.side, pruned.side, length=max(pruned.run.positions, default=0))
+    other = other_model(pairs)
+    return (*found, *([] if other is None else [other]))
+
+
+def _ran_on(dense: SidePhase, pruned: SidePhase) -> Iterator[Difference]:
+    """Device, rank, and whether the code was compiled."""
+    old, new = _device(dense.side), _device(pruned.side)
+    if old and new and old != new:
+        yield Difference("device", old, new)
+    ranks = _rank(dense.side), _rank(pruned.side)
+    if None not in ranks and ranks[0] != ranks[1]:
+        yield Difference("rank", *ranks)
+    if dense.kernels.compiled != pruned.kernels.compiled:
+        code = {True: "compiled", False: "eager"}
+        yield Difference(
+            "code",
+            code[dense.kernels.compiled],
+            code[pruned.kernels.compiled],
+            hides_pruning=True,
+        )
+
+
+def _device(side: Side) -> str | None:
+    """The device that a side ran on, as the profiler names it."""
+    if side.run is not None:
+        return side.run.device.name or None
+    return side.bare.device_name if side.bare is not None else None
+
+
+def _rank(side: Side) -> int | None:
+    """The rank whose trace a bare side is, as the profiler writes it."""
+    info = side.bare.source.meta.get("distributedInfo") if side.bare and not side.ranks else None
+    rank = info.get("rank") if isinstance(info, dict) else None
+    return rank if isinstance(rank, int) else None
+
+
+def _phases(dense: SidePhase, pruned: SidePhase) -> Iterator[Difference]:
+    """Prefill against decode, or training against a forward pass, as bare traces may be by mistake;
+    and training with another batch or length, in which K of the weights' gradients moves."""
+    kinds = [one.name if one.kind is None else one.kind["kind"] for one in (dense, pruned)]
+    if "training" in kinds:
+        if kinds[0] != kinds[1] and set(kinds) <= {"training", "forward", "prefill", "decode"}:
+            yield Difference("phase", kinds[0], kinds[1], hides_pruning=True)
+        tokens = [trained_tokens(one.kernels) for one in (dense, pruned)]
+        if kinds[0] == kinds[1] and None not in tokens and tokens[0] != tokens[1]:
+            yield Difference("tokens a step", tokens[0], tokens[1], hides_pruning=True)
+        return
+    if set(kinds) != {"prefill", "decode"}:
+        return
+    rows = [rows_of_linears(one.kernels) for one in (dense, pruned)]
+    if rows[0] is None or rows[0] != rows[1]:  # equal rows: only their attention differs
+        yield Difference("phase", kinds[0], kinds[1], hides_pruning=True)
+
+
+def _settings(dense: PhaseRun, pruned: PhaseRun) -> Iterator[Difference]:
+    for name in _SETTINGS:
+        old, new = getattr(dense, name), getattr(pruned, name)
+        is_input = name in _INPUTS
+        if old != new and (is_input or None not in (old, new)):
+            yield Difference(name, old, new, hides_pruning=is_input)
+
+
+def _models(dense: Side, pruned: Side, *, length: int) -> Iterator[Difference]:
+    """Number format, model type, and the window of attention in a context of `length` tokens."""
+    assert dense.run is not None and pruned.run is not None
+    if dense.run.dtype != pruned.run.dtype:
+        yield Difference("dtype", dense.run.dtype, pruned.run.dtype)
+    old, new = dense.run.model.shape or {}, pruned.run.model.shape or {}
+    types = old.get("model_type"), new.get("model_type")
+    if all(types) and types[0] != types[1]:
+        yield Difference("model type", *types, hides_pruning=True)
+    if old and new:
+        yield from _windows(old, new, length=length)
+
+
+def _windows(dense: dict[str, Any], pruned: dict[str, Any], *, length: int) -> Iterator[Difference]:
+    """Layers that attend to another window of a context of `length` tokens."""
+    windows = [
+        shape.get("window") if shape.get("sliding_layers") else None for shape in (dense, pruned)
+    ]
+    reach = [min(w, length) if isinstance(w, int) else length for w in windows]
+    if reach[0] == reach[1]:
+        return
+    if None in windows and dense.get("layers") != pruned.get("layers"):
+        return  # the layers with a window may be those that are gone
+    texts = [f"{w} tokens" if w else "all tokens" for w in windows]
+    yield Difference("window", texts[0], texts[1], hides_pruning=True)
+
+
+def other_model(pairs: list[Pair]) -> Difference | None:
+    """Two models: a linear of the pruned side that is larger than every one of its role on the
+    dense side in one dimension and smaller in the other. Pruning only narrows; one linear of a size
+    that both sides have, and it is one model."""
+    dense, pruned = _sizes(p.dense for p in pairs), _sizes(p.pruned for p in pairs)
+    if set().union(*dense.values()) & set().union(*pruned.values()):
+        return None
+    for role in LINEARS:
+        old, new = dense.get(role), pruned.get(role)
+        if not old or not new:
+            continue
+        if all((n > a) != (k > b) and n != a and k != b for a, b in old for n, k in new):
+            texts = [f"{role} of N {n:g}, K {k:g}" for n, k in (max(old), max(new))]
+            return Difference("linears", texts[0], texts[1], hides_pruning=True)
+    return None
+
+
+def _sizes(calls: Iterable[Call | None]) -> _Sizes:
+    found: _Sizes = defaultdict(set)
+    for call in calls:
+        if call is not None and call.role in LINEARS and call.n and call.k:
+            found[call.role].add((call.n, call.k))
+    return found
+
+
+# Kind of a difference -> why the verdict cannot see past it.
+_WHY: dict[str, Callable[[object, object], str]] = {
+    "code": lambda _dense, pruned: (
+        f"the {'pruned' if pruned == 'compiled' else 'dense'} side runs compiled code "
+        "(torch.compile), whose fused loops stand for many ops; trace both sides compiled, or "
+        "neither"
+    ),
+    "phase": lambda dense, pruned: f"the pruned side is {pruned}, the dense one {dense}",
+    "model type": lambda dense, pruned: (
+        f"the model is of type {pruned}, the dense one of type {dense}"
+    ),
+    "linears": lambda dense, pruned: (
+        f"no linear of the one model is of a size that the other has, and {pruned} is no narrowing "
+        f"of {dense}: two models"
+    ),
+    "window": lambda dense, pruned: (
+        f"attention sees a window of {pruned}, in the dense run of {dense}: another attention"
+    ),
+}
+
+
+def difference_text(one: Difference) -> str:
+    """A difference as a line of evidence: both values."""
+    if one.kind == ROWS:
+        ratio = f"{one.pruned:g} × the dense one"
+        return f"M of every linear is {ratio}: other inputs (batch or length)"
+    return f"{one.kind}: {one.dense} dense, {one.pruned} pruned"
+
+
+def not_comparable_text(one: Difference) -> str:
+    """Why two sides do not compare, for the verdict."""
+    why = _WHY.get(one.kind)
+    if why is None:
+        return (
+            f"not comparable: {one.kind} is {one.pruned}, that of the dense run {one.dense}: "
+            "other inputs"
+        )
+    return f"not comparable: {why(one.dense, one.pruned)}"

@@ -1,0 +1,213 @@
+"""Both sides of a phase with equal information, before their work is paired.
+
+In: a phase of both sides. Out: the two phases, and what one side lacks that is therefore ignored on
+both: recorded shapes, and the ops of graph replays. Without that, every GEMM would seem gone on one
+side and added on the other. Layers are numbered alike, and modules that one side names otherwise
+get the roles that the other side's names tell.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, replace
+
+import polars as pl
+
+from prunescope.analysis.inputs.subject import Diagnostics, SidePhase
+from prunescope.analysis.kernels.frame import Kernels
+from prunescope.analysis.schema.pair_comparison import REPLAYS, SHAPES, OneSided
+from prunescope.taxonomy.gemm import Gemm
+from prunescope.taxonomy.roles import LINEARS
+
+_OPTIONS = {"dense": "--baseline-eager-trace", "pruned": "--eager-trace"}
+_PLAIN = ("gemm", "gemv", "sparse_gemm")
+
+
+@dataclass(frozen=True)
+class ComparableSides:
+    """A phase of both sides with equal information, and what was ignored for that."""
+
+    dense: SidePhase
+    pruned: SidePhase
+    one_sided: tuple[OneSided, ...] = ()
+
+
+def with_equal_information(dense: SidePhase, pruned: SidePhase) -> ComparableSides:
+    """Both sides without recorded shapes, or without ops of replays, where one side lacks them;
+    with one numbering of layers, and the roles that the modules of either side tell."""
+    dense, pruned, shapes = _equal_shapes(dense, pruned)
+    dense, pruned, replays = _equal_replays(dense, pruned)
+    dense, pruned = fold_layers(dense, pruned)
+    if dense.side.run is None and pruned.side.run is None:  # else the tracer named the modules
+        dense, pruned = (
+            replace(dense, kernels=with_roles_of(dense.kernels, pruned.kernels)),
+            replace(pruned, kernels=with_roles_of(pruned.kernels, dense.kernels)),
+        )
+    return ComparableSides(dense, pruned, (*shapes, *replays))
+
+
+def one_sided_text(one: OneSided) -> str:
+    """What is ignored on both sides, and the capture or option that gives it."""
+    if one.kind == SHAPES:
+        return (
+            f"only one side recorded shapes, {one.trace} has none: capture it again with "
+            "profile(..., record_shapes=True); until then what was pruned, FLOPs and bounds are "
+            "unknown"
+        )
+    return (
+        f"only one side tells its shapes: give {_OPTIONS[one.missing]} for the graph replays of "
+        f"{one.trace}; until then replays are compared by the names of their kernels, and shares "
+        "of FLOPs and bytes are null"
+    )
+
+
+def _lacking(kind: str, dense: SidePhase, pruned: SidePhase) -> OneSided:
+    """The side whose kernels have no shapes."""
+    missing, side = ("pruned", pruned) if dense.kernels.has_shapes else ("dense", dense)
+    return OneSided(kind, missing, side.side.path.name)
+
+
+def _equal_shapes(
+    dense: SidePhase, pruned: SidePhase
+) -> tuple[SidePhase, SidePhase, tuple[OneSided, ...]]:
+    """Both sides with recorded shapes, or both without. Graph replays, whose ops an eager trace
+    gives, and shapes that a config gives are left as they are."""
+    same = dense, pruned, ()
+    if dense.kernels.has_shapes == pruned.kernels.has_shapes:
+        return same
+    if any(s.kernels.linked.replayed.any() or s.side.model is not None for s in (dense, pruned)):
+        return same
+    found = _lacking(SHAPES, dense, pruned)
+    calls = (pruned if found.missing == "pruned" else dense).kernels.calls
+    if not calls or any(call.shapes for call in calls):
+        return same  # some of its ops have shapes: its own warnings say which
+    if found.missing == "pruned":
+        dense = dense.without_shapes()
+    else:
+        pruned = pruned.without_shapes()
+    notes = [*pruned.kernels.notes, one_sided_text(found)]
+    return dense, replace(pruned, kernels=replace(pruned.kernels, notes=notes)), (found,)
+
+
+def _equal_replays(
+    dense: SidePhase, pruned: SidePhase
+) -> tuple[SidePhase, SidePhase, tuple[OneSided, ...]]:
+    """Both sides with the ops of their graph replays, or both without."""
+    if dense.kernels.has_shapes == pruned.kernels.has_shapes:
+        return dense, pruned, ()
+    found = _lacking(REPLAYS, dense, pruned)
+    lacking = pruned if found.missing == "pruned" else dense
+    if not lacking.kernels.linked.replayed.any():
+        return dense, pruned, ()
+    warning = Diagnostics((one_sided_text(found),))
+    noted = replace(lacking, diagnostics=lacking.diagnostics + warning)
+    if found.missing == "pruned":
+        return _without_ops(dense), _without_ops(noted), (found,)
+    return _without_ops(noted), _without_ops(pruned), (found,)
+
+
+def _without_ops(phase: SidePhase) -> SidePhase:
+    """A side whose graph replays have no ops."""
+    if phase.kernels.mapping_rate is None:
+        return phase
+    again = phase.side.read(phase.name, mapped=False)
+    return replace(again, diagnostics=phase.diagnostics + again.diagnostics)
+
+
+def fold_layers(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SidePhase]:
+    """Both sides, with the longer numbering counted anew after as many layers as the shorter one
+    has, where both run as many layers a step in all: a side that runs fewer has lost some."""
+    if not dense.kernels.roles_from == pruned.kernels.roles_from == "order":
+        return dense, pruned
+    (layers_d, runs_d), (layers_p, runs_p) = _layers_run(dense.kernels), _layers_run(pruned.kernels)
+    fewer, more = sorted((layers_d, layers_p))
+    if not fewer or fewer == more or more % fewer or runs_d != runs_p:
+        return dense, pruned
+    note = (
+        f"both sides run {runs_d:g} layers a step, numbered to {layers_d} and to {layers_p} by the "
+        f"order of kernels: taken for {fewer} layers, {runs_d / fewer:g} times a step"
+    )
+    folded = _folded(pruned.kernels, fewer)
+    return (
+        replace(dense, kernels=_folded(dense.kernels, fewer)),
+        replace(pruned, kernels=replace(folded, notes=[*folded.notes, note])),
+    )
+
+
+def _layers_run(kernels: Kernels) -> tuple[int, float]:
+    """How many layers have numbers, and how many attentions of layers a step runs."""
+    rows = kernels.frame.filter(pl.col("layer").is_not_null() & (pl.col("kind") == "attention"))
+    runs = rows.select("step", "instance").unique().height
+    return rows["layer"].n_unique(), runs / kernels.num_steps
+
+
+def _folded(kernels: Kernels, layers: int) -> Kernels:
+    return replace(kernels, frame=kernels.frame.with_columns(layer=pl.col("layer") % layers))
+
+
+@dataclass(frozen=True)
+class _Linear:
+    """A product by a weight of a layer: where it ran, its role and its sizes."""
+
+    instance: int
+    role: str
+    gemm: Gemm
+
+
+def with_roles_of(kernels: Kernels, reference: Kernels) -> Kernels:
+    """`kernels` with the roles that `reference` has for its unnamed linears, by their order and
+    shape in a layer: only where there are as many, in order, and each keeps N or K."""
+    layers, references = _linears(kernels), _linears(reference)
+    known = {layer: linears for (step, layer), linears in references.items() if step == 0}
+    if not known:
+        return kernels
+    first = next(iter(known.values()))
+    roles_of: list[tuple[int, int, str]] = []
+    for (step, layer), linears in layers.items():
+        found = _roles_of(linears, known.get(layer, first))
+        if found is None:
+            return kernels  # layers that differ in more than their names
+        roles_of += [(step, linear.instance, role) for linear, role in found]
+    if not roles_of:
+        return kernels
+    schema = {"step": pl.Int64, "instance": pl.Int64, "_known": pl.String}
+    table = pl.DataFrame(roles_of, schema=schema, orient="row")
+    frame = kernels.frame.join(table, on=["step", "instance"], how="left", maintain_order="left")
+    frame = frame.with_columns(role=pl.coalesce("_known", "role")).drop("_known")
+    roles = ", ".join(dict.fromkeys(role for _, _, role in roles_of))
+    note = f"modules of the other side name these GEMMs, by order and shape in a layer: {roles}"
+    return replace(kernels, frame=frame, notes=[*kernels.notes, note])
+
+
+def _roles_of(linears: list[_Linear], reference: list[_Linear]) -> list[tuple[_Linear, str]] | None:
+    """The unnamed linears of a layer with the roles that it lacks; None where they do not fit."""
+    named = {linear.role for linear in linears}
+    unnamed = [linear for linear in linears if linear.role not in LINEARS]
+    lacking = [
+        linear for linear in reference if linear.role in LINEARS and linear.role not in named
+    ]
+    if not unnamed:
+        return []
+    if len(unnamed) != len(lacking):
+        return None
+    pairs = list(zip(unnamed, lacking, strict=True))
+    alike = all(a.gemm.n == b.gemm.n or a.gemm.k == b.gemm.k for a, b in pairs)
+    return [(a, b.role) for a, b in pairs] if alike else None
+
+
+def _linears(kernels: Kernels) -> dict[tuple[int, int], list[_Linear]]:
+    """The plain linears of each step and layer, in the order of their launch."""
+    rows = kernels.frame.filter(
+        pl.col("primary")
+        & pl.col("kind").is_in(_PLAIN)
+        & pl.col("layer").is_not_null()
+        & pl.col("call").is_not_null()
+    ).sort("launched", "start")
+    out: dict[tuple[int, int], list[_Linear]] = defaultdict(list)
+    for step, layer, instance, role, call in rows.select(
+        "step", "layer", "instance", "role", "call"
+    ).iter_rows():
+        work = kernels.works[call]
+        if work is not None and len(work.gemms) == 1 and work.gemms[0].batch == 1:
+            out[step, layer].append(_Linear(instance, role, work.gemms[0]))
+    return out

@@ -1,0 +1,46 @@
+"""Whether the two sides of a phase compare: values that code reads, no sentences.
+
+`analysis/comparison/` makes it, in one place; every other room reads it from `Phase.comparison`.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+SHAPES, REPLAYS = "shapes", "ops of graph replays"  # kinds of OneSided
+
+
+class Difference(msgspec.Struct, frozen=True):
+    """A setting in which the two runs differ, with its value on both sides.
+
+    `hides_pruning`: shapes then differ without any pruning, or stand for something else.
+    """
+
+    kind: str
+    dense: str | int | float | None
+    pruned: str | int | float | None
+    hides_pruning: bool = False
+
+
+class OneSided(msgspec.Struct, frozen=True):
+    """Information that one side lacks and that is therefore ignored on the other side too."""
+
+    kind: str  # SHAPES or REPLAYS
+    missing: str  # "dense" or "pruned": the side that lacks it
+    trace: str  # name of its file or folder
+
+
+class PairComparison(msgspec.Struct, kw_only=True, frozen=True):
+    """Whether dense and pruned ran under equal conditions, why not, and what may still be said.
+
+    `is_speedup`: the ratio of the two times is a speedup of the pruning; False where any setting
+    differs. `shows_pruning`: differences of shapes and kernels are the pruning's, so that a family
+    can be read and findings on it hold. `has_bounds`: what remains of the dense work is known, so
+    that the ladder has coverage and roofline bounds.
+    """
+
+    is_speedup: bool = True
+    shows_pruning: bool = True
+    has_bounds: bool = True
+    differences: list[Difference] = []
+    one_sided: list[OneSided] = []
