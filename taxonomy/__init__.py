@@ -4,7 +4,7 @@ Needs msgspec and the standard library. `tracer` and `analysis` import it; it im
 
 In: a config, a preset or a run.json. Out: a ModelShape, the ops of a forward, dense or pruned, and
 a Run.
-Exports: `shape` (from a config; `config_names` spells it), `families` and `family.Family` (one file
+Exports: `shape` (from a config; `config` spells it), `families` and `family.Family` (one file
 a family), `architecture_table` and `applies` (what fits which model), `theory.forward`,
 `match.solve` (--set match=), `keep` (roundings), `run.read_run` with `run_blocks` (each key of a
 run.json), `formats` (versions and limits of JSON that is read back), `roles` (a module's place in a

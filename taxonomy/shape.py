@@ -1,6 +1,6 @@
 """The dimensions of a decoder-only model, from a Hugging Face config, and what it weighs.
 
-In: a config dict (any architecture whose names `taxonomy.config_names` knows). Out: ModelShape,
+In: a config dict (any architecture whose names `taxonomy.config` knows). Out: ModelShape,
 with counts of parameters and of what is cached. Counts are numbers stored, not bytes.
 """
 
@@ -12,8 +12,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
-from prunescope.taxonomy.config_mixers import read_mixer
-from prunescope.taxonomy.config_names import language_part, read_config
+from prunescope.taxonomy.config import language_part, read_config, read_mixer
 from prunescope.taxonomy.formats import MAX_LAYERS, Count, Layer, Name, Size
 
 STATE_ITEMSIZE = 4  # a recurrence keeps its state in float32, whatever the weights are

@@ -10,7 +10,7 @@ import math
 import re
 from typing import Any
 
-from prunescope.taxonomy.config_keys import NESTED, READ
+from prunescope.taxonomy.config import NESTED, READ
 
 # Known to every config, and free text or a place all the same.
 _NOT_KEPT = {
