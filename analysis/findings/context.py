@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from prunescope.analysis.inputs.subject import Side, SidePhase
+from prunescope.analysis.inputs.side import Side, SidePhase
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.ledger.gemms import Pair
 from prunescope.analysis.schema.report import GemmRow, LedgerPart, Phase, Row, is_beyond_noise

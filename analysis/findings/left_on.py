@@ -15,8 +15,8 @@ import polars as pl
 from prunescope.analysis.findings.context import Context, ms, shortened
 from prunescope.analysis.kernels.frame import MATMUL, Kernels
 from prunescope.analysis.schema.report import Finding
+from prunescope.analysis.verdict.detectors.zeros import MANY_ZEROS
 from prunescope.analysis.verdict.evidence import matrices
-from prunescope.analysis.verdict.zeros import MANY_ZEROS
 from prunescope.taxonomy.roles import LINEARS
 from prunescope.taxonomy.run_blocks import Matrix
 from prunescope.taxonomy.words import percent

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from prunescope.analysis.findings.context import Context
-from prunescope.analysis.inputs.subject import SidePhase
+from prunescope.analysis.inputs.side import SidePhase
 from prunescope.analysis.ledger.noise import speedup_interval
 from prunescope.analysis.ledger.samples import Samples, samples_of
 
@@ -35,9 +35,9 @@ def _busy(side: SidePhase, rows: pl.DataFrame) -> Samples | None:
     sums = np.zeros(side.kernels.num_steps, np.int64)
     by_step = rows.group_by("step").agg(pl.col("busy").sum())
     sums[by_step["step"].to_numpy()] = by_step["busy"].to_numpy()
-    seat = samples_of(side.run).seat_of_step(len(sums))
-    if seat is None:
+    placement = samples_of(side.run).placement_of_step(len(sums))
+    if placement is None:
         return Samples.of([sums.tolist()])
-    if seat[-1] == 0:
+    if placement[-1] == 0:
         return None
-    return Samples.of([sums[seat == one].tolist() for one in np.unique(seat)])
+    return Samples.of([sums[placement == one].tolist() for one in np.unique(placement)])

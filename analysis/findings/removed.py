@@ -13,8 +13,8 @@ from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.ledger.calls import Call
 from prunescope.analysis.schema.report import Finding
 from prunescope.analysis.verdict import caveats
+from prunescope.analysis.verdict.detectors.zeros import MANY_ZEROS
 from prunescope.analysis.verdict.evidence import matrices
-from prunescope.analysis.verdict.zeros import MANY_ZEROS
 from prunescope.taxonomy.families import cutting, known
 from prunescope.taxonomy.words import percent
 
