@@ -15,10 +15,10 @@ from prunescope.analysis.comparison.differences import pair_comparison
 from prunescope.analysis.comparison.equal_information import ComparableSides
 from prunescope.analysis.findings.checks import find
 from prunescope.analysis.findings.context import Context
-from prunescope.analysis.findings.phase_notes import notes
+from prunescope.analysis.findings.notes import notes
 from prunescope.analysis.inputs.side import SidePhase
-from prunescope.analysis.kernels import mixed
 from prunescope.analysis.kernels.anatomy import anatomy
+from prunescope.analysis.kernels.phase_kind import format_split
 from prunescope.analysis.ledger.attribution import AttributionInputs, attribution_inputs
 from prunescope.analysis.ledger.calls import calls_of
 from prunescope.analysis.ledger.gemms import pair_calls, report_rows, single_rows
@@ -73,7 +73,7 @@ def single_phase(own: SidePhase, *, hta: SecondOpinion | None = None) -> Phase:
     """A phase without a baseline: no pairing, ladder or ledger."""
     rows = single_rows(calls_of(own.kernels, by_shape=True))
     phase = _phase(own, rows, _Compared(), hta)
-    return _with_findings(Context(phase=phase, own=own, caveats=caveats(own.kernels)))
+    return _with_findings(Context(phase=phase, candidate=own, caveats=caveats(own.kernels)))
 
 
 def compare_phase(
@@ -109,11 +109,11 @@ def compare_phase(
     return _with_findings(
         Context(
             phase=_phase(pruned, gemms, compared, hta),
-            own=pruned,
-            twin=dense,
+            candidate=pruned,
+            baseline=dense,
             pairs=pairs,
             evidence=evidence,
-            seen=seen.seen,
+            detections=seen.seen,
             caveats=doubted,
             untouched=untouched(units, inputs.ratio),
         )
@@ -207,7 +207,7 @@ def _phase(
     lines = [*notes(kernels), *found.notes]
     if own.kind is not None:
         lines.append(f"{own.kind['evidence']}: {own.kind['kind']}")
-        lines += [mixed.written(own.kind["split"])] if "split" in own.kind else []
+        lines += [format_split(own.kind["split"])] if "split" in own.kind else []
     return Phase(
         steps=steps,
         wall_ns=sums.wall_ns,

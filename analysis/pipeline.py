@@ -27,11 +27,12 @@ from pathlib import Path
 import polars as pl
 
 from prunescope.analysis.comparison.shared_peaks import with_shared_peaks
-from prunescope.analysis.findings.headline_caveats import missing_shapes, phase_warnings
+from prunescope.analysis.findings.notes import missing_shapes, phase_warnings
 from prunescope.analysis.findings.stragglers import with_straggler
 from prunescope.analysis.inputs.describe import device_of, ends_apart, facts_of
 from prunescope.analysis.inputs.open import open_sides
-from prunescope.analysis.inputs.side import Diagnostics, Options, Side
+from prunescope.analysis.inputs.options import Options
+from prunescope.analysis.inputs.side import Diagnostics, Side
 from prunescope.analysis.pool import jobs_for
 from prunescope.analysis.rank_jobs import Frames, Outcome, Sides, outcome_of, shared
 from prunescope.analysis.schema.report import Phase, Report
@@ -177,7 +178,7 @@ def _report(pruned: _Done, dense: _Done | None, phases: Mapping[str, Phase]) -> 
     warnings = [
         warning
         for name, phase in phases.items()
-        for warning in missing_shapes(name, phase, asked=asked, takes_model=takes_model)
+        for warning in missing_shapes(name, phase, requested=asked, takes_model=takes_model)
     ]
     warnings += pruned.diagnostics.warnings
     for name, phase in phases.items():

@@ -269,7 +269,7 @@ class Pruning(Block, kw_only=True):
 
     method: str | None = None
     sparsity: Share | None = None  # nominal; null for a composite
-    selection: OmitDefault[Name | None] = None  # "random" | "calibrated" | "greedy"
+    selection: OmitDefault[Name | None] = None  # one of family.SELECTIONS
     knobs: OmitDefault[dict[str, Any] | None] = None
     # Shares of FLOPs, parameters and bytes that go, by phase; null where there is no theory.
     theory: OmitDefault[dict[str, dict[str, float]] | None] = None

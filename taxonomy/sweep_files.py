@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import msgspec
-from msgspec import Meta
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import Size, decode_file
@@ -30,17 +29,12 @@ class Planned(msgspec.Struct, kw_only=True, frozen=True):
     family: str  # a checkpoint's name without its path, in files
     sparsity: float | None  # nominal; the least of `sparsities`. None: a checkpoint as it is
     sparsities: tuple[float, ...] = ()  # nominal ones that give these dimensions
-    phase: Annotated[str, Meta(pattern="^(prefill|decode)$")]
+    phase: Literal["prefill", "decode"]
     batch: Size
     prompt_len: Size
     draw: int = 0
     problem: str | None = None
     select: str | None = None  # where a sweep compares several ways to choose
-
-    @property
-    def key(self) -> str:
-        """Names the model: results of one key run the same object."""
-        return model_key(self.family, self.sparsity, self.draw, self.select)
 
 
 class SweepResult(Planned, kw_only=True, frozen=True):
@@ -79,12 +73,6 @@ def read_sweep(folder: Path) -> SweepFile:
             f"there is no {SWEEP} in {folder}", hint="give the --out folder of `prunescope sweep`"
         )
     return found
-
-
-def model_key(family: str, sparsity: float | None, draw: int, select: str | None = None) -> str:
-    """A file name for one model of a sweep."""
-    share = "" if sparsity is None else f"-s{sparsity:g}"
-    return f"{family_slug(family)}{share}-d{draw}{f'-{select}' if select else ''}"
 
 
 def family_slug(family: str) -> str:

@@ -1,7 +1,7 @@
-"""What is worth saying, and what to change.
+"""What is worth knowing about a phase, and what to change.
 
-In: a Context: phase, kernels, pairs, evidence. Out: findings with evidence, one change each, a
-predicted gain.
-Exports: `checks.find`, Context. `checks` is the list and its order; each check stands in a file of
-its subject (idle, shape, time, trust) and writes the words of its finding.
+In: a Context: phase, kernels, pairs, evidence. Out: findings, each with evidence, one change and
+the predicted gain of it.
+Exports: `checks.find`, `context.Context`, `registry.finding`, `registry.registered`. A finding is
+one function with the decorator `@finding`, in the file of its subject.
 """

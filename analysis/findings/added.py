@@ -1,18 +1,29 @@
-"""What pruning adds, named apart: routing, gather and scatter, masks, estimator, copies, maps.
+"""Work that the dense model does not have: factors of a low rank, masks, parametrisations, fake
+quantisation and adapters that were left on, routing, gathers, estimators, copies, residual maps.
 
-In: a Context. Out: a Finding, or None. New work is what the dense side has no op for in the same
-role, in an added unit or inside a matched one. Times are ns a step, as recorded.
+In: a Context. Out: Found, or None. New work is what the baseline has no op for in the same role, in
+an added unit or inside a matched one; weight statistics name the matrices that hooks make anew.
+Times are ns a step, as recorded.
 """
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from dataclasses import dataclass
 
 import polars as pl
 
-from prunescope.analysis.findings.context import Context, ms, shortened
-from prunescope.analysis.findings.left_on import is_left_on
-from prunescope.analysis.kernels.frame import Kernels
+from prunescope.analysis.findings.context import (
+    Context,
+    is_significant,
+    ms,
+    role_or_kernel,
+    shortened,
+    sized,
+)
+from prunescope.analysis.findings.registry import Found, Severity, finding
+from prunescope.analysis.kernels.frame import MATMUL, Kernels
 from prunescope.analysis.ledger.purpose import (
     ESTIMATOR,
     GATHER,
@@ -25,86 +36,300 @@ from prunescope.analysis.ledger.purpose import (
     is_fused,
     purpose,
 )
-from prunescope.analysis.schema.report import Finding
+from prunescope.analysis.verdict.detectors.zeros import MANY_ZEROS
+from prunescope.analysis.verdict.evidence import matrices
 from prunescope.taxonomy.families import known
+from prunescope.taxonomy.roles import LINEARS
+from prunescope.taxonomy.run_blocks import Matrix
 from prunescope.taxonomy.words import percent
 
-_SHARE = 0.01  # of the recorded wall: work worth a sentence
+_SHARE = 0.01  # of the recorded wall: new work worth a finding
+_MUCH = 0.05  # of the busy time: hooks and adapters that are critical
+# What run.json says applies a mask or a rounding to a weight.
+_PRUNE, _QUANTISE = "torch.nn.utils.prune", "torch.ao.quantization"
+_FAKE = re.compile(r"fake_?quant|obs_fq_helper", re.IGNORECASE)
+
+
+@finding("second-gemm", "warning", compares=True)
+def second_gemm(c: Context) -> Found | None:
+    """Two GEMMs through a low rank take as long as the GEMM that they replace."""
+    rows = [g for g in c.phase.gemms if g.axis == "rank"]
+    dense = sum(g.dense_busy_ns or 0 for g in rows)
+    busy = sum(g.busy_ns for g in rows)
+    if not rows or busy < 0.9 * dense or c.is_little(busy):
+        return None
+    return Found(
+        text=f"two GEMMs through a low rank take {busy / dense:.2f} × the time of the dense one",
+        evidence=[f"{sized(g)}: {ms(g.busy_ns)}" for g in rows[:4]],
+        change="use a lower rank, or leave the small matrices (k, v) dense",
+        predicted_ns=busy - dense,
+        explains=frozenset(g.role for g in rows[:4]),
+    )
+
+
+@finding("added-work", "warning", compares=True)
+def added_work(c: Context) -> Found | None:
+    """Kernels without a counterpart in the dense model take time."""
+    row = c.row("added_work")
+    if row is None or not is_significant(row, of=c.baseline_ns, share=0.01):
+        return None
+    maps = sum(part.ns for part in row.parts if part.role == "residual")
+    if 2 * maps > (row.ns or 0.0) and residual_map(c) is not None:
+        return None  # residual-map reports it, with better advice
+    return Found(
+        text=f"work that the dense model does not have takes {ms(row.moves_ns)}",
+        evidence=[f"{p.name}: {ms(p.ns)}" for p in row.parts[:5]],
+        change="fuse or batch the kernels named (routing, gather and scatter, layout copies, maps)",
+        predicted_ns=row.ns,
+        explains=frozenset(p.role for p in row.parts[:5] if p.role is not None),
+    )
+
+
+# -- left on: hooks and adapters that run again in every step -----------------------------------
+
+
+def makes_weights_anew(c: Context) -> bool:
+    """Whether masks, parametrisations or fake quantisation were left on."""
+    checks = (_masks_left_on, weights_remade, fake_quantised)
+    return any(check(c) is not None for check in checks)
+
+
+@finding("added-mask", "critical", needs_valid_times=True, compares=True)
+def added_mask(c: Context) -> Found | None:
+    """Masks are built or applied in every step."""
+    left_on = _masks_left_on(c)
+    if left_on is not None:
+        return left_on
+    return None if makes_weights_anew(c) else _new_work_of(c, _MASKS)
+
+
+def _masks_left_on(c: Context) -> Found | None:
+    """Masks of torch.nn.utils.prune: a product of the weight's size before every GEMM."""
+    held = [m for m in _hooked(c) if m.applied == _PRUNE]
+    change = "call torch.nn.utils.prune.remove(module, 'weight') on each before timing the model"
+    return _remade(c, held, change, only="aten::mul")
+
+
+@finding("weights-remade", "critical", needs_valid_times=True)
+def weights_remade(c: Context) -> Found | None:
+    """Parametrisations were left on and compute weights anew at every call."""
+    held = [m for m in _hooked(c) if m.applied not in (_PRUNE, _QUANTISE)]
+    if _fake_quantising(c.kernels):
+        return None
+    change = "call parametrize.remove_parametrizations(module, 'weight') on each before timing"
+    return _remade(c, held, change)
+
+
+@finding("fake-quantised", "critical", needs_valid_times=True)
+def fake_quantised(c: Context) -> Found | None:
+    """Fake quantisation was left on: it rounds numbers and saves no time."""
+    calls = _fake_quantising(c.kernels)
+    if not calls or (c.baseline_kernels is not None and _fake_quantising(c.baseline_kernels)):
+        return None
+    held = [m for m in _hooked(c) if m.applied != _PRUNE]
+    frame = c.kernels.frame.filter(pl.col("call").is_in([*calls, *_calls_on_weights(c, held)]))
+    total = float(frame["busy"].sum()) / c.kernels.num_steps
+    if not total or c.is_little(total):
+        return None
+    sums = frame.group_by("op", maintain_order=True).agg(pl.col("busy").sum())
+    largest = sums.sort("busy", descending=True).head(4)
+    return Found(
+        severity=_severity(c, total),
+        text=f"fake quantisation runs in every step: {ms(total)}, {percent(_share(c, total), 1)} "
+        "of the busy time; it rounds as an integer format would, and multiplies as before",
+        evidence=[
+            f"{shortened(op or '?')}: {ms(busy / c.kernels.num_steps)}"
+            for op, busy in largest.rows()
+        ],
+        change="time the model that will be deployed: torch.ao.quantization.convert(model), or "
+        "without it model.apply(torch.ao.quantization.disable_fake_quant) and .disable_observer; "
+        "remove a parametrisation by parametrize.remove_parametrizations(module, 'weight')",
+        predicted_ns=total,
+    )
+
+
+@finding("added-adapter", "critical", needs_valid_times=True)
+def added_adapter(c: Context) -> Found | None:
+    """Low-rank adapters (LoRA) were not merged into their linears."""
+    rows = c.kernels.frame.filter(pl.col("role") == "adapter")
+    if rows.is_empty():
+        return None
+    total = float(rows["busy"].sum()) / c.kernels.num_steps + _adapter_sums(c)
+    if c.is_little(total):
+        return None
+    stats = [m for m in _weight_stats(c) if m.role == "adapter"]
+    linears = {str(m.name).rpartition(".lora_")[0] for m in stats}
+    leaves = Counter(name.rpartition(".")[2] for name in linears)
+    names = ", ".join(f"{leaf} × {count}" for leaf, count in sorted(leaves.items()))
+    ranks = sorted({min(m.shape) for m in stats if m.shape})
+    rank = f", rank {'–'.join(map(str, dict.fromkeys([ranks[0], ranks[-1]])))}" if ranks else ""
+    masked = any((m.zeros or 0.0) > MANY_ZEROS for m in _weight_stats(c) if m.role in LINEARS)
+    products = rows.filter(pl.col("class") == MATMUL)["instance"].n_unique() / c.kernels.num_steps
+    return Found(
+        severity=_severity(c, total),
+        text=f"adapters were not merged: {products:g} low-rank products{rank} run beside the "
+        f"linears, {ms(total)} a step, {percent(_share(c, total), 1)} of the busy time",
+        evidence=[
+            f"adapters of {names}"
+            if names
+            else "two products through a low rank run where the dense model has the linear alone"
+        ],
+        change="merge them before timing the model: model = model.merge_and_unload() (peft), or "
+        "W += s·B·A for a class of your own" + ("; then apply the mask again" if masked else ""),
+        predicted_ns=total,
+    )
+
+
+def _adapter_sums(c: Context) -> float:
+    """ns a step that scale and add the adapters' products: new pointwise work in their linears."""
+    if c.baseline_kernels is None:
+        return 0.0
+    frame, keys = c.kernels.frame, ["role", "op"]
+    layers = frame.filter(pl.col("role") == "adapter")["layer"].unique()
+    linears = frame.filter((pl.col("class") == MATMUL) & pl.col("layer").is_in(layers.to_list()))
+    extra = frame.filter(
+        (pl.col("class") == "pointwise") & pl.col("role").is_in(linears["role"].unique().to_list())
+    ).join(c.baseline_kernels.frame.select(keys).unique(), on=keys, how="anti", nulls_equal=True)
+    return float(extra["busy"].sum()) / c.kernels.num_steps
+
+
+def _remade(
+    c: Context, held: list[Matrix], change: str, *, only: str | None = None
+) -> Found | None:
+    """That the ops (`only` of that name) on tensors of these weights' sizes run at every call."""
+    calls = _calls_on_weights(c, held, only=only)
+    frame = c.kernels.frame.filter(pl.col("call").is_in(calls))
+    total = float(frame["busy"].sum()) / c.kernels.num_steps
+    if not total or c.is_little(total):
+        return None
+    by = ", ".join(sorted({str(m.applied) for m in held}))
+    return Found(
+        severity=_severity(c, total),
+        text=f"{len(held)} weights are computed anew at every call ({by}): {ms(total)} a step, "
+        f"{percent(_share(c, total), 1)} of the busy time",
+        evidence=[f"{m.name}: {percent(m.zeros or 0)} zeros" for m in held[:3]],
+        change=change,
+        predicted_ns=total,
+    )
+
+
+def _calls_on_weights(c: Context, held: list[Matrix], *, only: str | None = None) -> list[int]:
+    """Calls, other than matrix products, whose first operand has the size of one of these matrices
+    and that the baseline does not make in the same role."""
+    sizes = {(tuple(m.shape),) for m in held if m.shape is not None}
+    if not sizes or c.baseline_kernels is None:
+        return []
+    before = {_call_key(c.baseline_kernels, *row) for row in _other_calls(c.baseline_kernels)}
+    return [
+        call
+        for role, call in _other_calls(c.kernels)
+        if c.kernels.calls[call].shapes[:1] in sizes
+        and only in (None, c.kernels.calls[call].name)
+        and _call_key(c.kernels, role, call) not in before
+    ]
+
+
+def _other_calls(kernels: Kernels) -> list[tuple[str, int]]:
+    """(role, call) of all calls that are no matrix products."""
+    rows = kernels.frame.filter((pl.col("class") != MATMUL) & pl.col("call").is_not_null())
+    return [(str(role), int(call)) for role, call in rows.select("role", "call").unique().rows()]
+
+
+def _call_key(kernels: Kernels, role: str, call: int) -> tuple[object, ...]:
+    return role, kernels.calls[call].name, kernels.calls[call].shapes[:2]
+
+
+def _fake_quantising(kernels: Kernels) -> list[int]:
+    """Calls that round numbers and keep their dtype."""
+    return [i for i, call in enumerate(kernels.calls) if _FAKE.search(call.name)]
+
+
+def _hooked(c: Context) -> list[Matrix]:
+    """Matrices that a mask, a parametrisation or a rounding is applied to at every call."""
+    return [m for m in _weight_stats(c) if m.applied]
+
+
+def _weight_stats(c: Context) -> list[Matrix]:
+    return matrices(c.side.run.census) if c.side.run is not None else []
+
+
+def _share(c: Context, ns: float) -> float:
+    return ns / c.phase.busy_ns if c.phase.busy_ns else 0.0
+
+
+def _severity(c: Context, ns: float) -> Severity:
+    return "critical" if _share(c, ns) > _MUCH else "warning"
+
+
+# -- new work by its purpose ---------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _Entry:
-    """New work of one role, kind and op (the kernel's name where no op is known)."""
+class _Purpose:
+    """What new work is for, and how to have less of it."""
 
-    role: str
-    kind: str
-    work: str
-    ns: float
-
-
-@dataclass(frozen=True)
-class _Words:
-    """The words of a finding on new work of one or several purposes."""
-
-    id: str
     what: str
     change: str
 
 
-_ROUTING = _Words(
-    "added-routing",
+_ROUTING = _Purpose(
     "routing (routers, top-k, sorts, index building)",
     "route once for several layers, or fuse router, top-k and index building into one kernel",
 )
-_GATHER = _Words(
-    "added-gather-scatter",
+_GATHER = _Purpose(
     "gathering active rows or blocks and scattering results back",
-    "fold the gather into the GEMM's or attention's own loads, or keep rows packed over layers",
+    "fold the gather into the loads of the GEMM or attention, or keep rows packed over layers",
 )
-_MASKS = _Words(
-    "added-mask",
+_MASKS = _Purpose(
     "building and applying masks",
     "build masks once before the run, or remove what they hide instead of masking it",
 )
-_ESTIMATOR = _Words(
-    "added-estimator",
+_ESTIMATOR = _Purpose(
     "estimating which keys or blocks of attention matter",
-    "larger blocks, a cheaper pooling, or an estimate that several layers share",
+    "use larger blocks, a cheaper pooling, or an estimate that several layers share",
 )
-_COPIES = _Words(
-    "added-layout",
+_COPIES = _Purpose(
     "layout copies (casts, transposes, concatenations)",
     "store weights and activations in the layout that the kernels take",
 )
+_PURPOSES = {
+    ROUTER: _ROUTING,
+    INDEX: _ROUTING,
+    MASK: _MASKS,
+    GATHER: _GATHER,
+    SCATTER: _GATHER,
+    ESTIMATOR: _ESTIMATOR,
+    LAYOUT: _COPIES,
+}
 
 
-def routing(c: Context) -> Finding | None:
-    """Routers, top-k, sorts and index building."""
-    return _finding(c, _ROUTING)
+@finding("added-routing", "warning", compares=True)
+def added_routing(c: Context) -> Found | None:
+    """Routers, top-k, sorts and index building, which the dense model does not have, take time."""
+    return _new_work_of(c, _ROUTING)
 
 
-def gather_scatter(c: Context) -> Finding | None:
-    """Gathers and scatters around the kernels that work on a part."""
-    return _finding(c, _GATHER)
+@finding("added-gather-scatter", "warning", compares=True)
+def added_gather_scatter(c: Context) -> Found | None:
+    """Gathers and scatters, which the dense model does not have, take time."""
+    return _new_work_of(c, _GATHER)
 
 
-def masks(c: Context) -> Finding | None:
-    """Comparisons, masks and fills; where weights are masked anew, that is said instead."""
-    return None if is_left_on(c) else _finding(c, _MASKS)
+@finding("added-estimator", "warning", compares=True)
+def added_estimator(c: Context) -> Found | None:
+    """The choice of attention blocks by pooled scores takes time."""
+    return _new_work_of(c, _ESTIMATOR)
 
 
-def estimator(c: Context) -> Finding | None:
-    """Pooled scores beside a fused attention: the choice of blocks."""
-    return _finding(c, _ESTIMATOR)
+@finding("added-layout", "warning", compares=True)
+def added_layout(c: Context) -> Found | None:
+    """Copies, casts and transposes, which the dense model does not have, take time."""
+    return _new_work_of(c, _COPIES)
 
 
-def layout_copies(c: Context) -> Finding | None:
-    """Copies that the dense model does not make."""
-    return _finding(c, _COPIES)
-
-
-def residual_map(c: Context) -> Finding | None:
-    """GEMMs on the residual stream cost a good part of what the narrower ones save."""
+@finding("residual-map", "warning", compares=True)
+def residual_map(c: Context) -> Found | None:
+    """GEMMs on the residual stream cost a good part of what narrower GEMMs save."""
     pairs = c.pairs or []
     maps = [p for p in pairs if p.axis == "added" and p.pruned and p.key[1] == "residual"]
     cost = sum(p.pruned.busy for p in maps if p.pruned is not None)
@@ -118,68 +343,77 @@ def residual_map(c: Context) -> Finding | None:
     share = f"{percent(cost / saved)} of the {ms(saved)} that" if saved > 0 else "more than"
     first = maps[0].pruned
     shape = f" {first.gemm.m}×{first.gemm.n}×{first.gemm.k}" if first and first.gemm else ""
-    return Finding(
-        id="residual-map",
-        severity="warning",
+    return Found(
         text=f"maps on the residual stream take {ms(cost)}: {share} the narrower GEMMs save",
         evidence=[f"{len(maps)} GEMMs{shape} that the dense model does not have"],
-        change="keep the same dimensions at every junction (--set junctions=same): then no map is "
+        change="keep the same dimensions in all layers (--set junctions=same): then no map is "
         "needed",
         predicted_ns=cost,
+        explains=frozenset({"residual"}),
     )
 
 
-def _finding(c: Context, words: _Words) -> Finding | None:
-    entries = sorted(_new_work(c).get(words.id, []), key=lambda e: -e.ns)
+@dataclass(frozen=True)
+class _Entry:
+    """New work of one role and op (the kernel's name where no op is known), in ns a step."""
+
+    role: str
+    work: str
+    ns: float
+
+
+def _new_work_of(c: Context, purpose_: _Purpose) -> Found | None:
+    entries = sorted(_new_work(c).get(purpose_, []), key=lambda e: -e.ns)
     total = sum(e.ns for e in entries)
     if not entries or total < _SHARE * c.phase.wall_ns:
         return None
-    return Finding(
-        id=words.id,
+    return Found(
         severity="warning",
-        text=f"{words.what} takes {ms(total)} of a recorded step "
-        f"({percent(total / c.phase.wall_ns, 1)}); the dense model has none of it",
+        text=f"{purpose_.what} takes {ms(total)} of a recorded step "
+        f"({percent(total / c.phase.wall_ns, 1)}); the dense model does not do this",
         evidence=[f"{shortened(e.work)} in {e.role}: {ms(e.ns)}" for e in entries[:4]],
-        change=words.change,
-        predicted_ns=total / _recorded(c),
+        change=purpose_.change,
+        predicted_ns=total / _profiler_overhead(c),
+        explains=frozenset(role_or_kernel(e.role, e.work) for e in entries[:4]),
     )
 
 
-def _recorded(c: Context) -> float:
-    """How much longer recorded work takes than without the profiler: on a device as long."""
+def _profiler_overhead(c: Context) -> float:
+    """Recorded ÷ unprofiled time of this work: 1 on a device."""
     ratio = c.phase.observer_ratio
-    return 1.0 if ratio is None or c.pruned.on_device else max(1.0, ratio)
+    return 1.0 if ratio is None or c.kernels.on_device else max(1.0, ratio)
 
 
-def _new_work(c: Context) -> dict[str, list[_Entry]]:
-    """New work by the id of its purpose."""
-    if c.dense is None:
+def _new_work(c: Context) -> dict[_Purpose, list[_Entry]]:
+    """New work by its purpose."""
+    if c.baseline_kernels is None:
         return {}
-    by_name = c.pruned.is_replay != c.dense.is_replay  # replays have no ops
-    new = _sums(c.pruned, by_name=by_name).join(
-        _sums(c.dense, by_name=by_name),
+    by_name = c.kernels.is_replay != c.baseline_kernels.is_replay  # replays have no ops
+    new = _sums(c.kernels, by_name=by_name).join(
+        _sums(c.baseline_kernels, by_name=by_name),
         on=["role", "kind", "work"],
         how="anti",
         nulls_equal=True,
     )
-    fused = is_fused(c.dense, c.pruned)
-    seen = known(c.phase.family.ids) if c.phase.family is not None else []
-    scorers = {one.scorer for one in seen} - {""}
-    found: dict[str, list[_Entry]] = {}
+    fused = is_fused(c.baseline_kernels, c.kernels)
+    families = known(c.phase.family.ids) if c.phase.family is not None else []
+    scorers = {one.scorer for one in families} - {""}
+    found: dict[_Purpose, list[_Entry]] = {}
     for row in new.iter_rows(named=True):
-        entry = _Entry(row["role"], row["kind"], row["work"], row["busy"] / c.pruned.num_steps)
-        work = NewWork(entry.role, entry.kind, entry.work)
-        words = _WORDS.get(purpose(work, scorers, fused=fused))
-        if words is _ROUTING and (scorers == {ESTIMATOR} or (fused and entry.role == "attention")):
-            words = _ESTIMATOR  # what sorts scores of attention belongs to its estimator
-        if words is not None:
-            found.setdefault(words.id, []).append(entry)
+        role, kind, name = row["role"], row["kind"], row["work"]
+        why = _PURPOSES.get(purpose(NewWork(role, kind, name), scorers, fused=fused))
+        if why is _ROUTING and (scorers == {ESTIMATOR} or (fused and role == "attention")):
+            why = _ESTIMATOR  # what sorts attention scores belongs to their estimator
+        if why is not None:
+            entry = _Entry(role, name, row["busy"] / c.kernels.num_steps)
+            found.setdefault(why, []).append(entry)
     return found
 
 
 def _sums(kernels: Kernels, *, by_name: bool) -> pl.DataFrame:
+    """Busy ns of all steps by (role, kind, work); `work`: the op, or the kernel where `by_name`."""
     work = (pl.col("name") if by_name else pl.coalesce("op", "name")).fill_null("?")
-    # A number that is cast for a product is no data in another layout.
+    # Casting one number for a product is no change of layout.
     numbers = [i for i, call in enumerate(kernels.calls) if call.shapes[:1] == ((),)]
     number = (pl.col("kind") == "layout") & pl.col("call").is_in(numbers)
     return (
@@ -188,14 +422,3 @@ def _sums(kernels: Kernels, *, by_name: bool) -> pl.DataFrame:
         .group_by("role", "kind", "work", maintain_order=True)
         .agg(pl.col("busy").sum())
     )
-
-
-_WORDS = {
-    ROUTER: _ROUTING,
-    INDEX: _ROUTING,
-    MASK: _MASKS,
-    GATHER: _GATHER,
-    SCATTER: _GATHER,
-    ESTIMATOR: _ESTIMATOR,
-    LAYOUT: _COPIES,
-}

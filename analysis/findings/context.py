@@ -1,4 +1,7 @@
-"""What a finding reads, and when a ledger row is more than noise. Times are ns a step."""
+"""What a finding reads, when a difference is more than noise, and how findings print numbers.
+
+Times are ns a step.
+"""
 
 from __future__ import annotations
 
@@ -6,86 +9,93 @@ import re
 from dataclasses import dataclass
 
 import msgspec
+import numpy as np
+import polars as pl
 
 from prunescope.analysis.inputs.side import Side, SidePhase
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.ledger.gemms import Pair
+from prunescope.analysis.ledger.noise import speedup_interval
+from prunescope.analysis.ledger.samples import Samples, samples_of
 from prunescope.analysis.schema.report import GemmRow, LedgerPart, Phase, Row, is_beyond_noise
 from prunescope.analysis.verdict.caveats import Caveat
 from prunescope.analysis.verdict.evidence import Detection, Evidence
+from prunescope.taxonomy.roles import UNPLACED
 from prunescope.taxonomy.run import PhaseRun
 
-LITTLE = 0.001  # of the recorded wall: nothing to warn of
+LITTLE = 0.001  # of the recorded wall; less is too little for a warning
 _BETWEEN_WORDS = re.compile(r"(?<=\w)(?=[^A-Za-z0-9])|(?<=\W)(?=\w)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """One phase of the subject, `own`, and the same of its baseline, `twin`: None without one.
+    """One phase of the candidate and, where there is one, of its baseline.
 
-    `phase`: without its findings; `seen`: the families of the verdict; `untouched`: the (role,
-    class) that pruning left whole.
+    `phase`: the report's, without findings; `detections`: the families that the verdict saw;
+    `untouched`: the (role, class) of work that the pruning does not shrink; `explained`: what the
+    findings so far explain, for those that read findings.
     """
 
     phase: Phase
-    own: SidePhase
+    candidate: SidePhase
     caveats: list[Caveat]
-    twin: SidePhase | None = None
+    baseline: SidePhase | None = None
     pairs: list[Pair] | None = None
     evidence: Evidence | None = None
-    seen: tuple[Detection, ...] = ()
+    detections: tuple[Detection, ...] = ()
     untouched: frozenset[tuple[str, str]] = frozenset()
+    explained: frozenset[str] = frozenset()
 
     @property
     def name(self) -> str:
         """The name of the phase."""
-        return self.own.name
+        return self.candidate.name
 
     @property
-    def pruned(self) -> Kernels:
-        """The subject's kernels."""
-        return self.own.kernels
+    def kernels(self) -> Kernels:
+        """The candidate's kernels."""
+        return self.candidate.kernels
 
     @property
-    def dense(self) -> Kernels | None:
-        """Those of the baseline."""
-        return self.twin.kernels if self.twin else None
+    def baseline_kernels(self) -> Kernels | None:
+        """The baseline's kernels, None without a baseline."""
+        return self.baseline.kernels if self.baseline else None
 
     @property
     def side(self) -> Side:
-        """The subject."""
-        return self.own.side
+        """The run or trace of the candidate."""
+        return self.candidate.side
 
     @property
-    def side_dense(self) -> Side | None:
-        """The baseline."""
-        return self.twin.side if self.twin else None
+    def baseline_side(self) -> Side | None:
+        """The run or trace of the baseline, None without one."""
+        return self.baseline.side if self.baseline else None
+
+    @property
+    def run(self) -> PhaseRun | None:
+        """This phase in the candidate's run.json, None for a bare trace."""
+        return self.candidate.run
+
+    @property
+    def baseline_run(self) -> PhaseRun | None:
+        """This phase in the baseline's run.json, None for a bare trace or without a baseline."""
+        return self.baseline.run if self.baseline else None
 
     def is_little(self, ns: float) -> bool:
         """Whether a time is too small a part of the recorded step for a warning."""
         return ns < LITTLE * self.phase.wall_ns
 
     def row(self, name: str) -> Row | None:
-        """A ledger row by name, None without a ledger."""
+        """A row of the ledger by name, None where it is not known."""
         return next(
             (r for r in self.phase.ledger or [] if r.row == name and r.ns is not None), None
         )
 
     @property
-    def dense_ns(self) -> float | None:
-        """The dense wall of the ledger."""
+    def baseline_ns(self) -> float | None:
+        """Wall of the baseline in the ledger, ns a step; None without a ledger."""
         row = self.row("dense")
         return row.ns if row else None
-
-    @property
-    def run(self) -> PhaseRun | None:
-        """What the manifest says of this phase, None for a bare trace."""
-        return self.own.run
-
-    @property
-    def run_dense(self) -> PhaseRun | None:
-        """The same of the dense side."""
-        return self.twin.run if self.twin else None
 
 
 def is_significant(row: Row | LedgerPart | None, *, of: float | None, share: float) -> bool:
@@ -96,8 +106,8 @@ def is_significant(row: Row | LedgerPart | None, *, of: float | None, share: flo
 
 
 def communication(row: Row | None) -> Row:
-    """The part of a ledger row that is communication: of waiting for other ranks too. Its interval
-    and noise are those of its parts one beside the other, as wide as if all moved together."""
+    """The part of a ledger row that is communication, which includes waiting for other ranks. Its
+    interval and noise are the sums of those of its parts."""
     parts = [part for part in row.parts if part.cls == "comm"] if row is not None else []
     ends = [part.ci95 for part in parts if part.ci95 is not None]
     noise = [part.noise_ns for part in parts if part.noise_ns is not None]
@@ -112,7 +122,7 @@ def communication(row: Row | None) -> Row:
 
 
 def without_communication(row: Row | None) -> Row | None:
-    """The rest of that row, with its interval and noise."""
+    """The row less its communication, with its interval and noise."""
     comm = communication(row).moves_ns
     if row is None or not comm:
         return row
@@ -121,20 +131,55 @@ def without_communication(row: Row | None) -> Row | None:
     return msgspec.structs.replace(row, ns=row.moves_ns - comm, ci95=ci95, parts=parts)
 
 
+def gains_nothing(c: Context, dense: pl.DataFrame, pruned: pl.DataFrame, *, least: float) -> bool:
+    """Whether these rows of the two kernels frames exclude a gain: the 95 % interval of pruned ÷
+    dense busy time lies at `least` or above. True where there is no interval (one step).
+
+    The interval is over the placements that were profiled, or over steps where none is known."""
+    if c.baseline is None:
+        return False
+    before, after = _busy(c.baseline, dense), _busy(c.candidate, pruned)
+    if before is None or after is None:
+        return False  # only one of several placements was profiled
+    if not (before.ns > 0).all() or not (after.ns > 0).all():
+        return True  # steps without such a kernel have no ratio
+    ratio = speedup_interval(after, before)
+    return ratio is None or ratio[0] >= least
+
+
+def _busy(side: SidePhase, rows: pl.DataFrame) -> Samples | None:
+    """Busy ns of these rows in each step, by placement where the placement of every step is known;
+    None where only one of several placements was profiled."""
+    sums = np.zeros(side.kernels.num_steps, np.int64)
+    by_step = rows.group_by("step").agg(pl.col("busy").sum())
+    sums[by_step["step"].to_numpy()] = by_step["busy"].to_numpy()
+    placement = samples_of(side.run).placement_of_step(len(sums))
+    if placement is None:
+        return Samples.of([sums.tolist()])
+    if placement[-1] == 0:
+        return None
+    return Samples.of([sums[placement == one].tolist() for one in np.unique(placement)])
+
+
 def ms(ns: float) -> str:
     """Milliseconds with three decimals, microseconds below one."""
     return f"{ns / 1e6:.3f} ms" if abs(ns) >= 1e6 else f"{ns / 1e3:.1f} µs"
 
 
 def sized(gemm: GemmRow) -> str:
-    """`role MxNxK` of a row of the GEMM table; the role and its kernel where no size is known."""
+    """`role M×N×K` of a row of the GEMM table; its role and kernel where the sizes are unknown."""
     if gemm.m is None or gemm.n is None or gemm.k is None:
         return f"{gemm.role} {shortened(gemm.kernels[0])}" if gemm.kernels else gemm.role
     return f"{gemm.role} {gemm.m}×{gemm.n}×{gemm.k}"
 
 
+def role_or_kernel(role: str, kernel: str | None) -> str:
+    """What names a cost: its role, or its kernel where the role is unknown."""
+    return (kernel or "?") if role in UNPLACED else role
+
+
 def shortened(name: str, longest: int = 80) -> str:
-    """A kernel's name, cut between two of its words where it is long."""
+    """A kernel's name, cut between two words where it has more than `longest` characters."""
     if len(name) <= longest:
         return name
     cuts = [m.start() for m in _BETWEEN_WORDS.finditer(name[:longest])]

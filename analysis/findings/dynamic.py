@@ -1,18 +1,17 @@
-"""Dynamic families and skipped layers: whether what a run says it skips was really skipped.
+"""Dynamic families and skipped layers: whether a run really skips what it claims to skip.
 
-In: a Context. Out: a Finding, or None. What the run says is its method, or the counts in its
-census; what it did is M, and the calls, of its GEMMs.
+In: a Context. Out: Found, or None. The claim is the run's method, or the counts in its weight
+statistics; the test is M and the number of calls of its GEMMs.
 """
 
 from __future__ import annotations
 
 import polars as pl
 
-from prunescope.analysis.findings.context import Context, ms
-from prunescope.analysis.findings.no_gain import gains_nothing
+from prunescope.analysis.findings.context import Context, gains_nothing, ms
+from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.ledger.gemms import Pair
-from prunescope.analysis.schema.report import Finding
 from prunescope.analysis.verdict.evidence import matrices
 from prunescope.taxonomy.families import known
 from prunescope.taxonomy.family import Family
@@ -20,74 +19,15 @@ from prunescope.taxonomy.roles import MLP_ROLES
 from prunescope.taxonomy.run_blocks import WeightStats
 from prunescope.taxonomy.words import percent
 
-_ALL = 0.999  # a share from which on everything was active
+_ALL = 0.999  # share from which everything counts as active
 _ROUTED = ("q", "o", *MLP_ROLES)
-_ATTENDS = ("attention", "router")  # attention, and what chooses its blocks
-_GAIN = 0.98  # of the dense time: attention over chosen blocks that takes more does not pay
+_ATTENTION_ROLES = ("attention", "router")  # attention, and the choice of its blocks
+_GAIN = 0.98  # of the dense time; block-sparse attention that takes more does not pay
 
 
-def reads_all_weights(c: Context) -> Finding | None:
-    """At batch B, a weight is read unless none of the B tokens is active: 1 − s^B."""
-    s = c.phase.sparsity.get("nominal")
-    rows = c.run.tokens_per_step if c.run else None
-    routing = next((one for one in _families(c) if one.routes_rows), None)
-    if routing is None or not s or not rows or c.name != "decode":
-        return None
-    read = 1 - s**rows
-    if read - (1 - s) < 0.2:
-        return None
-    return Finding(
-        id="reads-all-weights",
-        severity="warning",
-        text=f"{_in_a_sentence(routing)} at B = {rows} reads {percent(read, 1)} of the routed "
-        f"weights in a decode step: 1 − s^B with s = {s:g}",
-        evidence=[
-            f"FLOPs of an active share {percent(1 - s)} fall, bytes to {percent(read, 1)}; decode "
-            "is bound by the bytes of the weights"
-        ],
-        change="route whole sequences alike, serve smaller batches, or prune statically",
-        predicted_ns=None,
-    )
-
-
-def below_break_even(c: Context) -> Finding | None:
-    """Attention over chosen blocks takes as long as over all of them."""
-    dense = _attention_ns(c.phase.baseline.roles) if c.phase.baseline else 0.0
-    pruned = _attention_ns(c.phase.roles)
-    blocks = any(one.skips_blocks for one in _families(c))
-    if not blocks or not dense or pruned < _GAIN * dense or c.dense is None:
-        return None
-    if not gains_nothing(c, _attention(c.dense), _attention(c.pruned), least=_GAIN):
-        return None
-    keys = f" at {c.run.context} keys" if c.run else ""
-    return Finding(
-        id="below-break-even",
-        severity="critical",
-        text=f"block-sparse attention does not pay{keys}: with its estimator it takes "
-        f"{ms(pruned)}, dense attention {ms(dense)}",
-        evidence=[_break_even(c) or "the context at which it pays is longer than this one"],
-        change="use dense attention below the break-even context, larger blocks, or fewer of them",
-        predicted_ns=pruned - dense if pruned > dense else None,
-    )
-
-
-def _attention_ns(roles: dict[str, float]) -> float:
-    return float(sum(roles.get(role, 0.0) for role in _ATTENDS))
-
-
-def _attention(kernels: Kernels) -> pl.DataFrame:
-    return kernels.frame.filter(pl.col("role").is_in(_ATTENDS))
-
-
-def _break_even(c: Context) -> str:
-    context = c.phase.predicted["break_even"].get("context") if c.phase.predicted else None
-    if not context:
-        return ""
-    return f"the roofline alone gains from {context['from']} keys on, before the estimator's cost"
-
-
-def masked_tokens(c: Context) -> Finding | None:
-    """Tokens are masked, not removed: M is what it was."""
+@finding("masked-tokens", "critical")
+def masked_tokens(c: Context) -> Found | None:
+    """Tokens are masked, not removed: M of the GEMMs is unchanged."""
     counted = _counted(c, "rows")
     # Dropped prompt tokens leave a decode step its rows, and a single row runs or does not.
     tokens = any(one.skips_tokens for one in _families(c))
@@ -97,23 +37,22 @@ def masked_tokens(c: Context) -> Finding | None:
     routed = [p for p in c.pairs or [] if p.key[1] in _ROUTED]
     if not routed or not all(_as_before(p) for p in routed):
         return None
-    said = (
+    reason = (
         f"the run counts {percent(counted)} of its tokens active"
         if counted is not None
-        else (f"the run's method is {_method(c)}")
+        else f"the run's method is {_method(c)}"
     )
-    return Finding(
-        id="masked-tokens",
-        severity="critical",
+    return Found(
         text=f"tokens are masked, not removed: M is unchanged in all {len(routed)} GEMMs",
-        evidence=[said, f"M = {_first_m(routed)} dense and pruned"],
-        change="gather the active rows before the GEMMs and scatter their results after",
+        evidence=[reason, f"M = {_first_m(routed)} dense and pruned"],
+        change="gather the active rows before the GEMMs and scatter the results after them",
         predicted_ns=None if counted is None else (1 - counted) * sum(_busy(p) for p in routed),
     )
 
 
-def skipped_executed(c: Context) -> Finding | None:
-    """Layers that the run says are skipped run all the same, for nothing."""
+@finding("skipped-layers-executed", "critical")
+def skipped_layers_executed(c: Context) -> Found | None:
+    """Layers that the run skips, by its method or counts, are executed."""
     pairs = [p for p in c.pairs or [] if p.key[0] is not None]
     if not pairs or not all(_as_before(p) for p in pairs):
         return None
@@ -126,21 +65,77 @@ def skipped_executed(c: Context) -> Finding | None:
         if counted > _ALL:
             return None
         lines = [f"the run counts {percent(counted)} of its layers active"]
-    elif _says_layers(c) and s and int(s * len({p.key[0] for p in pairs})):
+    elif _method_skips_layers(c) and s and int(s * len({p.key[0] for p in pairs})):
         lines = [f"the run's method is {_method(c)} at s = {s:g}"]
     else:
         return None
     layers = {p.key[0] for p in pairs}
     share = len(zeroed) / len(layers) if zeroed else 1 - counted if counted is not None else s or 0
-    return Finding(
-        id="skipped-layers-executed",
-        severity="critical",
-        text=f"skipped layers are executed: the GEMMs of all {len(layers)} layers run, at their "
+    return Found(
+        text=f"skipped layers are executed: the GEMMs of all {len(layers)} layers run at their "
         "dense shapes",
         evidence=lines,
-        change="leave the layers out of the forward (with their norms and residual adds)",
+        change="leave the layers out of the forward pass (with their norms and residual adds)",
         predicted_ns=share * sum(_busy(p) for p in pairs),
     )
+
+
+@finding("reads-all-weights", "warning")
+def reads_all_weights(c: Context) -> Found | None:
+    """A batch of routed tokens reads almost all weights, though each token is routed to few."""
+    s = c.phase.sparsity.get("nominal")
+    rows = c.run.tokens_per_step if c.run else None
+    routing = next((one for one in _families(c) if one.routes_rows), None)
+    if routing is None or not s or not rows or c.name != "decode":
+        return None
+    read = 1 - s**rows
+    if read - (1 - s) < 0.2:
+        return None
+    return Found(
+        text=f"{_in_a_sentence(routing)} at B = {rows} reads {percent(read, 1)} of the routed "
+        f"weights in a decode step: 1 − s^B with s = {s:g}",
+        evidence=[
+            f"FLOPs fall to {percent(1 - s)}, weight bytes to {percent(read, 1)} only, and decode "
+            "is bound by weight bytes"
+        ],
+        change="route whole sequences alike, serve smaller batches, or prune statically",
+    )
+
+
+@finding("below-break-even", "critical", needs_valid_times=True, compares=True)
+def below_break_even(c: Context) -> Found | None:
+    """Block-sparse attention takes as long as dense attention."""
+    dense = _attention_ns(c.phase.baseline.roles) if c.phase.baseline else 0.0
+    pruned = _attention_ns(c.phase.roles)
+    blocks = any(one.skips_blocks for one in _families(c))
+    if not blocks or not dense or pruned < _GAIN * dense or c.baseline_kernels is None:
+        return None
+    if not gains_nothing(c, _attention(c.baseline_kernels), _attention(c.kernels), least=_GAIN):
+        return None
+    keys = f" at {c.run.context} keys" if c.run else ""
+    return Found(
+        text=f"block-sparse attention does not pay{keys}: with its estimator it takes "
+        f"{ms(pruned)}, dense attention {ms(dense)}",
+        evidence=[_break_even(c) or "the break-even context is longer than this one"],
+        change="use dense attention below the break-even context, larger blocks, or fewer blocks",
+        predicted_ns=pruned - dense if pruned > dense else None,
+        explains=frozenset(_ATTENTION_ROLES),
+    )
+
+
+def _attention_ns(roles: dict[str, float]) -> float:
+    return float(sum(roles.get(role, 0.0) for role in _ATTENTION_ROLES))
+
+
+def _attention(kernels: Kernels) -> pl.DataFrame:
+    return kernels.frame.filter(pl.col("role").is_in(_ATTENTION_ROLES))
+
+
+def _break_even(c: Context) -> str:
+    context = c.phase.predicted["break_even"].get("context") if c.phase.predicted else None
+    if not context:
+        return ""
+    return f"by the roofline it gains from {context['from']} keys on, without the estimator's cost"
 
 
 def _method(c: Context) -> str | None:
@@ -149,11 +144,11 @@ def _method(c: Context) -> str | None:
 
 
 def _families(c: Context) -> list[Family]:
-    """The families of the run's method, where it is one, and of the verdict."""
+    """The families of the run's method, if known, and of the verdict."""
     return known([_method(c), *(c.phase.family.ids if c.phase.family else ())])
 
 
-def _says_layers(c: Context) -> bool:
+def _method_skips_layers(c: Context) -> bool:
     return any(one.skips_layers for one in known([_method(c)]))
 
 
@@ -162,7 +157,7 @@ def _in_a_sentence(one: Family) -> str:
 
 
 def _as_before(p: Pair) -> bool:
-    """Whether a GEMM has its dense shape and runs as often."""
+    """Whether a GEMM has its dense shape and runs as often as in the dense run."""
     both = p.dense is not None and p.pruned is not None
     return both and p.axis == "none" and p.pruned.count >= 0.99 * p.dense.count  # type: ignore[union-attr]
 
@@ -177,8 +172,7 @@ def _first_m(pairs: list[Pair]) -> str:
 
 
 def _counted(c: Context, unit: str) -> float | None:
-    """The share that the run's modules counted active in this phase; None where they counted
-    nothing of the kind."""
+    """The active share, 0..1, that the run's modules counted in this phase; None without counts."""
     counted = c.evidence.counted(unit) if c.evidence else None
     return counted[0] / counted[1] if counted else None
 
@@ -186,10 +180,10 @@ def _counted(c: Context, unit: str) -> float | None:
 def _zeroed_layers(c: Context) -> list[int]:
     """Layers whose o or down weight is all zero in the pruned run and was not in the dense one."""
 
-    def zero(census: WeightStats | None) -> set[tuple[int, str]]:
+    def zero(stats: WeightStats | None) -> set[tuple[int, str]]:
         return {
             (m.layer, m.role)
-            for m in matrices(census)
+            for m in matrices(stats)
             if m.role in ("o", "down") and m.layer is not None and (m.zeros or 0) > 0.9999
         }
 

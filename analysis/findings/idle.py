@@ -1,95 +1,141 @@
-"""Why the device idles: in, a Context; out, a Finding, or None. ns a step."""
+"""Steps that differ, clocks that differ, and why the device idles.
+
+In: a Context. Out: Found, or None. Times are ns a step.
+"""
 
 from __future__ import annotations
 
 import polars as pl
 
-from prunescope.analysis.findings.context import Context, ms, shortened
-from prunescope.analysis.kernels.beside import LOADER
-from prunescope.analysis.kernels.waits import cause_sums, dispatch, host, host_late
-from prunescope.analysis.schema.report import Finding
+from prunescope.analysis.findings.context import (
+    Context,
+    ms,
+    shortened,
+)
+from prunescope.analysis.findings.registry import Found, finding
+from prunescope.analysis.kernels.idle import LOADER, cause_sums, dispatch, host, host_late
+from prunescope.analysis.schema.report import (
+    CLOCKS_APART,
+)
+from prunescope.analysis.verdict import caveats
+from prunescope.taxonomy.families import known
 from prunescope.taxonomy.words import percent
 
-_SOME, _MUCH, _MOST = 0.05, 0.25, 0.4  # of the wall
-_NAMED = 0.02  # of the wall: worth a line
-_HARDLY = 0.01  # of what follows
+_SOME, _MUCH, _MOST = 0.05, 0.25, 0.4  # of the step
+_NAMED = 0.02  # of the step: idle time worth a line
+_HARDLY = 0.01  # of the idle time: what ran before it
 
 
-def launch_bound(c: Context) -> Finding | None:
-    """The device idles while the host prepares the next launch, and is in no copy or wait."""
-    late, others = host_late(c.pruned.frame)
-    phase, steps = c.phase, c.pruned.num_steps
+@finding("unequal-steps", "warning")
+def unequal_steps(c: Context) -> Found | None:
+    """The steps do not all launch the same number of kernels."""
+    lines = []
+    for name, kernels in (("dense", c.baseline_kernels), ("pruned", c.kernels)):
+        if kernels is not None and caveats.unequal_steps(kernels) is not None:
+            counts = ", ".join(map(str, kernels.kernels_per_step))
+            side = f"{name}: " if c.baseline is not None else ""
+            lines.append(f"{side}{counts} kernels in steps 0 to {kernels.num_steps - 1}")
+    if not lines:
+        return None
+    return Found(
+        text="the steps have different numbers of kernels: means over steps mix different work",
+        evidence=lines,
+        change="profile more steps: each step decides anew what runs"
+        if any(one.is_dynamic for one in known(c.phase.family.ids if c.phase.family else ()))
+        else "warm up longer, or keep only steps of one kind (--phase-pattern)",
+    )
+
+
+@finding(CLOCKS_APART, "warning")
+def clocks_apart(c: Context) -> Found | None:
+    """Kernels start before they are launched: the clocks of host and device differ."""
+    apart = c.kernels.apart
+    if apart is None:
+        return None
+    return Found(
+        text="the clocks of host and device are apart: causes of idle time and launch delays are "
+        "not reliable",
+        evidence=[apart.seen],
+        change="trace again before acting on them; kernel times and the total idle time are "
+        "reliable",
+        predicted_ns=None,
+    )
+
+
+@finding("launch-bound", "critical", needs_valid_times=True, needs_one_clock=True)
+def launch_bound(c: Context) -> Found | None:
+    """Launch-bound: the device idles while the host prepares the next launch."""
+    late, others = host_late(c.kernels.frame)
+    phase, steps = c.phase, c.kernels.num_steps
     spared, other = late / steps, others / steps
-    idle = phase.gap_ns - int(c.pruned.frame["idle_other_step"].sum()) / steps
-    share = _much(c, spared)
+    idle = phase.gap_ns - int(c.kernels.frame["idle_other_step"].sum()) / steps
+    share = _large_share(c, spared)
     if share is None:
         return None
-    stacks = c.pruned.stacks
-    return Finding(
-        id="launch-bound",
+    stacks = c.kernels.stacks
+    return Found(
         severity="critical" if share > _MOST and not stacks else "warning",
         text=f"launch-bound: the device waits for a late host for {percent(share)} of the step "
-        f"(it idles for {percent(idle / phase.wall_ns)}); smaller kernels cannot make that faster",
+        f"(it idles for {percent(idle / phase.wall_ns)}); smaller kernels do not shorten that",
         evidence=[
             *[_stacks(stacks)] * bool(stacks),
-            f"in {ms(spared)} of {ms(idle)} idle time the host ran ops or made calls, or "
-            "neither for less than 1 ms, before a launch that began after the device ran dry",
+            f"in {ms(spared)} of {ms(idle)} idle time the host ran ops or calls (or nothing, for "
+            "less than 1 ms) before a launch that it began after the device had finished all work",
             *_longest(c),
             *[
-                f"in {ms(other)} more it loaded data, computed products itself, or did other work "
-                "than dispatch"
+                f"in another {ms(other)} it loaded data, computed matrix products itself, or did "
+                "other work than dispatch"
             ]
             * bool(other),
         ],
         change=_fewer_launches(c),
         predicted_ns=spared
-        if c.pruned.is_replay
-        else spared + _gaps(c, "device") + int(c.pruned.frame["idle_copy_launch"].sum()) / steps,
+        if c.kernels.is_replay
+        else spared + _gaps(c, "device") + int(c.kernels.frame["idle_copy_launch"].sum()) / steps,
     )
 
 
 def _longest(c: Context) -> list[str]:
-    """In which ops most of the late dispatch was, of those that are long."""
-    ops = c.pruned.frame.filter(pl.col("host_activity").str.contains("::", literal=True))
+    """The ops with the most late dispatch, where they take at least _NAMED of the step."""
+    ops = c.kernels.frame.filter(pl.col("host_activity").str.contains("::", literal=True))
     spared = pl.min_horizontal(dispatch(), "host_activity_ns")
     by = ops.group_by("host_activity").agg(spared.sum().alias("ns"))
     by = by.sort("ns", "host_activity", descending=[True, False]).head(2)
-    least = _NAMED * c.pruned.wall
-    steps = c.pruned.num_steps
+    least = _NAMED * c.kernels.wall
+    steps = c.kernels.num_steps
     return [f"{ms(ns / steps)} of it in {shortened(n)}" for n, ns in by.iter_rows() if ns >= least]
 
 
 def _stacks(calls: int) -> str:
     return (
-        f"the profiler recorded {calls:,} calls of Python (with_stack), each at a cost to the "
-        "host: without stacks the device waits less"
+        f"the profiler recorded {calls:,} calls of Python (with_stack), which slows the host: "
+        "without stacks the device waits less"
     )
 
 
 def _fewer_launches(c: Context) -> str:
-    if c.pruned.is_replay:
+    if c.kernels.is_replay:
         return (
-            "shorten what the host does between two replays (the step is a graph already), or "
+            "shorten the host's work between two replays (the step is a CUDA graph already), or "
             "batch more"
         )
-    ours = c.side.run is not None
-    way = (
+    how = (
         "trace --mode graph"
-        if ours
+        if c.side.run is not None
         else "torch.cuda.graph, or torch.compile(mode='reduce-overhead')"
     )
-    stops = c.pruned.stops
-    first = f", once the {stops} of a step are gone: no graph holds them" if stops else ""
-    if c.pruned.frame["idle_computed"].sum() >= _NAMED * c.pruned.wall:
-        first = f", once the products that the host computes run on the device{first}"
-    return f"capture the step in a CUDA graph ({way}){first}, or batch more"
+    stops = c.kernels.stops
+    first = f", once the {stops} of a step are gone: no graph can hold them" if stops else ""
+    if c.kernels.frame["idle_computed"].sum() >= _NAMED * c.kernels.wall:
+        first = f", once the matrix products of the host run on the device{first}"
+    return f"capture the step in a CUDA graph ({how}){first}, or batch more"
 
 
-def host_work(c: Context) -> Finding | None:
-    """The device idles while the host does other work than dispatch: it loads data, computes
-    products itself, or runs Python that starts no op for long."""
-    frame, steps = c.pruned.frame, c.pruned.num_steps
-    share = _much(c, host_late(frame)[1] / steps)
+@finding("host-work", "warning", needs_one_clock=True)
+def host_work(c: Context) -> Found | None:
+    """The device idles while the host loads data, computes or does anything but launch ops."""
+    frame, steps = c.kernels.frame, c.kernels.num_steps
+    share = _large_share(c, host_late(frame)[1] / steps)
     if share is None:
         return None
     rest = host() - dispatch() - pl.col("idle_computed")
@@ -100,10 +146,9 @@ def host_work(c: Context) -> Finding | None:
     by = by.sort("ns", descending=True)
     computed = int(frame["idle_computed"].sum())
     lines = [
-        *[f"{ms(computed / steps)} in matrix products that the host computed itself"]
-        * bool(computed),
+        *[f"{ms(computed / steps)} in matrix products that the host computed"] * bool(computed),
         *(
-            f"{ms(ns / steps)} in nothing that the trace names"
+            f"{ms(ns / steps)} in work without a name in the trace"
             if name is None
             else f"{ms(within / steps)} in {name[:120]}{_around(within / steps, ns / steps)}"
             for name, ns, within in by.head(3).iter_rows()
@@ -111,187 +156,177 @@ def host_work(c: Context) -> Finding | None:
     ]
     first = by["ns"].head(1).sum()
     loads = first > computed and bool(by["host_activity"].head(1).str.contains(LOADER).any())
-    return Finding(
-        id="host-work",
-        severity="warning",
+    return Found(
         text=f"the device idles for {percent(share)} of the step while the host "
-        f"{'waits for or prepares data' if loads else 'does other work than the launch of ops'}: "
-        "neither smaller kernels nor a CUDA graph make that faster",
+        f"{'waits for or prepares data' if loads else 'does other work than launching ops'}: "
+        "neither smaller kernels nor a CUDA graph shorten that",
         evidence=lines,
         change="load and prepare the next batch in other processes while the device works "
         "(DataLoader: num_workers, prefetch_factor, persistent_workers)"
         if loads
-        else "move that work off the path of the step, or onto the device",
-        predicted_ns=None,
+        else "move that work out of the step, or onto the device",
     )
 
 
 def _around(within: float, ns: float) -> str:
-    """The host's part of the gaps, where a name does not fill it."""
+    """The length of the gaps, where the named work does not fill them."""
     return f", within gaps of {ms(ns)}" if within < ns else ""
 
 
-def host_lead(c: Context) -> Finding | None:
-    """Before the first step's first event on the device the host works for long: no wall has it,
-    and that of each step after it has its own."""
-    linked = c.pruned.linked
-    if c.pruned.windows.source == "whole" or linked.launch_latency_ns is None:
+@finding("host-lead", "warning", needs_one_clock=True)
+def host_lead(c: Context) -> Found | None:
+    """The host works for long before the first step's first event on the device, which no wall time
+    contains."""
+    linked = c.kernels.linked
+    if c.kernels.windows.source == "whole" or linked.launch_latency_ns is None:
         return None
-    idle = linked.launch_latency_ns - (linked.launch_latency_busy_ns or 0)
-    steps = c.pruned.num_steps
+    idle, steps = (
+        linked.launch_latency_ns - (linked.launch_latency_busy_ns or 0),
+        c.kernels.num_steps,
+    )
     whole = c.phase.wall_ns + linked.launch_latency_ns / steps
-    if not c.pruned.on_device or idle < _SOME * whole:
+    if not c.kernels.on_device or idle < _SOME * whole:
         return None
+    has_work = bool(linked.launch_latency_work.get("events"))
+    first = "wall time" if has_work else "first event on the device"
     begins = "the step begins" if steps == 1 else f"the first of {steps} steps begins"
-    return Finding(
-        id="host-lead",
+    return Found(
         severity="warning" if idle >= _MUCH * whole else "info",
         text=f"{begins} with {ms(idle)} on the host in which the device runs nothing "
-        f"({_share_of_lead(idle, whole, steps)}), and the wall leaves it out: with it "
+        f"({_share_of_lead(idle, whole, steps)}), which its wall time does not contain: with it "
         f"{'the' if steps == 1 else 'a mean'} step takes {ms(whole)}, of which the device is "
         f"busy for {percent(c.phase.busy_ns / whole)}",
         evidence=[
-            f"the step's annotation begins {ms(linked.launch_latency_ns)} before its "
-            f"{'wall' if linked.launch_latency_work.get('events') else 'first event on the device'}"
+            f"the step's annotation begins {ms(linked.launch_latency_ns)} before its {first}"
         ],
-        change="look at what the host does there (data, preprocessing, a first call of a kernel)"
-        + ", or profile several steps: the wall of each after the first has it" * (steps == 1),
-        predicted_ns=None,
+        change="find out what the host does there (data, preprocessing, the first call of a kernel)"
+        + ", or profile several steps: the wall time of each but the first contains it"
+        * (steps == 1),
     )
 
 
 def _share_of_lead(idle: float, whole: float, steps: int) -> str:
-    """Of all steps together, leads with them: `whole` is their mean."""
+    """The lead as a share of all steps with it; `whole`: mean ns of a step with it."""
     if steps == 1:
-        return f"{percent(idle / whole)} of the step with it"
-    return f"{percent(idle / (steps * whole), 1)} of all of them with it"
+        return f"{percent(idle / whole)} of the step including it"
+    return f"{percent(idle / (steps * whole), 1)} of all steps including it"
 
 
-def host_waits(c: Context) -> Finding | None:
-    """The device idles beside copies between host and device, and where the host waits for it."""
+@finding("host-waits", "warning", needs_one_clock=True)
+def host_waits(c: Context) -> Found | None:
+    """The device idles while the host copies data, or waits for the device."""
     copies, waits = _gaps(c, "memcpy"), _gaps(c, "sync")
-    share = _much(c, copies + waits)
+    share = _large_share(c, copies + waits)
     if share is None:
         return None
     parts = [f"copy calls ({ms(copies)})"] * bool(copies)
     parts += [f"calls that wait for the device ({ms(waits)})"] * bool(waits)
-    return Finding(
-        id="host-waits",
-        severity="warning",
+    return Found(
         text=f"the device idles for {percent(share)} of the step while the host is in "
-        f"{' and '.join(parts)}: neither smaller kernels nor a CUDA graph make that faster",
+        f"{' and '.join(parts)}: neither smaller kernels nor a CUDA graph shorten that",
         evidence=_largest(c, "memcpy", "sync"),
         change="keep data on the device (no .item(), .cpu() or synchronise in a step), and copy "
         "from pinned memory with non_blocking=True",
-        predicted_ns=None,
     )
 
 
-def held_back(c: Context) -> Finding | None:
-    """The device idles although the next kernel was launched long before: its stream waits."""
-    share = _much(c, _gaps(c, "blocked") - _at_the_begin(c))
-    if share is None:
-        return None
-    elsewhere = ", as it does within replays of graphs" * (graph_holes(c) is not None)
-    return Finding(
-        id="held-back",
-        severity="warning",
-        text=f"the device idles for {percent(share)} of the step although the next kernel had been "
-        "launched before: its stream waits for another one or for an event, or the trace "
-        f"lacks what ran meanwhile{elsewhere}",
-        evidence=_largest(c, "blocked"),
-        change="find what is waited for (a stream, a copy, another rank), and compare steps "
-        "without it",
-        predicted_ns=None,
-    )
-
-
-def earlier_work(c: Context) -> Finding | None:
-    """The trace begins with a device that shows nothing, though a kernel had been launched on a
-    stream that had no event before: what had been launched before the profiler began ran."""
-    held = _at_the_begin(c)
-    share = _much(c, held)
+@finding("earlier-work", "warning", needs_one_clock=True)
+def earlier_work(c: Context) -> Found | None:
+    """The trace begins while the device runs work that was launched before the profiler started."""
+    held = _blocked_at_start(c)
+    share = _large_share(c, held)
     if share is None:
         return None
     rest = c.phase.wall_ns - held
-    return Finding(
-        id="earlier-work",
-        severity="warning",
-        text=f"the trace shows nothing on the device for {percent(share)} of the step, right at "
-        "its begin, although the next kernel had been launched: most likely what had been launched "
-        f"before the profiler began ran then; without it a step takes {ms(rest)}, of which the "
-        f"device is busy for {percent(c.phase.busy_ns / rest)}",
+    return Found(
+        text=f"the trace shows nothing on the device for {percent(share)} of the step, at its very "
+        "beginning, although the next kernel had been launched: most likely work ran that was "
+        f"launched before the profiler started; without this time a step takes {ms(rest)}, of "
+        f"which the device is busy for {percent(c.phase.busy_ns / rest)}",
         evidence=[
-            f"{ms(held)} before the first kernel of its stream, which was launched before they "
-            "began or soon after"
+            f"{ms(held)} before the first kernel of its stream, which was launched before this "
+            "time or soon after its start"
         ],
-        change="synchronise before the profiler starts, or leave out its first step "
+        change="synchronise before the profiler starts, or skip its first step "
         "(torch.profiler.schedule with warmup=1)",
-        predicted_ns=None,
     )
 
 
-def _at_the_begin(c: Context) -> float:
-    """ns a step in which a kernel of the first step was held back before the first event of its
-    stream, where hardly anything ran before."""
-    frame = c.pruned.frame
-    if not c.pruned.on_device or frame.is_empty():
+def _blocked_at_start(c: Context) -> float:
+    """ns a step in which a kernel of the first step was blocked before the first event of its
+    stream and hardly anything ran before."""
+    frame = c.kernels.frame
+    if not c.kernels.on_device or frame.is_empty():
         return 0.0
     first = frame.filter(pl.col("step") == pl.col("step").min())
     longest = first.sort("idle_blocked").tail(1).row(0, named=True)
     before = frame.filter(pl.col("start") < longest["start"])
     held: int = longest["idle_blocked"]
-    follows = longest["stream"] in before["stream"] or c.pruned.linked.carry_over["events"]
+    follows = longest["stream"] in before["stream"] or c.kernels.linked.carry_over["events"]
     if follows or before["busy"].sum() > _HARDLY * held:
         return 0.0
-    return held / c.pruned.num_steps
+    return held / c.kernels.num_steps
 
 
-def graph_holes(c: Context) -> Finding | None:
-    """A replay of a graph stands still between its own kernels."""
-    frame, steps = c.pruned.frame, c.pruned.num_steps
+@finding("held-back", "warning", needs_one_clock=True)
+def held_back(c: Context) -> Found | None:
+    """The device idles although the next kernel had been launched: its stream is blocked."""
+    share = _large_share(c, _gaps(c, "blocked") - _blocked_at_start(c))
+    if share is None:
+        return None
+    elsewhere = ", as it does within replays of graphs" * (graph_holes(c) is not None)
+    return Found(
+        text=f"the device idles for {percent(share)} of the step although the next kernel had been "
+        "launched before: its stream waits for another one or for an event, or the trace "
+        f"lacks what ran meanwhile{elsewhere}",
+        evidence=_largest(c, "blocked"),
+        change="find out what the stream waits for (a stream, a copy, another rank), and compare "
+        "steps without it",
+    )
+
+
+@finding("graph-holes", "warning")
+def graph_holes(c: Context) -> Found | None:
+    """Replays of CUDA graphs idle between their own kernels: the trace lacks kernels."""
+    frame, steps = c.kernels.frame, c.kernels.num_steps
     gaps = frame["idle_replay"].filter(frame["idle_replay"] > 0).to_list()
     ns = sum(gaps) / steps
     if ns < _NAMED * c.phase.wall_ns or not ns:
         return None
-    before = int(frame["idle_unknown"].filter(pl.Series(c.pruned.linked.replayed)).sum()) / steps
-    return Finding(
-        id="graph-holes",
-        severity="warning",
-        text=f"replays of CUDA graphs stand still for {ms(ns)} of the step "
-        f"({percent(ns / c.phase.wall_ns)}) between kernels of their own: the trace lacks kernels "
-        "that ran there, or the graph holds work of the host; busy time and shares by kind are "
+    before = int(frame["idle_unknown"].filter(pl.Series(c.kernels.linked.replayed)).sum()) / steps
+    return Found(
+        text=f"replays of CUDA graphs idle for {ms(ns)} of the step "
+        f"({percent(ns / c.phase.wall_ns)}) between their own kernels: the trace lacks kernels "
+        "that ran there, or the graph contains work of the host; busy time and shares by kind are "
         "lower bounds",
         evidence=[
             f"{len(gaps) / steps:g} gaps of more than 1 ms a step; the longest is {ms(max(gaps))}",
             *[
-                f"{ms(before)} more before the first events of replays, which had been launched: a "
-                "stream waited, or the trace lacks kernels there too"
+                f"another {ms(before)} before the first events of replays that had been launched: "
+                "a stream waited, or the trace lacks kernels there too"
             ]
             * bool(before),
         ],
-        change="capture the step without graphs to see every kernel, and compare the kernels "
-        "of both",
-        predicted_ns=None,
+        change="trace the step without graphs to see every kernel, and compare the kernels of both",
     )
 
 
-def _much(c: Context, ns: float) -> float | None:
-    """Idle time as a share of the step of a device; None where that is little."""
+def _large_share(c: Context, ns: float) -> float | None:
+    """Idle time as a share of the step, None below _MUCH and without a device."""
     share = ns / c.phase.wall_ns if c.phase.wall_ns else 0.0
-    return share if c.pruned.on_device and share >= _MUCH else None
+    return share if c.kernels.on_device and share >= _MUCH else None
 
 
 def _gaps(c: Context, cause: str) -> float:
-    return cause_sums(c.pruned.frame)[cause] / c.pruned.num_steps
+    return cause_sums(c.kernels.frame)[cause] / c.kernels.num_steps
 
 
 def _largest(c: Context, *causes: str) -> list[str]:
-    """The longest gaps of these causes, by what ended them."""
-    rows = c.pruned.frame.filter(pl.col("cause").is_in(causes))
+    """The longest gaps of these causes, by the kernel that ended them."""
+    rows = c.kernels.frame.filter(pl.col("cause").is_in(causes))
     sums = rows.group_by("name").agg((pl.col("gap") - pl.col("idle_other_step")).sum(), pl.len())
     sums = sums.sort(["gap", "name"], descending=[True, False]).head(3)
-    steps = c.pruned.num_steps
+    steps = c.kernels.num_steps
     return [
         f"{ms(gap / steps)} in {count / steps:g} gap{'s' * (count != steps)} before "
         f"{shortened(name or '?')}"

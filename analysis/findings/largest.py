@@ -1,62 +1,58 @@
-"""The largest costs of a step: none that is far from its bound, or untouched, goes unnamed.
+"""The largest costs of a step: a role or kernel that is far from its roofline bound, or not pruned,
+and that no other finding explains.
 
-In: a Context and the findings so far. Out: a Finding, or None. Times are ns a step, as recorded.
+In: a Context with what the other findings explain. Out: Found, or None. Times are ns a step, as
+recorded.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
 
-from prunescope.analysis.findings.context import Context, ms, shortened
+from prunescope.analysis.findings.context import Context, ms, role_or_kernel, shortened
+from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.kernels.frame import ATTENTION
-from prunescope.analysis.schema.report import Finding, clock
-from prunescope.taxonomy.roles import UNPLACED
+from prunescope.analysis.schema.report import clock
 from prunescope.taxonomy.words import percent
 
-_LARGE = 0.2  # of the step
-_SLOW = 0.25  # of the bound
-_GENERAL = ("nominal-differs",)  # names what every pruning leaves alone, not what takes time here
-_LEAST = 0.01
-_MOST = 0.9  # of the time of a role whose bound is known, for the role to have one
+_LARGE = 0.2  # of the step: a large cost
+_SLOW = 0.25  # roofline efficiency below which a cost is slow
+_LEAST = 0.01  # efficiency below which no number is printed
+_MOST = 0.9  # of the time of a role must have a known bound, or the role has none
 
 
 @dataclass(frozen=True)
 class _Cost:
-    """A role, or a kernel of no role. `of_bound`: ideal ÷ its time, None where it is not known."""
+    """A role, or a kernel without a role. `efficiency`: ideal ÷ its time, None where unknown."""
 
     name: str
     busy: float
-    of_bound: float | None
+    efficiency: float | None
     untouched: bool
     kernel: str
 
     @property
     def slow(self) -> bool:
-        """Whether it is far from its bound."""
-        return self.of_bound is not None and self.of_bound < _SLOW
+        """Whether it is far from its roofline bound."""
+        return self.efficiency is not None and self.efficiency < _SLOW
 
 
-def unnamed_cost(c: Context, found: list[Finding]) -> Finding | None:
-    """A role or kernel that takes much of the step far from its bound, or untouched, and that no
-    finding has named yet."""
-    said = " ".join(" ".join([f.text, *f.evidence]) for f in found if f.id not in _GENERAL)
-    costs = [
-        cost
-        for cost in sorted(_costs(c), key=lambda one: -one.busy)
-        if not re.search(rf"(?<!\w){re.escape(cost.name)}(?!\w)", said)
-    ]
+@finding("largest-cost", "warning", reads="findings")
+def largest_cost(c: Context) -> Found | None:
+    """A role or kernel takes much of the step, far from its roofline bound or not pruned, and no
+    other finding explains it."""
+    costs = [cost for cost in _costs(c) if cost.name not in c.explained]
     if not costs:
         return None
+    costs.sort(key=lambda one: -one.busy)
     first = costs[0]
-    return Finding(
-        id="largest-cost",
+    return Found(
         severity="warning" if first.slow else "info",
-        text="; ".join(_said(one, c.phase.wall_ns) for one in costs[:3]),
+        text="; ".join(_sentence(one, c.phase.wall_ns) for one in costs[:3]),
         evidence=[
             *(
                 f"{shortened(one.name, 40)}: its largest kernel is {shortened(one.kernel)}"
@@ -65,47 +61,48 @@ def unnamed_cost(c: Context, found: list[Finding]) -> Finding | None:
             *_larger(c, first),
         ],
         change=_change(first),
-        predicted_ns=None,
     )
 
 
-def _said(one: _Cost, wall: float) -> str:
+def _sentence(one: _Cost, wall: float) -> str:
     text = f"{shortened(one.name)} takes {percent(one.busy / wall)} of the step ({ms(one.busy)})"
     facts = []
-    if one.slow and one.of_bound is not None:
-        reached = (
-            f"{percent(one.of_bound)}" if one.of_bound >= _LEAST else f"less than {percent(_LEAST)}"
-        )
-        facts.append(f"at {reached} of its bound")
+    if one.slow and one.efficiency is not None:
+        low = one.efficiency < _LEAST
+        value = f"below {percent(_LEAST)}" if low else f"of {percent(one.efficiency)}"
+        facts.append(f"with a roofline efficiency {value}")
     facts += ["which this pruning does not shrink"] if one.untouched else []
     return f"{text}, {' and '.join(facts)}"
 
 
 def _larger(c: Context, first: _Cost) -> Iterator[str]:
-    """That a kind takes more time than the first cost, nearer to its bound."""
+    """The kind of kernel that takes more time than the first cost, at a higher efficiency."""
     kind, ns = max(c.phase.kinds.items(), key=lambda one: one[1], default=("", 0.0))
     rows = [row for _, rows in _groups(c) for row in rows if row["kind"] == kind]
-    share = _of_bound(rows)
-    if ns > first.busy and share is not None and share > (first.of_bound or 0.0):
-        yield f"kernels of kind {kind} take more ({ms(ns)}), at {percent(share)} of their bound"
+    share = _efficiency(rows)
+    if ns > first.busy and share is not None and share > (first.efficiency or 0.0):
+        yield (
+            f"kernels of kind {kind} take more ({ms(ns)}), with a roofline efficiency of "
+            f"{percent(share)}"
+        )
 
 
 def _change(one: _Cost) -> str:
     if not one.slow:
         return f"combine with a family that touches {one.name}, or promise less"
-    closer = "another kernel, larger batches or fused ops come closer"
+    closer = "try another kernel, larger batches or fused ops"
     if one.name == ATTENTION:
         closer = "compare the backends of scaled_dot_product_attention, and their tiles"
     return (
-        f"look at the kernel named: the peaks allow {ms(one.busy * (one.of_bound or 0.0))}; "
+        f"look at the kernel named: the peaks allow {ms(one.busy * (one.efficiency or 0.0))}; "
         f"{closer}"
     )
 
 
 def _costs(c: Context) -> Iterator[_Cost]:
-    """The large ones that are far from their bound, or untouched."""
+    """Large costs that are far from their bound or not pruned."""
     least = _LARGE * c.phase.wall_ns
-    moved = bool(c.untouched) and not _whole(c) and c.phase.shows_pruning
+    pruned = bool(c.untouched) and not _is_whole(c) and c.phase.shows_pruning
     for name, rows in _groups(c):
         busy = sum(row["busy"] for row in rows)
         if busy < least:
@@ -115,26 +112,26 @@ def _costs(c: Context) -> Iterator[_Cost]:
         cost = _Cost(
             name=name,
             busy=busy,
-            of_bound=_of_bound(rows),
-            untouched=moved and at <= c.untouched,
+            efficiency=_efficiency(rows),
+            untouched=pruned and at <= c.untouched,
             kernel=largest["name"] or "?",
         )
         if cost.slow or cost.untouched:
             yield cost
 
 
-def _whole(c: Context) -> bool:
-    """Whether nothing was shrunk at all."""
+def _is_whole(c: Context) -> bool:
+    """Whether nothing was pruned at all."""
     ladder, family = c.phase.ladder, c.phase.family
     same = ladder is None or ladder.flop is None or abs(ladder.flop - 1) < 1e-6  # noqa: PLR2004
     return same or (family is not None and family.id == "dense")
 
 
 def _groups(c: Context) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Rows of time a step by role; by kernel where no role is known."""
-    steps = c.pruned.num_steps
+    """Rows of ns a step, by role or by kernel where no role is known."""
+    steps = c.kernels.num_steps
     sums = (
-        c.pruned.frame.with_columns(ran=pl.col("duration" if c.pruned.on_device else "busy"))
+        c.kernels.frame.with_columns(ran=pl.col("duration" if c.kernels.on_device else "busy"))
         .group_by("role", "class", "kind", "name", maintain_order=True)
         .agg(
             pl.col("busy").sum() / steps,
@@ -146,13 +143,13 @@ def _groups(c: Context) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     )
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in sums.iter_rows(named=True):
-        name = row["role"] if row["role"] not in UNPLACED else row["name"] or "?"
+        name = role_or_kernel(row["role"], row["name"])
         groups.setdefault(name, []).append(row)
     yield from groups.items()
 
 
-def _of_bound(rows: list[dict[str, Any]]) -> float | None:
-    """Ideal ÷ time; None where most of the time is latency-bound, or has no bound that is known."""
+def _efficiency(rows: list[dict[str, Any]]) -> float | None:
+    """Ideal ÷ time; None where most of the time is latency-bound or has no known bound."""
     busy, bounded, short = (sum(row[key] for row in rows) for key in ("busy", "bounded", "short"))
     ideal, ran = (sum(row[key] for row in rows) for key in ("ideal", "ran"))
     if bounded < _MOST * busy or 2 * short > busy:

@@ -1,7 +1,7 @@
-"""Tiles, waves and alignment of GEMMs: a step that was not crossed, the nearest good dimension, and
-kernels for operands that are not aligned.
+"""What the shapes of GEMMs show: dimensions that do not propagate or are not aligned, kernels on
+CUDA cores, waves that were not saved, better dimensions close by.
 
-In: a Context of device traces whose kernels' names tell a tile. Out: a Finding, or None. Times are
+In: a Context; tiles and cores come from the names of device kernels. Out: Found, or None. Times are
 ns a step, as recorded.
 """
 
@@ -13,66 +13,227 @@ from typing import Any
 
 import polars as pl
 
-from prunescope.analysis.device.cores import loads_singly
+from prunescope.analysis.device.cores import loads_singly, on_plain_cores
 from prunescope.analysis.device.good import NEAR, Tiling, aligned_neighbours, good_neighbours
-from prunescope.analysis.device.tiles import ALIGNED, HALF
-from prunescope.analysis.findings.context import Context, ms
+from prunescope.analysis.device.hardware import Device
+from prunescope.analysis.device.tiles import ALIGNED, GOOD, HALF
+from prunescope.analysis.findings.context import Context, ms, role_or_kernel, shortened
+from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.kernels.frame import Kernels
-from prunescope.analysis.kernels.gemm_summaries import is_hidden, tiling_of
 from prunescope.analysis.kernels.role import GEMM_KINDS
-from prunescope.analysis.kernels.what_if import spread_at
+from prunescope.analysis.kernels.what_if import is_hidden, spread_at, tiling_of
 from prunescope.analysis.ledger.calls import Call
-from prunescope.analysis.schema.report import Finding
 from prunescope.taxonomy.gemm import Gemm
+from prunescope.taxonomy.words import percent
 
-_SHARE = 0.01  # of the busy time of a step: a gain worth a sentence
-_OF_STEP = 0.02  # of the step: kernels worth a sentence on what they load
-_KINDS = ("gemm", "batched_gemm", "grouped_gemm")
-_WORTH = 0.05  # of the time of a GEMM: a dimension worth a move
+_KINDS = ("gemm", "batched_gemm", "grouped_gemm")  # a matrix times a vector needs no tensor cores
+_HELD = 0.2  # of a kernel's time, from which the rate of the CUDA cores limits it
+_FASTER = 1.5  # times the rate of CUDA cores: worth another dtype
+_RECORD_SHAPES = "capture with record_shapes=True: the trace lacks the shapes of these GEMMs"
+_SHARE = 0.01  # of the busy time: kernels or gains worth a finding
+_UNALIGNED = 0.02  # of the step: kernels of unaligned operands worth a finding
+_WORTH = 0.05  # of the time of a GEMM: a saving worth another dimension
 
 
-def unaligned_operands(c: Context) -> Finding | None:
-    """GEMMs in kernels that load operands element by element, as their names say."""
-    rows = c.pruned.frame.filter(
+@finding("broken-propagation", "warning")
+def broken_propagation(c: Context) -> Found | None:
+    """A producer's N fell and its consumer's K did not, or the other way round."""
+    broken = [one for one in c.detections if one.broken]
+    lines = [line for one in broken for line in one.broken]
+    if not lines:
+        return None
+    return Found(
+        text="the pruning does not propagate: a producer's N and its consumer's K disagree",
+        evidence=lines,
+        change="slice both sides of the removed dimension",
+        explains=frozenset(
+            p.key[1] for p in c.pairs or [] if any(one.touches(p) for one in broken)
+        ),
+    )
+
+
+@finding("outside-taxonomy", "warning")
+def outside_taxonomy(c: Context) -> Found | None:
+    """What changed is not a pruning of M, N or K."""
+    family = c.phase.family
+    if family is None or family.id != "outside":
+        return None
+    return Found(
+        text="what changed is not a pruning of M, N or K: the ledger shows its effect, but the "
+        "taxonomy has no family for it",
+        evidence=family.evidence,
+        change="compare with a dense baseline that differs only in the pruning",
+    )
+
+
+@finding("unaligned", "warning", compares=True)
+def unaligned(c: Context) -> Found | None:
+    """N or K of a pruned GEMM is no longer a multiple of 8."""
+    if not c.kernels.on_device:
+        return None
+    bad = []
+    for g in c.phase.gemms:
+        if g.kind not in GEMM_KINDS or g.axis in (None, "none", "gone") or g.dtype not in HALF:
+            continue
+        for axis, new, old in (("N", g.n, g.dense_n), ("K", g.k, g.dense_k)):
+            if new and old and new != old and new % ALIGNED and old % ALIGNED == 0:
+                up = -(-new // GOOD) * GOOD
+                more = f"{up} is (+{percent(up / new - 1, 1)})"
+                bad.append((g, f"{g.role} {axis} = {new} is no multiple of {ALIGNED}; {more}"))
+    busy = sum({id(g): g.busy_ns for g, _ in bad}.values())
+    if not bad or c.is_little(busy):
+        return None
+    return Found(
+        text=f"{len({id(g) for g, _ in bad})} pruned GEMMs ({ms(busy)} a step) have dimensions "
+        "that tensor-core kernels cannot load aligned",
+        evidence=[line for _, line in bad[:4]],
+        change=f"round the kept dimension up to a multiple of {GOOD}",
+        explains=frozenset(g.role for g, _ in bad[:4]),
+    )
+
+
+@finding("cuda-cores", "warning")
+def cuda_cores(c: Context) -> Found | None:
+    """GEMM kernels run on CUDA cores, which are slower than the device's tensor cores."""
+    frame = c.kernels.frame.filter(pl.col("kind").is_in(_KINDS))
+    names = [n for n in frame["name"].unique().drop_nulls() if on_plain_cores(n)]
+    device = c.side.peaks.device if c.side.peaks else None
+    slow = frame.filter(pl.col("name").is_in(names) & _is_held(device))
+    busy = int(slow["busy"].sum()) / c.kernels.num_steps
+    if busy < _SHARE * c.phase.busy_ns or not busy or c.is_little(busy):
+        return None
+    formats = slow["dtype"].unique().drop_nulls().sort().to_list()
+    faster = _faster(device, formats)
+    if device is not None and device.dense_flop_per_s and formats and not faster:
+        return None  # its matrix units are no faster
+    keys = ["role", "call", "dtype", "name"]
+    shown = (
+        slow.group_by(keys)
+        .agg(pl.col("busy").sum() / c.kernels.num_steps)
+        .sort("busy", *keys, descending=[True] + [False] * len(keys))
+    )
+    rows = list(shown.iter_rows(named=True))
+    is_unaligned = any(_odd(gemm, row["dtype"]) for row in rows if (gemm := _gemm(c, row)))
+    return Found(
+        text=f"GEMM kernels that take {ms(busy)} of the busy time run on CUDA cores"
+        f"{_rates(faster)}",
+        evidence=[_line(c, row) for row in rows[:4]],
+        change=_change(c, formats, faster, is_unaligned=is_unaligned),
+        explains=frozenset(role_or_kernel(row["role"], row["name"]) for row in rows[:4]),
+    )
+
+
+def _is_held(device: Device | None) -> pl.Expr:
+    """Kernels whose time the rate of the CUDA cores explains, or for which that is unknown."""
+    rate = device.peak("fp32") if device else None
+    if rate is None:
+        return pl.lit(value=True)
+    ns = pl.col("flop") * (1e9 / rate)
+    memory = pl.col("memory_ns").fill_null(0.0)
+    return ((ns >= memory) & (ns >= _HELD * pl.col("duration"))).fill_null(value=True)
+
+
+def _faster(device: Device | None, formats: list[str]) -> dict[str, float]:
+    """Rate of the tensor cores ÷ that of the CUDA cores by dtype, where it is at least _FASTER; for
+    16-bit GEMMs in their own dtype only."""
+    plain = device.peak("fp32") if device else None
+    if device is None or not plain:
+        return {}
+    wanted = [f for f in formats if f in HALF] or [*HALF, "tf32"]
+    rates = {f: rate / plain for f in wanted if (rate := device.peak(f))}
+    return {f: times for f, times in rates.items() if times >= _FASTER}
+
+
+def _rates(faster: dict[str, float]) -> str:
+    """The rates as text: `; tensor cores multiply 16 times as fast in bf16 and fp16`."""
+    by: dict[str, list[str]] = {}
+    for name, times in faster.items():
+        by.setdefault(f"{times:.0f}", []).append(name)
+    gains = [f"{times} times as fast in {' and '.join(names)}" for times, names in by.items()]
+    return f"; this device's tensor cores multiply {', '.join(gains)}" if gains else ""
+
+
+def _line(c: Context, row: dict[str, Any]) -> str:
+    """A kernel's name and busy time, and its GEMM and dtype where they are known."""
+    dtype, cost, name = row["dtype"], ms(row["busy"]), shortened(str(row["name"]))
+    gemm = _gemm(c, row)
+    if gemm is None or dtype is None:
+        return f"{name}: {cost}"
+    odd = _odd(gemm, dtype)
+    reason = f"{', '.join(odd)} is not aligned" if odd else "chosen by the library"
+    reason = reason if dtype in HALF else "not a 16-bit format"
+    return f"{row['role']} {gemm.m}×{gemm.n}×{gemm.k} {dtype}: {cost}, {reason}, {name}"
+
+
+def _gemm(c: Context, row: dict[str, Any]) -> Gemm | None:
+    """The one GEMM of a kernel's call; None where it is unknown, or one of several."""
+    work = c.kernels.works[row["call"]] if row["call"] is not None else None
+    return work.gemms[0] if work is not None and len(work.gemms) == 1 else None
+
+
+def _odd(gemm: Gemm, dtype: str | None) -> list[str]:
+    """N and K of a 16-bit GEMM that are not aligned, as text."""
+    sizes = (("N", gemm.n), ("K", gemm.k)) if dtype in HALF else ()
+    return [f"{axis} = {n}" for axis, n in sizes if n and n % ALIGNED]
+
+
+def _change(
+    c: Context, formats: list[str], faster: dict[str, float], *, is_unaligned: bool
+) -> str | None:
+    """How to run on tensor cores, in dtypes in which those are faster."""
+    if not formats:
+        return None if c.side.asked_for_shapes else _RECORD_SHAPES
+    if all(f in HALF for f in formats):
+        return f"make N and K multiples of {ALIGNED}" if is_unaligned else None
+    device = c.side.peaks.device if c.side.peaks else None
+    if device is None:
+        return "run in a 16-bit format"
+    fast = " or ".join(f for f in HALF if f in faster) or "a 16-bit format"
+    tf32 = ", or allow TF32 (torch.set_float32_matmul_precision('high'))"
+    has_tf32 = "tf32" in faster or device.tf32 and not device.dense_flop_per_s
+    return f"run in {fast}{tf32 if has_tf32 else ''}"
+
+
+@finding("unaligned-operands", "warning")
+def unaligned_operands(c: Context) -> Found | None:
+    """GEMM kernels load operands element by element, because these are not aligned."""
+    rows = c.kernels.frame.filter(
         pl.col("kind").is_in(_KINDS) & pl.col("dtype").is_in([*HALF, "tf32"]).fill_null(value=True)
     )
     names = [name for name in rows["name"].unique().drop_nulls() if loads_singly(name)]
     keys = ["role", "call", "name", "dtype"]
     sums = rows.filter(pl.col("name").is_in(names)).group_by(keys).agg(pl.col("busy").sum())
-    busy = int(sums["busy"].sum()) / c.pruned.num_steps
-    if not busy or busy < _OF_STEP * c.phase.wall_ns:
+    busy = int(sums["busy"].sum()) / c.kernels.num_steps
+    if not busy or busy < _UNALIGNED * c.phase.wall_ns:
         return None
-    order = sums.sort("busy", *keys, descending=[True] + [False] * len(keys))
-    return Finding(
-        id="unaligned-operands",
-        severity="warning",
-        text=f"{ms(busy)} of GEMM time ran in kernels for operands that are not aligned (…align1): "
-        "they load one element at a time",
-        evidence=[_loaded(c, row) for row in order.head(4).iter_rows(named=True)],
-        change="give matrices leading dimensions of whole 16 bytes, that is a multiple of 8 "
-        "elements at 16 bit or of 4 at 32: pad what is odd, or prune to such a multiple",
-        predicted_ns=None,
+    order = sums.sort("busy", *keys, descending=[True] + [False] * len(keys)).head(4)
+    return Found(
+        text=f"{ms(busy)} of GEMM time is in kernels for operands that are not aligned (…align1), "
+        "which load one element at a time",
+        evidence=[_unaligned_line(c, row) for row in order.iter_rows(named=True)],
+        change="make leading dimensions a multiple of 16 bytes (8 elements of 16 bits or 4 of 32): "
+        "pad them, or prune to such a multiple",
+        explains=frozenset(role_or_kernel(*row) for row in order.select("role", "name").rows()),
     )
 
 
-def _loaded(c: Context, row: dict[str, Any]) -> str:
-    """A kernel of such GEMMs, with the sizes that are odd where they are known."""
-    cost, name = ms(row["busy"] / c.pruned.num_steps), str(row["name"])
-    said = f"{cost}, {name[: name.index('align1') + len('align1')].split('<')[-1]}"
-    work = c.pruned.works[row["call"]] if row["call"] is not None else None
-    if work is None or len(work.gemms) != 1:
-        return said
-    gemm = work.gemms[0]
+def _unaligned_line(c: Context, row: dict[str, Any]) -> str:
+    """A kernel of unaligned operands, with the unaligned sizes where they are known."""
+    cost, name = ms(row["busy"] / c.kernels.num_steps), str(row["name"])
+    text = f"{cost}, {name[: name.index('align1') + len('align1')].split('<')[-1]}"
+    gemm = _gemm(c, row)
+    if gemm is None:
+        return text
     sizes = (("M", gemm.m), ("N", gemm.n), ("K", gemm.k))
     whole = ALIGNED if row["dtype"] in HALF else ALIGNED // 2  # elements in 16 bytes
     odd = ", ".join(f"{axis} = {size}" for axis, size in sizes if size % whole)
     because = f" ({odd})" if odd else ""
-    return f"{row['role']} {gemm.m}×{gemm.n}×{gemm.k}{because}: {said}"
+    return f"{row['role']} {gemm.m}×{gemm.n}×{gemm.k}{because}: {text}"
 
 
 @dataclass
 class _Group:
-    """GEMMs of one role and one pair of shapes: their time, and their tiles."""
+    """GEMMs of one role and one pair of shapes, with their busy ns a step."""
 
     role: str
     axis: str
@@ -84,12 +245,13 @@ class _Group:
     busy_dense: float = 0.0
 
 
-def wave_step(c: Context) -> Finding | None:
-    """Fewer tiles, as many waves: the time does not fall until a wave does."""
-    lines, gain, busy = [], 0.0, 0.0
-    if c.dense is None:
+@finding("wave-step", "warning", compares=True)
+def wave_step(c: Context) -> Found | None:
+    """Pruned GEMMs have fewer tiles but as many waves, so they are not faster."""
+    lines, roles, gain, busy = [], [], 0.0, 0.0
+    if c.baseline_kernels is None:
         return None
-    old_tiles, new_tiles = _tiled(c.dense), _tiled(c.pruned)
+    old_tiles, new_tiles = _tiled(c.baseline_kernels), _tiled(c.kernels)
     for g in _groups(c, ("N", "M")):
         old, new = old_tiles.get((g.role, g.old)), new_tiles.get((g.role, g.new))
         if old is None or new is None or not old.tiling.slots or not new.tiling.slots:
@@ -100,6 +262,7 @@ def wave_step(c: Context) -> Finding | None:
         at = new.tiling.widest(after - 1) if g.axis == "N" else None
         busy += g.busy
         gain += g.busy / after if at else 0.0
+        roles.append(g.role)
         lines.append(
             f"{g.role} {g.axis} {getattr(g.old, g.axis.lower())} → "
             f"{getattr(g.new, g.axis.lower())}: {old.tiles} → {new.tiles} tiles in "
@@ -107,30 +270,30 @@ def wave_step(c: Context) -> Finding | None:
         )
     if busy < _SHARE * c.phase.busy_ns or not lines or c.is_little(busy):
         return None
-    return Finding(
-        id="wave-step",
-        severity="warning",
-        text=f"the GEMMs of {ms(busy)} have fewer tiles and as many waves: the step that makes "
-        "them faster was not crossed",
+    return Found(
+        text=f"GEMMs that take {ms(busy)} have fewer tiles but as many waves: they are not faster",
         evidence=lines[:4],
-        change="prune to the N named, or give the rest back: up to the step it costs no time"
+        change="prune to the N named, which saves a wave, or prune less, which costs no time up to "
+        "the next wave"
         if gain
         else "prune M less or more, batch more rows, or remove whole layers",
         predicted_ns=gain or None,
+        explains=frozenset(roles[:4]),
     )
 
 
-def nearest_dimension(c: Context) -> Finding | None:
-    """A dimension close by at which the GEMM is predicted to be faster.
+@finding("nearest-dimension", "warning", compares=True)
+def nearest_dimension(c: Context) -> Found | None:
+    """At a dimension close to the kept one, the GEMM is predicted to be faster.
 
     The time at N' is that of the dense GEMM, whose kernel is aligned, times K'/K and the waves of
-    its own tile at N' over those at N (times N'/N where memory binds it): an aligned dimension gets
-    the dense GEMM's kernel back, which `kernels.what_if` cannot know of a trace alone.
+    its tile at N' over those at N (times N'/N where it is memory-bound): an aligned dimension gets
+    the dense GEMM's kernel back, which `kernels.what_if` cannot know from one trace.
     """
-    if c.dense is None or not c.pruned.on_device:
+    if c.baseline_kernels is None or not c.kernels.on_device:
         return None
-    tiles = _tiled(c.dense)
-    lines, gain = [], 0.0
+    tiles = _tiled(c.baseline_kernels)
+    lines, roles, gain = [], [], 0.0
     for g in _groups(c, ("N", "K", "NK")):
         tiled = tiles.get((g.role, g.old))
         if tiled is None or g.pruned.dtype not in HALF:
@@ -139,24 +302,24 @@ def nearest_dimension(c: Context) -> Finding | None:
         if found is not None:
             axis, now, best, saved = found
             gain += saved
+            roles.append(g.role)
             lines.append(
                 f"{g.role} {axis} = {now}: {best} ({100 * (best / now - 1):+.1f} %) is predicted "
                 f"to save {ms(saved)}{_within(c, g, axis, best, saved)} of {ms(g.busy)}"
             )
     if gain < _SHARE * c.phase.busy_ns or not lines or c.is_little(gain):
         return None
-    return Finding(
-        id="nearest-dimension",
-        severity="warning",
+    return Found(
         text=f"dimensions close to the kept ones are predicted to run {ms(gain)} faster",
         evidence=lines[:5],
         change="keep the dimensions named",
         predicted_ns=gain,
+        explains=frozenset(roles[:5]),
     )
 
 
 def _within(c: Context, g: _Group, axis: str, value: int, saved: float) -> str:
-    """The 95 % interval of a saving, by how time and prediction differ among the trace's GEMMs."""
+    """The 95 % interval of a saving, from how times and predictions of the trace's GEMMs differ."""
     fit = c.phase.anatomy.fit if c.phase.anatomy is not None else None
     if fit is None or fit.spread is None:
         return ""
@@ -169,12 +332,12 @@ def _within(c: Context, g: _Group, axis: str, value: int, saved: float) -> str:
 
 
 def _is_aligned(now: int, was: int) -> bool:
-    """Whether a dimension is aligned, or was no better in the dense model."""
+    """Whether a dimension is aligned, or was not aligned in the dense model either."""
     return now % ALIGNED == 0 or was % ALIGNED != 0
 
 
 def _better(g: _Group, tiling: Tiling) -> tuple[str, int, int, float] | None:
-    """(axis, now, nearest, ns saved); None where the dimension is as good as those around it."""
+    """(axis, current size, nearest better size, ns saved); None where no size nearby is better."""
 
     def time(n: int, k: int) -> float:
         wide = n / g.old.n if g.dense.bound == "memory" else tiling.waves(n) / tiling.waves(g.old.n)
@@ -190,11 +353,11 @@ def _better(g: _Group, tiling: Tiling) -> tuple[str, int, int, float] | None:
         at, here = (
             time(g.new.n, one) if axis == "K" else time(one, g.new.k) for one in (value, now)
         )
-        # A kernel that is aligned already differs from the prediction for other reasons.
+        # An aligned kernel differs from the prediction for other reasons.
         return g.busy * (1 - at / here) if aligned else g.busy - at
 
     near = good_neighbours(tiling, axis, now, reach=NEAR)
-    if near == (None, None) and not aligned:  # no wave ends here, but another kernel would do
+    if near == (None, None) and not aligned:  # no wave ends nearby, but an aligned kernel is faster
         near = aligned_neighbours(now)
     worth = [one for one in near if one is not None and saved(one) > _WORTH * g.busy]
     if not worth:
@@ -222,14 +385,14 @@ def _groups(c: Context, axes: tuple[str, ...]) -> list[_Group]:
 
 @dataclass(frozen=True)
 class _Tiled:
-    """The tiles of a GEMM's kernel, and how they lie."""
+    """The tiles of a GEMM's kernel: their layout and number."""
 
     tiling: Tiling
     tiles: int
 
 
 def _tiled(kernels: Kernels) -> dict[tuple[str, Gemm], _Tiled]:
-    """Of each (role, GEMM) the tiles of the kernel with the most time whose name tells one."""
+    """(role, GEMM) -> tiles of its kernel with the most time whose name contains a tile size."""
     known = kernels.frame.filter(
         pl.col("primary") & pl.col("tiles").is_not_null() & pl.col("call").is_not_null()
     )

@@ -1,6 +1,12 @@
-"""Whether the numbers can be trusted: noise, observer, peaks, spill, busy machines."""
+"""Whether the measured times can be trusted: noise, profiler overhead, peaks, carry-over, clocks,
+and the sparsity that was promised.
+
+In: a Context. Out: Found, or None. Times are ns a step, shares 0..1, clocks Hz.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 
@@ -11,9 +17,10 @@ from prunescope.analysis.findings.context import (
     shortened,
     without_communication,
 )
+from prunescope.analysis.findings.registry import Found, finding
+from prunescope.analysis.inputs.side import Side
+from prunescope.analysis.schema.comparison import NOT_VALID
 from prunescope.analysis.schema.report import (
-    CLOCKS_APART,
-    Finding,
     Phase,
     Row,
     is_beyond_noise,
@@ -21,33 +28,95 @@ from prunescope.analysis.schema.report import (
 from prunescope.taxonomy.run import PhaseRun
 from prunescope.taxonomy.words import percent
 
-_OBSERVER = 1.3
-_WIDE = 0.5  # 10th to 90th percentile, of the median
-_FEW = 3  # samples
-_FLAGGED = 1.05
-_BLAMED = 0.1  # of what a run gained beyond its bound: a reason worth naming
+_OVERHEAD = 1.3  # profiled ÷ unprofiled time worth a finding
+_WIDE = 0.5  # 10th to 90th percentile ÷ median from which samples are too wide
+_FEW = 3  # samples; fewer have no percentiles
+_ABOVE = 1.05  # times a peak or bound from which it is exceeded
+_NAMED = 0.1  # of the gain beyond the bound: a ledger row worth naming
+_OFF = 0.1  # of the nominal sparsity: a difference worth a finding
+_GREW = 0.0005  # a share that does not round to 0.0 %
+_CLOCK = 0.05  # relative difference of clocks worth a finding
 
 
-def no_speedup(c: Context) -> Finding | None:
-    """The interval of the speedup holds 1."""
+@finding(NOT_VALID, "critical")
+def timing_not_valid(c: Context) -> Found | None:
+    """Something else ran while samples were taken, or they vary by half of their median."""
+    lines = []
+    for name, run in (("dense", c.baseline_run), ("pruned", c.run)):
+        if run is not None:
+            side = f"{name}: " if c.baseline is not None else ""
+            lines += [f"{side}{line}" for line in _disturbed(run)]
+    lines += _wide(c)
+    if not lines:
+        return None
+    return Found(
+        text="timing not valid: something else ran at the same time, or the samples vary too much "
+        "for a speedup",
+        evidence=lines,
+        change="stop everything else that runs on this machine, and trace again",
+    )
+
+
+def _wide(c: Context) -> list[str]:
+    """Samples that vary by half of their median. Where the two runs took turns, the ratios of their
+    samples: a machine that slows down and recovers changes both alike."""
+    dense, pruned = c.baseline_run, c.run
+    if dense is not None and pruned is not None and _took_turns(dense, pruned):
+        ratios = np.divide(dense.samples_ns, pruned.samples_ns)
+        low, mid, high = np.percentile(ratios, [10, 50, 90])
+        line = f"dense ÷ pruned, sample by sample: 10th to 90th percentile {low:.2f} to {high:.2f}×"
+        return [f"{line}, median {mid:.2f}×"] * bool(high - low > _WIDE * mid)
+    lines = []
+    for name, run in (("dense", dense), ("pruned", pruned)):
+        if run is None or len(run.samples_ns) < _FEW:
+            continue
+        side = f"{name}: " if c.baseline is not None else ""
+        low, mid, high = np.percentile(run.samples_ns, [10, 50, 90])
+        if high - low > _WIDE * mid:
+            lines.append(f"{side}10th to 90th percentile {ms(low)} to {ms(high)}, median {ms(mid)}")
+    return lines
+
+
+def _took_turns(dense: PhaseRun, pruned: PhaseRun) -> bool:
+    """Whether the samples of the two runs were taken alternately, one by one."""
+    alike = dense.interleaved == pruned.interleaved == "alternating"
+    return alike and len(dense.samples_ns) == len(pruned.samples_ns) >= _FEW
+
+
+def _disturbed(run: PhaseRun) -> list[str]:
+    """How many of the kept samples and profiled steps were disturbed, and by what, where these are
+    too many."""
+    lines = []
+    if run.has_disturbed_steps:
+        steps = sum(one.steps for one in run.placements if one.steps_disturbed)
+        why = dict.fromkeys(why for one in run.placements for why in one.steps_disturbed)
+        lines.append(f"{steps} of {run.steps} profiled steps disturbed: {', '.join(why)}")
+    if not run.has_disturbed_samples:
+        return lines
+    kept, total = sum(placement.disturbed for placement in run.placements), len(run.samples_ns)
+    reasons = dict.fromkeys(why for placement in run.placements for why in placement.reasons)
+    # The steps of a user's own loop are not taken again.
+    again = "" if run.interleaved == "alone" else ", though taken again"
+    return [f"{kept} of {total} samples disturbed{again}: {', '.join(reasons)}", *lines]
+
+
+@finding("no-speedup", "critical", needs_valid_times=True, compares=True)
+def no_speedup(c: Context) -> Found | None:
+    """The interval of the speedup contains 1."""
     ladder = c.phase.ladder
     if ladder is None or ladder.realised_ci95 is None:
         return None
     low, high = ladder.realised_ci95
     if not low <= 1 <= high or c.phase.family is None or c.phase.family.id == "dense":
         return None
-    return Finding(
-        id="no-speedup",
-        severity="critical",
-        text=f"no speedup can be told from noise: {ladder.realised:.3f}× [{low:.3f}, {high:.3f}]",
+    return Found(
+        text=f"no speedup beyond noise: {ladder.realised:.3f}× [{low:.3f}, {high:.3f}]",
         evidence=[_interval_of(c.phase)],
-        change=None,
-        predicted_ns=None,
     )
 
 
 def _interval_of(phase: Phase) -> str:
-    """What the interval of the realised speedup is one of: of each side, in its own words."""
+    """What the interval of the realised speedup was computed from."""
     if phase.sampled is None:
         return f"95 % bootstrap interval of the walls of {phase.steps} profiled steps"
     dense, pruned = phase.sampled
@@ -57,28 +126,26 @@ def _interval_of(phase: Phase) -> str:
     return f"95 % {kind} of {dense.in_words} (dense) ÷ {pruned.in_words} (pruned)"
 
 
-def wide_interval(c: Context) -> Finding | None:
-    """The speedup is known to no better than 10 %."""
+@finding("wide-interval", "warning", compares=True)
+def wide_interval(c: Context) -> Found | None:
+    """The speedup is not known to 10 % or better."""
     ladder = c.phase.ladder
     if ladder is None or ladder.realised_ci95 is None:
         return None
     low, high = ladder.realised_ci95
     if high - low < 0.2 * ladder.realised:
         return None
-    return Finding(
-        id="wide-interval",
-        severity="warning",
-        text=f"the speedup is known to lie between {low:.2f}× and {high:.2f}× only"
+    return Found(
+        text=f"the speedup is only known to lie between {low:.2f}× and {high:.2f}×"
         if high - low > ladder.realised
-        else f"the speedup is known to ±{percent((high - low) / 2 / ladder.realised)} only",
+        else f"the speedup is only known to ±{percent((high - low) / 2 / ladder.realised)}",
         evidence=[f"95 % interval [{low:.3f}, {high:.3f}]"],
         change=_narrower(c),
-        predicted_ns=None,
     )
 
 
 def _narrower(c: Context) -> str:
-    """What would narrow an interval, in the words of what took the samples."""
+    """How to narrow the interval, by the options of the command or call that took the samples."""
     if not c.phase.unprofiled_ns:
         return "more profiled steps, or unprofiled samples (prunescope trace)"
     command = c.side.run is not None and c.side.run.argv
@@ -87,125 +154,43 @@ def _narrower(c: Context) -> str:
     return "more --placements and --repeats on a quiet machine"
 
 
-def timing_not_valid(c: Context) -> Finding | None:
-    """Something else was seen to run beside the samples, even when they were taken again; or what
-    the speedup is made of varies by half of its median, which nothing else does."""
-    lines = []
-    for name, run in (("dense", c.run_dense), ("pruned", c.run)):
-        if run is not None:
-            what = f"{name}: " if c.twin is not None else ""
-            lines += [f"{what}{said}" for said in _disturbed(run)]
-    lines += _wide(c)
-    if not lines:
-        return None
-    return Finding(
-        id="timing-not-valid",
-        severity="critical",
-        text="timing not valid: something else ran beside what was timed, or the samples are too "
-        "wide for a speedup",
-        evidence=lines,
-        change="stop what else runs on this machine, and trace again",
-        predicted_ns=None,
-    )
-
-
-def _wide(c: Context) -> list[str]:
-    """Samples that vary by half of their median. Of sides that took turns it is their ratios,
-    sample by sample: a machine that slows down and recovers moves both alike."""
-    dense, pruned = c.run_dense, c.run
-    if dense is not None and pruned is not None and _took_turns(dense, pruned):
-        ratios = np.divide(dense.samples_ns, pruned.samples_ns)
-        low, mid, high = np.percentile(ratios, [10, 50, 90])
-        said = f"dense ÷ pruned, sample by sample: 10th to 90th percentile {low:.2f} to {high:.2f}×"
-        return [f"{said}, median {mid:.2f}×"] * bool(high - low > _WIDE * mid)
-    lines = []
-    for name, run in (("dense", dense), ("pruned", pruned)):
-        if run is None or len(run.samples_ns) < _FEW:
-            continue
-        what = f"{name}: " if c.twin is not None else ""
-        low, mid, high = np.percentile(run.samples_ns, [10, 50, 90])
-        if high - low > _WIDE * mid:
-            lines.append(f"{what}10th to 90th percentile {ms(low)} to {ms(high)}, median {ms(mid)}")
-    return lines
-
-
-def _took_turns(dense: PhaseRun, pruned: PhaseRun) -> bool:
-    """Whether sample i of the one was taken beside sample i of the other."""
-    alike = dense.interleaved == pruned.interleaved == "alternating"
-    return alike and len(dense.samples_ns) == len(pruned.samples_ns) >= _FEW
-
-
-def _disturbed(run: PhaseRun) -> list[str]:
-    """How many of the samples kept were disturbed, where it is more than a few, and by what; and
-    of the profiled steps, where it is most."""
-    said = []
-    if run.has_disturbed_steps:
-        steps = sum(one.steps for one in run.placements if one.steps_disturbed)
-        why = dict.fromkeys(why for one in run.placements for why in one.steps_disturbed)
-        said.append(f"{steps} of {run.steps} profiled steps disturbed: {', '.join(why)}")
-    if not run.has_disturbed_samples:
-        return said
-    kept, total = sum(placement.disturbed for placement in run.placements), len(run.samples_ns)
-    reasons = dict.fromkeys(why for placement in run.placements for why in placement.reasons)
-    # The steps of a user's loop are not run again.
-    again = "" if run.interleaved == "alone" else ", though taken again"
-    return [f"{kept} of {total} samples disturbed{again}: {', '.join(reasons)}", *said]
-
-
-def observer(c: Context) -> Finding | None:
-    """Profiled steps are so much slower than the others that gaps say little, or profiling moved
-    the two sides apart."""
+@finding("profiler-overhead", "warning")
+def profiler_overhead(c: Context) -> Found | None:
+    """Profiled steps are much slower than others, or the profiler slows the two runs unequally."""
     ratio = c.phase.observer_ratio
     if ratio is None:
         return None
     dense = c.phase.baseline.observer_ratio if c.phase.baseline else None
-    apart = dense is not None and max(ratio, dense) > _OBSERVER * min(ratio, dense)
-    if ratio < _OBSERVER and not apart:
+    unequal = dense is not None and max(ratio, dense) > _OVERHEAD * min(ratio, dense)
+    if ratio < _OVERHEAD and not unequal:
         return None
     other = f" (dense: {dense:.2f}×)" if dense is not None else ""
     doubtful = (
-        "the ledger scales each side to its own, and what that moves is in its rows of kernels"
-        if apart
-        else "gaps and launch verdicts are doubtful"
+        "each side is rescaled to its own unprofiled time; the correction shows up in the kernel "
+        "rows"
+        if unequal
+        else "gaps and launch findings are doubtful"
     )
-    return Finding(
-        id="observer-effect",
-        severity="warning" if apart else "info",
+    return Found(
+        severity="warning" if unequal else "info",
         text=f"a profiled step takes {ratio:.2f}× an unprofiled one{other}: {doubtful}",
         evidence=[
             f"profiled {ms(c.phase.wall_ns)}, unprofiled "
             f"{ms(c.phase.unprofiled_ns.median if c.phase.unprofiled_ns else 0)}"
         ],
         change="trace again on a quiet machine, with more --placements"
-        if apart
-        else "read the ledger, which closes to the unprofiled wall, not the recorded gaps",
-        predicted_ns=None,
+        if unequal
+        else "rely on the ledger, which sums to the unprofiled time, not on the recorded gaps",
     )
 
 
-def clocks_apart(c: Context) -> Finding | None:
-    """Kernels start before they are launched: what waited for what cannot be told."""
-    apart = c.pruned.apart
-    if apart is None:
-        return None
-    return Finding(
-        id=CLOCKS_APART,
-        severity="warning",
-        text="the clocks of host and device are apart: causes of idle time and launch delays are "
-        "not to be trusted",
-        evidence=[apart.seen],
-        change="trace again before you act on them; times of kernels, and how long the device "
-        "idles, stand",
-        predicted_ns=None,
-    )
-
-
-def above_peak(c: Context) -> Finding | None:
-    """Kernels faster than the peaks allow: data was in cache, or a peak is wrong."""
-    frame = c.pruned.frame
-    # Where streams overlap, `busy` is the part of a kernel that no earlier one covers.
-    took = "duration" if c.pruned.on_device else "busy"
-    fast = frame.filter((frame["ideal"] > _FLAGGED * frame[took]) & (frame["busy"] > 0))
+@finding("above-peak", "info")
+def above_peak(c: Context) -> Found | None:
+    """Kernels are faster than the peaks allow: data was in a cache, or a peak is too low."""
+    frame = c.kernels.frame
+    # Where streams overlap, `busy` is the part of a kernel that no earlier kernel covers.
+    took = "duration" if c.kernels.on_device else "busy"
+    fast = frame.filter((frame["ideal"] > _ABOVE * frame[took]) & (frame["busy"] > 0))
     total = int(frame["busy"].sum())
     share = int(fast["busy"].sum()) / total if total else 0.0
     if share < 0.02:
@@ -215,69 +200,43 @@ def above_peak(c: Context) -> Finding | None:
         f"{shortened(r['name'])}: {ms(r[took])}, its peaks need {ms(r['ideal'])}"
         for r in shown.iter_rows(named=True)
     ]
-    return Finding(
-        id="above-peak",
-        severity="info",
+    return Found(
         text=f"{percent(share)} of busy time is in kernels faster than the peaks allow: their data "
         "was in a cache, or a peak is too low",
         evidence=lines,
         change="time with a cold cache, or measure the peaks (prunescope calibrate)",
-        predicted_ns=None,
     )
 
 
-def spill(c: Context) -> Finding | None:
-    """Device events of the step before lie in the trace."""
-    found = c.phase.spill
-    device = found["ns"] + c.phase.busy_ns * c.phase.steps
-    if not found["events"] or found["ns"] < 0.01 * device:
-        return None
-    return Finding(
-        id="spill",
-        severity="info",
-        text=f"{found['events']:.0f} device events ({percent(found['ns'] / device, 1)} of device "
-        "time) belong to the step before and are left out",
-        evidence=[f"{ms(found['ns'])} were launched before the trace began"],
-        change="synchronise before the profiler starts",
-        predicted_ns=None,
-    )
-
-
-def above_bound(c: Context) -> Finding | None:
-    """A speedup above the roofline bound is shown, with the rows of the ledger that gave it."""
+@finding("above-bound", "info", compares=True)
+def above_bound(c: Context) -> Found | None:
+    """The speedup exceeds the roofline bound; the ledger rows that explain it are named."""
     ladder = c.phase.ladder
-    if ladder is None or ladder.share_of_bound is None or ladder.share_of_bound <= 1.05:
+    if ladder is None or ladder.share_of_bound is None or ladder.share_of_bound <= _ABOVE:
         return None
     if ladder.holds_bound:
         return None
     gains = [one for one in _beyond(c) if one[0].moves_ns < 0]
     total = sum(row.moves_ns for row, _, _ in gains)
-    blamed = [
+    reasons = [
         (why, f"{name} {ms(row.moves_ns)}")
         for row, why, name in gains
-        if row.moves_ns <= _BLAMED * total and is_beyond_noise(row)
+        if row.moves_ns <= _NAMED * total and is_beyond_noise(row)
     ]
-    why = (
-        "; ".join(why for why, _ in blamed)
-        or "no row of the ledger beyond twice its noise explains it"
-    )
+    why = "; ".join(why for why, _ in reasons) or "no ledger row beyond twice its noise explains it"
     if timing_not_valid(c) is not None:
-        why, blamed = "the times of this run are not valid, and may be all of it", []
+        why, reasons = "the times of this run are not valid, which may be the whole reason", []
     bound = f"roofline bound {ladder.roofline:.2f}×" if ladder.roofline else ""
-    return Finding(
-        id="above-bound",
-        severity="info",
+    return Found(
         text=f"realised {ladder.realised:.2f}× is {percent(ladder.share_of_bound)} of the roofline "
         f"bound: {why}",
-        evidence=[bound, *(line for _, line in blamed)],
-        change=None,
-        predicted_ns=None,
+        evidence=[bound, *(line for _, line in reasons)],
     )
 
 
 def _beyond(c: Context) -> list[tuple[Row, str, str]]:
-    """What the bound leaves as it was in the dense run: rows of the ledger, what each means where
-    it is negative, and its name; the largest gain first."""
+    """Ledger rows that the bound assumes unchanged, what each means where it is negative, and its
+    name; the largest gain first."""
     kernels, shape, idle = (c.row(n) for n in ("kernel_efficiency", "shape", "launch_idle"))
     found = [
         (
@@ -286,9 +245,116 @@ def _beyond(c: Context) -> list[tuple[Row, str, str]]:
             "cache",
             "kernel efficiency without communication",
         ),
-        (communication(kernels), "communication took less time, and waits less", "communication"),
+        (communication(kernels), "communication takes less time or waits less", "communication"),
         (shape, "tiles and waves fit the pruned shapes better", "shape"),
         (idle, "the device idles less than in the dense run", "launch and idle"),
     ]
     known = [(row, why, name) for row, why, name in found if row is not None]
     return sorted(known, key=lambda one: one[0].moves_ns)
+
+
+@finding("carry-over", "info")
+def carry_over(c: Context) -> Found | None:
+    """The trace contains device events of the step before it."""
+    found = c.phase.spill
+    device = found["ns"] + c.phase.busy_ns * c.phase.steps
+    if not found["events"] or found["ns"] < 0.01 * device:
+        return None
+    return Found(
+        text=f"{found['events']:.0f} device events ({percent(found['ns'] / device, 1)} of device "
+        "time) are carry-over from the step before, and are left out",
+        evidence=[f"{ms(found['ns'])} were launched before the trace began"],
+        change="synchronise before the profiler starts",
+    )
+
+
+@finding("nominal-differs", "info", compares=True)
+def nominal_differs(c: Context) -> Found | None:
+    """The nominal sparsity differs from what was removed."""
+    shares = c.phase.sparsity
+    nominal = shares.get("nominal")
+    names = (("parameters", "parameters"), ("flop", "FLOPs"), ("bytes", "bytes"))
+    known = [(label, share) for key, label in names if (share := shares.get(key)) is not None]
+    if not nominal or not known:
+        return None
+    if all(abs(share - nominal) <= _OFF * nominal for _, share in known):
+        return None
+    removed = [f"{percent(abs(share), 1)} of the {name}" for name, share in known if share > -_GREW]
+    parts = [f"removed were {', '.join(removed)}"] if removed else []
+    parts += [
+        f"the {name} grew by {percent(-share, 1)}" for name, share in known if share <= -_GREW
+    ]
+    return Found(
+        text="; ".join([f"nominal sparsity is {percent(nominal, 1)}", *parts]),
+        evidence=[_why_it_differs(c, [share for _, share in known], nominal)],
+        change="report both, and compare methods at equal FLOPs or parameters",
+    )
+
+
+def _why_it_differs(c: Context, shares: list[float], nominal: float) -> str:
+    """Why the removed shares are larger or smaller than the nominal one."""
+    if c.side.run is None:
+        return "the nominal share was given; the others are counted from the ops of both traces"
+    if all(share < _GREW for share in shares):
+        return (
+            "nothing was removed: hiding work (masks, skipped steps) or adding work (adapters) "
+            "removes neither weights nor FLOPs"
+        )
+    if all(share <= nominal for share in shares):
+        return (
+            "unpruned parts (embeddings, lm_head and the like) and rounding to whole heads, layers "
+            "and multiples of 16 make the difference"
+        )
+    return (
+        "rounding to whole heads, layers and multiples of 16 makes the difference, and so does the "
+        "base that s is a share of"
+    )
+
+
+@finding("clock-trouble", "warning")
+def clock_trouble(c: Context) -> Found | None:
+    """Clocks changed while samples were taken, or differ between the two runs."""
+    clocks = [
+        (name, _clocks(side)) for name, side in (("dense", c.baseline_side), ("pruned", c.side))
+    ]
+    lines = []
+    for name, (before, after) in clocks:
+        lines += [
+            f"{name}: {_named(key)} clock {before[key] / 1e9:.2f} GHz before, "
+            f"{after[key] / 1e9:.2f} GHz after"
+            for key in before.keys() & after.keys()
+            if _differ(before[key], after[key])
+        ]
+    dense, pruned = clocks[0][1][0], clocks[1][1][0]
+    lines += [
+        f"{_named(key)} clock {dense[key] / 1e9:.2f} GHz in the dense run, "
+        f"{pruned[key] / 1e9:.2f} GHz in the pruned one"
+        for key in sorted(dense.keys() & pruned.keys())
+        if _differ(dense[key], pruned[key])
+    ]
+    if not lines:
+        return None
+    return Found(
+        text="the clocks were not steady: times at different clocks are compared",
+        evidence=sorted(set(lines))[:4],
+        change="lock the clocks, let the device warm up longer, and trace again",
+    )
+
+
+def _clocks(side: Side | None) -> tuple[dict[str, float], dict[str, float]]:
+    """Clocks in Hz by name, before and after the samples."""
+    found = side.run.device.clocks if side is not None and side.run else None
+    return ({}, {}) if found is None else (_numbers(found.before), _numbers(found.after))
+
+
+def _numbers(clocks: Any) -> dict[str, float]:
+    pairs = clocks.items() if isinstance(clocks, dict) else ()
+    return {k: float(v) for k, v in pairs if isinstance(v, int | float) and v > 0}
+
+
+def _named(key: str) -> str:
+    return key.removesuffix("_hz").replace("_", " ")
+
+
+def _differ(a: float, b: float) -> bool:
+    return abs(a - b) > _CLOCK * max(a, b)

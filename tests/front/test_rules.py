@@ -94,6 +94,16 @@ def test_a_mistake_in_a_rule_is_named(report: Report, rule: str, says: str) -> N
     assert says in error.value.hint
 
 
+@pytest.mark.parametrize("stored", ["observer-effect", "profiler-overhead"])
+@pytest.mark.parametrize("asked", ["observer-effect", "profiler-overhead"])
+def test_old_ids_of_findings_are_read(report: Report, stored: str, asked: str) -> None:
+    report.phases["prefill"].findings = [
+        Finding(id=stored, severity="info", text="slow", evidence=[], change=None,
+                predicted_ns=None)
+    ]  # fmt: skip
+    assert states(report, f"prefill.findings.{asked} == 1") == ["held"]
+
+
 def test_a_number_without_a_unit_that_it_needs(report: Report) -> None:
     with pytest.raises(PrunescopeError, match="peak_memory_bytes needs a unit"):
         states(report, "prefill.peak_memory_bytes < 500000000")

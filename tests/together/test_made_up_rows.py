@@ -1,5 +1,4 @@
-"""An op, a finding and a device that nobody has heard of: a function, a function and its row,
-a row."""
+"""An op, a finding and a device that nobody has heard of: a function, a function, a row."""
 
 from __future__ import annotations
 
@@ -11,15 +10,16 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+import prunescope
 from prunescope.analysis.device import hardware
-from prunescope.analysis.findings import checks
+from prunescope.analysis.findings import registry
 from prunescope.analysis.findings.context import Context
+from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.ops import matmul
 from prunescope.analysis.ops.call import MODELS, USUAL_KINDS
 from prunescope.analysis.ops.work import OpCall, Work, op_model, work_of
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.markdown import render_markdown
-from prunescope.analysis.schema.report import Finding
 from prunescope.cli import app
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.gemm import Gemm
@@ -37,7 +37,7 @@ DEVICE: dict[str, Any] = {
 
 @pytest.fixture
 def _zebra() -> Iterator[None]:
-    """The function that would stand in analysis/ops/vendor_gemm.py."""
+    """The function that would stand in analysis/ops/serving.py."""
 
     @op_model(OP, kind="gemm")
     def zebra(call: OpCall) -> Work:
@@ -58,18 +58,22 @@ def test_an_op_is_one_function() -> None:
     assert (found.flop, found.gemms) == (2 * 4 * 5 * 6, (Gemm(4, 5, 6),))
 
 
-def test_a_finding_is_one_function_and_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    def stripes(c: Context) -> Finding | None:
-        return Finding(
-            id="stripes", severity="info", text=f"{len(c.phase.gemms)} stripes", evidence=[],
-            change=None, predicted_ns=None,
-        )  # fmt: skip
+def test_a_finding_is_one_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "FINDINGS", dict(registry.FINDINGS))
 
-    monkeypatch.setattr(checks, "CHECKS", (*checks.CHECKS, stripes))
+    @finding("stripes", "info")
+    def stripes(c: Context) -> Found | None:
+        """The phase has stripes."""
+        return Found(text=f"{len(c.phase.gemms)} stripes", evidence=[])
+
     report = analyze(next(TRACES.glob("tiny-*"))).report
     for phase in report.phases.values():
         assert phase.findings[-1].text == f"{len(phase.gemms)} stripes"
     assert f"{len(phase.gemms)} stripes" in render_markdown(report)
+    rules = ["findings.stripes == 1", "findings.info >= 1"]
+    assert prunescope.check(report, require=rules).passed
+    with pytest.raises(RuntimeError, match="'stripes'"):
+        finding("stripes", "info")(stripes)
 
 
 @pytest.fixture

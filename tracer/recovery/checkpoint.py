@@ -1,7 +1,7 @@
-"""A training on disk: one safetensors file that appears whole, and what it belongs to.
+"""Checkpoints of a training: one safetensors file, written atomically, with a key of the training.
 
-In: tensors by name and plain values. Out: the same. A file of another training, or a damaged one,
-counts as none.
+In: tensors by name and plain values. Out: the same. A damaged file, or one of another training, is
+ignored.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from prunescope.taxonomy.formats import UnknownVersion, decode
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """Tensors by name, and the state of the training as JSON takes it."""
+    """Tensors by name, and the state of the training as JSON values."""
 
     tensors: dict[str, torch.Tensor]
     state: dict[str, Any]
 
     def part(self, prefix: str) -> dict[str, torch.Tensor]:
-        """The tensors whose names begin so, without that beginning."""
+        """The tensors with names `prefix`/…, without that prefix."""
         whole = f"{prefix}/"
         return {k.removeprefix(whole): v for k, v in self.tensors.items() if k.startswith(whole)}
 
@@ -43,7 +43,7 @@ class _Head(msgspec.Struct, kw_only=True):
 
 
 def write_checkpoint(path: Path | None, key: str, checkpoint: Checkpoint) -> None:
-    """Keep a training; `key` names what it is of."""
+    """Store a training; `key` identifies it."""
     if path is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,8 +53,8 @@ def write_checkpoint(path: Path | None, key: str, checkpoint: Checkpoint) -> Non
 
 
 def read_checkpoint(path: Path | None, key: str) -> Checkpoint | None:
-    """What was kept of this very training; None where nothing was, or where it is damaged. Raises
-    PrunescopeError where a newer prunescope wrote it."""
+    """The stored state of this training; None if there is none, or if it is damaged. Raises
+    PrunescopeError if a newer prunescope wrote it."""
     if path is None or not path.is_file():
         return None
     try:

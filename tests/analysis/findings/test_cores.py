@@ -53,7 +53,7 @@ def told(
     [
         ("volta_sgemm_128x32_nt", 1024, "float", "not a 16-bit format", "TF32"),
         (SIMT, 1024, "float", "not a 16-bit format", "TF32"),
-        ("volta_hgemm_128x32_nt", 1027, "c10::Half", "N = 1027 is not aligned", "8 divides"),
+        ("volta_hgemm_128x32_nt", 1027, "c10::Half", "N = 1027 is not aligned", "multiples of 8"),
         ("volta_hgemm_128x32_nt", 1024, "c10::Half", "chosen by the library", None),
     ],
 )

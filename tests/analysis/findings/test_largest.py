@@ -41,7 +41,7 @@ def test_a_weight_that_is_copied_at_every_call(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("made", "says"),
-    [(copy_(V, H, source="float"), "format of the product"), (copy_(V, H), "layout")],
+    [(copy_(V, H, source="float"), "dtype of the GEMM"), (copy_(V, H), "layout")],
 )
 def test_what_would_end_the_copy(made: Op, says: str, tmp_path: Path) -> None:
     copied = found(head(tmp_path, made), "weight-copied")
@@ -64,7 +64,8 @@ def test_a_role_far_from_its_bound_is_named(us: float, tmp_path: Path, *, is_slo
     slow = found(phase, "largest-cost")
     assert (slow is not None) == is_slow
     if slow is not None:
-        assert slow.text == "lm_head takes 67 % of the step (40.0 µs), at 3 % of its bound"
+        takes = "lm_head takes 67 % of the step (40.0 µs)"
+        assert slow.text == f"{takes}, with a roofline efficiency of 3 %"
         assert "the peaks allow 1.3 µs" in str(slow.change)
 
 

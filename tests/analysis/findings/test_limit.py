@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from prunescope.analysis.findings import time
+from prunescope.analysis.findings import losses
 from prunescope.analysis.schema.report import Ladder, Row
 
 FASTER = {"kernel_efficiency": -9e6, "launch_idle": 2e6}
@@ -18,10 +18,30 @@ CLOSER = {"kernel_efficiency": 4e6, "launch_idle": -9e6}  # kernels slower, gaps
     ("realised", "ci95", "rows", "ends"),
     [
         (1.30, [1.28, 1.32], FASTER, "1.35× at most"),
-        (1.38, [1.31, 1.44], FASTER, "at most; 1.38× was realised, whose interval holds that"),
-        (1.38, [1.36, 1.40], FASTER, "1.38× was realised, for those that remain ran faster"),
-        (1.38, None, FASTER, "1.38× was realised, for those that remain ran faster"),  # one step
-        (1.38, [1.36, 1.40], CLOSER, "was realised, for less time passed between them"),
+        (
+            1.38,
+            [1.31, 1.44],
+            FASTER,
+            "at most; 1.38× was realised, whose interval contains the bound",
+        ),
+        (
+            1.38,
+            [1.36, 1.40],
+            FASTER,
+            "realised, because the remaining kernels ran faster",
+        ),
+        (
+            1.38,
+            None,
+            FASTER,
+            "realised, because the remaining kernels ran faster",
+        ),  # one step
+        (
+            1.38,
+            [1.36, 1.40],
+            CLOSER,
+            "because there was less idle time between kernels",
+        ),
         (1.38, [1.36, 1.40], {}, "1.38× was realised, which no row of the ledger explains"),
     ],
 )
@@ -33,4 +53,4 @@ def test_a_run_beyond_the_coverage_bound(
                     realised=realised, realised_ci95=ci95, share_of_bound=None)  # fmt: skip
     ledger = {name: Row(row=name, ns=ns, ci95=None, noise_ns=None) for name, ns in rows.items()}
     c = cast("Any", SimpleNamespace(phase=SimpleNamespace(ladder=ladder), row=ledger.get))
-    assert time._limit(c).endswith(ends)
+    assert losses._limit(c).endswith(ends)

@@ -39,9 +39,9 @@ def test_kernels_for_operands_that_are_not_aligned(name: str, dtype: str, tmp_pa
     finding = told(tmp_path, mm(name, dtype=dtype))
     assert finding is not None
     assert finding.id == "unaligned-operands"
-    assert finding.text.startswith("200.0 µs of GEMM time ran in kernels for operands that are not")
+    assert finding.text.startswith("200.0 µs of GEMM time is in kernels for operands that are not")
     assert finding.evidence == [f"unknown 512×1027×1024 (N = 1027): 200.0 µs, {name}"]
-    assert "a multiple of 8 elements at 16 bit" in (finding.change or "")
+    assert "8 elements of 16 bits" in (finding.change or "")
     assert finding.predicted_ns is None
 
 

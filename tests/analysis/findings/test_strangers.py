@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from prunescope.analysis.findings.checks import COMPARES
 from prunescope.analysis.findings.context import Context
+from prunescope.analysis.findings.registry import registered
 from prunescope.analysis.findings.trust import above_bound
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.sentences import headline
@@ -51,7 +51,7 @@ def test_communication_that_waits_is_no_slow_kernel(tmp_path: Path) -> None:
     assert found(phase, "slower-kernels") is None
     present(phase, "longer-communication", "info", "100.0 µs longer", "waiting")
     slow = of_pair(tmp_path, dense, steps_of(mm(150), reduced(110)))
-    present(slow, "slower-kernels", "warning", "lose 50.0 µs")
+    present(slow, "slower-kernels", "warning", "take 50.0 µs longer")
     assert found(slow, "longer-communication") is not None
     assert found(of_pair(tmp_path, dense, dense), "longer-communication") is None
     assert any("the 200.0 µs of them" in note for note in phase.notes)
@@ -102,11 +102,11 @@ def test_the_finding_and_the_headline_hold_the_bound_by_one_rule(
     phase.ladder.roofline, phase.ladder.realised, phase.ladder.share_of_bound = 1.0, 1.1, 1.1
     phase.ladder.realised_ci95 = [1.05, 1.15] if holds else [0.95, 1.25]
     phase.ladder.share_of_bound_ci95 = share
-    own: Any = SimpleNamespace(run=None)
-    assert (above_bound(Context(phase=phase, own=own, caveats=[])) is None) is holds
+    side: Any = SimpleNamespace(run=None)
+    assert (above_bound(Context(phase=phase, candidate=side, caveats=[])) is None) is holds
     assert ("the interval holds the bound" in headline(phase)) is holds
     phase.ladder.share_of_bound_ci95 = None
-    assert (above_bound(Context(phase=phase, own=own, caveats=[])) is None) is not holds
+    assert (above_bound(Context(phase=phase, candidate=side, caveats=[])) is None) is not holds
 
 
 def test_a_row_inside_its_noise_is_not_blamed(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_sides_that_ran_something_else_are_not_compared(tmp_path: Path) -> None:
     phase = of_pair(tmp_path, model(FULL, rows=256), model(NARROW, rows=32), 0.5)
     present(phase, "not-comparable", "critical", "other inputs")
     assert "is no speedup" in headline(phase)
-    assert not {f.id for f in phase.findings} & COMPARES
+    assert not {f.id for f in phase.findings} & {one.id for one in registered() if one.compares}
 
 
 def test_shapes_that_were_asked_for_are_not_asked_for_again(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from prunescope.analysis.findings.checks import TIMED
+from prunescope.analysis.findings.registry import registered
 from tests.analysis.decoder import census, matrix
 from tests.analysis.finding_cases import K, M, N, layers, mm, pointwise
 from tests.analysis.findings.test_dynamic import attention, sparse_attention
@@ -29,6 +29,7 @@ from tests.analysis.findings.test_largest import H, V, copy_
 from tests.analysis.findings.test_left_on import FAKE, SIZE, adapted, lora
 from tests.chrome import chrome, gap, k, module, op, step
 
+TIMED = {one.id for one in registered() if one.needs_valid_times}
 Case = tuple[dict[str, Any], dict[str, Any], dict[str, Any]]  # dense, pruned, fields of the runs
 
 

@@ -144,7 +144,7 @@ def test_layers_that_are_gone_are_counted_in_a_step(tmp_path: Path) -> None:
 def test_steps_of_unequal_depth_are_said(tmp_path: Path) -> None:
     trace = save(chrome(*stepped((FUSED,) * 3, (FUSED,) * 2)), tmp_path / "t.json")
     phase = analyze(trace).report.phases["trace"]
-    assert any("steps hold 2 to 3 layers" in note for note in phase.notes)
+    assert any("steps have 2 to 3 layers" in note for note in phase.notes)
     assert any(f.id == "unequal-steps" for f in phase.findings)
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from prunescope.analysis.findings.stragglers import RankTime, straggler
 from prunescope.analysis.inputs import open as opened
-from prunescope.analysis.inputs import subject
+from prunescope.analysis.inputs import side
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.trace.events import Trace
 from prunescope.analysis.trace.load import load
@@ -58,7 +58,7 @@ def test_a_folder_of_ranks_is_a_phase_each_and_the_straggler_is_named(tmp_path: 
     found = {n: f for n, p in report.phases.items() for f in p.findings if f.id == "straggler"}
     assert list(found) == ["rank2"]
     assert found["rank2"].text == (
-        "rank2 is the slowest of 4 ranks: 16.0 µs of its own a step, 6.0 µs (60 %) more than the "
+        "rank2 is the slowest of 4 ranks: it works 16.0 µs a step, 6.0 µs (60 %) more than the "
         "median of the others, which wait 6.0 µs for it in communication "
         f"({REDUCE})"
     )
@@ -67,9 +67,9 @@ def test_a_folder_of_ranks_is_a_phase_each_and_the_straggler_is_named(tmp_path: 
     assert found["rank2"].evidence[:2] == [
         "wall +0.0 µs against rank1, the median of the others: comm −6.0 µs, gemm +6.0 µs, "
         "idle +0.0 µs",
-        "imbalance: its own work is 1.39 × the mean of all ranks",
+        "imbalance: it works 1.39 × the mean of all ranks",
     ]
-    assert "rank2: wall 18.0 µs, own 16.0 µs, communication 2.0 µs" in found["rank2"].evidence
+    assert "rank2: wall 18.0 µs, work 16.0 µs, communication 2.0 µs" in found["rank2"].evidence
     assert any(REDUCE[:40] in line for line in found["rank2"].evidence)
 
 
@@ -80,7 +80,7 @@ def test_each_rank_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         read.append(path.name)
         return load(path, member)
 
-    for reader in (opened, subject):
+    for reader in (opened, side):
         monkeypatch.setattr(reader, "load", counted)
     analyze(four(tmp_path / "r"))
     assert read == [f"rank{rank}.json.gz" for rank in range(4)]
@@ -122,8 +122,8 @@ def test_communication_behind_other_kernels_is_no_waiting(tmp_path: Path) -> Non
         save(chrome(step(0, gap(us=1)), step(1, *items)), folder / f"rank_{rank}.json")
     found = [f for p in analyze(folder).report.phases.values() for f in p.findings]
     lines = next(f.evidence for f in found if f.id == "straggler")
-    assert "rank0: wall 10.0 µs, own 7.0 µs, communication 3.0 µs" in lines
-    assert "rank1: wall 15.0 µs, own 12.0 µs, communication 3.0 µs" in lines
+    assert "rank0: wall 10.0 µs, work 7.0 µs, communication 3.0 µs" in lines
+    assert "rank1: wall 15.0 µs, work 12.0 µs, communication 3.0 µs" in lines
 
 
 def serving_rank(decode_us: float, wait_us: float) -> dict[str, Any]:
@@ -169,9 +169,8 @@ def test_straggler_by_hand() -> None:
              RankTime("c", 100.0, 38.0, None)]  # fmt: skip
     found = straggler(times)
     assert found is not None
-    slow, finding = found
-    assert slow == "b"
-    assert finding.predicted_ns == 90 - (60 + 62) / 2
+    assert found.text.startswith("b is the slowest of 3 ranks")
+    assert found.predicted_ns == 90 - (60 + 62) / 2
     assert straggler([RankTime("a", 100.0, 40.0, "x"), RankTime("b", 100.0, 39.0, "x")]) is None
     assert straggler([RankTime("a", 0.0, 0.0, None), RankTime("b", 0.0, 0.0, None)]) is None
 

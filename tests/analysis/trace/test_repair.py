@@ -142,5 +142,5 @@ def test_a_step_of_which_most_is_left_out_says_so_above_the_headline(tmp_path: P
     assert report.warnings == [
         "t.json: 39 of 40 kernel launches have no kernel in it",
         "trace: 39 of 40 device events have no launch in the trace and are left out, 195.0 µs of "
-        "200.0 µs: the step below is not the whole one",
+        "200.0 µs: the step below is incomplete",
     ]

@@ -1,0 +1,214 @@
+"""Where promised time was lost: dispatch, unpruned work, bytes, less efficient kernels,
+communication.
+
+In: a Context. Out: Found, or None. Times are ns a step.
+"""
+
+from __future__ import annotations
+
+from prunescope.analysis.findings.context import (
+    Context,
+    communication,
+    is_significant,
+    ms,
+    without_communication,
+)
+from prunescope.analysis.findings.registry import Found, finding
+from prunescope.analysis.findings.trust import timing_not_valid
+from prunescope.analysis.kernels.idle import cause_sums
+from prunescope.analysis.schema.report import LedgerPart, is_beyond_noise
+from prunescope.taxonomy.roles import UNPLACED
+from prunescope.taxonomy.words import percent
+
+_DECODE = "decode"
+_NET = 0.05  # of a row: parts of opposite sign worth a mention
+_MUCH = 0.03  # of the dense wall: a row worth a finding
+
+
+@finding("dispatch-bound", "info")
+def dispatch_bound(c: Context) -> Found | None:
+    """On a CPU, much of the step is Python and dispatch between ops."""
+    phase = c.phase
+    if c.kernels.on_device or not phase.wall_ns or phase.gap_ns < 0.25 * phase.wall_ns:
+        return None
+    return Found(
+        text=f"{percent(phase.gap_ns / phase.wall_ns)} of the recorded step is between ops (Python "
+        "and dispatch): pruning saves that only where it removes whole ops",
+        evidence=[f"{ms(phase.gap_ns)} of gaps in a step of {ms(phase.wall_ns)}"],
+        change=f"{_longer_ops(c)} make{'s' * _is_decode(c)} the ops outweigh the dispatch",
+    )
+
+
+def _is_decode(c: Context) -> bool:
+    """Whether a step is a token, so that longer prompts do not make its GEMMs larger."""
+    return c.name == _DECODE or (
+        c.candidate.kind is not None and c.candidate.kind["kind"] == _DECODE
+    )
+
+
+def _longer_ops(c: Context) -> str:
+    return "a larger batch" if _is_decode(c) else "larger batches or longer prompts"
+
+
+@finding("coverage-limited", "warning", compares=True)
+def coverage_limited(c: Context) -> Found | None:
+    """Part of the dense step is not pruned, or shrinks by less than was promised."""
+    row = c.row("coverage")
+    if row is None or row.moves_ns <= 0 or not is_significant(row, of=c.baseline_ns, share=_MUCH):
+        return None
+    if c.phase.ladder and c.phase.ladder.flop and abs(c.phase.ladder.flop - 1) < 1e-6:
+        return None  # nothing was pruned: nothing-removed says so
+    parts = [p for p in row.parts if p.ns > 0 and p.ns >= 0.05 * row.moves_ns][:4]
+    some = sum(p.ns for p in row.parts if p.ns > 0 and _shrank(c, p))
+    less = f", or shrinks by less than that ({ms(some)})" if some > _NET * row.moves_ns else ""
+    more = -sum(p.ns for p in row.parts if p.ns < 0)  # work that shrank by more than was promised
+    net = (
+        f", minus {ms(more)} by which other work shrank more" if more > _NET * row.moves_ns else ""
+    )
+    saving = "promised saving" if c.phase.sparsity.get("nominal") else "saving that its FLOPs allow"
+    return Found(
+        text=f"{ms(row.moves_ns + more if net else row.moves_ns)} of the {saving} is in work that "
+        f"this pruning does not shrink{less}{net}{_limit(c)}",
+        evidence=[f"{p.name}: {ms(p.ns)}" for p in parts],
+        change=_coverage_change(c),
+        explains=_roles(parts),
+    )
+
+
+def _roles(parts: list[LedgerPart]) -> frozenset[str]:
+    return frozenset(part.role for part in parts if part.role is not None)
+
+
+def _shrank(c: Context, part: LedgerPart) -> bool:
+    """Whether a part of the coverage row is work that shrank, not unpruned work or gaps."""
+    return part.role is not None and (part.role, part.cls) not in c.untouched
+
+
+def _limit(c: Context) -> str:
+    """The coverage bound as text, and by how much and why a run exceeded it."""
+    ladder = c.phase.ladder
+    if ladder is None or ladder.coverage is None:
+        return ""
+    text = f": with kernels as fast as the dense ones the speedup is {ladder.coverage:.2f}× at most"
+    if ladder.realised > ladder.coverage:
+        low = (ladder.realised_ci95 or [ladder.realised])[0]
+        why = _beyond(c) if low > ladder.coverage else "whose interval contains the bound"
+        return f"{text}; {ladder.realised:.2f}× was realised, {why}"
+    return text
+
+
+def _beyond(c: Context) -> str:
+    """Which ledger row contributed most to a speedup beyond the coverage bound."""
+    gains = {
+        "kernel_efficiency": "because the remaining kernels ran faster",
+        "launch_idle": "because there was less idle time between kernels",
+        "shape": "because tiles and waves fit the pruned shapes better",
+        "roofline_shift": "because bytes fell more than FLOPs",
+    }
+    rows = [row for name in gains if (row := c.row(name)) is not None and row.moves_ns < 0]
+    most = min(rows, key=lambda row: row.moves_ns, default=None)
+    return "which no row of the ledger explains" if most is None else gains[most.row]
+
+
+def _coverage_change(c: Context) -> str:
+    """How to shrink the largest part."""
+    row = c.row("coverage")
+    parts = [p for p in row.parts if p.ns > 0] if row else []
+    if not parts:
+        return "prune what is untouched, or promise less"
+    largest = max(parts, key=lambda p: p.ns)
+    whole = (largest.role, largest.cls) in c.untouched
+    if largest.role is None:
+        return _gap_change(c)
+    if largest.role in UNPLACED:
+        return "prune what is untouched, or promise less"
+    if largest.role == "lm_head" and whole and _more_logits_than_needed(c):
+        return "ask for the logits of the last token only (--logits last)"
+    if largest.role == "attention" and largest.cls == "attention" and whole:
+        return "combine with a family that shrinks attention (heads, or fewer keys)"
+    if whole:
+        return f"combine with a family that touches {largest.role}, or promise less"
+    return f"prune more of {largest.role}, which shrank by less than was promised"
+
+
+def _gap_change(c: Context) -> str:
+    """How to shorten gaps, by their main cause where it is known."""
+    longer = f"longer kernels: {_longer_ops(c)}"
+    if c.kernels.apart is not None:
+        return longer
+    causes = cause_sums(c.kernels.frame) if c.kernels.on_device else {"host": 1}
+    most = max(causes, key=lambda cause: causes[cause])
+    able = c.kernels.on_device and not c.kernels.is_replay and not c.kernels.stops
+    graph = ", or a CUDA graph" if able else ""
+    return {
+        "host": f"fewer and larger ops: {_longer_ops(c)}{graph}",
+        "sync": "wait for the device less often in a step",
+        "memcpy": "copy between host and device less often in a step",
+        "blocked": "find out what the streams wait for, and compare steps without it",
+    }.get(most, longer)
+
+
+def _more_logits_than_needed(c: Context) -> bool:
+    """Whether `trace` computed the logits of all tokens of a sequence."""
+    run = c.run
+    if run is None or run.logits != "all" or run.interleaved == "alone":
+        return False
+    return run.positions[1] - run.positions[0] > 1
+
+
+@finding("roofline-shift", "warning", compares=True)
+def roofline_shift(c: Context) -> Found | None:
+    """FLOPs fell, but bytes fell less."""
+    row = c.row("roofline_shift")
+    if row is None or row.moves_ns <= 0 or not is_significant(row, of=c.baseline_ns, share=_MUCH):
+        return None
+    return Found(
+        text=f"FLOPs fall more than bytes: {ms(row.moves_ns)} of the saving is lost to memory "
+        "traffic",
+        evidence=[f"{p.name}: {ms(p.ns)}" for p in row.parts[:4]],
+        change="remove bytes too (N or K of the weights, layers), or batch more rows",
+        explains=_roles(row.parts[:4]),
+    )
+
+
+@finding("slower-kernels", "warning", compares=True)
+def slower_kernels(c: Context) -> Found | None:
+    """The remaining kernels are less efficient than the dense ones.
+
+    Communication is left out: how long it takes depends on other ranks.
+    """
+    row = without_communication(c.row("kernel_efficiency"))
+    if row is None or row.moves_ns <= 0 or not is_significant(row, of=c.baseline_ns, share=_MUCH):
+        return None
+    if not c.kernels.on_device and timing_not_valid(c) is not None:
+        return None  # what disturbed the samples of a CPU disturbed its ops too
+    lost = [p for p in row.parts if p.ns > 0]
+    parts = ([p for p in lost if is_beyond_noise(p)] or lost)[:4]
+    return Found(
+        text=f"the remaining kernels take {ms(row.moves_ns)} longer than their shapes promise",
+        evidence=[f"{p.name}: {ms(p.ns)}; {'; '.join(p.evidence)}" for p in parts],
+        change="for the kernels named try another tile, an aligned dimension or a larger batch"
+        if c.kernels.on_device
+        else "for the ops named try an aligned dimension, another layout or a larger batch",
+        predicted_ns=row.ns,
+        explains=_roles(parts),
+    )
+
+
+@finding("longer-communication", "info", compares=True)
+def longer_communication(c: Context) -> Found | None:
+    """Communication takes longer than in the dense run, not because of kernel efficiency."""
+    row = c.row("kernel_efficiency")
+    if row is None and c.phase.sparsity.get("nominal") is None:  # no saving of it was promised
+        row = c.row("not_explained")
+    comm = communication(row)
+    if comm.moves_ns <= 0 or not is_significant(comm, of=c.baseline_ns, share=_MUCH):
+        return None
+    return Found(
+        text=f"communication takes {ms(comm.moves_ns)} longer than in the dense run: its kernels "
+        "run until the last rank arrives, so this is time of links or of waiting, not of pruned "
+        "kernels",
+        evidence=[f"{p.name}: {ms(p.ns)}; {'; '.join(p.evidence)}" for p in comm.parts[:4]],
+        change="compare the traces of all ranks, which show the slowest one",
+        explains=_roles(comm.parts[:4]),
+    )

@@ -1,0 +1,256 @@
+"""Memory traffic that another way to call the same work avoids: weights made dense again, weights
+copied at every call, attention whose scores go through memory.
+
+In: a Context. Out: Found, or None. Times are ns a step, as recorded.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import polars as pl
+
+from prunescope.analysis.findings.added import makes_weights_anew
+from prunescope.analysis.findings.context import Context, ms, shortened
+from prunescope.analysis.findings.registry import Found, finding
+from prunescope.analysis.kernels.frame import MATMUL, Kernels
+from prunescope.analysis.kernels.role import GEMM_KINDS
+from prunescope.taxonomy.gemm import Gemm
+from prunescope.taxonomy.roles import BACKWARD, WEIGHT_ROLES
+from prunescope.taxonomy.words import percent
+
+_DECOMPRESS = re.compile(
+    r"decompress|sparse\w*_to_dense|(?:^|::)_?to_dense|unpack_?(?:bit|2_?4|24|sparse)",
+    re.IGNORECASE,
+)
+_MASKING = ("elementwise", "gather_scatter", "layout", "quantise", "unknown")
+_MOVES = ("layout", "memcpy")
+_SHARE = 0.01  # of the busy time: copies worth a finding
+_MUCH = 0.2  # of the step: copies that are critical
+_SLICED = (
+    "a slice of the hidden state is multiplied as a batch, which copies a weight that does not "
+    "require grad: give logits_to_keep an index tensor, torch.tensor([length - 1]), or call "
+    ".contiguous() on the slice first"
+)
+_CAST = (
+    "store the weight in the dtype of the GEMM (model.to(dtype)): it is cast at every call, as "
+    "autocast does"
+)
+_LAID_OUT = "store the weight once in the layout that the GEMM reads (.contiguous())"
+_LARGE = 0.2  # of the step: attention worth a finding
+_ROLES = ("attention", f"attention{BACKWARD}")
+
+
+@finding("decompressed", "critical", needs_valid_times=True)
+def decompressed(c: Context) -> Found | None:
+    """Compressed or masked weights are made dense again in every step."""
+    if c.baseline_kernels is None or makes_weights_anew(c):
+        return None
+    rows = _weights_remade(c.kernels)
+    old = _weights_remade(c.baseline_kernels)
+    if rows.height:
+        rows = rows.join(old, on=["role", "work"], how="anti", nulls_equal=True)
+    if not rows.height:
+        return None
+    steps = c.kernels.num_steps
+    total = float(rows["busy"].sum()) / steps
+    if c.is_little(total):
+        return None
+    shown = (
+        rows.group_by("role", "work")
+        .agg(pl.col("busy").sum())
+        .sort(["busy", "role", "work"], descending=[True, False, False])
+    )
+    return Found(
+        severity="critical" if total > 0.05 * c.phase.busy_ns else "warning",
+        text=f"weights are made dense again in every step ({ms(total)}), and dense GEMMs read "
+        "them: the format saves memory, but no time",
+        evidence=[
+            f"{role}: {shortened(work)} {ms(busy / steps)}"
+            for role, work, busy in shown.head(4).rows()
+        ],
+        change="use a kernel that reads compressed weights, or apply the mask once before the run",
+        predicted_ns=total,
+        explains=frozenset(shown["role"].head(4)),
+    )
+
+
+def _weights_remade(kernels: Kernels) -> pl.DataFrame:
+    """Rows (role, work, busy) of work that decompresses by its name, or whose largest input has the
+    shape of the weight of the GEMM in the same layer and role. `work`: the op, else the kernel."""
+    weights: dict[tuple[int | None, str], set[tuple[int, ...]]] = {}
+    frame = kernels.frame.with_columns(work=pl.coalesce("op", "name").fill_null("?"))
+    matmul = frame.filter(
+        (pl.col("class") == "matmul") & pl.col("primary") & pl.col("call").is_not_null()
+    )
+    for layer, role, call in matmul.select("layer", "role", "call").unique().iter_rows():
+        work = kernels.works[call]
+        for gemm in work.gemms if work is not None else ():
+            weights.setdefault((layer, role), set()).update({(gemm.n, gemm.k), (gemm.k, gemm.n)})
+    in_weights = pl.col("role").is_in(WEIGHT_ROLES) & pl.col("kind").is_in(_MASKING)
+    other = frame.filter(in_weights & (pl.col("busy") > 0))
+    keys = other.select("layer", "role", "call", "work").unique()
+    hits = [
+        row
+        for row in keys.iter_rows(named=True)
+        if _DECOMPRESS.search(row["work"])
+        or _matrix(kernels, row["call"]) in weights.get((row["layer"], row["role"]), ())
+    ]
+    if not hits:
+        return other.select("role", "work", "busy").clear()
+    wanted = pl.DataFrame(hits, schema=keys.schema)
+    found = other.join(wanted, on=list(keys.columns), how="semi", nulls_equal=True)
+    return found.select("role", "work", "busy")
+
+
+def _matrix(kernels: Kernels, call: int | None) -> tuple[int, ...] | None:
+    """The largest two-dimensional input of a call; None where none is known."""
+    shapes = [] if call is None else kernels.calls[call].shapes
+    flat = [s for s in shapes if isinstance(s, tuple) and len(s) == 2]
+    known = [s for s in flat if all(isinstance(n, int) and n > 1 for n in s)]
+    return max(known, key=math.prod, default=None)
+
+
+@dataclass(frozen=True)
+class _Copy:
+    """Copies of the weights of one role: their shape, busy ns, number and moved bytes a step.
+    `bytes` is None where a dtype is unknown."""
+
+    role: str
+    rows: int
+    columns: int
+    busy: float
+    count: float
+    bytes: float | None
+    change: str
+
+
+@finding("weight-copied", "critical", needs_valid_times=True)
+def weight_copied(c: Context) -> Found | None:
+    """A weight is copied at every call (a cast, a layout), and the GEMM reads the copy."""
+    copies = sorted(_copies(c.kernels), key=lambda one: -one.busy)
+    total = sum(one.busy for one in copies)
+    if not copies or total < _SHARE * c.phase.busy_ns:
+        return None
+    share = total / c.phase.wall_ns
+    moved = [one.bytes for one in copies]
+    size = f"{sum(b or 0.0 for b in moved) / 1e6:,.1f} MB moved, " if None not in moved else ""
+    names = ", ".join(dict.fromkeys(one.role for one in copies))
+    several = len(copies) > 1 or copies[0].count > 1
+    return Found(
+        severity="critical" if share > _MUCH else "warning",
+        text=f"the weight{'s' if several else ''} of {names} {'are' if several else 'is'} copied "
+        f"at every call: {size}{ms(total)} a step, {percent(share)} of it",
+        evidence=[
+            f"{one.role}: {one.rows}×{one.columns}, {one.count:g} a step, {ms(one.busy)}"
+            for one in copies[:4]
+        ],
+        change=copies[0].change,
+        predicted_ns=total,
+        explains=frozenset(one.role for one in copies),
+    )
+
+
+def _copies(kernels: Kernels) -> Iterator[_Copy]:
+    """Copies of weights by role and shape."""
+    products = _products(kernels)
+    rows = kernels.frame.filter(
+        pl.col("kind").is_in(_MOVES) & pl.col("role").is_in(WEIGHT_ROLES) & (pl.col("busy") > 0)
+    ).drop_nulls("call")
+    # Rows of one op are the kernels that do its work: its bytes are theirs together.
+    sums = rows.group_by("layer", "role", "call", maintain_order=True).agg(
+        pl.col("busy").sum(), pl.col("instance").n_unique().alias("count")
+    )
+    found: dict[tuple[str, int, int, str], list[tuple[float, int, float | None]]] = {}
+    for layer, role, call, busy, count in sums.iter_rows():
+        gemm = _copied(kernels, call, products.get((layer, role), []))
+        if gemm is None:
+            continue
+        work = kernels.works[call]
+        moved = None if work is None or work.bytes is None else work.bytes * count
+        key = (role, gemm.n, gemm.k, _change(kernels, call, gemm))
+        found.setdefault(key, []).append((busy, count, moved))
+    steps = kernels.num_steps
+    for (role, n, k, change), calls in found.items():
+        moved_bytes = [b for _, _, b in calls]
+        known = None not in moved_bytes
+        yield _Copy(
+            role=role,
+            rows=n,
+            columns=k,
+            busy=sum(b for b, _, _ in calls) / steps,
+            count=sum(n for _, n, _ in calls) / steps,
+            bytes=sum(b or 0.0 for b in moved_bytes) / steps if known else None,
+            change=change,
+        )
+
+
+def _products(kernels: Kernels) -> dict[tuple[int | None, str], list[Gemm]]:
+    """The GEMMs of each layer and role."""
+    found: dict[tuple[int | None, str], list[Gemm]] = {}
+    primary = (pl.col("class") == MATMUL) & pl.col("primary") & pl.col("call").is_not_null()
+    of_role = kernels.frame.filter(primary).select("layer", "role", "call").unique()
+    for layer, role, call in of_role.iter_rows():
+        work = kernels.works[call]
+        found.setdefault((layer, role), []).extend(work.gemms if work is not None else ())
+    return found
+
+
+def _copied(kernels: Kernels, call: int, gemms: list[Gemm]) -> Gemm | None:
+    """The GEMM whose weight a call copies: the last two dimensions of its first operand are N and
+    K. None where activations of that product have these dimensions too."""
+    shapes = kernels.calls[call].shapes
+    first = shapes[0] if shapes else ()
+    if not isinstance(first, tuple) or len(first) < 2 or not isinstance(first[-1], int):  # noqa: PLR2004
+        return None
+    last = {first[-2], first[-1]}
+    return next((g for g in gemms if last == {g.n, g.k} and g.m not in last), None)
+
+
+def _change(kernels: Kernels, call: int, gemm: Gemm) -> str:
+    """How to avoid the copy: another dtype, another call, another layout."""
+    formats = {name for name in kernels.calls[call].dtypes[:2] if name not in ("", "Scalar")}
+    if len(formats) > 1:
+        return _CAST
+    shape = kernels.calls[call].shapes[0]
+    return _SLICED if len(shape) > 2 and gemm.batch == shape[0] else _LAID_OUT  # noqa: PLR2004
+
+
+@finding("unfused-attention", "warning")
+def unfused_attention(c: Context) -> Found | None:
+    """Attention runs as separate matrix products and a softmax, and takes much of the step."""
+    rows = c.kernels.frame.filter(pl.col("role").is_in(_ROLES))
+    steps, kind = c.kernels.num_steps, pl.col("kind").cast(pl.String)
+    named = pl.when(kind.is_in(GEMM_KINDS)).then(pl.lit("products")).otherwise(kind).alias("part")
+    sums = rows.group_by(named).agg(pl.col("busy").sum()).sort("busy", "part", descending=True)
+    parts = {part: busy / steps for part, busy in sums.iter_rows() if busy}
+    total = sum(parts.values())
+    products, softmax = parts.get("products", 0.0), parts.get("softmax", 0.0)
+    if not products or not softmax or "attention" in parts:  # those score blocks for a fused one
+        return None
+    if not c.phase.wall_ns or total < _LARGE * c.phase.wall_ns:
+        return None
+    return Found(
+        text=f"attention runs unfused and takes {percent(total / c.phase.wall_ns)} of the step "
+        f"({ms(total)}): its scores are written to memory and read again",
+        evidence=[f"{name}: {ms(ns)}" for name, ns in parts.items()],
+        change=_fuse(c, rows.filter(kind == "softmax").height / steps),
+        explains=frozenset(rows["role"].unique()),
+    )
+
+
+def _fuse(c: Context, softmaxes: float) -> str:
+    """How to get a fused kernel. `softmaxes`: softmax kernels a step."""
+    if c.kernels.sdpa_math >= softmaxes:
+        return (
+            "scaled_dot_product_attention fell back to its math path: with "
+            "torch.nn.attention.sdpa_kernel(SDPBackend.FLASH_ATTENTION) torch warns what rules out "
+            "a fused kernel (dtype, head size, mask)"
+        )
+    return (
+        "use one fused kernel: attn_implementation='sdpa' in from_pretrained where the model class "
+        "supports it, else torch.nn.functional.scaled_dot_product_attention in its attention"
+    )

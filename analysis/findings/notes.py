@@ -1,0 +1,187 @@
+"""What a reader must know of a phase: notes on its kernels (replays, roles by order, concurrency,
+communication), and warnings that the headline may not describe a whole step.
+
+In: Kernels, or a Phase of the report (ns). Out: sentences.
+"""
+
+from __future__ import annotations
+
+import polars as pl
+
+from prunescope.analysis.comparison.equal_information import one_sided_text
+from prunescope.analysis.findings.context import ms, shortened
+from prunescope.analysis.kernels.frame import Kernels
+from prunescope.analysis.kernels.replay import replayed_begin
+from prunescope.analysis.schema.pair_comparison import SHAPES
+from prunescope.analysis.schema.report import WHOLE_TRACE, Phase
+from prunescope.analysis.timeline.intervals import alone_ns, carry_over_ns, union_ns
+
+_HIDDEN = 0.05  # of the wall: concurrent or communication time worth a note
+_LATE = 0.05  # of device time: events without a launch worth a warning
+_OF_TOKENS = {"attention", "embedding", "lm_head"}  # kinds and roles of language models
+
+
+def notes(kernels: Kernels) -> list[str]:
+    """The notes of a phase on its kernels."""
+    lines = list(kernels.notes)
+    if kernels.windows.source == "whole":
+        lines.append(WHOLE_TRACE)
+    if kernels.replay_note is not None:
+        lines.append(kernels.replay_note)
+    elif kernels.linked.replayed.any():
+        lines.append(f"{replayed_begin(kernels.linked, kernels.frame)}{_replay_shapes(kernels)}")
+    if _in_whole_us(kernels):
+        lines.append("all times of the trace are whole µs: each may be off by up to 1 µs")
+    if not kernels.calls:
+        lines.append(f"no host ops in the trace: kinds come from kernel names, {_shapes(kernels)}")
+    if kernels.roles_from == "order":
+        lines.append("no module scopes in the trace: roles come from the order of kernels")
+        lines += _unequal_layers(kernels)
+    return lines + _early(kernels) + _concurrent(kernels) + _communication(kernels)
+
+
+def _in_whole_us(kernels: Kernels) -> bool:
+    """Whether no time has a fraction of a µs, as older profilers wrote them."""
+    frame = kernels.frame
+    times = (frame["start"] - frame["start"].min(), frame["duration"]) if len(frame) else ()
+    return bool(times) and all(bool((ns % 1000 == 0).all()) for ns in times)
+
+
+def _replay_shapes(kernels: Kernels) -> str:
+    """Where shapes and roles of replayed kernels come from, or how to get them."""
+    if (kernels.frame["shapes"] == "model").any() or kernels.known:
+        return "roles and shapes of their GEMMs come from the model's config"
+    return "give --eager-trace, or --model with the model's config, for their shapes and roles"
+
+
+def _shapes(kernels: Kernels) -> str:
+    """Where shapes come from without host ops."""
+    if (kernels.frame["shapes"] == "model").any() or kernels.known:
+        return "shapes from the model's config"
+    return "shapes are unknown (--model gives those of a decoder)"
+
+
+def _early(kernels: Kernels) -> list[str]:
+    """Events that ran before the wall of their step began, which no busy time contains."""
+    rows = kernels.frame.filter(pl.col("category").is_not_null())
+    rows = rows.with_columns(early=carry_over_ns(rows)).filter(pl.col("early") > 0)
+    if rows.is_empty():
+        return []
+    sums = rows.group_by("name").agg(pl.col("early").sum(), pl.len())
+    parts = [
+        f"{shortened(name or '?')} {ms(ns / kernels.num_steps)} "
+        f"({count / kernels.num_steps:,.4g} events)"
+        for name, ns, count in sums.sort("early", "name", descending=[True, False]).iter_rows()
+    ]
+    return [
+        f"{len(rows) / kernels.num_steps:,.4g} events a step ran for "
+        f"{ms(int(rows['early'].sum()) / kernels.num_steps)} before the previous step had ended: "
+        f"no busy time contains that; the largest part is {parts[0]}"
+    ]
+
+
+def _concurrent(kernels: Kernels) -> list[str]:
+    """Kinds of kernels that ran concurrently with others, so that their busy time differs from how
+    long they ran."""
+    rows = kernels.frame.filter(pl.col("category").is_not_null())
+    rows = rows.with_columns(concurrent=pl.col("duration") - alone_ns(rows))
+    sums = rows.group_by("kind").agg(pl.col("duration", "concurrent").sum())
+    parts = [
+        f"{kind} {ms(ran / kernels.num_steps)} ({ms(both / kernels.num_steps)} concurrently)"
+        for kind, ran, both in sums.sort("concurrent", "kind", descending=[True, False]).iter_rows()
+        if both > _HIDDEN * kernels.wall
+    ]
+    if not parts:
+        return []
+    return [
+        f"kernels ran concurrently, and busy time counts for the kernel that began first; by kind "
+        f"they ran {', '.join(parts)} a step"
+    ]
+
+
+def _communication(kernels: Kernels) -> list[str]:
+    """How much communication was exposed (nothing else ran), and that its kernels include waiting
+    for other ranks."""
+    rows = kernels.frame.filter(pl.col("category").is_not_null())
+    is_comm = rows["kind"] == "comm"
+    busy = int(rows.filter(is_comm)["busy"].sum())
+    if busy <= _HIDDEN * kernels.wall:
+        return []
+    ran, others, either = (union_ns(rows.filter(which)) for which in (is_comm, ~is_comm, True))
+    return [
+        f"communication kernels ran {ms(ran / kernels.num_steps)} a step, "
+        f"{ms((either - others) / kernels.num_steps)} of it exposed (nothing else ran); they run "
+        f"until the last rank arrives: the {ms(busy / kernels.num_steps)} of them that count as "
+        "busy include waiting for other ranks, which the trace of one rank cannot separate"
+    ]
+
+
+def _unequal_layers(kernels: Kernels) -> list[str]:
+    """Where steps, each of which numbers its layers anew, have different numbers of layers."""
+    layers = pl.col("layer").drop_nulls().n_unique()
+    held = kernels.frame.group_by("step").agg(layers)["layer"].to_list()
+    if len(set(held)) < 2:
+        return []
+    return [
+        f"steps have {min(held)} to {max(held)} layers, numbered from the first in each step: "
+        "which layers a step lacks is unknown"
+    ]
+
+
+def phase_warnings(name: str, phase: Phase) -> list[str]:
+    """Warnings that the headline of a phase may not describe a whole step."""
+    warnings = []
+    of_dense = phase.baseline.phase_kind if phase.baseline else None
+    for side, kind in (("", phase.phase_kind), ("baseline: ", of_dense)):
+        if kind and (doubt := kind.get("doubt")):
+            warnings.append(f"{side}{name}: {doubt}")
+    warnings += _captures_differ(name, phase)
+    warnings += [f"{name}: {f.text}" for f in phase.findings if f.id == "earlier-work"]
+    late, kept = phase.late, phase.busy_ns * phase.steps
+    if late["events"] and late["ns"] > _LATE * (late["ns"] + kept):
+        of = late["events"] + sum(phase.kernels_per_step)
+        warnings.append(
+            f"{name}: {late['events']:,.0f} of {of:,.0f} device events have no launch in the trace "
+            f"and are left out, {ms(late['ns'])} of {ms(late['ns'] + kept)}: the step below is "
+            "incomplete"
+        )
+    return warnings
+
+
+def missing_shapes(
+    name: str, phase: Phase, *, requested: bool = False, takes_model: bool = False
+) -> list[str]:
+    """Warnings where the ops of a phase have no shapes, so that the sizes of all GEMMs are unknown.
+    `requested`: record_shapes was on; `takes_model`: --model could give them."""
+    ignored = phase.comparison.one_sided if phase.comparison else ()
+    if lacking := [one for one in ignored if one.kind == SHAPES]:
+        return [f"{name}: {one_sided_text(one)}" for one in lacking]
+    gemms = [g for g in phase.gemms if g.op is not None]
+    if not gemms or any(n is not None for g in gemms for n in (g.m, g.n, g.k)):
+        return []
+    of_tokens = not _OF_TOKENS.isdisjoint([*phase.kinds, *(g.role for g in gemms)])
+    give = ", or give --model (a decoder's config)" if takes_model and of_tokens else ""
+    change = f"capture again with profile(..., record_shapes=True){give}"
+    if requested:
+        change = (
+            "record_shapes was on, but the profiler sees no tensors of these ops (compiled or "
+            f"custom ops): capture without torch.compile{give}"
+        )
+    pruned = "what was pruned, " if phase.baseline else ""
+    return [f"{name}: no GEMM has shapes, so {pruned}FLOPs and bounds are unknown: {change}"]
+
+
+def _captures_differ(name: str, phase: Phase) -> list[str]:
+    """A warning where two captures of one model differ by more than their noise."""
+    ladder, family = phase.ladder, phase.family
+    if ladder is None or family is None or family.id != "dense" or not ladder.realised_ci95:
+        return []
+    low, high = ladder.realised_ci95
+    if low <= 1 <= high:
+        return []
+    return [
+        f"{name}: nothing was pruned, and the two captures differ by {ladder.realised:.2f}× "
+        f"[{low:.2f}×, {high:.2f}×]: the cause is not in the shapes (a hook, a wait, another "
+        "machine or time of day); unless one command traced both in turns on a quiet machine, a "
+        "ratio of this size is no evidence"
+    ]

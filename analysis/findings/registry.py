@@ -1,0 +1,121 @@
+"""The registry of findings: each is one function with one decorator.
+
+In: functions decorated with `@finding`. Out: `registered()`, all of them in the order in which
+findings of equal severity and gain are shown. The modules of findings, which need polars, are
+imported when that list is asked for, and not before.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal, TypeVar, get_args
+
+Severity = Literal["critical", "warning", "info"]
+SEVERITIES: tuple[Severity, ...] = get_args(Severity)
+
+# A new module of findings gets its row here; a new finding in one of them needs none.
+MODULES = (
+    "validity", "removed", "memory", "dynamic", "shape", "idle", "losses", "added", "trust",
+    "largest", "stragglers",
+)  # fmt: skip
+
+# Ids of earlier versions, in stored reports and in rules of `prunescope check`, and today's.
+OLD_IDS = {"observer-effect": "profiler-overhead", "spill": "carry-over"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What the function of a finding returns: a sentence, its evidence, one concrete change and its
+    gain in ns a step.
+
+    `severity`: where it is lower than the registered one. `explains`: the roles, or the names of
+    kernels without a role, whose time the finding is about; `largest-cost` leaves these out.
+    """
+
+    text: str
+    evidence: list[str]
+    change: str | None = None
+    predicted_ns: float | None = None
+    severity: Severity | None = None
+    explains: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Registered:
+    """A finding's function with its id, its highest severity, and when it does not apply (see
+    `finding`)."""
+
+    id: str
+    severity: Severity
+    check: Callable[..., Found | None]
+    needs_valid_times: bool
+    needs_one_clock: bool
+    compares: bool
+    reads: Literal["phase", "findings", "ranks"]
+
+    @property
+    def summary(self) -> str:
+        """The first sentence of the function's docstring: what the finding says."""
+        return " ".join((self.check.__doc__ or "").partition("\n\n")[0].split())
+
+
+FINDINGS: dict[str, Registered] = {}
+_Check = TypeVar("_Check", bound=Callable[..., Found | None])
+
+
+def finding(
+    id: str,
+    severity: Severity,
+    *,
+    needs_valid_times: bool = False,
+    needs_one_clock: bool = False,
+    compares: bool = False,
+    reads: Literal["phase", "findings", "ranks"] = "phase",
+) -> Callable[[_Check], _Check]:
+    """Register a function as the finding `id`. Raises RuntimeError for an id that is taken.
+
+    `severity`: the highest that it may have; the function may return a lower one.
+    `needs_valid_times`: it is critical by a measured time, and a warning where times are not valid.
+    `needs_one_clock`: it says who waited for whom; it is doubtful where the clocks of host and
+    device differ, and left out of a graph capture.
+    `compares`: it says what pruning did to the dense step; left out where the runs do not compare.
+    `reads`: a Context ("phase"), one whose `explained` holds what the other findings explain
+    ("findings"), or the RankTimes of several ranks ("ranks").
+    """
+
+    def register(check: _Check) -> _Check:
+        if id in FINDINGS:
+            raise RuntimeError(f"two functions are registered as the finding {id!r}")
+        FINDINGS[id] = Registered(
+            id=id,
+            severity=severity,
+            check=check,
+            needs_valid_times=needs_valid_times,
+            needs_one_clock=needs_one_clock,
+            compares=compares,
+            reads=reads,
+        )
+        return check
+
+    return register
+
+
+def registered() -> list[Registered]:
+    """All findings: by module in the order of MODULES, in a module by line; others behind them."""
+    _import_modules()
+    order = {f"{__package__}.{name}": i for i, name in enumerate(MODULES)}
+    return sorted(FINDINGS.values(), key=lambda one: order.get(one.check.__module__, len(order)))
+
+
+@cache
+def _import_modules() -> None:
+    for name in MODULES:
+        importlib.import_module(f"{__package__}.{name}")
+
+
+def current_id(id: str) -> str:
+    """Today's id of a finding that an earlier version may have named otherwise."""
+    return OLD_IDS.get(id, id)

@@ -1,0 +1,84 @@
+"""Whether the traces are evidence at all: runs that do not compare, launches that were captured
+into a CUDA graph, kernels that a trace lacks.
+
+In: a Context. Out: Found, or None.
+"""
+
+from __future__ import annotations
+
+from prunescope.analysis.comparison.differences import difference_text
+from prunescope.analysis.findings.context import Context
+from prunescope.analysis.findings.registry import Found, finding
+from prunescope.analysis.verdict.caveats import caveat_text
+
+_GAIN = 0.95  # of the dense time: 2:4 kernels that take more gained nothing worth the name
+_CHANGE = (
+    "trace a replay of the graph (this trace, given as --eager-trace, names its ops), or trace "
+    "before the capture"
+)
+
+
+@finding("not-comparable", "critical")
+def not_comparable(c: Context) -> Found | None:
+    """The dense baseline ran with other inputs or settings than the pruned run."""
+    differences = c.phase.comparison.differences if c.phase.comparison else ()
+    if not differences:
+        return None
+    return Found(
+        text="the dense baseline is not comparable: it ran with other settings",
+        evidence=[difference_text(one) for one in differences],
+        change="trace the dense model again with the settings of the pruned one",
+    )
+
+
+@finding("captured-step", "critical")
+def captured_step(c: Context) -> Found | None:
+    """Most kernel launches of a run were captured into a CUDA graph, so no step was timed."""
+    lines = _lines(c, "captured-step")
+    if not lines:
+        return None
+    return Found(
+        severity="warning" if c.baseline_kernels is None else "critical",
+        text="most kernel launches were captured into a graph and did not run: no step was timed",
+        evidence=lines,
+        change=_CHANGE,
+    )
+
+
+@finding("captured-launches", "warning")
+def captured_launches(c: Context) -> Found | None:
+    """Some kernel launches of a run were captured into a CUDA graph and did not run."""
+    lines = _lines(c, "captured-launches")
+    if not lines:
+        return None
+    return Found(
+        text="kernel launches were captured into a graph and did not run: times and counts cover "
+        "the other launches only, and host time includes the capture",
+        evidence=lines,
+        change=_CHANGE,
+    )
+
+
+def _lines(c: Context, kind: str) -> list[str]:
+    return [caveat_text(one) for one in c.caveats if one.kind == kind]
+
+
+@finding("kernels-missing", "warning")
+def kernels_missing(c: Context) -> Found | None:
+    """The trace lacks kernels: launches without one, no GEMM at all, incomplete layers."""
+    lines = [caveat_text(one) for one in c.caveats if one.lost]
+    if not lines:
+        return None
+    return Found(
+        text="the trace does not hold all of its kernels: "
+        + (
+            "work that seems pruned may only be missing"
+            if c.baseline
+            else "times and counts cover the others only"
+        ),
+        evidence=lines,
+        change="copy the file again: it is cut off in the middle of an event"
+        if any(one.kind == "cut-off" for one in c.caveats)
+        else "capture again, with fewer steps and after a warm-up step; kernels that were captured "
+        "into a graph appear when the graph is replayed",
+    )
