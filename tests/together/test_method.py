@@ -79,7 +79,12 @@ def test_knobs_of_a_composite_begin_with_its_family() -> None:
         ("static-m", {"match": "flops"}, "match='flops'", "flop, param, byte"),
         ("wanda-2:4", {}, "Wanda is a published method", "--method static-k-24"),
         ("static-m+FLAP:0.3", {}, "FLAP is a published method", "--method static-nk;"),
-        ("shortgpt", {}, "its own is static-m", "--method static-m --set unit=layer"),
+        (
+            "shortgpt",
+            {},
+            "a published method of the family static-m",
+            "--method static-m --set unit=layer",
+        ),
         ("TEAL", {}, "dynamic-k cannot be traced", "predict"),
         ("static-k-24", {}, "2:4 sparsity is 0.5, not 0.25", "0.5"),
         ("static-k-24:0.75+static-m:0.5", {}, "2:4 sparsity is 0.5, not 0.75", "0.5"),

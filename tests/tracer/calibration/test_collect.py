@@ -278,7 +278,7 @@ def test_a_family_says_truly_what_calibrates_it(name: str, tmp_path: Path) -> No
 
 
 def test_texts_that_cannot_be_used_are_named(tmp_path: Path) -> None:
-    with pytest.raises(PrunescopeError, match=r"missing\.txt is no file"):
+    with pytest.raises(PrunescopeError, match=r"missing\.txt is not a file"):
         read_text(tmp_path / "missing.txt")
     latin = tmp_path / "latin.txt"
     latin.write_bytes("\xe9t\xe9".encode("latin-1"))

@@ -191,7 +191,7 @@ def test_impossible_requests() -> None:
     with pytest.raises(PrunescopeError, match="after 1 to 3 layers"):
         prune("token-drop", model, 0.5, after=0)
     long = prune("dynamic-nk", model, 0.5, block=13).model
-    with pytest.raises(PrunescopeError, match="the nearest that fits is --set block=11"):
+    with pytest.raises(PrunescopeError, match="the longest that fits is --set block=11"):
         steps(long, ids, 12)
     with pytest.raises(PrunescopeError, match="block=-1"):
         prune("dynamic-nk", model, 0.5, block=-1)

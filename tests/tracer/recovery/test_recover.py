@@ -225,7 +225,7 @@ def test_random_ids_train_where_there_is_no_tokenizer(tmp_path: Path) -> None:
     assert record.text == "random token ids"
     assert record.train_sha256 != record.eval_sha256
     (tmp_path / "a.txt").write_text("some words " * 9000)
-    for name, says in (("a.txt", "no tokenizer to read a.txt"), ("b.txt", "b.txt is no file")):
+    for name, says in (("a.txt", "no tokenizer to read a.txt"), ("b.txt", "b.txt is not a file")):
         wanted = recovery.Recovery(steps=2, rank=2, text=tmp_path / name)
         with pytest.raises(PrunescopeError, match=says):
             recovery.recover(model, None, wanted, name="dense", seed=3)

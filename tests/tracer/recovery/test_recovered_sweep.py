@@ -113,7 +113,9 @@ def test_a_killed_sweep_goes_on_with_its_training(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.Training, "_said", lambda t, _: "" if t.state.step < 5 else kill())
+        patch.setattr(
+            training.Training, "_progress_text", lambda t, _: "" if t.state.step < 5 else kill()
+        )
         with pytest.raises(Killed):
             sweep(cut)
     with monkeypatch.context() as patch:  # trained, and killed before the control was
@@ -155,7 +157,7 @@ def test_selections_are_points_of_their_own(asked: Any) -> None:
 
 @pytest.mark.parametrize(
     ("keys", "problem"),
-    [({"recover": {"steps": 0}}, "recover steps=0 cannot be"), ({"recover": 3}, "no training"),
+    [({"recover": {"steps": 0}}, "recover steps=0 is invalid"), ({"recover": 3}, "not a training"),
      ({"recover": "rank=3"}, "how many steps"), ({"select": ["importance", "best"]}, "'best'")],
 )  # fmt: skip
 def test_a_mistake_is_found_before_any_work(asked: Any, keys: Any, problem: str) -> None:
