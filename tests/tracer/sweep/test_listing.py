@@ -83,7 +83,7 @@ def test_the_time_rests_on_the_best_of_peaks_that_other_work_made_slow(
         busy = told(rates, ["other processes"])
         assert busy["plan"]["seconds"] == pytest.approx(quiet["seconds"])
         assert busy["plan"]["seconds_most"] > 2 * quiet["seconds"]
-        assert "measured 3 times beside other processes, and the best counts" in shown(busy)
+        assert "measured 3 times during other processes, and the best is used" in shown(busy)
     assert set(threads) == {1}  # those of the sweep
     SweepFolder(request.out).start(plan_of(request))
     write_json(request.out / "peaks-x-fp32-1.json", whole)
