@@ -10,7 +10,7 @@ import pytest
 
 from prunescope.analysis.report import gemm_table, sentences
 from prunescope.analysis.schema.report import KernelRow
-from tests.analysis.findings.test_findings import FULL, found, model, of_pair
+from tests.analysis.finding_cases import FULL, found, model, of_pair
 
 # Every MLP is half as wide; attention stays.
 HALF = replace(FULL, f=FULL.f // 2)
