@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from prunescope.analysis.inputs.subject import Options
+from prunescope.analysis.inputs.side import Options
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.schema.report import Finding, Report
 from tests.analysis.run_folder import write_pair
