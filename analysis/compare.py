@@ -1,6 +1,6 @@
 """Several runs side by side: in, runs, traces and folders of runs; out, a Comparison.
 
-Each subject is analysed as `analyze` does it; nothing is computed anew. Times are ns a step.
+Each run is analysed as `analyze` does it; nothing is computed anew. Times are ns a step.
 """
 
 from __future__ import annotations
@@ -16,16 +16,15 @@ from typing import Any
 
 import msgspec
 
-from prunescope.analysis.inputs.names import ends_apart
-from prunescope.analysis.inputs.resolve import of_the, resolve
-from prunescope.analysis.inputs.subject import BARE, Options
+from prunescope.analysis.inputs.describe import ends_apart
+from prunescope.analysis.inputs.side import BARE, Options
 from prunescope.analysis.pipeline import TOOL, OnDone, analyze
 from prunescope.analysis.pool import jobs_for, run_tasks
 from prunescope.analysis.rank_jobs import plain_options
 from prunescope.analysis.schema.comparison import Comparison, ComparisonRow, FailedSubject
 from prunescope.analysis.schema.report import Report, is_beyond_noise
-from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.run import MANIFEST, PhaseRun, read_run
+from prunescope.taxonomy.errors import PrunescopeError, errors_about
+from prunescope.taxonomy.run import MANIFEST, PhaseRun
 
 _DEPTH = 5  # folders below the one named in which runs are looked for
 _PHASES = ("prefill", "decode", BARE)
@@ -33,14 +32,14 @@ _PHASES = ("prefill", "decode", BARE)
 
 @dataclass(frozen=True)
 class NamedRun:
-    """A subject: its path, and its name in the comparison (never an absolute path)."""
+    """A run or trace: its path, and its name in the comparison (never an absolute path)."""
 
     path: Path
     name: str
 
 
 def find_runs(subjects: Iterable[Path]) -> list[NamedRun]:
-    """Every run that is meant: a trace or run as it is, of any other folder all runs inside.
+    """All runs that are named: a trace or run itself, of any other folder all runs inside.
 
     A run and the folder of a pair count once. A folder without runs stands for itself.
     """
@@ -55,7 +54,7 @@ def find_runs(subjects: Iterable[Path]) -> list[NamedRun]:
 
 
 def left_out(subjects: Iterable[Path]) -> list[str]:
-    """What was named and is in no comparison: traces beside runs, and a subject given twice."""
+    """Notes on paths that are in no comparison: traces beside runs, and a run given twice."""
     subjects = list(subjects)
     notes = []
     for folder in (path for path in subjects if path.is_dir()):
@@ -110,12 +109,12 @@ def compare(
     engine: str = "local",
     on_done: OnDone | None = None,
 ) -> Comparison:
-    """Analyze every subject against `baseline`, or its own baseline where that is None.
+    """Analyze every run against `baseline`, or each against its own where that is None.
 
     `jobs`: processes that analyse a run each, None for one a core where that is worth it; `engine`:
-    "ray" has them on the workers of a cluster; `on_done` hears how many of how many are done.
+    "ray" has them on the workers of a cluster; `on_done` is called with how many are done, of all.
 
-    A subject that cannot be analysed is listed in `failed`. Raises PrunescopeError where none can.
+    A run that cannot be analysed is listed in `failed`. Raises PrunescopeError where none can.
     """
     found = [s for s in subjects if isinstance(s, NamedRun)]
     found += find_runs(s for s in subjects if isinstance(s, Path))
@@ -130,16 +129,15 @@ def compare(
         if on_done is not None:
             on_done(number, len(found))
         try:
-            report = next(done)()
-            phases = _phases(one.path, baseline)
+            analysed = next(done)()
         except PrunescopeError as problem:
             error = problem
             failed.append(FailedSubject(run=one.name, why=problem.problem))
             continue
-        reports[one.name] = report
-        rows += [_row(one.name, report, name, phases.get(name)) for name in report.phases]
+        reports[one.name] = analysed.report
+        rows += [_row(one.name, analysed, phase) for phase in analysed.report.phases]
     if error is not None and not rows:
-        with of_the(failed[-1].run) if len(found) > 1 else nullcontext():
+        with errors_about(failed[-1].run) if len(found) > 1 else nullcontext():
             raise error
     first = next(iter(reports.values()), None)
     return Comparison(
@@ -161,8 +159,8 @@ def _size(path: Path) -> int:
 
 def _reports(
     found: Sequence[NamedRun], baseline: Path | None, options: Options, jobs: int, engine: str
-) -> Iterator[Callable[[], Report]]:
-    """What gives the report of each subject, or raises what is wrong with it, in their order."""
+) -> Iterator[Callable[[], AnalysedRun]]:
+    """For each run in order a call that gives its report, or raises what is wrong with it."""
     if len(found) < 2 or (jobs < 2 and engine == "local"):
         for one in found:
             yield partial(_report, one.path, baseline, options)
@@ -170,15 +168,37 @@ def _reports(
     against = None if baseline is None else str(baseline)
     plain = plain_options(options)
     tasks = [RunTask(str(one.path), against, plain) for one in found]
-    for result in run_tasks(run_task, tasks, Report, jobs=jobs, engine=engine):
+    for result in run_tasks(run_task, tasks, AnalysedRun, jobs=jobs, engine=engine):
         yield partial(_report_or_raise, result)
 
 
-def _report(path: Path, baseline: Path | None, options: Options) -> Report:
-    return analyze(path, baseline=baseline, options=options).report
+class _Workload(msgspec.Struct):
+    """Inputs of a phase as its manifest has them."""
+
+    batch: int
+    prompt_len: int
+    context: int
 
 
-def _report_or_raise(result: Report | PrunescopeError) -> Report:
+class AnalysedRun(msgspec.Struct):
+    """A report, and the workload of each phase of a run with a manifest."""
+
+    report: Report
+    workloads: dict[str, _Workload]
+
+
+def _report(path: Path, baseline: Path | None, options: Options) -> AnalysedRun:
+    found = analyze(path, baseline=baseline, options=options)
+    run = found.side.run if found.side is not None else None
+    phases: dict[str, PhaseRun] = {} if run is None else run.phases
+    workloads = {
+        name: _Workload(phase.batch, phase.prompt_len, phase.context)
+        for name, phase in phases.items()
+    }
+    return AnalysedRun(found.report, workloads)
+
+
+def _report_or_raise(result: AnalysedRun | PrunescopeError) -> AnalysedRun:
     if isinstance(result, PrunescopeError):
         raise result
     return result
@@ -192,7 +212,7 @@ class RunTask(msgspec.Struct):
     options: dict[str, Any]
 
 
-def run_task(task: RunTask) -> Report:
+def run_task(task: RunTask) -> AnalysedRun:
     """The report of a run, in another process."""
     baseline = None if task.baseline is None else Path(task.baseline)
     return _report(Path(task.path), baseline, Options(**task.options))
@@ -218,13 +238,8 @@ def _identity(path: Path) -> Path:
     return real
 
 
-def _phases(path: Path, baseline: Path | None) -> dict[str, PhaseRun]:
-    """What the manifest says of each phase; nothing for a bare trace."""
-    subject = resolve(path, baseline).subject
-    return read_run(subject).phases if (subject / MANIFEST).is_file() else {}
-
-
-def _row(name: str, report: Report, phase_name: str, run: PhaseRun | None) -> ComparisonRow:
+def _row(name: str, analysed: AnalysedRun, phase_name: str) -> ComparisonRow:
+    report, workload = analysed.report, analysed.workloads.get(phase_name)
     phase = report.phases[phase_name]
     dense = phase.baseline
     wall, interval, timed = phase.wall_ns, None, "profiled"
@@ -239,9 +254,9 @@ def _row(name: str, report: Report, phase_name: str, run: PhaseRun | None) -> Co
         method=_text(report.subject.get("method")),
         family=phase.family.id if phase.family else None,
         phase=phase_name,
-        batch=run.batch if run else None,
-        prompt_len=run.prompt_len if run else None,
-        context=run.context if run else None,
+        batch=workload.batch if workload else None,
+        prompt_len=workload.prompt_len if workload else None,
+        context=workload.context if workload else None,
         sparsity=phase.sparsity,
         timed=timed,
         wall_ns=wall,

@@ -16,17 +16,16 @@ from prunescope.analysis.comparison.equal_information import ComparableSides
 from prunescope.analysis.findings.checks import find
 from prunescope.analysis.findings.context import Context
 from prunescope.analysis.findings.notes import notes
-from prunescope.analysis.inputs.subject import SidePhase
+from prunescope.analysis.inputs.side import SidePhase
 from prunescope.analysis.kernels import mixed
 from prunescope.analysis.kernels.anatomy import anatomy
 from prunescope.analysis.ledger.attribution import AttributionInputs, attribution_inputs
 from prunescope.analysis.ledger.calls import calls_of
 from prunescope.analysis.ledger.gemms import pair_calls, report_rows, single_rows
-from prunescope.analysis.ledger.ladder import ladder
+from prunescope.analysis.ledger.ladder import has_ideals, ladder, without_roofline
 from prunescope.analysis.ledger.noise import halves, observer_share
 from prunescope.analysis.ledger.overhead import overhead
 from prunescope.analysis.ledger.pairing import Units, pair
-from prunescope.analysis.ledger.peaks_known import has_ideals, without_roofline
 from prunescope.analysis.ledger.rows import LargestKernels, build_rows, untouched
 from prunescope.analysis.ledger.samples import samples_of
 from prunescope.analysis.schema.pair_comparison import PairComparison
@@ -48,7 +47,6 @@ from prunescope.analysis.verdict.outside import is_quantised, other_inputs, repl
 from prunescope.analysis.verdict.verdict import evidence_of, verdict
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import known
-from prunescope.taxonomy.run import MANIFEST, sha256_of
 
 _TOP_KERNELS = 40
 
@@ -158,7 +156,7 @@ def _compared(
 
 
 def _not_in_turns(dense: SidePhase, pruned: SidePhase) -> tuple[str, ...]:
-    """Says so where the samples of the two sides did not take turns, as those of one capture do."""
+    """A note where the samples of the two sides were not taken in turns, as in one capture."""
     if (
         pruned.run is None
         or dense.run is None
@@ -166,8 +164,8 @@ def _not_in_turns(dense: SidePhase, pruned: SidePhase) -> tuple[str, ...]:
     ):
         return ()
     twin = pruned.side.run.twin if pruned.side.run else None
-    own = twin is not None and twin.sha256 == sha256_of(dense.side.path / MANIFEST)
-    if own and pruned.run.interleaved in ("alternating", "blocks"):
+    of_one_capture = twin is not None and twin.sha256 == dense.side.manifest_sha256
+    if of_one_capture and pruned.run.interleaved in ("alternating", "blocks"):
         return ()
     return (
         "dense and pruned were captured one after the other, not in turns: what the machine did "
@@ -206,10 +204,10 @@ def _phase(
     """The phase of the report, without its findings."""
     kernels, linked, sums = own.kernels, own.kernels.linked, totals(own)
     frame, steps = kernels.frame, kernels.num_steps
-    said = [*notes(kernels), *found.notes]
+    lines = [*notes(kernels), *found.notes]
     if own.kind is not None:
-        said.append(f"{own.kind['evidence']}: {own.kind['kind']}")
-        said += [mixed.written(own.kind["split"])] if "split" in own.kind else []
+        lines.append(f"{own.kind['evidence']}: {own.kind['kind']}")
+        lines += [mixed.written(own.kind["split"])] if "split" in own.kind else []
     return Phase(
         steps=steps,
         wall_ns=sums.wall_ns,
@@ -245,7 +243,7 @@ def _phase(
         unknown_kernels=kernel_rows(frame.filter(pl.col("kind") == "unknown"), steps, 10),
         baseline=found.baseline,
         sparsity=found.sparsity,
-        notes=said,
+        notes=lines,
         predicted=found.predicted,
         phase_kind=own.kind,
         hta=hta,

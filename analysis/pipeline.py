@@ -2,7 +2,7 @@
 
 | room      | in                             | out                                               |
 |-----------|--------------------------------|---------------------------------------------------|
-| inputs    | paths, options                 | a Side for the subject, one for the baseline      |
+| inputs    | paths, options                 | a Side for the candidate, one for the baseline    |
 | trace     | a Chrome trace                 | Trace: its events in columns                      |
 | timeline  | Trace                          | which step, op and module every kernel belongs to |
 | shapes    | a model's config               | shapes that a trace did not record                |
@@ -15,7 +15,7 @@
 | schema    | all of these                   | Report: plain values, written by report/          |
 
 Reading a phase of a side calls trace, timeline, shapes and kernels; `phase.py` calls the rooms
-below them. Nothing here changes a side: what was diagnostics comes back with what was read.
+below them. Nothing here changes a side: diagnostics come back with what was read.
 """
 
 from __future__ import annotations
@@ -29,16 +29,13 @@ import polars as pl
 from prunescope.analysis.comparison.shared_peaks import with_shared_peaks
 from prunescope.analysis.findings.notes import missing_shapes, phase_warnings
 from prunescope.analysis.findings.stragglers import with_straggler
-from prunescope.analysis.inputs.describe import device_of, subject_of
-from prunescope.analysis.inputs.names import ends_apart
-from prunescope.analysis.inputs.open import open_side
-from prunescope.analysis.inputs.resolve import of_the, resolve
-from prunescope.analysis.inputs.subject import Diagnostics, Options, Side
+from prunescope.analysis.inputs.describe import device_of, ends_apart, facts_of
+from prunescope.analysis.inputs.open import open_sides
+from prunescope.analysis.inputs.side import Diagnostics, Options, Side
 from prunescope.analysis.pool import jobs_for
 from prunescope.analysis.rank_jobs import Frames, Outcome, Sides, outcome_of, shared
 from prunescope.analysis.schema.report import Phase, Report
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.keep import check_sparsity
 
 TOOL = "prunescope"
 __all__ = ["Analysis", "Options", "analyze"]
@@ -66,7 +63,7 @@ class Analysis:
 
 @dataclass(frozen=True)
 class _Done:
-    """A side, and all that was diagnostics of it so far."""
+    """A side, and its diagnostics so far."""
 
     side: Side
     diagnostics: Diagnostics
@@ -76,7 +73,7 @@ class _Done:
 
 
 def analyze(
-    subject: Path,
+    candidate: Path,
     *,
     baseline: Path | None = None,
     options: Options | None = None,
@@ -88,12 +85,11 @@ def analyze(
 
     `jobs`: processes for the ranks of a folder or an archive, None for one a core where that is
     worth it; `engine`: "ray" has them on the workers of a cluster. The report is the same.
-    `on_done` hears how many phases of how many are done.
+    `on_done` is called with the number of phases done, and of all.
     Raises PrunescopeError where the input cannot be analysed; nothing is written.
     """
     options = options or Options()
-    paths = resolve(subject, baseline)
-    pruned, dense = _open(paths.subject, paths.baseline, options)
+    pruned, dense = _open(candidate, baseline, options)
     phases: dict[str, Phase] = {}
     frames = Frames()
     names, diagnostics = _phases(pruned.side, dense.side if dense else None)
@@ -124,38 +120,24 @@ def analyze(
         option = "--baseline-eager-trace"
         dense = dense.add(dense.side.final_diagnostics(dense.diagnostics, option))
     for group in pruned.side.comparable_ranks(pruned.diagnostics):
-        ran, said = with_straggler({n: phases[n] for n in group if n in phases}, frames)
+        ran, warnings = with_straggler({n: phases[n] for n in group if n in phases}, frames)
         phases.update(ran)
-        pruned = pruned.add(Diagnostics(tuple(said)))
-    return Analysis(_report(pruned, dense, phases, paths.warnings), frames, pruned.side)
+        pruned = pruned.add(Diagnostics(tuple(warnings)))
+    return Analysis(_report(pruned, dense, phases), frames, pruned.side)
 
 
-def _open(subject: Path, baseline: Path | None, options: Options) -> tuple[_Done, _Done | None]:
-    """The subject, and the baseline where there is one."""
-    if options.sparsity is not None:
-        check_sparsity(options.sparsity)
-    pruned = open_side(subject, options, eager=options.eager_trace, model=options.model)
-    if baseline is None:
-        for name in ("eager-trace", "model"):
-            if getattr(options, f"baseline_{name}".replace("-", "_")) is not None:
-                raise PrunescopeError(
-                    f"--baseline-{name} is given and there is no baseline",
-                    hint=f"name the dense side with --baseline, or use --{name}",
-                )
+def _open(candidate: Path, baseline: Path | None, options: Options) -> tuple[_Done, _Done | None]:
+    """The candidate, and its baseline where there is one, with equal peaks."""
+    opened = open_sides(candidate, baseline, options)
+    pruned, dense = opened.candidate, opened.baseline
+    if dense is None:
         return _Done(pruned, pruned.diagnostics), None
-    with of_the("baseline"):
-        dense = open_side(
-            baseline,
-            options,
-            eager=options.baseline_eager_trace,
-            model=options.baseline_model or options.model,
-        )
     pruned, dense = with_shared_peaks(pruned, dense)
     return _Done(pruned, pruned.diagnostics), _Done(dense, dense.diagnostics)
 
 
 def _phases(pruned: Side, dense: Side | None) -> tuple[list[str], Diagnostics]:
-    """Phases of the subject that the baseline has too; a bare trace stands for the only one."""
+    """Phases of the candidate that the baseline has too; a bare trace stands for the only one."""
     if (
         dense is None
         or len(pruned.phases) == 1 == len(dense.phases)
@@ -184,30 +166,30 @@ def _both_runs(pruned: Side, dense: Side) -> bool:
     return pruned.run is not None and dense.run is not None
 
 
-def _report(
-    pruned: _Done, dense: _Done | None, phases: Mapping[str, Phase], given: list[str]
-) -> Report:
+def _report(pruned: _Done, dense: _Done | None, phases: Mapping[str, Phase]) -> Report:
     sides = [done for done in (pruned, dense) if done is not None]
-    described = [subject_of(done.side, done.diagnostics) for done in sides]
+    described = [facts_of(done.side, done.diagnostics) for done in sides]
     if dense is not None and described[0]["name"] == described[1]["name"]:
         names = ends_apart([done.side.path.resolve() for done in sides])
-        for subject, name in zip(described, names, strict=True):
-            subject["name"] = name
+        for facts, name in zip(described, names, strict=True):
+            facts["name"] = name
     asked, takes_model = pruned.side.asked_for_shapes, pruned.side.takes_model
-    own = [
-        said
+    warnings = [
+        warning
         for name, phase in phases.items()
-        for said in missing_shapes(name, phase, requested=asked, takes_model=takes_model)
+        for warning in missing_shapes(name, phase, requested=asked, takes_model=takes_model)
     ]
-    own += [*given, *pruned.diagnostics.warnings]
-    own += [said for name, phase in phases.items() for said in phase_warnings(name, phase)]
-    of_dense = dense.diagnostics.warnings if dense is not None else ()
+    warnings += pruned.diagnostics.warnings
+    for name, phase in phases.items():
+        warnings += phase_warnings(name, phase)
+    found = dense.diagnostics.warnings if dense is not None else ()
+    of_dense = [f"baseline: {warning}" for warning in found if warning not in warnings]
     return Report(
         tool=TOOL,
         subject=described[0],
         baseline=None if dense is None else described[1],
         device=device_of(pruned.side, phases.values()),
         phases=dict(phases),
-        warnings=list(dict.fromkeys([*own, *(f"baseline: {w}" for w in of_dense if w not in own)])),
+        warnings=list(dict.fromkeys([*warnings, *of_dense])),
         partial=any(done.diagnostics.partial for done in sides),
     )

@@ -19,20 +19,19 @@ import msgspec
 import polars as pl
 
 from prunescope.analysis.comparison.equal_information import with_equal_information
-from prunescope.analysis.inputs.resolve import of_the
-from prunescope.analysis.inputs.subject import Diagnostics, Options, Side, SidePhase, rank_left_out
+from prunescope.analysis.inputs.side import Diagnostics, Options, Side, SidePhase, rank_left_out
 from prunescope.analysis.kernels.bound import Peaks
 from prunescope.analysis.phase import compare_phase, single_phase
 from prunescope.analysis.pool import run_tasks
 from prunescope.analysis.schema.report import Phase, SecondOpinion
 from prunescope.analysis.trace.load import load
 from prunescope.analysis.trace.ranks import TraceFile
-from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.errors import PrunescopeError, errors_about
 
 
 class Outcome(msgspec.Struct):
     """What came of a phase: None where a rank of it cannot be analysed, and why (`failed`); what
-    was diagnostics of the subject (`own`) and of the baseline (`twin`). `frame`: the kernels frame
+    diagnostics of the candidate (`own`) and of the baseline (`twin`). `frame`: the kernels frame
     as Parquet, where it comes from another process."""
 
     phase: Phase | None = None
@@ -115,7 +114,7 @@ class Task(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Sides:
-    """The subject and the baseline, opened, of one analysis."""
+    """The candidate and its baseline, opened, of one analysis."""
 
     pruned: Side
     dense: Side | None
@@ -152,7 +151,7 @@ def outcome_of(sides: Sides, name: str, frames: Frames) -> Outcome:
     if sides.dense is None:
         frames[name] = own.kernels.frame
         return Outcome(single_phase(own, hta=opinion), own.diagnostics)
-    with of_the("baseline"):
+    with errors_about("baseline"):
         twin, diagnostics, failed = _read(sides.dense, sides.baseline_of(name))
     if twin is None:
         assert failed is not None

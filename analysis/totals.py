@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import polars as pl
 
-from prunescope.analysis.inputs.subject import SidePhase
+from prunescope.analysis.inputs.side import SidePhase
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.ledger.noise import wall_interval
 from prunescope.analysis.ledger.samples import Samples, samples_of
@@ -112,13 +112,13 @@ def _unprofiled(samples: Samples, run: PhaseRun | None) -> Unprofiled | None:
     if not len(samples):
         return None
     costs = [placement.cost_ns for placement in run.placements] if run else []
-    has_costs = samples.drawn and any(costs)
+    has_costs = samples.has_placements and any(costs)
     return Unprofiled(
         median=samples.wall,
         mean=float(samples.ns.mean()),
         ci95=wall_interval(samples),
         samples=samples.ns.tolist(),
-        placements=list(samples.seats) if samples.drawn else msgspec.UNSET,
+        placements=list(samples.per_placement) if samples.has_placements else msgspec.UNSET,
         placements_requested=(run and run.placements_requested) or msgspec.UNSET,
         placement_cost_ns=float(median(costs)) if has_costs else msgspec.UNSET,
     )

@@ -390,7 +390,7 @@ def _path(given: Path | str | None) -> Path | None:
 
 def _options(given: Mapping[str, Any]) -> Any:
     """The Options of `analysis`, of those of the functions here."""
-    from prunescope.analysis.inputs.subject import Options
+    from prunescope.analysis.inputs.side import Options
 
     paths = ("eager_trace", "baseline_eager_trace")
     values: dict[str, Any] = {n: _path(v) if n in paths else v for n, v in given.items()}

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prunescope.analysis.compare import NamedRun, compare, comparison_folder, find_runs, left_out
-from prunescope.analysis.inputs.subject import Options
+from prunescope.analysis.inputs.side import Options
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.write import check_formats
 from prunescope.analysis.schema.comparison import Comparison, to_json

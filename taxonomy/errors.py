@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
@@ -24,6 +25,15 @@ class PrunescopeError(Exception):
         super().__init__(f"{problem}\n  hint: {hint}")
         self.problem = problem
         self.hint = hint
+
+
+@contextmanager
+def errors_about(what: str) -> Iterator[None]:
+    """Put `what` before every PrunescopeError: files of two arguments may have one name."""
+    try:
+        yield
+    except PrunescopeError as error:
+        raise PrunescopeError(f"{what}: {error.problem}", hint=error.hint) from None
 
 
 def nearest(name: str, known: Iterable[str], *, count: int = 4) -> str:

@@ -23,8 +23,8 @@ from prunescope.analysis.bundle.secrets import suspicious
 from prunescope.analysis.bundle.text import Runs, citation, environment_json, readme, samples_csv
 from prunescope.analysis.bundle.trim import trim
 from prunescope.analysis.compare import NamedRun, find_runs
-from prunescope.analysis.inputs.resolve import resolve
-from prunescope.analysis.inputs.subject import Options
+from prunescope.analysis.inputs.open import locate, recorded_baseline
+from prunescope.analysis.inputs.side import Options
 from prunescope.analysis.pareto.table import frontier_csv
 from prunescope.analysis.pipeline import Analysis, analyze
 from prunescope.analysis.report.plotted_with import plotted_with
@@ -116,16 +116,17 @@ def _slug(i: int, found: NamedRun, *, anonymous: bool) -> str:
 
 def _variants(found: NamedRun) -> dict[str, Path]:
     """The folders of a run and its dense baseline."""
-    paths = resolve(found.path, None)
-    if not paths.subject.is_dir():
+    folder = locate(found.path)
+    if not (folder / MANIFEST).is_file():
         raise PrunescopeError(
             f"{found.name} is a trace, not a run: it says nothing of its workload and device",
             hint="capture a run with `prunescope trace`, or around your own loop with "
             "prunescope.capture",
         )
-    variants = {read_run(paths.subject).variant: paths.subject}
-    if paths.baseline is not None:
-        variants["dense"] = paths.baseline
+    run = read_run(folder)
+    variants = {run.variant: folder}
+    if (dense := recorded_baseline(folder, run)) is not None:
+        variants["dense"] = dense
     return dict(sorted(variants.items()))
 
 

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from prunescope.analysis.inputs.subject import Side, SidePhase
+from prunescope.analysis.inputs.side import Side, SidePhase
 from prunescope.analysis.kernels.phase_kind import rows_of_linears, trained_tokens
 from prunescope.analysis.ledger.calls import Call
 from prunescope.analysis.ledger.gemms import Pair

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import polars as pl
 
-from prunescope.analysis.inputs.subject import Diagnostics, SidePhase
+from prunescope.analysis.inputs.side import Diagnostics, SidePhase
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.schema.pair_comparison import REPLAYS, SHAPES, OneSided
 from prunescope.taxonomy.gemm import Gemm

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from prunescope.analysis.inputs.subject import Diagnostics, Side
+from prunescope.analysis.inputs.side import Diagnostics, Side
 from prunescope.analysis.kernels.bound import APART, BANDWIDTH, Peaks, rate_text
 
 

@@ -36,8 +36,8 @@ from prunescope.analysis.ledger.purpose import (
     is_fused,
     purpose,
 )
+from prunescope.analysis.verdict.detectors.zeros import MANY_ZEROS
 from prunescope.analysis.verdict.evidence import matrices
-from prunescope.analysis.verdict.zeros import MANY_ZEROS
 from prunescope.taxonomy.families import known
 from prunescope.taxonomy.roles import LINEARS
 from prunescope.taxonomy.run_blocks import Matrix

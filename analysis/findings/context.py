@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import polars as pl
 
-from prunescope.analysis.inputs.subject import Side, SidePhase
+from prunescope.analysis.inputs.side import Side, SidePhase
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.ledger.gemms import Pair
 from prunescope.analysis.ledger.noise import speedup_interval
@@ -153,12 +153,12 @@ def _busy(side: SidePhase, rows: pl.DataFrame) -> Samples | None:
     sums = np.zeros(side.kernels.num_steps, np.int64)
     by_step = rows.group_by("step").agg(pl.col("busy").sum())
     sums[by_step["step"].to_numpy()] = by_step["busy"].to_numpy()
-    seat = samples_of(side.run).seat_of_step(len(sums))
-    if seat is None:
+    placement = samples_of(side.run).placement_of_step(len(sums))
+    if placement is None:
         return Samples.of([sums.tolist()])
-    if seat[-1] == 0:
+    if placement[-1] == 0:
         return None
-    return Samples.of([sums[seat == one].tolist() for one in np.unique(seat)])
+    return Samples.of([sums[placement == one].tolist() for one in np.unique(placement)])
 
 
 def ms(ns: float) -> str:

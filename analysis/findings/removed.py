@@ -12,8 +12,8 @@ from prunescope.analysis.findings.context import Context, gains_nothing, ms, siz
 from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.kernels.frame import MATMUL, Kernels
 from prunescope.analysis.ledger.calls import Call
+from prunescope.analysis.verdict.detectors.zeros import MANY_ZEROS
 from prunescope.analysis.verdict.evidence import matrices
-from prunescope.analysis.verdict.zeros import MANY_ZEROS
 from prunescope.taxonomy.families import cutting, known
 from prunescope.taxonomy.words import percent
 

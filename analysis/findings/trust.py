@@ -18,7 +18,7 @@ from prunescope.analysis.findings.context import (
     without_communication,
 )
 from prunescope.analysis.findings.registry import Found, finding
-from prunescope.analysis.inputs.subject import Side
+from prunescope.analysis.inputs.side import Side
 from prunescope.analysis.schema.comparison import NOT_VALID
 from prunescope.analysis.schema.report import (
     Phase,

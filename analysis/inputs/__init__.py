@@ -1,5 +1,5 @@
 """What a user named: runs, traces, folders of ranks.
 
-In: paths and options. Out: a Side for each of subject and baseline, with its phases.
-Exports: Side, Options, `resolve.resolve`.
+In: paths and options. Out: a Side each for the candidate and its baseline, with their phases.
+Exports: Side, Options, `open.open_sides`.
 """

@@ -1,17 +1,19 @@
-"""What a report says of a side and its device: in, a Side; out, plain values without paths."""
+"""What a report says of a side and its device: in, a Side; out, plain values and names, without
+paths."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
-from prunescope.analysis.inputs.subject import Diagnostics, Side
+from prunescope.analysis.inputs.side import Diagnostics, Side
 from prunescope.analysis.kernels.share import crosses_link
 from prunescope.analysis.schema.report import Phase
 from prunescope.analysis.schema.sides import DeviceUsed, SubjectFacts
 from prunescope.taxonomy.run_blocks import Pruning
 
 
-def subject_of(side: Side, diagnostics: Diagnostics) -> SubjectFacts:
+def facts_of(side: Side, diagnostics: Diagnostics) -> SubjectFacts:
     """The `subject` or `baseline` object of a report, with the ranks that are not left out."""
     if side.run is None:
         name = side.path.name or side.path.resolve().name
@@ -50,3 +52,16 @@ def device_of(side: Side, phases: Iterable[Phase]) -> DeviceUsed:
         return used
     name = side.bare.device_name if side.bare is not None and side.bare.on_device else None
     return DeviceUsed(name=name, peaks=None, source=None, measured=False, sheet=None)
+
+
+def ends_apart(paths: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths that tell all of them apart; equal paths are numbered."""
+    parts = [[part for part in path.parts if part != path.anchor] for path in paths]
+    longest = max((len(p) for p in parts), default=1)
+    for count in range(1, longest + 1):
+        names = ["/".join(p[-count:]) for p in parts]
+        if len(set(names)) == len(names):
+            return names
+    if len({tuple(p) for p in parts}) == 1:
+        return [p[-1] for p in parts]
+    return [f"{p[-1]} ({i})" for i, p in enumerate(parts, 1)]

@@ -1,10 +1,13 @@
-"""Opening what the user named: in, a path; out, a Side with its peaks. What was diagnostics
-meanwhile is in `Side.diagnostics`.
+"""Opening what the user named: in, paths of a run, a pair, a trace or a folder of traces; out, the
+candidate and its baseline as Sides with their peaks.
+
+A manifest is parsed and hashed once, and the first trace of a bare side loaded once; both go on in
+the Side. Diagnostics of opening are in `Side.diagnostics`.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from prunescope.analysis.device.hardware import (
@@ -13,7 +16,7 @@ from prunescope.analysis.device.hardware import (
     device_of_capability,
     find_device,
 )
-from prunescope.analysis.inputs.subject import (
+from prunescope.analysis.inputs.side import (
     Diagnostics,
     Options,
     Side,
@@ -27,22 +30,124 @@ from prunescope.analysis.shapes.workload import DECODE, PREFILL, GivenWorkload
 from prunescope.analysis.timeline.phase_steps import phases_of
 from prunescope.analysis.timeline.steps import find_windows
 from prunescope.analysis.trace.events import Trace
-from prunescope.analysis.trace.load import load
-from prunescope.analysis.trace.ranks import FoundTraces, TraceFile, find_parts
+from prunescope.analysis.trace.load import is_there, load
+from prunescope.analysis.trace.ranks import FoundTraces, TraceFile, find_parts, holds_traces
 from prunescope.taxonomy.dtypes import dtype as our_dtype
-from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.run import MANIFEST, read_run
+from prunescope.taxonomy.errors import PrunescopeError, errors_about
+from prunescope.taxonomy.keep import check_sparsity
+from prunescope.taxonomy.run import MANIFEST, Run, read_run, sha256_of
 
 _MOST = 10**7  # sequences or tokens
+
+
+@dataclass(frozen=True)
+class OpenSides:
+    """The candidate, and its baseline: None without one."""
+
+    candidate: Side
+    baseline: Side | None
+
+
+def open_sides(candidate: Path, baseline: Path | None, options: Options) -> OpenSides:
+    """Open the candidate, and `baseline` or the one that its manifest names.
+
+    Raises PrunescopeError where a path means no run or trace, or an option does not fit.
+    """
+    if options.sparsity is not None:
+        check_sparsity(options.sparsity)
+    path = locate(candidate)
+    with errors_about("baseline"):
+        found = None if baseline is None else locate(baseline, prefer="dense")
+    side = open_side(path, options, eager=options.eager_trace, model=options.model)
+    found = found or recorded_baseline(path, side.run)
+    if found is None:
+        _refuse_options_of_the_baseline(options)
+        return OpenSides(side, None)
+    with errors_about("baseline"):
+        dense = open_side(
+            found,
+            options,
+            eager=options.baseline_eager_trace,
+            model=options.baseline_model or options.model,
+        )
+    recorded = side.run.twin if side.run is not None and baseline is None else None
+    if recorded is not None and recorded.sha256 != dense.manifest_sha256:
+        warning = "the dense run.json is not the one that this run was traced with"
+        side = replace(side, diagnostics=Diagnostics((warning,)) + side.diagnostics)
+    return OpenSides(side, dense)
+
+
+def recorded_baseline(folder: Path, run: Run | None) -> Path | None:
+    """The folder of the dense run that a manifest names; None where it names none. Raises
+    PrunescopeError where it is missing, or outside of the folder of the pair."""
+    if run is None or run.twin is None:
+        return None
+    dense = (folder / (run.twin.path or "")).parent.resolve()
+    inside = folder.resolve().parent.parent
+    if not dense.is_relative_to(inside) and not dense.is_relative_to(inside.parent):
+        raise PrunescopeError(
+            f"the baseline of {folder.name}/ lies outside of its folder",
+            hint="name the dense run with --baseline RUN",
+        )
+    if not is_there(dense) or not (dense / MANIFEST).is_file():
+        raise PrunescopeError(
+            f"the dense baseline of {folder.name}/ is missing ({str(run.twin.path)[:200]})",
+            hint="keep F/dense beside F/pruned, or name a dense run with --baseline RUN",
+        )
+    return dense
+
+
+def locate(path: Path, *, prefer: str = "pruned") -> Path:
+    """The run folder that a path means (of a pair the preferred one), or the trace or folder of
+    traces itself. Raises PrunescopeError where there is none."""
+    if not is_there(path):
+        given = path.name if path.is_absolute() else str(path)  # as typed, but no path of a machine
+        raise PrunescopeError(
+            f"no such file or folder: {given[-200:]}", hint="check the path of the run or trace"
+        )
+    if path.is_file():
+        return path.parent if path.name == MANIFEST else path
+    if not path.is_dir():
+        raise PrunescopeError(
+            f"{path.name} is a device or a pipe, not a file", hint="give a trace file or a run"
+        )
+    if (path / MANIFEST).is_file():
+        return path
+    for name in (prefer, "pruned", "dense"):
+        if (path / name / MANIFEST).is_file():
+            return path / name
+        if name == prefer and (path / name).is_dir() and any(path.glob(f"*/{MANIFEST}")):
+            raise PrunescopeError(
+                f"{path.name}/{name}/ has no readable {MANIFEST}",
+                hint=f"trace the model again, or name the run that is meant: one with a {MANIFEST}",
+            )
+    if holds_traces(path):
+        return path
+    raise PrunescopeError(
+        f"{path.name}/ holds no run",
+        hint="give a folder that `prunescope trace --out` wrote, a Chrome trace file, or a folder "
+        "with a Chrome trace a rank",
+    )
+
+
+def _refuse_options_of_the_baseline(options: Options) -> None:
+    for name in ("eager-trace", "model"):
+        if getattr(options, f"baseline_{name}".replace("-", "_")) is not None:
+            raise PrunescopeError(
+                f"--baseline-{name} is given and there is no baseline",
+                hint=f"name the dense side with --baseline, or use --{name}",
+            )
 
 
 def open_side(
     path: Path, options: Options, *, eager: Path | None, model: str | None = None
 ) -> Side:
-    """Read the manifest, or the bare trace, and choose the peaks. `model`: whose shapes they are,
-    where a trace did not record them."""
+    """Read the manifest, or the trace without one, and choose the peaks. `model`: the config from
+    which shapes are inferred that the trace did not record."""
     if (path / MANIFEST).is_file():
-        side = Side(path, read_run(path), options, eager)
+        run = read_run(path)
+        digest = sha256_of(path / MANIFEST)
+        side = Side(path, run, options, manifest_sha256=digest, eager=eager)
         _check_phases(side)
     else:
         side = _open_bare(path, options, eager)
@@ -53,12 +158,12 @@ def open_side(
         return _without_model(side)
     if side.run is None:
         return replace(side, model=named_config(model, options))
-    said = f"--model is not used: {path.name} is a run, with its own shapes"
-    return replace(side, diagnostics=side.diagnostics + Diagnostics((said,)))
+    warning = f"--model is not used: {path.name} is a run, with its own shapes"
+    return replace(side, diagnostics=side.diagnostics + Diagnostics((warning,)))
 
 
 def _without_model(side: Side) -> Side:
-    """Says so where a workload is given for shapes that no config tells."""
+    """A side without a config; a warning where a workload is given for one."""
     given = [
         name
         for name in ("batch", "prompt_len", "context", "phase")
@@ -67,8 +172,8 @@ def _without_model(side: Side) -> Side:
     if not given:
         return side
     options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-    said = f"without --model nothing is taken from {options}"
-    return replace(side, diagnostics=side.diagnostics + Diagnostics((said,)))
+    warning = f"without --model nothing is taken from {options}"
+    return replace(side, diagnostics=side.diagnostics + Diagnostics((warning,)))
 
 
 def named_config(name: str, options: Options) -> ModelConfig | AutoModel:
@@ -108,14 +213,14 @@ def _workload(options: Options) -> GivenWorkload:
 def _open_bare(path: Path, options: Options, eager: Path | None) -> Side:
     """The only trace of a file, folder or zip, or the first one of its ranks."""
     parts = find_parts(path) if path.exists() else FoundTraces()
-    said = tuple(f"{name} is no Chrome trace: left out" for name in parts.left_out)
+    warnings = tuple(f"{name} is no Chrome trace: left out" for name in parts.left_out)
     first, trace, lost = _first_rank(path, parts.parts)
-    diagnostics = Diagnostics(said, partial=parts.broken) + lost
+    diagnostics = Diagnostics(warnings, partial=parts.broken) + lost
     ranks = {name: part for name, part in parts.parts.items() if name not in lost.left_out}
     if len(ranks) < 2:
         diagnostics += diagnostics_of(trace, bare=True)
-        return Side(path, None, options, eager, bare=trace, diagnostics=diagnostics)
-    # Each rank says what is to be diagnostics of it when its turn comes.
+        return Side(path, None, options, eager=eager, bare=trace, diagnostics=diagnostics)
+    # Diagnostics of each rank follow when it is read.
     diagnostics += Diagnostics(ranks={name: parts.ranks_of[name] for name in ranks})
     mixed: dict[str, tuple[str, str]] = {}
     found = phases_of(find_windows(trace, phase_pattern=options.phase_pattern))
@@ -127,10 +232,17 @@ def _open_bare(path: Path, options: Options, eager: Path | None) -> Side:
             except PrunescopeError as error:
                 diagnostics += rank_left_out(name, error)
         ranks = {name: ranks[name] for name in kinds}
-        if any(len(own) > 1 for own in kinds.values()):
+        if any(len(phases) > 1 for phases in kinds.values()):
             mixed = {f"{name}-{kind}": (name, kind) for name in kinds for kind in kinds[name]}
     return Side(
-        path, None, options, eager, bare=trace, ranks=ranks, mixed=mixed, diagnostics=diagnostics
+        path,
+        None,
+        options,
+        eager=eager,
+        bare=trace,
+        ranks=ranks,
+        mixed=mixed,
+        diagnostics=diagnostics,
     )
 
 
@@ -160,7 +272,7 @@ def _check_phases(side: Side) -> None:
 
 
 def _peaks(side: Side) -> tuple[Peaks | None, Diagnostics]:
-    """Given on the command line, else measured in the run, else of the device in the trace."""
+    """Peaks given as options, else measured in the run, else those of the device in the trace."""
     options, diagnostics = side.options, Diagnostics()
     given = find_device(options.device) if options.device else None
     if options.bandwidth is not None and not 0 < options.bandwidth < float("inf"):
@@ -201,8 +313,8 @@ def _trace_peaks(side: Side, trace: Trace) -> tuple[Peaks | None, Diagnostics]:
         how = (
             "`prunescope calibrate` there measures them for --peak fp32=TFLOPS and --bandwidth GB/s"
         )
-    said = f"peaks of {name} are not known: bounds are null; {how}"
-    return limits, Diagnostics((said,))
+    warning = f"peaks of {name} are not known: bounds are null; {how}"
+    return limits, Diagnostics((warning,))
 
 
 def _refuse_host_ops(side: Side, device: Device) -> None:
@@ -210,5 +322,5 @@ def _refuse_host_ops(side: Side, device: Device) -> None:
         cut = ": the file is cut off before any kernel" if side.bare.source.cut else ""
         raise PrunescopeError(
             f"{side.path.name} holds no device events, but --device names {device.name}{cut}",
-            hint="leave --device out for a CPU trace; else capture with ProfilerActivity.CUDA",
+            hint="remove --device for a CPU trace; else capture with ProfilerActivity.CUDA",
         )

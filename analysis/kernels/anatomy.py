@@ -1,6 +1,6 @@
 """The anatomy of a phase: its kernels frame summed up the ways in which it is drawn and doubted.
 
-In: Kernels and the report's GEMM rows. Out: report.anatomy.Anatomy; times in ns a step.
+In: Kernels and the report's GEMM rows. Out: schema.anatomy.Anatomy; times in ns a step.
 """
 
 from __future__ import annotations

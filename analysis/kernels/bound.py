@@ -19,7 +19,6 @@ from prunescope.taxonomy.run_blocks import (
     MeasuredRates,
 )
 
-# A dtype without a peak of its own runs at that of another one: the accumulation is the same.
 BANDWIDTH = "bandwidth"
 APART = 1.2  # two measurements of one peak
 # A kernel on a few units that lasts longer than so many floors works, and does not wait.

@@ -4,6 +4,6 @@ In: the Kernels of both sides. Out: units, GEMM rows, ratios, ladder, ledger row
 overhead.
 Exports: Units, Pair, Split; `pairing` says which dense layer each pruned one is, `calls` reads the
 GEMMs of a side, `gemms` pairs them and names the axis that moved (2:4 where a sparse kernel
-replaces a dense one), `renamed` matches modules under other names, `samples` makes W of placements,
+replaces a dense one), `samples` makes W of placements,
 `noise` the intervals (bootstrap), `rows` and `ledger` the sums, `ladder` the speedups.
 """

@@ -29,8 +29,9 @@ _UNIT = {"unit_layer": pl.Int64, "role": pl.String, "class": pl.String}
 
 @dataclass(frozen=True)
 class AttributionInputs:
-    """The comparison of a phase. `nominal`: the sparsity that was asked for, None where nobody says
-    it; `replicates`: of the ledger, None where nothing can be resampled."""
+    """What rows, ladder and overhead of a phase are computed from. `nominal`: the requested
+    sparsity, None where it is unknown; `replicates`: of the ledger, None where nothing can be
+    resampled."""
 
     units: Units
     nominal: float | None
@@ -47,13 +48,14 @@ class AttributionInputs:
         return self._in_domain(frame, self.units.dense, self.times.t_d)
 
     def pruned_rows(self, pruned: Kernels) -> pl.DataFrame:
-        """The same of the pruned side, whose `unit_layer` is the dense model's."""
+        """The frame of the pruned side with `unit_layer`, the layer of the dense model, and
+        `ns`."""
         frame = with_dense_layer(pruned.frame, self.units.alignment)
         return self._in_domain(frame, self.units.pruned, self.times.t_p)
 
-    def _in_domain(self, frame: pl.DataFrame, side: UnitSums, told: Floats) -> pl.DataFrame:
+    def _in_domain(self, frame: pl.DataFrame, side: UnitSums, scaled: Floats) -> pl.DataFrame:
         recorded = side.busy.mean(axis=1)
-        factor = told[:, 0] / np.where(recorded > 0, recorded, 1.0)
+        factor = scaled[:, 0] / np.where(recorded > 0, recorded, 1.0)
         table = pl.DataFrame(self.units.keys, schema=_UNIT, orient="row")
         table = table.with_columns(factor=pl.Series(factor))
         on = list(_UNIT)

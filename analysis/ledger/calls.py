@@ -93,8 +93,8 @@ def calls_of(
 ) -> dict[Key, Call]:
     """The logical GEMMs of one side by (layer, role, group, position in the unit).
 
-    `by_shape`, for a side that is compared with none: GEMMs of no role are told by what they are,
-    not by their position, for steps may hold others in its place.
+    `by_shape`, for a side without a baseline: GEMMs without a role are keyed by their op and shape,
+    not by their position, where steps may hold different ones.
     """
     frame = kernels.frame
     if alignment is None:

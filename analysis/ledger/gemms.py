@@ -206,8 +206,8 @@ def _dense_busy(members: list[Pair]) -> float | None:
         share = 1.0
         if pair.axis == "rank" and pair.pruned is not None and pair.pruned.gemm and pair.dense.gemm:
             old, new = pair.dense.gemm, pair.pruned.gemm
-            own = old.k if pair.key[3] == 0 else old.n
-            share = own / (old.k + old.n) if new else 1.0
+            width = old.k if pair.key[3] == 0 else old.n
+            share = width / (old.k + old.n) if new else 1.0
         total += pair.dense.busy * share
     return total
 

@@ -1,23 +1,28 @@
 """The ladder of a comparison: speedups from what was promised to what was measured.
 
-In: the rows of the ledger and the inputs. Out: a Ladder. Bounds that are made of measured times
-have a 95 % interval, of the replicates that the ledger's rows have theirs of; nominal and FLOPs are
+In: the rows of the ledger and the attribution inputs. Out: a Ladder. Bounds made of measured times
+have a 95 % interval, from the same replicates as the rows of the ledger; nominal and FLOPs are
 arithmetic and have none.
 """
 
 from __future__ import annotations
+
+import msgspec
+import numpy as np
 
 from prunescope.analysis.ledger.attribution import AttributionInputs
 from prunescope.analysis.ledger.noise import Replicates, ratio_interval, realised_interval
 from prunescope.analysis.ledger.pairing import Units
 from prunescope.analysis.schema.report import Ladder, Row
 
+_BY_PEAKS = ("roofline_shift", "shape")
+
 
 def ladder(
     rows: list[Row], inputs: AttributionInputs, *, is_known: bool, is_bounded: bool
 ) -> Ladder:
-    """`is_known`: most of the work; `is_bounded`: shapes, or kernels that are gone, say what could
-    have got faster."""
+    """The ladder. `is_known`: most of the work has a model; `is_bounded`: shapes, or kernels that
+    are gone, say what could have got faster."""
     units, ratio, domain = inputs.units, inputs.ratio, inputs.domain
     ns = {row.row: row.moves_ns for row in rows}
     covered = ns["promised"] + ns["coverage"]
@@ -27,10 +32,10 @@ def ladder(
         realised = domain.dense.wall / domain.pruned.wall
     busy_d = units.dense.busy.sum(axis=0).mean()
     busy_p = units.pruned.busy.sum(axis=0).mean()
-    # Without a sparsity it is the ratio of FLOPs, where that one is known.
-    told = inputs.nominal is not None or (is_bounded and is_known)
+    # Without a sparsity, nominal is the ratio of FLOPs, where that one is known.
+    has_nominal = inputs.nominal is not None or (is_bounded and is_known)
     found = Ladder(
-        nominal=1 / ratio.promised if ratio.promised > 0 and told else None,
+        nominal=1 / ratio.promised if ratio.promised > 0 and has_nominal else None,
         flop=ratio.flop_ratio if is_known else None,
         coverage=ns["dense"] / covered if covered > 0 and is_bounded else None,
         roofline=ns["dense"] / bound if bound > 0 and is_bounded else None,
@@ -46,7 +51,7 @@ def ladder(
 
 
 def _add_intervals(found: Ladder, units: Units, drawn: Replicates) -> None:
-    """Intervals of the bounds that are known. Busy time is as recorded, as the bound has it."""
+    """Add intervals of the bounds that are known. Busy time is as recorded."""
     covered = drawn.promised + drawn.total("coverage")
     bound = covered + drawn.total("roofline_shift")
     if found.coverage is not None:
@@ -60,3 +65,20 @@ def _add_intervals(found: Ladder, units: Units, drawn: Replicates) -> None:
         # Realised is of the samples where there are some, also where the ledger is as profiled.
         dense, pruned = drawn.walls or (drawn.dense, drawn.pruned)
         found.share_of_bound_ci95 = ratio_interval(dense * bound, pruned * drawn.dense)
+
+
+def has_ideals(units: Units) -> bool:
+    """Whether a unit of each side has an ideal time: without the peaks of the device none has."""
+    known = (
+        side.present & np.isfinite(side.ideal).all(axis=1) for side in (units.dense, units.pruned)
+    )
+    return all(bool(one.any()) for one in known)
+
+
+def without_roofline(rows: list[Row], ladder: Ladder) -> tuple[list[Row], Ladder]:
+    """Rows and bounds without those that need the peaks of the device. These rows fell back to the
+    ratio of FLOPs: they are 0, and the sum stays as it was."""
+    known = [Row(row=row.row, ns=None) if row.row in _BY_PEAKS else row for row in rows]
+    return known, msgspec.structs.replace(
+        ladder, roofline=None, roofline_ci95=None, share_of_bound=None, share_of_bound_ci95=None
+    )

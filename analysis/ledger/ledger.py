@@ -13,7 +13,7 @@ import numpy as np
 from prunescope.analysis.kernels.frame import PRODUCTS
 from prunescope.analysis.ledger.pairing import Cost, Floats, Units, UnitSums
 
-_NEARLY = 0.05  # the share of parts that may have less time a record than one is said to cost
+_NEARLY = 0.05  # share of parts that may have less time a record than a record costs
 _MOST = 0.8
 
 ROWS = ("dense", "promised", "coverage", "roofline_shift", "shape", "kernel_efficiency",

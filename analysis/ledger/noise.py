@@ -29,7 +29,7 @@ from prunescope.analysis.ledger.samples import (
     Samples,
     of_steps,
     sample_placements,
-    shares_drawn,
+    sampled_shares,
     stretched,
     widened_weights,
 )
@@ -67,9 +67,9 @@ class Domain:
         return self.name == "unprofiled"
 
     @property
-    def drawn(self) -> bool:
-        """Whether both sides drew their placement in memory."""
-        return self.dense.drawn and self.pruned.drawn
+    def has_placements(self) -> bool:
+        """Whether both sides have more than one placement in memory."""
+        return self.dense.has_placements and self.pruned.has_placements
 
 
 def choose_domain(
@@ -145,28 +145,35 @@ def _drawn(units: Units, domain: Domain) -> tuple[Both, Both | None] | None:
     """
     sides = domain.dense, domain.pruned
     counts = units.dense.busy.shape[1], units.pruned.busy.shape[1]
-    seats = sides[0].seat_of_step(counts[0]), sides[1].seat_of_step(counts[1])
-    if min(counts) < 2 or any(seat is not None and seat[-1] == 0 for seat in seats):
+    placements = sides[0].placement_of_step(counts[0]), sides[1].placement_of_step(counts[1])
+    if min(counts) < 2 or any(
+        placement is not None and placement[-1] == 0 for placement in placements
+    ):
         return None
     draw = np.random.default_rng(SEED)
-    if seats[0] is not None and seats[1] is not None and all(s.all_profiled for s in sides):
-        picks = _paired_picks(draw, len(sides[0].seats), len(sides[1].seats))
-        steps = _step_weights(picks[0], seats[0]), _step_weights(picks[1], seats[1])
+    if (
+        placements[0] is not None
+        and placements[1] is not None
+        and all(s.all_profiled for s in sides)
+    ):
+        picks = _paired_picks(draw, len(sides[0].per_placement), len(sides[1].per_placement))
+        steps = _step_weights(picks[0], placements[0]), _step_weights(picks[1], placements[1])
         return steps, _walls(domain, picks)
     groups = [
-        n if seat is None else int(seat[-1]) + 1 for n, seat in zip(counts, seats, strict=True)
+        n if placement is None else int(placement[-1]) + 1
+        for n, placement in zip(counts, placements, strict=True)
     ]
-    alike = (seats[0] is None) == (seats[1] is None)
+    alike = (placements[0] is None) == (placements[1] is None)
     picks = _paired_picks(draw, groups[0], groups[1], alike=alike)
-    steps = _step_weights(picks[0], seats[0]), _step_weights(picks[1], seats[1])
+    steps = _step_weights(picks[0], placements[0]), _step_weights(picks[1], placements[1])
     return steps, _sample_walls(draw, domain) if len(sides[0]) and len(sides[1]) else None
 
 
-def _step_weights(picks: NDArray[np.int64], seat: NDArray[np.int64] | None) -> Floats:
+def _step_weights(picks: NDArray[np.int64], placement: NDArray[np.int64] | None) -> Floats:
     """Weights of steps [steps, replicates] of draws of the placements that profiled them,
     stretched; of steps themselves where no placement is known."""
-    shares = shares_drawn(picks)
-    return shares if seat is None else stretched(of_steps(shares, seat), picks.shape[1])
+    shares = sampled_shares(picks)
+    return shares if placement is None else stretched(of_steps(shares, placement), picks.shape[1])
 
 
 def _is_below_zero(t: Times, domain: Domain) -> bool:
@@ -198,11 +205,12 @@ def _walls(domain: Domain, picks: tuple[NDArray[np.int64], NDArray[np.int64]]) -
 
 def _sample_walls(draw: np.random.Generator, domain: Domain) -> Both:
     """Replicates of W of both sides: over placements where both drew them, else over samples."""
-    if domain.drawn:
+    if domain.has_placements:
         return _walls(
-            domain, _paired_picks(draw, len(domain.dense.seats), len(domain.pruned.seats))
+            domain,
+            _paired_picks(draw, len(domain.dense.per_placement), len(domain.pruned.per_placement)),
         )
-    if domain.dense.drawn or domain.pruned.drawn:  # each as it was taken
+    if domain.dense.has_placements or domain.pruned.has_placements:  # each as it was taken
         dense, pruned = (_alone(draw, side) for side in (domain.dense, domain.pruned))
         return dense, pruned
     d, p = domain.dense.ns, domain.pruned.ns
@@ -212,9 +220,9 @@ def _sample_walls(draw: np.random.Generator, domain: Domain) -> Both:
 
 def _alone(draw: np.random.Generator, samples: Samples) -> Floats:
     """Replicates of W of one side."""
-    if samples.drawn:
+    if samples.has_placements:
         return samples.walls(
-            widened_weights(sample_placements(draw, len(samples.seats), REPLICATES))
+            widened_weights(sample_placements(draw, len(samples.per_placement), REPLICATES))
         )
     picks = sample_placements(draw, len(samples), REPLICATES)
     return np.asarray(np.median(samples.ns[picks], axis=1))
@@ -226,11 +234,11 @@ def _scaled(t: Times, walls: Both | None, units: Units, domain: Domain) -> Times
     sides = (t.t_d, t.g_d, t.tail_d), (t.t_p, t.g_p, t.tail_p)
     out: list[Floats] = []
     for side, wall, sums in zip(sides, walls, (units.dense, units.pruned), strict=True):
-        told = np.atleast_1d(np.asarray(wall, np.float64))
+        target = np.atleast_1d(np.asarray(wall, np.float64))
         if domain.on_device:
-            out += scale_idle(side, told)
+            out += scale_idle(side, target)
         else:
-            out += less_records(side, told, sums.recorded)
+            out += less_records(side, target, sums.recorded)
     return Times(*out)
 
 
@@ -290,17 +298,22 @@ def _halved(draw: np.random.Generator, domain: Domain, steps: int) -> tuple[Both
     """Weights of the steps of both halves [steps, ways], and W of their samples: those of the same
     placements where all profiled, else halves of their own."""
     dense = domain.dense
-    seat = dense.seat_of_step(steps)
-    if seat is None or seat[-1] == 0:
+    placement = dense.placement_of_step(steps)
+    if placement is None or placement[-1] == 0:
         one, other = _half_weights(draw, steps)
         return (one, other), _half_walls(draw, domain, one.shape[1])
-    one, other = _half_weights(draw, int(seat[-1]) + 1)
+    one, other = _half_weights(draw, int(placement[-1]) + 1)
     if dense.all_profiled:
-        return (of_steps(one, seat), of_steps(other, seat)), (dense.walls(one), dense.walls(other))
+        return (of_steps(one, placement), of_steps(other, placement)), (
+            dense.walls(one),
+            dense.walls(other),
+        )
     # Two placements can be split in two ways: too few for all that the samples of eight have.
     again = -(-HALVES // one.shape[1])
     one, other = np.tile(one, again), np.tile(other, again)
-    return (of_steps(one, seat), of_steps(other, seat)), _half_walls(draw, domain, one.shape[1])
+    return (of_steps(one, placement), of_steps(other, placement)), _half_walls(
+        draw, domain, one.shape[1]
+    )
 
 
 def _half_walls(draw: np.random.Generator, domain: Domain, ways: int) -> Both | None:
@@ -308,9 +321,9 @@ def _half_walls(draw: np.random.Generator, domain: Domain, ways: int) -> Both | 
     samples = domain.dense
     if not domain.unprofiled:
         return None
-    if not samples.drawn:
+    if not samples.has_placements:
         return _half_medians(draw, samples.ns, ways)
-    one, other = _half_weights(draw, len(samples.seats))
+    one, other = _half_weights(draw, len(samples.per_placement))
     pick = draw.integers(0, one.shape[1], ways)
     return samples.walls(one[:, pick]), samples.walls(other[:, pick])
 

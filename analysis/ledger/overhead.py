@@ -1,8 +1,8 @@
 """What a dynamic family pays to skip work, part by part, and the sparsity at which it pays.
 
-In: the units, ledger and domain of a phase, its pruned kernels and its verdict. Out: an Overhead,
-ns a step in the ledger's domain. Parts are told by role, kind and op of what only the pruned side
-does; nothing is read of what the run says that it did.
+In: the attribution inputs of a phase, its pruned kernels and its verdict. Out: an Overhead, ns a
+step in the ledger's domain. Parts follow from role, kind and op of what only the pruned side does,
+never from what the run says that it did.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from prunescope.analysis.ledger.purpose import (
     is_fused,
     purpose,
 )
-from prunescope.analysis.ledger.shared_out import shared_out
 from prunescope.analysis.schema.pareto import Added, AddedPart
 from prunescope.analysis.schema.report import FamilyVerdict, Overhead, OverheadPart, Row
 from prunescope.taxonomy.families import known
@@ -59,9 +58,9 @@ def overhead(
     if not routed and not any(one.is_dynamic for one in seen):
         return None
     wall = float(inputs.ledger.dense[0])
-    own = _added_parts(inputs, pruned, seen, fused=is_fused(dense, pruned))
+    added_parts = _added_parts(inputs, pruned, seen, fused=is_fused(dense, pruned))
     parts = [
-        *own.values(),
+        *added_parts.values(),
         _host_part(inputs),
         _key_value_part(inputs, seen),
         _weights_part(inputs, seen),
@@ -72,7 +71,7 @@ def overhead(
     saved = wall - float(inputs.ledger.pruned[0]) + added
     drawn = any(one.routes_layers for one in seen)
     sparsity = touched_sparsity(inputs.units, inputs.ratio, drawn=drawn)
-    kept = sum(own[purpose].ns or 0.0 for purpose in _WITH_KEPT)
+    kept = sum(added_parts[purpose].ns or 0.0 for purpose in _WITH_KEPT)
     at, why = break_even(gain=saved, fixed=added - kept, kept=kept, sparsity=sparsity)
     ci95 = _interval(inputs, sparsity, kept / added if added else 0.0)
     return Overhead(
@@ -126,19 +125,19 @@ def touched_sparsity(units: Units, ratio: Ratios, *, drawn: bool = False) -> flo
     return 1 - float((flop * ratio.flop)[less].sum()) / total if total else 0.0
 
 
-def of_saved(rows: Iterable[Row] | None, told: Overhead | None = None) -> Added | None:
+def of_saved(rows: Iterable[Row] | None, overhead: Overhead | None = None) -> Added | None:
     """What a family adds, part by part, as a share of the time it saves before that; None where it
-    adds nothing. Parts are those of `told`, else those of the ledger's `added_work` row.
+    adds nothing. Parts are those of `overhead`, else those of the ledger's `added_work` row.
 
     saved = dense - pruned + added: what the step would have gained had nothing been added.
-    `told` knows at which sparsity that equals what is added, too.
+    `overhead` also has the sparsity at which that equals what is added.
     """
     ledger = {row.row: row for row in rows or []}
     if "added_work" not in ledger:
         return None
-    if told is not None:
-        parts = [(part.name, part.ns) for part in told.parts if part.added and part.ns]
-        added, saved = told.added_ns, told.saved_ns
+    if overhead is not None:
+        parts = [(part.name, part.ns) for part in overhead.parts if part.added and part.ns]
+        added, saved = overhead.added_ns, overhead.saved_ns
     else:
         parts = [(part.name, part.ns) for part in ledger["added_work"].parts]
         added = ledger["added_work"].moves_ns
@@ -156,8 +155,8 @@ def of_saved(rows: Iterable[Row] | None, told: Overhead | None = None) -> Added 
         added_ns=added,
         share_of_saved=share(added),
         without=dense / (dense - saved) if dense > saved else None,
-        sparsity=told.sparsity if told else None,
-        break_even=told.break_even if told else None,
+        sparsity=overhead.sparsity if overhead else None,
+        break_even=overhead.break_even if overhead else None,
         parts=[AddedPart(name=name, ns=ns, share_of_saved=share(ns)) for name, ns in parts],
     )
 
@@ -231,9 +230,35 @@ def _added_intervals(
         return {}
     spent = frame.join(of_part, on=_WORK, how="left", nulls_equal=True)
     spent = spent.group_by("unit", "step", "part").agg(pl.col("busy").sum())
-    found = shared_out(inputs, inputs.replicates, spent)
+    found = _of_each_part(inputs, inputs.replicates, spent)
     nothing = np.zeros_like(inputs.replicates.dense)
     return {name: interval(found.get(name, nothing)) for name in ADDED}
+
+
+def _of_each_part(
+    inputs: AttributionInputs, replicates: Replicates, spent: pl.DataFrame
+) -> dict[str, Floats]:
+    """Replicates of the time of each part, ns a step in the ledger's domain. `spent`: a row for
+    each unit (its index), step and part, with `busy` (ns, as recorded on the pruned side).
+
+    A part takes its mean share of a unit's time, and what it took above that share in the sampled
+    steps: the parts of a replicate sum to its units, and a part has its own spread where its unit
+    holds others too.
+    """
+    recorded = inputs.units.pruned.busy
+    mean = recorded.mean(axis=1)
+    mean = np.where(mean > 0, mean, 1.0)  # a unit without time has no parts
+    scale = inputs.times.t_p[:, 0] / mean
+    out = {}
+    for (part,), rows in spent.group_by("part", maintain_order=True):
+        part_ns = np.zeros_like(recorded)
+        part_ns[rows["unit"].to_numpy(), rows["step"].to_numpy()] = rows["busy"].to_numpy()
+        share = part_ns.mean(axis=1) / mean
+        more = part_ns - share[:, None] * recorded
+        out[str(part)] = np.asarray(
+            share @ replicates.times.t_p + scale @ more @ replicates.steps[1]
+        )
+    return out
 
 
 def _part(

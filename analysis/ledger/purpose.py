@@ -1,5 +1,4 @@
-"""What work is for that only the pruned side does: one answer for the overhead of a dynamic family
-and for the findings.
+"""The purpose of added work (only the pruned side does it), for overheads and findings alike.
 
 In: the role, kind, op (else kernel) and operands of new work. Out: a purpose of PURPOSES.
 """
@@ -39,9 +38,9 @@ class NewWork:
 
 
 def purpose(one: NewWork, scorers: Collection[str], *, fused: bool) -> str:
-    """What it is for. `scorers`: what the families that were seen choose by, "router" (what runs)
-    or "estimator" (what attention reads). `fused`: attention is one kernel on both sides, so that
-    what multiplies beside it scores."""
+    """The purpose of new work. `scorers`: what the detected families choose by, "router" (what
+    runs) or "estimator" (what attention reads). `fused`: attention is one kernel on both sides, so
+    that any other product of its role scores."""
     if one.kind == "gather_scatter":
         return SCATTER if _SCATTERS.search(one.work) else GATHER
     if one.kind == "routing":

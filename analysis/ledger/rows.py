@@ -1,6 +1,6 @@
 """Ledger rows for people: every row with its parts by (role, class), intervals, noise, evidence.
 
-In: the point ledger, its replicates and halves, and both frames. Out: report.model.Row values.
+In: the point ledger, its replicates and halves, and both frames. Out: schema.report.Row values.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from prunescope.analysis.schema.report import LedgerPart, Row
 from prunescope.taxonomy.words import percent
 
 T = TypeVar("T")
-# Rows that are told by FLOPs, bytes and ideal times, and the row that stands for them together
-# where no shapes are known.
+# Rows that need FLOPs, bytes and ideal times, and the row that is their sum where no shapes are
+# known.
 _BY_WORK = ("coverage", "roofline_shift", "shape", "kernel_efficiency")
 NOT_EXPLAINED = "not_explained"
-# What belongs to no unit.
+# Names of the part of a row that belongs to no unit.
 _RESTS = {"coverage": "gaps kept", "launch_idle": "tail", NOT_EXPLAINED: "gaps kept"}
 _NOTHING = 1e-6  # ns: below it a part is a rounding error and not listed
 
@@ -40,11 +40,10 @@ class _Splits:
     halves: Split | None
 
 
-def _together(one: Split) -> Split:
-    """A ledger with the rows of work as one more row."""
-    return replace(
-        one, rows=one.rows | {NOT_EXPLAINED: np.sum([one.rows[n] for n in _BY_WORK], axis=0)}
-    )
+def _with_sum(split: Split) -> Split:
+    """A ledger with one more row, the sum of the rows of work."""
+    total = np.sum([split.rows[name] for name in _BY_WORK], axis=0)
+    return replace(split, rows=split.rows | {NOT_EXPLAINED: total})
 
 
 def build_rows(
@@ -61,9 +60,9 @@ def build_rows(
     names = list(ROWS)
     if not is_known:
         splits = _Splits(
-            _together(inputs.ledger),
-            None if inputs.replicates is None else _together(inputs.replicates),
-            None if halves is None else _together(halves),
+            _with_sum(inputs.ledger),
+            None if inputs.replicates is None else _with_sum(inputs.replicates),
+            None if halves is None else _with_sum(halves),
         )
         names.insert(-1, NOT_EXPLAINED)
     out = []
@@ -81,7 +80,9 @@ def build_rows(
                 row=name,
                 ns=ns,
                 ci95=None if boot is None else interval(boot),
-                noise_ns=None if splits.halves is None else noise(_twin(name, splits.halves)),
+                noise_ns=None
+                if splits.halves is None
+                else noise(_dense_against_dense(name, splits.halves)),
                 parts=parts,
             )
         )
@@ -99,7 +100,7 @@ def untouched(units: Units, ratio: Ratios) -> frozenset[tuple[str, str]]:
     )
 
 
-def _twin(name: str, halves: Split) -> Floats:
+def _dense_against_dense(name: str, halves: Split) -> Floats:
     """A row of dense against dense; of the walls, their difference."""
     if name in ("dense", "promised", "pruned"):
         return halves.pruned - halves.dense
@@ -132,8 +133,8 @@ def _parts(
                 role=role,
                 cls=cls,
                 ns=ns,
-                ci95=_of(splits.replicates, name, rows, interval),
-                noise_ns=_of(splits.halves, name, rows, noise),
+                ci95=_statistic_of(splits.replicates, name, rows, interval),
+                noise_ns=_statistic_of(splits.halves, name, rows, noise),
                 evidence=evidence(name, role, cls),
             )
         )
@@ -145,14 +146,14 @@ def _parts(
                 name=_RESTS.get(name, "rest"),
                 role=None,
                 ns=rest,
-                ci95=_of(splits.replicates, name, last, interval),
-                noise_ns=_of(splits.halves, name, last, noise),
+                ci95=_statistic_of(splits.replicates, name, last, interval),
+                noise_ns=_statistic_of(splits.halves, name, last, noise),
             )
         )
     return sorted(parts, key=lambda part: -abs(part.ns))
 
 
-def _of(
+def _statistic_of(
     split: Split | None, name: str, rows: list[int], statistic: Callable[[Floats], T]
 ) -> T | None:
     return None if split is None else statistic(split.rows[name][rows].sum(axis=0))
@@ -216,10 +217,10 @@ class LargestKernels:
             shown = pruned[:2]
         else:
             return [_largest(*side) for side in (("dense", dense), ("pruned", pruned)) if side[1]]
-        return [_said(entry) for entry in shown]
+        return [_kernel_text(entry) for entry in shown]
 
 
-def _said(entry: tuple[str, float, float]) -> str:
+def _kernel_text(entry: tuple[str, float, float]) -> str:
     name, ns, count = entry
     return f"{name[:120]}: {ns / 1e6:.3f} ms in {count:g}"
 
@@ -228,4 +229,4 @@ def _largest(side: str, entries: list[tuple[str, float, float]]) -> str:
     """The first of a part's kernels, and what all of them take where there are more."""
     total = sum(ns for _, ns, _ in entries)
     whole = f" of {total / 1e6:.3f} ms in all" if len(entries) > 1 else ""
-    return f"{side} {_said(entries[0])}{whole}"
+    return f"{side} {_kernel_text(entries[0])}{whole}"

@@ -1,7 +1,7 @@
-"""Unprofiled samples of one side by placement, and how placements are drawn for intervals.
+"""Unprofiled samples of one side by placement, and how placements are resampled for intervals.
 
-A placement is one placement of the weights in memory; samples of one placement share it, so that
-the placement is the unit. In: samples, ns. Out: W, and weights of placements [placements,
+A placement is where the weights lie in memory; all samples of one placement share it, so that the
+placement is the unit of resampling. In: samples, ns. Out: W, and weights of placements [placements,
 replicates].
 """
 
@@ -21,39 +21,39 @@ from prunescope.taxonomy.student import NORMAL, student
 
 @dataclass(frozen=True)
 class Samples:
-    """Samples of a side, ns, in order; `seats` and `steps`: how many of them, and of the profiled
-    steps, each placement had. Fewer than two placements: placement was not drawn."""
+    """Samples of a side, ns, in order; `per_placement` and `steps`: how many samples and profiled
+    steps each placement had. With fewer than two, samples are resampled one by one."""
 
     ns: NDArray[np.int64]
-    seats: tuple[int, ...] = ()
+    per_placement: tuple[int, ...] = ()
     steps: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, by_placement: Sequence[Sequence[int]], steps: Sequence[int] = ()) -> Samples:
         """From the samples of each placement; empty ones are left out."""
-        flat = [ns for seat in by_placement for ns in seat]
-        counts = tuple(len(seat) for seat in by_placement)
+        flat = [ns for samples in by_placement for ns in samples]
+        counts = tuple(len(samples) for samples in by_placement)
         return cls(np.array(flat, np.int64), counts if min(counts, default=0) else (), tuple(steps))
 
     def __len__(self) -> int:
         return len(self.ns)
 
     @property
-    def drawn(self) -> bool:
-        """Whether placement was drawn: more than one placement."""
-        return len(self.seats) > 1
+    def has_placements(self) -> bool:
+        """Whether there is more than one placement."""
+        return len(self.per_placement) > 1
 
     @property
     def log_medians(self) -> Floats:
         """log of the median of each placement."""
-        parts = np.split(self.ns, np.cumsum(self.seats)[:-1])
+        parts = np.split(self.ns, np.cumsum(self.per_placement)[:-1])
         return np.log([np.median(part) for part in parts])
 
     @property
     def wall(self) -> float:
-        """W: exp of the mean over placements of the log of a placement's median; where placement
-        was not drawn, the median of all samples."""
-        if not self.drawn:
+        """W: exp of the mean over placements of the log of a placement's median; with one
+        placement, the median of all samples."""
+        if not self.has_placements:
             return float(np.median(self.ns))
         return float(np.exp(self.log_medians.mean()))
 
@@ -61,10 +61,14 @@ class Samples:
         """W with `weights` [placements, replicates] instead of equal ones."""
         return np.asarray(np.exp(self.log_medians @ weights))
 
-    def seat_of_step(self, count: int) -> NDArray[np.int64] | None:
+    def placement_of_step(self, count: int) -> NDArray[np.int64] | None:
         """The placement of each profiled step, counted over those that profiled any (in sweeps not
         all do); None where it is not known for `count` steps."""
-        if not self.drawn or len(self.steps) != len(self.seats) or sum(self.steps) != count:
+        if (
+            not self.has_placements
+            or len(self.steps) != len(self.per_placement)
+            or sum(self.steps) != count
+        ):
             return None
         profiled = [steps for steps in self.steps if steps]
         return np.repeat(np.arange(len(profiled)), profiled)
@@ -90,8 +94,8 @@ def sample_placements(
     return draw.integers(0, placements, (replicates, placements))
 
 
-def shares_drawn(picks: NDArray[np.int64]) -> Floats:
-    """How often each placement was drawn, as a share of the draws: [placements, replicates]."""
+def sampled_shares(picks: NDArray[np.int64]) -> Floats:
+    """How often each placement was sampled, as a share of all: [placements, replicates]."""
     placements = picks.shape[1]
     hits = np.stack([np.bincount(row, minlength=placements) for row in picks], axis=1)
     return np.asarray(hits / placements, np.float64)
@@ -115,14 +119,14 @@ def stretched(weights: Floats, groups: int) -> Floats:
 
 def widened_weights(picks: NDArray[np.int64]) -> Floats:
     """Stretched weights of placements [placements, replicates] of draws."""
-    return stretched(shares_drawn(picks), picks.shape[1])
+    return stretched(sampled_shares(picks), picks.shape[1])
 
 
-def of_steps(weights: Floats, seat: NDArray[np.int64]) -> Floats:
+def of_steps(weights: Floats, placement: NDArray[np.int64]) -> Floats:
     """Weights of steps [steps, replicates] from those of their placements; each column sums to 1.
 
     Equal weights of placements give equal weights of steps, as the ledger itself has them.
     """
-    spread = weights[seat]
+    spread = weights[placement]
     total = spread.sum(axis=0)
-    return np.asarray(spread / np.where(np.abs(total) > 1e-9, total, 1.0))  # noqa: PLR2004
+    return np.asarray(spread / np.where(np.abs(total) > 1e-9, total, 1.0))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from prunescope.analysis.device.hardware import rate_of, unknown_device
-from prunescope.analysis.inputs.subject import Side
+from prunescope.analysis.inputs.side import Side
 from prunescope.analysis.kernels.bound import Peaks
 from prunescope.analysis.predict.break_even import Gain, break_even
 from prunescope.analysis.predict.phase import ladder as theory_ladder

@@ -1,7 +1,7 @@
-"""Which family was it: read from shapes and census, never from what a run says it did.
+"""The pruning family, read from shapes and weight statistics, never from what a run says it did.
 
 In: both sides, pairs and units. Out: a Family with confidence, evidence and caveats.
-One file a family (its id with `_` for `-`) holds its detector; `detectors` puts them in order, and
-`outside` the reasons for "this is no pruning"; `zeros` reads 2:4 and masks from weights.
+`detectors/` holds one function a family and puts them in order, `layer_shares` says what still runs
+of each layer, and `outside` holds the reasons for "this is no pruning".
 Exports: Evidence, `verdict.verdict`, `caveats`.
 """

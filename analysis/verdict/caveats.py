@@ -174,7 +174,7 @@ def _no_gemm(e: Evidence, lossy: set[str | None]) -> Iterator[Caveat]:
 
 
 def _layers(e: Evidence, family: FamilyVerdict, sides: tuple[Kernels, Kernels]) -> Iterator[Caveat]:
-    """Layers that are said to be gone, and are not gone as a pruning of layers leaves them: but for
+    """Layers of the verdict that are not gone as a pruning of layers leaves them: but for
     linears that the run does not hold any more, or whose modules were not called."""
     if not any(one.skips_layers and not one.is_dynamic for one in known(family.ids)):
         return
@@ -238,6 +238,7 @@ def _unequal(name: str, kernels: Kernels) -> Caveat | None:
 
 def unequal_steps(kernels: Kernels, *, spread: float = 0.0) -> tuple[int, int] | None:
     """The fewest and the most kernels of a step, where they are more than `spread` of the most
-    apart. A finding names every difference; a verdict is doubted by one that moves its means."""
+    apart. A finding names every difference; a verdict has a caveat from one that moves its
+    means."""
     low, high = min(kernels.kernels_per_step), max(kernels.kernels_per_step)
     return (low, high) if high - low > spread * high else None

@@ -1,6 +1,6 @@
 """Pairs that are no pruning, or an extension that no family of the paper holds.
 
-In: Evidence. Out: a Reason, or None; REASONS is the order in which they are asked. Experts that are
+In: Evidence. Out: a Reason, or None; REASONS is the order in which they are tried. Experts that are
 fewer, or fewer of them a token, are M of the expert GEMMs: by extension, "expert dropping".
 """
 
@@ -54,10 +54,12 @@ def replaced(e: Evidence) -> Reason | None:
         for key, is_added in zip(e.units.keys, e.units.added, strict=True)
         if is_added and key[:2] in here
     )
-    seen = ", ".join(f"{name} × {count}" for name, count in kinds.most_common(3))
-    if not seen and any(p.key[1] in _OTHER_LINEARS and p.pruned is not None for p in e.pairs):
+    instead = ", ".join(f"{name} × {count}" for name, count in kinds.most_common(3))
+    if not instead and any(p.key[1] in _OTHER_LINEARS and p.pruned is not None for p in e.pairs):
         return None  # the layers that have such linears are gone, others are not
-    others = f"other ops stand in their places ({seen})" if seen else "nothing is in their places"
+    others = (
+        f"other ops stand in their places ({instead})" if instead else "nothing is in their places"
+    )
     text = (
         f"none of the {len(linears)} GEMMs of the linears is seen any more, {others}: "
         "quantised, fused or compiled kernels; no pruning removes all of them"
@@ -87,20 +89,20 @@ def fewer_experts(e: Evidence) -> Reason | None:
     weights_p, rows_p = _experts(p.pruned for p in experts)
     if not rows_d or not weights_p <= weights_d:
         return None
-    said: list[str] = []
+    lines: list[str] = []
     numbers: dict[str, float | None] = {}
     router = next((p for p in e.pairs if p.key[1] == "router" and p.axis == "N"), None)
     if router is not None and router.dense is not None and router.pruned is not None:
         numbers |= {"dense": router.dense.n, "pruned": router.pruned.n}
-        said.append(f"fewer experts: N of the router {router.dense.n:g} → {router.pruned.n:g}")
+        lines.append(f"fewer experts: N of the router {router.dense.n:g} → {router.pruned.n:g}")
     if rows_p < rows_d * (1 - _SAME):
         numbers |= {"rows": rows_p / rows_d}
-        said.append(
+        lines.append(
             f"fewer experts a token: their GEMMs see {percent(rows_p / rows_d)} of the rows"
         )
-    if not said:
+    if not lines:
         return None
-    text = f"{'; '.join(said)}. By extension: expert dropping, M of the expert GEMMs"
+    text = f"{'; '.join(lines)}. By extension: expert dropping, M of the expert GEMMs"
     return Reason(kind="fewer-experts", lines=(text,), numbers=numbers)
 
 
@@ -197,14 +199,14 @@ def other_activation(dense: Kernels, pruned: Kernels) -> Reason | None:
     return Reason(kind="activation", lines=(text,), numbers={"dense": gone, "pruned": added})
 
 
-# When a reason is asked for.
+# When a reason is tried.
 FIRST = "before the detectors"
-NO_DYNAMIC = "where no dynamic family was seen, whose M and attention are others by their nature"
-NOTHING_MOVED = "where no family was seen and no GEMM moved"
+NO_DYNAMIC = "where no dynamic family was detected, whose M and attention differ by their nature"
+NOTHING_MOVED = "where no family was detected and no GEMM moved"
 
 # In this order; the first that holds is the verdict's.
 REASONS: tuple[tuple[str, Callable[[Evidence], Reason | None]], ...] = (
-    (FIRST, conditions),  # other inputs make all that follows meaningless
+    (FIRST, conditions),  # with other settings, all that follows is meaningless
     (FIRST, replaced),
     (FIRST, fewer_experts),  # its GEMMs see fewer rows, as those of skipped tokens do
     (NO_DYNAMIC, other_dtype),
@@ -217,8 +219,8 @@ REASONS: tuple[tuple[str, Callable[[Evidence], Reason | None]], ...] = (
 
 
 def reason(e: Evidence, when: str) -> Reason | None:
-    """The first reason of those that are asked for at a time."""
-    found = (holds(e) for asked, holds in REASONS if asked == when)
+    """The first reason that holds, of those tried at a time."""
+    found = (holds(e) for time, holds in REASONS if time == when)
     return next((one for one in found if one is not None), None)
 
 
@@ -232,7 +234,7 @@ def is_quantised(e: Evidence) -> bool:
 
 
 def other_routes(e: Evidence) -> bool:
-    """Whether nothing but the rows that each expert sees is another: the router chose otherwise."""
+    """Whether only the rows of each expert differ: the router chose others."""
     experts = [p for p in e.pairs if p.key[1] == "experts"]
     others = [p for p in e.pairs if p.key[1] != "experts" and p.axis != "none"]
     weights_d, rows_d = _experts(p.dense for p in experts)

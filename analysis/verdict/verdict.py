@@ -1,7 +1,7 @@
-"""The family verdict, read from the traces and the census, never from what the tool did.
+"""The family verdict, read from traces and weight statistics, never from what the tool did.
 
-In: GEMM pairs, units, alignment, census of both runs. Out: a Verdict: a
-family id, "a+b", "dense" (nothing changed), "outside" (no M, N or K) or "unknown".
+In: GEMM pairs, units, alignment, weight statistics of both runs. Out: a Verdict: a family id,
+"a+b", "dense" (nothing changed), "outside" (no M, N or K) or "unknown".
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from prunescope.analysis.ledger.pairing import Units
 from prunescope.analysis.schema.pair_comparison import SHAPES
 from prunescope.analysis.schema.report import FamilyPart, FamilyVerdict
 from prunescope.analysis.verdict.detectors import detectors
-from prunescope.analysis.verdict.dimensions import narrower_heads
+from prunescope.analysis.verdict.detectors.run_time import fewer_keys
+from prunescope.analysis.verdict.detectors.widths import narrower_heads
 from prunescope.analysis.verdict.evidence import Detection, Evidence, Reason, Verdict, stored_shapes
-from prunescope.analysis.verdict.fewer_keys import fewer_keys
 from prunescope.analysis.verdict.outside import (
     FIRST,
     NO_DYNAMIC,
@@ -40,7 +40,7 @@ def evidence_of(sides: ComparableSides, pairs: list[Pair], units: Units) -> Evid
     dense, pruned = sides.dense, sides.pruned
     run_d, run_p = dense.side.run, pruned.side.run
     return Evidence(
-        [p for p in pairs if not _is_beside(p.key[1])],
+        [p for p in pairs if not _is_ignored(p.key[1])],
         units,
         run_d.census if run_d else None,
         run_p.census if run_p else None,
@@ -57,8 +57,8 @@ def evidence_of(sides: ComparableSides, pairs: list[Pair], units: Units) -> Evid
     )
 
 
-def _is_beside(role: str) -> bool:
-    """Whether work is beside what is pruned, or follows from it: gradients have other axes."""
+def _is_ignored(role: str) -> bool:
+    """Whether work is no part of the pruned model (adapters), or has other axes (gradients)."""
     return role == "adapter" or role.endswith(BACKWARD)
 
 
@@ -66,29 +66,29 @@ def verdict(evidence: Evidence) -> Verdict:
     """The family of a pair, with the evidence and the alternatives that fit less well."""
     if (why := reason(evidence, FIRST)) is not None:
         return Verdict(_outside(why))
-    dynamic = _seen(evidence, dynamic=True)
+    dynamic = _detected(evidence, dynamic=True)
     if not dynamic and (why := reason(evidence, NO_DYNAMIC)) is not None:
         return Verdict(_outside(why))
     explained = {name for found in dynamic.values() for name in found.explains}
-    static = _seen(evidence, dynamic=False)
-    seen = dynamic | {n: s for n, s in static.items() if s.proven or n not in explained}
+    static = _detected(evidence, dynamic=False)
+    found = dynamic | {n: s for n, s in static.items() if s.proven or n not in explained}
     narrower = narrower_heads(evidence)
-    if not seen:
+    if not found:
         if narrower is not None:
             return Verdict(FamilyVerdict(id="unknown", confidence=0.5, evidence=[narrower]))
         return Verdict(_unmoved(evidence))
-    family = _named(evidence, seen, is_dynamic=bool(dynamic))
+    family = _named(evidence, found, is_dynamic=bool(dynamic))
     if blind := _blind(evidence):
-        family.evidence.append(_unread(evidence, blind))  # calls that are gone tell of no width
+        family.evidence.append(_unread(evidence, blind))  # calls that are gone have no width
         family.confidence = min(family.confidence, 0.5)
-    if narrower is not None:  # beside the families, and of none of them
+    if narrower is not None:  # in addition to the families, and of none of them
         family.evidence.append(narrower)
         family.confidence = min(family.confidence, 0.6)
-    return Verdict(family, tuple(seen.values()))
+    return Verdict(family, tuple(found.values()))
 
 
-def _seen(e: Evidence, *, dynamic: bool) -> dict[str, Detection]:
-    """What the detectors of either half saw, by the id of the family, in their order."""
+def _detected(e: Evidence, *, dynamic: bool) -> dict[str, Detection]:
+    """What the dynamic or the static detectors found, by the id of the family, in their order."""
     half = [one for one in detectors() if one.family.is_dynamic == dynamic]
     found = {one.family.id: one.detect(e) for one in half}
     return {name: seen for name, seen in found.items() if seen is not None}
@@ -149,7 +149,7 @@ def _unmoved(e: Evidence) -> FamilyVerdict:
         # What leaves every shape and kernel as it is, so that only a census tells them apart.
         unseen = [one.id for one in families() if not one.cuts or one.zeroes_weights]
         return FamilyVerdict(id="unknown", confidence=0.5, evidence=[line], alternatives=unseen)
-    if (moved := _stored_otherwise(e)) is not None:
+    if (moved := _other_weights(e)) is not None:
         return FamilyVerdict(id="unknown", confidence=0.5, evidence=[moved])
     return FamilyVerdict(
         id="dense", confidence=1.0, evidence=["no GEMM moved, no zeros, no work added"]
@@ -195,8 +195,8 @@ def _other_grids(dense: Kernels, pruned: Kernels) -> float | None:
     return int(sides[1].join(sides[0], on=keys, how="anti")["busy"].sum()) / total
 
 
-def _stored_otherwise(e: Evidence) -> str | None:
-    """Weights that are others, while no GEMM moved."""
+def _other_weights(e: Evidence) -> str | None:
+    """Stored weights that differ in number or shape, while no GEMM moved."""
     old, new = e.parameters
     if old and new and old != new:
         verb = "fell" if new < old else "grew"

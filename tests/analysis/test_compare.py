@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from prunescope.analysis.compare import compare, find_runs
-from prunescope.analysis.inputs.subject import Options
+from prunescope.analysis.inputs.side import Options
 from prunescope.analysis.report.comparison import (
     COMPARISON_FORMATS,
     comparison_table,

@@ -76,7 +76,7 @@ def sweep_request() -> Any:
 
 
 def analyze_options() -> Any:
-    from prunescope.analysis.inputs.subject import Options
+    from prunescope.analysis.inputs.side import Options
 
     return Options
 

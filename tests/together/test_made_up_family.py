@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import prunescope
-from prunescope.analysis import verdict
+from prunescope.analysis.verdict import detectors as detectors_folder
 from prunescope.analysis.verdict.detectors import detectors
 from prunescope.taxonomy import families as folder
 from prunescope.taxonomy.errors import PrunescopeError
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.torch
 
 MADE_UP = Path(__file__).parent / "made_up"
 ID = "static-vocab"
-PLACES = {"families": folder, "pruners": pruners, "verdict": verdict}
+PLACES = {"families": folder, "pruners": pruners, "detectors": detectors_folder}
 
 
 @pytest.fixture

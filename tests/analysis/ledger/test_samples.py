@@ -41,10 +41,10 @@ def units(dense: UnitSums, pruned: UnitSums | None = None) -> Units:
 
 def test_w_is_the_geometric_mean_of_the_medians_of_placements() -> None:
     samples = Samples.of([[100, 104, 900], [200, 202]], [1, 1])
-    assert samples.drawn
+    assert samples.has_placements
     assert samples.wall == pytest.approx(sqrt(104 * 201))
     one = Samples.of([[3, 1, 2, 9]])
-    assert not one.drawn
+    assert not one.has_placements
     assert one.wall == 2.5
 
 
@@ -103,7 +103,7 @@ def test_one_side_with_placements_and_one_without() -> None:
     drawn, alone = Samples.of([[120, 122], [118, 121]], [2, 2]), Samples.of([[60, 61, 62]])
     pair = units(side([[100, 102, 98, 99], [20] * 4]), side([[50, 51], [10, 10]]))
     domain = choose_domain(pair, drawn, alone, on_device=False)
-    assert not domain.drawn
+    assert not domain.has_placements
     ledger = point(pair, ratios(pair, None), domain)
     assert (ledger.dense[0], ledger.pruned[0]) == pytest.approx((drawn.wall, 61))
     low, high = realised_interval(domain, None) or [0, 0]

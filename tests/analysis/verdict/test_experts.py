@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from prunescope.analysis.ledger.calls import Call
+from prunescope.analysis.verdict.detectors.widths import expert_channels
 from prunescope.analysis.verdict.evidence import Evidence
-from prunescope.analysis.verdict.experts import expert_channels
 from tests.analysis.verdict.test_dynamic import changed, evidence, model, verdict
 
 H = 64

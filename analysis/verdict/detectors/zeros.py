@@ -1,15 +1,62 @@
-"""Zeros in dense tensors, which only a census shows: Evidence in, matrices with them out."""
+"""Families that zero weights, read back: 2:4 and masks, from the weight statistics of both runs.
+
+In: Evidence. Out: a Detection, or None. A bare trace shows no zeros, only sparse kernels.
+"""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable
 
-from prunescope.analysis.verdict.evidence import Evidence, Touches, matrices
+from prunescope.analysis.verdict.detectors import detector
+from prunescope.analysis.verdict.evidence import (
+    Detection,
+    Evidence,
+    Touches,
+    matrices,
+    most_common,
+)
 from prunescope.taxonomy.run_blocks import Matrix
+from prunescope.taxonomy.words import percent
 
 # A share of zeros that no initialisation or training leaves by accident.
 MANY_ZEROS = 0.02
+
+
+@detector("static-k-24")
+def static_k_24(e: Evidence) -> Detection | None:
+    """Sparse kernels on the same logical shapes; or 2:4 zeros in dense tensors."""
+    sparse = [p for p in e.pairs if p.axis == "2:4"]
+    if sparse:
+        roles = Counter(p.key[1] for p in sparse)
+        return Detection(
+            [f"{len(sparse)} GEMMs run as 2:4 sparse ones: {most_common(roles)}"],
+            lambda p: float(p.axis == "2:4"),
+        )
+    fresh = fresh_zeros(e)
+    half = [m for m in fresh if two_of_four(m)]
+    if fresh and len(half) == len(fresh):
+        line = (
+            f"{len(half)} matrices hold 2 zeros in every 4 along K, and run on dense kernels: "
+            "zeros are in dense tensors, nothing was removed"
+        )
+        return Detection([line], of_roles(half))
+    return None
+
+
+@detector("static-k-mask")
+def static_k_mask(e: Evidence) -> Detection | None:
+    """Zeros in dense tensors without a pattern: no dimension moved, nothing was removed."""
+    fresh = fresh_zeros(e)
+    if not fresh or all(two_of_four(m) for m in fresh):
+        return None
+    share = sum(m.zeros or 0.0 for m in fresh) / len(fresh)
+    line = (
+        f"{percent(share, 1)} of the weights of {len(fresh)} matrices are zero in dense tensors; "
+        "no dimension moved, nothing was removed"
+    )
+    return Detection([line], of_roles(fresh))
 
 
 def fresh_zeros(e: Evidence) -> list[Matrix]:
@@ -34,10 +81,10 @@ def fresh_zeros(e: Evidence) -> list[Matrix]:
 
 def _is_factor(m: Matrix, *, beside: Matrix) -> bool:
     """Whether a matrix [r,K] or [N,r] goes through a rank beside one of [N,K]."""
-    own, other = m.shape or [], beside.shape or []
-    if len(own) != 2 or len(other) != 2:  # noqa: PLR2004
+    factor, whole = m.shape or [], beside.shape or []
+    if len(factor) != 2 or len(whole) != 2:
         return False
-    return min(own) < min(other) and (own[0] == other[0] or own[1] == other[1])
+    return min(factor) < min(whole) and (factor[0] == whole[0] or factor[1] == whole[1])
 
 
 def _zeros_before(e: Evidence) -> Callable[[Matrix], float]:

@@ -1,7 +1,7 @@
-"""What the user points at: a run folder, the folder of a pair, Chrome traces of their own.
+"""One side of an analysis: a run folder, or Chrome traces that have no manifest.
 
-`open.open_side` makes a `Side`; reading one of its phases gives a `SidePhase` and changes nothing:
-what was diagnostics on the way comes back with it. Paths stay out of everything that is written.
+`open.open_sides` makes a `Side`; reading one of its phases gives a `SidePhase` and changes nothing:
+diagnostics of the reading come back with it. Paths stay out of everything that is written.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from prunescope.analysis.inputs.resolve import of_the
 from prunescope.analysis.kernels.bound import Peaks
 from prunescope.analysis.kernels.frame import Kernels, build
 from prunescope.analysis.kernels.phase_kind import phase_kind
@@ -22,7 +21,7 @@ from prunescope.analysis.timeline.steps import find_windows
 from prunescope.analysis.trace.events import Trace, host_instead, is_partial, trace_warnings
 from prunescope.analysis.trace.load import load
 from prunescope.analysis.trace.ranks import Rank, TraceFile, missing, rank_of, twice
-from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.errors import PrunescopeError, errors_about
 from prunescope.taxonomy.run import PhaseRun, Run, sha256_of
 
 BARE = "trace"  # the phase of a bare trace
@@ -30,10 +29,10 @@ BARE = "trace"  # the phase of a bare trace
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What `analyze` can be given. `peaks`: TFLOP/s per dtype; `bandwidth`: GB/s; `hta`: ask
-    Holistic Trace Analysis too. `model` and `baseline_model` (default: the same): a preset, config,
-    folder or hub id that tells shapes which a trace did not record, of the workload `batch`,
-    `prompt_len`, `context` in `phase`."""
+    """Options of `analyze`. `peaks`: TFLOP/s by dtype; `bandwidth`: GB/s; `hta`: run Holistic Trace
+    Analysis too. `model` and `baseline_model` (default: `model`): a preset, config, folder or hub
+    id from which shapes are inferred that a trace did not record, for the workload `batch`
+    (sequences), `prompt_len` and `context` (tokens) in `phase`."""
 
     sparsity: float | None = None
     device: str | None = None
@@ -53,10 +52,10 @@ class Options:
 
 @dataclass(frozen=True)
 class Diagnostics:
-    """What was diagnostics while something was read; sums keep the order in which it was read.
+    """Warnings and losses found while an input was read; a sum keeps their order.
 
-    `partial`: a part of what ran is not there. `replays`: a phase holds graph replays. `ranks`:
-    what each rank that was read says of itself. `left_out`: ranks that cannot be analysed.
+    `partial`: a part of what ran is missing. `replays`: a phase holds graph replays. `ranks`: what
+    the trace of each rank says of itself. `left_out`: ranks that cannot be analysed.
     """
 
     warnings: tuple[str, ...] = ()
@@ -81,25 +80,25 @@ class Diagnostics:
 
 
 def rank_left_out(rank: str, error: PrunescopeError) -> Diagnostics:
-    """That the analysis goes on without a rank, whose trace cannot be analysed."""
-    said = f"{rank} is left out: {error.problem}"
-    return Diagnostics((said,), partial=True, left_out=frozenset({rank}))
+    """The warning that a rank, whose trace cannot be analysed, is left out."""
+    warning = f"{rank} is left out: {error.problem}"
+    return Diagnostics((warning,), partial=True, left_out=frozenset({rank}))
 
 
 def diagnostics_of(trace: Trace, *, bare: bool) -> Diagnostics:
-    """What a trace itself makes a reader notice. `bare`: no manifest says where it ran."""
-    said = trace_warnings(trace) + (host_instead(trace) if bare else [])
-    return Diagnostics(tuple(said), is_partial(trace))
+    """Warnings of a trace itself. `bare`: no manifest says where it ran."""
+    warnings = trace_warnings(trace) + (host_instead(trace) if bare else [])
+    return Diagnostics(tuple(warnings), is_partial(trace))
 
 
 class _LastRead:
-    """Keeps the trace that was read last: the phases of a rank come one after the other."""
+    """Holds the trace that was read last: the phases of a rank are read one after the other."""
 
     def __init__(self) -> None:
         self._held: tuple[str, Trace] | None = None
 
     def trace(self, name: str, read: Callable[[], Trace]) -> Trace:
-        """The trace of that name; the one before it is let go first."""
+        """The trace of that name; the one held before is released first."""
         if self._held is None or self._held[0] != name:
             self._held = None
             self._held = name, read()
@@ -108,20 +107,25 @@ class _LastRead:
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a comparison. A bare trace has one phase, called "trace", or one for each kind of
-    step that a serving engine annotates; the traces of several ranks (`ranks`) are a phase each,
-    or one for each of those kinds (`mixed`: the rank and kind of a phase). `bare`: the only trace,
-    or that of the first rank. `diagnostics`: while the side was opened."""
+    """The candidate or its baseline. A trace without a manifest has one phase, called "trace", or
+    one for each kind of step that a serving engine annotates; traces of several ranks (`ranks`)
+    have a phase each, or one for each of those kinds (`mixed`: the rank and kind of a phase).
+
+    `manifest_sha256`: of its run.json, None without one. `bare`: the only trace without a manifest,
+    or that of the first rank. `eager`: an eager trace that names the ops of graph replays.
+    `model`: its config infers shapes that the trace did not record. `diagnostics`: of opening it.
+    """
 
     path: Path
     run: Run | None
     options: Options
+    manifest_sha256: str | None = None
     eager: Path | None = None
     bare: Trace | None = None
     ranks: Mapping[str, TraceFile] = field(default_factory=dict)
     mixed: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     peaks: Peaks | None = None
-    model: ModelConfig | AutoModel | None = None  # tells shapes that the trace did not record
+    model: ModelConfig | AutoModel | None = None
     diagnostics: Diagnostics = Diagnostics()
     _last: _LastRead = field(default_factory=_LastRead, repr=False, compare=False)
 
@@ -138,7 +142,7 @@ class Side:
 
     @property
     def takes_model(self) -> bool:
-        """Whether a config may tell shapes, and none was given: of a bare trace with kernels."""
+        """Whether --model would help: a bare trace with kernels, and no config given."""
         return self.model is None and self.bare is not None and self.bare.on_device
 
     @property
@@ -152,8 +156,9 @@ class Side:
         return rank if rank in self.ranks else None
 
     def read(self, name: str, *, mapped: bool = True, shapes: bool = True) -> SidePhase:
-        """A phase with its kernels; `mapped`: with the ops of graph replays, where known; `shapes`:
-        with those that its ops recorded."""
+        """A phase with its kernels. `mapped`: with the ops of graph replays, where an eager trace
+        names them; `shapes`: with the shapes that its ops recorded. Raises PrunescopeError where
+        the trace is missing or cannot be read."""
         trace, diagnostics = self._open(name)
         if not shapes:
             trace = trace.without_shapes()
@@ -166,17 +171,17 @@ class Side:
         kernels = build(trace, windows, self.peaks, eager=eager, phase=kind, model=self.model)
         if kernels.lacks_kernels:
             count, lost = (kernels.linked.launches[key] for key in ("events", "lost"))
-            said = (
+            warning = (
                 f"{trace.source.name}: {lost:,} of {count:,} kernel launches have no kernel in it"
             )
-            diagnostics += Diagnostics((said,), partial=True)
+            diagnostics += Diagnostics((warning,), partial=True)
         if captured := kernels.linked.launches["captured"]:
             whole = captured + kernels.linked.launches["events"]
-            said = (
+            warning = (
                 f"{trace.source.name}: {captured:,} of {whole:,} kernel launches were captured "
                 "into a graph and did not run"
             )
-            diagnostics += Diagnostics((said,), partial=kernels.is_captured)
+            diagnostics += Diagnostics((warning,), partial=kernels.is_captured)
         replays = bool(kernels.linked.replayed.any())
         diagnostics += Diagnostics(tuple(kernels.warnings), replays=replays)
         return SidePhase(self, name, kernels, diagnostics)
@@ -186,8 +191,8 @@ class Side:
         return self._open(name)[0]
 
     def comparable_ranks(self, diagnostics: Diagnostics) -> list[list[str]]:
-        """Phases of all ranks that are of one kind of step, once all were read; empty for a single
-        trace, and where a rank is there twice."""
+        """Groups of phases: those of all ranks with one kind of step, once all were read. Empty for
+        a single trace, and where a rank occurs twice."""
         if twice(self.path.name, diagnostics.ranks_left.values()):
             return []
         kinds = dict.fromkeys(kind for _, kind in self.mixed.values())
@@ -197,40 +202,40 @@ class Side:
         return [[name for name, (_, k) in self.mixed.items() if k == kind] for kind in kinds]
 
     def final_diagnostics(self, diagnostics: Diagnostics, option: str) -> Diagnostics:
-        """What can be said once all phases were read: an eager trace (given as `option`) that no
-        phase has replays for; ranks that are missing, or there twice."""
-        said = []
+        """Diagnostics that need all phases: an eager trace (given as `option`) that no replays use;
+        ranks that are missing, or occur twice."""
+        warnings = []
         if self.eager is not None and not diagnostics.replays:
-            said.append(
+            warnings.append(
                 f"{option} is not used: {self.path.name} holds no graph replays, its kernels have "
                 "ops of their own"
             )
         ranks = diagnostics.ranks_left.values()
         lacks = missing(self.path.name, ranks)
-        said += [one for one in (lacks, twice(self.path.name, ranks)) if one]
-        return Diagnostics(tuple(said), partial=lacks is not None)
+        warnings += [text for text in (lacks, twice(self.path.name, ranks)) if text]
+        return Diagnostics(tuple(warnings), partial=lacks is not None)
 
     @cached_property
     def _kinds(self) -> list[str]:
-        """The phases of a serving engine's trace, where its steps are of more than one."""
+        """Kinds of step that a serving engine annotated, where there are more than one."""
         if self.run is not None or self.ranks or self.bare is None:
             return []
         found = phases_of(find_windows(self.bare, phase_pattern=self.options.phase_pattern))
         return found if len(found) > 1 else []
 
     def _eager(self, name: str) -> tuple[Trace | None, Diagnostics]:
-        """The eager pass that tells the ops of graph replays: given, or kept in the run."""
+        """The eager trace that names the ops of graph replays: given, or kept in the run."""
         phase = self.phase(name)
         kept = self.path / phase.eager_trace if phase and phase.eager_trace else None
         path = self.eager or kept
         if path is None:
             return None, Diagnostics()
-        with of_the("eager trace"):
+        with errors_about("eager trace"):
             eager = load(path)
         if not eager.source.cut:
             return eager, Diagnostics()
-        said = f"{path.name} is cut off: its ops are read up to the cut"
-        return eager, Diagnostics((said,), partial=True)
+        warning = f"{path.name} is cut off: its ops are read up to the cut"
+        return eager, Diagnostics((warning,), partial=True)
 
     def _open(self, name: str) -> tuple[Trace, Diagnostics]:
         if self.bare is not None:
@@ -244,11 +249,12 @@ class Side:
                 f"{self.path.name}/ lacks the trace of its phase {name}",
                 hint="the run folder is not whole: trace the model again",
             )
-        said: list[str] = []
+        diagnostics = Diagnostics()
         if phase.sha256 and sha256_of(path) != phase.sha256:
-            said.append(f"{self.path.name}/{phase.trace} is not the file that was captured")
+            warning = f"{self.path.name}/{phase.trace} is not the file that was captured"
+            diagnostics = Diagnostics((warning,))
         trace = load(path)
-        return trace, Diagnostics(tuple(said)) + diagnostics_of(trace, bare=False)
+        return trace, diagnostics + diagnostics_of(trace, bare=False)
 
     def _open_rank(self, rank: str) -> tuple[Trace, Diagnostics]:
         part = self.ranks[rank]
@@ -261,8 +267,7 @@ class Side:
 
 @dataclass(frozen=True)
 class SidePhase:
-    """One phase of one side, under the name that it has there: its kernels, and what was
-    diagnostics while it was read."""
+    """One phase of one side, under its name there: its kernels, and diagnostics of reading it."""
 
     side: Side
     name: str
@@ -281,5 +286,5 @@ class SidePhase:
 
     @cached_property
     def kind(self) -> PhaseKind | None:
-        """Prefill or decode as a bare trace shows it; None for a run, whose manifest says it."""
+        """Prefill or decode, as a bare trace shows it; None for a run, whose manifest says it."""
         return phase_kind(self.kernels) if self.side.run is None else None

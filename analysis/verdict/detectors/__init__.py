@@ -1,0 +1,74 @@
+"""The detectors of the verdict: one function a family, marked with its id, in this folder.
+
+    @detector("static-vocab")
+    def static_vocab(e: Evidence) -> Detection | None: ...
+
+reads the evidence alone. Out: `detectors()`, in the order in which they are tried. A new function
+is found by its mark, in any file of this folder; its place in the order follows from what its
+family cuts.
+
+The order. Dynamic families come first: what they skip at run time looks as if it were gone, and
+they name the static families that they explain (`Detection.explains`). Within either half the
+coarse units come before the fine ones (COARSE_TO_FINE), and a family of the paper before an
+extension. It decides two things: work that was added is charged to the first dynamic family that
+was seen, and families that touch the same time are named in this order.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+from prunescope.analysis.verdict.evidence import Detection, Evidence
+from prunescope.taxonomy.families import family
+from prunescope.taxonomy.family import Family
+
+COARSE_TO_FINE = (
+    "layers", "tokens", "keys", "blocks", "weights", "ranks", "heads", "channels", "stream",
+)  # fmt: skip
+_MARK = "_family_id"
+Detect = Callable[[Evidence], Detection | None]
+
+
+@dataclass(frozen=True)
+class Detector:
+    """How one family is read back."""
+
+    family: Family
+    detect: Detect
+
+
+def detector(family_id: str) -> Callable[[Detect], Detect]:
+    """Mark the function that reads a family back."""
+
+    def mark(detect: Detect) -> Detect:
+        setattr(detect, _MARK, family_id)
+        return detect
+
+    return mark
+
+
+@cache
+def detectors() -> tuple[Detector, ...]:
+    """Every family's detector, in the order of this file. A family without one cannot be told from
+    traces. Raises ValueError where a family has two."""
+    found: dict[str, Detect] = {}
+    for file in pkgutil.iter_modules(__path__):
+        module = importlib.import_module(f"{__name__}.{file.name}")
+        for value in vars(module).values():
+            family_id = getattr(value, _MARK, None)
+            if family_id is None:
+                continue
+            if found.setdefault(family_id, value) is not value:
+                raise ValueError(f"{family_id} has two detectors, one of them in {file.name}.py")
+    return tuple(sorted((Detector(family(one), found[one]) for one in found), key=_place))
+
+
+def _place(one: Detector) -> tuple[bool, int, bool, str]:
+    cuts = one.family.cuts
+    places = [COARSE_TO_FINE.index(unit) for unit in cuts if unit in COARSE_TO_FINE]
+    coarsest = min(places, default=len(COARSE_TO_FINE))  # a unit that is not listed: last
+    return not one.family.is_dynamic, coarsest, one.family.extension, one.family.id

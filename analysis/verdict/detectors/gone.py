@@ -1,0 +1,117 @@
+"""Families that leave out layers, or replace a GEMM by two through a rank, read back.
+
+In: Evidence. Out: a Detection, or None.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+from prunescope.analysis.ledger.calls import Call
+from prunescope.analysis.ledger.gemms import Pair
+from prunescope.analysis.verdict.detectors import detector
+from prunescope.analysis.verdict.evidence import Detection, Evidence, most_common
+
+_Size = tuple[int, int, int]  # M, N, K
+# What a sublayer ends with: linear attention and state-space mixers stand in attention's place.
+_ATTENTION_ENDS = ("o", "mixer_out")
+_MLP_ENDS = ("down", "experts")
+
+
+@detector("static-m")
+def static_m(e: Evidence) -> Detection | None:
+    """Whole layers, or all GEMMs of an attention or MLP sublayer, are gone."""
+    gone, here = e.gone_and_here()
+    if not here:  # no layer is known on the pruned side: none is known to be gone
+        return None
+    layers = [i for i in gone if i not in here]
+    attention = [i for i in gone if i in here and _lacks(_ATTENTION_ENDS, gone[i], here[i])]
+    mlp = [i for i in gone if i in here and _lacks(_MLP_ENDS, gone[i], here[i])]
+    # The router and experts are one sublayer: some of them here means that it is.
+    mlp = [i for i in mlp if not here[i] & {*_MLP_ENDS, "router", "shared_expert"}]
+    weights = e.removed_weights()
+    if weights:  # what a router left out has its weights still
+        layers = [i for i in layers if any((i, role) in weights for role in gone[i])]
+        attention = [i for i in attention if any((i, end) in weights for end in _ATTENTION_ENDS)]
+        mlp = [i for i in mlp if any((i, end) in weights for end in _MLP_ENDS)]
+    if not layers and not attention and not mlp:
+        return None
+    total = e.units.alignment.num_dense
+    lines = []
+    for rows, what in (
+        (layers, "layers"),
+        (attention, "attention sublayers"),
+        (mlp, "MLP sublayers"),
+    ):
+        if rows:
+            which = f": {_listed(sorted(rows))}" if e.units.alignment.exact else ""
+            lines.append(f"{len(rows)} of {total} {what} gone{which}")
+    touched = {*layers, *attention, *mlp}
+    return Detection(
+        lines, lambda p: float(p.key[0] in touched and p.pruned is None), proven=bool(weights)
+    )
+
+
+def _lacks(ends: tuple[str, ...], gone: set[str], here: set[str]) -> bool:
+    return any(end in gone and end not in here for end in ends)
+
+
+def _listed(values: list[int]) -> str:
+    shown = ", ".join(map(str, values[:12]))
+    return shown + (", …" if len(values) > 12 else "")
+
+
+@detector("static-k-lowrank")
+def static_k_lowrank(e: Evidence) -> Detection | None:
+    """GEMMs that became two, through a rank."""
+    found = [p for p in e.pairs if p.axis == "rank"]
+    if not found:
+        return _by_shapes(e)
+    roles = Counter(p.key[1] for p in found if p.key[3] == 0)
+    line = f"{sum(roles.values())} GEMMs became two through a rank: {most_common(roles)}"
+    return Detection([line], lambda p: float(p.axis == "rank"))
+
+
+def _by_shapes(e: Evidence) -> Detection | None:
+    """All linears that the pruned side lacks have a pair of GEMMs in it that it has more than the
+    dense side, [T,K]→[T,r]→[T,N] of one rank, whatever their modules are called."""
+    dense, pruned = _plain(p.dense for p in e.pairs), _plain(p.pruned for p in e.pairs)
+    lacks, more = dense - pruned, pruned - dense
+    if not lacks:
+        return None
+    ranks = {k for (_, _, k) in more} & {n for (_, n, _) in more}
+    for rank in sorted(ranks):
+        halves: Counter[_Size] = Counter()
+        for (m, n, k), count in lacks.items():
+            halves[m, rank, k] += count
+            halves[m, n, rank] += count
+        if halves == more and all(rank < min(n, k) for _, n, k in lacks):
+            line = (
+                f"{lacks.total()} GEMMs became two through a rank of {rank}, told by their shapes"
+            )
+            return Detection([line], _touches({*lacks}, {*halves}), confidence=0.8)
+    return None
+
+
+def _plain(calls: Iterable[Call | None]) -> Counter[_Size]:
+    """How often each M, N, K of plain GEMMs occurs in a step, each call of one side once."""
+    found: Counter[_Size] = Counter()
+    for call in {id(c): c for c in calls if c is not None}.values():
+        if call.group not in ("qk", "pv") and call.gemm is not None and call.gemm.batch == 1:
+            found[call.gemm.m, call.gemm.n, call.gemm.k] += round(call.count)
+    return found
+
+
+def _touches(lacks: set[_Size], halves: set[_Size]) -> Callable[[Pair], float]:
+    def share(pair: Pair) -> float:
+        old = pair.dense.gemm if pair.dense is not None else None
+        new = pair.pruned.gemm if pair.pruned is not None else None
+        return float(
+            old is not None
+            and (old.m, old.n, old.k) in lacks
+            or new is not None
+            and (new.m, new.n, new.k) in halves
+        )
+
+    return share

@@ -1,0 +1,253 @@
+"""Families that narrow weights, read back: heads, MLP channels, the residual width.
+
+In: Evidence. Out: a Detection, or None. A GEMM whose N and K both fell belongs to two families (a
+model that is narrower everywhere, as Minitron and Sheared-LLaMA leave it), by the logarithm of what
+each took. How many rows an expert multiplies is its router's choice, and changes with every weight
+before it: of experts the shapes of the weights, [N, K], are compared, never M.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from prunescope.analysis.ledger.calls import Call
+from prunescope.analysis.ledger.gemms import Pair
+from prunescope.analysis.verdict.detectors import detector
+from prunescope.analysis.verdict.evidence import Detection, Evidence, fell
+from prunescope.taxonomy.roles import QKV_ROLES
+
+Widths = frozenset[tuple[int, int]]  # (dense, pruned)
+
+EXPERT_ROLES = ("experts", "shared_expert")
+_MLP = ("gate", "up", "gate_up")
+_PRODUCERS = (*QKV_ROLES, "q_b", "kv_b")  # q_b and kv_b make the heads of latent attention
+# What reads the residual stream (its K is h) and what writes to it (its N is h).
+_ENTERED = (*QKV_ROLES, *_MLP, "q_a", "kv_a", "mixer_in")
+_READERS = (*_ENTERED, "router", "lm_head")
+_WRITERS = ("o", "down", "mixer_out")
+
+
+@detector("static-nk")
+def static_nk(e: Evidence) -> Detection | None:
+    """Heads and MLP channels fell, each in a producer and its consumer."""
+    of_heads, of_mlp = _heads(e), _channels(e)
+    return _fewer_units(e, of_heads, of_mlp) if of_heads and of_mlp else None
+
+
+@detector("static-nk-heads")
+def static_nk_heads(e: Evidence) -> Detection | None:
+    """Heads fell in attention, and no channels in the MLP."""
+    of_heads = _heads(e)
+    return _fewer_units(e, of_heads) if of_heads and not _channels(e) else None
+
+
+@detector("static-nk-mlp")
+def static_nk_mlp(e: Evidence) -> Detection | None:
+    """Channels fell in the MLP, and no heads in attention."""
+    of_mlp = _channels(e)
+    return _fewer_units(e, of_mlp) if of_mlp and not _heads(e) else None
+
+
+@detector("static-nk-cross")
+def static_nk_cross(e: Evidence) -> Detection | None:
+    """The residual width itself fell: K of what reads the stream, and N of what writes to it."""
+    if not _crosses(e):
+        return None
+    readers = [p for p in e.pairs if p.key[1] in _ENTERED and p.dense is not None]
+    entered, left, stream = _count(e, _ENTERED, "K"), _count(e, _WRITERS, "N"), _stream_widths(e)
+    maps = sum(1 for p in e.pairs if p.axis == "added" and p.key[2] not in ("qk", "pv"))
+    line = f"the residual width fell: K of {entered} and N of {left} GEMMs" + (
+        f"; {maps} residual maps were added" if maps else ""
+    )
+    here = sum(1 for p in readers if p.pruned is not None) or 1
+    confidence = 0.9 if entered / here > 0.5 else 0.5
+    return Detection([line], lambda p: _of_stream(p, stream), confidence)
+
+
+@dataclass(frozen=True)
+class _Fallen:
+    """Heads or channels that fell, in words; `is_whole`: in the producer and in its consumer."""
+
+    line: str
+    is_whole: bool = True
+
+
+def _fewer_units(e: Evidence, *fallen: _Fallen) -> Detection:
+    """What was seen where heads, channels or both fell, beside what the stream took."""
+    stream = _stream_widths(e)
+    experts = EXPERT_ROLES if expert_channels(e, stream)[0] else ()
+
+    def touches(pair: Pair) -> float:
+        if pair.key[1] in experts:
+            return 1.0
+        moved = pair.axis in ("N", "K", "NK", "heads") or "heads" in fell(pair)
+        return moved * (1.0 - _of_stream(pair, stream))
+
+    broken = tuple(one.line for one in fallen if not one.is_whole)
+    return Detection([one.line for one in fallen], touches, 0.6 if broken else 1.0, broken=broken)
+
+
+def _of_stream(pair: Pair, stream: Widths) -> float:
+    """Of a pair the share that the residual width took, which fell by the widths `stream`."""
+    role, took = pair.key[1], fell(pair)
+    axis = "K" if role in _READERS else "N" if role in _WRITERS else ""
+    if role in EXPERT_ROLES:  # how many rows an expert sees is its router's choice
+        took.pop("M", None)
+        axis = next((one for one in took if _sizes(pair, one) in stream), "")
+    return took.get(axis, 0.0) / sum(took.values()) if took and stream else 0.0
+
+
+def _stream_widths(e: Evidence) -> Widths:
+    """(dense, pruned) widths of the residual stream; none where it did not fall."""
+    pairs = [p for p in e.pairs if _shrank(p, _ENTERED, "K")]
+    return frozenset(_sizes(p, "K") for p in pairs) if _crosses(e) else frozenset()
+
+
+def _sizes(pair: Pair, axis: str) -> tuple[int, int]:
+    """(dense, pruned) N or K of a pair that has both."""
+    old, new = pair.dense, pair.pruned
+    assert old is not None and old.gemm is not None and new is not None and new.gemm is not None
+    return (old.gemm.n, new.gemm.n) if axis == "N" else (old.gemm.k, new.gemm.k)
+
+
+def _heads(e: Evidence) -> _Fallen | None:
+    """N of q, k, v and K of o fell together, and with them the heads of attention."""
+    narrow, down = _count(e, _PRODUCERS, "N"), _count(e, ("o",), "K")
+    fewer = sum(1 for p in e.pairs if p.key[2] == "qk" and "heads" in fell(p))
+    if not narrow and not fewer:
+        return None
+    if not fewer and narrower_heads(e) is not None:
+        return None
+    dims = _sizes_kept(e, ("v", "qkv"), "N")
+    if _shares_keys(e):
+        what = _both(narrow, "projections", 0, "") or f"in {fewer} attentions alone"
+        return _Fallen(f"KV heads fell, all query heads stay: {what}{dims}")
+    is_whole = bool(down and fewer)
+    broken = "" if is_whole else " (propagation broken: o or the heads did not follow)"
+    what = _both(narrow, "projections", down, "o") or f"in {fewer} attentions alone"
+    line = f"heads fell: {what}{dims}{broken}"
+    return _Fallen(line, is_whole=is_whole)
+
+
+def _shares_keys(e: Evidence) -> bool:
+    """Whether more queries share a key than before: q, o and the heads of attention are all as they
+    were, so that N(v)·G = K(o) holds with a larger G."""
+    scores = [p for p in e.pairs if p.key[2] == "qk" and p.pruned is not None]
+    kept = [p for p in e.pairs if p.key[1] in ("q", "q_b", "o") and p.pruned is not None]
+    return bool(scores and kept) and all(p.axis == "none" for p in (*scores, *kept))
+
+
+def narrower_heads(e: Evidence) -> str | None:
+    """Heads of a smaller dimension, which is of no family: one sentence, or None."""
+    scores = [p for p in e.pairs if p.key[2] == "qk" and "K" in fell(p)]
+    values = [p for p in e.pairs if p.key[2] == "pv" and "N" in fell(p)]
+    if not scores and not values:
+        return None
+    arrow = _arrow(scores[0], "k") if scores else _arrow(values[0], "n")
+    what = "the head dimension" if scores else "the head dimension of the values"
+    narrow, down = _count(e, _PRODUCERS, "N"), _count(e, ("o",), "K")
+    with_it = _both(narrow, "projections", down, "o")
+    rest = f"{with_it} fell with it" if with_it else "no projection did"
+    return (
+        f"{what} fell from {arrow.replace(' → ', ' to ')}: {rest}; narrower heads are of no family"
+    )
+
+
+def _both(narrow: int, producers: str, down: int, consumers: str) -> str:
+    """Counts of producers and consumers that fell; those that did not are left out."""
+    parts = [f"N of {narrow} {producers}"] * bool(narrow) + [f"K of {down} {consumers}"] * bool(
+        down
+    )
+    return " and ".join(parts)
+
+
+def _channels(e: Evidence) -> _Fallen | None:
+    """N of gate and up and K of down fell together, of experts too."""
+    of_experts = expert_channels(e, _stream_widths(e))
+    narrow, down = _count(e, _MLP, "N") + of_experts[0], _count(e, ("down",), "K") + of_experts[1]
+    if not narrow and not down:
+        return None
+    is_whole = bool(narrow and down)
+    broken = "" if is_whole else " (propagation broken: gate/up and down did not move together)"
+    dims = _sizes_kept(e, ("down",), "K")
+    line = f"MLP channels fell: {_both(narrow, 'gate/up', down, 'down')}{dims}{broken}"
+    return _Fallen(line, is_whole=is_whole)
+
+
+def _count(e: Evidence, roles: tuple[str, ...], axis: str) -> int:
+    """GEMMs of the roles whose axis fell, alone or with another."""
+    return sum(1 for p in e.pairs if _shrank(p, roles, axis))
+
+
+def _sizes_kept(e: Evidence, roles: tuple[str, ...], axis: str) -> str:
+    """ ", down K 512 → 256"; from the smallest to the largest where layers keep different widths,
+    of the GEMM that lost most in as many layers. Empty where none fell."""
+    fallen = [p for p in e.pairs if _shrank(p, roles, axis)]
+    example = max(fallen, key=lambda p: fell(p)[axis], default=None)
+    if example is None:
+        return ""
+    role = example.key[1]
+    alike = [_sizes(p, axis) for p in fallen if p.key[1] == role]
+    before, least = _sizes(example, axis)
+    most = max(new for old, new in alike if old == before)
+    text = f", {role} {axis} {before} → {least}"
+    return text if most == least else f"{text} to {most}, by layer"
+
+
+def _shrank(pair: Pair, roles: tuple[str, ...], axis: str) -> bool:
+    return pair.key[1] in roles and pair.axis not in ("rank", "2:4") and axis in fell(pair)
+
+
+def _arrow(pair: Pair, axis: str) -> str:
+    assert pair.dense is not None and pair.pruned is not None
+    return f"{getattr(pair.dense, axis):g} → {getattr(pair.pruned, axis):g}"
+
+
+def _crosses(e: Evidence) -> bool:
+    """Whether K of what reads the stream and N of what writes to it fell."""
+    return bool(_count(e, _ENTERED, "K") and _count(e, _WRITERS, "N"))
+
+
+def expert_channels(e: Evidence, stream: Widths = frozenset()) -> tuple[int, int]:
+    """(GEMMs whose N fell, GEMMs whose K fell) of the pruned experts, shared ones too; (0, 0)
+    unless both fell. `stream`: (dense, pruned) widths of the residual stream where it fell, which
+    are no channels."""
+    narrow = down = 0
+    for role in EXPERT_ROLES:
+        of_role = [p for p in e.pairs if p.key[1] == role]
+        dense = [_weight(p.dense) for p in of_role]
+        pruned = [_weight(p.pruned) for p in of_role]
+        in_step = [_fallen_axis(new, [old], stream) for old, new in zip(dense, pruned, strict=True)]
+        # Where another number of experts was hit, calls are out of step; then any weight serves.
+        anywhere = [_fallen_axis(new, dense, stream) for new in pruned]
+        moved = min(in_step, anywhere, key=lambda m: m.count(""))
+        narrow, down = narrow + moved.count("N"), down + moved.count("K")
+    return (narrow, down) if narrow and down else (0, 0)
+
+
+def _weight(call: Call | None) -> tuple[int, int] | None:
+    gemm = call.gemm if call is not None else None
+    return None if gemm is None else (gemm.n, gemm.k)
+
+
+def _fallen_axis(
+    weight: tuple[int, int] | None, before: Sequence[tuple[int, int] | None], stream: Widths
+) -> str:
+    """The axis by which a weight is smaller than a dense one, in a stream as wide as before; ""
+    where it is none of them."""
+    if weight is None or weight in before:
+        return ""
+    n, k = weight
+    known = [old for old in before if old is not None]
+    wide = [(old, k) for old, new in stream if new == n] + [
+        (n, old) for old, new in stream if new == k
+    ]
+    if any(one in known for one in wide):
+        return ""
+    for n, k in wide or [weight]:
+        if any(old_k == k and n < old_n for old_n, old_k in known):
+            return "N"
+        if any(old_n == n and k < old_k for old_n, old_k in known):
+            return "K"
+    return ""
