@@ -17,7 +17,8 @@ from typing import Any
 import msgspec
 
 from prunescope.analysis.inputs.describe import ends_apart
-from prunescope.analysis.inputs.side import BARE, Options
+from prunescope.analysis.inputs.options import Options
+from prunescope.analysis.inputs.side import BARE
 from prunescope.analysis.pipeline import TOOL, OnDone, analyze
 from prunescope.analysis.pool import jobs_for, run_tasks
 from prunescope.analysis.rank_jobs import plain_options
@@ -54,7 +55,7 @@ def find_runs(subjects: Iterable[Path]) -> list[NamedRun]:
 
 
 def left_out(subjects: Iterable[Path]) -> list[str]:
-    """Notes on paths that are in no comparison: traces beside runs, and a run given twice."""
+    """Notes on paths that are in no comparison: traces next to runs, and a run given twice."""
     subjects = list(subjects)
     notes = []
     for folder in (path for path in subjects if path.is_dir()):
@@ -62,7 +63,7 @@ def left_out(subjects: Iterable[Path]) -> list[str]:
         if loose:
             shown = ", ".join(loose[:3]) + (", …" if len(loose) > 3 else "")
             notes.append(
-                f"{folder.resolve().name}/ holds {len(loose)} traces beside its runs ({shown}): "
+                f"{folder.resolve().name}/ holds {len(loose)} traces next to its runs ({shown}): "
                 "left out, name them to compare them"
             )
     runs = Counter(
@@ -119,6 +120,11 @@ def compare(
     found = [s for s in subjects if isinstance(s, NamedRun)]
     found += find_runs(s for s in subjects if isinstance(s, Path))
     options = options or Options()
+    if len(found) > 1 and (options.eager_trace or options.baseline_eager_trace):
+        raise PrunescopeError(
+            "--eager-trace belongs to one trace, and several subjects were given",
+            hint="analyze that trace alone, or capture with `prunescope trace --mode graph`",
+        )
     reports: dict[str, Report] = {}
     rows: list[ComparisonRow] = []
     failed: list[FailedSubject] = []
@@ -231,7 +237,7 @@ def _inside(folder: Path, depth: int) -> list[Path]:
 
 
 def _identity(path: Path) -> Path:
-    """F for F and F/pruned alike."""
+    """The same path for F and F/pruned."""
     real = path.resolve()
     if path.is_dir() and real.name == "pruned" and (path / MANIFEST).is_file():
         return real.parent
@@ -244,7 +250,7 @@ def _row(name: str, analysed: AnalysedRun, phase_name: str) -> ComparisonRow:
     dense = phase.baseline
     wall, interval, timed = phase.wall_ns, None, "profiled"
     wall_dense = dense.wall_ns if dense else None
-    # Dense and pruned are shown in the same domain, or the two would be no ratio.
+    # Dense and pruned are shown in the same time base, or the two would be no ratio.
     if phase.unprofiled_ns and (dense is None or dense.unprofiled_ns):
         wall, interval, timed = phase.unprofiled_ns.median, phase.unprofiled_ns.ci95, "unprofiled"
         wall_dense = dense.unprofiled_ns.median if dense and dense.unprofiled_ns else None

@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 
 from prunescope.analysis.schema.report import SecondOpinion
-from prunescope.analysis.timeline.link import cover
+from prunescope.analysis.timeline.intervals import cover
 from prunescope.analysis.trace.events import Trace
 from prunescope.analysis.trace.unpack import GZIP_MAGIC, ZSTD_MAGIC, members, unpacked
 

@@ -17,8 +17,8 @@ from prunescope.analysis.findings.checks import find
 from prunescope.analysis.findings.context import Context
 from prunescope.analysis.findings.notes import notes
 from prunescope.analysis.inputs.side import SidePhase
-from prunescope.analysis.kernels import mixed
 from prunescope.analysis.kernels.anatomy import anatomy
+from prunescope.analysis.kernels.phase_kind import format_split
 from prunescope.analysis.ledger.attribution import AttributionInputs, attribution_inputs
 from prunescope.analysis.ledger.calls import calls_of
 from prunescope.analysis.ledger.gemms import pair_calls, report_rows, single_rows
@@ -207,7 +207,7 @@ def _phase(
     lines = [*notes(kernels), *found.notes]
     if own.kind is not None:
         lines.append(f"{own.kind['evidence']}: {own.kind['kind']}")
-        lines += [mixed.written(own.kind["split"])] if "split" in own.kind else []
+        lines += [format_split(own.kind["split"])] if "split" in own.kind else []
     return Phase(
         steps=steps,
         wall_ns=sums.wall_ns,

@@ -31,7 +31,8 @@ from prunescope.analysis.findings.notes import missing_shapes, phase_warnings
 from prunescope.analysis.findings.stragglers import with_straggler
 from prunescope.analysis.inputs.describe import device_of, ends_apart, facts_of
 from prunescope.analysis.inputs.open import open_sides
-from prunescope.analysis.inputs.side import Diagnostics, Options, Side
+from prunescope.analysis.inputs.options import Options
+from prunescope.analysis.inputs.side import Diagnostics, Side
 from prunescope.analysis.pool import jobs_for
 from prunescope.analysis.rank_jobs import Frames, Outcome, Sides, outcome_of, shared
 from prunescope.analysis.schema.report import Phase, Report

@@ -1,13 +1,12 @@
-"""What every family would give where one dense run or trace was measured.
+"""Every family predicted from one measured dense run or trace.
 
-In: a PredictRequest with `from_run`. Out: a dict: for each phase its measured parts, and for each
-family the bound, the expected speedup with its range, and memory. Times are ns a forward.
+In: a PredictRequest with `from_run`. Out: a FromRun: for each phase its measured parts, and for
+each family the bound, the expected speedup with its range, and memory. Times are ns a forward.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,32 +17,38 @@ from prunescope.analysis.device.hardware import (
     rate_of,
     unknown_device,
 )
-from prunescope.analysis.pipeline import Options, analyze
-from prunescope.analysis.predict.asked import check_knobs, labels
+from prunescope.analysis.inputs.options import Options
+from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.predict.constants import Constants
-from prunescope.analysis.predict.grid import methods, sparsities
-from prunescope.analysis.predict.ranges import caveat_of, unlike
+from prunescope.analysis.predict.measured import Measured, part_of, scaled, scaled_speedup
+from prunescope.analysis.predict.points import (
+    check_knobs,
+    check_matches_run,
+    check_options,
+    labels,
+    methods,
+    sparsities,
+)
+from prunescope.analysis.predict.ranges import differences, uncertainty_of
+from prunescope.analysis.predict.request import PredictRequest
 from prunescope.analysis.predict.setting import (
-    PredictRequest,
     Setting,
     named_family,
     runnable,
-    take_kernel,
+    split_library,
     terms_of,
 )
-from prunescope.analysis.predict.shares import Measured, expected_gain, part_of, scaled
-from prunescope.analysis.predict.side import PredictedSide
-from prunescope.analysis.predict.together import check_of_run, check_together
+from prunescope.analysis.predict.side import predicted_side
 from prunescope.analysis.schema.comparison import NOT_VALID
 from prunescope.analysis.schema.prediction import FamilyRow, FromRun, MeasuredPhase
-from prunescope.analysis.schema.report import Finding, Phase, Report
+from prunescope.analysis.schema.report import Phase, Report
 from prunescope.analysis.shapes.config import read_model
 from prunescope.taxonomy.applies import check_applies
 from prunescope.taxonomy.architecture_traits import Traits, traits_of
 from prunescope.taxonomy.dtypes import dtype, itemsize
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import pruning_families
-from prunescope.taxonomy.family import Family, FamilyPoint
+from prunescope.taxonomy.family import Family
 from prunescope.taxonomy.plan import PHASES, Workload
 from prunescope.taxonomy.run import MANIFEST, Run, read_run
 from prunescope.taxonomy.shape import ModelShape
@@ -51,15 +56,16 @@ from prunescope.taxonomy.shape import ModelShape
 
 def predict_from(request: PredictRequest) -> FromRun:
     """The table of families. Raises PrunescopeError where the run is not dense, or its shape, its
-    phase or the peaks of its device are not known."""
-    check_together(request)
+    phase or the peaks of its device are unknown."""
+    check_options(request)
     if request.curves:
         raise PrunescopeError(
-            "--from-run gives a table of families, no curves", hint="leave --out away"
+            "--from-run gives a table of families, no curves", hint="remove --out"
         )
     if request.launch != "graph":
         raise PrunescopeError(
-            "--launch says nothing of a run, whose gaps were measured", hint="leave it away"
+            "--launch cannot be combined with --from-run, whose gaps were measured",
+            hint="remove --launch",
         )
     path = _dense_folder(Path(str(request.from_run)))
     run = read_run(path) if (path / MANIFEST).is_file() else None
@@ -68,7 +74,7 @@ def predict_from(request: PredictRequest) -> FromRun:
             f"{path.name}/ is a pruned run", hint="give the dense one, e.g. RUN/dense"
         )
     if run is not None:
-        check_of_run(request, run)
+        check_matches_run(request, run)
     options = Options(device=request.device, peaks=dict(request.peaks), bandwidth=request.bandwidth)
     report = analyze(path, options=options).report
     warnings = list(report.warnings)
@@ -77,14 +83,16 @@ def predict_from(request: PredictRequest) -> FromRun:
         work = _work(request, run, name, phase)
         if work is None:
             continue
-        warnings += [f"{work.phase}: {finding.text}" for finding in _caveats(phase)]
+        # Invalid measured times, which all others are scaled from.
+        invalid = [finding for finding in phase.findings if finding.id == NOT_VALID]
+        warnings += [f"{work.phase}: {finding.text}" for finding in invalid]
         setting = _setting(request, run, report)
         measured = measured_phase(phase, host=_on_host(run, report))
         phases[work.phase] = table(request, setting, work, measured, warnings)
     if not phases:
         raise PrunescopeError(
-            "no phase of it can be predicted from",
-            hint="a dense prefill or decode; say which with --phase, --batch and --prompt-len",
+            "it has no phase to predict from",
+            hint="give a dense prefill or decode; --phase, --batch and --prompt-len say which",
         )
     return FromRun(
         subject=report.subject,
@@ -94,11 +102,6 @@ def predict_from(request: PredictRequest) -> FromRun:
     )
 
 
-def _caveats(phase: Phase) -> list[Finding]:
-    """What makes the measured times, which everything here is scaled from, no evidence."""
-    return [finding for finding in phase.findings if finding.id == NOT_VALID]
-
-
 def table(
     request: PredictRequest,
     setting: Setting,
@@ -106,27 +109,29 @@ def table(
     measured: Measured,
     warnings: list[str],
 ) -> MeasuredPhase:
-    """One phase: the measured dense time by part, and a row a family, the fastest first."""
+    """One phase: the measured dense time by part, and a row for each family, the fastest first."""
     wall = measured.wall_ns
     if wall <= 0:
         raise PrunescopeError(
-            f"its {work.phase} holds no time", hint="give a run or trace with kernels"
+            f"its {work.phase} contains no time", hint="give a run or trace with kernels"
         )
     rows: list[FamilyRow] = []
     seen: set[tuple[str, str, float]] = set()
     refused: list[PrunescopeError] = []
-    for name, label, sparsity in _asked(request, warnings):
-        one, meant = named_family(name)
-        chosen = runnable(one, setting.device, warnings) or one
-        knobs = {k: v for k, v in {**meant, **setting.knobs}.items() if k in chosen.knobs}
-        label = chosen.id if label == one.id else label
+    for name, label, sparsity in _requested_points(request, warnings):
+        named, method_knobs = named_family(name)
+        chosen = runnable(named, setting.device, warnings) or named
+        knobs = {k: v for k, v in {**method_knobs, **setting.knobs}.items() if k in chosen.knobs}
+        label = chosen.id if label == named.id else label
         key = chosen.id, repr(knobs), sparsity
         if key in seen:
             continue
         seen.add(key)
         try:
             check_applies(chosen.id, chosen.applies, setting.traits or traits_of(setting.shape))
-            rows.append(_row(setting, chosen, label, chosen.point(sparsity, knobs), work, measured))
+            point = chosen.point(sparsity, knobs)
+            at = replace(setting, family=chosen, sparsity=point.sparsity, knobs=point.knobs)
+            rows.append(_row(at, chosen, label, work, measured))
         except PrunescopeError as error:
             refused.append(error)
             warnings.append(f"{label} at {sparsity:g} is left out: {error.problem}")
@@ -146,18 +151,18 @@ def table(
 
 
 def measured_phase(phase: Phase, *, host: bool) -> Measured:
-    """The parts of a dense phase, in the unprofiled domain where there are samples.
+    """The parts of a dense phase, in unprofiled time where there are samples.
 
-    A profiler slows the host, not the kernels: on a device the gaps take up the difference, on a
-    CPU everything is scaled alike.
+    A profiler slows the host, not the kernels: on a device the gaps absorb the difference, on a CPU
+    all times are scaled alike.
     """
     parts: defaultdict[str, float] = defaultdict(float)
     for role, ns in phase.roles.items():
         parts[part_of(role)] += ns
     gap, wall = phase.gap_ns + phase.tail_ns, phase.wall_ns
     true = phase.unprofiled_ns.median if phase.unprofiled_ns else wall
-    notes = [] if phase.unprofiled_ns else ["profiled times: there are no samples without it"]
-    notes += ["the costs of execution are those of a GPU: on a CPU they are guesses"] * host
+    notes = [] if phase.unprofiled_ns else ["profiled times: there are no unprofiled samples"]
+    notes += ["the costs of execution are fitted to GPUs: on a CPU they are guesses"] * host
     busy = sum(parts.values())
     if host or true <= busy:
         factor = true / wall if wall else 1.0
@@ -170,26 +175,29 @@ def measured_phase(phase: Phase, *, host: bool) -> Measured:
     return Measured(parts=ranked, gap_ns=gap, kernels=kernels, notes=notes)
 
 
-def _row(  # noqa: PLR0913 - what a row is of
-    setting: Setting,
-    one: Family,
-    label: str,
-    point: FamilyPoint,
-    work: Workload,
-    measured: Measured,
+def _row(
+    setting: Setting, family: Family, label: str, work: Workload, measured: Measured
 ) -> FamilyRow:
-    here = replace(setting, family=one, sparsity=point.sparsity, knobs=point.knobs)
-    dense, pruned = here.side(work, pruned=False), here.side(work)
-    found = scaled(measured, dense, pruned, here.terms)
+    """The row of a setting's family."""
+    dense, pruned = predicted_side(setting, work, pruned=False), predicted_side(setting, work)
+    terms = setting.terms
+    found = scaled(measured, dense, pruned, terms)
+
+    def speedup(constants: Constants) -> float:
+        sides = (dense.with_constants(constants), pruned.with_constants(constants))
+        return scaled_speedup(measured, *sides, terms)
+
+    unknown = differences(dense, pruned, terms)
+    uncertainty = uncertainty_of(speedup, pruned, terms, differences=unknown)
     weights, cache = round(pruned.forward.weight_bytes), round(pruned.forward.kv_bytes)
     return FamilyRow(
-        id=one.id,
+        id=family.id,
         label=label,
-        extension=one.extension,
-        sparsity=point.sparsity,
+        extension=family.extension,
+        sparsity=setting.sparsity,
         bound=found.bound,
         expected=found.expected,
-        range=_range(found.expected, measured, dense, pruned, here.terms),
+        range=uncertainty.range_of(found.expected),  # around measured times
         wall_ns=found.wall_ns,
         parts=found.parts,
         gap_ns=found.gap_ns,
@@ -201,27 +209,10 @@ def _row(  # noqa: PLR0913 - what a row is of
     )
 
 
-def _range(
-    value: float,
-    measured: Measured,
-    dense: PredictedSide,
-    pruned: PredictedSide,
-    terms: Collection[str],
-) -> list[float]:
-    """The range of the model, around measured times instead of its own."""
-
-    def at(constants: Constants) -> float:
-        sides = (dense.with_constants(constants), pruned.with_constants(constants))
-        return expected_gain(measured, *sides, terms)
-
-    found = caveat_of(at, pruned, terms, unlike=unlike(dense, pruned, terms))
-    return found.around(value)
-
-
-def _asked(request: PredictRequest, warnings: list[str]) -> list[tuple[str, str, float]]:
-    """The names, labels and sparsities of the table: all that a forward shows, at one half."""
+def _requested_points(request: PredictRequest, warnings: list[str]) -> list[tuple[str, str, float]]:
+    """(name, label, sparsity) of each row; by default all families, at sparsity 0.5."""
     names = [name for name in methods(request.method) if name]
-    names = names or [one.id for one in pruning_families()]
+    names = names or [family.id for family in pruning_families()]
     check_knobs(request.knobs, names)
     shares = [s for s in sparsities(request.sparsity) if s is not None] or [0.5]
     found = labels(names, request.knobs, warnings)
@@ -240,23 +231,19 @@ def _work(request: PredictRequest, run: Run | None, name: str, phase: Phase) -> 
         if name not in PHASES or request.phase not in (name, "both"):
             return None
         return Workload.of(name, run.phases[name], itemsize=size)
-    kind = request.phase if request.phase in PHASES else _kind_of(phase)
-    if kind not in PHASES:
-        return None
-    return Workload.of(str(kind), request, itemsize=size)
-
-
-def _kind_of(phase: Phase) -> str | None:
-    return phase.phase_kind["kind"] if phase.phase_kind else None
+    kind = phase.phase_kind["kind"] if phase.phase_kind else None
+    if request.phase in PHASES:
+        kind = request.phase
+    return Workload.of(kind, request, itemsize=size) if kind in PHASES else None
 
 
 def _dtype(request: PredictRequest, run: Run | None) -> str:
-    """The format asked for, else the run's; bf16 for a trace, which does not say."""
-    asked = request.dtype or (run.dtype if run else "bf16")
-    name = dtype(asked)
+    """The requested format, else the run's; bf16 for a trace, which records none."""
+    given = request.dtype or (run.dtype if run else "bf16")
+    name = dtype(given)
     if name is None:
         raise PrunescopeError(
-            f"no number format is called {asked!r}", hint="for example --dtype bf16"
+            f"no number format is called {given!r}", hint="for example --dtype bf16"
         )
     return name
 
@@ -268,11 +255,11 @@ def _setting(request: PredictRequest, run: Run | None, report: Report) -> Settin
     rate = rate_of(rates, name)
     if not rate or not peaks or not peaks["byte_per_s"]:
         raise PrunescopeError(
-            f"the peaks of {report.device.get('name') or 'this device'} are not known",
+            f"the peaks of {report.device.get('name') or 'this device'} are unknown",
             hint="name it with --device, or give --peak DTYPE=TFLOPS and --bandwidth GB/S",
         )
     device = _device(request, report, rates, peaks["byte_per_s"])
-    kernel, knobs = take_kernel(request.knobs)
+    library, knobs = split_library(request.knobs)
     shape, traits = _model(request, run)
     return Setting(
         shape=shape,
@@ -284,7 +271,7 @@ def _setting(request: PredictRequest, run: Run | None, report: Report) -> Settin
         family=None,
         sparsity=0.0,
         knobs=knobs,
-        kernel=kernel,
+        sparse_library=library,
         terms=terms_of(request.terms, request.without),
     )
 
@@ -296,7 +283,7 @@ def _model(request: PredictRequest, run: Run | None) -> tuple[ModelShape, Traits
     shape = ModelShape.of_fields(run.model.shape) if run else None
     if shape is None:
         raise PrunescopeError(
-            "the shape of the model is not known", hint="name it with --model PRESET|config.json"
+            "the shape of the model is unknown", hint="name it with --model PRESET|config.json"
         )
     return shape, traits_of(shape)
 
@@ -315,6 +302,6 @@ def _device(
 
 
 def _on_host(run: Run | None, report: Report) -> bool:
-    """Whether the ops of the CPU are what was timed."""
+    """Whether the measured ops ran on the CPU."""
     kind = run.device.kind if run else None
     return kind == "cpu" or report.device.get("name") == "cpu"

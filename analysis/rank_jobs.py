@@ -19,8 +19,9 @@ import msgspec
 import polars as pl
 
 from prunescope.analysis.comparison.equal_information import with_equal_information
-from prunescope.analysis.inputs.side import Diagnostics, Options, Side, SidePhase, rank_left_out
-from prunescope.analysis.kernels.bound import Peaks
+from prunescope.analysis.inputs.options import Options
+from prunescope.analysis.inputs.side import Diagnostics, Side, SidePhase, rank_left_out
+from prunescope.analysis.kernels.peaks import Peaks
 from prunescope.analysis.phase import compare_phase, single_phase
 from prunescope.analysis.pool import run_tasks
 from prunescope.analysis.schema.report import Phase, SecondOpinion

@@ -116,7 +116,7 @@ def measured(
         perplexity, share = one(case.family, drawn, model, passage)
         draws.append(perplexity)
         shares.append(share)
-    chosen, realised = one(case.family, replace(point, select="calibrated"), model, passage)
+    chosen, realised = one(case.family, replace(point, select="importance"), model, passage)
     if max(abs(share - realised) for share in shares) > 0.002:
         raise RuntimeError(f"{case.family}: {shares} drawn against {realised} calibrated")
     knobs = ", ".join(f"{key}={value}" for key, value in case.knobs.items())

@@ -23,10 +23,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from predict_cells import PAPER, Cell, cells, setting_of  # noqa: E402
 from predict_ranges import ranges, uncovered, worst  # noqa: E402
 
-from prunescope.analysis.predict.constants import SPARSE, TABLE, Constants  # noqa: E402
-from prunescope.analysis.predict.costs import NAMES, total_ns  # noqa: E402
+from prunescope.analysis.predict.constants import NAMES, SPARSE, TABLE, Constants  # noqa: E402
+from prunescope.analysis.predict.costs import expected_speedup, total_ns  # noqa: E402
+from prunescope.analysis.predict.kernels import TILES  # noqa: E402
 from prunescope.analysis.predict.setting import Setting  # noqa: E402
-from prunescope.analysis.predict.tiles import TILES  # noqa: E402
+from prunescope.analysis.predict.side import predicted_side, roofline_speedup  # noqa: E402
 from prunescope.taxonomy.errors import PrunescopeError  # noqa: E402
 from prunescope.taxonomy.families import family  # noqa: E402
 from prunescope.taxonomy.plan import Workload  # noqa: E402
@@ -78,7 +79,7 @@ def gain(cell: Cell, constants: Constants | None, terms: Collection[str]) -> flo
     """The speedup of a forward with other terms; of other measurements as the cell has it."""
     if cell.what != "forward" or terms == NAMES:
         return cell.gain(constants)
-    return replace(cell.setting, terms=terms).execution_gain(cell.work)
+    return expected_speedup(replace(cell.setting, terms=terms), cell.work)
 
 
 def errors(
@@ -109,8 +110,8 @@ def layer_ns(method: str | None, phase: str) -> float:
     setting, work = point(method, phase)
     fewer = replace(setting, shape=replace(setting.shape, layers=setting.shape.layers - 1))
     pruned = method is not None
-    whole = total_ns(setting.side(work, pruned=pruned), NAMES)
-    return whole - total_ns(fewer.side(work, pruned=pruned), NAMES)
+    whole = total_ns(predicted_side(setting, work, pruned=pruned), NAMES)
+    return whole - total_ns(predicted_side(fewer, work, pruned=pruned), NAMES)
 
 
 def main() -> int:
@@ -229,20 +230,20 @@ def _derived() -> str:
     shares = {}
     for name in FAMILIES:
         setting, work = point(name, "decode", device="h100-sxm", load=(1, 1024))
-        shares[name] = setting.execution_gain(work) / setting.bound_gain(work)
+        shares[name] = expected_speedup(setting, work) / roofline_speedup(setting, work)
     ranked = sorted(shares, key=lambda n: -shares[n])
     listed = ", ".join(f"{n} {shares[n]:.0%}" for n in ranked)
     rows.append(f"- Share of the roofline bound that decode (batch 1, 1k) keeps: {listed}.")
     gains = []
     for batch in (1, 2, 4, 8, 16, 32):
         setting, work = point(BY_BATCH, "decode", device="h100-sxm", load=(batch, 1024))
-        gains.append(f"{setting.execution_gain(work):.2f} at {batch}")
+        gains.append(f"{expected_speedup(setting, work):.2f} at {batch}")
     rows.append(f"- {BY_BATCH} in decode by batch: {', '.join(gains)}.")
     for phase in ("prefill", "decode"):
         gains = []
         for length in (1024, 4096, 16384, 65536, 131072):
             setting, work = point(BY_LENGTH, phase, device="h100-sxm", load=(1, length))
-            gains.append(f"{setting.execution_gain(work):.2f} at {length}")
+            gains.append(f"{expected_speedup(setting, work):.2f} at {length}")
         rows.append(f"- {BY_LENGTH} in {phase} by length: {', '.join(gains)}.")
     return "\n".join(rows)
 
@@ -273,7 +274,7 @@ def _winner(model: str, device: str, load: tuple[str, int, int]) -> str:
         try:
             setting, work = point(name, phase, model=model, device=device,
                                        load=(batch, length), logits="last")  # fmt: skip
-            gains[name] = setting.execution_gain(work)
+            gains[name] = expected_speedup(setting, work)
         except PrunescopeError:
             continue
     ranked = sorted(gains, key=lambda n: -gains[n])

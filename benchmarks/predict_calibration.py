@@ -60,9 +60,9 @@ class Judged:
         return math.log(self.cell.measured / self.expected)
 
     @cached_property
-    def doubt(self) -> Uncertainty:
-        """What constants and chance make."""
-        return self.cell.doubt()
+    def uncertainty(self) -> Uncertainty:
+        """What constants and random routing make."""
+        return self.cell.uncertainty()
 
     @property
     def silicon(self) -> Silicon:
@@ -72,7 +72,7 @@ class Judged:
 
     def spreads(self, error: ModelError, *, seen: bool = True) -> tuple[float, float]:
         """Downwards and upwards, before the scale."""
-        return self.doubt.spreads(error, measured=seen)
+        return self.uncertainty.spreads(error, measured=seen)
 
     def score(self, error: ModelError) -> float:
         """The error in units of the spread on its side."""

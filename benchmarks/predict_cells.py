@@ -13,12 +13,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from prunescope.analysis.predict.answers import answer
 from prunescope.analysis.predict.constants import Constants
-from prunescope.analysis.predict.generation import answer
+from prunescope.analysis.predict.costs import expected_speedup
 from prunescope.analysis.predict.kernels import op_ns
-from prunescope.analysis.predict.ranges import Uncertainty, caveat_of, unlike
-from prunescope.analysis.predict.setting import PredictRequest, Setting, resolve, workloads
-from prunescope.analysis.predict.side import PredictedSide
+from prunescope.analysis.predict.ranges import Uncertainty, differences, uncertainty_of
+from prunescope.analysis.predict.request import PredictRequest
+from prunescope.analysis.predict.setting import Setting, resolve, workloads
+from prunescope.analysis.predict.side import PredictedSide, predicted_side
 from prunescope.taxonomy.plan import Workload
 
 HERE = Path(__file__).parent
@@ -45,14 +47,14 @@ class Cell:
     what: str = "forward"
     apart: bool = False  # its set-up differs in more than the pruning, or is not printed
 
-    def doubt(self) -> Uncertainty:
+    def uncertainty(self) -> Uncertainty:
         """What constants and chance spread of it; GEMMs alone have no other kernels with them."""
         now = self.setting
-        dense, pruned = now.side(self.work, pruned=False), now.side(self.work)
-        other = unlike(dense, pruned, now.terms)
+        dense, pruned = predicted_side(now, self.work, pruned=False), predicted_side(now, self.work)
+        other = differences(dense, pruned, now.terms)
         if self.what != "forward":
-            other = replace(other, added=0.0, drawn=0.0)
-        return caveat_of(self.gain, pruned, now.terms, unlike=other)
+            other = replace(other, added=0.0, routing=0.0)
+        return uncertainty_of(self.gain, pruned, now.terms, differences=other)
 
     @property
     def error(self) -> float:
@@ -129,7 +131,7 @@ def _with(setting: Setting, constants: Constants | None) -> Setting:
 
 def _forward(setting: Setting, work: Workload) -> Callable[[Constants | None], float]:
     def gain(constants: Constants | None) -> float:
-        return _with(setting, constants).execution_gain(work)
+        return expected_speedup(_with(setting, constants), work)
 
     return gain
 
@@ -149,7 +151,7 @@ def _gemms(
 
     def gain(constants: Constants | None) -> float:
         now = _with(setting, constants)
-        return ns(now.side(work, pruned=False)) / ns(now.side(work))
+        return ns(predicted_side(now, work, pruned=False)) / ns(predicted_side(now, work))
 
     return gain
 

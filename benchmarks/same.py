@@ -196,7 +196,7 @@ def _seen(run: Path) -> dict[str, Any]:
 def _scalings(run: Path, phase: str) -> dict[str, dict[str, float]]:
     """{scaling: {row: ns a step}}: the same capture under each."""
     from prunescope.analysis.inputs.open import open_side
-    from prunescope.analysis.inputs.side import Options
+    from prunescope.analysis.inputs.options import Options
     from prunescope.analysis.ledger.attribution import attribution_inputs
     from prunescope.analysis.ledger.pairing import Cost, UnitSums, pair
     from prunescope.analysis.ledger.samples import samples_of

@@ -83,7 +83,7 @@ def _one(name: str, count: int) -> list[dict[str, float]]:
     """Log ratios of a model and its copy, in `count` placements."""
     import torch
 
-    from prunescope.tracer.capture.placements import place
+    from prunescope.tracer.capture.placements import move_weights
     from prunescope.tracer.model.load import load_model
 
     model = load_model(name, dtype="auto", device=torch.device("cpu"), attn="sdpa").model
@@ -91,7 +91,7 @@ def _one(name: str, count: int) -> list[dict[str, float]]:
     found = []
     with torch.inference_mode():
         for _ in range(count):
-            place(models, draw)
+            move_weights(models, draw)
             times = _sampled(models)
             medians = {phase: [statistics.median(ns) for ns in own] for phase, own in times.items()}
             found.append({phase: math.log(a / b) for phase, (a, b) in medians.items()})

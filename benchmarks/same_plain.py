@@ -93,8 +93,8 @@ def _placed(name: str, count: int) -> list[dict[str, Any]]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from prunescope.tracer.capture.placements import place
-    from prunescope.tracer.capture.timing import collector_resting
+    from prunescope.tracer.capture.placements import move_weights
+    from prunescope.tracer.capture.timing import collector_paused
     from prunescope.tracer.model.load import load_model
 
     ours = load_model(name, dtype="auto", device=torch.device("cpu"), attn="sdpa").model
@@ -105,8 +105,8 @@ def _placed(name: str, count: int) -> list[dict[str, Any]]:
     found = []
     with torch.inference_mode():
         for _ in range(count):
-            place([ours, plain], draw)
-            with collector_resting():
+            move_weights([ours, plain], draw)
+            with collector_paused():
                 found.append(_sampled(ours, plain, draw))
     return found
 

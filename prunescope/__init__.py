@@ -10,7 +10,7 @@ torch nor polars.
 
 from __future__ import annotations
 
-from prunescope import signals as signals  # first: it hears Ctrl-C while the others are imported
+from prunescope import signals as signals  # first: handles Ctrl-C during the other imports
 
 # isort: split
 import importlib

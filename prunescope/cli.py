@@ -6,10 +6,8 @@ Each function imports what it needs, so that `prunescope --help` loads neither t
 
 from __future__ import annotations
 
-import gc
-import inspect
+import dataclasses
 import json
-import os
 import sys
 from collections.abc import Sequence
 from importlib import resources
@@ -19,51 +17,39 @@ from typing import Annotated, Any
 import typer
 
 import prunescope
-from prunescope import completion, signals
-from prunescope.check_command import register_check
-from prunescope.command_options import (
-    ANALYZE,
-    DRY_RUN,
-    EXAMPLE,
-    FORMATS,
-    LABEL_PREFIX,
-    OUT,
-    SUBJECTS,
-    SWEEP,
-    TRACE,
-    Json,
-    Option,
-    option,
-    options_of,
-)
-from prunescope.evidence_commands import register_evidence
-from prunescope.fact_commands import register_facts, register_predict
+from prunescope import signals, startup
+from prunescope.analysis.inputs.options import CompareRequest
+from prunescope.analysis.predict.request import PredictRequest
+from prunescope.api import answer
+from prunescope.command import from_options
 from prunescope.failure import exit_code
-from prunescope.lean_command import LeanCommand, LeanGroup
 from prunescope.taxonomy.arguments import asks_json, bare_json, refuse_empty
-
-# Objects made before the garbage collector looks for cycles: imports and tables make millions that
-# are none. An analysis makes no cycle worth a look: each takes 0.03 s, and there were four.
-_GC_THRESHOLD, _GC_OF_ANALYSES = 100_000, 2_000_000
-# The allocator of polars keeps what was freed, in an arena for each of its threads: one arena for
-# all keeps 15 MB less of an analysis, in the same time.
-_ALLOCATOR = ("_RJEM_MALLOC_CONF", "narenas:1")
-
+from prunescope.taxonomy.option import Option
+from prunescope.tracer.capture.request import TraceCall
+from prunescope.tracer.sweep.request import SweepRequest
 
 app = typer.Typer(
     name="prunescope",
-    cls=LeanGroup,
+    cls=startup.FastGroup,
     pretty_exceptions_enable=False,  # `main` words the errors
     rich_markup_mode=None,  # plain help keeps its lines as written, and starts faster
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+Json = Annotated[
+    str | None,
+    Option(
+        help="Write the result as JSON to FILE, or to standard output with - or no FILE.",
+        flag="--json",
+        metavar="FILE|-",
+    ),
+]
 
 
 @app.callback(invoke_without_command=True)
 def _root(
     context: typer.Context,
     *,
-    version: Annotated[bool, Option("--version", help="Show the version.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
 ) -> None:
     """Explain, in nanoseconds that add up, why a pruned LLM is not as fast as promised.
 
@@ -78,62 +64,70 @@ def _root(
 
 
 @app.command("trace")
-@options_of(
-    prunescope.trace,
-    TRACE,
-    only_here=[option("json_target", Json)],
-    only_there=["progress", "argv"],
-)
-def _trace(*, json_target: str | None, **options: Any) -> None:
-    """Run a model and its dense baseline, interleaved, and keep times, traces and a census.
+@from_options
+def _trace(request: TraceCall, *, json_target: Json = None) -> None:
+    """Run a pruned model and its dense baseline in turns: a folder of times, traces and statistics.
 
     `prunescope families` lists the families of --method and the presets of --model.
 
     \b
     prunescope trace --model tiny-llama --method static-nk --sparsity 0.5
-    prunescope trace --model tiny-llama --method static-nk --sparsity 0.4 --set match=flop
-    prunescope trace --model tiny-llama --method static-m:0.25+static-nk-mlp:0.5
     prunescope trace --model ./Llama-3.2-1B --method static-m --set layers=3,9 --batch 8
+    prunescope trace --model tiny-llama --method static-m:0.25+static-nk-mlp:0.5
+    prunescope trace --model tiny-llama --method static-nk --sparsity 0.4 --set match=flop
     prunescope trace --model ./Llama-3.2-1B --method static-m --recover steps=100,rank=16
     prunescope trace --model ./pruned --baseline-model ./dense --phase decode
     """
     from prunescope.analysis.report.listings import read_runs, run_summary, traced
-    from prunescope.output import check_target, tell
-    from prunescope.taxonomy.arguments import pairs
+    from prunescope.output import check_target, show_result
     from prunescope.tracer.capture.progress import Bar
 
     check_target(json_target)
-    options["knobs"] = pairs(options["knobs"])
+    request.check()  # before torch is imported
+    from prunescope.tracer.capture.trace import trace
+
+    request.argv = sys.argv[1:]
     with Bar() as bar:
-        folder = prunescope.trace(**options, argv=sys.argv[1:], progress=bar)
+        folder = trace(request, bar)
     runs = read_runs(folder)
-    tell(run_summary(folder, runs), json_target, people=traced(folder, runs))
+    show_result(run_summary(folder, runs), json_target, people=traced(folder, runs))
 
 
-@app.command("analyze", cls=LeanCommand)
-@options_of(
-    prunescope.analyze,
-    ANALYZE,
-    only_here=[
-        option("subjects", SUBJECTS, inspect.Parameter.empty),
-        option("out", OUT),
-        option("formats", FORMATS),
-        option("label_prefix", LABEL_PREFIX, ""),
-        option("json_target", Json),
-    ],
-    only_there=["subject"],
-)
+@app.command("analyze", cls=startup.FastCommand)
+@from_options
 def _analyze(
+    request: CompareRequest,
     *,
-    subjects: list[Path],
-    baseline: Path | None,
-    out: Path | None,
-    formats: str | None,
-    label_prefix: str,
-    json_target: str | None,
-    **options: Any,
+    out: Annotated[
+        Path | None,
+        Option(
+            help="Folder to write the report to; without it, RUN/report, and nothing for a trace.",
+            metavar="FOLDER",
+        ),
+    ] = None,
+    formats: Annotated[
+        str | None,
+        Option(
+            help="Formats of the report, separated by commas: md, html, json, tex, csv, parquet, "
+            "perfetto, png, pdf, svg; without it, md, json and html.",
+            flag="--format",
+            metavar="LIST",
+            complete="formats",
+        ),
+    ] = None,
+    label_prefix: Annotated[
+        str,
+        Option(
+            help="Prefix of every LaTeX label, so that several reports fit into one paper; without "
+            "it, none.",
+            metavar="WORD",
+        ),
+    ] = "",
+    json_target: Json = None,
 ) -> None:
-    """Explain where the promised speedup went; several subjects, or a folder of runs, are compared.
+    """Explain where the promised speedup went: a report on screen and in files.
+
+    Several runs or traces, or a folder of runs, are compared in one table.
 
     \b
     prunescope analyze traces/first
@@ -142,123 +136,403 @@ def _analyze(
     prunescope analyze trace.json.gz --peak bf16=989 --bandwidth 3350 --json - | jq .phases
     prunescope analyze no-shapes.json.gz --model ./Qwen3-8B --batch 16 --prompt-len 512
     """
-    gc.set_threshold(_GC_OF_ANALYSES)
-    os.environ.setdefault(*_ALLOCATOR)  # read when polars is imported
-    from prunescope.analysis.pipeline import Options
-    from prunescope.deliver import Delivery
-    from prunescope.deliver_comparison import deliver_all
-    from prunescope.taxonomy.arguments import peaks
+    startup.before_analysis()
+    from prunescope.deliver import Delivery, deliver_all
 
-    options["peaks"] = peaks(options["peaks"])
-    to = Delivery(
-        folder=out,
-        formats=formats,
-        json=json_target,
-        label_prefix=label_prefix,
-        jobs=options.pop("jobs"),
-        engine=options.pop("engine"),
-    )
-    if deliver_all(subjects, to, baseline=baseline, options=Options(**options)):
+    to = Delivery(folder=out, formats=formats, json=json_target, label_prefix=label_prefix)
+    if deliver_all(request, to):
         raise typer.Exit(3)
 
 
-register_predict(app)
+@app.command("predict")
+@from_options
+def _predict(
+    request: PredictRequest,
+    *,
+    explain: Annotated[
+        bool, Option(help="Show the expected time of each GEMM; needs a single point.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        Option(
+            help="Folder to write speedup curves to, as figures and CSV; without it, none are "
+            "written.",
+            metavar="FOLDER",
+        ),
+    ] = None,
+    json_target: Json = None,
+) -> None:
+    """Predict what a pruning can give: bound and expected speedup, without hardware or weights.
+
+    \b
+    prunescope predict --model llama-3.1-8b --device h100-sxm --method static-nk --sparsity 0.5
+    prunescope predict --model llama-3.1-8b --device h100-sxm --method static-nk,dynamic-m \\
+        --sparsity 0.1:0.7:0.1 --out curves
+    prunescope predict --from-run traces/first --sparsity 0.5
+    prunescope predict --rank --model llama-3.1-8b --device h100-sxm --workload chat
+    """
+    from prunescope.analysis.report.predict_tables import prediction
+    from prunescope.output import check_target, show_result
+    from prunescope.taxonomy.errors import PrunescopeError
+
+    check_target(json_target)
+    result = answer(dataclasses.replace(request, curves=out is not None))
+    if explain and len(result.get("points", ())) != 1:
+        raise PrunescopeError(
+            "--explain needs exactly one method and one sparsity",
+            hint="give one --method and one --sparsity",
+        )
+    if out is not None:
+        from prunescope.analysis.report.predict_figure import curve_files
+        from prunescope.analysis.report.write import write_files
+
+        write_files(curve_files(result), out)
+    show_result(result, json_target, people=prediction(result, explain=explain))
+
+
+def _print_example() -> None:
+    from prunescope.tracer.sweep.config import example
+
+    sys.stdout.write(example())
 
 
 @app.command("sweep")
-@options_of(
-    prunescope.sweep,
-    SWEEP,
-    only_here=[
-        option("dry_run", DRY_RUN, default=False),
-        option("example", EXAMPLE, default=False),
-        option("json_target", Json),
-    ],
-    only_there=["progress", "argv"],
-)
-def _sweep(*, dry_run: bool, example: bool, json_target: str | None, **options: Any) -> None:
-    """Trace and judge many prunings of a model; the same command again resumes.
+@from_options
+def _sweep(
+    request: SweepRequest,
+    *,
+    dry_run: Annotated[
+        bool, Option(help="Show the plan and estimate its duration, and run nothing.")
+    ] = False,
+    example: Annotated[
+        bool, Option(help="Print a sweep file with all keys and exit.", eager=_print_example)
+    ] = False,
+    json_target: Json = None,
+) -> None:
+    """Trace and judge many prunings of a model: a folder of runs; calling it again resumes.
 
     \b
     prunescope sweep --example > sweep.yaml
     prunescope sweep sweep.yaml --out traces/sweep --dry-run
     """
     from prunescope.analysis.report.listings import sweep_state
-    from prunescope.output import check_target, tell
+    from prunescope.output import check_target, show_result
     from prunescope.tracer.capture.progress import Bar
-    from prunescope.tracer.sweep.sweep import SweepRequest, summary, sweep
+    from prunescope.tracer.sweep.sweep import plan_of, run_plan, summary
 
     del example  # it was printed, and the command has ended
     check_target(json_target)
-    request = SweepRequest(**options, argv=sys.argv[1:])
+    request.argv = sys.argv[1:]
+    plan = plan_of(request)
     if not dry_run:
         with Bar() as bar:
-            sweep(request, bar)
-    found = summary(request, estimate=dry_run)
-    tell(found, json_target, people=sweep_state(found))
-    plan = found["plan"]
-    if not dry_run and plan["failed"] + plan["pending"] > plan["impossible"]:
+            run_plan(request, plan, bar)
+    result = summary(request, plan, estimate=dry_run)
+    show_result(result, json_target, people=sweep_state(result))
+    counts = result["plan"]
+    if not dry_run and counts["failed"] + counts["pending"] > counts["impossible"]:
         raise typer.Exit(3)
 
 
 @app.command("pareto")
+@from_options
 def _pareto(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Of a sweep.")],
+    folder: Annotated[
+        Path, Option(help="Folder that a sweep wrote.", metavar="FOLDER", argument=True)
+    ],
     *,
-    out: Annotated[Path | None, Option(metavar="FOLDER", help="[default: FOLDER/pareto]")] = None,
+    out: Annotated[
+        Path | None,
+        Option(
+            help="Folder to write tables and figures to; without it, FOLDER/pareto.",
+            metavar="FOLDER",
+        ),
+    ] = None,
     json_target: Json = None,
 ) -> None:
-    """Compare the prunings of a sweep: frontier, break-even, and the bounds they reach."""
+    """Compare the prunings of a sweep: frontier of speed and loss, break-even, and bounds reached.
+
+    \b
+    prunescope pareto traces/sweep
+    prunescope pareto traces/sweep --out figures --json pareto.json
+    """
     from prunescope.analysis.pareto.write import judge, to_json, write_pareto
     from prunescope.analysis.report.pareto_tables import pareto_summary
-    from prunescope.output import check_target, console_for, emit_json
+    from prunescope.output import check_target, console_for, write_json
 
     check_target(json_target)
     found, target = judge(folder), out or folder / "pareto"
     write_pareto(found, target)
-    emit_json(to_json(found), json_target)
+    write_json(to_json(found), json_target)
     console_for(json_target).print(pareto_summary(found, target))
 
 
-register_check(app)
-register_evidence(app)
-register_facts(app)
+@app.command("check")
+@from_options
+def _check(
+    subject: Annotated[
+        Path,
+        Option(
+            help="Run, trace or report.json to check.",
+            metavar="RUN|TRACE|REPORT.json",
+            argument=True,
+        ),
+    ],
+    *,
+    require: Annotated[
+        list[str],
+        Option(
+            help="Rule to check, as PATH OP VALUE, repeatable; see above for the paths.",
+            flag="--require -r",
+            metavar="RULE",
+        ),
+    ],
+    baseline: Annotated[
+        Path | None,
+        Option(
+            help="Run or trace of the dense model to compare with; without it, the dense run in "
+            "the folder of the subject.",
+            metavar="RUN|TRACE",
+        ),
+    ] = None,
+    strict: Annotated[
+        bool, Option(help="Fail on undecided rules as well; without it, they pass.")
+    ] = False,
+    junit: Annotated[
+        Path | None,
+        Option(
+            help="File to write the outcome to as JUnit XML, for CI; without it, none.",
+            metavar="FILE.xml",
+        ),
+    ] = None,
+    json_target: Json = None,
+) -> None:
+    """Check a run against rules, as a gate of CI: a line per rule, and exit code 3 if one fails.
+
+    A path is a metric, or PHASE.metric: realised, nominal, flop, coverage, roofline, busy,
+    share_of_bound, family, wall, tokens_per_s, weight_bytes, kv_bytes, peak_memory_bytes,
+    ledger.ROW, sparsity.NAME, findings, findings.SEVERITY, findings.ID. Where the 95 % interval of
+    a value holds both answers, the rule is undecided; so is every rule of a partial report, and
+    one on a speedup or a ledger row where dense and pruned do not compare.
+
+    \b
+    prunescope check traces/first --require 'prefill.realised >= 1.2'
+    prunescope check traces/first -r 'family == static-m' -r 'decode.ledger.added_work <= 5%'
+    prunescope check traces/first/report/report.json -r 'findings.critical == 0' --junit check.xml
+    """
+    from rich.text import Text
+
+    from prunescope.analysis.report.escape import clean
+    from prunescope.output import check_target, show_result, write_json
+    from prunescope.rules import junit_xml, lines
+
+    check_target(json_target)
+    check_target(junit)
+    outcome = prunescope.check(subject, require=require, baseline=baseline)
+    marks = {
+        "held": ("ok", "green"),
+        "failed": ("FAILED", "bold red"),
+        "undecided": ("?", "yellow"),
+    }
+    shown = Text()
+    for state, line in lines(outcome):
+        mark, style = marks[state]
+        shown.append(f"{mark:6} ", style).append(clean(line) + "\n")
+    shown.rstrip()
+    if junit is not None:
+        write_json(junit_xml(outcome, strict=strict), junit)
+    show_result(outcome.to_dict(), json_target, people=shown)
+    if not outcome.passed or (strict and not outcome.decided):
+        raise typer.Exit(3)
+
+
+@app.command("bundle")
+@from_options
+def _bundle(
+    runs: Annotated[
+        list[Path], Option(help="Runs, or folders of runs.", metavar="RUN", argument=True)
+    ],
+    *,
+    out: Annotated[Path, Option(help="Zip file to write.", flag="--out -o", metavar="FILE.zip")],
+    anonymous: Annotated[
+        bool,
+        Option(help="Remove names of people, hosts and paths, for double-blind review."),
+    ] = False,
+    overwrite: Annotated[
+        bool, Option(help="Replace the zip if it exists; without it, that is an error.")
+    ] = False,
+) -> None:
+    """Put the evidence of runs into one zip: traces, samples, reports, figures, sums, a README.
+
+    With --anonymous, names of people, hosts, paths, addresses and keys are removed, and nothing is
+    written where one is left.
+
+    \b
+    prunescope bundle traces/first -o evidence.zip
+    prunescope bundle traces/a traces/b -o review.zip --anonymous
+    """
+    from prunescope.analysis.bundle.bundle import bundle
+    from prunescope.analysis.report.numbers import size
+    from prunescope.output import console_for
+
+    written = bundle(runs, out, anonymous=anonymous, overwrite=overwrite)
+    line = f"Written to {written} ({size(written.stat().st_size)}); prunescope verify checks it"
+    console_for(None).print(line, markup=False, soft_wrap=True)
+
+
+@app.command("verify")
+@from_options
+def _verify(
+    path: Annotated[
+        Path, Option(help="Zip file that `bundle` wrote.", metavar="FILE.zip", argument=True)
+    ],
+    *,
+    json_target: Json = None,
+) -> None:
+    """Verify a bundle: every file, and reports and figures rebuilt from its traces.
+
+    The exit code is 3 if a file differs.
+
+    \b
+    prunescope verify evidence.zip
+    prunescope verify review.zip --json -
+    """
+    from rich.text import Text
+
+    from prunescope.analysis.bundle.verify import verify
+    from prunescope.analysis.report.escape import clean
+    from prunescope.output import check_target, show_result
+
+    check_target(json_target)
+    result = verify(path)
+    lines = [f"{file['file']}: {file['why']}" for file in result["failed"]]
+    if result["ok"]:
+        skipped = result["not_compared"]
+        lines += [f"{file['file']}: not compared: {file['why']}" for file in skipped]
+        unchanged = result["checked"] - result["rebuilt"] - len(skipped)
+        lines.append(
+            f"ok: {result['checked']} files: {result['rebuilt']} rebuilt from the traces and "
+            + (f"compared, {len(skipped)} not compared, " if skipped else "compared, ")
+            + f"{unchanged} (traces, manifests, sums) as they were bundled"
+        )
+    else:
+        lines.append(f"failed: {len(result['failed'])} of {result['checked']} files")
+    show_result(result, json_target, people=Text("\n".join(clean(line) for line in lines)))
+    if not result["ok"]:
+        raise typer.Exit(3)
+
+
+@app.command("families")
+@from_options
+def _families(
+    *,
+    architecture: Annotated[
+        str | None,
+        Option(
+            help="Model config, folder or preset whose applicable families are listed; without "
+            "it, all families.",
+            metavar="CONFIG",
+        ),
+    ] = None,
+    json_target: Json = None,
+) -> None:
+    """List the pruning families: which axis of which GEMM each one shrinks, and its knobs.
+
+    \b
+    prunescope families
+    prunescope families --architecture ./Qwen3-0.6B/config.json
+    """
+    from prunescope.analysis.report import listings
+    from prunescope.analysis.report.listings import applicable
+    from prunescope.output import check_target, show_result
+    from prunescope.taxonomy.architectures import read_architecture
+    from prunescope.taxonomy.families import families
+    from prunescope.taxonomy.json_fields import plain
+
+    check_target(json_target)
+    if architecture is not None:
+        described = read_architecture(architecture)
+        found, view = plain(described), applicable(described)
+    else:
+        found = {"families": [family.to_dict() for family in families()]}
+        view = listings.families(families())
+    show_result(found, json_target, people=None if json_target == "-" else view)
+
+
+@app.command("devices")
+@from_options
+def _devices(*, json_target: Json = None) -> None:
+    """List the devices whose dense peaks and memory bandwidth are known, with their sources.
+
+    \b
+    prunescope devices
+    prunescope devices --json devices.json
+    """
+    from prunescope.analysis.device.hardware import DEVICES, devices_json
+    from prunescope.analysis.report.listings import devices
+    from prunescope.output import check_target, show_result
+
+    check_target(json_target)
+    show_result(
+        devices_json(), json_target, people=None if json_target == "-" else devices(DEVICES)
+    )
 
 
 @app.command("calibrate")
+@from_options
 def _calibrate(
     *,
     device: Annotated[
         str,
-        Option(metavar="NAME", help="auto, cpu, cuda, ...", autocompletion=completion.machines),
+        Option(
+            help="Device as torch names it, such as cpu or cuda:1; auto: a GPU where there is one.",
+            metavar="NAME",
+            complete="machines",
+        ),
     ] = "auto",
-    out: Annotated[Path | None, Option(metavar="FILE", help="Write the JSON here.")] = None,
+    out: Annotated[
+        Path | None,
+        Option(
+            help="File to write the peaks to as JSON as well; without it, none.", metavar="FILE"
+        ),
+    ] = None,
     json_target: Json = None,
 ) -> None:
-    """Measure the peaks of this machine, in a few seconds; later traces keep the newest."""
+    """Measure the peaks of this machine in a few seconds; traces from then on use them.
+
+    \b
+    prunescope calibrate
+    prunescope calibrate --device cuda:1 --out peaks.json
+    """
     from prunescope.analysis.report.listings import devices
-    from prunescope.output import check_target, emit_json, tell
+    from prunescope.output import check_target, show_result, write_json
     from prunescope.taxonomy.json_fields import plain
     from prunescope.tracer.machine.calibrate import calibrate
 
     check_target(json_target)
     check_target(out)
     measured = calibrate(device)
-    emit_json(plain(measured), out)
-    tell(plain(measured), json_target, people=devices([measured], measured.measured))
+    write_json(plain(measured), out)
+    show_result(plain(measured), json_target, people=devices([measured], measured.measured))
 
 
 @app.command("doctor")
+@from_options
 def _doctor(
     *,
     timing: Annotated[
-        bool, Option("--timing", help="Time a model against its copy for a minute, too.")
+        bool, Option(help="Also time a model against its own copy, which takes a minute.")
     ] = False,
     json_target: Json = None,
 ) -> None:
-    """Check what works here: torch, profiler, clocks, HTA, Ray; exit code 3 if not."""
+    """Check what works here: torch, profiler, clocks, HTA, Ray; exit code 3 if something fails.
+
+    \b
+    prunescope doctor
+    prunescope doctor --timing --json doctor.json
+    """
     from prunescope.analysis.report.listings import doctor
-    from prunescope.output import check_target, tell
+    from prunescope.output import check_target, show_result
     from prunescope.taxonomy.json_fields import plain
     from prunescope.tracer.machine.doctor import examine, works
 
@@ -269,17 +543,25 @@ def _doctor(
 
         checks.append(check_timing())
     found = {"works": works(checks), "checks": plain(checks)}
-    tell(found, json_target, people=None if json_target == "-" else doctor(checks))
+    show_result(found, json_target, people=None if json_target == "-" else doctor(checks))
     if not found["works"]:
         raise typer.Exit(3)
 
 
 @app.command("demo")
+@from_options
 def _demo(
-    *, out: Annotated[Path, Option(metavar="FOLDER", help="Where the runs go.")] = Path("demo")
+    *,
+    out: Annotated[
+        Path, Option(help="Folder to write the runs and reports to.", metavar="FOLDER")
+    ] = Path("demo"),
 ) -> None:
-    """Prune SmolLM2-135M in three ways, trace each on this machine, and give the verdicts."""
-    from prunescope.analysis.pipeline import Options
+    """Prune SmolLM2-135M in three ways, trace each on this machine, and explain each speedup.
+
+    \b
+    prunescope demo
+    prunescope demo --out traces/demo
+    """
     from prunescope.analysis.report.listings import verdict
     from prunescope.deliver import Delivery, deliver
     from prunescope.output import console_for
@@ -313,7 +595,7 @@ def _demo(
                 progress=bar,
             )
         to = Delivery(quiet=True, formats="md,json,html")
-        report = deliver(folder, to, options=Options())
+        report = deliver(CompareRequest(folder), folder, to)
         console.print(verdict(report, name=f"{method} {sparsity:g}", folder=folder))
 
 
@@ -326,14 +608,10 @@ def demo() -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 2 a mistake, 3 partial, 130 or 143 interrupted."""
-    gc.set_threshold(_GC_THRESHOLD)
     args = bare_json(list(sys.argv[1:] if argv is None else argv))
-    if args[:1] == ["analyze"]:  # before its options are read: a tenth of a second
-        from prunescope.analysis.trace.workers import begin_early
-
-        begin_early(args[1:])
+    startup.before_options(args)
     code = exit_code(lambda: _run(args), asks_json(args), name=next(iter(args), ""))
-    signals.too_late()
+    signals.ignore_from_here()
     return code
 
 

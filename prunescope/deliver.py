@@ -1,23 +1,31 @@
-"""The command `analyze`: from a run or a trace to a report in its folder, in JSON and on screen.
+"""The command `analyze`: from runs and traces to a report, or a comparison of several, in its
+folder, in JSON and on screen.
 
-Nothing is written before the whole analysis is done, and nothing beside a trace file unasked.
+Nothing is written before the whole analysis is done, and nothing next to a trace file unasked.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from prunescope.analysis.pipeline import Options, analyze
+from rich.console import RenderableType
+
+from prunescope.analysis.compare import NamedRun, compare, comparison_folder, find_runs, left_out
+from prunescope.analysis.inputs.options import CompareRequest
+from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.formats import shows_hosts
-from prunescope.analysis.report.terminal import print_report
+from prunescope.analysis.report.terminal import TerminalReport
 from prunescope.analysis.report.write import DEFAULT_FORMATS, check_formats, write_report
+from prunescope.analysis.schema import comparison as comparison_schema
+from prunescope.analysis.schema.comparison import Comparison
 from prunescope.analysis.schema.report import Report, to_json
-from prunescope.output import check_target, console_for, counting, emit_json
+from prunescope.output import check_target, console_for, progress_bar, write_json
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.option import as_path
 from prunescope.taxonomy.run import MANIFEST
 
 FORMATS = ",".join(DEFAULT_FORMATS)
@@ -25,65 +33,115 @@ FORMATS = ",".join(DEFAULT_FORMATS)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Delivery:
-    """`folder`: where the files go, None for the default; `formats`: comma-separated, None for the
-    default; `json`: a file or "-"; `label_prefix`: of labels in LaTeX; `quiet`: nothing for
-    people; `jobs`: processes, None for one a core, of `engine`."""
+    """Where results go. `folder`: of the files, None for the default; `formats`: comma-separated,
+    None for the default; `json`: a file or "-"; `label_prefix`: of labels in LaTeX; `quiet`:
+    nothing on screen."""
 
     folder: Path | None = None
     formats: str | None = None
     json: str | None = None
     label_prefix: str = ""
     quiet: bool = False
-    jobs: int | None = None
-    engine: str = "local"
 
-    @property
-    def processes(self) -> dict[str, Any]:
-        """Who analyses, as `analyze` and `compare` take it."""
-        return {"jobs": self.jobs, "engine": self.engine}
-
-    def check_folder(self, folder: Path | None, *, unasked: str) -> None:
-        """Raises PrunescopeError where formats were named and there is no folder for them;
-        `unasked`: of what nothing is written."""
+    def check_folder(self, folder: Path | None, *, subject: str) -> None:
+        """Raises PrunescopeError where formats were named and there is no folder for them."""
         if self.formats and folder is None:
             raise PrunescopeError(
-                f"--format names files, but {unasked} nothing is written unasked",
+                f"--format names files, but {subject} has no folder of its own to write them to",
                 hint="add --out FOLDER",
             )
 
+    def show(self, view: RenderableType, folder: Path | None) -> None:
+        """Print the result, and where it was written."""
+        if self.quiet:
+            return
+        console = console_for(self.json)
+        console.print(view)
+        if folder is not None:
+            console.print(f"Written to {clean(str(folder))}", markup=False, soft_wrap=True)
 
-def deliver(
-    subject: Path, to: Delivery, *, options: Options, baseline: Path | None = None
-) -> Report:
+
+def deliver_all(request: CompareRequest, to: Delivery) -> bool:
+    """Analyze one subject, or compare several (and the runs of a folder that is none itself).
+
+    Returns whether anything is partial: a trace that is cut off, a subject without a row.
+    """
+    found = find_runs(request.paths)
+    if len(found) == 1:
+        for note in left_out(request.paths):
+            console_for("-").print(f"note: {note}", markup=False, soft_wrap=True)
+        return deliver(request, found[0].path, to).partial
+    done = deliver_comparison(request, found, to)
+    return bool(done.failed) or any(report.partial for report in done.reports.values())
+
+
+def deliver(request: CompareRequest, subject: Path, to: Delivery) -> Report:
     """Analyze `subject`, write and show the report. Raises PrunescopeError before any writing."""
     check_target(to.json)
     names = format_names(to.formats)
     check_formats(names)
     folder = to.folder or report_folder(subject)
-    to.check_folder(folder, unasked="beside a trace")
-    with counting("ranks") as on_done:
-        done = analyze(subject, baseline=baseline, options=options, on_done=on_done, **to.processes)
+    to.check_folder(folder, subject="a trace")
+    with progress_bar("ranks") as on_done:
+        done = analyze(
+            subject,
+            baseline=as_path(request.baseline),
+            options=request.options,
+            jobs=request.jobs,
+            engine=request.engine,
+            on_done=on_done,
+        )
     if folder is not None:
-        hosts = done.hosts() if shows_hosts(names) else None
         write_report(
             done.report,
             folder,
             formats=names,
             frames=done.frames,
             label_prefix=to.label_prefix,
-            hosts=hosts,
+            hosts=done.hosts() if shows_hosts(names) else None,
         )
-    emit_json(to_json(done.report), to.json)
-    if not to.quiet:
-        console = console_for(to.json)
-        print_report(done.report, console)
-        if folder is not None:
-            console.print(f"Written to {clean(str(folder))}", markup=False, soft_wrap=True)
+    write_json(to_json(done.report), to.json)
+    to.show(TerminalReport(done.report), folder)
     return done.report
 
 
+def deliver_comparison(
+    request: CompareRequest, found: Sequence[NamedRun], to: Delivery
+) -> Comparison:
+    """Compare the runs `found` among the subjects, write and show the comparison.
+
+    Raises PrunescopeError before any writing.
+    """
+    from prunescope.analysis.report.comparison import (
+        COMPARISON_FORMATS,
+        comparison_sheet,
+        write_comparison,
+    )
+
+    check_target(to.json)
+    names = format_names(to.formats)
+    check_formats(names, COMPARISON_FORMATS)
+    folder = to.folder or comparison_folder(request.paths)
+    to.check_folder(folder, subject="a comparison")
+    with progress_bar("runs") as on_done:
+        done = compare(
+            found,
+            baseline=as_path(request.baseline),
+            options=request.options,
+            jobs=request.jobs,
+            engine=request.engine,
+            on_done=on_done,
+        )
+    done.warnings[:0] = left_out(request.paths)
+    if folder is not None:
+        write_comparison(done, folder, formats=names, label_prefix=to.label_prefix)
+    write_json(comparison_schema.to_json(done), to.json)
+    to.show(comparison_sheet(done), folder)
+    return done
+
+
 def format_names(formats: str | None) -> list[str]:
-    """The names in a comma-separated list; the usual ones for None.
+    """The names in a comma-separated list; the default ones for None.
 
     Raises PrunescopeError where the list names nothing.
     """
@@ -107,12 +165,12 @@ def report_folder(subject: Path) -> Path | None:
     name = Path(os.path.abspath(subject)).name  # noqa: PTH100 - Path.absolute() keeps ".."
     alone = name == "dense" and not (subject / ".." / "pruned").exists()
     if (subject / MANIFEST).is_file() and (name == "pruned" or alone):
-        place = Path(os.path.normpath(subject / ".." / "report"))
+        folder = Path(os.path.normpath(subject / ".." / "report"))
     else:
-        place = subject / "report"
-    if place.is_symlink():  # the run may be a stranger's, and the target anything
+        folder = subject / "report"
+    if folder.is_symlink():  # the run may be a stranger's, and the target anything
         raise PrunescopeError(
             f"{subject.name}/report is a link, and nothing is written through it",
             hint="remove the link, or name a folder with --out",
         )
-    return place
+    return folder

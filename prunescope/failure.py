@@ -13,7 +13,7 @@ from collections.abc import Callable
 import typer
 
 from prunescope.analysis.report.escape import clean
-from prunescope.signals import INTERRUPTED, hearing
+from prunescope.signals import INTERRUPTED, raising_signals
 from prunescope.taxonomy.errors import PrunescopeError
 
 _PARTIAL, _INTERRUPTED, _TERMINATED = 3, 130, 143  # the latter: 128 + SIGINT, SIGTERM
@@ -29,7 +29,10 @@ _INCOMPLETE = {
     "analyze": ("the results are partial", "`warnings` says what was cut off or left out"),
     "check": ("a rule does not hold, or is undecided", "`verdicts` says which and why"),
     "verify": ("the bundle does not verify", "`failed` names each file and why"),
-    "sweep": ("results of the sweep are missing", "give the same command again: it does the rest"),
+    "sweep": (
+        "results of the sweep are missing",
+        "the same command again resumes it",
+    ),
     "doctor": ("something that is needed does not work here", "`hint` of each check is its fix"),
 }
 
@@ -42,7 +45,7 @@ def exit_code(command: Callable[[], object], as_json: bool, name: str = "") -> i
     """
     _ready_streams()
     try:
-        with hearing():
+        with raising_signals():
             code = command()
             sys.stdout.flush()
         if code == _INTERRUPTED:  # typer makes it of Ctrl-C
@@ -52,16 +55,16 @@ def exit_code(command: Callable[[], object], as_json: bool, name: str = "") -> i
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (PrunescopeError, typer.TyperException, *_FAILURES) as error:
-        return tell_error(error, as_json=as_json)
+        return show_error(error, as_json=as_json)
     except RuntimeError as error:
         if not str(error).startswith(_LOOP):
             raise
         loop = PrunescopeError(str(error), hint="a link leads to itself: give the folder it means")
-        return tell_error(loop, as_json=as_json)
+        return show_error(loop, as_json=as_json)
     if code == _PARTIAL and as_json:
         problem, hint = _INCOMPLETE.get(name, ("the results are partial", "the output says which"))
-        said = {"problem": problem, "hint": hint, "exit_code": _PARTIAL}
-        sys.stderr.write(json.dumps({"error": said}) + "\n")
+        partial = {"problem": problem, "hint": hint, "exit_code": _PARTIAL}
+        sys.stderr.write(json.dumps({"error": partial}) + "\n")
     return code if isinstance(code, int) else 0
 
 
@@ -76,7 +79,7 @@ def _ready_streams() -> None:
         sys.stdout.reconfigure(errors="replace")
 
 
-def tell_error(error: BaseException, *, as_json: bool) -> int:
+def show_error(error: BaseException, *, as_json: bool) -> int:
     """Say what was wrong and what to do; returns the exit code.
 
     Raises the error itself where it is a bug of ours: a module of the package that is missing.
@@ -84,7 +87,7 @@ def tell_error(error: BaseException, *, as_json: bool) -> int:
     if isinstance(error, SystemExit) and error.code != _TERMINATED:
         raise error  # shell completion ends so
     # They may quote a trace: untrusted.
-    problem, hint = (_shortened(clean(part)) for part in _worded(error))
+    problem, hint = (_shortened(clean(part)) for part in _problem_and_hint(error))
     notes = [_shortened(clean(note)) for note in getattr(error, "__notes__", ())]
     sys.stderr.write("\n".join([*notes, f"error: {problem}", f"  hint: {hint}", ""]))
     if as_json:
@@ -101,14 +104,14 @@ def _shortened(text: str) -> str:
     return text if len(text) <= _LONGEST else f"{text[:half]} ... {text[-half:]}"
 
 
-def _worded(error: BaseException) -> tuple[str, str]:
+def _problem_and_hint(error: BaseException) -> tuple[str, str]:
     if isinstance(error, PrunescopeError):
         return error.problem, error.hint
     if isinstance(error, KeyboardInterrupt | typer.Abort | SystemExit):
         return INTERRUPTED
     if isinstance(error, UnicodeEncodeError):
-        said = error.object[max(0, error.start - 20) : error.end + 20]
-        return f"{said!r} cannot be written as {error.encoding}", "rename it, or set PYTHONUTF8=1"
+        text = error.object[max(0, error.start - 20) : error.end + 20]
+        return f"{text!r} cannot be written as {error.encoding}", "rename it, or set PYTHONUTF8=1"
     if isinstance(error, MemoryError):
         return "out of memory", "a trace of fewer steps, or a machine with more memory"
     if isinstance(error, ModuleNotFoundError):

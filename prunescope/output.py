@@ -1,4 +1,4 @@
-"""Where output goes: JSON to a file or alone to standard output, words for people to the rest.
+"""Where output goes: JSON to a file or alone to standard output, text for people elsewhere.
 
 A target is None (no JSON), "-" (standard output) or a file name. Files appear whole or not at all.
 """
@@ -19,11 +19,11 @@ from prunescope.taxonomy.atomic_write import write_file
 from prunescope.taxonomy.errors import PrunescopeError
 
 
-def tell(
+def show_result(
     content: Mapping[str, Any], target: str | None, *, people: RenderableType | None = None
 ) -> None:
-    """Write JSON to its target, and show `people` where that leaves room."""
-    emit_json(content, target)
+    """Write JSON to its target, and print `people` for people."""
+    write_json(content, target)
     if people is not None:
         console_for(target).print(people)
 
@@ -34,9 +34,9 @@ def console_for(target: str | None) -> Console:
 
 
 @contextmanager
-def counting(what: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on standard error that hears how many of how many are done; None where no terminal
-    shows it. One alone shows none."""
+def progress_bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on standard error, moved by `on_done(done, total)`; None where standard error is no
+    terminal. A total of one shows no bar."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -66,7 +66,7 @@ def check_target(target: str | Path | None) -> None:
         )
 
 
-def emit_json(content: bytes | Mapping[str, Any], target: str | Path | None) -> None:
+def write_json(content: bytes | Mapping[str, Any], target: str | Path | None) -> None:
     """Write JSON (a report already encoded, or plain values) to its target."""
     if target is None:
         return

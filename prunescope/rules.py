@@ -13,10 +13,11 @@ import operator
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from xml.etree import ElementTree
 
 from prunescope.analysis.findings.registry import SEVERITIES, current_id
+from prunescope.analysis.report.escape import clean
 from prunescope.taxonomy.errors import PrunescopeError, nearest
 from prunescope.taxonomy.families import cutting
 
@@ -210,21 +211,6 @@ def check_report(report: Report, rules: Sequence[Rule]) -> Check:
     return Check(tuple(verdicts))
 
 
-def report_of(subject: Path | str, baseline: Path | None) -> Report:
-    """The report of a report.json, or of what `analyze` takes."""
-    from prunescope.public import Report
-
-    path = Path(subject)
-    if path.is_file() and path.suffix == ".json":
-        with path.open("rb") as file:
-            head = file.read(200)
-        if b'"schema"' in head and b'"tool"' in head:
-            return Report.load(path)
-    from prunescope.api import analyze
-
-    return analyze(subject, baseline=baseline)
-
-
 def _verdict(rule: Rule, name: str, report: Report) -> RuleOutcome:
     phase = report.phases[name]
     state, seen, why = (_word if rule.number is None else _number)(rule, phase)
@@ -263,10 +249,10 @@ def _number(rule: Rule, phase: Phase) -> tuple[State, str, str]:
     value, low, high = _values(rule, phase)
     if value is None or rule.number is None:
         return "undecided", "–", f"{rule.metric} is not known"
-    seen = _said(value, rule)
+    seen = _format_value(value, rule)
     why = "the 95 % interval holds both answers"
     if low is not None and high is not None:
-        seen += f" [{_said(low, rule)}, {_said(high, rule)}]"
+        seen += f" [{_format_value(low, rule)}, {_format_value(high, rule)}]"
     else:
         low = high = value
     if _is_no_evidence(rule, phase):
@@ -337,7 +323,7 @@ def _row(
     return _with([end / per for end in rows[name].ci95 or ()], value / per)
 
 
-def _said(value: float, rule: Rule) -> str:
+def _format_value(value: float, rule: Rule) -> str:
     """A number in the unit of the rule."""
     ratio = rule.metric in _LADDER and rule.unit in _SPEEDS
     unit = "×" if ratio else f" {rule.unit}" if rule.unit else ""
@@ -350,3 +336,31 @@ def lines(check: Check) -> Iterator[tuple[State, str]]:
         place = "" if verdict.rule.startswith(f"{verdict.phase}.") else f" ({verdict.phase})"
         why = f": {verdict.why}" if verdict.why else ""
         yield verdict.state, f"{verdict.rule}{place}  is {verdict.seen}{why}"
+
+
+def junit_xml(check: Check, *, strict: bool) -> bytes:
+    """One test case per verdict; an undecided one is skipped, or with `strict` a failure."""
+    bad = ("failed", "undecided") if strict else ("failed",)
+    failures = sum(v.state in bad for v in check.verdicts)
+    skipped = sum(v.state == "undecided" for v in check.verdicts) if not strict else 0
+    suite = ElementTree.Element(
+        "testsuite",
+        name="prunescope check",
+        tests=str(len(check.verdicts)),
+        failures=str(failures),
+        skipped=str(skipped),
+    )
+    for verdict in check.verdicts:
+        case = ElementTree.SubElement(
+            suite,
+            "testcase",
+            classname=f"prunescope.{clean(verdict.phase)}",
+            name=clean(verdict.rule),
+        )
+        outcome = clean(f"{verdict.state}: {verdict.seen}{' ' * bool(verdict.why)}{verdict.why}")
+        if verdict.state in bad:
+            ElementTree.SubElement(case, "failure", message=outcome)
+        elif verdict.state == "undecided":
+            ElementTree.SubElement(case, "skipped", message=outcome)
+    text: bytes = ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True)
+    return text + b"\n"

@@ -30,7 +30,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 @contextmanager
-def hearing() -> Iterator[None]:
+def raising_signals() -> Iterator[None]:
     """Inside, both signals raise, so that `finally` runs: Interrupted, and SystemExit(143)."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -44,9 +44,9 @@ def hearing() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
-def too_late() -> None:
-    """All is done and said: what comes while Python takes itself down changes no exit code. That
-    takes 0.03 s, and 0.1 s where it looks for cycles of objects to free first."""
+def ignore_from_here() -> None:
+    """Ignore signals during interpreter shutdown so they cannot change the exit code. Shutdown
+    takes 0.03 s, and 0.1 s where it first looks for cycles of objects to free."""
     if _COMMAND and threading.current_thread() is threading.main_thread():
         gc.freeze()
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -69,11 +69,11 @@ def _raise(number: int, _frame: FrameType | None) -> None:
 def _end(number: int, _frame: FrameType | None) -> None:
     """Before there is anything to undo."""
     problem, hint = INTERRUPTED
-    said = f"error: {problem}\n  hint: {hint}\n"
+    message = f"error: {problem}\n  hint: {hint}\n"
     if any(word.partition("=")[0] == "--json" for word in sys.argv):
-        said += f'{{"error": {{"problem": "{problem}", "hint": "{hint}"}}}}\n'
+        message += f'{{"error": {{"problem": "{problem}", "hint": "{hint}"}}}}\n'
     try:
-        os.write(2, said.encode())
+        os.write(2, message.encode())
     finally:
         os._exit(128 + number)
 

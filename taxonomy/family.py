@@ -59,6 +59,16 @@ class FamilyPoint:
         check_sparsity(self.sparsity)
 
 
+# How the parts to prune are chosen, and how versions before 0.2 named that in what they wrote.
+SELECTIONS = ("random", "importance", "greedy")
+OLD_SELECTIONS = {"calibrated": "importance"}
+
+
+def read_selection(name: str) -> str:
+    """Today's name of a selection that a file or a run holds."""
+    return OLD_SELECTIONS.get(name, name)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
     """One family. `plans` turns a dense shape and a workload into what runs at a point."""
@@ -77,7 +87,7 @@ class Family:
     keeps_weights: bool = False  # all dense weights stay in memory
     only: float | None = None  # the one sparsity that there is, beside 0
     check: Callable[[float], float] = check_sparsity  # refuses a sparsity that there is not
-    # What `--select calibrated` chooses by: what the model does on a "text", or the attention of
+    # What `--select importance` measures: what the model does on a "text", or the attention of
     # the "input" itself, which reads none; None: parts can be drawn alone.
     calibration: str | None = None
     greedy: bool = False  # parts can be chosen one by one, each by the loss without it

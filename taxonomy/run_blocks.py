@@ -277,7 +277,7 @@ class Pruning:
 
     method: str | None = None
     sparsity: float | None = None  # nominal; null for a composite
-    selection: str | None = left_out()  # "random" | "calibrated" | "greedy"
+    selection: str | None = left_out()  # one of family.SELECTIONS
     knobs: dict[str, Any] | None = left_out()
     # Shares of FLOPs, parameters and bytes that go, by phase; null where there is no theory.
     theory: dict[str, dict[str, float]] | None = left_out()

@@ -17,7 +17,7 @@ import msgspec
 
 from prunescope.analysis.bundle.secrets import cleared, names_here, names_in
 from prunescope.analysis.ops.call import MODELS
-from prunescope.analysis.ops.names import OP_KINDS
+from prunescope.analysis.ops.kind import OP_KINDS
 from prunescope.analysis.trace.unpack import unpacked
 from prunescope.taxonomy.arguments import method_parts, number
 from prunescope.taxonomy.families import families
@@ -82,12 +82,12 @@ _LIBRARIES = frozenset({
 _TYPE = re.compile(r"[\w:<>, ]*")
 _VALUE = re.compile(r"[\w\s\[\](),.+:-]*")
 _WORDS = frozenset({"trace", "analyze", "demo", "both", "prefill", "decode", "last", "all", "auto",
-                    "cpu", "cuda", "eager", "compile", "graph", "sdpa", "random", "calibrated",
-                    "alternating", "blocks", "alone"})  # fmt: skip
+                    "cpu", "cuda", "eager", "compile", "graph", "sdpa", "random", "importance",
+                    "calibrated", "greedy", "alternating", "blocks", "alone"})  # fmt: skip
 
 
 class Scrubber:
-    """Strings of runs and traces without what tells who and where (`names`: lower case)."""
+    """Strings of runs and traces without people, hosts and paths (`names`: in lower case)."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self.names = frozenset(names)
@@ -104,8 +104,8 @@ class Scrubber:
         return found
 
     def kernel(self, name: str) -> str:
-        """The name of a kernel, a launch, an op or a device. The namespace of an op that is no
-        library's is counted, not named."""
+        """The name of a kernel, a launch, an op or a device. The namespace of an op of
+        no known library is numbered, not named."""
         op = _OP.fullmatch(name)
         if op is None or op["space"] in _LIBRARIES | _modelled():
             return self.text(name)
@@ -113,7 +113,7 @@ class Scrubber:
         return self.text(f"{space}::{op['own']}")
 
     def annotation(self, name: str) -> str | None:
-        """Our own marks, profiler steps and module paths; every other annotation is dropped."""
+        """Our own annotations, profiler steps and module paths; every other one is dropped."""
         if _OURS.fullmatch(name):
             return name
         if _MODULE.fullmatch(name):
@@ -121,7 +121,7 @@ class Scrubber:
         return self.path(name) if _SCOPE.fullmatch(name) else None
 
     def path(self, path: str) -> str:
-        """A module path: components that no library gives are counted, not named."""
+        """A module path: components of no known library are numbered, not named."""
         return ".".join(self._component(part) for part in path.split("."))
 
     def _component(self, part: str) -> str:
@@ -204,7 +204,7 @@ class Scrubber:
         }
 
     def _string(self, key: str, value: str) -> str | None:
-        if key == "name":  # of a matrix of the census
+        if key == "name":  # of a matrix of the weight statistics
             return self.path(value) if _SCOPE.fullmatch(value) else None
         if key not in _TEXT_FIELDS or not _PLAIN.fullmatch(value):
             return None
@@ -271,7 +271,7 @@ def _modelled() -> frozenset[str]:
 
 
 def _of_families(method: Any) -> bool:
-    """Whether a method says nothing but families and their sparsities."""
+    """Whether a method names only families and their sparsities."""
     parts = method_parts(method) if isinstance(method, str) else []
     shares = [number(own) for _, own in parts if own is not None]
     ids = {family.id for family in families()}

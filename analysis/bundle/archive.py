@@ -1,7 +1,7 @@
 """A zip whose bytes follow from its files alone, and a reader that trusts none.
 
 In: file names and bytes. Out: a stored (not deflated) archive: the same on every machine, no member
-larger than the file says, no date, no owner. Reading refuses whatever was not written like that.
+larger than the file says, no date, no owner. Reading refuses any other zip.
 """
 
 from __future__ import annotations

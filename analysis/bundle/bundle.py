@@ -1,4 +1,4 @@
-"""The evidence that one attaches to a paper: in, run folders; out, one zip that checks itself.
+"""Evidence to attach to a paper: in, run folders; out, one zip that `verify` can check.
 
 It holds trimmed traces, manifests, raw samples, reports with their figures and data, a README and
 SHA-256 sums. The same runs give the same bytes. Nothing is written where a check fails.
@@ -24,10 +24,10 @@ from prunescope.analysis.bundle.text import Runs, citation, environment_json, re
 from prunescope.analysis.bundle.trim import trim
 from prunescope.analysis.compare import NamedRun, find_runs
 from prunescope.analysis.inputs.open import locate, recorded_baseline
-from prunescope.analysis.inputs.side import Options
-from prunescope.analysis.pareto.table import frontier_csv
+from prunescope.analysis.inputs.options import Options
+from prunescope.analysis.pareto.write import frontier_csv
 from prunescope.analysis.pipeline import Analysis, analyze
-from prunescope.analysis.report.plotted_with import plotted_with
+from prunescope.analysis.report.figures import plotted_with
 from prunescope.analysis.report.write import write_report
 from prunescope.analysis.schema.report import Report
 from prunescope.taxonomy.atomic_write import write_file
@@ -119,7 +119,7 @@ def _variants(found: NamedRun) -> dict[str, Path]:
     folder = locate(found.path)
     if not (folder / MANIFEST).is_file():
         raise PrunescopeError(
-            f"{found.name} is a trace, not a run: it says nothing of its workload and device",
+            f"{found.name} is a trace, not a run: its workload and device are unknown",
             hint="capture a run with `prunescope trace`, or around your own loop with "
             "prunescope.capture",
         )
@@ -147,7 +147,7 @@ def _trace(folder: Path, name: str) -> Path:
     if Path(name).name != name or not path.is_file() or path.is_symlink():
         raise PrunescopeError(
             f"{folder.name}/ lacks the trace {Path(name).name}",
-            hint="the run folder is not whole: trace the model again",
+            hint="the run folder is incomplete: trace the model again",
         )
     return path
 
@@ -166,7 +166,7 @@ def _build(
             )
         reports[name] = done.report
         write_formats(done, stage / "reports" / name, label_prefixes(sources)[name])
-    files = texts(reports, runs, anonymous=scrub is not None, drawn=plotted_with())
+    files = texts(reports, runs, anonymous=scrub is not None, plotted=plotted_with())
     for path in sorted(p for p in stage.rglob("*") if p.is_file()):
         files[path.relative_to(stage).as_posix()] = path.read_bytes()
     files[SUMS] = sums_text(files).encode()
@@ -180,8 +180,8 @@ def write_formats(done: Analysis, folder: Path, label_prefix: str) -> list[Path]
 
 
 def label_prefixes(names: Iterable[str]) -> dict[str, str]:
-    """The prefix of each run's labels in LaTeX, no two alike: its name as far as a label takes it;
-    where that makes two alike, its place."""
+    """The distinct prefix of each run's labels in LaTeX: its name without characters that a label
+    refuses; where two would be equal, its number."""
     plain = {name: re.sub(r"[^A-Za-z0-9.-]", "-", name)[:40] for name in names}
     if len(set(plain.values())) == len(plain):
         return plain
@@ -189,17 +189,17 @@ def label_prefixes(names: Iterable[str]) -> dict[str, str]:
 
 
 def texts(
-    reports: Mapping[str, Report], runs: Runs, *, anonymous: bool, drawn: str
+    reports: Mapping[str, Report], runs: Runs, *, anonymous: bool, plotted: str
 ) -> dict[str, bytes]:
-    """The files beside the runs and their reports; all follow from those. `drawn`: what the figures
-    were drawn with."""
+    """README, citation, samples and other files made from the runs and reports. `plotted`: the
+    versions that the figures were plotted with."""
     version = tool_version()
     files = {
         "README.md": readme(reports, runs, version=version, anonymous=anonymous),
         "CITATION.cff": citation(version),
         "samples.csv": samples_csv(runs),
         "environment.json": environment_json(runs),
-        INDEX: _index(reports, version, anonymous=anonymous, drawn=drawn),
+        INDEX: _index(reports, version, anonymous=anonymous, plotted=plotted),
     }
     table = frontier_csv(reports, runs)
     if table is not None:
@@ -207,13 +207,13 @@ def texts(
     return {name: text.encode() for name, text in files.items()}
 
 
-def _index(reports: Mapping[str, Report], version: str, *, anonymous: bool, drawn: str) -> str:
+def _index(reports: Mapping[str, Report], version: str, *, anonymous: bool, plotted: str) -> str:
     plain = {
         "schema": SCHEMA,
         "tool": f"prunescope {version}",
         "anonymous": anonymous,
         "formats": [*FORMATS, *FRAMED],
-        "drawn_with": drawn,
+        "drawn_with": plotted,
         "runs": {name: list(report.phases) for name, report in reports.items()},
     }
     return json.dumps(plain, indent=1) + "\n"
@@ -226,24 +226,24 @@ def _stage(variants: Mapping[str, Path], target: Path, scrub: Scrubber | None) -
     for variant, folder in variants.items():
         run = read_run(folder)
         run = run if scrub is None else scrub.run(run)
-        place = target / variant
-        place.mkdir(parents=True)
+        staged_folder = target / variant
+        staged_folder.mkdir(parents=True)
         original = read_run(folder).phases
         phases = {
-            name: _phase(phase, original[name], folder, place, scrub)
+            name: _phase(phase, original[name], folder, staged_folder, scrub)
             for name, phase in run.phases.items()
         }
-        twin = BaselineRef(path=f"../dense/{MANIFEST}", sha256=digest) if digest else None
-        run = replace(run, phases=phases, twin=twin)
+        baseline = BaselineRef(path=f"../dense/{MANIFEST}", sha256=digest) if digest else None
+        run = replace(run, phases=phases, twin=baseline)
         text = run.to_json().encode()
-        (place / MANIFEST).write_bytes(text)
+        (staged_folder / MANIFEST).write_bytes(text)
         digest = hashlib.sha256(text).hexdigest() if variant == "dense" else digest
         staged[variant] = run
     return staged
 
 
 def _phase(
-    phase: PhaseRun, original: PhaseRun, folder: Path, place: Path, scrub: Scrubber | None
+    phase: PhaseRun, original: PhaseRun, folder: Path, staged_folder: Path, scrub: Scrubber | None
 ) -> PhaseRun:
     """The phase with its trimmed trace beside the manifest."""
     names: list[str | None] = [original.trace, original.eager_trace]
@@ -255,10 +255,10 @@ def _phase(
         data = trim(_trace(folder, name), scrub)
         plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip(".-")
         plain = plain if plain.endswith(".gz") else f"{plain}.gz"
-        (place / plain).write_bytes(data)
+        (staged_folder / plain).write_bytes(data)
         written.append(plain)
     trace, eager = written
-    digest = hashlib.sha256((place / trace).read_bytes()).hexdigest() if trace else ""
+    digest = hashlib.sha256((staged_folder / trace).read_bytes()).hexdigest() if trace else ""
     return replace(phase, trace=trace or "", sha256=digest, eager_trace=eager)
 
 

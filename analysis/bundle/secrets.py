@@ -1,7 +1,7 @@
-"""What in a text may tell who, where or with which key: patterns, names found, and a scanner.
+"""Text that may identify a person, a host or a key: patterns, names, and a scanner.
 
-In: texts and files of any kind. Out: names of people and hosts that the texts give away, the kinds
-of what is suspicious, and texts in which it is replaced. Public addresses of sources are no secret.
+In: texts and files of any kind. Out: names of people and hosts in the texts, the kinds of
+suspicious text, and texts in which it is replaced. Public addresses of sources are no secret.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from prunescope.taxonomy.presets import preset_names, preset_source
 from prunescope.taxonomy.roles import ROLES
 
 _TOP = r"(?:com|org|net|edu|gov|mil|io|ai|dev|cloud|cn|de|uk|fr|jp|kr|ch|ca|nl|se|it|es|in|au|at)"
-# Kind of what is suspicious, how it looks, and what takes its place.
+# Kind of suspicious text, its pattern, and the replacement.
 _PATTERNS: tuple[tuple[str, re.Pattern[str], str], ...] = tuple(
     (kind, re.compile(pattern), instead)
     for kind, pattern, instead in (
@@ -56,7 +56,7 @@ _NAMES = re.compile(
     r"|(?<![\w.+-])([\w.+-]{1,64})@([A-Za-z0-9-]+)(?:\.[A-Za-z0-9-]+)+"
     r"|[\"'](?:host_?name|user_?name|user|login|owner|node_?name|author)[\"']\s*:\s*[\"']([^\"']{2,80})"
 )
-# Names that many machines and texts have: they tell nobody.
+# Names that many machines and texts have: they identify nobody.
 _COMMON = {
     "admin", "anon", "author", "authors", "build", "builder", "cloud", "container", "default",
     "docker", "home", "host", "jovyan", "local", "localhost", "model", "node", "none", "null",
@@ -66,12 +66,12 @@ _COMMON = {
 
 
 def names_in(text: str) -> set[str]:
-    """Names of users and hosts that a text gives away: by a home folder, an address or a field."""
+    """Names of users and hosts in a text: in a home folder, an address or a field."""
     found: set[str] = set()
     for groups in _NAMES.findall(text):
         for name in filter(None, groups):
             found |= {name, name.split(".")[0]}
-    return {name.lower() for name in found if _tells(name)}
+    return {name.lower() for name in found if _identifies(name)}
 
 
 def names_here() -> set[str]:
@@ -79,10 +79,10 @@ def names_here() -> set[str]:
     found = {socket.gethostname(), socket.gethostname().split(".")[0]}
     with suppress(KeyError, OSError):  # a user without a name
         found.add(getpass.getuser())
-    return {name.lower() for name in found if _tells(name)}
+    return {name.lower() for name in found if _identifies(name)}
 
 
-def _tells(name: str) -> bool:
+def _identifies(name: str) -> bool:
     plain = name.lower().strip()
     return len(plain) >= 3 and not plain.isdigit() and plain not in _COMMON | _vocabulary()
 
@@ -130,7 +130,7 @@ def cleared(text: str, names: Iterable[str] = ()) -> str:
 
 
 def suspicious(file: str, text: str, names: Iterable[str] = ()) -> list[str]:
-    """What is left in a file that should not be: "kind: the first letters …", each once."""
+    """Suspicious text left in a file: "kind: the first letters …", each once."""
     plain = html.unescape(text) if file.endswith((".md", ".html")) else text
     plain = _public().sub("", plain)
     found = []

@@ -1,4 +1,4 @@
-"""The words of a bundle: in, reports and manifests; out, README, CITATION, samples and environment.
+"""The texts of a bundle: in, reports and manifests; out, README, CITATION, samples and environment.
 
 Every claim of the README names the command that rebuilds it, without a GPU.
 """
@@ -43,8 +43,8 @@ def _readme(
     yield ""
     yield "`verify` compares every file with SHA256SUMS, rebuilds each report, figure and annotated"
     yield "trace from the traces, and compares them; figures where the matplotlib of bundle.json is"
-    yield "installed, and it says so where not. To look yourself: unpack the zip and run the"
-    yield "commands below there."
+    yield "installed, else it lists them as not compared. To look yourself: unpack the zip and run"
+    yield "the commands below there."
     yield ""
     yield "## Claims, and what rebuilds each"
     yield ""
@@ -85,8 +85,8 @@ def _contents(reports: Mapping[str, Report]) -> Iterator[str]:
     yield ""
     yield "| path | holds |"
     yield "|:--|:--|"
-    yield "| runs/NAME/{dense,pruned}/ | run.json (workload, device, peaks, clocks, versions, seeds, census, raw samples) and one trimmed Chrome trace a phase, to be opened in https://ui.perfetto.dev |"  # noqa: E501
-    yield "| reports/NAME/ | the report as Markdown, HTML, LaTeX and JSON; figures, each with its data in a CSV beside it; trace-PHASE.perfetto.json.gz, the kernels with tracks of kind, role, bound and ledger row; data-dictionary.csv explains every column |"  # noqa: E501
+    yield "| runs/NAME/{dense,pruned}/ | run.json (workload, device, peaks, clocks, versions, seeds, weight statistics, raw samples) and one trimmed Chrome trace a phase, to be opened in https://ui.perfetto.dev |"  # noqa: E501
+    yield "| reports/NAME/ | the report as Markdown, HTML, LaTeX and JSON; figures, each with its data in a CSV; trace-PHASE.perfetto.json.gz, the kernels with tracks of kind, role, bound and ledger row; data-dictionary.csv explains every column |"  # noqa: E501
     yield "| samples.csv | every unprofiled sample, ns |"
     yield "| environment.json | device, clocks before and after, versions |"
     yield "| SHA256SUMS | of every other file; `sha256sum -c SHA256SUMS` |"

@@ -140,7 +140,7 @@ def _args(args: Args, words: Words) -> dict[str, Any]:
 
 
 def _digits(value: Any) -> Any:
-    """A number, or a string of digits; every other string says nothing to the analysis."""
+    """A number, or a string of digits; the analysis reads no other string."""
     if isinstance(value, str):
         return value if value.isascii() and value.isdigit() else None
     return value

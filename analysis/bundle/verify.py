@@ -1,15 +1,19 @@
 """Whether a bundle is what was written, and what its traces give: in, a zip; out, plain values.
 
 Every file is compared with its SHA-256; reports, figures and annotated traces are rebuilt from the
-bundled traces and compared. What cannot be compared, for another version wrote or drew it, is told
-apart. The zip is untrusted: only the run folders are unpacked, into a temporary one.
+bundled traces and compared: numbers within a rounding error, pixels within what another processor
+rounds. Files that another version wrote or plotted are listed as not compared. The zip is
+untrusted: only the run folders are unpacked, into a temporary one.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
+import math
 import re
 import tempfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -26,20 +30,103 @@ from prunescope.analysis.bundle.bundle import (
     tool_version,
     write_formats,
 )
-from prunescope.analysis.bundle.same import difference, fits, same_packed, same_pixels, same_text
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.report.plotted_with import plotted_with
+from prunescope.analysis.report.figures import most_apart, plotted_with
 from prunescope.analysis.schema.report import Report, to_json
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import MANIFEST, Run, read_run
 
+_CLOSE = 1e-6  # relative: the last digits of a sum may differ between machines
+_LARGEST = 1 << 30  # decompressed bytes of one trace
+_DIGITS = re.compile(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
+_PNG_HEAD = 33  # bytes of signature and header: the size and the kind of pixels
+_SHADE = 0.04  # of full brightness
 _FOLDER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,120}")
 _NUMBERS = ("samples.csv", "environment.json", "frontier.csv")  # whatever version wrote them
 _ACTIVE = re.compile(rb"<script|javascript:|\son[a-z]+\s*=", re.IGNORECASE)
-_DRAWN = (".svg", ".png")
-_SAME = {".gz": same_packed, ".png": same_pixels}  # a text where nothing is named
+_PLOTTED = (".svg", ".png")
 # Sentences may be worded anew by another version; their numbers stand elsewhere too.
 _WORDED = frozenset({"findings", "notes", "warnings", "evidence", "says", "source", "tool"})
+
+
+def fits(data: bytes) -> bool:
+    """Whether a gzipped file expands to at most 1 GiB."""
+    stream, total = zlib.decompressobj(31), 0
+    while data:
+        try:
+            total += len(stream.decompress(data, 16 << 20))
+        except zlib.error:
+            return True  # the loader reports what is wrong with it
+        if total > _LARGEST:
+            return False
+        data = stream.unconsumed_tail
+        if stream.eof:  # another member may follow
+            stream, data = zlib.decompressobj(31), stream.unused_data
+    return True
+
+
+def difference(old: Any, new: Any, skipped: frozenset[str], where: str = "report") -> str | None:
+    """The first value (or missing part) in which two reports differ; parts of a name in `skipped`
+    are not compared."""
+    if isinstance(old, str) and isinstance(new, str):
+        same = same_text(old.encode("utf-8", "replace"), new.encode("utf-8", "replace"))
+        return None if same else f"{where}: {old[:60]} and {new[:60]}"
+    if isinstance(old, bool) or isinstance(new, bool) or old is None or isinstance(old, str):
+        return None if old == new else f"{where}: {old} and {new}"
+    if isinstance(old, int | float):
+        same = isinstance(new, int | float) and _close(float(old), float(new))
+        return None if same else f"{where}: {old} and {new}"
+    if isinstance(old, list):
+        if not isinstance(new, list) or len(old) != len(new):
+            return f"{where}: lists of other lengths"
+        pairs = [(str(i), a, b) for i, (a, b) in enumerate(zip(old, new, strict=True))]
+    elif isinstance(new, dict) and not old.keys() - new.keys():
+        pairs = [(key, old[key], new[key]) for key in old if key not in skipped]
+    else:
+        return f"{where}: parts are missing"
+    found = (difference(a, b, skipped, f"{where}.{key}") for key, a, b in pairs)
+    return next((d for d in found if d is not None), None)
+
+
+def same_text(old: bytes, new: bytes) -> bool:
+    """Whether two texts agree, numbers within a rounding error."""
+    a, b = (data.decode("utf-8", "replace") for data in (old, new))
+    if a == b:
+        return True
+    if _DIGITS.sub("#", a) != _DIGITS.sub("#", b):
+        return False
+    pairs = zip(_DIGITS.findall(a), _DIGITS.findall(b), strict=True)
+    return all(_close(float(x), float(y)) for x, y in pairs)
+
+
+def _close(a: float, b: float) -> bool:
+    return math.isclose(a, b, rel_tol=_CLOSE, abs_tol=1e-6)
+
+
+def same_packed(old: bytes, new: bytes) -> bool:
+    """Whether two gzipped JSON files hold the same."""
+    if old == new:
+        return True
+    if not fits(old):
+        return False
+    try:
+        a, b = gzip.decompress(old), gzip.decompress(new)
+        return a == b or difference(json.loads(a), json.loads(b), frozenset()) is None
+    except (OSError, EOFError, ValueError, RecursionError, OverflowError, zlib.error):
+        return False
+
+
+def same_pixels(old: bytes, new: bytes) -> bool:
+    """Whether two PNG files show the same; how they are packed may differ."""
+    if old == new:
+        return True
+    if old[:_PNG_HEAD] != new[:_PNG_HEAD]:  # of another size: nothing of it is unpacked
+        return False
+    apart = most_apart(old, new)
+    return apart is not None and apart <= _SHADE
+
+
+_SAME = {".gz": same_packed, ".png": same_pixels}  # every other file is a text
 
 
 def verify(path: Path) -> dict[str, Any]:
@@ -110,7 +197,7 @@ def _rebuilt(files: Mapping[str, bytes]) -> tuple[set[str], dict[str, str], dict
     try:
         index = msgspec.json.decode(files.get(INDEX, b""))
         names = [str(name) for name in index["runs"]]
-        tool, drawn = str(index["tool"]), str(index.get("drawn_with"))
+        tool, plotted = str(index["tool"]), str(index.get("drawn_with"))
         anonymous = index["anonymous"] is True
     except (msgspec.DecodeError, KeyError, TypeError, RecursionError):
         return set(), {}, {INDEX: "does not say what the bundle holds"}
@@ -123,7 +210,7 @@ def _rebuilt(files: Mapping[str, bytes]) -> tuple[set[str], dict[str, str], dict
     if active:
         return set(), {}, dict.fromkeys(active, "refused: a figure that runs a script")
     with tempfile.TemporaryDirectory() as temporary:
-        rebuild = _Rebuild(files, Path(temporary).resolve(), tool=tool, drawn=drawn)
+        rebuild = _Rebuild(files, Path(temporary).resolve(), tool=tool, plotted=plotted)
         rebuild.unpack()
         for name in names:
             rebuild.report(name, label_prefixes(names)[name])
@@ -136,10 +223,10 @@ def _rebuilt(files: Mapping[str, bytes]) -> tuple[set[str], dict[str, str], dict
 class _Rebuild:
     """What the bundled traces give, file by file: `done` were compared, `apart` could not be,
     `failed` differ. The words of another version of this tool (`tool`), and the figures of other
-    versions of what draws (`drawn`), are not compared; the numbers are."""
+    versions of what plots (`plotted`), are not compared; the numbers are."""
 
-    def __init__(self, files: Mapping[str, bytes], stage: Path, *, tool: str, drawn: str) -> None:
-        self.files, self.stage, self.tool, self.drawn = files, stage, tool, drawn
+    def __init__(self, files: Mapping[str, bytes], stage: Path, *, tool: str, plotted: str) -> None:
+        self.files, self.stage, self.tool, self.plotted = files, stage, tool, plotted
         self.same_tool = tool == f"prunescope {tool_version()}"
         self.reports: dict[str, Report] = {}
         self.runs: dict[str, dict[str, Run]] = {}
@@ -186,7 +273,7 @@ class _Rebuild:
         """The files that follow from all runs."""
         if self.failed:
             return
-        wanted = texts(self.reports, self.runs, anonymous=anonymous, drawn=self.drawn)
+        wanted = texts(self.reports, self.runs, anonymous=anonymous, plotted=self.plotted)
         for name, text in wanted.items():
             if self.same_tool or name in _NUMBERS:
                 self._compare(name, text, "not what the bundled runs give")
@@ -211,8 +298,8 @@ class _Rebuild:
         ending = PurePosixPath(name).suffix
         if name not in self.files:
             self.failed[name] = "missing"
-        elif ending in _DRAWN and self.drawn != plotted_with():
-            self.apart[name] = f"drawn with {self.drawn}, here is {plotted_with()}"
+        elif ending in _PLOTTED and self.plotted != plotted_with():
+            self.apart[name] = f"plotted with {self.plotted}, here is {plotted_with()}"
         else:
             self.done.add(name)
             if not _SAME.get(ending, same_text)(self.files[name], wanted):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from prunescope.analysis.inputs.side import Diagnostics, Side
-from prunescope.analysis.kernels.bound import APART, BANDWIDTH, Peaks, rate_text
+from prunescope.analysis.kernels.peaks import APART, BANDWIDTH, Peaks, rate_text
 
 
 def with_shared_peaks(pruned: Side, dense: Side) -> tuple[Side, Side]:

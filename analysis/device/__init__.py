@@ -1,6 +1,7 @@
-"""The silicon: peaks, tiles, waves, tensor cores.
+"""The hardware: peaks, tiles, waves, tensor cores.
 
 In: a device's name or a kernel's launch. Out: peaks in FLOP/s and byte/s; waves and their
 efficiency.
-Exports: Device, DEVICES, `cores`; `tiles` has the arithmetic from a tile to a wave.
+Exports: `hardware` (Device, DEVICES), `tiles` (tiles and waves of a kernel), `good` (dimensions
+that fill their waves), `cores` (tensor or CUDA cores).
 """

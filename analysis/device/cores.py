@@ -1,7 +1,7 @@
-"""Which units of the device a kernel's name says it multiplies on: matrix units or plain cores.
+"""Which units a kernel multiplies on, by its name: matrix units or CUDA cores.
 
-In: a kernel's name, and the format of its op. Out: whether it says CUDA cores, or the format in
-which it multiplies. A name that does not say leaves the format as it is.
+In: a kernel's name, and the dtype of its op. Out: whether it runs on CUDA cores, and the dtype of
+its products: that of the op where the name does not tell.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ _PLAIN = re.compile(
 )
 
 
-# CUTLASS's fused attention takes fp32 apart into TF32 there, three products for one
+# CUTLASS's fused attention splits fp32 into TF32 there, three products for one
 # (OpMultiplyAddFastF32, from compute capability 8.0 on).
 _IN_THREE = r"fmha_cutlass[FB]_f32_\w*sm(?:8|9|1\d)\d"
 
 
 def on_plain_cores(name: str) -> bool:
-    """Whether a GEMM kernel's name says CUDA cores."""
+    """Whether a GEMM kernel runs on CUDA cores, by its name."""
     return _PLAIN.search(name) is not None
 
 
-# CUTLASS's kernels for tensor cores say how many elements they load at once, of the 16 bytes that
+# CUTLASS's kernels for tensor cores name how many elements they load at once, of the 16 bytes that
 # aligned operands allow; those for CUDA cores always load one (simt_..._align1).
 _ONE_AT_A_TIME = re.compile(r"tensorop\w*_align1(?!\d)")
 
 
 def loads_singly(name: str) -> bool:
-    """Whether a kernel's name says matrix units, and operands that are loaded one by one."""
+    """Whether a kernel on matrix units loads its operands one by one, by its name."""
     return _ONE_AT_A_TIME.search(name) is not None
 
 
 def multiplied_in(name: pl.Expr, dtype: pl.Expr) -> pl.Expr:
-    """The format in which a kernel multiplies: that of its op, but for fp32 on matrix units, which
-    take it as TF32, or make three products of that for each."""
+    """The dtype in which a kernel multiplies: that of its op, except fp32 on matrix units, which
+    multiply it in TF32, or as three products in TF32."""
     fp32 = dtype == "fp32"
     in_three = pl.when(fp32 & name.str.contains(_IN_THREE)).then(pl.lit(THREE_TF32))
     return in_three.when(fp32 & name.str.contains(_MATRIX)).then(pl.lit("tf32")).otherwise(dtype)

@@ -1,7 +1,7 @@
-"""Good dimensions near the one that a GEMM has: in, the tiling of its kernel; out, N or K.
+"""Good dimensions near that of a GEMM: in, the tiling of its kernel; out, N or K.
 
-A good N is the last of its waves, and a multiple of the tile and of 16; a good K is a multiple of
-16.
+A good N is the largest of its number of waves, and a multiple of the tile and of 16; a good K is a
+multiple of 16.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from prunescope.analysis.device.tiles import GOOD
 
-# How far away a good N may lie. NEAR: of a finding, which asks for a change that hardly touches
-# what was kept. FAR: of a table, by which another pruning is planned.
+# How far away a good N may lie, relative. NEAR: in a finding, which proposes a change that keeps
+# nearly the same weights. FAR: in a table for planning the next pruning.
 NEAR, FAR = 0.03, 0.125
 _STEPS = 512  # tiles to either side; a forged shape has more
 _EPS = 1e-9
@@ -21,19 +21,19 @@ _EPS = 1e-9
 
 @dataclass(frozen=True)
 class Tiling:
-    """The tiles of a GEMM's kernel: `side` of one along N, in each such `column` so many, `slots`
-    in flight at a time (None where unknown: each tile counts as a wave)."""
+    """The tiles of a GEMM's kernel: each is `side` wide along N, `column` of them share a column,
+    `slots` run at a time (None: unknown, and each tile counts as a wave)."""
 
     side: int
     column: float
     slots: float | None
 
     def waves(self, n: int) -> int:
-        """Whole waves with N = n."""
+        """Whole waves at N = n."""
         return math.ceil(self.column * math.ceil(n / self.side) / (self.slots or 1.0) - _EPS)
 
     def widest(self, waves: int) -> int | None:
-        """The largest N of so many waves; None where a wave holds no column."""
+        """The largest N of that many waves; None where a wave holds no column."""
         return int(waves * (self.slots or 1.0) / self.column + _EPS) * self.side or None
 
 

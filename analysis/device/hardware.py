@@ -1,7 +1,7 @@
-"""The device table: peaks, bandwidth, limits, and where each number comes from.
+"""The device table: peaks, bandwidth, limits, and the source of each number.
 
-In: a device name, of the user or of a trace. Out: a Device. FLOP/s (dense, no sparsity), byte/s,
-Hz, bytes. A name that is not in the table is an error or None, never another device.
+In: a device name, from the user or a trace. Out: a Device. FLOP/s (dense, no sparsity), byte/s, Hz,
+bytes. An unknown name is an error or None, never a similar device.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from importlib import resources
 from typing import Any
 
@@ -37,7 +38,7 @@ class Device:
     link: str | None = None  # to the host: pcie-4.0 (16 lanes), nvlink-c2c
     link_byte_per_s: float | None = None  # in one direction
     sm: int | None = None
-    memory_bytes: int | None = None  # of the board, without what holds its error correction
+    memory_bytes: int | None = None  # of the board, less what stores its error correction
     l2_bytes: int | None = None
     llc_bytes: int | None = None  # a cache behind L2
     source: str
@@ -46,7 +47,7 @@ class Device:
     note: str | None = None
     achievable_flop_per_s: Mapping[str, float] = field(default_factory=dict)  # best GEMM published
     boost_hz: float | None = None  # behind the tensor-core peaks
-    boost_hz_fp32: float | None = None  # behind the fp32 peak, where it is another
+    boost_hz_fp32: float | None = None  # behind the fp32 peak, where it differs
     flop_per_clk_sm: Mapping[str, float] = field(default_factory=dict)
     bus_bits: int | None = None
     bit_per_s_pin: float | None = None
@@ -78,7 +79,7 @@ class Device:
 
 
 def _table() -> dict[str, Any]:
-    """devices.json: the one place of every number."""
+    """devices.json, which holds every number."""
     text = (
         resources.files("prunescope.analysis.device")
         .joinpath("devices.json")
@@ -133,8 +134,8 @@ def _device(row: dict[str, Any], limits: dict[str, Any]) -> Device:
 
 
 def _memory_bytes(row: dict[str, Any]) -> int:
-    """Chips hold powers of two: a GB of memory is sold as 2^30 bytes. Where GDDR6 keeps its error
-    correction in the memory itself, and has it on, that is a sixteenth: nvidia-smi prints 15,360
+    """Chips hold powers of two: a GB of memory is sold as 2^30 bytes. GDDR6 that stores its error
+    correction in memory, when on, loses a sixteenth: nvidia-smi prints 15,360
     MiB of a T4, 23,034 of an L4, 46,068 of an L40S, but 81,559 of an H100 and 24,564 of a 4090."""
     return int(row["memory_gb"] * 2**30 * (15 / 16 if row.get("ecc_in_memory") else 1))
 
@@ -164,8 +165,8 @@ def find_device(name: str) -> Device:
 
 
 def device_in_trace(properties_name: str | None, memory: Any = None) -> Device | None:
-    """The device that a trace's deviceProperties name, or None where the table has none. `memory`:
-    its bytes, which tell boards of one name and chip apart."""
+    """The device that a trace's deviceProperties name, or None where it is not in the table.
+    `memory`: its bytes, which distinguish boards of one name and chip."""
     found = _BY_NAME.get(_key(properties_name)) if properties_name else None
     if found is None or type(memory) is not int or _holds(found, memory):
         return found
@@ -176,8 +177,8 @@ def device_in_trace(properties_name: str | None, memory: Any = None) -> Device |
 
 
 def _holds(device: Device, memory: int) -> bool:
-    """Whether a process may see so many bytes of a board's memory: less than it has, or a little
-    more, for error correction can be off."""
+    """Whether a process may see this many bytes of a board's memory: less than it has, or a little
+    more where error correction is off."""
     return device.memory_bytes is not None and 0.85 < memory / device.memory_bytes < 1.1
 
 
@@ -186,8 +187,8 @@ def _form(device: Device) -> str:
 
 
 def device_of_capability(properties: Mapping[str, Any]) -> Device | None:
-    """A device that the table lacks, by the compute capability in a trace's deviceProperties: what
-    its architecture has, its SMs, and no peak. None where the capability is not known.
+    """A device that is not in the table, by the compute capability in a trace's deviceProperties:
+    the limits of its architecture, its SMs, and no peak. None where the capability is unknown.
 
     A warp of 64 threads is AMD's, whose versions are no compute capabilities.
     """
@@ -215,8 +216,8 @@ def with_overrides(
 ) -> Device:
     """`device` with peaks in TFLOP/s by dtype and bandwidth in GB/s replaced.
 
-    Without a device: one called "custom" that knows nothing else. Raises PrunescopeError for an
-    unknown dtype or a figure that is not positive.
+    Without a device: one called "custom" with these alone. Raises PrunescopeError for an unknown
+    dtype or a value that is not positive.
     """
     given = {_dtype(name): value * 1e12 for name, value in (peaks or {}).items()}
     bandwidth = None if bandwidth_gb_per_s is None else bandwidth_gb_per_s * 1e9
@@ -248,23 +249,53 @@ def with_overrides(
 
 
 def rate_of(rates: Mapping[str, float], name: str) -> float | None:
-    """FLOP/s of a dtype; of a 16-bit one, else that of the other."""
+    """FLOP/s of a dtype; for fp16 and bf16 that of the other where its own is missing."""
     if name == THREE_TF32:
         return three_tf32_rate(rates)
     return rates.get(name) or rates.get(_SAME_RATE.get(name, ""))
 
 
+def same_chip(device: Device, name: str) -> bool:
+    """Whether the device of this name is the same chip: as many SMs at the same clock. A100 and
+    A800, H100 SXM and H200 differ in memory and links alone, so rates of one hold for the other."""
+    return name == device.name or name in _of_chip(device.sm, device.boost_hz)
+
+
+def best_gemm_share(device: Device, dtype: str) -> float | None:
+    """FLOP/s of the best published GEMM over the data sheet's: of this device, else of its other
+    half-precision format where both have one peak, else of a device with the same chip."""
+    sheet = device.peak(dtype)
+    if not sheet:
+        return None
+    formats = sorted(("bf16", "fp16"), key=lambda f: f != dtype) if dtype in _SAME_RATE else [dtype]
+    same = [known for known in DEVICES if known.name in _of_chip(device.sm, device.boost_hz)]
+    for known in (device, *same):
+        for name in formats:
+            reached, peak = known.achievable_flop_per_s.get(name), known.peak(name)
+            if reached and peak and abs(peak / sheet - 1) < 0.02:
+                return reached / peak
+    return None
+
+
+@lru_cache
+def _of_chip(sm: int | None, boost_hz: float | None) -> tuple[str, ...]:
+    """Names of the devices with as many SMs at this clock."""
+    if sm is None or boost_hz is None:
+        return ()
+    return tuple(d.name for d in DEVICES if d.sm == sm and d.boost_hz == boost_hz)
+
+
 def unknown_device(
     name: str, *, dense_flop_per_s: Mapping[str, float], byte_per_s: float, source: str
 ) -> Device:
-    """A device that the table has not, by its measured or given peaks alone."""
+    """A device that is not in the table, with its measured or given peaks alone."""
     return Device(
         name=name,
         vendor="unknown",
         dense_flop_per_s=dense_flop_per_s,
         byte_per_s=byte_per_s,
         source=source,
-        sparse_24=False,  # not known to have matrix units for it
+        sparse_24=False,  # unknown counts as no
     )
 
 
@@ -299,20 +330,20 @@ def _key(name: str) -> str:
     return " ".join(name.split()).lower()
 
 
-# What nvidia-smi and rocm-smi put around a name.
-_AROUND = frozenset(
+# What nvidia-smi and rocm-smi add to a name.
+_ADDED_WORDS = frozenset(
     ("nvidia", "amd", "instinct", "geforce", "tesla", "corporation", "inc", "graphics", "oam", "vf")
 )
 
 
 def _words(name: str) -> tuple[str, ...]:
-    """The words of a name that tell devices apart, in order."""
+    """The words of a name that distinguish devices, in order."""
     plain = re.sub(r"\((r|tm|c)\)|[^a-z0-9]+", " ", name.lower())
-    return tuple(word for word in plain.split() if word not in _AROUND)
+    return tuple(word for word in plain.split() if word not in _ADDED_WORDS)
 
 
 def _nearest(key: str) -> list[str]:
-    """Ids of the devices whose id or alias begins with or holds `key`, then those most like it."""
+    """Ids of the devices whose id or alias contains `key`, then the most similar ones."""
     holds = sorted((name for name in _BY_NAME if key in name), key=lambda name: name.index(key))
     close = [*(holds if key else ()), *difflib.get_close_matches(key, _BY_NAME, n=8, cutoff=0.5)]
     ids = list(dict.fromkeys(_BY_NAME[one].name for one in close))
@@ -338,8 +369,8 @@ def _index() -> dict[str, Device]:
 
 
 def _index_of_words() -> dict[tuple[str, ...], Device]:
-    """Devices by the words of their names, where these tell them apart: the MI250X and one half of
-    it they do not."""
+    """Devices by the words of their names, where these are unique: those of the MI250X and of one
+    half of it are not."""
     found: dict[tuple[str, ...], list[Device]] = {}
     for name, device in _BY_NAME.items():
         found.setdefault(_words(name), []).append(device)

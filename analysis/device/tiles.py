@@ -1,4 +1,4 @@
-"""Tile and wave quantisation of a GEMM kernel: what its shape costs on the device's grid of SMs.
+"""Tile and wave quantisation of a GEMM kernel: the cost of its shape on the SMs of a device.
 
 In: a kernel's name, its GEMM, its launch (blocks, threads, registers, bytes) and device limits.
 Out: a Tile, and a WaveEstimate: tiles, waves and the two efficiencies (0..1]; None is unknown.
@@ -14,17 +14,17 @@ from prunescope.analysis.device.hardware import Device
 from prunescope.taxonomy.gemm import Gemm
 
 HALF = ("bf16", "fp16")  # the 16-bit formats of tensor cores
-ALIGNED = 8  # elements at 16 bit: what tensor cores load without a detour
-GOOD = 16  # elements: what they want of N and K at 16 bit
+ALIGNED = 8  # elements at 16 bit: N and K that tensor cores load in whole 16-byte accesses
+GOOD = 16  # elements at 16 bit: N and K that they run best with
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """The block of the result that one thread block computes, as the kernel's name states it.
+    """The block of the result that one thread block computes, by the kernel's name.
 
     `rows` and `columns` are those of the library's result, which for column-major BLAS is the
-    transpose of ours. `cluster`: thread blocks along them that are launched together. `persistent`:
-    the kernel's grid counts workers, not tiles.
+    transpose of ours. `cluster`: thread blocks along both that launch together. `persistent`: the
+    kernel's grid counts workers, not tiles.
     """
 
     rows: int
@@ -48,9 +48,9 @@ class Launch:
 class WaveEstimate:
     """How a GEMM fills the device.
 
-    `fit` says how the tiles explain the grid: "exact", "padded" (rounded up for swizzling or
+    `fit`: how the tiles explain the grid: "exact", "padded" (rounded up for swizzling or
     clusters), "split" (a whole multiple: K is split), "persistent" (the blocks are workers: fewer
-    than the tiles, or of a kernel that its name calls persistent and no more than fit at a time) or
+    than the tiles, or of a kernel with a persistent name and no more than run at a time) or
     "unexplained".
     `swapped`: the tile's rows lie along N. `waves` and what follows from it need the residency.
     """
@@ -67,7 +67,7 @@ class WaveEstimate:
 
 
 _XY = r"(\d{1,4})x(\d{1,4})"
-# Each pattern names rows, columns and depth; nvjet and CUTLASS 3 also name a cluster.
+# Each pattern finds rows, columns and depth; in nvjet and CUTLASS 3 also a cluster.
 _TILES = tuple(
     re.compile(pattern)
     for pattern in (
@@ -92,7 +92,7 @@ _TILES = tuple(
 )
 # Hopper's xmma kernels with a scheduler of their own: 120 blocks for 560 tiles, and 98 for 78.
 _PERSISTENT = re.compile(r"^sm90_xmma_gemm_\w+_warpgroupsize\w+_execute_segment_k_off")
-# The tile stands early in a name, and a bound keeps hostile names cheap.
+# The tile comes early in a name, and a limit keeps hostile names cheap.
 _NAME_LIMIT = 512
 # CUDA keeps 1 KiB of shared memory a block from compute capability 8.0 on; those devices have
 # 100 KiB or more an SM, the ones before 96 KiB or less.
@@ -103,7 +103,7 @@ _MOST_TILES = 2**53  # more is a forged shape
 
 
 def tile_of(kernel: str) -> Tile | None:
-    """The tile that a GEMM kernel's name states; None where it states none."""
+    """The tile in a GEMM kernel's name; None where there is none."""
     for pattern in _TILES:
         found = pattern.search(kernel[:_NAME_LIMIT])
         if found is None:

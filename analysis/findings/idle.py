@@ -13,8 +13,7 @@ from prunescope.analysis.findings.context import (
     shortened,
 )
 from prunescope.analysis.findings.registry import Found, finding
-from prunescope.analysis.kernels.beside import LOADER
-from prunescope.analysis.kernels.waits import cause_sums, dispatch, host, host_late
+from prunescope.analysis.kernels.idle import LOADER, cause_sums, dispatch, host, host_late
 from prunescope.analysis.schema.report import (
     CLOCKS_APART,
 )

@@ -15,7 +15,7 @@ from prunescope.analysis.findings.context import (
 )
 from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.findings.trust import timing_not_valid
-from prunescope.analysis.kernels.waits import cause_sums
+from prunescope.analysis.kernels.idle import cause_sums
 from prunescope.analysis.schema.report import LedgerPart, is_beyond_noise
 from prunescope.taxonomy.roles import UNPLACED
 from prunescope.taxonomy.words import percent

@@ -10,11 +10,11 @@ import polars as pl
 
 from prunescope.analysis.comparison.equal_information import one_sided_text
 from prunescope.analysis.findings.context import ms, shortened
-from prunescope.analysis.kernels.at_once import alone, before_its_wall, ran_ns
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.kernels.replay import replayed_begin
 from prunescope.analysis.schema.pair_comparison import SHAPES
 from prunescope.analysis.schema.report import WHOLE_TRACE, Phase
+from prunescope.analysis.timeline.intervals import alone_ns, carry_over_ns, union_ns
 
 _HIDDEN = 0.05  # of the wall: concurrent or communication time worth a note
 _LATE = 0.05  # of device time: events without a launch worth a warning
@@ -64,7 +64,7 @@ def _shapes(kernels: Kernels) -> str:
 def _early(kernels: Kernels) -> list[str]:
     """Events that ran before the wall of their step began, which no busy time contains."""
     rows = kernels.frame.filter(pl.col("category").is_not_null())
-    rows = rows.with_columns(early=before_its_wall(rows)).filter(pl.col("early") > 0)
+    rows = rows.with_columns(early=carry_over_ns(rows)).filter(pl.col("early") > 0)
     if rows.is_empty():
         return []
     sums = rows.group_by("name").agg(pl.col("early").sum(), pl.len())
@@ -84,7 +84,7 @@ def _concurrent(kernels: Kernels) -> list[str]:
     """Kinds of kernels that ran concurrently with others, so that their busy time differs from how
     long they ran."""
     rows = kernels.frame.filter(pl.col("category").is_not_null())
-    rows = rows.with_columns(concurrent=pl.col("duration") - alone(rows))
+    rows = rows.with_columns(concurrent=pl.col("duration") - alone_ns(rows))
     sums = rows.group_by("kind").agg(pl.col("duration", "concurrent").sum())
     parts = [
         f"{kind} {ms(ran / kernels.num_steps)} ({ms(both / kernels.num_steps)} concurrently)"
@@ -107,7 +107,7 @@ def _communication(kernels: Kernels) -> list[str]:
     busy = int(rows.filter(is_comm)["busy"].sum())
     if busy <= _HIDDEN * kernels.wall:
         return []
-    ran, others, either = (ran_ns(rows.filter(which)) for which in (is_comm, ~is_comm, True))
+    ran, others, either = (union_ns(rows.filter(which)) for which in (is_comm, ~is_comm, True))
     return [
         f"communication kernels ran {ms(ran / kernels.num_steps)} a step, "
         f"{ms((either - others) / kernels.num_steps)} of it exposed (nothing else ran); they run "

@@ -20,9 +20,8 @@ from prunescope.analysis.device.tiles import ALIGNED, GOOD, HALF
 from prunescope.analysis.findings.context import Context, ms, role_or_kernel, shortened
 from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.kernels.frame import Kernels
-from prunescope.analysis.kernels.gemm_summaries import is_hidden, tiling_of
 from prunescope.analysis.kernels.role import GEMM_KINDS
-from prunescope.analysis.kernels.what_if import spread_at
+from prunescope.analysis.kernels.what_if import is_hidden, spread_at, tiling_of
 from prunescope.analysis.ledger.calls import Call
 from prunescope.taxonomy.gemm import Gemm
 from prunescope.taxonomy.words import percent

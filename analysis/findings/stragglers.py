@@ -19,7 +19,7 @@ from prunescope.analysis.findings.checks import as_finding
 from prunescope.analysis.findings.context import ms, shortened
 from prunescope.analysis.findings.registry import FINDINGS, Found, finding
 from prunescope.analysis.schema.report import Phase
-from prunescope.analysis.timeline.link import cover
+from prunescope.analysis.timeline.intervals import cover
 from prunescope.taxonomy.words import percent
 
 _PARTS = 5  # of a difference between two ranks that are listed

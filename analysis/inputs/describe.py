@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from prunescope.analysis.inputs.side import Diagnostics, Side
-from prunescope.analysis.kernels.share import crosses_link
+from prunescope.analysis.kernels.work_split import crosses_link
 from prunescope.analysis.schema.report import Phase
 from prunescope.analysis.schema.sides import DeviceUsed, SubjectFacts
+from prunescope.taxonomy.family import read_selection
 from prunescope.taxonomy.run_blocks import Pruning
 
 
@@ -29,7 +30,7 @@ def facts_of(side: Side, diagnostics: Diagnostics) -> SubjectFacts:
         architecture=run.model.architecture,
         method=pruning.method,
         sparsity=pruning.sparsity,
-        selection=pruning.selection,
+        selection=pruning.selection and read_selection(pruning.selection),
         dtype=run.dtype,
         versions=run.versions,
         argv=run.argv,

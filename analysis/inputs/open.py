@@ -16,17 +16,22 @@ from prunescope.analysis.device.hardware import (
     device_of_capability,
     find_device,
 )
+from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.inputs.side import (
     Diagnostics,
-    Options,
     Side,
     diagnostics_of,
     rank_left_out,
 )
-from prunescope.analysis.kernels.bound import Peaks, override, run_peaks, sheet_peaks
+from prunescope.analysis.kernels.peaks import Peaks, override, run_peaks, sheet_peaks
 from prunescope.analysis.shapes.config import model_name, read_model
-from prunescope.analysis.shapes.values import AutoModel, ModelConfig
-from prunescope.analysis.shapes.workload import DECODE, PREFILL, GivenWorkload
+from prunescope.analysis.shapes.workload import (
+    DECODE,
+    PREFILL,
+    AutoModel,
+    GivenWorkload,
+    ModelConfig,
+)
 from prunescope.analysis.timeline.phase_steps import phases_of
 from prunescope.analysis.timeline.steps import find_windows
 from prunescope.analysis.trace.events import Trace
@@ -35,6 +40,7 @@ from prunescope.analysis.trace.ranks import FoundTraces, TraceFile, find_parts, 
 from prunescope.taxonomy.dtypes import dtype as our_dtype
 from prunescope.taxonomy.errors import PrunescopeError, errors_about
 from prunescope.taxonomy.keep import check_sparsity
+from prunescope.taxonomy.option import as_path
 from prunescope.taxonomy.run import MANIFEST, Run, read_run, sha256_of
 
 _MOST = 10**7  # sequences or tokens
@@ -58,7 +64,7 @@ def open_sides(candidate: Path, baseline: Path | None, options: Options) -> Open
     path = locate(candidate)
     with errors_about("baseline"):
         found = None if baseline is None else locate(baseline, prefer="dense")
-    side = open_side(path, options, eager=options.eager_trace, model=options.model)
+    side = open_side(path, options, eager=as_path(options.eager_trace), model=options.model)
     found = found or recorded_baseline(path, side.run)
     if found is None:
         _refuse_options_of_the_baseline(options)
@@ -67,7 +73,7 @@ def open_sides(candidate: Path, baseline: Path | None, options: Options) -> Open
         dense = open_side(
             found,
             options,
-            eager=options.baseline_eager_trace,
+            eager=as_path(options.baseline_eager_trace),
             model=options.baseline_model or options.model,
         )
     recorded = side.run.twin if side.run is not None and baseline is None else None

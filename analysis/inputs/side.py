@@ -11,11 +11,12 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from prunescope.analysis.kernels.bound import Peaks
+from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.kernels.frame import Kernels, build
+from prunescope.analysis.kernels.peaks import Peaks
 from prunescope.analysis.kernels.phase_kind import phase_kind
 from prunescope.analysis.schema.sides import PhaseKind
-from prunescope.analysis.shapes.values import AutoModel, ModelConfig
+from prunescope.analysis.shapes.workload import AutoModel, ModelConfig
 from prunescope.analysis.timeline.phase_steps import phases_of
 from prunescope.analysis.timeline.steps import find_windows
 from prunescope.analysis.trace.events import Trace, host_instead, is_partial, trace_warnings
@@ -25,29 +26,6 @@ from prunescope.taxonomy.errors import PrunescopeError, errors_about
 from prunescope.taxonomy.run import PhaseRun, Run, sha256_of
 
 BARE = "trace"  # the phase of a bare trace
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """Options of `analyze`. `peaks`: TFLOP/s by dtype; `bandwidth`: GB/s; `hta`: run Holistic Trace
-    Analysis too. `model` and `baseline_model` (default: `model`): a preset, config, folder or hub
-    id from which shapes are inferred that a trace did not record, for the workload `batch`
-    (sequences), `prompt_len` and `context` (tokens) in `phase`."""
-
-    sparsity: float | None = None
-    device: str | None = None
-    peaks: dict[str, float] = field(default_factory=dict)
-    bandwidth: float | None = None
-    phase_pattern: str | None = None
-    eager_trace: Path | None = None
-    baseline_eager_trace: Path | None = None
-    hta: bool = False
-    model: str | None = None
-    baseline_model: str | None = None
-    batch: int | None = None
-    prompt_len: int | None = None
-    context: int | None = None
-    phase: str | None = None
 
 
 @dataclass(frozen=True)

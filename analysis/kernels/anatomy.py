@@ -1,4 +1,5 @@
-"""The anatomy of a phase: its kernels frame summed up the ways in which it is drawn and doubted.
+"""The anatomy of a phase: sums of its kernels frame by bound, layer, tile, cause of idle time and
+op.
 
 In: Kernels and the report's GEMM rows. Out: schema.anatomy.Anatomy; times in ns a step.
 """
@@ -9,13 +10,13 @@ import polars as pl
 
 from prunescope.analysis.device.tiles import tile_of
 from prunescope.analysis.kernels.frame import Kernels
+from prunescope.analysis.kernels.idle import PARTS, cause_sums, host_late
 from prunescope.analysis.kernels.role import GEMM_KINDS
-from prunescope.analysis.kernels.waits import PARTS, cause_sums, host_late
 from prunescope.analysis.kernels.what_if import what_if
 from prunescope.analysis.schema.anatomy import Anatomy, HostTime, Idle, LayerTime, RooflinePoint
 from prunescope.analysis.schema.report import GemmRow, clock
 
-_POINTS, _HOST, _BESIDE = 60, 20, 12
+_POINTS, _HOST, _ACTIVITIES = 60, 20, 12
 _JSON = {"blocked": "held"}  # names of the report that differ from those of the frame
 _LAYERS = 1000  # no model has more
 _NO_TILE, _NO_SHAPE, _NO_GRID = "no tile in the name", "no shape", "no grid"
@@ -26,18 +27,20 @@ def anatomy(kernels: Kernels, gemms: list[GemmRow]) -> Anatomy:
     frame, steps = kernels.frame, kernels.num_steps
     shapes, fit = what_if(kernels, gemms)
     dispatch, _ = host_late(frame) if kernels.on_device else (0, 0)
-    # What a graph spares beside dispatch: its kernels follow upon each other, and it holds copies.
-    also = cause_sums(frame)["device"] + int(frame["idle_copy_launch"].sum())
-    knows = _knows_causes(kernels)
+    # A graph also spares the time between kernels launched in time, and of copies that it holds.
+    sums = cause_sums(frame)
+    device = sums["device"] + int(frame["idle_copy_launch"].sum())
+    has_causes = _knows_causes(kernels)
+    gaps = {_JSON.get(cause, cause): ns / steps for cause, ns in sums.items()}
     return Anatomy(
         kind_bounds=_kind_bounds(frame, steps),
         layers=_layers(frame, steps),
         points=_points(frame, steps),
         tiles=_tiles(frame, steps) if kernels.on_device else {},
-        gaps={**_gaps(frame, steps), "tail": kernels.trailing_idle / steps},
-        graph_speedup=_speedup(kernels, kernels.wall - dispatch) if knows else None,
-        kernels_speedup=_speedup(kernels, kernels.wall - dispatch - also)
-        if knows and not kernels.is_replay
+        gaps={**gaps, "tail": kernels.trailing_idle / steps},
+        graph_speedup=_speedup(kernels, kernels.wall - dispatch) if has_causes else None,
+        kernels_speedup=_speedup(kernels, kernels.wall - dispatch - device)
+        if has_causes and not kernels.is_replay
         else None,
         dispatch_ns=dispatch / steps if kernels.on_device else None,
         host=_host(kernels, steps) if kernels.on_device else [],
@@ -59,14 +62,14 @@ def _kind_bounds(frame: pl.DataFrame, steps: int) -> dict[str, dict[str, float]]
 
 
 def _layers(frame: pl.DataFrame, steps: int) -> list[LayerTime]:
-    """Layers in order, what lies outside of all of them last."""
+    """Layers in order; rows outside all layers last."""
     sums = frame.group_by("layer", "role").agg(pl.col("busy").sum(), pl.col("gap").sum())
     out: dict[int | None, LayerTime] = {}
     for layer, role, busy, gap in sums.sort("layer", "role", nulls_last=True).iter_rows():
-        one = out.setdefault(layer, LayerTime(layer=layer, busy_ns=0.0, gap_ns=0.0, roles={}))
-        one.roles[role] = busy / steps
-        one.busy_ns += busy / steps
-        one.gap_ns += gap / steps
+        time = out.setdefault(layer, LayerTime(layer=layer, busy_ns=0.0, gap_ns=0.0, roles={}))
+        time.roles[role] = busy / steps
+        time.busy_ns += busy / steps
+        time.gap_ns += gap / steps
     return list(out.values())[-_LAYERS:]
 
 
@@ -117,22 +120,18 @@ def _tiles(frame: pl.DataFrame, steps: int) -> dict[str, float]:
     return out
 
 
-def _gaps(frame: pl.DataFrame, steps: int) -> dict[str, float]:
-    return {_JSON.get(cause, cause): ns / steps for cause, ns in cause_sums(frame).items()}
-
-
 def _idle(frame: pl.DataFrame, steps: int) -> list[Idle]:
-    """Parts of the idle time with what the host was in; the longest first, small ones unnamed."""
+    """Parts of the idle time by what the host was in, the longest first; short ones without it."""
     sums: dict[tuple[str, str | None], int] = {}
     by = frame.group_by("host_activity").agg(pl.col(f"idle_{name}").sum() for name in PARTS)
-    for place, *parts in by.iter_rows():
+    for activity, *parts in by.iter_rows():
         for (name, cause), ns in zip(PARTS.items(), parts, strict=True):
-            key = (name, place if cause == "host" else None)
+            key = (name, activity if cause == "host" else None)
             sums[key] = sums.get(key, 0) + ns
-    few = sorted((k for k in sums if k[1]), key=lambda k: (-sums[k], k))[_BESIDE:]
-    for key in few:
-        bare = (key[0], None)
-        sums[bare] = sums.get(bare, 0) + sums.pop(key)
+    short = sorted((k for k in sums if k[1]), key=lambda k: (-sums[k], k))[_ACTIVITIES:]
+    for key in short:
+        unnamed = (key[0], None)
+        sums[unnamed] = sums.get(unnamed, 0) + sums.pop(key)
     order = sorted(sums, key=lambda k: (-sums[k], k[0], k[1] or ""))
     return [
         Idle(doing=_JSON.get(k[0], k[0]), beside=k[1], ns=sums[k] / steps) for k in order if sums[k]
@@ -140,21 +139,21 @@ def _idle(frame: pl.DataFrame, steps: int) -> list[Idle]:
 
 
 def _knows_causes(kernels: Kernels) -> bool:
-    """Whether most idle time of a device has a cause, and none by clocks that are apart: else no
-    part of it can be spared by name."""
+    """Whether most idle time of a device has a known cause, by clocks that agree: else no claim is
+    made of what a graph would spare."""
     sums = cause_sums(kernels.frame)
     known = 2 * sums["unknown"] <= sum(sums.values())
     return kernels.on_device and kernels.apart is None and known
 
 
 def _speedup(kernels: Kernels, left: int) -> float | None:
-    """Wall over what is left of it, ns of all steps; None where nothing is."""
+    """Wall over what is `left` of it, ns of all steps; None where nothing is left."""
     return kernels.wall / left if kernels.wall and left > 0 else None
 
 
 def _host(kernels: Kernels, steps: int) -> list[HostTime]:
-    """Where the host's time goes, by op and role: a launch counts once, and what a call blocked is
-    of the op around it. The longest waits, of the device or in such a call, first."""
+    """Host time by op and role. A launch counts once; time in a blocking call belongs to the op
+    around it. The longest waits, of the device or in such a call, come first."""
     launches = pl.col("first_of_launch")
     rows = kernels.frame.filter(pl.col("host_ns").is_not_null() | pl.col("starved") | launches)
     wait = pl.when("starved").then("gap").otherwise(0)
@@ -184,9 +183,9 @@ def _host(kernels: Kernels, steps: int) -> list[HostTime]:
 
 
 def _blocked(kernels: Kernels) -> pl.DataFrame:
-    """Time in calls that copy or wait, ns of all steps, by op and by the role of what that op
-    launched; unknown where it launched nothing."""
+    """Time in calls that copy or wait, ns of all steps, by op and by the role of what the op
+    launched (unknown where it launched nothing)."""
     roles = kernels.frame.unique("instance", keep="first", maintain_order=True)
-    told = kernels.blocked.join(roles.select("instance", "role"), on="instance", how="left")
-    told = told.with_columns(pl.col("role").fill_null("unknown"))
-    return told.group_by("op", "role").agg(pl.col("ns").sum().alias("blocked"))
+    blocked = kernels.blocked.join(roles.select("instance", "role"), on="instance", how="left")
+    blocked = blocked.with_columns(pl.col("role").fill_null("unknown"))
+    return blocked.group_by("op", "role").agg(pl.col("ns").sum().alias("blocked"))

@@ -13,21 +13,20 @@ from dataclasses import dataclass, field
 import numpy as np
 import polars as pl
 
-from prunescope.analysis.kernels.bound import Peaks, add_bound
-from prunescope.analysis.kernels.capture import Stops, stops_within
-from prunescope.analysis.kernels.host_calls import add_first, blocked_by_op
+from prunescope.analysis.kernels.host_calls import Stops, add_first, blocked_by_op, stops_within
+from prunescope.analysis.kernels.idle import add_waits
+from prunescope.analysis.kernels.peaks import Peaks
 from prunescope.analysis.kernels.replay import LEAST, Replay, read_eager
 from prunescope.analysis.kernels.role import GEMM_KINDS, POINTWISE, find_roles
-from prunescope.analysis.kernels.share import add_work
-from prunescope.analysis.kernels.waits import add_waits
-from prunescope.analysis.kernels.waves import add_waves
+from prunescope.analysis.kernels.roofline import add_bound, add_waves
+from prunescope.analysis.kernels.work_split import add_work
 from prunescope.analysis.ops.kind import kind_of, op_kind
 from prunescope.analysis.ops.work import OpCall, Work, work_of
-from prunescope.analysis.shapes.values import AutoModel, Filled, ModelConfig
+from prunescope.analysis.shapes.workload import AutoModel, Filled, ModelConfig
 from prunescope.analysis.timeline.clocks import Apart, clocks_apart
 from prunescope.analysis.timeline.correlate import unlinked
 from prunescope.analysis.timeline.link import Linked, link, taken
-from prunescope.analysis.timeline.observer import Recorded, recorded
+from prunescope.analysis.timeline.overhead import Recorded, recorded
 from prunescope.analysis.timeline.passes import Passes, find_passes
 from prunescope.analysis.timeline.phase_steps import only_phase, only_picked
 from prunescope.analysis.timeline.scopes import find_scopes, modules_that_ran
@@ -57,7 +56,7 @@ class Kernels:
     on_device: bool
     roles_from: str
     mapping_rate: float | None = None
-    replay_note: str | None = None  # what became of graph replays, where an eager trace was given
+    replay_note: str | None = None  # how graph replays were mapped to the eager trace, if given
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     compiled: bool = False  # whether torch.compile made a part of what ran
@@ -65,12 +64,12 @@ class Kernels:
     known: dict[int, tuple[int, int]] = field(default_factory=dict)  # N, K of calls without M
     stacks: int = 0  # calls of Python functions that were recorded; 0: too few to matter
     stops: Stops = Stops()  # calls of a step that no CUDA graph holds
-    tokens: float | None = None  # a step, where a model's config and workload tell
+    tokens: float | None = None  # a step, where a model's config and workload say so
     # (layer, role) of the modules whose calls were recorded; empty where our hooks recorded none
     modules: frozenset[tuple[int, str]] = frozenset()
     sdpa_math: float = 0.0  # calls a step of scaled_dot_product_attention that ran as products
-    apart: Apart | None = None  # the clocks of host and device, where they are seen to differ
-    # weight of what was recorded behind the last row of each step (timeline/observer.py)
+    apart: Apart | None = None  # how far the clocks of host and device differ, if they do
+    # weight of what was recorded behind the last row of each step (timeline/overhead.py)
     recorded_after: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     blocked: pl.DataFrame = field(default_factory=pl.DataFrame)  # kernels/host_calls.py
 
@@ -129,10 +128,10 @@ def build(
     phase: str | None = None,
     model: ModelConfig | AutoModel | None = None,
 ) -> Kernels:
-    """All passes of one phase: link, replay, kind, role, shapes, work, class, waves, bound, waits.
+    """All passes of one phase: link, replay, kind, role, shapes, work, class, waves, bound, idle.
 
     `eager`: a trace of the same step without a graph, for the ops of graph replays. `phase`: keep
-    the steps that a serving engine's annotations say are of this phase. `model`: tells shapes that
+    the steps that a serving engine's annotations say are of this phase. `model`: gives shapes that
     the trace did not record.
     """
     linked = link(trace, windows)
@@ -154,16 +153,16 @@ def build(
     frame, source = _add_role(frame, trace, linked, calls)
     if replay is not None:
         frame, source = replay.add_roles(frame)
-    told = Filled(frame, source)
+    filled = Filled(frame, source)
     if model is not None:
         from prunescope.analysis.shapes.fill import fill
         from prunescope.analysis.shapes.trial import Traced
 
         device = peaks.device if peaks is not None else None
-        told = fill(Traced(frame, trace, linked, windows, works, source), model, device)
-    with_shapes, calls, works = len(works), calls + told.calls, works + told.works
+        filled = fill(Traced(frame, trace, linked, windows, works, source), model, device)
+    with_shapes, calls, works = len(works), calls + filled.calls, works + filled.works
     copied = taken(trace.device["bytes"], linked.event)
-    frame = add_work(told.frame, linked, calls, works, copied=copied)
+    frame = add_work(filled.frame, linked, calls, works, copied=copied)
     frame = _add_shapes(frame, with_shapes, None if replay is None else replay.at >= 0)
     frame = add_bound(add_waves(_add_class(frame), trace, works, peaks), peaks)
     frame = add_first(add_waits(frame, trace, linked), trace, linked)
@@ -175,22 +174,22 @@ def build(
         works,
         calls,
         trace.on_device,
-        told.source,
+        filled.source,
         mapping_rate=None if replay is None else replay.rate,
         replay_note=None if replay is None else replay.note(),
-        notes=[*unlinked(trace, linked.event, linked.op), *told.notes],
+        notes=[*unlinked(trace, linked.event, linked.op), *filled.notes],
         warnings=[
             *([] if apart is None else [f"{trace.source.name}: {apart.warning}"]),
             *_devices(trace, linked),
             *([] if replay is None else replay.warnings()),
-            *told.warnings,
+            *filled.warnings,
         ],
         compiled=any(name.startswith(_COMPILED) for name in trace.names),
         decoder_modules=any(_DECODER.match(name) for name in trace.names),
-        known=told.known,
+        known=filled.known,
         stacks=trace.stacks if trace.stacks > len(trace.launches["ts"]) else 0,
         stops=stops_within(trace, windows, linked),
-        tokens=told.tokens,
+        tokens=filled.tokens,
         modules=modules_that_ran(trace),
         sdpa_math=_calls_a_step(trace, windows, _SDPA_MATH),
         apart=apart,
@@ -200,8 +199,8 @@ def build(
 
 
 def _calls_a_step(trace: Trace, windows: Windows, name: str) -> float:
-    """Of an op, by the begin of its name."""
-    ids = [i for i, one in enumerate(trace.names) if one.startswith(name)]
+    """How often a step calls an op, by the begin of its name."""
+    ids = [i for i, found in enumerate(trace.names) if found.startswith(name)]
     began = trace.ops["ts"][np.isin(trace.ops["name"], ids)]
     return int((windows.step_of(began) >= 0).sum()) / max(1, len(windows))
 
@@ -253,17 +252,11 @@ def _rows(trace: Trace, linked: Linked, observer: Recorded) -> pl.DataFrame:
     frame = frame.with_columns(
         pl.when(pl.col(c) >= 0).then(pl.col(c)).otherwise(absent).alias(c) for c in ids
     )
-    return frame.with_columns(
-        name=_gather(names, frame["name_id"]), op=_gather(names, frame["op_id"])
-    )
-
-
-def _gather(values: pl.Series, index: pl.Series) -> pl.Series:
-    return values.gather(index)
+    return frame.with_columns(name=names.gather(frame["name_id"]), op=names.gather(frame["op_id"]))
 
 
 def _add_kind(frame: pl.DataFrame, calls: list[OpCall]) -> pl.DataFrame:
-    """Column `kind`, told once for every distinct (kernel, op call)."""
+    """Column `kind`, computed once for every distinct (kernel, op call)."""
     distinct = frame.select("category", "name_id", "call", "name", "op").unique()
     fixed = {1: "memcpy", 2: "memset"}
     kinds = [
@@ -290,7 +283,7 @@ def _add_kind(frame: pl.DataFrame, calls: list[OpCall]) -> pl.DataFrame:
 def _add_role(
     frame: pl.DataFrame, trace: Trace, linked: Linked, calls: list[OpCall]
 ) -> tuple[pl.DataFrame, str]:
-    """Columns `layer` and `role`; rows without a launch of their own have neither."""
+    """Columns `layer` and `role`; replayed rows have neither."""
     host = np.argsort(linked.launched, kind="stable")
     passes = find_passes(trace, linked.thread[host], linked.launched[host])
     forward = host if passes is None else host[~passes.backward & ~passes.optimizer]
@@ -311,7 +304,7 @@ def _add_role(
     if len(scopes.place) and scopes.source != "none":
         lost = lost | (linked.thread < 0)
     layer[lost] = NONE
-    # Of a kernel without an op its kind alone tells a role.
+    # Without an op only the kind of a kernel tells its role.
     role[lost] = [
         "attention" if kinds[i] == "attention" else "unknown" for i in np.flatnonzero(lost)
     ]
@@ -324,20 +317,20 @@ def _add_role(
 
 
 def _add_passes(layer: np.ndarray, role: np.ndarray, host: np.ndarray, passes: Passes) -> None:
-    """Fill in the roles of gradients, and of the optimizer; `host`: the rows that passes are of."""
+    """Fill in the roles of gradients and of the optimizer; `host`: the rows of `passes`."""
     role[host[passes.optimizer]] = "optimizer"
     source = passes.source()
     known = np.flatnonzero(source >= 0)
     of = source[known]
     layers, roles = layer[host], role[host]
     layer[host[known]] = np.where(passes.alike(layers.tolist())[of], layers[of], NONE)
-    told = np.where(passes.alike(roles.tolist())[of], roles[of], "unknown")
-    role[host[known]] = [f"{name}{BACKWARD}" for name in told]
+    forward = np.where(passes.alike(roles.tolist())[of], roles[of], "unknown")
+    role[host[known]] = [f"{name}{BACKWARD}" for name in forward]
 
 
 def _add_shapes(frame: pl.DataFrame, first: int, mapped: np.ndarray | None) -> pl.DataFrame:
-    """Column `shapes`: where those of a GEMM or an attention come from; null where it has none.
-    Calls from `first` on are of a model's config."""
+    """Column `shapes`: the source of the shapes of a GEMM or an attention; null where it has none.
+    Calls from `first` on are those of a model's config."""
     eager = pl.lit(value=False) if mapped is None else pl.Series(mapped)
     source = (
         pl.when(pl.col("call") >= first)
@@ -361,7 +354,7 @@ def _add_class(frame: pl.DataFrame) -> pl.DataFrame:
     wrapper = pl.col("op").is_in(others).fill_null(value=False) & pl.col("modelled").not_()
     kind, role = pl.col("kind"), pl.col("role")
     in_attention = (role == "attention") & kind.is_in([*GEMM_KINDS, "softmax"])
-    own = (
+    kind_class = (
         pl.when((kind == "attention") | in_attention)
         .then(pl.lit(ATTENTION))
         .when(kind.is_in(GEMM_KINDS))
@@ -370,7 +363,7 @@ def _add_class(frame: pl.DataFrame) -> pl.DataFrame:
         .then(pl.lit(POINT))
         .otherwise(kind)
     )
-    frame = frame.with_columns(_class=own)
+    frame = frame.with_columns(_class=kind_class)
     of_op = pl.col("_class").filter(pl.col("primary")).first().over("step", "instance")
     auxiliary = of_op.is_in([MATMUL, ATTENTION]) & pl.col("carries_work").not_() & wrapper.not_()
     return frame.with_columns(

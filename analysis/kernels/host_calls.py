@@ -1,33 +1,122 @@
-"""Launch calls of the host, and the ops inside which a launching thread copied or waited.
+"""Runtime calls of the host: launches, copies that block, and calls that wait for the device.
 
-In: a trace on a device and its links. Out: the column `first_of_launch`, and the blocked time (ns)
-by op.
+In: a trace on a device, its linked rows and the windows of its steps. Out: host time between
+launches and time in blocking calls (ns) by row and by op; the column `first_of_launch`; `Stops`,
+the calls of a step that no CUDA graph can hold.
 """
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
+
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
-from prunescope.analysis.kernels.waits import (
-    Spans,
-    blocking_calls,
-    first_of,
-    is_op,
-    launches_in_turn,
-)
 from prunescope.analysis.timeline.correlate import launch_of, taken
+from prunescope.analysis.timeline.intervals import Spans, innermost
 from prunescope.analysis.timeline.link import Linked
-from prunescope.analysis.timeline.nesting import innermost
+from prunescope.analysis.timeline.steps import Windows
 from prunescope.analysis.trace.events import Trace
 from prunescope.analysis.trace.load import NONE, Ints
+
+Mask = NDArray[np.bool_]
+
+
+COPY = re.compile(r"[Mm]emcpy")
+
+
+_PAGEABLE = re.compile(r"Memcpy.*Pageable")
+
+
+_RETURNS = re.compile(r"Async", re.IGNORECASE)  # a copy call that may return before the copy
+
+
+SYNC = re.compile(
+    r"(?:Device|Stream|Event|Ctx|Context)Synchronize|synchronizeStream"
+    r"|^ze\w+Synchronize|^ur(?:QueueFinish|EventWait)$"  # Level Zero and SYCL, on XPUs
+)
+
+
+def first_of(launch: Ints) -> Mask:
+    """Rows that are the first of their launch: a graph replay is one launch of many."""
+    first = np.zeros(len(launch), bool)
+    first[np.unique(launch, return_index=True)[1]] = True
+    return first
+
+
+def named(trace: Trace, names: Ints, pattern: re.Pattern[str]) -> Mask:
+    """Which of the names (ids) match the pattern."""
+    found = np.zeros(len(trace.names), bool)
+    for i in np.flatnonzero(np.bincount(names)).tolist():
+        found[i] = pattern.search(trace.names[i]) is not None
+    return found[names]
+
+
+def runtime_calls(trace: Trace) -> dict[str, Ints]:
+    """All runtime calls: begin, duration, name, thread."""
+    return {n: np.concatenate((trace.launches[n], c)) for n, c in trace.other_calls.items()}
+
+
+def blocking_calls(trace: Trace) -> dict[str, Ints]:
+    """Runtime calls that copy, or wait for the device."""
+    calls = runtime_calls(trace)
+    rows = named(trace, calls["name"], COPY) | named(trace, calls["name"], SYNC)
+    return {name: column[rows] for name, column in calls.items()}
+
+
+def blocking_copies(trace: Trace, calls: dict[str, Ints]) -> Mask:
+    """Which of all runtime `calls` are copies that no CUDA graph can hold: of pageable memory, or
+    by a call that returns only after the copy."""
+    copy, returns = (named(trace, calls["name"], pattern) for pattern in (COPY, _RETURNS))
+    events = np.flatnonzero(named(trace, trace.device["name"], _PAGEABLE))
+    of_copy = launch_of(trace, events)
+    pageable = np.zeros(len(copy), bool)  # launches come first among the calls
+    pageable[of_copy[of_copy >= 0]] = True
+    return np.asarray(pageable | copy & ~returns)
+
+
+def is_op(trace: Trace) -> Mask:
+    """Which names are those of ops: profilers before PyTorch 1.12 wrote annotations among them."""
+    return np.array(["#" not in name or "::" in name for name in trace.names], bool)
+
+
+def host_time(linked: Linked, launched: Mask, calls: dict[str, Ints]) -> tuple[Ints, Ints]:
+    """Host time (ns) from the previous launch in the same step, by any thread, to each row's own
+    launch; and apart from it the time in which a thread of the two launches was in one of `calls`,
+    which copy or wait: that is no work of the op. NONE for a row without a launch and for the first
+    of a step."""
+    out, blocked = (np.full(len(linked.start), NONE) for _ in range(2))
+    before, after = launches_in_turn(linked, launched)
+    threads = np.stack((linked.thread[before], linked.thread[after]), axis=1)
+    for pair in np.unique(threads, axis=0):
+        rows = (threads == pair).all(axis=1)
+        own = np.isin(calls["thread"], pair)
+        begin = calls["ts"][own]
+        spans = Spans.of(begin, begin + calls["dur"][own])
+        since, until = linked.launched[before[rows]], linked.launched[after[rows]]
+        blocked[after[rows]] = spans.spent(until) - spans.spent(since)
+        out[after[rows]] = until - since - blocked[after[rows]]
+    return out, blocked
+
+
+def launches_in_turn(linked: Linked, launched: Mask) -> tuple[Ints, Ints]:
+    """Pairs of rows whose launches follow one another in one step, by any thread; `launched`: the
+    rows with a known launch."""
+    order = np.lexsort((linked.launched, linked.step))
+    order = order[launched[order]]
+    before, after = order[:-1], order[1:]
+    same = linked.step[after] == linked.step[before]
+    return before[same], after[same]
+
 
 _BLOCKED = {"instance": pl.Int64, "op": pl.String, "ns": pl.Int64}
 
 
 def add_first(frame: pl.DataFrame, trace: Trace, linked: Linked) -> pl.DataFrame:
-    """Column `first_of_launch`: whether a row is the first of its launch, for a graph replay is one
-    launch of many; null where no launch is known."""
+    """Column `first_of_launch`: whether a row is the first of its launch (a graph replay is one
+    launch of many rows); null where no launch is known."""
     launch = launch_of(trace, linked.event) if trace.on_device else np.full(len(frame), NONE)
     known = pl.Series(launch >= 0)
     return frame.with_columns(first_of_launch=pl.when(known).then(pl.Series(first_of(launch))))
@@ -35,8 +124,8 @@ def add_first(frame: pl.DataFrame, trace: Trace, linked: Linked) -> pl.DataFrame
 
 def blocked_by_op(trace: Trace, linked: Linked) -> pl.DataFrame:
     """The time of the column `host_blocked_ns`, ns of all steps, by the innermost op around each
-    call that copies or waits: `instance` is its row in the trace, -1 for a call outside of any op,
-    which stands for itself."""
+    call that copies or waits: `instance` is its row in the trace; -1 for a call outside any op,
+    which is listed by its own name."""
     calls = blocking_calls(trace)
     if not trace.on_device or not len(calls["ts"]):
         return pl.DataFrame(schema=_BLOCKED)
@@ -54,11 +143,11 @@ def blocked_by_op(trace: Trace, linked: Linked) -> pl.DataFrame:
     found = np.flatnonzero(spent)
     around = _op_around(trace, calls["thread"][found], calls["ts"][found])
     names = np.where(around >= 0, taken(trace.ops["name"], around), calls["name"][found])
-    told = pl.DataFrame(
+    found_ns = pl.DataFrame(
         {"instance": around, "op": [trace.names[i] for i in names], "ns": spent[found]},
         schema=_BLOCKED,
     )
-    return told.group_by("instance", "op", maintain_order=True).agg(pl.col("ns").sum())
+    return found_ns.group_by("instance", "op", maintain_order=True).agg(pl.col("ns").sum())
 
 
 def _overlaps(spans: Spans, since: Ints, until: Ints) -> tuple[Ints, Ints]:
@@ -77,3 +166,58 @@ def _op_around(trace: Trace, thread: Ints, ts: Ints) -> Ints:
     spans = {name: trace.ops[name][ops] for name in ("ts", "dur", "thread")}
     found = innermost({**spans, "order": trace.ops["external"][ops]}, thread, ts)
     return taken(ops, found)
+
+
+_SHOWN = 60  # characters of a call's name
+_FETCH = re.compile(r"DtoH|DeviceToHost|^Memcpy D2[HM]")
+
+
+@dataclass(frozen=True)
+class Stops:
+    """Calls that stop a step from becoming a CUDA graph, medians over steps. Only calls before the
+    last launch count that is no copy to the host: what follows may fetch the result of a graph."""
+
+    waits: float = 0.0
+    copies: float = 0.0
+    by: str = ""  # names of the calls that wait, the most frequent first
+
+    def __bool__(self) -> bool:
+        """Whether more calls of a kind stop the step than the one that fetches a result."""
+        return max(self.waits, self.copies) > 1
+
+    def __str__(self) -> str:
+        """`10 waits (cudaStreamSynchronize) and 1 copy`."""
+        by = f" ({self.by})" if self.by else ""
+        kinds = ((self.waits, "wait", "waits", by), (self.copies, "copy", "copies", ""))
+        return " and ".join(
+            f"{n:g} {one if n == 1 else more}{which}" for n, one, more, which in kinds if n
+        )
+
+
+def stops_within(trace: Trace, windows: Windows, linked: Linked) -> Stops:
+    """The calls of threads that launch kernels; a copy blocks where its memory is pageable or its
+    call does not return at once."""
+    if not (trace.on_device and len(windows)):
+        return Stops()
+    name = taken(trace.device["name"], linked.event, absent=0)
+    work = ~named(trace, name, _FETCH)
+    last = np.full(len(windows), np.iinfo(np.int64).min)
+    np.maximum.at(last, linked.step[work], linked.launched[work])
+    threads = np.unique(linked.thread[work])
+    calls = runtime_calls(trace)
+    sync = named(trace, calls["name"], SYNC)
+    step = windows.step_of(calls["ts"])
+    step = np.where(np.isin(calls["thread"], threads), step, NONE)
+    step = np.where((step >= 0) & (calls["ts"] < last[np.maximum(step, 0)]), step, NONE)
+    waited = calls["name"][sync & (step >= 0)]
+    often = np.bincount(waited)
+    order = [int(i) for i in np.argsort(-often, kind="stable") if often[i]]
+    return Stops(
+        by=", ".join(trace.names[i][:_SHOWN] for i in order),
+        waits=_median(step[sync], len(windows)),
+        copies=_median(step[blocking_copies(trace, calls)], len(windows)),
+    )
+
+
+def _median(step: Ints, steps: int) -> float:
+    return float(np.median(np.bincount(step[step >= 0], minlength=steps)))

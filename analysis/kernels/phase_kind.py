@@ -1,8 +1,9 @@
-"""Prefill or decode: which phase a trace of the user's own is, with what says so.
+"""Prefill or decode: which phase a bare trace is of, why, and how a mixed step divides.
 
 In: the kernels of a bare trace. Out: {"kind", "evidence"}, and "doubt" where there is one; kind is
 prefill (many query tokens at once), decode (one a sequence), mixed, training, forward (of a model
-that nothing says decodes tokens) or unknown.
+that nothing says decodes tokens) or unknown. Mixed steps of a serving engine are split by the
+tokens that their annotation counts: linears by tokens, attention by the names of its kernels.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from collections.abc import Iterable
 import numpy as np
 import polars as pl
 
-from prunescope.analysis.kernels.frame import Kernels
-from prunescope.analysis.kernels.mixed import split_of
+from prunescope.analysis.kernels.frame import ATTENTION, MATMUL, Kernels
 from prunescope.analysis.kernels.role import GEMM_KINDS
-from prunescope.analysis.schema.sides import PhaseKind
-from prunescope.analysis.timeline.engines import engine_step
+from prunescope.analysis.schema.sides import OfTokens, PhaseKind, TokenSplit
+from prunescope.analysis.shapes.workload import annotated
+from prunescope.analysis.timeline.engines import attention_phase, engine_step
 
 _MANY, _FEW = 1024, 32  # rows of a linear: more are no batch of a decode, fewer no prompts
 _BACKWARD = re.compile(
@@ -41,7 +42,7 @@ _SHOWN = 80
 
 
 def phase_kind(kernels: Kernels) -> PhaseKind:
-    """The phase of a bare trace: as a serving engine annotates it, else as its shapes say."""
+    """The phase of a bare trace: by a serving engine's annotations, else by its shapes."""
     if found := _annotated(kernels):
         kind, evidence, doubt = found
     elif trained := _trained(kernels):
@@ -60,7 +61,7 @@ def phase_kind(kernels: Kernels) -> PhaseKind:
 
 
 def _annotated(kernels: Kernels) -> tuple[str, str, str | None] | None:
-    """All steps are annotated, as one phase or several."""
+    """The phase, evidence and doubt where all steps are annotated, as one phase or several."""
     names = kernels.windows.names
     seen = Counter(engine_step(name) for name in names)
     if None in seen or "unknown" in seen or not seen:
@@ -90,7 +91,7 @@ _NO_DECODER = (
 
 
 def _decodes_tokens(kernels: Kernels) -> bool:
-    """Whether anything says that the model decodes tokens; not known (True) without host ops."""
+    """Whether anything shows that the model decodes tokens; True where that is unknown (no ops)."""
     if not kernels.calls:
         return True
     if any(work is not None and work.causal for work in kernels.works):
@@ -139,8 +140,7 @@ def _prompts_and_tokens(kernels: Kernels) -> bool:
 
 
 def rows_of_linears(kernels: Kernels) -> int | None:
-    """The largest M of the linears, for an expert sees a part of the tokens; None where no shape
-    tells."""
+    """The largest M of the linears (an expert sees a part of the tokens); None without shapes."""
     return max((m for m, _ in _rows(_linears(kernels))), default=None)
 
 
@@ -165,7 +165,8 @@ def trained_tokens(kernels: Kernels) -> int | None:
 
 
 def _of(kernels: Kernels, which: pl.Expr) -> pl.DataFrame:
-    """The GEMMs and attentions with a work model that are meant, with the M of the first (`m`)."""
+    """The primary kernels of GEMMs and attentions that `which` selects, with the M of their first
+    GEMM (`m`)."""
     table = pl.DataFrame(
         [
             (call, work.gemms[0].m, work.gemms[0].batch)
@@ -175,12 +176,12 @@ def _of(kernels: Kernels, which: pl.Expr) -> pl.DataFrame:
         schema={"call": pl.Int64, "m": pl.Int64, "batch": pl.Int64},
         orient="row",
     )
-    main = pl.col("primary") & pl.col("kind").is_in([*GEMM_KINDS, "attention"])
+    products = pl.col("primary") & pl.col("kind").is_in([*GEMM_KINDS, "attention"])
     frame = kernels.frame.select(
         *("primary", "kind", "class", "role", "call", "busy", "start"),
         replayed=pl.Series(kernels.linked.replayed),
     )
-    return frame.filter(main & which).join(table, on="call", how="left", maintain_order="left")
+    return frame.filter(products & which).join(table, on="call", how="left", maintain_order="left")
 
 
 def _linears(kernels: Kernels) -> pl.DataFrame:
@@ -200,8 +201,8 @@ def _usual(rows: Iterable[tuple[int, int]]) -> int | None:
 
 
 def _several(kernels: Kernels) -> str | None:
-    """Linears of very different M, one after the other: a mean over several phases. Those of graph
-    replays have no M, which is one of its own."""
+    """A message where linears of very different M follow one another: a mean over several phases.
+    Those of graph replays have no M, which counts as one."""
     linears = _linears(kernels).sort("start").with_columns(pl.col("m").fill_null(0))
     sums = linears.group_by("m").agg(pl.len().alias("count"), pl.col("busy").sum())
     if not len(sums):
@@ -227,4 +228,67 @@ def _several(kernels: Kernels) -> str | None:
     return (
         f"M of the linears is {first} in {often:,} GEMMs and {rest}, one after the other: more "
         f"than one phase, or parts of a model that differ; {change}"
+    )
+
+
+def split_of(kernels: Kernels) -> TokenSplit | None:
+    """None where a step is not mixed, or its annotation does not count the tokens of both."""
+    names = kernels.windows.names
+    if any(engine_step(name) != "mixed" for name in names):
+        return None
+    tokens = [annotated(name, replayed=False) for name in names]
+    prompts = [t.prompt for t in tokens if t.prompt is not None and t.rows is not None]
+    rows = [t.rows for t in tokens if t.prompt is not None and t.rows is not None]
+    if not names or len(prompts) < len(names):
+        return None
+    of_prompts = [prompt / every for prompt, every in zip(prompts, rows, strict=True)]
+    times = _linear_ns(kernels)
+    linear = sum(times.get(step, 0) * share for step, share in enumerate(of_prompts))
+    steps, single = len(names), sum(rows) - sum(prompts)
+    split = TokenSplit(
+        tokens=OfTokens(prompts=sum(prompts) / steps, single=single / steps),
+        linear_ns=OfTokens(prompts=linear / steps, single=(sum(times.values()) - linear) / steps),
+    )
+    took = _attention_ns(kernels)
+    if took is not None:
+        split["attention_ns"] = OfTokens(
+            prompts=took["prefill"] / steps, single=took["decode"] / steps
+        )
+    return split
+
+
+def _linear_ns(kernels: Kernels) -> dict[int, int]:
+    """Busy time of the GEMMs of each step; the head of the model runs a row a sequence."""
+    rows = kernels.frame.filter((pl.col("class") == MATMUL) & (pl.col("role") != "lm_head"))
+    return dict(rows.group_by("step").agg(pl.col("busy").sum()).iter_rows())
+
+
+def _attention_ns(kernels: Kernels) -> dict[str, int] | None:
+    """Busy time of attention by the phase that its kernels are made for; None where one of them may
+    serve both."""
+    took = {"prefill": 0, "decode": 0}
+    rows = kernels.frame.filter(pl.col("class") == ATTENTION).group_by("name")
+    for name, ns in rows.agg(pl.col("busy").sum()).iter_rows():
+        phase = attention_phase(name or "")
+        if phase is None:
+            return None
+        took[phase] += ns
+    return took if all(took.values()) else None
+
+
+def format_split(split: TokenSplit) -> str:
+    """A sentence with the times of both parts in µs."""
+    tokens, linear = split["tokens"], split["linear_ns"]
+    each = tokens["prompts"] + tokens["single"]
+    linears = (
+        f"{tokens['prompts']:,.0f} of {each:,.0f} tokens of a mixed step are of prompts: by tokens "
+        f"linears take {linear['prompts'] / 1e3:,.0f} µs for them and "
+        f"{linear['single'] / 1e3:,.0f} µs for single tokens"
+    )
+    if "attention_ns" not in split:
+        return f"{linears}; attention is not split, its kernels serve both"
+    took = split["attention_ns"]
+    return (
+        f"{linears}; attention, by its kernels, {took['prompts'] / 1e3:,.0f} µs and "
+        f"{took['single'] / 1e3:,.0f} µs"
     )

@@ -166,8 +166,8 @@ def map_replay(
 
     def found_in(order: Order, rows: Ints) -> list[Found]:
         order.next = 0
-        at_once = not order.launches.named and len(rows) == len(order.launches.names)
-        launches = [rows] if at_once else _launches(rows, graph[rows])
+        as_one = not order.launches.named and len(rows) == len(order.launches.names)
+        launches = [rows] if as_one else _launches(rows, graph[rows])
         return [
             order.find(
                 [
@@ -206,8 +206,7 @@ def batch_around(trace: Trace, ts: int) -> int | None:
 
 
 def replayed_begin(linked: Linked, frame: pl.DataFrame) -> str:
-    """How many kernels, and how many other events, replays launched a step: the begin of a
-    sentence."""
+    """The begin of a message: how many kernels and other events replays launched a step."""
     is_kernel = (frame["category"] == DEVICE_CATEGORIES["kernel"]).fill_null(value=False)
     kernels = int((is_kernel.to_numpy() & linked.replayed).sum()) / len(linked.wall)
     others = int(linked.replayed.sum()) / len(linked.wall) - kernels
@@ -262,7 +261,7 @@ class Replay:
 
     @property
     def basis(self) -> str:
-        """What replayed kernels and eager launches were compared by."""
+        """By what replayed kernels and eager launches were compared."""
         if not self.eager.launches.named:
             return "the count of launches alone, for it has neither names nor grids of kernels"
         sizes = self.eager.launches.sizes
@@ -274,7 +273,7 @@ class Replay:
         return f"launch order, kernel name and the grid of {of_gemms}"
 
     def note(self) -> str:
-        """What became of the replayed kernels."""
+        """How the replayed kernels were mapped."""
         begin = self.begin
         if self.rate is None:
             return f"{begin}none of them takes any time"
@@ -291,30 +290,30 @@ class Replay:
         )
 
     def warnings(self) -> list[str]:
-        """What is to be said of an eager pass that does not tell all of the replay for sure."""
+        """Messages on an eager pass that leaves some of the replay unknown or in doubt."""
         name, rate = self.eager.trace.source.name, self.rate
-        said = [*self._rivals(name)]
-        if rate is None or (said and rate + self.unsure >= LEAST):
-            return said
+        messages = [*self._rivals(name)]
+        if rate is None or (messages and rate + self.unsure >= LEAST):
+            return messages
         if rate < LEAST:
             return [
-                *said,
+                *messages,
                 f"{name} seems to be of another step: only {percent(rate, 1)} of the time of "
                 f"replayed kernels is found in it, by {self.basis}: no shapes and roles are taken "
                 "from it",
             ]
         if not self.eager.launches.named:
-            said.append(
+            messages.append(
                 f"{name} has neither names nor grids of kernels: its {len(self.eager.launches.at)} "
                 "launches are taken for those of the replay because they are as many; whether they "
                 "are of the same step and batch is not known"
             )
         if rate < _SURE:
-            said.append(
+            messages.append(
                 f"{name} may be of another step: {percent(rate, 1)} of the time of replayed "
                 "kernels is found in it, the rest has no shapes and roles"
             )
-        return [*said, *self._other_batch(name)]
+        return [*messages, *self._other_batch(name)]
 
     def _rivals(self, name: str) -> list[str]:
         rows = sorted({m for part in self.found for m in part.rivals})
@@ -331,7 +330,7 @@ class Replay:
         ]
 
     def _other_batch(self, name: str) -> list[str]:
-        """Says so where M of what was found is not the batch that the step is annotated with."""
+        """A message where M of what was found differs from the batch in the step's annotation."""
         sizes = self.eager.launches.sizes
         for part in self.found:
             at = [i for i in self.at[part.rows] if i >= 0]

@@ -14,13 +14,13 @@ import numpy as np
 from prunescope.analysis.kernels.role_shapes import (
     Size,
     added_back,
-    beside_linears,
     gated,
     heads_only,
     is_fused_qkv,
     is_sum,
     is_through_rank,
     last_vocabulary,
+    mark_adapters,
     no_heads_of_activations,
     sizes_of,
     vocabularies,
@@ -99,22 +99,22 @@ def find_roles(
             if place.scope == "attention" and _is_attention(kind, calls[i]):
                 attended.add(scope_call)
         if place.scope == "attention":
-            seen = _beside_attention(found, kind, calls[i], sizes[i], behind, int(layer[i]))
-            # The name of a module says more than how many linears stand beside it.
+            by_order = _projection_role(found, kind, calls[i], sizes[i], behind, int(layer[i]))
+            # The name of a module says more than the number of its linears.
             by_name = scopes.source == "modules" and place.role != "unknown"
-            found = found if by_name else seen
+            found = found if by_name else by_order
         role.append(found)
     _only_rotations(role, guessed, kinds, calls, scope_calls)
     no_heads_of_activations(role, kinds, calls, scope_calls, layer)
     heads_only(role, sizes, named, vocabulary)
-    beside_linears(role, layer, sizes)
+    mark_adapters(role, layer, sizes)
     gated(role, layer, sizes)
     added_back(role, layer, calls)
     with_weights(role, layer, calls, sizes)
     return Roles(layer, role, scopes.source)
 
 
-def _beside_attention(
+def _projection_role(
     found: str,
     kind: str,
     call: OpCall | None,
@@ -122,8 +122,8 @@ def _beside_attention(
     behind: dict[int, bool],
     layer: int,
 ) -> str:
-    """A product by a weight in an attention module that is alone there, or without a module of its
-    own: a fused QKV before attention, `o` behind it."""
+    """The role of a product by a weight that an attention module runs itself: a fused QKV before
+    attention, `o` after it."""
     if _is_attention(kind, call):
         behind[layer] = True
         return found
@@ -132,7 +132,7 @@ def _beside_attention(
     if behind.get(layer):
         behind[layer] = False
         return "o" if found == "unknown" else found
-    # Where attention runs outside of any op that was seen, the module's word stays.
+    # Where attention runs outside of any recorded op, the module's role stays.
     return "qkv" if is_fused_qkv(size) else found
 
 
@@ -186,8 +186,8 @@ def _only_rotations(
     calls: list[OpCall | None],
     scope_calls: list[int],
 ) -> None:
-    """`attention` for what was guessed to be rope where nothing in its module's call rotates, and
-    for queries scaled by a number beside a rotation."""
+    """`attention` for rows guessed to be rope where nothing in their module's call rotates, and for
+    queries scaled by a number next to a rotation."""
     rotating = {scope_calls[i] for i in guessed if kinds[i] == "rope" or _may_rotate(calls[i])}
     for i in guessed:
         if role[i] == "rope" and (scope_calls[i] not in rotating or _is_scaling(calls[i])):
@@ -195,8 +195,7 @@ def _only_rotations(
 
 
 def _may_rotate(call: OpCall | None) -> bool:
-    """Whether a call can be part of a rotation x·cos + rotate_half(x)·sin, or is of an op of which
-    that is not known."""
+    """Whether a call can be part of a rotation x·cos + rotate_half(x)·sin; True for unknown ops."""
     if call is None or not call.name.startswith("aten::"):
         return True
     if call.name in _PRODUCTS:
@@ -246,40 +245,41 @@ def _by_order(
 
     Between two attentions of a pass stand o, the MLP's GEMMs and the projections of the next layer;
     layers are numbered anew in every pass. A sequence whose segments differ in length (an encoder
-    beside a decoder) is left unknown.
+    next to a decoder) is left unknown.
     """
     layer = np.full(len(kinds), NONE)
     role = [k if k in ("attention", "embedding", "sampling") else "unknown" for k in kinds]
     found = (_pass(kinds, rows, sizes) for rows in _passes(kinds, step))
-    passes = [one for one in found if len(one.attention)]
-    inner = np.concatenate([np.diff(one.before) for one in passes]) if passes else np.zeros(0, int)
+    passes = [p for p in found if len(p.attention)]
+    inner = np.concatenate([np.diff(p.before) for p in passes]) if passes else np.zeros(0, int)
     if not len(inner):
         return Roles(layer, role, "none")
     usual = int(np.bincount(inner).argmax())
-    first = int(np.bincount([one.before[0] for one in passes]).argmax())
+    first = int(np.bincount([p.before[0] for p in passes]).argmax())
     names = _SEGMENTS.get((usual, first))
     if names is None or (inner == usual).mean() <= _ALIKE:
         return Roles(layer, role, "none")
-    for one in passes:
-        _name_pass(one, names, layer, role)
-        head = last_vocabulary(one.gemms[one.before[-1] + len(names[1]) :], sizes, vocabulary)
+    for forward in passes:
+        _name_pass(forward, names, layer, role)
+        rest = forward.gemms[forward.before[-1] + len(names[1]) :]
+        head = last_vocabulary(rest, sizes, vocabulary)
         if head is not None and role[head] == "unknown":
             role[head] = "lm_head"
     return Roles(layer, role, "order")
 
 
 def _name_pass(
-    one: _Pass, names: tuple[tuple[str, ...], tuple[str, ...]], layer: Ints, role: list[str]
+    forward: _Pass, names: tuple[tuple[str, ...], tuple[str, ...]], layer: Ints, role: list[str]
 ) -> None:
     """Put the layers and roles of one pass into the columns."""
     projections, after = names
-    for n, (i, at) in enumerate(zip(one.attention, one.before, strict=True)):
+    for n, (i, at) in enumerate(zip(forward.attention, forward.before, strict=True)):
         layer[i] = n
-        left = one.gemms[max(0, at - len(projections)) : at]
-        right = one.gemms[at : at + len(after)]
+        left = forward.gemms[max(0, at - len(projections)) : at]
+        right = forward.gemms[at : at + len(after)]
         for rows, labels in ((left, projections), (right, after)):
             for first, label in zip(rows.tolist(), labels, strict=False):
-                for j in (first, one.seconds.get(first, first)):
+                for j in (first, forward.seconds.get(first, first)):
                     layer[j], role[j] = n, label
 
 
@@ -294,10 +294,10 @@ def _pass(kinds: list[str], rows: Ints, sizes: list[Size | None]) -> _Pass:
 def _through_ranks(kinds: list[str], rows: Ints, sizes: list[Size | None]) -> dict[int, int]:
     """Pairs of GEMMs, one right behind the other, through a rank that is no width of others."""
     found: dict[int, int] = {}
-    last = NONE  # the GEMM right before, with nothing but helpers between
+    last = NONE  # the GEMM right before, with only auxiliary kernels between
     for i in rows.tolist():
         if kinds[i] not in _WEIGHED:
-            last = last if kinds[i] in _HELPERS else NONE
+            last = last if kinds[i] in _AUXILIARY else NONE
         elif last != NONE and is_through_rank(sizes[last], sizes[i]):
             found[last], last = i, NONE
         else:
@@ -341,7 +341,7 @@ def _beginnings(kinds: list[str]) -> tuple[list[int], list[int]]:
 
 
 _WEIGHED = ("gemm", "gemv", "sparse_gemm")
-_HELPERS = ("memset", "memcpy", "reduction")  # that a GEMM's op launches beside it
+_AUXILIARY = ("memset", "memcpy", "reduction")  # kinds of kernels that a GEMM's op also launches
 _ALIKE = 0.9  # of the segments between two attentions
 # (GEMMs between two attentions, GEMMs before the first) -> projections, and what follows attention.
 _SEGMENTS = {

@@ -1,8 +1,8 @@
-"""What shapes and order say of roles that modules leave open, or give without evidence.
+"""Roles by shapes and order, where modules leave them open or give them without evidence.
 
 In: roles of rows in time order of their launch, kinds, and M, N, K of plain GEMMs (None: unknown).
-Out: the same roles, changed in place: lm_head only where N is a vocabulary, a fused QKV told from
-the projection behind attention, an ungated `up` from a fused gate and up.
+Out: the roles, changed in place: lm_head only where N is a vocabulary; a fused QKV distinguished
+from the projection after attention, an ungated `up` from a fused gate and up.
 """
 
 from __future__ import annotations
@@ -154,7 +154,11 @@ def with_weights(
 ) -> None:
     """Give work on a weight alone the role of the product that reads the weight next in its layer:
     a mask that a hook multiplies in runs before the linear's own scope begins."""
-    worked = [call for call in {id(c): c for c in calls if c is not None}.values() if _maps(call)]
+    worked = [
+        call
+        for call in {id(c): c for c in calls if c is not None}.values()
+        if _is_elementwise(call)
+    ]
     shapes = {
         id(call): {tuple(s) for s in call.shapes if isinstance(s, tuple)} - {()} for call in worked
     }
@@ -193,25 +197,25 @@ def is_sum(call: OpCall | None) -> bool:
     """Whether it adds two tensors of one shape."""
     if call is None or call.name not in ("aten::add", "aten::add_") or len(call.shapes) < 2:  # noqa: PLR2004
         return False
-    one, other = call.shapes[:2]
-    return bool(one == other and one != ())
+    left, right = call.shapes[:2]
+    return bool(left == right and left != ())
 
 
-def _maps(call: OpCall) -> bool:
+def _is_elementwise(call: OpCall) -> bool:
     """Whether it works element by element."""
     return op_kind(call.name, call) == "elementwise"
 
 
-def beside_linears(role: list[str], layer: Ints, sizes: Sequence[Size | None]) -> None:
-    """`adapter` for the two products through a rank, [T,K]→[T,r]→[T,N], that run in the place of a
-    linear beside its own [T,K]→[T,N]: whatever a class calls them, nobody merged them."""
-    run: list[int] = []  # products in a row, in the place of one linear
+def mark_adapters(role: list[str], layer: Ints, sizes: Sequence[Size | None]) -> None:
+    """`adapter` for the two products through a rank, [T,K]→[T,r]→[T,N], that run next to the [T,K]→
+    [T,N] of a linear: an adapter that was not merged, whatever its class is called."""
+    run: list[int] = []  # products in a row with the role of one linear
 
-    def tell() -> None:
+    def mark_run() -> None:
         for first in range(0, len(run) - len(run) % _ADAPTED, _ADAPTED):
-            one, two, three = run[first : first + _ADAPTED]
-            for down, up, whole in ((two, three, one), (one, two, three)):
-                if _is_beside(sizes[whole], sizes[down], sizes[up]):
+            a, b, c = run[first : first + _ADAPTED]
+            for down, up, whole in ((b, c, a), (a, b, c)):
+                if _is_adapter(sizes[whole], sizes[down], sizes[up]):
                     role[down] = role[up] = "adapter"
 
     for i, found in enumerate(role):
@@ -219,14 +223,14 @@ def beside_linears(role: list[str], layer: Ints, sizes: Sequence[Size | None]) -
             continue
         here = (int(layer[i]), found)
         if run and here != (int(layer[run[0]]), role[run[0]]):
-            tell()
+            mark_run()
             run = []
         if found in LINEARS:
             run.append(i)
-    tell()
+    mark_run()
 
 
-def _is_beside(whole: Size | None, down: Size | None, up: Size | None) -> bool:
+def _is_adapter(whole: Size | None, down: Size | None, up: Size | None) -> bool:
     if whole is None or down is None or up is None or not is_through_rank(down, up):
         return False
     return whole == (down[0], up[1], down[2])
@@ -262,10 +266,14 @@ def gated(role: list[str], layer: Ints, sizes: Sequence[Size | None]) -> None:
         size = sizes[i]
         if found == "down" and size is not None:
             widths[int(layer[i])].add(size[2])
-    beside = {int(layer[i]) for i, found in enumerate(role) if found == "gate"}
+    with_gate = {int(layer[i]) for i, found in enumerate(role) if found == "gate"}
     for i, found in enumerate(role):
         size = sizes[i]
-        if found not in ("up", "gate_up") or size is None or (of_layer := int(layer[i])) in beside:
+        if (
+            found not in ("up", "gate_up")
+            or size is None
+            or (of_layer := int(layer[i])) in with_gate
+        ):
             continue
         if size[1] in widths[of_layer]:
             role[i] = "up"

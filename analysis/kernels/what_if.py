@@ -10,23 +10,18 @@ with them; bytes follow the shape. The time is that of the kernel seen times the
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
+from typing import Any
 
-from prunescope.analysis.device.good import FAR, good_neighbours
+import polars as pl
+
+from prunescope.analysis.device.good import FAR, Tiling, good_neighbours
 from prunescope.analysis.device.tiles import ALIGNED, GOOD
 from prunescope.analysis.kernels.frame import Kernels
-from prunescope.analysis.kernels.gemm_summaries import (
-    HIDDEN,
-    NO_TILE,
-    GemmSummaries,
-    GemmSummary,
-    Key,
-    gemm_summaries,
-    is_hidden,
-)
 from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.schema.anatomy import Fit, Good, Shape
+from prunescope.analysis.schema.report import BESIDE
 from prunescope.analysis.schema.report import GemmRow as Row
 from prunescope.taxonomy.gemm import Gemm
 
@@ -37,24 +32,156 @@ _Z = 1.96
 _ROOFLINE = ("compute", "memory")  # the bounds whose time it tells
 
 
+NO_TILE = "the kernel's name tells no tile that fits"
+HIDDEN = "hidden in part under other kernels: what a shorter one would save is not known"
+_NO_LAUNCH = (
+    "the trace tells no registers or shared memory of the kernel: how many tiles run at a time is "
+    "not known"
+)
+_NO_LIMITS = "how many tiles run at a time on this device is not known"
+_NO_PEAK = "no peak of the device is known for it"
+_KEYS = ["role", "call", "tile", "along_n", "tiles", "split_k", "waves", "bound", "refused"]
+Key = tuple[str, Gemm]  # role, shape
+
+
+@dataclass(frozen=True)
+class GemmSummary:
+    """A distinct GEMM as it ran: means a call, ns."""
+
+    role: str
+    gemm: Gemm
+    tile: str
+    tiling: Tiling
+    tiles: int
+    split_k: int
+    slots: float  # tiles in flight at a time
+    compute: float  # roofline, without the loss
+    memory: float
+    bound: str
+    duration: float
+    total: float  # of all calls
+
+    def predicted(self, n: int, k: int) -> float:
+        """Roofline time at another N and K: compute with whole tiles in whole waves, or memory."""
+        old = self.gemm
+        rows, columns = (int(part) for part in self.tile.split("x"))
+        # Every slot of a wave works on a tile, or idles for as long.
+        covered = self.tiling.waves(n) * self.slots * rows * columns * k
+        compute = self.compute * covered / self.split_k / (old.batch * old.m * old.n * old.k)
+        moved = (old.m * k + k * n + old.m * n) / (old.m * old.k + old.k * old.n + old.m * old.n)
+        return max(compute, self.memory * moved)
+
+    @property
+    def factor(self) -> float:
+        """Time ÷ prediction."""
+        return self.duration / self.predicted(self.gemm.n, self.gemm.k)
+
+    @property
+    def aligned(self) -> bool:
+        """Whether tensor cores load its rows without a detour."""
+        return self.gemm.n % ALIGNED == 0 and self.gemm.k % ALIGNED == 0
+
+
+@dataclass(frozen=True)
+class GemmSummaries:
+    """`gemms` whose time can be predicted at other shapes, and the reason why the rest cannot."""
+
+    gemms: dict[Key, GemmSummary] = field(default_factory=dict)
+    refused: dict[Key, str] = field(default_factory=dict)
+
+
+def is_hidden(busy: float, ran: float) -> bool:
+    """Whether kernels ran concurrently with earlier ones: shorter ones may then save nothing."""
+    return busy < BESIDE * ran
+
+
+def gemm_summaries(kernels: Kernels) -> GemmSummaries:
+    """The GEMMs that did not run concurrently with others, in kernels whose names tell tiles that
+    explain their grids; for the others the reason why not."""
+    rows = kernels.frame.filter(pl.col("primary") & pl.col("kind").is_in(GEMM_KINDS))
+    sums = (
+        rows.with_columns(refused=_refusal())
+        .group_by(_KEYS)
+        .agg(
+            pl.col("busy").sum(),
+            pl.col("duration").sum(),
+            pl.col("duration").mean().alias("mean"),
+            pl.col("compute_ns").first(),
+            pl.col("memory_ns").first(),
+        )
+    )
+    found = GemmSummaries()
+    for row in sums.sort("duration", *_KEYS).iter_rows(named=True):
+        work = kernels.works[row["call"]] if row["call"] is not None else None
+        if work is None or len(work.gemms) != 1 or not work.gemms[0].k or not row["duration"]:
+            continue
+        # The kernel that took the most time comes last and stays.
+        key = row["role"], work.gemms[0]
+        is_under = is_hidden(row["busy"], row["duration"])
+        refused = row["refused"] or (HIDDEN if is_under else None)
+        if refused is not None:
+            found.refused[key] = refused
+        else:
+            found.gemms[key] = _summary(key, row)
+    return found
+
+
+def _refusal() -> pl.Expr:
+    """Why a row tells nothing of other shapes; null where it does."""
+    no_launch = pl.col("registers").is_null() | pl.col("shared_memory").is_null()
+    return (
+        pl.when(pl.col("tile").is_null() | (pl.col("fit") == "unexplained"))
+        .then(pl.lit(NO_TILE))
+        .when(pl.col("waves").is_null())
+        .then(pl.when(no_launch).then(pl.lit(_NO_LAUNCH)).otherwise(pl.lit(_NO_LIMITS)))
+        .when(pl.col("ideal").is_null())
+        .then(pl.lit(_NO_PEAK))
+    )
+
+
+def _summary(key: Key, row: dict[str, Any]) -> GemmSummary:
+    role, gemm = key
+    return GemmSummary(
+        role=role,
+        gemm=gemm,
+        tile=row["tile"],
+        tiling=tiling_of(gemm, row),
+        tiles=row["tiles"],
+        split_k=row["split_k"],
+        slots=row["tiles"] / row["waves"],
+        compute=row["compute_ns"],
+        memory=row["memory_ns"],
+        bound=row["bound"],
+        duration=row["mean"],
+        total=float(row["duration"]),
+    )
+
+
+def tiling_of(gemm: Gemm, row: dict[str, Any]) -> Tiling:
+    """How the tiles of a row of the frame (`along_n`, `tiles`, `waves`) lie over a GEMM."""
+    across = max(1, math.ceil(gemm.n / row["along_n"]))
+    slots = row["tiles"] / row["waves"] if row["waves"] else None
+    return Tiling(side=row["along_n"], column=row["tiles"] / across, slots=slots)
+
+
 def what_if(kernels: Kernels, rows: list[Row]) -> tuple[list[Shape], Fit | None]:
     """A Shape for the N of every GEMM row, and for its K where that is not aligned."""
     if not kernels.on_device:
         return [], None
-    seen = gemm_summaries(kernels)
-    fit = fitted(list(seen.gemms.values()))
+    summaries = gemm_summaries(kernels)
+    fit = fitted(list(summaries.gemms.values()))
     shapes = []
-    drawn = 0
+    num_curves = 0
     for row in sorted(rows, key=lambda r: -r.busy_ns):
         if row.kind not in GEMM_KINDS or not row.count:
             continue
         for axis in ("N", "K"):
-            shape = _shape(row, axis, seen, fit)
+            shape = _shape(row, axis, summaries, fit)
             if shape is None:
                 continue
-            if shape.refused is None and axis == "N" and drawn < _CURVES:
-                shape.curve = _curve(row, seen)
-                drawn += 1
+            if shape.refused is None and axis == "N" and num_curves < _CURVES:
+                shape.curve = _curve(row, summaries)
+                num_curves += 1
             shapes.append(shape)
     return shapes, fit
 
@@ -86,15 +213,14 @@ def _mean_log(seen: list[GemmSummary]) -> float:
 
 
 def _spread(seen: list[GemmSummary]) -> float | None:
-    pairs = [(_apart(a.gemm, b.gemm), math.log(a.factor / b.factor)) for a, b in _two(seen)]
+    longest = sorted(seen, key=lambda s: -s.total)[:_MOST]
+    pairs = [
+        (_apart(a.gemm, b.gemm), math.log(a.factor / b.factor)) for a, b in combinations(longest, 2)
+    ]
     distance = sum(apart for apart, _ in pairs)
     if len({s.gemm for s in seen}) < _FEWEST or not distance:
         return None
     return math.sqrt(sum(off**2 for _, off in pairs) / distance)
-
-
-def _two(seen: list[GemmSummary]) -> combinations[tuple[GemmSummary, GemmSummary]]:
-    return combinations(sorted(seen, key=lambda s: -s.total)[:_MOST], 2)
 
 
 def spread_at(spread: float, a: Gemm, b: Gemm, *, beyond: float = 0.0) -> float:
@@ -113,8 +239,9 @@ def _key(row: Row) -> Key | None:
     return row.role, Gemm(row.m, row.n, row.k, row.batch)
 
 
-def _shape(row: Row, axis: str, seen: GemmSummaries, fit: Fit | None) -> Shape | None:
-    """The claim for one axis of a row; None for a K that is aligned, of which none is better."""
+def _shape(row: Row, axis: str, summaries: GemmSummaries, fit: Fit | None) -> Shape | None:
+    """The prediction for one axis of a row; None for a K that is aligned, of which none is
+    better."""
     now = row.n if axis == "N" else row.k
     if axis == "K" and (now is None or now % GOOD == 0 or now < _SMALL):
         return None
@@ -132,71 +259,71 @@ def _shape(row: Row, axis: str, seen: GemmSummaries, fit: Fit | None) -> Shape |
     if key is None or now is None:
         shape.refused = "no shapes" if now is None else "not all of its shape is known"
         return shape
-    one = seen.gemms.get(key)
-    if one is None or is_hidden(row.busy_ns, row.duration_ns or row.busy_ns):
-        shape.refused = seen.refused.get(key, NO_TILE) if one is None else HIDDEN
+    ran = summaries.gemms.get(key)
+    if ran is None or is_hidden(row.busy_ns, row.duration_ns or row.busy_ns):
+        shape.refused = summaries.refused.get(key, NO_TILE) if ran is None else HIDDEN
         return shape
-    if one.bound == "latency" and one.tiles > one.slots:
+    if ran.bound == "latency" and ran.tiles > ran.slots:
         shape.refused = "latency-bound: as short as any kernel, whatever its N"
         return shape
-    shape.tile, shape.waves = one.tile, one.tiles / one.slots
-    below, above = good_neighbours(one.tiling, axis, now, reach=FAR)
-    aligned = [s for s in seen.gemms.values() if s.aligned and s.bound in _ROOFLINE]
-    told = None if fit is None else _Told(fit, aligned)
-    shape.below = None if below is None else _good(one, axis, below, row.busy_ns, told)
-    shape.above = None if above is None else _good(one, axis, above, row.busy_ns, told)
+    shape.tile, shape.waves = ran.tile, ran.tiles / ran.slots
+    below, above = good_neighbours(ran.tiling, axis, now, reach=FAR)
+    aligned = [s for s in summaries.gemms.values() if s.aligned and s.bound in _ROOFLINE]
+    model = None if fit is None else _Model(fit, aligned)
+    shape.below = None if below is None else _good(ran, axis, below, row.busy_ns, model)
+    shape.above = None if above is None else _good(ran, axis, above, row.busy_ns, model)
     return shape
 
 
 @dataclass(frozen=True)
-class _Told:
-    """What a trace tells of GEMMs that did not run: the fit, and the aligned GEMMs behind it."""
+class _Model:
+    """What predicts GEMMs that did not run: the fit, and the aligned GEMMs behind it."""
 
     fit: Fit
     aligned: list[GemmSummary]
 
-    def off(self, one: GemmSummary, gemm: Gemm, *, is_moved: bool) -> float | None:
-        """Half of the 95 % interval of log(time) at `gemm`, told from `one`; None without a spread.
+    def off(self, ran: GemmSummary, gemm: Gemm, *, is_moved: bool) -> float | None:
+        """Half of the 95 % interval of log(time) at `gemm`, predicted from `ran`; None without a
+        spread.
 
-        `is_moved`: an unaligned GEMM becomes an aligned one. Its own time then tells little: the
-        worth of alignment comes in part from itself, and what it would take is known from the
-        aligned ones, that is as well as they lie near.
+        `is_moved`: an unaligned GEMM becomes an aligned one. Its own time then tells little, and
+        the interval grows with the distance of the aligned GEMMs that ran.
         """
         if self.fit.spread is None:
             return None
         total = sum(s.total for s in self.aligned)
         far = sum(_apart(gemm, s.gemm) * s.total / total for s in self.aligned)
-        return spread_at(self.fit.spread, gemm, one.gemm, beyond=far if is_moved else 0.0)
+        return spread_at(self.fit.spread, gemm, ran.gemm, beyond=far if is_moved else 0.0)
 
 
-def _good(one: GemmSummary, axis: str, value: int, busy_ns: float, told: _Told | None) -> Good:
-    """A dimension with the change that is predicted for it, and its interval."""
-    n, k = (value, one.gemm.k) if axis == "N" else (one.gemm.n, value)
-    if (n, k) == (one.gemm.n, one.gemm.k):
+def _good(ran: GemmSummary, axis: str, value: int, busy_ns: float, model: _Model | None) -> Good:
+    """A dimension with the predicted change of time, and its interval."""
+    n, k = (value, ran.gemm.k) if axis == "N" else (ran.gemm.n, value)
+    if (n, k) == (ran.gemm.n, ran.gemm.k):
         return Good(value=value, change_ns=0.0, low_ns=0.0, high_ns=0.0)
-    ratio = one.predicted(n, k) / one.predicted(one.gemm.n, one.gemm.k)
-    is_moved = not one.aligned and n % ALIGNED == 0 and k % ALIGNED == 0
+    ratio = ran.predicted(n, k) / ran.predicted(ran.gemm.n, ran.gemm.k)
+    is_moved = not ran.aligned and n % ALIGNED == 0 and k % ALIGNED == 0
     if is_moved:
-        if told is None or told.fit.unaligned is None:
-            # What alignment is worth was not seen in this trace.
+        if model is None or model.fit.unaligned is None:
+            # This trace does not show what alignment is worth.
             return Good(value=value, change_ns=None, low_ns=None, high_ns=None)
-        ratio /= told.fit.unaligned
+        ratio /= model.fit.unaligned
     good = Good(value=value, change_ns=busy_ns * (ratio - 1), low_ns=None, high_ns=None)
-    off = told.off(one, Gemm(one.gemm.m, n, k), is_moved=is_moved) if told is not None else None
+    off = model.off(ran, Gemm(ran.gemm.m, n, k), is_moved=is_moved) if model is not None else None
     if off is not None:
         good.low_ns = busy_ns * (ratio * math.exp(-off) - 1)
         good.high_ns = busy_ns * (ratio * math.exp(off) - 1)
     return good
 
 
-def _curve(row: Row, seen: GemmSummaries) -> list[list[float]]:
+def _curve(row: Row, summaries: GemmSummaries) -> list[list[float]]:
     """[N, ns a step] up to a quarter beyond the wider of the two models."""
     key = _key(row)
     if key is None or row.n is None:
         return []
-    one = seen.gemms[key]
+    ran = summaries.gemms[key]
     top = int(1.25 * max(row.n, row.dense_n or 0))
     width = max(GOOD, -(-top // _POINTS // GOOD) * GOOD)
-    now = one.predicted(row.n, one.gemm.k)
+    now = ran.predicted(row.n, ran.gemm.k)
     points = sorted({*range(width, top + 1, width), row.n, *([row.dense_n] if row.dense_n else [])})
-    return [[n, row.busy_ns * one.predicted(n, one.gemm.k) / now] for n in points]
+    return [[n, row.busy_ns * ran.predicted(n, ran.gemm.k) / now] for n in points]

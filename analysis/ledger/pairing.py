@@ -21,7 +21,7 @@ Key = tuple[int | None, str, str]  # layer (of the dense model), role, class
 
 @dataclass(frozen=True)
 class Cost:
-    """Weight of what was recorded (timeline/observer.py), a step: in busy time and gaps [units],
+    """Weight of what was recorded (timeline/overhead.py), a step: in busy time and gaps [units],
     and in the tail."""
 
     busy: Floats

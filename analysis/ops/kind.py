@@ -1,7 +1,9 @@
 """What a unit of device work does: its kind, from the op that launched it and the kernel's name.
 
 In: op name, kernel name (None on a CPU trace), the op's call where known. Out: one of KINDS.
-The op decides where its kind is known, except for helpers that it launches beside its main kernel.
+The op decides where its kind is known, except for auxiliary kernels that it launches. GAP_OPS are
+dispatch and bookkeeping on a CPU trace: what they cost is the host's, not the computation's; the
+work of a wrapper is in the ops that it calls.
 """
 
 from __future__ import annotations
@@ -9,8 +11,119 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from prunescope.analysis.ops.names import GAP_OPS, OP_KINDS
 from prunescope.analysis.ops.work import USUAL_KINDS, OpCall, work_of
+
+_VIEWS = """
+    alias as_strided as_strided_ detach detach_ diagonal expand expand_as broadcast_to
+    broadcast_tensors flatten unflatten movedim moveaxis narrow permute real imag reshape
+    _reshape_alias select slice split split_with_sizes chunk tensor_split hsplit squeeze squeeze_
+    swapaxes swapdims t t_ T mT mH numpy_T adjoint transpose transpose_ unbind unfold unsqueeze
+    unsqueeze_ view view_as _unsafe_view view_as_real view_as_complex lift lift_fresh
+    resolve_conj resolve_neg conj _conj set_ set_data unsafe_split unsafe_chunk
+    unsafe_split_with_sizes
+"""
+_ALLOCATION = """
+    empty empty_like empty_strided empty_permuted new_empty new_empty_strided resize_ resize_as_
+    record_stream is_pinned pin_memory _pin_memory
+"""
+_QUESTIONS = """
+    result_type can_cast item is_nonzero _local_scalar_dense is_same_size is_floating_point
+    _has_compatible_shallow_copy_type output_nr _version requires_grad_ size stride numel
+    sym_size sym_numel sym_stride _is_zerotensor is_contiguous
+"""
+# Each calls the op that does the work: linear calls addmm, to calls _to_copy, that calls copy_.
+_WRAPPERS = """
+    linear matmul einsum tensordot inner bilinear scaled_dot_product_attention
+    _scaled_dot_product_attention_math to _to_copy type_as contiguous clone float half bfloat16
+    softmax log_softmax layer_norm rms_norm group_norm batch_norm instance_norm embedding dropout
+    feature_dropout conv1d conv2d conv3d convolution _convolution hstack vstack dstack
+    column_stack concat concatenate pad constant_pad_nd zeros ones full zeros_like ones_like
+    full_like new_zeros new_ones new_full scalar_tensor repeat tile index_put index_put_ __and__
+    __or__ __xor__ __iand__ __ior__ outer ger true_divide square one_hot
+"""
+_PYTHON = (
+    "detach", "detach_", "Pregraph bytecode", "TorchDynamo Cache Lookup", "CompiledFunction",
+    "AOTDispatcher Runtime Wrapper Prologue", "CompiledFxGraph",
+)  # fmt: skip
+
+GAP_OPS = frozenset(
+    [
+        *(f"aten::{name}" for name in (_VIEWS + _ALLOCATION + _QUESTIONS + _WRAPPERS).split()),
+        *_PYTHON,
+    ]
+)
+
+# Kinds of ops without a work model (their sizes are values, or a list's format is unknown).
+_KINDS_OF_NAMES: dict[str, str] = {
+    "gather_scatter": "upsample_bilinear2d upsample_nearest1d upsample_nearest2d "
+    "upsample_nearest3d upsample_linear1d upsample_bicubic2d upsample_trilinear3d "
+    "_upsample_bilinear2d_aa _upsample_bicubic2d_aa grid_sampler_2d grid_sampler_3d "
+    "index _index_put_impl_ index_put index_put_ masked_select masked_scatter "
+    "masked_scatter_ take put_ repeat_interleave index_fill slice_scatter select_scatter "
+    "_unsafe_index",
+    "routing": "nonzero unique _unique2 unique_consecutive bincount histc bucketize searchsorted "
+    "msort mode count_nonzero",
+    "elementwise": "arange linspace eye tril_indices triu_indices random_ uniform_ normal_ "
+    "bernoulli bernoulli_ native_dropout rand randn randint randperm _fused_dropout polar complex "
+    "_foreach_add_ _foreach_mul_ _foreach_addcmul_ _foreach_addcdiv_ _foreach_sqrt _foreach_norm "
+    "_fused_adam_ _fused_adamw_ glu prelu",
+    "layout": "_to_copy to clone constant_pad_nd repeat _cslt_compress _to_sparse_semi_structured "
+    "_sparse_semi_structured_apply _sparse_semi_structured_tile _weight_int4pack "
+    "_convert_weight_to_int4pack mkldnn_reorder_conv2d_weight _mkldnn_transpose to_mkldnn to_dense "
+    "pixel_shuffle",
+    "sampling": "exponential_ _sample_dirichlet",
+    "softmax": "softmax log_softmax _softmax_backward_data",
+    "conv": "convolution_backward cudnn_convolution_backward cudnn_convolution_backward_input "
+    "cudnn_convolution_backward_weight miopen_convolution_backward cudnn_convolution_transpose "
+    "miopen_convolution_transpose",
+    "norm": "native_batch_norm_backward cudnn_batch_norm_backward miopen_batch_norm_backward "
+    "native_layer_norm_backward native_group_norm_backward _batch_norm_impl_index "
+    "layer_norm rms_norm group_norm batch_norm renorm",
+    "reduction": "equal _amp_foreach_non_finite_check_and_unscale_ trace max_pool2d_with_indices "
+    "adaptive_avg_pool2d _adaptive_avg_pool2d avg_pool2d cross_entropy_loss nll_loss_forward "
+    "nll_loss_nd mse_loss binary_cross_entropy_with_logits l1_loss",
+    "quantise": "quantize_per_tensor dequantize choose_qparams_optimized "
+    "fused_moving_avg_obs_fake_quant _fused_moving_avg_obs_fq_helper "
+    "_fake_quantize_learnable_per_tensor_affine _fake_quantize_learnable_per_channel_affine",
+    "embedding": "embedding_bag _embedding_bag embedding_dense_backward",
+    "scan": "cummax cummin _cummax_helper",
+    "activation": "threshold_backward gelu_backward silu_backward leaky_relu_backward elu_backward "
+    "sigmoid_backward tanh_backward hardswish_backward mish_backward softplus_backward",
+    "attention": "_efficient_attention_backward _flash_attention_backward "
+    "_scaled_dot_product_efficient_attention_backward "
+    "_scaled_dot_product_flash_attention_backward "
+    "_scaled_dot_product_flash_attention_for_cpu_backward "
+    "_scaled_dot_product_cudnn_attention_backward multi_head_attention_forward "
+    "_native_multi_head_attention "
+    "_transformer_encoder_layer_fwd",
+}
+_OTHER_KINDS: dict[str, str] = {
+    "vllm::unified_attention": "attention",
+    "vllm::unified_attention_with_output": "attention",
+    "vllm::all_reduce": "comm",
+    "vllm::all_gather": "comm",
+    "vllm::reduce_scatter": "comm",
+    "symm_mem::multimem_all_reduce_": "comm",
+    "symm_mem::one_shot_all_reduce": "comm",
+    "symm_mem::two_shot_all_reduce_": "comm",
+    "c10d::allreduce_": "comm",
+    "c10d::alltoall_base_": "comm",
+    "c10d::alltoall_": "comm",
+    "c10d::_allgather_base_": "comm",
+    "c10d::allgather_": "comm",
+    "c10d::_reduce_scatter_base_": "comm",
+    "c10d::reduce_scatter_": "comm",
+    "c10d::broadcast_": "comm",
+    "c10d::send": "comm",
+    "c10d::recv_": "comm",
+    "c10d::barrier": "comm",
+    "record_param_comms": "comm",
+}
+OP_KINDS: dict[str, str] = {
+    **{f"aten::{n}": kind for kind, names in _KINDS_OF_NAMES.items() for n in names.split()},
+    **_OTHER_KINDS,
+}
+
 
 KINDS = (
     "gemm", "gemv", "batched_gemm", "sparse_gemm", "grouped_gemm", "attention", "norm",
@@ -93,10 +206,10 @@ _PATTERNS: tuple[tuple[str, str], ...] = (
 # Of names in lower case: with re.IGNORECASE the search takes five times as long.
 _TABLE = tuple((kind, re.compile(pattern.lower())) for kind, pattern in _PATTERNS)
 _ROPE = re.compile(r"RoPE|(?<=[a-z])Rope|Rope(?=[A-Z])")
-# What a product may do besides: such a word beside "gemm" names its epilogue, and the op decides.
+# Epilogues of products: next to "gemm" such a word names what is fused, and the op decides.
 _FUSED = ("norm", "quantise", "routing", "activation", "softmax", "rope", "comm", "layout",
           "gather_scatter")  # fmt: skip
-# Libraries whose name says what others of their kernels do.
+# Libraries whose own name matches a pattern.
 _LIBRARY = re.compile(r"fbgemm(_gpu)?(::)?")
 _CUSTOM = re.compile(r"(?!aten::|prim::|torch::|autograd::)\w+::")
 # Beyond this a name is template arguments; a bound keeps hostile names cheap.
@@ -107,12 +220,12 @@ def kind_of(op: str | None, kernel: str | None, call: OpCall | None) -> str:
     """The kind of a kernel (or, with no kernel, of an op that did the work itself).
 
     `op` is the innermost op that launched it. A memset, copy or reduction that a matmul or an
-    attention op launches beside its main kernel keeps its own kind.
+    attention op launches as an auxiliary kernel keeps its own kind.
     """
     by_name = kernel_kind(kernel) if kernel else "unknown"
     by_op = op_kind(op, call)
     if by_op == by_name == "unknown" and op is not None and _CUSTOM.match(op):
-        return kernel_kind(op)  # whoever wrote an op of their own named what it does
+        return kernel_kind(op)  # custom ops are named after what they do
     if by_op == "unknown" or by_name in ("memcpy", "memset"):
         return by_name
     if by_op in MATMUL_KINDS:
@@ -143,14 +256,14 @@ def _plain(kernel: str) -> str:
 
 @lru_cache(maxsize=4096)
 def _names_a_product(kernel: str) -> bool:
-    """Whether a kernel's name tells a product, whatever else it names before."""
+    """Whether a kernel's name names a product, whatever else it names first."""
     name = _plain(kernel)
     return any(pattern.search(name) for kind, pattern in _TABLE if kind in MATMUL_KINDS)
 
 
 @lru_cache(maxsize=4096)
 def kernel_kind(kernel: str) -> str:
-    """The kind that a kernel's name tells, "unknown" where no pattern fits."""
+    """The kind by a kernel's name; "unknown" where no pattern matches."""
     name = _LIBRARY.sub("", _plain(kernel))
     return next((kind for kind, pattern in _TABLE if pattern.search(name)), "unknown")
 
@@ -169,7 +282,8 @@ _GAP_PREFIXES = ("Torch-Compiled Region", "autograd::engine::evaluate_function",
 
 
 def _matmul(by_op: str, by_name: str) -> str:
-    """The shapes tell gemm from batched; the kernel tells whether it is a vector or sparse one."""
+    """The op says whether a product is batched, the kernel's name whether it is sparse or a
+    vector's."""
     if by_name in ("gemv", "sparse_gemm") and by_op != "batched_gemm":
         return by_name
     if by_name in MATMUL_KINDS or by_name in ("unknown", "conv", "attention"):

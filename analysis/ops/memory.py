@@ -47,7 +47,8 @@ def moved(call: OpCall) -> Work:
 
 @op_model("aten::cat", "aten::_cat", "aten::concat", "aten::stack", kind="layout")
 def cat(call: OpCall) -> Work:
-    """Every part read and written. Traces do not tell the format of a list: then bytes are None."""
+    """Every part read and written. Traces do not record the format of a list: then bytes are
+    None."""
     parts = tensor_list(call, 0)
     if not parts:
         raise NoModel
@@ -148,8 +149,8 @@ def multinomial(call: OpCall) -> Work:
     x, count = tensor(call, 0), integers(call, 1)
     if not count or not x.shape or count[0] < 0:
         raise NoModel
-    drawn = size(math.prod(x.shape[:-1]) * count[0], "int64")
-    return bytes_only([x.bytes, drawn], kind="sampling")
+    samples = size(math.prod(x.shape[:-1]) * count[0], "int64")
+    return bytes_only([x.bytes, samples], kind="sampling")
 
 
 @op_model("aten::_foreach_copy_", kind="layout")

@@ -198,8 +198,8 @@ def reduction(call: OpCall) -> Work:
     position, first, dtype_at = _REDUCTIONS[name]
     partial = len(call.shapes) >= first
     left = _left(call, x, position) if partial else 1
-    asked = scalar_type(call, dtype_at) if dtype_at is not None and partial else None
-    written = size(left, _reduced(name, x.dtype, asked))
+    requested = scalar_type(call, dtype_at) if dtype_at is not None and partial else None
+    written = size(left, _reduced(name, x.dtype, requested))
     if name in _TWO_RESULTS:
         written = total([written, written])
     index = size(left, "int64") if name in _WITH_INDEX and partial else 0
@@ -222,13 +222,13 @@ def _left(call: OpCall, x: Operand, position: int) -> int:
     return math.prod(n for i, n in enumerate(x.shape) if i not in gone)
 
 
-def _reduced(name: str, dtype: str | None, asked: str | None) -> str | None:
+def _reduced(name: str, dtype: str | None, requested: str | None) -> str | None:
     if name in ("all", "any"):
         return "bool"
     if name in ("argmax", "argmin"):
         return "int64"
     counts = dtype in ("bool", "int8", "int16", "int32") and name in ("sum", "nansum", "prod")
-    return asked or ("int64" if counts else dtype)
+    return requested or ("int64" if counts else dtype)
 
 
 @op_model("aten::cumsum", "aten::cumprod", "aten::logcumsumexp", "aten::cumsum_", kind="scan")

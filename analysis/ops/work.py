@@ -12,9 +12,8 @@ from prunescope.analysis.ops import (
     matmul,
     memory,
     pointwise,
+    serving,
     sparse,
-    vendor,
-    vendor_gemm,
 )
 from prunescope.analysis.ops.call import MODELS, USUAL_KINDS, NoModel, OpCall, Work, op_model
 
@@ -22,12 +21,12 @@ __all__ = ["MODELS", "USUAL_KINDS", "OpCall", "Work", "op_model", "work_of"]
 
 # Importing a module registers its models; the tuple is the list of them.
 MODEL_MODULES = (
-    attention, convolution, matmul, memory, pointwise, sparse, vendor, vendor_gemm,
+    attention, convolution, matmul, memory, pointwise, serving, sparse,
 )  # fmt: skip
 
 
 def work_of(call: OpCall) -> Work | None:
-    """FLOPs, bytes and GEMMs of a call; None where its op has no model, the trace tells no shapes
+    """FLOPs, bytes and GEMMs of a call; None where its op has no model, the trace has no shapes
     of its inputs, or they do not fit."""
     if not call.shapes:
         return None

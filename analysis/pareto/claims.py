@@ -1,200 +1,322 @@
-"""What a sweep shows, in plain sentences that go no further than its intervals.
+"""The paper's claims (arXiv 2606.09080) as hypotheses, tested on the points of a sweep.
 
-In: a Pareto without its summary. Out: lines, unescaped: what was compared, the frontier of each
-cell, where pruning pays, the paper's claims, and what does not generalise.
+In: a Pareto with its points. Out: Hypotheses: an effect with its 95 % interval over samples, and
+"holds" where it lies on the claim's side, "does not hold" where on the other, else "undecided".
+Claims about losses are tested on the text that no training saw too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterable, Iterator
+from importlib import resources
+from statistics import median
+
+import numpy as np
+from msgspec.structs import asdict, replace
 
 from prunescope.analysis.pareto.frontier import (
-    loss_ci95,
+    frontier,
     loss_of,
     not_judged,
     removed_nothing,
+    winners,
 )
-from prunescope.analysis.pareto.hypotheses import points_of, sentence
-from prunescope.analysis.report import numbers
-from prunescope.analysis.report.numbers import percent, ratio
+from prunescope.analysis.pareto.samples import (
+    NUM_SAMPLES,
+    Array,
+    SampledPoints,
+    interval,
+    sample_points,
+)
+from prunescope.analysis.report.numbers import MINUS, loss, percent
 from prunescope.analysis.schema.pareto import (
+    MOST_RATIO,
+    Hypothesis,
+    Loss,
     Pareto,
     ParetoPhase,
     SweepCell,
     SweepPoint,
-    SweepSubject,
 )
-from prunescope.taxonomy.run_quality import RANDOM_IDS
+
+_PAPER = json.loads(resources.files(__package__).joinpath("paper.json").read_text(encoding="utf-8"))
+PAPER_ORDER = tuple(_PAPER["order_by_loss_in_prefill"])
+DEPTH = str(_PAPER["closest_to_its_bound_where_memory_bound"])
+_MOSTLY = 0.5
+_SURE = 0.975
+LOW_LOSS = "static depth wins at low loss"
+CLOSEST = "static depth stays closest to its bound where memory-bound"
+HOLDS, FAILS, UNDECIDED, UNTESTED = "holds", "does not hold", "undecided", "cannot be judged"
 
 
-def summary(found: Pareto) -> list[str]:
-    """The sentences of a sweep, in reading order."""
-    lines = [*_compared(found)]
+def hypotheses(found: Pareto) -> list[Hypothesis]:
+    """The three claims, in every cell in which they can be tested; those about losses by the loss
+    on the other text too, where there is one and they can be judged."""
+    tested = _tested(found)
+    other = on_other_text(found)
+    for one in [] if other is None else _tested(other):
+        if one.claim != CLOSEST and one.verdict != UNTESTED:
+            one.loss_on = str(found.subject.config.get("other_text") or "the other text")
+            tested.append(one)
+    return tested
+
+
+def _tested(found: Pareto) -> list[Hypothesis]:
+    tested: list[Hypothesis] = []
     for name, phase in found.phases.items():
-        lines += [_frontier_line(name, phase, cell) for cell in phase.cells]
-        lines.append(_pays_line(name, phase))
-    lines += [sentence(one) for one in found.hypotheses]
-    lines += _limits(found)
-    return lines
+        for cell in phase.cells:
+            tested += _low_loss(name, phase, cell)
+            tested += _closest(name, phase, cell)
+    if "prefill" in found.phases:
+        tested += _order(found.phases["prefill"])
+    return tested
 
 
-def _compared(found: Pareto) -> Iterator[str]:
-    points = [p for phase in found.phases.values() for p in phase.points]
-    families = dict.fromkeys(p.family for p in points)
-    subject = found.subject
-    missing = {"failed": len(found.failed), "not run yet": found.pending}
-    said = ", ".join(f"{count} {why}" for why, count in missing.items() if count)
-    yield (
-        f"{len(points)} points of {len(families)} families of {subject.model}"
-        f" ({subject.dtype}) on {subject.device}{f'; {said}' if said else ''}."
+def _low_loss(name: str, phase: ParetoPhase, cell: SweepCell) -> Iterator[Hypothesis]:
+    """Static depth at its lowest loss, against all that lose as little: the ratio of speedups."""
+    points = [p for p in phase.points_in(cell) if not removed_nothing(p)]
+    sampled = sample_points(points)
+    of_depth = [p for p in points if p.family == DEPTH and loss_of(p) is not None]
+    rivals = [p for p in points if p.family != DEPTH and loss_of(p) is not None]
+    if not of_depth or not rivals:
+        return
+    least = min(of_depth, key=lambda p: loss_of(p) or 0.0)
+    lost = loss_of(least) or 0.0
+    if 1 + lost > MOST_RATIO:
+        why = f"at its lowest loss, {loss(lost)}, nobody would use it: {MOST_RATIO:g}× is the most"
+        yield _hypothesis(LOW_LOSS, name, cell, UNDECIDED, f"{least.name}: {why}")
+        return
+    not_valid = [p for p in rivals if not p.timing_valid and (loss_of(p) or 0.0) <= lost]
+    if not least.timing_valid or not_valid:
+        yield _hypothesis(LOW_LOSS, name, cell, UNDECIDED, _not_valid([least, *not_valid]))
+        return
+    if sampled is None or not (~sampled.of(DEPTH)).any():
+        return
+    at = [i for i in np.flatnonzero(sampled.of(DEPTH)) if sampled.labels[i] == least.label]
+    if not at:
+        return
+    i = min(at, key=lambda k: float(sampled.losses[:, k].mean()))
+    gain = sampled.speeds[:, i] - sampled.best(sampled.losses[:, i], ~sampled.of(DEPTH))
+    effect, ci95 = interval(np.exp(gain))
+    verdict = _by_interval(ci95, 1.0)
+    text = (
+        f"{least.name}, its point of the lowest loss ({loss(lost)}), is {effect:.2f}×"
+        f" [{ci95[0]:.2f}, {ci95[1]:.2f}] as fast as the fastest that loses no more"
     )
-    text = subject.text or {}
-    windows = sorted({p.loss.context for p in points if p.loss and p.loss.context})
-    yield (
-        "Measured: speedup = dense ÷ pruned, means over placements of the medians of unprofiled"
-        " samples, both models taking turns; loss = perplexity of the very model that was timed ÷"
-        " that of dense − 1, on"
-        f" {text.get('tokens', 'an unknown number of')} tokens of"
-        f" {text.get('source', 'an unknown text')}"
-        f"{f', in windows of {_listed(windows)} tokens' if windows else ''}."
+    yield _hypothesis(
+        LOW_LOSS,
+        name,
+        cell,
+        verdict,
+        text,
+        effect=effect,
+        ci95=ci95,
+        share=float((gain > 0).mean()),
     )
-    yield from _recovered(found)
-    yield from _named_losses(points)
 
 
-def _recovered(found: Pareto) -> Iterator[str]:
-    """What was trained, and against which dense model losses are then given."""
-    wanted = found.subject.config.get("recover")
-    if wanted:
-        yield (
-            f"Recovered: {wanted.get('steps')} steps of LoRA, rank {wanted.get('rank')}, on"
-            f" {wanted.get('batch')} × {wanted.get('length')} tokens each; the dense model got the"
-            " same, and the losses of frontier, winners and claims are against it."
-        )
-
-
-def _named_losses(points: list[SweepPoint]) -> Iterator[str]:
-    """Which losses there are; no one of them is called the quality."""
-    if any(p.loss and p.loss.has_tasks for p in points):
-        yield (
-            "Three losses: relative perplexity, by which the frontier is drawn; the mean signed and"
-            " the mean absolute relative change over tasks (signed: below zero is worse)."
-        )
-
-
-def _frontier_line(name: str, phase: ParetoPhase, cell: SweepCell) -> str:
-    where = f"{name}, batch {cell.batch}, {cell.prompt_len} tokens"
-    best = [p for p in points_of(phase, cell) if p.on_frontier]
-    best.sort(key=lambda p: loss_of(p) or 0.0)
-    doubted = sum(not p.timing_valid for p in points_of(phase, cell))
-    left = f" ({doubted} left out: their times are not valid)" if doubted else ""
-    if not best:
-        return f"{where}: no point is faster than dense beyond noise{left}."
-    steps = " → ".join(
-        f"{_named(p)} {ratio(p.realised)}{_interval(p)} at {_loss_text(p)}" for p in best
-    )
-    return f"{where}: the frontier, by loss{left}: {steps}."
-
-
-def _pays_line(name: str, phase: ParetoPhase) -> str:
-    pays = {f: s for f, s in phase.break_even.items() if s is not None}
-    never = [f for f, s in phase.break_even.items() if s is None]
-    where = "at every batch and length" if len(phase.cells) > 1 else "here"
-    parts = []
-    if pays:
-        words = ", ".join(f"{f} from s = {s:g}" for f, s in sorted(pays.items()))
-        parts.append(f"faster than dense beyond noise {where}: {words}")
-    if never:
-        up_to = f"not faster beyond noise {where}, up to the largest s measured"
-        parts.append(f"{up_to}: {', '.join(never)}")
-    unknown = not_judged(phase.points)
+def _closest(name: str, phase: ParetoPhase, cell: SweepCell) -> Iterator[Hypothesis]:
+    """Static depth stays closest to its roofline bound, where the dense model is memory-bound: by
+    how much less of the bound it misses than the next family that removes work."""
+    points = [p for p in phase.points_in(cell) if not removed_nothing(p)]
+    bound = [p.memory_bound for p in points if p.memory_bound is not None]
+    if not bound or median(bound) < _MOSTLY:
+        return
+    missed = _missed(points)
+    if DEPTH not in missed or len(missed) < 2:
+        return
+    unknown = [p for p in points if p.family in missed and p.label in not_judged(points)]
     if unknown:
-        parts.append(f"not judged, as their times are not valid: {', '.join(unknown)}")
-    return f"{name}: {'; '.join(parts)}."
+        yield _hypothesis(CLOSEST, name, cell, UNDECIDED, _not_valid(unknown))
+        return
+    missed = _missed([p for p in points if p.timing_valid])
+    rivals = np.min([np.abs(v) for family, v in missed.items() if family != DEPTH], axis=0)
+    gain = rivals - np.abs(missed[DEPTH])
+    effect, ci95 = interval(gain)
+    ranked = sorted(missed, key=lambda family: float(np.median(np.abs(missed[family]))))
+    words = ", ".join(
+        f"{family} {percent(1 + float(np.median(missed[family])), decimals=0)}" for family in ranked
+    )
+    points_closer = f"{100 * effect:.1f} points [{100 * ci95[0]:.1f}, {100 * ci95[1]:.1f}]"
+    text = (
+        f"memory-bound in {percent(median(bound), decimals=0)} of dense busy time; share of the"
+        f" roofline bound reached, closest to 100 % first: {words}; {DEPTH} is closer"
+        f" than the next by {points_closer.replace('-', MINUS)}"
+    )
+    yield _hypothesis(
+        CLOSEST,
+        name,
+        cell,
+        _by_interval(ci95, 0.0),
+        text,
+        effect=effect,
+        ci95=ci95,
+        share=float((gain > 0).mean()),
+    )
 
 
-def control(points: list[SweepPoint]) -> Iterator[str]:
-    """How often the interval of a point that does the dense work holds 1, which is its speedup."""
-    idle = [p for p in points if removed_nothing(p) and p.timing_valid]
-    same = [p.realised_ci95 for p in idle if p.realised_ci95]
-    if same:
-        held = sum(low <= 1 <= high for low, high in same)
-        yield (
-            f"Control: {held} of the {len(same)} points that do the dense work have an interval"
-            " that holds 1.00×; 95 % would if intervals told all of the noise."
+def _missed(points: list[SweepPoint]) -> dict[str, Array]:
+    """By family, samples of (realised / bound − 1), the median over its points."""
+    random = np.random.default_rng(0)
+    found: dict[str, list[Array]] = {}
+    for point in points:
+        bound = point.bounds.get("roofline")
+        if bound and point.realised_ci95 is not None:
+            low, high = np.log(point.realised_ci95)
+            noise = (high - low) / 3.92 * random.standard_normal(NUM_SAMPLES)
+            share = np.exp(np.log(point.realised) + noise) / bound
+            found.setdefault(point.family, []).append(share - 1)
+    return {family: np.median(shares, axis=0) for family, shares in found.items()}
+
+
+def _order(phase: ParetoPhase) -> Iterator[Hypothesis]:
+    """Whether the families of the frontier follow each other as in the paper, as loss grows."""
+    claim = f"prefill frontier {' → '.join(PAPER_ORDER)} by loss"
+    never = _missing(phase.points)
+    if never:
+        if len(never) < len(PAPER_ORDER):
+            yield _hypothesis(claim, "prefill", None, UNTESTED, _not_measured(never))
+        return
+    for cell in phase.cells:
+        points = phase.points_in(cell)
+        missing = _missing(points)
+        if missing:
+            if len(missing) < len(PAPER_ORDER):
+                yield _hypothesis(claim, "prefill", cell, UNTESTED, _not_measured(missing))
+            continue
+        gone = not_judged(points)
+        unknown = [p for p in points if p.family in PAPER_ORDER and p.label in gone]
+        if unknown:
+            yield _hypothesis(claim, "prefill", cell, UNDECIDED, _not_valid(unknown))
+            continue
+        sampled = sample_points(points)
+        if sampled is None:
+            continue
+        share = _share_in_order(sampled)
+        effect, ci95 = interval(np.exp(_weaker_step(sampled)))
+        steps = " → ".join(
+            f"{w.family} from {loss(w.loss[0])}" for w in cell.winners if w.family != "dense"
+        )
+        verdict = HOLDS if share >= _SURE else FAILS if share <= 1 - _SURE else UNDECIDED
+        text = (
+            f"observed: {steps or 'nothing faster than dense'}; the weaker of its two steps makes"
+            f" the fastest {effect:.2f}× [{ci95[0]:.2f}, {ci95[1]:.2f}] as fast"
+        )
+        yield _hypothesis(
+            claim, "prefill", cell, verdict, text, effect=effect, ci95=ci95, share=share
         )
 
 
-def _limits(found: Pareto) -> Iterator[str]:
-    points = [p for phase in found.phases.values() for p in phase.points]
-    simulated: dict[str, str] = {p.family: p.simulated for p in points if p.simulated}
-    for family, what in simulated.items():
-        yield f"Simulated: {family}: {what}."
-    stopped = {_named(p): p.training_stopped for p in points if p.training_stopped}
-    for name, why in stopped.items():
-        yield f"Not recovered: {name}: {why}; its loss is no evidence of what it costs."
-    yield from _unjudged(found.subject, points)
-    yield from control(points)
-    spreads = [
-        cell.dense_ns["spread"]
-        for phase in found.phases.values()
-        for cell in phase.cells
-        if cell.dense_ns
-    ]
-    if spreads:
-        yield (
-            "Drift: the median of the dense model, measured anew with every result, spread by up to"
-            f" {percent(max(spreads), decimals=1)} within a cell; intervals describe one capture."
-        )
-    if found.subject.config.get("recover"):
-        why = "losses are those after a short training, and a longer one can change their order"
-    else:
-        why = (
-            "no recovery training was done, so the losses are those before any fine-tuning and the"
-            " order by loss can change after it"
-        )
-    yield f"Does not generalise: {why}; times hold for this device, software and these shapes."
+def _share_in_order(sampled: SampledPoints) -> float:
+    """The share of samples whose frontier has the three families, in that order."""
+    hits = 0
+    for speeds, losses in zip(sampled.speeds, sampled.losses, strict=True):
+        top = 0.0
+        order: list[str] = []
+        for i in np.argsort(losses):
+            if speeds[i] > top:
+                top = speeds[i]
+                family = sampled.families[i]
+                if family in PAPER_ORDER and order[-1:] != [family]:
+                    order.append(family)
+        hits += tuple(order) == PAPER_ORDER
+    return hits / len(sampled.speeds)
 
 
-def _unjudged(subject: SweepSubject, points: list[SweepPoint]) -> Iterator[str]:
-    """What the losses do not tell: prompts that are longer than what they were read behind, a text
-    of random ids, another text that nothing could read."""
-    longer = [
-        (p.prompt_len, p.loss.context)
-        for p in points
-        if p.loss and p.loss.context and p.prompt_len > p.loss.context
-    ]
-    if longer:
-        lengths, windows = (sorted(set(each)) for each in zip(*longer, strict=True))
-        yield (
-            f"Not measured: what is lost behind prompts of {_listed(lengths)} tokens; their losses"
-            f" are those in windows of {_listed(windows)}."
-        )
-    if (subject.text or {}).get("source") == RANDOM_IDS:
-        yield f"No loss here means anything: the text that judges is {RANDOM_IDS}."
-    other = subject.config.get("other_text")
-    if other and not any(p.loss and p.loss.other_text for p in points):
-        yield f"Not measured: losses on {other}; it takes a model with a tokenizer to read it."
+def _weaker_step(sampled: SampledPoints) -> Array:
+    """[samples]: of both steps the smaller log ratio by which a family beats the one before it, at
+    the loss at which it does so most."""
+    steps = []
+    for before, after in zip(PAPER_ORDER, PAPER_ORDER[1:], strict=False):
+        gains = [
+            sampled.speeds[:, i] - sampled.best(sampled.losses[:, i], sampled.of(before))
+            for i in np.flatnonzero(sampled.of(after))
+        ]
+        steps.append(np.max(gains, axis=0) if gains else np.full(len(sampled.speeds), -np.inf))
+    weaker: Array = np.min(steps, axis=0)
+    return weaker
 
 
-def _listed(counts: list[int]) -> str:
-    return ", ".join(f"{n:,}" for n in counts)
+def _not_valid(points: Iterable[SweepPoint]) -> str:
+    """Why points that would decide do not."""
+    named = dict.fromkeys(p.name for p in points if not p.timing_valid)
+    return f"the times of {', '.join(named)} are not valid"
 
 
-def _named(point: SweepPoint) -> str:
-    return point.label if point.sparsity is None else f"{point.label} {point.sparsity:g}"
+def _missing(points: Iterable[SweepPoint]) -> list[str]:
+    """The families of the paper's order that none of these is of."""
+    there = {p.family for p in points}
+    return [family for family in PAPER_ORDER if family not in there]
 
 
-def _interval(point: SweepPoint) -> str:
-    if point.realised_ci95 is None:
-        return ""
-    low, high = point.realised_ci95
-    return f" [{low:.2f}, {high:.2f}]"
+def _not_measured(families: list[str]) -> str:
+    return f"{' and '.join(families)} {'were' if len(families) > 1 else 'was'} not measured"
 
 
-def _loss_text(point: SweepPoint) -> str:
-    text, spread = numbers.loss(loss_of(point)), loss_ci95(point)
-    if spread:
-        low, high = (numbers.loss(value) for value in spread)
-        text += f" [{low}, {high}]"
-    return f"{text} perplexity"
+def _by_interval(ci95: list[float], none: float) -> str:
+    return HOLDS if ci95[0] > none else FAILS if ci95[1] < none else UNDECIDED
+
+
+def _hypothesis(  # noqa: PLR0913
+    claim: str,
+    phase: str,
+    cell: SweepCell | None,
+    verdict: str,
+    text: str,
+    *,
+    effect: float | None = None,
+    ci95: list[float] | None = None,
+    share: float | None = None,
+) -> Hypothesis:
+    return Hypothesis(
+        claim=claim,
+        phase=phase,
+        batch=cell.batch if cell else None,
+        prompt_len=cell.prompt_len if cell else None,
+        verdict=verdict,
+        effect=effect,
+        effect_ci95=ci95,
+        share_of_draws=share,
+        text=text,
+    )
+
+
+def sentence(one: Hypothesis) -> str:
+    """A hypothesis in one sentence."""
+    where = f" in {one.phase}"
+    if one.batch is not None:
+        where += f", batch {one.batch}, {one.prompt_len} tokens"
+    if one.loss_on is not None:
+        where += f", by the loss on {one.loss_on}"
+    share = ""
+    if one.share_of_draws is not None:
+        times = f"{percent(one.share_of_draws, decimals=0)} of {NUM_SAMPLES:,}"
+        share = f"; true in {times} samples within the intervals"
+    return f"Claim “{one.claim}”: {one.verdict}{where} ({one.text}{share})."
+
+
+def on_other_text(found: Pareto) -> Pareto | None:
+    """A copy in which the losses are those on the other text; None where there is none. Points
+    that were not judged on it are left out."""
+    phases = {name: _judged_phase(phase) for name, phase in found.phases.items()}
+    judged = {name: phase for name, phase in phases.items() if phase.points}
+    return replace(found, phases=judged) if judged else None
+
+
+def _judged_phase(phase: ParetoPhase) -> ParetoPhase:
+    points = list(_judged_points(phase))
+    return replace(phase, points=points, cells=[_judged_cell(cell, points) for cell in phase.cells])
+
+
+def _judged_points(phase: ParetoPhase) -> Iterator[SweepPoint]:
+    for point in phase.points:
+        other = point.loss.other_text if point.loss else None
+        if other is not None:
+            yield replace(point, loss=Loss(**asdict(other)), on_frontier=False)
+
+
+def _judged_cell(cell: SweepCell, points: list[SweepPoint]) -> SweepCell:
+    where = (cell.batch, cell.prompt_len)
+    best = frontier(p for p in points if (p.batch, p.prompt_len) == where)
+    return replace(cell, winners=winners(best, batch=cell.batch, prompt_len=cell.prompt_len))

@@ -1,4 +1,4 @@
-"""Which points of a cell cannot be bettered, and what follows: winners, break-even, equal costs.
+"""The points of a cell that no other beats, and what follows: winners, break-even, equal costs.
 
 In: Points of one phase, batch and length. Out: plain values. A speedup or a loss beats another
 where their 95 % intervals do not overlap; what overlaps is a tie.
@@ -77,9 +77,9 @@ def break_even(points: Iterable[SweepPoint]) -> dict[str, float | None]:
     faster than dense beyond noise; None where the largest is not. Points whose times are not valid
     are left out, and a family that has no others."""
     found: dict[str, float | None] = {}
-    for family, own in _by_family(p for p in points if p.timing_valid).items():
+    for family, of_family in _by_family(p for p in points if p.timing_valid).items():
         pays: float | None = None
-        for point in sorted(own, key=lambda p: -(p.sparsity or 0)):
+        for point in sorted(of_family, key=lambda p: -(p.sparsity or 0)):
             if point.sparsity is None or not _speeds(point) or _speeds(point)[0] <= 1:
                 break
             pays = point.sparsity
@@ -89,18 +89,18 @@ def break_even(points: Iterable[SweepPoint]) -> dict[str, float | None]:
 
 def not_judged(points: Iterable[SweepPoint]) -> list[str]:
     """The families all of whose points in a cell have times that are not valid."""
-    seen: dict[tuple[str, int, int], bool] = {}
+    is_judged: dict[tuple[str, int, int], bool] = {}
     for p in points:
         cell = p.label, p.batch, p.prompt_len
-        seen[cell] = seen.get(cell, False) or p.timing_valid
-    return list(dict.fromkeys(family for (family, *_), valid in seen.items() if not valid))
+        is_judged[cell] = is_judged.get(cell, False) or p.timing_valid
+    return list(dict.fromkeys(family for (family, *_), valid in is_judged.items() if not valid))
 
 
 def in_every_cell(
     found: Sequence[dict[str, float | None]], without: Collection[str] = ()
 ) -> dict[str, float | None]:
-    """The largest break-even of the cells, None where a family never pays in one of them; nothing
-    of the families `without` a judgement in one."""
+    """The largest break-even of the cells, None where a family never pays in one of them; families
+    in `without` are left out."""
     families = dict.fromkeys(family for one in found for family in one)
     merged: dict[str, float | None] = {}
     for family in (one for one in families if one not in without):
@@ -114,11 +114,11 @@ def equal_flops(points: Iterable[SweepPoint]) -> list[AtFlops]:
     """Speedup and loss of each family at equal FLOP sparsity, by straight lines between its two
     nearest points (the dense model is one of them, at 0); nothing beyond its last point."""
     curves: dict[str, list[_Known]] = {}
-    for family, own in _by_family(points).items():
+    for family, of_family in _by_family(points).items():
         curve: list[_Known] = [(0.0, 1.0, 0.0, True)]
         curve += [
             (p.flop_sparsity, p.realised, loss_of(p), p.timing_valid)
-            for p in own
+            for p in of_family
             if p.flop_sparsity is not None and p.flop_sparsity > 0
         ]
         curves[family] = sorted(curve, key=lambda point: point[0])

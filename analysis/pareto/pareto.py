@@ -1,7 +1,7 @@
 """`prunescope pareto`: the runs of a sweep as points of speed against loss, and who wins where.
 
 In: the folder of a sweep (sweep.json and its runs). Out: a Pareto. Each run is analysed as
-`prunescope analyze` does it; its loss is the `quality` of its manifest, of the very same model.
+`prunescope analyze` does it; its loss is the `quality` of its manifest, of the same model.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import msgspec
 
 from prunescope.analysis.ledger.overhead import of_saved
 from prunescope.analysis.pareto import frontier
-from prunescope.analysis.pareto.claims import summary
-from prunescope.analysis.pareto.draws import add_shares
-from prunescope.analysis.pareto.hypotheses import hypotheses
+from prunescope.analysis.pareto.claims import hypotheses
+from prunescope.analysis.pareto.samples import add_winning_shares
+from prunescope.analysis.pareto.summary import summary
 from prunescope.analysis.pipeline import TOOL, analyze
 from prunescope.analysis.schema.pareto import (
     FailedResult,
@@ -31,6 +31,7 @@ from prunescope.analysis.schema.pareto import (
 )
 from prunescope.analysis.schema.report import Phase
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.family import read_selection
 from prunescope.taxonomy.json_fields import plain
 from prunescope.taxonomy.run import Run, read_run
 from prunescope.taxonomy.run_blocks import Pruning
@@ -67,7 +68,7 @@ class Sweep(msgspec.Struct, kw_only=True):
 
 
 class _Measured(msgspec.Struct, kw_only=True):
-    """One run: its point, and what the cell needs of its dense baseline."""
+    """One run: its point, and the time of its dense baseline for the cell."""
 
     point: SweepPoint
     dense_ns: float | None
@@ -76,8 +77,8 @@ class _Measured(msgspec.Struct, kw_only=True):
 
 
 def judge(folder: Path, on_result: Callable[[str], None] | None = None) -> Pareto:
-    """Compare the results of a sweep that are done; `on_result` hears of each before it
-    is analysed.
+    """Compare the results of a sweep that are done; `on_result` is called with the id
+    of each before it is analysed.
 
     Raises PrunescopeError where there is no sweep or nothing in it is done.
     """
@@ -123,7 +124,7 @@ def _busy_note(runs: list[_Measured]) -> list[str]:
     if not busy:
         return []
     return [
-        f"{busy} of {len(runs)} results were timed beside other work, or vary too much: their "
+        f"{busy} of {len(runs)} results were timed while other work ran, or vary too much: their "
         "times are not valid"
     ]
 
@@ -206,7 +207,7 @@ def point_of(entry: SweepResult, run: Run, phase: Phase) -> SweepPoint:
         id=entry.id,
         family=entry.family,
         sparsity=entry.sparsity,
-        select=entry.select,
+        select=entry.select and read_selection(entry.select),
         sparsities=entry.sparsities or ([] if entry.sparsity is None else [entry.sparsity]),
         batch=entry.batch,
         prompt_len=entry.prompt_len,
@@ -228,7 +229,7 @@ def point_of(entry: SweepResult, run: Run, phase: Phase) -> SweepPoint:
 
 
 def caveat_of(phase: Phase) -> bool:
-    """Whether something was seen that makes the times of a phase no evidence."""
+    """Whether a finding makes the times of a phase no evidence."""
     return any(finding.id == "timing-not-valid" for finding in phase.findings)
 
 
@@ -271,13 +272,13 @@ def _simulated(run: Run) -> str | None:
     pruning = run.pruning or Pruning()
     if pruning.backend == "masked":
         return "2:4 zeros in dense tensors on dense kernels: no sparse kernels on this device"
-    # The latest keys are kept by a rule; everything else that is decided at run time is drawn.
-    ruled = (pruning.knobs or {}).get("keep") == "recent"
+    # The latest keys are kept by a rule; everything else that is decided at run time is random.
+    by_rule = (pruning.knobs or {}).get("keep") == "recent"
     routers = pruning.recovery.routers if pruning.recovery else []
-    taught = any(one.trained for one in routers)  # then their scores decide
-    drawn = pruning.selection == "random" and not taught
-    if run.census and run.census.dynamic and drawn and not ruled:
-        return "decisions drawn at random, at the full cost of making them"
+    trained = any(router.trained for router in routers)  # then their scores decide
+    is_random = pruning.selection == "random" and not trained
+    if run.census and run.census.dynamic and is_random and not by_rule:
+        return "random decisions, at the full cost of making them"
     return None
 
 
@@ -293,19 +294,19 @@ def _phase(runs: Sequence[_Measured]) -> ParetoPhase:
         cells.setdefault((run.point.batch, run.point.prompt_len), []).append(run)
     points: list[SweepPoint] = []
     found: list[SweepCell] = []
-    for (batch, prompt_len), own in sorted(cells.items()):
-        merged = _draws_merged(run.point for run in own)
+    for (batch, prompt_len), in_cell in sorted(cells.items()):
+        merged = _merge_samples(run.point for run in in_cell)
         best = frontier.frontier(merged)
         for point in best:
             point.on_frontier = True
         points += merged
         wins = frontier.winners(best, batch=batch, prompt_len=prompt_len)
-        add_shares(wins, merged)
+        add_winning_shares(wins, merged)
         found.append(
             SweepCell(
                 batch=batch,
                 prompt_len=prompt_len,
-                dense_ns=_spread([run.dense_ns for run in own if run.dense_ns is not None]),
+                dense_ns=_spread([run.dense_ns for run in in_cell if run.dense_ns is not None]),
                 winners=wins,
                 break_even=frontier.break_even(merged),
                 equal_flops=frontier.equal_flops(merged),
@@ -322,31 +323,32 @@ def _phase(runs: Sequence[_Measured]) -> ParetoPhase:
     )
 
 
-def _draws_merged(points: Iterable[SweepPoint]) -> list[SweepPoint]:
-    """One point for the draws of one model: medians, and intervals from the lowest to the highest.
+def _merge_samples(points: Iterable[SweepPoint]) -> list[SweepPoint]:
+    """One point for the random samples of one model (its draws): medians, and intervals from the
+    lowest to the highest.
 
-    Kept apart, the luckiest draw would stand on the frontier.
+    Kept apart, the luckiest sample would stand on the frontier.
     """
     groups: dict[Any, list[SweepPoint]] = {}
     for point in points:
         groups.setdefault((point.label, point.sparsity), []).append(point)
-    return [own[0] if len(own) == 1 else _merged(own) for own in groups.values()]
+    return [samples[0] if len(samples) == 1 else _merged(samples) for samples in groups.values()]
 
 
-def _merged(own: list[SweepPoint]) -> SweepPoint:
-    losses = [p.loss for p in own if p.loss is not None]
-    loss = _merged_loss(losses) if len(losses) == len(own) else None
+def _merged(samples: list[SweepPoint]) -> SweepPoint:
+    losses = [p.loss for p in samples if p.loss is not None]
+    loss = _merged_loss(losses) if len(losses) == len(samples) else None
     return msgspec.structs.replace(
-        own[0],
-        draws=[p.id for p in own],
-        realised=median(p.realised for p in own),
-        realised_ci95=_hull([p.realised_ci95 for p in own]),
-        bounds={name: _median([p.bounds[name] for p in own]) for name in own[0].bounds},
-        shares={name: _median([p.shares[name] for p in own]) for name in own[0].shares},
+        samples[0],
+        draws=[p.id for p in samples],
+        realised=median(p.realised for p in samples),
+        realised_ci95=_hull([p.realised_ci95 for p in samples]),
+        bounds={name: _median([p.bounds[name] for p in samples]) for name in samples[0].bounds},
+        shares={name: _median([p.shares[name] for p in samples]) for name in samples[0].shares},
         loss=loss,
-        flop_sparsity=_median([p.flop_sparsity for p in own]),
-        training_stopped=next((p.training_stopped for p in own if p.training_stopped), None),
-        timing_valid=all(p.timing_valid for p in own),
+        flop_sparsity=_median([p.flop_sparsity for p in samples]),
+        training_stopped=next((p.training_stopped for p in samples if p.training_stopped), None),
+        timing_valid=all(p.timing_valid for p in samples),
     )
 
 

@@ -1,7 +1,7 @@
-"""What shapes and peaks promise without a run.
+"""The expected speed of a pruned model from shapes and peaks, without a run.
 
-In: a PredictRequest. Out: bound and expected speedup with a range, as a dict.
-Exports: PredictRequest, Setting, `predict.predict`; `constants` are the numbers (dispatch, launch,
-and the calibrated error of a range), `kernels` and `tiles` time a GEMM, `host` counts ops, `costs`
-adds them up, `ranges` says how sure.
+In: a PredictRequest. Out: bound and expected speedup with a range.
+Exports: PredictRequest, Setting, `predict.predict`, `rank.rank`. In order of the flow: `constants`
+(costs and their constants), `setting` (request, model, device), `side` (ops of a forward),
+`kernels` (time of an op), `costs` (time of a forward), `ranges`, `break_even`, `phase`, `answers`.
 """

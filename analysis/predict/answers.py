@@ -1,22 +1,120 @@
-"""The whole workload of a point: a prompt with its answer, memory, and what fits.
+"""A prompt with its answer: time to the first token, time a token, tokens a second, and memory.
 
-In: a Setting and a PredictRequest. Out: a PredictedAnswer: both sides end to end, the speedup of
-the time and of the tokens a second with ranges, and what pruning frees as batch. Times in ns.
+In: a Setting, a prompt's workload and the number of new tokens. Out: an Answer, for any constants,
+and a PredictedAnswer of both sides with ranges. The prompt is one prefill, or chunks of it; each
+new token is a decode step whose context grows by one. Times are ns, memory is bytes a device.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from prunescope.analysis.predict.constants import Constants
-from prunescope.analysis.predict.generation import Answer, answer
-from prunescope.analysis.predict.memory import memory
-from prunescope.analysis.predict.ranges import Differences, Uncertainty, caveat_of, unlike
-from prunescope.analysis.predict.setting import PredictRequest, Setting
-from prunescope.analysis.schema.prediction import Memory, PredictedAnswer, Speed
+from prunescope.analysis.predict.constants import OVERHEAD_BYTES, Constants
+from prunescope.analysis.predict.costs import cost_estimate
+from prunescope.analysis.predict.kernels import op_cost_ns, rates
+from prunescope.analysis.predict.ranges import (
+    Differences,
+    differences,
+    uncertainty_of,
+)
+from prunescope.analysis.predict.request import PredictRequest
+from prunescope.analysis.predict.setting import Setting
+from prunescope.analysis.predict.side import PredictedSide, predicted_side
+from prunescope.analysis.schema.prediction import Generation, Memory, PredictedAnswer, Speed
 from prunescope.taxonomy.dtypes import itemsize
 from prunescope.taxonomy.plan import Workload
+
+# Simpson's rule: a step's time is nearly linear in its context, but for windows.
+_WEIGHTS = (1 / 6, 2 / 3, 1 / 6)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """The forwards of a prompt and of `new_tokens` after it. `steps`: at the first, the middle and
+    the last context; `chunk`: one of the prompt's `chunks`, None where the prompt is one forward.
+    """
+
+    setting: Setting
+    work: Workload
+    new_tokens: int
+    prompt: PredictedSide
+    steps: tuple[PredictedSide, ...]
+    chunks: int
+    chunk: PredictedSide | None
+
+    def ttft_ns(self, c: Constants) -> float:
+        """Time to the first token: the prompt. In chunks: every chunk with all of its kernels, and
+        attention at least as over the whole prompt."""
+        terms = frozenset(self.setting.terms)
+        if self.chunk is None:
+            return cost_estimate(self.prompt).total_ns(c, terms)
+        chunk_ns = cost_estimate(self.chunk).total_ns(c, terms)
+        attention = _attention_ns(self.chunk, c, terms)
+        whole = _attention_ns(self.prompt, c, terms)
+        return self.chunks * (chunk_ns - attention) + max(whole, self.chunks * attention)
+
+    def tpot_ns(self, c: Constants) -> float:
+        """Time per output token after the first: the mean of the steps."""
+        terms = frozenset(self.setting.terms)
+        return sum(
+            weight * cost_estimate(side).total_ns(c, terms)
+            for weight, side in zip(_WEIGHTS, self.steps, strict=True)
+        )
+
+    def total_ns(self, c: Constants) -> float:
+        """Time to the last token."""
+        return self.ttft_ns(c) + (self.new_tokens - 1) * self.tpot_ns(c)
+
+    def as_schema(self) -> Generation:
+        """The fields of a prediction, at the setting's constants."""
+        c = self.setting.constants
+        total = self.total_ns(c)
+        return Generation(
+            batch=self.work.batch,
+            prompt_len=self.work.prompt_len,
+            new_tokens=self.new_tokens,
+            ttft_ns=self.ttft_ns(c),
+            tpot_ns=self.tpot_ns(c),
+            total_ns=total,
+            tokens_per_s=self.work.batch * self.new_tokens / total * 1e9,
+        )
+
+
+def answer(
+    setting: Setting,
+    prompt: Workload,
+    *,
+    new_tokens: int,
+    chunk: int | None = None,
+    pruned: bool = True,
+) -> Answer:
+    """A prompt of `prompt.prompt_len` tokens and `new_tokens` after it; `chunk`: tokens of the
+    prompt in one forward."""
+
+    def side(work: Workload) -> PredictedSide:
+        return predicted_side(setting, work, pruned=pruned)
+
+    first = replace(prompt, phase="prefill", context=None)
+    last = prompt.prompt_len + max(1, new_tokens - 1)
+    contexts = (prompt.prompt_len + 1, (prompt.prompt_len + 1 + last) // 2, last)
+    size = chunk if chunk is not None and chunk < prompt.prompt_len else None
+    return Answer(
+        setting=setting,
+        work=first,
+        new_tokens=new_tokens,
+        prompt=side(first),
+        steps=tuple(side(replace(prompt, phase="decode", context=keys)) for keys in contexts),
+        chunks=math.ceil(prompt.prompt_len / size) if size else 1,
+        chunk=side(replace(first, prompt_len=size)) if size else None,
+    )
+
+
+def _attention_ns(side: PredictedSide, c: Constants, terms: frozenset[str]) -> float:
+    r = rates(side.setting, c, terms)
+    pairs = zip(side.bounded, cost_estimate(side).op_costs, strict=True)
+    return sum(cost.layers * op_cost_ns(cost, r) for op, cost in pairs if op.cls == "attention")
 
 
 def prompt_of(setting: Setting, *, batch: int, prompt_len: int, logits: str) -> Workload:
@@ -31,89 +129,111 @@ def prompt_of(setting: Setting, *, batch: int, prompt_len: int, logits: str) -> 
 
 
 def predicted_answer(setting: Setting, request: PredictRequest) -> PredictedAnswer:
-    """Both sides of the workload, and what pruning changes of it."""
+    """Both sides of the workload, their speedup, and the batch that pruning makes room for."""
     work = prompt_of(
         setting, batch=request.batch, prompt_len=request.prompt_len, logits=request.logits
     )
-    new_tokens = request.new_tokens or 1
-    other = replace(work, batch=request.pruned_batch or work.batch)
-    dense = answer(setting, work, new_tokens=new_tokens, chunk=request.chunk, pruned=False)
-    pruned = answer(setting, other, new_tokens=new_tokens, chunk=request.chunk)
-    needs = _memory(setting, work, new_tokens, pruned=False)
-    left = _memory(setting, other, new_tokens, pruned=True)
+
+    def side(batch: int, *, pruned: bool) -> Answer:
+        return answer(
+            setting,
+            replace(work, batch=batch),
+            new_tokens=request.new_tokens or 1,
+            chunk=request.chunk,
+            pruned=pruned,
+        )
+
+    dense = side(work.batch, pruned=False)
+    dense_memory = answer_memory(dense, pruned=False)
+    if not setting.family:
+        return PredictedAnswer(
+            dense=dense.as_schema(),
+            pruned=None,
+            dense_memory=dense_memory,
+            pruned_memory=None,
+            time=None,
+            throughput=None,
+            at_max_batch=None,
+        )
+    pruned = side(request.pruned_batch or work.batch, pruned=True)
+    pruned_memory = answer_memory(pruned, pruned=True)
+    most = dense_memory.max_batch, pruned_memory.max_batch
+    at_max_batch = None
+    if most[0] and most[1]:
+        at_max_batch = _throughput(side(most[0], pruned=False), side(most[1], pruned=True))
     return PredictedAnswer(
         dense=dense.as_schema(),
-        pruned=pruned.as_schema() if setting.family else None,
-        dense_memory=needs,
-        pruned_memory=left if setting.family else None,
-        time=_speed(dense, pruned, Answer.total_ns) if setting.family else None,
-        throughput=_throughput(dense, pruned) if setting.family else None,
-        at_max_batch=_full(setting, work, request, (needs, left)),
+        pruned=pruned.as_schema(),
+        dense_memory=dense_memory,
+        pruned_memory=pruned_memory,
+        time=speed_of(dense, pruned),
+        throughput=_throughput(dense, pruned),
+        at_max_batch=at_max_batch,
     )
-
-
-def _full(
-    setting: Setting, work: Workload, request: PredictRequest, needs: tuple[Memory, Memory]
-) -> Speed | None:
-    """Tokens a second with each side at the largest batch that fits."""
-    most = [one.max_batch for one in needs]
-    if not setting.family or not most[0] or not most[1]:
-        return None
-    new_tokens = request.new_tokens or 1
-    dense = answer(
-        setting,
-        replace(work, batch=most[0]),
-        new_tokens=new_tokens,
-        chunk=request.chunk,
-        pruned=False,
-    )
-    pruned = answer(
-        setting, replace(work, batch=most[1]), new_tokens=new_tokens, chunk=request.chunk
-    )
-    return _throughput(dense, pruned)
 
 
 def speed_of(dense: Answer, pruned: Answer) -> Speed:
-    """The speedup of the whole, and its range."""
+    """The speedup of the total time, and its range."""
     return _speed(dense, pruned, Answer.total_ns)
 
 
 def _throughput(dense: Answer, pruned: Answer) -> Speed:
-    return _speed(dense, pruned, lambda one, c: one.total_ns(c) / one.work.batch)
+    return _speed(dense, pruned, lambda side, c: side.total_ns(c) / side.work.batch)
 
 
 def _speed(dense: Answer, pruned: Answer, cost: Callable[[Answer, Constants], float]) -> Speed:
-    def gain(c: Constants) -> float:
-        return cost(dense, c) / cost(pruned, c)
-
-    value = gain(dense.setting.constants)
-    return Speed(speedup=value, range=_doubt(dense, pruned, gain).around(value))
-
-
-def _doubt(dense: Answer, pruned: Answer, gain: Callable[[Constants], float]) -> Uncertainty:
-    """Kernels at other shapes count by the time of the prompt and of the steps. Draws even out over
-    the steps of an answer."""
     c, terms = pruned.setting.constants, pruned.setting.terms
-    shares = (
-        (pruned.ttft_ns(c), dense.prompt, pruned.prompt),
-        ((pruned.new_tokens - 1) * pruned.tpot_ns(c), dense.steps[1], pruned.steps[1]),
+
+    def speedup(constants: Constants) -> float:
+        return cost(dense, constants) / cost(pruned, constants)
+
+    # Prompt and steps count by their times. Random routing averages out over the steps.
+    parts = (
+        (pruned.ttft_ns(c), differences(dense.prompt, pruned.prompt, terms)),
+        (
+            (pruned.new_tokens - 1) * pruned.tpot_ns(c),
+            differences(dense.steps[1], pruned.steps[1], terms),
+        ),
     )
-    parts = [(ns, unlike(d, p, terms)) for ns, d, p in shares]
     total = sum(ns for ns, _ in parts)
     whole = Differences(
-        reshaped=tuple((ns * w / total, waves) for ns, one in parts for w, waves in one.reshaped),
-        added=sum(ns * one.added for ns, one in parts) / total,
-        drawn=parts[1][1].drawn / max(1, pruned.new_tokens) ** 0.5,
+        reshaped=tuple(
+            (ns * share / total, waves) for ns, part in parts for share, waves in part.reshaped
+        ),
+        added=sum(ns * part.added for ns, part in parts) / total,
+        routing=parts[1][1].routing / max(1, pruned.new_tokens) ** 0.5,
     )
-    return caveat_of(gain, pruned.prompt, terms, unlike=whole)
+    value = speedup(dense.setting.constants)
+    found = uncertainty_of(speedup, pruned.prompt, terms, differences=whole)
+    return Speed(speedup=value, range=found.range_of(value))
 
 
-def answer_memory(setting: Setting, one: Answer, *, pruned: bool) -> Memory:
-    """What an answer needs."""
-    return _memory(setting, one.work, one.new_tokens, pruned=pruned)
+def answer_memory(whole: Answer, *, pruned: bool) -> Memory:
+    """The memory that an answer needs, and the largest batch that fits: weights, the KV cache at
+    the end of the answer, the prompt's activations, and a fixed overhead."""
+    setting, work = whole.setting, whole.work
+    last = replace(work, phase="decode", context=work.prompt_len + whole.new_tokens - 1)
+    end = predicted_side(setting, last, pruned=pruned).forward
+    weights, cache, step = end.weight_bytes, end.kv_bytes, _step_bytes(whole.prompt)
+    capacity = setting.device.memory_bytes
+    fixed = weights + OVERHEAD_BYTES
+    total = fixed + cache + step
+    per_sequence = (cache + step) / work.batch
+    return Memory(
+        device_bytes=capacity,
+        weight_bytes=round(weights),
+        kv_bytes=round(cache),
+        step_bytes=round(step),
+        overhead_bytes=OVERHEAD_BYTES,
+        total_bytes=round(total),
+        fits=None if capacity is None else total <= capacity,
+        max_batch=None if capacity is None else max(0, int((capacity - fixed) // per_sequence)),
+    )
 
 
-def _memory(setting: Setting, work: Workload, new_tokens: int, *, pruned: bool) -> Memory:
-    """At the end of the answer, when the cache is longest; the step is the prompt's."""
-    last = replace(work, phase="decode", context=work.prompt_len + new_tokens - 1)
-    return memory(setting, last, prompt=work, pruned=pruned)
+def _step_bytes(side: PredictedSide) -> float:
+    """What a step allocates: [T, h] twice, the widest GEMM's input and output, [T_o, V] logits."""
+    work, shape = side.work, side.setting.shape
+    gemms = [op.gemms[0] for op in side.bounded if op.cls == "matmul" and op.role != "lm_head"]
+    widest = max((g.m * (g.n + g.k) * g.batch for g in gemms), default=0)
+    return work.itemsize * (2 * work.rows * shape.hidden + widest + work.head_rows * shape.vocab)

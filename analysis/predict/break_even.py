@@ -1,92 +1,100 @@
-"""Where a pruning starts or stops to pay.
+"""Where a pruning starts or stops to pay: the sparsity, batches and contexts of speedup 1.
 
-In: a workload and a function that gives the speedup at a workload and a sparsity. Out: a
-BreakEven, each part null where the speedup does not cross 1 in the range that was searched.
+In: a workload and its speedup as a function of workload and sparsity, or a Setting, whose speedups
+at the roofline and with the costs of execution a Speedups computes once each. Out: a BreakEven,
+each part null where the speedup does not cross 1 in the range that is searched.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import replace
 from functools import cache, lru_cache
 
+from prunescope.analysis.predict.costs import total_ns
+from prunescope.analysis.predict.setting import Setting
+from prunescope.analysis.predict.side import predicted_side
 from prunescope.analysis.schema.prediction import BreakEven, Span
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.plan import Workload
 
-Gain = Callable[[Workload, float | None], float]
-Sized = tuple[tuple[int, Workload], ...]
+# Dense over pruned at a workload and a sparsity; None: the sparsity of the request.
+SpeedupAt = Callable[[Workload, float | None], float]
+_Sized = tuple[tuple[int, Workload], ...]
 
 _STEP, _COARSE = 64, 4
 _BATCHES = tuple(2**i for i in range(11))
 _CONTEXTS = tuple(2**i for i in range(6, 18))
-# A bound is a quotient of long sums: equality within rounding is no gain.
-_GAIN = 1 + 1e-6
+# A bound is a quotient of long sums: equality within rounding is no speedup.
+_FASTER = 1 + 1e-6
 
 
-def break_even(work: Workload, gain: Gain) -> BreakEven:
+def break_even(work: Workload, speedup: SpeedupAt) -> BreakEven:
     """`sparsity_from`, and the {"from", "to"} of batches and of contexts (powers of two) at which
-    this sparsity is faster.
-
-    `gain(work, sparsity)` is dense over pruned; sparsity None is the one that was asked for.
-    """
-    return BreakEven(sparsity=sparsity_from(work, gain), **spans(work, gain))
+    the sparsity of the request is faster."""
+    return BreakEven(sparsity=sparsity_from(work, speedup), **spans(work, speedup))
 
 
-def spans(work: Workload, gain: Gain) -> dict[str, Span | None]:
+def spans(work: Workload, speedup: SpeedupAt) -> dict[str, Span | None]:
     """The batches and the contexts of a BreakEven."""
-    batches, contexts = _others(work)
-    return {"batch": _range(batches, gain), "context": _range(contexts, gain)}
+    batches, contexts = _other_sizes(work)
+    return {"batch": _faster_span(batches, speedup), "context": _faster_span(contexts, speedup)}
 
 
-def sparsity_from(work: Workload, gain: Gain) -> float | None:
+def sparsity_from(work: Workload, speedup: SpeedupAt) -> float | None:
     """The smallest sparsity (in 1/64) from which larger ones (in 1/16) are faster than dense."""
-    coarse = _last_faster(range(_STEP - _COARSE, 0, -_COARSE), work, gain)
+    coarse = _last_faster(range(_STEP - _COARSE, 0, -_COARSE), work, speedup)
     above = _STEP if coarse is None else coarse
-    fine = _last_faster(range(above - 1, max(0, above - _COARSE), -1), work, gain)
+    fine = _last_faster(range(above - 1, max(0, above - _COARSE), -1), work, speedup)
     found = coarse if fine is None else fine
     return None if found is None else found / _STEP
 
 
-def _last_faster(steps: Iterable[int], work: Workload, gain: Gain) -> int | None:
-    """The last of `steps` (in 1/64) before one that is not faster than dense; those at which there
-    is no point are passed over."""
+def _last_faster(steps: Iterable[int], work: Workload, speedup: SpeedupAt) -> int | None:
+    """The last of `steps` (in 1/64) before one that is not faster than dense, skipping sparsities
+    that the family does not have."""
     found = None
     for step in steps:
-        faster = _try(gain, work, step / _STEP)
-        if faster is None:
+        value = _try(speedup, work, step / _STEP)
+        if value is None:
             continue
-        if faster <= _GAIN:
+        if value <= _FASTER:
             break
         found = step
     return found
 
 
-def _try(gain: Gain, work: Workload, sparsity: float | None = None) -> float | None:
+def _try(speedup: SpeedupAt, work: Workload, sparsity: float | None = None) -> float | None:
     """None where the point does not exist (2:4 at 0.25)."""
     try:
-        return gain(work, sparsity)
+        return speedup(work, sparsity)
     except PrunescopeError:
         return None
 
 
 @lru_cache(maxsize=64)
-def _others(work: Workload) -> tuple[Sized, Sized]:
+def _other_sizes(work: Workload) -> tuple[_Sized, _Sized]:
     """The same forward at other batches and at other contexts."""
+
+    def at(context: int) -> Workload:
+        if work.prefill:
+            return replace(work, prompt_len=context)
+        return replace(work, prompt_len=context, context=context)
+
     return (
-        tuple((b, replace(work, batch=b)) for b in _BATCHES),
-        tuple((c, _at(work, c)) for c in _CONTEXTS),
+        tuple((batch, replace(work, batch=batch)) for batch in _BATCHES),
+        tuple((context, at(context)) for context in _CONTEXTS),
     )
 
 
-def _range(points: Sized, gain: Gain) -> Span | None:
-    """None where it is faster at none of them, or at both ends. It is faster on one stretch: its
-    ends are found by halving, from an end or from the first point inside that is faster."""
+def _faster_span(points: _Sized, speedup: SpeedupAt) -> Span | None:
+    """None where it is faster at none of them, or at both ends. It is faster on one stretch, whose
+    ends are found by bisection from an end or from the first point inside that is faster."""
 
     @cache
     def faster(index: int) -> bool:
-        found = _try(gain, points[index][1])
-        return found is not None and found > _GAIN
+        found = _try(speedup, points[index][1])
+        return found is not None and found > _FASTER
 
     end = len(points) - 1
     if faster(0) and faster(end):
@@ -100,7 +108,7 @@ def _range(points: Sized, gain: Gain) -> Span | None:
 
 
 def _edge(inside: int, outside: int, faster: Callable[[int], bool]) -> int:
-    """The last that is faster on the way from one that is to an end."""
+    """The last faster point on the way from `inside`, which is faster, to an end."""
     if faster(outside):
         return outside
     while abs(outside - inside) > 1:
@@ -109,7 +117,62 @@ def _edge(inside: int, outside: int, faster: Callable[[int], bool]) -> int:
     return inside
 
 
-def _at(work: Workload, context: int) -> Workload:
-    if work.prefill:
-        return replace(work, prompt_len=context)
-    return replace(work, prompt_len=context, context=context)
+_Pair = tuple[float, float]
+_ROOFLINE, _EXPECTED = 0, 1
+
+
+class Speedups:
+    """Dense over pruned, at the roofline and expected, by workload, method and sparsity. One serves
+    every point of a grid, since the points of a method need the same sparsities."""
+
+    def __init__(self) -> None:
+        self._dense: dict[Workload, _Pair] = {}
+        self._found: dict[Hashable, _Pair | PrunescopeError] = {}
+        self._from: dict[Hashable, float | None] = {}
+
+    def break_even(self, setting: Setting, work: Workload) -> tuple[BreakEven, BreakEven]:
+        """Where the pruning pays at the roofline, and where with the costs of execution."""
+        return (
+            self._break_even(setting, work, _ROOFLINE),
+            self._break_even(setting, work, _EXPECTED),
+        )
+
+    def _break_even(self, setting: Setting, work: Workload, which: int) -> BreakEven:
+        speedup = self._speedup(setting, which)
+        key = work, _method_key(setting), which
+        if key not in self._from:
+            self._from[key] = sparsity_from(work, speedup)
+        return BreakEven(sparsity=self._from[key], **spans(work, speedup))
+
+    def _speedup(self, setting: Setting, which: int) -> SpeedupAt:
+        method = _method_key(setting)
+
+        def speedup(work: Workload, sparsity: float | None) -> float:
+            at = setting.sparsity if sparsity is None else sparsity
+            key = work, method, at
+            found = self._found.get(key)
+            if found is None:
+                try:
+                    found = self._pair(setting, work, at)
+                except PrunescopeError as error:  # 2:4 at 0.25
+                    found = error
+                self._found[key] = found
+            if isinstance(found, PrunescopeError):
+                raise found
+            return found[which]
+
+        return speedup
+
+    def _pair(self, setting: Setting, work: Workload, sparsity: float) -> _Pair:
+        dense = self._dense.get(work)
+        if dense is None:
+            side = predicted_side(setting, work, pruned=False)
+            dense = self._dense[work] = (side.ns, total_ns(side, setting.terms))
+        pruned = predicted_side(setting, work, sparsity=sparsity)
+        return dense[0] / pruned.ns, dense[1] / total_ns(pruned, setting.terms)
+
+
+def _method_key(setting: Setting) -> Hashable:
+    """The family with its knobs: two methods of one family may differ in them."""
+    family = setting.family and setting.family.id
+    return family, setting.sparse_library, tuple(setting.knobs.items())

@@ -1,8 +1,8 @@
-"""The numbers of the execution model that no shape gives: one a mechanism, none a family.
+"""The costs of execution, and the constants of their models: one a mechanism, none a family.
 
-In: nothing. Out: TABLE, which says of each its value, how far it may differ on another device,
-where it is read from and the devices on which it was seen; Constants, the values in use; and the
-rates of 2:4 kernels by device and library. `benchmarks/predict.md` prints all of them.
+TERMS: the costs that `predict` adds to the roofline, in order. TABLE: the constants, fitted to
+published measurements, each with its range on other devices and its source. Constants: the values
+in use. SPARSE: rates of 2:4 kernels by device and library. `benchmarks/predict.md` prints all.
 """
 
 from __future__ import annotations
@@ -10,18 +10,42 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from prunescope.analysis.device.hardware import Device
-from prunescope.analysis.predict.silicon import same_silicon
+from prunescope.analysis.device.hardware import Device, same_chip
 
 PRO_6000, A100, H100, B200, MI300X, ADA = (
     "rtx-pro-6000-blackwell", "a100-80gb-sxm", "h100-sxm", "b200", "mi300x", "rtx-6000-ada",
 )  # fmt: skip
 
+LAUNCHES = ("graph", "eager")
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """A cost of execution and its cause."""
+
+    name: str
+    mechanism: str
+
+
+TERMS = (
+    Term("achievable", "the best GEMM and the best stream stay below the data sheet"),
+    Term("tile_wave", "a GEMM computes whole tiles in whole waves: the best of a few tiles"),
+    Term("sparse_kernel", "2:4 kernels run below twice the dense rate"),
+    Term("gathered", "kernels on rows chosen at run time run below the rate of contiguous rows"),
+    Term("elementwise", "element-wise kernels read again what their neighbours wrote"),
+    Term("eager", "modules run op by op: norms in float32, scores in memory, the cache copied"),
+    Term("kernel", "each kernel ramps up and down"),
+    Term("launch", "the device idles between kernels"),
+    Term("added", "kernels that only pruning needs: gather, scatter, layout, estimator, cache"),
+    Term("exchange", "devices that share a layer sum its outputs"),
+)
+NAMES = tuple(term.name for term in TERMS)
+
 
 @dataclass(frozen=True, slots=True)
 class Constant:
-    """A number of one mechanism: its value, the range elsewhere, where it is read from, and the
-    devices on which it was seen."""
+    """A constant of one mechanism: its value, its range on other devices, the source that it is
+    fitted to, and the devices measured there."""
 
     value: float
     low: float
@@ -33,7 +57,7 @@ class Constant:
     devices: tuple[str, ...] = ()
 
     def ends(self, *, seen: bool) -> tuple[float, float]:
-        """Low and high: half as far from the value on silicon where it was seen."""
+        """(low, high); half as far from the value on a chip where it was measured."""
         if not seen:
             return self.low, self.high
         return (self.low + self.value) / 2, (self.high + self.value) / 2
@@ -96,20 +120,20 @@ TABLE: dict[str, Constant] = {
         "their parts; one pass over 134 MB is 88 us", (PRO_6000,)),
     "allreduce_ns": Constant(
         10000, 5000, 30000, "ns a sublayer", "exchange",
-        "devices that share a layer meet before any byte has moved",
-        "a guess: nothing published is read for it", ()),
+        "devices that share a layer synchronise before any byte moves",
+        "a guess: no published measurement is used", ()),
     "sparse_rate": Constant(
         1.0, 0.72, 1.38, "x the rate of SPARSE", "sparse_kernel",
-        "a compute-bound 2:4 GEMM, beside the rate of its library and device",
-        "two papers on the A100 differ by 1.16 for one library, cells of one paper by 7 %: what "
-        "one says of the other has a spread of 0.16 of the logarithm, and the ends are two of "
-        "these off. So it counts as not seen there", (PRO_6000,)),
+        "a compute-bound 2:4 GEMM, over the rate of its library and device",
+        "two papers on the A100 differ by 1.16 for one library, cells of one paper by 7 %: one "
+        "predicts the other with a standard deviation of 0.16 of the logarithm, and the ends are "
+        "two of these away. So it counts as not measured there", (PRO_6000,)),
 }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class SparseRate:
-    """A 2:4 GEMM that is bound by compute: its time over half of the dense time."""
+    """A compute-bound 2:4 GEMM: its time over half of the dense time."""
 
     libraries: tuple[str, ...]
     devices: tuple[str, ...]
@@ -117,8 +141,8 @@ class SparseRate:
     figure: str
 
 
-# What `--set kernel=` takes, and whether the library makes its caller copy layouts.
-KERNELS = {"torch": True, "cusparselt": False, "cutlass": False, "tensorrt": False}
+# Values of `--set kernel=`, and whether the library makes its caller copy layouts.
+SPARSE_LIBRARIES = {"torch": True, "cusparselt": False, "cutlass": False, "tensorrt": False}
 SPARSE = (
     SparseRate(
         ("torch", "cutlass", "cusparselt"), (PRO_6000,), 1.68,
@@ -129,18 +153,20 @@ SPARSE = (
         "Table 12, layers of Llama-2: 1.48, 1.50, 1.32 x"),
     SparseRate(
         ("torch", "cutlass", "cusparselt", "tensorrt"), (), 1.45,
-        "not seen on this device: between the A100's and the RTX Pro 6000's"),
+        "not measured on this device: between the A100's and the RTX Pro 6000's"),
 )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class ModelError:
-    """The model's own error, of the logarithm of a speedup. `common` is what two measurements of
-    one thing differ by; `reshaped` the error of a kernel at another shape than the dense model's
-    that is a single wave of tiles, where the library's choice of a tile decides; of w waves it is
-    w to the `power` less. `added` is the error of kernels that only pruning needs, whose number and
-    traffic are those of one implementation; `unseen` multiplies all of them on silicon on which no
-    cell was measured; `scale` makes the ends hold 90 %."""
+    """The model's own error, as standard deviations of the logarithm of a speedup.
+
+    `common`: two measurements of the same speedup. `reshaped`: a kernel at a shape that the dense
+    model does not run, of a single wave of tiles, where the library's choice of a tile decides;
+    divided by w to the `power` for w waves. `added`: kernels that only pruning needs, whose number
+    and traffic are those of one implementation. `unseen` multiplies all of them on a chip without
+    measurements; `scale` makes the range hold 90 %.
+    """
 
     common: float
     reshaped: float
@@ -150,14 +176,14 @@ class ModelError:
     scale: float
 
 
-# Chosen on published cells by benchmarks/predict_calibration.py, which says how and how well the
-# choice does on cells that had no part in it.
+# Fitted to published measurements by benchmarks/predict_calibration.py, which also tests the fit on
+# measurements that were left out.
 ERROR = ModelError(0.02, 0.12, 1 / 2, 0.5, 1.25, 1.24)
 MEASURED_ON = (PRO_6000, A100, ADA)
-# A routed step is drawn anew each time; papers give the mean of three draws (arXiv 2606.09080).
-DRAWS = 3
+# Routing is random in each step; papers give the mean of three samples (arXiv 2606.09080).
+ROUTING_SAMPLES = 3
 
-# Byte/s between devices of a server, one way, as sold: NVLink, xGMI; PCIe 4 x16 elsewhere.
+# Byte/s between devices of a server, one way, by data sheet: NVLink, xGMI; else PCIe 4 x16.
 LINKS = {
     300e9: ("a100-40gb-sxm", "a100-80gb-sxm"), 200e9: ("a800-80gb-sxm", "h800-sxm"),
     450e9: ("h100-sxm", "h200-sxm", "h20", "mi300x", "mi325x"), 150e9: ("v100-sxm2",),
@@ -167,15 +193,14 @@ OTHER_LINK = 32e9
 
 
 def link_byte_per_s(device: Device) -> float:
-    """Byte/s from one device of a server to the others."""
+    """Byte/s from one device of a server to the others, one way."""
     return next((rate for rate, names in LINKS.items() if device.name in names), OTHER_LINK)
 
 
-# A CUDA context, the workspaces of its libraries and what an allocator loses: 0.5-1 GB on A100 and
-# H100 under PyTorch.
+# A CUDA context, library workspaces and allocator losses: 0.5-1 GB on A100 and H100 under PyTorch.
 OVERHEAD_BYTES = 1_000_000_000
 
-# Silicon whose boost clock is not in the device table: the middle of those that are.
+# Chips whose boost clock is not in the device table: the median of the others.
 TYPICAL_HZ = 1.83e9
 
 
@@ -205,14 +230,14 @@ DEFAULT = Constants()
 
 
 def measured_on(device: Device) -> bool:
-    """Whether published speedups of this silicon were at hand."""
-    return any(same_silicon(device, name) for name in MEASURED_ON)
+    """Whether published speedups of this chip are among those the model is fitted to."""
+    return any(same_chip(device, name) for name in MEASURED_ON)
 
 
 def ends(terms: frozenset[str], device: Device) -> tuple[tuple[str, Constants, Constants], ...]:
-    """(name, low, high) of every constant of `terms`, the others at their values."""
+    """(name, low, high) of every constant of `terms`: the constants with that one at its ends."""
     seen = tuple(
-        name for name, row in TABLE.items() if any(same_silicon(device, d) for d in row.devices)
+        name for name, row in TABLE.items() if any(same_chip(device, d) for d in row.devices)
     )
     return _ends(terms, seen)
 

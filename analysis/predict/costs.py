@@ -1,84 +1,58 @@
-"""The time of a forward: its roofline, and named costs of execution added one after the other.
+"""The expected time of a forward: its roofline plus the costs of execution, term by term.
 
-In: a side and the names of the terms that count. Out: ns a forward. What a cost needs to know of a
-family it reads from the ops of the theory (sparse, gathered, estimated, added): no term knows a
-family by name.
+In: a side and the names of the active terms. Out: ns a forward. Beside the kernels of its ops a
+forward has added kernels, which only pruning needs; an eager forward has host dispatches and the
+traffic of unfused modules; tensor parallelism has sums over devices. What a cost needs to know of a
+family it reads from the ops (sparse, gathered, estimated, added): no family is known by name here.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-from prunescope.analysis.predict.added import Moved, added_kernels, moved
-from prunescope.analysis.predict.constants import TABLE, Constants, link_byte_per_s
-from prunescope.analysis.predict.host import eager_bytes, host_ops
-from prunescope.analysis.predict.kernels import (
-    OpCost,
-    kernels_of,
-    op_cost,
-    op_cost_ns,
-    rates,
+from prunescope.analysis.predict.constants import (
+    SPARSE_LIBRARIES,
+    TABLE,
+    Constants,
+    link_byte_per_s,
 )
-from prunescope.analysis.predict.side import PredictedSide
-from prunescope.taxonomy.plan import Op
+from prunescope.analysis.predict.kernels import OpCost, kernels_of, op_cost, op_cost_ns, rates
+from prunescope.analysis.predict.setting import Setting
+from prunescope.analysis.predict.side import PredictedSide, predicted_side
+from prunescope.taxonomy.plan import Op, Workload
 
-if TYPE_CHECKING:
-    from prunescope.analysis.predict.setting import Setting
-
-LAUNCHES = ("graph", "eager")
-
-
-@dataclass(frozen=True, slots=True)
-class Term:
-    """A cost of execution and what causes it."""
-
-    name: str
-    mechanism: str
-
-
-TERMS = (
-    Term("achievable", "the best GEMM and the best stream stay below the data sheet"),
-    Term("tile_wave", "a GEMM computes whole tiles in whole waves: the best of a few tiles"),
-    Term("sparse_kernel", "2:4 kernels run below twice the dense rate"),
-    Term("gathered", "kernels on rows chosen at run time run below the rate of contiguous rows"),
-    Term("elementwise", "element-wise kernels read again what their neighbours wrote"),
-    Term("eager", "modules run op by op: norms in float32, scores in memory, the cache copied"),
-    Term("kernel", "each kernel ramps up and down"),
-    Term("launch", "the device idles between kernels"),
-    Term("added", "kernels that only pruning needs: gather, scatter, layout, estimator, cache"),
-    Term("exchange", "devices that share a layer add up what it puts out"),
-)
-NAMES = tuple(term.name for term in TERMS)
 ADDED = "added"  # among roles: ops that only pruning needs
 
 
 @dataclass(slots=True)
 class CostEstimate:
-    """A forward priced once, for any constants and terms. Counts are kernels, bytes and host ops a
-    forward; `memo` keeps the totals that were asked for: a grid asks for its dense side again."""
+    """The costs of a forward before constants and terms.
+
+    Counts are kernels, bytes and host ops a forward. The three dicts keep totals for the constants
+    and terms of earlier calls, which a grid repeats for its dense side.
+    """
 
     setting: Setting
     ops: tuple[Op, ...]
     op_costs: tuple[OpCost, ...]
     kernels: float
     adds_up: bool  # whether any GEMM may be cut along K, and a kernel adds up its parts
-    extra: float
-    moved: Moved
+    added_kernels: float
+    added_bytes: AddedBytes
     eager_bytes: float
     exchanged: tuple[tuple[float, float], ...]
-    host: tuple[float, float]  # ops that launch, and module calls with half of each view
-    memo: dict[tuple[Constants, frozenset[str]], float] = field(default_factory=dict)
-    sums: dict[tuple[float, ...], float] = field(default_factory=dict)  # of the ops, by rates
-    roles: dict[tuple[Constants, frozenset[str]], dict[str, float]] = field(default_factory=dict)
+    host_ops: tuple[float, float]  # ops that launch; module calls, with half of each view
+    _totals: dict[tuple[Constants, frozenset[str]], float] = field(default_factory=dict)
+    _op_sums: dict[tuple[float, ...], float] = field(default_factory=dict)  # by rates
+    _roles: dict[tuple[Constants, frozenset[str]], dict[str, float]] = field(default_factory=dict)
 
     def total_ns(self, c: Constants, active: frozenset[str]) -> float:
         """ns a forward with the terms in `active`; the roofline where there are none."""
-        found = self.memo.get((c, active))
+        found = self._totals.get((c, active))
         if found is None:
-            found = self.memo[c, active] = self._total_ns(c, active)
+            found = self._totals[c, active] = self._total_ns(c, active)
         return found
 
     def _total_ns(self, c: Constants, active: frozenset[str]) -> float:
@@ -86,121 +60,269 @@ class CostEstimate:
         eager = setting.launch == "eager"
         # Most constants and terms change no rate, and few GEMMs pay for the start of a kernel.
         key = r if self.adds_up else r[:-1]
-        total = self.sums.get(key)
+        total = self._op_sums.get(key)
         if total is None:
-            total = self.sums[key] = sum([one.layers * op_cost_ns(one, r) for one in self.op_costs])
+            total = sum([cost.layers * op_cost_ns(cost, r) for cost in self.op_costs])
+            self._op_sums[key] = total
         if "eager" in active and eager:
             total += self.eager_bytes / r.stream_byte_per_s * 1e9
-        kernels = self.host[0] if eager and "eager" in active else self.kernels
+        kernels = self.host_ops[0] if eager and "eager" in active else self.kernels
         if "added" in active:
-            total += self.moved.ns(c, r.stream_byte_per_s)
-            kernels += self.extra
+            total += self.added_bytes.ns(c, r.stream_byte_per_s)
+            kernels += self.added_kernels
         if "kernel" in active:
             total += kernels * c.ramp_ns(setting.device)
         if "exchange" in active:
-            total += self.exchange_ns(c)
+            total += self._exchange_ns(c)
         if "launch" not in active:
             return total
         total += kernels * c.launch_ns
         if not eager:
             return total
-        # Host and device run side by side: whichever is slower sets the pace.
-        ops = self.host[0] + c.module_share * self.host[1] + self.extra * ("added" in active)
+        # Host and device run concurrently: the slower one sets the pace.
+        ops = self.host_ops[0] + c.module_share * self.host_ops[1]
+        ops += self.added_kernels * ("added" in active)
         return max(total, ops * c.dispatch_ns)
 
     def role_ns(self, c: Constants, active: frozenset[str]) -> dict[str, float]:
         """ns by role, each op with the ramps of its kernels; ADDED: what only pruning needs."""
-        found = self.roles.get((c, active))
+        found = self._roles.get((c, active))
         if found is not None:
             return found
         r, ramp = rates(self.setting, c, active), c.ramp_ns(self.setting.device)
         ramp *= "kernel" in active
         sums: defaultdict[str, float] = defaultdict(float)
-        for op, one in zip(self.ops, self.op_costs, strict=True):
+        for op, cost in zip(self.ops, self.op_costs, strict=True):
             role = ADDED if op.added else op.role
-            sums[role] += one.layers * op_cost_ns(one, r) + kernels_of([op]) * ramp
-        self.roles[c, active] = sums
+            sums[role] += cost.layers * op_cost_ns(cost, r) + kernels_of([op]) * ramp
+        self._roles[c, active] = sums
         return sums
 
-    def around_ns(self, c: Constants, active: frozenset[str]) -> float:
-        """ns of the kernels around ops that only pruning runs: what they move, and their ramps."""
+    def added_busy_ns(self, c: Constants, active: frozenset[str]) -> float:
+        """ns in which the added kernels keep the device busy: their traffic and their ramps."""
         if "added" not in active:
             return 0.0
-        moved = self.moved.ns(c, rates(self.setting, c, active).stream_byte_per_s)
-        return moved + self.extra * c.ramp_ns(self.setting.device) * ("kernel" in active)
+        traffic = self.added_bytes.ns(c, rates(self.setting, c, active).stream_byte_per_s)
+        ramp = c.ramp_ns(self.setting.device) * ("kernel" in active)
+        return traffic + self.added_kernels * ramp
 
     def added_ns(self, c: Constants, active: frozenset[str]) -> float:
-        """The part of a total that the added kernels make."""
+        """The part of a total that the added kernels make, the gaps before them included."""
         if "added" not in active:
             return 0.0
         r = rates(self.setting, c, active)
-        return self.moved.ns(c, r.stream_byte_per_s) + self.extra * r.start * 1e9
+        return self.added_bytes.ns(c, r.stream_byte_per_s) + self.added_kernels * r.start * 1e9
 
-    def exchange_ns(self, c: Constants) -> float:
-        """A ring adds up B bytes in 2(n-1)/n · B at the rate of a link."""
+    def _exchange_ns(self, c: Constants) -> float:
+        """A ring sums B bytes in 2(n-1)/n · B at the rate of a link."""
         n, link = self.setting.tp, link_byte_per_s(self.setting.device)
         return sum(
             times * (c.allreduce_ns + 2 * (n - 1) / n * size / link * 1e9)
             for times, size in self.exchanged
         )
 
-    def idle(self) -> frozenset[str]:
-        """The terms that add nothing here."""
-        checks = {
-            "sparse_kernel": any(one.sparse for one in self.op_costs),
-            "gathered": any(one.gathered for one in self.op_costs),
+    def unused_terms(self) -> frozenset[str]:
+        """The terms that add nothing to this forward."""
+        used = {
+            "sparse_kernel": any(cost.sparse for cost in self.op_costs),
+            "gathered": any(cost.gathered for cost in self.op_costs),
             "eager": self.setting.launch == "eager",
-            "added": bool(self.extra or any((self.moved.streamed, self.moved.gathered))),
+            "added": bool(
+                self.added_kernels or self.added_bytes.streamed or self.added_bytes.gathered
+            ),
             "exchange": bool(self.exchanged),
         }
-        return frozenset(name for name, counts in checks.items() if not counts)
+        return frozenset(name for name, counts in used.items() if not counts)
 
-    def moved_by(self) -> frozenset[str]:
-        """The constants that can change a total of this cost_estimate."""
-        checks = {
+    def relevant_constants(self) -> frozenset[str]:
+        """The constants that can change a total of this forward."""
+        relevant = {
             "dispatch_ns": self.setting.launch == "eager",
             "module_share": self.setting.launch == "eager",
-            "gemm_share": self.setting.ceiling is None,
-            "sparse_rate": any(one.sparse for one in self.op_costs),
-            "gathered_kernel": any(one.gathered for one in self.op_costs),
-            "gather_rate": self.moved.gathered > 0,
-            "cache_passes": self.moved.cached > 0,
+            "gemm_share": self.setting.gemm_ceiling is None,
+            "sparse_rate": any(cost.sparse for cost in self.op_costs),
+            "gathered_kernel": any(cost.gathered for cost in self.op_costs),
+            "gather_rate": self.added_bytes.gathered > 0,
+            "cache_passes": self.added_bytes.cached > 0,
             "allreduce_ns": bool(self.exchanged),
         }
-        return frozenset(name for name in TABLE if checks.get(name, True))
+        return frozenset(name for name in TABLE if relevant.get(name, True))
 
 
 def cost_estimate(side: PredictedSide) -> CostEstimate:
-    """The cost_estimate of a side; one for all constants."""
-    setting, kept = side.setting, side.forward.cost_estimates
-    device = setting.device
-    key = (device.name, setting.flop_per_s, setting.byte_per_s, setting.kernel, setting.launch,
-           setting.ceiling, device.sm, device.boost_hz)  # fmt: skip
-    found = kept.get(key)
-    if not isinstance(found, CostEstimate):
-        ops = side.bounded
+    """The costs of a side, computed once for all constants and terms."""
+    setting, device = side.setting, side.setting.device
+
+    def compute() -> CostEstimate:
+        ops, eager = side.bounded, setting.launch == "eager"
         op_costs = tuple([op_cost(side, op) for op in ops])
-        eager = setting.launch == "eager"
-        found = kept[key] = CostEstimate(
+        return CostEstimate(
             setting=setting,
             ops=ops,
             op_costs=op_costs,
             kernels=kernels_of(ops),
-            adds_up=any(choice.adds_up for one in op_costs for *_, choice in one.cuts),
-            extra=added_kernels(side),
-            moved=moved(side),
-            eager_bytes=sum(op.layers * eager_bytes(side, op) for op in ops) if eager else 0.0,
+            adds_up=any(choice.adds_up for cost in op_costs for *_, choice in cost.cuts),
+            added_kernels=_added_kernels(side),
+            added_bytes=_added_bytes(side),
+            eager_bytes=sum(op.layers * _eager_bytes(side, op) for op in ops) if eager else 0.0,
             exchanged=side.forward.exchanged,
-            host=host_ops(side) if eager else (0.0, 0.0),
+            host_ops=_host_ops(side) if eager else (0.0, 0.0),
         )
-    return found
 
-
-def speedup(dense: PredictedSide, pruned: PredictedSide, terms: Collection[str] = NAMES) -> float:
-    """Dense over pruned with `terms`."""
-    return total_ns(dense, terms) / total_ns(pruned, terms)
+    key = (device.name, setting.flop_per_s, setting.byte_per_s, setting.sparse_library,
+           setting.launch, setting.gemm_ceiling, device.sm, device.boost_hz)  # fmt: skip
+    return side.forward.once(key, compute)
 
 
 def total_ns(side: PredictedSide, active: Collection[str]) -> float:
     """ns a forward with the terms in `active`; the roofline where there are none."""
     return cost_estimate(side).total_ns(side.setting.constants, frozenset(active))
+
+
+def expected_speedup(setting: Setting, work: Workload, sparsity: float | None = None) -> float:
+    """Dense over pruned with the setting's costs; `sparsity` None is the setting's."""
+    dense = predicted_side(setting, work, pruned=False)
+    pruned = predicted_side(setting, work, sparsity=sparsity)
+    return total_ns(dense, setting.terms) / total_ns(pruned, setting.terms)
+
+
+# Added kernels: a routed sublayer gathers its rows and scatters them back; a 2:4 GEMM converts
+# layouts where its library makes its caller do so; an estimated attention pools, scores and picks;
+# attention on gathered rows passes its cache once more.
+_ROUTE_KERNELS = 2  # gather and scatter
+_LAYOUT_KERNELS = 2  # into the layout of the sparse kernel and out of it
+_ROW_MULTIPLE = 8  # rows of a 2:4 GEMM; one more kernel pads the others
+_ESTIMATE_KERNELS = 3  # pooled scores, softmax, top-k
+
+
+@dataclass(frozen=True, slots=True)
+class AddedBytes:
+    """Bytes a forward that added kernels move: streamed, gathered by index, passes over a cache."""
+
+    streamed: float
+    gathered: float
+    cached: float
+
+    def ns(self, c: Constants, byte_per_s: float) -> float:
+        """Their time, at `byte_per_s` of a streaming kernel."""
+        total = self.streamed + self.gathered / c.gather_rate + self.cached * c.cache_passes
+        return total / byte_per_s * 1e9
+
+
+def _added_kernels(side: PredictedSide) -> float:
+    """Added kernels a forward. Routers and residual GEMMs are ops, and count as those."""
+    work, total = side.work, 0.0
+    copies = SPARSE_LIBRARIES[side.setting.sparse_library]
+    per_sparse = _LAYOUT_KERNELS * copies + (work.rows % _ROW_MULTIPLE != 0)
+    for op in side.bounded:
+        if _is_added_router(op):
+            total += op.layers * _ROUTE_KERNELS
+        elif op.sparse:
+            total += op.layers * per_sparse
+        elif op.cls == "attention":
+            cache_pass = op.rows < 1 and not work.prefill
+            total += op.layers * (_ESTIMATE_KERNELS * op.estimated + cache_pass)
+    return total
+
+
+def _added_bytes(side: PredictedSide) -> AddedBytes:
+    """Bytes that the added kernels of a forward read and write."""
+    work, ops = side.work, side.bounded
+    copies, streamed, gathered, cached = (
+        SPARSE_LIBRARIES[side.setting.sparse_library],
+        0.0,
+        0.0,
+        0.0,
+    )
+    for op in ops:
+        if _is_added_router(op):
+            # [T, h]: active rows read, written; then their outputs read, added to residual rows
+            # read and written.
+            rows = work.rows * _active_rows(ops)
+            gathered += op.layers * 5 * rows * op.gemms[0].k * work.itemsize
+        elif op.sparse and copies:
+            gemm = op.gemms[0]  # the output, read and written
+            streamed += op.layers * 2 * gemm.batch * gemm.m * gemm.n * work.itemsize
+        elif op.cls == "attention":
+            if op.estimated and work.prefill:  # queries pooled
+                heads = op.gemms[0].batch // work.batch
+                streamed += op.layers * work.rows * heads * op.gemms[0].k * work.itemsize
+            if op.rows < 1 and not work.prefill:  # the whole cache, of which it reads a part
+                cached += op.layers * (op.kv_read / _active_rows(ops))
+    return AddedBytes(streamed, gathered, cached)
+
+
+def _is_added_router(op: Op) -> bool:
+    """Whether pruning added this router; that of a mixture of experts belongs to the model."""
+    return op.added and op.role == "router"
+
+
+def _active_rows(ops: Sequence[Op]) -> float:
+    """Share of the rows that a routed sublayer works on."""
+    return next((op.rows for op in ops if op.gathered and op.cls == "matmul"), 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class EagerOp:
+    """An op as eager modules run it: ops that launch a kernel, views, module calls, and its traffic
+    over that of the fused kernel."""
+
+    launches: int
+    views: int
+    modules: int
+    traffic: float = 1.0
+
+
+# Counted in transformers' Llama. A norm: cast, square, mean, eps, rsqrt, product, cast, product;
+# with its residual's sum. 42 bytes an element in 16 bit (float32 between), 8 where fused. RoPE, on
+# queries and keys each: product, negation, concatenation, product, sum; 18 bytes an element for 4.
+# An activation: 10 for 6. Attention: two concatenations into the cache, scores, scale, mask,
+# softmax, cast, values, copy.
+_NORM = EagerOp(9, 0, 1, 42 / 8)
+_EAGER = {
+    "attn_norm": _NORM,
+    "mlp_norm": _NORM,
+    "rope": EagerOp(10, 6, 1, 18 / 4),
+    "activation": EagerOp(2, 0, 1, 10 / 6),
+    "attention": EagerOp(9, 10, 1),
+}
+_LINEAR, _OTHER = EagerOp(1, 2, 1), EagerOp(1, 0, 0)
+
+
+def _eager_op(op: Op) -> EagerOp:
+    return _EAGER.get(op.role) or (_LINEAR if op.cls == "matmul" else _OTHER)
+
+
+def _host_ops(side: PredictedSide) -> tuple[float, float]:
+    """Ops of a forward that launch a kernel, and module calls with half of each view."""
+    launches = calls = 0.0
+    for op in side.bounded:
+        eager, times = _eager_op(op), op.layers * op.runs
+        launches += times * (eager.launches + _kv_copies(side, op))
+        calls += times * (eager.modules + 0.5 * eager.views)
+    return launches, calls
+
+
+def _eager_bytes(side: PredictedSide, op: Op) -> float:
+    """Bytes that one layer of an op moves beyond its fused kernel.
+
+    Attention in decode copies the cache to append to it, and expands the keys and values of grouped
+    queries; in both phases it writes scores b bytes each, scales and masks them, and takes the
+    softmax in float32: 8b + 8 bytes a score.
+    """
+    b = side.work.itemsize
+    more = (_eager_op(op).traffic - 1) * op.bytes
+    if op.cls != "attention":
+        return more
+    scores = op.gemms[0]
+    more += (8 * b + 8) * scores.batch * scores.m * scores.n
+    cache = op.kv_read
+    if side.work.prefill:
+        return more
+    more += 2 * cache
+    return more + _kv_copies(side, op) / 2 * (1 + side.setting.shape.group) * cache
+
+
+def _kv_copies(side: PredictedSide, op: Op) -> int:
+    """Copies of keys and values for the queries that share them."""
+    return 2 * (op.cls == "attention" and side.setting.shape.group > 1)

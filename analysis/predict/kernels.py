@@ -1,86 +1,88 @@
-"""The time of one op on a device: achievable rates, tiles and waves, sparse and gathered kernels.
+"""The time of one op's kernels on a device: rates, tiles and waves, sparse and gathered kernels.
 
-In: a side and an Op; the names of the terms that count. Out: its OpCost, and ns of one layer
-without what a kernel's start costs; and how many kernels start. What a cost needs to know of a
-family it reads from the op (sparse, gathered, estimated, added): nothing here knows a family by
-name.
+In: a side and an Op, and the names of the active terms. Out: an OpCost before constants, and ns of
+one layer without the start of its kernels. A GEMM computes whole tiles in whole waves, with the
+best of a few tiles; `TileChoice.factor` is computed over useful work, in units of the largest
+tile's rate. What a cost needs to know of a family it reads from the op (sparse, gathered,
+estimated, added): no family is known by name here.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
-from prunescope.analysis.device.hardware import Device
+from prunescope.analysis.device.hardware import Device, same_chip
 from prunescope.analysis.predict.constants import DEFAULT, SPARSE, Constants, SparseRate
+from prunescope.analysis.predict.setting import Setting
 from prunescope.analysis.predict.side import PredictedSide
-from prunescope.analysis.predict.silicon import same_silicon
-from prunescope.analysis.predict.tiles import Choice, Pace, tile_choices
 from prunescope.taxonomy.plan import Op
 
-if TYPE_CHECKING:
-    from prunescope.analysis.predict.setting import Setting
-
+# Rows, columns, and the rate of a full wave over that of 128 x 256. A library changes the tile only
+# where much is won: with N from 4,096 to 2,867 (arXiv 2606.09080, M = K = 4,096, RTX Pro 6000) the
+# time stays that of 128 x 256 in three waves, so 128 x 128 in four cannot reach 0.67. Tiles of few
+# rows are for few tokens, where memory binds: no measured cell depends on their rates.
+TILES: tuple[tuple[int, int, float], ...] = (
+    (128, 256, 1.0), (128, 128, 0.66), (64, 256, 0.66), (64, 128, 0.55),
+    (64, 64, 0.45), (32, 128, 0.45), (16, 128, 0.40), (16, 64, 0.35),
+)  # fmt: skip
+# A 2:4 kernel has one tile of 128 x 128, at the full rate of its library, and never splits K:
+# PyTorch's is GemmShape<128, 128, 64>, taken by CUTLASS's profiler (aten
+# SparseSemiStructuredLinear.cu). Its waves are finer than those of the dense kernel. Tiles of fewer
+# rows as above.
+_SPARSE_TILES = tuple((m, n, rate / TILES[1][2]) for m, n, rate in TILES if n <= 128)
+_MMA_K = 16
+_MIN_SPLIT_K = 512  # of each part where K is split
+_MAX_PARTS = 32
 # Kernels of an op: a norm comes with its residual add, an attention with the cache's update.
-KERNELS = {"attn_norm": 2, "mlp_norm": 2, "attention": 2}
+_KERNELS_PER_OP = {"attn_norm": 2, "mlp_norm": 2, "attention": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class TileChoice:
+    """A tile and how often it runs. `waves`: full or partial ones; `parts`: of K; `adds_up`:
+    whether one more kernel sums the parts."""
+
+    rows: int
+    columns: int
+    tiles: float
+    parts: int
+    waves: float
+    factor: float
+    adds_up: bool = False
+
+
+class SplitCosts(NamedTuple):
+    """What decides whether K is split, in one unit of time: the useful work at the largest tile's
+    rate, the traffic of one part's sums, and the start of the kernel that adds them up."""
+
+    work: float
+    sums: float
+    start: float
 
 
 class OpCost(NamedTuple):
-    """What an op costs before constants: `cuts` are the ways to cut its GEMM, with K whole first,
-    and seconds at the peak; `plain` those without tiles, `memory` those at the bandwidth."""
+    """The cost of one layer of an op before constants, in seconds: `compute` at the peak without
+    tiles, `memory` at the bandwidth. `cuts`: ways to cut a GEMM into tiles, K whole first."""
 
     layers: float
-    plain: float
+    compute: float
     memory: float
-    cuts: tuple[tuple[float, float, Choice], ...]  # seconds, bytes of all partial sums
+    cuts: tuple[tuple[float, float, TileChoice], ...]  # seconds at the peak, bytes of partial sums
     pointwise: bool
     sparse: float  # its rate over half of the dense time; 0: no 2:4 GEMM
     gathered: bool
 
 
-def op_cost(side: PredictedSide, op: Op) -> OpCost:
-    """The op_cost of one layer of an op."""
-    setting, union = side.setting, op.union
-    # Rows that need other inputs each compute what any of them needs.
-    plain = (op.gemms[0].flop * union if union else op.flop) / setting.flop_per_s
-    cuts: tuple[tuple[float, float, Choice], ...] = ()
-    if op.cls == "matmul" and setting.device.sm:
-        gemm = op.gemms[0]
-        m, n, gathered = gemm.m, gemm.n, op.rows < 1
-        spread = (side.work.rows * op.rows * (1 - op.rows)) ** 0.5 if gathered else 0.0
-        sums = 8.0 * gemm.batch * m * n  # bytes of a part's float32 sums, written and read
-        pace = Pace(
-            plain / (setting.ceiling or DEFAULT.gemm_share),
-            sums / (setting.byte_per_s * DEFAULT.stream_share),
-            (DEFAULT.ramp_ns(setting.device) + DEFAULT.launch_ns) / 1e9,
-        )
-        k = max(1, round(gemm.k * (union or 1)))
-        size = m, n, k, gemm.batch
-        choices = tile_choices(size, setting.device.sm, pace, spread, sparse=op.sparse)
-        cuts = tuple([(plain * c.factor, sums * c.parts * (c.parts > 1), c) for c in choices])
-    return OpCost(
-        op.layers,
-        plain,
-        op.bytes / setting.byte_per_s,
-        cuts,
-        op.cls == "pointwise",
-        sparse_rate(setting.device, setting.kernel).value if op.sparse else 0.0,
-        op.rows < 1,
-    )
-
-
-def op_ns(side: PredictedSide, op: Op, active: Collection[str]) -> float:
-    """ns of one layer of an op, without the costs of a kernel's start."""
-    return op_cost_ns(op_cost(side, op), rates(side.setting, side.setting.constants, active))
-
-
 class Rates(NamedTuple):
-    """Constants as the terms in use let them count. `share`: of the GEMM peak."""
+    """The constants that the active terms apply to an OpCost."""
 
     tiles: bool
-    share: float
-    stream: float  # of the sheet's bandwidth
+    gemm_share: float  # of the peak
+    stream_share: float  # of the data sheet's bandwidth
     stream_byte_per_s: float
     pointwise: float
     sparse: float
@@ -88,17 +90,55 @@ class Rates(NamedTuple):
     start: float  # seconds that one more kernel takes
 
 
+def op_cost(side: PredictedSide, op: Op) -> OpCost:
+    """The cost of one layer of an op."""
+    setting, union = side.setting, op.union
+    # Rows that need different inputs compute what any of them needs.
+    compute = (op.gemms[0].flop * union if union else op.flop) / setting.flop_per_s
+    cuts: tuple[tuple[float, float, TileChoice], ...] = ()
+    if op.cls == "matmul" and setting.device.sm:
+        gemm = op.gemms[0]
+        spread = (side.work.rows * op.rows * (1 - op.rows)) ** 0.5 if op.rows < 1 else 0.0
+        sums = 8.0 * gemm.batch * gemm.m * gemm.n  # bytes of a part's fp32 sums, written and read
+        split = SplitCosts(
+            compute / (setting.gemm_ceiling or DEFAULT.gemm_share),
+            sums / (setting.byte_per_s * DEFAULT.stream_share),
+            (DEFAULT.ramp_ns(setting.device) + DEFAULT.launch_ns) / 1e9,
+        )
+        k = max(1, round(gemm.k * (union or 1)))
+        size = gemm.m, gemm.n, k, gemm.batch
+        choices = tile_choices(size, setting.device.sm, split, spread, sparse=op.sparse)
+        cuts = tuple([(compute * c.factor, sums * c.parts * (c.parts > 1), c) for c in choices])
+    return OpCost(
+        op.layers,
+        compute,
+        op.bytes / setting.byte_per_s,
+        cuts,
+        op.cls == "pointwise",
+        _sparse_rate(setting.device, setting.sparse_library).value if op.sparse else 0.0,
+        op.rows < 1,
+    )
+
+
+def _sparse_rate(device: Device, library: str) -> SparseRate:
+    """The 2:4 rate of a library on this chip, else that of other devices."""
+    for row in SPARSE:
+        if library in row.libraries and any(same_chip(device, name) for name in row.devices):
+            return row
+    return SPARSE[-1]
+
+
 def rates(setting: Setting, c: Constants, active: Collection[str]) -> Rates:
-    """What multiplies the op_cost of each op."""
+    """The rates under the terms in `active`."""
     reached = "achievable" in active
-    share = c.stream_share if reached else 1.0
+    stream = c.stream_share if reached else 1.0
     ramp = c.ramp_ns(setting.device) if "kernel" in active else 0.0
     start = ramp + (c.launch_ns if "launch" in active else 0.0)
     return Rates(
         "tile_wave" in active,
-        (setting.ceiling or c.gemm_share) if reached else 1.0,
-        share,
-        setting.byte_per_s * share,
+        (setting.gemm_ceiling or c.gemm_share) if reached else 1.0,
+        stream,
+        setting.byte_per_s * stream,
         c.unfused if "elementwise" in active else 1.0,
         c.sparse_rate if "sparse_kernel" in active else 0.0,
         c.gathered_kernel if "gathered" in active else 1.0,
@@ -106,24 +146,33 @@ def rates(setting: Setting, c: Constants, active: Collection[str]) -> Rates:
     )
 
 
-def op_cost_ns(one: OpCost, r: Rates) -> float:
-    """ns of one layer. Compute pays for whole tiles and waves, and for the sums of a split K,
-    before it meets memory: the slower of both sets the time. The kernel that adds up comes after.
-    """
-    if r.tiles and one.cuts:
-        longest = _cheapest(one, r)[0]
+def op_ns(side: PredictedSide, op: Op, active: Collection[str]) -> float:
+    """ns of one layer of an op, without the start of its kernels."""
+    return op_cost_ns(op_cost(side, op), rates(side.setting, side.setting.constants, active))
+
+
+def op_cost_ns(cost: OpCost, r: Rates) -> float:
+    """ns of one layer: the slower of compute, with whole tiles and waves and the sums of a split K,
+    and of memory. The kernel that adds up the parts comes after both."""
+    if r.tiles and cost.cuts:
+        seconds = _fastest_cut(cost, r)[0]
     else:
-        memory = one.memory / r.stream * (r.pointwise if one.pointwise else 1.0)
-        longest = max(one.plain / r.share * (one.sparse * r.sparse or 1.0), memory)
-    return longest * (r.gathered if one.gathered else 1.0) * 1e9
+        memory = cost.memory / r.stream_share * (r.pointwise if cost.pointwise else 1.0)
+        seconds = max(cost.compute / r.gemm_share * (cost.sparse * r.sparse or 1.0), memory)
+    return seconds * (r.gathered if cost.gathered else 1.0) * 1e9
 
 
-def _cheapest(one: OpCost, r: Rates) -> tuple[float, Choice]:
+def cut_of(cost: OpCost, r: Rates) -> TileChoice | None:
+    """The cut of a GEMM that takes least time; None for other ops and unknown devices."""
+    return _fastest_cut(cost, r)[1] if cost.cuts else None
+
+
+def _fastest_cut(cost: OpCost, r: Rates) -> tuple[float, TileChoice]:
     """Seconds of the cut of a GEMM that takes least time, and that cut."""
-    memory, slower = one.memory / r.stream, one.sparse * r.sparse or 1.0
-    best, found = math.inf, one.cuts[0][2]
-    for seconds, sums, choice in one.cuts:  # what a grid of predictions does most
-        compute = seconds / r.share * slower + sums / r.stream_byte_per_s
+    memory, slower = cost.memory / r.stream_share, cost.sparse * r.sparse or 1.0
+    best, found = math.inf, cost.cuts[0][2]
+    for seconds, sums, choice in cost.cuts:  # the innermost loop of a grid of predictions
+        compute = seconds / r.gemm_share * slower + sums / r.stream_byte_per_s
         took = compute if compute > memory else memory
         if choice.adds_up:
             took += r.start
@@ -132,26 +181,78 @@ def _cheapest(one: OpCost, r: Rates) -> tuple[float, Choice]:
     return best, found
 
 
-def tile(side: PredictedSide, op: Op) -> Choice | None:
-    """How a GEMM is cut; None where the units of the device are not known."""
-    r = rates(side.setting, side.setting.constants, ("achievable", "kernel", "launch"))
-    return cut_of(op_cost(side, op), r)
-
-
-def cut_of(one: OpCost, r: Rates) -> Choice | None:
-    """The cut of a GEMM that takes least time; None where there is none to choose."""
-    return _cheapest(one, r)[1] if one.cuts else None
-
-
 def kernels_of(ops: Iterable[Op]) -> float:
     """Kernels that the ops start in a forward, over their layers."""
-    return sum(op.layers * op.runs * KERNELS.get(op.role, 1) for op in ops)
+    return sum(op.layers * op.runs * _KERNELS_PER_OP.get(op.role, 1) for op in ops)
 
 
-def sparse_rate(device: Device, library: str) -> SparseRate:
-    """The 2:4 rate of a library on this silicon, else that of devices not seen."""
-    for row in SPARSE:
-        seen = any(same_silicon(device, name) for name in row.devices)
-        if library in row.libraries and seen:
-            return row
-    return SPARSE[-1]
+@lru_cache(maxsize=1 << 16)
+def tile_choices(
+    gemm: tuple[int, int, int, int],
+    sm: int,
+    split: SplitCosts,
+    spread: float = 0.0,
+    *,
+    sparse: bool = False,
+) -> tuple[TileChoice, ...]:
+    """The tile that takes least time with K whole, and, where that is less, with K in parts.
+
+    `gemm`: M, N, K and the batch. `spread`: the standard deviation of M, 0 where it is fixed;
+    `sparse`: a 2:4 kernel. Rows chosen at run time fill their last tile by chance, and K is not
+    split: no library plans for them. Every tile that a GEMM of more rows may take, one of fewer
+    may take at no more time: so time never falls with the rows.
+    """
+    (m, n, k, batch), depth = gemm, -(-gemm[2] // _MMA_K) * _MMA_K
+    per_element = depth / (m * n * k * batch)  # an element of a tile, over the useful work
+    wholes = []
+    for rows, columns, rate in _SPARSE_TILES if sparse else TILES:
+        down = expected_tiles(m, spread, rows) if spread else -(-m // rows)
+        tiles = down * -(-n // columns) * batch
+        waves = max(1.0, tiles / sm) if spread else -(-tiles // sm)
+        per_tile = rows * columns / rate * per_element
+        wholes.append((waves * sm * per_tile, per_tile, rows, columns, tiles, waves))
+    factor, _, rows, columns, tiles, waves = min(wholes)
+    whole = TileChoice(rows, columns, tiles, 1, waves, factor)
+    if spread or sparse or waves * sm <= tiles:  # full waves: nothing to even out
+        return (whole,)
+    best = _best_split(wholes, gemm, sm, split, below=split.work * factor)
+    return (whole,) if best is None else (whole, best)
+
+
+def _best_split(
+    wholes: Sequence[tuple[float, float, int, int, float, float]],
+    gemm: tuple[int, int, int, int],
+    sm: int,
+    split: SplitCosts,
+    *,
+    below: float,
+) -> TileChoice | None:
+    """The best split of K that takes less time than `below`; None where there is none."""
+    found = None
+    for _, per_tile, rows, columns, tiles, _ in wholes:
+        if split.work * per_tile * tiles + 2 * split.sums >= below:
+            continue  # slower with every unit busy
+        adds_up = gemm[0] > rows
+        # Below one wave until the units are full; any number for a single row of tiles, where
+        # kernels for few tokens balance the load.
+        most = min(_MAX_PARTS, gemm[2] // _MIN_SPLIT_K)
+        for parts in range(2, (min(most, int(sm / tiles)) if adds_up else most) + 1):
+            waves = math.ceil(tiles * parts / sm)
+            factor = waves * sm / parts * per_tile
+            took = split.work * factor + split.sums * parts + split.start * adds_up
+            if took < below:
+                below = took
+                found = TileChoice(rows, columns, tiles, parts, waves, factor, adds_up)
+    return found
+
+
+def expected_tiles(mean: float, spread: float, rows: int) -> float:
+    """Mean number of tiles of `rows` under a normal number of rows: the sum over j of
+    P(rows > j·r)."""
+    first = max(0, math.floor((mean - 4 * spread) / rows))
+    last = math.ceil((mean + 4 * spread) / rows)
+    rest = sum(
+        0.5 * math.erfc((j * rows - mean) / (spread * math.sqrt(2)))
+        for j in range(max(first, 1), last + 1)
+    )
+    return max(first, 1) + rest

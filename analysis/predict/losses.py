@@ -1,8 +1,8 @@
-"""What each family loses at which sparsity: the runs of a sweep, read for their quality alone.
+"""The loss of each family over sparsity, from the runs of a sweep.
 
-In: the folder of a sweep, or of any judged runs. Out: Curves, a family's relative perplexity over
-its own sparsity, and the sparsity at which it loses as much as is asked. Losses are pruned over
-dense - 1, after recovery where the runs were recovered.
+In: the folder of a sweep, or of any runs with their quality. Out: LossCurves, a family's relative
+perplexity over its own sparsity, and the sparsity at a given loss. Losses are pruned over dense
+perplexity - 1, after recovery where there was one.
 """
 
 from __future__ import annotations
@@ -18,15 +18,14 @@ from typing import Any
 from prunescope.analysis.schema.pareto import MOST_RATIO
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import families
+from prunescope.taxonomy.family import read_selection
 from prunescope.taxonomy.run import MANIFEST, Run, read_run
 from prunescope.taxonomy.words import factor
 
-_NONE = "each pruned run needs a `quality`, as `prunescope sweep` writes it"
-
 
 @dataclass(frozen=True, slots=True)
-class JudgedSparsity:
-    """A sparsity and its loss: the median of its draws, and how low and how high it may be."""
+class LossPoint:
+    """A sparsity and its loss: the median of its runs, and the ends of their intervals."""
 
     sparsity: float
     loss: float
@@ -35,79 +34,79 @@ class JudgedSparsity:
 
 
 @dataclass(frozen=True, slots=True)
-class Curve:
-    """A family, chosen in one way (`select`) and with its knobs, by ascending sparsity."""
+class LossCurve:
+    """The losses of a family with one `select` and one set of knobs, by ascending sparsity."""
 
     family: str
     select: str | None
     knobs: Mapping[str, Any]
-    points: tuple[JudgedSparsity, ...]
+    points: tuple[LossPoint, ...]
 
     def sparsities_at(self, loss: float) -> tuple[float, float, float] | None:
-        """The sparsity that loses this much, and the ends that the losses' intervals give; None
-        where even the largest that was judged loses less."""
-        middle = self._at(loss, lambda one: one.loss)
+        """The sparsity at a loss, and its ends by the intervals of the losses; None where the
+        largest sparsity loses less."""
+        middle = self._at(loss, lambda point: point.loss)
         if middle is None:
             return None
         last = self.points[-1].sparsity
-        low = self._at(loss, lambda one: one.high)
-        high = self._at(loss, lambda one: one.low)
+        low = self._at(loss, lambda point: point.high)
+        high = self._at(loss, lambda point: point.low)
         return middle, min(middle, last if low is None else low), last if high is None else high
 
-    def _at(self, loss: float, of: Callable[[JudgedSparsity], float]) -> float | None:
-        """Between neighbours the logarithm of the perplexity is linear; at sparsity 0 nothing is
-        lost; a loss that falls again with sparsity is noise."""
+    def _at(self, loss: float, of: Callable[[LossPoint], float]) -> float | None:
+        """Interpolates the logarithm of the perplexity linearly, from 0 at sparsity 0; a loss that
+        falls with sparsity is noise."""
         before = sparsity = 0.0
-        for one in self.points:
-            here = max(before, math.log1p(of(one)))
+        for point in self.points:
+            here = max(before, math.log1p(of(point)))
             if here >= math.log1p(loss):
                 step = here - before
                 share = (math.log1p(loss) - before) / step if step else 1.0
-                return sparsity + share * (one.sparsity - sparsity)
-            before, sparsity = here, one.sparsity
+                return sparsity + share * (point.sparsity - sparsity)
+            before, sparsity = here, point.sparsity
         return None
 
     @property
     def most(self) -> float:
-        """The largest loss that was judged."""
-        return max(one.loss for one in self.points)
+        """The largest loss that was measured."""
+        return max(point.loss for point in self.points)
 
 
 @dataclass(frozen=True, slots=True)
 class SweepLosses:
-    """The curves of a folder, and the models that they are of."""
+    """The curves of a folder, and the models that were run."""
 
-    curves: tuple[Curve, ...]
+    curves: tuple[LossCurve, ...]
     models: tuple[str, ...]
 
     def usable(self) -> SweepLosses:
-        """The curves as far as anyone would use them: no line to a point beyond that tells where a
-        small loss lies. Raises PrunescopeError where nothing is left."""
+        """The curves up to the largest usable loss: no line to a point beyond shows where a small
+        loss lies. Raises PrunescopeError where nothing is left."""
         near = [
-            replace(one, points=tuple(p for p in one.points if 1 + p.loss <= MOST_RATIO))
-            for one in self.curves
+            replace(curve, points=tuple(p for p in curve.points if 1 + p.loss <= MOST_RATIO))
+            for curve in self.curves
         ]
-        kept = tuple(one for one in near if one.points and one.most > 0)
+        kept = tuple(curve for curve in near if curve.points and curve.most > 0)
         if not kept:
-            least = min(one.loss for curve in self.curves for one in curve.points)
+            least = min(point.loss for curve in self.curves for point in curve.points)
             raise PrunescopeError(
-                f"no judged run loses so little that anyone would use it: {MOST_RATIO:g}× the "
-                f"perplexity of the dense model at most, {factor(least) or f'{1 + least:.3g}×'} "
-                "at least",
-                hint="judge lower sparsities: `sparsities` in the file of the sweep",
+                f"no run is usable: its perplexity must be at most {MOST_RATIO:g}× that of the "
+                f"dense model, and the lowest here is {factor(least) or f'{1 + least:.3g}×'}",
+                hint="evaluate lower sparsities: `sparsities` in the file of the sweep",
             )
         return replace(self, curves=kept)
 
     def common(self) -> float:
         """The largest loss that every family reaches."""
         most: dict[str, float] = {}
-        for one in self.curves:
-            most[one.family] = max(one.most, most.get(one.family, 0.0))
+        for curve in self.curves:
+            most[curve.family] = max(curve.most, most.get(curve.family, 0.0))
         return min(most.values())
 
 
 def read_losses(folder: Path | str) -> SweepLosses:
-    """The losses of every judged run under a folder, of families alone.
+    """The losses of all runs under a folder whose method is a family and whose quality was
+    measured.
 
     Raises PrunescopeError where there is none, or none that lost anything.
     """
@@ -122,19 +121,24 @@ def read_losses(folder: Path | str) -> SweepLosses:
         pruning = run.pruning
         if loss is None or pruning is None or not _sparsity(run):
             continue
-        key = str(pruning.method), pruning.selection, str(sorted((pruning.knobs or {}).items()))
+        selection = pruning.selection and read_selection(pruning.selection)
+        key = str(pruning.method), selection, str(sorted((pruning.knobs or {}).items()))
         found[key].append((_sparsity(run), *loss))
         knobs[key] = pruning.knobs or {}
         models[str(run.model.id)] = None
-    known = {one.id for one in families()}
+    known = {family.id for family in families()}
     curves = tuple(
-        Curve(key[0], key[1], knobs[key], _points(rows))
+        LossCurve(key[0], key[1], knobs[key], _points(rows))
         for key, rows in sorted(found.items(), key=str)
         if key[0] in known
     )
-    if not any(one.most > 0 for one in curves):
-        raise PrunescopeError(f"no run in {path} tells what it lost", hint=_NONE)
-    return SweepLosses(tuple(one for one in curves if one.most > 0), tuple(models))
+    losing = tuple(curve for curve in curves if curve.most > 0)
+    if not losing:
+        raise PrunescopeError(
+            f"no run in {path} records its loss",
+            hint="each pruned run needs a `quality`, as `prunescope sweep` writes it",
+        )
+    return SweepLosses(losing, tuple(models))
 
 
 def _runs(path: Path) -> Iterator[Run]:
@@ -145,15 +149,16 @@ def _runs(path: Path) -> Iterator[Run]:
 
 
 def _sparsity(run: Run) -> float:
-    """That of the family's own unit, where the run was matched by another."""
+    """The sparsity in the family's own unit, also where the run was matched by another; 0: none."""
     pruning = run.pruning
-    own = pruning.match.own if pruning and pruning.match else None
-    given = own if own is not None else pruning.sparsity if pruning else None
+    matched = pruning.match.own if pruning and pruning.match else None
+    given = matched if matched is not None else pruning.sparsity if pruning else None
     return float(given) if given is not None and 0 < given < 1 else 0.0
 
 
 def _loss(run: Run) -> tuple[float, float, float] | None:
-    """After recovery where there was one; the ends are the value where no interval is known."""
+    """(loss, low, high), after recovery where there was one; without an interval, its ends are the
+    loss."""
     quality = run.quality
     if quality is None:
         return None
@@ -163,19 +168,19 @@ def _loss(run: Run) -> tuple[float, float, float] | None:
     if value is None:
         return None
     found = (value, *(ends or (value, value)))
-    return found if all(-1 < one < math.inf for one in found) else None
+    return found if all(-1 < value < math.inf for value in found) else None
 
 
-def _points(rows: Iterable[tuple[float, float, float, float]]) -> tuple[JudgedSparsity, ...]:
-    by: defaultdict[float, list[tuple[float, float, float, float]]] = defaultdict(list)
-    for row in rows:
-        by[row[0]].append(row)
+def _points(rows: Iterable[tuple[float, float, float, float]]) -> tuple[LossPoint, ...]:
+    by_sparsity: defaultdict[float, list[tuple[float, float, float]]] = defaultdict(list)
+    for sparsity, *loss in rows:
+        by_sparsity[sparsity].append((loss[0], loss[1], loss[2]))
     return tuple(
-        JudgedSparsity(
+        LossPoint(
             sparsity,
-            median(row[1] for row in own),
-            min(row[2] for row in own),
-            max(row[3] for row in own),
+            median(loss for loss, _, _ in runs),
+            min(low for _, low, _ in runs),
+            max(high for _, _, high in runs),
         )
-        for sparsity, own in sorted(by.items())
+        for sparsity, runs in sorted(by_sparsity.items())
     )

@@ -1,31 +1,52 @@
-"""One phase of a prediction, in the report's schema with the fields that need no run.
+"""One phase of a prediction, in the fields of the report's phase that need no run.
 
-In: a Setting and a Workload. Out: a PredictedPhase: ladder, roles, gemms, bytes, memory,
-break-even, expected execution. Times are ns a forward; bounds that need a run are null.
+In: a Setting and a Workload. Out: a PredictedPhase: ladder, roles, bytes, memory, break-even, the
+GEMM table, and the expected time cost by cost with its range. Times are ns a forward; bounds that
+need a run are null.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Collection
+
 import msgspec
 
-from prunescope.analysis.predict.execution import execution
-from prunescope.analysis.predict.gains import Gains
-from prunescope.analysis.predict.rows import gemm_rows
+from prunescope.analysis.predict.break_even import Speedups
+from prunescope.analysis.predict.constants import NAMES, TABLE, TERMS
+from prunescope.analysis.predict.costs import cost_estimate
+from prunescope.analysis.predict.kernels import cut_of, kernels_of, op_cost_ns, rates
+from prunescope.analysis.predict.ranges import uncertainty
 from prunescope.analysis.predict.setting import Setting
-from prunescope.analysis.predict.side import PredictedSide
+from prunescope.analysis.predict.side import PredictedSide, ops_by_name, predicted_side
 from prunescope.analysis.schema.prediction import (
+    Execution,
     Expected,
+    PredictedGemm,
     PredictedLadder,
     PredictedPhase,
     Sums,
+    TermRow,
 )
-from prunescope.taxonomy.plan import Workload
+from prunescope.taxonomy.family import Family
+from prunescope.taxonomy.gemm import axis_moved
+from prunescope.taxonomy.plan import Op, Workload
+from prunescope.taxonomy.words import percent
+
+_SOURCES = {
+    name: "; ".join(c.figure for c in TABLE.values() if c.term == name) or "shapes and SMs alone"
+    for name in NAMES
+}
+_NARROW = 0.02
+_ROUNDING = 1.005  # above the roofline's speedup by less is rounding
 
 
-def predict_phase(setting: Setting, work: Workload, gains: Gains | None = None) -> PredictedPhase:
-    """One phase of a prediction. `gains` finds break-even; without it that is null."""
-    dense = setting.side(work, pruned=False)
-    pruned = setting.side(work) if setting.family else dense
+def predict_phase(
+    setting: Setting, work: Workload, speedups: Speedups | None = None
+) -> PredictedPhase:
+    """One phase of a prediction. `speedups` finds where it breaks even; without it that is null."""
+    dense = predicted_side(setting, work, pruned=False)
+    pruned = predicted_side(setting, work) if setting.family else dense
     result = PredictedPhase(
         batch=work.batch,
         prompt_len=work.prompt_len,
@@ -44,17 +65,18 @@ def predict_phase(setting: Setting, work: Workload, gains: Gains | None = None) 
         "flop": 1 - pruned.flop / dense.flop,
         "bytes": 1 - pruned.bytes / dense.bytes,
     }
-    result.baseline = _of_dense(dense)
+    key = "sums", setting.flop_per_s, setting.byte_per_s
+    result.baseline = dense.forward.once(key, lambda: sums(dense))
     expected = execution(dense, pruned, setting.terms)
-    bound_even = None
-    if gains is not None:
-        bound_even, expected.break_even = gains.break_even(setting, work)
-    result.predicted = Expected(break_even=bound_even, execution=expected)
+    at_roofline = None
+    if speedups is not None:
+        at_roofline, expected.break_even = speedups.break_even(setting, work)
+    result.predicted = Expected(break_even=at_roofline, execution=expected)
     return result
 
 
 def ladder(setting: Setting, dense: PredictedSide, pruned: PredictedSide) -> PredictedLadder:
-    """Bounds that need a run are null."""
+    """The bounds on the speedup that need no run."""
     return PredictedLadder(
         nominal=1 / (1 - setting.sparsity),
         flop=dense.flop / pruned.flop,
@@ -63,28 +85,198 @@ def ladder(setting: Setting, dense: PredictedSide, pruned: PredictedSide) -> Pre
     )
 
 
-def _of_dense(dense: PredictedSide) -> Sums:
-    """The sums of a dense side, added up once for all points of a grid."""
-    key = ("sums", dense.setting.flop_per_s, dense.setting.byte_per_s)
-    kept = dense.forward.cost_estimates
-    found = kept.get(key)
-    if not isinstance(found, Sums):
-        found = kept[key] = sums(dense)
-    return found
-
-
-def sums(one: PredictedSide) -> Sums:
-    """Work at the roofline, and memory."""
-    forward = one.forward
+def sums(side: PredictedSide) -> Sums:
+    """Work and roofline time of a forward, and its memory."""
+    forward = side.forward
     return Sums(
-        flop=one.flop,
-        bytes=one.bytes,
-        ideal_ns=one.ns,
+        flop=side.flop,
+        bytes=side.bytes,
+        ideal_ns=side.ns,
         parameters=round(forward.parameters),
         weight_bytes=round(forward.weight_bytes),
-        weight_read_bytes=round(sum(op.layers * op.weight_bytes for op in one.bounded)),
+        weight_read_bytes=round(sum(op.layers * op.weight_bytes for op in side.bounded)),
         kv_bytes=round(forward.kv_bytes),
         memory_bytes=round(forward.weight_bytes) + round(forward.kv_bytes),
-        bound=one.bound_ns(),
-        roles=one.role_ns(),
+        bound=side.bound_ns(),
+        roles=side.role_ns(),
     )
+
+
+def execution(
+    dense: PredictedSide, pruned: PredictedSide, terms: Collection[str] = NAMES
+) -> Execution:
+    """The expected time of both sides, cost by cost, and the speedup with its range."""
+    rows = []
+    active: set[str] = set()
+    before = (dense.ns, pruned.ns)
+    estimates, c = (cost_estimate(dense), cost_estimate(pruned)), dense.setting.constants
+    unused = estimates[0].unused_terms() & estimates[1].unused_terms()
+    for term in TERMS:
+        if term.name not in terms:
+            continue
+        active.add(term.name)
+        now = frozenset(active)
+        after = before
+        if term.name not in unused:
+            after = (estimates[0].total_ns(c, now), estimates[1].total_ns(c, now))
+        rows.append(
+            TermRow(
+                name=term.name,
+                dense_ns=after[0] - before[0],
+                pruned_ns=after[1] - before[1],
+                mechanism=term.mechanism,
+                figure=_SOURCES[term.name],
+            )
+        )
+        before = after
+    speedup = before[0] / before[1]
+    found = uncertainty(dense, pruned, terms)
+    low, high = found.range_of(speedup)
+    notes = []
+    if high / speedup - 1 < _NARROW or 1 - low / speedup < _NARROW:
+        same = percent(1 - found.differences.reshaped_share)
+        notes.append(
+            f"the range is narrow because {same} of the remaining time is in kernels that the "
+            "dense model runs too: their uncertainty cancels in the ratio"
+        )
+    return Execution(
+        launch=dense.setting.launch,
+        terms=rows,
+        dense_ns=before[0],
+        pruned_ns=before[1],
+        speedup=speedup,
+        range=[low, high],
+        sensitivities=list(found.sensitivities),
+        notes=notes,
+        above_roofline=_above_roofline(dense, pruned, before),
+    )
+
+
+def _above_roofline(
+    dense: PredictedSide, pruned: PredictedSide, ns: tuple[float, float]
+) -> str | None:
+    """Why a speedup is above that of the rooflines; None where it is not."""
+    if ns[0] / ns[1] <= dense.ns / pruned.ns * _ROUNDING:
+        return None
+    over = [time / side.ns for time, side in zip(ns, (dense, pruned), strict=True)]
+    return f"above it: dense takes {over[0]:.2f}× its roofline time, pruned {over[1]:.2f}×"
+
+
+def gemm_rows(
+    dense: PredictedSide, pruned: PredictedSide, family: Family | None, *, dtype: str
+) -> list[PredictedGemm]:
+    """A row for each GEMM that runs, then for each that is gone, with count 0. FLOPs and bytes are
+    a call's, `count` and times a forward's. An attention gives a row each for qk and pv."""
+    dense_ops, pruned_ops = ops_by_name(dense.bounded), ops_by_name(pruned.bounded)
+    layers_left: defaultdict[str, float] = defaultdict(float)
+    rows, setting = [], pruned.setting
+    r = rates(setting, setting.constants, setting.terms)
+    for op, cost in zip(pruned.bounded, cost_estimate(pruned).op_costs, strict=True):
+        same_name = pruned_ops[op.name]
+        baseline = dense_ops[op.name][0] if op.name in dense_ops and family else None
+        pieces = sum(other.layers == op.layers for other in same_name)
+        layers_left[op.name] += op.layers / (pieces if _is_pair(op, same_name) else 1)
+        starts = kernels_of([op]) * setting.constants.ramp_ns(setting.device)
+        expected_ns = op.layers * op_cost_ns(cost, r) + starts * ("kernel" in setting.terms)
+        cut = cut_of(cost, r)
+        for part in range(len(op.gemms)):
+            row = _row(pruned, op, part, baseline, dtype)
+            row.axis = _axis(op, part, baseline, same_name, family) if family else None
+            row.expected_ns = expected_ns * _share(op, part)
+            if cut is not None:
+                row.tile, row.waves, row.parts = [cut.rows, cut.columns], cut.waves, cut.parts
+            rows.append(row)
+    if family is None:
+        return rows
+    for name, ops in dense_ops.items():
+        if sum(op.layers for op in ops) - layers_left[name] > 1e-9:
+            rows += [_gone(ops[0], part, dtype) for part in range(len(ops[0].gemms))]
+    return rows
+
+
+def _is_pair(op: Op, same_name: list[Op]) -> bool:
+    """Whether several ops of one name are one dense GEMM split in two (a low-rank pair)."""
+    if op.cls != "matmul" or op.added:
+        return False
+    return len({(o.gemms[0].n, o.gemms[0].k) for o in same_name}) > 1
+
+
+def _axis(op: Op, part: int, baseline: Op | None, same_name: list[Op], family: Family) -> str:
+    if op.added or baseline is None:
+        return "added"
+    gemm, dense_gemm = op.gemms[part], baseline.gemms[part]
+    if _is_pair(op, same_name):
+        return "rank"
+    fewer_flop = op.flop < baseline.flop and gemm == dense_gemm
+    if op.sparse and fewer_flop:
+        return "2:4"
+    letter = family.axes.get(_group(op, part), family.axes["gate_up"])
+    if fewer_flop:
+        # An expectation below one row: at B = 1 a decode step runs the sublayer or does not.
+        return letter
+    moved = axis_moved(dense_gemm, gemm)
+    # Rows and keys fall together where tokens are dropped, and active experts with the rows.
+    mixed = moved == "unknown" or (moved == "heads" and op.role == "experts")
+    return letter if mixed else moved
+
+
+def _row(side: PredictedSide, op: Op, part: int, baseline: Op | None, dtype: str) -> PredictedGemm:
+    gemm, share = op.gemms[part], _share(op, part)
+    dense = baseline.gemms[part] if baseline else None
+    return PredictedGemm(
+        role=op.role,
+        group=_group(op, part),
+        layers=[],
+        op=None,
+        kind=op.cls,
+        batch=gemm.batch,
+        m=gemm.m,
+        n=gemm.n,
+        k=gemm.k,
+        dtype=dtype,
+        dense_m=dense.m if dense else None,
+        dense_n=dense.n if dense else None,
+        dense_k=dense.k if dense else None,
+        count=op.layers,
+        flop=op.flop * share,
+        bytes=op.bytes * share,
+        ideal_ns=side.op_ns(op) * share,
+        bound="compute" if side.is_compute(op) else "memory",
+        added=op.added,
+    )
+
+
+def _gone(op: Op, part: int, dtype: str) -> PredictedGemm:
+    gemm = op.gemms[part]
+    return PredictedGemm(
+        role=op.role,
+        group=_group(op, part),
+        layers=[],
+        op=None,
+        kind=op.cls,
+        batch=gemm.batch,
+        m=None,
+        n=None,
+        k=None,
+        dtype=dtype,
+        dense_m=gemm.m,
+        dense_n=gemm.n,
+        dense_k=gemm.k,
+        axis="gone",
+        count=0,
+        flop=None,
+        bytes=None,
+        ideal_ns=0.0,
+        bound=None,
+    )
+
+
+def _group(op: Op, part: int) -> str:
+    return ("qk", "pv")[part] if op.cls == "attention" else op.group
+
+
+def _share(op: Op, part: int) -> float:
+    """An attention's FLOPs, bytes and time are split between its GEMMs by their FLOPs."""
+    if len(op.gemms) == 1:
+        return 1.0
+    return op.gemms[part].flop / sum(gemm.flop for gemm in op.gemms)

@@ -1,29 +1,37 @@
-"""What shapes and peaks promise of a pruned model, without a run: read this file first.
+"""The expected speed of a pruned model from shapes and peaks, without a run: read this file first.
 
 In: a PredictRequest (model, device, method, sparsity, phase, workload). Out: a Prediction: a point
-or a grid in one form, whose phases are the report's with the fields that need no run.
+or a grid in one form, whose phases have the fields of the report's that need no run, and curves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from prunescope.analysis.predict.answers import predicted_answer
-from prunescope.analysis.predict.asked import check_knobs, labels
-from prunescope.analysis.predict.gains import Gains
-from prunescope.analysis.predict.grid import curves, methods, sparsities
+from prunescope.analysis.predict.break_even import Speedups
 from prunescope.analysis.predict.phase import predict_phase
+from prunescope.analysis.predict.points import (
+    check_knobs,
+    check_options,
+    labels,
+    methods,
+    sparsities,
+)
+from prunescope.analysis.predict.request import PredictRequest
 from prunescope.analysis.predict.setting import (
-    Place,
-    PredictRequest,
     Setting,
-    place_of,
+    model_on_device,
     resolve,
     workloads,
 )
-from prunescope.analysis.predict.together import check_together
-from prunescope.analysis.schema.prediction import PredictedPoint, Prediction, Subject
+from prunescope.analysis.schema.prediction import (
+    PredictedPhase,
+    PredictedPoint,
+    Prediction,
+    Subject,
+)
 from prunescope.analysis.shapes.config import model_name
 from prunescope.taxonomy.errors import PrunescopeError
 
@@ -31,25 +39,27 @@ __all__ = ["PredictRequest", "Setting", "predict", "predict_phase"]
 
 
 def predict(request: PredictRequest) -> Prediction:
-    """The prediction. Raises PrunescopeError for a request that cannot be met.
+    """The prediction: every method at every sparsity. A point that does not exist is left out, with
+    a warning.
 
-    In a grid, every method at every sparsity; a point that does not exist is left out and named.
+    Raises PrunescopeError where no point exists, or an option is unknown or contradicts another.
     """
-    check_together(request)
+    check_options(request)
     warnings: list[str] = []
     names = labels(methods(request.method), request.knobs, warnings)
-    shares = sparsities(request.sparsity)
+    grid_sparsities = sparsities(request.sparsity)
     if request.curves and not any(names):
         raise PrunescopeError("curves need a --method", hint="one or several of `families`")
     check_knobs(request.knobs, names)
-    place = place_of(request, warnings)
-    gains = Gains() if request.break_even else None
+    target = model_on_device(request, warnings)
+    speedups = Speedups() if request.break_even else None
     found: list[tuple[Setting, str, PredictedPoint]] = []
     refused: dict[str, list[PrunescopeError]] = {}
     for name, label in names.items():
-        for share in shares:
+        for sparsity in grid_sparsities:
             try:
-                setting, source, point = _point(request, name, share, gains, warnings, place)
+                setting, source = resolve(request, name, sparsity, warnings, target)
+                point = _point(request, setting, speedups)
                 point.label = label
                 found.append((setting, source, point))
             except PrunescopeError as error:
@@ -57,31 +67,22 @@ def predict(request: PredictRequest) -> Prediction:
     if not found:
         raise next(iter(refused.values()))[0]
     left_out = [
-        f"{name}: {len(errors)} of {len(shares)} points left out ({errors[0].problem})"
+        f"{name}: {len(errors)} of {len(grid_sparsities)} points left out ({errors[0].problem})"
         for name, errors in refused.items()
     ]
     return _prediction(request, found, [*left_out, *dict.fromkeys([*warnings, *_too_large(found)])])
 
 
-def _point(
-    request: PredictRequest,
-    name: str | None,
-    share: float | None,
-    gains: Gains | None,
-    warnings: list[str],
-    place: Place,
-) -> tuple[Setting, str, PredictedPoint]:
-    setting, source = resolve(request, name, share, warnings, place)
+def _point(request: PredictRequest, setting: Setting, speedups: Speedups | None) -> PredictedPoint:
     method = setting.family
-    point = PredictedPoint(
+    return PredictedPoint(
         method=method.id if method else None,
         extension=method.extension if method else None,
         sparsity=setting.sparsity if method else None,
         knobs=dict(setting.knobs),
-        phases={w.phase: predict_phase(setting, w, gains) for w in workloads(request, setting)},
+        phases={w.phase: predict_phase(setting, w, speedups) for w in workloads(request, setting)},
         answer=predicted_answer(setting, request) if request.new_tokens else None,
     )
-    return setting, source, point
 
 
 def _prediction(
@@ -105,19 +106,19 @@ def _prediction(
             device=setting.device.name,
         ),
         baseline={"name": f"{name}, dense"} if any(p.method for p in points) else None,
-        device=device_json(setting),
+        device=_device_json(setting),
         points=points,
         phases=only.phases if only else None,
-        curves=curves(points),
+        curves=_curves(points),
         warnings=warnings,
         answer=only.answer if only else None,
     )
 
 
 def _too_large(found: list[tuple[Setting, str, PredictedPoint]]) -> Iterator[str]:
-    """Forwards whose weights and cache alone are more than a device holds, a line a method."""
+    """A line for each method whose weights and KV cache alone do not fit into the device."""
     device = found[0][0].device
-    has = device.memory_bytes
+    capacity = device.memory_bytes
     needs: dict[str, dict[float, int]] = {}
     for _, _, point in found:
         for phase in point.phases.values():
@@ -125,19 +126,47 @@ def _too_large(found: list[tuple[Setting, str, PredictedPoint]]) -> Iterator[str
             if phase.baseline:
                 sizes.append(("dense", 0.0, phase.baseline.memory_bytes))
             for who, sparsity, size in sizes:
-                if has is not None and size > has:
-                    each = needs.setdefault(who, {})
-                    each[sparsity] = max(size, each.get(sparsity, 0))
-    for who, each in sorted(needs.items(), key=lambda one: one[0] != "dense"):
-        at = f" at {', '.join(f'{sparsity:g}' for sparsity in each)}" if who != "dense" else ""
+                if capacity is not None and size > capacity:
+                    by_sparsity = needs.setdefault(who, {})
+                    by_sparsity[sparsity] = max(size, by_sparsity.get(sparsity, 0))
+    for who, by_sparsity in sorted(needs.items(), key=lambda item: item[0] != "dense"):
+        at = f" at {', '.join(f'{s:g}' for s in by_sparsity)}" if who != "dense" else ""
+        more = " or more" if len(by_sparsity) > 1 else ""
         yield (
-            f"{who}{at} does not fit into the {(has or 0) / 1e9:.2f} GB of {device.name}: "
-            f"it needs {min(each.values()) / 1e9:.2f} GB{' or more' if len(each) > 1 else ''}"
+            f"{who}{at} does not fit into the {(capacity or 0) / 1e9:.2f} GB of {device.name}: "
+            f"it needs {min(by_sparsity.values()) / 1e9:.2f} GB{more}"
         )
 
 
-def device_json(setting: Setting) -> dict[str, Any]:
-    """The device of a prediction, as the report has it."""
+def _curves(points: Sequence[PredictedPoint]) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """{phase: {method: {column: values}}}, by ascending sparsity; the dense model has no curve."""
+    found: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for point in points:
+        for name, phase in point.phases.items():
+            curve = found.setdefault(name, {}).setdefault(str(point.label), {})
+            for column, value in _columns(point, phase).items():
+                curve.setdefault(column, []).append(value)
+    return {name: {m: c for m, c in methods.items() if c} for name, methods in found.items()}
+
+
+def _columns(point: PredictedPoint, phase: PredictedPhase) -> dict[str, float]:
+    if phase.ladder is None or phase.predicted is None or point.sparsity is None:
+        return {}
+    bounds, expected = phase.ladder, phase.predicted.execution
+    return {
+        "sparsity": point.sparsity,
+        **{bound: getattr(bounds, bound) for bound in ("nominal", "flop", "coverage", "roofline")},
+        "expected": expected.speedup,
+        "low": expected.range[0],
+        "high": expected.range[1],
+        "expected_ns": expected.pruned_ns,
+        "bytes": phase.bytes,
+        "memory_bytes": phase.memory_bytes,
+    }
+
+
+def _device_json(setting: Setting) -> dict[str, Any]:
+    """The device of a prediction, in the fields of the report's."""
     device = setting.device
     return {
         "name": device.name,

@@ -1,8 +1,8 @@
-"""How sure an expected speedup is: a range that holds 90 of 100 measurements.
+"""The range of an expected speedup, which is to hold 90 of 100 measurements.
 
-In: the dense and the pruned side. Out: Uncertainty: the ends, and what makes them: constants at
-their ends, what is drawn at run time, and the model's own error. Errors are of the logarithm of the
-speedup and independent: squares add. `benchmarks/predict.md` shows the calibration.
+In: the dense and the pruned side. Out: an Uncertainty: constants at their ends, random routing, and
+the model's own error. Errors are of the logarithm of the speedup and independent: squares add.
+`benchmarks/predict.md` tests the ranges on published measurements.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from prunescope.analysis.predict.constants import (
-    DRAWS,
     ERROR,
+    ROUTING_SAMPLES,
     TABLE,
     Constants,
     ModelError,
@@ -23,159 +23,154 @@ from prunescope.analysis.predict.constants import (
 from prunescope.analysis.predict.costs import cost_estimate, total_ns
 from prunescope.analysis.predict.kernels import cut_of, op_cost_ns, rates
 from prunescope.analysis.predict.side import PredictedSide
-from prunescope.analysis.schema.prediction import Guess
+from prunescope.analysis.schema.prediction import Sensitivity
 from prunescope.taxonomy.plan import Op
 
-Gain = Callable[[Constants], float]
+Speedup = Callable[[Constants], float]
 _MLP = frozenset({"gate", "up", "down", "activation", "mlp_norm", "experts", "shared_expert"})
 
 
 @dataclass(frozen=True, slots=True)
 class Differences:
-    """What of a pruned forward the dense model says nothing about: kernels at shapes that the dense
-    model does not run (each its share of the time, and its waves of tiles), the share of the time
-    in kernels of other kinds, and the spread of what is drawn at run time."""
+    """What the dense model leaves unknown about a pruned forward.
+
+    `reshaped`: (share of the time, waves of tiles) of each kernel at a shape that the dense model
+    does not run. `added`: the share of the time in added kernels. `routing`: the spread that random
+    routing makes.
+    """
 
     reshaped: tuple[tuple[float, float], ...]
     added: float
-    drawn: float
+    routing: float
 
     @property
-    def share(self) -> float:
+    def reshaped_share(self) -> float:
         """The share of the time in kernels at other shapes, without their starts."""
         return sum(share for share, _ in self.reshaped)
 
-    def even(self, power: float) -> float:
-        """The same with kernels of many waves counting less: what a library loses or wins by its
-        choice of a tile is a part of one wave, and evens out over several."""
+    def weighted_share(self, power: float) -> float:
+        """That share, divided by the waves of each kernel to `power`: what a library's choice of a
+        tile costs is a part of one wave, and averages out over several."""
         return sum(share / math.pow(waves, power) for share, waves in self.reshaped)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Uncertainty:
-    """Spreads of the logarithm of a speedup, downwards and upwards, that constants and chance
-    make; and what the dense model says nothing about. `measured`: whether cells of this silicon
-    were."""
+    """Standard deviations of the logarithm of a speedup, downwards and upwards, due to constants
+    and routing; the model's own error follows from `differences`. `measured`: whether the model is
+    fitted to measurements on this chip."""
 
     below: float
     above: float
-    unlike: Differences
+    differences: Differences
     measured: bool
-    guessed: tuple[Guess, ...] = ()
+    sensitivities: tuple[Sensitivity, ...] = ()
 
     def spreads(self, error: ModelError = ERROR, *, measured: bool) -> tuple[float, float]:
-        """Both spreads with the model's own error, before its scale."""
-        own = math.hypot(
+        """Both standard deviations with the model's own error, before its scale."""
+        of_model = math.hypot(
             error.common,
-            error.reshaped * self.unlike.even(error.power),
-            error.added * self.unlike.added,
+            error.reshaped * self.differences.weighted_share(error.power),
+            error.added * self.differences.added,
         )
-        own *= 1.0 if measured else error.unseen
-        return math.hypot(self.below, own), math.hypot(self.above, own)
+        of_model *= 1.0 if measured else error.unseen
+        return math.hypot(self.below, of_model), math.hypot(self.above, of_model)
 
-    def around(self, value: float) -> list[float]:
-        """The ends around a speedup."""
+    def range_of(self, speedup: float) -> list[float]:
+        """[low, high] of a speedup."""
         below, above = self.spreads(measured=self.measured)
-        return [value * math.exp(-ERROR.scale * below), value * math.exp(ERROR.scale * above)]
+        return [speedup * math.exp(-ERROR.scale * below), speedup * math.exp(ERROR.scale * above)]
 
 
-def unlike(dense: PredictedSide, pruned: PredictedSide, terms: Collection[str]) -> Differences:
-    """The same of one forward."""
-    known = _kernels_of(dense)
-    mine, c, active = cost_estimate(pruned), pruned.setting.constants, frozenset(terms)
-    r, every, other = rates(pruned.setting, c, terms), 0.0, []
-    for op, one in zip(pruned.bounded, mine.op_costs, strict=True):
-        ns = one.layers * op_cost_ns(one, r)
-        every += ns
-        if _key(op) not in known:
-            cut = cut_of(one, r)
-            other.append((ns, max(1.0, cut.waves) if cut else 1.0))
+def differences(dense: PredictedSide, pruned: PredictedSide, terms: Collection[str]) -> Differences:
+    """The differences of one pruned forward from its dense one."""
+    known = dense.forward.once("kernels", lambda: {_kernel_key(op) for op in dense.bounded})
+    estimate, c, active = cost_estimate(pruned), pruned.setting.constants, frozenset(terms)
+    r, total, reshaped = rates(pruned.setting, c, terms), 0.0, []
+    for op, cost in zip(pruned.bounded, estimate.op_costs, strict=True):
+        ns = cost.layers * op_cost_ns(cost, r)
+        total += ns
+        if _kernel_key(op) not in known:
+            cut = cut_of(cost, r)
+            reshaped.append((ns, max(1.0, cut.waves) if cut else 1.0))
     return Differences(
-        reshaped=tuple([(ns / every, waves) for ns, waves in other]),
-        added=mine.added_ns(c, active) / mine.total_ns(c, active),
-        drawn=_drawn(pruned, terms),
+        reshaped=tuple([(ns / total, waves) for ns, waves in reshaped]),
+        added=estimate.added_ns(c, active) / estimate.total_ns(c, active),
+        routing=_routing_spread(pruned, terms),
     )
 
 
-def doubt(dense: PredictedSide, pruned: PredictedSide, terms: Collection[str]) -> Uncertainty:
-    """How far the speedup of these sides may be off."""
+def uncertainty(dense: PredictedSide, pruned: PredictedSide, terms: Collection[str]) -> Uncertainty:
+    """The uncertainty of the speedup from `dense` to `pruned`."""
+    before, after, active = cost_estimate(dense), cost_estimate(pruned), frozenset(terms)
 
-    cost_estimates, active = (cost_estimate(dense), cost_estimate(pruned)), frozenset(terms)
+    def speedup(constants: Constants) -> float:
+        return before.total_ns(constants, active) / after.total_ns(constants, active)
 
-    def gain(constants: Constants) -> float:
-        return cost_estimates[0].total_ns(constants, active) / cost_estimates[1].total_ns(
-            constants, active
-        )
-
-    names = cost_estimates[0].moved_by() | cost_estimates[1].moved_by()
-    return caveat_of(gain, pruned, terms, unlike=unlike(dense, pruned, terms), names=names)
+    names = before.relevant_constants() | after.relevant_constants()
+    found = differences(dense, pruned, terms)
+    return uncertainty_of(speedup, pruned, terms, differences=found, names=names)
 
 
-def caveat_of(
-    gain: Gain,
+def uncertainty_of(
+    speedup: Speedup,
     side: PredictedSide,
     terms: Collection[str],
     *,
-    unlike: Differences,
+    differences: Differences,
     names: Collection[str] = tuple(TABLE),
 ) -> Uncertainty:
-    """The same of any speedup on the device of `side`. `names`: the constants that matter."""
+    """The uncertainty of any speedup on the device of `side`. `names`: the constants that can
+    change it."""
     device = side.setting.device
-    value, rows = gain(side.setting.constants), []
-    below = above = unlike.drawn**2
+    value, rows = speedup(side.setting.constants), []
+    below = above = differences.routing**2
     for name, low, high in ends(frozenset(terms), device):
         if name not in names:
             continue
-        there = sorted((gain(low), gain(high)))
-        if there[1] - there[0] <= 1e-9:
+        at_ends = sorted((speedup(low), speedup(high)))
+        if at_ends[1] - at_ends[0] <= 1e-9:
             continue
-        # The ends of a constant are two spreads away from its value.
-        below += (min(0.0, math.log(there[0] / value)) / 2) ** 2
-        above += (max(0.0, math.log(there[1] / value)) / 2) ** 2
+        # The ends of a constant are two standard deviations from its value.
+        below += (min(0.0, math.log(at_ends[0] / value)) / 2) ** 2
+        above += (max(0.0, math.log(at_ends[1] / value)) / 2) ** 2
         row = TABLE[name]
         rows.append(
-            Guess(
+            Sensitivity(
                 name=name,
                 term=row.term,
                 value=row.value,
                 low=getattr(low, name),
                 high=getattr(high, name),
                 unit=row.unit,
-                speedup=there,
+                speedup=at_ends,
             )
         )
     rows.sort(key=lambda row: row.speedup[0] - row.speedup[1])
     return Uncertainty(
         below=below**0.5,
         above=above**0.5,
-        unlike=unlike,
+        differences=differences,
         measured=measured_on(device),
-        guessed=tuple(rows),
+        sensitivities=tuple(rows),
     )
 
 
-def _drawn(pruned: PredictedSide, terms: Collection[str]) -> float:
-    """Spread of the mean of a few forwards in which each sublayer runs by chance: of one sequence
-    in decode, where no other needs its weights. sqrt(n·r(1-r)) of n sublayers, two kinds apart."""
+def _routing_spread(pruned: PredictedSide, terms: Collection[str]) -> float:
+    """Standard deviation of the mean of a few forwards in which each sublayer runs by chance: of
+    one sequence in decode, where no other needs its weights. sqrt(n·r(1-r)) of n sublayers,
+    attention and MLP independent."""
     variance, r = 0.0, rates(pruned.setting, pruned.setting.constants, terms)
     pairs = list(zip(pruned.bounded, cost_estimate(pruned).op_costs, strict=True))
     for mlp in (True, False):
-        ops = [(op, one) for op, one in pairs if op.runs < 1 and (op.role in _MLP) == mlp]
+        ops = [(op, cost) for op, cost in pairs if op.runs < 1 and (op.role in _MLP) == mlp]
         if ops:
             count, runs = max(op.layers for op, _ in ops), ops[0][0].runs
-            each = sum(op_cost_ns(one, r) / runs * op.layers / count for op, one in ops)
+            each = sum(op_cost_ns(cost, r) / runs * op.layers / count for op, cost in ops)
             variance += count * runs * (1 - runs) * each**2
-    return (variance / DRAWS) ** 0.5 / total_ns(pruned, terms) if variance else 0.0
+    return (variance / ROUTING_SAMPLES) ** 0.5 / total_ns(pruned, terms) if variance else 0.0
 
 
-def _kernels_of(dense: PredictedSide) -> set[tuple[object, ...]]:
-    """The keys of a dense side's ops, made once for all points of a grid."""
-    kept = dense.forward.cost_estimates
-    if "kernels" not in kept:
-        kept["kernels"] = {_key(op) for op in dense.bounded}
-    found: set[tuple[object, ...]] = kept["kernels"]
-    return found
-
-
-def _key(op: Op) -> tuple[object, ...]:
+def _kernel_key(op: Op) -> tuple[object, ...]:
+    """What the time of an op's kernels depends on."""
     return op.name, op.gemms, op.flop, op.bytes, op.sparse, op.rows

@@ -1,8 +1,8 @@
 """Which family, here? Every family on one model, device and workload, side by side.
 
-In: a PredictRequest with `rank`. Out: a Ranking: families by expected speedup of the whole
-workload at equal FLOPs, at equal parameters and, where a sweep has judged them, at equal loss, with
-ranges, and which of them tie with the first.
+In: a PredictRequest with `rank`. Out: a Ranking: families by expected speedup of the whole workload
+at equal FLOPs, at equal parameters and, with the losses of a sweep, at equal loss, with ranges, and
+which of them tie with the first.
 """
 
 from __future__ import annotations
@@ -13,19 +13,22 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from prunescope.analysis.predict.answers import answer_memory, prompt_of, speed_of
-from prunescope.analysis.predict.asked import check_knobs
-from prunescope.analysis.predict.generation import Answer, answer
-from prunescope.analysis.predict.grid import sparsities
-from prunescope.analysis.predict.losses import Curve, SweepLosses, read_losses
+from prunescope.analysis.predict.answers import (
+    Answer,
+    answer,
+    answer_memory,
+    prompt_of,
+    speed_of,
+)
+from prunescope.analysis.predict.losses import SweepLosses, read_losses
+from prunescope.analysis.predict.points import check_knobs, check_options, sparsities
+from prunescope.analysis.predict.request import PredictRequest
 from prunescope.analysis.predict.setting import (
-    PredictRequest,
     Setting,
     resolve,
     runnable,
-    take_kernel,
+    split_library,
 )
-from prunescope.analysis.predict.together import check_together
 from prunescope.analysis.schema.pareto import MOST_RATIO
 from prunescope.analysis.schema.prediction import Ranked, Ranking
 from prunescope.taxonomy.applies import check_applies
@@ -38,8 +41,8 @@ from prunescope.taxonomy.words import percent
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
-    """A workload that people have: sequences at a time, tokens of a prompt and of its answer."""
+class ServingWorkload:
+    """A workload of people: sequences at a time, tokens of a prompt and of its answer."""
 
     batch: int
     prompt_len: int
@@ -48,19 +51,21 @@ class Load:
 
 
 WORKLOADS = {
-    "chat": Load(8, 1024, 256, "several people talk to it: answers of 256 tokens at 1,024"),
-    "rag": Load(4, 8192, 128, "long prompts, short answers"),
-    "batch": Load(64, 1024, 512, "many sequences at a time, for throughput"),
-    "long": Load(1, 32768, 512, "one long document"),
-    "agent": Load(1, 4096, 1024, "one sequence, long answers"),
+    "chat": ServingWorkload(8, 1024, 256, "several users: prompts of 1,024, answers of 256 tokens"),
+    "rag": ServingWorkload(4, 8192, 128, "long prompts, short answers"),
+    "batch": ServingWorkload(64, 1024, 512, "many sequences at a time, for throughput"),
+    "long": ServingWorkload(1, 32768, 512, "one long document"),
+    "agent": ServingWorkload(1, 4096, 1024, "one sequence, long answers"),
 }
-BY = ("flop", "param")
+_BY = ("flop", "param")
 
 
-def load_of(request: PredictRequest) -> Load:
-    """The named workload of a request, or the one that its sizes make."""
+def _serving_workload(request: PredictRequest) -> ServingWorkload:
+    """The named workload of a request, or the one of its sizes."""
     if request.workload is None:
-        return Load(request.batch, request.prompt_len, request.new_tokens or 1, "as given")
+        return ServingWorkload(
+            request.batch, request.prompt_len, request.new_tokens or 1, "as given"
+        )
     if request.workload not in WORKLOADS:
         raise PrunescopeError(
             f"no workload is called {request.workload!r}", hint=f"one of {', '.join(WORKLOADS)}"
@@ -69,33 +74,46 @@ def load_of(request: PredictRequest) -> Load:
 
 
 def rank(request: PredictRequest) -> Ranking:
-    """Every family that the model allows, by the expected speedup of the whole workload.
+    """Every family that applies to the model, by the expected speedup of the whole workload.
 
-    Raises PrunescopeError where the model, the device or the workload is not known.
+    Raises PrunescopeError where the model, the device or the workload is unknown, or an option
+    contradicts another.
     """
-    check_together(replace(request, rank=True))
-    load = load_of(request)
+    check_options(replace(request, rank=True))
+    load = _serving_workload(request)
     warnings: list[str] = []
     share = _share(request)
-    judged, loss = _judged(request)
-    known = [one for one in families() if one.dynamics and one.id != "dense"]
-    check_knobs(request.knobs, [one.id for one in known])
-    kernel, knobs = take_kernel(request.knobs)
-    base, _ = resolve(replace(request, knobs={"kernel": kernel}), None, None, warnings)
+    losses, loss = _losses(request)
+    known = [family for family in families() if family.dynamics and family.id != "dense"]
+    check_knobs(request.knobs, [family.id for family in known])
+    library, knobs = split_library(request.knobs)
+    base, _ = resolve(replace(request, knobs={"kernel": library}), None, None, warnings)
     work = prompt_of(base, batch=load.batch, prompt_len=load.prompt_len, logits=request.logits)
     dense = answer(base, work, new_tokens=load.new_tokens, chunk=request.chunk, pruned=False)
-    if answer_memory(base, dense, pruned=False).fits is False:
-        warnings.append(f"dense it does not fit into the memory of {base.device.name}")
+    if answer_memory(dense, pruned=False).fits is False:
+        warnings.append(f"the dense model does not fit into the memory of {base.device.name}")
     left_out: dict[str, str] = {}
     tables: dict[str, list[Ranked]] = {}
-    for by in BY:
-        asked = {one.id: _at_share(base, one, by, share, dense, knobs) for one in known}
-        tables[by] = _table(asked, left_out)
-    if judged is not None and loss is not None:
-        usable = judged.usable()
-        left_out |= _too_far(judged, usable)
-        tables["loss"] = _table(_at_loss(base, usable, loss, dense), left_out)
-        warnings += [*_whose(judged, request.model), *_few(usable)]
+    for by in _BY:
+        at_share = {
+            family.id: partial(_row_at_share, base, family, by, share, dense, knobs)
+            for family in known
+        }
+        tables[by] = _table(at_share, left_out)
+    if losses is not None and loss is not None:
+        usable = losses.usable()
+        kept = {curve.family for curve in usable.curves}
+        left_out |= {
+            curve.family: f"every measured loss of {curve.family} is too large for any use"
+            for curve in losses.curves
+            if curve.family not in kept
+        }
+        at_loss = {
+            curve.family: partial(_row_at_loss, base, usable, curve.family, loss, dense)
+            for curve in usable.curves
+        }
+        tables["loss"] = _table(at_loss, left_out)
+        warnings += _loss_warnings(losses, usable, request.model)
     return Ranking(
         subject={"model": request.model, "dtype": base.dtype, "device": base.device.name},
         workload={
@@ -117,19 +135,18 @@ def rank(request: PredictRequest) -> Ranking:
 def _share(request: PredictRequest) -> float:
     shares = [s for s in sparsities(request.sparsity) if s is not None]
     if len(shares) > 1:
-        raise PrunescopeError("a ranking is at one share", hint="--sparsity 0.25")
+        raise PrunescopeError("--rank needs one sparsity", hint="for example --sparsity 0.25")
     return shares[0] if shares else 0.25
 
 
-Ask = Callable[[], Ranked]
-
-
-def _table(asked: Mapping[str, Ask], left_out: dict[str, str]) -> list[Ranked]:
-    """The rows that exist, the fastest first."""
+def _table(
+    rows_by_family: Mapping[str, Callable[[], Ranked]], left_out: dict[str, str]
+) -> list[Ranked]:
+    """The rows that exist, the fastest first; `left_out` gets the reasons of the others."""
     rows: list[Ranked] = []
-    for name, ask in asked.items():
+    for name, make in rows_by_family.items():
         try:
-            rows.append(ask())
+            rows.append(make())
         except PrunescopeError as error:
             left_out.setdefault(name, error.problem)
     rows.sort(key=lambda row: -row.speedup)
@@ -138,120 +155,103 @@ def _table(asked: Mapping[str, Ask], left_out: dict[str, str]) -> list[Ranked]:
     return rows
 
 
-def _at_share(  # noqa: PLR0913 - what is held equal, of what
-    base: Setting, one: Family, by: str, share: float, dense: Answer, given: Mapping[str, Any]
-) -> Ask:
+def _row_at_share(  # noqa: PLR0913 - what is held equal, and for what
+    base: Setting, family: Family, by: str, share: float, dense: Answer, given: Mapping[str, Any]
+) -> Ranked:
     """A family where it removes `share` of the parameters, or of the FLOPs of what takes longer:
     the prompt, or a step in the middle of its answer."""
-
-    def ask() -> Ranked:
-        chosen = runnable(one, base.device, []) or one
-        if base.traits is not None:
-            check_applies(chosen.id, chosen.applies, base.traits)
-        knobs = chosen.point(0.0, {k: v for k, v in given.items() if k in chosen.knobs}).knobs
-        at = _longer(base, dense)
-        own = one.only or solve(chosen, share, by=by, shape=base.shape, work=at, knobs=knobs).own
-        row = _row(replace(base, family=chosen, sparsity=own, knobs=knobs), dense)
-        if row.removed[by] <= 1e-5:
-            raise PrunescopeError(f"{chosen.id} removes no {MATCHES[by]}", hint="")
-        return row
-
-    return ask
+    chosen = _applicable(base, family)
+    knobs = chosen.point(0.0, {k: v for k, v in given.items() if k in chosen.knobs}).knobs
+    at = _longer(dense)
+    sparsity = family.only
+    if not sparsity:
+        sparsity = solve(chosen, share, by=by, shape=base.shape, work=at, knobs=knobs).own
+    row = _row(replace(base, family=chosen, sparsity=sparsity, knobs=knobs), dense)
+    if row.removed[by] <= 1e-5:
+        raise PrunescopeError(f"{chosen.id} removes no {MATCHES[by]}", hint="")
+    return row
 
 
-def _at_loss(base: Setting, judged: SweepLosses, loss: float, dense: Answer) -> dict[str, Ask]:
-    """Each judged family at the sparsity that loses `loss`, chosen the way that allows most."""
-
-    def ask(name: str) -> Ranked:
-        mine = [curve for curve in judged.curves if curve.family == name]
-        ways = [(curve.sparsities_at(loss), curve) for curve in mine]
-        found = [(at, curve) for at, curve in ways if at is not None]
-        if not found:
-            most = max(curve.most for _, curve in ways)
-            raise PrunescopeError(
-                f"{name} was judged up to a loss of {percent(most, 1)} alone", hint=""
-            )
-        at, curve = max(found, key=lambda one: one[0][0])
-        return _judged_row(base, curve, at, dense)
-
-    return {curve.family: partial(ask, curve.family) for curve in judged.curves}
-
-
-def _judged_row(
-    base: Setting, curve: Curve, at: tuple[float, float, float], dense: Answer
+def _row_at_loss(
+    base: Setting, losses: SweepLosses, name: str, loss: float, dense: Answer
 ) -> Ranked:
-    """The row at the sparsity in the middle; its range holds those of the ends too."""
-    chosen = runnable(family(curve.family), base.device, []) or family(curve.family)
-    if base.traits is not None:
-        check_applies(chosen.id, chosen.applies, base.traits)
+    """A family at the sparsity that loses `loss`, with the curve that allows the largest; its range
+    includes the ends of that sparsity."""
+    curves = [curve for curve in losses.curves if curve.family == name]
+    found = [(at, curve) for curve in curves if (at := curve.sparsities_at(loss)) is not None]
+    if not found:
+        most = percent(max(curve.most for curve in curves), 1)
+        raise PrunescopeError(f"the largest measured loss of {name} is {most}", hint="")
+    (sparsity, *ends), curve = max(found, key=lambda item: item[0][0])
+    chosen = _applicable(base, family(name))
     known = {k: v for k, v in curve.knobs.items() if k in chosen.knobs}
 
-    def row(sparsity: float) -> Ranked:
-        own = chosen.only or sparsity
-        knobs = chosen.point(own, known).knobs
-        return _row(replace(base, family=chosen, sparsity=own, knobs=knobs), dense)
+    def row_at(sparsity: float) -> Ranked:
+        at = chosen.only or sparsity
+        knobs = chosen.point(at, known).knobs
+        return _row(replace(base, family=chosen, sparsity=at, knobs=knobs), dense)
 
-    middle = row(at[0])
-    ends = sorted(math.log(row(end).speedup / middle.speedup) for end in at[1:])
-    low, high = (math.log(end / middle.speedup) for end in middle.range)
-    middle.range = [
-        middle.speedup * math.exp(-math.hypot(low, min(0.0, ends[0]))),
-        middle.speedup * math.exp(math.hypot(high, max(0.0, ends[1]))),
+    row = row_at(sparsity)
+    slower, faster = sorted(math.log(row_at(end).speedup / row.speedup) for end in ends)
+    low, high = (math.log(end / row.speedup) for end in row.range)
+    row.range = [
+        row.speedup * math.exp(-math.hypot(low, min(0.0, slower))),
+        row.speedup * math.exp(math.hypot(high, max(0.0, faster))),
     ]
-    middle.select = curve.select
-    return middle
+    row.select = curve.select
+    return row
 
 
-def _judged(request: PredictRequest) -> tuple[SweepLosses | None, float | None]:
+def _applicable(base: Setting, family: Family) -> Family:
+    """The family as the device runs it. Raises PrunescopeError where it does not apply to the
+    model."""
+    chosen = runnable(family, base.device, []) or family
+    if base.traits is not None:
+        check_applies(chosen.id, chosen.applies, base.traits)
+    return chosen
+
+
+def _losses(request: PredictRequest) -> tuple[SweepLosses | None, float | None]:
     """The losses of a sweep, and the one at which families are compared."""
-    asked = request.loss
+    loss = request.loss
     if request.losses is None:
-        if asked is not None:
-            raise PrunescopeError("--loss needs the losses of a sweep", hint="--losses FOLDER")
+        if loss is not None:
+            raise PrunescopeError("--loss needs --losses", hint="--losses FOLDER of a sweep")
         return None, None
-    if asked is not None and not 0 < asked < math.inf:
-        raise PrunescopeError(f"{asked:g} is no loss", hint="a share more perplexity: --loss 0.1")
-    if asked is not None and 1 + asked > MOST_RATIO:
+    if loss is not None and not 0 < loss < math.inf:
         raise PrunescopeError(
-            f"--loss {asked:g} is more than anyone would use",
+            f"invalid --loss {loss:g}", hint="a relative perplexity increase: --loss 0.1"
+        )
+    if loss is not None and 1 + loss > MOST_RATIO:
+        raise PrunescopeError(
+            f"--loss {loss:g} is too large for any use",
             hint=f"at most {MOST_RATIO - 1:g}: {MOST_RATIO:g}× the perplexity of the dense model",
         )
-    judged = read_losses(request.losses)
-    return judged, judged.usable().common() if asked is None else asked
+    losses = read_losses(request.losses)
+    return losses, losses.usable().common() if loss is None else loss
 
 
-def _too_far(judged: SweepLosses, usable: SweepLosses) -> dict[str, str]:
-    """Families of which no point is near enough to the dense model."""
-    left = {one.family for one in usable.curves}
-    return {
-        one.family: f"{one.family} was judged at losses alone that nobody would use"
-        for one in judged.curves
-        if one.family not in left
-    }
-
-
-def _few(usable: SweepLosses) -> list[str]:
-    """A line from the dense model to one point is said."""
+def _loss_warnings(losses: SweepLosses, usable: SweepLosses, model: str | None) -> list[str]:
+    """Losses of another model, and families with a single usable point."""
+    warnings = []
+    others = [name for name in losses.models if name != model]
+    if others:
+        warnings.append(f"the losses were measured on {', '.join(others)}")
     most: dict[str, int] = {}
-    for one in usable.curves:
-        most[one.family] = max(len(one.points), most.get(one.family, 0))
-    few = [family for family, count in most.items() if count == 1]
-    if not few:
-        return []
-    return [
-        f"{', '.join(few)}: one judged point each below {MOST_RATIO:g}× the dense perplexity, so "
-        "that equal loss is on a line from dense to it: judge more sparsities"
-    ]
+    for curve in usable.curves:
+        most[curve.family] = max(len(curve.points), most.get(curve.family, 0))
+    single = [name for name, count in most.items() if count == 1]
+    if single:
+        warnings.append(
+            f"{', '.join(single)}: only one run each below {MOST_RATIO:g}× the dense perplexity, "
+            "so equal loss lies on a line from dense to it: evaluate more sparsities"
+        )
+    return warnings
 
 
-def _whose(judged: SweepLosses, model: str | None) -> list[str]:
-    """Losses of another model are said."""
-    others = [name for name in judged.models if name != model]
-    return [f"the losses are those of {', '.join(others)}"] if others else []
-
-
-def _longer(base: Setting, dense: Answer) -> Workload:
-    c = base.constants
+def _longer(dense: Answer) -> Workload:
+    """The forward that takes most of the dense time: the prompt, or a step of its answer."""
+    c = dense.setting.constants
     long_prompt = dense.ttft_ns(c) >= dense.total_ns(c) / 2
     return dense.work if long_prompt else dense.steps[1].work
 
@@ -267,7 +267,7 @@ def _row(setting: Setting, dense: Answer) -> Ranked:
         chunk=dense.chunk.work.prompt_len if dense.chunk else None,
     )
     speed = speed_of(dense, pruned)
-    at = _longer(setting, dense)
+    at = _longer(dense)
     return Ranked(
         family=chosen.id,
         extension=chosen.extension,
@@ -281,5 +281,5 @@ def _row(setting: Setting, dense: Answer) -> Ranked:
         weight_bytes=round(pruned.prompt.forward.weight_bytes),
         kv_bytes=round(pruned.steps[-1].forward.kv_bytes),
         ties=False,
-        fits=answer_memory(setting, pruned, pruned=True).fits,
+        fits=answer_memory(pruned, pruned=True).fits,
     )

@@ -1,7 +1,7 @@
-"""A question to `predict`, and what it resolves to: shape, device, peaks, family, terms.
+"""A request to `predict`, and the setting it resolves to: shape, device, peaks, family, terms.
 
-In: a PredictRequest. Out: a Setting, with the two sides of a workload and their speedups. Peaks in
-FLOP/s, bandwidth in byte/s; the request has them in TFLOP/s and GB/s.
+In: a PredictRequest, with peaks in TFLOP/s and bandwidth in GB/s. Out: a Setting, with both in
+FLOP/s and byte/s, and the workloads of its phases.
 """
 
 from __future__ import annotations
@@ -12,12 +12,20 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from prunescope.analysis.device.hardware import Device, find_device, with_overrides
-from prunescope.analysis.predict.constants import DEFAULT, KERNELS, Constants
-from prunescope.analysis.predict.costs import LAUNCHES, NAMES, speedup
-from prunescope.analysis.predict.parallel import of_one
-from prunescope.analysis.predict.side import Forward, PredictedSide, dense_forward, pruned_forward
-from prunescope.analysis.predict.silicon import achievable
+from prunescope.analysis.device.hardware import (
+    Device,
+    best_gemm_share,
+    find_device,
+    with_overrides,
+)
+from prunescope.analysis.predict.constants import (
+    DEFAULT,
+    LAUNCHES,
+    NAMES,
+    SPARSE_LIBRARIES,
+    Constants,
+)
+from prunescope.analysis.predict.request import PredictRequest
 from prunescope.analysis.shapes.config import NamedModel, read_model
 from prunescope.taxonomy.applies import check_applies
 from prunescope.taxonomy.architecture_traits import Traits
@@ -25,7 +33,7 @@ from prunescope.taxonomy.arguments import is_function, method_parts
 from prunescope.taxonomy.dtypes import dtype, itemsize
 from prunescope.taxonomy.errors import PrunescopeError, nearest
 from prunescope.taxonomy.families import families, family
-from prunescope.taxonomy.family import Family, FamilyPoint
+from prunescope.taxonomy.family import Family
 from prunescope.taxonomy.keep import named_share
 from prunescope.taxonomy.methods import family_of, method_names, slug
 from prunescope.taxonomy.plan import PHASES, Workload
@@ -33,61 +41,9 @@ from prunescope.taxonomy.presets import preset_named
 from prunescope.taxonomy.shape import ModelShape
 
 
-@dataclass(frozen=True, kw_only=True)
-class PredictRequest:
-    """What `predict` is asked. `model`: a preset, a config.json or a folder that holds one.
-
-    `method` and `sparsity`: one, several, or "a,b" and "0.1:0.7:0.1" (the stop included): more
-    than one point is a grid. `context` (decode): keys the query sees, itself included;
-    `prompt_len` where it is None. `peaks` in TFLOP/s a dtype and `bandwidth` in GB/s replace those
-    of the device. `terms`: the costs of execution to add to the roofline, all of
-    `predict_execution.NAMES` where it is None; `without` takes some away. `from_run`: a dense run
-    or trace, whose measured times are scaled instead. `curves`: a grid, even of one point.
-    `break_even`: also where the pruning starts to pay, which takes most of the time of a point.
-    `new_tokens`: also a prompt with that long an answer, in chunks of `chunk` tokens, and memory;
-    `pruned_batch`: sequences of its pruned side. `rank`: families side by side for a `workload`.
-    `losses`: the folder of a sweep, for a ranking at equal `loss` too (pruned over dense perplexity
-    - 1; the largest that every judged family reaches where it is None).
-    `tp`: devices that share each layer (tensor parallel); times and bytes are those of one.
-    """
-
-    model: str | None = None
-    device: str | None = None
-    method: str | Sequence[str] | None = None
-    sparsity: float | str | Sequence[float] | None = None
-    phase: str = "both"
-    batch: int = 1
-    prompt_len: int = 512
-    context: int | None = None
-    logits: str = "last"
-    dtype: str | None = None
-    knobs: Mapping[str, Any] = field(default_factory=dict)
-    peaks: Mapping[str, float] = field(default_factory=dict)
-    bandwidth: float | None = None
-    terms: Collection[str] | None = None
-    without: Collection[str] = ()
-    launch: str = "graph"
-    from_run: Path | str | None = None
-    curves: bool = False
-    break_even: bool = True
-    new_tokens: int | None = None
-    pruned_batch: int | None = None
-    chunk: int | None = None
-    rank: bool = False
-    workload: str | None = None
-    tp: int = 1
-    losses: Path | str | None = None
-    loss: float | None = None
-
-    @property
-    def many(self) -> bool:
-        """Whether several methods are asked for, so that a knob need not be one of each."""
-        return bool(self.method) and not (isinstance(self.method, str) and "," not in self.method)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """A request resolved: everything a phase needs."""
+    """Everything about a point but its workload: model, device, family, sparsity, costs."""
 
     shape: ModelShape
     device: Device
@@ -99,48 +55,17 @@ class Setting:
     knobs: Mapping[str, Any]
     terms: Collection[str]
     launch: str = "graph"
-    kernel: str = "torch"  # the library of 2:4 GEMMs
+    sparse_library: str = "torch"  # of 2:4 GEMMs
     tp: int = 1  # devices that share each layer; a PredictedSide is one of them
-    ceiling: float | None = None  # of the best published GEMM, as a share of the peak
+    gemm_ceiling: float | None = None  # the best published GEMM, as a share of the peak
     constants: Constants = DEFAULT
-    removed: Mapping[str, Sequence[int]] = field(default_factory=dict)  # layers that a run drew
-    traits: Traits | None = None  # what decides which families apply; None: any does
-
-    def bound_gain(self, work: Workload, sparsity: float | None = None) -> float:
-        """Dense over pruned at the roofline."""
-        return self.side(work, pruned=False).ns / self.side(work, sparsity=sparsity).ns
-
-    def execution_gain(self, work: Workload, sparsity: float | None = None) -> float:
-        """Dense over pruned with the costs of execution."""
-        dense = self.side(work, pruned=False)
-        return speedup(dense, self.side(work, sparsity=sparsity), self.terms)
-
-    def side(
-        self, work: Workload, *, sparsity: float | None = None, pruned: bool = True
-    ) -> PredictedSide:
-        """The forward of one side, with its times at this device's peaks."""
-        if not pruned or self.family is None:
-            return self._one(dense_forward(self.shape, work))
-        asked = self.sparsity if sparsity is None else sparsity
-        removed = self.removed if asked == self.sparsity else {}
-        # The family fills in knobs that are not given.
-        point = FamilyPoint(sparsity=asked, knobs=self.knobs, removed=removed)
-        return self._one(pruned_forward(self.shape, work, self.family, point))
-
-    def _one(self, forward: Forward) -> PredictedSide:
-        if self.tp > 1:
-            key = ("tp", self.tp)
-            forward.cost_estimates[key] = forward.cost_estimates.get(key) or of_one(
-                forward, self.tp, self.shape
-            )
-            forward = forward.cost_estimates[key]
-        return PredictedSide(setting=self, forward=forward)
+    removed: Mapping[str, Sequence[int]] = field(default_factory=dict)  # layers that a run removed
+    traits: Traits | None = None  # decide which families apply; None: all do
 
 
 def _model(name: str) -> NamedModel:
-    """The shape of a model; a preset's is read once."""
-    known = preset_named(name) and not Path(name).exists()
-    return _preset(name) if known else read_model(name)
+    is_preset = preset_named(name) and not Path(name).exists()
+    return _preset(name) if is_preset else read_model(name)
 
 
 @lru_cache(maxsize=64)
@@ -149,15 +74,15 @@ def _preset(name: str) -> NamedModel:
 
 
 def workloads(request: PredictRequest, setting: Setting) -> list[Workload]:
-    """The workload of each phase that is asked for."""
-    wanted = PHASES if request.phase == "both" else (request.phase,)
+    """The workload of each phase of a request."""
+    phases = PHASES if request.phase == "both" else (request.phase,)
     size = itemsize(setting.dtype) or 2
-    return [Workload.of(phase, request, itemsize=size) for phase in wanted]
+    return [Workload.of(phase, request, itemsize=size) for phase in phases]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """The model and the device of a request, the same for all of its points."""
+class ModelOnDevice:
+    """The model and the device of a request, shared by all of its points."""
 
     shape: ModelShape
     traits: Traits
@@ -166,11 +91,12 @@ class Place:
     dtype: str
     flop_per_s: float
     byte_per_s: float
-    ceiling: float | None
+    gemm_ceiling: float | None
 
 
-def place_of(request: PredictRequest, warnings: list[str]) -> Place:
-    """Where a request is asked of. Raises PrunescopeError for a request that cannot be met."""
+def model_on_device(request: PredictRequest, warnings: list[str]) -> ModelOnDevice:
+    """The model and the device of a request. Raises PrunescopeError where one is unknown or
+    incomplete."""
     if request.phase not in (*PHASES, "both"):
         raise PrunescopeError(
             f"no phase is called {request.phase!r}", hint="prefill, decode or both"
@@ -182,7 +108,7 @@ def place_of(request: PredictRequest, warnings: list[str]) -> Place:
     if request.device is None and not (request.peaks and request.bandwidth):
         raise PrunescopeError(
             "predict needs --device, or --peak and --bandwidth",
-            hint="`prunescope devices` lists those that are known",
+            hint="`prunescope devices` lists the known ones",
         )
     model = _model(request.model)
     known = find_device(request.device) if request.device else None
@@ -191,7 +117,7 @@ def place_of(request: PredictRequest, warnings: list[str]) -> Place:
     if model.quantised and request.dtype is None:
         warnings.append(
             f"its weights are published as {model.quantised}: predicted as if all of them were "
-            f"{name}, with the bytes and the memory of that"
+            f"{name}, in time and in memory"
         )
     peak = device.peak(name)
     if peak is None or device.byte_per_s is None:
@@ -201,7 +127,7 @@ def place_of(request: PredictRequest, warnings: list[str]) -> Place:
             hint=f"it has {', '.join(device.dense_flop_per_s) or 'none'}; "
             "give --peak DTYPE=TFLOPS or --bandwidth GB/s",
         )
-    return Place(
+    return ModelOnDevice(
         shape=model.shape,
         traits=model.traits,
         source=model.source,
@@ -209,7 +135,7 @@ def place_of(request: PredictRequest, warnings: list[str]) -> Place:
         dtype=name,
         flop_per_s=peak,
         byte_per_s=device.byte_per_s,
-        ceiling=achievable(device, name),
+        gemm_ceiling=best_gemm_share(device, name),
     )
 
 
@@ -218,30 +144,31 @@ def resolve(
     method: str | None,
     sparsity: float | None,
     warnings: list[str],
-    place: Place | None = None,
+    target: ModelOnDevice | None = None,
 ) -> tuple[Setting, str]:
-    """One point of a request, and where the model's shape is from. `place`: its model and device,
-    where they were looked up before.
+    """The setting of one point of a request, and the source of the model's shape. `target`: its
+    model and device, if they were looked up before.
 
-    Raises PrunescopeError for a request that cannot be met.
+    Raises PrunescopeError for an unknown method, a knob of none, or a family that does not apply to
+    the model.
     """
-    place = place or place_of(request, warnings)
-    chosen, meant = _family(method)
-    shape, device = place.shape, place.device
+    target = target or model_on_device(request, warnings)
+    chosen, method_knobs = _family(method)
+    shape, device = target.shape, target.device
     default = (chosen.only if chosen else None) or 0.25
     chosen = runnable(chosen, device, warnings)
     if chosen is not None:
-        check_applies(chosen.id, chosen.applies, place.traits)
+        check_applies(chosen.id, chosen.applies, target.traits)
     given = default if sparsity is None else sparsity
-    kernel, asked = take_kernel({**meant, **request.knobs})
-    knobs = {k: v for k, v in asked.items() if chosen and k in chosen.knobs}
+    sparse_library, given_knobs = split_library({**method_knobs, **request.knobs})
+    knobs = {k: v for k, v in given_knobs.items() if chosen and k in chosen.knobs}
     if chosen and not request.many:
-        knobs = asked  # an unknown one is an error
+        knobs = given_knobs  # an unknown one is an error
     filled = chosen.point(given, knobs).knobs if chosen else {}
     if shape.uneven and given and filled.get("layers") == "":
         warnings.append(
-            "layers of this model differ, and which ones go is not known: those of an average "
-            "layer are counted; --set layers=0,1 names them"
+            "layers of this model differ, and which ones are removed is unknown: the prediction "
+            "removes average layers; --set layers=0,1 names them"
         )
     named = filled.get("layers")
     if named and (text := named_share(str(named), shape.layers, given)):
@@ -249,53 +176,55 @@ def resolve(
     setting = Setting(
         shape=shape,
         device=device,
-        dtype=place.dtype,
-        flop_per_s=place.flop_per_s,
-        byte_per_s=place.byte_per_s,
+        dtype=target.dtype,
+        flop_per_s=target.flop_per_s,
+        byte_per_s=target.byte_per_s,
         family=chosen,
         sparsity=given,
         knobs=filled,
         terms=terms_of(request.terms, request.without),
         launch=_launch(request.launch),
-        kernel=kernel,
+        sparse_library=sparse_library,
         tp=_devices(request.tp),
-        ceiling=place.ceiling,
-        traits=place.traits,
+        gemm_ceiling=target.gemm_ceiling,
+        traits=target.traits,
     )
-    return setting, place.source
+    return setting, target.source
 
 
-def take_kernel(knobs: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The library of 2:4 GEMMs (`--set kernel=`) and the other knobs, which are the family's.
+def split_library(knobs: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The library of 2:4 GEMMs (`--set kernel=`), and the other knobs, which are the family's.
 
-    Raises PrunescopeError for a library that is not known.
+    Raises PrunescopeError for an unknown library.
     """
     rest = dict(knobs)
-    kernel = str(rest.pop("kernel", "torch"))
-    if kernel not in KERNELS:
+    library = str(rest.pop("kernel", "torch"))
+    if library not in SPARSE_LIBRARIES:
         raise PrunescopeError(
-            f"knob kernel={kernel!r} is no library of 2:4 kernels",
-            hint=f"one of {', '.join(KERNELS)}",
+            f"knob kernel={library!r} is no library of 2:4 kernels",
+            hint=f"one of {', '.join(SPARSE_LIBRARIES)}",
         )
-    return kernel, rest
+    return library, rest
 
 
 def runnable(chosen: Family | None, device: Device, warnings: list[str]) -> Family | None:
-    """The family that this device runs: 2:4 without matrix units for it is a mask, and said."""
+    """The family as this device runs it: 2:4 without matrix units for it is a mask, with a
+    warning."""
     if chosen is None or not chosen.without_sparse_units or device.sparse_24 is not False:
         return chosen
     warnings.append(f"{device.name} has no matrix units for 2:4: the weights stay dense with zeros")
     return family(chosen.without_sparse_units)
 
 
-def terms_of(asked: Collection[str] | None, without: Collection[str]) -> Collection[str]:
-    """The costs of execution to count. Raises PrunescopeError for a name that is none."""
-    for name in (*(asked or ()), *without):
+def terms_of(terms: Collection[str] | None, without: Collection[str]) -> Collection[str]:
+    """The execution costs to count: `terms` (None: all) but those in `without`. Raises
+    PrunescopeError for an unknown name."""
+    for name in (*(terms or ()), *without):
         if name not in NAMES:
             raise PrunescopeError(
-                f"no cost of execution is called {name!r}", hint=f"one of {', '.join(NAMES)}"
+                f"no execution cost is called {name!r}", hint=f"one of {', '.join(NAMES)}"
             )
-    return tuple(name for name in (NAMES if asked is None else asked) if name not in without)
+    return tuple(name for name in (NAMES if terms is None else terms) if name not in without)
 
 
 def _devices(tp: int) -> int:
@@ -307,32 +236,35 @@ def _devices(tp: int) -> int:
 def _launch(name: str) -> str:
     if name not in LAUNCHES:
         raise PrunescopeError(
-            f"no launch is called {name!r}", hint=f"nearest: {nearest(name, LAUNCHES)}"
+            f"no launch mode is called {name!r}", hint=f"nearest: {nearest(name, LAUNCHES)}"
         )
     return name
 
 
 def _family(method: str | None) -> tuple[Family | None, Mapping[str, str]]:
-    """The family of an id or of a published method, and the knobs that the method means."""
+    """The family of an id or of a published method, and the knobs that the method implies."""
     if method is None or method == "dense":
         return None, {}
     if is_function(method):
         raise PrunescopeError(
-            f"{Path(method).name} is a function: it has no theory",
+            f"{Path(method).name} is a function, which has no cost model",
             hint="predict takes one of `prunescope families`; trace measures a function",
         )
     return named_family(method)
 
 
 def named_family(method: str) -> tuple[Family, Mapping[str, str]]:
-    """The same of a name. Raises PrunescopeError with the nearest families and methods."""
+    """The family of a name, and the knobs that a published method implies.
+
+    Raises PrunescopeError with the nearest families and methods.
+    """
     name, knobs = family_of(method)
-    ids = [one.id for one in families()]
+    ids = [known.id for known in families()]
     parts = [part for part, _ in method_parts(method)]
     if len(parts) > 1 and all(family_of(part)[0] in ids for part in parts):
         raise PrunescopeError(
-            f"families together ({method}) cannot be predicted, only one at a time",
-            hint="predict each alone, or measure them together with trace",
+            f"combined families ({method}) cannot be predicted, only one at a time",
+            hint="predict each alone, or measure the combination with trace",
         )
     if name not in ids:
         close = nearest(slug(name), [*ids, *method_names()])
@@ -343,14 +275,16 @@ def named_family(method: str) -> tuple[Family, Mapping[str, str]]:
     return family(name), knobs
 
 
-def _dtype(asked: str | None, written: str | None, device: Device, warnings: list[str]) -> str:
-    """The format asked for, else the model's, else bf16. A device without bf16 gets fp16, said."""
-    name = dtype(asked or written or "bf16")
+def _dtype(requested: str | None, of_model: str | None, device: Device, warnings: list[str]) -> str:
+    """The requested format, else the model's, else bf16; fp16 with a warning where the device has
+    no bf16."""
+    name = dtype(requested or of_model or "bf16")
     if name is None:
         raise PrunescopeError(
-            f"no number format is called {asked or written!r}", hint="for example bf16 or fp32"
+            f"no number format is called {requested or of_model!r}",
+            hint="for example bf16 or fp32",
         )
-    if asked is None and name == "bf16" and device.peak("bf16") is None and device.peak("fp16"):
+    if requested is None and name == "bf16" and device.peak("bf16") is None and device.peak("fp16"):
         warnings.append(f"{device.name} has no bf16 matrix units: predicted in fp16")
         return "fp16"
     return name

@@ -1,59 +1,72 @@
-"""One side of a prediction: a forward's ops, and their roofline times on a device.
+"""One side of a prediction: the ops of a forward, and their roofline times on a device.
 
-In: a Setting and a Workload. Out: PredictedSide, with sums over the ops that the bound holds.
-Times are ns a forward.
+In: a Setting and a Workload. Out: a PredictedSide. Times are ns a forward. With tensor parallelism
+a side is one device: rows of q, k, v, gate and up are split along N, o and down along K, heads,
+caches and the vocabulary alike (Megatron's way), and the outputs of attention and of the MLP are
+summed over all devices. Norms, routers and the maps between two residual bases (SliceGPT) run whole
+on each device.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from itertools import groupby
+from typing import Any, TypeVar
 
 from prunescope.analysis.predict.constants import Constants
+from prunescope.analysis.predict.setting import Setting
 from prunescope.taxonomy.family import Family, FamilyPoint
+from prunescope.taxonomy.gemm import Gemm
 from prunescope.taxonomy.plan import Op, Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.theory import dense_plan, forward, kv_cache_bytes
 
-if TYPE_CHECKING:
-    from prunescope.analysis.predict.setting import Setting
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forward:
-    """What runs, on any device. `resident` are the ops whose weights lie in memory, read or not,
-    of which a device that shares layers holds `held`; `bounded` those of the roofline bound."""
+    """The ops of a forward, on any device.
+
+    `bounded`: the ops of the roofline bound. `resident`: the ops whose weights lie in memory, read
+    or not; under tensor parallelism a device holds `weight_share` of them and `kv_share` of the KV
+    cache. `exchanged`: (sublayers, bytes that each sums over all devices).
+    """
 
     work: Workload
     ops: tuple[Op, ...]
     bounded: tuple[Op, ...]
     resident: tuple[Op, ...]
     plans: tuple[Plan, ...]
-    held: float = 1.0
-    cache: float = 1.0  # the same of the KV cache
-    # Between devices: (sublayers, bytes that each adds up over all of them).
+    weight_share: float = 1.0
+    kv_share: float = 1.0
     exchanged: tuple[tuple[float, float], ...] = ()
-    cost_estimates: dict[Any, Any] = field(
-        default_factory=dict, compare=False
-    )  # by device, see `costs`
+    memo: dict[Hashable, Any] = field(default_factory=dict, compare=False)
+
+    def once(self, key: Hashable, compute: Callable[[], _T]) -> _T:
+        """`compute()`, called once a key: all points of a grid share their dense forward."""
+        if key not in self.memo:
+            self.memo[key] = compute()
+        found: _T = self.memo[key]
+        return found
 
     @property
     def parameters(self) -> float:
         """Numbers in memory."""
-        return self.held * sum(op.layers * op.parameters for op in self.resident)
+        return self.weight_share * sum(op.layers * op.parameters for op in self.resident)
 
     @property
     def weight_bytes(self) -> float:
-        """Weights in memory."""
-        return self.held * sum(op.layers * op.stored_bytes for op in self.resident)
+        """Bytes of the weights in memory."""
+        return self.weight_share * sum(op.layers * op.stored_bytes for op in self.resident)
 
     @property
     def kv_bytes(self) -> float:
-        """The cache at the end of the forward."""
-        return self.cache * kv_cache_bytes(self.plans)
+        """Bytes of the KV cache at the end of the forward."""
+        return self.kv_share * kv_cache_bytes(self.plans)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,13 +103,8 @@ class PredictedSide:
     @property
     def ns(self) -> float:
         """The roofline time."""
-        kept, key = (
-            self.forward.cost_estimates,
-            ("ns", self.setting.flop_per_s, self.setting.byte_per_s),
-        )
-        if key not in kept:
-            kept[key] = sum([self.op_ns(op) for op in self.bounded])
-        return float(kept[key])
+        key = "ns", self.setting.flop_per_s, self.setting.byte_per_s
+        return self.forward.once(key, lambda: float(sum([self.op_ns(op) for op in self.bounded])))
 
     def op_ns(self, op: Op) -> float:
         """Roofline time of an op over its layers."""
@@ -108,43 +116,65 @@ class PredictedSide:
         return op.flop / self.setting.flop_per_s >= op.bytes / self.setting.byte_per_s
 
     def bound_ns(self) -> dict[str, float]:
-        """Time by what binds it."""
+        """Roofline time by what binds it: compute, memory."""
         compute = sum(self.op_ns(op) for op in self.bounded if self.is_compute(op))
         return {"compute": compute, "memory": self.ns - compute}
 
     def role_ns(self) -> dict[str, float]:
-        """Time by role, largest first."""
+        """Roofline time by role, largest first."""
         roles: defaultdict[str, float] = defaultdict(float)
         for op in self.bounded:
             roles[op.role] += self.op_ns(op)
         return dict(sorted(roles.items(), key=lambda item: -item[1]))
 
     def covered_ns(self, dense: PredictedSide) -> float:
-        """Σ t_d·r_F: dense time scaled by what is left of each op's FLOPs (bytes, where it has
-        none). Added ops cost nothing here: the bound is of what pruning covers."""
-        left = _by_name(self.bounded)
+        """Σ t_d·r_F: the dense time of each op, scaled by the share of its FLOPs that is left
+        (bytes, where it has none). Added ops count 0: this bound covers what pruning removes."""
+        left = ops_by_name(self.bounded)
         total = 0.0
-        for name, in_flop, work, ns in dense.works():
-            mine = [op for op in left.get(name, []) if not op.added]
-            ratio = _work(mine, in_flop=in_flop) / work if work else 1.0
-            total += ratio * ns
+        for name, in_flop, work, ns in dense._works():
+            kept = [op for op in left.get(name, []) if not op.added]
+            total += ns * (_work(kept, in_flop=in_flop) / work if work else 1.0)
         return total
 
-    def works(self) -> list[tuple[str, bool, float, float]]:
-        """Of the ops of each name: whether work is in FLOPs (bytes, where none has any), how much,
-        and the roofline time; added up once for all points of a grid."""
-        kept, key = (
-            self.forward.cost_estimates,
-            ("works", self.setting.flop_per_s, self.setting.byte_per_s),
-        )
-        if key not in kept:
-            kept[key] = [
+    def _works(self) -> list[tuple[str, bool, float, float]]:
+        """(name, whether its work is in FLOPs, work, roofline ns) of the ops of each name; work is
+        in bytes where none of them has FLOPs."""
+
+        def compute() -> list[tuple[str, bool, float, float]]:
+            return [
                 (name, in_flop, _work(ops, in_flop=in_flop), sum(self.op_ns(op) for op in ops))
-                for name, ops in _by_name(self.bounded).items()
+                for name, ops in ops_by_name(self.bounded).items()
                 for in_flop in (any(op.flop for op in ops),)
             ]
-        found: list[tuple[str, bool, float, float]] = kept[key]
-        return found
+
+        key = "works", self.setting.flop_per_s, self.setting.byte_per_s
+        return self.forward.once(key, compute)
+
+
+def predicted_side(
+    setting: Setting, work: Workload, *, sparsity: float | None = None, pruned: bool = True
+) -> PredictedSide:
+    """The dense side of a workload, or its pruned one at `sparsity` (None: the setting's)."""
+    if not pruned or setting.family is None:
+        whole = dense_forward(setting.shape, work)
+    else:
+        at = setting.sparsity if sparsity is None else sparsity
+        removed = setting.removed if at == setting.sparsity else {}
+        # The family fills in knobs that are not given.
+        point = FamilyPoint(sparsity=at, knobs=setting.knobs, removed=removed)
+        whole = pruned_forward(setting.shape, work, setting.family, point)
+    if setting.tp == 1:
+        return PredictedSide(setting=setting, forward=whole)
+    key = "tp", setting.tp
+    part = whole.once(key, lambda: _one_device(whole, setting.tp, setting.shape))
+    return PredictedSide(setting=setting, forward=part)
+
+
+def roofline_speedup(setting: Setting, work: Workload, sparsity: float | None = None) -> float:
+    """Dense over pruned at the roofline; `sparsity` None is the setting's."""
+    dense = predicted_side(setting, work, pruned=False)
+    return dense.ns / predicted_side(setting, work, sparsity=sparsity).ns
 
 
 @lru_cache(maxsize=4096)
@@ -162,7 +192,7 @@ def pruned_forward(
     plans = family.plans(shape, work, point)
     ops = forward(plans)
     resident = ops
-    if family.keeps_weights:  # it keeps every dense weight, whatever one forward reads
+    if family.keeps_weights:  # every dense weight stays in memory, read or not
         added = (op for op in ops if op.added)
         resident = [*dense_forward(shape, work).ops, *added]
     return _forward(work, ops, resident, plans)
@@ -178,13 +208,104 @@ def _forward(work: Workload, ops: list[Op], resident: list[Op], plans: list[Plan
     )
 
 
-def _by_name(ops: Iterable[Op]) -> dict[str, list[Op]]:
-    names: defaultdict[str, list[Op]] = defaultdict(list)
+def ops_by_name(ops: Iterable[Op]) -> dict[str, list[Op]]:
+    """{name: ops}, in order."""
+    names: dict[str, list[Op]] = {}
     for op in ops:
-        names[op.name].append(op)
+        names.setdefault(op.name, []).append(op)
     return names
 
 
 def _work(ops: list[Op], *, in_flop: bool) -> float:
     """FLOPs, or bytes."""
     return sum(op.layers * (op.flop if in_flop else op.bytes) for op in ops)
+
+
+# Tensor parallelism: roles by how their weights are split.
+_ALONG_N = frozenset({"q", "k", "v", "q_b", "kv_b", "gate", "up", "lm_head", "mixer_in"})
+_ALONG_K = frozenset({"o", "down", "mixer_out"})
+_WITH_WIDTH = frozenset({"rope", "activation", "attention", "conv", "scan", "kv_update"})
+_EXPERTS = frozenset({"experts", "shared_expert"})
+
+
+def _one_device(whole: Forward, devices: int, shape: ModelShape) -> Forward:
+    """The part of one of several devices. Fewer key/value heads than devices are copied to several
+    of them, a latent cache to each. An expert's matrices are split as an MLP's. Of a low-rank pair
+    only the factor at the split side is split; every device holds the other."""
+    kv_share = 1.0 if shape.kv_rank is not None else 1 / min(devices, shape.kv_heads)
+    ops = _split_all(whole.ops, devices, kv_share)
+    kept = ops if whole.resident == whole.ops else _split_all(whole.resident, devices, kv_share)
+    before = sum(op.layers * op.stored_bytes for op in whole.resident)
+    after = sum(op.layers * op.stored_bytes for op in kept)
+    return replace(
+        whole,
+        ops=ops,
+        bounded=tuple(op for op in ops if op.bounded),
+        weight_share=after / before if before else 1.0,
+        kv_share=kv_share,
+        exchanged=tuple(_exchanged(whole)),
+        memo={},
+    )
+
+
+def _weights(ops: Iterable[Op]) -> Iterator[list[Op]]:
+    """The ops of each weight: one, or the two in a row of a low-rank pair. A weight of that name in
+    another stack of layers comes later and counts apart."""
+    return (list(group) for _, group in groupby(ops, key=lambda op: op.name))
+
+
+def _split_all(ops: Iterable[Op], devices: int, kv_share: float) -> tuple[Op, ...]:
+    found = []
+    for parts in _weights(ops):
+        for index, op in enumerate(parts):
+            expert = op.role in _EXPERTS
+            along_k = op.role in _ALONG_K or (expert and op.group == "down")
+            along_n = op.role in _ALONG_N or (expert and not along_k)
+            if op.role in _WITH_WIDTH:
+                found.append(_fewer_heads(op, devices, kv_share))
+            elif (along_k and index == 0) or (along_n and index == len(parts) - 1):
+                found.append(_split_gemm(op, devices, along_k=along_k))
+            else:
+                found.append(op)
+    return tuple(found)
+
+
+def _split_gemm(op: Op, devices: int, *, along_k: bool) -> Op:
+    gemm = op.gemms[0]
+    n, k = (gemm.n, -(-gemm.k // devices)) if along_k else (-(-gemm.n // devices), gemm.k)
+    activations = (op.bytes - op.weight_bytes) * (n + k) / (gemm.n + gemm.k)
+    weights = op.weight_bytes / devices
+    return replace(
+        op,
+        gemms=(Gemm(gemm.m, n, k, gemm.batch),),
+        flop=op.flop / devices,
+        bytes=activations + weights,
+        weight_bytes=weights,
+        parameters=op.parameters / devices,
+        stored_bytes=op.stored_bytes / devices,
+    )
+
+
+def _fewer_heads(op: Op, devices: int, kv_share: float) -> Op:
+    """An op on its device's share of the heads or channels, and of the KV cache."""
+    gemms = tuple(
+        Gemm(g.m, g.n, g.k, max(1, g.batch // devices)) if op.cls == "attention" else g
+        for g in op.gemms
+    )
+    return replace(
+        op,
+        gemms=gemms,
+        flop=op.flop / devices,
+        bytes=(op.bytes - op.kv_read) / devices + op.kv_read * kv_share,
+        kv_read=op.kv_read * kv_share,
+        kv_write=op.kv_write * kv_share,
+    )
+
+
+def _exchanged(whole: Forward) -> Iterator[tuple[float, float]]:
+    """(sublayers, bytes that each sums over the devices): the output of the first GEMM that is
+    split along K. Routed experts sum their tokens first."""
+    for op, *_ in _weights(whole.ops):
+        if op.role in _ALONG_K or (op.role == "experts" and op.group == "down"):
+            size = op.gemms[0].m * op.gemms[0].n * whole.work.itemsize
+            yield op.layers * op.runs, size

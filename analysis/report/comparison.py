@@ -100,12 +100,12 @@ def comparison_table(comparison: Comparison) -> Table:
     ]  # fmt: skip
     failed = [f"{one.run} has no row: {one.why}" for one in comparison.failed]
     rows = [_cells(row, moved) for row in comparison.rows]
-    doubted = not all(row.is_evidence for row in comparison.rows)
+    has_marks = not all(row.is_evidence for row in comparison.rows)
     needs = {
         _NOTES[0]: ("TTFT or TPOT",),
         _NOTES[1]: tuple(LEDGER[row][0] for row in moved),
     }
-    explained = f"{_NOTES[1]}; {_CAVEAT}" if doubted else _NOTES[1]
+    explained = f"{_NOTES[1]}; {_CAVEAT}" if has_marks else _NOTES[1]
     notes = [_NOTES[0], explained, *failed]
     return Table("comparison", _TITLE, columns, rows, notes, needs)
 
@@ -118,7 +118,7 @@ def _cells(row: ComparisonRow, moved: Sequence[str]) -> list[Cell]:
     values = {key: getattr(ladder, key) if ladder else None for key in LADDER}
     ci95 = ladder.realised_ci95 if ladder else None
     method = row.method or (row.family and f"({row.family})") or numbers.UNKNOWN
-    doubt = {} if row.is_evidence else {"realised": " ?"}
+    mark = {} if row.is_evidence else {"realised": " ?"}
     profiled = " p" if row.timed == "profiled" else ""
     return [
         Cell(row.run),
@@ -130,7 +130,7 @@ def _cells(row: ComparisonRow, moved: Sequence[str]) -> list[Cell]:
         _count(row.batch),
         _count(row.prompt_len),
         _count(row.context),
-        *(Cell(numbers.ratio(value) + doubt.get(key, ""), value) for key, value in values.items()),
+        *(Cell(numbers.ratio(value) + mark.get(key, ""), value) for key, value in values.items()),
         Cell(
             f"[{ci95[0]:.2f}, {ci95[1]:.2f}]" if ci95 else numbers.UNKNOWN,
             ci95[0] if ci95 else None,

@@ -133,8 +133,10 @@ def _curve_of(axes: Axes, i: int, label: str, points: list[tuple[float, Comparis
             axes.plot(
                 [x, x], ladder.realised_ci95, color=colour, linewidth=0.8, marker="_", markersize=3
             )
-    doubted = [(x, row.ladder.realised) for x, row in points if row.ladder and not row.is_evidence]
-    for x, y in doubted:
+    open_marks = [
+        (x, row.ladder.realised) for x, row in points if row.ladder and not row.is_evidence
+    ]
+    for x, y in open_marks:
         axes.plot(
             x,
             y,

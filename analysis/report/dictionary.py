@@ -1,130 +1,45 @@
 """The data dictionary: every column of the written tables with its unit and meaning.
 
-Units: ns, FLOP, bytes, share (0..1), ratio, calls a step; an empty cell is unknown, never 0.
+Units: ns, FLOP, bytes, share (0..1), ratio, calls a step; an empty cell is unknown, never 0. The
+columns of a table are the fields of its rows; those of the kernels frame are described here.
 """
 
 from __future__ import annotations
 
-_PHASE = ("phase", "", "prefill, decode, or trace for a bare trace")
-_LOW = (
-    "ci95_low",
-    "ns",
-    "lower end of the 95 % bootstrap interval over placements (of one: over steps and samples)",
-)
-_HIGH = ("ci95_high", "ns", "upper end of that interval")
+from collections.abc import Callable, Iterable
+from typing import TypeAlias
 
-# File to (column, unit, meaning), in the order in which the columns are written.
-COLUMNS: dict[str, list[tuple[str, str, str]]] = {
-    "ledger.csv": [
-        _PHASE,
-        ("row", "", "dense, promised, coverage, roofline_shift, shape, kernel_efficiency, "
-                    "added_work, launch_idle, not_explained (without shapes only), pruned"),
-        ("part", "", "empty: the whole row; else a part of it, and the parts sum to the row"),
-        ("role", "", "where in the model: q, k, v, o, gate, up, down, lm_head and so on"),
-        ("class", "", "matmul, attention, pointwise, or the kind of kernel"),
-        ("ns", "ns", "time of a step; promised and the changes after it sum to pruned; "
-                     "empty: unknown"),
-        _LOW,
-        _HIGH,
-        ("noise_ns", "ns", "root mean square of the row for dense against dense, split in halves"),
-        ("evidence", "", "the largest kernels of the part"),
-    ],
-    "ladder.csv": [
-        _PHASE,
-        ("rung", "", "nominal, flop, coverage, roofline, busy, realised"),
-        ("speedup", "ratio", "dense over pruned"),
-        ("ci95_low", "ratio", "lower end of the 95 % interval; empty for nominal and flop"),
-        ("ci95_high", "ratio", "upper end of that interval"),
-    ],
-    "gemms.csv": [
-        _PHASE,
-        ("role", "", "where in the model"),
-        ("group", "", "qkv, qk, pv, o, gate_up, down, lm_head, router, other, added"),
-        ("layers", "", "indices of the layers, separated by spaces"),
-        ("op", "", "the operator that launched it"),
-        ("kind", "", "gemm, gemv, batched_gemm, sparse_gemm, grouped_gemm, attention"),
-        ("batch", "", "matrices in a call"),
-        ("m", "", "rows of a call: tokens"),
-        ("n", "", "output features"),
-        ("k", "", "input features"),
-        ("dtype", "", "number format that the products are made in; 3xtf32: fp32 as three "
-                      "products of TF32, bound by a third of that peak"),
-        ("dense_m", "", "M of the dense GEMM it is paired with"),
-        ("dense_n", "", "N of that GEMM"),
-        ("dense_k", "", "K of that GEMM"),
-        ("dense_batch", "", "matrices in a call of it"),
-        ("dense_count", "calls a step", "calls of it"),
-        ("axis", "", "what moved: none, M, N, K, NK, heads, rank, 2:4, gone, added, unknown"),
-        ("keep", "share", "kept share of each axis that moved, as axis=share"),
-        ("count", "calls a step", "calls"),
-        ("flop", "FLOP", "of one call, 2·M·N·K·batch; 2:4: half of it; attention: of the pairs of "
-                         "query and key that the mask leaves, causal prefill about half; where "
-                         "steps differ, as keys in decode, the mean, as M, N and K are"),
-        ("bytes", "bytes", "compulsory traffic of one call; where steps differ, the mean"),
-        ("busy_ns", "ns", "device time of a step, helper kernels included"),
-        ("helper_ns", "ns", "of which memsets, workspaces and reductions of the same operator"),
-        ("ideal_ns", "ns", "roofline time of a step, the mean over steps: for each call the larger "
-                           "of FLOP/peak and bytes/bandwidth"),
-        ("bound", "", "compute, memory or latency"),
-        ("efficiency", "ratio", "ideal_ns / busy_ns (/ duration_ns beside other kernels); may "
-                                "pass 1"),
-        ("duration_ns", "ns", "run time of a step's kernels, also where others ran beside them"),
-        ("dense_busy_ns", "ns", "device time of the dense GEMMs that it is paired with"),
-        ("promised_ns", "ns", "(1 − sparsity) · dense_busy_ns"),
-        ("loss_ns", "ns", "busy_ns − promised_ns"),
-        ("shapes", "", "whence: recorded, eager-trace or model (its config)"),
-        ("simulated", "", "true: the device has no such kernel and a stand-in was timed"),
-        ("split", "", "true: the time of a fused attention kernel, split by FLOPs"),
-        ("kernels", "", "names of the kernels that ran"),
-    ],
-    "kernels.csv": [
-        _PHASE,
-        ("name", "", "kernel, or the operator on a CPU"),
-        ("kind", "", "what the kernel does"),
-        ("role", "", "where in the model"),
-        ("count", "calls a step", "launches"),
-        ("busy_ns", "ns", "device time of a step"),
-        ("bound", "", "compute, memory or latency"),
-        ("efficiency", "ratio", "roofline time / busy time"),
-        ("duration_ns", "ns", "run time of a step, also where others ran beside them"),
-    ],
-    "bounds.csv": [
-        _PHASE,
-        ("kind", "", "what the kernels do"),
-        ("bound", "", "compute, memory, latency or unknown; empty: not split"),
-        ("busy_ns", "ns", "device time of a step, of all kernels: what bounds-PHASE draws"),
-    ],
-    "layers.csv": [
-        _PHASE,
-        ("layer", "", "index in the list of layers; empty: outside of all"),
-        ("role", "", "where in the layer; empty: idle time before its kernels"),
-        ("ns", "ns", "device time of a step, or idle time: what layers-PHASE draws"),
-    ],
-    "roofline.csv": [
-        _PHASE,
-        ("name", "", "the longest of the kernels"),
-        ("kind", "", "what they do"),
-        ("role", "", "where in the model"),
-        ("dtype", "", "number format that the products are made in"),
-        ("count", "calls a step", "calls of one shape: one point of roofline-PHASE"),
-        ("flop", "FLOP", "of one call"),
-        ("bytes", "bytes", "compulsory traffic of one call"),
-        ("busy_ns", "ns", "device time of a step"),
-        ("clock_ns", "ns", "time that the rate rests on: busy_ns, or how long kernels beside "
-                           "others ran; flop · count / clock_ns is the height of the point"),
-        ("bound", "", "compute, memory, latency or unknown"),
-    ],
-    "waves.csv": [
-        _PHASE,
-        ("role", "", "where in the model"),
-        ("m", "", "rows of a call"),
-        ("n", "", "output features that ran"),
-        ("k", "", "input features"),
-        ("dense_n", "", "N of the dense GEMM"),
-        ("at_n", "", "a dimension on the curve of waves-PHASE"),
-        ("predicted_ns", "ns", "time of a step that tiles, waves and roofline give there"),
-    ],
-}  # fmt: skip
+import msgspec
+
+from prunescope.analysis.report import rows
+from prunescope.analysis.schema.anatomy import RooflinePoint
+from prunescope.analysis.schema.fields import FieldInfo, fields_of
+from prunescope.analysis.schema.fields import unit_of as unit_of_name
+from prunescope.analysis.schema.report import GemmRow, KernelRow, Phase
+
+PHASE = FieldInfo("phase", "", "prefill, decode, or trace for a bare trace")
+Rows: TypeAlias = Callable[[Phase], Iterable[msgspec.Struct]]
+
+# File to the struct of its rows and what gives them for a phase, in the order of the columns.
+TABLES: dict[str, tuple[type[msgspec.Struct], Rows]] = {
+    "ledger.csv": (rows.LedgerLine, rows.ledger_lines),
+    "ladder.csv": (rows.LadderLine, rows.ladder_lines),
+    "gemms.csv": (GemmRow, lambda phase: phase.gemms),
+    "kernels.csv": (KernelRow, lambda phase: phase.kernels),
+    "bounds.csv": (rows.BoundLine, rows.bound_lines),
+    "layers.csv": (rows.LayerLine, rows.layer_lines),
+    "roofline.csv": (
+        RooflinePoint,
+        lambda phase: phase.anatomy.points if phase.anatomy else (),
+    ),
+    "waves.csv": (rows.WaveLine, rows.wave_lines),
+}
+
+
+def columns_of(file: str) -> list[FieldInfo]:
+    """The columns of a table, the phase first."""
+    return [PHASE, *fields_of(TABLES[file][0])]
+
 
 # Columns of the kernels frame: one row a unit of device work, all steps. An unnamed one is empty.
 FRAME: dict[str, str] = {
@@ -215,5 +130,4 @@ def unit_of(column: str) -> str:
     """The unit of a column of the kernels frame, by its name."""
     if column in _UNITS:
         return _UNITS[column]
-    ending = column.rsplit("_", 1)[-1]
-    return {"ns": "ns", "bytes": "bytes", "flop": "FLOP"}.get(ending, "")
+    return unit_of_name(column)

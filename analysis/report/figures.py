@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import io
 import math
+import zlib
 from typing import Any, NoReturn
 
 import matplotlib
+from matplotlib import ft2font
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.image import imread
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, NullFormatter
@@ -190,9 +193,9 @@ def ledger_figure(phase: Phase, name: str, *, title: str = "") -> Figure | None:
 
 
 def _legend(rows: list[Row], bars: list[ledger_view.WaterfallBar]) -> list[Patch | Line2D]:
-    """What the colours that are drawn mean, and the whiskers."""
-    says = {"loss": "lost", "gain": "gained", "quiet": "no evidence"}
-    seen = {bar.tone for bar in bars if bar.start != bar.end}
+    """Colours of the bars, and the whiskers."""
+    labels_by_tone = {"loss": "lost", "gain": "gained", "quiet": "no evidence"}
+    tones = {bar.tone for bar in bars if bar.start != bar.end}
     marks: list[Patch | Line2D] = [
         Patch(
             facecolor=_COLOURS[tone],
@@ -201,8 +204,8 @@ def _legend(rows: list[Row], bars: list[ledger_view.WaterfallBar]) -> list[Patch
             linewidth=0.4,
             label=label,
         )
-        for tone, label in says.items()
-        if tone in seen
+        for tone, label in labels_by_tone.items()
+        if tone in tones
     ]
     if any(ledger_view.telling(row, rows) for row in rows):
         marks.append(Line2D([], [], color="black", linewidth=0.7, label="95 % interval"))
@@ -259,7 +262,7 @@ def _change(axes: Axes, i: int, ends: tuple[float, float], tone: str) -> None:
 def _whisker(
     axes: Axes, i: int, row: Row, end: float, *, unit: numbers.Scale, rows: list[Row]
 ) -> None:
-    """The interval of a row, drawn around the end of its bar; it may reach over the axis' end."""
+    """The interval of a row around the end of its bar; the axis grows to hold it."""
     ci95 = ledger_view.telling(row, rows)
     if ci95 is None:
         return
@@ -407,8 +410,9 @@ def _plain(value: float, _: int) -> str:
 def _ceilings(
     device: DeviceUsed, points: list[RooflinePoint]
 ) -> list[tuple[str, float, float, Any]]:
-    """(name, FLOP/s, byte/s, line style): the peaks in use, and the data sheet's beside measured
-    ones, for the dtype that takes the most time, and for fp32 as three products of TF32."""
+    """(name, FLOP/s, byte/s, line style): the peaks in use, those of the data sheet next to
+    measured ones, for the dtype that takes the most time, and for fp32 as three products of
+    TF32."""
     time: dict[str, float] = {}
     for point in points:
         if point.dtype is not None:
@@ -426,7 +430,7 @@ def _ceilings(
         dtype = next((d for d in sorted(time, key=lambda d: -time[d]) if d in rates), None)
         if dtype is not None and byte_per_s:
             found.append((f"{dtype}, {name}", rates[dtype], byte_per_s, style))
-        slower = three_tf32_rate(rates)  # its bound is another than that of fp32
+        slower = three_tf32_rate(rates)  # its ceiling differs from that of fp32
         if THREE_TF32 in time and slower and byte_per_s:
             dots = (0, (1, 1)) if style == "-" else (0, (4, 2, 1, 2))
             found.append((f"{THREE_TF32}, {name}", slower, byte_per_s, dots))
@@ -469,11 +473,11 @@ def _bounds_figure(anatomy: Anatomy, of: str) -> Figure | None:
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel(f"busy time of a step ({unit.unit})")
-    seen = {bound for _, parts in kinds for bound, ns in parts.items() if ns}
+    present = {bound for _, parts in kinds for bound, ns in parts.items() if ns}
     handles = [
         Patch(facecolor=c, hatch=h, edgecolor="black", linewidth=0.4, label=bound)
         for bound, (c, h) in _BOUND_LOOKS.items()
-        if bound in seen
+        if bound in present
     ]
     _wrapped_legend(figure, handles, len(handles))
     return figure
@@ -641,3 +645,18 @@ class Plots:
                 hint="a ladder and a ledger need a baseline, a roofline the peaks of the device",
             )
         return figure
+
+
+def plotted_with() -> str:
+    """The versions that figures are plotted with: other versions may place text elsewhere."""
+    return f"matplotlib {matplotlib.__version__}, freetype {ft2font.__freetype_version__}"
+
+
+def most_apart(first: bytes, second: bytes) -> float | None:
+    """The largest difference of a channel of a pixel between two PNG files, 0 to 1; None where one
+    cannot be read or they differ in size."""
+    try:
+        pixels, others = (imread(io.BytesIO(data), "png") for data in (first, second))
+    except (OSError, ValueError, SyntaxError, EOFError, zlib.error):
+        return None
+    return float(abs(pixels - others).max()) if pixels.shape == others.shape else None

@@ -1,6 +1,6 @@
 """The formats that a report is written in, one row each: the name that --format takes, and how.
 
-In: what is request for. Out: file names to bytes. A row imports what it needs, and nothing else
+In: a RequestedFormats. Out: file names to bytes. A row imports what it needs, and nothing else
 does.
 """
 

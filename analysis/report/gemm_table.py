@@ -19,9 +19,9 @@ _WIDTHS = ("none", "N", "K", "NK", "heads")
 _SUMS = ("count", "dense_count", "busy_ns", "helper_ns", "ideal_ns", "duration_ns", "dense_busy_ns",
          "promised_ns", "loss_ns")  # fmt: skip
 GROUPS = ("qkv", "qk", "pv", "o", "gate_up", "down", "lm_head", "router", "other", "added")
-_HELPED = 0.05  # of a GEMM's time: helpers worth a mark
+_MUCH_AUXILIARY = 0.05  # share of a GEMM's time from which on auxiliary kernels get a mark
 _SHOWN = 1e-3  # of busy time: less that a table leaves out is not worth a note
-_ABOVE = "! ≥ 100 % of the bound: cache-resident operands, or a peak that is too low"
+_ABOVE = "! ≥ 100 % of the roofline: operands stay in a cache, or a peak is too low"
 _LOGICAL = frozenset({"qk", "pv"})  # two GEMMs of one attention kernel share its role
 
 
@@ -98,8 +98,8 @@ def with_gone(gemms: list[GemmRow]) -> list[GemmRow]:
 
 def _with_gone_layers(stayed: GemmRow, gone: GemmRow) -> GemmRow:
     def both(name: str) -> float | None:
-        one, other = getattr(stayed, name), getattr(gone, name)
-        return None if one is None or other is None else one + other
+        kept, lost = getattr(stayed, name), getattr(gone, name)
+        return None if kept is None or lost is None else kept + lost
 
     before = both("dense_count")
     return msgspec.structs.replace(
@@ -120,12 +120,12 @@ def gemm_order(gemms: list[GemmRow]) -> list[GemmRow]:
 
 
 def without_sizes(phase: Phase) -> bool:
-    """Whether no GEMM says what it multiplies, and nothing else says what was pruned: rows that are
-    gone or new say it only where a family could be told from them."""
+    """Whether no GEMM has sizes, and nothing else identifies what was pruned: rows that are gone or
+    new do only where a family was identified from them."""
     if not phase.gemms or any(n is not None for g in phase.gemms for n in (g.m, g.n, g.k)):
         return False
-    is_told = phase.family is not None and phase.family.id != "unknown"
-    return not is_told or all(g.axis == "unknown" for g in phase.gemms)
+    has_family = phase.family is not None and phase.family.id != "unknown"
+    return not has_family or all(g.axis == "unknown" for g in phase.gemms)
 
 
 def gemm_table(phase: Phase, *, top: int | None = None, names: bool = False) -> Table:
@@ -151,7 +151,7 @@ def gemm_table(phase: Phase, *, top: int | None = None, names: bool = False) -> 
         Column("time", unit.unit, numeric=True),
         *([Column("promised", unit.unit, numeric=True, drop=4)] if compared else []),
         *([Column("loss", unit.unit, numeric=True)] if compared else []),
-        Column("of bound", numeric=True, drop=8),
+        Column("efficiency", numeric=True, drop=8),
         *([Column("kernel", flexible=True)] if names else []),
     ]
     ordered = gemm_order(shown)
@@ -161,16 +161,21 @@ def gemm_table(phase: Phase, *, top: int | None = None, names: bool = False) -> 
             del row[1]
             row.append(Cell("; ".join(gemm.kernels), code=True))
     notes = _gemm_notes(gemms, shown, unit)
-    return Table("gemms", "GEMMs", columns, rows, notes, {_ABOVE: ("of bound",)})
+    return Table("gemms", "GEMMs", columns, rows, notes, {_ABOVE: ("efficiency",)})
 
 
-def _gemm_row(one: MergedRow, unit: numbers.Scale, *, compared: bool) -> list[Cell]:
-    gemm = one.gemm
-    marks = "*" * gemm.simulated + "†" * gemm.split + "‖" * _beside(gemm) + "‡" * _helped(gemm)
+def _gemm_row(merged: MergedRow, unit: numbers.Scale, *, compared: bool) -> list[Cell]:
+    gemm = merged.gemm
+    marks = (
+        "*" * gemm.simulated
+        + "†" * gemm.split
+        + "‖" * _is_concurrent(gemm)
+        + "‡" * _has_auxiliary(gemm)
+    )
     moved: list[Cell] = []
     cost: list[Cell] = []
     if compared:
-        moved = [Cell(gemm.axis or numbers.UNKNOWN), _kept(one)]
+        moved = [Cell(gemm.axis or numbers.UNKNOWN), _kept(merged)]
         loss = gemm.loss_ns
         colour = "" if not loss else "loss" if loss > 0 else "gain"
         cost = [
@@ -181,10 +186,10 @@ def _gemm_row(one: MergedRow, unit: numbers.Scale, *, compared: bool) -> list[Ce
         Cell(f"{gemm.role}{f' {gemm.group}' if gemm.group in _LOGICAL else ''}{marks}"),
         Cell(gemm.group),
         *moved,
-        _dimension(gemm.batch, gemm.dense_batch, one.span.get("batch")),
+        _dimension(gemm.batch, gemm.dense_batch, merged.span.get("batch")),
         _dimension(gemm.m, gemm.dense_m),
-        _dimension(gemm.n, gemm.dense_n, one.span.get("n")),
-        _dimension(gemm.k, gemm.dense_k, one.span.get("k")),
+        _dimension(gemm.n, gemm.dense_n, merged.span.get("n")),
+        _dimension(gemm.k, gemm.dense_k, merged.span.get("k")),
         _calls(gemm),
         Cell(gemm.bound or numbers.UNKNOWN),
         _time(gemm, unit),
@@ -206,13 +211,14 @@ def _is_above(row: GemmRow | KernelRow) -> bool:
     return (row.efficiency or 0.0) > 1 and row.bound != "latency"
 
 
-def _helped(gemm: GemmRow) -> bool:
-    """Whether much of a row's time is of what its op runs beside the GEMM."""
-    return gemm.helper_ns > _HELPED * gemm.busy_ns
+def _has_auxiliary(gemm: GemmRow) -> bool:
+    """Whether auxiliary kernels take much of a row's time."""
+    return gemm.helper_ns > _MUCH_AUXILIARY * gemm.busy_ns
 
 
-def _beside(row: GemmRow | KernelRow) -> bool:
-    """Whether a row's kernels ran beside others: its time is what no earlier kernel covers."""
+def _is_concurrent(row: GemmRow | KernelRow) -> bool:
+    """Whether a row's kernels ran concurrently with others: its time is what no earlier one
+    covers."""
     return row.duration_ns is not None and row.busy_ns < BESIDE * row.duration_ns
 
 
@@ -222,17 +228,17 @@ def _is_hidden(row: GemmRow | KernelRow) -> bool:
 
 
 def _time(row: GemmRow | KernelRow, unit: numbers.Scale) -> Cell:
-    """Busy time, and of a row that has none for others hide it, how long it ran."""
+    """Busy time; for a row hidden under others, how long it ran."""
     ran = f" (ran {unit.text(row.duration_ns)})" if _is_hidden(row) else ""
     return Cell(f"{unit.text(row.busy_ns)}{ran}", row.busy_ns)
 
 
-def _under(unit: numbers.Scale, rows: Sequence[GemmRow | KernelRow]) -> str:
-    """Those of the rows that take no time, for others hide them, with how long they ran."""
+def _hidden_note(unit: numbers.Scale, rows: Sequence[GemmRow | KernelRow]) -> str:
+    """How many of the rows are hidden under other kernels, and how long they ran."""
     under = [row for row in rows if _is_hidden(row)]
     ran = unit.text(sum(row.duration_ns or 0.0 for row in under))
-    said = f"; {len(under)} of them ran {ran} {unit.unit} hidden under other kernels"
-    return said if under else ""
+    note = f"; {len(under)} of them ran {ran} {unit.unit} hidden under other kernels"
+    return note if under else ""
 
 
 def _dimension(now: int | None, dense: int | None, span: tuple[int, int] | None = None) -> Cell:
@@ -249,13 +255,13 @@ def _calls(gemm: GemmRow) -> Cell:
     return Cell(now if before == now else f"{before}→{now}", gemm.count)
 
 
-def _kept(one: MergedRow) -> Cell:
+def _kept(merged: MergedRow) -> Cell:
     """`75 %` of the axis, `50–75 %` where layers differ, or one share an axis where several
     moved."""
-    if one.kept is not None:
-        low, high = (numbers.percent(share, decimals=0) for share in one.kept)
-        return Cell(low if low == high else f"{low.removesuffix(' %')}–{high}", one.kept[0])
-    keep = one.gemm.keep or {}
+    if merged.kept is not None:
+        low, high = (numbers.percent(share, decimals=0) for share in merged.kept)
+        return Cell(low if low == high else f"{low.removesuffix(' %')}–{high}", merged.kept[0])
+    keep = merged.gemm.keep or {}
     shares = {name: numbers.percent(share, decimals=0) for name, share in keep.items()}
     if len(shares) == 1:
         ((name, share),) = keep.items()
@@ -270,32 +276,32 @@ def _gemm_notes(gemms: list[GemmRow], shown: list[GemmRow], unit: numbers.Scale)
         rest = sum(g.busy_ns for g in gemms) - sum(g.busy_ns for g in shown)
         rows = "1 smaller row" if hidden == 1 else f"{hidden} smaller rows"
         ids = {id(g) for g in shown}
-        under = _under(unit, [g for g in gemms if id(g) not in ids])
-        notes.append(f"{rows}, together {unit.text(rest)} {unit.unit}, left out here{under}")
+        under = _hidden_note(unit, [g for g in gemms if id(g) not in ids])
+        notes.append(f"{rows}, together {unit.text(rest)} {unit.unit}, not shown{under}")
     if any(g.simulated for g in shown):
         notes.append("* simulated: the device has no such kernel; the time is of a stand-in")
     if any(g.split for g in shown):
         notes.append("† a fused attention kernel: its time is split by the FLOPs of QKᵀ and PV")
-    if beside := [g for g in shown if _beside(g)]:
-        notes.append(_ran_beside(beside, unit))
-    if helped := [g for g in shown if _helped(g)]:
-        helpers = unit.text(sum(g.helper_ns for g in helped))
+    if concurrent := [g for g in shown if _is_concurrent(g)]:
+        notes.append(_concurrent_note(concurrent, unit))
+    if with_auxiliary := [g for g in shown if _has_auxiliary(g)]:
+        helpers = unit.text(sum(g.helper_ns for g in with_auxiliary))
         notes.append(
-            f"‡ {helpers} {unit.unit} of these rows are copies, fills or reductions that their ops "
-            "run beside the GEMM, in the time and not in the bound"
+            f"‡ {helpers} {unit.unit} of these rows are auxiliary kernels of the same ops (copies, "
+            "fills, reductions): in the time, not in the roofline"
         )
     if any(map(_is_above, shown)):
         notes.append(_ABOVE)
     return notes
 
 
-def _ran_beside(rows: Sequence[GemmRow | KernelRow], unit: numbers.Scale) -> str:
-    """What the time of rows leaves out."""
+def _concurrent_note(rows: Sequence[GemmRow | KernelRow], unit: numbers.Scale) -> str:
+    """What the time of concurrent rows leaves out."""
     busy, ran = (sum(getattr(r, n) or 0.0 for r in rows) for n in ("busy_ns", "duration_ns"))
     return (
-        "‖ ran beside other kernels: the time is what no earlier one covers, "
+        "‖ ran concurrently with other kernels: the time is what no earlier one covers, "
         f"{unit.text(busy)} of {unit.text(ran)} {unit.unit} that these rows ran; "
-        "`of bound` is of the whole"
+        "the efficiency is of the whole"
     )
 
 
@@ -310,12 +316,12 @@ def kernel_table(kernels: list[KernelRow], busy_ns: float, *, top: int | None = 
         Column("time", unit.unit, numeric=True),
         Column("of busy", numeric=True),
         Column("bound", drop=4),
-        Column("of bound", numeric=True, drop=5),
+        Column("efficiency", numeric=True, drop=5),
     ]
     rows = [
         [
             Cell(k.name, code=True),
-            Cell(f"{k.kind}{'‖' * (_beside(k) and not _is_hidden(k))}"),
+            Cell(f"{k.kind}{'‖' * (_is_concurrent(k) and not _is_hidden(k))}"),
             Cell(k.role),
             Cell(numbers.count(k.count), k.count),
             _time(k, unit),
@@ -327,16 +333,16 @@ def kernel_table(kernels: list[KernelRow], busy_ns: float, *, top: int | None = 
     ]
     rest = busy_ns - sum(k.busy_ns for k in kernels[:top])
     is_much = rest > _SHOWN * busy_ns  # a report holds the largest rows alone, a table fewer
-    under = _under(unit, kernels[len(rows) :])
+    under = _hidden_note(unit, kernels[len(rows) :])
     notes = []
     if is_much or under:
         share = numbers.percent(numbers.share_of(rest, busy_ns))
         time = f", together {unit.text(rest)} {unit.unit} ({share} of busy)," if is_much else ""
-        notes.append(f"smaller rows{time} are left out here{under}")
-    if beside := [k for k in kernels[:top] if _beside(k) and not _is_hidden(k)]:
-        notes.append(_ran_beside(beside, unit))
+        notes.append(f"smaller rows{time} are not shown{under}")
+    if concurrent := [k for k in kernels[:top] if _is_concurrent(k) and not _is_hidden(k)]:
+        notes.append(_concurrent_note(concurrent, unit))
     if any(map(_is_above, kernels[:top])):
         notes.append(_ABOVE)
     if any(_is_hidden(k) for k in kernels[:top]):
         notes.append("(ran …): hidden under other kernels, none of it counts")
-    return Table("kernels", "Kernels by name", columns, rows, notes, {_ABOVE: ("of bound",)})
+    return Table("kernels", "Kernels by name", columns, rows, notes, {_ABOVE: ("efficiency",)})

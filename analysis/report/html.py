@@ -35,7 +35,7 @@ class _LadderRow:
     """A bound of the ladder: width of its bar and ends of its interval, 0..100."""
 
     label: str
-    says: str
+    meaning: str
     text: str
     interval: str  # empty: the bound is arithmetic
     share: str
@@ -68,19 +68,19 @@ def templates() -> jinja2.Environment:
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
-        finalize=shown,
+        finalize=spelled_out,
         trim_blocks=True,
         lstrip_blocks=True,
     )
 
 
-def shown(value: Any) -> Any:
+def spelled_out(value: Any) -> Any:
     """Control characters spelled out in every string, before it is escaped."""
     return clean(value) if type(value) is str else value
 
 
 def phase_view(name: str, slug: str, phase: Phase) -> dict[str, Any]:
-    """What a template needs of one phase: sentences, bounds, ledger and tables."""
+    """Template variables of one phase: sentences, bounds, ledger and tables."""
     bounds, one = _ladder_rows(phase)
     return {
         "name": titles.heading(name, phase),
@@ -111,13 +111,13 @@ def _ladder_rows(phase: Phase) -> tuple[list[_LadderRow], float]:
     ends += [end for ci95 in spans.values() for end in ci95 or ()]
     full = 100 / (1.04 * max(1.0, *ends))
     bounds = []
-    for name, (label, says) in ledger_view.LADDER.items():
+    for name, (label, meaning) in ledger_view.LADDER.items():
         value, ci95 = values[name], spans[name]
         low, high = ci95 or (None, None)
         bounds.append(
             _LadderRow(
                 label=label,
-                says=says,
+                meaning=meaning,
                 text=numbers.ratio(value),
                 interval=ledger_view.interval_span(ladder, name),
                 share=numbers.percent(numbers.share_of(ladder.realised, value), decimals=0),
@@ -135,13 +135,13 @@ def _ledger(phase: Phase) -> dict[str, Any] | None:
         return None
     bars, (low, high) = ledger_view.waterfall(phase.ledger)
     unit = ledger_view.ledger_scale(phase.ledger)
-    drawn = [
+    spans = [
         {"x": 100 * min(b.start, b.end), "width": 100 * abs(b.end - b.start), "tone": b.tone}
         for b in bars
     ]
-    says = [ledger_view.LEDGER.get(row.row, ("", ""))[1] for row in phase.ledger]
+    meanings = [ledger_view.LEDGER.get(row.row, ("", ""))[1] for row in phase.ledger]
     return {
         "table": table,
-        "rows": list(zip(table.rows, drawn, says, strict=True)),
+        "rows": list(zip(table.rows, spans, meanings, strict=True)),
         "range": f"{unit.text(low)} to {unit.text(high)} {unit.unit}",
     }

@@ -83,19 +83,21 @@ def _snippets(report: Report, prefix: str) -> dict[str, str]:
     found: dict[str, str] = {}
     prefix = check_prefix(prefix)
     for name, slug in phase_slugs(report).items():
-        phase, of = report.phases[name], _of(report, name)
+        phase, subject = report.phases[name], _subject(report, name)
         for table in phase_tables(phase, _EXTENT):
             label = f"tab:{prefix}{table.id}-{slug}"
-            found[f"table-{table.id}-{slug}.tex"] = "\n".join(_table(table, (of, label), phase))
-        for kind, says in _FIGURES.items():
+            found[f"table-{table.id}-{slug}.tex"] = "\n".join(
+                _table(table, (subject, label), phase)
+            )
+        for kind, title in _FIGURES.items():
             if getattr(phase, kind):
                 label, file = f"fig:{prefix}{kind}-{slug}", f"{kind}-{slug}"
-                text = f"{says}, {of}: {sentences.headline(phase)}. {_statistic(phase)}"
+                text = f"{title}, {subject}: {sentences.headline(phase)}. {_statistic(phase)}"
                 found[f"figure-{kind}-{slug}.tex"] = "\n".join(_figure(file, text, label))
     return found
 
 
-def _of(report: Report, name: str) -> str:
+def _subject(report: Report, name: str) -> str:
     """Of which model and method, in which phase, on which device."""
     device = titles.named(report.device.get("name")) or titles.named(report.subject.get("device"))
     facts = (short(fact, _LONGEST_FACT) for fact in facts_of(report, name))
@@ -109,11 +111,11 @@ def _figure(file: str, text: str, label: str) -> Iterator[str]:
 
 
 def _table(table: Table, named: tuple[str, str], phase: Phase) -> Iterator[str]:
-    of, label = named
+    subject, label = named
     keep = [i for i, c in enumerate(table.columns) if c.title not in _DROPPED]
     table_env = "table*" if len(keep) > 6 else "table"
     yield rf"\begin{{{table_env}}}\centering\footnotesize\setlength{{\tabcolsep}}{{3pt}}"
-    yield rf"\caption{{{_caption(table, of, phase)}}}\label{{{label}}}\smallskip"
+    yield rf"\caption{{{_caption(table, subject, phase)}}}\label{{{label}}}\smallskip"
     yield from tabular(table, keep)
     yield from (rf"\par {latex(note)}" for note in table.notes)
     yield rf"\end{{{table_env}}}"
@@ -137,23 +139,23 @@ def tabular(table: Table, keep: list[int]) -> Iterator[str]:
     yield r"\end{tabular}}"
 
 
-def _caption(table: Table, of: str, phase: Phase) -> str:
+def _caption(table: Table, subject: str, phase: Phase) -> str:
     if table.id in ("ladder", "ledger"):
-        return latex(f"{table.title}, {of}: {sentences.headline(phase)}. {_statistic(phase)}")
+        return latex(f"{table.title}, {subject}: {sentences.headline(phase)}. {_statistic(phase)}")
     profiled = msgspec.structs.replace(phase, unprofiled_ns=None)  # what these tables are made of
-    return latex(f"{table.title}, {of}, n = {phase.steps}: {sentences.setup(profiled)}.")
+    return latex(f"{table.title}, {subject}, n = {phase.steps}: {sentences.setup(profiled)}.")
 
 
 def _statistic(phase: Phase) -> str:
-    """What the ratio is one of, and how many samples or steps."""
+    """The statistic of the ratio, and how many samples or steps it is of."""
     timed = phase.unprofiled_ns if phase.ladder is None or phase.sampled else None
-    said = statistic(phase)
+    ratio = statistic(phase)
     num = f"n = {len(timed.samples) if timed else phase.steps}"
     if timed and timed.placements:
         num += f" unprofiled samples in {len(timed.placements)} placements"
-    elif not said:
+    elif not ratio:
         num += " unprofiled samples" if timed else " profiled steps"
-    return f"{said[0].upper()}{said[1:]}, {num}." if said else f"{num}."
+    return f"{ratio[0].upper()}{ratio[1:]}, {num}." if ratio else f"{num}."
 
 
 def _head(column: Column, cells: list[Cell]) -> str:

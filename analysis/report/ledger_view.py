@@ -19,7 +19,7 @@ from prunescope.analysis.schema.report import (
 )
 
 NOT_EXPLAINED = "not_explained"  # only where no shapes are known
-# Rows of the ledger in order: label, and what the row says in plain words.
+# Rows of the ledger in order: label and meaning.
 LEDGER = {
     "dense": ("dense, measured", "wall time of a step of the dense model"),
     "promised": ("promised", "dense × (1 − sparsity): what the sparsity promises"),
@@ -29,14 +29,14 @@ LEDGER = {
     "kernel_efficiency": ("kernel efficiency", "the rest of the kernels' slowdown or speedup"),
     "added_work": ("added work", "kernels only the pruned model has: routers, gathers, casts"),
     "launch_idle": ("launch and idle", "the device waits: more or longer gaps between kernels"),
-    NOT_EXPLAINED: ("not explained", "what the rows above that are unknown come to, together"),
+    NOT_EXPLAINED: ("not explained", "the sum of the unknown rows above"),
     "pruned": ("pruned, measured", "wall time of a step of the pruned model: the sum of the rows"),
 }
-WITHOUT_SHAPES = "unknown without shapes; profile(..., record_shapes=True) keeps them"
+WITHOUT_SHAPES = "unknown without shapes; profile(..., record_shapes=True) records them"
 WITHOUT_PEAKS = "unknown without the peaks of the device (--device, or --peak and --bandwidth)"
 TOTALS = frozenset({"dense", "pruned"})  # walls; the rows between are changes
 
-# Rows that are 0 for dense against dense whatever was measured: their noise says nothing.
+# Rows that are 0 for dense against dense whatever was measured: their noise is of no use.
 NO_NOISE = frozenset({"coverage", "roofline_shift", "shape", "added_work"})
 
 # Bounds of the ladder in order: field, label, and what the bound assumes.
@@ -53,7 +53,7 @@ EXACT = frozenset({"nominal", "flop"})  # bounds that are arithmetic: they have 
 
 @dataclass(frozen=True, slots=True)
 class WaterfallBar:
-    """A bar of the waterfall: its ends as shares 0..1 of the drawn range, and its tone."""
+    """A bar of the waterfall: its ends as shares 0..1 of the plotted range, and its tone."""
 
     start: float
     end: float
@@ -61,16 +61,15 @@ class WaterfallBar:
 
 
 _NOTHING = 0.0005  # of the dense wall: a row that reads 0.0 % has no part to name
-_FAR = 10.0  # times the longer wall: an interval that reaches beyond says nothing
+_FAR = 10.0  # times the longer wall: an interval that reaches further is too wide to show
 NO_INTERVAL = (
-    "no intervals: one step of a side, steps of one placement alone, or steps too far apart, do "
-    "not tell them"
+    "no intervals: a side has one step, steps of one placement alone, or steps that differ too much"
 )
 NEITHER = "no interval and no noise: they need more than one step"
 
 
 def tone(row: Row) -> str:
-    """How a row is drawn: a loss, a gain, a total, the promise, or quiet as it is no evidence."""
+    """Whether a row is a loss, a gain, a total, the promise, or quiet: no evidence."""
     if row.row in TOTALS:
         return "total"
     if row.row == "promised":
@@ -81,7 +80,7 @@ def tone(row: Row) -> str:
 
 
 def waterfall(rows: list[Row]) -> tuple[list[WaterfallBar], tuple[float, float]]:
-    """Bars for the rows of a ledger, and the drawn range in ns; it need not start at 0."""
+    """Bars for the rows of a ledger, and the plotted range in ns, which need not start at 0."""
     ends = list(_ends(rows))
     low = min(min(pair) for pair in ends)
     high = max(max(pair) for pair in ends)
@@ -120,13 +119,13 @@ def part_text(part: LedgerPart, unit: numbers.Scale) -> str:
 
 
 def ledger_scale(rows: list[Row]) -> numbers.Scale:
-    """The unit of a ledger: the one of its walls."""
+    """The unit of a ledger: that of its walls."""
     return numbers.scale(row.moves_ns for row in rows)
 
 
 def telling(row: Row | LedgerPart | OverheadPart, rows: list[Row]) -> list[float] | None:
-    """The interval of a row or part; None where it says nothing: a wall below zero, or an end
-    beyond ten times the longer wall."""
+    """The interval of a row or part; None where it is too wide to be of use: a wall below
+    zero, or an end beyond ten times the longer wall."""
     if not row.ci95:
         return None
     longest = max((abs(r.moves_ns) for r in rows if r.row in TOTALS), default=0.0)
@@ -136,7 +135,7 @@ def telling(row: Row | LedgerPart | OverheadPart, rows: list[Row]) -> list[float
 
 
 def telling_interval(ladder: Ladder, name: str) -> list[float] | None:
-    """The interval of a bound; None where it says nothing: an end beyond ten times the bound."""
+    """The interval of a bound; None where it is too wide: an end beyond ten times the bound."""
     ci95, value = ladder.interval_of(name), getattr(ladder, name)
     return ci95 if ci95 and value and ci95[1] <= _FAR * value else None
 
@@ -214,12 +213,12 @@ def ledger_notes(rows: list[Row]) -> list[str]:
     explained = all(row.row != NOT_EXPLAINED for row in rows)
     why = WITHOUT_PEAKS if explained else WITHOUT_SHAPES
     notes = [f"{', '.join(_unknown(rows))}: {why}"] if _unknown(rows) else []
-    why = "inside twice their noise, or with an interval that holds 0, so no evidence"
+    why = "no evidence (inside twice the noise, or an interval that includes 0)"
     notes += [f"{why}: {', '.join(quiet)}"] if quiet else []
     if any(row.row in NO_NOISE and row.noise_ns == 0 for row in rows):
-        notes.append("no noise stands where dense against dense is 0 by definition")
+        notes.append("noise is not shown where it is 0 by definition (dense against dense)")
     if any(row.ci95 and telling(row, rows) is None for row in rows):
-        notes.append("intervals that say nothing are left out: they need more placements")
+        notes.append("intervals too wide to be of use are not shown: more placements narrow them")
     if all(row.ci95 is None for row in rows):
         noise = any(row.noise_ns is not None for row in rows)
         notes.append(NO_INTERVAL if noise else NEITHER)
@@ -274,7 +273,7 @@ def ladder_table(phase: Phase) -> Table | None:
     if ladder is None:
         return None
     rows = []
-    for name, (label, says) in LADDER.items():
+    for name, (label, assumption) in LADDER.items():
         value = getattr(ladder, name)
         share = numbers.share_of(ladder.realised, value)
         rows.append(
@@ -283,14 +282,14 @@ def ladder_table(phase: Phase) -> Table | None:
                 Cell(numbers.ratio(value), value),
                 _ladder_interval(ladder, name),
                 Cell(numbers.percent(share), share),
-                Cell(says),
+                Cell(assumption),
             ]
         )
     columns = [
-        Column("rung"),
+        Column("bound or measured ratio"),
         Column("speedup", numeric=True),
         Column("95 % interval", numeric=True),
-        Column("realised ÷ bound", numeric=True),
+        Column("share realised", numeric=True),
         Column("meaning", drop=1),
     ]
     return without_unknown(Table("ladder", "Ladder", columns, rows))
@@ -302,5 +301,5 @@ def _ladder_interval(ladder: Ladder, name: str) -> Cell:
 
 
 def interval_span(ladder: Ladder, name: str) -> str:
-    """The interval of a bound in words: nothing where the bound is arithmetic, and has none."""
+    """The interval of a bound as text; empty for a bound that is arithmetic."""
     return "" if name in EXACT else numbers.ratios(telling_interval(ladder, name))

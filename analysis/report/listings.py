@@ -38,12 +38,12 @@ _LEGEND = (
 )
 _MOST_FAILED = 10  # failures that are listed
 _MUCH_SLOWER = (
-    1.25  # the time at the worst peaks that were measured, over that at the best: it is said
+    1.25  # time at the worst measured peaks, over that at the best: from here on it is shown
 )
 
 
 class KnownDevice(Protocol):
-    """What is shown of a device, of the table or measured: FLOP/s by dtype, byte/s."""
+    """A device of the table, or a measured one: FLOP/s by dtype, byte/s."""
 
     @property
     def name(self) -> str:
@@ -80,13 +80,13 @@ def families(listed: Sequence[Family]) -> RenderableType:
         _row(table, name, one.dynamics, axes, one.unit, ", ".join(one.methods))
     knobs = _table("family", "--set", "adds work of kind")
     for one in listed:
-        said = [_knob(name, knob) for name, knob in one.knobs.items()]
-        if said or one.adds:
-            _row(knobs, one.id, said[0] if said else "-", ", ".join(one.adds) or "-")
-        for further in said[1:]:
+        texts = [_knob(name, knob) for name, knob in one.knobs.items()]
+        if texts or one.adds:
+            _row(knobs, one.id, texts[0] if texts else "-", ", ".join(one.adds) or "-")
+        for further in texts[1:]:
             _row(knobs, "", further, "")
     notes = (
-        f"--select calibrated: {_calibrated(listed)}",
+        f"--select importance: {_by_importance(listed)}",
         f"moves: the axis that shrinks in {' | '.join(_GROUPS)}",
         "* by extension: not placed by the paper of the taxonomy",
         f"presets of --model: {', '.join(preset_names())}",
@@ -95,12 +95,12 @@ def families(listed: Sequence[Family]) -> RenderableType:
     return Group(table, knobs, Text(match), *(Text(note, "dim") for note in notes))
 
 
-def _calibrated(listed: Sequence[Family]) -> str:
-    """Which families a text can calibrate, and which the attention of the input."""
-    words = {"text": "a text chooses in", "input": "the input's own attention in"}
+def _by_importance(listed: Sequence[Family]) -> str:
+    """Which families a text gives importance scores for, and which the attention of the input."""
+    words = {"text": "scored on a text in", "input": "by the attention of the input in"}
     return "; ".join(
-        f"{said} {', '.join(one.id for one in listed if one.calibration == by)}"
-        for by, said in words.items()
+        f"{how} {', '.join(one.id for one in listed if one.calibration == by)}"
+        for by, how in words.items()
     )
 
 
@@ -128,12 +128,12 @@ def devices(
             ", ".join(peaks),
         )
     note = "? no second number agrees; aliases and sources: --json"
-    said = [] if measured is None else [Text(_measurement(measured))]
-    return Group(table, *said, Text(note, "dim"))
+    passes = [] if measured is None else [Text(_measurement(measured))]
+    return Group(table, *passes, Text(note, "dim"))
 
 
 def _measurement(measured: CalibrationPasses) -> str:
-    """What `calibrate` measured beside the peaks, and whether it is to be trusted."""
+    """What `calibrate` measured besides the peaks, and whether its passes agree."""
     spread = measured.spread or Spread()
     apart = max([*spread.dense_flop_per_s.values(), spread.byte_per_s])
     text = (
@@ -141,9 +141,9 @@ def _measurement(measured: CalibrationPasses) -> str:
         f"{_rate(measured.cache_byte_per_s)}, an op from call to call "
         f"{_us(measured.dispatch_ns)}; {measured.passes} passes are at most {percent(apart)} apart"
     )
-    caveats = [] if measured.agree else ["they do not agree"]
+    caveats = [] if measured.agree else ["the passes differ"]
     if measured.disturbed:
-        caveats.append(f"something else ran beside them ({', '.join(measured.disturbed)})")
+        caveats.append(f"other work ran during them ({', '.join(measured.disturbed)})")
     return f"{text}: {'; '.join(caveats)}, repeat on a quiet machine" if caveats else text
 
 
@@ -162,14 +162,14 @@ def read_runs(folder: Path) -> dict[str, Run]:
 
 
 def run_summary(folder: Path, runs: Mapping[str, Run]) -> dict[str, Any]:
-    """What `trace --json` says: the runs and the unprofiled samples (ns) of each phase."""
-    said = {}
+    """What `trace --json` prints: the runs and the unprofiled samples (ns) of each phase."""
+    summary = {}
     for variant, run in runs.items():
         samples = {name: {"samples_ns": p.samples_ns} for name, p in run.phases.items()}
-        said[variant] = {"run": str(folder / variant), "phases": samples}
+        summary[variant] = {"run": str(folder / variant), "phases": samples}
         if run.pruning:
-            said[variant]["pruning"] = plain(run.pruning)
-    return {"schema": 1, "out": str(folder), "runs": said}
+            summary[variant]["pruning"] = plain(run.pruning)
+    return {"schema": 1, "out": str(folder), "runs": summary}
 
 
 def traced(folder: Path, runs: Mapping[str, Run]) -> RenderableType:
@@ -181,8 +181,8 @@ def traced(folder: Path, runs: Mapping[str, Run]) -> RenderableType:
             _row(table, str(folder / variant), name, time, str(len(phase.samples_ns)))
     # How a request was rounded, and what the pruner could not do.
     notes = [n for run in runs.values() for n in (run.pruning and run.pruning.notes) or ()]
-    says = [Text(clean(f"note: {note}"), "dim") for note in notes]
-    return Group(table, *says, Text(clean(f"next: prunescope analyze {folder}")))
+    lines = [Text(clean(f"note: {note}"), "dim") for note in notes]
+    return Group(table, *lines, Text(clean(f"next: prunescope analyze {folder}")))
 
 
 def doctor(checks: Iterable[MachineCheck]) -> RenderableType:
@@ -190,13 +190,13 @@ def doctor(checks: Iterable[MachineCheck]) -> RenderableType:
     table = Table(box=None, show_header=False, pad_edge=False)
     for check in checks:
         word, style = _MARKS[check.ok]
-        says = check.says + (f"\n  {check.hint}" if check.hint else "")
-        table.add_row(Text(word, style), Text(check.check, "bold"), _shown(says))
+        text = check.says + (f"\n  {check.hint}" if check.hint else "")
+        table.add_row(Text(word, style), Text(check.check, "bold"), _shown(text))
     return table
 
 
 def verdict(report: Report, *, name: str, folder: Path) -> RenderableType:
-    """A report in a few lines: realised against promised, family and first findings a phase."""
+    """A report in a few lines: realised and promised speedup, family and first findings a phase."""
     lines = [(0, name, "bold")]
     lines += [(2, f"! {warning}", "yellow") for warning in report.warnings]
     for phase_name, phase in report.phases.items():
@@ -290,7 +290,7 @@ def sweep_state(found: Mapping[str, Any]) -> RenderableType:
     if plan.get("running"):
         lines[0] += f", {plan['running']} running in another process"
     if plan["impossible"]:
-        lines[0] += f" ({plan['impossible']} cannot be, and are recorded as failed)"
+        lines[0] += f" ({plan['impossible']} are infeasible and recorded as failed)"
     if plan["seconds"] == 0:
         lines.append("nothing is left to do")
     elif plan["seconds"] is not None:
@@ -310,10 +310,10 @@ def _time_left(plan: dict[str, Any]) -> str:
     line = f"about {_hours(plan['seconds'])} on this machine, roughly"
     most = plan.get("seconds_most") or 0.0
     if most > _MUCH_SLOWER * plan["seconds"]:
-        beside = ", ".join(plan["peaks_disturbed"]) or "other work"
+        other_work = ", ".join(plan["peaks_disturbed"]) or "other work"
         line += (
             f"; {_hours(most)} if it stays as busy as it was: its peaks were measured"
-            f" {plan['peaks_measured']} times beside {beside}, and the best counts"
+            f" {plan['peaks_measured']} times during {other_work}, and the best is used"
         )
     if not trained:
         return line

@@ -58,9 +58,9 @@ def _phase(phase: Phase) -> Iterator[str]:
     yield ""
 
 
-def table_lines(table: Table) -> Iterator[str]:
-    """A table with its title and notes, line by line."""
-    yield f"### {text(table.title)}"
+def table_lines(table: Table, *, level: int = 3) -> Iterator[str]:
+    """A table with its title, a heading of `level`, and its notes, line by line."""
+    yield f"{'#' * level} {text(table.title)}"
     yield ""
     yield "| " + " | ".join(text(column.head) for column in table.columns) + " |"
     yield "|" + "|".join("--:" if column.numeric else ":--" for column in table.columns) + "|"

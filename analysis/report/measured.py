@@ -11,88 +11,55 @@ from typing import Any
 
 from prunescope.analysis.report import numbers
 from prunescope.analysis.schema.anatomy import Anatomy
-from prunescope.analysis.schema.report import (
-    Phase,
-)
+from prunescope.analysis.schema.report import Phase
 
-# Fields of a phase and of its baseline in bytes, as they are called.
+# Fields of a phase and of its baseline in bytes, and their names.
 MEMORY = (
     ("weight_bytes", "weights"),
     ("kv_bytes", "KV cache"),
     ("peak_memory_bytes", "peak memory"),
 )
 _LATE = ("host", "sync", "memcpy")  # causes of idle time before a launch that came late
-_TILE_FITS = {"exact": "one block a tile", "padded": "rounded up", "split": "K split",
-         "persistent": "persistent blocks", "unexplained": "unexplained"}  # fmt: skip
-_CAUSES = {"host": "the host was late", "sync": "the host in a call that waits for the device",
-           "memcpy": "the host in a copy call", "held": "held back after its launch",
-           "device": "launched in time", "unknown": "for an unknown cause",
-           "other_step": "the device ran work that a later step launched ahead",
-           "tail": "after the last event"}  # fmt: skip
+_TILE_FITS = {
+    "exact": "one block a tile",
+    "padded": "rounded up",
+    "split": "K split",
+    "persistent": "persistent blocks",
+    "unexplained": "unexplained",
+}
+_CAUSES = {
+    "host": "the host was late",
+    "sync": "the host in a call that waits for the device",
+    "memcpy": "the host in a copy call",
+    "held": "blocked by another stream after the launch",
+    "device": "launched in time",
+    "unknown": "unattributed",
+    "other_step": "the device ran work that a later step launched ahead",
+    "tail": "trailing, after the last event",
+}
 _REASONS = 3  # why no GEMM has a good dimension
 _LEAST_IDLE = 0.001  # of the wall: to save less idle time than that reads as 1.00×
 _COMM = 0.05  # of the wall: a step that waits for other ranks
 
 
-def pairing(phase: Phase) -> str:
-    """How dense and pruned were matched."""
-    pairs = phase.pairing
-    if pairs is None:
-        return ""
-    text = (
-        f"paired by {pairs.alignment}: {pairs.matched} units matched, "
-        f"{pairs.removed} removed, {pairs.added} added"
-    )
-    return f"{text}; {pairs.layers}" if pairs.layers else text
-
-
-def bounds(phase: Phase) -> str:
-    """Busy time by what bounds it, and the idle time but for gaps before kernels that had been
-    launched when the device ran dry."""
-    shares = ", ".join(
-        f"{numbers.percent(numbers.share_of(phase.bound.get(name), phase.busy_ns))} {name}"
-        for name in ("compute", "memory", "latency", "unknown")
-        if phase.bound.get(name)
-    )
-    text = f"bound, of busy: {shares or numbers.UNKNOWN}"
-    if phase.bound.get("compute") or phase.bound.get("memory"):
-        text += " (compute or memory: the larger of FLOPs ÷ peak and bytes ÷ bandwidth, whatever "
-        text += "share of it is reached)"
-    launch = phase.bound.get("launch")
-    anatomy = phase.anatomy
-    if launch and anatomy is not None and anatomy.graph_speedup is not None:
-        launch = min(launch, sum(anatomy.gaps.get(name, 0.0) for name in _LATE))
-    if launch:
-        share = numbers.percent(numbers.share_of(launch, phase.wall_ns))
-        what = "between ops" if _on_host(phase) else "idle before kernels not launched in time"
-        text += f"; {what} {numbers.time(launch)} ({share} of the wall)"
-        if phase.is_skewed:
-            text += ", which is doubtful: the clocks of host and device are apart"
-    return text
-
-
-def _on_host(phase: Phase) -> bool:
-    """Whether ops ran on the CPU of the trace: it has no launches, and no graph spares any."""
-    anatomy = phase.anatomy
-    if anatomy is None or anatomy.graph_speedup is not None or phase.is_skewed:
-        return False
-    return all(not ns for cause, ns in anatomy.gaps.items() if cause not in ("host", "tail"))
-
-
-def closure(phase: Phase) -> str:
-    """Busy + gap + tail = wall in whole ns over all kept steps, with what is left over."""
-    parts = (phase.busy_ns, phase.gap_ns, phase.tail_ns, phase.wall_ns)
-    busy, gap, tail, wall = (round(ns * phase.steps) for ns in parts)
-    off = busy + gap + tail - wall
-    return (
-        f"closure over {phase.steps} step{'s' * (phase.steps != 1)}: Σ busy {numbers.whole(busy)} "
-        f"+ Σ gap {numbers.whole(gap)} + tail {numbers.whole(tail)} "
-        f"{'≠' if off else '='} wall {numbers.whole(wall)} ns (off by {numbers.whole(off)} ns)"
-    )
+def lines(phase: Phase) -> list[str]:
+    """How the numbers were taken, and that they close."""
+    every = [
+        throughput(phase),
+        bounds(phase),
+        pairing(phase),
+        closure(phase),
+        profiler_overhead(phase),
+        *idle_and_tiles(phase),
+        *outside_steps(phase),
+        *phase.notes,
+        *second_opinion(phase),
+    ]
+    return [line for line in every if line]
 
 
 def throughput(phase: Phase) -> str:
-    """Tokens a second and memory, dense beside pruned where both are known."""
+    """Tokens a second and memory, dense → pruned where both are known."""
     dense = phase.baseline
     facts = []
     if phase.tokens_per_s is not None:
@@ -110,60 +77,106 @@ def _pair(dense: Any, now: float, form: Any, label: str) -> str:
     return f"{label} {before}{form(now)}"
 
 
-def lines(phase: Phase) -> list[str]:
-    """How the numbers were taken, and that they close."""
-    lines = [
-        throughput(phase),
-        bounds(phase),
-        pairing(phase),
-        closure(phase),
-        observer(phase),
-        *idle_and_tiles(phase),
-        *left_out(phase),
-        *phase.notes,
-        *second_opinion(phase),
-    ]
-    return [line for line in lines if line]
+def bounds(phase: Phase) -> str:
+    """Busy time by what bounds it, and the idle time but for gaps before kernels that had been
+    launched when the device was starved."""
+    shares = ", ".join(
+        f"{numbers.percent(numbers.share_of(phase.bound.get(name), phase.busy_ns))} {name}"
+        for name in ("compute", "memory", "latency", "unknown")
+        if phase.bound.get(name)
+    )
+    text = f"bound, of busy: {shares or numbers.UNKNOWN}"
+    if phase.bound.get("compute") or phase.bound.get("memory"):
+        text += " (compute or memory: the larger of FLOPs ÷ peak and bytes ÷ bandwidth, whatever "
+        text += "share of it is reached)"
+    launch = phase.bound.get("launch")
+    anatomy = phase.anatomy
+    if launch and anatomy is not None and anatomy.graph_speedup is not None:
+        launch = min(launch, sum(anatomy.gaps.get(name, 0.0) for name in _LATE))
+    if launch:
+        share = numbers.percent(numbers.share_of(launch, phase.wall_ns))
+        where = "between ops" if _on_host(phase) else "idle before kernels not launched in time"
+        text += f"; {where} {numbers.time(launch)} ({share} of the wall)"
+        if phase.is_skewed:
+            text += ", which is doubtful: the clocks of host and device are apart"
+    return text
 
 
-def observer(phase: Phase) -> str:
-    """What profiling cost, and in which domain the ledger is."""
+def _on_host(phase: Phase) -> bool:
+    """Whether ops ran on the CPU of the trace: it has no launches, and no graph spares any."""
+    anatomy = phase.anatomy
+    if anatomy is None or anatomy.graph_speedup is not None or phase.is_skewed:
+        return False
+    return all(not ns for cause, ns in anatomy.gaps.items() if cause not in ("host", "tail"))
+
+
+def pairing(phase: Phase) -> str:
+    """How dense and pruned were matched."""
+    pairs = phase.pairing
+    if pairs is None:
+        return ""
+    text = (
+        f"paired by {pairs.alignment}: {pairs.matched} units matched, "
+        f"{pairs.removed} removed, {pairs.added} added"
+    )
+    return f"{text}; {pairs.layers}" if pairs.layers else text
+
+
+def closure(phase: Phase) -> str:
+    """Busy + gaps + trailing idle = wall in whole ns over all kept steps, with the remainder."""
+    parts = (phase.busy_ns, phase.gap_ns, phase.tail_ns, phase.wall_ns)
+    busy, gap, tail, wall = (round(ns * phase.steps) for ns in parts)
+    off = busy + gap + tail - wall
+    return (
+        f"closure over {phase.steps} step{'s' * (phase.steps != 1)}: Σ busy {numbers.whole(busy)} "
+        f"+ Σ gap {numbers.whole(gap)} + trailing idle {numbers.whole(tail)} "
+        f"{'≠' if off else '='} wall {numbers.whole(wall)} ns (off by {numbers.whole(off)} ns)"
+    )
+
+
+def profiler_overhead(phase: Phase) -> str:
+    """What profiling cost, and the time base of the ledger."""
+    base = _time_base(phase)
     if phase.observer_ratio is None:
-        return f"observer: unknown, no unprofiled samples; {_domain(phase)}"
+        return f"profiler overhead: unknown, no unprofiled samples; {base}"
     dense = phase.baseline.observer_ratio if phase.baseline else None
-    also = f", dense {numbers.ratio(dense)}" if dense else ""
-    text = f"observer: profiled wall ÷ unprofiled step = {numbers.ratio(phase.observer_ratio)}"
-    return f"{text}{also}; {_domain(phase)}"
+    ratios = numbers.ratio(phase.observer_ratio)
+    ratios += f", dense {numbers.ratio(dense)}" if dense else ""
+    return f"profiler overhead: profiled wall ÷ unprofiled step = {ratios}; {base}"
 
 
-def _domain(phase: Phase) -> str:
+def _time_base(phase: Phase) -> str:
     if phase.domain != "unprofiled":
         return "all times are as profiled"
-    seated = all(one.placements for one in phase.sampled or ())
-    kind = "means over placements of medians" if seated else "medians of the samples"
+    is_placed = all(timed.placements for timed in phase.sampled or ())
+    kind = "means over placements of medians" if is_placed else "medians of the samples"
     text = f"the ledger closes to the unprofiled times ({kind})"
     if phase.observer_share is not None:
-        text += f"; of the dense side {numbers.percent(phase.observer_share)} is the observer's"
+        share = numbers.percent(phase.observer_share)
+        text += f"; {share} of the profiled dense time is profiler overhead"
     return text
 
 
 def idle_and_tiles(phase: Phase) -> list[str]:
-    """Sentences for `What was measured`."""
+    """Idle time by cause, how tiles explain grids, the fit of predictions, missing shapes."""
     anatomy = phase.anatomy
     if anatomy is None:
         return []
-    told = _idle(anatomy, phase), _tiles(anatomy), _fit(anatomy), _no_shapes(anatomy)
-    return [line for line in told if line]
+    every = _idle(anatomy, phase), _tiles(anatomy), _fit(anatomy), _no_good_sizes(anatomy)
+    return [line for line in every if line]
 
 
 def _idle(anatomy: Anatomy, phase: Phase) -> str:
+    """Idle time by cause, and what a CUDA graph could save of it at most."""
     idle = sum(anatomy.gaps.values())
-    untold = anatomy.gaps.get("unknown") or phase.is_skewed
-    if idle <= _LEAST_IDLE * phase.wall_ns or (anatomy.graph_speedup is None and not untold):
+    is_unattributed = anatomy.gaps.get("unknown") or phase.is_skewed
+    if idle <= _LEAST_IDLE * phase.wall_ns or (
+        anatomy.graph_speedup is None and not is_unattributed
+    ):
         return ""
     causes = ", ".join(
-        f"{says} {numbers.time(anatomy.gaps[cause])}"
-        for cause, says in _CAUSES.items()
+        f"{label} {numbers.time(anatomy.gaps[cause])}"
+        for cause, label in _CAUSES.items()
         if anatomy.gaps.get(cause)
     )
     text = f"idle {numbers.time(idle)} of {numbers.time(phase.wall_ns)}: {causes}"
@@ -173,8 +186,8 @@ def _idle(anatomy: Anatomy, phase: Phase) -> str:
         return text
     late = anatomy.gaps.get("host", 0.0)
     other = 0.0 if anatomy.dispatch_ns is None else late - anatomy.dispatch_ns
-    of = f" ({numbers.time(late - other)})" if other else ""
-    text += f"; without late dispatch{of} {numbers.ratio(anatomy.graph_speedup)}"
+    dispatch = f" ({numbers.time(late - other)})" if other else ""
+    text += f"; without late dispatch{dispatch} {numbers.ratio(anatomy.graph_speedup)}"
     if anatomy.kernels_speedup is None:
         return text
     copies = sum(part.ns for part in anatomy.idle if part.doing == "copy_launch")
@@ -215,85 +228,82 @@ def _fit(anatomy: Anatomy) -> str:
     )
 
 
-def _no_shapes(anatomy: Anatomy) -> str:
+def _no_good_sizes(anatomy: Anatomy) -> str:
     """Why there is no table of good dimensions, where no GEMM has any."""
-    why: dict[str, float] = {}
+    reasons: dict[str, float] = {}
     for shape in anatomy.shapes:
         if shape.refused is None:
             return ""
         if shape.axis == "N":
-            why[shape.refused] = why.get(shape.refused, 0.0) + shape.busy_ns
-    total = sum(why.values())
+            reasons[shape.refused] = reasons.get(shape.refused, 0.0) + shape.busy_ns
+    total = sum(reasons.values())
     if not total:
         return ""
-    each = "; ".join(
-        f"{reason} ({numbers.percent(ns / total)} of their time)"
-        for reason, ns in sorted(why.items(), key=lambda one: -one[1])[:_REASONS]
-    )
-    return f"no nearest good dimensions are told of these GEMMs: {each}"
+    largest = sorted(reasons.items(), key=lambda item: -item[1])[:_REASONS]
+    each = "; ".join(f"{why} ({numbers.percent(ns / total)} of their time)" for why, ns in largest)
+    return f"no nearest good dimensions are known for these GEMMs: {each}"
 
 
-def left_out(phase: Phase) -> list[str]:
-    """Events beside the wall: spill, late, outside every step, and the lead."""
-    says = (
-        ("spill", phase.spill, "launched before the trace began: they belong to the step before"),
+def outside_steps(phase: Phase) -> list[str]:
+    """Events that the wall leaves out: carry-over, late ones, those outside every step; and what
+    lies before the first kernel."""
+    groups = (
+        ("carry-over", phase.spill, "launched before the trace began, by the step before"),
         ("late", phase.late, "after the last linked event, with no launch in the trace"),
-        ("left out", phase.left_out, "launched outside of every step, or nobody knows in which"),
+        ("outside steps", phase.left_out, "launched outside of every step, or in an unknown one"),
     )
-    lines = [
+    found = [
         f"{name}: {numbers.count(part.get('events'))} events, {numbers.time(part.get('ns'))}, {why}"
-        for name, part, why in says
+        for name, part, why in groups
         if part.get("events")
     ]
-    return [*lines, _lead(phase)] if phase.lead_ns else lines
+    return [*found, _launch_latency(phase)] if phase.lead_ns else found
 
 
-def _lead(phase: Phase) -> str:
-    """What lies between the begin of the first step on the host and that of its wall."""
-    own, own_ns = phase.lead_own.get("events") or 0, phase.lead_own.get("ns") or 0.0
-    text = f"lead: {numbers.time(phase.lead_ns)} from the begin of the first step on the host to "
-    text += "the end of work launched before it" if own else "its first device event"
-    text += ", not in the wall"
+def _launch_latency(phase: Phase) -> str:
+    """What lies between the begin of the first step on the host and the begin of its wall."""
+    events, alone_ns = phase.lead_own.get("events") or 0, phase.lead_own.get("ns") or 0.0
+    end = "the end of work launched before it" if events else "its first device event"
+    text = f"launch latency before the first kernel: {numbers.time(phase.lead_ns)} from the begin "
+    text += f"of the first step on the host to {end}, not in the wall"
     if phase.lead_busy_ns is None or phase.lead_ns is None:
         return text
     if not phase.lead_busy_ns:
         return f"{text}: the trace holds nothing on the device then"
-    text += f": the device ran earlier work for {numbers.time(phase.lead_busy_ns - own_ns)}"
-    if own:
-        text += f", {numbers.count(own)} event{'s' * (own != 1)} of the step itself, which its "
-        text += f"wall leaves out, for {numbers.time(phase.lead_own.get('ran_ns'))} "
-        text += f"({numbers.time(own_ns)} of it beside nothing earlier),"
+    text += f": the device ran earlier work for {numbers.time(phase.lead_busy_ns - alone_ns)}"
+    if events:
+        text += f", {numbers.count(events)} event{'s' * (events != 1)} of the step itself, which "
+        text += f"its wall leaves out, for {numbers.time(phase.lead_own.get('ran_ns'))} "
+        text += f"({numbers.time(alone_ns)} of it concurrent with nothing earlier),"
     return f"{text} and idled for {numbers.time(phase.lead_ns - phase.lead_busy_ns)}"
 
 
 def second_opinion(phase: Phase) -> list[str]:
-    """What Holistic Trace Analysis says of the whole trace, beside our totals of it."""
-    said = phase.hta
-    if said is None:
+    """What Holistic Trace Analysis finds in the whole trace, with our totals of it."""
+    hta = phase.hta
+    if hta is None:
         return []
-    name = f"HTA {said.version}" if said.version else "HTA"
-    lines = [f"{name} could not say: {why}" for why in said.failed]
-    if said.busy_ns is not None:
-        ours = said.ours
-        text = (
-            f"{name} says of the whole trace, all steps and what lies outside: busy "
-            f"{numbers.time(said.busy_ns)}, idle {numbers.time(said.idle_ns)} of "
-            f"{numbers.time(said.total_ns)} (ours: {numbers.time(ours.get('busy_ns'))}, "
+    name = f"HTA {hta.version}" if hta.version else "HTA"
+    found = []
+    if hta.busy_ns is not None:
+        ours = hta.ours
+        found.append(
+            f"{name} of the whole trace, all steps and what lies outside: busy "
+            f"{numbers.time(hta.busy_ns)}, idle {numbers.time(hta.idle_ns)} of "
+            f"{numbers.time(hta.total_ns)} (ours: {numbers.time(ours.get('busy_ns'))}, "
             f"{numbers.time(ours.get('idle_ns'))} of {numbers.time(ours.get('total_ns'))})"
         )
-        lines.insert(0, text)
-    if said.waits:
-        waits = ", ".join(f"{k} {numbers.time(v)}" for k, v in said.waits.items())
-        lines.append(f"HTA says of idle time, summed over streams: {waits}")
-    if said.kernel_types:
-        types = ", ".join(f"{k} {numbers.time(v)}" for k, v in said.kernel_types.items())
-        lines.append(f"HTA says of busy time, intervals cut to whole µs: {types}")
-    if said.launches:
-        mean = {
-            key: numbers.time(said.launches.get(f"{key}_ns")) for key in ("cpu", "gpu", "delay")
-        }
-        lines.append(
-            f"HTA says of {numbers.count(said.launches.get('count'))} launches, means: host "
+    found += [f"{name} failed: {why}" for why in hta.failed]
+    if hta.waits:
+        waits = ", ".join(f"{k} {numbers.time(v)}" for k, v in hta.waits.items())
+        found.append(f"HTA of idle time, summed over streams: {waits}")
+    if hta.kernel_types:
+        types = ", ".join(f"{k} {numbers.time(v)}" for k, v in hta.kernel_types.items())
+        found.append(f"HTA of busy time, intervals cut to whole µs: {types}")
+    if hta.launches:
+        mean = {key: numbers.time(hta.launches.get(f"{key}_ns")) for key in ("cpu", "gpu", "delay")}
+        found.append(
+            f"HTA of {numbers.count(hta.launches.get('count'))} launches, means: host "
             f"{mean['cpu']}, device {mean['gpu']}, delay {mean['delay']}"
         )
-    return lines
+    return found

@@ -36,7 +36,7 @@ def _outcome(phase: Phase) -> str:
     if not phase.is_speedup:
         return f"not comparable, {family}"
     if sentences.holds_one(phase):
-        return f"no speedup told from noise, {family}"
+        return f"no speedup beyond noise, {family}"
     return f"{numbers.ratio(phase.ladder.realised)} realised, {family}"
 
 

@@ -30,7 +30,6 @@ from prunescope.analysis.schema.pareto import (
     Loss,
     Pareto,
     ParetoPhase,
-    SweepCell,
     SweepPoint,
 )
 from prunescope.taxonomy.words import factor
@@ -142,7 +141,7 @@ def _figure(phase: ParetoPhase, name: str, panel: Panel, ending: str) -> bytes:
         FigureCanvasAgg(figure)
         grid = figure.subplots(rows, columns, squeeze=False)
         for axes, cell in zip(grid.flat, phase.cells, strict=False):
-            panel(axes, _of(phase, cell), marks)
+            panel(axes, phase.points_in(cell), marks)
             axes.set_title(f"{clean(name)}, batch {cell.batch}, {cell.prompt_len} tokens")
             axes.spines[["top", "right"]].set_visible(False)
         for axes in grid.flat[len(phase.cells) :]:
@@ -186,7 +185,7 @@ def _bound(axes: Axes, points: list[SweepPoint], marks: dict[str, tuple[str, str
 def _ledger(axes: Axes, points: list[SweepPoint], marks: dict[str, tuple[str, str]]) -> None:
     """A bar a family, at its largest sparsity: the promise, then losses up and gains down."""
     bars = [p for p in (_largest(points, family) for family in marks) if p is not None]
-    seen = {row for point in bars for row in point.ledger}
+    rows = {row for point in bars for row in point.ledger}
     for i, point in enumerate(bars):
         dense = point.ledger["dense"]
         up, down = point.ledger["promised"] / dense, 0.0
@@ -199,7 +198,7 @@ def _ledger(axes: Axes, points: list[SweepPoint], marks: dict[str, tuple[str, st
             linewidth=0.4,
             label="promised" if i == 0 else None,
         )
-        for row, colour, hatch in (one for one in _ROWS if one[0] in seen):
+        for row, colour, hatch in (look for look in _ROWS if look[0] in rows):
             share = point.ledger.get(row, 0.0) / dense
             base = up if share >= 0 else down
             axes.bar(
@@ -231,13 +230,8 @@ def _ledger(axes: Axes, points: list[SweepPoint], marks: dict[str, tuple[str, st
 
 
 def _largest(points: list[SweepPoint], family: str) -> SweepPoint | None:
-    own = [p for p in points if p.label == family and p.ledger.get("dense")]
-    return max(own, key=lambda p: p.sparsity or 0.0, default=None)
-
-
-def _of(phase: ParetoPhase, cell: SweepCell) -> list[SweepPoint]:
-    where = (cell.batch, cell.prompt_len)
-    return [p for p in phase.points if (p.batch, p.prompt_len) == where]
+    of_family = [p for p in points if p.label == family and p.ledger.get("dense")]
+    return max(of_family, key=lambda p: p.sparsity or 0.0, default=None)
 
 
 def _share(point: SweepPoint) -> str:
@@ -268,25 +262,26 @@ def frontier_plot(found: Pareto, *, most: float = MOST_RATIO) -> Figure:
         figure = Figure(figsize=(wide, high), layout="constrained")
         FigureCanvasAgg(figure)
         grid = figure.subplots(len(rows), max(1, len(found.phases)), squeeze=False)
-        drawn: list[tuple[Axes, Any, Any]] = []
+        panels: list[tuple[Axes, Any, Any]] = []
         for column, (name, phase) in enumerate(found.phases.items()):
             for row, cell in enumerate(rows):
                 axes = grid[row][column]
                 points = [p for p in phase.points if (p.batch, p.prompt_len) == cell]
                 title = f"{clean(name)}, batch {cell[0]}, {cell[1]} tokens"
                 axes.set_title(title, loc="left")
-                drawn.append((axes, *_frontier_panel(axes, points, marks, most)))
-        doubted = any(not p.timing_valid for ph in found.phases.values() for p in ph.points)
-        lines = _frontier_legend(figure, marks, doubted=doubted)
+                panels.append((axes, *_frontier_panel(axes, points, marks, most)))
+        any_not_valid = any(not p.timing_valid for ph in found.phases.values() for p in ph.points)
+        lines = _frontier_legend(figure, marks, any_not_valid=any_not_valid)
         figure.set_size_inches(wide, high + 0.14 * lines + 0.25)
         figure.draw_without_rendering()
-        for axes, wanted, seen in drawn:
-            _place_labels(axes, wanted, seen)
+        for axes, labels, obstacles in panels:
+            _place_labels(axes, labels, obstacles)
     return figure
 
 
 def shown_loss(point: SweepPoint) -> tuple[float | None, list[float] | None]:
-    """Perplexity ratio and its interval: against the dense model trained alike, where there is."""
+    """Perplexity ratio and its interval: against the dense model with the same training, where
+    there is one."""
     loss = point.loss or Loss()
     if loss.perplexity_rel_recovered is not None:
         return 1 + loss.perplexity_rel_recovered, loss.recovered_ci95
@@ -298,10 +293,11 @@ def shown_loss(point: SweepPoint) -> tuple[float | None, list[float] | None]:
 def _frontier_panel(
     axes: Axes, points: Sequence[SweepPoint], marks: Marks, most: float
 ) -> tuple[list[tuple[float, float, str]], _Obstacles]:
-    """Points and frontier of a cell; gives what is to be labelled where, and what is drawn."""
+    """Points and frontier of a cell; gives the labels with their places, and what they should not
+    hide."""
     best: list[tuple[float, float]] = []
-    wanted: list[tuple[float, float, str]] = []
-    seen = _Obstacles()
+    labels: list[tuple[float, float, str]] = []
+    obstacles = _Obstacles()
     beyond: list[float] = []
     for point in points:
         x, spread = shown_loss(point)
@@ -322,29 +318,29 @@ def _frontier_panel(
             label=None,
         )
         y = point.realised
-        seen.marks.append((x, y))
+        obstacles.marks.append((x, y))
         (left, right), (low, high) = across or (x, x), point.realised_ci95 or (y, y)
-        seen.lines += [((left, y), (right, y)), ((x, low), (x, high))]
-        said = []
+        obstacles.lines += [((left, y), (right, y)), ((x, low), (x, high))]
+        words = []
         if point.on_frontier:
             best.append((x, point.realised))
         if (point.on_frontier or not point.timing_valid) and point.sparsity is not None:
-            said.append(f"{point.sparsity:g}")
+            words.append(f"{point.sparsity:g}")
         if not point.timing_valid:
-            said.append("?")
-        wanted.append((x, point.realised, " ".join(said)))
+            words.append("?")
+        labels.append((x, point.realised, " ".join(words)))
     axes.spines[["top", "right"]].set_visible(False)
     left, right = axes.get_xlim()
     left, right = min(left, 1.0), min(right, most) if points else most
     axes.set_xlim(left, right)
-    seen.lines += _frontier_line(axes, best, right)
-    seen.lines.append(((left, 1.0), (right, 1.0)))
+    obstacles.lines += _frontier_line(axes, best, right)
+    obstacles.lines.append(((left, 1.0), (right, 1.0)))
     axes.axhline(1.0, color="black", linewidth=0.6, linestyle=(0, (3, 2)))
-    alike = any(p.loss and p.loss.perplexity_rel_recovered is not None for p in points)
-    axes.set_xlabel(f"perplexity, pruned ÷ dense{' trained alike' if alike else ''}")
+    is_recovered = any(p.loss and p.loss.perplexity_rel_recovered is not None for p in points)
+    axes.set_xlabel(f"perplexity, pruned ÷ dense{' trained the same way' if is_recovered else ''}")
     axes.set_ylabel("speedup, dense ÷ pruned")
     if beyond:
-        if not seen.marks:
+        if not obstacles.marks:
             _say_all_beyond(axes, beyond, most)
         axes.text(
             1.0,
@@ -355,7 +351,7 @@ def _frontier_panel(
             va="bottom",
             fontsize=6,
         )
-    return [one for one in wanted if one[2]], seen
+    return [label for label in labels if label[2]], obstacles
 
 
 def _frontier_line(axes: Axes, best: Sequence[tuple[float, float]], right: float) -> list[_Line]:
@@ -372,15 +368,15 @@ def _frontier_line(axes: Axes, best: Sequence[tuple[float, float]], right: float
 
 
 def _say_all_beyond(axes: Axes, ratios: Sequence[float], most: float) -> None:
-    """An empty panel says why."""
+    """Why a panel is empty."""
     axes.set_xlim(1.0, most)
     ends = [factor(one - 1) or f"{one:.3g}×" for one in (min(ratios), max(ratios))]
     lost = " to ".join(dict.fromkeys(ends))
-    words = "its one point lies" if len(ratios) == 1 else f"all {len(ratios)} points lie"
+    which = "its one point lies" if len(ratios) == 1 else f"all {len(ratios)} points lie"
     axes.text(
         0.5,
         0.75,
-        f"{words} beyond this axis,\nat {lost} the dense perplexity",
+        f"{which} beyond this axis,\nat {lost} the dense perplexity",
         transform=axes.transAxes,
         ha="center",
         va="center",
@@ -388,7 +384,7 @@ def _say_all_beyond(axes: Axes, ratios: Sequence[float], most: float) -> None:
     )
 
 
-def _frontier_legend(figure: Figure, marks: Marks, *, doubted: bool) -> int:
+def _frontier_legend(figure: Figure, marks: Marks, *, any_not_valid: bool) -> int:
     """The legend of all panels; gives its number of rows."""
     handles = [
         matplotlib.lines.Line2D(
@@ -401,26 +397,26 @@ def _frontier_legend(figure: Figure, marks: Marks, *, doubted: bool) -> int:
             [], [], color="black", linewidth=0.8, label="frontier: full marks, with their s"
         )
     )
-    if doubted:
-        words = "?: timing not valid, no evidence"
-        handles.append(matplotlib.lines.Line2D([], [], linestyle="none", label=words))
+    if any_not_valid:
+        note = "?: timing not valid, no evidence"
+        handles.append(matplotlib.lines.Line2D([], [], linestyle="none", label=note))
     return legend_below(figure, handles, columns=4)
 
 
 def _place_labels(
     axes: Axes,
-    wanted: Sequence[tuple[float, float, str]],
-    seen: _Obstacles,
+    labels: Sequence[tuple[float, float, str]],
+    obstacles: _Obstacles,
 ) -> None:
     """Write each label where it hides no other label, no mark and no line; where there is no such
-    place, it may lie on a line. One that must stand far off has a line to its mark."""
+    place, it may lie on a line. A label far from its mark gets a line to it."""
     figure = axes.figure
     inside = axes.get_window_extent(figure.canvas.get_renderer())  # type: ignore[attr-defined]
     radius = 3.5 * figure.dpi / 72
-    centres = [axes.transData.transform(at) for at in seen.marks]
+    centres = [axes.transData.transform(at) for at in obstacles.marks]
     taken = [Bbox([middle - radius, middle + radius]) for middle in centres]
-    lines = [Bbox(axes.transData.transform(ends)) for ends in seen.lines]
-    for x, y, text in sorted(wanted):
+    lines = [Bbox(axes.transData.transform(ends)) for ends in obstacles.lines]
+    for x, y, text in sorted(labels):
         tries = [(place, lines) for place in _PLACES] + [(place, []) for place in _PLACES]
         for place, also in tries:
             label, box = _written(axes, (x, y), text, place)

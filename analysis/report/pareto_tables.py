@@ -1,22 +1,20 @@
-"""A sweep's comparison as tables and text: in, a Pareto; out, Markdown, escaped, and a summary for
-a terminal.
+"""A sweep's comparison as tables and text: in, a Pareto; out, Tables, Markdown (escaped), and a
+summary for a terminal.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
-from rich.console import Group, RenderableType
-from rich.text import Text
 
-from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.escape import markdown as text
-from prunescope.analysis.report.numbers import UNKNOWN, percent, ratio, time
-from prunescope.analysis.report.numbers import loss as loss_text
+from prunescope.analysis.report.markdown import table_lines
+from prunescope.analysis.report.numbers import UNKNOWN, loss, percent, ratio, time
+from prunescope.analysis.report.sheet import Line, Sheet
 from prunescope.analysis.report.titles import figure_name
+from prunescope.analysis.report.view import Column, Table, numeric, text_table
 from prunescope.analysis.schema.pareto import (
     Loss,
     Pareto,
@@ -24,39 +22,37 @@ from prunescope.analysis.schema.pareto import (
     SpeedLoss,
     SweepCell,
     SweepPoint,
+    SweepSubject,
     TextLoss,
     Winner,
 )
 
 T = TypeVar("T")
-# Against the dense model that was trained as the pruned one was; and on a text that nothing read.
-_RECOVERED = ("against dense trained alike", "95 % of it")
-_OTHER = ("on the other text",)
-_TASKS = ("tasks, signed", "95 % of it", "tasks, absolute")
+_NOT_VALID = (
+    "? timing not valid: the samples vary too much or were disturbed, so that the speedup is no "
+    "evidence."
+)
+# Options of old sweeps under the names that they have now.
+_OPTION_NAMES = {"seatings": "placements", "max_seatings": "max_placements"}
+_OPTION_VALUES = {("select", "calibrated"): "importance"}
+
+
+def pareto_summary(found: Pareto, folder: object = None) -> Sheet:
+    """The sentences of a comparison for a terminal, and the folder it was written to, if any."""
+    written = [] if folder is None else [f"Written to {folder}"]
+    return Sheet(Line(line) for line in (*found.notes, *found.summary, *written))
 
 
 def render_pareto(found: Pareto, *, figures: bool = True) -> str:
-    """The comparison; `figures`: with references to the PNG files beside it."""
+    """The comparison as GitHub-flavoured Markdown; `figures`: with references to the PNG files in
+    its folder."""
     return "\n".join(_report(found, figures=figures)) + "\n"
 
 
 def _report(found: Pareto, *, figures: bool) -> Iterator[str]:
-    subject = found.subject
-    yield f"# Speed against quality: {text(subject.model)}"
+    yield f"# Speed against quality: {text(found.subject.model)}"
     yield ""
-    versions = subject.versions
-    facts = [subject.device, subject.dtype, f"{subject.threads} threads"]
-    facts += [f"{name} {version}" for name, version in versions.items()]
-    yield text(" · ".join(str(fact) for fact in facts))
-    yield ""
-    if subject.command:
-        command = " ".join(subject.command.replace("`", "").split())
-        yield f"`{command}`"
-        yield ""
-    config = {n: v for n, v in subject.config.items() if v is not None}
-    if config:
-        yield text(" · ".join(f"{name} {_setting(value)}" for name, value in config.items()))
-        yield ""
+    yield from _subject(found.subject)
     for note in found.notes:
         yield f"> {text(note)}"
         yield ""
@@ -78,33 +74,45 @@ def _report(found: Pareto, *, figures: bool) -> Iterator[str]:
             ):
                 yield f"![{words}]({figure_name(kind, name, 'png')})"
                 yield ""
-        yield from _phase(phase)
+        yield from table_lines(break_even_table(phase))
+        for cell in phase.cells:
+            yield from _cell(phase, cell)
     if found.failed:
-        yield "## Failed"
+        rows = [(result.id, result.error) for result in found.failed]
+        columns = [Column("result"), Column("error")]
+        yield from table_lines(text_table("failed", "Failed", columns, rows), level=2)
+
+
+def _subject(subject: SweepSubject) -> Iterator[str]:
+    """Device, versions, command and options of a sweep."""
+    facts = [subject.device, subject.dtype, f"{subject.threads} threads"]
+    facts += [f"{name} {version}" for name, version in subject.versions.items()]
+    yield text(" · ".join(str(fact) for fact in facts))
+    yield ""
+    if subject.command:
+        command = " ".join(subject.command.replace("`", "").split())
+        yield f"`{command}`"
         yield ""
-        yield from _table(("result", "error"), [(f.id, f.error) for f in found.failed])
+    config = {name: value for name, value in subject.config.items() if value is not None}
+    if config:
+        yield text(" · ".join(_option(name, value) for name, value in config.items()))
+        yield ""
 
 
-def _phase(phase: ParetoPhase) -> Iterator[str]:
-    yield "### Break-even"
-    yield ""
-    yield "The smallest nominal s from which all measured ones are faster than dense beyond noise,"
-    yield "at every batch and length."
-    yield ""
-    rows = [
-        (family, "none measured" if s is None else f"{s:g}")
-        for family, s in phase.break_even.items()
-    ]
-    unknown = dict.fromkeys(p.label for p in phase.points if p.label not in phase.break_even)
-    rows += [(family, "its times are not valid") for family in unknown]
-    yield from _table(("family", "s"), rows)
-    for cell in phase.cells:
-        yield from _cell(phase, cell)
+def _option(name: str, value: Any) -> str:
+    return f"{_OPTION_NAMES.get(name, name)} {_option_value(name, value)}"
+
+
+def _option_value(name: str, value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(_option(key, entry) for key, entry in value.items())
+    if isinstance(value, list):
+        return ", ".join(_option_value(name, entry) for entry in value)
+    return _OPTION_VALUES.get((name, value), str(value))
 
 
 def _cell(phase: ParetoPhase, cell: SweepCell) -> Iterator[str]:
-    where = (cell.batch, cell.prompt_len)
-    points = [p for p in phase.points if (p.batch, p.prompt_len) == where]
+    points = phase.points_in(cell)
     yield f"### Batch {cell.batch}, {cell.prompt_len} tokens"
     yield ""
     if cell.dense_ns:
@@ -114,182 +122,170 @@ def _cell(phase: ParetoPhase, cell: SweepCell) -> Iterator[str]:
             f" {high}."
         )
         yield ""
-    losses = [p.loss for p in points if p.loss is not None]
-    tasks = any(loss.has_tasks for loss in losses)
-    recovered = any(loss.perplexity_rel_recovered is not None for loss in losses)
-    other = any(loss.other_text for loss in losses)
-    head = ("family", "s", "FLOPs removed", "speedup", "95 %", "of FLOP bound", "of coverage",
-            "of roofline", "perplexity", "95 % of it", *(_RECOVERED if recovered else ()),
-            *(_OTHER if other else ()), *(_TASKS if tasks else ()), "KL", "agrees",
-            "frontier")  # fmt: skip
-    shown = _Shown(tasks=tasks, recovered=recovered, other=other)
-    yield from _table(head, (_row(point, shown) for point in points))
-    if not all(p.timing_valid for p in points):
-        yield "? timing not valid: the samples vary too much or were disturbed, so that the"
-        yield "speedup is no evidence."
-        yield ""
-    yield "#### Fastest by loss"
-    yield ""
+    for table in cell_tables(cell, points):
+        yield from table_lines(table, level=4)
+
+
+def cell_tables(cell: SweepCell, points: Sequence[SweepPoint]) -> Iterator[Table]:
+    """The tables of one batch and length: points, winners, families at equal cost, added work."""
+    yield points_table(points)
+    yield winners_table(cell)
+    yield from equal_tables(cell)
+    if any(point.overhead is not None for point in points):
+        yield added_work_table(points)
+
+
+def break_even_table(phase: ParetoPhase) -> Table:
+    """From which sparsity on each family is faster than dense."""
     rows = [
-        (_range(w.loss), w.family, _speed(w), percent(w.share_of_draws, decimals=0))
-        for w in cell.winners
+        (family, "none measured" if s is None else f"{s:g}")
+        for family, s in phase.break_even.items()
     ]
-    yield from _table(("perplexity", "family", "speedup at its end", "of the draws"), rows)
-    yield from _equal(cell)
-    yield from _overhead(points)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Shown:
-    """Which losses have columns."""
-
-    tasks: bool
-    recovered: bool
-    other: bool
-
-
-def _row(point: SweepPoint, shown: _Shown) -> tuple[str, ...]:
-    loss = point.loss or Loss()
-    s = "" if point.sparsity is None else " = ".join(f"{s:g}" for s in point.sparsities)
-    other = loss.other_text or TextLoss()
-    after = other.perplexity_rel_recovered
-    return (
-        point.label,
-        s,
-        percent(point.flop_sparsity),
-        _speed(point),
-        _pair(point.realised_ci95, "{:.2f}"),
-        *(percent(point.shares.get(b), decimals=0) for b in ("flop", "coverage", "roofline")),
-        loss_text(loss.perplexity_rel),
-        _percents(loss.ci95),
-        *(
-            (
-                loss_text(loss.perplexity_rel_recovered),
-                _percents(loss.recovered_ci95),
-            )
-            if shown.recovered
-            else ()
-        ),
-        *((loss_text(other.perplexity_rel if after is None else after),) if shown.other else ()),
-        *(
-            (
-                percent(_known(loss.tasks_signed), signed=True),
-                _percents(_known(loss.tasks_signed_ci95)),
-                percent(_known(loss.tasks_absolute)),
-            )
-            if shown.tasks
-            else ()
-        ),
-        _number(loss.kl),
-        percent(loss.agreement),
-        "yes" if point.on_frontier else "",
+    unknown = dict.fromkeys(p.label for p in phase.points if p.label not in phase.break_even)
+    rows += [(family, "its times are not valid") for family in unknown]
+    note = (
+        "s: the smallest nominal sparsity from which all measured ones are faster than dense "
+        "beyond noise, at every batch and length."
     )
+    return text_table("break-even", "Break-even", [Column("family"), *numeric("s")], rows, [note])
 
 
-def _equal(cell: SweepCell) -> Iterator[str]:
+def points_table(points: Sequence[SweepPoint]) -> Table:
+    """A row a point: speedup, shares of the bounds, losses. Losses that no point has get no
+    column."""
+    losses = [point.loss for point in points if point.loss is not None]
+    recovered = any(one.perplexity_rel_recovered is not None for one in losses)
+    other = any(one.other_text for one in losses)
+    tasks = any(one.has_tasks for one in losses)
+    columns = [
+        Column("family"),
+        *numeric("s", "FLOPs removed", "speedup", "95 %"),
+        *numeric("of FLOP bound", "of coverage bound", "of roofline bound"),
+        *numeric("perplexity", "95 % of it"),
+        *numeric(*(("against dense trained alike", "95 % of it") if recovered else ())),
+        *numeric(*(("on the other text",) if other else ())),
+        *numeric(*(("tasks, signed", "95 % of it", "tasks, absolute") if tasks else ())),
+        *numeric("KL", "agreement"),
+        Column("frontier"),
+    ]
+    rows = [_point_row(p, recovered=recovered, other=other, tasks=tasks) for p in points]
+    notes = [] if all(point.timing_valid for point in points) else [_NOT_VALID]
+    return text_table("points", "Speed and loss", columns, rows, notes)
+
+
+def _point_row(point: SweepPoint, *, recovered: bool, other: bool, tasks: bool) -> list[str]:
+    lost = point.loss or Loss()
+    row = [
+        point.label,
+        "" if point.sparsity is None else " = ".join(f"{s:g}" for s in point.sparsities),
+        percent(point.flop_sparsity),
+        _speedup(point),
+        _interval(point.realised_ci95, "{:.2f}".format),
+        *(percent(point.shares.get(b), decimals=0) for b in ("flop", "coverage", "roofline")),
+        loss(lost.perplexity_rel),
+        _interval(lost.ci95, loss),
+    ]
+    if recovered:
+        row += [loss(lost.perplexity_rel_recovered), _interval(lost.recovered_ci95, loss)]
+    if other:
+        elsewhere = lost.other_text or TextLoss()
+        after = elsewhere.perplexity_rel_recovered
+        row.append(loss(elsewhere.perplexity_rel if after is None else after))
+    if tasks:
+        row += [
+            percent(_known(lost.tasks_signed), signed=True),
+            _interval(_known(lost.tasks_signed_ci95), loss),
+            percent(_known(lost.tasks_absolute)),
+        ]
+    kl = UNKNOWN if lost.kl is None else f"{lost.kl:.3g}"
+    return [*row, kl, percent(lost.agreement), "yes" if point.on_frontier else ""]
+
+
+def winners_table(cell: SweepCell) -> Table:
+    """The fastest family by range of loss."""
+    rows = [
+        (
+            f"{loss(low)} to {'any' if high is None else loss(high)}",
+            winner.family,
+            _speedup(winner),
+            percent(winner.share_of_draws, decimals=0),
+        )
+        for winner in cell.winners
+        for low, high in [winner.loss]
+    ]
+    columns = [Column("perplexity"), Column("family"), *numeric("speedup at its end", "of samples")]
+    note = "of samples: in which share of samples within the intervals the family is the fastest."
+    return text_table("winners", "Fastest by loss", columns, rows, [note])
+
+
+def equal_tables(cell: SweepCell) -> Iterator[Table]:
+    """Families side by side at equal FLOPs and at equal nominal sparsity."""
     by_flops = [(percent(row.flop_sparsity), row.families) for row in cell.equal_flops]
     by_sparsity = [(f"{row.sparsity:g}", row.families) for row in cell.equal_sparsity]
-    families = dict.fromkeys(name for _, own in (*by_flops, *by_sparsity) for name in own)
-    for title, at, rows in (
+    families = dict.fromkeys(name for _, found in (*by_flops, *by_sparsity) for name in found)
+    for table_id, title, first, rows in (
         (
+            "equal-flops",
             "At equal FLOPs (straight lines between measured points; dense is one)",
             "FLOPs removed",
             by_flops,
         ),
-        ("At equal s (as measured)", "s", by_sparsity),
+        ("equal-sparsity", "At equal s (as measured)", "s", by_sparsity),
     ):
-        if not rows:
-            continue
-        yield f"#### {title}"
-        yield ""
-        yield from _table(
-            (at, *families),
-            ((where, *(_speed_loss(own.get(f)) for f in families)) for where, own in rows),
-        )
+        cells = [(at, *(_speed_loss(found.get(f)) for f in families)) for at, found in rows]
+        if cells:
+            yield text_table(table_id, title, [Column(first), *numeric(*families)], cells)
 
 
-def _setting(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_setting(one)}" for name, one in value.items())
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _overhead(points: Iterable[SweepPoint]) -> Iterator[str]:
-    heavy = [(p, p.overhead) for p in points if p.overhead is not None]
-    if not heavy:
-        return
-    yield "#### Added work, as a share of the time saved before it"
-    yield ""
+def added_work_table(points: Iterable[SweepPoint]) -> Table:
+    """What families add, as a share of the time that they save before it."""
     rows = []
-    for point, found in heavy:
-        parts = "; ".join(
-            f"{part.name} {percent(part.share_of_saved, decimals=0)}" for part in found.parts[:4]
-        )
-        share = found.share_of_saved
-        total = "nothing was saved" if share is None else percent(share, decimals=0)
+    for point in points:
+        found = point.overhead
+        if found is None:
+            continue
         even = percent(found.break_even)
         if found.sparsity is not None and found.break_even is None:
             even = "nowhere"
-        added, gone = time(found.added_ns), percent(found.sparsity)
-        rows.append((_name(point), added, total, ratio(found.without), gone, even, parts))
-    head = ("added", "of saved", "speedup without it", "FLOPs gone", "pays from", "largest parts")
-    yield from _table(("point", *head), rows)
-    yield "FLOPs gone: of the GEMMs and attention that the family touches; pays from: the share of"
-    yield "them at which gain equals what is added."
-    yield ""
+        share = found.share_of_saved
+        rows.append(
+            (
+                point.name,
+                time(found.added_ns),
+                "nothing was saved" if share is None else percent(share, decimals=0),
+                ratio(found.without),
+                percent(found.sparsity),
+                even,
+                "; ".join(
+                    f"{p.name} {percent(p.share_of_saved, decimals=0)}" for p in found.parts[:4]
+                ),
+            )
+        )
+    columns = [
+        Column("point"),
+        *numeric("added", "of saved", "speedup without it", "FLOPs removed", "pays from"),
+        Column("largest parts"),
+    ]
+    note = (
+        "FLOPs removed: of the GEMMs and attention that the family touches; pays from: the share "
+        "of them at which the gain equals what is added."
+    )
+    title = "Added work, as a share of the time saved before it"
+    return text_table("added-work", title, columns, rows, [note])
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
-    yield "| " + " | ".join(text(cell) for cell in head) + " |"
-    yield "|" + "|".join(":--" for _ in head) + "|"
-    for row in rows:
-        yield "| " + " | ".join(text(cell) for cell in row) + " |"
-    yield ""
-
-
-def _name(point: SweepPoint) -> str:
-    return point.label if point.sparsity is None else f"{point.label} {point.sparsity:g}"
-
-
-def _speed(of: SweepPoint | Winner | SpeedLoss) -> str:
+def _speedup(found: SweepPoint | Winner | SpeedLoss) -> str:
     """The speedup, marked where it is no evidence."""
-    return ratio(of.realised) + ("" if of.timing_valid else " ?")
+    return ratio(found.realised) + ("" if found.timing_valid else " ?")
 
 
-def _range(loss: Sequence[float | None]) -> str:
-    low, high = loss
-    return f"{loss_text(low)} to {'any' if high is None else loss_text(high)}"
+def _speed_loss(found: SpeedLoss | None) -> str:
+    return "" if found is None else f"{_speedup(found)} at {loss(found.loss)}"
 
 
-def _pair(interval: Sequence[float] | None, form: str) -> str:
-    if not interval:
-        return UNKNOWN
-    return f"[{form.format(interval[0])}, {form.format(interval[1])}]"
-
-
-def _percents(interval: Sequence[float] | None) -> str:
-    if not interval:
-        return UNKNOWN
-    low, high = (loss_text(share) for share in interval)
-    return f"[{low}, {high}]"
+def _interval(ends: Sequence[float] | None, form: Any) -> str:
+    return f"[{form(ends[0])}, {form(ends[1])}]" if ends else UNKNOWN
 
 
 def _known(value: T | msgspec.UnsetType) -> T | None:
     return None if value is msgspec.UNSET else value
-
-
-def _number(value: float | None) -> str:
-    return UNKNOWN if value is None else f"{value:.3g}"
-
-
-def _speed_loss(found: SpeedLoss | None) -> str:
-    if found is None:
-        return ""
-    return f"{_speed(found)} at {loss_text(found.loss)}"
-
-
-def pareto_summary(found: Pareto, folder: object = None) -> RenderableType:
-    """The sentences of a comparison, and where the rest is, if it was written."""
-    written = [] if folder is None else [f"Written to {folder}"]
-    lines = [*found.notes, *found.summary, *written]
-    return Group(*(Text(clean(line)) for line in lines))

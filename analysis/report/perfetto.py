@@ -1,5 +1,5 @@
 """The kernels frame as a Chrome trace for Perfetto: in, a Report and its frames (ns); out, gzipped
-JSON. Beside each row of kernels stand tracks of kind, role, bound (with the idle time before a
+JSON. With each row of kernels come tracks of kind, role, bound (with the idle time before a
 kernel) and of the ledger row that its (role, class) moved most; below them the host as recorded.
 """
 
@@ -133,7 +133,7 @@ def _row(row: Row, base: int, start: int, moved: Mapping[tuple[str, str], str]) 
     for i, key in enumerate(("kind", "role", "bound"), start=1):
         yield _slice(clean(row.get(key) or "unknown"), f"prunescope.{key}", base + i, span)
     if row.get("gap"):
-        why = "idle: waiting for a launch" if row.get("starved") else "idle"
+        why = "idle: starved, nothing launched" if row.get("starved") else "idle"
         yield _slice(why, "prunescope.bound", base + 3, (start - row["gap"], row["gap"]))
     if moved:
         text = moved.get((row.get("role") or "", row.get("class") or ""), "nothing lost")
@@ -155,7 +155,7 @@ def _moved(phase: Phase) -> dict[tuple[str, str], str]:
 
 
 class _Lanes:
-    """Lanes in which slices nest or follow one another: viewers draw no others rightly."""
+    """Lanes in which slices nest or follow one another: viewers show no others correctly."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -166,8 +166,8 @@ class _Lanes:
         """The lane of the next row in time order."""
         stream = row.get("stream")
         start, end = row["start"], row["start"] + row["duration"]
-        own = self._streams.setdefault(stream, [])
-        for lane in own:
+        lanes = self._streams.setdefault(stream, [])
+        for lane in lanes:
             ends = self._open[lane]
             while ends and ends[-1] <= start:
                 ends.pop()
@@ -175,10 +175,10 @@ class _Lanes:
                 ends.append(end)
                 return lane
         what = "host" if stream is None else f"stream {stream}"
-        self.names.append(what if not own else f"{what} ({len(own) + 1})")
+        self.names.append(what if not lanes else f"{what} ({len(lanes) + 1})")
         self._open.append([end])
-        own.append(len(self._open) - 1)
-        return own[-1]
+        lanes.append(len(self._open) - 1)
+        return lanes[-1]
 
 
 def _slice(

@@ -45,8 +45,8 @@ _TOP_HOST = 12
 @dataclass(frozen=True, kw_only=True)
 class Extent:
     """How much a format has room for. `gemms`, `kernels`, `kinds`: rows of these tables, None: all
-    of them; `kernel_names`: kernels beside the GEMMs; `brief`: without parts that were not
-    measured; `without`: ids of tables that the format leaves out or renders by itself."""
+    of them; `kernel_names`: a column of kernels in the GEMM table; `brief`: without parts that were
+    not measured; `without`: ids of tables that the format leaves out or renders by itself."""
 
     gemms: int | None = None
     kernels: int | None = None
@@ -74,7 +74,7 @@ TABLES: dict[str, Callable[[Phase, Extent], Table | None]] = {
         kernel_table(phase.kernels, phase.busy_ns, top=extent.kernels) if phase.kernels else None
     ),
 }
-# What a phase without a ledger begins with: it says where the time goes.
+# First in a phase without a ledger: they show where the time goes.
 _FIRST_ALONE = ("kind", "role")
 
 
@@ -142,7 +142,7 @@ def _side_row(
 
 
 def overhead_table(phase: Phase, *, brief: bool = False) -> Table | None:
-    """A row a part; None where the phase has no overhead. `brief`: parts that were seen alone."""
+    """A row a part; None where the phase has no overhead. `brief`: only parts with a time."""
     found = phase.overhead
     if found is None:
         return None
@@ -160,7 +160,7 @@ def overhead_table(phase: Phase, *, brief: bool = False) -> Table | None:
     rows = [_overhead_row(part, unit, ledger) for part in shown]
     dense = next((row.ns for row in ledger if row.row == "dense"), None)
     total = OverheadPart(
-        name="added in all",
+        name="total added",
         ns=found.added_ns,
         added=True,
         share=numbers.share_of(found.added_ns, dense),
@@ -260,7 +260,7 @@ def shapes_table(phase: Phase) -> Table | None:
         Column("change there", unit.unit, numeric=True),
         Column("good above", numeric=True),
         Column("change", unit.unit, numeric=True),
-        Column("why not", flexible=True, drop=4),
+        Column("why none", flexible=True, drop=4),
     ]
     rows = [_shape_row(shape, unit) for shape in anatomy.shapes]
     notes = [
@@ -270,8 +270,8 @@ def shapes_table(phase: Phase) -> Table | None:
         "between the GEMMs of this trace, and where a dimension becomes aligned, by how far the "
         "aligned ones of them lie from it."
     ]
-    told = Counter(_now(shape) for shape in anatomy.shapes if shape.below or shape.above)
-    if any(count > 1 for count in told.values()):
+    sizes = Counter(_now(shape) for shape in anatomy.shapes if shape.below or shape.above)
+    if any(count > 1 for count in sizes.values()):
         notes.append("A size that several rows have may be one of the model's: then all change.")
     return Table("shapes", "Nearest good dimensions", columns, rows, notes)
 
@@ -299,7 +299,7 @@ def _good(good: Good | None, now: int | None, unit: numbers.Scale) -> list[Cell]
     if good is None:
         return [Cell(numbers.UNKNOWN), Cell(numbers.UNKNOWN)]
     if good.value == now:
-        return [Cell("as it is", good.value), Cell(numbers.UNKNOWN)]
+        return [Cell("current", good.value), Cell(numbers.UNKNOWN)]
     text = unit.text(good.change_ns, signed=True)
     if good.low_ns is not None and good.low_ns != good.high_ns:
         text += f" {unit.interval([good.low_ns, good.high_ns or 0.0])}"
@@ -341,7 +341,7 @@ def host_table(phase: Phase) -> Table | None:
             "the op around the call, or under the call's own name where it is in none. "
         )
         * is_split
-        + "The device waits where a launch began after it had run dry."
+        + "The device waits where a launch began after it was starved."
         + " The clocks of host and device are apart: that wait is doubtful." * is_skewed
     ]
     return Table("host", "Host time by op and role", columns, rows, notes)

@@ -27,9 +27,9 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _MARKERS = "osD^vP*"
 
 
-def curve_files(told: dict[str, Any]) -> dict[str, bytes]:
+def curve_files(values: dict[str, Any]) -> dict[str, bytes]:
     """File name to bytes: curves.png, .pdf, .svg and .csv, of the plain values of --json."""
-    result = msgspec.convert(told, Prediction)
+    result = msgspec.convert(values, Prediction)
     curves = result.curves
     files = {f"curves.{ending}": plot_curves(result, ending) for ending in ("png", "pdf", "svg")}
     return {**files, "curves.csv": curves_csv(curves)}

@@ -331,7 +331,7 @@ def ranking_tables(result: Ranking) -> Parts:
 
 
 def from_run_tables(result: FromRun) -> Parts:
-    """The measured parts of each phase, and what each family would make of them."""
+    """The measured parts of each phase, and the expected time with each family."""
     for name, phase in result.phases.items():
         shares = ", ".join(
             f"{part} {numbers.percent(share)}" for part, share in list(phase.shares.items())[:8]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from prunescope.analysis.report.escape import clean
-from prunescope.analysis.report.ledger_view import LADDER
+from prunescope.analysis.report.rows import LadderLine, LedgerLine, ladder_lines, ledger_lines
 from prunescope.analysis.schema.anatomy import RooflinePoint
 from prunescope.analysis.schema.report import Finding, GemmRow, KernelRow, Phase, Report
 from prunescope.taxonomy.errors import PrunescopeError
@@ -111,34 +111,12 @@ def gemms(report: Report) -> Records:
 
 def ledger(report: Report) -> Records:
     """A row a ledger row (`part` null), then one for each of its parts, which sum to it."""
-    columns: dict[str, Any] = {
-        "row": str, "part": str, "role": str, "class": str, "ns": float, "ci95_low": float,
-        "ci95_high": float, "noise_ns": float, "evidence": list[str],
-    }  # fmt: skip
-
-    def rows(phase: Phase) -> Iterator[Row]:
-        for row in phase.ledger or []:
-            whole = {"row": row.row, "part": None, "role": None, "class": None, "ns": row.ns}
-            yield whole | _ends(row.ci95) | {"noise_ns": row.noise_ns, "evidence": []}
-            for part in row.parts:
-                one = {"row": row.row, "part": part.name, "role": part.role, "class": part.cls}
-                rest = {"noise_ns": part.noise_ns, "evidence": part.evidence}
-                yield one | {"ns": part.ns} | _ends(part.ci95) | rest
-
-    return _records("ledger", report, columns, rows)
+    return _records("ledger", report, _columns(LedgerLine), lambda p: map(_fields, ledger_lines(p)))
 
 
 def ladder(report: Report) -> Records:
     """A row a bound: speedup, dense over pruned; those that are measured have an interval."""
-    columns = {"rung": str, "speedup": float, "ci95_low": float, "ci95_high": float}
-
-    def rows(phase: Phase) -> Iterator[Row]:
-        for bound in LADDER:
-            if phase.ladder is not None:
-                ends = phase.ladder.interval_of(bound)
-                yield {"rung": bound, "speedup": getattr(phase.ladder, bound)} | _ends(ends)
-
-    return _records("ladder", report, columns, rows)
+    return _records("ladder", report, _columns(LadderLine), lambda p: map(_fields, ladder_lines(p)))
 
 
 def kernels(report: Report) -> Records:
@@ -189,23 +167,23 @@ def _columns(kind: type[msgspec.Struct], *, without: Iterable[str] = ()) -> dict
     """Field name to type of a struct's plain fields and lists of them, without `| None`."""
     found = {}
     hints = typing.get_type_hints(kind)
-    for name in (n for n in kind.__struct_fields__ if n not in without):
+    names = zip(kind.__struct_fields__, kind.__struct_encode_fields__, strict=True)
+    for name, encoded in ((n, e) for n, e in names if n not in without):
         bare = [t for t in typing.get_args(hints[name]) if t is not type(None)]
         union = typing.get_origin(hints[name]) in (typing.Union, types.UnionType)
         plain = bare[0] if union and len(bare) == 1 else hints[name]
         item = typing.get_args(plain)[0] if typing.get_origin(plain) is list else plain
         if item in (str, int, float, bool):
-            found[name] = plain
+            found[encoded] = plain
     return found
 
 
 def _fields(
     row: msgspec.Struct, *, without: Iterable[str] = (), only: Iterable[str] | None = None
 ) -> Row:
-    names = row.__struct_fields__ if only is None else only
-    return {name: getattr(row, name) for name in names if name not in without}
-
-
-def _ends(ci95: list[float] | None) -> Row:
-    low, high = ci95 or (None, None)
-    return {"ci95_low": low, "ci95_high": high}
+    names = zip(row.__struct_fields__, row.__struct_encode_fields__, strict=True)
+    return {
+        encoded: getattr(row, name)
+        for name, encoded in names
+        if encoded not in without and (only is None or encoded in only)
+    }

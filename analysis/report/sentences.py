@@ -23,8 +23,8 @@ FAMILIES = {
     "unknown": "the shapes do not say",
 }
 _NO_EVIDENCE = ("timing-not-valid", "captured-step")  # findings that leave times no evidence
-HOLDS_BOUND = "the interval holds the bound"
-PAST_BOUND = "≥ 100 % of the bound: faster than the model of it allows"
+HOLDS_BOUND = "the interval includes the bound"
+PAST_BOUND = "≥ 100 % of the bound: faster than the roofline model allows"
 NO_FINDING = "none: no rule holds here; the tables have where the time goes"
 _PROMISED = 1.005  # a nominal speedup from which on one was promised
 _NOTABLE = 0.98  # realised ÷ predicted from which on there is no miss to explain
@@ -33,17 +33,15 @@ _PLACED = "which alone moves a model by 1 to 3 %"
 
 def setup(phase: Phase) -> str:
     """Steps, samples, sparsity: what the numbers of the phase are made of."""
-    whole = phase.steps == 1 and WHOLE_TRACE in phase.notes
+    is_whole = phase.steps == 1 and WHOLE_TRACE in phase.notes
     steps = f"{phase.steps} profiled step{'s' * (phase.steps != 1)}"
-    facts = ["the whole trace as one step" if whole else steps]
+    facts = ["the whole trace as one step" if is_whole else steps]
     if timed := phase.unprofiled_ns:
-        seats = f" in {len(timed.placements)} placements" if timed.placements else ""
-        seats += (
-            f", each with {numbers.time(cost)} besides them"
-            if (cost := timed.placement_cost_ns)
-            else ""
-        )
-        facts.append(f"{len(timed.samples)} unprofiled samples{seats}")
+        text = f"{len(timed.samples)} unprofiled samples"
+        text += f" in {len(timed.placements)} placements" if timed.placements else ""
+        if cost := timed.placement_cost_ns:
+            text += f", each after {numbers.time(cost)} of copying weights and warm-up"
+        facts.append(text)
     names = {"nominal": "nominal s", "parameters": "parameters", "flop": "FLOPs", "bytes": "bytes"}
     removed = [
         f"{names.get(key, key)} {numbers.percent(share)}"
@@ -56,8 +54,8 @@ def setup(phase: Phase) -> str:
 
 
 def headline(phase: Phase) -> str:
-    """What the phase comes to, and that shapes come from a config where some do; first of all, that
-    no step was timed, or that the timing is not valid, where it is so."""
+    """The outcome of the phase, and whether shapes come from a config; where no step was timed, or
+    the timing is not valid, that comes first."""
     sides = [phase.shapes, phase.baseline.shapes if phase.baseline else {}]
     modelled = any(shares.get("model") for shares in sides)
     text = "" if is_valid(phase) or captured(phase) else "timing not valid: "
@@ -65,19 +63,19 @@ def headline(phase: Phase) -> str:
 
 
 def is_valid(phase: Phase) -> bool:
-    """Whether nothing was seen that makes times of the phase no evidence."""
+    """Whether no finding makes times of the phase no evidence."""
     return all(finding.id not in _NO_EVIDENCE for finding in phase.findings)
 
 
 def captured(phase: Phase) -> str:
-    """That no step was timed, for a graph captured most of it; empty where none did."""
-    found = next((one for one in phase.findings if one.id == "captured-step"), None)
+    """That no step was timed, because a graph captured most of it; empty where none did."""
+    found = next((item for item in phase.findings if item.id == "captured-step"), None)
     return f"no step was timed ({'; '.join(found.evidence)})" if found is not None else ""
 
 
 def _outcome(phase: Phase) -> str:
-    """Realised against promised; where nothing was pruned, that the ratio is noise; where the sides
-    do not compare, why; without a baseline, the step and how busy it is."""
+    """Realised and promised speedup; or that the ratio is noise where nothing was pruned; or why
+    the sides are not comparable; without a baseline, the step and how busy it is."""
     if why := captured(phase):
         ratio = (
             f", and {numbers.ratio(phase.ladder.realised)} is no speedup" if phase.ladder else ""
@@ -93,20 +91,20 @@ def _outcome(phase: Phase) -> str:
     if why := _not_comparable(phase):
         return f"{ratio} is no speedup: {why}"
     if not is_valid(phase):
-        return f"{ratio} is no evidence, for the samples vary too much or were disturbed"
+        return f"{ratio} is no evidence: the samples vary too much or were disturbed"
     if without_sizes(phase):
         why = "no shapes, so what was pruned is unknown (capture again with record_shapes=True)"
         return f"{why}: {ratio} is the ratio of the two traces"
     if _nothing_moved(phase):
         return _noise(phase, ladder)
     if holds_one(phase):
-        text = f"{ratio} cannot be told from no speedup: the interval holds 1×"
+        text = f"{ratio} is indistinguishable from no speedup: the interval includes 1×"
         return f"{text}; {_was_promised(phase, ladder)}"
     return _realised(phase, ladder)
 
 
 def _realised(phase: Phase, ladder: Ladder) -> str:
-    """A speedup of what was promised, and the share of its bound."""
+    """The speedup next to the promised one, and the share of its bound."""
     text = f"{numbers.ratio(ladder.realised)} realised{_interval(ladder)}"
     if ladder.nominal is not None:
         text += f" of {numbers.ratio(ladder.nominal)} "
@@ -120,12 +118,12 @@ def _realised(phase: Phase, ladder: Ladder) -> str:
 
 
 def holds_one(phase: Phase) -> bool:
-    """Whether a speedup was looked for and the interval holds none too."""
+    """Whether the interval of a speedup includes 1."""
     return any(finding.id == "no-speedup" for finding in phase.findings)
 
 
 def _beyond(ladder: Ladder) -> str:
-    """What more than the bound means: nothing, where the interval holds the bound."""
+    """What more than the bound means: nothing, where the interval includes the bound."""
     return HOLDS_BOUND if ladder.holds_bound else PAST_BOUND
 
 
@@ -147,7 +145,7 @@ def _nothing_moved(phase: Phase) -> bool:
 
 
 def _noise(phase: Phase, ladder: Ladder) -> str:
-    """The ratio of two captures of what seems to be one model, which is no speedup."""
+    """The ratio of two captures of one model, or of what seems to be one: no speedup."""
     known = phase.family is not None and phase.family.id == "dense"
     text = "nothing was pruned" if known else "the shapes show no pruning"
     text += f": {numbers.ratio(ladder.realised)}"
@@ -160,7 +158,7 @@ def _noise(phase: Phase, ladder: Ladder) -> str:
 
 
 def _has_promise(phase: Phase) -> bool:
-    """Whether anybody said a sparsity: else the first bound is that of the FLOPs."""
+    """Whether a nominal sparsity is known; without one the first bound is the FLOP ratio."""
     return phase.sparsity.get("nominal") is not None
 
 
@@ -201,8 +199,8 @@ def family(verdict: FamilyVerdict | None) -> str:
 
 
 def coverage(phase: Phase) -> str:
-    """What the analysis knows, as shares of busy time, and the largest unknown kernel where all of
-    them have a share that is seen."""
+    """Shares of busy time that have a kind, a work model and a role; the largest unknown kernel
+    where unknown ones have a visible share."""
     names = (("kind", "a kind"), ("work", "a work model"), ("role", "a role"))
     known = ", ".join(
         f"{numbers.percent(phase.coverage.get(key))} has {label}" for key, label in names
@@ -216,7 +214,7 @@ def coverage(phase: Phase) -> str:
 
 
 def finding(item: Finding) -> str:
-    """The diagnosis with its change and what the change is predicted to save."""
+    """The diagnosis with the proposed change and its predicted gain."""
     text = item.text
     if item.change:
         text += f" → {item.change}"
@@ -226,16 +224,17 @@ def finding(item: Finding) -> str:
 
 
 def predicted(phase: Phase) -> str:
-    """The theory's ladder on the run's peaks, and where the realised one falls short of it."""
-    said = phase.predicted
-    if said is None:
+    """The predicted ladder on the run's peaks, and the term by which the realised speedup misses it
+    most."""
+    prediction = phase.predicted
+    if prediction is None:
         return ""
     names = {"flop": "FLOPs", "coverage": "coverage", "roofline": "roofline"}
     bounds = ", ".join(
-        f"{label} {numbers.ratio(said['ladder'].get(key))}" for key, label in names.items()
+        f"{label} {numbers.ratio(prediction['ladder'].get(key))}" for key, label in names.items()
     )
-    text = f"predicted for {said['family']} on these peaks: {bounds}"
-    miss = said.get("miss")
+    text = f"predicted for {prediction['family']} on these peaks: {bounds}"
+    miss = prediction.get("miss")
     if miss is None or not is_valid(phase) or not phase.is_speedup:
         return text
     text += f"; realised is {numbers.percent(miss['ratio'], decimals=0)} of that"
@@ -247,29 +246,35 @@ def predicted(phase: Phase) -> str:
 
 
 def warnings(report: Report) -> list[str]:
-    """What the reader must know first: the report's own warnings, which name what is partial."""
+    """The warnings of the report, which name its missing parts."""
     unnamed = report.partial and not report.warnings
     return ["this report is of a part of what ran"] if unnamed else report.warnings
 
 
 def opening(phase: Phase) -> list[str]:
     """The lines below the headline."""
-    said = (predicted(phase), statistic(phase), family(phase.family), setup(phase), coverage(phase))
-    return [line for line in said if line]
+    every = (
+        predicted(phase),
+        statistic(phase),
+        family(phase.family),
+        setup(phase),
+        coverage(phase),
+    )
+    return [line for line in every if line]
 
 
 def _dense_samples(phase: Phase) -> Unprofiled | None:
     return phase.baseline.unprofiled_ns if phase.baseline else None
 
 
-def _undrawn(phase: Phase) -> list[str]:
-    """The sides, of those that have unprofiled samples, whose placement was not drawn."""
+def _not_randomised(phase: Phase) -> list[str]:
+    """The sides with unprofiled samples whose placement in memory was not randomised."""
     sides = {"dense": _dense_samples(phase), "pruned": phase.unprofiled_ns}
     return [name for name, timed in sides.items() if timed and not timed.placements]
 
 
 def statistic(phase: Phase) -> str:
-    """What the realised speedup is a ratio of; of a run alone, what is not known of its time."""
+    """What the realised speedup is a ratio of; for a run alone, the statistic of its time."""
     timed = phase.unprofiled_ns
     if phase.ladder is None:
         return _alone(timed)
@@ -278,14 +283,14 @@ def statistic(phase: Phase) -> str:
         over = f"; 95 % bootstrap interval over {phase.steps} profiled steps"
         return text + (over if phase.ladder.realised_ci95 and not timed else "")
     has_interval = phase.ladder.realised_ci95 is not None
-    (dense, timed), missing = phase.sampled, _undrawn(phase)
+    (dense, timed), missing = phase.sampled, _not_randomised(phase)
     if missing:
         text = f"ratio of the medians of {len(timed.samples)} unprofiled samples"
         if dense.placements or timed.placements:
             text = f"ratio of {dense.in_words} (dense) to {timed.in_words} (pruned)"
         text += "; 95 % bootstrap interval" if has_interval else ""
         where = f" of {missing[0]}" if dense.placements or timed.placements else ""
-        return f"{text}; placement in memory{where} was not drawn, {_PLACED}"
+        return f"{text}; placement in memory{where} was not randomised, {_PLACED}"
     if len(dense.placements or ()) == len(timed.placements or ()):
         text = f"ratio of means over {len(timed.placements or ())} placements, of the medians of "
         text += f"{len(timed.samples)} unprofiled samples in all"
@@ -297,21 +302,20 @@ def statistic(phase: Phase) -> str:
 
 
 def _why_placements(timed: Unprofiled) -> str:
-    """Why there are not as many placements as were asked for, where there are not."""
-    asked = timed.placements_requested
-    if not asked:
+    """Why the number of placements differs from the requested one; empty where it does not."""
+    requested = timed.placements_requested
+    if not requested:
         return ""
-    text = f" ({asked} placements were asked for, and "
-    if asked > len(timed.placements or ()):
-        return f"{text}no more drawn than --repeats and --max-placements allow)"
-    return (
-        f"{text}more drawn while the interval was wider than {numbers.percent(NARROW, decimals=0)})"
-    )
+    text = f" ({requested} placements were requested; "
+    if requested > len(timed.placements or ()):
+        return f"{text}--repeats and --max-placements allow no more)"
+    width = numbers.percent(NARROW, decimals=0)
+    return f"{text}more were added while the interval was wider than {width})"
 
 
 def _alone(timed: Unprofiled | None) -> str:
-    """Of a run without a baseline: that its time is of one placement, where it is."""
+    """The time of a run without a baseline, where it is of one placement only."""
     if timed is None or timed.placements:
         return ""
     text = f"{numbers.time(timed.median)} a step without the profiler, {timed.in_words}"
-    return f"{text}; placement in memory was not drawn, {_PLACED}"
+    return f"{text}; placement in memory was not randomised, {_PLACED}"

@@ -19,7 +19,7 @@ from prunescope.analysis.report import escape
 from prunescope.analysis.report.view import Cell, Column, Table
 
 STYLES = {"loss": "red", "gain": "green", "quiet": "dim", "total": "bold", "promise": "cyan"}
-_LEAST = 36  # characters below which a cut name or evidence says nothing
+_LEAST = 36  # characters below which a cut name or evidence is of no use
 _LEAST_FOLDED = 16  # characters of a line of a folded column
 _SHORT = {"compute": "comp", "memory": "mem", "latency": "lat", "unknown": "?"}
 

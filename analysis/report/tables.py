@@ -8,95 +8,51 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import msgspec
 import polars as pl
 
-from prunescope.analysis.report.dictionary import COLUMNS, FRAME, unit_of
+from prunescope.analysis.report.dictionary import FRAME, TABLES, columns_of, unit_of
 from prunescope.analysis.report.escape import cell
-from prunescope.analysis.report.ledger_view import LADDER
 from prunescope.analysis.report.titles import phase_slugs
-from prunescope.analysis.schema.anatomy import Anatomy
-from prunescope.analysis.schema.report import GemmRow, Report
+from prunescope.analysis.schema.report import Report
 
 Value = str | int | float | bool | None
-Row = list[str | int | float | None]
 
 
 def csv_tables(report: Report) -> dict[str, str]:
-    """File name to CSV text: ledger, ladder, GEMMs, kernels, and what the other figures draw, each
-    with a `phase` column."""
-    return {
-        "ledger.csv": _csv("ledger.csv", _ledger(report)),
-        "ladder.csv": _csv("ladder.csv", _ladder(report)),
-        "gemms.csv": _csv("gemms.csv", _gemms(report)),
-        "kernels.csv": _csv("kernels.csv", _kernels(report)),
-        "bounds.csv": _csv("bounds.csv", bounds(report)),
-        "layers.csv": _csv("layers.csv", layers(report)),
-        "roofline.csv": _csv("roofline.csv", roofline(report)),
-        "waves.csv": _csv("waves.csv", waves(report)),
-    }
+    """File name to CSV text: ledger, ladder, GEMMs, kernels, and what the figures plot, each with a
+    `phase` column."""
+    return {file: _csv(report, file) for file in TABLES}
 
 
-def _ledger(report: Report) -> Iterable[list[Value]]:
-    for name, phase in report.phases.items():
-        for row in phase.ledger or []:
-            yield [name, row.row, "", "", "", row.ns, *_ends(row.ci95), row.noise_ns, ""]
-            for part in row.parts:
-                yield [
-                    name,
-                    row.row,
-                    part.name,
-                    part.role,
-                    part.cls,
-                    part.ns,
-                    *_ends(part.ci95),
-                    part.noise_ns,
-                    "; ".join(part.evidence),
-                ]
+def _csv(report: Report, file: str) -> str:
+    rows_of = TABLES[file][1]
+    rows = (
+        [name, *(_flat(value, field) for field, value in msgspec.structs.asdict(row).items())]
+        for name, phase in report.phases.items()
+        for row in rows_of(phase)
+    )
+    return _text([column.name for column in columns_of(file)], rows)
 
 
-def _ends(ci95: list[float] | None) -> tuple[float | None, float | None]:
-    return (ci95[0], ci95[1]) if ci95 else (None, None)
-
-
-def _ladder(report: Report) -> Iterable[list[Value]]:
-    for name, phase in report.phases.items():
-        if phase.ladder is None:
-            continue
-        for bound in LADDER:
-            ends = _ends(phase.ladder.interval_of(bound))
-            yield [name, bound, getattr(phase.ladder, bound), *ends]
-
-
-def _gemms(report: Report) -> Iterable[list[Value]]:
-    for name, phase in report.phases.items():
-        for gemm in phase.gemms:
-            yield [name, *(_flat(gemm, column) for column, *_ in COLUMNS["gemms.csv"][1:])]
-
-
-def _flat(gemm: GemmRow, column: str) -> Value:
-    value = getattr(gemm, column)
+def _flat(value: Any, field: str) -> Value:
+    """A dict as key=value, a list joined: names by a semicolon, numbers by a space."""
     if isinstance(value, dict):
         return " ".join(f"{key}={share}" for key, share in value.items())
     if isinstance(value, list):
-        return ("; " if column == "kernels" else " ").join(str(v) for v in value)
+        return ("; " if field in ("kernels", "evidence") else " ").join(map(str, value))
     return value  # type: ignore[no-any-return]  # a field of the struct, none of them nested
-
-
-def _kernels(report: Report) -> Iterable[list[Value]]:
-    for name, phase in report.phases.items():
-        for kernel in phase.kernels:
-            yield [name, *msgspec.structs.astuple(kernel)]
 
 
 def data_dictionary(frames: Mapping[str, pl.DataFrame] | None = None) -> str:
     """CSV of every column of every table: file, column, unit, meaning."""
     rows: list[list[Value]] = [
-        [file, column, unit, meaning]
-        for file, columns in COLUMNS.items()
-        for column, unit, meaning in columns
+        [file, column.name, column.unit, column.text]
+        for file in TABLES
+        for column in columns_of(file)
     ]
     named = dict.fromkeys(c for frame in (frames or {}).values() for c in frame.columns)
     rows += [
@@ -138,13 +94,9 @@ def inert_frame(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def _inert(column: pl.Series) -> pl.Series:
-    """Told once for each distinct string: a frame has few names and many rows."""
+    """Replaced once for each distinct string: a frame has few names and many rows."""
     unsafe = {name: cell(name) for name in column.unique().drop_nulls() if cell(name) != name}
     return column.replace(unsafe) if unsafe else column
-
-
-def _csv(file: str, rows: Iterable[Sequence[Value]]) -> str:
-    return _text([column for column, *_ in COLUMNS[file]], rows)
 
 
 def _text(head: list[str], rows: Iterable[Sequence[Value]]) -> str:
@@ -156,43 +108,3 @@ def _text(head: list[str], rows: Iterable[Sequence[Value]]) -> str:
         [cell(v) if isinstance(v, str) else "" if v is None else v for v in row] for row in rows
     )
     return out.getvalue()
-
-
-def bounds(report: Report) -> Iterator[Row]:
-    """Busy time by kind and bound; by kind alone where a phase has no anatomy."""
-    for name, phase in report.phases.items():
-        if phase.anatomy is None:
-            for kind, ns in phase.kinds.items():
-                yield [name, kind, None, ns]
-            continue
-        for kind, parts in phase.anatomy.kind_bounds.items():
-            for bound, ns in parts.items():
-                yield [name, kind, bound, ns]
-
-
-def layers(report: Report) -> Iterator[Row]:
-    """Busy time of each layer by role, and the idle time before its kernels."""
-    for name, anatomy in _anatomies(report):
-        for one in anatomy.layers:
-            yield from ([name, one.layer, role, ns] for role, ns in one.roles.items())
-            yield [name, one.layer, None, one.gap_ns]
-
-
-def roofline(report: Report) -> Iterator[Row]:
-    """The points of the roofline."""
-    for name, anatomy in _anatomies(report):
-        yield from ([name, *msgspec.structs.astuple(point)] for point in anatomy.points)
-
-
-def waves(report: Report) -> Iterator[Row]:
-    """The curves of predicted time over N."""
-    for name, anatomy in _anatomies(report):
-        for one in anatomy.shapes:
-            own: Row = [name, one.role, one.m, one.n, one.k, one.dense]
-            yield from ([*own, int(n), ns] for n, ns in one.curve)
-
-
-def _anatomies(report: Report) -> Iterator[tuple[str, Anatomy]]:
-    for name, phase in report.phases.items():
-        if phase.anatomy is not None:
-            yield name, phase.anatomy

@@ -23,7 +23,7 @@ from prunescope.analysis.schema.report import Finding, Phase, Report
 WIDE = 110  # columns from which evidence stands beside its row
 _EXTENT = Extent(gemms=14, kernels=8, kinds=8, brief=True)
 _LEFT_OUT = frozenset({"sides", "parts", "role", "shapes", "host"})
-_IN_LEDGER = frozenset({"kind", "kernels"})  # what a ledger says by itself
+_IN_LEDGER = frozenset({"kind", "kernels"})  # left out where there is a ledger
 _SHORTEST = 8  # characters of a bar
 _SEVERITY = {"critical": ("!!", "bold red"), "warning": ("!", "yellow"), "info": ("i", "cyan")}
 

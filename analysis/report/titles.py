@@ -55,7 +55,7 @@ def device(report: Report) -> str:
         facts.append(f"link to the host {rate} ({_link(peaks['link'])})")
     if not facts:
         return f"device {name}: no peaks known, so bounds are null; name --device or give --peak"
-    source = (named(report.device.get("source")) or "source not said").replace("`", "")
+    source = (named(report.device.get("source")) or "source unknown").replace("`", "")
     text = f"device {name}: peaks {', '.join(facts)} ({source})"
     text += "".join(_peaks_taken(report.device, used | {"bandwidth"}))
     return text + (_of_sheet(peaks, sheet) if peaks and sheet else "")
@@ -70,19 +70,19 @@ def _link(name: str) -> str:
 def _peaks_taken(device: DeviceUsed, names: set[str | None]) -> Iterator[str]:
     """How each peak that is used came about: before, after, what a product reached, and which of
     them bounds use."""
-    for name, seen in device.get("taken", {}).items():
+    for name, peak in device.get("taken", {}).items():
         what = "B" if name == "bandwidth" else "FLOP"
-        said = [
-            f"{label} {numbers.per_second(rate, what)}{' (used)' * (label == seen['used'])}"
+        rates = [
+            f"{label} {numbers.per_second(rate, what)}{' (used)' * (label == peak['used'])}"
             for label, rate in (
-                ("before", seen["before"]),
-                ("after", seen["after"]),
-                ("reached", seen["reached"]),
+                ("before", peak["before"]),
+                ("after", peak["after"]),
+                ("reached", peak["reached"]),
             )
             if rate is not None
         ]
-        if name in names and said:
-            yield f"; {name} {', '.join([*said, *_USED.get(seen['used'], ())])}"
+        if name in names and rates:
+            yield f"; {name} {', '.join([*rates, *_USED.get(peak['used'], ())])}"
 
 
 def _of_sheet(peaks: DeviceRates, sheet: DeviceRates) -> str:
@@ -103,11 +103,11 @@ def title(report: Report) -> str:
     name = named(subject.get("name")) or named(subject.get("model")) or "report"
     facts = [named(subject.get(key)) for key in ("model", "method", "dtype")]
     facts.append(named(report.device.get("name")))
-    seen = [name]
+    parts = [name]
     for fact in facts:
-        if fact and fact not in seen:
-            seen.append(fact)
-    return " · ".join(seen)
+        if fact and fact not in parts:
+            parts.append(fact)
+    return " · ".join(parts)
 
 
 def against(report: Report) -> str:
@@ -144,12 +144,12 @@ def figure_name(kind: str, slug: str, ending: str) -> str:
 
 
 def of_what(report: Report, phase: str) -> str:
-    """Of which model, method and phase, each cut to what a figure has room for."""
+    """Model, method and phase, each cut to what a figure has room for."""
     return ", ".join(short(fact, 24) for fact in facts_of(report, phase))
 
 
 def facts_of(report: Report, name: str) -> list[str]:
-    """Model, method (or the family that was told from the shapes) and phase, where known."""
+    """Model, method (or the family read from the shapes) and phase, where known."""
     subject, phase = report.subject, report.phases[name]
     model = named(subject.get("model")) or named(subject.get("name"))
     family = phase.family.id if phase.family and phase.family.id != "unknown" else ""

@@ -1,4 +1,4 @@
-"""A table as every format takes it: rows of cells, text with units beside the raw values (ns,
+"""A table as every format takes it: rows of cells, text with units and the raw values (ns,
 shares), unescaped. Renderers escape and lay out.
 """
 
@@ -44,7 +44,7 @@ def numeric(*titles: str) -> list[Column]:
 @dataclass(frozen=True, slots=True)
 class Table:
     """A titled table; `notes` explain marks and say what was left out; `needs`: of a note, the
-    columns that it is about, without any of which it says nothing."""
+    columns that it is about: without any of them it is not shown."""
 
     id: str
     title: str

@@ -42,10 +42,10 @@ def write_report(
     check_formats(formats)
     files: dict[str, bytes] = {}
     for name in dict.fromkeys(formats):
-        asked = RequestedFormats(
+        request = RequestedFormats(
             report=report, name=name, frames=frames, hosts=hosts, label_prefix=label_prefix
         )
-        files |= FORMATS[name].render(asked)
+        files |= FORMATS[name].render(request)
     return write_files(files, folder)
 
 
@@ -96,7 +96,7 @@ def _fill(partial: Path, files: Mapping[str, bytes]) -> None:
 
 
 def _may_step_aside(folder: Path) -> bool:
-    """Whether a folder is there for a report alone: nobody stands in it, it holds files only."""
+    """Whether a folder is only for a report: it holds files only, and is no working directory."""
     if not folder.exists():
         return True
     if folder.is_mount() or Path.cwd().is_relative_to(folder):

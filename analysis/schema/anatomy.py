@@ -4,23 +4,35 @@ and the cost of neighbouring dimensions. Plain values of schema 1; ns a step; nu
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
+
+from prunescope.analysis.schema.fields import meaning
 
 
 class RooflinePoint(msgspec.Struct, kw_only=True):
     """Calls of one shape in a roofline plot: x = flop / bytes, y = flop · count / clock_ns, the
-    busy time or, of kernels that ran beside others, the time that they ran."""
+    busy time or, of concurrent kernels, the time that they ran."""
 
-    name: str
-    kind: str
-    role: str
-    dtype: str | None
-    count: float
-    flop: float  # per call
-    bytes: float  # per call
-    busy_ns: float
-    clock_ns: float
-    bound: str
+    name: Annotated[str, meaning("the longest of the kernels")]
+    kind: Annotated[str, meaning("what they do")]
+    role: Annotated[str, meaning("where in the model")]
+    dtype: Annotated[str | None, meaning("number format that the products are made in")]
+    count: Annotated[
+        float, meaning("calls of one shape: one point of roofline-PHASE", "calls a step")
+    ]
+    flop: Annotated[float, meaning("of one call")]
+    bytes: Annotated[float, meaning("compulsory traffic of one call")]
+    busy_ns: Annotated[float, meaning("device time of a step")]
+    clock_ns: Annotated[
+        float,
+        meaning(
+            "time that the rate rests on: busy_ns, or how long concurrent kernels "
+            "ran; flop · count / clock_ns is the height of the point"
+        ),
+    ]
+    bound: Annotated[str, meaning("compute, memory, latency or unknown")]
 
 
 class LayerTime(msgspec.Struct, kw_only=True):
@@ -34,23 +46,29 @@ class LayerTime(msgspec.Struct, kw_only=True):
 
 class HostTime(msgspec.Struct, kw_only=True):
     """Host time up to the launches of one op in one role, and the device's wait for them; a call
-    outside of any op that copies or waits stands for one."""
+    outside of any op that copies or waits counts as an op."""
 
     op: str
     role: str
-    count: float  # of launch calls: a graph replay is one
-    host_ns: float  # from the launch before to these, by any thread, outside of such calls:
-    blocked_ns: float | None = None  # in calls inside this op that copy or wait; null: in host_ns
-    wait_ns: float  # gaps whose launch began after the device had run out of work
+    count: Annotated[float, meaning("of launch calls: a graph replay is one")]
+    host_ns: Annotated[
+        float, meaning("from the launch before to these, by any thread; without `blocked_ns`")
+    ]
+    blocked_ns: Annotated[
+        float | None, meaning("in calls inside this op that copy or wait; null: in host_ns")
+    ] = None
+    wait_ns: Annotated[
+        float, meaning("gaps whose launch began after the device had run out of work")
+    ]
 
 
 class Idle(msgspec.Struct, kw_only=True):
     """Idle time by what the launching thread did then: memcpy (in a copy that no graph holds),
-    copy_launch (in one that returns at once), sync, launch (another runtime call), computed
-    (a product on the host), op, nothing (that was recorded), held, replay, device, unknown,
-    other_step (the device ran work of a later step);
-    `beside`: the annotation, frame of Python or long op that the host was in for at least half of
-    its part of a gap; `ns` is all of that part."""
+    copy_launch (in a copy call that returns without waiting), sync, launch (another runtime call),
+    computed (a product on the host), op, nothing (that was recorded), held, replay, device,
+    unknown, other_step (the device ran work of a later step); `beside`: the annotation, frame of
+    Python or long op that the host was in for at least half of its part of a gap; `ns` is all of
+    that part."""
 
     doing: str
     beside: str | None
@@ -62,54 +80,78 @@ class Good(msgspec.Struct, kw_only=True):
 
     value: int
     change_ns: float | None
-    low_ns: float | None  # 95 % by the spread of the fit
-    high_ns: float | None
+    low_ns: Annotated[
+        float | None, meaning("lower end of the 95 % interval, by the spread of the fit")
+    ]
+    high_ns: Annotated[float | None, meaning("upper end of that interval")]
 
 
 class Shape(msgspec.Struct, kw_only=True):
-    """What a dimension near that of a GEMM would cost; `refused` says why nothing is claimed."""
+    """Time with a dimension near that of a GEMM; `refused`: why none is predicted."""
 
     role: str
     count: float
     m: int | None
     n: int | None
     k: int | None
-    axis: str  # N or K
+    axis: Annotated[str, meaning("N or K")]
     busy_ns: float
     tile: str | None = None
     waves: float | None = None
-    dense: int | None = None  # the same dimension of the dense GEMM
+    dense: Annotated[int | None, meaning("the same dimension of the dense GEMM")] = None
     below: Good | None = None
     above: Good | None = None
     refused: str | None = None
-    curve: list[list[float]] = []  # [dimension, ns a step]
+    curve: Annotated[list[list[float]], meaning("[dimension, ns a step]")] = []
 
 
 class Fit(msgspec.Struct, kw_only=True):
     """How well tile, wave and roofline explain the GEMMs seen: time ÷ prediction."""
 
-    gemms: int  # distinct ones, without the latency-bound
-    factor: float  # geometric mean, by time
-    spread: float | None  # of its logarithm, a factor e apart in shape; null for fewer than three
-    unaligned: float | None  # factor of the unaligned ones over that of the rest
+    gemms: Annotated[int, meaning("distinct ones, without the latency-bound")]
+    factor: Annotated[float, meaning("geometric mean, by time")]
+    spread: Annotated[
+        float | None,
+        meaning("of its logarithm, a factor e apart in shape; null for fewer than three"),
+    ]
+    unaligned: Annotated[
+        float | None, meaning("factor of the unaligned ones over that of the rest")
+    ]
 
 
 class Anatomy(msgspec.Struct, kw_only=True):
-    """All of it, for one phase."""
+    """The anatomy of one phase."""
 
-    kind_bounds: dict[str, dict[str, float]]  # busy of a kind by bound
+    kind_bounds: Annotated[dict[str, dict[str, float]], meaning("busy of a kind by bound")]
     layers: list[LayerTime]
     points: list[RooflinePoint]
-    tiles: dict[str, float]  # GEMM time by how the tile explains the grid, or why it cannot
-    gaps: dict[str, float]  # by cause, and tail: sum = gap + tail
-    # wall ÷ (wall − dispatch_ns): without late dispatch; null where causes are not known
-    graph_speedup: float | None
+    tiles: Annotated[
+        dict[str, float], meaning("GEMM time by how the tile explains the grid, or why it cannot")
+    ]
+    gaps: Annotated[
+        dict[str, float], meaning("idle time by cause, trailing idle as tail: sum = gap + tail")
+    ]
+    graph_speedup: Annotated[
+        float | None,
+        meaning(
+            "wall ÷ (wall − dispatch_ns): without late dispatch; null where causes are not known"
+        ),
+    ]
     host: list[HostTime]
     shapes: list[Shape]
     fit: Fit | None
-    # What of gaps[host] is dispatch: the rest is loading data or other work of the host.
-    dispatch_ns: float | None = None
-    # wall ÷ (wall − dispatch_ns − gaps[device]): the most by a CUDA graph, which spares what lies
-    # between kernels that were launched in time too; null where the step is a graph already
-    kernels_speedup: float | None = None
-    idle: list[Idle] = []  # the same idle time without the tail, split further
+    dispatch_ns: Annotated[
+        float | None,
+        meaning(
+            "the part of gaps[host] that is dispatch: the rest is loading data or other host work"
+        ),
+    ] = None
+    kernels_speedup: Annotated[
+        float | None,
+        meaning(
+            "wall ÷ (wall − dispatch_ns − gaps[device]): the most by a CUDA graph, "
+            "which spares what lies between kernels that were launched in time too; "
+            "null where the step is a graph already"
+        ),
+    ] = None
+    idle: Annotated[list[Idle], meaning("the same idle time without the tail, split further")] = []

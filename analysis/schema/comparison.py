@@ -5,9 +5,12 @@ Null (None) means "not known"; it is never 0. Additive changes only.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 from prunescope.analysis.schema.encode import json_bytes
+from prunescope.analysis.schema.fields import meaning
 from prunescope.analysis.schema.report import Ladder, Report
 from prunescope.analysis.schema.sides import SubjectFacts
 
@@ -20,14 +23,14 @@ class ComparisonRow(msgspec.Struct, kw_only=True):
     run: str
     model: str | None
     method: str | None
-    family: str | None  # the verdict
+    family: Annotated[str | None, meaning("the verdict")]
     phase: str
     batch: int | None
     prompt_len: int | None
     context: int | None
-    sparsity: dict[str, float | None]  # nominal, parameters, flop, bytes
-    timed: str  # "unprofiled" (median of samples) | "profiled" (mean wall)
-    wall_ns: float  # TTFT of a prefill, TPOT of a decode step
+    sparsity: Annotated[dict[str, float | None], meaning("nominal, parameters, flop, bytes")]
+    timed: Annotated[str, meaning('"unprofiled" (median of samples) | "profiled" (mean wall)')]
+    wall_ns: Annotated[float, meaning("TTFT of a prefill, TPOT of a decode step")]
     wall_ci95: list[float] | None
     dense_wall_ns: float | None
     tokens_per_s: float | None
@@ -39,10 +42,14 @@ class ComparisonRow(msgspec.Struct, kw_only=True):
     peak_memory_bytes: int | None
     dense_peak_memory_bytes: int | None
     ladder: Ladder | None
-    ledger: dict[str, float] | None  # row of the ledger to ns; dense and pruned are walls
-    critical: list[str] = []  # ids of critical findings
-    comparable: bool = True  # whether dense and pruned ran with equal settings
-    no_evidence: list[str] = []  # rows of the ledger that cannot be told from 0
+    ledger: Annotated[
+        dict[str, float] | None, meaning("row of the ledger to ns; dense and pruned are walls")
+    ]
+    critical: Annotated[list[str], meaning("ids of critical findings")] = []
+    comparable: Annotated[bool, meaning("whether dense and pruned ran with equal settings")] = True
+    no_evidence: Annotated[
+        list[str], meaning("rows of the ledger that are not distinguishable from 0")
+    ] = []
 
     @property
     def is_evidence(self) -> bool:
@@ -62,7 +69,9 @@ class Comparison(msgspec.Struct, kw_only=True):
 
     schema: int = 1
     tool: str
-    baseline: SubjectFacts | None  # the one baseline of all; null: each has its own baseline
+    baseline: Annotated[
+        SubjectFacts | None, meaning("the one baseline of all; null: each has its own baseline")
+    ]
     rows: list[ComparisonRow]
     failed: list[FailedSubject] = []
     warnings: list[str] = []

@@ -1,4 +1,4 @@
-"""Any value of a report as bytes: JSON for readers, MessagePack for another process of ours."""
+"""Any value of a report as bytes: JSON for readers, MessagePack for a worker process."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-# JSON itself escapes the controls below a space; terminals obey these too.
+# Control characters that terminals obey and that JSON does not escape itself.
 OBEYED = re.compile("[\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
 
 
@@ -21,7 +21,7 @@ def json_bytes(value: Any) -> bytes:
 
 
 def packed(value: Any) -> bytes:
-    """A value for another process."""
+    """A value as MessagePack, for a worker process."""
     return msgspec.msgpack.encode(value)
 
 
@@ -45,7 +45,7 @@ def _as_sent(typed: Any, sent: Any) -> Any:
     elif isinstance(typed, dict):
         typed.update({key: _as_sent(value, sent.get(key)) for key, value in typed.items()})
     elif isinstance(typed, list):
-        typed[:] = [_as_sent(one, other) for one, other in zip(typed, sent, strict=True)]
+        typed[:] = [_as_sent(value, raw) for value, raw in zip(typed, sent, strict=True)]
     elif isinstance(typed, tuple):
-        return tuple(_as_sent(one, other) for one, other in zip(typed, sent, strict=True))
+        return tuple(_as_sent(value, raw) for value, raw in zip(typed, sent, strict=True))
     return typed

@@ -6,9 +6,11 @@ perplexities (pruned / dense - 1). Null means "not known"; it is never 0. Additi
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+
+from prunescope.analysis.schema.fields import meaning
 
 MOST_RATIO = 4.0  # perplexity, pruned over dense: beyond it nobody would use a model
 
@@ -17,7 +19,7 @@ class TextLoss(msgspec.Struct, kw_only=True):
     """The loss on one text: relative perplexity against the plain dense model, and against the one
     that was trained as the pruned one was."""
 
-    perplexity_rel: float | None = None  # pruned / dense - 1
+    perplexity_rel: Annotated[float | None, meaning("pruned / dense - 1")] = None
     ci95: list[float] | None = None
     perplexity_rel_recovered: float | None = None
     recovered_ci95: list[float] | None = None
@@ -27,17 +29,19 @@ class Loss(TextLoss, kw_only=True):
     """The losses of a point, on the text of the sweep, the other text and tasks."""
 
     other_text: TextLoss | None = None
-    kl: float | None = None  # nats a token
+    kl: Annotated[float | None, meaning("nats a token")] = None
     kl_ci95: list[float] | None = None
-    agreement: float | None = None  # share of tokens, 0..1
+    agreement: Annotated[float | None, meaning("share of tokens, 0..1")] = None
     agreement_ci95: list[float] | None = None
     bits_per_byte: float | None = None
     perplexity: float | None = None
     dense_perplexity: float | None = None
-    scoring: str | None = None  # "prefill" | "decode"
-    context: int | None = None  # tokens of a window of the text
-    # Relative changes over tasks; absent where no tasks were asked.
-    tasks_signed: float | None | msgspec.UnsetType = msgspec.UNSET
+    scoring: Annotated[str | None, meaning('"prefill" | "decode"')] = None
+    context: Annotated[int | None, meaning("tokens of a window of the text")] = None
+    tasks_signed: Annotated[
+        float | None | msgspec.UnsetType,
+        meaning("relative change over tasks; absent without tasks"),
+    ] = msgspec.UNSET
     tasks_signed_ci95: list[float] | None | msgspec.UnsetType = msgspec.UNSET
     tasks_absolute: float | None | msgspec.UnsetType = msgspec.UNSET
 
@@ -62,42 +66,66 @@ class Added(msgspec.Struct, kw_only=True):
     saved_ns: float
     added_ns: float
     share_of_saved: float | None
-    without: float | None = None  # the speedup, had nothing been added: dense / (dense - saved_ns)
-    sparsity: float | None = None  # share of the FLOPs that is gone, of what the family touches
-    break_even: float | None = None  # of that share, where gain equals overhead; null: nowhere seen
+    without: Annotated[
+        float | None, meaning("the speedup, had nothing been added: dense / (dense - saved_ns)")
+    ] = None
+    sparsity: Annotated[
+        float | None, meaning("share of the FLOPs that is gone, of what the family touches")
+    ] = None
+    break_even: Annotated[
+        float | None, meaning("of that share, where gain equals overhead; null: nowhere seen")
+    ] = None
     parts: list[AddedPart]
 
 
 class SweepPoint(msgspec.Struct, kw_only=True):
-    """A family at a sparsity in one phase, batch and length; the median of its draws."""
+    """A family at a sparsity in one phase, batch and length; the median over its random samples
+    (draws)."""
 
     id: str
     family: str
-    sparsity: float | None  # nominal; the least of `sparsities`. null: a checkpoint
-    sparsities: list[float] = []  # nominal ones that give these dimensions
-    select: str | None = None  # how parts were chosen, where a sweep compares several ways
+    sparsity: Annotated[
+        float | None, meaning("nominal; the least of `sparsities`. null: a checkpoint")
+    ]
+    sparsities: Annotated[list[float], meaning("nominal ones that give these dimensions")] = []
+    select: Annotated[
+        str | None, meaning("how parts were chosen, where a sweep compares several ways")
+    ] = None
     batch: int
     prompt_len: int
-    draws: list[str] = []  # ids of the results
+    draws: Annotated[list[str], meaning("ids of the results")] = []
     realised: float
-    realised_ci95: list[float] | None  # over draws: from the lowest to the highest
-    bounds: dict[str, float | None]  # flop, coverage, roofline
-    shares: dict[str, float | None]  # realised / bound
-    loss: Loss | None  # null: not judged
+    realised_ci95: Annotated[
+        list[float] | None, meaning("over random samples: from the lowest to the highest")
+    ]
+    bounds: Annotated[dict[str, float | None], meaning("flop, coverage, roofline")]
+    shares: Annotated[dict[str, float | None], meaning("realised / bound")]
+    loss: Annotated[Loss | None, meaning("null: not judged")]
     flop_sparsity: float | None
     parameter_sparsity: float | None = None
-    memory_bound: float | None = None  # share of the dense model's busy time that has a bound
-    ledger: dict[str, float] = {}  # row -> ns, of the first draw
-    overhead: Added | None = None  # of a family that adds work
-    simulated: str | None = None  # what stands in for hardware that is not there
-    training_stopped: str | None = None  # why its training ended before the steps asked for
+    memory_bound: Annotated[
+        float | None, meaning("share of the dense model's busy time that has a bound")
+    ] = None
+    ledger: Annotated[dict[str, float], meaning("row -> ns, of the first random sample")] = {}
+    overhead: Annotated[Added | None, meaning("of a family that adds work")] = None
+    simulated: Annotated[str | None, meaning("what stands in for hardware that is not there")] = (
+        None
+    )
+    training_stopped: Annotated[
+        str | None, meaning("why its training ended before the requested steps")
+    ] = None
     on_frontier: bool = False
-    timing_valid: bool = True  # of all draws
+    timing_valid: Annotated[bool, meaning("of all random samples")] = True
 
     @property
     def label(self) -> str:
         """The family, with the way to choose where there are several."""
         return self.family if self.select is None else f"{self.family} ({self.select})"
+
+    @property
+    def name(self) -> str:
+        """The label with the nominal sparsity, where one is known."""
+        return self.label if self.sparsity is None else f"{self.label} {self.sparsity:g}"
 
 
 class Winner(msgspec.Struct, kw_only=True):
@@ -108,8 +136,10 @@ class Winner(msgspec.Struct, kw_only=True):
     realised: float
     batch: int
     prompt_len: int
-    share_of_draws: float | None = None  # in which it is the fastest, over the range
-    timing_valid: bool = True  # of the point whose speedup it is
+    share_of_draws: Annotated[
+        float | None, meaning("share of samples within the intervals in which it is the fastest")
+    ] = None
+    timing_valid: Annotated[bool, meaning("of the point whose speedup it is")] = True
 
 
 class Hypothesis(msgspec.Struct, kw_only=True):
@@ -119,11 +149,15 @@ class Hypothesis(msgspec.Struct, kw_only=True):
     phase: str
     batch: int | None = None
     prompt_len: int | None = None
-    verdict: str  # "holds" | "does not hold" | "undecided" | "cannot be judged"
+    verdict: Annotated[str, meaning('"holds" | "does not hold" | "undecided" | "cannot be judged"')]
     effect: float | None = None
     effect_ci95: list[float] | None = None
-    share_of_draws: float | None = None  # in which the claim is true
-    loss_on: str | None = None  # the text whose losses were compared; null: that of the sweep
+    share_of_draws: Annotated[
+        float | None, meaning("share of samples within the intervals in which the claim is true")
+    ] = None
+    loss_on: Annotated[
+        str | None, meaning("the text whose losses were compared; null: that of the sweep")
+    ] = None
     text: str
 
 
@@ -132,8 +166,10 @@ class SpeedLoss(msgspec.Struct, kw_only=True):
 
     realised: float
     loss: float | None
-    flop_sparsity: float | None | msgspec.UnsetType = msgspec.UNSET  # at equal sparsity
-    timing_valid: bool = True  # of the points that it is made of
+    flop_sparsity: Annotated[float | None | msgspec.UnsetType, meaning("at equal sparsity")] = (
+        msgspec.UNSET
+    )
+    timing_valid: Annotated[bool, meaning("of the points that it is made of")] = True
 
 
 class AtFlops(msgspec.Struct, kw_only=True):
@@ -155,7 +191,9 @@ class SweepCell(msgspec.Struct, kw_only=True):
 
     batch: int
     prompt_len: int
-    dense_ns: dict[str, float]  # over the results: median, low, high, spread = (high-low)/median
+    dense_ns: Annotated[
+        dict[str, float], meaning("over the results: median, low, high, spread = (high-low)/median")
+    ]
     winners: list[Winner]
     break_even: dict[str, float | None]
     equal_flops: list[AtFlops]
@@ -175,19 +213,24 @@ class ParetoPhase(msgspec.Struct, kw_only=True):
     break_even: dict[str, float | None]
     cells: list[SweepCell]
 
+    def points_in(self, cell: SweepCell) -> list[SweepPoint]:
+        """The points of one batch and length."""
+        where = (cell.batch, cell.prompt_len)
+        return [point for point in self.points if (point.batch, point.prompt_len) == where]
+
 
 class SweepSubject(msgspec.Struct, kw_only=True):
-    """What was swept, as the first result's run.json and sweep.json say it."""
+    """Model, device and options of a sweep, from the first result's run.json and sweep.json."""
 
     model: str | None = None
     device: str | None = None
     dtype: str | None = None
     threads: int | None = None
     versions: dict[str, str] = {}
-    text: dict[str, Any] | None = None  # `quality.text` of run.json
+    text: Annotated[dict[str, Any] | None, meaning("`quality.text` of run.json")] = None
     command: str | None = None
     select: str | list[str] | None = None
-    config: dict[str, Any] = {}  # of sweep.json
+    config: Annotated[dict[str, Any], meaning("of sweep.json")] = {}
 
 
 class FailedResult(msgspec.Struct, kw_only=True):

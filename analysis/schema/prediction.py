@@ -1,6 +1,6 @@
 """The prediction: what `predict` fills in without a run. Times in ns a forward, memory in bytes.
 
-Null (None) means "not known" or "needs a run". Fields that a report's phase has too have its names
+Null (None) means "unknown" or "needs a run". Fields that a report's phase has too have its names
 and units. Speedups are dense over pruned. Additive changes only.
 """
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from prunescope.analysis.schema.report import GemmShape
 from prunescope.analysis.schema.sides import DeviceUsed, SubjectFacts
 
 Span = dict[str, int]  # {"from", "to"}, both included
@@ -28,23 +29,10 @@ class PredictedLadder(msgspec.Struct, kw_only=True):
     share_of_bound: None = None
 
 
-class PredictedGemm(msgspec.Struct, kw_only=True):
+class PredictedGemm(GemmShape, kw_only=True):
     """A GEMM of one forward: FLOPs and bytes a call, `count` and `ideal_ns` a forward."""
 
-    role: str
-    group: str
-    layers: list[int] = []
-    op: None = None
-    kind: str
-    batch: int
-    m: int | None
-    n: int | None
-    k: int | None
-    dtype: str
-    dense_m: int | None
-    dense_n: int | None
-    dense_k: int | None
-    axis: str | None
+    axis: str | None = None
     count: float
     flop: float | None
     bytes: float | None
@@ -52,13 +40,13 @@ class PredictedGemm(msgspec.Struct, kw_only=True):
     bound: str | None
     added: bool = False
     expected_ns: float | None = None  # a forward, with its kernels' starts; null: gone
-    tile: list[int] | None = None  # rows and columns; null: no GEMM, or units not known
+    tile: list[int] | None = None  # rows and columns; null: no GEMM, or SMs unknown
     waves: float | None = None
     parts: int | None = None  # of K
 
 
 class Sums(msgspec.Struct, kw_only=True):
-    """A forward's work at the roofline, and what lies in memory."""
+    """A forward's work and roofline time, and its memory."""
 
     flop: float
     bytes: float
@@ -73,7 +61,7 @@ class Sums(msgspec.Struct, kw_only=True):
 
 
 class BreakEven(msgspec.Struct, kw_only=True):
-    """Where the speedup crosses 1; null where it does not in the range that was searched."""
+    """Where the speedup crosses 1; null where it does not in the range that is searched."""
 
     sparsity: float | None
     batch: Span | None
@@ -81,7 +69,7 @@ class BreakEven(msgspec.Struct, kw_only=True):
 
 
 class TermRow(msgspec.Struct, kw_only=True):
-    """A cost of execution: ns that it adds on both sides, and where it was seen."""
+    """A cost of execution: ns that it adds on both sides, its cause and its source."""
 
     name: str
     dense_ns: float
@@ -90,8 +78,8 @@ class TermRow(msgspec.Struct, kw_only=True):
     figure: str
 
 
-class Guess(msgspec.Struct, kw_only=True):
-    """A constant that moves the speedup: its ends, and the speedup there, low and high."""
+class Sensitivity(msgspec.Struct, kw_only=True):
+    """A constant that the speedup depends on: its ends, and the speedup there, low and high."""
 
     name: str
     term: str
@@ -111,14 +99,14 @@ class Execution(msgspec.Struct, kw_only=True):
     pruned_ns: float
     speedup: float
     range: list[float]
-    guessed: list[Guess]
+    sensitivities: list[Sensitivity] = msgspec.field(name="guessed")
     notes: list[str] = []  # why the range is narrow
-    break_even: BreakEven | None = None  # null: not asked for
+    break_even: BreakEven | None = None  # null: without `break_even`
     above_roofline: str | None = None  # why the speedup is above the roofline's
 
 
 class Expected(msgspec.Struct, kw_only=True):
-    """Where a pruning pays at the roofline, and what is expected of it with the costs."""
+    """Where a pruning pays at the roofline, and the expected time with the costs of execution."""
 
     break_even: BreakEven | None
     execution: Execution
@@ -137,7 +125,7 @@ class Generation(msgspec.Struct, kw_only=True):
 
 
 class Memory(msgspec.Struct, kw_only=True):
-    """Bytes that a workload needs on a device; null where the device's memory is not known."""
+    """Bytes that a workload needs on a device; null where the device's memory is unknown."""
 
     device_bytes: int | None
     weight_bytes: int
@@ -168,23 +156,14 @@ class PredictedAnswer(msgspec.Struct, kw_only=True):
     at_max_batch: Speed | None  # of tokens a second, each side at the largest batch that fits
 
 
-class PredictedPhase(msgspec.Struct, kw_only=True):
-    """One phase. Without a method it is of the dense model, and what compares is null."""
+class PredictedPhase(Sums, kw_only=True):
+    """One phase of the pruned side. Without a method it is the dense side, and comparisons are
+    null."""
 
     batch: int
     prompt_len: int
     context: int
     logits: str
-    flop: float
-    bytes: float
-    ideal_ns: float
-    parameters: int
-    weight_bytes: int
-    weight_read_bytes: int
-    kv_bytes: int
-    memory_bytes: int
-    bound: dict[str, float]
-    roles: dict[str, float]
     tokens_per_s: float  # at the roofline
     gemms: list[PredictedGemm]
     ladder: PredictedLadder | None = None
@@ -194,7 +173,7 @@ class PredictedPhase(msgspec.Struct, kw_only=True):
 
 
 class Subject(msgspec.Struct, kw_only=True):
-    """What was asked about. `method`, `sparsity` and `knobs` are null where points differ."""
+    """The model and device. `method`, `sparsity` and `knobs` are null where points differ."""
 
     name: str | None
     model: dict[str, Any]
@@ -207,8 +186,8 @@ class Subject(msgspec.Struct, kw_only=True):
 
 
 class PredictedPoint(msgspec.Struct, kw_only=True):
-    """A method at a sparsity, in each phase. `label`: its family, or the name asked for where
-    several methods of one family stand in a grid."""
+    """A method at a sparsity, in each phase. `label`: its family, or its name where a grid has
+    several methods of one family."""
 
     method: str | None
     label: str | None = None
@@ -231,13 +210,13 @@ class Prediction(msgspec.Struct, kw_only=True):
     phases: dict[str, PredictedPhase] | None
     curves: dict[str, dict[str, dict[str, list[float]]]]  # phase -> method -> column -> values
     warnings: list[str]
-    answer: PredictedAnswer | None = None  # that of the only point
+    answer: PredictedAnswer | None = None  # of the only point
 
 
 class Ranked(msgspec.Struct, kw_only=True):
-    """A family in a ranking. `removed`: shares of FLOPs, parameters and bytes at `sparsity`, its
-    own. `ties`: its range and that of the first overlap. `select`: how parts were chosen in the
-    runs that tell its loss."""
+    """A family in a ranking. `removed`: shares of FLOPs, parameters and bytes at its own
+    `sparsity`. `ties`: its range overlaps that of the first. `select`: how parts were chosen in the
+    runs of its loss."""
 
     family: str
     extension: bool
@@ -250,12 +229,12 @@ class Ranked(msgspec.Struct, kw_only=True):
     kv_bytes: int
     ties: bool
     select: str | None = None
-    fits: bool | None = None  # into the device's memory; null: not known
+    fits: bool | None = None  # into the device's memory; null: unknown
 
 
 class Ranking(msgspec.Struct, kw_only=True):
-    """Which family, here? `by`: what is equal (flop, param: the share that all remove; loss: where
-    a sweep has judged them) -> families, the fastest first. `left_out`: family -> why."""
+    """Which family, here? `by`: what is equal (flop, param: the removed share; loss: as a sweep
+    measured it) -> families, the fastest first. `left_out`: family -> reason."""
 
     schema: int = 1
     tool: str = "prunescope predict --rank"
@@ -290,7 +269,7 @@ class FamilyRow(msgspec.Struct, kw_only=True):
 
 
 class MeasuredPhase(msgspec.Struct, kw_only=True):
-    """A measured dense forward, and what each family would make of it, the fastest first."""
+    """A measured dense forward, and each family on it, the fastest first."""
 
     batch: int
     prompt_len: int

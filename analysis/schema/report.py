@@ -5,12 +5,13 @@ Null (None) means "not known"; it is never 0. Additive changes only.
 
 from __future__ import annotations
 
-from typing import Required, TypedDict
+from typing import Annotated, Any, Required, TypedDict
 
 import msgspec
 
 from prunescope.analysis.schema.anatomy import Anatomy
 from prunescope.analysis.schema.encode import json_bytes
+from prunescope.analysis.schema.fields import meaning
 from prunescope.analysis.schema.pair_comparison import PairComparison
 from prunescope.analysis.schema.sides import (
     DeviceUsed,
@@ -21,7 +22,7 @@ from prunescope.analysis.schema.sides import (
     Unprofiled,
 )
 
-# Where busy is less than this share of the duration, kernels ran beside others.
+# Where busy is less than this share of the duration, kernels ran concurrently with others.
 BESIDE = 0.99
 CLOCKS_APART = "clocks-apart"  # the finding that makes causes of idle time doubtful
 _NOT_COMPARABLE = "not-comparable"  # the finding by which reports before 0.2 say so
@@ -30,47 +31,96 @@ WHOLE_TRACE = "no step marker in the trace: all of it counts as one step"
 
 
 def clock(busy: float, ran: float) -> float:
-    """The time that tells the speed of work: busy; of kernels beside others, for which busy is what
-    no earlier one covers, the time that they ran. All in one unit."""
+    """The time that a rate of work rests on: busy or, for concurrent kernels, of which busy is only
+    what no earlier one covers, the time that they ran. All in one unit."""
     return ran if busy < BESIDE * ran else busy
 
 
-class GemmRow(msgspec.Struct, kw_only=True):
+class GemmShape(msgspec.Struct, kw_only=True):
+    """Which GEMM a row is, its shape, and the shape of the dense GEMM that it came from."""
+
+    role: Annotated[str, meaning("where in the model")]
+    group: Annotated[str, meaning("qkv, qk, pv, o, gate_up, down, lm_head, router, other, added")]
+    layers: Annotated[list[int], meaning("indices of the layers, separated by spaces")]
+    op: Annotated[str | None, meaning("the operator that launched it")]
+    kind: Annotated[str, meaning("gemm, gemv, batched_gemm, sparse_gemm, grouped_gemm, attention")]
+    batch: Annotated[int | None, meaning("matrices in a call")]
+    m: Annotated[int | None, meaning("rows of a call: tokens")]
+    n: Annotated[int | None, meaning("output features")]
+    k: Annotated[int | None, meaning("input features")]
+    dtype: Annotated[
+        str | None,
+        meaning(
+            "number format that the products are made in; 3xtf32: fp32 as three "
+            "products of TF32, bound by a third of that peak"
+        ),
+    ]
+    dense_m: Annotated[int | None, meaning("M of the dense GEMM it is paired with")] = None
+    dense_n: Annotated[int | None, meaning("N of that GEMM")] = None
+    dense_k: Annotated[int | None, meaning("K of that GEMM")] = None
+
+
+class GemmRow(GemmShape, kw_only=True):
     """A row of the GEMM table: one (role, op, shape, pairing) over layers and calls of a step."""
 
-    role: str
-    group: str  # qkv qk pv o gate_up down lm_head router other added
-    layers: list[int]
-    op: str | None
-    kind: str
-    batch: int | None
-    m: int | None
-    n: int | None
-    k: int | None
-    dtype: str | None
-    dense_m: int | None = None
-    dense_n: int | None = None
-    dense_k: int | None = None
-    dense_batch: int | None = None
-    dense_count: float | None = None  # calls a step of the dense GEMMs that this row is paired with
-    axis: str | None = None  # none M N K NK heads rank 2:4 gone added unknown; null: no baseline
-    keep: dict[str, float] | None = None  # kept share per axis that moved, e.g. {"n": 0.75}
-    count: float  # calls a step
-    flop: float | None  # per call
-    bytes: float | None  # per call
-    busy_ns: float
-    helper_ns: float
-    ideal_ns: float | None
-    bound: str | None
-    efficiency: float | None  # ideal_ns / busy_ns; / duration_ns where that is BESIDE or less
-    duration_ns: float | None = None  # of its kernels, also where they run beside others
-    dense_busy_ns: float | None = None  # of the dense GEMMs this row is paired with
-    promised_ns: float | None = None  # p * dense_busy_ns
-    loss_ns: float | None = None  # busy_ns - promised_ns
-    shapes: str | None = None  # recorded, eager-trace or model (its config); null: none are known
-    simulated: bool = False
-    split: bool = False  # a fused attention kernel's time split by FLOPs
-    kernels: list[str] = []
+    dense_batch: Annotated[int | None, meaning("matrices in a call of it")] = None
+    dense_count: Annotated[float | None, meaning("calls of it", "calls a step")] = None
+    axis: Annotated[
+        str | None, meaning("what moved: none, M, N, K, NK, heads, rank, 2:4, gone, added, unknown")
+    ] = None
+    keep: Annotated[
+        dict[str, float] | None,
+        meaning("kept share of each axis that moved, as axis=share", "share"),
+    ] = None
+    count: Annotated[float, meaning("calls", "calls a step")]
+    flop: Annotated[
+        float | None,
+        meaning(
+            "of one call, 2·M·N·K·batch; 2:4: half of it; attention: of the pairs of "
+            "query and key that the mask leaves, causal prefill about half; where steps "
+            "differ, as keys in decode, the mean, as M, N and K are"
+        ),
+    ]
+    bytes: Annotated[
+        float | None, meaning("compulsory traffic of one call; where steps differ, the mean")
+    ]
+    busy_ns: Annotated[float, meaning("device time of a step, auxiliary kernels included")]
+    helper_ns: Annotated[
+        float,
+        meaning("of which auxiliary kernels: memsets, workspaces, reductions of the same operator"),
+    ]
+    ideal_ns: Annotated[
+        float | None,
+        meaning(
+            "roofline time of a step, the mean over steps: for each call the larger of "
+            "FLOP/peak and bytes/bandwidth"
+        ),
+    ]
+    bound: Annotated[str | None, meaning("compute, memory or latency")]
+    efficiency: Annotated[
+        float | None,
+        meaning(
+            "ideal_ns / busy_ns (/ duration_ns where kernels are concurrent); may exceed 1", "ratio"
+        ),
+    ]
+    duration_ns: Annotated[
+        float | None, meaning("run time of a step's kernels, concurrent ones in full")
+    ] = None
+    dense_busy_ns: Annotated[
+        float | None, meaning("device time of the dense GEMMs that it is paired with")
+    ] = None
+    promised_ns: Annotated[float | None, meaning("(1 − sparsity) · dense_busy_ns")] = None
+    loss_ns: Annotated[float | None, meaning("busy_ns − promised_ns")] = None
+    shapes: Annotated[
+        str | None, meaning("where they come from: recorded, eager-trace or model (its config)")
+    ] = None
+    simulated: Annotated[
+        bool, meaning("true: the device has no such kernel and a stand-in was timed")
+    ] = False
+    split: Annotated[
+        bool, meaning("true: the time of a fused attention kernel, split by FLOPs")
+    ] = False
+    kernels: Annotated[list[str], meaning("names of the kernels that ran")] = []
 
 
 class LedgerPart(msgspec.Struct, kw_only=True):
@@ -98,7 +148,7 @@ class Row(msgspec.Struct, kw_only=True):
 
     @property
     def moves_ns(self) -> float:
-        """What it moves the sum by: nothing where it is null."""
+        """What it adds to the sum: 0 where it is null."""
         return self.ns or 0.0
 
 
@@ -117,11 +167,11 @@ class Finding(msgspec.Struct, kw_only=True):
     """One sentence of diagnosis with its evidence and one concrete change."""
 
     id: str
-    severity: str  # "critical" | "warning" | "info"
+    severity: Annotated[str, meaning('"critical" | "warning" | "info"')]
     text: str
     evidence: list[str]
     change: str | None
-    predicted_ns: float | None  # gain of the change, ns a step
+    predicted_ns: Annotated[float | None, meaning("gain of the change, ns a step")]
 
 
 class FamilyPart(TypedDict, total=False):
@@ -151,8 +201,8 @@ class FamilyVerdict(msgspec.Struct, kw_only=True):
 
 
 class Ladder(msgspec.Struct, kw_only=True):
-    """Speedups, dense over pruned, from the promise to what was measured. Intervals are those of
-    bounds that are made of measured times; null where too little was measured to say."""
+    """Speedups, dense over pruned, from the promise to what was measured. Bounds made of
+    measured times have intervals; null where too little was measured."""
 
     nominal: float | None
     flop: float | None
@@ -161,7 +211,7 @@ class Ladder(msgspec.Struct, kw_only=True):
     busy: float | None
     realised: float
     realised_ci95: list[float] | None
-    share_of_bound: float | None  # realised / roofline
+    share_of_bound: Annotated[float | None, meaning("realised / roofline")]
     coverage_ci95: list[float] | None = None
     roofline_ci95: list[float] | None = None
     busy_ci95: list[float] | None = None
@@ -173,15 +223,15 @@ class Ladder(msgspec.Struct, kw_only=True):
         return ends
 
     def share_interval(self) -> list[float] | None:
-        """The 95 % interval of `share_of_bound`; of a report that has none, that of the realised
-        speedup over a bound taken as exact."""
+        """The 95 % interval of `share_of_bound`; in an older report without one, that of the
+        realised speedup over a bound taken as exact."""
         if self.share_of_bound_ci95 or not self.roofline or not self.realised_ci95:
             return self.share_of_bound_ci95
         return [end / self.roofline for end in self.realised_ci95]
 
     @property
     def holds_bound(self) -> bool:
-        """Whether the interval of the share holds 1, or lies below."""
+        """Whether the interval of the share includes 1, or lies below."""
         ends = self.share_interval()
         return ends is not None and ends[0] <= 1
 
@@ -193,20 +243,22 @@ class Pairing(msgspec.Struct, kw_only=True):
     removed: int
     added: int
     alignment: str
-    layers: str | None = None  # e.g. "4 of 24 layers removed"
+    layers: Annotated[str | None, meaning('e.g. "4 of 24 layers removed"')] = None
 
 
 class KernelRow(msgspec.Struct, kw_only=True):
     """One kernel name of the kernel table (largest by time first)."""
 
-    name: str
-    kind: str
-    role: str
-    count: float
-    busy_ns: float
-    bound: str | None
-    efficiency: float | None
-    duration_ns: float | None = None  # also where others ran beside it
+    name: Annotated[str, meaning("kernel, or the operator on a CPU")]
+    kind: Annotated[str, meaning("what the kernel does")]
+    role: Annotated[str, meaning("where in the model")]
+    count: Annotated[float, meaning("launches", "calls a step")]
+    busy_ns: Annotated[float, meaning("device time of a step")]
+    bound: Annotated[str | None, meaning("compute, memory or latency")]
+    efficiency: Annotated[float | None, meaning("roofline time / busy time", "ratio")]
+    duration_ns: Annotated[
+        float | None, meaning("run time of a step, concurrent kernels in full")
+    ] = None
 
 
 class OverheadPart(msgspec.Struct, kw_only=True):
@@ -214,9 +266,11 @@ class OverheadPart(msgspec.Struct, kw_only=True):
 
     name: str
     ns: float | None
-    share: float | None = None  # of the dense step
-    ci95: list[float] | None = None  # of ns
-    added: bool  # work or host time that was added; else a saving that did not come
+    share: Annotated[float | None, meaning("of the dense step")] = None
+    ci95: Annotated[list[float] | None, meaning("of ns")] = None
+    added: Annotated[
+        bool, meaning("work or host time that was added; else a saving that did not come")
+    ]
     evidence: list[str] = []
 
 
@@ -227,27 +281,40 @@ class Overhead(msgspec.Struct, kw_only=True):
     parts: list[OverheadPart]
     added_ns: float
     saved_ns: float
-    sparsity: float | None  # share of the FLOPs that is gone, where any is
-    break_even: float | None  # of that share, where gain equals overhead; null: `why`
-    break_even_ci95: list[float | None] | None = None  # an end is null where nothing ever pays
+    sparsity: Annotated[float | None, meaning("share of the FLOPs that is gone, where any is")]
+    break_even: Annotated[
+        float | None, meaning("of that share, where gain equals overhead; null: `why`")
+    ]
+    break_even_ci95: Annotated[
+        list[float | None] | None, meaning("an end is null where nothing ever pays")
+    ] = None
     why: str | None = None
     added_ci95: list[float] | None = None
     saved_ci95: list[float] | None = None
 
 
 class SecondOpinion(msgspec.Struct, kw_only=True):
-    """What Holistic Trace Analysis (HTA) says of the whole trace of a phase: all of its steps, and
+    """Results of Holistic Trace Analysis (HTA) on the whole trace of a phase: all of its steps, and
     what lies outside of them. ns, not per step; null where HTA fails, and `failed` says why."""
 
     version: str | None
-    total_ns: float | None  # from the first device event to the end of the last
+    total_ns: Annotated[float | None, meaning("from the first device event to the end of the last")]
     busy_ns: float | None
     idle_ns: float | None
-    compute_ns: float | None  # busy with kernels that HTA counts as computation
-    waits: dict[str, float] | None  # idle, summed over streams: host_wait, kernel_wait, other
-    kernel_types: dict[str, float] | None  # HTA cuts every interval to whole us here
-    launches: dict[str, float] | None  # count; means of cpu_ns, gpu_ns, delay_ns; null: none known
-    ours: dict[str, float]  # total_ns, busy_ns, idle_ns of the same device events
+    compute_ns: Annotated[float | None, meaning("busy with kernels that HTA counts as computation")]
+    waits: Annotated[
+        dict[str, float] | None, meaning("idle, summed over streams: host_wait, kernel_wait, other")
+    ]
+    kernel_types: Annotated[
+        dict[str, float] | None, meaning("HTA cuts every interval to whole us here")
+    ]
+    launches: Annotated[
+        dict[str, float] | None,
+        meaning("count; means of cpu_ns, gpu_ns, delay_ns; null: none known"),
+    ]
+    ours: Annotated[
+        dict[str, float], meaning("total_ns, busy_ns, idle_ns of the same device events")
+    ]
     failed: list[str] = []
 
 
@@ -258,19 +325,24 @@ class Phase(msgspec.Struct, kw_only=True):
     wall_ns: float
     busy_ns: float
     gap_ns: float
-    tail_ns: float
-    lead_ns: float | None
-    spill: dict[str, float]  # {"events", "ns"}
-    late: dict[str, float]
-    left_out: dict[str, float]
+    tail_ns: Annotated[float, meaning("trailing idle: from the last event to the end of the step")]
+    lead_ns: Annotated[
+        float | None,
+        meaning("launch latency before the first kernel of the first step; not in the wall"),
+    ]
+    spill: Annotated[dict[str, float], meaning("carry-over of the step before: events, ns")]
+    late: Annotated[dict[str, float], meaning("after the last linked event: events, ns")]
+    left_out: Annotated[dict[str, float], meaning("outside of every step: events, ns")]
     tokens_per_s: float | None
     peak_memory_bytes: int | None
     weight_bytes: int | None
     kv_bytes: int | None
     unprofiled_ns: Unprofiled | None
-    observer_ratio: float | None
-    coverage: dict[str, float]  # kind, work, role: shares of busy time
-    bound: dict[str, float]  # compute memory latency unknown launch
+    observer_ratio: Annotated[
+        float | None, meaning("profiler overhead: profiled wall ÷ unprofiled step")
+    ]
+    coverage: Annotated[dict[str, float], meaning("kind, work, role: shares of busy time")]
+    bound: Annotated[dict[str, float], meaning("compute memory latency unknown launch")]
     kinds: dict[str, float]
     roles: dict[str, float]
     gemms: list[GemmRow]
@@ -278,27 +350,44 @@ class Phase(msgspec.Struct, kw_only=True):
     family: FamilyVerdict | None
     ladder: Ladder | None
     domain: str
-    observer_share: float | None  # 1 - factor of the unprofiled domain
+    observer_share: Annotated[float | None, meaning("1 - factor of the unprofiled domain")]
     ledger: list[Row] | None
     findings: list[Finding]
     kernels: list[KernelRow] = []
     kernels_per_step: list[int] = []
-    unknown_kernels: list[KernelRow] = []  # kind unknown, by time
-    baseline: Totals | None = None  # the dense side
-    sparsity: dict[str, float | None] = {}  # nominal, parameters, flop, bytes: realised shares
+    unknown_kernels: Annotated[list[KernelRow], meaning("kind unknown, by time")] = []
+    baseline: Annotated[Totals | None, meaning("the dense side")] = None
+    sparsity: Annotated[
+        dict[str, float | None], meaning("nominal, parameters, flop, bytes: realised shares")
+    ] = {}
     notes: list[str] = []
     predicted: PredictedRun | None = None
-    phase_kind: PhaseKind | None = None  # of a bare trace
-    hta: SecondOpinion | None = None  # with --hta
-    anatomy: Anatomy | None = None  # null: the report is older, or of a prediction
-    overhead: Overhead | None = None  # of a dynamic family against its baseline
-    # Shares of the time of GEMMs and attention whose shapes are recorded, of an eager-trace, or of
-    # the model's config; empty where none are known.
-    shapes: dict[str, float] = {}
-    lead_busy_ns: float | None = None  # of the lead, what the device ran before
-    # Of the lead, what the step launched itself: {"events", "ran_ns", "ns": beside nothing earlier}
-    lead_own: dict[str, float] = {}
-    comparison: PairComparison | None = None  # null: no baseline, or a report before 0.2
+    phase_kind: Annotated[PhaseKind | None, meaning("of a bare trace")] = None
+    hta: Annotated[SecondOpinion | None, meaning("with --hta")] = None
+    anatomy: Annotated[Anatomy | None, meaning("null: the report is older, or of a prediction")] = (
+        None
+    )
+    overhead: Annotated[Overhead | None, meaning("of a dynamic family against its baseline")] = None
+    shapes: Annotated[
+        dict[str, float],
+        meaning(
+            "shares of the time of GEMMs and attention whose shapes are recorded, of an "
+            "eager-trace, or of the model's config; empty where none are known."
+        ),
+    ] = {}
+    lead_busy_ns: Annotated[
+        float | None, meaning("of the launch latency, the time of earlier work")
+    ] = None
+    lead_own: Annotated[
+        dict[str, float],
+        meaning(
+            "of the launch latency, what the step launched itself: events, ran_ns, and ns: "
+            "concurrent with nothing earlier"
+        ),
+    ] = {}
+    comparison: Annotated[
+        PairComparison | None, meaning("null: no baseline, or a report before 0.2")
+    ] = None
 
     @property
     def is_speedup(self) -> bool:
@@ -316,7 +405,7 @@ class Phase(msgspec.Struct, kw_only=True):
     def sampled(self) -> tuple[Unprofiled, Unprofiled] | None:
         """Samples of dense and pruned of which the realised speedup is a ratio; None where it is
         one of profiled steps. A ledger may be as profiled though both sides have samples; an old
-        report keeps those of its baseline nowhere."""
+        report lacks those of its baseline."""
         timed = self.unprofiled_ns
         dense = self.baseline.unprofiled_ns if self.baseline else None
         if timed is None or (dense is None and self.domain != "unprofiled"):
@@ -339,7 +428,7 @@ class Report(msgspec.Struct, kw_only=True):
     device: DeviceUsed
     phases: dict[str, Phase]
     warnings: list[str] = []
-    partial: bool = False  # of a cut trace, or without some kernels or ranks
+    partial: Annotated[bool, meaning("of a cut trace, or without some kernels or ranks")] = False
 
 
 def to_json(report: Report) -> bytes:
@@ -350,3 +439,18 @@ def to_json(report: Report) -> bytes:
 def from_json(data: bytes) -> Report:
     """A report read back; raises msgspec.ValidationError where it is not of schema 1."""
     return msgspec.json.decode(data, type=Report)
+
+
+def report_schema() -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of report.json, made from the structs."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": "prunescope-report-1",
+        "title": "prunescope report, schema 1",
+        **msgspec.json.schema(Report),
+    }
+
+
+def schema_json() -> bytes:
+    """The schema as it is kept in report.schema.json next to this file."""
+    return json_bytes(report_schema())

@@ -1,13 +1,15 @@
-"""What a report says of each side: what it is, its device, its totals, the phase of a bare trace.
+"""Each side of a report: what it is, its device, its totals, the phase of a bare trace.
 
-Typed dicts are those whose keys come and go, or stand in another order for a run and a bare trace.
+Typed dicts have keys that come and go, or that are in a different order for runs and bare traces.
 """
 
 from __future__ import annotations
 
-from typing import Any, NotRequired, Required, TypedDict
+from typing import Annotated, Any, NotRequired, Required, TypedDict
 
 import msgspec
+
+from prunescope.analysis.schema.fields import meaning
 
 
 class SubjectFacts(TypedDict, total=False):
@@ -70,7 +72,7 @@ class DeviceUsed(TypedDict, total=False):
 
 
 class OfTokens(TypedDict):
-    """What tokens of prompts have of something, and what the single tokens of sequences have."""
+    """A quantity split between tokens of prompts and single tokens of sequences."""
 
     prompts: float
     single: float
@@ -87,8 +89,8 @@ class TokenSplit(TypedDict):
 
 class PhaseKind(TypedDict):
     """Which phase a bare trace shows: prefill, decode, mixed, training, forward (of a model
-    that nothing says decodes tokens) or unknown; what says so,
-    and what speaks against taking it for a step of one phase."""
+    that nothing says decodes tokens) or unknown; the evidence, and
+    `doubt`: a caveat against reading it as a step of one phase."""
 
     kind: str
     evidence: str
@@ -97,7 +99,7 @@ class PhaseKind(TypedDict):
 
 
 class MissTerm(TypedDict):
-    """A factor of realised ÷ predicted, and what it says."""
+    """A factor of realised ÷ predicted; `says`: its meaning."""
 
     name: str
     ratio: float
@@ -113,7 +115,7 @@ class Miss(TypedDict):
 
 
 class PredictedRun(TypedDict):
-    """What theory expects of a run on its own peaks. `ladder`: nominal, flop, coverage, roofline;
+    """The prediction for a run on its own peaks. `ladder`: nominal, flop, coverage, roofline;
     `break_even`: from where on it gains, by what grows; `miss`: of the realised speedup."""
 
     family: str
@@ -126,25 +128,25 @@ class PredictedRun(TypedDict):
 
 class Unprofiled(msgspec.Struct, kw_only=True):
     """Raw samples without the profiler, ns. `median` is W: exp of the mean over placements of the
-    log of a placement's median; where placement in memory was not drawn, the median of all
+    log of a placement's median; without random placement in memory, the median of all
     samples."""
 
     median: float
     mean: float
     ci95: list[float]
     samples: list[int]
-    # Samples of each placement, in order; absent where placement was not drawn.
-    placements: list[int] | msgspec.UnsetType = msgspec.field(
-        name="seatings", default=msgspec.UNSET
-    )
-    # How many were asked for, where more were drawn since intervals were wide.
-    placements_requested: int | msgspec.UnsetType = msgspec.field(
-        name="seatings_asked", default=msgspec.UNSET
-    )
-    # What a placement took beside its samples (copying, warming up): the median; absent with them.
-    placement_cost_ns: float | msgspec.UnsetType = msgspec.field(
-        name="seating_cost_ns", default=msgspec.UNSET
-    )
+    placements: Annotated[
+        list[int] | msgspec.UnsetType,
+        meaning("number of samples of each placement, in order; absent without random placements"),
+    ] = msgspec.field(name="seatings", default=msgspec.UNSET)
+    placements_requested: Annotated[
+        int | msgspec.UnsetType,
+        meaning("how many were requested, where more were added because intervals were wide"),
+    ] = msgspec.field(name="seatings_asked", default=msgspec.UNSET)
+    placement_cost_ns: Annotated[
+        float | msgspec.UnsetType,
+        meaning("time of a placement besides its samples (copying, warming up): the median"),
+    ] = msgspec.field(name="seating_cost_ns", default=msgspec.UNSET)
 
     @property
     def in_words(self) -> str:
@@ -168,11 +170,15 @@ class Totals(msgspec.Struct, kw_only=True):
     peak_memory_bytes: int | None = None
     kv_bytes: int | None = None
     unprofiled_ns: Unprofiled | None = None
-    observer_ratio: float | None = None  # profiled wall ÷ unprofiled median
-    coverage: dict[str, float] = {}  # kind, work, role, gemm_work: shares of busy time
-    bound: dict[str, float] = {}  # compute memory latency unknown launch
+    observer_ratio: Annotated[float | None, meaning("profiled wall ÷ unprofiled median")] = None
+    coverage: Annotated[
+        dict[str, float], meaning("kind, work, role, gemm_work: shares of busy time")
+    ] = {}
+    bound: Annotated[dict[str, float], meaning("compute memory latency unknown launch")] = {}
     kinds: dict[str, float] = {}
     roles: dict[str, float] = {}
     kernels_per_step: list[int] = []
-    shapes: dict[str, float] = {}  # of GEMM time, by where its shapes come from
-    phase_kind: PhaseKind | None | msgspec.UnsetType = msgspec.UNSET  # unset for a run
+    shapes: Annotated[dict[str, float], meaning("of GEMM time, by where its shapes come from")] = {}
+    phase_kind: Annotated[PhaseKind | None | msgspec.UnsetType, meaning("unset for a run")] = (
+        msgspec.UNSET
+    )

@@ -2,7 +2,8 @@
 
 In: the kernels frame with kinds and roles, a ModelShape, a workload. Out: the frame with calls,
 layers and roles of the rows that the config explains, and their work; nothing where it contradicts.
-Exports: `config` (reads a config), `slots` (N and K of every role), `workload` and `grids` (M),
-`fill` (the pass); `trial` holds a config against a trace, `place` puts GEMMs into layers: by
-modules, else by `order` (`alternate` for hybrids, `loops` for experts one by one).
+Exports: `config` (reads a config), `slots` (N and K of every role), `workload`, `grids` and
+`counts` (M), `fill` (the pass); `trial` compares a config with a trace, `by_modules` or, without
+modules, `align` says which GEMM of which layer a kernel runs; `evidence` is what contradicts a
+config.
 """

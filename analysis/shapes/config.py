@@ -44,12 +44,12 @@ class NamedModel(NamedTuple):
 def read_model(name: str) -> NamedModel:
     """The model of a name. Raises PrunescopeError where there is none."""
     if (preset := preset_named(name)) and not Path(name).exists():
-        return _told(preset_config(preset), preset_source(preset), published_as(preset))
+        return _named_model(preset_config(preset), preset_source(preset), published_as(preset))
     path = Path(name)
     file = path / "config.json" if path.is_dir() else path
     if not file.exists() and _HUB_ID.match(name):
         file = _from_hub(name)
-        return _told(_config(file), f"{name} (Hub)")
+        return _named_model(_config(file), f"{name} (Hub)")
     if path.is_dir() and not file.is_file():
         raise PrunescopeError(
             f"the folder {path.resolve().name!r} holds no config.json",
@@ -62,7 +62,7 @@ def read_model(name: str) -> NamedModel:
         )
     if file.name == MANIFEST:
         return _of_run(file)
-    return _told(_config(file), file.name)
+    return _named_model(_config(file), file.name)
 
 
 def _of_run(file: Path) -> NamedModel:
@@ -75,7 +75,7 @@ def _of_run(file: Path) -> NamedModel:
     return NamedModel(shape, file.name, run.dtype, None, traits_of(shape))
 
 
-def _told(config: dict[str, Any], source: str, quantised: str | None = None) -> NamedModel:
+def _named_model(config: dict[str, Any], source: str, quantised: str | None = None) -> NamedModel:
     shape = ModelShape.from_config(config)
     quantised = quantised or _quantised(config)
     return NamedModel(shape, source, _written(config), quantised, read_traits(config))
@@ -134,8 +134,8 @@ def _config(file: Path) -> dict[str, Any]:
 def _quantised(config: dict[str, Any]) -> str | None:
     """The method that the config's quantization_config names (fp8, mxfp4, gptq, awq ...)."""
     for part in _parts(config):
-        said = part.get("quantization_config")
-        method = said.get("quant_method") if isinstance(said, dict) else None
+        settings = part.get("quantization_config")
+        method = settings.get("quant_method") if isinstance(settings, dict) else None
         if isinstance(method, str) and method:
             return method[:40]
     return None

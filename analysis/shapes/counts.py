@@ -1,4 +1,4 @@
-"""How many rows a pass runs, by the kernels beside its GEMMs.
+"""How many rows a pass runs, by the grids of kernels other than its GEMMs.
 
 In: the kernels of a phase with their grids, the config. Out: M where two kinds of kernels agree on
 it: kernels that run one block a token, or element-wise ones whose blocks count M·hidden and
@@ -21,8 +21,8 @@ import numpy as np
 import polars as pl
 
 from prunescope.analysis.device.tiles import in_blocks
+from prunescope.analysis.shapes.evidence import named_in
 from prunescope.analysis.shapes.grids import Intervals, meet
-from prunescope.analysis.shapes.names import named_in
 from prunescope.analysis.timeline.grid_units import BLOCKS, ITEMS, UNTOLD, grid_units, is_rocm
 from prunescope.analysis.trace.events import Trace
 from prunescope.taxonomy.shape import ModelShape
@@ -46,16 +46,16 @@ _ACTIVE = re.compile(r"vectorized_elementwise_kernel<(\d+),.*?(?:silu_kernel|[Gg
 _VECTORISED = re.compile(r"vectorized_elementwise_kernel<(\d+),")
 _PER_THREAD = 4
 _ON_ROCM = (4, 8, 16)  # an MI300X does 16 in kernels named <4, as an H100 does 4
-What = Callable[[str], tuple[str, int] | None]  # name -> what it counts, elements a thread
+Countable = Callable[[str], tuple[str, int] | None]  # name -> what it counts, elements a thread
 _SIDES: tuple[Literal["left"], Literal["right"]] = ("left", "right")
 _NAME_LIMIT = 400
 _MOST = 1 << 31  # elements
 
 
 @dataclass(frozen=True)
-class Mark:
-    """A kernel that counts: of what, where in launch order, blocks, and elements a block (1: it
-    runs one block a token)."""
+class Count:
+    """A kernel whose grid counts something (`kind`): its place in launch order, blocks, and
+    elements a block (1: it runs one block a token)."""
 
     kind: str
     at: int
@@ -63,8 +63,8 @@ class Mark:
     elements: int = 1
 
 
-class Beside:
-    """The kernels of a phase that count, and the place of each row of its frame in launch order."""
+class CountingKernels:
+    """The kernels of a phase whose grids count, and the place of each row in launch order."""
 
     def __init__(self, frame: pl.DataFrame, trace: Trace) -> None:
         order = frame.with_row_index("row").sort("step", "launched", "start")["row"].to_numpy()
@@ -72,24 +72,26 @@ class Beside:
         self.place[order] = np.arange(len(order))
         self.named = named_in(frame["name"].unique().drop_nulls())
         self._steps = frame["step"].to_numpy()[order]
-        self.marks = sorted(_marks(frame, trace, self.place, _what), key=lambda mark: mark.at)
-        self._at = [mark.at for mark in self.marks]
+        self.counts = sorted(
+            _counts_of(frame, trace, self.place, _countable), key=lambda count: count.at
+        )
+        self._at = [count.at for count in self.counts]
 
-    def of_passes(self, step: int, passes: Sequence[Iterable[int]]) -> list[list[Mark]]:
-        """The marks of each forward pass of a step; `passes`: the rows of their GEMMs."""
+    def of_passes(self, step: int, passes: Sequence[Iterable[int]]) -> list[list[Count]]:
+        """The counts of each forward pass of a step; `passes`: the rows of their GEMMs."""
         first, last = (int(np.searchsorted(self._steps, step, side)) for side in _SIDES)
         cuts = [min((int(self.place[row]) for row in rows), default=last) for rows in passes[1:]]
         ends = [first, *cuts, last]
         return [self._between(a, b) for a, b in pairwise(ends)]
 
-    def _between(self, first: int, last: int) -> list[Mark]:
-        return self.marks[bisect_left(self._at, first) : bisect_left(self._at, last)]
+    def _between(self, first: int, last: int) -> list[Count]:
+        return self.counts[bisect_left(self._at, first) : bisect_left(self._at, last)]
 
 
-def elementwise_marks(frame: pl.DataFrame, trace: Trace, place: np.ndarray) -> list[Mark]:
-    """Every element-wise kernel of PyTorch that counts its elements; of ROCm's several marks, one
+def elementwise_counts(frame: pl.DataFrame, trace: Trace, place: np.ndarray) -> list[Count]:
+    """Every element-wise kernel of PyTorch that counts its elements; of ROCm's several counts, one
     for each number of elements that a thread may do."""
-    return _marks(frame, trace, place, _elementwise, on_rocm=_ON_ROCM)
+    return _counts_of(frame, trace, place, _elementwise, on_rocm=_ON_ROCM)
 
 
 def _elementwise(name: str) -> tuple[str, int] | None:
@@ -97,28 +99,28 @@ def _elementwise(name: str) -> tuple[str, int] | None:
     return None if found is None else ("elements", max(_PER_THREAD, int(found[1])))
 
 
-def _marks(
+def _counts_of(
     frame: pl.DataFrame,
     trace: Trace,
     place: np.ndarray,
-    what: What,
+    countable: Countable,
     *,
     on_rocm: tuple[int, ...] = (),
-) -> list[Mark]:
+) -> list[Count]:
     """`on_rocm`: elements a thread, where the name of a kernel of ROCm does not say how many."""
     names = frame["name"].unique().drop_nulls()
-    told = {name: found for name in names if (found := what(name)) is not None}
-    if not told:
+    kinds = {name: found for name in names if (found := countable(name)) is not None}
+    if not kinds:
         return []
     kept = frame.with_row_index("row").filter(
-        pl.col("name").is_in(list(told)) & pl.col("grid").is_not_null()
+        pl.col("name").is_in(list(kinds)) & pl.col("grid").is_not_null()
     )
     units = grid_units(trace, kept["event"].to_numpy())
     rocm = is_rocm(trace)
 
     @cache
     def sizes(name: str, grid: int, block: int | None, unit: int) -> list[tuple[int, int]]:
-        each = told[name][1]
+        each = kinds[name][1]
         threads = None if block is None else trace.grids[block]
         if each and (threads is None or unit == UNTOLD):
             return []
@@ -132,7 +134,7 @@ def _marks(
 
     columns = kept.select("row", "name", "grid", "block").iter_rows()
     return [
-        Mark(told[name][0], int(place[row]), *size)
+        Count(kinds[name][0], int(place[row]), *size)
         for (row, name, grid, block), unit in zip(columns, units, strict=True)
         for size in sizes(name, grid, block, int(unit))
     ]
@@ -147,7 +149,7 @@ def _blocks(grid: tuple[int, ...], threads: tuple[int, ...] | None, unit: int) -
     return out
 
 
-def _what(name: str) -> tuple[str, int] | None:
+def _countable(name: str) -> tuple[str, int] | None:
     """What a kernel counts, and of an element-wise one the elements a thread."""
     name = name[:_NAME_LIMIT]
     for kind, pattern in (("adds", _ADDED), ("activations", _ACTIVE)):
@@ -156,34 +158,35 @@ def _what(name: str) -> tuple[str, int] | None:
     return next(((kind, 0) for kind, pattern in _TOKENS if pattern.search(name)), None)
 
 
-def rows_by_tokens(marks: list[Mark], layers: int) -> int | None:
+def rows_by_tokens(counts: list[Count], layers: int) -> int | None:
     """M by kernels that run one block a token: what two kinds of them count, in half of the layers
     at least; None where no two do, or more than one number is agreed upon."""
-    counts: dict[str, Counter[int]] = defaultdict(Counter)
-    for mark in marks:
-        if mark.elements == 1:
-            counts[mark.kind][mark.blocks] += 1
-    usual = [{n for n, times in one.items() if 2 * times >= layers} for one in counts.values()]
+    blocks: dict[str, Counter[int]] = defaultdict(Counter)
+    for count in counts:
+        if count.elements == 1:
+            blocks[count.kind][count.blocks] += 1
+    usual = [{n for n, times in one.items() if 2 * times >= layers} for one in blocks.values()]
     agreed = {n for one in usual for n in one if sum(n in other for other in usual) > 1}
     return agreed.pop() if len(agreed) == 1 else None
 
 
 class RowCounts:
-    """What the marks of a pass say. `tokens`: M by kernels that run one block a token; `adds` and
+    """The counts of a pass. `tokens`: M by kernels that run one block a token; `adds` and
     `activations`: least and most of their elements; `allowed`: what M may be by all of them."""
 
-    def __init__(self, marks: list[Mark], shape: ModelShape, ranks: int) -> None:
+    def __init__(self, counts: list[Count], shape: ModelShape, ranks: int) -> None:
         layers = shape.layers
-        self.tokens = rows_by_tokens(marks, layers)
-        self.adds = _elements(marks, "adds", 2 * layers, layers)
+        self.tokens = rows_by_tokens(counts, layers)
+        self.adds = _elements(counts, "adds", 2 * layers, layers)
         self.activations: tuple[int, int] | None = None
         if shape.intermediate and not shape.moe_layers:
-            self.activations = _elements(marks, "activations", layers, layers)
+            self.activations = _elements(counts, "activations", layers, layers)
         self._widths = shape.hidden, shape.intermediate // ranks
 
     @property
     def allowed(self) -> Intervals | None:
-        """None: everything. Adds or activations alone tell nothing: others may have their size."""
+        """What M may be; None: anything. Adds or activations alone show nothing: others may have
+        their size."""
         tokens = None if self.tokens is None else ((self.tokens, self.tokens),)
         return meet(tokens, self.by_elements)
 
@@ -222,10 +225,10 @@ class RowCounts:
         return None if fits else found
 
 
-def _elements(marks: list[Mark], kind: str, count: int, layers: int) -> tuple[int, int] | None:
+def _elements(counts: list[Count], kind: str, count: int, layers: int) -> tuple[int, int] | None:
     """The elements of kernels of one size that run so often, give or take two; None where several
     sizes do: residual adds are two a layer, activations of a plain MLP one."""
-    sizes = Counter((m.blocks, m.elements) for m in marks if m.kind == kind)
+    sizes = Counter((m.blocks, m.elements) for m in counts if m.kind == kind)
     usual = [size for size, n in sizes.items() if n >= count - 2 and n % layers < 3]
     if len(usual) != 1:
         return None

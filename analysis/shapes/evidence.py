@@ -1,12 +1,14 @@
-"""What a trace says against a model's config.
+"""What a trace says against a model's config, and which other configs it would fit as well.
 
-In: GEMMs with the slots that the config gives them, the pass's other kernels, peaks. Out: sentences
-that name each contradiction; none where the trace cannot decide. Times in ns, N·K in elements.
+In: GEMMs with the slots that the config gives them, names and grids of the pass's other kernels,
+peaks. Out: sentences that name each contradiction (none where the trace cannot decide), and the
+interval of N of each role that nothing contradicts. Times in ns, N·K in elements.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,8 +18,9 @@ from statistics import median
 from prunescope.analysis.device.hardware import Device
 from prunescope.analysis.device.tiles import tile_of
 from prunescope.analysis.shapes.grids import Intervals, holds, meet, rows_of, widths_of, written
-from prunescope.analysis.shapes.items import Item
+from prunescope.analysis.shapes.items import ATTENTION, Item, Placed
 from prunescope.analysis.shapes.slots import EXPERT, GEMM, Slot
+from prunescope.taxonomy.shape import ModelShape
 
 # Times by which N·K/time may differ: of one kernel, and of kernels of other names. On an H100 and
 # an MI300X kernels of one name differ by 1.14 at most, others by 1.5.
@@ -26,20 +29,11 @@ _SAME_KERNEL, _OTHER_KERNEL = 1.22, 2.2
 _FIXED, _FIXED_SHORT, _SHORT = 2_000, 6_000, 20_000
 _ABOVE_PEAK = 1.1
 _WIDEST_NUMBER = 4  # bytes of a number, where a time should not be taken for too short
-_BORNE_OUT = 0.5  # of the difference between two widths, by which times must fit one better
+_SUPPORTED = 0.5  # of the difference between two widths, by which times must fit one better
 _MLP = ("gate", "up", "gate_up", "down")
 _WHOLE = ("q", "k", "v", "qkv", "o", *_MLP)
 
 Usual = dict[tuple[Slot, str], float]  # ns of a slot on a kernel
-
-
-@dataclass(frozen=True)
-class Placed:
-    """A GEMM of a pass with the slot that the config gives it. `layer`: None for the head."""
-
-    item: Item
-    slot: Slot
-    layer: int | None
 
 
 def rows_allowed(placed: Iterable[Placed], sm: int | None) -> tuple[Intervals | None, list[str]]:
@@ -122,13 +116,13 @@ def against_times(placed: Sequence[Placed], *, with_head: bool) -> list[str]:
         off = max(rate_a, rate_b) / min(rate_a, rate_b)
         if off > limit and off / limit > worst[0]:
             kernels = "one kernel" if name_a == name_b else "two kernels"
-            said = [
+            takes = [
                 f"{slot.role} with N·K = {slot.size:,} takes {usual[key] / 1e3:.1f} µs"
                 for key, slot in ((a, slot_a), (b, slot_b))
             ]
             worst = (
                 off / limit,
-                f"{' and '.join(said)}: their rates are {off:.2f} times apart, those of {kernels} "
+                f"{' and '.join(takes)}: their rates are {off:.2f} times apart, those of {kernels} "
                 f"{limit:.2f} at most",
             )
     return [worst[1]] if worst[1] else []
@@ -163,8 +157,8 @@ def _near(a: float, b: float) -> bool:
 
 
 def against_narrow(placed: Sequence[Placed], rows: int | None, device: Device | None) -> list[str]:
-    """A GEMM narrower than a tile that takes longer than its waves, or its bytes, beside a wider
-    one on the same kernel. Its N·K tells less than that: one wave takes as long as a full one."""
+    """A GEMM narrower than a tile that takes longer than its waves, or its bytes, allow by the time
+    of a wider one on the same kernel. N·K would say less: one wave takes as long as a full one."""
     if rows is None or device is None or device.sm is None:
         return []
     times: dict[str, dict[Slot, list[int]]] = defaultdict(lambda: defaultdict(list))
@@ -196,9 +190,9 @@ def against_narrow(placed: Sequence[Placed], rows: int | None, device: Device | 
 
 
 def against_width(placed: Sequence[Placed], width: int, seen: int) -> list[str]:
-    """A sentence where the activations have another width than the config's MLP, unless the times
-    of its GEMMs, beside others on the same kernels, bear the config's out: noise alone may favour
-    either by a part of what they differ."""
+    """A sentence where the width of the activations differs from the config's MLP, unless the times
+    of its GEMMs, compared with others on the same kernels, clearly support the config's: noise
+    alone may favour either."""
     usual: dict[tuple[Slot, str], list[int]] = defaultdict(list)
     for one in placed:
         if one.slot.what == GEMM and one.slot.role in _WHOLE and one.item.ns > 0:
@@ -213,7 +207,7 @@ def against_width(placed: Sequence[Placed], width: int, seen: int) -> list[str]:
     ours = sum(abs(math.log(rate)) for rate in pairs)
     theirs = sum(abs(math.log(rate * seen / width)) for rate in pairs)
     apart = len(pairs) * abs(math.log(seen / width))
-    if theirs - ours > _BORNE_OUT * apart or not pairs:
+    if theirs - ours > _SUPPORTED * apart or not pairs:
         return []
     return [
         f"the MLP has {width:,} channels in the config; activations have {seen:,}, by their grids, "
@@ -270,3 +264,157 @@ def head_rows(one: Placed, heads: Sequence[int], sm: int | None) -> int | None:
     allowed = allowed_rows(one, sm)
     left = [m for m in heads if holds(allowed, m)]
     return left[0] if len(left) == 1 else None
+
+
+def fitting_widths(
+    gemms: Sequence[Placed], rows: int | None, sm: int | None, *, heads: Sequence[int] = ()
+) -> list[str]:
+    """At most one sentence; none where nothing bounds a width. `heads`: what M of the head may
+    be."""
+    with_head = tuple(heads) == (rows,)
+    of_slot: dict[Slot, list[Placed]] = defaultdict(list)
+    for one in gemms:
+        if one.slot.what == GEMM:
+            of_slot[one.slot].append(one)
+    usual = usual_times(gemms, with_head=with_head)
+    ranges = []
+    for slot, members in of_slot.items():
+        m = head_rows(members[0], heads, sm) if slot.role == "lm_head" else rows
+        by_grid = _by_grid(members, m, sm) if m is not None else None
+        allowed = meet(by_grid, _by_time(slot, usual))
+        if allowed:
+            how = "grid" if allowed == by_grid else "time" if by_grid is None else "grid and time"
+            ranges.append(f"{slot.role} {written(allowed)} by its {how}")
+    if not ranges:
+        return []
+    return [f"the trace fits N of {', '.join(ranges)}: the config's value is within this range"]
+
+
+def _by_grid(members: Sequence[Placed], rows: int, sm: int | None) -> Intervals | None:
+    allowed: Intervals | None = None
+    for one in {member.item.token: member for member in members}.values():
+        allowed = meet(allowed, width_allowed(one, rows, sm))
+    return allowed
+
+
+def _by_time(slot: Slot, usual: Usual) -> Intervals | None:
+    """N with which N·K/time is as near to that of each other GEMM as two of them may be: nearer on
+    one kernel than on two."""
+    low, high = 0.0, math.inf
+    for (own, name), ns in usual.items():
+        if own != slot:
+            continue
+        for (other, kernel), theirs in usual.items():
+            if other != slot:
+                limit = time_limit(ns, theirs, same=name == kernel)
+                n = other.size / theirs * ns / slot.k
+                low, high = max(low, n / limit), min(high, n * limit)
+    return ((math.ceil(low), int(high)),) if 0 < low < high < math.inf else None
+
+
+# Made for some sizes: a smaller head runs on the next one.
+_UP_TO = re.compile(
+    r"Flash_fwd_kernel_traits<(\d+)|[<_,]HDim(\d+)|fmha_fwd_d(\d+)_|flash_fwd_hdim(\d+)_"
+)
+# Made for one size of heads.
+_EXACT = re.compile(
+    r"fmhaSm\d+\w*?H(\d+)(?:Paged|Hv|Q|V|Causal|_)"
+    r"|paged_attention_v\d_kernel<[\w: ]+,[\w: ]+, *(\d+),"
+    r"|paged_attention_ll4mi_QKV\w*<[^>]{0,200}, (\d+), 256, (?:false|true),"
+)
+_GROUP = re.compile(r"paged_attention_ll4mi_QKV\w*<[^>]{0,200}, 256, (?:false|true), (\d+),")
+_CACHED = re.compile(r"store_kvcache<(\d+)")  # bytes of the keys of a token
+_CACHE_TYPE = re.compile(r"Fp8KVCacheDataType\)(\d)")  # of vLLM's attention; 0: the model's own
+_NORM = re.compile(r"add_rmsnorm_quant_kernelI\w{0,60}?Li(\d+)ELi(\d+)E")  # threads, each
+_NAME_LIMIT = 400
+
+
+@dataclass(frozen=True)
+class Named:
+    """Sizes in the names of kernels: bytes of a token's keys in the cache (`cached`), the most
+    elements of a row that the widest norm takes, and the possible bytes of a number in the
+    cache."""
+
+    cached: int | None = None
+    norm: int | None = None
+    each: tuple[int, ...] = (1, 2, 4)
+
+
+def named_in(names: Iterable[str]) -> Named:
+    """Read the names of a phase's kernels; None where they do not say, or disagree."""
+    cached, norms, types = set(), set(), set()
+    for name in names:
+        if (found := _CACHED.search(name[:_NAME_LIMIT])) is not None:
+            cached.add(int(found[1]))
+        elif (found := _NORM.search(name[:_NAME_LIMIT])) is not None:
+            norms.add(int(found[1]) * int(found[2]))
+        elif (found := _CACHE_TYPE.search(name[:_NAME_LIMIT])) is not None:
+            types.add(found[1] == "0")
+    each = (2, 4) if types == {True} else (1,) if types == {False} else Named.each
+    return Named(cached.pop() if len(cached) == 1 else None, max(norms, default=None), each)
+
+
+def against_names(named: Named, shape: ModelShape, ranks: int) -> list[str]:
+    """Keys whose width is not that of the cache; a hidden size wider than the norm of the residual
+    stream."""
+    keys = shape.c // min(ranks, shape.kv_heads)
+    latent = shape.kv_rank is not None
+    fits = named.cached in [keys * size for size in named.each]
+    if named.cached is not None and not latent and not fits:
+        return [
+            f"the cache takes {named.cached:,} bytes of keys a token, the config has {keys:,} "
+            f"numbers of {' or '.join(map(str, named.each))} bytes"
+        ]
+    if named.norm is not None and named.norm < shape.hidden:
+        return [
+            f"the widest norm kernel holds rows of {named.norm:,}, the config's are "
+            f"{shape.hidden:,} wide"
+        ]
+    return []
+
+
+def against_heads(items: Iterable[Item], shape: ModelShape) -> list[str]:
+    """A head dimension in the name of an attention kernel that the config does not have, or a
+    number of queries a key. Latent attention runs on the latent's width, or on the heads'."""
+    if shape.kv_rank is not None:
+        return []
+    for name in {item.name[:_NAME_LIMIT] for item in items if item.what == ATTENTION}:
+        group = _GROUP.search(name)
+        if group is not None and int(group[1]) != shape.group:
+            return [
+                f"the attention kernel is made for {group[1]} query heads a key, the config has "
+                f"{shape.group}"
+            ]
+        ours = max(shape.head_dim, shape.value_dim)
+        exact, most = _size(_EXACT, name), _size(_UP_TO, name)
+        wrong = exact is not None and ours != exact
+        if most is not None and (ours > most or ours <= most // 2 and most > 32):
+            wrong = True
+        if wrong:
+            return [
+                f"the attention kernel is made for heads of {exact or most}, the config has "
+                f"{shape.head_dim}"
+            ]
+    return []
+
+
+def _size(pattern: re.Pattern[str], name: str) -> int | None:
+    found = pattern.search(name)
+    return None if found is None else next((int(n) for n in found.groups() if n), None)
+
+
+def against_attention_grid(items: Iterable[Item], shape: ModelShape, ranks: int) -> list[str]:
+    """Query heads that the grid of an attention counts: FlashAttention 2 in prefill has query
+    tiles, sequences and heads, the memory-efficient one query tiles, heads and sequences."""
+    heads = shape.heads // ranks
+    for item in items:
+        if item.what != ATTENTION or item.grid is None or len(item.grid) != 3:
+            continue
+        seen = heads
+        if "flash_fwd_kernel" in item.name:
+            seen = item.grid[2]
+        elif "fmha_cutlassF" in item.name:
+            seen = item.grid[1]
+        if seen != heads:
+            return [f"the grid of attention has {seen} query heads, the config {heads} a rank"]
+    return []

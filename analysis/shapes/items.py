@@ -1,21 +1,21 @@
-"""The kernels that matter for shapes, in the order in which they were launched.
+"""The kernels that matter for shapes, in launch order, and what is known of them.
 
 In: the kernels frame with kinds and roles. Out: an `Item` for each GEMM and each attention of a
-step; what an op launches beside its main kernel is no item of its own. Times in ns.
+step (auxiliary kernels of an op are not items), `Placed` with its slot. Times in ns.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import polars as pl
 
 from prunescope.analysis.device.tiles import in_blocks
 from prunescope.analysis.ops.kind import MATMUL_KINDS, op_kind
-from prunescope.analysis.shapes.slots import GEMM, GROUPED
+from prunescope.analysis.shapes.slots import GEMM, GROUPED, Slot
 from prunescope.analysis.timeline.grid_units import ITEMS, UNTOLD, grid_units
 from prunescope.analysis.trace.events import Trace
 
@@ -61,10 +61,39 @@ class Item:
         return self.name, self.grid
 
 
+@dataclass(frozen=True)
+class Placed:
+    """A GEMM of a pass with the slot that the config gives it. `layer`: None for the head."""
+
+    item: Item
+    slot: Slot
+    layer: int | None
+
+
+@dataclass
+class Assignment:
+    """What is known of the kernels of one forward pass. `gemms` and `attentions` (item, layer) are
+    sure; `problems`: contradictions of the config; `unsure`: items that more than one place would
+    fit; `explained`: the share of a layer's GEMM time that has slots."""
+
+    gemms: list[Placed] = field(default_factory=list)
+    attentions: list[tuple[Item, int]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    unsure: list[Item] = field(default_factory=list)
+    explained: float = 1.0
+    by_order: bool = False
+
+    def rows(self) -> Iterator[int]:
+        """The rows of the frame that its items are."""
+        yield from (one.item.row for one in self.gemms)
+        yield from (item.row for item, _ in self.attentions)
+        yield from (item.row for item in self.unsure)
+
+
 def items_of(
     frame: pl.DataFrame, trace: Trace, works: Sequence[Any], *, mixers: bool = False
 ) -> dict[int, list[Item]]:
-    """The items of each step, those of mixers only where asked for. Products of an eager attention
+    """The items of each step, those of mixers only on request. Products of an eager attention
     become one item, and so do the kernels of one attention that no op holds together."""
     kinds = (*_PRODUCTS, "conv", "scan") if mixers else _PRODUCTS
     rows = frame.with_row_index("row").filter(

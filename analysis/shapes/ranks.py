@@ -1,14 +1,20 @@
-"""Over how many ranks a model may be shared out: in, a trace and the config; out, degrees of tensor
-parallelism to try. Without a collective there is one rank; with some, the trace's grids decide.
+"""How a model is shared out over ranks: degrees of tensor parallelism, and the experts of a rank.
+
+In: a trace, the config, the grouped products of a pass with the tiles of their grids, the
+collectives of a step. Out: the degrees to try (one without a collective; else the trace's grids
+decide), and `Experts`: the products that a rank runs, its part of every expert's channels or whole
+experts, or why they are not known.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from prunescope.analysis.ops.kind import kernel_kind
-from prunescope.analysis.shapes.items import Item
-from prunescope.analysis.shapes.slots import divides
+from prunescope.analysis.shapes.items import Item, Placed
+from prunescope.analysis.shapes.slots import GROUPED, Slot, divides, expert_slots
 from prunescope.analysis.trace.events import Trace
 from prunescope.taxonomy.shape import ModelShape
 
@@ -29,3 +35,62 @@ def degrees(trace: Trace, items: Sequence[Item], shape: ModelShape) -> list[int]
 
 def _is_collective(name: str) -> bool:
     return len(name) < 4096 and not name.startswith("aten::") and kernel_kind(name) == "comm"
+
+
+# TensorRT-LLM's batched products, which vLLM and SGLang run too: tiles along the weights, which
+# transOut lays first, by tiles along the tokens of all experts.
+_TILED = re.compile(r"bmm_\w{0,120}?_t(\d{1,4})x\d{1,4}x\d{1,4}\w{0,160}_transOut")
+_ALL_TO_ALL = re.compile(
+    r"deep_ep|internode(?:_ll)?::|intranode::|[Aa]ll_?[Tt]o_?[Aa]ll|moe_?a2a|[Mm]oeA2A|SendRecv"
+)
+_NAME_LIMIT = 400
+
+
+@dataclass(frozen=True)
+class Experts:
+    """`slots`: by the slot of one of `ranks`, the product that a rank runs; `all_rows`: whether it
+    runs every pair of a token and an expert; `reason`: how this is known, else why it is not."""
+
+    slots: Mapping[Slot, Slot]
+    all_rows: bool
+    reason: str | None = None
+
+
+def experts_of(
+    gemms: Iterable[Placed], shape: ModelShape, ranks: int, collectives: Mapping[str, float]
+) -> Experts:
+    """What a rank runs of the experts. `collectives`: how often a step runs each; where there are
+    none, one rank runs all."""
+    part, whole = expert_slots(shape, ranks), expert_slots(shape)
+    if not collectives:
+        return Experts(dict(zip(part, part, strict=True)), all_rows=True)
+    covered = _covered([one for one in gemms if one.slot == part[0]])
+    by_grid = "" if covered is None else f"the grid of its kernel, {covered:,} channels in tiles"
+    if ranks > 1 and covered is not None and part[0].n <= covered < 2 * part[0].n:
+        reason = (
+            f"each of {ranks} ranks runs its part of the channels of every expert, by {by_grid}"
+        )
+        return Experts(dict(zip(part, part, strict=True)), all_rows=True, reason=reason)
+    shared = sum(n for name, n in collectives.items() if _ALL_TO_ALL.search(name[:_NAME_LIMIT]))
+    by_collectives = shared >= shape.moe_layers > 0
+    if covered is not None and covered >= whole[0].n or covered is None and by_collectives:
+        how = by_grid or "an all-to-all a layer"
+        reason = f"a rank runs whole experts, by {how}: M is what the router chose, and null"
+        return Experts(dict(zip(part, whole, strict=True)), all_rows=False, reason=reason)
+    return Experts(
+        {},
+        all_rows=False,
+        reason="M, N and K of the experts are null: ranks share out whole experts or their "
+        "channels, and neither the grid of their kernels nor an all-to-all a layer says which",
+    )
+
+
+def _covered(gemms: list[Placed]) -> int | None:
+    """Channels that the tiles of a product cover, by all of its kernels; None where they do not
+    say."""
+    seen = {one.item.token for one in gemms if one.slot.what == GROUPED}
+    widths = set()
+    for name, grid in seen:
+        tile = _TILED.match(name[:_NAME_LIMIT])
+        widths.add(None if tile is None or grid is None else int(tile[1]) * grid[0])
+    return widths.pop() if len(widths) == 1 else None

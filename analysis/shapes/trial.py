@@ -1,6 +1,6 @@
 """A model's config against one phase of a trace: slots, contradictions, and M of every step.
 
-In: what is read of a phase, a `ModelConfig`, a degree of tensor parallelism. Out: `Trial`; where it
+In: a traced phase, a `ModelConfig`, a degree of tensor parallelism. Out: `Trial`; where it
 has problems, the trace contradicts the config.
 """
 
@@ -14,17 +14,15 @@ import polars as pl
 
 from prunescope.analysis.device.hardware import Device
 from prunescope.analysis.ops.call import Work
-from prunescope.analysis.shapes import evidence, names
-from prunescope.analysis.shapes.assignment import Assignment
-from prunescope.analysis.shapes.counts import Beside, Mark, RowCounts
-from prunescope.analysis.shapes.evidence import Placed
-from prunescope.analysis.shapes.experts import Experts, experts_of
-from prunescope.analysis.shapes.formats import formats
+from prunescope.analysis.shapes import evidence
+from prunescope.analysis.shapes.align import align
+from prunescope.analysis.shapes.by_modules import assign_by_modules
+from prunescope.analysis.shapes.counts import Count, CountingKernels, RowCounts
 from prunescope.analysis.shapes.grids import Intervals, holds, meet, only, written
-from prunescope.analysis.shapes.items import Item
-from prunescope.analysis.shapes.place import place
-from prunescope.analysis.shapes.values import ModelConfig
-from prunescope.analysis.shapes.workload import UNKNOWN, Tokens, annotated
+from prunescope.analysis.shapes.items import Assignment, Item, Placed
+from prunescope.analysis.shapes.ranks import Experts, experts_of
+from prunescope.analysis.shapes.slots import formats
+from prunescope.analysis.shapes.workload import UNKNOWN, ModelConfig, Tokens, annotated
 from prunescope.analysis.timeline.engines import engine_step
 from prunescope.analysis.timeline.link import Linked
 from prunescope.analysis.timeline.steps import Windows
@@ -34,7 +32,7 @@ from prunescope.taxonomy.dtypes import itemsize
 
 @dataclass(frozen=True)
 class Traced:
-    """What is read of a phase. `source`: where the roles of the frame come from."""
+    """A traced phase. `source`: where the roles of the frame come from."""
 
     frame: pl.DataFrame
     trace: Trace
@@ -44,9 +42,9 @@ class Traced:
     source: str
 
     @cached_property
-    def beside(self) -> Beside:
-        """The kernels that count rows."""
-        return Beside(self.frame, self.trace)
+    def counting(self) -> CountingKernels:
+        """The kernels whose grids count rows."""
+        return CountingKernels(self.frame, self.trace)
 
     @cached_property
     def collectives(self) -> dict[str, float]:
@@ -91,9 +89,10 @@ class Trial:
         self.warnings: list[str] = []
         for step, items in steps.items():
             # A graph's kernels are in no module, also where the host's frames are in the trace.
-            held = sum(item.layer is not None for item in items)
-            modules = traced.source not in ("none", "order") and 2 * held >= len(items)
-            passes = place(items, model.shape, ranks, modules=modules)
+            in_modules = sum(item.layer is not None for item in items)
+            modules = traced.source not in ("none", "order") and 2 * in_modules >= len(items)
+            assign = assign_by_modules if modules else align
+            passes = assign(items, model.shape, ranks)
             unplaced = [problem for assignment in passes for problem in assignment.problems]
             if unplaced:
                 self.apart[step] = list(dict.fromkeys(unplaced))
@@ -102,11 +101,11 @@ class Trial:
                     return
                 continue
             phases = _phases(passes)
-            marks = traced.beside.of_passes(step, [list(one.rows()) for one in passes])
+            counts = traced.counting.of_passes(step, [list(one.rows()) for one in passes])
             for number, assignment in enumerate(passes):
                 key = step, number
                 self.placed[key] = assignment
-                problems = self._check(key, items, phases[number], marks[number])
+                problems = self._check(key, items, phases[number], counts[number])
                 if problems:
                     self.problems = list(dict.fromkeys(problems))
                     return
@@ -117,43 +116,45 @@ class Trial:
             )
 
     def _check(
-        self, key: Pass, items: list[Item], phase: str | None, marks: list[Mark]
+        self, key: Pass, items: list[Item], phase: str | None, counts: list[Count]
     ) -> list[str]:
-        """What a pass says against the config; its tokens and M on the way."""
+        """What in a pass contradicts the config; sets its tokens and M."""
         shape, gemms = self.model.shape, self.placed[key].gemms
         allowed, problems = evidence.rows_allowed(gemms, self.sm)
         if problems:
             return problems
-        seen = RowCounts(marks, shape, self.ranks)
-        if not holds(allowed, seen.tokens or 0) and seen.tokens is not None:
+        counted = RowCounts(counts, shape, self.ranks)
+        if not holds(allowed, counted.tokens or 0) and counted.tokens is not None:
             return [
-                f"kernels that run one block a token count {seen.tokens:,} rows, and the grids of "
-                f"the linears allow {written(allowed)}"
+                f"kernels that run one block a token count {counted.tokens:,} rows, and the grids "
+                f"of the linears allow {written(allowed)}"
             ]
         self.allowed[key] = allowed
-        tokens = self.tokens[key] = self._believed(self._tokens(key[0], phase), allowed, seen)
-        self.rows[key] = tokens.rows or only(meet(allowed, seen.allowed))
-        if not holds(seen.by_elements or None, tokens.rows or 0) and tokens.rows is not None:
+        tokens = self.tokens[key] = self._checked_tokens(
+            self._tokens(key[0], phase), allowed, counted
+        )
+        self.rows[key] = tokens.rows or only(meet(allowed, counted.allowed))
+        if not holds(counted.by_elements or None, tokens.rows or 0) and tokens.rows is not None:
             return [
-                f"residual adds and activations count {written(seen.by_elements)} rows of the "
+                f"residual adds and activations count {written(counted.by_elements)} rows of the "
                 f"config's widths, and M is {tokens.rows:,} ({tokens.source}): one of them is wrong"
             ]
         self._check_head(key)
         return [
             *evidence.against_records(gemms),
-            *names.against_heads(items, shape),
-            *names.against_attention_grid(items, shape, self.ranks),
-            *names.against_names(self.traced.beside.named, shape, self.ranks),
+            *evidence.against_heads(items, shape),
+            *evidence.against_attention_grid(items, shape, self.ranks),
+            *evidence.against_names(self.traced.counting.named, shape, self.ranks),
             *evidence.against_head(gemms, self.sm),
             *evidence.against_times(gemms, with_head=self.has_full_head(key)),
             *evidence.against_narrow(gemms, self.rows[key], self.device),
             *self._against_peaks(gemms, self.rows[key]),
-            *seen.against(self.rows[key]),
-            *self._against_width(gemms, seen, self.rows[key]),
+            *counted.against(self.rows[key]),
+            *self._against_width(gemms, counted, self.rows[key]),
         ]
 
     def _check_head(self, key: Pass) -> None:
-        """A head that runs neither a row a sequence nor all rows: its N is not told."""
+        """A warning where the head runs neither a row a sequence nor all rows: its N is unknown."""
         heads = self.tokens[key].heads
         for one in self.placed[key].gemms:
             allowed = evidence.allowed_rows(one, self.sm) if one.slot.role == "lm_head" else None
@@ -166,11 +167,11 @@ class Trial:
                 )
 
     def _against_width(
-        self, gemms: Sequence[Placed], seen: RowCounts, rows: int | None
+        self, gemms: Sequence[Placed], counted: RowCounts, rows: int | None
     ) -> list[str]:
-        """Activations of another width. Where M is known the residual adds bear out the hidden
-        size, and the times of the GEMMs decide; else either width may be the wrong one."""
-        width, channels = self.model.shape.intermediate // self.ranks, seen.width(rows)
+        """Activations whose width is not the config's. Where M is known the residual adds confirm
+        the hidden size, and the times of the GEMMs decide; else either width may be wrong."""
+        width, channels = self.model.shape.intermediate // self.ranks, counted.width(rows)
         if channels is None:
             return []
         if rows is None:
@@ -187,15 +188,17 @@ class Trial:
             )
         return found
 
-    def _believed(self, tokens: Tokens, allowed: Intervals | None, seen: RowCounts) -> Tokens:
-        """What is told of a pass, unless its kernels contradict it."""
+    def _checked_tokens(
+        self, tokens: Tokens, allowed: Intervals | None, counted: RowCounts
+    ) -> Tokens:
+        """The tokens of a pass; UNKNOWN, with a warning, where its kernels contradict them."""
         rows = tokens.rows
-        if rows is None or (holds(allowed, rows) and seen.tokens in (None, rows)):
+        if rows is None or (holds(allowed, rows) and counted.tokens in (None, rows)):
             return tokens
         what = (
             f"the grids of the linears, which allow {written(allowed)}"
             if not holds(allowed, rows)
-            else f"the kernels that run one block a token, which have {seen.tokens:,}"
+            else f"the kernels that run one block a token, which have {counted.tokens:,}"
         )
         self.warnings.append(f"M = {rows:,} ({tokens.source}) does not fit {what}")
         return UNKNOWN
@@ -216,19 +219,21 @@ class Trial:
         """The tokens of a pass: as given, else as its step is annotated. `phase`: of one of several
         passes of a step."""
         name = self.traced.windows.names[step]
-        told = engine_step(name)
-        phase = told if told in ("prefill", "decode") else phase
+        annotated_phase = engine_step(name)
+        phase = annotated_phase if annotated_phase in ("prefill", "decode") else phase
         workload = self.model.workload
         other = (
-            told == "mixed" or told in ("prefill", "decode") and workload.phase not in (None, told)
+            annotated_phase == "mixed"
+            or annotated_phase in ("prefill", "decode")
+            and workload.phase not in (None, annotated_phase)
         )
         given = UNKNOWN if other else workload.tokens(phase)
         replayed = bool(self.traced.linked.replayed[self.traced.linked.step == step].any())
         counted = annotated(name, replayed=replayed)
-        if other and told != "mixed":
+        if other and annotated_phase != "mixed":
             self.warnings.append(
                 f"--phase {workload.phase} and its workload are not used: steps are annotated as "
-                f"{told}"
+                f"{annotated_phase}"
             )
         if given is UNKNOWN:
             return counted
@@ -257,5 +262,5 @@ class Trial:
 
     @property
     def by_order(self) -> bool:
-        """Whether roles are told by the order of kernels."""
+        """Whether roles come from the order of kernels."""
         return any(assignment.by_order for assignment in self.placed.values())

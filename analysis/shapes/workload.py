@@ -1,13 +1,20 @@
-"""How many tokens a step runs: as the user says, else as a serving engine annotates it.
+"""The model and the workload that a user gives, and how many tokens a step runs.
 
-In: --batch, --prompt-len, --context, --phase, or the name of a step. Out: `Tokens`: the rows of the
-linears, of the head, and the lengths of attention; None is unknown.
+In: --model, --batch, --prompt-len, --context, --phase, or the name of a step as a serving engine
+annotates it. Out: `ModelConfig` or `AutoModel`; `Tokens`: the rows of the linears, of the head, and
+the lengths of attention (None is unknown); `Filled`, what `fill` returns. Apart from `fill`, for
+most traces need neither it nor what it imports.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import polars as pl
+
+from prunescope.analysis.ops.call import OpCall, Work
+from prunescope.taxonomy.shape import ModelShape
 
 PREFILL, DECODE = "prefill", "decode"
 _NUMBER = r"(\d{1,9})"
@@ -23,7 +30,7 @@ _SUMS = re.compile(
 _MODE = re.compile(r"step\[(EXTEND|PREFILL|DECODE)\b([^\]]{0,200})")
 _BATCH = re.compile(rf"\bbs={_NUMBER}")
 _TOKENS = re.compile(rf"\b(?:toks|tokens|num_tokens|extend_num_tokens)={_NUMBER}")
-# TensorRT-LLM: [Executor] _forward_step 5: 1 ctx reqs, 3 gen reqs; tokens where it says them.
+# TensorRT-LLM: [Executor] _forward_step 5: 1 ctx reqs, 3 gen reqs; tokens where it names them.
 _TRT = re.compile(
     rf"(?:\[Executor\] )?_forward_step \d{{1,12}}: {_NUMBER} ctx reqs, {_NUMBER} gen reqs"
 )
@@ -51,7 +58,7 @@ UNKNOWN = Tokens(source="none")
 
 @dataclass(frozen=True, kw_only=True)
 class GivenWorkload:
-    """What the user says of the steps of a trace."""
+    """The workload of the steps of a trace, as the user gives it."""
 
     batch: int | None = None
     prompt_len: int | None = None
@@ -59,8 +66,8 @@ class GivenWorkload:
     phase: str | None = None
 
     def tokens(self, phase: str | None) -> Tokens:
-        """The tokens of a step of `phase`, which the user's word stands before; UNKNOWN where the
-        numbers do not tell. A prompt without --batch is one sequence."""
+        """The tokens of a step of `phase`, unless the user gave another; UNKNOWN where the
+        numbers do not suffice. A prompt without --batch is one sequence."""
         phase = self.phase or phase
         if phase is None:
             phase = DECODE if self.context is not None and self.prompt_len is None else PREFILL
@@ -166,3 +173,36 @@ def _one_token(batch: int) -> Tokens:
     return Tokens(
         rows=batch, heads=(batch,), batch=batch, queries=1, phase=DECODE, source="annotation"
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A model's dimensions, what it is called, its number format, and the workload of the steps."""
+
+    shape: ModelShape
+    name: str
+    dtype: str | None = None
+    workload: GivenWorkload = field(default_factory=GivenWorkload)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoModel:
+    """No model: a message is to name the presets that fit."""
+
+    workload: GivenWorkload = field(default_factory=GivenWorkload)
+    name: str = "auto"
+
+
+@dataclass
+class Filled:
+    """`calls` and `works` go on after those of the trace. `known`: N and K of calls whose M is not
+    known. `source`: where roles come from."""
+
+    frame: pl.DataFrame
+    source: str
+    calls: list[OpCall] = field(default_factory=list)
+    works: list[Work | None] = field(default_factory=list)
+    known: dict[int, tuple[int, int]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    tokens: float | None = None  # a step, where all steps are known

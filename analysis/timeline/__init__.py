@@ -1,6 +1,6 @@
 """What launched what, in which step.
 
 In: a Trace. Out: kernels linked to launches, ops and module scopes; windows of steps; busy, gap
-and tail.
+and trailing idle time.
 Exports: Linked, Window, `link.link`.
 """

@@ -1,4 +1,4 @@
-"""Whether host and device tell one time: no kernel starts before its own launch call does.
+"""Whether the clocks of host and device agree: no kernel starts before its own launch call.
 
 In: a Trace and its linked rows. Out: Apart, or None where the clocks agree as far as can be seen.
 """
@@ -19,8 +19,8 @@ _FEW, _SHARE = 3, 0.05  # kernels, and of those with a launch: beyond both it is
 
 @dataclass(frozen=True)
 class Apart:
-    """How many kernels of the steps start before the start of their launch, of how many with one,
-    and by how much at most (ns): the clocks differ by that at least."""
+    """How many of the `launched` kernels start before their own launch (`early`), and by how much
+    at most (ns): the clocks differ by at least that."""
 
     early: int
     launched: int
@@ -28,7 +28,7 @@ class Apart:
 
     @property
     def seen(self) -> str:
-        """What shows it."""
+        """How the trace shows it."""
         return (
             f"{self.early:,} of {self.launched:,} kernels start before their own launch call, by "
             f"up to {self.most_ns / 1e3:,.0f} µs"
@@ -36,7 +36,7 @@ class Apart:
 
     @property
     def warning(self) -> str:
-        """The same, and what follows."""
+        """A warning with the consequence."""
         return (
             f"{self.seen}: the clocks of host and device are apart, so causes of idle time and "
             "launch delays are not to be trusted"

@@ -12,15 +12,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunescope.analysis.ops.kind import is_work_op
-from prunescope.analysis.timeline.correlate import launch_of, lookup, op_alone, taken
+from prunescope.analysis.timeline.correlate import (
+    StepsOfEvents,
+    launch_of,
+    lookup,
+    op_alone,
+    steps_of_events,
+    taken,
+)
+from prunescope.analysis.timeline.intervals import cover, innermost, parents
 from prunescope.analysis.timeline.launches import lost_launches
-from prunescope.analysis.timeline.nesting import innermost, parents
-from prunescope.analysis.timeline.spill import StepPlaces, place
 from prunescope.analysis.timeline.steps import OWN_PREFIX, Windows
 from prunescope.analysis.trace.events import Trace
 from prunescope.analysis.trace.load import NONE, Ints
 
-__all__ = ["Linked", "cover", "is_graph_launch", "link", "link_device", "link_host", "lookup",
+__all__ = ["Linked", "is_graph_launch", "link", "link_device", "link_host", "lookup",
            "op_of_launch", "taken"]  # fmt: skip
 
 
@@ -63,7 +69,7 @@ class Linked:
     late: dict[str, float] = field(default_factory=lambda: {"events": 0, "ns": 0})
     left_out: dict[str, float] = field(default_factory=lambda: {"events": 0, "ns": 0})
     # Launches of kernels that were to run inside of steps, those of them whose kernel is not in the
-    # trace, and beside them those that were captured into a graph.
+    # trace, and apart from them those that were captured into a graph.
     launches: dict[str, int] = field(
         default_factory=lambda: {"events": 0, "lost": 0, "captured": 0}
     )
@@ -77,17 +83,6 @@ def link(trace: Trace, windows: Windows) -> Linked:
     return linked
 
 
-def cover(start: Ints, end: Ints, begin: int) -> tuple[Ints, Ints]:
-    """Busy and gap of intervals in order of start: the part of each that no earlier one covers,
-    and the idle time right before it, counted from `begin`. What lies before `begin` is clipped.
-    """
-    reached = np.maximum.accumulate(np.concatenate(([begin], end)))[:-1]
-    first = np.maximum(start, begin)
-    gap = np.maximum(0, first - reached)
-    busy = np.maximum(0, end - np.maximum(first, reached))
-    return busy, gap
-
-
 def link_device(trace: Trace, windows: Windows) -> Linked:
     """The device events of all steps, each with its launch and op."""
     device = trace.device
@@ -98,7 +93,7 @@ def link_device(trace: Trace, windows: Windows) -> Linked:
     launched = taken(trace.launches["ts"], launch, absent=0)
     launched = np.where(by_op >= 0, taken(trace.ops["ts"], by_op), launched)
     linked = (launch >= 0) | (by_op >= 0)
-    placed = place(trace, order, launched, linked, windows)
+    placed = steps_of_events(trace, order, launched, linked, windows)
     out = Linked(
         step=placed.step,
         start=start,
@@ -130,7 +125,7 @@ def link_device(trace: Trace, windows: Windows) -> Linked:
     return _only_steps(out)
 
 
-def _name_the_rest(out: Linked, placed: StepPlaces, windows: Windows) -> None:
+def _name_the_rest(out: Linked, placed: StepsOfEvents, windows: Windows) -> None:
     """Count what is in no step: carry-over, late, left out. What our own runs did before their
     first step is the one that is thrown away."""
     for name, mask in (("carry_over", placed.carry_over), ("late", placed.late)):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from prunescope.analysis.timeline.nesting import innermost
+from prunescope.analysis.timeline.intervals import innermost
 from prunescope.analysis.trace.events import Trace
 from prunescope.analysis.trace.load import NONE, Ints
 

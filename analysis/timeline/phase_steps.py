@@ -28,8 +28,8 @@ def phases_of(windows: Windows) -> list[str]:
 def only_phase(
     trace: Trace, linked: Linked, windows: Windows, phase: str
 ) -> tuple[Linked, Windows]:
-    """The steps of one phase. What is left out of all steps stays as it is: the other phases are
-    reported beside this one."""
+    """The steps of one phase. What is in no step stays the same: the other phases are reported
+    too."""
     steps = np.flatnonzero([engine_step(name) == phase for name in windows.names])
     return _only(trace, linked, windows, steps)
 

@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from prunescope.analysis.timeline.nesting import innermost, parents
+from prunescope.analysis.timeline.intervals import innermost, parents
 from prunescope.analysis.timeline.steps import OWN_PREFIX
 from prunescope.analysis.trace.events import Trace
 from prunescope.analysis.trace.load import MODULE, NONE, Ints

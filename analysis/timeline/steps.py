@@ -14,8 +14,7 @@ from os.path import commonprefix
 
 import numpy as np
 
-from prunescope.analysis.timeline.engines import engine_step
-from prunescope.analysis.timeline.iterations import find_iterations
+from prunescope.analysis.timeline.engines import engine_step, find_iterations
 from prunescope.analysis.trace.events import Trace
 from prunescope.analysis.trace.load import Ints
 from prunescope.taxonomy.errors import PrunescopeError
@@ -74,7 +73,7 @@ def find_windows(trace: Trace, *, phase_pattern: str | None = None) -> Windows:
 
 
 def _picked(trace: Trace, notes: Ints, hits: Ints, names: dict[int, str]) -> Windows:
-    """The annotations that a pattern names; with the steps beside them, where all of them are steps
+    """The annotations that a pattern names; with the other steps, where all of them are steps
     of an engine or a profiler: a wall begins where the step before ends, picked or not."""
     named = _disjoint(trace, hits, "pattern")
     for _, is_step in _candidates(None):

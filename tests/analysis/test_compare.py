@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 from prunescope.analysis.compare import compare, find_runs
-from prunescope.analysis.inputs.side import Options
+from prunescope.analysis.inputs.options import CompareRequest, Options
 from prunescope.analysis.report.comparison import (
     COMPARISON_FORMATS,
     comparison_table,
@@ -28,8 +29,7 @@ from prunescope.analysis.report.comparison import (
 from prunescope.analysis.report.comparison_figure import comparison_figure, plot_comparison
 from prunescope.analysis.schema.comparison import Comparison, ComparisonRow
 from prunescope.analysis.schema.report import Ladder
-from prunescope.deliver import Delivery
-from prunescope.deliver_comparison import deliver_all
+from prunescope.deliver import Delivery, deliver_all
 from prunescope.taxonomy.errors import PrunescopeError
 from tests.analysis.report.example import HOSTILE
 from tests.analysis.run_folder import write_pair
@@ -141,20 +141,20 @@ def test_every_format_is_written_and_agrees(runs: Path, tmp_path: Path) -> None:
 def test_the_command_compares_several_and_writes_into_the_one_folder(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert deliver_all([runs], Delivery(formats="csv"), options=Options()) is False
+    assert deliver_all(CompareRequest(runs), Delivery(formats="csv")) is False
     assert (runs / "comparison" / "comparison.csv").is_file()
     assert "realised" in capsys.readouterr().out
-    two = [runs / "a", runs / "c"]
-    assert deliver_all(two, Delivery(json=str(tmp_path / "x.json")), options=Options()) is False
+    two = CompareRequest([runs / "a", runs / "c"])
+    assert deliver_all(two, Delivery(json=str(tmp_path / "x.json"))) is False
     assert [r["run"] for r in json.loads((tmp_path / "x.json").read_bytes())["rows"]] == ["a", "c"]
-    with pytest.raises(PrunescopeError, match="nothing is written unasked"):
-        deliver_all(two, Delivery(formats="md"), options=Options())
+    with pytest.raises(PrunescopeError, match="add --out FOLDER"):
+        deliver_all(two, Delivery(formats="md"))
     with pytest.raises(PrunescopeError, match="several subjects"):
-        deliver_all(two, Delivery(), options=Options(eager_trace=Path("e.json")))
+        deliver_all(replace(two, eager_trace="e.json"), Delivery())
 
 
 def test_one_subject_gives_its_report(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert deliver_all([runs / "a"], Delivery(formats="json"), options=Options()) is False
+    assert deliver_all(CompareRequest(runs / "a"), Delivery(formats="json")) is False
     assert (runs / "a" / "report" / "report.json").is_file()
     assert "ledger" in capsys.readouterr().out.lower()
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from prunescope.analysis.report.measured import left_out
+from prunescope.analysis.report.measured import outside_steps
 from prunescope.analysis.schema.report import Phase
 from tests.analysis.edit_case import (
     BETA,
@@ -286,4 +286,4 @@ def test_late_and_spill_are_named_and_left_out(case: Case) -> None:
     assert back.late == {"events": 0, "ns": 0}
     assert there.spill["events"] - back.spill["events"] == 3
     assert there.spill["ns"] - back.spill["ns"] == 1200
-    assert any(line.startswith("late: 3 events") for line in left_out(there))
+    assert any(line.startswith("late: 3 events") for line in outside_steps(there))

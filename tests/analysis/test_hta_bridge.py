@@ -88,7 +88,7 @@ def test_a_trace_that_hta_cannot_load_is_named_and_the_report_goes_on(
     assert phase.hta is not None
     assert phase.hta.busy_ns is None
     assert [f.partition(":")[0] for f in phase.hta.failed] == ["loading"]
-    assert any("could not say: loading: TypeError" in line for line in sentences(phase))
+    assert any("failed: loading: TypeError" in line for line in sentences(phase))
 
 
 @hta_is_here

@@ -15,8 +15,10 @@ import pytest
 from rich.console import Console
 
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.predict.setting import PredictRequest, resolve, workloads
-from prunescope.analysis.predict.shares import Measured
+from prunescope.analysis.predict.measured import Measured
+from prunescope.analysis.predict.request import PredictRequest
+from prunescope.analysis.predict.setting import resolve, workloads
+from prunescope.analysis.predict.side import predicted_side
 from prunescope.analysis.predict_from import measured_phase
 from prunescope.analysis.report.predict_tables import prediction
 from prunescope.taxonomy.errors import PrunescopeError
@@ -132,10 +134,19 @@ def test_methods_by_the_names_that_people_type() -> None:
         ({"from_run": TRACES / "tiny-static-m", "curves": True}, "curves"),
         ({"from_run": TRACES / "tiny-static-m", "method": "static-q"}, "static-"),
         ({"from_run": TRACES / "tiny-static-m", "phase": "decode", "sparsity": "2"}, "[0, 1)"),
-        ({"from_run": TRACES / "tiny-static-m", "batch": 8}, "--batch 8 is not of this run"),
-        ({"from_run": TRACES / "tiny-static-m", "logits": "all"}, "--logits all is not of this"),
-        ({"from_run": TRACES / "tiny-static-m", "context": 7}, "--context 7 is not of this run"),
-        ({"from_run": TRACES / "tiny-static-m", "model": "llama-3.1-8b"}, "not the model of this"),
+        ({"from_run": TRACES / "tiny-static-m", "batch": 8}, "--batch 8 does not match this run"),
+        (
+            {"from_run": TRACES / "tiny-static-m", "logits": "all"},
+            "--logits all does not match this",
+        ),
+        (
+            {"from_run": TRACES / "tiny-static-m", "context": 7},
+            "--context 7 does not match this run",
+        ),
+        (
+            {"from_run": TRACES / "tiny-static-m", "model": "llama-3.1-8b"},
+            "does not match this run of",
+        ),
         ({"from_run": TRACES / "tiny-static-m", "knobs": {"colour": "red"}}, "knob 'colour'"),
         (
             {"from_run": TRACES / "tiny-static-m", "method": "static-m", "knobs": {"unit": "head"}},
@@ -181,7 +192,7 @@ def test_flop_and_bytes_of_traced_tiny_models(pair: str) -> None:
             share = run["pruning"]["sparsity"] if method else None
             setting, _ = resolve(request, method, share, [])
             (work,) = workloads(request, setting)
-            side = setting.side(work, pruned=bool(method))
+            side = predicted_side(setting, work, pruned=bool(method))
             theory = [op for op in side.bounded if op.cls == "matmul"]
             rows = [g for g in phase.gemms if g.group not in ("qk", "pv") and g.count]
             assert sum(g.flop * g.count for g in rows if g.flop) == pytest.approx(
@@ -192,7 +203,7 @@ def test_flop_and_bytes_of_traced_tiny_models(pair: str) -> None:
             )
 
 
-def test_no_op_is_priced_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cost_of_an_op_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     from prunescope.analysis.predict import costs, kernels, side
 
     counted: Counter[int] = Counter()

@@ -32,7 +32,7 @@ ALLOWED: dict[str, str] = {
     "analysis/comparison": "taxonomy schema kernels inputs ledger",
     "analysis/verdict": "taxonomy schema kernels ledger comparison",
     "analysis/findings": "taxonomy schema device timeline kernels inputs ledger comparison verdict",
-    "analysis/predict": "taxonomy schema device shapes kernels inputs",
+    "analysis/predict": "taxonomy schema device shapes inputs",
     "analysis": "taxonomy schema device trace timeline shapes kernels inputs ledger comparison "
     "verdict findings predict",
     "analysis/report": "taxonomy schema",
@@ -49,7 +49,7 @@ ALLOWED: dict[str, str] = {
     "tracer/pruners": "taxonomy model attention residual calibration routing",
     "tracer/recovery": "taxonomy model calibration routing",
     "tracer/capture": "taxonomy machine model calibration routing pruners recovery",
-    "tracer/sweep": "taxonomy machine model calibration quality pruners recovery capture",
+    "tracer/sweep": "taxonomy machine model calibration quality recovery capture",
 }
 # The front door may use any room; no room uses it.
 FRONT = "prunescope"
@@ -273,7 +273,10 @@ def test_analysis_runs_without_torch() -> None:
     loaded = loaded_by(
         "import prunescope.analysis.pipeline, prunescope.deliver\n"
         "import prunescope.analysis.predict.predict, sys\n"
-        "assert not any(m.startswith('prunescope.tracer') for m in sys.modules)"
+        "names = (m for m in sys.modules if m.startswith('prunescope.tracer.'))\n"
+        "own = {m for m in names if m.count('.') == 3}\n"
+        "assert own == {'prunescope.tracer.' + m for m in ('capture.request', 'capture.progress',"
+        " 'recovery.settings', 'sweep.request')}, own"  # inert: they name options
     )
     assert "polars" in loaded
     assert loaded & {"torch", "transformers"} == set()

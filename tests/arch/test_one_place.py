@@ -43,18 +43,15 @@ def own_files(place: str) -> set[Path]:
 EXAMPLES = {
     "__init__.py": ('method="static-m", sparsity=0.5',),
     "api.py": (
-        "(`static-m:0.25+static-nk:0.3`)", 'method="static-m", sparsity=0.5',
+        'method="static-m", sparsity=0.5',
         '{"method": "static-nk", "sparsity": 0.5}', '"family == static-nk"',
     ),
-    "check_command.py": ("'family == static-m'",),
     "cli.py": (
         "--method static-m --sparsity 0.5 --out", "--method static-nk --sparsity 0.5",
         "--method static-nk --sparsity 0.4 --set match=flop",
         "--method static-m:0.25+static-nk-mlp:0.5",
         "--method static-m --set layers=3,9", "--method static-m --recover steps=100",
-    ),
-    "fact_commands.py": (
-        "--method static-nk --sparsity 0.5", "--method static-nk,dynamic-m",
+        "--method static-nk,dynamic-m", "'family == static-m'",
     ),
 }  # fmt: skip
 BENCHMARKS = sorted((ROOT / "benchmarks").rglob("*.py"))

@@ -1,19 +1,23 @@
 """The set of commands and options is a promise: a change here is a change for every user."""
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
 
 import pytest
 import typer.main
 
 import prunescope
 from prunescope import cli
-from prunescope.command_options import options_of
+from prunescope.analysis.inputs.options import AnalyzeRequest, CompareRequest
+from prunescope.analysis.predict.request import PredictRequest
+from prunescope.command import from_options
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.option import Option, check_options, fill_missing, options_of, takes
+from prunescope.tracer.capture.request import TraceCall
+from prunescope.tracer.sweep.request import SweepRequest
 
 COMMANDS = {
     "trace": {
@@ -57,30 +61,6 @@ DEFAULTS = {
 }  # fmt: skip
 
 
-def trace_request() -> Any:
-    from prunescope.tracer.capture.request import TraceRequest
-
-    return TraceRequest
-
-
-def predict_request() -> Any:
-    from prunescope.analysis.predict.predict import PredictRequest
-
-    return PredictRequest
-
-
-def sweep_request() -> Any:
-    from prunescope.tracer.sweep.sweep import SweepRequest
-
-    return SweepRequest
-
-
-def analyze_options() -> Any:
-    from prunescope.analysis.inputs.side import Options
-
-    return Options
-
-
 def test_commands_and_options() -> None:
     group = typer.main.get_command(cli.app)
     seen = {
@@ -99,22 +79,39 @@ def test_every_command_says_what_it_does() -> None:
             assert getattr(parameter, "help", None), f"{name} {parameter.name} has no help"
 
 
-@pytest.mark.parametrize(
-    ("function", "request_of", "beside"),
-    [("trace", trace_request, {"progress"}), ("predict", predict_request, set()),
-     ("sweep", sweep_request, {"progress"}),
-     ("analyze", analyze_options, {"subject", "baseline", "jobs", "engine"})],
-)  # fmt: skip
-def test_a_function_of_the_api_takes_what_its_request_takes(
-    function: str, request_of: Callable[[], Any], beside: set[str]
-) -> None:
-    parameters = inspect.signature(getattr(prunescope, function)).parameters
-    fields = {field.name: field for field in dataclasses.fields(request_of())}
-    assert set(parameters) - beside == set(fields)
-    for name, field in fields.items():
-        default = parameters[name].default
-        if field.default is not dataclasses.MISSING and default is not inspect.Parameter.empty:
-            assert default == field.default, name
+REQUESTS = {
+    "trace": TraceCall, "analyze": AnalyzeRequest, "compare": CompareRequest,
+    "predict": PredictRequest, "sweep": SweepRequest,
+}  # fmt: skip
+
+
+def test_a_function_of_the_api_has_the_parameters_of_its_request() -> None:
+    for function, request in REQUESTS.items():
+        signature = inspect.signature(getattr(prunescope, function))
+        assert list(signature.parameters) == list(inspect.signature(request).parameters)
+        options = {named.name: named for named in options_of(request)}
+        for name, parameter in signature.parameters.items():
+            assert parameter.annotation is not inspect.Parameter.empty
+            assert "Option(" not in str(parameter) and "<factory>" not in str(parameter)
+            if name in options and options[name].default is not dataclasses.MISSING:
+                assert parameter.default == options[name].default, name
+            if name in options:
+                assert options[name].option.help in getattr(prunescope, function).__doc__
+
+
+def test_every_option_has_a_sentence_of_help() -> None:
+    group = typer.main.get_command(cli.app)
+    for name, command in group.commands.items():
+        for parameter in command.params:
+            text = parameter.help
+            assert text[0].isupper() or text[0].isdigit() or text.startswith("UTF"), text
+            assert text.endswith(".") and len(text.split()) >= 4, f"{name} {parameter.name}: {text}"
+
+
+def test_every_command_shows_two_examples() -> None:
+    group = typer.main.get_command(cli.app)
+    for name, command in group.commands.items():
+        assert (command.help or "").count(f"prunescope {name}") >= 2, name
 
 
 def test_the_documented_defaults_of_trace() -> None:
@@ -122,13 +119,52 @@ def test_the_documented_defaults_of_trace() -> None:
     assert {name: parameters[name].default for name in DEFAULTS} == DEFAULTS
 
 
-def test_a_parameter_without_words_is_an_error() -> None:
-    def one(*, a: int = 1, b: int = 2) -> None: ...
+@dataclasses.dataclass(kw_only=True)
+class Request:
+    """Takes a path and a count."""
 
-    with pytest.raises(TypeError, match="differ in b"):
-        options_of(one, {"a": int})
-    command = options_of(one, {"a": int}, only_there=["b"])(lambda **_: None)
-    assert str(inspect.signature(command)) == "(*, a: int = 1)"
+    path: Annotated[Path | str, Option(help="A path.", argument=True)] = dataclasses.field(
+        kw_only=False
+    )
+    count: Annotated[int, Option(help="A count.", unit="pieces", least=1)] = 2
+    pairs: Annotated[
+        Mapping[str, str], Option(help="Pairs.", typed=list[str], parse=dict.fromkeys)
+    ] = dataclasses.field(default_factory=dict)
+    kept: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        fill_missing(self)
+
+
+def test_an_option_is_written_once() -> None:
+    """A field is an option of the command, a parameter of the function, and is checked."""
+    seen: list[Any] = []
+
+    def command(request: Request, *, loud: Annotated[bool, Option(help="Loud.")] = False) -> None:
+        seen.append((request, loud))
+
+    command.__annotations__ = {"request": Request, "loud": Annotated[bool, Option(help="Loud.")]}
+    app = typer.Typer()
+    app.command()(from_options(command))
+    app(["x", "--pairs", "a", "--count", "3", "--loud"], standalone_mode=False)
+    app(["y"], standalone_mode=False)
+    assert seen == [
+        (Request(Path("x"), count=3, pairs={"a": None}), True), (Request(Path("y")), False)
+    ]  # fmt: skip
+
+    @takes(Request)
+    def function(request: Request) -> Request:
+        """Give it back."""
+        return request
+
+    assert function("x", kept=("a",)) == Request("x", kept=("a",))
+    assert str(inspect.signature(function)).startswith("(path: pathlib.Path | str, *, count: int")
+    assert "count: A count." in (function.__doc__ or "")
+    with pytest.raises(TypeError, match="nearest: count"):
+        function("x", cont=1)  # type: ignore[call-arg]
+    with pytest.raises(PrunescopeError, match="--count 0 is too small"):
+        check_options(Request("x", count=0))
+    assert Request("x", pairs=None).pairs == {}
 
 
 def test_public_names_are_there() -> None:

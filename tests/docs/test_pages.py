@@ -108,10 +108,10 @@ def test_findings_that_the_questions_name_exist() -> None:
 
 
 def test_the_example_of_a_sweep_has_every_key(tmp_path: Path) -> None:
-    from prunescope.tracer.sweep.config import read_configs
+    from prunescope.tracer.sweep.config import example, read_configs
     from prunescope.tracer.sweep.plan import SweepConfig
 
-    text = (ROOT / "prunescope" / "sweep_example.yaml").read_text(encoding="utf-8")
+    text = example()
     (tmp_path / "sweep.yaml").write_text(text, encoding="utf-8")
     (config,) = read_configs(tmp_path / "sweep.yaml", None)
     keys = {field.name for field in dataclasses.fields(SweepConfig)} - {"logits"}
@@ -146,6 +146,6 @@ def test_the_site_builds_strictly(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     page = (tmp_path / "site" / "python" / "index.html").read_text(encoding="utf-8")
-    assert "prunescope.api.analyze" in page and "phase_pattern" in page
+    assert "prunescope.api.analyze" in page and "phase_pattern" in page and "max_placements" in page
     home = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
     assert not re.search(r"<(?:script|link|img)[^>]+(?:src|href)=\"https?://(?!github)", home)

@@ -70,7 +70,7 @@ def stopped(args: list[str], capsys: pytest.CaptureFixture[str], *, code: int) -
 
 
 @each_fault
-@pytest.mark.parametrize("point", ["analyze", "write_report", "emit_json"])
+@pytest.mark.parametrize("point", ["analyze", "write_report", "write_json"])
 def test_analyze(
     fault: str,
     point: str,
@@ -87,7 +87,7 @@ def test_analyze(
         patch.setattr(delivery, point, lambda *_args, **_more: fail())
         stopped(args, capsys, code=code)
     after = everything(run)
-    if point == "emit_json":
+    if point == "write_json":
         assert set(after) - set(before) == {"report/report.md", "report/report.json"}
         json.loads(after["report/report.json"])
     else:
@@ -240,7 +240,7 @@ class TestTrace:
         def fail(*_args: object, **_more: object) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-        monkeypatch.setattr(session, "take_share", fail)
+        monkeypatch.setattr(session, "take_samples", fail)
         with pytest.raises(PrunescopeError, match="memory"):
             halved(tmp_path / "f")
         assert list(tmp_path.iterdir()) == []

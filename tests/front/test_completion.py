@@ -6,11 +6,12 @@ import subprocess
 import sys
 
 import pytest
+from typer.main import get_command
 
-from prunescope import completion
+from prunescope import command
 from prunescope.analysis.device.hardware import DEVICES
 from prunescope.analysis.report.formats import FORMATS
-from prunescope.command_options import FORMATS as FORMAT_OPTION
+from prunescope.cli import app
 
 
 def completed(words: str) -> list[str]:
@@ -32,7 +33,7 @@ def completed(words: str) -> list[str]:
         ("prunescope trace --method static-m", {"static-m"}),
         ("prunescope analyze t.json --format p", {"png", "pdf", "parquet", "perfetto"}),
         ("prunescope analyze t.json --device h100", {"h100-sxm"}),
-        ("prunescope trace --select c", {"calibrated"}),
+        ("prunescope trace --select i", {"importance"}),
         ("prunescope predict --model tiny", {"tiny-llama"}),
     ],
 )
@@ -43,18 +44,18 @@ def test_a_shell_is_told_the_values(words: str, some: set[str]) -> None:
 
 
 def test_the_last_part_of_a_list_is_completed_behind_the_others() -> None:
-    assert completion.formats("md,pn") == ["md,png"]
-    assert "static-m:0.25+static-nk-mlp" in completion.families("static-m:0.25+static-nk")
-    assert any(one.startswith("static-m,") for one in completion.methods("static-m,sh"))
+    assert command.formats("md,pn") == ["md,png"]
+    assert "static-m:0.25+static-nk-mlp" in command.families("static-m:0.25+static-nk")
+    assert any(one.startswith("static-m,") for one in command.methods("static-m,sh"))
 
 
 def test_all_lists_have_something_to_say() -> None:
-    lists = (completion.models, completion.families, completion.methods, completion.devices,
-             completion.machines, completion.dtypes, completion.formats)  # fmt: skip
+    lists = (command.models, command.families, command.methods, command.devices,
+             command.machines, command.dtypes, command.formats)  # fmt: skip
     assert all(one("") for one in lists)
-    assert completion.devices("") == [device.name for device in DEVICES]
+    assert command.devices("") == [device.name for device in DEVICES]
 
 
 def test_the_help_names_every_format() -> None:
-    (option,) = FORMAT_OPTION.__metadata__
-    assert option.help == f"Of {', '.join(FORMATS)}."
+    (help_,) = (p.help for p in get_command(app).commands["analyze"].params if p.name == "formats")
+    assert f": {', '.join(FORMATS)};" in help_

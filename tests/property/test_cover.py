@@ -10,7 +10,8 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from prunescope.analysis.timeline.link import Linked, cover, link
+from prunescope.analysis.timeline.intervals import cover
+from prunescope.analysis.timeline.link import Linked, link
 from prunescope.analysis.timeline.steps import find_windows
 from prunescope.analysis.trace.load import load
 from tests.chrome import save

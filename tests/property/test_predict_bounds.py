@@ -9,9 +9,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from prunescope.analysis.device.hardware import DEVICES, Device
-from prunescope.analysis.predict.costs import NAMES, total_ns
+from prunescope.analysis.predict.constants import NAMES
+from prunescope.analysis.predict.costs import expected_speedup, total_ns
 from prunescope.analysis.predict.kernels import op_ns
 from prunescope.analysis.predict.setting import Setting
+from prunescope.analysis.predict.side import predicted_side, roofline_speedup
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import families, family
 from prunescope.taxonomy.plan import Workload
@@ -78,15 +80,15 @@ def test_nothing_pruned_gains_nothing(
     shape: ModelShape, work: Workload, device: Device, method: str
 ) -> None:  # fmt: skip
     setting = setting_of(shape, device, method, 0.0)
-    assert setting.bound_gain(work) == pytest.approx(1)
-    assert setting.execution_gain(work) == pytest.approx(1)
+    assert roofline_speedup(setting, work) == pytest.approx(1)
+    assert expected_speedup(setting, work) == pytest.approx(1)
 
 
 @QUICK
 @given(shape=shapes(), work=loads(), device=devices)
 def test_the_bound_tends_to_one(shape: ModelShape, work: Workload, device: Device) -> None:
     setting = setting_of(shape, device, "dynamic-nk")
-    assert setting.bound_gain(work, 1e-6) == pytest.approx(1, abs=1e-5)
+    assert roofline_speedup(setting, work, 1e-6) == pytest.approx(1, abs=1e-5)
 
 
 @QUICK
@@ -104,7 +106,10 @@ def test_a_faster_device_never_slows(
     slow = setting_of(shape, device, method)
     fast = replace(slow, **{what: getattr(slow, what) * faster})
     for pruned in (False, True):
-        before, after = slow.side(work, pruned=pruned), fast.side(work, pruned=pruned)
+        before, after = (
+            predicted_side(slow, work, pruned=pruned),
+            predicted_side(fast, work, pruned=pruned),
+        )
         assert after.ns <= before.ns * (1 + 1e-9)
         for terms in ((), ("achievable", "elementwise"), tuple(set(NAMES) - {"tile_wave"})):
             assert total_ns(after, terms) <= total_ns(before, terms) * (1 + 1e-9)
@@ -119,7 +124,7 @@ def test_many_sequences_are_bound_by_compute(
     decode reads a cache a sequence, and never does."""
     setting = setting_of(shape, device, method)
     work = Workload(phase="decode", batch=10**7, prompt_len=256)
-    side = setting.side(work)
+    side = predicted_side(setting, work)
     half_intensity = setting.flop_per_s / setting.byte_per_s
     for op in side.bounded:
         gemm = op.gemms[0] if op.gemms else None
@@ -138,7 +143,7 @@ def test_the_bound_grows_with_sparsity(
     before = 0.0
     for sparsity in STEPS:
         try:
-            gain = setting.bound_gain(work, sparsity)
+            gain = roofline_speedup(setting, work, sparsity)
         except PrunescopeError:  # a rank that saves nothing
             assume(method != "static-k-lowrank")
             raise
@@ -156,7 +161,7 @@ def test_each_cost_of_execution_only_adds(
 ) -> None:
     setting = setting_of(shape, device, method)
     for pruned in (False, True):
-        side = setting.side(work, pruned=pruned)
+        side = predicted_side(setting, work, pruned=pruned)
         total = side.ns
         for i in range(len(NAMES)):
             now = total_ns(side, NAMES[: i + 1])
@@ -171,7 +176,7 @@ def test_each_cost_of_execution_only_adds(
 def test_flop_and_bytes_are_those_of_the_gemms(shape: ModelShape, work: Workload) -> None:
     """Each weight by its Gemm: 2MNK and A, W, O once; causal attention by counting its pairs."""
     device = next(d for d in DEVICES if d.name == "h100-sxm")
-    side = setting_of(shape, device, "static-m", 0.0).side(work, pruned=False)
+    side = predicted_side(setting_of(shape, device, "static-m", 0.0), work, pruned=False)
     for op in side.bounded:
         if op.cls == "matmul":
             assert op.flop == op.gemms[0].flop

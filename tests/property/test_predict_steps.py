@@ -8,10 +8,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from prunescope.analysis.device.hardware import Device
-from prunescope.analysis.predict.costs import total_ns
-from prunescope.analysis.predict.kernels import tile
+from prunescope.analysis.predict.costs import expected_speedup, total_ns
+from prunescope.analysis.predict.kernels import cut_of, op_cost, rates
 from prunescope.analysis.predict.setting import Setting
-from prunescope.analysis.predict.side import PredictedSide
+from prunescope.analysis.predict.side import PredictedSide, predicted_side, roofline_speedup
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.plan import Workload
 from prunescope.taxonomy.shape import ModelShape
@@ -26,8 +26,9 @@ JUMP = 0.05
 def steps_of(side: PredictedSide) -> list[object]:
     """What changes by whole steps: tiles, waves and parts of each GEMM, and padded rows."""
     cuts = []
+    r = rates(side.setting, side.setting.constants, ("achievable", "kernel", "launch"))
     for op in side.bounded:
-        cut = tile(side, op)
+        cut = cut_of(op_cost(side, op), r)
         cuts.append(cut and (cut.rows, cut.columns, cut.tiles, cut.parts))
     return [*cuts, side.work.rows % 8 == 0]
 
@@ -38,15 +39,15 @@ def jumps(before: float, after: float) -> bool:
 
 def check(setting: Setting, here: Workload, there: Workload, sparsity: float | None = None) -> None:
     """No jump of the expected speedup without a step of a GEMM, or one of the bound."""
-    gains = [setting.execution_gain(here), setting.execution_gain(there, sparsity)]
-    bounds = [setting.bound_gain(here), setting.bound_gain(there, sparsity)]
+    gains = [expected_speedup(setting, here), expected_speedup(setting, there, sparsity)]
+    bounds = [roofline_speedup(setting, here), roofline_speedup(setting, there, sparsity)]
     # A step that the bound takes too is no jump of the model.
     shares = [gain / bound for gain, bound in zip(gains, bounds, strict=True)]
     if not (jumps(*gains) and jumps(*shares)):
         return
     named = any(
-        steps_of(setting.side(here, pruned=p))
-        != steps_of(setting.side(there, pruned=p, sparsity=s))
+        steps_of(predicted_side(setting, here, pruned=p))
+        != steps_of(predicted_side(setting, there, pruned=p, sparsity=s))
         for p, s in ((False, None), (True, sparsity))
     )
     assert named or jumps(bounds[0] * (1 + JUMP / 2), bounds[1]) or jumps(*bounds), (gains, bounds)
@@ -93,7 +94,7 @@ def test_more_sequences_take_longer(
     work = Workload(phase=phase, batch=batch, prompt_len=256)
     setting = setting_of(shape, device, method)
     for pruned in (False, True):
-        few, more, twice = (setting.side(replace(work, batch=b), pruned=pruned)
+        few, more, twice = (predicted_side(setting, replace(work, batch=b), pruned=pruned)
                             for b in (batch, batch + 8, 2 * batch))  # fmt: skip
         ns = [total_ns(side, setting.terms) for side in (few, more, twice)]
         assert ns[1] >= ns[0] * (1 - 1e-9)
@@ -106,6 +107,7 @@ def test_longer_contexts_take_longer(shape: ModelShape, device: Device, length: 
     work = Workload(phase="decode", prompt_len=length)
     setting = setting_of(shape, device, "static-nk")
     for pruned in (False, True):
-        ns = [total_ns(setting.side(replace(work, prompt_len=n), pruned=pruned), setting.terms)
-              for n in (length, length + 500)]  # fmt: skip
+        works = [replace(work, prompt_len=n) for n in (length, length + 500)]
+        sides = [predicted_side(setting, at, pruned=pruned) for at in works]
+        ns = [total_ns(side, setting.terms) for side in sides]
         assert ns[1] >= ns[0]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from prunescope.analysis.predict.setting import PredictRequest, resolve, workloads
+from prunescope.analysis.predict.costs import expected_speedup
+from prunescope.analysis.predict.request import PredictRequest
+from prunescope.analysis.predict.setting import resolve, workloads
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import family
 from prunescope.taxonomy.methods import family_of
@@ -46,7 +48,7 @@ def gain(method: str, sparsity: float, phase: str, batch: int = 1) -> float:
                              batch=batch)  # fmt: skip
     setting, _ = resolve(request, method, sparsity, [])
     (work,) = workloads(request, setting)
-    return setting.execution_gain(work)
+    return expected_speedup(setting, work)
 
 
 def test_it_pays_for_one_token_and_not_for_a_prompt() -> None:

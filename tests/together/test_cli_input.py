@@ -101,7 +101,7 @@ def test_what_a_comparison_leaves_out_is_named(tmp_path: Path) -> None:
     folder = tmp_path / "runs"
     assert [f.name for f in find_runs([folder])] == ["a"]
     (note,) = left_out([folder])
-    assert note.startswith("runs/ holds 1 traces beside its runs (loose.json)")
+    assert note.startswith("runs/ holds 1 traces next to its runs (loose.json)")
     assert left_out([folder / "a"]) == []
     assert left_out([loose]) == []
     assert left_out([folder / "a", folder / "a" / "pruned"]) == ["a is named 2 times: counted once"]

@@ -180,7 +180,7 @@ def test_a_placement_gives_back_what_torch_keeps_before_it_asks_for_room(
     ]
     monkeypatch.setattr(placements, "_regions", lambda _model: list(regions))
     monkeypatch.setattr(placements, "_move", lambda group, *_, **__: moved.append(len(group)))
-    placements.place([torch.nn.Linear(2, 2)], random.Random(0))
+    placements.move_weights([torch.nn.Linear(2, 2)], random.Random(0))
     assert moved == moves
 
 

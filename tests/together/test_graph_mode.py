@@ -29,7 +29,7 @@ from prunescope.tracer.capture.graph_mode import (
     Step,
     check_mode,
     cuda_graph,
-    plainly,
+    record_nothing,
 )
 from prunescope.tracer.capture.memory import peak_and_cache_bytes, weight_bytes
 from prunescope.tracer.capture.phases import DecodeLoop, PrefillLoop
@@ -72,7 +72,7 @@ def model(request: pytest.FixtureRequest, tiny: Any) -> Any:
     return pruner(request.param).prune(tiny, point).model
 
 
-@pytest.mark.parametrize("record", [plainly, replayed])
+@pytest.mark.parametrize("record", [record_nothing, replayed])
 def test_prefill_on_a_static_cache_gives_the_same_logits(model: Any, record: Any) -> None:
     ids = ids_of(model)[:, :PROMPT]
     plain = PrefillLoop(model, ids, logits="last")
@@ -86,7 +86,7 @@ def test_prefill_on_a_static_cache_gives_the_same_logits(model: Any, record: Any
         torch.testing.assert_close(static.step(index).logits, want)
 
 
-@pytest.mark.parametrize("record", [plainly, replayed])
+@pytest.mark.parametrize("record", [record_nothing, replayed])
 def test_decode_on_a_static_cache_gives_the_same_logits(model: Any, record: Any) -> None:
     ids = ids_of(model)
     plain = DecodeLoop(model, ids, prompt_len=PROMPT, logits="last")
@@ -162,8 +162,8 @@ class _Names(TorchDispatchMode):
 def test_a_recorded_step_reads_nothing_back(model: Any) -> None:
     """A graph cannot hold a value of the device that the host reads."""
     ids = ids_of(model)
-    decode = StaticDecode(model, ids, prompt_len=PROMPT, logits="last", record=plainly)
-    prefill = StaticPrefill(model, ids, logits="last", record=plainly)
+    decode = StaticDecode(model, ids, prompt_len=PROMPT, logits="last", record=record_nothing)
+    prefill = StaticPrefill(model, ids, logits="last", record=record_nothing)
     for loop in (prefill, decode):
         loop.prepare()
         with _Names() as seen:

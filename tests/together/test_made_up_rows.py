@@ -37,7 +37,7 @@ DEVICE: dict[str, Any] = {
 
 @pytest.fixture
 def _zebra() -> Iterator[None]:
-    """The function that would stand in analysis/ops/vendor_gemm.py."""
+    """The function that would stand in analysis/ops/serving.py."""
 
     @op_model(OP, kind="gemm")
     def zebra(call: OpCall) -> Work:

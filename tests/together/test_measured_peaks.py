@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from prunescope.analysis.kernels.bound import run_peaks
+from prunescope.analysis.kernels.peaks import run_peaks
 from prunescope.analysis.pipeline import Options, analyze
 from prunescope.analysis.report import titles
 from prunescope.analysis.schema.report import Report

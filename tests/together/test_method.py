@@ -44,10 +44,10 @@ def test_what_a_method_says() -> None:
 
 
 def test_knobs_of_a_composite_begin_with_its_family() -> None:
-    knobs = {"static-m.unit": "mlp", "static-nk.select": "calibrated"}
+    knobs = {"static-m.unit": "mlp", "static-nk.select": "importance"}
     parts = read_method("static-m:0.5+static-nk:0.5", sparsity=0, knobs=knobs, select="random")
     assert parts is not None
-    assert [(p.knobs, p.select) for p in parts] == [({"unit": "mlp"}, "random"), ({}, "calibrated")]
+    assert [(p.knobs, p.select) for p in parts] == [({"unit": "mlp"}, "random"), ({}, "importance")]
 
 
 @pytest.mark.parametrize(
@@ -55,26 +55,36 @@ def test_knobs_of_a_composite_begin_with_its_family() -> None:
     [
         ("static-m:0.25+static-q:0.5", {}, "'static-q'", "nearest: static-"),
         ("static-m:0.25+static-m:0.5", {}, "static-m twice", "once"),
-        ("static-m:0.25+static-nk:x", {}, "gives no sparsity", "static-m:0.25+"),
-        ("static-m:half", {}, "gives no sparsity", "static-m:0.25"),
+        ("static-m:0.25+static-nk:x", {}, "not FAMILY:SPARSITY", "static-m:0.25+"),
+        ("static-m:half", {}, "not FAMILY:SPARSITY", "static-m:0.25"),
         ("static-m:1.5+static-nk", {}, "outside", "0.25"),
         ("static-m+", {}, "''", "nearest"),
         ("static-m+package.module:function", {}, "'package.module'", "nearest"),
-        ("static-m+static-nk", {"unit": "mlp"}, "which one is it for", "static-m.unit=mlp"),
-        ("static-m+static-nk", {"dynamic-m.unit": "mlp"}, "which one", "static-m.unit=mlp"),
+        (
+            "static-m+static-nk",
+            {"unit": "mlp"},
+            "does not name one of the 2 families",
+            "static-m.unit=mlp",
+        ),
+        ("static-m+static-nk", {"dynamic-m.unit": "mlp"}, "does not name one", "static-m.unit=mlp"),
         ("static-m+static-nk", {"static-m.depth": "3"}, "no knob 'depth'", "unit"),
-        ("static-m+static-nk", {"static-m.match": "flop"}, "match=flop", "one family"),
+        ("static-m+static-nk", {"static-m.match": "flop"}, "match=flop", "each part"),
         (
             "static-m+dynamic-depth",
-            {"dynamic-depth.select": "calibrated"},
+            {"dynamic-depth.select": "importance"},
             "not available",
             "random",
         ),
-        ("static-m+static-nk", {"static-m.select": "best"}, "select=best", "calibrated"),
+        ("static-m+static-nk", {"static-m.select": "best"}, "select=best", "importance"),
         ("static-m", {"match": "flops"}, "match='flops'", "flop, param, byte"),
         ("wanda-2:4", {}, "Wanda is a published method", "--method static-k-24"),
         ("static-m+FLAP:0.3", {}, "FLAP is a published method", "--method static-nk;"),
-        ("shortgpt", {}, "its own is static-m", "--method static-m --set unit=layer"),
+        (
+            "shortgpt",
+            {},
+            "a published method of the family static-m",
+            "--method static-m --set unit=layer",
+        ),
         ("TEAL", {}, "dynamic-k cannot be traced", "predict"),
         ("static-k-24", {}, "2:4 sparsity is 0.5, not 0.25", "0.5"),
         ("static-k-24:0.75+static-m:0.5", {}, "2:4 sparsity is 0.5, not 0.75", "0.5"),

@@ -10,9 +10,9 @@ import pytest
 
 from prunescope.analysis.ledger.overhead import of_saved
 from prunescope.analysis.pareto import frontier, pareto
-from prunescope.analysis.pareto.claims import summary
-from prunescope.analysis.pareto.draws import add_shares
-from prunescope.analysis.pareto.hypotheses import hypotheses
+from prunescope.analysis.pareto.claims import hypotheses
+from prunescope.analysis.pareto.samples import add_winning_shares
+from prunescope.analysis.pareto.summary import summary
 from prunescope.analysis.pareto.write import to_json, write_pareto
 from prunescope.analysis.report.pareto_tables import render_pareto
 from prunescope.analysis.schema.pareto import (
@@ -56,7 +56,7 @@ def whole(prefill: list[SweepPoint], decode: list[SweepPoint] | None = None) -> 
             equal_flops=frontier.equal_flops(points),
             equal_sparsity=frontier.equal_sparsity(points),
         )  # fmt: skip
-        add_shares(cell.winners, points)
+        add_winning_shares(cell.winners, points)
         phases[name] = ParetoPhase(
             points=points, winners=cell.winners, break_even=cell.break_even, cells=[cell]
         )
@@ -264,7 +264,7 @@ def test_a_real_sweep_end_to_end(tmp_path: Path) -> None:
 
 def test_the_control_counts_intervals_of_points_that_do_the_dense_work() -> None:
     """Of two dense-like points, one interval holds 1.00 (0.98..1.02), one does not."""
-    from prunescope.analysis.pareto.claims import control
+    from prunescope.analysis.pareto.summary import control
 
     dense = {"flop_sparsity": 0.0, "parameter_sparsity": 0.0}
     points = [point("a", 1.0, 0.0, **dense), point("b", 1.1, 0.0, **dense), point("c", 1.5, 0.1)]
@@ -275,7 +275,7 @@ def test_the_control_counts_intervals_of_points_that_do_the_dense_work() -> None
 
 
 def test_what_is_not_valid_is_said_and_decides_nothing() -> None:
-    """Two points of losses that nobody can read, timed beside other work."""
+    """Two points of losses that nobody can read, timed while other work ran."""
     points = [
         point("static-m", 1.6, 4341685199.409, timing_valid=False),
         point("static-nk", 1.3, 17369.337, timing_valid=False),

@@ -126,7 +126,7 @@ def test_a_second_run_repeats_nothing_and_a_lost_result_is_had_again(
     lost = "static-m-s0.5-decode-b1-p16-d0"
     shutil.rmtree(out / "runs" / lost)
     (out / "runs" / f".{lost}.partial-x").mkdir()
-    assert summary(request)["plan"]["pending"] == 1
+    assert summary(request, plan_of(request))["plan"]["pending"] == 1
     sweep(request)
     after = stamps(out)
     assert set(states(out).values()) == {"done"}
@@ -320,7 +320,8 @@ def test_another_configuration_does_not_mix_in(tmp_path: Path) -> None:
 
 def test_a_dry_run_counts_and_writes_nothing(tmp_path: Path) -> None:
     text = SMALL_SWEEP.replace("static-nk-mlp", "static-k-24")
-    found = summary(SweepRequest(config=config(tmp_path, text), out=tmp_path / "s"))
+    request = SweepRequest(config=config(tmp_path, text), out=tmp_path / "s")
+    found = summary(request, plan_of(request))
     counts = {k: found["plan"][k] for k in ("results", "models", "pending", "done", "impossible")}
     assert counts == {"results": 8, "models": 4, "pending": 8, "done": 0, "impossible": 2}
     assert {r["state"] for r in found["results"]} == {"pending"}
@@ -350,7 +351,7 @@ def test_a_listing_looks_at_each_of_two_thousand_runs_once(
     is_file, read = Path.is_file, Path.read_bytes
     monkeypatch.setattr(Path, "is_file", lambda p: looks.update([p]) or is_file(p))  # type: ignore[func-returns-value]
     monkeypatch.setattr(Path, "read_bytes", lambda p: reads.update([p]) or read(p))  # type: ignore[func-returns-value]
-    found = summary(request)
+    found = summary(request, plan_of(request))
     counts = {k: found["plan"][k] for k in ("results", "done", "failed", "pending")}
     assert counts == {"results": 2000, "done": 200, "failed": 1600, "pending": 200}
     assert [looks[folder.run(result) / "pruned" / "run.json"] for result in plan.results] == (
@@ -376,13 +377,13 @@ def test_a_dry_run_measures_nothing_where_nothing_is_left(
         return PEAKS
 
     monkeypatch.setattr(peaks, "measure_peaks", measure)
-    assert summary(request, estimate=True)["plan"]["seconds"] > 0
+    assert summary(request, plan_of(request), estimate=True)["plan"]["seconds"] > 0
     assert len(measured) == 1
     folder.start(plan)
     for result in plan.results:
         (folder.run(result) / "pruned").mkdir(parents=True)
         (folder.run(result) / "pruned" / "run.json").touch()
-    found = summary(request, estimate=True)
+    found = summary(request, plan_of(request), estimate=True)
     assert (found["plan"]["pending"], found["plan"]["seconds"]) == (0, 0)
     assert len(measured) == 1
     (console := Console(file=io.StringIO(), width=100)).print(sweep_state(found))

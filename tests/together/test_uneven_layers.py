@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.predict.setting import PredictRequest, resolve
+from prunescope.analysis.predict.request import PredictRequest
+from prunescope.analysis.predict.setting import resolve
 from prunescope.taxonomy.run import read_run
 from tests.tracer.tiny_models import tiny_model
 

@@ -136,11 +136,11 @@ def test_short_steps_of_a_loop_are_judged_together(
 def test_profiled_steps_are_marked_where_most_were_disturbed(
     noisy: set[int], said: list[str], tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A warm-up, a sample and its whole, the step thrown away, then the three that count."""
+    """After a sample and the samples as a whole, the three steps that count are judged."""
     calls = itertools.count()
 
     def told(*_: Any) -> Any:
-        return _told(10**9, ["waits"] if next(calls) - 4 in noisy else [])
+        return _told(10**9, ["waits"] if next(calls) - 2 in noisy else [])
 
     monkeypatch.setattr(timing, "between", told)
     options = {"warmup": 1, "repeats": 1, "steps": 3}
@@ -306,7 +306,7 @@ def test_a_model_inside_a_wrapper_of_peft_is_captured_as_itself(
 @pytest.mark.parametrize(
     ("model", "phase", "problem"),
     [
-        (_mlp(), "../elsewhere", "no name of a phase"),
+        (_mlp(), "../elsewhere", "not a valid phase name"),
         (torch.nn.ReLU(), None, "has no parameters"),
     ],
 )

@@ -46,7 +46,7 @@ def assert_dropped(dense: Any, after: int) -> None:
     (((_, places),),) = [calls[:1] for calls in kept.values()]
     stays = torch.ones(2, ALL, dtype=torch.bool)
     stays[:, :PROMPT] = False
-    stays.scatter_(1, places, True)  # noqa: FBT003
+    stays.scatter_(1, places, True)
     assert int(stays.sum()) == 2 * (9 + ALL - PROMPT)  # int(19 x .5) and the answer
 
     def seen(layer: int) -> torch.Tensor:

@@ -49,7 +49,7 @@ def tokens(batch: int, length: int, vocabulary: int = 512) -> torch.Tensor:
     return torch.randint(vocabulary, (batch, length), generator=torch.Generator().manual_seed(5))
 
 
-def prune(  # noqa: PLR0913
+def prune(
     family: str,
     model: Any,
     sparsity: float,
@@ -128,7 +128,7 @@ def recorded(model: Any, name: str) -> dict[str, list[Any]]:
 def served(calls: list[Any], batch: int, prompt: int, length: int) -> torch.Tensor:
     """Tokens [B, L] that a router of rows let through, of its calls in prefill and decode."""
     active = torch.zeros(batch, length, dtype=torch.bool)
-    active[:, :prompt].scatter_(1, calls[0].places, True)  # noqa: FBT003
+    active[:, :prompt].scatter_(1, calls[0].places, True)
     for t, call in enumerate(calls[1:], prompt):
         if call is not None:
             active[call.flat, t] = True
@@ -142,9 +142,9 @@ def seen_blocks(calls: list[Any], block: int, prompt: int, length: int) -> torch
         for i in range(group.end - group.first):
             start = (group.first + i) * block
             for q in range(start, start + group.own):
-                seen[:, :, q].scatter_(2, group.tokens[:, :, i], True)  # noqa: FBT003
+                seen[:, :, q].scatter_(2, group.tokens[:, :, i], True)
     for t, (group,) in enumerate(calls[1:], prompt):
-        seen[:, :, t].scatter_(2, group.tokens[:, :, 0], True)  # noqa: FBT003
+        seen[:, :, t].scatter_(2, group.tokens[:, :, 0], True)
     return seen
 
 

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 from prunescope.taxonomy.roles import locate
 from prunescope.tracer.capture.phases import DecodeLoop, Loop, PrefillLoop
-from prunescope.tracer.capture.placements import place
+from prunescope.tracer.capture.placements import move_weights
 from prunescope.tracer.capture.profiled import profile_loops
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.capture.variants import make_variants
@@ -114,7 +114,7 @@ def _takes(model: Any, name: str) -> bool:
 
 def our_events(model: Any, phase: str, logits: str) -> Events:
     """Of one profiled step, as a capture takes it: placed in memory, hooks, profiler and all."""
-    place([model], random.Random(0))
+    move_weights([model], random.Random(0))
     loop: Loop = PrefillLoop(model, IDS[:, :LENGTH], logits=logits)
     if phase == "decode":
         loop = DecodeLoop(model, IDS, prompt_len=LENGTH, logits=logits)

@@ -1,5 +1,5 @@
-"""Attention taken apart and put together pruned.
+"""Attention split into its parts, so that dynamic families can change one of them.
 
-In: an attention module. Out: its parts: projections, rotation, cache; pruned forwards.
+In: an attention module. Out: its projections, rotation and cache; pruned forwards.
 Exports: AttentionParts, PlainAttention, `blocks`, `flex`.
 """

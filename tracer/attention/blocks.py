@@ -1,7 +1,7 @@
-"""Key/value blocks for block-sparse attention: which ones each query block sees, and their tokens.
+"""Key/value blocks for block-sparse attention: those that each query block attends to.
 
-Block i of b tokens holds tokens i·b … ; the last may be shorter. A query block always sees its own
-block; of the i before it the best by score, max(1, round((i + 1)·p)) with its own.
+Block i of b tokens holds tokens i·b … ; the last may be shorter. Query block i attends to its own
+block and the best earlier ones by score, max(1, round((i + 1)·p)) in all.
 Shapes: B batch, n_kv KV heads, d head_dim, L keys.
 """
 
@@ -20,9 +20,10 @@ _USUAL_BLOCK, _LEAST_BLOCKS = 64, 8
 
 @dataclass(frozen=True)
 class Group:
-    """Query blocks first … end - 1, g of them, which all see `count` blocks; `own` is the length of
-    one. `tokens` [B, n_kv, g, m] are the keys of each, its own block last; `flat` their rows in
-    [B·n_kv·L] in the order [B, g, n_kv, m]. `mask` [own, m] is additive; None for a single query.
+    """Query blocks first … end - 1, g of them, which all attend to `count` blocks; `own` is the
+    length of one. `tokens` [B, n_kv, g, m] are the keys of each, its own block last; `flat` their
+    rows in [B·n_kv·L] in the order [B, g, n_kv, m]. `mask` [own, m] is additive; None for a single
+    query.
     """
 
     first: int
@@ -34,13 +35,13 @@ class Group:
     mask: torch.Tensor | None
 
     def gathered(self, x: torch.Tensor) -> torch.Tensor:
-        """Of keys or values [B, n_kv, L, d] those of each query block, [B·g, n_kv, m, d]."""
+        """The keys or values [B, n_kv, L, d] of each query block, [B·g, n_kv, m, d]."""
         rows = x.reshape(-1, x.shape[-1]).index_select(0, self.flat)
         _, heads, num, length = self.tokens.shape
         return rows.view(x.shape[0] * num, heads, length, -1)
 
     def queries_of(self, x: torch.Tensor, block: int) -> torch.Tensor:
-        """Of [B, heads, S, d] the rows of these query blocks, [B, heads, g, own, d]."""
+        """The rows of [B, heads, S, d] in these query blocks, [B, heads, g, own, d]."""
         num = self.end - self.first
         return x.narrow(2, self.first * block, num * self.own).unflatten(2, (num, self.own))
 
@@ -51,20 +52,20 @@ def usual_block(length: int) -> int:
 
 
 def budget(index: int, sparsity: float) -> int:
-    """Blocks that query block `index` sees, its own with them."""
+    """Number of blocks that query block `index` attends to, its own included."""
     return max(1, round((index + 1) * (1 - sparsity)))
 
 
 def longest_block(length: int, sparsity: float) -> int:
-    """The longest block of which a prompt of `length` tokens has so many that one is skipped; 0
-    where not even blocks of one token are that many."""
+    """The longest block length at which a prompt of `length` tokens skips a block; 0 if not even
+    blocks of one token do."""
     counts = (n for n in range(2, length + 1) if budget(n - 1, sparsity) < n)
     least = next(counts, None)
     return 0 if least is None else math.ceil(length / (least - 1)) - 1
 
 
 def budget_runs(num_blocks: int, sparsity: float) -> list[tuple[int, int, int]]:
-    """(first, end, count) of the runs of query blocks that see equally many blocks."""
+    """(first, end, count) of consecutive query blocks with the same budget."""
     runs: list[tuple[int, int, int]] = []
     for index in range(num_blocks):
         count = budget(index, sparsity)
@@ -76,7 +77,7 @@ def budget_runs(num_blocks: int, sparsity: float) -> list[tuple[int, int, int]]:
 
 
 def pooled(x: torch.Tensor, block: int) -> torch.Tensor:
-    """Means [.., L/b, d] of the whole blocks of [.., L, d]; a shorter last one has its own mean."""
+    """Means [.., L/b, d] over the blocks of [.., L, d], a shorter last block included."""
     whole = x.shape[-2] // block * block
     means = x[..., :whole, :].unflatten(-2, (-1, block)).mean(-2)
     if whole == x.shape[-2]:
@@ -85,9 +86,9 @@ def pooled(x: torch.Tensor, block: int) -> torch.Tensor:
 
 
 def pooled_keys(layer: Any, keys: torch.Tensor, block: int, past: int) -> torch.Tensor:
-    """Means [B, n_kv, L//b, d] of the whole blocks of a cache layer's keys, kept beside them.
+    """Means [B, n_kv, L//b, d] of the whole blocks of a cache layer's keys, stored in that layer.
 
-    Only blocks that ended since `past` tokens are read; a cropped cache is diagnostics by `past`.
+    Only blocks completed after the first `past` tokens are read; `past` also shows a cropped cache.
     """
     known = getattr(layer, "pooled", None) if getattr(layer, "block", None) == block else None
     valid = past // block if known is not None else 0
@@ -106,7 +107,7 @@ def groups(scores: torch.Tensor, *, block: int, length: int, sparsity: float) ->
     """The keys of each query block by scores [B, n_kv, query blocks, key blocks] over L keys.
 
     The query blocks are the last ones of the L tokens: all in prefill, one of a single token in
-    decode. Later blocks and a block's own never compete.
+    decode. Only earlier blocks compete; a block's own is always included.
     """
     num_queries, num_keys = scores.shape[2], scores.shape[3]
     first = math.ceil(length / block) - num_queries
@@ -131,14 +132,14 @@ def with_masks(found: list[Group], *, like: torch.Tensor) -> list[Group]:
 
 
 def num_seen(found: list[Group]) -> int:
-    """Blocks that all query blocks together see."""
+    """Number of blocks that all query blocks attend to, summed."""
     return sum(g.count * (g.end - g.first) for g in found)
 
 
 def _runs(
     first: int, num: int, block: int, length: int, sparsity: float
 ) -> list[tuple[int, int, int]]:
-    """Runs of equal budgets from block `first` on; a shorter last block is a run of its own."""
+    """`budget_runs` from block `first` on; a shorter last block is a run by itself."""
     cut = [r for r in budget_runs(first + num, sparsity) if r[1] > first]
     cut[0] = (max(first, cut[0][0]), cut[0][1], cut[0][2])
     start, end, count = cut[-1]

@@ -26,30 +26,30 @@ from prunescope.tracer.model import compat
 
 
 def past_length(cache: Any, layer_idx: int) -> int:
-    """Tokens that a layer's cache holds; 0 without a cache."""
+    """Number of tokens in a layer's cache; 0 without a cache."""
     if cache is None or layer_idx >= len(cache.layers):
         return 0
     return int(cache.get_seq_length(layer_idx))
 
 
 class CountedKeys(DynamicLayer):
-    """What counts: `seen` tells the positions.
+    """Counts tokens: `seen`, from which positions follow.
 
-    `window`: keys that a query sees, of which the cache holds the last window − 1. With `tracked`
-    it knows where its keys stood in the sequence, [1 or B, held], for masks that are given.
+    `window`: keys that a query attends to, of which the cache holds the last window − 1. `tracked`:
+    store the positions of the keys in the sequence, [1 or B, held], to index masks with.
     """
 
-    is_croppable = False  # what was evicted or skipped cannot come back
+    is_croppable = False  # evicted or skipped keys cannot be restored
 
-    def count(self, window: int | None, *, tracked: bool) -> None:
-        """Nothing is seen yet."""
+    def start(self, window: int | None, *, tracked: bool) -> None:
+        """Start with no tokens."""
         self.seen, self.window, self.tracked = 0, window, tracked
-        self.places: torch.Tensor | None = None
+        self.positions: torch.Tensor | None = None
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append, and count the tokens as seen."""
+        """Append keys and values, and count the tokens."""
         self.seen += key_states.shape[-2]
         keys, values = super().update(key_states, value_states, *args, **kwargs)
         if self.window is not None and keys.shape[2] >= self.window:
@@ -60,44 +60,44 @@ class CountedKeys(DynamicLayer):
     def mask_of(
         self, mask: torch.Tensor | None, num: int, at: torch.Tensor | None = None
     ) -> torch.Tensor | None:
-        """Of a mask [.., T, seen + T] over all tokens what `num` new ones see, of the keys held and
-        their own. `at` [B, num]: which of the T tokens they are, all where it is None."""
+        """The part of a mask [.., T, seen + T] for `num` new tokens over the keys held and their
+        own. `at` [B, num]: the positions of these tokens among the T; None: all of them."""
         if not self.tracked:
             return last_rows(mask, self.held + num)
         new = at
         if new is None:
             device = None if mask is None else mask.device
             new = torch.arange(self.seen, self.seen + num, device=device).unsqueeze(0)
-        places = new
-        if self.places is not None:
-            held = self.places.expand(max(new.shape[0], self.places.shape[0]), -1)
-            places = torch.cat((held, new.expand(held.shape[0], -1)), dim=1)
-        kept = len(places[0]) if self.window is None else self.window - 1
-        self.places = places[:, max(0, places.shape[1] - kept) :]
+        positions = new
+        if self.positions is not None:
+            held = self.positions.expand(max(new.shape[0], self.positions.shape[0]), -1)
+            positions = torch.cat((held, new.expand(held.shape[0], -1)), dim=1)
+        kept = len(positions[0]) if self.window is None else self.window - 1
+        self.positions = positions[:, max(0, positions.shape[1] - kept) :]
         if mask is None:
             return None
-        mask = mask.expand(places.shape[0], -1, -1, -1) if places.shape[0] > 1 else mask
+        mask = mask.expand(positions.shape[0], -1, -1, -1) if positions.shape[0] > 1 else mask
         if at is not None:
             mask = mask.gather(2, _spread(at, mask, 3))
-        return mask.gather(3, _spread(places, mask, 2))
+        return mask.gather(3, _spread(positions, mask, 2))
 
     def get_seq_length(self) -> int:
-        """Tokens seen, so that the next position is right."""
+        """Number of tokens seen, from which the next position follows."""
         return self.seen
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """As if every token seen were held."""
+        """The sizes as if every token seen were held."""
         return self.seen + query_length, 0
 
     @property
     def held(self) -> int:
-        """Keys in the cache."""
+        """Number of keys in the cache."""
         return self.keys.shape[-2] if self.is_initialized and self.keys is not None else 0
 
     def reset(self) -> None:
-        """Empty, and nothing seen."""
+        """Empty the cache, and restart the count."""
         super().reset()
-        self.seen, self.places = 0, None
+        self.seen, self.positions = 0, None
 
 
 class CountedLayer(CountedKeys):
@@ -105,35 +105,35 @@ class CountedLayer(CountedKeys):
 
     def __init__(self, window: int | None = None, *, tracked: bool = False) -> None:
         super().__init__()
-        self.count(window, tracked=tracked)
+        self.start(window, tracked=tracked)
 
 
-class CountedBeside(CountedKeys, LinearAttentionAndFullAttentionLayer):
-    """The same beside the state of a mixer, which it takes over from `layer`."""
+class CountedWithState(CountedKeys, LinearAttentionAndFullAttentionLayer):
+    """A CountedLayer that also has the state of a mixer, which it takes over from `layer`."""
 
     def __init__(self, layer: Any, window: int | None, *, tracked: bool) -> None:
         super().__init__()
         self.__dict__.update(vars(layer))  # a mixer may have run before the attention of its layer
-        self.count(window, tracked=tracked)
+        self.start(window, tracked=tracked)
 
 
-def _spread(places: torch.Tensor, mask: torch.Tensor, other: int) -> torch.Tensor:
-    """Places [1 or B, n] as an index into a mask [B, H, T, L] along its axis beside `other`."""
+def _spread(positions: torch.Tensor, mask: torch.Tensor, other: int) -> torch.Tensor:
+    """Positions [1 or B, n] as an index into a mask [B, H, T, L], which keeps its axis `other`."""
     shape = [mask.shape[0], mask.shape[1], -1, -1]
     shape[other] = mask.shape[other]
-    return places[:, None].unsqueeze(other).expand(shape)
+    return positions[:, None].unsqueeze(other).expand(shape)
 
 
 def last_rows(mask: torch.Tensor | None, num_keys: int) -> torch.Tensor | None:
-    """Of a causal mask [.., T, L] what the last `num_keys` keys, the newest with them, show: every
-    key before them is seen by all."""
+    """The columns of a causal mask [.., T, L] for the last `num_keys` keys; all earlier keys are
+    visible to every query."""
     return None if mask is None else mask[..., -num_keys:]
 
 
 def counted_layer(
     cache: Any, layer_idx: int, window: int | None = None, *, tracked: bool = False
 ) -> CountedKeys:
-    """The layer of a cache as one that counts; one of another kind, empty of keys, is replaced."""
+    """A cache layer that counts; a layer of another kind without keys is replaced by one."""
     while len(cache.layers) <= layer_idx:
         cache.layers.append(CountedLayer())
     layer = cache.layers[layer_idx]
@@ -144,7 +144,7 @@ def counted_layer(
                 hint="prefill with the pruned model, on an empty DynamicCache",
             )
         if isinstance(layer, LinearAttentionCacheLayerMixin):
-            layer = CountedBeside(layer, window, tracked=tracked)
+            layer = CountedWithState(layer, window, tracked=tracked)
         else:
             layer = CountedLayer(window, tracked=tracked)
         cache.layers[layer_idx] = layer
@@ -153,9 +153,9 @@ def counted_layer(
 
 @dataclass(frozen=True)
 class LayerPlace:
-    """Layer `number`, whose keys or state are in layer `cached` of the cache. `attends`: whether
-    there are keys; a mixer alone has a state. `window`: keys that a query sees, None for all.
-    `masked`: whether every forward is given a mask, not only some."""
+    """Layer `number`, whose keys or state are in layer `cached` of the cache. `attends`: whether it
+    has keys; a mixer alone has a state. `window`: keys that a query attends to, None for all.
+    `masked`: whether every forward gets a mask, not only some."""
 
     number: int
     cached: int
@@ -165,21 +165,21 @@ class LayerPlace:
 
     @property
     def tracked(self) -> bool:
-        """Whether masks need to know where the keys stood."""
+        """Whether masks need the positions of the keys."""
         return self.attends and (self.masked or self.window is not None)
 
     def past(self, cache: Any) -> int:
-        """Tokens whose keys the cache holds; 0 where there are none."""
+        """Number of tokens with keys in the cache."""
         return past_length(cache, self.cached) if self.attends else 0
 
     def counted(self, cache: Any) -> CountedKeys | None:
-        """The layer of the cache, which counts tokens; None without a cache and without keys."""
+        """The counting layer of the cache; None without a cache or without keys."""
         if cache is None or not self.attends:
             return None
         return counted_layer(cache, self.cached, self.window, tracked=self.tracked)
 
     def empty(self) -> CountedLayer:
-        """One for a forward without a cache."""
+        """A new layer for a forward without a cache."""
         return CountedLayer(self.window, tracked=self.tracked)
 
     def refuse_padding(self, mask: Any, num_queries: int, past: int) -> None:
@@ -189,7 +189,7 @@ class LayerPlace:
 
 
 def layer_places(model: Any, layers: nn.ModuleList) -> list[LayerPlace]:
-    """The places of `layers`. Raises PrunescopeError where a layer keeps neither keys nor a state
+    """The cache layers of `layers`. Raises PrunescopeError if a layer has neither keys nor a state
     of its own."""
     windows, (_, masked) = compat.windows(model), observe(model)
     keeps = compat.keeps_keys(model)
@@ -199,7 +199,7 @@ def layer_places(model: Any, layers: nn.ModuleList) -> list[LayerPlace]:
         numbers = {index for index in indices if isinstance(index, int)}
         if len(numbers) != 1:
             raise PrunescopeError(
-                f"layer {number} of {type(model).__name__} does not say where its cache is",
+                f"layer {number} of {type(model).__name__} has no single layer of the cache",
                 hint=f"use {cutting('layers')}, which removes whole layers",
             )
         cached = numbers.pop()

@@ -1,8 +1,9 @@
-"""FlexAttention over chosen key/value blocks: a block mask straight from the choice, and a kernel.
+"""FlexAttention over chosen key/value blocks: a block mask from the choice, and the kernel.
 
 In: scores of key blocks for each query block, [B, n_kv, blocks, blocks]. Out: a BlockMask, and
-attention through torch's compiled kernel. No keys or values are gathered. Prompts only, where query
-block i sees its own block (causally) and the best before it, as `tracer.attention.blocks` says.
+attention by torch's compiled kernel, without gathering keys and values. For prompts only; query
+block i attends to its own block (causally) and the best earlier ones, as `tracer.attention.blocks`
+says.
 """
 
 from __future__ import annotations
@@ -15,21 +16,19 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from prunescope.tracer.attention.blocks import budget
 
-LEAST_BLOCK = 16  # the kernel's tiles
+LEAST_BLOCK = 16  # of the kernel
 _TILE = 64
 
 
 def missing(device: torch.device) -> str:
-    """Why a device cannot run the kernel; empty where it can."""
+    """Why a device cannot run the kernel; empty if it can."""
     if device.type != "cuda":
-        return (
-            f"FlexAttention skips blocks in a kernel compiled for a GPU, and this is {device.type}"
-        )
+        return f"FlexAttention needs a kernel compiled for a GPU, and this is {device.type}"
     return ""
 
 
 def refused_block(block: int) -> str:
-    """Why the kernel cannot take blocks of this length; empty where it can. 0: by prompt."""
+    """Why the kernel cannot take blocks of this length; empty if it can. 0: by prompt."""
     if block and (block < LEAST_BLOCK or block & (block - 1)):
         return f"the kernel takes blocks of a power of two from {LEAST_BLOCK} on, not {block}"
     return ""
@@ -38,16 +37,16 @@ def refused_block(block: int) -> str:
 def block_mask(
     scores: torch.Tensor, *, block: int, length: int, sparsity: float, groups: int
 ) -> BlockMask:
-    """The blocks that each query block of a prompt of `length` sees, for n_kv · `groups` heads.
+    """The blocks that each query block of a prompt attends to, for n_kv · `groups` heads.
 
-    Blocks before a query block's own are whole, so that the kernel masks nothing in them.
+    Earlier blocks are full blocks, in which the kernel masks nothing.
     """
-    batch, heads, num, _ = scores.shape  # a last block that is not whole has no mean of its keys
+    batch, heads, num, _ = scores.shape  # a shorter last block has no mean of its keys
     own = torch.arange(num, device=scores.device)
     before = torch.arange(scores.shape[-1], device=scores.device) < own.unsqueeze(-1)
     scores = scores.masked_fill(~before, float("-inf"))
     best = scores.topk(budget(num - 1, sparsity) - 1, dim=-1).indices
-    # In double precision, so that halves are rounded as `budget` does.
+    # In double precision, to round halves as `budget` does.
     count = ((own.double() + 1) * (1 - sparsity)).round().clamp(min=1) - 1
     whole = torch.zeros(batch, heads, num, num, dtype=torch.int32, device=scores.device)
     whole[..., : best.shape[-1]] = best
@@ -62,12 +61,12 @@ def block_mask(
         BLOCK_SIZE=block,
         mask_mod=_causal,
         seq_lengths=(length, length),
-        compute_q_blocks=False,  # they serve the backward pass alone
+        compute_q_blocks=False,  # for a backward pass alone
     )
 
 
-def blocks_seen(num_blocks: int, sparsity: float) -> int:
-    """Blocks that all query blocks of a prompt see together."""
+def num_blocks_read(num_blocks: int, sparsity: float) -> int:
+    """Number of blocks that all query blocks of a prompt attend to, summed."""
     return sum(budget(index, sparsity) for index in range(num_blocks))
 
 
@@ -91,7 +90,7 @@ def attend(
 
 @cache
 def _kernel() -> Any:
-    """Compiled once; uncompiled it would compute every score and look at no block."""
+    """Compiled once; without compilation it would compute every score."""
     return torch.compile(flex_attention)
 
 

@@ -1,8 +1,8 @@
-"""What an attention of transformers is made of, so that a dynamic family can run its steps apart.
+"""The parts of an attention of transformers, for dynamic families that change one of its steps.
 
 In: a model. Out: AttentionParts for each layer, read from its matrices, norms and cache, or a
-PrunescopeError that says what is not understood. That the parts are all there is to it is proved
-afterwards, by the logits (`tracer.routing.prenorm.rebuilt`).
+PrunescopeError that says what is not supported. The logits show afterwards whether an attention has
+other parts (`tracer.routing.prenorm.rebuilt`).
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ _LATENT = ("q", "q_a", "q_b", "kv_a", "kv_b", "o")
 @dataclass(frozen=True, kw_only=True)
 class AttentionParts:
     """The attention of layer `layer`: `module`, at `path`. `names`: child by role (q, k, v or qkv,
-    and o; of latent attention q or q_a, q_b, and kv_a, kv_b). `order`: how a fused qkv lies,
-    "parts" or "groups". `norms`: child for q and k, "" without one; `spans`: what a norm takes,
-    "all" [.., n·d], "head" [.., n, d], "heads" [B, n, T, d] or "latent" [.., r]. `turns`: whether a
-    rotation pairs neighbours, not halves; None: this layer has none; `short`: whether cos and sin
-    are given for one of each pair; `rope_dim`: of latent attention the part of a key that is
-    rotated and shared. `gated`: whether q has a gate of each head too; `key_scale`: what keys are
-    multiplied by. `repeats`: times that a key stands in the cache. `window`: keys that a query
-    sees, None for all; `masked`: whether every forward is given a mask. `eager`: the model's own
-    function attends.
+    and o; of latent attention q or q_a, q_b, and kv_a, kv_b). `order`: the layout of a fused qkv,
+    "parts" or "groups". `norms`: child for q and k, "" without one; `spans`: the input of a norm,
+    "all" [.., n·d], "head" [.., n, d], "heads" [B, n, T, d] or "latent" [.., r]. `turns`: whether
+    rotation pairs neighbours instead of halves; None: the layer has no rotation; `short`: whether
+    cos and sin have one value for each pair; `rope_dim`: of latent attention, the rotated and
+    shared part of a key. `gated`: whether q also outputs a gate for each head; `key_scale`: factor
+    of the keys. `repeats`: copies of a key in the cache. `window`: keys that a query attends to,
+    None for all; `masked`: whether every forward gets a mask. `eager`: the model's own function
+    attends.
     """
 
     layer: int
@@ -63,74 +63,78 @@ class AttentionParts:
 
     @property
     def like(self) -> torch.Tensor:
-        """A tensor [1, h] of the device and dtype of the projections."""
+        """An empty tensor [1, h] with the device and dtype of the projections."""
         weight: torch.Tensor = self.module.get_submodule(self.names["o"]).weight
         return weight.new_empty(1, self.hidden)
 
     @property
     def layer_idx(self) -> int:
-        """Its layer of the cache."""
+        """Index of its cache layer."""
         return int(self.module.layer_idx)
 
 
 def read_attentions(model: Any) -> list[AttentionParts]:
-    """The attention of every layer that has one. Raises PrunescopeError where one is built
-    otherwise, and where there is none."""
+    """The attention of every layer that has one. Raises PrunescopeError if one is not supported,
+    and if there is none."""
     name, layers = decoder_layers(model)
     implementation = str(getattr(model.config, "_attn_implementation", "sdpa"))
     if implementation not in ("sdpa", "eager"):
         raise PrunescopeError(
             f"the dynamic families run SDPA or eager attention, not {implementation}",
-            hint="use --attn sdpa, so that dense and pruned attend alike",
+            hint="use --attn sdpa",
         )
     heads = {i: find_heads(model, layer, f"{name}.{i}") for i, layer in enumerate(layers)}
-    found = {i: one for i, one in heads.items() if one is not None}
+    found = {i: layer_heads for i, layer_heads in heads.items() if layer_heads is not None}
     if not found:
-        raise unread(model, "no layer has an attention")
-    for one in found.values():
-        _check(model, one, implementation)
+        raise unsupported(model, "no layer has an attention")
+    for layer_heads in found.values():
+        _check(model, layer_heads, implementation)
     (cached, masked), windows = observe(model), compat.windows(model)
     return [
-        replace(_parts(i, one, cached, windows), masked=masked, eager=implementation == "eager")
-        for i, one in found.items()
+        replace(
+            _parts(i, layer_heads, cached, windows),
+            masked=masked,
+            eager=implementation == "eager",
+        )
+        for i, layer_heads in found.items()
     ]
 
 
-def unread(model: nn.Module, why: str) -> PrunescopeError:
-    """The error for a model whose attention is not understood."""
+def unsupported(model: nn.Module, why: str) -> PrunescopeError:
+    """The error for a model whose attention is not supported."""
     return PrunescopeError(
-        f"layers of {type(model).__name__} cannot be taken apart by the dynamic families ({why})",
+        f"the dynamic families do not support the layers of {type(model).__name__} ({why})",
         hint="they need an attention of q, k, v and o, fused or not; "
         "`prunescope families --architecture CONFIG` says which families take this model",
     )
 
 
 def _check(model: nn.Module, heads: Heads, implementation: str) -> None:
-    """Raises PrunescopeError where an attention has more than the parts that are known."""
-    beside = list(heads.module.parameters(recurse=False))
-    sinks = implementation == "eager" and all(x.shape == (heads.heads,) for x in beside)
-    if heads.gates or (beside and not sinks):
-        raise unread(model, "its attention has weights beside q, k, v and o")
+    """Raises PrunescopeError if an attention has other parts than AttentionParts."""
+    others = list(heads.module.parameters(recurse=False))
+    sinks = implementation == "eager" and all(x.shape == (heads.heads,) for x in others)
+    if heads.gates or (others and not sinks):
+        raise unsupported(model, "its attention has weights other than q, k, v and o")
     if implementation == "eager" and own_function(heads.module, "eager_attention_forward") is None:
-        raise unread(model, "its eager attention is no function of its own")
+        raise unsupported(model, "it has no eager attention function")
     if any(w.path.rpartition(".")[0] != heads.path for w in heads.weights.values()):
-        raise unread(model, "its projections do not stand side by side")
+        raise unsupported(model, "its projections are not in one module")
     if not isinstance(getattr(heads.module, "layer_idx", None), int):
-        raise unread(model, "its attention does not say where its keys are cached")
+        raise unsupported(model, "its attention has no layer_idx")
     known = ("qkv", "k", "v", *_LATENT, "qk_norm")
     for name, child in heads.module.named_children():
         weighs = next(child.parameters(), None) is not None
         if weighs and locate(f"{heads.path}.{name}").role not in known:
-            raise unread(model, f"its attention has {name} beside q, k, v and o")
+            raise unsupported(model, f"its attention has {name} next to q, k, v and o")
     rope = getattr(text_config(model), "rope_parameters", None) or {}
     if own_function(heads.module, "get_llama_4_attn_scale") and rope.get("llama_4_scaling_beta"):
-        raise unread(model, "its queries are scaled by their position")
+        raise unsupported(model, "its queries are scaled by their position")
 
 
 def observe(model: Any) -> tuple[dict[int, int], bool]:
-    """What a forward of a few tokens shows: heads of keys by layer of the cache, and whether layers
-    without a window are given a mask although none is needed."""
-    seen: dict[int, int] = {}
+    """Run a forward of a few tokens; returns the number of key heads by layer of the cache, and
+    whether layers without a window get a mask although none is needed."""
+    key_heads: dict[int, int] = {}
     windows, masked = compat.windows(model), [False]
 
     def see(module: Any, _args: Any, arguments: dict[str, Any], _out: Any) -> None:
@@ -138,7 +142,7 @@ def observe(model: Any) -> tuple[dict[int, int], bool]:
         layers = getattr(compat.cache_in(arguments), "layers", ())
         keys = getattr(layers[index], "keys", None) if index < len(layers) else None
         if isinstance(keys, torch.Tensor) and keys.dim() == _CACHED:
-            seen[index] = keys.shape[1]
+            key_heads[index] = keys.shape[1]
         whole = index >= len(windows) or windows[index] is None
         masked[0] |= whole and arguments.get("attention_mask") is not None
 
@@ -148,7 +152,7 @@ def observe(model: Any) -> tuple[dict[int, int], bool]:
         if isinstance(getattr(module, "layer_idx", None), int)
     ]
     probe_hooked(model, handles)
-    return seen, masked[0]
+    return key_heads, masked[0]
 
 
 def _parts(
@@ -158,7 +162,7 @@ def _parts(
     names = {role: weight.path[root:] for role, weight in heads.weights.items()}
     out, kv_heads = heads.weights["o"], heads.kv_heads
     head_dim = out.k // heads.heads
-    if "qkv" in names:  # its size tells, whatever the config says
+    if "qkv" in names:  # by its size, as the config may be wrong
         kv_heads = (heads.weights["qkv"].n // head_dim - heads.heads) // 2
     norms, spans = _norms(heads)
     pairs, short = turns(module)
@@ -190,7 +194,7 @@ def _parts(
 
 
 def _with_latents(parts: AttentionParts, heads: Heads) -> AttentionParts:
-    """The same, where a head of queries and keys is no head of values."""
+    """Latent attention: heads of queries and keys differ in size from heads of values."""
     names = _latent_names(heads)
     stored = parts.module.get_submodule(names["kv_a"]).out_features
     query = heads.weights["q_b" if "q_b" in names else "q"]
@@ -207,14 +211,14 @@ def _with_latents(parts: AttentionParts, heads: Heads) -> AttentionParts:
 
 
 def _latent_names(heads: Heads) -> dict[str, str]:
-    """Child by role, of the matrices into the latents too."""
+    """Child by role, including the matrices into the latents."""
     children = [name for name, _ in heads.module.named_children()]
     found = {locate(f"{heads.path}.{name}").role: name for name in children}
     return {role: name for role, name in found.items() if role in _LATENT}
 
 
 def _norms(heads: Heads) -> tuple[dict[str, str], str]:
-    """Norms of q and k by role, and what they take."""
+    """Norms of q and k by role, and what they span."""
     wide = [(path, norm) for path, norm, _ in heads.wide_norms]
     names: dict[str, str] = {}
     spans = ""

@@ -1,7 +1,7 @@
-"""Projections of an attention that are not simply q, k and v: fused, from latents, with a gate.
+"""Projections of an attention that are not separate q, k and v: fused, from latents, with a gate.
 
-In: the AttentionParts of a `PlainAttention`. Out: classes that replace its steps, to put before its
-own. Shapes: B batch, T tokens, L keys, h hidden, n heads of d, r rank of a latent.
+In: the AttentionParts of a `PlainAttention`. Out: mixins that replace its steps. Shapes: B batch, T
+tokens, L keys, h hidden, n heads of d, r rank of a latent.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ QKV = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def steps_of(parts: AttentionParts) -> list[type]:
-    """What replaces the steps of separate q, k and v."""
+    """The mixins for projections other than separate q, k and v."""
     found: list[type] = [_Gated] if parts.gated else []
     if "qkv" in parts.names:
         found.append(_Fused)
@@ -31,17 +31,17 @@ def steps_of(parts: AttentionParts) -> list[type]:
 
 
 class _Steps:
-    """What a step finds in the attention that it is put into."""
+    """The attributes that the attention gives to a mixin."""
 
     parts: AttentionParts
     head_dim: int
     part: Any  # role to module
-    normed: Any  # role and [.., r] to the same, normed
+    normed: Any  # role and [.., r] to normed [.., r]
     finished: Any  # role, [B, T, n·d] and rotary to [B, n, T, d]
 
 
 class _Fused(_Steps):
-    """One matrix gives q, k and v: one GEMM where all are of the same tokens, else two."""
+    """One matrix for q, k and v: one GEMM if all are of the same tokens, otherwise two."""
 
     def queries(self, x: torch.Tensor, rotary: Rotary | None) -> torch.Tensor:
         """[B, T, h] to rotated queries [B, n_q, T, d]."""
@@ -68,7 +68,7 @@ class _Fused(_Steps):
 
 class _Latent(_Steps):
     """Keys and values are expanded from a latent; a part of each key is rotated and shared by all
-    heads. The cache holds both, and every forward expands what it holds."""
+    heads. The cache holds both, and every forward expands all of it."""
 
     def queries(self, x: torch.Tensor, rotary: Rotary | None) -> torch.Tensor:
         """[B, T, h] to queries [B, n, T, d], rotated in the last dimensions."""
@@ -85,7 +85,7 @@ class _Latent(_Steps):
     def keys_values(
         self, x: torch.Tensor, rotary: Rotary | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """[B, T, h] to what is cached: latents [B, 1, T, r] and rotated parts [B, 1, T, d']."""
+        """[B, T, h] to the cached tensors: latents [B, 1, T, r] and rotated parts [B, 1, T, d']."""
         both, size = self.part("kv_a")(x).unsqueeze(1), self.parts.rope_dim
         latents, turned = both.split((both.shape[-1] - size, size), dim=-1)
         if rotary is not None and self.parts.turns is not None:
@@ -95,7 +95,7 @@ class _Latent(_Steps):
     def expanded(
         self, latents: torch.Tensor, turned: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the cache holds of L tokens to keys [B, n, L, d] and values [B, n, L, d_v]."""
+        """The cached tensors of L tokens to keys [B, n, L, d] and values [B, n, L, d_v]."""
         size = self.head_dim - self.parts.rope_dim
         out = self.part("kv_b")(latents.squeeze(1))
         out = out.unflatten(-1, (self.parts.heads, -1)).transpose(1, 2)
@@ -109,9 +109,9 @@ class _Latent(_Steps):
 
 
 class _Gated(_Steps):
-    """Each head has as many outputs again in q: a gate of what it puts out."""
+    """The q projection has twice the outputs: queries, and a gate for the output of each head."""
 
-    gate: torch.Tensor  # of the queries at hand, [B, T, n·d]
+    gate: torch.Tensor  # of the current queries, [B, T, n·d]
 
     def queries(self, x: torch.Tensor, rotary: Rotary | None) -> torch.Tensor:
         """[B, T, h] to rotated queries [B, n_q, T, d]; the gate is kept for `output`."""
@@ -128,14 +128,14 @@ class _Gated(_Steps):
 
 
 class _Rows:
-    """A fused projection, its rows in the order q, k, v, that gives a part of its outputs."""
+    """A fused projection with rows in the order q, k, v, which can compute part of its outputs."""
 
     weight: torch.Tensor
     bias: torch.Tensor | None
     width: int  # of the queries
 
     def forward(self, x: torch.Tensor, part: str = "") -> torch.Tensor:
-        """[B, T, h] to [B, T, n·d]: of the queries ("q"), of keys and values ("kv"), or of all."""
+        """[B, T, h] to [B, T, n·d]: queries ("q"), keys and values ("kv"), or all ("")."""
         rows = {"q": slice(0, self.width), "kv": slice(self.width, None)}.get(part, slice(None))
         bias = None if self.bias is None else self.bias[rows]
         stored = self.weight.T if isinstance(self, Conv1D) else self.weight
@@ -143,7 +143,7 @@ class _Rows:
 
 
 def split_rows(projection: Any, parts: AttentionParts) -> None:
-    """Bring the rows of a fused projection into the order q, k, v, and let it run on a part."""
+    """Reorder the rows of a fused projection to q, k, v, and let it compute part of them."""
     kv, size = parts.kv_heads, parts.head_dim
     if parts.order == "groups":
         stored = weight_of(projection)

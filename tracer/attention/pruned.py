@@ -1,7 +1,7 @@
-"""The attention of a decoder layer taken apart, so that a dynamic family changes one step.
+"""The attention of a decoder layer as separate steps, of which a dynamic family changes one.
 
 Shapes: B batch, T query tokens, L keys, h hidden, n_q and n_kv heads of d. All sequences of a batch
-have one length: there is no padding. Everything is ordinary torch on any device.
+have one length: there is no padding. Plain torch ops on any device.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from prunescope.tracer.model.forwards import extend
 
 
 class PlainAttention(compat.TakesCache):
-    """The attention of a layer with the projections of the original, under their names.
+    """The attention of a layer with the original projections, under their names.
 
-    `forward` is the dense one; a family overrides it and uses the steps.
+    `forward` computes dense attention; a family overrides it, and uses the steps.
     """
 
     def __init__(self, parts: AttentionParts) -> None:
@@ -47,18 +47,18 @@ class PlainAttention(compat.TakesCache):
     def keys_values(
         self, x: torch.Tensor, rotary: Rotary | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """[B, T, h] to what the cache holds of it: rotated keys and values [B, n_kv, T, d]."""
+        """[B, T, h] to the cached tensors: rotated keys and values [B, n_kv, T, d]."""
         k, v = self.part("k")(x), self.part("v")(x)
         return self.finished("k", k, rotary), self.finished("v", v, None)
 
     def projected(
         self, x: torch.Tensor, rotary: Rotary | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Queries of [B, T, h], and what the cache holds of it."""
+        """`queries` and `keys_values` of [B, T, h]."""
         return self.queries(x, rotary), *self.keys_values(x, rotary)
 
     def expanded(self, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the cache holds to keys and values [B, n_kv, L, d]."""
+        """The cached tensors to keys and values [B, n_kv, L, d]."""
         return k, v
 
     def output(self, attended: torch.Tensor) -> torch.Tensor:
@@ -71,7 +71,7 @@ class PlainAttention(compat.TakesCache):
         return getattr(self, self.parts.names[role])
 
     def normed(self, role: str, x: torch.Tensor) -> torch.Tensor:
-        """[.., n] through the norm of q or k, where there is one."""
+        """[.., n] through the norm of q or k, if there is one."""
         name = self.parts.norms.get(role)
         return getattr(self, name)(x) if name else x
 
@@ -96,7 +96,7 @@ class PlainAttention(compat.TakesCache):
     def appended(
         self, cache: Any, k: torch.Tensor, v: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """All that the cache holds after these were written to it."""
+        """Append to the cache; returns all that it holds."""
         if cache is None:
             return k, v
         keys, values = cache.update(k, v, self.layer_idx)
@@ -133,7 +133,7 @@ class PlainAttention(compat.TakesCache):
         *,
         causal: bool,
     ) -> torch.Tensor:
-        """As the model's own function does, with its caps of scores and sinks."""
+        """Attend by the model's own function, with its score caps and sinks."""
         module = self.parts.module
         if causal:
             mask = lower_right(q.shape[2], k.shape[2], like=q)
@@ -151,8 +151,8 @@ class PlainAttention(compat.TakesCache):
         v: torch.Tensor,
         given: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Each of the T queries, the newest tokens, sees the keys up to its own, or those that the
-        mask `given` to a layer with a window lets it see."""
+        """Each of the T queries, the newest tokens, attends to the keys up to its own, or to those
+        of the mask `given` to a layer with a window."""
         num_queries, num_keys = q.shape[2], k.shape[2]
         if self.masked and given is not None:
             return self.attend(q, k, v, given[..., -num_keys:])
@@ -168,22 +168,22 @@ class PlainAttention(compat.TakesCache):
         cache: Any = None,
         **_: Any,
     ) -> tuple[torch.Tensor, None]:
-        """[B, T, h] to [B, T, h], as the original."""
+        """[B, T, h] to [B, T, h], like the original."""
         q, k, v = self.projected(hidden_states, position_embeddings)
         k, v = self.expanded(*self.appended(cache, k, v))
         return self.output(self.attend_causally(q, k, v, attention_mask)), None
 
 
 def lower_right(num_queries: int, num_keys: int, *, like: torch.Tensor) -> torch.Tensor:
-    """Additive causal mask [T, L] whose last query sees the last key."""
+    """Additive causal mask [T, L] in which the last query attends to the last key."""
     mask = like.new_full((num_queries, num_keys), float("-inf"))
     return mask.triu(num_keys - num_queries + 1)
 
 
 def refuse_padding(attention_mask: Any, num_queries: int, past: int) -> None:
-    """Raises PrunescopeError on the mask that transformers only makes of a padded batch."""
+    """Raises PrunescopeError for a mask that transformers only makes for a padded batch."""
     if attention_mask is not None and (num_queries == 1 or past == 0):
         raise PrunescopeError(
             "this pruned model was given a batch with padding",
-            hint="dynamic families run sequences of one length: leave attention_mask out",
+            hint="dynamic families need sequences of one length: remove attention_mask",
         )

@@ -1,6 +1,6 @@
-"""Rotary position embedding: how the source of an attention rotates, and the rotation itself.
+"""Rotary position embedding: which convention the source of an attention uses, and the rotation.
 
-In: vectors [B, heads, T, d] and what a model hands its layers for their positions. Cos and sin are
+In: vectors [B, heads, T, d] and the position embeddings that a model gives its layers: cos and sin
 [1 or B, T, d], or one complex tensor [1 or B, T, d/2].
 """
 
@@ -13,34 +13,34 @@ import torch
 
 Rotary = tuple[torch.Tensor, torch.Tensor] | torch.Tensor
 
-_TURNED = 4  # dimensions of the vectors that tell how a rotation pairs them
+_PROBE_DIM = 4  # of the vectors that show how a rotation pairs dimensions
 
 
 def own_function(module: Any, name: str) -> Any:
-    """A function of the source that a module's class is from; None where it has none so named."""
+    """A function of the source file of a module's class; None if it has none of this name."""
     kind = getattr(module, "_extends", type(module))
     return getattr(sys.modules[kind.__module__], name, None)
 
 
 def turns(module: Any) -> tuple[bool | None, bool]:
-    """How the module's own source rotates: neighbours (True) or halves; None where it does not.
-    And whether cos and sin are given for one of each pair."""
+    """Whether the module's source pairs neighbours (True) or halves (False) in its rotation; None
+    without a rotation. And whether cos and sin have one value for each pair."""
     rotate = own_function(module, "apply_rotary_pos_emb")
     if rotate is None or not getattr(module, "use_rope", True):
         return None, False
-    x = torch.arange(1.0, _TURNED + 1).view(1, 1, 1, _TURNED)
-    for size in (_TURNED, _TURNED // 2):
+    x = torch.arange(1.0, _PROBE_DIM + 1).view(1, 1, 1, _PROBE_DIM)
+    for size in (_PROBE_DIM, _PROBE_DIM // 2):
         cos, sin = torch.zeros(1, 1, size), torch.ones(1, 1, size)
         try:
             turned = rotate(x, x, cos, sin)[0].flatten().tolist()
-        except (RuntimeError, TypeError):  # of other arguments: the logits tell
+        except (RuntimeError, TypeError):  # other arguments: the logits will show it
             continue
-        return bool(turned == [-2.0, 1.0, -4.0, 3.0]), size < _TURNED
+        return bool(turned == [-2.0, 1.0, -4.0, 3.0]), size < _PROBE_DIM
     return False, False
 
 
 def latent_turns(module: Any) -> bool | None:
-    """The same of the rotated part of a latent attention, whose pairs may be complex numbers."""
+    """`turns` of the rotated part of a latent attention, whose pairs may be complex numbers."""
     if own_function(module, "apply_rotary_emb") is not None:
         return True
     if own_function(module, "apply_rotary_pos_emb_interleave") is not None:
@@ -49,8 +49,8 @@ def latent_turns(module: Any) -> bool | None:
 
 
 def rotated(x: torch.Tensor, rotary: Rotary, *, turns: bool = False) -> torch.Tensor:
-    """Rotary position embedding of [B, heads, T, d], of the first dimensions where cos and sin are
-    shorter. `turns`: pairs of neighbours, not of halves."""
+    """Rotate [B, heads, T, d]; only the first dimensions if cos and sin are shorter. `turns`: pairs
+    of neighbours, not of halves."""
     if isinstance(rotary, torch.Tensor):
         pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
         return torch.view_as_real(pairs * rotary.unsqueeze(1)).flatten(-2).type_as(x)
@@ -63,30 +63,31 @@ def rotated(x: torch.Tensor, rotary: Rotary, *, turns: bool = False) -> torch.Te
     else:
         first, second = x.chunk(2, dim=-1)
         other = torch.cat((-second, first), dim=-1)
-    x = (x * cos + other * sin).to(dtype)  # some give cos and sin in fp32 to all
+    x = (x * cos + other * sin).to(dtype)  # some models give cos and sin in fp32
     return torch.cat((x, rest), dim=-1) if rest.shape[-1] else x
 
 
 def turned_pairs(x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Of [B, heads, T, d] each pair of neighbours, by cos and sin that are given for halves. The
-    first of all pairs come before the second: queries and keys alike, so that products stay."""
+    """Rotate the pairs of neighbours in [B, heads, T, d] by cos and sin laid out for halves. The
+    result has the first of all pairs, then the second; the same order for queries and keys keeps
+    their products."""
     cos, sin = (part[..., : x.shape[-1] // 2].unsqueeze(1) for part in rotary)
     first, second = x[..., ::2], x[..., 1::2]
     turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
     return turned.to(x.dtype)
 
 
-def taken_rotary(rotary: Rotary, places: torch.Tensor) -> Rotary:
-    """Of [1 or B, T, d] the positions of the tokens at `places` [B, k]."""
+def taken_rotary(rotary: Rotary, positions: torch.Tensor) -> Rotary:
+    """The entries of [1 or B, T, d] for the tokens at `positions` [B, k]."""
     if isinstance(rotary, torch.Tensor):
-        return _taken(rotary, places)
-    return _taken(rotary[0], places), _taken(rotary[1], places)
+        return _taken(rotary, positions)
+    return _taken(rotary[0], positions), _taken(rotary[1], positions)
 
 
 def of_first(rotary: Rotary) -> Rotary:
-    """[1, T, d] of [1 or B, T, d]: all sequences have one length, and so the same positions."""
+    """[1, T, d] of [1 or B, T, d]: sequences of one length have the same positions."""
     return rotary[:1] if isinstance(rotary, torch.Tensor) else (rotary[0][:1], rotary[1][:1])
 
 
-def _taken(part: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    return part[0].index_select(0, places.flatten()).view(*places.shape, part.shape[-1])
+def _taken(part: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    return part[0].index_select(0, positions.flatten()).view(*positions.shape, part.shape[-1])

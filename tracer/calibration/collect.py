@@ -1,4 +1,4 @@
-"""What a model does on a calibration text: activations, gathered by forward hooks in one pass.
+"""Statistics of a model's activations on a calibration text, by forward hooks in one pass.
 
 In: a model and token ids [B, L]. Out: Statistics in float32 on the model's device. K is the input
 features of a linear module, h the hidden dimensions; means are over all tokens.
@@ -26,17 +26,17 @@ from prunescope.tracer.model.layers import PRE_NORM, decoder_layers, text_config
 from prunescope.tracer.model.weights import weights_fingerprint
 
 ROWS, LENGTH = 8, 512
-_KEEP_BYTES = 1 << 30
+_MAX_CACHED_BYTES = 1 << 30
 
 
 @dataclass(kw_only=True)
 class Statistics:
-    """What the hooks saw; only what `collect` was asked for is filled in."""
+    """Activation statistics; only those requested from `collect` are filled in."""
 
     tokens: int = 0
     # Linear module -> [K], the mean square of each input feature.
     squares: dict[str, torch.Tensor] = field(default_factory=dict)
-    # Linear module -> [K, K], the mean of x·xᵀ. Modules that read one tensor share one matrix.
+    # Linear module -> [K, K], the mean of x·xᵀ. Modules with the same input share one matrix.
     moments: dict[str, torch.Tensor] = field(default_factory=dict)
     # Reader of the residual stream -> [h, h], the mean of x·xᵀ with every token at RMS 1.
     stream: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -45,8 +45,8 @@ class Statistics:
 
 
 @dataclass(frozen=True)
-class _Wanted:
-    """What `collect` was asked for."""
+class _Request:
+    """The arguments of `collect`."""
 
     squares: Collection[str]
     moments: Collection[str]
@@ -54,11 +54,11 @@ class _Wanted:
     influence: bool
 
 
-_KEPT: ContextVar[dict[str, Statistics] | None] = ContextVar("kept", default=None)
+_CACHE: ContextVar[dict[str, Statistics] | None] = ContextVar("cache", default=None)
 
 
 def calibration_of(model: Any, given: Calibration | None, *, seed: int) -> Calibration:
-    """`given`, or random token ids from the seed where no text was tokenised."""
+    """`given`, or random token ids from the seed if no text was tokenised."""
     if given is not None:
         return given
     length = min(LENGTH, _longest(model))
@@ -69,7 +69,7 @@ def calibration_of(model: Any, given: Calibration | None, *, seed: int) -> Calib
 
 
 def text_calibration(model: Any, tokenizer: Any, text: Path | None = None) -> Calibration:
-    """The first tokens of a text's calibration half. Raises PrunescopeError on a bad text."""
+    """The first tokens of a text's calibration half. Raises PrunescopeError for a bad text."""
     source = read_text(text)
     length = min(LENGTH, _longest(model))
     ids = token_rows(tokenizer, source.calibration, rows=ROWS, length=length)
@@ -92,32 +92,31 @@ def collect(
     stream: Collection[str] = (),
     influence: bool = False,
 ) -> Statistics:
-    """Run the batches through `model` once and gather what is named.
+    """Run the batches through `model` once and collect statistics of the named modules.
 
     `squares`, `moments` name linear modules, `stream` modules whose first input is the residual
     stream (a norm, or an attention or MLP without one before it).
     """
-    wanted = _Wanted(squares, moments, stream, influence)
-    kept = _KEPT.get()
-    if kept is None:
-        return _collected(model, batches, wanted)
-    key = _key(model, batches, wanted)
-    if key in kept:
-        return kept[key]
-    seen = _collected(model, batches, wanted)
-    kept.clear()
-    if _size(seen) <= _KEEP_BYTES:
-        kept[key] = seen
-    return seen
+    request = _Request(squares, moments, stream, influence)
+    cache = _CACHE.get()
+    if cache is None:
+        return _collected(model, batches, request)
+    key = _key(model, batches, request)
+    if key in cache:
+        return cache[key]
+    found = _collected(model, batches, request)
+    cache.clear()
+    if _size(found) <= _MAX_CACHED_BYTES:
+        cache[key] = found
+    return found
 
 
 def input_squares(
     model: Any, point: Point, *, names: Collection[str], record: Record
 ) -> dict[str, torch.Tensor]:
-    """The mean square [K] of each input feature of the named linear modules, on the text of a point
-    or on random tokens of its seed; `record` gets what the text was. Of a point that is not
-    calibrated, none."""
-    if not point.calibrated:
+    """The mean square [K] of each input feature of the named linear modules, on the point's tokens
+    or on random ones; their source is added to `record`. Empty for a random selection."""
+    if not point.by_importance:
         return {}
     calibration = calibration_of(model, point.calibration, seed=point.seed)
     record["calibration"] = calibration.record
@@ -125,44 +124,44 @@ def input_squares(
 
 
 @contextmanager
-def remembering(kept: dict[str, Statistics]) -> Iterator[None]:
-    """Within, `collect` leaves what it saw last in `kept`, and looks there first: the sparsities of
-    a family ask the same of models with the same weights. Nobody may change what it returns."""
-    token = _KEPT.set(kept)
+def statistics_cached(cache: dict[str, Statistics]) -> Iterator[None]:
+    """Within, `collect` stores its last result in `cache` and reuses it: the sparsities of a family
+    need the same statistics of the same weights. The results must not be changed."""
+    token = _CACHE.set(cache)
     try:
         yield
     finally:
-        _KEPT.reset(token)
+        _CACHE.reset(token)
 
 
-def _key(model: Any, batches: Sequence[torch.Tensor], wanted: _Wanted) -> str:
+def _key(model: Any, batches: Sequence[torch.Tensor], request: _Request) -> str:
     digest = hashlib.sha256(weights_fingerprint(model).encode())
     for ids in batches:
         digest.update(ids.cpu().contiguous().numpy().tobytes())
-    names = [sorted(names) for names in (wanted.squares, wanted.moments, wanted.stream)]
-    digest.update(f"{names} {wanted.influence}".encode())
+    names = [sorted(names) for names in (request.squares, request.moments, request.stream)]
+    digest.update(f"{names} {request.influence}".encode())
     return digest.hexdigest()
 
 
-def _size(seen: Statistics) -> int:
-    totals = {id(t): t for s in (seen.squares, seen.moments, seen.stream) for t in s.values()}
+def _size(found: Statistics) -> int:
+    totals = {id(t): t for s in (found.squares, found.moments, found.stream) for t in s.values()}
     return sum(t.numel() * t.element_size() for t in totals.values())
 
 
-def _collected(model: Any, batches: Sequence[torch.Tensor], wanted: _Wanted) -> Statistics:
-    seen = Statistics()
-    run_hooked(model, batches, _hooks(model, seen, wanted))
-    seen.tokens = sum(ids.numel() for ids in batches)
-    for sums in (seen.squares, seen.moments, seen.stream):
+def _collected(model: Any, batches: Sequence[torch.Tensor], request: _Request) -> Statistics:
+    found = Statistics()
+    run_hooked(model, batches, _hooks(model, found, request))
+    found.tokens = sum(ids.numel() for ids in batches)
+    for sums in (found.squares, found.moments, found.stream):
         # A sum that several modules share is divided once.
-        means = {id(total): total / seen.tokens for total in sums.values()}
+        means = {id(total): total / found.tokens for total in sums.values()}
         sums.update({name: means[id(total)] for name, total in sums.items()})
-    seen.influence = {name: 1 - total / seen.tokens for name, total in seen.influence.items()}
-    return seen
+    found.influence = {name: 1 - total / found.tokens for name, total in found.influence.items()}
+    return found
 
 
 def run_hooked(model: Any, batches: Sequence[torch.Tensor], handles: Sequence[Any]) -> None:
-    """Run the batches, each on a cache of its own, and remove the hooks of these handles."""
+    """Run the batches, each on a new cache, then remove the hooks of these handles."""
     try:
         with torch.no_grad():
             for ids in batches:
@@ -173,14 +172,14 @@ def run_hooked(model: Any, batches: Sequence[torch.Tensor], handles: Sequence[An
             handle.remove()
 
 
-def _hooks(model: Any, seen: Statistics, wanted: _Wanted) -> list[Any]:
-    """Their handles."""
+def _hooks(model: Any, found: Statistics, request: _Request) -> list[Any]:
+    """Attach the hooks; returns their handles."""
     handles: list[Any] = []
     modules = dict(model.named_modules())
     statistics = (
-        (wanted.squares, _Sums(seen.squares, _square_sum)),
-        (wanted.moments, _Sums(seen.moments, _outer_sum)),
-        (wanted.stream, _Sums(seen.stream, _unit_outer_sum)),
+        (request.squares, _Sums(found.squares, _square_sum)),
+        (request.moments, _Sums(found.moments, _outer_sum)),
+        (request.stream, _Sums(found.stream, _unit_outer_sum)),
     )
     for names, sums in statistics:
         handles += [
@@ -188,16 +187,16 @@ def _hooks(model: Any, seen: Statistics, wanted: _Wanted) -> list[Any]:
             for name in modules
             if name in names
         ]
-    if wanted.influence:
+    if request.influence:
         name, layers = decoder_layers(model)
         for index, layer in enumerate(layers):
-            handles += _Influence(f"{name}.{index}", seen.influence).attach(layer)
+            handles += _Influence(f"{name}.{index}", found.influence).attach(layer)
     return handles
 
 
 class _Sums:
-    """Adds up a statistic of a module's input. Modules called with the same tensor, one after the
-    other, share the sum: it is computed for the first of them alone."""
+    """Sums a statistic of a module's input. Consecutive modules with the same input tensor share
+    the sum, which is computed once."""
 
     def __init__(self, totals: dict[str, torch.Tensor], statistic: Any) -> None:
         self.totals, self.statistic = totals, statistic
@@ -208,7 +207,7 @@ class _Sums:
     def hook(self, name: str) -> Any:
         """A pre-hook for the module `name`."""
 
-        def see(_module: nn.Module, args: Any, kwargs: Any) -> None:
+        def add(_module: nn.Module, args: Any, kwargs: Any) -> None:
             entering = first_tensor(args, kwargs)
             if entering is not self.last:
                 self.last, self.owner = entering, name
@@ -217,7 +216,7 @@ class _Sums:
                 self._add(name, entering)
             self.totals[name] = self.totals[owner]
 
-        return see
+        return add
 
     def _add(self, name: str, entering: torch.Tensor) -> None:
         value = self.statistic(entering.detach().flatten(0, -2).float())
@@ -228,8 +227,8 @@ class _Sums:
 
 
 class _Influence:
-    """1 − cosine of what enters and leaves a layer and, where a norm stands before each of the
-    two, its sublayers: the block influence of ShortGPT (arXiv 2403.03853)."""
+    """1 − cosine between input and output of a layer and, in layers with a norm before each
+    sublayer, of its sublayers: the block influence of ShortGPT (arXiv 2403.03853)."""
 
     def __init__(self, path: str, totals: dict[str, float]) -> None:
         self.path, self.totals = path, totals
@@ -275,7 +274,7 @@ def _outer_sum(rows: torch.Tensor) -> torch.Tensor:
 
 
 def _unit_outer_sum(rows: torch.Tensor) -> torch.Tensor:
-    """Every token counts the same: the norm that reads the stream scales it to RMS 1."""
+    """Every token has the same weight: the norm that reads the stream scales it to RMS 1."""
     scale = rows.square().mean(1, keepdim=True).rsqrt()
     return _outer_sum(rows * scale.nan_to_num(posinf=0.0))
 

@@ -1,7 +1,7 @@
-"""Which layers to remove, one after the other: each the one without which the loss is the least.
+"""Greedy layer removal: one after the other, the layer whose removal raises the loss least.
 
-In: a model, calibration text and a number. Out: layers, and the losses on the way (nats a token).
-Scored anew after every removal, as in SLEB (arXiv 2402.09025) and Shortened LLaMA (2402.02834).
+In: a model, calibration tokens and a count. Out: layers, and the losses on the way (nats a token).
+Scored again after every removal, as in SLEB (arXiv 2402.09025) and Shortened LLaMA (2402.02834).
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from prunescope.tracer.calibration.point import Calibration
 from prunescope.tracer.model.forwards import Forward, first_tensor, forward_replaced
 from prunescope.tracer.model.layers import counts_without, decoder_layers
 
-SEQUENCES = 2  # of the calibration: each is run n times for every layer that goes
-# What a layer raises that misses what another one did not leave.
-_MISSED = (KeyError, IndexError, AttributeError, TypeError, ValueError, RuntimeError)
+SEQUENCES = 2  # of the calibration: each runs n times for every layer that is removed
+# Errors of a layer that needs something from a skipped layer.
+_NEEDS_OTHERS = (KeyError, IndexError, AttributeError, TypeError, ValueError, RuntimeError)
 
 
 @torch.no_grad()
@@ -33,14 +33,14 @@ def greedy_removal(
     count: int,
     record: Record,
 ) -> dict[str, list[int]]:
-    """{"layer": the layers to remove}; how they were chosen goes into `record`.
+    """{"layer": the layers to remove}; order and losses are added to `record`.
 
-    Raises PrunescopeError where sublayers are asked for.
+    Raises PrunescopeError for sublayers.
     """
     if tuple(kinds) != ("layer",):
         raise PrunescopeError(
             f"--select greedy does not choose {' and '.join(kinds)} sublayers",
-            hint="use --set unit=layer, or --select calibrated",
+            hint="use --set unit=layer, or --select importance",
         )
     stack = _Stack(model, calibration.batches[:SEQUENCES])
     gone: list[int] = []
@@ -67,7 +67,7 @@ def greedy_removal(
 
 @torch.no_grad()
 def costs_of_layers(model: Any, calibration: Calibration) -> list[float]:
-    """By how many nats a token the loss of the first sequences rises without each layer alone."""
+    """The rise of the loss, nats a token, without each layer alone, on the first sequences."""
     stack = _Stack(model, calibration.batches[:SEQUENCES])
     stack.begin_round([])
     whole = stack.loss([])
@@ -75,9 +75,10 @@ def costs_of_layers(model: Any, calibration: Calibration) -> list[float]:
 
 
 class _Stack:
-    """Losses of a model without some layers, which then put out what they take in.
+    """Losses of a model without some layers, which then return their input.
 
-    What enters each layer is kept for a round: where one more goes, those before it rest.
+    The input of each layer is kept for a round: to remove one more, the layers before it need not
+    run again.
     """
 
     def __init__(self, model: Any, batches: Sequence[torch.Tensor]) -> None:
@@ -86,20 +87,20 @@ class _Stack:
         self.batches = [ids.to(device) for ids in batches]
         self.layers: list[Any] = list(decoder_layers(model)[1])
         self._returned = _values_returned(model, self.layers[0], self.batches[0])
-        # By sequence and layer; empty where the layers before cannot rest.
+        # By sequence and layer; empty if all layers must run.
         self._entering: list[list[torch.Tensor]] = []
         self._gone: list[int] = []
-        self._may_rest = True
-        self._may_rest = self._last_layer_is_the_same()
+        self._reuse_inputs = True
+        self._reuse_inputs = self._inputs_are_enough()
 
     def loss(self, gone: Sequence[int]) -> float:
-        """Nats a token without these layers, the last of them gone last; infinity where that is no
-        number, so that it is never the least."""
+        """Nats a token without these layers, in the order of removal; infinity instead of NaN, so
+        that it is never the lowest."""
         total, tokens = 0.0, 0
         for number, ids in enumerate(self.batches):
-            forwards = dict.fromkeys(gone, self._handing_on)
+            forwards = dict.fromkeys(gone, self._identity)
             if self._entering and gone and list(gone[:-1]) == self._gone:
-                given = partial(_given, self._handing_on, self._entering[number][gone[-1]])
+                given = partial(_given, self._identity, self._entering[number][gone[-1]])
                 forwards |= dict.fromkeys(range(gone[-1] + 1), given)
             logits = self._logits(ids, forwards)[0, :-1]
             total += float(cross_entropy(logits.float(), ids[0, 1:], reduction="sum"))
@@ -107,9 +108,9 @@ class _Stack:
         return total / tokens if total == total else float("inf")
 
     def begin_round(self, gone: Sequence[int]) -> None:
-        """These layers are gone; of each of the others it is asked what its going would cost."""
+        """Start a round without these layers: keep the input of each other layer."""
         self._gone, self._entering = list(gone), []
-        for ids in self.batches if self._may_rest else ():
+        for ids in self.batches if self._reuse_inputs else ():
             entering: list[torch.Tensor] = []
             with ExitStack() as stack:
                 for layer in self.layers:
@@ -117,20 +118,20 @@ class _Stack:
                         partial(_noted, entering), with_kwargs=True
                     )
                     stack.callback(hook.remove)
-                self._logits(ids, dict.fromkeys(gone, self._handing_on))
+                self._logits(ids, dict.fromkeys(gone, self._identity))
             self._entering.append(entering)
 
-    def _last_layer_is_the_same(self) -> bool:
-        """Whether it needs nothing of those before it but what they hand on: one that shares keys
-        and values does."""
+    def _inputs_are_enough(self) -> bool:
+        """Whether a layer needs only the output of the layers before it; one that shares keys and
+        values with them needs more."""
         if len(self.layers) < 3:
             return False
-        one = [len(self.layers) - 2]
-        plain = self.loss(one)
+        second_last = [len(self.layers) - 2]
+        full_run = self.loss(second_last)
         try:
             self.begin_round([])
-            return self.loss(one) == plain
-        except _MISSED:
+            return self.loss(second_last) == full_run
+        except _NEEDS_OTHERS:
             return False
         finally:
             self._entering = []
@@ -148,14 +149,14 @@ class _Stack:
                 stack.enter_context(forward_replaced(self.layers[index], forward))
             yield
 
-    def _handing_on(self, hidden_states: torch.Tensor, *_args: Any, **_kwargs: Any) -> Any:
-        """A layer's forward that puts out what it takes in."""
+    def _identity(self, hidden_states: torch.Tensor, *_args: Any, **_kwargs: Any) -> Any:
+        """A layer's forward that returns its input."""
         returned = self._returned
         return (hidden_states, *[None] * (returned - 1)) if returned else hidden_states
 
 
 def _values_returned(model: Any, layer: Any, ids: torch.Tensor) -> int:
-    """How many values a layer returns as a tuple; 0 where it returns a tensor."""
+    """Length of the tuple that a layer returns; 0 if it returns a tensor."""
     seen: list[int] = []
     handle = layer.register_forward_hook(
         lambda _module, _args, out: seen.append(len(out) if isinstance(out, tuple) else 0)

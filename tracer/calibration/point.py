@@ -1,4 +1,4 @@
-"""What a pruner is asked for: sparsity, knobs, how parts are selected, and the calibration tokens.
+"""A pruning request: sparsity, knobs, how parts are selected, and the calibration tokens.
 
 Without torch, so that a request can be checked before it is imported.
 """
@@ -35,6 +35,6 @@ class Point:
     calibration: Calibration | None = None  # None: random token ids from the seed
 
     @property
-    def calibrated(self) -> bool:
-        """Whether a calibration pass over the model chooses the parts."""
-        return self.select == "calibrated"
+    def by_importance(self) -> bool:
+        """Whether the parts to prune are chosen by their importance, measured on an input."""
+        return self.select == "importance"

@@ -1,8 +1,8 @@
 """Routers fitted to a text: the tokens that a sublayer changes most score highest.
 
 In: a model whose routers let every token through, and token ids [B, L]. Out: in each router its
-weight [1, h], its share of the tokens, and the score from which a token of decode goes through. The
-target is the change of the hidden state, log(‖f(x)‖ / ‖x‖) of each token, by ridge regression.
+weight [1, h], its share of the tokens, and the score above which a token of decode goes through.
+The target is the change of the hidden state, log(‖f(x)‖ / ‖x‖) of each token, by ridge regression.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from prunescope.tracer.model.forwards import first_tensor
 
 _RIDGE = 0.01  # of the variance of a feature
 _TINY = 1e-12
-_CHEAP = 1e-3  # a cost below this is none
+_MIN_COST = 1e-3  # lower costs count as this
 
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """A router, the decoder layer that it is in, and the sublayers whose outputs, all together, are
-    the change: what they put out, less the `residual` that one was called with, if any; of a whole
-    layer, less what entered. Sites of one `kind` (attention, mlp, layer) share their budget."""
+    """A router, its decoder layer, and the sublayers whose summed outputs are the change of the
+    hidden state: less the `residual` that a sublayer was called with, if any; of a whole layer,
+    less its input. Sites of one `kind` (attention, mlp, layer) share their budget."""
 
     kind: str
     layer: nn.Module
@@ -69,9 +69,9 @@ class _Moments:
 
 
 @dataclass
-class _Seen:
-    """What the hooks of a site saw: `fit` of the tokens that decide, `held` of those that test;
-    the change of every token, and what the fitted router says of it."""
+class _SiteData:
+    """Data of a site: moments of the tokens to fit (`fit`) and to test (`held`), the change of
+    every token, and its score by the fitted router."""
 
     fit: _Moments = field(default_factory=_Moments)
     held: _Moments = field(default_factory=_Moments)
@@ -89,13 +89,13 @@ def fit_routers(
 ) -> float | None:
     """Fit the routers in place; they must let every token through while this runs.
 
-    A sublayer gets the share of the tokens whose change is among the 1 − s largest of its kind:
-    many where it matters, few where it does not, 1 − s in the mean. `costs`, in any unit: what
-    leaving each out costs a token in the mean, where that is more than its change tells. Returns
-    the median R² of the routers on the last quarter of the sequences, which they were not fitted
-    to; None where there are fewer than four sequences.
+    A sublayer gets the share of the tokens whose change is among the 1 − s largest of its kind, so
+    that shares differ between sublayers and average 1 − s. `costs`, in any unit: the mean cost of
+    skipping each site for a token; changes are shifted to match them. Returns the median R² of the
+    routers on the last quarter of the sequences, which is held out; None with fewer than four
+    sequences.
     """
-    seen = [_Seen() for _ in sites]
+    seen = [_SiteData() for _ in sites]
     count = len(calibration.batches)
     fitted = calibration.batches[: count - count // 4]
     run_hooked(model, fitted, _watching(sites, seen, [s.fit for s in seen]))
@@ -106,16 +106,16 @@ def fit_routers(
         site.router.weight.data.copy_(weight)
     run_hooked(model, calibration.batches, _scoring(sites, seen))
     for found, cost in zip(seen, costs or (), strict=costs is not None):
-        _raise_to(found, cost)
+        _shift_to(found, cost)
     for kind in {site.kind for site in sites}:
-        _share_out([(t, s) for t, s in zip(sites, seen, strict=True) if t.kind == kind], sparsity)
+        _set_shares([(t, s) for t, s in zip(sites, seen, strict=True) if t.kind == kind], sparsity)
     r2 = [_r2(s.held, w) for s, w in zip(seen, weights, strict=True) if s.held.count]
     return statistics.median(r2) if r2 else None
 
 
-def settle_thresholds(model: Any, sites: Sequence[Site], calibration: Calibration) -> None:
-    """Set the threshold of each router anew, by the scores that it gives as the model now runs."""
-    seen = [_Seen() for _ in sites]
+def set_thresholds(model: Any, sites: Sequence[Site], calibration: Calibration) -> None:
+    """Set the threshold of each router by its scores in the current model."""
+    seen = [_SiteData() for _ in sites]
     run_hooked(model, calibration.batches, _scoring(sites, seen))
     for site, found in zip(sites, seen, strict=True):
         site.router.threshold = quantile(torch.cat(found.scores), site.router.sparsity)
@@ -127,8 +127,8 @@ def at_routers(
     calibration: Calibration,
     read: Callable[[Any, torch.Tensor], torch.Tensor],
 ) -> list[torch.Tensor]:
-    """By router what `read` makes of it and its input [1, L, h], a row each sequence, in float32,
-    as the model now runs."""
+    """`read(router, input [1, L, h])` of each router, stacked over the sequences, in float32, in
+    the current model."""
     kept: list[list[torch.Tensor]] = [[] for _ in sites]
     handles = [
         site.router.register_forward_pre_hook(
@@ -140,24 +140,24 @@ def at_routers(
     return [torch.cat(own) for own in kept]
 
 
-def _raise_to(found: _Seen, cost: float) -> None:
-    """Shift the changes of a site so that their mean is the logarithm of what it costs."""
-    shift = math.log(max(cost, _CHEAP)) - float(torch.cat(found.changes).mean())
+def _shift_to(found: _SiteData, cost: float) -> None:
+    """Shift the changes of a site so that their mean is the logarithm of its cost."""
+    shift = math.log(max(cost, _MIN_COST)) - float(torch.cat(found.changes).mean())
     found.changes = [change + shift for change in found.changes]
 
 
-def _share_out(sites: Sequence[tuple[Site, _Seen]], sparsity: float) -> None:
-    """Set the own sparsity of each router of a kind, and its threshold."""
+def _set_shares(sites: Sequence[tuple[Site, _SiteData]], sparsity: float) -> None:
+    """Set the sparsity and threshold of each router of a kind."""
     changes = [torch.cat(found.changes) for _, found in sites]
     least = quantile(torch.cat(changes), sparsity)
     for (site, found), change in zip(sites, changes, strict=True):
         own = float((change < least).double().mean())
-        site.router.sparsity = min(own, 1 - 1 / len(change))  # a prefill has a row at least
+        site.router.sparsity = min(own, 1 - 1 / len(change))  # a prefill has at least one row
         site.router.threshold = quantile(torch.cat(found.scores), own)
 
 
 def quantile(values: torch.Tensor, share: float) -> float:
-    """The value that all but a share of [n] reach; minus infinity for all, infinity for none."""
+    """The value with a `share` of [n] below it; -inf for none below, inf for all."""
     below = int(len(values) * share)
     if below == 0:
         return float("-inf")
@@ -165,7 +165,7 @@ def quantile(values: torch.Tensor, share: float) -> float:
 
 
 def _solved(moments: _Moments) -> torch.Tensor:
-    """The weight [h] of least squares, each feature at variance 1, with a ridge."""
+    """The weight [h] by ridge regression over features of variance 1."""
     xx, xy, _ = moments.centred()
     scale = xx.diagonal().clamp(min=_TINY).rsqrt()
     ridge = _RIDGE * torch.eye(len(xy), dtype=xx.dtype)
@@ -179,24 +179,24 @@ def _r2(moments: _Moments, weight: torch.Tensor) -> float:
 
 
 def _watching(
-    sites: Sequence[Site], seen: Sequence[_Seen], moments: Sequence[_Moments]
+    sites: Sequence[Site], seen: Sequence[_SiteData], moments: Sequence[_Moments]
 ) -> list[Any]:
-    """Hooks by which every forward adds its tokens to the moments and the changes of each site."""
+    """Hooks that add the tokens of every forward to the moments and changes of each site."""
     each = zip(sites, seen, moments, strict=True)
     return [h for site, found, sums in each for h in _Watch(sums, found.changes).attach(site)]
 
 
 class _Watch:
-    """The hooks of one site: what enters the layer, what its router reads, what it changes."""
+    """The hooks of one site: the input of the layer, the input of its router, the change."""
 
     def __init__(self, moments: _Moments, changes: list[torch.Tensor]) -> None:
         self.moments, self.changes = moments, changes
         self.entered = self.read = torch.empty(0)
         self.whole, self.count = False, 1
-        self.outputs: list[torch.Tensor] = []  # so far, of the sublayers of this forward
+        self.outputs: list[torch.Tensor] = []  # of the sublayers that ran in this forward
 
     def attach(self, site: Site) -> list[Any]:
-        """Their handles."""
+        """Attach the hooks; returns their handles."""
         self.whole, self.count = site.sublayers[0] is site.layer, len(site.sublayers)
         return [
             site.layer.register_forward_pre_hook(self._enter, with_kwargs=True),
@@ -227,10 +227,10 @@ class _Watch:
         self.changes.append(changes.cpu())
 
 
-def _scoring(sites: Sequence[Site], seen: Sequence[_Seen]) -> list[Any]:
-    """Hooks by which every forward adds the scores of its tokens."""
+def _scoring(sites: Sequence[Site], seen: Sequence[_SiteData]) -> list[Any]:
+    """Hooks that keep the scores of every token."""
 
-    def keep(found: _Seen) -> Any:
+    def keep(found: _SiteData) -> Any:
         def read(router: Any, args: Any) -> None:
             found.scores.append(linear(args[0], router.weight).flatten().float().cpu())
 

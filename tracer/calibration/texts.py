@@ -21,7 +21,7 @@ DEFAULT = "pydoc_data.topics"
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """A text in two halves. `name` is free of local paths, `sha256` is of the whole text."""
+    """A text in two halves. `name` has no local path; `sha256` is of the whole text."""
 
     name: str
     sha256: str
@@ -32,7 +32,7 @@ class Text:
 def read_text(path: Path | None = None) -> Text:
     """The text of a file, or of the standard library's `pydoc_data.topics` (English prose).
 
-    Raises PrunescopeError where the file is absent, empty or not UTF-8.
+    Raises PrunescopeError if the file is missing, too large or not UTF-8.
     """
     if path is None:
         from pydoc_data.topics import topics
@@ -41,8 +41,8 @@ def read_text(path: Path | None = None) -> Text:
     try:
         if not path.is_file() or path.stat().st_size > _MAX_BYTES:
             raise PrunescopeError(
-                f"the text {path.name} is no file of at most {_MAX_BYTES >> 20} MiB",
-                hint="--text takes a UTF-8 text file; some pages are enough",
+                f"the text {path.name} is not a file of at most {_MAX_BYTES >> 20} MiB",
+                hint="--text takes a UTF-8 text file; a few pages are enough",
             )
         whole = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -56,15 +56,15 @@ def read_text(path: Path | None = None) -> Text:
 def token_rows(tokenizer: Any, text: str, *, rows: int, length: int) -> torch.Tensor:
     """The first rows x length tokens of a text as [rows, length], or as many whole rows as it has.
 
-    Raises PrunescopeError where the text does not fill one row.
+    Raises PrunescopeError if the text does not fill one row.
     """
-    # A token is one character at least, and rarely more than eight: no need to read a book.
+    # A token rarely has more than eight characters: no need to tokenise a whole book.
     ids = tokenizer(text[: 16 * rows * length], add_special_tokens=False)["input_ids"]
     whole = min(rows, len(ids) // length)
     if whole == 0:
         raise PrunescopeError(
-            f"the text has {len(ids)} tokens, and {length} are the least that is used",
-            hint="give a longer text: half of it calibrates, the other half is kept for measuring",
+            f"the text has {len(ids)} tokens, and at least {length} are needed",
+            hint="give a longer text: half of it calibrates, the other half is kept for evaluation",
         )
     return torch.tensor(ids[: whole * length]).view(whole, length)
 

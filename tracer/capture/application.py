@@ -1,7 +1,7 @@
-"""A request's method applied to a model: one family, several in turn, or the user's function.
+"""Applies a request's method to a model: one family, several in turn, or the user's function.
 
-In: a TraceRequest and the Loaded model, which is the method's to change. Out: Applied, and what
-goes into run.json as `pruning`: the method, its own sparsity, kept dimensions, realised shares.
+In: a TraceRequest and the Loaded model, which is changed. Out: Applied, and `pruning` of run.json:
+the method, its sparsity, kept dimensions, realised shares.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from prunescope.tracer.routing.learning import Learner
 
 
 def apply_request(request: TraceRequest, loaded: Loaded) -> tuple[Applied, Pruning]:
-    """Prune as `request` says. Raises PrunescopeError on what this model cannot be."""
+    """Prune by `request`. Raises PrunescopeError if this model cannot be pruned so."""
     assert request.method is not None
     parts = request.parts
     before = _numbers(loaded.model)
     zeros = zero_shares(loaded.model) if request.recovery is not None else None
     pruning: Record = {"method": request.method, "sparsity": request.sparsity}
     if parts is None:
-        asked = Point(sparsity=request.sparsity, select=request.select, seed=request.seed)
-        applied = apply_method(request.method, loaded.model, asked)
+        point = Point(sparsity=request.sparsity, select=request.select, seed=request.seed)
+        applied = apply_method(request.method, loaded.model, point)
         pruning["selection"] = request.select
         pruning |= {"knobs": {}, **applied.record}
     elif len(parts) == 1:
@@ -51,7 +51,7 @@ def apply_request(request: TraceRequest, loaded: Loaded) -> tuple[Applied, Pruni
         pruning |= record
     else:
         applied, records = _in_turn(parts, request, loaded)
-        # A composite has no sparsity of its own: what it promises is what its FLOPs say.
+        # A composite has no single sparsity; its theory gives the removed FLOPs.
         pruning |= {"sparsity": None, "knobs": dict(request.knobs), "parts": records}
         pruning["notes"] = [f"{r['method']}: {n}" for r in records for n in r.get("notes", ())]
     if request.recovery is not None:
@@ -78,7 +78,7 @@ def _numbers(model: torch.nn.Module) -> int:
 def _in_turn(
     parts: list[MethodPart], request: TraceRequest, loaded: Loaded
 ) -> tuple[Applied, list[Record]]:
-    """Each family on what the ones before it left."""
+    """Apply each family to the result of the ones before it."""
     records: list[Record] = []
     learners: list[Learner] = []
     layer_map: list[int] | None = None
@@ -93,7 +93,7 @@ def _in_turn(
             done = "+".join(r["method"] for r in records)
             raise PrunescopeError(
                 f"{part.family} after {done}: {error.problem}",
-                hint=f"{error.hint}; or apply it first: a composite is applied from left to right",
+                hint=f"{error.hint}; or name it first: families are applied from left to right",
             ) from error
         records.append(record)
         if applied.layer_map is not None:
@@ -105,19 +105,19 @@ def _in_turn(
 
 
 def _family(part: MethodPart, request: TraceRequest, loaded: Loaded) -> tuple[Applied, Record]:
-    """One family, and its record: {"method", "sparsity", "knobs", "selection", ...}."""
+    """Apply one family; returns its record: {"method", "sparsity", "knobs", "selection", ...}."""
     chosen, match = family(part.family), None
-    own = part.sparsity
+    sparsity = part.sparsity
     if part.match != NOMINAL:
         match = _solved(chosen, part, request, loaded.model)
-        own = match.own
-    asked = Point(sparsity=own, knobs=part.knobs, select=part.select, seed=request.seed)
-    point = family_point(part.family, asked)
+        sparsity = match.own
+    given = Point(sparsity=sparsity, knobs=part.knobs, select=part.select, seed=request.seed)
+    point = family_point(part.family, given)
     config = loaded.model.config.to_dict()
     works = {phase: _work(request, phase, loaded.model) for phase in request.phases}
     with torch.no_grad():
-        chooses = _calibration(part.select, request, loaded)
-        applied = pruner(part.family).prune(loaded.model, replace(point, calibration=chooses))
+        calibration = _calibration(part.select, request, loaded)
+        applied = pruner(part.family).prune(loaded.model, replace(point, calibration=calibration))
     removed = applied.record.get("removed", {})
     theory = _theory(chosen, point, config, works, removed)
     record: Record = {
@@ -129,10 +129,12 @@ def _family(part: MethodPart, request: TraceRequest, loaded: Loaded) -> tuple[Ap
         **applied.record,
     }
     random_text = record.get("calibration", {}).get("note")
-    if random_text:  # a calibration that says nothing of the model's own texts
-        record["notes"] = [*record.get("notes", ()), f"calibrated on {random_text}"]
+    if random_text:  # no text was tokenised
+        record["notes"] = [*record.get("notes", ()), f"importance measured on {random_text}"]
     if match is not None:
-        if theory is not None and removed:  # solved for the mean, before layers were drawn
+        if (
+            theory is not None and removed
+        ):  # `match` was solved for the mean over layers, before they were chosen
             match = replace(match, removed=theory[match.phase])
         record["knobs"][KNOB], record["match"] = part.match, match.to_dict()
         record["notes"] = [match.note, *record.get("notes", ())]
@@ -149,7 +151,7 @@ def _work(request: TraceRequest, phase: str, model: Any) -> Workload:
 
 
 def _solved(chosen: Family, part: MethodPart, request: TraceRequest, model: Any) -> Match:
-    """In the phase that is asked for; of both in prefill, or decode where prefill is dense."""
+    """Solve in the requested phase; for both, in prefill, or in decode if prefill stays dense."""
     phases = PHASES if request.phase == "both" and part.match != "param" else request.phases[:1]
     for phase in phases:
         try:
@@ -174,7 +176,7 @@ def _theory(
     works: Mapping[str, Workload],
     removed: Mapping[str, list[int]],
 ) -> dict[str, dict[str, float]] | None:
-    """Shares of FLOPs, parameters and bytes that go, by phase; None where there is no theory."""
+    """Removed shares of FLOPs, parameters and bytes, by phase; None without a theory."""
     try:
         shape = ModelShape.from_config(config)
         return {
@@ -183,20 +185,20 @@ def _theory(
             )
             for phase, work in works.items()
         }
-    except PrunescopeError:  # layers that the theory does not cover
+    except PrunescopeError:  # the theory does not cover these layers
         return None
 
 
 def _calibration(select: str, request: TraceRequest, loaded: Loaded) -> Calibration | None:
-    """Tokens of the text that chooses; None where nothing is calibrated or tokenised."""
+    """Tokens of the calibration text; None for random selection or without a tokenizer."""
     if select == "random":
         return None
     tokenizer = load_tokenizer(loaded)
     if tokenizer is not None:
-        return text_calibration(loaded.model, tokenizer, request.text)
+        return text_calibration(loaded.model, tokenizer, request.text_path)
     if request.text is not None:
         raise PrunescopeError(
             f"{loaded.id} has no tokenizer to read --text with",
-            hint="leave --text out: random token ids are used then, and the run says so",
+            hint="remove --text: random token ids are used then, which the run notes",
         )
     return None

@@ -1,6 +1,6 @@
-"""Split the raw Chrome trace of one profiler session into one small trace a variant.
+"""Split the raw Chrome trace of a profiler session into a trace for each variant.
 
-In: the trace that kineto wrote, and whose turn each step was. Out: Chrome traces (dicts) with the
+In: the trace that kineto wrote, and the variant of each step. Out: Chrome traces (dicts) with the
 steps of one variant, times from 0, without names of hosts, users, paths and environment.
 Times are integer ns inside, microseconds with three decimals in the traces.
 """
@@ -22,7 +22,8 @@ WARMUP = "prunescope.step#warmup"
 DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 _RUNTIME = ("cuda_runtime", "cuda_driver", "hip_runtime", "hip_driver")
 _HOST = ("cpu_op", "user_annotation", *_RUNTIME)
-# Numbering of the profiler's own, paths, and (on a CPU) the link to launches that are not there.
+# Numbers internal to the profiler, paths, and (on a CPU) links to launches, of which there are
+# none.
 _DROPPED_ARGS = {
     "Ev Idx", "Record function id", "Fwd thread id", "kernel_file", "stack", "kernel_hash",
     "kernel_backend",
@@ -31,15 +32,15 @@ _DROPPED_OF_CPU = _DROPPED_ARGS | {"External id"}
 _METADATA = ("process_name", "process_labels", "process_sort_index", "thread_name")
 _TOP_LEVEL = ("schemaVersion", "deviceProperties", "record_shapes", "displayTimeUnit")
 
-_DECIMALS = 3  # of microseconds, as kineto writes them
+_DECIMALS = 3  # of microseconds, in kineto's traces
 
-Event = dict[str, Any]  # of Chrome's format, as kineto writes it
+Event = dict[str, Any]  # in Chrome's format
 ChromeTrace = dict[str, Any]  # {"traceEvents": [Event, ...], ...}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Turn:
-    """One profiled step of the session: whose, and the annotation around it."""
+    """One profiled step of the session: its variant, and the label of its annotation."""
 
     variant: str
     label: str
@@ -47,7 +48,7 @@ class Turn:
 
 @dataclass
 class _Window:
-    """A turn's host interval, and the events that belong to it."""
+    """The host interval of a step, and its events."""
 
     turn: Turn
     start_ns: int
@@ -61,7 +62,7 @@ class _Window:
 
 
 def split(raw: bytes | str, turns: Iterable[Turn]) -> dict[str, ChromeTrace]:
-    """One trace a variant. Raises ValueError where the steps are not those of `turns`."""
+    """A trace for each variant. Raises ValueError if the steps are not those of `turns`."""
     with no_collection():  # a million small dicts
         return _split(raw, turns)
 
@@ -77,8 +78,7 @@ def _split(raw: bytes | str, turns: Iterable[Turn]) -> dict[str, ChromeTrace]:
     split_traces = {}
     for variant in dict.fromkeys(w.turn.variant for w in windows):
         cut_ns = _close_ranks(variant, windows, stray_ends)
-        own = [w for w in windows if w.turn.variant == variant]
-        body = _body(own, phase)
+        body = _body([w for w in windows if w.turn.variant == variant], phase)
         split_traces[variant] = {
             **head,
             "prunescope": {"variant": variant, "cut_ns": cut_ns},
@@ -88,13 +88,13 @@ def _split(raw: bytes | str, turns: Iterable[Turn]) -> dict[str, ChromeTrace]:
 
 
 class _Decimal(str):
-    """A number with a point, as it is written: microseconds of days lose ns in a float."""
+    """A decimal number as text: a float of many microseconds would lose ns."""
 
     __slots__ = ()
 
 
 def _floats(value: Any) -> Any:
-    """`value` with floats for its decimals."""
+    """`value` with its decimals as floats."""
     if isinstance(value, _Decimal):
         return float(value)
     if isinstance(value, list):
@@ -105,7 +105,7 @@ def _floats(value: Any) -> Any:
 
 
 def _timed(event: Event) -> Event:
-    """The event itself, which nobody else holds, with its ns."""
+    """The event, with its start and end in ns added in place."""
     event["start_ns"] = start = _ns(event["ts"])
     event["end_ns"] = start + _ns(event["dur"])
     return event
@@ -131,13 +131,13 @@ def _windows(events: list[Event], turns: list[Turn]) -> list[_Window]:
 
 
 def _assign(events: list[Event], windows: list[_Window]) -> list[int]:
-    """Give every host event to the window that holds its start, every device event to the window
-    of its launch (of its own start where no launch is known). Ends of device events of no window
-    are returned: they are work between the turns."""
+    """Assign each host event to the window that contains its start, and each device event to the
+    window of its launch (of its start if the launch is unknown). Returns the ends of device events
+    outside of all windows: work between the steps."""
     launches: dict[Any, _Window | None] = {}
     for event in events:
         if event.get("cat") in _HOST:
-            window = _holding(windows, event["start_ns"])
+            window = _containing(windows, event["start_ns"])
             if window is not None:
                 window.host.append(event)
             if event["cat"] in _RUNTIME:
@@ -146,7 +146,7 @@ def _assign(events: list[Event], windows: list[_Window]) -> list[int]:
     for event in events:
         if event.get("cat") in DEVICE:
             key = event.get("args", {}).get("correlation")
-            window = launches[key] if key in launches else _holding(windows, event["start_ns"])
+            window = launches[key] if key in launches else _containing(windows, event["start_ns"])
             if window is None:
                 stray.append(event["end_ns"])
             else:
@@ -154,7 +154,7 @@ def _assign(events: list[Event], windows: list[_Window]) -> list[int]:
     return stray
 
 
-def _holding(windows: list[_Window], time_ns: int) -> _Window | None:
+def _containing(windows: list[_Window], time_ns: int) -> _Window | None:
     low, high = 0, len(windows)
     while low < high:
         middle = (low + high) // 2
@@ -168,12 +168,12 @@ def _holding(windows: list[_Window], time_ns: int) -> _Window | None:
 
 
 def _close_ranks(variant: str, windows: list[_Window], stray_ends: list[int]) -> list[int]:
-    """Move the variant's turns forward over the turns of the others, as if it had run alone.
+    """Move the variant's steps forward over those of the others, as if it had run alone.
 
-    A device step's wall starts where the device work before it ended. That work is another
-    variant's, in another file: so each turn moves until its predecessor's end is in that place,
-    but never so far that host windows overlap. Returns the ns taken out before each turn. CPU
-    steps are their annotations and stay where they are.
+    A device step begins when the device work before it ends. That work belongs to another variant,
+    in another file: each step moves until the end of its predecessor takes that place, but never
+    so far that host windows overlap. Returns the ns removed before each step. Steps on a CPU are
+    their annotations, and do not move.
     """
     cuts, shift_ns = [], 0
     previous: _Window | None = None
@@ -196,7 +196,7 @@ def _close_ranks(variant: str, windows: list[_Window], stray_ends: list[int]) ->
 
 
 def _body(windows: list[_Window], phase: Event) -> list[Event]:
-    """The events of one variant, times from 0, under a phase annotation that holds them all."""
+    """The events of one variant, times from 0, within one phase annotation."""
     on_device = any(w.device for w in windows)
     events = [e for w in windows for e in (*_kept_host(w, on_device=on_device), *w.device)]
     start = min(e["start_ns"] - e["shift_ns"] for e in events)
@@ -206,8 +206,8 @@ def _body(windows: list[_Window], phase: Event) -> list[Event]:
 
 
 def _kept_host(window: _Window, *, on_device: bool) -> list[Event]:
-    """Of the step thrown away, a CPU trace keeps the annotation alone; a device step's wall starts
-    at the end of its kernels, so that there all of it stays."""
+    """The host events of a step. Of the step that is thrown away a CPU trace keeps the annotation
+    alone; a device trace keeps all, as the first kept step begins when its kernels end."""
     if on_device or window.turn.label != WARMUP:
         return window.host
     return [e for e in window.host if e["name"] == WARMUP]
@@ -231,7 +231,7 @@ def _plain(event: Event, origin_ns: int, *, on_device: bool) -> Event:
     }
     if not args:
         return plain
-    # Shapes, most of the values, hold integers alone.
+    # Most values are shapes, which are integers.
     return {**plain, "args": args if event["cat"] == "cpu_op" else _floats(args)}
 
 

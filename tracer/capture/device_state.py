@@ -32,7 +32,7 @@ class DeviceState:
     are measured here, before and after."""
 
     def __init__(self, device: torch.device, peaks: MeasuredPeaks | None = None) -> None:
-        self._device = device
+        self.device = device
         self._load_before = load_average()
         self._given_peaks = peaks
         self._dtype = ""
@@ -43,10 +43,10 @@ class DeviceState:
         """The entry of the device, with clocks and peaks from before the capture."""
         if self.entry is None:
             self._dtype = dtype_name(dtype) or "fp32"
-            entry = self.entry = device_info(self._device)
-            entry.peaks = self._given_peaks or measure_peaks(self._device, self._dtype)
+            entry = self.entry = device_info(self.device)
+            entry.peaks = self._given_peaks or measure_peaks(self.device, self._dtype)
             entry.calibration = newest(str(entry.name))
-            entry.clocks = Clocks(before=read_clocks(self._device))
+            entry.clocks = Clocks(before=read_clocks(self.device))
         return self.entry
 
     def close(self) -> TimingNote:
@@ -58,11 +58,11 @@ class DeviceState:
         entry = self.open(self._dtype)
         assert entry.clocks is not None
         assert entry.peaks is not None
-        entry.clocks = replace(entry.clocks, after=read_clocks(self._device))
+        entry.clocks = replace(entry.clocks, after=read_clocks(self.device))
         note = timing_note(self._load_before)
         before = peaks = entry.peaks
         if self._given_peaks is None:
-            after = measure_peaks(self._device, self._dtype)
+            after = measure_peaks(self.device, self._dtype)
             peaks = better_peaks(before, after)
             peaks = replace(peaks, before=rates_of(before), after=rates_of(after))
         entry.peaks = replace(peaks, reached=self.achieved.rates())

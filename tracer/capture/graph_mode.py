@@ -1,7 +1,7 @@
-"""Loops for --mode compile and graph: one recorded step on a static cache, run again and again.
+"""Loops for --mode compile and graph: one recorded step on a static cache, run repeatedly.
 
-In: a model, its token ids [B, S] and how a step is recorded. Out: loops as in phases.py. No hooks
-are on the model: roles come from the same loops recorded `plainly`, in a pass of its own.
+In: a model, its token ids [B, S] and a recorder of steps. Out: loops as in phases.py. The model has
+no hooks: roles come from a separate eager pass of the same loops (`record_nothing`).
 """
 
 from __future__ import annotations
@@ -18,28 +18,29 @@ from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.model import compat
 
 Step = Callable[[torch.Tensor], Any]
-# (step, its ids, what brings the cache back to where the step starts) -> what runs it again.
+# (step, its ids, function that rewinds the cache to the start of the step) -> function to replay
+# it.
 Record = Callable[[Step, torch.Tensor, Callable[[], None]], Step]
-_WARMUP = 3  # runs before a capture: libraries allocate and choose kernels in their first ones
+_WARMUP = 3  # runs before recording: libraries allocate and choose kernels in the first runs
 
 
-def plainly(step: Step, ids: torch.Tensor, rewind: Callable[[], None]) -> Step:  # noqa: ARG001
-    """The step as it is: the eager pass that says which kernel belongs to which module."""
+def record_nothing(step: Step, ids: torch.Tensor, rewind: Callable[[], None]) -> Step:  # noqa: ARG001
+    """The eager step itself, for the pass that shows which kernel belongs to which module."""
     return step
 
 
 def compiled(step: Step, ids: torch.Tensor, rewind: Callable[[], None]) -> Step:
-    """The step through torch.compile; compiling is done when this returns."""
+    """The step by torch.compile, already compiled."""
     run: Step = torch.compile(step, dynamic=False)
     _warm(run, ids, rewind)
     return run
 
 
 def cuda_graph(step: Step, ids: torch.Tensor, rewind: Callable[[], None]) -> Step:
-    """The step as a CUDA graph with inputs and outputs of its own; `peak_bytes` of what is returned
-    is what the graph holds beside what was there before, at its peak.
+    """The step as a CUDA graph with its own inputs and outputs; `peak_bytes` of the returned
+    function is the peak of the memory that the capture allocated.
 
-    Raises PrunescopeError where the model does something that a graph cannot hold.
+    Raises PrunescopeError if the model does something that a graph cannot capture.
     """
     buffer = ids.clone()
     side = torch.cuda.Stream(ids.device)
@@ -49,7 +50,7 @@ def cuda_graph(step: Step, ids: torch.Tensor, rewind: Callable[[], None]) -> Ste
     torch.cuda.current_stream(ids.device).wait_stream(side)
     rewind()
     graph = torch.cuda.CUDAGraph()
-    # Replays allocate nothing: the memory of a step is what its capture took.
+    # Replays allocate nothing: the memory of a step is that of its capture.
     before = torch.cuda.memory_allocated(ids.device)
     torch.cuda.reset_peak_memory_stats(ids.device)
     output = _captured(graph, step, buffer)
@@ -65,7 +66,7 @@ def cuda_graph(step: Step, ids: torch.Tensor, rewind: Callable[[], None]) -> Ste
 
 
 def _captured(graph: torch.cuda.CUDAGraph, step: Step, buffer: torch.Tensor) -> Any:
-    # A capture that fails leaves its own stream current: the outer context brings ours back.
+    # A failed capture leaves its stream current: the outer context restores ours.
     device = buffer.device
     try:
         ours = torch.cuda.stream(torch.cuda.current_stream(device))
@@ -74,11 +75,11 @@ def _captured(graph: torch.cuda.CUDAGraph, step: Step, buffer: torch.Tensor) -> 
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        # Ending a broken capture is an error of its own; the first one is the reason.
+        # Ending a failed capture raises too; the first error is the reason.
         reason = error.__context__ or error
-        said = next(iter(str(reason).splitlines()), type(reason).__name__)
+        message = next(iter(str(reason).splitlines()), type(reason).__name__)
         raise PrunescopeError(
-            f"the step cannot be captured in a CUDA graph ({said[:120]})",
+            f"the step cannot be captured in a CUDA graph ({message[:120]})",
             hint="use --mode eager or compile: this model waits for the device within a step",
         ) from error
 
@@ -103,7 +104,7 @@ class StaticPrefill(PrefillLoop):
         self._record = record
 
     def prepare(self) -> None:
-        """An empty cache; the step is recorded anew where the cache is a new one."""
+        """An empty cache; the step is recorded again for a new cache."""
         if self.cache is None:
             self.cache = compat.new_static_cache(self.model, self.ids_BS.shape[1])
             self.run = self._record(self._forward, self.ids_BS, self._empty)
@@ -143,7 +144,7 @@ class StaticDecode(DecodeLoop):
         return output
 
     def _fill(self, length: int) -> None:
-        """Rewind the cache to `length` tokens, or read them anew where it has fewer."""
+        """Rewind the cache to `length` tokens, or prefill them if it has fewer."""
         fresh = self.cache is None
         if fresh:
             self.cache = compat.new_static_cache(self.model, self.ids_BL.shape[1])
@@ -155,7 +156,7 @@ class StaticDecode(DecodeLoop):
             self._rewind(length)
 
     def _rewind(self, length: int) -> None:
-        # A recorded step moves the cache on by itself: how far it is, it says.
+        # A recorded step advances the cache itself.
         filled = compat.tokens_in(self.cache)
         if filled < length or not compat.try_crop(self.cache, filled - length):
             self.cache.reset()
@@ -179,19 +180,19 @@ def static_loop(
 
 
 def check_mode(request: TraceRequest, device: torch.device) -> None:
-    """Raises PrunescopeError where no step can be recorded: on a CPU, or with a dynamic method."""
+    """Raises PrunescopeError if steps cannot be recorded: on a CPU, or with a dynamic method."""
     if request.mode == "eager":
         return
     if device.type == "cpu":
         raise PrunescopeError(
             f"--mode {request.mode} on the CPU gives a trace without kernels: compiled code runs "
-            "inside one op that the profiler cannot look into",
+            "inside one op, of which the profiler shows nothing",
             hint="use --mode eager, or a GPU",
         )
     for part in request.parts or ():
         if family(part.family).dynamics == "dynamic":
             raise PrunescopeError(
-                f"--mode {request.mode} cannot hold {part.family}: what it does is decided in "
-                "every step",
+                f"--mode {request.mode} cannot record {part.family}, which decides anew in every "
+                "step",
                 hint="use --mode eager for dynamic methods",
             )

@@ -1,9 +1,8 @@
-"""One Chrome trace of several profiler sessions, one after the other: a placement has one of its
-own.
+"""Joins the Chrome traces of several profiler sessions, one for each placement, into one trace.
 
-In: traces of one variant as `chrome.split` gives them, steps numbered on, one at a time: the small
-dicts of a session's events take thirty times as much as their text, which packs to a tenth. Out: a
-file with one such trace, with the first session's step −1; ns inside, microseconds with three
+In: traces of one variant from `chrome.split`, with consecutive step numbers, one at a time: the
+events of a session take thirty times the memory of their text, which compresses to a tenth. Out: a
+file with one trace, including the first session's step −1; ns inside, microseconds with three
 decimals in the traces.
 """
 
@@ -19,19 +18,19 @@ from typing import Any
 from prunescope.taxonomy.collection import no_collection
 from prunescope.tracer.capture.chrome import DEVICE, PHASE, WARMUP, ChromeTrace, Event
 
-_LEVEL = 6  # of gzip: 8 takes twice the time for 8 % less
+_LEVEL = 6  # of gzip: level 8 takes twice the time for 8 % less
 _GZIP = 31  # a header of gzip, without a name and a time, around zlib's largest window
 _json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
-_APART_NS = 1000  # between the last step of a session and the first of the next
-_NUMBERED = ("External id", "correlation")  # a session's own numbers, that the next gives again
+_GAP_NS = 1000  # between the last step of a session and the first of the next
+_NUMBERED = ("External id", "correlation")  # ids that start again in each session
 
 
 class Joined:
     """All steps of one or several sessions under one phase annotation, as a gzipped Chrome trace
-    in memory whose bytes depend on the content alone.
+    in memory, with bytes that depend on the content alone.
 
-    The wall of a device step begins where the device work before it ended: the first step of a
-    later session moves to where its own step −1 would have ended with the session before it.
+    A device step begins when the device work before it ends: the first step of a later session
+    moves so that its own step −1 would end with the session before it.
     """
 
     def __init__(self) -> None:
@@ -40,20 +39,20 @@ class Joined:
         self._packer = zlib.compressobj(_LEVEL, wbits=_GZIP)
 
     def add(self, part: ChromeTrace) -> None:
-        """The next session; its events move and are numbered on in place."""
+        """Append the next session; its events are shifted and renumbered in place."""
         with no_collection():  # a million small dicts
             is_first = not self._join.head
             events = self._join.add(part)
-            if is_first:  # what a reader of a cut file needs stands first
+            if is_first:  # first, for readers of a truncated file
                 head = {key: value for key, value in self._join.head.items() if key != "prunescope"}
                 self._put(f'{_json(head)[:-1]}{"," if head else ""}"traceEvents":[')
             self._put(f"{_json(events)[1:-1]}," if events else "")
 
     def write(self, path: Path) -> str:
         """Write the trace of the sessions so far; returns its sha256."""
-        # Last comes the phase annotation, whose end the last session tells.
-        own = _json(self._join.head["prunescope"])
-        end = f'{_json(self._join.phase())}],"prunescope":{own}}}'
+        # The phase annotation comes last, as it ends with the last session.
+        entry = _json(self._join.head["prunescope"])
+        end = f'{_json(self._join.phase())}],"prunescope":{entry}}}'
         packer = self._packer.copy()
         packed = self._packed + packer.compress(end.encode()) + packer.flush()
         path.write_bytes(packed)
@@ -64,20 +63,20 @@ class Joined:
 
 
 class _Join:
-    """What of the parts so far the next one needs. `head`: the trace but for its events."""
+    """State of the sessions so far. `head`: the trace without its events."""
 
     def __init__(self) -> None:
         self.head: dict[str, Any] = {}
         self._phase: Event | None = None
         self._metadata: set[str] = set()
         self._used = dict.fromkeys(_NUMBERED, 0)
-        # Where the part before ends on the host and on the device (None: it has nothing there),
-        # and where the last of all does.
+        # End of the last session on the host and on the device (None: no device events), and of
+        # all sessions.
         self._host_end = self._end = 0
         self._device_end: int | None = None
 
     def add(self, part: ChromeTrace) -> list[Event]:
-        """The events that a part adds, the phase annotation aside."""
+        """The events that a session adds, without the phase annotation."""
         events = _events(part, "X")
         if self._phase is None:
             self._phase, *events = events
@@ -88,15 +87,15 @@ class _Join:
             events = self._moved(events)
         self.head["prunescope"]["cut_ns"] += part["prunescope"]["cut_ns"]
         self._host_end = max(_end_ns(event) for event in events if event["cat"] not in DEVICE)
-        own = (_end_ns(event) for event in events if event["cat"] in DEVICE)
-        self._device_end = max(own, default=None)
+        device_ends = (_end_ns(event) for event in events if event["cat"] in DEVICE)
+        self._device_end = max(device_ends, default=None)
         self._end = max(self._end, self._host_end, self._device_end or 0)
         for key in _NUMBERED:
             self._used[key] = max(self._used[key], *_numbers(events, key), 0)
         return [e for e in _events(part, "M") if self._is_new(e)] + events
 
     def phase(self) -> Event:
-        """The annotation around all parts."""
+        """The annotation around all sessions."""
         phase = self._phase
         assert phase is not None
         return {**phase, "dur": (self._end - _start_ns(phase)) / 1000}
@@ -108,31 +107,31 @@ class _Join:
         return not known
 
     def _moved(self, events: list[Event]) -> list[Event]:
-        """The kept steps of a later session, moved to follow those of the session before it."""
+        """The kept steps of a later session, shifted to follow the session before it."""
         thrown_end = _end_ns(next(event for event in events if event["name"] == WARMUP))
         kept: list[Event] = []
         thrown: list[Event] = []
         for event in events:
             of_kept = event["name"] != PHASE and _start_ns(event) > thrown_end
             (kept if of_kept else thrown).append(event)
-        shift = self._host_end + _APART_NS - min(_start_ns(event) for event in kept)
-        own = [_end_ns(event) for event in thrown if event["cat"] in DEVICE]
-        if own and self._device_end is not None:
-            shift = max(shift, self._device_end - max(own))
+        shift = self._host_end + _GAP_NS - min(_start_ns(event) for event in kept)
+        device_ends = [_end_ns(event) for event in thrown if event["cat"] in DEVICE]
+        if device_ends and self._device_end is not None:
+            shift = max(shift, self._device_end - max(device_ends))
         for event in kept:
             event["ts"] = (_start_ns(event) + shift) / 1000
         for key in _NUMBERED:
-            _number_on(kept, key, self._used[key])
+            _renumber(kept, key, self._used[key])
         return kept
 
 
 def _numbers(events: Iterable[Event], key: str) -> list[int]:
-    """The session's own numbers of the kind; 0 is no number."""
+    """The ids of a kind in a session; 0 is not an id."""
     return [event["args"][key] for event in events if event.get("args", {}).get(key)]
 
 
-def _number_on(events: list[Event], key: str, used: int) -> None:
-    """Numbers of the kind begin above `used`."""
+def _renumber(events: list[Event], key: str, used: int) -> None:
+    """Renumber the ids of a kind from above `used`."""
     new = {old: used + 1 + i for i, old in enumerate(sorted(set(_numbers(events, key))))}
     for event in events:
         if event.get("args", {}).get(key):

@@ -28,14 +28,14 @@ def loops_of(
     device: torch.device,
     record: Record | None = None,
 ) -> dict[str, Loop]:
-    """Of one phase, by variant; `record`: what stands in for the mode's own way to record steps."""
+    """The loops of a phase, by variant; `record`: replaces the recorder of the request's mode."""
     length = request.prompt_len + (request.decode_steps if phase == "decode" else 0)
     ids = input_ids(request, variants, length=length)[0].to(device)
     loops: dict[str, Loop] = {}
     for variant in variants:
         if request.mode != "eager":
-            how = record or RECORDERS[request.mode]
-            loops[variant.name] = static_loop(variant.model, ids, request, phase, how)
+            recorder = record or RECORDERS[request.mode]
+            loops[variant.name] = static_loop(variant.model, ids, request, phase, recorder)
         elif phase == "prefill":
             loops[variant.name] = PrefillLoop(variant.model, ids, logits=request.logits)
         else:
@@ -48,12 +48,13 @@ def loops_of(
 def input_ids(
     request: TraceRequest, variants: Sequence[Variant], *, length: int
 ) -> tuple[torch.Tensor, InputText]:
-    """Ids [batch, length] of the half of the text that judges, for families that decide at run
-    time where there is a tokenizer; random ones otherwise. And their record for run.json."""
+    """Ids [batch, length] and their record for run.json: of the evaluation half of the text for
+    families that decide at run time, if there is a tokenizer; random ones otherwise. (A router
+    that was fitted to a text cannot tell random ids apart.)"""
     vocabulary = min(v.model.get_input_embeddings().num_embeddings for v in variants)
-    tokenizer = load_tokenizer(variants[0].loaded) if _decides(request) else None
+    tokenizer = load_tokenizer(variants[0].loaded) if _decides_at_run_time(request) else None
     if tokenizer is not None:
-        source, count = read_text(request.text), request.batch * length
+        source, count = read_text(request.text_path), request.batch * length
         ids = tokenizer(source.evaluation[: 16 * count], add_special_tokens=False)["input_ids"]
         if len(ids) > 1 and max(ids) < vocabulary:
             whole = torch.tensor(ids).repeat(-(-count // len(ids)))[:count]
@@ -63,5 +64,5 @@ def input_ids(
     return ids_BL, InputText(source=RANDOM_IDS, seed=request.seed)
 
 
-def _decides(request: TraceRequest) -> bool:
+def _decides_at_run_time(request: TraceRequest) -> bool:
     return any(family(part.family).is_dynamic for part in request.parts or ())

@@ -1,12 +1,14 @@
-"""Fill the manifest `run.json` of one variant, without paths, hosts, users or environment values.
+"""The manifest `run.json` of one variant, without paths, hosts, users or environment values.
 
-In: what the session saw. Out: prunescope.taxonomy.run.Run. Times are ns, memory is bytes.
+In: models, requests and devices of a capture. Out: prunescope.taxonomy.run.Run. Times are ns,
+memory is bytes.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -18,7 +20,7 @@ from prunescope.taxonomy.run_blocks import DeviceEntry, ModelEntry
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.tracer.capture.memory import weight_bytes
 from prunescope.tracer.capture.request import TraceRequest
-from prunescope.tracer.capture.weight_stats import census
+from prunescope.tracer.capture.weight_stats import weight_stats
 from prunescope.tracer.machine.device import prunescope_version, versions
 from prunescope.tracer.model.compat import inner
 from prunescope.tracer.model.config import kept_config
@@ -28,7 +30,7 @@ from prunescope.tracer.model.load import Loaded
 def manifest(
     variant: str, model: torch.nn.Module, loaded: Loaded, device: DeviceEntry, **more: Any
 ) -> Run:
-    """The manifest of a variant before any phase is run; `more`: fields of Run that it has."""
+    """The manifest of a variant before any phase is run; `more`: further fields of Run."""
     fields: dict[str, Any] = {"phases": {}, "seeds": {}, "argv": [], **more}
     return Run(
         variant=variant,
@@ -38,14 +40,14 @@ def manifest(
         versions=versions(),
         weight_bytes=weight_bytes(model),
         parameters=sum(p.numel() for p in model.parameters()),
-        census=census(model),
+        census=weight_stats(model),
         tool=f"prunescope {prunescope_version()}",
         **fields,
     )
 
 
 def model_entry(loaded: Loaded, model: torch.nn.Module) -> ModelEntry:
-    """`model` of run.json: id, source, architecture, config and shape of the model as it is run."""
+    """`model` of run.json: id, source, architecture, config and shape of the traced model."""
     config = kept_config(getattr(model, "config", None))
     try:
         shape: dict[str, Any] | None = dataclasses.asdict(ModelShape.from_config(config))
@@ -62,7 +64,7 @@ def model_entry(loaded: Loaded, model: torch.nn.Module) -> ModelEntry:
 
 
 def phase_entry(request: TraceRequest, phase: str, *, logits: str, attention: str) -> PhaseRun:
-    """The inputs of a phase; samples, memory and trace are filled in as they come."""
+    """The inputs of a phase; samples, memory and trace are added later."""
     prompt, steps = request.prompt_len, request.decode_steps
     in_decode = phase == "decode"
     return PhaseRun(
@@ -81,8 +83,8 @@ def phase_entry(request: TraceRequest, phase: str, *, logits: str, attention: st
     )
 
 
-def scrubbed_argv(argv: list[str], loaded: Loaded) -> list[str]:
-    """The command line with paths reduced to their last name. A hub id is no path."""
+def scrubbed_argv(argv: Sequence[str], loaded: Loaded) -> list[str]:
+    """The command line with paths reduced to their last name; a hub id is kept."""
     hub_id = loaded.id if loaded.source == "hub" else None
     words = []
     for word in argv:
@@ -94,7 +96,7 @@ def scrubbed_argv(argv: list[str], loaded: Loaded) -> list[str]:
 
 
 def scrubbed(value: Any) -> Any:
-    """Plain JSON values without absolute paths; numbers that JSON lacks become their names."""
+    """Plain JSON values without absolute paths; inf and nan become strings."""
     if isinstance(value, dict):
         return {str(k): scrubbed(v) for k, v in value.items()}
     if isinstance(value, list | tuple | set):

@@ -1,6 +1,6 @@
 """Peak memory of one step, in bytes: weights, the filled cache and what a forward adds to them.
 
-On CUDA the allocator counts; on the CPU the profiler's allocation events, in their own pass.
+From the allocator on CUDA; from the profiler's allocation events in a separate pass on the CPU.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _STEP = "prunescope.memory"
 
 
 def release() -> None:
-    """Collect garbage, and give freed blocks back to the system: glibc keeps those of a model that
-    is gone, so that a process that traces one after the other would seem to grow."""
+    """Collect garbage, and give freed blocks back to the system: glibc keeps those of a deleted
+    model, so that a process with several captures would grow."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
@@ -39,10 +39,10 @@ def peak_and_cache_bytes(
 ) -> tuple[int | None, int]:
     """(peak of one step with weights and cache, bytes of the cache after a sample).
 
-    The peak is None where neither an allocator nor the profiler counted anything.
+    The peak is None if neither the allocator nor the profiler counted anything.
     """
     loop.cache = None
-    loop.run = None  # a recorded step holds its old cache and a graph's own memory
+    loop.run = None  # a recorded step holds its old cache and the memory of a graph
     used = _used_on_cuda(loop, device) if device.type == "cuda" else _used_on_cpu(loop)
     loop.prepare()
     output = loop.sample()
@@ -61,13 +61,13 @@ def _used_on_cuda(loop: Loop, device: torch.device) -> int:
     output = loop.step(-1)
     synchronize(device)
     del output
-    # A replayed graph asks the allocator for nothing: it was asked when the graph was captured.
+    # A replayed graph allocates nothing: its memory was allocated by the capture.
     recorded = getattr(loop.run, "peak_bytes", 0)
     return max(torch.cuda.max_memory_allocated(device), held + recorded) - before
 
 
 def _used_on_cpu(loop: Loop) -> int | None:
-    """The cache is made inside the session too: the profiler knows no block from before it."""
+    """The cache is made within the session too: the profiler does not know earlier blocks."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as session:
         loop.prepare_step(-1)
         with record_function(_STEP):
@@ -89,5 +89,5 @@ def _used_on_cpu(loop: Loop) -> int | None:
 
 
 def _bytes(tensor: torch.Tensor) -> int:
-    """A packed weight counts what it stores, not what it stands for."""
+    """Bytes in storage: a packed weight is smaller than its shape."""
     return sum(t.numel() * t.element_size() for t in stored_tensors(tensor))

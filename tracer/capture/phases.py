@@ -1,4 +1,4 @@
-"""The two loops that are timed and profiled: `prefill` and `decode`, and their schedules.
+"""The two loops that are timed and profiled, `prefill` and `decode`, and their steps.
 
 Shapes: B batch, S prompt length, T decode steps. Token ids are fixed by the seed, never sampled.
 """
@@ -35,23 +35,23 @@ class Loop(Protocol):
 
     steps_per_sample: int
     cache: Any
-    run: Any  # the step that was recorded; None where the cache is new, or nothing is recorded
+    run: Any  # the recorded step; None for a new cache, and in eager mode
 
     def prepare(self) -> None:
-        """Bring the cache to where a sample starts."""
+        """Bring the cache to the start of a sample."""
 
     def sample(self) -> Any:
-        """What one unprofiled sample times."""
+        """Run what one unprofiled sample times."""
 
     def prepare_step(self, index: int) -> None:
-        """Bring the cache to where profiled step `index` starts; -1 is the step thrown away."""
+        """Bring the cache to the start of profiled step `index`; -1 is the step thrown away."""
 
     def step(self, index: int) -> Any:
-        """Profiled step `index`."""
+        """Run profiled step `index`."""
 
 
 class PrefillLoop:
-    """Every sample and step is the same forward of [B, S] on a cache of its own."""
+    """Every sample and step is the same forward of [B, S] on a new cache."""
 
     steps_per_sample = 1
 
@@ -78,9 +78,9 @@ class PrefillLoop:
 
 
 class DecodeLoop:
-    """A sample is the tokens at positions S … S+T−1; profiled step i is the one at S+i.
+    """A sample is the tokens at positions S … S+T−1; profiled step i is the token at S+i.
 
-    The step thrown away is the token at S−1, so that the steps kept follow it without a pause.
+    The step thrown away is the token at S−1, so that the kept steps follow it directly.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class DecodeLoop:
         self.model, self.ids_BL, self.logits = model, ids_BL, logits
         self.prompt_len = prompt_len
         self.steps_per_sample = ids_BL.shape[1] - prompt_len
-        # Cut before anything is timed: a step holds the ops of the model and no others.
+        # Split before anything is timed: a step has the ops of the model alone.
         self._tokens = ids_BL.split(1, dim=1)
         self.cache: Any = None
         self.run: Any = None
@@ -104,7 +104,7 @@ class DecodeLoop:
         return self._decode(self.prompt_len, self.ids_BL.shape[1])
 
     def prepare_step(self, index: int) -> None:
-        """A cache of S−1 tokens before the step thrown away; the others follow by themselves."""
+        """A cache of S−1 tokens before the step thrown away; nothing for the steps after it."""
         if index < 0:
             self._fill(self.prompt_len - 1)
 
@@ -117,7 +117,7 @@ class DecodeLoop:
         return decode(self.model, self._tokens[first:end], cache=self.cache, logits=self.logits)
 
     def _fill(self, length: int) -> None:
-        """Crop the cache to `length` tokens, or prefill anew where that cannot be."""
+        """Crop the cache to `length` tokens, or prefill again if it cannot be cropped."""
         surplus = self._filled - length
         if self.cache is None or surplus < 0 or not compat.try_crop(self.cache, surplus):
             self.cache = compat.new_cache(self.model)

@@ -1,9 +1,8 @@
-"""Placements: weights are put into fresh memory, so that where they lie is drawn and not a
-constant.
+"""Random placements of the weights in memory: where they lie is sampled, and not a constant.
 
 A model and its own copy differ by up to 3 % for as long as both stay where they are (caches, pages,
-memory channels). In: models. Out: nothing; parameters and buffers lie elsewhere, with equal values,
-shapes, strides and flags; tied ones stay tied.
+memory channels). In: models. Out: the same models; parameters and buffers lie elsewhere, with equal
+values, shapes, strides and flags; tied ones stay tied.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from __future__ import annotations
 import math
 import random
 import statistics
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,12 +24,113 @@ from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.machine.device import free_bytes
 from prunescope.tracer.model.weights import stored_tensors
 
-# As torch's allocators align: libraries choose kernels by it.
-_CPU_UNIT, _DEVICE_UNIT = 64, 512
-_SHIFT = 1 << 21  # a block's first tensor begins anywhere within a large page
-# Where weights move one by one each has a block of its own, and what it is longer by stays in use.
-_LITTLE_SHIFT = 1 << 16
-_ROOM = 1.2  # free memory that a second copy of a model asks for, in copies
+# The alignment of torch's allocators: libraries choose kernels by it.
+_CPU_ALIGNMENT, _DEVICE_ALIGNMENT = 64, 512
+_MAX_OFFSET = 1 << 21  # a block's first tensor begins anywhere within a large page
+# A weight that moves alone has a block of its own, of which the offset stays allocated.
+_MAX_OFFSET_ALONE = 1 << 16
+_COPY_ROOM = 1.2  # free memory that a second copy of a model needs, in copies
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlacementPlan:
+    """What one placement measures: its samples, and its profiled steps of a prefill, in these
+    phases."""
+
+    number: int
+    repeats: int
+    steps: int
+    phases: tuple[str, ...] = ()
+
+
+def planned_placements(request: TraceRequest) -> list[PlacementPlan]:
+    """The placements of a request, each with a sample and, outside of sweeps, a profiled step."""
+    return plan_placements(
+        request.first_placements,
+        repeats=request.repeats,
+        steps=request.steps,
+        step_in_each=request.seated_steps,
+        phases=request.phases,
+    )
+
+
+def plan_placements(
+    count: int,
+    *,
+    repeats: int,
+    steps: int,
+    step_in_each: bool = True,
+    phases: tuple[str, ...] = (),
+) -> list[PlacementPlan]:
+    """Samples and profiled steps over `count` placements, as even as possible. `step_in_each`: one
+    profiled step in every placement at least."""
+    samples = split_evenly(repeats, count)
+    profiled = split_evenly(max(steps, count * step_in_each), count)
+    return [
+        PlacementPlan(number=i, repeats=samples[i], steps=profiled[i], phases=phases)
+        for i in range(count)
+    ]
+
+
+def further_placement(request: TraceRequest, number: int, phases: tuple[str, ...]) -> PlacementPlan:
+    """One more placement of these phases, with as many samples and steps as the largest."""
+    plans = planned_placements(request)
+    return PlacementPlan(
+        number=number,
+        repeats=max(plan.repeats for plan in plans),
+        steps=max(plan.steps for plan in plans),
+        phases=phases,
+    )
+
+
+def split_evenly(total: int, parts: int) -> list[int]:
+    """`total` as `parts` whole numbers that differ by one at most."""
+    return [total * (i + 1) // parts - total * i // parts for i in range(parts)]
+
+
+def wide_phases(runs: Mapping[str, Sequence[PhaseRun]]) -> tuple[str, ...]:
+    """The phases whose interval is wider than `NARROW`, given the two runs of each phase.
+
+    Empty if a sample was disturbed: such times are invalid, however narrow their interval.
+    """
+    if any(run.has_disturbed_samples for sides in runs.values() for run in sides):
+        return ()
+    samples = {phase: [run.samples_by_placement for run in sides] for phase, sides in runs.items()}
+    return tuple(phase for phase, sides in samples.items() if interval_width(*sides) > NARROW)
+
+
+def interval_width(dense: Sequence[Sequence[int]], pruned: Sequence[Sequence[int]]) -> float:
+    """The width of the 95 % interval of the ratio of two models' times, as a share of the ratio.
+    Samples in ns, by placement; infinite for fewer than two placements.
+
+    t interval of the mean over placements of the logarithm of the ratio of the placement's medians.
+    """
+    logs = [
+        math.log(statistics.median(a) / statistics.median(b))
+        for a, b in zip(dense, pruned, strict=True)
+    ]
+    if len(logs) < 2:
+        return math.inf
+    half = student(len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
+    return 2 * math.sinh(half)
+
+
+def placed(
+    plans: Iterable[PlacementPlan],
+    models: Sequence[torch.nn.Module],
+    rng: random.Random,
+    *,
+    move: bool,
+) -> Iterator[tuple[PlacementPlan, int]]:
+    """Each placement in turn, with its weights moved, and the ns that moving them took.
+
+    Not `move`: the weights stay where the loader put them, at a cost of 0.
+    """
+    for plan in plans:
+        start = time.perf_counter_ns()
+        if move:
+            move_weights(models, rng)
+        yield plan, time.perf_counter_ns() - start if move else 0
 
 
 @dataclass
@@ -42,123 +143,62 @@ class _Region:
     tensors: list[torch.Tensor] = field(default_factory=list)
 
 
-def shares(total: int, parts: int) -> list[int]:
-    """`total` in `parts` whole numbers that differ by one at most."""
-    return [total * (i + 1) // parts - total * i // parts for i in range(parts)]
+def move_weights(models: Iterable[torch.nn.Module], rng: random.Random) -> None:
+    """Move the weights of every model to fresh memory, all by the same means, in random order.
 
-
-@dataclass(frozen=True, kw_only=True)
-class PlacementPart:
-    """A placement's part of the samples, and of the profiled steps of a prefill; of these
-    phases."""
-
-    number: int
-    repeats: int
-    steps: int
-    phases: tuple[str, ...]
-
-
-def parts_of(request: TraceRequest) -> list[PlacementPart]:
-    """One a placement, with a sample at least, and with a profiled step where those are seated."""
-    count = request.first_placements
-    repeats = shares(request.repeats, count)
-    steps = shares(max(request.steps, count * request.seated_steps), count)
-    return [
-        PlacementPart(number=i, repeats=repeats[i], steps=steps[i], phases=request.phases)
-        for i in range(count)
-    ]
-
-
-def further_part(request: TraceRequest, number: int, phases: tuple[str, ...]) -> PlacementPart:
-    """One more, of these phases, with as many samples and steps as the largest that was asked."""
-    parts = parts_of(request)
-    return PlacementPart(
-        number=number,
-        repeats=max(part.repeats for part in parts),
-        steps=max(part.steps for part in parts),
-        phases=phases,
-    )
-
-
-def wide_phases(runs: Mapping[str, Sequence[PhaseRun]]) -> tuple[str, ...]:
-    """Those of which the interval is wider than `NARROW`, of the two sides by phase. None where
-    something else ran beside one: such times are not valid, however narrow their interval."""
-    if any(run.has_disturbed_samples for sides in runs.values() for run in sides):
-        return ()
-    seated = {phase: [run.samples_by_placement for run in sides] for phase, sides in runs.items()}
-    return tuple(phase for phase, sides in seated.items() if width(*sides) > NARROW)
-
-
-def width(one: Sequence[Sequence[int]], other: Sequence[Sequence[int]]) -> float:
-    """Of the 95 % interval of the ratio of two models' times, as a share of the ratio. Samples, ns,
-    by placement; infinite where there are too few of them.
-
-    t interval of the mean over placements of the logarithm of the ratio of the placement's medians.
-    """
-    logs = [
-        math.log(statistics.median(a) / statistics.median(b))
-        for a, b in zip(one, other, strict=True)
-    ]
-    if len(logs) < 2:
-        return math.inf
-    half = student(len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
-    return 2 * math.sinh(half)
-
-
-def place(models: Iterable[torch.nn.Module], draw: random.Random) -> None:
-    """Put the weights of every model into fresh memory, all by the same means, in random order.
-
-    A model is copied into one new block, its tensors in random order behind a random shift, while
-    its old memory is still held: nothing gets its old address back. Where there is no room for a
-    model twice, its storages move one by one, each held twice at a time.
+    A model is copied into one new block, its tensors in random order behind a random offset, while
+    its old memory is still allocated: no tensor gets its old address back. Where memory lacks room
+    for a second copy, its storages move one by one.
     """
     models = list(models)
-    draw.shuffle(models)
+    rng.shuffle(models)
     for model in models:
-        with _mode_of(model):
-            _place(model, draw)
+        with _inference_mode_of(model):
+            _move_model(model, rng)
 
 
-def settle(model: torch.nn.Module, draw: random.Random) -> None:
-    """Give each weight of a placed model a storage of its own again, as a loader does: a block of
-    all of them is written whole with each one that is saved, and held by each one that is kept."""
-    with _mode_of(model):
+def separate_storages(model: torch.nn.Module, rng: random.Random) -> None:
+    """Give each weight of a moved model a storage of its own again, as a loader does: saving or
+    keeping a single weight would otherwise save or keep the whole block."""
+    with _inference_mode_of(model):
         for region in _regions(model):
             device = region.storage.device
-            _move([region], device, draw, shift=_unit(device))
+            _move([region], device, rng, max_offset=_alignment(device))
 
 
 @contextmanager
-def _mode_of(model: torch.nn.Module) -> Iterator[None]:
-    """Whatever a user's loop is inside of, weights stay what they are: tensors that autograd knows,
-    or those that were made in inference mode."""
+def _inference_mode_of(model: torch.nn.Module) -> Iterator[None]:
+    """The mode that the weights were made in, whatever the mode of the code around: tensors that
+    autograd knows stay so, and inference tensors too."""
     inference = any(weight.is_inference() for weight in model.parameters())
     with torch.inference_mode(mode=inference), torch.no_grad():
         yield
 
 
-def _place(model: torch.nn.Module, draw: random.Random) -> None:
+def _move_model(model: torch.nn.Module, rng: random.Random) -> None:
     regions = _regions(model)
-    draw.shuffle(regions)
+    rng.shuffle(regions)
     for device in dict.fromkeys(region.storage.device for region in regions):
-        there = [region for region in regions if region.storage.device == device]
-        size = sum(region.end - region.start for region in there)
-        if device.type == "cuda":  # what torch keeps of freed blocks is in use to the driver
+        on_device = [region for region in regions if region.storage.device == device]
+        size = sum(region.end - region.start for region in on_device)
+        if device.type == "cuda":  # the driver counts freed blocks that torch keeps as used
             torch.cuda.empty_cache()
-        if free_bytes(device) > _ROOM * size + _SHIFT:
-            _move(there, device, draw, shift=_SHIFT)
+        if free_bytes(device) > _COPY_ROOM * size + _MAX_OFFSET:
+            _move(on_device, device, rng, max_offset=_MAX_OFFSET)
         else:
-            for region in there:
-                _move([region], device, draw, shift=_LITTLE_SHIFT)
+            for region in on_device:
+                _move([region], device, rng, max_offset=_MAX_OFFSET_ALONE)
 
 
-def _move(regions: list[_Region], device: torch.device, draw: random.Random, *, shift: int) -> None:
-    """Copy regions into one new block, `shift` bytes from its start at most, and let their tensors
-    be views of it."""
-    unit = _unit(device)
+def _move(
+    regions: list[_Region], device: torch.device, rng: random.Random, *, max_offset: int
+) -> None:
+    """Copy regions into one new block, at most `max_offset` bytes from its start, and make their
+    tensors views of it."""
+    unit = _alignment(device)
     rooms = [-(-(region.end - region.start) // unit) * unit for region in regions]
-    block = torch.empty(sum(rooms) + shift + unit, dtype=torch.uint8, device=device)
-    at = -block.data_ptr() % unit + unit * draw.randrange(shift // unit)
+    block = torch.empty(sum(rooms) + max_offset + unit, dtype=torch.uint8, device=device)
+    at = -block.data_ptr() % unit + unit * rng.randrange(max_offset // unit)
     for region, room in zip(regions, rooms, strict=True):
         count = region.end - region.start
         block[at : at + count].copy_(_view(region.storage, torch.uint8, region.start, (count,)))
@@ -182,21 +222,21 @@ def _view(
 
 
 def _regions(model: torch.nn.Module) -> list[_Region]:
-    """Disjoint ones: tensors that share bytes, as tied weights do, move together."""
+    """Disjoint regions: tensors that share bytes, as tied weights do, move together."""
     found: dict[int, list[tuple[int, int, torch.Tensor]]] = {}
     for tensor in (*model.parameters(), *model.buffers()):
-        for stored in filter(_moves, stored_tensors(tensor)):
+        for stored in filter(_can_move, stored_tensors(tensor)):
             size = stored.element_size()
             begin = int(stored.storage_offset()) * size
-            own = found.setdefault(stored.untyped_storage()._cdata, [])
-            own.append((begin, begin + _span(stored) * size, stored))
+            used = found.setdefault(stored.untyped_storage()._cdata, [])
+            used.append((begin, begin + _span(stored) * size, stored))
     regions: list[_Region] = []
     for tensors in found.values():
         last: _Region | None = None
-        for begin, end, stored in sorted(tensors, key=lambda one: one[:2]):
+        for begin, end, stored in sorted(tensors, key=lambda entry: entry[:2]):
             if last is None or begin >= last.end:
                 storage = stored.untyped_storage()
-                last = _Region(storage, begin - begin % _unit(storage.device), end)
+                last = _Region(storage, begin - begin % _alignment(storage.device), end)
                 regions.append(last)
             last.end = max(last.end, end)
             last.tensors.append(stored)
@@ -204,19 +244,19 @@ def _regions(model: torch.nn.Module) -> list[_Region]:
 
 
 def _span(tensor: torch.Tensor) -> int:
-    """Elements of its storage from its first to its last, both counted."""
+    """Number of elements from its first to its last in the storage."""
     sides = zip(tensor.shape, tensor.stride(), strict=True)
     return 1 + sum((int(size) - 1) * int(step) for size, step in sides)
 
 
-def _moves(tensor: torch.Tensor) -> bool:
-    """Whether it is a plain tensor with bytes, made in the mode that holds: others keep their
-    place (a rotation that a forward in inference mode wrote anew cannot move outside of it)."""
-    alike = tensor.is_inference() == torch.is_inference_mode_enabled()
-    plain = alike and type(tensor) in (torch.Tensor, torch.nn.Parameter)
+def _can_move(tensor: torch.Tensor) -> bool:
+    """Whether it is a plain strided tensor, made in the current inference mode. Others stay (a
+    buffer that a forward in inference mode wrote cannot be changed outside of that mode)."""
+    same_mode = tensor.is_inference() == torch.is_inference_mode_enabled()
+    plain = same_mode and type(tensor) in (torch.Tensor, torch.nn.Parameter)
     strided = plain and tensor.layout == torch.strided and not tensor.is_quantized
     return strided and tensor.device.type != "meta" and tensor.numel() > 0
 
 
-def _unit(device: torch.device) -> int:
-    return _CPU_UNIT if device.type == "cpu" else _DEVICE_UNIT
+def _alignment(device: torch.device) -> int:
+    return _CPU_ALIGNMENT if device.type == "cpu" else _DEVICE_ALIGNMENT

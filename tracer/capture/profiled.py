@@ -1,6 +1,6 @@
-"""The profiled pass: steps take turns in one session of torch.profiler, ours or in a user's loop.
+"""The profiled pass: steps of the variants in turn, in one session of torch.profiler.
 
-In: turns, each a step of a variant. Out: one Chrome trace a variant.
+In: steps of variants, of a capture or of a user's loop. Out: a Chrome trace for each variant.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from prunescope.tracer.machine.device import synchronize
 
 
 class ProfiledSession:
-    """Open from the first turn to the last: hooks on `models`, the profiler, the phase's span."""
+    """Open from the first step to the last: hooks on `models`, the profiler, the phase's span."""
 
     def __init__(self, models: Iterable[torch.nn.Module], device: torch.device) -> None:
         self._models, self._device = list(models), device
@@ -44,8 +44,8 @@ class ProfiledSession:
 
     @contextmanager
     def turn(self, variant: str, label: str) -> Iterator[None]:
-        """One step of a variant. It ends with a synchronisation inside its annotation, so that no
-        device work leaks into the next turn."""
+        """One step of a variant. It synchronises within its annotation, so that its device work
+        does not run into the next step."""
         synchronize(self._device)
         with record_function(label):
             yield
@@ -53,7 +53,7 @@ class ProfiledSession:
         self._turns.append(Turn(variant=variant, label=label))
 
     def traces(self) -> dict[str, ChromeTrace]:
-        """One Chrome trace a variant, of a session that is closed."""
+        """A Chrome trace for each variant, of a closed session."""
         with scratch_folder() as folder:
             raw = folder / "session.json"
             self._profile.export_chrome_trace(str(raw))
@@ -73,10 +73,10 @@ def profile_loops(
     device: torch.device,
     advance: Callable[[], None],
 ) -> ProfiledSession:
-    """Profile step −1 (thrown away: it pays for the profiler's start) and 0 … n−1 of each loop,
-    which the trace numbers as `steps` says, forwards and backwards in turn.
+    """Profile step −1 (thrown away, as it includes the profiler's start) and 0 … n−1 of each loop,
+    numbered by `steps` in the trace, in alternating order of the loops.
 
-    Returns the session, closed.
+    Returns the closed session.
     """
     with ProfiledSession(models, device) as session:
         for index, number in enumerate((-1, *steps), -1):

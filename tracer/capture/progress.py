@@ -1,7 +1,7 @@
 """Progress of a capture: a small protocol, and a bar on standard error.
 
-The bar is rich's. Where rich is not installed each stage is a line of text: a machine that only
-captures needs torch and transformers alone.
+The bar is rich's. Without rich each stage is a line of text: a machine that only captures needs
+torch and transformers alone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _QUIET_S = 10.0
 
 
 class Progress(Protocol):
-    """Told what is going on. Stages follow each other; `advance` counts within one."""
+    """Receives the progress of a capture, in consecutive stages of several steps."""
 
     def stage(self, name: str, total: int | None = None) -> None:
         """A new stage of `total` steps (None: unknown)."""
@@ -25,11 +25,11 @@ class Progress(Protocol):
         """One step of the stage is done."""
 
     def describe(self, text: str) -> None:
-        """Other words for the stage at hand."""
+        """Replace the description of the current stage."""
 
 
 class Silent:
-    """Progress that nobody watches."""
+    """Progress that is not shown."""
 
     def stage(self, name: str, total: int | None = None) -> None:
         """Nothing."""
@@ -47,7 +47,7 @@ class Bar:
     def __init__(self) -> None:
         self._bar = _rich_bar()
         self._task: int | None = None
-        self._begun = self._told = time.monotonic()
+        self._begun = self._last_line = time.monotonic()
 
     def __enter__(self) -> Bar:
         return self
@@ -63,7 +63,7 @@ class Bar:
             self._bar.stop()
 
     def stage(self, name: str, total: int | None = None) -> None:
-        """Close the bar before and open one of `total` steps."""
+        """Finish the previous bar and start one of `total` steps."""
         if self._bar is None:
             of = "" if total is None else f" ({total})"
             sys.stderr.write(f"{time.monotonic() - self._begun:6.1f} s  {name}{of}\n")
@@ -81,12 +81,12 @@ class Bar:
             self._bar.refresh()
 
     def describe(self, text: str) -> None:
-        """Other words on the bar; without a bar a line, every ten seconds at most."""
+        """Replace the description of the bar; without a bar print it, every ten seconds at most."""
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, description=text)
-        elif time.monotonic() - self._told > _QUIET_S:
+        elif time.monotonic() - self._last_line > _QUIET_S:
             self.stage(text)
-            self._told = time.monotonic()
+            self._last_line = time.monotonic()
 
     def _finish(self) -> None:
         if self._bar is not None and self._task is not None:
@@ -96,7 +96,7 @@ class Bar:
 
 
 def _rich_bar() -> Any:
-    """None where rich is not installed."""
+    """None if rich is not installed."""
     if importlib.util.find_spec("rich") is None:
         return None
     from rich.console import Console
@@ -109,5 +109,5 @@ def _rich_bar() -> Any:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    # No refresh thread: it would run beside the timed code. The bar is drawn between samples.
+    # No refresh thread, which would disturb the timed code: the bar is updated between samples.
     return RichBar(*columns, console=Console(stderr=True), auto_refresh=False)

@@ -1,46 +1,129 @@
-"""What `prunescope trace` was asked for. Same names and defaults as the command's options.
+"""What `prunescope trace` is asked for: every option, written once, and the checks of their values.
 
-Inert: `check` looks at the values alone and at no model, so that a mistake is named at once.
+Inert, and light: the command line imports it. `check` looks at the values alone and at no model, so
+that a mistake is named at once.
 """
 
-from __future__ import annotations
-
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from prunescope.taxonomy.dtypes import dtype as dtype_name
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.keep import check_sparsity
-from prunescope.tracer.pruners.method import SELECTIONS, MethodPart, read_method
+from prunescope.taxonomy.option import (
+    MOST,
+    Batch,
+    Knobs,
+    Logits,
+    Option,
+    Phases,
+    PromptLen,
+    as_path,
+    check_options,
+    check_range,
+    fill_missing,
+)
+from prunescope.tracer.capture.progress import Progress
 from prunescope.tracer.recovery.settings import Recovery, check_installed, read_recovery
 
-_CHOICES = {
-    "phase": ("prefill", "decode", "both"),
-    "logits": ("last", "all"),
-    "select": SELECTIONS,
-    "mode": ("eager", "compile", "graph"),
-}
-_AT_LEAST = {
-    "batch": 1,
-    "prompt_len": 1,
-    "decode_steps": 1,
-    "warmup": 0,
-    "repeats": 1,
-    "steps": 1,
-    "placements": 1,
-}
+if TYPE_CHECKING:
+    from prunescope.tracer.pruners.method import MethodPart
+
 _JUDGED = 6  # placements from which on the width of an interval says something
-# torch's generators take 64 bits.
-_MAX_SEED = 2**63
-MOST = 2**31  # of anything that is counted
 # More threads than this are a slip of the finger, and the libraries of a CPU die of too many.
 _MOST_THREADS, _THREADS_A_CORE = 256, 8
 # Tokens of all sequences together: their ids alone are 128 GiB, keys and values a thousand times.
 _MOST_TOKENS = 2**34
+
+# Options that a sweep file has too.
+Sparsity = Annotated[
+    float,
+    Option(
+        help="Fraction to prune, 0 <= S < 1, of what the family counts: layers, channels or "
+        "weights.",
+        metavar="S",
+        in_name="s",
+        model=True,
+    ),
+]
+DecodeSteps = Annotated[
+    int,
+    Option(
+        help="Number of tokens that each decode sample generates.",
+        unit="tokens",
+        least=1,
+        most=MOST,
+    ),
+]
+Dtype = Annotated[
+    str,
+    Option(
+        help="Number format of the weights: bfloat16, float16 or float32; auto: as stored.",
+        metavar="NAME",
+        complete="dtypes",
+    ),
+]
+Selection = Literal["random", "importance", "greedy"]
+Text = Annotated[
+    Path | str | None,
+    Option(
+        help="UTF-8 text to measure importance on, and to train on; without it, prose of Python's "
+        "own documentation.",
+        metavar="FILE",
+        example="text.txt",
+    ),
+]
+Repeats = Annotated[
+    int,
+    Option(
+        help="Number of unprofiled timing samples of each model, dense and pruned in turns.",
+        unit="samples",
+        least=1,
+        most=MOST,
+    ),
+]
+Steps = Annotated[
+    int,
+    Option(
+        help="Number of prefill forwards that the profiler records.",
+        unit="forwards",
+        least=1,
+        most=MOST,
+    ),
+]
+Placements = Annotated[
+    int,
+    Option(
+        help="Number of random weight placements in memory to sample, which reduces layout bias.",
+        unit="placements",
+        least=1,
+        most=MOST,
+    ),
+]
+Seed = Annotated[
+    int,
+    Option(
+        help="Seed of random weights, inputs and choices.",
+        metavar="N",
+        least=0,
+        most=2**63 - 1,
+        in_name="d",
+        model=True,
+    ),
+]
+Threads = Annotated[
+    int | None,
+    Option(
+        help="Number of CPU threads that torch uses; without it, torch decides.",
+        unit="threads",
+        least=1,
+        example="2",
+    ),
+]
 
 
 @dataclass(kw_only=True)
@@ -50,57 +133,156 @@ class TraceRequest:
     # Whether every placement profiles a step, however few `steps` are: the unit of rows' intervals.
     seated_steps: ClassVar[bool] = True
 
-    model: str
-    out: Path
-    method: str | None = None
-    sparsity: float = 0.25
-    knobs: dict[str, str] = field(default_factory=dict)
-    phase: str = "both"
-    batch: int = 1
-    prompt_len: int = 512
-    decode_steps: int = 8
-    logits: str = "last"
-    attn: str = "sdpa"
-    dtype: str = "auto"
-    device: str = "auto"
-    select: str = "random"
-    text: Path | None = None
-    recover: Recovery | str | Mapping[str, Any] | None = None
-    mode: str = "eager"
-    warmup: int = 3
-    repeats: int = 20
-    steps: int = 5
-    placements: int = 8
-    max_placements: int | None = None
-    seed: int = 0
-    baseline: Path | None = None
-    baseline_model: str | None = None
-    no_baseline: bool = False
-    overwrite: bool = False
-    threads: int | None = None
-    argv: list[str] = field(default_factory=list)
+    model: Annotated[
+        str,
+        Option(
+            help="Model to run: a Hugging Face folder, a hub id, a GGUF file or a preset.",
+            metavar="MODEL",
+            complete="models",
+        ),
+    ] = field(kw_only=False)
+    method: Annotated[
+        str | None,
+        Option(
+            help="Pruning family, several as A:S+B:S, or a function package.module:function; "
+            "without it, the dense model alone.",
+            metavar="FAMILY",
+            complete="families",
+            in_name="",
+            model=True,
+        ),
+    ] = None
+    sparsity: Sparsity = 0.25
+    knobs: Knobs = field(default_factory=dict)
+    phase: Phases = "both"
+    batch: Batch = 1
+    prompt_len: PromptLen = 512
+    decode_steps: DecodeSteps = 8
+    logits: Logits = "last"
+    attn: Annotated[
+        str,
+        Option(
+            help="Attention implementation of transformers, such as sdpa or eager.", metavar="NAME"
+        ),
+    ] = "sdpa"
+    dtype: Dtype = "auto"
+    device: Annotated[
+        str,
+        Option(
+            help="Device as torch names it, such as cpu or cuda:1; auto: a GPU where there is one.",
+            metavar="NAME",
+            complete="machines",
+        ),
+    ] = "auto"
+    select: Annotated[
+        Selection,
+        Option(
+            help="How to choose the parts to prune: at random, by importance, or greedily one "
+            "after another.",
+            in_name="",
+            model=True,
+        ),
+    ] = "random"
+    text: Text = None
+    recover: Annotated[
+        Recovery | str | Mapping[str, Any] | None,
+        Option(
+            help="LoRA recovery training after pruning, e.g. steps=100,rank=16; without it, none.",
+            metavar="steps=N,...",
+            typed=str,
+        ),
+    ] = None
+    mode: Annotated[
+        Literal["eager", "compile", "graph"],
+        Option(help="How the model runs: eager, with torch.compile, or as CUDA graphs."),
+    ] = "eager"
+    warmup: Annotated[
+        int,
+        Option(
+            help="Number of samples to discard before timing.", unit="samples", least=0, most=MOST
+        ),
+    ] = 3
+    repeats: Repeats = 20
+    steps: Steps = 5
+    placements: Placements = 8
+    max_placements: Annotated[
+        int | None,
+        Option(
+            help="Largest number of placements where intervals stay wide; without it, twice "
+            "--placements.",
+            unit="placements",
+            least=1,
+            most=MOST,
+        ),
+    ] = None
+    seed: Seed = 0
+    threads: Threads = None
+    baseline: Annotated[
+        Path | str | None,
+        Option(
+            help="Dense run to compare with; without it, the dense model is traced as well.",
+            metavar="RUN",
+        ),
+    ] = None
+    baseline_model: Annotated[
+        str | None,
+        Option(
+            help="Dense model of a checkpoint that is pruned already; without it, --model is "
+            "dense.",
+            metavar="MODEL",
+        ),
+    ] = None
+    no_baseline: Annotated[
+        bool, Option(help="Trace the pruned model alone, without a dense baseline.")
+    ] = False
+    out: Annotated[
+        Path | str | None,
+        Option(
+            help="Folder to write both runs to; without it, traces/MODEL-METHOD-SPARSITY.",
+            metavar="FOLDER",
+        ),
+    ] = None
+    overwrite: Annotated[
+        bool, Option(help="Replace the folder if it exists; without it, that is an error.")
+    ] = False
+    argv: Sequence[str] = ()  # the command line, kept in run.json
 
     def __post_init__(self) -> None:
+        fill_missing(self)
         self.recover = read_recovery(self.recover)
 
     @property
+    def folder(self) -> Path:
+        """Where both runs go."""
+        if self.out is not None:
+            return Path(self.out)
+        from prunescope.taxonomy.arguments import run_name
+
+        return Path("traces", run_name(self.model, self.method, self.sparsity))
+
+    @property
+    def text_path(self) -> Path | None:
+        """The text that importance is measured on."""
+        return as_path(self.text)
+
+    @property
     def recovery(self) -> Recovery | None:
-        """The training after pruning, None for none. It reads the text that calibrates, unless it
-        has one of its own."""
+        """The training after pruning, None for none. It reads the text of importance, unless it has
+        one of its own."""
         assert self.recover is None or isinstance(self.recover, Recovery)
         if self.recover is None or self.recover.text is not None:
             return self.recover
-        return replace(self.recover, text=self.text)
+        return replace(self.recover, text=self.text_path)
 
     @property
     def first_placements(self) -> int:
-        """How many placements there are in any case: none without a sample."""
+        """Number of placements in any case: at most one per sample."""
         return min(self.placements, self.repeats, self.max_placements or self.placements)
 
     @property
     def most_placements(self) -> int:
-        """How many there are where intervals stay wide: twice as many unless something else was
-        said; those of a quick look are what they are."""
+        """Number of placements where intervals stay wide: `max_placements`, else twice as many; a
+        quick look gets no more."""
         first = self.first_placements
         if self.max_placements is not None:
             return max(first, self.max_placements)
@@ -117,33 +299,28 @@ class TraceRequest:
         return ("prefill", "decode") if self.phase == "both" else (self.phase,)
 
     @cached_property
-    def parts(self) -> list[MethodPart] | None:
+    def parts(self) -> "list[MethodPart] | None":
         """The families of the method, read once; empty without a method, None where it is a
-        function of the user's own. Raises PrunescopeError on the first thing that cannot be."""
+        function of the user's own. Raises PrunescopeError for the first mistake in it."""
         if self.method is None:
             return []
+        from prunescope.tracer.pruners.method import read_method  # knows all families
+
         return read_method(
             self.method, sparsity=self.sparsity, knobs=self.knobs, select=self.select
         )
 
     def check(self) -> None:
-        """Raises PrunescopeError on the first value that no capture can have."""
+        """Raises PrunescopeError for the first value that no capture can have."""
         check_sparsity(self.sparsity)
-        for name, choices in _CHOICES.items():
-            _check_choice(name, str(getattr(self, name)), choices)
-        for name, least in _AT_LEAST.items():
-            _check_count(name, getattr(self, name), least, MOST)
-        if self.max_placements is not None:
-            _check_count("max_placements", self.max_placements, 1, MOST)
+        check_options(self)
         if self.threads is not None:
             most = max(_MOST_THREADS, _THREADS_A_CORE * (os.cpu_count() or 1))
-            _check_count("threads", self.threads, 1, most)
-        if not 0 <= self.seed < _MAX_SEED:
-            raise PrunescopeError(f"--seed{_said(self.seed)} is out of range", hint="0 is fine")
+            check_range("--threads", self.threads, 1, most)
         self._check_tokens()
         if self.dtype != "auto" and dtype_name(self.dtype) not in ("fp32", "bf16", "fp16", "fp64"):
             raise PrunescopeError(
-                f"--dtype {self.dtype!r} is not a format that a model can be run in",
+                f"a model cannot run in --dtype {self.dtype!r}",
                 hint="auto, float32, bfloat16 or float16",
             )
         self._check_baseline()
@@ -162,23 +339,22 @@ class TraceRequest:
         if sum(given) > 1:
             raise PrunescopeError(
                 "more than one of --baseline, --baseline-model and --no-baseline was given",
-                hint="leave all out to capture the dense baseline beside the pruned model",
+                hint="remove all of them to trace the dense model together with the pruned one",
             )
-
-    def _check_recovery(self) -> None:
-        if self.method is None:
-            raise PrunescopeError(
-                "--recover was given without --method", hint="what is not pruned lacks nothing"
-            )
-        check_installed()
 
     def _check_method(self) -> None:
         if self.recover is not None:
-            self._check_recovery()
+            if self.method is None:
+                raise PrunescopeError(
+                    "--recover was given without --method",
+                    hint="recovery training needs a pruned model: add --method",
+                )
+            check_installed()
         if self.method is None:
             if self.knobs:
                 raise PrunescopeError(
-                    "--set was given without --method", hint="knobs belong to a pruning method"
+                    "--set was given without --method",
+                    hint="it sets a knob of a pruning family: add --method",
                 )
             return
         families = self.parts
@@ -190,33 +366,48 @@ class TraceRequest:
         trains = self.recover is not None
         if self.text is None or trains or any(part.reads_text for part in families or ()):
             return
-        if "calibrated" in {part.select for part in families or ()}:
+        if "importance" in {part.select for part in families or ()}:
             raise PrunescopeError(
                 f"--text was given, and {self.method} reads no text",
-                hint="leave it out: calibrated, the attention of the input itself chooses",
+                hint="remove it: this family measures importance on the input itself",
             )
         raise PrunescopeError(
-            "--text was given without --select calibrated", hint="a random choice reads no text"
+            "--text was given without --select importance",
+            hint="remove it, or add --select importance: a random choice reads no text",
         )
 
 
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise PrunescopeError(
-            f"--{name} {value!r} is not one of its values", hint=f"one of {', '.join(choices)}"
-        )
+@dataclass(kw_only=True)
+class TraceCall(TraceRequest):
+    """What `prunescope.trace` and the command take: a request, and what shows its progress."""
 
+    progress: Progress | None = None
 
-def _check_count(name: str, value: int, least: int, most: int) -> None:
-    option = f"--{name.replace('_', '-')}{_said(value)}"
-    if value < least:
-        raise PrunescopeError(
-            f"{option} is too small", hint=f"{least} is the least that makes sense"
-        )
-    if value > most:
-        raise PrunescopeError(f"{option} is too large", hint=f"{most} is the most")
+    def check(self) -> None:
+        """Raises PrunescopeError for a value that no capture can have, and for a sparsity, other
+        than the default, that nothing would use."""
+        if self.method is not None and not isinstance(self.method, str):
+            raise PrunescopeError(
+                f"method is a {type(self.method).__name__}, but must be a name",
+                hint="write a function into a file and name it, package.module:function; a loop of "
+                "your own with a model of your own is captured by prunescope.capture",
+            )
+        if check_sparsity(self.sparsity) != TraceRequest.sparsity:
+            self._check_sparsity_is_used()
+        super().check()
 
+    def _check_sparsity_is_used(self) -> None:
+        from prunescope.taxonomy.arguments import method_parts
 
-def _said(value: int) -> str:
-    """A number after the name of its option; nothing where Python itself will not spell it out."""
-    return f" {value}" if value.bit_length() < 256 else ""
+        if self.method is None:
+            raise PrunescopeError(
+                f"--sparsity {self.sparsity:g} has no effect without --method",
+                hint="remove it; `prunescope analyze --sparsity` takes what a checkpoint promises",
+            )
+        parts = method_parts(self.method)
+        if parts and all(own is not None for _, own in parts):
+            raise PrunescopeError(
+                f"--sparsity {self.sparsity:g} has no effect: every family in {self.method} sets "
+                "its own sparsity",
+                hint="remove it, or remove a `:SPARSITY`",
+            )

@@ -25,9 +25,9 @@ _OWN_ENTRIES = {"dense", "pruned", "report"}
 
 @dataclass(kw_only=True)
 class Capture:
-    """What one variant gave: its manifest without hashes, and by phase a Chrome trace.
+    """The results of one variant: its manifest without hashes, and a Chrome trace by phase.
 
-    `eager`: in the modes compile and graph, the eager pass of the same step.
+    `eager`: the traces of the eager pass, in the modes compile and graph.
     """
 
     run: Run
@@ -43,7 +43,7 @@ def write_runs(
 ) -> None:
     """Write `out`/<variant>/ for every capture; a pruned run points to its dense baseline.
 
-    `baseline`: the run folder of a twin that is not among the captures.
+    `baseline`: the dense run folder, if it is not among the captures.
     """
     bar = progress or Silent()
     write_whole(out, lambda folder: _fill(folder, out, captures, baseline, bar))
@@ -52,7 +52,7 @@ def write_runs(
 def baseline_folder(given: Path) -> Path:
     """The dense run of `--baseline`: a run folder, or the folder around dense/ and pruned/.
 
-    Raises PrunescopeError where there is none.
+    Raises PrunescopeError if there is none.
     """
     for folder in (given, given / "dense"):
         if (folder / MANIFEST).is_file():
@@ -82,22 +82,22 @@ def _fill(
                 captured.eager[phase].write(run_folder / entry.eager_trace)
             progress.advance()
         if name == "pruned" and "dense" in captures:
-            captured.run.twin = _twin(folder / "dense" / MANIFEST, f"../dense/{MANIFEST}")
+            captured.run.twin = _baseline_ref(folder / "dense" / MANIFEST, f"../dense/{MANIFEST}")
         elif name == "pruned" and baseline is not None:
-            # Relative to where the run will stand, not to the temporary folder it is written in.
+            # Relative to the final folder of the run, not to the temporary one.
             path = os.path.relpath((baseline / MANIFEST).resolve(), (out / name).resolve())
-            captured.run.twin = _twin(baseline / MANIFEST, Path(path).as_posix())
+            captured.run.twin = _baseline_ref(baseline / MANIFEST, Path(path).as_posix())
         (run_folder / MANIFEST).write_text(captured.run.to_json(), encoding="utf-8")
 
 
-def _twin(manifest: Path, path: str) -> BaselineRef:
+def _baseline_ref(manifest: Path, path: str) -> BaselineRef:
     return BaselineRef(path=path, sha256=sha256_of(manifest))
 
 
 def check_out(out: Path, *, overwrite: bool) -> None:
-    """Raises PrunescopeError where `out` exists and may not be replaced."""
+    """Raises PrunescopeError if `out` exists and may not be replaced."""
     if not out.exists() and not out.is_symlink():
-        _check_place(out)
+        _check_parent(out)
         return
     if not overwrite:
         raise PrunescopeError(
@@ -105,13 +105,13 @@ def check_out(out: Path, *, overwrite: bool) -> None:
         )
     if out.is_symlink() or not out.is_dir() or {p.name for p in out.iterdir()} - _OWN_ENTRIES:
         raise PrunescopeError(
-            f"{out} is not a folder that `prunescope trace` wrote, so --overwrite leaves it alone",
+            f"{out} is not a folder that `prunescope trace` wrote: --overwrite does not replace it",
             hint="choose another --out",
         )
 
 
-def _check_place(out: Path) -> None:
-    """Raises PrunescopeError where a folder cannot be made at `out`: before the work, not after."""
+def _check_parent(out: Path) -> None:
+    """Raises PrunescopeError, before the capture, if a folder cannot be made at `out`."""
     above = next(path for path in out.absolute().parents if path.exists())
     if not above.is_dir():
         raise PrunescopeError(
@@ -132,7 +132,7 @@ def write_whole(out: Path, fill: Callable[[Path], None]) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Contents on disk before the name is: a crash after the rename leaves no empty files."""
+    """Flush contents before the rename: a crash after it leaves no empty files."""
     for path in (*folder.rglob("*"), folder):
         descriptor = os.open(path, os.O_RDONLY)
         try:

@@ -1,8 +1,8 @@
-"""Module scopes: hooks that mark in a trace which module each op belongs to.
+"""Module scopes: hooks that annotate in a trace the module of each op.
 
 In: a model. Out, while the context is open: a `record_function` span with the module's qualified
-name around its forward. The model leaves as it came. torch's own encoder layer runs fused only
-where no module of it has a hook: there forwards are wrapped, so that what is profiled is what runs.
+name around its forward; then the model is as before. torch's encoder layer runs fused only if none
+of its modules has a hook: there forwards are wrapped instead, so that the fused path is profiled.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _wrapped(module: nn.Module, name: str) -> Iterator[None]:
 
 
 def scoped_names(model: nn.Module) -> list[str]:
-    """Modules with parameters of their own or no children, every attention, MLP and mixer, and
+    """Names of modules with parameters or without children, every attention, MLP and mixer, and
     every element of a layer list. (Fused experts and state-space mixers are not leaves.)"""
     elements = {
         id(element)
@@ -86,7 +86,7 @@ def _enter(name: str, open_scopes: list[tuple[str, Any]]) -> Any:
 
 def _leave(name: str, open_scopes: list[tuple[str, Any]]) -> Any:
     def hook(_module: nn.Module, _inputs: Any, _output: Any) -> None:
-        # Another hook may have raised before this module's scope was opened.
+        # Another hook may have raised before the scope of this module was opened.
         if open_scopes and open_scopes[-1][0] == name:
             open_scopes.pop()[1].__exit__(None, None, None)
 

@@ -1,8 +1,8 @@
-"""One capture from models to manifests: time unprofiled, count memory, profile, split.
+"""One capture from models to manifests: time without the profiler, then profile, then memory.
 
 In: a checked TraceRequest. Out: a Capture by variant; nothing is written outside a temporary
-folder. Dense and pruned see the same inputs and take turns throughout: sample by sample where both
-fit in memory, else in alternating blocks.
+folder. Dense and pruned run on the same inputs and take turns: sample by sample where both fit in
+memory, else in alternating blocks.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import Any
 
 import torch
@@ -23,24 +22,24 @@ from prunescope.taxonomy.run import PhaseRun, Placement, Run
 from prunescope.taxonomy.run_blocks import DeviceEntry, MeasuredPeaks, Pruning
 from prunescope.tracer.capture.chrome import ChromeTrace
 from prunescope.tracer.capture.device_state import AchievedRates, DeviceState
-from prunescope.tracer.capture.graph_mode import check_mode, plainly
+from prunescope.tracer.capture.graph_mode import check_mode, record_nothing
 from prunescope.tracer.capture.loops import input_ids, loops_of
 from prunescope.tracer.capture.manifest import manifest, phase_entry, scrubbed, scrubbed_argv
 from prunescope.tracer.capture.memory import peak_and_cache_bytes
 from prunescope.tracer.capture.phases import Loop
 from prunescope.tracer.capture.placements import (
-    PlacementPart,
-    further_part,
-    parts_of,
-    place,
-    shares,
+    PlacementPlan,
+    further_placement,
+    placed,
+    planned_placements,
+    split_evenly,
     wide_phases,
 )
 from prunescope.tracer.capture.profiled import ProfiledSession, profile_loops
 from prunescope.tracer.capture.progress import Progress
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.capture.runs import Capture
-from prunescope.tracer.capture.timing import nobody, set_aside, take_share
+from prunescope.tracer.capture.timing import heap_frozen, no_progress, take_samples
 from prunescope.tracer.capture.variants import (
     BaselineDoesNotFit,
     Variant,
@@ -55,7 +54,7 @@ from prunescope.tracer.machine.disturbance import read as read_counters
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.load import WEIGHT_SEED
 
-# Where dense and pruned do not fit together each is loaded this often, in turn.
+# Dense and pruned that do not fit in memory together are loaded this often each, in turn.
 _BLOCKS = 2
 
 
@@ -66,180 +65,167 @@ def capture(
     peaks: MeasuredPeaks | None,
     variants: list[Variant] | None = None,
 ) -> dict[str, Capture]:
-    """Run everything. Raises PrunescopeError on what this machine or model cannot do.
+    """Run a whole capture. Raises PrunescopeError on what this machine or model cannot do.
 
-    `variants`: those that `make_variants` gave for this request, where they are run again.
+    `variants`: models that `make_variants` returned for this request, to be run again.
     """
     device = pick_device(request.device)
     check_mode(request, device)
     check_method(request)
     with thread_count(request.threads), memory_explained():
-        around = DeviceState(device, peaks)
-        session = _Session(request, device, progress, around)
-        session.variants = variants
+        state = DeviceState(device, peaks)
+        session = _Session(request, progress, state, variants)
         names = variant_names(request)
         try:
-            session.visit(_Visit(names=names, parts=parts_of(request), last=True))
+            session.run(_Block(names=names, plans=planned_placements(request), last=True))
         except (BaselineDoesNotFit, torch.OutOfMemoryError):
             if len(names) == 1:
                 raise
-            session = _in_blocks(session)
+            state.achieved = AchievedRates()  # those of the attempt do not count
+            session = _Session(request, progress, state)
+            _run_in_blocks(session)
         progress.stage("measure the device's peaks again")
-        timing = around.close()
+        timing = state.close()
     for captured in session.captures.values():
         captured.run.timing = timing
     return session.captures
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Visit:
-    """Variants that are in memory together, and what is done with them."""
+class _Block:
+    """Variants that are in memory together, and their placements. `last`: the last block of these
+    variants, which counts memory too. `interleaved`: as PhaseRun says; None: by the number of
+    variants."""
 
     names: tuple[str, ...]
-    parts: list[PlacementPart]
-    last: bool  # of these variants: count memory too
-    interleaved: str | None = None  # None: by the number of variants
+    plans: list[PlacementPlan]
+    last: bool
+    interleaved: str | None = None
 
 
-def _in_blocks(tried: _Session) -> _Session:
-    """Dense, pruned, dense, pruned, each loaded anew for its block of placements."""
-    request, device = tried.request, tried.device
-    tried.around.achieved = AchievedRates()  # what was tried is not kept
-    session = _Session(request, device, tried.progress, tried.around)
-    parts = parts_of(request)
-    if len(parts) == 1:  # placement is not drawn: the samples of the one placement in two blocks
-        whole, blocks = parts[0], min(_BLOCKS, request.repeats)
-        parts = [replace(whole, repeats=n, steps=0) for n in shares(whole.repeats, blocks)]
-        parts[-1] = replace(parts[-1], steps=whole.steps)
-    sizes = shares(len(parts), min(_BLOCKS, len(parts)))
-    for block, size in enumerate(sizes):
-        own, parts = parts[:size], parts[size:]
+def _run_in_blocks(session: _Session) -> None:
+    """Dense, pruned, dense, pruned, each loaded again for its block of placements."""
+    request = session.request
+    plans = planned_placements(request)
+    if len(plans) == 1:  # weights do not move: the samples of the one placement in two blocks
+        whole, blocks = plans[0], min(_BLOCKS, request.repeats)
+        plans = [replace(whole, repeats=n, steps=0) for n in split_evenly(whole.repeats, blocks)]
+        plans[-1] = replace(plans[-1], steps=whole.steps)
+    sizes = split_evenly(len(plans), min(_BLOCKS, len(plans)))
+    for number, size in enumerate(sizes):
+        block, plans = plans[:size], plans[size:]
         for name in variant_names(request):
-            _release(device)
-            last = block == len(sizes) - 1
-            session.visit(_Visit(names=(name,), parts=own, last=last, interleaved="blocks"))
-    return session
-
-
-def _release(device: torch.device) -> None:
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+            gc.collect()
+            if session.device.type == "cuda":
+                torch.cuda.empty_cache()
+            last = number == len(sizes) - 1
+            session.run(_Block(names=(name,), plans=block, last=last, interleaved="blocks"))
 
 
 class _Session:
-    """The captures as they grow, visit by visit."""
+    """The captures as they grow, block by block. `variants`: None to load them in each block."""
 
     def __init__(
         self,
         request: TraceRequest,
-        device: torch.device,
         progress: Progress,
-        around: DeviceState,
+        state: DeviceState,
+        variants: list[Variant] | None = None,
     ) -> None:
-        self.request, self.device, self.progress = request, device, progress
+        self.request, self.progress, self.state = request, progress, state
+        self.device = state.device
         self.captures: dict[str, Capture] = {}
-        self.around = around
-        self._draw = random.Random()  # of no seed: two captures have placements of their own
-        self.variants: list[Variant] | None = None  # made before; None: loaded at each visit
+        self._variants = variants
+        self._rng = random.Random()  # unseeded: two captures have different placements
 
-    def visit(self, visit: _Visit) -> None:
-        """Load the visit's variants; in each placement time and profile every phase."""
-        self.progress.stage(f"load {self.request.model}")
-        variants = self.variants or make_variants(self.request, self.device, visit.names)
-        if self.around.entry is None:
+    def run(self, block: _Block) -> None:
+        """Load the block's variants; in each placement time and profile every phase."""
+        request = self.request
+        self.progress.stage(f"load {request.model}")
+        variants = self._variants or make_variants(request, self.device, block.names)
+        if self.state.entry is None:
             self.progress.stage("measure the device's peaks")
-        info = self.around.open(variants[0].loaded.dtype)
+        entry = self.state.open(variants[0].loaded.dtype)
         for variant in variants:
             if variant.name not in self.captures:
                 self.progress.stage(f"count zeros of {variant.name}")
-                run = _run(self.request, variant, info)
-                run.inputs = input_ids(self.request, variants, length=1)[1]
+                run = _run(request, variant, entry)
+                run.inputs = input_ids(request, variants, length=1)[1]
                 self.captures[variant.name] = Capture(run=run)
-        kept: dict[str, dict[str, Loop]] = {}
-        with set_aside(), torch.inference_mode():
-            for part in chain(visit.parts, self._further(visit)):
-                self._seat(visit, part, variants, kept)
-            for phase in self.request.phases if visit.last else ():
-                self._finish(phase, variants, kept[phase])
+        models = [variant.model for variant in variants]
+        # A single placement leaves the weights where the loader put them.
+        move = max(request.placements, request.most_placements) > 1
+        loops: dict[str, dict[str, Loop]] = {}
+        with heap_frozen(), torch.inference_mode():
+            for plan, cost_ns in placed(self._plans(block), models, self._rng, move=move):
+                for phase in plan.phases:
+                    # Compiled code reads weights from anywhere; a CUDA graph from fixed addresses.
+                    if request.mode != "compile" or phase not in loops:
+                        loops[phase] = loops_of(request, phase, variants, self.device)
+                    self._time(phase, variants, loops[phase], (block, plan, cost_ns))
+                    cost_ns = 0  # counted once, in the first phase of the placement
+                    if plan.steps:
+                        self._profile(phase, variants, loops[phase], plan)
+            for phase in request.phases if block.last else ():
+                self._finish(phase, variants, loops[phase])
 
-    def _seat(
-        self,
-        visit: _Visit,
-        part: PlacementPart,
-        variants: list[Variant],
-        kept: dict[str, dict[str, Loop]],
-    ) -> None:
-        """Time and profile each phase once. `kept`: the loops by phase, which grow."""
-        self._report_placement(part)
-        cost_ns = self._place(variants)
-        for phase in part.phases:
-            # Compiled code takes weights from anywhere; a graph is recorded where they lie.
-            if self.request.mode != "compile" or phase not in kept:
-                kept[phase] = loops_of(self.request, phase, variants, self.device)
-            self._time(phase, variants, kept[phase], (visit, part, cost_ns))
-            cost_ns = 0  # of the first phase of the placement
-            if part.steps:
-                self._profile(phase, variants, kept[phase], part)
-
-    def _further(self, visit: _Visit) -> Iterator[PlacementPart]:
-        """More placements than were asked for, of the phases whose interval is wide."""
-        if len(visit.names) == 1 or visit.interleaved:
+    def _plans(self, block: _Block) -> Iterator[PlacementPlan]:
+        """The block's placements, then further ones of the phases whose interval is still wide."""
+        for plan in block.plans:
+            self._report_placement(plan)
+            yield plan
+        if len(block.names) == 1 or block.interleaved:
             return
-        phases = self.request.phases
-        for number in range(len(visit.parts), self.request.most_placements):
-            runs = {p: [c.run.phases[p] for c in self.captures.values()] for p in phases}
+        for number in range(len(block.plans), self.request.most_placements):
+            runs = {
+                phase: [captured.run.phases[phase] for captured in self.captures.values()]
+                for phase in self.request.phases
+            }
             if not (wide := wide_phases(runs)):
                 return
-            yield further_part(self.request, number, wide)
-
-    def _place(self, variants: list[Variant]) -> int:
-        """A new placement; ns that it took. One placement alone is where the loader put the
-        weights."""
-        if max(self.request.placements, self.request.most_placements) == 1:
-            return 0
-        start = time.perf_counter_ns()
-        place((variant.model for variant in variants), self._draw)
-        return time.perf_counter_ns() - start
+            plan = further_placement(self.request, number, wide)
+            self._report_placement(plan)
+            yield plan
 
     def _time(
         self,
         phase: str,
         variants: list[Variant],
         loops: dict[str, Loop],
-        where: tuple[_Visit, PlacementPart, int],
+        where: tuple[_Block, PlacementPlan, int],
     ) -> None:
-        visit, part, cost_ns = where
+        """Take the unprofiled samples of a placement. `where`: with the ns that moving took."""
+        block, plan, cost_ns = where
         # Code, caches of the libraries and clocks are warm after the first placement.
-        warmup = self.request.warmup if part is visit.parts[0] else min(1, self.request.warmup)
-        self._stage(f"time {phase}", warmup + part.repeats)
+        warmup = self.request.warmup if plan is block.plans[0] else min(1, self.request.warmup)
+        self._stage(f"time {phase}", warmup + plan.repeats)
         start = time.perf_counter_ns()
-        share = take_share(
+        taken = take_samples(
             loops,
             warmup=warmup,
-            repeats=part.repeats,
+            repeats=plan.repeats,
             device=self.device,
             advance=self.progress.advance,
-            turn=part.number,
-            settle=len(loops) > 1 and self.request.may_go_on,
+            turn=plan.number,
+            adaptive=len(loops) > 1 and self.request.may_go_on,
         )
-        spent = time.perf_counter_ns() - start
-        spent -= sum(sum(ns) * loops[n].steps_per_sample for n, ns in share.samples.items())
-        turns = visit.interleaved or ("alternating" if len(loops) > 1 else "alone")
+        spent_ns = time.perf_counter_ns() - start
+        spent_ns -= sum(sum(ns) * loops[n].steps_per_sample for n, ns in taken.samples.items())
+        interleaved = block.interleaved or ("alternating" if len(loops) > 1 else "alone")
         for variant in variants:
             entry = self._entry(phase, variant)
-            samples = share.samples[variant.name]
+            samples = taken.samples[variant.name]
             entry.samples_ns += samples
-            entry.interleaved = turns
+            entry.interleaved = interleaved
             entry.placements.append(
                 Placement(
                     samples=len(samples),
                     steps=0,
-                    cost_ns=cost_ns + max(0, spent),
-                    retaken=share.retaken,
-                    disturbed=share.disturbed,
-                    reasons=share.reasons,
-                    switches=share.switches,
+                    cost_ns=cost_ns + max(0, spent_ns),
+                    retaken=taken.retaken,
+                    disturbed=taken.disturbed,
+                    reasons=taken.reasons,
+                    switches=taken.switches,
                 )
             )
 
@@ -247,51 +233,51 @@ class _Session:
         phases = self.captures[variant.name].run.phases
         return phases.setdefault(phase, _phase(self.request, phase, variant))
 
-    def _report_placement(self, part: PlacementPart) -> None:
-        """One stage a placement, of everything that is done in it."""
-        parts = parts_of(self.request)
-        if len(parts) == 1:
+    def _report_placement(self, plan: PlacementPlan) -> None:
+        """One progress stage for everything that is done in a placement."""
+        count = len(planned_placements(self.request))
+        if count == 1:
             return
-        steps = {"prefill": part.steps, "decode": self.request.decode_steps}
-        warmup = self.request.warmup if part.number == 0 else min(1, self.request.warmup)
-        profiled = bool(part.steps)
-        total = sum(warmup + part.repeats + profiled * (steps[p] + 1) for p in part.phases)
-        more = ", as intervals are wide" if part.number >= len(parts) else ""
-        self.progress.stage(f"placement {part.number + 1} of {len(parts)}{more}", total)
+        steps = {"prefill": plan.steps, "decode": self.request.decode_steps}
+        warmup = self.request.warmup if plan.number == 0 else min(1, self.request.warmup)
+        profiled = bool(plan.steps)
+        total = sum(warmup + plan.repeats + profiled * (steps[p] + 1) for p in plan.phases)
+        reason = ", as intervals are wide" if plan.number >= count else ""
+        self.progress.stage(f"placement {plan.number + 1} of {count}{reason}", total)
 
     def _stage(self, name: str, total: int) -> None:
-        """A stage of its own where there is one placement."""
-        if len(parts_of(self.request)) == 1:
+        """A progress stage of its own, unless `_report_placement` has made one."""
+        if len(planned_placements(self.request)) == 1:
             self.progress.stage(name, total)
 
     def _profile(
-        self, phase: str, variants: list[Variant], loops: dict[str, Loop], part: PlacementPart
+        self, phase: str, variants: list[Variant], loops: dict[str, Loop], plan: PlacementPlan
     ) -> None:
-        """This placement's steps: its share of forwards, or the loop of a decode once."""
+        """Profile the placement's steps: its part of the forwards, or all tokens of a decode."""
         models = [v.model for v in variants]
-        count = part.steps if phase == "prefill" else self.request.decode_steps
+        count = plan.steps if phase == "prefill" else self.request.decode_steps
         before = self._entry(phase, variants[0]).steps
         self._stage(f"profile {phase}", count + 1)
-        traces, reasons = self._quietly_profiled(
+        traces, reasons = self._undisturbed_profile(
             loops, models, hooked=self.request.mode == "eager", steps=range(before, before + count)
         )
         for variant in variants:
             captured, entry = self.captures[variant.name], self._entry(phase, variant)
-            self.around.achieved.add(traces[variant.name])
+            self.state.achieved.add(traces[variant.name])
             captured.traces[phase].add(traces.pop(variant.name))
             entry.steps += count
             entry.placements[-1].steps = count
             entry.placements[-1].steps_disturbed = reasons
-            # What the modules of a dynamic family counted in the profiled steps.
+            # The counts of a dynamic family's modules in the profiled steps.
             stats = dynamic_stats(variant.model)
             if stats and captured.run.census is not None:
                 add_stats(captured.run.census.dynamic.setdefault(phase, {}), stats)
 
-    def _quietly_profiled(
+    def _undisturbed_profile(
         self, loops: dict[str, Loop], models: list[Any], *, hooked: bool, steps: range
     ) -> tuple[dict[str, ChromeTrace], list[str]]:
-        """A trace a variant, and what disturbed the steps: they are then taken again, once."""
-        told = self.progress.advance
+        """A trace of each variant, and what disturbed the steps, which are then repeated once."""
+        on_step = self.progress.advance
         while True:
             before = read_counters()
             session = _profiled(
@@ -299,13 +285,13 @@ class _Session:
                 models if hooked else [],
                 steps=steps,
                 device=self.device,
-                advance=_Pass(models, told).advance,
+                advance=_Pass(models, on_step).advance,
             )
-            seen = between(before, read_counters(), self.device)
-            reasons = seen.reasons + device_troubles(self.device)
-            if not reasons or told is nobody:
+            disturbance = between(before, read_counters(), self.device)
+            reasons = disturbance.reasons + device_troubles(self.device)
+            if not reasons or on_step is no_progress:
                 return session.traces(), reasons
-            told = nobody
+            on_step = no_progress
 
     def _finish(self, phase: str, variants: list[Variant], loops: dict[str, Loop]) -> None:
         """After the last placement: the memory of a step, and the eager pass of a recorded one."""
@@ -313,9 +299,9 @@ class _Session:
             captured, entry = self.captures[variant.name], self._entry(phase, variant)
             peak, cache = peak_and_cache_bytes(loops[variant.name], variant.model, self.device)
             entry.peak_memory_bytes, entry.kv_bytes = peak, cache
-            drawn, asked = len(entry.placements), self.request.placements
-            if drawn > asked or self.request.first_placements <= drawn < asked:
-                entry.placements_requested = asked
+            measured, requested = len(entry.placements), self.request.placements
+            if measured > requested or self.request.first_placements <= measured < requested:
+                entry.placements_requested = requested
             stats = captured.run.census.dynamic.get(phase, {}) if captured.run.census else {}
             pruning = captured.run.pruning
             if pruning and pruning.sparsity != 0 and skips_no_block(stats):
@@ -328,32 +314,33 @@ class _Session:
             self._profile_eagerly(phase, variants)
 
     def _profile_eagerly(self, phase: str, variants: list[Variant]) -> None:
-        """One step of the same loops with hooks and nothing recorded: it names the kernels and
-        says what products multiply, which a replay does not."""
-        loops = loops_of(self.request, phase, variants, self.device, plainly)
+        """One step of the same loops with hooks and nothing recorded: it shows the module and the
+        shapes of each kernel, which a replay does not."""
+        loops = loops_of(self.request, phase, variants, self.device, record_nothing)
         models = [v.model for v in variants]
         self.progress.stage(f"profile {phase}, eager", 2)
         traces = _profiled(
             loops, models, steps=range(1), device=self.device, advance=self.progress.advance
         ).traces()
         for variant in variants:
-            self.around.achieved.add(traces[variant.name])
+            self.state.achieved.add(traces[variant.name])
             self.captures[variant.name].eager[phase].add(traces.pop(variant.name))
 
 
 class _Pass:
-    """Progress of a profiled pass; after the step thrown away, counting modules start anew."""
+    """Progress of a profiled pass. The counters of dynamic families restart after the step that is
+    thrown away."""
 
-    def __init__(self, models: list[Any], told: Callable[[], None]) -> None:
-        self.models, self.told, self.steps_done = models, told, 0
+    def __init__(self, models: list[Any], on_step: Callable[[], None]) -> None:
+        self.models, self.on_step, self.steps_done = models, on_step, 0
 
     def advance(self) -> None:
-        """One index of the pass is done."""
+        """A step of every variant is done."""
         if self.steps_done == 0:
             for model in self.models:
                 dynamic_stats(model)
         self.steps_done += 1
-        self.told()
+        self.on_step()
 
 
 def _profiled(
@@ -364,12 +351,12 @@ def _profiled(
     device: torch.device,
     advance: Callable[[], None],
 ) -> ProfiledSession:
-    with no_collection():  # what was garbage went before the samples were taken
+    with no_collection():  # garbage was collected before the samples
         return profile_loops(loops, models, steps=steps, device=device, advance=advance)
 
 
 def _phase(request: TraceRequest, phase: str, variant: Variant) -> PhaseRun:
-    """Without samples and steps: each placement adds its own."""
+    """A phase without samples and steps, which each placement adds."""
     config = variant.model.config
     entry = phase_entry(
         request,

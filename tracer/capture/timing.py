@@ -1,7 +1,7 @@
-"""Unprofiled time, variants taking turns, raw samples in ns.
+"""Unprofiled times of the variants in turn: raw samples in ns.
 
-A sample is one forward in prefill and the whole loop ÷ its steps in decode, between
-synchronisations. The garbage collector rests meanwhile.
+A sample is one forward in prefill, and the time of the whole loop ÷ its steps in decode, between
+synchronisations, with the garbage collector off.
 """
 
 from __future__ import annotations
@@ -27,20 +27,22 @@ from prunescope.tracer.machine.disturbance import (
     read,
 )
 
-# Where weights lie moves a model's time against its copy's by 2.6 % (standard deviation over 24
-# placements): what a placement's own samples leave open below that is not what makes intervals
-# wide.
-_PLACED = 0.026
-_MOST = 4  # times as many samples as were asked for, to come below it
-_SHORT_NS = 200_000_000  # a sample below this ends within a few ticks of the system's counts
-_IN_A_ROW = 0.8  # of the time from the first sample to the end of the last, in samples
+# Standard deviation of the log ratio of a model's time to its own copy's, over 24 placements. A
+# placement that is known better than this does not widen the interval.
+_PLACEMENT_SD = 0.026
+_MAX_SAMPLES = 4  # times the requested samples, to get below it
+_SHORT_NS = 200_000_000  # a shorter sample ends within a few ticks of the system's counters
+_CONTIGUOUS = 0.8  # share of the time from the first sample to the last that is in samples
 
 
 @dataclass
-class Share:
-    """Samples of every variant, ns a step, and how they were had: `taken` rounds of one each, of
-    which `retaken` were taken again and `disturbed` are among those kept all the same. `switches`:
-    involuntary context switches of ours in those kept."""
+class SampleSet:
+    """The samples of one placement: ns a step, by variant.
+
+    `retaken`: rounds (one sample of each variant) that were repeated as something disturbed them;
+    `disturbed`: rounds kept although disturbed; `reasons`: what disturbed any of them; `switches`:
+    involuntary context switches of this process in the rounds kept.
+    """
 
     samples: dict[str, list[int]]
     retaken: int = 0
@@ -51,7 +53,7 @@ class Share:
 
 @dataclass
 class _Round:
-    """A sample of each variant, and what disturbed them."""
+    """One sample of each variant, and what disturbed them."""
 
     samples: dict[str, int]
     reasons: list[str]
@@ -59,44 +61,44 @@ class _Round:
 
 
 class Watch:
-    """What ran beside samples, or steps, in a row on a device. Short ones are judged together too:
-    alone they end within a few ticks of the system's counts."""
+    """Finds what disturbed consecutive samples, or profiled steps, on a device. Short ones are also
+    judged as a whole: each ends within a few ticks of the system's counters."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._seen: list[Disturbance] = []
+        self._samples: list[Disturbance] = []
         self._begun: Reading | None = None
         self._ended: Reading | None = None
 
     @contextmanager
     def sample(self) -> Iterator[None]:
-        """LaunchNeighbours each of them."""
+        """Goes around each of them."""
         before = read()
         if self._begun is None:
             self._begun = before
         yield
         self._ended = read()
-        self._seen.append(between(before, self._ended, self._device))
+        self._samples.append(between(before, self._ended, self._device))
 
     def reasons(self) -> list[list[str]]:
-        """What disturbed each of them; asks the driver of a GPU."""
+        """What disturbed each of them, the state of a GPU included."""
         if self._begun is None or self._ended is None:
             return []
         whole = between(self._begun, self._ended, self._device)
-        spent_ns = sum(seen.elapsed_ns for seen in self._seen)
-        short = whole.elapsed_ns < _SHORT_NS * len(self._seen)
-        # What runs while a user's loop does something else between its steps disturbs none.
-        in_a_row = spent_ns >= _IN_A_ROW * whole.elapsed_ns
-        together = whole.reasons if short and in_a_row else []
+        spent_ns = sum(sample.elapsed_ns for sample in self._samples)
+        short = whole.elapsed_ns < _SHORT_NS * len(self._samples)
+        # Work of others between the steps of a user's loop disturbs no step.
+        contiguous = spent_ns >= _CONTIGUOUS * whole.elapsed_ns
+        overall = whole.reasons if short and contiguous else []
         troubles = device_troubles(self._device)
-        return [[*(seen.reasons or together), *troubles] for seen in self._seen]
+        return [[*(sample.reasons or overall), *troubles] for sample in self._samples]
 
     def switches(self) -> list[int]:
-        """Involuntary context switches of ours in each of them."""
-        return [seen.switches for seen in self._seen]
+        """Involuntary context switches of this process in each of them."""
+        return [sample.switches for sample in self._samples]
 
 
-def take_share(  # noqa: PLR0913 - how often, of what, where, and who hears of it
+def take_samples(  # noqa: PLR0913
     loops: Mapping[str, Loop],
     *,
     warmup: int,
@@ -104,17 +106,18 @@ def take_share(  # noqa: PLR0913 - how often, of what, where, and who hears of i
     device: torch.device,
     advance: Callable[[], None],
     turn: int = 0,
-    settle: bool = False,
-) -> Share:
-    """`repeats` samples a variant after `warmup` ones that are dropped; with `settle` more of them,
-    while the ratio of the first two variants is known less well than placement moves it.
+    adaptive: bool = False,
+) -> SampleSet:
+    """`repeats` samples of each variant, after `warmup` ones that are dropped.
 
-    One of every variant in turn, first forwards then backwards (ABBA; `turn` counts on from the
-    share before), so that drifts of the machine meet all of them alike. What is disturbed is taken
-    again, up to twice as many in all; then the disturbed ones are kept, and counted.
+    The variants take turns, in alternating order (ABBA; `turn`: the number of the first round), so
+    that drifts of the machine affect all of them equally. Disturbed rounds are repeated, up to
+    2 x `repeats` in all; after that they are kept and counted. `adaptive`: up to four times as many
+    samples, until the ratio of the first two variants is known better than placements vary it.
+    `advance` is called after each planned round.
     """
     rounds: list[_Round] = []
-    with collector_resting():
+    with collector_paused():
         for number in range(warmup):
             _take(loops, device, backwards=bool((turn + number) % 2))
             advance()
@@ -126,16 +129,16 @@ def take_share(  # noqa: PLR0913 - how often, of what, where, and who hears of i
                 loops,
                 device,
                 range(turn + len(rounds), turn + len(rounds) + count),
-                advance if not rounds else nobody,
+                advance if not rounds else no_progress,
             )
         taken = len(rounds)
-        while settle and len(rounds) < _MOST * repeats and _is_open(rounds):
+        while adaptive and len(rounds) < _MAX_SAMPLES * repeats and _is_imprecise(rounds):
             first = turn + len(rounds)
-            rounds += _rounds(loops, device, range(first, first + 2), nobody)
+            rounds += _rounds(loops, device, range(first, first + 2), no_progress)
     quiet = [r for r in rounds if not r.reasons]
     spare = repeats - len(quiet)
     kept = [r for r in rounds if not r.reasons or (spare := spare - 1) >= 0]
-    return Share(
+    return SampleSet(
         samples={name: [r.samples[name] for r in kept] for name in loops},
         retaken=taken - repeats,
         disturbed=sum(bool(r.reasons) for r in kept),
@@ -144,18 +147,18 @@ def take_share(  # noqa: PLR0913 - how often, of what, where, and who hears of i
     )
 
 
-def _is_open(rounds: list[_Round]) -> bool:
-    """Whether the standard error of the log ratio of two variants is above what placement does. It
-    does not depend on which of them is faster, so that to go on by it favours none."""
+def _is_imprecise(rounds: list[_Round]) -> bool:
+    """Whether the standard error of the log ratio of two variants exceeds what placements vary. It
+    does not depend on which of them is faster, so that stopping by it favours neither."""
     sides = [list(r.samples.values()) for r in rounds if not r.reasons]
-    logs = [math.log(one / other) for one, other, *_ in sides]
-    return len(logs) > 1 and statistics.stdev(logs) / math.sqrt(len(logs)) > _PLACED
+    logs = [math.log(first / second) for first, second, *_ in sides]
+    return len(logs) > 1 and statistics.stdev(logs) / math.sqrt(len(logs)) > _PLACEMENT_SD
 
 
 def _rounds(
     loops: Mapping[str, Loop], device: torch.device, turns: range, advance: Callable[[], None]
 ) -> list[_Round]:
-    """Rounds in a row, and what ran beside each."""
+    """Consecutive rounds, with what disturbed each."""
     watch, taken = Watch(device), []
     for turn in turns:
         with watch.sample():
@@ -164,62 +167,62 @@ def _rounds(
     return list(map(_Round, taken, watch.reasons(), watch.switches()))
 
 
-def nobody() -> None:
-    """Told of rounds and steps that nobody planned."""
+def no_progress() -> None:
+    """The `advance` of rounds and steps that no progress bar has planned."""
 
 
 def _take(loops: Mapping[str, Loop], device: torch.device, *, backwards: bool) -> dict[str, int]:
     """One sample of every variant, ns a step."""
     names = list(loops)[::-1] if backwards else list(loops)
-    found = {name: _sample(loops[name], device) / loops[name].steps_per_sample for name in names}
-    return {name: max(1, round(ns)) for name, ns in found.items()}
+    times = {name: _sample(loops[name], device) / loops[name].steps_per_sample for name in names}
+    return {name: max(1, round(ns)) for name, ns in times.items()}
 
 
 @dataclass
 class Timed:
-    """What `timed` measured: ns between two synchronisations, 1 at least."""
+    """The result of `timed`: ns between two synchronisations, 1 at least."""
 
     ns: int = 0
 
 
 @contextmanager
 def timed(device: torch.device) -> Iterator[Timed]:
-    """Times what runs inside, between synchronisations of the device."""
-    found = Timed()
+    """Measure the time of the block, between synchronisations of the device."""
+    result = Timed()
     synchronize(device)
     start = time.perf_counter_ns()
-    yield found
+    yield result
     synchronize(device)
-    found.ns = max(1, time.perf_counter_ns() - start)
+    result.ns = max(1, time.perf_counter_ns() - start)
 
 
 def _sample(loop: Loop, device: torch.device) -> int:
     loop.prepare()
-    with timed(device) as found:
+    with timed(device) as elapsed:
         output = loop.sample()
-    # Freed after the clock was read: a [B, S, V] of logits is not free to give back.
+    # Freed after the clock was read: giving back logits of [B, S, V] takes time.
     del output
-    return found.ns
+    return elapsed.ns
 
 
 @contextmanager
-def set_aside() -> Iterator[None]:
-    """What is in memory already is not looked through for garbage inside: torch and transformers
-    are a million objects that stay, and each look through them takes 0.2 s. Where the program has
-    set its own objects aside, it is left to do so."""
-    ours = gc.get_freeze_count() == 0
-    if ours:
+def heap_frozen() -> Iterator[None]:
+    """Keep the objects that exist already out of garbage collection: torch and transformers are a
+    million objects that stay, and each collection would look at them for 0.2 s. Does nothing if the
+    program has frozen its own objects."""
+    freezes = gc.get_freeze_count() == 0
+    if freezes:
         gc.freeze()
     try:
         yield
     finally:
-        if ours:
+        if freezes:
             gc.unfreeze()
 
 
 @contextmanager
-def collector_resting() -> Iterator[None]:
-    """No garbage collection inside; collected once before."""
+def collector_paused() -> Iterator[None]:
+    """No garbage collection inside; one before."""
     gc.collect()
     with no_collection():
         yield

@@ -1,7 +1,7 @@
-"""How well this machine tells times apart: a model against its own copy, for `doctor --timing`.
+"""The timing precision of this machine: a model against its own copy, for `doctor --timing`.
 
-In: seconds. Out: a check as those of `machine.doctor`, with what a capture of R placements can tell
-and how long it takes.
+In: seconds. Out: a MachineCheck with the precision and the duration of captures by their number of
+placements.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from prunescope.taxonomy.student import student
 from prunescope.taxonomy.words import percent
 from prunescope.tracer.calibration.texts import random_ids
 from prunescope.tracer.capture.phases import PrefillLoop
-from prunescope.tracer.capture.placements import place
-from prunescope.tracer.capture.timing import Share, take_share
+from prunescope.tracer.capture.placements import move_weights
+from prunescope.tracer.capture.timing import SampleSet, take_samples
 from prunescope.tracer.machine.device import num_cores, pick_device
 from prunescope.tracer.machine.disturbance import num_threads
 from prunescope.tracer.model.load import load_model
@@ -32,8 +32,8 @@ MODEL = "tiny-llama"
 _PROMPT, _SAMPLES, _LEAST = 256, 3, 4
 _SHOWN = (4, 8, 16, 32)  # placements
 _QUIET = 0.1  # share of samples that may be disturbed
-_FINE = 0.05  # a speedup that 8 placements should be able to tell
-_PINNED = 3  # cores, from which on one of them can be left free by pinning
+_FINE = 0.05  # precision of a speedup that 8 placements should reach
+_PINNED = 3  # cores from which on pinning can leave one free
 
 
 @dataclass(kw_only=True)
@@ -41,44 +41,44 @@ class TimingCheck(MachineCheck):
     """A check with the numbers behind it."""
 
     placements: int
-    bias: float  # mean log of model ÷ copy: 0 where neither is favoured
+    bias: float  # mean log of model ÷ copy: 0 without bias
     half_width: dict[str, float]  # by placements: half of the 95 % interval of a speedup, a share
-    seconds: dict[str, float]  # by placements: what so many take here, of this model
-    disturbed: float  # the share of samples that something disturbed
-    switches: float  # involuntary context switches of ours in a sample of both
-    reasons: dict[str, int]  # in how many placements by what
+    seconds: dict[str, float]  # by placements: duration of a capture of this model
+    disturbed: float  # share of disturbed samples
+    switches: float  # involuntary context switches in a sample of both
+    reasons: dict[str, int]  # number of placements by reason
 
 
 @dataclass(frozen=True)
-class Seated:
-    """One placement of the model and its copy: samples, and the seconds that it took."""
+class MeasuredPlacement:
+    """One placement of the model and its copy: samples, and its duration in seconds."""
 
-    share: Share
+    taken: SampleSet
     seconds: float
 
 
 def check_timing(seconds: float = 60.0, *, device: str = "auto") -> TimingCheck:
-    """Placements of a model and its copy for `seconds`; at least four."""
+    """Measure placements of a model and its copy for `seconds`, at least four."""
     where = pick_device(device)
-    seated = _seated(seconds, where)
-    shares = [one.share for one in seated]
+    measured = _measured(seconds, where)
+    sets = [placement.taken for placement in measured]
     logs = [
         math.log(statistics.median(s.samples["a"]) / statistics.median(s.samples["b"]))
-        for s in shares
+        for s in sets
     ]
     spread = statistics.stdev(logs)
     widths = {n: math.expm1(student(n - 1) * spread / math.sqrt(n)) for n in _SHOWN}
-    each_s = statistics.median(one.seconds for one in seated)
-    kept = sum(len(s.samples["a"]) for s in shares)
-    retaken = sum(s.retaken for s in shares)
-    disturbed = (retaken + sum(s.disturbed for s in shares)) / (kept + retaken)
-    reasons = Counter(why for s in shares for why in s.reasons)
+    each_s = statistics.median(placement.seconds for placement in measured)
+    kept = sum(len(s.samples["a"]) for s in sets)
+    retaken = sum(s.retaken for s in sets)
+    disturbed = (retaken + sum(s.disturbed for s in sets)) / (kept + retaken)
+    reasons = Counter(why for s in sets for why in s.reasons)
     quiet = disturbed <= _QUIET
     lengths = [f"{n} ({_time(n * each_s)}): ±{percent(widths[n], 1)}" for n in _SHOWN]
     says = (
-        f"{MODEL} against its copy, {len(shares)} placements; half of the interval of a "
+        f"{MODEL} against its copy, {len(sets)} placements; half of the interval of a "
         f"speedup, by placements of a capture: {'; '.join(lengths)}; with 8 "
-        f"{1 + widths[8]:.3f}× is the least that is told from none"
+        f"{1 + widths[8]:.3f}× is the smallest significant speedup"
     )
     if reasons:
         says += f"; {percent(disturbed)} of the samples disturbed ({', '.join(reasons)})"
@@ -87,39 +87,39 @@ def check_timing(seconds: float = 60.0, *, device: str = "auto") -> TimingCheck:
         ok=quiet and widths[8] <= _FINE,
         says=says,
         hint=_advice(widths, reasons, quiet=quiet, threads=num_threads(where)),
-        placements=len(shares),
+        placements=len(sets),
         bias=statistics.fmean(logs),
         half_width={str(n): width for n, width in widths.items()},
         seconds={str(n): n * each_s for n in _SHOWN},
         disturbed=disturbed,
-        switches=sum(s.switches for s in shares) / kept,
+        switches=sum(s.switches for s in sets) / kept,
         reasons=dict(reasons),
     )
 
 
-def _seated(seconds: float, device: torch.device) -> list[Seated]:
+def _measured(seconds: float, device: torch.device) -> list[MeasuredPlacement]:
     """The samples of each placement."""
     end = time.monotonic() + seconds
     model = load_model(MODEL, dtype="auto", device=device, attn="sdpa").model
     models = {"a": model, "b": copy.deepcopy(model)}
     ids = random_ids(model.get_input_embeddings().num_embeddings, batch=1, length=_PROMPT, seed=0)
-    draw = random.Random()
-    seated: list[Seated] = []
-    while len(seated) < _LEAST or time.monotonic() < end:
+    rng = random.Random()
+    measured: list[MeasuredPlacement] = []
+    while len(measured) < _LEAST or time.monotonic() < end:
         begun = time.perf_counter()
-        place(models.values(), draw)
+        move_weights(models.values(), rng)
         with torch.inference_mode():
             loops = {n: PrefillLoop(m, ids.to(device), logits="last") for n, m in models.items()}
-            share = take_share(
+            taken = take_samples(
                 loops,
-                warmup=1 if seated else 3,
+                warmup=1 if measured else 3,
                 repeats=_SAMPLES,
                 device=device,
                 advance=lambda: None,
-                turn=len(seated),
+                turn=len(measured),
             )
-        seated.append(Seated(share, time.perf_counter() - begun))
-    return seated
+        measured.append(MeasuredPlacement(taken, time.perf_counter() - begun))
+    return measured
 
 
 def _time(seconds: float) -> str:
@@ -129,33 +129,33 @@ def _time(seconds: float) -> str:
 def _advice(
     widths: dict[int, float], reasons: Counter[str], *, quiet: bool, threads: int
 ) -> str | None:
-    """What makes it better, the most useful first; None where nothing needs to be."""
+    """What improves the precision, the most useful first; None if nothing is needed."""
     wide = widths[8] > _FINE
-    beside = not quiet and bool({"other processes", "waits"} & reasons.keys())
-    said = []
-    if beside:
-        said.append("stop what else runs here")
+    shared = not quiet and bool({"other processes", "waits"} & reasons.keys())
+    advice = []
+    if shared:
+        advice.append("stop other processes on this machine")
     if not quiet and "steal" in reasons:
-        said.append("the virtual machine shares its cores: ask for ones of its own")
+        advice.append("the virtual machine shares its cores: use one with dedicated cores")
     if "other processes on the device" in reasons:
-        said.append("stop what else computes on the GPU")
+        advice.append("stop other processes on the GPU")
     if "clocks held down" in reasons:
-        said.append("the GPU is held down by heat or power: cool it, or lock its clocks lower")
-    if beside:
-        said += _cores_apart(threads)
-    elif not said and wide:
-        said += _core_left(threads)
+        advice.append("heat or power throttles the GPU: cool it, or lock its clocks lower")
+    if shared:
+        advice += _cores_apart(threads)
+    elif not advice and wide:
+        advice += _core_left(threads)
     if wide:
         enough = next((n for n, width in widths.items() if width <= _FINE), None)
-        said.append(
+        advice.append(
             f"--placements {enough} is enough for {percent(_FINE)}" if enough else "--placements 32"
         )
-    return "; ".join(said) or None
+    return "; ".join(advice) or None
 
 
 def _cores_apart(threads: int) -> list[str]:
-    """Cores for what is timed and others for what else runs, in the words of taskset; where there
-    are too few of them, or no taskset, a core that torch leaves free."""
+    """Separate cores for the timed code and other processes, by taskset; with too few cores, or
+    without taskset, a core that torch leaves free."""
     if not hasattr(os, "sched_getaffinity"):
         return _core_left(threads)
     ours = sorted(os.sched_getaffinity(0))
@@ -168,7 +168,7 @@ def _cores_apart(threads: int) -> list[str]:
 
 
 def _core_left(threads: int) -> list[str]:
-    """A core for the system, where torch uses all of several."""
+    """Leave a core to the system if torch uses all of several."""
     cores = num_cores()
     if threads < cores or cores == 1:
         return []
@@ -176,7 +176,7 @@ def _core_left(threads: int) -> list[str]:
 
 
 def _ranges(cores: list[int]) -> str:
-    """As taskset takes them: 0-2,5."""
+    """In the syntax of taskset: 0-2,5."""
     runs: list[list[int]] = []
     for core in cores:
         if runs and core == runs[-1][-1] + 1:

@@ -1,4 +1,4 @@
-"""`prunescope trace`: run a model and its pruned twin, and write what was seen.
+"""`prunescope trace`: run a dense model and its pruned version, and write both as runs.
 
 In: a TraceRequest. Out: a folder F with F/dense and F/pruned, each a run (taxonomy.run).
 """
@@ -17,7 +17,7 @@ from prunescope.taxonomy.run_blocks import MeasuredPeaks
 from prunescope.tracer.capture.progress import Progress, Silent
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.capture.runs import baseline_folder, check_out, write_runs
-from prunescope.tracer.recovery.place import beside, kept_in
+from prunescope.tracer.recovery.storage import storage_next_to, trainings_stored
 
 if TYPE_CHECKING:
     from prunescope.tracer.capture.variants import Prepared
@@ -32,16 +32,15 @@ def trace(
     peaks: MeasuredPeaks | None = None,
     prepared: Prepared | None = None,
 ) -> Path:
-    """Capture what `request` asks for and return its folder, whole or not at all.
+    """Run the capture of `request` and return its folder, which is written whole or not at all.
 
-    `peaks`: what `tracer.machine.peaks.measure_peaks` gave for this device, dtype and threads,
-    where many captures follow each other; measured here if None. `prepared`: the models of this
-    request and their quality, where they are run more than once. Raises PrunescopeError on a bad
-    request.
+    `peaks`: result of `tracer.machine.peaks.measure_peaks` for this device, dtype and threads;
+    measured here if None. `prepared`: the models of this request and their quality, if several
+    captures share them. Raises PrunescopeError on a bad request.
     """
     request.check()
-    check_out(request.out, overwrite=request.overwrite)
-    with clean_termination(), claimed(request.out):
+    check_out(request.folder, overwrite=request.overwrite)
+    with clean_termination(), claimed(request.folder):
         return _trace(request, progress or Silent(), peaks, prepared)
 
 
@@ -51,7 +50,7 @@ def _trace(
     peaks: MeasuredPeaks | None,
     prepared: Prepared | None,
 ) -> Path:
-    baseline = None if request.baseline is None else baseline_folder(request.baseline)
+    baseline = None if request.baseline is None else baseline_folder(Path(request.baseline))
     if baseline is not None:
         _check_same_inputs(read_run(baseline), request)
     # Kineto writes to standard error at every start and stop, unless this is set beforehand.
@@ -61,24 +60,24 @@ def _trace(
     from prunescope.tracer.capture.session import capture
 
     variants = None if prepared is None else prepared.variants
-    # Beside `out`, so that the same command goes on with the training of one that was killed.
-    trainings = None if request.recover is None or prepared else beside(request.out)
-    with kept_in(trainings, progress):
+    # Next to `out`, so that the same command resumes a killed training.
+    trainings = None if request.recover is None or prepared else storage_next_to(request.folder)
+    with trainings_stored(trainings, progress):
         captures = capture(request, progress, peaks=peaks, variants=variants)
     for name, quality in (prepared.quality if prepared else {}).items():
         captures[name].run.quality = quality
-    check_out(request.out, overwrite=request.overwrite)
-    progress.stage("write traces", sum(len(one.traces) for one in captures.values()))
-    write_runs(request.out, captures, baseline, progress)
+    check_out(request.folder, overwrite=request.overwrite)
+    progress.stage("write traces", sum(len(captured.traces) for captured in captures.values()))
+    write_runs(request.folder, captures, baseline, progress)
     if trainings is not None:
         shutil.rmtree(trainings, ignore_errors=True)
     del captures
     release()
-    return request.out
+    return request.folder
 
 
 def _check_same_inputs(run: Run, request: TraceRequest) -> None:
-    """A twin was run on the same inputs, or the comparison says nothing."""
+    """Raises PrunescopeError if the baseline was run on other inputs, which cannot be compared."""
     for phase in request.phases:
         entry = run.phases.get(phase)
         if entry is None:

@@ -1,17 +1,16 @@
 """`prunescope.capture`: a run folder from a user's own loop around a model.
 
-In: any module and the loop, step by step. Out: F/dense, or F/pruned beside a baseline. The first
-steps warm up, the next are unprofiled samples, one is thrown away, then come the profiled ones.
+In: any module and the loop, step by step. Out: F/dense, or F/pruned with a baseline. In each
+placement the first steps warm up, the next are unprofiled samples, one is thrown away, and the
+last are profiled.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import random
 import re
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -24,22 +23,28 @@ from prunescope.taxonomy.run import PhaseRun, Placement, Run
 from prunescope.tracer.capture.device_state import DeviceState
 from prunescope.tracer.capture.joined import Joined
 from prunescope.tracer.capture.manifest import manifest
-from prunescope.tracer.capture.placements import place, settle, shares
+from prunescope.tracer.capture.placements import (
+    PlacementPlan,
+    placed,
+    plan_placements,
+    separate_storages,
+)
 from prunescope.tracer.capture.profiled import ProfiledSession, label_of
 from prunescope.tracer.capture.runs import Capture, baseline_folder, check_out, write_runs
 from prunescope.tracer.capture.timing import Watch, timed
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.load import Loaded
 
-_VARIANT = "user"  # of the turns; the manifest says whether they are dense or pruned
-_KINDS = ("warmup", "sample", "profile")  # of steps
-_BACKWARD = "autograd::engine::evaluate_function"  # of the ops of a backward pass
+_VARIANT = "user"  # of the trace's steps; the manifest says whether they are dense or pruned
+_BACKWARD = "autograd::engine::evaluate_function"  # prefix of the ops of a backward pass
 _PHASE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,39}")
+
+StepContext = AbstractContextManager[None]
 
 
 @helpful
 @contextmanager
-def capture(  # noqa: PLR0913 - the options of `prunescope trace` that a loop of one's own has
+def capture(  # noqa: PLR0913 - the options of `prunescope trace` that apply to a user's loop
     model: torch.nn.Module,
     *,
     out: Path | str,
@@ -53,82 +58,58 @@ def capture(  # noqa: PLR0913 - the options of `prunescope trace` that a loop of
 ) -> Iterator[UserCapture]:
     """Capture the steps of a loop; writes `out` when the block ends without an exception.
 
-    The block must run warmup + repeats + 1 + steps steps at least; more run untouched. With several
-    `placements` the weights move to fresh memory before each (the model is the same object), which
-    warms up, samples and profiles its share: placements x (warmup + 1) + repeats + steps steps,
-    with one profiled step a placement at least. Leave it at 1 for a model whose CUDA graphs or
-    optimizer know where its weights lie. `phase` is what the report calls them. None: "training"
-    where a step computes gradients, "decode" where the first call has one token a sequence behind a
-    filled cache, "prefill" for other calls of a model that takes a cache, and "forward" for a
-    module that takes none (an encoder, an MLP, a convolutional net). Raises PrunescopeError where
-    fewer steps ran, where `out` exists, and for a module without parameters.
+    The block must run at least warmup + repeats + 1 + steps steps; further steps are not measured.
+    With several `placements` the weights move to fresh memory before each (the model is the same
+    object), and each has a warm-up of its own and its part of the samples and steps: placements x
+    (warmup + 1) + repeats + steps steps, with one profiled step a placement at least. Leave it at 1
+    for a model whose CUDA graphs or optimizer hold addresses of weights.
+
+    `phase` is its name in the report. None: "training" if a step computes gradients, "decode" if
+    the first call has one token a sequence and a filled cache, "prefill" for other calls of a model
+    that takes a cache, and "forward" for a module that takes none (an encoder, an MLP, a
+    convolutional net). Raises PrunescopeError if fewer steps ran, if `out` exists, and for a module
+    without parameters.
     """
     folder = Path(out)
     _check_phase(phase)
     check_out(folder, overwrite=overwrite)
-    twin = None if baseline is None else baseline_folder(Path(baseline))
-    plan = _plan(warmup=warmup, repeats=repeats, steps=steps, placements=placements)
+    baseline_run = None if baseline is None else baseline_folder(Path(baseline))
+    if placements < 1:
+        raise PrunescopeError(
+            f"placements is {placements}, and 1 is the least",
+            hint="8 samples the placement of weights in memory",
+        )
+    count = min(placements, max(1, repeats))
+    plans = plan_placements(count, repeats=repeats, steps=steps)
     with claimed(folder):
         with ExitStack() as stack:
-            steps_seen = UserCapture(model, plan, stack)
+            user_capture = UserCapture(model, plans, warmup, stack)
             try:
-                yield steps_seen
+                yield user_capture
             finally:
-                steps_seen.settle()
+                user_capture.restore_storages()
         with clean_termination():
-            name = "dense" if twin is None else "pruned"
-            captured = steps_seen.finish(name, phase)
+            name = "dense" if baseline_run is None else "pruned"
+            captured = user_capture.finish(name, phase)
             check_out(folder, overwrite=overwrite)
-            write_runs(folder, {name: captured}, twin)
+            write_runs(folder, {name: captured}, baseline_run)
 
 
 def _check_phase(phase: str | None) -> None:
     if phase is not None and not _PHASE_NAME.fullmatch(phase):
         raise PrunescopeError(
-            f"{phase[:40]!r} is no name of a phase",
+            f"{phase[:40]!r} is not a valid phase name",
             hint="letters, digits, - and _, as in prefill, decode or forward",
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Step:
-    """What one step of the loop is for. `index`: of a profiled step, in its placement and in all;
-    -1 is thrown away."""
-
-    kind: str  # one of _KINDS
-    placement: int
-    begins: bool = False  # its placement
-    index: int = -1
-    ends: bool = False  # the profiled steps of its placement
-
-
-def _plan(*, warmup: int, repeats: int, steps: int, placements: int) -> list[_Step]:
-    """Every step in order."""
-    if placements < 1:
-        raise PrunescopeError(
-            f"placements is {placements}, not from 1 on", hint="8 draws where weights lie in memory"
-        )
-    count = min(placements, max(1, repeats))
-    plan: list[_Step] = []
-    profiled = 0
-    for i, (samples, share) in enumerate(
-        zip(shares(repeats, count), shares(max(steps, count), count), strict=True)
-    ):
-        own = [_Step("warmup", i)] * warmup + [_Step("sample", i)] * samples
-        own += [_Step("profile", i, index=-1)]
-        own += [_Step("profile", i, index=profiled + j) for j in range(share)]
-        own[0] = dataclasses.replace(own[0], begins=True)
-        own[-1] = dataclasses.replace(own[-1], ends=True)
-        profiled += share
-        plan += own
-    return plan
 
 
 class UserCapture:
     """The steps of one loop. `with c.step():` goes around each."""
 
-    def __init__(self, model: torch.nn.Module, plan: list[_Step], stack: ExitStack) -> None:
-        self._model, self._plan, self._stack = model, plan, stack
+    def __init__(
+        self, model: torch.nn.Module, plans: list[PlacementPlan], warmup: int, stack: ExitStack
+    ) -> None:
+        self._model, self._plans, self._warmup, self._stack = model, plans, warmup, stack
         first = next(model.parameters(), None)
         if first is None:
             raise PrunescopeError(
@@ -136,68 +117,47 @@ class UserCapture:
                 hint="give capture() the module that holds the weights",
             )
         self._device = first.device
-        self._count = 0
-        self._inside = False  # a step
+        self._inside_step = False
+        self._steps_run = 0
+        self._contexts = self._planned_steps()
         self._samples_ns: list[int] = []
-        self._placements = [Placement(samples=0, steps=0) for _ in range(plan[-1].placement + 1)]
-        self._watches: dict[str, Watch] = {}  # of the placement, by kind of step
+        self._placements: list[Placement] = []
         self._inputs: dict[str, Any] = {}
-        self._session: ProfiledSession | None = None
         self._joined = Joined()
         self._trains = False
-        self._around = DeviceState(self._device)
-        self._around.open(self._loaded().dtype)
-        self._draw = random.Random()
+        self._state = DeviceState(self._device)
+        self._state.open(self._loaded().dtype)
+        self._rng = random.Random()
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """One step of the loop, of the kind whose turn it is. Raises PrunescopeError inside of
-        another: the outer one would be timed with it, and each counted."""
-        if self._inside:
+        """One step of the loop: warm-up, sample or profiled step, in the planned order.
+
+        Raises PrunescopeError inside another step: both would be timed and counted.
+        """
+        if self._inside_step:
             raise PrunescopeError(
                 "a step is inside of another step",
                 hint="`with c.step():` goes once around each step of the loop",
             )
-        self._inside = True
+        self._inside_step = True
         try:
-            with self._stepped():
+            context = next(self._contexts, nullcontext())
+            self._steps_run += 1
+            with self._inputs_recorded() if self._steps_run == 1 else nullcontext(), context:
                 yield
         finally:
-            self._inside = False
+            self._inside_step = False
 
-    @contextmanager
-    def _stepped(self) -> Iterator[None]:
-        number, self._count = self._count, self._count + 1
-        if number >= len(self._plan):
-            yield
-            return
-        step = self._plan[number]
-        placement = self._placements[step.placement]
-        if step.begins:
-            self._watches = {kind: Watch(self._device) for kind in _KINDS}
-        if step.begins and len(self._placements) > 1:
-            start = time.perf_counter_ns()
-            place([self._model], self._draw)
-            placement.cost_ns += time.perf_counter_ns() - start
-        if step.kind == "profile":
-            with self._profiled(step):
-                yield
-        elif number == 0:
-            with self._watched_inputs(step):
-                yield
-        else:
-            with self._timed(step):
-                yield
-
-    def settle(self) -> None:
+    def restore_storages(self) -> None:
         """After the loop: weights that moved get storages of their own again."""
-        if len(self._placements) > 1:
-            settle(self._model, self._draw)
+        if len(self._plans) > 1:
+            separate_storages(self._model, self._rng)
 
     def usual_phase(self) -> str:
-        """What the steps were: training where gradients were computed, mixed where one called the
-        model for a prompt and for single tokens, as `generate` does, else by the first one's cache.
-        """
+        """The phase by what the steps did: training if gradients were computed, mixed if one step
+        called the model for a prompt and for single tokens (as `generate` does), else by the cache
+        of the first call."""
         if self._trains:
             return "training"
         first = self._inputs
@@ -208,88 +168,108 @@ class UserCapture:
         return "decode" if first["past"] and first["length"] == 1 else "prefill"
 
     def finish(self, variant: str, phase: str | None) -> Capture:
-        """The capture of the whole loop; `phase` None: its usual one. Raises PrunescopeError where
+        """The capture of the whole loop; `phase` None: `usual_phase`. Raises PrunescopeError if
         steps are missing."""
-        if self._count < len(self._plan):
+        needed = sum(self._warmup + plan.repeats + 1 + plan.steps for plan in self._plans)
+        if self._steps_run < needed:
             raise PrunescopeError(
-                f"the loop ran {self._count} steps, and {len(self._plan)} are needed",
+                f"the loop ran {self._steps_run} steps, and {needed} are needed",
                 hint="run more, or pass smaller warmup, repeats or steps to capture()",
             )
         phase = phase or self.usual_phase()
         captured = Capture(run=self._run(variant, phase), traces={phase: self._joined})
-        captured.run.timing = self._around.close()
+        captured.run.timing = self._state.close()
         return captured
 
+    def _planned_steps(self) -> Iterator[StepContext]:
+        """The context of each planned step, placement by placement."""
+        move = len(self._plans) > 1
+        for plan, cost_ns in placed(self._plans, [self._model], self._rng, move=move):
+            placement = Placement(samples=0, steps=0, cost_ns=cost_ns)
+            self._placements.append(placement)
+            for _ in range(self._warmup):
+                yield self._warm_up(placement)
+            samples = Watch(self._device)
+            for _ in range(plan.repeats):
+                yield self._sample(placement, samples)
+            # Samples are steps of the user's loop: disturbed ones cannot be repeated.
+            reasons = samples.reasons()
+            placement.disturbed = sum(map(bool, reasons))
+            placement.reasons = list(dict.fromkeys(chain.from_iterable(reasons)))
+            placement.switches = sum(samples.switches())
+            yield from self._profiled_steps(plan, placement)
+
     @contextmanager
-    def _watched_inputs(self, step: _Step) -> Iterator[None]:
-        """Shapes of the first step: tokens, cache and logits as the model was given them."""
-        seen: list[dict[str, Any]] = []
+    def _warm_up(self, placement: Placement) -> Iterator[None]:
+        with timed(self._device) as elapsed:
+            yield
+        placement.cost_ns += elapsed.ns
 
-        def look(_module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-            # What torch.compile returns takes any arguments: the module inside says which it knows.
+    @contextmanager
+    def _sample(self, placement: Placement, watch: Watch) -> Iterator[None]:
+        with watch.sample(), timed(self._device) as elapsed:
+            yield
+        self._samples_ns.append(elapsed.ns)
+        placement.samples += 1
+
+    def _profiled_steps(self, plan: PlacementPlan, placement: Placement) -> Iterator[StepContext]:
+        """Step -1, which is thrown away, and the placement's profiled steps in one session."""
+        session = self._stack.enter_context(ProfiledSession([self._model], self._device))
+        watch = Watch(self._device)
+        first = sum(placement.steps for placement in self._placements)
+        for index in (-1, *range(first, first + plan.steps)):
+            yield self._profiled(session, placement, watch, index=index, plan=plan)
+
+    @contextmanager
+    def _profiled(
+        self,
+        session: ProfiledSession,
+        placement: Placement,
+        watch: Watch,
+        *,
+        index: int,
+        plan: PlacementPlan,
+    ) -> Iterator[None]:
+        watched = watch.sample() if index >= 0 else nullcontext()
+        with watched, session.turn(_VARIANT, label_of(index)):
+            yield
+        placement.steps += index >= 0
+        if placement.steps < plan.steps:
+            return
+        self._stack.close()
+        reasons = watch.reasons()
+        if 2 * sum(map(bool, reasons)) > len(reasons):  # most of them
+            placement.steps_disturbed = list(dict.fromkeys(chain.from_iterable(reasons)))
+        trace = session.traces()[_VARIANT]
+        self._state.achieved.add(trace)
+        names = (str(event.get("name", "")) for event in trace["traceEvents"])
+        self._trains |= any(name.startswith(_BACKWARD) for name in names)
+        self._joined.add(trace)
+
+    @contextmanager
+    def _inputs_recorded(self) -> Iterator[None]:
+        """Record tokens, cache and logits of the calls in the first step."""
+        calls: list[dict[str, Any]] = []
+
+        def record(_module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+            # A compiled model takes any arguments: the module inside has the real signature.
             original = getattr(self._model, "_orig_mod", self._model)
-            seen.append(compat.call_shape(original, args, kwargs))
+            calls.append(compat.call_shape(original, args, kwargs))
 
-        handle = self._model.register_forward_pre_hook(look, with_kwargs=True)
+        handle = self._model.register_forward_pre_hook(record, with_kwargs=True)
         try:
-            with self._timed(step):
-                yield
+            yield
         finally:
             handle.remove()
-        if not seen:
+        if not calls:
             raise PrunescopeError(
                 "the model was not called in the first step",
                 hint="call the model that capture() was given inside `with c.step():`",
             )
-        self._inputs = seen[0] | {
-            "tokens": sum(call["batch"] * call["length"] for call in seen),
-            "lengths": [call["length"] for call in seen],
+        self._inputs = calls[0] | {
+            "tokens": sum(call["batch"] * call["length"] for call in calls),
+            "lengths": [call["length"] for call in calls],
         }
-
-    @contextmanager
-    def _timed(self, step: _Step) -> Iterator[None]:
-        with self._watches[step.kind].sample(), timed(self._device) as found:
-            yield
-        placement = self._placements[step.placement]
-        if step.kind == "warmup":
-            placement.cost_ns += found.ns
-            return
-        self._samples_ns.append(found.ns)
-        placement.samples += 1
-
-    @contextmanager
-    def _profiled(self, step: _Step) -> Iterator[None]:
-        placement = self._placements[step.placement]
-        if self._session is None:
-            self._judge_samples(placement)
-            self._session = self._stack.enter_context(ProfiledSession([self._model], self._device))
-        watch = self._watches["profile" if step.index >= 0 else "warmup"]
-        with watch.sample(), self._session.turn(_VARIANT, label_of(step.index)):
-            yield
-        placement.steps += step.index >= 0
-        if step.ends:
-            self._stack.close()
-            self._judge_steps(placement)
-            trace = self._session.traces()[_VARIANT]
-            self._session = None
-            self._around.achieved.add(trace)
-            names = (str(event.get("name", "")) for event in trace["traceEvents"])
-            self._trains |= any(name.startswith(_BACKWARD) for name in names)
-            self._joined.add(trace)
-
-    def _judge_samples(self, placement: Placement) -> None:
-        """Which of a placement's samples something ran beside: the user's steps, so that none is
-        taken again."""
-        found = self._watches["sample"].reasons()
-        placement.disturbed = sum(map(bool, found))
-        placement.reasons = list(dict.fromkeys(chain.from_iterable(found)))
-        placement.switches = sum(self._watches["sample"].switches())
-
-    def _judge_steps(self, placement: Placement) -> None:
-        """What ran beside most of a placement's profiled steps, which are marked as one."""
-        found = self._watches["profile"].reasons()
-        if 2 * sum(map(bool, found)) > len(found):
-            placement.steps_disturbed = list(dict.fromkeys(chain.from_iterable(found)))
 
     def _loaded(self) -> Loaded:
         config: Any = getattr(self._model, "config", None)
@@ -311,10 +291,10 @@ class UserCapture:
             mode="eager",
             steps=sum(placement.steps for placement in self._placements),
             tokens_per_step=inputs["tokens"],
-            warmup=sum(s.kind == "warmup" and s.placement == 0 for s in self._plan),
+            warmup=self._warmup,
             samples_ns=self._samples_ns,
             interleaved="alone",
             placements=self._placements,
         )
-        device = self._around.open(loaded.dtype)
+        device = self._state.open(loaded.dtype)
         return manifest(variant, model, loaded, device, phases={phase: entry})

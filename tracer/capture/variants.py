@@ -24,19 +24,19 @@ from prunescope.tracer.model.load import Loaded, load_model
 from prunescope.tracer.model.logits import probe
 from prunescope.tracer.pruners.user_method import check_returned, load_method
 
-# Free memory that a second model asks for: its weights, and some for what a forward adds.
+# Free memory that a second model needs, in sizes of its weights: a forward needs some too.
 _ROOM = 1.2
-# Tables of learnt positions, by the names that transformers gives them.
+# Names of tables of learnt positions in transformers.
 _POSITIONS = re.compile(r"(?:^|\.)(?:wpe|embed_positions|position_embeddings?|pos_embed)$")
 
 
 class BaselineDoesNotFit(Exception):
-    """Dense and pruned cannot be in memory together."""
+    """Dense and pruned do not fit in memory together."""
 
 
 @dataclass(kw_only=True)
 class Variant:
-    """A model that is run, and what was done to it (None for a model as it was loaded)."""
+    """A model to run, and its pruning (None for an unpruned model)."""
 
     name: str  # "dense" | "pruned"
     model: Any
@@ -47,8 +47,8 @@ class Variant:
 
 @dataclass(kw_only=True)
 class Prepared:
-    """Variants made before their captures, "dense" first, so that several captures run the same
-    objects; by name, what goes into each manifest as `quality`, and the prompts that it is of."""
+    """Variants for several captures, "dense" first; `quality` of each manifest by name, and the
+    prompt length that it is for."""
 
     variants: list[Variant]
     quality: dict[str, Quality] = field(default_factory=dict)
@@ -56,18 +56,18 @@ class Prepared:
 
 
 def check_method(request: TraceRequest) -> None:
-    """Raises PrunescopeError on a method or knob that does not exist, before a model is loaded."""
+    """Raises PrunescopeError for an unknown method or knob, before a model is loaded."""
     if request.method is not None and request.parts is None:
         load_method(request.method)
         if request.knobs:
             raise PrunescopeError(
-                f"--set has no meaning for {request.method}",
-                hint="a method of your own takes (model, sparsity) alone",
+                f"--set has no effect on {request.method}",
+                hint="a method of your own takes only (model, sparsity)",
             )
 
 
 def variant_names(request: TraceRequest) -> tuple[str, ...]:
-    """Which of "dense" and "pruned" a request asks for, in this order."""
+    """The variants of a request: "dense" and/or "pruned", in this order."""
     names = []
     alone = request.no_baseline and request.method is not None
     if request.baseline is None and not alone:
@@ -82,14 +82,14 @@ def make_variants(
 ) -> list[Variant]:
     """Load and prune. Dense and pruned come from the same weights unless two models are named.
 
-    Raises BaselineDoesNotFit where there is no memory for the second of two.
+    Raises BaselineDoesNotFit if there is no memory for the second of two.
     """
     options: dict[str, Any] = {"dtype": request.dtype, "device": device, "attn": request.attn}
     variants: list[Variant] = []
     if "dense" in names:
         loaded = load_model(request.baseline_model or request.model, **options)
         _check_positions(loaded.model, request)
-        _check_runs(loaded.model, "as it is loaded")
+        _check_runs(loaded.model, "unpruned")
         variants.append(Variant(name="dense", model=loaded.model, loaded=loaded))
     if "pruned" in names:
         if variants and weight_bytes(variants[0].model) * _ROOM > free_bytes(device):
@@ -110,9 +110,9 @@ def _pruned(request: TraceRequest, loaded: Loaded) -> Variant:
     if not hasattr(applied.model, "config"):
         raise PrunescopeError(
             f"the model that {request.method} returned has no `config`",
-            hint="return a model of transformers, changed as you like",
+            hint="return a model of transformers",
         )
-    if request.parts is None:  # it may have done anything to an architecture that is known
+    if request.parts is None:  # also for known architectures: it may have changed anything
         check_returned(request.method, applied.model)
     _check_runs(applied.model, f"pruned with {request.method}")
     return Variant(
@@ -125,24 +125,23 @@ def _pruned(request: TraceRequest, loaded: Loaded) -> Variant:
 
 
 def _check_positions(model: Any, request: TraceRequest) -> None:
-    """Learnt positions end somewhere. Raises PrunescopeError where the phases would pass that."""
+    """Raises PrunescopeError if the phases need more positions than the model has learnt."""
     wanted = request.prompt_len + ("decode" in request.phases) * request.decode_steps
     for name, module in model.named_modules():
         if not isinstance(module, torch.nn.Embedding) or not _POSITIONS.search(name):
             continue
-        if in_tower(name):  # patches of an image have positions of their own
+        if in_tower(name):  # positions of image patches
             continue
         most = module.num_embeddings - getattr(module, "offset", 0)  # OPT's first two are unused
         if wanted > most:
             raise PrunescopeError(
-                f"{wanted} tokens were asked for, and this model has {most} learnt positions",
+                f"{wanted} tokens were requested, and this model has {most} learnt positions",
                 hint=f"--prompt-len {request.prompt_len - (wanted - most)} is the most"
                 + (" with these --decode-steps" if "decode" in request.phases else ""),
             )
 
 
 def _check_runs(model: Any, what: str) -> None:
-    """An architecture that has no entry in the table may do anything: better said before it is
-    timed."""
+    """Probe a model of an unknown architecture before it is timed."""
     if not is_known(model):
         probe(model, what)

@@ -1,6 +1,6 @@
-"""What the weights are: zeros and their pattern, matrix by matrix, whoever put them there.
+"""Weight statistics: zeros and their pattern in each matrix, and the counts of dynamic modules.
 
-In: a model. Out: the `census` of run.json.
+In: a model. Out: WeightStats, which is `census` of run.json.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from prunescope.tracer.model.compat import inner
 
 
 @torch.no_grad()
-def census(model: nn.Module) -> WeightStats:
-    """A Matrix for each weight of two or more dimensions."""
+def weight_stats(model: nn.Module) -> WeightStats:
+    """Statistics of each weight of two or more dimensions."""
     rows = []
     for path, module in inner(model).named_modules():
-        name = path.replace(".base_layer", "")  # the linear itself, where peft put adapters beside
+        name = path.replace(".base_layer", "")  # the linear inside an adapter of peft
         for parameter_name, parameter in module.named_parameters(recurse=False):
             if parameter.dim() >= 2 and parameter.numel() and parameter.is_floating_point():
                 rows.append(_row(name, module, parameter_name, parameter))
@@ -29,8 +29,8 @@ def census(model: nn.Module) -> WeightStats:
 
 
 def _row(name: str, module: nn.Module, parameter_name: str, parameter: torch.Tensor) -> Matrix:
-    """The row of a parameter, as its module multiplies by it: `applied` names what makes the weight
-    anew at every call, a mask of torch.nn.utils.prune or a parametrisation."""
+    """The statistics of a parameter in use: `applied` names what recomputes the weight in
+    every call, a mask of torch.nn.utils.prune or a parametrisation."""
     applied = None
     if hasattr(module, "weight_fake_quant"):  # torch.ao.nn.qat
         applied = "torch.ao.quantization"
@@ -47,11 +47,11 @@ def _row(name: str, module: nn.Module, parameter_name: str, parameter: torch.Ten
 
 
 def matrix_row(name: str, weight: torch.Tensor, *, applied: str | None = None) -> Matrix:
-    """The row of one weight [..., N, K]."""
+    """The statistics of one weight [..., N, K]."""
     place = locate(name)
     zero = (weight == 0).contiguous()
     whole = zero.shape[-1] // 4 * 4
-    flags = zero.view(torch.uint8)  # its minimum is six times as fast as `all`
+    flags = zero.view(torch.uint8)  # amin is six times as fast as `all`
     return Matrix(
         name=name,
         layer=place.layer,
@@ -66,13 +66,13 @@ def matrix_row(name: str, weight: torch.Tensor, *, applied: str | None = None) -
 
 
 def _two_of_four(zero: torch.Tensor) -> torch.Tensor:
-    """One flag a group: a word of four flags has two at least if one fewer still leaves one."""
+    """A flag for each group of four: clearing the lowest flag of the word leaves another one."""
     words = zero.reshape(-1).view(torch.int32)
     return (words & (words - 1)) != 0
 
 
 def dynamic_stats(model: nn.Module) -> dict[str, ModuleCounts]:
-    """By module name, what was counted since the last call; see `tracer.pruners.Counting`."""
+    """Counts by module name since the last call; see `tracer.pruners.Counting`."""
     return {
         name: module.prunescope_stats()
         for name, module in model.named_modules()
@@ -81,17 +81,17 @@ def dynamic_stats(model: nn.Module) -> dict[str, ModuleCounts]:
 
 
 def add_stats(counted: dict[str, ModuleCounts], stats: Mapping[str, ModuleCounts]) -> None:
-    """Add the counts of more steps to those of the steps before."""
-    for name, one in stats.items():
-        so_far = counted.setdefault(name, ModuleCounts(unit=one.unit))
-        so_far.active += one.active
-        so_far.total += one.total
+    """Add the counts of further steps."""
+    for name, new in stats.items():
+        counts = counted.setdefault(name, ModuleCounts(unit=new.unit))
+        counts.active += new.active
+        counts.total += new.total
 
 
 def skips_no_block(stats: Mapping[str, ModuleCounts]) -> bool:
-    """Whether, by `dynamic_stats`, there were blocks to choose from and all were seen."""
-    blocks = [one for one in stats.values() if one.unit == "blocks"]
-    return bool(blocks) and all(one.active == one.total for one in blocks)
+    """Whether, by `dynamic_stats`, there are blocks and all of them were read."""
+    blocks = [counts for counts in stats.values() if counts.unit == "blocks"]
+    return bool(blocks) and all(counts.active == counts.total for counts in blocks)
 
 
 def _share(flags: torch.Tensor) -> float:
@@ -99,7 +99,7 @@ def _share(flags: torch.Tensor) -> float:
 
 
 def _as_output_by_input(module: nn.Module, parameter: torch.Tensor) -> torch.Tensor:
-    """[..., N, K]: GPT-2's Conv1D stores [K, N]; packed sparse weights are unpacked."""
+    """The weight as [..., N, K]: GPT-2's Conv1D stores [K, N]; packed weights are unpacked."""
     dense = parameter.detach()
     if type(parameter.data) is not torch.Tensor and hasattr(parameter.data, "to_dense"):
         dense = parameter.data.to_dense()

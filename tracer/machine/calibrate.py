@@ -1,7 +1,7 @@
 """This machine as an entry of the device table, measured in three passes of a few seconds.
 
-Out: the object of `devices --json` plus "measured", which says whether the passes agree. Rates are
-FLOP/s and bytes/s. The newest one of a device is kept in the user's cache.
+Out: the object of `devices --json` plus "measured", with whether the passes agree. Rates are FLOP/s
+and bytes/s. The newest result of a device is kept in the user's cache.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from prunescope.tracer.machine.memory_rates import MemoryRates, better_rates, me
 from prunescope.tracer.machine.peaks import STATISTIC, better_peaks, measure_peaks
 
 PASSES = 3
-AGREE = 0.1  # passes further apart than this share of their median do not
+AGREE = 0.1  # largest spread of passes that agree, as a share of their median
 _VENDORS = {"cuda": "NVIDIA", "rocm": "AMD"}
-_MARKS = re.compile(r"\((r|tm|c)\)|\b(processor|cpu)\b|@.*", re.IGNORECASE)
+_NOT_IN_SLUG = re.compile(r"\((r|tm|c)\)|\b(processor|cpu)\b|@.*", re.IGNORECASE)
 
 
 def calibrate(device: str = "auto", *, budget_s: float = 3.0) -> CalibratedDevice:
-    """Measure a device, `budget_s` seconds a pass; keep and return its entry.
+    """Measure a device, `budget_s` seconds a pass; store and return its entry.
 
-    A peak is the best of the passes: what disturbs a measurement lowers it. Raises PrunescopeError
-    where the device is unknown or absent.
+    A peak is the best of the passes, as a disturbance lowers it. Raises PrunescopeError for an
+    unknown or absent device.
     """
     place = pick_device(device)
     peaks, memory = [], []
@@ -72,8 +72,8 @@ def calibrate(device: str = "auto", *, budget_s: float = 3.0) -> CalibratedDevic
 
 
 def _memory(device: torch.device) -> tuple[MemoryRates, list[str]]:
-    """Rates, and what disturbed them: where something did they are measured once more, the better
-    of both counts, and what disturbed that too is told."""
+    """Memory rates, and what disturbed them. Disturbed rates are measured once more, and the better
+    ones count; then the reasons are those of the second measurement."""
     found, reasons = watched(lambda: measure_memory(device), device)
     if not reasons:
         return found, []
@@ -82,7 +82,7 @@ def _memory(device: torch.device) -> tuple[MemoryRates, list[str]]:
 
 
 def newest(name: str) -> CalibratedDevice | None:
-    """The newest entry of a device, by the name torch gives it; None where there is none."""
+    """The newest stored entry of a device, by its name in torch; None if there is none."""
     try:
         found = json.loads(_kept(slug(name)).read_bytes())
         return json_fields.read(CalibratedDevice, found)
@@ -92,7 +92,7 @@ def newest(name: str) -> CalibratedDevice | None:
 
 def slug(name: str) -> str:
     """A device id from a device's name: "NVIDIA L4" is nvidia-l4."""
-    return re.sub(r"[^a-z0-9]+", "-", _MARKS.sub(" ", name).lower()).strip("-")
+    return re.sub(r"[^a-z0-9]+", "-", _NOT_IN_SLUG.sub(" ", name).lower()).strip("-")
 
 
 def _spreads(passes: list[MeasuredPeaks]) -> dict[str, float]:
@@ -146,4 +146,4 @@ def _keep(entry: CalibratedDevice) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, json.dumps(json_fields.plain(entry), indent=1).encode())
     except OSError:
-        return  # a cache that cannot be written is no reason to withhold what was measured
+        return  # the entry is returned even if the cache cannot be written

@@ -1,4 +1,4 @@
-"""The machine at hand: its device, versions, clocks, load and memory.
+"""The machine: its device, versions, clocks, load and memory.
 
 Without names of hosts, users or paths. Sizes are bytes, clocks Hz.
 """
@@ -27,7 +27,7 @@ _CPU_CLOCK = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq")  # kH
 _CPU_INFO = Path("/proc/cpuinfo")
 _MEMORY = Path("/proc/meminfo")  # Linux alone has it; its "kB" are KiB
 
-# In the words of torch: memory of the CPU, and sizes beyond 64 bits.
+# torch's messages for CPU memory that runs out, and for sizes beyond 64 bits.
 _TOO_LARGE = re.compile(
     "can't allocate memory|not enough memory|size calculation overflow|multiplication overflow"
     "|Overflow when unpacking|too large to convert|maximum supported dimension"
@@ -46,7 +46,7 @@ def pick_device(name: str) -> torch.device:
         ) from None
     if device.type not in ("cpu", "cuda"):
         raise PrunescopeError(
-            f"--device {name}: traces can be taken on cpu and cuda (ROCm included)",
+            f"--device {name}: only cpu and cuda (ROCm included) can be traced",
             hint="use --device cpu",
         )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
@@ -58,13 +58,13 @@ def pick_device(name: str) -> torch.device:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for the device. The CPU is never behind."""
+    """Wait for the device; nothing to do for the CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def device_info(device: torch.device) -> DeviceEntry:
-    """Kind, name, threads and properties; the rest of the entry is filled in as it is measured."""
+    """Kind, name, threads and properties; measured fields of the entry are added later."""
     threads = torch.get_num_threads()
     if device.type == "cpu":
         properties: dict[str, Any] = {
@@ -91,7 +91,7 @@ def device_info(device: torch.device) -> DeviceEntry:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
+    """Versions of the libraries that numbers depend on."""
     found = {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -105,7 +105,7 @@ def versions() -> dict[str, str]:
 
 
 def prunescope_version() -> str:
-    """The installed version; "0+source" where the package is run from a checkout."""
+    """The installed version; "0+source" in a checkout."""
     try:
         return importlib.metadata.version("prunescope")
     except importlib.metadata.PackageNotFoundError:
@@ -113,7 +113,7 @@ def prunescope_version() -> str:
 
 
 def cache_folder() -> Path:
-    """Of models and measured peaks: $XDG_CACHE_HOME/prunescope, else ~/.cache/prunescope."""
+    """For models and measured peaks: $XDG_CACHE_HOME/prunescope, else ~/.cache/prunescope."""
     root = os.environ.get("XDG_CACHE_HOME")
     return (Path(root) if root else Path.home() / ".cache") / "prunescope"
 
@@ -126,7 +126,7 @@ def num_cores() -> int:
 
 
 def load_average() -> float | None:
-    """Runnable processes, averaged over the last minute; None where the system does not say."""
+    """Runnable processes, averaged over the last minute; None if unknown."""
     try:
         return os.getloadavg()[0]
     except (OSError, AttributeError):
@@ -134,7 +134,7 @@ def load_average() -> float | None:
 
 
 def timing_note(load_before: float | None) -> TimingNote:
-    """How busy the machine was. A minute's average includes this process, at most its threads."""
+    """How busy the machine was. The load average of a minute includes this process."""
     load_after, cores = load_average(), num_cores()
     notes = []
     if load_before is not None and load_before > cores:
@@ -147,7 +147,7 @@ def timing_note(load_before: float | None) -> TimingNote:
 
 
 def read_clocks(device: torch.device) -> dict[str, float] | None:
-    """{"core_hz", "memory_hz"} as far as they are known; None where nothing can be read."""
+    """{"core_hz", "memory_hz"} as far as they are known; None if nothing can be read."""
     return _gpu_clocks(device) if device.type == "cuda" else _cpu_clocks()
 
 
@@ -171,14 +171,14 @@ def _cpu_clocks() -> dict[str, float] | None:
 
 
 def last_cache_bytes(device: torch.device) -> int | None:
-    """Size of the last cache before memory; None where it cannot be read."""
+    """Size of the last-level cache; None if it cannot be read."""
     if device.type == "cuda":
         return getattr(torch.cuda.get_device_properties(device), "L2_cache_size", None)
     return max(_cpu_caches().values(), default=None)
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory of the device that is not in use."""
+    """Free memory of the device."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     if (linux := _memory("MemAvailable")) is not None:
@@ -187,14 +187,14 @@ def free_bytes(device: torch.device) -> int:
 
 
 def total_bytes() -> int:
-    """Memory of the machine, with what it can swap."""
+    """Memory of the machine, swap included."""
     if (linux := _memory("MemTotal", "SwapTotal")) is not None:
         return linux
     return int(_psutil().virtual_memory().total + _psutil().swap_memory().total)
 
 
 def _memory(*names: str) -> int | None:
-    """Sum of entries of /proc/meminfo, in bytes; None where the system has none of one name."""
+    """Sum of entries of /proc/meminfo, in bytes; None if one is missing."""
     try:
         text = _MEMORY.read_text(encoding="ascii", errors="replace")
     except OSError:
@@ -209,7 +209,7 @@ def _psutil() -> Any:
 
 
 def _cpu_caches() -> dict[str, int]:
-    """{"L1d": bytes, "L2": ..., "L3": ...} of the first core, as Linux tells it."""
+    """{"L1d": bytes, "L2": ..., "L3": ...} of the first core, from Linux."""
     caches: dict[str, int] = {}
     for index in sorted(_CPU_CACHE.glob("index*")):
         try:
@@ -241,7 +241,7 @@ def _memory_bytes() -> int | None:
 
 @contextmanager
 def thread_count(count: int | None) -> Iterator[None]:
-    """torch's CPU threads inside; as they were afterwards."""
+    """Set torch's CPU threads inside, and restore them afterwards."""
     before = torch.get_num_threads()
     if count is not None:
         torch.set_num_threads(count)
@@ -253,9 +253,9 @@ def thread_count(count: int | None) -> Iterator[None]:
 
 @contextmanager
 def memory_explained() -> Iterator[None]:
-    """Memory that runs out, and a size that no tensor has, are a user's error, with what to change.
+    """Turn memory that runs out, and impossible tensor sizes, into a PrunescopeError with a hint.
 
-    torch has an exception of its own for devices alone; of a CPU it raises what the words tell.
+    torch has an exception class for devices only; on a CPU the message of the error shows it.
     """
     try:
         yield

@@ -1,7 +1,7 @@
-"""Whether something else ran beside what was timed: CPU time of others, steal, waits for a core.
+"""Whether other work disturbed a measurement: CPU time of others, steal, waits for a core.
 
 In: readings of the system before and after. Out: a Disturbance, ns. Ticks of the system are 10 ms:
-thresholds leave room for them, so that a quiet machine is not called disturbed.
+thresholds leave room for them, so that a quiet machine does not count as disturbed.
 """
 
 from __future__ import annotations
@@ -20,46 +20,46 @@ import torch
 from prunescope.tracer.machine.device import num_cores
 from prunescope.tracer.machine.gpu_tools import is_held_down, num_processes
 
-# Reasons that may be over when a capture is taken again; a GPU that is hot or shared stays so.
+# Reasons that may be gone when a capture is repeated; a GPU that is hot or shared stays so.
 PASSING = ("other processes", "steal", "waits")
 T = TypeVar("T")
 _STAT, _TASKS = Path("/proc/stat"), Path("/proc/self/task")
 _TICK_NS = 10**9 // (os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100)
-_OTHERS_SHARE = 0.10  # of one core, by other processes
-_STEAL_SHARE = 0.02  # of our cores, by the machine around a virtual one
+_OTHERS_SHARE = 0.10  # of one core, used by other processes
+_STEAL_SHARE = 0.02  # of our cores, taken by the host of a virtual machine
 _WAIT_SHARE = 0.05  # of the time, that our threads wait for a core
 _LEAST_WAIT_NS = 2_000_000
-_SLACK_TICKS = 3  # others and steal are differences of counts of ticks on several cores
-_FULL = 0.9  # of the cores; while fewer are in use, others have cores of their own
+_SLACK_TICKS = 3  # others and steal are differences of tick counts on several cores
+_FULL = 0.9  # share of the cores in use from which on processes compete for them
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Counters of the system, ns since its start; None where it does not say."""
+    """Counters of the system, ns since its start; None if unknown."""
 
     at_ns: int
     own_ns: int  # CPU time of this process
-    busy_ns: int | None  # CPU time of everybody on the cores that we may use
+    busy_ns: int | None  # CPU time of all processes on the cores that we may use
     steal_ns: int | None
-    waited_ns: int | None  # our threads, for a core
-    switches: int  # of ours that were not voluntary
+    waited_ns: int | None  # time of our threads without a core
+    switches: int  # involuntary context switches of this process
 
 
 @dataclass(frozen=True)
 class Disturbance:
-    """What happened between two readings."""
+    """The difference of two readings."""
 
     elapsed_ns: int
     others_ns: int | None
     steal_ns: int | None
     waited_ns: int | None
-    switches: int  # what `waited_ns` times, counted: kept as a fact, and no reason
-    threads: int  # of ours that compute
+    switches: int  # recorded only, not a reason
+    threads: int  # of this process that compute
     cores: int
 
     @property
     def reasons(self) -> list[str]:
-        """Which of `PASSING` were beyond what a quiet machine has."""
+        """The reasons of `PASSING` that exceed the level of a quiet machine."""
         found, slack = [], _SLACK_TICKS * _TICK_NS
         others, steal, waited = self.others_ns or 0, self.steal_ns or 0, self.waited_ns or 0
         in_use = others + self.threads * self.elapsed_ns
@@ -76,8 +76,8 @@ class Disturbance:
 
 
 def read() -> Reading:
-    """The counters by now; a tenth of a millisecond."""
-    busy_ns, steal_ns = _of_all()
+    """The current counters; takes a tenth of a millisecond."""
+    busy_ns, steal_ns = _busy_and_steal()
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return Reading(
         at_ns=time.perf_counter_ns(),
@@ -90,7 +90,7 @@ def read() -> Reading:
 
 
 def device_troubles(device: torch.device) -> list[str]:
-    """Of a GPU by now, as far as its driver says: clocks held down, and other processes on it."""
+    """The state of a GPU by its driver: throttled clocks, and other processes on it."""
     if device.type == "cpu":
         return []
     found = []
@@ -102,20 +102,20 @@ def device_troubles(device: torch.device) -> list[str]:
 
 
 def watched(run: Callable[[], T], device: torch.device) -> tuple[T, list[str]]:
-    """What a call gives that computes on `device`, and what disturbed it."""
+    """The result of a call that computes on `device`, and what disturbed it."""
     before = read()
     found = run()
     return found, [*between(before, read(), device).reasons, *device_troubles(device)]
 
 
 def num_threads(device: torch.device) -> int:
-    """Threads of ours that keep a core busy: torch's on a CPU; the one that launches, where a GPU
-    computes."""
+    """Threads of this process that keep a core busy: torch's on a CPU; for a GPU the one that
+    launches."""
     return torch.get_num_threads() if device.type == "cpu" else 1
 
 
 def between(before: Reading, after: Reading, device: torch.device) -> Disturbance:
-    """What happened from one reading to the next, while we computed on `device`."""
+    """The disturbance between two readings, while this process computed on `device`."""
     own = after.own_ns - before.own_ns
     busy = _change(before.busy_ns, after.busy_ns)
     return Disturbance(
@@ -133,7 +133,7 @@ def _change(before: int | None, after: int | None) -> int | None:
     return None if before is None or after is None else max(0, after - before)
 
 
-def _of_all() -> tuple[int | None, int | None]:
+def _busy_and_steal() -> tuple[int | None, int | None]:
     """(busy, steal) of the cores that this process may use; steal is not in busy."""
     try:
         lines = _STAT.read_text(encoding="ascii", errors="replace").splitlines()
@@ -160,7 +160,7 @@ def _by_psutil() -> int | None:
 
 
 def _waited_ns() -> int | None:
-    """Sum over our threads of the time that they were ready to run and had no core."""
+    """Sum over our threads of the time that they were ready to run without a core."""
     total = 0
     try:
         for task in _TASKS.iterdir():

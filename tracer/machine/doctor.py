@@ -1,7 +1,7 @@
-"""What works on this machine, for `prunescope doctor`.
+"""The checks of `prunescope doctor`: what works on this machine.
 
-Out: a MachineCheck for each thing that the tool needs or can use.
-Nothing is imported before its check, so that a missing library is a finding.
+Out: a MachineCheck for each part that the tool needs or can use. Libraries are imported in their
+check, so that a missing one is a finding.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from prunescope.taxonomy.machine_check import MachineCheck
 _NEEDED = ("torch", "transformers", "polars", "msgspec", "matplotlib")
 _INSTALL = "pip install prunescope brings it"
 _BUILD = "install a torch build for the GPU: https://pytorch.org/get-started/locally"
-# What a library that is there and broken raises when it is imported or first used.
+# Errors of a broken library when it is imported or first used.
 _BROKEN = (ImportError, OSError, RuntimeError, AttributeError, TypeError, ValueError)
 
 
@@ -34,13 +34,13 @@ def examine() -> Iterator[MachineCheck]:
         yield _tried("profiler", _profiler, hint=_BUILD, needed=True)
         yield _tried("2:4", _sparse, hint=_BUILD, needed=False)
         yield _tried("clocks", _clocks, hint=_BUILD, needed=False)
-    yield _library("hta", "pip install traceinsight; only analyze --hta asks it", needed=False)
-    yield _library("ray", "pip install 'prunescope[ray]'; only --engine ray asks it", needed=False)
+    yield _library("hta", "pip install traceinsight; only analyze --hta needs it", needed=False)
+    yield _library("ray", "pip install 'prunescope[ray]'; only --engine ray needs it", needed=False)
     yield _demo()
 
 
 def works(checks: list[MachineCheck]) -> bool:
-    """Whether everything that is needed is there."""
+    """Whether everything that is needed works."""
     return all(check.ok is not False for check in checks if check.needed)
 
 
@@ -53,7 +53,7 @@ def _check(
 def _tried(
     name: str, check: Callable[[], MachineCheck], *, hint: str, needed: bool
 ) -> MachineCheck:
-    """A check, or what it raises as its finding."""
+    """The result of a check; its error becomes a finding."""
     try:
         return replace(check(), needed=needed)
     except _BROKEN as error:
@@ -72,7 +72,7 @@ def _machine() -> MachineCheck:
     if load is None or cores is None:
         return _check("machine", ok=None, says=says, hint="the load cannot be read here")
     quiet = load < cores / 2
-    hint = None if quiet else "something else runs: times taken now would not be valid"
+    hint = None if quiet else "other processes run: times taken now would not be valid"
     return _check("machine", ok=quiet, says=f"{says}, load {load:.1f}", hint=hint)
 
 
@@ -86,7 +86,7 @@ def _library(name: str, hint: str, *, needed: bool) -> MachineCheck:
 
 
 def _device() -> MachineCheck:
-    """The device, and whether this build of torch sees the GPU that the driver sees."""
+    """The device, and whether torch can use the GPU that the driver shows."""
     import torch
 
     from prunescope.tracer.machine.device import device_info, pick_device
@@ -106,7 +106,7 @@ def _device() -> MachineCheck:
 
 
 def _profiler() -> MachineCheck:
-    """One small product under the profiler: are there ops with shapes, and kernels on a GPU?"""
+    """Profile a small product: does it show ops with shapes, and kernels on a GPU?"""
     import torch
     from torch.profiler import ProfilerActivity, profile
 
@@ -121,10 +121,10 @@ def _profiler() -> MachineCheck:
     shaped = sum(event.name == "aten::mm" and bool(event.input_shapes) for event in events)
     kernels = sum(len(event.kernels) for event in events)
     if not shaped:
-        hint = "install a torch build with Kineto: every one from https://pytorch.org has it"
+        hint = "install a torch build with Kineto, for example from https://pytorch.org"
         return _check("profiler", ok=False, says="no op with shapes was recorded", hint=hint)
     if on_gpu and not kernels:
-        hint = "the driver may keep its counters from users: ask for profiling permission"
+        hint = "the driver may restrict its counters: ask for profiling permission"
         return _check("profiler", ok=False, says="ops, but no kernel of the device", hint=hint)
     says = f"ops with shapes{f', {kernels} kernels' if on_gpu else ' (on a CPU they are the work)'}"
     return _check("profiler", ok=True, says=says)
@@ -144,17 +144,17 @@ def _sparse() -> MachineCheck:
 
 
 def _clocks() -> MachineCheck:
-    """Can clocks be read, so that a run records them?"""
+    """Whether clocks can be read for run.json."""
     from prunescope.tracer.machine.device import pick_device, read_clocks
 
     device = pick_device("auto")
     clocks = read_clocks(device)
     if clocks:
-        said = (f"{name.removesuffix('_hz')} {hz / 1e6:.0f} MHz" for name, hz in clocks.items())
-        return _check("clocks", ok=True, says=", ".join(said))
+        values = (f"{name.removesuffix('_hz')} {hz / 1e6:.0f} MHz" for name, hz in clocks.items())
+        return _check("clocks", ok=True, says=", ".join(values))
     fix = "nvidia-smi on the PATH" if device.type == "cuda" else "/sys/devices/system/cpu or /proc"
-    says = "cannot be read here; runs will not record them"
-    return _check("clocks", ok=None, says=says, hint=f"it takes {fix}; in a container, mount it")
+    says = "cannot be read here; runs have no clocks"
+    return _check("clocks", ok=None, says=says, hint=f"needs {fix}; in a container, mount it")
 
 
 def _demo() -> MachineCheck:

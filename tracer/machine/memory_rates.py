@@ -1,7 +1,7 @@
-"""How fast the device at hand moves bytes, and how long the host takes to hand it one op.
+"""How fast a device moves bytes, and how long the host takes to dispatch an op to it.
 
-Out: bytes/s of a copy beyond the last cache (read and written) and of a read that stays in a cache,
-and ns from call to call of an op on almost nothing. A second or less; medians over repeats.
+Out: bytes/s of a copy beyond the last cache (read and written) and of a read within the cache, and
+ns from call to call of a tiny op. A second or less; medians over repeats.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from prunescope.taxonomy.dtypes import ITEMSIZE
 from prunescope.tracer.machine.device import free_bytes, last_cache_bytes, synchronize
 
 _REPEATS = 7
-_BEYOND = 4  # times the last cache
+_BEYOND = 4  # size of the copy, in last caches
 _LEAST_COPY = 128 << 20
-_INSIDE = 4  # a quarter of the last cache is in it after one read
+_INSIDE = 4  # size of the cached read: a quarter of the last cache
 _LEAST_CACHE = 1 << 20
-_TRIPS = 32  # reads between two clocks: one alone is as short as a clock's step
+_TRIPS = 32  # reads in one measurement: a single one is too short for the clock
 _DISPATCHES = 500
 
 
@@ -36,7 +36,7 @@ class MemoryRates:
 
 
 def measure_memory(device: torch.device) -> MemoryRates:
-    """Of a device, by now."""
+    """Measure a device now."""
     cache = last_cache_bytes(device) or _LEAST_COPY // _BEYOND
     with torch.inference_mode():
         return MemoryRates(
@@ -46,12 +46,12 @@ def measure_memory(device: torch.device) -> MemoryRates:
         )
 
 
-def better_rates(one: MemoryRates, other: MemoryRates) -> MemoryRates:
+def better_rates(first: MemoryRates, second: MemoryRates) -> MemoryRates:
     """The higher rates and the shorter call of two measurements of one device."""
     return MemoryRates(
-        copy_byte_per_s=max(one.copy_byte_per_s, other.copy_byte_per_s),
-        cache_byte_per_s=max(one.cache_byte_per_s, other.cache_byte_per_s),
-        dispatch_ns=min(one.dispatch_ns, other.dispatch_ns),
+        copy_byte_per_s=max(first.copy_byte_per_s, second.copy_byte_per_s),
+        cache_byte_per_s=max(first.cache_byte_per_s, second.cache_byte_per_s),
+        dispatch_ns=min(first.dispatch_ns, second.dispatch_ns),
     )
 
 
@@ -85,7 +85,7 @@ def _dispatch(device: torch.device) -> float:
 
 
 def _median_s(run: Callable[[], Any], device: torch.device) -> float:
-    """Seconds of one call until the device is done, after one to warm up."""
+    """Median seconds of one call until the device is done, after a warm-up."""
     run()
     synchronize(device)
     times = []

@@ -1,7 +1,7 @@
-"""Peaks of the device at hand, measured in seconds: GEMMs, a read beyond the last cache, a floor.
+"""Measured peaks of a device, in seconds: GEMMs, a read beyond the last cache, the kernel floor.
 
 Out: FLOP/s by dtype, bytes/s, ns. The statistic is the best over shapes of the median over
-repeats: one large GEMM is not the peak, and one lucky repeat is not either.
+repeats: neither one large GEMM nor one lucky repeat is the peak.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from prunescope.tracer.machine.disturbance import watched
 
 STATISTIC = "best over shapes of the median over repeats"
 _TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# M, N, K. Square ones, and those of a prefill: the best is not at the same size everywhere.
+# M, N, K: square ones, and those of a prefill; the best size differs between devices.
 _CPU_SHAPES = ((512, 512, 512), (1024, 1024, 1024), (2048, 2048, 2048), (512, 4096, 1024))
 _GPU_SHAPES = (
     (2048, 2048, 2048),
@@ -34,17 +34,17 @@ _GPU_SHAPES = (
 )
 _REPEATS = 7
 _TURNS, _FASTER = 3, 0.9
-# A GPU at rest runs at a fraction of its clock: it works this long before anything is measured.
+# A GPU at rest runs at a fraction of its clock: it computes this long before the measurement.
 _WAKE_S = 0.2
-# A read is timed whole; on a GPU it must be long beside the few microseconds of its launch.
+# On a GPU a read must be long compared to the few microseconds of its launch.
 _LEAST_READ = {"cpu": 256 << 20, "cuda": 2 << 30}
 
 
 def measure_peaks(device: torch.device, dtype: str, *, budget_s: float = 3.5) -> MeasuredPeaks:
-    """Measure within about `budget_s` seconds; a shape that there was no time for is left out.
+    """Measure within about `budget_s` seconds; shapes that do not fit into them are left out.
 
-    `dtype` is one of our names; fp32 is measured too. Where something else ran meanwhile it is
-    measured once more: a disturbance lowers a peak, so that the better of both counts.
+    `dtype` is a name as "bf16"; fp32 is measured too. A disturbed measurement is repeated once: a
+    disturbance lowers a peak, so that the better of both counts.
     """
     found, reasons = _watched(device, dtype, budget_s)
     if not reasons:
@@ -53,42 +53,43 @@ def measure_peaks(device: torch.device, dtype: str, *, budget_s: float = 3.5) ->
     return better_peaks(replace(found, disturbed=reasons), replace(again, disturbed=still))
 
 
-def faster_dtype(device: torch.device, one: str, other: str) -> str:
-    """`other` where a product of 512 takes less than nine tenths of the time in it, else `one`: a
-    processor without bf16 emulates it at a quarter of its fp32 rate. The least of three turns of
-    up to seven each: what else runs beside a product adds time to it and never takes any."""
+def faster_dtype(device: torch.device, dtype: str, other: str) -> str:
+    """`other` if a product of 512 takes less than nine tenths of the time in it, else `dtype`: a
+    processor without bf16 emulates it at a quarter of its fp32 rate. The minimum over three turns
+    of up to seven each: other work only adds time to a product."""
     square = torch.randn(512, 512, device=device)
     least: dict[str, float] = {}
     for _ in range(_TURNS):
-        for name in (one, other):
+        for name in (dtype, other):
             a = square.to(_TORCH_DTYPES[name])
             times = _times_ns(lambda a=a: a @ a, device, deadline=time.perf_counter() + 0.5)  # type: ignore[misc]
             least[name] = min([*times, *_known(least.get(name))])
-    return other if least[other] < _FASTER * least[one] else one
+    return other if least[other] < _FASTER * least[dtype] else dtype
 
 
-def better_peaks(one: MeasuredPeaks, other: MeasuredPeaks) -> MeasuredPeaks:
-    """The higher rate of each kind and the lower floor of two measurements of one device. A
-    disturbance lowers a rate: where one of them was quiet none of the better rates is in doubt, and
-    else those that gave one say what ran beside it."""
-    rates = {**one.dense_flop_per_s}
-    for dtype, rate in other.dense_flop_per_s.items():
+def better_peaks(first: MeasuredPeaks, second: MeasuredPeaks) -> MeasuredPeaks:
+    """The higher rates and the lower floor of two measurements of one device.
+
+    A disturbance only lowers a rate: if one measurement was undisturbed, so is the result;
+    otherwise it has the reasons of those measurements that gave a better rate."""
+    rates = {**first.dense_flop_per_s}
+    for dtype, rate in second.dense_flop_per_s.items():
         rates[dtype] = max(rate, rates.get(dtype, 0.0))
-    gave = [a for a, b in ((one, other), (other, one)) if _is_better(a, b)] or [one]
-    reasons = dict.fromkeys(why for a in gave for why in a.disturbed)
+    better = [a for a, b in ((first, second), (second, first)) if _is_better(a, b)] or [first]
+    reasons = dict.fromkeys(why for a in better for why in a.disturbed)
     return replace(
-        one,
+        first,
         dense_flop_per_s=rates,
-        byte_per_s=max(_known(one.byte_per_s, other.byte_per_s)),
-        kernel_floor_ns=min(_known(one.kernel_floor_ns, other.kernel_floor_ns)),
-        gemm_sweep=[*one.gemm_sweep, *other.gemm_sweep],
-        seconds=round(sum(_known(one.seconds, other.seconds)), 3),
-        disturbed=list(reasons) if one.disturbed and other.disturbed else [],
+        byte_per_s=max(_known(first.byte_per_s, second.byte_per_s)),
+        kernel_floor_ns=min(_known(first.kernel_floor_ns, second.kernel_floor_ns)),
+        gemm_sweep=[*first.gemm_sweep, *second.gemm_sweep],
+        seconds=round(sum(_known(first.seconds, second.seconds)), 3),
+        disturbed=list(reasons) if first.disturbed and second.disturbed else [],
     )
 
 
 def rates_of(peaks: MeasuredPeaks) -> MeasuredRates:
-    """What is kept of a measurement beside the better one."""
+    """The rates of a measurement that are stored next to the better one."""
     return MeasuredRates(
         dense_flop_per_s=peaks.dense_flop_per_s,
         byte_per_s=peaks.byte_per_s,
@@ -96,12 +97,12 @@ def rates_of(peaks: MeasuredPeaks) -> MeasuredRates:
     )
 
 
-def _is_better(one: MeasuredPeaks, other: MeasuredPeaks) -> bool:
-    """Whether a measurement has a higher rate than the other, or a lower floor."""
+def _is_better(peaks: MeasuredPeaks, other: MeasuredPeaks) -> bool:
+    """Whether `peaks` has a higher rate than `other`, or a lower floor."""
     rates, others = (
-        {**peaks.dense_flop_per_s, "": peaks.byte_per_s or 0.0} for peaks in (one, other)
+        {**each.dense_flop_per_s, "": each.byte_per_s or 0.0} for each in (peaks, other)
     )
-    floor, least = (peaks.kernel_floor_ns or math.inf for peaks in (one, other))
+    floor, least = (each.kernel_floor_ns or math.inf for each in (peaks, other))
     return floor < least or any(rate > others.get(name, 0.0) for name, rate in rates.items())
 
 
@@ -110,7 +111,7 @@ def _known(*values: float | None) -> list[float]:
 
 
 def _watched(device: torch.device, dtype: str, budget_s: float) -> tuple[MeasuredPeaks, list[str]]:
-    """Peaks, and what else ran while they were measured."""
+    """Peaks, and what disturbed them."""
     return watched(lambda: _measured(device, dtype, budget_s), device)
 
 
@@ -176,7 +177,8 @@ def _gemm_sweep(device: torch.device, dtype: str, *, deadline: float) -> list[Ge
 
 
 def _seconds_for(work: int, rows: list[GemmTime]) -> float:
-    """A warm-up and two repeats of a product of `work` multiplications, at the rate of the last."""
+    """Seconds for a warm-up and two repeats of `work` multiply-adds, at the rate of the last
+    row."""
     return 3 * 2 * work / rows[-1].flop_per_s
 
 
@@ -200,7 +202,7 @@ def _kernel_floor_ns(device: torch.device) -> int:
     count = 200
     first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     graph = torch.cuda.CUDAGraph()
-    x.add_(1)  # its kernel is loaded in its first call, which a capture may not hold
+    x.add_(1)  # its kernel is loaded in its first call, which must not be captured
     synchronize(device)
     with torch.cuda.graph(graph):
         for _ in range(count):
@@ -218,7 +220,7 @@ def _kernel_floor_ns(device: torch.device) -> int:
 def _times_ns(
     run: Callable[[], object], device: torch.device, *, deadline: float, most: int = _REPEATS
 ) -> list[float]:
-    """Up to `most` times of one call, at least one, after a call to warm up."""
+    """Up to `most` times of one call, at least one, after a warm-up call."""
     run()
     synchronize(device)
     times: list[float] = []

@@ -1,4 +1,4 @@
-"""The channels of an MLP, of shared experts and of routed experts: what is cut together.
+"""The channels of an MLP, of shared experts and of routed experts, with all matrices they cut.
 
 In: a layer. Out: Channels, one for each MLP of the layer, which can mask or cut channels.
 f: intermediate size; E experts keep the same number of channels each, not the same channels.
@@ -20,7 +20,7 @@ from prunescope.tracer.model.narrow import is_norm, keep_entries, narrow_norm, s
 from prunescope.tracer.model.weights import Weight, weights_of
 
 _UPS = ("gate", "up", "gate_up")
-# Ints of a module or a config that hold f; others may equal it by chance.
+# Names of ints in a module or config that hold f; other ints may equal it by chance.
 SIZES = (
     "intermediate_size", "intermediate_dim", "moe_intermediate_size", "expert_dim", "ffn_dim",
     "shared_expert_intermediate_size", "shared_intermediate_size", "n_inner", "ffn_hidden_size",
@@ -46,7 +46,7 @@ class Channels:
         return self.down.k
 
     def mask(self, kept: torch.Tensor) -> None:
-        """Zero what the channels that are not kept write, and what they feed to a norm."""
+        """Zero the outputs of all channels but `kept`, and their inputs to a norm."""
         self.down.zero_inputs(kept)
         if self.norms:
             for weight in self.ups:
@@ -68,7 +68,7 @@ class Channels:
             set_sizes(module, SIZES, before=before, after=kept.shape[-1])
 
     def _outputs(self, weight: Weight, kept: torch.Tensor) -> torch.Tensor:
-        """The outputs of the channels: of a fused gate and up, both."""
+        """The output rows of the channels; of a fused gate and up, both."""
         if weight.n == self.total:
             return kept
         if getattr(weight.module, "is_concatenated", True):
@@ -79,14 +79,14 @@ class Channels:
 def find_channels(layer: nn.Module, path: str) -> list[Channels]:
     """Every MLP of a layer, in order; none in a layer that only mixes tokens.
 
-    Raises PrunescopeError where a matrix of an MLP does not fit the others.
+    Raises PrunescopeError if a matrix of an MLP does not fit the others.
     """
     groups: dict[str, list[tuple[str, Weight]]] = defaultdict(list)
     for role, weight in weights_of(layer, path):
         if locate(weight.path).scope != "attention":
             groups[_owner(weight)].append((role, weight))
     found = (_channels(layer, path, owner, group) for owner, group in groups.items())
-    return [one for one in found if one is not None]
+    return [channels for channels in found if channels is not None]
 
 
 def _owner(weight: Weight) -> str:
@@ -113,7 +113,7 @@ def _channels(
     inner = owner[len(path) + 1 :] if owner != path else ""
     root = layer.get_submodule(inner)
     place = locate(down.path)
-    # In a layer without a module for its MLP, nothing tells what else is as wide.
+    # Without a module for the MLP, other parameters of this width may have another meaning.
     modules = [root, *(m for m in root.children() if not is_norm(m))] if inner else []
     norms = [
         (name, module)
@@ -130,7 +130,7 @@ def _spans(norm: nn.Module, size: int) -> bool:
 
 
 def _by_shape(owner: str, weights: list[Weight]) -> tuple[Weight | None, list[Weight]]:
-    """Matrices of an MLP with unknown names: the last one undoes what the others do."""
+    """Up and down projections of an MLP with unknown names, by their shapes; down is the last."""
     if len(weights) not in (2, 3) or locate(owner).scope != "mlp":
         return None, []
     *ups, down = weights

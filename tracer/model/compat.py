@@ -1,4 +1,4 @@
-"""The thin adapter to transformers: what changes between its versions stands here alone.
+"""The adapter to transformers: everything that changes between its versions.
 
 In 5.x `past_key_values=` is becoming `cache=`, and a cache is cropped by a negative count only.
 """
@@ -21,11 +21,11 @@ _LAYER_KEYWORDS = (*_CACHE_KEYWORDS, "layer_past")  # of a layer or an attention
 
 
 class TakesCache(torch.nn.Module):
-    """A module of a pruned model inside one of transformers, which hands the cache down under its
-    name of the day: `forward` finds it under `cache`."""
+    """A module inside a model of transformers, which passes the cache under different names:
+    `forward` gets it as `cache`."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """As the module, with the cache renamed."""
+        """Call the module, with the cache renamed."""
         for name in _LAYER_KEYWORDS[1:]:
             if name in kwargs:
                 kwargs["cache"] = kwargs.pop(name)
@@ -39,7 +39,7 @@ def cache_in(arguments: dict[str, Any]) -> Any:
 
 
 def windows(model: torch.nn.Module) -> list[int | None]:
-    """By layer of the cache: the keys that a query of the layer sees, None for all."""
+    """By layer of the cache: the keys that a query attends to, None for all."""
     return [
         int(layer.sliding_window) if getattr(layer, "is_sliding", False) else None
         for layer in new_cache(model).layers
@@ -47,19 +47,19 @@ def windows(model: torch.nn.Module) -> list[int | None]:
 
 
 def keeps_keys(model: torch.nn.Module) -> list[bool]:
-    """By layer of the cache: whether it holds keys, alone or beside the state of a mixer."""
+    """By layer of the cache: whether it holds keys, alone or with the state of a mixer."""
     return [isinstance(layer, CacheLayerMixin) for layer in new_cache(model).layers]
 
 
 def inner(model: torch.nn.Module) -> torch.nn.Module:
-    """The model that one of peft's wraps and passes its calls on to; else the model itself."""
+    """The model inside a wrapper of peft; otherwise the model itself."""
     unwrap = getattr(model, "get_base_model", None)
     found = unwrap() if callable(unwrap) else model
     return found if isinstance(found, torch.nn.Module) else model
 
 
 def _keywords(model: torch.nn.Module) -> tuple[str | None, bool]:
-    """The name of the cache argument, and whether logits of the last token alone can be had."""
+    """The name of the cache argument, and whether logits can be limited to the last tokens."""
     model_class: Any = type(inner(model))
     return _keywords_of(model_class)
 
@@ -71,16 +71,16 @@ def _keywords_of(model_class: Any) -> tuple[str | None, bool]:
     return name, "logits_to_keep" in parameters
 
 
-def logits_policy(model: torch.nn.Module, asked: str) -> str:
-    """The policy a model can follow: "all" where it always computes every token's logits."""
-    return asked if _keywords(model)[1] else "all"
+def logits_policy(model: torch.nn.Module, requested: str) -> str:
+    """The policy a model can follow: "all" if it always computes the logits of every token."""
+    return requested if _keywords(model)[1] else "all"
 
 
 def forward(model: torch.nn.Module, ids_BS: torch.Tensor, *, cache: Any, logits: str | int) -> Any:
-    """One forward of [B, S] token ids that appends S tokens to `cache`. `logits`: of all tokens, of
-    the last one, or of so many at the end; of all where a model cannot have fewer.
+    """One forward of [B, S] token ids that appends S tokens to `cache`. `logits`: "all" tokens, the
+    "last" one, or a number of last ones; always all if the model has no such option.
 
-    Raises PrunescopeError where the model takes none.
+    Raises PrunescopeError if the model takes no cache.
     """
     cache_keyword, can_keep = _keywords(model)
     if cache_keyword is None:
@@ -96,8 +96,8 @@ def forward(model: torch.nn.Module, ids_BS: torch.Tensor, *, cache: Any, logits:
 
 
 def call_shape(model: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Of a call of the model: batch, length, tokens in the cache before, its logits policy, and the
-    kind of its cache: "none" where the model takes none, as an encoder or a convolutional net."""
+    """Properties of a call of the model: batch, length, tokens in the cache before, logits policy,
+    and the kind of its cache: "none" if it takes none, as an encoder or a convolutional net."""
     can_keep = _keywords(model)[1]
     cache = next((kwargs[name] for name in _CACHE_KEYWORDS if kwargs.get(name) is not None), None)
     last = can_keep and isinstance(kept := kwargs.get("logits_to_keep"), int) and kept == 1
@@ -112,7 +112,7 @@ def call_shape(model: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> dic
 
 
 def _takes_cache(model: torch.nn.Module) -> bool:
-    """Encoders of transformers have the argument too, for those who make decoders of them."""
+    """Whether the model uses a cache: encoders of transformers have the argument too."""
     if _keywords(model)[0] is None:
         return False
     can_generate = getattr(model, "can_generate", None)
@@ -129,8 +129,8 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
 
 
 def _rows(given: torch.Tensor | None) -> tuple[int, int]:
-    """(batch, length): ids are [B, S] or [S], vectors [B, S, h] or [B, h]; anything larger, as
-    images [B, C, H, W], has one row an item."""
+    """(batch, length): ids are [B, S] or [S], vectors [B, S, h] or [B, h]; items of more
+    dimensions, as images [B, C, H, W], have length 1."""
     if given is None or not given.dim():
         return 1, 1
     if not given.is_floating_point():
@@ -141,15 +141,15 @@ def _rows(given: torch.Tensor | None) -> tuple[int, int]:
 
 
 def new_cache(model: torch.nn.Module) -> Any:
-    """An empty cache with the layers that the model's config asks for, as far as they are used:
-    `cache_layers` of a pruned model names those that are (`tracer.model.layers.renumber_cache`)."""
+    """An empty cache with the layers of the model's config; of a pruned model only those in its
+    `cache_layers` (`tracer.model.layers.renumber_cache`)."""
     return _used_layers(model, DynamicCache(config=model.config))
 
 
 def new_static_cache(model: torch.nn.Module, length: int) -> Any:
-    """An empty cache with room for `length` tokens, whose tensors stay where they are.
+    """An empty static cache for `length` tokens, whose tensors keep their addresses.
 
-    Raises PrunescopeError where a layer of the model has no such cache.
+    Raises PrunescopeError if a layer of the model has no static cache.
     """
     config: Any = model.config
     cache = _used_layers(model, StaticCache(config=config, max_cache_len=length))
@@ -161,7 +161,7 @@ def new_static_cache(model: torch.nn.Module, length: int) -> Any:
 
 
 def tokens_in(cache: Any) -> int:
-    """Tokens that a cache holds."""
+    """Number of tokens in a cache."""
     return int(cache.get_seq_length()) if cache.layers else 0
 
 
@@ -173,7 +173,7 @@ def _used_layers(model: torch.nn.Module, cache: Any) -> Any:
 
 
 def counts_tokens(model: torch.nn.Module) -> bool:
-    """Whether a cache of the model knows how many tokens it holds: one of states alone does not."""
+    """Whether a cache of the model knows its number of tokens; one of states alone does not."""
     try:
         new_cache(model).get_seq_length()
     except ValueError:
@@ -182,7 +182,7 @@ def counts_tokens(model: torch.nn.Module) -> bool:
 
 
 def try_crop(cache: Any, num_tokens: int) -> bool:
-    """Drop the newest tokens in place. False where this cache cannot (sliding window, states)."""
+    """Drop the newest tokens in place. False if the cache cannot (sliding window, states)."""
     if not getattr(cache, "is_croppable", True):
         return False
     try:
@@ -193,7 +193,7 @@ def try_crop(cache: Any, num_tokens: int) -> bool:
 
 
 def cache_bytes(cache: Any) -> int:
-    """Bytes of all keys, values and states in a cache, as far as they are used."""
+    """Bytes of all keys, values and states in a cache."""
     total = 0
     for layer in cache.layers:
         for name, value in vars(layer).items():

@@ -1,7 +1,7 @@
-"""What a run keeps of a model's config: its dimensions and switches, never somebody's notes.
+"""The part of a model's config that run.json keeps: dimensions and switches, no personal data.
 
 In: a config of transformers, one of a user's own, or None. Out: plain JSON values. A config.json
-may hold any keys beside those of its class, and transformers carries them along.
+may hold any keys, also ones unknown to its class, and transformers keeps them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from prunescope.taxonomy.config_keys import NESTED, READ
 
-# Known to every config, and free text or a place all the same.
+# Keys of every config that hold free text or paths.
 _NOT_KEPT = {
     "_name_or_path", "name_or_path", "id2label", "label2id", "task_specific_params", "problem_type",
     "finetuning_task", "prefix", "auto_map", "custom_pipelines",
@@ -31,10 +31,10 @@ _DROPPED = object()
 
 
 def kept_config(config: Any) -> dict[str, Any]:
-    """The keys that the config's class in transformers has, and those that the taxonomy reads; of a
-    class that transformers does not know, also numbers and booleans. None has none.
+    """The keys of the config's class in transformers, and those that the taxonomy reads; of a class
+    unknown to transformers, also all numbers and booleans. Empty for None.
 
-    Strings that look like paths, addresses, hosts or keys are left out, and so are free words.
+    Strings that look like paths, addresses, hosts or access keys are left out, and so is free text.
     """
     if isinstance(config, dict):
         plain = config
@@ -61,7 +61,7 @@ def _kept(plain: dict[str, Any], config: Any, depth: int) -> dict[str, Any]:
 
 
 def _known_keys(cls: type) -> set[str] | None:
-    """The keys of the default config of the first class that transformers itself brings."""
+    """The keys of the default config of the first base class that is part of transformers."""
     for one in cls.__mro__:
         if one.__module__.startswith("transformers.models."):
             try:
@@ -72,8 +72,8 @@ def _known_keys(cls: type) -> set[str] | None:
 
 
 def _clean(value: Any, *, words: bool) -> Any:
-    """A value without anything that could name somebody or something; _DROPPED for one that does.
-    `words`: whether its strings may be words at all."""
+    """A value without anything that could identify a person, host or path; _DROPPED if it does.
+    `words`: whether strings are kept at all."""
     if isinstance(value, dict):
         named = [(str(k), _clean(v, words=_takes_word(str(k)))) for k, v in value.items()]
         return {k: v for k, v in named if v is not _DROPPED and _is_word(k)}
@@ -101,7 +101,7 @@ def _is_word(text: str) -> bool:
 
 
 def _is_secret(text: str) -> bool:
-    """A key of a service by its prefix, a long number in hex, a random word, the name of a host."""
+    """Whether it looks like an access key (by prefix), a long hex number, random text or a host."""
     mixed = re.search("[a-z]", text) and re.search("[A-Z]", text)
     random = len(text) >= 20 and mixed and len(re.findall(r"\d", text)) >= 4
     named = (pattern.fullmatch(text) for pattern in (_SERVICE_KEY, _HEX, _HOST))

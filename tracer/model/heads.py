@@ -1,7 +1,7 @@
-"""The heads of an attention: which rows and columns of its matrices belong to a KV-head group.
+"""The heads of an attention: the rows and columns of its matrices for each KV-head group.
 
 In: a layer. Out: Heads, which can mask or cut groups. Symbols: n_q, n_kv heads, G = n_q/n_kv.
-With latent attention every head is a group of its own: q_b and kv_b are cut, the latents stay.
+With latent attention every head is a group: q_b and kv_b are cut, the latents stay.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _CROSS = ("encoder_attn", "crossattention", "cross_attn")
 
 @dataclass(frozen=True, kw_only=True)
 class Heads:
-    """One attention. `gates`: matrices with outputs for each query head, beside q, k and v."""
+    """One attention. `gates`: other matrices with outputs for each query head."""
 
     path: str
     module: Any
@@ -44,12 +44,12 @@ class Heads:
     kv_heads: int
     weights: dict[str, Weight]
     gates: list[Weight]
-    wide_norms: list[tuple[str, nn.Module, str]]  # over all heads of the role that is named
+    wide_norms: list[tuple[str, nn.Module, str]]  # over all heads of a role (path, norm, role)
     head_norms: list[tuple[str, nn.Module]]
     entry: Architecture | None
 
     def mask(self, kept: list[int]) -> None:
-        """Zero what the groups that are not kept write, and what they feed to a common norm."""
+        """Zero the outputs of all groups but `kept`, and their inputs to a norm over all heads."""
         out = self.weights["o"]
         out.zero_inputs(self._index(kept, out.k, out))
         for role in {role for _, _, role in self.wide_norms}:
@@ -57,7 +57,7 @@ class Heads:
             weight.zero_outputs(self._index(kept, weight.n, weight))
 
     def cut(self, kept: list[int]) -> None:
-        """Cut the groups that are not kept out of every matrix, norm and count."""
+        """Cut all groups but `kept` out of every matrix, norm and count."""
         widths = {role: weight.n for role, weight in self.weights.items()}
         for role, weight in self.weights.items():
             if role == "o":
@@ -91,7 +91,7 @@ class Heads:
     def _narrow_per_head(
         self, path: str, norm: nn.Module, kept: list[int], device: torch.device
     ) -> None:
-        """Norms with numbers of their own for each head: a list, or a weight [heads, d]."""
+        """Cut norms with parameters for each head: a list, or a weight [heads, d]."""
         is_query = path.rpartition(".")[2].startswith("q")
         count = self.heads if is_query else self.kv_heads
         index = blocks(kept, count // self.kv_heads, device)
@@ -117,9 +117,9 @@ class Heads:
 
 
 def find_heads(model: nn.Module, layer: nn.Module, path: str) -> Heads | None:
-    """The attention of a layer; None where it has none (a recurrent mixer, or an MLP alone).
+    """The attention of a layer; None if it has none (a recurrent mixer, or an MLP alone).
 
-    Raises PrunescopeError where its matrices do not show which rows are a head's.
+    Raises PrunescopeError if its matrices do not show which rows belong to a head.
     """
     config = text_config(model)
     entry = BY_ID.get(str(config.model_type))
@@ -164,7 +164,7 @@ def find_heads(model: nn.Module, layer: nn.Module, path: str) -> Heads | None:
 def _spanned(
     path: str, norm: nn.Module, weights: dict[str, Weight], heads: int, kv_heads: int
 ) -> str:
-    """The role whose whole width a norm spans; "" for a norm of single heads or of latents."""
+    """The role whose whole width a norm spans; "" for a norm of single heads or latents."""
     scale = getattr(norm, "weight", None)
     leaf = path.rpartition(".")[2]
     role = next((r for r in ("q", "k") if leaf.startswith(r) and r in weights), "")
@@ -175,19 +175,19 @@ def _spanned(
 
 
 def _attention_weights(layer: nn.Module, path: str) -> tuple[dict[str, Weight], list[Weight]]:
-    """Matrices of the layer's own attention by role, and those without a role beside them."""
+    """Matrices of the layer's self-attention by role, and gates."""
     inside = [
         (role, weight)
         for role, weight in weights_of(layer, path)
         if locate(weight.path).scope == "attention" and not any(c in weight.path for c in _CROSS)
     ]
     depth = next((weight.path.count(".") for role, weight in inside if role == "o"), None)
-    beside = [(role, weight) for role, weight in inside if weight.path.count(".") == depth]
-    known = {role: weight for role, weight in beside if role in (*_PER_HEAD, "qkv", "o")}
-    gates = [w for role, w in beside if role == "unknown" and _is_gate(w)]
-    strange = [w for role, w in beside if role == "unknown" and not _is_gate(w)]
-    if strange:
-        raise _uncut(path, f"it holds {strange[0].path}")
+    siblings = [(role, weight) for role, weight in inside if weight.path.count(".") == depth]
+    known = {role: weight for role, weight in siblings if role in (*_PER_HEAD, "qkv", "o")}
+    gates = [w for role, w in siblings if role == "unknown" and _is_gate(w)]
+    unknown = [w for role, w in siblings if role == "unknown" and not _is_gate(w)]
+    if unknown:
+        raise _uncut(path, f"it has {unknown[0].path}")
     return known, gates
 
 

@@ -23,13 +23,13 @@ _INDICES = ("layer_idx", "layer_id")  # where a module keeps the number of its c
 
 
 def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Qualified name and module of the decoder's layer list (the largest where there are more)."""
+    """Qualified name and module of the decoder's layer list (the largest if there are several)."""
     lists = [
         (name, module)
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) and locate(f"{name}.0").layer == 0
     ]
-    # Of a multimodal model the towers have layers too, and may be the larger part.
+    # The towers of a multimodal model have layers too, and may be larger.
     lists = [one for one in lists if not in_tower(one[0])] or lists
     if not lists:
         raise PrunescopeError(
@@ -40,30 +40,31 @@ def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
 
 def in_tower(name: str) -> bool:
-    """Whether a module belongs to a tower of a multimodal model, which reads no tokens."""
+    """Whether a module belongs to an image or audio tower of a multimodal model."""
     return _TOWER.search(name) is not None
 
 
 def text_config(model: nn.Module) -> Any:
-    """The config of the decoder: of a multimodal model, its text part."""
+    """The config of the decoder; of a multimodal model, its text part."""
     return model.config.get_text_config(decoder=True)  # type: ignore[union-attr, operator]
 
 
 def is_known(model: nn.Module) -> bool:
-    """Whether the model's architecture has an entry in the table: others are checked as they are
-    pruned (`probe`)."""
+    """Whether the model's architecture has a row in the table; others are probed when they are
+    pruned."""
     return str(getattr(text_config(model), "model_type", "")) in BY_ID
 
 
 def renumber_cache(
     model: nn.Module, layers: nn.ModuleList, positions: list[int] | None = None
 ) -> None:
-    """Number what keeps keys, values or states 0, 1, 2 …, so that the cache has no empty layers.
+    """Number the modules with keys, values or states 0, 1, 2 …, so that the cache has no empty
+    layers.
 
-    Which of the layers that the config asks for these are stays in `model.cache_layers`:
-    `compat.new_cache` builds the cache of them alone. `positions`: where the layers stood in the
-    config's list; as they stand now if None. Raises PrunescopeError where the model would lose
-    count of its tokens.
+    `model.cache_layers` becomes the list of the config's layers that are still used, from which
+    `compat.new_cache` builds the cache. `positions`: indices of the layers in the config's list;
+    None: their current indices. Raises PrunescopeError if the model would no longer know its number
+    of tokens.
     """
     used: list[int] = []
     for index, layer in enumerate(layers):
@@ -75,7 +76,7 @@ def renumber_cache(
         ]
         for module, attribute, _ in holders:
             setattr(module, attribute, index if module is layer else len(used))
-        # An MLP has a number too, and nothing in the cache by itself.
+        # An MLP has a number too, but nothing in the cache.
         if any(module is not layer and scope != "mlp" for module, _, scope in holders):
             used.append(positions[index] if positions else index)
     if not used:
@@ -85,13 +86,13 @@ def renumber_cache(
     if counted and not compat.counts_tokens(model):
         raise PrunescopeError(
             f"no attention would be left in {type(model).__name__}, only layers with a state",
-            hint="it takes its positions from the cache of an attention layer: keep one, with "
-            "another --seed, --set layers=... or a lower sparsity",
+            hint="positions come from the cache of an attention layer: keep one, with another "
+            "--seed, --set layers=... or a lower sparsity",
         )
 
 
 def counts_without(model: nn.Module, gone: Collection[int]) -> bool:
-    """Whether the model still knows how many tokens its cache holds where these layers are gone."""
+    """Whether the model still knows its number of tokens without these layers."""
     if not compat.counts_tokens(model):
         return True
     before = getattr(model, "cache_layers", None)

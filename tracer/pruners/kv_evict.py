@@ -1,10 +1,10 @@
 """KV eviction: after the prompt, and with every new token, a cache of L tokens holds int(L·p) keys.
 
-`keep=recent` keeps the latest keys (a window); `keep=attention` the last prompt tokens and what
-they attend to most, for each KV head (as SnapKV), or for all heads where one latent serves them.
-Kept keys stand in the cache from the first to go on, so that decode evicts by leaving out the
-front. Prefill attends to the whole prompt; a forward of prompt and answer together would see what
-decode has evicted.
+`keep=recent` keeps the latest keys (a window); `keep=attention` keeps the last prompt tokens and
+the keys that they attend to most, for each KV head (as SnapKV), or for all heads that share a
+latent. Kept keys are ordered with the first to be evicted in front, so that decode evicts by
+slicing. Prefill attends to the whole prompt; a forward of prompt and answer together would see keys
+that decode has evicted.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from prunescope.tracer.attention.pruned import PlainAttention, lower_right, refu
 from prunescope.tracer.attention.rotation import Rotary
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.pruners import Applied
+from prunescope.tracer.routing.decisions import Counted, Sampler, Tally, taken, token_rows
 from prunescope.tracer.routing.learning import NothingTrained
 from prunescope.tracer.routing.prenorm import rebuilt, whole_attentions
-from prunescope.tracer.routing.routing import Counted, Draws, Tally, taken, token_rows
 
-_OBSERVERS = 32  # last prompt tokens whose attention ranks the keys (SnapKV's window)
+_WINDOW = 32  # last prompt tokens, whose attention ranks the keys (SnapKV's observation window)
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
-    """Give every attention an eviction policy. No weight goes."""
+    """Give every attention an eviction policy. No weights are removed."""
     attentions = whole_attentions(model)
-    draws = Draws(point, "kv-evict") if point.knobs["keep"] == "attention" else None
+    sampler = Sampler(point, "kv-evict") if point.knobs["keep"] == "attention" else None
 
     def build() -> list[_EvictingAttention]:
-        found = [_EvictingAttention(parts, point, draws) for parts in attentions]
+        found = [_EvictingAttention(parts, point, sampler) for parts in attentions]
         for attention in found:
             model.set_submodule(attention.parts.path, attention)
         return found
@@ -49,17 +49,16 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
 class KeyRanker(nn.Module):
     """Ranks the keys of a prompt by the attention of its last tokens, for each KV head."""
 
-    def __init__(self, draws: Draws) -> None:
+    def __init__(self, sampler: Sampler) -> None:
         super().__init__()
-        self.draws = draws
+        self.sampler = sampler
 
     def forward(
         self, q: torch.Tensor, keys: torch.Tensor, *, count: int, scaling: float, sets: int
     ) -> torch.Tensor:
         """Last queries [B, n_q, w, d] and keys [B, n_kv, S, d] to the rows of `count` keys in each
-        of the `sets` that the cache holds (one a KV head, or one of latents), the least attended
-        first. Of the observers themselves, which few could see, as many stay as are half of the
-        keys at most."""
+        of the cache's `sets` (one for each KV head, or one of latents), the least attended first.
+        The newest min(w, count // 2) keys always stay: few queries can attend to them."""
         batch, heads, _, width = keys.shape
         grouped = q.reshape(batch, heads, -1, width)  # [B, n_kv, G·w, d]
         scores = grouped @ keys.transpose(-1, -2) * scaling
@@ -68,19 +67,19 @@ class KeyRanker(nn.Module):
         mass = scores.softmax(-1).mean((2, 3))  # [B, n_kv, S]
         if sets < heads:
             mass = mass.unflatten(1, (sets, -1)).mean(2)
-        mass = self.draws.instead_of(mass)
+        mass = self.sampler.replace(mass)
         mass[..., keys.shape[2] - min(q.shape[2], count // 2) :] = float("inf")
         return token_rows(mass.topk(count).indices.flip(-1), keys.shape[2])
 
 
 class _EvictingAttention(PlainAttention, Counted):
-    """The dense attention over a cache that holds a part of the keys."""
+    """Dense attention over a cache that holds some of the keys."""
 
-    def __init__(self, parts: AttentionParts, point: Point, draws: Draws | None) -> None:
+    def __init__(self, parts: AttentionParts, point: Point, sampler: Sampler | None) -> None:
         super().__init__(parts)
         self.sparsity, self.tally = point.sparsity, Tally("keys")
-        if draws is not None:
-            self.router = KeyRanker(draws.own(point, f"layer {self.layer_idx}"))
+        if sampler is not None:
+            self.router = KeyRanker(sampler.stream_for(point, f"layer {self.layer_idx}"))
 
     def forward(
         self,
@@ -100,7 +99,7 @@ class _EvictingAttention(PlainAttention, Counted):
             refuse_padding(attention_mask, q.shape[2], held.seen)
         budget = kept_count(held.seen + q.shape[2], self.sparsity)
         if held.held:
-            self._leave_out(held, held.held + q.shape[2] - budget)
+            self._drop_front(held, held.held + q.shape[2] - budget)
         first = not held.held
         k, v = self.expanded(*held.update(k, v))
         out = self.attend_causally(q, k, v, attention_mask if first else None)
@@ -109,18 +108,18 @@ class _EvictingAttention(PlainAttention, Counted):
         self.tally.add(held.held, held.seen)
         return self.output(out), None
 
-    def _leave_out(self, held: CountedKeys, count: int) -> None:
-        """The first `count` keys go, but never all; the rest is copied when the next is added."""
+    def _drop_front(self, held: CountedKeys, count: int) -> None:
+        """Drop the first `count` keys, but never all; the next update copies the rest."""
         count = min(count, held.held - 1)
         if count > 0:
             held.keys, held.values = held.keys[:, :, count:], held.values[:, :, count:]
 
     def _evict(self, held: CountedKeys, q: torch.Tensor, k: torch.Tensor, budget: int) -> None:
-        """A prompt has been read: its cache becomes `budget` keys in memory of their own."""
+        """After the prompt: reduce the cache to `budget` keys, copied so that memory is freed."""
         if not hasattr(self, "router"):
             held.keys = held.keys[:, :, -budget:].contiguous()
             held.values = held.values[:, :, -budget:].contiguous()
             return
-        observers, sets = q[:, :, -_OBSERVERS:], held.keys.shape[1]
-        rows = self.router(observers, k, count=budget, scaling=self.scaling, sets=sets)
+        queries, sets = q[:, :, -_WINDOW:], held.keys.shape[1]
+        rows = self.router(queries, k, count=budget, scaling=self.scaling, sets=sets)
         held.keys, held.values = taken(held.keys, rows), taken(held.values, rows)

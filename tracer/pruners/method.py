@@ -1,7 +1,8 @@
-"""What `--method` says: one family, several joined by "+", or a function of the user's own.
+"""Parses `--method`: one family, several joined by "+", or a function of the user's own.
 
-In: the word, `--sparsity`, `--set` and `--select`. Out: Parts in the order in which they are
-applied, `FAMILY:0.25+FAMILY:0.5`; None for `package.module:function`. Loads no model.
+In: the text of `--method`, `--sparsity`, `--set` and `--select`. Out: MethodParts in the order in
+which they are applied, `FAMILY:0.25+FAMILY:0.5`; None for `package.module:function`. Loads no
+model.
 """
 
 from __future__ import annotations
@@ -12,19 +13,17 @@ from dataclasses import dataclass, field
 from prunescope.taxonomy.arguments import method_parts, number
 from prunescope.taxonomy.errors import PrunescopeError, nearest
 from prunescope.taxonomy.families import cutting, families, family
-from prunescope.taxonomy.family import CALIBRATIONS
+from prunescope.taxonomy.family import CALIBRATIONS, SELECTIONS, read_selection
 from prunescope.taxonomy.keep import check_sparsity
 from prunescope.taxonomy.match import KNOB, NOMINAL, take_match
 from prunescope.taxonomy.methods import placed
 from prunescope.tracer.pruners import family_ids, refuse_theory_alone
 
-SELECTIONS = ("random", "calibrated", "greedy")
-
 
 @dataclass(frozen=True, kw_only=True)
 class MethodPart:
-    """One family of a method: its own sparsity, the knobs given for it, how parts are chosen, and
-    what its sparsity is a share of ("nominal": the family's own unit; or a key of MATCHES)."""
+    """One family of a method: its sparsity, its knobs, how parts are selected, and what its
+    sparsity is a share of ("nominal": the family's own unit; or a key of MATCHES)."""
 
     family: str
     sparsity: float
@@ -34,9 +33,9 @@ class MethodPart:
 
     @property
     def reads_text(self) -> bool:
-        """Whether a text chooses what goes."""
+        """Whether a calibration text selects the parts."""
         by_text = family(self.family).calibration == "text"
-        return self.select == "greedy" or (self.select == "calibrated" and by_text)
+        return self.select == "greedy" or (self.select == "importance" and by_text)
 
 
 def read_method(
@@ -44,8 +43,8 @@ def read_method(
 ) -> list[MethodPart] | None:
     """The families of a method; None where it is a function of the user's own.
 
-    Of several, each takes the knobs that begin with its name: `--set FAMILY.KNOB=mlp`, and
-    `FAMILY.select=calibrated`. Raises PrunescopeError on the first thing that cannot be.
+    With several families, each takes the knobs that begin with its name: `--set FAMILY.KNOB=mlp`,
+    and `FAMILY.select=importance`. Raises PrunescopeError on the first mistake.
     """
     _refuse_published(method)
     words = [(name, _sparsity(name, own, sparsity)) for name, own in method_parts(method)]
@@ -55,7 +54,7 @@ def read_method(
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
         raise PrunescopeError(
-            f"{method} names {twice} twice", hint="a family has one sparsity; name it once"
+            f"{method} names {twice} twice", hint="name each family once, with one sparsity"
         )
     own = {names[0]: dict(knobs)} if len(names) == 1 else _by_family(knobs, names)
     parts = []
@@ -63,10 +62,10 @@ def read_method(
         by, rest = take_match(own[name])
         if by != NOMINAL and len(names) > 1:
             raise PrunescopeError(
-                f"{KNOB}={by} cannot be met by {method}: one share, {len(names)} sparsities",
-                hint=f"{KNOB} is for one family; give each part its own sparsity",
+                f"{KNOB}={by} needs a single family, and {method} has {len(names)}",
+                hint=f"remove {KNOB}, and give each part its own sparsity",
             )
-        chosen = str(rest.pop("select", select)) if len(names) > 1 else select
+        chosen = read_selection(str(rest.pop("select", select))) if len(names) > 1 else select
         typed = {key: str(value) for key, value in rest.items()}
         part = MethodPart(family=name, sparsity=share, knobs=typed, select=chosen, match=by)
         _check(part)
@@ -75,8 +74,8 @@ def read_method(
 
 
 def _refuse_published(method: str) -> None:
-    """Raises PrunescopeError for the name of a paper's method, with the family that it is: what is
-    traced is that family, with parts chosen as `--select` says and not as the paper does."""
+    """Raises PrunescopeError for the name of a published method, naming its family: a trace runs
+    the family, with parts selected by `--select` and not by the paper's criterion."""
     parts = [name for name, _ in method_parts(method)]
     for name in (method, *parts) if parts else ():
         found = placed(name)
@@ -87,18 +86,16 @@ def _refuse_published(method: str) -> None:
             continue
         knobs = "".join(f" --set {key}={value}" for key, value in found.knobs.items())
         raise PrunescopeError(
-            f"{found.name} is a published method, and families are traced: its own is "
-            f"{found.family} ({found.because})",
-            hint=f"--method {found.family}{knobs}; its own choice of what goes: "
+            f"{found.name} is a published method of the family {found.family} ({found.because}), "
+            "and --method takes families",
+            hint=f"--method {found.family}{knobs}; for the method's own selection: "
             "package.module:function",
         )
 
 
 def _sparsity(name: str, own: str | None, fallback: float) -> float:
     if name == "dense":
-        raise PrunescopeError(
-            "dense is what every run is compared with, not a method", hint="leave --method out"
-        )
+        raise PrunescopeError("dense is the baseline, not a method", hint="remove --method")
     refuse_theory_alone(name)
     if name not in family_ids():
         raise PrunescopeError(
@@ -109,48 +106,49 @@ def _sparsity(name: str, own: str | None, fallback: float) -> float:
     share = fallback if own is None else number(own)
     if share is None:
         raise PrunescopeError(
-            f"'{name}:{own}' gives no sparsity",
-            hint=f"as in {cutting('layers')}:0.25+{cutting('channels')}:0.5",
+            f"'{name}:{own}' is not FAMILY:SPARSITY",
+            hint=f"for example {cutting('layers')}:0.25+{cutting('channels')}:0.5",
         )
     return check_sparsity(share)
 
 
 def _by_family(knobs: Mapping[str, str], names: list[str]) -> dict[str, dict[str, str]]:
-    """Knobs written FAMILY.KNOB by the family that they are for."""
+    """The knobs FAMILY.KNOB of each family."""
     found: dict[str, dict[str, str]] = {name: {} for name in names}
     for key, value in knobs.items():
         name, dot, knob = key.partition(".")
         if not dot or name not in found:
             raise PrunescopeError(
-                f"--set {key}={value}: of {len(names)} families, which one is it for?",
-                hint=f"begin with its name, as {names[0]}.{knob or key}={value}",
+                f"--set {key}={value} does not name one of the {len(names)} families",
+                hint=f"write the family first: {names[0]}.{knob or key}={value}",
             )
         found[name][knob] = value
     return found
 
 
 def _check(part: MethodPart) -> None:
-    """A point that the family does not have, or a selection that it cannot make."""
+    """Raises PrunescopeError for an invalid sparsity, knob or selection of the family."""
     chosen = family(part.family)
     chosen.point(part.sparsity, part.knobs)
     if part.match == NOMINAL:
         chosen.check(part.sparsity)
     if part.select not in SELECTIONS:
         raise PrunescopeError(
-            f"{part.family}.select={part.select} is no choice", hint=f"{' or '.join(SELECTIONS)}"
+            f"{part.family}.select={part.select} is not a selection",
+            hint=f"{' or '.join(SELECTIONS)}",
         )
     if part.select == "greedy" and not chosen.greedy:
         raise PrunescopeError(
             f"--select greedy is not available for {part.family}",
             hint=f"it is for {', '.join(f.id for f in families() if f.greedy)}",
         )
-    if part.select == "calibrated" and chosen.calibration is None:
+    if part.select == "importance" and chosen.calibration is None:
         by = {
             kind: ", ".join(f.id for f in families() if f.calibration == kind)
             for kind in CALIBRATIONS
         }
         raise PrunescopeError(
-            f"--select calibrated is not available for {part.family}",
-            hint=f"use --select random; by a text: {by['text']}; by the attention of the input "
-            f"itself: {by['input']}",
+            f"--select importance is not available for {part.family}",
+            hint=f"use --select random; by a text: {by['text']}; by the attention of the input: "
+            f"{by['input']}",
         )

@@ -1,7 +1,7 @@
-"""Static K, 2:4: two of every four weights along K go, in every projection of the layers.
+"""Static K, 2:4: two of every four weights along K are zeroed, in every projection of the layers.
 
 On NVIDIA GPUs with sparse tensor cores the weights are stored packed and multiplied by sparse
-kernels; elsewhere they are zeros in dense tensors on dense kernels, and the record says so.
+kernels; elsewhere they are zeros in dense tensors on dense kernels, which the record notes.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from prunescope.tracer.calibration.scores import random_scores, weight_scores
 from prunescope.tracer.model.weights import expert_notes, layer_matrices, weight_of
 from prunescope.tracer.pruners import Applied
 
-# Sparse tensor cores came with compute capability 8.0.
+# Compute capability of the first GPUs with sparse tensor cores.
 _FIRST_SPARSE = (8, 0)
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
-    """Zero the two lowest scores of each four along K; pack the weights where the device can."""
+    """Zero the two lowest scores of each four along K; pack the weights if the device can."""
     checked(point.sparsity)
     matrices = layer_matrices(model)
     record: Record = {"matrices": len(matrices), "notes": expert_notes(model)}
@@ -36,7 +36,7 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     zeros = total = 0
     for path, module in matrices.items():
         weight = weight_of(module)
-        if point.calibrated:
+        if point.by_importance:
             scores = weight_scores(weight, squares[path])
         else:
             scores = random_scores(weight.shape, seed=point.seed, what=f"2:4 {path}")
@@ -64,15 +64,15 @@ def lowest_two_of_four(scores: torch.Tensor) -> torch.Tensor:
 
 
 def _wants_packed(backend: str, module: nn.Module, record: Record) -> bool:
-    """Whether to pack. Raises PrunescopeError where that was asked for and cannot be."""
+    """Whether to pack. Raises PrunescopeError if it was requested and is not possible."""
     if backend == "masked":
-        reason = "backend=masked was asked for"
+        reason = "backend=masked"
     else:
         reason = _missing(module.weight)  # type: ignore[arg-type]
         if backend == "semi-structured" and reason:
             raise PrunescopeError(
                 f"backend=semi-structured cannot be used: {reason}",
-                hint="backend=auto masks the weights where they cannot be packed, and says so",
+                hint="backend=auto masks weights that cannot be packed, and notes it",
             )
     if reason:
         record["notes"].append(f"zeros are in dense tensors on dense kernels: {reason}")
@@ -80,7 +80,7 @@ def _wants_packed(backend: str, module: nn.Module, record: Record) -> bool:
 
 
 def _missing(weight: torch.Tensor) -> str:
-    """What the device or dtype lacks for sparse tensor cores; empty where nothing is missing."""
+    """Why the device or dtype cannot use sparse tensor cores; empty if it can."""
     if weight.device.type != "cuda" or torch.version.hip:
         return f"torch packs 2:4 weights for NVIDIA GPUs, and this is {_device(weight)}"
     capability = torch.cuda.get_device_capability(weight.device)
@@ -96,7 +96,7 @@ def _device(weight: torch.Tensor) -> str:
 
 
 def _pack(matrices: dict[str, nn.Module], record: Record, *, strict: bool) -> None:
-    """Store each masked weight as half its values and their indices, where its shape allows."""
+    """Store each masked weight as half its values and their indices, if its shape allows it."""
     left = []
     for path, module in matrices.items():
         try:
@@ -112,7 +112,7 @@ def _pack(matrices: dict[str, nn.Module], record: Record, *, strict: bool) -> No
         return
     sentence = f"{len(left)} of {len(matrices)} matrices cannot be packed ({reason[:160]})"
     if strict:
-        raise PrunescopeError(sentence, hint="backend=auto leaves those masked, and says so")
+        raise PrunescopeError(sentence, hint="backend=auto leaves those masked, and notes it")
     record["notes"].append(f"{sentence}: they stay dense tensors")
     if not record["packed"]:
         record["backend"] = "masked"

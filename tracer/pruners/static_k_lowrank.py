@@ -1,7 +1,7 @@
 """Static K, low rank: each projection [N, K] becomes two, [r, K] and [N, r].
 
-The rank is that of `taxonomy.keep.low_rank`. The pair keeps the place and the name of what it
-stands for; the bias stays on the second factor.
+The rank is that of `taxonomy.keep.low_rank`. The pair takes the name of the matrix that it
+replaces; the bias stays on the second factor.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from prunescope.tracer.model.narrow import successor
 from prunescope.tracer.model.weights import expert_notes, layer_matrices, weight_of
 from prunescope.tracer.pruners import Applied
 
-# Second moments [K, K] in float32 that are held at a time; layers are measured in such portions.
+# Bytes of second moments [K, K] in float32 held at a time; layers are measured in such portions.
 _MOMENT_BYTES = 4 << 30
 
 
 class LowRank(nn.Module):
-    """Two linears in the place of one: [.., K] → [.., r] → [.., N]."""
+    """Two linears that replace one: [.., K] → [.., r] → [.., N]."""
 
     def __init__(self, linear: nn.Linear | Any, first: torch.Tensor, second: torch.Tensor) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class LowRank(nn.Module):
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
-    """Factor every projection that the point's rank makes smaller; the others stay dense."""
+    """Factor every projection that the rank makes smaller; the others stay dense."""
     if point.sparsity == 0:
         return Applied(model=model, record={"kept": {"rank": {}}, "notes": ["nothing to factor"]})
     matrices = layer_matrices(model)
@@ -62,11 +62,13 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     record["notes"] += _rounded(matrices, chosen, point.sparsity)
     if len(chosen) < len(ranks):
         roles = sorted({locate(name).role for name in ranks.keys() - chosen.keys()})
-        record["notes"].append(f"no rank makes these smaller, they stay dense: {', '.join(roles)}")
-    if point.calibrated:
+        record["notes"].append(
+            f"these stay dense, as no rank makes them smaller: {', '.join(roles)}"
+        )
+    if point.by_importance:
         calibration = calibration_of(model, point.calibration, seed=point.seed)
         record["calibration"] = calibration.record
-        # All portions are measured on the dense model: it is factored only after the last one.
+        # All portions are measured on the dense model, before any matrix is replaced.
         pairs: dict[str, LowRank] = {}
         for names in _portions({name: matrices[name] for name in chosen}):
             moments = collect(model, calibration.batches, moments=names).moments
@@ -89,7 +91,7 @@ def factors(
     C = `moment` [K, K]: with U the r first left singular vectors of W·C^½ both are U·(Uᵀ·W), which
     is the truncation-aware whitening of SVD-LLM (arXiv 2403.07378) without an inverse.
     """
-    # Activations spread over six orders of magnitude, and their squares over twelve.
+    # Activations span six orders of magnitude, and their squares twelve.
     wide = weight.to(torch.float32 if moment is None else torch.float64)
     spread = None if moment is None else moment.to(wide)
     outputs, inputs = weight.shape
@@ -108,7 +110,7 @@ def _root(moment: torch.Tensor) -> torch.Tensor:
     stands in for an eigenvalue, so that no direction is free."""
     values, vectors = torch.linalg.eigh(moment)
     floor = 1e-6 * float(moment.diagonal().mean())
-    # Inputs that were never seen (all zero) tell nothing: then every direction counts the same.
+    # Without any input (all zero) every direction counts the same.
     return vectors * values.clamp(min=floor if floor > 0 else 1.0).sqrt()
 
 
@@ -124,13 +126,13 @@ def _rank(module: nn.Module, sparsity: float) -> int | None:
 
 
 def _rounded(matrices: dict[str, nn.Module], ranks: dict[str, int], sparsity: float) -> list[str]:
-    """Of the matrix whose rank is the furthest from what was asked for."""
-    left = {}
+    """The rounding note of the matrix whose rank is furthest from the sparsity."""
+    kept = {}
     for name, rank in ranks.items():
         outputs, inputs = weight_of(matrices[name]).shape
-        left[name] = (rank * (outputs + inputs), outputs * inputs)
-    name = max(left, key=lambda n: abs(1 - left[n][0] / left[n][1] - sparsity))
-    return rounding(*left[name], sparsity, f"numbers of {locate(name).role}")
+        kept[name] = (rank * (outputs + inputs), outputs * inputs)
+    name = max(kept, key=lambda n: abs(1 - kept[n][0] / kept[n][1] - sparsity))
+    return rounding(*kept[name], sparsity, f"numbers of {locate(name).role}")
 
 
 def _linear(like: nn.Linear | Any, weight: torch.Tensor, *, bias: Any) -> nn.Linear:

@@ -1,6 +1,6 @@
-"""Unstructured zeros: the weights are masked and stay dense, so that nothing is removed.
+"""Unstructured zeros: weights are masked in dense tensors, so that no work is removed.
 
-Every linear of the decoder layers; embeddings and lm_head stay as they are. A calibrated point
+Every linear of the decoder layers; embeddings and lm_head stay as they are. A point by importance
 ranks by |w|·‖x‖ within each row (Wanda) instead of `--set score=`.
 """
 
@@ -24,11 +24,11 @@ from prunescope.tracer.pruners import Applied
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
     """Set int(s·K) weights of every row, or the share s of every matrix, to zero."""
-    score = "wanda" if point.calibrated else str(point.knobs["score"])
-    if point.calibrated and point.knobs["score"] == "random":
+    score = "wanda" if point.by_importance else str(point.knobs["score"])
+    if point.by_importance and point.knobs["score"] == "random":
         raise PrunescopeError(
-            "score=random contradicts --select calibrated",
-            hint="leave out one: a calibrated mask ranks weights by |w|·‖x‖",
+            "score=random contradicts --select importance",
+            hint="remove one: by importance, a mask ranks weights by |w|·‖x‖",
         )
     name, layers = decoder_layers(model)
     linears = {
@@ -56,12 +56,12 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
 def _mask(
     weight: torch.Tensor, point: Point, score: str, path: str, squares: torch.Tensor | None
 ) -> torch.Tensor:
-    """True where a weight of [N, K] goes."""
+    """True at the weights of [N, K] that become zero."""
     if score == "random":
-        drawn = random_scores(weight.shape, seed=point.seed, what=path)
-        return (drawn < point.sparsity).to(weight.device)
+        scores = random_scores(weight.shape, seed=point.seed, what=path)
+        return (scores < point.sparsity).to(weight.device)
     count = floor_of(weight.shape[1] * point.sparsity)
-    # A linear that no token reached (an expert never chosen) is ranked by its weights alone.
+    # A linear without any input (an expert never chosen) is ranked by its weights alone.
     scores = weight.abs() if squares is None else weight_scores(weight, squares)
     smallest = scores.topk(count, dim=1, largest=False).indices
     return torch.zeros_like(weight, dtype=torch.bool).scatter_(1, smallest, value=True)

@@ -1,8 +1,8 @@
 """Static M: layers, or attention and MLP sublayers with their norm and residual add, are removed.
 
-Which ones: int(n·s), drawn with the seed; calibrated, those of the least block influence; greedy,
-one after the other, each the one without which the loss is the least; or `--set layers=3,4`. The KV
-cache shrinks with them.
+int(n·s) of them: random ones from the seed; by importance, those with the lowest block influence;
+greedy, one after the other, each the one whose removal raises the loss least; or those named by
+`--set layers=3,4`. The KV cache shrinks with them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from prunescope.tracer.model.logits import probe
 from prunescope.tracer.pruners import Applied
 from prunescope.tracer.residual.sublayers import remove_sublayers
 
-_DRAWS = 16
+_ATTEMPTS = 16  # random choices until one leaves a hybrid model an attention layer
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
@@ -49,7 +49,7 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
         gone = {kind: _chosen(model, len(layers), point, kind, influence) for kind in kinds}
     record["removed"] = gone
     if point.sparsity and not any(gone.values()):
-        least = f"{1 / len(layers):g} is the least that removes one"
+        least = f"{1 / len(layers):g} is the lowest sparsity that removes one"
         too_few = (
             f"s = {point.sparsity:g} of {len(layers)} layers rounds to none: nothing is removed; "
             f"{least if len(layers) > 1 else 'the only layer stays at every sparsity'}"
@@ -85,8 +85,8 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
 def _influence(
     model: PreTrainedModel, name: str, point: Point, record: Record
 ) -> dict[str, list[float]]:
-    """1 − cosine over each layer and sublayer, by kind; empty where nothing is calibrated."""
-    if not point.calibrated or point.knobs["layers"]:
+    """1 − cosine over each layer and sublayer, by kind; empty for a random selection."""
+    if not point.by_importance or point.knobs["layers"]:
         return {}
     calibration = calibration_of(model, point.calibration, seed=point.seed)
     seen = collect(model, calibration.batches, influence=True).influence
@@ -118,20 +118,20 @@ def _chosen(
         if influence:
             ranked = sorted(range(num_layers), key=influence[kind].__getitem__)
             return sorted(ranked[:count])
-        return _drawn(model, num_layers, count, point, kind)
+        return _sampled(model, num_layers, count, point, kind)
     return named_layers(text, num_layers)
 
 
-def _drawn(
+def _sampled(
     model: PreTrainedModel, num_layers: int, count: int, point: Point, kind: str
 ) -> list[int]:
-    """Drawn with the seed; anew where a hybrid would lose its last attention."""
-    for again in range(_DRAWS):
-        what = f"static-m {kind}" + (f" again {again}" if again else "")
-        drawn = sample_indices(num_layers, count, seed=point.seed, what=what)
-        if kind == "mlp" or counts_without(model, drawn):
+    """Random layers from the seed; others if a hybrid model would lose its last attention."""
+    for attempt in range(_ATTEMPTS):
+        what = f"static-m {kind}" + (f" again {attempt}" if attempt else "")
+        indices = sample_indices(num_layers, count, seed=point.seed, what=what)
+        if kind == "mlp" or counts_without(model, indices):
             break
-    return drawn
+    return indices
 
 
 def _keep_layers(model: PreTrainedModel, name: str, kept: list[int]) -> None:
@@ -156,8 +156,8 @@ def _keep_layers(model: PreTrainedModel, name: str, kept: list[int]) -> None:
 
 
 def _set_derived(config: Any, kept: list[int]) -> None:
-    """Lists of one entry a layer that a config works out (Jamba: from a period) stay those of the
-    layers that are left."""
+    """Fix the lists with one entry a layer that a config computes (Jamba: from a period) to those
+    of the layers that are left."""
     total = config.num_hidden_layers
     names = [
         name for name in dir(type(config)) if isinstance(getattr(type(config), name), property)
@@ -175,5 +175,5 @@ def _set_depth(config: Any, count: int) -> None:
     except NotImplementedError as error:
         raise PrunescopeError(
             f"the config of a {config.model_type} does not let its number of layers be set",
-            hint="use --set unit=attention or unit=mlp, which leave the layers where they are",
+            hint="use --set unit=attention or unit=mlp, which keep the number of layers",
         ) from error

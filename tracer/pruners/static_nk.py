@@ -1,7 +1,7 @@
 """Static NK: KV-head groups and MLP channels are cut: N of one GEMM, K of the next.
 
-Kept are groups and channels chosen at random, or, calibrated, those that add most to the output of
-o and down. `prune_width` also serves the families that cut heads or channels alone.
+Kept are groups and channels chosen at random, or, by importance, those that add most to the output
+of o and down. `prune_width` also serves the families that cut heads or channels alone.
 Symbols as in the taxonomy: G = n_q/n_kv query heads a KV head, d head_dim, f intermediate.
 """
 
@@ -29,7 +29,7 @@ from prunescope.tracer.model.weights import Weight, weight_of, weights_of
 from prunescope.tracer.pruners import Applied
 
 _CUT = "with heads or channels cut"
-# By path of an o or down matrix, the score of each input feature; empty where parts are drawn.
+# By path of an o or down matrix, the score of each input feature; empty if parts are random.
 Scores = dict[str, torch.Tensor]
 
 
@@ -56,40 +56,40 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
 def prune_width(model: Any, point: Point, *, heads: bool, mlp: bool) -> Applied:
     """Cut the KV-head groups and/or MLP channels that the point's sparsity leaves out.
 
-    Raises PrunescopeError where the layers do not show what belongs to a head or a channel.
+    Raises PrunescopeError if the layers do not show which rows belong to a head or a channel.
     """
     name, layers = decoder_layers(model)
     record: Record = {"kept": {}}
     applied = Applied(model=model, record=record)
     scores = _scores(model, name, point, record)
-    # Everything is chosen before anything is cut: an error leaves no half-cut model.
+    # All parts are chosen before any is cut: an error leaves no half-cut model.
     cut_heads = _choose_heads(model, name, point, scores, alone=not mlp) if heads else []
     cut_channels = _choose_channels(model, name, point, scores) if mlp else []
     parts: list[_Heads | _Channels] = [*cut_heads, *cut_channels]
     masked = None
     if not is_known(model):
-        for one in parts:
-            one.part.mask(one.kept)  # type: ignore[arg-type]
+        for cut in parts:
+            cut.part.mask(cut.kept)  # type: ignore[arg-type]
         masked = probe(model, "with heads or channels masked")
-    for one in parts:
-        one.part.cut(one.kept)  # type: ignore[arg-type]
+    for cut in parts:
+        cut.part.cut(cut.kept)  # type: ignore[arg-type]
     if heads:
         record["rounding"] = str(point.knobs["rounding"])
-        _tell_heads(model, name, cut_heads, len(layers), applied)
-        _tell_rounding(
+        _record_heads(model, name, cut_heads, len(layers), applied)
+        _note_rounding(
             record, len(cut_heads[0].kept), cut_heads[0].part.kv_heads, point, "KV heads"
         )
     if mlp:
-        _tell_channels(model, name, cut_channels, len(layers), applied)
+        _record_channels(model, name, cut_channels, len(layers), applied)
         first = cut_channels[0]
-        _tell_rounding(record, first.kept.shape[-1], first.before, point, "MLP channels")
+        _note_rounding(record, first.kept.shape[-1], first.before, point, "MLP channels")
     if masked is not None:
         check_same(model, masked, _CUT)
     return applied
 
 
 def _scores(model: Any, name: str, point: Point, record: Record) -> Scores:
-    if not point.calibrated:
+    if not point.by_importance:
         return {}
     wanted = {
         weight.path: weight
@@ -123,14 +123,14 @@ def _choose_heads(
         chosen.append(_Heads(layer=index, part=part, kept=kept))
     if not chosen:
         raise PrunescopeError(
-            f"{type(model).__name__} has no attention heads: its mixers keep a recurrent state",
+            f"{type(model).__name__} has no attention heads, only mixers with a recurrent state",
             hint=f"{cutting('layers')} removes its layers, {cutting('channels')} the channels of "
             "its MLPs",
         )
     if alone and point.sparsity and all(one.part.kv_heads == 1 for one in chosen):
         raise PrunescopeError(
-            f"{type(model).__name__} has one KV head, which all its query heads share",
-            hint="no group of heads can be removed; use "
+            f"{type(model).__name__} has a single KV head for all its query heads",
+            hint="its only group of heads cannot be removed; use "
             f"{cutting('channels')} or {cutting('layers')}",
         )
     return chosen
@@ -157,8 +157,8 @@ def _kept_channels(
     """[count] channels of an MLP, or [E, count] of E experts."""
     down, device = part.down, part.down.tensor.device
     if down.experts is not None:
-        if point.calibrated:
-            # Few tokens of a text reach each expert: by the weights alone.
+        if point.by_importance:
+            # Few tokens of a text reach each expert: score by the weights alone.
             norms = _by_expert(down).float().square().sum(1)
             rows = [best(norms[e], count) for e in range(down.experts)]
         else:
@@ -181,11 +181,11 @@ def _by_expert(weight: Weight) -> torch.Tensor:
     return weight.tensor.transpose(-1, -2) if weight.transposed else weight.tensor
 
 
-def _tell_rounding(record: Record, kept: int, total: int, point: Point, what: str) -> None:
+def _note_rounding(record: Record, kept: int, total: int, point: Point, what: str) -> None:
     record.setdefault("notes", []).extend(rounding(kept, total, point.sparsity, what))
 
 
-def _tell_heads(
+def _record_heads(
     model: Any, name: str, cut: list[_Heads], num_layers: int, applied: Applied
 ) -> None:
     config = text_config(model)
@@ -196,12 +196,12 @@ def _tell_heads(
     applied.record["kept"]["kv_heads"] = kept
     first = cut[0]
     if first.part.kv_heads == 1:
-        applied.record.setdefault("notes", []).append("one KV head: attention stays as it is")
+        applied.record.setdefault("notes", []).append("one KV head: attention is not pruned")
     if getattr(config, "head_dim", None) is None:
-        # hidden / heads would name another head_dim from now on.
+        # hidden / heads no longer gives the head dimension.
         config.head_dim = config.hidden_size // config.num_attention_heads
     if any(one.part.wide_norms for one in cut):
-        note = "norms over all heads were rescaled, so that removing is masking"
+        note = "norms over all heads were rescaled, so that removing equals masking"
         applied.record.setdefault("notes", []).append(note)
     group = first.part.heads // first.part.kv_heads
     config.num_attention_heads = len(first.kept) * group
@@ -209,7 +209,7 @@ def _tell_heads(
     set_sizes(config, names, before=first.part.kv_heads, after=len(first.kept))
 
 
-def _tell_channels(
+def _record_channels(
     model: Any, name: str, cut: list[_Channels], num_layers: int, applied: Applied
 ) -> None:
     record, config = applied.record["kept"], text_config(model)

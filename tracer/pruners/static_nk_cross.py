@@ -23,7 +23,7 @@ from prunescope.tracer.pruners import Applied
 from prunescope.tracer.residual.maps import add_maps
 from prunescope.tracer.residual.norms import CONVERTED, convert_norms, narrow_stream_norm
 from prunescope.tracer.residual.ports import Basis, Port, along, set_widths
-from prunescope.tracer.residual.stream import Stream, different, read_stream
+from prunescope.tracer.residual.stream import Stream, read_stream, unsupported
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
@@ -46,7 +46,7 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     if not same:
         add_maps(model, stream, bases)
     _narrow(model, stream, bases, folded=folded)
-    _settle_config(model, stream, kept)
+    _update_config(model, stream, kept)
     probe(model, "with a narrower residual stream")
     applied = Applied(model=model, record=record)
     if not folded:
@@ -56,27 +56,27 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
 
 
 def _check_all_is_read(model: Any, stream: Stream) -> None:
-    """With all h dimensions kept, in another order and half of them negated, the model must say
-    what it said. Nothing is rounded, so that the weights are put back as they were."""
-    drawn = torch.Generator().manual_seed(0)
-    order = torch.randperm(stream.hidden, generator=drawn).to(stream.device)
-    signs = torch.randint(2, (stream.hidden,), generator=drawn).to(stream.device) * 2.0 - 1
+    """Raises PrunescopeError unless the model gives the same logits with all h dimensions permuted
+    and half of them negated. Nothing is rounded, so that the weights are then restored exactly."""
+    rng = torch.Generator().manual_seed(0)
+    order = torch.randperm(stream.hidden, generator=rng).to(stream.device)
+    signs = torch.randint(2, (stream.hidden,), generator=rng).to(stream.device) * 2.0 - 1
     back = order.argsort()
     count = len(stream.blocks) + 1
     _narrow(model, stream, [Basis(dimensions=order, signs=signs)] * count, folded=False)
     if not agree(probe(model, "with its residual stream in another order"), stream.logits):
-        raise different(model, "something in its layers reads or writes it and was not found")
+        raise unsupported(model, "its layers have a reader or writer that was not found")
     _narrow(model, stream, [Basis(dimensions=back, signs=signs[back])] * count, folded=False)
 
 
 def _bases(model: Any, stream: Stream, point: Point, kept: int, record: Record) -> list[Basis]:
-    """A basis for each junction; the same object for all where junctions are the same."""
+    """A basis for each junction; one object for all if junctions are the same."""
     same, count = point.knobs["junctions"] == "same", len(stream.blocks) + 1
     if not stream.rotatable:
         record["notes"].append(
             "a norm stands between each sublayer and the stream: single dimensions are kept"
         )
-    if point.calibrated:
+    if point.by_importance:
         calibration = calibration_of(model, point.calibration, seed=point.seed)
         record["calibration"] = calibration.record
         seen = collect(model, calibration.batches, stream=stream.entrances()).stream
@@ -87,16 +87,18 @@ def _bases(model: Any, stream: Stream, point: Point, kept: int, record: Record) 
         bases = [basis for basis, _ in shares]
     elif same or not stream.rotatable:
         names = ["stream"] if same else [f"stream {i}" for i in range(count)]
-        drawn = [sample_indices(stream.hidden, kept, seed=point.seed, what=name) for name in names]
-        bases = [Basis(dimensions=torch.tensor(index, device=stream.device)) for index in drawn]
+        indices = [
+            sample_indices(stream.hidden, kept, seed=point.seed, what=name) for name in names
+        ]
+        bases = [Basis(dimensions=torch.tensor(index, device=stream.device)) for index in indices]
     else:
         bases = [_random_directions(stream, kept, point.seed, i) for i in range(count)]
     return bases * count if same else bases
 
 
 def _principal(moment: torch.Tensor, kept: int, *, rotate: bool) -> tuple[Basis, float]:
-    """The basis of the most energy, and its share of it: principal directions (SliceGPT, arXiv
-    2401.15024) or, where the stream cannot be rotated, single dimensions."""
+    """The basis with the most energy, and its share of it: principal directions (SliceGPT, arXiv
+    2401.15024) or, if the stream cannot be rotated, single dimensions."""
     if not rotate:
         energy = moment.diagonal()
         index = torch.tensor(best(energy, kept), device=moment.device)
@@ -108,8 +110,8 @@ def _principal(moment: torch.Tensor, kept: int, *, rotate: bool) -> tuple[Basis,
 
 
 def _random_directions(stream: Stream, kept: int, seed: int, junction: int) -> Basis:
-    drawn = torch.randn(stream.hidden, kept, generator=seeded(seed, f"stream {junction}"))
-    return Basis(directions=torch.linalg.qr(drawn.to(stream.device)).Q)
+    normal = torch.randn(stream.hidden, kept, generator=seeded(seed, f"stream {junction}"))
+    return Basis(directions=torch.linalg.qr(normal.to(stream.device)).Q)
 
 
 def _narrow(model: Any, stream: Stream, bases: list[Basis], *, folded: bool) -> None:
@@ -145,8 +147,8 @@ def _narrow_readers(readers: list[Port], basis: Basis, gain: torch.Tensor | None
         port.set(basis.part(weight, port.axis))
 
 
-def _settle_config(model: Any, stream: Stream, kept: int) -> None:
-    """`hidden_size` is h' from now on; the head dimension must not follow it."""
+def _update_config(model: Any, stream: Stream, kept: int) -> None:
+    """`hidden_size` becomes h'; the head dimension must not follow it."""
     config = text_config(model)
     heads = getattr(config, "num_attention_heads", None)
     if heads and getattr(config, "head_dim", None) is None:

@@ -1,9 +1,9 @@
-"""Token dropping: after a layer only the int(p·S) most attended prompt tokens go on.
+"""Token dropping: from one layer on, only the int(p·S) most attended prompt tokens are kept.
 
-The last prompt token always stays; positions are kept; the caches of the layers behind are shorter,
-and the states of mixers there are those of the tokens that went on.
-With logits of all tokens there are rows for the kept tokens alone. A forward of prompt and answer
-together ranks by another last token, so that its tokens need not be those of prefill and decode.
+The last prompt token always stays; positions are kept; the caches of later layers are shorter, and
+their mixers see the kept tokens alone. Logits of all tokens have rows for the kept tokens alone. A
+forward of prompt and answer together ranks by another last token, so that its tokens may differ
+from those of prefill and decode.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.forwards import by_name, extend
 from prunescope.tracer.pruners import Applied
+from prunescope.tracer.routing.decisions import Counted, Sampler, Tally, flat_positions
 from prunescope.tracer.routing.learning import NothingTrained
 from prunescope.tracer.routing.prenorm import (
     check_runs,
@@ -34,7 +35,6 @@ from prunescope.tracer.routing.prenorm import (
     movable_layers,
     rebuilt,
 )
-from prunescope.tracer.routing.routing import Counted, Draws, Tally, flat_places
 
 _DROPPED = "with tokens dropped"
 
@@ -48,8 +48,8 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     watched = next(parts for parts in reversed(attentions) if parts.layer < after)
     places = layer_places(model, layers)
     drop = _Drop(any(place.tracked for place in places))
-    draws = Draws(point, "token-drop")
-    ranker = TokenRanker(draws)
+    sampler = Sampler(point, "token-drop")
+    ranker = TokenRanker(sampler)
 
     def build() -> list[TokenRanker]:
         for place, layer in zip(places, layers, strict=True):
@@ -64,72 +64,72 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
 
     rebuilt(model, build, sparsity=point.sparsity)
     try:
-        check_runs(model, _DROPPED, draws.stream)
+        check_runs(model, _DROPPED, sampler.stream)
     except PrunescopeError:
-        # Some give hidden states the shape of the prompt again: then they need all rows.
+        # Some models reshape hidden states to the prompt: the last layer restores all rows.
         drop.last = len(layers) - 1
-        check_runs(model, _DROPPED, draws.stream)
+        check_runs(model, _DROPPED, sampler.stream)
     kept = {"tokens": 1 - point.sparsity, "after": after}
     notes = [f"ranked by the attention of layer {watched.layer}, the last before the drop"]
     notes = notes if watched.layer < after - 1 else []
     if has_mixers(model):
-        notes.append("the states of mixers behind the drop are those of the tokens that go on")
-    trained = NothingTrained("trained on all tokens, as none is ranked by a weight", [ranker])
+        notes.append("mixers after the drop see the kept tokens alone")
+    trained = NothingTrained("trained on all tokens: no weight ranks them", [ranker])
     return Applied(model=model, record={"kept": kept, "notes": notes}, learners=[trained])
 
 
 @dataclass
 class _Drop:
-    """What the layers tell each other in one forward: its tokens, the watched query (scaled) and
-    keys, then the places [B, k] of the tokens that go on (None: all do), and what was taken of the
-    arguments for them. `counted`: whether caches count tokens, for masks of windows; `last`: the
-    layer that puts zeros where tokens left, None where they stay away."""
+    """State that the layers share in one forward: its number of tokens, the ranking query (scaled)
+    and keys, then the positions [B, k] of the kept tokens (None: all), and the arguments reduced to
+    them. `counted`: whether caches count tokens, for masks of windows; `last`: the layer that
+    restores all rows, with zeros for dropped tokens; None: no layer does."""
 
     counted: bool
     last: int | None = None
     tokens: int = 0
     query: torch.Tensor | None = None
     keys: torch.Tensor | None = None
-    places: torch.Tensor | None = None
+    positions: torch.Tensor | None = None
     taken: dict[int, Any] = field(default_factory=dict)
 
-    def of_kept(self, arguments: dict[str, Any], places: torch.Tensor) -> dict[str, Any]:
-        """The arguments of a layer for the tokens at `places` that go on: their positions."""
+    def reduced(self, arguments: dict[str, Any], positions: torch.Tensor) -> dict[str, Any]:
+        """The arguments of a layer, reduced to the kept tokens at `positions`."""
         kept = dict(arguments)
         for name, take in (("position_embeddings", taken_rotary), ("position_ids", _taken_ids)):
             value: Any = arguments.get(name)
             if value is not None:
                 if id(value) not in self.taken:
-                    self.taken[id(value)] = take(value, places)
+                    self.taken[id(value)] = take(value, positions)
                 kept[name] = self.taken[id(value)]
         return kept
 
 
 class TokenRanker(nn.Module):
-    """Takes the tokens that the last one attends to most, over all heads."""
+    """Keeps the tokens that the last token attends to most, over all heads."""
 
-    def __init__(self, draws: Draws) -> None:
+    def __init__(self, sampler: Sampler) -> None:
         super().__init__()
-        self.sparsity, self.draws = 0.0, draws
+        self.sparsity, self.sampler = 0.0, sampler
 
     def forward(
         self, hidden: torch.Tensor, query: torch.Tensor, keys: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of hidden states [B, S, h] those of k tokens in their order, and the places [B, k] of
+        """The hidden states [B, S, h] of k tokens in their order, and the positions [B, k] of
         these, by the last token's query [B, n_q, 1, d] (scaled) and all keys [B, n_kv, S, d]."""
         batch, heads, length, _ = keys.shape
         grouped = query.view(batch, heads, -1, query.shape[-1])  # [B, n_kv, G, d]
         mass = (grouped @ keys.transpose(-1, -2)).softmax(-1).mean((1, 2))  # [B, S]
-        scores = self.draws.instead_of(mass)
+        scores = self.sampler.replace(mass)
         scores[:, -1] = float("inf")  # the next token follows from the last one
-        places = scores.topk(kept_count(length, self.sparsity)).indices.sort().values
-        flat = flat_places(places, length).flatten()
+        positions = scores.topk(kept_count(length, self.sparsity)).indices.sort().values
+        flat = flat_positions(positions, length).flatten()
         rows = hidden.reshape(batch * length, -1).index_select(0, flat)
-        return rows.view(*places.shape, -1), places
+        return rows.view(*positions.shape, -1), positions
 
 
 class _WatchedAttention(PlainAttention):
-    """The dense attention; its last query and its keys are kept for the ranking."""
+    """Dense attention that stores its last query and its keys for the ranking."""
 
     def __init__(self, parts: AttentionParts, drop: _Drop) -> None:
         super().__init__(parts)
@@ -142,14 +142,14 @@ class _WatchedAttention(PlainAttention):
         v: torch.Tensor,
         given: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """As the dense layer does."""
+        """Like the dense layer."""
         if q.shape[2] == k.shape[2] > 1:  # a prompt on an empty cache
             self.drop.query, self.drop.keys = q[:, :, -1:] * self.scaling, k
         return super().attend_causally(q, k, v, given)
 
 
 class _Dropping(Counted):
-    """A decoder layer before the drop, at it (with a router) or behind it (`late`)."""
+    """A decoder layer before the drop, at it (with a router) or after it (`late`)."""
 
     router: TokenRanker
     drop: _Drop
@@ -157,7 +157,7 @@ class _Dropping(Counted):
     late: bool
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """[B, S, h] to [B, S, h]; behind the drop [B, k, h]."""
+        """[B, S, h] to [B, S, h]; after the drop [B, k, h]."""
         arguments = by_name(self, args, kwargs)
         cache, mask = compat.cache_in(arguments), arguments.get("attention_mask")
         past, drop = self.place.past(cache), self.drop
@@ -166,17 +166,17 @@ class _Dropping(Counted):
             self.place.refuse_padding(mask, drop.tokens, past)
         if hasattr(self, "router"):
             hidden_states = self._dropped(hidden_states)
-        at = drop.places if self.late else None
+        at = drop.positions if self.late else None
         if at is not None:
-            arguments = drop.of_kept(arguments, at)
+            arguments = drop.reduced(arguments, at)
         batch, rows = hidden_states.shape[:2]
         self.tally.add(batch * rows, batch * drop.tokens)
         if not self.place.attends:
-            pass  # a mixer takes the tokens that come, without a mask
+            pass  # a mixer takes the remaining tokens, without a mask
         elif drop.counted:
             cached = self.place.counted(cache) or self.place.empty()
             arguments["attention_mask"] = cached.mask_of(mask, rows, at)
-            # Positions go by the tokens seen, of which some have left.
+            # Positions count all tokens, the dropped ones too.
             cached.seen += drop.tokens - rows
         else:
             arguments["attention_mask"] = last_rows(mask, past + rows)
@@ -184,25 +184,25 @@ class _Dropping(Counted):
         if at is None or self.place.number != drop.last:
             return out
         if isinstance(out, tuple):
-            return (self._returned(out[0], at), *out[1:])
-        return self._returned(out, at)
+            return (self._restored(out[0], at), *out[1:])
+        return self._restored(out, at)
 
-    def _returned(self, hidden: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
-        """Rows [B, k, h] at their places [B, k] of the prompt, [B, S, h], among zeros."""
+    def _restored(self, hidden: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+        """Rows [B, k, h] at their positions [B, k] in the prompt, [B, S, h], zero elsewhere."""
         zeros = hidden.new_zeros(hidden.shape[0], self.drop.tokens, hidden.shape[2])
         return zeros.scatter_(1, at.unsqueeze(-1).expand_as(hidden), hidden)
 
     def _dropped(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The hidden states that go on, all where no query was watched."""
+        """The hidden states of kept tokens; all of them if no query was stored."""
         drop, query, keys = self.drop, self.drop.query, self.drop.keys
-        drop.query = drop.keys = drop.places = None
+        drop.query = drop.keys = drop.positions = None
         drop.taken.clear()
         if query is None or keys is None:
             return hidden
-        hidden, drop.places = self.router(hidden, query, keys)
+        hidden, drop.positions = self.router(hidden, query, keys)
         return hidden
 
 
-def _taken_ids(ids: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """Positions [1 or B, S] of the tokens at `places` [B, k]."""
-    return ids.expand(places.shape[0], -1).gather(1, places)
+def _taken_ids(ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Position ids [1 or B, S] of the tokens at `positions` [B, k]."""
+    return ids.expand(positions.shape[0], -1).gather(1, positions)

@@ -1,5 +1,5 @@
-"""What pruning cost in quality.
+"""The loss of quality by pruning.
 
 In: a dense and a pruned model, a text. Out: perplexity with intervals, tasks.
-Exports: `quality.compare`, `tasks`. What is kept of them is `Quality` of taxonomy/run_quality.py.
+Exports: `quality.compare`, `tasks`. Results are stored as `Quality` of taxonomy/run_quality.py.
 """

@@ -1,13 +1,13 @@
-"""Quality of a model on a text, next to the dense model it came from.
+"""Quality of a model on a text, compared to its dense model.
 
-In: models, token ids [N] and how they were made (Passage). Out: Quality, for run.json.
+In: models, token ids [N] and their source (Passage). Out: Quality, for run.json.
 Losses are nats a token; bits per byte uses the UTF-8 bytes of the tokens that were scored.
 
-Windows of C tokens start every R tokens (R = C unless said otherwise). A window scores each of its
-tokens but the first that no window before it scored, given all tokens before it in the window:
+Windows of C tokens start every R tokens (R = C by default). A window scores each of its tokens but
+the first that no earlier window scored, given all tokens before it in the window:
     perplexity = exp(sum of -ln p(token | window so far) / tokens scored)
-Of prompts longer than a window, windows are as long, and only the end of each is scored: tokens
-that have such a prompt before them.
+For prompts longer than a window, windows are as long as the prompt, and only the end of each is
+scored.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ from prunescope.tracer.model import compat
 from prunescope.tracer.quality.statistics import Blocks, mean_ci95, perplexity_ci95, relative_ci95
 
 TOKENS, CONTEXT = 8192, 1024
-# Tokens that one block of the bootstrap holds: neighbours in a text are alike.
+# Tokens in a block of the bootstrap: neighbours in a text are correlated.
 BLOCK = 128
-# Of a window in decode scoring: the share that is the prompt, and the tokens scored after it.
+# Decode scoring: the share of a window that is the prompt, and the tokens scored after it.
 _PROMPT, _DECODED = 0.5, 32
-# Of windows as long as a prompt: how many at least, and the tokens scored at the end of each. Of
-# four times 64 as many are decoded as of eight usual windows.
+# Windows as long as a prompt: the least number, and the tokens scored at the end of each. 4 times
+# 64 are as many decoded tokens as in eight usual windows.
 _LONG_WINDOWS = 4
 _ENDS = {"prefill": CONTEXT, "decode": 64}
-# Rows of [rows, V] turned into fp32 at a time: a dozen passes over what a cache holds.
+# Rows of [rows, V] converted to fp32 at a time, to stay in a cache.
 _ROWS = 32
-# Logits of the dense model are kept, as they left it, for as many bytes; else computed again.
+# Largest size of dense logits that are kept; larger ones are computed again.
 _KEEP_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, kw_only=True)
 class Passage:
-    """What is scored: ids [N], the UTF-8 bytes of each token (None: no text), and where from.
-    `ends`: only the last tokens of each window."""
+    """The tokens to score: ids [N], the UTF-8 bytes of each (None: no text), and their source.
+    `ends`: score only the last tokens of each window."""
 
     ids: torch.Tensor
     bytes_of: torch.Tensor | None
@@ -67,7 +67,7 @@ class Passage:
                 break
 
     def scored(self, scoring: str) -> Iterator[tuple[int, int, int]]:
-        """The windows, and in decode scoring only the tokens just after the prompt of each."""
+        """The windows; in decode scoring only the tokens right after the prompt of each."""
         for begin, first, end in self.windows():
             if self.ends:
                 yield begin, max(first, end - _ENDS[scoring]), end
@@ -77,7 +77,7 @@ class Passage:
 
 @dataclass(kw_only=True)
 class Compared:
-    """The quality of both models of a comparison."""
+    """The quality of the two models of a comparison."""
 
     dense: Quality
     pruned: Quality
@@ -85,7 +85,7 @@ class Compared:
 
 @dataclass(kw_only=True)
 class Scores:
-    """Of the tokens scored, in order: nats, and per token of a comparison, KL and agreement."""
+    """Values of the scored tokens, in order: nats, and in a comparison KL and agreement."""
 
     nats: list[torch.Tensor] = field(default_factory=list)
     kl: list[torch.Tensor] = field(default_factory=list)
@@ -93,7 +93,7 @@ class Scores:
 
 
 class Dense:
-    """The dense model as a reference: its logits on a passage, kept where they are small."""
+    """The dense model as a reference: its logits on a passage, kept if they are small."""
 
     def __init__(self, model: Any, passage: Passage, *, scoring: str = "prefill") -> None:
         self.model, self.passage, self.scoring = model, passage, scoring
@@ -104,7 +104,7 @@ class Dense:
         self._keep = size <= _KEEP_BYTES
 
     def logits(self, window: tuple[int, int, int]) -> torch.Tensor:
-        """[scored, V] of a window, in the model's dtype: lossless."""
+        """The logits [scored, V] of a window, in the model's dtype."""
         begin = window[0]
         if begin in self._kept:
             return self._kept[begin]
@@ -115,7 +115,7 @@ class Dense:
 
 
 def windows_of(prompt_len: int, *, tokens: int = TOKENS) -> tuple[int, int]:
-    """Tokens of a window that judges prompts of a length, and of all windows."""
+    """(tokens of a window, tokens of all windows) to evaluate prompts of a length."""
     if prompt_len <= CONTEXT:
         return CONTEXT, tokens
     return prompt_len, max(_LONG_WINDOWS, tokens // prompt_len) * prompt_len
@@ -133,10 +133,9 @@ def text_passage(  # noqa: PLR0913
 ) -> Passage:
     """The first `tokens` tokens of a text's evaluation half; random ids without a tokenizer.
 
-    `longest`: positions the model knows. `prompt_len`: of what is judged; more than a window has
-    windows as long, of what positions and text there are, and as many tokens as fill whole ones,
-    four at least.
-    Raises PrunescopeError where the text is too short.
+    `longest`: positions of the model. `prompt_len`: of the prompts to evaluate; longer ones than a
+    window give windows of their length, as far as positions and text allow, at least four.
+    Raises PrunescopeError if the text is too short.
     """
     context, tokens = windows_of(min(prompt_len, longest or prompt_len), tokens=tokens)
     context = min(context, longest or context)
@@ -151,10 +150,10 @@ def text_passage(  # noqa: PLR0913
     ids = torch.tensor(made["input_ids"][:tokens])
     if len(ids) < 2:
         raise PrunescopeError(
-            f"{source.name} has no two tokens to score in its evaluation half",
+            f"{source.name} has fewer than two tokens in its evaluation half",
             hint="give a longer text",
         )
-    if ends:  # whole windows alone, for each end to have a prompt of one length before it
+    if ends:  # whole windows only, so that the prompts before all ends have one length
         context = min(context, len(ids))
         tokens = len(ids) // context * context
         ids = ids[:tokens]
@@ -187,7 +186,7 @@ def quality(model: Any, passage: Passage, *, scoring: str = "prefill") -> Qualit
 
 
 def nats_of(model: Any, passage: Passage, *, scoring: str = "prefill") -> torch.Tensor:
-    """The loss of every token scored, [n], in order: what `compare` takes as `control`."""
+    """The loss of every scored token, [n], in order: the `control` of `compare`."""
     scores = Scores()
     with torch.inference_mode():
         for window in passage.scored(scoring):
@@ -197,13 +196,13 @@ def nats_of(model: Any, passage: Passage, *, scoring: str = "prefill") -> torch.
 
 
 def compare(model: Any, dense: Dense, *, control: torch.Tensor | None = None) -> Compared:
-    """Of both models, each as `quality` gives it, on the dense model's passage.
+    """The quality of both models on the dense model's passage.
 
-    The pruned one has more: KL(dense ‖ model) in nats a token, agreement (share of tokens for which
-    both would say the same next), perplexity_rel = perplexity / dense perplexity − 1. Intervals of
-    95 % by a bootstrap over blocks of 128 neighbours, dense and pruned on the same blocks.
-    `control`: nats [n] of the dense model after the training that the pruned one had; then
-    perplexity_rel_recovered is perplexity / that of the control − 1.
+    The pruned one also gets KL(dense ‖ pruned) in nats a token, agreement (share of tokens with the
+    same most likely next token), and perplexity_rel = perplexity / dense perplexity − 1. Intervals
+    of 95 % by a bootstrap over blocks of 128 neighbouring tokens, dense and pruned on the same
+    blocks. `control`: nats [n] of the dense model after the same recovery training; then
+    perplexity_rel_recovered is perplexity / perplexity of the control − 1.
     """
     passage, scoring = dense.passage, dense.scoring
     scores, reference = Scores(), Scores()
@@ -253,7 +252,7 @@ def _add(
     against: torch.Tensor | None,
     targets: torch.Tensor,
 ) -> None:
-    """Score the rows of one window, a few at a time: a [1024, V] of fp32 is large."""
+    """Score the rows of one window, a few at a time: [1024, V] in fp32 is large."""
     targets = targets.to(logits.device)
     for start in range(0, len(targets), _ROWS):
         rows = slice(start, start + _ROWS)
@@ -289,7 +288,7 @@ def _record(passage: Passage, scores: Scores, scoring: str) -> Quality:
 
 
 def _add_relative(pruned: Quality, passage: Passage, scores: Scores, reference: Scores) -> None:
-    """Beside the dense model, on the same tokens."""
+    """Add the comparison to the dense model, on the same tokens."""
     _, blocks = _blocks(passage, pruned.scoring or "")
     nats, dense_nats = torch.cat(scores.nats), torch.cat(reference.nats)
     kl, agree = torch.cat(scores.kl), torch.cat(scores.agree)
@@ -304,7 +303,7 @@ def _add_relative(pruned: Quality, passage: Passage, scores: Scores, reference: 
 def _add_recovered(
     pruned: Quality, passage: Passage, scores: Scores, control: torch.Tensor
 ) -> None:
-    """Beside the dense model after the training that the pruned one had."""
+    """Add the comparison to the dense model after the same recovery training."""
     _, blocks = _blocks(passage, pruned.scoring or "")
     nats = torch.cat(scores.nats)
     relative = _exp(float((nats - control).mean()))

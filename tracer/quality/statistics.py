@@ -1,7 +1,7 @@
 """Intervals of means over the tokens of a text: a bootstrap over blocks of neighbours.
 
-In: a number a token [n]. Out: [low, high] of 95 %, or None where there are fewer than two blocks
-or a number is not finite.
+In: a value for each token [n]. Out: [low, high] of 95 %, or None for fewer than two blocks or
+values that are not finite.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from dataclasses import dataclass
 
 import torch
 
-_DRAWS, _SEED = 2000, 0
+_NUM_SAMPLES, _SEED = 2000, 0
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Which block each token belongs to [n], and which blocks each draw takes [draws, blocks]."""
+    """The block of each token [n], and the blocks of each bootstrap sample [samples, blocks]."""
 
     block_of: torch.Tensor
-    drawn: torch.Tensor
+    sampled: torch.Tensor
 
     @classmethod
     def of(cls, positions: torch.Tensor, size: int) -> Blocks:
@@ -26,33 +26,33 @@ class Blocks:
         _, block_of = torch.unique(positions // size, return_inverse=True)
         count = int(block_of.max()) + 1
         generator = torch.Generator().manual_seed(_SEED)
-        return cls(block_of, torch.randint(count, (_DRAWS, count), generator=generator))
+        return cls(block_of, torch.randint(count, (_NUM_SAMPLES, count), generator=generator))
 
     @property
     def count(self) -> int:
-        """How many blocks there are."""
-        return self.drawn.shape[1]
+        """Number of blocks."""
+        return self.sampled.shape[1]
 
     def means(self, values: torch.Tensor) -> torch.Tensor:
-        """[draws]: the mean over the tokens of the blocks of each draw."""
+        """[samples]: the mean over the tokens in the blocks of each bootstrap sample."""
         sums = torch.zeros(self.count, dtype=torch.float64)
         sums.index_add_(0, self.block_of, values.double())
         sizes = torch.bincount(self.block_of, minlength=self.count).double()
-        return sums[self.drawn].sum(1) / sizes[self.drawn].sum(1)
+        return sums[self.sampled].sum(1) / sizes[self.sampled].sum(1)
 
 
 def mean_ci95(blocks: Blocks, values: torch.Tensor) -> list[float] | None:
-    """Of the mean of `values` [n]."""
+    """The interval of the mean of `values` [n]."""
     return _interval(blocks, blocks.means(values))
 
 
 def perplexity_ci95(blocks: Blocks, nats: torch.Tensor) -> list[float] | None:
-    """Of exp(mean of `nats`)."""
+    """The interval of exp(mean of `nats`)."""
     return _interval(blocks, blocks.means(nats).exp())
 
 
 def relative_ci95(blocks: Blocks, nats: torch.Tensor, dense: torch.Tensor) -> list[float] | None:
-    """Of exp(mean of nats − mean of dense nats) − 1, both over the same blocks."""
+    """The interval of exp(mean of nats − mean of dense nats) − 1, both over the same blocks."""
     return _interval(blocks, blocks.means(nats - dense).expm1())
 
 

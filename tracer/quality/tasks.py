@@ -22,20 +22,20 @@ from typing import Any
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run_quality import TaskChange, TaskMetric, TaskScore, TaskSource
 
-_BATCH = 8  # requests a forward; none of the harness's results depends on it
-_DRAWS = 1000  # of the harness's bootstrap, where a standard error has no closed form
+_BATCH = 8  # requests in a forward; the results do not depend on it
+_BOOTSTRAP_SAMPLES = 1000  # of the harness, for standard errors without a closed form
 _Z95 = 1.96
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskList:
-    """Names of tasks, and the folder that defines them; None: the harness's own definitions."""
+    """Names of tasks, and the folder with their definitions; None: those of the harness."""
 
     names: tuple[str, ...]
     folder: Path | None = None
 
     def source(self) -> TaskSource:
-        """What was asked: names, the folder and the sha256 of its files, the harness's version."""
+        """The names, the folder and the sha256 of its files, and the version of the harness."""
         digest = None if self.folder is None else _digest(self.folder)
         folder = None if self.folder is None else self.folder.name
         version = importlib.metadata.version("lm_eval")
@@ -43,7 +43,7 @@ class TaskList:
 
 
 def check_installed() -> None:
-    """Raises PrunescopeError where lm-evaluation-harness is not installed."""
+    """Raises PrunescopeError if lm-evaluation-harness is not installed."""
     if importlib.util.find_spec("lm_eval") is None:
         raise PrunescopeError(
             "tasks need lm-evaluation-harness, which is not installed",
@@ -65,7 +65,7 @@ def score_tasks(model: Any, tokenizer: Any | None, tasks: TaskList) -> dict[str,
     evaluator: Any = importlib.import_module("lm_eval.evaluator")
     manager: Any = importlib.import_module("lm_eval.tasks").TaskManager(
         include_path=None if tasks.folder is None else str(tasks.folder),
-        # The harness's own tasks fetch their data: with a folder, no name of it can mean those.
+        # With a folder, names are looked up there alone: tasks of the harness would download data.
         include_defaults=tasks.folder is None,
     )
     huggingface: Any = importlib.import_module("lm_eval.models.huggingface")
@@ -76,19 +76,19 @@ def score_tasks(model: Any, tokenizer: Any | None, tasks: TaskList) -> dict[str,
                 tasks=list(tasks.names),
                 task_manager=manager,
                 log_samples=False,
-                bootstrap_iters=_DRAWS,
+                bootstrap_iters=_BOOTSTRAP_SAMPLES,
             )
     except (KeyError, OSError, ValueError) as error:
-        said = next(iter(str(error).strip().splitlines()), "")
+        message = next(iter(str(error).strip().splitlines()), "")
         raise PrunescopeError(
-            f"the tasks {', '.join(tasks.names)} cannot be run ({type(error).__name__}: {said})",
+            f"the tasks {', '.join(tasks.names)} cannot be run ({type(error).__name__}: {message})",
             hint="tasks_path names a folder of task files; paths of data in them begin there",
         ) from error
     return {name: _entry(name, found) for name in tasks.names}
 
 
 def changes(dense: dict[str, TaskScore], pruned: dict[str, TaskScore]) -> TaskChange | None:
-    """The two losses over tasks; None where a dense value is 0 or a value is unknown.
+    """The two losses over tasks; None if a dense value is 0 or a value is unknown.
 
     change of a task = (pruned − dense) / dense, with its sign turned where lower is better, so that
     below zero is worse. "signed" = mean of the changes, "absolute" = mean of their absolute values.
@@ -132,13 +132,13 @@ def _digest(folder: Path) -> str:
 
 @contextlib.contextmanager
 def _inside(folder: Path | None) -> Iterator[None]:
-    """Data files that a task names lie beside its file; the harness looks where the process is."""
+    """Run in the folder of the tasks: the harness looks for their data files there."""
     offline = {"HF_DATASETS_OFFLINE": "1"} if folder is not None else {}
     before = {name: os.environ.get(name) for name in (*offline, "TOKENIZERS_PARALLELISM")}
     os.environ.update(offline, TOKENIZERS_PARALLELISM="false")
     place = contextlib.nullcontext() if folder is None else contextlib.chdir(folder)
     try:
-        # Bars and hints of four libraries; what goes wrong comes as an exception.
+        # Hide progress bars and hints of four libraries; failures raise exceptions.
         with place, contextlib.redirect_stderr(io.StringIO()):
             yield
     finally:
@@ -150,7 +150,7 @@ def _inside(folder: Path | None) -> Iterator[None]:
 
 
 def _entry(name: str, found: dict[str, Any]) -> TaskScore:
-    """One task of the harness's results, whose keys are "metric,filter"."""
+    """A task from the harness's results, whose keys are "metric,filter"."""
     if name not in found["results"] or name not in found["configs"]:
         raise PrunescopeError(
             f"{name} is a group of tasks, which has no score of its own here",
@@ -180,7 +180,7 @@ def _entry(name: str, found: dict[str, Any]) -> TaskScore:
 
 
 def _number(value: Any) -> float | None:
-    """A finite number, or None: the harness writes "N/A" where it knows none."""
+    """A finite number, or None: the harness writes "N/A" for unknown values."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if math.isfinite(value) else None

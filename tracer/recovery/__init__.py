@@ -1,6 +1,6 @@
-"""Recovery training: low-rank adapters on what pruning left, merged before anything is timed.
+"""Recovery training: low-rank adapters on a pruned model, merged before anything is timed.
 
-In: a pruned (or dense) model, a text and what `--recover` says. Out: the same model with other
+In: a pruned (or dense) model, a text and the settings of `--recover`. Out: the same model with new
 weights of the same shapes, and a record for run.json.
-Exports: `settings.Recovery`, `recover.recover`, `place.kept_in`.
+Exports: `settings.Recovery`, `recover.recover`, `storage.trainings_stored`.
 """

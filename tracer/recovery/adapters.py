@@ -23,16 +23,17 @@ from prunescope.tracer.recovery.settings import Recovery
 
 _NAME = "recovery"
 _GROUPS = {"attention": ("qkv", "o"), "mlp": ("gate_up", "down")}
-# Of a matrix that is masked, though no record says so: a method of the user's own, a checkpoint.
+# Share of zeros from which on a matrix counts as masked, e.g. by a user's method or in a
+# checkpoint.
 _ZEROS = 0.05
-# Zeros that a matrix had before it was pruned are no mask: of the 16 levels of 4 bits one is zero,
-# which a tenth of the weights round to. Above this share they are: 2:4 and masks of a checkpoint.
+# Zeros of the dense matrix up to this share are not a mask: of 4-bit weights, a tenth round to
+# zero. More zeros are one: 2:4 and masks of a checkpoint.
 _ROUNDED = 0.2
 
 
 class _Masked:
-    """A linear with an adapter whose update leaves the zeros of the weight zero, in training as
-    after it: x·(W + (B·A)∘[W ≠ 0])ᵀ."""
+    """A linear with an adapter whose update keeps the zeros of the weight, in training and after:
+    x·(W + (B·A)∘[W ≠ 0])ᵀ."""
 
     base_layer: Any
     get_delta_weight: Any
@@ -47,7 +48,7 @@ class _Masked:
 
 @dataclass(kw_only=True)
 class Adapters:
-    """The adapters of a model: `parameters` by name, and what is said of them in the record."""
+    """The adapters of a model, and the facts about them for the record."""
 
     model: nn.Module
     modules: dict[str, Any]
@@ -55,11 +56,11 @@ class Adapters:
     packed: frozenset[str]
     left_out: tuple[str, ...]
     shapes: dict[str, torch.Size]
-    flags: dict[str, bool]  # which parameters had a gradient before
+    flags: dict[str, bool]  # `requires_grad` of each parameter before
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
-        """What is trained, in a stable order."""
+        """The trained parameters, in a stable order."""
         return {
             f"{path}.{letter}": getattr(module, f"lora_{letter}")[_NAME].weight
             for path, module in sorted(self.modules.items())
@@ -68,9 +69,9 @@ class Adapters:
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Add the updates to the weights and take the adapters away.
+        """Add the updates to the weights and remove the adapters.
 
-        Raises RuntimeError where a module or a shape is not what it was.
+        Raises RuntimeError if a module or a shape differs from before.
         """
         for path, module in self.modules.items():
             base = module.get_base_layer()
@@ -90,7 +91,7 @@ class Adapters:
 
 
 def zero_shares(model: nn.Module) -> dict[str, float]:
-    """By role, the largest share of zeros that a matrix of a model's layers has."""
+    """By role, the largest share of zeros in a matrix of the layers."""
     shares: dict[str, float] = {}
     for path, module in layer_matrices(model).items():
         role = locate(path).role
@@ -100,32 +101,32 @@ def zero_shares(model: nn.Module) -> dict[str, float]:
 
 def attach(
     model: nn.Module,
-    wanted: Recovery,
+    settings: Recovery,
     *,
     seed: int,
     masks: bool,
     before: Mapping[str, float] | None = None,
 ) -> Adapters:
-    """Put an adapter beside every linear that `wanted` names; `masks`: zeros stay zeros. `before`:
-    `zero_shares` of the model that was pruned, whose own zeros are no mask.
+    """Add an adapter to every linear that `settings` names; `masks`: zeros stay zeros. `before`:
+    `zero_shares` of the dense model, whose zeros are not a mask.
 
-    Raises PrunescopeError where none is there, or the rank is larger than one of them.
+    Raises PrunescopeError if there is no such linear, or the rank exceeds one of their dimensions.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
-    chosen, left_out = _chosen(model, wanted.target)
-    _check_rank(chosen, wanted.rank)
+    chosen, left_out = _chosen(model, settings.target)
+    _check_rank(chosen, settings.rank)
     shapes = _shapes(model)
     packed = frozenset(path for path, module in chosen.items() if _unpacked(module))
-    own = before or {}
+    dense = before or {}
     masked = frozenset(
         path
         for path, module in chosen.items()
-        if masks or _is_masked(module, own.get(locate(path).role, 0.0))
+        if masks or _is_masked(module, dense.get(locate(path).role, 0.0))
     )
     flags = {name: p.requires_grad for name, p in model.named_parameters()}
     config = LoraConfig(
-        r=wanted.rank, lora_alpha=2 * wanted.rank, lora_dropout=0.0, target_modules=list(chosen)
+        r=settings.rank, lora_alpha=2 * settings.rank, lora_dropout=0.0, target_modules=list(chosen)
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed % 2**63)
@@ -150,7 +151,7 @@ def attach(
 
 
 def _chosen(model: nn.Module, target: str) -> tuple[dict[str, nn.Module], tuple[str, ...]]:
-    """The linears to train, and the roles of those that cannot be: they are more than linears."""
+    """The linears to train, and the roles of those that cannot be: extended ones."""
     every = layer_matrices(model)
     roles = {path: locate(path).role for path in every}
     words = target.split("+")
@@ -162,14 +163,14 @@ def _chosen(model: nn.Module, target: str) -> tuple[dict[str, nn.Module], tuple[
                 f"--recover target={target}: this model has no {word}",
                 hint=f"one or several of {', '.join(sorted(known))}, joined by +",
             )
-    wanted = [p for p, r in roles.items() if "all" in words or r in words or GROUPS[r] in groups]
-    plain = {path: every[path] for path in wanted if not hasattr(type(every[path]), "_extends")}
+    matched = [p for p, r in roles.items() if "all" in words or r in words or GROUPS[r] in groups]
+    plain = {path: every[path] for path in matched if not hasattr(type(every[path]), "_extends")}
     if not plain:
         raise PrunescopeError(
             f"nothing of {target} can be trained in this model",
-            hint="its linears run on a part of their rows or channels: choose another target",
+            hint="its linears run on some of their rows or channels: choose another target",
         )
-    return plain, tuple(sorted({roles[path] for path in wanted if path not in plain}))
+    return plain, tuple(sorted({roles[path] for path in matched if path not in plain}))
 
 
 def _check_rank(modules: Mapping[str, nn.Module], rank: int) -> None:
@@ -190,7 +191,7 @@ def _size(module: Any) -> tuple[int, int]:
 
 
 def _is_masked(module: nn.Module, before: float) -> bool:
-    """Whether zeros of a matrix are a mask; `before`: the share that it had before pruning."""
+    """Whether the zeros of a matrix are a mask; `before`: its share of zeros before pruning."""
     return _zeros(module) > _ZEROS + (before if before <= _ROUNDED else 0.0)
 
 
@@ -200,7 +201,7 @@ def _zeros(module: nn.Module) -> float:
 
 
 def _unpacked(module: Any) -> bool:
-    """A 2:4 weight that is stored packed becomes a dense one with its zeros, for training."""
+    """Unpack a packed 2:4 weight for training; returns whether it was packed."""
     weight = module.weight
     if stored_tensors(weight)[0] is weight:
         return False

@@ -1,7 +1,7 @@
-"""A training on disk: one safetensors file that appears whole, and what it belongs to.
+"""Checkpoints of a training: one safetensors file, written atomically, with a key of the training.
 
-In: tensors by name and plain values. Out: the same. A file of another training, or a damaged one,
-counts as none.
+In: tensors by name and plain values. Out: the same. A damaged file, or one of another training, is
+ignored.
 """
 
 from __future__ import annotations
@@ -20,38 +20,38 @@ from prunescope.taxonomy.atomic_write import write_file
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """Tensors by name, and the state of the training as JSON takes it."""
+    """Tensors by name, and the state of the training as JSON values."""
 
     tensors: dict[str, torch.Tensor]
     state: dict[str, Any]
 
     def part(self, prefix: str) -> dict[str, torch.Tensor]:
-        """The tensors whose names begin so, without that beginning."""
+        """The tensors with names `prefix`/…, without that prefix."""
         whole = f"{prefix}/"
         return {k.removeprefix(whole): v for k, v in self.tensors.items() if k.startswith(whole)}
 
 
 def write_checkpoint(path: Path | None, key: str, checkpoint: Checkpoint) -> None:
-    """Keep a training; `key` names what it is of."""
+    """Store a training; `key` identifies it."""
     if path is None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     plain = {k: v.detach().cpu().contiguous() for k, v in checkpoint.tensors.items()}
-    said = json.dumps({"key": key, "state": checkpoint.state})
-    write_file(path, save(plain, metadata={"prunescope": said}))
+    metadata = json.dumps({"key": key, "state": checkpoint.state})
+    write_file(path, save(plain, metadata={"prunescope": metadata}))
 
 
 def read_checkpoint(path: Path | None, key: str) -> Checkpoint | None:
-    """What was kept of this very training; None where nothing was."""
+    """The stored state of this training; None if there is none."""
     if path is None or not path.is_file():
         return None
     try:
         data = path.read_bytes()
         size = int.from_bytes(data[:8], "little")
         head = json.loads(data[8 : 8 + size])["__metadata__"]["prunescope"]
-        said = json.loads(head)
-        if said["key"] != key:
+        metadata = json.loads(head)
+        if metadata["key"] != key:
             return None
-        return Checkpoint(tensors=load(data), state=said["state"])
+        return Checkpoint(tensors=load(data), state=metadata["state"])
     except (OSError, ValueError, LookupError, TypeError, SafetensorError):
         return None

@@ -1,7 +1,7 @@
-"""What a training reads: sequences of the first half of a text, in an order that a seed gives.
+"""Training sequences: the first half of a text, in an order from a seed.
 
 In: a tokenizer (None: random token ids, from which nothing can be learnt) and a text. Out:
-Examples. The second half of the text is kept for judging: no training sees it.
+Examples. The second half of the text is held out for evaluation.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ HELD_OUT = 2048  # tokens of the second half that are scored before and after th
 
 @dataclass(frozen=True, kw_only=True)
 class Examples:
-    """`rows` [n, L] to train on, `held_out` [m, L] to judge by, and the digests of both parts."""
+    """`rows` [n, L] to train on, `held_out` [m, L] to evaluate, and the digests of both parts."""
 
     rows: torch.Tensor
     held_out: torch.Tensor
@@ -34,19 +34,20 @@ class Examples:
     source: str
 
     def batch(self, step: int, size: int, *, seed: int) -> torch.Tensor:
-        """[size, L] of a step, from 0: each epoch takes every row once, in an order of its own."""
+        """The batch [size, L] of a step, from 0: each epoch takes every row once, in a new
+        order."""
         total = len(self.rows)
-        places = range(step * size, (step + 1) * size)
-        orders = {e: _order(total, seed, e) for e in {place // total for place in places}}
-        return self.rows[[int(orders[p // total][p % total]) for p in places]]
+        indices = range(step * size, (step + 1) * size)
+        orders = {e: _order(total, seed, e) for e in {index // total for index in indices}}
+        return self.rows[[int(orders[i // total][i % total]) for i in indices]]
 
 
 def examples(
     tokenizer: Any | None, wanted: Recovery, *, vocabulary: int, longest: int | None, seed: int
 ) -> Examples:
-    """The sequences of a training. Raises PrunescopeError where the text does not fill one.
+    """The sequences of a training. Raises PrunescopeError if the text does not fill one.
 
-    `longest`: positions the model knows.
+    `longest`: positions of the model.
     """
     length = min(wanted.length, longest or wanted.length)
     rows = max(1, HELD_OUT // length)
@@ -66,23 +67,24 @@ def examples(
     )
 
 
-def check_unseen(read: Sequence[Path | None], other: Path) -> None:
-    """Raises PrunescopeError where the other text is one of those that are read (None: ours)."""
-    if read_text(other).sha256 in {read_text(one).sha256 for one in read}:
+def check_unseen(used: Sequence[Path | None], other: Path) -> None:
+    """Raises PrunescopeError if `other` is one of the texts that are used (None: the default)."""
+    if read_text(other).sha256 in {read_text(path).sha256 for path in used}:
         raise PrunescopeError(
-            f"other_text: {other.name} is the text that trains or chooses",
-            hint="give one that nothing else reads, or leave it out",
+            f"other_text: {other.name} is also used for training or calibration",
+            hint="give a different text, or remove other_text",
         )
 
 
 def _random(wanted: Recovery, rows: int, length: int, vocabulary: int, seed: int) -> Examples:
     if wanted.text is not None:
-        read_text(wanted.text)  # one that is not there is said to be missing
+        read_text(wanted.text)  # raises for a missing file first
         raise PrunescopeError(
             f"the model has no tokenizer to read {wanted.text.name} with",
-            hint="leave text out of --recover: random token ids are used then",
+            hint="remove text from --recover to train on random token ids",
         )
-    # Others than those that judge, which are of the seed itself. Torch takes 32 bits of a seed.
+    # Other ids than those of the evaluation, which use the seed itself. Torch uses 32 bits of a
+    # seed.
     count = min(_RANDOM_ROWS, max(rows, wanted.steps * wanted.batch))
     train = random_ids(vocabulary, batch=count, length=length, seed=seed ^ (1 << 30))
     held_out = random_ids(vocabulary, batch=rows, length=length, seed=seed ^ (1 << 31))

@@ -1,4 +1,4 @@
-"""Train a model on a text with adapters, merge them, and say what was done.
+"""Train a model on a text with adapters, merge them, and record the training.
 
 In: a model, its tokenizer, Recovery and a seed. Out: the record `pruning.recovery` of run.json;
 the model has the trained weights. Losses are nats a token.
@@ -22,19 +22,19 @@ from prunescope.tracer.model.layers import text_config
 from prunescope.tracer.model.weights import expert_notes, stored_tensors, weights_fingerprint
 from prunescope.tracer.recovery.adapters import Adapters, attach
 from prunescope.tracer.recovery.examples import Examples, examples
-from prunescope.tracer.recovery.place import alone, place
 from prunescope.tracer.recovery.settings import Recovery, check_installed
+from prunescope.tracer.recovery.storage import current_storage, exclusive
 from prunescope.tracer.recovery.training import Training
 from prunescope.tracer.routing.learning import Learner
 
-# Logits [rows, V] in float32 of one forward of a training, in bytes; more rows take turns.
+# Largest size of the float32 logits [rows, V] of one forward in training; more rows are split.
 _LOGIT_BYTES = 512 << 20
-# Of those in float32, a part at a time: 4 MiB stay in a cache and with the allocator. Loss and
-# gradient of 1,024 tokens of 49,152 then take 0.17 s instead of 0.43; 16 MiB gain nothing.
+# Of these, a part at a time, which stays in a cache: loss and gradient of 1,024 tokens with a
+# vocabulary of 49,152 take 0.17 s instead of 0.43; 16 MiB gain nothing.
 _PART_BYTES = 4 << 20
 _NO_TARGET = -100
-_CURVE = 100  # losses that the record keeps
-_ROUTED = 8  # sequences by which routers are fitted and settled
+_CURVE = 100  # losses in the record
+_ROUTED = 8  # sequences to fit routers and set their thresholds
 
 
 def recover(  # noqa: PLR0913
@@ -49,10 +49,10 @@ def recover(  # noqa: PLR0913
     learners: Sequence[Learner] = (),
 ) -> Recovered:
     """Train `model` in place. `name`: of the training, for progress and checkpoints; `masks`: zeros
-    of the weights stay zeros; `before`: `zero_shares` of the dense model; `learners`: routers that
-    are trained too.
+    of the weights stay zeros; `before`: `zero_shares` of the dense model; `learners`: routers to
+    train too.
 
-    Raises PrunescopeError where the model, the text or a value does not allow it.
+    Raises PrunescopeError if the model, the text or a setting does not allow it.
     """
     check_installed()
     read = examples(
@@ -62,16 +62,18 @@ def recover(  # noqa: PLR0913
         longest=_longest(model),
         seed=seed,
     )
-    mark = weights_fingerprint(model)
+    fingerprint = weights_fingerprint(model)
     held_out = [mean_loss(model, read.held_out)]
     calibration = Calibration(batches=read.rows[:_ROUTED].split(1), record={})
     for learner in learners:
         learner.begin(calibration)
     adapters = attach(model, wanted, seed=seed, masks=masks, before=before)
-    training = _trained(model, adapters, learners, read, wanted, name=name, seed=seed, mark=mark)
+    training = _trained(
+        model, adapters, learners, read, wanted, name=name, seed=seed, fingerprint=fingerprint
+    )
     adapters.merge()
     for learner in learners:
-        learner.settle(calibration)
+        learner.finish(calibration)
     held_out.append(mean_loss(model, read.held_out))
     record = _record(wanted, seed, read, training, held_out)
     record.weights_sha256 = weights_sha256(model)
@@ -81,7 +83,7 @@ def recover(  # noqa: PLR0913
 
 
 def mean_loss(model: Any, rows: torch.Tensor) -> float | None:
-    """Nats a token of [n, L], each sequence on its own; None where there is no such number."""
+    """Nats a token of [n, L], each sequence by itself; None if it is not finite."""
     total, count = 0.0, 0
     with torch.no_grad():
         for row in rows.split(1):
@@ -114,16 +116,16 @@ def _trained(  # noqa: PLR0913
     *,
     name: str,
     seed: int,
-    mark: str,
+    fingerprint: str,
 ) -> Training:
-    """The training, done; its parameters are those of the adapters and of the routers."""
+    """Run the training of the adapters and routers."""
     parameters = dict(adapters.parameters)
     for learner in learners:
         parameters |= learner.parameters()
     for parameter in parameters.values():
         parameter.requires_grad_(True)  # noqa: FBT003 - torch's own signature
-    here = place()
-    file = here.file(name)
+    storage = current_storage()
+    file = storage.file(name)
     training = Training(
         parameters=parameters,
         backward=_Backward(model, one_by_one=bool(learners)),
@@ -131,11 +133,11 @@ def _trained(  # noqa: PLR0913
         wanted=wanted,
         seed=seed,
         file=file,
-        key=_key(wanted, seed, read, parameters, mark),
-        place=here,
+        key=_key(wanted, seed, read, parameters, fingerprint),
+        storage=storage,
         name=name,
     )
-    with alone(file):
+    with exclusive(file):
         training.run()
     for parameter in parameters.values():
         parameter.requires_grad_(False).grad = None  # noqa: FBT003 - torch's own signature
@@ -143,8 +145,8 @@ def _trained(  # noqa: PLR0913
 
 
 class _Backward:
-    """The gradients of a batch, a few sequences at a time: their logits are large. `one_by_one`:
-    what decides for a whole forward decides for each sequence."""
+    """Gradients of a batch, a few sequences at a time, as their logits are large. `one_by_one`:
+    single sequences, for routers that decide for a whole forward."""
 
     def __init__(self, model: Any, *, one_by_one: bool) -> None:
         self.model, self.one_by_one = model, one_by_one
@@ -165,13 +167,13 @@ class _Backward:
 
 
 def _loss(model: Any, rows: torch.Tensor) -> tuple[torch.Tensor, int] | None:
-    """The sum over the tokens of [n, L] but the first ones, and their number; None where the model
-    gives fewer logits than tokens, having dropped some."""
+    """The summed loss of all tokens of [n, L] but the first ones, and their number; None if the
+    model dropped tokens and has no logits for them."""
     rows = rows.to(model.get_input_embeddings().weight.device)
     logits = model(input_ids=rows, use_cache=False).logits
     if logits.shape[1] < rows.shape[1]:
         return None
-    # What follows a token; nothing follows the last one of a row. Cut off, logits would be copied.
+    # The next token; the last one of a row has none. Slicing the logits instead would copy them.
     targets = rows.roll(-1, dims=1)
     targets[:, -1] = _NO_TARGET
     size = max(1, _PART_BYTES // (4 * logits.shape[-1]))
@@ -181,7 +183,7 @@ def _loss(model: Any, rows: torch.Tensor) -> tuple[torch.Tensor, int] | None:
 
 
 def _nats(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """The sum over a part of the tokens, in float32; made again for the gradient, not kept."""
+    """The summed loss of some tokens, in float32; recomputed for the gradient."""
     return cross_entropy(logits.float(), targets, reduction="sum", ignore_index=_NO_TARGET)
 
 
@@ -216,27 +218,29 @@ def _record(
 def _notes(
     model: Any, adapters: Adapters, learners: Sequence[Learner], training: Training
 ) -> list[str]:
-    """What was trained and what was not."""
+    """Notes on what was trained and what was not."""
     notes = [training.state.stopped] if training.state.stopped else []
     notes.append(f"{len(adapters.modules)} linears trained by adapters, which were merged")
     if adapters.masked:
         notes.append(f"the zeros of {len(adapters.masked)} matrices stayed zeros")
     if adapters.left_out:
         words = ", ".join(adapters.left_out)
-        notes.append(f"not trained, as they run on a part of their rows or channels: {words}")
+        notes.append(f"not trained, as they run on some of their rows or channels: {words}")
     notes += [note.replace("stay dense", "are not trained") for note in expert_notes(model)]
     notes += [learner.how for learner in learners]
     if not learners and any(hasattr(part, "prunescope_stats") for part in model.modules()):
-        notes.append("what decides at run time is not trained: it decides as it did before")
+        notes.append("routers are not trained")
     notes.append("embeddings, norms and the head are not trained")
     return notes
 
 
-def _key(wanted: Recovery, seed: int, read: Examples, parameters: dict[str, Any], mark: str) -> str:
-    """Names a training: what is trained, from which weights, on what and how."""
+def _key(
+    wanted: Recovery, seed: int, read: Examples, parameters: dict[str, Any], fingerprint: str
+) -> str:
+    """Identifies a training: its settings, parameters, initial weights and text."""
     named = {name: list(p.shape) for name, p in parameters.items()}
-    said = [wanted.plain(), seed, read.train_sha256, named, mark]
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    values = [wanted.plain(), seed, read.train_sha256, named, fingerprint]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _longest(model: Any) -> int | None:

@@ -1,4 +1,4 @@
-"""What `--recover` and the sweep key `recover` say. Inert: no model and no text is looked at.
+"""The settings of `--recover` and of the sweep key `recover`, checked without a model or a text.
 
 In: "steps=100,rank=16" or the same as a mapping. Out: Recovery, every value checked.
 """
@@ -37,7 +37,7 @@ class Recovery:
     target: str = "all"
 
     def plain(self) -> dict[str, Any]:
-        """Its values without a local path, as JSON takes them."""
+        """The values as JSON, without a local path."""
         return {**dataclasses.asdict(self), "text": None if self.text is None else self.text.name}
 
 
@@ -45,39 +45,40 @@ _KEYS = tuple(f.name for f in dataclasses.fields(Recovery))
 
 
 def read_recovery(
-    said: str | Mapping[str, Any] | Recovery | None, *, where: str = "--recover"
+    value: str | Mapping[str, Any] | Recovery | None, *, where: str = "--recover"
 ) -> Recovery | None:
-    """The training that is asked for; None for none. Raises PrunescopeError on the first mistake.
+    """The settings in `value`; None for no training. Raises PrunescopeError on the first mistake.
 
     `where` names the option or key in messages.
     """
-    if said is None or isinstance(said, Recovery):
-        return said
-    if isinstance(said, str):
-        said = pairs(said.split(","), option=where, example="steps=100")
-    if not isinstance(said, Mapping):
+    if value is None or isinstance(value, Recovery):
+        return value
+    if isinstance(value, str):
+        value = pairs(value.split(","), option=where, example="steps=100")
+    if not isinstance(value, Mapping):
         raise PrunescopeError(
-            f"{where}: {reprlib.repr(said)} is no training", hint="give steps: 100 and the like"
+            f"{where}: {reprlib.repr(value)} is not a training",
+            hint="give a mapping such as steps: 100",
         )
-    for key in said:
+    for key in value:
         if key not in _KEYS:
             raise PrunescopeError(
                 f"{where} has no {reprlib.repr(key)}",
                 hint=f"nearest: {nearest(str(key)[:99], _KEYS)}; known: {', '.join(_KEYS)}",
             )
-    if said.get("steps") is None:
+    if value.get("steps") is None:
         raise PrunescopeError(f"{where} does not say how many steps", hint=f"{where} steps=100")
-    values = {k: _READ[k](f"{where} {k}", v) for k, v in said.items() if v is not None}
+    values = {k: _READ[k](f"{where} {k}", v) for k, v in value.items() if v is not None}
     return Recovery(**values)
 
 
 def training_name(method: str, sparsity: float, select: str, seed: int) -> str:
-    """Names the training of a pruned model among those of one sweep."""
+    """The name of a pruned model's training, unique in a sweep."""
     return f"{method} {sparsity:g} {select} seed {seed}"
 
 
 def check_installed() -> None:
-    """Raises PrunescopeError where the library that trains is not there."""
+    """Raises PrunescopeError if peft, which trains, is not installed."""
     if importlib.util.find_spec("peft") is None:
         raise PrunescopeError(
             "recovery training needs peft", hint="pip install 'prunescope[recover]'"
@@ -93,7 +94,7 @@ def _count(where: str, value: Any) -> int:
         number = least - 1
     if isinstance(value, bool) or not least <= number <= most:
         raise PrunescopeError(
-            f"{where}={reprlib.repr(value)} cannot be",
+            f"{where}={reprlib.repr(value)} is invalid",
             hint=f"a whole number from {least} to {most}",
         )
     return number
@@ -106,7 +107,7 @@ def _rate(where: str, value: Any) -> float:
         number = math.nan
     if not 0 < number <= 1:
         raise PrunescopeError(
-            f"{where}={reprlib.repr(value)} is no learning rate", hint="for example 1e-3"
+            f"{where}={reprlib.repr(value)} is not a learning rate", hint="for example 1e-3"
         )
     return number
 
@@ -125,7 +126,7 @@ def _file(where: str, value: Any) -> Path:
         return value
     if not isinstance(value, str) or not value:
         raise PrunescopeError(
-            f"{where}={reprlib.repr(value)} is no file", hint="a UTF-8 text of some pages"
+            f"{where}={reprlib.repr(value)} is not a file", hint="a UTF-8 text of some pages"
         )
     return home_path(value)
 

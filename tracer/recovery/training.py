@@ -1,7 +1,7 @@
-"""The loop of a training: AdamW with a cosine, checkpoints, and an end where numbers explode.
+"""The training loop: AdamW with a cosine schedule, checkpoints, and a stop if it diverges.
 
 In: parameters, a function from a batch [B, L] to its loss in nats a token, and Examples. Out:
-Training, whose parameters are those of the last step, or the best ones where it diverged.
+Training, whose parameters are those of the last step, or the best ones if it diverged.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from torch import nn
 
 from prunescope.tracer.recovery.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from prunescope.tracer.recovery.examples import Examples
-from prunescope.tracer.recovery.place import TrainingPlace
 from prunescope.tracer.recovery.settings import Recovery
+from prunescope.tracer.recovery.storage import TrainingStorage
 
-SAVE_S = 15.0  # between checkpoints; a kill loses this, and the step at hand
+SAVE_S = 15.0  # between checkpoints: a kill loses at most this much, and the current step
 _CLIP = 1.0  # norm of the gradient
-_SMOOTH = 0.2  # share of the newest loss in the running one
-# Nats a token by which the running loss may rise above its lowest before that is no training.
+_SMOOTH = 0.2  # weight of the newest loss in the running mean
+# Nats a token by which the running loss may rise above its minimum before the training stops.
 _RISE = 1.0
-_WARMUP = 0.05  # of the steps
+_WARMUP = 0.05  # share of the steps
 Loss = Callable[[torch.Tensor], None]
 
 
 @dataclass(kw_only=True)
 class State:
-    """What a training knows of itself; plain JSON values."""
+    """The state of a training; plain JSON values."""
 
     step: int = 0
     losses: list[float] = field(default_factory=list)
@@ -44,7 +44,8 @@ class State:
 
 @dataclass(kw_only=True)
 class Training:
-    """One training. `backward` gives a batch's loss in nats a token, and adds its gradients."""
+    """One training. `backward` returns the loss of a batch in nats a token, and adds its
+    gradients."""
 
     parameters: dict[str, nn.Parameter]
     backward: Callable[[torch.Tensor], float]
@@ -53,24 +54,24 @@ class Training:
     seed: int
     file: Path | None
     key: str
-    place: TrainingPlace
+    storage: TrainingStorage
     name: str
     state: State = field(default_factory=State)
     resumed_from: int | None = None
 
     def run(self) -> None:
-        """Train from the last checkpoint on, if there is one, to the end."""
+        """Train to the end, from the last checkpoint if there is one."""
         optimizer = torch.optim.AdamW(self.parameters.values(), lr=self.wanted.lr, weight_decay=0.0)
         best = self._resumed(optimizer)
         if self.state.step >= self.wanted.steps or self.state.stopped:
             return
-        self.place.stage(f"train {self.name}", self.wanted.steps - self.state.step)
+        self.storage.stage(f"train {self.name}", self.wanted.steps - self.state.step)
         begun, first, saved = time.monotonic(), self.state.step, 0.0
         while self.state.step < self.wanted.steps and not self.state.stopped:
             best = self._step(optimizer, best)
             now, done = time.monotonic(), self.state.step - first
             left = (now - begun) / max(1, done) * (self.wanted.steps - self.state.step)
-            self.place.advance(self._said(left))
+            self.storage.advance(self._progress_text(left))
             if now - saved >= SAVE_S and self.state.step < self.wanted.steps:
                 self._save(optimizer, best)
                 saved = time.monotonic()
@@ -81,7 +82,7 @@ class Training:
     def _step(
         self, optimizer: torch.optim.Optimizer, best: dict[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
-        """One step; gives the weights that had the lowest running loss so far."""
+        """One step; returns the weights with the lowest running loss so far."""
         state, wanted = self.state, self.wanted
         for group in optimizer.param_groups:
             group["lr"] = wanted.lr * _share_of_rate(state.step, wanted.steps)
@@ -107,13 +108,13 @@ class Training:
         state.losses.append(loss)
         return best
 
-    def _said(self, left_s: float) -> str:
+    def _progress_text(self, left_s: float) -> str:
         loss = f"{self.state.losses[-1]:.3f}" if self.state.losses else "unknown"
         left = f"{left_s / 60:.0f} min" if left_s >= 90 else f"{left_s:.0f} s"
         return f"train {self.name}: loss {loss}, {left} left"
 
     def _resumed(self, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-        """Take up what was kept of this training; gives the best weights so far."""
+        """Load the checkpoint of this training; returns the best weights so far."""
         found = read_checkpoint(self.file, self.key)
         if found is None:
             return {name: p.detach().clone() for name, p in self.parameters.items()}
@@ -136,7 +137,7 @@ class Training:
             self.parameters[name].copy_(tensor)
 
     def _save(self, optimizer: torch.optim.Optimizer | None, best: dict[str, torch.Tensor]) -> None:
-        """Keep what it takes to go on; without an optimizer, what it takes to be done."""
+        """Store a checkpoint to resume from; without an optimizer, the finished weights."""
         tensors: dict[str, torch.Tensor] = {f"now/{k}": p for k, p in self.parameters.items()}
         tensors |= {f"best/{k}": v for k, v in best.items()}
         for name, parameter in self.parameters.items():
@@ -149,7 +150,7 @@ class Training:
 
 
 def _share_of_rate(step: int, steps: int) -> float:
-    """Linear to 1 over the first steps, then half a cosine towards 0."""
+    """The learning rate as a share of its maximum: linear warm-up, then a cosine to 0."""
     warm = max(1, round(_WARMUP * steps))
     cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
     return min(1.0, (step + 1) / warm) * cosine

@@ -1,7 +1,7 @@
-"""Decoder layers whose residuals go through a linear map from one junction to the next.
+"""Decoder layers with a linear map of the residual from one junction to the next.
 
 The layer's own forward is replaced by "norm, sublayers, residual add", block by block; `add_maps`
-checks that this is what the layer did.
+checks that the layer computed the same.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class MappedLayer(nn.Module):
                 self.add_module(name, getattr(layer, name))
         for name in self.maps:
             self.add_module(name, nn.Identity())
-        # What a model asks its layers for (the kind of their attention), and Granite's multiplier.
+        # Attributes that a model reads from its layers (attention type), and Granite's multiplier.
         for name, value in vars(layer).items():
             if isinstance(value, str | int | float) and not name.startswith("_"):
                 self.__dict__.setdefault(name, value)
@@ -58,14 +58,14 @@ class MappedLayer(nn.Module):
             values = getattr(self, name)(values, **step.taken(name, arguments))
             values = values[0] if isinstance(values, tuple) else values
         values = getattr(self, step.after)(values) if step.after else values
-        if values.dim() < hidden_states.dim():  # experts that put out [B·S, h']
+        if values.dim() < hidden_states.dim():  # experts that return [B·S, h']
             values = values.view(hidden_states.shape)
         return values if self.multiplier == 1.0 else values * self.multiplier
 
 
 class _Step:
-    """A sublayer by the names of its modules within the layer, and what each takes beside the
-    stream: all arguments of the layer (None), or those of these names."""
+    """A sublayer by the names of its modules within the layer, and the arguments of each after the
+    stream: all arguments of the layer (None), or those with these names."""
 
     def __init__(self, sublayer: Sublayer, layer: nn.Module, path: str) -> None:
         self.chain = [name.removeprefix(f"{path}.") for name in sublayer.chain]
@@ -78,7 +78,7 @@ class _Step:
         }
 
     def taken(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Of the layer's arguments those that a module of the chain takes."""
+        """The arguments of the layer that a module of the chain takes."""
         names = self.names[name]
         return arguments if names is None else {k: arguments[k] for k in names if k in arguments}
 
@@ -91,10 +91,10 @@ def _taken(module: nn.Module) -> frozenset[str] | None:
 
 
 def add_maps(model: Any, stream: Stream, bases: list[Basis]) -> None:
-    """Put `MappedLayer`s into the model, and check that they compute what the layers did."""
+    """Replace layers by `MappedLayer`s; raises PrunescopeError if they compute something else."""
     refusal = PrunescopeError(
         f"the layers of {type(model).__name__} do more than norm, sublayer and residual add",
-        hint="use --set junctions=same, which leaves the layers' own code in place",
+        hint="use --set junctions=same, which keeps the code of the layers",
     )
     inside: dict[str, list[Block]] = {}
     for block in stream.blocks:

@@ -1,7 +1,7 @@
-"""The norms of a residual stream: what they do, read from what they put out, and how they narrow.
+"""The norms of a residual stream: their kind, read from their outputs, and how they narrow.
 
-A norm that subtracts the mean is one that does not, of a stream of mean zero (SliceGPT, arXiv
-2401.15024): LayerNorm(x)·g + b = RMSNorm(M·x)·g + b with M = I − 11ᵀ/h.
+A LayerNorm is an RMSNorm of a stream with mean zero (SliceGPT, arXiv 2401.15024): LayerNorm(x)·g +
+b = RMSNorm(M·x)·g + b with M = I − 11ᵀ/h.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import cutting
 from prunescope.tracer.model.narrow import eps, set_norm_weight, successor
 from prunescope.tracer.residual.ports import Basis
-from prunescope.tracer.residual.stream import Stream, different
+from prunescope.tracer.residual.stream import Stream, unsupported
 
 CONVERTED = (
     "layer norms became RMS norms: the mean is taken out of all that writes to the stream, and "
@@ -35,18 +35,19 @@ class Norm:
 
 
 def read_norm(norm: Any, hidden: int) -> Norm:
-    """What a norm over the stream does: Gemma's weights are offsets from 1, some have none.
+    """Gain, bias and kind of a norm over the stream: Gemma's weights are offsets from 1, and some
+    norms have none.
 
-    Raises PrunescopeError where it is another norm.
+    Raises PrunescopeError for a norm of another kind.
     """
     weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
     like = weight if isinstance(weight, torch.Tensor) else torch.ones(hidden)
     if like.shape != (hidden,):
         raise _no_norm(norm)
-    # Not of mean 0, so that a norm that subtracts the mean is seen.
+    # A mean other than 0 shows a norm that subtracts it.
     probe = torch.linspace(-1, 3, hidden, device=like.device).to(like.dtype)
     with torch.no_grad():
-        seen = norm(probe.view(1, 1, -1)).view(-1).float()
+        output = norm(probe.view(1, 1, -1)).view(-1).float()
     shift = None if bias is None else bias.detach().float()
     stored = like.detach().float()
     for centred in (False, True):
@@ -54,19 +55,19 @@ def read_norm(norm: Any, hidden: int) -> Norm:
         unit = values * values.square().mean().rsqrt()
         for offset in (0.0, 1.0):
             expected = (stored + offset) * unit + (0.0 if shift is None else shift)
-            if torch.allclose(seen, expected, rtol=0.02, atol=0.02):
+            if torch.allclose(output, expected, rtol=0.02, atol=0.02):
                 return Norm(gain=stored + offset, offset=offset, bias=shift, centred=centred)
     raise _no_norm(norm)
 
 
 def convert_norms(model: nn.Module, stream: Stream) -> bool:
-    """Make every norm of the stream an RMS norm without a bias; False where all are already."""
+    """Make every norm of the stream an RMS norm without bias; returns whether any changed."""
     folded = _fold_table_norm(model, stream)
     norms = {name: read_norm(model.get_submodule(name), stream.hidden) for name in stream.norms()}
     if not any(norm.centred or norm.bias is not None for norm in norms.values()):
         return folded
     if len({norm.centred for norm in norms.values()}) > 1 or not stream.rotatable:
-        raise different(model, "some of its norms subtract the mean, and others do not")
+        raise unsupported(model, "only some of its norms subtract the mean")
     own_head(stream)
     for port in (*stream.tables, *stream.writers()):
         if norms[stream.final_norm].centred:
@@ -85,8 +86,8 @@ def narrow_stream_norm(
 ) -> torch.Tensor | None:
     """Make an RMS norm one of h' dimensions; returns the gain [h] that readers take over.
 
-    The mean square stays the one over h, of which the dimensions that are gone are zero: with
-    c = √(h/h'), g·x/√(Σx²/h + ε) = c·g·x/√(Σx²/h' + ε·h/h').
+    It gives what the norm over h gave with zeros for the removed dimensions: with c = √(h/h'),
+    g·x/√(Σx²/h + ε) = c·g·x/√(Σx²/h' + ε·h/h').
     """
     read = read_norm(norm, hidden)
     if read.centred or read.bias is not None:
@@ -102,13 +103,13 @@ def narrow_stream_norm(
 
 
 def own_head(stream: Stream) -> None:
-    """Give a head that is the embedding a table of its own."""
+    """Untie a head that shares the embedding table."""
     if stream.tied is not None:
         stream.head.set(stream.head.weight.clone())
 
 
 def _fold_table_norm(model: nn.Module, stream: Stream) -> bool:
-    """A norm right behind the table gives each token one vector: that is the table then."""
+    """Fold a norm right after the table into the table."""
     if not stream.table_norm:
         return False
     own_head(stream)
@@ -129,7 +130,7 @@ def _rms_norm(norm: Any, read: Norm, stream: Stream) -> nn.Module:
 
 
 def _epsilon(norm: Any) -> float:
-    """ε, from an attribute or from what the norm does to values of mean square 10⁻⁶."""
+    """ε, from an attribute, or from the norm's output for values of mean square 10⁻⁶."""
     for value in eps(norm).values():
         return value
     values = torch.tensor([1e-3, -1e-3]).repeat(512)
@@ -141,7 +142,7 @@ def _epsilon(norm: Any) -> float:
 
 def _no_norm(norm: nn.Module) -> PrunescopeError:
     return PrunescopeError(
-        f"{type(norm).__name__} is no RMS or layer norm of the residual stream",
-        hint=f"{cutting('stream')} takes norms that divide by the root mean square, with or "
-        "without the mean subtracted first",
+        f"{type(norm).__name__} is neither an RMS norm nor a layer norm of the residual stream",
+        hint=f"{cutting('stream')} supports norms that divide by the root mean square, with or "
+        "without subtracting the mean first",
     )

@@ -1,6 +1,6 @@
-"""The parameters that read or write a decoder's residual stream, and what a junction keeps of it.
+"""The parameters that read or write a decoder's residual stream, and the basis that is kept of it.
 
-A Port is one parameter with the axis that runs along the stream: [N, h] of a linear that reads,
+A Port is a parameter and its axis along the stream: [N, h] of a linear that reads,
 [h, N] of one that writes, [h, N] and [N, h] of a Conv1D, [E, ., .] of stacked experts.
 """
 
@@ -25,8 +25,8 @@ _SIZES = ("hidden_size", "hidden_dim", "input_size", "embed_dim")
 
 
 class Basis:
-    """What a junction keeps: `dimensions` [h'] of the stream, each with its sign where `signs` [h']
-    are given, or `directions` Q [h, h']."""
+    """The part of the stream that a junction keeps: `dimensions` [h'], each times its sign if
+    `signs` [h'] are given, or `directions` Q [h, h']."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class Basis:
         return self.dimensions.numel() if self.directions is None else self.directions.shape[1]
 
     def part(self, values: torch.Tensor, axis: int = -1) -> torch.Tensor:
-        """The part in this basis of an axis of length h: h' long, the others as they are."""
+        """Project an axis of length h onto the basis, of length h'."""
         if self.directions is not None:
             return (values.movedim(axis, -1) @ self.directions).movedim(-1, axis)
         kept = values.index_select(axis, self.dimensions)
@@ -59,8 +59,8 @@ class Basis:
 
 @dataclass
 class Port:
-    """A parameter `name` of `holder` whose `axis` runs along the stream. `bias`: the name of the
-    parameter that is added to what a reader puts out; "" where it can have none."""
+    """A parameter `name` of `holder` whose `axis` runs along the stream. `bias`: the name of a
+    reader's bias parameter; "" if it can have none."""
 
     holder: Any
     name: str
@@ -82,23 +82,22 @@ class Port:
             _set_features(self.holder, self.axis, before, after)
 
     def adopt(self, other: Port) -> None:
-        """Make the parameter that of another port: a head that is the embedding."""
+        """Share the parameter of another port, as a head that is tied to the embedding."""
         old, new = getattr(self.holder, self.name), getattr(other.holder, other.name)
         setattr(self.holder, self.name, new)
         _set_features(self.holder, self.axis, old.shape[self.axis], new.shape[other.axis])
 
     def shift(self, offset: torch.Tensor) -> None:
-        """Add what a reader makes of an offset [h] of its inputs to its bias.
+        """Add a reader's output for an offset [h] of its inputs to its bias.
 
-        Raises PrunescopeError where it cannot have a bias.
+        Raises PrunescopeError if it cannot have a bias.
         """
         added = self.weight.movedim(self.axis, -1) @ offset
         known = getattr(self.holder, self.bias, None) if self.bias else None
         if not self.bias or (known is None and not isinstance(self.holder, nn.Linear)):
             raise PrunescopeError(
-                f"{type(self.holder).__name__} has no place for the bias of the norm before it",
-                hint=f"{cutting('stream')} moves the biases of norms into the linears that read "
-                "them",
+                f"{type(self.holder).__name__} cannot take the bias of the norm before it",
+                hint=f"{cutting('stream')} moves the biases of norms into the linears after them",
             )
         weight = getattr(self.holder, self.name)
         added = added if known is None else added + known.detach().float()
@@ -106,7 +105,7 @@ class Port:
 
 
 def along(values: torch.Tensor, factors: torch.Tensor, axis: int) -> torch.Tensor:
-    """Values times `factors` [h], one for each place of the axis."""
+    """Values times `factors` [h] along an axis."""
     return (values.movedim(axis, -1) * factors).movedim(-1, axis)
 
 
@@ -119,8 +118,8 @@ def reader_of(module: nn.Linear | Any) -> Port:
 def ports(
     path: str, module: nn.Module, hidden: int, *, reads: bool
 ) -> tuple[list[Port], list[Port]]:
-    """(readers, writers) among the parameters of one module; `reads`: it was called with what its
-    sublayer was called with."""
+    """(readers, writers) among the parameters of one module; `reads`: it has the same input as its
+    sublayer."""
     readers, writers = [], []
     for name, value in module.named_parameters(recurse=False):
         role = matrix_role(path if name == "weight" else f"{path}.{name}")
@@ -142,14 +141,14 @@ def ports(
 
 
 def set_widths(layer: nn.Module, path: str, *, before: int, after: int) -> None:
-    """The width of the stream as the layer and its MLPs keep it, in ints."""
+    """Update the width of the stream in the ints of a layer and its MLPs."""
     for name, module in layer.named_modules(prefix=path):
         if module is layer or locate(name).scope == "mlp":
             set_sizes(module, _SIZES, before=before, after=after)
 
 
 def _stacked(module: Any, name: str, value: torch.Tensor, hidden: int, *, writes: bool) -> Port:
-    """Of stacked experts: [E, N, K], or [E, K, N] where they say so."""
+    """The port of stacked experts: [E, N, K], or [E, K, N] if `is_transposed`."""
     axis = 1 if writes != bool(getattr(module, "is_transposed", False)) else 2
     axis = axis if value.shape[axis] == hidden else 3 - axis
     return Port(module, name, axis, bias=f"{name}_bias")
@@ -162,7 +161,7 @@ def _with_bias(module: Any, port: Port) -> list[Port]:
 
 
 def _set_features(holder: Any, axis: int, before: int, after: int) -> None:
-    """The ints of a linear module that say how wide its weight is on this axis."""
+    """Update the ints of a module that hold the width of its weight on this axis."""
     if isinstance(holder, nn.Embedding):
         names: tuple[str, ...] = ("embedding_dim",)
     elif isinstance(holder, Conv1D):

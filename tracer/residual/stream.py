@@ -1,8 +1,8 @@
-"""The residual stream of a decoder: who reads it, who writes it, and which norms stand between.
+"""The residual stream of a decoder: its readers and writers, and the norms between them.
 
 In: a model. Out: Stream, a chain of blocks around one stream. A junction is the stream at one
 point: junction 0 leaves the embedding, junction j is read by block j, the last by the final norm.
-A block is what reads one junction and writes to the next: attention or an MLP, or both in parallel.
+A block reads one junction and writes to the next: attention or an MLP, or both in parallel.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from prunescope.tracer.residual.watch import FirstCalls, Value, fed, same, watch
 class Sublayer:
     """An attention, another mixer or an MLP. `chain`: qualified names of the modules that run one
     after the other; `before`: of the norm that reads the stream, `after`: of the norm between the
-    last of them and the stream, empty where there is none."""
+    last of them and the stream; "" without one."""
 
     kind: str  # "attention" (another mixer too) | "mlp"
     chain: list[str]
@@ -55,7 +55,7 @@ class Block:
     sublayers: list[Sublayer]
 
     def norms(self) -> dict[str, list[Port]]:
-        """Norm that reads the stream -> the readers behind it; "" where there is no norm."""
+        """Norm that reads the stream -> its readers; "" for readers without a norm."""
         found: dict[str, list[Port]] = {}
         for sublayer in self.sublayers:
             found.setdefault(sublayer.before, []).extend(sublayer.readers)
@@ -73,28 +73,28 @@ class Stream:
     layers: str  # qualified name of the layer list
     blocks: list[Block]
     tables: list[Port]  # of tokens and of positions
-    table_norm: str  # qualified name of a norm right behind the table, or ""
+    table_norm: str  # qualified name of a norm right after the table, or ""
     head: Port
     final_norm: str
     hidden: int
-    tuples: set[str]  # layers that put out a tuple
-    logits: torch.Tensor  # of `probe`, as the model was read
+    tuples: set[str]  # layers that return a tuple
+    logits: torch.Tensor  # of `probe`, of the unchanged model
 
     @property
     def rotatable(self) -> bool:
-        """Whether any orthogonal map of the stream can be undone in the weights: a norm's gain
-        right before the stream cannot be."""
+        """Whether an orthogonal map of the stream can be folded into the weights: not if a norm
+        with a gain writes to the stream."""
         return not any(one.after for block in self.blocks for one in block.sublayers)
 
     @property
     def tied(self) -> Port | None:
-        """The table that is the head too."""
+        """The table that is tied to the head."""
         head = self.head.holder.weight
         return next((table for table in self.tables if head is table.holder.weight), None)
 
     @property
     def device(self) -> torch.device:
-        """Where the embedding is."""
+        """The device of the embedding."""
         device: torch.device = self.tables[0].holder.weight.device
         return device
 
@@ -103,27 +103,27 @@ class Stream:
         return [*(block.sublayers[0].entrance for block in self.blocks), self.final_norm]
 
     def writers(self) -> list[Port]:
-        """Everything that writes to the stream behind the embedding."""
+        """Everything after the embedding that writes to the stream."""
         return [port for block in self.blocks for port in block.writers()]
 
     def norms(self) -> dict[str, list[Port]]:
-        """Norm that reads the stream -> the readers behind it, the final one with the head."""
+        """Norm that reads the stream -> its readers; the head is that of the final norm."""
         found = {name: list(r) for block in self.blocks for name, r in block.norms().items()}
         found.pop("", None)
         return {**found, self.final_norm: [self.head]}
 
 
 def read_stream(model: nn.Module) -> Stream:
-    """The stream of a model. Raises PrunescopeError that says what is different in this one."""
+    """The stream of a model. Raises PrunescopeError with the reason if it is not supported."""
     name, layers = decoder_layers(model)
     embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
     head: Any = model.get_output_embeddings()  # type: ignore[operator]
     if not isinstance(embedding, nn.Embedding) or not isinstance(head, nn.Linear):
-        raise different(model, "its embedding or its head is no plain table")
+        raise unsupported(model, "its embedding or head is not a plain table")
     hidden = embedding.embedding_dim
     tables, table_norm, final = _around(model, name, hidden)
     if not any(port.holder is embedding for port in tables) or head.in_features != hidden:
-        raise different(model, "its embedding, its layers and its head differ in width")
+        raise unsupported(model, "its embedding, its layers and its head differ in width")
     seen = watch(model, (path for path, _ in layers.named_modules(prefix=name) if path != name))
     blocks: list[Block] = []
     for index, layer in enumerate(layers):
@@ -169,20 +169,20 @@ def _blocks(model: Any, layer: nn.Module, path: str, hidden: int, seen: FirstCal
     used = {name for one in sublayers for name in one.modules}
     others = _unread(layer, path, used, seen)
     if others:
-        raise different(model, f"{path} also holds {', '.join(others)}")
+        raise unsupported(model, f"{path} also has {', '.join(others)}")
     return blocks
 
 
 def _chains(
     model: Any, called: list[str], norms: dict[str, Value], seen: FirstCalls
 ) -> list[list[str]]:
-    """Sublayers as modules that feed each other; what stands alone and has no weights is none."""
+    """Sublayers: modules that feed each other. A single module without weights is not one."""
     chains: list[list[str]] = []
     for name in called:
         if name not in seen.given:
             continue
         ends = {chain[-1]: seen.given[chain[-1]] for chain in chains}
-        # A norm of gain 1 may put out a multiple of what it took: what lies there came from it.
+        # A norm with gain 1 may return a multiple of its input: its readers are not fed by a chain.
         end = fed(seen.taken[name], {**ends, **norms})
         if end in ends:
             next(chain for chain in chains if chain[-1] == end).append(name)
@@ -201,12 +201,12 @@ def _sublayer(model: Any, chain: list[str], kind: str, hidden: int, seen: FirstC
             found = ports(name, module, hidden, reads=reads)
             readers, writers = [*readers, *found[0]], [*writers, *found[1]]
     if not readers or not writers:
-        raise different(model, f"{chain[0]} has no weights that read and write the stream")
+        raise unsupported(model, f"{chain[0]} has no weights that read and write the stream")
     return Sublayer(kind=kind, chain=chain, before="", after="", readers=readers, writers=writers)
 
 
 def _unread(layer: nn.Module, path: str, used: set[str], seen: FirstCalls) -> list[str]:
-    """What was called in a layer and has weights, but is no part of a sublayer and no norm."""
+    """Modules with weights that were called in a layer, outside of its sublayers and norms."""
     return [
         name
         for name, module in layer.named_modules(prefix=path)
@@ -217,7 +217,7 @@ def _unread(layer: nn.Module, path: str, used: set[str], seen: FirstCalls) -> li
 
 
 def _around(model: nn.Module, layers: str, hidden: int) -> tuple[list[Port], str, str]:
-    """Beside the layers: tables of width h, the name of a norm behind the table, the final norm."""
+    """Outside the layers: tables of width h, the name of a norm after the table, the final norm."""
     path = layers.rpartition(".")[0]
     tables: list[Port] = []
     norms: dict[str, list[str]] = {"embedding": [], "final_norm": []}
@@ -233,15 +233,15 @@ def _around(model: nn.Module, layers: str, hidden: int) -> tuple[list[Port], str
             others.append(name)
     first, final = norms["embedding"], norms["final_norm"]
     if others or len(final) != 1 or len(first) > 1 or len(first) * len(tables) > 1:
-        held = ", ".join([*others, *first]) or f"{len(final)} norms behind them"
-        raise different(model, f"beside the layers it holds {held}")
+        extra = ", ".join([*others, *first]) or f"{len(final)} final norms"
+        raise unsupported(model, f"outside its layers it has {extra}")
     return tables, "".join(first), final[0]
 
 
-def different(model: nn.Module, what: str) -> PrunescopeError:
-    """The refusal of a model whose stream is not as the others'."""
+def unsupported(model: nn.Module, what: str) -> PrunescopeError:
+    """The error for a model whose stream is not supported."""
     return PrunescopeError(
         f"the residual stream of {type(model).__name__} cannot be narrowed: {what}",
-        hint=f"{cutting('stream')} takes decoders that add attention, a mixer, an MLP or experts "
-        "to one stream; `prunescope families --architecture` lists those that prunescope knows",
+        hint=f"{cutting('stream')} supports decoders that add attention, a mixer, an MLP or "
+        "experts to one stream; `prunescope families --architecture` lists the known ones",
     )

@@ -1,8 +1,8 @@
-"""Attention and MLP sublayers taken out of a layer's own forward, with their norm and residual add.
+"""Removal of attention and MLP sublayers from a layer's forward, with their norm and residual add.
 
-In: a model and which sublayers go. Out: the same model. Nothing runs in their place: where a layer
-adds what a sublayer put out, it adds `RemovedSublayer`, and the stream passes by without a new op.
-A token mixer (state space, linear attention, convolution) counts as the layer's attention.
+In: a model and the sublayers to remove. Out: the same model. No op runs in their place: the layer
+adds a `RemovedOutput` to the stream, which leaves the stream unchanged. A token mixer (state space,
+linear attention, convolution) counts as the layer's attention.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ KINDS = ("attention", "mlp")
 _ADDS = ("add", "__add__", "__radd__", "add_", "__iadd__")
 
 
-class RemovedSublayer:
-    """What a removed sublayer puts out. Added to a tensor it leaves that tensor; any other function
-    of it is absent too."""
+class RemovedOutput:
+    """The output of a removed sublayer. Added to a tensor it gives that tensor; any other function
+    of it is a RemovedOutput too."""
 
     def __add__(self, other: Any) -> Any:
         return other
 
-    def __mul__(self, _other: Any) -> RemovedSublayer:
+    def __mul__(self, _other: Any) -> RemovedOutput:
         return self
 
     __radd__ = __add__
     __rmul__ = __mul__
     __truediv__ = __mul__
 
-    def __getitem__(self, _key: Any) -> RemovedSublayer:
+    def __getitem__(self, _key: Any) -> RemovedOutput:
         return self
 
-    def __getattr__(self, name: str) -> Callable[..., RemovedSublayer]:
-        """Shape methods of a tensor: what is not there has no other shape either."""
+    def __getattr__(self, name: str) -> Callable[..., RemovedOutput]:
+        """Shape methods of a tensor return the same object."""
         if name in ("view", "reshape", "to", "contiguous", "squeeze", "unsqueeze", "transpose"):
             return lambda *_args, **_kwargs: self
         raise AttributeError(name)
@@ -52,7 +52,7 @@ class RemovedSublayer:
     def __torch_function__(
         cls, function: Any, _types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        """Tensor functions: a sum is its other term, the rest is absent."""
+        """Tensor functions: a sum is its other term, any other result is a RemovedOutput."""
         if getattr(function, "__name__", "") in _ADDS:
             tensors = [a for a in (*args, *(kwargs or {}).values()) if isinstance(a, torch.Tensor)]
             if tensors:
@@ -60,25 +60,25 @@ class RemovedSublayer:
         return next(a for a in (*args, *(kwargs or {}).values()) if isinstance(a, cls))
 
 
-class Removed(nn.Module):
-    """In the place of a module that is gone. `parts`: how many values it returned, 0 for one that
-    was no tuple. `masked`: give zeros of the input's shape, as a masked module would."""
+class RemovedSublayer(nn.Module):
+    """Replaces a removed module. `parts`: length of the tuple that it returned, 0 for a tensor.
+    `masked`: return zeros of the input's shape, as a masked module would."""
 
     def __init__(self, parts: int) -> None:
         super().__init__()
         self.parts, self.masked = parts, False
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """RemovedSublayer, in a tuple where the module returned one."""
-        first: Any = RemovedSublayer()
+        """A RemovedOutput, in a tuple if the module returned one."""
+        first: Any = RemovedOutput()
         if self.masked:
             values = (*args, *kwargs.values())
             first = torch.zeros_like(next(v for v in values if isinstance(v, torch.Tensor)))
         return (first, *[None] * (self.parts - 1)) if self.parts else first
 
 
-class PassedBy(nn.Module):
-    """In the place of a norm that served a removed sublayer alone."""
+class RemovedNorm(nn.Module):
+    """Replaces a norm that served only a removed sublayer."""
 
     def forward(self, hidden_states: Any) -> Any:
         """The input itself."""
@@ -87,7 +87,7 @@ class PassedBy(nn.Module):
 
 @dataclass
 class _Calls:
-    """What the modules of a layer took in and put out in one forward, by address."""
+    """Addresses of the inputs and outputs of a layer's modules in one forward."""
 
     taken: dict[str, list[int]] = field(default_factory=dict)
     given: dict[str, list[int]] = field(default_factory=dict)
@@ -121,14 +121,15 @@ def _kind(path: str, module: nn.Module) -> str:
 
 
 def remove_sublayers(model: Any, gone: Mapping[str, Collection[int]]) -> dict[str, list[int]]:
-    """Take out the sublayers `gone`, layer numbers by kind; the layers that have none are returned.
+    """Remove the sublayers `gone`, layer numbers by kind; returns the layers without such a
+    sublayer.
 
-    Raises PrunescopeError where the model does not run without them, or is not what it is with
+    Raises PrunescopeError if the model does not run without them, or gives other logits than with
     zeros in their place.
     """
     name, layers = decoder_layers(model)
     calls = _watch(model, name, layers)
-    stubs: list[Removed] = []
+    stubs: list[RemovedSublayer] = []
     norms: list[str] = []
     without: dict[str, list[int]] = {}
     for index, layer in enumerate(layers):
@@ -139,12 +140,12 @@ def remove_sublayers(model: Any, gone: Mapping[str, Collection[int]]) -> dict[st
             if index in gone.get(kind, ()) and not found[kind]:
                 without.setdefault(kind, []).append(index)
         for path in leaving:
-            stub = Removed(calls.parts.get(path, 0))
+            stub = RemovedSublayer(calls.parts.get(path, 0))
             model.set_submodule(path, stub)
             stubs.append(stub)
     if not stubs:
         raise PrunescopeError(
-            f"the layers of {type(model).__name__} show no {' or '.join(gone)} sublayer to remove",
+            f"the layers of {type(model).__name__} have no {' or '.join(gone)} sublayer to remove",
             hint="use --set unit=layer",
         )
     renumber_cache(model, layers)
@@ -152,13 +153,13 @@ def remove_sublayers(model: Any, gone: Mapping[str, Collection[int]]) -> dict[st
     with _masked(stubs):
         masked = probe(model, what)
     for path in norms:
-        model.set_submodule(path, PassedBy())
+        model.set_submodule(path, RemovedNorm())
     check_same(model, masked, what)
     return without
 
 
 @contextmanager
-def _masked(stubs: list[Removed]) -> Iterator[None]:
+def _masked(stubs: list[RemovedSublayer]) -> Iterator[None]:
     for stub in stubs:
         stub.masked = True
     try:
@@ -169,7 +170,7 @@ def _masked(stubs: list[Removed]) -> Iterator[None]:
 
 
 def _watch(model: Any, name: str, layers: nn.ModuleList) -> _Calls:
-    """One forward of a few tokens, to see which norm feeds which sublayer."""
+    """One forward of a few tokens, which shows the norm of each sublayer."""
     calls, handles = _Calls(), []
     for path, module in layers.named_modules(prefix=name):
         if locate(path).layer is not None and path.count(".") > name.count(".") + 1:
@@ -191,7 +192,7 @@ def _see(path: str, calls: _Calls) -> Any:
 
 
 def _served(layer: nn.Module, path: str, leaving: list[str], calls: _Calls) -> list[str]:
-    """The norms that feed, or are fed by, leaving sublayers and nothing else."""
+    """The norms whose only readers or writers are removed sublayers."""
     if not leaving:
         return []
     kinds = roots(layer, path)
@@ -200,7 +201,7 @@ def _served(layer: nn.Module, path: str, leaving: list[str], calls: _Calls) -> l
         p
         for kind in KINDS
         for p in kinds[kind]
-        if p not in leaving and not isinstance(modules[p], Removed)
+        if p not in leaving and not isinstance(modules[p], RemovedSublayer)
     ]
     taken = {address for p in leaving for address in calls.taken.get(p, ())}
     given = {address for p in leaving for address in calls.given.get(p, ())}

@@ -1,7 +1,7 @@
-"""What the modules of a decoder's layers took in and put out in one forward of a few tokens.
+"""Inputs and outputs of the modules of a decoder's layers in one forward of a few tokens.
 
-In: a model. Out: FirstCalls, by qualified name. Who feeds whom is read from the values, not from
-names: a module is fed by another where it takes what the other puts out, or a multiple of it.
+In: a model. Out: FirstCalls, by qualified name. The data flow is read from values, not from names:
+a module is fed by another if its input is the other's output, or a multiple of it.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from torch import nn
 from prunescope.tracer.model.forwards import first_tensor
 from prunescope.tracer.model.logits import probe_hooked
 
-# Of the length of a tensor: a multiplier in bfloat16 rounds by 2^-9.
+# Share of the norm of a tensor: a multiplier in bfloat16 rounds by 2^-9.
 _ROUNDING = 0.01
 
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor [.., features] as it was when it was seen, and where it lay."""
+    """A copy of a tensor [.., features] at the time of the call, and its address."""
 
     tensor: torch.Tensor
     address: int
@@ -30,18 +30,18 @@ class Value:
 
 @dataclass
 class FirstCalls:
-    """First calls only. `order`: the modules as they were called; `logits`: of `probe`."""
+    """The first call of each module. `order`: of the calls; `logits`: of `probe`."""
 
     logits: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     taken: dict[str, Value] = field(default_factory=dict)
     given: dict[str, Value] = field(default_factory=dict)
-    tuples: set[str] = field(default_factory=set)  # modules that put out a tuple
+    tuples: set[str] = field(default_factory=set)  # modules that return a tuple
     order: list[str] = field(default_factory=list)
     alive: list[Any] = field(default_factory=list)  # addresses are reused after tensors die
 
 
 def watch(model: nn.Module, paths: Iterable[str]) -> FirstCalls:
-    """One forward of `model` with these modules watched."""
+    """Run one forward of `model`, and record these modules."""
     seen = FirstCalls()
     handles = []
     for path in paths:
@@ -52,14 +52,15 @@ def watch(model: nn.Module, paths: Iterable[str]) -> FirstCalls:
     return seen
 
 
-def same(one: Value, other: Value) -> bool:
+def same(first: Value, second: Value) -> bool:
     """Whether two values are equal, number by number."""
-    return one.tensor.shape == other.tensor.shape and bool(torch.equal(one.tensor, other.tensor))
+    a, b = first.tensor, second.tensor
+    return a.shape == b.shape and bool(torch.equal(a, b))
 
 
 def fed(taken: Value, given: dict[str, Value]) -> str:
-    """The name of the value that `taken` is: itself, an equal one, or one times a number; "" where
-    there is none."""
+    """The name of the value that `taken` comes from: the same tensor, an equal one, or a multiple
+    of it; "" if there is none."""
     one = taken.tensor.flatten().float()
     for close in (_itself, _equal, _multiple):
         for name, value in given.items():

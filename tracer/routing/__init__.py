@@ -1,5 +1,5 @@
 """Decisions at run time: rows, layers, blocks.
 
 In: a layer and a Point. Out: routed layers that count what they did.
-Exports: Draws, Tally, RowRouter, `prenorm.rebuilt`.
+Exports: Sampler, Tally, RowRouter, `prenorm.rebuilt`.
 """

@@ -1,7 +1,7 @@
-"""Routers that a training can teach: what a dynamic family hands to recovery.
+"""Routers that recovery training can train.
 
-In: calibration batches. Out: parameters in float32 while they are trained, and decisions by their
-scores, no longer drawn, at the same share.
+In: calibration batches. Out: parameters in float32 during training, then decisions by their scores
+instead of at random, at the same share.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from torch import nn
 
 from prunescope.taxonomy.run_blocks import RouterTraining
 from prunescope.tracer.calibration.point import Calibration
-from prunescope.tracer.calibration.router_fit import Site, fit_routers, settle_thresholds
+from prunescope.tracer.calibration.router_fit import Site, fit_routers, set_thresholds
 
 
 class Learner(Protocol):
     """The routers of one family in one model."""
 
-    how: str  # what is trained and how, with its source
+    how: str  # what is trained and how, with its source, for the notes of a run
 
     def begin(self, calibration: Calibration) -> None:
-        """Decide by scores from now on, with weights in float32."""
+        """Before training: decide by scores from now on, with weights in float32."""
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """What is trained, by name."""
 
-    def settle(self, calibration: Calibration) -> None:
-        """The weights are trained: bring them to the model's dtype, and set the thresholds."""
+    def finish(self, calibration: Calibration) -> None:
+        """After training: cast the weights to the model's dtype, and set the thresholds."""
 
     def record(self) -> RouterTraining:
         """For run.json."""
@@ -43,14 +43,14 @@ def straight_through(scores: torch.Tensor) -> torch.Tensor:
 
 
 def in_float32(router: Any) -> None:
-    """A router's weight for training: steps of a small rate vanish in half precision."""
+    """Cast a router's weight for training: small steps are lost in half precision."""
     router.own_dtype, router.own_flag = router.weight.dtype, router.weight.requires_grad
     router.weight = nn.Parameter(router.weight.detach().float(), requires_grad=False)
 
 
 def in_own_dtype(router: Any) -> None:
-    """The weight as it was before: of the model's dtype, and with its flag, by which torch chooses
-    kernels (see tracer.model.narrow.successor)."""
+    """Cast the weight back to the model's dtype, with its old `requires_grad`, by which torch
+    chooses kernels (see tracer.model.narrow.successor)."""
     trained = router.weight.detach().to(router.own_dtype)
     router.weight = nn.Parameter(trained, requires_grad=router.own_flag)
 
@@ -61,15 +61,15 @@ def router_weights(sites: Sequence[Site]) -> dict[str, nn.Parameter]:
 
 
 class NothingTrained:
-    """What decides without a weight. `how`: what its model does in training; `parts`: with a
-    `sparsity`, which is 0 meanwhile."""
+    """The learner of a family that decides without weights. `how`: what its model does in
+    training; `parts`: modules whose `sparsity` is 0 during training."""
 
     def __init__(self, how: str, parts: Sequence[Any] = ()) -> None:
         self.how, self.parts = how, parts
         self.before: list[float] = []
 
     def begin(self, _calibration: Calibration) -> None:
-        """Nothing is left out from now on."""
+        """Leave nothing out from now on."""
         self.before = [part.sparsity for part in self.parts]
         for part in self.parts:
             part.sparsity = 0.0
@@ -78,18 +78,19 @@ class NothingTrained:
         """None."""
         return {}
 
-    def settle(self, _calibration: Calibration) -> None:
-        """As before."""
+    def finish(self, _calibration: Calibration) -> None:
+        """Restore the sparsity."""
         for part, sparsity in zip(self.parts, self.before, strict=True):
             part.sparsity = sparsity
 
     def record(self) -> RouterTraining:
-        """That nothing was trained."""
+        """A record without trained routers."""
         return RouterTraining()
 
 
 class RowLearner:
-    """The routers of rows. `fitted`: to a text already; else they are before they are trained."""
+    """Trains the routers of rows. `fitted`: they were fitted to a text already; otherwise `begin`
+    does it."""
 
     how = (
         "routers trained with the adapters: the best rows of each sequence go through, and the "
@@ -102,10 +103,10 @@ class RowLearner:
         self.model, self.sites, self.sparsity, self.fitted = model, sites, sparsity, fitted
 
     def begin(self, calibration: Calibration) -> None:
-        """Fit the routers where that was not done, and let their scores decide."""
+        """Fit the routers if needed, and let their scores decide."""
         routers = [site.router for site in self.sites]
         for router in routers:
-            router.draws.is_random = False
+            router.sampler.is_random = False
         if not self.fitted:
             for router in routers:
                 router.sparsity = 0.0
@@ -118,12 +119,12 @@ class RowLearner:
         """The weight [1, h] of each router."""
         return router_weights(self.sites)
 
-    def settle(self, calibration: Calibration) -> None:
-        """Thresholds for decode, by the rows that now go through."""
+    def finish(self, calibration: Calibration) -> None:
+        """Set thresholds for decode by the rows that go through after training."""
         for site in self.sites:
             in_own_dtype(site.router)
             site.router.learns = False
-        settle_thresholds(self.model, self.sites, calibration)
+        set_thresholds(self.model, self.sites, calibration)
         for site in self.sites:
             site.router.tracks = True
 

@@ -1,7 +1,7 @@
 """MLPs that run on the rows that a router lets through.
 
-In: a layer. Out: its MLP with a router, wherever its projections stand. Shapes: B batch, T tokens,
-k active ones, h hidden, f channels.
+In: a layer. Out: its MLP with a router, also if its projections have no module of their own.
+Shapes: B batch, T tokens, k active tokens, h hidden, f channels.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunescope.tracer.attention.parts import unread
+from prunescope.tracer.attention.parts import unsupported
 from prunescope.tracer.model.channels import find_channels
 from prunescope.tracer.model.forwards import extend
 from prunescope.tracer.residual.sublayers import roots
-from prunescope.tracer.routing.routing import Counted, Tally
+from prunescope.tracer.routing.decisions import Counted, Tally
 from prunescope.tracer.routing.row_router import RowRouter, Rows, SameRows, scattered, spread
 
 
 @dataclass(frozen=True)
 class Mlp:
-    """Where the MLP of a layer is: its modules (several that read the same: experts, and an MLP of
-    all tokens beside them), or the first and the last of its projections (`bare`)."""
+    """Where the MLP of a layer is: its modules (several with the same input: experts, and a shared
+    MLP), or, if it has no module, its first and last projection (`bare`)."""
 
     modules: list[str]
     bare: tuple[str, str] | None = None
@@ -36,7 +36,7 @@ def mlp_of(model: nn.Module, layer: nn.Module, path: str) -> Mlp:
     if len(found) != 1 and len(bare) == 1 and len(bare[0].ups) == 1:
         return Mlp([], (bare[0].ups[0].path, bare[0].down.path))
     if not found:
-        raise unread(model, "its MLP is no module of its own")
+        raise unsupported(model, "its MLP is not a module")
     return Mlp(found)
 
 
@@ -45,7 +45,7 @@ def _weighs(module: nn.Module) -> bool:
 
 
 class RoutedMlp(nn.Module, Counted):
-    """An MLP on the active rows, onto the residual."""
+    """An MLP on the active rows, added to the residual."""
 
     gate_proj: nn.Linear
     up_proj: nn.Linear
@@ -72,10 +72,10 @@ class RoutedMlp(nn.Module, Counted):
 
 
 class _Routed(Counted):
-    """An MLP of any kind that runs on the active rows, and puts out zeros for the others."""
+    """An MLP of any kind that runs on the active rows; its output is zero for the others."""
 
-    own_router: tuple[nn.Module]  # in a tuple: it is registered already, beside that of experts
-    outputs: int  # of an MLP that gives a tuple, else 0
+    own_router: tuple[nn.Module]  # in a tuple: it is a registered child already
+    outputs: int  # length of the MLP's output tuple; 0 if it returns a tensor
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """[B, T, h] to [B, T, h]."""
@@ -94,12 +94,12 @@ class _Routed(Counted):
 
 
 class _MlpEntry(Counted):
-    """The first projection of an MLP without a module of its own: it takes the active rows of the
-    tokens [B, T] that the attention before it saw, and hands them on as [k, f]."""
+    """The first projection of an MLP without a module: it takes the active rows of the tokens
+    [B, T] that the layer's attention was called with, and returns [k, f]."""
 
     router: RowRouter
-    attention: tuple[Any]  # its `seen`: sequences and tokens of the forward at hand
-    rows: tuple[Rows | None, torch.Tensor] | None  # those of the forward at hand, and like what
+    attention: tuple[Any]  # its `seen`: sequences and tokens of the current forward
+    rows: tuple[Rows | None, torch.Tensor] | None  # of the current forward, and its input
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B·T, h] or [B, T, h] to [k, f]."""
@@ -115,12 +115,12 @@ class _MlpEntry(Counted):
 
 
 class _MlpExit:
-    """The last projection of such an MLP: zeros for the rows that it did not get."""
+    """The last projection of such an MLP: its output is zero for inactive rows."""
 
     entry: tuple[_MlpEntry]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[k, f] to what the first projection took, [B·T, h] or [B, T, h]."""
+        """[k, f] to the shape of the first projection's input, [B·T, h] or [B, T, h]."""
         assert self.entry[0].rows is not None
         rows, like = self.entry[0].rows
         if rows is None:
@@ -131,15 +131,15 @@ class _MlpExit:
 def route_mlp(
     model: Any, mlp: Mlp, router: nn.Module, attention: nn.Module | None
 ) -> list[nn.Module]:
-    """Put a router into an MLP, which otherwise runs as it is. `attention`: of the same layer, with
-    `seen`. Returns the modules that put out what the MLP does, all together."""
+    """Put a router into an MLP. `attention`: that of the same layer, with `seen`. Returns the
+    modules whose outputs add up to that of the MLP."""
     if mlp.bare is None:
         modules = [model.get_submodule(at) for at in mlp.modules]
         for index, module in enumerate(modules):
             _route_module(module, router if index == 0 else SameRows(router))
         return modules
     if attention is None:
-        raise unread(model, "its MLP is no module of its own")
+        raise unsupported(model, "its MLP is not a module")
     first, last = (model.get_submodule(at) for at in mlp.bare)
     extend(first, _MlpEntry)
     first.tally = Tally("rows")
@@ -150,7 +150,7 @@ def route_mlp(
 
 
 def _route_module(mlp: Any, router: nn.Module) -> None:
-    """An MLP that is a module of its own."""
+    """Put a router into an MLP that is a module."""
     mlp.tally = Tally("rows")
     if hasattr(mlp, "router"):  # experts may have a router of their own
         mlp.added = nn.ModuleDict({"router": router})

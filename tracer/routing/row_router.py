@@ -1,4 +1,4 @@
-"""Routers of rows: which tokens go through a sublayer, and their way out of the others and back.
+"""Routers of rows: which tokens go through a sublayer, and their gather and scatter.
 
 In: hidden states. Out: Rows. Shapes: B batch, T tokens, k active tokens of each sequence, L keys, h
 hidden. In decode, T = 1, the rows are sequences.
@@ -15,41 +15,41 @@ from torch.nn.functional import linear
 
 from prunescope.taxonomy.keep import kept_count
 from prunescope.tracer.calibration.point import Point
+from prunescope.tracer.routing.decisions import Sampler, flat_positions, score_weight
 from prunescope.tracer.routing.learning import straight_through
-from prunescope.tracer.routing.routing import Draws, flat_places, score_weight
 
-# Of the spread of a prompt's scores: what a tracked threshold moves by.
+# Step of a tracked threshold, as a share of the standard deviation of a prompt's scores.
 _GAIN = 0.5
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The active rows of a forward. `places`: in each sequence, [B, k]; `flat`: in [B·T], sorted.
-    `mask`: additive [B, 1, k, L], None in decode, where the rows are sequences. `gate`: in training
-    ones [B·k, 1], through which the router's weight gets a gradient."""
+    """The active rows of a forward. `positions`: in each sequence, [B, k]; `flat`: in [B·T],
+    sorted. `mask`: additive [B, 1, k, L], None in decode, where the rows are sequences. `gate`: in
+    training ones [B·k, 1], through which the router's weight gets a gradient."""
 
     flat: torch.Tensor
-    places: torch.Tensor
+    positions: torch.Tensor
     mask: torch.Tensor | None
     gate: torch.Tensor | None = None
 
     def gated(self, out: torch.Tensor) -> torch.Tensor:
-        """What a sublayer gives for these rows, with the gate on it where there is one."""
+        """A sublayer's output for these rows, multiplied by the gate if there is one."""
         return out if self.gate is None else out * self.gate.view(*out.shape[:-1], 1).to(out.dtype)
 
 
 class RowRouter(nn.Module):
     """Scores [h] → 1 for every token, and the rows that go through."""
 
-    def __init__(self, point: Point, draws: Draws, what: str, like: torch.Tensor) -> None:
+    def __init__(self, point: Point, sampler: Sampler, what: str, like: torch.Tensor) -> None:
         super().__init__()
-        self.sparsity, self.draws = point.sparsity, draws.own(point, what)
+        self.sparsity, self.sampler = point.sparsity, sampler.stream_for(point, what)
         self.weight = score_weight(1, like.shape[-1], like=like, seed=point.seed, what=what)
-        self.threshold: float | None = None  # of a fitted router: the score that a row needs
-        self.last: Rows | None = None  # the rows of the forward at hand
+        self.threshold: float | None = None  # of a fitted router: the lowest score that passes
+        self.last: Rows | None = None  # the rows of the current forward
         self.learns = False  # in training: the weight gets a gradient
-        # Of a trained router: for each sequence [B] the score that a token after its prompt needs,
-        # and how much that moves at a time, so that their share is kept in any text.
+        # Of a trained router: for each sequence [B] the lowest score that passes in decode, and the
+        # step by which it moves, so that the share of active rows is kept in any text.
         self.tracks = False
         self.tracked: tuple[torch.Tensor, torch.Tensor] | None = None
 
@@ -61,7 +61,7 @@ class RowRouter(nn.Module):
         masked: bool,
         given: torch.Tensor | None = None,
     ) -> Rows | None:
-        """[B, T, h] to Rows; None where no row goes through. `masked`: attention follows; `given`:
+        """[B, T, h] to Rows; None if no row goes through. `masked`: attention follows; `given`:
         its mask [1 or B, 1, T, L], None for a causal one."""
         self.last = self._rows(x, past=past, masked=masked, given=given)
         return self.last
@@ -71,40 +71,41 @@ class RowRouter(nn.Module):
     ) -> Rows | None:
         batch, tokens, _ = x.shape
         scores = linear(x.to(self.weight.dtype), self.weight).squeeze(-1)  # [B, T]
-        scores = self.draws.instead_of(scores)
+        scores = self.sampler.replace(scores)
         if tokens == 1:
             flat = self._of_step(scores.view(-1))
             return None if flat is None else Rows(flat, flat.unsqueeze(-1), None)
         count = kept_count(tokens, self.sparsity)
         best = scores.topk(count)
-        places = best.indices.sort().values
-        flat, mask = flat_places(places, tokens), None
+        positions = best.indices.sort().values
+        flat, mask = flat_positions(positions, tokens), None
         if self.tracks:
             self.tracked = best.values[:, -1], _GAIN * scores.std(-1)
         gate = None
-        if self.learns:  # by the distance from the last row that goes through
+        if self.learns:  # by the distance from the lowest score that goes through
             distance = scores - best.values[:, -1:].detach()
-            gate = straight_through(distance.gather(1, places)).flatten().unsqueeze(-1)
+            gate = straight_through(distance.gather(1, positions)).flatten().unsqueeze(-1)
         if given is not None:
             every = given.expand(batch, -1, -1, -1)
-            mask = every.gather(2, places[:, None, :, None].expand(-1, -1, -1, given.shape[-1]))
+            mask = every.gather(2, positions[:, None, :, None].expand(-1, -1, -1, given.shape[-1]))
         elif masked:
-            mask = self._mask(places, past, tokens, x)
-        return Rows(flat.flatten(), places, mask, gate)
+            mask = self._mask(positions, past, tokens, x)
+        return Rows(flat.flatten(), positions, mask, gate)
 
     def _of_step(self, scores: torch.Tensor) -> torch.Tensor | None:
-        """Of the scores [B] of a decode step the rows that go through, None for none."""
+        """The active rows of a decode step, given its scores [B]; None if there are none."""
         if self.threshold is not None:
             # Their number depends on the data: the host waits for the device.
             flat = self._passes(scores, self.threshold).nonzero().view(-1)
             return flat if flat.numel() else None
-        count = self.draws.successes(len(scores), 1 - self.sparsity)
+        count = self.sampler.count_successes(len(scores), 1 - self.sparsity)
         return scores.topk(count).indices.sort().values if count else None
 
     def _passes(self, scores: torch.Tensor, threshold: float) -> torch.Tensor:
         """Which of [B] go through. A tracked threshold rises by g·s with each that does, and falls
-        by g·(1−s) with each that does not: over t tokens their share is off by its way / (g·t), as
-        in online quantile tracking (Gibbs and Candès, arXiv 2106.00193)."""
+        by g·(1−s) with each that does not, so that the share over t tokens is off by at most the
+        threshold's total change / (g·t): online quantile tracking (Gibbs and Candès, arXiv
+        2106.00193)."""
         if self.tracked is None or len(self.tracked[0]) != len(scores):
             return scores >= threshold
         least, gain = self.tracked
@@ -112,23 +113,25 @@ class RowRouter(nn.Module):
         self.tracked = least + gain * (passes.to(gain.dtype) - (1 - self.sparsity)), gain
         return passes
 
-    def _mask(self, places: torch.Tensor, past: int, tokens: int, x: torch.Tensor) -> torch.Tensor:
+    def _mask(
+        self, positions: torch.Tensor, past: int, tokens: int, x: torch.Tensor
+    ) -> torch.Tensor:
         keys = torch.arange(past + tokens, device=x.device)
-        future = keys > (places + past).unsqueeze(-1)
+        future = keys > (positions + past).unsqueeze(-1)
         return x.new_zeros(future.shape).masked_fill_(future, float("-inf")).unsqueeze(1)
 
 
 class SameRows(nn.Module):
-    """In the place of a router: the rows that one before it in the layer has taken."""
+    """Stands in for a router: the rows of an earlier router in the same layer."""
 
     def __init__(self, router: Any) -> None:
         super().__init__()
-        self.of = (router,)  # a child of one module alone
+        self._router = (router,)  # in a tuple: it is a child of another module
 
     @property
     def last(self) -> Rows | None:
-        """The rows of the forward at hand."""
-        return self.of[0].last
+        """The rows of the current forward."""
+        return self._router[0].last
 
     def forward(self, _x: torch.Tensor, **_: Any) -> Rows | None:
         """[B, T, h] to Rows."""

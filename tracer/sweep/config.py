@@ -1,4 +1,4 @@
-"""Read what a sweep is asked for: a YAML file or a preset, every value checked before any work.
+"""Read a sweep file or a preset, every value checked before any work.
 
 In: a path or a preset's name. Out: SweepConfigs. Paths in a file are relative to that file.
 """
@@ -8,23 +8,24 @@ from __future__ import annotations
 import dataclasses
 import reprlib
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
 from prunescope.taxonomy.arguments import home_path
 from prunescope.taxonomy.errors import PrunescopeError, nearest
 from prunescope.taxonomy.keep import check_sparsity
-from prunescope.tracer.capture.request import MOST
+from prunescope.taxonomy.option import MOST, NamedOption, options_of
 from prunescope.tracer.recovery.settings import Recovery, read_recovery
 from prunescope.tracer.sweep.plan import SweepConfig, is_checkpoint
 
 _MAX_BYTES = 1 << 20
 _MOST_BITS = 1000  # of a number that is quoted; Python spells out 14,000 of them
-_KEYS = tuple(f.name for f in dataclasses.fields(SweepConfig) if f.name != "logits")
+_KEYS = tuple(named.name for named in options_of(SweepConfig))
 
 
 @cache
@@ -115,7 +116,7 @@ def _from_plain(plain: dict[str, Any], path: Path) -> SweepConfig:
             )
     for key in ("model", "families"):
         if plain.get(key) in (None, []):
-            raise PrunescopeError(f"{path.name} does not say {key}", hint=f"add `{key}: ...`")
+            raise PrunescopeError(f"{path.name} has no {key}", hint=f"add `{key}: ...`")
     values = {key: _READ[key](key, value) for key, value in plain.items() if value is not None}
     values["model"] = _beside(values["model"], path, when=True)
     values["families"] = tuple(
@@ -157,8 +158,8 @@ def _beside(name: str, path: Path, *, when: bool) -> str:
 def _wrong(key: str, value: Any, wanted: str) -> PrunescopeError:
     # Not its repr: aliases in YAML make a value of a few lines as long as the disk.
     huge = isinstance(value, int) and value.bit_length() > _MOST_BITS
-    said = "a number of hundreds of digits" if huge else reprlib.repr(value)
-    return PrunescopeError(f"{key}: {said} is not {wanted}", hint=f"give {key} as {wanted}")
+    shown = "a number of hundreds of digits" if huge else reprlib.repr(value)
+    return PrunescopeError(f"{key}: {shown} is not {wanted}", hint=f"give {key} as {wanted}")
 
 
 def _word(key: str, value: Any) -> str:
@@ -167,10 +168,9 @@ def _word(key: str, value: Any) -> str:
     return value
 
 
-def _count(key: str, value: Any) -> int:
-    least, most = (0, 2**63 - 1) if key == "seed" else (1, MOST)
+def _count(key: str, value: Any, *, least: int, most: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        wanted = "a whole number above zero" if key != "seed" else "a seed"
+        wanted = "a whole number above zero" if least else "a whole number, 0 or more"
         raise _wrong(key, value, f"{wanted}, {most} at most")
     return value
 
@@ -181,26 +181,26 @@ def _share(key: str, value: Any) -> float:
     return check_sparsity(value)
 
 
-def _phase(key: str, value: Any) -> str:
-    if value not in ("prefill", "decode"):
-        raise _wrong(key, value, "prefill or decode")
+def _choice(key: str, value: Any, *, choices: tuple[str, ...]) -> str:
+    if value not in choices:
+        raise _wrong(key, value, " or ".join(choices))
     return str(value)
 
 
-def _many(one: Callable[[str, Any], Any]) -> Callable[[str, Any], tuple[Any, ...]]:
+def _many(read_one: Callable[[str, Any], Any]) -> Callable[[str, Any], tuple[Any, ...]]:
     """A list of values without repeats; a single one stands for itself."""
 
     def read(key: str, value: Any) -> tuple[Any, ...]:
         values = value if isinstance(value, list) else [value]
         if not values:
             raise _wrong(key, value, "one value or more")
-        return tuple(dict.fromkeys(one(key, item) for item in values))
+        return tuple(dict.fromkeys(read_one(key, item) for item in values))
 
     return read
 
 
 def _selection(key: str, value: Any) -> str | tuple[str, ...]:
-    """One way to choose, or several, which are points of their own."""
+    """One selection, or several, which are points of their own."""
     found = _many(_word)(key, value)
     return str(found[0]) if len(found) == 1 else found
 
@@ -209,25 +209,41 @@ def _training(key: str, value: Any) -> Recovery | None:
     return read_recovery(value, where=key)
 
 
-_READ: dict[str, Callable[[str, Any], Any]] = {
-    "model": _word,
-    "families": _many(_word),
-    "sparsities": _many(_share),
-    "phases": _many(_phase),
-    "batches": _many(_count),
-    "prompt_lens": _many(_count),
-    "decode_steps": _count,
-    "draws": _count,
-    "select": _selection,
-    "text": _word,
-    "other_text": _word,
-    "recover": _training,
-    "repeats": _count,
-    "steps": _count,
-    "placements": _count,
-    "seed": _count,
-    "threads": _count,
-    "dtype": _word,
-    "tasks": _many(_word),
-    "tasks_path": _word,
-}
+def _reader(named: NamedOption) -> Callable[[str, Any], Any]:
+    """What reads and checks a value of a key, by the type and the limits of its option."""
+    if named.name in _OF_THEIR_OWN:
+        return _OF_THEIR_OWN[named.name]
+    kind = next((k for k in get_args(named.type) if k is not NoneType), named.type)
+    if get_origin(named.type) is tuple:
+        kind = get_args(named.type)[0]
+    read: Callable[[str, Any], Any] = _word
+    if kind is float:
+        read = _share
+    elif kind is int:
+        read = partial(_count, least=named.option.least or 0, most=named.option.most or MOST)
+    elif get_origin(kind) is Literal:
+        read = partial(_choice, choices=get_args(kind))
+    return _many(read) if get_origin(named.type) is tuple else read
+
+
+_OF_THEIR_OWN: dict[str, Callable[[str, Any], Any]] = {"select": _selection, "recover": _training}
+_READ = {named.name: _reader(named) for named in options_of(SweepConfig)}
+
+
+def example() -> str:
+    """A sweep file with every key: its default, or a value that it may have, and what it does."""
+    lines = [
+        "# A sweep: every family at every sparsity, in every phase, batch and length.",
+        "#   prunescope sweep sweep.yaml --out traces/sweep --dry-run",
+        "# Keys after a # show their default, or an example. Paths are relative to this file.",
+    ]
+    for named in options_of(SweepConfig):
+        is_required = named.default is dataclasses.MISSING
+        value = named.option.example or _yaml(named.default)
+        line = f"{'' if is_required else '# '}{named.name}: {value}"
+        lines.append(f"{line:<40} # {named.option.help}")
+    return "\n".join(lines) + "\n"
+
+
+def _yaml(value: Any) -> str:
+    return f"[{', '.join(map(str, value))}]" if isinstance(value, tuple) else str(value)

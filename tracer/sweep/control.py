@@ -1,4 +1,4 @@
-"""The dense model after the training that the pruned ones had: what recovery is compared with.
+"""The dense model after the same training as the pruned ones: the control of recovery.
 
 In: a dense Variant and the passages that judge. Out: nats [n] of each passage. Trained once a
 sweep, by whoever needs it first; the others wait, and read what is in the sweep's folder.
@@ -20,9 +20,9 @@ from prunescope.tracer.capture.variants import Variant
 from prunescope.tracer.model.load import load_tokenizer
 from prunescope.tracer.quality.quality import Passage, nats_of
 from prunescope.tracer.recovery.adapters import zero_shares
-from prunescope.tracer.recovery.place import alone
 from prunescope.tracer.recovery.recover import recover
 from prunescope.tracer.recovery.settings import Recovery
+from prunescope.tracer.recovery.storage import exclusive
 from prunescope.tracer.sweep.state import read_json, write_json
 
 NAME = "dense control"
@@ -41,10 +41,11 @@ def control_nats(  # noqa: PLR0913
 ) -> dict[str, torch.Tensor]:
     """Losses of the trained dense model on each passage. `mark`: fingerprint of the dense one;
     `part`: of the name of the file, for passages of another length."""
-    said = [mark, wanted.plain(), seed, scoring, {n: _said(p) for n, p in passages.items()}]
-    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    judged = {name: _record(passage) for name, passage in passages.items()}
+    identity = [mark, wanted.plain(), seed, scoring, judged]
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     path = folder / "quality" / f"control-{scoring}{part}.json"
-    with alone(path):
+    with exclusive(path):
         found = read_json(path)
         if found is None or found.get("of") != digest:
             model = copy.deepcopy(dense.model)
@@ -62,5 +63,5 @@ def control_nats(  # noqa: PLR0913
     return {n: torch.tensor(v, dtype=torch.float64) for n, v in found["nats"].items()}
 
 
-def _said(passage: Passage) -> dict[str, Any]:
+def _record(passage: Passage) -> dict[str, Any]:
     return {**plain(passage.record), "context": passage.context, "stride": passage.stride}

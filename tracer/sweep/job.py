@@ -21,7 +21,7 @@ from prunescope.taxonomy.families import known
 from prunescope.taxonomy.run import read_run
 from prunescope.taxonomy.run_blocks import MeasuredPeaks, MeasuredRates
 from prunescope.taxonomy.run_quality import TaskScore
-from prunescope.tracer.calibration.collect import Statistics, remembering
+from prunescope.tracer.calibration.collect import Statistics, statistics_cached
 from prunescope.tracer.capture.manifest import scrubbed
 from prunescope.tracer.capture.memory import release
 from prunescope.tracer.capture.request import TraceRequest
@@ -55,7 +55,7 @@ from prunescope.tracer.quality.quality import (
     text_passage,
 )
 from prunescope.tracer.quality.tasks import TaskList, changes, score_tasks
-from prunescope.tracer.recovery.place import kept_in
+from prunescope.tracer.recovery.storage import trainings_stored
 from prunescope.tracer.sweep.control import control_nats
 from prunescope.tracer.sweep.plan import Planned, SweepConfig, request_of
 from prunescope.tracer.sweep.state import (
@@ -103,7 +103,7 @@ class Job:
 
 
 class Worker:
-    """Runs jobs one after another. `on_result` hears of each result before it is begun. Between
+    """Runs jobs one after another. `on_result` is called with each result before it begins. Between
     jobs it keeps what they share: text, the dense model's logits and scores, statistics, peaks."""
 
     def __init__(self, on_result: Callable[..., None]) -> None:
@@ -156,8 +156,8 @@ class Worker:
                 # Loading and pruning take the very cores that are timed, and training the device.
                 if device.type == "cpu" or trains:
                     stack.enter_context(self.watch.slot(str(device)))
-                stack.enter_context(kept_in(job.folder / "recovery", self.watch))
-                with remembering(self._statistics):
+                stack.enter_context(trainings_stored(job.folder / "recovery", self.watch))
+                with statistics_cached(self._statistics):
                     variants = make_variants(request, device, ("dense", "pruned"))
                 prepared = Prepared(variants=variants)
                 if device.type != "cpu" and not trains:
@@ -166,7 +166,7 @@ class Worker:
         except BaselineDoesNotFit:
             return "dense and pruned do not fit in memory together, and a sweep judges both"
         except FAILURES as error:
-            return _said(error)
+            return _error_line(error)
 
     def _trace(self, job: Job, result: Planned, prepared: Prepared) -> str | None:
         """Capture a result, once more where something else ran beside it, which then counts; an
@@ -181,13 +181,13 @@ class Worker:
                 peaks = self._measured(job, device, prepared)
                 trace(request, progress=self.watch, peaks=peaks, prepared=prepared)
                 if peaks is None:
-                    peaks = self._kept(_peaks_file(job, device, prepared), request.out)
-                if _was_disturbed(request.out):
+                    peaks = self._kept(_peaks_file(job, device, prepared), request.folder)
+                if _was_disturbed(request.folder):
                     self.watch.describe(f"{result.id} again: something else ran beside it")
                     again = replace(request, overwrite=True)
                     trace(again, progress=self.watch, peaks=peaks, prepared=prepared)
         except FAILURES as error:
-            return _said(error)
+            return _error_line(error)
         return None
 
     def _judged(self, job: Job, result: Planned, prepared: Prepared) -> Prepared:
@@ -200,7 +200,7 @@ class Worker:
         tasks = _tasks(job.config, result)
         source = None if tasks is None else tasks.source()
         if found is None or found.weights != marks or found.tasks != source:
-            with kept_in(job.folder / "recovery", self.watch):
+            with trainings_stored(job.folder / "recovery", self.watch):
                 scored = self._compared(job, result, prepared, marks["dense"])
             if tasks is not None:
                 self._add_tasks(scored, tasks, prepared, marks["dense"], result.key)
@@ -378,7 +378,7 @@ def _scored_in(name: str) -> str:
     return next((one.scored_in for one in known([name])), "prefill")
 
 
-def _said(error: BaseException) -> str:
+def _error_line(error: BaseException) -> str:
     """An error in one line, without the paths of this machine."""
     if isinstance(error, PrunescopeError):
         return f"{error.problem} ({error.hint})"

@@ -4,25 +4,35 @@ In: a YAML file or a preset. Out: SweepConfigs and Planned results. Points of a 
 dimensions are equal are one result. Nothing here loads a model.
 """
 
-from __future__ import annotations
-
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 from prunescope.taxonomy.applies import check_applies
 from prunescope.taxonomy.architecture_traits import Traits, traits_of
 from prunescope.taxonomy.arguments import method_parts
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.families import families
-from prunescope.taxonomy.family import GEMM_GROUPS, Family
+from prunescope.taxonomy.families import cutting, families
+from prunescope.taxonomy.family import GEMM_GROUPS, Family, read_selection
+from prunescope.taxonomy.option import Option, Phase, options_of
 from prunescope.taxonomy.plan import Workload
 from prunescope.taxonomy.shape import ModelShape
-from prunescope.tracer.capture.request import TraceRequest
+from prunescope.tracer.capture.request import (
+    DecodeSteps,
+    Dtype,
+    Placements,
+    Repeats,
+    Seed,
+    Selection,
+    Steps,
+    Threads,
+    TraceRequest,
+)
 from prunescope.tracer.recovery.settings import Recovery
 
 MAX_RESULTS = 100_000
@@ -30,65 +40,106 @@ MAX_RESULTS = 100_000
 
 @dataclass(kw_only=True)
 class SweptRequest(TraceRequest):
-    """The capture of a result: as many profiled steps as are asked for, not one a placement."""
+    """The capture of a result: `steps` profiled steps in all, not at least one per placement."""
 
     seated_steps: ClassVar[bool] = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepConfig:
-    """The keys of a sweep file; a family is an id, package.module:function, or a model folder."""
+    """The keys of a sweep file. Those that list values of an option make a result of each; all
+    others have one value in a sweep."""
 
-    model: str
-    families: tuple[str, ...]
-    sparsities: tuple[float, ...] = (0.125, 0.25, 0.375, 0.5)
-    phases: tuple[str, ...] = ("prefill", "decode")
-    batches: tuple[int, ...] = (1,)
-    prompt_lens: tuple[int, ...] = (512,)
-    decode_steps: int = 8
-    draws: int = 1
-    select: str | tuple[str, ...] = "random"
-    text: Path | None = None
-    other_text: Path | None = (
-        None  # a second one to judge by, which nothing was chosen or trained by
-    )
-    recover: Recovery | None = None
-    repeats: int = 20
-    steps: int = 5
-    placements: int = 8
-    seed: int = 0
-    threads: int | None = None
-    dtype: str = "auto"
-    tasks: tuple[str, ...] = ()
-    tasks_path: Path | None = None
-    logits: str = "last"
+    model: Annotated[
+        str,
+        Option(help="Folder, hub id, FILE.gguf or preset.", example="tiny-llama"),
+    ]
+    families: Annotated[
+        tuple[str, ...],
+        Option(
+            help="Families, functions package.module:function, or folders of pruned checkpoints.",
+            lists="method",
+            example=f"[{cutting('layers')}, {cutting('heads', 'channels')}]",
+        ),
+    ]
+    sparsities: Annotated[
+        tuple[float, ...], Option(help="Fractions to prune.", lists="sparsity")
+    ] = (0.125, 0.25, 0.375, 0.5)
+    phases: Annotated[
+        tuple[Phase, ...], Option(help="Phases of inference to run.", lists="phase")
+    ] = ("prefill", "decode")
+    batches: Annotated[
+        tuple[int, ...], Option(help="Numbers of sequences at a time.", least=1, lists="batch")
+    ] = (1,)
+    prompt_lens: Annotated[
+        tuple[int, ...], Option(help="Prompt lengths in tokens.", least=1, lists="prompt_len")
+    ] = (512,)
+    decode_steps: DecodeSteps = TraceRequest.decode_steps
+    draws: Annotated[
+        int,
+        Option(
+            help="Number of random choices of each point, seeds in a row.", least=1, lists="seed"
+        ),
+    ] = 1
+    select: Annotated[
+        str | tuple[str, ...],
+        Option(help="How to choose parts: random, importance (on `text`) or greedy; or a list."),
+    ] = TraceRequest.select
+    text: Annotated[
+        Path | None,
+        Option(help="UTF-8; one half chooses and trains, the other judges.", example="text.txt"),
+    ] = None
+    other_text: Annotated[
+        Path | None,
+        Option(help="A second text to judge by, unseen until then.", example="other.txt"),
+    ] = None
+    recover: Annotated[
+        Recovery | None,
+        Option(
+            help="LoRA recovery training (extra `recover`); without it, none.",
+            example="steps=100,rank=16",
+        ),
+    ] = None
+    repeats: Repeats = TraceRequest.repeats
+    steps: Steps = TraceRequest.steps
+    placements: Placements = TraceRequest.placements
+    seed: Seed = TraceRequest.seed
+    threads: Threads = TraceRequest.threads
+    dtype: Dtype = TraceRequest.dtype
+    tasks: Annotated[
+        tuple[str, ...],
+        Option(help="Tasks of lm-evaluation-harness (extra `eval`).", example="[arc_easy]"),
+    ] = ()
+    tasks_path: Annotated[
+        Path | None, Option(help="Folder of task files of your own.", example="tasks")
+    ] = None
+    logits: Literal["last", "all"] = "last"  # presets alone: another policy would not compare
 
     @property
     def selections(self) -> tuple[str, ...]:
-        """The ways to choose, one at least."""
+        """The selections to compare, at least one."""
         return (self.select,) if isinstance(self.select, str) else self.select
 
     def identity(self) -> dict[str, Any]:
-        """What makes results comparable, without local paths: a folder holds one of these."""
-        names = (
-            "decode_steps", "draws", "select", "repeats", "steps", "placements", "seed", "threads",
-            "dtype", "logits",
-        )  # fmt: skip
-        values = {name: getattr(self, name) for name in names if name != "draws"}
-        text = None if self.text is None else self.text.name
-        values["select"] = self.select if isinstance(self.select, str) else list(self.select)
-        added = {
-            "other_text": None if self.other_text is None else self.other_text.name,
-            "recover": None if self.recover is None else self.recover.plain(),
+        """What makes results comparable, as plain.json has it, without local paths: the keys that
+        list nothing. A folder holds results of one identity."""
+        listing = {named.name for named in options_of(SweepConfig) if named.option.lists}
+        values = {
+            field.name: _without_path(getattr(self, field.name))
+            for field in dataclasses.fields(self)
+            if field.name not in listing
         }
-        tasks = {"names": list(self.tasks), "folder": self.tasks_path and self.tasks_path.name}
-        return {
-            "model": Path(self.model).name,
-            "text": text,
-            **values,
-            "tasks": tasks if self.tasks else None,
-            **{name: value for name, value in added.items() if value is not None},
-        }
+        tasks = {"names": list(self.tasks), "folder": values.pop("tasks_path")}
+        return values | {"model": Path(self.model).name, "tasks": tasks if self.tasks else None}
+
+
+def _without_path(value: Any) -> Any:
+    """A value as JSON; of a path, the name alone."""
+    if isinstance(value, Recovery):
+        return value.plain()
+    if isinstance(value, Path):
+        return value.name
+    return list(value) if isinstance(value, tuple) else value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,17 +150,45 @@ class Planned:
     family: str
     sparsity: float | None  # nominal; the least of `sparsities`. None: a checkpoint as it is
     sparsities: tuple[float, ...]  # nominal ones that give these dimensions
-    phase: str
+    phase: Phase
     batch: int
     prompt_len: int
     draw: int
     problem: str | None = None
-    select: str | None = None  # where a sweep compares several ways to choose
+    select: str | None = None  # where a sweep compares several selections
 
     @property
     def key(self) -> str:
         """Names the model: results of one key run the same object."""
-        return model_key(self.family, self.sparsity, self.draw, self.select)
+        return result_name(vars(self), model=True)
+
+
+# Fields of a result by the option of its capture that they vary, in the order of its name.
+VARIED = {
+    "method": "family",
+    "sparsity": "sparsity",
+    "phase": "phase",
+    "batch": "batch",
+    "prompt_len": "prompt_len",
+    "seed": "draw",
+    "select": "select",
+}
+
+
+def result_name(values: Mapping[str, Any], *, model: bool = False) -> str:
+    """The id of a result with these fields; with `model`, the name of the model that it runs, which
+    is made of the options that make another model."""
+    parts = []
+    for option, field in VARIED.items():
+        value, known = values.get(field), _OPTIONS[option].option
+        if value is None or (model and not known.model):
+            continue
+        text = f"{value:g}" if isinstance(value, float) else str(value)
+        parts.append(f"{known.in_name}{family_slug(text) if field == 'family' else text}")
+    return "-".join(parts)
+
+
+_OPTIONS = {named.name: named for named in options_of(TraceRequest)}
 
 
 @dataclass(frozen=True)
@@ -139,15 +218,14 @@ def make_plan(configs: Sequence[SweepConfig], shape: ModelShape | None) -> Sweep
         _check_count(config)
         _check_names(config.families)
         for family in config.families:
-            points, said = _points(family, config.sparsities, shape)
+            points, point_notes = _points(family, config.sparsities, shape)
             ways = _ways(config, family).names
             if lacks := [way for way in config.selections if way not in ways]:
-                chosen = "at random" if ways == ("random",) else " or ".join(ways)
-                said.append(f"{family}: chosen {chosen}, not {' or '.join(lacks)}")
-            notes |= dict.fromkeys(said)
-            own: tuple[str | None, ...] = ways if len(config.selections) > 1 else (None,)
+                point_notes.append(f"{family}: chosen {_chosen(ways)}, not {_chosen(lacks)}")
+            notes |= dict.fromkeys(point_notes)
+            selections: tuple[str | None, ...] = ways if len(config.selections) > 1 else (None,)
             for point in points:
-                for select in own:
+                for select in selections:
                     results = _results(config, family, point, select)
                     found |= {result.id: result for result in results}
     order = {r.key: i for i, r in reversed(list(enumerate(found.values())))}
@@ -189,11 +267,11 @@ def request_of(
     """The capture that a result is, into the folder `out`."""
     checkpoint = is_checkpoint(result.family)
     ways = _ways(config, result.family)
-    select = result.select or ways.names[0]
+    select = cast(Selection, read_selection(result.select or ways.names[0]))
     recover = None if checkpoint else config.recover
     if recover is not None and recover.text is None:
         recover = dataclasses.replace(recover, text=config.text)
-    reads = select == "greedy" or (select == "calibrated" and "text" in ways.calibrations)
+    reads = select == "greedy" or (select == "importance" and "text" in ways.calibrations)
     return SweptRequest(
         model=result.family if checkpoint else config.model,
         baseline_model=config.model if checkpoint else None,
@@ -219,12 +297,6 @@ def request_of(
     )
 
 
-def model_key(family: str, sparsity: float | None, draw: int, select: str | None = None) -> str:
-    """A file name for one model of a sweep."""
-    share = "" if sparsity is None else f"-s{sparsity:g}"
-    return f"{family_slug(family)}{share}-d{draw}{f'-{select}' if select else ''}"
-
-
 def family_slug(family: str) -> str:
     """The id of a family, or what is left of a path or a method's name in a file name."""
     return re.sub(r"[^A-Za-z0-9._]+", "-", Path(family).name).strip("-.") or "model"
@@ -237,28 +309,35 @@ def is_checkpoint(family: str) -> bool:
 
 @dataclass(frozen=True)
 class _Ways:
-    """Those of a sweep's ways to choose that a method has; random where it has none of them.
-    `calibrations`: what a calibrated choice rests on; empty where a part has no such choice, and
-    for a checkpoint or a function."""
+    """The selections of a sweep that a method has; random where it has none of them.
+    `calibrations`: what importance is measured on; empty where a part has no importance, and for a
+    checkpoint or a function."""
 
     names: tuple[str, ...]
     calibrations: frozenset[str]
 
 
 def _ways(config: SweepConfig, method: str) -> _Ways:
-    by_id = {one.id: one for one in families()}
+    by_id = {known.id: known for known in families()}
     parts = [] if is_checkpoint(method) else [by_id.get(name) for name, _ in method_parts(method)]
-    rests = [one.calibration if one else None for one in parts]
-    calibrations = frozenset(by for by in rests if by) if None not in rests else frozenset()
+    measured = [part.calibration if part else None for part in parts]
+    calibrations = frozenset(by for by in measured if by) if None not in measured else frozenset()
     able = {
         "random": True,
-        "calibrated": bool(calibrations),
-        "greedy": bool(parts) and all(one is not None and one.greedy for one in parts),
+        "importance": bool(calibrations),
+        "greedy": bool(parts) and all(part is not None and part.greedy for part in parts),
     }
-    found = [way for way in config.selections if able[way]]
-    if not found and able["calibrated"] and "greedy" in config.selections:
-        found = ["calibrated"]  # the nearest to it
+    found = [way for way in config.selections if able[read_selection(way)]]
+    if not found and able["importance"] and "greedy" in config.selections:
+        found = ["importance"]  # the nearest to it
     return _Ways(tuple(found) or ("random",), calibrations)
+
+
+_CHOSEN = {"random": "at random", "importance": "by importance", "greedy": "greedily"}
+
+
+def _chosen(ways: Iterable[str]) -> str:
+    return " or ".join(_CHOSEN[read_selection(way)] for way in ways)
 
 
 @dataclass(frozen=True)
@@ -311,8 +390,8 @@ def _cannot(name: str, traits: Traits) -> str | None:
         except PrunescopeError as error:
             return error.problem
         # What no model is pruned by is a mistake in the file, and refused before anything runs.
-        asked = traits.entry is not None and not one.theory_alone
-        reason = one.not_realised(traits) if asked else ""
+        can_tell = traits.entry is not None and not one.theory_alone
+        reason = one.not_realised(traits) if can_tell else ""
         if reason:
             return f"{part} is not realised for this model: {reason}"
     return None
@@ -333,23 +412,19 @@ def _dimensions(family: Family, sparsity: float, shape: ModelShape | None) -> An
 def _results(
     config: SweepConfig, family: str, point: _Point, select: str | None
 ) -> Iterable[Planned]:
-    draws = 1 if point.sparsity is None else config.draws
-    way = f"-{select}" if select else ""
-    for draw in range(draws):
-        for batch in config.batches:
-            for prompt_len in config.prompt_lens:
-                for phase in config.phases:
-                    share = "" if point.sparsity is None else f"-s{point.sparsity:g}"
-                    yield Planned(
-                        id=f"{family_slug(family)}{share}-{phase}-b{batch}-p{prompt_len}-d{draw}{way}",
-                        family=family,
-                        phase=phase,
-                        batch=batch,
-                        prompt_len=prompt_len,
-                        draw=draw,
-                        select=select,
-                        **dataclasses.asdict(point),
-                    )
+    sizes = (config.batches, config.prompt_lens, config.phases)
+    for draw in range(1 if point.sparsity is None else config.draws):
+        for batch, prompt_len, phase in itertools.product(*sizes):
+            values = {
+                "family": family,
+                "phase": phase,
+                "batch": batch,
+                "prompt_len": prompt_len,
+                "draw": draw,
+                "select": select,
+                **dataclasses.asdict(point),
+            }
+            yield Planned(id=result_name(values), **values)
 
 
 def _check_names(names: Iterable[str]) -> None:

@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -21,10 +21,11 @@ from prunescope.taxonomy.atomic_write import clean_termination
 from prunescope.taxonomy.dtypes import ITEMSIZE
 from prunescope.taxonomy.dtypes import dtype as dtype_name
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.family import SELECTIONS, read_selection
+from prunescope.taxonomy.option import as_path, check_options
 from prunescope.taxonomy.presets import preset_config, preset_names
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.tracer.capture.progress import Progress, Silent
-from prunescope.tracer.pruners.method import SELECTIONS
 from prunescope.tracer.sweep.config import read_configs
 from prunescope.tracer.sweep.plan import (
     Planned,
@@ -35,24 +36,19 @@ from prunescope.tracer.sweep.plan import (
     request_of,
     shard_of,
 )
-from prunescope.tracer.sweep.state import DONE, FAILED, PENDING, RUNNING, SCHEMA, SweepFolder
+from prunescope.tracer.sweep.request import SweepRequest
+from prunescope.tracer.sweep.state import (
+    DONE,
+    FAILED,
+    PENDING,
+    RUNNING,
+    SCHEMA,
+    SweepFolder,
+    read_json,
+)
 
 if TYPE_CHECKING:
     from prunescope.tracer.sweep.job import Job
-
-ENGINES = ("local", "ray")
-
-
-@dataclass(kw_only=True)
-class SweepRequest:
-    """What `prunescope sweep` was asked for. `shard`: "i/n", i from 0."""
-
-    out: Path
-    config: Path | None = None
-    preset: str | None = None
-    engine: str = "local"
-    shard: str | None = None
-    argv: list[str] = field(default_factory=list)
 
 
 def sweep(request: SweepRequest, progress: Progress | None = None) -> Path:
@@ -60,10 +56,14 @@ def sweep(request: SweepRequest, progress: Progress | None = None) -> Path:
 
     Raises PrunescopeError on a bad request; a result that fails is recorded in sweep.json.
     """
+    return run_plan(request, plan_of(request), progress)
+
+
+def run_plan(request: SweepRequest, plan: SweepPlan, progress: Progress | None = None) -> Path:
+    """Run what is not done yet of the plan of a request, and return its folder."""
     progress = progress or Silent()
-    plan = plan_of(request)
     shard = read_shard(request.shard)
-    folder = SweepFolder(request.out)
+    folder = SweepFolder(request.folder)
     with clean_termination():
         # Kineto writes to standard error at every start and stop, unless this is set beforehand.
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")
@@ -75,31 +75,39 @@ def sweep(request: SweepRequest, progress: Progress | None = None) -> Path:
             order = (PENDING, FAILED)
             left = [r for state in order for r in mine if states[r] == state]
             if left:
-                run = importlib.import_module(
+                engine = importlib.import_module(
                     f"prunescope.tracer.sweep.engines.{request.engine}"
-                ).run
-                run(_jobs(request, plan, left), _teller(progress, left))
+                )
+                engine.run(_jobs(request, plan, left), _reporter(progress, left))
         folder.refresh()
-    return request.out
+    return request.folder
 
 
 def plan_of(request: SweepRequest) -> SweepPlan:
     """The plan of a request, checked. Raises PrunescopeError on the first mistake in it."""
-    if request.engine not in ENGINES:
-        raise PrunescopeError(
-            f"no engine is called {request.engine!r}", hint=f"one of {', '.join(ENGINES)}"
-        )
-    configs = read_configs(request.config, request.preset)
+    check_options(request)
+    configs = read_configs(as_path(request.config), request.preset)
     for config in configs:
-        wrong = [way for way in config.selections if way not in SELECTIONS]
-        if wrong:
+        unknown = [way for way in config.selections if read_selection(way) not in SELECTIONS]
+        if unknown:
             raise PrunescopeError(
-                f"select: {wrong[0]!r} is not a way to choose", hint=" or ".join(SELECTIONS)
+                f"select: {unknown[0]!r} is no selection", hint=" or ".join(SELECTIONS)
             )
+    configs = tuple(_named_as_stored(config, request.folder) for config in configs)
     _check_model(configs[0].model)
     plan = make_plan(configs, _shape(configs[0].model))
     _check(plan)
     return plan
+
+
+def _named_as_stored(config: SweepConfig, folder: Path) -> SweepConfig:
+    """The config with the names of selections that the folder has: they stand in the names of its
+    results. A folder of a version before 0.2 has older ones."""
+    stored = (read_json(folder / "plan.json") or {}).get("config", {}).get("select") or ()
+    stored = (stored,) if isinstance(stored, str) else tuple(stored)
+    names = {read_selection(name): name for name in stored}
+    ways = tuple(names.get(read_selection(way), read_selection(way)) for way in config.selections)
+    return replace(config, select=ways if isinstance(config.select, tuple) else ways[0])
 
 
 class Duration(TypedDict):
@@ -139,17 +147,16 @@ class Summary(TypedDict):
     results: list[dict[str, Any]]  # rows of sweep.json: Entry.plain
 
 
-def summary(request: SweepRequest, *, estimate: bool = False) -> Summary:
+def summary(request: SweepRequest, plan: SweepPlan, *, estimate: bool = False) -> Summary:
     """sweep.json as it stands, or will stand, and `plan`: counts of this request's part of it.
 
     `estimate`: with the seconds that what is left will take, roughly (null: not known).
     """
-    plan = plan_of(request)
-    folder = SweepFolder(request.out)
+    folder = SweepFolder(request.folder)
     mine = shard_of(plan, read_shard(request.shard))
     results = folder.entries(plan)
-    seen = {entry.planned.id: entry.state for entry in results}
-    states = [seen[result.id] for result in mine]
+    state_of = {entry.planned.id: entry.state for entry in results}
+    states = [state_of[result.id] for result in mine]
     left = [r for r, state in zip(mine, states, strict=True) if state != DONE and not r.problem]
     counts: Counts = {
         "results": len(mine),
@@ -159,7 +166,7 @@ def summary(request: SweepRequest, *, estimate: bool = False) -> Summary:
         "pending": states.count(PENDING),
         "running": states.count(RUNNING),
         "impossible": sum(result.problem is not None for result in mine),
-        **_estimate(request.out, left, plan.config, estimate=estimate),
+        **_estimate(request.folder, left, plan.config, estimate=estimate),
         "notes": list(plan.notes),
     }
     rows = [entry.plain() for entry in results]
@@ -208,7 +215,7 @@ def _jobs(request: SweepRequest, plan: SweepPlan, left: Sequence[Planned]) -> li
     from prunescope.tracer.sweep.job import Job
 
     groups = replace(plan, results=tuple(left)).groups().values()
-    out = request.out.resolve()  # a worker may stand elsewhere
+    out = request.folder.resolve()  # a worker may stand elsewhere
     call = secrets.token_hex(8)
     return [
         Job(
@@ -222,11 +229,11 @@ def _jobs(request: SweepRequest, plan: SweepPlan, left: Sequence[Planned]) -> li
     ]
 
 
-def _teller(progress: Progress, left: Sequence[Planned]) -> Callable[..., None]:
-    """Told of a result when it is begun, and with other words of how its training goes."""
+def _reporter(progress: Progress, left: Sequence[Planned]) -> Callable[..., None]:
+    """Shows each result when it begins, and later how its training goes."""
     number = {result.id: i for i, result in enumerate(left, 1)}
 
-    def tell(result: Planned, text: str = "") -> None:
+    def report(result: Planned, text: str = "") -> None:
         line = f"{number[result.id]}/{len(left)} {result.id}"
         describe = getattr(progress, "describe", None)
         if not text:
@@ -234,7 +241,7 @@ def _teller(progress: Progress, left: Sequence[Planned]) -> Callable[..., None]:
         elif describe is not None:
             describe(f"{line}: {text}")
 
-    return tell
+    return report
 
 
 def _check(plan: SweepPlan) -> None:

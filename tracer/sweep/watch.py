@@ -73,14 +73,14 @@ class Watch:
         self._hung_at = None
 
     def describe(self, text: str) -> None:
-        """Other words for what goes on, passed on to who hears of results."""
+        """Describe the work in progress to `on_result`."""
         self._stage = text
         if self.on_result is not None and self.result is not None:
             self.on_result(self.result, text)
 
     @contextmanager
     def slot(self, device: str) -> Iterator[None]:
-        """The right to time on a device; to wait for another process is not to hang."""
+        """The right to time on a device; waiting for another process does not count as a hang."""
         with ExitStack() as stack:
             self._waits = True
             try:
@@ -92,7 +92,7 @@ class Watch:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Watch until the end; only the main thread, which alone hears signals, is watched."""
+        """Watch until the end; only the main thread, which alone gets signals, is watched."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -142,11 +142,11 @@ class Watch:
             sys.stderr.write("\x1b[?25h\n")  # the cursor that a progress bar hid
         sys.stderr.write(f"error: {result.id} hangs: {problem}\n  hint: {hint}\n")
         if self.as_json:
-            said = {
+            error = {
                 "problem": f"{result.id} hangs: {problem}",
                 "hint": hint,
                 "exit_code": EXIT_CODE,
             }
-            sys.stderr.write(json.dumps({"error": said}) + "\n")
+            sys.stderr.write(json.dumps({"error": error}) + "\n")
         sys.stderr.flush()
         os._exit(EXIT_CODE)

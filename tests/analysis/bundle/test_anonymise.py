@@ -15,7 +15,7 @@ from prunescope.analysis.bundle.bundle import bundle
 from prunescope.analysis.bundle.secrets import cleared, names_in, suspicious
 from prunescope.analysis.bundle.verify import verify
 from prunescope.analysis.ops.call import MODELS
-from prunescope.analysis.ops.names import OP_KINDS
+from prunescope.analysis.ops.kind import OP_KINDS
 from prunescope.analysis.pipeline import analyze
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import Placement, Run

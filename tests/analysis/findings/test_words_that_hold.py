@@ -10,7 +10,7 @@ import pytest
 
 from prunescope.analysis.pipeline import Options, analyze
 from prunescope.analysis.report.ledger_view import ledger_notes, tone
-from prunescope.analysis.report.measured import observer
+from prunescope.analysis.report.measured import profiler_overhead
 from prunescope.analysis.schema.report import Phase, Row
 from tests.analysis.decoder import Layer, Setting, decoder
 from tests.analysis.finding_cases import (
@@ -65,13 +65,16 @@ def test_the_observer_of_both_sides(
     phase = of_run(tmp_path, *traces, dense_samples_ns=samples[0], samples_ns=samples[1])
     said = f"takes 2.00× an unprofiled one (dense: {1 / dense:.2f}×)"
     present(phase, "profiler-overhead", "warning" if apart else "info", said)
-    assert f"= 2.00×, dense {1 / dense:.2f}×" in observer(phase)
+    assert f"= 2.00×, dense {1 / dense:.2f}×" in profiler_overhead(phase)
 
 
 def test_the_ledger_of_a_loop_of_ones_own_closes_to_medians(tmp_path: Path) -> None:
     wall = round(analyze(save(model(FULL), tmp_path / "t.json")).report.phases["trace"].wall_ns)
-    line = observer(of_run(tmp_path, model(FULL), model(NARROW), samples_ns=[wall - 1000] * 3,
-                           dense_samples_ns=[wall - 1000] * 3))  # fmt: skip
+    samples = [wall - 1000] * 3
+    phase = of_run(
+        tmp_path, model(FULL), model(NARROW), samples_ns=samples, dense_samples_ns=samples
+    )
+    line = profiler_overhead(phase)
     assert "closes to the unprofiled times (medians of the samples)" in line
 
 

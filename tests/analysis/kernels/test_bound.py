@@ -8,7 +8,8 @@ import polars as pl
 import pytest
 
 from prunescope.analysis.device.hardware import find_device
-from prunescope.analysis.kernels.bound import add_bound, override, run_peaks, sheet_peaks
+from prunescope.analysis.kernels.peaks import override, run_peaks, sheet_peaks
+from prunescope.analysis.kernels.roofline import add_bound
 from prunescope.taxonomy.json_fields import read
 from prunescope.taxonomy.run_blocks import DeviceEntry
 from prunescope.taxonomy.run_schema import first_wrong
@@ -77,7 +78,7 @@ def test_the_command_line_goes_before_both() -> None:
     assert found.flop_per_s["bf16"] == 2e12
 
 
-def test_the_sheet_stays_beside_what_was_measured() -> None:
+def test_the_data_sheet_is_kept_with_measured_peaks() -> None:
     found = run_peaks(device(), find_device("h100-sxm"))
     assert found is not None
     assert found.flop_per_s["bf16"] == 2e12

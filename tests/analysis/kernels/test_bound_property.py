@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from prunescope.analysis.device.hardware import DEVICES
 from prunescope.analysis.device.tiles import Launch, Tile, shape_loss, wave_model
-from prunescope.analysis.kernels.bound import Peaks, add_bound
+from prunescope.analysis.kernels.peaks import Peaks
+from prunescope.analysis.kernels.roofline import add_bound
 from prunescope.taxonomy.gemm import Gemm
 
 DTYPES = ("bf16", "fp32", "int8", None)

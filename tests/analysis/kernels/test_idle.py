@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from prunescope.analysis.kernels.capture import Stops
+from prunescope.analysis.kernels.host_calls import Stops
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report import phase_tables
 from prunescope.analysis.schema.report import Finding, Phase
@@ -200,7 +200,7 @@ def test_a_data_loader_is_named_and_no_graph_is_advised(
     assert phase.anatomy.graph_speedup == 1.0
 
 
-def test_idle_beside_copies_is_no_late_host(tmp_path: Path) -> None:
+def test_idle_time_in_copies_is_no_late_host(tmp_path: Path) -> None:
     """80 of 110 us: a copy, not a launch that comes late, whatever part a graph could spare."""
     phase = told(save(in_a_call("cudaMemcpy", 80), tmp_path / "t.json"))
     assert finding(phase, "launch-bound") is None
@@ -222,7 +222,7 @@ def test_a_late_host_is_no_wait(tmp_path: Path) -> None:
     assert late.change is not None and "capture the step in a CUDA graph" in late.change
 
 
-def test_every_part_of_a_late_host_is_told(tmp_path: Path) -> None:
+def test_every_part_of_a_late_host_is_counted(tmp_path: Path) -> None:
     """Two gaps of 900 us of late dispatch, and between them one of 2 ms in which the host runs no
     op: a graph spares all but the 2 ms."""
     parts = [part for us in (900, 2000, 900) for part in (gap(us=us, launch=True), MM)]
@@ -255,7 +255,9 @@ def test_a_graph_spares_what_is_launched_in_time_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("waits", [1, 2])
-def test_a_step_that_waits_within_is_told_so_before_a_graph(waits: int, tmp_path: Path) -> None:
+def test_a_step_with_waits_is_advised_to_remove_them_before_a_graph(
+    waits: int, tmp_path: Path
+) -> None:
     """Two gaps of 500 us of a late host, then two of 90 us; in `waits` of them the host waits for
     the device, of which one may be the end of the step."""
     gaps = [500, 500, 90, 90]
@@ -327,7 +329,7 @@ def test_a_launch_in_time_takes_no_millisecond(us: float, cause: str, tmp_path: 
     assert phase.anatomy.gaps[cause] == us * 1e3
 
 
-def test_a_replay_is_not_told_to_capture_a_graph(tmp_path: Path) -> None:
+def test_a_replay_is_not_advised_to_capture_a_graph(tmp_path: Path) -> None:
     """Three replays with 100 us of a late host between them."""
     trace = replayed(chrome(*[MM] * 4), times=3)
     phase = told(save(trace, tmp_path / "t.json"))

@@ -93,8 +93,8 @@ def test_spill_is_named(h100: Analysis) -> None:
     p = phase(h100)
     assert p.spill["events"] == 509
     assert p.spill["ns"] / (p.spill["ns"] + p.busy_ns) == pytest.approx(0.301, abs=5e-4)
-    (line,) = measured.left_out(p)[:-1]  # said once; the last one is the host's lead
-    assert line.startswith("spill: 509 events")
+    (line,) = measured.outside_steps(p)[:-1]  # said once; the last one is the host's lead
+    assert line.startswith("carry-over: 509 events")
     assert not [note for note in p.notes if "509" in note]
 
 

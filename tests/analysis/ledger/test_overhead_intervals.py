@@ -12,11 +12,11 @@ import numpy as np
 import polars as pl
 import pytest
 
+from prunescope.analysis.ledger import overhead
 from prunescope.analysis.ledger.attribution import attribution_inputs
 from prunescope.analysis.ledger.overhead import ADDED, HOST, KEY_VALUE, WEIGHTS
 from prunescope.analysis.ledger.pairing import Alignment, Cost, Units, UnitSums
 from prunescope.analysis.ledger.samples import Samples
-from prunescope.analysis.ledger.shared_out import shared_out
 from prunescope.analysis.schema.report import Overhead
 from tests.analysis.finding_cases import BF16, mm, pair
 from tests.analysis.ledger.test_overhead import ACTIVE, US, B, K, paid
@@ -126,7 +126,7 @@ def test_parts_of_a_replicate_sum_to_its_added_work(on_device: bool) -> None:
     rows += [(1, s, "scatter", (1 - share[s]) * busy[1, s]) for s in range(4)]
     rows += [(2, s, "scatter", busy[2, s]) for s in range(4)]
     spent = pl.DataFrame(rows, schema=["unit", "step", "part", "busy"], orient="row")
-    found = shared_out(inputs, drawn, spent)
+    found = overhead._of_each_part(inputs, drawn, spent)
     assert set(found) == {"gather", "scatter"} <= set(ADDED)
     assert sum(found.values()) == pytest.approx(drawn.total("added_work"))
     if on_device:  # busy time is as recorded, so a part is what its steps weigh

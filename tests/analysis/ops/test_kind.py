@@ -10,8 +10,15 @@ from typing import Any
 import pytest
 
 from prunescope.analysis.ops import kind as kinds
-from prunescope.analysis.ops.kind import KINDS, is_work_op, kernel_kind, kind_of, op_kind
-from prunescope.analysis.ops.names import GAP_OPS, OP_KINDS
+from prunescope.analysis.ops.kind import (
+    GAP_OPS,
+    KINDS,
+    OP_KINDS,
+    is_work_op,
+    kernel_kind,
+    kind_of,
+    op_kind,
+)
 from prunescope.analysis.ops.work import MODELS, OpCall
 
 BF16 = "c10::BFloat16"

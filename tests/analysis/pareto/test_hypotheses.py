@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from prunescope.analysis.pareto.draws import add_shares, draws_of
+from prunescope.analysis.pareto.claims import LOW_LOSS, hypotheses, sentence
 from prunescope.analysis.pareto.frontier import frontier, loss_of, winners
-from prunescope.analysis.pareto.hypotheses import LOW_LOSS, hypotheses, sentence
+from prunescope.analysis.pareto.samples import add_winning_shares, sample_points
 from prunescope.analysis.schema.pareto import (
     Hypothesis,
     Pareto,
@@ -31,21 +31,21 @@ def claims_of(points: list[SweepPoint], phase: str = "prefill") -> dict[str, Hyp
 
 
 def test_draws_have_the_intervals_of_their_points() -> None:
-    drawn = draws_of([point("a", 1.2, 0.3), point("b", 1.5, None)])
+    drawn = sample_points([point("a", 1.2, 0.3), point("b", 1.5, None)])
     assert drawn is not None
     assert drawn.labels == ("a",)  # without a loss there is no place
     low, high = np.exp(np.quantile(drawn.speeds[:, 0], (0.025, 0.975)))
     assert (low, high) == pytest.approx((0.98 * 1.2, 1.02 * 1.2), rel=3e-3)
     low, high = np.expm1(np.quantile(drawn.losses[:, 0], (0.025, 0.975)))
     assert (low, high) == pytest.approx((0.29, 0.31), abs=2e-3)
-    assert draws_of([]) is None
+    assert sample_points([]) is None
 
 
 def test_a_winner_says_in_how_many_draws_it_wins() -> None:
     """b is as fast as c within noise: neither wins in all; a is alone in its range."""
     points = [point("a", 1.2, 0.1), point("b", 1.5, 0.5), point("c", 1.495, 0.5)]
     found = winners(frontier(points), batch=1, prompt_len=512)
-    add_shares(found, points)
+    add_winning_shares(found, points)
     shares = {w.family: w.share_of_draws for w in found}
     assert list(shares) == ["dense", "a", "b"]
     assert shares["dense"] == pytest.approx(1.0, abs=0.02)
@@ -59,7 +59,7 @@ def test_the_loss_is_that_against_the_dense_model_trained_alike() -> None:
     assert one.loss is not None
     one.loss.perplexity_rel_recovered, one.loss.recovered_ci95 = 0.4, [0.3, 0.5]
     assert loss_of(one) == 0.4
-    drawn = draws_of([one])
+    drawn = sample_points([one])
     assert drawn is not None
     assert float(np.expm1(np.median(drawn.losses))) == pytest.approx(0.4, abs=0.01)
 

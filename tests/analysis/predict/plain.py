@@ -6,9 +6,9 @@ from typing import Any
 
 import msgspec
 
-from prunescope.analysis.predict import predict as typed
-from prunescope.analysis.predict.setting import PredictRequest
+from prunescope.analysis.predict.request import PredictRequest
 from prunescope.analysis.predict_from import predict_from as typed_from
+from prunescope.api import predict as typed
 
 
 def predict(request: PredictRequest) -> dict[str, Any]:

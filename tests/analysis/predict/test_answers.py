@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from prunescope.analysis.predict.setting import PredictRequest
+from prunescope.analysis.predict.request import PredictRequest
 from prunescope.taxonomy.errors import PrunescopeError
 from tests.analysis.predict.plain import predict
 
@@ -23,41 +23,41 @@ def expected(phase: str, side: str, **options: Any) -> float:
 
 
 def test_an_answer_is_a_prefill_and_its_steps() -> None:
-    told = ask(new_tokens=201, batch=4)["answer"]
+    found = ask(new_tokens=201, batch=4)["answer"]
     first = expected("prefill", "dense_ns", batch=4)
     # a step's time is linear in its context here, so the mean is that of the middle one
     step = expected("decode", "dense_ns", batch=4, context=(1025 + 1224) // 2)
-    assert told["dense"]["ttft_ns"] == pytest.approx(first)
-    assert told["dense"]["tpot_ns"] == pytest.approx(step, rel=1e-3)
-    assert told["dense"]["total_ns"] == pytest.approx(first + 200 * told["dense"]["tpot_ns"])
-    assert told["dense"]["tokens_per_s"] == pytest.approx(4 * 201e9 / told["dense"]["total_ns"])
-    gain = told["dense"]["total_ns"] / told["pruned"]["total_ns"]
-    assert told["time"]["speedup"] == pytest.approx(gain)
-    assert told["time"]["range"][0] < gain < told["time"]["range"][1]
+    assert found["dense"]["ttft_ns"] == pytest.approx(first)
+    assert found["dense"]["tpot_ns"] == pytest.approx(step, rel=1e-3)
+    assert found["dense"]["total_ns"] == pytest.approx(first + 200 * found["dense"]["tpot_ns"])
+    assert found["dense"]["tokens_per_s"] == pytest.approx(4 * 201e9 / found["dense"]["total_ns"])
+    gain = found["dense"]["total_ns"] / found["pruned"]["total_ns"]
+    assert found["time"]["speedup"] == pytest.approx(gain)
+    assert found["time"]["range"][0] < gain < found["time"]["range"][1]
     assert ask()["answer"] is None
 
 
 def test_batches_may_differ() -> None:
-    told = ask(new_tokens=64, batch=4, pruned_batch=8)["answer"]
-    assert (told["dense"]["batch"], told["pruned"]["batch"]) == (4, 8)
-    rates = told["pruned"]["tokens_per_s"] / told["dense"]["tokens_per_s"]
-    assert told["throughput"]["speedup"] == pytest.approx(rates)
-    assert told["throughput"]["speedup"] > told["time"]["speedup"]
+    found = ask(new_tokens=64, batch=4, pruned_batch=8)["answer"]
+    assert (found["dense"]["batch"], found["pruned"]["batch"]) == (4, 8)
+    rates = found["pruned"]["tokens_per_s"] / found["dense"]["tokens_per_s"]
+    assert found["throughput"]["speedup"] == pytest.approx(rates)
+    assert found["throughput"]["speedup"] > found["time"]["speedup"]
 
 
 def test_memory_by_hand() -> None:
-    told = ask(new_tokens=1, batch=2, model="llama-3.1-8b")["answer"]["dense_memory"]
-    assert told["weight_bytes"] == 8_030_261_248 * 2
-    assert told["kv_bytes"] == 2 * 32 * 1024 * 2048 * 2
+    found = ask(new_tokens=1, batch=2, model="llama-3.1-8b")["answer"]["dense_memory"]
+    assert found["weight_bytes"] == 8_030_261_248 * 2
+    assert found["kv_bytes"] == 2 * 32 * 1024 * 2048 * 2
     # 2,048 rows: hidden twice, gate's input and output, logits of two sequences
-    assert told["step_bytes"] == 2 * (2048 * (2 * 4096 + 4096 + 14336) + 2 * 128_256)
-    left = 80 * 2**30 - 1e9 - told["weight_bytes"]
-    each = (told["kv_bytes"] + told["step_bytes"]) / 2
-    assert told["max_batch"] == int(left // each)
-    assert told["fits"] is True
+    assert found["step_bytes"] == 2 * (2048 * (2 * 4096 + 4096 + 14336) + 2 * 128_256)
+    left = 80 * 2**30 - 1e9 - found["weight_bytes"]
+    each = (found["kv_bytes"] + found["step_bytes"]) / 2
+    assert found["max_batch"] == int(left // each)
+    assert found["fits"] is True
 
 
-def test_what_does_not_fit_is_said() -> None:
+def test_a_model_that_does_not_fit() -> None:
     dense = ask(model="llama-3.1-70b", new_tokens=16)["answer"]
     assert dense["dense_memory"]["fits"] is False and dense["dense_memory"]["max_batch"] == 0
     assert dense["pruned_memory"]["fits"] is True  # half of the layers
@@ -66,26 +66,25 @@ def test_what_does_not_fit_is_said() -> None:
     assert unknown["dense_memory"]["fits"] is None and unknown["dense_memory"]["max_batch"] is None
 
 
-def test_a_forward_that_does_not_fit_is_said_without_an_answer_too() -> None:
-    def said(**options: Any) -> list[str]:
-        asked = {"model": "llama-3.1-70b", "method": "static-m", **options}
-        return list(ask(**asked)["warnings"])
+def test_a_forward_that_does_not_fit_is_a_warning_without_an_answer_too() -> None:
+    def warnings(**options: Any) -> list[str]:
+        return list(ask(**{"model": "llama-3.1-70b", "method": "static-m", **options})["warnings"])
 
-    assert said(sparsity=0.25) == [
+    assert warnings(sparsity=0.25) == [
         "dense does not fit into the 85.90 GB of h100-sxm: it needs 141.44 GB",
         "static-m at 0.25 does not fit into the 85.90 GB of h100-sxm: it needs 107.13 GB",
     ]
-    assert said(sparsity="0.25,0.375,0.75")[1:] == [
+    assert warnings(sparsity="0.25,0.375,0.75")[1:] == [
         "static-m at 0.25, 0.375 does not fit into the 85.90 GB of h100-sxm: it needs 89.98 GB or "
         "more"
     ]
-    assert said(tp=2) == [] and said(model="llama-3.1-8b") == []
+    assert warnings(tp=2) == [] and warnings(model="llama-3.1-8b") == []
 
 
 def test_what_pruning_frees_buys_batch() -> None:
-    told = ask(method="static-nk", new_tokens=128, prompt_len=4096)["answer"]
-    assert told["pruned_memory"]["max_batch"] > 1.9 * told["dense_memory"]["max_batch"]
-    assert told["at_max_batch"]["speedup"] > 1
+    found = ask(method="static-nk", new_tokens=128, prompt_len=4096)["answer"]
+    assert found["pruned_memory"]["max_batch"] > 1.9 * found["dense_memory"]["max_batch"]
+    assert found["at_max_batch"]["speedup"] > 1
 
 
 def test_chunks_cost_kernels_and_nothing_else() -> None:
@@ -112,7 +111,7 @@ def test_methods_by_the_names_that_people_type(
     assert ask(method="wanda-2:4")["points"][0]["method"] == "static-k-24"
 
 
-def test_methods_of_one_family_are_one_row_and_outside_ones_are_refused() -> None:
+def test_methods_of_one_family_are_one_row_and_quantisation_is_refused() -> None:
     found = ask(method="llm-pruner,flap,shortgpt")
     assert [p["method"] for p in found["points"]] == ["static-nk", "static-m"]
     assert any("flap and llm-pruner are static-nk" in text for text in found["warnings"])
@@ -120,7 +119,7 @@ def test_methods_of_one_family_are_one_row_and_outside_ones_are_refused() -> Non
         ask(method="awq")
 
 
-def test_a_knob_beats_what_a_method_means() -> None:
+def test_a_knob_overrides_that_of_a_method() -> None:
     assert ask(method="shortgpt", knobs={"unit": "mlp"})["points"][0]["knobs"]["unit"] == "mlp"
 
 
@@ -134,11 +133,11 @@ def test_a_knob_beats_what_a_method_means() -> None:
      ("google/gemma-3-12b-it", "gemma-3-12b"), ("meta-llama/Llama-2-7b-chat-hf", "llama-2-7b")],
 )  # fmt: skip
 def test_a_hub_id_is_its_preset_without_a_network(name: str, preset: str) -> None:
-    told, known = (ask(model=m)["subject"]["model"] for m in (name, preset))
-    assert told["shape"] == known["shape"]
+    found, preset_model = (ask(model=m)["subject"]["model"] for m in (name, preset))
+    assert found["shape"] == preset_model["shape"]
 
 
-def test_another_version_is_no_preset() -> None:
+def test_a_different_version_is_no_preset() -> None:
     from prunescope.taxonomy.presets import preset_named
 
     assert preset_named("mistralai/Mistral-7B-v0.1") is None  # a window, another vocabulary

@@ -1,4 +1,4 @@
-"""Several methods and sparsities, the range of guesses, the way kernels start; tables and files."""
+"""Several methods and sparsities, the range, launch modes; tables and files."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 from rich.console import Console
 
 from prunescope.analysis.predict.break_even import spans, sparsity_from
-from prunescope.analysis.predict.grid import methods, sparsities
-from prunescope.analysis.predict.predict import PredictRequest
+from prunescope.analysis.predict.points import methods, sparsities
+from prunescope.analysis.predict.request import PredictRequest
 from prunescope.analysis.report.predict_figure import curve_files
 from prunescope.analysis.report.predict_tables import prediction
 from prunescope.taxonomy.errors import PrunescopeError
@@ -34,7 +34,7 @@ def text_of(result: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize(
-    ("asked", "found"),
+    ("given", "found"),
     [
         ("0.1:0.7:0.1", [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]),
         ("0.1:0.35:0.1", [0.1, 0.2, 0.3]),
@@ -46,8 +46,8 @@ def text_of(result: dict[str, Any]) -> str:
         (None, [None]),
     ],
 )
-def test_sparsities(asked: Any, found: list[float | None]) -> None:
-    assert sparsities(asked) == found
+def test_sparsities(given: Any, found: list[float | None]) -> None:
+    assert sparsities(given) == found
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_methods() -> None:
     assert methods(None) == [None]
 
 
-def test_a_grid_holds_every_point_as_a_single_question_gives_it() -> None:
+def test_a_grid_holds_every_point_as_a_single_request_gives_it() -> None:
     grid = ask()
     assert [(p["method"], p["sparsity"]) for p in grid["points"]] == [
         (name, s) for name in ("static-m", "static-nk") for s in (0.25, 0.5, 0.75)
@@ -130,7 +130,7 @@ def test_the_range_holds_the_expectation_and_names_what_moves_it() -> None:
     assert alone["predicted"]["execution"]["guessed"] == []
 
 
-def test_more_than_the_bound_and_a_narrow_range_are_explained() -> None:
+def test_a_speedup_above_the_roofline_and_a_narrow_range_are_explained() -> None:
     found = ask(method="static-m", sparsity=0.5, phase="decode")["phases"]["decode"]
     execution = found["predicted"]["execution"]
     assert execution["speedup"] > found["ladder"]["roofline"]
@@ -139,7 +139,7 @@ def test_more_than_the_bound_and_a_narrow_range_are_explained() -> None:
     assert zeros["execution"]["notes"] == []
 
 
-def test_a_device_that_nobody_measured_has_a_wider_range() -> None:
+def test_a_device_without_measurements_has_a_wider_range() -> None:
     def width(device: str) -> float:
         phase = ask(method="static-nk", sparsity=0.5, phase="prefill", device=device, dtype="bf16")
         low, high = phase["phases"]["prefill"]["predicted"]["execution"]["range"]

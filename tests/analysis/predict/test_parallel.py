@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from prunescope.analysis.predict.setting import PredictRequest
+from prunescope.analysis.predict.request import PredictRequest
 from prunescope.taxonomy.errors import PrunescopeError
 from tests.analysis.predict.plain import predict
 
@@ -17,14 +17,14 @@ def ask(tp: int, **options: Any) -> dict[str, Any]:
     return predict(PredictRequest(tp=tp, **{**defaults, **options}))
 
 
-def terms(told: dict[str, Any], phase: str = "decode") -> dict[str, float]:
-    rows = told["phases"][phase]["predicted"]["execution"]["terms"]
+def terms(found: dict[str, Any], phase: str = "decode") -> dict[str, float]:
+    rows = found["phases"][phase]["predicted"]["execution"]["terms"]
     return {row["name"]: row["dense_ns"] for row in rows}
 
 
 def test_two_devices_do_half_of_the_gemms_each() -> None:
     one, two = ask(1), ask(2)
-    sides = [told["phases"]["decode"]["baseline"] for told in (one, two)]
+    sides = [found["phases"]["decode"]["baseline"] for found in (one, two)]
     assert sides[1]["flop"] == pytest.approx(sides[0]["flop"] / 2)
     assert sides[1]["kv_bytes"] == sides[0]["kv_bytes"] // 2
     # all but norms and the table of the embedding
@@ -42,7 +42,7 @@ def test_what_is_exchanged_by_hand() -> None:
 
 def test_fewer_heads_than_devices_stand_on_several() -> None:
     eight, sixteen = ask(8), ask(16)
-    cache = [told["phases"]["decode"]["baseline"]["kv_bytes"] for told in (eight, sixteen)]
+    cache = [found["phases"]["decode"]["baseline"]["kv_bytes"] for found in (eight, sixteen)]
     assert cache[0] == cache[1]  # 8 key/value heads
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from prunescope.analysis.predict.predict import PredictRequest
-from prunescope.analysis.predict.tiles import Pace, expected_tiles, tile_choices
+from prunescope.analysis.predict.kernels import SplitCosts, expected_tiles, tile_choices
+from prunescope.analysis.predict.request import PredictRequest
 from prunescope.taxonomy.applies import NO
 from prunescope.taxonomy.architecture_traits import read_traits
 from prunescope.taxonomy.errors import PrunescopeError
@@ -158,14 +158,14 @@ def test_tiles_and_waves_by_hand() -> None:
 
 def test_the_best_tile_by_hand() -> None:
     # 384 tiles of 128 x 256 are three waves of 188; 736 of 128 x 128 four, at 0.66 of the rate
-    free = Pace(work=1.0, sums=0.0, start=0.0)
+    free = SplitCosts(work=1.0, sums=0.0, start=0.0)
     (best,) = tile_choices((4096, 2867, 4096, 1), 188, free)
     assert (best.rows, best.columns, best.waves) == (128, 256, 3)
     # 40 tiles: K in four parts of 1,024 fills 160 of 188
     whole, parts = tile_choices((1024, 1280, 4096, 1), 188, free)
     assert (whole.parts, parts.parts, parts.waves, parts.adds_up) == (1, 4, 1, True)
     # a start that is longer than what the split saves: K stays whole
-    dear = Pace(work=1.0, sums=0.0, start=whole.factor - parts.factor)
+    dear = SplitCosts(work=1.0, sums=0.0, start=whole.factor - parts.factor)
     assert tile_choices((1024, 1280, 4096, 1), 188, dear) == (whole,)
     # a 2:4 kernel: 40 x 8 tiles of 128 x 128 in two waves, at the full rate, with K whole
     (sparse,) = tile_choices((1024, 5120, 4096, 1), 188, free, sparse=True)
@@ -288,21 +288,21 @@ def test_every_family_on_every_preset_is_json(model: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("config", "warned"),
     [
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "published as gptq"),
         ({"quantization_config": {"bits": 4}}, None),
         ({}, None),
     ],
 )
-def test_quantised_weights_that_are_predicted_as_floats_are_said(
-    tmp_path: Path, config: dict[str, Any], said: str | None
+def test_quantised_weights_predicted_as_floats_are_a_warning(
+    tmp_path: Path, config: dict[str, Any], warned: str | None
 ) -> None:
     file = tmp_path / "config.json"
     file.write_text(json.dumps(preset_config("tiny-llama") | config))
     warnings = ask(model=str(file))["warnings"]
     found = [w.split(": ")[0] for w in warnings if "as if all of them were fp32" in w]
-    assert found == ([f"its weights are {said}"] if said else [])
+    assert found == ([f"its weights are {warned}"] if warned else [])
     assert not any("published" in w for w in ask(model=str(file), dtype="bf16")["warnings"])
 
 
@@ -321,9 +321,9 @@ def test_presets_of_quantised_models_say_so() -> None:
     }
 
 
-def test_layers_that_are_not_the_share_asked_for_are_said() -> None:
+def test_layers_of_another_share_than_requested_are_a_warning() -> None:
     # 32 layers: two of them are 6 %, and eight are the 25 % that was asked for.
-    (said,) = ask(sparsity=0.9, knobs={"layers": "0,1"})["warnings"]
-    assert said.startswith("layers=0,1 are 2 of 32 layers (s = 0.0625), not s = 0.9"), said
+    (warning,) = ask(sparsity=0.9, knobs={"layers": "0,1"})["warnings"]
+    assert warning.startswith("layers=0,1 are 2 of 32 layers (s = 0.0625), not s = 0.9"), warning
     for sparsity in (0.25, 0.27):
         assert not ask(sparsity=sparsity, knobs={"layers": "0,1,2,3,4,5,6,7"})["warnings"]

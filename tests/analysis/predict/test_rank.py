@@ -15,7 +15,7 @@ from rich.console import Console
 
 from prunescope.analysis.predict.losses import read_losses
 from prunescope.analysis.predict.rank import WORKLOADS, rank
-from prunescope.analysis.predict.setting import PredictRequest
+from prunescope.analysis.predict.request import PredictRequest
 from prunescope.analysis.report.predict_tables import prediction
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import Run
@@ -56,7 +56,7 @@ def test_every_family_is_ranked_or_left_out_with_a_reason() -> None:
     assert all(found["left_out"].values())
 
 
-def test_long_prompts_and_many_sequences_are_other_questions() -> None:
+def test_long_prompts_and_many_sequences_rank_differently() -> None:
     chat, rag = (
         {row["family"]: row["speedup"] for row in ranked(name)["by"]["flop"]}
         for name in ("chat", "rag")
@@ -89,17 +89,17 @@ def test_a_table_of_it() -> None:
         assert any(line.startswith(f" {row['family']} ") and ends in line for line in lines)
 
 
-def test_sizes_of_ones_own_and_mistakes() -> None:
+def test_given_sizes_and_mistakes() -> None:
     own = PredictRequest(model="llama-3.2-1b", device="h100-sxm", batch=2, prompt_len=64,
                          new_tokens=8, sparsity=0.5)  # fmt: skip
     assert rank(own).workload["prompt_len"] == 64
     with pytest.raises(PrunescopeError, match="chat"):
         rank(PredictRequest(model="llama-3.2-1b", device="h100-sxm", workload="picnic"))
-    with pytest.raises(PrunescopeError, match="one share"):
+    with pytest.raises(PrunescopeError, match="one sparsity"):
         rank(PredictRequest(model="llama-3.2-1b", device="h100-sxm", sparsity="0.1,0.2"))
 
 
-def judged(
+def evaluated(
     folder: Path, method: str, losses: dict[float, tuple[float, float, float]], draw: int = 0
 ) -> None:
     """Pruned runs with their quality, as a sweep leaves them."""
@@ -117,10 +117,10 @@ def judged(
 
 @pytest.fixture
 def sweep_folder(tmp_path: Path) -> Path:
-    judged(tmp_path, "static-m", {0.25: (0.2, 0.18, 0.22), 0.5: (1.0, 0.9, 1.1)})
-    judged(tmp_path, "static-nk", {0.25: (0.4, 0.4, 0.4), 0.5: (1.5, 1.5, 1.5)}, 0)
-    judged(tmp_path, "static-nk", {0.25: (0.2, 0.2, 0.2)}, 1)  # the median of two draws is 0.3
-    judged(tmp_path, "my.package:prune", {0.25: (0.1, 0.1, 0.1)})  # no family
+    evaluated(tmp_path, "static-m", {0.25: (0.2, 0.18, 0.22), 0.5: (1.0, 0.9, 1.1)})
+    evaluated(tmp_path, "static-nk", {0.25: (0.4, 0.4, 0.4), 0.5: (1.5, 1.5, 1.5)}, 0)
+    evaluated(tmp_path, "static-nk", {0.25: (0.2, 0.2, 0.2)}, 1)  # the median of two draws is 0.3
+    evaluated(tmp_path, "my.package:prune", {0.25: (0.1, 0.1, 0.1)})  # no family
     return tmp_path
 
 
@@ -151,7 +151,7 @@ def test_the_loss_that_all_reach_is_the_one_where_none_is_asked(sweep_folder: Pa
     assert known["static-m"].sparsities_at(1.01) is None
 
 
-def test_losses_of_another_model_are_said_and_those_that_are_not_there(
+def test_losses_of_another_model_and_losses_that_are_missing(
     sweep_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     request = PredictRequest(
@@ -159,39 +159,41 @@ def test_losses_of_another_model_are_said_and_those_that_are_not_there(
     )
     found = rank(request)
     assert [row.family for row in found.by["loss"]] == ["static-nk"]
-    assert "judged up to a loss of 100.0 % alone" in found.left_out["static-m"]
-    assert found.warnings == ["the losses are those of llama-3.2-1b"]
+    assert "the largest measured loss of static-m is 100.0 %" in found.left_out["static-m"]
+    assert found.warnings == ["the losses were measured on llama-3.2-1b"]
     text = shown_ranking(found)
     assert "at equal loss: perplexity +120.0 %" in text
     for bad, problem in (
-        ({"losses": tmp_path_factory.mktemp("none")}, "tells what it lost"),
+        ({"losses": tmp_path_factory.mktemp("none")}, "records its loss"),
         ({"losses": sweep_folder / "absent"}, "there is no folder"),
-        ({"losses": sweep_folder, "loss": -1.0}, "is no loss"),
-        ({"loss": 0.1}, "needs the losses of a sweep"),
+        ({"losses": sweep_folder, "loss": -1.0}, "invalid --loss"),
+        ({"loss": 0.1}, "--loss needs --losses"),
     ):
         with pytest.raises(PrunescopeError, match=problem):
             rank(PredictRequest(model="tiny-llama", device="h100-sxm", prompt_len=64, **bad))
 
 
-def test_losses_that_nobody_would_use_rank_nothing(tmp_path: Path) -> None:
+def test_losses_too_large_for_any_use_rank_nothing(tmp_path: Path) -> None:
     """Of static-m no point is below 4× the perplexity, of static-nk one of two."""
     far = (17369.3, 17000.0, 18000.0)
-    judged(tmp_path, "static-m", {0.5: far})
+    evaluated(tmp_path, "static-m", {0.5: far})
     request = PredictRequest(
         model="llama-3.2-1b", device="h100-sxm", prompt_len=64, losses=tmp_path
     )
-    with pytest.raises(PrunescopeError, match=r"4× the perplexity .* 17,400× at least") as raised:
+    with pytest.raises(
+        PrunescopeError, match=r"at most 4× that of .* lowest here is 17,400×"
+    ) as raised:
         rank(request)
     assert "lower sparsities" in raised.value.hint
-    judged(tmp_path, "static-nk", {0.25: (0.4, 0.4, 0.4), 0.5: far})
+    evaluated(tmp_path, "static-nk", {0.25: (0.4, 0.4, 0.4), 0.5: far})
     found = rank(request)
     assert (found.loss, [row.family for row in found.by["loss"]]) == (0.4, ["static-nk"])
-    assert "at losses alone that nobody would use" in found.left_out["static-m"]
+    assert "is too large for any use" in found.left_out["static-m"]
     assert found.warnings == [
-        "static-nk: one judged point each below 4× the dense perplexity, so that equal loss is on "
-        "a line from dense to it: judge more sparsities"
+        "static-nk: only one run each below 4× the dense perplexity, so equal loss lies on a line "
+        "from dense to it: evaluate more sparsities"
     ]
-    with pytest.raises(PrunescopeError, match="more than anyone would use"):
+    with pytest.raises(PrunescopeError, match="too large for any use"):
         rank(replace(request, loss=3.5))
 
 
@@ -207,7 +209,7 @@ def test_what_does_not_fit_is_marked() -> None:
     rows = {row.family: row.fits for row in found.by["param"]}
     assert rows["static-nk"] is True  # 71 of 80 GB
     assert {row.family: row.fits for row in found.by["flop"]}["dynamic-depth"] is False
-    assert found.warnings == ["dense it does not fit into the memory of h100-sxm"]
+    assert found.warnings == ["the dense model does not fit into the memory of h100-sxm"]
     assert "no fit" in shown_ranking(found)
 
 

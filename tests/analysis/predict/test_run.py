@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.predict.predict import PredictRequest
+from prunescope.analysis.predict.request import PredictRequest
 from prunescope.analysis.predict.run import add_miss
 from prunescope.analysis.report import sentences
 from prunescope.analysis.schema.report import Ladder, Phase, Row
@@ -164,16 +164,16 @@ def test_24_on_a_device_without_sparse_units_is_a_mask(tmp_path: Path) -> None:
 def test_no_forward_of_the_predicted_ladder_is_worked_out_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from prunescope.analysis.predict import setting
+    from prunescope.analysis.predict import side
 
     asked: Counter[tuple[Any, float]] = Counter()
-    pruned_forward = setting.pruned_forward
+    pruned_forward = side.pruned_forward
 
     def counted(shape: Any, work: Any, family: Any, point: Any) -> Any:
         asked[work, point.sparsity] += 1
         return pruned_forward(shape, work, family, point)
 
-    monkeypatch.setattr(setting, "pruned_forward", counted)
+    monkeypatch.setattr(side, "pruned_forward", counted)
     found = phase(tmp_path).predicted
     assert found is not None and found["break_even"]["sparsity"] is not None
     assert len(asked) > 10  # the range of sparsities, of batches and of contexts

@@ -39,7 +39,7 @@ def test_the_table_has_an_interval_of_each_bound_that_is_measured() -> None:
     table = ladder_table(example.phase())
     assert table is not None
     assert [c.title for c in table.columns] == [
-        "rung", "speedup", "95 % interval", "realised ÷ bound", "meaning"
+        "bound or measured ratio", "speedup", "95 % interval", "share realised", "meaning"
     ]  # fmt: skip
     assert {row[0].text: row[2].text for row in table.rows} == WANT
 
@@ -51,7 +51,12 @@ def test_an_interval_that_was_not_measured_is_unknown_and_no_column_stands_for_n
     bounds = ("coverage", "roofline", "busy", "realised")
     none = ladder_table(with_ladder(**{f"{bound}_ci95": None for bound in bounds}))
     assert none is not None
-    assert [c.title for c in none.columns] == ["rung", "speedup", "realised ÷ bound", "meaning"]
+    assert [c.title for c in none.columns] == [
+        "bound or measured ratio",
+        "speedup",
+        "share realised",
+        "meaning",
+    ]
 
 
 def test_an_interval_beyond_ten_times_its_bound_says_nothing() -> None:
@@ -113,10 +118,10 @@ def test_bars_have_whiskers() -> None:
 def test_raw_tables_have_both_ends() -> None:
     report = example.two_phases()
     rows = list(csv.DictReader(io.StringIO(csv_tables(report)["ladder.csv"])))
-    ends = {(r["phase"], r["rung"]): (r["ci95_low"], r["ci95_high"]) for r in rows}
+    ends = {(r["phase"], r["bound"]): (r["ci95_low"], r["ci95_high"]) for r in rows}
     assert ends["prefill", "coverage"] == ("1.22", "1.24")
     assert ends["prefill", "nominal"] == ends["decode", "busy"] == ("", "")
-    (busy,) = (r for r in records.ladder(report) if (r["phase"], r["rung"]) == ("prefill", "busy"))
+    (busy,) = (r for r in records.ladder(report) if (r["phase"], r["bound"]) == ("prefill", "busy"))
     assert (busy["ci95_low"], busy["ci95_high"]) == (1.17, 1.2)
 
 
@@ -124,6 +129,6 @@ def test_the_headline_has_the_interval_of_the_share() -> None:
     line = sentences.headline(example.phase())
     assert line.endswith("95.6 % of the roofline bound [94.0 %, 97.0 %]")
     beyond = sentences.headline(with_ladder(share_of_bound=1.1, share_of_bound_ci95=[0.98, 1.2]))
-    assert beyond.endswith("bound [98.0 %, 120.0 %] (the interval holds the bound)")
+    assert beyond.endswith("bound [98.0 %, 120.0 %] (the interval includes the bound)")
     past = sentences.headline(with_ladder(share_of_bound=1.1, share_of_bound_ci95=[1.02, 1.2]))
-    assert past.endswith("(≥ 100 % of the bound: faster than the model of it allows)")
+    assert past.endswith("(≥ 100 % of the bound: faster than the roofline model allows)")

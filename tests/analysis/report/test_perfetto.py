@@ -91,7 +91,7 @@ def test_every_kernel_has_a_slice_on_every_track(pair: Analysis) -> None:
         assert named == sorted(frame[column].to_list())
     idle = [e for e in slices(data, "prunescope.bound") if e["name"].startswith("idle")]
     assert sum(round(e["dur"] * 1000) for e in idle) == frame["gap"].sum()
-    assert {e["name"] for e in idle} >= {"idle: waiting for a launch"}
+    assert {e["name"] for e in idle} >= {"idle: starved, nothing launched"}
 
 
 def test_the_ledger_track_names_the_row_that_the_role_moved_most(pair: Analysis) -> None:

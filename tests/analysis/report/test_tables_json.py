@@ -11,9 +11,8 @@ import msgspec
 import polars as pl
 import pytest
 
-from prunescope.analysis.report.dictionary import COLUMNS
+from prunescope.analysis.report.dictionary import TABLES, columns_of
 from prunescope.analysis.report.tables import csv_tables, data_dictionary, frame_tables, inert_frame
-from prunescope.analysis.schema import as_json
 from prunescope.analysis.schema import report as model
 from prunescope.analysis.schema.report import Report, to_json
 from tests.analysis.report import example
@@ -99,10 +98,16 @@ def test_every_column_of_every_table_is_in_the_dictionary() -> None:
     assert {("kernels-<phase>", column) for column in frame().columns} <= described
 
 
-def test_tables_leave_no_field_of_the_model_out() -> None:
-    for file, struct in (("gemms.csv", model.GemmRow), ("kernels.csv", model.KernelRow)):
-        written = [column for column, *_ in COLUMNS[file]][1:]
-        assert written == list(struct.__struct_fields__)
+def test_every_column_has_one_meaning_that_the_json_schema_has_too() -> None:
+    for file in TABLES:
+        assert all(column.text for column in columns_of(file)), file
+    schema = model.report_schema()["$defs"]
+    for file, struct in (("gemms.csv", "GemmRow"), ("kernels.csv", "KernelRow")):
+        columns = columns_of(file)[1:]
+        assert [column.name for column in columns] == list(getattr(model, struct).__struct_fields__)
+        properties = schema[struct]["properties"]
+        assert all(properties[column.name]["description"] == column.text for column in columns)
+    assert {c.name: c.unit for c in columns_of("gemms.csv")}["busy_ns"] == "ns"
 
 
 def test_the_figures_of_the_anatomy_have_their_data_in_tables() -> None:
@@ -137,14 +142,14 @@ def test_json_reads_back_and_holds_no_escape(report: Report) -> None:
 
 
 def test_the_written_schema_is_the_model() -> None:
-    path = Path(as_json.__file__).with_name("report.schema.json")
-    assert path.read_bytes() == as_json.schema_json()
+    path = Path(model.__file__).with_name("report.schema.json")
+    assert path.read_bytes() == model.schema_json()
 
 
 @pytest.mark.parametrize("report", REPORTS, ids=["pair", "alone", "hostile"])
 def test_reports_keep_the_schema(report: Report) -> None:
     jsonschema = pytest.importorskip("jsonschema")
-    checker = jsonschema.Draft202012Validator(as_json.report_schema())
+    checker = jsonschema.Draft202012Validator(model.report_schema())
     plain = json.loads(to_json(report))
     checker.validate(plain)
     plain["phases"][next(iter(plain["phases"]))]["wall_ns"] = "fast"

@@ -69,7 +69,7 @@ def test_gains_and_losses_differ_without_colour() -> None:
 
 def test_a_row_inside_twice_its_noise_is_no_evidence() -> None:
     text = shown(example.two_phases())
-    note = "inside twice their noise, or with an interval that holds 0, so no evidence: shape "
+    note = "no evidence (inside twice the noise, or an interval that includes 0): shape "
     assert note in " ".join(text.split())
     assert "↳ shape" not in text
 
@@ -95,7 +95,10 @@ def test_gemms_show_what_moved() -> None:
 def test_closure_is_in_whole_ns_over_all_steps() -> None:
     text = " ".join(shown(example.two_phases()).split())
     # 5 steps of 100 + 20 + 1 ms
-    assert "Σ busy 500,000,000 + Σ gap 100,000,000 + tail 5,000,000 = wall 605,000,000 ns" in text
+    assert (
+        "Σ busy 500,000,000 + Σ gap 100,000,000 + trailing idle 5,000,000 = wall 605,000,000 ns"
+        in text
+    )
     broken = example.two_phases()
     broken.phases["prefill"].tail_ns += 1
     assert "≠ wall" in (text := " ".join(shown(broken).split()))
@@ -106,16 +109,16 @@ def test_a_trace_alone_has_no_ladder_and_says_why() -> None:
     text = shown(example.alone())
     assert "Ladder" not in text and "Ledger" not in text and "promised" not in text
     assert "no baseline" in text and "Busy time by kind" in text
-    assert "spill: 509 events, 14.760 ms" in text
-    assert "observer: unknown" in text
+    assert "carry-over: 509 events, 14.760 ms" in text
+    assert "profiler overhead: unknown" in text
 
 
 def test_more_than_the_bound_is_said() -> None:
     text = " ".join(shown(example.two_phases()).split())
-    assert "100.8 % of the roofline bound (the interval holds the bound)" in text
+    assert "100.8 % of the roofline bound (the interval includes the bound)" in text
     wide = " ".join(shown(example.two_phases(), 160).split())
-    assert "of bound" in wide and "! ≥ 100 % of the bound" in wide
-    assert "! ≥ 100 % of the bound" not in text  # whose column has no room there
+    assert "efficiency" in wide and "! ≥ 100 % of the roofline" in wide
+    assert "! ≥ 100 % of the roofline" not in text  # whose column has no room there
 
 
 def test_ascii_terminals_get_ascii() -> None:
@@ -159,4 +162,4 @@ def test_walls_are_never_called_noise() -> None:
     for row in report.phases["prefill"].ledger or []:
         row.noise_ns = 1e12
     text = " ".join(shown(report).split())
-    assert "so no evidence: coverage, roofline shift, shape" in text
+    assert "includes 0): coverage, roofline shift, shape" in text

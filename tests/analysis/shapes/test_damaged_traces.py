@@ -152,7 +152,7 @@ def test_the_truth_or_null(case: Case, damage: Damage, seed: int, tmp_path: Path
         assert len(got) >= 0.9 * len(true), f"{len(got)} of {len(true)} are told"
 
 
-def test_products_of_one_kernel_that_changed_places_are_told_by_their_times(tmp_path: Path) -> None:
+def test_products_of_one_kernel_that_changed_places_are_found_by_time(tmp_path: Path) -> None:
     true = truths(CASES[0])
     at = {(place[0], place[1]): number for number, place in true.items()}
     trace = json.loads(events(CASES[0].name))

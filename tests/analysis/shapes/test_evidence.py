@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from prunescope.analysis.shapes.counts import Mark, RowCounts, rows_by_tokens
-from prunescope.analysis.shapes.grids import holds, meet, only, rows_of, widths_of
-from prunescope.analysis.shapes.items import ATTENTION, Item
-from prunescope.analysis.shapes.names import (
+from prunescope.analysis.shapes.counts import Count, RowCounts, rows_by_tokens
+from prunescope.analysis.shapes.evidence import (
     Named,
     against_attention_grid,
     against_heads,
     against_names,
     named_in,
 )
+from prunescope.analysis.shapes.grids import holds, meet, only, rows_of, widths_of
+from prunescope.analysis.shapes.items import ATTENTION, Item
 from prunescope.taxonomy.presets import preset_config
 from prunescope.taxonomy.shape import ModelShape
 
@@ -66,8 +66,8 @@ def test_grids_meet(a: object, b: object, both: object) -> None:
     assert only(((7, 7),)) == 7 and only(((7, 8),)) is None and only(None) is None
 
 
-def tokens(kind: str, blocks: int, times: int) -> list[Mark]:
-    return [Mark(kind, at, blocks) for at in range(times)]
+def tokens(kind: str, blocks: int, times: int) -> list[Count]:
+    return [Count(kind, at, blocks) for at in range(times)]
 
 
 def test_two_kinds_of_kernels_that_run_a_block_a_token_tell_m() -> None:
@@ -79,8 +79,8 @@ def test_two_kinds_of_kernels_that_run_a_block_a_token_tell_m() -> None:
     assert rows_by_tokens(norms + ambiguous, 36) is None
 
 
-def elementwise(kind: str, elements: int, times: int) -> list[Mark]:
-    return [Mark(kind, at, -(-elements // 512), 512) for at in range(times)]
+def elementwise(kind: str, elements: int, times: int) -> list[Count]:
+    return [Count(kind, at, -(-elements // 512), 512) for at in range(times)]
 
 
 def test_residual_adds_and_activations_tell_m_together() -> None:

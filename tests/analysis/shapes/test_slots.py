@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from prunescope.analysis.shapes.embed import Embedding, Refusal, embed
-from prunescope.analysis.shapes.formats import formats
+from prunescope.analysis.shapes.align import LayerMatch, Refusal, match_layer
 from prunescope.analysis.shapes.items import Item
 from prunescope.analysis.shapes.slots import (
     GEMM,
     GROUPED,
     expert_slots,
+    formats,
     layer_ways,
     role_slots,
 )
@@ -63,15 +63,15 @@ def test_experts_are_two_products_of_one_expert_each() -> None:
     assert (up.n, up.k) == (28672, 4096) and (down.n, down.k) == (4096, 14336)
 
 
-def test_adapters_beside_the_matrices_are_left_out() -> None:
+def test_adapters_next_to_the_matrices_are_left_out() -> None:
     ways = layer_ways(shape_of("qwen3-8b"))
     sizes = {"o": 16.8, "gate": 50.3, "up": 50.3, "down": 50.3, "q": 16.8, "k": 4.2, "v": 4.2}
     names, times = [], []
     for role, size in sizes.items():
         names += [role, f"{role}.a", f"{role}.b"]
         times += [3 * size, 4.0, 4.0]
-    told = embed([item(name) for name in names], times, ways)
-    assert isinstance(told, Embedding)
+    told = match_layer([item(name) for name in names], times, ways)
+    assert isinstance(told, LayerMatch)
     placed = {n: slot.role for n, slot in zip(names, told.slots, strict=True) if slot is not None}
     assert placed == {role: role for role in sizes}
     assert told.explained > 0.8
@@ -80,12 +80,12 @@ def test_adapters_beside_the_matrices_are_left_out() -> None:
 def test_a_choice_that_times_do_not_decide_is_refused() -> None:
     ways = layer_ways(shape_of("qwen3-8b"))
     times = [50.0, 150.0, 150.0, 150.0, 50.0, 12.0, 12.0, 12.0]  # one more like k and v
-    told = embed([item(f"g{n}") for n in range(8)], times, ways)
+    told = match_layer([item(f"g{n}") for n in range(8)], times, ways)
     assert isinstance(told, Refusal)
 
 
 def test_too_few_kernels_are_refused_with_both_counts() -> None:
-    told = embed([item("a"), item("b")], [1.0, 1.0], layer_ways(shape_of("qwen3-8b")))
+    told = match_layer([item("a"), item("b")], [1.0, 1.0], layer_ways(shape_of("qwen3-8b")))
     assert isinstance(told, Refusal)
     assert "2 GEMMs" in told.why and "4 or 5 or 6 or 7" in told.why
 
@@ -93,8 +93,8 @@ def test_too_few_kernels_are_refused_with_both_counts() -> None:
 def test_experts_are_grouped_kernels() -> None:
     ways = layer_ways(shape_of("gpt-oss-120b"), 8, experts=True)
     names = [("o", GEMM), ("router", GEMM), ("up", GROUPED), ("down", GROUPED), ("qkv", GEMM)]
-    told = embed([item(n, what) for n, what in names], [6.0, 6.0, 100.0, 57.0, 8.0], ways)
-    assert isinstance(told, Embedding)
+    told = match_layer([item(n, what) for n, what in names], [6.0, 6.0, 100.0, 57.0, 8.0], ways)
+    assert isinstance(told, LayerMatch)
     roles = [slot.role for slot in told.slots if slot is not None]
     assert roles == ["o", "router", "experts", "experts", "qkv"]
 

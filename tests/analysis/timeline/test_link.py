@@ -232,7 +232,7 @@ def test_no_launch_at_all_counts_every_event(tmp_path: Path) -> None:
     }
     assert phase.anatomy.graph_speedup is None
     said = " ".join(anatomy_lines(phase))
-    assert "idle 2.00 µs of 13.0 µs: for an unknown cause 2.00 µs" in said
+    assert "idle 2.00 µs of 13.0 µs: unattributed 2.00 µs" in said
     assert "launched in time" not in said
     (note,) = [n for n in phase.notes if "have no op" in n]
     assert note.startswith("2 of 2 device events")

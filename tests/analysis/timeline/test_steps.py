@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from prunescope.analysis.pipeline import Options, analyze
-from prunescope.analysis.report.measured import left_out
+from prunescope.analysis.report.measured import outside_steps
 from prunescope.analysis.timeline.link import link
 from prunescope.analysis.timeline.steps import Windows, find_windows
 from prunescope.analysis.trace.load import load
@@ -89,13 +89,13 @@ def test_our_thrown_away_step_gives_the_beginning(tmp_path: Path) -> None:
     assert linked.launch_latency_ns is None
 
 
-def test_the_lead_of_a_bare_trace_is_beside_the_wall(tmp_path: Path) -> None:
+def test_launch_latency_of_a_bare_trace_is_not_in_the_wall(tmp_path: Path) -> None:
     """The step begins at its first device event; the host was 25 us ahead of it."""
     trace = chrome(module("ProfilerStep#0", gap(us=0), MM, gap(us=1), MM), lead_us=25)
     phase = analyze(save(trace, tmp_path / "t.json")).report.phases["trace"]
     assert (phase.lead_ns, phase.wall_ns, phase.gap_ns) == (25_000, 15_000, 1_000)
     assert phase.lead_busy_ns == 0
-    assert any("not in the wall: the trace holds nothing" in line for line in left_out(phase))
+    assert any("not in the wall: the trace holds nothing" in line for line in outside_steps(phase))
 
 
 @pytest.mark.parametrize("own", [True, False])

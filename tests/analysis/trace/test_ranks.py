@@ -13,7 +13,7 @@ import pytest
 
 from prunescope.analysis.findings.stragglers import RankTime, straggler
 from prunescope.analysis.inputs import open as opened
-from prunescope.analysis.inputs import subject
+from prunescope.analysis.inputs import side
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.trace.events import Trace
 from prunescope.analysis.trace.load import load
@@ -80,7 +80,7 @@ def test_each_rank_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         read.append(path.name)
         return load(path, member)
 
-    for reader in (opened, subject):
+    for reader in (opened, side):
         monkeypatch.setattr(reader, "load", counted)
     analyze(four(tmp_path / "r"))
     assert read == [f"rank{rank}.json.gz" for rank in range(4)]

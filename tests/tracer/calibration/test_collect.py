@@ -21,7 +21,7 @@ from prunescope.tracer.calibration.collect import (
     Statistics,
     calibration_of,
     collect,
-    remembering,
+    statistics_cached,
     text_calibration,
 )
 from prunescope.tracer.calibration.point import Point
@@ -141,7 +141,7 @@ def idle(model: Any, kind: str) -> dict[int, list[int]]:
 def test_heads_and_channels_that_add_nothing_go_first(kind: str, family: str, total: int) -> None:
     dense = build("llama")
     gone = idle(dense, kind)
-    applied = apply(family, dense, 0.5, select="calibrated")
+    applied = apply(family, dense, 0.5, select="importance")
     for index, parts in gone.items():
         expected = [i for i in range(total) if i not in parts]
         assert applied.kept[f"model.layers.{index}:{kind}"] == expected
@@ -155,10 +155,10 @@ def test_the_layer_of_least_influence_goes_first(unit: str) -> None:
     for linear in (layer.self_attn.o_proj, layer.mlp.down_proj):
         linear.weight.data.zero_()
         linear.bias.data.zero_()
-    applied = apply("static-m", dense, 0.25, select="calibrated", unit=unit)
+    applied = apply("static-m", dense, 0.25, select="importance", unit=unit)
     assert applied.record["removed"][unit] == [2]
     torch.testing.assert_close(logits(applied.model), logits(dense), rtol=1e-4, atol=1e-4)
-    named = apply("static-m", dense, 0.25, select="calibrated", layers="1")
+    named = apply("static-m", dense, 0.25, select="importance", layers="1")
     assert named.record["removed"]["layer"] == [1]
     assert "calibration" not in named.record
 
@@ -174,7 +174,7 @@ def test_calibrated_masks_change_outputs_less_than_drawn_ones(family: str) -> No
     dense = build("llama")
     knobs = {} if family == "static-k-24" else {"score": "random"}
     drawn = apply(family, dense, 0.5, **knobs).model.get_submodule(DOWN).weight
-    chosen = apply(family, dense, 0.5, select="calibrated").model.get_submodule(DOWN).weight
+    chosen = apply(family, dense, 0.5, select="importance").model.get_submodule(DOWN).weight
     assert int((chosen == 0).sum()) == chosen.numel() // 2
     assert output_error(dense, chosen, DOWN) < 0.5 * output_error(dense, drawn, DOWN)
 
@@ -197,7 +197,7 @@ def test_principal_directions_hold_the_stream_of_few_dimensions(junctions: str) 
     for layer in dense.model.layers:
         for linear in (layer.self_attn.o_proj, layer.mlp.down_proj):
             linear.weight.data = project @ linear.weight
-    chosen = apply("static-nk-cross", dense, 0.5, select="calibrated", junctions=junctions)
+    chosen = apply("static-nk-cross", dense, 0.5, select="importance", junctions=junctions)
     assert chosen.record["energy"] == pytest.approx(1, abs=1e-5)
     torch.testing.assert_close(logits(chosen.model), logits(dense), rtol=1e-3, atol=1e-3)
 
@@ -205,13 +205,13 @@ def test_principal_directions_hold_the_stream_of_few_dimensions(junctions: str) 
 @pytest.mark.parametrize("family", STATIC)
 def test_every_static_family_says_what_it_read(family: str) -> None:
     dense = build("llama")
-    assert apply(family, dense, 0.5, select="calibrated").record["calibration"] == FEW.record
+    assert apply(family, dense, 0.5, select="importance").record["calibration"] == FEW.record
     assert "calibration" not in apply(family, dense, 0.5).record
 
 
 def test_a_mask_cannot_be_random_and_calibrated() -> None:
     with pytest.raises(PrunescopeError, match="contradicts"):
-        apply("static-k-mask", build("llama"), 0.5, select="calibrated", score="random")
+        apply("static-k-mask", build("llama"), 0.5, select="importance", score="random")
 
 
 def test_without_a_text_random_ids_of_the_seed_are_used_and_named() -> None:
@@ -257,16 +257,16 @@ def test_a_family_says_truly_what_calibrates_it(name: str, tmp_path: Path) -> No
     by = family(name).calibration
     knobs = {"after": "1"} if name == "token-drop" else {}
     asked = TraceRequest(
-        model="m", out=Path(), method=name, sparsity=0.5, select="calibrated", knobs=knobs
+        model="m", out=Path(), method=name, sparsity=0.5, select="importance", knobs=knobs
     )
     if by is None:
-        with pytest.raises(PrunescopeError, match="cannot be calibrated"):
-            apply(name, build("llama"), 0.5, select="calibrated", **knobs)
+        with pytest.raises(PrunescopeError, match="cannot be chosen by importance"):
+            apply(name, build("llama"), 0.5, select="importance", **knobs)
         with pytest.raises(PrunescopeError, match="not available for") as caught:
             asked.check()
         assert "by a text: dynamic-m, " in caught.value.hint
         return
-    record = apply(name, build("llama"), 0.5, select="calibrated", **knobs).record
+    record = apply(name, build("llama"), 0.5, select="importance", **knobs).record
     assert ("calibration" in record) == (by == "text")
     asked.check()
     with_text = replace(asked, text=tmp_path)
@@ -278,7 +278,7 @@ def test_a_family_says_truly_what_calibrates_it(name: str, tmp_path: Path) -> No
 
 
 def test_texts_that_cannot_be_used_are_named(tmp_path: Path) -> None:
-    with pytest.raises(PrunescopeError, match=r"missing\.txt is no file"):
+    with pytest.raises(PrunescopeError, match=r"missing\.txt is not a file"):
         read_text(tmp_path / "missing.txt")
     latin = tmp_path / "latin.txt"
     latin.write_bytes("\xe9t\xe9".encode("latin-1"))
@@ -300,14 +300,14 @@ def test_a_tokenizer_of_special_tokens_alone_is_none(name: str, tmp_path: Path) 
 
 
 def test_the_command_calibrates_and_says_so(quick: Callable[..., Path], tmp_path: Path) -> None:
-    out = quick(method="static-nk-mlp", sparsity=0.5, select="calibrated", phase="decode")
+    out = quick(method="static-nk-mlp", sparsity=0.5, select="importance", phase="decode")
     pruning = read_run(out / "pruned").pruning
     assert pruning is not None
-    assert pruning.selection == "calibrated"
+    assert pruning.selection == "importance"
     assert (pruning.calibration or {})["note"] == "random token ids of seed 0"
     with pytest.raises(PrunescopeError, match="no tokenizer"):
-        quick(method="static-m", select="calibrated", text=path_of(tmp_path, "words"))
-    with pytest.raises(PrunescopeError, match="without --select calibrated"):
+        quick(method="static-m", select="importance", text=path_of(tmp_path, "words"))
+    with pytest.raises(PrunescopeError, match="without --select importance"):
         quick(method="static-m", text=path_of(tmp_path, "words"))
 
 
@@ -329,7 +329,7 @@ def test_calibrated_beats_random_on_a_real_model() -> None:
             )
         return float(quality(applied.model, passage).perplexity or 0)
 
-    assert perplexity("calibrated") < 0.5 * perplexity("random")
+    assert perplexity("importance") < 0.5 * perplexity("random")
 
 
 def test_what_was_collected_is_not_collected_twice(tiny: Any) -> None:
@@ -340,7 +340,7 @@ def test_what_was_collected_is_not_collected_twice(tiny: Any) -> None:
     kept: dict[str, Statistics] = {}
     down = ["model.layers.0.mlp.down_proj"]
     plain = collect(tiny, batches, squares=down)
-    with remembering(kept):
+    with statistics_cached(kept):
         first = collect(tiny, batches, squares=down)
         again = collect(tiny, batches, squares=down)
         assert len(passes) == 4  # two batches outside, two inside

@@ -1,4 +1,4 @@
-"""dynamic-m calibrated: routers that are fitted to how much a sublayer changes a token."""
+"""dynamic-m by importance: routers that are fitted to how much a sublayer changes a token."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ LAST = {
 }
 
 
-def fitted(dense: Any, sparsity: float, select: str = "calibrated", **knobs: str) -> Applied:
+def fitted(dense: Any, sparsity: float, select: str = "importance", **knobs: str) -> Applied:
     return prune("dynamic-m", dense, sparsity, select=select, calibration=TEXT, **knobs)
 
 
@@ -109,7 +109,7 @@ def test_it_equals_the_dense_model_with_the_same_rows_masked() -> None:
 
 
 @pytest.mark.parametrize("name", LAST)
-@pytest.mark.parametrize("select", ["random", "calibrated"])
+@pytest.mark.parametrize("select", ["random", "importance"])
 def test_a_route_past_a_layer_is_one_for_both_of_its_sublayers(name: str, select: str) -> None:
     dense, ids = small("llama") if name == "llama" else tiny_model(name), tokens(3, ALL)
     _, layers = decoder_layers(dense)

@@ -13,7 +13,7 @@ pytest.importorskip("torch")
 
 from prunescope.taxonomy.run import PhaseRun, Placement
 from prunescope.tracer.capture import timing
-from prunescope.tracer.capture.placements import wide_phases, width
+from prunescope.tracer.capture.placements import interval_width, wide_phases
 from prunescope.tracer.capture.request import TraceRequest
 
 pytestmark = pytest.mark.torch
@@ -66,13 +66,13 @@ def simulated(spread: float, spikes: float, captures: int) -> Captures:
             and wide_phases({"decode": [run_of(side) for side in sides]})
         ):
             rounds = rounds_of(draw, spread, spikes)
-            while len(rounds) < timing._MOST * 2 and timing._is_open(rounds):
+            while len(rounds) < timing._MAX_SAMPLES * 2 and timing._is_imprecise(rounds):
                 rounds += rounds_of(draw, spread, spikes)
             place = math.exp(draw.normal(0, PLACED))
             sides[0].append([round(r.samples["dense"] * place) for r in rounds])
             sides[1].append([r.samples["pruned"] for r in rounds])
             taken += len(rounds)
-        found = width(*sides)
+        found = interval_width(*sides)
         logs = [math.log(np.median(a) / np.median(b)) for a, b in zip(*sides, strict=True)]
         held += abs(float(np.mean(logs))) <= math.asinh(found / 2)
         widths.append(found)

@@ -9,7 +9,7 @@ import torch
 
 from prunescope.tracer.calibration.texts import random_ids
 from prunescope.tracer.capture.phases import DecodeLoop, PrefillLoop, decode, prefill
-from prunescope.tracer.capture.timing import take_share
+from prunescope.tracer.capture.timing import take_samples
 from prunescope.tracer.machine.disturbance import Disturbance
 from prunescope.tracer.machine.peaks import measure_peaks
 from prunescope.tracer.model import compat
@@ -116,7 +116,7 @@ def test_samples_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
         def step(self, index: int) -> None:
             raise AssertionError(index)
 
-    share = take_share(
+    share = take_samples(
         {"dense": Spy("d"), "pruned": Spy("p")},
         warmup=1,
         repeats=2,

@@ -20,12 +20,12 @@ from prunescope.analysis.ledger.samples import Samples, sample_placements, widen
 from prunescope.taxonomy.run import PhaseRun, Placement, read_run
 from prunescope.tracer.capture import placements, timing
 from prunescope.tracer.capture.placements import (
-    further_part,
-    parts_of,
-    place,
-    settle,
-    shares,
-    width,
+    further_placement,
+    interval_width,
+    move_weights,
+    planned_placements,
+    separate_storages,
+    split_evenly,
 )
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.sweep.plan import SweptRequest
@@ -51,7 +51,7 @@ def test_a_placement_moves_everything_and_changes_nothing(
     tiny.model.norm.weight.requires_grad_(False)
     before = {n: (t.clone(), t.stride(), t.requires_grad, t) for n, t in tensors(tiny).items()}
     where = addresses(tiny)
-    place([tiny], random.Random(0))
+    move_weights([tiny], random.Random(0))
     for name, tensor in tensors(tiny).items():
         value, stride, flag, same = before[name]
         assert tensor is same, name
@@ -72,7 +72,7 @@ def test_weights_that_move_one_by_one_take_little_more_memory(
     monkeypatch.setattr(placements, "free_bytes", lambda _device: 0)
     draw = random.Random(0)
     for _ in range(2):
-        place([tiny], draw)
+        move_weights([tiny], draw)
         for name, tensor in tensors(tiny).items():
             held = tensor.untyped_storage().nbytes()
             assert held <= tensor.numel() * tensor.element_size() + (1 << 16) + 2 * 64, name
@@ -86,7 +86,7 @@ def test_every_placement_draws_other_places() -> None:
     model = tiny_model("llama")
     draw, seen, orders = random.Random(0), set(), set()
     for _ in range(4):
-        place([model], draw)
+        move_weights([model], draw)
         found = addresses(model)
         seen.add(found["model.norm.weight"] % (1 << 21))
         orders.add(tuple(sorted(found, key=found.__getitem__)))
@@ -97,7 +97,7 @@ def test_tied_weights_and_views_stay_tied() -> None:
     model = tiny_model("llama", tie_word_embeddings=True)
     whole = torch.nn.Parameter(torch.arange(12.0).reshape(3, 4))
     model.whole, model.turned = whole, torch.nn.Parameter(whole.data[1:].t())
-    place([model], random.Random(0))
+    move_weights([model], random.Random(0))
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert model.turned.untyped_storage().data_ptr() == model.whole.untyped_storage().data_ptr()
     assert model.turned.stride() == (1, 4)
@@ -107,15 +107,15 @@ def test_tied_weights_and_views_stay_tied() -> None:
 
 
 @torch.inference_mode()
-def test_a_settled_model_has_a_storage_a_weight_and_is_tied_as_before() -> None:
+def test_separate_storages_gives_each_weight_its_own_and_keeps_ties() -> None:
     """What is saved of it is as large as before: 512 bytes of a file a tensor are of torch.save."""
     model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 64), torch.nn.ReLU())
     model[1].weight = model[0].weight
     before = {name: tensor.clone() for name, tensor in tensors(model).items()}
-    place([model], random.Random(0))
+    move_weights([model], random.Random(0))
     storages = {tensor.untyped_storage().data_ptr() for tensor in tensors(model).values()}
     assert len(storages) == 1
-    settle(model, random.Random(0))
+    separate_storages(model, random.Random(0))
     assert model[1].weight is model[0].weight
     storages = {tensor.untyped_storage().data_ptr() for tensor in tensors(model).values()}
     assert len(storages) == 3  # a weight of two, two biases
@@ -128,7 +128,7 @@ def test_a_model_answers_as_before(tiny: Any) -> None:
     ids = torch.arange(8).reshape(1, 8)
     before = tiny(ids).logits
     with torch.inference_mode(mode=False):
-        place([tiny], random.Random(0))
+        move_weights([tiny], random.Random(0))
     assert torch.equal(tiny(ids).logits, before)
 
 
@@ -144,20 +144,22 @@ def test_packed_weights_move_with_their_parts() -> None:
 
     model = Packed()
     where = model.weight.packed.data_ptr()
-    place([model], random.Random(0))
+    move_weights([model], random.Random(0))
     assert model.weight.packed.data_ptr() != where
     assert torch.equal(model.weight.packed, torch.arange(64.0))
 
 
-def test_shares_are_as_equal_as_can_be() -> None:
-    assert shares(20, 8) == [2, 3, 2, 3, 2, 3, 2, 3]
-    assert shares(5, 5) == [1] * 5
-    parts = parts_of(TraceRequest(model="x", out=Path(), repeats=20, steps=5, placements=8))
-    assert sum(part.repeats for part in parts) == 20
-    assert [part.steps for part in parts] == [1] * 8  # one a placement at least
+def test_samples_and_steps_are_split_evenly() -> None:
+    assert split_evenly(20, 8) == [2, 3, 2, 3, 2, 3, 2, 3]
+    assert split_evenly(5, 5) == [1] * 5
+    plans = planned_placements(
+        TraceRequest(model="x", out=Path(), repeats=20, steps=5, placements=8)
+    )
+    assert sum(plan.repeats for plan in plans) == 20
+    assert [plan.steps for plan in plans] == [1] * 8  # one a placement at least
     swept = SweptRequest(model="x", out=Path(), repeats=6, steps=2, placements=6)
-    assert [part.steps for part in parts_of(swept)] == [0, 0, 1, 0, 0, 1]
-    few = parts_of(TraceRequest(model="x", out=Path(), repeats=3, steps=5, placements=8))
+    assert [plan.steps for plan in planned_placements(swept)] == [0, 0, 1, 0, 0, 1]
+    few = planned_placements(TraceRequest(model="x", out=Path(), repeats=3, steps=5, placements=8))
     assert [(p.repeats, p.steps) for p in few] == [(1, 1), (1, 2), (1, 2)]
 
 
@@ -166,8 +168,8 @@ def test_a_width_is_that_of_a_t_interval_over_placements() -> None:
     # t with 3 degrees of freedom is 3.182: half a width of 3.182 * 0.01633 / 2 = 0.02598.
     dense = [[100, 100], [102.02, 90, 110], [104.08], [102.02]]
     pruned = [[100], [100], [100, 100], [90, 100, 1000]]
-    assert width(dense, pruned) == pytest.approx(2 * 0.02598, rel=2e-3)  # type: ignore[arg-type]
-    assert width([[5]], [[7]]) == float("inf")
+    assert interval_width(dense, pruned) == pytest.approx(2 * 0.02598, rel=2e-3)  # type: ignore[arg-type]
+    assert interval_width([[5]], [[7]]) == float("inf")
 
 
 def test_a_width_is_the_one_that_a_report_gives() -> None:
@@ -179,7 +181,8 @@ def test_a_width_is_the_one_that_a_report_gives() -> None:
     dense, pruned = (Samples.of(side) for side in sides)
     ratios = dense.walls(weights) / pruned.walls(weights)
     low, high = np.quantile(ratios, (0.025, 0.975))
-    assert width(*sides) == pytest.approx((high - low) / (dense.wall / pruned.wall), rel=0.1)
+    expected = (high - low) / (dense.wall / pruned.wall)
+    assert interval_width(*sides) == pytest.approx(expected, rel=0.1)
 
 
 @pytest.mark.parametrize(
@@ -196,7 +199,7 @@ def test_a_width_is_the_one_that_a_report_gives() -> None:
 def test_how_many_placements_there_can_be(asked: dict[str, int], most: int) -> None:
     request = TraceRequest(model="x", out=Path(), **asked)  # type: ignore[arg-type]
     assert request.most_placements == most
-    assert len(parts_of(request)) == min(asked["placements"], asked["repeats"], most)
+    assert len(planned_placements(request)) == min(asked["placements"], asked["repeats"], most)
 
 
 @pytest.mark.parametrize(("wide_until", "count"), [(0, 3), (4, 4), (99, 5)])
@@ -207,8 +210,8 @@ def test_wide_intervals_ask_for_further_placements(
         assert len(one) == len(other) >= 3
         return 0.2 if len(one) < wide_until else 0.01
 
-    monkeypatch.setattr(placements, "width", seen)
-    monkeypatch.setattr(timing, "_PLACED", math.inf)
+    monkeypatch.setattr(placements, "interval_width", seen)
+    monkeypatch.setattr(timing, "_PLACEMENT_SD", math.inf)
     quiet = SimpleNamespace(elapsed_ns=10**9, reasons=[], switches=0)
     monkeypatch.setattr(timing, "between", lambda *_: quiet)
     folder = quick(
@@ -226,7 +229,7 @@ def test_wide_intervals_ask_for_further_placements(
             assert phase == "decode" or run.steps == 4 + 2 * (count - 3)
 
 
-def test_only_phases_with_wide_intervals_are_seated_again(
+def test_only_phases_with_wide_intervals_get_further_placements(
     quick: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quiet = SimpleNamespace(elapsed_ns=10**9, reasons=[], switches=0)
@@ -237,7 +240,7 @@ def test_only_phases_with_wide_intervals_are_seated_again(
         seen.append(len(one))
         return 0.2 if len(seen) % 2 == 0 else 0.01
 
-    monkeypatch.setattr(placements, "width", wide_second)
+    monkeypatch.setattr(placements, "interval_width", wide_second)
     folder = quick(method="static-m", sparsity=0.5, placements=2, repeats=2, max_placements=3)
     phases = read_run(folder / "pruned").phases
     assert {name: len(run.placements) for name, run in phases.items()} == {
@@ -253,7 +256,7 @@ def test_only_phases_with_wide_intervals_are_seated_again(
 @pytest.mark.parametrize(
     ("most", "wide", "drawn", "asked"), [(4, 9.0, 4, None), (4, 0.0, 2, 4), (6, 9.0, 6, 4)]
 )
-def test_a_run_says_how_many_placements_were_asked_for_where_others_were_drawn(
+def test_a_run_records_the_requested_placements_if_others_were_measured(
     quick: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
     most: int,
@@ -262,7 +265,7 @@ def test_a_run_says_how_many_placements_were_asked_for_where_others_were_drawn(
     asked: int | None,
 ) -> None:
     """Two samples for four placements: two at first, and as many as are drawn while it is wide."""
-    monkeypatch.setattr(placements, "width", lambda *_sides: wide)
+    monkeypatch.setattr(placements, "interval_width", lambda *_sides: wide)
     quiet = SimpleNamespace(elapsed_ns=10**9, reasons=[], switches=0)
     monkeypatch.setattr(timing, "between", lambda *_: quiet)
     folder = quick(method="static-m", sparsity=0.5, placements=4, repeats=2, max_placements=most)
@@ -274,7 +277,7 @@ def test_a_run_says_how_many_placements_were_asked_for_where_others_were_drawn(
 def test_no_further_placements_beside_other_work(
     quick: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(placements, "width", lambda *_sides: 0.2)
+    monkeypatch.setattr(placements, "interval_width", lambda *_sides: 0.2)
     busy = SimpleNamespace(elapsed_ns=10**9, reasons=["other work"], switches=0)
     monkeypatch.setattr(timing, "between", lambda *_: busy)
     folder = quick(method="static-m", sparsity=0.5, placements=3, repeats=3, max_placements=5)
@@ -284,7 +287,7 @@ def test_no_further_placements_beside_other_work(
 
 
 @pytest.mark.parametrize(
-    ("ratios", "settle", "count"),
+    ("ratios", "adaptive", "count"),
     [
         ([1.0, 1.01], True, 2),  # standard error 0.5 %
         ([1.0, 1.2, 1.0, 1.2, 1.1], True, 8),  # 9 % of two, 5 % of four: to the end
@@ -294,7 +297,7 @@ def test_no_further_placements_beside_other_work(
     ],
 )
 def test_a_placement_is_sampled_until_its_ratio_is_known(
-    ratios: list[float], settle: bool, count: int, monkeypatch: pytest.MonkeyPatch
+    ratios: list[float], adaptive: bool, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = itertools.chain(ratios, itertools.repeat(ratios[-1]))
     orders: list[bool] = []
@@ -306,24 +309,24 @@ def test_a_placement_is_sampled_until_its_ratio_is_known(
     monkeypatch.setattr(timing, "_take", take)
     quiet = SimpleNamespace(elapsed_ns=1e9, reasons=[], switches=0)
     monkeypatch.setattr(timing, "between", lambda *_: quiet)
-    share = timing.take_share(
+    taken = timing.take_samples(
         {"dense": None, "pruned": None},  # type: ignore[dict-item]
         warmup=0,
         repeats=2,
         device=torch.device("cpu"),
         advance=lambda: None,
-        settle=settle,
+        adaptive=adaptive,
     )
-    assert [len(own) for own in share.samples.values()] == [count, count]
-    assert (share.retaken, share.disturbed) == (0, 0)
+    assert [len(own) for own in taken.samples.values()] == [count, count]
+    assert (taken.retaken, taken.disturbed) == (0, 0)
     assert orders == [False, True] * (count // 2)  # each way as often
 
 
 def test_a_further_placement_has_the_samples_and_steps_of_the_largest() -> None:
     request = TraceRequest(model="x", out=Path(), repeats=20, steps=5, placements=8)
-    part = further_part(request, 9, ("decode",))
-    assert (part.number, part.repeats, part.steps) == (9, 3, 1)
-    assert part.phases == ("decode",)
+    plan = further_placement(request, 9, ("decode",))
+    assert (plan.number, plan.repeats, plan.steps) == (9, 3, 1)
+    assert plan.phases == ("decode",)
 
 
 def test_a_capture_keeps_samples_and_steps_by_placement(quick: Callable[..., Path]) -> None:
@@ -332,11 +335,11 @@ def test_a_capture_keeps_samples_and_steps_by_placement(quick: Callable[..., Pat
         run = read_run(out / variant)
         for name, per_placement in (("prefill", [1, 1, 2]), ("decode", [3, 3, 3])):
             phase = run.phases[name]
-            assert [seat.samples for seat in phase.placements] == [2, 2, 3]
+            assert [placement.samples for placement in phase.placements] == [2, 2, 3]
             assert list(map(len, phase.samples_by_placement)) == [2, 2, 3]
-            assert [seat.steps for seat in phase.placements] == per_placement
+            assert [placement.steps for placement in phase.placements] == per_placement
             assert phase.steps == sum(per_placement)
-            assert all(seat.cost_ns > 0 for seat in phase.placements)
+            assert all(placement.cost_ns > 0 for placement in phase.placements)
             raw = gzip.decompress((out / variant / f"{name}.trace.json.gz").read_bytes())
             events = [e for e in json.loads(raw)["traceEvents"] if e["ph"] == "X"]
             steps = [e for e in events if e["name"].startswith("prunescope.step#")]
@@ -353,9 +356,9 @@ def test_one_placement_leaves_weights_where_they_are(
     def refuse(*_: Any) -> None:
         raise AssertionError("placed")
 
-    monkeypatch.setattr("prunescope.tracer.capture.session.place", refuse)
+    monkeypatch.setattr("prunescope.tracer.capture.placements.move_weights", refuse)
     phase = read_run(quick(phase="decode") / "dense").phases["decode"]
-    assert [seat.steps for seat in phase.placements] == [3]
+    assert [placement.steps for placement in phase.placements] == [3]
     assert phase.samples_by_placement == [phase.samples_ns]
 
 
@@ -373,7 +376,7 @@ def test_weights_that_were_made_in_inference_mode_move_too() -> None:
     with torch.inference_mode():
         model = torch.nn.Linear(8, 8)
         before, wanted = model.weight.data_ptr(), model(torch.ones(8)).clone()
-    place([model], random.Random(0))
+    move_weights([model], random.Random(0))
     with torch.inference_mode():
         assert torch.equal(model(torch.ones(8)), wanted)
     assert model.weight.data_ptr() != before
@@ -384,7 +387,7 @@ def test_a_buffer_that_a_forward_wrote_anew_keeps_its_place() -> None:
     with torch.inference_mode():
         model.register_buffer("angles", torch.ones(4))
     before, kept = model.weight.data_ptr(), model.angles.data_ptr()
-    place([model], random.Random(0))
+    move_weights([model], random.Random(0))
     assert (model.weight.data_ptr() == before, model.angles.data_ptr() == kept) == (False, True)
 
 

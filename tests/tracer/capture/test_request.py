@@ -72,7 +72,7 @@ def test_bad_values(options: dict[str, Any], problem: str, tmp_path: Path) -> No
         ({"method": "static-m", "knobs": {"depth": "3"}}, "no knob 'depth'"),
         ({"method": "nomodule.here:prune"}, "cannot be imported"),
         ({"method": "json:prune"}, "no function 'prune'"),
-        ({"method": "json:loads", "knobs": {"a": "b"}}, "--set has no meaning"),
+        ({"method": "json:loads", "knobs": {"a": "b"}}, "--set has no effect"),
     ],
 )
 def test_bad_models_devices_and_methods(
@@ -101,7 +101,7 @@ def test_an_existing_folder_is_refused_first(tmp_path: Path) -> None:
 
 def test_overwrite_leaves_foreign_folders_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(PrunescopeError, match="leaves it alone"):
+    with pytest.raises(PrunescopeError, match="does not replace it"):
         trace(TraceRequest(model="/nonexistent", out=tmp_path, overwrite=True))
     assert (tmp_path / "thesis.tex").exists()
 

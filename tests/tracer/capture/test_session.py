@@ -58,7 +58,7 @@ def test_running_out_of_memory_twice_is_an_error(
     def full(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(session, "take_share", full)
+    monkeypatch.setattr(session, "take_samples", full)
     with pytest.raises(PrunescopeError, match="do not fit in memory"):
         quick(method="static-m", out=tmp_path / "run")
     assert list(tmp_path.iterdir()) == []

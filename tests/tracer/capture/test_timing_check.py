@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from prunescope.tracer.capture import timing_check
-from prunescope.tracer.capture.timing import Share
-from prunescope.tracer.capture.timing_check import Seated, TimingCheck, check_timing
+from prunescope.tracer.capture.timing import SampleSet
+from prunescope.tracer.capture.timing_check import MeasuredPlacement, TimingCheck, check_timing
 
 pytestmark = pytest.mark.torch
 QUIET, WIDE = [0.01, -0.01] * 2, [0.2, -0.2] * 3  # log ratios of placements: 8 give ±1 % and ±20 %
@@ -19,11 +19,13 @@ BUSY: dict[str, Any] = {"retaken": 3, "disturbed": 2, "reasons": ["other process
 
 
 def made_up(monkeypatch: pytest.MonkeyPatch, logs: list[float], **more: Any) -> TimingCheck:
-    seated = [
-        Seated(Share({"a": [round(1e9 * math.exp(log))] * 3, "b": [10**9] * 3}, **more), 1.5)
+    measured = [
+        MeasuredPlacement(
+            SampleSet({"a": [round(1e9 * math.exp(log))] * 3, "b": [10**9] * 3}, **more), 1.5
+        )
         for log in logs
     ]
-    monkeypatch.setattr(timing_check, "_seated", lambda *_: seated)
+    monkeypatch.setattr(timing_check, "_measured", lambda *_: measured)
     return check_timing(device="cpu")
 
 
@@ -51,7 +53,7 @@ def test_a_machine_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     assert found.ok is False
     assert found.disturbed == pytest.approx(5 / 6)
-    assert "stop what else runs" in (found.hint or "")
+    assert "stop other processes" in (found.hint or "")
     assert "--placements 32" in (found.hint or "")
 
 
@@ -101,7 +103,7 @@ def test_cores_are_named_where_something_else_runs(
     found = made_up(monkeypatch, QUIET, **BUSY)
     assert found.ok is False
     first, *rest = (found.hint or "").split("; ")
-    assert first == "stop what else runs here"
+    assert first == "stop other processes on this machine"
     if said is None:
         assert rest == []
     else:
@@ -130,9 +132,9 @@ def test_wide_intervals_of_a_quiet_machine_ask_for_a_core(monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("reason", "said"),
     [
-        ("steal", "ask for ones of its own"),
-        ("other processes on the device", "stop what else computes on the GPU"),
-        ("clocks held down", "held down by heat or power"),
+        ("steal", "use one with dedicated cores"),
+        ("other processes on the device", "stop other processes on the GPU"),
+        ("clocks held down", "heat or power throttles the GPU"),
     ],
 )
 def test_what_disturbs_is_answered(reason: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from prunescope.taxonomy.run_blocks import ModuleCounts
-from prunescope.tracer.capture.weight_stats import census, dynamic_stats, matrix_row
+from prunescope.tracer.capture.weight_stats import dynamic_stats, matrix_row, weight_stats
 
 pytestmark = pytest.mark.torch
 
@@ -43,7 +43,7 @@ def test_conv1d_is_stored_the_other_way_round() -> None:
             self.weight.data[1] = 0
 
     model = nn.ModuleDict({"c_fc": Conv1D()})
-    (row,) = census(model).matrices
+    (row,) = weight_stats(model).matrices
     assert row.shape == [6, 4]
     assert row.zero_columns == 1 / 4
     assert row.zero_rows == 0
@@ -54,7 +54,7 @@ def test_fused_experts_and_vectors() -> None:
     model.experts = nn.Module()
     model.experts.down_proj = nn.Parameter(torch.zeros(2, 3, 4))
     model.norm = nn.LayerNorm(4)
-    (row,) = census(model).matrices
+    (row,) = weight_stats(model).matrices
     assert (row.name, row.shape, row.zeros) == ("experts.down_proj", [2, 3, 4], 1)
 
 
@@ -82,7 +82,7 @@ def test_weights_that_hooks_make_anew_are_counted_as_they_are_multiplied() -> No
     model = nn.ModuleDict({name: nn.Linear(8, 4) for name in ("masked", "made", "plain")})
     prune.l1_unstructured(model["masked"], "weight", amount=0.25)
     parametrize.register_parametrization(model["made"], "weight", Half())
-    rows = {row.name: row for row in census(model).matrices}
+    rows = {row.name: row for row in weight_stats(model).matrices}
     assert set(rows) == {"masked", "made", "plain"}
     assert (rows["masked"].zeros, rows["masked"].applied) == (0.25, "torch.nn.utils.prune")
     assert (rows["made"].zeros, rows["made"].applied) == (
@@ -90,7 +90,7 @@ def test_weights_that_hooks_make_anew_are_counted_as_they_are_multiplied() -> No
     )  # fmt: skip
     assert rows["plain"].zeros == 0 and rows["plain"].applied is None
     prune.remove(model["masked"], "weight")
-    (row,) = [row for row in census(model).matrices if row.name == "masked"]
+    (row,) = [row for row in weight_stats(model).matrices if row.name == "masked"]
     assert row.zeros == 0.25 and row.applied is None
 
 
@@ -101,7 +101,7 @@ def test_weights_that_are_rounded_at_every_call() -> None:
     plain = nn.Linear(8, 4)
     plain.qconfig = get_default_qat_qconfig("x86")
     model = nn.ModuleDict({"rounded": Linear.from_float(plain), "plain": nn.Linear(8, 4)})
-    rows = {row.name: row.applied for row in census(model).matrices}
+    rows = {row.name: row.applied for row in weight_stats(model).matrices}
     assert rows == {"rounded": "torch.ao.quantization", "plain": None}
 
 
@@ -114,7 +114,7 @@ def test_a_linear_with_an_adapter_keeps_its_name() -> None:
             self.layers = nn.ModuleList([nn.ModuleDict({"up_proj": nn.Linear(8, 4)})])
 
     adapted = get_peft_model(Mlp(), LoraConfig(r=2, target_modules=["up_proj"]))
-    rows = {row.name: (row.layer, row.role) for row in census(adapted).matrices}
+    rows = {row.name: (row.layer, row.role) for row in weight_stats(adapted).matrices}
     assert rows == {
         "layers.0.up_proj": (0, "up"),
         "layers.0.up_proj.lora_A.default": (0, "adapter"),

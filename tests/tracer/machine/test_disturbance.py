@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from prunescope.tracer.capture import timing
-from prunescope.tracer.capture.timing import Watch, take_share
+from prunescope.tracer.capture.timing import Watch, take_samples
 from prunescope.tracer.machine import disturbance
 from prunescope.tracer.machine.disturbance import (
     Disturbance,
@@ -153,7 +153,7 @@ def test_disturbed_samples_are_taken_again(
 
     monkeypatch.setattr("prunescope.tracer.capture.timing.read", lambda: loop.samples)
     monkeypatch.setattr("prunescope.tracer.capture.timing.between", watched)
-    share = take_share(
+    share = take_samples(
         {"dense": loop}, warmup=0, repeats=4, device=torch.device("cpu"), advance=lambda: None
     )
     assert len(share.samples["dense"]) == 4
@@ -171,7 +171,7 @@ def test_short_rounds_are_watched_together(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr("prunescope.tracer.capture.timing.read", lambda: loop.samples)
     monkeypatch.setattr("prunescope.tracer.capture.timing.between", watched)
-    share = take_share(
+    share = take_samples(
         {"dense": loop}, warmup=0, repeats=4, device=torch.device("cpu"), advance=lambda: None
     )
     assert share.disturbed == 4

@@ -15,7 +15,7 @@ from torch.sparse import (
 from torch.sparse._semi_structured_conversions import sparse_semi_structured_from_dense_cutlass
 
 from prunescope.tracer.capture.memory import weight_bytes
-from prunescope.tracer.capture.weight_stats import census
+from prunescope.tracer.capture.weight_stats import weight_stats
 from prunescope.tracer.model.weights import stored_tensors, weights_fingerprint
 from prunescope.tracer.pruners.static_k_24 import lowest_two_of_four
 
@@ -66,6 +66,6 @@ def test_a_fingerprint_tells_packed_weights_apart(packed: Any) -> None:
 
 
 def test_a_weight_statistics_sees_the_zeros_of_a_packed_weight() -> None:
-    (row,) = census(cutlass(0)).matrices
+    (row,) = weight_stats(cutlass(0)).matrices
     assert row.shape == [64, 64]
     assert (row.zeros, row.groups_2_of_4) == (0.5, 1.0)

@@ -19,7 +19,7 @@ from prunescope.tracer.capture.scopes import module_scopes
 from prunescope.tracer.capture.weight_stats import dynamic_stats
 from prunescope.tracer.model import compat
 from prunescope.tracer.pruners.kv_evict import KeyRanker
-from prunescope.tracer.routing.routing import Draws
+from prunescope.tracer.routing.decisions import Sampler
 from tests.tracer.dynamic_reference import ARCHITECTURES, prune, small, steps, tokens
 
 pytestmark = pytest.mark.torch
@@ -191,7 +191,7 @@ def test_impossible_requests() -> None:
     with pytest.raises(PrunescopeError, match="after 1 to 3 layers"):
         prune("token-drop", model, 0.5, after=0)
     long = prune("dynamic-nk", model, 0.5, block=13).model
-    with pytest.raises(PrunescopeError, match="the nearest that fits is --set block=11"):
+    with pytest.raises(PrunescopeError, match="the longest that fits is --set block=11"):
         steps(long, ids, 12)
     with pytest.raises(PrunescopeError, match="block=-1"):
         prune("dynamic-nk", model, 0.5, block=-1)
@@ -201,8 +201,8 @@ def test_impossible_requests() -> None:
         with pytest.raises(PrunescopeError, match="padding"):
             prune(name, model, 0.5, **knobs).model(ids, attention_mask=padded)
     for name in ("dynamic-depth", "dynamic-width"):
-        with pytest.raises(PrunescopeError, match="cannot be calibrated"):
-            prune(name, model, 0.5, select="calibrated")
+        with pytest.raises(PrunescopeError, match="cannot be chosen by importance"):
+            prune(name, model, 0.5, select="importance")
     flash = small("llama")
     flash.config._attn_implementation = "flash_attention_2"
     with pytest.raises(PrunescopeError, match="use --attn sdpa"):
@@ -217,14 +217,14 @@ def test_usual_blocks_and_budgets() -> None:
 
 
 def test_draws() -> None:
-    random, real = (Draws(Point(sparsity=0.5, select=s), "x") for s in ("random", "calibrated"))
+    random, real = (Sampler(Point(sparsity=0.5, select=s), "x") for s in ("random", "importance"))
     scores = torch.arange(6.0).view(2, 3)
-    assert torch.equal(real.instead_of(scores), scores)
-    first, second = random.instead_of(scores), random.instead_of(scores)
+    assert torch.equal(real.replace(scores), scores)
+    first, second = random.replace(scores), random.replace(scores)
     assert first.shape == scores.shape
     assert not torch.equal(first, second)
     assert bool(((first >= 0) & (first < 1)).all())
-    happened = sum(random.successes(8, 0.25) for _ in range(1000))
+    happened = sum(random.count_successes(8, 0.25) for _ in range(1000))
     assert abs(happened - 2000) < 160  # four standard deviations of sqrt(8000 x .25 x .75) = 39
 
 
@@ -365,7 +365,7 @@ def test_attention_decides_where_nothing_is_drawn(name: str, knobs: dict[str, An
         return sum(float((a[:, -1] - b[:, -1]).norm()) for a, b in zip(found, wanted, strict=True))
 
     drawn = [error(seed=seed) for seed in range(3)]
-    assert error(select="calibrated") < sum(drawn) / 3
+    assert error(select="importance") < sum(drawn) / 3
 
 
 def test_the_most_attended_keys_go_last() -> None:
@@ -373,13 +373,13 @@ def test_the_most_attended_keys_go_last() -> None:
     latent for both heads: those that both together attend to most."""
     queries, keys = torch.zeros(1, 4, 4, 8), torch.zeros(1, 2, 12, 8)
     queries[..., 0], keys[:, :, 3, 0], keys[:, :, 7, 0] = 1, 20, 30
-    draws = Draws(Point(sparsity=0.5, select="calibrated"), "x")
-    rows = KeyRanker(draws)(queries, keys, count=6, scaling=1.0, sets=2).view(2, 6)
+    sampler = Sampler(Point(sparsity=0.5, select="importance"), "x")
+    rows = KeyRanker(sampler)(queries, keys, count=6, scaling=1.0, sets=2).view(2, 6)
     assert torch.equal(rows[1], rows[0] + 12)  # the second head's keys stand behind the first's
     assert rows[0, 1:3].tolist() == [3, 7]
     assert set(rows[0, 3:].tolist()) == {9, 10, 11}
     keys[:, 1, 7, 0], keys[:, 1, 5, 0] = 0, 40  # the second head: 5, then 3
-    shared = KeyRanker(draws)(queries, keys, count=6, scaling=1.0, sets=1)
+    shared = KeyRanker(sampler)(queries, keys, count=6, scaling=1.0, sets=1)
     # Half the mass each on 5 and 7, next to none on 3: the highest comes last.
     assert set(shared[1:3].tolist()) == {5, 7}
     assert set(shared[3:].tolist()) == {9, 10, 11}

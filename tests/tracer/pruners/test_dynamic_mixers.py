@@ -38,7 +38,7 @@ def test_the_nearest_attention_before_the_drop_ranks() -> None:
     assert_dropped(four_layers(), 3)
     notes = prune("token-drop", four_layers(), 0.5, after=3).record["notes"]
     assert notes[0] == "ranked by the attention of layer 0, the last before the drop"
-    assert "states of mixers" in notes[1]
+    assert "mixers after the drop" in notes[1]
 
 
 def test_no_attention_ranks_tokens_before_the_first() -> None:
@@ -157,7 +157,7 @@ def test_means_of_expanded_keys_stand_beside_the_latents() -> None:
     _, cache = steps(applied.model, tokens(2, ALL), PROMPT)
     assert cache.layers[0].keys.shape == (2, 1, ALL, 16)
     assert cache.layers[0].pooled.shape == (2, 4, 5, 24)
-    assert "beside the latents" in applied.record["notes"][0]
+    assert "also holds means of expanded keys" in applied.record["notes"][0]
     assert not prune("dynamic-nk", tiny_model("llama"), 0.5, block=4).record["notes"]
 
 

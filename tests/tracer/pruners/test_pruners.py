@@ -14,7 +14,7 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import families
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.calibration.scores import sample_indices
-from prunescope.tracer.capture.weight_stats import census
+from prunescope.tracer.capture.weight_stats import weight_stats
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.layers import decoder_layers
 from prunescope.tracer.pruners import Applied, family_ids, family_point, pruner
@@ -207,7 +207,7 @@ def test_layer_types_follow_their_layers() -> None:
 
 
 def test_static_k_mask(tiny: Any) -> None:
-    rows = census(apply("static-k-mask", tiny, 0.5).model).matrices
+    rows = weight_stats(apply("static-k-mask", tiny, 0.5).model).matrices
     layers = [row for row in rows if row.layer is not None]
     assert len(layers) == 8 * 7
     assert {row.zeros for row in layers} == {0.5}
@@ -217,7 +217,7 @@ def test_static_k_mask(tiny: Any) -> None:
     smallest_kept = torch.where(new != 0, old.abs(), torch.inf).min(1).values
     largest_gone = torch.where(new == 0, old.abs(), 0).max(1).values
     assert bool((largest_gone <= smallest_kept).all())
-    random = census(apply("static-k-mask", tiny, 0.5, score="random").model).matrices
+    random = weight_stats(apply("static-k-mask", tiny, 0.5, score="random").model).matrices
     share = next(r.zeros for r in random if r.role == "down")
     assert 0.48 < share < 0.52
     assert share != 0.5

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.tracer.capture.weight_stats import census
+from prunescope.tracer.capture.weight_stats import weight_stats
 from prunescope.tracer.model import compat
 from prunescope.tracer.pruners import static_nk_cross as cross
 from prunescope.tracer.residual.norms import read_norm
@@ -26,7 +26,7 @@ EXACT = {torch.float32: 1e-5, torch.bfloat16: 0.05}
 
 
 @pytest.mark.parametrize("dtype", list(EXACT), ids=["fp32", "bf16"])
-@pytest.mark.parametrize("select", ["random", "calibrated"])
+@pytest.mark.parametrize("select", ["random", "importance"])
 @pytest.mark.parametrize("junctions", ["same", "different"])
 @pytest.mark.parametrize("model_type", list(MODELS))
 def test_cross_with_every_direction_kept_is_dense(
@@ -36,7 +36,7 @@ def test_cross_with_every_direction_kept_is_dense(
     dense = build(model_type).to(dtype)
     applied = apply("static-nk-cross", dense, 0.01, select=select, junctions=junctions)
     assert applied.record["kept"]["hidden"] == 64
-    rotated = model_type in PRE_NORM and (select == "calibrated" or junctions == "different")
+    rotated = model_type in PRE_NORM and (select == "importance" or junctions == "different")
     assert applied.record["basis"] == ("directions" if rotated else "dimensions")
     assert distance(logits(applied.model), logits(dense)) < EXACT[dtype]
     assert {p.dtype for p in applied.model.parameters()} == {dtype}
@@ -83,7 +83,7 @@ def projected(model: Any, bases: list[torch.Tensor]) -> Any:
     return reference
 
 
-@pytest.mark.parametrize("select", ["random", "calibrated"])
+@pytest.mark.parametrize("select", ["random", "importance"])
 @pytest.mark.parametrize("junctions", ["same", "different"])
 @pytest.mark.parametrize("model_type", list(MODELS))
 def test_cross_removed_equals_masked(
@@ -122,7 +122,7 @@ def test_cross_shapes_and_names() -> None:
     assert all(p.is_contiguous() for p in model.parameters())
     config = model.config
     assert (config.hidden_size, config.head_dim, config.tie_word_embeddings) == (32, 8, False)
-    maps = [row for row in census(model).matrices if row.role == "residual"]
+    maps = [row for row in weight_stats(model).matrices if row.role == "residual"]
     assert len(maps) == 4  # two a layer
     whole, narrow = (compat.new_cache(m) for m in (dense, model))
     for m, cache in ((dense, whole), (model, narrow)):
@@ -136,7 +136,7 @@ def test_cross_of_one_subspace_stays_tied_and_has_no_maps() -> None:
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert type(model.model.layers[0]).__name__ == "Qwen2DecoderLayer"
     assert model.config.tie_word_embeddings
-    rotated = apply("static-nk-cross", build("qwen2"), 0.5, select="calibrated", junctions="same")
+    rotated = apply("static-nk-cross", build("qwen2"), 0.5, select="importance", junctions="same")
     assert rotated.model.lm_head.weight is not rotated.model.model.embed_tokens.weight
 
 
@@ -164,5 +164,5 @@ def test_gains_are_read_from_what_a_norm_does() -> None:
     read = read_norm(layer_norm, 64)
     assert read.centred
     assert read.bias is not None
-    with pytest.raises(PrunescopeError, match="no RMS or layer norm"):
+    with pytest.raises(PrunescopeError, match="neither an RMS norm nor a layer norm"):
         read_norm(nn.Hardtanh(), 64)

@@ -35,7 +35,7 @@ OTHERS = (
     "deepseek_v3", "qwen3_next", "falcon_h1", "granite4", "lfm2",
 )  # fmt: skip
 PARALLEL = ("gpt_neox", "phi", "falcon", "falcon grouped", "stablelm parallel", "cohere")
-WAYS = (("same", "random"), ("same", "calibrated"), ("different", "random"))
+WAYS = (("same", "random"), ("same", "importance"), ("different", "random"))
 
 
 def built(name: str, **fields: Any) -> Any:
@@ -67,7 +67,7 @@ def test_all_directions_kept_is_dense(name: str) -> None:
     dense = built(name)
     for junctions, select in WAYS:
         applied = prune(dense, 0.01, junctions, select)
-        rotated = select == "calibrated" or junctions == "different"
+        rotated = select == "importance" or junctions == "different"
         assert applied.record["basis"] == ("directions" if rotated else "dimensions")
         assert applied.record["kept"]["hidden"] == 64
         assert distance(logits(applied.model), logits(dense)) < 5e-5, (junctions, select)
@@ -200,17 +200,17 @@ def test_a_norm_that_changes_little_still_stands_between_attention_and_mlp(
 @pytest.mark.parametrize("name", ["mixtral", "gpt_oss"])
 def test_experts_as_wide_as_the_stream(name: str, width: int) -> None:
     dense = built(name, intermediate_size=width)
-    assert distance(logits(prune(dense, 0.01, "same", "calibrated").model), logits(dense)) < 5e-5
+    assert distance(logits(prune(dense, 0.01, "same", "importance").model), logits(dense)) < 5e-5
 
 
 @pytest.mark.parametrize(
     "name, fields, junctions, match",
     [
         ("falcon_h1", {"attention_out_multiplier": 0.5}, "different", "do more than norm"),
-        ("opt", {"word_embed_proj_dim": 32}, "same", "beside the layers it holds"),
+        ("opt", {"word_embed_proj_dim": 32}, "same", "outside its layers it has"),
         ("opt", {"do_layer_norm_before": False}, "same", "0 norms behind"),
         ("bloom", {}, "different", "do more than norm"),
-        ("xglm", {}, "same", "reads or writes it and was not found"),
+        ("xglm", {}, "same", "a reader or writer that was not found"),
     ],
 )
 def test_what_cannot_be_narrowed_says_why(

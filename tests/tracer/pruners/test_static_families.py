@@ -17,7 +17,7 @@ from prunescope.taxonomy.plan import Workload
 from prunescope.taxonomy.roles import locate
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.tracer.calibration.point import Point
-from prunescope.tracer.capture.weight_stats import census
+from prunescope.tracer.capture.weight_stats import weight_stats
 from prunescope.tracer.pruners import family_point, pruner
 from prunescope.tracer.pruners.static_k_24 import lowest_two_of_four
 from prunescope.tracer.pruners.static_k_lowrank import LowRank, factors
@@ -44,7 +44,7 @@ def test_at_sparsity_zero_nothing_is_touched(name: str, model_type: str) -> None
     assert torch.equal(logits(apply(name, dense, 0.0).model), logits(dense))
 
 
-@pytest.mark.parametrize("select", ["random", "calibrated"])
+@pytest.mark.parametrize("select", ["random", "importance"])
 @pytest.mark.parametrize("model_type", list(MODELS))
 def test_low_rank_is_two_linears_in_the_place_of_one(model_type: str, select: str) -> None:
     dense = build(model_type)
@@ -75,7 +75,7 @@ def test_low_rank_of_a_low_rank_weight_is_exact() -> None:
             right = torch.randn(8, inputs, generator=generator)
             module.weight.data = left @ right / inputs
             assert name
-    for select in ("random", "calibrated"):
+    for select in ("random", "importance"):
         applied = apply("static-k-lowrank", dense, 0.5, select=select)
         assert distance(logits(applied.model), logits(dense)) < 1e-4
 
@@ -111,12 +111,12 @@ def test_low_rank_leaves_what_no_rank_shrinks() -> None:
     assert left == "no rank makes these smaller, they stay dense: o, q"
 
 
-@pytest.mark.parametrize("select", ["random", "calibrated"])
+@pytest.mark.parametrize("select", ["random", "importance"])
 @pytest.mark.parametrize("model_type", list(MODELS))
 def test_two_of_four(model_type: str, select: str) -> None:
     dense = build(model_type)
     applied = apply("static-k-24", dense, 0.5, select=select)
-    rows = census(applied.model).matrices
+    rows = weight_stats(applied.model).matrices
     inside = [row for row in rows if row.layer is not None]
     assert {row.zeros for row in inside} == {0.5}
     assert {row.groups_2_of_4 for row in inside} == {1.0}
@@ -199,7 +199,7 @@ def test_executed_flops_are_those_of_the_theory(
 ) -> None:
     dense = build(model_type)
     expected = theory(dense, name, sparsity, **knobs)
-    for select in ("random", "calibrated"):
+    for select in ("random", "importance"):
         seen = executed(apply(name, dense, sparsity, select=select, **knobs).model)
         assert seen == pytest.approx(expected, rel=0.01)
 

@@ -12,14 +12,14 @@ from torch import nn
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.tracer.calibration.texts import random_ids
-from prunescope.tracer.capture.weight_stats import census
+from prunescope.tracer.capture.weight_stats import weight_stats
 from prunescope.tracer.model.load import load_model
 from prunescope.tracer.recovery import recover as recovery
 from prunescope.tracer.recovery import training
 from prunescope.tracer.recovery.adapters import attach, zero_shares
 from prunescope.tracer.recovery.examples import examples
-from prunescope.tracer.recovery.place import kept_in
 from prunescope.tracer.recovery.settings import Recovery
+from prunescope.tracer.recovery.storage import trainings_stored
 
 pytestmark = pytest.mark.torch
 
@@ -46,7 +46,7 @@ def test_a_seed_gives_the_same_weights(recovered: Any) -> None:
 
 
 @pytest.mark.parametrize("method", ["static-k-24", "static-k-mask"])
-@pytest.mark.parametrize("select", ["random", "calibrated"])
+@pytest.mark.parametrize("select", ["random", "importance"])
 def test_zeros_stay_where_they_are(recovered: Any, method: str, select: str) -> None:
     plain, _ = recovered(method, "target=q,lr=1e-9", select=select)  # q alone, and hardly
     model, pruning = recovered(method, select=select)
@@ -54,7 +54,7 @@ def test_zeros_stay_where_they_are(recovered: Any, method: str, select: str) -> 
         plain.named_parameters(), model.named_parameters(), strict=True
     ):
         assert torch.equal(one == 0, other == 0), name
-    rows = {r.name: r for r in census(model).matrices if r.zeros}
+    rows = {r.name: r for r in weight_stats(model).matrices if r.zeros}
     assert len(rows) == 56
     if method == "static-k-24":
         assert {r.groups_2_of_4 for r in rows.values()} == {1.0}
@@ -120,9 +120,9 @@ def test_a_killed_training_goes_on(
 ) -> None:
     monkeypatch.setattr(training, "SAVE_S", 0.0)
     _, whole = recovered("static-m")
-    with pytest.raises(Killed), kept_in(tmp_path, Killer(after)):
+    with pytest.raises(Killed), trainings_stored(tmp_path, Killer(after)):
         recovered("static-m")
-    with kept_in(tmp_path, None):
+    with trainings_stored(tmp_path, None):
         _, cut = recovered("static-m")
         _, done = recovered("static-m")
     assert cut["recovery"]["resumed_from"] == (after or None)
@@ -134,21 +134,21 @@ def test_a_killed_training_goes_on(
 
 
 def test_a_checkpoint_of_another_training_is_none(recovered: Any, tmp_path: Path) -> None:
-    with kept_in(tmp_path, None):
+    with trainings_stored(tmp_path, None):
         recovered("static-m")
         _, other = recovered("static-m", "lr=0.002")
     assert other["recovery"]["resumed_from"] is None
     files = list(tmp_path.glob("*.safetensors"))
     assert len(files) == 1
     files[0].write_bytes(b"\xff" * 100)
-    with kept_in(tmp_path, None):
+    with trainings_stored(tmp_path, None):
         _, anew = recovered("static-m")
     assert anew["recovery"]["resumed_from"] is None
 
 
 def test_progress_tells_the_loss_and_the_time_left(recovered: Any, tmp_path: Path) -> None:
     progress = Killer(after=3)
-    with pytest.raises(Killed), kept_in(tmp_path, progress):
+    with pytest.raises(Killed), trainings_stored(tmp_path, progress):
         recovered("static-m")
     assert progress.said.startswith("train static-m 0.5 random seed 0: loss ")
     assert progress.said.endswith(" s left")
@@ -203,7 +203,7 @@ def test_a_composite_and_a_method_of_the_users_own(recovered: Any) -> None:
     for method in ("static-m:0.25+static-k-24:0.5", "tests.tracer.recovery.own:halved"):
         model, pruning = recovered(method)
         assert pruning["recovery"]["losses"]["held_out"]["after"] < 6.5
-        zeros = [r for r in census(model).matrices if r.zeros > 0.4]
+        zeros = [r for r in weight_stats(model).matrices if r.zeros > 0.4]
         assert len(zeros) == (42 if "static" in method else 8)
 
 
@@ -225,7 +225,7 @@ def test_random_ids_train_where_there_is_no_tokenizer(tmp_path: Path) -> None:
     assert record.text == "random token ids"
     assert record.train_sha256 != record.eval_sha256
     (tmp_path / "a.txt").write_text("some words " * 9000)
-    for name, says in (("a.txt", "no tokenizer to read a.txt"), ("b.txt", "b.txt is no file")):
+    for name, says in (("a.txt", "no tokenizer to read a.txt"), ("b.txt", "b.txt is not a file")):
         wanted = recovery.Recovery(steps=2, rank=2, text=tmp_path / name)
         with pytest.raises(PrunescopeError, match=says):
             recovery.recover(model, None, wanted, name="dense", seed=3)

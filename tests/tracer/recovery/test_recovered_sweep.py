@@ -55,7 +55,7 @@ def test_one_training_a_model_and_one_of_the_dense_control(
     run = training.Training.run
     monkeypatch.setattr(training.Training, "run", lambda t: (names.append(t.name), run(t))[1])
     request = asked("s", families=["static-m", "static-nk-mlp"])
-    assert summary(request, estimate=True)["plan"]["trainings"] == 3
+    assert summary(request, plan_of(request), estimate=True)["plan"]["trainings"] == 3
     sweep(request)
     assert sorted(names) == [
         "dense control",
@@ -81,10 +81,10 @@ def test_one_training_a_model_and_one_of_the_dense_control(
 
 
 def test_every_selection_keeps_a_training_of_its_own(asked: Any) -> None:
-    request = asked("s", select=["calibrated", "greedy"], phases=["prefill"])
+    request = asked("s", select=["importance", "greedy"], phases=["prefill"])
     sweep(request)
     kept = sorted(path.stem for path in request.out.glob("recovery/*.safetensors"))
-    chosen = [f"static-m-0.5-{how}-seed-0" for how in ("calibrated", "greedy")]
+    chosen = [f"static-m-0.5-{how}-seed-0" for how in ("greedy", "importance")]
     assert kept == ["dense-control", *chosen]
 
 
@@ -113,7 +113,9 @@ def test_a_killed_sweep_goes_on_with_its_training(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.Training, "_said", lambda t, _: "" if t.state.step < 5 else kill())
+        patch.setattr(
+            training.Training, "_progress_text", lambda t, _: "" if t.state.step < 5 else kill()
+        )
         with pytest.raises(Killed):
             sweep(cut)
     with monkeypatch.context() as patch:  # trained, and killed before the control was
@@ -137,26 +139,26 @@ def test_progress_is_told_in_a_sweep(asked: Any) -> None:
 
 def test_selections_are_points_of_their_own(asked: Any) -> None:
     request = asked(
-        "s", select=["calibrated", "greedy"], families=["static-m", "static-nk-mlp", "dynamic-nk"],
+        "s", select=["importance", "greedy"], families=["static-m", "static-nk-mlp", "dynamic-nk"],
         phases=["prefill"], recover=None,
     )  # fmt: skip
     assert {r.id for r in plan_of(request).results} == {
-        "static-m-s0.5-prefill-b1-p16-d0-calibrated", "static-m-s0.5-prefill-b1-p16-d0-greedy",
-        "static-nk-mlp-s0.5-prefill-b1-p16-d0-calibrated",
-        "dynamic-nk-s0.5-prefill-b1-p16-d0-calibrated",
+        "static-m-s0.5-prefill-b1-p16-d0-importance", "static-m-s0.5-prefill-b1-p16-d0-greedy",
+        "static-nk-mlp-s0.5-prefill-b1-p16-d0-importance",
+        "dynamic-nk-s0.5-prefill-b1-p16-d0-importance",
     }  # fmt: skip
     sweep(request)
     found = judge(request.out).phases["prefill"].points
     assert sorted((p.family, p.select) for p in found) == [
-        ("dynamic-nk", "calibrated"), ("static-m", "calibrated"), ("static-m", "greedy"),
-        ("static-nk-mlp", "calibrated"),
+        ("dynamic-nk", "importance"), ("static-m", "greedy"), ("static-m", "importance"),
+        ("static-nk-mlp", "importance"),
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("keys", "problem"),
-    [({"recover": {"steps": 0}}, "recover steps=0 cannot be"), ({"recover": 3}, "no training"),
-     ({"recover": "rank=3"}, "how many steps"), ({"select": ["calibrated", "best"]}, "'best'")],
+    [({"recover": {"steps": 0}}, "recover steps=0 is invalid"), ({"recover": 3}, "not a training"),
+     ({"recover": "rank=3"}, "how many steps"), ({"select": ["importance", "best"]}, "'best'")],
 )  # fmt: skip
 def test_a_mistake_is_found_before_any_work(asked: Any, keys: Any, problem: str) -> None:
     with pytest.raises(PrunescopeError, match=problem):
@@ -164,7 +166,7 @@ def test_a_mistake_is_found_before_any_work(asked: Any, keys: Any, problem: str)
 
 
 def test_the_other_text_is_another_one(asked: Any, reader: Path) -> None:
-    with pytest.raises(PrunescopeError, match="is the text that trains or chooses"):
+    with pytest.raises(PrunescopeError, match="is also used for training or calibration"):
         plan_of(asked("s", other_text=str(reader / "words.txt")))
 
 

@@ -17,7 +17,7 @@ from prunescope.tracer.pruners import dynamic_depth
 from prunescope.tracer.routing.learning import in_float32, in_own_dtype
 
 pytestmark = pytest.mark.torch
-UNTRAINED = "what decides at run time is not trained: it decides as it did before"
+UNTRAINED = "routers are not trained"
 
 
 def ids_of(reader: Path, name: str, length: int) -> torch.Tensor:
@@ -42,7 +42,7 @@ def shares(model: Any, ids: torch.Tensor, prompt: int) -> tuple[list[float], lis
                  for stats in (first, after))  # fmt: skip
 
 
-@pytest.mark.parametrize("select", ["random", "calibrated"])
+@pytest.mark.parametrize("select", ["random", "importance"])
 def test_rows_keep_their_share_in_any_text(recovered: Any, reader: Path, select: str) -> None:
     model, pruning = recovered("dynamic-m", "steps=8", sparsity=0.25, select=select)
     routers = pruning["recovery"]["routers"][0]
@@ -56,8 +56,8 @@ def test_rows_keep_their_share_in_any_text(recovered: Any, reader: Path, select:
 
 
 def test_a_trained_router_has_moved_and_has_the_dtype_of_the_model(recovered: Any) -> None:
-    still, _ = recovered("dynamic-m", "lr=1e-9", select="calibrated")
-    model, pruning = recovered("dynamic-m", select="calibrated")
+    still, _ = recovered("dynamic-m", "lr=1e-9", select="importance")
+    model, pruning = recovered("dynamic-m", select="importance")
     before = dict(still.named_parameters())
     routers = {n: p for n, p in model.named_parameters() if "router" in n}
     assert len(routers) == 16

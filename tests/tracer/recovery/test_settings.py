@@ -22,19 +22,20 @@ def test_words_and_mappings_say_the_same() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "problem"),
-    [("steps=0", "steps=.*0.* cannot be"), ("steps=-3", "cannot be"), ("steps=ten", "cannot be"),
-     ("steps=99999999999", "cannot be"), ("rank=4", "does not say how many steps"),
-     ("steps=5,rank=0", "rank=.*0.* cannot be"), ("steps=5,lr=0", "no learning rate"),
-     ("steps=5,lr=nan", "no learning rate"), ("steps=5,stpes=5", "has no 'stpes'"),
+    ("value", "problem"),
+    [("steps=0", "steps=.*0.* is invalid"), ("steps=-3", "is invalid"), ("steps=ten", "is invalid"),
+     ("steps=99999999999", "is invalid"), ("rank=4", "does not say how many steps"),
+     ("steps=5,rank=0", "rank=.*0.* is invalid"), ("steps=5,lr=0", "not a learning rate"),
+     ("steps=5,lr=nan", "not a learning rate"), ("steps=5,stpes=5", "has no 'stpes'"),
      ("steps=5,target=", "not KEY=VALUE"), ("steps=5,target=q++v", "names nothing"),
-     ("steps", "not KEY=VALUE"), ("steps=5,steps=6", "given twice"), ({"steps": True}, "cannot be"),
-     ({"steps": 5, "text": 3}, "no file"), ([1], "no training"), ({"steps": 5, "lr": []}, "rate"),
-     ({"steps": 2.5}, "cannot be"), ({"steps": 5, "length": 1}, "length=1 cannot be")],
+     ("steps", "not KEY=VALUE"), ("steps=5,steps=6", "given twice"),
+     ({"steps": True}, "is invalid"), ({"steps": 5, "text": 3}, "not a file"),
+     ([1], "not a training"), ({"steps": 5, "lr": []}, "rate"),
+     ({"steps": 2.5}, "is invalid"), ({"steps": 5, "length": 1}, "length=1 is invalid")],
 )  # fmt: skip
-def test_a_mistake_is_one_sentence(said: Any, problem: str) -> None:
+def test_a_mistake_is_one_sentence(value: Any, problem: str) -> None:
     with pytest.raises(PrunescopeError, match=problem) as error:
-        read_recovery(said)
+        read_recovery(value)
     assert error.value.hint
     assert "\n" not in error.value.problem
 

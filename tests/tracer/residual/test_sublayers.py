@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.tracer.residual.sublayers import RemovedSublayer, remove_sublayers, roots
+from prunescope.tracer.residual.sublayers import RemovedOutput, remove_sublayers, roots
 from tests.tracer.tiny_models import tiny_model
 
 pytestmark = pytest.mark.torch
@@ -58,14 +58,14 @@ def test_a_norm_that_serves_both_stays() -> None:
     remove_sublayers(pruned, {"attention": [0]})
     assert isinstance(pruned.transformer.h[0].input_layernorm, nn.LayerNorm)
     remove_sublayers(pruned, {"mlp": [0]})
-    assert type(pruned.transformer.h[0].input_layernorm).__name__ == "PassedBy"
+    assert type(pruned.transformer.h[0].input_layernorm).__name__ == "RemovedNorm"
 
 
 def test_norms_before_and_after_go_with_their_sublayer() -> None:
     pruned = copy.deepcopy(tiny_model("gemma2"))
     remove_sublayers(pruned, {"attention": [0]})
     kinds = {n: type(m).__name__ for n, m in pruned.model.layers[0].named_children()}
-    gone = {name for name, kind in kinds.items() if kind in ("PassedBy", "Removed")}
+    gone = {name for name, kind in kinds.items() if kind in ("RemovedNorm", "RemovedSublayer")}
     assert gone == {"self_attn", "input_layernorm", "post_attention_layernorm"}
 
 
@@ -82,7 +82,7 @@ def test_roots_are_the_topmost_modules() -> None:
 
 
 def test_absent_leaves_what_it_is_added_to() -> None:
-    stream, absent = torch.ones(2, 3), RemovedSublayer()
+    stream, absent = torch.ones(2, 3), RemovedOutput()
     for total in (stream + absent, absent + stream, torch.add(stream, absent)):
         assert total is stream
     assert nn.functional.dropout(absent, 0.1) is absent
@@ -99,5 +99,5 @@ def test_a_layer_without_the_sublayer_is_told() -> None:
     model = copy.deepcopy(tiny_model("llama"))
     model.model.layers[0].mlp = Layer()
     model.model.layers[0].add_module("mlp", None)
-    with pytest.raises(PrunescopeError, match="does not run as it is"):
+    with pytest.raises(PrunescopeError, match="does not run unchanged"):
         remove_sublayers(model, {"mlp": [0]})

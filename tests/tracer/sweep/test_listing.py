@@ -43,12 +43,12 @@ def test_what_another_process_is_at_runs_and_has_not_failed(tmp_path: Path) -> N
     folder.start(plan)
     folder.begin(plan.results[0])
     with folder.claimed((0, 1)):
-        found = summary(request)
+        found = summary(request, plan_of(request))
         assert [found["plan"][k] for k in ("running", "failed", "pending")] == [1, 0, 1]
         assert "1 running in another process" in shown(found) and "failed: " not in shown(found)
     with folder.claimed((1, 2)):  # another part: the process at the first one has died
-        assert summary(request)["plan"]["running"] == 0
-    found = summary(request)
+        assert summary(request, plan_of(request))["plan"]["running"] == 0
+    found = summary(request, plan_of(request))
     assert [found["plan"][k] for k in ("running", "failed", "pending")] == [0, 1, 1]
     assert "or died there" in shown(found)
 
@@ -76,7 +76,7 @@ def test_the_time_rests_on_the_best_of_peaks_that_other_work_made_slow(
             return measured(left.pop(0), reasons)
 
         monkeypatch.setattr(peaks, "measure_peaks", measure)
-        return summary(request, estimate=True)
+        return summary(request, plan_of(request), estimate=True)
 
     quiet = told([1.0], [])["plan"]
     assert quiet["seconds"] == quiet["seconds_most"] and quiet["peaks_measured"] == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,22 @@ import pytest
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import families
+from prunescope.taxonomy.option import options_of
 from prunescope.taxonomy.presets import preset_config
 from prunescope.taxonomy.run_blocks import MeasuredPeaks
 from prunescope.taxonomy.shape import ModelShape
+from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.sweep.config import presets, read_configs
-from prunescope.tracer.sweep.plan import SweepConfig, make_plan, read_shard, request_of, shard_of
+from prunescope.tracer.sweep.plan import (
+    VARIED,
+    Planned,
+    SweepConfig,
+    make_plan,
+    read_shard,
+    request_of,
+    shard_of,
+)
+from prunescope.tracer.sweep.state import SweepFolder
 from prunescope.tracer.sweep.sweep import SweepRequest, plan_of, sweep
 
 
@@ -63,7 +76,7 @@ def test_a_sweep_calibrates_every_family_that_can_be(tmp_path: Path) -> None:
     names = tuple(f.id for f in families() if f.cuts and not f.theory_alone)
     config = SweepConfig(
         model="tiny-llama", families=(*names, "static-m+kv-evict", "static-m+dynamic-depth"),
-        sparsities=(0.5,), phases=("prefill",), select="calibrated", text=tmp_path / "words.txt",
+        sparsities=(0.5,), phases=("prefill",), select="importance", text=tmp_path / "words.txt",
     )  # fmt: skip
     plan = make_plan([config], None)
     asked = {r.family: request_of(config, r, out=Path()) for r in plan.results}
@@ -74,18 +87,55 @@ def test_a_sweep_calibrates_every_family_that_can_be(tmp_path: Path) -> None:
     # What ranks by the input's own attention reads no text.
     by_input = {"dynamic-nk", "token-drop", "kv-evict"}
     assert {name for name, request in asked.items() if request.text is None} == drawn | by_input
-    assert set(plan.notes) == {f"{name}: chosen at random, not calibrated" for name in drawn}
+    assert set(plan.notes) == {f"{name}: chosen at random, not by importance" for name in drawn}
 
 
 def test_ways_that_a_family_has_not_are_named() -> None:
     """Layers can be removed one by one; channels of an MLP are ranked."""
     config = SweepConfig(
         model="tiny-llama", families=("static-m", "static-nk-mlp"), sparsities=(0.5,),
-        phases=("prefill",), select=("random", "calibrated", "greedy"),
+        phases=("prefill",), select=("random", "importance", "greedy"),
     )  # fmt: skip
     plan = make_plan([config], None)
     assert len(plan.results) == 5
-    assert plan.notes == ("static-nk-mlp: chosen random or calibrated, not greedy",)
+    assert plan.notes == ("static-nk-mlp: chosen at random or by importance, not greedily",)
+
+
+def test_a_stored_sweep_is_resumed_under_the_names_it_was_written_with(tmp_path: Path) -> None:
+    """Versions before 0.2 wrote `seatings` and `calibrated`, the latter in the ids of results."""
+    text = "model: tiny-llama\nfamilies: [static-m]\nselect: [{}, greedy]\n{}: 4\n"
+    old = config(tmp_path, text.format("calibrated", "seatings"))
+    (first, *_) = plan_of(SweepRequest(config=old, out=tmp_path / "new")).results
+    assert first.id.endswith("-importance")  # a sweep that begins now
+    stored = plan_of(SweepRequest(config=old, out=tmp_path / "s")).config.identity()
+    stored["select"] = ["calibrated", "greedy"]
+    stored["seatings"] = stored.pop("placements")
+    (tmp_path / "s" / "runs").mkdir(parents=True)
+    plan = {"config": stored, "notes": [], "results": []}
+    (tmp_path / "s" / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
+    for name in ("calibrated", "importance"):
+        request = SweepRequest(
+            config=config(tmp_path, text.format(name, "placements")), out=tmp_path / "s"
+        )
+        resumed = plan_of(request)
+        SweepFolder(request.folder).start(resumed)
+        (first, *_) = resumed.results
+        assert first.id == "static-m-s0.125-prefill-b1-p512-d0-calibrated"
+        assert first.key == "static-m-s0.125-d0-calibrated"
+        assert request_of(resumed.config, first, out=tmp_path).select == "importance"
+
+
+def test_every_option_that_varies_is_in_the_name_of_a_result() -> None:
+    options = {named.name: named.option for named in options_of(TraceRequest)}
+    assert set(VARIED) == {name for name, one in options.items() if one.in_name is not None}
+    assert set(VARIED.values()) <= {field.name for field in dataclasses.fields(Planned)}
+    listed = {one.option.lists for one in options_of(SweepConfig) if one.option.lists}
+    assert listed == set(VARIED) - {"select"}  # which is one, or several
+    identity = SweepConfig(model="a/m", families=("static-m",)).identity()
+    assert set(identity) == {
+        "model", "decode_steps", "select", "text", "other_text", "recover", "repeats", "steps",
+        "placements", "seed", "threads", "dtype", "tasks", "logits",
+    }  # fmt: skip
 
 
 def test_shards_are_disjoint_and_whole() -> None:
@@ -123,8 +173,8 @@ def test_a_folder_is_a_family_of_one_point(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("model: tiny-llama\n", "does not say families"),
-        ("families: [static-m]\n", "does not say model"),
+        ("model: tiny-llama\n", "has no families"),
+        ("families: [static-m]\n", "has no model"),
         ("model: tiny-llama\nfamilies: [static-m]\nbatchs: [1]\n", "unknown key 'batchs'"),
         ("model: tiny-llama\nfamilies: [static-q]\n", "static-q"),
         ("model: tiny-llama\nfamilies: [static-m]\nsparsities: [1.5]\n", "outside"),

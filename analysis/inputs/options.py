@@ -1,0 +1,177 @@
+"""The options of `analyze` and `compare`. Inert, and light: the command line imports it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Annotated
+
+from prunescope.taxonomy.option import (
+    MOST,
+    Bandwidth,
+    Engine,
+    Option,
+    Peaks,
+    Phase,
+    fill_missing,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a trace does not say of itself."""
+
+    sparsity: Annotated[
+        float | None,
+        Option(
+            help="Fraction of the model that was pruned, 0 <= S < 1; without it, the one that the "
+            "run recorded.",
+            metavar="S",
+        ),
+    ] = None
+    device: Annotated[
+        str | None,
+        Option(
+            help="GPU or CPU of the trace, by a name from `prunescope devices`; without it, the "
+            "one that the trace names.",
+            metavar="NAME",
+            complete="devices",
+        ),
+    ] = None
+    peaks: Peaks = field(default_factory=dict)
+    bandwidth: Bandwidth = None
+    phase_pattern: Annotated[
+        str | None,
+        Option(
+            help="Regular expression of the annotations (NVTX, record_function) that are steps; "
+            "without it, steps are found by their usual names.",
+            metavar="REGEX",
+        ),
+    ] = None
+    eager_trace: Annotated[
+        Path | str | None,
+        Option(
+            help="Eager trace of the same model, which names the ops of CUDA-graph replays; "
+            "without it, the one in the run folder.",
+            metavar="TRACE",
+        ),
+    ] = None
+    baseline_eager_trace: Annotated[
+        Path | str | None,
+        Option(help="Eager trace as --eager-trace, for the dense baseline.", metavar="TRACE"),
+    ] = None
+    hta: Annotated[
+        bool,
+        Option(help="Also run Holistic Trace Analysis, which takes about a minute per trace."),
+    ] = False
+    model: Annotated[
+        str | None,
+        Option(
+            help="Model config used to infer shapes that the trace did not record (preset, folder "
+            "or hub id); 'auto' suggests a preset.",
+            metavar="MODEL",
+        ),
+    ] = None
+    baseline_model: Annotated[
+        str | None,
+        Option(
+            help="Model config as --model, for the dense baseline; without it, that of --model.",
+            metavar="MODEL",
+        ),
+    ] = None
+    batch: Annotated[
+        int | None,
+        Option(
+            help="Number of sequences in a step of the trace; without it, inferred with --model.",
+            unit="sequences",
+            least=1,
+            most=MOST,
+        ),
+    ] = None
+    prompt_len: Annotated[
+        int | None,
+        Option(
+            help="Length of a prompt of the trace in tokens; without it, inferred with --model.",
+            unit="tokens",
+            least=1,
+            most=MOST,
+        ),
+    ] = None
+    context: Annotated[
+        int | None,
+        Option(
+            help="Number of keys that attention reads in a decode step; without it, inferred with "
+            "--model.",
+            unit="tokens",
+            least=1,
+            most=MOST,
+        ),
+    ] = None
+    phase: Annotated[
+        Phase | None,
+        Option(
+            help="Phase of the profiled steps: prefill or decode; without it, inferred from the "
+            "trace."
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        fill_missing(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Analysis(Options):
+    """Options with the baseline, and with who does the work."""
+
+    baseline: Annotated[
+        Path | str | None,
+        Option(
+            help="Run or trace of the dense model to compare with; without it, the dense run in "
+            "the folder of the subject.",
+            metavar="RUN|TRACE",
+        ),
+    ] = None
+    jobs: Annotated[
+        int | None,
+        Option(
+            help="Number of processes for the ranks or runs of a folder; without it, one per core.",
+            unit="processes",
+            least=1,
+        ),
+    ] = None
+    engine: Engine = "local"
+
+    @property
+    def options(self) -> Options:
+        """Those of a trace alone."""
+        return Options(**{f.name: getattr(self, f.name) for f in fields(Options)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnalyzeRequest(_Analysis):
+    """What `prunescope.analyze` takes."""
+
+    subject: Annotated[
+        Path | str,
+        Option(help="Run folder or Chrome trace to explain.", metavar="RUN|TRACE", argument=True),
+    ] = field(kw_only=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareRequest(_Analysis):
+    """What `prunescope.compare` and the command `analyze` take."""
+
+    subjects: Annotated[
+        Sequence[Path | str] | Path | str,
+        Option(
+            help="Run folders or Chrome traces; several, or a folder of runs, are compared.",
+            metavar="RUN|TRACE",
+            argument=True,
+            typed=list[Path],
+        ),
+    ] = field(kw_only=False)
+
+    @property
+    def paths(self) -> list[Path]:
+        """The subjects, at least one."""
+        given = [self.subjects] if isinstance(self.subjects, str | Path) else self.subjects
+        return [Path(subject) for subject in given]

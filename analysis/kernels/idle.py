@@ -1,0 +1,369 @@
+"""Why the device idles, and what the host does meanwhile: every ns of a gap has one cause.
+
+In: the kernels frame and its links. Out: columns `idle_*`, the parts of the gap before a row in ns
+(they sum to it); `cause`, the CAUSE of most of it (null without a gap); `host_activity`, the
+annotation, Python frame or long op that the host was in for half or more of its part of the gap,
+and `host_activity_ns`, how much of that part it covers; `host_ns` since the previous launch by any
+thread, without `host_blocked_ns`, the time in calls that copy or wait.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from prunescope.analysis.kernels.host_calls import (
+    COPY,
+    SYNC,
+    Mask,
+    blocking_calls,
+    blocking_copies,
+    first_of,
+    host_time,
+    is_op,
+    named,
+    runtime_calls,
+)
+from prunescope.analysis.ops.kind import MATMUL_KINDS, op_kind
+from prunescope.analysis.timeline.correlate import launch_of, taken
+from prunescope.analysis.timeline.engines import engine_step
+from prunescope.analysis.timeline.intervals import Spans, cover
+from prunescope.analysis.timeline.link import Linked
+from prunescope.analysis.timeline.steps import OWN_PREFIX
+from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.load import NONE, Ints
+
+CAUSES = ("host", "sync", "memcpy", "blocked", "device", "unknown", "other_step")
+# What the launching thread did in a gap, or why it does not matter; and whose time that is.
+PARTS = {
+    "memcpy": "memcpy", "copy_launch": "memcpy", "sync": "sync", "launch": "host",
+    "computed": "host", "op": "host", "nothing": "host", "blocked": "blocked", "device": "device",
+    "replay": "unknown", "unknown": "unknown", "other_step": "other_step",
+}  # fmt: skip
+_LAUNCHED = 1_000_000  # ns from the end of a launch, by when an idle device has begun with it
+_BETWEEN_OPS = 1_000_000  # ns of Python between two ops: more is other work
+_PRODUCTS = (*MATMUL_KINDS, "attention", "conv")
+
+
+def add_waits(frame: pl.DataFrame, trace: Trace, linked: Linked) -> pl.DataFrame:
+    """Add the columns above. A gap is divided in this order:
+
+    `other_step` is the part in which the device ran what a later step had launched ahead.
+
+    If the launch began after the device had run out of work (the gap starved), the time up to the
+    end of the launch is what the launching thread did: a copy call that blocks (`memcpy`) or
+    returns at once (`copy_launch`), a call that waits for the device (`sync`), another runtime call
+    (`launch`), a matrix product on the host (`computed`), another `op`, or `nothing` recorded. The
+    rest is `launch`, or `blocked` where it is longer than any launch takes: its stream waited.
+
+    If it was launched in time, the gap is the `device`'s, or `blocked` where it is that long. A gap
+    that long within one graph replay is `replay`: the trace lacks what ran there, or it is a host
+    node. In such a trace one that long before the first event of a replay is `unknown`.
+
+    A gap without a known launch is `unknown`, unless its op ended in time. On a host trace every
+    gap is dispatch (`op`).
+    """
+    gap, none = linked.gap, np.zeros_like(linked.gap)
+    parts = dict.fromkeys(PARTS, none)
+    calls = blocking_calls(trace)
+    host_ns = blocked_ns = np.full(len(gap), NONE)
+    if trace.on_device:
+        launch = launch_of(trace, linked.event)
+        late = linked.starved & (launch >= 0) & (gap > 0)
+        no_launch = (gap > 0) & (launch < 0) & ~_op_in_time(linked, trace)
+        ran = _in_gaps(linked, trace)
+        other = ran.spent(linked.start) - ran.spent(linked.start - gap)
+        idle = gap - other
+        parts = {**parts, **_of_threads(linked, trace, launch, late, ran), "other_step": other}
+        parts["unknown"] = np.where(no_launch, idle, 0)
+        waits = ~(late | no_launch) & (idle > _LAUNCHED)
+        inside = waits & _within_replay(linked, launch)
+        begins = waits & ~inside & linked.replayed & inside.any()
+        parts["replay"] = np.where(inside, idle, 0)
+        parts["unknown"] += np.where(begins, idle, 0)
+        parts["blocked"] = parts["blocked"] + np.where(waits & ~inside & ~begins, idle, 0)
+        parts["device"] = np.where(late | no_launch | waits, 0, idle)
+        host_ns, blocked_ns = host_time(linked, launch >= 0, calls)
+    else:
+        parts["op"] = gap
+    late_host = sum((parts[name] for name, cause in PARTS.items() if cause == "host"), none)
+    activities: list[str | None] = [None] * len(gap)
+    covered = none
+    if trace.on_device:
+        activities, covered = host_activities(trace, linked, late_host, calls)
+    return frame.with_columns(
+        *(pl.Series(f"idle_{name}", ns) for name, ns in parts.items()),
+        cause=pl.Series(_main_causes(parts, gap), dtype=pl.String),
+        host_activity=pl.Series(activities, dtype=pl.String),
+        host_activity_ns=pl.Series(covered),
+        host_ns=pl.Series(host_ns),
+        host_blocked_ns=pl.Series(blocked_ns),
+    ).with_columns(
+        pl.when(pl.col(name) >= 0).then(name).alias(name) for name in ("host_ns", "host_blocked_ns")
+    )
+
+
+def dispatch() -> pl.Expr:
+    """The host's part of a gap that a CUDA graph could spare, ns: not what the host computed
+    itself, and nothing of gaps in a data loader, or in which the host ran no op and made no call
+    for longer than between two ops of a model."""
+    loads = pl.col("host_activity").str.contains(LOADER).fill_null(value=False)
+    spared = loads.not_() & (pl.col("idle_nothing") <= _BETWEEN_OPS)
+    return pl.when(spared).then(host() - pl.col("idle_computed")).otherwise(0)
+
+
+def host() -> pl.Expr:
+    """The host's part of a gap, ns."""
+    return pl.sum_horizontal(f"idle_{name}" for name, cause in PARTS.items() if cause == "host")
+
+
+def host_late(frame: pl.DataFrame) -> tuple[int, int]:
+    """Idle time of a late host, ns of all steps: in dispatch, and in other work."""
+    late, spared = frame.select(host().sum(), dispatch().sum().alias("dispatch")).row(0)
+    return spared, late - spared
+
+
+def cause_sums(frame: pl.DataFrame) -> dict[str, int]:
+    """Idle time of a frame by cause, ns of all its steps."""
+    sums = dict.fromkeys(CAUSES, 0)
+    for name, cause in PARTS.items():
+        sums[cause] += int(frame[f"idle_{name}"].sum())
+    return sums
+
+
+def _main_causes(parts: dict[str, Ints], gap: Ints) -> list[str | None]:
+    """The cause of most of each gap; None without a gap."""
+    sums = {cause: np.zeros_like(gap) for cause in CAUSES}
+    for name, cause in PARTS.items():
+        sums[cause] = sums[cause] + parts[name]
+    if not len(gap):
+        return []
+    first = np.argmax(np.stack([sums[cause] for cause in CAUSES]), axis=0)
+    return [
+        CAUSES[i] if ns > 0 else None for i, ns in zip(first.tolist(), gap.tolist(), strict=True)
+    ]
+
+
+def _op_in_time(linked: Linked, trace: Trace) -> Mask:
+    """Rows whose op ended before the device ran out of work: so did their launch."""
+    end = taken(trace.ops["ts"], linked.op) + taken(trace.ops["dur"], linked.op, absent=0)
+    return np.asarray((linked.op >= 0) & (end <= linked.start - linked.gap))
+
+
+def _within_replay(linked: Linked, launch: Ints) -> Mask:
+    """Rows after the first of their graph launch, whatever else ran between."""
+    return ~first_of(launch) & linked.replayed & (launch >= 0)
+
+
+def _in_gaps(linked: Linked, trace: Trace) -> Spans:
+    """What the device ran in gaps: work of later steps, since the gaps of a step begin after all
+    work of earlier ones and of none."""
+    gaps = Spans.of(linked.start - linked.gap, linked.start)
+    begin, end = trace.device["ts"], trace.device["ts"] + trace.device["dur"]
+    inside = gaps.spent(end) > gaps.spent(begin)
+    return Spans.of(begin[inside], end[inside])
+
+
+def _of_threads(
+    linked: Linked, trace: Trace, launch: Ints, late: Mask, ran: Spans
+) -> dict[str, Ints]:
+    """The parts of starved gaps that are due to the launching threads and to the streams, without
+    what the device `ran` then."""
+    begin = linked.start - linked.gap
+    end = taken(trace.launches["ts"] + trace.launches["dur"], launch)
+    until = np.clip(end, begin, linked.start)
+    rest = linked.start - until - (ran.spent(linked.start) - ran.spent(until))
+    out = {
+        name: np.zeros_like(linked.gap)
+        for name in (
+            "memcpy",
+            "sync",
+            "copy_launch",
+            "launch",
+            "computed",
+            "op",
+            "nothing",
+            "blocked",
+        )
+    }
+    for thread in np.unique(linked.thread[late]):
+        rows = np.flatnonzero(late & (linked.thread == thread))
+        below = ran.spent(until[rows]) - ran.spent(begin[rows])
+        for name, spans in _layers(trace, int(thread), linked.op, ran):
+            spent = spans.spent(until[rows]) - spans.spent(begin[rows])
+            out[name][rows] += spent - below
+            below = spent
+        out["nothing"][rows] = until[rows] - begin[rows] - below
+    waits = late & (rest > _LAUNCHED)
+    out["blocked"][waits] = rest[waits]
+    out["launch"][late & ~waits] += rest[late & ~waits]
+    return out
+
+
+def _layers(trace: Trace, thread: int, launching: Ints, ran: Spans) -> list[tuple[str, Spans]]:
+    """What a thread was in, each together with all before it in the list and with `ran`, so that an
+    instant inside several counts for the first. `launching`: ops known to have launched work."""
+    ops, calls = trace.ops, runtime_calls(trace)
+    rows = np.flatnonzero(calls["thread"] == thread)
+    called = calls["name"][rows]
+    copy, sync = (named(trace, called, pattern) for pattern in (COPY, SYNC))
+    blocks = blocking_copies(trace, calls)[rows]
+    begin, end = calls["ts"][rows], calls["ts"][rows] + calls["dur"][rows]
+    inside = np.flatnonzero((ops["thread"] == thread) & is_op(trace)[ops["name"]])
+    products = _computed(trace, inside, begin, launching)
+
+    def joined(called: Mask, rows: Ints) -> Spans:
+        """These calls and ops, and what the device ran."""
+        at = ops["ts"][rows]
+        return Spans.of(
+            np.concatenate([ran.begin, begin[called], at]),
+            np.concatenate([ran.end, end[called], at + ops["dur"][rows]]),
+        )
+
+    none = inside[:0]
+    return [
+        ("memcpy", joined(blocks, none)),
+        ("copy_launch", joined(copy, none)),
+        ("sync", joined(copy | sync, none)),
+        ("launch", joined(copy | True, none)),
+        ("computed", joined(copy | True, products)),
+        ("op", joined(copy | True, inside)),
+    ]
+
+
+def _computed(trace: Trace, rows: Ints, calls: Ints, launching: Ints) -> Ints:
+    """The matrix products among the ops `rows` of a thread that the host ran itself: nothing was
+    launched inside, by calls, links and ids, and no operand is empty. `calls`: when the thread made
+    calls."""
+    ops = trace.ops
+    names = np.unique(ops["name"][rows]).tolist()
+    products = [i for i in names if op_kind(trace.names[i], None) in _PRODUCTS]
+    found = _without(ops, rows[np.isin(ops["name"][rows], products)], calls)
+    if not len(found):
+        return found
+    empty = [i for i, call in enumerate(trace.calls) if any(_is_empty(s) for s in call.shapes)]
+    known = np.isin(rows, launching) | np.isin(ops["external"][rows], _ids(trace))
+    found = found[~np.isin(ops["call"][found], empty)]
+    return _without(ops, found, ops["ts"][rows[known]])
+
+
+def _without(ops: dict[str, Ints], rows: Ints, at: Ints) -> Ints:
+    """The ops among `rows` within which none of the times `at` lies."""
+    at = np.sort(at)
+    begin = ops["ts"][rows]
+    end = begin + ops["dur"][rows]
+    return np.asarray(rows[np.searchsorted(at, begin) == np.searchsorted(at, end)])
+
+
+def _is_empty(shape: Any) -> bool:
+    return isinstance(shape, tuple) and 0 in shape
+
+
+def _ids(trace: Trace) -> Ints:
+    """External ids of the ops that device events name."""
+    ids = np.unique(trace.device["external"])
+    return np.asarray(ids[ids > 0])
+
+
+LOADER = r"(?i)data_?loader|__next__"  # names of what waits for the next batch
+_LOADER = re.compile(LOADER)
+Table = dict[str, Ints]
+_MOST = 100  # gaps that are looked at, the longest first
+_LEAST = 20_000  # ns: shorter gaps lie between two launches of one op
+_STEP = re.compile(r"ProfilerStep#\d+$")
+_FRAME = re.compile(r"^(?:.*/)?([^/]+)\((\d+)\): (.+)$")
+_ADDRESS = re.compile(r" (?:object )?at 0x[0-9a-f]+")
+_ENOUGH = 0.5  # of the host's part of a gap
+_LONG_OP = 1_000_000  # ns: no op takes so long to dispatch
+
+
+def host_activities(
+    trace: Trace, linked: Linked, host: Ints, blocks: Table
+) -> tuple[list[str | None], Ints]:
+    """The innermost annotation, Python frame or long op that covers at least half of the host's
+    part of each gap, on the launching thread, else on any; and how much of that part it covers, ns.
+    Inside a data loader it is the loader, with what is innermost in it unless that is an op. Not
+    counted are annotations of steps, ops that hold one of `blocks` (calls that copy or wait), and
+    time in `blocks`. None for short gaps, and for all but the longest."""
+    out: list[str | None] = [None] * len(host)
+    within = np.zeros_like(host)
+    order = np.argsort(-host, kind="stable")[:_MOST]
+    rows = order[host[order] >= _LEAST]
+    if not len(rows):
+        return out, within
+    begin, end, thread, names = _spans(trace, blocks)
+    is_op = np.array(["::" in name for name in names], bool)
+    loads = np.array([_LOADER.search(name) is not None for name in names], bool)
+    for row in rows.tolist():
+        first = linked.start[row] - linked.gap[row]
+        shared = np.minimum(end, linked.start[row]) - np.maximum(begin, first)
+        near = np.flatnonzero(shared >= _ENOUGH * host[row])
+        launching = near[thread[near] == linked.thread[row]]
+        found = launching if len(launching) else near
+        loading = found[loads[found] & ~is_op[found]]
+        if len(found):
+            inner = int(found[np.argmin(end[found] - begin[found])])
+            span = int(loading[np.argmin((end - begin)[loading])]) if len(loading) else inner
+            nested = span != inner and not is_op[inner]
+            out[row] = f"{names[span]}: {names[inner]}" if nested else names[span]
+            since, until = max(int(begin[span]), first), min(int(end[span]), int(linked.start[row]))
+            blocked = _blocked(blocks, int(linked.thread[row]), since, until)
+            within[row] = min(int(shared[span]) - blocked, int(host[row]))
+    return out, within
+
+
+def _blocked(blocks: Table, thread: int, begin: int, end: int) -> int:
+    """For how much of a span of time a thread is in calls that copy or wait, ns."""
+    at = blocks["ts"]
+    own = (blocks["thread"] == thread) & (at < end) & (at + blocks["dur"] > begin)
+    rows = np.flatnonzero(own)[np.argsort(at[own], kind="stable")]
+    until = np.minimum(at + blocks["dur"], end)[rows]
+    return int(cover(at[rows], until, begin)[0].sum())
+
+
+def _spans(trace: Trace, blocks: Table) -> tuple[Ints, Ints, Ints, list[str]]:
+    """Annotations (also those that older profilers wrote among the ops), frames and long ops:
+    begin, end, thread and name."""
+    shown = [_label(name) for name in trace.names]
+    is_annotation = np.array(["#" in name and "::" not in name for name in trace.names], bool)
+    tables = [
+        (trace.annotations, np.arange(len(trace.annotations["ts"]))),
+        (trace.frames, np.arange(len(trace.frames["ts"]))),
+        (
+            trace.ops,
+            np.flatnonzero(is_annotation[trace.ops["name"]] | _long_ops(trace.ops, blocks)),
+        ),
+    ]
+    tables = [
+        (table, rows[[shown[i] is not None for i in table["name"][rows]]] if len(rows) else rows)
+        for table, rows in tables
+    ]
+    begin = np.concatenate([table["ts"][rows] for table, rows in tables])
+    end = begin + np.concatenate([table["dur"][rows] for table, rows in tables])
+    thread = np.concatenate([table["thread"][rows] for table, rows in tables])
+    names = [shown[i] or "" for table, rows in tables for i in table["name"][rows].tolist()]
+    return begin, end, thread, names
+
+
+def _long_ops(ops: Table, blocks: Table) -> NDArray[np.bool_]:
+    """Ops that the host itself was long in, with no call inside that copies or waits."""
+    long = ops["dur"] >= _LONG_OP
+    for thread in np.unique(ops["thread"][long]):
+        rows = np.flatnonzero(long & (ops["thread"] == thread))
+        at = np.sort(blocks["ts"][blocks["thread"] == thread])
+        begin = ops["ts"][rows]
+        blocks_inside = np.searchsorted(at, begin + ops["dur"][rows]) > np.searchsorted(at, begin)
+        long[rows[blocks_inside]] = False
+    return long
+
+
+def _label(name: str) -> str | None:
+    """The name to show for a span; None for a step."""
+    if _STEP.search(name) or name.startswith(OWN_PREFIX) or engine_step(name) is not None:
+        return None
+    frame = _FRAME.match(name := _ADDRESS.sub("", name))
+    return name if frame is None else f"{frame[1]}: {frame[3]}"

@@ -1,0 +1,249 @@
+"""What a device can do at most: FLOP/s by dtype, byte/s, and the time of the shortest kernel.
+
+In: the device table, the peaks that `trace` and `calibrate` measured, peaks of the command line.
+Out: `Peaks`, with their source and what makes them doubtful.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from prunescope.analysis.device.hardware import Device
+from prunescope.analysis.schema.sides import DeviceRates, DeviceUsed, PeakRates, PeakTaken
+from prunescope.taxonomy.run_blocks import (
+    CalibratedDevice,
+    DeviceEntry,
+    MeasuredPeaks,
+    MeasuredRates,
+)
+
+BANDWIDTH = "bandwidth"
+APART = 1.2  # times: how far two measurements of one peak may differ
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """Peaks of a device: FLOP/s by dtype (dense), byte/s, and the floor of one kernel (ns).
+
+    `measured`: whether they were measured on the device; `sheet`: the data sheet's rates, where
+    they are known. `sm`: multiprocessors, None on a CPU.
+    """
+
+    name: str
+    flop_per_s: dict[str, float]
+    byte_per_s: float | None
+    source: str
+    measured: bool = False
+    floor_ns: float | None = None
+    sm: int | None = None
+    device: Device | None = None
+    sheet: DeviceRates | None = None
+    # By dtype and "bandwidth": the measurements behind a peak, where `trace` kept them.
+    taken: dict[str, PeakTaken] = field(default_factory=dict)
+    # What disturbed every measurement of the rates; empty where one was undisturbed.
+    disturbed: tuple[str, ...] = ()
+
+    @property
+    def link_byte_per_s(self) -> float | None:
+        """Bandwidth between host and device, in one direction."""
+        return self.device.link_byte_per_s if self.device else None
+
+    def as_json(self) -> DeviceUsed:
+        """The `device` object of the report."""
+        used = DeviceUsed(
+            name=self.name,
+            peaks=PeakRates(
+                dense_flop_per_s=self.flop_per_s,
+                byte_per_s=self.byte_per_s,
+                kernel_floor_ns=self.floor_ns,
+            ),
+            source=self.source,
+            measured=self.measured,
+            sheet=self.sheet,
+        )
+        return {**used, "taken": self.taken} if self.taken else used
+
+    def caveats(self) -> list[str]:
+        """Peaks that two measurements give further apart than they may be, and peaks of which no
+        measurement was quiet."""
+        messages = [
+            f"the {name} peak was measured as {rate_text(before, name)} before the capture and "
+            f"{rate_text(after, name)} after it: something else ran, or the clock fell; bounds use "
+            f"{_USED[taken['used']]}"
+            for name, taken in self.taken.items()
+            if (before := taken["before"]) and (after := taken["after"])
+            if max(before, after) > APART * min(before, after)
+        ]
+        messages += [
+            f"the {name} peak is {rate_text(rates[name], name)} by `prunescope calibrate`, and was "
+            f"at most {rate_text(most, name)} around this capture: the device was slower then, or "
+            "the calibration is of another time; shares of bounds may be too low"
+            for name, taken in self.taken.items()
+            if taken["used"] == "calibrated"
+            and (most := max(taken["before"] or 0, taken["after"] or 0))
+            if (rates := {**self.flop_per_s, BANDWIDTH: self.byte_per_s or 0.0})[name]
+            > APART * most
+        ]
+        if self.disturbed:
+            messages.append(
+                f"every measurement of the peaks was disturbed ({', '.join(self.disturbed)}): they "
+                "may be too low, and shares of a bound too high"
+            )
+        return messages
+
+
+def rate_text(per_s: float, name: str) -> str:
+    """A peak with its unit: "989 TFLOP/s", or of the bandwidth "3.35e+03 GB/s"."""
+    if name == BANDWIDTH:
+        return f"{per_s / 1e9:.3g} GB/s"
+    return f"{per_s / 1e12:.3g} TFLOP/s"
+
+
+def sheet_peaks(device: Device) -> Peaks:
+    """Peaks from the device table."""
+    return Peaks(
+        name=device.name,
+        flop_per_s=dict(device.dense_flop_per_s),
+        byte_per_s=device.byte_per_s,
+        source=device.source,
+        sm=device.sm,
+        device=device,
+        sheet=_of_sheet(device),
+    )
+
+
+_USED = {
+    "before": "the higher one",
+    "after": "the higher one",
+    "reached": "what a product of the run reached",
+    "calibrated": "what `prunescope calibrate` measured",
+    "given": "the one that was given",
+}
+
+
+def _of_sheet(device: Device) -> DeviceRates:
+    return DeviceRates(dense_flop_per_s=dict(device.dense_flop_per_s), byte_per_s=device.byte_per_s)
+
+
+def run_peaks(device: DeviceEntry, sheet: Device | None) -> Peaks | None:
+    """Peaks that `trace` measured and kept in run.json, or those of `calibrate` with as many
+    threads where they are higher; None where `trace` measured none.
+
+    A peak is a ceiling: what disturbs a measurement lowers it.
+    """
+    peaks = device.peaks
+    if peaks is None:
+        return None
+    rates, floor = _rates_of(peaks), peaks.kernel_floor_ns
+    if not rates:
+        return None
+    source = "measured on this device by `prunescope trace`"
+    taken = _taken(peaks)
+    raised = [name for name, one in taken.items() if one["used"] == "reached"]
+    rates |= {name: taken[name]["reached"] or 0.0 for name in raised}
+    if raised:
+        source += f" ({', '.join(raised)} raised to what a product of this run reached)"
+    calibrated = _calibrated(device.calibration, peaks.threads)
+    higher: set[str] = set()
+    if calibrated:
+        source += " and `prunescope calibrate`"
+        higher = {name for name, rate in calibrated.items() if rate > rates.get(name, 0.0)}
+        rates |= {name: calibrated[name] for name in higher}
+        taken |= {name: {**taken[name], "used": "calibrated"} for name in higher & set(taken)}
+    disturbed = (
+        _calibration_disturbed(device) if higher.issuperset(rates) else _run_disturbed(peaks)
+    )
+    byte_per_s = rates.pop(BANDWIDTH, None)
+    return Peaks(
+        name=sheet.name if sheet else device.name or "unnamed",
+        flop_per_s=rates,
+        byte_per_s=byte_per_s,
+        source=source,
+        measured=True,
+        floor_ns=floor if _positive(floor) else None,
+        sm=sheet.sm if sheet else None,
+        device=sheet,
+        sheet=None if sheet is None else _of_sheet(sheet),
+        taken=taken,
+        disturbed=disturbed,
+    )
+
+
+def _taken(peaks: MeasuredPeaks) -> dict[str, PeakTaken]:
+    """The measurements behind each peak: before and after the capture, and what a product of that
+    dtype reached in the run, below which no compute peak lies. Bandwidth is not raised this way:
+    caches are faster. Empty for a run that kept one measurement only."""
+    before, after = _rates_of(peaks.before), _rates_of(peaks.after)
+    reached = {k: v for k, v in (peaks.reached or {}).items() if _positive(v)}
+    known = _rates_of(peaks)
+    out: dict[str, PeakTaken] = {}
+    for name, best in known.items():
+        rates = before.get(name), after.get(name), reached.get(name)
+        if rates == (None, None, None):
+            continue
+        used = "before" if rates[0] == best else "after" if rates[1] == best else "given"
+        used = "reached" if (rates[2] or 0.0) > best else used
+        out[name] = PeakTaken(before=rates[0], after=rates[1], reached=rates[2], used=used)
+    return out
+
+
+def _run_disturbed(peaks: MeasuredPeaks) -> tuple[str, ...]:
+    """What disturbed the peaks of a run. A disturbance lowers a rate, so the better of two
+    measurements is doubtful only where both were disturbed."""
+    before, after = peaks.before, peaks.after
+    if before is None or after is None:
+        return tuple(peaks.disturbed)
+    both = before.disturbed and after.disturbed
+    return tuple(dict.fromkeys([*before.disturbed, *after.disturbed])) if both else ()
+
+
+def _calibration_disturbed(device: DeviceEntry) -> tuple[str, ...]:
+    """What disturbed a calibration whose rates are used."""
+    measured = device.calibration.measured if device.calibration else None
+    return tuple(measured.disturbed) if measured else ()
+
+
+def _rates_of(peaks: MeasuredPeaks | MeasuredRates | CalibratedDevice | None) -> dict[str, float]:
+    """Compute peaks by dtype and the bandwidth of one measurement."""
+    if peaks is None:
+        return {}
+    every = {**peaks.dense_flop_per_s, BANDWIDTH: peaks.byte_per_s}
+    return {
+        name: float(rate) for name, rate in every.items() if rate is not None and _positive(rate)
+    }
+
+
+def _calibrated(entry: CalibratedDevice | None, threads: int | None) -> dict[str, float]:
+    """Rates that `calibrate` found with as many threads; none where it did not."""
+    if entry is None or entry.measured is None or entry.measured.threads != threads:
+        return {}
+    return _rates_of(entry)
+
+
+def override(
+    peaks: Peaks | None, *, flop_per_s: dict[str, float], byte_per_s: float | None
+) -> Peaks | None:
+    """`peaks` with each number that was given on the command line in its place."""
+    if not flop_per_s and byte_per_s is None:
+        return peaks
+    base = peaks or Peaks(name="given", flop_per_s={}, byte_per_s=None, source="")
+    given = [*flop_per_s, *([BANDWIDTH] if byte_per_s else [])]
+    taken = dict(base.taken)
+    taken |= {name: {**taken[name], "used": "given"} for name in given if name in taken}
+    return Peaks(
+        name=base.name,
+        flop_per_s={**base.flop_per_s, **flop_per_s},
+        byte_per_s=byte_per_s or base.byte_per_s,
+        source=f"{base.source}; {', '.join(given)} given on the command line".removeprefix("; "),
+        measured=base.measured,
+        floor_ns=base.floor_ns,
+        sm=base.sm,
+        device=base.device,
+        sheet=base.sheet,
+        taken=taken,
+        disturbed=() if {*base.flop_per_s, BANDWIDTH}.issubset(given) else base.disturbed,
+    )
+
+
+def _positive(value: float | None) -> bool:
+    return value is not None and 0 < value < 1e30

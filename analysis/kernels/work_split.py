@@ -1,0 +1,191 @@
+"""Divides the work of an op among its kernels: those of the op's kind, in proportion to their time.
+
+In: the kernels frame with kinds, and the works of the calls. Out: columns `primary`,
+`carries_work`, `parts`, `flop`, `bytes`, `dtype`, `modelled`. FLOP and bytes; null is unknown.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import polars as pl
+
+from prunescope.analysis.device.cores import multiplied_in
+from prunescope.analysis.kernels.role import GEMM_KINDS, POINTWISE
+from prunescope.analysis.ops.kind import op_kind
+from prunescope.analysis.ops.work import OpCall, Work
+from prunescope.analysis.timeline.link import Linked
+from prunescope.taxonomy.dtypes import dtype, itemsize
+
+# A list of tensors has no format in a trace; the kernel that reads it names one, or its width.
+_OF_A_LIST = ("aten::cat", "aten::_cat", "aten::concat", "aten::stack")
+_MOVES = {1: "copy", 2: "fill"}  # categories of device events
+# M: pageable memory, on XPUs.
+_CROSSES = r"HtoD|DtoH|HostToDevice|DeviceToHost|^Memcpy (?:[HM]2D|D2[HM])"
+_BETWEEN = r"PtoP|Peer"
+_WIDTH = re.compile(
+    r"CatArray\w*<(?:at::native::\(anonymous namespace\)::)?"
+    r"(?:OpaqueType<(\d{1,2})|([\w:]+(?: \w+)?)[,>])"
+)
+
+
+def add_work(
+    frame: pl.DataFrame,
+    linked: Linked,
+    calls: list[OpCall],
+    works: list[Work | None],
+    *,
+    copied: np.ndarray | None = None,
+) -> pl.DataFrame:
+    """The columns above. `copied`: bytes of each row's copy or fill as the profiler recorded them,
+    -1 for none. The work of an op goes to its kernels of the op's kind (`carries_work`: a
+    GEMM may be several kernels, each with a share by duration), else to its longest kernel.
+    `primary` is the longest of them, `parts` their number. Auxiliary kernels have time, no work."""
+    frame = frame.with_columns(
+        carries_work=_is_of_op_kind(frame, calls, works),
+        _repeated=pl.Series(_repeated(frame, linked, works)),
+    )
+    instance = ("step", "instance")
+    frame = frame.with_columns(primary=pl.Series(_longest(frame)) & ~pl.col("_repeated"))
+    carries = (pl.col("carries_work") | pl.col("primary")) & ~pl.col("_repeated")
+    frame = frame.with_columns(carries_work=carries)
+    frame = frame.with_columns(parts=pl.col("carries_work").sum().over(instance))
+    frame = frame.join(_table(works), on="call", how="left", maintain_order="left")
+    took = pl.col("duration").filter("carries_work").sum().over(instance)
+    share = (
+        pl.when(pl.col("parts") == 1)
+        .then(1.0)
+        .when(took > 0)
+        .then(pl.col("duration") / took)
+        .otherwise(1.0 / pl.col("parts"))
+    )
+    return (
+        frame.with_columns(
+            pl.when("carries_work").then(pl.col("flop") * share).alias("flop"),
+            pl.when("carries_work")
+            .then(pl.col("bytes") * share * _width(frame, calls))
+            .alias("bytes"),
+            dtype=multiplied_in(pl.col("name"), pl.col("dtype")),
+            modelled=pl.col("modelled").fill_null(value=False),
+        )
+        .pipe(_add_copies, copied)
+        .drop("_repeated")
+    )
+
+
+def _longest(frame: pl.DataFrame) -> np.ndarray:
+    """One row of each instance: one that carries its work, else no copy or fill, else the longest,
+    else the first. By numpy: a rank over structs takes ten times as long."""
+    moves = frame["kind"].is_in(["memset", "memcpy"])
+    rows = frame.select("step", "instance", "carries_work", "busy", "start").to_dict()
+    step, instance, carries, busy, start = (rows[name].to_numpy() for name in rows)
+    order = np.lexsort((start, -busy, moves.to_numpy(), ~carries, instance, step))
+    first = np.ones(len(order), bool)
+    first[1:] = (np.diff(step[order]) != 0) | (np.diff(instance[order]) != 0)
+    out = np.zeros(len(order), bool)
+    out[order[first]] = True
+    return out
+
+
+def crosses_link(name: str) -> bool:
+    """Whether a copy of that name goes over the link between host and device."""
+    return re.search(_CROSSES, name) is not None
+
+
+def _add_copies(frame: pl.DataFrame, copied: np.ndarray | None) -> pl.DataFrame:
+    """Bytes of copies and fills as they were recorded, and `crosses`: whether a copy goes over the
+    link between host and device. One inside the device reads and writes its memory; one between
+    devices goes over links of which a trace says nothing."""
+    kind = pl.col("category").replace_strict(_MOVES, default=None, return_dtype=pl.String)
+    name = pl.col("name").fill_null("")
+    crosses = ((kind == "copy") & name.str.contains(_CROSSES)).fill_null(value=False)
+    if copied is None:
+        return frame.with_columns(crosses=crosses)
+    size = pl.Series("_size", copied)
+    is_known = ((size >= 0) & kind.is_not_null() & pl.col("carries_work")).fill_null(value=False)
+    between = (kind == "copy") & name.str.contains(_BETWEEN)
+    times = pl.when(crosses | (kind == "fill")).then(1).otherwise(2)
+    moved = pl.when(between.not_()).then(size * times).cast(pl.Float64)
+    return frame.with_columns(
+        crosses=crosses,
+        flop=pl.when(is_known).then(0.0).otherwise("flop"),
+        bytes=pl.when(is_known).then(moved).otherwise("bytes"),
+        modelled=pl.when(is_known).then(between.not_()).otherwise("modelled"),
+    )
+
+
+def _table(works: list[Work | None]) -> pl.DataFrame:
+    return pl.DataFrame(
+        {
+            "call": list(range(len(works))),
+            "flop": [None if w is None else w.flop for w in works],
+            "bytes": [None if w is None else w.bytes for w in works],
+            "dtype": [None if w is None else w.dtype for w in works],
+            "modelled": [w is not None and w.bytes is not None for w in works],
+        },
+        schema={
+            "call": pl.Int64,
+            "flop": pl.Float64,
+            "bytes": pl.Float64,
+            "dtype": pl.String,
+            "modelled": pl.Boolean,
+        },
+    )
+
+
+def _is_of_op_kind(frame: pl.DataFrame, calls: list[OpCall], works: list[Work | None]) -> pl.Series:
+    """Rows whose kind is that of their op; none of an op whose kind is not known."""
+    kinds = [
+        work.kind
+        if work is not None and not call.name.startswith("triton_")
+        else op_kind(call.name, None)
+        for call, work in zip(calls, works, strict=True)
+    ]
+    of_call = pl.Series([None if k == "unknown" else _alike(k) for k in kinds], dtype=pl.String)
+    distinct = frame["kind"].unique().to_list()
+    of_row = frame["kind"].replace_strict(distinct, [_alike(kind) for kind in distinct])
+    return (of_call.gather(frame["call"]) == of_row).fill_null(value=False)
+
+
+def _width(frame: pl.DataFrame, calls: list[OpCall]) -> pl.Expr:
+    """Factor from the element size that a list of tensors was taken to have to that which the
+    kernel's name states; 1 where it states none."""
+    lists = [i for i, call in enumerate(calls) if call.name in _OF_A_LIST]
+    if not lists:
+        return pl.lit(1.0)
+    found: dict[tuple[int, str], float] = {}
+    rows = frame.filter(pl.col("call").is_in(lists) & pl.col("name").is_not_null())
+    for call, name in rows.select("call", "name").unique().iter_rows():
+        taken = itemsize(dtype(calls[call].dtypes[0])) if calls[call].dtypes else None
+        is_known = _named_itemsize(name)
+        if taken and is_known:
+            found[call, name] = is_known / taken
+    keys = zip(frame["call"].to_list(), frame["name"].to_list(), strict=True)
+    return pl.lit(pl.Series([found.get(key, 1.0) for key in keys], dtype=pl.Float64))
+
+
+def _named_itemsize(name: str) -> float | None:
+    match = _WIDTH.search(name[:512])
+    if match is None:
+        return None
+    return float(match[1]) if match[1] else itemsize(dtype(match[2]))
+
+
+def _repeated(frame: pl.DataFrame, linked: Linked, works: list[Work | None]) -> np.ndarray:
+    """Rows whose modelled work an op inside them does (mean > sum, _grouped_mm > mm): the inner one
+    keeps it."""
+    out = np.zeros(len(linked.above), bool)
+    calls, kinds = frame["call"].to_list(), frame["kind"].to_list()
+    for row in np.flatnonzero(linked.above >= 0):
+        outer = linked.above[row]
+        same = _alike(kinds[row]) == _alike(kinds[outer])
+        if same and calls[row] is not None and works[calls[row]] is not None:
+            out[outer] = True
+    return out
+
+
+def _alike(kind: str) -> str:
+    if kind in GEMM_KINDS:
+        return "matmul"
+    return "pointwise" if kind in (*POINTWISE, "layout") else kind

@@ -1,0 +1,175 @@
+"""A family on a device where the dense model was measured: the measured times, scaled.
+
+In: ns of the dense forward by part (a role, a GEMM group, or a coarser category) and of its gaps,
+and both PredictedSides. Out: the bound (remaining work, at the roofline) and the expected time
+(with the costs of execution) of each part. Times are ns a forward.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from prunescope.analysis.predict.constants import NAMES
+from prunescope.analysis.predict.costs import ADDED, cost_estimate
+from prunescope.analysis.predict.side import PredictedSide
+from prunescope.taxonomy.roles import GROUPS
+
+_NORMS = ("attn_norm", "mlp_norm", "qk_norm", "residual", "final_norm")
+_IDLE = "idle"  # the gaps, among the parts
+_ROUNDING = 0.995  # above the bound by less is rounding
+# Part of a measurement -> roles whose work it is. Other parts do not change.
+_PARTS: dict[str, tuple[str, ...]] = {
+    "qkv": tuple(role for role, group in GROUPS.items() if group == "qkv"),
+    "o": ("o",),
+    "qkvo": (*(role for role, group in GROUPS.items() if group == "qkv"), "o"),
+    "gate_up": ("gate", "up"),
+    "down": ("down",),
+    "mlp": ("gate", "up", "down"),
+    "experts": ("experts",),
+    "shared_expert": ("shared_expert",),
+    "router": ("router",),
+    "mixer_in": ("mixer_in",),
+    "conv": ("conv",),
+    "scan": ("scan",),
+    "mixer_out": ("mixer_out",),
+    "attention": ("attention",),
+    "norms": ("attn_norm", "mlp_norm"),
+    "rope": ("rope",),
+    "activation": ("activation",),
+    "elementwise": ("attn_norm", "mlp_norm", "rope", "activation"),
+    "lm_head": ("lm_head",),
+}
+_PART_OF_ROLE = {
+    **{role: GROUPS[role] for role in GROUPS if GROUPS[role] in _PARTS},
+    **dict.fromkeys(_NORMS, "norms"),
+    "kv_update": "attention",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A dense forward: ns by part, and ns in which the device was idle between kernels."""
+
+    parts: Mapping[str, float]
+    gap_ns: float = 0.0
+    kernels: float | None = None  # recorded, a forward; None: as many as predicted
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def wall_ns(self) -> float:
+        """The time of the forward."""
+        return sum(self.parts.values()) + self.gap_ns
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scaled:
+    """A measured forward as a family would run it: speedups, and where the remaining time goes."""
+
+    bound: float
+    expected: float
+    wall_ns: float
+    parts: dict[str, float]
+    gap_ns: float
+    added_ns: float
+    above_by: str | None = None  # where `expected` is above `bound`: the part that falls further
+
+
+def part_of(role: str) -> str:
+    """The part that a role's time belongs to."""
+    return _PART_OF_ROLE.get(role, role)
+
+
+def scaled(
+    measured: Measured, dense: PredictedSide, pruned: PredictedSide, terms: Collection[str] = NAMES
+) -> Scaled:
+    """The times of one family. `terms`: the costs of execution to count; without "launch" gaps
+    shrink with the number of layers alone."""
+    parts, gap, added = _expected_ns(measured, dense, pruned, terms)
+    wall, ideal = sum(parts.values()) + gap + added, _bound_ns(measured, dense, pruned)
+    bound = sum(ideal.values())
+    return Scaled(
+        bound=measured.wall_ns / bound,
+        expected=measured.wall_ns / wall,
+        wall_ns=wall,
+        parts=parts,
+        gap_ns=gap,
+        added_ns=added,
+        above_by=_falls_furthest(ideal, {**parts, _IDLE: gap})
+        if wall < bound * _ROUNDING
+        else None,
+    )
+
+
+def _falls_furthest(ideal: Mapping[str, float], expected: Mapping[str, float]) -> str:
+    """The part that falls furthest below its bound: its waves, starts or gaps fall too."""
+    return max(ideal, key=lambda name: ideal[name] - expected[name])
+
+
+def scaled_speedup(
+    measured: Measured, dense: PredictedSide, pruned: PredictedSide, terms: Collection[str] = NAMES
+) -> float:
+    """The expected speedup of `scaled` alone."""
+    parts, gap, added = _expected_ns(measured, dense, pruned, terms)
+    return measured.wall_ns / (sum(parts.values()) + gap + added)
+
+
+def _expected_ns(
+    measured: Measured, dense: PredictedSide, pruned: PredictedSide, terms: Collection[str]
+) -> tuple[dict[str, float], float, float]:
+    """Expected ns of each part, of the gaps, and of what only pruning needs."""
+    active, c = frozenset(terms), pruned.setting.constants
+    before = cost_estimate(dense).role_ns(dense.setting.constants, active)
+    estimate = cost_estimate(pruned)
+    after = estimate.role_ns(c, active)
+    parts = {
+        part: ns * _share_left(_PARTS.get(part, ()), before, after)
+        for part, ns in measured.parts.items()
+    }
+    gaps = _layers_left(dense, pruned)
+    if "launch" in terms:  # gaps go with their layers, and added kernels bring new ones
+        dense_kernels = cost_estimate(dense).kernels
+        more = estimate.kernels + estimate.added_kernels - gaps * dense_kernels
+        gaps = max(0.0, gaps + more / (measured.kernels or dense_kernels))
+    added = after.get(ADDED, 0.0) + estimate.added_busy_ns(c, active)
+    return parts, measured.gap_ns * gaps, added
+
+
+def _bound_ns(measured: Measured, dense: PredictedSide, pruned: PredictedSide) -> dict[str, float]:
+    """ns of each part and of the gaps at the roofline, without costs of execution. Element-wise
+    time that is measured as one part shrinks as its most pruned role does: a bound."""
+    before, after = _ideal_ns(dense), _ideal_ns(pruned)
+    found = {_IDLE: measured.gap_ns * _layers_left(dense, pruned)}
+    for part, ns in measured.parts.items():
+        roles = _PARTS.get(part, ())
+        if part == "elementwise":
+            found[part] = ns * min(_share_left((role,), before, after) for role in roles)
+        else:
+            found[part] = ns * _share_left(roles, before, after)
+    return found
+
+
+def _ideal_ns(side: PredictedSide) -> dict[str, float]:
+    """ns at the roofline by role, without added ops."""
+    found: defaultdict[str, float] = defaultdict(float)
+    for op in side.bounded:
+        if not op.added:
+            found[op.role] += side.op_ns(op)
+    return found
+
+
+def _share_left(
+    roles: Iterable[str], before: Mapping[str, float], after: Mapping[str, float]
+) -> float:
+    """Cost of `roles` after over before; 1 where the model has none of them."""
+    wanted = frozenset(roles)
+    total = sum(before.get(role, 0.0) for role in wanted)
+    return sum(after.get(role, 0.0) for role in wanted) / total if total else 1.0
+
+
+def _layers_left(dense: PredictedSide, pruned: PredictedSide) -> float:
+    """Sublayers that run over those of the dense model, counted by their norms."""
+    before = sum(op.layers for op in dense.bounded if op.role in _NORMS)
+    after = sum(op.layers for op in pruned.bounded if op.role in _NORMS and not op.added)
+    return after / before if before else 1.0

@@ -1,0 +1,188 @@
+"""The points of a request: its methods and sparsities; and options that contradict each other.
+
+In: a PredictRequest, with names as people type them, "a,b" and "0.1:0.7:0.1". Out: lists and
+labels, or a PrunescopeError that names the options, before any work is done.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from prunescope.analysis.predict.request import PredictRequest
+from prunescope.analysis.predict.setting import named_family
+from prunescope.analysis.shapes.config import read_model
+from prunescope.taxonomy.arguments import is_function
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.keep import check_sparsity
+from prunescope.taxonomy.run import Run
+from prunescope.taxonomy.shape import ModelShape
+
+_MAX_SPARSITIES = 100
+_FORMS = "a share (0.5), several (0.25,0.5), or START:STOP:STEP (0.1:0.7:0.1, the stop included)"
+
+
+def methods(given: str | Sequence[str] | None) -> list[str | None]:
+    """The methods, in order, each once; [None] for the dense model alone."""
+    if given is None:
+        return [None]
+    words = [given] if isinstance(given, str) else given
+    names = [name.strip() for word in words for name in word.split(",")]
+    return list(dict.fromkeys(name for name in names if name)) or [None]
+
+
+def sparsities(given: float | str | Sequence[float] | None) -> list[float | None]:
+    """The sparsities, ascending, each once; [None] for the method's default.
+
+    Raises PrunescopeError where one is outside [0, 1), or the text has none of the three forms.
+    """
+    if given is None:
+        return [None]
+    if isinstance(given, int | float):
+        return [check_sparsity(given)]
+    found = _parsed(given) if isinstance(given, str) else [float(s) for s in given]
+    if not 0 < len(found) <= _MAX_SPARSITIES:
+        raise PrunescopeError(
+            f"{len(found)} sparsities are no grid", hint=f"1 to {_MAX_SPARSITIES} of them"
+        )
+    return [*sorted({check_sparsity(round(value, 9)) for value in found})]
+
+
+def _parsed(text: str) -> list[float]:
+    try:
+        if ":" not in text:
+            return [float(word) for word in text.split(",")]
+        start, stop, step = (float(word) for word in text.split(":"))
+    except ValueError:
+        raise PrunescopeError(f"invalid sparsity {text!r}", hint=_FORMS) from None
+    if not (math.isfinite(start + stop) and 0 < step < math.inf and start <= stop):
+        raise PrunescopeError(f"invalid range of sparsities {text!r}", hint=_FORMS)
+    # A stop that is a whole number of steps away in decimal is included.
+    steps = int(min(_MAX_SPARSITIES, (stop - start) / step + 1e-9))
+    return [start + i * step for i in range(steps + 1)]
+
+
+def labels(
+    names: Iterable[str | None], knobs: Mapping[str, Any], warnings: list[str]
+) -> dict[str | None, str | None]:
+    """{name: label}, in order. A label is the family's id, or the name where several methods of one
+    family have different kernels. Methods with the same kernels are merged, with a warning.
+
+    Raises PrunescopeError for an unknown name.
+    """
+    kept: dict[object, str | None] = {}
+    for name in names:
+        key = _kernel_key(name, knobs)
+        if key in kept:
+            warnings.append(
+                f"{name} and {kept[key]} are {_family_id(name)} here: their kernels are the same"
+            )
+        kept.setdefault(key, name)
+    ids = Counter(_family_id(name) for name in kept.values())
+    return {
+        name: _family_id(name) if ids[_family_id(name)] == 1 else name for name in kept.values()
+    }
+
+
+def check_knobs(knobs: Iterable[str], names: Iterable[str | None]) -> None:
+    """Raise PrunescopeError for a knob that none of the methods has."""
+    names = list(names)
+    whose = "none of these methods has a" if len(names) > 1 else f"{names[0] or 'dense'} has no"
+    known = {
+        knob for name in names if _is_family(name) for knob in named_family(str(name))[0].knobs
+    }
+    known |= {"kernel"}
+    for knob in knobs:
+        if knob not in known:
+            raise PrunescopeError(
+                f"{whose} knob {knob!r}", hint=f"known here: {', '.join(sorted(known))}"
+            )
+
+
+def _is_family(name: str | None) -> bool:
+    return name is not None and name != "dense" and not is_function(name)
+
+
+def _family_id(name: str | None) -> str | None:
+    return named_family(str(name))[0].id if _is_family(name) else name
+
+
+def _kernel_key(name: str | None, knobs: Mapping[str, Any]) -> object:
+    """What two names with the same kernels share: the family and all of its knobs."""
+    if not _is_family(name):
+        return name
+    family, method_knobs = named_family(str(name))
+    given = {key: str(value) for key, value in {**method_knobs, **knobs}.items()}
+    filled = {key: given.get(key, str(knob.default)) for key, knob in family.knobs.items()}
+    return family.id, given.get("kernel"), tuple(sorted(filled.items()))
+
+
+_NOT_WITH_FROM_RUN = ("--rank", "--workload", "--losses", "--loss", "--new-tokens",
+                      "--pruned-batch", "--chunk", "--tp")  # fmt: skip
+_NOT_WITH_RANK = ("--method", "--phase", "--context", "--out", "--pruned-batch")
+_SIZES = ("--batch", "--prompt-len", "--new-tokens")
+_DEFAULT = PredictRequest()
+
+
+def check_options(request: PredictRequest) -> None:
+    """Raise PrunescopeError for an option that would be ignored, or contradicts another."""
+    given = {
+        "--method": request.method is not None,
+        "--phase": request.phase != _DEFAULT.phase,
+        "--batch": request.batch != _DEFAULT.batch,
+        "--prompt-len": request.prompt_len != _DEFAULT.prompt_len,
+        "--context": request.context is not None,
+        "--out": request.curves,
+        "--new-tokens": request.new_tokens is not None,
+        "--pruned-batch": request.pruned_batch is not None,
+        "--chunk": request.chunk is not None,
+        "--tp": request.tp != 1,
+        "--workload": request.workload is not None,
+        "--losses": request.losses is not None,
+        "--loss": request.loss is not None,
+        "--rank": request.rank,
+    }
+
+    def refuse(names: Iterable[str], why: str, hint: str = "remove one of them") -> None:
+        for name in names:
+            if given[name]:
+                raise PrunescopeError(f"{name} {why}", hint=hint)
+
+    if request.from_run is not None:
+        refuse(_NOT_WITH_FROM_RUN, "cannot be combined with --from-run")
+    elif request.rank:
+        refuse(_NOT_WITH_RANK, "cannot be combined with --rank")
+        if request.workload is not None:
+            refuse(_SIZES, f"cannot be combined with --workload {request.workload}, which sets it")
+    else:
+        refuse(("--workload", "--losses", "--loss"), "needs --rank", "add --rank")
+        if request.new_tokens is None:
+            refuse(("--pruned-batch", "--chunk"), "needs --new-tokens", "add --new-tokens N")
+        if request.method is None:
+            refuse(("--pruned-batch",), "needs --method", "add --method")
+
+
+def check_matches_run(request: PredictRequest, run: Run) -> None:
+    """Raise PrunescopeError for sizes or a model other than those of the run."""
+    sizes = {"batch": request.batch, "prompt_len": request.prompt_len, "logits": request.logits}
+    of_decode = {"context": request.context} if request.context is not None else {}
+    for name, phase in run.phases.items():
+        for field, value in {**sizes, **(of_decode if name == "decode" else {})}.items():
+            recorded = getattr(phase, field)
+            default = getattr(_DEFAULT, field)
+            if value not in (recorded, default) and request.phase in (name, "both"):
+                option = f"--{field.replace('_', '-')}"
+                raise PrunescopeError(
+                    f"{option} {value} does not match this run: its {name} has {recorded}",
+                    hint=f"remove {option}: the run records its sizes",
+                )
+    shape = ModelShape.of_fields(run.model.shape)
+    if request.model is None or shape is None:
+        return
+    if read_model(request.model).shape.parameters() != shape.parameters():
+        raise PrunescopeError(
+            f"--model {request.model} does not match this run of {run.model.id}",
+            hint="remove --model: the run records its model",
+        )

@@ -1,0 +1,184 @@
+"""What `prunescope predict` is asked for: every option, written once.
+
+Inert, and light: the command line imports it.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from prunescope.taxonomy.option import (
+    MOST,
+    Bandwidth,
+    Batch,
+    Knobs,
+    Logits,
+    Option,
+    Peaks,
+    Phases,
+    PromptLen,
+    fill_missing,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictRequest:
+    """A question to `predict`. Several methods or sparsities make a grid."""
+
+    model: Annotated[
+        str | None,
+        Option(
+            help="Model by a preset, hub id, config.json, folder, run.json or GGUF file; needed "
+            "without --from-run.",
+            metavar="MODEL",
+            complete="models",
+        ),
+    ] = field(default=None, kw_only=False)
+    device: Annotated[
+        str | None,
+        Option(
+            help="Device by a name from `prunescope devices` or from nvidia-smi; without it, give "
+            "--peak and --bandwidth.",
+            metavar="NAME",
+            complete="devices",
+        ),
+    ] = None
+    method: Annotated[
+        str | Sequence[str] | None,
+        Option(
+            help="Pruning families or published methods, separated by commas; without it, the "
+            "dense model.",
+            metavar="NAME,...",
+            typed=list[str],
+            complete="methods",
+        ),
+    ] = None
+    sparsity: Annotated[
+        float | str | Sequence[float] | None,
+        Option(
+            help="Fractions to prune: one, a list, or a range whose end B is included; without "
+            "it, 0.25.",
+            metavar="S|A,B|A:B:STEP",
+            typed=str,
+        ),
+    ] = None
+    knobs: Knobs = field(default_factory=dict)
+    phase: Phases = "both"
+    batch: Batch = 1
+    prompt_len: PromptLen = 512
+    context: Annotated[
+        int | None,
+        Option(
+            help="Number of keys that attention reads in a decode step; without it, --prompt-len.",
+            unit="tokens",
+            least=1,
+            most=MOST,
+        ),
+    ] = None
+    logits: Logits = "last"
+    dtype: Annotated[
+        str | None,
+        Option(
+            help="Number format of the weights, such as bf16 or fp32; without it, that of the "
+            "model.",
+            metavar="NAME",
+        ),
+    ] = None
+    peaks: Peaks = field(default_factory=dict)
+    bandwidth: Bandwidth = None
+    launch: Annotated[
+        Literal["graph", "eager"],
+        Option(help="How kernels are launched: from a CUDA graph, or one by one by the host."),
+    ] = "graph"
+    terms: Collection[str] | None = None  # costs of execution to count; None: all of them
+    without: Annotated[
+        Collection[str],
+        Option(
+            help="Cost of execution to leave out of the prediction, repeatable; without it, all "
+            "count.",
+            metavar="TERM",
+            typed=list[str],
+        ),
+    ] = ()
+    from_run: Annotated[
+        Path | str | None,
+        Option(
+            help="Dense run or trace whose measured times are scaled; without it, times follow "
+            "from shapes and peaks.",
+            metavar="RUN|TRACE",
+        ),
+    ] = None
+    curves: bool = False  # a grid, even of one point
+    break_even: bool = True  # also where a pruning starts to pay: most of the time of a point
+    new_tokens: Annotated[
+        int | None,
+        Option(
+            help="Length of an answer in tokens, to predict whole requests as well; without it, "
+            "single forwards.",
+            unit="tokens",
+            least=1,
+            most=MOST,
+        ),
+    ] = None
+    pruned_batch: Annotated[
+        int | None,
+        Option(
+            help="Number of sequences that the pruned model runs at a time; without it, --batch.",
+            unit="sequences",
+            least=1,
+            most=MOST,
+        ),
+    ] = None
+    chunk: Annotated[
+        int | None,
+        Option(
+            help="Number of prompt tokens per forward (chunked prefill); without it, the whole "
+            "prompt.",
+            unit="tokens",
+            least=1,
+            most=MOST,
+        ),
+    ] = None
+    rank: Annotated[
+        bool, Option(help="Rank all families by their expected speedup on one workload.")
+    ] = False
+    workload: Annotated[
+        Literal["chat", "rag", "batch", "long", "agent"] | None,
+        Option(
+            help="Workload used by --rank; without it, that of --batch, --prompt-len and "
+            "--new-tokens."
+        ),
+    ] = None
+    losses: Annotated[
+        Path | str | None,
+        Option(
+            help="Sweep folder whose measured losses let --rank compare families at equal loss.",
+            metavar="SWEEP",
+        ),
+    ] = None
+    loss: Annotated[
+        float | None,
+        Option(
+            help="Target relative perplexity increase (0.1 = +10 %); without it, the largest that "
+            "every family reaches.",
+            metavar="X",
+        ),
+    ] = None
+    tp: Annotated[
+        int,
+        Option(
+            help="Number of devices that share each layer (tensor parallelism); times are those "
+            "of one device.",
+            unit="devices",
+            least=1,
+        ),
+    ] = 1
+
+    def __post_init__(self) -> None:
+        fill_missing(self)
+
+    @property
+    def many(self) -> bool:
+        """Whether several methods are asked for, so that a knob need not be one of each."""
+        return bool(self.method) and not (isinstance(self.method, str) and "," not in self.method)

@@ -1,0 +1,770 @@
+"""Which GEMM of which layer each kernel of a step runs, by the order of the kernels alone.
+
+In: items of a step in launch order, the config. Out: an `Assignment` a forward pass: GEMMs with
+slots and layers, attentions with layers, or why the order does not tell. Times in ns.
+
+Marks (an attention, or a mixer's run of kernels) cut a pass into stretches. Layers repeat: what
+most stretches between two kinds of marks run is their `Pattern`, and `match_layer` says which of
+its kernels runs which of the GEMMs that the config predicts. Every stretch is then aligned with its
+pattern. Three kinds of models differ in how: layers that are all alike (a damaged stretch is
+aligned by dynamic programming, and a kernel is placed only where every best alignment agrees),
+hybrids of attention and mixers (a pattern for each pair of marks; a damaged stretch is left out),
+and experts that run one after the other (`_ExpertLoop`: as many GEMMs a layer as tokens chose).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from statistics import median
+from typing import Protocol
+
+from prunescope.analysis.shapes.evidence import misplaced
+from prunescope.analysis.shapes.items import (
+    ATTENTION,
+    BATCHED,
+    MIXER,
+    Assignment,
+    Item,
+    Placed,
+    Token,
+)
+from prunescope.analysis.shapes.slots import (
+    EXPERT,
+    GEMM,
+    GROUPED,
+    Layer,
+    Slot,
+    attention_ways,
+    layer_ways,
+    pair_ways,
+    role_slots,
+)
+from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.words import percent
+
+# How well a kernel and a GEMM of the config match.
+_SKIP = 0.5  # cost of a kernel that no slot explains, on top of its share of the time
+_SURE = 0.25  # by which the best match must beat a different one
+_LEAST = 0.8  # of the GEMM time of a layer that must be explained
+_LAUNCH = 3_000.0  # ns, of a kernel that has next to nothing to do
+_MOST = 48  # GEMMs of a layer that are looked at: seven linears with two of an adapter are 21
+# How much alike the layers are.
+_APART = 1.06  # times: durations of one kernel beyond its least and most are of another one
+_ALIKE = 0.5  # of the stretches between two marks: fewer are no pattern
+_ALIKE_EDGES = 0.8  # of the layers of a loop over experts
+_LONGEST = 256  # GEMMs of a layer
+_CELLS = 250_000  # of one alignment
+_ALONE = 1.5  # times: slack of the duration of a kernel that no other one of the layer looks like
+
+
+def align(items: Sequence[Item], shape: ModelShape, ranks: int) -> list[Assignment]:
+    """The assignment of every forward pass of a step; one with `problems` where the order of the
+    kernels is not that of the config's layers."""
+    items = [item for item in items if item.what != BATCHED]
+    strategy: _Strategy | list[str]
+    if shape.mixer and ranks == 1:
+        items = _one_mark_a_mixer(items)
+        strategy = _hybrid(items, shape)
+    else:
+        items = [item for item in items if item.what != MIXER]
+        if shape.other_layers or shape.mixer_layers:
+            strategy = [
+                "layers of several kinds cannot be told by the order of kernels: the trace has no "
+                "modules"
+            ]
+        elif is_expert_loop(items, shape) and ranks == 1:
+            strategy = _expert_loop(items, shape)
+        else:
+            strategy = _uniform(items, shape, ranks)
+    if isinstance(strategy, list):
+        return [Assignment(by_order=True, problems=strategy)]
+    return [_assign(part, usual, shape) for part, usual in strategy.passes(items)]
+
+
+def wrong_layers(found: int, shape: ModelShape) -> str:
+    """The problem of a trace with another number of layers."""
+    return f"{found} layers in the trace, {shape.layers} in the config"
+
+
+@dataclass(frozen=True)
+class _Stretch:
+    """What is known of the kernels between two marks. `slots`: by kernel its slot, and the mark
+    whose layer it belongs to, counted from the mark before the stretch. `lost`: marks between the
+    two that the trace lacks. `damaged`: it differs from its pattern."""
+
+    slots: Mapping[int, tuple[Slot, int]]
+    lost: int = 0
+    damaged: bool = False
+
+
+class _Strategy(Protocol):
+    """How the stretches of a model are aligned."""
+
+    @property
+    def per_layer(self) -> int:
+        """Marks a layer."""
+
+    @property
+    def by_time(self) -> bool:
+        """Whether times are compared: kernels that take each other's time changed places."""
+
+    @property
+    def explained(self) -> float:
+        """The share of the GEMM time of a layer that has slots."""
+
+    def passes(self, items: Sequence[Item]) -> list[tuple[Sequence[Item], _Strategy | None]]:
+        """The forward passes of a step, each with the strategy for it; None where its kernels
+        differ from those of the step."""
+
+    def stretch(self, items: Sequence[Item], number: int, *, last: bool) -> _Stretch:
+        """The kernels before mark `number`, or behind the last mark."""
+
+
+def _marks(items: Sequence[Item]) -> list[int]:
+    return [i for i, item in enumerate(items) if item.what in (ATTENTION, MIXER)]
+
+
+def _assign(items: Sequence[Item], strategy: _Strategy | None, shape: ModelShape) -> Assignment:
+    """The assignment of one pass."""
+    if strategy is None:
+        return Assignment(by_order=True, problems=["the passes of a step differ in their kernels"])
+    out = Assignment(by_order=True, explained=strategy.explained)
+    marks, per_layer = _marks(items), strategy.per_layer
+    mark, damaged = -1, 0  # the mark before a stretch
+    for number, (before, after) in enumerate(pairwise([-1, *marks, len(items)])):
+        part = items[before + 1 : after]
+        found = strategy.stretch(part, number, last=number == len(marks))
+        for i, item in enumerate(part):
+            if i in found.slots:
+                slot, offset = found.slots[i]
+                layer = None if slot.role == "lm_head" else (mark + offset) // per_layer
+                out.gemms.append(Placed(item, slot, layer))
+            else:
+                out.unsure.append(item)
+        mark += 1 + found.lost
+        damaged += found.damaged
+        if number < len(marks) and items[after].what == ATTENTION:
+            out.attentions.append((items[after], mark // per_layer))
+    layers = mark // per_layer
+    if layers != shape.layers:
+        note = f" (or so: {damaged} of them lack kernels)" if damaged else ""
+        return Assignment(by_order=True, problems=[wrong_layers(layers, shape) + note])
+    if strategy.by_time and (moved := misplaced(out.gemms)):
+        out.unsure += [one.item for one in out.gemms if one.item.row in moved]
+        out.gemms = [one for one in out.gemms if one.item.row not in moved]
+    return out
+
+
+# Which kernel of a layer runs which GEMM of the config.
+
+
+@dataclass(frozen=True)
+class LayerMatch:
+    """`slots`: of each kernel of a layer, None for one that is left out (an adapter, a helper).
+    `explained`: the share of their time that has a slot."""
+
+    layer: Layer
+    slots: tuple[Slot | None, ...]
+    explained: float
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why no way to run a layer matches its kernels."""
+
+    why: str
+
+
+def match_layer(
+    sample: Sequence[Item], times: Sequence[float], ways: Sequence[Layer]
+) -> LayerMatch | Refusal:
+    """The way to run a layer that leaves out the fewest of its kernels (`sample`, with their usual
+    times): slots in order, each at a kernel of its kind. Kernels are left out where their times fit
+    N·K less well. A Refusal where no way matches, or more than one does."""
+    if len(sample) > _MOST:
+        return Refusal(f"a layer runs {len(sample)} GEMMs, more than any that the config predicts")
+    exact = _same_kinds(sample, times, ways)
+    if isinstance(exact, Refusal):
+        return exact
+    if exact is not None:
+        return LayerMatch(exact, exact.cycle, 1.0)
+    found = []
+    for way in ways:
+        match = _cheapest(sample, times, way.cycle)
+        if match is not None:
+            found.append((sum(j is None for j in match[1]), match[0], way, match[1]))
+    if not found:
+        counts = sorted({len(way.cycle) for way in ways})
+        return Refusal(
+            f"a layer runs {len(sample)} GEMMs beside attention in the trace, "
+            f"{' or '.join(map(str, counts))} in the config"
+        )
+    skipped, best, way, chosen = min(found, key=lambda one: (one[0], one[1]))
+    slots = tuple(None if j is None else way.cycle[j] for j in chosen)
+    total = sum(times)
+    explained = sum(t for t, slot in zip(times, slots, strict=True) if slot) / total if total else 0
+    if explained < _LEAST:
+        return Refusal(
+            f"{percent(explained)} of the GEMM time of a layer is explained by the config, less "
+            f"than {percent(_LEAST)}"
+        )
+    rivals = [other for other in found if other[0] == skipped and other[2] is not way]
+    tied = any(cost < best + _SURE for _, cost, *_ in rivals)
+    if skipped and (tied or not _is_sure(sample, times, way.cycle, chosen)):
+        return Refusal(
+            f"a layer runs {len(sample)} GEMMs, the config predicts {len(way.cycle)}, and more "
+            "than one choice of them fits"
+        )
+    return LayerMatch(way, slots, explained)
+
+
+def _can_run(item: Item, slot: Slot) -> bool:
+    return item.what == slot.what and item.what in (GEMM, GROUPED)
+
+
+def _same_kinds(
+    sample: Sequence[Item], times: Sequence[float], ways: Sequence[Layer]
+) -> Layer | Refusal | None:
+    """The way with as many GEMMs as there are kernels, of the same kinds; of several, the one that
+    the times fit. None where there is none."""
+    fit = [w for w in ways if len(w.cycle) == len(sample) and all(map(_can_run, sample, w.cycle))]
+    if len(fit) < 2:
+        return fit[0] if fit else None
+    costs = sorted((_misfit(times, way.cycle), n) for n, way in enumerate(fit))
+    if costs[1][0] < costs[0][0] + _SURE:
+        return Refusal(f"the GEMMs of a layer may run in {len(fit)} orders, by their times")
+    return fit[costs[0][1]]
+
+
+def _misfit(times: Sequence[float], slots: Sequence[Slot]) -> float:
+    """By how much times differ from N·K at one rate and a launch each; experts have rows of their
+    own."""
+    known = [(t, s.size) for t, s in zip(times, slots, strict=True) if s.what == GEMM and t > 0]
+    rates = [size / max(t - _LAUNCH, t / 2) for t, size in known]
+    return min(
+        (sum(abs(math.log(t / (size / rate + _LAUNCH))) for t, size in known) for rate in rates),
+        default=0.0,
+    )
+
+
+Choice = tuple[float, list[int | None]]  # its cost, and the slot of each kernel
+
+
+def _cheapest(
+    sample: Sequence[Item],
+    times: Sequence[float],
+    slots: Sequence[Slot],
+    banned: tuple[int, int] | None = None,
+) -> Choice | None:
+    """The cheapest choice of kernels for all slots; None where there are too few kernels.
+
+    The rate that N·K and times should share is not known: that of every possible pair is tried."""
+    if len(sample) < len(slots):
+        return None
+    rates = {
+        slot.size / ns
+        for item, ns in zip(sample, times, strict=True)
+        for slot in slots
+        if _can_run(item, slot) and ns > 0
+    }
+    tried = (_cheapest_at(rate, sample, times, slots, banned) for rate in sorted(rates))
+    return min((one for one in tried if one is not None), key=lambda one: one[0], default=None)
+
+
+def _cheapest_at(
+    rate: float,
+    sample: Sequence[Item],
+    times: Sequence[float],
+    slots: Sequence[Slot],
+    banned: tuple[int, int] | None,
+) -> Choice | None:
+    """By dynamic programming: cost[i][j] of the first i kernels on the first j slots."""
+    rows, columns, total = len(sample), len(slots), sum(times) or 1.0
+    skip = [_SKIP + 4 * ns / total for ns in times]
+    cost = [[math.inf] * (columns + 1) for _ in range(rows + 1)]
+    cost[0][0] = 0.0
+    for i in range(rows):
+        for j in range(columns + 1):
+            cost[i + 1][j] = cost[i][j] + skip[i]
+            if j and (i, j - 1) != banned and _can_run(sample[i], slots[j - 1]):
+                off = abs(math.log(slots[j - 1].size / max(times[i], 1.0) / rate))
+                cost[i + 1][j] = min(cost[i + 1][j], cost[i][j - 1] + off)
+    if cost[rows][columns] == math.inf:
+        return None
+    j = columns
+    chosen: list[int | None] = []
+    for i in range(rows - 1, -1, -1):
+        if cost[i + 1][j] == cost[i][j] + skip[i]:
+            chosen.append(None)
+        else:
+            j -= 1
+            chosen.append(j)
+    return cost[rows][columns], chosen[::-1]
+
+
+def _is_sure(
+    sample: Sequence[Item],
+    times: Sequence[float],
+    slots: Sequence[Slot],
+    chosen: Sequence[int | None],
+) -> bool:
+    """Whether every choice without one of the chosen pairs costs clearly more."""
+    best = _cheapest(sample, times, slots)
+    assert best is not None
+    for i, j in enumerate(chosen):
+        if j is None:
+            continue
+        other = _cheapest(sample, times, slots, banned=(i, j))
+        if other is not None and other[0] < best[0] + _SURE:
+            return False
+    return True
+
+
+# What runs between two marks.
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """What most stretches between two marks run: a `sample` of the kernels, their `tokens`, and
+    usual, least and most durations (ns). `slots`: of each kernel, as `match_layer` found them; the
+    first `split` kernels belong to the layer of the mark before."""
+
+    sample: list[Item]
+    tokens: list[Token]
+    ns: list[float]
+    low: list[float]
+    high: list[float]
+    match: LayerMatch | None = None
+    split: int = 0
+
+    @property
+    def ahead(self) -> int:
+        """How many kernels precede a mark in its own layer."""
+        return len(self.tokens) - self.split
+
+    def matched(self, match: LayerMatch) -> Pattern:
+        """The pattern with slots."""
+        before = match.layer.before
+        split = next(i for i, s in enumerate(match.slots) if s is not None and s in before)
+        return replace(self, match=match, split=split)
+
+    def stretch(
+        self, places: Mapping[int, tuple[int, int]], *, lost: int = 0, damaged: bool = False
+    ) -> _Stretch:
+        """A stretch by the turn and place of its kernels."""
+        assert self.match is not None
+        slots = self.match.slots
+        found = {
+            i: (slot, turn + (place >= self.split))
+            for i, (turn, place) in places.items()
+            if (slot := slots[place]) is not None
+        }
+        return _Stretch(found, lost, damaged)
+
+    def is_run(self, items: Sequence[Item], first: int = 0) -> bool:
+        """Whether items are its kernels from place `first` on, by name and grid."""
+        return [item.token for item in items] == self.tokens[first : first + len(items)]
+
+    def takes_as_long(self, items: Sequence[Item], first: int) -> bool:
+        """Whether items take the time of the kernels from place `first` on."""
+        return all(
+            self.low[first + n] / _ALONE <= item.ns <= self.high[first + n] * _ALONE
+            for n, item in enumerate(items)
+        )
+
+    def is_swapped(self, items: Sequence[Item]) -> bool:
+        """Whether two kernels of one name and grid seem to have changed places: one takes the time
+        of the other, and not its own."""
+        for place, item in enumerate(items):
+            if self.low[place] <= item.ns <= self.high[place]:
+                continue
+            off = abs(math.log(max(item.ns, 1) / self.ns[place]))
+            for other, token in enumerate(self.tokens):
+                alike = other != place and token == self.tokens[place]
+                if alike and abs(math.log(max(item.ns, 1) / self.ns[other])) < off:
+                    return True
+        return False
+
+    def can_be(self, item: Item, place: int) -> bool:
+        """Whether an item may be the kernel of a place, by name, grid and time."""
+        if item.token != self.tokens[place]:
+            return False
+        slack = _ALONE if self.tokens.count(item.token) == 1 else 1.0
+        return self.low[place] / slack <= item.ns <= self.high[place] * slack
+
+    def lost(self, surplus: int) -> int:
+        """Layers whose mark was lost, where so many kernels more than expected run."""
+        return max(0, round(surplus / (len(self.tokens) + 1)))
+
+    def aligned(
+        self, items: Sequence[Item], turns: int, *, first: int = 0
+    ) -> dict[int, tuple[int, int]]:
+        """The turn and place of items of a stretch of so many turns, where every best alignment
+        agrees; the first turn begins at place `first`."""
+        size = len(self.tokens)
+        places = [(turn, place) for turn in range(turns) for place in range(size)][first:]
+        rows, columns = len(items), len(places)
+        if rows * columns > _CELLS:
+            return {}
+        can = [[self.can_be(item, place) for _, place in places] for item in items]
+        ahead = _most_pairs(can, rows, columns)
+        behind = _most_pairs([list(reversed(row)) for row in reversed(can)], rows, columns)
+        best = ahead[rows][columns]
+        out: dict[int, tuple[int, int]] = {}
+        for i in range(rows):
+            fit = [
+                j
+                for j in range(columns)
+                if can[i][j] and ahead[i][j] + 1 + behind[rows - 1 - i][columns - 1 - j] == best
+            ]
+            if len(fit) != 1:
+                continue
+            # Where an alignment that leaves it out is as good, it may be another kernel.
+            left_out = any(
+                ahead[i][j] + behind[rows - 1 - i][columns - j] == best for j in range(columns + 1)
+            )
+            if not left_out:
+                out[i] = places[fit[0]]
+        return out
+
+
+def _most_pairs(can: list[list[bool]], rows: int, columns: int) -> list[list[int]]:
+    """How many pairs in order the first i items and the first j places can make."""
+    table = [[0] * (columns + 1) for _ in range(rows + 1)]
+    for i in range(rows):
+        above, here = table[i], table[i + 1]
+        for j in range(columns):
+            longest = above[j + 1] if above[j + 1] >= here[j] else here[j]
+            if can[i][j] and above[j] + 1 > longest:
+                longest = above[j] + 1
+            here[j + 1] = longest
+    return table
+
+
+def find_pattern(items: Sequence[Item], spans: Sequence[range]) -> Pattern | None:
+    """What most of several stretches run; None where no more than half of them are alike."""
+    made = [tuple(items[i].token for i in span) for span in spans]
+    if not made:
+        return None
+    (tokens, count), *_ = Counter(made).most_common(1)
+    if count <= _ALIKE * len(made) or not 0 < len(tokens) <= _LONGEST:
+        return None
+    whole = [span for span, run in zip(spans, made, strict=True) if run == tokens]
+    times = [[items[span[place]].ns for span in whole] for place in range(len(tokens))]
+    low, high = zip(*(_usual_range(one) for one in times), strict=True)
+    usual: list[float] = [median(one) for one in times]
+    return Pattern([items[i] for i in whole[0]], list(tokens), usual, list(low), list(high))
+
+
+def _usual_range(times: list[int]) -> tuple[float, float]:
+    """The usual least and most: outliers of a tenth at either end are not counted."""
+    ordered = sorted(times)
+    cut = len(ordered) // 10
+    return ordered[cut] / _APART, ordered[-1 - cut] * _APART
+
+
+# Layers of one kind, or of two.
+
+Pair = tuple[str, str]  # letters of two marks: f attention, m mixer
+
+
+@dataclass(frozen=True)
+class _Patterns:
+    """A pattern for each pair of marks. `order`: letters of the marks, repeated through a pass of
+    `num_marks`. `by_time`: times are compared too, and a damaged stretch is aligned with its
+    pattern; else it is left out."""
+
+    patterns: Mapping[Pair, Pattern]
+    order: str
+    num_marks: int
+    per_layer: int
+    head: Slot
+    by_time: bool
+
+    @property
+    def explained(self) -> float:
+        """Share of the GEMM time of a layer that has slots, of the pair with the least."""
+        return min(p.match.explained for p in self.patterns.values() if p.match is not None)
+
+    @property
+    def into(self) -> Pattern:
+        """What precedes the first mark, at its end."""
+        return next(p for (_, right), p in self.patterns.items() if right == self.order[0])
+
+    @property
+    def out(self) -> Pattern:
+        """What follows the last mark, at its begin."""
+        return next(p for (left, _), p in self.patterns.items() if left == self.order[-1])
+
+    def passes(self, items: Sequence[Item]) -> list[tuple[Sequence[Item], _Strategy | None]]:
+        """More than one where a step holds a whole number of them: between two, more runs than
+        between two layers (the head, another embedding)."""
+        marks = _marks(items)
+        ends = range(self.num_marks, len(marks), self.num_marks)
+        is_cut = len(marks) % self.num_marks == 0
+        if is_cut and self.by_time:
+            between = _num_gemms(items, marks[0], marks[1])
+            is_cut = all(_num_gemms(items, marks[i - 1], marks[i]) > between for i in ends)
+        ahead = self.into.ahead
+        cuts = [max(marks[i - 1] + 1, marks[i] - ahead) for i in ends] if is_cut else []
+        parts = [items[a:b] for a, b in pairwise([0, *cuts, len(items)])]
+        return [(part, self._of_pass(part)) for part in parts]
+
+    def _of_pass(self, items: Sequence[Item]) -> _Patterns | None:
+        """The patterns with the times of one pass, where times are compared."""
+        if not self.by_time:
+            return self
+        ((pair, pattern),) = self.patterns.items()
+        found = find_pattern(items, [range(a + 1, b) for a, b in pairwise(_marks(items))])
+        if found is None or len(found.tokens) != len(pattern.tokens):
+            return None
+        found = replace(found, match=pattern.match, split=pattern.split)
+        return replace(self, patterns={pair: found})
+
+    def stretch(self, items: Sequence[Item], number: int, *, last: bool) -> _Stretch:
+        """The kernels before mark `number`, or behind the last mark."""
+        if number == 0:
+            return self._opening(items)
+        if last:
+            return self._closing(items)
+        left, right = (self.order[n % len(self.order)] for n in (number - 1, number))
+        pattern = self.patterns[left, right]
+        is_whole = len(items) == len(pattern.tokens) and pattern.is_run(items)
+        if is_whole and not (self.by_time and pattern.is_swapped(items)):
+            return pattern.stretch({i: (0, i) for i in range(len(items))})
+        if not self.by_time:
+            return _Stretch({}, damaged=True)
+        turns = max(1, round((len(items) + 1) / (len(pattern.tokens) + 1)))
+        return pattern.stretch(pattern.aligned(items, turns), lost=turns - 1, damaged=True)
+
+    def _is_run(self, pattern: Pattern, items: Sequence[Item], first: int, count: int) -> bool:
+        """Whether items are `count` kernels of a pattern from place `first` on."""
+        alike = len(items) == count and pattern.is_run(items, first)
+        return alike and (not self.by_time or pattern.takes_as_long(items, first))
+
+    def _opening(self, items: Sequence[Item]) -> _Stretch:
+        """What stands before the first mark ends with the projections of the first layer."""
+        pattern = self.into
+        begin = max(0, len(items) - pattern.ahead)
+        lost = pattern.lost(len(items) - pattern.ahead) if self.by_time else 0
+        if not lost and self._is_run(pattern, items[begin:], pattern.split, pattern.ahead):
+            return pattern.stretch(
+                {begin + n: (0, pattern.split + n) for n in range(pattern.ahead)}
+            )
+        if not self.by_time:
+            return _Stretch({})
+        return pattern.stretch(pattern.aligned(items, lost + 1, first=pattern.split), lost=lost)
+
+    def _closing(self, items: Sequence[Item]) -> _Stretch:
+        """What follows the last mark: the end of the last layer, then the head of the model where
+        it is the only GEMM there."""
+        pattern = self.out
+        split = pattern.split
+        rest = range(split, len(items))
+        gemms = [i for i in rest if items[i].what == GEMM]
+        heads = {gemms[0]: (self.head, 0)} if len(gemms) == 1 else {}
+        is_whole = self._is_run(pattern, items[:split], 0, split)
+        places = {n: (0, n) for n in range(split)} if is_whole else {}
+        if not self.by_time or is_whole and not pattern.lost(len(rest) - 1):
+            return _Stretch({**pattern.stretch(places).slots, **heads})
+        lost = pattern.lost(len(items) - split - 1)
+        places = pattern.aligned(items, lost + 1)
+        places = {i: at for i, at in places.items() if at[0] < lost or at[1] < split}
+        return pattern.stretch(places, lost=lost)
+
+
+def _num_gemms(items: Sequence[Item], first: int, last: int) -> int:
+    return sum(item.what in (GEMM, GROUPED) for item in items[first:last])
+
+
+def _uniform(items: Sequence[Item], shape: ModelShape, ranks: int) -> _Patterns | list[str]:
+    """Layers that are all alike: attention by attention."""
+    marks = _marks(items)
+    pattern = find_pattern(items, [range(a + 1, b) for a, b in pairwise(marks)])
+    if pattern is None:
+        return [
+            f"no repetition of layers is found in the order of kernels ({len(marks)} attentions, "
+            f"{shape.layers} layers in the config)"
+        ]
+    experts = shape.moe_layers > shape.layers // 2
+    match = match_layer(pattern.sample, pattern.ns, layer_ways(shape, ranks, experts=experts))
+    if isinstance(match, Refusal):
+        spans = [items[a + 1 : b] for a, b in pairwise(marks)]
+        is_whole = all(
+            len(span) == len(pattern.tokens)
+            and pattern.is_run(span)
+            and not pattern.is_swapped(span)
+            for span in spans
+        )
+        if is_whole and len(marks) % shape.layers:
+            return [wrong_layers(len(marks), shape), match.why]
+        return [match.why]
+    head = role_slots(shape, ranks)["lm_head"]
+    patterns = {("f", "f"): pattern.matched(match)}
+    return _Patterns(patterns, "f", shape.layers, per_layer=1, head=head, by_time=True)
+
+
+def _one_mark_a_mixer(items: Sequence[Item]) -> list[Item]:
+    """One mark for a run of mixer kernels; one next to an attention belongs to no mixer."""
+    out: list[Item] = []
+    for item in items:
+        last = out[-1].what if out else None
+        if item.what == MIXER and last in (MIXER, ATTENTION):
+            continue
+        if item.what == ATTENTION and last == MIXER:
+            out.pop()
+        out.append(item)
+    return out
+
+
+def _hybrid(items: Sequence[Item], shape: ModelShape) -> _Patterns | list[str]:
+    """Layers of attention and of mixers, in the order of the config; or both in every layer."""
+    marks = _marks(items)
+    letters = "".join("f" if items[i].what == ATTENTION else "m" for i in marks)
+    if shape.other_layers:
+        orders = [shape.order.replace("s", "f")]
+    else:
+        orders = ["mf" * shape.layers, "fm" * shape.layers]
+    orders = [one for one in orders if one]
+    order = next((o for o in orders if letters == o * max(1, len(letters) // len(o))), None)
+    if order is None:
+        mixers = shape.other_layers or shape.mixer_layers
+        return [
+            f"{letters.count('f')} attentions and {letters.count('m')} mixers in the trace, "
+            f"{shape.attention_layers} and {mixers} in the config, or in another order"
+        ]
+    groups: dict[Pair, list[range]] = defaultdict(list)
+    for n in range(1, len(marks)):
+        if n % len(order):
+            pair = order[n % len(order) - 1], order[n % len(order)]
+            groups[pair].append(range(marks[n - 1] + 1, marks[n]))
+    patterns: dict[Pair, Pattern] = {}
+    for pair, spans in groups.items():
+        pattern = find_pattern(items, spans)
+        if pattern is None:
+            return [f"of {len(spans)} layers of a kind no more than half run the same kernels"]
+        match = match_layer(pattern.sample, pattern.ns, pair_ways(shape, *pair))
+        if isinstance(match, Refusal):
+            return [match.why]
+        patterns[pair] = pattern.matched(match)
+    ways: dict[tuple[str, bool], set[tuple[Slot, ...]]] = defaultdict(set)
+    for (left, right), pattern in patterns.items():
+        assert pattern.match is not None
+        ways[left, True].add(pattern.match.layer.after)
+        ways[right, False].add(pattern.match.layer.before)
+    if shape.other_layers and any(len(one) > 1 for one in ways.values()):
+        return ["layers of one kind would run in several ways"]
+    head, per_layer = role_slots(shape)["lm_head"], len(order) // shape.layers
+    return _Patterns(patterns, order, len(order), per_layer=per_layer, head=head, by_time=False)
+
+
+# Experts that run one after the other.
+
+
+def is_expert_loop(items: Sequence[Item], shape: ModelShape) -> bool:
+    """Whether every layer has experts, and no kernel multiplies several of them at once."""
+    return shape.moe_layers == shape.layers and not any(item.what == GROUPED for item in items)
+
+
+def one_expert(shape: ModelShape, counts: Sequence[int]) -> tuple[Slot, ...] | None:
+    """The GEMMs of one expert, by how many the layers run; None where more than one way divides
+    them all, or none does."""
+    width, hidden = shape.expert_intermediate, shape.hidden
+    up, down = Slot("experts", width, hidden, EXPERT), Slot("experts", hidden, width, EXPERT)
+    ways = [(up, up, down), (Slot("experts", 2 * width, hidden, EXPERT), down)]
+    fit = [
+        way
+        for way in (ways if shape.gated else [(up, down)])
+        if all(count and count % len(way) == 0 for count in counts)
+    ]
+    return fit[0] if len(fit) == 1 else None
+
+
+def in_turns(items: Sequence[Item], turn: Sequence[Slot]) -> list[Slot]:
+    """The slot of each item where they run the same GEMMs turn after turn; empty where they do not:
+    two GEMMs of one size run on one kernel and grid."""
+    size = len(turn)
+    if len(items) % size:
+        return []
+    for n in range(0, len(items), size):
+        if size > 2 and turn[0] == turn[1] and items[n].token != items[n + 1].token:
+            return []
+    return [turn[n % size] for n in range(len(items))]
+
+
+def _expert_loop(items: Sequence[Item], shape: ModelShape) -> _ExpertLoop | list[str]:
+    """What surrounds the loop is alike in all layers: output projection and router before it, the
+    next layer's projections behind it. N and K of an expert are known, its rows are not: the router
+    chose them."""
+    marks = _marks(items)
+    if len(marks) != shape.layers:
+        return [wrong_layers(len(marks), shape)]
+    spans = [items[a + 1 : b] for a, b in pairwise(marks)]
+    slots = role_slots(shape)
+    after = (slots["o"], slots["router"])
+    found = []
+    for before in attention_ways(shape, slots):
+        expert = one_expert(shape, [len(span) - len(after) - len(before) for span in spans])
+        tokens = [
+            _usual_tokens(parts)
+            for parts in (
+                [span[: len(after)] for span in spans],
+                [span[len(span) - len(before) :] for span in spans],
+            )
+        ]
+        if expert is not None and tokens[0] is not None and tokens[1] is not None:
+            edges = ((after, tokens[0]), (before, tokens[1]))
+            found.append(_ExpertLoop(edges, expert, slots["lm_head"]))
+    if len(found) != 1 or shape.shared_intermediate:
+        why = "beside a shared one" if shape.shared_intermediate else f"{len(found)} ways fit"
+        return [f"experts run one after the other, {why}: their order is not sure"]
+    return found[0]
+
+
+def _usual_tokens(parts: Sequence[Sequence[Item]]) -> tuple[Token, ...] | None:
+    """What one edge of a loop runs in most layers."""
+    made = Counter(tuple(item.token for item in part) for part in parts)
+    tokens, count = made.most_common(1)[0] if made else ((), 0)
+    return tokens if count and count >= _ALIKE_EDGES * len(parts) else None
+
+
+@dataclass(frozen=True)
+class _ExpertLoop:
+    """`edges`: slots and usual tokens after an attention, and before the next one; `expert`: the
+    GEMMs of one expert; `head`: the slot of the model's head."""
+
+    edges: tuple[
+        tuple[tuple[Slot, ...], tuple[Token, ...]], tuple[tuple[Slot, ...], tuple[Token, ...]]
+    ]
+    expert: tuple[Slot, ...]
+    head: Slot
+    per_layer: int = 1
+    explained: float = 1.0
+    by_time: bool = False
+
+    def passes(self, items: Sequence[Item]) -> list[tuple[Sequence[Item], _Strategy | None]]:
+        """A step is one pass."""
+        return [(items, self)]
+
+    def stretch(self, items: Sequence[Item], number: int, *, last: bool) -> _Stretch:
+        """The end of the layer before, its experts, then the projections of the next attention. An
+        edge or a loop that is damaged is left out."""
+        (after, after_tokens), (before, before_tokens) = self.edges
+        first = len(after) if number else 0
+        end = max(first, len(items) - (0 if last else len(before)))
+        slots: dict[int, tuple[Slot, int]] = {}
+        if number and tuple(item.token for item in items[:first]) == after_tokens:
+            slots |= {n: (slot, 0) for n, slot in enumerate(after)}
+        if not last and tuple(item.token for item in items[end:]) == before_tokens:
+            slots |= {end + n: (slot, 1) for n, slot in enumerate(before)}
+        if last and (end - first) % len(self.expert) == 1:
+            end -= 1
+            slots[end] = (self.head, 0)
+        if number:
+            turns = in_turns(items[first:end], self.expert)
+            slots |= {first + n: (slot, 0) for n, slot in enumerate(turns)}
+        return _Stretch(slots)

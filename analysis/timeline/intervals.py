@@ -1,0 +1,146 @@
+"""Intervals of time: their union, how they overlap, and how spans of one thread nest.
+
+In: starts and ends or durations (int64 ns), threads; or rows of the kernels frame with `start` and
+`duration`. Out: ns, or row numbers (-1 for none).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from prunescope.analysis.trace.load import NONE, Ints
+
+_DEEP = 256  # rounds of jumps: calls nest less deep, and each is a pass over what is left
+
+
+def cover(start: Ints, end: Ints, begin: int) -> tuple[Ints, Ints]:
+    """Busy and gap of intervals in order of start: the part of each that no earlier one covers,
+    and the idle time right before it, counted from `begin`. What lies before `begin` is clipped.
+    """
+    reached = np.maximum.accumulate(np.concatenate(([begin], end)))[:-1]
+    first = np.maximum(start, begin)
+    gap = np.maximum(0, first - reached)
+    busy = np.maximum(0, end - np.maximum(first, reached))
+    return busy, gap
+
+
+@dataclass(frozen=True)
+class Spans:
+    """The union of intervals: disjoint, in order. `before`: the time within all spans before
+    each."""
+
+    begin: Ints
+    end: Ints
+    before: Ints
+
+    @classmethod
+    def of(cls, begin: Ints, end: Ints) -> Spans:
+        """The union of [begin, end)."""
+        order = np.argsort(begin, kind="stable")
+        begin, end = begin[order], np.maximum.accumulate(end[order]) if len(order) else end
+        first = np.maximum(begin, np.concatenate((begin[:1], end[:-1])))
+        length = np.maximum(end - first, 0)
+        return cls(first, first + length, np.concatenate(([0], np.cumsum(length)[:-1])).astype(int))
+
+    def spent(self, ts: Ints) -> Ints:
+        """The time within the spans before each of `ts`, ns."""
+        if not len(self.begin):
+            return np.zeros(len(ts), np.int64)
+        at = np.searchsorted(self.begin, ts, side="right") - 1
+        row = np.maximum(at, 0)
+        last = np.clip(ts - self.begin[row], 0, self.end[row] - self.begin[row])
+        return np.where(at >= 0, self.before[row] + last, 0)
+
+
+def alone_ns(rows: pl.DataFrame) -> pl.Series:
+    """How long no other row runs concurrently with each row, ns."""
+    start, end = _bounds(rows)
+    at = np.concatenate((start, end))
+    opens = np.repeat((1, -1), len(start))
+    order = np.argsort(at, kind="stable")
+    at = at[order]
+    single = np.cumsum(opens[order])[:-1] == 1
+    spent = np.concatenate(([0], np.cumsum(np.where(single, np.diff(at), 0))))
+    return pl.Series(spent[np.searchsorted(at, end)] - spent[np.searchsorted(at, start)])
+
+
+def union_ns(rows: pl.DataFrame) -> int:
+    """How long at least one of the rows runs, ns."""
+    start, end = _bounds(rows.sort("start"))
+    return int(cover(start, end, int(start[0]))[0].sum()) if len(rows) else 0
+
+
+def carry_over_ns(rows: pl.DataFrame) -> pl.Series:
+    """How long each row runs before the wall of its step begins, ns: until the last row of the
+    earlier steps has ended."""
+    end = pl.col("start") + pl.col("duration")
+    ends = rows.group_by("step").agg(end.max().alias("reached")).sort("step")
+    begins = ends.select("step", begin=pl.col("reached").cum_max().shift(1))
+    placed = rows.join(begins, on="step", how="left", maintain_order="left")
+    ran = (pl.min_horizontal(end, "begin") - pl.col("start")).clip(lower_bound=0)
+    return placed.select(pl.when(pl.col("begin").is_not_null()).then(ran).otherwise(0)).to_series()
+
+
+def _bounds(rows: pl.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    return rows["start"].to_numpy(), (rows["start"] + rows["duration"]).to_numpy()
+
+
+def innermost(spans: dict[str, Ints], thread: Ints, ts: Ints) -> Ints:
+    """Row of the innermost span (ts, dur, thread) that holds each time on its thread, else -1.
+
+    Spans of one thread nest, so the innermost one around t is found from the latest start before
+    t, up through the spans that hold it. Of equal spans, the one with the smaller `order` (where
+    that is a column of `spans`, else the first one) is the outer one.
+    """
+    out = np.full(len(ts), NONE)
+    for t in np.unique(thread):
+        if t < 0:
+            continue
+        rows = np.flatnonzero(spans["thread"] == t)
+        if not len(rows):
+            continue
+        ids = spans["order"][rows] if "order" in spans else rows
+        rows = rows[np.lexsort((ids, -spans["dur"][rows], spans["ts"][rows]))]
+        start = spans["ts"][rows]
+        end = start + spans["dur"][rows]
+        up = parents(start, end)
+        wanted = np.flatnonzero(thread == t)
+        at = np.searchsorted(start, ts[wanted], side="right") - 1
+        open_ = at >= 0
+        while True:
+            over = open_ & (at >= 0) & (end[np.maximum(at, 0)] <= ts[wanted])
+            if not over.any():
+                break
+            at = np.where(over, up[np.maximum(at, 0)], at)
+        out[wanted] = np.where(at >= 0, rows[np.maximum(at, 0)], NONE)
+    return out
+
+
+def parents(start: Ints, end: Ints) -> Ints:
+    """The enclosing span of each span, -1 at the top; spans in order of start, longer first.
+
+    Spans that ended before a span began are jumped over together: each points to the one before it
+    at first, and then to where the one it points to does. Nested deeper than calls are, one by one.
+    """
+    up = np.arange(NONE, len(start) + NONE)
+    left = np.flatnonzero(up >= 0)
+    for _ in range(_DEEP):
+        left = left[end[up[left]] <= start[left]]
+        if not len(left):
+            return up
+        up[left] = up[up[left]]
+        left = left[up[left] >= 0]
+    return _one_by_one(start.tolist(), end.tolist())
+
+
+def _one_by_one(start: list[int], end: list[int]) -> Ints:
+    up, open_ = np.full(len(start), NONE), [NONE]
+    for i, begin in enumerate(start):
+        while len(open_) > 1 and end[open_[-1]] <= begin:
+            open_.pop()
+        up[i] = open_[-1]
+        open_.append(i)
+    return up

@@ -1,0 +1,88 @@
+"""Profiler overhead of a CPU trace: where in a step the cost of recording lies.
+
+In: a trace and its linked rows. Out: `Recorded`, the weight of what was recorded in each part of a
+step's time: inside a row, in the gap before it, behind the last one. A weight of 1 is one op.
+
+A profiler takes the time of an op last when it begins and first when it ends, so that what an op
+costs to record lies outside of it: in the work op around it, else in the idle time between them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from prunescope.analysis.timeline.intervals import innermost
+from prunescope.analysis.timeline.link import Linked
+from prunescope.analysis.timeline.steps import Windows
+from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.load import Ints
+
+# A span around a module costs two hooks in Python and its record: benchmarks/same.md.
+SPAN = 8
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """Weights: `inside` and `before` [rows], `after` [steps]."""
+
+    inside: Ints
+    before: Ints
+    after: Ints
+
+
+def nothing_recorded(linked: Linked) -> Recorded:
+    """Of a device trace, whose rows a profiler does not slow."""
+    none = np.zeros(len(linked.step), np.int64)
+    return Recorded(none, none, np.zeros(len(linked.wall), np.int64))
+
+
+def recorded(trace: Trace, linked: Linked, windows: Windows) -> Recorded:
+    """The weights of a trace's ops and spans."""
+    out = nothing_recorded(linked)
+    if trace.on_device or not len(linked.step):
+        return out
+    out = Recorded(out.inside.copy(), out.before.copy(), out.after)
+    nested = linked.above >= 0
+    np.add.at(out.inside, linked.above[nested], 1)
+    out.before[~nested] += 1
+    others = np.ones(len(trace.ops["ts"]), bool)
+    others[linked.op] = False
+    rows = {"ts": linked.start, "dur": linked.duration, "thread": linked.thread}
+    modules = trace.annotations["module"] != 0
+    for spans, kept, weight in (
+        (trace.ops, others, 1),
+        (trace.annotations, modules, 1),
+        (trace.annotations, ~modules, SPAN),
+    ):
+        begin, dur, thread = (spans[column][kept] for column in ("ts", "dur", "thread"))
+        step = windows.step_of(begin)
+        # A step's own annotation is recorded outside of it.
+        within = (step >= 0) & (dur < (windows.end - windows.start)[step])
+        begin, dur, thread, step = (column[within] for column in (begin, dur, thread, step))
+        around = _around(linked, innermost(rows, thread, begin), begin, begin + dur)
+        np.add.at(out.inside, around[around >= 0], weight)
+        _add_gaps(out, linked, begin[around < 0], step[around < 0], weight)
+    return out
+
+
+def _around(linked: Linked, row: Ints, begin: Ints, end: Ints) -> Ints:
+    """The row around each event, from the innermost one where it begins: what begins with a row and
+    does not end before it is around it."""
+    ends = linked.start + linked.duration
+    while True:
+        same = (linked.start[row] == begin) & (ends[row] == end)
+        outside = (row >= 0) & (same | (ends[row] < end))
+        if not outside.any():
+            return row
+        row = np.where(outside, linked.above[row], row)
+
+
+def _add_gaps(out: Recorded, linked: Linked, begin: Ints, step: Ints, weight: int) -> None:
+    """To the gap of the next outermost row of the step, or what follows the last one."""
+    for i in np.unique(step):
+        top = np.flatnonzero((linked.step == i) & (linked.above < 0))
+        at = np.searchsorted(linked.start[top], begin[step == i])
+        np.add.at(out.before, top[at[at < len(top)]], weight)
+        out.after[i] += weight * int((at >= len(top)).sum())

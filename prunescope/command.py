@@ -1,0 +1,166 @@
+"""How a typed function becomes a command: its options, their words in the help, and completion.
+
+In: a function whose parameters are options (`taxonomy.option.Option` in an annotation) or a request
+class full of them. Out: what typer takes. Nothing heavy is imported before a command runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec, get_args, get_type_hints
+
+import typer
+
+from prunescope.taxonomy.option import NamedOption, is_union, named_option, options_of
+
+P = ParamSpec("P")
+
+
+def from_options(function: Callable[P, None]) -> Callable[..., None]:
+    """The function as typer calls it: by the options of its requests and its own, each by name."""
+    hints = get_type_hints(function, include_extras=True)
+    own: dict[str, NamedOption] = {}
+    requests: dict[str, type] = {}
+    for parameter in inspect.signature(function).parameters.values():
+        annotation = hints[parameter.name]
+        if dataclasses.is_dataclass(annotation):
+            requests[parameter.name] = annotation  # type: ignore[assignment]
+            continue
+        default = parameter.default
+        default = dataclasses.MISSING if default is inspect.Parameter.empty else default
+        named = named_option(parameter.name, annotation, default)
+        assert named is not None, f"{function.__name__}: {parameter.name} is no option"
+        own[parameter.name] = named
+    of_requests = {name: list(options_of(kind)) for name, kind in requests.items()}
+    shown = [*(one for each in of_requests.values() for one in each), *own.values()]
+
+    def call(**values: Any) -> None:
+        given: dict[str, Any] = {}
+        for name, kind in requests.items():
+            given[name] = kind(**_given(of_requests[name], values))
+        function(**given, **_given(own.values(), values))  # type: ignore[call-arg]
+
+    call.__doc__ = function.__doc__
+    call.__name__ = function.__name__
+    call.__signature__ = inspect.Signature([_parameter(one) for one in shown])  # type: ignore[attr-defined]
+    return call
+
+
+def _given(options: Iterable[NamedOption], values: dict[str, Any]) -> dict[str, Any]:
+    """The values of options as their function takes them; those not given are left to defaults."""
+    parsed = {
+        one.name: value if one.option.parse is None else one.option.parse(value)
+        for one in options
+        if (value := values[one.name]) is not None
+    }
+    return parsed
+
+
+def _parameter(named: NamedOption) -> inspect.Parameter:
+    """An option as typer reads it from a signature."""
+    option, kind = named.option, _kind_of(named)
+    metavar = option.metavar or option.unit.upper() or None
+    if option.argument:
+        shown = typer.Argument(metavar=metavar, help=option.help)
+    else:
+        flags = named.flags if kind is bool or option.flag else ()
+        eager = None if option.eager is None else _called(option.eager)
+        listed = globals()[option.complete] if option.complete else None
+        shown = typer.Option(
+            *flags,
+            metavar=metavar,
+            help=option.help,
+            min=option.least,
+            autocompletion=listed,
+            is_eager=eager is not None,
+            callback=eager,
+        )
+    default = inspect.Parameter.empty if named.default is dataclasses.MISSING else named.default
+    if default in ((), {}):
+        default = None  # typer's value of a repeatable option that is not given
+    if default is None:
+        kind = kind | None
+    return inspect.Parameter(
+        named.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=default,
+        annotation=Annotated[kind, shown],
+    )
+
+
+def _kind_of(named: NamedOption) -> Any:
+    """The type of its words on the command line, without None."""
+    kinds = get_args(named.type) if is_union(named.type) else (named.type,)
+    kinds = tuple(kind for kind in kinds if kind is not type(None))
+    if named.option.typed is not None:
+        return named.option.typed
+    return Path if Path in kinds else kinds[0]
+
+
+def _called(action: Callable[[], None]) -> Callable[[bool], None]:
+    def act(wanted: bool) -> None:  # noqa: FBT001 - typer calls it so
+        if wanted:
+            action()
+            raise typer.Exit
+
+    return act
+
+
+# What a shell completes, each list read only when a shell asks: in, what was typed so far; out,
+# the words that can follow.
+
+
+def _listed(typed: str, words: Iterable[str], separators: str = ",") -> list[str]:
+    """The words that go on with the last part of a list such as `md,p`, with what is before it."""
+    at = max((typed.rfind(separator) for separator in separators), default=-1) + 1
+    before, last = typed[:at], typed[at:]
+    return [f"{before}{word}" for word in words if word.startswith(last)]
+
+
+def models(incomplete: str) -> list[str]:
+    """Presets."""
+    from prunescope.taxonomy.presets import preset_names
+
+    return _listed(incomplete, preset_names(), "")
+
+
+def families(incomplete: str) -> list[str]:
+    """Families, several joined by +, each with its sparsity."""
+    from prunescope.taxonomy.families import families as known
+
+    return _listed(incomplete, (family.id for family in known()), "+")
+
+
+def methods(incomplete: str) -> list[str]:
+    """Families and published methods, several with commas."""
+    from prunescope.taxonomy.families import families as known
+    from prunescope.taxonomy.methods import method_names
+
+    return _listed(incomplete, [*(family.id for family in known()), *method_names()], ",+")
+
+
+def devices(incomplete: str) -> list[str]:
+    """Devices of the table."""
+    from prunescope.analysis.device.hardware import DEVICES
+
+    return _listed(incomplete, (device.name for device in DEVICES), "")
+
+
+def machines(incomplete: str) -> list[str]:
+    """Devices of this machine as torch calls them."""
+    return _listed(incomplete, ("auto", "cpu", "cuda", "mps"), "")
+
+
+def dtypes(incomplete: str) -> list[str]:
+    """Number formats that a model runs in."""
+    return _listed(incomplete, ("auto", "bfloat16", "float16", "float32"), "")
+
+
+def formats(incomplete: str) -> list[str]:
+    """Formats of a report, several with commas."""
+    from prunescope.analysis.report.formats import FORMATS
+
+    return _listed(incomplete, FORMATS)

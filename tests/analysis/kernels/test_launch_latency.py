@@ -1,0 +1,33 @@
+"""Launch latency before the first event of the first step, which no wall includes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.analysis.kernels.test_idle import MM, finding, told
+from tests.chrome import chrome, module, save
+
+
+def test_long_launch_latency_of_one_step_is_a_finding(tmp_path: Path) -> None:
+    """90 us on the host before the first kernel of a step whose wall is 20."""
+    trace = chrome(module("ProfilerStep#0", MM, MM), lead_us=90)
+    lead = finding(told(save(trace, tmp_path / "t.json")), "host-lead")
+    assert lead is not None
+    assert "90.0 µs on the host" in lead.text and "82 % of the step" in lead.text  # of 110
+
+
+def test_short_launch_latency_is_none(tmp_path: Path) -> None:
+    short = chrome(module("ProfilerStep#0", MM, MM), lead_us=0.9)
+    assert finding(told(save(short, tmp_path / "t.json")), "host-lead") is None
+
+
+def test_launch_latency_of_several_steps_counts_once(tmp_path: Path) -> None:
+    """Walls of 20 us in two steps, and 10 us before the first: 15 a step."""
+    two = chrome(module("ProfilerStep#0", MM), module("ProfilerStep#1", MM), lead_us=10)
+    phase = told(save(two, tmp_path / "t.json"))
+    lead = finding(phase, "host-lead")
+    assert lead is not None and lead.change is not None
+    assert phase.wall_ns == 10_000 and phase.busy_ns == 10_000
+    assert "the first of 2 steps begins with 10.0 µs" in lead.text
+    assert "with it a mean step takes 15.0 µs, of which the device is busy for 67 %" in lead.text
+    assert "several steps" not in lead.change

@@ -1,0 +1,76 @@
+"""Options that would be ignored, or contradict each other, are refused before any work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prunescope.analysis.predict.rank import rank
+from prunescope.analysis.predict.request import PredictRequest
+from prunescope.analysis.predict_from import predict_from
+from prunescope.analysis.shapes.config import read_model
+from prunescope.api import predict
+from prunescope.taxonomy.errors import PrunescopeError
+
+POINT = {"model": "tiny-llama", "device": "h100-sxm"}
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"workload": "chat"}, "--workload needs --rank"),
+        ({"losses": "sweep"}, "--losses needs --rank"),
+        ({"loss": 0.1}, "--loss needs --rank"),
+        ({"method": "static-nk", "pruned_batch": 8}, "--pruned-batch needs --new-tokens"),
+        ({"chunk": 64}, "--chunk needs --new-tokens"),
+        ({"new_tokens": 8, "pruned_batch": 8}, "--pruned-batch needs --method"),
+        ({"rank": True, "method": "static-nk"}, "--method cannot be combined with --rank"),
+        ({"rank": True, "curves": True}, "--out cannot be combined with --rank"),
+        ({"rank": True, "context": 9}, "--context cannot be combined with --rank"),
+        ({"rank": True, "phase": "prefill"}, "--phase cannot be combined with --rank"),
+        (
+            {"rank": True, "workload": "chat", "batch": 64},
+            "--batch cannot be combined with --workload chat",
+        ),
+        (
+            {"rank": True, "workload": "rag", "new_tokens": 9},
+            "--new-tokens cannot be combined with --work",
+        ),
+        ({"rank": True, "knobs": {"colour": "red"}}, "none of these methods has a knob 'colour'"),
+        ({"from_run": "run", "rank": True}, "--rank cannot be combined with --from-run"),
+        ({"from_run": "run", "new_tokens": 9}, "--new-tokens cannot be combined with --from-run"),
+        ({"from_run": "run", "tp": 2}, "--tp cannot be combined with --from-run"),
+    ],
+)
+def test_an_option_is_never_ignored(options: dict[str, Any], problem: str) -> None:
+    request = PredictRequest(**{**POINT, **options})
+    ask: Any = predict_from if request.from_run else rank if request.rank else predict
+    with pytest.raises(PrunescopeError, match=problem):
+        ask(request)
+
+
+def test_a_method_that_is_misspelt_names_its_neighbours_among_papers_too() -> None:
+    for method, sparsity in (("shortgtp", 0.5), ("shortgtp,static-nk", "0.25,0.5")):
+        with pytest.raises(PrunescopeError, match="no pruning family or method") as error:
+            predict(PredictRequest(**POINT, method=method, sparsity=sparsity, knobs={"x": "1"}))
+        assert "shortgpt" in error.value.hint
+
+
+def test_an_unreachable_hub_is_an_error_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def nowhere(*_: Any, **__: Any) -> Any:
+        raise OSError("no address")
+
+    monkeypatch.setattr("urllib.request.urlopen", nowhere)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_: pytest.fail("it tried"))
+    with pytest.raises(PrunescopeError, match="the Hub does not give its config"):
+        read_model("some/unknown-model")
+    cached = tmp_path / "config.json"
+    cached.write_text("{}", encoding="utf-8")
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: str(cached))
+    with pytest.raises(PrunescopeError) as error:  # the one that is there is read
+        read_model("some/unknown-model")
+    assert "Hub does not give" not in error.value.problem

@@ -1,0 +1,141 @@
+"""The figure of a sweep: what is shown, what the margin counts, where labels stand; its options."""
+
+from __future__ import annotations
+
+import itertools
+
+import matplotlib.text
+from matplotlib.legend import Legend
+from matplotlib.transforms import Bbox
+
+from prunescope.analysis.pareto.frontier import frontier
+from prunescope.analysis.report.pareto_figures import frontier_figure, frontier_plot, marks_of
+from prunescope.analysis.report.pareto_tables import render_pareto
+from prunescope.analysis.schema.pareto import (
+    Pareto,
+    ParetoPhase,
+    SweepCell,
+    SweepPoint,
+    SweepSubject,
+)
+from tests.analysis.pareto_points import point
+
+# Four on the frontier within a hair of each other, two that nobody would use.
+CLOSE = [
+    point("a", 1.10, 0.02, sparsity=0.125), point("b", 1.16, 0.05, sparsity=0.25),
+    point("a", 1.22, 0.08, sparsity=0.375), point("c", 1.29, 0.11, sparsity=0.5),
+    point("b", 1.0, 0.1), point("c", 2.0, 5.0), point("d", 2.5, 900.0), point("d", 1.4, 1.2),
+]  # fmt: skip
+
+
+def whole(phases: dict[str, list[SweepPoint]]) -> Pareto:
+    found = {}
+    for name, points in phases.items():
+        for one in frontier(points):
+            one.on_frontier = True
+        cell = SweepCell(
+            batch=1, prompt_len=512, dense_ns={}, winners=[], break_even={}, equal_flops=[],
+            equal_sparsity=[],
+        )  # fmt: skip
+        found[name] = ParetoPhase(points=points, winners=[], break_even={}, cells=[cell])
+    return Pareto(tool="t", subject=SweepSubject(), phases=found)
+
+
+def test_labels_of_the_frontier_do_not_overlap() -> None:
+    figure = frontier_plot(whole({"prefill": CLOSE, "decode": CLOSE[:5]}))
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        labels = [t for t in axes.texts if isinstance(t, matplotlib.text.Annotation)]
+        texts = {label.get_text() for label in labels}
+        assert {"0.125", "0.25", "0.375", "0.5"} <= texts
+        boxes = [matplotlib.text.Text.get_window_extent(label) for label in labels]
+        assert not [1 for a, b in itertools.combinations(boxes, 2) if a.overlaps(b)]
+
+
+def test_labels_leave_the_intervals_free_where_there_is_a_place() -> None:
+    """The second one's interval passes the places above and below the first one."""
+    points = [point("a", 1.08, 0.068, sparsity=0.125), point("b", 1.09, 0.2, sparsity=0.25)]
+    points[0].realised_ci95, points[1].realised_ci95 = [1.03, 1.14], [1.02, 1.16]
+    points += [point("b", 1.39, 1.26, sparsity=0.375)]
+    figure = frontier_plot(whole({"decode": points}))
+    (axes,) = figure.axes
+    labels = [t for t in axes.texts if isinstance(t, matplotlib.text.Annotation)]
+    assert {label.get_text() for label in labels} == {"0.125", "0.375"}
+    boxes = [matplotlib.text.Text.get_window_extent(label) for label in labels]
+    for at, one in ((1.068, points[0]), (1.2, points[1])):
+        ends = Bbox(axes.transData.transform([(at, y) for y in one.realised_ci95 or ()]))
+        assert not [box for box in boxes if box.overlaps(ends)]
+
+
+def test_a_point_whose_time_is_not_valid_is_marked_in_both_figures() -> None:
+    points = [point("a", 1.1, 0.02, sparsity=0.125, timing_valid=False), point("b", 1.3, 0.2)]
+    for valid in (False, True):
+        points[0].timing_valid = valid
+        figure = frontier_plot(whole({"prefill": points}))
+        (axes,) = figure.axes
+        said = {t.get_text() for t in axes.texts if isinstance(t, matplotlib.text.Annotation)}
+        assert said == {"0.125" if valid else "0.125 ?", "0.25"}
+        legend = " ".join(text.get_text() for text in figure.legends[0].get_texts())
+        assert ("timing not valid" in legend) is not valid
+
+
+def test_what_nobody_would_use_is_counted_in_the_margin() -> None:
+    figure = frontier_plot(whole({"prefill": CLOSE}))
+    (axes,) = figure.axes
+    assert axes.get_xlim()[1] <= 4.0
+    assert "2 beyond 4× →" in {text.get_text() for text in axes.texts}
+    wide = frontier_plot(whole({"prefill": CLOSE}), most=10.0)
+    assert "1 beyond 10× →" in {text.get_text() for text in wide.axes[0].texts}
+
+
+def test_an_empty_panel_says_why() -> None:
+    far = [point("a", 1.6, 4341685199.409), point("b", 1.3, 17369.337)]
+    (axes,) = frontier_plot(whole({"prefill": far})).axes
+    assert axes.get_xlim() == (1.0, 4.0)
+    said = [text.get_text() for text in axes.texts]
+    assert "all 2 points lie beyond this axis,\nat 17,400× to 4.3e9× the dense perplexity" in said
+    (axes,) = frontier_plot(whole({"prefill": [point("a", 1.3, 4.5)]})).axes
+    said = [text.get_text() for text in axes.texts]
+    assert "its one point lies beyond this axis,\nat 5.5× the dense perplexity" in said
+    (axes,) = frontier_plot(whole({"prefill": CLOSE})).axes
+    assert not any("this axis" in text.get_text() for text in axes.texts)
+
+
+def test_the_legend_is_no_wider_than_the_figure() -> None:
+    """One panel is 3.35 inches wide: four columns of such labels are not."""
+    found = whole({"prefill": [point("static-nk-mlp", 1.3, 0.2, timing_valid=False)]})
+    for phases in (found.phases, {**found.phases, "decode": found.phases["prefill"]}):
+        figure = frontier_plot(Pareto(tool="t", subject=SweepSubject(), phases=phases))
+        figure.draw_without_rendering()
+        (legend,) = figure.legends
+        box = legend.get_window_extent()
+        assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
+        assert figure.bbox.y0 <= box.y0
+
+
+def test_one_legend_for_all_phases_and_a_marker_a_family() -> None:
+    figure = frontier_plot(whole({"prefill": CLOSE, "decode": CLOSE}))
+    legends = [child for child in figure.get_children() if isinstance(child, Legend)]
+    assert len(legends) == 1
+    assert [text.get_text() for text in legends[0].get_texts()][:4] == ["a", "b", "c", "d"]
+    many = marks_of(point(f"family {i}", 1.1, 0.1) for i in range(14))
+    assert len({marker for _, marker in many.values()}) == 14
+
+
+def test_a_cell_without_a_loss_is_drawn() -> None:
+    assert frontier_figure(whole({"prefill": [point("a", 1.1, None)]}), "svg").startswith(b"<?xml")
+
+
+def test_the_loss_shown_is_that_after_recovery() -> None:
+    one = point("a", 1.3, 0.9)
+    assert one.loss is not None
+    one.loss.perplexity_rel_recovered, one.loss.recovered_ci95 = 0.2, [0.1, 0.3]
+    figure = frontier_plot(whole({"prefill": [one]}))
+    dots = [line for line in figure.axes[0].lines if line.get_marker() not in (None, "None")]
+    assert [float(line.get_xdata()[0]) for line in dots] == [1.2]  # type: ignore[index]
+
+
+def test_options_of_an_old_sweep_have_the_names_of_today() -> None:
+    old = {"select": ["random", "calibrated"], "seatings": 8, "batch": 1}
+    found = Pareto(tool="t", subject=SweepSubject(model="m", config=old), phases={})
+    assert "select random, importance · placements 8 · batch 1" in render_pareto(found)

@@ -1,0 +1,50 @@
+"""Where the records of a step lie: counted by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from prunescope.analysis.timeline.link import link
+from prunescope.analysis.timeline.overhead import SPAN, recorded
+from prunescope.analysis.timeline.steps import find_windows
+from prunescope.analysis.trace.load import load
+from tests.chrome import chrome, gap, k, module, op, save, step
+
+
+def view() -> object:
+    return op("aten::view", [4, 4], us=1)
+
+
+def test_every_record_lies_in_the_part_around_it(tmp_path: Path) -> None:
+    """Two steps alike. In each: a span, a wrapper and addmm before the outermost row; in addmm a
+    view, copy_ and one view more; in copy_ a view; before relu a span and relu; at the end a view.
+    """
+    copy = op("aten::copy_", [4, 4], [4, 4], us=2, inner=[view()])
+    addmm = op("aten::addmm", [4], [4, 4], [4, 4], us=9, inner=[view(), copy, view()])
+    mlp = module("model.layers.0.mlp", op("aten::linear", [4, 4], [4, 4], inner=[addmm], us=1))
+    act = module("model.layers.0.act", gap(us=1), op("aten::relu", [4, 4], us=3))
+    items = mlp, gap(us=5), act, gap(us=5), view(), gap(us=1)
+    trace = load(save(chrome(step(0, *items), step(1, *items), cpu=True), tmp_path / "t.json"))
+    windows = find_windows(trace)
+    linked = link(trace, windows)
+    names = [trace.names[i] for i in trace.ops["name"][linked.op]]
+    assert names == ["aten::addmm", "aten::copy_", "aten::relu"] * 2
+    found = recorded(trace, linked, windows)
+    assert found.inside.tolist() == [3, 1, 0] * 2
+    assert found.before.tolist() == [SPAN + 2, 0, SPAN + 1] * 2
+    assert found.after.tolist() == [1, 1]
+    marks = len(trace.annotations["ts"]) - len(windows)
+    everything = len(trace.ops["ts"]) + SPAN * marks
+    assert np.concatenate([found.inside, found.before, found.after]).sum() == everything
+
+
+def test_the_rows_of_a_device_are_not_slowed(tmp_path: Path) -> None:
+    mm = op("aten::mm", [4, 5], [5, 6], us=9, kernels=[k(us=7)])
+    trace = load(save(chrome(step(0, module("model.layers.0.mlp", mm))), tmp_path / "t.json"))
+    windows = find_windows(trace)
+    found = recorded(trace, link(trace, windows), windows)
+    assert not found.inside.any()
+    assert not found.before.any()
+    assert found.after.tolist() == [0]

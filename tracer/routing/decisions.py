@@ -1,0 +1,130 @@
+"""Parts of all routers: random decisions, the rows that they keep, and counts of what ran.
+
+A router, its top-k, index building, gather and scatter always run at their real sizes; a random
+decision replaces the scores alone, by one addition. Shapes: B batch, T tokens, h hidden.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.families import family
+from prunescope.taxonomy.run_blocks import ModuleCounts
+from prunescope.tracer.calibration.point import Point
+from prunescope.tracer.calibration.scores import seeded
+
+_TABLE = 1 << 16
+
+
+def refuse_calibration(point: Point, family_id: str) -> None:
+    """Raises PrunescopeError if the family can only choose its parts at random."""
+    if point.by_importance and family(family_id).calibration is None:
+        raise PrunescopeError(
+            f"{family_id} cannot select by importance: its routers are not trained",
+            hint="use --select random; the routers still run at their full size",
+        )
+
+
+class Sampler:
+    """Random decisions from a seed, the same on every machine: counts on the host, and scores as
+    views of one table, so that sampling launches no kernel. All streams share the table."""
+
+    def __init__(self, point: Point, what: str, shared: Sampler | None = None) -> None:
+        self.seed, self.is_random = point.seed, point.select == "random"
+        self.stream = random.Random(f"{point.seed}:{what}")
+        self._root: Sampler = shared._root if shared is not None else self
+        self._table: torch.Tensor | None = None
+
+    def stream_for(self, point: Point, what: str) -> Sampler:
+        """A sampler with an independent stream over the same table."""
+        return Sampler(point, what, self)
+
+    def replace(self, scores: torch.Tensor) -> torch.Tensor:
+        """Uniform numbers in place of `scores`; `scores` themselves if parts are not random."""
+        if not self.is_random:
+            return scores
+        count = scores.numel()
+        table = self._root._uniform(count, scores.device)
+        # Never the whole table: for a power of two the stream would use a different number of bits.
+        start = self.stream.randrange(table.numel() - max(1, count))
+        return torch.add(table[start : start + count].view(scores.shape), scores, alpha=0)
+
+    def count_successes(self, trials: int, share: float) -> int:
+        """How many of `trials` succeed, each with probability `share`."""
+        return sum(self.stream.random() < share for _ in range(trials))
+
+    def _uniform(self, count: int, device: torch.device) -> torch.Tensor:
+        table = self._table
+        if table is None or table.numel() < 2 * count or table.device != device:
+            size = max(_TABLE, 1 << math.ceil(math.log2(2 * count + 1)))
+            generator = torch.Generator().manual_seed(self.seed % 2**63)
+            # fp32 for every model: half precision has too few numbers, and ties are not random.
+            table = self._table = torch.rand(size, generator=generator).to(device)
+        return table
+
+
+@dataclass
+class Tally:
+    """Counts of one module: a pair for each forward since `take`."""
+
+    unit: str
+    active: list[int] = field(default_factory=list)
+    total: list[int] = field(default_factory=list)
+
+    def add(self, active: int, total: int) -> None:
+        """One forward."""
+        self.active.append(active)
+        self.total.append(total)
+
+    def take(self) -> ModuleCounts:
+        """The counts so far, which then restart; see `tracer.pruners.Counting`."""
+        taken = ModuleCounts(unit=self.unit, active=self.active, total=self.total)
+        self.active, self.total = [], []
+        return taken
+
+
+class Counted:
+    """A module that counts what it did in a Tally; see `tracer.pruners.Counting`."""
+
+    tally: Tally
+
+    def prunescope_stats(self) -> ModuleCounts:
+        """The counts since the last call."""
+        return self.tally.take()
+
+
+def score_weight(
+    outputs: int, inputs: int, *, like: torch.Tensor, seed: int, what: str
+) -> nn.Parameter:
+    """A random router weight [outputs, inputs] from the seed."""
+    weight = torch.randn(outputs, inputs, generator=seeded(seed, what)) / math.sqrt(inputs)
+    return nn.Parameter(weight.to(like.device, like.dtype))
+
+
+def flat_positions(positions: torch.Tensor, length: int) -> torch.Tensor:
+    """Positions [B, k] in sequences of `length` as positions among all B·length tokens, [B, k]."""
+    batch = positions.shape[0]
+    if batch == 1:
+        return positions
+    return positions + torch.arange(0, batch * length, length, device=positions.device).unsqueeze(
+        -1
+    )
+
+
+def token_rows(index: torch.Tensor, length: int) -> torch.Tensor:
+    """Positions [B, n, m] in sequences of `length` as rows of [B·n·length, d], flat."""
+    batch, heads = index.shape[:2]
+    first = torch.arange(0, batch * heads * length, length, device=index.device)
+    return (index + first.view(batch, heads, 1)).flatten()
+
+
+def taken(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """The rows of [B, n, L, d] that `token_rows` returned, as [B, n, m, d]."""
+    batch, heads, _, width = x.shape
+    return x.reshape(-1, width).index_select(0, rows).view(batch, heads, -1, width)

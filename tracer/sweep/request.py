@@ -1,0 +1,49 @@
+"""What `prunescope sweep` is asked for. Inert, and light: the command line imports it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from prunescope.taxonomy.option import Engine, Option
+from prunescope.tracer.capture.progress import Progress
+
+
+@dataclass(kw_only=True)
+class SweepRequest:
+    """A sweep, or a part of one, and the folder that it fills."""
+
+    config: Annotated[
+        Path | str | None,
+        Option(
+            help="Sweep file that names the model, the families and the sparsities; or --preset.",
+            metavar="CONFIG.yaml",
+            argument=True,
+        ),
+    ] = field(default=None, kw_only=False)
+    out: Annotated[
+        Path | str,
+        Option(
+            help="Folder to write to: a new one, or that of a sweep to resume.", metavar="FOLDER"
+        ),
+    ]
+    preset: Annotated[
+        str | None,
+        Option(help="Built-in sweep to run in place of a file, such as paper.", metavar="NAME"),
+    ] = None
+    engine: Engine = "local"
+    shard: Annotated[
+        str | None,
+        Option(
+            help="Part I of N to run, counted from 0, to split a sweep over machines; without it, "
+            "all of it.",
+            metavar="I/N",
+        ),
+    ] = None
+    progress: Progress | None = None
+    argv: Sequence[str] = ()  # the command line, kept in run.json
+
+    @property
+    def folder(self) -> Path:
+        """Where the sweep lies."""
+        return Path(self.out)
