@@ -1,4 +1,12 @@
-"""What makes a start faster."""
+"""What makes `prunescope analyze` start faster, and by how much (medians, in turns, two cores).
+
+- The garbage collector looks for cycles rarely: imports and tables make millions of objects that
+  are in none. 0.07 s of CPU time on a trace of 363,000 events, 0.10 s on a small run.
+- Values of options that are plain texts and paths are taken as they are: typer has pydantic look at
+  every value, and importing that takes 0.06 s of CPU time.
+- Processes that read a large trace begin before the options are parsed: 0.1 s of wall time where a
+  core is idle.
+"""
 
 from __future__ import annotations
 
@@ -12,36 +20,31 @@ from typing import Any, get_args
 from typer.core import TyperCommand, TyperGroup
 
 Process = Callable[[Any, Any], Any]
+# Objects made before the collector looks for cycles. An analysis makes no cycle worth a look: each
+# takes 0.03 s, and there were four.
 _GC_THRESHOLD, _GC_OF_ANALYSES = 100_000, 2_000_000
-_ALLOCATOR = ("_RJEM_MALLOC_CONF", "narenas:1")
 
 
 def before_options(args: Sequence[str]) -> None:
-    """Called first."""
-    if "gc" not in os.environ.get("T", ""):
-        gc.set_threshold(_GC_THRESHOLD)
-    if args[:1] == ["analyze"] and "fork" not in os.environ.get("T", ""):
+    """Prepare for a command with these words, before they are parsed."""
+    gc.set_threshold(_GC_THRESHOLD)
+    if args[:1] == ["analyze"]:
         from prunescope.analysis.trace.workers import begin_early
 
         begin_early(args[1:])
 
 
 def before_analysis() -> None:
-    """Called second."""
-    if "gc" not in os.environ.get("T", ""):
-        gc.set_threshold(_GC_OF_ANALYSES)
-    if "alloc" not in os.environ.get("T", ""):
-        os.environ.setdefault(*_ALLOCATOR)
+    """Prepare for an analysis, before polars is imported."""
+    gc.set_threshold(_GC_OF_ANALYSES)
 
 
 class _Fast:
     def get_params(self, ctx: Any) -> list[Any]:
         found: list[Any] = super().get_params(ctx)  # type: ignore[misc]
-        if "lean" in os.environ.get("T", ""):
-            return found
-        for one in found:
-            if "process_value" not in vars(one):
-                one.process_value = partial(_process, one, one.process_value)
+        for parameter in found:
+            if "process_value" not in vars(parameter):
+                parameter.process_value = partial(_process, parameter, parameter.process_value)
         return found
 
 
@@ -61,7 +64,7 @@ def _process(parameter: Any, checked: Process, context: Any, value: Any) -> Any:
     if value is None:
         value = () if many else None
     elif _kind(parameter) is Path and value is not parameter.default:
-        value = [Path(one) for one in value] if many else Path(value)
+        value = [Path(text) for text in value] if many else Path(value)
     return value if parameter.callback is None else parameter.callback(context, parameter, value)
 
 
