@@ -13,7 +13,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import polars as pl
 
-from prunescope.analysis.kernels.host_calls import Stops, add_first, blocked_by_op, stops_within
+from prunescope.analysis.kernels.host_calls import (
+    GraphBlockers,
+    add_first,
+    blocked_by_op,
+    graph_blockers,
+)
 from prunescope.analysis.kernels.idle import add_waits
 from prunescope.analysis.kernels.peaks import Peaks
 from prunescope.analysis.kernels.replay import LEAST, Replay, read_eager
@@ -23,7 +28,7 @@ from prunescope.analysis.kernels.work_split import add_work
 from prunescope.analysis.ops.kind import kind_of, op_kind
 from prunescope.analysis.ops.work import OpCall, Work, work_of
 from prunescope.analysis.shapes.workload import AutoModel, Filled, ModelConfig
-from prunescope.analysis.timeline.clocks import Apart, clocks_apart
+from prunescope.analysis.timeline.clocks import ClockSkew, clock_skew
 from prunescope.analysis.timeline.correlate import unlinked
 from prunescope.analysis.timeline.link import Linked, link, taken
 from prunescope.analysis.timeline.overhead import Recorded, recorded
@@ -63,12 +68,12 @@ class Kernels:
     decoder_modules: bool = False  # whether a module's class says that it decodes tokens
     known: dict[int, tuple[int, int]] = field(default_factory=dict)  # N, K of calls without M
     stacks: int = 0  # calls of Python functions that were recorded; 0: too few to matter
-    stops: Stops = Stops()  # calls of a step that no CUDA graph holds
+    stops: GraphBlockers = GraphBlockers()  # calls of a step that no CUDA graph holds
     tokens: float | None = None  # a step, where a model's config and workload say so
     # (layer, role) of the modules whose calls were recorded; empty where our hooks recorded none
     modules: frozenset[tuple[int, str]] = frozenset()
     sdpa_math: float = 0.0  # calls a step of scaled_dot_product_attention that ran as products
-    apart: Apart | None = None  # how far the clocks of host and device differ, if they do
+    apart: ClockSkew | None = None  # how far the clocks of host and device differ, if they do
     # weight of what was recorded behind the last row of each step (timeline/overhead.py)
     recorded_after: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     blocked: pl.DataFrame = field(default_factory=pl.DataFrame)  # kernels/host_calls.py
@@ -166,7 +171,7 @@ def build(
     frame = _add_shapes(frame, with_shapes, None if replay is None else replay.at >= 0)
     frame = add_bound(add_waves(_add_class(frame), trace, works, peaks), peaks)
     frame = add_first(add_waits(frame, trace, linked), trace, linked)
-    apart = clocks_apart(trace, linked)
+    apart = clock_skew(trace, linked)
     return Kernels(
         frame,
         linked,
@@ -188,7 +193,7 @@ def build(
         decoder_modules=any(_DECODER.match(name) for name in trace.names),
         known=filled.known,
         stacks=trace.stacks if trace.stacks > len(trace.launches["ts"]) else 0,
-        stops=stops_within(trace, windows, linked),
+        stops=graph_blockers(trace, windows, linked),
         tokens=filled.tokens,
         modules=modules_that_ran(trace),
         sdpa_math=_calls_a_step(trace, windows, _SDPA_MATH),

@@ -1,8 +1,8 @@
 """Runtime calls of the host: launches, copies that block, and calls that wait for the device.
 
 In: a trace on a device, its linked rows and the windows of its steps. Out: host time between
-launches and time in blocking calls (ns) by row and by op; the column `first_of_launch`; `Stops`,
-the calls of a step that no CUDA graph can hold.
+launches and time in blocking calls (ns) by row and by op; the column `first_of_launch`;
+`GraphBlockers`, the calls of a step that no CUDA graph can hold.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ _FETCH = re.compile(r"DtoH|DeviceToHost|^Memcpy D2[HM]")
 
 
 @dataclass(frozen=True)
-class Stops:
+class GraphBlockers:
     """Calls that stop a step from becoming a CUDA graph, medians over steps. Only calls before the
     last launch count that is no copy to the host: what follows may fetch the result of a graph."""
 
@@ -194,11 +194,11 @@ class Stops:
         )
 
 
-def stops_within(trace: Trace, windows: Windows, linked: Linked) -> Stops:
+def graph_blockers(trace: Trace, windows: Windows, linked: Linked) -> GraphBlockers:
     """The calls of threads that launch kernels; a copy blocks where its memory is pageable or its
     call does not return at once."""
     if not (trace.on_device and len(windows)):
-        return Stops()
+        return GraphBlockers()
     name = taken(trace.device["name"], linked.event, absent=0)
     work = ~named(trace, name, _FETCH)
     last = np.full(len(windows), np.iinfo(np.int64).min)
@@ -212,7 +212,7 @@ def stops_within(trace: Trace, windows: Windows, linked: Linked) -> Stops:
     waited = calls["name"][sync & (step >= 0)]
     often = np.bincount(waited)
     order = [int(i) for i in np.argsort(-often, kind="stable") if often[i]]
-    return Stops(
+    return GraphBlockers(
         by=", ".join(trace.names[i][:_SHOWN] for i in order),
         waits=_median(step[sync], len(windows)),
         copies=_median(step[blocking_copies(trace, calls)], len(windows)),

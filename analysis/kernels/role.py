@@ -205,7 +205,7 @@ def _may_rotate(call: OpCall | None) -> bool:
 
 def _is_scaling(call: OpCall | None) -> bool:
     """Whether it multiplies a tensor by one number."""
-    if call is None or call.name not in _PRODUCTS or len(call.shapes) < 2:  # noqa: PLR2004
+    if call is None or call.name not in _PRODUCTS or len(call.shapes) < 2:
         return False
     return any(s == () for s in call.shapes[:2])
 

@@ -72,7 +72,7 @@ def with_embeddings(
 
 def _picks_tokens(call: OpCall, vocabulary: set[int]) -> bool:
     table = call.shapes[0] if call.name == "aten::index_select" and call.shapes else ()
-    return isinstance(table, tuple) and len(table) == 2 and table[0] in vocabulary  # noqa: PLR2004
+    return isinstance(table, tuple) and len(table) == 2 and table[0] in vocabulary
 
 
 def _table_of(call: OpCall) -> set[int]:
@@ -143,10 +143,10 @@ def _is_of_activations(call: OpCall) -> bool:
     if work is None or len(work.gemms) != 1 or work.gemms[0].batch <= 1:
         return False
     try:
-        factors = [t for t in operands(call) if len(t.shape) > 2][-2:]  # noqa: PLR2004
+        factors = [t for t in operands(call) if len(t.shape) > 2][-2:]
     except NoModel:
         return False
-    return len(factors) == 2 and all(t.distinct == t.numel for t in factors)  # noqa: PLR2004
+    return len(factors) == 2 and all(t.distinct == t.numel for t in factors)
 
 
 def with_weights(
@@ -163,7 +163,7 @@ def with_weights(
         id(call): {tuple(s) for s in call.shapes if isinstance(s, tuple)} - {()} for call in worked
     }
     # Where hidden states have a batch, a matrix is none of them, as large as it may be.
-    is_flat = not any(len(s) == 3 for found in shapes.values() for s in found)  # noqa: PLR2004
+    is_flat = not any(len(s) == 3 for found in shapes.values() for s in found)
     reads: dict[int, int] = {}  # by layer: the next product
     layers = layer.tolist()
     for i in range(len(role) - 1, -1, -1):
@@ -195,7 +195,7 @@ def added_back(role: list[str], layer: Ints, calls: Sequence[OpCall | None]) -> 
 
 def is_sum(call: OpCall | None) -> bool:
     """Whether it adds two tensors of one shape."""
-    if call is None or call.name not in ("aten::add", "aten::add_") or len(call.shapes) < 2:  # noqa: PLR2004
+    if call is None or call.name not in ("aten::add", "aten::add_") or len(call.shapes) < 2:
         return False
     left, right = call.shapes[:2]
     return bool(left == right and left != ())

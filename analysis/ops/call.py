@@ -29,7 +29,7 @@ _SCALAR_TYPES = {
 }  # fmt: skip
 
 
-class NoModel(Exception):  # noqa: N818  a signal between a model and `work_of`, not a failure
+class NoModel(Exception):  # a signal between a model and `work_of`, not a failure
     """The call does not have the shapes, types or flags that its op's model needs."""
 
 

@@ -97,7 +97,7 @@ def _filled(out: Filled, trial: Trial) -> Filled:
     rows = [trial.rows[key] for key in trial.placed]
     known = [m for m in rows if m is not None]
     steps = {step for step, _ in trial.placed}
-    all_known = len(known) == len(rows) and not trial.apart
+    all_known = len(known) == len(rows) and not trial.unplaced_steps
     out.tokens = sum(known) / len(steps) if all_known else None
     first = next(iter(trial.placed))
     heads = trial.tokens[first].heads

@@ -83,7 +83,7 @@ class Trial:
         self.rows: dict[Pass, int | None] = {}
         self.tokens: dict[Pass, Tokens] = {}
         self.allowed: dict[Pass, Intervals | None] = {}
-        self.apart: dict[int, list[str]] = {}  # steps that are not placed, and why
+        self.unplaced_steps: dict[int, list[str]] = {}  # why they are not placed
         self.headless: set[Pass] = set()  # where the head's grid fits no number of its rows
         self.problems: list[str] = []
         self.warnings: list[str] = []
@@ -95,9 +95,9 @@ class Trial:
             passes = assign(items, model.shape, ranks)
             unplaced = [problem for assignment in passes for problem in assignment.problems]
             if unplaced:
-                self.apart[step] = list(dict.fromkeys(unplaced))
-                if len(self.apart) > _FEW * len(steps):
-                    self.problems = self.apart[step]
+                self.unplaced_steps[step] = list(dict.fromkeys(unplaced))
+                if len(self.unplaced_steps) > _FEW * len(steps):
+                    self.problems = self.unplaced_steps[step]
                     return
                 continue
             phases = _phases(passes)
@@ -109,9 +109,9 @@ class Trial:
                 if problems:
                     self.problems = list(dict.fromkeys(problems))
                     return
-        for why in list(self.apart.values())[:1]:
+        for why in list(self.unplaced_steps.values())[:1]:
             self.warnings.append(
-                f"{len(self.apart)} of {len(steps)} steps get no shapes from the config "
+                f"{len(self.unplaced_steps)} of {len(steps)} steps get no shapes from the config "
                 f"{model.name}: {'; '.join(why)}"
             )
 

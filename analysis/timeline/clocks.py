@@ -1,6 +1,7 @@
 """Whether the clocks of host and device agree: no kernel starts before its own launch call.
 
-In: a Trace and its linked rows. Out: Apart, or None where the clocks agree as far as can be seen.
+In: a Trace and its linked rows. Out: ClockSkew, or None where the clocks agree as far as can be
+seen.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _FEW, _SHARE = 3, 0.05  # kernels, and of those with a launch: beyond both it is
 
 
 @dataclass(frozen=True)
-class Apart:
+class ClockSkew:
     """How many of the `launched` kernels start before their own launch (`early`), and by how much
     at most (ns): the clocks differ by at least that."""
 
@@ -43,7 +44,7 @@ class Apart:
         )
 
 
-def clocks_apart(trace: Trace, linked: Linked) -> Apart | None:
+def clock_skew(trace: Trace, linked: Linked) -> ClockSkew | None:
     """The skew of the kernels of all steps; None for a host trace, and for a few kernels or less
     than the resolution of a clock."""
     if not trace.on_device:
@@ -54,4 +55,4 @@ def clocks_apart(trace: Trace, linked: Linked) -> Apart | None:
     early = ahead[ahead > _RESOLUTION]
     if len(early) <= max(_FEW, _SHARE * np.count_nonzero(has_launch)):
         return None
-    return Apart(len(early), len(ahead), int(early.max()))
+    return ClockSkew(len(early), len(ahead), int(early.max()))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from prunescope.analysis.kernels.host_calls import Stops
+from prunescope.analysis.kernels.host_calls import GraphBlockers
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report import phase_tables
 from prunescope.analysis.schema.report import Finding, Phase
@@ -282,7 +282,7 @@ def test_a_step_with_waits_is_advised_to_remove_them_before_a_graph(
 
 
 def test_every_call_that_waits_is_named() -> None:
-    both = Stops(waits=9.0, by="cudaStreamSynchronize, cudaDeviceSynchronize")
+    both = GraphBlockers(waits=9.0, by="cudaStreamSynchronize, cudaDeviceSynchronize")
     assert str(both) == "9 waits (cudaStreamSynchronize, cudaDeviceSynchronize)"
 
 

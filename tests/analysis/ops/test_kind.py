@@ -196,7 +196,7 @@ def test_every_op_with_a_model_has_a_kind_without_its_shapes() -> None:
         ("aten::silu_backward", True),
     ],
 )  # fmt: skip
-def test_gaps_are_a_list_and_all_else_is_work(name: str, works: bool) -> None:  # noqa: FBT001
+def test_gaps_are_a_list_and_all_else_is_work(name: str, works: bool) -> None:
     assert is_work_op(name) is works
 
 

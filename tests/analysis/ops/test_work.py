@@ -207,7 +207,7 @@ def test_a_compressed_weight_that_is_no_9_16_is_not_guessed() -> None:
         (1, 9, True, 3, 4),
     ],
 )
-def test_pairs(queries: int, keys: int, causal: bool, window: int | None, expected: int) -> None:  # noqa: FBT001
+def test_pairs(queries: int, keys: int, causal: bool, window: int | None, expected: int) -> None:
     assert pairs(queries, keys, causal=causal, window=window) == expected
     if causal:
         by_hand = 0
