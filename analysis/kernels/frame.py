@@ -25,8 +25,9 @@ from prunescope.analysis.kernels.replay import LEAST, Replay, read_eager
 from prunescope.analysis.kernels.role import GEMM_KINDS, POINTWISE, find_roles
 from prunescope.analysis.kernels.roofline import add_bound, add_waves
 from prunescope.analysis.kernels.work_split import add_work
+from prunescope.analysis.ops.call import OpCall, Work
 from prunescope.analysis.ops.kind import kind_of, op_kind
-from prunescope.analysis.ops.work import OpCall, Work, work_of
+from prunescope.analysis.ops.work import work_of
 from prunescope.analysis.shapes.workload import AutoModel, Filled, ModelConfig
 from prunescope.analysis.timeline.clocks import ClockSkew, clock_skew
 from prunescope.analysis.timeline.correlate import unlinked

@@ -27,7 +27,7 @@ from prunescope.analysis.kernels.role_shapes import (
     with_embeddings,
     with_weights,
 )
-from prunescope.analysis.ops.work import OpCall
+from prunescope.analysis.ops.call import OpCall
 from prunescope.analysis.timeline.scopes import Scopes
 from prunescope.analysis.trace.collect import NONE, Ints
 from prunescope.taxonomy.roles import Place

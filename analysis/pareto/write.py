@@ -1,5 +1,4 @@
-"""Files of a sweep's comparison: pareto.md, pareto.json and figures in its folder; frontier.csv,
-the frontier of any runs that were judged, which a bundle carries and `verify` rebuilds.
+"""Files of a sweep's comparison: pareto.md, pareto.json and figures in its folder.
 
 Nothing is written before everything is computed.
 """

@@ -12,92 +12,100 @@ import pytest
 
 from prunescope.analysis.findings.registry import registered
 from prunescope.analysis.pipeline import analyze
+from tests.analysis.findings import test_cases
 
 TESTS = Path(__file__).resolve().parents[1]
 ROOT = TESTS.parent
 
-# Finding → test where it must appear, test where it must not. One name: both in one test.
-COVERED: dict[str, tuple[str, ...]] = {
-    "above-bound": ("test_above_bound",),
-    "above-peak": ("test_above_peak",),
-    "added-adapter": ("test_adapters_that_were_not_merged_are_named_and_are_no_pruning",),
-    "added-estimator": ("test_each_purpose_of_added_work_is_named_alone",
-                        "test_what_the_dense_model_does_too_is_not_added"),
-    "added-gather-scatter": ("test_gathers_inserted_into_a_real_trace",
-                             "test_what_the_dense_model_does_too_is_not_added"),
-    "added-layout": ("test_each_purpose_of_added_work_is_named_alone",
-                     "test_what_the_dense_model_does_too_is_not_added"),
-    "added-mask": ("test_each_purpose_of_added_work_is_named_alone",
-                   "test_what_the_dense_model_does_too_is_not_added"),
-    "added-routing": ("test_each_purpose_of_added_work_is_named_alone",
-                      "test_what_the_dense_model_does_too_is_not_added"),
-    "added-work": ("test_added_work",),
-    "below-break-even": ("test_block_sparse_attention_below_its_break_even",
-                         "test_block_sparse_attention_that_pays"),
-    "broken-propagation": ("test_broken_propagation",),
-    "captured-launches": ("test_launches_captured_beside_a_step_that_ran",
-                          "test_launches_without_kernel_outside_of_a_capture_are_lost"),
-    "captured-step": ("test_a_step_that_was_captured",
-                      "test_launches_captured_beside_a_step_that_ran"),
+CASES = "a row of tests/analysis/findings/test_cases.py"
+# Finding that has not both in CASES → test where it must appear, test where it must not.
+COVERED: dict[str, tuple[str, str]] = {
+    "added-adapter": (
+        "test_adapters_that_were_not_merged_are_named_and_are_no_pruning",
+        "test_adapters_that_were_not_merged_are_named_and_are_no_pruning",
+    ),
+    "added-estimator": ("test_each_purpose_of_added_work_is_named_alone", CASES),
+    "added-gather-scatter": ("test_gathers_inserted_into_a_real_trace", CASES),
+    "added-layout": ("test_each_purpose_of_added_work_is_named_alone", CASES),
+    "added-mask": ("test_each_purpose_of_added_work_is_named_alone", CASES),
+    "added-routing": ("test_each_purpose_of_added_work_is_named_alone", CASES),
+    "below-break-even": ("test_block_sparse_attention_below_its_break_even", CASES),
+    "captured-launches": (
+        "test_launches_captured_beside_a_step_that_ran",
+        "test_launches_without_kernel_outside_of_a_capture_are_lost",
+    ),
+    "captured-step": (
+        "test_a_step_that_was_captured",
+        "test_launches_captured_beside_a_step_that_ran",
+    ),
     "clocks-apart": ("test_nothing_critical_rests_on_a_skew", "test_clocks_that_agree"),
-    "clock-trouble": ("test_clocks_that_moved_or_differ", "test_steady_or_unknown_clocks"),
-    "coverage-limited": ("test_coverage_limited",),
+    "clock-trouble": ("test_clocks_that_moved_or_differ", CASES),
+    "coverage-limited": ("test_coverage_limited", "test_coverage_limited"),
     "cuda-cores": ("test_no_format_is_advised_that_the_device_lacks", "test_not_named"),
-    "decompressed": ("test_a_mask_multiplied_into_the_weight_in_every_step",
-                     "test_activations_that_are_scaled_are_no_weights"),
-    "dispatch-bound": ("test_dispatch_bound",),
-    "fake-quantised": ("test_fake_quantisation_that_was_left_on",
-                       "test_a_weight_is_not_made_anew_that_nobody_makes"),
-    "earlier-work": ("test_a_trace_that_begins_within_earlier_work",),
-    "graph-holes": ("test_a_replay_that_stands_still_lacks_kernels",),
+    "decompressed": ("test_a_mask_multiplied_into_the_weight_in_every_step", CASES),
+    "fake-quantised": (
+        "test_fake_quantisation_that_was_left_on",
+        "test_a_weight_is_not_made_anew_that_nobody_makes",
+    ),
+    "earlier-work": (
+        "test_a_trace_that_begins_within_earlier_work",
+        "test_a_trace_that_begins_within_earlier_work",
+    ),
+    "graph-holes": (
+        "test_a_replay_that_stands_still_lacks_kernels",
+        "test_a_replay_that_stands_still_lacks_kernels",
+    ),
     "held-back": ("test_a_kernel_that_its_stream_holds_back", "test_a_late_host_is_no_wait"),
     "host-lead": ("test_a_long_lead_of_the_one_step_is_named", "test_a_short_lead_is_none"),
     "host-waits": ("test_idle_beside_copies_is_no_late_host", "test_a_late_host_is_no_wait"),
-    "host-work": ("test_a_data_loader_is_named_and_no_graph_is_advised",
-                  "test_a_late_host_is_no_wait"),
-    "kernels-missing": ("test_every_twentieth_kernel_lost",
-                        "test_a_real_pruning_of_layers_is_not_doubted"),
-    "largest-cost": ("test_a_role_far_from_its_bound_is_named",),
-    "launch-bound": ("test_launch_bound",),
-    "longer-communication": ("test_communication_that_waits_is_no_slow_kernel",),
-    "masked-tokens": ("test_tokens_that_are_masked_and_computed",
-                      "test_tokens_that_were_removed_or_never_meant_to_be"),
-    "nearest-dimension": ("test_an_odd_dimension_and_the_aligned_one_beside_it",
-                          "test_an_aligned_dimension_on_a_wave_is_as_good_as_its_neighbours"),
-    "no-speedup": ("test_no_speedup_and_wide_interval",),
-    "nominal-differs": ("test_nominal_and_realised_sparsity_are_both_said",
-                        "test_a_sparsity_that_is_what_it_says"),
-    "not-comparable": ("test_not_comparable",),
-    "nothing-removed": ("test_nothing_removed",),
-    "profiler-overhead": ("test_observer",),
-    "outside-taxonomy": ("test_outside",),
-    "reads-all-weights": ("test_dynamic_m_at_batch_8_reads_all_weights",
-                          "test_dynamic_m_at_batch_1_reads_its_share"),
-    "residual-map": ("test_maps_that_eat_the_gain", "test_maps_that_cost_little"),
-    "roofline-shift": ("test_roofline_shift",),
-    "second-gemm": ("test_second_gemm",),
-    "skipped-layers-executed": ("test_layers_that_are_skipped_and_executed",
-                                "test_layers_that_were_left_out"),
-    "slower-kernels": ("test_slower_kernels",),
-    "sparse-padded": ("test_sparse_rows_padded_to_eight_are_named",
-                      "test_sparse_rows_of_a_multiple_of_eight_are_not"),
-    "sparse-without-gain": ("test_sparse_without_gain",),
-    "carry-over": ("test_spill",),
-    "straggler": ("test_a_folder_of_ranks_is_a_phase_each_and_the_straggler_is_named",
-                  "test_equal_ranks_have_no_straggler"),
-    "timing-not-valid": ("test_timing_not_valid",),
-    "unaligned": ("test_unaligned",),
-    "unaligned-operands": ("test_kernels_for_operands_that_are_not_aligned",
-                           "test_no_kernel_for_aligned_operands_or_of_little_time"),
-    "unequal-steps": ("test_unequal_steps",),
-    "unfused-attention": ("test_products_and_a_softmax_are_unfused",
-                          "test_a_fused_one_a_small_one_and_one_without_softmax_are_not"),
-    "wave-step": ("test_fewer_tiles_in_as_many_waves", "test_a_wave_that_was_saved"),
-    "weight-copied": ("test_a_weight_that_is_copied_at_every_call",
-                      "test_a_copy_of_activations_or_of_no_time_is_none"),
-    "weights-remade": ("test_parametrisations_that_were_left_on",),
-    "wide-interval": ("test_no_speedup_and_wide_interval",),
-    "zeros-in-dense": ("test_zeros_in_dense",),
+    "host-work": (
+        "test_a_data_loader_is_named_and_no_graph_is_advised",
+        "test_a_late_host_is_no_wait",
+    ),
+    "kernels-missing": (
+        "test_every_twentieth_kernel_lost",
+        "test_a_real_pruning_of_layers_is_not_doubted",
+    ),
+    "largest-cost": (
+        "test_a_role_far_from_its_bound_is_named",
+        "test_a_role_far_from_its_bound_is_named",
+    ),
+    "longer-communication": (
+        "test_communication_that_waits_is_no_slow_kernel",
+        "test_communication_that_waits_is_no_slow_kernel",
+    ),
+    "masked-tokens": ("test_tokens_that_are_masked_and_computed", CASES),
+    "nearest-dimension": ("test_an_odd_dimension_and_the_aligned_one_beside_it", CASES),
+    "no-speedup": ("test_no_speedup_and_wide_interval", "test_no_speedup_and_wide_interval"),
+    "nominal-differs": (
+        "test_nominal_and_realised_sparsity_are_both_said",
+        "test_a_sparsity_that_is_what_it_says",
+    ),
+    "reads-all-weights": ("test_dynamic_m_at_batch_8_reads_all_weights", CASES),
+    "residual-map": ("test_maps_that_eat_the_gain", CASES),
+    "skipped-layers-executed": ("test_layers_that_are_skipped_and_executed", CASES),
+    "sparse-padded": ("test_sparse_rows_padded_to_eight_are_named", CASES),
+    "straggler": (
+        "test_a_folder_of_ranks_is_a_phase_each_and_the_straggler_is_named",
+        "test_equal_ranks_have_no_straggler",
+    ),
+    "timing-not-valid": ("test_timing_not_valid", "test_timing_not_valid"),
+    "unaligned-operands": (
+        "test_kernels_for_operands_that_are_not_aligned",
+        "test_no_kernel_for_aligned_operands_or_of_little_time",
+    ),
+    "unequal-steps": ("test_unequal_steps", "test_unequal_steps"),
+    "unfused-attention": (
+        "test_products_and_a_softmax_are_unfused",
+        "test_a_fused_one_a_small_one_and_one_without_softmax_are_not",
+    ),
+    "wave-step": ("test_fewer_tiles_in_as_many_waves", CASES),
+    "weight-copied": ("test_a_weight_that_is_copied_at_every_call", CASES),
+    "weights-remade": (
+        "test_parametrisations_that_were_left_on",
+        "test_parametrisations_that_were_left_on",
+    ),
+    "wide-interval": ("test_no_speedup_and_wide_interval", "test_no_speedup_and_wide_interval"),
 }  # fmt: skip
 
 
@@ -119,19 +127,24 @@ def bodies() -> dict[str, str]:
 
 
 def test_every_finding_has_both_tests() -> None:
-    assert set(COVERED) == {one.id for one in registered()}
+    for one in registered():
+        there, absent = COVERED.get(one.id, (CASES, CASES))
+        rows = [severity for id, severity, *_ in test_cases.CASES if id == one.id]
+        assert there != CASES or any(rows), one.id
+        assert absent != CASES or None in rows, one.id
+    assert COVERED.keys() <= {one.id for one in registered()}
 
 
 @pytest.mark.parametrize("name", COVERED)
 def test_the_tests_are_there_and_say_what_must_not_be(name: str) -> None:
-    tests, absent = bodies(), COVERED[name][-1]
-    for test in COVERED[name]:
-        assert test in tests
+    tests = {test: bodies()[test] for test in COVERED[name] if test != CASES}
     # By its name, or by a table or a short hand of the file that holds all of its kind.
-    told = (name, "ADDED", "finding(phase)", "there")
-    assert any(word in tests[COVERED[name][0]] for word in told)
-    assert any(word in tests[absent] for word in told)
-    assert re.search(r"is None|\bnot\b|is not None\) ==|\(code, None\)", tests[absent])
+    words = (name, "ADDED", "finding(phase)", "there")
+    for body in tests.values():
+        assert any(word in body for word in words)
+    absent = COVERED[name][1]
+    if absent != CASES:
+        assert re.search(r"is None|\bnot\b|is not None\) ==|\(code, None\)", tests[absent])
 
 
 PAIRS = ["tiny-static-m", "tiny-static-nk", "tiny-static-k-mask"]

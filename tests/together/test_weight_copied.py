@@ -14,7 +14,7 @@ from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.schema.report import Phase
 from prunescope.tracer.capture import device_state
 from prunescope.tracer.capture.user_capture import capture
-from tests.analysis.findings.test_findings import found
+from tests.analysis.finding_cases import found
 from tests.small_capture import PEAKS
 
 pytestmark = pytest.mark.torch

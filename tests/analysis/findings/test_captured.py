@@ -14,7 +14,7 @@ from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report import sentences
 from prunescope.analysis.report.terminal import print_report
 from prunescope.analysis.schema.report import Report
-from tests.analysis.findings.test_findings import found
+from tests.analysis.finding_cases import found
 from tests.chrome import chrome, gap, k, module, op, save
 
 CAPTURE = "mi300x_sglang_qwen3-8b_decode_capture_bs32.json.gz"

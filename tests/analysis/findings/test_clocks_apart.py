@@ -10,7 +10,7 @@ import pytest
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.markdown import render_markdown
 from prunescope.analysis.schema.report import Phase, Report
-from tests.analysis.findings.test_findings import found, present
+from tests.analysis.finding_cases import found, present
 from tests.analysis.findings.test_strangers import mm
 from tests.chrome import chrome, gap, save
 

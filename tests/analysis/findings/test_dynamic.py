@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 
 from tests.analysis.finding_cases import (
-    BF16,
     K,
     M,
     N,
+    attention,
+    clocks,
+    counts,
+    decode_run,
     found,
     ids,
     layers,
@@ -19,20 +22,11 @@ from tests.analysis.finding_cases import (
     mm,
     pair,
     plain,
-    sdpa,
+    routed,
+    sparse_attention,
 )
-from tests.chrome import k, op
 
 # -- dynamic families --------------------------------------------------------------------------
-
-
-def routed(m: int, us: float) -> dict[str, Any]:
-    return layers(*((f"mlp.{p}_proj", mm(m=m, us=us)) for p in ("gate", "up", "down")))
-
-
-def decode_run(batch: int, name: str = "dynamic-m") -> dict[str, Any]:
-    fields = {"batch": batch, "tokens_per_step": batch, "context": 600}
-    return {"phase_fields": fields, **method(name)}
 
 
 def test_dynamic_m_at_batch_8_reads_all_weights(tmp_path: Path) -> None:
@@ -41,22 +35,6 @@ def test_dynamic_m_at_batch_8_reads_all_weights(tmp_path: Path) -> None:
     finding = found(one, "reads-all-weights")
     assert finding is not None
     assert "99.6 %" in finding.text  # 1 - 0.5 ** 8 = 0.99609
-
-
-def test_dynamic_m_at_batch_1_reads_its_share(tmp_path: Path) -> None:
-    runs = {"pruned_run": decode_run(1)}
-    one = pair(tmp_path, routed(1, 50), routed(1, 50), phase="decode", **runs)
-    assert "reads-all-weights" not in ids(one)
-
-
-def sparse_attention(estimator_us: float, blocks_us: float) -> dict[str, Any]:
-    pooled = op("aten::bmm", [16, 8, 64], [16, 64, 8], dtype=BF16,
-                kernels=[k(us=estimator_us, name="a_gemm_kernel")])  # fmt: skip
-    return layers(("self_attn", [pooled, sdpa(blocks_us, keys=256)]), ("mlp.up_proj", mm()))
-
-
-def attention() -> dict[str, Any]:
-    return layers(("self_attn", [sdpa(100)]), ("mlp.up_proj", mm()))
 
 
 def test_block_sparse_attention_below_its_break_even(tmp_path: Path) -> None:
@@ -68,17 +46,6 @@ def test_block_sparse_attention_below_its_break_even(tmp_path: Path) -> None:
     assert "at 512 keys" in finding.text
 
 
-def test_block_sparse_attention_that_pays(tmp_path: Path) -> None:
-    runs = {"pruned_run": method("dynamic-nk")}
-    one = pair(tmp_path, attention(), sparse_attention(10, 60), **runs)
-    assert "below-break-even" not in ids(one)
-
-
-def counts(unit: str, active: int, total: int) -> dict[str, Any]:
-    stats = {"unit": unit, "active": [active], "total": [total]}
-    return {"census": {"dynamic": {"prefill": {"model.layers.0.mlp": stats}}}}
-
-
 @pytest.mark.parametrize("run", [method("token-drop"), counts("rows", 256, 512)])
 def test_tokens_that_are_masked_and_computed(tmp_path: Path, run: dict[str, Any]) -> None:
     one = pair(tmp_path, routed(M, 100), routed(M, 100), pruned_run=run)
@@ -88,23 +55,6 @@ def test_tokens_that_are_masked_and_computed(tmp_path: Path, run: dict[str, Any]
     assert "M = 512 dense and pruned" in finding.evidence
     if "census" in run:  # half of the tokens: half of 2 layers x 3 GEMMs x 100 us
         assert finding.predicted_ns == pytest.approx(300_000)
-
-
-@pytest.mark.parametrize(
-    ("m", "run"),
-    [(256, method("token-drop")), (M, counts("rows", 512, 512)), (M, method("static-k-mask"))],
-)
-def test_tokens_that_were_removed_or_never_meant_to_be(
-    tmp_path: Path, m: int, run: dict[str, Any]
-) -> None:
-    one = pair(tmp_path, routed(M, 100), routed(m, 100 * m / M), pruned_run=run)
-    assert "masked-tokens" not in ids(one)
-
-
-def test_a_decode_step_keeps_its_rows_whatever_became_of_the_prompt(tmp_path: Path) -> None:
-    one = pair(tmp_path, routed(1, 50), routed(1, 50), phase="decode",
-               pruned_run=method("token-drop"))  # fmt: skip
-    assert "masked-tokens" not in ids(one)
 
 
 def zeroed(*zero_layers: int) -> dict[str, Any]:
@@ -128,17 +78,6 @@ def test_layers_that_are_skipped_and_executed(
     assert finding is not None
     assert finding.predicted_ns == pytest.approx(share * 600_000)
     assert "all 2 layers" in finding.text
-
-
-def test_layers_that_were_left_out(tmp_path: Path) -> None:
-    kept = layers(*((f"mlp.{p}_proj", mm()) for p in ("gate", "up", "down")), count=1)
-    one = pair(tmp_path, routed(M, 100), kept, pruned_run={**method("static-m"), "layer_map": [0]})
-    assert "skipped-layers-executed" not in ids(one)
-    drawn = {**method("dynamic-depth"), **counts("layers", 4, 4)}  # every layer was drawn to run
-    all_ran = pair(tmp_path / "c", routed(M, 100), routed(M, 100), pruned_run=drawn)
-    assert "skipped-layers-executed" not in ids(all_ran)
-    same = pair(tmp_path / "b", routed(M, 100), routed(M, 100), pruned_run=method("static-k-mask"))
-    assert "skipped-layers-executed" not in ids(same)
 
 
 # -- promise and clocks ------------------------------------------------------------------------
@@ -179,11 +118,6 @@ def test_a_sparsity_that_is_what_it_says(tmp_path: Path) -> None:
     assert "nominal-differs" not in ids(one)
 
 
-def clocks(before: float, after: float) -> dict[str, Any]:
-    told = {"before": {"core_hz": before}, "after": {"core_hz": after}}
-    return {"device": {"kind": "cuda", "name": "NVIDIA H100 80GB HBM3", "clocks": told}}
-
-
 @pytest.mark.parametrize(
     ("dense", "pruned"), [((1.98e9, 1.98e9), (1.98e9, 1.2e9)), ((1.98e9, 1.98e9), (1.5e9, 1.5e9))]
 )
@@ -194,9 +128,3 @@ def test_clocks_that_moved_or_differ(
     finding = found(pair(tmp_path, plain(), plain(), **runs), "clock-trouble")
     assert finding is not None
     assert any("1.98 GHz" in line for line in finding.evidence)
-
-
-@pytest.mark.parametrize("run", [clocks(1.98e9, 1.95e9), {}])
-def test_steady_or_unknown_clocks(tmp_path: Path, run: dict[str, Any]) -> None:
-    one = pair(tmp_path, plain(), plain(), pruned_run=run, dense_run=run)
-    assert "clock-trouble" not in ids(one)

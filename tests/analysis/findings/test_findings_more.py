@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from prunescope.analysis.pipeline import analyze
 from tests.analysis.edits import Edit
 from tests.analysis.finding_cases import (
+    ADDED,
     BF16,
+    TILED,
     K,
-    M,
     N,
+    block,
+    cross,
+    cslt,
     found,
     ids,
     layers,
@@ -22,21 +25,11 @@ from tests.analysis.finding_cases import (
     plain,
     pointwise,
     report,
-    sdpa,
+    tiled,
 )
-from tests.chrome import Op, k, module, op
-
-SPARSE_24 = "sm80_xmma_sparse_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64_sptensor16x8x32"
-TILED = "ampere_bf16_s16816gemm_bf16_128x128_ldg8_f2f_stages_64x3_tn"
-
+from tests.chrome import Op, k, op
 
 # -- sparse kernels padded ---------------------------------------------------------------------
-
-
-def cslt(m: int, us: float) -> Op:
-    """cuSPARSELt's op: 9/16 of N·K elements, then the activations [K, M]."""
-    return op("aten::_cslt_sparse_mm", [N * K * 9 // 16], [K, m], dtype=BF16,
-              kernels=[k(us=us, name=SPARSE_24)])  # fmt: skip
 
 
 def test_sparse_rows_padded_to_eight_are_named(tmp_path: Path) -> None:
@@ -47,12 +40,6 @@ def test_sparse_rows_padded_to_eight_are_named(tmp_path: Path) -> None:
     assert finding.evidence == ["up: M 1 → 8"]
     assert "88 %" in finding.text  # 1 of 8 rows is wanted
     assert finding.predicted_ns == pytest.approx(2 * 2000)  # two layers, 11 - 9 us
-
-
-def test_sparse_rows_of_a_multiple_of_eight_are_not(tmp_path: Path) -> None:
-    dense = layers(("mlp.up_proj", mm(m=512)))
-    pruned = layers(("mlp.up_proj", cslt(512, us=60)))
-    assert found(report(tmp_path, dense, pruned), "sparse-padded") is None
 
 
 # -- weights made dense again ------------------------------------------------------------------
@@ -69,28 +56,7 @@ def test_a_mask_multiplied_into_the_weight_in_every_step(tmp_path: Path) -> None
     assert finding.evidence[0].startswith("up: aten::mul")
 
 
-def test_decompression_by_name(tmp_path: Path) -> None:
-    unpack = pointwise("compressed::sparse24_decompress", [7], us=50)
-    pruned = layers(("mlp.up_proj", [unpack, mm()]))
-    assert "decompressed" in ids(report(tmp_path, layers(("mlp.up_proj", mm())), pruned))
-
-
-def test_activations_that_are_scaled_are_no_weights(tmp_path: Path) -> None:
-    dense = layers(("mlp.up_proj", mm()))
-    scaled = pointwise("aten::mul", [M, N], [M, N], us=40)
-    pruned = layers(("mlp.up_proj", [mm(), scaled]))
-    assert "decompressed" not in ids(report(tmp_path, dense, pruned))
-
-
 # -- waves and dimensions ----------------------------------------------------------------------
-
-
-def tiled(n: int, us: float, k_: int = K, m: int = M, *, under: float = 0) -> Op:
-    """128x128 tiles, one block an SM (255 registers x 256 threads): 132 slots on an H100. `under`:
-    us of it that run under the kernel before."""
-    grid = (-(-n // 128), -(-m // 128), 1)
-    kernel = k(us=us, name=TILED, grid=grid, block=(256, 1, 1), registers=255, gap_us=-under)
-    return op("aten::mm", [m, k_], [k_, n], dtype=BF16, kernels=[kernel])
 
 
 def test_fewer_tiles_in_as_many_waves(tmp_path: Path) -> None:
@@ -123,12 +89,6 @@ def test_tiles_that_fit_either_way_lie_as_the_grid_says(tmp_path: Path) -> None:
     ]
 
 
-def test_a_wave_that_was_saved(tmp_path: Path) -> None:
-    dense = layers(("mlp.up_proj", tiled(16384, us=400)))
-    pruned = layers(("mlp.up_proj", tiled(12672, us=300)))
-    assert "wave-step" not in ids(report(tmp_path, dense, pruned, 0.25))
-
-
 def test_an_odd_dimension_and_the_aligned_one_beside_it(tmp_path: Path) -> None:
     # K = 3435 of 4096 runs as long as the dense GEMM; 3440/4096 of it is what 3440 would take.
     dense = layers(("mlp.down_proj", tiled(2048, us=400, k_=4096)))
@@ -150,12 +110,6 @@ def test_a_dimension_just_beyond_a_wave(tmp_path: Path) -> None:
     assert finding.predicted_ns == pytest.approx(2 * 500_000 / 5)
 
 
-def test_an_aligned_dimension_on_a_wave_is_as_good_as_its_neighbours(tmp_path: Path) -> None:
-    dense = layers(("mlp.up_proj", tiled(33792, us=800)))
-    pruned = layers(("mlp.up_proj", tiled(16896, us=400)))
-    assert "nearest-dimension" not in ids(report(tmp_path, dense, pruned, 0.5))
-
-
 @pytest.mark.parametrize(("under", "is_there"), [(0, True), (150, False)])
 def test_gemms_hidden_in_part_promise_nothing(under: float, is_there: bool, tmp_path: Path) -> None:
     cover = op("aten::relu", [8], kernels=[k(us=300, stream=9)])
@@ -168,31 +122,6 @@ def test_gemms_hidden_in_part_promise_nothing(under: float, is_there: bool, tmp_
 
 # -- added work, named apart -------------------------------------------------------------------
 
-ADDED: dict[str, tuple[str, Op]] = {
-    "added-routing": ("mlp", pointwise("aten::topk", [512], us=30, kernel="radixTopK")),
-    "added-gather-scatter": (
-        "mlp",
-        op("aten::index_select", [M, K], [], [256], dtype=BF16,
-           kernels=[k(us=30, name="indexSelectLargeIndex")]),
-    ),
-    "added-mask": ("mlp", pointwise("aten::masked_fill_", [M, M], [M, M], us=30)),
-    "added-layout": ("mlp", op("aten::copy_", [M, K], [M, K], dtype=BF16,
-                               kernels=[k(us=30, name="direct_copy_kernel")])),
-    "added-estimator": (
-        "self_attn",
-        op("aten::bmm", [16, 8, 64], [16, 64, 8], dtype=BF16,
-           kernels=[k(us=30, name="a_gemm_kernel")]),
-    ),
-}  # fmt: skip
-
-
-def block(extra: tuple[str, Op] | None = None) -> dict[str, Any]:
-    parts: dict[str, list[Any]] = {"self_attn": [sdpa(100)], "mlp": [module("", )]}  # fmt: skip
-    parts["mlp"] = [pointwise("aten::silu", [M, N], us=10)]
-    if extra is not None:
-        parts[extra[0]].append(extra[1])
-    return layers(("self_attn", parts["self_attn"]), ("mlp.up_proj", mm()), ("mlp", parts["mlp"]))
-
 
 @pytest.mark.parametrize("name", ADDED)
 def test_each_purpose_of_added_work_is_named_alone(tmp_path: Path, name: str) -> None:
@@ -203,19 +132,6 @@ def test_each_purpose_of_added_work_is_named_alone(tmp_path: Path, name: str) ->
     assert {i for i in ids(one) if i in ADDED} == {name}
 
 
-@pytest.mark.parametrize("name", ADDED)
-def test_what_the_dense_model_does_too_is_not_added(tmp_path: Path, name: str) -> None:
-    one = report(tmp_path, block(ADDED[name]), block(ADDED[name]))
-    assert not ids(one) & set(ADDED)
-
-
-def cross(maps_us: float) -> dict[str, Any]:
-    """h 2048 → 1024 with a map on the residual stream of each sublayer."""
-    maps = mm(n=1024, k_=1024, us=maps_us)
-    return layers(("attn_residual", maps), ("mlp.up_proj", mm(k_=1024, us=60)),
-                  ("mlp.down_proj", mm(n=1024, k_=N, us=60)))  # fmt: skip
-
-
 def test_maps_that_eat_the_gain(tmp_path: Path) -> None:
     told = report(tmp_path, plain(), cross(50))
     assert "added-work" not in ids(told)  # the same maps, with the advice to fuse routing
@@ -224,10 +140,6 @@ def test_maps_that_eat_the_gain(tmp_path: Path) -> None:
     # Each layer saves 2 x 40 us and spends 50.
     assert "62 % of the 160.0 µs" in finding.text
     assert finding.predicted_ns == pytest.approx(2 * 50_000)
-
-
-def test_maps_that_cost_little(tmp_path: Path) -> None:
-    assert "residual-map" not in ids(report(tmp_path, plain(), cross(10)))
 
 
 # -- real traces -------------------------------------------------------------------------------

@@ -7,26 +7,8 @@ from pathlib import Path
 import pytest
 
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.schema.report import Phase
-from tests.analysis.finding_cases import BF16, K, M, N, mm, report
-from tests.analysis.findings.test_findings import found
-from tests.chrome import Op, chrome, k, module, op, save, step
-
-H, V = 256, 4096
-
-
-def copy_(*shape: int, us: float = 50, source: str = BF16) -> Op:
-    """A copy of a tensor into bf16."""
-    dims, kernels = list(shape), [k(us=us, name="copy_kernel")]
-    return op("aten::copy_", dims, dims, [], dtypes=[BF16, source, "Scalar"], kernels=kernels)
-
-
-def head(tmp_path: Path, *ops: Op, rows: int = 1) -> Phase:
-    """An MLP's product, and these ops before that of lm_head."""
-    parts = (module("model.layers.0.mlp.up_proj", mm(us=20)),
-             module("lm_head", *ops, mm(rows, V, H, us=10)))  # fmt: skip
-    trace = chrome(step(0, *parts), step(1, *parts))
-    return analyze(save(trace, tmp_path / "t.json")).report.phases["trace"]
+from tests.analysis.finding_cases import H, K, M, N, V, copy_, found, head, mm, report
+from tests.chrome import Op, chrome, module, save, step
 
 
 def test_a_weight_that_is_copied_at_every_call(tmp_path: Path) -> None:
@@ -46,14 +28,6 @@ def test_a_weight_that_is_copied_at_every_call(tmp_path: Path) -> None:
 def test_what_would_end_the_copy(made: Op, says: str, tmp_path: Path) -> None:
     copied = found(head(tmp_path, made), "weight-copied")
     assert copied is not None and says in str(copied.change)
-
-
-@pytest.mark.parametrize(
-    ("made", "rows"), [(copy_(1, H), 1), (copy_(H, V), H), (copy_(V, H, us=0.1), 1)]
-)
-def test_a_copy_of_activations_or_of_no_time_is_none(made: Op, rows: int, tmp_path: Path) -> None:
-    """Of a row; of the outputs, where as many rows as columns are multiplied; of 0.1 us."""
-    assert found(head(tmp_path, made, rows=rows), "weight-copied") is None
 
 
 @pytest.mark.parametrize(("us", "is_slow"), [(5, False), (40, True)])

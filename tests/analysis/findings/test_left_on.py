@@ -10,7 +10,7 @@ import pytest
 
 from prunescope.analysis.schema.report import Finding
 from tests.analysis.decoder import Layer, Setting, census, decoder, gemm, matrix
-from tests.analysis.findings.test_findings import FULL, NARROW, found, model, of_pair, of_run
+from tests.analysis.finding_cases import FULL, NARROW, found, model, of_pair, of_run
 from tests.chrome import chrome, k, module, op, step
 
 RANK = 8

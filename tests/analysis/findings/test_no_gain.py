@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from prunescope.analysis.pipeline import analyze
-from tests.analysis.finding_cases import K, M, ids, method, mm, pair, sdpa
-from tests.analysis.findings.test_findings_more import cslt
+from tests.analysis.finding_cases import K, M, cslt, ids, method, mm, pair, sdpa
 from tests.analysis.run_folder import write_pair
 from tests.chrome import Op, chrome, module, step
 

@@ -15,7 +15,7 @@ from prunescope.analysis.findings.registry import registered
 from prunescope.analysis.findings.trust import above_bound
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.sentences import headline
-from tests.analysis.findings.test_findings import (
+from tests.analysis.finding_cases import (
     FULL,
     NARROW,
     ROLES,

@@ -11,21 +11,29 @@ import pytest
 
 from prunescope.analysis.findings.registry import registered
 from tests.analysis.decoder import census, matrix
-from tests.analysis.finding_cases import K, M, N, layers, mm, pointwise
-from tests.analysis.findings.test_dynamic import attention, sparse_attention
-from tests.analysis.findings.test_findings import (
+from tests.analysis.finding_cases import (
     FULL,
     MANY,
     MM,
     NARROW,
     ROLES,
+    H,
+    K,
+    M,
+    N,
+    V,
+    attention,
+    copy_,
     found,
+    layers,
+    mm,
     model,
     of_run,
+    pointwise,
     present,
+    sparse_attention,
     two_placements,
 )
-from tests.analysis.findings.test_largest import H, V, copy_
 from tests.analysis.findings.test_left_on import FAKE, SIZE, adapted, lora
 from tests.chrome import chrome, gap, k, module, op, step
 

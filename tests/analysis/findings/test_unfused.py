@@ -9,8 +9,7 @@ import pytest
 
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.schema.report import Phase
-from tests.analysis.finding_cases import mm, pointwise, sdpa
-from tests.analysis.findings.test_findings import found
+from tests.analysis.finding_cases import found, mm, pointwise, sdpa
 from tests.chrome import Op, chrome, k, module, op, save, step
 
 SCORES = [16, 512, 512]

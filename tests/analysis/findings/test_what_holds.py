@@ -14,7 +14,7 @@ from prunescope.analysis.report.comparison_figure import plot_comparison
 from prunescope.analysis.report.sentences import headline
 from prunescope.analysis.schema.report import Phase
 from tests.analysis.decoder import Layer, census
-from tests.analysis.findings.test_findings import FULL, MANY, NARROW, found, model, of_run
+from tests.analysis.finding_cases import FULL, MANY, NARROW, found, model, of_run
 from tests.chrome import chrome, k, op, save, step
 
 

@@ -8,14 +8,30 @@ from typing import Any
 
 import pytest
 
-from prunescope.analysis.pipeline import Options, analyze
+from prunescope.analysis.inputs.options import Options
+from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.ledger_view import ledger_notes, tone
 from prunescope.analysis.report.measured import profiler_overhead
 from prunescope.analysis.schema.report import Phase, Row
 from tests.analysis.decoder import Layer, Setting, decoder
-from tests.analysis.finding_cases import BF16, K, M, N, found, layers, method, mm, pair, pointwise
-from tests.analysis.findings.test_findings import FULL, NARROW, model, of_pair, of_run, present
-from tests.analysis.findings.test_findings import found as found_in
+from tests.analysis.finding_cases import (
+    BF16,
+    FULL,
+    NARROW,
+    K,
+    M,
+    N,
+    found,
+    layers,
+    method,
+    mm,
+    model,
+    of_pair,
+    of_run,
+    pair,
+    pointwise,
+    present,
+)
 from tests.analysis.run_folder import write_run
 from tests.chrome import chrome, gap, k, module, op, save, step
 
@@ -81,7 +97,7 @@ def test_what_shrank_by_less_is_not_called_untouched(tmp_path: Path) -> None:
     some = replace(FULL, heads=12, kv_heads=6, f=256)
     phase = of_run(tmp_path, model(FULL, us=60), model(some, us=40),
                    pruning={"method": "x", "sparsity": 0.5})  # fmt: skip
-    finding = found_in(phase, "coverage-limited")
+    finding = found(phase, "coverage-limited")
     assert finding is not None
     assert "does not shrink, or shrinks by less than that (" in finding.text
     assert any("of its time" in line for line in finding.evidence)
@@ -97,7 +113,7 @@ def test_a_slow_op_without_a_role_loses_no_kernels(tmp_path: Path) -> None:
         for us in (5, 800)
     ]  # fmt: skip
     phase = of_pair(tmp_path, *sides)
-    assert found_in(phase, "kernels-missing") is None
+    assert found(phase, "kernels-missing") is None
 
 
 def test_numbers_that_are_cast_are_no_layout_copies(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import prunescope
 from prunescope.analysis.findings.context import Context
 from prunescope.analysis.findings.trust import no_speedup
 from prunescope.analysis.pareto import frontier
-from prunescope.analysis.pareto.pareto import caveat_of
+from prunescope.analysis.pareto.points import caveat_of
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report import comparison, gemm_table, sentences, titles
 from prunescope.analysis.report.figures import ledger_figure
@@ -43,7 +43,7 @@ from prunescope.analysis.schema.report import (
 from prunescope.analysis.schema.sides import Unprofiled
 from prunescope.taxonomy.run import Placement
 from tests.analysis.decoder import Layer, census, decoder, write_pair
-from tests.analysis.findings.test_findings import FULL, found, model, of_pair
+from tests.analysis.finding_cases import FULL, found, model, of_pair
 from tests.analysis.pareto_points import point
 from tests.analysis.report import example
 from tests.analysis.run_folder import write_run

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prunescope.analysis.pipeline import Options, analyze
+from prunescope.analysis.inputs.options import Options
+from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.measured import outside_steps
 from prunescope.analysis.timeline.intervals import Windows
 from prunescope.analysis.timeline.link import link

@@ -10,7 +10,7 @@ import pytest
 
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.schema.report import FamilyVerdict
-from tests.analysis.findings.test_findings import FULL, NARROW, model
+from tests.analysis.finding_cases import FULL, NARROW, model
 from tests.chrome import chrome, k, op, save
 
 H, F = 512, 2048

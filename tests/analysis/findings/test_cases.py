@@ -1,0 +1,235 @@
+"""Which findings a phase has: a row is a finding, its severity (None: it must not appear), words of
+its text or evidence, and the traces or runs. Numbers and whole sentences: the other files here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prunescope.analysis.schema.report import Phase, Report
+from tests.analysis.decoder import Layer, Setting, census, decoder
+from tests.analysis.finding_cases import (
+    ADDED,
+    BF16,
+    FULL,
+    MANY,
+    MM,
+    NARROW,
+    ROLES,
+    H,
+    M,
+    N,
+    V,
+    alone,
+    attention,
+    block,
+    clocks,
+    copy_,
+    counts,
+    cross,
+    cslt,
+    decode_run,
+    found,
+    head,
+    layers,
+    method,
+    mm,
+    model,
+    of_pair,
+    of_run,
+    pair,
+    plain,
+    pointwise,
+    present,
+    report,
+    routed,
+    sparse_attention,
+    tiled,
+)
+from tests.chrome import chrome, gap, k, module, op, step
+
+ZEROS = {"census": census(0.5, 0.6), "dense_census": census(0.0)}
+SPARSE, LOW_RANK = replace(FULL, sparse=ROLES), replace(FULL, rank=dict.fromkeys(ROLES, 64))
+WIDE, THIN = replace(FULL, h=1024, f=256), replace(FULL, h=1024, f=64)
+GATHER = op("aten::index_select", [32, 256], [], [16], kernels=[k(us=30, name="indexSelect")])
+UP_PROJ = layers(("mlp.up_proj", mm()))
+Case = tuple[str, str | None, tuple[str, ...], Callable[[Path], Phase | Report]]
+
+
+def full_and(
+    layer: Layer, sparsity: float | None = None, **setting: Any
+) -> Callable[[Path], Phase]:
+    """Bare traces of FULL and of another layer."""
+    return lambda t: of_pair(t, model(FULL), model(layer, **setting), sparsity)
+
+
+def on_another_device() -> Any:
+    trace = model(FULL)
+    trace["deviceProperties"] = [{"id": 0, "name": "NVIDIA B200"}]
+    return trace
+
+
+def idle(us: float, *, launch: bool) -> Any:
+    """Ten GEMMs of 10 us with nine gaps between them, in which the host launches, or not."""
+    return chrome(step(0, MM, *[gap(us=us, launch=launch), MM] * 9))
+
+
+def on_cpu(gap_us: float) -> Any:
+    gemm = op("aten::mm", [4, 5], [5, 6], us=10)
+    return chrome(step(0, *[gemm, gap(us=gap_us)] * 9), cpu=True)
+
+
+def unprofiled(times: float) -> Callable[[Path], Phase]:
+    """Samples of `times` the profiled wall."""
+
+    def make(tmp_path: Path) -> Phase:
+        wall = alone(tmp_path, model(FULL)).wall_ns
+        return of_run(tmp_path, model(FULL), model(NARROW), samples_ns=[round(times * wall)] * 3)
+
+    return make
+
+
+def one_gemm(*kernels: Any) -> Any:
+    """4096³ in bf16: 1.37e11 FLOP, which an H100 needs 139 us for."""
+    return chrome(step(0, op("aten::mm", [4096, 4096], [4096, 4096], dtype=BF16, kernels=kernels)))
+
+
+def pruned_run(
+    dense: Any, pruned: Any, run: dict[str, Any], **more: Any
+) -> Callable[[Path], Report]:
+    return lambda t: pair(t, dense, pruned, pruned_run=run, **more)
+
+
+CASES: list[Case] = [
+    ("zeros-in-dense", "critical", ("0 sparse kernels in 37 GEMMs", "50.0 %"),
+     lambda t: of_run(t, model(FULL), model(FULL), **ZEROS)),
+    ("zeros-in-dense", None, (), lambda t: of_run(t, model(FULL), model(SPARSE), **ZEROS)),
+    ("nothing-removed", "critical", ("50 %",), full_and(FULL, 0.5)),
+    ("nothing-removed", None, (), full_and(FULL)),
+    ("nothing-removed", None, (), full_and(NARROW, 0.5)),
+    # Changed as no family does, but smaller all the same.
+    ("nothing-removed", None, (), full_and(replace(NARROW, h=128), 0.5, rows=16)),
+    ("sparse-without-gain", "critical", ("1.00 × the time",), full_and(SPARSE, us=10)),
+    ("sparse-without-gain", None, (), full_and(SPARSE, us=6)),
+    ("sparse-padded", None, (),
+     lambda t: report(t, UP_PROJ, layers(("mlp.up_proj", cslt(512, us=60))))),
+    ("broken-propagation", "warning", ("broken",), full_and(replace(FULL, f=256, f_down=512))),
+    ("broken-propagation", None, (), full_and(NARROW)),
+    ("outside-taxonomy", "warning", ("fp16",), full_and(FULL, dtype="c10::Half")),
+    ("outside-taxonomy", None, (), full_and(NARROW)),
+    ("unaligned", "warning", ("gate N = 257", "272"), full_and(replace(FULL, f=257))),
+    ("unaligned", None, (), full_and(NARROW)),
+    # A CPU has no tensor cores.
+    ("unaligned", None, (),
+     lambda t: of_pair(t, model(FULL, cpu=True), model(replace(FULL, f=257), cpu=True))),
+    ("not-comparable", "critical", ("batch: 1 dense, 2 pruned", "float32 pruned"),
+     lambda t: of_run(t, model(FULL), model(FULL), batch=2, dtype="float32")),
+    ("not-comparable", None, (), lambda t: of_run(t, model(FULL), model(FULL))),
+    # Bare traces name their device.
+    ("not-comparable", "critical", ("NVIDIA H100 80GB HBM3 dense, NVIDIA B200 pruned",),
+     lambda t: of_pair(t, model(FULL), on_another_device())),
+    ("not-comparable", None, (), lambda t: of_pair(t, on_another_device(), on_another_device())),
+    # 30 of 40 us wait for the host; 5 of 15; idle, but not for it.
+    ("launch-bound", "critical", (), lambda t: alone(t, idle(30, launch=True))),
+    ("launch-bound", "warning", (), lambda t: alone(t, idle(5, launch=True))),
+    ("launch-bound", None, (), lambda t: alone(t, idle(1, launch=True))),
+    ("launch-bound", None, (), lambda t: alone(t, idle(30, launch=False))),
+    ("launch-bound", None, (), lambda t: alone(t, on_cpu(10))),
+    ("dispatch-bound", "info", ("%",), lambda t: alone(t, on_cpu(10))),
+    ("dispatch-bound", None, (), lambda t: alone(t, on_cpu(1))),
+    # 4096 x 1024 x f: a quarter of f leaves 82 % of the bytes, most of them the activations.
+    ("roofline-shift", "warning", ("FLOPs fall more than bytes",),
+     lambda t: of_pair(t, model(WIDE, rows=4096), model(THIN, rows=4096))),
+    ("roofline-shift", None, (),
+     lambda t: of_pair(t, model(WIDE, rows=4096), decoder({0: WIDE, 3: WIDE}, Setting(rows=4096)))),
+    ("slower-kernels", "warning", ("down (matmul)",), full_and(NARROW, us=10)),
+    ("slower-kernels", None, (), full_and(FULL)),
+    ("added-work", "warning", ("q (gather_scatter)",), full_and(replace(FULL, added=(GATHER,)))),
+    ("added-work", None, (), full_and(NARROW)),
+    ("second-gemm", "warning", ("1.00 ×",), full_and(LOW_RANK, us=5)),
+    ("second-gemm", None, (), full_and(LOW_RANK, us=2)),
+    # A candidate that is dense itself has no speedup to miss.
+    ("no-speedup", None, (),
+     lambda t: of_run(t, model(FULL), model(FULL), both_samples_ns=MANY, both_census=census(0.0))),
+    ("profiler-overhead", "info", ("2.00×",), unprofiled(0.5)),
+    ("profiler-overhead", None, (), unprofiled(0.95)),
+    # 13.7 PFLOP/s, and 0.14; of 1 ms behind another kernel 10 us are its own: no faster for that.
+    ("above-peak", "info", ("100 %",), lambda t: alone(t, one_gemm(k(us=10)))),
+    ("above-peak", None, (), lambda t: alone(t, one_gemm(k(us=1000)))),
+    ("above-peak", None, (),
+     lambda t: alone(t, one_gemm(k(us=990, stream=9), k(us=1000, gap_us=-990)))),
+    ("above-bound", "info", ("of the roofline bound",), full_and(NARROW, us=2)),
+    ("above-bound", None, (), full_and(FULL)),
+    ("carry-over", "info", ("1 device events", "60.0 %"),
+     lambda t: alone(t, chrome(module("ProfilerStep#0", k(us=30), MM, MM)))),
+    ("carry-over", None, (), lambda t: alone(t, chrome(module("ProfilerStep#0", MM, MM)))),
+    ("decompressed", "critical", ("sparse24_decompress",),
+     lambda t: report(t, UP_PROJ, layers(("mlp.up_proj", [
+         pointwise("compressed::sparse24_decompress", [7], us=50), mm()])))),
+    # Activations that are scaled are no weights.
+    ("decompressed", None, (),
+     lambda t: report(t, UP_PROJ, layers(("mlp.up_proj", [
+         mm(), pointwise("aten::mul", [M, N], [M, N], us=40)])))),
+    # Of a row; of the outputs, where as many rows as columns are multiplied; of 0.1 us.
+    ("weight-copied", None, (), lambda t: head(t, copy_(1, H))),
+    ("weight-copied", None, (), lambda t: head(t, copy_(H, V), rows=H)),
+    ("weight-copied", None, (), lambda t: head(t, copy_(V, H, us=0.1))),
+    ("wave-step", None, (),
+     lambda t: report(t, layers(("mlp.up_proj", tiled(16384, us=400))),
+                      layers(("mlp.up_proj", tiled(12672, us=300))), 0.25)),
+    # An aligned dimension on a wave is as good as its neighbours.
+    ("nearest-dimension", None, (),
+     lambda t: report(t, layers(("mlp.up_proj", tiled(33792, us=800))),
+                      layers(("mlp.up_proj", tiled(16896, us=400))))),
+    *((id, None, (), lambda t, id=id: report(t, block(ADDED[id]), block(ADDED[id])))  # type: ignore[misc]
+      for id in ADDED),
+    ("residual-map", None, (), lambda t: report(t, plain(), cross(10))),
+    ("reads-all-weights", None, (),
+     pruned_run(routed(1, 50), routed(1, 50), decode_run(1), phase="decode")),
+    ("below-break-even", None, (),
+     pruned_run(attention(), sparse_attention(10, 60), method("dynamic-nk"))),
+    # Tokens that were removed, that all count as active, or that no method drops.
+    ("masked-tokens", None, (), pruned_run(routed(M, 100), routed(256, 50), method("token-drop"))),
+    ("masked-tokens", None, (),
+     pruned_run(routed(M, 100), routed(M, 100), counts("rows", 512, 512))),
+    ("masked-tokens", None, (),
+     pruned_run(routed(M, 100), routed(M, 100), method("static-k-mask"))),
+    # A decode step keeps its rows, whatever was dropped of the prompt.
+    ("masked-tokens", None, (),
+     pruned_run(routed(1, 50), routed(1, 50), method("token-drop"), phase="decode")),
+    ("skipped-layers-executed", None, (),
+     pruned_run(routed(M, 100), layers(*((f"mlp.{p}_proj", mm()) for p in ("gate", "up", "down")),
+                                       count=1), {**method("static-m"), "layer_map": [0]})),
+    # Every layer was sampled to run.
+    ("skipped-layers-executed", None, (),
+     pruned_run(routed(M, 100), routed(M, 100),
+                {**method("dynamic-depth"), **counts("layers", 4, 4)})),
+    ("skipped-layers-executed", None, (),
+     pruned_run(routed(M, 100), routed(M, 100), method("static-k-mask"))),
+    ("clock-trouble", None, (),
+     pruned_run(plain(), plain(), clocks(1.98e9, 1.95e9), dense_run=clocks(1.98e9, 1.95e9))),
+    ("clock-trouble", None, (), pruned_run(plain(), plain(), {}, dense_run={})),
+]  # fmt: skip
+
+
+def name_of(case: Case) -> str:
+    return case[0] if case[1] else f"no {case[0]}"
+
+
+@pytest.mark.parametrize(("id", "severity", "says", "make"), CASES, ids=map(name_of, CASES))
+def test_which_findings_a_phase_has(
+    id: str,
+    severity: str | None,
+    says: tuple[str, ...],
+    make: Callable[[Path], Phase | Report],
+    tmp_path: Path,
+) -> None:
+    made = make(tmp_path)
+    if severity is None:
+        assert found(made, id) is None
+    else:
+        present(made, id, severity, *says)
