@@ -26,7 +26,7 @@ import prunescope  # noqa: E402
 from prunescope.analysis.kernels.role import GEMM_KINDS  # noqa: E402
 from prunescope.analysis.schema.comparison import NOT_VALID  # noqa: E402
 from prunescope.analysis.schema.report import GemmRow, Report  # noqa: E402
-from prunescope.taxonomy.json_fields import plain  # noqa: E402
+from prunescope.taxonomy.formats import plain  # noqa: E402
 from prunescope.tracer.machine.calibrate import calibrate  # noqa: E402
 from prunescope.tracer.model.load import DEMO  # noqa: E402
 

@@ -223,7 +223,7 @@ def families(architecture: Path | str | None = None) -> tuple[Family, ...] | dic
 
         return known()
     from prunescope.taxonomy.architectures import read_architecture
-    from prunescope.taxonomy.json_fields import plain
+    from prunescope.taxonomy.formats import plain
 
     found: dict[str, Any] = plain(read_architecture(str(architecture)))
     return found

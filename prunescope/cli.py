@@ -447,7 +447,7 @@ def _families(
     from prunescope.output import check_target, show_result
     from prunescope.taxonomy.architectures import read_architecture
     from prunescope.taxonomy.families import families
-    from prunescope.taxonomy.json_fields import plain
+    from prunescope.taxonomy.formats import plain
 
     check_target(json_target)
     if architecture is not None:
@@ -506,7 +506,7 @@ def _calibrate(
     """
     from prunescope.analysis.report.listings import devices
     from prunescope.output import check_target, show_result, write_json
-    from prunescope.taxonomy.json_fields import plain
+    from prunescope.taxonomy.formats import plain
     from prunescope.tracer.machine.calibrate import calibrate
 
     check_target(json_target)
@@ -533,7 +533,7 @@ def _doctor(
     """
     from prunescope.analysis.report.listings import doctor
     from prunescope.output import check_target, show_result
-    from prunescope.taxonomy.json_fields import plain
+    from prunescope.taxonomy.formats import plain
     from prunescope.tracer.machine.doctor import examine, works
 
     check_target(json_target)

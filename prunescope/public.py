@@ -15,7 +15,6 @@ import msgspec
 from prunescope.analysis.schema import comparison as comparison_schema
 from prunescope.analysis.schema import pareto as pareto_schema
 from prunescope.analysis.schema import report as report_schema
-from prunescope.taxonomy.errors import PrunescopeError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -47,14 +46,9 @@ class Report(report_schema.Report, kw_only=True, dict=True):
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
-        """A report.json read back. Raises PrunescopeError where it is none."""
-        try:
-            return _same_fields(report_schema.from_json(Path(path).read_bytes()), cls)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise PrunescopeError(
-                f"{Path(path).name} is no report of prunescope ({error})",
-                hint="give the report.json that `prunescope analyze` wrote",
-            ) from None
+        """A report.json read back. Raises PrunescopeError for another file, or a newer version."""
+        file = Path(path)
+        return _same_fields(report_schema.from_json(file.read_bytes(), where=file.name), cls)
 
     def show(self) -> None:
         """Print what `prunescope analyze` prints."""

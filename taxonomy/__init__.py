@@ -1,11 +1,12 @@
 """What pruning does to the GEMMs of a decoder: shapes, axes, families, theory and the run manifest.
 
-Standard library only. `tracer` and `analysis` import it; it imports neither of them.
+Needs msgspec and the standard library. `tracer` and `analysis` import it; it imports neither.
 
 In: a config, a preset or a run.json. Out: a ModelShape, the ops of a forward, dense or pruned, and
 a Run.
-Exports: `shape` (from a config; `config_names` spells it), `families` and `family.Family` (one file
+Exports: `shape` (from a config; `config` spells it), `families` and `family.Family` (one file
 a family), `architecture_table` and `applies` (what fits which model), `theory.forward`,
 `match.solve` (--set match=), `keep` (roundings), `run.read_run` with `run_blocks` (each key of a
-run.json), `run_schema` (its check) and `json_fields`, `roles` (a module's place in a decoder).
+run.json), `formats` (versions and limits of JSON that is read back), `roles` (a module's place in a
+decoder).
 """

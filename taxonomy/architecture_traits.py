@@ -9,10 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from prunescope.taxonomy.architecture import Architecture
-from prunescope.taxonomy.architecture_table import BY_ID
-from prunescope.taxonomy.config_mixers import linears_alone
-from prunescope.taxonomy.config_names import language_part
+from prunescope.taxonomy.architecture_table import BY_ID, Architecture
+from prunescope.taxonomy.config import language_part, linears_alone
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.shape import ModelShape
 

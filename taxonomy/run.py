@@ -6,18 +6,29 @@ Version 1. Times are integer ns, memory is bytes. No host, user, path or environ
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass, field
 from itertools import accumulate
 from math import exp, log
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from prunescope.taxonomy import json_fields
+from msgspec import Meta
+
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.json_fields import left_out
+from prunescope.taxonomy.formats import (
+    Block,
+    Count,
+    Counts,
+    FileName,
+    Layers,
+    Name,
+    Names,
+    OmitDefault,
+    Size,
+    decode,
+    plain,
+)
 from prunescope.taxonomy.run_blocks import (
     BaselineRef,
     DeviceEntry,
@@ -28,58 +39,55 @@ from prunescope.taxonomy.run_blocks import (
     WeightStats,
 )
 from prunescope.taxonomy.run_quality import Quality
-from prunescope.taxonomy.run_schema import first_wrong
 
-SCHEMA = 1
 MANIFEST = "run.json"
 # Width of the interval of a speedup, as a share of it, at which a capture draws no more placements.
 NARROW = 0.08
 _DISTURBED = 0.1  # of the samples of a placement, which a median bears, and so of all placements
+MAX_SAMPLES = 20_000
 MAX_BYTES = 64 << 20  # a census of 100,000 matrices is a third of it
 
 
-@dataclass(kw_only=True)
-class Placement:
+class Placement(Block, kw_only=True):
     """One placement of the weights in memory: its share of a phase's samples and profiled steps."""
 
-    samples: int  # of samples_ns, in order
-    steps: int  # of the profiled steps, in order
-    cost_ns: int = 0  # to put the weights there and to warm up, beside the samples
-    retaken: int = 0  # samples that something disturbed, and that were taken again
-    disturbed: int = 0  # of `samples`, those that were disturbed all the same
-    reasons: list[str] = field(default_factory=list)  # what disturbed them
+    samples: Count  # of samples_ns, in order
+    steps: Count  # of the profiled steps, in order
+    cost_ns: Count = 0  # to put the weights there and to warm up, beside the samples
+    retaken: Count = 0  # samples that something disturbed, and that were taken again
+    disturbed: Count = 0  # of `samples`, those that were disturbed all the same
+    reasons: Names = []  # what disturbed them
     # what disturbed the profiled steps, which were taken again once (not those of a user's loop)
-    steps_disturbed: list[str] = field(default_factory=list)
-    switches: int = left_out(int)  # involuntary context switches of ours in `samples`
+    steps_disturbed: Names = []
+    switches: OmitDefault[Count] = 0  # involuntary context switches of ours in `samples`
 
 
-@dataclass(kw_only=True)
-class PhaseRun:
+class PhaseRun(Block, kw_only=True):
     """One phase of a run: its inputs, its unprofiled samples and its trace."""
 
-    batch: int
-    prompt_len: int
-    positions: list[int]  # [first, last + 1] cache positions of the query tokens
-    context: int  # L: mean number of keys a query of the last token sees, with the new token
-    logits: str  # "last" | "all"
-    cache: str  # "dynamic" | "static" | "none": the model takes none
-    attention: str  # attention implementation: "sdpa", "eager", ...
-    mode: str  # "eager" | "compile" | "graph"
-    steps: int  # profiled steps in the trace
-    tokens_per_step: int  # tokens through the model in one step, over the batch
-    warmup: int
-    samples_ns: list[int] = field(default_factory=list)  # unprofiled, one a repeat
-    interleaved: str = "alternating"  # "alternating" | "blocks" | "alone"
-    trace: str = ""  # file name beside run.json
-    sha256: str = ""
-    eager_trace: str | None = None  # for graph and compile: where shapes and roles come from
-    peak_memory_bytes: int | None = None
-    kv_bytes: int | None = None
+    batch: Size
+    prompt_len: Size
+    positions: Counts  # [first, last + 1] cache positions of the query tokens
+    context: Size  # L: mean number of keys a query of the last token sees, with the new token
+    logits: Name  # "last" | "all"
+    cache: Name  # "dynamic" | "static" | "none": the model takes none
+    attention: Name  # attention implementation: "sdpa", "eager", ...
+    mode: Name  # "eager" | "compile" | "graph"
+    steps: Size  # profiled steps in the trace
+    tokens_per_step: Size  # tokens through the model in one step, over the batch
+    warmup: Count
+    samples_ns: Annotated[list[Size], Meta(max_length=MAX_SAMPLES)] = []  # unprofiled, one a repeat
+    interleaved: Name = "alternating"  # "alternating" | "blocks" | "alone"
+    trace: FileName = ""  # file name beside run.json
+    sha256: Name = ""
+    eager_trace: FileName | None = None  # for graph and compile: where shapes and roles come from
+    peak_memory_bytes: Count | None = None
+    kv_bytes: Count | None = None
     # One entry: placement was not drawn. Empty: a run of before, of which nothing is known.
-    placements: list[Placement] = field(default_factory=list)
+    placements: Annotated[list[Placement], Meta(max_length=MAX_SAMPLES)] = []
     # Those that were asked for, where others were drawn: more since intervals were wide, or fewer
     # since each has a sample of its own.
-    placements_requested: int | None = left_out()
+    placements_requested: OmitDefault[Size | None] = None
 
     @property
     def has_disturbed_samples(self) -> bool:
@@ -120,30 +128,28 @@ class PhaseRun:
         return exp(fmean(map(log, medians)))
 
 
-@dataclass(kw_only=True)
-class Run:
-    """The manifest of one variant. Unknown keys of a newer minor version are kept in `extra`."""
+class Run(Block, kw_only=True):
+    """The manifest of one variant. Unknown keys of a newer minor version are kept."""
 
-    variant: str  # "dense" | "pruned"
+    schema: Literal[1] = 1
+    tool: Name = ""
+    variant: Annotated[str, Meta(pattern="^(dense|pruned)$")]
     model: ModelEntry
-    phases: dict[str, PhaseRun]
-    dtype: str
+    phases: Annotated[dict[str, PhaseRun], Meta(max_length=16)]
+    dtype: Name
     device: DeviceEntry
     versions: dict[str, str]
     seeds: dict[str, int]
     argv: list[str]
-    weight_bytes: int | None = None
-    parameters: int | None = None
-    layer_map: list[int] | None = None  # entry i: the dense layer that layer i was
+    weight_bytes: Count | None = None
+    parameters: Count | None = None
+    layer_map: Layers | None = None  # entry i: the dense layer that layer i was
     pruning: Pruning | None = None
     census: WeightStats | None = None
     twin: BaselineRef | None = None
-    schema: int = SCHEMA
-    tool: str = ""
-    inputs: InputText | None = left_out()
-    timing: TimingNote | None = left_out()
-    quality: Quality | None = left_out()
-    extra: dict[str, Any] = field(default_factory=dict)
+    inputs: OmitDefault[InputText | None] = None
+    timing: OmitDefault[TimingNote | None] = None
+    quality: OmitDefault[Quality | None] = None
 
     @property
     def is_disturbed(self) -> bool:
@@ -152,55 +158,27 @@ class Run:
 
     def to_json(self) -> str:
         """The manifest as it is written, keys in the order of the fields."""
-        written = json_fields.plain(self)
-        written.update(written.pop("extra"))
-        head = {"schema": written.pop("schema"), "tool": written.pop("tool")}
-        return json.dumps({**head, **written}, indent=1, allow_nan=False) + "\n"
+        return json.dumps(plain(self), indent=1, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes, *, where: str = MANIFEST) -> Run:
-        """Read a manifest. Raises PrunescopeError on anything that is not one of version 1."""
-        try:
-            plain = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise PrunescopeError(
-                f"{where} is not JSON ({error})", hint="trace the model again, or restore the file"
-            ) from None
-        if not isinstance(plain, dict) or plain.get("schema") != SCHEMA:
-            raise PrunescopeError(
-                f"{where} is not a run manifest of schema {SCHEMA}",
-                hint="use the prunescope version that wrote it, or trace the model again",
-            )
-        _rename_old_keys(plain)
-        wrong = first_wrong(plain)
-        if wrong is not None:
-            raise PrunescopeError(
-                f"{where}: {wrong} is not what a run manifest has there",
-                hint="trace the model again, or restore the file",
-            )
-        known = {f.name for f in dataclasses.fields(cls)} - {"extra"}
-        extra = {k: v for k, v in plain.items() if k not in known}
-        try:
-            own = {k: v for k, v in plain.items() if k in known}
-            return json_fields.read(cls, {**own, "extra": extra})
-        except (TypeError, ValueError, KeyError, AttributeError) as error:
-            raise PrunescopeError(
-                f"{where} lacks a field of a run manifest ({error})",
-                hint="trace the model again with this version",
-            ) from None
+        """Read a manifest. Raises PrunescopeError for anything but a valid one of version 1."""
+        return decode(text, cls, where=where, hint="trace the model again, or restore the file")
 
-
-# Keys of phases as versions before 0.2 wrote them, and what they are now.
-_OLD_KEYS = {"seatings": "placements", "seatings_asked": "placements_requested"}
-
-
-def _rename_old_keys(plain: dict[str, Any]) -> None:
-    phases = plain.get("phases")
-    for phase in phases.values() if isinstance(phases, dict) else ():
-        if isinstance(phase, dict):
-            renamed = {_OLD_KEYS.get(key, key): value for key, value in phase.items()}
-            phase.clear()
-            phase.update(renamed)
+    @classmethod
+    def upgraded(cls, plain: dict[str, Any]) -> dict[str, Any]:
+        """Keys of phases as versions before 0.2 wrote them become those of today."""
+        phases = plain.get("phases")
+        if not isinstance(phases, dict):
+            return plain
+        new = {"seatings": "placements", "seatings_asked": "placements_requested"}
+        renamed = {
+            name: {new.get(key, key): value for key, value in phase.items()}
+            if isinstance(phase, dict)
+            else phase
+            for name, phase in phases.items()
+        }
+        return {**plain, "phases": renamed}
 
 
 def read_run(folder: Path) -> Run:

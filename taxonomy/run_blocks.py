@@ -1,58 +1,66 @@
 """The blocks of a run.json: what each key is, with its unit. `taxonomy.run` has the whole.
 
-Null and absent: not known. `taxonomy.run_schema` checks what a file from a stranger has there.
+Null and absent: not known. Types hold the limits that a file from a stranger is checked against.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal, get_type_hints
 
-from prunescope.taxonomy.json_fields import as_read, left_out
+import msgspec
+from msgspec import Meta
+
+from prunescope.taxonomy.formats import (
+    Block,
+    Count,
+    Counts,
+    Interval,
+    Layer,
+    Layers,
+    Name,
+    Names,
+    Number,
+    Numbers,
+    OmitDefault,
+    Share,
+)
+from prunescope.taxonomy.shape import ModelShape
 
 # What a family, a calibration or a training says of itself, in keys of its own: plain JSON values.
 Record = dict[str, Any]
 
 
-@dataclass(kw_only=True)
-class Matrix:
+class Matrix(Block, kw_only=True):
     """One weight [..., N, K], K being the axis that a GEMM sums over: shares are 0 … 1."""
 
     name: str | None = None
-    layer: int | None = None
-    role: str | None = None
-    shape: list[int] | None = None
-    zeros: float | None = None  # of all entries
-    groups_2_of_4: float | None = None  # of the groups of four along K, with two zeros or more
-    zero_rows: float | None = None  # of the N rows
-    zero_columns: float | None = None  # of the K columns
-    applied: str | None = left_out()  # what makes the weight anew at every call
-    as_read: Mapping[str, Any] | None = as_read()
+    layer: Layer | None = None
+    role: Name | None = None
+    shape: Counts | None = None
+    zeros: Share | None = None  # of all entries
+    groups_2_of_4: Share | None = None  # of the groups of four along K, with two zeros or more
+    zero_rows: Share | None = None  # of the N rows
+    zero_columns: Share | None = None  # of the K columns
+    applied: OmitDefault[str | None] = None  # what makes the weight anew at every call
 
 
-@dataclass(kw_only=True)
-class ModuleCounts:
+class ModuleCounts(Block, kw_only=True):
     """What a module of a dynamic family counted: an entry of both lists a forward."""
 
-    unit: str | None = None  # "rows" | "blocks" | "layers" | "channels" | "keys"
-    active: list[int] = field(default_factory=list)
-    total: list[int] = field(default_factory=list)
-    as_read: Mapping[str, Any] | None = as_read()
+    unit: Name | None = None  # "rows" | "blocks" | "layers" | "channels" | "keys"
+    active: Counts = []
+    total: Counts = []
 
 
-@dataclass(kw_only=True)
-class WeightStats:
+class WeightStats(Block, kw_only=True):
     """What the weights and the run are, whoever made them so."""
 
-    matrices: list[Matrix] = field(default_factory=list)
+    matrices: Annotated[list[Matrix], Meta(max_length=1 << 20)] = []
     # By phase and module name.
-    dynamic: dict[str, dict[str, ModuleCounts]] = left_out(dict)
-    as_read: Mapping[str, Any] | None = as_read()
+    dynamic: OmitDefault[dict[str, dict[str, ModuleCounts]]] = {}
 
 
-@dataclass(kw_only=True)
-class GemmTime:
+class GemmTime(Block, kw_only=True):
     """A product [M, K] x [K, N] on the device: the median of its repeats."""
 
     dtype: str = ""
@@ -62,242 +70,223 @@ class GemmTime:
     median_ns: int = 0
     repeats: int = 0
     flop_per_s: float = 0.0
-    as_read: Mapping[str, Any] | None = as_read()
 
 
-@dataclass(kw_only=True)
-class MeasuredRates:
+class MeasuredRates(Block, kw_only=True):
     """FLOP/s by dtype and byte/s of one measurement; `disturbed`: by what."""
 
-    dense_flop_per_s: dict[str, float] = field(default_factory=dict)
-    byte_per_s: float | None = None
-    disturbed: list[str] = left_out(list)
-    as_read: Mapping[str, Any] | None = as_read()
+    dense_flop_per_s: Numbers = {}
+    byte_per_s: Number | None = None
+    disturbed: OmitDefault[Names] = []
 
 
-@dataclass(kw_only=True)
-class MeasuredPeaks:
+class MeasuredPeaks(Block, kw_only=True):
     """Peaks of a device, measured: FLOP/s by dtype, byte/s, and the shortest time of a kernel.
     `disturbed`: by what, where no measurement was quiet."""
 
-    dense_flop_per_s: dict[str, float] = field(default_factory=dict)
-    byte_per_s: float | None = None
-    kernel_floor_ns: float | None = None
-    gemm_sweep: list[GemmTime] = left_out(list)
-    statistic: str | None = left_out()
-    repeats: int | None = left_out()
-    threads: int | None = left_out()
-    seconds: float | None = left_out()
-    disturbed: list[str] = left_out(list)
+    dense_flop_per_s: Numbers = {}
+    byte_per_s: Number | None = None
+    kernel_floor_ns: Number | None = None
+    gemm_sweep: OmitDefault[list[GemmTime]] = []
+    statistic: OmitDefault[str | None] = None
+    repeats: OmitDefault[int | None] = None
+    threads: OmitDefault[int | None] = None
+    seconds: OmitDefault[float | None] = None
+    disturbed: OmitDefault[Names] = []
     # Each of a sweep's measurements, where it took more than one: the better of all are above.
-    measurements: list[MeasuredRates] = left_out(list)
+    measurements: OmitDefault[Annotated[list[MeasuredRates], Meta(max_length=64)]] = []
     # Before and after a capture, and what a product of the capture reached: FLOP/s by dtype.
-    before: MeasuredRates | None = left_out()
-    after: MeasuredRates | None = left_out()
-    reached: dict[str, float] | None = left_out()
-    as_read: Mapping[str, Any] | None = as_read()
+    before: OmitDefault[MeasuredRates | None] = None
+    after: OmitDefault[MeasuredRates | None] = None
+    reached: OmitDefault[Numbers | None] = None
 
 
-@dataclass(kw_only=True)
-class Spread:
+class Spread(Block, kw_only=True):
     """(largest − smallest) ÷ median over the passes, of each rate."""
 
-    dense_flop_per_s: dict[str, float] = field(default_factory=dict)
+    dense_flop_per_s: dict[str, float] = {}
     byte_per_s: float = 0.0
     copy_byte_per_s: float = 0.0
     cache_byte_per_s: float = 0.0
     dispatch_ns: float = 0.0
-    as_read: Mapping[str, Any] | None = as_read()
 
 
-@dataclass(kw_only=True)
-class CalibrationPasses:
+class CalibrationPasses(Block, kw_only=True):
     """How `calibrate` measured, and what beside the peaks: medians over its passes, but the least
     floor. `disturbed`: by what, where a measurement was disturbed again."""
 
     statistic: str = ""
     passes: int = 0
     repeats: int | None = None
-    threads: int | None = None
+    threads: Count | None = None
     kernel_floor_ns: int | None = None
     spread: Spread | None = None
     agree: bool = False
     copy_byte_per_s: int | None = None
     cache_byte_per_s: int | None = None
     dispatch_ns: int | None = None  # of the host, from call to call
-    gemm_sweep: list[GemmTime] = field(default_factory=list)
-    disturbed: list[str] = left_out(list)
-    as_read: Mapping[str, Any] | None = as_read()
+    gemm_sweep: list[GemmTime] = []
+    disturbed: OmitDefault[Names] = []
 
 
-@dataclass(kw_only=True)
-class CalibratedDevice:
-    """A row of the device table that `calibrate` measured."""
+class CalibratedDevice(Block, kw_only=True):
+    """A row of the device table that `calibrate` measured: a file of its own, and in run.json."""
 
+    schema: OmitDefault[Literal[1]] = 1
     name: str = ""  # not in an anonymous bundle
-    aliases: list[str] = field(default_factory=list)
+    aliases: list[str] = []
     vendor: str = ""
-    dense_flop_per_s: dict[str, float] = field(default_factory=dict)
-    byte_per_s: float | None = None
+    dense_flop_per_s: Numbers = {}
+    byte_per_s: Number | None = None
     sm: int | None = None
     l2_bytes: int | None = None
     source: str = ""
     verified: bool = False
     measured: CalibrationPasses | None = None
-    as_read: Mapping[str, Any] | None = as_read()
 
 
-@dataclass(kw_only=True)
-class Clocks:
+class Clocks(Block, kw_only=True):
     """Hz before and after a capture, by part; null where they cannot be read."""
 
     before: dict[str, float] | None = None
-    after: dict[str, float] | None = left_out()
-    as_read: Mapping[str, Any] | None = as_read()
+    after: OmitDefault[dict[str, float] | None] = None
 
 
-@dataclass(kw_only=True)
-class DeviceEntry:
+class DeviceEntry(Block, kw_only=True):
     """The device of a run."""
 
-    kind: str | None = None  # "cpu" | "cuda" | "rocm"
+    kind: Name | None = None  # "cpu" | "cuda" | "rocm"
     name: str | None = None  # as torch gives it
-    threads: int | None = None  # of torch on the host
-    properties: dict[str, Any] = field(default_factory=dict)  # torch's, or those of a CPU
-    tf32: bool | None = left_out()
-    peaks: MeasuredPeaks | None = left_out()
+    threads: Count | None = None  # of torch on the host
+    properties: dict[str, Any] = {}  # torch's, or those of a CPU
+    tf32: OmitDefault[bool | None] = None
+    peaks: OmitDefault[MeasuredPeaks | None] = None
     calibration: CalibratedDevice | None = None  # the newest, None where there was none
-    clocks: Clocks | None = left_out()
-    as_read: Mapping[str, Any] | None = as_read()
+    clocks: OmitDefault[Clocks | None] = None
 
 
-@dataclass(kw_only=True)
-class TimingNote:
+class TimingNote(Block, kw_only=True):
     """How busy the machine was around a capture; `notes`: why its times are not valid."""
 
-    load_average: dict[str, float | None] = field(default_factory=dict)  # before, after
+    load_average: dict[str, float | None] = {}  # before, after
     cores: int | None = None
     notes: list[str] | None = None
-    as_read: Mapping[str, Any] | None = as_read()
 
 
-@dataclass(kw_only=True)
-class InputText:
+class InputText(Block, kw_only=True):
     """Where the token ids of the phases came from."""
 
     source: str | None = None  # the name of a text, or "random token ids"
-    sha256: str | None = left_out()  # of the text
-    part: str | None = left_out()
-    seed: int | None = left_out()
-    as_read: Mapping[str, Any] | None = as_read()
+    sha256: OmitDefault[str | None] = None  # of the text
+    part: OmitDefault[str | None] = None
+    seed: OmitDefault[int | None] = None
 
 
-@dataclass(kw_only=True)
-class ModelEntry:
+# The fields of ModelShape, each of which may be absent.
+_PartialShape = msgspec.defstruct(
+    "_PartialShape",
+    [(name, hint, None) for name, hint in get_type_hints(ModelShape, include_extras=True).items()],
+)
+_HoldsShape = msgspec.defstruct("_HoldsShape", [("shape", _PartialShape | None)])
+
+
+class ModelEntry(Block, kw_only=True):
     """The model of a run, as it is run. `config`: that of transformers, without paths."""
 
     id: str | None = None
-    source: str | None = left_out()  # "folder" | "hub" | "gguf" | "preset" | "capture"
+    source: OmitDefault[Name | None] = None  # "folder" | "hub" | "gguf" | "preset" | "capture"
     architecture: str | None = None  # its class
     config: dict[str, Any] | None = None
     shape: dict[str, Any] | None = None  # the fields of ModelShape; null: it has none
-    notes: list[str] | None = left_out()
-    as_read: Mapping[str, Any] | None = as_read()
+    notes: OmitDefault[list[str] | None] = None
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where a field of the shape is wrong; it may lack some, or have more."""
+        try:
+            msgspec.convert({"shape": self.shape}, _HoldsShape)
+        except msgspec.ValidationError as error:
+            raise ValueError(str(error)) from None  # so that msgspec adds the path to this block
 
 
-@dataclass(kw_only=True)
-class Matched:
+class Matched(Block, kw_only=True):
     """What a sparsity was solved for: a share of FLOPs, parameters or bytes."""
 
-    by: str | None = None
+    by: Name | None = None
     asked: float | None = None
-    own: float | None = None  # of the family's own unit
+    own: Number | None = None  # of the family's own unit
     phase: str | None = None
     removed: dict[str, float] | None = None  # shares, by what is counted
-    as_read: Mapping[str, Any] | None = as_read()
 
 
-@dataclass(kw_only=True)
-class HeldOut:
+class HeldOut(Block, kw_only=True):
     """The loss on tokens that were not trained on, in nats a token."""
 
-    before: float | None = None
-    after: float | None = None
-    tokens: int | None = None
-    as_read: Mapping[str, Any] | None = as_read()
+    before: Number | None = None
+    after: Number | None = None
+    tokens: Count | None = None
 
 
-@dataclass(kw_only=True)
-class Losses:
+class Losses(Block, kw_only=True):
     """Of a training, in nats a token. `train`: [step, loss], a hundred of them at the most."""
 
-    train: list[list[float]] = field(default_factory=list)
+    train: list[Interval] = []
     held_out: HeldOut | None = None
-    as_read: Mapping[str, Any] | None = as_read()
 
 
-@dataclass(kw_only=True)
-class RouterTraining:
+class RouterTraining(Block, kw_only=True):
     """What a training did to the routers of a family; `trained`: how many."""
 
-    unit: str | None = left_out()  # "rows" | "layers"
-    trained: int = 0
-    kept_by_layer: dict[str, list[float]] | None = left_out()  # shares, by kind of router
-    as_read: Mapping[str, Any] | None = as_read()
+    unit: OmitDefault[Name | None] = None  # "rows" | "layers"
+    trained: Count = 0
+    kept_by_layer: OmitDefault[dict[str, list[float]] | None] = None  # shares, by kind of router
 
 
-@dataclass(kw_only=True)
-class Recovered:
+class Recovered(Block, kw_only=True):
     """A recovery training: what was asked, on what, and how it went."""
 
-    steps: int | None = None
-    rank: int | None = None
-    lr: float | None = None
-    batch: int | None = None  # sequences
-    length: int | None = None  # tokens of a sequence
+    steps: Count | None = None
+    rank: Count | None = None
+    lr: Number | None = None
+    batch: Count | None = None  # sequences
+    length: Count | None = None  # tokens of a sequence
     text: str | None = None  # the name of what trained
-    target: str | None = None
+    target: Name | None = None
     seed: int | None = None
-    steps_done: int | None = None
-    epochs: float | None = None
-    train_sha256: str | None = None
-    eval_sha256: str | None = None
-    weights_sha256: str | None = None  # of every number of the model that it left
-    resumed_from: int | None = None  # a step
+    steps_done: Count | None = None
+    epochs: Number | None = None
+    train_sha256: Name | None = None
+    eval_sha256: Name | None = None
+    weights_sha256: Name | None = None  # of every number of the model that it left
+    resumed_from: Count | None = None  # a step
     stopped: str | None = None  # why before the last step
     losses: Losses | None = None
-    notes: list[str] = field(default_factory=list)
-    routers: list[RouterTraining] = left_out(list)
-    as_read: Mapping[str, Any] | None = as_read()
+    notes: list[str] = []
+    routers: OmitDefault[list[RouterTraining]] = []
 
 
-@dataclass(kw_only=True)
-class Pruning:
+class Pruning(Block, kw_only=True):
     """What the tool did. What a family or a function records beside this stays in `as_read`."""
 
     method: str | None = None
-    sparsity: float | None = None  # nominal; null for a composite
-    selection: str | None = left_out()  # one of family.SELECTIONS
-    knobs: dict[str, Any] | None = left_out()
+    sparsity: Share | None = None  # nominal; null for a composite
+    selection: OmitDefault[Name | None] = None  # one of family.SELECTIONS
+    knobs: OmitDefault[dict[str, Any] | None] = None
     # Shares of FLOPs, parameters and bytes that go, by phase; null where there is no theory.
-    theory: dict[str, dict[str, float]] | None = left_out()
-    kept: dict[str, Any] | None = left_out()  # dimensions, as the family names them
-    removed: dict[str, list[int]] | None = left_out()  # layers of the dense model, by what went
-    backend: str | None = left_out()  # how zeros are stored, or blocks skipped
-    calibration: dict[str, Any] | None = left_out()
-    match: Matched | None = left_out()
-    notes: list[str] | None = left_out()
-    parts: list[Pruning] = left_out(list)  # of a composite, in turn
-    recovery: Recovered | None = left_out()
-    seed: int | None = left_out()
-    realised: dict[str, float] | None = left_out()
-    as_read: Mapping[str, Any] | None = as_read()
+    theory: OmitDefault[dict[str, dict[str, float]] | None] = None
+    kept: OmitDefault[dict[str, Any] | None] = None  # dimensions, as the family names them
+    removed: OmitDefault[dict[str, Layers] | None] = None  # layers of the dense model, by what went
+    backend: OmitDefault[Name | None] = None  # how zeros are stored, or blocks skipped
+    calibration: OmitDefault[dict[str, Any] | None] = None
+    match: OmitDefault[Matched | None] = None
+    notes: OmitDefault[list[str] | None] = None
+    parts: OmitDefault[list[Pruning]] = []  # of a composite, in turn
+    recovery: OmitDefault[Recovered | None] = None
+    seed: OmitDefault[int | None] = None
+    realised: OmitDefault[dict[str, float] | None] = None
 
 
-@dataclass(kw_only=True)
-class BaselineRef:
+class BaselineRef(Block, kw_only=True):
     """The dense run.json of a pruned run: its path from the pruned run's folder."""
 
     path: str | None = None
-    sha256: str | None = None
-    as_read: Mapping[str, Any] | None = as_read()
+    sha256: Name | None = None

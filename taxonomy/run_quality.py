@@ -6,104 +6,91 @@ measured. Keys stand in the order in which they are written.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
-
-from prunescope.taxonomy.json_fields import as_read, left_out
+from prunescope.taxonomy.formats import Block, Count, Interval, Name, Number, Numbers, OmitDefault
 
 RANDOM_IDS = "random token ids"  # the source of what stands for a text where none can be read
-Interval = list[float]  # low and high, of 95 %
 
 
-@dataclass(kw_only=True)
-class TextSource:
+class TextSource(Block, kw_only=True):
     """Where the tokens that were scored are from: a part of a text, or random ids."""
 
     source: str | None = None
-    sha256: str | None = left_out()  # of the whole text
-    part: str | None = left_out()
-    seed: int | None = left_out()  # of random ids
-    tokens: int | None = None
-    as_read: Mapping[str, Any] | None = as_read()
+    sha256: OmitDefault[Name | None] = None  # of the whole text
+    part: OmitDefault[str | None] = None
+    seed: OmitDefault[int | None] = None  # of random ids
+    tokens: Count | None = None
 
 
-@dataclass(kw_only=True)
-class TaskMetric:
+class TaskMetric(Block, kw_only=True):
     """A metric of a task, with its standard error."""
 
-    value: float | None = None
-    stderr: float | None = None
-    as_read: Mapping[str, Any] | None = as_read()
+    value: Number | None = None
+    stderr: Number | None = None
 
 
-@dataclass(kw_only=True)
-class TaskScore:
+class TaskScore(Block, kw_only=True):
     """One model on one task of lm-evaluation-harness; `metric` is the first that its file names."""
 
     metric: str = ""
-    value: float | None = None
-    stderr: float | None = None
+    value: Number | None = None
+    stderr: Number | None = None
     higher_is_better: bool | None = None
-    samples: int | None = None
+    samples: Count | None = None
     version: str | float | None = None
-    metrics: dict[str, TaskMetric] = field(default_factory=dict)
-    as_read: Mapping[str, Any] | None = as_read()
+    metrics: dict[str, TaskMetric] = {}
 
 
-@dataclass(kw_only=True)
-class TaskChange:
+class TaskChange(Block, kw_only=True):
     """What pruning changes of the tasks, relative to dense; below zero is worse."""
 
-    signed: float | None = None  # mean of the changes
+    signed: Number | None = None  # mean of the changes
     signed_ci95: Interval | None = None
-    absolute: float | None = None  # mean of their absolute values
-    by_task: dict[str, float] = field(default_factory=dict)
-    as_read: Mapping[str, Any] | None = as_read()
+    absolute: Number | None = None  # mean of their absolute values
+    by_task: Numbers = {}
 
 
-@dataclass(kw_only=True)
-class TaskSource:
+class TaskSource(Block, kw_only=True):
     """Which tasks, by which files and version of the harness."""
 
-    names: list[str] = field(default_factory=list)
+    names: list[str] = []
     folder: str | None = None
     sha256: str | None = None  # of all files of the folder
     lm_eval: str | None = None
-    as_read: Mapping[str, Any] | None = as_read()
 
 
-@dataclass(kw_only=True)
-class Quality:
+class Quality(Block, kw_only=True):
     """One model on one text. What compares it with the dense one is that of a pruned model."""
 
-    weights_fingerprint: str | None = left_out()  # of the model that was judged
+    weights_fingerprint: OmitDefault[Name | None] = None  # of the model that was judged
     text: TextSource | None = None
-    context: int | None = None  # tokens of a window; longer than usual: its end alone is scored
-    stride: int | None = None  # tokens from window to window
-    scoring: str | None = None  # "prefill" | "decode"
-    scored_tokens: int | None = None
-    nats_per_token: float | None = None
-    perplexity: float | None = None
+    context: Count | None = None  # tokens of a window; longer than usual: its end alone is scored
+    stride: Count | None = None  # tokens from window to window
+    scoring: Name | None = None  # "prefill" | "decode"
+    scored_tokens: Count | None = None
+    nats_per_token: Number | None = None
+    perplexity: Number | None = None
     perplexity_ci95: Interval | None = None
-    bits_per_byte: float | None = None
-    scored_bytes: int | None = left_out()  # of UTF-8; absent: the tokens are no text
+    bits_per_byte: Number | None = None
+    scored_bytes: OmitDefault[Count | None] = None  # of UTF-8; absent: the tokens are no text
     # Beside the dense model, on the same tokens.
-    dense_perplexity: float | None = left_out()
-    perplexity_rel: float | None = left_out()  # pruned / dense - 1
-    perplexity_rel_ci95: Interval | None = left_out()
-    kl: float | None = left_out()  # KL(dense || pruned), nats a token
-    kl_ci95: Interval | None = left_out()
-    agreement: float | None = left_out()  # share of tokens for which both would say the same next
-    agreement_ci95: Interval | None = left_out()
+    dense_perplexity: OmitDefault[Number | None] = None
+    perplexity_rel: OmitDefault[Number | None] = None  # pruned / dense - 1
+    perplexity_rel_ci95: OmitDefault[Interval | None] = None
+    kl: OmitDefault[Number | None] = None  # KL(dense || pruned), nats a token
+    kl_ci95: OmitDefault[Interval | None] = None
+    agreement: OmitDefault[Number | None] = (
+        None  # share of tokens for which both would say the same next
+    )
+    agreement_ci95: OmitDefault[Interval | None] = None
     # Beside the dense model after the training that the pruned one had.
-    control_perplexity: float | None = left_out()
-    perplexity_rel_recovered: float | None = left_out()
-    perplexity_rel_recovered_ci95: Interval | None = left_out()
-    other_text: Quality | None = left_out()  # on a text that nothing was chosen or trained by
-    tasks: dict[str, TaskScore] = left_out(dict)
-    tasks_change: TaskChange | None = left_out()
-    as_read: Mapping[str, Any] | None = as_read()
+    control_perplexity: OmitDefault[Number | None] = None
+    perplexity_rel_recovered: OmitDefault[Number | None] = None
+    perplexity_rel_recovered_ci95: OmitDefault[Interval | None] = None
+    other_text: OmitDefault[Quality | None] = (
+        None  # on a text that nothing was chosen or trained by
+    )
+    tasks: OmitDefault[dict[str, TaskScore]] = {}
+    tasks_change: OmitDefault[TaskChange | None] = None
 
     @property
     def is_compared(self) -> bool:

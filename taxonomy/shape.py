@@ -1,6 +1,6 @@
 """The dimensions of a decoder-only model, from a Hugging Face config, and what it weighs.
 
-In: a config dict (any architecture whose names `taxonomy.config_names` knows). Out: ModelShape,
+In: a config dict (any architecture whose names `taxonomy.config` knows). Out: ModelShape,
 with counts of parameters and of what is cached. Counts are numbers stored, not bytes.
 """
 
@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from prunescope.taxonomy.config_mixers import read_mixer
-from prunescope.taxonomy.config_names import language_part, read_config
+from msgspec import Meta
+
+from prunescope.taxonomy.config import language_part, read_config, read_mixer
+from prunescope.taxonomy.formats import MAX_LAYERS, Count, Layer, Name, Size
 
 STATE_ITEMSIZE = 4  # a recurrence keeps its state in float32, whatever the weights are
 
@@ -27,51 +29,51 @@ class ModelShape:
     capital one has experts; "" where the order is not known.
     """
 
-    model_type: str
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int  # of a query and a key
-    value_dim: int  # of a value; head_dim except with latent attention
-    intermediate: int  # of a plain MLP; 0 where every layer has experts only
-    vocab: int
+    model_type: Name
+    hidden: Size
+    layers: Annotated[int, Meta(ge=1, le=MAX_LAYERS)]
+    heads: Size
+    kv_heads: Size
+    head_dim: Size  # of a query and a key
+    value_dim: Size  # of a value; head_dim except with latent attention
+    intermediate: Count  # of a plain MLP; 0 where every layer has experts only
+    vocab: Size
     gated: bool = True
     tied: bool = False
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False
     head_bias: bool = False
-    experts: int = 0
-    experts_per_token: int = 0
-    expert_intermediate: int = 0
-    shared_intermediate: int = 0  # all shared experts of a layer together
-    moe_layers: int = 0
+    experts: Count = 0
+    experts_per_token: Count = 0
+    expert_intermediate: Count = 0
+    shared_intermediate: Count = 0  # all shared experts of a layer together
+    moe_layers: Layer = 0
     router_bias: bool = False
     shared_gate: bool = False
-    window: int | None = None  # keys that a query of a sliding layer sees, itself included
-    sliding_layers: int = 0
-    other_layers: int = 0
-    q_rank: int | None = None  # latent attention: rank of the query and of the key/value pair
-    kv_rank: int | None = None
-    rope_dim: int = 0  # latent attention: the part of head_dim that carries positions
+    window: Size | None = None  # keys that a query of a sliding layer sees, itself included
+    sliding_layers: Layer = 0
+    other_layers: Layer = 0
+    q_rank: Size | None = None  # latent attention: rank of the query and of the key/value pair
+    kv_rank: Size | None = None
+    rope_dim: Count = 0  # latent attention: the part of head_dim that carries positions
     parallel: bool = False  # attention and MLP read the stream at one point and write to the next
-    norms: int = 2  # norm vectors of length `hidden` a layer
-    norm_parameters: int = 1  # stored a norm element: 1 scale, 2 with bias, 0 without either
+    norms: Layer = 2  # norm vectors of length `hidden` a layer
+    norm_parameters: Count = 1  # stored a norm element: 1 scale, 2 with bias, 0 without either
     centred_norms: bool = False  # they subtract the mean
-    qk_norm_parameters: int = 0  # a layer
+    qk_norm_parameters: Count = 0  # a layer
     sinks: bool = False  # one learnt logit a query head
-    positions: int = 0  # rows of a learnt position table
+    positions: Count = 0  # rows of a learnt position table
     embedding_norm: bool = False
     query_gate: bool = False  # q has as many rows again, a gate of what attention puts out
-    mixer: str = ""
-    mixer_layers: int = 0
-    mixer_width: int = 0  # channels that a mixer puts out, heads · head_dim
-    mixer_heads: int = 0
-    mixer_keys: int = 0  # width of the keys (linear) or of B (ssm), all heads or groups together
-    mixer_state: int = 0  # numbers of recurrent state a channel
-    mixer_taps: int = 0  # of the convolution
-    mixer_extras: int = 0  # stored beside matrices and taps: biases, norm, steps, decays
+    mixer: Literal["", "linear", "ssm", "conv"] = ""
+    mixer_layers: Layer = 0
+    mixer_width: Count = 0  # channels that a mixer puts out, heads · head_dim
+    mixer_heads: Count = 0
+    mixer_keys: Count = 0  # width of the keys (linear) or of B (ssm), all heads or groups together
+    mixer_state: Count = 0  # numbers of recurrent state a channel
+    mixer_taps: Count = 0  # of the convolution
+    mixer_extras: Count = 0  # stored beside matrices and taps: biases, norm, steps, decays
     layout: str = ""
 
     @classmethod

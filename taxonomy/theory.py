@@ -2,7 +2,10 @@
 
 In: Plans (a shape, a workload and what a family changes). Out: Op records of one layer each, with
 the number of layers. FLOPs count multiply and add; bytes are compulsory traffic; time is seconds.
-Element-wise work counts as if fused into its neighbours; the formulas stand beside each op.
+Element-wise work counts as if fused into its neighbours; the formulas stand beside each op. Active
+experts are an expectation under a uniform router. Mixers of a hybrid (gated delta net, Mamba-2,
+short convolution) see every token and stay dense in every family but those that take whole
+sublayers or narrow the stream.
 """
 
 from __future__ import annotations
@@ -14,9 +17,7 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.gemm import Gemm
 from prunescope.taxonomy.plan import Op, Plan, Workload, whole_gemm
 from prunescope.taxonomy.roles import GROUPS
-from prunescope.taxonomy.shape import ModelShape
-from prunescope.taxonomy.theory_experts import expert_ops
-from prunescope.taxonomy.theory_mixers import mixer_ops
+from prunescope.taxonomy.shape import STATE_ITEMSIZE, ModelShape
 
 
 def dense_plan(shape: ModelShape, work: Workload) -> Plan:
@@ -307,3 +308,155 @@ def flop(ops: Iterable[Op]) -> float:
 def traffic(ops: Iterable[Op]) -> float:
     """Compulsory bytes of a forward."""
     return sum(op.layers * op.bytes for op in ops)
+
+
+def expert_ops(plan: Plan, layers: float) -> Iterable[Op]:
+    """Router, routed experts as grouped GEMMs over the experts expected active, shared expert."""
+    shape, work = plan.shape, plan.work
+    share = plan.rows.get("experts", 1)
+    yield from _matrix(plan, "router", shape.experts, shape.hidden, layers)
+    # A token that takes part misses an expert with probability 1 - k/E: a uniform, independent
+    # router.
+    missed = (1 - share * shape.experts_per_token / shape.experts) ** work.rows
+    rows = work.rows * share * shape.experts_per_token
+    for matrix in _matrices(shape):
+        yield from _routed(plan, matrix, layers, active=shape.experts * (1 - missed), rows=rows)
+    yield Op(
+        name="experts.activation",
+        role="activation",
+        group="other",
+        cls="pointwise",
+        layers=layers,
+        flop=0,
+        bytes=work.itemsize * (2 + shape.gated) * shape.expert_intermediate * rows,
+    )
+    if shape.shared_intermediate:
+        for matrix in _matrices(shape):
+            n, k = shape.shared_intermediate, shape.hidden
+            n, k = (k, n) if matrix == "down" else (n, k)
+            yield from _matrix(plan, "shared_expert", n, k, layers, GROUPS[matrix])
+
+
+def _matrices(shape: ModelShape) -> tuple[str, ...]:
+    return ("gate", "up", "down") if shape.gated else ("up", "down")
+
+
+def _routed(plan: Plan, matrix: str, layers: float, *, active: float, rows: float) -> Iterable[Op]:
+    """One matrix of every expert: `rows` token-expert pairs over `active` experts."""
+    shape, b = plan.shape, plan.work.itemsize
+    share = plan.rows.get("experts", 1)
+    h, width, count = shape.hidden, shape.expert_intermediate, shape.experts
+    n, k = (h, width) if matrix == "down" else (width, h)
+    each = max(1, round(rows / max(1.0, active)))
+    # The biases of the whole expert are counted with its last GEMM.
+    bias = count * shape.mlp_biases(width) * (matrix == "down")
+    for index, piece in enumerate(plan.linear("experts", n, k)):
+        numbers = piece.n * piece.k
+        read = b * piece.stored * numbers * active
+        extra = bias if index == 0 else 0
+        yield Op(
+            name=f"experts.{matrix}",
+            role="experts",
+            group=GROUPS[matrix],
+            cls="matmul",
+            layers=layers,
+            gemms=(Gemm(each, piece.n, piece.k, max(1, round(active))),),
+            flop=2 * rows * numbers * piece.flop,
+            bytes=b * rows * (piece.k + piece.n) + read,
+            weight_bytes=read,
+            parameters=count * numbers * piece.numbers + extra,
+            stored_bytes=b * (count * piece.stored * numbers + extra),
+            rows=share,
+            runs=plan.runs if share < 1 else 1,
+            sparse=piece.numbers < min(1, piece.stored),
+        )
+
+
+def _matrix(
+    plan: Plan, role: str, n: int, k: int, layers: float, group: str | None = None
+) -> Iterable[Op]:
+    """A GEMM of a mixture-of-experts layer that no family prunes by itself."""
+    b, rows = plan.work.itemsize, plan.work.rows * plan.rows.get(role, 1)
+    bias = n * plan.shape.router_bias if role == "router" else 0
+    bias += plan.shape.shared_gate * plan.shape.hidden if role == "router" else 0
+    yield Op(
+        name=f"{role}.{group}" if group else role,
+        role=role,
+        group=group or GROUPS[role],
+        cls="matmul",
+        layers=layers,
+        gemms=(Gemm(max(1, round(rows)), n, k),),
+        flop=2 * rows * n * k,
+        bytes=b * (rows * (n + k) + n * k),
+        weight_bytes=b * n * k,
+        parameters=n * k + bias,
+        stored_bytes=b * (n * k + bias),
+    )
+
+
+# FLOPs a token and number of state. Delta rule (arXiv 2412.06464): decay 1, what the key reads 2,
+# the correction added 2, what the query reads 2. Mamba-2 (arXiv 2405.21060): decay 1, input times B
+# and its sum 2, what C reads 2. A scan in chunks computes more, to use matrix units.
+_STATE_FLOP = {"linear": 7, "ssm": 5}
+
+
+def mixer_ops(plan: Plan, layers: float) -> Iterable[Op]:
+    """Projections in, convolution, recurrence (a short convolution has none), projection out."""
+    for name, (n, k) in plan.shape.mixer_linears().items():
+        if name == "mixer_out":
+            yield _convolution(plan, layers)
+            if plan.shape.mixer in _STATE_FLOP:
+                yield _recurrence(plan, layers)
+        role, gemm = name.partition(".")[0], Gemm(plan.work.rows, n, k)
+        yield whole_gemm(plan, name, gemm, role=role, group="other", layers=layers)
+
+
+def _convolution(plan: Plan, layers: float) -> Op:
+    """Depthwise and causal: 2·taps FLOPs a channel and token. In and out once; a short convolution
+    has a gate before and one behind, which read a channel each. In decode the last taps − 1 inputs
+    of each sequence are read too, and one is written."""
+    shape, work, b = plan.shape, plan.work, plan.work.itemsize
+    channels, taps = shape.mixer_channels, shape.mixer_taps
+    last = b * work.batch * channels * (taps - 1)
+    read, write = (last, b * work.batch * channels) if not work.prefill else (0.0, last)
+    moved = 4 if shape.mixer == "conv" else 2
+    extras = 0 if shape.mixer in _STATE_FLOP else shape.mixer_extras
+    numbers = channels * taps + extras
+    return Op(
+        name="conv",
+        role="conv",
+        group="other",
+        cls="conv",
+        layers=layers,
+        flop=2 * taps * channels * work.rows,
+        bytes=b * (work.rows * moved * channels + numbers) + read + write,
+        weight_bytes=b * numbers,
+        kv_read=read,
+        kv_write=write,
+        parameters=numbers,
+        stored_bytes=b * numbers,
+    )
+
+
+def _recurrence(plan: Plan, layers: float) -> Op:
+    """State of d_k (or d_state) numbers a channel. In: values, keys and queries (x, B, C), steps
+    and decays, the gate of the norm; out: values. A prefill writes the state once, a decode step
+    reads and writes it."""
+    shape, work, b = plan.shape, plan.work, plan.work.itemsize
+    numbers = shape.mixer_width * shape.mixer_state
+    state = float(STATE_ITEMSIZE * work.batch * numbers)
+    read = 0.0 if work.prefill else state
+    elements = 3 * shape.mixer_width + 2 * shape.mixer_keys + shape.mixer_gates
+    return Op(
+        name="scan",
+        role="scan",
+        group="other",
+        cls="scan",
+        layers=layers,
+        flop=_STATE_FLOP[shape.mixer] * numbers * work.rows,
+        bytes=b * work.rows * elements + read + state,
+        kv_read=read,
+        kv_write=state,
+        parameters=shape.mixer_extras,
+        stored_bytes=b * shape.mixer_extras,
+    )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from prunescope.taxonomy import architectures
-from prunescope.taxonomy.json_fields import plain
+from prunescope.taxonomy.formats import plain
 
 
 def describe(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +20,7 @@ from prunescope.analysis.ops.kind import OP_KINDS
 from prunescope.analysis.trace.unpack import unpacked
 from prunescope.taxonomy.arguments import method_parts, number
 from prunescope.taxonomy.families import families
-from prunescope.taxonomy.json_fields import plain, read
+from prunescope.taxonomy.formats import plain, read
 from prunescope.taxonomy.presets import preset_names
 from prunescope.taxonomy.roles import locate
 from prunescope.taxonomy.run import PhaseRun, Placement, Run
@@ -154,14 +153,12 @@ class Scrubber:
         """The manifest with the fields of the allow-list. BaselineRef and sha256 are the
         caller's."""
         phases = {
-            name: PhaseRun(
-                **{f.name: self.value(f.name, getattr(phase, f.name)) for f in fields(phase)}
-            )
+            name: self._phase(phase)
             for name, phase in run.phases.items()
             if _KEY.fullmatch(name) and self.text(name) == name
         }
         kept = ("dtype", "seeds", "weight_bytes", "parameters", "layer_map", "variant")
-        return replace(
+        scrubbed = msgspec.structs.replace(
             run,
             **{name: self.value(name, getattr(run, name)) for name in kept},
             phases=phases,
@@ -175,8 +172,20 @@ class Scrubber:
             census=self._block("census", run.census),
             tool=self.text(run.tool),
             quality=self._block("quality", run.quality),
-            extra=self.value("extra", run.extra),
         )
+        unknown = {k: v for k, v in (run.as_read or {}).items() if k not in run.__struct_fields__}
+        return read(Run, {**plain(scrubbed), **self.value("extra", unknown)})
+
+    def _phase(self, phase: PhaseRun) -> PhaseRun:
+        """Its known fields; a text that is dropped becomes an empty one."""
+        fields = {name: getattr(phase, name) for name in phase.__struct_fields__}
+        kept: dict[str, Any] = {
+            name: ""
+            if (found := self.value(name, value)) is None and isinstance(value, str)
+            else found
+            for name, value in fields.items()
+        }
+        return PhaseRun(**kept)
 
     def value(self, key: str, value: Any) -> Any:
         """Numbers as they are; text where its field may have one; everything else is dropped."""
@@ -188,7 +197,7 @@ class Scrubber:
             kept = [self.value(key, v) for v in value]
             return [v for v, old in zip(kept, value, strict=True) if v is not None or old is None]
         if isinstance(value, Placement):
-            return replace(
+            return msgspec.structs.replace(
                 value,
                 reasons=self.value("reasons", value.reasons),
                 steps_disturbed=self.value("reasons", value.steps_disturbed),

@@ -14,8 +14,10 @@ import re
 import tempfile
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
+from typing import Literal
+
+import msgspec
 
 from prunescope.analysis.bundle.anonymise import Scrubber, names_of
 from prunescope.analysis.bundle.archive import zip_bytes
@@ -32,16 +34,27 @@ from prunescope.analysis.report.write import write_report
 from prunescope.analysis.schema.report import Report
 from prunescope.taxonomy.atomic_write import write_file
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.formats import changed, plain
 from prunescope.taxonomy.run import MANIFEST, PhaseRun, Run, read_run
 from prunescope.taxonomy.run_blocks import BaselineRef
 
-SCHEMA = 1
 SUMS, INDEX, FRONTIER = "SHA256SUMS", "bundle.json", "frontier.csv"
 # Text formats can be rebuilt and compared; a PDF's text cannot be scanned, and svg holds the same.
 FORMATS = ("md", "html", "json", "tex", "csv", "svg", "png")
 FRAMED = ("perfetto",)  # from the kernels frames, which make tables of csv too large
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
 _TEXT = (".md", ".html", ".json", ".tex", ".csv", ".svg", ".cff", "SUMS")
+
+
+class BundleIndex(msgspec.Struct, kw_only=True):
+    """bundle.json: what a bundle holds. `runs`: the phases of each."""
+
+    schema: Literal[1] = 1
+    tool: str
+    anonymous: bool
+    formats: list[str] = []
+    drawn_with: str = "None"
+    runs: dict[str, list[str]]
 
 
 def bundle(
@@ -208,15 +221,14 @@ def texts(
 
 
 def _index(reports: Mapping[str, Report], version: str, *, anonymous: bool, plotted: str) -> str:
-    plain = {
-        "schema": SCHEMA,
-        "tool": f"prunescope {version}",
-        "anonymous": anonymous,
-        "formats": [*FORMATS, *FRAMED],
-        "drawn_with": plotted,
-        "runs": {name: list(report.phases) for name, report in reports.items()},
-    }
-    return json.dumps(plain, indent=1) + "\n"
+    index = BundleIndex(
+        tool=f"prunescope {version}",
+        anonymous=anonymous,
+        formats=[*FORMATS, *FRAMED],
+        drawn_with=plotted,
+        runs={name: list(report.phases) for name, report in reports.items()},
+    )
+    return json.dumps(plain(index), indent=1) + "\n"
 
 
 def _stage(variants: Mapping[str, Path], target: Path, scrub: Scrubber | None) -> dict[str, Run]:
@@ -234,7 +246,7 @@ def _stage(variants: Mapping[str, Path], target: Path, scrub: Scrubber | None) -
             for name, phase in run.phases.items()
         }
         baseline = BaselineRef(path=f"../dense/{MANIFEST}", sha256=digest) if digest else None
-        run = replace(run, phases=phases, twin=baseline)
+        run = changed(run, phases=phases, twin=baseline)
         text = run.to_json().encode()
         (staged_folder / MANIFEST).write_bytes(text)
         digest = hashlib.sha256(text).hexdigest() if variant == "dense" else digest
@@ -253,13 +265,13 @@ def _phase(
             written.append(None)
             continue
         data = trim(_trace(folder, name), scrub)
-        plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip(".-")
-        plain = plain if plain.endswith(".gz") else f"{plain}.gz"
-        (staged_folder / plain).write_bytes(data)
-        written.append(plain)
+        file_name = re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip(".-")
+        file_name = file_name if file_name.endswith(".gz") else f"{file_name}.gz"
+        (staged_folder / file_name).write_bytes(data)
+        written.append(file_name)
     trace, eager = written
     digest = hashlib.sha256((staged_folder / trace).read_bytes()).hexdigest() if trace else ""
-    return replace(phase, trace=trace or "", sha256=digest, eager_trace=eager)
+    return changed(phase, trace=trace or "", sha256=digest, eager_trace=eager)
 
 
 def _refuse_suspicious(files: Mapping[str, bytes], scrub: Scrubber) -> None:

@@ -14,7 +14,7 @@ from prunescope.analysis.report import measured, sentences
 from prunescope.analysis.report.escape import markdown, markdown_code
 from prunescope.analysis.report.titles import phase_slugs
 from prunescope.analysis.schema.report import Phase, Report
-from prunescope.taxonomy.json_fields import plain
+from prunescope.taxonomy.formats import plain
 from prunescope.taxonomy.run import Run
 
 Runs = Mapping[str, Mapping[str, Run]]  # name of the bundled run -> variant -> manifest

@@ -18,12 +18,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import msgspec
-
 from prunescope.analysis.bundle.archive import read_zip
 from prunescope.analysis.bundle.bundle import (
     INDEX,
     SUMS,
+    BundleIndex,
     label_prefixes,
     sums_text,
     texts,
@@ -34,6 +33,7 @@ from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.figures import most_apart, plotted_with
 from prunescope.analysis.schema.report import Report, to_json
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.formats import UnknownVersion, decode
 from prunescope.taxonomy.run import MANIFEST, Run, read_run
 
 _CLOSE = 1e-6  # relative: the last digits of a sum may differ between machines
@@ -195,12 +195,13 @@ def _sums(files: Mapping[str, bytes]) -> Iterator[tuple[str, str]]:
 def _rebuilt(files: Mapping[str, bytes]) -> tuple[set[str], dict[str, str], dict[str, str]]:
     """The files that were rebuilt, those that could not be compared, and what differs."""
     try:
-        index = msgspec.json.decode(files.get(INDEX, b""))
-        names = [str(name) for name in index["runs"]]
-        tool, plotted = str(index["tool"]), str(index.get("drawn_with"))
-        anonymous = index["anonymous"] is True
-    except (msgspec.DecodeError, KeyError, TypeError, RecursionError):
+        hint = "bundle the runs again"
+        index = decode(files.get(INDEX, b""), BundleIndex, where=INDEX, hint=hint)
+    except UnknownVersion:
+        raise
+    except PrunescopeError:
         return set(), {}, {INDEX: "does not say what the bundle holds"}
+    names = list(index.runs)
     if not all(map(_FOLDER.fullmatch, names)):  # they become paths
         return set(), {}, {INDEX: "names a run that is no plain folder name"}
     there = {n.split("/")[1] for n in files if n.startswith(("runs/", "reports/"))}
@@ -210,11 +211,13 @@ def _rebuilt(files: Mapping[str, bytes]) -> tuple[set[str], dict[str, str], dict
     if active:
         return set(), {}, dict.fromkeys(active, "refused: a figure that runs a script")
     with tempfile.TemporaryDirectory() as temporary:
-        rebuild = _Rebuild(files, Path(temporary).resolve(), tool=tool, plotted=plotted)
+        rebuild = _Rebuild(
+            files, Path(temporary).resolve(), tool=index.tool, plotted=index.drawn_with
+        )
         rebuild.unpack()
         for name in names:
             rebuild.report(name, label_prefixes(names)[name])
-        rebuild.beside(anonymous=anonymous)
+        rebuild.beside(anonymous=index.anonymous)
         if not rebuild.failed:
             rebuild.rest()
     return rebuild.done, rebuild.apart, rebuild.failed

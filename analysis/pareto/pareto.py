@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -32,39 +32,13 @@ from prunescope.analysis.schema.pareto import (
 from prunescope.analysis.schema.report import Phase
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.family import read_selection
-from prunescope.taxonomy.json_fields import plain
+from prunescope.taxonomy.formats import plain
 from prunescope.taxonomy.run import Run, read_run
 from prunescope.taxonomy.run_blocks import Pruning
 from prunescope.taxonomy.run_quality import Quality
+from prunescope.taxonomy.sweep_files import DONE, FAILED, PENDING, SweepResult, read_sweep
 
-SWEEP = "sweep.json"
 _AnyLoss = TypeVar("_AnyLoss", bound=TextLoss)
-
-
-class SweepResult(msgspec.Struct, kw_only=True):
-    """A result of sweep.json."""
-
-    id: str
-    family: str
-    sparsity: float | None
-    phase: Literal["prefill", "decode"]
-    batch: int
-    prompt_len: int
-    draw: int = 0
-    state: Literal["done", "failed", "pending"]
-    run: str | None = None
-    error: str | None = None
-    sparsities: list[float] = []
-    select: str | None = None
-
-
-class Sweep(msgspec.Struct, kw_only=True):
-    """sweep.json, schema 1; keys of a newer minor version are left alone."""
-
-    schema: int
-    results: list[SweepResult]
-    config: dict[str, Any] = {}
-    notes: list[str] = []
 
 
 class _Measured(msgspec.Struct, kw_only=True):
@@ -87,10 +61,10 @@ def judge(folder: Path, on_result: Callable[[str], None] | None = None) -> Paret
     failed = [
         FailedResult(id=e.id, error=e.error or "unknown")
         for e in sweep.results
-        if e.state == "failed"
+        if e.state == FAILED
     ]
     for entry in sweep.results:
-        if entry.state != "done":
+        if entry.state != DONE:
             continue
         if on_result is not None:
             on_result(entry.id)
@@ -111,7 +85,7 @@ def judge(folder: Path, on_result: Callable[[str], None] | None = None) -> Paret
         ),
         phases={phase: _phase(runs) for phase, runs in measured.items()},
         failed=failed,
-        pending=sum(e.state == "pending" for e in sweep.results),
+        pending=sum(e.state == PENDING for e in sweep.results),
         notes=[*sweep.notes, *_busy_note([m for runs in measured.values() for m in runs])],
     )
     found.hypotheses = hypotheses(found)
@@ -127,26 +101,6 @@ def _busy_note(runs: list[_Measured]) -> list[str]:
         f"{busy} of {len(runs)} results were timed while other work ran, or vary too much: their "
         "times are not valid"
     ]
-
-
-def read_sweep(folder: Path) -> Sweep:
-    """sweep.json of a folder. Raises PrunescopeError where it is absent or of another schema."""
-    path = folder / SWEEP
-    if not path.is_file():
-        raise PrunescopeError(
-            f"there is no {SWEEP} in {folder}", hint="give the --out folder of `prunescope sweep`"
-        )
-    try:
-        sweep = msgspec.json.decode(path.read_bytes(), type=Sweep)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise PrunescopeError(
-            f"{SWEEP} cannot be read ({error})", hint="run `prunescope sweep` again: it rewrites it"
-        ) from None
-    if sweep.schema != 1:
-        raise PrunescopeError(
-            f"{SWEEP} has schema {sweep.schema}, not 1", hint="use the prunescope that wrote it"
-        )
-    return sweep
 
 
 def _measure(folder: Path, entry: SweepResult) -> _Measured:
@@ -208,7 +162,7 @@ def point_of(entry: SweepResult, run: Run, phase: Phase) -> SweepPoint:
         family=entry.family,
         sparsity=entry.sparsity,
         select=entry.select and read_selection(entry.select),
-        sparsities=entry.sparsities or ([] if entry.sparsity is None else [entry.sparsity]),
+        sparsities=list(entry.sparsities) or ([] if entry.sparsity is None else [entry.sparsity]),
         batch=entry.batch,
         prompt_len=entry.prompt_len,
         draws=[entry.id],

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from prunescope.analysis.pareto.frontier import frontier
-from prunescope.analysis.pareto.pareto import SweepResult, judge, point_of
+from prunescope.analysis.pareto.pareto import judge, point_of
 from prunescope.analysis.report.pareto_tables import render_pareto
 from prunescope.analysis.report.write import check_formats, write_files
 from prunescope.analysis.schema.encode import json_bytes
@@ -21,6 +21,7 @@ from prunescope.analysis.schema.pareto import Loss, Pareto, SweepPoint, TextLoss
 from prunescope.analysis.schema.report import Report
 from prunescope.taxonomy.run import Run
 from prunescope.taxonomy.run_blocks import Pruning
+from prunescope.taxonomy.sweep_files import SweepResult
 
 __all__ = ["judge", "to_json", "write_pareto"]
 FORMATS = ("md", "json", "png", "pdf", "svg")

@@ -17,10 +17,9 @@ from rich.text import Text
 from prunescope.analysis.report import numbers, sentences
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.schema.report import Report
-from prunescope.taxonomy.architecture_gemms import LayerGemm
-from prunescope.taxonomy.architectures import Applicable, Described, Mechanism
+from prunescope.taxonomy.architectures import Applicable, Described, LayerGemm, Mechanism
 from prunescope.taxonomy.family import Family, Knob
-from prunescope.taxonomy.json_fields import plain
+from prunescope.taxonomy.formats import plain
 from prunescope.taxonomy.machine_check import MachineCheck
 from prunescope.taxonomy.match import KNOB, MATCHES
 from prunescope.taxonomy.presets import preset_names

@@ -5,7 +5,7 @@ Null (None) means "not known"; it is never 0. Additive changes only.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Required, TypedDict
+from typing import Annotated, Any, Literal, Required, TypedDict
 
 import msgspec
 
@@ -21,6 +21,7 @@ from prunescope.analysis.schema.sides import (
     Totals,
     Unprofiled,
 )
+from prunescope.taxonomy.formats import decode
 
 # Where busy is less than this share of the duration, kernels ran concurrently with others.
 BESIDE = 0.99
@@ -421,7 +422,7 @@ class Phase(msgspec.Struct, kw_only=True):
 class Report(msgspec.Struct, kw_only=True):
     """The whole report of a subject, against a baseline or alone."""
 
-    schema: int = 1
+    schema: Literal[1] = 1
     tool: str
     subject: SubjectFacts
     baseline: SubjectFacts | None
@@ -436,9 +437,10 @@ def to_json(report: Report) -> bytes:
     return json_bytes(report)
 
 
-def from_json(data: bytes) -> Report:
-    """A report read back; raises msgspec.ValidationError where it is not of schema 1."""
-    return msgspec.json.decode(data, type=Report)
+def from_json(data: bytes, *, where: str = "report.json") -> Report:
+    """A report read back. Raises PrunescopeError where it is none, or of another version."""
+    hint = "give the report.json that `prunescope analyze` wrote"
+    return decode(data, Report, where=where, hint=hint)
 
 
 def report_schema() -> dict[str, Any]:

@@ -159,7 +159,7 @@ def census(zeros: float, groups: float = 0.0, *, layers: int = 4) -> dict[str, A
 
 def write_run(folder: Path, trace: dict[str, Any], **more: Any) -> Path:
     """A run of one phase, "prefill". `more`: fields of the phase, or else of the run."""
-    phase = {k: v for k, v in more.items() if k in PhaseRun.__dataclass_fields__}
+    phase = {k: v for k, v in more.items() if k in PhaseRun.__struct_fields__}
     plain: dict[str, Any] = {
         "model": {"id": "a-model"}, "dtype": "bfloat16", "versions": {}, "seeds": {},
         "device": {"kind": "cuda", "name": "NVIDIA H100 80GB HBM3"},

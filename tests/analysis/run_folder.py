@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ def phase_run(**more: Any) -> PhaseRun:
 
 
 def write_run(folder: Path, trace: dict[str, Any], *, phase: str = "prefill", **more: Any) -> Path:
-    """A run of one phase. `phase_fields` go to its PhaseRun, everything else to the Run."""
+    """A run of one phase. `phase_fields` go to its PhaseRun, `unknown` are keys that no
+    version has, everything else goes to the Run."""
     folder.mkdir(parents=True, exist_ok=True)
     path = save(trace, folder / f"{phase}.trace.json.gz")
     fields = more.pop("phase_fields", {})
@@ -37,7 +39,9 @@ def write_run(folder: Path, trace: dict[str, Any], *, phase: str = "prefill", **
         "versions": {"torch": "2.13.0", "system": "Linux x86_64"}, "seeds": {"inputs": 0},
         "tool": "prunescope 0.1.0",
     }  # fmt: skip
-    (folder / "run.json").write_text(Run(**{**plain, **more}).to_json())
+    unknown = more.pop("unknown", {})
+    run = json.loads(Run(**{**plain, **more}).to_json())
+    (folder / "run.json").write_text(json.dumps({**run, **unknown}, indent=1))
     return folder
 
 

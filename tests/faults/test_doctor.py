@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import prunescope
-from prunescope.taxonomy.json_fields import plain
+from prunescope.taxonomy.formats import plain
 from prunescope.taxonomy.machine_check import MachineCheck
 from prunescope.tracer.machine import doctor, gpu_tools
 

@@ -16,8 +16,8 @@ import pytest
 
 pytest.importorskip("torch")
 
+from prunescope.taxonomy.sweep_files import Planned
 from prunescope.tracer.sweep import watch as watch
-from prunescope.tracer.sweep.plan import Planned
 from prunescope.tracer.sweep.state import SweepFolder, timing_slot
 from prunescope.tracer.sweep.watch import Hung, Watch
 from tests import forked

@@ -171,6 +171,18 @@ def test_the_command(report: Report, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert run("-r", "prefill.realisd > 1") == 2
 
 
+def test_a_report_of_another_version_is_refused(
+    report: Report, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = {**json.loads(to_json(report)), "schema": 999}
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(plain))
+    assert prunescope.main(["check", str(path), "-r", "prefill.realised >= 1"]) == 2
+    shown = capsys.readouterr().err
+    assert "report.json has schema 999; this prunescope reads schema 1" in shown
+    assert "written by a newer prunescope" in shown
+
+
 def test_junit_skips_what_is_undecided(report: Report, tmp_path: Path) -> None:
     path, junit = tmp_path / "report.json", tmp_path / "check.xml"
     path.write_bytes(to_json(report))

@@ -87,7 +87,7 @@ def manifest(trace: Path, *, variant: str, twin: Path | None) -> Run:
         census={"matrices": [matrix], "dynamic": {"prefill": {"model.layers.0.mlp": counted}}},
         twin={"path": "../dense/run.json", "sha256": sha256_of(twin)} if twin else None,
         tool="prunescope 0",
-        extra={"timing": {"notes": []}, "quality": {"loss": 2.5}},
+        timing={"notes": []}, quality={"loss": 2.5},
     )  # fmt: skip
 
 

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from prunescope.taxonomy.architecture import Architecture, Unwritten
-from prunescope.taxonomy.architecture_table import ARCHITECTURES, BY_ID
+from prunescope.taxonomy.architecture_table import ARCHITECTURES, BY_ID, Architecture, Unwritten
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import families
 from tests.described import describe, read_architecture

@@ -7,12 +7,12 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from prunescope.taxonomy import config_names
+from prunescope.taxonomy import config as config_module
 from prunescope.taxonomy.architecture_table import ARCHITECTURES, OTHERS
-from prunescope.taxonomy.config_keys import READ
+from prunescope.taxonomy.config import READ
 
 ROOT = Path(__file__).resolve().parents[2]
-MODULES = ("config_names", "config_mixers", "architecture_traits")
+MODULES = ("config", "architecture_traits")
 CONFIGS = {"cfg", "config", "inner", "attention"}
 TABLES = ("_HIDDEN", "_LAYERS", "_HEADS", "_KV_HEADS", "_HEAD_DIM", "_MLP", "_VOCAB", "_EXPERTS",
           "_TOP_K", "DENSE_FIRST")  # fmt: skip
@@ -45,7 +45,7 @@ def read_in(module: str) -> Iterator[str]:
 
 def test_the_keys_are_those_that_are_read() -> None:
     seen = {word for module in MODULES for word in read_in(module)}
-    seen |= {name for table in TABLES for name in getattr(config_names, table)}
+    seen |= {name for table in TABLES for name in getattr(config_module, table)}
     rows = [*(entry.unwritten for entry in ARCHITECTURES), *(own for _, own in OTHERS)]
     seen |= {own.bias_key for own in rows} | {own.positions[0] for own in rows if own.positions}
     seen -= {""}

@@ -9,11 +9,12 @@ import pytest
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import families, family
+from prunescope.taxonomy.formats import read
 from prunescope.taxonomy.gemm import Gemm
 from prunescope.taxonomy.plan import Op, Workload
 from prunescope.taxonomy.presets import preset_config
 from prunescope.taxonomy.roles import locate
-from prunescope.taxonomy.run_schema import first_wrong
+from prunescope.taxonomy.run_blocks import ModelEntry
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.theory import dense_plan, forward, kv_cache_bytes
 from tests.described import describe
@@ -157,8 +158,9 @@ def test_the_ops_hold_all_parameters_and_a_run_reads_the_shape(config: dict[str,
     assert sum(op.layers * op.parameters for op in ops) == shape.parameters()
     written = json.loads(json.dumps(shape.to_dict()))
     assert ModelShape(**written) == shape
-    assert first_wrong({"model": {"shape": written}}) is None
-    assert first_wrong({"model": {"shape": {**written, "mixer": "lstm"}}}) == "model.shape.mixer"
+    assert read(ModelEntry, {"shape": written}).shape == written
+    with pytest.raises(PrunescopeError, match="shape.mixer: invalid enum value 'lstm'"):
+        read(ModelEntry, {"shape": {**written, "mixer": "lstm"}})
 
 
 @pytest.mark.parametrize("config", [DELTA, FALCON, GRANITE, LFM2])

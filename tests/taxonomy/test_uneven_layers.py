@@ -8,9 +8,10 @@ import pytest
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import family
+from prunescope.taxonomy.formats import read
 from prunescope.taxonomy.match import removed_shares
 from prunescope.taxonomy.plan import Workload
-from prunescope.taxonomy.run_schema import first_wrong
+from prunescope.taxonomy.run_blocks import Pruning
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.theory import dense_plan, flop, forward, kv_cache_bytes
 
@@ -75,8 +76,9 @@ def test_layers_that_a_run_drew() -> None:
     assert gone(MOE, removed=drawn, unit="sublayers") == pytest.approx(ATTENTION + PLAIN_MLP)
     with pytest.raises(PrunescopeError, match="no attention is left"):
         gone(MOE, removed={"attention": [0, 1, 2, 3]}, unit="sublayers")
-    assert first_wrong({"pruning": {"removed": drawn}}) is None
-    assert first_wrong({"pruning": {"removed": {"mlp": ["0"]}}}) == "pruning.removed.mlp.0"
+    assert read(Pruning, {"removed": drawn}).removed == drawn
+    with pytest.raises(PrunescopeError, match="removed.mlp.0: expected `int`, got `str`"):
+        read(Pruning, {"removed": {"mlp": ["0"]}})
 
 
 @pytest.mark.parametrize("unit", ["layer", "attention", "mlp", "sublayers"])

@@ -16,7 +16,7 @@ import prunescope
 from prunescope import cli
 from prunescope.analysis.schema.report import Report
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.json_fields import plain
+from prunescope.taxonomy.formats import plain
 from prunescope.taxonomy.run_blocks import MeasuredPeaks
 from prunescope.tracer.machine.memory_rates import MemoryRates
 from tests.small_capture import quick_peaks

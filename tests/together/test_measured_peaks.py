@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from prunescope.analysis.kernels.peaks import run_peaks
 from prunescope.analysis.pipeline import Options, analyze
 from prunescope.analysis.report import titles
 from prunescope.analysis.schema.report import Report
+from prunescope.taxonomy.formats import changed
 from prunescope.taxonomy.run_blocks import (
     CalibratedDevice,
     CalibrationPasses,
@@ -75,13 +75,13 @@ def test_a_disturbed_measurement_is_taken_again(
 def test_the_better_peaks_are_disturbed_where_none_was_quiet(
     one: tuple[list[str], int], other: tuple[list[str], int], kept: list[str]
 ) -> None:
-    first, second = (replace(measured(n * 1e12), disturbed=why) for why, n in (one, other))
+    first, second = (changed(measured(n * 1e12), disturbed=why) for why, n in (one, other))
     assert peaks.better_peaks(first, second).disturbed == kept
 
 
 def test_rates_of_two_disturbed_measurements_name_both() -> None:
-    first = replace(measured(1e12, byte=31e9), disturbed=["waits"])
-    second = replace(measured(2e12, byte=30e9), disturbed=["steal"])
+    first = changed(measured(1e12, byte=31e9), disturbed=["waits"])
+    second = changed(measured(2e12, byte=30e9), disturbed=["steal"])
     assert peaks.better_peaks(first, second).disturbed == ["waits", "steal"]
 
 
@@ -144,7 +144,7 @@ def test_both_measurements_and_what_was_reached_are_kept(monkeypatch: pytest.Mon
 def test_a_quiet_measurement_after_a_disturbed_one_leaves_no_caveat(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    noisy = replace(measured(2.1e12), disturbed=["waits"])
+    noisy = changed(measured(2.1e12), disturbed=["waits"])
     taken = iter([noisy, measured(2.2e12)])
     monkeypatch.setattr(device_state, "measure_peaks", lambda *_: next(taken))
     state = DeviceState(CPU)
@@ -224,7 +224,7 @@ def test_peaks_of_a_sweep_that_were_disturbed_are_a_warning_of_each_result(tmp_p
 def test_no_peak_is_below_what_a_product_reached() -> None:
     low = measured(0.36e12)
     once = MeasuredRates(dense_flop_per_s=low.dense_flop_per_s, byte_per_s=low.byte_per_s)
-    peaks = replace(low, before=once, after=once, reached={"bf16": 1.6e12})
+    peaks = changed(low, before=once, after=once, reached={"bf16": 1.6e12})
     found = run_peaks(DeviceEntry(name="a CPU", peaks=peaks), None)
     assert found is not None
     assert found.flop_per_s == {"bf16": 1.6e12, "fp32": 0.18e12}
@@ -253,7 +253,7 @@ def test_a_higher_calibration_is_what_bounds_use_and_says_so() -> None:
         byte_per_s=31e9,
         measured=CalibrationPasses(threads=2),
     )
-    taken = replace(later, before=before, after=after)
+    taken = changed(later, before=before, after=after)
     device = DeviceEntry(name="a CPU", peaks=taken, calibration=calibrated)
     found = run_peaks(device, None)
     assert found is not None
@@ -267,7 +267,7 @@ def test_a_higher_calibration_is_what_bounds_use_and_says_so() -> None:
         "the bf16 peak is 2 TFLOP/s by `prunescope calibrate`, and was at most"
     )
     assert "1.5 TFLOP/s" in far[0]
-    near = replace(calibrated, dense_flop_per_s={"bf16": 1.7e12}, byte_per_s=None)
-    found = run_peaks(replace(device, calibration=near), None)
+    near = changed(calibrated, dense_flop_per_s={"bf16": 1.7e12}, byte_per_s=None)
+    found = run_peaks(changed(device, calibration=near), None)
     assert found is not None
     assert not any("around this capture" in text for text in found.caveats())

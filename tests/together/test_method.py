@@ -14,7 +14,7 @@ from rich.console import Console
 
 from prunescope.taxonomy.arguments import is_function
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.json_fields import plain
+from prunescope.taxonomy.formats import plain
 from prunescope.taxonomy.run import read_run
 from prunescope.tracer.capture.application import apply_request
 from prunescope.tracer.capture.request import TraceRequest

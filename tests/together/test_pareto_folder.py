@@ -13,7 +13,7 @@ from prunescope.analysis.pareto import pareto
 from prunescope.analysis.pipeline import Analysis
 from prunescope.analysis.schema.report import Totals
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.json_fields import read
+from prunescope.taxonomy.formats import read
 from prunescope.taxonomy.run import PhaseRun, Placement, Run
 from prunescope.taxonomy.run_blocks import TimingNote
 from prunescope.taxonomy.run_quality import Quality
@@ -194,8 +194,8 @@ def test_bad_folders_are_named(tmp_path: Path) -> None:
         pareto.judge(sweep_folder(tmp_path / "a", {"state": "pending", "run": None}))
     with pytest.raises(PrunescopeError, match="schema 2"):
         pareto.judge(sweep_folder(tmp_path / "b", {}, schema=2))
-    with pytest.raises(PrunescopeError, match="cannot be read"):
+    with pytest.raises(PrunescopeError, match="sweep.json: results.0.phase: expected"):
         pareto.judge(sweep_folder(tmp_path / "c", {"phase": "../../x"}))
     (tmp_path / "a" / "sweep.json").write_bytes(b'{"schema": 1, "results"')
-    with pytest.raises(PrunescopeError, match="cannot be read"):
+    with pytest.raises(PrunescopeError, match="sweep.json is not JSON"):
         pareto.judge(tmp_path / "a")

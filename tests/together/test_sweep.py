@@ -16,7 +16,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from rich.console import Console
 
 from prunescope.analysis.report.listings import sweep_state
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.formats import changed
 from prunescope.taxonomy.run import read_run
 from prunescope.tracer.machine import peaks
 from prunescope.tracer.sweep.state import SweepFolder, timing_slot
@@ -110,7 +110,7 @@ def test_every_result_is_a_run_with_its_baseline_and_its_quality(whole: SweepReq
     assert len(set.union(*marks.values())) == 4
     peaks = [read_run(out / r["run"]).device.peaks for r in results(out)]
     assert all(one is not None and one.reached for one in peaks)  # by the products of each run
-    assert len({str(one and replace(one, reached=None)) for one in peaks}) == 1
+    assert len({str(one and changed(one, reached=None)) for one in peaks}) == 1
 
 
 @pytest.mark.torch

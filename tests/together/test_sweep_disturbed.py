@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from prunescope.taxonomy.json_fields import read
+from prunescope.taxonomy.formats import changed, read
 from prunescope.taxonomy.run import read_run
 from prunescope.taxonomy.run_blocks import MeasuredPeaks, MeasuredRates
 from prunescope.tracer.sweep.sweep import SweepRequest, sweep
@@ -94,8 +94,8 @@ def test_peaks_that_were_disturbed_are_measured_again_before_the_next_result(
     from prunescope.tracer.capture import device_state
     from prunescope.tracer.sweep import job
 
-    low, high = (replace(PEAKS, dense_flop_per_s={"fp32": rate}) for rate in (1e11, 2e11))
-    noisy = replace(low, disturbed=["waits"])
+    low, high = (changed(PEAKS, dense_flop_per_s={"fp32": rate}) for rate in (1e11, 2e11))
+    noisy = changed(low, disturbed=["waits"])
     taken = iter([noisy, noisy, high])
     for module in (device_state, job):
         monkeypatch.setattr(module, "measure_peaks", lambda *_: next(taken))
@@ -120,7 +120,7 @@ def test_peaks_of_a_sweep_are_the_better_of_before_and_after_its_first_capture(
     """Two measurements, no third; every result has the better one, and both beside it."""
     from prunescope.tracer.capture import device_state
 
-    taken = iter([replace(PEAKS, dense_flop_per_s={"fp32": rate}) for rate in (1e11, 2e11)])
+    taken = iter([changed(PEAKS, dense_flop_per_s={"fp32": rate}) for rate in (1e11, 2e11)])
     monkeypatch.setattr(device_state, "measure_peaks", lambda *_: next(taken))
     out = small_sweep(tmp_path, monkeypatch)
     kept = [read_run(path).device.peaks for path in sorted(out.glob("runs/*/dense"))]
@@ -135,7 +135,7 @@ def test_peaks_of_a_sweep_are_the_better_of_before_and_after_its_first_capture(
 def test_peaks_that_are_never_quiet_are_taken_as_they_are() -> None:
     from prunescope.tracer.sweep import job
 
-    noisy = replace(PEAKS, disturbed=["waits"])
+    noisy = changed(PEAKS, disturbed=["waits"])
     assert job._is_doubtful(noisy)
-    assert not job._is_doubtful(replace(noisy, measurements=[MeasuredRates()] * 5))
+    assert not job._is_doubtful(changed(noisy, measurements=[MeasuredRates()] * 5))
     assert not job._is_doubtful(PEAKS)

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.json_fields import plain
+from prunescope.taxonomy.formats import plain
 from prunescope.taxonomy.run import read_run
 from prunescope.taxonomy.run_quality import TaskScore
 from prunescope.tracer.quality import tasks

@@ -15,7 +15,7 @@ import torch
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import family
 from prunescope.taxonomy.family import Family
-from prunescope.taxonomy.json_fields import plain, read
+from prunescope.taxonomy.formats import plain, read
 from prunescope.taxonomy.match import KNOB, NOMINAL, Match, RemovesNothing, removed_shares, solve
 from prunescope.taxonomy.plan import PHASES, Workload
 from prunescope.taxonomy.run_blocks import Pruning, Record

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from dataclasses import replace
 from math import prod
 from typing import Any
 
 import torch
 
 from prunescope.taxonomy.dtypes import dtype as dtype_name
+from prunescope.taxonomy.formats import changed
 from prunescope.taxonomy.run_blocks import Clocks, DeviceEntry, MeasuredPeaks, TimingNote
 from prunescope.tracer.capture.chrome import DEVICE, ChromeTrace, Event
 from prunescope.tracer.machine.calibrate import newest
@@ -58,14 +58,14 @@ class DeviceState:
         entry = self.open(self._dtype)
         assert entry.clocks is not None
         assert entry.peaks is not None
-        entry.clocks = replace(entry.clocks, after=read_clocks(self.device))
+        entry.clocks = changed(entry.clocks, after=read_clocks(self.device))
         note = timing_note(self._load_before)
         before = peaks = entry.peaks
         if self._given_peaks is None:
             after = measure_peaks(self.device, self._dtype)
             peaks = better_peaks(before, after)
-            peaks = replace(peaks, before=rates_of(before), after=rates_of(after))
-        entry.peaks = replace(peaks, reached=self.achieved.rates())
+            peaks = changed(peaks, before=rates_of(before), after=rates_of(after))
+        entry.peaks = changed(peaks, reached=self.achieved.rates())
         return note
 
 

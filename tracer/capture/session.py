@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from prunescope.taxonomy.collection import no_collection
-from prunescope.taxonomy.json_fields import plain, read
+from prunescope.taxonomy.formats import changed, plain, read
 from prunescope.taxonomy.run import PhaseRun, Placement, Run
 from prunescope.taxonomy.run_blocks import DeviceEntry, MeasuredPeaks, Pruning
 from prunescope.tracer.capture.chrome import ChromeTrace
@@ -364,7 +364,7 @@ def _phase(request: TraceRequest, phase: str, variant: Variant) -> PhaseRun:
         logits=compat.logits_policy(variant.model, request.logits),
         attention=str(getattr(config, "_attn_implementation", request.attn)),
     )
-    return replace(entry, steps=0)
+    return changed(entry, steps=0)
 
 
 def _run(request: TraceRequest, variant: Variant, info: DeviceEntry) -> Run:

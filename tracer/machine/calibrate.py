@@ -14,8 +14,9 @@ from pathlib import Path
 
 import torch
 
-from prunescope.taxonomy import json_fields
 from prunescope.taxonomy.atomic_write import write_file
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.formats import UnknownVersion, decode_file, plain
 from prunescope.taxonomy.run_blocks import (
     CalibratedDevice,
     CalibrationPasses,
@@ -82,11 +83,14 @@ def _memory(device: torch.device) -> tuple[MemoryRates, list[str]]:
 
 
 def newest(name: str) -> CalibratedDevice | None:
-    """The newest stored entry of a device, by its name in torch; None if there is none."""
+    """The newest stored entry of a device, by its name in torch; None if there is none. Raises
+    PrunescopeError if a newer prunescope wrote it."""
+    path = _kept(slug(name))
     try:
-        found = json.loads(_kept(slug(name)).read_bytes())
-        return json_fields.read(CalibratedDevice, found)
-    except (OSError, ValueError, TypeError, AttributeError):  # none, or of another version
+        return decode_file(path, CalibratedDevice, where=str(path), hint="run calibrate again")
+    except UnknownVersion:
+        raise
+    except (OSError, PrunescopeError):  # a damaged one counts as none
         return None
 
 
@@ -144,6 +148,6 @@ def _keep(entry: CalibratedDevice) -> None:
     path = _kept(entry.name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, json.dumps(json_fields.plain(entry), indent=1).encode())
+        write_file(path, json.dumps(plain(entry), indent=1).encode())
     except OSError:
         return  # the entry is returned even if the cache cannot be written

@@ -11,11 +11,11 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 
 import torch
 
 from prunescope.taxonomy.dtypes import ITEMSIZE
+from prunescope.taxonomy.formats import changed
 from prunescope.taxonomy.run_blocks import GemmTime, MeasuredPeaks, MeasuredRates
 from prunescope.tracer.machine.device import free_bytes, last_cache_bytes, synchronize
 from prunescope.tracer.machine.disturbance import watched
@@ -50,7 +50,7 @@ def measure_peaks(device: torch.device, dtype: str, *, budget_s: float = 3.5) ->
     if not reasons:
         return found
     again, still = _watched(device, dtype, budget_s)
-    return better_peaks(replace(found, disturbed=reasons), replace(again, disturbed=still))
+    return better_peaks(changed(found, disturbed=reasons), changed(again, disturbed=still))
 
 
 def faster_dtype(device: torch.device, dtype: str, other: str) -> str:
@@ -77,7 +77,7 @@ def better_peaks(first: MeasuredPeaks, second: MeasuredPeaks) -> MeasuredPeaks:
         rates[dtype] = max(rate, rates.get(dtype, 0.0))
     better = [a for a, b in ((first, second), (second, first)) if _is_better(a, b)] or [first]
     reasons = dict.fromkeys(why for a in better for why in a.disturbed)
-    return replace(
+    return changed(
         first,
         dense_flop_per_s=rates,
         byte_per_s=max(_known(first.byte_per_s, second.byte_per_s)),

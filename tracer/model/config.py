@@ -10,7 +10,7 @@ import math
 import re
 from typing import Any
 
-from prunescope.taxonomy.config_keys import NESTED, READ
+from prunescope.taxonomy.config import NESTED, READ
 
 # Keys of every config that hold free text or paths.
 _NOT_KEPT = {

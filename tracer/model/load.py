@@ -30,10 +30,10 @@ from prunescope.taxonomy.arguments import home_path
 from prunescope.taxonomy.atomic_write import partial_folder, put_in_place
 from prunescope.taxonomy.dtypes import dtype as dtype_name
 from prunescope.taxonomy.errors import PrunescopeError, nearest
+from prunescope.taxonomy.formats import MAX_LAYERS
 from prunescope.taxonomy.gguf_header import stored_elements
 from prunescope.taxonomy.hub import reach
 from prunescope.taxonomy.presets import preset_config, preset_names
-from prunescope.taxonomy.run_schema import MAX_LAYERS
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.tracer.machine.device import cache_folder, total_bytes
 from prunescope.tracer.model.uneven import differing, load_uneven

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
-from prunescope.taxonomy.config_names import DENSE_FIRST
+from prunescope.taxonomy.config import DENSE_FIRST
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.keep import named_layers, named_share, removed_layers, rounding
 from prunescope.taxonomy.run_blocks import Record

@@ -11,11 +11,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from prunescope.taxonomy.json_fields import plain
+from prunescope.taxonomy.formats import Block, plain
+from prunescope.taxonomy.run_blocks import Recovered
 from prunescope.tracer.capture.variants import Variant
 from prunescope.tracer.model.load import load_tokenizer
 from prunescope.tracer.quality.quality import Passage, nats_of
@@ -26,6 +27,15 @@ from prunescope.tracer.recovery.storage import exclusive
 from prunescope.tracer.sweep.state import read_json, write_json
 
 NAME = "dense control"
+
+
+class ControlLosses(Block, kw_only=True):
+    """quality/control-*.json: what a training of the dense model gave."""
+
+    schema: Literal[1] = 1
+    of: str  # a digest of the model, the training, and the passages
+    recovery: Recovered
+    nats: dict[str, list[float]]  # of each token, by passage
 
 
 def control_nats(  # noqa: PLR0913
@@ -46,8 +56,8 @@ def control_nats(  # noqa: PLR0913
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     path = folder / "quality" / f"control-{scoring}{part}.json"
     with exclusive(path):
-        found = read_json(path)
-        if found is None or found.get("of") != digest:
+        found = read_json(path, ControlLosses)
+        if found is None or found.of != digest:
             model = copy.deepcopy(dense.model)
             record = recover(
                 model,
@@ -58,9 +68,9 @@ def control_nats(  # noqa: PLR0913
                 before=zero_shares(model),
             )
             nats = {n: nats_of(model, p, scoring=scoring).tolist() for n, p in passages.items()}
-            found = {"of": digest, "recovery": plain(record), "nats": nats}
+            found = ControlLosses(of=digest, recovery=record, nats=nats)
             write_json(path, found)
-    return {n: torch.tensor(v, dtype=torch.float64) for n, v in found["nats"].items()}
+    return {n: torch.tensor(v, dtype=torch.float64) for n, v in found.nats.items()}
 
 
 def _record(passage: Passage) -> dict[str, Any]:

@@ -12,16 +12,16 @@ from pathlib import Path
 
 import torch
 
-from prunescope.taxonomy import json_fields
 from prunescope.taxonomy.families import family
 from prunescope.taxonomy.plan import Workload
 from prunescope.taxonomy.run_blocks import MeasuredPeaks
 from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.sweep_files import Planned
 from prunescope.tracer.machine import peaks as machine_peaks
 from prunescope.tracer.machine.device import pick_device, thread_count
 from prunescope.tracer.quality.quality import windows_of
-from prunescope.tracer.sweep.plan import Planned, SweepConfig, is_checkpoint
-from prunescope.tracer.sweep.state import read_json
+from prunescope.tracer.sweep.plan import SweepConfig, is_checkpoint, model_name
+from prunescope.tracer.sweep.state import KeptPeaks, read_json
 
 _TURNS, _BUDGET_S = 3, 2.0  # of a measurement of the peaks
 ATTAINED = 0.4  # of the peaks, by a whole model in eager mode
@@ -50,8 +50,8 @@ def peaks_here(folder: Path, config: SweepConfig, dtype: str) -> list[MeasuredPe
 
 
 def _kept(folder: Path, pattern: str) -> list[MeasuredPeaks]:
-    kept = [read_json(path) for path in sorted(folder.glob(pattern))]
-    return [json_fields.read(MeasuredPeaks, one) for one in kept if one is not None]
+    kept = [read_json(path, KeptPeaks) for path in sorted(folder.glob(pattern))]
+    return [peaks for peaks in kept if peaks is not None]
 
 
 def estimate_s(
@@ -80,18 +80,18 @@ def estimate_s(
             total += 2 * (fill * 2 + step * (config.decode_steps * sampled + _PROFILED * profiled))
         total += _RESULT_S + seated * _PLACEMENT_S + passes * _PASS_S
     texts = 1 if config.other_text is None else 2
-    judged = {(result.key, windows_of(result.prompt_len)) for result in results}
+    judged = {(model_name(result), windows_of(result.prompt_len)) for result in results}
     dense = {windows for _, windows in judged}
     for window, tokens in [*(windows for _, windows in judged), *dense]:
         total += texts * forward.seconds("prefill", 1, window, logits="all") * tokens / window
-    return total + len({result.key for result in results}) * _LOAD_S
+    return total + len({model_name(result) for result in results}) * _LOAD_S
 
 
 def num_trainings(results: Sequence[Planned], config: SweepConfig) -> int:
     """Of the models of `results`, one each, and of the dense one."""
     if config.recover is None:
         return 0
-    keys = {result.key for result in results if not is_checkpoint(result.family)}
+    keys = {model_name(result) for result in results if not is_checkpoint(result.family)}
     return len(keys) + 1 if keys else 0
 
 

@@ -13,14 +13,15 @@ from pathlib import Path
 
 import torch
 
-from prunescope.taxonomy import json_fields
 from prunescope.taxonomy.arguments import asks_json
 from prunescope.taxonomy.dtypes import dtype as dtype_name
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import known
+from prunescope.taxonomy.formats import changed
 from prunescope.taxonomy.run import read_run
 from prunescope.taxonomy.run_blocks import MeasuredPeaks, MeasuredRates
 from prunescope.taxonomy.run_quality import TaskScore
+from prunescope.taxonomy.sweep_files import DONE, Planned
 from prunescope.tracer.calibration.collect import Statistics, statistics_cached
 from prunescope.tracer.capture.manifest import scrubbed
 from prunescope.tracer.capture.memory import release
@@ -57,13 +58,12 @@ from prunescope.tracer.quality.quality import (
 from prunescope.tracer.quality.tasks import TaskList, changes, score_tasks
 from prunescope.tracer.recovery.storage import trainings_stored
 from prunescope.tracer.sweep.control import control_nats
-from prunescope.tracer.sweep.plan import Planned, SweepConfig, request_of
+from prunescope.tracer.sweep.plan import SweepConfig, model_name, request_of
 from prunescope.tracer.sweep.state import (
-    DONE,
     Judged,
+    KeptPeaks,
     SweepFolder,
     read_json,
-    read_judged,
     write_json,
 )
 from prunescope.tracer.sweep.watch import Watch
@@ -194,21 +194,21 @@ class Worker:
         """`prepared` with the quality of both models behind prompts of the result's length:
         measured now, or kept from before."""
         dense, pruned = prepared.variants
-        path = SweepFolder(job.folder).quality(result.key + _of_length(result))
+        path = SweepFolder(job.folder).quality(model_name(result) + _of_length(result))
         marks = {v.name: weights_fingerprint(v.model) for v in (dense, pruned)}
-        found = read_judged(path)
+        found = read_json(path, Judged)
         tasks = _tasks(job.config, result)
         source = None if tasks is None else tasks.source()
         if found is None or found.weights != marks or found.tasks != source:
             with trainings_stored(job.folder / "recovery", self.watch):
                 scored = self._compared(job, result, prepared, marks["dense"])
             if tasks is not None:
-                self._add_tasks(scored, tasks, prepared, marks["dense"], result.key)
+                self._add_tasks(scored, tasks, prepared, marks["dense"], model_name(result))
             found = Judged(weights=marks, tasks=source, dense=scored.dense, pruned=scored.pruned)
-            write_json(path, json_fields.plain(found))
+            write_json(path, found)
         prepared.quality = {
-            "dense": replace(found.dense, weights_fingerprint=marks["dense"]),
-            "pruned": replace(found.pruned, weights_fingerprint=marks["pruned"]),
+            "dense": changed(found.dense, weights_fingerprint=marks["dense"]),
+            "pruned": changed(found.pruned, weights_fingerprint=marks["pruned"]),
         }
         prepared.judged_len = _judged_len(result)
         return prepared
@@ -294,14 +294,13 @@ class Worker:
             return found
         path = _peaks_file(job, device, prepared)
         if found is None:
-            kept = read_json(path)
-            found = None if kept is None else json_fields.read(MeasuredPeaks, kept)
+            found = read_json(path, KeptPeaks)
         if found is not None and _is_doubtful(found):
             with thread_count(job.config.threads):
                 again = measure_peaks(device, _dtype(prepared))
             each = [*_measurements(found), rates_of(again)]
-            found = replace(better_peaks(found, again), measurements=each)
-            write_json(path, json_fields.plain(found))
+            found = changed(better_peaks(found, again), measurements=each)
+            write_json(path, found)
         self._peaks = found
         return found
 
@@ -309,8 +308,8 @@ class Worker:
         """The peaks that the first capture measured, for all results after it."""
         peaks = read_run(out / "dense").device.peaks
         assert peaks is not None
-        self._peaks = replace(peaks, reached=None)
-        write_json(path, json_fields.plain(self._peaks))
+        self._peaks = changed(peaks, reached=None)
+        write_json(path, self._peaks)
         return self._peaks
 
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, cast
 
+import msgspec
+
 from prunescope.taxonomy.applies import check_applies
 from prunescope.taxonomy.architecture_traits import Traits, traits_of
 from prunescope.taxonomy.arguments import method_parts
@@ -22,6 +24,7 @@ from prunescope.taxonomy.family import GEMM_GROUPS, Family, read_selection
 from prunescope.taxonomy.option import Option, Phase, options_of
 from prunescope.taxonomy.plan import Workload
 from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.sweep_files import Planned, family_slug
 from prunescope.tracer.capture.request import (
     DecodeSteps,
     Dtype,
@@ -142,25 +145,9 @@ def _without_path(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-@dataclass(frozen=True, kw_only=True)
-class Planned:
-    """One result: a model of a point in one phase. `problem`: why it cannot be, if so."""
-
-    id: str
-    family: str
-    sparsity: float | None  # nominal; the least of `sparsities`. None: a checkpoint as it is
-    sparsities: tuple[float, ...]  # nominal ones that give these dimensions
-    phase: Phase
-    batch: int
-    prompt_len: int
-    draw: int
-    problem: str | None = None
-    select: str | None = None  # where a sweep compares several selections
-
-    @property
-    def key(self) -> str:
-        """Names the model: results of one key run the same object."""
-        return result_name(vars(self), model=True)
+def model_name(result: Planned) -> str:
+    """Names the model: results of one name run the same object."""
+    return result_name(msgspec.structs.asdict(result), model=True)
 
 
 # Fields of a result by the option of its capture that they vary, in the order of its name.
@@ -203,7 +190,7 @@ class SweepPlan:
         """Results by model key, in order."""
         found: dict[str, list[Planned]] = {}
         for result in self.results:
-            found.setdefault(result.key, []).append(result)
+            found.setdefault(model_name(result), []).append(result)
         return found
 
 
@@ -228,8 +215,8 @@ def make_plan(configs: Sequence[SweepConfig], shape: ModelShape | None) -> Sweep
                 for select in selections:
                     results = _results(config, family, point, select)
                     found |= {result.id: result for result in results}
-    order = {r.key: i for i, r in reversed(list(enumerate(found.values())))}
-    ordered = sorted(found.values(), key=lambda r: order[r.key])
+    order = {model_name(r): i for i, r in reversed(list(enumerate(found.values())))}
+    ordered = sorted(found.values(), key=lambda r: order[model_name(r)])
     return SweepPlan(configs[0], tuple(ordered), tuple(notes))
 
 
@@ -295,11 +282,6 @@ def request_of(
         threads=config.threads,
         argv=list(argv),
     )
-
-
-def family_slug(family: str) -> str:
-    """The id of a family, or what is left of a path or a method's name in a file name."""
-    return re.sub(r"[^A-Za-z0-9._]+", "-", Path(family).name).strip("-.") or "model"
 
 
 def is_checkpoint(family: str) -> bool:

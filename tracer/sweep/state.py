@@ -16,68 +16,60 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
-from prunescope.taxonomy import json_fields
+import msgspec
+
 from prunescope.taxonomy.atomic_write import write_file
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.formats import Block, OmitDefault, decode_file, plain
 from prunescope.taxonomy.run import MANIFEST
+from prunescope.taxonomy.run_blocks import MeasuredPeaks
 from prunescope.taxonomy.run_quality import Quality, TaskSource
+from prunescope.taxonomy.sweep_files import (
+    DONE,
+    FAILED,
+    PENDING,
+    PLAN,
+    RUNNING,
+    SWEEP,
+    PlanFile,
+    Planned,
+    State,
+    SweepFile,
+    SweepResult,
+    family_slug,
+)
 from prunescope.tracer.sweep.config import OLD_KEYS
-from prunescope.tracer.sweep.plan import Planned, SweepPlan, family_slug, is_checkpoint, shard_of
+from prunescope.tracer.sweep.plan import SweepPlan, is_checkpoint, shard_of
 
-SCHEMA = 1
-DONE, FAILED, PENDING = "done", "failed", "pending"
-RUNNING = "running"  # in a listing alone: it ends with the process
 BEGUN = "begun and not ended: a process is at it, or died there"
+T = TypeVar("T")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Failure:
-    """failed/<id>.json: a result that is in hand or could not be had, and in which call."""
+class Failure(Block, kw_only=True):
+    """failed/<id>.json: a result that is in hand or has failed, and in which call."""
 
+    schema: Literal[1] = 1
     id: str
     error: str = "unknown"
     call: str = ""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Entry:
-    """A result in sweep.json: what was planned, and what came of it."""
-
-    planned: Planned
-    state: str
-    run: str | None
-    error: str | None
-
-    def plain(self) -> dict[str, Any]:
-        """As it stands in the file."""
-        outcome = {"state": self.state, "run": self.run, "error": self.error}
-        return {**_plain(self.planned), **outcome}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PlanFile:
-    """plan.json: what makes results comparable, and every result ever planned in the folder."""
-
-    config: dict[str, Any]
-    notes: list[str] = dataclasses.field(default_factory=list)
-    results: list[Planned] = dataclasses.field(default_factory=list)
-
-    def plain(self, results: Sequence[dict[str, Any]] | None = None) -> dict[str, Any]:
-        """As it stands in the file; `results`: with what came of each, for sweep.json."""
-        rows = list(map(_plain, self.results)) if results is None else list(results)
-        return {"config": self.config, "notes": self.notes, "results": rows}
-
-
-@dataclasses.dataclass(kw_only=True)
-class Judged:
+class Judged(Block, kw_only=True):
     """quality/MODEL.json: the quality of both models, and of which weights and tasks it is."""
 
+    schema: Literal[1] = 1
     weights: dict[str, str]  # fingerprints
     tasks: TaskSource | None
     dense: Quality
     pruned: Quality
+
+
+class KeptPeaks(MeasuredPeaks, kw_only=True):
+    """peaks-*.json: the peaks of a device that all results of a sweep are judged by."""
+
+    schema: OmitDefault[Literal[1]] = 1  # not written into the run.json that takes these peaks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +82,7 @@ class SweepFolder:
         """The folder of a result's runs."""
         return self.path / "runs" / result.id
 
-    def state(self, result: Planned) -> str:
+    def state(self, result: Planned) -> State:
         """done, failed or pending, by what is on disk."""
         if (self.run(result) / "pruned" / MANIFEST).is_file():
             return DONE
@@ -98,12 +90,11 @@ class SweepFolder:
 
     def begin(self, result: Planned) -> None:
         """Record that a result is in hand: what a process that dies in it leaves to be read."""
-        write_json(self._failure(result.id), {"id": result.id, "error": BEGUN})  # of no call yet
+        self.fail(result, BEGUN)  # in no call yet
 
     def fail(self, result: Planned, error: str, call: str = "") -> None:
         """Record that a result could not be had, and in which call of the command."""
-        failure = Failure(id=result.id, error=error, call=call)
-        write_json(self._failure(result.id), dataclasses.asdict(failure))
+        write_json(self._failure(result.id), Failure(id=result.id, error=error, call=call))
 
     def failed_in(self, result: Planned, call: str) -> bool:
         """Whether it could not be had in this very call."""
@@ -132,13 +123,13 @@ class SweepFolder:
         (self.path / "runs").mkdir(parents=True, exist_ok=True)
         identity = plan.config.identity()
         with self._locked():
-            before = self._read_plan() or PlanFile(config=identity)
+            before = self._read_plan() or PlanFile(config=identity, results=[])
             _check_same(before.config, identity, self.path)
-            planned = {r.id: r for r in (*before.results, *plan.results)}
+            planned = {r.id: r for r in (*before.results, *map(_without_path, plan.results))}
             after = PlanFile(
                 config=identity, notes=list(plan.notes), results=list(planned.values())
             )
-            write_json(self.path / "plan.json", after.plain())
+            write_json(self.path / PLAN, after)
         self.refresh()
 
     def refresh(self) -> None:
@@ -146,10 +137,11 @@ class SweepFolder:
         with self._locked():
             plan = self._read_plan()
             assert plan is not None
-            results = [self._entry(result).plain() for result in plan.results]
-            write_json(self.path / "sweep.json", {"schema": SCHEMA, **plan.plain(results)})
+            results = [self._entry(result) for result in plan.results]
+            after = SweepFile(config=plan.config, notes=plan.notes, results=results)
+            write_json(self.path / SWEEP, after)
 
-    def entries(self, plan: SweepPlan) -> list[Entry]:
+    def entries(self, plan: SweepPlan) -> list[SweepResult]:
         """The entries of sweep.json for a plan, by what is on disk; those at which another process
         is run."""
         found = [self._entry(result) for result in plan.results]
@@ -157,8 +149,8 @@ class SweepFolder:
             return found
         held = {result.id for shard in self._held() for result in shard_of(plan, shard)}
         return [
-            dataclasses.replace(entry, state=RUNNING, error=None)
-            if entry.error == BEGUN and entry.planned.id in held
+            msgspec.structs.replace(entry, state=RUNNING, error=None)
+            if entry.error == BEGUN and entry.id in held
             else entry
             for entry in found
         ]
@@ -198,21 +190,21 @@ class SweepFolder:
             for partial in (self.path / "runs").glob(f".{result.id}.*partial*"):
                 shutil.rmtree(partial, ignore_errors=True)
 
-    def _entry(self, result: Planned) -> Entry:
+    def _entry(self, result: Planned) -> SweepResult:
         state = self.state(result)
         failure = self._read_failure(result) if state == FAILED else None
-        run = f"runs/{result.id}/pruned" if state == DONE else None
-        return Entry(planned=result, state=state, run=run, error=failure.error if failure else None)
+        return SweepResult(
+            **msgspec.structs.asdict(_without_path(result)),
+            state=state,
+            run=f"runs/{result.id}/pruned" if state == DONE else None,
+            error=failure.error if failure else None,
+        )
 
     def _read_failure(self, result: Planned) -> Failure | None:
-        return _as(Failure, read_json(self._failure(result.id)))
+        return read_json(self._failure(result.id), Failure)
 
     def _read_plan(self) -> PlanFile | None:
-        plain = read_json(self.path / "plan.json")
-        if plain is None:
-            return None
-        results = [_planned(row) for row in plain["results"]]
-        return PlanFile(config=plain["config"], notes=plain.get("notes", []), results=results)
+        return read_json(self.path / PLAN, PlanFile)
 
     def _failure(self, result_id: str) -> Path:
         return self.path / "failed" / f"{result_id}.json"
@@ -248,61 +240,26 @@ def timing_slot(device: str) -> Iterator[None]:
         yield
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: msgspec.Struct) -> None:
     """Write a file, and the folder that it is in, where there is none. The file appears whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, f"{json.dumps(content, indent=1, allow_nan=False)}\n".encode())
+    write_file(path, f"{json.dumps(plain(content), indent=1, allow_nan=False)}\n".encode())
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path, kind: type[T]) -> T | None:
     """A file that `write_json` wrote; None where there is none.
 
-    Raises PrunescopeError where it is damaged.
+    Raises PrunescopeError where it is damaged or of another version.
     """
-    try:
-        plain = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise damaged(path, error) from None
-    return plain if isinstance(plain, dict) else None
+    hint = "restore it, or remove it: runs that are done stay done"
+    return decode_file(path, kind, where=f"{path.name} of the sweep", hint=hint)
 
 
-def read_judged(path: Path) -> Judged | None:
-    """A file of quality/; None where there is none. Raises PrunescopeError where it is damaged."""
-    plain = read_json(path)
-    if plain is None:
-        return None
-    try:
-        return json_fields.read(Judged, plain)
-    except (TypeError, AttributeError) as error:
-        raise damaged(path, error) from None
-
-
-def damaged(path: Path, error: Exception) -> PrunescopeError:
-    """What to say of a file of the sweep that cannot be read."""
-    return PrunescopeError(
-        f"{path.name} of the sweep is damaged ({error})",
-        hint="restore it, or remove it: runs that are done stay done",
-    )
-
-
-def _as(kind: type[Failure], plain: dict[str, Any] | None) -> Failure | None:
-    """A record of the folder; None where there is no file."""
-    if plain is None:
-        return None
-    known = {field.name for field in dataclasses.fields(kind)}
-    return kind(**{name: value for name, value in plain.items() if name in known})
-
-
-def _plain(result: Planned) -> dict[str, Any]:
+def _without_path(result: Planned) -> Planned:
     """As files hold it: a checkpoint is named there without its path."""
-    family = family_slug(result.family) if is_checkpoint(result.family) else result.family
-    return {**vars(result), "family": family, "sparsities": list(result.sparsities)}
-
-
-def _planned(plain: dict[str, Any]) -> Planned:
-    return Planned(**{**plain, "sparsities": tuple(plain["sparsities"])})
+    if not is_checkpoint(result.family):
+        return result
+    return msgspec.structs.replace(result, family=family_slug(result.family))
 
 
 def _check_same(before: dict[str, Any], now: dict[str, Any], path: Path) -> None:

@@ -22,30 +22,24 @@ from prunescope.taxonomy.dtypes import ITEMSIZE
 from prunescope.taxonomy.dtypes import dtype as dtype_name
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.family import SELECTIONS, read_selection
+from prunescope.taxonomy.formats import plain
 from prunescope.taxonomy.option import as_path, check_options
 from prunescope.taxonomy.presets import preset_config, preset_names
 from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.sweep_files import DONE, FAILED, PENDING, PLAN, RUNNING, PlanFile, Planned
 from prunescope.tracer.capture.progress import Progress, Silent
 from prunescope.tracer.sweep.config import read_configs
 from prunescope.tracer.sweep.plan import (
-    Planned,
     SweepConfig,
     SweepPlan,
     make_plan,
+    model_name,
     read_shard,
     request_of,
     shard_of,
 )
 from prunescope.tracer.sweep.request import SweepRequest
-from prunescope.tracer.sweep.state import (
-    DONE,
-    FAILED,
-    PENDING,
-    RUNNING,
-    SCHEMA,
-    SweepFolder,
-    read_json,
-)
+from prunescope.tracer.sweep.state import SweepFolder, read_json
 
 if TYPE_CHECKING:
     from prunescope.tracer.sweep.job import Job
@@ -103,7 +97,8 @@ def plan_of(request: SweepRequest) -> SweepPlan:
 def _named_as_stored(config: SweepConfig, folder: Path) -> SweepConfig:
     """The config with the names of selections that the folder has: they stand in the names of its
     results. A folder of a version before 0.2 has older ones."""
-    stored = (read_json(folder / "plan.json") or {}).get("config", {}).get("select") or ()
+    before = read_json(folder / PLAN, PlanFile)
+    stored = (before.config.get("select") if before else None) or ()
     stored = (stored,) if isinstance(stored, str) else tuple(stored)
     names = {read_selection(name): name for name in stored}
     ways = tuple(names.get(read_selection(way), read_selection(way)) for way in config.selections)
@@ -144,7 +139,7 @@ class Summary(TypedDict):
     schema: int
     out: str
     plan: Counts
-    results: list[dict[str, Any]]  # rows of sweep.json: Entry.plain
+    results: list[dict[str, Any]]  # rows of sweep.json
 
 
 def summary(request: SweepRequest, plan: SweepPlan, *, estimate: bool = False) -> Summary:
@@ -155,12 +150,12 @@ def summary(request: SweepRequest, plan: SweepPlan, *, estimate: bool = False) -
     folder = SweepFolder(request.folder)
     mine = shard_of(plan, read_shard(request.shard))
     results = folder.entries(plan)
-    state_of = {entry.planned.id: entry.state for entry in results}
+    state_of = {entry.id: entry.state for entry in results}
     states = [state_of[result.id] for result in mine]
     left = [r for r, state in zip(mine, states, strict=True) if state != DONE and not r.problem]
     counts: Counts = {
         "results": len(mine),
-        "models": len({result.key for result in mine}),
+        "models": len({model_name(result) for result in mine}),
         "done": states.count(DONE),
         "failed": states.count(FAILED),
         "pending": states.count(PENDING),
@@ -169,8 +164,8 @@ def summary(request: SweepRequest, plan: SweepPlan, *, estimate: bool = False) -
         **_estimate(request.folder, left, plan.config, estimate=estimate),
         "notes": list(plan.notes),
     }
-    rows = [entry.plain() for entry in results]
-    return {"schema": SCHEMA, "out": str(request.out), "plan": counts, "results": rows}
+    rows = [plain(entry) for entry in results]
+    return {"schema": 1, "out": str(request.folder), "plan": counts, "results": rows}
 
 
 def _estimate(

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import FrameType
 
-from prunescope.tracer.sweep.plan import Planned
+from prunescope.taxonomy.sweep_files import Planned
 from prunescope.tracer.sweep.state import SweepFolder, timing_slot
 
 # Loading and quality have long stages: silence alone is a hang only after hours. A process that

@@ -77,7 +77,7 @@ def secrets_in_the_manifest() -> dict[str, Any]:
                   "notes": [f"trained by {NAME}"], "source": SECRETS["scratch"]},
         "versions": {"torch": "2.13.0+cu126", NAME: "1.0", "transformers": SECRETS["path"],
                      "system": f"Linux {HOST}"},
-        "extra": {"user": NAME, "timing": {"cores": 2, "notes": [SECRETS["mail"]]},
+        "unknown": {"user": NAME, "timing": {"cores": 2, "notes": [SECRETS["mail"]]},
                   "hook": SECRETS["ip"]},
         "seeds": {"inputs": 7},
     }  # fmt: skip

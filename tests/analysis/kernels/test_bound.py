@@ -10,9 +10,9 @@ import pytest
 from prunescope.analysis.device.hardware import find_device
 from prunescope.analysis.kernels.peaks import override, run_peaks, sheet_peaks
 from prunescope.analysis.kernels.roofline import add_bound
-from prunescope.taxonomy.json_fields import read
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.formats import read
 from prunescope.taxonomy.run_blocks import DeviceEntry
-from prunescope.taxonomy.run_schema import first_wrong
 from tests.analysis.kernels.test_bound_property import SCHEMA
 
 
@@ -67,8 +67,8 @@ def test_numbers_of_a_calibration_that_are_none_are_left_out() -> None:
     "calibration", [[], "x", {"dense_flop_per_s": 7}, {"dense_flop_per_s": {"bf16": "fast"}}]
 )
 def test_a_calibration_that_is_none_is_refused_when_the_run_is_read(calibration: Any) -> None:
-    wrong = first_wrong({"device": {"calibration": calibration}})
-    assert wrong is not None and wrong.startswith("device.calibration")
+    with pytest.raises(PrunescopeError, match="DeviceEntry: calibration"):
+        device(calibration)
 
 
 def test_the_command_line_goes_before_both() -> None:

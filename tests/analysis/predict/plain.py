@@ -6,13 +6,13 @@ from typing import Any
 
 import msgspec
 
+from prunescope.analysis.predict.predict import predict as typed
 from prunescope.analysis.predict.request import PredictRequest
 from prunescope.analysis.predict_from import predict_from as typed_from
-from prunescope.api import predict as typed
 
 
 def predict(request: PredictRequest) -> dict[str, Any]:
-    return dict(msgspec.to_builtins(typed.predict(request)))
+    return dict(msgspec.to_builtins(typed(request)))
 
 
 def predict_from(request: PredictRequest) -> dict[str, Any]:

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from prunescope.analysis.predict.predict import predict
 from prunescope.analysis.predict.rank import rank
 from prunescope.analysis.predict.request import PredictRequest
 from prunescope.analysis.predict_from import predict_from
 from prunescope.analysis.shapes.config import read_model
-from prunescope.api import predict
 from prunescope.taxonomy.errors import PrunescopeError
 
 POINT = {"model": "tiny-llama", "device": "h100-sxm"}

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -15,8 +16,9 @@ from prunescope.analysis.ledger.pairing import Alignment, Units, UnitSums
 from prunescope.analysis.schema.report import FamilyVerdict, Phase
 from prunescope.analysis.verdict.evidence import Evidence
 from prunescope.analysis.verdict.verdict import verdict as judged
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.formats import read
 from prunescope.taxonomy.run_blocks import Matrix, ModuleCounts, WeightStats
-from prunescope.taxonomy.run_schema import first_wrong
 from tests.small_capture import phases_unrecorded, small_trace
 
 NAMES = ("q", "k", "v", "o", "gate", "up", "down")
@@ -218,7 +220,7 @@ def test_a_narrower_head_is_of_no_family() -> None:
         for i in ALL
         for role, shape in (("q", [H, H]), ("k", [C, H]), ("v", [C, H]), ("o", [H, H]))
     ]
-    halved = [replace(m, shape=[x // 2 for x in m.shape or ()]) for m in stored]
+    halved = [msgspec.structs.replace(m, shape=[x // 2 for x in m.shape or ()]) for m in stored]
     e = evidence(model(64), narrower(8), census=WeightStats(matrices=halved))
     e = replace(e, stats_dense=WeightStats(matrices=stored))
     found = verdict(e)
@@ -260,7 +262,7 @@ def test_slices_of_whole_weights_are_dynamic_width() -> None:
     assert verdict(evidence(dense, narrow)).id == "static-nk-mlp"
     assert verdict(evidence(dense, narrow, added=WEIGHTS)).id == "dynamic-width"
     whole = Matrix(name="down", role="down", shape=[H, F])
-    cut = replace(whole, shape=[H, 64])
+    cut = msgspec.structs.replace(whole, shape=[H, 64])
     for matrix, wanted in ((whole, "dynamic-width"), (cut, "static-nk-mlp")):
         e = evidence(dense, narrow, added=WEIGHTS, census=WeightStats(matrices=[matrix]))
         e = Evidence(e.pairs, e.units, WeightStats(matrices=[whole]), e.stats_pruned)
@@ -270,8 +272,8 @@ def test_slices_of_whole_weights_are_dynamic_width() -> None:
 def test_a_hostile_weight_statistics_is_refused_when_it_is_read() -> None:
     row = {"unit": "keys", "active": ["x", None, True], "total": "many"}
     for dynamic in ([], {"decode": 3}, {"decode": {"a": 1}}, {"decode": {"a": row}}):
-        wrong = first_wrong({"census": {"matrices": [], "dynamic": dynamic}})
-        assert wrong is not None and wrong.startswith("census.dynamic")
+        with pytest.raises(PrunescopeError, match="WeightStats: dynamic"):
+            read(WeightStats, {"matrices": [], "dynamic": dynamic})
 
 
 DYNAMIC = [

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.json_fields import plain
+from prunescope.taxonomy.formats import plain
 from prunescope.taxonomy.run import read_run, sha256_of
 
 pytestmark = pytest.mark.torch

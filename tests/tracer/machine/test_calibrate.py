@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from prunescope.taxonomy.json_fields import plain
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.formats import plain, read
 from prunescope.taxonomy.run_blocks import CalibratedDevice, MeasuredPeaks
-from prunescope.taxonomy.run_schema import first_wrong
 from prunescope.tracer.machine import calibrate as calibration
 from prunescope.tracer.machine.memory_rates import MemoryRates
 
@@ -93,10 +93,10 @@ def test_what_stays_disturbed_is_kept_and_said(made_up: Callable[..., Calibrated
     assert found.measured.disturbed == ["other processes", "steal", "waits"]
     written = plain(found)
     assert written["measured"]["disturbed"] == found.measured.disturbed
-    assert first_wrong({"device": {"calibration": written}}) is None
+    assert read(CalibratedDevice, written) == found
     written["measured"]["disturbed"] = "waits"
-    wrong = first_wrong({"device": {"calibration": written}})
-    assert wrong == "device.calibration.measured.disturbed"
+    with pytest.raises(PrunescopeError, match="measured.disturbed: expected `array`"):
+        read(CalibratedDevice, written)
     console = Console(width=400)
     with console.capture() as shown:
         console.print(devices([found], found.measured))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.json_fields import plain
+from prunescope.taxonomy.formats import plain
 from prunescope.taxonomy.run_quality import TextSource
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.calibration.texts import random_ids

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from prunescope.taxonomy.arguments import pairs
-from prunescope.taxonomy.json_fields import plain
+from prunescope.taxonomy.formats import plain
 from prunescope.tracer.capture.application import apply_request
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.model.load import load_model

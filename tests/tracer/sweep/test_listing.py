@@ -11,7 +11,6 @@ import torch
 from rich.console import Console
 
 from prunescope.analysis.report.listings import sweep_state
-from prunescope.taxonomy.json_fields import plain
 from prunescope.taxonomy.run_blocks import MeasuredPeaks
 from prunescope.tracer.machine import peaks
 from prunescope.tracer.sweep.state import SweepFolder, write_json
@@ -84,9 +83,9 @@ def test_the_time_rests_on_the_best_of_peaks_that_other_work_made_slow(
         busy = told(rates, ["other processes"])
         assert busy["plan"]["seconds"] == pytest.approx(quiet["seconds"])
         assert busy["plan"]["seconds_most"] > 2 * quiet["seconds"]
-        assert "measured 3 times beside other processes, and the best counts" in shown(busy)
+        assert "measured 3 times during other processes, and the best is used" in shown(busy)
     assert set(threads) == {1}  # those of the sweep
     SweepFolder(request.out).start(plan_of(request))
-    write_json(request.out / "peaks-x-fp32-1.json", plain(whole))
+    write_json(request.out / "peaks-x-fp32-1.json", whole)
     kept = told([], [])["plan"]  # what the sweep has measured is not measured again
     assert kept["seconds"] == pytest.approx(quiet["seconds"])

@@ -15,13 +15,14 @@ from prunescope.taxonomy.option import options_of
 from prunescope.taxonomy.presets import preset_config
 from prunescope.taxonomy.run_blocks import MeasuredPeaks
 from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.sweep_files import Planned
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.sweep.config import presets, read_configs
 from prunescope.tracer.sweep.plan import (
     VARIED,
-    Planned,
     SweepConfig,
     make_plan,
+    model_name,
     read_shard,
     request_of,
     shard_of,
@@ -121,7 +122,7 @@ def test_a_stored_sweep_is_resumed_under_the_names_it_was_written_with(tmp_path:
         SweepFolder(request.folder).start(resumed)
         (first, *_) = resumed.results
         assert first.id == "static-m-s0.125-prefill-b1-p512-d0-calibrated"
-        assert first.key == "static-m-s0.125-d0-calibrated"
+        assert model_name(first) == "static-m-s0.125-d0-calibrated"
         assert request_of(resumed.config, first, out=tmp_path).select == "importance"
 
 
@@ -143,7 +144,7 @@ def test_shards_are_disjoint_and_whole() -> None:
     plan = make_plan([config], None)
     parts = [shard_of(plan, (i, 3)) for i in range(3)]
     assert sorted(r.id for part in parts for r in part) == sorted(r.id for r in plan.results)
-    keys = [{r.key for r in part} for part in parts]
+    keys = [{model_name(r) for r in part} for part in parts]
     assert not (keys[0] & keys[1] or keys[1] & keys[2] or keys[0] & keys[2])
     assert read_shard("2/3") == (2, 3)
     for bad in ("3/3", "1", "-1/2", "0/0", "a/b"):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from prunescope.taxonomy.sweep_files import Planned
 from prunescope.tracer.sweep.job import Job, Worker
-from prunescope.tracer.sweep.plan import Planned
 
 
 def run(jobs: Sequence[Job], on_result: Callable[[Planned], None]) -> None:

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.sweep_files import DONE, Planned
 from prunescope.tracer.machine.device import num_cores
 from prunescope.tracer.sweep.job import Job, Worker
-from prunescope.tracer.sweep.plan import Planned
-from prunescope.tracer.sweep.state import DONE, SweepFolder
+from prunescope.tracer.sweep.state import SweepFolder
 
 RETRIES = 3
 

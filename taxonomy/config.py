@@ -1,19 +1,50 @@
 """How Hugging Face configs spell a decoder's dimensions, read into the fields of ModelShape.
 
 In: a config dict. Out: a dict of ModelShape fields. What a config leaves to the model's code
-(gates, biases, norms) is in the row of `architecture_table`; the rest comes from its own keys.
+(gates, biases, norms) is in the row of `architecture_table`; the rest comes from its own keys,
+which are listed here: a run keeps them. Only mixers of a hybrid whose code was read, `mixer_code`
+of the table, are known. `linears_alone` is for models that have a mixer and no attention.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from prunescope.taxonomy.architecture import Unwritten
-from prunescope.taxonomy.architecture_table import unwritten
-from prunescope.taxonomy.config_keys import NESTED, Fields
+from prunescope.taxonomy.architecture_table import Unwritten, unwritten
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.run_schema import MAX_LAYERS
+from prunescope.taxonomy.formats import MAX_LAYERS
+
+Fields = dict[str, Any]  # fields of ModelShape, and those that lead to them
+
+# Parts of a config that are configs themselves.
+NESTED = ("text_config", "llm_config", "language_config", "thinker_config", "decoder")
+READ = frozenset(
+    """
+    _sliding_window_pattern alibi attention_bias attention_chunk_size attention_head_dim attn_config
+    attn_layer_indices attn_layer_period bias block_auto_adjust_ff_dim block_ff_dim
+    block_ffn_dim_multiplier block_multiple_of conv_L_cache conv_bias d_ff d_kv d_model
+    decoder_sparse_step dim do_layer_norm_before enable_bias expand expansion_ratio
+    feed_forward_proj ffn_dim ffn_hidden_size first_k_dense_replace full_attention_interval
+    full_attn_idxs head_dim hidden_dim hidden_size interleave_moe_layer_step intermediate_size
+    intermediate_size_moe kv_channels kv_lora_rank kv_n_heads layer_types layers_block_type
+    linear_conv_kernel_dim linear_key_head_dim linear_num_key_heads linear_num_value_heads
+    linear_value_head_dim mamba_conv_bias mamba_d_conv mamba_d_ssm mamba_d_state mamba_expand
+    mamba_n_groups mamba_n_heads mamba_proj_bias mamba_rms_norm max_position_embeddings
+    max_window_layers mlp_bias mlp_only_layers model_dim model_type moe_intermediate_size moe_k
+    moe_num_experts moe_topk multi_query multi_query_group_num n_embd n_groups n_head n_head_kv
+    n_heads n_inner n_kv_heads n_layer n_layers n_positions n_routed_experts n_shared_experts
+    new_decoder_architecture num_attention_heads num_decoder_layers num_dense_layers num_experts
+    num_experts_per_tok num_experts_per_token num_heads num_hidden_layers num_key_value_heads
+    num_kv_heads num_layers num_local_experts padded_vocab_size parallel_attn projectors_bias
+    q_lora_rank qk_layernorm qk_nope_head_dim qk_rope_head_dim qkv_bias residual_multiplier
+    shared_expert_intermediate_size shared_intermediate_size sliding_window sliding_window_pattern
+    state_size tie_embedding tie_word_embeddings time_step_rank top_k use_bias use_parallel_residual
+    use_qkv_bias use_sliding_window v_head_dim vocab_size word_embed_proj_dim
+    """.split()  # noqa: SIM905 - a hundred quoted words read worse
+)
+
 
 _HIDDEN = ("hidden_size", "n_embd", "d_model", "dim", "model_dim")
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers")
@@ -313,3 +344,117 @@ def _norms(cfg: Mapping[str, Any], own: Unwritten, known: Fields) -> Fields:
         "positions": positions,
         "embedding_norm": own.embedding_norm,
     }
+
+
+def read_mixer(cfg: Mapping[str, Any], known: Fields) -> Fields:
+    """The fields of the mixer; none where its sizes or the code of the model type are not known."""
+    own, hidden = unwritten(known["model_type"]), known["hidden"]
+    layers = known["layers"] if own.beside else known.get("other_layers", 0)
+    found: Fields | None = None
+    if own.mixer_code == "delta net":
+        found = _linear(cfg)
+    elif own.mixer_code == "mamba-2":
+        found = _state_space(cfg, hidden, beside=own.beside)
+    elif own.mixer_code == "short convolution":
+        found = _convolution(cfg, hidden)
+    return {"mixer_layers": layers, **found} if found and layers else {}
+
+
+def linears_alone(cfg: Mapping[str, Any], hidden: int) -> dict[str, tuple[int, int]]:
+    """(N, K) of the matrices of a mixer without attention, by role and part as
+    `ModelShape.mixer_linears` has them; none where its sizes or its code are not known."""
+    code = unwritten(str(cfg.get("model_type"))).mixer_code
+    width, state = _expanded(cfg.get("expand"), hidden), size_in(cfg, ("state_size",))
+    if width is None or state is None:
+        return {}
+    out = {"mixer_out": (hidden, width)}
+    if code == "mamba-1 alone":
+        auto = cfg.get("time_step_rank") in ("auto", None)
+        rank = math.ceil(hidden / 16) if auto else size_in(cfg, ("time_step_rank",))
+        assert rank is not None
+        step = {"mixer_in.x": (rank + 2 * state, width), "mixer_in.dt": (width, rank)}
+        return {"mixer_in": (2 * width, hidden), **step, **out}
+    sizes = _sizes(cfg, ("num_heads", "n_groups")) if code == "mamba-2 alone" else None
+    if sizes is None:
+        return {}
+    heads, groups = sizes
+    return {"mixer_in": (2 * width + 2 * groups * state + heads, hidden), **out}
+
+
+def _linear(cfg: Mapping[str, Any]) -> Fields | None:
+    """Gated delta net. Beside its matrices: a step and a decay a head, a norm of one head."""
+    sizes = _sizes(
+        cfg,
+        (
+            "linear_num_value_heads",
+            "linear_value_head_dim",
+            "linear_num_key_heads",
+            "linear_key_head_dim",
+            "linear_conv_kernel_dim",
+        ),
+    )
+    if sizes is None:
+        return None
+    heads, value_dim, key_heads, key_dim, taps = sizes
+    return {
+        "mixer": "linear",
+        "mixer_width": heads * value_dim,
+        "mixer_heads": heads,
+        "mixer_keys": key_heads * key_dim,
+        "mixer_state": key_dim,
+        "mixer_taps": taps,
+        "mixer_extras": 2 * heads + value_dim,
+    }
+
+
+def _state_space(cfg: Mapping[str, Any], hidden: int, *, beside: bool) -> Fields | None:
+    """Mamba-2. Beside its matrices: a step, a decay and a skip a head, biases, a norm. `beside`
+    attention it has a bias switch of its own, and no norm unless the config says so."""
+    sizes = _sizes(cfg, ("mamba_n_heads", "mamba_n_groups", "mamba_d_state", "mamba_d_conv"))
+    width = size_in(cfg, ("mamba_d_ssm",)) or _expanded(cfg.get("mamba_expand"), hidden)
+    if sizes is None or width is None:
+        return None
+    heads, groups, state, taps = sizes
+    channels = width + 2 * groups * state
+    into, out = bool(cfg.get("mamba_proj_bias")), bool(cfg.get("mamba_proj_bias"))
+    if beside:
+        out = bool(cfg.get("projectors_bias"))
+    extras = 3 * heads + (width + channels + heads) * into + hidden * out
+    extras += channels * bool(cfg.get("mamba_conv_bias", True))
+    extras += width * bool(cfg.get("mamba_rms_norm", not beside))
+    return {
+        "mixer": "ssm",
+        "mixer_width": width,
+        "mixer_heads": heads,
+        "mixer_keys": groups * state,
+        "mixer_state": state,
+        "mixer_taps": taps,
+        "mixer_extras": extras,
+    }
+
+
+def _convolution(cfg: Mapping[str, Any], hidden: int) -> Fields | None:
+    """Short convolution between two gates. One switch for its biases: 3 in, 1 each taps and out."""
+    sizes = _sizes(cfg, ("conv_L_cache",))
+    if sizes is None:
+        return None
+    return {
+        "mixer": "conv",
+        "mixer_width": hidden,
+        "mixer_taps": sizes[0],
+        "mixer_extras": 5 * hidden * bool(cfg.get("conv_bias")),
+    }
+
+
+def _sizes(cfg: Mapping[str, Any], names: tuple[str, ...]) -> list[int] | None:
+    """All of `names`, or None where one is missing."""
+    found = [size_in(cfg, (name,)) for name in names]
+    known = [size for size in found if size is not None]
+    return known if len(known) == len(names) else None
+
+
+def _expanded(factor: object, hidden: int) -> int | None:
+    """The inner width of a config that gives it as a multiple of the hidden size."""
+    if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < 1024:
+        return None
+    return int(factor * hidden)

@@ -1,0 +1,257 @@
+"""JSON that is written and read back: versions, limits, and blocks that survive a round trip.
+
+A file is a msgspec struct whose field `schema` is a Literal of the versions that can be read;
+absent means 1. A `Block` keeps the object that it was read from, so that a file that is read and
+written again has the same keys in the same order, unknown ones included.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+from prunescope.taxonomy.errors import PrunescopeError
+
+T = TypeVar("T")
+B = TypeVar("B", bound="Block")
+
+# Limits of what a file may hold. Nothing of a real model or machine comes near them; loops and
+# 64-bit sums stay within them.
+MAX_COUNT = 1 << 52
+MAX_LAYERS = 10_000
+MAX_DEPTH = 64
+Name = Annotated[str, Meta(max_length=256)]
+Names = Annotated[list[Name], Meta(max_length=64)]
+# A file in the same folder: no path that leads out of it.
+FileName = Annotated[str, Meta(max_length=256, pattern=r"\A(?!\.{1,2}\Z)[^/\\\0]*\Z")]
+Number = Annotated[float, Meta(gt=-1e30, lt=1e30)]
+Numbers = dict[str, Number]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Interval = Annotated[list[Number], Meta(min_length=2, max_length=2)]  # low and high
+Count = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
+Counts = Annotated[list[Count], Meta(max_length=1 << 20)]
+Size = Annotated[int, Meta(ge=1, le=MAX_COUNT)]
+Layer = Annotated[int, Meta(ge=0, le=MAX_LAYERS)]
+Layers = Annotated[list[Layer], Meta(max_length=MAX_LAYERS)]
+
+_OMIT = Meta(extra={"omit_default": True})
+# A field that a new block writes only where it differs from its default.
+OmitDefault = Annotated[T, _OMIT]
+
+
+class Block(msgspec.Struct, kw_only=True, dict=True):
+    """An object of a file. `plain` writes it as it was read, with the fields that have changed."""
+
+    @property
+    def as_read(self) -> Mapping[str, Any] | None:
+        """The object that it was read from; None for a block that was made here."""
+        return self.__dict__.get("as_read")
+
+    @classmethod
+    def upgraded(cls, plain: dict[str, Any]) -> dict[str, Any]:
+        """The object of a file with the keys of today, where older versions wrote other ones."""
+        return plain
+
+
+class UnknownVersion(PrunescopeError):
+    """A file of a version that this prunescope does not read."""
+
+
+def decode(data: str | bytes, kind: type[T], *, where: str, hint: str) -> T:
+    """A file of a struct with a field `schema`. Raises PrunescopeError where it is not JSON, of a
+    version that `kind` does not know, or wrong in a field; `where` and `hint` are for the user."""
+    try:
+        plain = msgspec.json.decode(data)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        raise PrunescopeError(f"{where} is not JSON ({error})", hint=hint) from None
+    if not isinstance(plain, dict):
+        raise PrunescopeError(f"{where} is not a JSON object", hint=hint)
+    _check_version(plain, kind, where=where, hint=hint)
+    if issubclass(kind, Block):
+        plain = kind.upgraded(plain)
+    return read(kind, plain, where=where, hint=hint)
+
+
+def decode_file(path: Path, kind: type[T], *, where: str, hint: str) -> T | None:
+    """As `decode`; None where there is no such file."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    return decode(data, kind, where=where, hint=hint)
+
+
+def _check_version(plain: Mapping[str, Any], kind: Any, *, where: str, hint: str) -> None:
+    """Raise UnknownVersion where `schema` of a file is none that `kind` knows; absent means 1."""
+    known = get_args(_without_meta(_hints(kind)["schema"]))
+    found = plain.get("schema", 1)
+    if found in known and not isinstance(found, bool):
+        return
+    if isinstance(found, int) and found > max(known):
+        hint = f"written by a newer prunescope: update prunescope, or {hint}"
+    raise UnknownVersion(
+        f"{where} has schema {str(found)[:40]}; this prunescope reads schema "
+        f"{' or '.join(map(str, known))}",
+        hint=hint,
+    )
+
+
+def read(kind: type[T], plain: Mapping[str, Any], *, where: str = "", hint: str = "") -> T:
+    """A struct of `kind` and the blocks inside it. Raises PrunescopeError that names the first
+    wrong field, as `phases.prefill.batch`."""
+    what = where or f"the record {kind.__name__}"
+    for name, value in plain.items():
+        if _is_too_deep(value):
+            place = name[:40].encode("ascii", "replace").decode()
+            raise PrunescopeError(f"{what}: {place} is nested too deep", hint=hint)
+    try:
+        found = msgspec.convert(plain, kind)
+    except msgspec.ValidationError as error:
+        place, reason = _explained(str(error), plain, kind)
+        wrong = f"{place}: {reason}" if place else reason
+        raise PrunescopeError(f"{what}: {wrong}", hint=hint) from None
+    _keep_as_read(found, plain)
+    return found
+
+
+def plain(value: Any) -> Any:
+    """The JSON value of anything: blocks become objects, at any depth."""
+    if isinstance(value, Block):
+        return _plain_block(value)
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    if isinstance(value, msgspec.Struct):
+        return plain(msgspec.structs.asdict(value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    return value
+
+
+def changed(block: B, **values: Any) -> B:
+    """A copy of a block with other values, written like the block that it copies."""
+    copy = msgspec.structs.replace(block, **values)
+    copy.__dict__.update(block.__dict__)
+    return copy
+
+
+def _plain_block(block: Block) -> dict[str, Any]:
+    fields, was = _fields(type(block)), block.as_read
+    written: dict[str, Any] = {}
+    for name, old in (was or {}).items():
+        value = getattr(block, name) if name in fields else old
+        # An equal value as it was read: a whole number stays one where its type is float.
+        written[name] = plain(old if value == old else value)
+    for name, (default, may_omit) in fields.items():
+        value = getattr(block, name)
+        if name not in written and not ((may_omit or was is not None) and value == default):
+            written[name] = plain(value)
+    return written
+
+
+@cache
+def _fields(kind: type[Block]) -> dict[str, tuple[Any, bool]]:
+    """The default of each field (UNSET: none), and whether a new block omits it."""
+    return {
+        field.name: (
+            field.default
+            if field.default_factory is msgspec.NODEFAULT
+            else field.default_factory(),
+            _OMIT in getattr(_hints(kind)[field.name], "__metadata__", ()),
+        )
+        for field in msgspec.structs.fields(kind)
+    }
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=True)
+
+
+@cache
+def _holders(kind: type[Any]) -> tuple[str, ...]:
+    """The fields that hold blocks."""
+    return tuple(f.encode_name for f in msgspec.structs.fields(kind) if _holds_blocks(f.type))
+
+
+def _holds_blocks(hint: Any) -> bool:
+    if isinstance(hint, type) and get_origin(hint) is None:
+        return issubclass(hint, Block)
+    return any(map(_holds_blocks, get_args(hint)))
+
+
+def _keep_as_read(value: Any, plain: Any) -> None:
+    if isinstance(value, msgspec.Struct):
+        if isinstance(value, Block):
+            value.__dict__["as_read"] = plain
+        for name in _holders(type(value)):
+            if name in plain:
+                _keep_as_read(getattr(value, name), plain[name])
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            _keep_as_read(inner, plain[key])
+    elif isinstance(value, list):
+        for inner, old in zip(value, plain, strict=True):
+            _keep_as_read(inner, old)
+
+
+def _explained(error: str, plain: Any, kind: Any) -> tuple[str, str]:
+    """The place of the wrong field and what is wrong with it, from the text of a ValidationError.
+
+    Its path writes each key of a dict as `[...]`: the first key whose value is wrong is meant.
+    """
+    reason, *paths = re.split(r" - at (?:`key` in )?`\$([^`]*)`", error)
+    names: list[str] = []
+    for attribute, index in re.findall(r"\.(\w+)|\[(\d+|\.\.\.)\]", "".join(reversed(paths))):
+        kind = _without_meta(kind)
+        if attribute:
+            name: Any = attribute
+            kind = _hints(kind).get(name) if isinstance(kind, type) else None
+        else:
+            kind = get_args(kind)[-1]
+            name = (
+                next(k for k, v in plain.items() if _is_wrong(v, kind))
+                if index == "..."
+                else int(index)
+            )
+        plain = plain[name]
+        names.append(str(name)[:40])
+    return ".".join(names), reason[:1].lower() + reason[1:]
+
+
+def _without_meta(hint: Any) -> Any:
+    """The type in Annotated, or beside None."""
+    while get_origin(hint) in (Annotated, Union, UnionType):
+        hint = next(arg for arg in get_args(hint) if arg is not NoneType)
+    return hint
+
+
+def _is_wrong(value: Any, kind: Any) -> bool:
+    try:
+        msgspec.convert(value, kind)
+    except msgspec.ValidationError:
+        return True
+    return False
+
+
+def _is_too_deep(value: Any) -> bool:
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return False
+    return True

@@ -1,0 +1,80 @@
+"""The files of a sweep's folder that join tracer and analysis: plan.json and sweep.json, version 1.
+
+`tracer` plans results and records what came of each; `analysis` reads the results that are done.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.formats import Size, decode_file
+
+PLAN, SWEEP = "plan.json", "sweep.json"
+State = Literal["done", "failed", "pending", "running"]
+DONE: Literal["done"] = "done"
+FAILED: Literal["failed"] = "failed"
+PENDING: Literal["pending"] = "pending"
+RUNNING: Literal["running"] = "running"  # in a listing only: it ends with the process
+
+
+class Planned(msgspec.Struct, kw_only=True, frozen=True):
+    """A model of one point in one phase. `problem`: why it is infeasible, if so."""
+
+    id: str
+    family: str  # a checkpoint's name without its path, in files
+    sparsity: float | None  # nominal; the least of `sparsities`. None: a checkpoint as it is
+    sparsities: tuple[float, ...] = ()  # nominal ones that give these dimensions
+    phase: Literal["prefill", "decode"]
+    batch: Size
+    prompt_len: Size
+    draw: int = 0
+    problem: str | None = None
+    select: str | None = None  # where a sweep compares several ways to choose
+
+
+class SweepResult(Planned, kw_only=True, frozen=True):
+    """What came of a planned result. `run`: its folder, relative to the sweep's."""
+
+    state: State
+    run: str | None = None
+    error: str | None = None
+
+
+class PlanFile(msgspec.Struct, kw_only=True):
+    """plan.json: what makes results comparable, and every result ever planned in the folder."""
+
+    schema: Literal[1] = 1
+    config: dict[str, Any] = {}
+    notes: list[str] = []
+    results: list[Planned]
+
+
+class SweepFile(msgspec.Struct, kw_only=True):
+    """sweep.json: plan.json with what came of each result."""
+
+    schema: Literal[1] = 1
+    config: dict[str, Any] = {}
+    notes: list[str] = []
+    results: list[SweepResult]
+
+
+def read_sweep(folder: Path) -> SweepFile:
+    """sweep.json of a folder. Raises PrunescopeError where it is absent, damaged or of another
+    version."""
+    hint = "run `prunescope sweep` again: it rewrites it"
+    found = decode_file(folder / SWEEP, SweepFile, where=SWEEP, hint=hint)
+    if found is None:
+        raise PrunescopeError(
+            f"there is no {SWEEP} in {folder}", hint="give the --out folder of `prunescope sweep`"
+        )
+    return found
+
+
+def family_slug(family: str) -> str:
+    """The id of a family, or what is left of a path or a method's name in a file name."""
+    return re.sub(r"[^A-Za-z0-9._]+", "-", Path(family).name).strip("-.") or "model"
