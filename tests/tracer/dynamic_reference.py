@@ -128,7 +128,7 @@ def recorded(model: Any, name: str) -> dict[str, list[Any]]:
 def served(calls: list[Any], batch: int, prompt: int, length: int) -> torch.Tensor:
     """Tokens [B, L] that a router of rows let through, of its calls in prefill and decode."""
     active = torch.zeros(batch, length, dtype=torch.bool)
-    active[:, :prompt].scatter_(1, calls[0].places, True)
+    active[:, :prompt].scatter_(1, calls[0].positions, True)
     for t, call in enumerate(calls[1:], prompt):
         if call is not None:
             active[call.flat, t] = True

@@ -102,7 +102,7 @@ def test_it_equals_the_dense_model_with_the_same_rows_masked() -> None:
         kind = "self_attn" if part == "attention" else "mlp"
         path = f"model.layers.{layer}.{kind}.router"
         own = model.get_submodule(path).sparsity
-        assert routes[path][0].places.shape == (3, kept_count(PROMPT, own))
+        assert routes[path][0].positions.shape == (3, kept_count(PROMPT, own))
         return served(routes[path], 3, PROMPT, ALL)
 
     assert_logits(found, reference(dense, ids, rows=rows), PROMPT)

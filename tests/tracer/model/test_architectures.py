@@ -114,7 +114,7 @@ def assert_same(model: Any, oracle: Any, name: str) -> None:
 @pytest.mark.parametrize("name", TINY)
 def test_cut_equals_masked(name: str, family: str) -> None:
     if family == "static-nk-heads" and name in ONE_KV_HEAD:
-        with pytest.raises(PrunescopeError, match="one KV head"):
+        with pytest.raises(PrunescopeError, match="single KV head"):
             apply(family, dense(name), 0.5)
         return
     applied = apply(family, dense(name), 0.5)

@@ -114,7 +114,7 @@ def test_a_model_without_sdpa_gets_eager_attention_and_says_so(tmp_path: Path) -
     tiny_model("gemma2").save_pretrained(tmp_path / "m")
     loaded = load_model(str(tmp_path / "m"), **CPU)
     assert loaded.model.config._attn_implementation == "eager"
-    assert loaded.notes == ["Gemma2ForCausalLM takes no sdpa: its attention is eager"]
+    assert loaded.notes == ["Gemma2ForCausalLM does not support sdpa: its attention is eager"]
     with pytest.raises(PrunescopeError, match="no such attention"):
         load_model(str(tmp_path / "m"), **{**CPU, "attn": "flash_attention_2"})
 

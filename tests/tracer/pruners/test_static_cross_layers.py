@@ -208,7 +208,7 @@ def test_experts_as_wide_as_the_stream(name: str, width: int) -> None:
     [
         ("falcon_h1", {"attention_out_multiplier": 0.5}, "different", "do more than norm"),
         ("opt", {"word_embed_proj_dim": 32}, "same", "outside its layers it has"),
-        ("opt", {"do_layer_norm_before": False}, "same", "0 norms behind"),
+        ("opt", {"do_layer_norm_before": False}, "same", "0 final norms"),
         ("bloom", {}, "different", "do more than norm"),
         ("xglm", {}, "same", "a reader or writer that was not found"),
     ],

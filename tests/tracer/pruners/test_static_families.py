@@ -108,7 +108,7 @@ def test_low_rank_leaves_what_no_rank_shrinks() -> None:
     assert applied.record["kept"]["rank"] == {role: [r, r] for role, r in ranks.items()}
     rounded, left = applied.record["notes"]
     assert rounded == "1536 of 2048 numbers of k stay: 25.0 % of them removed, 40.0 % asked for"
-    assert left == "no rank makes these smaller, they stay dense: o, q"
+    assert left == "these stay dense, as no rank makes them smaller: o, q"
 
 
 @pytest.mark.parametrize("select", ["random", "importance"])

@@ -143,7 +143,7 @@ def test_a_step_of_training_moves_what_tells_sequences_apart() -> None:
     router.weight.data += 0.001
     moved = router.score(states[:, None]).flatten()
     assert abs(float(moved.mean())) < 0.01 and float((moved - scores).abs().max()) < 0.1
-    router.plain()
+    router.unstandardise()
     after = router.score(states[:, None]).flatten()
     assert after.argsort().tolist() == moved.argsort().tolist()
     assert after.std() < 10 < abs(after.mean())
@@ -154,7 +154,7 @@ def test_a_single_sequence_leaves_numbers() -> None:
     states = torch.ones(1, 8)
     router.standardise(states)
     assert router.score(states[:, None]).isfinite().all()
-    router.plain()
+    router.unstandardise()
     assert router.weight.isfinite().all()
 
 
