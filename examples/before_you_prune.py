@@ -1,4 +1,4 @@
-"""Which family could pay, before anything is pruned: shapes and peaks alone, no GPU.
+"""Which family could be faster, before you prune: from shapes and peaks alone, without a GPU.
 
 python examples/before_you_prune.py
 """

@@ -16,7 +16,7 @@ WARMUP, REPEATS, STEPS = 2, 6, 2
 
 
 class Encoder(torch.nn.Module):
-    """Any module will do: this one is no language model at all."""
+    """Any module works: this one is not a language model."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
