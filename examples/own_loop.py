@@ -50,7 +50,7 @@ def capture(width: int, out: Path, baseline: Path | None) -> None:
 
 
 def main(folder: Path) -> None:
-    """Capture 1024 channels, then 512 beside them."""
+    """Capture a model of 1024 channels, then one of 512 with it as the baseline."""
     capture(1024, folder / "loop-dense", None)
     capture(512, folder / "loop-pruned", folder / "loop-dense")
     report = prunescope.analyze(folder / "loop-pruned")
