@@ -20,8 +20,7 @@ from prunescope.analysis.inputs.side import SidePhase
 from prunescope.analysis.kernels.anatomy import anatomy
 from prunescope.analysis.kernels.phase_kind import format_split
 from prunescope.analysis.ledger.attribution import AttributionInputs, attribution_inputs
-from prunescope.analysis.ledger.calls import calls_of
-from prunescope.analysis.ledger.gemms import pair_calls, report_rows, single_rows
+from prunescope.analysis.ledger.gemms import calls_of, pair_calls, report_rows, single_rows
 from prunescope.analysis.ledger.ladder import has_ideals, ladder, without_roofline
 from prunescope.analysis.ledger.noise import halves, observer_share
 from prunescope.analysis.ledger.overhead import overhead

@@ -128,12 +128,12 @@ class Sides:
 
     @property
     def can_share(self) -> bool:
-        """Whether processes can have a rank each: traces of ranks, and nothing beside them."""
+        """Whether each rank can have a process: traces of ranks, and no input that they share."""
         options = self.options
-        beside = (options.eager_trace, options.baseline_eager_trace, options.model)
+        common = (options.eager_trace, options.baseline_eager_trace, options.model)
         sides = [side for side in (self.pruned, self.dense) if side is not None]
         ranks = all(side.ranks and side.model is None for side in sides)
-        return ranks and all(one is None for one in beside) and not options.hta
+        return ranks and all(one is None for one in common) and not options.hta
 
     def sizes(self) -> Iterator[int]:
         """Bytes of the files of all ranks."""

@@ -160,7 +160,7 @@ def page(
             f"{max(ours.seconds):.2f} | {floor:.2f} | {wall / floor:.1f} | {mb:,.0f} | "
             f"{mb / count * 1e6:,.0f} |"
         )
-    if len(sizes) > 2:  # noqa: PLR2004 - two points are on any line
+    if len(sizes) > 2:
         lines += ["", fit(sizes, walls)]
     return "\n".join([*lines, "", *stage_table(stages, repeats=repeats)]) + "\n"
 

@@ -30,7 +30,6 @@ from prunescope.api import (
 from prunescope.taxonomy.errors import PrunescopeError
 
 if TYPE_CHECKING:
-    from prunescope.cli import main as main
     from prunescope.public import Comparison, Pareto, Prediction, Report
     from prunescope.tracer.capture.user_capture import capture
 

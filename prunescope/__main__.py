@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from prunescope.cli import main
+import prunescope
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(prunescope.main())

@@ -256,7 +256,8 @@ def _pareto(
     prunescope pareto traces/sweep
     prunescope pareto traces/sweep --out figures --json pareto.json
     """
-    from prunescope.analysis.pareto.write import judge, to_json, write_pareto
+    from prunescope.analysis.pareto.pareto import judge
+    from prunescope.analysis.pareto.write import to_json, write_pareto
     from prunescope.analysis.report.pareto_tables import pareto_summary
     from prunescope.output import check_target, console_for, write_json
 

@@ -86,7 +86,7 @@ class MeasuredPeaks(Block, kw_only=True):
 
     dense_flop_per_s: Numbers = {}
     byte_per_s: Number | None = None
-    kernel_floor_ns: Number | None = None
+    kernel_floor_ns: Count | Number | None = None  # a whole number stays one in reports
     gemm_sweep: OmitDefault[list[GemmTime]] = []
     statistic: OmitDefault[str | None] = None
     repeats: OmitDefault[int | None] = None

@@ -1,11 +1,14 @@
-"""How sentences write a share, and a loss of perplexity: in, 0..1 or above; out, text."""
+"""How sentences write a share, a loss of perplexity, a time in ns, and a long name."""
 
 from __future__ import annotations
 
 import math
+import re
 
 # From 10,000 % on nobody counts in percent.
 _AS_A_FACTOR = 100
+
+_BETWEEN_WORDS = re.compile(r"(?<=\w)(?=[^A-Za-z0-9])|(?<=\W)(?=\w)")
 
 
 def percent(share: float, decimals: int = 0) -> str:
@@ -23,3 +26,17 @@ def factor(loss: float) -> str | None:
         return f"{float(f'{times:.3g}'):,.0f}×"
     digits, _, power = f"{times:.1e}".partition("e")
     return f"{digits}e{int(power)}×"
+
+
+def ms(ns: float) -> str:
+    """Milliseconds with three decimals, microseconds below one."""
+    return f"{ns / 1e6:.3f} ms" if abs(ns) >= 1e6 else f"{ns / 1e3:.1f} µs"
+
+
+def shortened(name: str, longest: int = 80) -> str:
+    """A kernel's name, cut between two words where it has more than `longest` characters."""
+    if len(name) <= longest:
+        return name
+    cuts = [m.start() for m in _BETWEEN_WORDS.finditer(name[:longest])]
+    cut = cuts[-1] if cuts and cuts[-1] > longest // 2 else longest - 1
+    return f"{name[:cut].rstrip(' ,:<(_')}…"

@@ -22,7 +22,8 @@ FEW = {"model": "tiny-llama", "prompt_len": 32, "decode_steps": 2, "warmup": 0, 
 
 def small_trace(out: Path, progress: Any = None, **options: Any) -> Path:
     """A capture of tiny-llama; options as in TraceRequest."""
-    from prunescope.tracer.capture.trace import TraceRequest, trace
+    from prunescope.tracer.capture.request import TraceRequest
+    from prunescope.tracer.capture.trace import trace
 
     return trace(TraceRequest(out=out, **{**FEW, **options}), progress, peaks=PEAKS)
 

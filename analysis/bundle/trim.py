@@ -15,14 +15,16 @@ from typing import Any, Protocol
 
 import msgspec
 
-from prunescope.analysis.trace.collect import (
+from prunescope.analysis.trace.collect import MODULE
+from prunescope.analysis.trace.event import (
     DEVICE_CATEGORIES,
     LAUNCH_CATEGORIES,
-    MODULE,
     OP_CATEGORIES,
+    Args,
+    Event,
 )
 from prunescope.analysis.trace.events import LEFT_OUT, STACKS, stacks_left_out
-from prunescope.analysis.trace.reader import Args, Event, Source
+from prunescope.analysis.trace.reader import Source
 from prunescope.taxonomy.errors import PrunescopeError
 
 # What the analysis and its device limits read of a device's properties.

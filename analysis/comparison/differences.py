@@ -12,8 +12,7 @@ from typing import Any
 
 from prunescope.analysis.inputs.side import Side, SidePhase
 from prunescope.analysis.kernels.phase_kind import rows_of_linears, trained_tokens
-from prunescope.analysis.ledger.calls import Call
-from prunescope.analysis.ledger.gemms import Pair
+from prunescope.analysis.ledger.gemms import Call, Pair
 from prunescope.analysis.schema.pair_comparison import Difference, OneSided, PairComparison
 from prunescope.taxonomy.roles import LINEARS
 from prunescope.taxonomy.run import PhaseRun

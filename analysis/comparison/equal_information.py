@@ -2,8 +2,8 @@
 
 In: a phase of both sides. Out: the two phases, and what one side lacks that is therefore ignored on
 both: recorded shapes, and the ops of graph replays. Without that, every GEMM would seem gone on one
-side and added on the other. Layers are numbered alike, and modules that one side names otherwise
-get the roles that the other side's names tell.
+side and added on the other. Layers get one numbering, and modules with other names on one side
+get the roles of the other side's.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _equal_shapes(
     dense: SidePhase, pruned: SidePhase
 ) -> tuple[SidePhase, SidePhase, tuple[OneSided, ...]]:
     """Both sides with recorded shapes, or both without. Graph replays, whose ops an eager trace
-    gives, and shapes that a config gives are left as they are."""
+    gives, and shapes that a config gives stay."""
     same = dense, pruned, ()
     if dense.kernels.has_shapes == pruned.kernels.has_shapes:
         return same
@@ -191,8 +191,8 @@ def _roles_of(linears: list[_Linear], reference: list[_Linear]) -> list[tuple[_L
     if len(unnamed) != len(lacking):
         return None
     pairs = list(zip(unnamed, lacking, strict=True))
-    alike = all(a.gemm.n == b.gemm.n or a.gemm.k == b.gemm.k for a, b in pairs)
-    return [(a, b.role) for a, b in pairs] if alike else None
+    fit = all(a.gemm.n == b.gemm.n or a.gemm.k == b.gemm.k for a, b in pairs)
+    return [(a, b.role) for a, b in pairs] if fit else None
 
 
 def _linears(kernels: Kernels) -> dict[tuple[int, int], list[_Linear]]:

@@ -14,14 +14,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from prunescope.analysis.findings.context import (
-    Context,
-    is_significant,
-    ms,
-    role_or_kernel,
-    shortened,
-    sized,
-)
+from prunescope.analysis.findings.context import Context, is_significant, role_or_kernel, sized
 from prunescope.analysis.findings.registry import Found, Severity, finding
 from prunescope.analysis.kernels.frame import MATMUL, Kernels
 from prunescope.analysis.ledger.purpose import (
@@ -41,7 +34,7 @@ from prunescope.analysis.verdict.evidence import matrices
 from prunescope.taxonomy.families import known
 from prunescope.taxonomy.roles import LINEARS
 from prunescope.taxonomy.run_blocks import Matrix
-from prunescope.taxonomy.words import percent
+from prunescope.taxonomy.words import ms, percent, shortened
 
 _SHARE = 0.01  # of the recorded wall: new work worth a finding
 _MUCH = 0.05  # of the busy time: hooks and adapters that are critical

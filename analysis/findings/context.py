@@ -5,7 +5,6 @@ Times are ns a step.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 import msgspec
@@ -22,9 +21,9 @@ from prunescope.analysis.verdict.caveats import Caveat
 from prunescope.analysis.verdict.evidence import Detection, Evidence
 from prunescope.taxonomy.roles import UNPLACED
 from prunescope.taxonomy.run import PhaseRun
+from prunescope.taxonomy.words import shortened
 
 LITTLE = 0.001  # of the recorded wall; less is too little for a warning
-_BETWEEN_WORDS = re.compile(r"(?<=\w)(?=[^A-Za-z0-9])|(?<=\W)(?=\w)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,11 +160,6 @@ def _busy(side: SidePhase, rows: pl.DataFrame) -> Samples | None:
     return Samples.of([sums[placement == one].tolist() for one in np.unique(placement)])
 
 
-def ms(ns: float) -> str:
-    """Milliseconds with three decimals, microseconds below one."""
-    return f"{ns / 1e6:.3f} ms" if abs(ns) >= 1e6 else f"{ns / 1e3:.1f} µs"
-
-
 def sized(gemm: GemmRow) -> str:
     """`role M×N×K` of a row of the GEMM table; its role and kernel where the sizes are unknown."""
     if gemm.m is None or gemm.n is None or gemm.k is None:
@@ -176,12 +170,3 @@ def sized(gemm: GemmRow) -> str:
 def role_or_kernel(role: str, kernel: str | None) -> str:
     """What names a cost: its role, or its kernel where the role is unknown."""
     return (kernel or "?") if role in UNPLACED else role
-
-
-def shortened(name: str, longest: int = 80) -> str:
-    """A kernel's name, cut between two words where it has more than `longest` characters."""
-    if len(name) <= longest:
-        return name
-    cuts = [m.start() for m in _BETWEEN_WORDS.finditer(name[:longest])]
-    cut = cuts[-1] if cuts and cuts[-1] > longest // 2 else longest - 1
-    return f"{name[:cut].rstrip(' ,:<(_')}…"

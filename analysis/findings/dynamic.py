@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from prunescope.analysis.findings.context import Context, gains_nothing, ms
+from prunescope.analysis.findings.context import Context, gains_nothing
 from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.ledger.gemms import Pair
@@ -17,7 +17,7 @@ from prunescope.taxonomy.families import known
 from prunescope.taxonomy.family import Family
 from prunescope.taxonomy.roles import MLP_ROLES
 from prunescope.taxonomy.run_blocks import WeightStats
-from prunescope.taxonomy.words import percent
+from prunescope.taxonomy.words import ms, percent
 
 _ALL = 0.999  # share from which everything counts as active
 _ROUTED = ("q", "o", *MLP_ROLES)

@@ -7,11 +7,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from prunescope.analysis.findings.context import (
-    Context,
-    ms,
-    shortened,
-)
+from prunescope.analysis.findings.context import Context
 from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.kernels.idle import LOADER, cause_sums, dispatch, host, host_late
 from prunescope.analysis.schema.report import (
@@ -19,7 +15,7 @@ from prunescope.analysis.schema.report import (
 )
 from prunescope.analysis.verdict import caveats
 from prunescope.taxonomy.families import known
-from prunescope.taxonomy.words import percent
+from prunescope.taxonomy.words import ms, percent, shortened
 
 _SOME, _MUCH, _MOST = 0.05, 0.25, 0.4  # of the step
 _NAMED = 0.02  # of the step: idle time worth a line

@@ -13,11 +13,11 @@ from typing import Any
 
 import polars as pl
 
-from prunescope.analysis.findings.context import Context, ms, role_or_kernel, shortened
+from prunescope.analysis.findings.context import Context, role_or_kernel
 from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.kernels.frame import ATTENTION
 from prunescope.analysis.schema.report import clock
-from prunescope.taxonomy.words import percent
+from prunescope.taxonomy.words import ms, percent, shortened
 
 _LARGE = 0.2  # of the step: a large cost
 _SLOW = 0.25  # roofline efficiency below which a cost is slow
@@ -123,7 +123,7 @@ def _costs(c: Context) -> Iterator[_Cost]:
 def _is_whole(c: Context) -> bool:
     """Whether nothing was pruned at all."""
     ladder, family = c.phase.ladder, c.phase.family
-    same = ladder is None or ladder.flop is None or abs(ladder.flop - 1) < 1e-6  # noqa: PLR2004
+    same = ladder is None or ladder.flop is None or abs(ladder.flop - 1) < 1e-6
     return same or (family is not None and family.id == "dense")
 
 

@@ -10,7 +10,6 @@ from prunescope.analysis.findings.context import (
     Context,
     communication,
     is_significant,
-    ms,
     without_communication,
 )
 from prunescope.analysis.findings.registry import Found, finding
@@ -18,7 +17,7 @@ from prunescope.analysis.findings.trust import timing_not_valid
 from prunescope.analysis.kernels.idle import cause_sums
 from prunescope.analysis.schema.report import LedgerPart, is_beyond_noise
 from prunescope.taxonomy.roles import UNPLACED
-from prunescope.taxonomy.words import percent
+from prunescope.taxonomy.words import ms, percent
 
 _DECODE = "decode"
 _NET = 0.05  # of a row: parts of opposite sign worth a mention

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import polars as pl
 
 from prunescope.analysis.findings.added import makes_weights_anew
-from prunescope.analysis.findings.context import Context, ms, shortened
+from prunescope.analysis.findings.context import Context
 from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.kernels.frame import MATMUL, Kernels
 from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.taxonomy.gemm import Gemm
 from prunescope.taxonomy.roles import BACKWARD, WEIGHT_ROLES
-from prunescope.taxonomy.words import percent
+from prunescope.taxonomy.words import ms, percent, shortened
 
 _DECOMPRESS = re.compile(
     r"decompress|sparse\w*_to_dense|(?:^|::)_?to_dense|unpack_?(?:bit|2_?4|24|sparse)",
@@ -204,7 +204,7 @@ def _copied(kernels: Kernels, call: int, gemms: list[Gemm]) -> Gemm | None:
     K. None where activations of that product have these dimensions too."""
     shapes = kernels.calls[call].shapes
     first = shapes[0] if shapes else ()
-    if not isinstance(first, tuple) or len(first) < 2 or not isinstance(first[-1], int):  # noqa: PLR2004
+    if not isinstance(first, tuple) or len(first) < 2 or not isinstance(first[-1], int):
         return None
     last = {first[-2], first[-1]}
     return next((g for g in gemms if last == {g.n, g.k} and g.m not in last), None)
@@ -216,7 +216,7 @@ def _change(kernels: Kernels, call: int, gemm: Gemm) -> str:
     if len(formats) > 1:
         return _CAST
     shape = kernels.calls[call].shapes[0]
-    return _SLICED if len(shape) > 2 and gemm.batch == shape[0] else _LAID_OUT  # noqa: PLR2004
+    return _SLICED if len(shape) > 2 and gemm.batch == shape[0] else _LAID_OUT
 
 
 @finding("unfused-attention", "warning")

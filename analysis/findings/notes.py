@@ -9,12 +9,12 @@ from __future__ import annotations
 import polars as pl
 
 from prunescope.analysis.comparison.equal_information import one_sided_text
-from prunescope.analysis.findings.context import ms, shortened
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.kernels.replay import replayed_begin
 from prunescope.analysis.schema.pair_comparison import SHAPES
 from prunescope.analysis.schema.report import WHOLE_TRACE, Phase
 from prunescope.analysis.timeline.intervals import alone_ns, carry_over_ns, union_ns
+from prunescope.taxonomy.words import ms, shortened
 
 _HIDDEN = 0.05  # of the wall: concurrent or communication time worth a note
 _LATE = 0.05  # of device time: events without a launch worth a warning

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import polars as pl
 
-from prunescope.analysis.findings.context import Context, gains_nothing, ms, sized
+from prunescope.analysis.findings.context import Context, gains_nothing, sized
 from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.kernels.frame import MATMUL, Kernels
-from prunescope.analysis.ledger.calls import Call
+from prunescope.analysis.ledger.gemms import Call
 from prunescope.analysis.verdict.detectors.zeros import MANY_ZEROS
 from prunescope.analysis.verdict.evidence import matrices
 from prunescope.taxonomy.families import cutting, known
-from prunescope.taxonomy.words import percent
+from prunescope.taxonomy.words import ms, percent
 
 _GAIN = 0.95  # of the dense time; 2:4 kernels that take more gain nothing
 

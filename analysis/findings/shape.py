@@ -17,14 +17,14 @@ from prunescope.analysis.device.cores import loads_singly, on_plain_cores
 from prunescope.analysis.device.good import NEAR, Tiling, aligned_neighbours, good_neighbours
 from prunescope.analysis.device.hardware import Device
 from prunescope.analysis.device.tiles import ALIGNED, GOOD, HALF
-from prunescope.analysis.findings.context import Context, ms, role_or_kernel, shortened
+from prunescope.analysis.findings.context import Context, role_or_kernel
 from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.kernels.what_if import is_hidden, spread_at, tiling_of
-from prunescope.analysis.ledger.calls import Call
+from prunescope.analysis.ledger.gemms import Call
 from prunescope.taxonomy.gemm import Gemm
-from prunescope.taxonomy.words import percent
+from prunescope.taxonomy.words import ms, percent, shortened
 
 _KINDS = ("gemm", "batched_gemm", "grouped_gemm")  # a matrix times a vector needs no tensor cores
 _HELD = 0.2  # of a kernel's time, from which the rate of the CUDA cores limits it

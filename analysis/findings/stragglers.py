@@ -16,11 +16,10 @@ import numpy as np
 import polars as pl
 
 from prunescope.analysis.findings.checks import as_finding
-from prunescope.analysis.findings.context import ms, shortened
 from prunescope.analysis.findings.registry import FINDINGS, Found, finding
 from prunescope.analysis.schema.report import Phase
 from prunescope.analysis.timeline.intervals import cover
-from prunescope.taxonomy.words import percent
+from prunescope.taxonomy.words import ms, percent, shortened
 
 _PARTS = 5  # of a difference between two ranks that are listed
 _WORTH = 0.02  # of the wall of the slow rank: a delay worth a finding

@@ -10,13 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from prunescope.analysis.findings.context import (
-    Context,
-    communication,
-    ms,
-    shortened,
-    without_communication,
-)
+from prunescope.analysis.findings.context import Context, communication, without_communication
 from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.inputs.side import Side
 from prunescope.analysis.schema.comparison import NOT_VALID
@@ -26,7 +20,7 @@ from prunescope.analysis.schema.report import (
     is_beyond_noise,
 )
 from prunescope.taxonomy.run import PhaseRun
-from prunescope.taxonomy.words import percent
+from prunescope.taxonomy.words import ms, percent, shortened
 
 _OVERHEAD = 1.3  # profiled ÷ unprofiled time worth a finding
 _WIDE = 0.5  # 10th to 90th percentile ÷ median from which samples are too wide

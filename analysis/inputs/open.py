@@ -201,12 +201,12 @@ def _workload(options: Options) -> GivenWorkload:
         value = getattr(options, name)
         if value is not None and (type(value) is not int or not 0 < value <= _MOST):
             raise PrunescopeError(
-                f"--{name.replace('_', '-')} {value!r} is no count of sequences or tokens",
+                f"--{name.replace('_', '-')} {value!r} is not a number of sequences or tokens",
                 hint=f"a whole number from 1 to {_MOST:,}",
             )
     if options.phase not in (None, PREFILL, DECODE):
         raise PrunescopeError(
-            f"--phase {options.phase!r} is no phase", hint=f"{PREFILL} or {DECODE}"
+            f"--phase {options.phase!r} is not a phase", hint=f"{PREFILL} or {DECODE}"
         )
     return GivenWorkload(
         batch=options.batch,
@@ -283,7 +283,7 @@ def _peaks(side: Side) -> tuple[Peaks | None, Diagnostics]:
     given = find_device(options.device) if options.device else None
     if options.bandwidth is not None and not 0 < options.bandwidth < float("inf"):
         raise PrunescopeError(
-            f"--bandwidth {options.bandwidth:g} is no bandwidth", hint="GB/s, as in 3350"
+            f"--bandwidth {options.bandwidth:g} is not a bandwidth", hint="GB/s, as in 3350"
         )
     if given is not None:
         _refuse_host_ops(side, given)

@@ -25,19 +25,20 @@ from prunescope.analysis.kernels.replay import LEAST, Replay, read_eager
 from prunescope.analysis.kernels.role import GEMM_KINDS, POINTWISE, find_roles
 from prunescope.analysis.kernels.roofline import add_bound, add_waves
 from prunescope.analysis.kernels.work_split import add_work
+from prunescope.analysis.ops.call import OpCall, Work
 from prunescope.analysis.ops.kind import kind_of, op_kind
-from prunescope.analysis.ops.work import OpCall, Work, work_of
+from prunescope.analysis.ops.work import work_of
 from prunescope.analysis.shapes.workload import AutoModel, Filled, ModelConfig
 from prunescope.analysis.timeline.clocks import ClockSkew, clock_skew
 from prunescope.analysis.timeline.correlate import unlinked
+from prunescope.analysis.timeline.intervals import Windows
 from prunescope.analysis.timeline.link import Linked, link, taken
 from prunescope.analysis.timeline.overhead import Recorded, recorded
 from prunescope.analysis.timeline.passes import Passes, find_passes
 from prunescope.analysis.timeline.phase_steps import only_phase, only_picked
 from prunescope.analysis.timeline.scopes import find_scopes, modules_that_ran
-from prunescope.analysis.timeline.steps import Windows
+from prunescope.analysis.trace.collect import NONE, Ints
 from prunescope.analysis.trace.events import Trace
-from prunescope.analysis.trace.load import NONE, Ints
 from prunescope.taxonomy.roles import BACKWARD
 from prunescope.taxonomy.words import percent
 

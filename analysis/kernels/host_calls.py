@@ -15,11 +15,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 from prunescope.analysis.timeline.correlate import launch_of, taken
-from prunescope.analysis.timeline.intervals import Spans, innermost
+from prunescope.analysis.timeline.intervals import Spans, Windows, innermost
 from prunescope.analysis.timeline.link import Linked
-from prunescope.analysis.timeline.steps import Windows
+from prunescope.analysis.trace.collect import NONE, Ints
 from prunescope.analysis.trace.events import Trace
-from prunescope.analysis.trace.load import NONE, Ints
 
 Mask = NDArray[np.bool_]
 

@@ -34,8 +34,8 @@ from prunescope.analysis.timeline.engines import engine_step
 from prunescope.analysis.timeline.intervals import Spans, cover
 from prunescope.analysis.timeline.link import Linked
 from prunescope.analysis.timeline.steps import OWN_PREFIX
+from prunescope.analysis.trace.collect import NONE, Ints
 from prunescope.analysis.trace.events import Trace
-from prunescope.analysis.trace.load import NONE, Ints
 
 CAUSES = ("host", "sync", "memcpy", "blocked", "device", "unknown", "other_step")
 # What the launching thread did in a gap, or why it does not matter; and whose time that is.

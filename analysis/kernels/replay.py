@@ -25,14 +25,17 @@ from prunescope.analysis.kernels.replay_match import (
     Size,
 )
 from prunescope.analysis.kernels.role import GEMM_KINDS, Roles, find_roles
+from prunescope.analysis.ops.call import OpCall
 from prunescope.analysis.ops.kind import kernel_kind, kind_of
-from prunescope.analysis.ops.work import OpCall, work_of
+from prunescope.analysis.ops.work import work_of
+from prunescope.analysis.timeline.correlate import lookup
 from prunescope.analysis.timeline.engines import decode_batch, names_batch
-from prunescope.analysis.timeline.link import Linked, is_graph_launch, lookup, op_of_launch, taken
+from prunescope.analysis.timeline.link import Linked, is_graph_launch, op_of_launch, taken
 from prunescope.analysis.timeline.scopes import find_scopes
 from prunescope.analysis.timeline.steps import OWN_PREFIX, find_windows
+from prunescope.analysis.trace.collect import NONE, Ints
+from prunescope.analysis.trace.event import DEVICE_CATEGORIES
 from prunescope.analysis.trace.events import Trace
-from prunescope.analysis.trace.load import DEVICE_CATEGORIES, NONE, Ints
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.words import percent
 

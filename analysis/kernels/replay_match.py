@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prunescope.analysis.trace.load import NONE, Ints
+from prunescope.analysis.trace.collect import NONE, Ints
 
 UNNAMED = "?"
 _ONE_PASS = 1.5  # times the kernels of a launch: more launches are several passes

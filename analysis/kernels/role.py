@@ -27,9 +27,9 @@ from prunescope.analysis.kernels.role_shapes import (
     with_embeddings,
     with_weights,
 )
-from prunescope.analysis.ops.work import OpCall
+from prunescope.analysis.ops.call import OpCall
 from prunescope.analysis.timeline.scopes import Scopes
-from prunescope.analysis.trace.load import NONE, Ints
+from prunescope.analysis.trace.collect import NONE, Ints
 from prunescope.taxonomy.roles import Place
 
 GEMM_KINDS = ("gemm", "gemv", "batched_gemm", "sparse_gemm", "grouped_gemm")

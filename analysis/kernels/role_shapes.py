@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from prunescope.analysis.ops.call import NoModel, OpCall, operands, tensor
 from prunescope.analysis.ops.kind import op_kind
 from prunescope.analysis.ops.work import work_of
-from prunescope.analysis.trace.load import Ints
+from prunescope.analysis.trace.collect import Ints
 from prunescope.taxonomy.roles import LINEARS, MLP_ROLES
 
 Size = tuple[int, int, int]

@@ -16,7 +16,7 @@ import polars as pl
 from prunescope.analysis.device.hardware import rate_of
 from prunescope.analysis.device.tiles import Launch, in_blocks, shape_loss, tile_of, wave_model
 from prunescope.analysis.kernels.peaks import Peaks
-from prunescope.analysis.ops.work import Work
+from prunescope.analysis.ops.call import Work
 from prunescope.analysis.timeline.grid_units import ITEMS, UNTOLD, grid_units
 from prunescope.analysis.trace.events import Trace
 from prunescope.taxonomy.gemm import Gemm

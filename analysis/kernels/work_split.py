@@ -13,8 +13,8 @@ import polars as pl
 
 from prunescope.analysis.device.cores import multiplied_in
 from prunescope.analysis.kernels.role import GEMM_KINDS, POINTWISE
+from prunescope.analysis.ops.call import OpCall, Work
 from prunescope.analysis.ops.kind import op_kind
-from prunescope.analysis.ops.work import OpCall, Work
 from prunescope.analysis.timeline.link import Linked
 from prunescope.taxonomy.dtypes import dtype, itemsize
 

@@ -43,7 +43,7 @@ class AttributionInputs:
 
     def dense_rows(self, dense: Kernels) -> pl.DataFrame:
         """The frame of the dense side with `unit_layer`, and `ns`: busy time in the ledger's
-        domain, so that no loss of an op is larger than the time beside it."""
+        domain, so that no loss of an op exceeds the time of its row."""
         frame = dense.frame.with_columns(unit_layer=pl.col("layer"))
         return self._in_domain(frame, self.units.dense, self.times.t_d)
 

@@ -131,7 +131,7 @@ def scale_idle(side: Side, wall: Floats) -> Side:
 
 def less_records(side: Side, wall: Floats, cost: Cost | None) -> Side:
     """One side of a CPU trace in the unprofiled domain: what its steps took longer with a profiler
-    is what recording cost, each record alike.
+    is what recording cost, the same for each record.
 
     A record costs no more than nearly all parts took for each of theirs, and no part loses more
     than most of its time. The rest is the machine's drift: taken by one factor, as is all of it

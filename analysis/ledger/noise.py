@@ -163,8 +163,8 @@ def _drawn(units: Units, domain: Domain) -> tuple[Both, Both | None] | None:
         n if placement is None else int(placement[-1]) + 1
         for n, placement in zip(counts, placements, strict=True)
     ]
-    alike = (placements[0] is None) == (placements[1] is None)
-    picks = _paired_picks(draw, groups[0], groups[1], alike=alike)
+    one_kind = (placements[0] is None) == (placements[1] is None)
+    picks = _paired_picks(draw, groups[0], groups[1], one_kind=one_kind)
     steps = _step_weights(picks[0], placements[0]), _step_weights(picks[1], placements[1])
     return steps, _sample_walls(draw, domain) if len(sides[0]) and len(sides[1]) else None
 
@@ -188,12 +188,12 @@ def _is_below_zero(t: Times, domain: Domain) -> bool:
 
 
 def _paired_picks(
-    draw: np.random.Generator, dense: int, pruned: int, *, alike: bool = True
+    draw: np.random.Generator, dense: int, pruned: int, *, one_kind: bool = True
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Draws of both sides [replicates, number]; the same ones where their numbers agree, unless
-    they are not `alike`: placements of the one and steps of the other."""
+    they are not of `one_kind`: placements of one side and steps of the other."""
     picks = sample_placements(draw, dense, REPLICATES)
-    same = alike and dense == pruned
+    same = one_kind and dense == pruned
     return picks, picks if same else sample_placements(draw, pruned, REPLICATES)
 
 
@@ -281,7 +281,7 @@ def interval(replicates: Floats) -> list[float]:
 
 def halves(units: Units, domain: Domain) -> Split | None:
     """Dense against dense, one replicate a way to split the dense placements that profiled in
-    halves, or the steps where one alone did or nobody knows which (all ways, or 50 at random). None
+    halves, or the steps where only one did or that is unknown (all ways, or 50 at random). None
     with one step."""
     steps = units.dense.busy.shape[1]
     if steps < 2:

@@ -1,4 +1,4 @@
-"""The purpose of added work (only the pruned side does it), for overheads and findings alike.
+"""The purpose of added work (only the pruned side does it), for overheads and for findings.
 
 In: the role, kind, op (else kernel) and operands of new work. Out: a purpose of PURPOSES.
 """

@@ -221,3 +221,20 @@ def scalar_type(call: OpCall, index: int) -> str | None:
     """Our name of an `out_dtype` argument; None where the trace does not say."""
     found = integers(call, index)
     return _SCALAR_TYPES.get(found[0]) if found and len(found) == 1 else None
+
+
+def broadcast(*shapes: tuple[int, ...]) -> tuple[int, ...]:
+    """The common shape of tensors, aligned at the right. Raises NoModel where there is none."""
+    rank = max((len(s) for s in shapes), default=0)
+    result = []
+    for i in range(-rank, 0):
+        sizes = {s[i] for s in shapes if len(s) >= -i} - {1}
+        if len(sizes) > 1:
+            raise NoModel
+        result.append(sizes.pop() if sizes else 1)
+    return tuple(result)
+
+
+def bytes_only(parts: list[float | None], *, kind: str, dtype: str | None = None) -> Work:
+    """Work without matrix FLOPs."""
+    return Work(flop=0, bytes=total(parts), gemms=(), dtype=dtype, kind=kind)

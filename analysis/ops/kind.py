@@ -11,7 +11,8 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from prunescope.analysis.ops.work import USUAL_KINDS, OpCall, work_of
+from prunescope.analysis.ops.call import USUAL_KINDS, OpCall
+from prunescope.analysis.ops.work import work_of
 
 _VIEWS = """
     alias as_strided as_strided_ detach detach_ diagonal expand expand_as broadcast_to

@@ -14,6 +14,7 @@ from prunescope.analysis.ops.call import (
     OpCall,
     Operand,
     Work,
+    broadcast,
     number,
     op_model,
     optional,
@@ -234,15 +235,3 @@ def _product(a: Operand, b: Operand) -> Gemm:
         return Gemm(math.prod(left[:-1]), right[1], left[-1])
     batch = math.prod(broadcast(left[:-2], right[:-2]))
     return Gemm(left[-2], right[-1], left[-1], batch=batch)
-
-
-def broadcast(*shapes: tuple[int, ...]) -> tuple[int, ...]:
-    """The common shape of tensors, aligned at the right. Raises NoModel where there is none."""
-    rank = max((len(s) for s in shapes), default=0)
-    result = []
-    for i in range(-rank, 0):
-        sizes = {s[i] for s in shapes if len(s) >= -i} - {1}
-        if len(sizes) > 1:
-            raise NoModel
-        result.append(sizes.pop() if sizes else 1)
-    return tuple(result)

@@ -12,6 +12,7 @@ from prunescope.analysis.ops.call import (
     OpCall,
     Operand,
     Work,
+    bytes_only,
     integers,
     op_model,
     optional,
@@ -20,7 +21,6 @@ from prunescope.analysis.ops.call import (
     tensor_list,
     total,
 )
-from prunescope.analysis.ops.pointwise import bytes_only
 
 
 @op_model("aten::copy_", "aten::_copy_from", "aten::_copy_from_and_resize", kind="layout")

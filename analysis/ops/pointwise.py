@@ -15,6 +15,8 @@ from prunescope.analysis.ops.call import (
     OpCall,
     Operand,
     Work,
+    broadcast,
+    bytes_only,
     flag,
     integers,
     op_model,
@@ -26,7 +28,6 @@ from prunescope.analysis.ops.call import (
     text,
     total,
 )
-from prunescope.analysis.ops.matmul import broadcast
 
 _FORMATS = ("bool", "int8", "int16", "int32", "int64", "fp8", "fp16", "bf16", "fp32", "fp64")
 _FIRST_FLOAT = _FORMATS.index("fp8")
@@ -54,11 +55,6 @@ _FLOATS_OF_INTEGERS = """
     div atan2 cosh sinh
 """
 _FLOATING = frozenset(f"aten::{name}" for name in _FLOATS_OF_INTEGERS.split())
-
-
-def bytes_only(parts: list[float | None], *, kind: str, dtype: str | None = None) -> Work:
-    """Work without matrix FLOPs."""
-    return Work(flop=0, bytes=total(parts), gemms=(), dtype=dtype, kind=kind)
 
 
 def promoted(tensors: list[Operand]) -> str | None:

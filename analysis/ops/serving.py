@@ -13,6 +13,7 @@ from prunescope.analysis.ops.call import (
     OpCall,
     Operand,
     Work,
+    bytes_only,
     op_model,
     operands,
     optional,
@@ -21,7 +22,6 @@ from prunescope.analysis.ops.call import (
     tensor,
 )
 from prunescope.analysis.ops.matmul import gemm_work, pair, rows
-from prunescope.analysis.ops.pointwise import bytes_only
 from prunescope.taxonomy.gemm import Gemm
 
 

@@ -155,7 +155,7 @@ def _table(
     return rows
 
 
-def _row_at_share(  # noqa: PLR0913 - what is held equal, and for what
+def _row_at_share(
     base: Setting, family: Family, by: str, share: float, dense: Answer, given: Mapping[str, Any]
 ) -> Ranked:
     """A family where it removes `share` of the parameters, or of the FLOPs of what takes longer:

@@ -48,7 +48,7 @@ _UNIT = re.compile(
 )  # the space in front of one
 _COUNT = re.compile(r"\bn = (?=\d)")
 
-_FORMULA = re.compile(r"^\s*[=+\-@＝＋－＠\t\r\n]")  # noqa: RUF001
+_FORMULA = re.compile(r"^\s*[=+\-@＝＋－＠\t\r\n]")
 _ASCII = str.maketrans({
     "×": "x", "·": "-", "÷": "/", "µ": "u", "≥": ">=", "≤": "<=", "≈": "~", "→": "->", "−": "-",
     "±": "+-", "–": "-", "…": "...", "Σ": "sum ", "≠": "!=", "↳": "`-", "█": "#", "░": "-",

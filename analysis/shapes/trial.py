@@ -15,8 +15,7 @@ import polars as pl
 from prunescope.analysis.device.hardware import Device
 from prunescope.analysis.ops.call import Work
 from prunescope.analysis.shapes import evidence
-from prunescope.analysis.shapes.align import align
-from prunescope.analysis.shapes.by_modules import assign_by_modules
+from prunescope.analysis.shapes.align import align, assign_by_modules
 from prunescope.analysis.shapes.counts import Count, CountingKernels, RowCounts
 from prunescope.analysis.shapes.grids import Intervals, holds, meet, only, written
 from prunescope.analysis.shapes.items import Assignment, Item, Placed
@@ -24,8 +23,8 @@ from prunescope.analysis.shapes.ranks import Experts, experts_of
 from prunescope.analysis.shapes.slots import formats
 from prunescope.analysis.shapes.workload import UNKNOWN, ModelConfig, Tokens, annotated
 from prunescope.analysis.timeline.engines import engine_step
+from prunescope.analysis.timeline.intervals import Windows
 from prunescope.analysis.timeline.link import Linked
-from prunescope.analysis.timeline.steps import Windows
 from prunescope.analysis.trace.events import Trace
 from prunescope.taxonomy.dtypes import itemsize
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from prunescope.analysis.timeline.steps import Windows
+from prunescope.analysis.timeline.intervals import Windows
+from prunescope.analysis.trace.collect import NONE, Ints
 from prunescope.analysis.trace.events import Trace
-from prunescope.analysis.trace.load import NONE, Ints
 
 _AS_A_RULE = 0.5  # share of correlation ids that name a launch
 _TRUSTED = 0.9  # share of kernels whose External id names an op that can have launched them

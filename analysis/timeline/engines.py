@@ -19,8 +19,8 @@ import numpy as np
 
 from prunescope.analysis.ops.kind import MATMUL_KINDS, kernel_kind
 from prunescope.analysis.ops.work import work_of
+from prunescope.analysis.trace.collect import Ints
 from prunescope.analysis.trace.events import Trace
-from prunescope.analysis.trace.load import Ints
 
 PHASES = ("prefill", "decode", "mixed", "unknown")
 _COUNTS = re.compile(r"execute_(?:\d{1,9}_)?context_(\d{1,9})\b.{0,400}_generation_(\d{1,9})\b")

@@ -12,8 +12,8 @@ import re
 import numpy as np
 
 from prunescope.analysis.timeline.correlate import launch_of, taken
+from prunescope.analysis.trace.collect import Ints
 from prunescope.analysis.trace.events import Trace
-from prunescope.analysis.trace.load import Ints
 
 BLOCKS, ITEMS, UNTOLD = 0, 1, 2
 _TAKES_ITEMS = re.compile(r"hip(?:Ext|Hcc)ModuleLaunchKernel")

@@ -11,9 +11,31 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from prunescope.analysis.trace.load import NONE, Ints
+from prunescope.analysis.trace.collect import NONE, Ints
 
 _DEEP = 256  # rounds of jumps: calls nest less deep, and each is a pass over what is left
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Host windows of the steps, in time order. `source`: "prunescope" | "pattern" |
+    "engine" | "ProfilerStep" | "whole". `picked`: those of them that a pattern keeps, None where
+    it names annotations that are no steps otherwise, and without a pattern."""
+
+    start: Ints
+    end: Ints
+    source: str
+    names: list[str]
+    picked: Ints | None = None
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def step_of(self, ts: Ints) -> Ints:
+        """The step whose window holds each time, -1 outside every window."""
+        at = np.searchsorted(self.start, ts, side="right") - 1
+        inside = (at >= 0) & (ts < self.end[np.maximum(at, 0)])
+        return np.where(inside, at, -1)
 
 
 def cover(start: Ints, end: Ints, begin: int) -> tuple[Ints, Ints]:

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from prunescope.analysis.timeline.steps import Windows
+from prunescope.analysis.timeline.intervals import Windows
+from prunescope.analysis.trace.collect import Ints
 from prunescope.analysis.trace.events import Trace
-from prunescope.analysis.trace.load import Ints
 
 # cudaStreamBeginCapture_ptsz, cuStreamBeginCaptureToGraph_v2, hipStreamBeginCapture, ...
 _BEGIN, _END = "streambegincapture", "streamendcapture"

@@ -20,11 +20,11 @@ from prunescope.analysis.timeline.correlate import (
     steps_of_events,
     taken,
 )
-from prunescope.analysis.timeline.intervals import cover, innermost, parents
+from prunescope.analysis.timeline.intervals import Windows, cover, innermost, parents
 from prunescope.analysis.timeline.launches import lost_launches
-from prunescope.analysis.timeline.steps import OWN_PREFIX, Windows
+from prunescope.analysis.timeline.steps import OWN_PREFIX
+from prunescope.analysis.trace.collect import NONE, Ints
 from prunescope.analysis.trace.events import Trace
-from prunescope.analysis.trace.load import NONE, Ints
 
 __all__ = ["Linked", "is_graph_launch", "link", "link_device", "link_host", "lookup",
            "op_of_launch", "taken"]  # fmt: skip

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prunescope.analysis.timeline.intervals import innermost
+from prunescope.analysis.timeline.intervals import Windows, innermost
 from prunescope.analysis.timeline.link import Linked
-from prunescope.analysis.timeline.steps import Windows
+from prunescope.analysis.trace.collect import Ints
 from prunescope.analysis.trace.events import Trace
-from prunescope.analysis.trace.load import Ints
 
 # A span around a module costs two hooks in Python and its record: benchmarks/same.md.
 SPAN = 8

@@ -10,11 +10,11 @@ import dataclasses
 import numpy as np
 
 from prunescope.analysis.timeline.engines import PHASES, engine_step
+from prunescope.analysis.timeline.intervals import Windows
 from prunescope.analysis.timeline.launches import lost_launches
 from prunescope.analysis.timeline.link import PER_ROW, Linked
-from prunescope.analysis.timeline.steps import Windows
+from prunescope.analysis.trace.collect import NONE, Ints
 from prunescope.analysis.trace.events import Trace
-from prunescope.analysis.trace.load import NONE, Ints
 
 
 def phases_of(windows: Windows) -> list[str]:

@@ -15,8 +15,8 @@ import numpy as np
 
 from prunescope.analysis.timeline.intervals import innermost, parents
 from prunescope.analysis.timeline.steps import OWN_PREFIX
+from prunescope.analysis.trace.collect import MODULE, NONE, Ints
 from prunescope.analysis.trace.events import Trace
-from prunescope.analysis.trace.load import MODULE, NONE, Ints
 from prunescope.taxonomy.roles import Place, locate_all
 
 _PATH = re.compile(r"[A-Za-z_]\w*(?:\.\w+)*$")

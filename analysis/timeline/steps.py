@@ -9,42 +9,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from os.path import commonprefix
 
 import numpy as np
 
 from prunescope.analysis.timeline.engines import engine_step, find_iterations
+from prunescope.analysis.timeline.intervals import Windows
+from prunescope.analysis.trace.collect import Ints
 from prunescope.analysis.trace.events import Trace
-from prunescope.analysis.trace.load import Ints
 from prunescope.taxonomy.errors import PrunescopeError
 
 OWN_STEP = re.compile(r"prunescope\.step#\d+$")
 OWN_PREFIX = "prunescope."
 _SHOWN = 60  # characters of a name in a hint
 _PROFILER_STEP = re.compile(r"ProfilerStep#\d+$")
-
-
-@dataclass(frozen=True)
-class Windows:
-    """Host windows of the steps, in time order. `source`: "prunescope" | "pattern" |
-    "engine" | "ProfilerStep" | "whole". `picked`: those of them that a pattern keeps, None where
-    it names annotations that are no steps otherwise, and without a pattern."""
-
-    start: Ints
-    end: Ints
-    source: str
-    names: list[str]
-    picked: Ints | None = None
-
-    def __len__(self) -> int:
-        return len(self.start)
-
-    def step_of(self, ts: Ints) -> Ints:
-        """The step whose window holds each time, -1 outside every window."""
-        at = np.searchsorted(self.start, ts, side="right") - 1
-        inside = (at >= 0) & (ts < self.end[np.maximum(at, 0)])
-        return np.where(inside, at, -1)
 
 
 def find_windows(trace: Trace, *, phase_pattern: str | None = None) -> Windows:

@@ -14,20 +14,17 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from prunescope.analysis.trace.reader import Args, Event
+from prunescope.analysis.trace.event import (
+    DEVICE_CATEGORIES,
+    LAUNCH_CATEGORIES,
+    OP_CATEGORIES,
+    Args,
+    Event,
+)
 from prunescope.taxonomy.errors import PrunescopeError
 
 Ints = NDArray[np.int64]
 
-# XPU, NPU and other backends of PyTorch write kernels as CUDA does; MTIA and HPU have categories of
-# their own. With a capital: as profilers before PyTorch 1.12 wrote them.
-DEVICE_CATEGORIES = {"kernel": 0, "gpu_memcpy": 1, "gpu_memset": 2,
-                     "Kernel": 0, "Memcpy": 1, "Memset": 2,
-                     "mtia_ccp_events": 0, "hpu_op": 0}  # fmt: skip
-OP_CATEGORIES = ("cpu_op", "Operator")
-LAUNCH_CATEGORIES = ("cuda_runtime", "cuda_driver", "hip_runtime", "hip_driver", "xpu_runtime",
-                     "xpu_driver", "privateuse1_runtime", "privateuse1_driver", "mtia_runtime",
-                     "Runtime")  # fmt: skip
 MODULE = "nn.Module: "
 MAX_ROWS = 20_000_000  # events of one kind: 2 GB of columns
 NONE = -1  # an absent id in an integer column

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from prunescope.analysis.ops.work import OpCall
+from prunescope.analysis.ops.call import OpCall
 from prunescope.analysis.trace.collect import COLUMNS, Ints
 from prunescope.analysis.trace.reader import Source
 

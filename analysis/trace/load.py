@@ -14,18 +14,10 @@ from typing import Any
 
 import msgspec
 
-from prunescope.analysis.ops.work import OpCall
-from prunescope.analysis.trace.collect import (
-    DEVICE_CATEGORIES,
-    LAUNCH_CATEGORIES,
-    MODULE,
-    NONE,
-    Call,
-    Collector,
-    Ints,
-)
+from prunescope.analysis.ops.call import OpCall
+from prunescope.analysis.trace.collect import MODULE, NONE, Call, Collector, Ints
+from prunescope.analysis.trace.event import DEVICE_CATEGORIES, LAUNCH_CATEGORIES, LEAN
 from prunescope.analysis.trace.events import Trace, stacks_left_out
-from prunescope.analysis.trace.lean_events import LEAN
 from prunescope.analysis.trace.reader import Source
 from prunescope.analysis.trace.repair import clean, correlate
 from prunescope.analysis.trace.shares import join_shares

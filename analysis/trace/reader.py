@@ -16,10 +16,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 
+from prunescope.analysis.trace.event import Event
 from prunescope.analysis.trace.unpack import MAX_RATIO, Ahead, is_bomb, unpacked
 from prunescope.taxonomy.errors import PrunescopeError
 
@@ -32,48 +33,6 @@ _MAX_DEPTH = 100_000  # brackets around one another
 _WINDOWS = (8 << 10, 256 << 10)
 _TRIES = 3
 _PADDING = b" \t\r\n\0"
-# From 2^42 us on, a double no longer tells all nanoseconds apart: read the decimal text instead.
-_EXACT_FROM_US = float(1 << 42)
-
-Number = int | float | str | None
-Near = Annotated[float, msgspec.Meta(gt=-_EXACT_FROM_US, lt=_EXACT_FROM_US)]
-
-
-class Args(msgspec.Struct, gc=False):
-    """The arguments that prunescope reads; every other one is skipped while decoding."""
-
-    correlation: Number = None
-    external_id: Number = msgspec.field(default=None, name="External id")
-    external_id_legacy: Number = msgspec.field(default=None, name="external id")
-    stream: Number = None
-    device: Number = None
-    dims: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="Input Dims")
-    dims_legacy: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="Input dims")
-    types: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="Input type")
-    strides: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="Input Strides")
-    concrete: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="Concrete Inputs")
-    sequence: Number = msgspec.field(default=None, name="Sequence number")
-    grid: list[int] | None = None
-    block: list[int] | None = None
-    registers: Number = msgspec.field(default=None, name="registers per thread")
-    shared_memory: Number = msgspec.field(default=None, name="shared memory")
-    bytes: Number = None
-    kernel: str | int | float | None = None  # ROCm names the kernel at its launch
-    graph_node: Number = msgspec.field(default=None, name="graph node id")
-
-
-class Event(msgspec.Struct, gc=False):
-    """One event; times in the file's microseconds. `id`: of a flow arrow."""
-
-    ph: str = ""
-    id: Number = None
-    cat: str | None = None
-    name: str = ""
-    pid: Number = None
-    tid: Number = None
-    ts: int | Near | None = None
-    dur: int | float | None = None
-    args: Args | None = None
 
 
 class ExactEvent(Event, gc=False):
@@ -103,7 +62,7 @@ class Source:
     profiler writes. `repaired`: invalid JSON was mended. `meta`: the top-level keys but the events.
     `member`: the trace that is meant where the file is a zip of several. `share`: (i, n) reads only
     every n-th block, from the i-th on; `has_end`: the last block was one of them. `decoder`: tried
-    first, of less than whole events (lean_events.py)."""
+    first, of less than whole events (event.py)."""
 
     path: Path
     member: str | None = None

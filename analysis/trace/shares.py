@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from prunescope.analysis.trace.collect import COLUMNS, NONE, Collector, Columns, Ints
-from prunescope.analysis.trace.lean_events import LEAN
+from prunescope.analysis.trace.event import LEAN
 from prunescope.analysis.trace.reader import Source
 
 # Columns that hold ids, and the table that tells what of.

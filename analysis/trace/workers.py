@@ -193,7 +193,7 @@ def begin_early(words: Sequence[str]) -> None:
     """Begin to read the large files among the words of a command, two at most: a subject and its
     baseline, or the largest of a run. What nobody asks for ends with this process."""
     for path in (path for word in words for path in _traces_of(Path(word))):
-        if len(_begun) == 2 or _key(path, None) in _begun:  # noqa: PLR2004
+        if len(_begun) == 2 or _key(path, None) in _begun:
             continue
         if (workers := begin(path, early=True)) is not None:
             _begun[_key(path, None)] = workers

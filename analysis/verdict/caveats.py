@@ -89,8 +89,8 @@ CAVEATS: dict[str, Callable[..., str]] = {
         f"{percent(now)} of busy time has a role, {percent(before)} in the dense trace"
     ),
     "other-roles": lambda now, before: (
-        f"the two traces do not tell roles in the same way (of {percent(now)} of busy time, in the "
-        f"dense trace of {percent(before)}): GEMMs without a role pair by their order alone"
+        f"the roles of the two traces come from different sources ({percent(now)} of busy time has "
+        f"one, {percent(before)} in the dense trace): GEMMs without a role are paired by order"
     ),
     "unequal-steps": lambda low, high: f"steps hold {low} to {high} kernels",
 }
@@ -211,8 +211,8 @@ def _roles(dense: Kernels, pruned: Kernels) -> Iterator[Caveat]:
     if _roles_by_count(pruned) >= _roles_by_count(dense) - _FALL:
         return
     # Replays without an eager trace, and a trace without modules, know of fewer roles.
-    alike = dense.roles_from == pruned.roles_from and dense.is_replay == pruned.is_replay
-    if alike:
+    same_source = dense.roles_from == pruned.roles_from and dense.is_replay == pruned.is_replay
+    if same_source:
         yield Caveat("fewer-roles", numbers=(now, before))
     else:
         yield Caveat("other-roles", numbers=(now, before))

@@ -14,8 +14,7 @@ import polars as pl
 
 from prunescope.analysis.comparison.differences import ROWS, difference_text, not_comparable_text
 from prunescope.analysis.kernels.frame import Kernels
-from prunescope.analysis.ledger.calls import Call
-from prunescope.analysis.ledger.gemms import Pair
+from prunescope.analysis.ledger.gemms import Call, Pair
 from prunescope.analysis.schema.pair_comparison import Difference
 from prunescope.analysis.verdict.evidence import Evidence, Reason, most_common
 from prunescope.taxonomy.roles import GROUPS, MLP_ROLES, QKV_ROLES

@@ -146,7 +146,7 @@ def _unmoved(e: Evidence) -> FamilyVerdict:
             "no GEMM moved and no work was added: nothing was pruned, or zeros are in dense "
             "tensors, which a bare trace cannot show (a run's census does)"
         )
-        # What leaves every shape and kernel as it is, so that only a census tells them apart.
+        # These change no shape and no kernel: only weight statistics tell them apart.
         unseen = [one.id for one in families() if not one.cuts or one.zeroes_weights]
         return FamilyVerdict(id="unknown", confidence=0.5, evidence=[line], alternatives=unseen)
     if (moved := _other_weights(e)) is not None:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from prunescope.analysis.pipeline import Options, analyze
+from prunescope.analysis.inputs.options import Options
+from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.schema.report import Phase
 from tests.analysis.edits import Edit, Event
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prunescope.analysis.findings.registry import SEVERITIES
-from prunescope.analysis.inputs.side import Options
+from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.schema.report import Finding, Phase, Report
 from tests.analysis import decoder as runs

@@ -18,7 +18,8 @@ import pytest
 
 from prunescope.analysis import hta as hta_bridge
 from prunescope.analysis.hta import HtaAnswer, ours, second_opinion
-from prunescope.analysis.pipeline import Options, analyze
+from prunescope.analysis.inputs.options import Options
+from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.measured import second_opinion as sentences
 from prunescope.analysis.trace.load import load
 from tests.chrome import chrome, gap, k, op, save, step

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from prunescope.analysis.pipeline import Options, analyze
+from prunescope.analysis.inputs.options import Options
+from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report import sentences
 from prunescope.analysis.schema.report import Phase, from_json, to_json
 from prunescope.taxonomy.errors import PrunescopeError

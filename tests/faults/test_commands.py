@@ -280,7 +280,8 @@ def test_sweep(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     """Stopped in its second capture it keeps the first, and the same request does the rest alone.
     A result for which memory does not suffice is recorded, and does not end the sweep."""
     from prunescope.tracer.sweep import job as sweep_job
-    from prunescope.tracer.sweep.sweep import SweepRequest, sweep
+    from prunescope.tracer.sweep.request import SweepRequest
+    from prunescope.tracer.sweep.sweep import sweep
 
     fail, code = FAULTS[fault]
     monkeypatch.setattr(sweep_job, "TOKENS", 64)

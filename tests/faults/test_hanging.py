@@ -183,7 +183,8 @@ def test_a_worker_that_dies_ends_neither_the_sweep_nor_its_record(
 ) -> None:
     """The engine for ray, without ray: the result in hand failed, what was not begun is pending."""
     from prunescope.tracer.sweep.engines import ray
-    from prunescope.tracer.sweep.sweep import SweepRequest, summary, sweep
+    from prunescope.tracer.sweep.request import SweepRequest
+    from prunescope.tracer.sweep.sweep import summary, sweep
 
     begun: list[str] = []
 

@@ -105,7 +105,7 @@ def test_a_capture_that_fails_leaves_no_hook(model: Any, tmp_path: Path) -> None
     ids = torch.zeros(1, 8, dtype=torch.long)
     before = state(model)["hooks"]
     for failing in range(3):
-        with (  # noqa: SIM117
+        with (
             pytest.raises(ZeroDivisionError),
             prunescope.capture(model, out=tmp_path / "f", warmup=0, repeats=1, steps=1) as c,
         ):

@@ -9,7 +9,8 @@ import random
 from pathlib import Path
 from typing import Any
 
-from prunescope.analysis.pipeline import Options, analyze
+from prunescope.analysis.inputs.options import Options
+from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.schema.report import Phase, from_json, to_json
 from prunescope.taxonomy.errors import PrunescopeError
 from tests.fuzz.mutate import mutated

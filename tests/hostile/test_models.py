@@ -209,7 +209,8 @@ def test_damaged_gguf_files_are_refused(number: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", SWEEPS, ids=range(len(SWEEPS)))
 def test_hostile_sweep_files_are_refused(text: str, tmp_path: Path) -> None:
-    from prunescope.tracer.sweep.sweep import SweepRequest, plan_of
+    from prunescope.tracer.sweep.request import SweepRequest
+    from prunescope.tracer.sweep.sweep import plan_of
 
     path = tmp_path / "sweep.yaml"
     path.write_text(text)
@@ -221,7 +222,8 @@ def test_hostile_sweep_files_are_refused(text: str, tmp_path: Path) -> None:
 
 def test_a_hostile_family_stays_in_the_folder_of_the_sweep(tmp_path: Path) -> None:
     """A family may be a path or a function: the ids of its results are plain names."""
-    from prunescope.tracer.sweep.sweep import SweepRequest, plan_of
+    from prunescope.tracer.sweep.request import SweepRequest
+    from prunescope.tracer.sweep.sweep import plan_of
 
     path = tmp_path / "sweep.yaml"
     names = json.dumps([ATTACK, "../../x", "/etc/passwd", "a:b", "x" * 5000 + "/y"])

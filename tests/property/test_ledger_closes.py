@@ -173,7 +173,7 @@ def test_scaling_reaches_the_wall(busy: float, gap: float, tail: float, wall: in
 @given(
     busy=NS, gap=NS, tail=NS, inside=COUNT, before=COUNT, after=COUNT, wall=st.integers(1, 10**8)
 )
-def test_what_records_cost_is_taken_by_their_number(  # noqa: PLR0913 - of three parts
+def test_what_records_cost_is_taken_by_their_number(
     *, busy: float, gap: float, tail: float,
     inside: float, before: float, after: float, wall: int,
 ) -> None:  # fmt: skip

@@ -22,7 +22,8 @@ from torch.overrides import TorchFunctionMode  # noqa: E402
 
 from prunescope.taxonomy.run import read_run  # noqa: E402
 from prunescope.tracer.capture import placements  # noqa: E402
-from prunescope.tracer.capture.trace import TraceRequest, trace  # noqa: E402
+from prunescope.tracer.capture.request import TraceRequest  # noqa: E402
+from prunescope.tracer.capture.trace import trace  # noqa: E402
 from prunescope.tracer.machine import peaks  # noqa: E402
 
 pytestmark = pytest.mark.torch

@@ -1,4 +1,4 @@
-"""A family that nobody has heard of takes three files, those in made_up/, and no other change."""
+"""A new family takes the three files in made_up/, and no other change."""
 
 from __future__ import annotations
 

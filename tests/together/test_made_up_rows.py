@@ -16,8 +16,8 @@ from prunescope.analysis.findings import registry
 from prunescope.analysis.findings.context import Context
 from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.ops import matmul
-from prunescope.analysis.ops.call import MODELS, USUAL_KINDS
-from prunescope.analysis.ops.work import OpCall, Work, op_model, work_of
+from prunescope.analysis.ops.call import MODELS, USUAL_KINDS, OpCall, Work, op_model
+from prunescope.analysis.ops.work import work_of
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.markdown import render_markdown
 from prunescope.cli import app

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.kernels.peaks import run_peaks
-from prunescope.analysis.pipeline import Options, analyze
+from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report import titles
 from prunescope.analysis.schema.report import Report
 from prunescope.taxonomy.formats import changed

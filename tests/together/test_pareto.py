@@ -246,7 +246,8 @@ def test_json_is_the_struct() -> None:
 @pytest.mark.torch
 @pytest.mark.slow
 def test_a_real_sweep_end_to_end(tmp_path: Path) -> None:
-    from prunescope.tracer.sweep.sweep import SweepRequest, sweep
+    from prunescope.tracer.sweep.request import SweepRequest
+    from prunescope.tracer.sweep.sweep import sweep
 
     config = tmp_path / "c.yaml"
     config.write_text(

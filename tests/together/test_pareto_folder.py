@@ -11,7 +11,7 @@ import pytest
 
 from prunescope.analysis.pareto import pareto
 from prunescope.analysis.pipeline import Analysis
-from prunescope.analysis.schema.report import Totals
+from prunescope.analysis.schema.sides import Totals
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import read
 from prunescope.taxonomy.run import PhaseRun, Placement, Run

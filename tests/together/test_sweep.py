@@ -28,8 +28,9 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import changed
 from prunescope.taxonomy.run import read_run
 from prunescope.tracer.machine import peaks
+from prunescope.tracer.sweep.request import SweepRequest
 from prunescope.tracer.sweep.state import SweepFolder, timing_slot
-from prunescope.tracer.sweep.sweep import SweepRequest, plan_of, summary, sweep
+from prunescope.tracer.sweep.sweep import plan_of, summary, sweep
 from tests.small_capture import PEAKS, SMALL_SWEEP, same_peaks
 
 ROOT = Path(__file__).resolve().parents[2]

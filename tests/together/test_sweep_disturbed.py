@@ -14,7 +14,8 @@ import pytest
 from prunescope.taxonomy.formats import changed, read
 from prunescope.taxonomy.run import read_run
 from prunescope.taxonomy.run_blocks import MeasuredPeaks, MeasuredRates
-from prunescope.tracer.sweep.sweep import SweepRequest, sweep
+from prunescope.tracer.sweep.request import SweepRequest
+from prunescope.tracer.sweep.sweep import sweep
 from tests.small_capture import PEAKS, SMALL_SWEEP, same_peaks
 
 SMALL = SMALL_SWEEP.replace("[static-m, static-nk-mlp]", "[static-m]")

@@ -20,7 +20,8 @@ from prunescope.taxonomy.run import read_run
 from prunescope.taxonomy.run_quality import TaskScore
 from prunescope.tracer.quality import tasks
 from prunescope.tracer.quality.tasks import TaskList, changes, score_tasks
-from prunescope.tracer.sweep.sweep import SweepRequest, plan_of, sweep
+from prunescope.tracer.sweep.request import SweepRequest
+from prunescope.tracer.sweep.sweep import plan_of, sweep
 
 INSTALLED = importlib.util.find_spec("lm_eval") is not None
 TASK = """\

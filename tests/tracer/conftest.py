@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from prunescope.tracer.capture.trace import TraceRequest, trace
+from prunescope.tracer.capture.request import TraceRequest
+from prunescope.tracer.capture.trace import trace
 from prunescope.tracer.model.load import load_model
 from tests.small_capture import PEAKS
 

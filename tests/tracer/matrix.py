@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from prunescope.analysis.inputs.open import open_side
-from prunescope.analysis.inputs.side import Options
+from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.schema.report import Report
 from prunescope.taxonomy.errors import PrunescopeError

@@ -53,7 +53,7 @@ def detector(family_id: str) -> Callable[[Detect], Detect]:
 
 @cache
 def detectors() -> tuple[Detector, ...]:
-    """Every family's detector, in the order of this file. A family without one cannot be told from
+    """Every family's detector, in the order of this file. A family without one cannot be read from
     traces. Raises ValueError where a family has two."""
     found: dict[str, Detect] = {}
     for file in pkgutil.iter_modules(__path__):

@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 
-from prunescope.analysis.ledger.calls import Call
-from prunescope.analysis.ledger.gemms import Pair
+from prunescope.analysis.ledger.gemms import Call, Pair
 from prunescope.analysis.verdict.detectors import detector
 from prunescope.analysis.verdict.evidence import Detection, Evidence, most_common
 
@@ -88,7 +87,7 @@ def _by_shapes(e: Evidence) -> Detection | None:
             halves[m, n, rank] += count
         if halves == more and all(rank < min(n, k) for _, n, k in lacks):
             line = (
-                f"{lacks.total()} GEMMs became two through a rank of {rank}, told by their shapes"
+                f"{lacks.total()} GEMMs became two through a rank of {rank}, read from their shapes"
             )
             return Detection([line], _touches({*lacks}, {*halves}), confidence=0.8)
     return None

@@ -11,8 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from prunescope.analysis.ledger.calls import Call
-from prunescope.analysis.ledger.gemms import Pair
+from prunescope.analysis.ledger.gemms import Call, Pair
 from prunescope.analysis.verdict.detectors import detector
 from prunescope.analysis.verdict.evidence import Detection, Evidence, fell
 from prunescope.taxonomy.roles import QKV_ROLES
@@ -74,7 +73,7 @@ class _Fallen:
 
 
 def _fewer_units(e: Evidence, *fallen: _Fallen) -> Detection:
-    """What was seen where heads, channels or both fell, beside what the stream took."""
+    """The detection where heads, channels or both fell, less what the residual stream took."""
     stream = _stream_widths(e)
     experts = EXPERT_ROLES if expert_channels(e, stream)[0] else ()
 
@@ -188,9 +187,9 @@ def _sizes_kept(e: Evidence, roles: tuple[str, ...], axis: str) -> str:
     if example is None:
         return ""
     role = example.key[1]
-    alike = [_sizes(p, axis) for p in fallen if p.key[1] == role]
+    widths = [_sizes(p, axis) for p in fallen if p.key[1] == role]
     before, least = _sizes(example, axis)
-    most = max(new for old, new in alike if old == before)
+    most = max(new for old, new in widths if old == before)
     text = f", {role} {axis} {before} → {least}"
     return text if most == least else f"{text} to {most}, by layer"
 

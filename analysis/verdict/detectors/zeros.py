@@ -72,16 +72,16 @@ def fresh_zeros(e: Evidence) -> list[Matrix]:
             continue
         if m.role in ("residual", "adapter"):
             continue  # a map between two sets of dimensions; an adapter that was not trained
-        if any(_is_factor(m, beside=one) for one in linears[m.layer, m.role]):
+        if any(_is_factor(m, of=whole) for whole in linears[m.layer, m.role]):
             continue  # an adapter of a class of its own
         if m.zeros > before(m) + MANY_ZEROS:
             out.append(m)
     return out
 
 
-def _is_factor(m: Matrix, *, beside: Matrix) -> bool:
-    """Whether a matrix [r,K] or [N,r] goes through a rank beside one of [N,K]."""
-    factor, whole = m.shape or [], beside.shape or []
+def _is_factor(m: Matrix, *, of: Matrix) -> bool:
+    """Whether a matrix [r,K] or [N,r] is a low-rank factor next to one of [N,K]."""
+    factor, whole = m.shape or [], of.shape or []
     if len(factor) != 2 or len(whole) != 2:
         return False
     return min(factor) < min(whole) and (factor[0] == whole[0] or factor[1] == whole[1])

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from prunescope.analysis.findings.context import shortened
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.schema.report import Finding, Phase
+from prunescope.taxonomy.words import shortened
 from tests.chrome import Op, chrome, k, op, save, step
 
 SIMT = ("void cutlass::Kernel2<cutlass_80_simt_sgemm_128x32_8x5_nn_align1>"

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from prunescope.analysis.findings.context import is_significant, ms
+from prunescope.analysis.findings.context import is_significant
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.sentences import headline, setup
 from prunescope.analysis.schema.report import LedgerPart, Row
+from prunescope.taxonomy.words import ms
 from tests.analysis.decoder import Layer, Setting, decoder, write_run
 from tests.analysis.finding_cases import (
     FULL,

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from prunescope.analysis.pipeline import Options, analyze
+from prunescope.analysis.inputs.options import Options
+from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.ledger_view import ledger_notes, tone
 from prunescope.analysis.report.measured import profiler_overhead
 from prunescope.analysis.schema.report import Phase, Row

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from prunescope.analysis.inputs.side import Options
+from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.pipeline import Analysis, analyze
 from tests.chrome import chrome, gap, k, op, save, step
 

@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from prunescope.analysis.inputs.side import Options
+from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.pipeline import analyze
 from tests.analysis.replays import replayed
 from tests.analysis.timeline.test_scopes import KV, F, H, Q, add, attention, mm

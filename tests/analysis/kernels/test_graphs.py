@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunescope.analysis.inputs.side import Options
+from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.kernels.replay_match import align
 from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.pipeline import analyze

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prunescope.analysis.inputs.side import Options
+from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.kernels.replay_match import GraphPart, Launches, Order
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.schema.report import Report

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from prunescope.analysis.pipeline import Options, analyze
+from prunescope.analysis.inputs.options import Options
+from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.sentences import headline
 from prunescope.analysis.schema.report import Phase
 from prunescope.analysis.timeline.engines import engine_step

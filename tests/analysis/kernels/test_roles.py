@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from prunescope.analysis.kernels.role import find_roles
+from prunescope.analysis.ops.call import OpCall
 from prunescope.analysis.ops.kind import op_kind
-from prunescope.analysis.ops.work import OpCall
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.timeline.scopes import Scopes
 from prunescope.taxonomy.roles import ROLES, Place

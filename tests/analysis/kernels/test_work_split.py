@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from prunescope.analysis.ops.work import OpCall, work_of
+from prunescope.analysis.ops.call import OpCall
+from prunescope.analysis.ops.work import work_of
 from prunescope.analysis.pipeline import analyze
 from tests.chrome import Op, chrome, k, op, save, step
 

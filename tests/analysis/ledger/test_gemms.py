@@ -10,8 +10,7 @@ import polars as pl
 import pytest
 
 from prunescope.analysis.device.hardware import find_device
-from prunescope.analysis.ledger.calls import Call
-from prunescope.analysis.ledger.gemms import pair_calls, report_rows
+from prunescope.analysis.ledger.gemms import Call, pair_calls, report_rows
 from prunescope.analysis.pipeline import Analysis, analyze
 from prunescope.analysis.report import measured
 from prunescope.analysis.schema.report import GemmRow as Row

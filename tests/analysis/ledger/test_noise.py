@@ -44,7 +44,7 @@ def units(dense: UnitSums, pruned: UnitSums | None = None) -> Units:
 EQUAL = side([[100, 100, 100, 100], [20, 20, 20, 20]], [[5] * 4, [3] * 4], [2] * 4)
 DRIFT = side([[100, 104, 98, 106], [20, 21, 19, 22]], [[5, 9, 4, 6], [3, 3, 2, 4]], [2, 1, 3, 2])
 FASTER = side([[50, 52, 49, 53], [20, 21, 19, 22]], [[5, 9, 4, 6], [3, 3, 2, 4]], [2, 1, 3, 2])
-PROFILED = Domain("profiled", True, Samples.of([]), Samples.of([]))  # noqa: FBT003
+PROFILED = Domain("profiled", True, Samples.of([]), Samples.of([]))
 
 
 def test_equal_steps_have_no_noise() -> None:
@@ -176,7 +176,7 @@ def test_a_cpu_without_records_scales_everything() -> None:
         ([130], [119], True, "profiled"), ([60], [60], False, "unprofiled"),
     ],
 )  # fmt: skip
-def test_the_domain(dense: list[int], pruned: list[int], device: bool, want: str) -> None:  # noqa: FBT001
+def test_the_domain(dense: list[int], pruned: list[int], device: bool, want: str) -> None:
     domain = choose_domain(units(EQUAL), dense, pruned, on_device=device)
     assert domain.name == want
     assert (observer_share(units(EQUAL), domain) is None) == (want == "profiled")

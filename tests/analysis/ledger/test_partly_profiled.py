@@ -135,7 +135,7 @@ def test_noise_splits_the_placements_that_profiled() -> None:
     """Two of four placements have two steps each: 100 and 104 ns, 110 and 114 ns: halves differ by
     10, however the steps of a placement do."""
     pair = units(side([[100, 104, 110, 114], [20] * 4]))
-    domain = Domain("profiled", False, *[Samples.of([[1]] * 4, [0, 2, 0, 2])] * 2)  # noqa: FBT003
+    domain = Domain("profiled", False, *[Samples.of([[1]] * 4, [0, 2, 0, 2])] * 2)
     twin = halves(pair, domain)
     assert twin is not None
     assert noise.noise(twin.total("kernel_efficiency")) == pytest.approx(10 / sqrt(2))

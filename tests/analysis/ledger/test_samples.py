@@ -82,7 +82,7 @@ def test_noise_splits_placements() -> None:
     """Two placements of two steps: 100 and 104 ns in the one, 110 and 114 in the other: the halves
     differ by 10, however the steps of a placement do."""
     pair = units(side([[100, 104, 110, 114], [20] * 4]))
-    domain = Domain("profiled", False, *[Samples.of([[1], [1]], [2, 2])] * 2)  # noqa: FBT003
+    domain = Domain("profiled", False, *[Samples.of([[1], [1]], [2, 2])] * 2)
     twin = halves(pair, domain)
     assert twin is not None
     assert noise(twin.total("kernel_efficiency")) == pytest.approx(10 / sqrt(2))
@@ -126,7 +126,7 @@ def test_intervals_of_a_model_against_itself_hold_1(placements: int, each: int) 
     held, captures = 0, 400
     for _ in range(captures):
         dense, pruned = (_capture(draw, placements, each) for _ in range(2))
-        domain = Domain("unprofiled", False, dense, pruned)  # noqa: FBT003
+        domain = Domain("unprofiled", False, dense, pruned)
         low, high = realised_interval(domain, None) or [0, 0]
         held += low <= 1 <= high
     assert 0.91 <= held / captures <= 0.99
@@ -138,7 +138,7 @@ def test_a_bootstrap_within_one_placement_would_not() -> None:
     held = 0
     for _ in range(200):
         flat = [Samples.of([_capture(draw, 1, 20).ns.tolist()]) for _ in range(2)]
-        low, high = realised_interval(Domain("unprofiled", False, *flat), None) or [0, 0]  # noqa: FBT003
+        low, high = realised_interval(Domain("unprofiled", False, *flat), None) or [0, 0]
         held += low <= 1 <= high
     assert held / 200 < 0.8
 

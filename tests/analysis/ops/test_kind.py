@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from prunescope.analysis.ops import kind as kinds
+from prunescope.analysis.ops.call import MODELS, OpCall
 from prunescope.analysis.ops.kind import (
     GAP_OPS,
     KINDS,
@@ -19,7 +20,6 @@ from prunescope.analysis.ops.kind import (
     kind_of,
     op_kind,
 )
-from prunescope.analysis.ops.work import MODELS, OpCall
 
 BF16 = "c10::BFloat16"
 MM = OpCall("aten::mm", ((64, 32), (32, 16)), (BF16, BF16))

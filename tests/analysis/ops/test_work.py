@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from prunescope.analysis.ops.attention import pairs
-from prunescope.analysis.ops.work import OpCall, Work, op_model, work_of
+from prunescope.analysis.ops.call import OpCall, Work, op_model
+from prunescope.analysis.ops.work import work_of
 from prunescope.taxonomy.gemm import Gemm
 
 BF16, FP32, INT64 = "c10::BFloat16", "float", "long int"

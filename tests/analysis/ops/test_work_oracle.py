@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from prunescope.analysis.ops.work import OpCall, work_of
+from prunescope.analysis.ops.call import OpCall
+from prunescope.analysis.ops.work import work_of
 
 torch = pytest.importorskip("torch")
 from torch.utils.flop_counter import FlopCounterMode, flop_registry  # noqa: E402

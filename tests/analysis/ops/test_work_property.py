@@ -9,9 +9,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from prunescope.analysis.device.tiles import Launch, tile_of, wave_model
+from prunescope.analysis.ops.call import MODELS, OpCall
 from prunescope.analysis.ops.kind import KINDS, is_work_op, kernel_kind, kind_of
 from prunescope.analysis.ops.pointwise import generated
-from prunescope.analysis.ops.work import MODELS, OpCall, work_of
+from prunescope.analysis.ops.work import work_of
 from prunescope.taxonomy.gemm import Gemm
 
 NAMES = [*sorted(MODELS), "triton_red_fused_rsqrt_0", "aten::view"]

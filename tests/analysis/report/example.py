@@ -15,8 +15,8 @@ from prunescope.analysis.schema.report import (
     Phase,
     Report,
     Row,
-    Unprofiled,
 )
+from prunescope.analysis.schema.sides import Unprofiled
 
 MS = 1e6
 HOSTILE = '<img src=x onerror=alert(1)>"\\input{x}=cmd|\x1b[31m'

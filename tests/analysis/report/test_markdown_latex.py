@@ -12,7 +12,8 @@ import pytest
 from prunescope.analysis.report.latex import render_latex
 from prunescope.analysis.report.markdown import render_markdown
 from prunescope.analysis.report.write import write_report
-from prunescope.analysis.schema.report import FamilyVerdict, Report, Unprofiled
+from prunescope.analysis.schema.report import FamilyVerdict, Report
+from prunescope.analysis.schema.sides import Unprofiled
 from prunescope.taxonomy.errors import PrunescopeError
 from tests.analysis.report import example
 

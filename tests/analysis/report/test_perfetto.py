@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from prunescope.analysis.inputs.side import Options
+from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.pipeline import Analysis, analyze
 from prunescope.analysis.report.perfetto import perfetto_files, render_perfetto
 from prunescope.analysis.report.write import write_report

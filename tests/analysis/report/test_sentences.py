@@ -17,7 +17,7 @@ import prunescope
 from prunescope.analysis.findings.context import Context
 from prunescope.analysis.findings.trust import no_speedup
 from prunescope.analysis.pareto import frontier
-from prunescope.analysis.pareto.pareto import caveat_of
+from prunescope.analysis.pareto.points import caveat_of
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report import comparison, gemm_table, sentences, titles
 from prunescope.analysis.report.figures import ledger_figure

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from prunescope.analysis.inputs.open import open_side
-from prunescope.analysis.inputs.side import Options
+from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.ops.kind import kernel_kind
 from tests.analysis.shapes.stripped import CASES, LINEARS, SHARED, Case, events, save

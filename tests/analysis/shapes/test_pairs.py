@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from prunescope.analysis.inputs.side import Options
+from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.sentences import headline
 from tests.analysis.shapes.stripped import H100, events, save, strip

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prunescope.analysis.pipeline import Options, analyze
+from prunescope.analysis.inputs.options import Options
+from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.measured import outside_steps
+from prunescope.analysis.timeline.intervals import Windows
 from prunescope.analysis.timeline.link import link
-from prunescope.analysis.timeline.steps import Windows, find_windows
+from prunescope.analysis.timeline.steps import find_windows
 from prunescope.analysis.trace.load import load
 from prunescope.taxonomy.errors import PrunescopeError
 from tests.chrome import chrome, gap, k, module, op, save, step

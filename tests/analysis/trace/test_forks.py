@@ -78,7 +78,7 @@ def test_one_that_fails_leaves_it_to_this_process(tmp_path: Path) -> None:
     path = write(tmp_path / "t.json", 400, odd="},{" * 5000)
     code = """
 import os
-from prunescope.analysis.trace.load import load
+from prunescope.analysis.trace.load import (load)
 workers.begin_early([str(path)])
 failed = workers.shares_of(path) is None
 ops = len(load(path).ops["ts"])

@@ -10,8 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from prunescope.analysis.ledger.calls import Call
-from prunescope.analysis.ledger.gemms import Pair, pair_calls
+from prunescope.analysis.ledger.gemms import Call, Pair, pair_calls
 from prunescope.analysis.ledger.pairing import Alignment, Units, UnitSums
 from prunescope.analysis.schema.report import FamilyVerdict, Phase
 from prunescope.analysis.verdict.evidence import Evidence

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from prunescope.analysis.ledger.calls import Call
+from prunescope.analysis.ledger.gemms import Call
 from prunescope.analysis.verdict.detectors.widths import expert_channels
 from prunescope.analysis.verdict.evidence import Evidence
 from tests.analysis.verdict.test_dynamic import changed, evidence, model, verdict

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.tracer.capture.trace import TraceRequest, trace
+from prunescope.tracer.capture.request import TraceRequest
+from prunescope.tracer.capture.trace import trace
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,8 @@ from prunescope.taxonomy.run import read_run
 from prunescope.taxonomy.run_blocks import MeasuredPeaks
 from prunescope.tracer.capture import session, variants
 from prunescope.tracer.capture.progress import Bar, Silent
-from prunescope.tracer.capture.trace import TraceRequest, trace
+from prunescope.tracer.capture.request import TraceRequest
+from prunescope.tracer.capture.trace import trace
 from prunescope.tracer.machine.device import timing_note
 from tests.small_capture import quick_peaks
 

@@ -11,7 +11,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertModel
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.tracer.capture.trace import TraceRequest, trace
+from prunescope.tracer.capture.request import TraceRequest
+from prunescope.tracer.capture.trace import trace
 from prunescope.tracer.model import load as models
 from prunescope.tracer.model.load import load_model
 from tests.small_capture import PEAKS

@@ -15,7 +15,8 @@ from prunescope.taxonomy.run import read_run
 from prunescope.taxonomy.run_blocks import Recovered
 from prunescope.tracer.recovery import training
 from prunescope.tracer.sweep import control, job
-from prunescope.tracer.sweep.sweep import SweepRequest, plan_of, summary, sweep
+from prunescope.tracer.sweep.request import SweepRequest
+from prunescope.tracer.sweep.sweep import plan_of, summary, sweep
 from tests.small_capture import same_peaks
 from tests.tracer.recovery.test_recover import Killed, Killer
 

@@ -13,8 +13,9 @@ from rich.console import Console
 from prunescope.analysis.report.listings import sweep_state
 from prunescope.taxonomy.run_blocks import MeasuredPeaks
 from prunescope.tracer.machine import peaks
+from prunescope.tracer.sweep.request import SweepRequest
 from prunescope.tracer.sweep.state import SweepFolder, write_json
-from prunescope.tracer.sweep.sweep import SweepRequest, plan_of, summary
+from prunescope.tracer.sweep.sweep import plan_of, summary
 
 pytestmark = pytest.mark.torch
 _SWEEP = """

@@ -27,8 +27,9 @@ from prunescope.tracer.sweep.plan import (
     request_of,
     shard_of,
 )
+from prunescope.tracer.sweep.request import SweepRequest
 from prunescope.tracer.sweep.state import SweepFolder
-from prunescope.tracer.sweep.sweep import SweepRequest, plan_of, sweep
+from prunescope.tracer.sweep.sweep import plan_of, sweep
 
 
 def config(folder: Path, text: str) -> Path:

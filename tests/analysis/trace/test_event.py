@@ -10,14 +10,16 @@ import msgspec
 import numpy as np
 import pytest
 
-from prunescope.analysis.trace.collect import (
+from prunescope.analysis.trace.collect import Collector
+from prunescope.analysis.trace.event import (
     DEVICE_CATEGORIES,
     LAUNCH_CATEGORIES,
+    LEAN,
     OP_CATEGORIES,
-    Collector,
+    SKIPPED,
+    Args,
 )
-from prunescope.analysis.trace.lean_events import LEAN, SKIPPED
-from prunescope.analysis.trace.reader import Args, Event, Source
+from prunescope.analysis.trace.reader import Event, Source
 
 TRACES = sorted((Path(__file__).parents[3] / "traces").rglob("*.trace.json.gz"))[:2]
 KNOWN = (*DEVICE_CATEGORIES, *LAUNCH_CATEGORIES, *OP_CATEGORIES,

@@ -1,0 +1,110 @@
+"""The point of a run in a comparison of speed and loss.
+
+In: a result of a sweep, its manifest and the report of its phase. Out: a SweepPoint.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from prunescope.analysis.ledger.overhead import of_saved
+from prunescope.analysis.schema.pareto import Loss, SweepPoint, TextLoss
+from prunescope.analysis.schema.report import Phase
+from prunescope.taxonomy.family import read_selection
+from prunescope.taxonomy.run import Run
+from prunescope.taxonomy.run_blocks import Pruning
+from prunescope.taxonomy.run_quality import Quality
+from prunescope.taxonomy.sweep_files import SweepResult
+
+
+def point_of(entry: SweepResult, run: Run, phase: Phase) -> SweepPoint:
+    """The point of a result, from its run and the report of its phase."""
+    ladder = phase.ladder
+    assert ladder is not None
+    bounds = {"flop": ladder.flop, "coverage": ladder.coverage, "roofline": ladder.roofline}
+    dense = phase.baseline.bound if phase.baseline else {}
+    classes = {name: dense.get(name) or 0.0 for name in ("compute", "memory", "latency")}
+    known = sum(classes.values())
+    return SweepPoint(
+        id=entry.id,
+        family=entry.family,
+        sparsity=entry.sparsity,
+        select=entry.select and read_selection(entry.select),
+        sparsities=list(entry.sparsities) or ([] if entry.sparsity is None else [entry.sparsity]),
+        batch=entry.batch,
+        prompt_len=entry.prompt_len,
+        draws=[entry.id],
+        realised=ladder.realised,
+        realised_ci95=ladder.realised_ci95,
+        bounds=dict(bounds),
+        shares={name: ladder.realised / b if b else None for name, b in bounds.items()},
+        loss=_loss(run.quality),
+        flop_sparsity=phase.sparsity.get("flop"),
+        parameter_sparsity=phase.sparsity.get("parameters"),
+        memory_bound=classes["memory"] / known if known else None,
+        ledger={row.row: row.ns for row in phase.ledger or [] if row.ns is not None},
+        overhead=of_saved(phase.ledger, phase.overhead),
+        simulated=_simulated(run),
+        training_stopped=_stopped(run),
+        timing_valid=not caveat_of(phase),
+    )
+
+
+def caveat_of(phase: Phase) -> bool:
+    """Whether a finding makes the times of a phase no evidence."""
+    return any(finding.id == "timing-not-valid" for finding in phase.findings)
+
+
+def _loss(quality: Quality | None) -> Loss | None:
+    """The losses of a run's quality; None where the run was not judged."""
+    if quality is None or not quality.is_compared:
+        return None
+    tasks, other = quality.tasks_change, quality.other_text
+    return Loss(
+        perplexity_rel=quality.perplexity_rel,
+        ci95=quality.perplexity_rel_ci95,
+        perplexity_rel_recovered=quality.perplexity_rel_recovered,
+        recovered_ci95=quality.perplexity_rel_recovered_ci95,
+        other_text=None if other is None else _on_other_text(other),
+        kl=quality.kl,
+        kl_ci95=quality.kl_ci95,
+        agreement=quality.agreement,
+        agreement_ci95=quality.agreement_ci95,
+        bits_per_byte=quality.bits_per_byte,
+        perplexity=quality.perplexity,
+        dense_perplexity=quality.dense_perplexity,
+        scoring=quality.scoring,
+        context=quality.context,
+        tasks_signed=msgspec.UNSET if tasks is None else tasks.signed,
+        tasks_signed_ci95=msgspec.UNSET if tasks is None else tasks.signed_ci95,
+        tasks_absolute=msgspec.UNSET if tasks is None else tasks.absolute,
+    )
+
+
+def _on_other_text(quality: Quality) -> TextLoss:
+    return TextLoss(
+        perplexity_rel=quality.perplexity_rel,
+        ci95=quality.perplexity_rel_ci95,
+        perplexity_rel_recovered=quality.perplexity_rel_recovered,
+        recovered_ci95=quality.perplexity_rel_recovered_ci95,
+    )
+
+
+def _simulated(run: Run) -> str | None:
+    pruning = run.pruning or Pruning()
+    if pruning.backend == "masked":
+        return "2:4 zeros in dense tensors on dense kernels: no sparse kernels on this device"
+    # The latest keys are kept by a rule; everything else that is decided at run time is random.
+    by_rule = (pruning.knobs or {}).get("keep") == "recent"
+    routers = pruning.recovery.routers if pruning.recovery else []
+    trained = any(router.trained for router in routers)  # then their scores decide
+    is_random = pruning.selection == "random" and not trained
+    if run.census and run.census.dynamic and is_random and not by_rule:
+        return "random decisions, at the full cost of making them"
+    return None
+
+
+def _stopped(run: Run) -> str | None:
+    """Why the training of the pruned model ended early; None where it did not, or was none."""
+    recovery = run.pruning.recovery if run.pruning else None
+    return recovery.stopped if recovery else None

@@ -1,0 +1,120 @@
+"""The events of a Chrome trace as they are decoded: whole ones, and lean ones by category.
+
+`Event` holds every field that prunescope reads. `LEAN` decodes a list of events of known categories
+into structs that hold only the fields that become columns; it refuses any other list, which is then
+decoded in full (a third to a half slower).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+from operator import or_
+from typing import Annotated, Any
+
+import msgspec
+
+# XPU, NPU and other backends of PyTorch write kernels as CUDA does; MTIA and HPU have categories of
+# their own. With a capital: as profilers before PyTorch 1.12 wrote them.
+DEVICE_CATEGORIES = {"kernel": 0, "gpu_memcpy": 1, "gpu_memset": 2,
+                     "Kernel": 0, "Memcpy": 1, "Memset": 2,
+                     "mtia_ccp_events": 0, "hpu_op": 0}  # fmt: skip
+OP_CATEGORIES = ("cpu_op", "Operator")
+LAUNCH_CATEGORIES = ("cuda_runtime", "cuda_driver", "hip_runtime", "hip_driver", "xpu_runtime",
+                     "xpu_driver", "privateuse1_runtime", "privateuse1_driver", "mtia_runtime",
+                     "Runtime")  # fmt: skip
+# From 2^42 us on, a double no longer tells all nanoseconds apart: read the decimal text instead.
+EXACT_FROM_US = float(1 << 42)
+
+Number = int | float | str | None
+Near = Annotated[float, msgspec.Meta(gt=-EXACT_FROM_US, lt=EXACT_FROM_US)]
+
+
+class Args(msgspec.Struct, gc=False):
+    """The arguments that prunescope reads; every other one is skipped while decoding."""
+
+    correlation: Number = None
+    external_id: Number = msgspec.field(default=None, name="External id")
+    external_id_legacy: Number = msgspec.field(default=None, name="external id")
+    stream: Number = None
+    device: Number = None
+    dims: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="Input Dims")
+    dims_legacy: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="Input dims")
+    types: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="Input type")
+    strides: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="Input Strides")
+    concrete: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="Concrete Inputs")
+    sequence: Number = msgspec.field(default=None, name="Sequence number")
+    grid: list[int] | None = None
+    block: list[int] | None = None
+    registers: Number = msgspec.field(default=None, name="registers per thread")
+    shared_memory: Number = msgspec.field(default=None, name="shared memory")
+    bytes: Number = None
+    kernel: str | int | float | None = None  # ROCm names the kernel at its launch
+    graph_node: Number = msgspec.field(default=None, name="graph node id")
+
+
+class Event(msgspec.Struct, gc=False):
+    """One event; times in the file's microseconds. `id`: of a flow arrow."""
+
+    ph: str = ""
+    id: Number = None
+    cat: str | None = None
+    name: str = ""
+    pid: Number = None
+    tid: Number = None
+    ts: int | Near | None = None
+    dur: int | float | None = None
+    args: Args | None = None
+
+
+# Arrows, counters and spans that become no column: most events of many traces.
+SKIPPED = ("ac2g", "fwdbwd", "cpu_instant_event", "gpu_user_annotation", "overhead", "Trace")
+_TIMED = ("ph", "name", "pid", "tid", "ts", "dur")
+_LINKED = ("external_id", "external_id_legacy")
+_DEVICE = (*_LINKED, "correlation", "stream", "device", "grid", "block", "registers",
+           "shared_memory", "bytes", "graph_node")  # fmt: skip
+_LAUNCH = (*_LINKED, "correlation", "kernel")
+_OP = (*_LINKED, "dims", "dims_legacy", "types", "strides", "concrete", "sequence")
+
+
+def _fields(of: type[msgspec.Struct], names: Sequence[str]) -> list[tuple[str, Any, Any]]:
+    """The named fields of a struct, with their types and defaults."""
+    known = {one.name: one for one in msgspec.structs.fields(of)}
+    return [
+        (name, one.type, msgspec.field(default=one.default, name=one.encode_name))
+        for name, one in ((name, known[name]) for name in names)
+    ]
+
+
+def _event(category: str, args: Sequence[str] | None = None) -> Any:
+    """A struct for the events of one category (`cat`); `args`: the arguments that are read."""
+    fields, known = _fields(Event, _TIMED), {"cat": category, "args": None}
+    if args is not None:
+        kind = msgspec.defstruct(f"Args_{category}", _fields(Args, args), gc=False)
+        fields.append(("args", kind | None, None))
+        del known["args"]
+    return _tagged(category, fields, known)
+
+
+def _skipped(category: str) -> Any:
+    """A struct for events that become no column: without fields, and with no category."""
+    return _tagged(category, [], {"cat": None})
+
+
+def _tagged(category: str, fields: list[tuple[str, Any, Any]], known: dict[str, Any]) -> Any:
+    return msgspec.defstruct(
+        f"Event_{category}", fields, namespace=known, gc=False, tag_field="cat", tag=category
+    )
+
+
+_EVENT: Any = reduce(
+    or_,
+    [
+        *(_event(category, _DEVICE) for category in DEVICE_CATEGORIES),
+        *(_event(category, _LAUNCH) for category in LAUNCH_CATEGORIES),
+        *(_event(category, _OP) for category in OP_CATEGORIES),
+        *(_event(category) for category in ("user_annotation", "python_function")),
+        *(_skipped(category) for category in SKIPPED),
+    ],
+)
+LEAN: msgspec.json.Decoder[Any] = msgspec.json.Decoder(list[_EVENT], strict=True)
