@@ -260,7 +260,7 @@ def test_a_family_says_truly_what_calibrates_it(name: str, tmp_path: Path) -> No
         model="m", out=Path(), method=name, sparsity=0.5, select="importance", knobs=knobs
     )
     if by is None:
-        with pytest.raises(PrunescopeError, match="cannot be chosen by importance"):
+        with pytest.raises(PrunescopeError, match="cannot select by importance"):
             apply(name, build("llama"), 0.5, select="importance", **knobs)
         with pytest.raises(PrunescopeError, match="not available for") as caught:
             asked.check()

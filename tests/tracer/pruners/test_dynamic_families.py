@@ -201,7 +201,7 @@ def test_impossible_requests() -> None:
         with pytest.raises(PrunescopeError, match="padding"):
             prune(name, model, 0.5, **knobs).model(ids, attention_mask=padded)
     for name in ("dynamic-depth", "dynamic-width"):
-        with pytest.raises(PrunescopeError, match="cannot be chosen by importance"):
+        with pytest.raises(PrunescopeError, match="cannot select by importance"):
             prune(name, model, 0.5, select="importance")
     flash = small("llama")
     flash.config._attn_implementation = "flash_attention_2"

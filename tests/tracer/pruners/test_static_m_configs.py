@@ -38,10 +38,13 @@ def build(model_type: str, **fields: Any) -> Any:
 
 
 def test_the_only_layer_has_no_least_sparsity() -> None:
-    for layers, said in ((1, "the only layer stays at every sparsity"), (2, "0.5 is the least")):
+    for layers, note in (
+        (1, "the only layer stays at every sparsity"),
+        (2, "0.5 is the lowest sparsity"),
+    ):
         point = family_point("static-m", Point(sparsity=0.25))
         applied = pruner("static-m").prune(build("llama", num_hidden_layers=layers), point)
-        assert said in applied.record["notes"][0]
+        assert note in applied.record["notes"][0]
 
 
 def without(model: Any, **knobs: str) -> Applied:
