@@ -19,7 +19,7 @@ pytest.importorskip("torch")
 from prunescope.taxonomy.sweep_files import Planned
 from prunescope.tracer.sweep import watch as watch
 from prunescope.tracer.sweep.state import SweepFolder, timing_slot
-from prunescope.tracer.sweep.watch import Hung, Watch
+from prunescope.tracer.sweep.watch import HangWatchdog, Hung
 from tests import forked
 from tests.faults.hanging import CONFIG, HANGS
 
@@ -135,7 +135,7 @@ def test_silent_work_hangs_after_hours_only(
     """A process that uses a core is not idle, and is given longer; a sign of life counts anew."""
     for name, value in {"IDLE_S": 0.2, "SILENT_S": 2.0, "POLL_S": 0.02}.items():
         monkeypatch.setattr(watch, name, value)
-    seen = Watch(SweepFolder(tmp_path), "c")
+    seen = HangWatchdog(SweepFolder(tmp_path), "c")
     begin = time.monotonic()
     with seen.watching(), seen.of(PLANNED):
         while time.monotonic() - begin < 1.0:  # signs of life

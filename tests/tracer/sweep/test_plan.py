@@ -75,7 +75,7 @@ def test_every_family_can_be_planned() -> None:
 
 
 def test_a_sweep_calibrates_every_family_that_can_be(tmp_path: Path) -> None:
-    names = tuple(f.id for f in families() if f.cuts and not f.theory_alone)
+    names = tuple(f.id for f in families() if f.cuts and not f.predicted_only)
     config = SweepConfig(
         model="tiny-llama", families=(*names, "static-m+kv-evict", "static-m+dynamic-depth"),
         sparsities=(0.5,), phases=("prefill",), select="importance", text=tmp_path / "words.txt",
