@@ -184,7 +184,7 @@ def test_a_worker_that_dies_ends_neither_the_sweep_nor_its_record(
     """The engine for ray, without ray: the result in hand failed, what was not begun is pending."""
     from prunescope.tracer.sweep.engines import ray
     from prunescope.tracer.sweep.request import SweepRequest
-    from prunescope.tracer.sweep.sweep import summary, sweep
+    from prunescope.tracer.sweep.sweep import plan_of, summary, sweep
 
     begun: list[str] = []
 
@@ -208,7 +208,7 @@ def test_a_worker_that_dies_ends_neither_the_sweep_nor_its_record(
     assert (state, str(error)[:24]) == ("failed", "its worker died 4 times ")
     assert found[HANGS] == ("pending", None)
     assert [found[x] for x in found if "nk-mlp" in x] == [("failed", "no luck")] * 2
-    assert summary(request)["plan"]["pending"] == 1
+    assert summary(request, plan_of(request))["plan"]["pending"] == 1
 
 
 @pytest.mark.slow
