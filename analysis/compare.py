@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from prunescope.analysis.inputs.describe import ends_apart
+from prunescope.analysis.inputs.describe import unique_suffixes
 from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.inputs.side import BARE
 from prunescope.analysis.pipeline import TOOL, OnDone, analyze
@@ -50,7 +50,7 @@ def find_runs(subjects: Iterable[Path]) -> list[NamedRun]:
         paths += inside or [subject]
     distinct = {_identity(path): path for path in reversed(paths)}
     kept = [path for path in paths if distinct.get(_identity(path)) is path]
-    names = ends_apart([_identity(path) for path in kept])
+    names = unique_suffixes([_identity(path) for path in kept])
     return [NamedRun(path, name) for path, name in zip(kept, names, strict=True)]
 
 

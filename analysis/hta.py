@@ -47,7 +47,8 @@ class HtaAnswer(msgspec.Struct):
 
 
 def second_opinion(trace: Trace, *, time_limit_s: float = TIME_LIMIT_S) -> SecondOpinion:
-    """What HTA says of the file that `trace` was read from, beside our totals of all its events.
+    """What HTA says of the file that `trace` was read from, and compare it with our totals of all
+    its events.
 
     Never raises for what HTA does: a failure, a crash or `time_limit_s` is named in `failed`.
     """
@@ -61,7 +62,7 @@ def second_opinion(trace: Trace, *, time_limit_s: float = TIME_LIMIT_S) -> Secon
 
 
 def ours(trace: Trace) -> dict[str, float]:
-    """total, busy (union) and idle ns of all device events of a trace, spill included."""
+    """total, busy (union) and idle ns of all device events of a trace, carry-over included."""
     order = np.argsort(trace.device["ts"], kind="stable")
     start = trace.device["ts"][order]
     if not len(start):

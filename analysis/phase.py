@@ -184,7 +184,8 @@ def _predicted(
         return None
     from prunescope.analysis.predict.run import add_miss, predicted_phase
 
-    # A sublayer that is gone everywhere is no layer that is: the theory is of whole ones.
+    # Removing one sublayer from every layer removes no whole layer; the theory covers whole layers
+    # only.
     of_layers = any(one.skips_layers and not one.is_dynamic for one in known([family.id]))
     whole = bool(inputs.units.alignment.removed) or not of_layers
     expected = predicted_phase(

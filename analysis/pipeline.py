@@ -29,7 +29,7 @@ import polars as pl
 from prunescope.analysis.comparison.shared_peaks import with_shared_peaks
 from prunescope.analysis.findings.notes import missing_shapes, phase_warnings
 from prunescope.analysis.findings.stragglers import with_straggler
-from prunescope.analysis.inputs.describe import device_of, ends_apart, facts_of
+from prunescope.analysis.inputs.describe import device_of, facts_of, unique_suffixes
 from prunescope.analysis.inputs.open import open_sides
 from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.inputs.side import Diagnostics, Side
@@ -107,11 +107,11 @@ def analyze(
         done = done or outcome_of(sides, name, frames)
         if done.failed is not None and name == names[-1] and not phases:
             raise PrunescopeError(done.failed[0], hint=done.failed[1])
-        pruned = pruned.add(done.own)
+        pruned = pruned.add(done.candidate)
         lost = False
         if dense is not None:
             lost = dense.side.rank_of(sides.baseline_of(name)) in dense.diagnostics.left_out
-            dense = dense if lost else dense.add(done.twin)
+            dense = dense if lost else dense.add(done.baseline)
         if done.phase is not None and not lost:
             phases[name] = done.phase
         if on_done is not None:
@@ -171,7 +171,7 @@ def _report(pruned: _Done, dense: _Done | None, phases: Mapping[str, Phase]) -> 
     sides = [done for done in (pruned, dense) if done is not None]
     described = [facts_of(done.side, done.diagnostics) for done in sides]
     if dense is not None and described[0]["name"] == described[1]["name"]:
-        names = ends_apart([done.side.path.resolve() for done in sides])
+        names = unique_suffixes([done.side.path.resolve() for done in sides])
         for facts, name in zip(described, names, strict=True):
             facts["name"] = name
     asked, takes_model = pruned.side.asked_for_shapes, pruned.side.takes_model

@@ -1,4 +1,4 @@
-"""The ranks of a folder, analysed in processes of their own: what one process gives, sooner.
+"""The ranks of a folder, analysed in processes of their candidate: what one process gives, sooner.
 
 In: both sides, opened, and the names of phases. Out: an Outcome of each, and the kernels frames,
 which come as Parquet and stay in files of a temporary folder: memory holds those of the ranks at
@@ -31,13 +31,13 @@ from prunescope.taxonomy.errors import PrunescopeError, errors_about
 
 
 class Outcome(msgspec.Struct):
-    """What came of a phase: None where a rank of it cannot be analysed, and why (`failed`); what
-    diagnostics of the candidate (`own`) and of the baseline (`twin`). `frame`: the kernels frame
-    as Parquet, where it comes from another process."""
+    """The result of a phase (None if a rank could not be analysed; `failed` says why) and the
+    diagnostics of the candidate and of the baseline. `frame`: the kernels frame as Parquet, where
+    it comes from another process."""
 
     phase: Phase | None = None
-    own: Diagnostics = Diagnostics()
-    twin: Diagnostics = Diagnostics()
+    candidate: Diagnostics = Diagnostics()
+    baseline: Diagnostics = Diagnostics()
     failed: tuple[str, str] | None = None
     frame: bytes = b""
 
@@ -104,10 +104,10 @@ class RankSide(msgspec.Struct):
 
 
 class Task(msgspec.Struct):
-    """A phase to be analysed. `twin`: its name in the baseline."""
+    """A phase to be analysed. `baseline`: the phase of the baseline to compare it with."""
 
     name: str
-    twin: str
+    baseline: str
     pruned: RankSide
     dense: RankSide | None
     options: dict[str, Any]
@@ -145,21 +145,23 @@ class Sides:
 def outcome_of(sides: Sides, name: str, frames: Frames) -> Outcome:
     """A phase, analysed here; its frame goes into `frames`. Raises PrunescopeError where it is no
     rank's and cannot be analysed."""
-    own, diagnostics, failed = _read(sides.pruned, name)
-    if own is None:
-        return Outcome(own=diagnostics, failed=failed)
+    candidate, diagnostics, failed = _read(sides.pruned, name)
+    if candidate is None:
+        return Outcome(candidate=diagnostics, failed=failed)
     opinion = _second_opinion(sides.pruned, name) if sides.options.hta else None
     if sides.dense is None:
-        frames[name] = own.kernels.frame
-        return Outcome(single_phase(own, hta=opinion), own.diagnostics)
+        frames[name] = candidate.kernels.frame
+        return Outcome(single_phase(candidate, hta=opinion), candidate.diagnostics)
     with errors_about("baseline"):
-        twin, diagnostics, failed = _read(sides.dense, sides.baseline_of(name))
-    if twin is None:
+        baseline, diagnostics, failed = _read(sides.dense, sides.baseline_of(name))
+    if baseline is None:
         assert failed is not None
         return Outcome(
-            own=own.diagnostics, twin=diagnostics, failed=(f"baseline: {failed[0]}", failed[1])
+            candidate=candidate.diagnostics,
+            baseline=diagnostics,
+            failed=(f"baseline: {failed[0]}", failed[1]),
         )
-    both = with_equal_information(twin, own)
+    both = with_equal_information(baseline, candidate)
     frames[name] = both.pruned.kernels.frame
     phase = compare_phase(both, sparsity=sides.options.sparsity, hta=opinion)
     return Outcome(phase, both.pruned.diagnostics, both.dense.diagnostics)
@@ -193,12 +195,12 @@ def shared(
     plain = plain_options(sides.options)
     tasks = []
     for name in names:
-        twin = sides.baseline_of(name)
+        baseline = sides.baseline_of(name)
         task = Task(
             name=name,
-            twin=twin,
+            baseline=baseline,
             pruned=RankSide.of(sides.pruned, name),
-            dense=None if sides.dense is None else RankSide.of(sides.dense, twin),
+            dense=None if sides.dense is None else RankSide.of(sides.dense, baseline),
             options=plain,
         )
         tasks.append(task)
@@ -215,7 +217,7 @@ def shared(
 
 
 def _failed(rank: str, error: PrunescopeError) -> Outcome:
-    return Outcome(own=rank_left_out(rank, error), failed=(error.problem, error.hint or ""))
+    return Outcome(candidate=rank_left_out(rank, error), failed=(error.problem, error.hint or ""))
 
 
 def run_task(task: Task) -> Outcome:
@@ -228,16 +230,16 @@ def run_task(task: Task) -> Outcome:
     dense, failed = None, None
     if task.dense is not None:
         try:
-            dense = task.dense.open(task.twin, options)
+            dense = task.dense.open(task.baseline, options)
         except PrunescopeError as error:
             failed = error
     if failed is not None and task.dense is not None:
-        own, diagnostics, why = _read(pruned, task.name)
-        if own is None:
-            return Outcome(own=diagnostics, failed=why)
+        candidate, diagnostics, why = _read(pruned, task.name)
+        if candidate is None:
+            return Outcome(candidate=diagnostics, failed=why)
         left = rank_left_out(task.dense.rank, failed)
-        said = (f"baseline: {failed.problem}", failed.hint or "")
-        return Outcome(own=own.diagnostics, twin=left, failed=said)
+        message = (f"baseline: {failed.problem}", failed.hint or "")
+        return Outcome(candidate=candidate.diagnostics, baseline=left, failed=message)
     found = outcome_of(Sides(pruned, dense, options), task.name, frames)
     if found.phase is not None:
         held = io.BytesIO()

@@ -138,7 +138,8 @@ def answer(request: PredictRequest) -> Prediction:
 
 @takes(SweepRequest)
 def sweep(request: SweepRequest) -> Path:
-    """Trace and judge many prunings of a model, as a YAML file or a preset says; returns `out`.
+    """Trace and evaluate many pruned versions of a model, as a YAML file or a preset says; returns
+    `out`.
 
     Calling it again resumes the sweep. A result that fails is recorded in sweep.json.
     Raises PrunescopeError for a bad request.

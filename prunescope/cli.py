@@ -209,7 +209,8 @@ def _sweep(
     ] = False,
     json_target: Json = None,
 ) -> None:
-    """Trace and judge many prunings of a model: a folder of runs; calling it again resumes.
+    """Trace and evaluate many pruned versions of a model: a folder of runs; calling it again
+    resumes.
 
     \b
     prunescope sweep --example > sweep.yaml

@@ -269,5 +269,5 @@ def _realised(one: Family, traits: Traits) -> tuple[bool | None, str]:
     """Whether the tool prunes this architecture so, and why not; None: it is tried and checked."""
     if traits.entry is None:
         return None, "no entry in the table: checked against the masked model as it is pruned"
-    why = one.not_realised(traits)
+    why = one.not_implemented(traits)
     return not why, f"not realised: {why}" if why else ""

@@ -92,8 +92,8 @@ class Family:
     calibration: str | None = None
     greedy: bool = False  # parts can be chosen one by one, each by the loss without it
     applies: Callable[[Traits], Applies] = everywhere  # what the mechanisms of a model allow
-    not_realised: Callable[[Traits], str] = realised  # why the tool does not prune so, or ""
-    theory_alone: bool = False  # nothing prunes so: no kernel that the tool could call does
+    not_implemented: Callable[[Traits], str] = realised  # why the tool does not prune so, or ""
+    predicted_only: bool = False  # nothing prunes so: no kernel that the tool could call does
     leaves: tuple[str, ...] = ()  # matrices that it does not move, in groups that it moves
     mixers: str = ""  # of a mixer's projections it moves all "rows", the "stream" side, or nothing
     # The phase in which quality is read. "decode": its work starts with a cache that a prompt

@@ -20,12 +20,12 @@ _SHOWN = 0.005
 
 
 def rounding(kept: int, total: int, sparsity: float, what: str) -> list[str]:
-    """A sentence for the run where whole units remove another share than was asked for."""
+    """A note for the run where rounding to whole units changed the share that is removed."""
     share = 1 - kept / total
     if abs(share - sparsity) <= _SHOWN:
         return []
     removed, asked = percent(share, 1), percent(sparsity, 1)
-    return [f"{kept} of {total} {what} stay: {removed} of them removed, {asked} asked for"]
+    return [f"{kept} of {total} {what} stay: {removed} of them removed, {asked} requested"]
 
 
 def check_sparsity(sparsity: float) -> float:
@@ -87,7 +87,7 @@ def named_share(text: str, layers: int, sparsity: float) -> str | None:
         return None
     return (
         f"layers={text} are {named} of {layers} layers (s = {named / layers:.3g}), not s = "
-        f"{sparsity:g}: what is nominal is of the sparsity that was asked for"
+        f"{sparsity:g}: nominal values use the requested sparsity"
     )
 
 

@@ -50,11 +50,11 @@ class Match:
 
     @property
     def note(self) -> str:
-        """What was asked, and what a nearest point is."""
+        """The requested share, and the nearest share that was found."""
         return (
-            f"match={self.by}: s = {self.own:g} of its own removes "
+            f"match={self.by}: s = {self.own:g} of the family removes "
             f"{percent(self.removed[self.by], 1)} of the {MATCHES[self.by]} ({self.phase}, in "
-            f"theory); {percent(self.asked, 1)} was asked for"
+            f"theory); {percent(self.asked, 1)} was requested"
         )
 
 

@@ -1,4 +1,5 @@
-"""The words of the theory: a workload, what a family changes of a stack of layers, and an op.
+"""The data types of the cost model: a workload, what a family changes of a stack of layers, and an
+op.
 
 Workload and Plan are the input of `taxonomy.theory`, Op is its output. FLOPs count multiply and
 add; bytes are compulsory traffic; shares lie in 0..1; time is seconds.

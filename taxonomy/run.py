@@ -41,11 +41,11 @@ from prunescope.taxonomy.run_blocks import (
 from prunescope.taxonomy.run_quality import Quality
 
 MANIFEST = "run.json"
-# Width of the interval of a speedup, as a share of it, at which a capture draws no more placements.
+# Width of the interval of a speedup, as a share of it, below which a capture adds no placements.
 NARROW = 0.08
-_DISTURBED = 0.1  # of the samples of a placement, which a median bears, and so of all placements
+_DISTURBED = 0.1  # share of disturbed samples that a median tolerates
 MAX_SAMPLES = 20_000
-MAX_BYTES = 64 << 20  # a census of 100,000 matrices is a third of it
+MAX_BYTES = 64 << 20  # weight statistics of 100,000 matrices take a third
 
 
 class Placement(Block, kw_only=True):
@@ -83,22 +83,22 @@ class PhaseRun(Block, kw_only=True):
     eager_trace: FileName | None = None  # for graph and compile: where shapes and roles come from
     peak_memory_bytes: Count | None = None
     kv_bytes: Count | None = None
-    # One entry: placement was not drawn. Empty: a run of before, of which nothing is known.
+    # One entry: the weights were not moved. Empty: unknown (an older version wrote the run).
     placements: Annotated[list[Placement], Meta(max_length=MAX_SAMPLES)] = []
-    # Those that were asked for, where others were drawn: more since intervals were wide, or fewer
-    # since each has a sample of its own.
+    # The number requested, where it differs from the number measured: more because intervals were
+    # wide, or fewer because each placement needs a sample.
     placements_requested: OmitDefault[Size | None] = None
 
     @property
     def has_disturbed_samples(self) -> bool:
-        """Whether something else ran beside more of the samples kept than a few. Every placement
-        weighs as much, as in the time of a step: samples that were added to some hide no other."""
+        """Whether more than a tenth of the samples were disturbed: the mean over placements, each
+        with equal weight as in `time_ns`, so that extra samples of one hide no other."""
         kept = [one.disturbed / one.samples for one in self.placements if one.samples]
         return sum(kept) > _DISTURBED * len(kept)
 
     @property
     def has_disturbed_steps(self) -> bool:
-        """Whether most profiled steps are of placements in which something else ran beside them."""
+        """Whether most profiled steps are of placements whose profiled steps were disturbed."""
         found = sum(placement.steps for placement in self.placements if placement.steps_disturbed)
         return 2 * found > sum(placement.steps for placement in self.placements)
 
@@ -109,7 +109,7 @@ class PhaseRun(Block, kw_only=True):
 
     @property
     def samples_by_placement(self) -> list[list[int]]:
-        """`samples_ns` by placement; one list where placement was not drawn."""
+        """`samples_ns` by placement; one list if the weights were not moved."""
         counts = [placement.samples for placement in self.placements]
         if len(counts) < 2 or sum(counts) != len(self.samples_ns):
             return [self.samples_ns]

@@ -39,7 +39,7 @@ def pair_comparison(
     return PairComparison(
         is_speedup=not found,
         shows_pruning=not hidden and rows_ratio is None,
-        has_bounds=not hidden,  # of other rows all work is paired, and bounds are those of it
+        has_bounds=not hidden,  # if only M differs, all work is still paired and has bounds
         differences=found,
         one_sided=list(one_sided),
     )
@@ -144,8 +144,8 @@ def _windows(dense: dict[str, Any], pruned: dict[str, Any], *, length: int) -> I
 
 def other_model(pairs: list[Pair]) -> Difference | None:
     """Two models: a linear of the pruned side that is larger than every one of its role on the
-    dense side in one dimension and smaller in the other. Pruning only narrows; one linear of a size
-    that both sides have, and it is one model."""
+    dense side in one dimension and smaller in the other. Pruning only narrows; if any linear has
+    the same size on both sides, it is one model."""
     dense, pruned = _sizes(p.dense for p in pairs), _sizes(p.pruned for p in pairs)
     if set().union(*dense.values()) & set().union(*pruned.values()):
         return None
@@ -183,7 +183,7 @@ _WHY: dict[str, Callable[[object, object], str]] = {
         f"of {dense}: two models"
     ),
     "window": lambda dense, pruned: (
-        f"attention sees a window of {pruned}, in the dense run of {dense}: another attention"
+        f"the attention window differs: {pruned} in the pruned run, {dense} in the dense run"
     ),
 }
 

@@ -55,7 +55,7 @@ def one_sided_text(one: OneSided) -> str:
             "unknown"
         )
     return (
-        f"only one side tells its shapes: give {_OPTIONS[one.missing]} for the graph replays of "
+        f"only one side has shapes: pass {_OPTIONS[one.missing]} for the graph replays of "
         f"{one.trace}; until then replays are compared by the names of their kernels, and shares "
         "of FLOPs and bytes are null"
     )

@@ -26,7 +26,7 @@ _PLAIN = re.compile(
 _IN_THREE = r"fmha_cutlass[FB]_f32_\w*sm(?:8|9|1\d)\d"
 
 
-def on_plain_cores(name: str) -> bool:
+def on_cuda_cores(name: str) -> bool:
     """Whether a GEMM kernel runs on CUDA cores, by its name."""
     return _PLAIN.search(name) is not None
 
@@ -36,7 +36,7 @@ def on_plain_cores(name: str) -> bool:
 _ONE_AT_A_TIME = re.compile(r"tensorop\w*_align1(?!\d)")
 
 
-def loads_singly(name: str) -> bool:
+def has_scalar_loads(name: str) -> bool:
     """Whether a kernel on matrix units loads its operands one by one, by its name."""
     return _ONE_AT_A_TIME.search(name) is not None
 

@@ -1,7 +1,7 @@
 """Good dimensions near that of a GEMM: in, the tiling of its kernel; out, N or K.
 
-A good N is the largest of its number of waves, and a multiple of the tile and of 16; a good K is a
-multiple of 16.
+A good N is the largest N with the same number of waves, and a multiple of the tile width and of 16;
+a good K is a multiple of 16.
 """
 
 from __future__ import annotations

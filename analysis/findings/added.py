@@ -81,7 +81,7 @@ def added_work(c: Context) -> Found | None:
 # -- left on: hooks and adapters that run again in every step -----------------------------------
 
 
-def makes_weights_anew(c: Context) -> bool:
+def recomputes_weights(c: Context) -> bool:
     """Whether masks, parametrisations or fake quantisation were left on."""
     checks = (_masks_left_on, weights_remade, fake_quantised)
     return any(check(c) is not None for check in checks)
@@ -93,7 +93,7 @@ def added_mask(c: Context) -> Found | None:
     left_on = _masks_left_on(c)
     if left_on is not None:
         return left_on
-    return None if makes_weights_anew(c) else _new_work_of(c, _MASKS)
+    return None if recomputes_weights(c) else _new_work_of(c, _MASKS)
 
 
 def _masks_left_on(c: Context) -> Found | None:

@@ -63,5 +63,5 @@ def _mark_doubtful(finding: Finding) -> None:
     """Nothing critical and no predicted gain rests on clocks that differ."""
     if finding.severity == "critical":
         finding.severity = "warning"
-    finding.evidence.insert(0, "doubtful: the clocks of host and device are apart")
+    finding.evidence.insert(0, "unreliable: host and device clocks are skewed")
     finding.predicted_ns = None

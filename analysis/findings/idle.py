@@ -49,7 +49,7 @@ def clocks_apart(c: Context) -> Found | None:
     if apart is None:
         return None
     return Found(
-        text="the clocks of host and device are apart: causes of idle time and launch delays are "
+        text="host and device clocks are skewed: causes of idle time and launch delays are "
         "not reliable",
         evidence=[apart.seen],
         change="trace again before acting on them; kernel times and the total idle time are "
@@ -189,7 +189,7 @@ def host_lead(c: Context) -> Found | None:
     return Found(
         severity="warning" if idle >= _MUCH * whole else "info",
         text=f"{begins} with {ms(idle)} on the host in which the device runs nothing "
-        f"({_share_of_lead(idle, whole, steps)}), which its wall time does not contain: with it "
+        f"({_share_of_latency(idle, whole, steps)}), which its wall time does not contain: with it "
         f"{'the' if steps == 1 else 'a mean'} step takes {ms(whole)}, of which the device is "
         f"busy for {percent(c.phase.busy_ns / whole)}",
         evidence=[
@@ -201,8 +201,8 @@ def host_lead(c: Context) -> Found | None:
     )
 
 
-def _share_of_lead(idle: float, whole: float, steps: int) -> str:
-    """The lead as a share of all steps with it; `whole`: mean ns of a step with it."""
+def _share_of_latency(idle: float, whole: float, steps: int) -> str:
+    """Launch latency as a share of all steps including it; `whole`: mean ns of a step with it."""
     if steps == 1:
         return f"{percent(idle / whole)} of the step including it"
     return f"{percent(idle / (steps * whole), 1)} of all steps including it"

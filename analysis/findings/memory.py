@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from prunescope.analysis.findings.added import makes_weights_anew
+from prunescope.analysis.findings.added import recomputes_weights
 from prunescope.analysis.findings.context import Context
 from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.kernels.frame import MATMUL, Kernels
@@ -47,7 +47,7 @@ _ROLES = ("attention", f"attention{BACKWARD}")
 @finding("decompressed", "critical", needs_valid_times=True)
 def decompressed(c: Context) -> Found | None:
     """Compressed or masked weights are made dense again in every step."""
-    if c.baseline_kernels is None or makes_weights_anew(c):
+    if c.baseline_kernels is None or recomputes_weights(c):
         return None
     rows = _weights_remade(c.kernels)
     old = _weights_remade(c.baseline_kernels)

@@ -13,7 +13,7 @@ from typing import Any
 
 import polars as pl
 
-from prunescope.analysis.device.cores import loads_singly, on_plain_cores
+from prunescope.analysis.device.cores import has_scalar_loads, on_cuda_cores
 from prunescope.analysis.device.good import NEAR, Tiling, aligned_neighbours, good_neighbours
 from prunescope.analysis.device.hardware import Device
 from prunescope.analysis.device.tiles import ALIGNED, GOOD, HALF
@@ -96,7 +96,7 @@ def unaligned(c: Context) -> Found | None:
 def cuda_cores(c: Context) -> Found | None:
     """GEMM kernels run on CUDA cores, which are slower than the device's tensor cores."""
     frame = c.kernels.frame.filter(pl.col("kind").is_in(_KINDS))
-    names = [n for n in frame["name"].unique().drop_nulls() if on_plain_cores(n)]
+    names = [n for n in frame["name"].unique().drop_nulls() if on_cuda_cores(n)]
     device = c.side.peaks.device if c.side.peaks else None
     slow = frame.filter(pl.col("name").is_in(names) & _is_held(device))
     busy = int(slow["busy"].sum()) / c.kernels.num_steps
@@ -200,7 +200,7 @@ def unaligned_operands(c: Context) -> Found | None:
     rows = c.kernels.frame.filter(
         pl.col("kind").is_in(_KINDS) & pl.col("dtype").is_in([*HALF, "tf32"]).fill_null(value=True)
     )
-    names = [name for name in rows["name"].unique().drop_nulls() if loads_singly(name)]
+    names = [name for name in rows["name"].unique().drop_nulls() if has_scalar_loads(name)]
     keys = ["role", "call", "name", "dtype"]
     sums = rows.filter(pl.col("name").is_in(names)).group_by(keys).agg(pl.col("busy").sum())
     busy = int(sums["busy"].sum()) / c.kernels.num_steps

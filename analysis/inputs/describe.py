@@ -55,7 +55,7 @@ def device_of(side: Side, phases: Iterable[Phase]) -> DeviceUsed:
     return DeviceUsed(name=name, peaks=None, source=None, measured=False, sheet=None)
 
 
-def ends_apart(paths: Sequence[Path]) -> list[str]:
+def unique_suffixes(paths: Sequence[Path]) -> list[str]:
     """The shortest ends of the paths that tell all of them apart; equal paths are numbered."""
     parts = [[part for part in path.parts if part != path.anchor] for path in paths]
     longest = max((len(p) for p in parts), default=1)

@@ -44,7 +44,8 @@ PARTS = {
     "computed": "host", "op": "host", "nothing": "host", "blocked": "blocked", "device": "device",
     "replay": "unknown", "unknown": "unknown", "other_step": "other_step",
 }  # fmt: skip
-_LAUNCHED = 1_000_000  # ns from the end of a launch, by when an idle device has begun with it
+# ns from the end of a launch call: the longest that an idle device takes to start the kernel.
+_LAUNCHED = 1_000_000
 _BETWEEN_OPS = 1_000_000  # ns of Python between two ops: more is other work
 _PRODUCTS = (*MATMUL_KINDS, "attention", "conv")
 
@@ -160,8 +161,8 @@ def _within_replay(linked: Linked, launch: Ints) -> Mask:
 
 
 def _in_gaps(linked: Linked, trace: Trace) -> Spans:
-    """What the device ran in gaps: work of later steps, since the gaps of a step begin after all
-    work of earlier ones and of none."""
+    """Device work inside gaps. It belongs to later steps: earlier steps, and work of no step, have
+    ended when a gap begins."""
     gaps = Spans.of(linked.start - linked.gap, linked.start)
     begin, end = trace.device["ts"], trace.device["ts"] + trace.device["dur"]
     inside = gaps.spent(end) > gaps.spent(begin)
@@ -205,8 +206,9 @@ def _of_threads(
 
 
 def _layers(trace: Trace, thread: int, launching: Ints, ran: Spans) -> list[tuple[str, Spans]]:
-    """What a thread was in, each together with all before it in the list and with `ran`, so that an
-    instant inside several counts for the first. `launching`: ops known to have launched work."""
+    """Time spans of a thread by activity, each merged with all earlier entries and with `ran`, so
+    that overlapping time counts for the first entry only. `launching`: ops known to have launched
+    device work."""
     ops, calls = trace.ops, runtime_calls(trace)
     rows = np.flatnonzero(calls["thread"] == thread)
     called = calls["name"][rows]

@@ -1,7 +1,7 @@
 """Finds the kernels of graph launches among the launches of an eager pass.
 
 In: names, GEMM shapes and grids on both sides, in order. Out: for every replayed kernel its eager
-launch, and the M of the passes that would do as well, where these differ. Names are aligned as in
+launch, and M of all passes that match equally well, if their shapes differ. Names are aligned as in
 Myers, "An O(ND) Difference Algorithm and Its Variations" (1986): the fewest are left out, in time
 that grows with their number. The layers of a model repeat: a search for the longest equal run would
 move all of them by a layer where one kernel is missing.
@@ -179,9 +179,9 @@ def _runs(replayed: list[str], names: list[str]) -> Iterator[Ints]:
 
 
 def _nearly(replayed: list[str], names: list[str]) -> list[Ints]:
-    """Where replayed kernels stand that are nowhere in one run: of a pass alone, in all of it; of
-    several, around each kernel of the name that they have least often, so that no place is spread
-    over two passes as long as most of it is in one."""
+    """Partial matches for replayed kernels without a contiguous match. With one pass: an alignment
+    with all of it. With several: an alignment around each occurrence of the rarest kernel name, so
+    that a match does not span two passes if most of it is in one."""
     size, count = len(replayed), Counter(names)
     shared = [name for name in dict.fromkeys(replayed) if count[name]]
     if not shared or len(names) <= _ONE_PASS * size:

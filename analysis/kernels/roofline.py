@@ -17,7 +17,7 @@ from prunescope.analysis.device.hardware import rate_of
 from prunescope.analysis.device.tiles import Launch, in_blocks, shape_loss, tile_of, wave_model
 from prunescope.analysis.kernels.peaks import Peaks
 from prunescope.analysis.ops.call import Work
-from prunescope.analysis.timeline.grid_units import ITEMS, UNTOLD, grid_units
+from prunescope.analysis.timeline.grid_units import ITEMS, UNKNOWN_UNIT, grid_units
 from prunescope.analysis.trace.events import Trace
 from prunescope.taxonomy.gemm import Gemm
 
@@ -46,7 +46,7 @@ def add_waves(
 def _wave_columns(
     row: dict[str, Any], trace: Trace, works: list[Work | None], peaks: Peaks | None
 ) -> dict[str, Any]:
-    if row["grid"] is None or row["unit"] == UNTOLD:
+    if row["grid"] is None or row["unit"] == UNKNOWN_UNIT:
         return {}
     grid = trace.grids[row["grid"]]
     block = trace.grids[row["block"]] if row["block"] is not None else None
@@ -87,11 +87,11 @@ def _gemm(work: Work | None) -> Gemm | None:
     return work.gemms[0] if work is not None and len(work.gemms) == 1 else None
 
 
-# A kernel on a few units that lasts longer than so many floors works, and does not wait.
+# A kernel on few SMs that runs longer than this many floors is doing work.
 _FLOORS = 10
 
 
-_LINE_BYTES = 128  # what a GPU's memory moves at once: a unit without any has nothing to do
+_LINE_BYTES = 128  # size of a memory transaction: an SM without one has no work
 
 
 _USUAL_FLOOR_NS = 2000.0  # of a kernel on a GPU whose floor was not measured: 1.5 to 3 us
@@ -100,13 +100,14 @@ _USUAL_FLOOR_NS = 2000.0  # of a kernel on a GPU whose floor was not measured: 1
 def add_bound(frame: pl.DataFrame, peaks: Peaks | None) -> pl.DataFrame:
     """Columns `compute_ns`, `memory_ns`, `ideal`, `predicted` (ns) and `bound`.
 
-    Needs `flop`, `bytes`, `dtype`, `busy`, `duration`, `blocks` (null off a GPU), `shape_loss`
-    (>= 1, null where the tile is unknown), `category` and `crosses` (a copy between host and
-    device, which goes at the rate of their link). ideal = max(FLOP/peak, bytes/bandwidth); an op
-    without FLOPs has bytes alone. A row without bytes, or with FLOPs of a dtype without a
-    peak, has no ideal. Latency-bound: an ideal below the measured floor; or a duration below ten
-    floors, and blocks (or lines of memory to move) for fewer than half of the units, or the ideal
-    of a copy or fill below the usual floor. A partial wave of a long kernel is a loss of its shape.
+    Needs `flop`, `bytes`, `dtype`, `busy`, `duration`, `blocks` (null off a GPU), `shape_loss` (>=
+    1, null where the tile is unknown), `category` and `crosses` (a copy between host and device,
+    which goes at the rate of their link). ideal = max(FLOP/peak, bytes/bandwidth); an op without
+    FLOPs has bytes alone. A row without bytes, or with FLOPs of a dtype without a peak, has no
+    ideal. A row is latency-bound if its ideal time is below the minimum kernel time (floor); or if
+    it runs for less than ten floors and has blocks (or 128-byte lines to move) for fewer than half
+    of the SMs, or is a copy or fill with an ideal time below the floor. A partial last wave of a
+    long kernel counts as shape loss.
     """
     rates = _rates(frame, peaks)
     byte_ns = 1e9 / peaks.byte_per_s if peaks and peaks.byte_per_s else None

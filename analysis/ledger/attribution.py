@@ -14,10 +14,10 @@ import polars as pl
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.ledger.ledger import Ratios, Split, Times, ratios
 from prunescope.analysis.ledger.noise import (
-    Domain,
     Replicates,
+    TimeBase,
     bootstrap,
-    choose_domain,
+    choose_time_base,
     mean_times,
     point,
 )
@@ -36,7 +36,7 @@ class AttributionInputs:
     units: Units
     nominal: float | None
     ratio: Ratios
-    domain: Domain
+    domain: TimeBase
     times: Times  # of the ledger, one replicate
     ledger: Split
     replicates: Replicates | None
@@ -72,7 +72,7 @@ def attribution_inputs(
 ) -> AttributionInputs:
     """The inputs of a pair. `samples_ns`: unprofiled ones of the dense and of the pruned side."""
     ratio = ratios(units, nominal)
-    domain = choose_domain(units, *samples_ns, on_device=on_device)
+    domain = choose_time_base(units, *samples_ns, on_device=on_device)
     return AttributionInputs(
         units=units,
         nominal=nominal,

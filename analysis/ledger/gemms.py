@@ -55,7 +55,7 @@ class Call:
     flop: float | None
     bytes: float | None
     busy: float
-    helper: float
+    auxiliary: float
     ideal: float | None
     bound: str
     kernel: str
@@ -79,7 +79,7 @@ class _Sum:
 
     calls: int = 0
     busy: float = 0.0
-    helper: float = 0.0
+    auxiliary: float = 0.0
     duration: float = 0.0
     ideal: float | None = 0.0
     flop: float | None = 0.0
@@ -176,7 +176,7 @@ def _group(
 def _accumulate(total: _Sum, row: dict[str, object], gemm: Gemm | None, share: float) -> None:
     total.calls += 1
     total.busy += float(row["total"]) * share  # type: ignore[arg-type]
-    total.helper += float(row["help"]) * share  # type: ignore[arg-type]
+    total.auxiliary += float(row["help"]) * share  # type: ignore[arg-type]
     total.duration += float(row["took"]) * share  # type: ignore[arg-type]
     flop = gemm.flop if gemm is not None and row["flop"] is None else row["flop"]
     total.ideal = _more(total.ideal, row["ideal"], share)
@@ -224,7 +224,7 @@ def _call(key: Key, total: _Sum, num_steps: int) -> Call:
         flop=mean_of(total.flop),
         bytes=mean_of(total.bytes),
         busy=total.busy / num_steps,
-        helper=total.helper / num_steps,
+        auxiliary=total.auxiliary / num_steps,
         ideal=None if total.ideal is None else total.ideal / num_steps,
         bound=max(total.bounds, key=lambda b: total.bounds[b]),
         kernel=str(first["name"]),
@@ -389,7 +389,7 @@ def _row(members: list[Pair], *, promised: float | None, exact_layers: bool) -> 
         flop=first.flop,
         bytes=first.bytes,
         busy_ns=busy,
-        helper_ns=0.0 if gone else sum(c.helper for c in shown),
+        helper_ns=0.0 if gone else sum(c.auxiliary for c in shown),
         ideal_ns=ideal,
         bound=None if gone else first.bound,
         efficiency=ideal / known if ideal is not None and known > 0 else None,

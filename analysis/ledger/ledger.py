@@ -13,7 +13,7 @@ import numpy as np
 from prunescope.analysis.kernels.frame import PRODUCTS
 from prunescope.analysis.ledger.pairing import Cost, Floats, Units, UnitSums
 
-_NEARLY = 0.05  # share of parts that may have less time a record than a record costs
+_NEARLY = 0.05  # quantile of time per event that caps the cost of one event
 _MOST = 0.8
 
 ROWS = ("dense", "promised", "coverage", "roofline_shift", "shape", "kernel_efficiency",
@@ -117,10 +117,10 @@ def times(units: Units, dense_steps: Floats, pruned_steps: Floats) -> Times:
     )
 
 
-Side = tuple[Floats, Floats, Floats]  # busy and gaps [units, replicates], tail [replicates]
+SideTimes = tuple[Floats, Floats, Floats]  # busy and gaps [units, replicates], tail [replicates]
 
 
-def scale_idle(side: Side, wall: Floats) -> Side:
+def scale_idle(side: SideTimes, wall: Floats) -> SideTimes:
     """One side of a device trace in the unprofiled domain, whose wall is `wall`: a profiler slows
     the host and not the kernels, so that idle time alone is scaled."""
     busy, gap, tail = side
@@ -129,12 +129,12 @@ def scale_idle(side: Side, wall: Floats) -> Side:
     return busy, gap * factor, tail * factor
 
 
-def less_records(side: Side, wall: Floats, cost: Cost | None) -> Side:
-    """One side of a CPU trace in the unprofiled domain: what its steps took longer with a profiler
-    is what recording cost, the same for each record.
+def subtract_profiler_overhead(side: SideTimes, wall: Floats, cost: Cost | None) -> SideTimes:
+    """One side of a CPU trace in the unprofiled domain: the extra time of its profiled steps is
+    profiler overhead, divided equally over the recorded events.
 
-    A record costs no more than nearly all parts took for each of theirs, and no part loses more
-    than most of its time. The rest is the machine's drift: taken by one factor, as is all of it
+    The cost of an event is capped at the 5th percentile of time per event, and no part loses more
+    than 80 % of its time. The rest is the machine's drift: taken by one factor, as is all of it
     where no record is known (`cost` None) or the plain step was the longer one.
     """
     parts = np.vstack([side[0], side[1], side[2][None, :]])

@@ -18,9 +18,9 @@ from prunescope.analysis.ledger.ledger import (
     Ratios,
     Split,
     Times,
-    less_records,
     scale_idle,
     split,
+    subtract_profiler_overhead,
     times,
     uniform,
 )
@@ -30,7 +30,7 @@ from prunescope.analysis.ledger.samples import (
     of_steps,
     sample_placements,
     sampled_shares,
-    stretched,
+    widened,
     widened_weights,
 )
 
@@ -52,7 +52,7 @@ class Replicates(Split):
 
 
 @dataclass(frozen=True)
-class Domain:
+class TimeBase:
     """Which wall the ledger closes to. `name`: "unprofiled" (W of the samples) or "profiled";
     samples are empty where the run has none."""
 
@@ -72,9 +72,9 @@ class Domain:
         return self.dense.has_placements and self.pruned.has_placements
 
 
-def choose_domain(
+def choose_time_base(
     units: Units, dense: Samples | list[int], pruned: Samples | list[int], *, on_device: bool
-) -> Domain:
+) -> TimeBase:
     """Unprofiled where both sides have samples and recorded time that can be scaled to them: any
     on a CPU; on a device idle time, and busy < W."""
     d, p = (s if isinstance(s, Samples) else Samples.of([s]) for s in (dense, pruned))
@@ -86,10 +86,10 @@ def choose_domain(
             scalable = scalable and bool(idle > 0 and busy < samples.wall)
         else:
             scalable = scalable and bool(busy + idle > 0)
-    return Domain("unprofiled" if scalable else "profiled", on_device, d, p)
+    return TimeBase("unprofiled" if scalable else "profiled", on_device, d, p)
 
 
-def mean_times(units: Units, domain: Domain) -> Times:
+def mean_times(units: Units, domain: TimeBase) -> Times:
     """Means over all steps, one replicate, in the ledger's domain: with W of all samples."""
     t = times(units, uniform(units.dense), uniform(units.pruned))
     if not domain.unprofiled:
@@ -98,12 +98,12 @@ def mean_times(units: Units, domain: Domain) -> Times:
     return _scaled(t, walls, units, domain)
 
 
-def point(units: Units, ratio: Ratios, domain: Domain) -> Split:
+def point(units: Units, ratio: Ratios, domain: TimeBase) -> Split:
     """The ledger itself, one replicate."""
     return split(units, ratio, mean_times(units, domain))
 
 
-def observer_share(units: Units, domain: Domain) -> float | None:
+def observer_share(units: Units, domain: TimeBase) -> float | None:
     """1 - the factor by which the dense side's recorded time is scaled; None when it is not."""
     if not domain.unprofiled:
         return None
@@ -116,9 +116,9 @@ def observer_share(units: Units, domain: Domain) -> float | None:
     return 1 - target / wall if wall else None
 
 
-def bootstrap(units: Units, ratio: Ratios, domain: Domain) -> Replicates | None:
+def bootstrap(units: Units, ratio: Ratios, domain: TimeBase) -> Replicates | None:
     """Replicates of the ledger; None where nothing can be resampled: one step, steps of one
-    placement alone where placement was drawn, or so far apart that a stretched draw takes less than
+    placement alone where placement was drawn, or so far apart that a widened draw takes less than
     no time.
     """
     drawn = _drawn(units, domain)
@@ -135,13 +135,13 @@ def bootstrap(units: Units, ratio: Ratios, domain: Domain) -> Replicates | None:
     )
 
 
-def _drawn(units: Units, domain: Domain) -> tuple[Both, Both | None] | None:
+def _drawn(units: Units, domain: TimeBase) -> tuple[Both, Both | None] | None:
     """Weights of the profiled steps of both sides, and W of their samples.
 
-    Dense and pruned take turns, in steps, samples and placements: they are drawn as pairs where
-    their numbers agree. Where placement was drawn a replicate draws placements, and what was
-    measured in one goes with it; where some of them alone profiled, those are drawn by themselves.
-    Else steps and samples.
+    Dense and pruned take turns, in steps, samples and placements: they are resampled in pairs if
+    their numbers agree. With placements, a replicate samples placements with everything measured in
+    them; if only some were profiled, steps are resampled over those alone. Without placements,
+    steps and samples are resampled.
     """
     sides = domain.dense, domain.pruned
     counts = units.dense.busy.shape[1], units.pruned.busy.shape[1]
@@ -150,13 +150,13 @@ def _drawn(units: Units, domain: Domain) -> tuple[Both, Both | None] | None:
         placement is not None and placement[-1] == 0 for placement in placements
     ):
         return None
-    draw = np.random.default_rng(SEED)
+    rng = np.random.default_rng(SEED)
     if (
         placements[0] is not None
         and placements[1] is not None
         and all(s.all_profiled for s in sides)
     ):
-        picks = _paired_picks(draw, len(sides[0].per_placement), len(sides[1].per_placement))
+        picks = _paired_picks(rng, len(sides[0].per_placement), len(sides[1].per_placement))
         steps = _step_weights(picks[0], placements[0]), _step_weights(picks[1], placements[1])
         return steps, _walls(domain, picks)
     groups = [
@@ -164,19 +164,19 @@ def _drawn(units: Units, domain: Domain) -> tuple[Both, Both | None] | None:
         for n, placement in zip(counts, placements, strict=True)
     ]
     one_kind = (placements[0] is None) == (placements[1] is None)
-    picks = _paired_picks(draw, groups[0], groups[1], one_kind=one_kind)
+    picks = _paired_picks(rng, groups[0], groups[1], one_kind=one_kind)
     steps = _step_weights(picks[0], placements[0]), _step_weights(picks[1], placements[1])
-    return steps, _sample_walls(draw, domain) if len(sides[0]) and len(sides[1]) else None
+    return steps, _sample_walls(rng, domain) if len(sides[0]) and len(sides[1]) else None
 
 
 def _step_weights(picks: NDArray[np.int64], placement: NDArray[np.int64] | None) -> Floats:
     """Weights of steps [steps, replicates] of draws of the placements that profiled them,
-    stretched; of steps themselves where no placement is known."""
+    widened; of steps themselves where no placement is known."""
     shares = sampled_shares(picks)
-    return shares if placement is None else stretched(of_steps(shares, placement), picks.shape[1])
+    return shares if placement is None else widened(of_steps(shares, placement), picks.shape[1])
 
 
-def _is_below_zero(t: Times, domain: Domain) -> bool:
+def _is_below_zero(t: Times, domain: TimeBase) -> bool:
     """Whether a draw leaves a side less than no time, or none that could be scaled to W."""
     for busy, gap, tail in ((t.t_d, t.g_d, t.tail_d), (t.t_p, t.g_p, t.tail_p)):
         left = gap.sum(axis=0) + tail
@@ -188,47 +188,47 @@ def _is_below_zero(t: Times, domain: Domain) -> bool:
 
 
 def _paired_picks(
-    draw: np.random.Generator, dense: int, pruned: int, *, one_kind: bool = True
+    rng: np.random.Generator, dense: int, pruned: int, *, one_kind: bool = True
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Draws of both sides [replicates, number]; the same ones where their numbers agree, unless
     they are not of `one_kind`: placements of one side and steps of the other."""
-    picks = sample_placements(draw, dense, REPLICATES)
+    picks = sample_placements(rng, dense, REPLICATES)
     same = one_kind and dense == pruned
-    return picks, picks if same else sample_placements(draw, pruned, REPLICATES)
+    return picks, picks if same else sample_placements(rng, pruned, REPLICATES)
 
 
-def _walls(domain: Domain, picks: tuple[NDArray[np.int64], NDArray[np.int64]]) -> Both:
+def _walls(domain: TimeBase, picks: tuple[NDArray[np.int64], NDArray[np.int64]]) -> Both:
     """Replicates of W of both sides, of draws of their placements."""
     dense, pruned = (widened_weights(one) for one in picks)
     return domain.dense.walls(dense), domain.pruned.walls(pruned)
 
 
-def _sample_walls(draw: np.random.Generator, domain: Domain) -> Both:
+def _sample_walls(rng: np.random.Generator, domain: TimeBase) -> Both:
     """Replicates of W of both sides: over placements where both drew them, else over samples."""
     if domain.has_placements:
         return _walls(
             domain,
-            _paired_picks(draw, len(domain.dense.per_placement), len(domain.pruned.per_placement)),
+            _paired_picks(rng, len(domain.dense.per_placement), len(domain.pruned.per_placement)),
         )
     if domain.dense.has_placements or domain.pruned.has_placements:  # each as it was taken
-        dense, pruned = (_alone(draw, side) for side in (domain.dense, domain.pruned))
+        dense, pruned = (_alone(rng, side) for side in (domain.dense, domain.pruned))
         return dense, pruned
     d, p = domain.dense.ns, domain.pruned.ns
-    picks, other = _paired_picks(draw, len(d), len(p))
+    picks, other = _paired_picks(rng, len(d), len(p))
     return np.median(d[picks], axis=1), np.median(p[other], axis=1)
 
 
-def _alone(draw: np.random.Generator, samples: Samples) -> Floats:
+def _alone(rng: np.random.Generator, samples: Samples) -> Floats:
     """Replicates of W of one side."""
     if samples.has_placements:
         return samples.walls(
-            widened_weights(sample_placements(draw, len(samples.per_placement), REPLICATES))
+            widened_weights(sample_placements(rng, len(samples.per_placement), REPLICATES))
         )
-    picks = sample_placements(draw, len(samples), REPLICATES)
+    picks = sample_placements(rng, len(samples), REPLICATES)
     return np.asarray(np.median(samples.ns[picks], axis=1))
 
 
-def _scaled(t: Times, walls: Both | None, units: Units, domain: Domain) -> Times:
+def _scaled(t: Times, walls: Both | None, units: Units, domain: TimeBase) -> Times:
     if walls is None:
         return t
     sides = (t.t_d, t.g_d, t.tail_d), (t.t_p, t.g_p, t.tail_p)
@@ -238,7 +238,7 @@ def _scaled(t: Times, walls: Both | None, units: Units, domain: Domain) -> Times
         if domain.on_device:
             out += scale_idle(side, target)
         else:
-            out += less_records(side, target, sums.recorded)
+            out += subtract_profiler_overhead(side, target, sums.recorded)
     return Times(*out)
 
 
@@ -248,11 +248,11 @@ def speedup_interval(dense: Samples | list[int], pruned: Samples | list[int]) ->
     d, p = (s if isinstance(s, Samples) else Samples.of([s]) for s in (dense, pruned))
     if min(len(d), len(p)) < 2:
         return None
-    domain = Domain("unprofiled", False, d, p)  # noqa: FBT003
+    domain = TimeBase("unprofiled", False, d, p)  # noqa: FBT003
     return ratio_interval(*_sample_walls(np.random.default_rng(SEED), domain))
 
 
-def realised_interval(domain: Domain, replicates: Split | None) -> list[float] | None:
+def realised_interval(domain: TimeBase, replicates: Split | None) -> list[float] | None:
     """95 % interval of dense / pruned: of W of the samples, else of the profiled walls over the
     steps; None with one sample or step, or with steps of 0 ns."""
     if len(domain.dense) and len(domain.pruned):
@@ -279,7 +279,7 @@ def interval(replicates: Floats) -> list[float]:
     return [float(low), float(high)]
 
 
-def halves(units: Units, domain: Domain) -> Split | None:
+def halves(units: Units, domain: TimeBase) -> Split | None:
     """Dense against dense, one replicate a way to split the dense placements that profiled in
     halves, or the steps where only one did or that is unknown (all ways, or 50 at random). None
     with one step."""
@@ -287,22 +287,24 @@ def halves(units: Units, domain: Domain) -> Split | None:
     if steps < 2:
         return None
     of_step, walls = _halved(np.random.default_rng(SEED), domain, steps)
-    twins = replace(units, pruned=units.dense)
+    dense_twice = replace(units, pruned=units.dense)
     ones = np.ones(len(units.keys))
     same = Ratios(ones, ones, ones, 1.0, 1.0)
-    t = times(twins, *of_step)
-    return split(twins, same, _scaled(t, walls if domain.unprofiled else None, twins, domain))
+    t = times(dense_twice, *of_step)
+    return split(
+        dense_twice, same, _scaled(t, walls if domain.unprofiled else None, dense_twice, domain)
+    )
 
 
-def _halved(draw: np.random.Generator, domain: Domain, steps: int) -> tuple[Both, Both | None]:
+def _halved(rng: np.random.Generator, domain: TimeBase, steps: int) -> tuple[Both, Both | None]:
     """Weights of the steps of both halves [steps, ways], and W of their samples: those of the same
     placements where all profiled, else halves of their own."""
     dense = domain.dense
     placement = dense.placement_of_step(steps)
     if placement is None or placement[-1] == 0:
-        one, other = _half_weights(draw, steps)
-        return (one, other), _half_walls(draw, domain, one.shape[1])
-    one, other = _half_weights(draw, int(placement[-1]) + 1)
+        one, other = _half_weights(rng, steps)
+        return (one, other), _half_walls(rng, domain, one.shape[1])
+    one, other = _half_weights(rng, int(placement[-1]) + 1)
     if dense.all_profiled:
         return (of_steps(one, placement), of_steps(other, placement)), (
             dense.walls(one),
@@ -312,45 +314,45 @@ def _halved(draw: np.random.Generator, domain: Domain, steps: int) -> tuple[Both
     again = -(-HALVES // one.shape[1])
     one, other = np.tile(one, again), np.tile(other, again)
     return (of_steps(one, placement), of_steps(other, placement)), _half_walls(
-        draw, domain, one.shape[1]
+        rng, domain, one.shape[1]
     )
 
 
-def _half_walls(draw: np.random.Generator, domain: Domain, ways: int) -> Both | None:
+def _half_walls(rng: np.random.Generator, domain: TimeBase, ways: int) -> Both | None:
     """W of one half of the dense samples and of the other: of placements where they were drawn."""
     samples = domain.dense
     if not domain.unprofiled:
         return None
     if not samples.has_placements:
-        return _half_medians(draw, samples.ns, ways)
-    one, other = _half_weights(draw, len(samples.per_placement))
-    pick = draw.integers(0, one.shape[1], ways)
+        return _half_medians(rng, samples.ns, ways)
+    one, other = _half_weights(rng, len(samples.per_placement))
+    pick = rng.integers(0, one.shape[1], ways)
     return samples.walls(one[:, pick]), samples.walls(other[:, pick])
 
 
-def _half_weights(draw: np.random.Generator, count: int) -> tuple[Floats, Floats]:
+def _half_weights(rng: np.random.Generator, count: int) -> tuple[Floats, Floats]:
     """Weights [count, ways] of one half and of the other."""
-    first = _half_picks(draw, count)
+    first = _half_picks(rng, count)
     one = np.zeros((count, len(first)))
     for i, pick in enumerate(first):
         one[list(pick), i] = 1.0 / len(pick)
     return one, np.asarray((one == 0) / (count - np.count_nonzero(one, axis=0)), np.float64)
 
 
-def _half_picks(draw: np.random.Generator, steps: int) -> list[tuple[int, ...]]:
+def _half_picks(rng: np.random.Generator, steps: int) -> list[tuple[int, ...]]:
     half = steps // 2
     if comb(steps, half) <= HALVES:
         return list(combinations(range(steps), half))
-    return [tuple(draw.permutation(steps)[:half].tolist()) for _ in range(HALVES)]
+    return [tuple(rng.permutation(steps)[:half].tolist()) for _ in range(HALVES)]
 
 
 def _half_medians(
-    draw: np.random.Generator, samples: NDArray[np.int64], ways: int
+    rng: np.random.Generator, samples: NDArray[np.int64], ways: int
 ) -> tuple[Floats, Floats] | None:
     if len(samples) < 2:
         return None
     half = len(samples) // 2
-    orders = np.stack([draw.permutation(len(samples)) for _ in range(ways)])
+    orders = np.stack([rng.permutation(len(samples)) for _ in range(ways)])
     a, b = samples[orders[:, :half]], samples[orders[:, half:]]
     return np.median(a, axis=1), np.median(b, axis=1)
 

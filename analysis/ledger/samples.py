@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from prunescope.analysis.ledger.pairing import Floats
 from prunescope.taxonomy.run import PhaseRun
-from prunescope.taxonomy.student import NORMAL, student
+from prunescope.taxonomy.student_t import NORMAL, t_quantile_975
 
 
 @dataclass(frozen=True)
@@ -101,25 +101,25 @@ def sampled_shares(picks: NDArray[np.int64]) -> Floats:
     return np.asarray(hits / placements, np.float64)
 
 
-def stretched(weights: Floats, groups: int) -> Floats:
+def widened(weights: Floats, groups: int) -> Floats:
     """Weights [any, replicates] of draws of `groups` placements, as far from equal ones as so few
     ask for; columns that sum to 1 still do.
 
     A bootstrap of R groups is too narrow by √((R−1)/R), and its percentiles are those of a normal
     where Student's t with R−1 degrees of freedom is due: 5 groups cover 83 % for 95. Each draw's
-    distance from equal weights is stretched by t/z · √(R/(R−1)); rows and log W are linear in the
-    weights, so that every interval is stretched alike and each replicate still closes. Simulated
+    distance from equal weights is widened by t/z · √(R/(R−1)); rows and log W are linear in the
+    weights, so that every interval is widened alike and each replicate still closes. Simulated
     with 2 to 12 placements of 2 to 10 samples, with spikes: 93 to 96 %. Drawing the samples within
     a placement as well counts their spread twice: 98 to 100 %.
     """
     equal = 1 / len(weights)
-    factor = student(groups - 1) / NORMAL * sqrt(groups / (groups - 1))
+    factor = t_quantile_975(groups - 1) / NORMAL * sqrt(groups / (groups - 1))
     return np.asarray(equal + factor * (weights - equal), np.float64)
 
 
 def widened_weights(picks: NDArray[np.int64]) -> Floats:
     """Stretched weights of placements [placements, replicates] of draws."""
-    return stretched(sampled_shares(picks), picks.shape[1])
+    return widened(sampled_shares(picks), picks.shape[1])
 
 
 def of_steps(weights: Floats, placement: NDArray[np.int64]) -> Floats:

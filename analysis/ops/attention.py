@@ -44,8 +44,8 @@ class AttentionSizes:
     heads: int
     queries: int
     keys: int
-    depth: int
-    value_depth: int
+    head_dim: int
+    value_head_dim: int
 
 
 _SDPA = {
@@ -97,9 +97,9 @@ def attention_work(
     if causal is not None or one_query:
         seen = pairs(sizes.queries, sizes.keys, causal=bool(causal), window=window)
         heads = sizes.batch * sizes.heads
-        flop = 2 * heads * seen * (sizes.depth + sizes.value_depth)
+        flop = 2 * heads * seen * (sizes.head_dim + sizes.value_head_dim)
     dtype = q.dtype if q is not None else None
-    out = sizes.batch * sizes.heads * sizes.queries * sizes.value_depth
+    out = sizes.batch * sizes.heads * sizes.queries * sizes.value_head_dim
     return Work(
         flop=flop,
         bytes=total([*(t.bytes for t in read if t is not None), size(out, dtype)]),
@@ -114,8 +114,8 @@ def logical_gemms(sizes: AttentionSizes) -> tuple[Gemm, Gemm]:
     """QKᵀ, then PV; the batch counts heads."""
     batch = sizes.batch * sizes.heads
     return (
-        Gemm(sizes.queries, sizes.keys, sizes.depth, batch=batch),
-        Gemm(sizes.queries, sizes.value_depth, sizes.keys, batch=batch),
+        Gemm(sizes.queries, sizes.keys, sizes.head_dim, batch=batch),
+        Gemm(sizes.queries, sizes.value_head_dim, sizes.keys, batch=batch),
     )
 
 
@@ -226,5 +226,5 @@ def _equal_lengths(
     count = ends.shape[0] - 1
     if count < 1 or most_q is None or most_k is None or count * most_q != q.shape[0]:
         raise NoModel
-    value_depth = tensor(call, 2).shape[-1]
-    return AttentionSizes(count, q.shape[1], int(most_q), int(most_k), q.shape[2], value_depth)
+    value_head_dim = tensor(call, 2).shape[-1]
+    return AttentionSizes(count, q.shape[1], int(most_q), int(most_k), q.shape[2], value_head_dim)

@@ -27,7 +27,7 @@ _ALLOCATION = """
     empty empty_like empty_strided empty_permuted new_empty new_empty_strided resize_ resize_as_
     record_stream is_pinned pin_memory _pin_memory
 """
-_QUESTIONS = """
+_METADATA_QUERIES = """
     result_type can_cast item is_nonzero _local_scalar_dense is_same_size is_floating_point
     _has_compatible_shallow_copy_type output_nr _version requires_grad_ size stride numel
     sym_size sym_numel sym_stride _is_zerotensor is_contiguous
@@ -49,7 +49,10 @@ _PYTHON = (
 
 GAP_OPS = frozenset(
     [
-        *(f"aten::{name}" for name in (_VIEWS + _ALLOCATION + _QUESTIONS + _WRAPPERS).split()),
+        *(
+            f"aten::{name}"
+            for name in (_VIEWS + _ALLOCATION + _METADATA_QUERIES + _WRAPPERS).split()
+        ),
         *_PYTHON,
     ]
 )

@@ -58,8 +58,9 @@ _FLOATING = frozenset(f"aten::{name}" for name in _FLOATS_OF_INTEGERS.split())
 
 
 def promoted(tensors: list[Operand]) -> str | None:
-    """The format of a result of several tensors. A tensor of no dimensions only counts where its
-    kind of number is a wider one, and a Python float (a fp64 one) makes fp32 of integers."""
+    """The format of a result of several tensors. As in PyTorch, a 0-dim tensor counts only if its
+    category (integer < float) is higher, and a Python float (recorded as fp64) promotes integers to
+    fp32."""
     if any(t.dtype not in _FORMATS for t in tensors):
         return None
     full = [_FORMATS.index(t.dtype) for t in tensors if t.shape and t.dtype is not None]
@@ -247,7 +248,8 @@ _GENERATED = {
 
 def generated(name: str) -> Model | None:
     """The model of a kernel that Inductor generated: its arguments once each, results included.
-    None is known of one that reads an argument in part, or may write over one that it reads."""
+    A call has no model if the kernel may read only part of an argument or overwrite one of its
+    inputs."""
     kind = _GENERATED.get(name[:16])
     if kind is None:
         return None

@@ -23,7 +23,7 @@ import polars as pl
 from prunescope.analysis.device.tiles import in_blocks
 from prunescope.analysis.shapes.evidence import named_in
 from prunescope.analysis.shapes.grids import Intervals, meet
-from prunescope.analysis.timeline.grid_units import BLOCKS, ITEMS, UNTOLD, grid_units, is_rocm
+from prunescope.analysis.timeline.grid_units import BLOCKS, ITEMS, UNKNOWN_UNIT, grid_units, is_rocm
 from prunescope.analysis.trace.events import Trace
 from prunescope.taxonomy.shape import ModelShape
 
@@ -122,7 +122,7 @@ def _counts_of(
     def sizes(name: str, grid: int, block: int | None, unit: int) -> list[tuple[int, int]]:
         each = kinds[name][1]
         threads = None if block is None else trace.grids[block]
-        if each and (threads is None or unit == UNTOLD):
+        if each and (threads is None or unit == UNKNOWN_UNIT):
             return []
         own = [n * math.prod(threads or ()) for n in (on_rocm if rocm else (each,))]
         return [

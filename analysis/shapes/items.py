@@ -16,7 +16,7 @@ import polars as pl
 from prunescope.analysis.device.tiles import in_blocks
 from prunescope.analysis.ops.kind import MATMUL_KINDS, op_kind
 from prunescope.analysis.shapes.slots import GEMM, GROUPED, Slot
-from prunescope.analysis.timeline.grid_units import ITEMS, UNTOLD, grid_units
+from prunescope.analysis.timeline.grid_units import ITEMS, UNKNOWN_UNIT, grid_units
 from prunescope.analysis.trace.events import Trace
 
 ATTENTION, BATCHED, MIXER = "attention", "batched", "mixer"
@@ -114,7 +114,7 @@ def _item(record: dict[str, Any], trace: Trace, works: Sequence[Any], unit: int)
     block = None if record["block"] is None else trace.grids[record["block"]]
     if unit == ITEMS and grid is not None:
         grid = None if block is None else in_blocks(grid, block)
-    elif unit == UNTOLD:
+    elif unit == UNKNOWN_UNIT:
         grid = None
     work = None if record["call"] is None else works[record["call"]]
     gemm = work.gemms[0] if work is not None and len(work.gemms) == 1 else None

@@ -221,8 +221,8 @@ def fused_attention(
 ) -> Work:
     """The work of a causal attention. `window`: keys that a query sees, its own included."""
     inputs, _ = formats(kernel, config)
-    q = Operand((sizes.batch, sizes.heads, sizes.queries, sizes.depth), inputs)
-    k = Operand((sizes.batch, kv_heads, sizes.keys, sizes.depth), inputs)
-    v = Operand((sizes.batch, kv_heads, sizes.keys, sizes.value_depth), inputs)
+    q = Operand((sizes.batch, sizes.heads, sizes.queries, sizes.head_dim), inputs)
+    k = Operand((sizes.batch, kv_heads, sizes.keys, sizes.head_dim), inputs)
+    v = Operand((sizes.batch, kv_heads, sizes.keys, sizes.value_head_dim), inputs)
     before = None if window is None else window - 1
     return attention_work(sizes, q, k, v, causal=True, window=before)

@@ -2,5 +2,5 @@
 
 In: a Trace. Out: kernels linked to launches, ops and module scopes; windows of steps; busy, gap
 and trailing idle time.
-Exports: Linked, Window, `link.link`.
+Exports: Linked, Windows, `link.link`.
 """

@@ -27,13 +27,13 @@ def launch_of(trace: Trace, events: Ints) -> Ints:
     return lookup(*trace.launches_by_id, taken(trace.device["correlation"], events))
 
 
-def op_alone(trace: Trace, events: Ints, launch: Ints) -> Ints:
+def op_by_external_id(trace: Trace, events: Ints, launch: Ints) -> Ints:
     """Row of the op that the External id of a device event without a launch names, else -1.
 
     No event begins before its op. Where correlation ids find their launches as a rule, one that
-    finds none was launched outside of the trace, whatever its External id says. Where launches
-    show that the ids name other ops (older profilers number ops and kernels apart), or ops did not
-    begin in the order of their kernels, none does.
+    finds none was launched outside of the trace, whatever its External id says. No id is used if
+    the launches show that the ids name other ops (older profilers number ops and kernels
+    separately), or if ops did not begin in the order of their kernels.
     """
     ops, device = trace.ops, trace.device
     none = np.full(len(launch), NONE)

@@ -1,8 +1,9 @@
 """What the grid of a device event counts: blocks, or work-items, as some records of ROCm do.
 
-In: a trace and rows of its device events. Out: one of BLOCKS, ITEMS, UNTOLD for each. CUDA records
-blocks. Of ROCm's launches hipExtModuleLaunchKernel takes work-items, and the other ones take
-blocks; roctracer records what the call was given, rocprofiler-sdk the work-items of the dispatch.
+In: a trace and rows of its device events. Out: one of BLOCKS, ITEMS, UNKNOWN_UNIT for each. CUDA
+records blocks. Of ROCm's launches hipExtModuleLaunchKernel takes work-items, and the other ones
+take blocks; roctracer records what the call was given, rocprofiler-sdk the work-items of the
+dispatch.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from prunescope.analysis.timeline.correlate import launch_of, taken
 from prunescope.analysis.trace.collect import Ints
 from prunescope.analysis.trace.events import Trace
 
-BLOCKS, ITEMS, UNTOLD = 0, 1, 2
+BLOCKS, ITEMS, UNKNOWN_UNIT = 0, 1, 2
 _TAKES_ITEMS = re.compile(r"hip(?:Ext|Hcc)ModuleLaunchKernel")
 _TAKES_BLOCKS = re.compile(r"hip(?:Module|Ext|ExtLaunchMulti)?LaunchKernel|hipLaunchCooperative")
 _TENSILE = re.compile(r"^(?:Cijk_|Custom_Cijk_)")  # always launched with work-items
@@ -33,7 +34,7 @@ def is_rocm(trace: Trace) -> bool:
 
 
 def grid_units(trace: Trace, events: Ints) -> Ints:
-    """BLOCKS, ITEMS or UNTOLD for each of the device events (-1: none, BLOCKS)."""
+    """BLOCKS, ITEMS or UNKNOWN_UNIT for each of the device events (-1: none, BLOCKS)."""
     units = np.full(len(events), BLOCKS)
     if not is_rocm(trace):
         return units
@@ -44,7 +45,7 @@ def grid_units(trace: Trace, events: Ints) -> Ints:
     name = taken(trace.device["name"], events)
     by_items = (api >= 0) & items[np.maximum(api, 0)] | (name >= 0) & tensile[np.maximum(name, 0)]
     by_blocks = (api >= 0) & blocks[np.maximum(api, 0)] & ~by_items
-    units[events >= 0] = UNTOLD
+    units[events >= 0] = UNKNOWN_UNIT
     recorded = _recorded(trace, events[by_blocks])
     if recorded == ITEMS:  # of the dispatch, whatever call made it
         units[events >= 0] = ITEMS
@@ -63,7 +64,7 @@ def _recorded(trace: Trace, events: Ints) -> int:
     wide = [(g, b) for g, b in sizes if max(b) > 1]
     if any(not _divides(b, g) for g, b in wide):
         return BLOCKS
-    return ITEMS if len(wide) >= _ENOUGH else UNTOLD
+    return ITEMS if len(wide) >= _ENOUGH else UNKNOWN_UNIT
 
 
 def _divides(block: tuple[int, ...], grid: tuple[int, ...]) -> bool:

@@ -16,7 +16,7 @@ from prunescope.analysis.timeline.correlate import (
     StepsOfEvents,
     launch_of,
     lookup,
-    op_alone,
+    op_by_external_id,
     steps_of_events,
     taken,
 )
@@ -62,8 +62,8 @@ class Linked:
     above: Ints  # row of the work op around a row, -1 at the top and on a device
     launch_latency_ns: int | None = None
     launch_latency_busy_ns: int | None = None  # of it, what the device ran before
-    # Of that latency, what the step launched itself, of which no row holds busy time: run time
-    # (ran_ns) and the part of it in which nothing earlier ran (ns).
+    # Work of the step inside the launch latency, which no row's busy time holds: run time
+    # (ran_ns) and the part that earlier work does not overlap (ns).
     launch_latency_work: dict[str, float] = field(default_factory=dict)
     carry_over: dict[str, float] = field(default_factory=lambda: {"events": 0, "ns": 0})
     late: dict[str, float] = field(default_factory=lambda: {"events": 0, "ns": 0})
@@ -89,7 +89,7 @@ def link_device(trace: Trace, windows: Windows) -> Linked:
     order = np.lexsort((device["stream"], device["correlation"], -device["dur"], device["ts"]))
     start = device["ts"][order]
     launch = launch_of(trace, order)
-    by_op = op_alone(trace, order, launch)
+    by_op = op_by_external_id(trace, order, launch)
     launched = taken(trace.launches["ts"], launch, absent=0)
     launched = np.where(by_op >= 0, taken(trace.ops["ts"], by_op), launched)
     linked = (launch >= 0) | (by_op >= 0)
@@ -126,8 +126,8 @@ def link_device(trace: Trace, windows: Windows) -> Linked:
 
 
 def _name_the_rest(out: Linked, placed: StepsOfEvents, windows: Windows) -> None:
-    """Count what is in no step: carry-over, late, left out. What our own runs did before their
-    first step is the one that is thrown away."""
+    """Count what is in no step: carry-over, late, left out. In runs of `prunescope trace`, work
+    before the first step belongs to the discarded step and is not counted."""
     for name, mask in (("carry_over", placed.carry_over), ("late", placed.late)):
         rows = np.flatnonzero(mask)
         start, end = out.start[rows], out.start[rows] + out.duration[rows]
@@ -222,9 +222,9 @@ def _fill_step(out: Linked, rows: Ints, step: int, begin: int, others: tuple[Int
     reached = np.maximum.accumulate(np.concatenate(([begin], end)))[:-1]
     at = np.searchsorted(others[0], start, side="left")
     others_reached = np.concatenate(([begin], others[1]))[at]
-    dry_at = np.maximum(reached, others_reached)
-    out.gap[rows] = np.minimum(gap, np.maximum(0, start - dry_at))
-    out.starved[rows] = (out.launched[rows] >= dry_at) & (out.gap[rows] > 0)
+    starved_since = np.maximum(reached, others_reached)
+    out.gap[rows] = np.minimum(gap, np.maximum(0, start - starved_since))
+    out.starved[rows] = (out.launched[rows] >= starved_since) & (out.gap[rows] > 0)
     out.wall[step] = int(out.busy[rows].sum() + out.gap[rows].sum())
 
 
@@ -282,7 +282,7 @@ def link_host(trace: Trace, windows: Windows) -> Linked:
         windows = Windows(np.array([first]), np.array([last]), "whole", windows.names)
     step = windows.step_of(ops["ts"][work])
     outside = step < 0
-    # What our own runs do before their first step is the one that is thrown away.
+    # In runs of `prunescope trace`, work before the first step belongs to the discarded step.
     named = outside & ((windows.source != "prunescope") | (ops["ts"][work] >= windows.start[0]))
     left_out: dict[str, float] = {
         "events": int(named.sum()),

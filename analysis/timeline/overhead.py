@@ -3,8 +3,8 @@
 In: a trace and its linked rows. Out: `Recorded`, the weight of what was recorded in each part of a
 step's time: inside a row, in the gap before it, behind the last one. A weight of 1 is one op.
 
-A profiler takes the time of an op last when it begins and first when it ends, so that what an op
-costs to record lies outside of it: in the work op around it, else in the idle time between them.
+The profiler reads the clock last when an op begins and first when it ends, so the cost of recording
+an op lies outside its span: in the enclosing work op, else in the idle time between ops.
 """
 
 from __future__ import annotations

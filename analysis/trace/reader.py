@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 
 from prunescope.analysis.trace.event import Event
-from prunescope.analysis.trace.unpack import MAX_RATIO, Ahead, is_bomb, unpacked
+from prunescope.analysis.trace.unpack import MAX_RATIO, Prefetched, is_bomb, unpacked
 from prunescope.taxonomy.errors import PrunescopeError
 
 BLOCK = 1 << 20  # of 256 KiB to 4 MiB the fastest: its events stay in the cache
@@ -83,7 +83,7 @@ class Source:
         with self.path.open("rb") as file:
             stream = unpacked(self.path, file, self.member)
             with ThreadPoolExecutor(1) as pool:
-                ahead = Ahead(stream, pool, BLOCK)
+                ahead = Prefetched(stream, pool, BLOCK)
                 yield from _Splitter(self, ahead, packed=file.tell).blocks()
 
     def error(self, problem: str, hint: str) -> PrunescopeError:
@@ -106,7 +106,7 @@ class _Splitter:
     before it decode as a list: inside a string or a nested object they would not. Where the last
     boundaries of a block are not, its brackets are counted."""
 
-    def __init__(self, source: Source, file: Ahead, *, packed: Callable[[], int]) -> None:
+    def __init__(self, source: Source, file: Prefetched, *, packed: Callable[[], int]) -> None:
         self.source = source
         self.file = file
         self.packed = packed  # bytes of the file read so far

@@ -108,7 +108,7 @@ def is_bomb(total: int, packed: Callable[[], int]) -> bool:
     return total > _TRUSTED and total > MAX_RATIO * packed()
 
 
-class Ahead:
+class Prefetched:
     """A stream of which another thread unpacks the next block while this one is worked on."""
 
     def __init__(self, stream: ByteStream, pool: ThreadPoolExecutor, size: int) -> None:

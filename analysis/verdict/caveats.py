@@ -54,7 +54,7 @@ class Caveat:
 
     @property
     def most(self) -> float:
-        """The confidence that it leaves."""
+        """Upper limit of the verdict's confidence."""
         return WEIGHT[self.kind][0]
 
     @property
@@ -207,7 +207,8 @@ def _roles(dense: Kernels, pruned: Kernels) -> Iterator[Caveat]:
     before, now = _known_roles(dense), _known_roles(pruned)
     if before is None or now is None or now >= before - _FALL:
         return
-    # A role that is lost is lost by kernels; time moves by one op without a role that ran slow.
+    # A role that is lost is lost by kernels; so count kernels: one slow op without a role changes
+    # the share of time.
     if _roles_by_count(pruned) >= _roles_by_count(dense) - _FALL:
         return
     # Replays without an eager trace, and a trace without modules, know of fewer roles.

@@ -1,7 +1,7 @@
 """What the detectors of the verdict read, and what one of them reports.
 
-In: the GEMM pairs, units and census of a phase. Out: Evidence; Detection and Reason. Times in ns a
-step.
+In: the GEMM pairs, units and weight statistics of a phase. Out: Evidence; Detection and Reason.
+Times in ns a step.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class Reason:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the detectors read. `census_*`: None where the run says nothing (a bare trace)."""
+    """What the detectors read. `stats_*`: None without a run.json (a bare trace)."""
 
     pairs: list[Pair]
     units: Units
     stats_dense: WeightStats | None
     stats_pruned: WeightStats | None
-    phase: str | None = None  # its name in the census; None: not known
+    phase: str | None = None  # its name in the weight statistics; None: unknown
     differences: tuple[Difference, ...] = ()  # settings other than the pruning
     parameters: tuple[int | None, int | None] = (None, None)  # of the dense run, the pruned run
     other_grids: float | None = None  # share of GEMM time in kernels or grids the dense side lacks
@@ -174,20 +174,20 @@ def most_common(counter: Counter[str]) -> str:
     return f"{names} and {rest} more" if rest else names
 
 
-def matrices(census: WeightStats | None) -> list[Matrix]:
+def matrices(stats: WeightStats | None) -> list[Matrix]:
     """The matrices that a run lists."""
-    return [] if census is None else census.matrices
+    return [] if stats is None else stats.matrices
 
 
-def stored_shapes(census: WeightStats | None) -> Counter[tuple[str, ...]]:
+def stored_shapes(stats: WeightStats | None) -> Counter[tuple[str, ...]]:
     """How many matrices of each role and shape a run lists."""
-    return Counter((str(m.role), str(m.shape)) for m in matrices(census))
+    return Counter((str(m.role), str(m.shape)) for m in matrices(stats))
 
 
-def _places(census: WeightStats | None) -> dict[tuple[int, str], int]:
+def _places(stats: WeightStats | None) -> dict[tuple[int, str], int]:
     """Numbers in the matrices of a run by (layer, role)."""
     found: Counter[tuple[int, str]] = Counter()
-    for m in matrices(census):
+    for m in matrices(stats):
         if m.layer is not None and m.role is not None and m.shape is not None:
             found[m.layer, m.role] += math.prod(m.shape)
     return dict(found)

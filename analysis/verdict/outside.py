@@ -60,7 +60,7 @@ def replaced(e: Evidence) -> Reason | None:
         f"other ops stand in their places ({instead})" if instead else "nothing is in their places"
     )
     text = (
-        f"none of the {len(linears)} GEMMs of the linears is seen any more, {others}: "
+        f"none of the {len(linears)} GEMMs of the linears is in the pruned trace, {others}: "
         "quantised, fused or compiled kernels; no pruning removes all of them"
     )
     numbers = {"gemms": len(linears), "others": kinds.total()}
@@ -194,7 +194,7 @@ def other_activation(dense: Kernels, pruned: Kernels) -> Reason | None:
     gone, added = sorted(old - new), sorted(new - old)
     if not gone or not added:
         return None
-    text = f"the activation is another op: {', '.join(added)} instead of {', '.join(gone)}"
+    text = f"the activation op differs: {', '.join(added)} instead of {', '.join(gone)}"
     return Reason(kind="activation", lines=(text,), numbers={"dense": gone, "pruned": added})
 
 

@@ -137,14 +137,16 @@ def _unmoved(e: Evidence) -> FamilyVerdict:
         names = Counter(f"{p.key[1]}: {p.axis}" for p in unclear)
         shown = ", ".join(f"{n} ({c} GEMMs)" for n, c in names.most_common(4))
         return FamilyVerdict(
-            id="unknown", confidence=0.3, evidence=[f"GEMMs moved as in no family: {shown}"]
+            id="unknown",
+            confidence=0.3,
+            evidence=[f"these GEMM shape changes match no family: {shown}"],
         )
     if (why := reason(e, NOTHING_MOVED)) is not None:
         return _outside(why)
     if e.stats_pruned is None:
         line = (
             "no GEMM moved and no work was added: nothing was pruned, or zeros are in dense "
-            "tensors, which a bare trace cannot show (a run's census does)"
+            "tensors, which a bare trace cannot show (the weight statistics in run.json do)"
         )
         # These change no shape and no kernel: only weight statistics tell them apart.
         unseen = [one.id for one in families() if not one.cuts or one.zeroes_weights]
@@ -152,12 +154,12 @@ def _unmoved(e: Evidence) -> FamilyVerdict:
     if (moved := _other_weights(e)) is not None:
         return FamilyVerdict(id="unknown", confidence=0.5, evidence=[moved])
     return FamilyVerdict(
-        id="dense", confidence=1.0, evidence=["no GEMM moved, no zeros, no work added"]
+        id="dense", confidence=1.0, evidence=["no GEMM changed shape, no zeros, no work added"]
     )
 
 
 def _blind(e: Evidence) -> list[str]:
-    """The sides that run GEMMs and say of none what it multiplies."""
+    """The sides that run GEMMs but know the shape of none."""
     return [one for one in ("dense", "pruned") if one not in e.shapes_ignored and _is_blind(e, one)]
 
 
@@ -172,7 +174,7 @@ def _unread(e: Evidence, blind: list[str]) -> str:
             f"no GEMM of the {blind[0]} side says what it multiplies, so no axis can be seen to "
             "move"
         )
-    text = "no GEMM says what it multiplies on either side, so no axis can be seen to move"
+    text = "no GEMM of either side has known shapes, so no change of M, N or K can be detected"
     if e.other_grids is None:
         return text
     if e.other_grids:

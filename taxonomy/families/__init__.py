@@ -80,6 +80,6 @@ def cutting(*units: str, dynamics: str = "static") -> str:
     """The id of the first family that cuts these units and no others, for a sentence that has to
     name one. Raises RuntimeError where there is none."""
     for one in families():
-        if one.dynamics == dynamics and set(one.cuts) == set(units) and not one.theory_alone:
+        if one.dynamics == dynamics and set(one.cuts) == set(units) and not one.predicted_only:
             return one.id
     raise RuntimeError(f"no {dynamics} family cuts {units}")

@@ -39,7 +39,7 @@ FAMILY = Family(
     unit="layers, per input",
     cuts=("layers",),
     applies=applies,
-    not_realised=partial(no_parts, whole_layers=True),
+    not_implemented=partial(no_parts, whole_layers=True),
     mixers="rows",
     scorer="router",
     routes_layers=True,

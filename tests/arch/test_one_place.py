@@ -24,7 +24,7 @@ from prunescope.tracer.pruners import family_ids
 from tests.arch.test_imports import ROOT, SOURCES, room_of
 
 IDS = [one.id for one in pruning_families()]
-TRACED = [one.id for one in pruning_families() if not one.theory_alone]
+TRACED = [one.id for one in pruning_families() if not one.predicted_only]
 PLACES = ("taxonomy/families", "tracer/pruners", "analysis/verdict/detectors")
 _ID = re.compile(rf"(?<![\w-])({'|'.join(sorted(IDS, key=len, reverse=True))})(?![\w-])")
 # The file of a family, as other code would have to import it.
@@ -182,7 +182,7 @@ def test_detectors_stand_in_their_order() -> None:
     assert (
         set(COARSE_TO_FINE)
         == set(UNITS)
-        == {u for one in families() if not one.theory_alone for u in one.cuts}
+        == {u for one in families() if not one.predicted_only for u in one.cuts}
     )
     assert [one.family.id for one in detectors()] == [
         "dynamic-depth", "dynamic-m", "token-drop", "kv-evict", "dynamic-nk", "dynamic-width",

@@ -19,7 +19,7 @@ pytest.importorskip("torch")
 from prunescope.taxonomy.sweep_files import Planned
 from prunescope.tracer.sweep import watch as watch
 from prunescope.tracer.sweep.state import SweepFolder, timing_slot
-from prunescope.tracer.sweep.watch import Hung, Watch
+from prunescope.tracer.sweep.watch import HangWatchdog, Hung
 from tests import forked
 from tests.faults.hanging import CONFIG, HANGS
 
@@ -135,7 +135,7 @@ def test_silent_work_hangs_after_hours_only(
     """A process that uses a core is not idle, and is given longer; a sign of life counts anew."""
     for name, value in {"IDLE_S": 0.2, "SILENT_S": 2.0, "POLL_S": 0.02}.items():
         monkeypatch.setattr(watch, name, value)
-    seen = Watch(SweepFolder(tmp_path), "c")
+    seen = HangWatchdog(SweepFolder(tmp_path), "c")
     begin = time.monotonic()
     with seen.watching(), seen.of(PLANNED):
         while time.monotonic() - begin < 1.0:  # signs of life
@@ -184,7 +184,7 @@ def test_a_worker_that_dies_ends_neither_the_sweep_nor_its_record(
     """The engine for ray, without ray: the result in hand failed, what was not begun is pending."""
     from prunescope.tracer.sweep.engines import ray
     from prunescope.tracer.sweep.request import SweepRequest
-    from prunescope.tracer.sweep.sweep import summary, sweep
+    from prunescope.tracer.sweep.sweep import plan_of, summary, sweep
 
     begun: list[str] = []
 
@@ -208,7 +208,7 @@ def test_a_worker_that_dies_ends_neither_the_sweep_nor_its_record(
     assert (state, str(error)[:24]) == ("failed", "its worker died 4 times ")
     assert found[HANGS] == ("pending", None)
     assert [found[x] for x in found if "nk-mlp" in x] == [("failed", "no luck")] * 2
-    assert summary(request)["plan"]["pending"] == 1
+    assert summary(request, plan_of(request))["plan"]["pending"] == 1
 
 
 @pytest.mark.slow

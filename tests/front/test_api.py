@@ -58,7 +58,7 @@ def test_a_sparsity_that_nothing_would_use_is_refused() -> None:
         prunescope.trace("tiny-llama", method="static-m:0.25+static-nk-mlp:0.5", sparsity=0.4)
     with pytest.raises(PrunescopeError, match="without --method"):
         prunescope.trace("tiny-llama", baseline_model="tiny-llama", sparsity=0.3)
-    with pytest.raises(PrunescopeError, match="together .* cannot be predicted"):
+    with pytest.raises(PrunescopeError, match="combined families .* cannot be predicted"):
         prunescope.predict(
             model="tiny-llama", device="h100-sxm", method="static-m:0.25+static-nk-mlp:0.5"
         )
@@ -167,7 +167,7 @@ def test_save_writes_the_formats(report: public.Report, tmp_path: Path) -> None:
 
 def test_load_refuses_what_is_no_report(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{}")
-    with pytest.raises(PrunescopeError, match="x.json is no report"):
+    with pytest.raises(PrunescopeError, match="x.json: object missing required field"):
         public.Report.load(tmp_path / "x.json")
 
 

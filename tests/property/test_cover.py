@@ -199,9 +199,9 @@ def _check_step(
         of_others = [o for o in others if o.start < e.start]
         idle = [t for t in range(reached, e.start) if all(t >= o.start + o.dur for o in of_others)]
         gap[i] = min(gap[i], len(idle))
-        dry_at = max([reached, *(o.start + o.dur for o in of_others)])
+        starved_since = max([reached, *(o.start + o.dur for o in of_others)])
         # the device ran dry before the launch of what it waited for
-        dry = e.launch is not None and e.launch >= dry_at and gap[i] > 0
+        dry = e.launch is not None and e.launch >= starved_since and gap[i] > 0
         assert bool(got.starved[at][i]) == dry
     assert got.busy[at].tolist() == busy
     assert got.gap[at].tolist() == gap

@@ -15,14 +15,14 @@ from prunescope.analysis.ledger.attribution import attribution_inputs
 from prunescope.analysis.ledger.ledger import (
     ROWS,
     Split,
-    less_records,
     ratios,
     scale_idle,
     split,
+    subtract_profiler_overhead,
     times,
     uniform,
 )
-from prunescope.analysis.ledger.noise import bootstrap, choose_domain, halves, point
+from prunescope.analysis.ledger.noise import bootstrap, choose_time_base, halves, point
 from prunescope.analysis.ledger.pairing import Alignment, Cost, Units, UnitSums
 from prunescope.analysis.ledger.rows import build_rows
 
@@ -106,7 +106,7 @@ def test_every_replicate_closes(
 ) -> None:
     """The point, the bootstrap and the halves, in whichever domain the samples put them."""
     half = len(walls) // 2
-    domain = choose_domain(units, walls[:half], walls[half:], on_device=device)
+    domain = choose_time_base(units, walls[:half], walls[half:], on_device=device)
     ratio = ratios(units, sparsity)
     main = point(units, ratio, domain)
     closes(main)
@@ -124,7 +124,7 @@ def test_every_replicate_closes(
 @given(units=pairs_of_sides())
 def test_dense_against_itself_is_zero(units: Units) -> None:
     same = Units(units.keys, units.dense, units.dense, units.alignment)
-    ledger = point(same, ratios(same, None), choose_domain(same, [], [], on_device=True))
+    ledger = point(same, ratios(same, None), choose_time_base(same, [], [], on_device=True))
     wall = ledger.dense[0]
     assert ledger.promised[0] == pytest.approx(wall)
     assert ledger.pruned[0] == wall
@@ -159,7 +159,7 @@ def test_scaling_reaches_the_wall(busy: float, gap: float, tail: float, wall: in
     if busy + gap + tail == 0:
         return  # nothing that could be scaled
     side, walls = (np.array([[busy]]), np.array([[gap]]), np.array([tail])), np.array([float(wall)])
-    b, g, t = less_records(side, walls, None)
+    b, g, t = subtract_profiler_overhead(side, walls, None)
     assert (b + g + t)[0, 0] == pytest.approx(wall, rel=1e-9, abs=1e-6)
     factor = wall / (busy + gap + tail)
     assert (b[0, 0], g[0, 0]) == (pytest.approx(busy * factor), pytest.approx(gap * factor))
@@ -184,7 +184,9 @@ def test_what_records_cost_is_taken_by_their_number(
         return
     side = np.array([[busy]]), np.array([[gap]]), np.array([tail])
     cost = Cost(np.array([inside]), np.array([before]), after)
-    b, g, t = (float(x.ravel()[0]) for x in less_records(side, np.array([float(wall)]), cost))
+    b, g, t = (
+        float(x.ravel()[0]) for x in subtract_profiler_overhead(side, np.array([float(wall)]), cost)
+    )
     assert b + g + t == pytest.approx(wall, rel=1e-9, abs=1e-6)
     kept = [(new / old, weight) for new, old, weight in
             ((b, busy, inside), (g, gap, before), (t, tail, after)) if old]  # fmt: skip

@@ -56,8 +56,11 @@ COVERED: dict[str, tuple[str, str]] = {
         "test_a_replay_that_stands_still_lacks_kernels",
     ),
     "held-back": ("test_a_kernel_that_its_stream_holds_back", "test_a_late_host_is_no_wait"),
-    "host-lead": ("test_a_long_lead_of_the_one_step_is_named", "test_a_short_lead_is_none"),
-    "host-waits": ("test_idle_beside_copies_is_no_late_host", "test_a_late_host_is_no_wait"),
+    "host-lead": (
+        "test_long_launch_latency_of_one_step_is_a_finding",
+        "test_short_launch_latency_is_none",
+    ),
+    "host-waits": ("test_idle_time_in_copies_is_no_late_host", "test_a_late_host_is_no_wait"),
     "host-work": (
         "test_a_data_loader_is_named_and_no_graph_is_advised",
         "test_a_late_host_is_no_wait",

@@ -23,7 +23,7 @@ def step(name: str, *words: str) -> gpu.Step:
 
 
 def test_every_slice_has_commands_that_the_product_knows(tmp_path: Path) -> None:
-    traced = {one.id for one in pruning_families() if not one.theory_alone}
+    traced = {one.id for one in pruning_families() if not one.predicted_only}
     assert set(gpu.FAMILIES) <= traced and set(gpu.GRAPH_FAMILIES) <= set(gpu.FAMILIES)
     for name, slice_of in gpu.SLICES.items():
         steps = list(slice_of(gpu.Setting(tmp_path / name)))

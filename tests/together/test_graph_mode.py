@@ -297,7 +297,9 @@ def test_what_cannot_be_recorded_is_refused_beforehand(tmp_path: Path) -> None:
             "static-m:0.25+dynamic-m",
             "dynamic-m+static-m",
         ):
-            with pytest.raises(PrunescopeError, match="cannot hold dynamic-m:"):
+            with pytest.raises(
+                PrunescopeError, match="cannot record dynamic-m, which decides anew"
+            ):
                 check_mode(request(mode=mode, method=method), cuda)
         for method in ("static-nk", "static-nk:0.5", "static-m+static-nk:0.5", "package.module:f"):
             check_mode(request(mode=mode, method=method), cuda)

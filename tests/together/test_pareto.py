@@ -30,7 +30,7 @@ from tests.analysis.report import example
 
 def test_draws_are_one_point_with_an_interval_over_all() -> None:
     own = [point("a", speed, loss) for speed, loss in ((1.2, 0.1), (1.3, 0.5), (1.25, 0.2))]
-    (found,) = pareto._draws_merged(own)
+    (found,) = pareto._merge_samples(own)
     assert found.realised == 1.25
     assert found.realised_ci95 == pytest.approx([0.98 * 1.2, 1.02 * 1.3])
     assert found.loss is not None
@@ -99,7 +99,7 @@ def test_the_summary_contradicts_the_claims_where_the_numbers_do() -> None:
     decode = [point("static-m", 1.5, 0.03, **memory), point("static-nk", 1.2, 0.5, **memory)]
     lines = "\n".join(whole(prefill, decode).summary)
     assert "by loss”: does not hold in prefill" in lines
-    assert "(seen: static-nk from +10.0 %; the weaker of its two steps" in lines
+    assert "(observed: static-nk from +10.0 %; the weaker of its two steps" in lines
     assert "where memory-bound”: does not hold in decode" in lines
     assert "static depth wins at low loss”: does not hold in prefill" in lines
     assert "not faster beyond noise here, up to the largest s measured: dynamic-m" in lines
@@ -168,7 +168,7 @@ def test_draws_of_task_losses_are_one() -> None:
         assert one.loss is not None
         one.loss.tasks_signed, one.loss.tasks_absolute = signed, 0.3
         one.loss.tasks_signed_ci95 = [signed - 0.01, signed + 0.01]
-    (found,) = pareto._draws_merged(own)
+    (found,) = pareto._merge_samples(own)
     assert found.loss is not None
     assert found.loss.tasks_signed == pytest.approx(-0.15)
     assert found.loss.tasks_signed_ci95 == pytest.approx([-0.21, -0.09])

@@ -194,7 +194,7 @@ def test_bad_folders_are_named(tmp_path: Path) -> None:
         pareto.judge(sweep_folder(tmp_path / "a", {"state": "pending", "run": None}))
     with pytest.raises(PrunescopeError, match="schema 2"):
         pareto.judge(sweep_folder(tmp_path / "b", {}, schema=2))
-    with pytest.raises(PrunescopeError, match="sweep.json: results.0.phase: expected"):
+    with pytest.raises(PrunescopeError, match="sweep.json: results.0.phase: invalid enum value"):
         pareto.judge(sweep_folder(tmp_path / "c", {"phase": "../../x"}))
     (tmp_path / "a" / "sweep.json").write_bytes(b'{"schema": 1, "results"')
     with pytest.raises(PrunescopeError, match="sweep.json is not JSON"):

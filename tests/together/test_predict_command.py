@@ -72,7 +72,7 @@ def test_a_run_in_place_of_a_device() -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ((*POINT, "--method", "static-m", "--sparsity", "0.1:x:0.1"), "cannot be read"),
+        ((*POINT, "--method", "static-m", "--sparsity", "0.1:x:0.1"), "invalid sparsity"),
         ((*POINT, "--method", "static-m", "--without", "lunch"), "lunch"),
         ((*POINT, "--method", "static-m", "--set", "colour=red"), "has no knob 'colour'"),
         ((*POINT, "--set", "unit=layer"), "has no knob 'unit'"),

@@ -137,6 +137,6 @@ def test_peaks_that_are_never_quiet_are_taken_as_they_are() -> None:
     from prunescope.tracer.sweep import job
 
     noisy = changed(PEAKS, disturbed=["waits"])
-    assert job._is_doubtful(noisy)
-    assert not job._is_doubtful(changed(noisy, measurements=[MeasuredRates()] * 5))
-    assert not job._is_doubtful(PEAKS)
+    assert job._should_remeasure(noisy)
+    assert not job._should_remeasure(changed(noisy, measurements=[MeasuredRates()] * 5))
+    assert not job._should_remeasure(PEAKS)

@@ -367,7 +367,7 @@ def test_a_method_of_ones_own(
         "        rows = int(352 * sparsity)\n"
         "        layer.mlp.up_proj.weight.data[:rows] = 0\n"
         "    return model\n"
-        "def forget(model, sparsity):\n"
+        "def clear_failure(model, sparsity):\n"
         "    pass\n"
     )
     (tmp_path / "taxonomy.py").write_text("raise SystemExit('ours is hidden')")
@@ -381,7 +381,7 @@ def test_a_method_of_ones_own(
     assert rows["model.layers.7.mlp.up_proj"].zero_rows == 0.5
     assert rows["model.layers.7.mlp.down_proj"].zeros == 0
     with pytest.raises(PrunescopeError, match="returned NoneType"):
-        quick(method="mymethods:forget", out=tmp_path / "other")
+        quick(method="mymethods:clear_failure", out=tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
 

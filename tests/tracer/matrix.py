@@ -37,7 +37,7 @@ from tests.tracer.matrix_theory import BLOCK, PROMPT, STEPS, Work, compared
 from tests.tracer.tiny_models import tiny_model
 
 SPARSITY = 0.5
-FAMILIES = tuple(one.id for one in families() if one.cuts and not one.theory_alone)
+FAMILIES = tuple(one.id for one in families() if one.cuts and not one.predicted_only)
 # A trace alone shows where the dimensions of these went; zeros and routes take the run's counts.
 FROM_TRACES = (
     "static-m", "static-k-lowrank", "static-nk", "static-nk-heads", "static-nk-mlp",

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from prunescope.taxonomy.run import NARROW, PhaseRun
-from prunescope.taxonomy.student import student
+from prunescope.taxonomy.student_t import t_quantile_975
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.machine.device import free_bytes
 from prunescope.tracer.model.weights import stored_tensors
@@ -49,7 +49,7 @@ def planned_placements(request: TraceRequest) -> list[PlacementPlan]:
         request.first_placements,
         repeats=request.repeats,
         steps=request.steps,
-        step_in_each=request.seated_steps,
+        step_in_each=request.profile_every_placement,
         phases=request.phases,
     )
 
@@ -111,7 +111,7 @@ def interval_width(dense: Sequence[Sequence[int]], pruned: Sequence[Sequence[int
     ]
     if len(logs) < 2:
         return math.inf
-    half = student(len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
+    half = t_quantile_975(len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
     return 2 * math.sinh(half)
 
 

@@ -130,8 +130,8 @@ Threads = Annotated[
 class TraceRequest:
     """One capture: a model, at most one pruning method, and how to run and time it."""
 
-    # Whether every placement profiles a step, however few `steps` are: the unit of rows' intervals.
-    seated_steps: ClassVar[bool] = True
+    # Whether each placement profiles a step, even if `steps` is smaller: intervals of rows need it.
+    profile_every_placement: ClassVar[bool] = True
 
     model: Annotated[
         str,

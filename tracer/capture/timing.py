@@ -60,7 +60,7 @@ class _Round:
     switches: int = 0
 
 
-class Watch:
+class DisturbanceMonitor:
     """Finds what disturbed consecutive samples, or profiled steps, on a device. Short ones are also
     judged as a whole: each ends within a few ticks of the system's counters."""
 
@@ -72,7 +72,7 @@ class Watch:
 
     @contextmanager
     def sample(self) -> Iterator[None]:
-        """Goes around each of them."""
+        """Wrap around each sample."""
         before = read()
         if self._begun is None:
             self._begun = before
@@ -113,7 +113,8 @@ def take_samples(  # noqa: PLR0913
     The variants take turns, in alternating order (ABBA; `turn`: the number of the first round), so
     that drifts of the machine affect all of them equally. Disturbed rounds are repeated, up to
     2 x `repeats` in all; after that they are kept and counted. `adaptive`: up to four times as many
-    samples, until the ratio of the first two variants is known better than placements vary it.
+    samples, until the standard error of the ratio of the first two variants is below its variation
+    between placements.
     `advance` is called after each planned round.
     """
     rounds: list[_Round] = []
@@ -159,7 +160,7 @@ def _rounds(
     loops: Mapping[str, Loop], device: torch.device, turns: range, advance: Callable[[], None]
 ) -> list[_Round]:
     """Consecutive rounds, with what disturbed each."""
-    watch, taken = Watch(device), []
+    watch, taken = DisturbanceMonitor(device), []
     for turn in turns:
         with watch.sample():
             taken.append(_take(loops, device, backwards=bool(turn % 2)))

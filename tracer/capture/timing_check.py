@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 
 from prunescope.taxonomy.machine_check import MachineCheck
-from prunescope.taxonomy.student import student
+from prunescope.taxonomy.student_t import t_quantile_975
 from prunescope.taxonomy.words import percent
 from prunescope.tracer.calibration.texts import random_ids
 from prunescope.tracer.capture.phases import PrefillLoop
@@ -67,7 +67,7 @@ def check_timing(seconds: float = 60.0, *, device: str = "auto") -> TimingCheck:
         for s in sets
     ]
     spread = statistics.stdev(logs)
-    widths = {n: math.expm1(student(n - 1) * spread / math.sqrt(n)) for n in _SHOWN}
+    widths = {n: math.expm1(t_quantile_975(n - 1) * spread / math.sqrt(n)) for n in _SHOWN}
     each_s = statistics.median(placement.seconds for placement in measured)
     kept = sum(len(s.samples["a"]) for s in sets)
     retaken = sum(s.retaken for s in sets)

@@ -31,7 +31,7 @@ from prunescope.tracer.capture.placements import (
 )
 from prunescope.tracer.capture.profiled import ProfiledSession, label_of
 from prunescope.tracer.capture.runs import Capture, baseline_folder, check_out, write_runs
-from prunescope.tracer.capture.timing import Watch, timed
+from prunescope.tracer.capture.timing import DisturbanceMonitor, timed
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.load import Loaded
 
@@ -189,7 +189,7 @@ class UserCapture:
             self._placements.append(placement)
             for _ in range(self._warmup):
                 yield self._warm_up(placement)
-            samples = Watch(self._device)
+            samples = DisturbanceMonitor(self._device)
             for _ in range(plan.repeats):
                 yield self._sample(placement, samples)
             # Samples are steps of the user's loop: disturbed ones cannot be repeated.
@@ -206,7 +206,7 @@ class UserCapture:
         placement.cost_ns += elapsed.ns
 
     @contextmanager
-    def _sample(self, placement: Placement, watch: Watch) -> Iterator[None]:
+    def _sample(self, placement: Placement, watch: DisturbanceMonitor) -> Iterator[None]:
         with watch.sample(), timed(self._device) as elapsed:
             yield
         self._samples_ns.append(elapsed.ns)
@@ -215,7 +215,7 @@ class UserCapture:
     def _profiled_steps(self, plan: PlacementPlan, placement: Placement) -> Iterator[StepContext]:
         """Step -1, which is thrown away, and the placement's profiled steps in one session."""
         session = self._stack.enter_context(ProfiledSession([self._model], self._device))
-        watch = Watch(self._device)
+        watch = DisturbanceMonitor(self._device)
         first = sum(placement.steps for placement in self._placements)
         for index in (-1, *range(first, first + plan.steps)):
             yield self._profiled(session, placement, watch, index=index, plan=plan)
@@ -225,7 +225,7 @@ class UserCapture:
         self,
         session: ProfiledSession,
         placement: Placement,
-        watch: Watch,
+        watch: DisturbanceMonitor,
         *,
         index: int,
         plan: PlacementPlan,

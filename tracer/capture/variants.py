@@ -52,7 +52,7 @@ class Prepared:
 
     variants: list[Variant]
     quality: dict[str, Quality] = field(default_factory=dict)
-    judged_len: int | None = None
+    eval_len: int | None = None
 
 
 def check_method(request: TraceRequest) -> None:

@@ -18,7 +18,7 @@ from typing import TypeVar
 import torch
 
 from prunescope.tracer.machine.device import num_cores
-from prunescope.tracer.machine.gpu_tools import is_held_down, num_processes
+from prunescope.tracer.machine.gpu_tools import is_throttled, num_processes
 
 # Reasons that may be gone when a capture is repeated; a GPU that is hot or shared stays so.
 PASSING = ("other processes", "steal", "waits")
@@ -94,7 +94,7 @@ def device_troubles(device: torch.device) -> list[str]:
     if device.type == "cpu":
         return []
     found = []
-    if is_held_down(device):
+    if is_throttled(device):
         found.append("clocks held down")
     if num_processes(device) > 1:
         found.append("other processes on the device")

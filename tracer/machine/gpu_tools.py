@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 # NVML's reasons: hardware slowdown, heat (software and hardware), the power brake. A power cap is
 # normal under load and not a disturbance.
-_HELD_DOWN = 0x8 | 0x20 | 0x40 | 0x80
+_THROTTLED = 0x8 | 0x20 | 0x40 | 0x80
 # The same reasons of amd-smi; its ppt is the power cap.
-_AMD_HELD_DOWN = ("prochot", "socket_thermal", "vr_thermal", "hbm_thermal")
+_AMD_THROTTLED = ("prochot", "socket_thermal", "vr_thermal", "hbm_thermal")
 _KFD = Path("/sys/class/kfd/kfd")  # the compute driver of AMD
 
 
@@ -38,7 +38,7 @@ def num_processes(device: torch.device) -> int:
     return len(_nvidia("--query-compute-apps=pid", device) or ())
 
 
-def is_held_down(device: torch.device) -> bool:
+def is_throttled(device: torch.device) -> bool:
     """Whether heat, the power brake or the hardware throttles the clocks now. amd-smi reports it
     for MI300 and later, outside of virtual machines."""
     if _is_amd():
@@ -46,7 +46,7 @@ def is_held_down(device: torch.device) -> bool:
         return _any_active(_json(_output("amd-smi", words)))
     lines = nvidia_smi("clocks_throttle_reasons.active", device)
     with contextlib.suppress(TypeError, ValueError, IndexError):
-        return bool(int((lines or [])[0], 16) & _HELD_DOWN)
+        return bool(int((lines or [])[0], 16) & _THROTTLED)
     return False
 
 
@@ -118,7 +118,7 @@ def _any_active(status: Any) -> bool:
         return any(map(_any_active, status))
     if not isinstance(status, dict):
         return False
-    reasons = [status.get(f"{name}_violation_status") for name in _AMD_HELD_DOWN]
+    reasons = [status.get(f"{name}_violation_status") for name in _AMD_THROTTLED]
     return "ACTIVE" in reasons or any(map(_any_active, status.values()))
 
 

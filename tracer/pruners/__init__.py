@@ -85,7 +85,7 @@ def family_ids() -> tuple[str, ...]:
 def pruner(family_id: str) -> Pruner:
     """The module of a family. Raises PrunescopeError with the nearest names for an unknown id."""
     if family_id not in family_ids():
-        refuse_theory_alone(family_id)
+        refuse_predicted_only(family_id)
         raise PrunescopeError(
             f"no pruning method is called {family_id!r}",
             hint=f"nearest: {nearest(family_id, family_ids())}",
@@ -94,9 +94,9 @@ def pruner(family_id: str) -> Pruner:
     return module
 
 
-def refuse_theory_alone(family_id: str) -> None:
+def refuse_predicted_only(family_id: str) -> None:
     """Raises PrunescopeError for a family that has a theory and no pruner."""
-    if any(one.id == family_id and one.theory_alone for one in families()):
+    if any(one.id == family_id and one.predicted_only for one in families()):
         raise PrunescopeError(
             f"{family_id} cannot be traced: no available kernel implements it",
             hint="`prunescope predict` estimates it; trace kernels of your own with "

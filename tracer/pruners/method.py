@@ -17,7 +17,7 @@ from prunescope.taxonomy.family import CALIBRATIONS, SELECTIONS, read_selection
 from prunescope.taxonomy.keep import check_sparsity
 from prunescope.taxonomy.match import KNOB, NOMINAL, take_match
 from prunescope.taxonomy.methods import placed
-from prunescope.tracer.pruners import family_ids, refuse_theory_alone
+from prunescope.tracer.pruners import family_ids, refuse_predicted_only
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,7 @@ def _refuse_published(method: str) -> None:
         if found is None or name in family_ids():
             continue
         if found.family not in family_ids():
-            refuse_theory_alone(found.family or "")
+            refuse_predicted_only(found.family or "")
             continue
         knobs = "".join(f" --set {key}={value}" for key, value in found.knobs.items())
         raise PrunescopeError(
@@ -96,7 +96,7 @@ def _refuse_published(method: str) -> None:
 def _sparsity(name: str, own: str | None, fallback: float) -> float:
     if name == "dense":
         raise PrunescopeError("dense is the baseline, not a method", hint="remove --method")
-    refuse_theory_alone(name)
+    refuse_predicted_only(name)
     if name not in family_ids():
         raise PrunescopeError(
             f"no pruning method is called {name!r}",

@@ -60,13 +60,13 @@ from prunescope.tracer.recovery.storage import trainings_stored
 from prunescope.tracer.sweep.control import control_nats
 from prunescope.tracer.sweep.plan import SweepConfig, model_name, request_of
 from prunescope.tracer.sweep.state import (
-    Judged,
+    EvaluatedModel,
     KeptPeaks,
     SweepFolder,
     read_json,
     write_json,
 )
-from prunescope.tracer.sweep.watch import Watch
+from prunescope.tracer.sweep.watch import HangWatchdog
 
 # A bug or a limit of one family must not end the sweep; a full disk or a signal must.
 FAILURES = (
@@ -88,7 +88,7 @@ _MOST_MEASURED = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """The results of one model that are still to be had."""
+    """The results of one model that are not done."""
 
     config: SweepConfig
     folder: Path
@@ -114,16 +114,18 @@ class Worker:
         self._statistics: dict[str, Statistics] = {}
         self._tasks: dict[tuple[str, str], dict[str, TaskScore]] = {}
         self._peaks: MeasuredPeaks | None = None
-        self.watch: Watch
+        self.watch: HangWatchdog
 
     def run(self, job: Job) -> None:
-        """Do what is not done; a result that cannot be had is recorded with its error."""
+        """Do what is not done; a result that fails is recorded with its error."""
         folder = SweepFolder(job.folder)
         left = [result for result in job.results if folder.state(result) != DONE]
         left = [result for result in left if not folder.failed_in(result, job.call)]
-        folder.sweep_away(left)
+        folder.remove_partial_captures(left)
         prepared: Prepared | str | None = None
-        self.watch = Watch(folder, job.call, as_json=asks_json(job.argv), on_result=self.on_result)
+        self.watch = HangWatchdog(
+            folder, job.call, as_json=asks_json(job.argv), on_result=self.on_result
+        )
         with self.watch.watching():
             for result in left:
                 self.on_result(result)
@@ -135,7 +137,7 @@ class Worker:
                     else:
                         error = self._trace(job, result, prepared)
                 if error is None or folder.state(result) == DONE:
-                    folder.forget(result)
+                    folder.clear_failure(result)
                 else:
                     folder.fail(result, error, job.call)
                 folder.refresh()
@@ -162,61 +164,65 @@ class Worker:
                 prepared = Prepared(variants=variants)
                 if device.type != "cpu" and not trains:
                     stack.enter_context(self.watch.slot(str(device)))
-                return self._judged(job, result, prepared)
+                return self._evaluated(job, result, prepared)
         except BaselineDoesNotFit:
             return "dense and pruned do not fit in memory together, and a sweep judges both"
         except FAILURES as error:
             return _error_line(error)
 
     def _trace(self, job: Job, result: Planned, prepared: Prepared) -> str | None:
-        """Capture a result, once more where something else ran beside it, which then counts; an
-        error in one line."""
+        """Capture a result; repeat it once if it was disturbed, and keep the repeat. Returns an
+        error in one line, or None."""
         try:
             request = job.request(result)
             device = pick_device(request.device)
             with self.watch.slot(str(device)):
-                if prepared.judged_len != _judged_len(result):
+                if prepared.eval_len != _eval_len(result):
                     with thread_count(request.threads), memory_explained():
-                        self._judged(job, result, prepared)
+                        self._evaluated(job, result, prepared)
                 peaks = self._measured(job, device, prepared)
                 trace(request, progress=self.watch, peaks=peaks, prepared=prepared)
                 if peaks is None:
                     peaks = self._kept(_peaks_file(job, device, prepared), request.folder)
                 if _was_disturbed(request.folder):
-                    self.watch.describe(f"{result.id} again: something else ran beside it")
+                    self.watch.describe(f"{result.id} repeated: other work disturbed it")
                     again = replace(request, overwrite=True)
                     trace(again, progress=self.watch, peaks=peaks, prepared=prepared)
         except FAILURES as error:
             return _error_line(error)
         return None
 
-    def _judged(self, job: Job, result: Planned, prepared: Prepared) -> Prepared:
+    def _evaluated(self, job: Job, result: Planned, prepared: Prepared) -> Prepared:
         """`prepared` with the quality of both models behind prompts of the result's length:
         measured now, or kept from before."""
         dense, pruned = prepared.variants
         path = SweepFolder(job.folder).quality(model_name(result) + _of_length(result))
-        marks = {v.name: weights_fingerprint(v.model) for v in (dense, pruned)}
-        found = read_json(path, Judged)
+        fingerprints = {v.name: weights_fingerprint(v.model) for v in (dense, pruned)}
+        found = read_json(path, EvaluatedModel)
         tasks = _tasks(job.config, result)
         source = None if tasks is None else tasks.source()
-        if found is None or found.weights != marks or found.tasks != source:
+        if found is None or found.weights != fingerprints or found.tasks != source:
             with trainings_stored(job.folder / "recovery", self.watch):
-                scored = self._compared(job, result, prepared, marks["dense"])
+                scored = self._compared(job, result, prepared, fingerprints["dense"])
             if tasks is not None:
-                self._add_tasks(scored, tasks, prepared, marks["dense"], model_name(result))
-            found = Judged(weights=marks, tasks=source, dense=scored.dense, pruned=scored.pruned)
+                self._add_tasks(scored, tasks, prepared, fingerprints["dense"], model_name(result))
+            found = EvaluatedModel(
+                weights=fingerprints, tasks=source, dense=scored.dense, pruned=scored.pruned
+            )
             write_json(path, found)
         prepared.quality = {
-            "dense": changed(found.dense, weights_fingerprint=marks["dense"]),
-            "pruned": changed(found.pruned, weights_fingerprint=marks["pruned"]),
+            "dense": changed(found.dense, weights_mark=fingerprints["dense"]),
+            "pruned": changed(found.pruned, weights_mark=fingerprints["pruned"]),
         }
-        prepared.judged_len = _judged_len(result)
+        prepared.eval_len = _eval_len(result)
         return prepared
 
-    def _compared(self, job: Job, result: Planned, prepared: Prepared, mark: str) -> Compared:
+    def _compared(
+        self, job: Job, result: Planned, prepared: Prepared, fingerprint: str
+    ) -> Compared:
         """Both models on the text that judges, and on the other one, where there is one."""
         dense, pruned = prepared.variants
-        scoring, length = _scored_in(result.family), _judged_len(result)
+        scoring, length = _scored_in(result.family), _eval_len(result)
         passages = {"text": self._text(job, dense, length)}
         if job.config.other_text is not None and load_tokenizer(dense.loaded) is not None:
             passages["other"] = self._text(job, dense, length, other=True)
@@ -230,13 +236,13 @@ class Worker:
                 wanted,
                 passages,
                 scoring=scoring,
-                mark=mark,
+                mark=fingerprint,
                 seed=job.config.seed,
                 part=_of_length(result),
             )
         found: dict[str, Compared] = {}
         for name, passage in passages.items():
-            reference = self._reference(dense, f"{mark}-{name}-{length}", passage, scoring)
+            reference = self._reference(dense, f"{fingerprint}-{name}-{length}", passage, scoring)
             found[name] = compare(pruned.model, reference, control=control.get(name))
         if "other" in found:
             found["text"].dense.other_text = found["other"].dense
@@ -244,13 +250,13 @@ class Worker:
         return found["text"]
 
     def _add_tasks(
-        self, found: Compared, tasks: TaskList, prepared: Prepared, mark: str, key: str
+        self, found: Compared, tasks: TaskList, prepared: Prepared, fingerprint: str, key: str
     ) -> None:
         """Scores of both models, and the losses. Kept: those of an equal dense model, and of this
         one, which several lengths of prompts may ask for."""
         dense, pruned = prepared.variants
         tokenizer = load_tokenizer(dense.loaded)
-        wanted = {("dense", mark): dense.model, ("pruned", key): pruned.model}
+        wanted = {("dense", fingerprint): dense.model, ("pruned", key): pruned.model}
         self._tasks = {
             name: self._tasks[name] if name in self._tasks else score_tasks(model, tokenizer, tasks)
             for name, model in wanted.items()
@@ -273,9 +279,9 @@ class Worker:
             )
         return self._passages[other, length]
 
-    def _reference(self, dense: Variant, mark: str, passage: Passage, scoring: str) -> Dense:
+    def _reference(self, dense: Variant, fingerprint: str, passage: Passage, scoring: str) -> Dense:
         """The dense model as reference; its logits are kept for the next job where it is equal."""
-        key = f"{mark}-{scoring}"
+        key = f"{fingerprint}-{scoring}"
         if key not in self._dense:
             while len(self._dense) > 1:  # those of the text and of the other one
                 self._dense.pop(next(iter(self._dense)))
@@ -290,12 +296,12 @@ class Worker:
         are measured again before the next result, and the better count from there on; a result that
         is written keeps what it has."""
         found = self._peaks
-        if found is not None and not _is_doubtful(found):
+        if found is not None and not _should_remeasure(found):
             return found
         path = _peaks_file(job, device, prepared)
         if found is None:
             found = read_json(path, KeptPeaks)
-        if found is not None and _is_doubtful(found):
+        if found is not None and _should_remeasure(found):
             with thread_count(job.config.threads):
                 again = measure_peaks(device, _dtype(prepared))
             each = [*_measurements(found), rates_of(again)]
@@ -329,8 +335,8 @@ def _measurements(peaks: MeasuredPeaks) -> list[MeasuredRates]:
     return peaks.measurements or either or [rates_of(peaks)]
 
 
-def _is_doubtful(peaks: MeasuredPeaks) -> bool:
-    """Whether something else ran beside every measurement, and one more is worth its seconds."""
+def _should_remeasure(peaks: MeasuredPeaks) -> bool:
+    """Whether every measurement was disturbed and the limit of measurements is not reached."""
     return bool(peaks.disturbed) and len(peaks.measurements) < _MOST_MEASURED
 
 
@@ -349,7 +355,7 @@ def _begun(folder: SweepFolder, result: Planned) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        folder.forget(result)
+        folder.clear_failure(result)
         raise
 
 
@@ -361,14 +367,14 @@ def _tasks(config: SweepConfig, result: Planned) -> TaskList | None:
     return TaskList(names=config.tasks, folder=config.tasks_path)
 
 
-def _judged_len(result: Planned) -> int:
+def _eval_len(result: Planned) -> int:
     """The windows that judge it: as long as its prompts, where those are longer than usual ones."""
     return max(CONTEXT, result.prompt_len)
 
 
 def _of_length(result: Planned) -> str:
     """Names what is kept of windows that are not the usual ones."""
-    length = _judged_len(result)
+    length = _eval_len(result)
     return "" if length == CONTEXT else f"-p{length}"
 
 

@@ -45,7 +45,7 @@ MAX_RESULTS = 100_000
 class SweptRequest(TraceRequest):
     """The capture of a result: `steps` profiled steps in all, not at least one per placement."""
 
-    seated_steps: ClassVar[bool] = False
+    profile_every_placement: ClassVar[bool] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,9 @@ class SweepConfig:
     draws: Annotated[
         int,
         Option(
-            help="Number of random choices of each point, seeds in a row.", least=1, lists="seed"
+            help="Number of random selections to capture at each point, with consecutive seeds.",
+            least=1,
+            lists="seed",
         ),
     ] = 1
     select: Annotated[
@@ -90,11 +92,17 @@ class SweepConfig:
     ] = TraceRequest.select
     text: Annotated[
         Path | None,
-        Option(help="UTF-8; one half chooses and trains, the other judges.", example="text.txt"),
+        Option(
+            help="UTF-8 text: one half scores importance and trains, one measures perplexity.",
+            example="text.txt",
+        ),
     ] = None
     other_text: Annotated[
         Path | None,
-        Option(help="A second text to judge by, unseen until then.", example="other.txt"),
+        Option(
+            help="Second text to measure perplexity on; it never selects or trains.",
+            example="other.txt",
+        ),
     ] = None
     recover: Annotated[
         Recovery | None,
@@ -124,7 +132,7 @@ class SweepConfig:
         return (self.select,) if isinstance(self.select, str) else self.select
 
     def identity(self) -> dict[str, Any]:
-        """What makes results comparable, as plain.json has it, without local paths: the keys that
+        """What makes results comparable, as plan.json has it, without local paths: the keys that
         list nothing. A folder holds results of one identity."""
         listing = {named.name for named in options_of(SweepConfig) if named.option.lists}
         values = {
@@ -360,8 +368,8 @@ def _points(
 
 
 def _cannot(name: str, traits: Traits) -> str | None:
-    """Why no sparsity of a family, or of one of several, can be had of this model; None where some
-    may."""
+    """Why a family, or one of a combination, cannot prune this model at any sparsity; None if it
+    can."""
     by_id = {one.id: one for one in families()}
     for part, _ in method_parts(name):
         one = by_id.get(part)
@@ -371,11 +379,11 @@ def _cannot(name: str, traits: Traits) -> str | None:
             check_applies(part, one.applies, traits)
         except PrunescopeError as error:
             return error.problem
-        # What no model is pruned by is a mistake in the file, and refused before anything runs.
-        can_tell = traits.entry is not None and not one.theory_alone
-        reason = one.not_realised(traits) if can_tell else ""
+        # Families that are only predicted are refused when the file is read.
+        can_tell = traits.entry is not None and not one.predicted_only
+        reason = one.not_implemented(traits) if can_tell else ""
         if reason:
-            return f"{part} is not realised for this model: {reason}"
+            return f"{part} is not implemented for this model: {reason}"
     return None
 
 

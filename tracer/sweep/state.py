@@ -48,7 +48,7 @@ T = TypeVar("T")
 
 
 class Failure(Block, kw_only=True):
-    """failed/<id>.json: a result that is in hand or has failed, and in which call."""
+    """failed/<id>.json: a result that was started or has failed, and in which call."""
 
     schema: Literal[1] = 1
     id: str
@@ -56,7 +56,7 @@ class Failure(Block, kw_only=True):
     call: str = ""
 
 
-class Judged(Block, kw_only=True):
+class EvaluatedModel(Block, kw_only=True):
     """quality/MODEL.json: the quality of both models, and of which weights and tasks it is."""
 
     schema: Literal[1] = 1
@@ -89,25 +89,25 @@ class SweepFolder:
         return FAILED if self._failure(result.id).is_file() else PENDING
 
     def begin(self, result: Planned) -> None:
-        """Record that a result is in hand: what a process that dies in it leaves to be read."""
+        """Record that a result was started, so that a process that dies in it leaves a trace."""
         self.fail(result, BEGUN)  # in no call yet
 
     def fail(self, result: Planned, error: str, call: str = "") -> None:
-        """Record that a result could not be had, and in which call of the command."""
+        """Record that a result failed, and in which call of the command."""
         write_json(self._failure(result.id), Failure(id=result.id, error=error, call=call))
 
     def failed_in(self, result: Planned, call: str) -> bool:
-        """Whether it could not be had in this very call."""
+        """Whether it failed in this call."""
         found = self._read_failure(result)
         return found is not None and found.call == call != ""
 
     def is_begun(self, result: Planned) -> bool:
-        """Whether it was begun and did not end."""
+        """Whether it was started and did not finish."""
         found = self._read_failure(result)
         return found is not None and found.error == BEGUN
 
-    def forget(self, result: Planned) -> None:
-        """No failure any more: it is done, or was interrupted."""
+    def clear_failure(self, result: Planned) -> None:
+        """Remove the record of a failure: the result is done, or was interrupted."""
         self._failure(result.id).unlink(missing_ok=True)
 
     def quality(self, key: str) -> Path:
@@ -115,9 +115,9 @@ class SweepFolder:
         return self.path / "quality" / f"{key}.json"
 
     def start(self, plan: SweepPlan) -> None:
-        """Make the folder, or check that it holds a sweep of the same kind and add to its plan.
+        """Make the folder, or add to the plan of the sweep that it holds.
 
-        Raises PrunescopeError where the folder is something else.
+        Raises PrunescopeError where it holds anything but a sweep with the same settings.
         """
         self._check_ours()
         (self.path / "runs").mkdir(parents=True, exist_ok=True)
@@ -142,8 +142,8 @@ class SweepFolder:
             write_json(self.path / SWEEP, after)
 
     def entries(self, plan: SweepPlan) -> list[SweepResult]:
-        """The entries of sweep.json for a plan, by what is on disk; those at which another process
-        is run."""
+        """The entries of sweep.json for a plan, by what is on disk; `running` where another
+        process works on it."""
         found = [self._entry(result) for result in plan.results]
         if not any(entry.error == BEGUN for entry in found):
             return found
@@ -184,7 +184,7 @@ class SweepFolder:
                 ) from None
             yield
 
-    def sweep_away(self, results: Sequence[Planned]) -> None:
+    def remove_partial_captures(self, results: Sequence[Planned]) -> None:
         """Remove what a killed capture of these results left behind."""
         for result in results:
             for partial in (self.path / "runs").glob(f".{result.id}.*partial*"):

@@ -1,7 +1,7 @@
 """`prunescope sweep`: models x sparsities x phases x batches x lengths, each result a run folder.
 
-In: a SweepRequest. Out: a folder with runs/, quality/ and sweep.json. The same request again goes
-on where it was; nothing that is done is lost or repeated, whatever stopped it.
+In: a SweepRequest. Out: a folder with runs/, quality/ and sweep.json. The same request again
+resumes: finished results are neither lost nor repeated.
 """
 
 from __future__ import annotations
@@ -240,8 +240,8 @@ def _reporter(progress: Progress, left: Sequence[Planned]) -> Callable[..., None
 
 
 def _check(plan: SweepPlan) -> None:
-    """What every capture would refuse is refused before the first. Points that a family does not
-    have are no reason: they are recorded as failed."""
+    """Refuse, before the first capture, options that would make every capture fail. Infeasible
+    points are recorded as failed instead."""
     config = plan.config
     if config.tasks:
         from prunescope.tracer.quality.tasks import check_installed

@@ -1,7 +1,8 @@
-"""Notices that a result of a sweep hangs, names it, and lets the others go on.
+"""Detects that a result of a sweep hangs, names it, and lets the others go on.
 
-In: signs of life, one a stage or step, as Progress. Out: `Hung` in the thread that hangs, so that
-the next result begins; where it does not react, the failure on disk and the end of the process.
+In: heartbeats, one a stage or step, as Progress. Out: `Hung` in the thread that hangs, so that the
+next result begins; if the thread does not react, the failure is written to disk and the process is
+ended.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ EXIT_CODE = 3
 
 
 class Hung(RuntimeError):
-    """A result gave no sign of life for too long."""
+    """A result made no progress for too long."""
 
 
-class Watch:
-    """A Progress that notes when it last heard something, and of which result."""
+class HangWatchdog:
+    """A Progress that records the time of the last heartbeat and the result that it belongs to."""
 
     def __init__(
         self,
@@ -54,7 +55,7 @@ class Watch:
 
     @contextmanager
     def of(self, result: Planned) -> Iterator[None]:
-        """Within, signs of life are of this result."""
+        """Inside the block, heartbeats belong to this result."""
         self.stage("prepare")
         self.result = result
         try:
@@ -63,12 +64,12 @@ class Watch:
             self.result = None
 
     def stage(self, name: str, total: int | None = None) -> None:  # noqa: ARG002
-        """A sign of life, and the name of what goes on."""
+        """A heartbeat, and the name of the stage."""
         self._stage = name
         self.advance()
 
     def advance(self) -> None:
-        """A sign of life."""
+        """A heartbeat."""
         self._beat = (time.monotonic(), time.process_time())
         self._hung_at = None
 
@@ -130,7 +131,7 @@ class Watch:
 
     def _problem(self) -> str:
         silence = time.monotonic() - self._beat[0]
-        return f"no sign of life for {silence:.0f} s, in stage {self._stage!r}"
+        return f"no progress for {silence:.0f} s, in stage {self._stage!r}"
 
     def _end(self, result: Planned) -> None:
         """The last way out: the thread that hangs is in code that no signal reaches."""

@@ -30,7 +30,7 @@ def static_m(e: Evidence) -> Detection | None:
     # The router and experts are one sublayer: some of them here means that it is.
     mlp = [i for i in mlp if not here[i] & {*_MLP_ENDS, "router", "shared_expert"}]
     weights = e.removed_weights()
-    if weights:  # what a router left out has its weights still
+    if weights:  # weights of layers that a router skips are still stored
         layers = [i for i in layers if any((i, role) in weights for role in gone[i])]
         attention = [i for i in attention if any((i, end) in weights for end in _ATTENTION_ENDS)]
         mlp = [i for i in mlp if any((i, end) in weights for end in _MLP_ENDS)]
@@ -73,8 +73,8 @@ def static_k_lowrank(e: Evidence) -> Detection | None:
 
 
 def _by_shapes(e: Evidence) -> Detection | None:
-    """All linears that the pruned side lacks have a pair of GEMMs in it that it has more than the
-    dense side, [T,K]→[T,r]→[T,N] of one rank, whatever their modules are called."""
+    """Every linear that only the dense side has is replaced by two GEMMs that only the pruned side
+    has, [T,K]→[T,r]→[T,N] with one rank for all, whatever the module names."""
     dense, pruned = _plain(p.dense for p in e.pairs), _plain(p.pruned for p in e.pairs)
     lacks, more = dense - pruned, pruned - dense
     if not lacks:

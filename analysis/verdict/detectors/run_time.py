@@ -25,7 +25,7 @@ _CONFIDENCE = 0.5  # that it is one of two families: a shorter context looks ali
 
 @detector("dynamic-depth")
 def dynamic_depth(e: Evidence) -> Detection | None:
-    """Layers that run in some steps, or are gone while routers stand before layers."""
+    """Layers that do not run in every step, or that are missing while the model has routers."""
     layers = layer_shares(e)
     skipped = [n for n, layer in layers.items() if layer.has_fewer_calls]
     if not skipped:
@@ -182,8 +182,8 @@ def dynamic_width(e: Evidence) -> Detection | None:
 def _weights_are_whole(e: Evidence) -> bool:
     """Whether the pruned run stores MLP matrices of the dense shapes; so too where it is silent."""
 
-    def shapes(census: WeightStats | None) -> list[list[int] | None]:
-        return [m.shape for m in matrices(census) if m.role in MLP_ROLES]
+    def shapes(stats: WeightStats | None) -> list[list[int] | None]:
+        return [m.shape for m in matrices(stats) if m.role in MLP_ROLES]
 
     return e.stats_pruned is None or shapes(e.stats_pruned) == shapes(e.stats_dense)
 
@@ -358,7 +358,7 @@ def _decides(call: Call | None) -> float:
 
 
 def counted_in_words(e: Evidence, unit: str) -> str:
-    """The census in words, for an evidence line."""
+    """The stats in words, for an evidence line."""
     found = e.counted(unit)
     return f"; the run counted {found[0]} of {found[1]} {unit} active" if found else ""
 

@@ -29,7 +29,7 @@ _WRITERS = ("o", "down", "mixer_out")
 
 @detector("static-nk")
 def static_nk(e: Evidence) -> Detection | None:
-    """Heads and MLP channels fell, each in a producer and its consumer."""
+    """Heads and fewer MLP channels, each in a producer and its consumer."""
     of_heads, of_mlp = _heads(e), _channels(e)
     return _fewer_units(e, of_heads, of_mlp) if of_heads and of_mlp else None
 
@@ -56,7 +56,7 @@ def static_nk_cross(e: Evidence) -> Detection | None:
     readers = [p for p in e.pairs if p.key[1] in _ENTERED and p.dense is not None]
     entered, left, stream = _count(e, _ENTERED, "K"), _count(e, _WRITERS, "N"), _stream_widths(e)
     maps = sum(1 for p in e.pairs if p.axis == "added" and p.key[2] not in ("qk", "pv"))
-    line = f"the residual width fell: K of {entered} and N of {left} GEMMs" + (
+    line = f"the residual width is smaller: K of {entered} and N of {left} GEMMs" + (
         f"; {maps} residual maps were added" if maps else ""
     )
     here = sum(1 for p in readers if p.pruned is not None) or 1
@@ -121,11 +121,11 @@ def _heads(e: Evidence) -> _Fallen | None:
     dims = _sizes_kept(e, ("v", "qkv"), "N")
     if _shares_keys(e):
         what = _both(narrow, "projections", 0, "") or f"in {fewer} attentions alone"
-        return _Fallen(f"KV heads fell, all query heads stay: {what}{dims}")
+        return _Fallen(f"fewer KV heads, all query heads stay: {what}{dims}")
     is_whole = bool(down and fewer)
     broken = "" if is_whole else " (propagation broken: o or the heads did not follow)"
     what = _both(narrow, "projections", down, "o") or f"in {fewer} attentions alone"
-    line = f"heads fell: {what}{dims}{broken}"
+    line = f"fewer heads: {what}{dims}{broken}"
     return _Fallen(line, is_whole=is_whole)
 
 

@@ -104,7 +104,7 @@ def test_the_finding_and_the_headline_hold_the_bound_by_one_rule(
     phase.ladder.share_of_bound_ci95 = share
     side: Any = SimpleNamespace(run=None)
     assert (above_bound(Context(phase=phase, candidate=side, caveats=[])) is None) is holds
-    assert ("the interval holds the bound" in headline(phase)) is holds
+    assert ("the interval includes the bound" in headline(phase)) is holds
     phase.ladder.share_of_bound_ci95 = None
     assert (above_bound(Context(phase=phase, candidate=side, caveats=[])) is None) is not holds
 

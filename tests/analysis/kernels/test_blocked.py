@@ -126,5 +126,5 @@ def test_holes_of_real_replays(real_trace: Real) -> None:
     assert phase.anatomy is not None
     unknown = sum(one.ns for one in phase.anatomy.idle if one.doing == "unknown")
     assert unknown > 60e6
-    assert "ms more before the first events of replays" in holes.evidence[1]
+    assert "ms before the first events of replays" in holes.evidence[1]
     assert finding(phase, "held-back") is None

@@ -86,10 +86,10 @@ def test_kinds_that_ran_beside_others_are_said(tmp_path: Path) -> None:
     wide = op("aten::add", [4096, 4096], [4096, 4096], kernels=[k(us=20, stream=9, name=ADD)])
     phase = phase_of(tmp_path, step(0, wide, mm(100, 10, gap_us=-15)))
     assert phase.kinds["gemm"] == 0
-    (note,) = [n for n in phase.notes if "ran at once" in n]
-    assert "gemm 10.0 µs (10.0 µs of it beside others)" in note
-    assert "elementwise 20.0 µs (10.0 µs of it beside others)" in note
-    assert not [n for n in phase_of(tmp_path, step(0, wide)).notes if "ran at once" in n]
+    (note,) = [n for n in phase.notes if "ran concurrently" in n]
+    assert "gemm 10.0 µs (10.0 µs concurrently)" in note
+    assert "elementwise 20.0 µs (10.0 µs concurrently)" in note
+    assert not [n for n in phase_of(tmp_path, step(0, wide)).notes if "ran concurrently" in n]
 
 
 def test_communication_says_for_how_long_nothing_ran_beside_it(tmp_path: Path) -> None:
@@ -101,10 +101,12 @@ def test_communication_says_for_how_long_nothing_ran_beside_it(tmp_path: Path) -
     phase = phase_of(tmp_path, step(0, comm, more, mm(100, 20, gap_us=-30)))
     assert phase.wall_ns == 35_000
     assert (phase.kinds["comm"], phase.kinds["gemm"]) == (35_000, 0)
-    (note,) = [n for n in phase.notes if "ran at once" in n]
-    assert "comm 40.0 µs (30.0 µs of it beside others), gemm 20.0 µs (20.0 µs" in note
+    (note,) = [n for n in phase.notes if "ran concurrently" in n]
+    assert "comm 40.0 µs (30.0 µs concurrently), gemm 20.0 µs (20.0 µs" in note
     (said,) = [n for n in phase.notes if "last rank" in n]
-    assert "communication kernels ran 35.0 µs a step, 15.0 µs of it with nothing else" in said
+    assert (
+        "communication kernels ran 35.0 µs a step, 15.0 µs of it exposed (nothing else ran)" in said
+    )
     assert "the 35.0 µs of them that count as busy" in said
 
 

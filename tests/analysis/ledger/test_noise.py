@@ -10,9 +10,9 @@ import pytest
 
 from prunescope.analysis.ledger.ledger import ROWS, ratios
 from prunescope.analysis.ledger.noise import (
-    Domain,
+    TimeBase,
     bootstrap,
-    choose_domain,
+    choose_time_base,
     halves,
     interval,
     mean_times,
@@ -44,7 +44,7 @@ def units(dense: UnitSums, pruned: UnitSums | None = None) -> Units:
 EQUAL = side([[100, 100, 100, 100], [20, 20, 20, 20]], [[5] * 4, [3] * 4], [2] * 4)
 DRIFT = side([[100, 104, 98, 106], [20, 21, 19, 22]], [[5, 9, 4, 6], [3, 3, 2, 4]], [2, 1, 3, 2])
 FASTER = side([[50, 52, 49, 53], [20, 21, 19, 22]], [[5, 9, 4, 6], [3, 3, 2, 4]], [2, 1, 3, 2])
-PROFILED = Domain("profiled", True, Samples.of([]), Samples.of([]))
+PROFILED = TimeBase("profiled", True, Samples.of([]), Samples.of([]))
 
 
 def test_equal_steps_have_no_noise() -> None:
@@ -98,7 +98,7 @@ def test_both_domains_close_and_hold_the_point(wall: int, *, device: bool) -> No
     pair = units(DRIFT, FASTER)
     dense = [round(wall * x) for x in (1.0, 1.02, 0.98, 1.01, 0.99)]
     pruned = [d - 50 for d in dense]
-    domain = choose_domain(pair, dense, pruned, on_device=device)
+    domain = choose_time_base(pair, dense, pruned, on_device=device)
     assert domain.unprofiled
     ratio = ratios(pair, 0.25)
     ledger, boot = point(pair, ratio, domain), bootstrap(pair, ratio, domain)
@@ -115,7 +115,7 @@ def test_both_domains_close_and_hold_the_point(wall: int, *, device: bool) -> No
 
 def test_a_device_scales_its_idle_time_alone() -> None:
     """120 busy, 8 + 2 idle; W = 125: φ = (125 - 120) / 10 = 0.5."""
-    domain = choose_domain(units(EQUAL), [125], [125], on_device=True)
+    domain = choose_time_base(units(EQUAL), [125], [125], on_device=True)
     pair = units(EQUAL, replace(EQUAL, tail=np.array([7.0] * 4)))
     ledger = point(pair, ratios(pair, 0.5), domain)
     # promised 0.5·125; coverage keeps 0.5 of 120 busy, of 8·0.5 of gaps and of 2·0.5 of tail.
@@ -134,7 +134,7 @@ def test_a_wait_that_recording_does_not_slow() -> None:
     dense, late = (replace(one, recorded=cost) for one in (EQUAL, EQUAL))
     late = replace(late, gap=np.array([[5.0] * 4, [53.0] * 4]))
     pair = units(dense, late)
-    domain = choose_domain(pair, [122], [172], on_device=False)
+    domain = choose_time_base(pair, [122], [172], on_device=False)
     got = point(pair, ratios(pair, None), domain)
     assert got.total("launch_idle")[0] == pytest.approx(50)
     assert got.total("kernel_efficiency")[0] == pytest.approx(0)
@@ -150,7 +150,7 @@ def test_what_is_more_than_records_can_cost_is_drift() -> None:
     40 ns 8.8 are taken so; what is left, 121.2, becomes 90 by one factor."""
     cost = Cost(np.array([1.0, 0.0]), np.array([1.0, 1.0]), 0.0)
     pair = units(replace(EQUAL, recorded=cost))
-    t = mean_times(pair, choose_domain(pair, [90], [90], on_device=False))
+    t = mean_times(pair, choose_time_base(pair, [90], [90], on_device=False))
     drift = 90 / 121.2
     assert t.g_d[:, 0] == pytest.approx([1.8 * drift, 0.6 * drift])
     assert t.t_d[:, 0] == pytest.approx([96.8 * drift, 20 * drift])
@@ -159,11 +159,11 @@ def test_what_is_more_than_records_can_cost_is_drift() -> None:
 
 def test_a_cpu_without_records_scales_everything() -> None:
     """W / wall = 65 / 130: half of every op, gap and tail."""
-    domain = choose_domain(units(EQUAL), [65], [65], on_device=False)
+    domain = choose_time_base(units(EQUAL), [65], [65], on_device=False)
     ledger = point(units(EQUAL), ratios(units(EQUAL), 0.5), domain)
     assert ledger.total("coverage")[0] == pytest.approx(0.5 * 65)
     assert observer_share(units(EQUAL), domain) == pytest.approx(0.5)
-    slower = choose_domain(units(EQUAL), [260], [260], on_device=False)
+    slower = choose_time_base(units(EQUAL), [260], [260], on_device=False)
     assert observer_share(units(EQUAL), slower) == pytest.approx(-1)
 
 
@@ -177,7 +177,7 @@ def test_a_cpu_without_records_scales_everything() -> None:
     ],
 )  # fmt: skip
 def test_the_domain(dense: list[int], pruned: list[int], device: bool, want: str) -> None:
-    domain = choose_domain(units(EQUAL), dense, pruned, on_device=device)
+    domain = choose_time_base(units(EQUAL), dense, pruned, on_device=device)
     assert domain.name == want
     assert (observer_share(units(EQUAL), domain) is None) == (want == "profiled")
 
@@ -185,7 +185,7 @@ def test_the_domain(dense: list[int], pruned: list[int], device: bool, want: str
 def test_a_device_without_idle_time_stays_profiled() -> None:
     """Nothing that could be scaled to W: the ledger must not claim a wall it does not reach."""
     full = side([[100, 100], [20, 20]], [[0, 0], [0, 0]], [0, 0])
-    assert choose_domain(units(full), [150], [150], on_device=True).name == "profiled"
+    assert choose_time_base(units(full), [150], [150], on_device=True).name == "profiled"
 
 
 def test_samples_that_drift_together_give_a_narrow_speedup() -> None:

@@ -10,9 +10,9 @@ import pytest
 
 from prunescope.analysis.ledger.ledger import ROWS, ratios
 from prunescope.analysis.ledger.noise import (
-    Domain,
+    TimeBase,
     bootstrap,
-    choose_domain,
+    choose_time_base,
     halves,
     interval,
     noise,
@@ -22,7 +22,7 @@ from prunescope.analysis.ledger.noise import (
 )
 from prunescope.analysis.ledger.pairing import Alignment, Units, UnitSums
 from prunescope.analysis.ledger.samples import Samples, of_steps, widened_weights
-from prunescope.taxonomy.student import student
+from prunescope.taxonomy.student_t import t_quantile_975
 
 KEYS = [(0, "up", "matmul"), (0, "residual", "pointwise")]
 
@@ -52,7 +52,7 @@ def test_the_ledger_closes_to_w_and_realised_is_their_ratio() -> None:
     dense = Samples.of([[130, 132], [140, 150], [90, 91]], [1, 1, 1])
     pruned = Samples.of([[70, 72], [60, 61], [66, 60]], [1, 1, 1])
     pair = units(side([[100, 110, 90], [20, 20, 20]]), side([[50, 52, 49], [20, 21, 19]]))
-    domain = choose_domain(pair, dense, pruned, on_device=False)
+    domain = choose_time_base(pair, dense, pruned, on_device=False)
     ratio = ratios(pair, 0.5)
     ledger, boot = point(pair, ratio, domain), bootstrap(pair, ratio, domain)
     assert boot is not None
@@ -66,7 +66,7 @@ def test_the_ledger_closes_to_w_and_realised_is_their_ratio() -> None:
 
 def test_students_t() -> None:
     table = {1: 12.706, 2: 4.303, 4: 2.776, 7: 2.365, 11: 2.201, 30: 2.042}
-    assert {n: round(student(n), 3) for n in table} == pytest.approx(table, abs=2e-3)
+    assert {n: round(t_quantile_975(n), 3) for n in table} == pytest.approx(table, abs=2e-3)
 
 
 def test_weights_are_stretched_about_equal_ones() -> None:
@@ -82,7 +82,7 @@ def test_noise_splits_placements() -> None:
     """Two placements of two steps: 100 and 104 ns in the one, 110 and 114 in the other: the halves
     differ by 10, however the steps of a placement do."""
     pair = units(side([[100, 104, 110, 114], [20] * 4]))
-    domain = Domain("profiled", False, *[Samples.of([[1], [1]], [2, 2])] * 2)
+    domain = TimeBase("profiled", False, *[Samples.of([[1], [1]], [2, 2])] * 2)
     twin = halves(pair, domain)
     assert twin is not None
     assert noise(twin.total("kernel_efficiency")) == pytest.approx(10 / sqrt(2))
@@ -93,7 +93,7 @@ def test_steps_of_no_known_placement_are_drawn_alone(steps: list[int]) -> None:
     """Three steps: the manifest says two, or nothing."""
     samples = Samples.of([[120, 122], [118, 121]], steps)
     pair = units(side([[100, 102, 98], [20] * 3]))
-    domain = choose_domain(pair, samples, samples, on_device=False)
+    domain = choose_time_base(pair, samples, samples, on_device=False)
     boot = bootstrap(pair, ratios(pair, None), domain)
     assert boot is not None
     assert boot.dense.std() > 0
@@ -102,7 +102,7 @@ def test_steps_of_no_known_placement_are_drawn_alone(steps: list[int]) -> None:
 def test_one_side_with_placements_and_one_without() -> None:
     drawn, alone = Samples.of([[120, 122], [118, 121]], [2, 2]), Samples.of([[60, 61, 62]])
     pair = units(side([[100, 102, 98, 99], [20] * 4]), side([[50, 51], [10, 10]]))
-    domain = choose_domain(pair, drawn, alone, on_device=False)
+    domain = choose_time_base(pair, drawn, alone, on_device=False)
     assert not domain.has_placements
     ledger = point(pair, ratios(pair, None), domain)
     assert (ledger.dense[0], ledger.pruned[0]) == pytest.approx((drawn.wall, 61))
@@ -126,7 +126,7 @@ def test_intervals_of_a_model_against_itself_hold_1(placements: int, each: int) 
     held, captures = 0, 400
     for _ in range(captures):
         dense, pruned = (_capture(draw, placements, each) for _ in range(2))
-        domain = Domain("unprofiled", False, dense, pruned)
+        domain = TimeBase("unprofiled", False, dense, pruned)
         low, high = realised_interval(domain, None) or [0, 0]
         held += low <= 1 <= high
     assert 0.91 <= held / captures <= 0.99
@@ -138,7 +138,7 @@ def test_a_bootstrap_within_one_placement_would_not() -> None:
     held = 0
     for _ in range(200):
         flat = [Samples.of([_capture(draw, 1, 20).ns.tolist()]) for _ in range(2)]
-        low, high = realised_interval(Domain("unprofiled", False, *flat), None) or [0, 0]
+        low, high = realised_interval(TimeBase("unprofiled", False, *flat), None) or [0, 0]
         held += low <= 1 <= high
     assert held / 200 < 0.8
 
@@ -156,7 +156,7 @@ def test_rows_of_a_model_against_itself_hold_0() -> None:
             ns = 1.2e8 * place[:, None] * np.exp(draw.normal(0, 0.01, (8, 2)))
             samples.append(Samples.of(ns.astype(int).tolist(), [1] * 8))
         pair = units(*sides)
-        domain = choose_domain(pair, *samples, on_device=False)
+        domain = choose_time_base(pair, *samples, on_device=False)
         boot = bootstrap(pair, ratios(pair, None), domain)
         assert boot is not None
         low, high = interval(boot.total("kernel_efficiency"))

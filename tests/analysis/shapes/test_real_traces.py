@@ -147,7 +147,7 @@ def test_the_headline_says_where_shapes_come_from(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "said"), [(GRAPH.model, "are by the model's config"), (None, "give --eager-trace")]
+    ("model", "said"), [(GRAPH.model, "come from the model's config"), (None, "give --eager-trace")]
 )
 def test_a_replay_whose_shapes_are_told_asks_for_no_eager_trace(
     model: str | None, said: str
@@ -193,5 +193,5 @@ def test_mistakes_in_the_request_have_hints(tmp_path: Path) -> None:
     with pytest.raises(PrunescopeError, match="--baseline-model is given and there is no"):
         report(H100.path, H100, baseline_model=H100.model)
     for option, value in (("batch", 0), ("prompt_len", 10**9), ("context", "x"), ("phase", "both")):
-        with pytest.raises(PrunescopeError, match="is no (?:count|phase)"):
+        with pytest.raises(PrunescopeError, match="is not a (?:number|phase)"):
             report(H100.path, H100, model=H100.model, **{option: value})

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from prunescope.analysis.trace.reader import Source
-from prunescope.analysis.trace.unpack import Ahead, Plain, unpacked
+from prunescope.analysis.trace.unpack import Plain, Prefetched, unpacked
 
 SIZE = 1 << 10
 
@@ -20,7 +20,7 @@ def test_the_blocks_are_those_of_the_stream(tmp_path: Path) -> None:
     text = bytes(range(256)) * 10
     (tmp_path / "a.gz").write_bytes(gzip.compress(text))
     with (tmp_path / "a.gz").open("rb") as file, ThreadPoolExecutor(1) as pool:
-        ahead = Ahead(unpacked(tmp_path / "a.gz", file), pool, SIZE)
+        ahead = Prefetched(unpacked(tmp_path / "a.gz", file), pool, SIZE)
         blocks = [ahead.read() for _ in range(5)]
     assert [len(block) for block in blocks] == [1024, 1024, 512, 0, 0]
     assert b"".join(blocks) == text
@@ -31,7 +31,7 @@ def test_a_cut_is_known_with_the_end(tmp_path: Path) -> None:
     packed = gzip.compress(bytes(range(256)) * 10)
     (tmp_path / "a.gz").write_bytes(packed[:-12])
     with (tmp_path / "a.gz").open("rb") as file, ThreadPoolExecutor(1) as pool:
-        ahead = Ahead(unpacked(tmp_path / "a.gz", file), pool, SIZE)
+        ahead = Prefetched(unpacked(tmp_path / "a.gz", file), pool, SIZE)
         while ahead.read():
             pass
     assert ahead.cut
@@ -43,7 +43,7 @@ def test_an_error_of_the_file_is_raised_where_it_is_read() -> None:
             raise OSError(5, "input/output error")
 
     with ThreadPoolExecutor(1) as pool:
-        ahead = Ahead(Plain(Broken()), pool, SIZE)  # type: ignore[arg-type]
+        ahead = Prefetched(Plain(Broken()), pool, SIZE)  # type: ignore[arg-type]
         with pytest.raises(OSError, match="input/output"):
             ahead.read()
 

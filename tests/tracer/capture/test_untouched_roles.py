@@ -17,7 +17,7 @@ pytestmark = pytest.mark.torch
 
 LAYERS, LEFT = 4, 2  # of the model, and of those that half the layers are taken from
 NONE = "(?!)"  # matches nothing
-PRUNED = [one.id for one in families() if one.cuts and not one.theory_alone]
+PRUNED = [one.id for one in families() if one.cuts and not one.predicted_only]
 Modules = dict[str, list[Op]]
 
 

@@ -1,6 +1,6 @@
-"""A GPU machine may have torch and transformers alone: nothing else is needed to capture there.
+"""A GPU machine may have torch and transformers alone: msgspec is all else that a capture needs.
 
-The subprocess sees links to those two and to what they require, and no other package.
+The subprocess sees links to those three and to what they require, and no other package.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Ran = tuple[subprocess.CompletedProcess[str], Path]
 ROOT = Path(__file__).resolve().parents[3]
 # Libraries of ours. What transformers requires of them (for its commands) is taken away too.
 REFUSED = {
-    "accelerate", "great-tables", "jinja2", "matplotlib", "msgspec", "polars", "psutil", "rich",
+    "accelerate", "great-tables", "jinja2", "matplotlib", "polars", "psutil", "rich",
     "typer",
 }  # fmt: skip
 IMPORT_ALL = """
@@ -70,7 +70,7 @@ def required(names: set[str]) -> dict[str, importlib.metadata.Distribution]:
 def bare(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment of a Python that finds torch, transformers and this repository."""
     site = tmp_path_factory.mktemp("site")
-    for distribution in required({"torch", "transformers"}).values():
+    for distribution in required({"torch", "transformers", "msgspec"}).values():
         for file in distribution.files or []:
             link = site / file.parts[0]
             if file.parts[0] not in ("..", "__pycache__") and not link.exists():
@@ -110,7 +110,7 @@ def test_every_module_of_the_tracer_is_imported(ran: Ran) -> None:
     assert done.stdout.endswith("imported\n")
 
 
-def test_a_capture_needs_torch_and_transformers_alone(ran: Ran) -> None:
+def test_a_capture_needs_torch_transformers_and_msgspec(ran: Ran) -> None:
     done, folder = ran
     assert "traced\n" in done.stdout, done.stderr[-2000:]
     for name in ("dense", "pruned"):

@@ -100,4 +100,4 @@ def test_what_stays_disturbed_is_kept_and_said(made_up: Callable[..., Calibrated
     console = Console(width=400)
     with console.capture() as shown:
         console.print(devices([found], found.measured))
-    assert "beside them (other processes, steal, waits)" in shown.get()
+    assert "during them (other processes, steal, waits)" in shown.get()

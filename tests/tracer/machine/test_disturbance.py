@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from prunescope.tracer.capture import timing
-from prunescope.tracer.capture.timing import Watch, take_samples
+from prunescope.tracer.capture.timing import DisturbanceMonitor, take_samples
 from prunescope.tracer.machine import disturbance
 from prunescope.tracer.machine.disturbance import (
     Disturbance,
@@ -100,7 +100,7 @@ def test_troubles_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         (2, True, ["clocks held down", "other processes on the device"]),
     ):
         monkeypatch.setattr(disturbance, "num_processes", lambda _device, n=processes: n)
-        monkeypatch.setattr(disturbance, "is_held_down", lambda _device, held=held: held)
+        monkeypatch.setattr(disturbance, "is_throttled", lambda _device, held=held: held)
         assert device_troubles(device) == wanted
     assert device_troubles(torch.device("cpu")) == []
 
@@ -228,7 +228,7 @@ def test_what_runs_in_the_pauses_of_a_loop_disturbs_no_sample(
         return seen(elapsed_ns=took * MS, others_ns=0 if took == 50 else 90 * MS)
 
     monkeypatch.setattr(timing, "between", told)
-    watch = Watch(CPU)
+    watch = DisturbanceMonitor(CPU)
     assert watch.reasons() == []
     for _ in range(4):
         with watch.sample():
@@ -249,7 +249,7 @@ def test_the_driver_of_a_gpu_is_asked_once_for_samples_in_a_row(
 
     monkeypatch.setattr(timing, "device_troubles", troubles)
     monkeypatch.setattr(timing, "between", lambda *_: seen(elapsed_ns=10**9))
-    watch = Watch(torch.device("cuda"))
+    watch = DisturbanceMonitor(torch.device("cuda"))
     for _ in range(3):
         with watch.sample():
             pass

@@ -13,7 +13,7 @@ import pytest
 torch = pytest.importorskip("torch")
 from prunescope.tracer.machine import gpu_tools  # noqa: E402
 from prunescope.tracer.machine.gpu_tools import (  # noqa: E402
-    is_held_down,
+    is_throttled,
     num_processes,
     nvidia_smi,
 )
@@ -86,7 +86,7 @@ def amd(monkeypatch: pytest.MonkeyPatch) -> Tool:
 )
 def test_clocks_that_nvidia_holds_down(answer: str | None, held: bool, nvidia: Tool) -> None:
     nvidia.answer = answer
-    assert is_held_down(SECOND) is held
+    assert is_throttled(SECOND) is held
 
 
 def test_processes_of_nvidia(nvidia: Tool) -> None:
@@ -120,13 +120,13 @@ def test_clocks_that_amd_holds_down(status: str | None, held: bool, amd: Tool) -
     active = {} if status is None else {status: "ACTIVE"}
     said = json.dumps([{"gpu": 1, "throttle": THROTTLE | active}])
     for amd.answer in (said, f"WARNING: User is missing the groups: render\n{said}"):
-        assert is_held_down(SECOND) is held
+        assert is_throttled(SECOND) is held
     assert amd.asked[0] == ["amd-smi", "metric", f"--gpu={ADDRESS}", "--throttle", "--json"]
 
 
 def test_a_tool_of_amd_that_prints_no_json_says_nothing(amd: Tool) -> None:
     for amd.answer in ("unknown option --throttle", "", "[", None):
-        assert not is_held_down(SECOND)
+        assert not is_throttled(SECOND)
 
 
 def node(root: Path, name: str, gpu: int, **properties: int) -> None:

@@ -17,7 +17,7 @@ from tests.tracer.tiny_models import tiny_model
 pytestmark = pytest.mark.torch
 
 STATIC = [one.id for one in families() if one.cuts and one.dynamics == "static"]
-DYNAMIC = [one.id for one in families() if one.is_dynamic and not one.theory_alone]
+DYNAMIC = [one.id for one in families() if one.is_dynamic and not one.predicted_only]
 # Those that leave every parameter where it is.
 IN_PLACE = {"static-m", "static-k-mask", "static-k-24"}
 UNIT = 64  # bytes by which torch aligns what it allocates

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -75,7 +74,7 @@ def test_every_family_can_be_planned() -> None:
 
 
 def test_a_sweep_calibrates_every_family_that_can_be(tmp_path: Path) -> None:
-    names = tuple(f.id for f in families() if f.cuts and not f.theory_alone)
+    names = tuple(f.id for f in families() if f.cuts and not f.predicted_only)
     config = SweepConfig(
         model="tiny-llama", families=(*names, "static-m+kv-evict", "static-m+dynamic-depth"),
         sparsities=(0.5,), phases=("prefill",), select="importance", text=tmp_path / "words.txt",
@@ -130,7 +129,7 @@ def test_a_stored_sweep_is_resumed_under_the_names_it_was_written_with(tmp_path:
 def test_every_option_that_varies_is_in_the_name_of_a_result() -> None:
     options = {named.name: named.option for named in options_of(TraceRequest)}
     assert set(VARIED) == {name for name, one in options.items() if one.in_name is not None}
-    assert set(VARIED.values()) <= {field.name for field in dataclasses.fields(Planned)}
+    assert set(VARIED.values()) <= set(Planned.__struct_fields__)
     listed = {one.option.lists for one in options_of(SweepConfig) if one.option.lists}
     assert listed == set(VARIED) - {"select"}  # which is one, or several
     identity = SweepConfig(model="a/m", families=("static-m",)).identity()

@@ -9,7 +9,7 @@ from prunescope.tracer.sweep.job import Job, Worker
 
 
 def run(jobs: Sequence[Job], on_result: Callable[[Planned], None]) -> None:
-    """Run every job; `on_result` hears of each result before it is begun."""
+    """Run every job; `on_result` is called with each result before it starts."""
     worker = Worker(on_result)
     for job in jobs:
         worker.run(job)

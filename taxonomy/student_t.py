@@ -1,4 +1,4 @@
-"""Student's t: how far from a mean of few groups its 95 % interval reaches, in standard errors."""
+"""Student's t distribution: the quantile of 95 % intervals of the mean of few groups."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ NORMAL = 1.959963985  # 97.5th percentile
 _EXACT = {1: 12.7062, 2: 4.30265, 3: 3.18245, 4: 2.77645}
 
 
-def student(freedom: int) -> float:
-    """97.5th percentile with so many degrees of freedom, to 1e-3 (Abramowitz and Stegun 26.7.5)."""
-    if freedom in _EXACT:
-        return _EXACT[freedom]
-    z, n = NORMAL, freedom
+def t_quantile_975(degrees_of_freedom: int) -> float:
+    """97.5th percentile, to 1e-3 (Abramowitz and Stegun 26.7.5)."""
+    if degrees_of_freedom in _EXACT:
+        return _EXACT[degrees_of_freedom]
+    z, n = NORMAL, degrees_of_freedom
     terms = (
         (z**3 + z) / 4 / n,
         (5 * z**5 + 16 * z**3 + 3 * z) / 96 / n**2,
