@@ -211,8 +211,8 @@ class Worker:
             )
             write_json(path, found)
         prepared.quality = {
-            "dense": changed(found.dense, weights_mark=fingerprints["dense"]),
-            "pruned": changed(found.pruned, weights_mark=fingerprints["pruned"]),
+            "dense": changed(found.dense, weights_fingerprint=fingerprints["dense"]),
+            "pruned": changed(found.pruned, weights_fingerprint=fingerprints["pruned"]),
         }
         prepared.eval_len = _eval_len(result)
         return prepared
