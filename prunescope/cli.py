@@ -209,8 +209,7 @@ def _sweep(
     ] = False,
     json_target: Json = None,
 ) -> None:
-    """Trace and evaluate many pruned versions of a model: a folder of runs; calling it again
-    resumes.
+    """Trace and evaluate many pruned versions of a model in a folder; resumes when called again.
 
     \b
     prunescope sweep --example > sweep.yaml
