@@ -136,7 +136,6 @@ def _analyze(
     prunescope analyze trace.json.gz --peak bf16=989 --bandwidth 3350 --json - | jq .phases
     prunescope analyze no-shapes.json.gz --model ./Qwen3-8B --batch 16 --prompt-len 512
     """
-    startup.before_analysis()
     from prunescope.deliver import Delivery, deliver_all
 
     to = Delivery(folder=out, formats=formats, json=json_target, label_prefix=label_prefix)
