@@ -29,14 +29,14 @@ _GC_THRESHOLD, _GC_OF_ANALYSES = 100_000, 2_000_000
 
 def before_options(args: Sequence[str]) -> None:
     """Prepare for a command with these words, before they are parsed."""
-    is_analysis = args[:1] == ["analyze"]
-    if is_analysis:
-        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when numpy is imported
-    gc.set_threshold(_GC_OF_ANALYSES if is_analysis else _GC_THRESHOLD)
-    if is_analysis:
-        from prunescope.analysis.trace.workers import begin_early
+    if args[:1] != ["analyze"]:
+        gc.set_threshold(_GC_THRESHOLD)
+        return
+    gc.set_threshold(_GC_OF_ANALYSES)
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when numpy is imported
+    from prunescope.analysis.trace.workers import begin_early
 
-        begin_early(args[1:])
+    begin_early(args[1:])
 
 
 class _Fast:
