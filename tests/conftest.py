@@ -20,7 +20,7 @@ settings.load_profile("untimed")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A process of tests a core: more threads in each wait for one another. Read at the first import.
-for _name in ("POLARS_MAX_THREADS", "OMP_NUM_THREADS"):
+for _name in ("POLARS_MAX_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
 _known = [0]  # modules that were imported when the heap was set aside

@@ -64,7 +64,7 @@ def test_one_that_hangs_is_named_and_the_others_go_on(tmp_path: Path) -> None:
     state, error = found.pop(HANGS)
     assert state == "failed"
     assert error is not None
-    assert error.startswith("Hung: no sign of life for ")
+    assert error.startswith("Hung: no progress for ")
     assert [s for s, _ in found.values()] == ["done"] * 3
     assert json.loads(done.stdout)["plan"]["failed"] == 1
     told = json.loads(done.stderr.splitlines()[-1])["error"]
@@ -79,7 +79,7 @@ def test_one_that_no_signal_reaches_ends_the_process(tmp_path: Path) -> None:
     assert done.returncode == 3, done.stderr
     assert "Traceback" not in done.stderr
     *_, words, hint, last = done.stderr.splitlines()
-    assert words.startswith(f"error: {HANGS} hangs: no sign of life for ")
+    assert words.startswith(f"error: {HANGS} hangs: no progress for ")
     assert "the same command again" in hint
     assert json.loads(last)["error"]["problem"] == words.removeprefix("error: ")
     again = swept(tmp_path, "deaf")
@@ -220,5 +220,5 @@ def test_workers_of_ray(way: str, tmp_path: Path) -> None:
     found = results(tmp_path)
     state, error = found.pop(HANGS)
     assert state == "failed"
-    assert ("worker died 4 times" if way == "kill" else "Hung: no sign of life") in str(error)
+    assert ("worker died 4 times" if way == "kill" else "Hung: no progress") in str(error)
     assert [s for s, _ in found.values()] == ["done"] * 3

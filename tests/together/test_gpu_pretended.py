@@ -25,6 +25,7 @@ from prunescope.tracer.capture import placements  # noqa: E402
 from prunescope.tracer.capture.request import TraceRequest  # noqa: E402
 from prunescope.tracer.capture.trace import trace  # noqa: E402
 from prunescope.tracer.machine import peaks  # noqa: E402
+from tests.small_capture import quick_peaks  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -141,7 +142,10 @@ CAPTURES = [
 
 @pytest.mark.usefixtures("gpu")
 @pytest.mark.parametrize(("method", "options"), CAPTURES)
-def test_a_capture_ends_in_numbers(method: str, options: dict[str, Any], tmp_path: Path) -> None:
+def test_a_capture_ends_in_numbers(
+    method: str, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick_peaks(monkeypatch)
     request = TraceRequest(
         model="tiny-llama", out=tmp_path / "run", method=method, sparsity=0.5, device="cuda",
         prompt_len=16, decode_steps=2, warmup=1, repeats=2, steps=1, placements=1, threads=1,

@@ -180,7 +180,7 @@ def test_a_matched_family_removes_what_was_asked(name: str) -> None:
         assert 1 - flop(model) / flop(dense) == pytest.approx(match["removed"]["flop"], abs=1e-3)
     note = pruning["notes"][0]
     assert f"{100 * match['removed'][by]:.1f} %" in note
-    assert f"{100 * asked:.1f} % was asked for" in note
+    assert f"{100 * asked:.1f} % was requested" in note
 
 
 def flop(model: Any) -> float:
@@ -266,13 +266,13 @@ def test_a_matched_run_says_what_was_removed(quick: Callable[..., Path]) -> None
 @pytest.mark.parametrize(
     "name, sparsity, said",
     [
-        ("static-nk-heads", 0.35, "3 of 4 KV heads stay: 25.0 % of them removed, 35.0 % asked for"),
+        ("static-nk-heads", 0.35, "3 of 4 KV heads stay: 25.0 % of them removed, 35.0 % requested"),
         ("static-nk-mlp", 0.1, "320 of 352 MLP channels stay"),
         ("static-nk-cross", 0.3, "96 of 128 dimensions of the residual stream stay"),
-        ("static-m", 0.3, "6 of 8 layers stay: 25.0 % of them removed, 30.0 % asked for"),
+        ("static-m", 0.3, "6 of 8 layers stay: 25.0 % of them removed, 30.0 % requested"),
         ("dynamic-depth", 0.3, "6 of 8 layers stay"),
         ("dynamic-width", 0.1, "320 of 352 MLP channels stay"),
-        ("static-k-lowrank", 0.4, "asked for"),
+        ("static-k-lowrank", 0.4, "requested"),
     ],
 )
 def test_rounding_is_shown(name: str, sparsity: float, said: str) -> None:

@@ -52,7 +52,7 @@ def test_nothing_critical_rests_on_a_skew(tmp_path: Path) -> None:
     present(straight, "launch-bound", "critical", "late host")
     phase = phase_of(report_of(tmp_path, shifted(170)))
     present(phase, "clocks-apart", "warning", "60 of 60 kernels", "by up to 150 µs")
-    present(phase, "launch-bound", "warning", "late host", "clocks of host and device are apart")
+    present(phase, "launch-bound", "warning", "late host", "host and device clocks are skewed")
     ids = [finding.id for finding in phase.findings]
     assert ids.index("clocks-apart") < ids.index("launch-bound")
     assert all(finding.severity != "critical" for finding in phase.findings)

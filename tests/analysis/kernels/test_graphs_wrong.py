@@ -127,7 +127,7 @@ def test_shapes_on_one_side_only(real_trace: Real) -> None:
         options = Options(eager_trace=own, baseline_eager_trace=of_baseline)
         report = analyze(graph, baseline=graph, options=options).report
         phase = only(report)
-        assert any(f"give {word}" in w for w in report.warnings)
+        assert any(f"pass {word}" in w for w in report.warnings)
         assert phase.sparsity is not None
         assert (phase.sparsity["flop"], phase.sparsity["bytes"]) == (None, None)
         assert phase.ladder is not None
@@ -155,4 +155,4 @@ def test_an_eager_pass_has_shapes_where_its_replay_has_none(tmp_path: Path) -> N
     phase = only(report)
     assert phase.sparsity is not None
     assert (phase.sparsity["flop"], phase.sparsity["bytes"]) == (None, None)
-    assert any("give --eager-trace" in w for w in report.warnings)
+    assert any("pass --eager-trace" in w for w in report.warnings)

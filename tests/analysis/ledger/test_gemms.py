@@ -142,7 +142,7 @@ def call(gemm: Gemm | None, *, role: str = "up", busy: float = 100.0, kind: str 
     dims = (gemm.batch, gemm.m, gemm.n, gemm.k) if gemm else (None,) * 4
     return Call(
         layer, role, group, op, kind, "bf16", *dims, count=1.0,
-        flop=gemm.flop if gemm else None, bytes=None, busy=busy, helper=0.0, ideal=None,
+        flop=gemm.flop if gemm else None, bytes=None, busy=busy, auxiliary=0.0, ideal=None,
         bound="unknown", kernel="k", split=False,
     )  # fmt: skip
 

@@ -26,7 +26,7 @@ def mm(m: int, us: float, **kernel: Any) -> Op:
 
 
 def test_a_wrapper_without_shapes_lends_a_gemm_nothing(tmp_path: Path) -> None:
-    """Of a compiled region, each GEMM kernel is a call; what else it launches is no helper."""
+    """Of a compiled region, each GEMM kernel is a call; what else it launches is no auxiliary."""
     kernels = [k(us=50, name=SGEMM), k(us=30, name=ADD), k(us=5, name=SGEMM)]
     region = op("CompiledFunctionBackward", kernels=kernels)
     (row,) = phase_of(tmp_path, step(0, region)).gemms

@@ -52,7 +52,7 @@ def test_the_goals_of_accuracy_are_met_on_cells_that_set_no_constant() -> None:
 
 
 def test_the_ranges_hold_where_a_group_is_left_out_of_their_choice() -> None:
-    from predict_calibration import LEVEL, EvaluatedModel, choose, held
+    from predict_calibration import LEVEL, Judged, choose, held
     from predict_ranges import COVERED, LARGE, coverage, group, outside
 
     known = benchmark().known()
@@ -66,7 +66,7 @@ def test_the_ranges_hold_where_a_group_is_left_out_of_their_choice() -> None:
             error = 2 * (level * (1 - level) / len(cells)) ** 0.5
             assert held(cells) == pytest.approx(level, abs=error), (by, level)
     # the settings in use are those that all cells choose
-    chosen = choose([EvaluatedModel(cell) for cell in known if not cell.apart], group)
+    chosen = choose([Judged(cell) for cell in known if not cell.apart], group)
     assert astuple(chosen) == pytest.approx(astuple(ERROR), abs=0.005)
     assert LEVEL == 0.90
 

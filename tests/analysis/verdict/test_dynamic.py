@@ -33,7 +33,7 @@ def call(role: str, m: float, n: float, k: float, **fields: Any) -> Call:
     values: dict[str, Any] = {
         "layer": 0, "role": role, "group": group, "op": "aten::mm", "kind": "gemm",
         "dtype": "fp32", "batch": 1.0, "m": m, "n": n, "k": k, "count": 1.0, "flop": None,
-        "bytes": None, "busy": 10.0, "helper": 0.0, "ideal": None, "bound": "unknown",
+        "bytes": None, "busy": 10.0, "auxiliary": 0.0, "ideal": None, "bound": "unknown",
         "kernel": "mm", "split": False,
     }  # fmt: skip
     return Call(**{**values, **fields})
@@ -237,7 +237,7 @@ def test_fewer_kv_heads_for_the_same_queries_are_not_broken() -> None:
     """N of k and v 32 → 16, one KV head of 16 with G = 4: N(v)·G = 64 = K(o)."""
     found = verdict(evidence(model(64), changed(model(64), on(("k", "v"), n=16))))
     assert (found.id, found.confidence) == ("static-nk-heads", 1.0)
-    assert "KV heads fell, all query heads stay: N of 8 projections" in found.evidence[0]
+    assert "fewer KV heads, all query heads stay: N of 8 projections" in found.evidence[0]
     lost = changed(model(64), on(("q", "k", "v"), n=16))  # q fell and o did not
     found = judged(evidence(model(64), lost))
     assert found.seen[0].broken == (found.family.evidence[0],)
