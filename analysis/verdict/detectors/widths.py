@@ -29,7 +29,7 @@ _WRITERS = ("o", "down", "mixer_out")
 
 @detector("static-nk")
 def static_nk(e: Evidence) -> Detection | None:
-    """Heads and fewer MLP channels, each in a producer and its consumer."""
+    """Heads or MLP channels that fell, each in a producer and its consumer."""
     of_heads, of_mlp = _heads(e), _channels(e)
     return _fewer_units(e, of_heads, of_mlp) if of_heads and of_mlp else None
 
@@ -170,7 +170,7 @@ def _channels(e: Evidence) -> _Fallen | None:
     is_whole = bool(narrow and down)
     broken = "" if is_whole else " (propagation broken: gate/up and down did not move together)"
     dims = _sizes_kept(e, ("down",), "K")
-    line = f"MLP channels fell: {_both(narrow, 'gate/up', down, 'down')}{dims}{broken}"
+    line = f"fewer MLP channels: {_both(narrow, 'gate/up', down, 'down')}{dims}{broken}"
     return _Fallen(line, is_whole=is_whole)
 
 

@@ -151,7 +151,7 @@ def mixtral(at: Path, **fields: Any) -> str:
             "outside",
             ["N of the router 8 → 4", "50 % of the rows"],
         ),
-        ({"intermediate_size": 48}, "static-nk-mlp", ["MLP channels"]),
+        ({"intermediate_size": 48}, "static-nk-mlp", ["fewer MLP channels"]),
         ({"num_hidden_layers": 1}, "static-m", ["1 of 2 layers gone"]),
         ({"seed": 1}, "dense", ["no GEMM changed shape"]),  # other weights: other routes
     ],
