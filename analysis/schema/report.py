@@ -5,6 +5,7 @@ Null (None) means "not known"; it is never 0. Additive changes only.
 
 from __future__ import annotations
 
+from inspect import cleandoc
 from typing import Annotated, Any, Literal, Required, TypedDict
 
 import msgspec
@@ -445,12 +446,16 @@ def from_json(data: bytes, *, where: str = "report.json") -> Report:
 
 def report_schema() -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of report.json, made from the structs."""
-    return {
+    found = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": "prunescope-report-1",
         "title": "prunescope report, schema 1",
         **msgspec.json.schema(Report),
     }
+    for of_struct in found["$defs"].values():  # msgspec before 0.23 keeps the indent of docstrings
+        if "description" in of_struct:
+            of_struct["description"] = cleandoc(of_struct["description"])
+    return found
 
 
 def schema_json() -> bytes:
