@@ -162,8 +162,8 @@ def _not_in_turns(dense: SidePhase, pruned: SidePhase) -> tuple[str, ...]:
         or not (pruned.run.samples_ns and dense.run.samples_ns)
     ):
         return ()
-    twin = pruned.side.run.twin if pruned.side.run else None
-    of_one_capture = twin is not None and twin.sha256 == dense.side.manifest_sha256
+    recorded = pruned.side.run.twin if pruned.side.run else None
+    of_one_capture = recorded is not None and recorded.sha256 == dense.side.manifest_sha256
     if of_one_capture and pruned.run.interleaved in ("alternating", "blocks"):
         return ()
     return (

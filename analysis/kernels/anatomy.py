@@ -1,5 +1,4 @@
-"""The anatomy of a phase: sums of its kernels frame by bound, layer, tile, cause of idle time and
-op.
+"""The anatomy of a phase: sums of its kernels by bound, layer, tile, cause of idle time and op.
 
 In: Kernels and the report's GEMM rows. Out: schema.anatomy.Anatomy; times in ns a step.
 """
