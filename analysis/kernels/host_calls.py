@@ -12,19 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from prunescope.analysis.timeline.correlate import launch_of, taken
 from prunescope.analysis.timeline.intervals import Spans, Windows, innermost
 from prunescope.analysis.timeline.link import Linked
+from prunescope.analysis.timeline.runtime_calls import COPY, SYNC, Mask, named, runtime_calls
 from prunescope.analysis.trace.collect import NONE, Ints
 from prunescope.analysis.trace.events import Trace
-
-Mask = NDArray[np.bool_]
-
-
-COPY = re.compile(r"[Mm]emcpy")
-
 
 _PAGEABLE = re.compile(r"Memcpy.*Pageable")
 
@@ -32,30 +26,11 @@ _PAGEABLE = re.compile(r"Memcpy.*Pageable")
 _RETURNS = re.compile(r"Async", re.IGNORECASE)  # a copy call that may return before the copy
 
 
-SYNC = re.compile(
-    r"(?:Device|Stream|Event|Ctx|Context)Synchronize|synchronizeStream"
-    r"|^ze\w+Synchronize|^ur(?:QueueFinish|EventWait)$"  # Level Zero and SYCL, on XPUs
-)
-
-
 def first_of(launch: Ints) -> Mask:
     """Rows that are the first of their launch: a graph replay is one launch of many."""
     first = np.zeros(len(launch), bool)
     first[np.unique(launch, return_index=True)[1]] = True
     return first
-
-
-def named(trace: Trace, names: Ints, pattern: re.Pattern[str]) -> Mask:
-    """Which of the names (ids) match the pattern."""
-    found = np.zeros(len(trace.names), bool)
-    for i in np.flatnonzero(np.bincount(names)).tolist():
-        found[i] = pattern.search(trace.names[i]) is not None
-    return found[names]
-
-
-def runtime_calls(trace: Trace) -> dict[str, Ints]:
-    """All runtime calls: begin, duration, name, thread."""
-    return {n: np.concatenate((trace.launches[n], c)) for n, c in trace.other_calls.items()}
 
 
 def blocking_calls(trace: Trace) -> dict[str, Ints]:
