@@ -224,7 +224,7 @@ def test_compilers_are_known_by_name(
         # wall 1018.6: one launch of 626.3 in the first convolution, 292.4 before the first delta_r2
         ("part_a100_bs512_cold", (918, 924), 3),
         ("part_a100_bs256_jit", (295, 297), 3),  # 148.8 + 147.2 around two fused kernels
-        ("part_a100_bs128_1_cold", (922, 936), 12),
+        ("part_a100_bs128_1_cold", (922, 936), 20),
         ("part_a100_bs128_2_jit", (293, 297), 7),
         ("part_a100_bs128_3_warm", (0, 0), 4),
         ("switch_8b", (88.6, 115), 10),  # 88.6 in launch calls, the rest in first ops
