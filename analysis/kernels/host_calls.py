@@ -16,7 +16,14 @@ import polars as pl
 from prunescope.analysis.timeline.correlate import launch_of, taken
 from prunescope.analysis.timeline.intervals import Spans, Windows, innermost
 from prunescope.analysis.timeline.link import Linked
-from prunescope.analysis.timeline.runtime_calls import COPY, SYNC, Mask, named, runtime_calls
+from prunescope.analysis.timeline.runtime_calls import (
+    ALLOCATION,
+    COPY,
+    SYNC,
+    Mask,
+    named,
+    runtime_calls,
+)
 from prunescope.analysis.trace.collect import NONE, Ints
 from prunescope.analysis.trace.events import Trace
 
@@ -140,6 +147,31 @@ def _op_around(trace: Trace, thread: Ints, ts: Ints) -> Ints:
     spans = {name: trace.ops[name][ops] for name in ("ts", "dur", "thread")}
     found = innermost({**spans, "order": trace.ops["external"][ops]}, thread, ts)
     return taken(ops, found)
+
+
+@dataclass(frozen=True)
+class AllocatorCalls:
+    """Calls in the steps that allocate or free memory: how often each is made, the most frequent
+    first."""
+
+    counts: dict[str, int]
+
+    @property
+    def frees(self) -> int:
+        """How many calls give memory back."""
+        return sum(n for name, n in self.counts.items() if _FREES.search(name))
+
+
+_FREES = re.compile(r"Free|Release|Unmap|Trim")
+
+
+def allocator_calls(trace: Trace, windows: Windows) -> AllocatorCalls:
+    """The allocator's calls of all threads in the steps."""
+    calls = runtime_calls(trace)
+    rows = named(trace, calls["name"], ALLOCATION) & (windows.step_of(calls["ts"]) >= 0)
+    often = np.bincount(calls["name"][rows])
+    order = [int(i) for i in np.argsort(-often, kind="stable") if often[i]]
+    return AllocatorCalls({trace.names[i][:_SHOWN]: int(often[i]) for i in order})
 
 
 _SHOWN = 60  # characters of a call's name

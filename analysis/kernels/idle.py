@@ -27,7 +27,7 @@ from prunescope.analysis.kernels.host_calls import (
 from prunescope.analysis.ops.kind import MATMUL_KINDS, kind_of, op_kind
 from prunescope.analysis.timeline.correlate import launch_of, taken
 from prunescope.analysis.timeline.engines import engine_step
-from prunescope.analysis.timeline.first_calls import UnusualCalls, unusual_calls
+from prunescope.analysis.timeline.first_calls import UnusualCalls
 from prunescope.analysis.timeline.intervals import Spans, cover
 from prunescope.analysis.timeline.link import Linked
 from prunescope.analysis.timeline.runtime_calls import (
@@ -67,7 +67,9 @@ _UNKNOWN = ("unknown", "comm")  # kinds of ops that may not compute anything
 _COLLECTIVE = re.compile(r"^(?:gloo|mpi|ucc):")
 
 
-def add_waits(frame: pl.DataFrame, trace: Trace, linked: Linked) -> pl.DataFrame:
+def add_waits(
+    frame: pl.DataFrame, trace: Trace, linked: Linked, unusual: UnusualCalls
+) -> pl.DataFrame:
     """Add the columns above. A gap is divided in this order:
 
     `other_step` is the part in which the device ran what a later step had launched ahead.
@@ -100,7 +102,6 @@ def add_waits(frame: pl.DataFrame, trace: Trace, linked: Linked) -> pl.DataFrame
         ran = _in_gaps(linked, trace)
         other = ran.spent(linked.start) - ran.spent(linked.start - gap)
         idle = gap - other
-        unusual = unusual_calls(trace)
         threads = _of_threads(linked, trace, launch, late, ran, unusual)
         parts = {**parts, **threads, "other_step": other}
         parts["unknown"] = np.where(no_launch, idle, 0)
@@ -280,6 +281,16 @@ def _collectives(trace: Trace) -> Spans:
     notes = trace.annotations
     rows = named(trace, notes["name"], _COLLECTIVE)
     return Spans.of(notes["ts"][rows], notes["ts"][rows] + notes["dur"][rows])
+
+
+def host_collectives(trace: Trace) -> list[str]:
+    """The names of the collectives that host threads carry out, the one with the most time
+    first."""
+    notes = trace.annotations
+    rows = named(trace, notes["name"], _COLLECTIVE)
+    spent = np.bincount(notes["name"][rows], notes["dur"][rows], minlength=1)
+    order = np.argsort(-spent, kind="stable")
+    return [trace.names[i] for i in order.tolist() if spent[i] > 0]
 
 
 def _computed(trace: Trace, rows: Ints, calls: Ints, launching: Ints) -> Ints:

@@ -79,6 +79,9 @@ _STEP = re.compile(r"ProfilerStep#(\d+)$")
 _WARM_STEP = 2
 _NEVER = np.iinfo(np.int64).min // 2
 
+SILENCE = (
+    "compiling (nothing is recorded) before the first"  # begins what the silence of a compiler is
+)
 Span = tuple[int, int, int, str]  # begin, end (ns), thread, what it is
 
 
@@ -105,6 +108,23 @@ class HostSpans:
         """The union of the spans of a thread."""
         own = self.thread == thread
         return Spans.of(self.begin[own], self.end[own])
+
+    def longest(self, idle: Spans, most: int) -> list[tuple[str, int]]:
+        """What the spans with the most of the `idle` time are, and how much of it lies in each, ns;
+        one that lies in another of its thread is left out."""
+        ns = idle.spent(self.end) - idle.spent(self.begin)
+        order = np.lexsort((self.begin, -ns))
+        kept: list[int] = []
+        for row in order[ns[order] > 0].tolist():
+            if len(kept) == most:
+                break
+            if not any(self._holds(one, row) for one in kept):
+                kept.append(row)
+        return [(self.what[row], int(ns[row])) for row in kept]
+
+    def _holds(self, one: int, other: int) -> bool:
+        inside = self.begin[one] <= self.begin[other] and self.end[other] <= self.end[one]
+        return bool(inside and self.thread[one] == self.thread[other])
 
     def within(self, windows: Windows) -> Ints:
         """For how long any thread is in a span, in each of the windows; ns."""
@@ -314,7 +334,7 @@ def _compilations(trace: Trace, warm: int) -> list[Span]:
             begin, end = silences
             within = (begin >= since) & (end <= ts)
             spans += [
-                (*span, thread, f"before {what}")
+                (*span, thread, f"{SILENCE} {what}")
                 for span in zip(begin[within].tolist(), end[within].tolist(), strict=True)
             ]
     return spans

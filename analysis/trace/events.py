@@ -147,10 +147,15 @@ def trace_warnings(trace: Trace) -> list[str]:
     return warnings
 
 
+def lacks_device_events(trace: Trace) -> bool:
+    """Whether a trace names a GPU, or launches on it, and holds no device events."""
+    launched = len(trace.launches["ts"]) > 0
+    return not trace.on_device and bool(trace.device_name or launched)
+
+
 def host_instead(trace: Trace) -> list[str]:
     """A warning where a trace names a GPU, or launches on it, and holds no device events."""
-    launched = len(trace.launches["ts"]) > 0
-    if trace.on_device or trace.source.cut or not (trace.device_name or launched):
+    if trace.source.cut or not lacks_device_events(trace):
         return []
     named = f" names {trace.device_name}, but" if trace.device_name else " launches kernels, but"
     return [

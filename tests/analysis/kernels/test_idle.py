@@ -112,7 +112,7 @@ def test_a_product_of_the_host_is_no_dispatch(name: str, tmp_path: Path, *, comp
     work, bound = finding(phase, "host-work"), finding(phase, "launch-bound")
     assert (work is not None, bound is None) == (computes, computes)
     if work is not None:
-        assert work.evidence == ["80.0 µs in matrix products that the host computed"]
+        assert work.evidence == ["80.0 µs in ops that the host computed"]
 
 
 @pytest.mark.parametrize(("us", "named"), [(1400, True), (900, False)])
@@ -140,7 +140,7 @@ def test_a_graph_waits_for_products_of_the_host(tmp_path: Path) -> None:
     phase = told(save(in_a_call("aten::bmm", 5, cat="cpu_op"), tmp_path / "t.json"))
     bound = finding(phase, "launch-bound")
     assert bound is not None and bound.change is not None and bound.predicted_ns == 85e3
-    assert "once the matrix products of the host run on the device" in bound.change
+    assert "once the ops that the host computes run on the device" in bound.change
 
 
 def test_host_time_counts_from_the_last_launch_of_any_thread(tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def test_every_part_of_a_late_host_is_counted(tmp_path: Path) -> None:
     assert bound is not None
     assert bound.evidence[0].startswith("in 1.800 ms of 3.800 ms idle time")
     assert bound.evidence[1] == (
-        "in another 2.000 ms it loaded data, computed matrix products itself, or did other work "
+        "in another 2.000 ms it loaded data, computed ops itself, stood still, or did other work "
         "than dispatch"
     )
 

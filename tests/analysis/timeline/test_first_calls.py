@@ -11,7 +11,7 @@ import pytest
 from prunescope.analysis.kernels.idle import first_call_ns
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.schema.report import Phase
-from prunescope.analysis.timeline.first_calls import UnusualCalls, unusual_calls
+from prunescope.analysis.timeline.first_calls import SILENCE, UnusualCalls, unusual_calls
 from prunescope.analysis.trace.load import load
 from tests.chrome import save
 
@@ -51,8 +51,19 @@ class Host:
         """The annotation of a profiler's step from `begin` until now."""
         self._add("user_annotation", f"ProfilerStep#{number}", begin, self.now - begin, {})
 
-    def span(self, cat: str, name: str, begin: float, us: float) -> None:
-        self._add(cat, name, begin, us, {"correlation": 90_000 + len(self.events)})
+    def span(
+        self,
+        cat: str,
+        name: str,
+        begin: float,
+        us: float,
+        *,
+        thread: int = 1,
+        more: dict[str, Any] | None = None,
+    ) -> None:
+        """Any other event of the host, with the arguments `more`."""
+        args = {"correlation": 90_000 + len(self.events), **(more or {})}
+        self._add(cat, name, begin, us, args, thread=(1, thread))
 
     def _add(self, cat: str, name: str, ts: float, us: float, args: dict[str, Any],
              thread: tuple[int, int] = (1, 1)) -> None:  # fmt: skip
@@ -171,7 +182,7 @@ def test_silence_before_the_first_launch_of_compiled_code_is_its_compiler(
     host.op(kernel, name="delta_r", before=150 * MS, launch=launch)
     host.op()
     first = found(host.file(tmp_path)).first
-    assert first.what == ([f"before {kernel}"] if compiled else [])
+    assert first.what == ([f"{SILENCE} {kernel}"] if compiled else [])
     assert (first.end - first.begin).tolist() == ([150e6 + 1e3] if compiled else [])
 
 
@@ -193,7 +204,7 @@ def test_silence_before_the_first_call_of_a_scripted_function(tmp_path: Path) ->
     host.op(name="aten::sub", before=20)
     host.span("cpu_op", "delta_r", begin - 3, host.now - begin)
     host.span("cpu_op", "fallback_function", begin - 2, 20)
-    assert found(host.file(tmp_path)).first.what == ["before delta_r"]
+    assert found(host.file(tmp_path)).first.what == [f"{SILENCE} delta_r"]
 
 
 @pytest.mark.parametrize(
