@@ -42,7 +42,7 @@ def shares(model: Any, ids: torch.Tensor, prompt: int) -> tuple[list[float], lis
                  for stats in (first, after))  # fmt: skip
 
 
-@pytest.mark.parametrize("select", ["random", "importance"])
+@pytest.mark.parametrize("select", [pytest.param("random", marks=pytest.mark.slow), "importance"])
 def test_rows_keep_their_share_in_any_text(recovered: Any, reader: Path, select: str) -> None:
     model, pruning = recovered("dynamic-m", "steps=8", sparsity=0.25, select=select)
     routers = pruning["recovery"]["routers"][0]
