@@ -50,7 +50,7 @@ def test_rows_keep_their_share_in_any_text(recovered: Any, reader: Path, select:
     kept = [s for pair in zip(*routers["kept_by_layer"].values(), strict=True) for s in pair]
     assert sum(kept) / len(kept) == pytest.approx(0.75, abs=0.01)
     for text in ("words.txt", "other.txt"):
-        first, after = shares(model, ids_of(reader, text, 800), prompt=400)
+        first, after = shares(model, ids_of(reader, text, 500), prompt=300)
         assert first == pytest.approx(kept, abs=0.02)
         assert sum(after) / len(after) == pytest.approx(0.75, abs=0.02), text
 
