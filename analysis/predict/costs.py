@@ -139,6 +139,7 @@ class CostEstimate:
         relevant = {
             "dispatch_ns": self.setting.launch == "eager",
             "module_share": self.setting.launch == "eager",
+            "idle_share": self.setting.constants.idle_on(self.setting.device) < 1,
             "gemm_share": self.setting.gemm_ceiling is None,
             "sparse_rate": any(cost.sparse for cost in self.op_costs),
             "gathered_kernel": any(cost.gathered for cost in self.op_costs),
