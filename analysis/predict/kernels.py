@@ -2,9 +2,9 @@
 
 In: a side and an Op, and the names of the active terms. Out: an OpCost before constants, and ns of
 one layer without the start of its kernels. A GEMM computes whole tiles in whole waves, with the
-best of a few tiles, or recovers most of what they leave idle; `TileChoice.factor` is computed over
-useful work, in units of the largest tile's rate. What a cost needs to know of a family it reads from the op (sparse, gathered,
-estimated, added): no family is known by name here.
+best of a few tiles, or evens out the last wave; `TileChoice.factor` is computed over useful work,
+in units of the largest tile's rate. What a cost needs to know of a family it reads from the op
+(sparse, gathered, estimated, added): no family is known by name here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-from prunescope.analysis.device.hardware import Device, same_chip
+from prunescope.analysis.device.hardware import same_chip
 from prunescope.analysis.predict.constants import DEFAULT, SPARSE, Constants, SparseRate
 from prunescope.analysis.predict.setting import Setting
 from prunescope.analysis.predict.side import PredictedSide
@@ -111,7 +111,7 @@ def op_cost(side: PredictedSide, op: Op) -> OpCost:
     """The cost of one layer of an op."""
     setting, union = side.setting, op.union
     # Rows that need different inputs compute what any of them needs.
-    compute = (op.gemms[0].flop * union if union else op.flop) / setting.flop_per_s
+    compute = (op.gemms[0].flop * union if union else op.flop) / side.flop_per_s(op)
     cuts: tuple[tuple[float, float, float, TileChoice], ...] = ()
     if op.cls == "matmul" and setting.device.sm:
         gemm = op.gemms[0]
@@ -138,15 +138,17 @@ def op_cost(side: PredictedSide, op: Op) -> OpCost:
         op.bytes / setting.byte_per_s,
         cuts,
         op.cls == "pointwise",
-        _sparse_rate(setting.device, setting.sparse_library).value if op.sparse else 0.0,
+        sparse_rate(setting).value if op.sparse else 0.0,
         op.rows < 1,
     )
 
 
-def _sparse_rate(device: Device, library: str) -> SparseRate:
-    """The 2:4 rate of a library on this chip, else that of other devices."""
+def sparse_rate(setting: Setting) -> SparseRate:
+    """The 2:4 rate of a library on this chip in this format, else that of other devices."""
     for row in SPARSE:
-        if library in row.libraries and any(same_chip(device, name) for name in row.devices):
+        here = not row.devices or any(same_chip(setting.device, name) for name in row.devices)
+        in_format = not row.dtypes or setting.dtype in row.dtypes
+        if setting.sparse_library in row.libraries and here and in_format:
             return row
     return SPARSE[-1]
 
