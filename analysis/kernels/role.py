@@ -77,6 +77,8 @@ def find_roles(
     )
     attended: set[int] = set()  # calls of attention modules whose attention has been seen
     behind: dict[int, bool] = {}  # by layer: attention has been seen, its projection has not
+    mixtures = {p.layer for p in scopes.places if p.role == "experts"}  # layers with experts
+    ran: set[int | None] = set()  # layers in which experts ran, since their router did
     guessed: list[int] = []  # rows before attention that may rotate queries and keys
     numbers, scope_calls = scopes.place.tolist(), scopes.call.tolist()
     for i, kind in enumerate(kinds):
@@ -88,6 +90,10 @@ def find_roles(
             layer[i] = place.layer
         found = place.role
         named[i] = found == "lm_head"
+        if found == "experts":
+            ran.add(place.layer)
+        elif found == "router":
+            ran.discard(place.layer)
         if found == "unknown":
             scope_call = scope_calls[i]
             if place.scope == "model":
@@ -96,6 +102,9 @@ def find_roles(
                 after = scope_call in attended
                 found = _in_scope(place, kind, calls[i], after=after, experts=experts)
                 guessed += [i] * (found == "rope" and place.scope == "attention")
+                if found == "activation" and place.layer in mixtures:
+                    # A mixture chooses before its experts run and gathers their results behind.
+                    found = "experts" if place.layer in ran else "router"
             if place.scope == "attention" and _is_attention(kind, calls[i]):
                 attended.add(scope_call)
         if place.scope == "attention":
@@ -154,6 +163,8 @@ def _in_scope(place: Place, kind: str, call: OpCall | None, *, after: bool, expe
         if kind in ("grouped_gemm", "gather_scatter"):
             return "experts" if experts else "router"
         return "activation" if kind in (*POINTWISE, "layout") else "unknown"
+    if place.scope == "conv":
+        return "unknown"  # what copies and normalises for a convolution adds no residual
     if place.scope == "layer":
         return "residual" if kind in (*POINTWISE, "layout") else "unknown"
     return kind if kind in ("conv", "scan") else "scan"
