@@ -89,9 +89,14 @@ def test_norms_are_those_of_what_they_stand_beside(tmp_path: Path) -> None:
 
 
 def expert(i: int) -> Any:
-    return nn(f"FeedForward_{i}",
-              nn(f"Sequential_{2 * i}", nn(f"Sequential_{2 * i + 1}", linear("Linear_3", F, H),
-                                           gelu(f"GELU_{i}")), linear("Linear_4", H, F)))  # fmt: skip
+    return nn(
+        f"FeedForward_{i}",
+        nn(
+            f"Sequential_{2 * i}",
+            nn(f"Sequential_{2 * i + 1}", linear("Linear_3", F, H), gelu(f"GELU_{i}")),
+            linear("Linear_4", H, F),
+        ),
+    )
 
 
 def test_experts_and_what_gathers_them(tmp_path: Path) -> None:
@@ -99,8 +104,16 @@ def test_experts_and_what_gathers_them(tmp_path: Path) -> None:
     before them chooses."""
     mixture = nn("SwitchMoE_0", nn("SwitchGate_0", linear("Linear_2", E, H), picked()), add(),
                  *(expert(i) for i in range(E)), cat(), total())  # fmt: skip
-    found = roles(nn("SwitchTransformerBlock_0", attn("MultiQueryAttention_0"),
-                     norm("LayerNorm_0"), mixture, norm("LayerNorm_0")), tmp_path=tmp_path)  # fmt: skip
+    found = roles(
+        nn(
+            "SwitchTransformerBlock_0",
+            attn("MultiQueryAttention_0"),
+            norm("LayerNorm_0"),
+            mixture,
+            norm("LayerNorm_0"),
+        ),
+        tmp_path=tmp_path,
+    )
     assert [role for role, _ in found] == [
         "qkv", "attention", "o", "attn_norm", "router", "router", "router",
         *["experts"] * (3 * E), "experts", "experts", "mlp_norm",
