@@ -278,7 +278,8 @@ def _norm_roles(nest: _Nest, above: int, children: list[int]) -> dict[int, str]:
     # A wrapper of a norm and of what reads it is no norm (PreNorm).
     norms = [i for i in children if "Norm" in classes[i] and not nest.part[i]]
     others = [i for i in children if i not in norms]
-    attends = any(_ATTENTION_CLASS.search(classes[i]) for i in others)
+    attentions = [i for i in others if _ATTENTION_CLASS.search(classes[i])]
+    attends = bool(attentions)
     has_mlp = any(scope[i] == "mlp" or scope[i] == "layer" and nest.linear[i] for i in others)
     convolves = any(_CONV_CLASS.search(classes[i]) for i in others)
     roles: dict[int, str] = {}
@@ -288,7 +289,8 @@ def _norm_roles(nest: _Nest, above: int, children: list[int]) -> dict[int, str]:
         if nest.layer[i] is None:
             roles[i] = "final_norm"
         elif scope[i] == "attention":
-            wraps = attends or _OUTPUT_CLASS.search(classes[above])
+            # An attention without linears of its own reads the queries and keys of these norms.
+            wraps = any(nest.linear[i] for i in attentions) or _OUTPUT_CLASS.search(classes[above])
             roles[i] = "attn_norm" if wraps else "qk_norm"
         elif scope[i] == "mlp" or has_mlp and not attends:
             roles[i] = "mlp_norm"

@@ -88,6 +88,15 @@ def test_norms_are_those_of_what_they_stand_beside(tmp_path: Path) -> None:
         assert [role for role, kind in found if kind == "gemm"] == linears
 
 
+def test_norms_before_an_attention_without_linears_are_of_q_and_k(tmp_path: Path) -> None:
+    """As engines call them: the linears, the norms and the attention are siblings."""
+    whole = nn("Qwen3Attention_0", linear("QKVParallelLinear_0", 3 * H, H), norm("RMSNorm_0"),
+               norm("RMSNorm_1"), nn("RadixAttention_0", attention()),
+               linear("RowParallelLinear_0", H, H))  # fmt: skip
+    found = roles(nn("Qwen3DecoderLayer_0", whole), tmp_path=tmp_path)
+    assert [role for role, _ in found] == ["qkv", "qk_norm", "qk_norm", "attention", "o"]
+
+
 def expert(i: int) -> Any:
     return nn(
         f"FeedForward_{i}",
