@@ -13,6 +13,7 @@ from prunescope.analysis.ledger.gemms import Call, Pair
 from prunescope.analysis.schema.report import FamilyVerdict
 from prunescope.analysis.verdict.detectors import detector
 from prunescope.analysis.verdict.evidence import Detection, Evidence, Touches, fell, matrices
+from prunescope.analysis.verdict.gathers import of_weights
 from prunescope.taxonomy.families import families
 from prunescope.taxonomy.roles import LINEARS, MLP_ROLES
 from prunescope.taxonomy.run_blocks import WeightStats
@@ -160,13 +161,23 @@ def dynamic_nk(e: Evidence) -> Detection | None:
 
 @detector("dynamic-width")
 def dynamic_width(e: Evidence) -> Detection | None:
-    """N of gate and up and K of down fell, but the weights are whole: slices were gathered."""
+    """N of gate and up and K of down fell, but the weights are whole: slices were gathered. A bare
+    trace shows that by gathers from a matrix of the size of a weight; those of activations pick
+    tokens or features, whatever the weights are."""
     moved = [p for p in e.pairs if p.key[1] in MLP_ROLES and p.axis in ("N", "K")]
     if not moved or any(p.axis not in ("none", "N", "K") for p in e.pairs if p.key[1] in MLP_ROLES):
         return None
     gathers = sum(e.added(role=role, cls="gather_scatter") for role in MLP_ROLES)
     if not (gathers and _weights_are_whole(e)):
         return None
+    confidence = 1.0
+    if e.stats_pruned is None:
+        linears = [p.dense for p in e.pairs if p.key[1] in MLP_ROLES and p.dense is not None]
+        here = [one for one in e.gathers or () if one.role in MLP_ROLES]
+        picked, is_clear = of_weights(here, linears)
+        if e.gathers is not None and not picked:
+            return None
+        confidence = 1.0 if is_clear and picked else _CONFIDENCE
     pair = next((p for p in moved if p.key[1] == "down"), moved[0])
     assert pair.dense is not None
     assert pair.pruned is not None
@@ -176,7 +187,8 @@ def dynamic_width(e: Evidence) -> Detection | None:
         f"{pair.axis} {getattr(pair.dense, axis):g} → {getattr(pair.pruned, axis):g}), {gathers} "
         f"gathers were added{counted_in_words(e, 'channels')}"
     )
-    return Detection([line], lambda p: float(p.key[1] in MLP_ROLES), explains=("static-nk-mlp",))
+    explains = ("static-nk-mlp",)
+    return Detection([line], lambda p: float(p.key[1] in MLP_ROLES), confidence, explains)
 
 
 def _weights_are_whole(e: Evidence) -> bool:
