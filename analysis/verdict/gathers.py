@@ -12,7 +12,6 @@ from math import prod
 import polars as pl
 
 from prunescope.analysis.kernels.frame import Kernels
-from prunescope.analysis.ledger.gemms import Call
 from prunescope.taxonomy.gemm import Gemm
 
 
@@ -40,12 +39,12 @@ def gathers(kernels: Kernels) -> tuple[Gather, ...]:
     return tuple(found)
 
 
-def of_weights(found: Iterable[Gather], linears: Iterable[Call]) -> tuple[int, bool]:
+def of_weights(found: Iterable[Gather], linears: Iterable[Gemm]) -> tuple[int, bool]:
     """(gathers that pick from a matrix of the size of one of the weights [N, K], whether none of
     these sizes is that of an activation [M, N] or [M, K] too)."""
-    known = [call.gemm for call in linears if call.gemm is not None]
-    weights = {_sides(gemm.n, gemm.k) for gemm in known}
-    states = {size for gemm in known for size in _states(gemm)}
+    linears = list(linears)
+    weights = {_sides(gemm.n, gemm.k) for gemm in linears}
+    states = {size for gemm in linears for size in _states(gemm)}
     picked = [(one.count, _sides(prod(one.source[:-1]), one.source[-1])) for one in found]
     sizes = {size for _, size in picked} & weights
     return sum(count for count, size in picked if size in weights), not sizes & states

@@ -12,6 +12,7 @@ import polars as pl
 
 from prunescope.analysis.comparison.differences import differences
 from prunescope.analysis.comparison.equal_information import ComparableSides
+from prunescope.analysis.comparison.parallelism import ranks_of
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.ledger.gemms import Pair
@@ -48,6 +49,7 @@ def evidence_of(sides: ComparableSides, pairs: list[Pair], units: Units) -> Evid
         pruned.name,
         differences=differences(dense, pruned, pairs),
         parameters=(run_d.parameters if run_d else None, run_p.parameters if run_p else None),
+        ranks=(ranks_of(dense).number, ranks_of(pruned).number),
         gathers=gathers(pruned.kernels) if pruned.kernels.has_shapes else None,
         activation=other_activation(dense.kernels, pruned.kernels),
         other_grids=_other_grids(dense.kernels, pruned.kernels),

@@ -172,7 +172,8 @@ def dynamic_width(e: Evidence) -> Detection | None:
         return None
     confidence = 1.0
     if e.stats_pruned is None:
-        linears = [p.dense for p in e.pairs if p.key[1] in MLP_ROLES and p.dense is not None]
+        calls = [p.dense for p in e.pairs if p.key[1] in MLP_ROLES and p.dense is not None]
+        linears = [call.gemm for call in calls if call.gemm is not None]
         here = [one for one in e.gathers or () if one.role in MLP_ROLES]
         picked, is_clear = of_weights(here, linears)
         if e.gathers is not None and not picked:
