@@ -38,6 +38,7 @@ def with_equal_information(dense: SidePhase, pruned: SidePhase) -> ComparableSid
     dense, pruned, shapes = _equal_shapes(dense, pruned)
     dense, pruned, replays = _equal_replays(dense, pruned)
     dense, pruned = fold_layers(dense, pruned)
+    dense, pruned = with_equal_fusion(dense, pruned)
     if dense.side.run is None and pruned.side.run is None:  # else the tracer named the modules
         dense, pruned = (
             replace(dense, kernels=with_roles_of(dense.kernels, pruned.kernels)),
@@ -132,6 +133,46 @@ def fold_layers(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SidePha
         replace(dense, kernels=_folded(dense.kernels, fewer)),
         replace(pruned, kernels=replace(folded, notes=[*folded.notes, note])),
     )
+
+
+# What one GEMM may multiply in the place of several: they read the same inputs.
+_FUSED = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
+
+
+def with_equal_fusion(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SidePhase]:
+    """Both sides with q, k and v (gate and up) as one role where one of them multiplies these in
+    one GEMM and the other in several: the work is the same."""
+    roles = [_roles_of_products(side.kernels) for side in (dense, pruned)]
+    for fused, parts in _FUSED.items():
+        whole = [fused in found and not found & {*parts} for found in roles]
+        apart = [fused not in found and {*parts} <= found for found in roles]
+        if whole[0] and apart[1]:
+            pruned = _with_fused_role(pruned, fused, parts)
+        elif whole[1] and apart[0]:
+            dense = _with_fused_role(dense, fused, parts)
+        else:
+            continue
+        side = "dense" if whole[1] else "pruned"
+        note = (
+            f"the {side} side multiplies {', '.join(parts)} in GEMMs of their own, the other one "
+            f"in one: they are compared as {fused}"
+        )
+        kernels = replace(pruned.kernels, notes=[*pruned.kernels.notes, note])
+        pruned = replace(pruned, kernels=kernels)
+    return dense, pruned
+
+
+def _roles_of_products(kernels: Kernels) -> set[str]:
+    """The roles of the GEMMs of a side."""
+    return {*kernels.frame.filter(pl.col("kind").is_in(_PLAIN) & pl.col("primary"))["role"]}
+
+
+def _with_fused_role(phase: SidePhase, fused: str, parts: tuple[str, ...]) -> SidePhase:
+    kernels = phase.kernels
+    role = pl.when(pl.col("role").is_in(parts)).then(pl.lit(fused)).otherwise("role")
+    frame = kernels.frame.with_columns(role=role)
+    fusions = {**kernels.fused, fused: len(parts)}
+    return replace(phase, kernels=replace(kernels, frame=frame, fused=fusions))
 
 
 def _layers_run(kernels: Kernels) -> tuple[int, float]:
