@@ -71,17 +71,19 @@ def _lacking(kind: str, dense: SidePhase, pruned: SidePhase) -> OneSided:
 def _equal_shapes(
     dense: SidePhase, pruned: SidePhase
 ) -> tuple[SidePhase, SidePhase, tuple[OneSided, ...]]:
-    """Both sides with recorded shapes, or both without. Graph replays, whose ops an eager trace
-    gives, and shapes that a config gives stay."""
+    """Both sides with shapes, or both without, whether a trace recorded them or a config gives
+    them. Graph replays, whose ops an eager trace gives, stay."""
     same = dense, pruned, ()
     if dense.kernels.has_shapes == pruned.kernels.has_shapes:
         return same
-    if any(s.kernels.linked.replayed.any() or s.side.model is not None for s in (dense, pruned)):
+    if any(s.kernels.linked.replayed.any() for s in (dense, pruned)):
         return same
     found = _lacking(SHAPES, dense, pruned)
-    calls = (pruned if found.missing == "pruned" else dense).kernels.calls
-    if not calls or any(call.shapes for call in calls):
+    lacking, other = (pruned, dense) if found.missing == "pruned" else (dense, pruned)
+    if any(call.shapes for call in lacking.kernels.calls):
         return same  # some of its ops have shapes: its own warnings say which
+    if not lacking.kernels.calls and other.side.model is None:
+        return same  # a record of the device alone is held against recorded shapes by its kernels
     if found.missing == "pruned":
         dense = dense.without_shapes()
     else:
@@ -108,10 +110,10 @@ def _equal_replays(
 
 
 def _without_ops(phase: SidePhase) -> SidePhase:
-    """A side whose graph replays have no ops."""
-    if phase.kernels.mapping_rate is None:
+    """A side whose graph replays have no ops, and no shapes of a config."""
+    if phase.kernels.mapping_rate is None and phase.side.model is None:
         return phase
-    again = phase.side.read(phase.name, mapped=False)
+    again = replace(phase.side, model=None).read(phase.name, mapped=False)
     return replace(again, diagnostics=phase.diagnostics + again.diagnostics)
 
 

@@ -245,14 +245,16 @@ class LayerShares:
     calls: dict[str, float] = field(default_factory=dict)
     rows: dict[str, float] = field(default_factory=dict)
     reshaped: set[str] = field(default_factory=set)
-    scores_dense: float = 0.0
-    scores_pruned: float = 0.0
+    scores_dense: float | None = 0.0  # None: of some product of attention no shape is known
+    scores_pruned: float | None = 0.0
     queries: float = 0.0
 
     @property
     def attention(self) -> float | None:
-        """Share of the dense multiplications of QKᵀ and PV."""
-        return self.scores_pruned / self.scores_dense if self.scores_dense else None
+        """Share of the dense multiplications of QKᵀ and PV; None where it is not known."""
+        if not self.scores_dense or self.scores_pruned is None:
+            return None
+        return self.scores_pruned / self.scores_dense
 
     def left(self, *roles: str) -> list[float]:
         """Shares of the rows of all calls, of those roles that the layer has."""
@@ -296,8 +298,9 @@ def layer_shares(e: Evidence) -> dict[int, LayerShares]:
             # Heads that are gone from the weights were not skipped at run time.
             fewer = (number, "o") in smaller and "heads" in fell(pair)
             heads = pair.dense.batch if fewer and pair.dense is not None else None
-            out[number].scores_dense += _products(pair.dense)
-            out[number].scores_pruned += _products(pair.pruned, heads, like=pair.dense)
+            one, before, now = out[number], pair.dense, pair.pruned
+            one.scores_dense = _more(one.scores_dense, _products(before))
+            one.scores_pruned = _more(one.scores_pruned, _products(now, heads, like=before))
             if pair.dense is not None and pair.dense.m is not None and group == "qk":
                 out[number].queries = pair.dense.m
         elif role == "qkv" and (number, role) not in smaller:
@@ -342,12 +345,21 @@ def _add_fused(layer: LayerShares, pairs: list[Pair]) -> None:
             layer.rows[role] = part.m / dense.m
 
 
-def _products(call: Call | None, heads: float | None = None, *, like: Call | None = None) -> float:
+def _more(total: float | None, value: float | None) -> float | None:
+    """The sum, None where a part is not known."""
+    return None if total is None or value is None else total + value
+
+
+def _products(
+    call: Call | None, heads: float | None = None, *, like: Call | None = None
+) -> float | None:
     """Multiplications a step of one of attention's GEMMs, of `heads` (its own where that is None)
     of the dimension that `like` has: no method of run time makes a head narrower. Masked pairs
-    count."""
-    if call is None or call.batch is None or call.m is None or call.n is None or call.k is None:
+    count. 0 for a call that is gone, None for one whose shape is not known."""
+    if call is None:
         return 0.0
+    if call.batch is None or call.m is None or call.n is None or call.k is None:
+        return None
     n, k = call.n, call.k
     if like is not None and like.n is not None and like.k is not None:
         n, k = (n, like.k) if call.group == "qk" else (like.n, k)

@@ -269,6 +269,18 @@ def test_slices_of_whole_weights_are_dynamic_width() -> None:
         assert verdict(e).id == wanted
 
 
+def test_attention_of_unknown_shape_does_not_do_less() -> None:
+    """Blocks of keys are missing only where both sides say what they multiply."""
+    dense = model(64)
+    unread = changed(dense, on(("attention",), m=None, n=None, k=None))
+    for one, other in ((dense, unread), (unread, dense)):
+        found = verdict(evidence(one, other, added=GATHER))
+        assert found.id == "unknown"
+        assert not any("dense products" in line for line in found.evidence)
+    fewer = changed(dense, on(("attention",), keys=32))
+    assert verdict(evidence(dense, fewer, added=GATHER)).id == "dynamic-nk"
+
+
 @pytest.mark.parametrize(
     ("rows", "source", "wanted", "confidence"),
     [
