@@ -295,15 +295,21 @@ def _joined(calls: list[Call]) -> Call:
     if len(calls) == 1:
         return calls[0]
 
-    def of_all(name: str) -> float | None:
-        values = [getattr(call, name) for call in calls]
-        return None if None in values else sum(values)
+    def of_all(values: list[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return sum(known) if len(known) == len(values) else None
 
-    sums = {name: of_all(name) for name in ("n", "flop", "bytes", "ideal")}
-    times = {
-        name: sum(getattr(c, name) for c in calls) for name in ("busy", "auxiliary", "duration")
-    }
-    return replace(calls[0], **sums, **times, spans=())
+    return replace(
+        calls[0],
+        n=of_all([call.n for call in calls]),
+        flop=of_all([call.flop for call in calls]),
+        bytes=of_all([call.bytes for call in calls]),
+        ideal=of_all([call.ideal for call in calls]),
+        busy=sum(call.busy for call in calls),
+        auxiliary=sum(call.auxiliary for call in calls),
+        duration=sum(call.duration for call in calls),
+        spans=(),
+    )
 
 
 def _through_a_rank(pruned: list[Call], dense: list[Call]) -> bool:

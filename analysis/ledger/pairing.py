@@ -206,7 +206,7 @@ def pair(dense: Kernels, pruned: Kernels, layer_map: list[int] | None = None) ->
         _side(d, index, dense),
         _side(p, index, pruned),
         alignment,
-        _parts(frames, index, (dense.num_steps, pruned.num_steps)),
+        _parts(frames, index, (dense, pruned)),
     )
 
 
@@ -230,15 +230,21 @@ def _unit_sums(frame: pl.DataFrame) -> pl.DataFrame:
     )
 
 
+_GENERATED, _AUXILIARY = "triton_", "auxiliary"
 _OF_PART = ("busy", "flop", "bytes", "ideal", "predicted")
 
 
 def _parts(
-    frames: tuple[pl.DataFrame, pl.DataFrame], index: dict[Key, int], steps: tuple[int, int]
+    frames: tuple[pl.DataFrame, pl.DataFrame], index: dict[Key, int], sides: tuple[Kernels, Kernels]
 ) -> Parts:
     """The parts of all units. What is known of a part is not diluted by the rest of its unit: bytes
     of an op that shrank are not pooled with those of one that did not."""
-    made = [_by_make(frame, count) for frame, count in zip(frames, steps, strict=True)]
+    by_order = any(side.roles_from == "order" for side in sides)
+    steps = [side.num_steps for side in sides]
+    made = [
+        _by_make(frame, count, by_order=by_order)
+        for frame, count in zip(frames, steps, strict=True)
+    ]
     makes = [one.group_by(_UNIT).agg(pl.col("make").sort().alias("makes")) for one in made]
     both = makes[0].join(makes[1], on=_UNIT, how="inner", nulls_equal=True)
     pooled = both.filter(pl.col("makes") != pl.col("makes_right")).select(_UNIT)
@@ -252,18 +258,26 @@ def _parts(
     rows = d.join(p, on=on, how="full", nulls_equal=True, coalesce=True).sort(on)
     unit = np.array([index[k] for k in rows.select(_UNIT).iter_rows()], np.int64)
     absent = [rows["busy"].is_null(), rows["busy_right"].is_null()]
-    sides = [
+    sums = [
         {c: _column(rows[c + end], absent[i]) for c in _OF_PART}
         for i, end in enumerate(("", "_right"))
     ]
-    return Parts(unit, PartSums(**sides[0]), PartSums(**sides[1]))
+    return Parts(unit, PartSums(**sums[0]), PartSums(**sums[1]))
 
 
-def _by_make(frame: pl.DataFrame, steps: int, *, pooled: bool = False) -> pl.DataFrame:
-    """Means a step by unit and make: of products whether their shapes are known, else the op."""
-    make = pl.when(pl.col("class").is_in(PRODUCTS)).then(pl.lit("")).otherwise(
-        pl.coalesce("op", "name", pl.lit(""))
-    ) + pl.when("modelled").then(pl.lit("")).otherwise(pl.lit("?"))  # fmt: skip
+def _by_make(
+    frame: pl.DataFrame, steps: int, *, by_order: bool = False, pooled: bool = False
+) -> pl.DataFrame:
+    """Means a step by unit and make: of products whether their shapes are known, else the op. Names
+    of generated kernels are numbers of a compilation, which say nothing across two. Where the place
+    of a product is inferred (`by_order`), its ratio is not lent to what is launched beside it."""
+    op = pl.coalesce("op", "name", pl.lit(""))
+    op = pl.when(op.str.starts_with(_GENERATED)).then(pl.lit(_GENERATED)).otherwise(op)
+    of_kind = pl.when(pl.col("class").is_in(PRODUCTS)).then(pl.lit("")).otherwise(op)
+    unknown = pl.when("modelled").then(pl.lit("")).otherwise(pl.lit("?"))
+    if by_order:
+        of_kind = pl.when("auxiliary").then(pl.lit(_AUXILIARY)).otherwise(of_kind)
+    make = of_kind + pl.when(of_kind == _GENERATED).then(pl.lit("")).otherwise(unknown)
     if pooled:
         make = pl.lit("")
     return (
