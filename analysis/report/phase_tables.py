@@ -66,7 +66,7 @@ TABLES: dict[str, Callable[[Phase, Extent], Table | None]] = {
         gemm_table(phase, top=extent.gemms, names=extent.kernel_names) if phase.gemms else None
     ),
     "parts": lambda phase, _: parts_table(phase),
-    "kind": lambda phase, extent: split_table("kind", phase.kinds, phase.busy_ns, top=extent.kinds),
+    "kind": lambda phase, extent: kinds_table(phase, extent.kinds),
     "role": lambda phase, _: split_table("role", phase.roles, phase.busy_ns),
     "shapes": lambda phase, _: shapes_table(phase),
     "host": lambda phase, _: host_table(phase),
@@ -218,6 +218,18 @@ def _break_even_interval(ci95: list[float | None] | None) -> str:
     if high is None:
         return f" ({numbers.percent(low)} at least, and it may never pay)"
     return f" [{numbers.percent(low)}, {numbers.percent(high)}]"
+
+
+def kinds_table(phase: Phase, top: int | None) -> Table:
+    """Busy time by kind; a note where communication runs beside it."""
+    table = split_table("kind", phase.busy_by_kind, phase.busy_ns, top=top)
+    comm = phase.communication
+    if comm is not None and comm.overlapped_ns:
+        table.notes.append(
+            f"Another {numbers.time(comm.overlapped_ns)} of communication is overlapped: other "
+            "kernels run beside it, and the time is theirs."
+        )
+    return table
 
 
 def split_table(
