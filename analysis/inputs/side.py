@@ -20,7 +20,7 @@ from prunescope.analysis.shapes.workload import AutoModel, ModelConfig
 from prunescope.analysis.timeline.phase_steps import phases_of
 from prunescope.analysis.timeline.steps import find_windows
 from prunescope.analysis.trace.events import Trace, host_instead, is_partial, trace_warnings
-from prunescope.analysis.trace.load import load
+from prunescope.analysis.trace.load import load, readable
 from prunescope.analysis.trace.ranks import Rank, TraceFile, missing, rank_of, twice
 from prunescope.taxonomy.errors import PrunescopeError, errors_about
 from prunescope.taxonomy.run import PhaseRun, Run, sha256_of
@@ -209,7 +209,7 @@ class Side:
         if path is None:
             return None, Diagnostics()
         with errors_about("eager trace"):
-            eager = load(path)
+            eager = load(readable(path))
         if not eager.source.cut:
             return eager, Diagnostics()
         warning = f"{path.name} is cut off: its ops are read up to the cut"
