@@ -1,8 +1,9 @@
 """A trace as compact columns.
 
-In: a Chrome trace (see reader.py, collect.py), or an SQLite export of Nsight Systems (nsys.py). Out: `Trace`: numpy columns of device events, launches,
-host ops and annotations, integer ns, strings and op calls interned. Times are rounded here and
-nowhere else: start and duration each to the nearest ns of the decimal text, end = start + duration.
+In: a Chrome trace (reader.py, collect.py), or an SQLite export of Nsight Systems (nsys.py). Out:
+`Trace`: numpy columns of device events, launches, host ops and annotations, integer ns, strings and
+op calls interned. Times of a Chrome trace are rounded here and nowhere else: start and duration
+each to the nearest ns of the decimal text, end = start + duration.
 """
 
 from __future__ import annotations

@@ -39,6 +39,7 @@ _KERNEL, _COPY, _FILL, _GRAPH, _RUNTIME = (
 )
 _RANGES, _GPU, _GPU_OF = "NVTX_EVENTS", "TARGET_INFO_GPU", "TARGET_INFO_CUDA_DEVICE"
 _WANTED = (_KERNEL, _COPY, _FILL, _GRAPH, _RUNTIME, _RANGES, _GPU, _GPU_OF, STRINGS)
+PROFILER, NSYS = "profiler", "Nsight Systems"  # a key and its value in the metadata
 _MEMBER = "device "
 _MOST_DEVICES = 1024
 _PUSH_POP, _START_END = (59, 70), (60, 71)  # of ENUM_NSYS_EVENT_TYPE: NVTX ranges
@@ -195,7 +196,7 @@ class _Reader:
         self._add("device", {**device, "stream": self._streams(device)}, COLUMNS["device"])
         self._launches()
         self._ranges()
-        self.source.meta["deviceProperties"] = self._properties()
+        self.source.meta |= {"deviceProperties": self._properties(), PROFILER: NSYS}
         if self.file.has_wal:
             self.caveats.append(
                 "changes that SQLite keeps in a file beside it (-wal) were not read"
@@ -270,10 +271,8 @@ class _Reader:
     def _kernels(self) -> dict[str, Ints]:
         name = next((n for n in _NAMES if self.file.has(_KERNEL, n)), _NAMES[0])
         sizes = {f"{what}{axis}": f"{what}{axis}" for what in ("grid", "block") for axis in "XYZ"}
-        rows = self._events(
-            _KERNEL, name=name, registers="registersPerThread", fixed="staticSharedMemory",
-            asked="dynamicSharedMemory", **sizes,
-        )  # fmt: skip
+        shared = {"fixed": "staticSharedMemory", "asked": "dynamicSharedMemory"}
+        rows = self._events(_KERNEL, name=name, registers="registersPerThread", **shared, **sizes)
         known = (rows["fixed"] >= 0) & (rows["asked"] >= 0)
         none = np.full(len(known), NONE)
         return {

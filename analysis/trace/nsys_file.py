@@ -1,7 +1,7 @@
 """An SQLite export of Nsight Systems, opened as hostile input.
 
-In: a file that `nsys export --type sqlite` wrote. Out: the columns of its plain tables, in blocks of
-rows, and the strings that their ids name. The file is opened read-only and immutable (what a WAL
+In: a file that `nsys export --type sqlite` wrote. Out: the columns of its plain tables, in blocks
+of rows, and the strings that their ids name. The file is opened read-only and immutable (what a WAL
 beside it holds is not read); no view, trigger, generated column or function of its schema runs, and
 the work and memory of every query are bounded by the size of the file.
 """
@@ -33,7 +33,9 @@ _STEPS, _STEPS_PER_BYTE = 10_000_000, 20
 _EACH = 100_000  # instructions between two looks at the count
 _BLOCK = 16_384  # rows
 _IDS_AT_ONCE = 500
-_FUNCTIONS = {"typeof", "substr"}
+_FUNCTIONS = {"substr"}
+_PRAGMAS = ("trusted_schema=OFF", "query_only=ON", "cell_size_check=ON", "mmap_size=0",
+            "temp_store=MEMORY", "cache_size=-8192")  # fmt: skip
 _DENIED = "an export of Nsight Systems has plain tables only"
 Rows = list[tuple[Any, ...]]
 
@@ -106,8 +108,7 @@ class Database:
             self._sql.text_factory = lambda text: text.decode("utf-8", "replace")
             self._sql.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MAX_VALUE)
             self._sql.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
-            for pragma in ("trusted_schema=OFF", "query_only=ON", "cell_size_check=ON",
-                           "mmap_size=0", "temp_store=MEMORY", "cache_size=-8192"):  # fmt: skip
+            for pragma in _PRAGMAS:
                 self._sql.execute(f"PRAGMA {pragma}")
             self._sql.set_progress_handler(self._is_spent, _EACH)
             self._sql.set_authorizer(self._allowed)
@@ -138,7 +139,7 @@ class Database:
         """
         there = self.tables[table]
         chosen = ", ".join(_value(column) if column in there else "NULL" for column in columns)
-        query = f'SELECT {"DISTINCT " if group else ""}{chosen} FROM "{table}" NOT INDEXED'  # noqa: S608 - names of ours alone
+        query = f'SELECT {"DISTINCT " if group else ""}{chosen} FROM "{table}" NOT INDEXED'
         query += f" WHERE {where}" if where else ""
         count = 0
         with self._one_sentence():

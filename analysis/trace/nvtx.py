@@ -24,8 +24,6 @@ _MODULE = re.compile(r"\{'Module': '([^']{1,500})'")
 _DIMS = r"(\[[\d\[\], ]{0,2000}\])"
 _WEIGHT, _FED = re.compile(rf"'weight': {_DIMS}"), re.compile(rf"'Inputs': {_DIMS}")
 _LINEAR = "aten::linear"
-# What tells a layer from its number alone: `layer_3`, `Layer 12`, `decoder_layer.3`, `block3`.
-_LAYER = re.compile(r"(?:\w{1,40}[_ .])?(?:layer|block)[_ .]?(\d{1,5})", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +47,7 @@ def read_range(text: str) -> Range:
     rest, _, op_id = rest.partition(_OP_ID)
     name, _, sequence = rest.partition(_SEQUENCE)
     if not op_id and not sequence and not sizes:
-        layer = _LAYER.fullmatch(text)
-        return Range(f"layers.{int(layer[1])}" if layer else text)
+        return Range(text)
     if sequence or name.startswith(_NODE) or _FUNCTION.fullmatch(name):
         return Range("", name, _number(op_id), _number(sequence), sizes)
     return Range(name)
