@@ -21,12 +21,8 @@ from prunescope.analysis.kernels.host_calls import (
     blocked_by_op,
     graph_blockers,
 )
-<<<<<<< HEAD
 from prunescope.analysis.kernels.idle import add_waits, host_collectives
-=======
-from prunescope.analysis.kernels.idle import add_waits
 from prunescope.analysis.kernels.number_formats import with_formats
->>>>>>> main
 from prunescope.analysis.kernels.peaks import Peaks
 from prunescope.analysis.kernels.replay import LEAST, Replay, read_eager
 from prunescope.analysis.kernels.role import GEMM_KINDS, POINTWISE, find_roles
