@@ -43,7 +43,7 @@ from prunescope.analysis.timeline.passes import Passes, find_passes
 from prunescope.analysis.timeline.phase_steps import only_phase, only_picked
 from prunescope.analysis.timeline.scopes import find_scopes, modules_that_ran
 from prunescope.analysis.trace.collect import NONE, Ints
-from prunescope.analysis.trace.events import Trace, lacks_device_events
+from prunescope.analysis.trace.events import Trace, lacks_device_events, recorded_waits
 from prunescope.taxonomy.roles import BACKWARD
 from prunescope.taxonomy.words import percent
 
@@ -198,7 +198,11 @@ def build(
         filled.source,
         mapping_rate=None if replay is None else replay.rate,
         replay_note=None if replay is None else replay.note(),
-        notes=[*unlinked(trace, linked.event, linked.op), *filled.notes],
+        notes=[
+            *unlinked(trace, linked.event, linked.op),
+            *recorded_waits(trace),
+            *filled.notes,
+        ],
         warnings=[
             *([] if apart is None else [f"{trace.source.name}: {apart.warning}"]),
             *_devices(trace, linked),

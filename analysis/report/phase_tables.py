@@ -353,7 +353,7 @@ def host_table(phase: Phase) -> Table | None:
             "the op around the call, or under the call's own name where it is in none. "
         )
         * is_split
-        + "The device waits where a launch began after it was starved."
+        + "The device waits where the call of a launch had not ended when it ran out of work."
         + " The clocks of host and device are apart: that wait is doubtful." * is_skewed
     ]
     return Table("host", "Host time by op and role", columns, rows, notes)

@@ -56,19 +56,21 @@ _LOADS = re.compile(
     r"Module(?:Load|GetFunction)|Library(?:Load|Get)|LinkComplete|rtcCompile|GetFuncBySymbol"
     r"|Func(?:Get|Set)Attribute|Occupancy|GetSymbol|GraphInstantiate|StreamCreate|InitDevice"
 )
+# What runs at every call too (compile_fx.py: run, codecache.py: __call__) is not among them.
 _COMPILER = re.compile(
-    r"\(dynamo_timed\)|entire_frame_compile|backend_compile|inductor_compile|compile_fx"
-    r"|convert_frame\.py|_inductor/(?:scheduler|graph|async_compile|codecache)\.py"
+    r"\(dynamo_timed\)|entire_frame_compile|backend_compile|inductor_compile|compile_inner"
+    r"|\bcompile_fx(?:_inner)?\b(?!\.py)|create_aot_dispatcher_function|convert_frame\.py"
+    r"|_inductor/(?:scheduler|graph|async_compile)\.py|codecache\.py\(\d+\): \w*(?:load|compile)"
     r"|[Aa]utotun\w*(?:\.py\(\d+\): |[.:]+)(?:_?bench|autotune)|benchmark_all_configs"
-    r"|triton/compiler|nvrtcCompile|cpp_extension\.py|jit/_script\.py\(\d+\): script$"
-    r"|jit/_trace\.py\(\d+\): trace$|TorchScript compil|XLA.*[Cc]ompil"
+    r"|autotune_to_one_config|triton/compiler|rtcCompile|cpp_extension\.py"
+    r"|jit/_(?:script|trace)\.py\(\d+\): (?:script|trace)$|TorchScript compil|XLA.*[Cc]ompil"
 )
 # Kernels that are compiled at run time: Triton, TorchScript's and torch.jit's fusers.
 _COMPILED_KERNEL = re.compile(
     r"^(?:triton_|fused_\w|nvfuser|CudaCodeGen|cute_dsl|tvmgen_)|^kernel\d+$"
 )
 # Launches of code that was loaded at run time go through the driver's interface.
-_MODULE_LAUNCH = re.compile(r"^(?:cu|hipModule|hipDrv)Launch")
+_MODULE_LAUNCH = re.compile(r"^(?:cu|hip(?:Ext)?Module|hipDrv)Launch")
 # Ops of TorchScript's executor and of torch.compile within the function that they run.
 _COMPILED_OP = re.compile(
     r"^fallback_function$|^<(?:forward|backward) op>$|^TensorExpr|^CudaFusionG|^prim::"
