@@ -251,6 +251,7 @@ def _phase(
         overhead=found.overhead,
         shapes=sums.shapes,
         comparison=found.comparison,
+        step_ns=sums.step_ns,
     )
 
 

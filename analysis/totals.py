@@ -47,6 +47,7 @@ def totals(one: SidePhase) -> Totals:
         kinds=_sums(frame, "kind", steps),
         roles=_sums(frame, "role", steps),
         kernels_per_step=one.kernels.kernels_per_step,
+        step_ns=one.kernels.linked.wall.tolist(),
         shapes=_shape_sources(frame),
         phase_kind=msgspec.UNSET if one.kind is None else one.kind,
     )

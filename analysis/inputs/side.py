@@ -86,8 +86,9 @@ class _LastRead:
 @dataclass(frozen=True)
 class Side:
     """The candidate or its baseline. A trace without a manifest has one phase, called "trace", or
-    one for each kind of step that a serving engine annotates; traces of several ranks (`ranks`)
-    have a phase each, or one for each of those kinds (`mixed`: the rank and kind of a phase).
+    one for each kind of step (that a serving engine annotates, or of generated text); traces of
+    several ranks (`ranks`) have a phase each, or one for each of those kinds (`mixed`: the rank and
+    kind of a phase).
 
     `manifest_sha256`: of its run.json, None without one. `bare`: the only trace without a manifest,
     or that of the first rank. `eager`: an eager trace that names the ops of graph replays.
@@ -112,6 +113,8 @@ class Side:
         """Names of the phases that this side has."""
         if self.run is not None:
             return list(self.run.phases)
+        if self.options.phase in self._kinds:
+            return [self.options.phase]
         return list(self.mixed) or list(self.ranks) or list(self._kinds) or [BARE]
 
     def phase(self, name: str) -> PhaseRun | None:
@@ -127,6 +130,11 @@ class Side:
     def asked_for_shapes(self) -> bool:
         """Whether a bare trace says that shapes were recorded."""
         return self.bare is not None and bool(self.bare.source.meta.get("record_shapes"))
+
+    @property
+    def kinds(self) -> list[str]:
+        """The phases of a bare trace, or of its ranks, that holds steps of several."""
+        return list(dict.fromkeys(kind for _, kind in self.mixed.values())) or list(self._kinds)
 
     def rank_of(self, name: str) -> str | None:
         """The rank whose trace a phase is in; None where there is one trace."""
@@ -195,7 +203,8 @@ class Side:
 
     @cached_property
     def _kinds(self) -> list[str]:
-        """Kinds of step that a serving engine annotated, where there are more than one."""
+        """Kinds of step that a serving engine annotated, or that generated text shows, where there
+        are more than one."""
         if self.run is not None or self.ranks or self.bare is None:
             return []
         found = phases_of(find_windows(self.bare, phase_pattern=self.options.phase_pattern))

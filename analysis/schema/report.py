@@ -390,6 +390,7 @@ class Phase(msgspec.Struct, kw_only=True):
     comparison: Annotated[
         PairComparison | None, meaning("null: no baseline, or a report before 0.2")
     ] = None
+    step_ns: Annotated[list[int], meaning("the wall of each of the steps")] = []
 
     @property
     def is_speedup(self) -> bool:

@@ -178,6 +178,7 @@ class Totals(msgspec.Struct, kw_only=True):
     kinds: dict[str, float] = {}
     roles: dict[str, float] = {}
     kernels_per_step: list[int] = []
+    step_ns: Annotated[list[int], meaning("the wall of each of the steps")] = []
     shapes: Annotated[dict[str, float], meaning("of GEMM time, by where its shapes come from")] = {}
     phase_kind: Annotated[PhaseKind | None | msgspec.UnsetType, meaning("unset for a run")] = (
         msgspec.UNSET

@@ -10,7 +10,7 @@ import dataclasses
 import numpy as np
 
 from prunescope.analysis.timeline.engines import PHASES, engine_step
-from prunescope.analysis.timeline.intervals import Windows
+from prunescope.analysis.timeline.intervals import GENERATION, Windows
 from prunescope.analysis.timeline.launches import lost_launches
 from prunescope.analysis.timeline.link import PER_ROW, Linked
 from prunescope.analysis.trace.collect import NONE, Ints
@@ -18,8 +18,9 @@ from prunescope.analysis.trace.events import Trace
 
 
 def phases_of(windows: Windows) -> list[str]:
-    """The phases among the steps of an engine's trace, in the order of PHASES; else empty."""
-    if windows.source != "engine":
+    """The phases among the steps of an engine or of generated text, in the order of PHASES; else
+    empty."""
+    if windows.source not in ("engine", GENERATION):
         return []
     seen = {engine_step(name) for name in windows.names}
     return [phase for phase in PHASES if phase in seen]

@@ -26,6 +26,7 @@ from prunescope.taxonomy.errors import PrunescopeError
 Ints = NDArray[np.int64]
 
 MODULE = "nn.Module: "
+OWN_PREFIX = "prunescope."  # of what our own runs annotate
 MAX_ROWS = 20_000_000  # events of one kind: 2 GB of columns
 NONE = -1  # an absent id in an integer column
 _MAX_NAME = 1 << 14  # characters of a name that are kept
