@@ -14,12 +14,14 @@ import numpy as np
 import polars as pl
 
 from prunescope.analysis.kernels.host_calls import (
+    AllocatorCalls,
     GraphBlockers,
     add_first,
+    allocator_calls,
     blocked_by_op,
     graph_blockers,
 )
-from prunescope.analysis.kernels.idle import add_waits
+from prunescope.analysis.kernels.idle import add_waits, host_collectives
 from prunescope.analysis.kernels.peaks import Peaks
 from prunescope.analysis.kernels.replay import LEAST, Replay, read_eager
 from prunescope.analysis.kernels.role import GEMM_KINDS, POINTWISE, find_roles
@@ -31,7 +33,8 @@ from prunescope.analysis.ops.work import work_of
 from prunescope.analysis.shapes.workload import AutoModel, Filled, ModelConfig
 from prunescope.analysis.timeline.clocks import ClockSkew, clock_skew
 from prunescope.analysis.timeline.correlate import unlinked
-from prunescope.analysis.timeline.intervals import Windows
+from prunescope.analysis.timeline.first_calls import unusual_calls
+from prunescope.analysis.timeline.intervals import Spans, Windows
 from prunescope.analysis.timeline.link import Linked, link, taken
 from prunescope.analysis.timeline.overhead import Recorded, recorded
 from prunescope.analysis.timeline.parts import find_parts
@@ -39,7 +42,7 @@ from prunescope.analysis.timeline.passes import Passes, find_passes
 from prunescope.analysis.timeline.phase_steps import only_phase, only_picked
 from prunescope.analysis.timeline.scopes import find_scopes, modules_that_ran
 from prunescope.analysis.trace.collect import NONE, Ints
-from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.events import Trace, lacks_device_events
 from prunescope.taxonomy.roles import BACKWARD
 from prunescope.taxonomy.words import percent
 
@@ -47,6 +50,7 @@ _COMPILED = ("Torch-Compiled Region", "## Call CompiledFxGraph")
 _SDPA_MATH = "aten::_scaled_dot_product_attention_math"
 _DECODER = re.compile(r"nn\.Module: \w*(?:DecoderLayer|ForCausalLM|LMHead)")
 _LOST = 0.005  # of the launches
+_FIRST_CALLS = 3  # that are named
 MATMUL, ATTENTION, POINT = "matmul", "attention", "pointwise"
 PRODUCTS = (MATMUL, ATTENTION, "conv")  # classes of which FLOPs are counted
 
@@ -68,6 +72,8 @@ class Kernels:
     warnings: list[str] = field(default_factory=list)
     compiled: bool = False  # whether torch.compile made a part of what ran
     decoder_modules: bool = False  # whether a module's class says that it decodes tokens
+    # GEMMs that are compared as one, by role: the other side multiplies their inputs in one
+    fused: dict[str, int] = field(default_factory=dict)
     known: dict[int, tuple[int, int]] = field(default_factory=dict)  # N, K of calls without M
     stacks: int = 0  # calls of Python functions that were recorded; 0: too few to matter
     stops: GraphBlockers = GraphBlockers()  # calls of a step that no CUDA graph holds
@@ -79,6 +85,11 @@ class Kernels:
     # weight of what was recorded behind the last row of each step (timeline/overhead.py)
     recorded_after: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     blocked: pl.DataFrame = field(default_factory=pl.DataFrame)  # kernels/host_calls.py
+    # The longest first calls and compilations of the steps (timeline/first_calls.py), ns.
+    first_calls: list[tuple[str, int]] = field(default_factory=list)
+    allocations: AllocatorCalls = field(default_factory=lambda: AllocatorCalls({}))
+    host_collectives: list[str] = field(default_factory=list)  # by their names, of any thread
+    device_unseen: bool = False  # whether it ran on a device of which the trace holds no events
 
     @property
     def num_steps(self) -> int:
@@ -172,7 +183,8 @@ def build(
     frame = add_work(filled.frame, linked, calls, works, copied=copied)
     frame = _add_shapes(frame, with_shapes, None if replay is None else replay.at >= 0)
     frame = add_bound(add_waves(_add_class(frame), trace, works, peaks), peaks)
-    frame = add_first(add_waits(frame, trace, linked), trace, linked)
+    unusual = unusual_calls(trace)
+    frame = add_first(add_waits(frame, trace, linked, unusual), trace, linked)
     apart = clock_skew(trace, linked)
     return Kernels(
         frame,
@@ -202,6 +214,12 @@ def build(
         apart=apart,
         recorded_after=observer.after,
         blocked=blocked_by_op(trace, linked),
+        first_calls=unusual.first.longest(
+            Spans.of(linked.start - linked.gap, linked.start), _FIRST_CALLS
+        ),
+        allocations=allocator_calls(trace, windows),
+        host_collectives=host_collectives(trace),
+        device_unseen=lacks_device_events(trace),
     )
 
 
@@ -294,6 +312,8 @@ def _add_role(
     host = np.argsort(linked.launched, kind="stable")
     passes = find_passes(trace, linked.thread[host], linked.launched[host])
     forward = host if passes is None else host[~passes.backward & ~passes.optimizer]
+    product = _products_of_rows(frame, host)
+    forward = forward[product[forward] == forward]
     scopes = find_scopes(trace, linked.thread[forward], linked.launched[forward])
     call_ids = frame["call"].to_list()
     of_row = [None if call_ids[i] is None else calls[call_ids[i]] for i in forward]
@@ -312,6 +332,7 @@ def _add_role(
     layer[forward] = roles.layer
     role = np.full(len(host), "unknown", object)
     role[forward] = roles.role
+    layer, role = layer[product], role[product]
     if passes is not None:
         _add_passes(layer, role, host, passes)
     lost = linked.replayed
@@ -328,6 +349,22 @@ def _add_role(
     return frame.with_columns(
         layer=pl.when(pl.col("layer") >= 0).then(pl.col("layer"))
     ), roles.source
+
+
+def _products_of_rows(frame: pl.DataFrame, host: Ints) -> Ints:
+    """By row the row whose role is its own: of a kernel that an op of a product launches beside
+    its first product (a fill, the sum of a split K, a second part), that one; else itself."""
+    kinds = [*GEMM_KINDS, "attention"]
+    multiply = [op for op in frame["op"].unique().drop_nulls() if op_kind(op, None) in kinds]
+    rows = frame.select("step", "instance", "op", "kind").with_row_index("row")[host]
+    rows = rows.filter(pl.col("op").is_in(multiply))
+    first = rows.filter(pl.col("kind").is_in(kinds)).unique(["step", "instance"], keep="first")
+    found = rows.join(
+        first.select("step", "instance", product="row"), on=["step", "instance"], how="inner"
+    )
+    out = np.arange(len(frame))
+    out[found["row"].to_numpy()] = found["product"].to_numpy()
+    return out
 
 
 def _add_passes(layer: np.ndarray, role: np.ndarray, host: np.ndarray, passes: Passes) -> None:

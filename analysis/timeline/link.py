@@ -42,8 +42,8 @@ class Linked:
     """Rows in time order, one array a column (int64 ns, -1 absent), and what was left out.
 
     `op`: row of the host op, `launched`: host time of the launch (the begin of the op where no
-    launch is known), `starved`: the gap before this row belongs to a launch that began after the
-    device had run out of work. Per step: `wall`, `trailing_idle`.
+    launch is known), `starved`: the gap before this row belongs to a launch whose call had not
+    ended when the device ran out of work. Per step: `wall`, `trailing_idle`.
     """
 
     step: Ints
@@ -99,6 +99,8 @@ def link_device(trace: Trace, windows: Windows) -> Linked:
     by_op = op_by_external_id(trace, order, launch)
     launched = taken(trace.launches["ts"], launch, absent=0)
     launched = np.where(by_op >= 0, taken(trace.ops["ts"], by_op), launched)
+    replayed = _by_graph(trace, launch)
+    returned = _returned(trace, launch, launched, start)
     linked = (launch >= 0) | (by_op >= 0)
     placed = steps_of_events(trace, order, launched, linked, windows)
     out = Linked(
@@ -114,7 +116,7 @@ def link_device(trace: Trace, windows: Windows) -> Linked:
         thread=np.full(len(start), NONE),
         wall=np.zeros(len(windows), np.int64),
         trailing_idle=np.zeros(len(windows), np.int64),
-        replayed=_by_graph(trace, launch),
+        replayed=replayed,
         above=np.full(len(start), NONE),
     )
     _name_the_rest(out, placed, windows)
@@ -127,7 +129,7 @@ def link_device(trace: Trace, windows: Windows) -> Linked:
     begins = _begin_of_steps(out, linked, placed.carry_over, trace, windows)
     others = _reach(out, np.flatnonzero(out.step < 0))
     for i in range(len(windows)):
-        _fill_step(out, np.flatnonzero(out.step == i), i, begins[i], others)
+        _fill_step(out, np.flatnonzero(out.step == i), i, begins[i], others, returned)
     out.starved &= linked
     return _only_steps(out)
 
@@ -218,9 +220,23 @@ def _reach(out: Linked, rows: Ints) -> tuple[Ints, Ints]:
     return out.start[rows], np.maximum.accumulate(out.start[rows] + out.duration[rows])
 
 
-def _fill_step(out: Linked, rows: Ints, step: int, begin: int, others: tuple[Ints, Ints]) -> None:
+def _returned(trace: Trace, launch: Ints, launched: Ints, start: Ints) -> Ints:
+    """Host time by which each row is known to have been launched: the end of its launch call, or
+    the start of the first row of the same launch (a graph replay) where that came first; the begin
+    of the op where no launch is known."""
+    end = taken(trace.launches["ts"] + trace.launches["dur"], launch, absent=0)
+    known = launch >= 0
+    first = np.full(len(trace.launches["ts"]), np.iinfo(np.int64).max)
+    np.minimum.at(first, launch[known], start[known])
+    return np.where(known, np.minimum(end, taken(first, launch, absent=0)), launched)
+
+
+def _fill_step(
+    out: Linked, rows: Ints, step: int, begin: int, others: tuple[Ints, Ints], returned: Ints
+) -> None:
     """Busy, gaps and wall of a step. A gap begins where the device ran out of work: what `others`,
-    which are of no step, ran before it is neither idle time nor the step's."""
+    which are of no step, ran before it is neither idle time nor the step's. `returned`: when each
+    row's launch had."""
     if not len(rows):
         return
     start = out.start[rows]
@@ -231,7 +247,7 @@ def _fill_step(out: Linked, rows: Ints, step: int, begin: int, others: tuple[Int
     others_reached = np.concatenate(([begin], others[1]))[at]
     starved_since = np.maximum(reached, others_reached)
     out.gap[rows] = np.minimum(gap, np.maximum(0, start - starved_since))
-    out.starved[rows] = (out.launched[rows] >= starved_since) & (out.gap[rows] > 0)
+    out.starved[rows] = (returned[rows] >= starved_since) & (out.gap[rows] > 0)
     out.wall[step] = int(out.busy[rows].sum() + out.gap[rows].sum())
 
 

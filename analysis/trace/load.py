@@ -19,7 +19,7 @@ from prunescope.analysis.trace.collect import MODULE, NONE, Call, Collector, Int
 from prunescope.analysis.trace.event import DEVICE_CATEGORIES, LAUNCH_CATEGORIES, LEAN
 from prunescope.analysis.trace.events import Trace, stacks_left_out
 from prunescope.analysis.trace.reader import Source
-from prunescope.analysis.trace.repair import clean, correlate
+from prunescope.analysis.trace.repair import clean, correlate, set_waits_apart
 from prunescope.analysis.trace.shares import join_shares
 from prunescope.analysis.trace.workers import shares_of
 from prunescope.taxonomy.dtypes import dtype
@@ -56,6 +56,7 @@ def load(path: Path, member: str | None = None) -> Trace:
     trace = _trace(source, collect)
     correlate(trace, collect.threads)
     clean(trace)
+    set_waits_apart(trace)
     _refuse_unusable(trace)
     return trace
 

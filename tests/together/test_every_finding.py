@@ -29,6 +29,10 @@ COVERED: dict[str, tuple[str, str]] = {
     "added-layout": ("test_each_purpose_of_added_work_is_named_alone", CASES),
     "added-mask": ("test_each_purpose_of_added_work_is_named_alone", CASES),
     "added-routing": ("test_each_purpose_of_added_work_is_named_alone", CASES),
+    "allocator-calls": (
+        "test_calls_of_the_allocator_are_no_dispatch",
+        "test_a_warm_step_is_not_cold",
+    ),
     "below-break-even": ("test_block_sparse_attention_below_its_break_even", CASES),
     "captured-launches": (
         "test_launches_captured_beside_a_step_that_ran",
@@ -51,11 +55,16 @@ COVERED: dict[str, tuple[str, str]] = {
         "test_a_trace_that_begins_within_earlier_work",
         "test_a_trace_that_begins_within_earlier_work",
     ),
+    "first-calls": ("test_a_cold_step_is_no_launch_bound_one", "test_a_warm_step_is_not_cold"),
     "graph-holes": (
         "test_a_replay_that_stands_still_lacks_kernels",
         "test_a_replay_that_stands_still_lacks_kernels",
     ),
     "held-back": ("test_a_kernel_that_its_stream_holds_back", "test_a_late_host_is_no_wait"),
+    "host-collectives": (
+        "test_collectives_of_other_threads_are_named",
+        "test_a_warm_step_is_not_cold",
+    ),
     "host-lead": (
         "test_long_launch_latency_of_one_step_is_a_finding",
         "test_short_launch_latency_is_none",
