@@ -252,6 +252,8 @@ def _phase(
         shapes=sums.shapes,
         comparison=found.comparison,
         step_ns=sums.step_ns,
+        cold_steps=sums.cold_steps,
+        first_call_ns=sums.first_call_ns,
     )
 
 

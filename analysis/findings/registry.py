@@ -18,7 +18,7 @@ SEVERITIES: tuple[Severity, ...] = get_args(Severity)
 
 # A new module of findings gets its row here; a new finding in one of them needs none.
 MODULES = (
-    "validity", "removed", "memory", "dynamic", "shape", "idle", "host", "steps", "losses",
+    "validity", "removed", "memory", "dynamic", "shape", "host", "idle", "steps", "losses",
     "added", "trust", "largest", "stragglers",
 )  # fmt: skip
 

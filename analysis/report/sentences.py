@@ -16,7 +16,7 @@ from prunescope.analysis.schema.report import (
     Phase,
     Report,
 )
-from prunescope.analysis.schema.sides import Unprofiled
+from prunescope.analysis.schema.sides import ColdSteps, Unprofiled
 from prunescope.taxonomy.run import NARROW
 
 FAMILIES = {
@@ -39,6 +39,8 @@ def setup(phase: Phase) -> str:
     is_whole = phase.steps == 1 and WHOLE_TRACE in phase.notes
     steps = f"{phase.steps} profiled step{'s' * (phase.steps != 1)}"
     facts = ["the whole trace as one step" if is_whole else steps + _step_times(phase)]
+    facts += _left_out(phase.cold_steps)
+    facts += _left_out(phase.baseline.cold_steps, "dense ") if phase.baseline else []
     if timed := phase.unprofiled_ns:
         text = f"{len(timed.samples)} unprofiled samples"
         text += f" in {len(timed.placements)} placements" if timed.placements else ""
@@ -56,17 +58,32 @@ def setup(phase: Phase) -> str:
     return " · ".join(facts)
 
 
+def _left_out(cold: ColdSteps | None, side: str = "") -> list[str]:
+    """The steps that no mean contains, because they hold first calls or compilation."""
+    if cold is None:
+        return []
+    count = len(cold.step_ns)
+    which = f"{count} {side}cold step{'s' * (count != 1)}"
+    return [
+        f"{which} left out{_times(cold.step_ns)}, of which "
+        f"{numbers.time(sum(cold.first_call_ns))} in first calls or compilation"
+    ]
+
+
 def _step_times(phase: Phase) -> str:
     """The times of the steps where no samples describe one better: all of a few, else the range."""
-    times = phase.step_ns
-    if len(times) < 2 or phase.unprofiled_ns is not None:
+    if len(phase.step_ns) < 2 or phase.unprofiled_ns is not None:
         return ""
+    return _times(phase.step_ns)
+
+
+def _times(times: list[int]) -> str:
     unit = numbers.scale(times)
     if len(times) > _FEW_STEPS:
         low, middle, high = (unit.text(f(times)) for f in (min, median, max))
         return f" of {low} to {high} {unit.unit}, the median {middle}"
     *most, last = map(unit.text, times)
-    return f" of {', '.join(most)} and {last} {unit.unit}"
+    return f" of {', '.join(most)} and {last} {unit.unit}" if most else f" of {last} {unit.unit}"
 
 
 def headline(phase: Phase) -> str:

@@ -88,7 +88,10 @@ def _spans(trace: Trace, begin: str) -> tuple[Ints, Ints, list[str]]:
     """Start, end and name of the annotations whose name begins so, without those in another."""
     notes = trace.annotations
     named = np.array([name.startswith(begin) for name in trace.names], bool)
-    rows = np.flatnonzero((notes["module"] == 0) & named[notes["name"]]) if named.any() else []
+    if not named.any():
+        none = np.zeros(0, np.int64)
+        return none, none, []
+    rows = np.flatnonzero((notes["module"] == 0) & named[notes["name"]])
     start, end = notes["ts"][rows], notes["ts"][rows] + notes["dur"][rows]
     order = np.lexsort((-end, start))
     reached = np.maximum.accumulate(np.concatenate(([np.iinfo(np.int64).min], end[order])))[:-1]
