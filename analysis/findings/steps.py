@@ -25,11 +25,11 @@ def odd_step(c: Context) -> Found | None:
     """Some steps take far longer or shorter than the others."""
     texts, lines = [], []
     for name, kernels in (("dense", c.baseline_kernels), ("pruned", c.kernels)):
-        odd = () if kernels is None else odd_steps(kernels.linked.wall)
-        if kernels is not None and len(odd):
-            side = f"{name}: " if c.baseline is not None else ""
-            texts.append(f"{side}{_apart(kernels, odd)}")
-            lines += [f"{side}{line}" for line in _idle(kernels, odd)]
+        if kernels is None or not len(odd := odd_steps(kernels.linked.wall)):
+            continue
+        side = f"{name}: " if c.baseline is not None else ""
+        texts.append(f"{side}{_apart(kernels, odd)}")
+        lines += [f"{side}{line}" for line in _idle(kernels, odd)]
     if not texts:
         return None
     return Found(

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import polars as pl
 
+from prunescope.analysis.kernels.grouped_queries import unfold_queries
 from prunescope.analysis.kernels.host_calls import (
     AllocatorCalls,
     GraphBlockers,
@@ -177,7 +178,7 @@ def build(
         replay = Replay(read_eager(eager), linked, frame, graph, trace)
         frame = replay.add_ops(frame, first_call=len(calls))
         calls += eager.calls
-    works = [work_of(call) for call in calls]
+    works = unfold_queries(calls, [work_of(call) for call in calls])
     frame = _add_kind(frame, calls)
     frame, source = _add_role(frame, trace, linked, calls)
     if replay is not None:
