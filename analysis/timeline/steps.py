@@ -21,13 +21,12 @@ from prunescope.analysis.timeline.intervals import Windows
 from prunescope.analysis.timeline.markers import marked_steps
 from prunescope.analysis.timeline.repeats import repeated_sequence
 from prunescope.analysis.timeline.work_sequence import work_sequence
-from prunescope.analysis.trace.collect import OWN_PREFIX, Ints
+from prunescope.analysis.trace.collect import OWN_PREFIX, OWN_STEP, Ints
 from prunescope.analysis.trace.events import Trace
 from prunescope.taxonomy.errors import PrunescopeError
 
-__all__ = ["OWN_PREFIX", "OWN_STEP", "find_windows"]
+__all__ = ["OWN_PREFIX", "find_windows"]
 
-OWN_STEP = re.compile(r"prunescope\.step#\d+$")
 _SHOWN = 60  # characters of a name in a hint
 _PROFILER_STEP = re.compile(r"ProfilerStep#\d+$")
 
