@@ -2,8 +2,9 @@
 
 Our annotations (`prunescope.step#i`), else `--phase-pattern`, else those of a serving engine, or
 the frames of its iterations, else the prompts and tokens of generated text, else `ProfilerStep#i`,
-else what `Optimizer.step#…` ends or `Optimizer.zero_grad#…` begins, else an annotation or a
-sequence of work that repeats and is no layer, else the trace is one step. Times are integer ns.
+else ranges that are called steps or iterations and numbered (`step_3`, `Iteration 12`), else what
+`Optimizer.step#…` ends or `Optimizer.zero_grad#…` begins, else an annotation or a sequence of work
+that repeats and is no layer, else the trace is one step. Times are integer ns.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ from prunescope.taxonomy.errors import PrunescopeError
 __all__ = ["OWN_PREFIX", "find_windows"]
 
 _SHOWN = 60  # characters of a name in a hint
+# As users call the ranges of their loops: `step_3`, `train step 3`, `Iteration 12`, `iter=7`.
+_NUMBERED = re.compile(
+    r"(?:[A-Za-z]{1,20}[_ ])?(?:steps?|iter(?:ation)?s?)[ _#:=]{0,2}\d{1,9}", re.IGNORECASE
+)
 _PROFILER_STEP = re.compile(r"ProfilerStep#\d+$")
 
 
@@ -98,6 +103,7 @@ def _candidates(phase_pattern: str | None) -> list[tuple[str, Callable[[str], bo
         ("prunescope", lambda name: OWN_STEP.search(name) is not None),
         ("engine", lambda name: engine_step(name) is not None),
         ("ProfilerStep", lambda name: _PROFILER_STEP.search(name) is not None),
+        ("numbered", lambda name: _NUMBERED.fullmatch(name) is not None),
     ]
     if phase_pattern is not None:
         try:
