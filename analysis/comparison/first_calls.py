@@ -22,7 +22,7 @@ def unequal_first_calls(dense: SidePhase, pruned: SidePhase) -> Difference | Non
     if not any(held) or min(*walls, *rest) <= 0:
         return None
     moved = walls[0] / walls[1] / (rest[0] / rest[1])
-    return Difference(FIRST_CALLS, *held) if abs(moved - 1) > _MOVES else None
+    return Difference(FIRST_CALLS, held[0], held[1]) if abs(moved - 1) > _MOVES else None
 
 
 def first_calls_text(one: Difference) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.ops.call import OpCall, Work
@@ -21,12 +22,13 @@ Linears = set[tuple[int, int]]  # M and N
 
 def unfold_queries(calls: Sequence[OpCall], works: Sequence[Work | None]) -> list[Work | None]:
     """The works, those of folded attention with g times the heads and a g-th of the queries."""
-    linears: Linears = {
-        (work.gemms[0].m, work.gemms[0].n)
+    linears = {
+        (gemm.m, gemm.n)
         for work in works
-        if work is not None and work.kind in GEMM_KINDS and len(work.gemms) == 1
-        and work.gemms[0].batch == 1
-    }  # fmt: skip
+        if work is not None and work.kind in GEMM_KINDS
+        for gemm in work.gemms
+        if gemm.batch == 1
+    }
     return [
         work if work is None or not linears else _unfolded(call, work, linears)
         for call, work in zip(calls, works, strict=True)
@@ -34,7 +36,7 @@ def unfold_queries(calls: Sequence[OpCall], works: Sequence[Work | None]) -> lis
 
 
 def _unfolded(call: OpCall, work: Work, linears: Linears) -> Work:
-    shape = call.shapes[0] if call.shapes else ()
+    shape: tuple[Any, ...] = call.shapes[0] if call.shapes else ()
     if work.kind != "attention" or len(work.gemms) != 2 or len(shape) != _RANK:
         return work
     scores, values = work.gemms

@@ -26,8 +26,8 @@ SEQUENCE, GENERATION, WHOLE = "sequence", "generation", "whole"
 @dataclass(frozen=True)
 class Windows:
     """Host windows of the steps, in time order. `source`: "prunescope" | "pattern" | "engine" |
-    "ProfilerStep" | "numbered", or one of those above. `picked`: those of them that a pattern keeps, None where
-    it names annotations that are no steps otherwise, and without a pattern."""
+    "ProfilerStep" | "numbered", or one of those above. `picked`: those of them that a pattern
+    keeps, None where it names annotations that are no steps otherwise, and without a pattern."""
 
     start: Ints
     end: Ints

@@ -93,9 +93,9 @@ def test_one_update_is_one_step(tmp_path: Path) -> None:
 
 
 def test_an_annotation_that_repeats_and_holds_nearly_all(tmp_path: Path) -> None:
-    items = [module(f"iteration {i}", *FORWARD) for i in range(3)]
+    items = [module(f"batch {i}", *FORWARD) for i in range(3)]
     found = windows(tmp_path, ran("fill_", 1), *items)
-    assert (found.source, found.names[2]) == ("annotation", "iteration 2")
+    assert (found.source, found.names[2]) == ("annotation", "batch 2")
 
 
 @pytest.mark.parametrize("name", ["layer {}", "blocks.{}", "self_attn", "nccl:all_reduce"])
