@@ -17,6 +17,7 @@ from prunescope.analysis.kernels.peaks import Peaks
 from prunescope.analysis.kernels.phase_kind import phase_kind
 from prunescope.analysis.schema.sides import PhaseKind
 from prunescope.analysis.shapes.workload import AutoModel, ModelConfig
+from prunescope.analysis.timeline.intervals import Windows
 from prunescope.analysis.timeline.phase_steps import phases_of
 from prunescope.analysis.timeline.steps import find_windows
 from prunescope.analysis.trace.events import Trace, host_instead, is_partial, trace_warnings
@@ -153,9 +154,9 @@ class Side:
         names them; `shapes`: with the shapes that its ops recorded. Raises PrunescopeError where
         the trace is missing or cannot be read."""
         trace, diagnostics = self._open(name)
+        windows = self._windows(trace)
         if not shapes:
             trace = trace.without_shapes()
-        windows = find_windows(trace, phase_pattern=self.options.phase_pattern)
         _, kind = self.mixed.get(name, (name, name if name in self._kinds else None))
         eager = None
         if mapped:
@@ -214,8 +215,19 @@ class Side:
         are more than one."""
         if self.run is not None or self.ranks or self.bare is None:
             return []
-        found = phases_of(find_windows(self.bare, phase_pattern=self.options.phase_pattern))
+        found = phases_of(self._windows_of_bare)
         return found if len(found) > 1 else []
+
+    @cached_property
+    def _windows_of_bare(self) -> Windows:
+        assert self.bare is not None
+        return find_windows(self.bare, phase_pattern=self.options.phase_pattern)
+
+    def _windows(self, trace: Trace) -> Windows:
+        """The steps of a trace; those of the only one are sought once."""
+        if trace is self.bare:
+            return self._windows_of_bare
+        return find_windows(trace, phase_pattern=self.options.phase_pattern)
 
     def _eager(self, name: str) -> tuple[Trace | None, Diagnostics]:
         """The eager trace that names the ops of graph replays: given, or kept in the run."""

@@ -16,17 +16,21 @@ from prunescope.analysis.ops.kind import MATMUL_KINDS
 from prunescope.analysis.ops.work import work_of
 from prunescope.analysis.timeline.engines import phases_of_spans
 from prunescope.analysis.timeline.intervals import GENERATION, Windows
+from prunescope.analysis.timeline.work_sequence import WorkSequence
 from prunescope.analysis.trace.events import Trace
 
 _LINEARS = ("aten::linear", "aten::addmm", "aten::mm")
 _APART = 3  # times as many rows: a prompt compared with a token of each sequence
 _GROUP = 16  # heads that share a key, at most: their queries may be taken together
 _ATTENTION = "attention"
+_BACKWARD = "autograd::engine::evaluate_function"
 
 
 def may_generate(trace: Trace) -> bool:
     """Whether a weight is multiplied by very different numbers of rows, as by a prompt and by a
-    token; True where a trace has kernels and no shapes of linears."""
+    token, and nothing is trained."""
+    if any(name.startswith(_BACKWARD) for name in trace.names):
+        return False
     rows: dict[tuple[object, ...], set[int]] = defaultdict(set)
     for call in trace.calls:
         work = work_of(call) if call.name in _LINEARS else None
@@ -36,15 +40,22 @@ def may_generate(trace: Trace) -> bool:
     return any(max(m) >= _APART * min(m) for m in rows.values())
 
 
-def prompts_and_tokens(trace: Trace, windows: Windows) -> Windows | None:
-    """The windows as steps of two phases."""
+def prompts_and_tokens(trace: Trace, work: WorkSequence, windows: Windows) -> Windows | None:
+    """The windows as steps of two phases. What is called before each prompt, and before no token,
+    belongs to the prompt; before a single one, all that is."""
     phases = phases_of_spans(trace, windows.start, windows.end)
     if set(phases) != {"prefill", "decode"}:
         return None
     if not _one_query(trace, windows, phases):
         return None
     names = [f"generate#{i} [{phase}]" for i, phase in enumerate(phases)]
-    return replace(windows, source=GENERATION, names=names)
+    prompts = np.flatnonzero(np.array(phases) == "prefill")
+    start, end = windows.start.copy(), windows.end.copy()
+    at = np.searchsorted(work.begin, start[prompts])
+    before = work.equal_before(at) if len(prompts) > 1 else int(at[0]) * (phases[0] == "prefill")
+    start[prompts] = work.begin[at - before]
+    end[:-1] = np.minimum(end[:-1], start[1:])
+    return replace(windows, start=start, end=end, source=GENERATION, names=names)
 
 
 def _one_query(trace: Trace, windows: Windows, phases: list[str]) -> bool:

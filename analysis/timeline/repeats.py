@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 
 from prunescope.analysis.ops.kind import kernel_kind, op_kind
 from prunescope.analysis.timeline.intervals import SEQUENCE, Windows
@@ -89,17 +88,7 @@ def _beginnings(work: WorkSequence, names: Ints) -> Iterator[Ints]:
     high = np.searchsorted(row[order], names, side="right")
     found = sorted((order[a:b] for a, b in zip(low, high, strict=True)), key=lambda at: int(at[0]))
     for at in found[:_TRIES]:
-        yield at - _equal_before(row, at)
-
-
-def _equal_before(row: NDArray[np.int64], at: Ints) -> int:
-    """How many rows before each of `at` are the same, up to the one before."""
-    most = min(int(at[0]), int(np.diff(at).min()) - 1)
-    for back in range(1, most + 1):
-        before = row[at - back]
-        if (before != before[0]).any():
-            return back - 1
-    return most
+        yield at - work.equal_before(at)
 
 
 def _windows(trace: Trace, work: WorkSequence, start: Ints) -> Windows:

@@ -67,8 +67,9 @@ def _generated(trace: Trace) -> Windows | None:
     """The prompts and tokens of generated text, if the trace holds both."""
     if not may_generate(trace):
         return None
-    repeated = repeated_sequence(trace, work_sequence(trace))
-    return None if repeated is None else prompts_and_tokens(trace, repeated)
+    work = work_sequence(trace)
+    repeated = repeated_sequence(trace, work)
+    return None if repeated is None else prompts_and_tokens(trace, work, repeated)
 
 
 def _repeated(trace: Trace) -> Windows | None:

@@ -43,6 +43,16 @@ class WorkSequence:
         distinct, row = self.kinds
         return np.array([self.names[i].endswith(part) for i in distinct], bool)[row]
 
+    def equal_before(self, at: Ints) -> int:
+        """How many rows before each of the rows `at` have the same names, up to the one before."""
+        _, row = self.kinds
+        most = min(int(at[0]), int(np.diff(at).min()) - 1)
+        for back in range(1, most + 1):
+            before = row[at - back]
+            if (before != before[0]).any():
+                return back - 1
+        return most
+
     def covered(self, windows: Windows) -> float:
         """The share of the time of all rows that lies in the windows."""
         whole = int(self.ns.sum())

@@ -212,6 +212,16 @@ def test_prompt_and_tokens_of_generated_text_are_two_phases(tmp_path: Path, *, c
     assert {row.m for row in phases["decode"].gemms if row.role != "attention"} == {1}
 
 
+def test_what_is_called_before_each_prompt_belongs_to_it(tmp_path: Path) -> None:
+    """A call of generate() begins with 3 us of checks, which are no part of the token before."""
+    call = (ran("isin", 3), *generated(64, 3))
+    phases = analyze(save(chrome(*call, *call), tmp_path / "t.json")).report.phases
+    assert phases["prefill"].step_ns == [41_000] * 2
+    assert phases["decode"].step_ns == [6_500] * 6
+    phases = analyze(save(chrome(*call), tmp_path / "t.json")).report.phases
+    assert phases["prefill"].step_ns == [41_000]
+
+
 def test_generated_text_within_one_profiler_step(tmp_path: Path) -> None:
     trace = chrome(module("ProfilerStep#0", *generated(64, 3)))
     phases = analyze(save(trace, tmp_path / "t.json")).report.phases
