@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 
 from prunescope.analysis.kernels.frame import Kernels
+from prunescope.analysis.ledger.alignment import with_dense_layer
 from prunescope.analysis.ledger.ledger import Ratios, Split, Times, ratios
 from prunescope.analysis.ledger.noise import (
     Replicates,
@@ -21,7 +22,7 @@ from prunescope.analysis.ledger.noise import (
     mean_times,
     point,
 )
-from prunescope.analysis.ledger.pairing import Floats, Units, UnitSums, with_dense_layer
+from prunescope.analysis.ledger.pairing import Floats, Units, UnitSums
 from prunescope.analysis.ledger.samples import Samples
 
 _UNIT = {"unit_layer": pl.Int64, "role": pl.String, "class": pl.String}
