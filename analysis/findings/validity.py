@@ -6,10 +6,15 @@ In: a Context. Out: Found, or None.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 from prunescope.analysis.comparison.differences import difference_text
+from prunescope.analysis.comparison.other_inputs import batch_ratio
 from prunescope.analysis.findings.context import Context
 from prunescope.analysis.findings.registry import Found, finding
+from prunescope.analysis.schema.pair_comparison import Difference
 from prunescope.analysis.verdict.caveats import caveat_text
+from prunescope.taxonomy.words import ms
 
 _GAIN = 0.95  # of the dense time: 2:4 kernels that take more gained nothing worth the name
 _CHANGE = (
@@ -26,8 +31,21 @@ def not_comparable(c: Context) -> Found | None:
         return None
     return Found(
         text="the dense baseline is not comparable: it ran with other settings",
-        evidence=[difference_text(one) for one in differences],
+        evidence=[*map(difference_text, differences), *_scaled_to_batch(c, differences)],
         change="trace the dense model again with the settings of the pruned one",
+    )
+
+
+def _scaled_to_batch(c: Context, differences: Sequence[Difference]) -> Iterator[str]:
+    """Both times at the dense run's batch, where no other input differs."""
+    ratio = batch_ratio(differences)
+    old, new = c.phase.baseline, c.phase
+    if old is None or ratio is None:
+        return
+    yield (
+        f"scaled to the batch of the dense run, the pruned run takes {ms(new.wall_ns / ratio)} "
+        f"({ms(new.busy_ns / ratio)} of it busy), the dense one {ms(old.wall_ns)} "
+        f"({ms(old.busy_ns)} busy)"
     )
 
 

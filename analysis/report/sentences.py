@@ -7,6 +7,7 @@ from __future__ import annotations
 from prunescope.analysis.report import numbers
 from prunescope.analysis.report.gemm_table import without_sizes
 from prunescope.analysis.schema.report import (
+    OTHER_TIME,
     WHOLE_TRACE,
     FamilyVerdict,
     Finding,
@@ -43,13 +44,13 @@ def setup(phase: Phase) -> str:
             text += f", each after {numbers.time(cost)} of copying weights and warm-up"
         facts.append(text)
     names = {"nominal": "nominal s", "parameters": "parameters", "flop": "FLOPs", "bytes": "bytes"}
-    removed = [
-        f"{names.get(key, key)} {numbers.percent(share)}"
-        for key, share in phase.sparsity.items()
-        if share is not None
-    ]
-    if removed:
-        facts.append("removed: " + ", ".join(removed))
+    known = {names.get(k, k): share for k, share in phase.sparsity.items() if share is not None}
+    if known and phase.shows_pruning:
+        removed = (f"{name} {numbers.percent(share)}" for name, share in known.items())
+        facts.append(f"removed: {', '.join(removed)}")
+    elif known:  # sides that do not compare have less or more, which nobody removed
+        ratios = (f"{name} {numbers.ratio(1 - share)}" for name, share in known.items())
+        facts.append(f"of the dense side: {', '.join(ratios)}")
     return " · ".join(facts)
 
 
@@ -95,8 +96,8 @@ def _outcome(phase: Phase) -> str:
     if without_sizes(phase):
         why = "no shapes, so what was pruned is unknown (capture again with record_shapes=True)"
         return f"{why}: {ratio} is the ratio of the two traces"
-    if _nothing_moved(phase):
-        return _noise(phase, ladder)
+    if phase.nothing_moved:
+        return _unmoved(phase, ladder)
     if holds_one(phase):
         text = f"{ratio} is indistinguishable from no speedup: the interval includes 1×"
         return f"{text}; {_was_promised(phase, ladder)}"
@@ -135,23 +136,20 @@ def _not_comparable(phase: Phase) -> str:
     return f"not comparable ({'; '.join(lines[:3])})"
 
 
-def _nothing_moved(phase: Phase) -> bool:
-    """Nothing was pruned, or nothing that shapes and kernels show."""
-    verdict, pairs = phase.family, phase.pairing
-    if verdict is None or verdict.id != "unknown" or pairs is None:
-        return verdict is not None and verdict.id == "dense"
-    unmoved = bool(phase.gemms) and all(gemm.axis == "none" for gemm in phase.gemms)
-    return unmoved and not pairs.added and not pairs.removed
-
-
-def _noise(phase: Phase, ladder: Ladder) -> str:
-    """The ratio of two captures of one model, or of what seems to be one: no speedup."""
+def _unmoved(phase: Phase, ladder: Ladder) -> str:
+    """The ratio of two captures of one model, or of what seems to be one: noise where it is small
+    enough, else what the ledger shows of its cause. No speedup of a pruning either way."""
     known = phase.family is not None and phase.family.id == "dense"
     text = "nothing was pruned" if known else "the shapes show no pruning"
     text += f": {numbers.ratio(ladder.realised)}"
     text += _interval(ladder) or " (no interval: one step or sample)"
-    text += " is the noise between two captures, "
-    text += "no speedup" if known else "or what a trace does not show"
+    if ladder.is_noise:
+        text += " is the noise between two captures, "
+        text += "no speedup" if known else "or what a trace does not show"
+    else:
+        found = next((item for item in phase.findings if item.id == OTHER_TIME), None)
+        rows = "" if found is None else f": {found.text.rpartition(': ')[2]}"
+        text += f" is more than noise and no speedup of a pruning{rows}"
     if (ladder.nominal or 1.0) > _PROMISED:
         text += f"; {_was_promised(phase, ladder)}"
     return text

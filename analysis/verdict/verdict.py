@@ -10,7 +10,7 @@ from collections import Counter
 
 import polars as pl
 
-from prunescope.analysis.comparison.differences import differences
+from prunescope.analysis.comparison.differences import differences, unpaired
 from prunescope.analysis.comparison.equal_information import ComparableSides
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.kernels.role import GEMM_KINDS
@@ -38,6 +38,7 @@ from prunescope.taxonomy.words import percent
 def evidence_of(sides: ComparableSides, pairs: list[Pair], units: Units) -> Evidence:
     """What the detectors read of both sides of a phase."""
     dense, pruned = sides.dense, sides.pruned
+    apart = unpaired(units)
     run_d, run_p = dense.side.run, pruned.side.run
     return Evidence(
         [p for p in pairs if not _is_ignored(p.key[1])],
@@ -45,7 +46,7 @@ def evidence_of(sides: ComparableSides, pairs: list[Pair], units: Units) -> Evid
         run_d.census if run_d else None,
         run_p.census if run_p else None,
         pruned.name,
-        differences=differences(dense, pruned, pairs),
+        differences=(*differences(dense, pruned, pairs), *([] if apart is None else [apart])),
         parameters=(run_d.parameters if run_d else None, run_p.parameters if run_p else None),
         activation=other_activation(dense.kernels, pruned.kernels),
         other_grids=_other_grids(dense.kernels, pruned.kernels),

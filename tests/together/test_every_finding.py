@@ -51,6 +51,10 @@ COVERED: dict[str, tuple[str, str]] = {
         "test_a_trace_that_begins_within_earlier_work",
         "test_a_trace_that_begins_within_earlier_work",
     ),
+    "gemm-outlier": (
+        "test_one_gemm_that_took_many_times_as_long",
+        "test_gemms_that_changed_alike_or_little_are_no_outliers",
+    ),
     "graph-holes": (
         "test_a_replay_that_stands_still_lacks_kernels",
         "test_a_replay_that_stands_still_lacks_kernels",
@@ -86,6 +90,10 @@ COVERED: dict[str, tuple[str, str]] = {
     ),
     "reads-all-weights": ("test_dynamic_m_at_batch_8_reads_all_weights", CASES),
     "residual-map": ("test_maps_that_eat_the_gain", CASES),
+    "same-shapes-other-time": (
+        "test_kernels_that_all_run_twice_as_fast",
+        "test_a_small_difference_is_noise",
+    ),
     "skipped-layers-executed": ("test_layers_that_are_skipped_and_executed", CASES),
     "sparse-padded": ("test_sparse_rows_padded_to_eight_are_named", CASES),
     "straggler": (

@@ -68,7 +68,7 @@ def test_times_that_differ_in_every_alignment_decide_nothing(tmp_path: Path) -> 
 
 
 def test_layers_of_other_sizes_align_by_size(tmp_path: Path) -> None:
-    """Widths 96, 64, 96, 32 lose the first layer: by kinds of work alone, the last would be gone."""
+    """Widths 96, 64, 96, 32 lose the first layer; by kinds of work alone, it would be the last."""
     widths = [96, 64, 96, 32]
     dense = [replace(FULL, f=f) for f in widths]
     got = align(kernels(dense, tmp_path), kernels(dense[1:], tmp_path), None)
