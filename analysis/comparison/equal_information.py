@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import polars as pl
 
+from prunescope.analysis.comparison.replacements import with_replacements
 from prunescope.analysis.inputs.side import Diagnostics, SidePhase
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.schema.pair_comparison import REPLAYS, SHAPES, OneSided
@@ -43,6 +44,10 @@ def with_equal_information(dense: SidePhase, pruned: SidePhase) -> ComparableSid
             replace(dense, kernels=with_roles_of(dense.kernels, pruned.kernels)),
             replace(pruned, kernels=with_roles_of(pruned.kernels, dense.kernels)),
         )
+    dense, pruned = (
+        replace(dense, kernels=with_replacements(dense.kernels, pruned.kernels)),
+        replace(pruned, kernels=with_replacements(pruned.kernels, dense.kernels)),
+    )
     return ComparableSides(dense, pruned, (*shapes, *replays))
 
 

@@ -6,7 +6,7 @@ ratio too where tokens are dropped before the first layer: a verdict looks for t
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from prunescope.analysis.ledger.gemms import Call, Pair
@@ -50,8 +50,9 @@ def batch_ratio(differences: Sequence[Difference]) -> float | None:
     if len(others) != 1 or others[0].kind not in ("batch", BATCH_SIZE):
         return None
     old, new = others[0].dense, others[0].pruned
-    known = isinstance(old, int | float) and isinstance(new, int | float)
-    return new / old if known and old > 0 and new > 0 else None
+    if not isinstance(old, int | float) or not isinstance(new, int | float):
+        return None
+    return new / old if old > 0 and new > 0 else None
 
 
 def _of_linears(linears: list[Pair]) -> float | None:
@@ -68,13 +69,13 @@ def _of_products(pairs: list[Pair]) -> float | None:
     moved otherwise."""
     sizes = [(p, _gemm(p.dense), _gemm(p.pruned)) for p in pairs]
     known = [(p, d, q) for p, d, q in sizes if d is not None and q is not None]
-    moved = Counter[float]()
+    moved: dict[float, float] = defaultdict(float)
     for pair, d, q in known:
         if d != q and (ratio := _rows_ratio(d, q)) is not None:
             moved[ratio] += _time(pair)
     if not moved:
         return None
-    ratio = moved.most_common(1)[0][0]
+    ratio = max(moved, key=lambda one: moved[one])
     if any(d != q and not _scaled(d, q, ratio) for _, d, q in known):
         return None
     rest = [p for p, d, q in sizes if d is None or q is None or d == q]
