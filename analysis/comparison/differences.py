@@ -25,6 +25,8 @@ from prunescope.taxonomy.run import PhaseRun
 _SETTINGS = ("batch", "prompt_len", "logits", "attention", "mode", "cache", "context")
 _INPUTS = ("batch", "prompt_len", "context")
 UNPAIRED = "products that pair"  # of all products of a side, by layer and role: none does
+CUT = "file"  # whole or cut off: what stood behind the cut may be anything
+UNREADABLE = (CUT, UNPAIRED)  # after these nothing is known of what was changed
 _Sizes = dict[str, set[tuple[float, float]]]  # (N, K) by role
 
 
@@ -49,7 +51,7 @@ def pair_comparison(
 
 def differences(dense: SidePhase, pruned: SidePhase, pairs: list[Pair]) -> tuple[Difference, ...]:
     """All settings that differ between the sides, other than the dimensions of the model."""
-    found = [*_ran_on(dense, pruned)]
+    found = [*_cut_off(dense, pruned), *_ran_on(dense, pruned)]
     if dense.run is None or pruned.run is None:
         found += _phases(dense, pruned)
     else:
@@ -57,6 +59,13 @@ def differences(dense: SidePhase, pruned: SidePhase, pairs: list[Pair]) -> tuple
         found += _models(dense.side, pruned.side, length=max(pruned.run.positions, default=0))
     other = other_model(pairs)
     return (*found, *([] if other is None else [other]))
+
+
+def _cut_off(dense: SidePhase, pruned: SidePhase) -> Iterator[Difference]:
+    """A file that ends before its trace does, of one side or both."""
+    files = ["cut off" if one.kernels.linked.cut else "whole" for one in (dense, pruned)]
+    if "cut off" in files:
+        yield Difference(CUT, *files, hides_pruning=True)
 
 
 def _ran_on(dense: SidePhase, pruned: SidePhase) -> Iterator[Difference]:
@@ -191,6 +200,13 @@ def _sizes(calls: Iterable[Call | None]) -> _Sizes:
     return found
 
 
+def cut_text(dense: object, pruned: object) -> str:
+    """Which of the two files are cut off."""
+    sides = [name for name, file in (("dense", dense), ("pruned", pruned)) if file == "cut off"]
+    which = f"the {sides[0]} trace is" if len(sides) == 1 else "both traces are"
+    return f"{which} cut off: what stood behind the cut is missing"
+
+
 def _unpaired_text(dense: object, pruned: object) -> str:
     return (
         f"nothing pairs: matrices are multiplied in {dense} layers and roles of the dense side and "
@@ -200,6 +216,7 @@ def _unpaired_text(dense: object, pruned: object) -> str:
 
 # Kind of a difference -> why the verdict cannot see past it.
 _WHY: dict[str, Callable[[object, object], str]] = {
+    CUT: cut_text,
     UNPAIRED: _unpaired_text,
     "code": lambda _dense, pruned: (
         f"the {'pruned' if pruned == 'compiled' else 'dense'} side runs compiled code "
@@ -228,6 +245,8 @@ def difference_text(one: Difference) -> str:
     """A difference as a line of evidence: both values."""
     if (text := input_text(one)) is not None:
         return text
+    if one.kind == CUT:
+        return cut_text(one.dense, one.pruned)
     if one.kind == UNPAIRED:
         return _unpaired_text(one.dense, one.pruned)
     return f"{one.kind}: {one.dense} dense, {one.pruned} pruned"

@@ -144,12 +144,14 @@ def _named(pairs: list[tuple[int, int]], dense: _Content, pruned: _Content) -> d
 def _likeness(dense: _Content, pruned: _Content) -> _Matrix:
     """[pruned layers, dense layers]: how alike what they multiply is, in whole numbers; 0 where
     they have nothing in common. Kinds of work: 2·|A∩B| ÷ (|A|+|B|) (Dice); sizes: the share of the
-    common units whose FLOPs are equal."""
+    common units whose FLOPs are equal. A layer without products, of which a file was cut off or
+    all GEMMs are gone, is compared by its other work."""
     products = np.array([cls in (MATMUL, ATTENTION) for _, cls in dense.units], bool)
-    has_d = ~np.isnan(dense.ns) & products
-    has_p = ~np.isnan(pruned.ns) & products
+    any_d, any_p = ~np.isnan(dense.ns), ~np.isnan(pruned.ns)
     out = np.zeros((len(pruned.layers), len(dense.layers)))
-    for i, row in enumerate(has_p):
+    for i, everything in enumerate(any_p):
+        read = products if (everything & products).any() else np.ones_like(products)
+        row, has_d = everything & read, any_d & read
         common = (row & has_d).sum(axis=1)
         sizes = (row & has_d & (pruned.flop[i] == dense.flop)).sum(axis=1)
         of = row.sum() + has_d.sum(axis=1)

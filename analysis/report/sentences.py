@@ -7,6 +7,7 @@ from __future__ import annotations
 from prunescope.analysis.report import numbers
 from prunescope.analysis.report.gemm_table import without_sizes
 from prunescope.analysis.schema.report import (
+    CUT_OFF,
     OTHER_TIME,
     WHOLE_TRACE,
     FamilyVerdict,
@@ -74,6 +75,11 @@ def captured(phase: Phase) -> str:
     return f"no step was timed ({'; '.join(found.evidence)})" if found is not None else ""
 
 
+def _cut_off(phase: Phase) -> str | None:
+    """Which files are cut off; None where all are whole."""
+    return next((item.text for item in phase.findings if item.id == CUT_OFF), None)
+
+
 def _outcome(phase: Phase) -> str:
     """Realised and promised speedup; or that the ratio is noise where nothing was pruned; or why
     the sides are not comparable; without a baseline, the step and how busy it is."""
@@ -82,6 +88,10 @@ def _outcome(phase: Phase) -> str:
             f", and {numbers.ratio(phase.ladder.realised)} is no speedup" if phase.ladder else ""
         )
         return f"{why}: the rest took {numbers.time(phase.wall_ns)}{ratio}"
+    if (damage := _cut_off(phase)) is not None:
+        left = f"what is left takes {numbers.time(phase.wall_ns)} a step"
+        ratio = f"{numbers.ratio(phase.ladder.realised)} is no speedup" if phase.ladder else left
+        return f"{damage}; {ratio}"
     if phase.ladder is None:
         share = numbers.share_of(phase.busy_ns, phase.wall_ns)
         text = f"{numbers.time(phase.wall_ns)} a step, busy {numbers.percent(share)} of the wall"

@@ -27,6 +27,7 @@ from prunescope.taxonomy.formats import decode
 # Where busy is less than this share of the duration, kernels ran concurrently with others.
 BESIDE = 0.99
 CLOCKS_APART = "clocks-apart"  # the finding that makes causes of idle time doubtful
+CUT_OFF = "cut-off"  # the finding that a file ends before its trace does
 OTHER_TIME = "same-shapes-other-time"  # the finding that names a ratio of two captures
 # Two captures of one program on one machine differ by less: placement in memory moves a model by 1
 # to 3 %, and walls moved by 1.4 % between captures on a quiet machine (docs/ledger.md).

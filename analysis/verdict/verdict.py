@@ -10,7 +10,7 @@ from collections import Counter
 
 import polars as pl
 
-from prunescope.analysis.comparison.differences import differences, unpaired
+from prunescope.analysis.comparison.differences import UNREADABLE, differences, unpaired
 from prunescope.analysis.comparison.equal_information import ComparableSides
 from prunescope.analysis.comparison.parallelism import ranks_of
 from prunescope.analysis.kernels.frame import Kernels
@@ -100,6 +100,8 @@ def _detected(e: Evidence, *, dynamic: bool) -> dict[str, Detection]:
 
 
 def _outside(why: Reason) -> FamilyVerdict:
+    if why.kind in UNREADABLE:
+        return FamilyVerdict(id="unknown", confidence=0.1, evidence=[*why.lines])
     return FamilyVerdict(id="outside", confidence=why.confidence, evidence=[*why.lines])
 
 

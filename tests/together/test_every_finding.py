@@ -42,6 +42,10 @@ COVERED: dict[str, tuple[str, str]] = {
     "clock-trouble": ("test_clocks_that_moved_or_differ", CASES),
     "coverage-limited": ("test_coverage_limited", "test_coverage_limited"),
     "cuda-cores": ("test_no_format_is_advised_that_the_device_lacks", "test_not_named"),
+    "cut-off": (
+        "test_a_cut_off_file_alone_lacks_kernels",
+        "test_a_whole_file_is_not_cut_off",
+    ),
     "decompressed": ("test_a_mask_multiplied_into_the_weight_in_every_step", CASES),
     "fake-quantised": (
         "test_fake_quantisation_that_was_left_on",
