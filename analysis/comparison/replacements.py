@@ -1,8 +1,9 @@
 """Kernels of unknown kind that stand where the other side has a known one: replaced, not added.
 
-In: the kernels of both sides. Out: those of one side with the role, class and kind of the kernels
-that they replace. In the scope of a module the role says where a kernel stands; without one, how
-many kernels that both sides run came before it in its step.
+In: the kernels of both sides. Out: those of one side with the role and class of the kernels that
+they replace, and with the kind of an attention; what replaces a GEMM is no GEMM for that. In the
+scope of a module the role says where a kernel stands; without one, how many kernels that both sides
+run came before it in its step.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from prunescope.analysis.kernels.frame import PRODUCTS, Kernels
+from prunescope.analysis.kernels.frame import ATTENTION, PRODUCTS, Kernels
 from prunescope.taxonomy.roles import UNPLACED
 from prunescope.taxonomy.words import shortened
 
@@ -25,8 +26,8 @@ _WHAT = ["role", "class", "kind"]
 
 
 def with_replacements(kernels: Kernels, reference: Kernels) -> Kernels:
-    """`kernels`, in which those of unknown kind have role, class and kind of the kernels of
-    `reference` in whose places they stand."""
+    """`kernels`, in which those of unknown kind have the role and class of the kernels of
+    `reference` in whose places they stand, and the kind of an attention."""
     if not (kernels.frame["kind"] == _UNKNOWN).any():
         return kernels
     frame, scopes = _in_scopes(kernels.frame, reference.frame)
@@ -74,9 +75,10 @@ def _in_scopes(frame: pl.DataFrame, reference: pl.DataFrame) -> tuple[pl.DataFra
     table = missing.select(*at, _class="class", _kind="kind")
     joined = frame.join(table, on=at, how="left", nulls_equal=True, maintain_order="left")
     here = (pl.col("class") == _UNKNOWN) & pl.col("_class").is_not_null()
+    attends = here & (pl.col("_class") == ATTENTION)
     frame = joined.with_columns(
         pl.when(here).then("_class").otherwise("class").alias("class"),
-        pl.when(here & (pl.col("kind") == _UNKNOWN)).then("_kind").otherwise("kind").alias("kind"),
+        pl.when(attends).then("_kind").otherwise("kind").alias("kind"),
     ).drop("_class", "_kind")
     roles = ", ".join(sorted(missing["role"].unique().to_list()))
     return frame, [f"kernels of unknown kind do the work of the other side's in: {roles}"]
@@ -172,7 +174,11 @@ def _names(
             row["name"],
             row["busy"],
             np.array(row["place"], np.int64),
-            (row["role"], row["class"], row["kind"]),
+            (
+                row["role"],
+                row["class"],
+                row["kind"] if row["class"] == ATTENTION else _UNKNOWN,
+            ),
         )
         for row in sums.iter_rows(named=True)
         if row["len"] == len(row["place"])  # all kernels of the name, or it stands for several

@@ -39,6 +39,8 @@ def same_shapes_other_time(c: Context) -> Found | None:
     ladder = c.phase.ladder
     if ladder is None or not c.phase.nothing_moved or ladder.is_noise or c.baseline is None:
         return None
+    if not c.phase.is_speedup:
+        return None  # a setting that differs is the reason: not-comparable says which
     rows = _rows(c)
     named = [(*_ROWS[row.row], ms(row.moves_ns)) for row in rows]
     held = ", ".join(f"{name} {ns} ({why})" for name, why, ns in named)

@@ -110,7 +110,7 @@ def _outcome(phase: Phase) -> str:
         return _unmoved(phase, ladder)
     if holds_one(phase):
         text = f"{ratio} is indistinguishable from no speedup: the interval includes 1×"
-        return f"{text}; {_was_promised(phase, ladder)}"
+        return text if ladder.nominal is None else f"{text}; {_was_promised(phase, ladder)}"
     return _realised(phase, ladder)
 
 

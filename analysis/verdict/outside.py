@@ -15,7 +15,7 @@ import polars as pl
 from prunescope.analysis.comparison.differences import not_comparable_text
 from prunescope.analysis.comparison.other_inputs import other_inputs
 from prunescope.analysis.comparison.parallelism import PARALLELISM
-from prunescope.analysis.kernels.frame import Kernels
+from prunescope.analysis.kernels.frame import MATMUL, Kernels
 from prunescope.analysis.ledger.gemms import Call, Pair
 from prunescope.analysis.verdict.evidence import Evidence, Reason, most_common
 from prunescope.taxonomy.roles import GROUPS
@@ -73,10 +73,13 @@ def replaced(e: Evidence) -> Reason | None:
     if sum(c.count for c in elsewhere if c is not None and c.gemm is not None) >= len(linears):
         return None
     here = {p.key[:2] for p in linears}
+    # A product of which no call is a GEMM is the work of a kernel of unknown kind.
     kinds = Counter(
-        f"{key[1]} ({key[2]})"
-        for key, is_added in zip(e.units.keys, e.units.added, strict=True)
-        if is_added and key[:2] in here
+        f"{key[1]} ({key[2] if is_added else 'unknown'})"
+        for key, is_added, is_there in zip(
+            e.units.keys, e.units.added, e.units.pruned.present, strict=True
+        )
+        if key[:2] in here and (is_added or (is_there and key[2] == MATMUL))
     )
     instead = ", ".join(f"{name} × {count}" for name, count in kinds.most_common(3))
     if not instead and any(p.key[1] in _OTHER_LINEARS and p.pruned is not None for p in e.pairs):
