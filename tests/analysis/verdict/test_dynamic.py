@@ -10,8 +10,9 @@ import msgspec
 import numpy as np
 import pytest
 
+from prunescope.analysis.ledger.alignment import Alignment
 from prunescope.analysis.ledger.gemms import Call, Pair, pair_calls
-from prunescope.analysis.ledger.pairing import Alignment, Units, UnitSums
+from prunescope.analysis.ledger.pairing import Units, UnitSums
 from prunescope.analysis.schema.report import FamilyVerdict, Phase
 from prunescope.analysis.verdict.evidence import Evidence
 from prunescope.analysis.verdict.gathers import Gather
