@@ -20,6 +20,7 @@ from prunescope.analysis.trace.event import DEVICE_CATEGORIES, LAUNCH_CATEGORIES
 from prunescope.analysis.trace.events import Trace, stacks_left_out
 from prunescope.analysis.trace.reader import Source
 from prunescope.analysis.trace.repair import clean, correlate
+from prunescope.analysis.trace.results import with_results
 from prunescope.analysis.trace.shares import join_shares
 from prunescope.analysis.trace.workers import shares_of
 from prunescope.taxonomy.dtypes import dtype
@@ -57,7 +58,7 @@ def load(path: Path, member: str | None = None) -> Trace:
     correlate(trace, collect.threads)
     clean(trace)
     _refuse_unusable(trace)
-    return trace
+    return with_results(trace)
 
 
 def _in_processes(path: Path, member: str | None) -> tuple[Source, Collector] | None:
