@@ -5,6 +5,7 @@ In: a phase of one or both sides. Out: schema.report.Phase; all times ns a step.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import msgspec
@@ -132,6 +133,8 @@ def _compared(
     judged, family = families
     known = comparison.has_bounds and is_known(dense.kernels) and is_known(pruned.kernels)
     known = known and replaced(evidence) is None
+    # That no FLOPs are gone needs all products; where some are, those that are read say how many.
+    known = known and not (evidence.hidden() and math.isclose(inputs.ratio.flop_ratio or 1, 1))
     largest = LargestKernels(inputs, dense.kernels, pruned.kernels)
     bounded = dense.kernels.has_shapes and pruned.kernels.has_shapes
     rows = build_rows(inputs, halves(units, domain), largest, is_known=bounded)

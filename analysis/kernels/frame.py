@@ -34,6 +34,7 @@ from prunescope.analysis.timeline.correlate import unlinked
 from prunescope.analysis.timeline.intervals import Windows
 from prunescope.analysis.timeline.link import Linked, link, taken
 from prunescope.analysis.timeline.overhead import Recorded, recorded
+from prunescope.analysis.timeline.parts import find_parts
 from prunescope.analysis.timeline.passes import Passes, find_passes
 from prunescope.analysis.timeline.phase_steps import only_phase, only_picked
 from prunescope.analysis.timeline.scopes import find_scopes, modules_that_ran
@@ -302,7 +303,14 @@ def _add_role(
     of_row = [None if call_ids[i] is None else calls[call_ids[i]] for i in forward]
     kinds = frame["kind"].to_list()
     roles = find_roles(
-        scopes, [kinds[i] for i in forward], of_row, linked.step[forward], every=trace.calls
+        scopes,
+        [kinds[i] for i in forward],
+        of_row,
+        linked.step[forward],
+        every=trace.calls,
+        parts=find_parts(trace, linked.thread[forward], linked.launched[forward])
+        if scopes.source == "none"
+        else None,
     )
     layer = np.full(len(host), NONE)
     layer[forward] = roles.layer

@@ -440,7 +440,7 @@ def _row(members: list[Pair], *, promised: float | None, exact_layers: bool) -> 
         busy_ns=busy,
         helper_ns=0.0 if gone else sum(c.auxiliary for c in shown),
         ideal_ns=ideal,
-        bound=None if gone else first.bound,
+        bound=None if gone or first.flop == 0 else first.bound,
         efficiency=ideal / known if ideal is not None and known > 0 else None,
         duration_ns=None if gone else took,
         dense_busy_ns=dense_busy,

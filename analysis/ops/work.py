@@ -15,6 +15,7 @@ from prunescope.analysis.ops import (
     quantised,
     serving,
     sparse,
+    training,
 )
 from prunescope.analysis.ops.call import (
     MODELS,
@@ -30,7 +31,7 @@ __all__ = ["MODELS", "NEED_RESULT", "USUAL_KINDS", "OpCall", "Work", "op_model",
 
 # Importing a module registers its models; the tuple is the list of them.
 MODEL_MODULES = (
-    attention, convolution, matmul, memory, pointwise, quantised, serving, sparse,
+    attention, convolution, matmul, memory, pointwise, quantised, serving, sparse, training,
 )  # fmt: skip
 
 

@@ -141,6 +141,7 @@ def _nothing_moved(phase: Phase) -> bool:
     if verdict is None or verdict.id != "unknown" or pairs is None:
         return verdict is not None and verdict.id == "dense"
     unmoved = bool(phase.gemms) and all(gemm.axis == "none" for gemm in phase.gemms)
+    unmoved = unmoved and "dense" in verdict.alternatives  # else not all GEMMs are known
     return unmoved and not pairs.added and not pairs.removed
 
 

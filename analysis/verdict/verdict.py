@@ -32,6 +32,7 @@ from prunescope.analysis.verdict.outside import (
     other_routes,
     reason,
 )
+from prunescope.analysis.verdict.unread import unread
 from prunescope.taxonomy.families import families
 from prunescope.taxonomy.roles import BACKWARD
 from prunescope.taxonomy.words import percent
@@ -49,6 +50,7 @@ def evidence_of(sides: ComparableSides, pairs: list[Pair], units: Units) -> Evid
         pruned.name,
         differences=differences(dense, pruned, pairs),
         parameters=(run_d.parameters if run_d else None, run_p.parameters if run_p else None),
+        unread=(unread(dense.kernels), unread(pruned.kernels)),
         ranks=(ranks_of(dense).number, ranks_of(pruned).number),
         gathers=gathers(pruned.kernels) if pruned.kernels.has_shapes else None,
         activation=other_activation(dense.kernels, pruned.kernels),
@@ -147,6 +149,9 @@ def _unmoved(e: Evidence) -> FamilyVerdict:
         )
     if (why := reason(e, NOTHING_MOVED)) is not None:
         return _outside(why)
+    if hidden := e.hidden():
+        line = "no GEMM of known shape moved, but not all are known"
+        return FamilyVerdict(id="unknown", confidence=0.3, evidence=[line, *hidden])
     if e.stats_pruned is None:
         line = (
             "no GEMM moved and no work was added: nothing was pruned, or zeros are in dense "

@@ -336,7 +336,7 @@ def test_traced_and_named(method: str, knobs: dict[str, str], batch: int, tmp_pa
 @pytest.mark.torch
 @pytest.mark.parametrize("method", ["static-m", "static-nk", "static-nk-mlp", "static-k-mask"])
 def test_static_families_are_not_taken_for_dynamic_ones(method: str, tmp_path: Path) -> None:
-    for phase in traced(tmp_path, method=method, knobs={}, batch=1).values():
+    for phase in traced(tmp_path, method=method, phase="decode").values():
         assert phase.family is not None
         assert phase.family.id == method
 
