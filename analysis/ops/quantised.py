@@ -246,7 +246,11 @@ def _either_way(a: Operand, weight: Operand) -> Gemm:
 # An op of a library, named after a product.
 _PRODUCT = re.compile(r"(?<![a-z])(?:\w*?(?:gemm|gemv|matmul|scaled_mm|linear)|mm)(?![a-z])\w*")
 _NAMESPACE = re.compile(r"(?!aten::|prim::|torch::|autograd::)[A-Za-z_]\w{0,60}::")
-_OF_SEVERAL = re.compile(r"group|moe|expert|batch|bmm|sparse|backward|pack|quantize|shuffle|lora")
+# Of several weights, of none, or of one that is only converted.
+_OTHER_WORK = re.compile(
+    r"group|moe|expert|batch|bmm|sparse|backward|pack|shuffle|lora|att(?:ention|n)"
+    r"|(?:^|_)(?:de)?quantize(?:$|_)"
+)
 
 
 def custom_product(name: str) -> Model | None:
@@ -254,7 +258,7 @@ def custom_product(name: str) -> Model | None:
     if not _NAMESPACE.match(name):
         return None
     own = name.rpartition("::")[2].lower()[:200]
-    return by_sizes if _PRODUCT.search(own) and not _OF_SEVERAL.search(own) else None
+    return by_sizes if _PRODUCT.search(own) and not _OTHER_WORK.search(own) else None
 
 
 def by_sizes(call: OpCall) -> Work:
