@@ -6,13 +6,13 @@ In: a phase of one or both sides. Out: schema.report.Phase; all times ns a step.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 import numpy as np
 import polars as pl
 
-from prunescope.analysis.comparison.differences import pair_comparison
+from prunescope.analysis.comparison.differences import CODE, pair_comparison
 from prunescope.analysis.comparison.equal_information import ComparableSides
 from prunescope.analysis.findings.checks import find
 from prunescope.analysis.findings.context import Context
@@ -105,7 +105,12 @@ def compare_phase(
     )
     compared = _compared(sides, inputs, evidence, comparison, (seen.family, family))
     exact = units.alignment.exact
-    gemms = report_rows(pairs, promised=inputs.ratio.promised, exact_layers=exact)
+    shown = pairs
+    if any(one.kind == CODE for one in comparison.differences):
+        shown = [
+            replace(one, dense=None, axis="unknown") for one in pairs if one.pruned is not None
+        ]
+    gemms = report_rows(shown, promised=inputs.ratio.promised, exact_layers=exact)
     return _with_findings(
         Context(
             phase=_phase(pruned, gemms, compared, hta),

@@ -21,6 +21,7 @@ from prunescope.taxonomy.run import PhaseRun
 # What a manifest says of a phase. Other inputs change the shapes without any pruning.
 _SETTINGS = ("batch", "prompt_len", "logits", "attention", "mode", "cache", "context")
 _INPUTS = ("batch", "prompt_len", "context")
+CODE = "code"  # compiled on one side, eager on the other: kernels of other ops
 ROWS = "rows"  # every linear multiplies another number of rows, which shapes alone show
 _Sizes = dict[str, set[tuple[float, float]]]  # (N, K) by role
 
@@ -71,7 +72,7 @@ def _ran_on(dense: SidePhase, pruned: SidePhase) -> Iterator[Difference]:
     if dense.kernels.compiled != pruned.kernels.compiled:
         code = {True: "compiled", False: "eager"}
         yield Difference(
-            "code",
+            CODE,
             code[dense.kernels.compiled],
             code[pruned.kernels.compiled],
             hides_pruning=True,
@@ -172,7 +173,7 @@ def _sizes(calls: Iterable[Call | None]) -> _Sizes:
 
 # Kind of a difference -> why the verdict cannot see past it.
 _WHY: dict[str, Callable[[object, object], str]] = {
-    "code": lambda _dense, pruned: (
+    CODE: lambda _dense, pruned: (
         f"the {'pruned' if pruned == 'compiled' else 'dense'} side runs compiled code "
         "(torch.compile), whose fused loops stand for many ops; trace both sides compiled, or "
         "neither"

@@ -49,6 +49,7 @@ class Evidence:
     parameters: tuple[int | None, int | None] = (None, None)  # of the dense run, the pruned run
     other_grids: float | None = None  # share of GEMM time in kernels or grids the dense side lacks
     shapes_ignored: frozenset[str] = frozenset()  # sides whose shapes the other one lacks
+    by_order: bool = False  # whether the order of kernels alone gives the roles of a side
     unread: tuple[Unread, Unread] = (Unread(), Unread())  # of the dense side, the pruned side
     ranks: tuple[int | None, int | None] = (1, 1)  # that share out a step, dense and pruned
     gathers: tuple[Gather, ...] | None = None  # of the pruned side; None: no shapes are known
