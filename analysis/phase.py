@@ -103,7 +103,7 @@ def compare_phase(
         rows_ratio=rows.numbers["ratio"] if rows else None,
         one_sided=sides.one_sided,
     )
-    compared = _compared(sides, inputs, evidence, comparison, (seen.family, family))
+    compared = _compared(sides, inputs, evidence, comparison, family)
     exact = units.alignment.exact
     shown = pairs
     if any(one.kind == CODE for one in comparison.differences):
@@ -130,12 +130,11 @@ def _compared(
     inputs: AttributionInputs,
     evidence: Evidence,
     comparison: PairComparison,
-    families: tuple[FamilyVerdict, FamilyVerdict],
+    family: FamilyVerdict,
 ) -> _Compared:
-    """`families`: the verdict before and after its caveats."""
+    """`family`: the verdict with its caveats."""
     dense, pruned = sides.dense, sides.pruned
     units, domain = inputs.units, inputs.domain
-    judged, family = families
     known = comparison.has_bounds and is_known(dense.kernels) and is_known(pruned.kernels)
     known = known and replaced(evidence) is None
     # That no FLOPs are gone needs all products; where some are, those that are read say how many.
@@ -155,7 +154,7 @@ def _compared(
         observer_share=observer_share(units, domain),
         ledger=rows,
         baseline=totals(dense),
-        sparsity=_realised(evidence, judged, inputs, is_known=known),
+        sparsity=_realised(evidence, inputs, is_known=known),
         predicted=_predicted(dense, pruned, inputs, family, bounds, rows),
         overhead=overhead(inputs, dense.kernels, pruned.kernels, family),
         notes=_not_in_turns(dense, pruned),
@@ -300,13 +299,13 @@ def _pairing(units: Units) -> Pairing:
 
 
 def _realised(
-    evidence: Evidence, family: FamilyVerdict, inputs: AttributionInputs, *, is_known: bool
+    evidence: Evidence, inputs: AttributionInputs, *, is_known: bool
 ) -> dict[str, float | None]:
     """Realised sparsity in parameters, FLOPs and bytes beside the nominal one. None where no count
     holds packed weights, or where the work of a side is mostly unknown (not `is_known`)."""
     units, ratio = inputs.units, inputs.ratio
     size_d, size_p = evidence.parameters
-    if family.id == "outside" and is_quantised(evidence):
+    if is_quantised(evidence):
         size_p = None
     moved_d = float(np.nansum(units.dense.bytes.mean(axis=1)))
     moved_p = float(np.nansum(units.pruned.bytes.mean(axis=1)))

@@ -29,7 +29,7 @@ _COLLECTIVES = (
     ("reduce-scatter", "sequence", r"reduce_?scatter"),
     ("all-gather", "sequence", r"all_?gather"),
     ("send and receive", "pipeline", r"send|recv"),
-    ("all-reduce", "tensor", r"all_?reduce|multimem|oneshot|twoshot|one_shot|two_shot"),
+    ("all-reduce", "tensor", r"all_?reduce|multimem|one_?shot|two_?shot|cross_device"),
 )
 _NAMED = tuple((name, serves, re.compile(found)) for name, serves, found in _COLLECTIVES)
 

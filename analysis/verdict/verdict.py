@@ -30,6 +30,7 @@ from prunescope.analysis.verdict.outside import (
     NOTHING_MOVED,
     other_activation,
     other_routes,
+    quantised_too,
     reason,
 )
 from prunescope.analysis.verdict.unread import unread
@@ -88,6 +89,9 @@ def verdict(evidence: Evidence) -> Verdict:
     if blind := _blind(evidence):
         family.evidence.append(_unread(evidence, blind))  # calls that are gone have no width
         family.confidence = min(family.confidence, 0.5)
+    if (other_format := quantised_too(evidence)) is not None:
+        family.evidence.append(other_format)
+        family.confidence = min(family.confidence, 0.8)
     if narrower is not None:  # in addition to the families, and of none of them
         family.evidence.append(narrower)
         family.confidence = min(family.confidence, 0.6)
