@@ -248,8 +248,10 @@ class _Group:
 
 @finding("wave-step", "warning", compares=True)
 def wave_step(c: Context) -> Found | None:
-    """Pruned GEMMs have fewer tiles but as many waves, so they are not faster. How many rows an
-    expert multiplies is its router's choice, and no pruning."""
+    """Pruned GEMMs have fewer tiles but as many waves, so they are not faster.
+
+    How many rows an expert multiplies is its router's choice, and no pruning.
+    """
     lines, roles, gain, busy = [], [], 0.0, 0.0
     axes: set[str] = set()
     if c.baseline_kernels is None:

@@ -244,8 +244,8 @@ def kind_of(op: str | None, kernel: str | None, call: OpCall | None) -> str:
     by_op = op_kind(op, call)
     if by_op == by_name == "unknown" and op is not None and _CUSTOM.match(op):
         # Custom ops are named after what they do; their library may be named after something else.
-        own = kernel_kind(op.rpartition("::")[2])
-        return own if own != "unknown" else kernel_kind(op)
+        named = kernel_kind(op.rpartition("::")[2])
+        return named if named != "unknown" else kernel_kind(op)
     if by_op == "unknown" or by_name in ("memcpy", "memset"):
         return by_name
     if by_op in MATMUL_KINDS:

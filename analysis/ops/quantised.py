@@ -172,9 +172,11 @@ def machete(call: OpCall) -> Work:
 
 
 @op_model(
-    "_C::cutlass_scaled_fp4_mm", "sgl_kernel::cutlass_scaled_fp4_mm", "vllm::cutlass_fp4_gemm",
+    "_C::cutlass_scaled_fp4_mm",
+    "sgl_kernel::cutlass_scaled_fp4_mm",
+    "vllm::cutlass_fp4_gemm",
     kind="gemm",
-)  # fmt: skip
+)
 def fp4_into(call: OpCall) -> Work:
     """Result [m, n], a [m, k/2] and weight [n, k/2] of two numbers a byte, scales of blocks."""
     out, a, weight = (tensor(call, i, rank=2) for i in range(3))
