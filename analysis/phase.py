@@ -137,8 +137,9 @@ def _compared(
     units, domain = inputs.units, inputs.domain
     known = comparison.has_bounds and is_known(dense.kernels) and is_known(pruned.kernels)
     known = known and replaced(evidence) is None
-    # That no FLOPs are gone needs all products; where some are, those that are read say how many.
-    known = known and not (evidence.hidden() and math.isclose(inputs.ratio.flop_ratio or 1, 1))
+    # That no FLOPs are gone needs all GEMMs; where some are, those that are read say how many.
+    hides = any(side.hides_gemms for side in evidence.unread)
+    known = known and not (hides and math.isclose(inputs.ratio.flop_ratio or 1, 1))
     largest = LargestKernels(inputs, dense.kernels, pruned.kernels)
     bounded = dense.kernels.has_shapes and pruned.kernels.has_shapes
     rows = build_rows(inputs, halves(units, domain), largest, is_known=bounded)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from prunescope.analysis.kernels.frame import PRODUCTS, Kernels
+from prunescope.analysis.kernels.frame import ATTENTION, PRODUCTS, Kernels
 from prunescope.taxonomy.roles import LINEARS, WEIGHT_ROLES
 from prunescope.taxonomy.words import percent, shortened
 
@@ -21,15 +21,22 @@ _OF_TORCH = r"^(?:aten|prim|torch|autograd)::"
 
 @dataclass(frozen=True)
 class Unread:
-    """What no work model reads of a side: `share` of its busy time, and `ops` that take most."""
+    """What no work model reads of a side: `share` of its busy time, and `ops` that take most;
+    `without_attention`: the share of what is no attention."""
 
     share: float = 0.0
     ops: tuple[str, ...] = ()
+    without_attention: float = 0.0
 
     @property
     def may_hide(self) -> bool:
         """Whether it is enough to hide a pruning."""
         return self.share > _LITTLE
+
+    @property
+    def hides_gemms(self) -> bool:
+        """Whether it is enough to hide GEMMs that became smaller."""
+        return self.without_attention > _LITTLE
 
     def text(self, side: str) -> str:
         """In words."""
@@ -65,4 +72,5 @@ def unread(kernels: Kernels) -> Unread:
         .sort("busy", "name", descending=[True, False])
     )
     names = [shortened(name) for name in sums["name"].head(_SHOWN)]
-    return Unread(busy / total, (*names, *["…"] * (len(sums) > _SHOWN)))
+    others = int(hidden.filter(pl.col("class") != ATTENTION)["busy"].sum())
+    return Unread(busy / total, (*names, *["…"] * (len(sums) > _SHOWN)), others / total)
