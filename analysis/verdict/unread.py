@@ -41,8 +41,8 @@ class Unread:
     def text(self, side: str) -> str:
         """In words."""
         return (
-            f"what {percent(self.share, 1)} of the busy time of the {side} side multiplies is not "
-            f"known ({', '.join(self.ops)}: no shapes, or no work model)"
+            f"of {percent(self.share, 1)} of the busy time of the {side} side it is not known what "
+            f"it multiplies ({', '.join(self.ops)}: no shapes, or no work model)"
         )
 
 
@@ -60,7 +60,7 @@ def unread(kernels: Kernels) -> Unread:
     hidden = frame.filter(
         pl.col("class").is_in(PRODUCTS)
         | (pl.col("kind") == "unknown")
-        | (in_place & of_library.fill_null(value=False))
+        | (in_place & of_library.fill_null(value=False) & (pl.col("kind") != "comm"))
     )
     total = int(kernels.frame["busy"].sum())
     busy = int(hidden["busy"].sum())
