@@ -174,12 +174,24 @@ def _is_by_order(kernels: Kernels) -> bool:
 
 def _without_order_of_qkv(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SidePhase]:
     parts = _FUSED["qkv"]
-    if not all({*parts} <= _roles_of_products(side.kernels) for side in (dense, pruned)):
+    sides = dense.kernels, pruned.kernels
+    if not all({*parts} <= _roles_of_products(side) for side in sides):
         return dense, pruned
+    if any(len(_widths_read(side, parts)) != 1 for side in sides):
+        return dense, pruned  # through a rank, or of unknown shape
     dense, pruned = (_with_fused_role(side, "qkv", parts) for side in (dense, pruned))
     note = "the order of kernels does not tell q, k and v apart: they are compared as qkv"
     kernels = replace(pruned.kernels, notes=[*pruned.kernels.notes, note])
     return dense, replace(pruned, kernels=kernels)
+
+
+def _widths_read(kernels: Kernels, roles: tuple[str, ...]) -> set[int | None]:
+    """K of the products of some roles."""
+    rows = kernels.frame.filter(
+        pl.col("kind").is_in(_PLAIN) & pl.col("primary") & pl.col("role").is_in(roles)
+    )
+    works = [None if call is None else kernels.works[call] for call in rows["call"].unique()]
+    return {None if work is None or not work.gemms else work.gemms[0].k for work in works}
 
 
 def _roles_of_products(kernels: Kernels) -> set[str]:
