@@ -5,13 +5,14 @@ In: a phase of one or both sides. Out: schema.report.Phase; all times ns a step.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 
 import msgspec
 import numpy as np
 import polars as pl
 
-from prunescope.analysis.comparison.differences import pair_comparison
+from prunescope.analysis.comparison.differences import CODE, pair_comparison
 from prunescope.analysis.comparison.equal_information import ComparableSides
 from prunescope.analysis.comparison.other_inputs import other_inputs
 from prunescope.analysis.findings.checks import find
@@ -103,9 +104,14 @@ def compare_phase(
         on_device=pruned.kernels.on_device,
         promises=comparison.shows_pruning,
     )
-    compared = _compared(sides, inputs, evidence, comparison, (seen.family, family))
+    compared = _compared(sides, inputs, evidence, comparison, family)
     exact = units.alignment.exact
-    gemms = report_rows(pairs, promised=inputs.ratio.promised, exact_layers=exact)
+    shown = pairs
+    if any(one.kind == CODE for one in comparison.differences):
+        shown = [
+            replace(one, dense=None, axis="unknown") for one in pairs if one.pruned is not None
+        ]
+    gemms = report_rows(shown, promised=inputs.ratio.promised, exact_layers=exact)
     return _with_findings(
         Context(
             phase=_phase(pruned, gemms, compared, hta),
@@ -125,14 +131,16 @@ def _compared(
     inputs: AttributionInputs,
     evidence: Evidence,
     comparison: PairComparison,
-    families: tuple[FamilyVerdict, FamilyVerdict],
+    family: FamilyVerdict,
 ) -> _Compared:
-    """`families`: the verdict before and after its caveats."""
+    """`family`: the verdict with its caveats."""
     dense, pruned = sides.dense, sides.pruned
     units, domain = inputs.units, inputs.domain
-    judged, family = families
     known = comparison.has_bounds and is_known(dense.kernels) and is_known(pruned.kernels)
     known = known and replaced(evidence) is None
+    # That no FLOPs are gone needs all GEMMs; where some are, those that are read say how many.
+    hides = any(side.hides_gemms for side in evidence.unread)
+    known = known and not (hides and math.isclose(inputs.ratio.flop_ratio or 1, 1))
     largest = LargestKernels(inputs, dense.kernels, pruned.kernels)
     bounded = dense.kernels.has_shapes and pruned.kernels.has_shapes
     rows = build_rows(inputs, halves(units, domain), largest, is_known=bounded)
@@ -148,7 +156,7 @@ def _compared(
         observer_share=observer_share(units, domain),
         ledger=rows,
         baseline=totals(dense),
-        sparsity=_realised(evidence, judged, inputs, is_known=known),
+        sparsity=_realised(evidence, inputs, is_known=known),
         predicted=_predicted(dense, pruned, inputs, family, bounds, rows),
         overhead=overhead(inputs, dense.kernels, pruned.kernels, family),
         notes=_not_in_turns(dense, pruned),
@@ -296,13 +304,13 @@ def _pairing(units: Units) -> Pairing:
 
 
 def _realised(
-    evidence: Evidence, family: FamilyVerdict, inputs: AttributionInputs, *, is_known: bool
+    evidence: Evidence, inputs: AttributionInputs, *, is_known: bool
 ) -> dict[str, float | None]:
     """Realised sparsity in parameters, FLOPs and bytes beside the nominal one. None where no count
     holds packed weights, or where the work of a side is mostly unknown (not `is_known`)."""
     units, ratio = inputs.units, inputs.ratio
     size_d, size_p = evidence.parameters
-    if family.id == "outside" and is_quantised(evidence):
+    if is_quantised(evidence):
         size_p = None
     moved_d = float(np.nansum(units.dense.bytes.mean(axis=1)))
     moved_p = float(np.nansum(units.pruned.bytes.mean(axis=1)))

@@ -25,6 +25,7 @@ from prunescope.taxonomy.run import PhaseRun
 # What a manifest says of a phase. Other inputs change the shapes without any pruning.
 _SETTINGS = ("batch", "prompt_len", "logits", "attention", "mode", "cache", "context")
 _INPUTS = ("batch", "prompt_len", "context")
+CODE = "code"  # compiled on one side, eager on the other: kernels of other ops
 UNPAIRED = "products that pair"  # of all products of a side, by layer and role: none does
 CUT = "file"  # whole or cut off: what stood behind the cut may be anything
 UNREADABLE = (CUT, UNPAIRED)  # after these nothing is known of what was changed
@@ -84,7 +85,7 @@ def _ran_on(dense: SidePhase, pruned: SidePhase) -> Iterator[Difference]:
     if dense.kernels.compiled != pruned.kernels.compiled:
         code = {True: "compiled", False: "eager"}
         yield Difference(
-            "code",
+            CODE,
             code[dense.kernels.compiled],
             code[pruned.kernels.compiled],
             hides_pruning=True,
@@ -221,7 +222,7 @@ def _unpaired_text(dense: object, pruned: object) -> str:
 _WHY: dict[str, Callable[[object, object], str]] = {
     CUT: cut_text,
     UNPAIRED: _unpaired_text,
-    "code": lambda _dense, pruned: (
+    CODE: lambda _dense, pruned: (
         f"the {'pruned' if pruned == 'compiled' else 'dense'} side runs compiled code "
         "(torch.compile), whose fused loops stand for many ops; trace both sides compiled, or "
         "neither"

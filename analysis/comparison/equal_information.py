@@ -171,7 +171,10 @@ _FUSED = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
 
 def with_equal_fusion(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SidePhase]:
     """Both sides with q, k and v (gate and up) as one role where one of them multiplies these in
-    one GEMM and the other in several: the work is the same."""
+    one GEMM and the other in several: the work is the same. Where the order of kernels alone gives
+    roles, it does not tell q, k and v apart: two compilations run them in any order."""
+    if any(_is_by_order(side.kernels) for side in (dense, pruned)):
+        dense, pruned = _without_order_of_qkv(dense, pruned)
     roles = [_roles_of_products(side.kernels) for side in (dense, pruned)]
     for fused, parts in _FUSED.items():
         whole = [fused in found and not found & {*parts} for found in roles]
@@ -190,6 +193,33 @@ def with_equal_fusion(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, S
         kernels = replace(pruned.kernels, notes=[*pruned.kernels.notes, note])
         pruned = replace(pruned, kernels=kernels)
     return dense, pruned
+
+
+def _is_by_order(kernels: Kernels) -> bool:
+    """Whether roles come from the order of kernels, which no config aligned with its layers."""
+    return kernels.roles_from == "order" and not (kernels.frame["shapes"] == "model").any()
+
+
+def _without_order_of_qkv(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SidePhase]:
+    parts = _FUSED["qkv"]
+    sides = dense.kernels, pruned.kernels
+    if not all({*parts} <= _roles_of_products(side) for side in sides):
+        return dense, pruned
+    if any(len(_widths_read(side, parts)) != 1 for side in sides):
+        return dense, pruned  # through a rank, or of unknown shape
+    dense, pruned = (_with_fused_role(side, "qkv", parts) for side in (dense, pruned))
+    note = "the order of kernels does not tell q, k and v apart: they are compared as qkv"
+    kernels = replace(pruned.kernels, notes=[*pruned.kernels.notes, note])
+    return dense, replace(pruned, kernels=kernels)
+
+
+def _widths_read(kernels: Kernels, roles: tuple[str, ...]) -> set[int | None]:
+    """K of the products of some roles."""
+    rows = kernels.frame.filter(
+        pl.col("kind").is_in(_PLAIN) & pl.col("primary") & pl.col("role").is_in(roles)
+    )
+    works = [None if call is None else kernels.works[call] for call in rows["call"].unique()]
+    return {None if work is None or not work.gemms else work.gemms[0].k for work in works}
 
 
 def _roles_of_products(kernels: Kernels) -> set[str]:

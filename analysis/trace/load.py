@@ -28,6 +28,7 @@ from prunescope.analysis.trace.repair import (
     set_waits_apart,
     take_ids_of_flows,
 )
+from prunescope.analysis.trace.results import with_results
 from prunescope.analysis.trace.shares import join_shares
 from prunescope.analysis.trace.workers import shares_of
 from prunescope.taxonomy.dtypes import dtype
@@ -71,7 +72,7 @@ def load(path: Path, member: str | None = None) -> Trace:
     clean(trace)
     set_waits_apart(trace)
     _refuse_unusable(trace)
-    return trace
+    return with_results(trace)
 
 
 def _of_nsys(path: Path, member: str | None) -> Trace:

@@ -95,16 +95,35 @@ def replaced(e: Evidence) -> Reason | None:
     return Reason(kind="replaced", lines=(text,), side="pruned", numbers=numbers)
 
 
+_SMALLER = ("N", "K", "NK", "heads", "rank", "gone")
+
+
 def other_dtype(e: Evidence) -> Reason | None:
-    """GEMMs that run in another dtype than the dense ones."""
+    """GEMMs that run in another dtype than the dense ones, none of them smaller."""
+    dtypes = gemm_dtypes(e)
+    if dtypes is None or any(p.axis in _SMALLER for p in e.pairs):
+        return None
+    old, new = dtypes
+    text = f"{_dtypes_text(old, new)}, not pruning"
+    return Reason(kind="dtype", lines=(text,), numbers={"dense": old, "pruned": new})
+
+
+def quantised_too(e: Evidence) -> str | None:
+    """That what was pruned runs in another dtype as well: one sentence, or None."""
+    dtypes = gemm_dtypes(e)
+    return None if dtypes is None else f"{_dtypes_text(*dtypes)} besides: times are of both"
+
+
+def gemm_dtypes(e: Evidence) -> tuple[str, str] | None:
+    """The formats of the GEMMs of both sides, where they differ."""
     both = [(p.dense, p.pruned) for p in e.pairs if p.dense is not None and p.pruned is not None]
     dtypes = {(d.dtype, p.dtype) for d, p in both if d.dtype and p.dtype and d.dtype != p.dtype}
-    if not dtypes:
-        return None
-    old, new = sorted(dtypes)[0]
+    return min(dtypes, default=None)
+
+
+def _dtypes_text(old: str, new: str) -> str:
     what = "quantisation" if new in _QUANTISED else "another number format"
-    text = f"the GEMMs run in {new}, the dense ones in {old}: {what}, not pruning"
-    return Reason(kind="dtype", lines=(text,), numbers={"dense": old, "pruned": new})
+    return f"the GEMMs run in {new}, the dense ones in {old}: {what}"
 
 
 def fewer_experts(e: Evidence) -> Reason | None:
@@ -248,12 +267,15 @@ def reason(e: Evidence, when: str) -> Reason | None:
 
 
 def is_quantised(e: Evidence) -> bool:
-    """Whether weights are packed, so that no count of parameters holds them: other kernels or
-    another dtype, or a GEMM as large as before whose matrix the run lists smaller or not at all."""
+    """Whether weights are packed, so that no count of parameters holds them: other kernels, a
+    format of fewer bits, or a GEMM as large as before whose matrix the run lists smaller or not at
+    all."""
     packed = e.removed_weights() | e.smaller_weights()
     # A list of experts is smaller where there are fewer of them, each as large as before.
     whole = {p.key[:2] for p in e.pairs if p.axis == "none" and p.key[1] != "experts"}
-    return bool(replaced(e) or other_dtype(e) or packed & whole)
+    dtypes = gemm_dtypes(e)
+    fewer_bits = dtypes is not None and dtypes[1] in _QUANTISED
+    return bool(replaced(e) or fewer_bits or packed & whole)
 
 
 def other_routes(e: Evidence) -> bool:

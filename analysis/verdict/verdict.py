@@ -30,8 +30,10 @@ from prunescope.analysis.verdict.outside import (
     NOTHING_MOVED,
     other_activation,
     other_routes,
+    quantised_too,
     reason,
 )
+from prunescope.analysis.verdict.unread import unread
 from prunescope.taxonomy.families import families
 from prunescope.taxonomy.roles import BACKWARD
 from prunescope.taxonomy.words import percent
@@ -50,6 +52,8 @@ def evidence_of(sides: ComparableSides, pairs: list[Pair], units: Units) -> Evid
         pruned.name,
         differences=(*differences(dense, pruned, pairs), *([] if apart is None else [apart])),
         parameters=(run_d.parameters if run_d else None, run_p.parameters if run_p else None),
+        by_order="order" in (dense.kernels.roles_from, pruned.kernels.roles_from),
+        unread=(unread(dense.kernels), unread(pruned.kernels)),
         ranks=(ranks_of(dense).number, ranks_of(pruned).number),
         gathers=gathers(pruned.kernels) if pruned.kernels.has_shapes else None,
         activation=other_activation(dense.kernels, pruned.kernels),
@@ -86,6 +90,9 @@ def verdict(evidence: Evidence) -> Verdict:
     if blind := _blind(evidence):
         family.evidence.append(_unread(evidence, blind))  # calls that are gone have no width
         family.confidence = min(family.confidence, 0.5)
+    if (other_format := quantised_too(evidence)) is not None:
+        family.evidence.append(other_format)
+        family.confidence = min(family.confidence, 0.8)
     if narrower is not None:  # in addition to the families, and of none of them
         family.evidence.append(narrower)
         family.confidence = min(family.confidence, 0.6)
@@ -150,6 +157,9 @@ def _unmoved(e: Evidence) -> FamilyVerdict:
         )
     if (why := reason(e, NOTHING_MOVED)) is not None:
         return _outside(why)
+    if hidden := e.hidden():
+        line = "no GEMM of known shape moved, but not all are known"
+        return FamilyVerdict(id="unknown", confidence=0.3, evidence=[line, *hidden])
     if e.stats_pruned is None:
         line = (
             "no GEMM moved and no work was added: nothing was pruned, or zeros are in dense "

@@ -282,6 +282,17 @@ def test_attention_of_unknown_shape_does_not_do_less() -> None:
     assert verdict(evidence(dense, fewer, added=GATHER)).id == "dynamic-nk"
 
 
+@pytest.mark.parametrize(("width", "wanted"), [(F, "outside"), (64, "static-nk-mlp")])
+def test_what_is_quantised_may_be_pruned_too(width: int, wanted: str) -> None:
+    dense = model(48)
+    both = changed(dense, {**on(("gate", "up"), n=width), **on(("down",), k=width)})
+    found = verdict(evidence(dense, {k: replace(v, dtype="int8") for k, v in both.items()}))
+    assert found.id == wanted
+    assert found.confidence < 1
+    assert any("in int8, the dense ones in fp32: quantisation" in line for line in found.evidence)
+    assert ("not pruning" in found.evidence[-1]) == (wanted == "outside")
+
+
 @pytest.mark.parametrize(
     ("rows", "source", "wanted", "confidence"),
     [
