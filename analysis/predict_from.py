@@ -19,6 +19,7 @@ from prunescope.analysis.device.hardware import (
 )
 from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.predict.asked import command_asked, options_asked
 from prunescope.analysis.predict.constants import Constants
 from prunescope.analysis.predict.measured import Measured, part_of, scaled, scaled_speedup
 from prunescope.analysis.predict.points import (
@@ -106,6 +107,8 @@ def predict_from(request: PredictRequest) -> FromRun:
         device=report.device,
         phases=phases,
         warnings=list(dict.fromkeys(warnings)),
+        options=options_asked(request),
+        command=command_asked(request),
     )
 
 

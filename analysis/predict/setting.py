@@ -66,6 +66,7 @@ class Setting:
     wide_flop_per_s: float | None = None  # of what stays in 16 bits; None: all is in `dtype`
     stored_itemsize: float | None = None  # bytes a number of linear layers; None: as multiplied
     extra_ns: float = 0.0  # beside the model, on both sides
+    named: Mapping[str, str] = field(default_factory=dict)  # knobs that the method's name implies
     removed: Mapping[str, Sequence[int]] = field(default_factory=dict)  # layers that a run removed
     traits: Traits | None = None  # decide which families apply; None: all do
 
@@ -208,9 +209,23 @@ def resolve(
         wide_flop_per_s=_wide_peak(device, target.dtype) if runtime and runtime.mixed else None,
         stored_itemsize=_stored(request.weights),
         extra_ns=_extra(request.extra_ms),
+        named=method_knobs,
         traits=target.traits,
     )
     return setting, target.source
+
+
+def assumptions(setting: Setting) -> list[str]:
+    """What a prediction takes for granted of the engine, in sentences."""
+    if setting.runtime is None:
+        return []
+    found = [setting.runtime.assumed]
+    if setting.wide_flop_per_s is not None:
+        found.append(
+            f"linear layers multiply in {setting.dtype}; lm_head, attention, its cache and what "
+            "lies between stay in 16 bits"
+        )
+    return found
 
 
 def split_library(knobs: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
