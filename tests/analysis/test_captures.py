@@ -15,7 +15,7 @@ from prunescope.taxonomy.errors import PrunescopeError
 from tests.analysis.replays import replayed
 from tests.chrome import chrome, k, op, save, step
 
-NAMES = ("capture_1_DECODE.json.gz", "capture_4_DECODE.json.gz", "capture_16_DECODE.json.gz")
+NAMES = ("capture_1_DECODE.json.gz", "capture_4_DECODE.json.gz", "bs_16_rank0.json.gz")
 
 
 def eager(rows: int) -> dict[str, Any]:
@@ -77,8 +77,18 @@ def test_what_no_capture_holds_is_an_error(tmp_path: Path) -> None:
     other.mkdir()
     for name in ("a.json", "b.json"):
         save(eager(4), other / name)
-    with pytest.raises(PrunescopeError, match="no name says of what batch"):
+    with pytest.raises(PrunescopeError, match="nothing says of what batch"):
         captured_pass(other, 4)
+
+
+def test_the_batch_of_a_capture_may_be_in_an_annotation(tmp_path: Path) -> None:
+    for name, batch in (("worker0.1.pt.trace.json", 4), ("worker0.2.pt.trace.json", 8)):
+        trace = eager(batch)
+        first = trace["traceEvents"][0]["ts"]
+        note = {"ph": "X", "cat": "user_annotation", "name": f"capture_{batch}_FULL", "pid": 1,
+                "tid": 1, "ts": first, "dur": 50}  # fmt: skip
+        save({**trace, "traceEvents": [note, *trace["traceEvents"]]}, tmp_path / name)
+    assert captured_pass(tmp_path, 5).name == "worker0.2.pt.trace.json"
 
 
 def test_the_commonest_batch_of_the_steps() -> None:
