@@ -77,7 +77,7 @@ def sparse_without_gain(c: Context) -> Found | None:
         text=f"2:4 kernels ran and take {busy / dense:.2f} × the time of the dense ones",
         evidence=shapes[:4],
         change="batch more rows (2:4 pays where the GEMM is compute-bound), and search the sparse "
-        "algorithm for these shapes",
+        "algorithm for these shapes; which engines have 2:4 kernels at all: docs/serving.md",
         predicted_ns=busy - dense / 2,
         explains=frozenset(g.role for g in rows),
     )

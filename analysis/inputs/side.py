@@ -11,12 +11,13 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
+from prunescope.analysis.inputs.captures import captured_pass, usual_batch
 from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.kernels.frame import Kernels, build
 from prunescope.analysis.kernels.peaks import Peaks
 from prunescope.analysis.kernels.phase_kind import phase_kind
 from prunescope.analysis.schema.sides import PhaseKind
-from prunescope.analysis.shapes.workload import AutoModel, ModelConfig
+from prunescope.analysis.shapes.workload import PREFILL, AutoModel, ModelConfig
 from prunescope.analysis.timeline.intervals import Windows
 from prunescope.analysis.timeline.phase_steps import phases_of
 from prunescope.analysis.timeline.steps import find_windows
@@ -160,7 +161,7 @@ class Side:
         _, kind = self.mixed.get(name, (name, name if name in self._kinds else None))
         eager = None
         if mapped:
-            eager, more = self._eager(name)
+            eager, more = self._eager(name, windows, kind)
             diagnostics += more
         kernels = build(trace, windows, self.peaks, eager=eager, phase=kind, model=self.model)
         if kernels.lacks_kernels:
@@ -229,14 +230,23 @@ class Side:
             return self._windows_of_bare
         return find_windows(trace, phase_pattern=self.options.phase_pattern)
 
-    def _eager(self, name: str) -> tuple[Trace | None, Diagnostics]:
-        """The eager trace that names the ops of graph replays: given, or kept in the run."""
+    def _eager(
+        self, name: str, windows: Windows, kind: str | None
+    ) -> tuple[Trace | None, Diagnostics]:
+        """The eager trace that names the ops of graph replays: given, the one in a given folder
+        that was captured for the batch of the steps (none for steps with prompts, which have no
+        batch of single tokens), or the one kept in the run."""
         phase = self.phase(name)
         kept = self.path / phase.eager_trace if phase and phase.eager_trace else None
         path = self.eager or kept
         if path is None:
             return None, Diagnostics()
         with errors_about("eager trace"):
+            if path.is_dir():
+                batch = self.options.batch or usual_batch(windows.names)
+                if batch is None and kind in (PREFILL, "mixed"):
+                    return None, Diagnostics()
+                path = captured_pass(path, batch, self.rank_of(name))
             eager = load(readable(path))
         if not eager.source.cut:
             return eager, Diagnostics()
