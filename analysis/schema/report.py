@@ -419,6 +419,7 @@ class Phase(msgspec.Struct, kw_only=True):
         if verdict is None or verdict.id != "unknown" or pairs is None:
             return verdict is not None and verdict.id == "dense"
         unmoved = bool(self.gemms) and all(gemm.axis == "none" for gemm in self.gemms)
+        unmoved = unmoved and "dense" in verdict.alternatives  # else not all GEMMs are known
         return unmoved and not pairs.added and not pairs.removed
 
     @property
