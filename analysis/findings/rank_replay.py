@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from prunescope.analysis.timeline.intervals import Spans
 
 Times = NDArray[np.int64]  # [ranks, collectives], ns
+COLUMNS = ("kind", "name", "launched", "start", "duration", "gap")  # of the frames, that are read
 
 _TOGETHER = 100_000  # ns: ends of one collective on several ranks lie closer, by one clock
 _MOSTLY = 0.9  # of the collectives

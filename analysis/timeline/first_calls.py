@@ -321,20 +321,24 @@ def _compilations(trace: Trace, warm: int) -> list[Span]:
     if not (trace.on_device and len(trace.launches["ts"])):
         return []
     kernel = _kernels_of(trace)
-    points = [*_first_compiled_kernels(trace, kernel, warm), *_first_compiled_ops(trace, warm)]
+    points: dict[int, list[tuple[int, str]]] = {}
+    for found in (_first_compiled_kernels(trace, kernel, warm), _first_compiled_ops(trace, warm)):
+        for thread, ts, what in found:
+            points.setdefault(thread, []).append((ts, what))
     spans: list[Span] = []
-    for thread in sorted({thread for thread, _, _ in points}):
-        silences = None
+    for thread, firsts in points.items():
         own = (kernel >= 0) & (trace.launches["thread"] == thread)
         launched = np.sort((trace.launches["ts"] + trace.launches["dur"])[own])
-        for _, ts, what in (point for point in points if point[0] == thread):
-            before = int(np.searchsorted(launched, ts, side="right")) - 1
-            since = int(launched[before]) if before >= 0 else _NEVER
-            if ts - since < LONG:
-                continue
-            silences = _silences(trace, thread) if silences is None else silences
-            begin, end = silences
-            within = (begin >= since) & (end <= ts)
+        launched = np.concatenate(([_NEVER], launched))
+        since = launched[np.searchsorted(launched, [ts for ts, _ in firsts], side="right") - 1]
+        late = [
+            (int(begin), ts, what)
+            for begin, (ts, what) in zip(since, firsts, strict=True)
+            if ts - begin >= LONG
+        ]
+        begin, end = _silences(trace, thread) if late else (since[:0], since[:0])
+        for first, last, what in late:
+            within = (begin >= first) & (end <= last)
             spans += [
                 (*span, thread, f"{SILENCE} {what}")
                 for span in zip(begin[within].tolist(), end[within].tolist(), strict=True)
