@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 
 from prunescope.analysis.findings.checks import as_finding
-from prunescope.analysis.findings.rank_replay import Replay, replay
+from prunescope.analysis.findings.rank_replay import COLUMNS, Replay, replay
 from prunescope.analysis.findings.registry import FINDINGS, Found, finding
 from prunescope.analysis.schema.report import Phase
 from prunescope.analysis.timeline.intervals import cover
@@ -127,7 +127,8 @@ def late_ranks(
     wall = max(rank.wall for rank in ranks)
     if len(steps) == 1:
         (count,) = steps
-        found = replay({name: frames[name] for name in phases}, _WORTH * wall * count)
+        columns = {name: frames[name].select(COLUMNS) for name in phases}
+        found = replay(columns, _WORTH * wall * count)
         if found is not None:
             # A rank that ends last without being the last at a collective is slow behind them all.
             return [

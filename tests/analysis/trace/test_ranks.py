@@ -257,6 +257,20 @@ def test_collectives_replayed_by_hand(apart: int) -> None:
     assert found.idles == {"a": 0, "b": 0, "c": 0}
 
 
+def test_ranks_wait_for_those_of_their_group_alone() -> None:
+    """a, b and c reduce among themselves, and so do d and e, of which e is 40 late at each."""
+    first = of_ranks(OWN)
+    second = of_ranks({"d": (10, 10, 10), "e": (50, 50, 50)})
+    found = replay({**first, **second}, least=NS)
+    assert found is not None
+    # All end at 3 · 52 = 156; without e, d ends at 36, and a, b and c at 71: 85 sooner.
+    assert found.saved["e"] == 85 * NS
+    assert found.late == ["e"]
+    assert (found.last["d"], found.last["e"]) == (0, 3)
+    assert sum(found.last[name] for name in "abc") == 3
+    assert (found.works["e"], found.idles["e"]) == (120 * NS, 0)
+
+
 def test_other_collectives_are_not_replayed() -> None:
     frames = of_ranks(OWN)
     assert replay({**frames, "b": frames["b"].head(4)}, least=NS) is None  # two of three
