@@ -83,7 +83,7 @@ def finding(
     device differ, and left out of a graph capture.
     `compares`: it says what pruning did to the dense step; left out where the runs do not compare.
     `reads`: a Context ("phase"), one whose `explained` holds what the other findings explain
-    ("findings"), or the RankTimes of several ranks ("ranks").
+    ("findings"), or a Late rank among several ("ranks").
     """
 
     def register(check: _Check) -> _Check:

@@ -49,7 +49,7 @@ from prunescope.analysis.timeline.phase_steps import (
 )
 from prunescope.analysis.timeline.scopes import find_scopes, modules_that_ran
 from prunescope.analysis.trace.collect import NONE, Ints
-from prunescope.analysis.trace.events import Trace, lacks_device_events
+from prunescope.analysis.trace.events import Trace, lacks_device_events, recorded_waits
 from prunescope.taxonomy.roles import BACKWARD
 from prunescope.taxonomy.words import percent
 
@@ -97,7 +97,6 @@ class Kernels:
     allocations: AllocatorCalls = field(default_factory=lambda: AllocatorCalls({}))
     host_collectives: list[str] = field(default_factory=list)  # by their names, of any thread
     device_unseen: bool = False  # whether it ran on a device of which the trace holds no events
-
     cold: ColdSteps = ColdSteps()  # steps that were left out
     # In first calls or compilation: idle time of the device, on a CPU trace all of it; all steps.
     first_call_ns: int = 0
@@ -209,7 +208,11 @@ def build(
         filled.source,
         mapping_rate=None if replay is None else replay.rate,
         replay_note=None if replay is None else replay.note(),
-        notes=[*unlinked(trace, linked.event, linked.op), *filled.notes],
+        notes=[
+            *unlinked(trace, linked.event, linked.op),
+            *recorded_waits(trace),
+            *filled.notes,
+        ],
         warnings=[
             *([] if apart is None else [f"{trace.source.name}: {apart.warning}"]),
             *_devices(trace, linked),

@@ -117,6 +117,7 @@ def _outcome(phase: Phase) -> str:
     if phase.ladder is None:
         share = numbers.share_of(phase.busy_ns, phase.wall_ns)
         text = f"{numbers.time(phase.wall_ns)} a step, busy {numbers.percent(share)} of the wall"
+        text += _communication(phase)
         earlier = any(finding.id == "earlier-work" for finding in phase.findings)
         return text + ", much of which is earlier work, most likely" * earlier
     ladder = phase.ladder
@@ -134,6 +135,33 @@ def _outcome(phase: Phase) -> str:
         text = f"{ratio} is indistinguishable from no speedup: the interval includes 1×"
         return f"{text}; {_was_promised(phase, ladder)}"
     return _realised(phase, ladder)
+
+
+def _communication(phase: Phase) -> str:
+    """How much of the busy time only communication fills, and how much of it is overlapped."""
+    comm = phase.communication
+    if comm is None:
+        return ""
+    work = phase.busy_ns - comm.exposed_ns
+    shares = (numbers.share_of(ns, phase.wall_ns) for ns in (work, comm.exposed_ns))
+    of_work, exposed = map(numbers.percent, shares)
+    text = f" ({of_work} work, {exposed} exposed communication"
+    if comm.overlapped_ns:
+        share = numbers.share_of(comm.overlapped_ns, comm.exposed_ns + comm.overlapped_ns)
+        text += f"; {numbers.percent(share)} of the communication is overlapped"
+    return f"{text})"
+
+
+def _communication_of_pair(phase: Phase) -> str:
+    """Exposed and overlapped communication of the pruned side, where the headline is a speedup."""
+    comm = phase.communication
+    if comm is None or phase.ladder is None:
+        return ""
+    share = numbers.percent(numbers.share_of(comm.exposed_ns, phase.wall_ns))
+    return (
+        f"communication of the pruned step: {numbers.time(comm.exposed_ns)} exposed ({share} of "
+        f"the wall), {numbers.time(comm.overlapped_ns)} overlapped"
+    )
 
 
 def _realised(phase: Phase, ladder: Ladder) -> str:
@@ -290,6 +318,7 @@ def opening(phase: Phase) -> list[str]:
         predicted(phase),
         statistic(phase),
         family(phase.family),
+        _communication_of_pair(phase),
         setup(phase),
         coverage(phase),
     )

@@ -120,6 +120,15 @@ class Fit(msgspec.Struct, kw_only=True):
     ]
 
 
+class Communication(msgspec.Struct, kw_only=True):
+    """Communication kernels of a step: how long nothing else runs beside them, how long other
+    kernels do, and the busy time of those by kind; exposed_ns and kinds sum to busy_ns."""
+
+    exposed_ns: float
+    overlapped_ns: float
+    kinds: dict[str, float]
+
+
 class Anatomy(msgspec.Struct, kw_only=True):
     """The anatomy of one phase."""
 
@@ -156,3 +165,6 @@ class Anatomy(msgspec.Struct, kw_only=True):
         ),
     ] = None
     idle: Annotated[list[Idle], meaning("the same idle time without the tail, split further")] = []
+    communication: Annotated[
+        Communication | None, meaning("null: none on the device, or an older report")
+    ] = None

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Required, TypedDict
 
 import msgspec
 
-from prunescope.analysis.schema.anatomy import Anatomy
+from prunescope.analysis.schema.anatomy import Anatomy, Communication
 from prunescope.analysis.schema.encode import json_bytes
 from prunescope.analysis.schema.fields import meaning
 from prunescope.analysis.schema.pair_comparison import PairComparison
@@ -29,6 +29,7 @@ from prunescope.taxonomy.formats import decode
 BESIDE = 0.99
 CLOCKS_APART = "clocks-apart"  # the finding that makes causes of idle time doubtful
 _NOT_COMPARABLE = "not-comparable"  # the finding by which reports before 0.2 say so
+_MUCH_COMM = 0.05  # of the wall: communication worth a part of its own
 # The note on a trace that no marker divides into steps.
 WHOLE_TRACE = "no step marker in the trace: all of it counts as one step"
 
@@ -422,6 +423,23 @@ class Phase(msgspec.Struct, kw_only=True):
         if timed is None or (dense is None and self.domain != "unprofiled"):
             return None
         return dense or timed, timed
+
+    @property
+    def communication(self) -> Communication | None:
+        """Exposed and overlapped communication, where it takes a good part of the step."""
+        comm = self.anatomy.communication if self.anatomy is not None else None
+        if comm is None or comm.exposed_ns + comm.overlapped_ns <= _MUCH_COMM * self.wall_ns:
+            return None
+        return comm
+
+    @property
+    def busy_by_kind(self) -> dict[str, float]:
+        """Busy time by kind, ns a step: what only communication fills is apart, and the work that
+        it runs beside counts in full."""
+        comm = self.communication
+        if comm is None:
+            return self.kinds
+        return {"comm, exposed": comm.exposed_ns, **comm.kinds}
 
     @property
     def is_skewed(self) -> bool:

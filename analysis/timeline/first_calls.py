@@ -55,19 +55,21 @@ _LOADS = re.compile(
     r"Module(?:Load|GetFunction)|Library(?:Load|Get)|LinkComplete|rtcCompile|GetFuncBySymbol"
     r"|Func(?:Get|Set)Attribute|Occupancy|GetSymbol|GraphInstantiate|StreamCreate|InitDevice"
 )
+# What runs at every call too (compile_fx.py: run, codecache.py: __call__) is not among them.
 _COMPILER = re.compile(
-    r"\(dynamo_timed\)|entire_frame_compile|backend_compile|inductor_compile|compile_fx"
-    r"|convert_frame\.py|_inductor/(?:scheduler|graph|async_compile|codecache)\.py"
+    r"\(dynamo_timed\)|entire_frame_compile|backend_compile|inductor_compile|compile_inner"
+    r"|\bcompile_fx(?:_inner)?\b(?!\.py)|create_aot_dispatcher_function|convert_frame\.py"
+    r"|_inductor/(?:scheduler|graph|async_compile)\.py|codecache\.py\(\d+\): \w*(?:load|compile)"
     r"|[Aa]utotun\w*(?:\.py\(\d+\): |[.:]+)(?:_?bench|autotune)|benchmark_all_configs"
-    r"|triton/compiler|nvrtcCompile|cpp_extension\.py|jit/_script\.py\(\d+\): script$"
-    r"|jit/_trace\.py\(\d+\): trace$|TorchScript compil|XLA.*[Cc]ompil"
+    r"|autotune_to_one_config|triton/compiler|rtcCompile|cpp_extension\.py"
+    r"|jit/_(?:script|trace)\.py\(\d+\): (?:script|trace)$|TorchScript compil|XLA.*[Cc]ompil"
 )
 # Kernels that are compiled at run time: Triton, TorchScript's and torch.jit's fusers.
 _COMPILED_KERNEL = re.compile(
     r"^(?:triton_|fused_\w|nvfuser|CudaCodeGen|cute_dsl|tvmgen_)|^kernel\d+$"
 )
 # Launches of code that was loaded at run time go through the driver's interface.
-_MODULE_LAUNCH = re.compile(r"^(?:cu|hipModule|hipDrv)Launch")
+_MODULE_LAUNCH = re.compile(r"^(?:cu|hip(?:Ext)?Module|hipDrv)Launch")
 # Ops of TorchScript's executor and of torch.compile within the function that they run.
 _COMPILED_OP = re.compile(
     r"^fallback_function$|^<(?:forward|backward) op>$|^TensorExpr|^CudaFusionG|^prim::"
@@ -318,20 +320,24 @@ def _compilations(trace: Trace, warm: int) -> list[Span]:
     if not (trace.on_device and len(trace.launches["ts"])):
         return []
     kernel = _kernels_of(trace)
-    points = [*_first_compiled_kernels(trace, kernel, warm), *_first_compiled_ops(trace, warm)]
+    points: dict[int, list[tuple[int, str]]] = {}
+    for found in (_first_compiled_kernels(trace, kernel, warm), _first_compiled_ops(trace, warm)):
+        for thread, ts, what in found:
+            points.setdefault(thread, []).append((ts, what))
     spans: list[Span] = []
-    for thread in sorted({thread for thread, _, _ in points}):
-        silences = None
+    for thread, firsts in points.items():
         own = (kernel >= 0) & (trace.launches["thread"] == thread)
         launched = np.sort((trace.launches["ts"] + trace.launches["dur"])[own])
-        for _, ts, what in (point for point in points if point[0] == thread):
-            before = int(np.searchsorted(launched, ts, side="right")) - 1
-            since = int(launched[before]) if before >= 0 else _NEVER
-            if ts - since < LONG:
-                continue
-            silences = _silences(trace, thread) if silences is None else silences
-            begin, end = silences
-            within = (begin >= since) & (end <= ts)
+        launched = np.concatenate(([_NEVER], launched))
+        since = launched[np.searchsorted(launched, [ts for ts, _ in firsts], side="right") - 1]
+        late = [
+            (int(begin), ts, what)
+            for begin, (ts, what) in zip(since, firsts, strict=True)
+            if ts - begin >= LONG
+        ]
+        begin, end = _silences(trace, thread) if late else (since[:0], since[:0])
+        for first, last, what in late:
+            within = (begin >= first) & (end <= last)
             spans += [
                 (*span, thread, f"{SILENCE} {what}")
                 for span in zip(begin[within].tolist(), end[within].tolist(), strict=True)

@@ -16,6 +16,7 @@ import numpy as np
 from prunescope.analysis.ops.call import OpCall
 from prunescope.analysis.trace.collect import COLUMNS, Ints
 from prunescope.analysis.trace.reader import Source
+from prunescope.taxonomy.words import ms
 
 
 def _no_spans() -> dict[str, Ints]:
@@ -145,6 +146,16 @@ def trace_warnings(trace: Trace) -> list[str]:
     if source.repaired:
         warnings.append(f"{name}: invalid JSON (NaN, control characters or bytes) was repaired")
     return warnings
+
+
+def recorded_waits(trace: Trace) -> list[str]:
+    """A note on the waits of streams that the device recorded among its work."""
+    if not len(trace.waits["ts"]):
+        return []
+    return [
+        f"{len(trace.waits['ts']):,} events in which a stream waits for another one "
+        f"({ms(int(trace.waits['dur'].sum()))} in all) are no work, and no kernels"
+    ]
 
 
 def lacks_device_events(trace: Trace) -> bool:

@@ -201,9 +201,9 @@ def test_times_for_people() -> None:
 def test_a_real_trace_that_waits_for_its_host_is_told_so(
     real_trace: Callable[[str], Path],
 ) -> None:
-    """The B200 waits for its host 86 % of the time, and is accused of nothing else; the profiler,
-    which recorded 15,230 calls of Python meanwhile, has a part in that."""
+    """The B200 waits for its host 86 % of the time, 9 % for first calls of cuBLAS, and is accused
+    of nothing else; the profiler, which recorded 15,230 calls of Python, has a part in that."""
     phase = analyze(real_trace("b200_eager.json.gz")).report.phases["trace"]
-    assert {f.id for f in phase.findings} == {"launch-bound"}
+    assert {f.id for f in phase.findings} == {"launch-bound", "first-calls"}
     present(phase, "launch-bound", "warning", "15,230 calls of Python (with_stack)")
     assert phase.gap_ns / phase.wall_ns == pytest.approx(0.86, abs=0.01)

@@ -212,7 +212,11 @@ def test_silence_before_the_first_call_of_a_scripted_function(tmp_path: Path) ->
     [
         ("user_annotation", "compile_fx_inner (dynamo_timed)", True),
         ("python_function", "torch/_dynamo/convert_frame.py(1164): __call__", True),
+        ("python_function", "torch/_inductor/compile_fx.py(800): compile_fx_inner", True),
+        ("python_function", "triton/runtime/autotuner.py(112): _bench", True),
         ("python_function", "torch/_dynamo/eval_frame.py(465): _fn", False),  # of every call
+        ("python_function", "torch/_inductor/compile_fx.py(1047): run", False),
+        ("python_function", "torch/_inductor/codecache.py(906): __call__", False),
         ("cuda_runtime", "cuModuleLoadDataEx", True),
         ("cuda_runtime", "cudaGraphInstantiate", True),
         ("user_annotation", "my_step", False),
