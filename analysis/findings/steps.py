@@ -23,6 +23,8 @@ _ODD, _USUAL = 0.25, 5  # of the median step; times the median distance from it
 @finding("odd-step", "warning")
 def odd_step(c: Context) -> Found | None:
     """Some steps take far longer or shorter than the others."""
+    if c.phase.unprofiled_ns is not None:
+        return None  # samples describe the step, and finding them disturbed is said elsewhere
     texts, lines = [], []
     for name, kernels in (("dense", c.baseline_kernels), ("pruned", c.kernels)):
         if kernels is None or not len(odd := odd_steps(kernels.linked.wall)):

@@ -97,7 +97,6 @@ class Kernels:
     allocations: AllocatorCalls = field(default_factory=lambda: AllocatorCalls({}))
     host_collectives: list[str] = field(default_factory=list)  # by their names, of any thread
     device_unseen: bool = False  # whether it ran on a device of which the trace holds no events
-
     cold: ColdSteps = ColdSteps()  # steps that were left out
     # In first calls or compilation: idle time of the device, on a CPU trace all of it; all steps.
     first_call_ns: int = 0

@@ -39,7 +39,8 @@ def repeated_sequence(trace: Trace, work: WorkSequence) -> Windows | None:
         for start in _beginnings(work, np.flatnonzero(count == often)):
             windows = _windows(trace, work, start)
             if (
-                work.covered(windows) >= NEARLY_ALL
+                (np.diff(windows.start) > 0).all()  # not so where threads launch side by side
+                and work.covered(windows) >= NEARLY_ALL
                 and any(_in_each(windows, sign) for sign in signs)
                 and work.alike(windows)
             ):
