@@ -91,9 +91,11 @@ def compare_phase(
     seen = verdict(evidence)
     doubted = caveats(pruned.kernels, dense=dense.kernels, evidence=evidence, family=seen.family)
     family = apply_caveats(seen.family, doubted)
+    # Rows in one ratio may be a pruning of tokens, which the verdict names.
+    other = other_inputs(evidence.pairs, evidence.convolutions)
     comparison = pair_comparison(
         evidence.differences,
-        inputs=other_inputs(evidence.pairs) if family.id == "outside" else None,
+        inputs=other if family.id == "outside" else None,
         one_sided=sides.one_sided,
     )
     nominal = sparsity if sparsity is not None else _nominal(pruned)

@@ -1,7 +1,7 @@
 """Another batch or length, read from shapes: every product has other rows, all in one ratio.
 
-In: GEMM pairs of both sides. Out: the Difference that says so, or None. Pruning moves rows in one
-ratio too where tokens are dropped before the first layer: a verdict looks for that first.
+In: GEMM pairs and convolutions of both sides. Out: the Difference that says so, or None. Pruning
+moves rows in one ratio too where tokens are dropped: a verdict looks for that first.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
+from prunescope.analysis.comparison.convolutions import Convolution
 from prunescope.analysis.ledger.gemms import Call, Pair
 from prunescope.analysis.schema.pair_comparison import Difference
 from prunescope.taxonomy.gemm import Gemm
@@ -22,14 +23,23 @@ _TIMES = {0.5: "half", 2.0: "twice"}
 _REST = 0.05
 
 
-def other_inputs(pairs: list[Pair]) -> Difference | None:
+def other_inputs(pairs: list[Pair], convolutions: Sequence[Convolution] = ()) -> Difference | None:
     """That all linears multiply other rows than the dense ones, in one ratio; where no role is
-    known, that all products do and nothing else moved."""
-    linears = [p for p in pairs if p.key[1] in (*QKV_ROLES, *MLP_ROLES)]
-    ratio = _of_linears(linears) if linears else _of_products(pairs)
-    if ratio is None:
+    known, that all products and convolutions do and nothing else moved. A convolution of as many
+    pixels as before (a patch embedding) shows that the inputs are the same: tokens were dropped."""
+    pixels = {one.ratio for one in convolutions}
+    if 1.0 in pixels:
         return None
-    return Difference(_kind(pairs, ratio), 1, ratio, hides_pruning=True)
+    linears = [p for p in pairs if p.key[1] in (*QKV_ROLES, *MLP_ROLES)]
+    if linears:
+        ratio = _of_linears(linears)
+    elif any(_gemm(p.dense) is not None for p in pairs):
+        ratio = _of_products(pairs)
+    else:
+        ratio = pixels.pop() if len(pixels) == 1 else None
+    if ratio is None or (not linears and pixels - {ratio}):
+        return None
+    return Difference(_kind(pairs, convolutions, ratio), 1, ratio, hides_pruning=True)
 
 
 def input_text(one: Difference) -> str | None:
@@ -114,9 +124,9 @@ def _scaled(dense: Gemm, pruned: Gemm, ratio: float) -> bool:
     )
 
 
-def _kind(pairs: list[Pair], ratio: float) -> str:
-    """Batch or length, by what moved in attention and other batched products; ROWS where there are
-    none."""
+def _kind(pairs: list[Pair], convolutions: Sequence[Convolution], ratio: float) -> str:
+    """Batch or length, by what moved in attention, other batched products and convolutions; ROWS
+    where there are none."""
     batched = [
         (d, q)
         for p in pairs
@@ -124,8 +134,8 @@ def _kind(pairs: list[Pair], ratio: float) -> str:
         if p.key[2] in ("qk", "pv") or d.batch > 1
         if d != q
     ]
-    if not batched:
-        return ROWS
-    if all(q == Gemm(d.m, d.n, d.k, round(d.batch * ratio)) for d, q in batched):
+    batches = [q == Gemm(d.m, d.n, d.k, round(d.batch * ratio)) for d, q in batched]
+    batches += [one.dense[0][1:] == one.pruned[0][1:] for one in convolutions]
+    if batches and all(batches):
         return BATCH_SIZE
-    return LENGTH if all(d.batch == q.batch for d, q in batched) else ROWS
+    return LENGTH if batched and all(d.batch == q.batch for d, q in batched) else ROWS

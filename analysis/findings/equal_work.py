@@ -15,7 +15,7 @@ from prunescope.analysis.findings.context import Context
 from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.ledger.gemms import Call
-from prunescope.analysis.schema.report import CAPTURES_DIFFER, OTHER_TIME, Row
+from prunescope.analysis.schema.report import CAPTURES_DIFFER, OTHER_TIME, Row, is_beyond_noise
 from prunescope.taxonomy.words import ms, percent, shortened
 
 _MOST = 0.5  # of a difference: what explains more than half of it is its cause
@@ -54,8 +54,8 @@ def same_shapes_other_time(c: Context) -> Found | None:
 
 
 def _rows(c: Context) -> list[Row]:
-    """The ledger rows that hold the difference, the largest first."""
-    found = [row for name in _ROWS if (row := c.row(name)) is not None]
+    """The ledger rows beyond their noise that hold the difference, the largest first."""
+    found = [row for name in _ROWS if (row := c.row(name)) is not None and is_beyond_noise(row)]
     total = sum(abs(row.moves_ns) for row in found)
     found = [row for row in found if abs(row.moves_ns) > _HOLDS * total]
     return sorted(found, key=lambda row: -abs(row.moves_ns))
@@ -64,6 +64,8 @@ def _rows(c: Context) -> list[Row]:
 def _causes(c: Context, dense: Kernels, rows: list[Row]) -> Iterator[str]:
     """What the kernels of both sides show of the cause."""
     kernels = [row for row in rows if row.row != "launch_idle"]
+    if not rows:
+        return
     if not kernels:
         yield "the kernels take as long as before: the host, or what the device waits for, differs"
         return

@@ -208,8 +208,8 @@ def above_bound(c: Context) -> Found | None:
     ladder = c.phase.ladder
     if ladder is None or ladder.share_of_bound is None or ladder.share_of_bound <= _ABOVE:
         return None
-    if ladder.holds_bound or (c.phase.nothing_moved and not ladder.is_noise):
-        return None  # where nothing moved, same-shapes-other-time says so
+    if ladder.holds_bound:
+        return None
     gains = [one for one in _beyond(c) if one[0].moves_ns < 0]
     total = sum(row.moves_ns for row, _, _ in gains)
     reasons = [

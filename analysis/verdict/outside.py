@@ -154,7 +154,7 @@ def fewer_experts(e: Evidence) -> Reason | None:
 
 def inputs(e: Evidence) -> Reason | None:
     """Another batch or length: rows of every linear in one ratio."""
-    found = other_inputs(e.pairs)
+    found = other_inputs(e.pairs, e.convolutions)
     if found is None:
         return None
     numbers = {"ratio": found.pruned}

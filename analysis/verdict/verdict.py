@@ -10,6 +10,7 @@ from collections import Counter
 
 import polars as pl
 
+from prunescope.analysis.comparison.convolutions import convolutions
 from prunescope.analysis.comparison.differences import UNREADABLE, differences, unpaired
 from prunescope.analysis.comparison.equal_information import ComparableSides
 from prunescope.analysis.comparison.parallelism import ranks_of
@@ -56,6 +57,7 @@ def evidence_of(sides: ComparableSides, pairs: list[Pair], units: Units) -> Evid
         unread=(unread(dense.kernels), unread(pruned.kernels)),
         ranks=(ranks_of(dense).number, ranks_of(pruned).number),
         gathers=gathers(pruned.kernels) if pruned.kernels.has_shapes else None,
+        convolutions=convolutions(dense.kernels, pruned.kernels),
         activation=other_activation(dense.kernels, pruned.kernels),
         other_grids=_other_grids(dense.kernels, pruned.kernels),
         shapes_ignored=frozenset(

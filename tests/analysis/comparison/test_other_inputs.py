@@ -99,3 +99,38 @@ def test_half_the_batch_of_a_real_model(real_trace: Callable[[str], Path]) -> No
     assert "half the batch" in headline(phase)
     assert phase.busy_ns == pytest.approx(47.588e6, abs=1e3)
     assert phase.ladder is not None and phase.ladder.nominal is None
+
+
+def convolution(batch: int, channels: int = 16) -> Any:
+    shapes = ([batch, 3, 32, 32], [channels, 3, 4, 4], [0, 0], [4, 4], [1, 1], [], [], [], [])
+    concrete = ("", "", "[0, 0]", "[4, 4]", "[1, 1]", "1", "False", "False", "True")
+    kernels = [k(us=20, name="implicit_convolve_sgemm")]
+    return op("aten::cudnn_convolution", *shapes, concrete=concrete, kernels=kernels)
+
+
+def images(batch: int, tokens: int = 64) -> Any:
+    """A patch embedding of images, and two linears of `tokens` tokens an image."""
+    linear = op("aten::mm", [batch * tokens, 64], [64, 64], kernels=[k(us=10, name="gemm")])
+    return chrome(convolution(batch), linear, linear)
+
+
+def test_a_batch_of_images_is_one_of_convolutions_too(tmp_path: Path) -> None:
+    phase = compared(images(8), images(4), tmp_path)
+    assert "other inputs (half the batch)" in headline(phase)
+
+
+def test_tokens_that_were_dropped_after_the_patch_embedding_are_no_other_input(
+    tmp_path: Path,
+) -> None:
+    """As many images as before, and half of their tokens: rows fell in one ratio all the same."""
+    phase = compared(images(8), images(8, tokens=32), tmp_path)
+    assert phase.comparison is not None
+    assert not phase.comparison.differences
+
+
+def test_convolutions_alone_tell_the_batch(tmp_path: Path) -> None:
+    """Without a product, and with other channels, which are no other batch."""
+
+    dense, half, narrow = (chrome(convolution(*of)) for of in ((8,), (4,), (4, 8)))
+    assert "other inputs (half the batch)" in headline(compared(dense, half, tmp_path))
+    assert "other inputs" not in headline(compared(dense, narrow, tmp_path))
