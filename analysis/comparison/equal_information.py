@@ -186,8 +186,8 @@ def _without_order_of_qkv(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhas
 
 
 def _read_one_width(kernels: Kernels, roles: tuple[str, ...]) -> bool:
-    """Whether the products of some roles have one K in each layer: those through a rank do not, nor
-    is it known of those without a shape."""
+    """Whether the products of some roles have one K in each layer, or no known one at all: those
+    through a rank do not."""
     rows = kernels.frame.filter(
         pl.col("kind").is_in(_PLAIN) & pl.col("primary") & pl.col("role").is_in(roles)
     )
@@ -195,7 +195,7 @@ def _read_one_width(kernels: Kernels, roles: tuple[str, ...]) -> bool:
     for layer, call in rows.select("layer", "call").unique().iter_rows():
         work = None if call is None else kernels.works[call]
         widths[layer].add(work.gemms[0].k if work is not None and work.gemms else None)
-    return all(len(found) == 1 and None not in found for found in widths.values())
+    return all(len(found) == 1 for found in widths.values())
 
 
 def _roles_of_products(kernels: Kernels) -> set[str]:
