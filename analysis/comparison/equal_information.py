@@ -179,9 +179,9 @@ def with_equal_fusion(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, S
     for fused, parts in _FUSED.items():
         whole = [fused in found and not found & {*parts} for found in roles]
         apart = [fused not in found and {*parts} <= found for found in roles]
-        if whole[0] and apart[1]:
+        if whole[0] and apart[1] and _read_one_width(pruned.kernels, parts):
             pruned = _with_fused_role(pruned, fused, parts)
-        elif whole[1] and apart[0]:
+        elif whole[1] and apart[0] and _read_one_width(dense.kernels, parts):
             dense = _with_fused_role(dense, fused, parts)
         else:
             continue
@@ -205,21 +205,25 @@ def _without_order_of_qkv(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhas
     sides = dense.kernels, pruned.kernels
     if not all({*parts} <= _roles_of_products(side) for side in sides):
         return dense, pruned
-    if any(len(_widths_read(side, parts)) != 1 for side in sides):
-        return dense, pruned  # through a rank, or of unknown shape
+    if not all(_read_one_width(side, parts) for side in sides):
+        return dense, pruned
     dense, pruned = (_with_fused_role(side, "qkv", parts) for side in (dense, pruned))
     note = "the order of kernels does not tell q, k and v apart: they are compared as qkv"
     kernels = replace(pruned.kernels, notes=[*pruned.kernels.notes, note])
     return dense, replace(pruned, kernels=kernels)
 
 
-def _widths_read(kernels: Kernels, roles: tuple[str, ...]) -> set[int | None]:
-    """K of the products of some roles."""
+def _read_one_width(kernels: Kernels, roles: tuple[str, ...]) -> bool:
+    """Whether the products of some roles have one K in each layer, or no known one at all: those
+    through a rank do not."""
     rows = kernels.frame.filter(
         pl.col("kind").is_in(_PLAIN) & pl.col("primary") & pl.col("role").is_in(roles)
     )
-    works = [None if call is None else kernels.works[call] for call in rows["call"].unique()]
-    return {None if work is None or not work.gemms else work.gemms[0].k for work in works}
+    widths: dict[int | None, set[int | None]] = defaultdict(set)
+    for layer, call in rows.select("layer", "call").unique().iter_rows():
+        work = None if call is None else kernels.works[call]
+        widths[layer].add(work.gemms[0].k if work is not None and work.gemms else None)
+    return all(len(found) == 1 for found in widths.values())
 
 
 def _roles_of_products(kernels: Kernels) -> set[str]:
