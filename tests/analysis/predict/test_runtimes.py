@@ -131,6 +131,30 @@ def test_time_beside_the_model_is_the_same_on_both_sides() -> None:
     assert more["speedup"] < plain["speedup"]
 
 
+def test_depth_and_width_in_one_model() -> None:
+    """Half of the layers of a model of three quarters of the channels: by hand, the time of a
+    decode step less lm_head is that of the narrower one, halved."""
+    options = {"model": "llama-3.1-8b", "phase": "decode", "method": "static-nk", "sparsity": 0.25}
+    whole, half = (ask(depth=depth, **options) for depth in (0.0, 0.5))
+    roles = [found["phases"]["decode"]["roles"] for found in (whole, half)]
+    for role in ("q", "gate", "down", "attention"):
+        assert roles[1][role] == pytest.approx(roles[0][role] / 2)
+    assert roles[1]["lm_head"] == roles[0]["lm_head"]
+    assert half["phases"]["decode"]["kv_bytes"] == whole["phases"]["decode"]["kv_bytes"] / 2
+    assert half["assumed"] == ["the pruned model has 16 of 32 layers"]
+    assert ask(depth=0.0, method=None)["assumed"] == []
+    for bad in ({"depth": 1.0}, {"depth": 0.5, "method": None}):
+        with pytest.raises(PrunescopeError):
+            ask(**{**options, **bad})
+
+
+def test_fused_attention_in_eager_modules_keeps_no_scores() -> None:
+    options = {"method": "static-m", "launch": "eager", "prompt_len": 8192}
+    eager, fused = (execution("prefill", attn=name, **options)["dense_ns"]
+                    for name in ("eager", "sdpa"))  # fmt: skip
+    assert fused < 0.9 * eager
+
+
 def test_a_prompt_of_a_few_more_tokens_costs_a_few_more() -> None:
     """Libraries even out the last wave: 640 to 650 tokens were 79 to 115 ms."""
     options = {"model": "llama-2-13b", "device": "a100-80gb-sxm", "method": "static-m"}
