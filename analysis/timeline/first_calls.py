@@ -42,7 +42,7 @@ from prunescope.analysis.timeline.runtime_calls import (
     named,
     runtime_calls,
 )
-from prunescope.analysis.trace.collect import NONE, OWN_STEP, Ints
+from prunescope.analysis.trace.collect import NONE, Ints
 from prunescope.analysis.trace.events import Trace
 
 LONG = 1_000_000  # ns: no call of a warm process takes so long, unless it waits
