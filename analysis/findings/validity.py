@@ -54,8 +54,10 @@ def not_comparable(c: Context) -> Found | None:
         *_scaled_to_batch(c, differences),
     ]
     if all(one.kind == FIRST_CALLS for one in differences):
+        both = all(one.dense and one.pruned for one in differences)
+        which = "both are cold, one of them more" if both else "one is cold"
         return Found(
-            text="the two runs are not comparable: one is cold",
+            text=f"the two runs are not comparable: {which}",
             evidence=evidence,
             change="run the step a few times before the profiler starts, and trace again",
         )

@@ -87,10 +87,21 @@ def test_cold_against_warm_does_not_compare(tmp_path: Path) -> None:
         "without them a step takes 159.0 µs in the dense run and 164.0 µs in the pruned one, 0.97×",
     ]
     assert headline(phase).startswith("122.95× is no speedup: not comparable (the baseline holds")
+    assert not any(f.id == "above-bound" for f in phase.findings)
     other = told(cold, warm)
     [why] = [f for f in other.findings if f.id == "not-comparable"]
     assert why.evidence[0].startswith("the pruned run holds first calls or compilation, 20.005 ms")
     assert "the baseline none" in why.evidence[0]
+
+
+def test_of_two_cold_runs_one_may_be_colder(tmp_path: Path) -> None:
+    cold, colder = process(tmp_path / "a", 4_005), process(tmp_path / "b", 20_005)
+    [why] = [f for f in told(cold, colder).findings if f.id == "not-comparable"]
+    assert why.text.endswith("both are cold, one of them more")
+    assert why.evidence[0] == (
+        "the baseline holds first calls or compilation, 20.005 ms a step, and the pruned run "
+        "4.005 ms"
+    )
 
 
 def test_runs_that_are_as_cold_as_each_other_compare(tmp_path: Path) -> None:
