@@ -3,8 +3,8 @@
 In: a Trace and its work in order. Out: windows of the steps (host ns), or None.
 
 A layer repeats as a step does. What tells them apart is what every part holds: a lookup of tokens
-before several attentions, more attentions, convolutions or scans than a layer has, or a backward
-pass. Equal parts without these stay one step.
+before several attentions, more attentions, convolutions or scans than a layer has (and a lookup,
+where the trace has any), or a backward pass. Equal parts without these stay one step.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ def repeated_sequence(trace: Trace, work: WorkSequence) -> Windows | None:
 
 
 def _signs(trace: Trace, work: WorkSequence) -> list[Sign]:
-    """What no layer holds. A layer may look up its positions, and then has one attention."""
+    """What no layer holds. A layer may look up its positions, and then has one attention; a group
+    of layers with attention and of others with scans, as hybrid models repeat it, has many mixers:
+    the lookup alone tells it from a step."""
     distinct, row = work.kinds
     kinds = [op_kind(name, None) for name in (trace.names[i] for i in distinct)]
     kinds = [
@@ -58,9 +60,13 @@ def _signs(trace: Trace, work: WorkSequence) -> list[Sign]:
     ]
     mixes = [work.begin[np.array([kind == one for kind in kinds], bool)[row]] for one in _MIXERS]
     lookups = (_called(trace, _LOOKUP), 1)
+    many: Sign = [(np.concatenate(mixes), _OF_A_LAYER + 1)]
+    attention, softmax, _, scan = (len(at) > 0 for at in mixes)
+    if len(lookups[0]) or (scan and (attention or softmax)):
+        many.append(lookups)
     return [
         *([lookups, (at, 2)] for at in mixes),
-        [(np.concatenate(mixes), _OF_A_LAYER + 1)],
+        many,
         [(work.begin[work.named("_backward")], 1)],
     ]
 

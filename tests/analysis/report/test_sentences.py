@@ -60,7 +60,9 @@ def compared(family: str, **ladder: object) -> Phase:
              "realised": 1.43, "realised_ci95": [1.38, 1.5], "share_of_bound": 1.43}  # fmt: skip
     unmoved = [g for g in example.gemms(512) if g.axis == "none"]
     return example.phase(
-        family=FamilyVerdict(id=family, confidence=1.0, evidence=["no GEMM moved"]),
+        family=FamilyVerdict(
+            id=family, confidence=1.0, evidence=["no GEMM moved"], alternatives=["dense"]
+        ),
         ladder=msgspec.convert({**plain, **ladder}, Ladder),
         gemms=unmoved, pairing=NONE_ADDED,
     )  # fmt: skip
