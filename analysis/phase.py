@@ -251,6 +251,9 @@ def _phase(
         overhead=found.overhead,
         shapes=sums.shapes,
         comparison=found.comparison,
+        step_ns=sums.step_ns,
+        cold_steps=sums.cold_steps,
+        first_call_ns=sums.first_call_ns,
     )
 
 

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from prunescope.analysis.comparison.first_calls import first_calls_text, unequal_first_calls
 from prunescope.analysis.comparison.parallelism import PARALLELISM, parallelism
 from prunescope.analysis.inputs.side import Side, SidePhase
 from prunescope.analysis.kernels.phase_kind import rows_of_linears, trained_tokens
@@ -59,7 +60,9 @@ def differences(dense: SidePhase, pruned: SidePhase, pairs: list[Pair]) -> tuple
 
 
 def _ran_on(dense: SidePhase, pruned: SidePhase) -> Iterator[Difference]:
-    """Device, rank, and whether the code was compiled."""
+    """Device, rank, whether the code was compiled, and whether one side is cold."""
+    if (cold := unequal_first_calls(dense, pruned)) is not None:
+        yield cold
     old, new = _device(dense.side), _device(pruned.side)
     if old and new and old != new:
         yield Difference("device", old, new)
@@ -197,6 +200,8 @@ _WHY: dict[str, Callable[[object, object], str]] = {
 
 def difference_text(one: Difference) -> str:
     """A difference as a line of evidence: both values."""
+    if (cold := first_calls_text(one)) is not None:
+        return cold
     if one.kind == ROWS:
         ratio = f"{one.pruned:g} × the dense one"
         return f"M of every linear is {ratio}: other inputs (batch or length)"

@@ -141,6 +141,8 @@ def host_lead(c: Context) -> Found | None:
     whole = c.phase.wall_ns + linked.launch_latency_ns / steps
     if not c.kernels.on_device or idle < SOME * whole:
         return None
+    if linked.host_runs_ahead:
+        return _lead_once(c, idle)
     has_work = bool(linked.launch_latency_work.get("events"))
     first = "wall time" if has_work else "first event on the device"
     begins = "the step begins" if steps == 1 else f"the first of {steps} steps begins"
@@ -156,6 +158,22 @@ def host_lead(c: Context) -> Found | None:
         change="find out what the host does there (data, preprocessing, the first call of a kernel)"
         + ", or profile several steps: the wall time of each but the first contains it"
         * (steps == 1),
+    )
+
+
+def _lead_once(c: Context, idle: int) -> Found:
+    """The lead of steps that the host launches while the device still runs the step before."""
+    return Found(
+        severity="info",
+        text=f"the first of {c.kernels.num_steps} steps begins with {ms(idle)} on the host in "
+        "which the device runs nothing; the host launches the steps after it before the device "
+        f"has finished the one before, so that no later step waits: a step takes "
+        f"{ms(c.phase.wall_ns)}",
+        evidence=[
+            f"the annotation of the first step begins {ms(c.kernels.linked.launch_latency_ns or 0)}"
+            " before its first event on the device"
+        ],
+        change=None,
     )
 
 

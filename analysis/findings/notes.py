@@ -13,7 +13,16 @@ from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.kernels.replay import replayed_begin
 from prunescope.analysis.schema.pair_comparison import SHAPES
 from prunescope.analysis.schema.report import WHOLE_TRACE, Phase
-from prunescope.analysis.timeline.intervals import alone_ns, carry_over_ns, union_ns
+from prunescope.analysis.timeline.intervals import (
+    ANNOTATION,
+    SEQUENCE,
+    UPDATE,
+    WHOLE,
+    ZERO_GRAD,
+    alone_ns,
+    carry_over_ns,
+    union_ns,
+)
 from prunescope.taxonomy.words import ms, shortened
 
 _HIDDEN = 0.05  # of the wall: concurrent or communication time worth a note
@@ -24,8 +33,7 @@ _OF_TOKENS = {"attention", "embedding", "lm_head"}  # kinds and roles of languag
 def notes(kernels: Kernels) -> list[str]:
     """The notes of a phase on its kernels."""
     lines = list(kernels.notes)
-    if kernels.windows.source == "whole":
-        lines.append(WHOLE_TRACE)
+    lines += _steps_from(kernels)
     if kernels.replay_note is not None:
         lines.append(kernels.replay_note)
     elif kernels.linked.replayed.any():
@@ -38,6 +46,28 @@ def notes(kernels: Kernels) -> list[str]:
         lines.append("no module scopes in the trace: roles come from the order of kernels")
         lines += _unequal_layers(kernels)
     return lines + _early(kernels) + _concurrent(kernels) + _communication(kernels)
+
+
+def _steps_from(kernels: Kernels) -> list[str]:
+    """What the steps are where no profiler or engine marked them."""
+    source, names = kernels.windows.source, kernels.windows.names
+    if source == WHOLE:
+        return [WHOLE_TRACE]
+    if source == UPDATE:
+        return [f"steps end where {shortened(names[0])} ends"]
+    if source == ZERO_GRAD:
+        return [f"steps begin where {shortened(names[0])} begins"]
+    if source == ANNOTATION:
+        return [
+            f"steps are the spans of the annotation {shortened(names[0])}, which holds nearly all "
+            "of the time; --phase-pattern picks others"
+        ]
+    if source == SEQUENCE:
+        return [
+            "no step marker in the trace: steps are a sequence of work that repeats "
+            f"{len(names)} times; --phase-pattern picks others"
+        ]
+    return []
 
 
 def _in_whole_us(kernels: Kernels) -> bool:

@@ -205,7 +205,7 @@ def above_peak(c: Context) -> Found | None:
 @finding("above-bound", "info", compares=True)
 def above_bound(c: Context) -> Found | None:
     """The speedup exceeds the roofline bound; the ledger rows that explain it are named."""
-    ladder = c.phase.ladder
+    ladder = c.phase.ladder if c.phase.is_speedup else None
     if ladder is None or ladder.share_of_bound is None or ladder.share_of_bound <= _ABOVE:
         return None
     if ladder.holds_bound:

@@ -6,10 +6,15 @@ In: a Context. Out: Found, or None.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 from prunescope.analysis.comparison.differences import difference_text
+from prunescope.analysis.comparison.first_calls import FIRST_CALLS
 from prunescope.analysis.findings.context import Context
 from prunescope.analysis.findings.registry import Found, finding
+from prunescope.analysis.schema.pair_comparison import Difference
 from prunescope.analysis.verdict.caveats import caveat_text
+from prunescope.taxonomy.words import ms
 
 _GAIN = 0.95  # of the dense time: 2:4 kernels that take more gained nothing worth the name
 _CHANGE = (
@@ -20,14 +25,35 @@ _CHANGE = (
 
 @finding("not-comparable", "critical")
 def not_comparable(c: Context) -> Found | None:
-    """The dense baseline ran with other inputs or settings than the pruned run."""
+    """The dense baseline ran with other inputs or settings than the pruned run, or one is cold."""
     differences = c.phase.comparison.differences if c.phase.comparison else ()
     if not differences:
         return None
+    evidence = [*map(difference_text, differences), *_without_first_calls(c, differences)]
+    if all(one.kind == FIRST_CALLS for one in differences):
+        both = all(one.dense and one.pruned for one in differences)
+        which = "both are cold, one of them more" if both else "one is cold"
+        return Found(
+            text=f"the two runs are not comparable: {which}",
+            evidence=evidence,
+            change="run the step a few times before the profiler starts, and trace again",
+        )
     return Found(
         text="the dense baseline is not comparable: it ran with other settings",
-        evidence=[difference_text(one) for one in differences],
+        evidence=evidence,
         change="trace the dense model again with the settings of the pruned one",
+    )
+
+
+def _without_first_calls(c: Context, differences: Sequence[Difference]) -> Iterator[str]:
+    """Both times without first calls, and their ratio, where one side is cold."""
+    old, new = c.phase.baseline, c.phase
+    if old is None or all(one.kind != FIRST_CALLS for one in differences):
+        return
+    rest = [one.wall_ns - one.first_call_ns for one in (old, new)]
+    yield (
+        f"without them a step takes {ms(rest[0])} in the dense run and {ms(rest[1])} in the pruned "
+        f"one, {rest[0] / rest[1]:.2f}×"
     )
 
 

@@ -109,8 +109,8 @@ class Options:
     phase: Annotated[
         Phase | None,
         Option(
-            help="Phase of the profiled steps: prefill or decode; without it, inferred from the "
-            "trace."
+            help="Phase to analyse of a trace that holds both, prefill or decode; with --model, "
+            "that of its steps. Without it, all phases of the trace."
         ),
     ] = None
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import polars as pl
 
+from prunescope.analysis.kernels.grouped_queries import unfold_queries
 from prunescope.analysis.kernels.host_calls import (
     AllocatorCalls,
     GraphBlockers,
@@ -21,7 +22,7 @@ from prunescope.analysis.kernels.host_calls import (
     blocked_by_op,
     graph_blockers,
 )
-from prunescope.analysis.kernels.idle import add_waits, host_collectives
+from prunescope.analysis.kernels.idle import add_waits, first_call_ns, host_collectives
 from prunescope.analysis.kernels.number_formats import with_formats
 from prunescope.analysis.kernels.peaks import Peaks
 from prunescope.analysis.kernels.replay import LEAST, Replay, read_eager
@@ -40,7 +41,12 @@ from prunescope.analysis.timeline.link import Linked, link, taken
 from prunescope.analysis.timeline.overhead import Recorded, recorded
 from prunescope.analysis.timeline.parts import find_parts
 from prunescope.analysis.timeline.passes import Passes, find_passes
-from prunescope.analysis.timeline.phase_steps import only_phase, only_picked
+from prunescope.analysis.timeline.phase_steps import (
+    ColdSteps,
+    only_phase,
+    only_picked,
+    only_warm,
+)
 from prunescope.analysis.timeline.scopes import find_scopes, modules_that_ran
 from prunescope.analysis.trace.collect import NONE, Ints
 from prunescope.analysis.trace.events import Trace, lacks_device_events, recorded_waits
@@ -91,6 +97,9 @@ class Kernels:
     allocations: AllocatorCalls = field(default_factory=lambda: AllocatorCalls({}))
     host_collectives: list[str] = field(default_factory=list)  # by their names, of any thread
     device_unseen: bool = False  # whether it ran on a device of which the trace holds no events
+    cold: ColdSteps = ColdSteps()  # steps that were left out
+    # In first calls or compilation: idle time of the device, on a CPU trace all of it; all steps.
+    first_call_ns: int = 0
 
     @property
     def num_steps(self) -> int:
@@ -158,6 +167,8 @@ def build(
         linked, windows = only_phase(trace, linked, windows, phase)
     else:
         linked, windows = only_picked(trace, linked, windows)
+    unusual = unusual_calls(trace)
+    linked, windows, cold = only_warm(trace, linked, windows, unusual.first)
     calls = list(trace.calls)
     observer = recorded(trace, linked, windows)
     frame = _rows(trace, linked, observer)
@@ -168,7 +179,7 @@ def build(
         frame = replay.add_ops(frame, first_call=len(calls))
         calls += eager.calls
     calls = with_formats(frame, calls)
-    works = [work_of(call) for call in calls]
+    works = unfold_queries(calls, [work_of(call) for call in calls])
     frame = _add_kind(frame, calls)
     frame, source = _add_role(frame, trace, linked, calls)
     if replay is not None:
@@ -185,7 +196,6 @@ def build(
     frame = add_work(filled.frame, linked, calls, works, copied=copied)
     frame = _add_shapes(frame, with_shapes, None if replay is None else replay.at >= 0)
     frame = add_bound(add_waves(_add_class(frame), trace, works, peaks), peaks)
-    unusual = unusual_calls(trace)
     frame = add_first(add_waits(frame, trace, linked, unusual), trace, linked)
     apart = clock_skew(trace, linked)
     return Kernels(
@@ -222,6 +232,10 @@ def build(
         blocked=blocked_by_op(trace, linked),
         first_calls=unusual.first.longest(
             Spans.of(linked.start - linked.gap, linked.start), _FIRST_CALLS
+        ),
+        cold=cold,
+        first_call_ns=int(
+            first_call_ns(frame).sum() if trace.on_device else unusual.first.within(windows).sum()
         ),
         allocations=allocator_calls(trace, windows),
         host_collectives=host_collectives(trace),

@@ -4,6 +4,8 @@ out, plain lines with units, unescaped. Each percentage names its base, each sta
 
 from __future__ import annotations
 
+from statistics import median
+
 from prunescope.analysis.report import numbers
 from prunescope.analysis.report.gemm_table import without_sizes
 from prunescope.analysis.schema.report import (
@@ -14,7 +16,7 @@ from prunescope.analysis.schema.report import (
     Phase,
     Report,
 )
-from prunescope.analysis.schema.sides import Unprofiled
+from prunescope.analysis.schema.sides import ColdSteps, Unprofiled
 from prunescope.taxonomy.run import NARROW
 
 FAMILIES = {
@@ -28,6 +30,7 @@ PAST_BOUND = "≥ 100 % of the bound: faster than the roofline model allows"
 NO_FINDING = "none: no rule holds here; the tables have where the time goes"
 _PROMISED = 1.005  # a nominal speedup from which on one was promised
 _NOTABLE = 0.98  # realised ÷ predicted from which on there is no miss to explain
+_FEW_STEPS = 8  # whose times a line shows one by one
 _PLACED = "which alone moves a model by 1 to 3 %"
 
 
@@ -35,7 +38,9 @@ def setup(phase: Phase) -> str:
     """Steps, samples, sparsity: what the numbers of the phase are made of."""
     is_whole = phase.steps == 1 and WHOLE_TRACE in phase.notes
     steps = f"{phase.steps} profiled step{'s' * (phase.steps != 1)}"
-    facts = ["the whole trace as one step" if is_whole else steps]
+    facts = ["the whole trace as one step" if is_whole else steps + _step_times(phase)]
+    facts += _left_out(phase.cold_steps)
+    facts += _left_out(phase.baseline.cold_steps, "dense ") if phase.baseline else []
     if timed := phase.unprofiled_ns:
         text = f"{len(timed.samples)} unprofiled samples"
         text += f" in {len(timed.placements)} placements" if timed.placements else ""
@@ -51,6 +56,34 @@ def setup(phase: Phase) -> str:
     if removed:
         facts.append("removed: " + ", ".join(removed))
     return " · ".join(facts)
+
+
+def _left_out(cold: ColdSteps | None, side: str = "") -> list[str]:
+    """The steps that no mean contains, because they hold first calls or compilation."""
+    if cold is None:
+        return []
+    count = len(cold.step_ns)
+    which = f"{count} {side}cold step{'s' * (count != 1)}"
+    return [
+        f"{which} left out{_times(cold.step_ns)}, of which "
+        f"{numbers.time(sum(cold.first_call_ns))} in first calls or compilation"
+    ]
+
+
+def _step_times(phase: Phase) -> str:
+    """The times of the steps where no samples describe one better: all of a few, else the range."""
+    if len(phase.step_ns) < 2 or phase.unprofiled_ns is not None:
+        return ""
+    return _times(phase.step_ns)
+
+
+def _times(times: list[int]) -> str:
+    unit = numbers.scale(times)
+    if len(times) > _FEW_STEPS:
+        low, middle, high = (unit.text(f(times)) for f in (min, median, max))
+        return f" of {low} to {high} {unit.unit}, the median {middle}"
+    *most, last = map(unit.text, times)
+    return f" of {', '.join(most)} and {last} {unit.unit}" if most else f" of {last} {unit.unit}"
 
 
 def headline(phase: Phase) -> str:

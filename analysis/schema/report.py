@@ -15,6 +15,7 @@ from prunescope.analysis.schema.encode import json_bytes
 from prunescope.analysis.schema.fields import meaning
 from prunescope.analysis.schema.pair_comparison import PairComparison
 from prunescope.analysis.schema.sides import (
+    ColdSteps,
     DeviceUsed,
     PhaseKind,
     PredictedRun,
@@ -394,6 +395,11 @@ class Phase(msgspec.Struct, kw_only=True):
     comparison: Annotated[
         PairComparison | None, meaning("null: no baseline, or a report before 0.2")
     ] = None
+    step_ns: Annotated[list[int], meaning("the wall of each of the steps")] = []
+    cold_steps: Annotated[ColdSteps | None, meaning("null: none was left out")] = None
+    first_call_ns: Annotated[
+        float, meaning("of the steps: idle for first calls or compilation; on a CPU all of these")
+    ] = 0.0
 
     @property
     def is_speedup(self) -> bool:

@@ -17,13 +17,13 @@ from prunescope.analysis.timeline.correlate import (
     launch_of,
     lookup,
     op_by_external_id,
+    op_of_launch,
     steps_of_events,
     taken,
 )
-from prunescope.analysis.timeline.intervals import Windows, cover, innermost, parents
+from prunescope.analysis.timeline.intervals import Windows, cover, parents
 from prunescope.analysis.timeline.launches import lost_launches
-from prunescope.analysis.timeline.steps import OWN_PREFIX
-from prunescope.analysis.trace.collect import NONE, Ints
+from prunescope.analysis.trace.collect import NONE, OWN_PREFIX, Ints
 from prunescope.analysis.trace.events import Trace
 
 __all__ = ["Linked", "is_graph_launch", "link", "link_device", "link_host", "lookup",
@@ -74,6 +74,13 @@ class Linked:
         default_factory=lambda: {"events": 0, "lost": 0, "captured": 0}
     )
     cut: bool = False  # whether the file ends before the trace does
+
+    @property
+    def host_runs_ahead(self) -> bool:
+        """Whether the host launched most of the later steps before the device had run dry."""
+        firsts = [np.flatnonzero(self.step == i)[:1] for i in range(1, len(self.wall))]
+        late = [bool(self.starved[rows].any()) for rows in firsts]
+        return bool(late) and 2 * sum(late) < len(late)
 
 
 def link(trace: Trace, windows: Windows) -> Linked:
@@ -263,26 +270,6 @@ def _only_steps(out: Linked) -> Linked:
     for name in ("step", *PER_ROW, "above"):
         setattr(out, name, getattr(out, name)[keep])
     return out
-
-
-def op_of_launch(trace: Trace, launch: Ints, kernel_external: Ints) -> Ints:
-    """Row of the host op behind each launch: by External id, else the innermost op around it."""
-    ops = trace.ops
-    if not len(ops["ts"]):
-        return np.full(len(launch), NONE)
-    external = taken(trace.launches["external"], launch)
-    external = np.where(external >= 0, external, kernel_external)
-    order = np.argsort(ops["external"], kind="stable")
-    found = lookup(ops["external"][order], order, external)
-    ts = taken(trace.launches["ts"], launch, absent=0)
-    thread = taken(trace.launches["thread"], launch)
-    # An id that clashes (older profilers number ops and launches apart) names a distant op.
-    good = (found >= 0) & (ops["ts"][found] <= ts) & (ts <= ops["ts"][found] + ops["dur"][found])
-    missing = ~good & (launch >= 0)
-    inner = innermost({**ops, "order": ops["external"]}, thread[missing], ts[missing])
-    found = np.where(good, found, NONE)
-    found[missing] = inner
-    return found
 
 
 def link_host(trace: Trace, windows: Windows) -> Linked:

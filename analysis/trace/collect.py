@@ -7,6 +7,7 @@ columns of a block, for one event after the other costs more than decoding it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Hashable, Iterable
 from decimal import Decimal
 from typing import Any, TypeVar
@@ -26,6 +27,8 @@ from prunescope.taxonomy.errors import PrunescopeError
 Ints = NDArray[np.int64]
 
 MODULE = "nn.Module: "
+OWN_PREFIX = "prunescope."  # of what our own runs annotate
+OWN_STEP = re.compile(r"prunescope\.step#\d+$")
 MAX_ROWS = 20_000_000  # events of one kind: 2 GB of columns
 NONE = -1  # an absent id in an integer column
 _MAX_NAME = 1 << 14  # characters of a name that are kept

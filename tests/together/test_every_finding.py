@@ -106,6 +106,10 @@ COVERED: dict[str, tuple[str, str]] = {
         "test_kernels_for_operands_that_are_not_aligned",
         "test_no_kernel_for_aligned_operands_or_of_little_time",
     ),
+    "odd-step": (
+        "test_an_odd_step_is_named_and_stays",
+        "test_an_odd_step_is_named_and_stays",
+    ),
     "unequal-steps": ("test_unequal_steps", "test_unequal_steps"),
     "unfused-attention": (
         "test_products_and_a_softmax_are_unfused",
