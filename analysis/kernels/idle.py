@@ -56,6 +56,13 @@ PARTS = {
     "replay": "unknown", "unknown": "unknown", "other_step": "other_step",
 }  # fmt: skip
 _OF_THREADS = tuple(PARTS)[: tuple(PARTS).index("blocked")]
+# Causes in words.
+CAUSE_WORDS = {
+    "host": "a late host", "first_call": "first calls or compilation", "allocator": "calls of the "
+    "allocator", "collective": "collectives of host threads", "sync": "waits of the host",
+    "memcpy": "copies of the host", "blocked": "streams that wait", "device": "launched in time",
+    "unknown": "unattributed", "other_step": "work of a later step",
+}  # fmt: skip
 # ns from the end of a launch call: the longest that an idle device takes to start the kernel.
 _LAUNCHED = 1_000_000
 _BETWEEN_OPS = 1_000_000  # ns of Python between two ops: more is other work
@@ -167,6 +174,19 @@ def cause_sums(frame: pl.DataFrame) -> dict[str, int]:
     for name, cause in PARTS.items():
         sums[cause] += int(frame[f"idle_{name}"].sum())
     return sums
+
+
+def causes_by(frame: pl.DataFrame, *keys: str) -> dict[tuple[str, ...], dict[str, int]]:
+    """Idle time by cause for each value of the columns `keys`, ns of all steps; causes without any
+    are left out."""
+    parts = frame.group_by(keys).agg(pl.col(f"idle_{name}").sum() for name in PARTS)
+    out: dict[tuple[str, ...], dict[str, int]] = {}
+    for row in parts.iter_rows(named=True):
+        sums = out.setdefault(tuple(row[key] for key in keys), {})
+        for name, cause in PARTS.items():
+            if ns := row[f"idle_{name}"]:
+                sums[cause] = sums.get(cause, 0) + ns
+    return out
 
 
 def _main_causes(parts: dict[str, Ints], gap: Ints) -> list[str | None]:

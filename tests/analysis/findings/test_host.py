@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.schema.report import Finding, Phase
 from tests.analysis.timeline.test_first_calls import MS, Host, phase_of
 
@@ -198,7 +199,7 @@ def test_a_recorded_wait_of_a_stream_is_no_work(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "finding_id", "text"),
     [
-        ("tracelens_mi300x_ddp_resnet18_no_pool", "allocator-calls", "1,360 hipFree"),
+        ("tracelens_mi300x_ddp_resnet18_no_pool", "allocator-calls", "272 hipFree"),
         ("part_a100_bs512_cold", "first-calls", "the step is cold"),
         ("part_a100_bs256_jit", "first-calls", "the step is cold"),
         ("switch_8b", "first-calls", "the step is cold"),
@@ -214,3 +215,23 @@ def test_real_traces_are_told_as_they_are(
     assert found is not None and text in found.text
     assert gain_of_a_graph(phase) < 45e6
     assert finding(phase, "launch-bound") is finding(phase, "held-back") is None
+
+
+def test_the_ledger_says_what_idle_time_is_of(tmp_path: Path) -> None:
+    """A step with a first call of 600 ms against one without: the row of idle time names it."""
+    paths = []
+    for name, us in (("dense", 600 * MS), ("pruned", 5.0)):
+        host = Host()
+        host.op()
+        host.op("conv", name="aten::convolution", call=us)
+        for _ in range(6):
+            host.op("conv", name="aten::convolution")
+        (tmp_path / name).mkdir()
+        paths.append(host.file(tmp_path / name))
+    dense, pruned = paths
+    (phase,) = analyze(pruned, baseline=dense).report.phases.values()
+    row = next(row for row in phase.ledger or [] if row.row == "launch_idle")
+    assert row.ns == pytest.approx(-600e6, abs=1e4)
+    lines = [line for part in row.parts for line in part.evidence]
+    (line,) = [line for line in lines if "first calls or compilation" in line]
+    assert line.startswith("dense idle 600.") and "pruned" not in line
