@@ -98,7 +98,7 @@ class Kernels:
     host_collectives: list[str] = field(default_factory=list)  # by their names, of any thread
     device_unseen: bool = False  # whether it ran on a device of which the trace holds no events
     cold: ColdSteps = ColdSteps()  # steps that were left out
-    # In first calls or compilation: idle time of the device, on a CPU trace all of it; all steps.
+    # Idle time of the device in first calls or compilation; on a CPU trace the time of compilers.
     first_call_ns: int = 0
 
     @property
@@ -235,7 +235,9 @@ def build(
         ),
         cold=cold,
         first_call_ns=int(
-            first_call_ns(frame).sum() if trace.on_device else unusual.first.within(windows).sum()
+            first_call_ns(frame).sum()
+            if trace.on_device
+            else unusual.first.of_compilers().within(windows).sum()
         ),
         allocations=allocator_calls(trace, windows),
         host_collectives=host_collectives(trace),

@@ -409,7 +409,7 @@ class Phase(msgspec.Struct, kw_only=True):
     step_ns: Annotated[list[int], meaning("the wall of each of the steps")] = []
     cold_steps: Annotated[ColdSteps | None, meaning("null: none was left out")] = None
     first_call_ns: Annotated[
-        float, meaning("of the steps: idle for first calls or compilation; on a CPU all of these")
+        float, meaning("of the steps: idle for first calls or compilation; on a CPU in compilers")
     ] = 0.0
 
     @property

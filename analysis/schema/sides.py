@@ -162,7 +162,7 @@ class ColdSteps(msgspec.Struct, kw_only=True):
 
     step_ns: list[int]
     first_call_ns: Annotated[
-        list[int], meaning("of it idle for first calls or compilation; on a CPU all of these")
+        list[int], meaning("of it idle for first calls or compilation; on a CPU in compilers")
     ]
 
 
@@ -190,7 +190,7 @@ class Totals(msgspec.Struct, kw_only=True):
     step_ns: Annotated[list[int], meaning("the wall of each of the steps")] = []
     cold_steps: Annotated[ColdSteps | None, meaning("null: none was left out")] = None
     first_call_ns: Annotated[
-        float, meaning("of the steps: idle for first calls or compilation; on a CPU all of these")
+        float, meaning("of the steps: idle for first calls or compilation; on a CPU in compilers")
     ] = 0.0
     shapes: Annotated[dict[str, float], meaning("of GEMM time, by where its shapes come from")] = {}
     phase_kind: Annotated[PhaseKind | None | msgspec.UnsetType, meaning("unset for a run")] = (

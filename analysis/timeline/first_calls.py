@@ -109,6 +109,14 @@ class HostSpans:
         own = self.thread == thread
         return Spans.of(self.begin[own], self.end[own])
 
+    def of_compilers(self) -> HostSpans:
+        """Those that are named after a compiler or tuner. On a host trace these alone are sure: an
+        op that takes long once may have stood still for another process."""
+        rows = [row for row, what in enumerate(self.what) if _COMPILER.search(what)]
+        return HostSpans(
+            self.begin[rows], self.end[rows], self.thread[rows], [self.what[row] for row in rows]
+        )
+
     def longest(self, idle: Spans, most: int) -> list[tuple[str, int]]:
         """What the spans with the most of the `idle` time are, and how much of it lies in each, ns;
         one that lies in another of its thread is left out."""

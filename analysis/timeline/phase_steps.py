@@ -77,9 +77,10 @@ def only_warm(
 
 
 def _first_calls(trace: Trace, linked: Linked, windows: Windows, first: HostSpans) -> Ints:
-    """The time of first calls in each step in which the device idles; on a CPU all of it, ns."""
+    """The time of first calls in each step in which the device idles; on a CPU that of compilers,
+    ns."""
     if not trace.on_device:
-        return first.within(windows)
+        return first.of_compilers().within(windows)
     spans = Spans.of(first.begin, first.end)
     idle = spans.spent(linked.start) - spans.spent(linked.start - linked.gap)
     return np.bincount(linked.step, idle, minlength=len(windows)).astype(np.int64)

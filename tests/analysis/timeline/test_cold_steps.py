@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.sentences import headline, setup
 from prunescope.analysis.schema.report import Phase
 from tests.analysis.timeline.test_first_calls import Host
+from tests.chrome import chrome, gap, module, op, save
 
 Real = Callable[[str], Path]
 OPS = 5  # of a step; each takes 36 us from launch to launch with a call of 5
@@ -48,6 +50,24 @@ def test_cold_steps_are_left_out_and_counted(tmp_path: Path) -> None:
         "compilation"
     ) in setup(phase)
     assert not any(f.id in ("odd-step", "first-calls") for f in phase.findings)
+
+
+def test_on_a_cpu_only_what_a_compiler_is_named_by_makes_a_step_cold(tmp_path: Path) -> None:
+    """An op that takes 20 ms once may have stood still; a frame of inductor compiles."""
+
+    def trace(*first: Any) -> Path:
+        slow = op("aten::mm", [4, 5], [5, 6], us=20_000)
+        mm = op("aten::mm", [4, 5], [5, 6], us=7)
+        steps = [module("ProfilerStep#0", *first, *[mm] * 4, slow)]
+        steps += [module(f"ProfilerStep#{i}", *[mm] * 5) for i in (1, 2)]
+        return save(chrome(*steps, cpu=True), tmp_path / "t.json")
+
+    assert told(trace()).step_ns == [20_028_000, 35_000, 35_000]
+    compiles = module("compile_fx.py(12): compile_fx (dynamo_timed)", gap(us=30_000))
+    phase = told(trace(compiles))
+    assert phase.step_ns == [35_000] * 2
+    assert phase.cold_steps is not None
+    assert phase.cold_steps.first_call_ns == [30_000_000]
 
 
 def test_where_all_steps_are_cold_all_stay(tmp_path: Path) -> None:
