@@ -173,7 +173,7 @@ def with_equal_fusion(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, S
     """Both sides with q, k and v (gate and up) as one role where one of them multiplies these in
     one GEMM and the other in several: the work is the same. Where the order of kernels alone gives
     roles, it does not tell q, k and v apart: two compilations run them in any order."""
-    if any(_is_by_order(side.kernels) for side in (dense, pruned)):
+    if any(side.kernels.is_by_order for side in (dense, pruned)):
         dense, pruned = _without_order_of_qkv(dense, pruned)
     roles = [_roles_of_products(side.kernels) for side in (dense, pruned)]
     for fused, parts in _FUSED.items():
@@ -193,11 +193,6 @@ def with_equal_fusion(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, S
         kernels = replace(pruned.kernels, notes=[*pruned.kernels.notes, note])
         pruned = replace(pruned, kernels=kernels)
     return dense, pruned
-
-
-def _is_by_order(kernels: Kernels) -> bool:
-    """Whether roles come from the order of kernels, which no config aligned with its layers."""
-    return kernels.roles_from == "order" and not (kernels.frame["shapes"] == "model").any()
 
 
 def _without_order_of_qkv(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SidePhase]:

@@ -126,6 +126,11 @@ class Kernels:
         return bool(2 * busy[self.linked.replayed].sum() > busy.sum())
 
     @property
+    def is_by_order(self) -> bool:
+        """Whether roles come from the order of kernels, which no config aligned with its layers."""
+        return self.roles_from == "order" and not (self.frame["shapes"] == "model").any()
+
+    @property
     def lacks_kernels(self) -> bool:
         """Whether more launches have no kernel in the trace than a few at its end."""
         lost = self.linked.launches["lost"]

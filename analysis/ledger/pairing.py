@@ -149,7 +149,7 @@ def _parts(
 ) -> Parts:
     """The parts of all units. What is known of a part is not diluted by the rest of its unit: bytes
     of an op that shrank are not pooled with those of one that did not."""
-    by_order = any(side.roles_from == "order" for side in sides)
+    by_order = any(side.is_by_order for side in sides)
     steps = [side.num_steps for side in sides]
     made = [
         _by_make(frame, count, by_order=by_order)

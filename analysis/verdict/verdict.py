@@ -53,7 +53,7 @@ def evidence_of(sides: ComparableSides, pairs: list[Pair], units: Units) -> Evid
         pruned.name,
         differences=(*differences(dense, pruned, pairs), *([] if apart is None else [apart])),
         parameters=(run_d.parameters if run_d else None, run_p.parameters if run_p else None),
-        by_order="order" in (dense.kernels.roles_from, pruned.kernels.roles_from),
+        by_order=dense.kernels.is_by_order or pruned.kernels.is_by_order,
         unread=(unread(dense.kernels), unread(pruned.kernels)),
         ranks=(ranks_of(dense).number, ranks_of(pruned).number),
         gathers=gathers(pruned.kernels) if pruned.kernels.has_shapes else None,
