@@ -40,7 +40,7 @@ from prunescope.analysis.timeline.runtime_calls import (
 )
 from prunescope.analysis.timeline.steps import OWN_PREFIX
 from prunescope.analysis.trace.collect import NONE, Ints
-from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.events import FRAME, Trace
 
 CAUSES = (
     "host", "first_call", "allocator", "collective", "sync", "memcpy", "blocked", "device",
@@ -442,8 +442,13 @@ def _long_ops(ops: Table, blocks: Table) -> NDArray[np.bool_]:
 
 
 def _label(name: str) -> str | None:
-    """The name to show for a span; None for a step."""
-    if _STEP.search(name) or name.startswith(OWN_PREFIX) or engine_step(name) is not None:
+    """The name to show for a span; None for a step, and for a frame whose name is left out."""
+    if (
+        name == FRAME
+        or _STEP.search(name)
+        or name.startswith(OWN_PREFIX)
+        or engine_step(name) is not None
+    ):
         return None
     frame = _FRAME.match(name := _ADDRESS.sub("", name))
     return name if frame is None else f"{frame[1]}: {frame[3]}"

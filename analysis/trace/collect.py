@@ -128,7 +128,7 @@ class Collector:
             e
             for e in annotations
             if (us := e.dur) is not None
-            and (us >= _LONG_FRAME if type(us) is float else _is_long(us))
+            and (us >= _LONG_FRAME if type(us) is float else is_long_frame(us))
             and e.cat == "python_function"
         ]
         self.stacks += sum(e.cat == "python_function" for e in annotations)
@@ -244,7 +244,8 @@ def interned(table: Ids[Key], keys: list[Key]) -> list[int]:
     return list(map(table.__getitem__, keys))
 
 
-def _is_long(us: Any) -> bool:
+def is_long_frame(us: Any) -> bool:
+    """Whether a frame of Python that took `us` µs is of use."""
     return isinstance(us, int | float | Decimal) and us >= _LONG_FRAME
 
 

@@ -182,6 +182,7 @@ def is_partial(trace: Trace) -> bool:
 
 LEFT_OUT = "prunescope.left_out"  # a key next to traceEvents
 STACKS = "stacks"
+FRAME = "a Python function"  # the name of a frame whose own is left out
 _MAX_EVENTS = 2**53  # JSON readers agree on integers up to here
 
 
