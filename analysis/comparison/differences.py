@@ -63,9 +63,9 @@ def differences(dense: SidePhase, pruned: SidePhase, pairs: list[Pair]) -> tuple
 
 def _cut_off(dense: SidePhase, pruned: SidePhase) -> Iterator[Difference]:
     """A file that ends before its trace does, of one side or both."""
-    files = ["cut off" if one.kernels.linked.cut else "whole" for one in (dense, pruned)]
-    if "cut off" in files:
-        yield Difference(CUT, *files, hides_pruning=True)
+    old, new = ("cut off" if one.kernels.linked.cut else "whole" for one in (dense, pruned))
+    if "cut off" in (old, new):
+        yield Difference(CUT, old, new, hides_pruning=True)
 
 
 def _ran_on(dense: SidePhase, pruned: SidePhase) -> Iterator[Difference]:
