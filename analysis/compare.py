@@ -25,6 +25,7 @@ from prunescope.analysis.rank_jobs import plain_options
 from prunescope.analysis.schema.comparison import Comparison, ComparisonRow, FailedSubject
 from prunescope.analysis.schema.report import Report, is_beyond_noise
 from prunescope.taxonomy.errors import PrunescopeError, errors_about
+from prunescope.taxonomy.formats import scrubbed
 from prunescope.taxonomy.run import MANIFEST, PhaseRun
 
 _DEPTH = 5  # folders below the one named in which runs are looked for
@@ -146,7 +147,7 @@ def compare(
         with errors_about(failed[-1].run) if len(found) > 1 else nullcontext():
             raise error
     first = next(iter(reports.values()), None)
-    return Comparison(
+    compared = Comparison(
         tool=TOOL,
         baseline=first.baseline if first and baseline is not None else None,
         rows=sorted(rows, key=_order),
@@ -154,6 +155,7 @@ def compare(
         warnings=[f"{name}: {w}" for name, report in reports.items() for w in report.warnings],
         reports=reports,
     )
+    return scrubbed(compared)
 
 
 def _size(path: Path) -> int:

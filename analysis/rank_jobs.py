@@ -62,6 +62,12 @@ class Frames(Mapping[str, pl.DataFrame]):
     def __len__(self) -> int:
         return len(self._held)
 
+    def renamed(self, names: Mapping[str, str]) -> Frames:
+        """These frames by new names (`names`: from a new one to the one here)."""
+        now = {old: new for new, old in names.items()}
+        self._held = {now.get(name, name): frame for name, frame in self._held.items()}
+        return self
+
     def folder(self) -> Path:
         """Where files of frames may stand; it goes when these frames do."""
         self._folder = self._folder or tempfile.TemporaryDirectory(prefix="prunescope-")

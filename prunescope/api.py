@@ -120,20 +120,25 @@ def answer(request: PredictRequest) -> Prediction:
     import msgspec
 
     from prunescope.public import Prediction
+    from prunescope.taxonomy.formats import scrubbed
 
+    return Prediction(scrubbed(msgspec.to_builtins(_predicted(request))))
+
+
+def _predicted(request: PredictRequest) -> Any:
     if request.from_run is not None:
         from prunescope.analysis.predict_from import predict_from
 
-        return Prediction(msgspec.to_builtins(predict_from(request)))
+        return predict_from(request)
     if request.rank:
         from prunescope.analysis.predict.rank import rank
 
-        return Prediction(msgspec.to_builtins(rank(request)))
+        return rank(request)
     from prunescope.analysis.predict.predict import predict as run
     from prunescope.taxonomy.collection import no_collection
 
     with no_collection():
-        return Prediction(msgspec.to_builtins(run(request)))
+        return run(request)
 
 
 @takes(SweepRequest)

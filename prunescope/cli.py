@@ -447,12 +447,12 @@ def _families(
     from prunescope.output import check_target, show_result
     from prunescope.taxonomy.architectures import read_architecture
     from prunescope.taxonomy.families import families
-    from prunescope.taxonomy.formats import plain
+    from prunescope.taxonomy.formats import plain, scrubbed
 
     check_target(json_target)
     if architecture is not None:
         described = read_architecture(architecture)
-        found, view = plain(described), applicable(described)
+        found, view = scrubbed(plain(described)), applicable(described)
     else:
         found = {"families": [family.to_dict() for family in families()]}
         view = listings.families(families())

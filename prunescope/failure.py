@@ -15,6 +15,7 @@ import typer
 from prunescope.analysis.report.escape import clean
 from prunescope.signals import INTERRUPTED, raising_signals
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.scrub import without_secrets
 
 _PARTIAL, _INTERRUPTED, _TERMINATED = 3, 130, 143  # the latter: 128 + SIGINT, SIGTERM
 _FAILURES = (
@@ -86,9 +87,10 @@ def show_error(error: BaseException, *, as_json: bool) -> int:
     """
     if isinstance(error, SystemExit) and error.code != _TERMINATED:
         raise error  # shell completion ends so
-    # They may quote a trace: untrusted.
-    problem, hint = (_shortened(clean(part)) for part in _problem_and_hint(error))
-    notes = [_shortened(clean(note)) for note in getattr(error, "__notes__", ())]
+    # They may quote a trace, which is untrusted, and a command line, which may hold a token: logs
+    # of CI are read by many.
+    problem, hint = map(_shown, _problem_and_hint(error))
+    notes = [_shown(note) for note in getattr(error, "__notes__", ())]
     sys.stderr.write("\n".join([*notes, f"error: {problem}", f"  hint: {hint}", ""]))
     if as_json:
         sys.stderr.write(json.dumps({"error": {"problem": problem, "hint": hint}}) + "\n")
@@ -99,8 +101,8 @@ def show_error(error: BaseException, *, as_json: bool) -> int:
     return error.exit_code if isinstance(error, PrunescopeError) else 2
 
 
-def _shortened(text: str) -> str:
-    half = _LONGEST // 2
+def _shown(text: str) -> str:
+    text, half = clean(without_secrets(text)), _LONGEST // 2
     return text if len(text) <= _LONGEST else f"{text[:half]} ... {text[-half:]}"
 
 

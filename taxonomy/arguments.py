@@ -14,6 +14,7 @@ from pathlib import Path
 
 from prunescope.taxonomy.dtypes import ITEMSIZE, dtype
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.scrub import scrub
 
 
 def pairs(
@@ -78,7 +79,7 @@ def run_name(model: str, method: str | None = None, sparsity: float | None = Non
     words = [Path(model).name, method or "dense"]
     if method and sparsity is not None and not any(own for _, own in method_parts(method)[-1:]):
         words.append(f"{sparsity:g}")
-    return re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(words)).strip("-.")
+    return re.sub(r"[^A-Za-z0-9._]+", "-", scrub("-".join(words))).strip("-.")
 
 
 def refuse_empty(args: Iterable[str]) -> None:

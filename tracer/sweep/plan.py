@@ -23,6 +23,7 @@ from prunescope.taxonomy.families import cutting, families
 from prunescope.taxonomy.family import GEMM_GROUPS, Family, read_selection
 from prunescope.taxonomy.option import Option, Phase, options_of
 from prunescope.taxonomy.plan import Workload
+from prunescope.taxonomy.scrub import scrub_values
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.sweep_files import Planned, family_slug
 from prunescope.tracer.capture.request import (
@@ -141,7 +142,8 @@ class SweepConfig:
             if field.name not in listing
         }
         tasks = {"names": list(self.tasks), "folder": values.pop("tasks_path")}
-        return values | {"model": Path(self.model).name, "tasks": tasks if self.tasks else None}
+        values |= {"model": Path(self.model).name, "tasks": tasks if self.tasks else None}
+        return dict(scrub_values(values))
 
 
 def _without_path(value: Any) -> Any:

@@ -25,6 +25,7 @@ from prunescope.taxonomy.family import SELECTIONS, read_selection
 from prunescope.taxonomy.formats import plain
 from prunescope.taxonomy.option import as_path, check_options
 from prunescope.taxonomy.presets import preset_config, preset_names
+from prunescope.taxonomy.scrub import scrub_values
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.sweep_files import DONE, FAILED, PENDING, PLAN, RUNNING, PlanFile, Planned
 from prunescope.tracer.capture.progress import Progress, Silent
@@ -162,9 +163,9 @@ def summary(request: SweepRequest, plan: SweepPlan, *, estimate: bool = False) -
         "running": states.count(RUNNING),
         "impossible": sum(result.problem is not None for result in mine),
         **_estimate(request.folder, left, plan.config, estimate=estimate),
-        "notes": list(plan.notes),
+        "notes": scrub_values(plan.notes),
     }
-    rows = [plain(entry) for entry in results]
+    rows = [scrub_values(plain(entry)) for entry in results]
     return {"schema": 1, "out": str(request.folder), "plan": counts, "results": rows}
 
 
