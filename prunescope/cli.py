@@ -313,7 +313,8 @@ def _check(
     share_of_bound, family, wall, tokens_per_s, weight_bytes, kv_bytes, peak_memory_bytes,
     ledger.ROW, sparsity.NAME, findings, findings.SEVERITY, findings.ID. Where the 95 % interval of
     a value holds both answers, the rule is undecided; so is every rule of a partial report, and
-    one on a speedup or a ledger row where dense and pruned do not compare.
+    one on a speedup or a ledger row where dense and pruned do not compare. A name that does not
+    exist, in a path or as a family, is an error.
 
     \b
     prunescope check traces/first --require 'prefill.realised >= 1.2'
@@ -338,6 +339,9 @@ def _check(
     for state, line in lines(outcome):
         mark, style = marks[state]
         shown.append(f"{mark:6} ", style).append(clean(line) + "\n")
+    if strict and outcome.undecided:
+        of = f"{len(outcome.undecided)} of {len(outcome.verdicts)}"
+        shown.append(f"--strict: {of} not decided: {clean('; '.join(outcome.undecided))}\n")
     shown.rstrip()
     if junit is not None:
         write_json(junit_xml(outcome, strict=strict), junit)

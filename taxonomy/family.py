@@ -12,6 +12,7 @@ from typing import Any
 
 from prunescope.taxonomy.applies import Applies, everywhere, realised
 from prunescope.taxonomy.architecture_traits import Traits
+from prunescope.taxonomy.arguments import number, whole_number
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.keep import check_sparsity
 from prunescope.taxonomy.plan import Op, Plan, Workload
@@ -188,7 +189,10 @@ def _typed(name: str, value: Value, knob: Knob) -> Value:
         if kind is bool and isinstance(value, str):
             typed = {"true": True, "1": True, "false": False, "0": False}[value.lower()]
         elif kind is not type(value):
-            typed = kind(value)
+            read = {int: whole_number, float: number}.get(kind)
+            typed = read(value) if read is not None and isinstance(value, str) else kind(value)
+            if typed is None:
+                raise ValueError
     except (ValueError, KeyError):
         raise PrunescopeError(f"{bad} is no {kind.__name__}", hint=knob.text) from None
     if knob.choices and typed not in knob.choices:

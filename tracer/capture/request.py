@@ -316,7 +316,7 @@ class TraceRequest:
         check_options(self)
         if self.threads is not None:
             most = max(_MOST_THREADS, _THREADS_A_CORE * (os.cpu_count() or 1))
-            check_range("--threads", self.threads, 1, most)
+            check_range("--threads ", self.threads, 1, most)
         self._check_tokens()
         if self.dtype != "auto" and dtype_name(self.dtype) not in ("fp32", "bf16", "fp16", "fp64"):
             raise PrunescopeError(

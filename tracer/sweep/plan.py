@@ -249,7 +249,7 @@ def shard_of(plan: SweepPlan, shard: tuple[int, int]) -> list[Planned]:
 
 def read_shard(text: str | None) -> tuple[int, int]:
     """(i, n) of "i/n", i from 0; (0, 1) for None. Raises PrunescopeError on anything else."""
-    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text or "0/1")
+    match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text or "0/1")
     index, count = (int(match[1]), int(match[2])) if match else (0, 0)
     if index >= count:
         raise PrunescopeError(
