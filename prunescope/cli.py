@@ -391,14 +391,22 @@ def _verify(
         Path, Option(help="Zip file that `bundle` wrote.", metavar="FILE.zip", argument=True)
     ],
     *,
+    allow_undrawn: Annotated[
+        bool,
+        Option(
+            help="Accept files that cannot be rebuilt here, as another matplotlib or prunescope "
+            "wrote them; without it, the result is partial."
+        ),
+    ] = False,
     json_target: Json = None,
 ) -> None:
     """Verify a bundle: every file, and reports and figures rebuilt from its traces.
 
-    The exit code is 3 if a file differs.
+    The exit code is 3 if a file differs, and if one could not be rebuilt and compared.
 
     \b
     prunescope verify evidence.zip
+    prunescope verify evidence.zip --allow-undrawn
     prunescope verify review.zip --json -
     """
     from rich.text import Text
@@ -414,15 +422,17 @@ def _verify(
         skipped = result["not_compared"]
         lines += [f"{file['file']}: not compared: {file['why']}" for file in skipped]
         unchanged = result["checked"] - result["rebuilt"] - len(skipped)
+        outcome = "ok" if allow_undrawn or not skipped else "partial"
+        of = f"{outcome}: {result['checked']} files: {result['rebuilt']}"
         lines.append(
-            f"ok: {result['checked']} files: {result['rebuilt']} rebuilt from the traces and "
+            f"{of} rebuilt from the traces and "
             + (f"compared, {len(skipped)} not compared, " if skipped else "compared, ")
             + f"{unchanged} (traces, manifests, sums) as they were bundled"
         )
     else:
         lines.append(f"failed: {len(result['failed'])} of {result['checked']} files")
     show_result(result, json_target, people=Text("\n".join(clean(line) for line in lines)))
-    if not result["ok"]:
+    if not result["ok"] or (result["partial"] and not allow_undrawn):
         raise typer.Exit(3)
 
 

@@ -29,7 +29,10 @@ _OURS = ("prunescope",)
 _INCOMPLETE = {
     "analyze": ("the results are partial", "`warnings` says what was cut off or left out"),
     "check": ("a rule does not hold, or is undecided", "`verdicts` says which and why"),
-    "verify": ("the bundle does not verify", "`failed` names each file and why"),
+    "verify": (
+        "the bundle does not verify, or not all of it",
+        "`failed` and `not_compared` name each file and why",
+    ),
     "sweep": (
         "results of the sweep are missing",
         "the same command again resumes it",
