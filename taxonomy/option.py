@@ -294,6 +294,9 @@ def _documented(text: str, options: Mapping[str, NamedOption]) -> str:
 
 # Options that several requests share.
 MOST = 2**31  # of anything that is counted
+# Samples of a phase, and placements, each of which needs one: a capture takes up to four times as
+# many as were requested, and a run.json holds 20,000 (`taxonomy.run.MAX_SAMPLES`).
+MOST_SAMPLES = 5_000
 # TFLOP/s of a peak and GB/s of a bandwidth: from a thousandth of what a microcontroller does to a
 # thousand times the largest machine of today, and well inside what doubles multiply exactly enough.
 LEAST_RATE, MOST_RATE = 1e-6, 1e9

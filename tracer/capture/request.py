@@ -16,6 +16,7 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.keep import check_sparsity
 from prunescope.taxonomy.option import (
     MOST,
+    MOST_SAMPLES,
     Batch,
     Knobs,
     Logits,
@@ -83,7 +84,7 @@ Repeats = Annotated[
         help="Number of unprofiled timing samples of each model, dense and pruned in turns.",
         unit="samples",
         least=1,
-        most=MOST,
+        most=MOST_SAMPLES,
     ),
 ]
 Steps = Annotated[
@@ -101,7 +102,7 @@ Placements = Annotated[
         help="Number of random weight placements in memory to sample, which reduces layout bias.",
         unit="placements",
         least=1,
-        most=MOST,
+        most=MOST_SAMPLES,
     ),
 ]
 Seed = Annotated[
@@ -212,7 +213,7 @@ class TraceRequest:
             "--placements.",
             unit="placements",
             least=1,
-            most=MOST,
+            most=MOST_SAMPLES,
         ),
     ] = None
     seed: Seed = 0
