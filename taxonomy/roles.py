@@ -98,7 +98,7 @@ _NORMS = ("norm", "layer_norm", "LayerNorm", "layernorm", "out_norm", "ln_out")
 @dataclass(frozen=True, slots=True)
 class Place:
     """`layer`: index in the layer list, or None. `role`: one of ROLES. `scope`: the part of the
-    layer the path lies in ("attention", "mlp", "mixer", "layer", "model")."""
+    layer the path lies in ("attention", "mlp", "mixer", "conv", "layer", "model")."""
 
     layer: int | None
     role: str

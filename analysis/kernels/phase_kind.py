@@ -20,6 +20,7 @@ from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.schema.sides import OfTokens, PhaseKind, TokenSplit
 from prunescope.analysis.shapes.workload import annotated
 from prunescope.analysis.timeline.engines import attention_phase, engine_step
+from prunescope.taxonomy.roles import BACKWARD
 
 _MANY, _FEW = 1024, 32  # rows of a linear: more are no batch of a decode, fewer no prompts
 _BACKWARD = re.compile(
@@ -34,6 +35,7 @@ _CACHE = re.compile(
     r"|flash_fwd_splitkv|unified_attention|mha_batch_prefill",
     re.IGNORECASE,
 )
+_CAUSAL = re.compile(r"causal(?!_?conv)|upper_?triang", re.IGNORECASE)
 _APART = 4  # times: rows of the linears that no two steps of one phase differ by
 _SHARE = 0.05  # of the linears, or of their time: fewer are no phase
 _RUN = 8  # linears of one M in a row, on average: shorter runs are layers of one forward
@@ -77,6 +79,8 @@ def _annotated(kernels: Kernels) -> tuple[str, str, str | None] | None:
 def _trained(kernels: Kernels) -> tuple[str, str] | None:
     if any(_BACKWARD.search(call.name) for call in kernels.calls):
         return "training", "the trace holds backward passes"
+    if kernels.frame["role"].str.ends_with(BACKWARD).any():
+        return "training", "annotations name backward passes"
     names = [] if kernels.calls else kernels.frame["name"].unique().drop_nulls().to_list()
     if not any(_BACKWARD_KERNEL.search(name) for name in names):
         return None
@@ -85,8 +89,8 @@ def _trained(kernels: Kernels) -> tuple[str, str] | None:
 
 _NO_DECODER = (
     "forward",
-    "nothing says that it decodes tokens (no attention known to be causal, no cache of keys and "
-    "values, no lm_head)",
+    "nothing says that it decodes tokens (little or no attention is known to be causal, and there "
+    "is no cache of keys and values, and no lm_head)",
 )
 
 
@@ -94,7 +98,7 @@ def _decodes_tokens(kernels: Kernels) -> bool:
     """Whether anything shows that the model decodes tokens; True where that is unknown (no ops)."""
     if not kernels.calls:
         return True
-    if any(work is not None and work.causal for work in kernels.works):
+    if _is_mostly_causal(kernels):
         return True
     roles = set(kernels.frame["role"].unique().to_list())
     if roles & {"lm_head", "kv_update", "sampling"} or kernels.decoder_modules:
@@ -104,6 +108,26 @@ def _decodes_tokens(kernels: Kernels) -> bool:
         *(call.name for call in kernels.calls),
     ]
     return any(_CACHE.search(name) for name in names)
+
+
+def _is_mostly_causal(kernels: Kernels) -> bool:
+    """Whether at least half of the time of attention, or of its softmax, is of calls that mask what
+    comes later, by their arguments or by their name. Graph replays say neither; and a model that
+    makes images may hold a text encoder that is causal."""
+    calls = [i for i, work in enumerate(kernels.works) if work is not None and work.causal]
+    seen = {*kernels.frame["name"].unique(), *kernels.frame["op"].unique()} - {None}
+    names = [name for name in seen if _CAUSAL.search(name)]
+    is_softmax = (pl.col("kind") == "softmax") & (pl.col("role") == "attention")
+    rows = kernels.frame.select(
+        "busy",
+        causal=pl.any_horizontal(
+            pl.col("call").is_in(calls), pl.col("name").is_in(names), pl.col("op").is_in(names)
+        ).fill_null(value=False),
+        attends=(pl.col("kind") == "attention") | is_softmax,
+        replayed=pl.Series(kernels.linked.replayed),
+    )
+    rows = rows.filter(~pl.col("replayed") & (pl.col("attends") | pl.col("causal")))
+    return 0 < int(rows["busy"].sum()) <= 2 * int(rows.filter("causal")["busy"].sum())
 
 
 def _by_shape(kernels: Kernels) -> tuple[str, str]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from prunescope.analysis.kernels.eager_attention import eager_attentions
 from prunescope.analysis.kernels.role_shapes import (
     Size,
     added_back,
@@ -23,14 +24,16 @@ from prunescope.analysis.kernels.role_shapes import (
     mark_adapters,
     no_heads_of_activations,
     sizes_of,
+    tied_heads,
     vocabularies,
     with_embeddings,
     with_weights,
 )
 from prunescope.analysis.ops.call import OpCall
+from prunescope.analysis.timeline.parts import Parts
 from prunescope.analysis.timeline.scopes import Scopes
 from prunescope.analysis.trace.collect import NONE, Ints
-from prunescope.taxonomy.roles import Place
+from prunescope.taxonomy.roles import BACKWARD, Place
 
 GEMM_KINDS = ("gemm", "gemv", "batched_gemm", "sparse_gemm", "grouped_gemm")
 _BY_A_WEIGHT = ("aten::mm", "aten::addmm", "aten::linear", "aten::mv", "aten::addmv")
@@ -57,15 +60,18 @@ def find_roles(
     step: Ints | None = None,
     *,
     every: Iterable[OpCall] = (),
+    parts: Parts | None = None,
 ) -> Roles:
     """Roles of rows in time order of their launch; `calls[i]` is the op call of row i, `step[i]`
     the step that it is in (None: all are in one), `every`: all calls of the trace, those that
-    launch nothing themselves too."""
+    launch nothing themselves too; `parts`: what annotations name where no module is known."""
     sizes = sizes_of(kinds, calls)
     vocabulary = vocabularies({id(call): call for call in (*every, *calls)}.values())
     if scopes.source == "none":
         steps = np.zeros(len(kinds), np.int64) if step is None else step
-        ordered = _by_order(with_embeddings(kinds, calls, vocabulary), steps, sizes, vocabulary)
+        ordered = _by_order(_marked(kinds, calls, vocabulary), steps, sizes, vocabulary)
+        _by_annotation(parts, kinds, calls, sizes, ordered)
+        tied_heads(ordered.role, kinds, calls, sizes)
         gated(ordered.role, ordered.layer, sizes)
         return ordered
     layer = np.full(len(kinds), NONE)
@@ -104,6 +110,7 @@ def find_roles(
             by_name = scopes.source == "modules" and place.role != "unknown"
             found = found if by_name else by_order
         role.append(found)
+    _around_experts(role, scopes)
     _only_rotations(role, guessed, kinds, calls, scope_calls)
     no_heads_of_activations(role, kinds, calls, scope_calls, layer)
     heads_only(role, sizes, named, vocabulary)
@@ -112,6 +119,70 @@ def find_roles(
     added_back(role, layer, calls)
     with_weights(role, layer, calls, sizes)
     return Roles(layer, role, scopes.source)
+
+
+def _around_experts(role: list[str], scopes: Scopes) -> None:
+    """The role of what a mixture does itself: it chooses before its experts run, and gathers their
+    results behind. None of it is the activation that it is in an MLP."""
+    mixtures = {place.layer for place in scopes.places if place.role == "experts"}
+    if not mixtures:
+        return
+    ran: set[int | None] = set()  # layers in which experts ran, since their router did
+    for i, number in enumerate(scopes.place.tolist()):
+        place = scopes.places[number] if number >= 0 else None
+        if place is None or place.layer not in mixtures:
+            continue
+        if place.role == "experts":
+            ran.add(place.layer)
+        elif place.role == "router":
+            ran.discard(place.layer)
+        elif place.role == "unknown" and role[i] == "activation":
+            role[i] = "experts" if place.layer in ran else "router"
+
+
+def _by_annotation(
+    parts: Parts | None,
+    kinds: list[str],
+    calls: list[OpCall | None],
+    sizes: list[Size | None],
+    found: Roles,
+) -> None:
+    """Roles and layers of rows that order leaves open, from the parts that annotations name: the
+    linears in one call of an MLP by their number."""
+    if parts is None:
+        return
+    linears: dict[int, list[int]] = {}  # by call: linears of an MLP
+    behind: dict[int, bool] = {}  # by call, as in `_projection_role`
+    numbers, notes = parts.place.tolist(), parts.call.tolist()
+    for i, kind in enumerate(kinds):
+        if numbers[i] < 0:
+            continue
+        place = parts.places[numbers[i]]
+        if place.scope == "attention" and found.role[i] == "attention":
+            behind[notes[i]] = True
+        if found.role[i] != "unknown":
+            continue
+        role = place.role
+        if role == "unknown":
+            after = behind.get(notes[i], False)
+            role = _in_scope(place, kind, calls[i], after=after, experts=True)
+        if place.scope == "attention":
+            role = _projection_role(role, kind, calls[i], sizes[i], behind, notes[i])
+        elif role == "unknown" and kind in _WEIGHED and not parts.backward[i]:
+            linears.setdefault(notes[i], []).append(i)
+        found.role[i] = f"{role}{BACKWARD}" if parts.backward[i] else role
+        found.layer[i] = NONE if place.layer is None else place.layer
+    for rows in linears.values():
+        _name_mlp(rows, found.role)
+
+
+def _name_mlp(rows: list[int], role: list[str]) -> None:
+    """Name the linears in one call of an MLP by their number."""
+    for i, name in zip(rows, _MLPS.get(len(rows), ()), strict=False):
+        role[i] = name
+
+
+_MLPS = {2: ("up", "down"), 3: ("gate", "up", "down")}  # by their number; shapes tell a fused gate
 
 
 def _projection_role(
@@ -154,6 +225,8 @@ def _in_scope(place: Place, kind: str, call: OpCall | None, *, after: bool, expe
         if kind in ("grouped_gemm", "gather_scatter"):
             return "experts" if experts else "router"
         return "activation" if kind in (*POINTWISE, "layout") else "unknown"
+    if place.scope == "conv":
+        return "unknown"  # what copies and normalises for a convolution adds no residual
     if place.scope == "layer":
         return "residual" if kind in (*POINTWISE, "layout") else "unknown"
     return kind if kind in ("conv", "scan") else "scan"
@@ -238,6 +311,19 @@ class _Pass:
     seconds: dict[int, int]
 
 
+_ATTENDED = "attended"  # the rows of an attention of separate ops behind its first one
+
+
+def _marked(kinds: list[str], calls: list[OpCall | None], vocabulary: set[int]) -> list[str]:
+    """The kinds as order is read: an attention of separate ops is one attention where it begins,
+    and rows of a table of tokens that are picked are an embedding."""
+    marked = with_embeddings(kinds, calls, vocabulary)
+    for first, last in eager_attentions(kinds, calls):
+        marked[first] = "attention"
+        marked[first + 1 : last + 1] = [_ATTENDED] * (last - first)
+    return marked
+
+
 def _by_order(
     kinds: list[str], step: Ints, sizes: list[Size | None], vocabulary: set[int]
 ) -> Roles:
@@ -248,7 +334,8 @@ def _by_order(
     next to a decoder) is left unknown.
     """
     layer = np.full(len(kinds), NONE)
-    role = [k if k in ("attention", "embedding", "sampling") else "unknown" for k in kinds]
+    named = {_ATTENDED: "attention", **{k: k for k in ("attention", "embedding", "sampling")}}
+    role = [named.get(kind, "unknown") for kind in kinds]
     found = (_pass(kinds, rows, sizes) for rows in _passes(kinds, step))
     passes = [p for p in found if len(p.attention)]
     inner = np.concatenate([np.diff(p.before) for p in passes]) if passes else np.zeros(0, int)
@@ -261,6 +348,11 @@ def _by_order(
         return Roles(layer, role, "none")
     for forward in passes:
         _name_pass(forward, names, layer, role)
+        for i in forward.attention.tolist():  # the rows behind the first of separate ops
+            for j in range(i + 1, len(kinds)):
+                if kinds[j] != _ATTENDED:
+                    break
+                layer[j] = layer[i]
         rest = forward.gemms[forward.before[-1] + len(names[1]) :]
         head = last_vocabulary(rest, sizes, vocabulary)
         if head is not None and role[head] == "unknown":

@@ -242,6 +242,39 @@ def last_vocabulary(rows: Ints, sizes: Sequence[Size | None], vocabulary: set[in
     return found[-1] if found else None
 
 
+_PICKS = (*_TABLES, "aten::index_select", "aten::index")
+
+
+def tied_heads(
+    role: list[str],
+    kinds: Sequence[str],
+    calls: Sequence[OpCall | None],
+    sizes: Sequence[Size | None],
+) -> None:
+    """`lm_head` for a product by the matrix whose rows were picked as embeddings: its N and K are
+    those of the table, and it runs no more often than the table was read. Rows that are picked
+    behind the first product are tokens sent to experts, unless the op is an embedding's."""
+    read: dict[tuple[int, int], int] = defaultdict(int)
+    multiplied = False
+    for kind, call in zip(kinds, calls, strict=True):
+        multiplied = multiplied or kind in _PRODUCTS
+        if call is None or call.name not in _PICKS or multiplied and call.name not in _TABLES:
+            continue
+        try:
+            rows, width = tensor(call, 0, rank=2).shape
+        except NoModel:
+            continue
+        read[rows, width] += 1
+    found: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for i, size in enumerate(sizes):
+        if size is not None and size[1:] in read:
+            found[size[1:]].append(i)
+    for table, products in found.items():
+        if len(products) <= read[table]:
+            for i in products:
+                role[i] = "lm_head" if role[i] == "unknown" else role[i]
+
+
 def is_fused_qkv(size: Size | None) -> bool:
     """N = (1 + 2/g)·K: queries of width K with keys and values that g heads share."""
     if size is None or not size[2] or size[1] <= size[2]:

@@ -137,6 +137,8 @@ def add_bound(frame: pl.DataFrame, peaks: Peaks | None) -> pl.DataFrame:
     bound = (
         pl.when(pl.col("ideal").is_null())
         .then(pl.lit("unknown"))
+        .when((pl.col("flop") == 0) & (pl.col("bytes") == 0))
+        .then(pl.lit("latency"))  # no work at all: all of its time is the call's own
         .when(small)
         .then(pl.lit("latency"))
         .when(pl.col("compute_ns") >= pl.col("memory_ns"))

@@ -41,13 +41,15 @@ def gemm_work(
     kind: str | None = None,
 ) -> Work:
     """Work of one GEMM that reads `read` (the first two are its operands) and writes its result
-    in the format `out`, that of the first operand where not given."""
+    in the format `out`, that of the first operand where not given. Without a result (an expert to
+    which no token was sent) nothing is read."""
     first = read[0]
     dtype = first.dtype if first is not None else None
-    written = size(gemm.batch * gemm.m * gemm.n, out or dtype)
+    results = gemm.batch * gemm.m * gemm.n
+    moved = [*(t.bytes for t in read if t is not None), size(results, out or dtype)]
     return Work(
         flop=gemm.flop,
-        bytes=total([*(t.bytes for t in read if t is not None), written]),
+        bytes=total(moved) if results else 0.0,
         gemms=(gemm,),
         dtype=dtype,
         kind=kind or gemm_kind(gemm, batched=batched),
@@ -179,7 +181,8 @@ def grouped_mm(call: OpCall) -> Work:
     """One GEMM per group, its rows (or columns, or K) given by offsets.
 
     [t, k] x [g, k, n], [g, m, k] x [k, t], [m, t] x [t, n] over groups of t, [g, m, k] x [g, k, n].
-    Offsets are values: every row of `t` is taken as used.
+    Offsets are values: every row of `t` is taken as used, and of the g matrices at most as many are
+    read as there are rows.
     """
     a, b = tensor(call, 0), tensor(call, 1)
     scaled = call.name == "aten::_scaled_grouped_mm"
@@ -192,6 +195,10 @@ def grouped_mm(call: OpCall) -> Work:
     gemm = Gemm(a.shape[-2], b.shape[-1], a.shape[-1])
     if ranks == (3, 3):
         gemm = replace(gemm, batch=a.shape[0])
+    if ranks == (2, 3):
+        b = _first(b, a.shape[0])
+    elif ranks == (3, 2):
+        a = _first(a, b.shape[1])
     work = gemm_work(gemm, a, b, out=out, kind="grouped_gemm")
     if ranks == (2, 2):
         # K is split over the groups, and each group has a result of its own.
@@ -200,6 +207,11 @@ def grouped_mm(call: OpCall) -> Work:
         more = size((groups - 1) * gemm.m * gemm.n, out)
         work = replace(work, bytes=total([work.bytes, more]))
     return work
+
+
+def _first(t: Operand, count: int) -> Operand:
+    """At most the first `count` matrices of a stack."""
+    return Operand((min(t.shape[0], count), *t.shape[1:]), t.dtype)
 
 
 def _unpacked(t: Operand, axis: int) -> Operand:

@@ -14,6 +14,7 @@ from prunescope.analysis.ops import (
     pointwise,
     serving,
     sparse,
+    training,
 )
 from prunescope.analysis.ops.call import MODELS, USUAL_KINDS, NoModel, OpCall, Work, op_model
 
@@ -21,7 +22,7 @@ __all__ = ["MODELS", "USUAL_KINDS", "OpCall", "Work", "op_model", "work_of"]
 
 # Importing a module registers its models; the tuple is the list of them.
 MODEL_MODULES = (
-    attention, convolution, matmul, memory, pointwise, serving, sparse,
+    attention, convolution, matmul, memory, pointwise, serving, sparse, training,
 )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ In: the annotations of a trace (our scopes are annotations named by module path;
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -22,13 +22,22 @@ from prunescope.taxonomy.roles import Place, locate_all
 _PATH = re.compile(r"[A-Za-z_]\w*(?:\.\w+)*$")
 _LAYER_CLASS = re.compile(r"(?:Decoder|Encoder)?(?:Layer|Block)$")
 _ATTENTION_CLASS = re.compile(r"Attention|Attn")
-_MLP_CLASS = re.compile(r"MLP|Mlp|FeedForward|FFN|MoE|Moe|SparseMoeBlock")
+_MLP_CLASS = re.compile(r"MLP|Mlp|FeedForward|FFN?(?:$|[A-Z])|MoE|Moe|Mixture|Expert|Act\w*Dense$")
+# A module of experts, or its model: HF's Qwen3MoeMLP is one expert, or a plain MLP.
+_MIXTURE_CLASS = re.compile(r"MoE|Moe|MOE|Mixture|Experts")
+_EXPERTS_CLASS = re.compile(r"FusedMoE|Experts")  # all experts in one module
 _HEAD_CLASS = re.compile(r"(?:LMHead|LmHead)(?!Model)")  # GPT2LMHeadModel is all of a model
 _UP_CLASS = re.compile(r"Intermediate$")
 _DOWN_CLASS = re.compile(r"(?<!Self)(?<!Attention)(?<!Cross)Output$")
+_OUTPUT_CLASS = re.compile(r"Output$")  # of attention or of an MLP: a linear, a sum, a norm
 _LINEAR_CLASS = re.compile(r"Linear|Conv1D|LMHead(?!Model)")
+# Norms over channels or groups of them stand behind convolutions; a transformer's are over rows.
+_CONV_CLASS = re.compile(r"Conv(?!1D)")  # GPT-2's Conv1D is a linear
+_CHANNEL_NORM = re.compile(r"(?:Batch|Instance|Group)Norm")
 _UNKNOWN = "unknown"
 _BESIDE_ATTENTION = "a layer that calls attention and its MLP's linears itself"
+_EXPERTS = ("experts", "shared_expert")
+_SEVERAL = 2  # MLPs of one class inside another one
 
 
 @dataclass(frozen=True)
@@ -125,8 +134,32 @@ def _class_places(trace: Trace, modules: Ints) -> list[Place]:
 
 
 def _nested_places(labels: list[str], up: list[int]) -> list[Place]:
+    nest = _nest(labels, up)
+    out = [Place(nest.layer[i], _UNKNOWN, nest.scope[i]) for i in range(len(labels))]
+    behind = _behind_layers(nest.layer, up)
+    for around, children in nest.inside.items():
+        for i, role in _roles_of_children(nest, around, children).items():
+            known = role != "final_norm" or i in behind
+            out[i] = Place(nest.layer[i], role if known else _UNKNOWN, nest.scope[i])
+    return _inherit(out, up, nest.classes)
+
+
+@dataclass(frozen=True)
+class _Nest:
+    """The calls of modules on one thread in order of their begin, by index. `inside`: the calls
+    directly inside of each (-1: of none). `linear`: whether one is or holds a linear; `part`:
+    whether it holds an attention or an MLP."""
+
+    classes: list[str]
+    layer: list[int | None]
+    scope: list[str]
+    inside: dict[int, list[int]]
+    linear: list[bool]
+    part: list[bool]
+
+
+def _nest(labels: list[str], up: list[int]) -> _Nest:
     classes = [label.rsplit("_", 1)[0] for label in labels]
-    numbers = [_number(label) for label in labels]
     layer: list[int | None] = [None] * len(labels)
     scope = ["model"] * len(labels)
     inside: dict[int, list[int]] = defaultdict(list)
@@ -134,48 +167,50 @@ def _nested_places(labels: list[str], up: list[int]) -> list[Place]:
         above = up[i]
         layer[i], scope[i] = (layer[above], scope[above]) if above >= 0 else (None, "model")
         if layer[i] is None and _is_layer(name):
-            layer[i], scope[i] = numbers[i], "layer"
+            layer[i], scope[i] = _number(labels[i]), "layer"
         elif layer[i] is not None and scope[i] == "layer":
             scope[i] = _scope_of_class(name)
         inside[above].append(i)
-    out = [Place(layer[i], _UNKNOWN, scope[i]) for i in range(len(labels))]
-    early = _before_layers(layer, up)
-    for above, children in inside.items():
-        around = classes[above] if above >= 0 else ""
-        if any(_ATTENTION_CLASS.search(classes[i]) for i in children):
-            around = _BESIDE_ATTENTION
-        for i, role in _roles_of_children(children, classes, layer, scope, around).items():
-            known = role != "final_norm" or i not in early
-            out[i] = Place(layer[i], role if known else _UNKNOWN, scope[i])
-    return _inherit(out, up)
+    linear = [_is_linear(name) for name in classes]
+    part = [False] * len(labels)
+    for i in range(len(labels) - 1, -1, -1):  # what a module holds begins after it
+        if (above := up[i]) >= 0:
+            linear[above] = linear[above] or linear[i]
+            part[above] = part[above] or part[i] or scope[i] in ("attention", "mlp")
+    return _Nest(classes, layer, scope, inside, linear, part)
 
 
-def _before_layers(layer: list[int | None], up: list[int]) -> set[int]:
-    """The modules before the first layer of the smallest module around them that holds any; in
-    order of their begin."""
+def _behind_layers(layer: list[int | None], up: list[int]) -> set[int]:
+    """The modules of no layer behind the first layer of the smallest module around them that holds
+    any; in order of their begin."""
     first: dict[int, int] = {}  # by module: the first one in it that is of a layer
     for i in range(len(layer) - 1, -1, -1):
         if layer[i] is not None:
             first[i] = i
         if i in first:
             first[up[i]] = first[i]
-    early: set[int] = set()
+    behind: set[int] = set()
     for i, number in enumerate(layer):
         if number is not None:
             continue
         above = up[i]
         while above >= 0 and above not in first:
             above = up[above]
-        if first.get(above, i) > i:
-            early.add(i)
-    return early
+        if first.get(above, i) < i:
+            behind.add(i)
+    return behind
 
 
-def _inherit(places: list[Place], up: list[int]) -> list[Place]:
-    """A module inside one whose role is known has that role (a quantised Linear's inner parts)."""
+def _inherit(places: list[Place], up: list[int], classes: list[str]) -> list[Place]:
+    """A module inside one whose role is known has that role (a quantised Linear's inner parts), and
+    all inside an expert is the expert's; a linear inside a norm computes its scale, and is none."""
     for i, place in enumerate(places):
         above = places[up[i]] if up[i] >= 0 else None
-        if place.role == _UNKNOWN and above is not None and above.role != _UNKNOWN:
+        if above is None or above.role == _UNKNOWN:
+            continue
+        if place.role != _UNKNOWN and above.role not in _EXPERTS:
+            continue
+        if not (above.role.endswith("norm") and _is_linear(classes[i])):
             places[i] = Place(place.layer, above.role, place.scope)
     return places
 
@@ -202,6 +237,8 @@ def _is_linear(name: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def _scope_of_class(name: str) -> str:
+    if _CHANNEL_NORM.search(name) or _CONV_CLASS.search(name):
+        return "conv"
     if "Norm" in name:
         return "layer"
     if _ATTENTION_CLASS.search(name):
@@ -211,13 +248,15 @@ def _scope_of_class(name: str) -> str:
     return "mlp" if _MLP_CLASS.search(name) else "layer"
 
 
-def _roles_of_children(
-    children: list[int], classes: list[str], layer: list[int | None], scope: list[str], around: str
-) -> dict[int, str]:
-    """Roles of the modules called directly inside one call of `around`, by class and order."""
+def _roles_of_children(nest: _Nest, above: int, children: list[int]) -> dict[int, str]:
+    """Roles of the modules called directly inside one call of module `above` (-1: of none), by
+    class, then by order."""
+    classes, layer = nest.classes, nest.layer
+    around = classes[above] if above >= 0 else ""
+    if any(_ATTENTION_CLASS.search(classes[i]) for i in children):
+        around = _BESIDE_ATTENTION
     roles: dict[int, str] = {}
     linears = [i for i in children if _is_linear(classes[i])]
-    norms = [i for i in children if "Norm" in classes[i]]
     for i in children:
         role = _role_of_class(classes[i])
         if role == "embedding" and layer[i] is not None:
@@ -226,15 +265,67 @@ def _roles_of_children(
             role = "attention"
         if role is not None:
             roles[i] = role
+    roles.update(_norm_roles(nest, above, children))
+    if mixture := _mixture_roles(nest, above, children):
+        return {**roles, **mixture}
+    roles.update(_linear_roles(linears, classes, layer, nest.scope, around))
+    return roles
+
+
+def _norm_roles(nest: _Nest, above: int, children: list[int]) -> dict[int, str]:
+    """Roles of the norms among the modules inside one, by what stands beside them."""
+    classes, scope = nest.classes, nest.scope
+    # A wrapper of a norm and of what reads it is no norm (PreNorm).
+    norms = [i for i in children if "Norm" in classes[i] and not nest.part[i]]
+    others = [i for i in children if i not in norms]
+    attentions = [i for i in others if _ATTENTION_CLASS.search(classes[i])]
+    attends = bool(attentions)
+    has_mlp = any(scope[i] == "mlp" or scope[i] == "layer" and nest.linear[i] for i in others)
+    convolves = any(_CONV_CLASS.search(classes[i]) for i in others)
+    roles: dict[int, str] = {}
     for order, i in enumerate(norms):
-        if layer[i] is None:
+        if _CHANNEL_NORM.search(classes[i]):
+            continue
+        if nest.layer[i] is None:
             roles[i] = "final_norm"
         elif scope[i] == "attention":
-            roles[i] = "qk_norm"
-        else:
+            # An attention without linears of its own reads the queries and keys of these norms.
+            wraps = any(nest.linear[i] for i in attentions) or _OUTPUT_CLASS.search(classes[above])
+            roles[i] = "attn_norm" if wraps else "qk_norm"
+        elif scope[i] == "mlp" or has_mlp and not attends:
+            roles[i] = "mlp_norm"
+        elif attends and not has_mlp:
+            roles[i] = "attn_norm"
+        elif attends or not convolves:
             roles[i] = "attn_norm" if order < (len(norms) + 1) // 2 else "mlp_norm"
-    roles.update(_linear_roles(linears, classes, layer, scope, around))
     return roles
+
+
+def _mixture_roles(nest: _Nest, above: int, children: list[int]) -> dict[int, str]:
+    """Roles inside a mixture of experts: modules that hold linears, in one that is called a mixture
+    or holds several MLPs of one class; beside experts in one module, such a module is shared, and
+    a linear is a router."""
+    if above < 0 or nest.scope[above] != "mlp":
+        return {}
+    classes = nest.classes
+    fused = [i for i in children if _EXPERTS_CLASS.search(classes[i])]
+    apart = [
+        i
+        for i in children
+        if i not in fused
+        and not _is_linear(classes[i])
+        and _role_of_class(classes[i]) is None
+        and (nest.linear[i] or "Expert" in classes[i])
+    ]
+    mixes = _MIXTURE_CLASS.search(classes[above]) is not None
+    names = Counter(classes[i] for i in apart if _MLP_CLASS.search(classes[i]))
+    if not fused and not (mixes and apart) and max(names.values(), default=0) < _SEVERAL:
+        return {}
+    shared = {i for i in apart if fused or "Shared" in classes[i]}
+    return {
+        **{i: "router" for i in children if _is_linear(classes[i])},
+        **{i: "shared_expert" if i in shared else "experts" for i in (*fused, *apart)},
+    }
 
 
 _BY_CLASS = tuple(
@@ -242,7 +333,7 @@ _BY_CLASS = tuple(
     for role, pattern in (
         ("rope", r"Rotary"), ("embedding", r"Embedding"),
         ("activation", r"SiLU|GELU|ReLU|Activation|SiluAndMul|GeluAndMul"),
-        ("router", r"Router|TopK|Gate$"), ("experts", r"FusedMoE|Experts"),
+        ("router", r"Router|TopK|Gate$|Gating"), ("experts", _EXPERTS_CLASS.pattern),
     )
 )  # fmt: skip
 _BY_COUNT = {

@@ -215,3 +215,86 @@ def test_a_vocabulary_that_a_generated_kernel_looks_up(tmp_path: Path) -> None:
                [32, H], kernels=[k(us=1, name="triton_per_fused_add_embedding")])  # fmt: skip
     got = roles(tmp_path, table, *[x for _ in range(4) for x in (add(), *PLAIN)], mm(1000, H))
     assert got[-1] == (None, "lm_head")
+
+
+def bmm(n: int, kk: int, batch: int = 4) -> Any:
+    return op("aten::bmm", [batch, 32, kk], [batch, kk, n], kernels=[k(us=3, name="gemm")])
+
+
+def softmax(keys: int = 32) -> Any:
+    return op(
+        "ScaledUpperTriangMaskedSoftmax",
+        [4, 32, keys],
+        kernels=[k(us=2, name="scaled_upper_triang_masked_softmax_warp_forward")],
+    )
+
+
+def test_an_attention_of_separate_ops_is_one(tmp_path: Path) -> None:
+    """As Megatron runs it: scores of 32 keys, a masked softmax, and their product with 16 values of
+    each head; the table's rows are looked up by an index, and its matrix is the head."""
+    layer = (mm(Q + 2 * KV, H), bmm(32, 16), softmax(), bmm(16, 32), mm(H, Q), mm(F, H), mm(H, F))
+    table = op("aten::index", [100, H], [], kernels=[k(us=1, name="index_elementwise_kernel")])
+    rows = analyze(
+        save(chrome(table, *(layer * 3), mm(100, H)), tmp_path / "t.json")
+    ).frames["trace"]  # fmt: skip
+    of_layer = ["qkv", *["attention"] * 3, "o", "up", "down"]
+    assert rows["role"].to_list() == ["unknown", *of_layer * 3, "lm_head"]
+    assert rows["layer"].to_list() == [None, *[i for i in range(3) for _ in of_layer], None]
+    assert rows.filter(pl.col("role") == "attention")["class"].unique().to_list() == ["attention"]
+
+
+def test_products_that_do_not_fit_around_a_softmax_are_no_attention(tmp_path: Path) -> None:
+    """A router's softmax between two batched products; scores of other keys; none between."""
+    for items in (
+        (bmm(32, 16), softmax(), bmm(16, 48)),
+        (bmm(32, 16), softmax(), bmm(16, 32, batch=2)),
+        (bmm(32, 16), bmm(16, 32), softmax()),
+        (bmm(32, 16), softmax(), mm(H, H), bmm(16, 32)),
+    ):
+        rows = analyze(save(chrome(*items), tmp_path / "t.json")).frames["trace"]
+        assert set(rows["role"]) == {"unknown"}
+
+
+@pytest.mark.parametrize(
+    ("items", "want"),
+    [
+        ((EMBED, mm(F, H), mm(H, F), HEAD), ["unknown", "unknown", "lm_head"]),
+        # Another matrix; a product that runs more often than tokens are looked up.
+        ((EMBED, mm(F, H), mm(H, F), mm(100, F)), ["unknown"] * 3),
+        ((EMBED, HEAD, mm(H, 100), HEAD), ["unknown"] * 3),
+        # Rows that are picked behind a product are tokens on their way to an expert.
+        (
+            (mm(H, H), op("aten::index", [100, H], [], kernels=[k(us=1, name="index")]), HEAD),
+            ["unknown"] * 2,
+        ),
+    ],
+)
+def test_a_tied_head_is_the_matrix_that_tokens_were_looked_up_in(
+    items: tuple[Any, ...], want: list[str], tmp_path: Path
+) -> None:
+    """Without attention no order tells a head; the rows and the width of the table do."""
+    assert [role for _, role in roles(tmp_path, *items)] == want
+
+
+def test_annotations_name_parts_and_their_pass(tmp_path: Path) -> None:
+    """As DualPipe's code annotates them: attn(F), MLP(B); linears of an MLP by their number."""
+    silu = op("aten::silu", [32, F], kernels=[k(us=1, name="silu")])
+    rows = analyze(
+        save(
+            chrome(
+                module("attn(F)", mm(3 * H, H), attention(), mm(H, H)),
+                module("MLP(F)", mm(2 * F, H), silu, mm(H, F)),
+                module("MLP(B)", mm(F, H), silu),
+                module("attn(W)", mm(H, H)),
+                module("1F1B", mm(H, H)),
+            ),
+            tmp_path / "t.json",
+        )
+    )
+    assert rows.frames["trace"]["role"].to_list() == [
+        "qkv", "attention", "o", "gate_up", "activation", "down",
+        "unknown backward", "activation backward", "unknown backward", "unknown",
+    ]  # fmt: skip
+    kind = rows.report.phases["trace"].phase_kind
+    assert kind is not None
+    assert kind["kind"] == "training"

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
 
 from prunescope.analysis.device.hardware import find_device
+from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.kernels.peaks import override, run_peaks, sheet_peaks
 from prunescope.analysis.kernels.roofline import add_bound
+from prunescope.analysis.pipeline import analyze
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import read
 from prunescope.taxonomy.run_blocks import DeviceEntry
 from tests.analysis.kernels.test_bound_property import SCHEMA
+from tests.chrome import chrome, k, op, save
 
 
 def device(calibration: Any = None, **peaks: Any) -> DeviceEntry:
@@ -104,3 +108,12 @@ def test_blocks_without_a_line_of_memory_to_move_occupy_no_unit(
     assert h100 is not None
     (found,) = add_bound(pl.DataFrame([row], schema=SCHEMA), sheet_peaks(h100)).to_dicts()
     assert found["bound"] == bound
+
+
+def test_an_expert_without_tokens_has_no_bytes_and_no_bound(tmp_path: Path) -> None:
+    """Its GEMM of no rows multiplies nothing and reads no weight; its time is the call's own."""
+    path = save(chrome(op("aten::mm", [0, 64], [64, 768], kernels=[k(us=4)])), tmp_path / "t.json")
+    phase = analyze(path, options=Options(device="h100-sxm")).report.phases["trace"]
+    (row,) = phase.gemms
+    assert (row.m, row.flop, row.bytes, row.bound) == (0, 0, 0, None)
+    assert phase.bound["latency"] == phase.busy_ns == 4000

@@ -295,3 +295,49 @@ def test_kernels_of_a_forward_pass_that_say_backward(name: str, tmp_path: Path) 
     said = told(tmp_path, linear(8944), up)["trace"].phase_kind
     assert said is not None
     assert said["kind"] == "forward"
+
+
+def fused(queries: int, us: float, causal: str, heads: int = 4) -> Any:
+    q = [1, heads, queries, 64]
+    return op(
+        "aten::_scaled_dot_product_flash_attention",
+        q,
+        q,
+        q,
+        [],
+        [],
+        concrete=["", "", "", "0.", causal],
+        kernels=[k(us=us, name="flash_fwd")],
+    )
+
+
+@pytest.mark.parametrize(
+    ("items", "kind"),
+    [
+        # A text encoder in a model that makes images: 1 of 11 us of attention is causal.
+        ((linear(77), fused(77, 1, "True"), linear(4096), fused(4096, 10, "False")), "forward"),
+        # A vision tower before a decoder: most of it is.
+        ((linear(64), fused(64, 1, "False"), linear(2048), fused(2048, 3, "True")), "prefill"),
+    ],
+)
+def test_a_model_decodes_where_most_attention_is_causal(
+    items: tuple[Any, ...], kind: str, tmp_path: Path
+) -> None:
+    phase = told(tmp_path, *items)["trace"]
+    assert phase.phase_kind is not None
+    assert phase.phase_kind["kind"] == kind
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("ScaledUpperTriangMaskedSoftmax", "prefill"),
+        ("ScaledMaskedSoftmax", "forward"),
+        ("causal_conv1d_fwd", "forward"),
+    ],
+)
+def test_a_mask_is_causal_by_the_name_of_its_op(name: str, kind: str, tmp_path: Path) -> None:
+    mask = op(name, [4, 2048, 2048], kernels=[k(us=2, name=f"{name}_kernel")])
+    phase = told(tmp_path, linear(2048), mask)["trace"]
+    assert phase.phase_kind is not None
+    assert phase.phase_kind["kind"] == kind

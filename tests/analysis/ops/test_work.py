@@ -68,6 +68,14 @@ def work(*args: object, **kwargs: object) -> Work:
         ("aten::dot", [(6,), (6,)], Gemm(1, 1, 6), 26, "gemv"),
         # 7 rows in 3 groups share one result, three weights are read: 2·(7·6 + 3·6·5 + 7·5)
         ("aten::_grouped_mm", [(7, 6), (3, 6, 5), (3,)], Gemm(7, 5, 6), 334, "grouped_gemm"),
+        # one row reads one of the 3 matrices: 2·(1·6 + 30 + 1·5)
+        ("aten::_grouped_mm", [(1, 6), (3, 6, 5), (3,)], Gemm(1, 5, 6), 82, "grouped_gemm"),
+        # an expert without tokens has no result, and nothing is read for it
+        ("aten::mm", [(0, 6), (6, 5)], Gemm(0, 5, 6), 0, "gemm"),
+        ("aten::linear", [(0, 6), (5, 6), (5,)], Gemm(0, 5, 6), 0, "gemm"),
+        ("aten::bmm", [(3, 0, 6), (3, 6, 5)], Gemm(0, 5, 6, batch=3), 0, "batched_gemm"),
+        # without anything to sum the result is zeros: 2·(4·5)
+        ("aten::mm", [(4, 0), (0, 5)], Gemm(4, 5, 0), 40, "gemm"),
         ("aten::_grouped_mm", [(3, 4, 6), (3, 6, 5)], Gemm(4, 5, 6, batch=3), 444, "grouped_gemm"),
         # K of 6 is split over 3 groups, each with its own 4x5: 2·(24 + 30 + 3·20)
         ("aten::_grouped_mm", [(4, 6), (6, 5), (3,)], Gemm(4, 5, 6), 228, "grouped_gemm"),
@@ -81,6 +89,26 @@ def test_matrix_products(
     assert (found.gemms, found.flop, found.kind) == ((gemm,), gemm.flop, kind)
     assert found.bytes == num_bytes
     assert found.dtype == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("name", "tensors", "num_bytes", "kind"),
+    [
+        # of 4 keys a row reads 2.5 on average: 2·(3·4·2.5 + 3·4·4)
+        ("ScaledUpperTriangMaskedSoftmax", [(3, 4, 4)], 156, "softmax"),
+        # 2·(3·4·4 + 4·4 + 3·4·4)
+        ("ScaledMaskedSoftmax", [(3, 4, 4), (1, 4, 4)], 224, "softmax"),
+        # 2·(2·3·8 + 8 + 8 + 2·3·8) and two fp32 a row: 4·2·6
+        ("FusedLayerNormAffineFunction", [(2, 3, 8), (8,), (8,)], 272, "norm"),
+        # 2·(2·3·8 + 8 + 2·3·8) + 4·6
+        ("FusedRMSNormAffineFunction", [(2, 3, 8), (8,)], 232, "norm"),
+    ],
+)
+def test_fused_ops_of_training_frameworks(
+    name: str, tensors: list[tuple[int, ...] | None], num_bytes: int, kind: str
+) -> None:
+    found = work(name, *tensors)
+    assert (found.bytes, found.flop, found.kind) == (num_bytes, 0, kind)
 
 
 def test_fake_quantisation_reads_and_writes_its_tensor() -> None:

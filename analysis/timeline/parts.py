@@ -1,0 +1,83 @@
+"""Parts of a layer that annotations name: `attn(F)`, `MLP(B)`, `moe forward`.
+
+Frameworks that overlap the passes of two batches annotate each part with its pass; other code marks
+`attention` or `mlp` alone. In: the annotations of a trace. Out: the place of each row, and whether
+it is in a backward pass. An annotation that is a module's path in a layer gives that module's.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prunescope.analysis.timeline.intervals import innermost
+from prunescope.analysis.trace.collect import NONE, Ints
+from prunescope.analysis.trace.events import Trace
+from prunescope.taxonomy.roles import Place, locate
+
+# F, B and W: forward, gradients of activations (or all), gradients of weights.
+_PASS = re.compile(r"[ _]?\(?\b(f|fwd|forward|b|bwd|backward|w|wgrad)\)?$")
+_PARTS = {
+    "attention": "attn attention self_attn self_attention mla mha",
+    "mlp": "mlp ffn feed_forward feedforward moe experts",
+}
+_SCOPES = {name: scope for scope, names in _PARTS.items() for name in names.split()}
+_ROLES = {
+    "experts": "experts", "router": "router", "routing": "router", "lm_head": "lm_head",
+    "embedding": "embedding", "embed_tokens": "embedding",
+}  # fmt: skip
+_LONGEST = 80  # characters of a name that may be a part's
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A row each. `place`: index into `places`, -1 for none; `call`: the annotation that the row is
+    in; `backward`: whether that is of a backward pass."""
+
+    place: Ints
+    call: Ints
+    places: list[Place]
+    backward: NDArray[np.bool_]
+
+
+def find_parts(trace: Trace, thread: Ints, ts: Ints) -> Parts | None:
+    """The parts that rows are in, from the host thread and time of their launch or op; None where
+    no annotation names one."""
+    names, notes = trace.annotations["name"], np.flatnonzero(trace.annotations["module"] == 0)
+    ids = np.unique(names[notes]).tolist()
+    known = {i: found for i in ids if (found := part(trace.names[i])) is not None}
+    if not known:
+        return None
+    rows = notes[np.isin(names[notes], list(known))]
+    spans = {column: trace.annotations[column][rows] for column in ("ts", "dur", "thread")}
+    inner = innermost(spans, thread, ts)
+    at = names[rows][np.maximum(inner, 0)].tolist()
+    inside = inner >= 0
+    places = list(dict.fromkeys(place for place, _ in known.values()))
+    index = {i: places.index(place) for i, (place, _) in known.items()}
+    return Parts(
+        np.where(inside, [index[i] for i in at], NONE),
+        inner,
+        places,
+        inside & np.array([known[i][1] for i in at], bool),
+    )
+
+
+@lru_cache(maxsize=4096)
+def part(name: str) -> tuple[Place, bool] | None:
+    """The place that an annotation names, and whether of the backward pass; None for others."""
+    if len(name) > _LONGEST:
+        return None
+    plain = name.strip().lower()
+    found = _PASS.search(plain)
+    backward = found is not None and found[1][0] in "bw"
+    plain = plain[: found.start()].strip() if found else plain
+    role, scope = _ROLES.get(plain, "unknown"), _SCOPES.get(plain)
+    if scope is not None or role != "unknown":
+        return Place(None, role, scope or ("mlp" if role == "router" else "model")), backward
+    place = locate(name[: len(plain)])
+    return (place, backward) if place.layer is not None and place.scope != "layer" else None
