@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from prunescope.analysis.schema.report import SecondOpinion
 from prunescope.analysis.timeline.intervals import cover
 from prunescope.analysis.trace.events import Trace
 from prunescope.analysis.trace.unpack import GZIP_MAGIC, ZSTD_MAGIC, members, unpacked
+from prunescope.taxonomy.atomic_write import scratch_folder
 
 TIME_LIMIT_S = 1800
 _ANSWER = "answer.json"
@@ -56,8 +56,8 @@ def second_opinion(trace: Trace, *, time_limit_s: float = TIME_LIMIT_S) -> Secon
         return _opinion(
             HtaAnswer(failed=["HTA looks at device events, and the trace has none"]), trace
         )
-    with tempfile.TemporaryDirectory(prefix="prunescope-hta-") as folder:
-        link = _link(trace, Path(folder))
+    with scratch_folder() as folder:
+        link = _link(trace, folder)
         return _opinion(_asked(link, time_limit_s), trace)
 
 

@@ -129,8 +129,8 @@ def analyze(
         phases.update(ran)
         pruned = pruned.add(Diagnostics(tuple(warnings)))
     report = scrubbed(_report(pruned, dense, phases))
-    names = dict(zip(report.phases, phases, strict=True))
-    return Analysis(report, frames.renamed(names), pruned.side, names)
+    told = dict(zip(report.phases, phases, strict=True))
+    return Analysis(report, frames.renamed(told), pruned.side, told)
 
 
 def _open(candidate: Path, baseline: Path | None, options: Options) -> tuple[_Done, _Done | None]:

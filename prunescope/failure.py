@@ -13,7 +13,7 @@ from collections.abc import Callable
 import typer
 
 from prunescope.analysis.report.escape import clean
-from prunescope.signals import INTERRUPTED, raising_signals
+from prunescope.signals import INTERRUPTED, ended_by, raising_signals
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.scrub import without_secrets
 
@@ -55,13 +55,17 @@ def exit_code(command: Callable[[], object], as_json: bool, name: str = "") -> i
         if code == _INTERRUPTED:  # typer makes it of Ctrl-C
             raise KeyboardInterrupt
     except BrokenPipeError:
+        if (ended := ended_by()) is not None:
+            return show_error(ended, as_json=as_json)
         # The reader left. Python would complain once more when it closes standard output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (PrunescopeError, typer.TyperException, *_FAILURES) as error:
-        return show_error(error, as_json=as_json)
-    except RuntimeError as error:
-        if not str(error).startswith(_LOOP):
+        return show_error(ended_by() or error, as_json=as_json)
+    except Exception as error:
+        if (ended := ended_by()) is not None:  # a library made this of it
+            return show_error(ended, as_json=as_json)
+        if not (isinstance(error, RuntimeError) and str(error).startswith(_LOOP)):
             raise
         loop = PrunescopeError(str(error), hint="a link leads to itself: give the folder it means")
         return show_error(loop, as_json=as_json)

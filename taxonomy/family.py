@@ -181,6 +181,16 @@ def identity(shape: ModelShape, work: Workload, _point: FamilyPoint) -> list[Pla
     return [dense_plan(shape, work)]
 
 
+def _number(text: str, kind: type) -> Value:
+    """A text as a knob of another type. Raises ValueError where it is none."""
+    found: Value | None = (
+        whole_number(text) if kind is int else number(text) if kind is float else kind(text)
+    )
+    if found is None:
+        raise ValueError
+    return found
+
+
 def _typed(name: str, value: Value, knob: Knob) -> Value:
     """`value` in the type of the knob's default: the command line gives strings."""
     kind, bad = type(knob.default), f"knob {name}={value!r}"
@@ -189,10 +199,7 @@ def _typed(name: str, value: Value, knob: Knob) -> Value:
         if kind is bool and isinstance(value, str):
             typed = {"true": True, "1": True, "false": False, "0": False}[value.lower()]
         elif kind is not type(value):
-            read = {int: whole_number, float: number}.get(kind)
-            typed = read(value) if read is not None and isinstance(value, str) else kind(value)
-            if typed is None:
-                raise ValueError
+            typed = _number(value, kind) if isinstance(value, str) else kind(value)
     except (ValueError, KeyError):
         raise PrunescopeError(f"{bad} is no {kind.__name__}", hint=knob.text) from None
     if knob.choices and typed not in knob.choices:

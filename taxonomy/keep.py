@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from numbers import Real
+from typing import Any
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.words import percent
@@ -29,9 +30,9 @@ def rounding(kept: int, total: int, sparsity: float, what: str) -> list[str]:
     return [f"{kept} of {total} {what} stay: {removed} of them removed, {asked} requested"]
 
 
-def check_sparsity(sparsity: float) -> float:
-    """`sparsity` itself where 0 ≤ s < 1; else PrunescopeError."""
-    if isinstance(sparsity, bool) or not isinstance(sparsity, Real) or not 0 <= sparsity < 1:
+def check_sparsity(sparsity: Any) -> float:
+    """`sparsity` as a float where it is a number and 0 ≤ s < 1; else PrunescopeError."""
+    if isinstance(sparsity, bool) or not isinstance(sparsity, Real) or not 0 <= float(sparsity) < 1:
         raise PrunescopeError(
             f"sparsity {sparsity} is outside [0, 1)",
             hint="0.25 removes a quarter; 1 leaves nothing",

@@ -214,7 +214,7 @@ def _typed_one(kind: Any, value: Any) -> Any:
         wanted = Integral if kind is int else Real
         if isinstance(value, bool) or not isinstance(value, wanted):
             raise _WrongTypeError
-        return value if isinstance(value, int) else kind(value)
+        return value if type(value) is int else kind(value)
     if kind is bool:
         if type(value).__name__ not in ("bool", "bool_"):  # the latter is numpy's
             raise _WrongTypeError
@@ -239,7 +239,7 @@ def _described(kind: Any) -> str:
         return f"a mapping of names to {'numbers' if of is float else 'values'}"
     if isinstance(origin, type) and issubclass(origin, Collection):
         return f"a list, each {_described(get_args(kind)[0])}"
-    return _ONE.get(kind, kind.__name__)
+    return _ONE[kind] if kind in _ONE else str(kind.__name__)
 
 
 def fill_missing(request: object) -> None:

@@ -188,14 +188,17 @@ class Run(Block, kw_only=True):
 def _scrubbed(plain: dict[str, Any]) -> dict[str, Any]:
     """A manifest without secrets, mail addresses and paths. The names of its traces stay as they
     are on disk, and so does where its baseline lies."""
-    model, words = plain.get("model"), plain.get("argv")
+    model: Any = plain.get("model")
+    words = plain.get("argv")
     found: dict[str, Any] = scrub_values({**plain, "argv": None})
     if isinstance(words, list) and all(isinstance(word, str) for word in words):
         is_public = isinstance(model, dict) and model.get("source") == "hub"
-        found["argv"] = scrub_words(words, public=model["id"] if is_public else None)
+        found["argv"] = scrub_words(words, public=model.get("id") if is_public else None)
     else:
         found["argv"] = words
-    kept = [(plain.get("twin"), found.get("twin"), ("path",))]
+    kept: list[tuple[Any, Any, tuple[str, ...]]] = [
+        (plain.get("twin"), found.get("twin"), ("path",))
+    ]
     if isinstance(phases := plain.get("phases"), dict):
         pairs = zip(phases.values(), found["phases"].values(), strict=True)
         kept += [(old, new, ("trace", "eager_trace")) for old, new in pairs]

@@ -11,7 +11,6 @@ import hashlib
 import importlib.metadata
 import json
 import re
-import tempfile
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -32,7 +31,7 @@ from prunescope.analysis.pipeline import Analysis, analyze
 from prunescope.analysis.report.figures import plotted_with
 from prunescope.analysis.report.write import write_report
 from prunescope.analysis.schema.report import Report
-from prunescope.taxonomy.atomic_write import write_file
+from prunescope.taxonomy.atomic_write import scratch_folder, write_file
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import changed, plain
 from prunescope.taxonomy.run import MANIFEST, PhaseRun, Run, read_run
@@ -80,8 +79,8 @@ def bundle(
     scrubber: Scrubber | None = None
     if anonymous:
         scrubber = Scrubber(names_of(files))
-    with tempfile.TemporaryDirectory() as temporary:
-        content = _build(sources, Path(temporary).resolve(), scrubber)
+    with scratch_folder() as stage:
+        content = _build(sources, stage.resolve(), scrubber)
     if scrubber is not None:
         _refuse_suspicious(content, scrubber)
     _write(out, zip_bytes(content))

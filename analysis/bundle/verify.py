@@ -14,7 +14,6 @@ import gzip
 import json
 import math
 import re
-import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -34,6 +33,7 @@ from prunescope.analysis.bundle.bundle import (
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.figures import most_apart, plotted_with
 from prunescope.analysis.schema.report import Report, to_json
+from prunescope.taxonomy.atomic_write import scratch_folder
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import UnknownVersion, decode
 from prunescope.taxonomy.run import MANIFEST, Run, read_run
@@ -221,10 +221,8 @@ def _rebuilt(files: Mapping[str, bytes]) -> tuple[set[str], dict[str, str], dict
     active = [n for n, data in files.items() if n.endswith(".svg") and _ACTIVE.search(data)]
     if active:
         return set(), {}, dict.fromkeys(active, "refused: a figure that runs a script")
-    with tempfile.TemporaryDirectory() as temporary:
-        rebuild = _Rebuild(
-            files, Path(temporary).resolve(), tool=index.tool, plotted=index.drawn_with
-        )
+    with scratch_folder() as stage:
+        rebuild = _Rebuild(files, stage.resolve(), tool=index.tool, plotted=index.drawn_with)
         rebuild.unpack()
         for name in names:
             rebuild.report(name, label_prefixes(names)[name])

@@ -99,7 +99,7 @@ def _count(where: str, value: Any) -> int:
 
 def _rate(where: str, value: Any) -> float:
     rate = number(value) if isinstance(value, str) else value
-    if isinstance(rate, bool) or not isinstance(rate, Real) or not 0 < rate <= 1:
+    if isinstance(rate, bool) or not isinstance(rate, Real) or not 0 < float(rate) <= 1:
         raise PrunescopeError(
             f"{where}={reprlib.repr(value)} is not a learning rate", hint="for example 1e-3"
         )

@@ -242,7 +242,8 @@ def _reader(named: NamedOption) -> Callable[[str, Any], Any]:
     if kind is float:
         read = _share
     elif kind is int:
-        read = partial(_count, least=named.option.least or 0, most=named.option.most or MOST)
+        least, most = named.option.least or 0, named.option.most or MOST
+        read = partial(_count, least=int(least), most=int(most))
     elif get_origin(kind) is Literal:
         read = partial(_choice, choices=get_args(kind))
     return _many(read) if get_origin(named.type) is tuple else read

@@ -251,7 +251,8 @@ def _check(plan: SweepPlan) -> None:
     from prunescope.tracer.sweep.trial import check_together
 
     config = plan.config
-    for text in (config.text, config.recover and config.recover.text):
+    trained_on = None if config.recover is None else config.recover.text
+    for text in (config.text, trained_on):
         if text is not None:
             read_text(text)
     if config.tasks:
@@ -261,8 +262,7 @@ def _check(plan: SweepPlan) -> None:
     if config.other_text is not None:
         from prunescope.tracer.recovery.examples import check_unseen
 
-        read = None if config.recover is None else config.recover.text
-        check_unseen([read, config.text], config.other_text)
+        check_unseen([trained_on, config.text], config.other_text)
     possible = {r.family: r for r in reversed(plan.results) if r.problem is None}
     for family in config.families:
         if family in possible:
