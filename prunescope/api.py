@@ -88,6 +88,7 @@ def compare(request: CompareRequest) -> Comparison:
     from prunescope.analysis.compare import compare as run
     from prunescope.analysis.compare import left_out
     from prunescope.public import Comparison
+    from prunescope.taxonomy.scrub import scrub_all
 
     found = run(
         request.paths,
@@ -96,7 +97,7 @@ def compare(request: CompareRequest) -> Comparison:
         jobs=request.jobs,
         engine=request.engine,
     )
-    found.warnings[:0] = left_out(request.paths)
+    found.warnings[:0] = scrub_all(left_out(request.paths))
     return Comparison.of(found)
 
 

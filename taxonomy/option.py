@@ -102,20 +102,23 @@ def checked(request: Request) -> Request:
     says what is accepted, for the first value of another type, outside its range or none of its
     choices.
     """
-    for named in options_of(type(request)):
-        value = getattr(request, named.name)
+    options = {named.name: named for named in options_of(type(request))}
+    for field in fields(request):  # type: ignore[arg-type]
+        named = options.get(field.name)
+        value = getattr(request, field.name)
+        kind = field.type if named is None else named.type
         try:
-            typed = _typed(named.type, value)
+            typed = _typed(kind, value)
         except _WrongTypeError:
-            shown = reprlib.repr(value)
+            label = field.name if named is None else _label(named)
             raise PrunescopeError(
-                f"{_label(named)} is {shown}, a {type(value).__name__}",
-                hint=f"accepted: {_described(named.type)}",
+                f"{label} is {reprlib.repr(value)}, a {type(value).__name__}",
+                hint=f"accepted: {_described(kind)}",
             ) from None
-        if named.option.canonical is not None and typed is not None:
+        if named is not None and named.option.canonical is not None and typed is not None:
             typed = named.option.canonical(typed)
         if typed is not value:
-            object.__setattr__(request, named.name, typed)
+            object.__setattr__(request, field.name, typed)
     check_options(request)
     return request
 
@@ -208,7 +211,7 @@ def _typed(kind: Any, value: Any) -> Any:
 
 
 def _typed_one(kind: Any, value: Any) -> Any:
-    if kind is Any:
+    if kind is Any or getattr(kind, "_is_protocol", False):
         return value
     if kind in (int, float):
         wanted = Integral if kind is int else Real

@@ -1,19 +1,20 @@
 """Strings without secrets, mail addresses and paths: what is written, and what is read from others.
 
 In: a string, any JSON value, or the words of a command line. Out: the same, where a token, a
-password or an address with credentials has become `<secret>`, a mail address `<address>`, and a
-path its last name. Scrubbing twice changes nothing more. A name that identifies somebody only to
-those who know them stays: `analysis.bundle` with its --anonymous goes further.
+password or an address with credentials has become `<secret>`, a mail address `<address>`, a host of
+a private network `<host>`, and a path its last name. Scrubbing twice changes nothing more. A name
+that identifies somebody only to those who know them stays: `bundle --anonymous` goes further.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
-SECRET, ADDRESS, PATH = "<secret>", "<address>", "<path>"
+SECRET, ADDRESS, HOST, PATH = "<secret>", "<address>", "<host>", "<path>"
 # Tokens by the prefixes that their issuers document. `hf_` also begins names in code.
 TOKEN = re.compile(
     r"hf_(?:[A-Za-z0-9]{20,}|(?=[A-Za-z]*\d)[A-Za-z0-9]{8,})|api_org_[A-Za-z0-9]{16,}"
@@ -22,11 +23,9 @@ TOKEN = re.compile(
     r"|A[KS]IA[0-9A-Z]{12,}|AIza[\w-]{20,}|ya29\.[\w-]{16,}|xox[abeoprs]-[\w-]{8,}"
     r"|gsk_[A-Za-z0-9]{20,}|nvapi-[\w-]{16,}|npm_[A-Za-z0-9]{20,}|pypi-[\w-]{20,}"
     r"|dop_v1_[0-9a-f]{16,}|wandb_v1_\w{16,}|r8_[A-Za-z0-9]{20,})"
-    r"|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"
+    r"|(?<![\w-])eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"
 )
-PRIVATE_KEY = re.compile(
-    r"-----BEGIN [A-Z ]+-----(?:[\s\S]*?-----END [A-Z ]+-----|[A-Za-z0-9+/=\s\\]*)"
-)
+PRIVATE_KEY = re.compile(r"-----BEGIN [A-Z ]+-----[^-]*(?:-----END [A-Z ]+-----)?")
 _CREDENTIALS = re.compile(r"(?i)\b[a-z][a-z0-9+.-]{1,20}://[^\s\"'<>/@]+@[^\s\"'<>)]*")
 _BEARER = re.compile(r"(?i)\b(bearer|basic) +[\w.~+/-]{8,}=*")
 # NAME=value, "name": "value", and `password: value`. A `token` of a tokenizer (`pad_token`) or of a
@@ -46,6 +45,14 @@ _EXPORTED = re.compile(
     r"(\b[A-Z][A-Z0-9_]*(?:TOKEN|SECRET|PASSWORD|PASSWD|KEY|CREDENTIALS)=)(?!<)[^\s\"'&,;<>]{4,}"
 )
 _MAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}\b")
+# user@host:/path, and hosts that only a network of one's own knows: `gpu-17.local` and
+# `x.corp.internal`, but no module `encoder.local`.
+_REMOTE = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[\w.-]{1,255}:[~/][^\s\"'<>]*")
+_HOST = re.compile(
+    r"(?i)(?<![\w.@-])(?=[a-z0-9.-]*(?:[a-z]\d|[a-z0-9]-[a-z0-9]"
+    r"|\.(?:corp|cluster|svc|compute|ec2|intra|lan|int)\.[a-z]))"
+    r"(?:[a-z0-9][a-z0-9-]*\.)+(?:local|localdomain|lan|internal|corp|intra)(?![\w-])"
+)
 # A path in a text: from one of the usual roots, or of a user's home, or on a drive of Windows. What
 # only looks like one (`/model/layers.0/MatMul`, FLOP/s) stays.
 _ROOTS = (
@@ -61,13 +68,16 @@ _PATHS = re.compile(
     rf"|(?<![\w\\])\\\\{_PART}+(?:\\+{_PART}+)+"
 )
 _LIBRARIES = re.compile(r"[\\/](?:site|dist)-packages[\\/]+")
+_SHORT = 200  # characters of a text that is worth keeping
+_NUMBERS = {int, float, bool, type(None)}
 _HOMES = frozenset({"home", "Users", "users"})
 # Every pattern needs one of these, in lower case: texts without any are most of them.
 _TRIGGERS = (
     "@", "~", "/", "\\", "token", "secret", "key", "passw", "passphrase", "pwd", "credential",
     "bearer", "basic ", "hf_", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat", "glpat",
     "sk-", "k_live", "k_test", "akia", "asia", "aiza", "ya29", "xox", "gsk_", "nvapi", "npm_",
-    "pypi-", "dop_v1", "wandb_v1", "r8_", "eyj", "api_org", "-----begin",
+    "pypi-", "dop_v1", "wandb_v1", "r8_", "eyj", "api_org", "-----begin", ".local", ".lan",
+    ".internal", ".corp", ".intra",
 )  # fmt: skip
 # Options of a command line whose next word is a secret.
 _SECRET_OPTION = re.compile(rf"(?i)--?(?:[\w-]*{_KEYED}|token)")
@@ -78,20 +88,40 @@ def without_secrets(text: str) -> str:
     """The text without tokens, passwords, credentials and private keys; paths stay."""
     if not _may_hold(text):
         return text
-    text = PRIVATE_KEY.sub(SECRET, text)
-    text = _CREDENTIALS.sub(SECRET, text)
+    if "-----BEGIN" in text:
+        text = PRIVATE_KEY.sub(SECRET, text)
+    if "://" in text and "@" in text:
+        text = _CREDENTIALS.sub(SECRET, text)
     text = TOKEN.sub(SECRET, text)
-    text = _BEARER.sub(rf"\1 {SECRET}", text)
-    text = _EXPORTED.sub(rf"\1{SECRET}", text)
-    return _ASSIGNED.sub(rf"\1{SECRET}", text)
+    if " " in text:
+        text = _BEARER.sub(rf"\1 {SECRET}", text)
+    if "=" in text:
+        text = _EXPORTED.sub(rf"\1{SECRET}", text)
+    if "=" in text or ":" in text:
+        text = _ASSIGNED.sub(rf"\1{SECRET}", text)
+    return text
 
 
 def scrub(text: str) -> str:
     """The text without secrets and mail addresses, and with the last names of its paths (of a file
     of an installed library, what follows `site-packages`)."""
+    return _known(text) if len(text) < _SHORT else _scrub(text)
+
+
+def _scrub(text: str) -> str:
     if not _may_hold(text):
         return text
-    return _MAIL.sub(ADDRESS, without_secrets(_PATHS.sub(_named, text)))
+    if "@" in text:
+        text = _REMOTE.sub(ADDRESS, text)
+    if "/" in text or "\\" in text:
+        text = _PATHS.sub(_named, text)
+    text = without_secrets(text)
+    if "." in text:
+        text = _HOST.sub(HOST, text)
+    return _MAIL.sub(ADDRESS, text) if "@" in text else text
+
+
+_known = lru_cache(maxsize=4096)(_scrub)  # most texts of a report are keys, and the same few
 
 
 def scrub_all(texts: list[str]) -> list[str]:
@@ -114,6 +144,8 @@ def scrub_values(value: Any) -> Any:
             found[key] = scrub_values(inner)
         return found
     if isinstance(value, list | tuple):
+        if set(map(type, value)) <= _NUMBERS:
+            return list(value)
         return [scrub_values(inner) for inner in value]
     return value
 

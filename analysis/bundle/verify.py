@@ -47,7 +47,7 @@ _FOLDER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,120}")
 _NUMBERS = ("samples.csv", "environment.json", "frontier.csv")  # whatever version wrote them
 _ACTIVE = re.compile(rb"<script|javascript:|\son[a-z]+\s*=", re.IGNORECASE)
 _PLOTTED = (".svg", ".png")
-_LABEL = re.compile(rb"<text[^>]*>(.*?)</text>", re.DOTALL)
+_LABEL = re.compile(rb"<text\b[^<>]*>([^<]*)</text>")
 # Sentences may be worded anew by another version; their numbers stand elsewhere too.
 _WORDED = frozenset({"findings", "notes", "warnings", "evidence", "says", "source", "tool"})
 

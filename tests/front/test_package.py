@@ -105,8 +105,8 @@ def test_a_wheel_has_the_same_bytes_twice(tmp_path: Path) -> None:
         shutil.copytree(
             ROOT, copy, symlinks=True,
             ignore=shutil.ignore_patterns(
-                ".*", "traces", "tests", "benchmarks", "docs", "build", "dist", "site", "*.egg-info",
-                "__pycache__",
+                ".*", "traces", "tests", "benchmarks", "docs", "build", "dist", "site",
+                "*.egg-info", "__pycache__",
             ),
         )  # fmt: skip
         for path in (p for p in copy.rglob("*") if not p.is_symlink()):

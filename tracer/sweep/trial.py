@@ -23,11 +23,20 @@ from prunescope.tracer.model.logits import probe
 _SHARE = 0.5  # every family has it, whatever it counts
 
 
-@cache
 def check_together(method: str) -> None:
     """Raises PrunescopeError where the families of `FAMILY:S+FAMILY` cannot follow one another.
     Their sparsities are not looked at: they depend on the model."""
-    names = "+".join(name for name, _ in method_parts(method))
+    problem = _problem("+".join(name for name, _ in method_parts(method)))
+    if problem is not None:
+        raise PrunescopeError(
+            f"{method} cannot be: {problem}",
+            hint="families are applied from left to right: another order may work; else sweep them "
+            "one by one",
+        )
+
+
+@cache
+def _problem(names: str) -> str | None:
     model = min(preset_names(), key=_size)
     request = TraceRequest(model, method=names, sparsity=_SHARE, phase="prefill", prompt_len=16)
     loaded = load_model(model, dtype="float32", device=torch.device("cpu"), attn="sdpa")
@@ -35,11 +44,8 @@ def check_together(method: str) -> None:
         applied, _ = apply_request(request, loaded)
         probe(applied.model, f"pruned with {names}")
     except PrunescopeError as error:
-        raise PrunescopeError(
-            f"{method} cannot be: {error.problem} (tried on {model})",
-            hint="families are applied from left to right: another order may work; else sweep them "
-            "one by one",
-        ) from error
+        return f"{error.problem} (tried on {model})"
+    return None
 
 
 def _size(preset: str) -> float:

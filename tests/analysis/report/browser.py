@@ -67,8 +67,8 @@ document.getElementById('page').addEventListener('load', event => {
 @dataclass(frozen=True)
 class Detection:
     """What the harness saw; `console`: lines that the page wrote to the console, `tallest`: the
-    height of a table's row in CSS pixels, `parted`: short cells on several lines; `title`: of the page
-    when all was done, which a script may have changed."""
+    height of a table's row in CSS pixels, `parted`: short cells on several lines; `title`: of the
+    page when all was done, which a script may have changed."""
 
     width: int
     overflow: int
