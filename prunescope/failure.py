@@ -15,7 +15,6 @@ import typer
 from prunescope.analysis.report.escape import clean
 from prunescope.signals import INTERRUPTED, ended_by, raising_signals
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.scrub import without_secrets
 
 _PARTIAL, _INTERRUPTED, _TERMINATED = 3, 130, 143  # the latter: 128 + SIGINT, SIGTERM
 _FAILURES = (
@@ -109,6 +108,8 @@ def show_error(error: BaseException, *, as_json: bool) -> int:
 
 
 def _shown(text: str) -> str:
+    from prunescope.taxonomy.scrub import without_secrets  # errors alone need its patterns
+
     text, half = clean(without_secrets(text)), _LONGEST // 2
     return text if len(text) <= _LONGEST else f"{text[:half]} ... {text[-half:]}"
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from prunescope.taxonomy.dtypes import ITEMSIZE, dtype
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.scrub import scrub
 
 
 def pairs(
@@ -102,6 +101,8 @@ def whole_number(text: str) -> int | None:
 
 def run_name(model: str, method: str | None = None, sparsity: float | None = None) -> str:
     """A folder name such as tiny-llama-FAMILY-0.5, from what was asked for."""
+    from prunescope.taxonomy.scrub import scrub  # here: `--help` need not compile its patterns
+
     words = [Path(model).name, method or "dense"]
     if method and sparsity is not None and not any(own for _, own in method_parts(method)[-1:]):
         words.append(f"{sparsity:g}")
