@@ -20,6 +20,7 @@ from prunescope.analysis.kernels.host_calls import (
     graph_blockers,
 )
 from prunescope.analysis.kernels.idle import add_waits
+from prunescope.analysis.kernels.number_formats import with_formats
 from prunescope.analysis.kernels.peaks import Peaks
 from prunescope.analysis.kernels.replay import LEAST, Replay, read_eager
 from prunescope.analysis.kernels.role import GEMM_KINDS, POINTWISE, find_roles
@@ -157,6 +158,7 @@ def build(
         replay = Replay(read_eager(eager), linked, frame, graph, trace)
         frame = replay.add_ops(frame, first_call=len(calls))
         calls += eager.calls
+    calls = with_formats(frame, calls)
     works = [work_of(call) for call in calls]
     frame = _add_kind(frame, calls)
     frame, source = _add_role(frame, trace, linked, calls)
