@@ -121,6 +121,10 @@ def compare(
     found = [s for s in subjects if isinstance(s, NamedRun)]
     found += find_runs(s for s in subjects if isinstance(s, Path))
     options = options or Options()
+    if not found:
+        raise PrunescopeError(
+            "no run and no trace to compare", hint="name run folders, traces, or folders of runs"
+        )
     if len(found) > 1 and (options.eager_trace or options.baseline_eager_trace):
         raise PrunescopeError(
             "--eager-trace belongs to one trace, and several subjects were given",

@@ -112,7 +112,7 @@ def checked(request: Request) -> Request:
         except _WrongTypeError:
             label = field.name if named is None else _label(named)
             raise PrunescopeError(
-                f"{label} is {reprlib.repr(value)}, a {type(value).__name__}",
+                f"{label} is {reprlib.repr(value)}, of type {type(value).__name__}",
                 hint=f"accepted: {_described(kind)}",
             ) from None
         if named is not None and named.option.canonical is not None and typed is not None:
@@ -129,7 +129,7 @@ def check_count(name: str, value: object, *, least: int) -> int:
         count: int = _typed_one(int, value)
     except _WrongTypeError:
         raise PrunescopeError(
-            f"{name} is {reprlib.repr(value)}, a {type(value).__name__}",
+            f"{name} is {reprlib.repr(value)}, of type {type(value).__name__}",
             hint="accepted: a whole number",
         ) from None
     check_range(f"{name} ", count, least, MOST)
@@ -378,9 +378,9 @@ def as_path(given: Path | str | None) -> Path | None:
     else."""
     if given is None:
         return None
-    if not isinstance(given, str | os.PathLike):
+    if not isinstance(given, str | os.PathLike) or "\0" in str(given):
         raise PrunescopeError(
-            f"{reprlib.repr(given)}, a {type(given).__name__}, is no path",
+            f"{reprlib.repr(given)}, of type {type(given).__name__}, is no path",
             hint="accepted: a path or a text",
         )
     return Path(given)

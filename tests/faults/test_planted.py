@@ -12,6 +12,7 @@ import gzip
 import io
 import json
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ from typing import Any
 import pytest
 
 import prunescope
+from prunescope.analysis.trace.load import load
 from prunescope.taxonomy.presets import preset_config
 from prunescope.taxonomy.run import sha256_of
+from tests import nsys
 from tests.faults.test_secrets import readings
 from tests.hostile.material import changed as with_value
 from tests.hostile.material import places, write_pair
@@ -32,6 +35,8 @@ PLANTS = (
     f"/home/{USER}/models/x.bin",
     f"C:\\Users\\{USER}\\x.cu",
     f"{USER}@{HOST}",
+    "cobolbox-7.corp.internal",
+    f"{USER}@cobolbox-7:/data/{USER}/x",
     f"https://{USER}:{WORD}@{HOST}/x",
     f"API_KEY={WORD}17",
     f"password={WORD}",
@@ -75,6 +80,23 @@ def _planted_trace(path: Path) -> None:
     path.write_bytes(gzip.compress(json.dumps(trace).encode()))
 
 
+def _planted_database(trace: Path, path: Path) -> None:
+    """An export of Nsight Systems: names of kernels, ranges and GPUs, and who ran what where."""
+    nsys.write(load(trace), path)
+    with contextlib.closing(sqlite3.connect(path)) as base:
+        base.execute(
+            "UPDATE StringIds SET value = value || ? WHERE id IN "
+            "(SELECT demangledName FROM CUPTI_ACTIVITY_KIND_KERNEL)",
+            (PLANT,),
+        )
+        base.execute("UPDATE NVTX_EVENTS SET text = text || ? WHERE text LIKE 'load%'", (PLANT,))
+        base.execute("UPDATE TARGET_INFO_GPU SET name = name || ?, busLocation = ?", (PLANT, HOST))
+        for table in ("TARGET_INFO_SYSTEM_ENV", "META_DATA_CAPTURE"):
+            base.execute(f"CREATE TABLE IF NOT EXISTS {table} (name TEXT, value TEXT)")
+            base.execute(f"INSERT INTO {table} (name, value) VALUES (?, ?)", (PLANT, PLANT))
+        base.commit()
+
+
 @pytest.fixture(scope="module")
 def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder named with a token: a pair of runs, a bare trace, a config, all of them planted."""
@@ -95,6 +117,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
         digest = sha256_of(run / "run.json")
     bare = home / f"trace-{TOKENS[0]}.json.gz"
     shutil.copy(folder / "pruned" / "prefill.trace.json.gz", bare)
+    _planted_database(bare, home / f"base-{TOKENS[0]}.sqlite")
     model = home / f"llama-{TOKENS[2]}"
     model.mkdir()
     config = {**preset_config("tiny-llama"), "_name_or_path": PLANT, "notes": PLANT}
@@ -133,7 +156,10 @@ def test_analyses_tell_nothing(given: Path, tmp_path: Path) -> None:
         said("analyze", run, "--out", out / "report", "--format", FORMATS, "--json", "-"),
         said("analyze", bare, "--out", out / "bare", "--format", FORMATS, "--json", "-",
              "--device", "h100-sxm"),
+        said("analyze", next(given.glob("base-*")), "--out", out / "base", "--format", FORMATS,
+             "--json", "-", "--device", "h100-sxm"),
         said("analyze", run, bare, "--out", out / "both", "--json", "-"),
+        said("analyze", given, "--out", out / "all", "--json", "-"),
         said("check", run, "-r", "prefill.realised >= 1", "--json", "-", "--junit",
              out / "check.xml"),
         said("bundle", run, "-o", out / "open.zip"),
@@ -143,6 +169,25 @@ def test_analyses_tell_nothing(given: Path, tmp_path: Path) -> None:
     ]  # fmt: skip
     (out / "said.txt").write_text("\n".join(line for text in told for line in text.splitlines()
                                             if not line.startswith("Written to ")))  # fmt: skip
+    assert list(leaks(out)) == []
+
+
+def test_a_sweep_of_a_stranger_tells_nothing(given: Path, tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    results = []
+    for i, state in enumerate(("done", "done", "failed")):
+        shutil.copytree(next(given.glob("run-*")), sweep / "runs" / str(i))
+        results.append({
+            "id": f"{i}{PLANT}", "family": f"mine{i}{PLANT}", "sparsity": 0.5, "phase": "prefill",
+            "batch": 1, "prompt_len": 32, "state": state, "run": f"runs/{i}/pruned", "error": PLANT,
+        })  # fmt: skip
+    told = {"config": {"model": PLANT, "select": PLANT}, "notes": [PLANT], "results": results}
+    (sweep / "sweep.json").write_text(json.dumps({"schema": 1, **told}))
+    out = tmp_path / "out"
+    out.mkdir()
+    text = said("pareto", sweep, "--out", out / "pareto", "--json", out / "pareto.json")
+    (out / "said.txt").write_text(text.replace(str(tmp_path), ""))
+    prunescope.pareto(sweep).save(out / "again", formats=["md", "json", "svg", "png", "pdf"])
     assert list(leaks(out)) == []
 
 
