@@ -11,7 +11,6 @@ import json
 import subprocess
 import sys
 import sysconfig
-import venv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,9 @@ def audited(folder: Path) -> tuple[list[dict[str, Any]] | None, str]:
     """The dependencies as pip-audit lists them; or None, and why it could not."""
     python = folder / "bin" / "python"
     if not python.exists():
-        venv.create(folder, with_pip=True)
+        failure = _run([sys.executable, "-m", "venv", folder])
+        if failure:
+            return None, f"no environment can be made for it ({failure})"
     install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "pip-audit"]
     failure = _run([str(python), *install])
     if failure:
