@@ -79,9 +79,10 @@ class Report(report_schema.Report, kw_only=True, dict=True):
         from prunescope.analysis.report.write import write_report
 
         names = _names(formats)
-        if not isinstance(label_prefix, str):
+        prefix: object = label_prefix
+        if not isinstance(prefix, str):
             raise PrunescopeError(
-                f"label_prefix is {reprlib.repr(label_prefix)}", hint="accepted: a text"
+                f"label_prefix is {reprlib.repr(prefix)}", hint="accepted: a text"
             )
         done: Analysis | None = self.__dict__.get("_done")
         hosts = done.hosts() if done is not None and shows_hosts(names) else None
