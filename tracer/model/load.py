@@ -186,7 +186,7 @@ def check_hub_id(name: str) -> None:
     looks_like_path = "\\" in name or ("/" in name and not _HUB_ID.fullmatch(name))
     if looks_like_path or name.startswith((".", "~")):
         raise PrunescopeError(
-            f"there is no model folder {name}",
+            f"there is no model folder {name[:200]}",
             hint="give a folder written by save_pretrained, a .gguf file, a hub id or a preset",
         )
     presets = (*preset_names(), DEMO)

@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
@@ -283,12 +284,14 @@ def _check(plan: SweepPlan) -> None:
 def _check_model(model: str) -> None:
     """Raises PrunescopeError where there is no such folder with a model, file or preset, and no
     such hub id."""
-    path, name = home_path(model), model.lower()
-    if name in preset_names() and not path.is_dir():
+    path, name, is_folder = home_path(model), model.lower(), False
+    with suppress(OSError):  # no name that a file can have
+        is_folder = path.is_dir()
+    if name in preset_names() and not is_folder:
         return
     from prunescope.tracer.model.load import DEMO, check_folder, check_gguf, check_hub_id
 
-    if path.is_dir():
+    if is_folder:
         check_folder(path)
     elif name.endswith(".gguf"):
         check_gguf(path)
