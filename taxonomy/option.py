@@ -214,7 +214,7 @@ def _typed_one(kind: Any, value: Any) -> Any:
     if kind is Any or getattr(kind, "_is_protocol", False):
         return value
     if kind in (int, float):
-        wanted = Integral if kind is int else Real
+        wanted: Any = Integral if kind is int else Real
         if isinstance(value, bool) or not isinstance(value, wanted):
             raise _WrongTypeError
         return value if type(value) is int else kind(value)
