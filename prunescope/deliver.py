@@ -69,7 +69,7 @@ def deliver_all(request: CompareRequest, to: Delivery) -> bool:
     """
     found = find_runs(request.paths)
     if len(found) == 1:
-        for note in left_out(request.paths):
+        for note in scrub_all(left_out(request.paths)):
             console_for("-").print(f"note: {note}", markup=False, soft_wrap=True)
         return deliver(request, found[0].path, to).partial
     done = deliver_comparison(request, found, to)

@@ -91,9 +91,8 @@ def _planted_database(trace: Path, path: Path) -> None:
         )
         base.execute("UPDATE NVTX_EVENTS SET text = text || ? WHERE text LIKE 'load%'", (PLANT,))
         base.execute("UPDATE TARGET_INFO_GPU SET name = name || ?, busLocation = ?", (PLANT, HOST))
-        for table in ("TARGET_INFO_SYSTEM_ENV", "META_DATA_CAPTURE"):
-            base.execute(f"CREATE TABLE IF NOT EXISTS {table} (name TEXT, value TEXT)")
-            base.execute(f"INSERT INTO {table} (name, value) VALUES (?, ?)", (PLANT, PLANT))
+        base.execute("INSERT INTO TARGET_INFO_SYSTEM_ENV VALUES (0, ?, ?, 0, ?)", (PLANT,) * 3)
+        base.execute("INSERT INTO META_DATA_CAPTURE VALUES (?, ?)", (PLANT, PLANT))
         base.commit()
 
 
