@@ -111,7 +111,7 @@ def test_nothing_runs_in_a_browser(folders: list[Path], tmp_path: Path) -> None:
     for name, page in pages.items():
         seen = opened(page, tmp_path / name, 1280)
         assert (seen.dialogs, seen.images, seen.console) == (0, 0, []), name
-        assert "owned" not in seen.title, name
+        assert seen.title != "owned", name  # a name may say so, a script may not
 
 
 @pytest.mark.slow
