@@ -1,6 +1,6 @@
 # `make` or `make help` lists the targets. The first run makes .venv and installs into it.
 .DEFAULT_GOAL := help
-.PHONY: help install test test-all fuzz lint format demo docs package clean
+.PHONY: help install test test-all fuzz lint format demo docs package audit clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -61,10 +61,17 @@ demo: $(STAMP) ## Prune a small model in three ways, trace it here, and explain 
 docs: $(STAMP) ## Build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
-package: $(STAMP) ## Build wheel and sdist into dist/ and check their page
-	rm -rf dist
+# The time in a wheel is that of the last commit, so that whoever builds it gets the same bytes.
+package: export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 315532800)
+package: $(STAMP) ## Build sdist and wheel into dist/, the wheel twice, and check their page
+	rm -rf dist build/again
 	$(BIN)/python -m build --no-isolation --outdir dist . >/dev/null
+	$(BIN)/python -m build --no-isolation --wheel --outdir build/again . >/dev/null
+	cmp dist/*.whl build/again/*.whl
 	$(BIN)/python -m twine check --strict dist/*
+
+audit: $(STAMP) ## Look for known vulnerabilities of what is installed, where advisories can be reached
+	$(BIN)/python .ci/audit.py
 
 clean: ## Remove .venv, caches and the demo's runs
 	rm -rf $(VENV) demo build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

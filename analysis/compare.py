@@ -25,6 +25,7 @@ from prunescope.analysis.rank_jobs import plain_options
 from prunescope.analysis.schema.comparison import Comparison, ComparisonRow, FailedSubject
 from prunescope.analysis.schema.report import Report, is_beyond_noise
 from prunescope.taxonomy.errors import PrunescopeError, errors_about
+from prunescope.taxonomy.formats import scrubbed
 from prunescope.taxonomy.run import MANIFEST, PhaseRun
 
 _DEPTH = 5  # folders below the one named in which runs are looked for
@@ -120,6 +121,10 @@ def compare(
     found = [s for s in subjects if isinstance(s, NamedRun)]
     found += find_runs(s for s in subjects if isinstance(s, Path))
     options = options or Options()
+    if not found:
+        raise PrunescopeError(
+            "no run and no trace to compare", hint="name run folders, traces, or folders of runs"
+        )
     if len(found) > 1 and (options.eager_trace or options.baseline_eager_trace):
         raise PrunescopeError(
             "--eager-trace belongs to one trace, and several subjects were given",
@@ -146,7 +151,7 @@ def compare(
         with errors_about(failed[-1].run) if len(found) > 1 else nullcontext():
             raise error
     first = next(iter(reports.values()), None)
-    return Comparison(
+    compared = Comparison(
         tool=TOOL,
         baseline=first.baseline if first and baseline is not None else None,
         rows=sorted(rows, key=_order),
@@ -154,6 +159,7 @@ def compare(
         warnings=[f"{name}: {w}" for name, report in reports.items() for w in report.warnings],
         reports=reports,
     )
+    return scrubbed(compared)
 
 
 def _size(path: Path) -> int:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from prunescope.analysis.timeline.intervals import cover
 from prunescope.analysis.trace.events import Trace
 from prunescope.analysis.trace.nsys_file import is_nsys
 from prunescope.analysis.trace.unpack import GZIP_MAGIC, ZSTD_MAGIC, members, unpacked
+from prunescope.taxonomy.atomic_write import scratch_folder
 
 TIME_LIMIT_S = 1800
 _ANSWER = "answer.json"
@@ -60,8 +60,8 @@ def second_opinion(trace: Trace, *, time_limit_s: float = TIME_LIMIT_S) -> Secon
     if is_nsys(trace.source.path):
         failed = ["HTA reads Chrome traces, and this is an export of Nsight Systems"]
         return _opinion(HtaAnswer(failed=failed), trace)
-    with tempfile.TemporaryDirectory(prefix="prunescope-hta-") as folder:
-        link = _link(trace, Path(folder))
+    with scratch_folder() as folder:
+        link = _link(trace, folder)
         return _opinion(_asked(link, time_limit_s), trace)
 
 

@@ -37,6 +37,7 @@ from prunescope.analysis.pool import jobs_for
 from prunescope.analysis.rank_jobs import Frames, Outcome, Sides, outcome_of, shared
 from prunescope.analysis.schema.report import Phase, Report
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.formats import scrubbed
 
 TOOL = "prunescope"
 __all__ = ["Analysis", "Options", "analyze"]
@@ -52,13 +53,16 @@ class Analysis:
     report: Report
     frames: Mapping[str, pl.DataFrame] = field(default_factory=dict)
     side: Side | None = None
+    names: Mapping[str, str] = field(default_factory=dict)  # of phases in the side, by the report's
 
     def hosts(self) -> dict[str, pl.DataFrame]:
         """The host's events of each phase, as recorded; the traces are read again for them."""
         from prunescope.analysis.trace.host_events import host_events
 
         return (
-            {} if self.side is None else {n: host_events(self.side.trace(n)) for n in self.frames}
+            {}
+            if self.side is None
+            else {n: host_events(self.side.trace(self.names.get(n, n))) for n in self.frames}
         )
 
 
@@ -124,7 +128,9 @@ def analyze(
         ran, warnings = with_straggler({n: phases[n] for n in group if n in phases}, frames)
         phases.update(ran)
         pruned = pruned.add(Diagnostics(tuple(warnings)))
-    return Analysis(_report(pruned, dense, phases), frames, pruned.side)
+    report = scrubbed(_report(pruned, dense, phases))
+    told = dict(zip(report.phases, phases, strict=True))
+    return Analysis(report, frames.renamed(told), pruned.side, told)
 
 
 def _open(candidate: Path, baseline: Path | None, options: Options) -> tuple[_Done, _Done | None]:

@@ -14,6 +14,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 from typing import IO, Any, TypeVar, get_type_hints
@@ -164,7 +165,8 @@ class _Process:
             process.wait()
             for stream in (process.stdin, process.stdout):
                 assert stream is not None
-                stream.close()
+                with suppress(BrokenPipeError):  # a task that was only half sent
+                    stream.close()
 
 
 def serve(function: str) -> None:
@@ -175,7 +177,12 @@ def serve(function: str) -> None:
             task = _read(tasks)
         except EOFError:
             return
-        _write(replies, msgspec.msgpack.encode(_reply(function, task)))
+        try:
+            _write(replies, msgspec.msgpack.encode(_reply(function, task)))
+        except BrokenPipeError:  # who asked was killed
+            # Nothing is to be said of what Python would still write at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), replies.fileno())
+            return
 
 
 def _reply(function: str, task: bytes) -> Reply:

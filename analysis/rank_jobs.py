@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from weakref import finalize
 
 import msgspec
 import polars as pl
@@ -27,6 +28,7 @@ from prunescope.analysis.pool import run_tasks
 from prunescope.analysis.schema.report import Phase, SecondOpinion
 from prunescope.analysis.trace.load import load
 from prunescope.analysis.trace.ranks import TraceFile
+from prunescope.taxonomy.atomic_write import scratch_folder
 from prunescope.taxonomy.errors import PrunescopeError, errors_about
 
 
@@ -47,7 +49,7 @@ class Frames(Mapping[str, pl.DataFrame]):
 
     def __init__(self) -> None:
         self._held: dict[str, pl.DataFrame | Path] = {}
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: Path | None = None
 
     def __getitem__(self, name: str) -> pl.DataFrame:
         found = self._held[name]
@@ -62,10 +64,19 @@ class Frames(Mapping[str, pl.DataFrame]):
     def __len__(self) -> int:
         return len(self._held)
 
+    def renamed(self, names: Mapping[str, str]) -> Frames:
+        """These frames by new names (`names`: from a new one to the one here)."""
+        now = {old: new for new, old in names.items()}
+        self._held = {now.get(name, name): frame for name, frame in self._held.items()}
+        return self
+
     def folder(self) -> Path:
         """Where files of frames may stand; it goes when these frames do."""
-        self._folder = self._folder or tempfile.TemporaryDirectory(prefix="prunescope-")
-        return Path(self._folder.name)
+        if self._folder is None:
+            stack = ExitStack()
+            self._folder = stack.enter_context(scratch_folder())
+            finalize(self, stack.close)
+        return self._folder
 
 
 class RankSide(msgspec.Struct):

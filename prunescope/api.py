@@ -7,6 +7,7 @@ where its type, default and help stand once. Nothing heavy is imported before it
 
 from __future__ import annotations
 
+import reprlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from prunescope.analysis.inputs.options import AnalyzeRequest, CompareRequest
 from prunescope.analysis.predict.request import PredictRequest
-from prunescope.taxonomy.errors import helpful
+from prunescope.taxonomy.errors import PrunescopeError, helpful
 from prunescope.taxonomy.option import as_path, takes
 from prunescope.tracer.capture.request import TraceCall
 from prunescope.tracer.sweep.request import SweepRequest
@@ -87,6 +88,7 @@ def compare(request: CompareRequest) -> Comparison:
     from prunescope.analysis.compare import compare as run
     from prunescope.analysis.compare import left_out
     from prunescope.public import Comparison
+    from prunescope.taxonomy.scrub import scrub_all
 
     found = run(
         request.paths,
@@ -95,7 +97,7 @@ def compare(request: CompareRequest) -> Comparison:
         jobs=request.jobs,
         engine=request.engine,
     )
-    found.warnings[:0] = left_out(request.paths)
+    found.warnings[:0] = scrub_all(left_out(request.paths))
     return Comparison.of(found)
 
 
@@ -120,20 +122,25 @@ def answer(request: PredictRequest) -> Prediction:
     import msgspec
 
     from prunescope.public import Prediction
+    from prunescope.taxonomy.formats import scrubbed
 
+    return Prediction(scrubbed(msgspec.to_builtins(_predicted(request))))
+
+
+def _predicted(request: PredictRequest) -> Any:
     if request.from_run is not None:
         from prunescope.analysis.predict_from import predict_from
 
-        return Prediction(msgspec.to_builtins(predict_from(request)))
+        return predict_from(request)
     if request.rank:
         from prunescope.analysis.predict.rank import rank
 
-        return Prediction(msgspec.to_builtins(rank(request)))
+        return rank(request)
     from prunescope.analysis.predict.predict import predict as run
     from prunescope.taxonomy.collection import no_collection
 
     with no_collection():
-        return Prediction(msgspec.to_builtins(run(request)))
+        return run(request)
 
 
 @takes(SweepRequest)
@@ -164,7 +171,7 @@ def pareto(folder: Path | str) -> Pareto:
     from prunescope.analysis.pareto.pareto import judge
     from prunescope.public import Pareto
 
-    return Pareto.of(judge(Path(folder)))
+    return Pareto.of(judge(_path(folder)))
 
 
 @helpful
@@ -177,17 +184,31 @@ def check(
     """Hold a report, a run or a report.json to rules, as `prunescope check` does.
 
     A rule is `PATH OP VALUE`: "prefill.realised >= 1.2", "decode.ledger.added_work <= 5%",
-    "family == static-nk". Raises PrunescopeError for a rule that names nothing.
+    "family == static-nk". Raises PrunescopeError for a rule that names nothing, on either side of
+    its operator, and for a report without a phase.
 
     Examples:
         >>> prunescope.check("traces/first", require="prefill.realised >= 1.2").passed
     """
+    from prunescope.analysis.schema.report import Report as PlainReport
     from prunescope.rules import check_report, parse_rules
 
-    rules = parse_rules([require] if isinstance(require, str) else require)
-    if isinstance(subject, str | Path):
-        subject = _report_of(Path(subject), as_path(baseline))
-    return check_report(subject, rules)
+    rules = [require] if isinstance(require, str) else require
+    if not isinstance(rules, Sequence) or not all(isinstance(rule, str) for rule in rules):
+        raise PrunescopeError(
+            f"require is {reprlib.repr(require)}", hint="accepted: a rule, or a list of rules"
+        )
+    parsed = parse_rules(rules)
+    if not isinstance(subject, PlainReport):
+        subject = _report_of(_path(subject), as_path(baseline))
+    return check_report(subject, parsed)
+
+
+def _path(given: Path | str) -> Path:
+    path = as_path(given)
+    if path is None or not str(given).strip():
+        raise PrunescopeError("no path is given", hint="accepted: a path or a text")
+    return path
 
 
 def _report_of(subject: Path, baseline: Path | None) -> Report:
@@ -224,9 +245,9 @@ def families(architecture: Path | str | None = None) -> tuple[Family, ...] | dic
 
         return known()
     from prunescope.taxonomy.architectures import read_architecture
-    from prunescope.taxonomy.formats import plain
+    from prunescope.taxonomy.formats import plain, scrubbed
 
-    found: dict[str, Any] = plain(read_architecture(str(architecture)))
+    found: dict[str, Any] = scrubbed(plain(read_architecture(str(_path(architecture)))))
     return found
 
 

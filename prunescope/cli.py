@@ -313,7 +313,8 @@ def _check(
     share_of_bound, family, wall, tokens_per_s, weight_bytes, kv_bytes, peak_memory_bytes,
     ledger.ROW, sparsity.NAME, findings, findings.SEVERITY, findings.ID. Where the 95 % interval of
     a value holds both answers, the rule is undecided; so is every rule of a partial report, and
-    one on a speedup or a ledger row where dense and pruned do not compare.
+    one on a speedup or a ledger row where dense and pruned do not compare. A name that does not
+    exist, in a path or as a family, is an error.
 
     \b
     prunescope check traces/first --require 'prefill.realised >= 1.2'
@@ -338,6 +339,9 @@ def _check(
     for state, line in lines(outcome):
         mark, style = marks[state]
         shown.append(f"{mark:6} ", style).append(clean(line) + "\n")
+    if strict and outcome.undecided:
+        of = f"{len(outcome.undecided)} of {len(outcome.verdicts)}"
+        shown.append(f"--strict: {of} not decided: {clean('; '.join(outcome.undecided))}\n")
     shown.rstrip()
     if junit is not None:
         write_json(junit_xml(outcome, strict=strict), junit)
@@ -387,14 +391,22 @@ def _verify(
         Path, Option(help="Zip file that `bundle` wrote.", metavar="FILE.zip", argument=True)
     ],
     *,
+    allow_undrawn: Annotated[
+        bool,
+        Option(
+            help="Accept files that cannot be rebuilt here, as another matplotlib or prunescope "
+            "wrote them; without it, the result is partial."
+        ),
+    ] = False,
     json_target: Json = None,
 ) -> None:
     """Verify a bundle: every file, and reports and figures rebuilt from its traces.
 
-    The exit code is 3 if a file differs.
+    The exit code is 3 if a file differs, and if one could not be rebuilt and compared.
 
     \b
     prunescope verify evidence.zip
+    prunescope verify evidence.zip --allow-undrawn
     prunescope verify review.zip --json -
     """
     from rich.text import Text
@@ -410,15 +422,17 @@ def _verify(
         skipped = result["not_compared"]
         lines += [f"{file['file']}: not compared: {file['why']}" for file in skipped]
         unchanged = result["checked"] - result["rebuilt"] - len(skipped)
+        outcome = "ok" if allow_undrawn or not skipped else "partial"
+        of = f"{outcome}: {result['checked']} files: {result['rebuilt']}"
         lines.append(
-            f"ok: {result['checked']} files: {result['rebuilt']} rebuilt from the traces and "
+            f"{of} rebuilt from the traces and "
             + (f"compared, {len(skipped)} not compared, " if skipped else "compared, ")
             + f"{unchanged} (traces, manifests, sums) as they were bundled"
         )
     else:
         lines.append(f"failed: {len(result['failed'])} of {result['checked']} files")
     show_result(result, json_target, people=Text("\n".join(clean(line) for line in lines)))
-    if not result["ok"]:
+    if not result["ok"] or (result["partial"] and not allow_undrawn):
         raise typer.Exit(3)
 
 
@@ -448,12 +462,12 @@ def _families(
     from prunescope.output import check_target, show_result
     from prunescope.taxonomy.architectures import read_architecture
     from prunescope.taxonomy.families import families
-    from prunescope.taxonomy.formats import plain
+    from prunescope.taxonomy.formats import plain, scrubbed
 
     check_target(json_target)
     if architecture is not None:
         described = read_architecture(architecture)
-        found, view = plain(described), applicable(described)
+        found, view = scrubbed(plain(described)), applicable(described)
     else:
         found = {"families": [with_predicted_knobs(family) for family in families()]}
         view = listings.families(families(), more_knobs=predicted_knobs)

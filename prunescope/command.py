@@ -14,7 +14,8 @@ from typing import Annotated, Any, ParamSpec, get_args, get_type_hints
 
 import typer
 
-from prunescope.taxonomy.option import NamedOption, is_union, named_option, options_of
+from prunescope.taxonomy.arguments import number, whole_number
+from prunescope.taxonomy.option import NamedOption, checked, is_union, named_option, options_of
 
 P = ParamSpec("P")
 
@@ -40,7 +41,7 @@ def from_options(function: Callable[P, None]) -> Callable[..., None]:
     def call(**values: Any) -> None:
         given: dict[str, Any] = {}
         for name, kind in requests.items():
-            given[name] = kind(**_given(of_requests[name], values))
+            given[name] = checked(kind(**_given(of_requests[name], values)))
         function(**given, **_given(own.values(), values))  # type: ignore[call-arg]
 
     call.__doc__ = function.__doc__
@@ -73,7 +74,8 @@ def _parameter(named: NamedOption) -> inspect.Parameter:
             *flags,
             metavar=metavar,
             help=option.help,
-            min=option.least,
+            min=option.least if kind is int else None,
+            parser=_READERS.get(kind),
             autocompletion=listed,
             is_eager=eager is not None,
             callback=eager,
@@ -98,6 +100,21 @@ def _kind_of(named: NamedOption) -> Any:
     if named.option.typed is not None:
         return named.option.typed
     return Path if Path in kinds else kinds[0]
+
+
+def _reader(read: Callable[[str], Any], what: str) -> Callable[[Any], Any]:
+    def from_text(text: Any) -> Any:
+        if not isinstance(text, str):  # a default
+            return text
+        if (found := read(text)) is None:
+            raise typer.BadParameter(f"{text[:40]!r} is not {what}")
+        return found
+
+    return from_text
+
+
+# Not what typer would do: it takes 1_0 and the digits of other scripts.
+_READERS = {int: _reader(whole_number, "a whole number"), float: _reader(number, "a number")}
 
 
 def _called(action: Callable[[], None]) -> Callable[[bool], None]:

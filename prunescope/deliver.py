@@ -27,6 +27,7 @@ from prunescope.output import check_target, console_for, progress_bar, write_jso
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.option import as_path
 from prunescope.taxonomy.run import MANIFEST
+from prunescope.taxonomy.scrub import scrub_all
 
 FORMATS = ",".join(DEFAULT_FORMATS)
 
@@ -68,7 +69,7 @@ def deliver_all(request: CompareRequest, to: Delivery) -> bool:
     """
     found = find_runs(request.paths)
     if len(found) == 1:
-        for note in left_out(request.paths):
+        for note in scrub_all(left_out(request.paths)):
             console_for("-").print(f"note: {note}", markup=False, soft_wrap=True)
         return deliver(request, found[0].path, to).partial
     done = deliver_comparison(request, found, to)
@@ -132,7 +133,7 @@ def deliver_comparison(
             engine=request.engine,
             on_done=on_done,
         )
-    done.warnings[:0] = left_out(request.paths)
+    done.warnings[:0] = scrub_all(left_out(request.paths))
     if folder is not None:
         write_comparison(done, folder, formats=names, label_prefix=to.label_prefix)
     write_json(comparison_schema.to_json(done), to.json)

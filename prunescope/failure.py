@@ -13,7 +13,7 @@ from collections.abc import Callable
 import typer
 
 from prunescope.analysis.report.escape import clean
-from prunescope.signals import INTERRUPTED, raising_signals
+from prunescope.signals import INTERRUPTED, ended_by, raising_signals
 from prunescope.taxonomy.errors import PrunescopeError
 
 _PARTIAL, _INTERRUPTED, _TERMINATED = 3, 130, 143  # the latter: 128 + SIGINT, SIGTERM
@@ -28,7 +28,10 @@ _OURS = ("prunescope",)
 _INCOMPLETE = {
     "analyze": ("the results are partial", "`warnings` says what was cut off or left out"),
     "check": ("a rule does not hold, or is undecided", "`verdicts` says which and why"),
-    "verify": ("the bundle does not verify", "`failed` names each file and why"),
+    "verify": (
+        "the bundle does not verify, or not all of it",
+        "`failed` and `not_compared` name each file and why",
+    ),
     "sweep": (
         "results of the sweep are missing",
         "the same command again resumes it",
@@ -51,13 +54,17 @@ def exit_code(command: Callable[[], object], as_json: bool, name: str = "") -> i
         if code == _INTERRUPTED:  # typer makes it of Ctrl-C
             raise KeyboardInterrupt
     except BrokenPipeError:
+        if (ended := ended_by()) is not None:
+            return show_error(ended, as_json=as_json)
         # The reader left. Python would complain once more when it closes standard output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (PrunescopeError, typer.TyperException, *_FAILURES) as error:
-        return show_error(error, as_json=as_json)
-    except RuntimeError as error:
-        if not str(error).startswith(_LOOP):
+        return show_error(ended_by() or error, as_json=as_json)
+    except Exception as error:
+        if (ended := ended_by()) is not None:  # a library made this of it
+            return show_error(ended, as_json=as_json)
+        if not (isinstance(error, RuntimeError) and str(error).startswith(_LOOP)):
             raise
         loop = PrunescopeError(str(error), hint="a link leads to itself: give the folder it means")
         return show_error(loop, as_json=as_json)
@@ -86,9 +93,10 @@ def show_error(error: BaseException, *, as_json: bool) -> int:
     """
     if isinstance(error, SystemExit) and error.code != _TERMINATED:
         raise error  # shell completion ends so
-    # They may quote a trace: untrusted.
-    problem, hint = (_shortened(clean(part)) for part in _problem_and_hint(error))
-    notes = [_shortened(clean(note)) for note in getattr(error, "__notes__", ())]
+    # They may quote a trace, which is untrusted, and a command line, which may hold a token: logs
+    # of CI are read by many.
+    problem, hint = map(_shown, _problem_and_hint(error))
+    notes = [_shown(note) for note in getattr(error, "__notes__", ())]
     sys.stderr.write("\n".join([*notes, f"error: {problem}", f"  hint: {hint}", ""]))
     if as_json:
         sys.stderr.write(json.dumps({"error": {"problem": problem, "hint": hint}}) + "\n")
@@ -99,8 +107,10 @@ def show_error(error: BaseException, *, as_json: bool) -> int:
     return error.exit_code if isinstance(error, PrunescopeError) else 2
 
 
-def _shortened(text: str) -> str:
-    half = _LONGEST // 2
+def _shown(text: str) -> str:
+    from prunescope.taxonomy.scrub import without_secrets  # errors alone need its patterns
+
+    text, half = clean(without_secrets(text)), _LONGEST // 2
     return text if len(text) <= _LONGEST else f"{text[:half]} ... {text[-half:]}"
 
 

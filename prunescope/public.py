@@ -6,6 +6,7 @@ the schema's own structs, so that whatever takes a Report takes these.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -15,6 +16,8 @@ import msgspec
 from prunescope.analysis.schema import comparison as comparison_schema
 from prunescope.analysis.schema import pareto as pareto_schema
 from prunescope.analysis.schema import report as report_schema
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.option import as_path
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -46,8 +49,13 @@ class Report(report_schema.Report, kw_only=True, dict=True):
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
-        """A report.json read back. Raises PrunescopeError for another file, or a newer version."""
-        file = Path(path)
+        """A report.json read back. Raises PrunescopeError for another file, none at all, and a
+        newer version."""
+        file = _path(path)
+        if not file.is_file():
+            raise PrunescopeError(
+                f"no such file: {file.name}", hint="give the report.json that analyze wrote"
+            )
         return _same_fields(report_schema.from_json(file.read_bytes(), where=file.name), cls)
 
     def show(self) -> None:
@@ -70,13 +78,18 @@ class Report(report_schema.Report, kw_only=True, dict=True):
         from prunescope.analysis.report.formats import shows_hosts
         from prunescope.analysis.report.write import write_report
 
-        names = formats.split(",") if isinstance(formats, str) else list(formats)
+        names = _names(formats)
+        prefix: object = label_prefix
+        if not isinstance(prefix, str):
+            raise PrunescopeError(
+                f"label_prefix is {reprlib.repr(prefix)}", hint="accepted: a text"
+            )
         done: Analysis | None = self.__dict__.get("_done")
         hosts = done.hosts() if done is not None and shows_hosts(names) else None
         frames = None if done is None else done.frames
         return write_report(
             self,
-            Path(folder),
+            _path(folder),
             formats=names,
             frames=frames,
             hosts=hosts,
@@ -178,8 +191,8 @@ class Comparison(comparison_schema.Comparison, kw_only=True, dict=True):
         """Write table and figure into `folder`; returns the paths."""
         from prunescope.analysis.report.comparison import write_comparison
 
-        names = formats.split(",") if isinstance(formats, str) else list(formats)
-        return write_comparison(self, Path(folder), formats=names, label_prefix=label_prefix)
+        names = _names(formats)
+        return write_comparison(self, _path(folder), formats=names, label_prefix=label_prefix)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as `--json` writes them."""
@@ -234,8 +247,8 @@ class Pareto(pareto_schema.Pareto, kw_only=True, dict=True):
         """Write pareto.md, pareto.json and figures into `folder`; returns the paths."""
         from prunescope.analysis.pareto.write import write_pareto
 
-        names = formats.split(",") if isinstance(formats, str) else list(formats)
-        return write_pareto(self, Path(folder), formats=names)
+        names = _names(formats)
+        return write_pareto(self, _path(folder), formats=names)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as `--json` writes them."""
@@ -275,6 +288,23 @@ class Prediction(dict[str, Any]):
 
     def _repr_html_(self) -> str:
         return _html(self.__rich__())
+
+
+def _names(formats: Sequence[str] | str) -> list[str]:
+    """The names of formats. Raises PrunescopeError for what names none."""
+    names = formats.split(",") if isinstance(formats, str) else formats
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise PrunescopeError(
+            f"formats is {reprlib.repr(formats)}", hint='accepted: "md,json", or a list of names'
+        )
+    return [name.strip() for name in names]
+
+
+def _path(given: Path | str) -> Path:
+    path = as_path(given)
+    if path is None:
+        raise PrunescopeError("no path is given", hint="accepted: a path or a text")
+    return path
 
 
 def _same_fields(value: msgspec.Struct, kind: type[T]) -> T:

@@ -9,6 +9,7 @@ as well be 0.
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -19,14 +20,16 @@ from xml.etree import ElementTree
 from prunescope.analysis.findings.registry import SEVERITIES, current_id
 from prunescope.analysis.report.escape import clean
 from prunescope.taxonomy.errors import PrunescopeError, nearest
-from prunescope.taxonomy.families import cutting
+from prunescope.taxonomy.families import cutting, families
 
 if TYPE_CHECKING:
     from prunescope.analysis.schema.report import Ladder, Phase, Report
 
 State = Literal["held", "failed", "undecided"]
 _RULE = re.compile(r"\s*([\w.\-]+)\s*(>=|<=|==|!=|>|<)\s*(.+?)\s*")
-_NUMBER = re.compile(r"([-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)\s*(%|x|×|ns|us|µs|ms|s|B|kB|MB|GB)?")
+_NUMBER = re.compile(
+    r"([-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)\s*(%|x|×|ns|us|µs|ms|s|B|kB|MB|GB)?", re.ASCII
+)
 _OPS: dict[str, Callable[[Any, Any], bool]] = {
     ">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt,
     "==": operator.eq, "!=": operator.ne,
@@ -55,6 +58,7 @@ _TIMED = (
 # Metrics that are a ratio or difference of both sides.
 _COMPARES = ("coverage", "roofline", "busy", "realised", "share_of_bound", "ledger.")
 NOT_VALID, _FINDING = "timing-not-valid", "findings."
+_VERDICTS = ("outside", "unknown")  # of `family`, beside the families
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +105,18 @@ class Check:
         """Whether no rule is undecided."""
         return all(v.state != "undecided" for v in self.verdicts)
 
+    @property
+    def undecided(self) -> tuple[str, ...]:
+        """The rules that were not decided, each with its phase."""
+        return tuple(_with_phase(v) for v in self.verdicts if v.state == "undecided")
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as `--json` writes them."""
         return {
             "schema": 1,
             "passed": self.passed,
             "decided": self.decided,
+            "undecided": list(self.undecided),
             "verdicts": [asdict(v) for v in self.verdicts],
         }
 
@@ -132,12 +142,18 @@ def _rule(text: str) -> Rule:
     path, op, value = found.groups()
     phase, metric = _split(path)
     number = _NUMBER.fullmatch(value)
+    if number and not math.isfinite(float(number[1])):
+        raise PrunescopeError(
+            f"{text!r}: {number[1]} is too large to compare with", hint="give a finite number"
+        )
     is_word = metric == "family"
     if is_word != (number is None) or (is_word and op not in ("==", "!=")):
         raise PrunescopeError(
             f"{text!r}: {metric} cannot be compared like that",
             hint="family takes == or != and a family id; all else takes a number",
         )
+    if is_word:
+        _check_families(text, value)
     unit = (number[2] or "") if number else ""
     if number and unit not in _units_of(metric):
         raise PrunescopeError(
@@ -153,6 +169,17 @@ def _rule(text: str) -> Rule:
         word=value,
         number=float(number[1]) * _UNITS[unit] if number else None,
     )
+
+
+def _check_families(text: str, value: str) -> None:
+    """Raises PrunescopeError for a family that does not exist: `!=` would hold for ever."""
+    names = (*(one.id for one in families()), *_VERDICTS)
+    for name in value.split("+"):
+        if name not in names:
+            raise PrunescopeError(
+                f"{text!r}: no family is called {name!r}",
+                hint=f"nearest: {nearest(name, names)}; `prunescope families` lists all",
+            )
 
 
 def _split(path: str) -> tuple[str | None, str]:
@@ -198,7 +225,13 @@ def _units_of(metric: str) -> tuple[str, ...]:
 
 
 def check_report(report: Report, rules: Sequence[Rule]) -> Check:
-    """Hold a report to rules. Raises PrunescopeError for a phase that it does not have."""
+    """Hold a report to rules. Raises PrunescopeError for a phase that it does not have, and for a
+    report without any: no rule would be about anything."""
+    if not report.phases:
+        raise PrunescopeError(
+            "the report has no phase: there is nothing to check",
+            hint="analyze the run again: its report.json has prefill, decode or both",
+        )
     verdicts = []
     for rule in rules:
         if rule.phase is not None and rule.phase not in report.phases:
@@ -333,9 +366,13 @@ def _format_value(value: float, rule: Rule) -> str:
 def lines(check: Check) -> Iterator[tuple[State, str]]:
     """A state and a line a verdict, for people."""
     for verdict in check.verdicts:
-        place = "" if verdict.rule.startswith(f"{verdict.phase}.") else f" ({verdict.phase})"
         why = f": {verdict.why}" if verdict.why else ""
-        yield verdict.state, f"{verdict.rule}{place}  is {verdict.seen}{why}"
+        yield verdict.state, f"{_with_phase(verdict)}  is {verdict.seen}{why}"
+
+
+def _with_phase(verdict: RuleOutcome) -> str:
+    named = verdict.rule.startswith(f"{verdict.phase}.")
+    return verdict.rule if named else f"{verdict.rule} ({verdict.phase})"
 
 
 def junit_xml(check: Check, *, strict: bool) -> bytes:

@@ -29,9 +29,19 @@ class Interrupted(KeyboardInterrupt):
     where a plain KeyboardInterrupt ever passed code that was run from a string."""
 
 
+_came: list[int] = []  # signals that raised, since `raising_signals` began
+
+
+def ended_by() -> BaseException | None:
+    """What a signal raised since `raising_signals` began; None where none came. Libraries make
+    other exceptions of it: an import or a callback from C that it interrupts fails."""
+    return _exception(_came[0]) if _came else None
+
+
 @contextmanager
 def raising_signals() -> Iterator[None]:
     """Inside, both signals raise, so that `finally` runs: Interrupted, and SystemExit(143)."""
+    _came.clear()
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -61,9 +71,12 @@ def _replace(number: int, handler: Handler) -> Any:
 
 
 def _raise(number: int, _frame: FrameType | None) -> None:
-    if number == signal.SIGINT:
-        raise Interrupted
-    raise SystemExit(128 + number)
+    _came.append(number)
+    raise _exception(number)
+
+
+def _exception(number: int) -> BaseException:
+    return Interrupted() if number == signal.SIGINT else SystemExit(128 + number)
 
 
 def _end(number: int, _frame: FrameType | None) -> None:

@@ -5,10 +5,9 @@ In: the words as typed. Out: plain dicts and names, or a PrunescopeError that sh
 
 from __future__ import annotations
 
-import math
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
 
@@ -37,14 +36,32 @@ def peaks(words: Iterable[str] | None) -> dict[str, float]:
     """{dtype: dense TFLOP/s} from repeated DTYPE=TFLOPS; the dtype in any known spelling."""
     found: dict[str, float] = {}
     for key, text in pairs(words, option="--peak", example="bf16=989").items():
-        name, rate = dtype(key), _positive(text)
-        if name is None or rate is None:
-            raise PrunescopeError(
-                f"--peak {key}={text} is not a rate of a number format",
-                hint=f"TFLOP/s, as in bf16=989; formats: {', '.join(ITEMSIZE)}",
-            )
+        rate = number(text)
+        if rate is None:
+            raise _no_rate(f"{key}={text}")
+        found[key] = rate
+    return by_format(found)
+
+
+def by_format(rates: Mapping[str, float]) -> dict[str, float]:
+    """Peaks by our names of number formats. Raises PrunescopeError for a name of none, and for two
+    names of one."""
+    found: dict[str, float] = {}
+    for key, rate in rates.items():
+        name = dtype(key)
+        if name is None:
+            raise _no_rate(f"{key}={rate:g}")
+        if name in found:
+            raise PrunescopeError(f"--peak {name} is given twice", hint="keep one of the two")
         found[name] = rate
     return found
+
+
+def _no_rate(given: str) -> PrunescopeError:
+    return PrunescopeError(
+        f"--peak {given[:80]} is not a rate of a number format",
+        hint=f"TFLOP/s, as in bf16=989; formats: {', '.join(ITEMSIZE)}",
+    )
 
 
 def is_function(method: str) -> bool:
@@ -65,20 +82,31 @@ def method_parts(method: str) -> list[tuple[str, str | None]]:
     return [(name.strip(), own.strip() if colon else None) for name, colon, own in words]
 
 
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_WHOLE = re.compile(r"[+-]?[0-9]{1,400}")  # Python spells out and reads no more than 4,300 digits
+
+
 def number(text: str) -> float | None:
-    """The number that a text is, else None."""
-    try:
-        return float(text)
-    except ValueError:
-        return None
+    """The number that a text is, else None. `0.1_5` and the digits of other scripts, of which
+    Python makes numbers, are none: a slip of the finger, or two readings of one word."""
+    plain = text.strip()
+    return float(plain) if _NUMBER.fullmatch(plain) else None
+
+
+def whole_number(text: str) -> int | None:
+    """The whole number that a text is, else None; in digits as `number` takes them."""
+    plain = text.strip()
+    return int(plain) if _WHOLE.fullmatch(plain) else None
 
 
 def run_name(model: str, method: str | None = None, sparsity: float | None = None) -> str:
     """A folder name such as tiny-llama-FAMILY-0.5, from what was asked for."""
+    from prunescope.taxonomy.scrub import scrub  # here: `--help` need not compile its patterns
+
     words = [Path(model).name, method or "dense"]
     if method and sparsity is not None and not any(own for _, own in method_parts(method)[-1:]):
         words.append(f"{sparsity:g}")
-    return re.sub(r"[^A-Za-z0-9._]+", "-", "-".join(words)).strip("-.")
+    return re.sub(r"[^A-Za-z0-9._]+", "-", scrub("-".join(words))).strip("-.")
 
 
 def refuse_empty(args: Iterable[str]) -> None:
@@ -102,11 +130,6 @@ def bare_json(args: list[str]) -> list[str]:
 def asks_json(args: Iterable[str]) -> bool:
     """Whether a command line asks for JSON: its error is JSON too."""
     return any(arg.partition("=")[0] == "--json" for arg in args)
-
-
-def _positive(text: str) -> float | None:
-    value = number(text)
-    return value if value is not None and 0 < value < math.inf else None
 
 
 def home_path(text: str) -> Path:

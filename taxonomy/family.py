@@ -12,6 +12,7 @@ from typing import Any
 
 from prunescope.taxonomy.applies import Applies, everywhere, realised
 from prunescope.taxonomy.architecture_traits import Traits
+from prunescope.taxonomy.arguments import number, whole_number
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.keep import check_sparsity
 from prunescope.taxonomy.plan import Op, Plan, Workload
@@ -182,6 +183,16 @@ def identity(shape: ModelShape, work: Workload, _point: FamilyPoint) -> list[Pla
     return [dense_plan(shape, work)]
 
 
+def _number(text: str, kind: type) -> Value:
+    """A text as a knob of another type. Raises ValueError where it is none."""
+    found: Value | None = (
+        whole_number(text) if kind is int else number(text) if kind is float else kind(text)
+    )
+    if found is None:
+        raise ValueError
+    return found
+
+
 def _typed(name: str, value: Value, knob: Knob) -> Value:
     """`value` in the type of the knob's default: the command line gives strings."""
     kind, bad = type(knob.default), f"knob {name}={value!r}"
@@ -190,7 +201,7 @@ def _typed(name: str, value: Value, knob: Knob) -> Value:
         if kind is bool and isinstance(value, str):
             typed = {"true": True, "1": True, "false": False, "0": False}[value.lower()]
         elif kind is not type(value):
-            typed = kind(value)
+            typed = _number(value, kind) if isinstance(value, str) else kind(value)
     except (ValueError, KeyError):
         raise PrunescopeError(f"{bad} is no {kind.__name__}", hint=knob.text) from None
     if knob.choices and typed not in knob.choices:

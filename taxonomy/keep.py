@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from numbers import Real
+from typing import Any
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.words import percent
@@ -28,14 +30,18 @@ def rounding(kept: int, total: int, sparsity: float, what: str) -> list[str]:
     return [f"{kept} of {total} {what} stay: {removed} of them removed, {asked} requested"]
 
 
-def check_sparsity(sparsity: float) -> float:
-    """`sparsity` itself where 0 ≤ s < 1; else PrunescopeError."""
-    if not (isinstance(sparsity, int | float) and 0 <= sparsity < 1):
+def check_sparsity(sparsity: Any) -> float:
+    """`sparsity` as a float where it is a number and 0 ≤ s < 1; else PrunescopeError."""
+    if isinstance(sparsity, bool) or not isinstance(sparsity, Real) or not 0 <= float(sparsity) < 1:
         raise PrunescopeError(
             f"sparsity {sparsity} is outside [0, 1)",
             hint="0.25 removes a quarter; 1 leaves nothing",
         )
     return float(sparsity)
+
+
+def _is_layer(word: str, layers: int) -> bool:
+    return word.isascii() and word.isdecimal() and len(word) < 10 and int(word) < layers
 
 
 def up16(x: float) -> int:
@@ -59,7 +65,7 @@ def named_layers(text: str, layers: int) -> list[int]:
     Raises PrunescopeError where one is not there or named twice, and where none would be left.
     """
     words = [word.strip() for word in text.split(",") if word.strip()]
-    if not words or not all(word.isdecimal() and int(word) < layers for word in words):
+    if not words or not all(_is_layer(word, layers) for word in words):
         raise PrunescopeError(
             f"--set layers={text} does not name layers of this model",
             hint=f"numbers from 0 to {layers - 1}, as layers=3,4,5",

@@ -8,14 +8,19 @@ values. The command line imports this before anything else: the standard library
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+import math
+import os
+import reprlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, fields
 from functools import wraps
+from numbers import Integral, Real
 from pathlib import Path
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
 
-from prunescope.taxonomy.arguments import pairs, peaks
+from prunescope.taxonomy.arguments import by_format, pairs, peaks
 from prunescope.taxonomy.errors import PrunescopeError, helpful
 
 P = ParamSpec("P")
@@ -32,10 +37,11 @@ class Option:
     metavar: str = ""  # what stands for the value in the help, where that is not the unit
     flag: str = ""  # its words on the command line, where they are not the name of the field
     argument: bool = False  # given by its place on the command line, without a flag
-    least: int | None = None
-    most: int | None = None
+    least: float | None = None  # of a number, or of each number of a mapping
+    most: float | None = None
     typed: Any = None  # its type on the command line, where that is not the field's
     parse: Callable[[Any], Any] | None = None  # from that type to the field's
+    canonical: Callable[[Any], Any] | None = None  # the one form of a value; refuses others
     complete: str = ""  # a function of prunescope/command.py that lists values for a shell
     eager: Callable[[], None] | None = None  # called where it is given, before all other options
     # In a sweep. Options with `in_name` vary from result to result, all others have one value in a
@@ -89,6 +95,47 @@ def options_of(request: type) -> Iterator[NamedOption]:
             yield found
 
 
+def checked(request: Request) -> Request:
+    """The request with each value in the type of its option: numbers of numpy become Python's.
+
+    The validation behind both doors, the command line and Python. Raises PrunescopeError, which
+    says what is accepted, for the first value of another type, outside its range or none of its
+    choices.
+    """
+    options = {named.name: named for named in options_of(type(request))}
+    for field in fields(request):  # type: ignore[arg-type]
+        named = options.get(field.name)
+        value = getattr(request, field.name)
+        kind = field.type if named is None else named.type
+        try:
+            typed = _typed(kind, value)
+        except _WrongTypeError:
+            label = field.name if named is None else _label(named)
+            raise PrunescopeError(
+                f"{label} is {reprlib.repr(value)}, of type {type(value).__name__}",
+                hint=f"accepted: {_described(kind)}",
+            ) from None
+        if named is not None and named.option.canonical is not None and typed is not None:
+            typed = named.option.canonical(typed)
+        if typed is not value:
+            object.__setattr__(request, field.name, typed)
+    check_options(request)
+    return request
+
+
+def check_count(name: str, value: object, *, least: int) -> int:
+    """A whole number of at least `least` and at most MOST. Raises PrunescopeError for others."""
+    try:
+        count: int = _typed_one(int, value)
+    except _WrongTypeError:
+        raise PrunescopeError(
+            f"{name} is {reprlib.repr(value)}, of type {type(value).__name__}",
+            hint="accepted: a whole number",
+        ) from None
+    check_range(f"{name} ", count, least, MOST)
+    return count
+
+
 def check_options(request: object) -> None:
     """Raises PrunescopeError for the first value that is none of its choices or out of range."""
     for named in options_of(type(request)):
@@ -97,21 +144,105 @@ def check_options(request: object) -> None:
             continue
         if named.choices and value not in named.choices:
             raise PrunescopeError(
-                f"{named.flags[0]} {str(value)!r} is not one of its values",
+                f"{_label(named)} {str(value)[:80]!r} is not one of its values",
                 hint=f"one of {', '.join(named.choices)}",
             )
-        if isinstance(value, int):
-            check_range(named.flags[0], value, option.least, option.most)
+        numbers = value.items() if isinstance(value, Mapping) else [("", value)]
+        for key, number in numbers:
+            if isinstance(number, int | float) and not isinstance(number, bool):
+                name = f"{_label(named)} {key}=" if key else f"{_label(named)} "
+                check_range(name, number, option.least, option.most)
 
 
-def check_range(name: str, value: int, least: int | None, most: int | None) -> None:
-    """Raises PrunescopeError for a number outside [least, most]."""
+def check_range(name: str, value: float, least: float | None, most: float | None) -> None:
+    """Raises PrunescopeError for a number outside [least, most], or none that is finite. `name`:
+    what stands before the number in the sentence."""
     # Python itself does not spell out a number of thousands of digits.
-    shown = f"{name} {value}" if value.bit_length() < 256 else name
+    huge = isinstance(value, int) and value.bit_length() >= 256
+    shown = name.rstrip(" =") if huge else f"{name}{value}"
+    if isinstance(value, float) and not math.isfinite(value):
+        raise PrunescopeError(f"{shown} is no finite number", hint=_range_text(least, most))
     if least is not None and value < least:
-        raise PrunescopeError(f"{shown} is too small", hint=f"the smallest value is {least}")
+        raise PrunescopeError(f"{shown} is too small", hint=f"the smallest value is {least:,}")
     if most is not None and value > most:
-        raise PrunescopeError(f"{shown} is too large", hint=f"the largest value is {most}")
+        raise PrunescopeError(f"{shown} is too large", hint=f"the largest value is {most:,}")
+
+
+def _range_text(least: float | None, most: float | None) -> str:
+    if least is None or most is None:
+        return "give a finite number"
+    return f"a number from {least:,} to {most:,}"
+
+
+def _label(named: NamedOption) -> str:
+    """What an option is called in a message: an argument has no flag."""
+    return named.name if named.option.argument else named.flags[0]
+
+
+class _WrongTypeError(Exception):
+    pass
+
+
+_ONE = {int: "a whole number", float: "a number", str: "a text", bool: "True or False",
+        Path: "a path", NoneType: "None"}  # fmt: skip
+
+
+def _typed(kind: Any, value: Any) -> Any:
+    """`value` as a value of a type of an option. Raises _WrongTypeError where it is none."""
+    kind = kind.__origin__ if get_origin(kind) is Annotated else kind
+    if is_union(kind):
+        for one in sorted(get_args(kind), key=lambda one: one is not type(value)):
+            with suppress(_WrongTypeError):
+                return _typed(one, value)
+        raise _WrongTypeError
+    origin = get_origin(kind)
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+            raise _WrongTypeError
+        # Knobs are texts on the command line; in Python a number is one, too.
+        of = get_args(kind)[1]
+        return value if of in (str, Any) else {k: _typed(of, v) for k, v in value.items()}
+    if isinstance(origin, type) and issubclass(origin, Collection):
+        values = value.tolist() if hasattr(value, "tolist") else value  # an array
+        if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+            raise _WrongTypeError
+        return tuple(_typed(get_args(kind)[0], one) for one in values)
+    return _typed_one(str if origin is Literal else kind, value)
+
+
+def _typed_one(kind: Any, value: Any) -> Any:
+    if kind is Any or getattr(kind, "_is_protocol", False):
+        return value
+    if kind in (int, float):
+        wanted: Any = Integral if kind is int else Real
+        if isinstance(value, bool) or not isinstance(value, wanted):
+            raise _WrongTypeError
+        return value if type(value) is int else kind(value)
+    if kind is bool:
+        if type(value).__name__ not in ("bool", "bool_"):  # the latter is numpy's
+            raise _WrongTypeError
+        return bool(value)
+    if kind is Path and isinstance(value, os.PathLike):
+        return value if isinstance(value, Path) else Path(value)
+    if not isinstance(value, kind):
+        raise _WrongTypeError
+    return value
+
+
+def _described(kind: Any) -> str:
+    """A type in words, for a hint."""
+    kind = kind.__origin__ if get_origin(kind) is Annotated else kind
+    if is_union(kind):
+        return " or ".join(dict.fromkeys(map(_described, get_args(kind))))
+    origin = get_origin(kind)
+    if origin is Literal:
+        return ", ".join(map(str, get_args(kind)))
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        of = get_args(kind)[1]
+        return f"a mapping of names to {'numbers' if of is float else 'values'}"
+    if isinstance(origin, type) and issubclass(origin, Collection):
+        return f"a list, each {_described(get_args(kind)[0])}"
+    return _ONE[kind] if kind in _ONE else str(kind.__name__)
 
 
 def fill_missing(request: object) -> None:
@@ -131,7 +262,7 @@ def takes(request: Callable[P, Request]) -> Callable[[Callable[[Request], R]], C
     def decorate(function: Callable[[Request], R]) -> Callable[P, R]:
         @wraps(function)
         def call(*args: P.args, **options: P.kwargs) -> R:
-            return function(request(*args, **options))
+            return function(checked(request(*args, **options)))
 
         signature, returns = inspect.signature(request), inspect.signature(function)
         described = {named.name: named for named in options_of(request)}  # type: ignore[arg-type]
@@ -166,6 +297,12 @@ def _documented(text: str, options: Mapping[str, NamedOption]) -> str:
 
 # Options that several requests share.
 MOST = 2**31  # of anything that is counted
+# Samples of a phase, and placements, each of which needs one: a capture takes up to four times as
+# many as were requested, and a run.json holds 20,000 (`taxonomy.run.MAX_SAMPLES`).
+MOST_SAMPLES = 5_000
+# TFLOP/s of a peak and GB/s of a bandwidth: from a thousandth of what a microcontroller does to a
+# thousand times the largest machine of today, and well inside what doubles multiply exactly enough.
+LEAST_RATE, MOST_RATE = 1e-6, 1e9
 Phases = Annotated[
     Literal["prefill", "decode", "both"],
     Option(help="Phase of inference to run: prefill, decode, or both.", in_name=""),
@@ -215,6 +352,9 @@ Peaks = Annotated[
         metavar="DTYPE=TFLOPS",
         typed=list[str],
         parse=peaks,
+        canonical=by_format,
+        least=LEAST_RATE,
+        most=MOST_RATE,
     ),
 ]
 Bandwidth = Annotated[
@@ -223,6 +363,8 @@ Bandwidth = Annotated[
         help="Memory bandwidth of the device in GB/s; without it, the one that is known or "
         "measured.",
         unit="GB/s",
+        least=LEAST_RATE,
+        most=MOST_RATE,
     ),
 ]
 Engine = Annotated[
@@ -232,5 +374,13 @@ Engine = Annotated[
 
 
 def as_path(given: Path | str | None) -> Path | None:
-    """A path as it is, or that of a text; None for None."""
-    return None if given is None else Path(given)
+    """A path as it is, or that of a text; None for None. Raises PrunescopeError for anything
+    else."""
+    if given is None:
+        return None
+    if not isinstance(given, str | os.PathLike) or "\0" in str(given):
+        raise PrunescopeError(
+            f"{reprlib.repr(given)}, of type {type(given).__name__}, is no path",
+            hint="accepted: a path or a text",
+        )
+    return Path(given)

@@ -1,6 +1,7 @@
 """The run manifest `run.json`: what one variant of a model is, how it was run and timed.
 
-Version 1. Times are integer ns, memory is bytes. No host, user, path or environment value.
+Version 1. Times are integer ns, memory is bytes. No host, user, path, secret or environment value,
+neither in what is written nor in what is read of a file from elsewhere.
 `pruning` says what the tool did; `census` says what the weights are. A verdict reads the census.
 """
 
@@ -39,6 +40,7 @@ from prunescope.taxonomy.run_blocks import (
     WeightStats,
 )
 from prunescope.taxonomy.run_quality import Quality
+from prunescope.taxonomy.scrub import scrub_values, scrub_words
 
 MANIFEST = "run.json"
 # Width of the interval of a speedup, as a share of it, below which a capture adds no placements.
@@ -158,7 +160,7 @@ class Run(Block, kw_only=True):
 
     def to_json(self) -> str:
         """The manifest as it is written, keys in the order of the fields."""
-        return json.dumps(plain(self), indent=1, allow_nan=False) + "\n"
+        return json.dumps(_scrubbed(plain(self)), indent=1, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes, *, where: str = MANIFEST) -> Run:
@@ -167,7 +169,9 @@ class Run(Block, kw_only=True):
 
     @classmethod
     def upgraded(cls, plain: dict[str, Any]) -> dict[str, Any]:
-        """Keys of phases as versions before 0.2 wrote them become those of today."""
+        """Keys of phases as versions before 0.2 wrote them become those of today, and every string
+        is scrubbed."""
+        plain = _scrubbed(plain)
         phases = plain.get("phases")
         if not isinstance(phases, dict):
             return plain
@@ -179,6 +183,29 @@ class Run(Block, kw_only=True):
             for name, phase in phases.items()
         }
         return {**plain, "phases": renamed}
+
+
+def _scrubbed(plain: dict[str, Any]) -> dict[str, Any]:
+    """A manifest without secrets, mail addresses and paths. The names of its traces stay as they
+    are on disk, and so does where its baseline lies."""
+    model: Any = plain.get("model")
+    words = plain.get("argv")
+    found: dict[str, Any] = scrub_values({**plain, "argv": None})
+    if isinstance(words, list) and all(isinstance(word, str) for word in words):
+        is_public = isinstance(model, dict) and model.get("source") == "hub"
+        found["argv"] = scrub_words(words, public=model.get("id") if is_public else None)
+    else:
+        found["argv"] = words
+    kept: list[tuple[Any, Any, tuple[str, ...]]] = [
+        (plain.get("twin"), found.get("twin"), ("path",))
+    ]
+    if isinstance(phases := plain.get("phases"), dict):
+        pairs = zip(phases.values(), found["phases"].values(), strict=True)
+        kept += [(old, new, ("trace", "eager_trace")) for old, new in pairs]
+    for old, new, names in kept:
+        if isinstance(old, dict) and isinstance(new, dict):
+            new.update({name: old[name] for name in names if name in old})
+    return found if "argv" in plain else {k: v for k, v in found.items() if k != "argv"}
 
 
 def read_run(folder: Path) -> Run:

@@ -13,6 +13,7 @@ import msgspec
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import Size, decode_file
+from prunescope.taxonomy.scrub import scrub
 
 PLAN, SWEEP = "plan.json", "sweep.json"
 State = Literal["done", "failed", "pending", "running"]
@@ -77,4 +78,4 @@ def read_sweep(folder: Path) -> SweepFile:
 
 def family_slug(family: str) -> str:
     """The id of a family, or what is left of a path or a method's name in a file name."""
-    return re.sub(r"[^A-Za-z0-9._]+", "-", Path(family).name).strip("-.") or "model"
+    return re.sub(r"[^A-Za-z0-9._]+", "-", scrub(Path(family).name)).strip("-.") or "model"

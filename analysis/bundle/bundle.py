@@ -11,7 +11,6 @@ import hashlib
 import importlib.metadata
 import json
 import re
-import tempfile
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -32,11 +31,12 @@ from prunescope.analysis.pipeline import Analysis, analyze
 from prunescope.analysis.report.figures import plotted_with
 from prunescope.analysis.report.write import write_report
 from prunescope.analysis.schema.report import Report
-from prunescope.taxonomy.atomic_write import write_file
+from prunescope.taxonomy.atomic_write import scratch_folder, write_file
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import changed, plain
 from prunescope.taxonomy.run import MANIFEST, PhaseRun, Run, read_run
 from prunescope.taxonomy.run_blocks import BaselineRef
+from prunescope.taxonomy.scrub import scrub
 
 SUMS, INDEX, FRONTIER = "SHA256SUMS", "bundle.json", "frontier.csv"
 # Text formats can be rebuilt and compared; a PDF's text cannot be scanned, and svg holds the same.
@@ -76,13 +76,13 @@ def bundle(
             "two runs would have one name in the bundle", hint="rename one of their folders"
         )
     files = [p for v in sources.values() for folder in v.values() for p in _files(folder)]
-    scrub: Scrubber | None = None
+    scrubber: Scrubber | None = None
     if anonymous:
-        scrub = Scrubber(names_of(files))
-    with tempfile.TemporaryDirectory() as temporary:
-        content = _build(sources, Path(temporary).resolve(), scrub)
-    if scrub is not None:
-        _refuse_suspicious(content, scrub)
+        scrubber = Scrubber(names_of(files))
+    with scratch_folder() as stage:
+        content = _build(sources, stage.resolve(), scrubber)
+    if scrubber is not None:
+        _refuse_suspicious(content, scrubber)
     _write(out, zip_bytes(content))
     return out
 
@@ -123,7 +123,7 @@ def _check_out(out: Path, *, overwrite: bool) -> None:
 
 
 def _slug(i: int, found: NamedRun, *, anonymous: bool) -> str:
-    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", found.name).strip("-")[:80]
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", scrub(found.name)).strip("-")[:80]
     return f"run-{i}" if anonymous or not plain else plain
 
 
@@ -166,12 +166,12 @@ def _trace(folder: Path, name: str) -> Path:
 
 
 def _build(
-    sources: Mapping[str, Mapping[str, Path]], stage: Path, scrub: Scrubber | None
+    sources: Mapping[str, Mapping[str, Path]], stage: Path, scrubber: Scrubber | None
 ) -> dict[str, bytes]:
     runs: dict[str, dict[str, Run]] = {}
     reports: dict[str, Report] = {}
     for name, variants in sources.items():
-        runs[name] = _stage(variants, stage / "runs" / name, scrub)
+        runs[name] = _stage(variants, stage / "runs" / name, scrubber)
         done = analyze(stage / "runs" / name, options=Options())
         if done.report.partial:
             raise PrunescopeError(
@@ -179,7 +179,7 @@ def _build(
             )
         reports[name] = done.report
         write_formats(done, stage / "reports" / name, label_prefixes(sources)[name])
-    files = texts(reports, runs, anonymous=scrub is not None, plotted=plotted_with())
+    files = texts(reports, runs, anonymous=scrubber is not None, plotted=plotted_with())
     for path in sorted(p for p in stage.rglob("*") if p.is_file()):
         files[path.relative_to(stage).as_posix()] = path.read_bytes()
     files[SUMS] = sums_text(files).encode()
@@ -231,18 +231,18 @@ def _index(reports: Mapping[str, Report], version: str, *, anonymous: bool, plot
     return json.dumps(plain(index), indent=1) + "\n"
 
 
-def _stage(variants: Mapping[str, Path], target: Path, scrub: Scrubber | None) -> dict[str, Run]:
+def _stage(variants: Mapping[str, Path], target: Path, scrubber: Scrubber | None) -> dict[str, Run]:
     """The trimmed runs under `target`, dense first: the pruned one names its digest."""
     staged: dict[str, Run] = {}
     digest: str | None = None
     for variant, folder in variants.items():
         run = read_run(folder)
-        run = run if scrub is None else scrub.run(run)
+        run = run if scrubber is None else scrubber.run(run)
         staged_folder = target / variant
         staged_folder.mkdir(parents=True)
         original = read_run(folder).phases
         phases = {
-            name: _phase(phase, original[name], folder, staged_folder, scrub)
+            name: _phase(phase, original[name], folder, staged_folder, scrubber)
             for name, phase in run.phases.items()
         }
         baseline = BaselineRef(path=f"../dense/{MANIFEST}", sha256=digest) if digest else None
@@ -255,7 +255,11 @@ def _stage(variants: Mapping[str, Path], target: Path, scrub: Scrubber | None) -
 
 
 def _phase(
-    phase: PhaseRun, original: PhaseRun, folder: Path, staged_folder: Path, scrub: Scrubber | None
+    phase: PhaseRun,
+    original: PhaseRun,
+    folder: Path,
+    staged_folder: Path,
+    scrubber: Scrubber | None,
 ) -> PhaseRun:
     """The phase with its trimmed trace beside the manifest."""
     names: list[str | None] = [original.trace, original.eager_trace]
@@ -264,8 +268,8 @@ def _phase(
         if not name:
             written.append(None)
             continue
-        data = trim(_trace(folder, name), scrub)
-        file_name = re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip(".-")
+        data = trim(_trace(folder, name), scrubber)
+        file_name = re.sub(r"[^A-Za-z0-9._-]+", "-", scrub(name)).lstrip(".-")
         file_name = file_name if file_name.endswith(".gz") else f"{file_name}.gz"
         (staged_folder / file_name).write_bytes(data)
         written.append(file_name)
@@ -274,13 +278,13 @@ def _phase(
     return changed(phase, trace=trace or "", sha256=digest, eager_trace=eager)
 
 
-def _refuse_suspicious(files: Mapping[str, bytes], scrub: Scrubber) -> None:
+def _refuse_suspicious(files: Mapping[str, bytes], scrubber: Scrubber) -> None:
     left = []
     # The runs first: what is suspicious in a report comes from there.
     for name in sorted(files, key=lambda n: (not n.startswith("runs/"), n)):
         text = _readable(name, files[name])
         if text is not None:
-            left += [f"{name} ({what})" for what in suspicious(name, text, scrub.names)[:3]]
+            left += [f"{name} ({what})" for what in suspicious(name, text, scrubber.names)[:3]]
     if left:
         more = f", and {len(left) - 5} more" if len(left) > 5 else ""
         raise PrunescopeError(

@@ -20,19 +20,19 @@ from prunescope.analysis.ops.kind import KINDS
 from prunescope.taxonomy.families import families
 from prunescope.taxonomy.presets import preset_names, preset_source
 from prunescope.taxonomy.roles import ROLES
+from prunescope.taxonomy.scrub import PRIVATE_KEY, SECRET, TOKEN
 
 _TOP = r"(?:com|org|net|edu|gov|mil|io|ai|dev|cloud|cn|de|uk|fr|jp|kr|ch|ca|nl|se|it|es|in|au|at)"
 # Kind of suspicious text, its pattern, and the replacement.
 _PATTERNS: tuple[tuple[str, re.Pattern[str], str], ...] = tuple(
     (kind, re.compile(pattern), instead)
     for kind, pattern, instead in (
-        ("private key", r"-----BEGIN [A-Z ]+-----", "<secret>"),
-        ("token", r"hf_[A-Za-z0-9]{8,}|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{16,}"
-                  r"|glpat-[\w-]{12,}|sk-[A-Za-z0-9_-]{16,}|AKIA[0-9A-Z]{12,}|AIza[\w-]{20,}"
-                  r"|xox[abprs]-[\w-]{8,}|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*", "<secret>"),
+        ("private key", PRIVATE_KEY.pattern, SECRET),
+        # Stricter than what is written elsewhere: short ones, and whatever they stand behind.
+        ("token", rf"{TOKEN.pattern}|hf_[A-Za-z0-9]{{8,}}|sk-[A-Za-z0-9_-]{{16,}}", SECRET),
         ("token", r"(?i)(?:api_?-?key|secret|access_?-?token|auth_?-?token|(?<![a-z_])token"
                   r"|passw(?:or)?d|bearer)[\"']?\s*(?:=|:(?!:))\s*[\"']?[^\s\"'&,;<>{}\[\]()]{6,}",
-         "<secret>"),
+         SECRET),
         ("address", r"(?<![\w.+-])[\w.+-]{1,64}@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+", "<address>"),
         ("address", r"(?i)\b(?:https?|ftp|ssh|s3|gs|file|git)://[^\s\"'<>)]+", "<address>"),
         ("address", r"(?<![\d.])(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)"

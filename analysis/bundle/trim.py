@@ -28,6 +28,7 @@ from prunescope.analysis.trace.event import (
 from prunescope.analysis.trace.events import FRAME, LEFT_OUT, STACKS, stacks_left_out
 from prunescope.analysis.trace.reader import Source
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.scrub import scrub, scrub_values
 
 # What the analysis and its device limits read of a device's properties.
 _PROPERTIES = (
@@ -56,27 +57,38 @@ class Words(Protocol):
         op."""
 
 
-class AsTheyAre:
-    """The strings of a trace, unchanged."""
+class Scrubbed:
+    """The strings of a trace without secrets, mail addresses and paths; all else as it is."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, str] = {}
 
     def kernel(self, name: str) -> str:
-        """As it is."""
-        return name
+        """Scrubbed."""
+        found = self._known.get(name)
+        if found is None:
+            found = self._known[name] = scrub(name)
+        return found
 
     def annotation(self, name: str) -> str | None:
-        """As it is."""
-        return name
+        """Scrubbed."""
+        return self.kernel(name)
 
-    def inputs(self, _kind: str, raw: bytes) -> Any:
-        """As they are, undecoded."""
-        return msgspec.Raw(raw)
+    def inputs(self, kind: str, raw: bytes) -> Any:
+        """As they are, undecoded; texts scrubbed."""
+        if b'"' not in raw or kind == "types":
+            return msgspec.Raw(raw)
+        try:
+            return scrub_values(msgspec.json.decode(raw))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return []
 
 
 def trim(path: Path, words: Words | None = None) -> bytes:
     """The trace at `path` with what the analysis reads. Raises PrunescopeError where it is cut."""
     source = Source(path)
     threads: dict[tuple[str, Any], int] = {}
-    say = words or AsTheyAre()
+    say = words or Scrubbed()
     events, stacks = [], 0
     for event in chain.from_iterable(source.blocks()):
         plain = _event(event, say, threads)

@@ -2,8 +2,10 @@
 
 Every file is compared with its SHA-256; reports, figures and annotated traces are rebuilt from the
 bundled traces and compared: numbers within a rounding error, pixels within what another processor
-rounds. Files that another version wrote or plotted are listed as not compared. The zip is
-untrusted: only the run folders are unpacked, into a temporary one.
+rounds. What a bundle says of the versions that wrote it decides nothing: all is rebuilt, and where
+another version wrote other bytes, the file is listed as not compared, and the result is partial;
+labels of figures are compared all the same. The zip is untrusted: only the run folders are
+unpacked, into a temporary one.
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ import gzip
 import json
 import math
 import re
-import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -32,6 +33,7 @@ from prunescope.analysis.bundle.bundle import (
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.figures import most_apart, plotted_with
 from prunescope.analysis.schema.report import Report, to_json
+from prunescope.taxonomy.atomic_write import scratch_folder
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import UnknownVersion, decode
 from prunescope.taxonomy.run import MANIFEST, Run, read_run
@@ -45,6 +47,7 @@ _FOLDER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,120}")
 _NUMBERS = ("samples.csv", "environment.json", "frontier.csv")  # whatever version wrote them
 _ACTIVE = re.compile(rb"<script|javascript:|\son[a-z]+\s*=", re.IGNORECASE)
 _PLOTTED = (".svg", ".png")
+_LABEL = re.compile(rb"<text\b[^<>]*>([^<]*)</text>")
 # Sentences may be worded anew by another version; their numbers stand elsewhere too.
 _WORDED = frozenset({"findings", "notes", "warnings", "evidence", "says", "source", "tool"})
 
@@ -126,13 +129,20 @@ def same_pixels(old: bytes, new: bytes) -> bool:
     return apart is not None and apart <= _SHADE
 
 
+def same_labels(old: bytes, new: bytes) -> bool:
+    """Whether two SVG files have the same texts, numbers within a rounding error: what a figure
+    says stays the same where another matplotlib places it elsewhere."""
+    return same_text(*(b"\n".join(_LABEL.findall(data)) for data in (old, new)))
+
+
 _SAME = {".gz": same_packed, ".png": same_pixels}  # every other file is a text
 
 
 def verify(path: Path) -> dict[str, Any]:
-    """{"ok", "checked", "rebuilt", "not_compared": [{"file", "why"}], "failed": [{"file", "why"}]}:
-    how many files, how many of them were rebuilt from the traces and compared, which ones could not
-    be, and what is wrong. The others, which all is rebuilt from, have their sums.
+    """{"ok", "partial", "checked", "rebuilt", "not_compared": [{"file", "why"}],
+    "failed": [{"file", "why"}]}: whether nothing is wrong, whether something was not compared, how
+    many files, how many of them were rebuilt from the traces and compared, which ones could not be,
+    and what is wrong. The others, which all is rebuilt from, have their sums.
 
     Raises PrunescopeError where there is no such file, or one that is no zip at all.
     """
@@ -151,6 +161,7 @@ def verify(path: Path) -> dict[str, Any]:
         failed.update(problems)
     return {
         "ok": not failed,
+        "partial": bool(apart),
         "checked": checked,
         "rebuilt": len(rebuilt),
         "not_compared": _listed(apart),
@@ -210,10 +221,8 @@ def _rebuilt(files: Mapping[str, bytes]) -> tuple[set[str], dict[str, str], dict
     active = [n for n, data in files.items() if n.endswith(".svg") and _ACTIVE.search(data)]
     if active:
         return set(), {}, dict.fromkeys(active, "refused: a figure that runs a script")
-    with tempfile.TemporaryDirectory() as temporary:
-        rebuild = _Rebuild(
-            files, Path(temporary).resolve(), tool=index.tool, plotted=index.drawn_with
-        )
+    with scratch_folder() as stage:
+        rebuild = _Rebuild(files, stage.resolve(), tool=index.tool, plotted=index.drawn_with)
         rebuild.unpack()
         for name in names:
             rebuild.report(name, label_prefixes(names)[name])
@@ -225,8 +234,9 @@ def _rebuilt(files: Mapping[str, bytes]) -> tuple[set[str], dict[str, str], dict
 
 class _Rebuild:
     """What the bundled traces give, file by file: `done` were compared, `apart` could not be,
-    `failed` differ. The words of another version of this tool (`tool`), and the figures of other
-    versions of what plots (`plotted`), are not compared; the numbers are."""
+    `failed` differ. Files that another version of this tool (`tool`) wrote may differ in words, and
+    figures of other versions of what plots (`plotted`) in where they draw: they are `apart` then.
+    Numbers are compared whatever the versions."""
 
     def __init__(self, files: Mapping[str, bytes], stage: Path, *, tool: str, plotted: str) -> None:
         self.files, self.stage, self.tool, self.plotted = files, stage, tool, plotted
@@ -266,7 +276,7 @@ class _Rebuild:
             return
         self.reports[name] = done.report
         self._compare_json(f"{place}/report.json", to_json(done.report))
-        if not self.same_tool or self.failed:
+        if self.failed:
             return
         for path in write_formats(done, self.stage / place, prefix):
             if path.name != "report.json":
@@ -278,19 +288,21 @@ class _Rebuild:
             return
         wanted = texts(self.reports, self.runs, anonymous=anonymous, plotted=self.plotted)
         for name, text in wanted.items():
-            if self.same_tool or name in _NUMBERS:
-                self._compare(name, text, "not what the bundled runs give")
+            self._compare(name, text, "not what the bundled runs give")
 
     def rest(self) -> None:
-        """Why each of the other files was not compared, but for what all is rebuilt from."""
+        """Each of the other files, but for what all is rebuilt from: this version wrote none of
+        them, another one may have."""
         sources = {SUMS}
         for name, variants in self.runs.items():
             for variant, run in variants.items():
                 traces = [t for p in run.phases.values() for t in (p.trace, p.eager_trace) if t]
                 sources |= {f"runs/{name}/{variant}/{file}" for file in (MANIFEST, *traces)}
         for name in sorted(self.files.keys() - sources - self.done - self.apart.keys()):
-            other = not self.same_tool and not name.startswith("runs/")
-            self.apart[name] = f"written by {self.tool}" if other else "no part of a bundle"
+            if self.same_tool:
+                self.failed[name] = "no part of a bundle"
+            else:
+                self.apart[name] = f"written by {self.tool}"
 
     def _lacks(self, name: str) -> bool:
         if name not in self.files:
@@ -298,15 +310,22 @@ class _Rebuild:
         return name in self.failed
 
     def _compare(self, name: str, wanted: bytes, why: str) -> None:
-        ending = PurePosixPath(name).suffix
-        if name not in self.files:
-            self.failed[name] = "missing"
+        ending, found = PurePosixPath(name).suffix, self.files.get(name)
+        may_differ = not self.same_tool and name not in _NUMBERS
+        if found is None:
+            if not may_differ:
+                self.failed[name] = "missing"
+        elif _SAME.get(ending, same_text)(found, wanted):
+            self.done.add(name)
+        elif may_differ:
+            self.apart[name] = f"written by {self.tool}"
         elif ending in _PLOTTED and self.plotted != plotted_with():
             self.apart[name] = f"plotted with {self.plotted}, here is {plotted_with()}"
+            if ending == ".svg" and not same_labels(found, wanted):
+                self.failed[name] = why
         else:
             self.done.add(name)
-            if not _SAME.get(ending, same_text)(self.files[name], wanted):
-                self.failed[name] = why
+            self.failed[name] = why
 
     def _compare_json(self, name: str, wanted: bytes) -> None:
         self.done.add(name)

@@ -29,7 +29,7 @@ from prunescope.analysis.schema.pareto import (
     TextLoss,
 )
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.formats import plain
+from prunescope.taxonomy.formats import plain, scrubbed
 from prunescope.taxonomy.run import Run, read_run
 from prunescope.taxonomy.sweep_files import DONE, FAILED, PENDING, SweepResult, read_sweep
 
@@ -85,7 +85,7 @@ def judge(folder: Path, on_result: Callable[[str], None] | None = None) -> Paret
     )
     found.hypotheses = hypotheses(found)
     found.summary = summary(found)
-    return found
+    return scrubbed(found)
 
 
 def _busy_note(runs: list[_Measured]) -> list[str]:

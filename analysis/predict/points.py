@@ -14,7 +14,7 @@ from typing import Any
 from prunescope.analysis.predict.request import PredictRequest
 from prunescope.analysis.predict.setting import named_family
 from prunescope.analysis.shapes.config import read_model
-from prunescope.taxonomy.arguments import is_function
+from prunescope.taxonomy.arguments import is_function, number
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.keep import check_sparsity
 from prunescope.taxonomy.run import Run
@@ -42,26 +42,36 @@ def sparsities(given: float | str | Sequence[float] | None) -> list[float | None
         return [None]
     if isinstance(given, int | float):
         return [check_sparsity(given)]
-    found = _parsed(given) if isinstance(given, str) else [float(s) for s in given]
-    if not 0 < len(found) <= _MAX_SPARSITIES:
-        raise PrunescopeError(
-            f"{len(found)} sparsities are no grid", hint=f"1 to {_MAX_SPARSITIES} of them"
-        )
+    found = _parsed(given) if isinstance(given, str) else [check_sparsity(s) for s in given]
+    _check_grid(len(found))
     return [*sorted({check_sparsity(round(value, 9)) for value in found})]
 
 
+def _check_grid(count: float) -> None:
+    if not 0 < count <= _MAX_SPARSITIES:
+        shown = f"{count:,.0f}" if count < 1e9 else "more than a billion"
+        raise PrunescopeError(
+            f"{shown} sparsities are no grid: one call takes 1 to {_MAX_SPARSITIES}",
+            hint="use a larger STEP, or several calls; in Python a loop, "
+            "[prunescope.predict(..., sparsity=s) for s in sparsities]",
+        )
+
+
 def _parsed(text: str) -> list[float]:
-    try:
-        if ":" not in text:
-            return [float(word) for word in text.split(",")]
-        start, stop, step = (float(word) for word in text.split(":"))
-    except ValueError:
-        raise PrunescopeError(f"invalid sparsity {text!r}", hint=_FORMS) from None
+    separator = ":" if ":" in text else ","
+    found = [number(word) for word in text.split(separator)]
+    numbers = [value for value in found if value is not None]
+    if len(numbers) < len(found) or (separator == ":" and len(found) != 3):
+        raise PrunescopeError(f"invalid sparsity {text[:80]!r}", hint=_FORMS)
+    if separator == ",":
+        return numbers
+    start, stop, step = numbers
     if not (math.isfinite(start + stop) and 0 < step < math.inf and start <= stop):
-        raise PrunescopeError(f"invalid range of sparsities {text!r}", hint=_FORMS)
+        raise PrunescopeError(f"invalid range of sparsities {text[:80]!r}", hint=_FORMS)
     # A stop that is a whole number of steps away in decimal is included.
-    steps = int(min(_MAX_SPARSITIES, (stop - start) / step + 1e-9))
-    return [start + i * step for i in range(steps + 1)]
+    steps = (stop - start) / step + 1e-9
+    _check_grid(math.floor(steps) + 1 if steps < 1e9 else math.inf)
+    return [start + i * step for i in range(math.floor(steps) + 1)]
 
 
 def labels(

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from prunescope.analysis.report.figures import STYLE, saved
+from prunescope.analysis.report.figures import drawing, saved
 from prunescope.analysis.report.ledger_view import LEDGER, NOT_EXPLAINED
 from prunescope.analysis.report.titles import short
 from prunescope.analysis.schema.comparison import ComparisonRow
@@ -39,7 +38,7 @@ _ROWS = {
 
 def plot_comparison(rows: Sequence[ComparisonRow], ending: str) -> bytes | None:
     """The figure; None where no row has a ladder."""
-    with matplotlib.rc_context(STYLE):
+    with drawing():
         figure = comparison_figure(rows)
         return None if figure is None else saved(figure, ending)
 

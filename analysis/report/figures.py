@@ -10,6 +10,8 @@ from __future__ import annotations
 import io
 import math
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import matplotlib
@@ -29,6 +31,7 @@ from prunescope.analysis.schema.report import Phase, Report, Row
 from prunescope.analysis.schema.sides import DeviceUsed
 from prunescope.taxonomy.dtypes import THREE_TF32, three_tf32_rate
 from prunescope.taxonomy.errors import PrunescopeError, nearest
+from prunescope.taxonomy.uninterrupted import uninterrupted
 
 WIDTH = 3.35  # inches: one column of a two-column page
 STYLE: dict[Any, Any] = {
@@ -77,17 +80,24 @@ def figure_files(report: Report, ending: str) -> dict[str, bytes]:
     for name, phase in report.phases.items():
         alone = phase.ladder is None and phase.anatomy is None
         for kind in KINDS:
-            figure = plot(report, name, kind) if kind != "kinds" or alone else None
-            if figure is not None:
-                with matplotlib.rc_context(STYLE):
+            with drawing():
+                figure = plot(report, name, kind) if kind != "kinds" or alone else None
+                if figure is not None:
                     files[figure_name(kind, slugs[name], ending)] = saved(figure, ending)
     return files
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """Around one figure, plotted and saved: our style, and signals wait for its end."""
+    with uninterrupted(), matplotlib.rc_context(STYLE):
+        yield
 
 
 def plot(report: Report, name: str, kind: str) -> Figure | None:
     """One of KINDS of a phase; None where the phase has no data for it."""
     phase = report.phases[name]
-    with matplotlib.rc_context(STYLE):
+    with drawing():
         if kind == "ladder":
             return ladder_figure(phase, name, title=_title(report, name, "speedup"))
         if kind == "ledger":
@@ -656,7 +666,8 @@ def most_apart(first: bytes, second: bytes) -> float | None:
     """The largest difference of a channel of a pixel between two PNG files, 0 to 1; None where one
     cannot be read or they differ in size."""
     try:
-        pixels, others = (imread(io.BytesIO(data), "png") for data in (first, second))
+        with uninterrupted():
+            pixels, others = (imread(io.BytesIO(data), "png") for data in (first, second))
     except (OSError, ValueError, SyntaxError, EOFError, zlib.error):
         return None
     return float(abs(pixels - others).max()) if pixels.shape == others.shape else None

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-import matplotlib
 import matplotlib.lines
 import matplotlib.text
 from matplotlib.axes import Axes
@@ -22,7 +21,7 @@ from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
 from prunescope.analysis.report.escape import clean
-from prunescope.analysis.report.figures import STYLE, saved
+from prunescope.analysis.report.figures import drawing, saved
 from prunescope.analysis.report.ledger_view import LEDGER
 from prunescope.analysis.report.titles import figure_name
 from prunescope.analysis.schema.pareto import (
@@ -136,7 +135,7 @@ def _figure(phase: ParetoPhase, name: str, panel: Panel, ending: str) -> bytes:
     marks = marks_of(phase.points)
     columns = min(_COLUMNS, len(phase.cells))
     rows = -(-len(phase.cells) // columns)
-    with matplotlib.rc_context(STYLE):
+    with drawing():
         figure = Figure(figsize=(_PANEL * columns, 2.5 * rows + 0.6), layout="constrained")
         FigureCanvasAgg(figure)
         grid = figure.subplots(rows, columns, squeeze=False)
@@ -248,7 +247,7 @@ class _Obstacles:
 
 def frontier_figure(found: Pareto, ending: str, *, most: float = MOST_RATIO) -> bytes:
     """The figure as a file; `most`: the largest perplexity ratio that is shown."""
-    with matplotlib.rc_context(STYLE):
+    with drawing():
         return saved(frontier_plot(found, most=most), ending)
 
 
@@ -257,7 +256,7 @@ def frontier_plot(found: Pareto, *, most: float = MOST_RATIO) -> Figure:
     marks = marks_of(p for phase in found.phases.values() for p in phase.points)
     where = [(c.batch, c.prompt_len) for phase in found.phases.values() for c in phase.cells]
     rows = sorted(set(where))
-    with matplotlib.rc_context(STYLE):
+    with drawing():
         wide, high = _PANEL_WIDTH * max(1, len(found.phases)), 2.4 * len(rows)
         figure = Figure(figsize=(wide, high), layout="constrained")
         FigureCanvasAgg(figure)

@@ -10,7 +10,6 @@ import csv
 import io
 from typing import Any
 
-import matplotlib
 import msgspec
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -18,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from prunescope.analysis.report.escape import cell, clean
-from prunescope.analysis.report.figures import STYLE, saved
+from prunescope.analysis.report.figures import drawing, saved
 from prunescope.analysis.schema.prediction import Prediction
 
 Curves = dict[str, dict[str, dict[str, list[float]]]]
@@ -38,7 +37,7 @@ def curve_files(values: dict[str, Any]) -> dict[str, bytes]:
 def plot_curves(result: Prediction, ending: str) -> bytes:
     """The figure. Everything is placed in inches, so that no label is cut."""
     curves: Curves = result.curves
-    with matplotlib.rc_context(STYLE):
+    with drawing():
         width = _WIDTH * len(curves) + _LEGEND
         figure = Figure(figsize=(width, _HEIGHT))
         FigureCanvasAgg(figure)

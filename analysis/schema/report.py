@@ -23,7 +23,7 @@ from prunescope.analysis.schema.sides import (
     Totals,
     Unprofiled,
 )
-from prunescope.taxonomy.formats import decode
+from prunescope.taxonomy.formats import decode, scrubbed
 
 # Where busy is less than this share of the duration, kernels ran concurrently with others.
 BESIDE = 0.99
@@ -489,7 +489,7 @@ def to_json(report: Report) -> bytes:
 def from_json(data: bytes, *, where: str = "report.json") -> Report:
     """A report read back. Raises PrunescopeError where it is none, or of another version."""
     hint = "give the report.json that `prunescope analyze` wrote"
-    return decode(data, Report, where=where, hint=hint)
+    return scrubbed(decode(data, Report, where=where, hint=hint))
 
 
 def report_schema() -> dict[str, Any]:

@@ -16,6 +16,7 @@ import numpy as np
 from prunescope.analysis.ops.call import OpCall
 from prunescope.analysis.trace.collect import COLUMNS, Ints
 from prunescope.analysis.trace.reader import Source
+from prunescope.taxonomy.scrub import scrub_all, scrub_values
 from prunescope.taxonomy.words import ms
 
 
@@ -57,6 +58,16 @@ class Trace:
     frames: dict[str, Ints] = field(default_factory=_no_spans)
     other_calls: dict[str, Ints] = field(default_factory=_no_spans)
     waits: dict[str, Ints] = field(default_factory=_no_waits)
+
+    def __post_init__(self) -> None:
+        """What a trace says of people and their machine is in none of its strings from here on."""
+        names = scrub_all(self.names)
+        if names is not self.names and names != self.names:
+            new = dict(zip(self.names, names, strict=True))
+            self.names = names
+            self.calls = [replace(call, name=new.get(call.name, call.name)) for call in self.calls]
+        if properties := self.source.meta.get("deviceProperties"):
+            self.source.meta["deviceProperties"] = scrub_values(properties)
 
     @property
     def on_device(self) -> bool:

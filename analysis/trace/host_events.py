@@ -10,6 +10,7 @@ import polars as pl
 
 from prunescope.analysis.trace.collect import Ints
 from prunescope.analysis.trace.events import Trace
+from prunescope.taxonomy.scrub import scrub_all
 
 
 def host_events(trace: Trace) -> pl.DataFrame:
@@ -36,7 +37,8 @@ def host_events(trace: Trace) -> pl.DataFrame:
 
 def _shapes(trace: Trace, table: dict[str, Ints]) -> pl.Series:
     shapes = ([list(s) if isinstance(s, tuple) else s for s in c.shapes] for c in trace.calls)
-    texts = pl.Series([str(one) if one else None for one in shapes], dtype=pl.String)
+    told = scrub_all([str(one) if one else "" for one in shapes])
+    texts = pl.Series([one or None for one in told], dtype=pl.String)
     if "call" not in table or not len(texts):
         return pl.Series([None] * len(table["ts"]), dtype=pl.String)
     return texts.gather(pl.Series(np.maximum(table["call"], 0), dtype=pl.UInt32))

@@ -18,3 +18,10 @@ def begin_and_sleep(task: str) -> str:
     Path(task).touch()
     time.sleep(60)
     return task
+
+
+def reply_late(task: str) -> str:
+    """Leaves a file of that name, and replies after a second with more than a pipe holds."""
+    Path(task).touch()
+    time.sleep(1)
+    return task * 100_000

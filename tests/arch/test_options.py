@@ -48,7 +48,7 @@ COMMANDS = {
     "pareto": {"folder", "--out", "--json"},
     "check": {"subject", "--require", "-r", "--baseline", "--strict", "--junit", "--json"},
     "bundle": {"runs", "--out", "-o", "--anonymous", "--overwrite"},
-    "verify": {"path", "--json"},
+    "verify": {"path", "--allow-undrawn", "--json"},
     "families": {"--architecture", "--json"},
     "devices": {"--json"},
     "calibrate": {"--device", "--out", "--json"},

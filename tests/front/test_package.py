@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
+import shutil
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -17,12 +20,17 @@ ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
-def package_page(text: str, repository: str) -> str:
-    spec = importlib.util.spec_from_file_location("setup_script", ROOT / "setup.py")
+def script(path: str) -> Any:
+    """A file of the project that is no module of the package."""
+    spec = importlib.util.spec_from_file_location("a_script", ROOT / path)
     assert spec is not None and spec.loader is not None
     module: Any = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    page: str = module.package_page(text, repository)
+    return module
+
+
+def package_page(text: str, repository: str) -> str:
+    page: str = script("setup.py").package_page(text, repository)
     return page
 
 
@@ -49,3 +57,73 @@ def test_without_hta_the_option_alone_fails(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(sys.modules, "hta.trace_analysis", None)
     (said,) = hta.ask("trace.json").failed
     assert "pip install traceinsight" in said
+
+
+SKIPPED = {"name": "a", "skip_reason": "not found"}
+CLEAN = {"name": "b", "version": "1", "vulns": []}
+
+
+@pytest.mark.parametrize(
+    ("dependencies", "code", "says"),
+    [
+        (None, 0, "not done: no network"),
+        ([], 0, "not done: none of 0 packages"),
+        ([SKIPPED, SKIPPED], 0, "not done: none of 2 packages"),
+        ([SKIPPED, CLEAN], 0, "1 of 2 packages, 0 vulnerabilities"),
+        ([{**CLEAN, "vulns": [{"id": "CVE-1", "fix_versions": []}]}], 0, "b 1: CVE-1, .* no ver"),
+        ([{**CLEAN, "vulns": [{"id": "CVE-1", "fix_versions": ["2"]}]}], 1, "CVE-1, mended in 2"),
+    ],
+)
+def test_an_audit_of_nothing_is_not_taken_for_a_clean_one(
+    dependencies: list[dict[str, Any]] | None, code: int, says: str
+) -> None:
+    found, text = script(".ci/audit.py").verdict(dependencies, "no network")
+    assert found == code
+    assert re.search(says, text)
+
+
+def test_an_audit_that_cannot_run_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    audit = script(".ci/audit.py")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").write_text("#!/bin/sh\nexit 7\n")
+    (tmp_path / "bin" / "python").chmod(0o755)
+    assert audit.verdict(*audit.audited(tmp_path)) == (
+        0, "audit: not done: pip-audit cannot be installed (exit code 7)",
+    )  # fmt: skip
+    (tmp_path / "bin" / "python").write_text("#!/bin/sh\nsleep 60\n")
+    monkeypatch.setattr(audit, "_SECONDS", 0.2)
+    assert "no answer in 0.2 s" in audit.verdict(*audit.audited(tmp_path))[1]
+
+
+@pytest.mark.slow
+def test_a_wheel_has_the_same_bytes_twice(tmp_path: Path) -> None:
+    """Of two checkouts, of other times of their files."""
+    pytest.importorskip("build")
+    wheels = []
+    for name, age in (("a", 10**6), ("b", 2 * 10**6)):
+        copy = tmp_path / name
+        shutil.copytree(
+            ROOT, copy, symlinks=True,
+            ignore=shutil.ignore_patterns(
+                ".*", "traces", "tests", "benchmarks", "docs", "build", "dist", "site",
+                "*.egg-info", "__pycache__",
+            ),
+        )  # fmt: skip
+        for path in (p for p in copy.rglob("*") if not p.is_symlink()):
+            os.utime(path, (age, age))
+        subprocess.run(
+            [sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir",
+             tmp_path / f"{name}-out", copy],
+            check=True, capture_output=True, timeout=300,
+            env={**os.environ, "SOURCE_DATE_EPOCH": "1700000000"},
+        )  # fmt: skip
+        wheels += (tmp_path / f"{name}-out").glob("*.whl")
+    first, second = wheels
+    assert first.name == second.name and first.read_bytes() == second.read_bytes()
+
+
+def test_where_to_report_a_flaw_is_said() -> None:
+    text = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    assert PROJECT["urls"]["Repository"] in text
+    for heading in ("## What is trusted", "## What is not", "## How to report"):
+        assert heading in text

@@ -60,7 +60,7 @@ def test_a_rule_without_a_phase_is_one_of_every_phase(report: Report) -> None:
 
 def test_a_partial_report_decides_nothing(report: Report) -> None:
     report.partial = True
-    assert states(report, "prefill.realised >= 50", "prefill.family == x") == ["undecided"] * 2
+    assert states(report, "prefill.realised >= 50", "prefill.family == dense") == ["undecided"] * 2
 
 
 def test_times_that_are_not_valid_decide_nothing(report: Report) -> None:
@@ -86,6 +86,13 @@ def test_times_that_are_not_valid_decide_nothing(report: Report) -> None:
         ("findings.critcal == 0", "nearest: critical"),
         ("prefill.findings.zeros-in-dens == 0", "nearest: zeros-in-dense"),
         ("train.realised >= 1", "it has prefill, decode"),
+        ("family != static-mm", "nearest: static-m"),
+        ("prefill.family == static-nk+statik-m", "static-m"),
+        ("family != Static-M", "static-m"),
+        ("family != static-m+", "nearest"),
+        ("sparsity.parameter >= 0.1", "sparsity.parameters"),
+        ("ledger.added-work <= 5%", "ledger.added_work"),
+        ("static-m == family", "nearest"),
     ],
 )
 def test_a_mistake_in_a_rule_is_named(report: Report, rule: str, says: str) -> None:
@@ -128,8 +135,40 @@ def test_a_row_that_is_empty_holds_whatever_the_times(report: Report) -> None:
         assert states(report, *rules) == wanted
 
 
+@pytest.mark.parametrize("word", ["dense", "outside", "unknown", "static-nk+static-m"])
+def test_every_verdict_can_be_named(report: Report, word: str) -> None:
+    assert states(report, f"prefill.family != {word}") == ["held"]
+
+
+def test_a_report_without_phases_is_no_input(
+    report: Report, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report.phases = {}
+    path = tmp_path / "report.json"
+    path.write_bytes(to_json(report))
+    for rule in ("prefill.realised >= 0.1", "realised >= 0.1", "family != dense"):
+        assert prunescope.main(["check", str(path), "-r", rule]) == 2
+        assert "has no phase" in capsys.readouterr().err
+    with pytest.raises(PrunescopeError, match="nothing to check"):
+        prunescope.check(report, require="realised >= 0.1")  # type: ignore[arg-type]
+
+
+def test_strict_says_what_was_not_decided(
+    report: Report, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, told = tmp_path / "report.json", tmp_path / "c.json"
+    path.write_bytes(to_json(report))
+    sure, open_ = "prefill.realised >= 1.1", "prefill.realised >= 1.15"
+    words = ["check", str(path), "-r", sure, "-r", open_, "-r", "peak_memory_bytes <= 1MB"]
+    assert prunescope.main([*words, "--strict", "--json", str(told)]) == 3
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"--strict: 3 of 4 not decided: {open_}; peak_memory_bytes <= 1MB (prefill);" in shown
+    assert json.loads(told.read_text())["undecided"][0] == open_
+    assert prunescope.main([*words, "--strict"]) == 3
+
+
 def test_json_has_the_number_beside_its_text(report: Report) -> None:
-    rules = ("prefill.realised >= 1.1", "prefill.ledger.coverage <= 7%", "prefill.family == x",
+    rules = ("prefill.realised >= 1.1", "prefill.ledger.coverage <= 7%", "prefill.family == dense",
              "prefill.findings.critical == 0", "prefill.wall <= 1s")  # fmt: skip
     rows = check_report(report, parse_rules(rules)).to_dict()["verdicts"]
     ladder, wall = report.phases["prefill"].ladder, report.phases["prefill"].unprofiled_ns
@@ -144,7 +183,7 @@ def test_json_has_the_number_beside_its_text(report: Report) -> None:
 
 
 def test_every_metric_can_be_asked_for(report: Report) -> None:
-    units = {"wall": "1ms", "family": "x", **{m: "1MB" for m in METRICS if m.endswith("bytes")}}
+    units = {"wall": "1ms", "family": "dense", **{m: "1MB" for m in METRICS if m.endswith("bytes")}}
     units["sparsity.bytes"] = "50%"
     for metric in METRICS:
         value = units.get(metric, "5%" if metric.startswith("ledger.") else "1")

@@ -221,12 +221,17 @@ def test_hostile_sweep_files_are_refused(text: str, tmp_path: Path) -> None:
 
 
 def test_a_hostile_family_stays_in_the_folder_of_the_sweep(tmp_path: Path) -> None:
-    """A family may be a path or a function: the ids of its results are plain names."""
+    """A family may be a path or a function: the ids of its results are plain names, of which the
+    sweep itself refuses those that are not there."""
+    from prunescope.tracer.sweep.config import read_configs
+    from prunescope.tracer.sweep.plan import make_plan
     from prunescope.tracer.sweep.request import SweepRequest
     from prunescope.tracer.sweep.sweep import plan_of
 
     path = tmp_path / "sweep.yaml"
     names = json.dumps([ATTACK, "../../x", "/etc/passwd", "a:b", "x" * 5000 + "/y"])
     path.write_text(f"model: tiny-llama\nfamilies: {names}\n")
-    for result in plan_of(SweepRequest(config=path, out=tmp_path / "out")).results:
+    with pytest.raises(PrunescopeError):
+        plan_of(SweepRequest(config=path, out=tmp_path / "out"))
+    for result in make_plan(read_configs(path, None), None).results:
         assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}", result.id), result.id

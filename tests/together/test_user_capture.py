@@ -387,7 +387,7 @@ def test_a_method_of_ones_own(
 
 @pytest.mark.parametrize("placements", [0, -3])
 def test_no_placements_are_none(placements: int, tiny: Any, tmp_path: Path) -> None:
-    with pytest.raises(PrunescopeError, match=f"placements is {placements}"):
+    with pytest.raises(PrunescopeError, match=f"placements {placements} is too small"):
         loop(tiny, 9, out=tmp_path / "run", placements=placements)
     assert not (tmp_path / "run").exists()
 

@@ -11,9 +11,11 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any
 
 from prunescope.taxonomy.collection import no_collection
+from prunescope.taxonomy.scrub import scrub, scrub_values
 
 PHASE = "prunescope.phase"
 STEP = "prunescope.step#"
@@ -33,6 +35,8 @@ _METADATA = ("process_name", "process_labels", "process_sort_index", "thread_nam
 _TOP_LEVEL = ("schemaVersion", "deviceProperties", "record_shapes", "displayTimeUnit")
 
 _DECIMALS = 3  # of microseconds, in kineto's traces
+
+_scrubbed = lru_cache(maxsize=1 << 14)(scrub)  # few names, each many times
 
 Event = dict[str, Any]  # in Chrome's format
 ChromeTrace = dict[str, Any]  # {"traceEvents": [Event, ...], ...}
@@ -223,7 +227,7 @@ def _plain(event: Event, origin_ns: int, *, on_device: bool) -> Event:
     plain = {
         "ph": "X",
         "cat": event["cat"],
-        "name": event["name"],
+        "name": _scrubbed(event["name"]),
         "pid": event["pid"],
         "tid": event["tid"],
         "ts": (event["start_ns"] - event["shift_ns"] - origin_ns) / 1000,
@@ -240,6 +244,7 @@ def _metadata(events: list[Event]) -> list[Event]:
     kept: dict[str, Event] = {}
     for event in events:
         if event.get("ph") == "M" and event.get("name") in _METADATA:
-            plain = {key: event[key] for key in ("ph", "name", "pid", "tid", "args")}
+            plain = {key: event[key] for key in ("ph", "name", "pid", "tid")}
+            plain["args"] = scrub_values(event["args"])
             kept[json.dumps(plain, sort_keys=True)] = plain
     return list(kept.values())

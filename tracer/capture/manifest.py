@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from pathlib import PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import torch
@@ -83,31 +81,12 @@ def phase_entry(request: TraceRequest, phase: str, *, logits: str, attention: st
     )
 
 
-def scrubbed_argv(argv: Sequence[str], loaded: Loaded) -> list[str]:
-    """The command line with paths reduced to their last name; a hub id is kept."""
-    hub_id = loaded.id if loaded.source == "hub" else None
-    words = []
-    for word in argv:
-        option, separator, value = word.partition("=") if "=" in word else ("", "", word)
-        if value != hub_id and len(PurePath(value).parts) > 1:
-            value = f"<path>/{_last_name(value)}"
-        words.append(f"{option}{separator}{value}")
-    return words
-
-
-def scrubbed(value: Any) -> Any:
-    """Plain JSON values without absolute paths; inf and nan become strings."""
+def as_json(value: Any) -> Any:
+    """Plain JSON values; inf, nan and whatever JSON has no value for become strings."""
     if isinstance(value, dict):
-        return {str(k): scrubbed(v) for k, v in value.items()}
+        return {str(k): as_json(v) for k, v in value.items()}
     if isinstance(value, list | tuple | set):
-        return [scrubbed(item) for item in value]
-    if isinstance(value, str):
-        absolute = PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute()
-        return _last_name(value) if absolute else value
+        return [as_json(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
-    return value if isinstance(value, bool | int | float | None) else str(value)
-
-
-def _last_name(path: str) -> str:
-    return PureWindowsPath(path).name or PurePosixPath(path).name
+    return value if isinstance(value, str | bool | int | float | None) else str(value)

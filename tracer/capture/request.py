@@ -16,6 +16,7 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.keep import check_sparsity
 from prunescope.taxonomy.option import (
     MOST,
+    MOST_SAMPLES,
     Batch,
     Knobs,
     Logits,
@@ -83,7 +84,7 @@ Repeats = Annotated[
         help="Number of unprofiled timing samples of each model, dense and pruned in turns.",
         unit="samples",
         least=1,
-        most=MOST,
+        most=MOST_SAMPLES,
     ),
 ]
 Steps = Annotated[
@@ -101,7 +102,7 @@ Placements = Annotated[
         help="Number of random weight placements in memory to sample, which reduces layout bias.",
         unit="placements",
         least=1,
-        most=MOST,
+        most=MOST_SAMPLES,
     ),
 ]
 Seed = Annotated[
@@ -212,7 +213,7 @@ class TraceRequest:
             "--placements.",
             unit="placements",
             least=1,
-            most=MOST,
+            most=MOST_SAMPLES,
         ),
     ] = None
     seed: Seed = 0
@@ -316,7 +317,7 @@ class TraceRequest:
         check_options(self)
         if self.threads is not None:
             most = max(_MOST_THREADS, _THREADS_A_CORE * (os.cpu_count() or 1))
-            check_range("--threads", self.threads, 1, most)
+            check_range("--threads ", self.threads, 1, most)
         self._check_tokens()
         if self.dtype != "auto" and dtype_name(self.dtype) not in ("fp32", "bf16", "fp16", "fp64"):
             raise PrunescopeError(

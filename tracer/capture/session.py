@@ -24,7 +24,7 @@ from prunescope.tracer.capture.chrome import ChromeTrace
 from prunescope.tracer.capture.device_state import AchievedRates, DeviceState
 from prunescope.tracer.capture.graph_mode import check_mode, record_nothing
 from prunescope.tracer.capture.loops import input_ids, loops_of
-from prunescope.tracer.capture.manifest import manifest, phase_entry, scrubbed, scrubbed_argv
+from prunescope.tracer.capture.manifest import as_json, manifest, phase_entry
 from prunescope.tracer.capture.memory import peak_and_cache_bytes
 from prunescope.tracer.capture.phases import Loop
 from prunescope.tracer.capture.placements import (
@@ -377,7 +377,7 @@ def _run(request: TraceRequest, variant: Variant, info: DeviceEntry) -> Run:
         variant.loaded,
         info,
         seeds=seeds,
-        argv=scrubbed_argv(request.argv, variant.loaded),
+        argv=list(request.argv),
         layer_map=variant.layer_map,
-        pruning=variant.pruning and read(Pruning, scrubbed(plain(variant.pruning))),
+        pruning=variant.pruning and read(Pruning, as_json(plain(variant.pruning))),
     )

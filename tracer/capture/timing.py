@@ -30,7 +30,7 @@ from prunescope.tracer.machine.disturbance import (
 # Standard deviation of the log ratio of a model's time to its own copy's, over 24 placements. A
 # placement that is known better than this does not widen the interval.
 _PLACEMENT_SD = 0.026
-_MAX_SAMPLES = 4  # times the requested samples, to get below it
+MAX_ROUNDS = 4  # times the requested samples, to get below it
 _SHORT_NS = 200_000_000  # a shorter sample ends within a few ticks of the system's counters
 _CONTIGUOUS = 0.8  # share of the time from the first sample to the last that is in samples
 
@@ -133,7 +133,7 @@ def take_samples(  # noqa: PLR0913
                 advance if not rounds else no_progress,
             )
         taken = len(rounds)
-        while adaptive and len(rounds) < _MAX_SAMPLES * repeats and _is_imprecise(rounds):
+        while adaptive and len(rounds) < MAX_ROUNDS * repeats and _is_imprecise(rounds):
             first = turn + len(rounds)
             rounds += _rounds(loops, device, range(first, first + 2), no_progress)
     quiet = [r for r in rounds if not r.reasons]

@@ -19,6 +19,7 @@ import torch
 
 from prunescope.taxonomy.atomic_write import claimed, clean_termination
 from prunescope.taxonomy.errors import PrunescopeError, helpful
+from prunescope.taxonomy.option import as_path, check_count
 from prunescope.taxonomy.run import PhaseRun, Placement, Run
 from prunescope.tracer.capture.device_state import DeviceState
 from prunescope.tracer.capture.joined import Joined
@@ -70,15 +71,19 @@ def capture(  # noqa: PLR0913 - the options of `prunescope trace` that apply to 
     convolutional net). Raises PrunescopeError if fewer steps ran, if `out` exists, and for a module
     without parameters.
     """
-    folder = Path(out)
+    folder = _path(out)
+    warmup = check_count("warmup", warmup, least=0)
+    repeats, steps, placements = (
+        check_count(name, value, least=1)
+        for name, value in (("repeats", repeats), ("steps", steps), ("placements", placements))
+    )
+    if not isinstance(model, torch.nn.Module):
+        raise PrunescopeError(
+            f"model is a {type(model).__name__}", hint="accepted: a torch.nn.Module"
+        )
     _check_phase(phase)
     check_out(folder, overwrite=overwrite)
-    baseline_run = None if baseline is None else baseline_folder(Path(baseline))
-    if placements < 1:
-        raise PrunescopeError(
-            f"placements is {placements}, and 1 is the least",
-            hint="8 samples the placement of weights in memory",
-        )
+    baseline_run = None if baseline is None else baseline_folder(_path(baseline))
     count = min(placements, max(1, repeats))
     plans = plan_placements(count, repeats=repeats, steps=steps)
     with claimed(folder):
@@ -95,10 +100,17 @@ def capture(  # noqa: PLR0913 - the options of `prunescope trace` that apply to 
             write_runs(folder, {name: captured}, baseline_run)
 
 
+def _path(given: Path | str) -> Path:
+    path = as_path(given)
+    if path is None:
+        raise PrunescopeError("out is None", hint="accepted: a path or a text")
+    return path
+
+
 def _check_phase(phase: str | None) -> None:
-    if phase is not None and not _PHASE_NAME.fullmatch(phase):
+    if phase is not None and not (isinstance(phase, str) and _PHASE_NAME.fullmatch(phase)):
         raise PrunescopeError(
-            f"{phase[:40]!r} is not a valid phase name",
+            f"{str(phase)[:40]!r} is not a valid phase name",
             hint="letters, digits, - and _, as in prefill, decode or forward",
         )
 

@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -58,6 +59,9 @@ _TORCH_DTYPES = {
     "fp16": torch.float16,
     "fp64": torch.float64,
 }
+
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
 
 @dataclass(kw_only=True)
@@ -128,11 +132,7 @@ def _from_preset(name: str, options: LoadOptions, device: torch.device) -> Loade
 
 
 def _from_folder(folder: Path, model_id: str, source: str, options: LoadOptions) -> Loaded:
-    if not (folder / "config.json").is_file():
-        raise PrunescopeError(
-            f"no config.json in the folder {folder.name}/",
-            hint="--model takes a folder written by save_pretrained",
-        )
+    _check_config(folder)
     return _pretrained(str(folder), model_id, source, {**options, "local_files_only": True})
 
 
@@ -163,12 +163,30 @@ def demo_file() -> Path:
     )
 
 
+def check_folder(folder: Path) -> None:
+    """Raises PrunescopeError for a folder without a config, or without weights."""
+    _check_config(folder)
+    if not any(folder.glob("*.safetensors")):
+        raise PrunescopeError(
+            f"no weights in the folder {folder.name}/ (*.safetensors)",
+            hint="give a folder written by save_pretrained, or a preset, whose weights are random",
+        )
+
+
+def _check_config(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise PrunescopeError(
+            f"no config.json in the folder {folder.name}/",
+            hint="--model takes a folder written by save_pretrained",
+        )
+
+
 def check_hub_id(name: str) -> None:
     """Raises PrunescopeError for a name that is neither a folder, file, preset nor hub id."""
-    looks_like_path = name.startswith(("/", ".", "~")) or "\\" in name or name.count("/") > 1
-    if looks_like_path:
+    looks_like_path = "\\" in name or ("/" in name and not _HUB_ID.fullmatch(name))
+    if looks_like_path or name.startswith((".", "~")):
         raise PrunescopeError(
-            f"there is no model folder {name}",
+            f"there is no model folder {name[:200]}",
             hint="give a folder written by save_pretrained, a .gguf file, a hub id or a preset",
         )
     presets = (*preset_names(), DEMO)

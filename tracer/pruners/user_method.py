@@ -6,6 +6,7 @@ It is imported from the working directory or the environment, after the installe
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 import signal
 import sys
@@ -50,6 +51,14 @@ def load_method(spec: str) -> Callable[[Any, float], Any]:
     method = getattr(module, name, None)
     if not callable(method):
         raise PrunescopeError(f"{module_name} has no function {name!r}", hint=_HINT)
+    try:
+        inspect.signature(method).bind(None, 0.5)
+    except TypeError:
+        raise PrunescopeError(
+            f"{spec} does not take two arguments, a model and a sparsity", hint=_HINT
+        ) from None
+    except ValueError:  # written in C: its call will tell
+        pass
     return method
 
 

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import math
 import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from prunescope.taxonomy.arguments import home_path, pairs
+from prunescope.taxonomy.arguments import home_path, number, pairs, whole_number
 from prunescope.taxonomy.errors import PrunescopeError, nearest
 
 _MOST = {"steps": 1_000_000, "rank": 65_536, "batch": 4096, "length": 1 << 20}
@@ -88,28 +88,22 @@ def check_installed() -> None:
 def _count(where: str, value: Any) -> int:
     name = where.rpartition(" ")[2]
     least, most = _LEAST[name], _MOST[name]
-    try:
-        number = int(str(value))
-    except ValueError:
-        number = least - 1
-    if isinstance(value, bool) or not least <= number <= most:
+    count = None if isinstance(value, bool) else whole_number(str(value))
+    if count is None or not least <= count <= most:
         raise PrunescopeError(
             f"{where}={reprlib.repr(value)} is invalid",
             hint=f"a whole number from {least} to {most}",
         )
-    return number
+    return count
 
 
 def _rate(where: str, value: Any) -> float:
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not 0 < number <= 1:
+    rate = number(value) if isinstance(value, str) else value
+    if isinstance(rate, bool) or not isinstance(rate, Real) or not 0 < float(rate) <= 1:
         raise PrunescopeError(
             f"{where}={reprlib.repr(value)} is not a learning rate", hint="for example 1e-3"
         )
-    return number
+    return float(rate)
 
 
 def _target(where: str, value: Any) -> str:

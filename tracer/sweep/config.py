@@ -6,13 +6,14 @@ In: a path or a preset's name. Out: SweepConfigs. Paths in a file are relative t
 from __future__ import annotations
 
 import dataclasses
+import re
 import reprlib
 from collections.abc import Callable
 from functools import cache, partial
 from importlib import resources
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, ClassVar, Literal, get_args, get_origin
 
 import yaml
 
@@ -86,12 +87,26 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return plain
 
 
+_NUMBERS = {
+    "tag:yaml.org,2002:int": re.compile(r"[+-]?(?:0|[1-9][0-9]*)", re.ASCII),
+    "tag:yaml.org,2002:float": re.compile(
+        r"[+-]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][+-]?[0-9]+)?"
+        r"|[+-]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        re.ASCII,
+    ),
+}
 # Keys as versions before 0.2 named them; sweep.json of those versions holds them too.
 OLD_KEYS = {"seatings": "placements"}
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML, with each key of the file once: of two, the first would be lost without a word."""
+    """YAML, with each key of the file once: of two, the first would be lost without a word. Numbers
+    are decimal digits: YAML 1.1 reads 0.1_5 as 0.15, 1:30 as 90 and 010 as 8."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {
+        first: [(tag, form) for tag, form in forms if tag not in _NUMBERS]
+        for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
         """A mapping. Raises PrunescopeError where a key stands in it twice."""
@@ -105,6 +120,12 @@ class _Loader(yaml.SafeLoader):
                 )
             seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
         return super().construct_mapping(node, deep)
+
+
+for _tag, _form in _NUMBERS.items():
+    _Loader.add_implicit_resolver(
+        _tag, re.compile(f"(?:{_form.pattern})$", re.ASCII), list("+-.0123456789")
+    )
 
 
 def _from_plain(plain: dict[str, Any], path: Path) -> SweepConfig:
@@ -150,9 +171,10 @@ def _beside(name: str, path: Path, *, when: bool) -> str:
     """`name` as a path beside the sweep file, where there is such a folder or file."""
     there = path.parent / home_path(name)
     try:
-        return str(there) if when and there.exists() else name
+        found = str(there) if when and there.exists() else name
     except OSError:  # no name that a file can have
         return name
+    return f"./{found}" if found != name and "/" not in found else found  # still a path
 
 
 def _wrong(key: str, value: Any, wanted: str) -> PrunescopeError:
@@ -220,7 +242,8 @@ def _reader(named: NamedOption) -> Callable[[str, Any], Any]:
     if kind is float:
         read = _share
     elif kind is int:
-        read = partial(_count, least=named.option.least or 0, most=named.option.most or MOST)
+        least, most = named.option.least or 0, named.option.most or MOST
+        read = partial(_count, least=int(least), most=int(most))
     elif get_origin(kind) is Literal:
         read = partial(_choice, choices=get_args(kind))
     return _many(read) if get_origin(named.type) is tuple else read

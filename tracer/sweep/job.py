@@ -21,9 +21,9 @@ from prunescope.taxonomy.formats import changed
 from prunescope.taxonomy.run import read_run
 from prunescope.taxonomy.run_blocks import MeasuredPeaks, MeasuredRates
 from prunescope.taxonomy.run_quality import TaskScore
+from prunescope.taxonomy.scrub import scrub, scrub_values
 from prunescope.taxonomy.sweep_files import DONE, Planned
 from prunescope.tracer.calibration.collect import Statistics, statistics_cached
-from prunescope.tracer.capture.manifest import scrubbed
 from prunescope.tracer.capture.memory import release
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.capture.trace import trace
@@ -384,9 +384,9 @@ def _scored_in(name: str) -> str:
 
 
 def _error_line(error: BaseException) -> str:
-    """An error in one line, without the paths of this machine."""
+    """An error in one line, without secrets and the paths of this machine."""
     if isinstance(error, PrunescopeError):
-        return f"{error.problem} ({error.hint})"
+        return scrub(f"{error.problem} ({error.hint})")
     lines = str(error).strip().splitlines() or [""]
-    words = (str(scrubbed(word)) for word in lines[0].split())
-    return f"{type(error).__name__}: {' '.join(words)}"[:500]
+    words = (str(scrub_values(word)) for word in lines[0].split())
+    return scrub(f"{type(error).__name__}: {' '.join(words)}")[:500]

@@ -17,12 +17,13 @@ import msgspec
 
 from prunescope.taxonomy.applies import check_applies
 from prunescope.taxonomy.architecture_traits import Traits, traits_of
-from prunescope.taxonomy.arguments import method_parts
+from prunescope.taxonomy.arguments import method_parts, number
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import cutting, families
 from prunescope.taxonomy.family import GEMM_GROUPS, Family, read_selection
 from prunescope.taxonomy.option import Option, Phase, options_of
 from prunescope.taxonomy.plan import Workload
+from prunescope.taxonomy.scrub import scrub_values
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.sweep_files import Planned, family_slug
 from prunescope.tracer.capture.request import (
@@ -141,7 +142,8 @@ class SweepConfig:
             if field.name not in listing
         }
         tasks = {"names": list(self.tasks), "folder": values.pop("tasks_path")}
-        return values | {"model": Path(self.model).name, "tasks": tasks if self.tasks else None}
+        values |= {"model": Path(self.model).name, "tasks": tasks if self.tasks else None}
+        return dict(scrub_values(values))
 
 
 def _without_path(value: Any) -> Any:
@@ -212,6 +214,11 @@ def make_plan(configs: Sequence[SweepConfig], shape: ModelShape | None) -> Sweep
     for config in configs:
         _check_count(config)
         _check_names(config.families)
+        if SweepConfig.placements != config.placements > config.repeats:
+            notes[
+                f"placements: {config.placements:,} requested, {config.repeats:,} measured: each "
+                "needs a sample of its own (repeats)"
+            ] = None
         for family in config.families:
             points, point_notes = _points(family, config.sparsities, shape)
             ways = _ways(config, family).names
@@ -247,7 +254,7 @@ def shard_of(plan: SweepPlan, shard: tuple[int, int]) -> list[Planned]:
 
 def read_shard(text: str | None) -> tuple[int, int]:
     """(i, n) of "i/n", i from 0; (0, 1) for None. Raises PrunescopeError on anything else."""
-    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text or "0/1")
+    match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text or "0/1")
     index, count = (int(match[1]), int(match[2])) if match else (0, 0)
     if index >= count:
         raise PrunescopeError(
@@ -349,7 +356,7 @@ def _points(
         return [_Point(s, (s,), why) for s in wanted], [why]
     known = {one.id: one for one in families()}
     if name not in known:
-        return [_Point(s, (s,)) for s in wanted], []
+        return [_Point(s, (s,), _composite_problem(name, s, shape)) for s in wanted], []
     merged: dict[Any, list[float]] = {}
     problems: list[_Point] = []
     for sparsity in wanted:
@@ -384,6 +391,21 @@ def _cannot(name: str, traits: Traits) -> str | None:
         reason = one.not_implemented(traits) if can_tell else ""
         if reason:
             return f"{part} is not implemented for this model: {reason}"
+    return None
+
+
+def _composite_problem(name: str, sparsity: float, shape: ModelShape | None) -> str | None:
+    """Why one of several families cannot prune this model at its sparsity; None if all can. Names
+    of none are refused when the method is read."""
+    by_id = {one.id: one for one in families()}
+    for part, own in method_parts(name):
+        share = sparsity if own is None else number(own)
+        if part in by_id and share is not None:
+            try:
+                by_id[part].check(share)
+                _dimensions(by_id[part], share, shape)
+            except PrunescopeError as error:
+                return f"{part}: {error.problem}"
     return None
 
 

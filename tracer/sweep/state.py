@@ -26,6 +26,7 @@ from prunescope.taxonomy.formats import Block, OmitDefault, decode_file, plain
 from prunescope.taxonomy.run import MANIFEST
 from prunescope.taxonomy.run_blocks import MeasuredPeaks
 from prunescope.taxonomy.run_quality import Quality, TaskSource
+from prunescope.taxonomy.scrub import scrub_values
 from prunescope.taxonomy.sweep_files import (
     DONE,
     FAILED,
@@ -241,9 +242,11 @@ def timing_slot(device: str) -> Iterator[None]:
 
 
 def write_json(path: Path, content: msgspec.Struct) -> None:
-    """Write a file, and the folder that it is in, where there is none. The file appears whole."""
+    """Write a file, and the folder that it is in, where there is none. The file appears whole, and
+    tells no secret, no mail address and no path."""
+    text = scrub_values(plain(content))
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, f"{json.dumps(plain(content), indent=1, allow_nan=False)}\n".encode())
+    write_file(path, f"{json.dumps(text, indent=1, allow_nan=False)}\n".encode())
 
 
 def read_json(path: Path, kind: type[T]) -> T | None:

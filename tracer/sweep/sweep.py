@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
@@ -25,6 +26,7 @@ from prunescope.taxonomy.family import SELECTIONS, read_selection
 from prunescope.taxonomy.formats import plain
 from prunescope.taxonomy.option import as_path, check_options
 from prunescope.taxonomy.presets import preset_config, preset_names
+from prunescope.taxonomy.scrub import scrub_values
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.sweep_files import DONE, FAILED, PENDING, PLAN, RUNNING, PlanFile, Planned
 from prunescope.tracer.capture.progress import Progress, Silent
@@ -32,6 +34,7 @@ from prunescope.tracer.sweep.config import read_configs
 from prunescope.tracer.sweep.plan import (
     SweepConfig,
     SweepPlan,
+    is_checkpoint,
     make_plan,
     model_name,
     read_shard,
@@ -88,7 +91,8 @@ def plan_of(request: SweepRequest) -> SweepPlan:
                 f"select: {unknown[0]!r} is no selection", hint=" or ".join(SELECTIONS)
             )
     configs = tuple(_named_as_stored(config, request.folder) for config in configs)
-    _check_model(configs[0].model)
+    for model in dict.fromkeys([configs[0].model, *filter(is_checkpoint, configs[0].families)]):
+        _check_model(model)
     plan = make_plan(configs, _shape(configs[0].model))
     _check(plan)
     return plan
@@ -162,9 +166,9 @@ def summary(request: SweepRequest, plan: SweepPlan, *, estimate: bool = False) -
         "running": states.count(RUNNING),
         "impossible": sum(result.problem is not None for result in mine),
         **_estimate(request.folder, left, plan.config, estimate=estimate),
-        "notes": list(plan.notes),
+        "notes": scrub_values(plan.notes),
     }
-    rows = [plain(entry) for entry in results]
+    rows = [scrub_values(plain(entry)) for entry in results]
     return {"schema": 1, "out": str(request.folder), "plan": counts, "results": rows}
 
 
@@ -240,9 +244,18 @@ def _reporter(progress: Progress, left: Sequence[Planned]) -> Callable[..., None
 
 
 def _check(plan: SweepPlan) -> None:
-    """Refuse, before the first capture, options that would make every capture fail. Infeasible
-    points are recorded as failed instead."""
+    """Refuse, before the first capture, options that would make every capture fail: texts and
+    functions of the user's own are read and imported as the captures will. Infeasible points are
+    recorded as failed instead."""
+    from prunescope.tracer.calibration.texts import read_text
+    from prunescope.tracer.capture.variants import check_method
+    from prunescope.tracer.sweep.trial import check_together
+
     config = plan.config
+    trained_on = None if config.recover is None else config.recover.text
+    for text in (config.text, trained_on):
+        if text is not None:
+            read_text(text)
     if config.tasks:
         from prunescope.tracer.quality.tasks import check_installed
 
@@ -250,22 +263,37 @@ def _check(plan: SweepPlan) -> None:
     if config.other_text is not None:
         from prunescope.tracer.recovery.examples import check_unseen
 
-        read = None if config.recover is None else config.recover.text
-        check_unseen([read, config.text], config.other_text)
+        check_unseen([trained_on, config.text], config.other_text)
     possible = {r.family: r for r in reversed(plan.results) if r.problem is None}
     for family in config.families:
         if family in possible:
-            request_of(config, possible[family], out=Path()).check()
+            request = request_of(config, possible[family], out=Path())
+            request.check()
+            check_method(request)
+            if request.parts and len(request.parts) > 1:
+                check_together(family)
+        elif "+" in family and not is_checkpoint(family):
+            result = next(r for r in plan.results if r.family == family)
+            request_of(config, result, out=Path()).check()  # a better reason, where there is one
+            raise PrunescopeError(
+                f"{family} is not possible at any sparsity of this sweep: {result.problem}",
+                hint="give each part a sparsity of its own, FAMILY:0.25+FAMILY:0.5, or remove it",
+            )
 
 
 def _check_model(model: str) -> None:
-    """Raises PrunescopeError where there is no such folder, file or preset, and no such hub id."""
-    path, name = home_path(model), model.lower()
-    if name in preset_names() or path.is_dir():
+    """Raises PrunescopeError where there is no such folder with a model, file or preset, and no
+    such hub id."""
+    path, name, is_folder = home_path(model), model.lower(), False
+    with suppress(OSError):  # no name that a file can have
+        is_folder = path.is_dir()
+    if name in preset_names() and not is_folder:
         return
-    from prunescope.tracer.model.load import DEMO, check_gguf, check_hub_id
+    from prunescope.tracer.model.load import DEMO, check_folder, check_gguf, check_hub_id
 
-    if name.endswith(".gguf"):
+    if is_folder:
+        check_folder(path)
+    elif name.endswith(".gguf"):
         check_gguf(path)
     elif name != DEMO:
         check_hub_id(model)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -79,25 +81,106 @@ def test_packed_anew_it_is_the_same(evidence: Path, tmp_path: Path) -> None:
     assert failed(rewritten(evidence, tmp_path / "a.zip", packed)) == {}
 
 
-def test_figures_of_another_matplotlib_are_told_apart(
-    evidence: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+OTHER = "matplotlib 0.1"
+
+
+def forged(files: Files) -> None:
+    """The versions that bundle.json records."""
+    index = json.loads(files["bundle.json"])
+    files["bundle.json"] = (json.dumps({**index, "drawn_with": OTHER}, indent=1) + "\n").encode()
+
+
+def forged_tool(files: Files) -> None:
+    text = files["bundle.json"].decode()
+    files["bundle.json"] = text.replace('"prunescope ', '"prunescope 9').encode()
+
+
+@pytest.fixture
+def draws_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This machine draws every figure a little to the right, with the same texts."""
+
+    def drawn(*args: Any) -> list[Path]:
+        paths = bundling.write_formats(*args)
+        for path in paths:
+            if path.suffix == ".svg":
+                path.write_bytes(
+                    re.sub(rb'(<(?:path d="M|use x=")) ?', rb"\g<1>9", path.read_bytes())
+                )
+            if path.suffix == ".png":
+                path.write_bytes(path.read_bytes()[:33])
+        return paths
+
+    monkeypatch.setattr("prunescope.analysis.bundle.verify.write_formats", drawn)
+
+
+def test_a_forged_version_changes_nothing_that_is_compared(evidence: Path, tmp_path: Path) -> None:
+    """Everything is drawn again and compared, whatever the bundle says of who drew it."""
+    for forge in (forged, forged_tool):
+        path = rewritten(evidence, tmp_path / "a.zip", forge)
+        result = verify(path)
+        left = {one["file"] for one in result["not_compared"]}
+        # The words of another version name that version.
+        assert result["ok"] and left <= {"README.md", "CITATION.cff", "bundle.json"}
+        for change in (svg, png, pixels):
+            changed = rewritten(path, tmp_path / "b.zip", change)
+            result = verify(changed)
+            told = {one["file"] for one in (*result["failed"], *result["not_compared"])}
+            assert told & {f"{PLACE}/ladder-prefill{end}" for end in (".svg", ".png")}
+            assert result["partial"] or not result["ok"]
+            assert prunescope.main(["verify", str(tmp_path / "b.zip")]) == 3
+
+
+@pytest.mark.usefixtures("draws_otherwise")
+def test_figures_that_cannot_be_drawn_again_are_a_partial_result(
+    evidence: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = verify(evidence)
-    assert whole["not_compared"] == []
-    monkeypatch.setattr("prunescope.analysis.bundle.verify.plotted_with", lambda: "matplotlib 0.1")
-    result = verify(evidence)
+    path = rewritten(evidence, tmp_path / "a.zip", forged)
+    result = verify(path)
     apart = {one["file"] for one in result["not_compared"]}
-    assert result["ok"] and apart == {n for n in members(evidence) if n.endswith((".svg", ".png"))}
-    assert result["rebuilt"] == whole["rebuilt"] - len(apart)
-    assert prunescope.main(["verify", str(evidence)]) == 0
+    assert result["ok"] and result["partial"]
+    assert apart == {n for n in members(evidence) if n.endswith((".svg", ".png"))}
+    sources = [n for n in members(evidence) if n.startswith("runs/")]
+    assert result["checked"] == result["rebuilt"] + len(apart) + len(sources) + 1  # SHA256SUMS
+    assert prunescope.main(["verify", str(path)]) == 3
     told = capsys.readouterr().out
-    assert f"{len(apart)} not compared" in told and "here is matplotlib 0.1" in told
+    assert f"{len(apart)} not compared" in told and f"plotted with {OTHER}" in told
+    assert "partial: " in told
+    assert prunescope.main(["verify", str(path), "--allow-undrawn"]) == 0
+    assert "ok: " in capsys.readouterr().out
+    assert failed(evidence)  # of the version that is here: a figure that differs is wrong
+
+
+@pytest.mark.usefixtures("draws_otherwise")
+def test_numbers_in_figures_are_compared_whatever_draws(evidence: Path, tmp_path: Path) -> None:
+    changed: list[str] = []
+
+    def both(files: Files) -> None:
+        changed.append(svg(files))
+        forged(files)
+
+    path = rewritten(evidence, tmp_path / "a.zip", both)
+    assert list(failed(path)) == changed
+    assert prunescope.main(["verify", str(path), "--allow-undrawn"]) == 3
+
+
+def test_what_another_version_wrote_is_rebuilt_where_it_can_be(
+    evidence: Path, tmp_path: Path
+) -> None:
+    def both(files: Files) -> None:
+        forged_tool(files)
+        name = f"{PLACE}/report.md"
+        files[name] = files[name].replace(b"1.49", b"9.99")
+
+    path = rewritten(evidence, tmp_path / "a.zip", both)
+    result = verify(path)
+    assert f"{PLACE}/report.md" in {one["file"] for one in result["not_compared"]}
+    assert result["partial"] and prunescope.main(["verify", str(path)]) == 3
 
 
 def test_a_figure_that_is_gone_fails_whatever_draws(
     evidence: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prunescope.analysis.bundle.verify.plotted_with", lambda: "matplotlib 0.1")
+    monkeypatch.setattr("prunescope.analysis.bundle.verify.plotted_with", lambda: OTHER)
     path = rewritten(evidence, tmp_path / "a.zip", gone)
     assert failed(path) == {f"{PLACE}/ladder-prefill.svg": "missing"}
 
@@ -137,10 +220,10 @@ def test_runs_whose_names_make_one_label_are_counted() -> None:
     }  # fmt: skip
 
 
-def test_an_unknown_file_is_not_compared(evidence: Path, tmp_path: Path) -> None:
+def test_an_unknown_file_fails(evidence: Path, tmp_path: Path) -> None:
+    """Also one that the sums list: it would pass for evidence."""
     files = members(evidence)
     files[f"{PLACE}/more.svg"] = b"<svg/>"
     files["SHA256SUMS"] = bundling.sums_text(files).encode()
     (tmp_path / "a.zip").write_bytes(zip_bytes(files))
-    result = verify(tmp_path / "a.zip")
-    assert result["not_compared"] == [{"file": f"{PLACE}/more.svg", "why": "no part of a bundle"}]
+    assert failed(tmp_path / "a.zip") == {f"{PLACE}/more.svg": "no part of a bundle"}

@@ -56,6 +56,7 @@ document.getElementById('page').addEventListener('load', event => {
     return !cell.children.length && cell.textContent.length <= 18 && lines.size > 1;
   }).map(cell => cell.textContent);
   seen.text = page.body.innerText;
+  seen.title = page.title;
   seen.ready = true;
   document.getElementById('out').textContent = JSON.stringify(seen);
 });
@@ -66,7 +67,8 @@ document.getElementById('page').addEventListener('load', event => {
 @dataclass(frozen=True)
 class Detection:
     """What the harness saw; `console`: lines that the page wrote to the console, `tallest`: the
-    height of a table's row in CSS pixels, `parted`: short cells on several lines."""
+    height of a table's row in CSS pixels, `parted`: short cells on several lines; `title`: of the
+    page when all was done, which a script may have changed."""
 
     width: int
     overflow: int
@@ -78,6 +80,7 @@ class Detection:
     tallest: float
     parted: list[str]
     text: str
+    title: str
     console: list[str]
 
 

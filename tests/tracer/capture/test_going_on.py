@@ -66,7 +66,7 @@ def simulated(spread: float, spikes: float, captures: int) -> Captures:
             and wide_phases({"decode": [run_of(side) for side in sides]})
         ):
             rounds = rounds_of(draw, spread, spikes)
-            while len(rounds) < timing._MAX_SAMPLES * 2 and timing._is_imprecise(rounds):
+            while len(rounds) < timing.MAX_ROUNDS * 2 and timing._is_imprecise(rounds):
                 rounds += rounds_of(draw, spread, spikes)
             place = math.exp(draw.normal(0, PLACED))
             sides[0].append([round(r.samples["dense"] * place) for r in rounds])

@@ -163,7 +163,10 @@ def test_the_paper_is_seven_families_of_its_grid() -> None:
 
 
 def test_a_folder_is_a_family_of_one_point(tmp_path: Path) -> None:
-    (tmp_path / "recovered").mkdir()
+    folder = tmp_path / "recovered"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(preset_config("tiny-llama")))
+    (folder / "model.safetensors").write_bytes(b"")  # a plan reads no weights
     text = "model: tiny-llama\nfamilies: [static-m, ./recovered]\nsparsities: 0.5\n"
     plan = plan_of(SweepRequest(config=config(tmp_path, text), out=tmp_path / "s"))
     own = [r for r in plan.results if r.sparsity is None]
