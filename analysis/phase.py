@@ -13,6 +13,7 @@ import polars as pl
 
 from prunescope.analysis.comparison.differences import pair_comparison
 from prunescope.analysis.comparison.equal_information import ComparableSides
+from prunescope.analysis.comparison.other_inputs import other_inputs
 from prunescope.analysis.findings.checks import find
 from prunescope.analysis.findings.context import Context
 from prunescope.analysis.findings.notes import notes
@@ -42,7 +43,7 @@ from prunescope.analysis.schema.sides import PredictedRun, Totals
 from prunescope.analysis.totals import is_known, kernel_rows, total, totals
 from prunescope.analysis.verdict.caveats import apply_caveats, caveats
 from prunescope.analysis.verdict.evidence import Evidence
-from prunescope.analysis.verdict.outside import is_quantised, other_inputs, replaced
+from prunescope.analysis.verdict.outside import is_quantised, replaced
 from prunescope.analysis.verdict.verdict import evidence_of, verdict
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import known
@@ -85,22 +86,24 @@ def compare_phase(
     run = pruned.side.run
     units = pair(dense.kernels, pruned.kernels, run.layer_map if run else None)
     pairs = pair_calls(calls_of(dense.kernels), calls_of(pruned.kernels, units.alignment))
+    evidence = evidence_of(sides, pairs, units)
+    seen = verdict(evidence)
+    doubted = caveats(pruned.kernels, dense=dense.kernels, evidence=evidence, family=seen.family)
+    family = apply_caveats(seen.family, doubted)
+    # Rows in one ratio may be a pruning of tokens, which the verdict names.
+    other = other_inputs(evidence.pairs, evidence.convolutions)
+    comparison = pair_comparison(
+        evidence.differences,
+        inputs=other if family.id == "outside" else None,
+        one_sided=sides.one_sided,
+    )
     nominal = sparsity if sparsity is not None else _nominal(pruned)
     inputs = attribution_inputs(
         units,
         nominal=nominal,
         samples_ns=(samples_of(dense.run), samples_of(pruned.run)),
         on_device=pruned.kernels.on_device,
-    )
-    evidence = evidence_of(sides, pairs, units)
-    seen = verdict(evidence)
-    doubted = caveats(pruned.kernels, dense=dense.kernels, evidence=evidence, family=seen.family)
-    family = apply_caveats(seen.family, doubted)
-    rows = other_inputs(evidence) if family.id == "outside" else None
-    comparison = pair_comparison(
-        evidence.differences,
-        rows_ratio=rows.numbers["ratio"] if rows else None,
-        one_sided=sides.one_sided,
+        promises=comparison.shows_pruning,
     )
     compared = _compared(sides, inputs, evidence, comparison, (seen.family, family))
     exact = units.alignment.exact

@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 
 import polars as pl
 
+from prunescope.analysis.comparison.replacements import with_replacements
 from prunescope.analysis.inputs.side import Diagnostics, SidePhase
-from prunescope.analysis.kernels.frame import Kernels
+from prunescope.analysis.kernels.frame import ATTENTION, Kernels
 from prunescope.analysis.schema.pair_comparison import REPLAYS, SHAPES, OneSided
 from prunescope.taxonomy.gemm import Gemm
 from prunescope.taxonomy.roles import LINEARS
@@ -37,6 +38,7 @@ def with_equal_information(dense: SidePhase, pruned: SidePhase) -> ComparableSid
     with one numbering of layers, and the roles that the modules of either side tell."""
     dense, pruned, shapes = _equal_shapes(dense, pruned)
     dense, pruned, replays = _equal_replays(dense, pruned)
+    dense, pruned = _equal_places(dense, pruned)
     dense, pruned = fold_layers(dense, pruned)
     dense, pruned = with_equal_fusion(dense, pruned)
     if dense.side.run is None and pruned.side.run is None:  # else the tracer named the modules
@@ -44,6 +46,10 @@ def with_equal_information(dense: SidePhase, pruned: SidePhase) -> ComparableSid
             replace(dense, kernels=with_roles_of(dense.kernels, pruned.kernels)),
             replace(pruned, kernels=with_roles_of(pruned.kernels, dense.kernels)),
         )
+    dense, pruned = (
+        replace(dense, kernels=with_replacements(dense.kernels, pruned.kernels)),
+        replace(pruned, kernels=with_replacements(pruned.kernels, dense.kernels)),
+    )
     return ComparableSides(dense, pruned, (*shapes, *replays))
 
 
@@ -107,6 +113,28 @@ def _equal_replays(
     if found.missing == "pruned":
         return _without_ops(dense), _without_ops(noted), (found,)
     return _without_ops(noted), _without_ops(pruned), (found,)
+
+
+def _equal_places(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SidePhase]:
+    """Both sides with layers and roles, or both without, where the cut of a file took the spans of
+    all modules of one side: its kernels are no added work."""
+    cut = [one.kernels.linked.cut for one in (dense, pruned)]
+    placed = [one.kernels.frame["layer"].is_not_null().any() for one in (dense, pruned)]
+    if not any(cut) or placed[0] == placed[1]:
+        return dense, pruned
+    return (
+        replace(dense, kernels=_without_places(dense.kernels)),
+        replace(pruned, kernels=_without_places(pruned.kernels)),
+    )
+
+
+def _without_places(kernels: Kernels) -> Kernels:
+    """Kernels without layers, and with the roles that only their kind tells."""
+    role = (
+        pl.when(pl.col("class") == ATTENTION).then(pl.lit("attention")).otherwise(pl.lit("unknown"))
+    )
+    frame = kernels.frame.with_columns(layer=pl.lit(None, pl.Int64), role=role)
+    return replace(kernels, frame=frame)
 
 
 def _without_ops(phase: SidePhase) -> SidePhase:

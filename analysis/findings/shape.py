@@ -52,7 +52,7 @@ def broken_propagation(c: Context) -> Found | None:
     )
 
 
-@finding("outside-taxonomy", "warning")
+@finding("outside-taxonomy", "warning", compares=True)
 def outside_taxonomy(c: Context) -> Found | None:
     """What changed is not a pruning of M, N or K."""
     family = c.phase.family

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from prunescope.analysis.comparison.differences import difference_text
+from prunescope.analysis.comparison.differences import CUT, UNREADABLE, cut_text, difference_text
 from prunescope.analysis.comparison.first_calls import FIRST_CALLS
+from prunescope.analysis.comparison.other_inputs import batch_ratio
 from prunescope.analysis.findings.context import Context
 from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.schema.pair_comparison import Difference
+from prunescope.analysis.schema.report import CUT_OFF
 from prunescope.analysis.verdict.caveats import caveat_text
 from prunescope.taxonomy.words import ms
 
@@ -23,13 +25,34 @@ _CHANGE = (
 )
 
 
+@finding(CUT_OFF, "critical")
+def cut_off(c: Context) -> Found | None:
+    """A file is cut off: it ends before its trace does, so that no time is one of a whole step."""
+    sides = [("pruned", c.kernels)]
+    sides += [] if c.baseline_kernels is None else [("dense", c.baseline_kernels)]
+    lines = [caveat_text(one) for one in c.caveats if one.kind == "cut-off"]
+    if not lines:
+        return None
+    cut = ["cut off" if kernels.linked.cut else "whole" for _, kernels in reversed(sides)]
+    return Found(
+        text=cut_text(*cut) if len(cut) > 1 else "the trace is cut off",
+        evidence=lines,
+        change="copy the file again: it is cut off in the middle of an event",
+    )
+
+
 @finding("not-comparable", "critical")
 def not_comparable(c: Context) -> Found | None:
     """The dense baseline ran with other inputs or settings than the pruned run, or one is cold."""
     differences = c.phase.comparison.differences if c.phase.comparison else ()
+    differences = [one for one in differences if one.kind != CUT]  # cut-off says so
     if not differences:
         return None
-    evidence = [*map(difference_text, differences), *_without_first_calls(c, differences)]
+    evidence = [
+        *map(difference_text, differences),
+        *_scaled_to_batch(c, differences),
+        *_without_first_calls(c, differences),
+    ]
     if all(one.kind == FIRST_CALLS for one in differences):
         both = all(one.dense and one.pruned for one in differences)
         which = "both are cold, one of them more" if both else "one is cold"
@@ -38,8 +61,9 @@ def not_comparable(c: Context) -> Found | None:
             evidence=evidence,
             change="run the step a few times before the profiler starts, and trace again",
         )
+    ran = any(one.kind not in UNREADABLE for one in differences)
     return Found(
-        text="the dense baseline is not comparable: it ran with other settings",
+        text="the dense baseline is not comparable" + ": it ran with other settings" * ran,
         evidence=evidence,
         change="trace the dense model again with the settings of the pruned one",
     )
@@ -54,6 +78,19 @@ def _without_first_calls(c: Context, differences: Sequence[Difference]) -> Itera
     yield (
         f"without them a step takes {ms(rest[0])} in the dense run and {ms(rest[1])} in the pruned "
         f"one, {rest[0] / rest[1]:.2f}×"
+    )
+
+
+def _scaled_to_batch(c: Context, differences: Sequence[Difference]) -> Iterator[str]:
+    """Both times at the dense run's batch, where no other input differs."""
+    ratio = batch_ratio(differences)
+    old, new = c.phase.baseline, c.phase
+    if old is None or ratio is None:
+        return
+    yield (
+        f"scaled to the batch of the dense run, the pruned run takes {ms(new.wall_ns / ratio)} "
+        f"({ms(new.busy_ns / ratio)} of it busy), the dense one {ms(old.wall_ns)} "
+        f"({ms(old.busy_ns)} busy)"
     )
 
 
@@ -92,7 +129,7 @@ def _lines(c: Context, kind: str) -> list[str]:
 @finding("kernels-missing", "warning")
 def kernels_missing(c: Context) -> Found | None:
     """The trace lacks kernels: launches without one, no GEMM at all, incomplete layers."""
-    lines = [caveat_text(one) for one in c.caveats if one.lost]
+    lines = [caveat_text(one) for one in c.caveats if one.lost and one.kind != "cut-off"]
     if not lines:
         return None
     return Found(
@@ -103,8 +140,6 @@ def kernels_missing(c: Context) -> Found | None:
             else "times and counts cover the others only"
         ),
         evidence=lines,
-        change="copy the file again: it is cut off in the middle of an event"
-        if any(one.kind == "cut-off" for one in c.caveats)
-        else "capture again, with fewer steps and after a warm-up step; kernels that were captured "
-        "into a graph appear when the graph is replayed",
+        change="capture again, with fewer steps and after a warm-up step; kernels that were "
+        "captured into a graph appear when the graph is replayed",
     )

@@ -9,6 +9,8 @@ from statistics import median
 from prunescope.analysis.report import numbers
 from prunescope.analysis.report.gemm_table import without_sizes
 from prunescope.analysis.schema.report import (
+    CUT_OFF,
+    OTHER_TIME,
     WHOLE_TRACE,
     FamilyVerdict,
     Finding,
@@ -48,13 +50,13 @@ def setup(phase: Phase) -> str:
             text += f", each after {numbers.time(cost)} of copying weights and warm-up"
         facts.append(text)
     names = {"nominal": "nominal s", "parameters": "parameters", "flop": "FLOPs", "bytes": "bytes"}
-    removed = [
-        f"{names.get(key, key)} {numbers.percent(share)}"
-        for key, share in phase.sparsity.items()
-        if share is not None
-    ]
-    if removed:
-        facts.append("removed: " + ", ".join(removed))
+    known = {names.get(k, k): share for k, share in phase.sparsity.items() if share is not None}
+    if known and phase.shows_pruning:
+        removed = (f"{name} {numbers.percent(share)}" for name, share in known.items())
+        facts.append(f"removed: {', '.join(removed)}")
+    elif known:  # sides that do not compare have less or more, which nobody removed
+        ratios = (f"{name} {numbers.ratio(1 - share)}" for name, share in known.items())
+        facts.append(f"of the dense side: {', '.join(ratios)}")
     return " · ".join(facts)
 
 
@@ -106,6 +108,11 @@ def captured(phase: Phase) -> str:
     return f"no step was timed ({'; '.join(found.evidence)})" if found is not None else ""
 
 
+def _cut_off(phase: Phase) -> str | None:
+    """Which files are cut off; None where all are whole."""
+    return next((item.text for item in phase.findings if item.id == CUT_OFF), None)
+
+
 def _outcome(phase: Phase) -> str:
     """Realised and promised speedup; or that the ratio is noise where nothing was pruned; or why
     the sides are not comparable; without a baseline, the step and how busy it is."""
@@ -114,6 +121,10 @@ def _outcome(phase: Phase) -> str:
             f", and {numbers.ratio(phase.ladder.realised)} is no speedup" if phase.ladder else ""
         )
         return f"{why}: the rest took {numbers.time(phase.wall_ns)}{ratio}"
+    if (damage := _cut_off(phase)) is not None:
+        left = f"what is left takes {numbers.time(phase.wall_ns)} a step"
+        ratio = f"{numbers.ratio(phase.ladder.realised)} is no speedup" if phase.ladder else left
+        return f"{damage}; {ratio}"
     if phase.ladder is None:
         share = numbers.share_of(phase.busy_ns, phase.wall_ns)
         text = f"{numbers.time(phase.wall_ns)} a step, busy {numbers.percent(share)} of the wall"
@@ -129,11 +140,11 @@ def _outcome(phase: Phase) -> str:
     if without_sizes(phase):
         why = "no shapes, so what was pruned is unknown (capture again with record_shapes=True)"
         return f"{why}: {ratio} is the ratio of the two traces"
-    if _nothing_moved(phase):
-        return _noise(phase, ladder)
+    if phase.nothing_moved:
+        return _unmoved(phase, ladder)
     if holds_one(phase):
         text = f"{ratio} is indistinguishable from no speedup: the interval includes 1×"
-        return f"{text}; {_was_promised(phase, ladder)}"
+        return text if ladder.nominal is None else f"{text}; {_was_promised(phase, ladder)}"
     return _realised(phase, ladder)
 
 
@@ -196,23 +207,20 @@ def _not_comparable(phase: Phase) -> str:
     return f"not comparable ({'; '.join(lines[:3])})"
 
 
-def _nothing_moved(phase: Phase) -> bool:
-    """Nothing was pruned, or nothing that shapes and kernels show."""
-    verdict, pairs = phase.family, phase.pairing
-    if verdict is None or verdict.id != "unknown" or pairs is None:
-        return verdict is not None and verdict.id == "dense"
-    unmoved = bool(phase.gemms) and all(gemm.axis == "none" for gemm in phase.gemms)
-    return unmoved and not pairs.added and not pairs.removed
-
-
-def _noise(phase: Phase, ladder: Ladder) -> str:
-    """The ratio of two captures of one model, or of what seems to be one: no speedup."""
+def _unmoved(phase: Phase, ladder: Ladder) -> str:
+    """The ratio of two captures of one model, or of what seems to be one: noise where it is small
+    enough, else what the ledger shows of its cause. No speedup of a pruning either way."""
     known = phase.family is not None and phase.family.id == "dense"
     text = "nothing was pruned" if known else "the shapes show no pruning"
     text += f": {numbers.ratio(ladder.realised)}"
     text += _interval(ladder) or " (no interval: one step or sample)"
-    text += " is the noise between two captures, "
-    text += "no speedup" if known else "or what a trace does not show"
+    if ladder.is_noise:
+        text += " is the noise between two captures, "
+        text += "no speedup" if known else "or what a trace does not show"
+    else:
+        found = next((item for item in phase.findings if item.id == OTHER_TIME), None)
+        rows = "" if found is None else f": {found.text.rpartition(': ')[2]}"
+        text += f" is more than noise and no speedup of a pruning{rows}"
     if (ladder.nominal or 1.0) > _PROMISED:
         text += f"; {_was_promised(phase, ladder)}"
     return text

@@ -28,6 +28,11 @@ from prunescope.taxonomy.formats import decode
 # Where busy is less than this share of the duration, kernels ran concurrently with others.
 BESIDE = 0.99
 CLOCKS_APART = "clocks-apart"  # the finding that makes causes of idle time doubtful
+CUT_OFF = "cut-off"  # the finding that a file ends before its trace does
+OTHER_TIME = "same-shapes-other-time"  # the finding that names a ratio of two captures
+# Two captures of one program on one machine differ by less: placement in memory moves a model by 1
+# to 3 %, and walls moved by 1.4 % between captures on a quiet machine (docs/ledger.md).
+CAPTURES_DIFFER = 1.05
 _NOT_COMPARABLE = "not-comparable"  # the finding by which reports before 0.2 say so
 _MUCH_COMM = 0.05  # of the wall: communication worth a part of its own
 # The note on a trace that no marker divides into steps.
@@ -234,6 +239,12 @@ class Ladder(msgspec.Struct, kw_only=True):
         return [end / self.roofline for end in self.realised_ci95]
 
     @property
+    def is_noise(self) -> bool:
+        """Whether two captures of one program may differ as much as the realised speedup."""
+        low, high = self.realised_ci95 or (self.realised, self.realised)
+        return low <= 1 <= high or 1 / CAPTURES_DIFFER <= self.realised <= CAPTURES_DIFFER
+
+    @property
     def holds_bound(self) -> bool:
         """Whether the interval of the share includes 1, or lies below."""
         ends = self.share_interval()
@@ -400,6 +411,15 @@ class Phase(msgspec.Struct, kw_only=True):
     first_call_ns: Annotated[
         float, meaning("of the steps: idle for first calls or compilation; on a CPU in compilers")
     ] = 0.0
+
+    @property
+    def nothing_moved(self) -> bool:
+        """Whether nothing was pruned, or nothing that shapes and kernels show."""
+        verdict, pairs = self.family, self.pairing
+        if verdict is None or verdict.id != "unknown" or pairs is None:
+            return verdict is not None and verdict.id == "dense"
+        unmoved = bool(self.gemms) and all(gemm.axis == "none" for gemm in self.gemms)
+        return unmoved and not pairs.added and not pairs.removed
 
     @property
     def is_speedup(self) -> bool:

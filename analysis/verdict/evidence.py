@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from prunescope.analysis.comparison.convolutions import Convolution
 from prunescope.analysis.ledger.gemms import Pair
 from prunescope.analysis.ledger.pairing import Units
 from prunescope.analysis.schema.pair_comparison import Difference
@@ -50,6 +51,7 @@ class Evidence:
     shapes_ignored: frozenset[str] = frozenset()  # sides whose shapes the other one lacks
     ranks: tuple[int | None, int | None] = (1, 1)  # that share out a step, dense and pruned
     gathers: tuple[Gather, ...] | None = None  # of the pruned side; None: no shapes are known
+    convolutions: tuple[Convolution, ...] = ()  # the same on both sides
     activation: Reason | None = None  # what stands in its place; None: the same, or not known
 
     def gone_and_here(self) -> tuple[dict[int, set[str]], dict[int, set[str]]]:

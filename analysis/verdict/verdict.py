@@ -10,7 +10,8 @@ from collections import Counter
 
 import polars as pl
 
-from prunescope.analysis.comparison.differences import differences
+from prunescope.analysis.comparison.convolutions import convolutions
+from prunescope.analysis.comparison.differences import UNREADABLE, differences, unpaired
 from prunescope.analysis.comparison.equal_information import ComparableSides
 from prunescope.analysis.comparison.parallelism import ranks_of
 from prunescope.analysis.kernels.frame import Kernels
@@ -40,6 +41,7 @@ from prunescope.taxonomy.words import percent
 def evidence_of(sides: ComparableSides, pairs: list[Pair], units: Units) -> Evidence:
     """What the detectors read of both sides of a phase."""
     dense, pruned = sides.dense, sides.pruned
+    apart = unpaired(units)
     run_d, run_p = dense.side.run, pruned.side.run
     return Evidence(
         [p for p in pairs if not _is_ignored(p.key[1])],
@@ -47,10 +49,11 @@ def evidence_of(sides: ComparableSides, pairs: list[Pair], units: Units) -> Evid
         run_d.census if run_d else None,
         run_p.census if run_p else None,
         pruned.name,
-        differences=differences(dense, pruned, pairs),
+        differences=(*differences(dense, pruned, pairs), *([] if apart is None else [apart])),
         parameters=(run_d.parameters if run_d else None, run_p.parameters if run_p else None),
         ranks=(ranks_of(dense).number, ranks_of(pruned).number),
         gathers=gathers(pruned.kernels) if pruned.kernels.has_shapes else None,
+        convolutions=convolutions(dense.kernels, pruned.kernels),
         activation=other_activation(dense.kernels, pruned.kernels),
         other_grids=_other_grids(dense.kernels, pruned.kernels),
         shapes_ignored=frozenset(
@@ -99,6 +102,8 @@ def _detected(e: Evidence, *, dynamic: bool) -> dict[str, Detection]:
 
 
 def _outside(why: Reason) -> FamilyVerdict:
+    if why.kind in UNREADABLE:
+        return FamilyVerdict(id="unknown", confidence=0.1, evidence=[*why.lines])
     return FamilyVerdict(id="outside", confidence=why.confidence, evidence=[*why.lines])
 
 

@@ -186,7 +186,7 @@ def test_a_row_inside_its_noise_carries_no_finding() -> None:
 
 
 def test_findings_are_sorted_by_severity(tmp_path: Path) -> None:
-    phase = of_run(tmp_path, model(FULL), model(FULL), batch=2,
+    phase = of_run(tmp_path, model(FULL), model(NARROW), dtype="float32",
                    pruning={"method": "x", "sparsity": 0.5})  # fmt: skip
     order = ["critical", "warning", "info"]
     ranks = [order.index(f.severity) for f in phase.findings]
