@@ -9,7 +9,7 @@ command lines, hosts) is in tables that are not opened.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -209,30 +209,36 @@ class _Reader:
         self.collect.dropped[group] += int((~kept).sum())
         self.collect.tables[group].add(*(columns[name][kept] for name in names))
 
-    def _table(
-        self, table: str, wanted: dict[str, str], where: str = "", texts: Sequence[str] = ()
-    ) -> tuple[dict[str, Ints], list[list[Any]]]:
-        """Columns of a table under our names; `ts` and `dur` of its start and end. `texts`: columns
-        that are returned as they are."""
+    def _table(self, table: str, wanted: dict[str, str], where: str = "") -> dict[str, Ints]:
+        """Columns of a table under our names; `ts` and `dur` of its start and end."""
+        found: dict[str, list[Ints]] = {
+            name: [np.empty(0, np.int64)] for name in ("ts", "dur", *wanted)
+        }
+        rows = 0
+        for columns, _ in self._blocks(table, wanted, where):
+            for name, column in columns.items():
+                found[name].append(column)
+            rows += len(columns["ts"])
+            self._refuse_too_many(rows)
+        return {name: np.concatenate(column) for name, column in found.items()}
+
+    def _blocks(
+        self, table: str, wanted: dict[str, str], where: str = "", text: str | None = None
+    ) -> Iterator[tuple[dict[str, Ints], Sequence[Any]]]:
+        """The same a block at a time, and the column `text` as it is."""
         if not self.file.has(table, "start", "end"):
-            names = ("ts", "dur", *wanted)
-            return {name: np.empty(0, np.int64) for name in names}, [[] for _ in texts]
-        found: list[list[Ints]] = [[] for _ in range(2 + len(wanted))]
-        kept: list[list[Any]] = [[] for _ in texts]
-        for block in self.file.rows(table, ("start", "end", *wanted.values(), *texts), where=where):
+            return
+        read = ("start", "end", *wanted.values(), *([] if text is None else [text]))
+        for block in self.file.rows(table, read, where=where):
             start, end, *values = zip(*block, strict=True)
             ts, until = _times(start), _times(end)
             both = (ts != _NO_TIME) & (until != _NO_TIME)
-            found[0].append(np.where(both, ts, _NO_TIME))
-            found[1].append(np.where(both, until - ts, NONE))
-            for column, value in zip(found[2:], values[: len(wanted)], strict=True):
-                column.append(_ids(value))
-            for text, value in zip(kept, values[len(wanted) :], strict=True):
-                text += value
-            self._refuse_too_many(sum(map(len, found[0])))
-        empty = [np.empty(0, np.int64)]
-        columns = [np.concatenate(empty + column) for column in found]
-        return dict(zip(("ts", "dur", *wanted), columns, strict=True)), kept
+            columns = {
+                "ts": np.where(both, ts, _NO_TIME),
+                "dur": np.where(both, until - ts, NONE),
+                **{name: _ids(value) for name, value in zip(wanted, values, strict=False)},
+            }
+            yield columns, () if text is None else values[-1]
 
     def _refuse_too_many(self, rows: int) -> None:
         if rows > MAX_ROWS:
@@ -247,7 +253,7 @@ class _Reader:
                    "stream": "streamId", "correlation": "correlationId", "bytes": "bytes",
                    "node": "graphNodeId", **wanted}  # fmt: skip
         where = f'"deviceId" IN ({self.device.numbers})' if self.file.has(table, "deviceId") else ""
-        rows, _ = self._table(table, columns, where)
+        rows = self._table(table, columns, where)
         rows["process"] = _shifted(rows["process"])
         pairs = np.stack((rows["process"], rows["number"]), axis=1)
         mine = np.zeros(len(pairs), bool)
@@ -327,7 +333,7 @@ class _Reader:
     def _launches(self) -> None:
         """The runtime calls of the processes, without launches on other devices."""
         columns = {"thread": "globalTid", "correlation": "correlationId", "name": "nameId"}
-        rows, _ = self._table(_RUNTIME, columns, self._of_processes(_RUNTIME))
+        rows = self._table(_RUNTIME, columns, self._of_processes(_RUNTIME))
         process = _shifted(rows["thread"])
         rows["correlation"] = self._ids_of(process, rows["correlation"])
         here = ~np.isin(rows["correlation"], self._launched_elsewhere())
@@ -343,7 +349,7 @@ class _Reader:
         numbers = ", ".join(str(number) for number in sorted({n for _, n in self.others}))
         columns = {"process": "globalPid", "number": "deviceId", "correlation": "correlationId"}
         for table in (_KERNEL, _COPY, _FILL, _GRAPH) if self.others else ():
-            rows, _ = self._table(table, columns, f'"deviceId" IN ({numbers})')
+            rows = self._table(table, columns, f'"deviceId" IN ({numbers})')
             process = _shifted(rows["process"])
             pairs = zip(process.tolist(), rows["number"].tolist(), strict=True)
             there = np.array([pair in self.others for pair in pairs], bool)
@@ -360,21 +366,24 @@ class _Reader:
     def _ranges(self) -> None:
         """NVTX ranges as ops and annotations."""
         columns = {"thread": "globalTid", "type": "eventType", "text_id": "textId"}
-        rows, (texts,) = self._table(_RANGES, columns, self._of_processes(_RANGES), ("text",))
-        nested = np.isin(rows["type"], (*_PUSH_POP, NONE))
-        kept = np.flatnonzero((nested | np.isin(rows["type"], _START_END)) & (rows["dur"] >= 0))
-        registered = self.file.strings(np.unique(rows["text_id"][rows["text_id"] >= 0]).tolist())
-        ids = rows["text_id"].tolist()
-        words = [texts[i] if texts[i] else registered.get(ids[i], "") for i in kept.tolist()]
-        ranges = [read_range(text if isinstance(text, str) else "") for text in words]
-        rows = {name: column[kept] for name, column in rows.items()}
-        rows["thread"], nested = self._threads(rows["thread"]), nested[kept]
-        self._add_ops(rows, [one if ok else None for one, ok in zip(ranges, nested, strict=True)])
-        named = np.array([bool(one.name) for one in ranges], bool)
-        names = interned(self.collect.names, [one.name for one in ranges if one.name])
-        notes = {name: column[named] for name, column in rows.items()}
-        notes |= {"name": np.array(names, np.int64), "module": np.zeros(len(names), np.int64)}
-        self._add("annotation", notes, COLUMNS["annotation"])
+        where, registered = self._of_processes(_RANGES), dict[int, str]()
+        for rows, texts in self._blocks(_RANGES, columns, where, "text"):
+            nested = np.isin(rows["type"], (*_PUSH_POP, NONE))
+            kept = np.flatnonzero((nested | np.isin(rows["type"], _START_END)) & (rows["dur"] >= 0))
+            ids = rows["text_id"].tolist()
+            new = {i for i in ids if i >= 0} - registered.keys()
+            registered |= {**dict.fromkeys(new, ""), **self.file.strings(new)}
+            words = (texts[i] or registered.get(ids[i], "") for i in kept.tolist())
+            ranges = [read_range(text if isinstance(text, str) else "") for text in words]
+            rows = {name: column[kept] for name, column in rows.items()}
+            rows["thread"] = self._threads(rows["thread"])
+            ops = zip(ranges, nested[kept], strict=True)
+            self._add_ops(rows, [one if inside else None for one, inside in ops])
+            named = np.array([bool(one.name) for one in ranges], bool)
+            names = interned(self.collect.names, [one.name for one in ranges if one.name])
+            notes = {name: column[named] for name, column in rows.items()}
+            notes |= {"name": np.array(names, np.int64), "module": np.zeros(len(names), np.int64)}
+            self._add("annotation", notes, COLUMNS["annotation"])
 
     def _add_ops(self, rows: dict[str, Ints], ranges: list[Range | None]) -> None:
         which = [i for i, one in enumerate(ranges) if one is not None and one.op]
