@@ -276,8 +276,8 @@ class SidePhase:
         return self.side.phase(self.name)
 
     def without_shapes(self) -> SidePhase:
-        """This phase read again, as if its trace had recorded no shapes."""
-        again = self.side.read(self.name, shapes=False)
+        """This phase read again, as if neither its trace nor a config told any shapes."""
+        again = replace(self.side, model=None).read(self.name, shapes=False)
         return replace(again, diagnostics=self.diagnostics)
 
     @cached_property
