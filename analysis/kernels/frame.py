@@ -32,6 +32,7 @@ from prunescope.analysis.ops.work import work_of
 from prunescope.analysis.shapes.workload import AutoModel, Filled, ModelConfig
 from prunescope.analysis.timeline.clocks import ClockSkew, clock_skew
 from prunescope.analysis.timeline.correlate import unlinked
+from prunescope.analysis.timeline.graph_places import GraphPlaces, find_graph_places
 from prunescope.analysis.timeline.intervals import Windows
 from prunescope.analysis.timeline.link import Linked, link, taken
 from prunescope.analysis.timeline.overhead import Recorded, recorded
@@ -294,7 +295,7 @@ def _add_kind(frame: pl.DataFrame, calls: list[OpCall]) -> pl.DataFrame:
 def _add_role(
     frame: pl.DataFrame, trace: Trace, linked: Linked, calls: list[OpCall]
 ) -> tuple[pl.DataFrame, str]:
-    """Columns `layer` and `role`; replayed rows have neither."""
+    """Columns `layer` and `role`; replayed rows have neither, unless their graph names them."""
     host = np.argsort(linked.launched, kind="stable")
     passes = find_passes(trace, linked.thread[host], linked.launched[host])
     forward = host if passes is None else host[~passes.backward & ~passes.optimizer]
@@ -329,12 +330,22 @@ def _add_role(
     role[lost] = [
         "attention" if kinds[i] == "attention" else "unknown" for i in np.flatnonzero(lost)
     ]
+    _add_graph_places(layer, role, find_graph_places(trace, linked))
     frame = frame.with_columns(
         layer=pl.Series(layer), role=pl.Series(role.tolist(), dtype=pl.String)
     )
     return frame.with_columns(
         layer=pl.when(pl.col("layer") >= 0).then(pl.col("layer"))
     ), roles.source
+
+
+def _add_graph_places(layer: np.ndarray, role: np.ndarray, found: GraphPlaces | None) -> None:
+    """Fill in the layers and roles of replays whose graph says where its kernels belong."""
+    for row in np.flatnonzero(found.place >= 0).tolist() if found is not None else ():
+        assert found is not None
+        place = found.places[found.place[row]]
+        layer[row] = NONE if place.layer is None else place.layer
+        role[row] = place.role if place.role != "unknown" else role[row]
 
 
 def _products_of_rows(frame: pl.DataFrame, host: Ints) -> Ints:

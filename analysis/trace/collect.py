@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Iterable
 from decimal import Decimal
 from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -44,12 +45,14 @@ _GROUPS = {
 }  # fmt: skip
 COLUMNS = {
     _DEVICE: ("ts", "dur", "name", "category", "correlation", "external", "stream", "device",
-              "grid", "block", "registers", "shared_memory", "bytes", "node"),
+              "grid", "block", "registers", "shared_memory", "bytes", "node", "label", "captured",
+              "captured_on"),
     _LAUNCH: ("ts", "dur", "name", "correlation", "external", "thread", "kernel"),
     _OP: ("ts", "dur", "name", "external", "thread", "call", "sequence"),
     _ANNOTATION: ("ts", "dur", "name", "thread", "module"),
     _FRAME: ("ts", "dur", "name", "thread"),
 }  # fmt: skip
+_TEXT = msgspec.json.Decoder(str)
 Key = TypeVar("Key", bound=Hashable)
 Call = tuple[str, bytes, bytes, bytes, bytes]
 
@@ -179,7 +182,19 @@ class Collector:
             ids_of([a.shared_memory for a in args]),
             ids_of([a.bytes for a in args]),
             ids_of([a.graph_node for a in args]),
+            self._labels(args),
+            [NONE] * len(args),
+            [NONE] * len(args),
         ]
+
+    def _labels(self, args: list[Args]) -> list[int]:
+        """Ids of what kernels of a graph are annotated with."""
+        found = [bytes(a.module) or bytes(a.label) or bytes(a.label_legacy) for a in args]
+        if not any(found):
+            return [NONE] * len(args)
+        words = [_label(raw) if a.graph_node else "" for raw, a in zip(found, args, strict=True)]
+        ids = iter(interned(self.names, _short([word for word in words if word])))
+        return [next(ids) if word else NONE for word in words]
 
     def _places(self, events: list[Event], args: list[Args]) -> Iterable[list[int]]:
         """Streams and devices: those of the arguments, else the rows the events are drawn on."""
@@ -234,6 +249,14 @@ class Collector:
         known = interned(self.grids, [tuple(size) for size in sizes if size])
         ids = iter(known)
         return [next(ids) if size else NONE for size in sizes]
+
+
+def _label(raw: bytes) -> str:
+    """A JSON string, empty for any other value."""
+    try:
+        return _TEXT.decode(raw) if raw else ""
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return ""
 
 
 def interned(table: Ids[Key], keys: list[Key]) -> list[int]:

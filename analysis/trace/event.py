@@ -51,6 +51,10 @@ class Args(msgspec.Struct, gc=False):
     bytes: Number = None
     kernel: str | int | float | None = None  # ROCm names the kernel at its launch
     graph_node: Number = msgspec.field(default=None, name="graph node id")
+    # What torch's annotations of graph kernels add to a kernel; raw, for others may use the names.
+    module: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="module_fqn")
+    label: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="name")
+    label_legacy: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="str")
 
 
 class Event(msgspec.Struct, gc=False):
@@ -72,7 +76,7 @@ SKIPPED = ("ac2g", "fwdbwd", "cpu_instant_event", "gpu_user_annotation", "overhe
 _TIMED = ("ph", "name", "pid", "tid", "ts", "dur")
 _LINKED = ("external_id", "external_id_legacy")
 _DEVICE = (*_LINKED, "correlation", "stream", "device", "grid", "block", "registers",
-           "shared_memory", "bytes", "graph_node")  # fmt: skip
+           "shared_memory", "bytes", "graph_node", "module", "label", "label_legacy")  # fmt: skip
 _LAUNCH = (*_LINKED, "correlation", "kernel")
 _OP = (*_LINKED, "dims", "dims_legacy", "types", "strides", "concrete", "sequence")
 

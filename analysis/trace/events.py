@@ -26,7 +26,9 @@ def _no_spans() -> dict[str, Ints]:
 class Trace:
     """One trace. Every `dict` maps a column name to an int64 array; -1 is an absent id.
 
-    `names`: the interned strings; `calls`: the distinct op calls, decoded; `device`: kernel, memcpy
+    `names`: the interned strings, which `label` of device events names too (of graph kernels, as
+    torch annotates them; `captured` and `captured_on`: when and on which thread their node was
+    captured); `calls`: the distinct op calls, decoded; `device`: kernel, memcpy
     and memset events; `launches`: runtime calls; `ops`: host ops; `annotations`: NVTX ranges,
     record_function and modules; `frames`: Python frames of 0.1 ms or more; `other_calls`: runtime
     calls without a correlation id. `dropped`: events without a valid time, `kernels_dropped` of

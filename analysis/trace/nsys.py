@@ -37,8 +37,9 @@ _ACTIVITY = "CUPTI_ACTIVITY_KIND_"
 _KERNEL, _COPY, _FILL, _GRAPH, _RUNTIME = (
     f"{_ACTIVITY}{kind}" for kind in ("KERNEL", "MEMCPY", "MEMSET", "GRAPH_TRACE", "RUNTIME")
 )
+_NODES = "CUDA_GRAPH_NODE_EVENTS"
 _RANGES, _GPU, _GPU_OF = "NVTX_EVENTS", "TARGET_INFO_GPU", "TARGET_INFO_CUDA_DEVICE"
-_WANTED = (_KERNEL, _COPY, _FILL, _GRAPH, _RUNTIME, _RANGES, _GPU, _GPU_OF, STRINGS)
+_WANTED = (_KERNEL, _COPY, _FILL, _GRAPH, _RUNTIME, _NODES, _RANGES, _GPU, _GPU_OF, STRINGS)
 PROFILER, NSYS = "profiler", "Nsight Systems"  # a key and its value in the metadata
 _MEMBER = "device "
 _MOST_DEVICES = 1024
@@ -49,6 +50,7 @@ _NAMES = ("demangledName", "shortName", "mangledName")  # of a kernel, the best 
 _TID_BITS, _ID_BITS, _STREAM_BITS = 24, 33, 32
 _NO_TIME, _MOST_TIME = -(1 << 63), 1 << 61
 _MOST_ID = 1 << 62
+_CLONES = 16  # times that a graph is made from another one
 _NO_NAME, _UNKNOWN = "?", "Unknown"
 _ON_DEVICE = (*COLUMNS["device"], "process", "context")
 # As kineto names copies; of ENUM_CUDA_MEMCPY_OPER and ENUM_CUDA_MEM_KIND.
@@ -193,7 +195,8 @@ class _Reader:
         parts = [self._kernels(), self._copies(), self._fills()]
         parts.append(self._graphs(np.concatenate([part["correlation"] for part in parts])))
         device = {name: np.concatenate([part[name] for part in parts]) for name in _ON_DEVICE}
-        self._add("device", {**device, "stream": self._streams(device)}, COLUMNS["device"])
+        device |= {"stream": self._streams(device), **self._captures(device)}
+        self._add("device", device, COLUMNS["device"])
         self._launches()
         self._ranges()
         self.source.meta |= {"deviceProperties": self._properties(), PROFILER: NSYS}
@@ -209,13 +212,15 @@ class _Reader:
         self.collect.dropped[group] += int((~kept).sum())
         self.collect.tables[group].add(*(columns[name][kept] for name in names))
 
-    def _table(self, table: str, wanted: dict[str, str], where: str = "") -> dict[str, Ints]:
+    def _table(
+        self, table: str, wanted: dict[str, str], where: str = "", end: str = "end"
+    ) -> dict[str, Ints]:
         """Columns of a table under our names; `ts` and `dur` of its start and end."""
         found: dict[str, list[Ints]] = {
             name: [np.empty(0, np.int64)] for name in ("ts", "dur", *wanted)
         }
         rows = 0
-        for columns, _ in self._blocks(table, wanted, where):
+        for columns, _ in self._blocks(table, wanted, where, end=end):
             for name, column in columns.items():
                 found[name].append(column)
             rows += len(columns["ts"])
@@ -223,15 +228,20 @@ class _Reader:
         return {name: np.concatenate(column) for name, column in found.items()}
 
     def _blocks(
-        self, table: str, wanted: dict[str, str], where: str = "", text: str | None = None
+        self,
+        table: str,
+        wanted: dict[str, str],
+        where: str = "",
+        text: str | None = None,
+        end: str = "end",
     ) -> Iterator[tuple[dict[str, Ints], Sequence[Any]]]:
         """The same a block at a time, and the column `text` as it is."""
-        if not self.file.has(table, "start", "end"):
+        if not self.file.has(table, "start", end):
             return
-        read = ("start", "end", *wanted.values(), *([] if text is None else [text]))
+        read = ("start", end, *wanted.values(), *([] if text is None else [text]))
         for block in self.file.rows(table, read, where=where):
-            start, end, *values = zip(*block, strict=True)
-            ts, until = _times(start), _times(end)
+            starts, ends, *values = zip(*block, strict=True)
+            ts, until = _times(starts), _times(ends)
             both = (ts != _NO_TIME) & (until != _NO_TIME)
             columns = {
                 "ts": np.where(both, ts, _NO_TIME),
@@ -329,6 +339,32 @@ class _Reader:
         return np.where(
             device["stream"] >= 0, device["stream"] + (which.ravel() << _STREAM_BITS), NONE
         )
+
+    def _captures(self, device: dict[str, Ints]) -> dict[str, Ints]:
+        """When and on which thread the node of each graph kernel was captured. A node of a graph
+        that was made from another graph is followed to its original."""
+        none = np.full(len(device["ts"]), NONE)
+        if not (device["node"] >= 0).any() or not self.file.has(_NODES, "start", "graphNodeId"):
+            return {"captured": none, "captured_on": none}
+        columns = {"thread": "globalTid", "node": "graphNodeId", "original": "originalGraphNodeId"}
+        rows = self._table(_NODES, columns, self._of_processes(_NODES), end="start")
+        order = np.lexsort((rows["ts"], rows["node"]))
+        rows = {name: column[order] for name, column in rows.items()}
+        node = device["node"]
+        for _ in range(_CLONES):
+            at = _places(rows["node"], node)
+            original = np.where(at >= 0, rows["original"][at], NONE)
+            further = (original >= 0) & (original != node) & (_places(rows["node"], original) >= 0)
+            if not further.any():
+                break
+            node = np.where(further, original, node)
+        at = _places(rows["node"], node)
+        thread = self._threads(rows["thread"])
+        known = (at >= 0) & (device["node"] >= 0)
+        return {
+            "captured": np.where(known, rows["ts"][at], NONE),
+            "captured_on": np.where(known, thread[at], NONE),
+        }
 
     def _launches(self) -> None:
         """The runtime calls of the processes, without launches on other devices."""
@@ -485,6 +521,14 @@ def _ids(values: Sequence[Any]) -> Ints:
         values = [value if type(value) is int else NONE for value in values]
     found = np.array(values, np.int64)
     return np.where((found >= 0) & (found < _MOST_ID), found, NONE)
+
+
+def _places(ordered: Ints, wanted: Ints) -> Ints:
+    """Where each value is first in an ordered column; NONE for one that is not."""
+    if not len(ordered):
+        return np.full(len(wanted), NONE)
+    at = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)
+    return np.where((ordered[at] == wanted) & (wanted >= 0), at, NONE)
 
 
 def _shifted(global_ids: Ints) -> Ints:

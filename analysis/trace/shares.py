@@ -19,7 +19,7 @@ from prunescope.analysis.trace.reader import Source
 
 # Columns that hold ids, and the table that tells what of.
 _IDS = {"name": "names", "kernel": "names", "thread": "threads", "call": "calls",
-        "grid": "grids", "block": "grids"}  # fmt: skip
+        "label": "names", "grid": "grids", "block": "grids"}  # fmt: skip
 _TABLES = ("names", "threads", "calls", "grids")
 
 

@@ -340,3 +340,27 @@ def test_an_export_gives_an_annotated_timeline(tmp_path: Path) -> None:
     files = FORMATS["perfetto"].render(asked)
     assert sorted(files) == [f"trace-rank{i}.perfetto.json.gz" for i in range(2)]
     assert json.loads(to_json(done.report))["phases"]["rank1"]["wall_ns"] == 1600
+
+
+def test_the_ranges_around_the_capture_of_a_graph_place_its_kernels(tmp_path: Path) -> None:
+    """Node 9 is replayed; it is a clone of node 5, which was captured in a module's range."""
+    path = "model.layers.2.self_attn.o_proj"
+
+    def fill(out: Export) -> None:
+        nvtx(out, 0, 100, path)
+        node = {"eventClass": 0, "globalTid": process(7) | 1}
+        out.add("CUDA_GRAPH_NODE_EVENTS", [
+            {**node, "start": 50, "nameId": out.string("Graph Node Creation"), "graphNodeId": 5},
+            {**node, "start": 200, "nameId": out.string("Graph Node Creation"), "graphNodeId": 9,
+             "originalGraphNodeId": 5},
+            {**node, "start": 300, "nameId": 1, "graphNodeId": 11, "originalGraphNodeId": 12},
+            {**node, "start": 300, "nameId": 1, "graphNodeId": 12, "originalGraphNodeId": 11},
+        ])  # fmt: skip
+        launch(out, 1000, 1010, corr=2, name="cudaGraphLaunch_v10000")
+        for number, at in ((9, 2000), (11, 3000)):
+            kernel(out, at, at + 500, corr=2, graphNodeId=number,
+                   name="nvjet_hsh_64x64_64x4_1x1_h_bz_NNT")  # fmt: skip
+
+    frame = analyze(made(tmp_path / "nodes.sqlite", fill)).frames["trace"]
+    assert frame["layer"].to_list() == [2, None]
+    assert frame["role"].to_list() == ["o", "unknown"]
