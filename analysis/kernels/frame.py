@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import polars as pl
 
+from prunescope.analysis.kernels.collectives import collective_notes
 from prunescope.analysis.kernels.host_calls import (
     GraphBlockers,
     add_first,
@@ -189,7 +190,11 @@ def build(
         filled.source,
         mapping_rate=None if replay is None else replay.rate,
         replay_note=None if replay is None else replay.note(),
-        notes=[*unlinked(trace, linked.event, linked.op), *filled.notes],
+        notes=[
+            *unlinked(trace, linked.event, linked.op),
+            *filled.notes,
+            *collective_notes(trace, linked),
+        ],
         warnings=[
             *([] if apart is None else [f"{trace.source.name}: {apart.warning}"]),
             *_devices(trace, linked),

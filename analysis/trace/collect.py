@@ -46,7 +46,7 @@ _GROUPS = {
 COLUMNS = {
     _DEVICE: ("ts", "dur", "name", "category", "correlation", "external", "stream", "device",
               "grid", "block", "registers", "shared_memory", "bytes", "node", "label", "captured",
-              "captured_on"),
+              "captured_on", "collective"),
     _LAUNCH: ("ts", "dur", "name", "correlation", "external", "thread", "kernel"),
     _OP: ("ts", "dur", "name", "external", "thread", "call", "sequence"),
     _ANNOTATION: ("ts", "dur", "name", "thread", "module"),
@@ -107,6 +107,7 @@ class Collector:
         self.threads: Ids[tuple[Any, Any]] = Ids()
         self.calls: Ids[Call] = Ids()
         self.grids: Ids[tuple[int, ...]] = Ids()
+        self.collectives: Ids[tuple[bytes, ...]] = Ids()
         self.dropped = dict.fromkeys(COLUMNS, 0)
         self.stacks = 0  # calls of Python functions
 
@@ -185,7 +186,21 @@ class Collector:
             self._labels(args),
             [NONE] * len(args),
             [NONE] * len(args),
+            self._collectives(args),
         ]
+
+    def _collectives(self, args: list[Args]) -> list[int]:
+        """Ids of what collectives are said to send."""
+        found = [bytes(a.collective) for a in args]
+        if not any(found):
+            return [NONE] * len(args)
+        keys = [
+            (name, *(bytes(raw) for raw in (a.sent, a.received, a.group, a.dtype)))
+            for name, a in zip(found, args, strict=True)
+            if name
+        ]
+        ids = iter(interned(self.collectives, keys))
+        return [next(ids) if name else NONE for name in found]
 
     def _labels(self, args: list[Args]) -> list[int]:
         """Ids of what kernels of a graph are annotated with."""

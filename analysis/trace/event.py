@@ -55,6 +55,12 @@ class Args(msgspec.Struct, gc=False):
     module: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="module_fqn")
     label: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="name")
     label_legacy: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="str")
+    # What torch says of a collective, raw as well.
+    collective: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="Collective name")
+    sent: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="In msg nelems")
+    received: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="Out msg nelems")
+    group: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="Group size")
+    dtype: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""))
 
 
 class Event(msgspec.Struct, gc=False):
@@ -76,7 +82,8 @@ SKIPPED = ("ac2g", "fwdbwd", "cpu_instant_event", "gpu_user_annotation", "overhe
 _TIMED = ("ph", "name", "pid", "tid", "ts", "dur")
 _LINKED = ("external_id", "external_id_legacy")
 _DEVICE = (*_LINKED, "correlation", "stream", "device", "grid", "block", "registers",
-           "shared_memory", "bytes", "graph_node", "module", "label", "label_legacy")  # fmt: skip
+           "shared_memory", "bytes", "graph_node", "module", "label", "label_legacy",
+           "collective", "sent", "received", "group", "dtype")  # fmt: skip
 _LAUNCH = (*_LINKED, "correlation", "kernel")
 _OP = (*_LINKED, "dims", "dims_legacy", "types", "strides", "concrete", "sequence")
 
