@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 
 from prunescope.analysis.kernels.collectives import collective_notes
+from prunescope.analysis.kernels.counters import counter_notes
 from prunescope.analysis.kernels.host_calls import (
     GraphBlockers,
     add_first,
@@ -194,6 +195,12 @@ def build(
             *unlinked(trace, linked.event, linked.op),
             *filled.notes,
             *collective_notes(trace, linked),
+            *counter_notes(
+                trace,
+                linked,
+                moved=_modelled_bytes(frame),
+                byte_per_s=None if peaks is None else peaks.byte_per_s,
+            ),
         ],
         warnings=[
             *([] if apart is None else [f"{trace.source.name}: {apart.warning}"]),
@@ -213,6 +220,13 @@ def build(
         recorded_after=observer.after,
         blocked=blocked_by_op(trace, linked),
     )
+
+
+def _modelled_bytes(frame: pl.DataFrame) -> float | None:
+    """Bytes that the work models of a frame move; None where they know less than half of the busy
+    time."""
+    known = int(frame.filter(pl.col("bytes").is_not_null())["busy"].sum())
+    return float(frame["bytes"].sum()) if known >= LEAST * int(frame["busy"].sum()) > 0 else None
 
 
 def _calls_a_step(trace: Trace, windows: Windows, name: str) -> float:

@@ -25,6 +25,7 @@ from prunescope.analysis.trace.event import (
 from prunescope.taxonomy.errors import PrunescopeError
 
 Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
 MODULE = "nn.Module: "
 MAX_ROWS = 20_000_000  # events of one kind: 2 GB of columns
@@ -108,6 +109,7 @@ class Collector:
         self.calls: Ids[Call] = Ids()
         self.grids: Ids[tuple[int, ...]] = Ids()
         self.collectives: Ids[tuple[bytes, ...]] = Ids()
+        self.counters: dict[str, tuple[Ints, Floats]] = {}
         self.dropped = dict.fromkeys(COLUMNS, 0)
         self.stacks = 0  # calls of Python functions
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from prunescope.analysis.ops.call import OpCall
-from prunescope.analysis.trace.collect import COLUMNS, Ints
+from prunescope.analysis.trace.collect import COLUMNS, Floats, Ints
 from prunescope.analysis.trace.reader import Source
 
 
@@ -44,7 +44,8 @@ class Trace:
     record_function and modules; `frames`: Python frames of 0.1 ms or more; `other_calls`:
     runtime calls without a correlation id. `dropped`: events without a valid time,
     `kernels_dropped` of them on the device; `twice`: device events (in a CPU trace: ops) that
-    the file repeats; `collectives`: what device events send to other ranks; `stacks`: recorded
+    the file repeats; `collectives`: what device events send to other ranks; `counters`: times and
+    values of samples of the device, by the name that the profiler gives them; `stacks`: recorded
     calls of Python functions, short ones included; `caveats`: other doubts about its times, as
     sentences.
     """
@@ -58,6 +59,7 @@ class Trace:
     annotations: dict[str, Ints]
     grids: list[tuple[int, ...]]
     collectives: list[Collective] = field(default_factory=list)
+    counters: dict[str, tuple[Ints, Floats]] = field(default_factory=dict)
     dropped: int = 0
     kernels_dropped: int = 0
     twice: int = 0

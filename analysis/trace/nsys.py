@@ -24,6 +24,7 @@ from prunescope.analysis.trace.collect import (
     MAX_ROWS,
     NONE,
     Collector,
+    Floats,
     Ints,
     interned,
 )
@@ -37,9 +38,11 @@ _ACTIVITY = "CUPTI_ACTIVITY_KIND_"
 _KERNEL, _COPY, _FILL, _GRAPH, _RUNTIME = (
     f"{_ACTIVITY}{kind}" for kind in ("KERNEL", "MEMCPY", "MEMSET", "GRAPH_TRACE", "RUNTIME")
 )
+_SAMPLES, _METRICS = "GPU_METRICS", "TARGET_INFO_GPU_METRICS"
 _NODES = "CUDA_GRAPH_NODE_EVENTS"
 _RANGES, _GPU, _GPU_OF = "NVTX_EVENTS", "TARGET_INFO_GPU", "TARGET_INFO_CUDA_DEVICE"
-_WANTED = (_KERNEL, _COPY, _FILL, _GRAPH, _RUNTIME, _NODES, _RANGES, _GPU, _GPU_OF, STRINGS)
+_WANTED = (_KERNEL, _COPY, _FILL, _GRAPH, _RUNTIME, _NODES, _RANGES, _GPU, _GPU_OF, _SAMPLES,
+           _METRICS, STRINGS)  # fmt: skip
 PROFILER, NSYS = "profiler", "Nsight Systems"  # a key and its value in the metadata
 _MEMBER = "device "
 _MOST_DEVICES = 1024
@@ -50,6 +53,9 @@ _NAMES = ("demangledName", "shortName", "mangledName")  # of a kernel, the best 
 _TID_BITS, _ID_BITS, _STREAM_BITS = 24, 33, 32
 _NO_TIME, _MOST_TIME = -(1 << 63), 1 << 61
 _MOST_ID = 1 << 62
+_COUNTED = re.compile(r"SMs? Active|Tensor Active|DRAM (?:Read|Write)|\w+ Clock Frequency")
+_COUNTER_NAME = 80
+_GPU_OF_TYPE = 0xFF  # the part of a type of samples that is the number of the GPU
 _CLONES = 16  # times that a graph is made from another one
 _NO_NAME, _UNKNOWN = "?", "Unknown"
 _ON_DEVICE = (*COLUMNS["device"], "process", "context")
@@ -199,6 +205,7 @@ class _Reader:
         self._add("device", device, COLUMNS["device"])
         self._launches()
         self._ranges()
+        self._counters()
         self.source.meta |= {"deviceProperties": self._properties(), PROFILER: NSYS}
         if self.file.has_wal:
             self.caveats.append(
@@ -434,6 +441,43 @@ class _Reader:
         }
         self._add("op", ops, COLUMNS["op"])
 
+    def _counters(self) -> None:
+        """Samples of the device's counters, of those that say how busy its parts are."""
+        if not self.file.has(_METRICS, "typeId", "metricId", "metricName"):
+            return
+        gpu = next(iter(self._gpus()), None)
+        rows = (
+            row for b in self.file.rows(_METRICS, ("typeId", "metricId", "metricName")) for row in b
+        )
+        named: dict[tuple[int, int], str] = {}
+        for kind, metric, name in rows:
+            if type(kind) is type(metric) is int and isinstance(name, str) and _COUNTED.match(name):
+                named[kind, metric] = name[:_COUNTER_NAME]
+        kinds = {kind for kind, _ in named if gpu is None or kind & _GPU_OF_TYPE == gpu}
+        if len(kinds) != 1 or not self.file.has(_SAMPLES, "timestamp", "typeId", "value"):
+            return  # samples of several devices, and nothing says which is this one
+        kind = kinds.pop()
+        found: dict[int, tuple[list[Ints], list[Floats]]] = {}
+        read = ("timestamp", "metricId", "value")
+        for block in self.file.rows(_SAMPLES, read, where=f'"typeId" = {kind}'):
+            times, metrics, values = zip(*block, strict=True)
+            ts, metric, value = _times(times), _ids(metrics), _numbers(values)
+            for one in np.unique(metric).tolist():
+                if (kind, one) in named:
+                    mine = (metric == one) & (ts != _NO_TIME) & np.isfinite(value)
+                    into = found.setdefault(one, ([], []))
+                    into[0].append(ts[mine])
+                    into[1].append(value[mine])
+        for one, (times_of, values_of) in found.items():
+            both = np.concatenate(times_of), np.concatenate(values_of)
+            self.collect.counters[named[kind, one]] = both
+
+    def _gpus(self) -> set[int]:
+        """Numbers of the GPU behind the device, where the file says them."""
+        gpu_of = _gpu_of(self.file)
+        known = (gpu_of.get((_pid(process), number)) for process, number in self.device.names)
+        return {gpu for gpu in known if gpu is not None}
+
     def _named(self, ids: Ints, plain: Callable[[str], str]) -> Ints:
         """Ids of names in the collector, from those of the file."""
         distinct, which = np.unique(ids, return_inverse=True)
@@ -461,8 +505,7 @@ class _Reader:
         """What the file says of the GPU, under the names that kineto gives them."""
         if not self.file.has(_GPU, "id", "name"):
             return []
-        gpu_of = _gpu_of(self.file)
-        mine = {gpu_of.get((_pid(process), number)) for process, number in self.device.names}
+        mine = self._gpus()
         columns = ("id", *_PROPERTIES, "maxWarpsPerSm")
         rows = [row for block in self.file.rows(_GPU, columns) for row in block]
         known = [row for row in rows if row[0] in mine]
@@ -529,6 +572,12 @@ def _places(ordered: Ints, wanted: Ints) -> Ints:
         return np.full(len(wanted), NONE)
     at = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)
     return np.where((ordered[at] == wanted) & (wanted >= 0), at, NONE)
+
+
+def _numbers(values: Sequence[Any]) -> Floats:
+    """Numbers, NaN for what is none."""
+    plain = (float(value) if type(value) in (int, float) else np.nan for value in values)
+    return np.fromiter(plain, np.float64, len(values))
 
 
 def _shifted(global_ids: Ints) -> Ints:
