@@ -22,6 +22,7 @@ from prunescope.analysis.kernels.host_calls import (
     graph_blockers,
 )
 from prunescope.analysis.kernels.idle import add_waits
+from prunescope.analysis.kernels.memory_held import memory_notes
 from prunescope.analysis.kernels.number_formats import with_formats
 from prunescope.analysis.kernels.peaks import Peaks
 from prunescope.analysis.kernels.replay import LEAST, Replay, read_eager
@@ -195,6 +196,7 @@ def build(
             *unlinked(trace, linked.event, linked.op),
             *filled.notes,
             *collective_notes(trace, linked),
+            *memory_notes(trace, windows),
             *counter_notes(
                 trace,
                 linked,

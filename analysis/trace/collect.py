@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from prunescope.analysis.trace.event import (
     DEVICE_CATEGORIES,
     LAUNCH_CATEGORIES,
+    MEMORY,
     OP_CATEGORIES,
     Args,
     Event,
@@ -36,8 +37,10 @@ MAX_EVENT_NS = 3600 * 10**9  # of a kernel, op or launch
 MAX_ANNOTATION_NS = 1 << 62  # an annotation may hold a whole run
 _MAX_ID = 1 << 62
 _NO_TIME = -(1 << 63)
+_MOST_DIGITS = 19  # of a whole number in 63 bits
 _NO_ARGS = Args()
 _DEVICE, _LAUNCH, _OP, _ANNOTATION, _FRAME = "device", "launch", "op", "annotation", "frame"
+_MEMORY, _SNAPSHOT, _HOST = "memory", "[memory]", b"0"  # the table, its events, a type of device
 _LONG_FRAME = 100  # us: shorter frames of Python say nothing that is of use, and are most of them
 _GROUPS = {
     **dict.fromkeys(OP_CATEGORIES, _OP),
@@ -52,6 +55,7 @@ COLUMNS = {
     _OP: ("ts", "dur", "name", "external", "thread", "call", "sequence"),
     _ANNOTATION: ("ts", "dur", "name", "thread", "module"),
     _FRAME: ("ts", "dur", "name", "thread"),
+    _MEMORY: ("ts", "allocated", "reserved"),
 }  # fmt: skip
 _TEXT = msgspec.json.Decoder(str)
 Key = TypeVar("Key", bound=Hashable)
@@ -115,7 +119,7 @@ class Collector:
 
     def add(self, events: list[Event]) -> None:
         """Take what is of use in a block: a third of a trace with stacks, or less."""
-        groups: dict[str, list[Event]] = {group: [] for group in COLUMNS}
+        groups: dict[str, list[Event]] = {group: [] for group in COLUMNS if group != _MEMORY}
         append: dict[str | None, Callable[[Event], None]] = {
             cat: groups[group].append for cat, group in _GROUPS.items()
         }
@@ -123,6 +127,7 @@ class Collector:
             take_it = append.get(event.cat)
             if take_it is not None and event.ph == "X":
                 take_it(event)
+        self._memory([e for e in events if e.cat == MEMORY and e.name == _SNAPSHOT])
         annotations = groups[_ANNOTATION]
         groups[_ANNOTATION] = [
             e for e in annotations if e.name.startswith(MODULE) or e.cat != "python_function"
@@ -153,6 +158,18 @@ class Collector:
                 names = _short([e.name for e in timed])
                 named = interned(self.names, names)
                 self.tables[group].add(ts, dur, named, *take[group](timed, args, names))
+
+    def _memory(self, events: list[Event]) -> None:
+        """Snapshots of what is allocated and reserved on a device."""
+        found = [
+            (e.ts, _size(e.args.allocated), _size(e.args.reserved))
+            for e in events
+            if e.args is not None and bytes(e.args.device_type) != _HOST
+        ]
+        if found:
+            times, *sizes = zip(*found, strict=True)
+            columns = np.array([nanoseconds(list(times)), *sizes])
+            self.tables[_MEMORY].append(columns[:, columns[0] != _NO_TIME])
 
     def _timed(self, group: str, events: list[Event]) -> tuple[list[Event], Ints, Ints]:
         """The events that have a start and a duration, with both. A kernel, op or launch of more
@@ -266,6 +283,12 @@ class Collector:
         known = interned(self.grids, [tuple(size) for size in sizes if size])
         ids = iter(known)
         return [next(ids) if size else NONE for size in sizes]
+
+
+def _size(raw: msgspec.Raw) -> int:
+    """A number of bytes, NONE for what is none."""
+    text = bytes(raw)
+    return int(text) if text.isdigit() and len(text) < _MOST_DIGITS else NONE
 
 
 def _label(raw: bytes) -> str:

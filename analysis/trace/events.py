@@ -44,7 +44,8 @@ class Trace:
     record_function and modules; `frames`: Python frames of 0.1 ms or more; `other_calls`:
     runtime calls without a correlation id. `dropped`: events without a valid time,
     `kernels_dropped` of them on the device; `twice`: device events (in a CPU trace: ops) that
-    the file repeats; `collectives`: what device events send to other ranks; `counters`: times and
+    the file repeats; `collectives`: what device events send to other ranks; `memory`: bytes
+    that are allocated and reserved on the device, by the host's time (ts); `counters`: times and
     values of samples of the device, by the name that the profiler gives them; `stacks`: recorded
     calls of Python functions, short ones included; `caveats`: other doubts about its times, as
     sentences.
@@ -59,6 +60,7 @@ class Trace:
     annotations: dict[str, Ints]
     grids: list[tuple[int, ...]]
     collectives: list[Collective] = field(default_factory=list)
+    memory: dict[str, Ints] = field(default_factory=dict)
     counters: dict[str, tuple[Ints, Floats]] = field(default_factory=dict)
     dropped: int = 0
     kernels_dropped: int = 0

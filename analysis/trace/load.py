@@ -136,6 +136,7 @@ def _trace(source: Source, found: Collector) -> Trace:
         frames=found.tables["frame"].frozen(),
         grids=list(found.grids),
         collectives=[_decode_collective(key) for key in found.collectives],
+        memory=found.tables["memory"].frozen(),
         counters=found.counters,
         dropped=sum(found.dropped.values()),
         kernels_dropped=found.dropped["device"],
