@@ -146,13 +146,17 @@ def _trace(source: Source, found: Collector) -> Trace:
 
 def _decode_collective(key: tuple[bytes, ...]) -> Collective:
     name, sent, received, ranks, spelling = (_plain(part) for part in key)
-    counts = (one if type(one) is int and 0 < one < _MOST else None for one in (sent, received))
     return Collective(
-        name if isinstance(name, str) else "?",
-        *counts,
-        ranks if type(ranks) is int and 0 < ranks < _MOST else None,
-        spelling if isinstance(spelling, str) else None,
+        name=name if isinstance(name, str) else "?",
+        sent=_count(sent),
+        received=_count(received),
+        ranks=_count(ranks),
+        dtype=spelling if isinstance(spelling, str) else None,
     )
+
+
+def _count(value: Any) -> int | None:
+    return value if type(value) is int and 0 < value < _MOST else None
 
 
 def _plain(raw: bytes) -> Any:
