@@ -23,7 +23,7 @@ from prunescope.analysis.kernels.host_calls import (
 )
 from prunescope.analysis.kernels.idle import add_waits
 from prunescope.analysis.kernels.memory_held import memory_notes
-from prunescope.analysis.kernels.number_formats import with_formats
+from prunescope.analysis.kernels.number_formats import format_notes, with_formats
 from prunescope.analysis.kernels.peaks import Peaks
 from prunescope.analysis.kernels.replay import LEAST, Replay, read_eager
 from prunescope.analysis.kernels.role import GEMM_KINDS, POINTWISE, find_roles
@@ -194,6 +194,7 @@ def build(
         replay_note=None if replay is None else replay.note(),
         notes=[
             *unlinked(trace, linked.event, linked.op),
+            *format_notes(trace.calls, calls),
             *filled.notes,
             *collective_notes(trace, linked),
             *memory_notes(trace, windows),

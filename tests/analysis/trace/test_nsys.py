@@ -151,6 +151,7 @@ def test_ranges_are_steps_ops_and_layers(tmp_path: Path) -> None:
     assert (gemm.op, gemm.m, gemm.n, gemm.k, gemm.shapes) == ("aten::mm", 16, 4, 8, "recorded")
     assert done.frames["trace"]["layer"].to_list() == [3, 3]
     assert phase.kernels[0].op == "aten::mm"
+    assert any(text.startswith("number formats of 1 distinct op calls") for text in phase.notes)
 
 
 def test_hooks_of_serving_engines_name_modules_and_shapes(tmp_path: Path) -> None:
