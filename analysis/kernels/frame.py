@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import polars as pl
 
+from prunescope.analysis.kernels.collectives import collective_notes
+from prunescope.analysis.kernels.counters import counter_notes
 from prunescope.analysis.kernels.grouped_queries import unfold_queries
 from prunescope.analysis.kernels.host_calls import (
     AllocatorCalls,
@@ -23,7 +25,8 @@ from prunescope.analysis.kernels.host_calls import (
     graph_blockers,
 )
 from prunescope.analysis.kernels.idle import add_waits, first_call_ns, host_collectives
-from prunescope.analysis.kernels.number_formats import with_formats
+from prunescope.analysis.kernels.memory_held import memory_notes
+from prunescope.analysis.kernels.number_formats import format_notes, with_formats
 from prunescope.analysis.kernels.peaks import Peaks
 from prunescope.analysis.kernels.replay import LEAST, Replay, read_eager
 from prunescope.analysis.kernels.role import GEMM_KINDS, POINTWISE, find_roles
@@ -36,6 +39,7 @@ from prunescope.analysis.shapes.workload import AutoModel, Filled, ModelConfig
 from prunescope.analysis.timeline.clocks import ClockSkew, clock_skew
 from prunescope.analysis.timeline.correlate import unlinked
 from prunescope.analysis.timeline.first_calls import unusual_calls
+from prunescope.analysis.timeline.graph_places import GraphPlaces, find_graph_places
 from prunescope.analysis.timeline.intervals import Spans, Windows
 from prunescope.analysis.timeline.link import Linked, link, taken
 from prunescope.analysis.timeline.overhead import Recorded, recorded
@@ -216,7 +220,16 @@ def build(
         notes=[
             *unlinked(trace, linked.event, linked.op),
             *recorded_waits(trace),
+            *format_notes(trace.calls, calls),
             *filled.notes,
+            *collective_notes(trace, linked),
+            *memory_notes(trace, windows),
+            *counter_notes(
+                trace,
+                linked,
+                moved=_modelled_bytes(frame),
+                byte_per_s=None if peaks is None else peaks.byte_per_s,
+            ),
         ],
         warnings=[
             *([] if apart is None else [f"{trace.source.name}: {apart.warning}"]),
@@ -248,6 +261,13 @@ def build(
         host_collectives=host_collectives(trace),
         device_unseen=lacks_device_events(trace),
     )
+
+
+def _modelled_bytes(frame: pl.DataFrame) -> float | None:
+    """Bytes that the work models of a frame move; None where they know less than half of the busy
+    time."""
+    known = int(frame.filter(pl.col("bytes").is_not_null())["busy"].sum())
+    return float(frame["bytes"].sum()) if known >= LEAST * int(frame["busy"].sum()) > 0 else None
 
 
 def _calls_a_step(trace: Trace, windows: Windows, name: str) -> float:
@@ -335,7 +355,7 @@ def _add_kind(frame: pl.DataFrame, calls: list[OpCall]) -> pl.DataFrame:
 def _add_role(
     frame: pl.DataFrame, trace: Trace, linked: Linked, calls: list[OpCall]
 ) -> tuple[pl.DataFrame, str]:
-    """Columns `layer` and `role`; replayed rows have neither."""
+    """Columns `layer` and `role`; replayed rows have neither, unless their graph names them."""
     host = np.argsort(linked.launched, kind="stable")
     passes = find_passes(trace, linked.thread[host], linked.launched[host])
     forward = host if passes is None else host[~passes.backward & ~passes.optimizer]
@@ -370,12 +390,22 @@ def _add_role(
     role[lost] = [
         "attention" if kinds[i] == "attention" else "unknown" for i in np.flatnonzero(lost)
     ]
+    _add_graph_places(layer, role, find_graph_places(trace, linked))
     frame = frame.with_columns(
         layer=pl.Series(layer), role=pl.Series(role.tolist(), dtype=pl.String)
     )
     return frame.with_columns(
         layer=pl.when(pl.col("layer") >= 0).then(pl.col("layer"))
     ), roles.source
+
+
+def _add_graph_places(layer: np.ndarray, role: np.ndarray, found: GraphPlaces | None) -> None:
+    """Fill in the layers and roles of replays whose graph says where its kernels belong."""
+    for row in np.flatnonzero(found.place >= 0).tolist() if found is not None else ():
+        assert found is not None
+        place = found.places[found.place[row]]
+        layer[row] = NONE if place.layer is None else place.layer
+        role[row] = place.role if place.role != "unknown" else role[row]
 
 
 def _products_of_rows(frame: pl.DataFrame, host: Ints) -> Ints:

@@ -52,6 +52,15 @@ def with_formats(frame: pl.DataFrame, calls: Sequence[OpCall]) -> list[OpCall]:
     return found
 
 
+def format_notes(recorded: Sequence[OpCall], calls: Sequence[OpCall]) -> list[str]:
+    """A note on the calls that got a format; none where all were recorded."""
+    given = sum(bool(b.dtypes) and not a.dtypes for a, b in zip(recorded, calls, strict=False))
+    return [
+        f"number formats of {given:,} distinct op calls are those that the names of their kernels "
+        "say: the trace holds none"
+    ] * bool(given)
+
+
 def _of(shape: Any, spelling: str) -> str:
     """The format of one input, whose size is () where it is no tensor."""
     return spelling if shape else "Scalar"

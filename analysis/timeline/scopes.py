@@ -127,7 +127,7 @@ def _places(trace: Trace) -> tuple[Ints, list[Place], str]:
 def _range_places(trace: Trace) -> tuple[Ints, list[Place], str]:
     """Ranges named by module paths; where they tell no more than layers, "layers"."""
     names = trace.annotations["name"]
-    paths = {i: _path_of(trace.names[i]) for i in np.unique(names).tolist()}
+    paths = {i: module_path(trace.names[i]) for i in np.unique(names).tolist()}
     known = locate_all(path for path in paths.values() if path)
     if all(place.layer is None for place in known.values()):
         return np.empty(0, np.int64), [], "nn.Module"
@@ -139,8 +139,9 @@ def _range_places(trace: Trace) -> tuple[Ints, list[Place], str]:
     return rows, places, "modules" if told else "layers"
 
 
-def _path_of(name: str) -> str:
-    """The module path that the name of a range says, empty for none."""
+def module_path(name: str) -> str:
+    """The module path that the name of a range says, empty for none: that of a layer for a layer's
+    number alone."""
     if _PATH.match(name):
         numbered = _NUMBERED.fullmatch(name)
         return f"layers.{int(numbered[1])}" if numbered else name

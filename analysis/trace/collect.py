@@ -12,12 +12,14 @@ from collections.abc import Callable, Hashable, Iterable
 from decimal import Decimal
 from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from prunescope.analysis.trace.event import (
     DEVICE_CATEGORIES,
     LAUNCH_CATEGORIES,
+    MEMORY,
     OP_CATEGORIES,
     Args,
     Event,
@@ -25,6 +27,7 @@ from prunescope.analysis.trace.event import (
 from prunescope.taxonomy.errors import PrunescopeError
 
 Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
 MODULE = "nn.Module: "
 OWN_PREFIX = "prunescope."  # of what our own runs annotate
@@ -37,8 +40,10 @@ MAX_EVENT_NS = 3600 * 10**9  # of a kernel, op or launch
 MAX_ANNOTATION_NS = 1 << 62  # an annotation may hold a whole run
 _MAX_ID = 1 << 62
 _NO_TIME = -(1 << 63)
+_MOST_DIGITS = 19  # of a whole number in 63 bits
 _NO_ARGS = Args()
 _DEVICE, _LAUNCH, _OP, _ANNOTATION, _FRAME = "device", "launch", "op", "annotation", "frame"
+_MEMORY, _SNAPSHOT, _HOST = "memory", "[memory]", b"0"  # the table, its events, a type of device
 _LONG_FRAME = 100  # us: shorter frames of Python say nothing that is of use, and are most of them
 _GROUPS = {
     **dict.fromkeys(OP_CATEGORIES, _OP),
@@ -47,12 +52,15 @@ _GROUPS = {
 }  # fmt: skip
 COLUMNS = {
     _DEVICE: ("ts", "dur", "name", "category", "correlation", "external", "stream", "device",
-              "grid", "block", "registers", "shared_memory", "bytes", "node"),
+              "grid", "block", "registers", "shared_memory", "bytes", "node", "label", "captured",
+              "captured_on", "collective"),
     _LAUNCH: ("ts", "dur", "name", "correlation", "external", "thread", "kernel"),
     _OP: ("ts", "dur", "name", "external", "thread", "call", "sequence"),
     _ANNOTATION: ("ts", "dur", "name", "thread", "module"),
     _FRAME: ("ts", "dur", "name", "thread"),
+    _MEMORY: ("ts", "allocated", "reserved"),
 }  # fmt: skip
+_TEXT = msgspec.json.Decoder(str)
 Key = TypeVar("Key", bound=Hashable)
 Call = tuple[str, bytes, bytes, bytes, bytes]
 
@@ -107,12 +115,14 @@ class Collector:
         self.threads: Ids[tuple[Any, Any]] = Ids()
         self.calls: Ids[Call] = Ids()
         self.grids: Ids[tuple[int, ...]] = Ids()
+        self.collectives: Ids[tuple[bytes, ...]] = Ids()
+        self.counters: dict[str, tuple[Ints, Floats]] = {}
         self.dropped = dict.fromkeys(COLUMNS, 0)
         self.stacks = 0  # calls of Python functions
 
     def add(self, events: list[Event]) -> None:
         """Take what is of use in a block: a third of a trace with stacks, or less."""
-        groups: dict[str, list[Event]] = {group: [] for group in COLUMNS}
+        groups: dict[str, list[Event]] = {group: [] for group in COLUMNS if group != _MEMORY}
         append: dict[str | None, Callable[[Event], None]] = {
             cat: groups[group].append for cat, group in _GROUPS.items()
         }
@@ -120,6 +130,7 @@ class Collector:
             take_it = append.get(event.cat)
             if take_it is not None and event.ph == "X":
                 take_it(event)
+        self._memory([e for e in events if e.cat == MEMORY and e.name == _SNAPSHOT])
         annotations = groups[_ANNOTATION]
         groups[_ANNOTATION] = [
             e for e in annotations if e.name.startswith(MODULE) or e.cat != "python_function"
@@ -150,6 +161,18 @@ class Collector:
                 names = _short([e.name for e in timed])
                 named = interned(self.names, names)
                 self.tables[group].add(ts, dur, named, *take[group](timed, args, names))
+
+    def _memory(self, events: list[Event]) -> None:
+        """Snapshots of what is allocated and reserved on a device."""
+        found = [
+            (e.ts, _size(e.args.allocated), _size(e.args.reserved))
+            for e in events
+            if e.args is not None and bytes(e.args.device_type) != _HOST
+        ]
+        if found:
+            times, *sizes = zip(*found, strict=True)
+            columns = np.array([nanoseconds(list(times)), *sizes])
+            self.tables[_MEMORY].append(columns[:, columns[0] != _NO_TIME])
 
     def _timed(self, group: str, events: list[Event]) -> tuple[list[Event], Ints, Ints]:
         """The events that have a start and a duration, with both. A kernel, op or launch of more
@@ -182,7 +205,33 @@ class Collector:
             ids_of([a.shared_memory for a in args]),
             ids_of([a.bytes for a in args]),
             ids_of([a.graph_node for a in args]),
+            self._labels(args),
+            [NONE] * len(args),
+            [NONE] * len(args),
+            self._collectives(args),
         ]
+
+    def _collectives(self, args: list[Args]) -> list[int]:
+        """Ids of what collectives are said to send."""
+        found = [bytes(a.collective) for a in args]
+        if not any(found):
+            return [NONE] * len(args)
+        keys = [
+            (name, *(bytes(raw) for raw in (a.sent, a.received, a.group, a.dtype)))
+            for name, a in zip(found, args, strict=True)
+            if name
+        ]
+        ids = iter(interned(self.collectives, keys))
+        return [next(ids) if name else NONE for name in found]
+
+    def _labels(self, args: list[Args]) -> list[int]:
+        """Ids of what kernels of a graph are annotated with."""
+        found = [bytes(a.module) or bytes(a.label) or bytes(a.label_legacy) for a in args]
+        if not any(found):
+            return [NONE] * len(args)
+        words = [_label(raw) if a.graph_node else "" for raw, a in zip(found, args, strict=True)]
+        ids = iter(interned(self.names, _short([word for word in words if word])))
+        return [next(ids) if word else NONE for word in words]
 
     def _places(self, events: list[Event], args: list[Args]) -> Iterable[list[int]]:
         """Streams and devices: those of the arguments, else the rows the events are drawn on."""
@@ -237,6 +286,20 @@ class Collector:
         known = interned(self.grids, [tuple(size) for size in sizes if size])
         ids = iter(known)
         return [next(ids) if size else NONE for size in sizes]
+
+
+def _size(raw: msgspec.Raw) -> int:
+    """A number of bytes, NONE for what is none."""
+    text = bytes(raw)
+    return int(text) if text.isdigit() and len(text) < _MOST_DIGITS else NONE
+
+
+def _label(raw: bytes) -> str:
+    """A JSON string, empty for any other value."""
+    try:
+        return _TEXT.decode(raw) if raw else ""
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return ""
 
 
 def interned(table: Ids[Key], keys: list[Key]) -> list[int]:

@@ -51,6 +51,20 @@ class Args(msgspec.Struct, gc=False):
     bytes: Number = None
     kernel: str | int | float | None = None  # ROCm names the kernel at its launch
     graph_node: Number = msgspec.field(default=None, name="graph node id")
+    # What torch's annotations of graph kernels add to a kernel; raw, for others may use the names.
+    module: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="module_fqn")
+    label: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="name")
+    label_legacy: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="str")
+    # What torch says of a collective, raw as well.
+    collective: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="Collective name")
+    sent: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="In msg nelems")
+    received: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="Out msg nelems")
+    group: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="Group size")
+    dtype: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""))
+    # Of a snapshot of memory (profile_memory), raw as well.
+    allocated: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="Total Allocated")
+    reserved: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="Total Reserved")
+    device_type: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="Device Type")
 
 
 class Event(msgspec.Struct, gc=False):
@@ -67,13 +81,16 @@ class Event(msgspec.Struct, gc=False):
     args: Args | None = None
 
 
+MEMORY = "cpu_instant_event"  # among others of no use
 # Arrows, counters and spans that become no column: most events of many traces.
-SKIPPED = ("ac2g", "fwdbwd", "cpu_instant_event", "gpu_user_annotation", "overhead", "Trace")
+SKIPPED = ("ac2g", "fwdbwd", "gpu_user_annotation", "overhead", "Trace")
 _TIMED = ("ph", "name", "pid", "tid", "ts", "dur")
 _LINKED = ("external_id", "external_id_legacy")
 _DEVICE = (*_LINKED, "correlation", "stream", "device", "grid", "block", "registers",
-           "shared_memory", "bytes", "graph_node")  # fmt: skip
+           "shared_memory", "bytes", "graph_node", "module", "label", "label_legacy",
+           "collective", "sent", "received", "group", "dtype")  # fmt: skip
 _LAUNCH = (*_LINKED, "correlation", "kernel")
+_SNAPSHOT = ("allocated", "reserved", "device_type")
 _OP = (*_LINKED, "dims", "dims_legacy", "types", "strides", "concrete", "sequence")
 
 
@@ -113,6 +130,7 @@ _EVENT: Any = reduce(
         *(_event(category, _DEVICE) for category in DEVICE_CATEGORIES),
         *(_event(category, _LAUNCH) for category in LAUNCH_CATEGORIES),
         *(_event(category, _OP) for category in OP_CATEGORIES),
+        _event(MEMORY, _SNAPSHOT),
         *(_event(category) for category in ("user_annotation", "python_function")),
         *(_skipped(category) for category in SKIPPED),
     ],

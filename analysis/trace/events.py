@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from prunescope.analysis.ops.call import OpCall
-from prunescope.analysis.trace.collect import COLUMNS, Ints
+from prunescope.analysis.trace.collect import COLUMNS, Floats, Ints
 from prunescope.analysis.trace.reader import Source
 from prunescope.taxonomy.scrub import scrub_all, scrub_values
 from prunescope.taxonomy.words import ms
@@ -28,18 +28,34 @@ def _no_waits() -> dict[str, Ints]:
     return {name: np.empty(0, np.int64) for name in COLUMNS["device"]}
 
 
+class Collective(NamedTuple):
+    """What torch says of a collective: its name, elements that a rank sends and receives, ranks,
+    and the number format as it spells it; None where it does not say."""
+
+    name: str
+    sent: int | None
+    received: int | None
+    ranks: int | None
+    dtype: str | None
+
+
 @dataclass
 class Trace:
     """One trace. Every `dict` maps a column name to an int64 array; -1 is an absent id.
 
-    `names`: the interned strings; `calls`: the distinct op calls, decoded; `device`: kernel, memcpy
-    and memset events; `waits`: times in which a stream waits for an event, which is no work;
+    `names`: the interned strings, which `label` of device events names too (of graph kernels,
+    as torch annotates them; `captured` and `captured_on`: when and on which thread their node
+    was captured); `calls`: the distinct op calls, decoded; `device`: kernel, memcpy and memset
+    events; `waits`: times in which a stream waits for an event, which is no work;
     `launches`: runtime calls; `ops`: host ops; `annotations`: NVTX ranges,
-    record_function and modules; `frames`: Python frames of 0.1 ms or more; `other_calls`: runtime
-    calls without a correlation id. `dropped`: events without a valid time, `kernels_dropped` of
-    them on the device; `twice`: device events (in a CPU trace: ops) that the file repeats;
-    `stacks`: recorded calls of Python functions, short ones included; `caveats`: other doubts about
-    its times, as sentences.
+    record_function and modules; `frames`: Python frames of 0.1 ms or more; `other_calls`:
+    runtime calls without a correlation id. `dropped`: events without a valid time,
+    `kernels_dropped` of them on the device; `twice`: device events (in a CPU trace: ops) that
+    the file repeats; `collectives`: what device events send to other ranks; `memory`: bytes
+    that are allocated and reserved on the device, by the host's time (ts); `counters`: times and
+    values of samples of the device, by the name that the profiler gives them; `stacks`: recorded
+    calls of Python functions, short ones included; `caveats`: other doubts about its times, as
+    sentences.
     """
 
     source: Source
@@ -50,6 +66,9 @@ class Trace:
     ops: dict[str, Ints]
     annotations: dict[str, Ints]
     grids: list[tuple[int, ...]]
+    collectives: list[Collective] = field(default_factory=list)
+    memory: dict[str, Ints] = field(default_factory=dict)
+    counters: dict[str, tuple[Ints, Floats]] = field(default_factory=dict)
     dropped: int = 0
     kernels_dropped: int = 0
     twice: int = 0

@@ -18,7 +18,7 @@ import msgspec
 from prunescope.analysis.ops.call import OpCall
 from prunescope.analysis.trace.collect import MODULE, NONE, Call, Collector, Ints
 from prunescope.analysis.trace.event import DEVICE_CATEGORIES, LAUNCH_CATEGORIES, LEAN
-from prunescope.analysis.trace.events import Trace, stacks_left_out
+from prunescope.analysis.trace.events import Collective, Trace, stacks_left_out
 from prunescope.analysis.trace.nsys import read
 from prunescope.analysis.trace.nsys_file import exported, is_nsys, is_report
 from prunescope.analysis.trace.reader import Source
@@ -35,6 +35,9 @@ from prunescope.taxonomy.dtypes import dtype
 from prunescope.taxonomy.errors import PrunescopeError
 
 __all__ = ["DEVICE_CATEGORIES", "LAUNCH_CATEGORIES", "MODULE", "NONE", "Ints", "Trace", "load"]
+
+
+_MOST = 1 << 50  # elements or ranks; more is a forged number
 
 
 def is_there(path: Path) -> bool:
@@ -139,10 +142,35 @@ def _trace(source: Source, found: Collector) -> Trace:
         annotations=found.tables["annotation"].frozen(),
         frames=found.tables["frame"].frozen(),
         grids=list(found.grids),
+        collectives=[_decode_collective(key) for key in found.collectives],
+        memory=found.tables["memory"].frozen(),
+        counters=found.counters,
         dropped=sum(found.dropped.values()),
         kernels_dropped=found.dropped["device"],
         stacks=found.stacks + stacks_left_out(source.meta),
     )
+
+
+def _decode_collective(key: tuple[bytes, ...]) -> Collective:
+    name, sent, received, ranks, spelling = (_plain(part) for part in key)
+    return Collective(
+        name=name if isinstance(name, str) else "?",
+        sent=_count(sent),
+        received=_count(received),
+        ranks=_count(ranks),
+        dtype=spelling if isinstance(spelling, str) else None,
+    )
+
+
+def _count(value: Any) -> int | None:
+    return value if type(value) is int and 0 < value < _MOST else None
+
+
+def _plain(raw: bytes) -> Any:
+    try:
+        return msgspec.json.decode(raw) if raw else None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def _decode_call(key: Call) -> OpCall:

@@ -9,7 +9,7 @@ command lines, hosts) is in tables that are not opened.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +24,7 @@ from prunescope.analysis.trace.collect import (
     MAX_ROWS,
     NONE,
     Collector,
+    Floats,
     Ints,
     interned,
 )
@@ -37,8 +38,11 @@ _ACTIVITY = "CUPTI_ACTIVITY_KIND_"
 _KERNEL, _COPY, _FILL, _GRAPH, _RUNTIME = (
     f"{_ACTIVITY}{kind}" for kind in ("KERNEL", "MEMCPY", "MEMSET", "GRAPH_TRACE", "RUNTIME")
 )
+_SAMPLES, _METRICS = "GPU_METRICS", "TARGET_INFO_GPU_METRICS"
+_NODES = "CUDA_GRAPH_NODE_EVENTS"
 _RANGES, _GPU, _GPU_OF = "NVTX_EVENTS", "TARGET_INFO_GPU", "TARGET_INFO_CUDA_DEVICE"
-_WANTED = (_KERNEL, _COPY, _FILL, _GRAPH, _RUNTIME, _RANGES, _GPU, _GPU_OF, STRINGS)
+_WANTED = (_KERNEL, _COPY, _FILL, _GRAPH, _RUNTIME, _NODES, _RANGES, _GPU, _GPU_OF, _SAMPLES,
+           _METRICS, STRINGS)  # fmt: skip
 PROFILER, NSYS = "profiler", "Nsight Systems"  # a key and its value in the metadata
 _MEMBER = "device "
 _MOST_DEVICES = 1024
@@ -49,6 +53,10 @@ _NAMES = ("demangledName", "shortName", "mangledName")  # of a kernel, the best 
 _TID_BITS, _ID_BITS, _STREAM_BITS = 24, 33, 32
 _NO_TIME, _MOST_TIME = -(1 << 63), 1 << 61
 _MOST_ID = 1 << 62
+_COUNTED = re.compile(r"SMs? Active|Tensor Active|DRAM (?:Read|Write)|\w+ Clock Frequency")
+_COUNTER_NAME = 80
+_GPU_OF_TYPE = 0xFF  # the part of a type of samples that is the number of the GPU
+_CLONES = 16  # times that a graph is made from another one
 _NO_NAME, _UNKNOWN = "?", "Unknown"
 _ON_DEVICE = (*COLUMNS["device"], "process", "context")
 # As kineto names copies; of ENUM_CUDA_MEMCPY_OPER and ENUM_CUDA_MEM_KIND.
@@ -193,9 +201,11 @@ class _Reader:
         parts = [self._kernels(), self._copies(), self._fills()]
         parts.append(self._graphs(np.concatenate([part["correlation"] for part in parts])))
         device = {name: np.concatenate([part[name] for part in parts]) for name in _ON_DEVICE}
-        self._add("device", {**device, "stream": self._streams(device)}, COLUMNS["device"])
+        device |= {"stream": self._streams(device), **self._captures(device)}
+        self._add("device", device, COLUMNS["device"])
         self._launches()
         self._ranges()
+        self._counters()
         self.source.meta |= {"deviceProperties": self._properties(), PROFILER: NSYS}
         if self.file.has_wal:
             self.caveats.append(
@@ -210,29 +220,42 @@ class _Reader:
         self.collect.tables[group].add(*(columns[name][kept] for name in names))
 
     def _table(
-        self, table: str, wanted: dict[str, str], where: str = "", texts: Sequence[str] = ()
-    ) -> tuple[dict[str, Ints], list[list[Any]]]:
-        """Columns of a table under our names; `ts` and `dur` of its start and end. `texts`: columns
-        that are returned as they are."""
-        if not self.file.has(table, "start", "end"):
-            names = ("ts", "dur", *wanted)
-            return {name: np.empty(0, np.int64) for name in names}, [[] for _ in texts]
-        found: list[list[Ints]] = [[] for _ in range(2 + len(wanted))]
-        kept: list[list[Any]] = [[] for _ in texts]
-        for block in self.file.rows(table, ("start", "end", *wanted.values(), *texts), where=where):
-            start, end, *values = zip(*block, strict=True)
-            ts, until = _times(start), _times(end)
+        self, table: str, wanted: dict[str, str], where: str = "", end: str = "end"
+    ) -> dict[str, Ints]:
+        """Columns of a table under our names; `ts` and `dur` of its start and end."""
+        found: dict[str, list[Ints]] = {
+            name: [np.empty(0, np.int64)] for name in ("ts", "dur", *wanted)
+        }
+        rows = 0
+        for columns, _ in self._blocks(table, wanted, where, end=end):
+            for name, column in columns.items():
+                found[name].append(column)
+            rows += len(columns["ts"])
+            self._refuse_too_many(rows)
+        return {name: np.concatenate(column) for name, column in found.items()}
+
+    def _blocks(
+        self,
+        table: str,
+        wanted: dict[str, str],
+        where: str = "",
+        text: str | None = None,
+        end: str = "end",
+    ) -> Iterator[tuple[dict[str, Ints], Sequence[Any]]]:
+        """The same a block at a time, and the column `text` as it is."""
+        if not self.file.has(table, "start", end):
+            return
+        read = ("start", end, *wanted.values(), *([] if text is None else [text]))
+        for block in self.file.rows(table, read, where=where):
+            starts, ends, *values = zip(*block, strict=True)
+            ts, until = _times(starts), _times(ends)
             both = (ts != _NO_TIME) & (until != _NO_TIME)
-            found[0].append(np.where(both, ts, _NO_TIME))
-            found[1].append(np.where(both, until - ts, NONE))
-            for column, value in zip(found[2:], values[: len(wanted)], strict=True):
-                column.append(_ids(value))
-            for text, value in zip(kept, values[len(wanted) :], strict=True):
-                text += value
-            self._refuse_too_many(sum(map(len, found[0])))
-        empty = [np.empty(0, np.int64)]
-        columns = [np.concatenate(empty + column) for column in found]
-        return dict(zip(("ts", "dur", *wanted), columns, strict=True)), kept
+            columns = {
+                "ts": np.where(both, ts, _NO_TIME),
+                "dur": np.where(both, until - ts, NONE),
+                **{name: _ids(value) for name, value in zip(wanted, values, strict=False)},
+            }
+            yield columns, () if text is None else values[-1]
 
     def _refuse_too_many(self, rows: int) -> None:
         if rows > MAX_ROWS:
@@ -247,7 +270,7 @@ class _Reader:
                    "stream": "streamId", "correlation": "correlationId", "bytes": "bytes",
                    "node": "graphNodeId", **wanted}  # fmt: skip
         where = f'"deviceId" IN ({self.device.numbers})' if self.file.has(table, "deviceId") else ""
-        rows, _ = self._table(table, columns, where)
+        rows = self._table(table, columns, where)
         rows["process"] = _shifted(rows["process"])
         pairs = np.stack((rows["process"], rows["number"]), axis=1)
         mine = np.zeros(len(pairs), bool)
@@ -324,10 +347,36 @@ class _Reader:
             device["stream"] >= 0, device["stream"] + (which.ravel() << _STREAM_BITS), NONE
         )
 
+    def _captures(self, device: dict[str, Ints]) -> dict[str, Ints]:
+        """When and on which thread the node of each graph kernel was captured. A node of a graph
+        that was made from another graph is followed to its original."""
+        none = np.full(len(device["ts"]), NONE)
+        if not (device["node"] >= 0).any() or not self.file.has(_NODES, "start", "graphNodeId"):
+            return {"captured": none, "captured_on": none}
+        columns = {"thread": "globalTid", "node": "graphNodeId", "original": "originalGraphNodeId"}
+        rows = self._table(_NODES, columns, self._of_processes(_NODES), end="start")
+        order = np.lexsort((rows["ts"], rows["node"]))
+        rows = {name: column[order] for name, column in rows.items()}
+        node = device["node"]
+        for _ in range(_CLONES):
+            at = _places(rows["node"], node)
+            original = np.where(at >= 0, rows["original"][at], NONE)
+            further = (original >= 0) & (original != node) & (_places(rows["node"], original) >= 0)
+            if not further.any():
+                break
+            node = np.where(further, original, node)
+        at = _places(rows["node"], node)
+        thread = self._threads(rows["thread"])
+        known = (at >= 0) & (device["node"] >= 0)
+        return {
+            "captured": np.where(known, rows["ts"][at], NONE),
+            "captured_on": np.where(known, thread[at], NONE),
+        }
+
     def _launches(self) -> None:
         """The runtime calls of the processes, without launches on other devices."""
         columns = {"thread": "globalTid", "correlation": "correlationId", "name": "nameId"}
-        rows, _ = self._table(_RUNTIME, columns, self._of_processes(_RUNTIME))
+        rows = self._table(_RUNTIME, columns, self._of_processes(_RUNTIME))
         process = _shifted(rows["thread"])
         rows["correlation"] = self._ids_of(process, rows["correlation"])
         here = ~np.isin(rows["correlation"], self._launched_elsewhere())
@@ -343,7 +392,7 @@ class _Reader:
         numbers = ", ".join(str(number) for number in sorted({n for _, n in self.others}))
         columns = {"process": "globalPid", "number": "deviceId", "correlation": "correlationId"}
         for table in (_KERNEL, _COPY, _FILL, _GRAPH) if self.others else ():
-            rows, _ = self._table(table, columns, f'"deviceId" IN ({numbers})')
+            rows = self._table(table, columns, f'"deviceId" IN ({numbers})')
             process = _shifted(rows["process"])
             pairs = zip(process.tolist(), rows["number"].tolist(), strict=True)
             there = np.array([pair in self.others for pair in pairs], bool)
@@ -360,21 +409,24 @@ class _Reader:
     def _ranges(self) -> None:
         """NVTX ranges as ops and annotations."""
         columns = {"thread": "globalTid", "type": "eventType", "text_id": "textId"}
-        rows, (texts,) = self._table(_RANGES, columns, self._of_processes(_RANGES), ("text",))
-        nested = np.isin(rows["type"], (*_PUSH_POP, NONE))
-        kept = np.flatnonzero((nested | np.isin(rows["type"], _START_END)) & (rows["dur"] >= 0))
-        registered = self.file.strings(np.unique(rows["text_id"][rows["text_id"] >= 0]).tolist())
-        ids = rows["text_id"].tolist()
-        words = [texts[i] if texts[i] else registered.get(ids[i], "") for i in kept.tolist()]
-        ranges = [read_range(text if isinstance(text, str) else "") for text in words]
-        rows = {name: column[kept] for name, column in rows.items()}
-        rows["thread"], nested = self._threads(rows["thread"]), nested[kept]
-        self._add_ops(rows, [one if ok else None for one, ok in zip(ranges, nested, strict=True)])
-        named = np.array([bool(one.name) for one in ranges], bool)
-        names = interned(self.collect.names, [one.name for one in ranges if one.name])
-        notes = {name: column[named] for name, column in rows.items()}
-        notes |= {"name": np.array(names, np.int64), "module": np.zeros(len(names), np.int64)}
-        self._add("annotation", notes, COLUMNS["annotation"])
+        where, registered = self._of_processes(_RANGES), dict[int, str]()
+        for rows, texts in self._blocks(_RANGES, columns, where, "text"):
+            nested = np.isin(rows["type"], (*_PUSH_POP, NONE))
+            kept = np.flatnonzero((nested | np.isin(rows["type"], _START_END)) & (rows["dur"] >= 0))
+            ids = rows["text_id"].tolist()
+            new = {i for i in ids if i >= 0} - registered.keys()
+            registered |= {**dict.fromkeys(new, ""), **self.file.strings(new)}
+            words = (texts[i] or registered.get(ids[i], "") for i in kept.tolist())
+            ranges = [read_range(text if isinstance(text, str) else "") for text in words]
+            rows = {name: column[kept] for name, column in rows.items()}
+            rows["thread"] = self._threads(rows["thread"])
+            ops = zip(ranges, nested[kept], strict=True)
+            self._add_ops(rows, [one if inside else None for one, inside in ops])
+            named = np.array([bool(one.name) for one in ranges], bool)
+            names = interned(self.collect.names, [one.name for one in ranges if one.name])
+            notes = {name: column[named] for name, column in rows.items()}
+            notes |= {"name": np.array(names, np.int64), "module": np.zeros(len(names), np.int64)}
+            self._add("annotation", notes, COLUMNS["annotation"])
 
     def _add_ops(self, rows: dict[str, Ints], ranges: list[Range | None]) -> None:
         which = [i for i, one in enumerate(ranges) if one is not None and one.op]
@@ -388,6 +440,43 @@ class _Reader:
             "sequence": np.array([one.sequence for one in found], np.int64),
         }
         self._add("op", ops, COLUMNS["op"])
+
+    def _counters(self) -> None:
+        """Samples of the device's counters, of those that say how busy its parts are."""
+        if not self.file.has(_METRICS, "typeId", "metricId", "metricName"):
+            return
+        gpu = next(iter(self._gpus()), None)
+        rows = (
+            row for b in self.file.rows(_METRICS, ("typeId", "metricId", "metricName")) for row in b
+        )
+        named: dict[tuple[int, int], str] = {}
+        for kind, metric, name in rows:
+            if type(kind) is type(metric) is int and isinstance(name, str) and _COUNTED.match(name):
+                named[kind, metric] = name[:_COUNTER_NAME]
+        kinds = {kind for kind, _ in named if gpu is None or kind & _GPU_OF_TYPE == gpu}
+        if len(kinds) != 1 or not self.file.has(_SAMPLES, "timestamp", "typeId", "value"):
+            return  # samples of several devices, and nothing says which is this one
+        kind = kinds.pop()
+        found: dict[int, tuple[list[Ints], list[Floats]]] = {}
+        read = ("timestamp", "metricId", "value")
+        for block in self.file.rows(_SAMPLES, read, where=f'"typeId" = {kind}'):
+            times, metrics, values = zip(*block, strict=True)
+            ts, metric, value = _times(times), _ids(metrics), _numbers(values)
+            for one in np.unique(metric).tolist():
+                if (kind, one) in named:
+                    mine = (metric == one) & (ts != _NO_TIME) & np.isfinite(value)
+                    into = found.setdefault(one, ([], []))
+                    into[0].append(ts[mine])
+                    into[1].append(value[mine])
+        for one, (times_of, values_of) in found.items():
+            both = np.concatenate(times_of), np.concatenate(values_of)
+            self.collect.counters[named[kind, one]] = both
+
+    def _gpus(self) -> set[int]:
+        """Numbers of the GPU behind the device, where the file says them."""
+        gpu_of = _gpu_of(self.file)
+        known = (gpu_of.get((_pid(process), number)) for process, number in self.device.names)
+        return {gpu for gpu in known if gpu is not None}
 
     def _named(self, ids: Ints, plain: Callable[[str], str]) -> Ints:
         """Ids of names in the collector, from those of the file."""
@@ -416,8 +505,7 @@ class _Reader:
         """What the file says of the GPU, under the names that kineto gives them."""
         if not self.file.has(_GPU, "id", "name"):
             return []
-        gpu_of = _gpu_of(self.file)
-        mine = {gpu_of.get((_pid(process), number)) for process, number in self.device.names}
+        mine = self._gpus()
         columns = ("id", *_PROPERTIES, "maxWarpsPerSm")
         rows = [row for block in self.file.rows(_GPU, columns) for row in block]
         known = [row for row in rows if row[0] in mine]
@@ -476,6 +564,20 @@ def _ids(values: Sequence[Any]) -> Ints:
         values = [value if type(value) is int else NONE for value in values]
     found = np.array(values, np.int64)
     return np.where((found >= 0) & (found < _MOST_ID), found, NONE)
+
+
+def _places(ordered: Ints, wanted: Ints) -> Ints:
+    """Where each value is first in an ordered column; NONE for one that is not."""
+    if not len(ordered):
+        return np.full(len(wanted), NONE)
+    at = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)
+    return np.where((ordered[at] == wanted) & (wanted >= 0), at, NONE)
+
+
+def _numbers(values: Sequence[Any]) -> Floats:
+    """Numbers, NaN for what is none."""
+    plain = (float(value) if type(value) in (int, float) else np.nan for value in values)
+    return np.fromiter(plain, np.float64, len(values))
 
 
 def _shifted(global_ids: Ints) -> Ints:

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from prunescope.analysis.trace.collect import NONE
 
 _SEQUENCE, _OP_ID, _SIZES, _INPUTS = ", seq = ", ", op_id = ", ", sizes = ", ", input_op_ids = "
-_DIGITS = re.compile(r"\d{1,18}")
+_MOST_DIGITS = 19  # of an id
 # Ops and nodes of autograd have a namespace or a number in autograd; what is not written as a
 # function's name is the text of a `record_function`.
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*(?:::[\w.]+)+|nccl:\w+|record_param_comms|triton_\w+")
@@ -42,15 +43,22 @@ def read_range(text: str) -> Range:
     """The text of a range, read."""
     if text.startswith(_HOOK):
         return _of_hook(text)
+    if ", " not in text:
+        return Range(text)
     rest, _, _ = text.partition(_INPUTS)
     rest, _, sizes = rest.partition(_SIZES)
     rest, _, op_id = rest.partition(_OP_ID)
     name, _, sequence = rest.partition(_SEQUENCE)
     if not op_id and not sequence and not sizes:
         return Range(text)
-    if sequence or name.startswith(_NODE) or _FUNCTION.fullmatch(name):
+    if sequence or _is_op(name):
         return Range("", name, _number(op_id), _number(sequence), sizes)
     return Range(name)
+
+
+@lru_cache(maxsize=4096)
+def _is_op(name: str) -> bool:
+    return name.startswith(_NODE) or _FUNCTION.fullmatch(name) is not None
 
 
 def _of_hook(text: str) -> Range:
@@ -71,4 +79,4 @@ def _of_hook(text: str) -> Range:
 
 
 def _number(text: str) -> int:
-    return int(text) if _DIGITS.fullmatch(text) else NONE
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < _MOST_DIGITS else NONE

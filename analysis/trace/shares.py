@@ -18,9 +18,11 @@ from prunescope.analysis.trace.event import LEAN
 from prunescope.analysis.trace.reader import Source
 
 # Columns that hold ids, and the table that tells what of.
-_IDS = {"name": "names", "kernel": "names", "thread": "threads", "call": "calls",
-        "grid": "grids", "block": "grids"}  # fmt: skip
-_TABLES = ("names", "threads", "calls", "grids")
+_IDS = {
+    "name": "names", "kernel": "names", "label": "names", "thread": "threads", "call": "calls",
+    "grid": "grids", "block": "grids", "collective": "collectives",
+}  # fmt: skip
+_TABLES = ("names", "threads", "calls", "grids", "collectives")
 
 
 class ReadShare(msgspec.Struct, array_like=True):
@@ -40,7 +42,8 @@ class ReadShare(msgspec.Struct, array_like=True):
     threads: list[tuple[Any, Any]]
     calls: list[tuple[str, bytes, bytes, bytes, bytes]]
     grids: list[tuple[int, ...]]
-    known: list[tuple[int, int, int, int]]
+    collectives: list[tuple[bytes, ...]]
+    known: list[tuple[int, ...]]
     rows: dict[str, tuple[list[int], bytes]]
 
 
@@ -55,12 +58,12 @@ def read_share(path: Path, member: str | None, *, index: int, count: int) -> byt
     """
     source = Source(path, member, share=(index, count), decoder=LEAN)
     collect = Collector()
-    known: list[tuple[int, int, int, int]] = []
+    known: list[tuple[int, ...]] = []
     counts: dict[str, list[int]] = {group: [] for group in COLUMNS}
     for events in source.blocks():
         before = {group: table.count for group, table in collect.tables.items()}
         collect.add(events)
-        known.append(tuple(len(getattr(collect, name)) for name in _TABLES))  # type: ignore[arg-type]
+        known.append(tuple(len(getattr(collect, name)) for name in _TABLES))
         for group, table in collect.tables.items():
             counts[group].append(table.count - before[group])
     share = ReadShare(
@@ -76,6 +79,7 @@ def read_share(path: Path, member: str | None, *, index: int, count: int) -> byt
         threads=list(collect.threads),
         calls=list(collect.calls),
         grids=list(collect.grids),
+        collectives=list(collect.collectives),
         known=known,
         rows={
             group: (counts[group], table.together().tobytes())

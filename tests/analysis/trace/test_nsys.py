@@ -151,6 +151,7 @@ def test_ranges_are_steps_ops_and_layers(tmp_path: Path) -> None:
     assert (gemm.op, gemm.m, gemm.n, gemm.k, gemm.shapes) == ("aten::mm", 16, 4, 8, "recorded")
     assert done.frames["trace"]["layer"].to_list() == [3, 3]
     assert phase.kernels[0].op == "aten::mm"
+    assert any(text.startswith("number formats of 1 distinct op calls") for text in phase.notes)
 
 
 def test_hooks_of_serving_engines_name_modules_and_shapes(tmp_path: Path) -> None:
@@ -340,3 +341,62 @@ def test_an_export_gives_an_annotated_timeline(tmp_path: Path) -> None:
     files = FORMATS["perfetto"].render(asked)
     assert sorted(files) == [f"trace-rank{i}.perfetto.json.gz" for i in range(2)]
     assert json.loads(to_json(done.report))["phases"]["rank1"]["wall_ns"] == 1600
+
+
+def test_the_ranges_around_the_capture_of_a_graph_place_its_kernels(tmp_path: Path) -> None:
+    """Node 9 is replayed; it is a clone of node 5, which was captured in a module's range."""
+    path = "model.layers.2.self_attn.o_proj"
+
+    def fill(out: Export) -> None:
+        nvtx(out, 0, 100, path)
+        node = {"eventClass": 0, "globalTid": process(7) | 1}
+        out.add("CUDA_GRAPH_NODE_EVENTS", [
+            {**node, "start": 50, "nameId": out.string("Graph Node Creation"), "graphNodeId": 5},
+            {**node, "start": 200, "nameId": out.string("Graph Node Creation"), "graphNodeId": 9,
+             "originalGraphNodeId": 5},
+            {**node, "start": 300, "nameId": 1, "graphNodeId": 11, "originalGraphNodeId": 12},
+            {**node, "start": 300, "nameId": 1, "graphNodeId": 12, "originalGraphNodeId": 11},
+        ])  # fmt: skip
+        launch(out, 1000, 1010, corr=2, name="cudaGraphLaunch_v10000")
+        for number, at in ((9, 2000), (11, 3000)):
+            kernel(out, at, at + 500, corr=2, graphNodeId=number,
+                   name="nvjet_hsh_64x64_64x4_1x1_h_bz_NNT")  # fmt: skip
+
+    frame = analyze(made(tmp_path / "nodes.sqlite", fill)).frames["trace"]
+    assert frame["layer"].to_list() == [2, None]
+    assert frame["role"].to_list() == ["o", "unknown"]
+
+
+def test_counters_are_means_over_the_steps(tmp_path: Path) -> None:
+    """Samples at 450 and 550 ns lie in the step of 400 to 600 ns; 90 and 10 are outside of it, and
+    those of the other GPU are its own. 100 floats read and written are 800 bytes in 200 ns: 4 GB/s
+    of 8."""
+    names = {0: "SMs Active [Throughput %]", 1: "DRAM Read Bandwidth [Throughput %]",
+             2: "DRAM Write Bandwidth [Throughput %]", 3: "GPC Clock Frequency [MHz]",
+             4: "PCIe RX Throughput [Throughput %]"}  # fmt: skip
+
+    def fill(out: Export) -> None:
+        nvtx(out, 150, 300, "aten::neg, op_id = 3, sizes = [[100]]")
+        launch(out, 200, 210, corr=2)
+        kernel(out, 400, 600, corr=2, name="vectorized_elementwise_kernel<4, Neg<float>>(float)")
+        out.add("TARGET_INFO_CUDA_DEVICE", [{"gpuId": 1, "cudaId": 0, "pid": 7, "uuid": ""}])
+        for gpu in range(2):
+            kind = 72_057_594_037_927_936 + gpu
+            out.add(
+                "TARGET_INFO_GPU_METRICS",
+                [{"typeId": kind, "metricId": i, "metricName": n} for i, n in names.items()],
+            )
+            for ts, scale in ((90, 9), (450, 1), (550, 2), (700, 9)):
+                values = (40, 20, 10, 1500, 77)
+                out.add("GPU_METRICS", [
+                    {"timestamp": ts, "typeId": kind, "metricId": i,
+                     "value": (value if i == 3 else value * scale) + 50 * (1 - gpu)}
+                    for i, value in enumerate(values)])  # fmt: skip
+
+    path = made(tmp_path / "metrics.sqlite", fill)
+    notes = analyze(path, options=Options(bandwidth=8)).report.phases["trace"].notes
+    assert [text for text in notes if text.startswith("counters")] == [
+        "counters of the device, means of 2 samples in the steps: SMs active 60 %, memory read "
+        "30 %, memory written 15 %, clock 1,500 MHz (lowest 1,500); the work models move 50 % of "
+        "what the memory can in that time, the counters show 45 %"
+    ]

@@ -1,0 +1,69 @@
+"""What collectives of a phase send, and how fast: from what torch writes beside their kernels.
+
+In: a Trace and linked rows. Out: a sentence for each of the largest. The bandwidth is that of the
+bus, as NCCL's own tests count it: what a link must carry, whatever the algorithm. A kernel also
+waits for the last rank, so it is a lower bound.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from prunescope.analysis.timeline.link import Linked, taken
+from prunescope.analysis.trace.events import Collective, Trace
+from prunescope.taxonomy.dtypes import dtype, itemsize
+from prunescope.taxonomy.words import ms
+
+_SHOWN = 3
+_PLAIN = str.maketrans("", "", "_")
+
+
+def collective_notes(trace: Trace, linked: Linked) -> list[str]:
+    """A note on the collectives of all steps that take the most time; none without any."""
+    if not trace.on_device or not trace.collectives:
+        return []
+    which = taken(trace.device["collective"], linked.event)
+    rows = np.flatnonzero(which >= 0)
+    if not len(rows):
+        return []
+    ns = np.bincount(which[rows], weights=linked.duration[rows], minlength=len(trace.collectives))
+    counts = np.bincount(which[rows], minlength=len(trace.collectives))
+    steps = max(1, len(linked.wall))
+    order = [int(i) for i in np.argsort(-ns, kind="stable") if counts[i]]
+    parts = [
+        _sentence(trace.collectives[i], counts[i] / steps, ns[i] / counts[i])
+        for i in order[:_SHOWN]
+    ]
+    more = len(order) - len(parts)
+    rest = f"; {more} more kinds or sizes are not shown" if more else ""
+    return [f"collectives, a step: {'; '.join(parts)}{rest}"]
+
+
+def _sentence(one: Collective, count: float, ns: float) -> str:
+    size = itemsize(dtype(_spelled(one.dtype)))
+    elements = max(one.sent or 0, one.received or 0)
+    of = f" of {elements:,} {dtype(_spelled(one.dtype)) or 'elements'}" if elements else ""
+    ranks = f" over {one.ranks} ranks" if one.ranks else ""
+    text = f"{count:,.4g} {one.name[:40]}{of}{ranks}, {ms(ns)} each"
+    share = _share(one)
+    if size is None or not elements or share is None or ns <= 0:
+        return text
+    return f"{text}, at least {elements * size * share / ns:,.3g} GB/s on the bus"
+
+
+def _spelled(spelling: str | None) -> str | None:
+    """c10's names of formats as kineto spells them elsewhere: BFloat16, Float, Long."""
+    return None if spelling is None else spelling.lower()
+
+
+def _share(one: Collective) -> float | None:
+    """What a link carries of the larger buffer; None where that is not known."""
+    if one.ranks is None or one.ranks < 2:
+        return None
+    name = one.name.lower().translate(_PLAIN)
+    part = (one.ranks - 1) / one.ranks
+    if "allreduce" in name:
+        return 2 * part
+    if any(kind in name for kind in ("allgather", "reducescatter", "alltoall")):
+        return part
+    return 1.0 if name in ("broadcast", "reduce", "send", "recv") else None

@@ -1,0 +1,50 @@
+"""Where kernels of graph replays belong, by what was recorded when their graph was captured.
+
+In: a Trace and linked rows. Out: the place of each replayed row. torch annotates kernels of a graph
+with module paths (`torch.cuda.graph(enable_annotations=True)`, merged into the trace); an export of
+Nsight Systems tells when each node of a graph was captured, and so in which module's range.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from prunescope.analysis.timeline.link import Linked, taken
+from prunescope.analysis.timeline.scopes import find_scopes, module_path
+from prunescope.analysis.trace.collect import NONE, Ints
+from prunescope.analysis.trace.events import Trace
+from prunescope.taxonomy.roles import Place, locate_all
+
+
+@dataclass(frozen=True)
+class GraphPlaces:
+    """`place`: index into `places` for every row, -1 for one that is no replay or has none."""
+
+    place: Ints
+    places: list[Place]
+
+
+def find_graph_places(trace: Trace, linked: Linked) -> GraphPlaces | None:
+    """The places of replayed rows; None where nothing tells any."""
+    if not trace.on_device or not linked.replayed.any():
+        return None
+    device = trace.device
+    label, captured, thread = (
+        np.where(linked.replayed, taken(device[name], linked.event), NONE)
+        for name in ("label", "captured", "captured_on")
+    )
+    found = np.full(len(label), NONE)
+    paths = {i: module_path(trace.names[i]) for i in np.unique(label[label >= 0]).tolist()}
+    known = locate_all(path for path in paths.values() if path)
+    places = list(dict.fromkeys(known.values()))
+    number = {i: places.index(known[path]) for i, path in paths.items() if path}
+    for i, place in number.items():
+        found[label == i] = place
+    rows = np.flatnonzero((found < 0) & (thread >= 0))
+    if len(rows):
+        scopes = find_scopes(trace, thread[rows], captured[rows])
+        found[rows] = np.where(scopes.place >= 0, scopes.place + len(places), NONE)
+        places += scopes.places
+    return GraphPlaces(found, places) if (found >= 0).any() else None
