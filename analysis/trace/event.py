@@ -51,6 +51,7 @@ class Args(msgspec.Struct, gc=False):
     bytes: Number = None
     kernel: str | int | float | None = None  # ROCm names the kernel at its launch
     graph_node: Number = msgspec.field(default=None, name="graph node id")
+    task_type: Number = msgspec.field(default=None, name="Task Type")  # of an NPU
 
 
 class Event(msgspec.Struct, gc=False):

@@ -31,7 +31,8 @@ class Trace:
     record_function and modules; `frames`: Python frames of 0.1 ms or more; `other_calls`: runtime
     calls without a correlation id. `dropped`: events without a valid time, `kernels_dropped` of
     them on the device; `twice`: device events (in a CPU trace: ops) that the file repeats;
-    `stacks`: recorded calls of Python functions, short ones included; `caveats`: other doubts about
+    `stacks`: recorded calls of Python functions, short ones included; `counters`: kernels with
+    hardware counters and without times of their own; `caveats`: other doubts about
     its times, as sentences.
     """
 
@@ -47,6 +48,7 @@ class Trace:
     kernels_dropped: int = 0
     twice: int = 0
     stacks: int = 0
+    counters: int = 0
     caveats: list[str] = field(default_factory=list)
     frames: dict[str, Ints] = field(default_factory=_no_spans)
     other_calls: dict[str, Ints] = field(default_factory=_no_spans)
@@ -135,6 +137,12 @@ def trace_warnings(trace: Trace) -> list[str]:
     if trace.twice:
         what = "device events" if trace.on_device else "host ops"
         warnings.append(f"{name}: {trace.twice:,} repeated {what} were counted once")
+    if trace.counters:
+        warnings.append(
+            f"{name}: {trace.counters:,} kernels of CUPTI's range profiler hold counters, and no "
+            "measured times (the capture in equal parts), so they are left out: capture without "
+            "CUPTI_PROFILER_METRICS for times"
+        )
     warnings += [f"{name}: {text}" for text in trace.caveats]
     if source.repaired:
         warnings.append(f"{name}: invalid JSON (NaN, control characters or bytes) was repaired")

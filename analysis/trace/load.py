@@ -21,6 +21,11 @@ from prunescope.analysis.trace.events import Trace, stacks_left_out
 from prunescope.analysis.trace.reader import Source
 from prunescope.analysis.trace.repair import clean, correlate
 from prunescope.analysis.trace.shares import join_shares
+from prunescope.analysis.trace.uncategorised import (
+    TIMED_AROUND_OPS,
+    innermost_only,
+    is_timed_around_ops,
+)
 from prunescope.analysis.trace.workers import shares_of
 from prunescope.taxonomy.dtypes import dtype
 from prunescope.taxonomy.errors import PrunescopeError
@@ -54,6 +59,10 @@ def load(path: Path, member: str | None = None) -> Trace:
         )
     source, collect = _in_processes(path, member) or _in_this_process(path, member)
     trace = _trace(source, collect)
+    if trace.on_device and is_timed_around_ops(collect.threads):
+        keep = innermost_only(trace.device)
+        trace.device = {name: column[keep] for name, column in trace.device.items()}
+        trace.caveats.append(TIMED_AROUND_OPS)
     correlate(trace, collect.threads)
     clean(trace)
     _refuse_unusable(trace)
@@ -113,12 +122,15 @@ def _trace(source: Source, found: Collector) -> Trace:
         dropped=sum(found.dropped.values()),
         kernels_dropped=found.dropped["device"],
         stacks=found.stacks + stacks_left_out(source.meta),
+        counters=found.counters,
     )
 
 
 def _decode_call(key: Call) -> OpCall:
     name, *raw = key
     dims, types, strides, concrete = (_nested(part) for part in raw)
+    if not dims and raw[0]:
+        dims, types = _as_texts(raw[0], raw[1])
     return OpCall(
         name=name,
         shapes=dims,
@@ -126,6 +138,22 @@ def _decode_call(key: Call) -> OpCall:
         strides=strides,
         concrete=tuple(c if isinstance(c, str) else "" for c in concrete),
     )
+
+
+def _as_texts(dims: bytes, types: bytes) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Shapes and types that a profiler wrote as one text each, with a semicolon between inputs, as
+    Ascend's does: "4,6;6,5;" and "c10::Half;c10::Half;Scalar"."""
+    texts = []
+    for raw in (dims, types):
+        try:
+            texts.append(msgspec.json.decode(raw or b'""', type=str))
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return (), ()
+    shapes = [part.split(",") if part.strip() else [] for part in texts[0].split(";")]
+    if not all(size.strip().isascii() and size.strip().isdigit() for s in shapes for size in s):
+        return (), ()
+    sizes = tuple(tuple(int(size) for size in shape) for shape in shapes)
+    return sizes, tuple(part.strip() for part in texts[1].split(";"))
 
 
 def _with_list_dtype(calls: list[OpCall]) -> list[OpCall]:

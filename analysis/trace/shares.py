@@ -36,6 +36,7 @@ class ReadShare(msgspec.Struct, array_like=True):
     repaired: bool
     dropped: dict[str, int]
     stacks: int
+    counters: int
     names: list[str]
     threads: list[tuple[Any, Any]]
     calls: list[tuple[str, bytes, bytes, bytes, bytes]]
@@ -72,6 +73,7 @@ def read_share(path: Path, member: str | None, *, index: int, count: int) -> byt
         repaired=source.repaired,
         dropped=collect.dropped,
         stacks=collect.stacks,
+        counters=collect.counters,
         names=list(collect.names),
         threads=list(collect.threads),
         calls=list(collect.calls),
@@ -101,6 +103,7 @@ def join_shares(
     source.malformed = sum(share.malformed for share in shares)
     source.repaired = any(share.repaired for share in shares)
     collect.stacks = sum(share.stacks for share in shares)
+    collect.counters = sum(share.counters for share in shares)
     for name in _TABLES:
         table = getattr(collect, name)
         for key in _in_order(shares, name):
