@@ -21,6 +21,7 @@ import numpy as np
 from prunescope.analysis.schema.report import SecondOpinion
 from prunescope.analysis.timeline.intervals import cover
 from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.nsys_file import is_nsys
 from prunescope.analysis.trace.unpack import GZIP_MAGIC, ZSTD_MAGIC, members, unpacked
 
 TIME_LIMIT_S = 1800
@@ -56,6 +57,9 @@ def second_opinion(trace: Trace, *, time_limit_s: float = TIME_LIMIT_S) -> Secon
         return _opinion(
             HtaAnswer(failed=["HTA looks at device events, and the trace has none"]), trace
         )
+    if is_nsys(trace.source.path):
+        failed = ["HTA reads Chrome traces, and this is an export of Nsight Systems"]
+        return _opinion(HtaAnswer(failed=failed), trace)
     with tempfile.TemporaryDirectory(prefix="prunescope-hta-") as folder:
         link = _link(trace, Path(folder))
         return _opinion(_asked(link, time_limit_s), trace)

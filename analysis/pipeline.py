@@ -3,7 +3,7 @@
 | room      | in                             | out                                               |
 |-----------|--------------------------------|---------------------------------------------------|
 | inputs    | paths, options                 | a Side for the candidate, one for the baseline    |
-| trace     | a Chrome trace                 | Trace: its events in columns                      |
+| trace     | a Chrome trace, an nsys export | Trace: its events in columns                      |
 | timeline  | Trace                          | which step, op and module every kernel belongs to |
 | shapes    | a model's config               | shapes that a trace did not record                |
 | kernels   | Trace, timeline                | Kernels: a row a kernel, with its work and bound  |
@@ -178,7 +178,9 @@ def _report(pruned: _Done, dense: _Done | None, phases: Mapping[str, Phase]) -> 
     warnings = [
         warning
         for name, phase in phases.items()
-        for warning in missing_shapes(name, phase, requested=asked, takes_model=takes_model)
+        for warning in missing_shapes(
+            name, phase, requested=asked, takes_model=takes_model, recorder=pruned.side.recorder
+        )
     ]
     warnings += pruned.diagnostics.warnings
     for name, phase in phases.items():

@@ -62,10 +62,17 @@ def predict_from(request: PredictRequest) -> FromRun:
         raise PrunescopeError(
             "--from-run gives a table of families, no curves", hint="remove --out"
         )
-    if request.launch != "graph":
+    given = {
+        "--launch": request.launch is not None,
+        "--runtime": request.runtime is not None,
+        "--host-us-per-op": request.host_us_per_op is not None,
+        "--weights": request.weights is not None,
+        "--extra-ms": request.extra_ms != 0,
+    }
+    for option in (name for name, used in given.items() if used):
         raise PrunescopeError(
-            "--launch cannot be combined with --from-run, whose gaps were measured",
-            hint="remove --launch",
+            f"{option} cannot be combined with --from-run, whose times were measured",
+            hint=f"remove {option}",
         )
     path = _dense_folder(Path(str(request.from_run)))
     run = read_run(path) if (path / MANIFEST).is_file() else None

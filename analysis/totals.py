@@ -73,9 +73,10 @@ def is_known(kernels: Kernels) -> bool:
 def kernel_rows(frame: pl.DataFrame, steps: int, count: int) -> list[KernelRow]:
     """The `count` kernels with the most time, by name, kind and role."""
     keys = ["name", "kind", "role"]
-    in_bound = pl.col("busy").sum().over(*keys, "bound")
+    columns = (*keys, "op", "bound", "busy", "duration", "category", "ideal")
+    share = {f"in_{name}": pl.col("busy").sum().over(*keys, name) for name in ("bound", "op")}
     sums = (
-        frame.select(*keys, "bound", "busy", "duration", "category", "ideal", in_bound=in_bound)
+        frame.select(*columns, **share)
         .group_by(keys)
         .agg(
             pl.col("busy").sum(),
@@ -84,6 +85,7 @@ def kernel_rows(frame: pl.DataFrame, steps: int, count: int) -> list[KernelRow]:
             pl.col("ideal").sum(),
             pl.col("ideal").is_null().any().alias("unclear"),
             pl.col("bound").sort_by("in_bound", "bound", descending=[True, False]).first(),
+            pl.col("op").sort_by("in_op", "op", descending=[True, False]).first(),
         )
         .sort(["busy", "name", "role", "kind"], descending=[True, False, False, False])
         .head(count)
@@ -98,6 +100,7 @@ def kernel_rows(frame: pl.DataFrame, steps: int, count: int) -> list[KernelRow]:
             bound=row["bound"],
             efficiency=_efficiency(row),
             duration_ns=row["ran"] / steps or None,
+            op=row["op"],
         )
         for row in sums.iter_rows(named=True)
     ]

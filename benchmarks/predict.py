@@ -35,8 +35,9 @@ from prunescope.taxonomy.plan import Workload  # noqa: E402
 FAMILIES = tuple(dict.fromkeys(row[0] for row in PAPER["figure_5"]))
 # Every constant at the value at which its mechanism costs nothing; shapes and ceilings stay.
 NEUTRAL = Constants(
-    gemm_share=1.0, stream_share=1.0, gathered_kernel=1.0, unfused=1.0, ramp_clocks=0.0,
-    launch_ns=0.0, dispatch_ns=0.0, module_share=0.0, gather_rate=math.inf, cache_passes=0.0,
+    gemm_share=1.0, idle_share=0.0, stream_share=1.0, gathered_kernel=1.0, unfused=1.0,
+    ramp_clocks=0.0, launch_ns=0.0, dispatch_ns=0.0, module_share=0.0, gather_rate=math.inf,
+    cache_passes=0.0, engine_step_ns=0.0, engine_sequence_ns=0.0, prompt_ns=0.0, uncaptured_ns=0.0,
     sparse_rate=0.6,
 )  # fmt: skip
 BY_BATCH, BY_LENGTH = "dynamic-m", "dynamic-nk"
@@ -136,7 +137,9 @@ def _head() -> str:
         f"{PAPER['source']}. A cell is one family, phase, batch and length of its Fig. 5; the "
         "batch-1 32k column is left out, because Figs. 2 and 6, from which constants are read, "
         "are of that point. The others are in [published.json](published.json), with what their "
-        "authors do not print and is assumed here."
+        "authors do not print and is assumed here, and in [published_commands.csv]"
+        "(published_commands.csv), each with the options that express it, decided before its "
+        "prediction was seen."
     )
 
 
@@ -179,18 +182,27 @@ def _constants() -> str:
         f"| {c.figure} | {', '.join(c.devices)} |"
         for name, c in TABLE.items()
     ]
-    rows += ["", "2:4 GEMMs that compute binds, over half of the dense time (`--set kernel=`):\n",
-             "| libraries | seen on | value | read from |", "|---|---|---|---|"]  # fmt: skip
     rows += [
-        f"| {', '.join(row.libraries)} | {', '.join(row.devices) or 'elsewhere'} | {row.value:g} "
-        f"| {row.figure} |"
+        "",
+        "2:4 GEMMs that compute binds, over half of the dense time (`--set kernel=`):\n",
+        "| libraries | seen on | formats | value | read from |",
+        "|---|---|---|---|---|",
+    ]
+    rows += [
+        f"| {', '.join(row.libraries)} | {', '.join(row.devices) or 'elsewhere'} "
+        f"| {', '.join(row.dtypes) or 'others'} | {row.value:g} | {row.figure} |"
         for row in SPARSE
     ]
-    tiles = ", ".join(f"{rows_}×{columns} {rate:g}" for rows_, columns, rate in TILES)
+    tiles = ", ".join(
+        f"{rows_}×{columns} {whole:g} and {even:g}" for rows_, columns, whole, even in TILES
+    )
     text = (
-        f"Tiles and their rates over the largest: {tiles}. That of 128×128 is the most that the N "
-        "curve of arXiv 2606.09080 allows (RTX Pro 6000: from N = 4,096 to 2,867 nothing is won); "
-        "smaller ones are assumed, and memory binds where they are taken. 2:4 kernels have none "
+        f"Tiles and their rates over the largest, on an RTX Pro 6000 and elsewhere: {tiles}. That "
+        "of 128×128 is the most that the N curve of arXiv 2606.09080 allows (RTX Pro 6000: from N "
+        "= 4,096 to 2,867 nothing is won, so waves there are whole). Elsewhere libraries even out "
+        "the last wave: w waves take (w^5 + 1)^(1/5) of one, and 128×128 runs at 0.88, as in the "
+        "kernel tables of arXiv 2603.05232 (A100); smaller ones are assumed where memory binds. "
+        "2:4 kernels have none "
         "larger than 128×128, at their full rate, and do not split K (PyTorch's, "
         "aten/src/ATen/native/sparse/cuda/SparseSemiStructuredLinear.cu, has that one alone)."
     )

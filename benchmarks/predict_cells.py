@@ -1,26 +1,35 @@
 """Published measurements as cells: what was measured, and what the model expects there.
 
-In: paper_figures.json (the seed paper) and published.json (others). Out: Cell, with a function that
-gives the expected speedup for any constants. A group is a phase of a figure, or a paper: what
-shares a set-up is left out of the calibration together.
+In: paper_figures.json (the seed paper), published.json (papers that constants were read from) and
+published_commands.csv (other publications, each cell with the options of the command that expresses
+it, decided before its prediction was seen). Out: Cell, with a function that gives the expected
+speedup for any constants. A group is a phase of a figure, or a publication: what shares a set-up is
+left out of the calibration together.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from prunescope.analysis.predict.answers import answer
+from prunescope.analysis.predict.answers import answer, answer_uncertainty
 from prunescope.analysis.predict.constants import Constants
 from prunescope.analysis.predict.costs import expected_speedup
 from prunescope.analysis.predict.kernels import op_ns
-from prunescope.analysis.predict.ranges import Uncertainty, differences, uncertainty_of
+from prunescope.analysis.predict.ranges import (
+    Uncertainty,
+    differences,
+    host_modes,
+    uncertainty_of,
+)
 from prunescope.analysis.predict.request import PredictRequest
 from prunescope.analysis.predict.setting import Setting, resolve, workloads
 from prunescope.analysis.predict.side import PredictedSide, predicted_side
+from prunescope.taxonomy.option import options_of
 from prunescope.taxonomy.plan import Workload
 
 HERE = Path(__file__).parent
@@ -45,16 +54,25 @@ class Cell:
     gain: Callable[[Constants | None], float]
     work: Workload
     what: str = "forward"
+    new_tokens: int = 0  # of an answer; 0: one forward
+    commanded: bool = False  # of published_commands.csv
     apart: bool = False  # its set-up differs in more than the pruning, or is not printed
 
     def uncertainty(self) -> Uncertainty:
         """What constants and chance spread of it; GEMMs alone have no other kernels with them."""
         now = self.setting
+        if self.new_tokens:
+            sides = [
+                answer(now, self.work, new_tokens=self.new_tokens, pruned=pruned)
+                for pruned in (False, True)
+            ]
+            return answer_uncertainty(*sides)[1]
         dense, pruned = predicted_side(now, self.work, pruned=False), predicted_side(now, self.work)
         other = differences(dense, pruned, now.terms)
         if self.what != "forward":
             other = replace(other, added=0.0, routing=0.0)
-        return uncertainty_of(self.gain, pruned, now.terms, differences=other)
+        modes = host_modes(self.gain, dense, now.terms)
+        return uncertainty_of(self.gain, pruned, now.terms, differences=other, modes=modes)
 
     @property
     def error(self) -> float:
@@ -64,7 +82,7 @@ class Cell:
 
 def cells() -> list[Cell]:
     """Every cell that no constant was read from at its own point."""
-    return [*seed_cells(), *published_cells()]
+    return [*seed_cells(), *published_cells(), *commanded_cells()]
 
 
 def seed_cells(*, fitted: bool = False) -> Iterator[Cell]:
@@ -90,6 +108,50 @@ def published_cells() -> Iterator[Cell]:
             yield _published(one)
 
 
+def commanded_cells() -> Iterator[Cell]:
+    """The cells of published_commands.csv."""
+    with (HERE / "published_commands.csv").open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            yield _commanded(row)
+
+
+def _commanded(row: dict[str, str]) -> Cell:
+    request = request_of(row["options"])
+    setting, _ = resolve(request, str(request.method), float(str(request.sparsity)), [])
+    work = workloads(request, setting)[0]
+    if request.new_tokens:
+        gain = _generate(setting, work, request.new_tokens)
+    else:
+        gain = _forward(setting, work)
+    return Cell(
+        group=row["source"], source=row["source"], family=str(setting.family and setting.family.id),
+        phase=row["phase"], label=row["setting"], setting=setting, measured=float(row["measured"]),
+        gain=gain, work=work, what="generate" if request.new_tokens else "forward",
+        new_tokens=request.new_tokens or 0, commanded=True,
+    )  # fmt: skip
+
+
+def request_of(options: str) -> PredictRequest:
+    """The request of a command's options."""
+    kinds = {option.flags[0]: option for option in options_of(PredictRequest)}
+    found: dict[str, Any] = {}
+    words = iter(options.split())
+    for word in words:
+        option, value = kinds[word], next(words)
+        parts = value.partition("=")
+        if option.name == "knobs":
+            found.setdefault("knobs", {})[parts[0]] = parts[2]
+        elif option.name == "peaks":
+            found.setdefault("peaks", {})[parts[0]] = float(parts[2])
+        elif option.name == "without":
+            found.setdefault("without", []).append(value)
+        else:
+            types = {option.type, *get_args(option.type)}
+            kind = int if int in types else float if float in types else str
+            found[option.name] = kind(value)
+    return PredictRequest(**found)
+
+
 def _published(one: dict[str, Any]) -> Cell:
     what = one["what"]
     phase = "decode" if what == "decode" else "prefill"
@@ -112,6 +174,7 @@ def _published(one: dict[str, Any]) -> Cell:
     return Cell(
         group=one["id"], source=one["where"], family=one["method"], phase=what, label=label,
         setting=setting, measured=one["measured"], gain=gain, work=work, what=what,
+        new_tokens=one["new_tokens"] if what == "generate" else 0,
         apart=bool(one.get("apart")),
     )  # fmt: skip
 

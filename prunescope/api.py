@@ -49,7 +49,7 @@ def trace(call: TraceCall) -> Path:
 
 @takes(AnalyzeRequest)
 def analyze(request: AnalyzeRequest) -> Report:
-    """Explain a run folder or a Chrome trace: where the promised speedup went.
+    """Explain a run folder or a trace: where the promised speedup went.
 
     `peaks` is a mapping such as {"bf16": 989}. Writes nothing.
     Raises PrunescopeError where the input cannot be analysed.

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from prunescope.analysis.comparison.parallelism import PARALLELISM, parallelism
 from prunescope.analysis.inputs.side import Side, SidePhase
 from prunescope.analysis.kernels.phase_kind import rows_of_linears, trained_tokens
 from prunescope.analysis.ledger.gemms import Call, Pair
@@ -65,6 +66,8 @@ def _ran_on(dense: SidePhase, pruned: SidePhase) -> Iterator[Difference]:
     ranks = _rank(dense.side), _rank(pruned.side)
     if None not in ranks and ranks[0] != ranks[1]:
         yield Difference("rank", *ranks)
+    if (ranks_differ := parallelism(dense, pruned)) is not None:
+        yield ranks_differ
     if dense.kernels.compiled != pruned.kernels.compiled:
         code = {True: "compiled", False: "eager"}
         yield Difference(
@@ -173,6 +176,10 @@ _WHY: dict[str, Callable[[object, object], str]] = {
         f"the {'pruned' if pruned == 'compiled' else 'dense'} side runs compiled code "
         "(torch.compile), whose fused loops stand for many ops; trace both sides compiled, or "
         "neither"
+    ),
+    PARALLELISM: lambda dense, pruned: (
+        f"the pruned side runs on {pruned}, the dense one on {dense}; what a rank does not run, "
+        "another does, which is no pruning"
     ),
     "phase": lambda dense, pruned: f"the pruned side is {pruned}, the dense one {dense}",
     "model type": lambda dense, pruned: (

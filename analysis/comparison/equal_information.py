@@ -38,6 +38,7 @@ def with_equal_information(dense: SidePhase, pruned: SidePhase) -> ComparableSid
     dense, pruned, shapes = _equal_shapes(dense, pruned)
     dense, pruned, replays = _equal_replays(dense, pruned)
     dense, pruned = fold_layers(dense, pruned)
+    dense, pruned = with_equal_fusion(dense, pruned)
     if dense.side.run is None and pruned.side.run is None:  # else the tracer named the modules
         dense, pruned = (
             replace(dense, kernels=with_roles_of(dense.kernels, pruned.kernels)),
@@ -70,17 +71,19 @@ def _lacking(kind: str, dense: SidePhase, pruned: SidePhase) -> OneSided:
 def _equal_shapes(
     dense: SidePhase, pruned: SidePhase
 ) -> tuple[SidePhase, SidePhase, tuple[OneSided, ...]]:
-    """Both sides with recorded shapes, or both without. Graph replays, whose ops an eager trace
-    gives, and shapes that a config gives stay."""
+    """Both sides with shapes, or both without, whether a trace recorded them or a config gives
+    them. Graph replays, whose ops an eager trace gives, stay."""
     same = dense, pruned, ()
     if dense.kernels.has_shapes == pruned.kernels.has_shapes:
         return same
-    if any(s.kernels.linked.replayed.any() or s.side.model is not None for s in (dense, pruned)):
+    if any(s.kernels.linked.replayed.any() for s in (dense, pruned)):
         return same
     found = _lacking(SHAPES, dense, pruned)
-    calls = (pruned if found.missing == "pruned" else dense).kernels.calls
-    if not calls or any(call.shapes for call in calls):
+    lacking, other = (pruned, dense) if found.missing == "pruned" else (dense, pruned)
+    if any(call.shapes for call in lacking.kernels.calls):
         return same  # some of its ops have shapes: its own warnings say which
+    if not lacking.kernels.calls and other.side.model is None:
+        return same  # a record of the device alone is held against recorded shapes by its kernels
     if found.missing == "pruned":
         dense = dense.without_shapes()
     else:
@@ -107,10 +110,10 @@ def _equal_replays(
 
 
 def _without_ops(phase: SidePhase) -> SidePhase:
-    """A side whose graph replays have no ops."""
-    if phase.kernels.mapping_rate is None:
+    """A side whose graph replays have no ops, and no shapes of a config."""
+    if phase.kernels.mapping_rate is None and phase.side.model is None:
         return phase
-    again = phase.side.read(phase.name, mapped=False)
+    again = replace(phase.side, model=None).read(phase.name, mapped=False)
     return replace(again, diagnostics=phase.diagnostics + again.diagnostics)
 
 
@@ -132,6 +135,46 @@ def fold_layers(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SidePha
         replace(dense, kernels=_folded(dense.kernels, fewer)),
         replace(pruned, kernels=replace(folded, notes=[*folded.notes, note])),
     )
+
+
+# What one GEMM may multiply in the place of several: they read the same inputs.
+_FUSED = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
+
+
+def with_equal_fusion(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SidePhase]:
+    """Both sides with q, k and v (gate and up) as one role where one of them multiplies these in
+    one GEMM and the other in several: the work is the same."""
+    roles = [_roles_of_products(side.kernels) for side in (dense, pruned)]
+    for fused, parts in _FUSED.items():
+        whole = [fused in found and not found & {*parts} for found in roles]
+        apart = [fused not in found and {*parts} <= found for found in roles]
+        if whole[0] and apart[1]:
+            pruned = _with_fused_role(pruned, fused, parts)
+        elif whole[1] and apart[0]:
+            dense = _with_fused_role(dense, fused, parts)
+        else:
+            continue
+        side = "dense" if whole[1] else "pruned"
+        note = (
+            f"the {side} side multiplies {', '.join(parts)} in GEMMs of their own, the other one "
+            f"in one: they are compared as {fused}"
+        )
+        kernels = replace(pruned.kernels, notes=[*pruned.kernels.notes, note])
+        pruned = replace(pruned, kernels=kernels)
+    return dense, pruned
+
+
+def _roles_of_products(kernels: Kernels) -> set[str]:
+    """The roles of the GEMMs of a side."""
+    return {*kernels.frame.filter(pl.col("kind").is_in(_PLAIN) & pl.col("primary"))["role"]}
+
+
+def _with_fused_role(phase: SidePhase, fused: str, parts: tuple[str, ...]) -> SidePhase:
+    kernels = phase.kernels
+    role = pl.when(pl.col("role").is_in(parts)).then(pl.lit(fused)).otherwise("role")
+    frame = kernels.frame.with_columns(role=role)
+    fusions = {**kernels.fused, fused: len(parts)}
+    return replace(phase, kernels=replace(kernels, frame=frame, fused=fusions))
 
 
 def _layers_run(kernels: Kernels) -> tuple[int, float]:

@@ -172,10 +172,16 @@ def phase_warnings(name: str, phase: Phase) -> list[str]:
 
 
 def missing_shapes(
-    name: str, phase: Phase, *, requested: bool = False, takes_model: bool = False
+    name: str,
+    phase: Phase,
+    *,
+    requested: bool = False,
+    takes_model: bool = False,
+    recorder: str = "profile",
 ) -> list[str]:
     """Warnings where the ops of a phase have no shapes, so that the sizes of all GEMMs are unknown.
-    `requested`: record_shapes was on; `takes_model`: --model could give them."""
+    `requested`: record_shapes was on; `takes_model`: --model could give them; `recorder`: the
+    function of torch whose record_shapes would."""
     ignored = phase.comparison.one_sided if phase.comparison else ()
     if lacking := [one for one in ignored if one.kind == SHAPES]:
         return [f"{name}: {one_sided_text(one)}" for one in lacking]
@@ -184,7 +190,7 @@ def missing_shapes(
         return []
     of_tokens = not _OF_TOKENS.isdisjoint([*phase.kinds, *(g.role for g in gemms)])
     give = ", or give --model (a decoder's config)" if takes_model and of_tokens else ""
-    change = f"capture again with profile(..., record_shapes=True){give}"
+    change = f"capture again with {recorder}(..., record_shapes=True){give}"
     if requested:
         change = (
             "record_shapes was on, but the profiler sees no tensors of these ops (compiled or "

@@ -35,7 +35,7 @@ from prunescope.analysis.shapes.workload import (
 from prunescope.analysis.timeline.phase_steps import phases_of
 from prunescope.analysis.timeline.steps import find_windows
 from prunescope.analysis.trace.events import Trace
-from prunescope.analysis.trace.load import is_there, load
+from prunescope.analysis.trace.load import is_there, load, readable
 from prunescope.analysis.trace.ranks import FoundTraces, TraceFile, find_parts, holds_traces
 from prunescope.taxonomy.dtypes import dtype as our_dtype
 from prunescope.taxonomy.errors import PrunescopeError, errors_about
@@ -112,7 +112,7 @@ def locate(path: Path, *, prefer: str = "pruned") -> Path:
             f"no such file or folder: {given[-200:]}", hint="check the path of the run or trace"
         )
     if path.is_file():
-        return path.parent if path.name == MANIFEST else path
+        return path.parent if path.name == MANIFEST else readable(path)
     if not path.is_dir():
         raise PrunescopeError(
             f"{path.name} is a device or a pipe, not a file", hint="give a trace file or a run"
@@ -131,8 +131,8 @@ def locate(path: Path, *, prefer: str = "pruned") -> Path:
         return path
     raise PrunescopeError(
         f"{path.name}/ holds no run",
-        hint="give a folder that `prunescope trace --out` wrote, a Chrome trace file, or a folder "
-        "with a Chrome trace a rank",
+        hint="give a folder that `prunescope trace --out` wrote, a Chrome trace, an SQLite export "
+        "of Nsight Systems, or a folder with a trace a rank",
     )
 
 

@@ -152,7 +152,11 @@ class AnalyzeRequest(_Analysis):
 
     subject: Annotated[
         Path | str,
-        Option(help="Run folder or Chrome trace to explain.", metavar="RUN|TRACE", argument=True),
+        Option(
+            help="Run folder, Chrome trace or SQLite export of Nsight Systems to explain.",
+            metavar="RUN|TRACE",
+            argument=True,
+        ),
     ] = field(kw_only=False)
 
 
@@ -163,7 +167,8 @@ class CompareRequest(_Analysis):
     subjects: Annotated[
         Sequence[Path | str] | Path | str,
         Option(
-            help="Run folders or Chrome traces; several, or a folder of runs, are compared.",
+            help="Run folders, Chrome traces or SQLite exports of Nsight Systems; several, or a "
+            "folder of runs, are compared.",
             metavar="RUN|TRACE",
             argument=True,
             typed=list[Path],

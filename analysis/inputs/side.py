@@ -1,4 +1,4 @@
-"""One side of an analysis: a run folder, or Chrome traces that have no manifest.
+"""One side of an analysis: a run folder, or traces that have no manifest.
 
 `open.open_sides` makes a `Side`; reading one of its phases gives a `SidePhase` and changes nothing:
 diagnostics of the reading come back with it. Paths stay out of everything that is written.
@@ -20,7 +20,8 @@ from prunescope.analysis.shapes.workload import AutoModel, ModelConfig
 from prunescope.analysis.timeline.phase_steps import phases_of
 from prunescope.analysis.timeline.steps import find_windows
 from prunescope.analysis.trace.events import Trace, host_instead, is_partial, trace_warnings
-from prunescope.analysis.trace.load import load
+from prunescope.analysis.trace.load import load, readable
+from prunescope.analysis.trace.nsys import NSYS, PROFILER
 from prunescope.analysis.trace.ranks import Rank, TraceFile, missing, rank_of, twice
 from prunescope.taxonomy.errors import PrunescopeError, errors_about
 from prunescope.taxonomy.run import PhaseRun, Run, sha256_of
@@ -128,6 +129,12 @@ class Side:
         """Whether a bare trace says that shapes were recorded."""
         return self.bare is not None and bool(self.bare.source.meta.get("record_shapes"))
 
+    @property
+    def recorder(self) -> str:
+        """The function of torch that records shapes for the profiler of a bare trace."""
+        known = None if self.bare is None else self.bare.source.meta.get(PROFILER)
+        return "emit_nvtx" if known == NSYS else "profile"
+
     def rank_of(self, name: str) -> str | None:
         """The rank whose trace a phase is in; None where there is one trace."""
         rank, _ = self.mixed.get(name, (name, ""))
@@ -209,7 +216,7 @@ class Side:
         if path is None:
             return None, Diagnostics()
         with errors_about("eager trace"):
-            eager = load(path)
+            eager = load(readable(path))
         if not eager.source.cut:
             return eager, Diagnostics()
         warning = f"{path.name} is cut off: its ops are read up to the cut"
@@ -258,8 +265,8 @@ class SidePhase:
         return self.side.phase(self.name)
 
     def without_shapes(self) -> SidePhase:
-        """This phase read again, as if its trace had recorded no shapes."""
-        again = self.side.read(self.name, shapes=False)
+        """This phase read again, as if neither its trace nor a config told any shapes."""
+        again = replace(self.side, model=None).read(self.name, shapes=False)
         return replace(again, diagnostics=self.diagnostics)
 
     @cached_property

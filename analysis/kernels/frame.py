@@ -20,6 +20,7 @@ from prunescope.analysis.kernels.host_calls import (
     graph_blockers,
 )
 from prunescope.analysis.kernels.idle import add_waits
+from prunescope.analysis.kernels.number_formats import with_formats
 from prunescope.analysis.kernels.peaks import Peaks
 from prunescope.analysis.kernels.replay import LEAST, Replay, read_eager
 from prunescope.analysis.kernels.role import GEMM_KINDS, POINTWISE, find_roles
@@ -68,6 +69,8 @@ class Kernels:
     warnings: list[str] = field(default_factory=list)
     compiled: bool = False  # whether torch.compile made a part of what ran
     decoder_modules: bool = False  # whether a module's class says that it decodes tokens
+    # GEMMs that are compared as one, by role: the other side multiplies their inputs in one
+    fused: dict[str, int] = field(default_factory=dict)
     known: dict[int, tuple[int, int]] = field(default_factory=dict)  # N, K of calls without M
     stacks: int = 0  # calls of Python functions that were recorded; 0: too few to matter
     stops: GraphBlockers = GraphBlockers()  # calls of a step that no CUDA graph holds
@@ -155,6 +158,7 @@ def build(
         replay = Replay(read_eager(eager), linked, frame, graph, trace)
         frame = replay.add_ops(frame, first_call=len(calls))
         calls += eager.calls
+    calls = with_formats(frame, calls)
     works = [work_of(call) for call in calls]
     frame = _add_kind(frame, calls)
     frame, source = _add_role(frame, trace, linked, calls)
@@ -294,6 +298,8 @@ def _add_role(
     host = np.argsort(linked.launched, kind="stable")
     passes = find_passes(trace, linked.thread[host], linked.launched[host])
     forward = host if passes is None else host[~passes.backward & ~passes.optimizer]
+    product = _products_of_rows(frame, host)
+    forward = forward[product[forward] == forward]
     scopes = find_scopes(trace, linked.thread[forward], linked.launched[forward])
     call_ids = frame["call"].to_list()
     of_row = [None if call_ids[i] is None else calls[call_ids[i]] for i in forward]
@@ -312,6 +318,7 @@ def _add_role(
     layer[forward] = roles.layer
     role = np.full(len(host), "unknown", object)
     role[forward] = roles.role
+    layer, role = layer[product], role[product]
     if passes is not None:
         _add_passes(layer, role, host, passes)
     lost = linked.replayed
@@ -328,6 +335,22 @@ def _add_role(
     return frame.with_columns(
         layer=pl.when(pl.col("layer") >= 0).then(pl.col("layer"))
     ), roles.source
+
+
+def _products_of_rows(frame: pl.DataFrame, host: Ints) -> Ints:
+    """By row the row whose role is its own: of a kernel that an op of a product launches beside
+    its first product (a fill, the sum of a split K, a second part), that one; else itself."""
+    kinds = [*GEMM_KINDS, "attention"]
+    multiply = [op for op in frame["op"].unique().drop_nulls() if op_kind(op, None) in kinds]
+    rows = frame.select("step", "instance", "op", "kind").with_row_index("row")[host]
+    rows = rows.filter(pl.col("op").is_in(multiply))
+    first = rows.filter(pl.col("kind").is_in(kinds)).unique(["step", "instance"], keep="first")
+    found = rows.join(
+        first.select("step", "instance", product="row"), on=["step", "instance"], how="inner"
+    )
+    out = np.arange(len(frame))
+    out[found["row"].to_numpy()] = found["product"].to_numpy()
+    return out
 
 
 def _add_passes(layer: np.ndarray, role: np.ndarray, host: np.ndarray, passes: Passes) -> None:

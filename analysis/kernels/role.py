@@ -67,13 +67,13 @@ def find_roles(
     launch nothing themselves too; `parts`: what annotations name where no module is known."""
     sizes = sizes_of(kinds, calls)
     vocabulary = vocabularies({id(call): call for call in (*every, *calls)}.values())
-    if scopes.source == "none":
+    if scopes.source in ("none", "layers"):
         steps = np.zeros(len(kinds), np.int64) if step is None else step
         ordered = _by_order(_marked(kinds, calls, vocabulary), steps, sizes, vocabulary)
         _by_annotation(parts, kinds, calls, sizes, ordered)
         tied_heads(ordered.role, kinds, calls, sizes)
         gated(ordered.role, ordered.layer, sizes)
-        return ordered
+        return _in_ranges(ordered, scopes) if scopes.source == "layers" else ordered
     layer = np.full(len(kinds), NONE)
     named = [False] * len(kinds)
     role: list[str] = []
@@ -119,6 +119,12 @@ def find_roles(
     added_back(role, layer, calls)
     with_weights(role, layer, calls, sizes)
     return Roles(layer, role, scopes.source)
+
+
+def _in_ranges(ordered: Roles, scopes: Scopes) -> Roles:
+    """Roles by order, with the layers that ranges around launches name."""
+    layers = np.array([NONE, *(NONE if p.layer is None else p.layer for p in scopes.places)])
+    return Roles(layers[scopes.place + 1], ordered.role, ordered.source)
 
 
 def _around_experts(role: list[str], scopes: Scopes) -> None:

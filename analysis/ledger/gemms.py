@@ -7,7 +7,8 @@ fused attention kernel is two logical GEMMs.
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import polars as pl
 
@@ -121,7 +122,8 @@ def calls_of(
                 key = (*key[:3], makes.setdefault(make, len(makes)))
             _accumulate(sums[key], row, gemm, share)
             sums[key].known = kernels.known.get(row["call"]) or sums[key].known
-    return {key: _call(key, s, kernels.num_steps) for key, s in sums.items()}
+    calls = {key: _call(key, s, kernels.num_steps) for key, s in sums.items()}
+    return _fused(calls, kernels.fused) if kernels.fused else calls
 
 
 def _products(work: Work | None) -> Parts:
@@ -261,6 +263,53 @@ def pair_calls(dense: dict[Key, Call], pruned: dict[Key, Call]) -> list[Pair]:
             pairs.append(Pair(key, partner, pruned[key], axis))
     pairs += [Pair(k, call, None, "gone") for k, call in dense.items() if k not in pruned]
     return pairs
+
+
+def _fused(calls: dict[Key, Call], parts: Mapping[str, int]) -> dict[Key, Call]:
+    """The calls, where the GEMMs of a role that several make are one: `parts`, how many. Those of
+    one unit follow one another; where they are of other inputs, they stay apart."""
+    out = {key: call for key, call in calls.items() if key[1] not in parts}
+    units: dict[tuple[object, ...], list[Key]] = defaultdict(list)
+    for key in sorted(calls.keys() - out.keys(), key=lambda key: key[3]):
+        units[key[:3]].append(key)
+    for keys in units.values():
+        number = parts[keys[0][1]]
+        groups = [keys[i : i + number] for i in range(0, len(keys), number)]
+        same = all(_have_same_inputs([calls[k] for k in group], number) for group in groups)
+        for i, group in enumerate(groups):
+            if same:
+                out[*group[0][:3], i] = _joined([calls[key] for key in group])
+            else:
+                out |= {key: calls[key] for key in group}
+    return out
+
+
+def _have_same_inputs(calls: list[Call], number: int) -> bool:
+    gemms = [call.gemm for call in calls]
+    inputs = {None if gemm is None else (gemm.m, gemm.k, gemm.batch) for gemm in gemms}
+    return len(calls) == number and len(inputs) == 1 and None not in inputs
+
+
+def _joined(calls: list[Call]) -> Call:
+    """GEMMs with the same inputs as one, as wide as all of them."""
+    if len(calls) == 1:
+        return calls[0]
+
+    def of_all(values: list[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return sum(known) if len(known) == len(values) else None
+
+    return replace(
+        calls[0],
+        n=of_all([call.n for call in calls]),
+        flop=of_all([call.flop for call in calls]),
+        bytes=of_all([call.bytes for call in calls]),
+        ideal=of_all([call.ideal for call in calls]),
+        busy=sum(call.busy for call in calls),
+        auxiliary=sum(call.auxiliary for call in calls),
+        duration=sum(call.duration for call in calls),
+        spans=(),
+    )
 
 
 def _through_a_rank(pruned: list[Call], dense: list[Call]) -> bool:

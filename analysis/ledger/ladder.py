@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 
 from prunescope.analysis.ledger.attribution import AttributionInputs
+from prunescope.analysis.ledger.ledger import one_part_each
 from prunescope.analysis.ledger.noise import Replicates, ratio_interval, realised_interval
 from prunescope.analysis.ledger.pairing import Units
 from prunescope.analysis.schema.report import Ladder, Row
@@ -68,11 +69,14 @@ def _add_intervals(found: Ladder, units: Units, drawn: Replicates) -> None:
 
 
 def has_ideals(units: Units) -> bool:
-    """Whether a unit of each side has an ideal time: without the peaks of the device none has."""
-    known = (
-        side.present & np.isfinite(side.ideal).all(axis=1) for side in (units.dense, units.pruned)
+    """Whether a part of the units of each side has an ideal time: without the peaks of the device
+    none has."""
+    parts = one_part_each(units) if units.parts is None else units.parts
+    sides = (parts.dense, units.dense.present), (parts.pruned, units.pruned.present)
+    return all(
+        bool((present[parts.unit] & np.isfinite(side.ideal) & (side.busy > 0)).any())
+        for side, present in sides
     )
-    return all(bool(one.any()) for one in known)
 
 
 def without_roofline(rows: list[Row], ladder: Ladder) -> tuple[list[Row], Ladder]:

@@ -11,7 +11,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from prunescope.analysis.kernels.frame import PRODUCTS
-from prunescope.analysis.ledger.pairing import Cost, Floats, Units, UnitSums
+from prunescope.analysis.ledger.pairing import (
+    Cost,
+    Floats,
+    Parts,
+    PartSums,
+    Units,
+    UnitSums,
+)
 
 _NEARLY = 0.05  # quantile of time per event that caps the cost of one event
 _MOST = 0.8
@@ -64,25 +71,50 @@ class Split:
 
 
 def ratios(units: Units, sparsity: float | None) -> Ratios:
-    """r_F, r_R, r_Q of every unit and p. Each ratio is the one before it where it is unknown."""
-    d, p = units.dense, units.pruned
-    counted = np.array([k[2] in PRODUCTS for k in units.keys], bool)
-    flop_d, flop_p = _mean(d.flop), _mean(p.flop)
-    by_bytes = _ratio(_mean(p.bytes), _mean(d.bytes))
-    r_f = np.where(counted, _ratio(flop_p, flop_d), np.nan)
+    """r_F, r_R, r_Q of every unit and p. Each ratio is the one before it where it is unknown; that
+    of a unit is the mean of those of its parts, by their dense time."""
+    parts = one_part_each(units) if units.parts is None else units.parts
+    d, p = parts.dense, parts.pruned
+    counted = np.array([k[2] in PRODUCTS for k in units.keys], bool)[parts.unit]
+    by_bytes = _ratio(p.bytes, d.bytes)
+    r_f = np.where(counted, _ratio(p.flop, d.flop), np.nan)
     r_f = _first_known(r_f, by_bytes, np.ones(len(r_f)))
-    r_r = _first_known(_ratio(_mean(p.ideal), _mean(d.ideal)), r_f)
-    r_q = _first_known(_ratio(_mean(p.predicted), _mean(d.predicted)), r_r)
-    gone = ~units.pruned.present
+    r_r = _first_known(_ratio(p.ideal, d.ideal), r_f)
+    r_q = _first_known(_ratio(p.predicted, d.predicted), r_r)
+    gone = ~units.pruned.present[parts.unit]
     for r in (r_f, r_r, r_q):
         r[gone] = 0.0
-    total_d = float(np.nansum(flop_d[counted & d.present]))
-    kept = counted & units.matched & ~np.isnan(flop_d)
-    # A unit whose pruned FLOPs are unknown keeps what the ratio says of it.
-    matched = float(np.nansum(np.where(kept, flop_d * r_f, 0.0)))
-    every = matched + float(np.nansum(flop_p[counted & units.added]))
+    total_d = float(np.nansum(d.flop[counted & units.dense.present[parts.unit]]))
+    kept = counted & units.matched[parts.unit] & ~np.isnan(d.flop)
+    # A part whose pruned FLOPs are unknown keeps what the ratio says of it.
+    matched = float(np.nansum(np.where(kept, d.flop * r_f, 0.0)))
+    every = matched + float(np.nansum(p.flop[counted & units.added[parts.unit]]))
     promised = 1.0 - sparsity if sparsity is not None else matched / total_d if total_d else 1.0
+    r_f, r_r, r_q = (_of_units(r, parts, len(units.keys)) for r in (r_f, r_r, r_q))
     return Ratios(r_f, r_r, r_q, promised, total_d / every if total_d and every else None)
+
+
+def one_part_each(units: Units) -> Parts:
+    """Each unit as one part."""
+    sides = (
+        PartSums(*(_mean(values) for values in (s.busy, s.flop, s.bytes, s.ideal, s.predicted)))
+        for s in (units.dense, units.pruned)
+    )
+    return Parts(np.arange(len(units.keys)), *sides)
+
+
+def _of_units(ratio: Floats, parts: Parts, count: int) -> Floats:
+    """The mean ratio of each unit over its parts, weighted by their dense time; where that is 0, by
+    their number. The ratio of a unit of one part is exactly that of the part."""
+    number = np.bincount(parts.unit, minlength=count)
+    time = np.bincount(parts.unit, parts.dense.busy, count)
+    weight = np.where(time[parts.unit] > 0, parts.dense.busy, 1.0)
+    mean = np.bincount(parts.unit, ratio * weight, count) / np.maximum(
+        np.bincount(parts.unit, weight, count), np.finfo(float).tiny
+    )
+    alone = number[parts.unit] == 1
+    mean[parts.unit[alone]] = ratio[alone]
+    return np.asarray(mean)
 
 
 def _mean(values: Floats) -> Floats:

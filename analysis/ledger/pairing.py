@@ -1,7 +1,9 @@
 """Units: dense and pruned work paired by (layer, role, class), layers aligned across a removal.
 
 In: the kernels frames of both sides. Out: `Units`: per unit and step busy, gap, FLOP, bytes, ideal
-and predicted ns of both sides, as arrays; NaN where a model is unknown. No unit is dropped.
+and predicted ns of both sides, as arrays; NaN where a model is unknown. No unit is dropped. Within
+a unit, `Parts` are what can be told apart: products of known and of unknown shape, other work by
+its op.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from prunescope.analysis.kernels.frame import ATTENTION, MATMUL, Kernels
+from prunescope.analysis.kernels.frame import ATTENTION, MATMUL, PRODUCTS, Kernels
 
 Floats = NDArray[np.float64]
 Key = tuple[int | None, str, str]  # layer (of the dense model), role, class
@@ -65,13 +67,36 @@ class Alignment:
 
 
 @dataclass(frozen=True)
+class PartSums:
+    """Means a step over the kernels of each part, [parts]; NaN where unknown, 0 where absent."""
+
+    busy: Floats
+    flop: Floats
+    bytes: Floats
+    ideal: Floats
+    predicted: Floats
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of the units. A unit on both sides has several where both run the same ones, else
+    one; a unit on one side has those of that side. `unit[i]`: the unit of part i."""
+
+    unit: NDArray[np.int64]
+    dense: PartSums
+    pruned: PartSums
+
+
+@dataclass(frozen=True)
 class Units:
-    """The units of a pair; `keys[i]` names unit i, whose layer is that of the dense model."""
+    """The units of a pair; `keys[i]` names unit i, whose layer is that of the dense model. `parts`:
+    None takes each unit as one part."""
 
     keys: list[Key]
     dense: UnitSums
     pruned: UnitSums
     alignment: Alignment
+    parts: Parts | None = None
 
     @property
     def matched(self) -> NDArray[np.bool_]:
@@ -167,8 +192,11 @@ def with_dense_layer(pruned: pl.DataFrame, alignment: Alignment) -> pl.DataFrame
 def pair(dense: Kernels, pruned: Kernels, layer_map: list[int] | None = None) -> Units:
     """The units of both sides. Layers are those of the dense model; negative: added."""
     alignment = align(dense, pruned, layer_map)
-    d = _unit_sums(dense.frame.with_columns(unit_layer=pl.col("layer")))
-    p = _unit_sums(with_dense_layer(pruned.frame, alignment))
+    frames = (
+        dense.frame.with_columns(unit_layer=pl.col("layer")),
+        with_dense_layer(pruned.frame, alignment),
+    )
+    d, p = (_unit_sums(frame) for frame in frames)
     keys = sorted(
         {*_keys(d), *_keys(p)}, key=lambda k: (k[0] is None, k[0] if k[0] is not None else 0, k[1:])
     )
@@ -178,26 +206,92 @@ def pair(dense: Kernels, pruned: Kernels, layer_map: list[int] | None = None) ->
         _side(d, index, dense),
         _side(p, index, pruned),
         alignment,
+        _parts(frames, index, (dense, pruned)),
     )
 
 
 _UNIT = ["unit_layer", "role", "class"]
 
 
+def _known(column: str) -> pl.Expr:
+    """The sum of a column, null where one of the rows that carry work is unknown."""
+    of_main = pl.col(column).filter("carries_work")
+    return pl.when(of_main.is_not_null().all() & (of_main.len() > 0)).then(of_main.sum())
+
+
 def _unit_sums(frame: pl.DataFrame) -> pl.DataFrame:
-    """Sums by unit and step. A sum is null where one of the rows that carry work is unknown."""
-
-    def known(column: str) -> pl.Expr:
-        of_main = pl.col(column).filter("carries_work")
-        return pl.when(of_main.is_not_null().all() & (of_main.len() > 0)).then(of_main.sum())
-
+    """Sums by unit and step."""
     return frame.group_by([*_UNIT, "step"], maintain_order=True).agg(
         pl.col("busy").sum(),
         pl.col("gap").sum(),
         pl.col("recorded_inside").sum(),
         pl.col("recorded_before").sum(),
-        *(known(c).alias(c) for c in ("flop", "bytes", "ideal", "predicted")),
+        *(_known(c).alias(c) for c in ("flop", "bytes", "ideal", "predicted")),
     )
+
+
+_GENERATED, _AUXILIARY = "triton_", "auxiliary"
+_OF_PART = ("busy", "flop", "bytes", "ideal", "predicted")
+
+
+def _parts(
+    frames: tuple[pl.DataFrame, pl.DataFrame], index: dict[Key, int], sides: tuple[Kernels, Kernels]
+) -> Parts:
+    """The parts of all units. What is known of a part is not diluted by the rest of its unit: bytes
+    of an op that shrank are not pooled with those of one that did not."""
+    by_order = any(side.roles_from == "order" for side in sides)
+    steps = [side.num_steps for side in sides]
+    made = [
+        _by_make(frame, count, by_order=by_order)
+        for frame, count in zip(frames, steps, strict=True)
+    ]
+    makes = [one.group_by(_UNIT).agg(pl.col("make").sort().alias("makes")) for one in made]
+    both = makes[0].join(makes[1], on=_UNIT, how="inner", nulls_equal=True)
+    pooled = both.filter(pl.col("makes") != pl.col("makes_right")).select(_UNIT)
+    kept = [one.join(pooled, on=_UNIT, how="anti", nulls_equal=True) for one in made]
+    kept += [
+        _by_make(frame.join(pooled, on=_UNIT, how="semi", nulls_equal=True), count, pooled=True)
+        for frame, count in zip(frames, steps, strict=True)
+    ]
+    d, p = (pl.concat([kept[i], kept[i + 2]]) for i in (0, 1))
+    on = [*_UNIT, "make"]
+    rows = d.join(p, on=on, how="full", nulls_equal=True, coalesce=True).sort(on)
+    unit = np.array([index[k] for k in rows.select(_UNIT).iter_rows()], np.int64)
+    absent = [rows["busy"].is_null(), rows["busy_right"].is_null()]
+    sums = [
+        {c: _column(rows[c + end], absent[i]) for c in _OF_PART}
+        for i, end in enumerate(("", "_right"))
+    ]
+    return Parts(unit, PartSums(**sums[0]), PartSums(**sums[1]))
+
+
+def _by_make(
+    frame: pl.DataFrame, steps: int, *, by_order: bool = False, pooled: bool = False
+) -> pl.DataFrame:
+    """Means a step by unit and make: of products whether their shapes are known, else the op. Names
+    of generated kernels are numbers of a compilation, which say nothing across two. Where the place
+    of a product is inferred (`by_order`), its ratio is not lent to what is launched beside it."""
+    op = pl.coalesce("op", "name", pl.lit(""))
+    op = pl.when(op.str.starts_with(_GENERATED)).then(pl.lit(_GENERATED)).otherwise(op)
+    of_kind = pl.when(pl.col("class").is_in(PRODUCTS)).then(pl.lit("")).otherwise(op)
+    unknown = pl.when("modelled").then(pl.lit("")).otherwise(pl.lit("?"))
+    if by_order:
+        of_kind = pl.when("auxiliary").then(pl.lit(_AUXILIARY)).otherwise(of_kind)
+    make = of_kind + pl.when(of_kind == _GENERATED).then(pl.lit("")).otherwise(unknown)
+    if pooled:
+        make = pl.lit("")
+    return (
+        frame.with_columns(make=make)
+        .group_by([*_UNIT, "make"])
+        .agg(pl.col("busy").sum() / steps, *(_known(c).alias(c) / steps for c in _OF_PART[1:]))
+    )
+
+
+def _column(values: pl.Series, absent: pl.Series) -> Floats:
+    """A column of part sums: 0 where the part is absent, NaN where it is not known."""
+    out = values.cast(pl.Float64).fill_null(float("nan")).to_numpy().copy()
+    out[absent.to_numpy()] = 0.0
+    return out
 
 
 def _keys(sums: pl.DataFrame) -> list[Key]:

@@ -16,7 +16,9 @@ from prunescope.analysis.predict.costs import cost_estimate
 from prunescope.analysis.predict.kernels import op_cost_ns, rates
 from prunescope.analysis.predict.ranges import (
     Differences,
+    Uncertainty,
     differences,
+    host_modes,
     uncertainty_of,
 )
 from prunescope.analysis.predict.request import PredictRequest
@@ -182,6 +184,14 @@ def _throughput(dense: Answer, pruned: Answer) -> Speed:
 
 
 def _speed(dense: Answer, pruned: Answer, cost: Callable[[Answer, Constants], float]) -> Speed:
+    value, found = answer_uncertainty(dense, pruned, cost)
+    return Speed(speedup=value, range=found.range_of(value))
+
+
+def answer_uncertainty(
+    dense: Answer, pruned: Answer, cost: Callable[[Answer, Constants], float] = Answer.total_ns
+) -> tuple[float, Uncertainty]:
+    """The speedup of a cost of whole answers, and its uncertainty."""
     c, terms = pruned.setting.constants, pruned.setting.terms
 
     def speedup(constants: Constants) -> float:
@@ -202,10 +212,11 @@ def _speed(dense: Answer, pruned: Answer, cost: Callable[[Answer, Constants], fl
         ),
         added=sum(ns * part.added for ns, part in parts) / total,
         routing=parts[1][1].routing / max(1, pruned.new_tokens) ** 0.5,
+        waits=sum(ns * part.waits for ns, part in parts) / total,
     )
     value = speedup(dense.setting.constants)
-    found = uncertainty_of(speedup, pruned.prompt, terms, differences=whole)
-    return Speed(speedup=value, range=found.range_of(value))
+    modes = host_modes(speedup, dense.steps[1], terms)
+    return value, uncertainty_of(speedup, pruned.prompt, terms, differences=whole, modes=modes)
 
 
 def answer_memory(whole: Answer, *, pruned: bool) -> Memory:

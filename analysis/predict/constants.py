@@ -12,11 +12,13 @@ from functools import lru_cache
 
 from prunescope.analysis.device.hardware import Device, same_chip
 
-PRO_6000, A100, H100, B200, MI300X, ADA = (
-    "rtx-pro-6000-blackwell", "a100-80gb-sxm", "h100-sxm", "b200", "mi300x", "rtx-6000-ada",
+PRO_6000, A100, H100, H100_PCIE, B200, MI300X, ADA = (
+    "rtx-pro-6000-blackwell", "a100-80gb-sxm", "h100-sxm", "h100-pcie", "b200", "mi300x",
+    "rtx-6000-ada",
 )  # fmt: skip
 
 LAUNCHES = ("graph", "eager")
+_LLM_BENCH = "arXiv 2603.05232, appendix (vLLM 0.13)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,7 @@ TERMS = (
     Term("launch", "the device idles between kernels"),
     Term("added", "kernels that only pruning needs: gather, scatter, layout, estimator, cache"),
     Term("exchange", "devices that share a layer sum its outputs"),
+    Term("engine", "an engine schedules and samples between steps; no prefill is below its host's"),
 )
 NAMES = tuple(term.name for term in TERMS)
 
@@ -72,6 +75,13 @@ TABLE: dict[str, Constant] = {
         "the best GEMM, on silicon without a published ceiling",
         "published ceilings: A100 0.87, H100 0.80, B200 0.78, RTX Pro 6000 0.69, MI300X 0.51",
         (A100, H100, B200, PRO_6000, MI300X)),
+    "idle_share": Constant(
+        0.0, 0.0, 0.5, "of the idle part", "tile_wave",
+        "what whole tiles in whole waves leave idle, where a library evens it out; all "
+        "of it counts on an RTX Pro 6000",
+        "GEMMs of Qwen2.5-7B in bf16 on an A100 by cuBLASLt (github.com/bcacdwk/vllmbench, the "
+        "kernel tables of arXiv 2603.05232): 1.04, 1.33, 2.07 and 4.15 waves of 128 x 256 run at "
+        "0.88, 0.92, 0.90 and 0.94 of the rate of many", (A100,)),
     "stream_share": Constant(
         0.85, 0.75, 0.92, "of the data sheet", "achievable",
         "a kernel that streams from memory",
@@ -99,11 +109,14 @@ TABLE: dict[str, Constant] = {
         "public traces: H100 1.0, A100 1.3-2.0, B200 2.1, RTX 3060 0.7 us; they do not follow the "
         "clock", (PRO_6000, H100, A100, B200)),
     "dispatch_ns": Constant(
-        20000, 8000, 27000, "ns an op that launches", "launch",
-        "the host dispatches one op in eager mode",
+        20000, 5000, 27000, "ns an op that launches", "launch",
+        "the host dispatches one op in eager mode; a device says nothing of its host",
         "arXiv 2406.15786, Tables 1-2: 8 of 32 MLPs gone gain 1.06, so the host sets the pace of a "
         "step of more than 26 ms; upper end: Llama-2-7B in eager PyTorch at 25.5 token/s on an "
-        "A100 (pytorch.org, Accelerating Generative AI II), 1,450 ops", (ADA, A100)),
+        "A100 (pytorch.org, Accelerating Generative AI II), 1,450 ops; lower end: 7-8B models in "
+        "eager transformers on an A100 take 19 to 39 ms a token, and one card takes 2.2 to 2.4 "
+        "times as long a token on a server's CPU as on a desktop's (github.com/mit-han-lab/llm-awq,"
+        " issue 61)"),
     "module_share": Constant(
         0.5, 0.25, 1.0, "of a dispatch", "launch",
         "the call of an nn.Module around its ops; a view of a tensor takes half of that",
@@ -122,6 +135,25 @@ TABLE: dict[str, Constant] = {
         10000, 5000, 30000, "ns a sublayer", "exchange",
         "devices that share a layer synchronise before any byte moves",
         "a guess: no published measurement is used", ()),
+    "engine_step_ns": Constant(
+        1.6e6, 0.3e6, 4e6, "ns a step", "engine",
+        "scheduler, inputs, sampler and outputs of a step, for which the device waits",
+        f"{_LLM_BENCH}: decode steps of Llama-3.2-1B at batch 64 and 256, 4.6 and 8.7 ms on an "
+        "H100, 6.1 and 11.8 ms on an A100, less the forward; an 8B model at batch 32 leaves an "
+        "H200 idle for 24 % of the time (huggingface.co, asynchronous continuous batching)"),
+    "engine_sequence_ns": Constant(
+        20e3, 5e3, 30e3, "ns a sequence and step", "engine",
+        "what a sequence adds to that", f"{_LLM_BENCH}: the same four steps"),
+    "prompt_ns": Constant(
+        21e6, 10e6, 36e6, "ns a prefill step", "engine",
+        "a prompt's way through the host, beside which the device works",
+        f"{_LLM_BENCH}: prefill is never below 21 ms (B200), 25 (H100), 43 (A100), 53 (RTX 4090), "
+        "however short, with 16 layers; less what the layers add"),
+    "uncaptured_ns": Constant(
+        30e3, 10e3, 45e3, "ns a kernel that no graph holds", "engine",
+        "the host launches the kernels of a prefill one by one, beside the device",
+        f"{_LLM_BENCH}: prefill of 28 layers is never below 28 to 36 ms where that of 16 is "
+        "never below 25 to 28 (H100), 53 and 43 (A100)"),
     "sparse_rate": Constant(
         1.0, 0.72, 1.38, "x the rate of SPARSE", "sparse_kernel",
         "a compute-bound 2:4 GEMM, over the rate of its library and device",
@@ -133,27 +165,52 @@ TABLE: dict[str, Constant] = {
 
 @dataclass(frozen=True, slots=True)
 class SparseRate:
-    """A compute-bound 2:4 GEMM: its time over half of the dense time."""
+    """A compute-bound 2:4 GEMM: its time over half of the dense time. The first row of a library,
+    a chip and a format holds; no devices or formats: the others."""
 
     libraries: tuple[str, ...]
     devices: tuple[str, ...]
+    dtypes: tuple[str, ...]
     value: float
     figure: str
 
 
 # Values of `--set kernel=`, and whether the library makes its caller copy layouts.
 SPARSE_LIBRARIES = {"torch": True, "cusparselt": False, "cutlass": False, "tensorrt": False}
+_HALF, _BYTE = ("bf16", "fp16"), ("fp8", "int8")
+_ALL_BUT_TENSORRT = ("torch", "cutlass", "cusparselt")
+_KERNEL_TABLES = (
+    "GEMMs of a layer of Qwen2.5-7B by cuSPARSELt 0.8 over cuBLASLt, 8,192 and 16,384 rows, the "
+    "best kernel of each (github.com/bcacdwk/vllmbench, kernel tables of arXiv 2603.05232)"
+)
 SPARSE = (
     SparseRate(
-        ("torch", "cutlass", "cusparselt"), (PRO_6000,), 1.68,
+        _ALL_BUT_TENSORRT, (PRO_6000,), _HALF, 1.68,
         f"{_FIGURE_6}, prefill, 2:4: 64.11 of 67.32 ms, less its layout copies"),
     SparseRate(
-        ("torch", "cutlass", "cusparselt"), (A100,), 1.36,
+        _ALL_BUT_TENSORRT, (A100,), _HALF, 1.32,
         "arXiv 2301.00774, Table 8, GEMMs of OPT-175B: 1.79, 1.67, 1.54 x; arXiv 2401.15024, "
-        "Table 12, layers of Llama-2: 1.48, 1.50, 1.32 x"),
+        "Table 12, layers of Llama-2: 1.48, 1.50, 1.32 x; the kernel tables below give 1.48 for a "
+        "layer of Qwen2.5-7B, of which N = 37,888 gains 1.18 and the others 1.67"),
+    SparseRate(_ALL_BUT_TENSORRT, (A100,), ("int8",), 0.98,
+        f"{_KERNEL_TABLES}: 33.4 and 16.3 ms, A100 PCIe: dense int8 reaches 57 % of its peak"),
+    SparseRate(_ALL_BUT_TENSORRT, (H100, H100_PCIE), _HALF, 1.25,
+        f"{_KERNEL_TABLES}: 9.25 and 5.78 ms, H100 PCIe"),
+    SparseRate(_ALL_BUT_TENSORRT, (H100, H100_PCIE), _BYTE, 1.17,
+        f"{_KERNEL_TABLES}: fp8 5.27 and 3.09 ms, int8 4.60 and 2.89, 11.23 and 6.08 ms, H100 "
+        "PCIe"),
+    SparseRate(_ALL_BUT_TENSORRT, ("rtx-4090",), ("fp8",), 0.98,
+        f"{_KERNEL_TABLES}: 12.39 and 6.04 ms, RTX 4090"),
+    SparseRate(_ALL_BUT_TENSORRT, ("rtx-5080",), ("fp8",), 1.16,
+        f"{_KERNEL_TABLES}: 16.00 and 9.32 ms, RTX 5080"),
+    SparseRate(_ALL_BUT_TENSORRT, ("gb10",), ("fp8",), 1.54,
+        f"{_KERNEL_TABLES}: 22.34 and 17.19 ms, GB10"),
     SparseRate(
-        ("torch", "cutlass", "cusparselt", "tensorrt"), (), 1.45,
-        "not measured on this device: between the A100's and the RTX Pro 6000's"),
+        tuple(SPARSE_LIBRARIES), (), _BYTE, 1.20,
+        "not measured on this device: the middle of the others in 8 bits"),
+    SparseRate(
+        tuple(SPARSE_LIBRARIES), (), (), 1.40,
+        "not measured on this device: the middle of the others in 16 bits"),
 )  # fmt: skip
 
 
@@ -161,7 +218,8 @@ SPARSE = (
 class ModelError:
     """The model's own error, as standard deviations of the logarithm of a speedup.
 
-    `common`: two measurements of the same speedup. `reshaped`: a kernel at a shape that the dense
+    `common`: two measurements of the same speedup. `waits`: the part of a step in which an engine's
+    host sets the pace on both sides. `reshaped`: a kernel at a shape that the dense
     model does not run, of a single wave of tiles, where the library's choice of a tile decides;
     divided by w to the `power` for w waves. `added`: kernels that only pruning needs, whose number
     and traffic are those of one implementation. `unseen` multiplies all of them on a chip without
@@ -172,13 +230,14 @@ class ModelError:
     reshaped: float
     power: float
     added: float
+    waits: float
     unseen: float
     scale: float
 
 
 # Fitted to published measurements by benchmarks/predict_calibration.py, which also tests the fit on
 # measurements that were left out.
-ERROR = ModelError(0.02, 0.12, 1 / 2, 0.5, 1.25, 1.24)
+ERROR = ModelError(0.06, 0.08, 1 / 2, 0.5, 0.12, 1.25, 1.355)
 MEASURED_ON = (PRO_6000, A100, ADA)
 # Routing is random in each step; papers give the mean of three samples (arXiv 2606.09080).
 ROUTING_SAMPLES = 3
@@ -200,6 +259,10 @@ def link_byte_per_s(device: Device) -> float:
 # A CUDA context, library workspaces and allocator losses: 0.5-1 GB on A100 and H100 under PyTorch.
 OVERHEAD_BYTES = 1_000_000_000
 
+# Where whole waves were measured: with N from 4,096 to 2,867 (M = K = 4,096) nothing is won on the
+# RTX Pro 6000, arXiv 2606.09080.
+WHOLE_WAVES = (PRO_6000,)
+
 # Chips whose boost clock is not in the device table: the median of the others.
 TYPICAL_HZ = 1.83e9
 
@@ -209,6 +272,7 @@ class Constants:
     """The values in use, by name; units as in TABLE."""
 
     gemm_share: float = TABLE["gemm_share"].value
+    idle_share: float = TABLE["idle_share"].value
     stream_share: float = TABLE["stream_share"].value
     gathered_kernel: float = TABLE["gathered_kernel"].value
     unfused: float = TABLE["unfused"].value
@@ -219,7 +283,16 @@ class Constants:
     gather_rate: float = TABLE["gather_rate"].value
     cache_passes: float = TABLE["cache_passes"].value
     allreduce_ns: float = TABLE["allreduce_ns"].value
+    engine_step_ns: float = TABLE["engine_step_ns"].value
+    engine_sequence_ns: float = TABLE["engine_sequence_ns"].value
+    prompt_ns: float = TABLE["prompt_ns"].value
+    uncaptured_ns: float = TABLE["uncaptured_ns"].value
     sparse_rate: float = TABLE["sparse_rate"].value
+
+    def idle_on(self, device: Device) -> float:
+        """The share of idle tiles and waves that costs time on a device."""
+        whole = any(same_chip(device, name) for name in WHOLE_WAVES)
+        return 1.0 if whole else self.idle_share
 
     def ramp_ns(self, device: Device) -> float:
         """A ramp is a number of clocks: ns at the device's boost clock."""
@@ -234,21 +307,27 @@ def measured_on(device: Device) -> bool:
     return any(same_chip(device, name) for name in MEASURED_ON)
 
 
-def ends(terms: frozenset[str], device: Device) -> tuple[tuple[str, Constants, Constants], ...]:
-    """(name, low, high) of every constant of `terms`: the constants with that one at its ends."""
+def ends(
+    terms: frozenset[str], device: Device, now: Constants = DEFAULT
+) -> tuple[tuple[str, Constants, Constants], ...]:
+    """(name, low, high) of every constant of `terms`: the constants in use with that one at its
+    ends. A constant that was given is known within a tenth."""
     seen = tuple(
         name for name, row in TABLE.items() if any(same_chip(device, d) for d in row.devices)
     )
-    return _ends(terms, seen)
+    return _ends(terms, seen, now)
 
 
 @lru_cache(maxsize=256)
 def _ends(
-    terms: frozenset[str], seen: tuple[str, ...]
+    terms: frozenset[str], seen: tuple[str, ...], now: Constants
 ) -> tuple[tuple[str, Constants, Constants], ...]:
     found = []
     for name, row in TABLE.items():
         if row.term in terms:
             low, high = row.ends(seen=name in seen)
-            found.append((name, replace(DEFAULT, **{name: low}), replace(DEFAULT, **{name: high})))
+            given = getattr(now, name)
+            if given != row.value:
+                low, high = 0.9 * given, 1.1 * given
+            found.append((name, replace(now, **{name: low}), replace(now, **{name: high})))
     return tuple(found)

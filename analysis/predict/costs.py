@@ -23,6 +23,7 @@ from prunescope.analysis.predict.setting import Setting
 from prunescope.analysis.predict.side import PredictedSide, predicted_side
 from prunescope.taxonomy.plan import Op, Workload
 
+_OF_ENGINES = tuple(name for name, row in TABLE.items() if row.term == "engine")
 ADDED = "added"  # among roles: ops that only pruning needs
 
 
@@ -44,6 +45,8 @@ class CostEstimate:
     eager_bytes: float
     exchanged: tuple[tuple[float, float], ...]
     host_ops: tuple[float, float]  # ops that launch; module calls, with half of each view
+    batch: int = 1
+    prefill: bool = False
     _totals: dict[tuple[Constants, frozenset[str]], float] = field(default_factory=dict)
     _op_sums: dict[tuple[float, ...], float] = field(default_factory=dict)  # by rates
     _roles: dict[tuple[Constants, frozenset[str]], dict[str, float]] = field(default_factory=dict)
@@ -56,6 +59,13 @@ class CostEstimate:
         return found
 
     def _total_ns(self, c: Constants, active: frozenset[str]) -> float:
+        total = self._forward_ns(c, active)
+        if "engine" in active:
+            kernels = self.kernels + self.added_kernels * ("added" in active)
+            total = self._with_engine(total, c, kernels)
+        return total + self.setting.extra_ns
+
+    def _forward_ns(self, c: Constants, active: frozenset[str]) -> float:
         setting, r = self.setting, rates(self.setting, c, active)
         eager = setting.launch == "eager"
         # Most constants and terms change no rate, and few GEMMs pay for the start of a kernel.
@@ -77,12 +87,36 @@ class CostEstimate:
         if "launch" not in active:
             return total
         total += kernels * c.launch_ns
-        if not eager:
-            return total
         # Host and device run concurrently: the slower one sets the pace.
+        return max(total, self.dispatch_ns(c, active)) if eager else total
+
+    def dispatch_ns(self, c: Constants, active: frozenset[str]) -> float:
+        """ns in which the host dispatches the ops of an eager forward."""
         ops = self.host_ops[0] + c.module_share * self.host_ops[1]
-        ops += self.added_kernels * ("added" in active)
-        return max(total, ops * c.dispatch_ns)
+        return (ops + self.added_kernels * ("added" in active)) * c.dispatch_ns
+
+    def waits_share(self, c: Constants, active: frozenset[str]) -> float:
+        """The share of a prefill in which the device waits for an engine's host."""
+        total = self.total_ns(c, active)
+        device = self.total_ns(c, active - {"engine"}) + self._step_ns(c)
+        return max(0.0, total - device) / total if "engine" in active else 0.0
+
+    def _with_engine(self, device_ns: float, c: Constants, kernels: float) -> float:
+        """What an engine makes of a forward: no prefill is shorter than the host's part of it, and
+        each step waits for the scheduler and the sampler."""
+        engine = self.setting.runtime
+        if engine is None:
+            return device_ns
+        if self.prefill:
+            host = engine.prompt * c.prompt_ns + engine.uncaptured * kernels * c.uncaptured_ns
+            device_ns = max(device_ns, host)
+        return device_ns + self._step_ns(c)
+
+    def _step_ns(self, c: Constants) -> float:
+        engine = self.setting.runtime
+        if engine is None:
+            return 0.0
+        return engine.step * (c.engine_step_ns + self.batch * c.engine_sequence_ns)
 
     def role_ns(self, c: Constants, active: frozenset[str]) -> dict[str, float]:
         """ns by role, each op with the ramps of its kernels; ADDED: what only pruning needs."""
@@ -131,6 +165,7 @@ class CostEstimate:
                 self.added_kernels or self.added_bytes.streamed or self.added_bytes.gathered
             ),
             "exchange": bool(self.exchanged),
+            "engine": self.setting.runtime is not None,
         }
         return frozenset(name for name, counts in used.items() if not counts)
 
@@ -139,12 +174,14 @@ class CostEstimate:
         relevant = {
             "dispatch_ns": self.setting.launch == "eager",
             "module_share": self.setting.launch == "eager",
+            "idle_share": self.setting.constants.idle_on(self.setting.device) < 1,
             "gemm_share": self.setting.gemm_ceiling is None,
             "sparse_rate": any(cost.sparse for cost in self.op_costs),
             "gathered_kernel": any(cost.gathered for cost in self.op_costs),
             "gather_rate": self.added_bytes.gathered > 0,
             "cache_passes": self.added_bytes.cached > 0,
             "allreduce_ns": bool(self.exchanged),
+            **dict.fromkeys(_OF_ENGINES, self.setting.runtime is not None),
         }
         return frozenset(name for name in TABLE if relevant.get(name, True))
 
@@ -167,10 +204,13 @@ def cost_estimate(side: PredictedSide) -> CostEstimate:
             eager_bytes=sum(op.layers * _eager_bytes(side, op) for op in ops) if eager else 0.0,
             exchanged=side.forward.exchanged,
             host_ops=_host_ops(side) if eager else (0.0, 0.0),
+            batch=side.work.batch,
+            prefill=side.work.prefill,
         )
 
     key = (device.name, setting.flop_per_s, setting.byte_per_s, setting.sparse_library,
-           setting.launch, setting.gemm_ceiling, device.sm, device.boost_hz)  # fmt: skip
+           setting.launch, setting.gemm_ceiling, device.sm, device.boost_hz, setting.dtype,
+           setting.runtime, setting.wide_flop_per_s, setting.extra_ns)  # fmt: skip
     return side.forward.once(key, compute)
 
 

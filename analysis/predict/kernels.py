@@ -2,9 +2,9 @@
 
 In: a side and an Op, and the names of the active terms. Out: an OpCost before constants, and ns of
 one layer without the start of its kernels. A GEMM computes whole tiles in whole waves, with the
-best of a few tiles; `TileChoice.factor` is computed over useful work, in units of the largest
-tile's rate. What a cost needs to know of a family it reads from the op (sparse, gathered,
-estimated, added): no family is known by name here.
+best of a few tiles, or evens out the last wave; `TileChoice.factor` is computed over useful work,
+in units of the largest tile's rate. What a cost needs to know of a family it reads from the op
+(sparse, gathered, estimated, added): no family is known by name here.
 """
 
 from __future__ import annotations
@@ -15,25 +15,33 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-from prunescope.analysis.device.hardware import Device, same_chip
+from prunescope.analysis.device.hardware import same_chip
 from prunescope.analysis.predict.constants import DEFAULT, SPARSE, Constants, SparseRate
 from prunescope.analysis.predict.setting import Setting
 from prunescope.analysis.predict.side import PredictedSide
 from prunescope.taxonomy.plan import Op
 
-# Rows, columns, and the rate of a full wave over that of 128 x 256. A library changes the tile only
-# where much is won: with N from 4,096 to 2,867 (arXiv 2606.09080, M = K = 4,096, RTX Pro 6000) the
-# time stays that of 128 x 256 in three waves, so 128 x 128 in four cannot reach 0.67. Tiles of few
-# rows are for few tokens, where memory binds: no measured cell depends on their rates.
-TILES: tuple[tuple[int, int, float], ...] = (
-    (128, 256, 1.0), (128, 128, 0.66), (64, 256, 0.66), (64, 128, 0.55),
-    (64, 64, 0.45), (32, 128, 0.45), (16, 128, 0.40), (16, 64, 0.35),
+# Rows, columns, and the rate of a full wave over that of 128 x 256: where whole waves count, and
+# elsewhere. There a library changes the tile only where much is won: with N from 4,096 to 2,867
+# (arXiv 2606.09080, M = K = 4,096, RTX Pro 6000) the time stays that of 128 x 256 in three waves,
+# so 128 x 128 in four cannot reach 0.67. Elsewhere: GEMMs of 64 to 1,024 rows by cuBLASLt on an
+# A100, of which those that fill half a wave of 128 x 256 take 0.7 of one (kernel tables of arXiv
+# 2603.05232, github.com/bcacdwk/vllmbench). Tiles of fewer rows are for few tokens, where memory
+# binds: no measured cell depends on their rates.
+TILES: tuple[tuple[int, int, float, float], ...] = (
+    (128, 256, 1.0, 1.0), (128, 128, 0.66, 0.88), (64, 256, 0.66, 0.88), (64, 128, 0.55, 0.65),
+    (64, 64, 0.45, 0.52), (32, 128, 0.45, 0.52), (16, 128, 0.40, 0.45), (16, 64, 0.35, 0.40),
 )  # fmt: skip
 # A 2:4 kernel has one tile of 128 x 128, at the full rate of its library, and never splits K:
 # PyTorch's is GemmShape<128, 128, 64>, taken by CUTLASS's profiler (aten
 # SparseSemiStructuredLinear.cu). Its waves are finer than those of the dense kernel. Tiles of fewer
 # rows as above.
-_SPARSE_TILES = tuple((m, n, rate / TILES[1][2]) for m, n, rate in TILES if n <= 128)
+_SPARSE_TILES = tuple(
+    (m, n, whole / TILES[1][2], even / TILES[1][3]) for m, n, whole, even in TILES if n <= 128
+)
+# w waves of tiles take (w^p + 1)^(1/p) of the time of one where libraries even out: 1.17, 1.39,
+# 2.08 of one for 1.04, 1.33 and 2.07 waves; measured in the tables above 1.18, 1.44, 2.30.
+_EVENED = 5
 _MMA_K = 16
 _MIN_SPLIT_K = 512  # of each part where K is split
 _MAX_PARTS = 32
@@ -44,7 +52,9 @@ _KERNELS_PER_OP = {"attn_norm": 2, "mlp_norm": 2, "attention": 2}
 @dataclass(frozen=True, slots=True)
 class TileChoice:
     """A tile and how often it runs. `waves`: full or partial ones; `parts`: of K; `adds_up`:
-    whether one more kernel sums the parts."""
+    whether one more kernel sums the parts. `factor` is that of whole tiles in whole waves, `even`
+    that where the last wave is evened out: libraries choose among tens of tiles, and some share it
+    out."""
 
     rows: int
     columns: int
@@ -52,7 +62,12 @@ class TileChoice:
     parts: int
     waves: float
     factor: float
+    even: float
     adds_up: bool = False
+
+    def stretch(self, idle: float) -> float:
+        """The factor where a share `idle` of the idle part costs time."""
+        return self.even + idle * (self.factor - self.even)
 
 
 class SplitCosts(NamedTuple):
@@ -71,7 +86,8 @@ class OpCost(NamedTuple):
     layers: float
     compute: float
     memory: float
-    cuts: tuple[tuple[float, float, TileChoice], ...]  # seconds at the peak, bytes of partial sums
+    # Seconds at the peak without and with what lies idle, bytes of partial sums.
+    cuts: tuple[tuple[float, float, float, TileChoice], ...]
     pointwise: bool
     sparse: float  # its rate over half of the dense time; 0: no 2:4 GEMM
     gathered: bool
@@ -81,6 +97,7 @@ class Rates(NamedTuple):
     """The constants that the active terms apply to an OpCost."""
 
     tiles: bool
+    idle: float  # the share that costs time of what whole tiles and waves leave idle
     gemm_share: float  # of the peak
     stream_share: float  # of the data sheet's bandwidth
     stream_byte_per_s: float
@@ -94,8 +111,8 @@ def op_cost(side: PredictedSide, op: Op) -> OpCost:
     """The cost of one layer of an op."""
     setting, union = side.setting, op.union
     # Rows that need different inputs compute what any of them needs.
-    compute = (op.gemms[0].flop * union if union else op.flop) / setting.flop_per_s
-    cuts: tuple[tuple[float, float, TileChoice], ...] = ()
+    compute = (op.gemms[0].flop * union if union else op.flop) / side.flop_per_s(op)
+    cuts: tuple[tuple[float, float, float, TileChoice], ...] = ()
     if op.cls == "matmul" and setting.device.sm:
         gemm = op.gemms[0]
         spread = (side.work.rows * op.rows * (1 - op.rows)) ** 0.5 if op.rows < 1 else 0.0
@@ -107,23 +124,31 @@ def op_cost(side: PredictedSide, op: Op) -> OpCost:
         )
         k = max(1, round(gemm.k * (union or 1)))
         size = gemm.m, gemm.n, k, gemm.batch
-        choices = tile_choices(size, setting.device.sm, split, spread, sparse=op.sparse)
-        cuts = tuple([(compute * c.factor, sums * c.parts * (c.parts > 1), c) for c in choices])
+        idle = DEFAULT.idle_on(setting.device)
+        choices = tile_choices(size, setting.device.sm, split, spread, sparse=op.sparse, idle=idle)
+        cuts = tuple(
+            [
+                (compute * c.even, compute * c.factor, sums * c.parts * (c.parts > 1), c)
+                for c in choices
+            ]
+        )
     return OpCost(
         op.layers,
         compute,
         op.bytes / setting.byte_per_s,
         cuts,
         op.cls == "pointwise",
-        _sparse_rate(setting.device, setting.sparse_library).value if op.sparse else 0.0,
+        sparse_rate(setting).value if op.sparse else 0.0,
         op.rows < 1,
     )
 
 
-def _sparse_rate(device: Device, library: str) -> SparseRate:
-    """The 2:4 rate of a library on this chip, else that of other devices."""
+def sparse_rate(setting: Setting) -> SparseRate:
+    """The 2:4 rate of a library on this chip in this format, else that of other devices."""
     for row in SPARSE:
-        if library in row.libraries and any(same_chip(device, name) for name in row.devices):
+        here = not row.devices or any(same_chip(setting.device, name) for name in row.devices)
+        in_format = not row.dtypes or setting.dtype in row.dtypes
+        if setting.sparse_library in row.libraries and here and in_format:
             return row
     return SPARSE[-1]
 
@@ -136,6 +161,7 @@ def rates(setting: Setting, c: Constants, active: Collection[str]) -> Rates:
     start = ramp + (c.launch_ns if "launch" in active else 0.0)
     return Rates(
         "tile_wave" in active,
+        c.idle_on(setting.device),
         (setting.gemm_ceiling or c.gemm_share) if reached else 1.0,
         stream,
         setting.byte_per_s * stream,
@@ -170,8 +196,9 @@ def cut_of(cost: OpCost, r: Rates) -> TileChoice | None:
 def _fastest_cut(cost: OpCost, r: Rates) -> tuple[float, TileChoice]:
     """Seconds of the cut of a GEMM that takes least time, and that cut."""
     memory, slower = cost.memory / r.stream_share, cost.sparse * r.sparse or 1.0
-    best, found = math.inf, cost.cuts[0][2]
-    for seconds, sums, choice in cost.cuts:  # the innermost loop of a grid of predictions
+    best, found = math.inf, cost.cuts[0][-1]
+    for even, whole, sums, choice in cost.cuts:  # the innermost loop of a grid of predictions
+        seconds = even + r.idle * (whole - even)
         compute = seconds / r.gemm_share * slower + sums / r.stream_byte_per_s
         took = compute if compute > memory else memory
         if choice.adds_up:
@@ -194,55 +221,91 @@ def tile_choices(
     spread: float = 0.0,
     *,
     sparse: bool = False,
+    idle: float = 1.0,
 ) -> tuple[TileChoice, ...]:
     """The tile that takes least time with K whole, and, where that is less, with K in parts.
 
     `gemm`: M, N, K and the batch. `spread`: the standard deviation of M, 0 where it is fixed;
-    `sparse`: a 2:4 kernel. Rows chosen at run time fill their last tile by chance, and K is not
-    split: no library plans for them. Every tile that a GEMM of more rows may take, one of fewer
-    may take at no more time: so time never falls with the rows.
+    `sparse`: a 2:4 kernel; `idle`: the share that costs time of what whole tiles and waves leave
+    idle. Rows chosen at run time fill their last tile by chance, and K is not split: no library
+    plans for them. Every tile that a GEMM of more rows may take, one of fewer may take at no more
+    time: so time never falls with the rows.
     """
     (m, n, k, batch), depth = gemm, -(-gemm[2] // _MMA_K) * _MMA_K
     per_element = depth / (m * n * k * batch)  # an element of a tile, over the useful work
     wholes = []
-    for rows, columns, rate in _SPARSE_TILES if sparse else TILES:
-        down = expected_tiles(m, spread, rows) if spread else -(-m // rows)
-        tiles = down * -(-n // columns) * batch
-        waves = max(1.0, tiles / sm) if spread else -(-tiles // sm)
-        per_tile = rows * columns / rate * per_element
-        wholes.append((waves * sm * per_tile, per_tile, rows, columns, tiles, waves))
-    factor, _, rows, columns, tiles, waves = min(wholes)
-    whole = TileChoice(rows, columns, tiles, 1, waves, factor)
-    if spread or sparse or waves * sm <= tiles:  # full waves: nothing to even out
+    for rows, columns, rate, evened in _SPARSE_TILES if sparse else TILES:
+        per_tile = rows * columns / (rate if idle == 1 else evened) * per_element
+        if spread:
+            down = expected_tiles(m, spread, rows)
+            filled = tiles = down * -(-n // columns) * batch
+            waves = max(1.0, tiles / sm)
+        else:
+            tiles = -(-m // rows) * -(-n // columns) * batch
+            filled = max(1.0, m / rows) * max(1.0, n / columns) * batch
+            waves = -(-tiles // sm)
+        even, factor = _evened(filled, sm) * per_tile, waves * sm * per_tile
+        took = even + idle * (factor - even)
+        wholes.append(_Whole(took, per_tile, rows, columns, tiles, filled, waves, factor, even))
+    one = min(wholes)
+    whole = TileChoice(one.rows, one.columns, one.tiles, 1, one.waves, one.factor, one.even)
+    if spread or sparse or one.waves * sm <= one.tiles:  # full waves: nothing to even out
         return (whole,)
-    best = _best_split(wholes, gemm, sm, split, below=split.work * factor)
+    best = _best_split(wholes, gemm, sm, split, below=split.work * one.took, idle=idle)
     return (whole,) if best is None else (whole, best)
 
 
+def _evened(tiles: float, slots: float) -> float:
+    """Tiles that could run in the time that `tiles` take on `slots` units, evened out."""
+    if tiles > 8 * slots:
+        return tiles
+    return float((tiles**_EVENED + slots**_EVENED) ** (1 / _EVENED))
+
+
+class _Whole(NamedTuple):
+    """A tile with K whole. `took` and `per_tile` over useful work; `filled`: tiles, in parts of
+    one; `factor` and `even` as in TileChoice."""
+
+    took: float
+    per_tile: float
+    rows: int
+    columns: int
+    tiles: float
+    filled: float
+    waves: float
+    factor: float
+    even: float
+
+
 def _best_split(
-    wholes: Sequence[tuple[float, float, int, int, float, float]],
+    wholes: Sequence[_Whole],
     gemm: tuple[int, int, int, int],
     sm: int,
     split: SplitCosts,
     *,
     below: float,
+    idle: float,
 ) -> TileChoice | None:
     """The best split of K that takes less time than `below`; None where there is none."""
     found = None
-    for _, per_tile, rows, columns, tiles, _ in wholes:
-        if split.work * per_tile * tiles + 2 * split.sums >= below:
+    for one in wholes:
+        if split.work * one.per_tile * one.filled + 2 * split.sums >= below:
             continue  # slower with every unit busy
-        adds_up = gemm[0] > rows
+        adds_up = gemm[0] > one.rows
         # Below one wave until the units are full; any number for a single row of tiles, where
         # kernels for few tokens balance the load.
         most = min(_MAX_PARTS, gemm[2] // _MIN_SPLIT_K)
-        for parts in range(2, (min(most, int(sm / tiles)) if adds_up else most) + 1):
-            waves = math.ceil(tiles * parts / sm)
-            factor = waves * sm / parts * per_tile
-            took = split.work * factor + split.sums * parts + split.start * adds_up
+        for parts in range(2, (min(most, int(sm / one.tiles)) if adds_up else most) + 1):
+            waves = math.ceil(one.tiles * parts / sm)
+            factor = waves * sm / parts * one.per_tile
+            even = _evened(one.filled, sm / parts) * one.per_tile
+            took = split.work * (even + idle * (factor - even))
+            took += split.sums * parts + split.start * adds_up
             if took < below:
                 below = took
-                found = TileChoice(rows, columns, tiles, parts, waves, factor, adds_up)
+                found = TileChoice(
+                    one.rows, one.columns, one.tiles, parts, waves, factor, even, adds_up
+                )
     return found
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from prunescope.analysis.predict.constants import (
     ERROR,
@@ -36,12 +36,13 @@ class Differences:
 
     `reshaped`: (share of the time, waves of tiles) of each kernel at a shape that the dense model
     does not run. `added`: the share of the time in added kernels. `routing`: the spread that random
-    routing makes.
+    routing makes. `waits`: the share in which an engine's host sets the pace.
     """
 
     reshaped: tuple[tuple[float, float], ...]
     added: float
     routing: float
+    waits: float = 0.0
 
     @property
     def reshaped_share(self) -> float:
@@ -65,21 +66,33 @@ class Uncertainty:
     differences: Differences
     measured: bool
     sensitivities: tuple[Sensitivity, ...] = ()
+    modes: tuple[float, ...] = ()  # speedups of an eager forward by whether its host is the slower
 
-    def spreads(self, error: ModelError = ERROR, *, measured: bool) -> tuple[float, float]:
-        """Both standard deviations with the model's own error, before its scale."""
-        of_model = math.hypot(
+    def of_model(self, error: ModelError = ERROR, *, measured: bool) -> float:
+        """The standard deviation of the model's own error, before its scale."""
+        own = math.hypot(
             error.common,
             error.reshaped * self.differences.weighted_share(error.power),
             error.added * self.differences.added,
+            error.waits * self.differences.waits,
         )
-        of_model *= 1.0 if measured else error.unseen
+        return own * (1.0 if measured else error.unseen)
+
+    def spreads(self, error: ModelError = ERROR, *, measured: bool) -> tuple[float, float]:
+        """Both standard deviations with the model's own error, before its scale."""
+        of_model = self.of_model(error, measured=measured)
         return math.hypot(self.below, of_model), math.hypot(self.above, of_model)
 
-    def range_of(self, speedup: float) -> list[float]:
-        """[low, high] of a speedup."""
-        below, above = self.spreads(measured=self.measured)
-        return [speedup * math.exp(-ERROR.scale * below), speedup * math.exp(ERROR.scale * above)]
+    def range_of(
+        self, speedup: float, error: ModelError = ERROR, *, measured: bool | None = None
+    ) -> list[float]:
+        """[low, high] of a speedup; both modes with the model's own error lie in it."""
+        seen = self.measured if measured is None else measured
+        below, above = self.spreads(error, measured=seen)
+        own = math.exp(error.scale * self.of_model(error, measured=seen))
+        low = [speedup * math.exp(-error.scale * below), *(mode / own for mode in self.modes)]
+        high = [speedup * math.exp(error.scale * above), *(mode * own for mode in self.modes)]
+        return [min(low), max(high)]
 
 
 def differences(dense: PredictedSide, pruned: PredictedSide, terms: Collection[str]) -> Differences:
@@ -97,6 +110,7 @@ def differences(dense: PredictedSide, pruned: PredictedSide, terms: Collection[s
         reshaped=tuple([(ns / total, waves) for ns, waves in reshaped]),
         added=estimate.added_ns(c, active) / estimate.total_ns(c, active),
         routing=_routing_spread(pruned, terms),
+        waits=(cost_estimate(dense).waits_share(c, active) + estimate.waits_share(c, active)) / 2,
     )
 
 
@@ -108,8 +122,34 @@ def uncertainty(dense: PredictedSide, pruned: PredictedSide, terms: Collection[s
         return before.total_ns(constants, active) / after.total_ns(constants, active)
 
     names = before.relevant_constants() | after.relevant_constants()
-    found = differences(dense, pruned, terms)
-    return uncertainty_of(speedup, pruned, terms, differences=found, names=names)
+    return uncertainty_of(
+        speedup,
+        pruned,
+        terms,
+        differences=differences(dense, pruned, terms),
+        names=names,
+        modes=host_modes(speedup, dense, terms),
+    )
+
+
+def host_modes(speedup: Speedup, dense: PredictedSide, terms: Collection[str]) -> tuple[float, ...]:
+    """The speedups of an eager forward whose host sets the pace and of one whose device does; none
+    where the host is known, or only one of the two is possible.
+
+    Published hosts differ by a factor of five. A slow one hides what a device gains; on a fast one
+    the device sets the pace.
+    """
+    setting, active = dense.setting, frozenset(terms)
+    if setting.launch != "eager" or setting.host_is_known or "launch" not in active:
+        return ()
+    row, c = TABLE["dispatch_ns"], setting.constants
+    slow, fast, none = (replace(c, dispatch_ns=value) for value in (row.high, row.low, 0.0))
+    estimate = cost_estimate(dense)
+    modes = [speedup(slow), speedup(fast)]
+    if estimate.dispatch_ns(fast, active) < estimate.total_ns(none, active):
+        low = {name: TABLE[name].low for name in ("launch_ns", "ramp_clocks")}
+        modes += [speedup(none), speedup(replace(none, **low))]
+    return tuple(modes)
 
 
 def uncertainty_of(
@@ -119,14 +159,15 @@ def uncertainty_of(
     *,
     differences: Differences,
     names: Collection[str] = tuple(TABLE),
+    modes: tuple[float, ...] = (),
 ) -> Uncertainty:
     """The uncertainty of any speedup on the device of `side`. `names`: the constants that can
-    change it."""
+    change it; `modes` as in Uncertainty."""
     device = side.setting.device
     value, rows = speedup(side.setting.constants), []
     below = above = differences.routing**2
-    for name, low, high in ends(frozenset(terms), device):
-        if name not in names:
+    for name, low, high in ends(frozenset(terms), device, side.setting.constants):
+        if name not in names or (modes and name == "dispatch_ns"):
             continue
         at_ends = sorted((speedup(low), speedup(high)))
         if at_ends[1] - at_ends[0] <= 1e-9:
@@ -139,7 +180,7 @@ def uncertainty_of(
             Sensitivity(
                 name=name,
                 term=row.term,
-                value=row.value,
+                value=getattr(side.setting.constants, name),
                 low=getattr(low, name),
                 high=getattr(high, name),
                 unit=row.unit,
@@ -153,6 +194,7 @@ def uncertainty_of(
         differences=differences,
         measured=measured_on(device),
         sensitivities=tuple(rows),
+        modes=modes,
     )
 
 

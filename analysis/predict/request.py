@@ -87,10 +87,44 @@ class PredictRequest:
     ] = None
     peaks: Peaks = field(default_factory=dict)
     bandwidth: Bandwidth = None
+    weights: Annotated[
+        str | None,
+        Option(
+            help="Number format in which linear layers store their weights, such as int4; without "
+            "it, --dtype.",
+            metavar="NAME",
+        ),
+    ] = None
     launch: Annotated[
-        Literal["graph", "eager"],
-        Option(help="How kernels are launched: from a CUDA graph, or one by one by the host."),
-    ] = "graph"
+        Literal["graph", "eager"] | None,
+        Option(
+            help="How kernels are launched: from a CUDA graph, or one by one by the host; without "
+            "it, as --runtime does, else graph."
+        ),
+    ] = None
+    runtime: Annotated[
+        Literal["hf", "vllm", "sglang", "trtllm"] | None,
+        Option(
+            help="Engine whose host work, graphs and number formats count; without it, the "
+            "kernels alone."
+        ),
+    ] = None
+    host_us_per_op: Annotated[
+        float | None,
+        Option(
+            help="Time in microseconds in which the host dispatches one op in eager mode; without "
+            "it, 5 to 27.",
+            metavar="US",
+        ),
+    ] = None
+    extra_ms: Annotated[
+        float,
+        Option(
+            help="Time in milliseconds beside the model that pruning leaves as it is, such as a "
+            "vision encoder.",
+            metavar="MS",
+        ),
+    ] = 0.0
     terms: Collection[str] | None = None  # costs of execution to count; None: all of them
     without: Annotated[
         Collection[str],

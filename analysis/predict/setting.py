@@ -7,7 +7,7 @@ FLOP/s and byte/s, and the workloads of its phases.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from prunescope.analysis.predict.constants import (
     Constants,
 )
 from prunescope.analysis.predict.request import PredictRequest
+from prunescope.analysis.predict.runtimes import RUNTIMES, Runtime
 from prunescope.analysis.shapes.config import NamedModel, read_model
 from prunescope.taxonomy.applies import check_applies
 from prunescope.taxonomy.architecture_traits import Traits
@@ -39,6 +40,8 @@ from prunescope.taxonomy.methods import family_of, method_names, slug
 from prunescope.taxonomy.plan import PHASES, Workload
 from prunescope.taxonomy.presets import preset_named
 from prunescope.taxonomy.shape import ModelShape
+
+WIDE_ITEMSIZE = 2.0  # bytes of a number that engines do not narrow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,8 +62,17 @@ class Setting:
     tp: int = 1  # devices that share each layer; a PredictedSide is one of them
     gemm_ceiling: float | None = None  # the best published GEMM, as a share of the peak
     constants: Constants = DEFAULT
+    runtime: Runtime | None = None  # None: the kernels alone
+    wide_flop_per_s: float | None = None  # of what stays in 16 bits; None: all is in `dtype`
+    stored_itemsize: float | None = None  # bytes a number of linear layers; None: as multiplied
+    extra_ns: float = 0.0  # beside the model, on both sides
     removed: Mapping[str, Sequence[int]] = field(default_factory=dict)  # layers that a run removed
     traits: Traits | None = None  # decide which families apply; None: all do
+
+    @property
+    def host_is_known(self) -> bool:
+        """Whether the time of an eager dispatch was given."""
+        return self.constants.dispatch_ns != DEFAULT.dispatch_ns
 
 
 def _model(name: str) -> NamedModel:
@@ -160,7 +172,11 @@ def resolve(
     if chosen is not None:
         check_applies(chosen.id, chosen.applies, target.traits)
     given = default if sparsity is None else sparsity
-    sparse_library, given_knobs = split_library({**method_knobs, **request.knobs})
+    runtime = _runtime(request.runtime)
+    library = runtime.library if runtime else "torch"
+    sparse_library, given_knobs = split_library(
+        {"kernel": library, **method_knobs, **request.knobs}
+    )
     knobs = {k: v for k, v in given_knobs.items() if chosen and k in chosen.knobs}
     if chosen and not request.many:
         knobs = given_knobs  # an unknown one is an error
@@ -183,10 +199,15 @@ def resolve(
         sparsity=given,
         knobs=filled,
         terms=terms_of(request.terms, request.without),
-        launch=_launch(request.launch),
+        launch=_launch(request.launch, runtime),
         sparse_library=sparse_library,
         tp=_devices(request.tp),
         gemm_ceiling=target.gemm_ceiling,
+        constants=_constants(request),
+        runtime=runtime,
+        wide_flop_per_s=_wide_peak(device, target.dtype) if runtime and runtime.mixed else None,
+        stored_itemsize=_stored(request.weights),
+        extra_ns=_extra(request.extra_ms),
         traits=target.traits,
     )
     return setting, target.source
@@ -233,7 +254,51 @@ def _devices(tp: int) -> int:
     return tp
 
 
-def _launch(name: str) -> str:
+def _runtime(name: str | None) -> Runtime | None:
+    if name is not None and name not in RUNTIMES:
+        raise PrunescopeError(
+            f"no runtime is called {name!r}", hint=f"one of {', '.join(RUNTIMES)}"
+        )
+    return RUNTIMES[name] if name else None
+
+
+def _constants(request: PredictRequest) -> Constants:
+    us = request.host_us_per_op
+    if us is None:
+        return DEFAULT
+    if not 0 < us < 1e6:
+        raise PrunescopeError(
+            f"a host cannot take {us:g} us an op", hint="for example --host-us-per-op 12"
+        )
+    return replace(DEFAULT, dispatch_ns=us * 1e3)
+
+
+def _wide_peak(device: Device, name: str) -> float | None:
+    """FLOP/s of what stays in 16 bits beside linear layers of `name`; None: nothing is narrower."""
+    if (itemsize(name) or 2) >= WIDE_ITEMSIZE:
+        return None
+    return device.peak("bf16") or device.peak("fp16")
+
+
+def _stored(name: str | None) -> float | None:
+    if name is None:
+        return None
+    size = itemsize(dtype(name))
+    if size is None:
+        raise PrunescopeError(
+            f"no number format is called {name!r}", hint="for example int4, int8 or fp8"
+        )
+    return size
+
+
+def _extra(ms: float) -> float:
+    if not 0 <= ms < 1e9:
+        raise PrunescopeError(f"{ms:g} ms beside the model", hint="--extra-ms 0 or more")
+    return ms * 1e6
+
+
+def _launch(given: str | None, runtime: Runtime | None) -> str:
+    name = given or (runtime.launch if runtime else "graph")
     if name not in LAUNCHES:
         raise PrunescopeError(
             f"no launch mode is called {name!r}", hint=f"nearest: {nearest(name, LAUNCHES)}"

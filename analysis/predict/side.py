@@ -10,63 +10,20 @@ on each device.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from itertools import groupby
-from typing import Any, TypeVar
 
 from prunescope.analysis.predict.constants import Constants
+from prunescope.analysis.predict.formats import LINEAR, mixed, stored_as
+from prunescope.analysis.predict.forward import Forward
 from prunescope.analysis.predict.setting import Setting
 from prunescope.taxonomy.family import Family, FamilyPoint
 from prunescope.taxonomy.gemm import Gemm
 from prunescope.taxonomy.plan import Op, Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
-from prunescope.taxonomy.theory import dense_plan, forward, kv_cache_bytes
-
-_T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Forward:
-    """The ops of a forward, on any device.
-
-    `bounded`: the ops of the roofline bound. `resident`: the ops whose weights lie in memory, read
-    or not; under tensor parallelism a device holds `weight_share` of them and `kv_share` of the KV
-    cache. `exchanged`: (sublayers, bytes that each sums over all devices).
-    """
-
-    work: Workload
-    ops: tuple[Op, ...]
-    bounded: tuple[Op, ...]
-    resident: tuple[Op, ...]
-    plans: tuple[Plan, ...]
-    weight_share: float = 1.0
-    kv_share: float = 1.0
-    exchanged: tuple[tuple[float, float], ...] = ()
-    memo: dict[Hashable, Any] = field(default_factory=dict, compare=False)
-
-    def once(self, key: Hashable, compute: Callable[[], _T]) -> _T:
-        """`compute()`, called once a key: all points of a grid share their dense forward."""
-        if key not in self.memo:
-            self.memo[key] = compute()
-        found: _T = self.memo[key]
-        return found
-
-    @property
-    def parameters(self) -> float:
-        """Numbers in memory."""
-        return self.weight_share * sum(op.layers * op.parameters for op in self.resident)
-
-    @property
-    def weight_bytes(self) -> float:
-        """Bytes of the weights in memory."""
-        return self.weight_share * sum(op.layers * op.stored_bytes for op in self.resident)
-
-    @property
-    def kv_bytes(self) -> float:
-        """Bytes of the KV cache at the end of the forward."""
-        return self.kv_share * kv_cache_bytes(self.plans)
+from prunescope.taxonomy.theory import dense_plan, forward
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,14 +63,19 @@ class PredictedSide:
         key = "ns", self.setting.flop_per_s, self.setting.byte_per_s
         return self.forward.once(key, lambda: float(sum([self.op_ns(op) for op in self.bounded])))
 
+    def flop_per_s(self, op: Op) -> float:
+        """The peak of the format that an op multiplies in."""
+        wide = self.setting.wide_flop_per_s
+        return self.setting.flop_per_s if wide is None or op.role in LINEAR else wide
+
     def op_ns(self, op: Op) -> float:
         """Roofline time of an op over its layers."""
-        setting = self.setting
-        return op.layers * max(op.flop / setting.flop_per_s, op.bytes / setting.byte_per_s) * 1e9
+        compute = op.flop / self.flop_per_s(op)
+        return op.layers * max(compute, op.bytes / self.setting.byte_per_s) * 1e9
 
     def is_compute(self, op: Op) -> bool:
         """Whether FLOPs bind the op."""
-        return op.flop / self.setting.flop_per_s >= op.bytes / self.setting.byte_per_s
+        return op.flop / self.flop_per_s(op) >= op.bytes / self.setting.byte_per_s
 
     def bound_ns(self) -> dict[str, float]:
         """Roofline time by what binds it: compute, memory."""
@@ -164,11 +126,15 @@ def predicted_side(
         # The family fills in knobs that are not given.
         point = FamilyPoint(sparsity=at, knobs=setting.knobs, removed=removed)
         whole = pruned_forward(setting.shape, work, setting.family, point)
-    if setting.tp == 1:
-        return PredictedSide(setting=setting, forward=whole)
-    key = "tp", setting.tp
-    part = whole.once(key, lambda: _one_device(whole, setting.tp, setting.shape))
-    return PredictedSide(setting=setting, forward=part)
+    if setting.tp > 1:
+        key = "tp", setting.tp
+        whole = whole.once(key, partial(_one_device, whole, setting.tp, setting.shape))
+    stored = setting.stored_itemsize
+    if stored is not None:
+        whole = whole.once(("stored", stored), partial(stored_as, whole, stored))
+    if setting.wide_flop_per_s is not None:
+        whole = whole.once("mixed", partial(mixed, whole))
+    return PredictedSide(setting=setting, forward=whole)
 
 
 def roofline_speedup(setting: Setting, work: Workload, sparsity: float | None = None) -> float:

@@ -19,7 +19,7 @@ from prunescope.taxonomy.run import NARROW
 
 FAMILIES = {
     "dense": "nothing changed between the two runs",
-    "outside": "something changed, but no M, N or K of a GEMM",
+    "outside": "what changed is no pruning of M, N or K",
     "unknown": "the shapes do not say",
 }
 _NO_EVIDENCE = ("timing-not-valid", "captured-step")  # findings that leave times no evidence

@@ -261,6 +261,9 @@ class KernelRow(msgspec.Struct, kw_only=True):
     duration_ns: Annotated[
         float | None, meaning("run time of a step, concurrent kernels in full")
     ] = None
+    op: Annotated[
+        str | None, meaning("operator that launched it; of several the one with the most time")
+    ] = None
 
 
 class OverheadPart(msgspec.Struct, kw_only=True):

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from prunescope.taxonomy.architecture_traits import Traits, read_traits, traits_of
-from prunescope.taxonomy.errors import PrunescopeError, nearest
+from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.gguf_header import gguf_config
 from prunescope.taxonomy.hub import reach
 from prunescope.taxonomy.presets import (
+    nearest_presets,
     preset_config,
     preset_named,
     preset_names,
@@ -58,7 +59,7 @@ def read_model(name: str) -> NamedModel:
     if not file.is_file():
         raise PrunescopeError(
             f"{name!r} is no preset and no folder with a config.json",
-            hint=f"nearest presets: {nearest(name, preset_names())}",
+            hint=f"nearest presets: {nearest_presets(name)}",
         )
     if file.name == MANIFEST:
         return _of_run(file)
@@ -83,9 +84,9 @@ def _named_model(config: dict[str, Any], source: str, quantised: str | None = No
 
 def model_name(name: str) -> str:
     """What a prediction calls a model: a preset's name, or a folder's without its path."""
-    if name.lower() in preset_names():
-        return name
     path = Path(name).resolve()
+    if name.lower() in preset_names() or (preset_named(name) and not path.exists()):
+        return name
     if not path.exists() and _HUB_ID.match(name):
         return name
     return path.name if path.is_dir() else path.parent.name
@@ -107,7 +108,7 @@ def _from_hub(name: str) -> Path:
         raise PrunescopeError(
             f"{name!r} is no preset and no folder with a config.json, and the Hub does not give "
             f"its config ({type(error).__name__})",
-            hint=f"nearest presets: {nearest(name, preset_names())}; offline, download config.json",
+            hint=f"nearest presets: {nearest_presets(name)}; offline, download config.json",
         ) from None
 
 

@@ -19,8 +19,8 @@ _DEEP = 256  # rounds of jumps: calls nest less deep, and each is a pass over wh
 @dataclass(frozen=True)
 class Windows:
     """Host windows of the steps, in time order. `source`: "prunescope" | "pattern" |
-    "engine" | "ProfilerStep" | "whole". `picked`: those of them that a pattern keeps, None where
-    it names annotations that are no steps otherwise, and without a pattern."""
+    "engine" | "ProfilerStep" | "numbered" | "whole". `picked`: those of them that a pattern keeps,
+    None where it names annotations that are no steps otherwise, and without a pattern."""
 
     start: Ints
     end: Ints

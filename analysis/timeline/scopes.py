@@ -1,7 +1,8 @@
 """Module scopes: which layer and role the host was in when it launched a kernel or ran an op.
 
-In: the annotations of a trace (our scopes are annotations named by module path; PyTorch's
-`with_stack` gives `nn.Module: Class_i`). Out: for every row the index of a Place, or -1.
+In: the annotations of a trace (our scopes are annotations named by module path, as are those that
+serving engines' hooks write as NVTX ranges; PyTorch's `with_stack` gives `nn.Module: Class_i`;
+ranges named `layer_3` give the layer alone). Out: for every row the index of a Place, or -1.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ from prunescope.analysis.trace.events import Trace
 from prunescope.taxonomy.roles import Place, locate_all
 
 _PATH = re.compile(r"[A-Za-z_]\w*(?:\.\w+)*$")
+# TensorRT's layers of an ONNX graph: `/model/layers.0/mlp/down_proj/MatMul`.
+_SLASHED = re.compile(r"/?[A-Za-z_][\w.]{0,200}(?:/[\w.]{1,200}){1,40}")
+# A layer by its number alone: `layer_3`, `Layer 12`, `decoder_layer.3`, `layer=7`, `block3`.
+_NUMBERED = re.compile(r"(?:[A-Za-z]{1,40}[_ .])?(?:layer|block)[_ .=#:]?(\d{1,5})", re.IGNORECASE)
 _LAYER_CLASS = re.compile(r"(?:Decoder|Encoder)?(?:Layer|Block)$")
 _ATTENTION_CLASS = re.compile(r"Attention|Attn")
 _MLP_CLASS = re.compile(r"MLP|Mlp|FeedForward|FFN?(?:$|[A-Z])|MoE|Moe|Mixture|Expert|Act\w*Dense$")
@@ -43,7 +48,8 @@ _SEVERAL = 2  # MLPs of one class inside another one
 @dataclass(frozen=True)
 class Scopes:
     """`place`: index into `places` for every row, -1 for none; `call`: the annotation that the row
-    is in (one call of one module), -1 for none. `source`: "modules" | "nn.Module" | "none"."""
+    is in (one call of one module), -1 for none. `source`: "modules" | "nn.Module" | "layers" (their
+    numbers alone) | "none"."""
 
     place: Ints
     call: Ints
@@ -54,7 +60,7 @@ class Scopes:
 def find_scopes(trace: Trace, thread: Ints, ts: Ints) -> Scopes:
     """The scope of every row, from the host thread and time of its launch or op.
 
-    An op outside every scope belongs to the one closed last on its thread.
+    With our hooks, an op outside every scope belongs to the one closed last on its thread.
     """
     modules, places, source = _places(trace)
     if not places:
@@ -67,7 +73,7 @@ def find_scopes(trace: Trace, thread: Ints, ts: Ints) -> Scopes:
         spans["order"] = np.array([len(trace.names[i]) for i in paths], np.int64)
     inner = innermost(spans, thread, ts)
     outside = np.flatnonzero((inner < 0) & (thread >= 0))
-    if source == "modules" and len(outside):
+    if _has_own(trace) and len(outside):
         inner[outside] = _closed_last(spans, thread[outside], ts[outside])
     # Told apart by identity first: hashing a place for each of a million annotations takes long.
     objects = {id(p): p for p in places}
@@ -114,7 +120,35 @@ def _places(trace: Trace) -> tuple[Ints, list[Place], str]:
         known = locate_all(trace.names[i] for i in np.unique(names[rows]))
         return rows, [known[trace.names[i]] for i in names[rows]], "modules"
     rows = np.flatnonzero(module == 1)
-    return rows, _class_places(trace, rows), "nn.Module"
+    if len(rows):
+        return rows, _class_places(trace, rows), "nn.Module"
+    return _range_places(trace)
+
+
+def _range_places(trace: Trace) -> tuple[Ints, list[Place], str]:
+    """Ranges named by module paths; where they tell no more than layers, "layers"."""
+    names = trace.annotations["name"]
+    paths = {i: _path_of(trace.names[i]) for i in np.unique(names).tolist()}
+    known = locate_all(path for path in paths.values() if path)
+    if all(place.layer is None for place in known.values()):
+        return np.empty(0, np.int64), [], "nn.Module"
+    named = np.zeros(len(trace.names), bool)
+    named[[i for i, path in paths.items() if path]] = True
+    rows = np.flatnonzero(named[names])
+    places = [known[paths[i]] for i in names[rows].tolist()]
+    told = any(place.role != _UNKNOWN for place in known.values() if place.layer is not None)
+    return rows, places, "modules" if told else "layers"
+
+
+def _path_of(name: str) -> str:
+    """The module path that the name of a range says, empty for none."""
+    if _PATH.match(name):
+        numbered = _NUMBERED.fullmatch(name)
+        return f"layers.{int(numbered[1])}" if numbered else name
+    if _SLASHED.fullmatch(name):
+        return name.strip("/").replace("/", ".")
+    numbered = _NUMBERED.fullmatch(name)
+    return f"layers.{int(numbered[1])}" if numbered else ""
 
 
 def _class_places(trace: Trace, modules: Ints) -> list[Place]:

@@ -1,8 +1,8 @@
 """The steps of a trace: host windows, and which device events and ops lie in them.
 
 Our annotations (`prunescope.step#i`), else `--phase-pattern`, else those of a serving engine, or
-the frames of its iterations, else `ProfilerStep#i`, else the trace is one step. Times are integer
-ns.
+the frames of its iterations, else `ProfilerStep#i`, else ranges that are called steps or iterations
+and numbered (`step_3`, `Iteration 12`), else the trace is one step. Times are integer ns.
 """
 
 from __future__ import annotations
@@ -23,6 +23,10 @@ from prunescope.taxonomy.errors import PrunescopeError
 OWN_STEP = re.compile(r"prunescope\.step#\d+$")
 OWN_PREFIX = "prunescope."
 _SHOWN = 60  # characters of a name in a hint
+# As users call the ranges of their loops: `step_3`, `train step 3`, `Iteration 12`, `iter=7`.
+_NUMBERED = re.compile(
+    r"(?:[A-Za-z]{1,20}[_ ])?(?:steps?|iter(?:ation)?s?)[ _#:=]{0,2}\d{1,9}", re.IGNORECASE
+)
 _PROFILER_STEP = re.compile(r"ProfilerStep#\d+$")
 
 
@@ -70,6 +74,7 @@ def _candidates(phase_pattern: str | None) -> list[tuple[str, Callable[[str], bo
         ("prunescope", lambda name: OWN_STEP.search(name) is not None),
         ("engine", lambda name: engine_step(name) is not None),
         ("ProfilerStep", lambda name: _PROFILER_STEP.search(name) is not None),
+        ("numbered", lambda name: _NUMBERED.fullmatch(name) is not None),
     ]
     if phase_pattern is not None:
         try:

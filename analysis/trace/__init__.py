@@ -1,7 +1,7 @@
-"""A Chrome trace, read as hostile input.
+"""A trace, read as hostile input: a Chrome trace, or an SQLite export of Nsight Systems.
 
-In: a file, a member of a zip, a folder of ranks. Out: a Trace: int64 columns (ns), strings
-interned.
+In: a file, a member of a zip, a device of an export, a folder of ranks. Out: a Trace: int64
+columns (ns), strings interned.
 Exports: Trace, `load.load`, ranks; `unpack` says what is a bomb, `reader` refuses it (in zips too),
 `workers` start processes that read one large file together, `shares` puts their parts together.
 """

@@ -32,8 +32,8 @@ MAX_ROWS = 20_000_000  # events of one kind: 2 GB of columns
 NONE = -1  # an absent id in an integer column
 _MAX_NAME = 1 << 14  # characters of a name that are kept
 _MAX_US = 2_300_000_000_000_000  # 73 years: the ns between any two times fit 63 bits
-_MAX_NS = 3600 * 10**9  # of a kernel, op or launch
-_MAX_ANNOTATION = 1 << 62  # an annotation may hold a whole run
+MAX_EVENT_NS = 3600 * 10**9  # of a kernel, op or launch
+MAX_ANNOTATION_NS = 1 << 62  # an annotation may hold a whole run
 _MAX_ID = 1 << 62
 _NO_TIME = -(1 << 63)
 _NO_ARGS = Args()
@@ -166,7 +166,7 @@ class Collector:
         good = (
             (ts != _NO_TIME)
             & (dur >= 0)
-            & (dur <= (_MAX_ANNOTATION if group in (_ANNOTATION, _FRAME) else _MAX_NS))
+            & (dur <= (MAX_ANNOTATION_NS if group in (_ANNOTATION, _FRAME) else MAX_EVENT_NS))
         )
         if good.all():
             return events, ts, dur

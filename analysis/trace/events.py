@@ -1,4 +1,4 @@
-"""A Chrome trace as compact columns: the type that the loader fills and everything else reads.
+"""A trace as compact columns: the type that the loader fills and everything else reads.
 
 Every column is int64: times are ns, -1 is an absent id. Also here: warnings about what was lost or
 repaired while the trace was read.

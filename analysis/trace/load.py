@@ -1,8 +1,9 @@
-"""A Chrome trace as compact columns.
+"""A trace as compact columns.
 
-In: a file (see reader.py, collect.py). Out: `Trace`: numpy columns of device events, launches,
-host ops and annotations, integer ns, strings and op calls interned. Times are rounded here and
-nowhere else: start and duration each to the nearest ns of the decimal text, end = start + duration.
+In: a Chrome trace (reader.py, collect.py), or an SQLite export of Nsight Systems (nsys.py). Out:
+`Trace`: numpy columns of device events, launches, host ops and annotations, integer ns, strings and
+op calls interned. Times of a Chrome trace are rounded here and nowhere else: start and duration
+each to the nearest ns of the decimal text, end = start + duration.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from prunescope.analysis.ops.call import OpCall
 from prunescope.analysis.trace.collect import MODULE, NONE, Call, Collector, Ints
 from prunescope.analysis.trace.event import DEVICE_CATEGORIES, LAUNCH_CATEGORIES, LEAN
 from prunescope.analysis.trace.events import Trace, stacks_left_out
+from prunescope.analysis.trace.nsys import read
+from prunescope.analysis.trace.nsys_file import exported, is_nsys, is_report
 from prunescope.analysis.trace.reader import Source
-from prunescope.analysis.trace.repair import clean, correlate
+from prunescope.analysis.trace.repair import clean, set_apart_uncorrelated, take_ids_of_flows
 from prunescope.analysis.trace.shares import join_shares
 from prunescope.analysis.trace.uncategorised import (
     TIMED_AROUND_OPS,
@@ -42,6 +45,12 @@ def is_there(path: Path) -> bool:
     return True
 
 
+def readable(path: Path) -> Path:
+    """The file to read for one that a user named: of a report of Nsight Systems its export, where
+    `nsys` can make one. Raises PrunescopeError where it cannot."""
+    return exported(path) if is_report(path) else path
+
+
 def load(path: Path, member: str | None = None) -> Trace:
     """Read a trace: a file, or `member` of a zip that holds several.
 
@@ -54,18 +63,31 @@ def load(path: Path, member: str | None = None) -> Trace:
     if not path.is_file():
         raise PrunescopeError(
             f"{path.name} is neither a trace nor a run folder",
-            hint="give a Chrome trace (.json, .json.gz or .json.zst), or what `prunescope trace` "
-            "wrote",
+            hint="give a Chrome trace (.json, .json.gz or .json.zst), an SQLite export of Nsight "
+            "Systems, or what `prunescope trace` wrote",
         )
+    trace = _of_nsys(path, member) if is_nsys(path) else _of_chrome(path, member)
+    set_apart_uncorrelated(trace)
+    clean(trace)
+    _refuse_unusable(trace)
+    return trace
+
+
+def _of_nsys(path: Path, member: str | None) -> Trace:
+    source, collect, caveats = read(path, member)
+    trace = _trace(source, collect)
+    trace.caveats += caveats
+    return trace
+
+
+def _of_chrome(path: Path, member: str | None) -> Trace:
     source, collect = _in_processes(path, member) or _in_this_process(path, member)
     trace = _trace(source, collect)
     if trace.on_device and is_timed_around_ops(collect.threads):
         keep = innermost_only(trace.device)
         trace.device = {name: column[keep] for name, column in trace.device.items()}
         trace.caveats.append(TIMED_AROUND_OPS)
-    correlate(trace, collect.threads)
-    clean(trace)
-    _refuse_unusable(trace)
+    take_ids_of_flows(trace, collect.threads)
     return trace
 
 

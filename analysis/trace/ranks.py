@@ -1,4 +1,5 @@
-"""The traces of several ranks: in, a folder, zip or tar of them; out, the file of each rank.
+"""The traces of several ranks: in, a folder, zip or tar of them, or an export of Nsight Systems, of
+which a device is a rank; out, the file of each rank.
 
 A rank is told by `distributedInfo` in the trace, else by the file's name; where these do not tell
 all of them apart, traces go by their file names. Files that are no trace are left out and named.
@@ -13,6 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from prunescope.analysis.trace.nsys import device_number, devices_of
+from prunescope.analysis.trace.nsys_file import SUFFIX as NSYS_SUFFIX
+from prunescope.analysis.trace.nsys_file import is_nsys
 from prunescope.analysis.trace.reader import Source
 from prunescope.analysis.trace.unpack import SUFFIXES, members
 from prunescope.taxonomy.errors import PrunescopeError
@@ -26,7 +30,7 @@ _MOST = 1024
 
 @dataclass(frozen=True)
 class TraceFile:
-    """One trace: a file, or a member of a zip or tar."""
+    """One trace: a file, a member of a zip or tar, or a device of an export of Nsight Systems."""
 
     path: Path
     member: str | None = None
@@ -58,17 +62,24 @@ class Rank:
 
 
 def holds_traces(folder: Path) -> bool:
-    """Whether a folder has files that may be Chrome traces."""
+    """Whether a folder has files that may be traces."""
     return bool(_files(folder))
 
 
 def find_parts(path: Path) -> FoundTraces:
-    """The traces in a folder, a zip or a tar.
+    """The traces in a folder, a zip, a tar or an export of Nsight Systems.
 
     Raises PrunescopeError where there is none, or too many.
     """
+    if is_nsys(path):
+        devices = _devices(path)
+        numbered = {f"rank{i}": device for i, device in enumerate(devices)}
+        return FoundTraces(
+            numbered if len(devices) > 1 else {"": devices[0]},
+            {name: Rank(i, len(devices)) for i, name in enumerate(numbered) if len(devices) > 1},
+        )
     if path.is_dir():
-        parts = [TraceFile(file) for file in _files(path)]
+        parts = [part for file in _files(path) for part in _parts_of(file)]
     else:
         parts = [TraceFile(path, member) for member in members(path)]
     if len(parts) > _MOST:
@@ -85,7 +96,8 @@ def find_parts(path: Path) -> FoundTraces:
     if not kept:
         raise PrunescopeError(
             f"{path.name} holds no Chrome trace",
-            hint="give a folder, zip or tar with what torch.profiler exported on each rank",
+            hint="give a folder, zip or tar with what torch.profiler exported on each rank, or a "
+            "folder with an SQLite export of Nsight Systems a rank",
         )
     if len(kept) == 1:
         found.parts = {"": kept[0]}
@@ -94,6 +106,18 @@ def find_parts(path: Path) -> FoundTraces:
     found.parts = _named(kept, [rank.number for rank in ranks.values()])
     found.ranks_of = {name: ranks[part] for name, part in found.parts.items()}
     return found
+
+
+def _devices(path: Path) -> list[TraceFile]:
+    return [TraceFile(path, member) for member in devices_of(path)] or [TraceFile(path)]
+
+
+def _parts_of(file: Path) -> list[TraceFile]:
+    """A file of a folder, or the devices of one; what is wrong with it shows when it is read."""
+    try:
+        return _devices(file) if is_nsys(file) else [TraceFile(file)]
+    except PrunescopeError:
+        return [TraceFile(file)]
 
 
 def missing(name: str, ranks: Iterable[Rank]) -> str | None:
@@ -126,7 +150,7 @@ def _files(folder: Path) -> list[Path]:
     return sorted(
         p
         for p in folder.iterdir()
-        if p.name.endswith(SUFFIXES) and not p.name.startswith(".") and p.is_file()
+        if p.name.endswith((*SUFFIXES, NSYS_SUFFIX)) and not p.name.startswith(".") and p.is_file()
     )
 
 
@@ -134,6 +158,9 @@ def _head(part: TraceFile) -> dict[str, Any] | None:
     """The metadata in front of the events; None for what is no trace."""
     source = Source(part.path, part.member)
     try:
+        if is_nsys(part.path):
+            devices_of(part.path)
+            return {}
         next(iter(source.blocks()), None)
     except (PrunescopeError, OSError):
         return None
@@ -142,7 +169,9 @@ def _head(part: TraceFile) -> dict[str, Any] | None:
 
 def rank_of(part: TraceFile, meta: dict[str, Any]) -> Rank:
     """The rank of a trace, by its metadata, else by its file's name. In a world of one, every trace
-    is of rank 0, and its metadata tells nothing."""
+    is of rank 0, and its metadata tells nothing. A device of a file is the rank of its number."""
+    if part.member is not None and is_nsys(part.path):
+        return Rank(device_number(part.member), None)
     world = _number(meta, "world_size")
     number = _number(meta, "rank") if world != 1 else None
     return Rank(_in_name(part.name) if number is None else number, world)
@@ -174,7 +203,7 @@ def _distinct(names: Iterable[str]) -> list[str]:
     """Names of files as names of phases, which become parts of file names again."""
     out: list[str] = []
     for name in names:
-        stem = re.sub(r"(\.pt)?(\.trace)?\.json(\.gz|\.zst)?$", "", name)
+        stem = re.sub(r"(\.pt)?(\.trace)?\.json(\.gz|\.zst)?$|\.sqlite$", "", name)
         plain = _UNSAFE.sub("_", stem)[:60] or "trace"
         out.append(plain if plain not in out else f"{plain}-{len(out)}")
     return out

@@ -33,10 +33,10 @@ _LAUNCHES = ("dur", "name", "thread", "correlation")
 _ANNOTATIONS = ("dur", "name", "thread", "module")
 
 
-def correlate(trace: Trace, threads: dict[tuple[Any, Any], int]) -> None:
-    """Take correlation ids from flow events where most device events have none (which reads the
-    file once more), and move launches without an id to `other_calls`. A flow event begins with its
-    launch, on the launch's thread, and ends where the kernel begins, on its stream."""
+def take_ids_of_flows(trace: Trace, threads: dict[tuple[Any, Any], int]) -> None:
+    """Take correlation ids from the flow events of a Chrome trace where most device events have
+    none, which reads the file once more. A flow event begins with its launch, on the launch's
+    thread, and ends where the kernel begins, on its stream."""
     device, launches = trace.device, trace.launches
     few = (device["correlation"] >= 0).mean() < _MOSTLY if len(device["ts"]) else False
     if few and not len(launches["ts"]):
@@ -47,6 +47,11 @@ def correlate(trace: Trace, threads: dict[tuple[Any, Any], int]) -> None:
         none = np.zeros_like(launches["ts"])
         _fill(device, ends, device["device"], device["stream"])
         _fill(launches, begins, launches["thread"], none)
+
+
+def set_apart_uncorrelated(trace: Trace) -> None:
+    """Move launches without an id to `other_calls`."""
+    launches = trace.launches
     known = launches["correlation"] >= 0
     trace.launches = _kept(launches, known)
     trace.other_calls = {name: launches[name][~known] for name in trace.other_calls}

@@ -30,6 +30,7 @@ _RUN, _TRACES = "run.json", "*.trace.json.gz"
 _PACKED = 12  # times as large unpacked, or more
 _BLAS = "OPENBLAS_NUM_THREADS"
 _PACKED_MAGIC = (b"\x1f\x8b", b"PK", b"(\xb5", b"BZ", b"\xfd7")
+_DATABASE_MAGIC = b"SQ"  # an export of Nsight Systems, which one process reads
 _CODE = """import json, sys
 sys.path[:] = json.loads(sys.argv[1])
 from prunescope.analysis.trace.workers import work
@@ -260,8 +261,10 @@ def count_for(path: Path) -> int:
             return 0
         size = path.stat().st_size
         with path.open("rb") as file:
-            packed = file.read(2) in _PACKED_MAGIC
+            magic = file.read(2)
     except (OSError, ValueError):
         return 0
-    size *= _PACKED if packed else 1
+    if magic == _DATABASE_MAGIC:
+        return 0
+    size *= _PACKED if magic in _PACKED_MAGIC else 1
     return 0 if size < _WORTH else min(cores(), _MOST, 1 + size // _EACH)

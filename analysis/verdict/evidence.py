@@ -16,6 +16,7 @@ from prunescope.analysis.ledger.gemms import Pair
 from prunescope.analysis.ledger.pairing import Units
 from prunescope.analysis.schema.pair_comparison import Difference
 from prunescope.analysis.schema.report import FamilyVerdict
+from prunescope.analysis.verdict.gathers import Gather
 from prunescope.taxonomy.roles import locate
 from prunescope.taxonomy.run_blocks import Matrix, ModuleCounts, WeightStats
 
@@ -47,6 +48,8 @@ class Evidence:
     parameters: tuple[int | None, int | None] = (None, None)  # of the dense run, the pruned run
     other_grids: float | None = None  # share of GEMM time in kernels or grids the dense side lacks
     shapes_ignored: frozenset[str] = frozenset()  # sides whose shapes the other one lacks
+    ranks: tuple[int | None, int | None] = (1, 1)  # that share out a step, dense and pruned
+    gathers: tuple[Gather, ...] | None = None  # of the pruned side; None: no shapes are known
     activation: Reason | None = None  # what stands in its place; None: the same, or not known
 
     def gone_and_here(self) -> tuple[dict[int, set[str]], dict[int, set[str]]]:

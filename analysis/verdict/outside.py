@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from prunescope.analysis.comparison.differences import ROWS, difference_text, not_comparable_text
+from prunescope.analysis.comparison.parallelism import PARALLELISM
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.ledger.gemms import Call, Pair
 from prunescope.analysis.schema.pair_comparison import Difference
@@ -31,8 +32,32 @@ def conditions(e: Evidence) -> Reason | None:
     if one is None:
         return None
     numbers = {"dense": one.dense, "pruned": one.pruned}
-    text = not_comparable_text(one)
-    return Reason(kind=one.kind, lines=(text,), numbers=numbers, comparable=False)
+    lines = [not_comparable_text(one)]
+    if one.kind == PARALLELISM and (all_ranks := _over_all_ranks(e)) is not None:
+        lines.append(all_ranks)
+    return Reason(kind=one.kind, lines=tuple(lines), numbers=numbers, comparable=False)
+
+
+def _over_all_ranks(e: Evidence) -> str | None:
+    """The FLOPs of all ranks of the pruned side against those of the dense one, as if each rank did
+    as much; None where one of the numbers is not known."""
+    old, new = e.ranks
+    sums = [
+        sum(c.flop * c.count for c in calls.values() if c.flop is not None)
+        for calls in (_distinct(p.dense for p in e.pairs), _distinct(p.pruned for p in e.pairs))
+    ]
+    if old is None or new is None or not all(sums):
+        return None
+    share = percent(sums[1] * new / (sums[0] * old))
+    return (
+        f"summed over the ranks ({new} and {old}, each as the one traced), the GEMMs do {share} of "
+        "the dense FLOPs; compare equal numbers of ranks, or sums over the traces of all ranks"
+    )
+
+
+def _distinct(calls: Iterable[Call | None]) -> dict[int, Call]:
+    """Each call once: both GEMMs of a rank share a dense one."""
+    return {id(call): call for call in calls if call is not None}
 
 
 _QUANTISED = ("int8", "fp8", "fp4")

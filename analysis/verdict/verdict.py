@@ -12,6 +12,7 @@ import polars as pl
 
 from prunescope.analysis.comparison.differences import differences
 from prunescope.analysis.comparison.equal_information import ComparableSides
+from prunescope.analysis.comparison.parallelism import ranks_of
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.ledger.gemms import Pair
@@ -22,6 +23,7 @@ from prunescope.analysis.verdict.detectors import detectors
 from prunescope.analysis.verdict.detectors.run_time import fewer_keys
 from prunescope.analysis.verdict.detectors.widths import narrower_heads
 from prunescope.analysis.verdict.evidence import Detection, Evidence, Reason, Verdict, stored_shapes
+from prunescope.analysis.verdict.gathers import gathers
 from prunescope.analysis.verdict.outside import (
     FIRST,
     NO_DYNAMIC,
@@ -47,6 +49,8 @@ def evidence_of(sides: ComparableSides, pairs: list[Pair], units: Units) -> Evid
         pruned.name,
         differences=differences(dense, pruned, pairs),
         parameters=(run_d.parameters if run_d else None, run_p.parameters if run_p else None),
+        ranks=(ranks_of(dense).number, ranks_of(pruned).number),
+        gathers=gathers(pruned.kernels) if pruned.kernels.has_shapes else None,
         activation=other_activation(dense.kernels, pruned.kernels),
         other_grids=_other_grids(dense.kernels, pruned.kernels),
         shapes_ignored=frozenset(

@@ -2,19 +2,21 @@
 
 In: a preset name (`llama-3.1-8b`). Out: the Hugging Face config as a dict. Each `<name>.json` here
 holds {"source": where the shape was published, "config": the config}, and may name other models of
-its shape by their Hub ids ("same_shape"), and say in which format the weights are published where
-that is not a float of 16 or 32 bits ("published_as"). Weights are never included.
+its shape by their Hub ids or short names ("same_shape"), and say in which format the weights are
+published where that is not a float of 16 or 32 bits ("published_as"). Weights are never included.
 """
 
 from __future__ import annotations
 
+import difflib
 import json
+import math
 import re
 from functools import cache
 from importlib import resources
 from typing import Any
 
-from prunescope.taxonomy.errors import PrunescopeError, nearest
+from prunescope.taxonomy.errors import PrunescopeError
 
 _HUB = "https://huggingface.co/"
 
@@ -28,12 +30,14 @@ def preset_names() -> tuple[str, ...]:
 
 # Words at the end of a Hub id that change the weights and not the shape.
 _TUNED = re.compile(
-    r"(-(hf|instruct|thinking|it|pt|base|chat|2407|2501|2507|0324|0528|v0\.3|4k|fp16|bf16))+$"
+    r"(-(hf|instruct|thinking|it|pt|base|chat|2407|2501|2507|0324|0528|v0\.3|v1\.\d|4k|fp16|bf16))"
+    r"+$"
 )
 
 
 def preset_named(name: str) -> str | None:
-    """The preset of a name: its own, or the Hub id of the model or of a tuned version of it."""
+    """The preset of a name: its own, or the Hub id of the model or of a tuned version of it, with
+    or without its organisation."""
     key = name.lower()
     return key if key in preset_names() else _hub_ids().get(_plain(key))
 
@@ -47,7 +51,42 @@ def _hub_ids() -> dict[str, str]:
         if preset_source(name).startswith(_HUB) and len(parts) > 1:
             found[_plain("/".join(parts[:2]).lower())] = name
         found |= {_plain(other.lower()): name for other in _read(name).get("same_shape", ())}
-    return found
+    # Short names do not take one away from a model that has it as its own.
+    return {**{key.rpartition("/")[2]: name for key, name in found.items()}, **found}
+
+
+_SIZE = re.compile(r"(?:^|[-_])(\d+(?:\.\d+)?)([bm])(?![a-z0-9])")
+_FAMILY = re.compile(r"[a-z]+")
+
+
+def nearest_presets(name: str, *, count: int = 4) -> str:
+    """The presets most like a name, as a part of a sentence: those of its family, the nearest size
+    first; without a family among the presets, those that are written most alike."""
+    key = _plain(name.lower()).rpartition("/")[2]
+    family, size = _family(key), _size(key)
+    of_family = [preset for preset in preset_names() if _family(preset) == family]
+
+    def distance(preset: str) -> tuple[float, float]:
+        other = _size(preset)
+        apart = abs(math.log(other / size)) if size and other else 9.0
+        return round(apart, 1), -difflib.SequenceMatcher(None, key, preset).ratio()
+
+    close = sorted(of_family, key=distance)
+    close += [n for n in difflib.get_close_matches(key, preset_names(), n=count) if n not in close]
+    return ", ".join((close or list(preset_names()))[:count])
+
+
+def _family(name: str) -> str | None:
+    found = _FAMILY.match(name)
+    return found.group() if found else None
+
+
+def _size(name: str) -> float | None:
+    """Parameters in billions, as a name says them."""
+    found = _SIZE.search(name)
+    if found is None:
+        return None
+    return float(found.group(1)) * (1e-3 if found.group(2) == "m" else 1.0)
 
 
 def _plain(hub_id: str) -> str:
@@ -75,7 +114,7 @@ def _read(name: str) -> dict[str, Any]:
     key = name.lower()
     if key not in preset_names():
         raise PrunescopeError(
-            f"no model preset is called {name!r}", hint=f"nearest: {nearest(key, preset_names())}"
+            f"no model preset is called {name!r}", hint=f"nearest: {nearest_presets(key)}"
         )
     text = resources.files(__name__).joinpath(f"{key}.json").read_text(encoding="utf-8")
     plain: dict[str, Any] = json.loads(text)

@@ -61,7 +61,7 @@ def write(trace: dict[str, Any], path: Path, *, metas: int, indent: int | None) 
 
 
 @pytest.mark.parametrize("cpu", [False, True])
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_the_same_events_give_the_same_answer(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, *, cpu: bool

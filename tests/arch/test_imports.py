@@ -7,6 +7,7 @@ put the others in order), taxonomy/ is one room, and the front door is `prunesco
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -65,8 +66,13 @@ LONGEST_CHAIN = 25  # files that import one another, from a command down
 HEAVY = {"torch", "transformers", "polars", "matplotlib", "numpy", "pandas", "hta"}
 
 
-def imported(path: Path) -> Iterator[tuple[int, str]]:
+@functools.cache
+def imported(path: Path) -> list[tuple[int, str]]:
     """(line, dotted module) of every import of a file, at any depth."""
+    return list(_imports(path))
+
+
+def _imports(path: Path) -> Iterator[tuple[int, str]]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)

@@ -113,11 +113,15 @@ FOLDERS: dict[str, tuple[dict[str, Any], set[str]]] = {
 }  # fmt: skip
 
 
+# A folder is another model in each phase alike: both are traced of one.
+PHASE = {**dict.fromkeys(FOLDERS, "prefill"), "Minitron": "both", "SliceGPT": "decode"}
+
+
 @pytest.mark.parametrize("name", FOLDERS)
 def test_folders_pruned_by_other_tools(name: str, tmp_path: Path) -> None:
     fields, wanted = FOLDERS[name]
     dense, pruned = folder(tmp_path / "dense"), folder(tmp_path / "pruned", **fields)
-    phases = traced(tmp_path, model=str(pruned), baseline_model=str(dense))
+    phases = traced(tmp_path, model=str(pruned), baseline_model=str(dense), phase=PHASE[name])
     for phase in phases.values():
         assert_parts(phase.family, wanted)
 
@@ -135,7 +139,8 @@ def test_layers_of_different_widths(
 ) -> None:
     dense = folder(tmp_path / "dense")
     pruned = uneven(dense, tmp_path / "pruned", layers, bias=bias)
-    for phase in traced(tmp_path, model=str(pruned), baseline_model=str(dense)).values():
+    sides = {"model": str(pruned), "baseline_model": str(dense)}
+    for phase in traced(tmp_path, **sides, phase="decode" if bias else "prefill").values():
         assert_parts(phase.family, {wanted})
 
 

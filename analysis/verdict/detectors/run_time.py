@@ -13,6 +13,7 @@ from prunescope.analysis.ledger.gemms import Call, Pair
 from prunescope.analysis.schema.report import FamilyVerdict
 from prunescope.analysis.verdict.detectors import detector
 from prunescope.analysis.verdict.evidence import Detection, Evidence, Touches, fell, matrices
+from prunescope.analysis.verdict.gathers import of_weights
 from prunescope.taxonomy.families import families
 from prunescope.taxonomy.roles import LINEARS, MLP_ROLES
 from prunescope.taxonomy.run_blocks import WeightStats
@@ -160,13 +161,24 @@ def dynamic_nk(e: Evidence) -> Detection | None:
 
 @detector("dynamic-width")
 def dynamic_width(e: Evidence) -> Detection | None:
-    """N of gate and up and K of down fell, but the weights are whole: slices were gathered."""
+    """N of gate and up and K of down fell, but the weights are whole: slices were gathered. A bare
+    trace shows that by gathers from a matrix of the size of a weight; those of activations pick
+    tokens or features, whatever the weights are."""
     moved = [p for p in e.pairs if p.key[1] in MLP_ROLES and p.axis in ("N", "K")]
     if not moved or any(p.axis not in ("none", "N", "K") for p in e.pairs if p.key[1] in MLP_ROLES):
         return None
     gathers = sum(e.added(role=role, cls="gather_scatter") for role in MLP_ROLES)
     if not (gathers and _weights_are_whole(e)):
         return None
+    confidence = 1.0
+    if e.stats_pruned is None:
+        calls = [p.dense for p in e.pairs if p.key[1] in MLP_ROLES and p.dense is not None]
+        linears = [call.gemm for call in calls if call.gemm is not None]
+        here = [one for one in e.gathers or () if one.role in MLP_ROLES]
+        picked, is_clear = of_weights(here, linears)
+        if e.gathers is not None and not picked:
+            return None
+        confidence = 1.0 if is_clear and picked else _CONFIDENCE
     pair = next((p for p in moved if p.key[1] == "down"), moved[0])
     assert pair.dense is not None
     assert pair.pruned is not None
@@ -176,7 +188,8 @@ def dynamic_width(e: Evidence) -> Detection | None:
         f"{pair.axis} {getattr(pair.dense, axis):g} → {getattr(pair.pruned, axis):g}), {gathers} "
         f"gathers were added{counted_in_words(e, 'channels')}"
     )
-    return Detection([line], lambda p: float(p.key[1] in MLP_ROLES), explains=("static-nk-mlp",))
+    explains = ("static-nk-mlp",)
+    return Detection([line], lambda p: float(p.key[1] in MLP_ROLES), confidence, explains)
 
 
 def _weights_are_whole(e: Evidence) -> bool:
@@ -232,14 +245,16 @@ class LayerShares:
     calls: dict[str, float] = field(default_factory=dict)
     rows: dict[str, float] = field(default_factory=dict)
     reshaped: set[str] = field(default_factory=set)
-    scores_dense: float = 0.0
-    scores_pruned: float = 0.0
+    scores_dense: float | None = 0.0  # None: of some product of attention no shape is known
+    scores_pruned: float | None = 0.0
     queries: float = 0.0
 
     @property
     def attention(self) -> float | None:
-        """Share of the dense multiplications of QKᵀ and PV."""
-        return self.scores_pruned / self.scores_dense if self.scores_dense else None
+        """Share of the dense multiplications of QKᵀ and PV; None where it is not known."""
+        if not self.scores_dense or self.scores_pruned is None:
+            return None
+        return self.scores_pruned / self.scores_dense
 
     def left(self, *roles: str) -> list[float]:
         """Shares of the rows of all calls, of those roles that the layer has."""
@@ -283,8 +298,9 @@ def layer_shares(e: Evidence) -> dict[int, LayerShares]:
             # Heads that are gone from the weights were not skipped at run time.
             fewer = (number, "o") in smaller and "heads" in fell(pair)
             heads = pair.dense.batch if fewer and pair.dense is not None else None
-            out[number].scores_dense += _products(pair.dense)
-            out[number].scores_pruned += _products(pair.pruned, heads, like=pair.dense)
+            one, before, now = out[number], pair.dense, pair.pruned
+            one.scores_dense = _more(one.scores_dense, _products(before))
+            one.scores_pruned = _more(one.scores_pruned, _products(now, heads, like=before))
             if pair.dense is not None and pair.dense.m is not None and group == "qk":
                 out[number].queries = pair.dense.m
         elif role == "qkv" and (number, role) not in smaller:
@@ -329,12 +345,21 @@ def _add_fused(layer: LayerShares, pairs: list[Pair]) -> None:
             layer.rows[role] = part.m / dense.m
 
 
-def _products(call: Call | None, heads: float | None = None, *, like: Call | None = None) -> float:
+def _more(total: float | None, value: float | None) -> float | None:
+    """The sum, None where a part is not known."""
+    return None if total is None or value is None else total + value
+
+
+def _products(
+    call: Call | None, heads: float | None = None, *, like: Call | None = None
+) -> float | None:
     """Multiplications a step of one of attention's GEMMs, of `heads` (its own where that is None)
     of the dimension that `like` has: no method of run time makes a head narrower. Masked pairs
-    count."""
-    if call is None or call.batch is None or call.m is None or call.n is None or call.k is None:
+    count. 0 for a call that is gone, None for one whose shape is not known."""
+    if call is None:
         return 0.0
+    if call.batch is None or call.m is None or call.n is None or call.k is None:
+        return None
     n, k = call.n, call.k
     if like is not None and like.n is not None and like.k is not None:
         n, k = (n, like.k) if call.group == "qk" else (like.n, k)

@@ -70,3 +70,25 @@ def test_widths_that_moved_are_axes_without_m(tmp_path: Path) -> None:
     told = analyze(narrowed(tmp_path, 0.8), baseline=dense, options=options).report
     axes = {gemm.role: gemm.axis for gemm in told.phases["trace"].gemms if gemm.role in MLP}
     assert axes == {"gate": "N", "up": "N", "down": "K"}
+
+
+@pytest.mark.parametrize("refused", ["dense", "pruned"])
+def test_a_config_that_is_refused_for_one_side_tells_nothing(tmp_path: Path, refused: str) -> None:
+    """The shapes of the other side alone would make all of its work gone or added."""
+    sides = {
+        "dense": strip(H100, tmp_path, modules=False, ops=False),
+        "pruned": narrowed(tmp_path, 0.8),
+    }
+    wrong = changed(H100, tmp_path, {"num_hidden_layers": 17})
+    config = {name: wrong if name == refused else H100.model for name in sides}
+    options = Options(
+        device=H100.device, model=config["pruned"], baseline_model=config["dense"], **H100.workload
+    )
+    report = analyze(sides["pruned"], baseline=sides["dense"], options=options).report
+    phase = report.phases["trace"]
+    assert any("no shapes are taken from the config" in text for text in report.warnings)
+    assert {gemm.axis for gemm in phase.gemms} <= {"unknown"}
+    assert phase.family is not None and phase.family.id == "unknown"
+    assert not any("dense products" in line for line in phase.family.evidence)
+    assert phase.ladder is not None
+    assert (phase.ladder.flop, phase.ladder.coverage) == (None, None)

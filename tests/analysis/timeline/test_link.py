@@ -311,7 +311,10 @@ def changed(trace: dict[str, Any], how: str) -> None:
         trace["traceEvents"] = trace.pop("traceEvents")
 
 
-@pytest.mark.parametrize("how", ["shuffled", "shifted", "back", "keys"])
+_SLOW = [pytest.param(how, marks=pytest.mark.slow) for how in ("shifted", "keys")]
+
+
+@pytest.mark.parametrize("how", ["shuffled", "back", *_SLOW])
 def test_order_and_clock_of_a_real_trace(
     how: str, real_trace: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ from prunescope.analysis.ledger.gemms import Call, Pair, pair_calls
 from prunescope.analysis.ledger.pairing import Alignment, Units, UnitSums
 from prunescope.analysis.schema.report import FamilyVerdict, Phase
 from prunescope.analysis.verdict.evidence import Evidence
+from prunescope.analysis.verdict.gathers import Gather
 from prunescope.analysis.verdict.verdict import verdict as judged
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import read
@@ -268,6 +269,37 @@ def test_slices_of_whole_weights_are_dynamic_width() -> None:
         assert verdict(e).id == wanted
 
 
+def test_attention_of_unknown_shape_does_not_do_less() -> None:
+    """Blocks of keys are missing only where both sides say what they multiply."""
+    dense = model(64)
+    unread = changed(dense, on(("attention",), m=None, n=None, k=None))
+    for one, other in ((dense, unread), (unread, dense)):
+        found = verdict(evidence(one, other, added=GATHER))
+        assert found.id == "unknown"
+        assert not any("dense products" in line for line in found.evidence)
+    fewer = changed(dense, on(("attention",), keys=32))
+    assert verdict(evidence(dense, fewer, added=GATHER)).id == "dynamic-nk"
+
+
+@pytest.mark.parametrize(
+    ("rows", "source", "wanted", "confidence"),
+    [
+        (48, (H, F), "dynamic-width", 1.0),
+        (48, (F, H), "dynamic-width", 1.0),  # stored the other way round
+        (48, (48, F), "static-nk-mlp", 1.0),  # features of activations are picked
+        (48, (6, 8, F), "static-nk-mlp", 1.0),
+        (64, (64, F), "dynamic-width", 0.5),  # as many tokens as features: it may be either
+    ],
+)
+def test_dynamic_width_gathers_weights(
+    rows: int, source: tuple[int, ...], wanted: str, confidence: float
+) -> None:
+    dense = model(rows)
+    narrow = changed(dense, {**on(("gate", "up"), n=64), **on(("down",), k=64)})
+    e = replace(evidence(dense, narrow, added=WEIGHTS), gathers=(Gather("down", 4, source),))
+    assert (verdict(e).id, verdict(e).confidence) == (wanted, confidence)
+
+
 def test_a_hostile_weight_statistics_is_refused_when_it_is_read() -> None:
     row = {"unit": "keys", "active": ["x", None, True], "total": "many"}
     for dynamic in ([], {"decode": 3}, {"decode": {"a": 1}}, {"decode": {"a": row}}):
@@ -304,7 +336,7 @@ def test_traced_and_named(method: str, knobs: dict[str, str], batch: int, tmp_pa
 @pytest.mark.torch
 @pytest.mark.parametrize("method", ["static-m", "static-nk", "static-nk-mlp", "static-k-mask"])
 def test_static_families_are_not_taken_for_dynamic_ones(method: str, tmp_path: Path) -> None:
-    for phase in traced(tmp_path, method=method, knobs={}, batch=1).values():
+    for phase in traced(tmp_path, method=method, phase="decode").values():
         assert phase.family is not None
         assert phase.family.id == method
 

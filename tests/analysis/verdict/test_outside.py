@@ -55,15 +55,11 @@ trace = partial(small_trace, warmup=1)
 
 
 def families(subject: Path, baseline: Path | None = None) -> dict[str, FamilyVerdict]:
-    from prunescope.analysis.pipeline import analyze
-
     phases = analyze(subject, baseline=baseline).report.phases
     return {name: phase.family for name, phase in phases.items() if phase.family is not None}
 
 
 def removed(subject: Path) -> dict[str, float | None]:
-    from prunescope.analysis.pipeline import analyze
-
     return analyze(subject).report.phases["prefill"].sparsity
 
 
@@ -110,8 +106,8 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "options, says",
     [
-        ({"attn": "eager"}, "attention runs as"),
-        ({"batch": 2}, "batch"),
+        ({"attn": "eager", "phase": "prefill"}, "attention runs as"),
+        ({"batch": 2, "phase": "decode"}, "batch"),
         ({"prompt_len": 16}, "prompt_len"),
         ({"decode_steps": 8, "phase": "decode"}, "context"),
     ],
@@ -187,7 +183,7 @@ def test_other_models_are_not_comparable(fields: Any, says: str, tmp_path: Path)
         fields = {**fields, "sliding_window": None, "layer_types": None}
     dense = saved_model(tmp_path / "dense", **GEMMA)
     pruned = saved_model(tmp_path / "pruned", **{**GEMMA, **fields})
-    run = trace(tmp_path / "run", model=str(pruned), baseline_model=str(dense))
+    run = trace(tmp_path / "run", model=str(pruned), baseline_model=str(dense), phase="prefill")
     for family in families(run).values():
         assert family.id == "outside"
         assert family.evidence[0].startswith("not comparable: ")

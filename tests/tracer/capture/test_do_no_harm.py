@@ -18,7 +18,13 @@ def same(model: torch.nn.Module, sparsity: float) -> torch.nn.Module:  # noqa: A
     return model
 
 
-@pytest.mark.parametrize("name", LISTED)
+# Of each kind of block one: the others are run by `make test-all`.
+QUICK = ("llama", "gpt2", "gemma3", "mixtral", "qwen3_moe", "falcon_mamba", "phi3")
+
+
+@pytest.mark.parametrize("name", [
+    name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in LISTED
+])  # fmt: skip
 def test_dense_baselines_and_untouched_models_run_the_ops_of_a_plain_loop(
     name: str, tmp_path: Path
 ) -> None:

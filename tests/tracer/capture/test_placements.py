@@ -202,9 +202,15 @@ def test_how_many_placements_there_can_be(asked: dict[str, int], most: int) -> N
     assert len(planned_placements(request)) == min(asked["placements"], asked["repeats"], most)
 
 
-@pytest.mark.parametrize(("wide_until", "count"), [(0, 3), (4, 4), (99, 5)])
+@pytest.mark.parametrize(
+    ("wide_until", "count", "phase"), [(0, 3, "decode"), (4, 4, "both"), (99, 5, "prefill")]
+)
 def test_wide_intervals_ask_for_further_placements(
-    quick: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, wide_until: int, count: int
+    quick: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    wide_until: int,
+    count: int,
+    phase: str,
 ) -> None:
     def seen(one: list[list[int]], other: list[list[int]]) -> float:
         assert len(one) == len(other) >= 3
@@ -215,10 +221,16 @@ def test_wide_intervals_ask_for_further_placements(
     quiet = SimpleNamespace(elapsed_ns=10**9, reasons=[], switches=0)
     monkeypatch.setattr(timing, "between", lambda *_: quiet)
     folder = quick(
-        method="static-m", sparsity=0.5, placements=3, repeats=4, steps=4, max_placements=5
+        method="static-m",
+        sparsity=0.5,
+        placements=3,
+        repeats=4,
+        steps=4,
+        max_placements=5,
+        phase=phase,
     )
     for name in ("dense", "pruned"):
-        for phase, run in read_run(folder / name).phases.items():
+        for in_phase, run in read_run(folder / name).phases.items():
             assert [len(own) for own in run.samples_by_placement] == [1, 1, 2, 2, 2][:count]
             with gzip.open(folder / name / run.trace) as file:
                 events = json.load(file)["traceEvents"]
@@ -226,7 +238,7 @@ def test_wide_intervals_ask_for_further_placements(
             assert len(steps - {"prunescope.step#warmup"}) == run.steps
             assert sum(placement.steps for placement in run.placements) == run.steps
             assert run.placements_requested == (None if count == 3 else 3)
-            assert phase == "decode" or run.steps == 4 + 2 * (count - 3)
+            assert in_phase == "decode" or run.steps == 4 + 2 * (count - 3)
 
 
 def test_only_phases_with_wide_intervals_get_further_placements(
@@ -268,10 +280,13 @@ def test_a_run_records_the_requested_placements_if_others_were_measured(
     monkeypatch.setattr(placements, "interval_width", lambda *_sides: wide)
     quiet = SimpleNamespace(elapsed_ns=10**9, reasons=[], switches=0)
     monkeypatch.setattr(timing, "between", lambda *_: quiet)
-    folder = quick(method="static-m", sparsity=0.5, placements=4, repeats=2, max_placements=most)
+    phase = "prefill" if wide else "decode"
+    folder = quick(
+        method="static-m", sparsity=0.5, placements=4, repeats=2, max_placements=most, phase=phase
+    )
     for name in ("dense", "pruned"):
-        for phase in read_run(folder / name).phases.values():
-            assert (len(phase.placements), phase.placements_requested) == (drawn, asked)
+        measured = read_run(folder / name).phases[phase]
+        assert (len(measured.placements), measured.placements_requested) == (drawn, asked)
 
 
 def test_no_further_placements_beside_other_work(
@@ -280,7 +295,9 @@ def test_no_further_placements_beside_other_work(
     monkeypatch.setattr(placements, "interval_width", lambda *_sides: 0.2)
     busy = SimpleNamespace(elapsed_ns=10**9, reasons=["other work"], switches=0)
     monkeypatch.setattr(timing, "between", lambda *_: busy)
-    folder = quick(method="static-m", sparsity=0.5, placements=3, repeats=3, max_placements=5)
+    folder = quick(
+        method="static-m", sparsity=0.5, placements=3, repeats=3, max_placements=5, phase="prefill"
+    )
     for phase in read_run(folder / "pruned").phases.values():
         assert phase.has_disturbed_samples
         assert (len(phase.placements), phase.placements_requested) == (3, None)

@@ -55,7 +55,7 @@ def test_one_training_a_model_and_one_of_the_dense_control(
     names: list[str] = []
     run = training.Training.run
     monkeypatch.setattr(training.Training, "run", lambda t: (names.append(t.name), run(t))[1])
-    request = asked("s", families=["static-m", "static-nk-mlp"])
+    request = asked("s", families=["static-m", "static-nk-mlp"], phases=["prefill"])
     assert summary(request, plan_of(request), estimate=True)["plan"]["trainings"] == 3
     sweep(request)
     assert sorted(names) == [
@@ -107,7 +107,7 @@ def test_a_killed_sweep_goes_on_with_its_training(
     asked: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "SAVE_S", 0.0)
-    whole, cut = asked("whole"), asked("cut")
+    whole, cut = (asked(name, phases=["prefill"]) for name in ("whole", "cut"))
     sweep(whole)
 
     def kill(*_: Any, **__: Any) -> None:
@@ -125,7 +125,7 @@ def test_a_killed_sweep_goes_on_with_its_training(
             sweep(cut)
     sweep(cut)
     before, after = records(whole.out), records(cut.out)
-    assert [r.resumed_from for r in after] == [8, 8]
+    assert [r.resumed_from for r in after] == [8]
     assert [r.weights_sha256 for r in after] == [r.weights_sha256 for r in before]
     losses = [json.loads((r.out / "quality/static-m-s0.5-d0.json").read_bytes())["pruned"]
               for r in (whole, cut)]  # fmt: skip
@@ -140,19 +140,17 @@ def test_progress_is_told_in_a_sweep(asked: Any) -> None:
 
 def test_selections_are_points_of_their_own(asked: Any) -> None:
     request = asked(
-        "s", select=["importance", "greedy"], families=["static-m", "static-nk-mlp", "dynamic-nk"],
+        "s", select=["importance", "greedy"], families=["static-m", "static-nk-mlp"],
         phases=["prefill"], recover=None,
     )  # fmt: skip
     assert {r.id for r in plan_of(request).results} == {
         "static-m-s0.5-prefill-b1-p16-d0-importance", "static-m-s0.5-prefill-b1-p16-d0-greedy",
         "static-nk-mlp-s0.5-prefill-b1-p16-d0-importance",
-        "dynamic-nk-s0.5-prefill-b1-p16-d0-importance",
     }  # fmt: skip
     sweep(request)
     found = judge(request.out).phases["prefill"].points
     assert sorted((p.family, p.select) for p in found) == [
-        ("dynamic-nk", "importance"), ("static-m", "greedy"), ("static-m", "importance"),
-        ("static-nk-mlp", "importance"),
+        ("static-m", "greedy"), ("static-m", "importance"), ("static-nk-mlp", "importance"),
     ]  # fmt: skip
 
 

@@ -42,7 +42,7 @@ def shares(model: Any, ids: torch.Tensor, prompt: int) -> tuple[list[float], lis
                  for stats in (first, after))  # fmt: skip
 
 
-@pytest.mark.parametrize("select", ["random", "importance"])
+@pytest.mark.parametrize("select", [pytest.param("random", marks=pytest.mark.slow), "importance"])
 def test_rows_keep_their_share_in_any_text(recovered: Any, reader: Path, select: str) -> None:
     model, pruning = recovered("dynamic-m", "steps=8", sparsity=0.25, select=select)
     routers = pruning["recovery"]["routers"][0]
@@ -50,7 +50,7 @@ def test_rows_keep_their_share_in_any_text(recovered: Any, reader: Path, select:
     kept = [s for pair in zip(*routers["kept_by_layer"].values(), strict=True) for s in pair]
     assert sum(kept) / len(kept) == pytest.approx(0.75, abs=0.01)
     for text in ("words.txt", "other.txt"):
-        first, after = shares(model, ids_of(reader, text, 800), prompt=400)
+        first, after = shares(model, ids_of(reader, text, 500), prompt=300)
         assert first == pytest.approx(kept, abs=0.02)
         assert sum(after) / len(after) == pytest.approx(0.75, abs=0.02), text
 

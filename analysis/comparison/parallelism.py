@@ -1,0 +1,110 @@
+"""Over how many ranks each side shares a model out, by the collectives of its steps.
+
+In: a phase of both sides. Out: a Difference where the ranks are not as many on both: a rank of
+tensor, expert, pipeline or sequence parallelism runs a part of the model, which looks pruned.
+
+    A side without collectives runs alone, however many processes there are. One with collectives
+    runs on as many ranks as its metadata says, else on several.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+
+import polars as pl
+
+from prunescope.analysis.inputs.side import SidePhase
+from prunescope.analysis.schema.pair_comparison import Difference
+from prunescope.taxonomy.roles import BACKWARD
+
+PARALLELISM = "parallelism"
+_MOST = 1 << 20
+_NAME_LIMIT = 400
+_ALONE = "1 rank"
+# What a collective is, and the kind of parallelism that it serves; the first pattern decides.
+_COLLECTIVES = (
+    ("all-to-all", "expert", r"all_?to_?all|all2all|deep_ep|internode|intranode|moe_?a2a"),
+    ("reduce-scatter", "sequence", r"reduce_?scatter"),
+    ("all-gather", "sequence", r"all_?gather"),
+    ("send and receive", "pipeline", r"send|recv"),
+    ("all-reduce", "tensor", r"all_?reduce|multimem|oneshot|twoshot|one_shot|two_shot"),
+)
+_NAMED = tuple((name, serves, re.compile(found)) for name, serves, found in _COLLECTIVES)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """`number`: of the ranks that share out a step, None where only its collectives are known;
+    `collectives`: how often a step runs each; `in_forward`: whether any runs in a forward pass, not
+    to sum gradients alone."""
+
+    number: int | None
+    collectives: Counter[str]
+    in_forward: bool
+
+    def __str__(self) -> str:
+        if self.number == 1:
+            return _ALONE
+        number = "several" if self.number is None else str(self.number)
+        kinds = [f"{count:g} × {name}" for name, count in self.collectives.most_common(3)]
+        serves = [kind for name, kind, _ in _COLLECTIVES if self.collectives[name]]
+        what = f": {serves[0]} parallelism" if serves and self.in_forward else ""
+        return f"{number} ranks ({', '.join(kinds)} a step{what})"
+
+
+def parallelism(dense: SidePhase, pruned: SidePhase) -> Difference | None:
+    """The difference in ranks; None where both run on as many, or that is not known.
+
+    It hides a pruning where a side communicates in its forward pass: ranks that only sum gradients
+    hold the whole model each.
+    """
+    old, new = ranks_of(dense), ranks_of(pruned)
+    if not _differ(old, new):
+        return None
+    hides = old.in_forward or new.in_forward
+    return Difference(PARALLELISM, str(old), str(new), hides_pruning=hides)
+
+
+def _differ(old: Ranks, new: Ranks) -> bool:
+    """Whether two sides share a step out otherwise. Of several ranks each, whose number one side
+    does not say, the kinds of collectives decide."""
+    numbers = {old.number, new.number}
+    if len(numbers) > 1 and (1 in numbers or None not in numbers):
+        return True
+    return numbers != {1} and not old.collectives.keys() & new.collectives.keys()
+
+
+def ranks_of(phase: SidePhase) -> Ranks:
+    """The ranks that a side runs a step on."""
+    frame = phase.kernels.frame
+    rows = frame.filter(pl.col("kind") == "comm").select("name", "op", "role", "layer")
+    if rows.is_empty():
+        return Ranks(1, Counter(), in_forward=False)
+    gradients = pl.col("role").str.ends_with(BACKWARD) | (pl.col("role") == "optimizer")
+    forward = rows.filter(gradients.not_())
+    trains = frame["role"].str.ends_with(BACKWARD).any()
+    if trains:  # an all-reduce outside of any layer may sum gradients
+        forward = forward.filter(pl.col("layer").is_not_null())
+    found: Counter[str] = Counter()
+    shown = rows if forward.is_empty() else forward
+    for name, op, count in shown.group_by("name", "op").len().iter_rows():
+        found[_collective(f"{op or ''} {name or ''}")] += count
+    steps = phase.kernels.num_steps
+    per_step = Counter({name: count / steps for name, count in found.items()})
+    world = _world_size(phase)
+    # Collectives of a world of one move nothing; what is recorded says otherwise.
+    return Ranks(world if world != 1 else None, per_step, in_forward=not forward.is_empty())
+
+
+def _collective(name: str) -> str:
+    text = name[:_NAME_LIMIT].lower()
+    return next((what for what, _, pattern in _NAMED if pattern.search(text)), "collective")
+
+
+def _world_size(phase: SidePhase) -> int | None:
+    side = phase.side
+    info = side.bare.source.meta.get("distributedInfo") if side.bare is not None else None
+    world = info.get("world_size") if isinstance(info, dict) else None
+    return world if type(world) is int and 0 < world <= _MOST else None

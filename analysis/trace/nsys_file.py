@@ -1,0 +1,241 @@
+"""An SQLite export of Nsight Systems, opened as hostile input.
+
+In: a file that `nsys export --type sqlite` wrote. Out: the columns of its plain tables, in blocks
+of rows, and the strings that their ids name. The file is opened read-only and immutable (what a WAL
+beside it holds is not read); no view, trigger, generated column or function of its schema runs, and
+the work and memory of every query are bounded by the size of the file.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import subprocess
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from prunescope.taxonomy.errors import PrunescopeError
+
+MAGIC = b"SQLite format 3\0"
+SUFFIX, REPORT_SUFFIXES = ".sqlite", (".nsys-rep", ".qdrep")
+EXPORT = "nsys export --type sqlite"
+_AGAIN = f"export the report again: `{EXPORT} REPORT.nsys-rep`"
+_HEADER = 100  # bytes
+_MAX_VALUE = 16 << 20  # bytes of a row: those of Nsight Systems have a few hundred
+_MAX_TEXT = 1 << 14  # characters of a name that are read, as in a Chrome trace
+_MIN_ROW = 8  # bytes of the smallest row in a table of ours: three columns, their types, its cell
+# Instructions of SQLite's machine that a query may take: a row of ours takes less than one a byte.
+_STEPS, _STEPS_PER_BYTE = 10_000_000, 20
+_EACH = 100_000  # instructions between two looks at the count
+_BLOCK = 16_384  # rows
+_IDS_AT_ONCE = 500
+_FUNCTIONS = {"substr"}
+_PRAGMAS = ("trusted_schema=OFF", "query_only=ON", "cell_size_check=ON", "mmap_size=0",
+            "temp_store=MEMORY", "cache_size=-8192")  # fmt: skip
+_DENIED = "an export of Nsight Systems has plain tables only"
+Rows = list[tuple[Any, ...]]
+
+
+def is_nsys(path: Path) -> bool:
+    """Whether a file begins as an SQLite database does."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except (OSError, ValueError):
+        return False
+
+
+def is_report(path: Path) -> bool:
+    """Whether a file is named as Nsight Systems names its own reports, which only `nsys` reads."""
+    return path.name.endswith(REPORT_SUFFIXES)
+
+
+@lru_cache(maxsize=64)
+def exported(path: Path) -> Path:
+    """The SQLite export of a report of Nsight Systems, made by `nsys` in a temporary folder that
+    goes with this process.
+
+    Raises PrunescopeError where there is no `nsys`, or it fails.
+    """
+    program = shutil.which("nsys")
+    if program is None:
+        raise PrunescopeError(
+            f"{path.name} is a report of Nsight Systems, which only its own tools read",
+            hint=f"export it where nsys is installed: `{EXPORT} {path.name}`, and give the .sqlite",
+        )
+    out = _folder() / f"{path.stem}{SUFFIX}"
+    command = [program, "export", "--type", "sqlite", "--force-overwrite", "true",
+               "--output", str(out), str(path.absolute())]  # fmt: skip
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    if done.returncode or not is_nsys(out):
+        raise PrunescopeError(
+            f"{path.name}: nsys could not export it (exit code {done.returncode})",
+            hint=f"`{EXPORT} {path.name}` says why; an older nsys reads no newer report",
+        )
+    return out
+
+
+_folders: list[tempfile.TemporaryDirectory[str]] = []
+
+
+def _folder() -> Path:
+    _folders.append(tempfile.TemporaryDirectory(prefix="prunescope-nsys-"))
+    return Path(_folders[-1].name)
+
+
+class Database:
+    """The plain tables of one file. `tables`: the names of their columns. `has_wal`: changes beside
+    the file were not read."""
+
+    def __init__(self, path: Path, wanted: Iterable[str]) -> None:
+        """Open the `wanted` tables of a file: those that it has.
+
+        Raises PrunescopeError where the file is no whole database, or has one of them in another
+        form than a plain table.
+        """
+        self.path = path
+        self.size = path.stat().st_size
+        self._refuse_cut()
+        self._steps = 0
+        self.has_wal = _is_filled(path.with_name(path.name + "-wal"))
+        uri = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
+        with self._one_sentence():
+            self._sql = sqlite3.connect(uri, uri=True, isolation_level=None)
+            self._sql.text_factory = lambda text: text.decode("utf-8", "replace")
+            self._sql.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MAX_VALUE)
+            self._sql.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
+            for pragma in _PRAGMAS:
+                self._sql.execute(f"PRAGMA {pragma}")
+            self._sql.set_progress_handler(self._is_spent, _EACH)
+            self._sql.set_authorizer(self._allowed)
+            self.tables = self._plain_tables(set(wanted))
+
+    def close(self) -> None:
+        """Give the file back."""
+        self._sql.close()
+
+    def __enter__(self) -> Database:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def has(self, table: str, *columns: str) -> bool:
+        """Whether the file has a table with these columns."""
+        return set(columns) <= set(self.tables.get(table, ()))
+
+    def rows(
+        self, table: str, columns: Sequence[str], *, where: str = "", group: bool = False
+    ) -> Iterator[Rows]:
+        """Rows of a table in blocks. A column that the table lacks is None in all of them; of one
+        whose name ends in `text` the first characters are read. `where`: an expression of ours;
+        `group`: distinct rows only.
+
+        Raises PrunescopeError where the file is damaged.
+        """
+        there = self.tables[table]
+        chosen = ", ".join(_value(column) if column in there else "NULL" for column in columns)
+        query = f'SELECT {"DISTINCT " if group else ""}{chosen} FROM "{table}" NOT INDEXED'
+        query += f" WHERE {where}" if where else ""
+        count = 0
+        with self._one_sentence():
+            cursor = self._query(query)
+            while block := cursor.fetchmany(_BLOCK):
+                count += len(block)
+                if count * _MIN_ROW > self.size:
+                    raise self._damaged("one of its tables has more rows than its bytes can hold")
+                yield block
+
+    def strings(self, ids: Iterable[int]) -> dict[int, str]:
+        """The strings of some ids; an id that names none is left out."""
+        if not self.has(STRINGS, "id", "value"):
+            return {}
+        found: dict[int, str] = {}
+        wanted = sorted(set(ids))
+        for begin in range(0, len(wanted), _IDS_AT_ONCE):
+            some = ", ".join(map(str, wanted[begin : begin + _IDS_AT_ONCE]))
+            for block in self.rows(STRINGS, ("id", "value"), where=f'"id" IN ({some})'):
+                found.update((i, text) for i, text in block if isinstance(text, str))
+        return {i: text[:_MAX_TEXT] for i, text in found.items()}
+
+    def _query(self, query: str) -> sqlite3.Cursor:
+        self._steps = 0
+        return self._sql.execute(query)
+
+    def _plain_tables(self, wanted: set[str]) -> Mapping[str, tuple[str, ...]]:
+        """Columns of the tables that are wanted and there."""
+        known = self._query("SELECT type, name, rootpage FROM sqlite_master").fetchall()
+        found: dict[str, tuple[str, ...]] = {}
+        for kind, name, page in known:
+            if name not in wanted or kind in ("index", "trigger"):
+                continue
+            if kind != "table" or not isinstance(page, int) or page <= 0:
+                what = "virtual table" if kind == "table" else "view"
+                raise self._damaged(f"{name} is a {what}, and {_DENIED}")
+            columns = self._query(f'PRAGMA table_xinfo("{name}")').fetchall()
+            if any(hidden for *_, hidden in columns):
+                raise self._damaged(f"{name} has a computed column, and {_DENIED}")
+            found[name] = tuple(column[1] for column in columns)
+        return found
+
+    def _allowed(
+        self, action: int, one: str | None, two: str | None, _: str | None, source: str | None
+    ) -> int:
+        """SQLite asks before each part of a query: only reading tables is allowed, and nothing that
+        a view or a trigger asks for."""
+        if source is not None:
+            return sqlite3.SQLITE_DENY
+        fine = action in (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ)
+        fine = fine or action == sqlite3.SQLITE_PRAGMA and one == "table_xinfo"
+        fine = fine or action == sqlite3.SQLITE_FUNCTION and two in _FUNCTIONS
+        return sqlite3.SQLITE_OK if fine else sqlite3.SQLITE_DENY
+
+    def _is_spent(self) -> bool:
+        """Whether a query took more steps than one over this file can."""
+        self._steps += _EACH
+        return self._steps > _STEPS + _STEPS_PER_BYTE * self.size
+
+    def _refuse_cut(self) -> None:
+        """The header counts the pages: a file that is shorter was cut off."""
+        with self.path.open("rb") as file:
+            head = file.read(_HEADER)
+        page = int.from_bytes(head[16:18], "big")
+        whole = (65536 if page == 1 else page) * int.from_bytes(head[28:32], "big")
+        counted = head[24:28] == head[92:96]
+        if len(head) < _HEADER or counted and self.size < whole:
+            raise PrunescopeError(
+                f"{self.path.name} is cut off: {self.size:,} of {whole:,} bytes are there",
+                hint="copy the file again, whole",
+            )
+
+    def _damaged(self, problem: str) -> PrunescopeError:
+        return PrunescopeError(f"{self.path.name}: {problem}", hint=_AGAIN)
+
+    @contextmanager
+    def _one_sentence(self) -> Iterator[None]:
+        """Whatever SQLite finds wrong with a file, as an error with a hint."""
+        try:
+            yield
+        except (sqlite3.Error, OverflowError, MemoryError) as error:
+            why = str(error)[:200] or type(error).__name__
+            if self._steps > _STEPS + _STEPS_PER_BYTE * self.size:
+                why = "a query over it does not end"
+            raise self._damaged(f"the database cannot be read ({why})") from None
+
+
+STRINGS = "StringIds"
+
+
+def _value(column: str) -> str:
+    """The SQL of a column; long texts are cut while they are read."""
+    return f'substr("{column}", 1, {_MAX_TEXT})' if column == "text" else f'"{column}"'
+
+
+def _is_filled(path: Path) -> bool:
+    with suppress(OSError, ValueError):
+        return path.stat().st_size > 0
+    return False

@@ -1,0 +1,60 @@
+"""What the gathers of a side pick from: slices of a weight, or rows and columns of activations.
+
+In: the kernels of a side, and the MLP's GEMMs of the dense one. Out: Gather; `of_weights`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+
+import polars as pl
+
+from prunescope.analysis.kernels.frame import Kernels
+from prunescope.taxonomy.gemm import Gemm
+
+
+@dataclass(frozen=True)
+class Gather:
+    """Calls of one gather in all steps: its role, how many, and the shape that it picks from."""
+
+    role: str
+    count: int
+    source: tuple[int, ...]
+
+
+def gathers(kernels: Kernels) -> tuple[Gather, ...]:
+    """The gathers of a side whose operand has a recorded shape."""
+    rows = kernels.frame.filter(
+        (pl.col("kind") == "gather_scatter") & pl.col("primary") & pl.col("call").is_not_null()
+    )
+    counts = rows.group_by("role", "call").len().sort("role", "call")
+    found = []
+    for role, call, count in counts.iter_rows():
+        shapes = kernels.calls[call].shapes
+        source = shapes[0] if shapes else ()
+        if isinstance(source, tuple) and source and all(isinstance(n, int) for n in source):
+            found.append(Gather(role, count, source))
+    return tuple(found)
+
+
+def of_weights(found: Iterable[Gather], linears: Iterable[Gemm]) -> tuple[int, bool]:
+    """(gathers that pick from a matrix of the size of one of the weights [N, K], whether none of
+    these sizes is that of an activation [M, N] or [M, K] too)."""
+    linears = list(linears)
+    weights = {_sides(gemm.n, gemm.k) for gemm in linears}
+    states = {size for gemm in linears for size in _states(gemm)}
+    picked = [(one.count, _sides(prod(one.source[:-1]), one.source[-1])) for one in found]
+    sizes = {size for _, size in picked} & weights
+    return sum(count for count, size in picked if size in weights), not sizes & states
+
+
+def _states(gemm: Gemm) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Sizes of the activations that a GEMM reads and writes."""
+    return _sides(gemm.m, gemm.k), _sides(gemm.m, gemm.n)
+
+
+def _sides(a: int, b: int) -> tuple[int, int]:
+    """Both sides of a matrix, whichever way it is stored."""
+    return min(a, b), max(a, b)

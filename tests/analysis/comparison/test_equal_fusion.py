@@ -1,0 +1,114 @@
+"""One GEMM in the place of several with the same inputs is the same work, and no pruning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.schema.report import Phase
+from tests.chrome import chrome, k, module, op, save
+
+T, H, C, F, LAYERS = 32, 64, 32, 96, 3  # tokens; widths of the stream, of keys, of the MLP
+
+
+def gemm(name: str, n: int, k_in: int) -> Any:
+    return module(name, op("aten::mm", [T, k_in], [k_in, n], kernels=[k(us=10, name="gemm")]))
+
+
+def layer(number: int, *, fused: bool, f: int = F, named: bool = True) -> list[Any]:
+    at = f"model.layers.{number}" if named else "inner"
+    attn, mlp = f"{at}.self_attn", f"{at}.mlp"
+    heads = [[1, n, T, 16] for n in (H // 16, C // 16, C // 16)]
+    first = (
+        [gemm(f"{attn}.qkv_proj", H + 2 * C, H)]
+        if fused
+        else [gemm(f"{attn}.{x}_proj", n, H) for x, n in (("q", H), ("k", C), ("v", C))]
+    )
+    up = (
+        [gemm(f"{mlp}.gate_up_proj", 2 * f, H)]
+        if fused
+        else [gemm(f"{mlp}.{x}_proj", f, H) for x in ("gate", "up")]
+    )
+    flash = op("aten::_scaled_dot_product_flash_attention", *heads,
+               kernels=[k(us=5, name="flash_fwd_kernel")])  # fmt: skip
+    return [*first, module(attn, flash), gemm(f"{attn}.o_proj", H, H), *up,
+            gemm(f"{mlp}.down_proj", H, f)]  # fmt: skip
+
+
+def bare(item: Any) -> Any:
+    """An item without its module."""
+    return item.items[0] if isinstance(item.items[0], tuple) and len(item.items) == 1 else item
+
+
+def compared(dense: list[Any], pruned: list[Any], folder: Path) -> Phase:
+    paths = [
+        save(chrome(*items), folder / f"{name}.json")
+        for name, items in (("dense", dense), ("pruned", pruned))
+    ]
+    return next(iter(analyze(paths[1], baseline=paths[0]).report.phases.values()))
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+@pytest.mark.parametrize("is_reversed", [False, True])
+def test_fused_against_apart(tmp_path: Path, *, is_reversed: bool, is_named: bool) -> None:
+    """By modules, and by the order of kernels alone."""
+    sides = [[x for i in range(LAYERS) for x in layer(i, fused=fused)] for fused in (False, True)]
+    if not is_named:
+        sides = [[bare(item) for item in side] for side in sides]
+    dense, pruned = reversed(sides) if is_reversed else sides
+    phase = compared(dense, pruned, tmp_path)
+    rows = {row.row: row.ns for row in phase.ledger or ()}
+    assert rows["added_work"] == 0
+    assert phase.ladder is not None
+    assert phase.ladder.nominal == pytest.approx(1)
+    assert {g.axis for g in phase.gemms} == {"none"}
+    assert {"qkv", "gate_up"} <= {g.role for g in phase.gemms}
+    assert phase.family is not None
+    assert phase.family.id == "unknown"  # zeros would not show
+    assert sum("compared as" in note for note in phase.notes) == 2
+
+
+def test_fused_and_narrower(tmp_path: Path) -> None:
+    """N of a fused gate and up is held against that of both: 2·96 became 2·48."""
+    dense = [x for i in range(LAYERS) for x in layer(i, fused=False)]
+    pruned = [x for i in range(LAYERS) for x in layer(i, fused=True, f=48)]
+    phase = compared(dense, pruned, tmp_path)
+    assert phase.family is not None
+    assert phase.family.id == "static-nk-mlp"
+    row = next(g for g in phase.gemms if g.role == "gate_up")
+    assert (row.dense_n, row.n, row.axis, row.count, row.dense_count) == (192, 96, "N", 3, 3)
+    # Two GEMMs of 10 us in each of 3 layers are now one.
+    assert row.dense_busy_ns == 60_000
+    assert row.busy_ns == 30_000
+
+
+def test_several_calls_of_one_projection_are_not_one(tmp_path: Path) -> None:
+    """Three tokens in turn multiply other inputs with the same weight."""
+    dense = [x for _ in range(3) for x in layer(0, fused=False)]
+    pruned = [x for _ in range(3) for x in layer(0, fused=True)]
+    phase = compared(dense, pruned, tmp_path)
+    row = next(g for g in phase.gemms if g.role == "qkv")
+    assert (row.n, row.dense_n, row.count) == (H + 2 * C, H + 2 * C, 3)
+
+
+def test_auxiliary_kernels_have_the_role_of_their_gemm(tmp_path: Path) -> None:
+    """A fill, the sum of a split K and a second part of a product name no GEMM of their own, where
+    roles come from the order of kernels."""
+    split = [
+        k(us=1, name="memset", cat="gpu_memset"),
+        k(us=6, name="gemm"),
+        k(us=2, name="gemm_second_part"),
+        k(us=2, name="void cublasLt::splitKreduce_kernel<32>"),
+    ]
+    items = [bare(x) for i in range(LAYERS) for x in layer(i, fused=False)]
+    helped = [x._replace(kernels=tuple(split)) if x.name == "aten::mm" else x for x in items]
+    plain, phase = (compared(items, side, tmp_path) for side in (items, helped))
+    assert plain.roles.keys() == phase.roles.keys()
+    assert phase.roles["down"] == LAYERS * 11_000
+    (row,) = (g for g in phase.gemms if g.role == "down")
+    assert (row.count, row.helper_ns) == (LAYERS, LAYERS * 3_000)
+    assert phase.ladder is not None
+    assert phase.ladder.flop == pytest.approx(1)

@@ -1,0 +1,342 @@
+"""Exports of Nsight Systems: devices, steps, ops and modules of made-up databases, by hand."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prunescope.analysis.inputs.options import Options
+from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.report.formats import FORMATS, RequestedFormats
+from prunescope.analysis.schema.report import to_json
+from prunescope.analysis.trace.load import load
+from prunescope.analysis.trace.nsys import plain_kernel
+from prunescope.analysis.trace.nvtx import read_range
+from prunescope.analysis.trace.ranks import find_parts
+from prunescope.taxonomy.errors import PrunescopeError
+from tests.chrome import chrome, k, op, save, step
+from tests.nsys import PUSH_POP, START_END, Export, write
+
+KERNEL, COPY, RUNTIME = (f"CUPTI_ACTIVITY_KIND_{kind}" for kind in ("KERNEL", "MEMCPY", "RUNTIME"))
+GRAPH = "CUPTI_ACTIVITY_KIND_GRAPH_TRACE"
+SGEMM = "ampere_sgemm_128x64_tn"
+Fill = Callable[[Export], None]
+
+
+def process(pid: int) -> int:
+    return ((1 << 24) | pid) << 24
+
+
+def made(path: Path, fill: Fill) -> Path:
+    out = Export(path)
+    fill(out)
+    out.close()
+    return path
+
+
+def kernel(
+    out: Export, start: int, end: int, *, corr: int | None, device: int = 0, pid: int = 7,
+    name: str = "gemm", **others: Any,
+) -> None:  # fmt: skip
+    size = {f"{what}{axis}": 1 for what in ("grid", "block") for axis in "XYZ"}
+    row = {"start": start, "end": end, "deviceId": device, "contextId": 1, "streamId": 7,
+           "correlationId": corr, "globalPid": process(pid)}  # fmt: skip
+    out.add(KERNEL, [{**size, **row, "demangledName": out.string(name), **others}])
+
+
+def launch(
+    out: Export, start: int, end: int, *, corr: int, pid: int = 7, name: str = "cudaLaunchKernel"
+) -> None:
+    row = {"start": start, "end": end, "globalTid": process(pid) | 1, "correlationId": corr}
+    out.add(RUNTIME, [{**row, "nameId": out.string(name)}])
+
+
+def nvtx(
+    out: Export, start: int, end: int | None, text: str, *, pid: int = 7, **others: Any
+) -> None:
+    row = {"start": start, "end": end, "text": text, "globalTid": process(pid) | 1}
+    out.add("NVTX_EVENTS", [{"eventType": PUSH_POP, **row, **others}])
+
+
+def two_devices(out: Export) -> None:
+    """Two processes whose launches have equal ids. The first kernel of device 0 was launched before
+    the file begins: 100 to 300 ns are of the step before."""
+    kernel(out, 100, 300, corr=1)
+    for pid, device, late in ((7, 0, 0), (8, 1, 1000)):
+        launch(out, 200, 210, corr=2, pid=pid)
+        launch(out, 220, 230, corr=3, pid=pid)
+        kernel(out, 400, 600, corr=2, device=device, pid=pid)
+        kernel(out, 700 + late, 1000 + late, corr=3, device=device, pid=pid)
+
+
+def test_a_device_is_a_rank(tmp_path: Path) -> None:
+    report = analyze(made(tmp_path / "two.sqlite", two_devices)).report
+    assert list(report.phases) == ["rank0", "rank1"]
+    # Device 0: 400 to 1000 ns, idle from 600 to 700. Device 1: 400 to 2000, idle 600 to 1700.
+    walls = [(p.wall_ns, p.busy_ns, p.gap_ns) for p in report.phases.values()]
+    assert walls == [(600, 500, 100), (1600, 500, 1100)]
+    assert [p.spill["events"] for p in report.phases.values()] == [1, 0]
+    assert report.subject["ranks"] == ["rank0", "rank1"]
+    assert not report.partial
+
+
+def test_one_device_of_a_file_is_the_trace(tmp_path: Path) -> None:
+    def one(out: Export) -> None:
+        launch(out, 200, 210, corr=2)
+        kernel(out, 400, 600, corr=2)
+
+    report = analyze(made(tmp_path / "one.sqlite", one)).report
+    assert list(report.phases) == ["trace"]
+    assert report.subject["name"] == "one.sqlite"
+
+
+def test_processes_that_see_one_gpu_each_call_it_0(tmp_path: Path) -> None:
+    """The table that maps a process's device to a GPU tells two GPUs apart; without it, one GPU is
+    shared by two processes, whose launches have equal ids."""
+
+    def fill(out: Export, *, mapped: bool) -> None:
+        for pid, gpu in ((7, 1), (8, 0)):
+            launch(out, 200, 210, corr=2, pid=pid)
+            kernel(out, 400 * (gpu + 1), 400 * (gpu + 1) + 100, corr=2, pid=pid)
+            if mapped:
+                row = {"gpuId": gpu, "cudaId": 0, "pid": pid, "uuid": "GPU-secret"}
+                out.add("TARGET_INFO_CUDA_DEVICE", [row])
+        out.add("TARGET_INFO_GPU", [{"id": i, "name": f"GPU {i}"} for i in range(2)])
+
+    apart = analyze(made(tmp_path / "apart.sqlite", lambda out: fill(out, mapped=True))).report
+    assert [phase.busy_ns for phase in apart.phases.values()] == [100, 100]
+    together = load(made(tmp_path / "together.sqlite", lambda out: fill(out, mapped=False)))
+    assert len(together.device["ts"]) == 2
+    assert sorted(together.launches["correlation"].tolist()) == [2, (1 << 33) + 2]
+    assert len(set(together.device["stream"].tolist())) == 2
+
+
+def test_launches_on_another_device_of_the_process_are_left_out(tmp_path: Path) -> None:
+    def fill(out: Export) -> None:
+        for corr, device in ((2, 0), (3, 1), (4, 0)):
+            launch(out, 100 * corr, 100 * corr + 10, corr=corr)
+            kernel(out, 1000 * corr, 1000 * corr + 100, corr=corr, device=device)
+
+    report = analyze(made(tmp_path / "shared.sqlite", fill)).report
+    assert [phase.kernels_per_step for phase in report.phases.values()] == [[2], [1]]
+    assert not report.partial, "no launch lacks its kernel"
+
+
+def test_ranges_are_steps_ops_and_layers(tmp_path: Path) -> None:
+    sizes = "[[16, 8], [8, 4]]"
+
+    def fill(out: Export) -> None:
+        for number in range(2):
+            at = 10_000 * number
+            nvtx(out, at, at + 5000, f"step_{number}")
+            nvtx(out, at + 10, at + 4000, "Layer 3")
+            nvtx(out, at + 20, at + 3000, f"aten::mm, op_id = {9 + number}, sizes = {sizes}")
+            launch(out, at + 30, at + 40, corr=2 + number)
+            kernel(
+                out, at + 1000, at + 2000, corr=2 + number, name="nvjet_hsh_64x64_64x4_1x1_h_bz_NNT"
+            )
+
+    done = analyze(made(tmp_path / "ranges.sqlite", fill))
+    phase = done.report.phases["trace"]
+    assert phase.steps == 2
+    # Step 0: 1000 ns. Step 1: from the end of step 0 at 2000 to 12000.
+    assert phase.wall_ns == (1000 + 10_000) / 2
+    gemm = phase.gemms[0]
+    assert (gemm.op, gemm.m, gemm.n, gemm.k, gemm.shapes) == ("aten::mm", 16, 4, 8, "recorded")
+    assert done.frames["trace"]["layer"].to_list() == [3, 3]
+    assert phase.kernels[0].op == "aten::mm"
+
+
+def test_hooks_of_serving_engines_name_modules_and_shapes(tmp_path: Path) -> None:
+    """{'Module': …} is what the layer hooks of vLLM, SGLang and TensorRT-LLM write."""
+    path = "model.layers.5.mlp.down_proj"
+    text = (f"{{'Module': '{path}', 'TrainableParams': {{'weight': [24, 32]}}, "
+            "'Inputs': [[7, 32]], 'Outputs': [[7, 24]]}")  # fmt: skip
+
+    def fill(out: Export) -> None:
+        nvtx(out, 0, 500, text)
+        launch(out, 30, 40, corr=2)
+        kernel(out, 100, 200, corr=2, name="nvjet_hsh_64x64_64x4_1x1_h_bz_NNT")
+
+    done = analyze(made(tmp_path / "hooks.sqlite", fill))
+    gemm = done.report.phases["trace"].gemms[0]
+    assert (gemm.role, gemm.m, gemm.n, gemm.k) == ("down", 7, 24, 32)
+    assert done.frames["trace"]["layer"].to_list() == [5]
+
+
+def test_registered_strings_and_ranges_between_threads_are_annotations(tmp_path: Path) -> None:
+    def fill(out: Export) -> None:
+        launch(out, 30, 40, corr=2)
+        kernel(out, 100, 200, corr=2)
+        nvtx(out, 0, 10, None, textId=out.string("ncclAllReduce"))  # type: ignore[arg-type]
+        nvtx(out, 0, 50, "aten::mm, op_id = 3", eventType=START_END)
+        nvtx(out, 0, None, "never ends")
+        nvtx(out, 5, 6, "a mark", eventType=34)
+
+    trace = load(made(tmp_path / "strings.sqlite", fill))
+    assert [trace.names[i] for i in trace.annotations["name"]] == ["ncclAllReduce"]
+    assert not len(trace.ops["ts"])
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "op", "number", "sequence", "sizes"),
+    [
+        ("aten::mm, seq = 7, op_id = 9, sizes = [[2, 3], [3, 4]], input_op_ids = [(4,0), (5,0)]",
+         "", "aten::mm", 9, 7, "[[2, 3], [3, 4]]"),
+        ("aten::empty, op_id = 1", "", "aten::empty", 1, -1, ""),
+        ("autograd::engine::evaluate_function: MmBackward0, seq = 7, op_id = 3",
+         "", "autograd::engine::evaluate_function: MmBackward0", 3, 7, ""),
+        ("FlashAttnFunc, seq = 3, op_id = 5", "", "FlashAttnFunc", 5, 3, ""),
+        ("prunescope.step#3, op_id = 8", "prunescope.step#3", "", -1, -1, ""),
+        ("FSDP::pre_forward (blocks.1), op_id = 8", "FSDP::pre_forward (blocks.1)", "", -1, -1, ""),
+        ("[Executor] _forward_step 7: 1 ctx reqs, 3 gen reqs",
+         "[Executor] _forward_step 7: 1 ctx reqs, 3 gen reqs", "", -1, -1, ""),
+        ("{'Module': 'lm_head'", "lm_head", "", -1, -1, ""),
+        ("{'Module': ", "{'Module': ", "", -1, -1, ""),
+    ],
+)  # fmt: skip
+def test_text_of_a_range(
+    text: str, name: str, op: str, number: int, sequence: int, sizes: str
+) -> None:
+    found = read_range(text)
+    assert (found.name, found.op, found.op_id, found.sequence, found.sizes) == (
+        name, op, number, sequence, sizes
+    )  # fmt: skip
+
+
+def test_kernels_are_named_as_other_profilers_name_them() -> None:
+    theirs = (
+        "void at::native::<unnamed>::f<(int)8, (bool)0, (unsigned long)2, (unsigned int)4>(int)"
+    )
+    assert (
+        plain_kernel(theirs) == "void at::native::(anonymous namespace)::f<8, false, 2ul, 4u>(int)"
+    )
+
+
+def test_a_graph_that_is_one_interval_is_said(tmp_path: Path) -> None:
+    def fill(out: Export) -> None:
+        launch(out, 30, 40, corr=2, name="cudaGraphLaunch_v10000")
+        row = {"start": 100, "end": 900, "deviceId": 0, "contextId": 1, "streamId": 7, "graphId": 5,
+               "correlationId": 2, "globalPid": process(7)}  # fmt: skip
+        out.add(GRAPH, [row])
+
+    report = analyze(made(tmp_path / "graph.sqlite", fill)).report
+    assert report.phases["trace"].busy_ns == 800
+    assert report.phases["trace"].kernels[0].name == "CUDA graph 5"
+    assert any("--cuda-graph-trace=node" in warning for warning in report.warnings)
+
+
+def test_an_export_of_2021_has_fewer_columns(tmp_path: Path) -> None:
+    out = Export(tmp_path / "old.sqlite", ())
+    out.sql.execute("CREATE TABLE StringIds (id INTEGER PRIMARY KEY, value TEXT)")
+    out.sql.execute(
+        f"CREATE TABLE {KERNEL} (start INT, end INT, deviceId INT, streamId INT, "
+        "correlationId INT, shortName INT)"
+    )
+    out.sql.execute(f"CREATE TABLE {RUNTIME} (start INT, end INT, globalTid INT, "
+                    "correlationId INT, nameId INT)")  # fmt: skip
+    out.sql.execute("CREATE TABLE NVTX_EVENTS (start INT, end INT, text TEXT, globalTid INT)")
+    out.sql.execute("INSERT INTO StringIds VALUES (1, 'gemm'), (2, 'cudaLaunchKernel')")
+    out.sql.execute(f"INSERT INTO {KERNEL} VALUES (100, 300, 0, 7, 4, 1)")
+    out.sql.execute(f"INSERT INTO {RUNTIME} VALUES (10, 20, 5, 4, 2)")
+    out.sql.execute("INSERT INTO NVTX_EVENTS VALUES (0, 50, 'aten::mm, op_id = 1', 5)")
+    out.close()
+    phase = analyze(tmp_path / "old.sqlite").report.phases["trace"]
+    assert (phase.busy_ns, phase.kernels[0].name, phase.kernels[0].op) == (200, "gemm", "aten::mm")
+
+
+def test_formats_may_be_mixed(tmp_path: Path) -> None:
+    """The dense side is a Chrome trace, the other its database with a kernel half as long."""
+
+    def saved(name: str, width: int, us: float) -> Path:
+        product = op("aten::mm", [64, 32], [32, width], kernels=[k(us=us, name=SGEMM)])
+        return save(chrome(step(0, product)), tmp_path / name)
+
+    dense, pruned = saved("dense.json", 48, 8), saved("pruned.json", 24, 4)
+    export = write(load(pruned), tmp_path / "pruned.sqlite")
+    of_chrome = analyze(pruned, baseline=dense).report.phases["trace"]
+    mixed = analyze(export, baseline=dense).report.phases["trace"]
+    assert mixed.ladder is not None and of_chrome.ladder is not None
+    assert mixed.ladder.realised == of_chrome.ladder.realised == 2.0
+    assert mixed.gemms[0].axis == "N"
+    rows = {row.row: row.ns for row in mixed.ledger or []}
+    assert rows == {row.row: row.ns for row in of_chrome.ledger or []}
+    assert (rows["dense"], rows["promised"], rows["pruned"]) == (8000, 4000, 4000)
+
+
+def test_files_in_a_folder_are_ranks(tmp_path: Path) -> None:
+    def one(out: Export) -> None:
+        launch(out, 200, 210, corr=2)
+        kernel(out, 400, 600, corr=2)
+
+    for rank in range(2):
+        made(tmp_path / f"run_rank{rank}.sqlite", one)
+    assert list(find_parts(tmp_path).parts) == ["rank0", "rank1"]
+    made(tmp_path / "run_rank1.sqlite.tmp", one).replace(tmp_path / "both.sqlite")
+    (tmp_path / "both.sqlite").unlink()
+    made(tmp_path / "both.sqlite", two_devices)
+    assert len(find_parts(tmp_path).parts) == 4
+
+
+def test_nothing_private_is_in_a_report(tmp_path: Path) -> None:
+    secret = "hunter2"
+
+    def fill(out: Export) -> None:
+        two_devices(out)
+        out.add("META_DATA_CAPTURE", [{"name": "PROCESS_0:ENVIRONMENT_VARIABLE",
+                                       "value": f"TOKEN={secret}"}])  # fmt: skip
+        out.add("TARGET_INFO_SYSTEM_ENV", [{"globalVid": 1, "devStateName": secret,
+                                            "name": "Hostname", "value": secret}])  # fmt: skip
+        out.add("TARGET_INFO_GPU", [{"id": 0, "name": "GPU", "uuid": secret,
+                                     "busLocation": secret, "chipName": secret}])  # fmt: skip
+
+    done = analyze(made(tmp_path / "private.sqlite", fill))
+    files = dict[str, bytes]()
+    for name in ("json", "md", "html", "perfetto"):
+        asked = RequestedFormats(report=done.report, name=name, frames=done.frames,
+                                 hosts=done.hosts())  # fmt: skip
+        files |= FORMATS[name].render(asked)
+    assert len(files) > 4
+    assert not [name for name, data in files.items() if secret.encode() in data]
+
+
+def test_a_report_of_nsight_names_the_command_that_exports_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = tmp_path / "run.nsys-rep"
+    report.write_bytes(b"\x00NSYS")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(PrunescopeError) as found:
+        analyze(report)
+    assert "nsys export --type sqlite run.nsys-rep" in found.value.hint
+
+
+def test_a_report_of_nsight_is_exported_where_nsys_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program that copies a database stands for nsys."""
+    source = made(tmp_path / "made.sqlite", two_devices)
+    program = tmp_path / "nsys"
+    program.write_text(f'#!/bin/sh\ntest "$1 $2 $3" = "export --type sqlite" && cp {source} "$7"\n')
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    report = tmp_path / "other.nsys-rep"
+    report.write_bytes(b"\x00NSYS")
+    done = analyze(report).report
+    assert list(done.phases) == ["rank0", "rank1"]
+    assert done.subject["name"] == "other.sqlite"
+
+
+def test_an_export_gives_an_annotated_timeline(tmp_path: Path) -> None:
+    done = analyze(made(tmp_path / "two.sqlite", two_devices), options=Options())
+    asked = RequestedFormats(report=done.report, name="perfetto", frames=done.frames,
+                             hosts=done.hosts())  # fmt: skip
+    files = FORMATS["perfetto"].render(asked)
+    assert sorted(files) == [f"trace-rank{i}.perfetto.json.gz" for i in range(2)]
+    assert json.loads(to_json(done.report))["phases"]["rank1"]["wall_ns"] == 1600
