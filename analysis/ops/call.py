@@ -60,6 +60,7 @@ class Work:
     dtype: str | None  # our name of the matmul operands' format
     kind: str
     causal: bool | None = None
+    groups: int | None = None  # matrices of a grouped GEMM that are read at most
 
 
 @dataclass(frozen=True, slots=True)
