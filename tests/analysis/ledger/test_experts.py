@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from prunescope.analysis.pipeline import Analysis, analyze
+from prunescope.analysis.report.gemm_table import gemm_table
 from prunescope.analysis.schema.report import GemmRow, Phase
 from tests.chrome import chrome, k, module, op, save, step
 
@@ -112,3 +113,9 @@ def test_a_grouped_gemm_has_the_groups_of_its_weights(tmp_path: Path) -> None:
         (row,) = only(analyze(save(trace, tmp_path / "t.json"))).gemms
         assert (row.groups, row.m, row.n, row.k) == (read, tokens, F, H)
         assert row.bytes == 2 * (tokens * H + read * H * F + tokens * F)
+
+
+def test_the_table_says_how_many_experts_ran(tmp_path: Path) -> None:
+    phase = only(compared([(3, 0, 5, 8)], [(7, 9)], tmp_path))
+    notes = gemm_table(phase).notes
+    assert f"experts {F}×{H}: 3→2 a layer and step, M 7 to 9" in notes
