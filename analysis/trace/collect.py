@@ -142,7 +142,11 @@ class Collector:
         ]
         self.stacks += sum(e.cat == "python_function" for e in annotations)
         # Profilers before kineto, and Ascend's, write annotations among the ops.
-        groups[_ANNOTATION] += [e for e in groups[_OP] if e.name.startswith("ProfilerStep#")]
+        groups[_ANNOTATION] += [
+            e
+            for e in groups[_OP]
+            if (whole or e.cat == "Operator") and e.name.startswith("ProfilerStep#")
+        ]
         take = {
             _DEVICE: self._device,
             _LAUNCH: self._launch,
