@@ -111,6 +111,7 @@ class Collector:
         self.grids: Ids[tuple[int, ...]] = Ids()
         self.dropped = dict.fromkeys(COLUMNS, 0)
         self.stacks = 0  # calls of Python functions
+        self.uncategorised = 0  # ops and device events without a category
         self.counters = 0  # kernels with hardware counters and without times of their own
 
     def add(self, events: list[Event]) -> None:
@@ -127,6 +128,7 @@ class Collector:
                 take_it(event)
             elif whole and event.cat is None and (group := table_of(event)) is not None:
                 groups[group].append(event)
+                self.uncategorised += 1
         if whole:
             self.counters += sum(event.cat == _COUNTERS for event in events)
         annotations = groups[_ANNOTATION]

@@ -22,7 +22,12 @@ from prunescope.analysis.trace.events import Trace, stacks_left_out
 from prunescope.analysis.trace.nsys import read
 from prunescope.analysis.trace.nsys_file import exported, is_nsys, is_report
 from prunescope.analysis.trace.reader import Source
-from prunescope.analysis.trace.repair import clean, set_apart_uncorrelated, take_ids_of_flows
+from prunescope.analysis.trace.repair import (
+    clean,
+    launch_by_arrows,
+    set_apart_uncorrelated,
+    take_ids_of_flows,
+)
 from prunescope.analysis.trace.shares import join_shares
 from prunescope.analysis.trace.uncategorised import (
     TIMED_AROUND_OPS,
@@ -87,6 +92,8 @@ def _of_chrome(path: Path, member: str | None) -> Trace:
         keep = innermost_only(trace.device)
         trace.device = {name: column[keep] for name, column in trace.device.items()}
         trace.caveats.append(TIMED_AROUND_OPS)
+    if trace.on_device and collect.uncategorised and not len(trace.launches["ts"]):
+        launch_by_arrows(trace, collect.threads)
     take_ids_of_flows(trace, collect.threads)
     return trace
 

@@ -39,10 +39,7 @@ def take_ids_of_flows(trace: Trace, threads: dict[tuple[Any, Any], int]) -> None
     thread, and ends where the kernel begins, on its stream."""
     device, launches = trace.device, trace.launches
     few = (device["correlation"] >= 0).mean() < _MOSTLY if len(device["ts"]) else False
-    if few and not len(launches["ts"]):
-        _launch_by_arrows(trace, threads)
-        launches = trace.launches
-    elif few:
+    if few and len(launches["ts"]):
         begins, ends = _arrows(trace.source, threads)
         none = np.zeros_like(launches["ts"])
         _fill(device, ends, device["device"], device["stream"])
@@ -74,8 +71,9 @@ def _arrows(
     return begins, ends
 
 
-def _launch_by_arrows(trace: Trace, threads: dict[tuple[Any, Any], int]) -> None:
-    """Launches of no duration where arrows from ops to kernels begin, for a trace without any."""
+def launch_by_arrows(trace: Trace, threads: dict[tuple[Any, Any], int]) -> None:
+    """Launches of no duration where arrows from ops to kernels begin, for a format without any;
+    reads the file once more."""
     begins: list[tuple[int, int, int]] = []  # ns, id, thread
     ends: dict[Place, int] = {}
     for events in Source(trace.source.path, trace.source.member).blocks():
@@ -87,11 +85,11 @@ def _launch_by_arrows(trace: Trace, threads: dict[tuple[Any, Any], int]) -> None
             elif (thread := threads.get((arrow.pid, arrow.tid))) is not None:
                 begins.append((ts, ident, thread))
     _fill(trace.device, ends, trace.device["device"], trace.device["stream"])
-    ts, ident, thread = np.array(begins, np.int64).reshape(-1, 3).T
+    known = np.array(begins, np.int64).reshape(-1, 3)
     absent = np.full(len(begins), -1)
     zero = np.zeros_like(absent)
-    columns = {"ts": ts, "dur": zero, "name": zero + len(trace.names), "correlation": ident}
-    columns["thread"] = thread
+    columns = {"ts": known[:, 0], "correlation": known[:, 1], "thread": known[:, 2]}
+    columns |= {"dur": zero, "name": zero + len(trace.names)}
     trace.launches = {name: columns.get(name, absent) for name in trace.launches}
     trace.names.append(LAUNCHED_BY_OP)
 

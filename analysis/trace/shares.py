@@ -37,6 +37,7 @@ class ReadShare(msgspec.Struct, array_like=True):
     dropped: dict[str, int]
     stacks: int
     counters: int
+    uncategorised: int
     names: list[str]
     threads: list[tuple[Any, Any]]
     calls: list[tuple[str, bytes, bytes, bytes, bytes]]
@@ -74,6 +75,7 @@ def read_share(path: Path, member: str | None, *, index: int, count: int) -> byt
         dropped=collect.dropped,
         stacks=collect.stacks,
         counters=collect.counters,
+        uncategorised=collect.uncategorised,
         names=list(collect.names),
         threads=list(collect.threads),
         calls=list(collect.calls),
@@ -104,6 +106,7 @@ def join_shares(
     source.repaired = any(share.repaired for share in shares)
     collect.stacks = sum(share.stacks for share in shares)
     collect.counters = sum(share.counters for share in shares)
+    collect.uncategorised = sum(share.uncategorised for share in shares)
     for name in _TABLES:
         table = getattr(collect, name)
         for key in _in_order(shares, name):
