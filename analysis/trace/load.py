@@ -8,6 +8,7 @@ each to the nearest ns of the decimal text, end = start + duration.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +38,8 @@ from prunescope.analysis.trace.uncategorised import (
 from prunescope.analysis.trace.workers import shares_of
 from prunescope.taxonomy.dtypes import dtype
 from prunescope.taxonomy.errors import PrunescopeError
+
+_SIZE = re.compile(r"\s*\d{1,18}\s*", re.ASCII)  # of a dimension
 
 __all__ = ["DEVICE_CATEGORIES", "LAUNCH_CATEGORIES", "MODULE", "NONE", "Ints", "Trace", "load"]
 
@@ -179,7 +182,7 @@ def _as_texts(dims: bytes, types: bytes) -> tuple[tuple[Any, ...], tuple[Any, ..
         except (msgspec.DecodeError, UnicodeDecodeError):
             return (), ()
     shapes = [part.split(",") if part.strip() else [] for part in texts[0].split(";")]
-    if not all(size.strip().isascii() and size.strip().isdigit() for s in shapes for size in s):
+    if not all(_SIZE.fullmatch(size) for shape in shapes for size in shape):
         return (), ()
     sizes = tuple(tuple(int(size) for size in shape) for shape in shapes)
     return sizes, tuple(part.strip() for part in texts[1].split(";"))

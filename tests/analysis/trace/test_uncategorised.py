@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from prunescope.analysis.pipeline import Analysis, analyze
 from tests.chrome import chrome, gap, k, op, save, step
 
@@ -124,3 +126,13 @@ def test_kernels_with_counters_have_no_times(tmp_path: Path) -> None:
     found = told(trace, tmp_path)
     assert any("2 kernels of CUPTI's range profiler" in text for text in found.report.warnings)
     assert not any(kernel.name == "gemm" for kernel in found.report.phases["trace"].kernels)
+
+
+@pytest.mark.parametrize("dims", ["9" * 5000, "64,x;32,16", "64,32;-1,16", ";;;", "64 32", ""])
+def test_shapes_that_are_none_are_left_out(dims: str, tmp_path: Path) -> None:
+    trace = chrome(mm())
+    for event in trace["traceEvents"]:
+        if event["name"] == "aten::mm":
+            event["args"]["Input Dims"] = dims
+    (row,) = told(trace, tmp_path).report.phases["trace"].gemms
+    assert (row.m, row.n, row.k) == (None, None, None)
