@@ -147,6 +147,7 @@ _LIMITS: dict[str, dict[str, Any]] = {}  # of an architecture
 _CAPABILITIES = {
     (7, 0): "volta", (7, 5): "turing", (8, 0): "ampere-100", (8, 6): "ampere-10x", (8, 9): "ada",
     (9, 0): "hopper", (10, 0): "blackwell-100", (10, 3): "blackwell-100", (12, 0): "blackwell-12x",
+    (12, 1): "blackwell-12x",
 }  # fmt: skip
 DEVICES: tuple[Device, ...] = _load(_table())
 

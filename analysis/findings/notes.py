@@ -80,7 +80,9 @@ def _without_modules(kernels: Kernels) -> list[str]:
     products = rows.filter(pl.col("class").is_in([MATMUL, ATTENTION]) & ~pl.col("replayed"))
     busy = int(products["busy"].sum())
     unnamed = int(products.filter(pl.col("role").is_in(UNPLACED))["busy"].sum())
-    if kernels.calls and unnamed > _HIDDEN * busy:
+    # Of a model without attention or head modules tell no roles of GEMMs either.
+    seen = {*rows["kind"].unique(), *rows["role"].unique()}
+    if kernels.calls and unnamed > _HIDDEN * busy and seen & {"attention", "lm_head"}:
         change = (
             "torch.compile records no modules: name them in an eager capture"
             if kernels.compiled

@@ -76,8 +76,8 @@ def _without_first_calls(c: Context, differences: Sequence[Difference]) -> Itera
         return
     rest = [one.wall_ns - one.first_call_ns for one in (old, new)]
     yield (
-        f"without first calls a step takes {ms(rest[0])} in the dense run and {ms(rest[1])} in the pruned "
-        f"one, {rest[0] / rest[1]:.2f}×"
+        f"without first calls a step takes {ms(rest[0])} in the dense run and {ms(rest[1])} in the "
+        f"pruned one, {rest[0] / rest[1]:.2f}×"
     )
 
 

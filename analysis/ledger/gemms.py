@@ -15,13 +15,16 @@ import polars as pl
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.ledger.alignment import Alignment, with_dense_layer
+from prunescope.analysis.ledger.call import Call, Key
+from prunescope.analysis.ledger.experts import EXPERTS, moved_axis, pooled, with_groups
 from prunescope.analysis.ops.call import Work
 from prunescope.analysis.schema.report import GemmRow as Row
 from prunescope.analysis.schema.report import clock
 from prunescope.taxonomy.gemm import Gemm, axis_moved
 from prunescope.taxonomy.roles import GROUPS, UNPLACED
 
-Key = tuple[int | None, str, str, int]  # layer of the dense model, role, group, position
+__all__ = ["Call", "Key", "Pair", "calls_of", "pair_calls", "report_rows", "single_rows"]
+
 # Positions of calls with neither role nor shape (replays among ops): counted apart, or steps that
 # hold more or fewer of them lend it the shapes of other GEMMs.
 _APART = 1 << 32
@@ -35,43 +38,6 @@ _WANTED = ("step", "instance", "wrapper", "primary", "carries_work", "launched",
            "duration",
            "unit_layer", "layer", "role", "op", "kind", "dtype", "name", "call", "ideal", "flop",
            "bytes", "bound", "shapes")  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Call:
-    """One logical GEMM of a unit, means a step. Dimensions are means where they vary (a context
-    length grows with the step); None where no model knows them. Times in ns."""
-
-    layer: int | None
-    role: str
-    group: str
-    op: str | None
-    kind: str
-    dtype: str | None
-    batch: float | None
-    m: float | None
-    n: float | None
-    k: float | None
-    count: float
-    flop: float | None
-    bytes: float | None
-    busy: float
-    auxiliary: float
-    ideal: float | None
-    bound: str
-    kernel: str
-    split: bool
-    duration: float = 0.0  # of its kernels, also where they run concurrently with others
-    shapes: str | None = None  # where its dimensions come from
-    # Least and most of batch, M, N and K over its steps: keys grow; empty where they are not known.
-    spans: tuple[tuple[float, float], ...] = ()
-
-    @property
-    def gemm(self) -> Gemm | None:
-        """Rounded dimensions, to compare."""
-        if self.m is None or self.n is None or self.k is None or self.batch is None:
-            return None
-        return Gemm(round(self.m), round(self.n), round(self.k), round(self.batch))
 
 
 @dataclass
@@ -88,6 +54,7 @@ class _Sum:
     dims: list[tuple[int, int, int, int]] = field(default_factory=list)
     first: dict[str, object] = field(default_factory=dict)
     known: tuple[int, int] | None = None  # N and K, where M of some call is not known
+    groups: int | None = None  # of a grouped GEMM
     bounds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
 
@@ -109,6 +76,7 @@ def calls_of(
     makes: dict[tuple[object, ...], int] = {}
     sums: dict[Key, _Sum] = defaultdict(_Sum)
     position: dict[tuple[object, ...], int] = defaultdict(int)
+    weights: dict[tuple[object, ...], dict[tuple[int, int], int]] = defaultdict(dict)
     for row in gemms.iter_rows(named=True):
         parts = products[row["call"]] if row["call"] is not None else _UNREAD
         for i, (gemm, share) in enumerate(parts):
@@ -120,9 +88,19 @@ def calls_of(
             if by_shape and row["role"] in UNPLACED:
                 make = (row["op"], row["kind"], row["dtype"], gemm, row["name"])
                 key = (*key[:3], makes.setdefault(make, len(makes)))
+            size = (gemm.n, gemm.k) if gemm is not None else kernels.known.get(row["call"])
+            if row["role"] == EXPERTS and size is not None:
+                shapes = weights[key[:3]]
+                key = (*key[:3], shapes.setdefault(size, len(shapes)))
             _accumulate(sums[key], row, gemm, share)
             sums[key].known = kernels.known.get(row["call"]) or sums[key].known
+            work = kernels.works[row["call"]] if row["call"] is not None else None
+            sums[key].groups = work.groups if work is not None else None
     calls = {key: _call(key, s, kernels.num_steps) for key, s in sums.items()}
+    with_tokens = {
+        key: sum(dims[1] > 0 for dims in s.dims) / kernels.num_steps for key, s in sums.items()
+    }
+    calls = with_groups(calls, with_tokens)
     return _fused(calls, kernels.fused) if kernels.fused else calls
 
 
@@ -222,6 +200,7 @@ def _call(key: Key, total: _Sum, num_steps: int) -> Call:
         k=mean[3],
         shapes=first["shapes"],  # type: ignore[arg-type]
         spans=tuple((min(sizes), max(sizes)) for sizes in zip(*dims, strict=True)),
+        groups=total.groups,
         count=total.calls / num_steps,
         flop=mean_of(total.flop),
         bytes=mean_of(total.bytes),
@@ -334,6 +313,8 @@ def _axis(dense: Call | None, pruned: Call) -> str:
         if (moved := _moved_width(dense, pruned)) is not None:
             return moved
         return "unknown" if dense.gemm != pruned.gemm or dense.op != pruned.op else "none"
+    if pruned.role == dense.role == EXPERTS:
+        return moved_axis(dense, pruned)
     return "none" if _left_out(dense, pruned) else axis_moved(old, new)
 
 
@@ -399,7 +380,11 @@ def _make(call: Call) -> tuple[object, ...]:
 
 
 def _dims(call: Call | None) -> tuple[float | None, ...]:
-    return (None,) * 4 if call is None else (call.batch, call.m, call.n, call.k)
+    if call is None:
+        return (None,) * 4
+    # How many rows an expert sees is its router's choice, and differs from layer to layer.
+    rows = (None, None) if call.role == EXPERTS and call.n is not None else (call.batch, call.m)
+    return (*rows, call.n, call.k)
 
 
 def _row(members: list[Pair], *, promised: float | None, exact_layers: bool) -> Row:
@@ -407,6 +392,10 @@ def _row(members: list[Pair], *, promised: float | None, exact_layers: bool) -> 
     calls = [p.pruned or p.dense for p in members]
     shown = [c for c in calls if c is not None]
     first, dense = shown[0], members[0].dense
+    if first.role == EXPERTS:
+        first = pooled(shown)
+        dense = pooled([p.dense for p in members if p.dense is not None]) if dense else None
+    rows = first.spans[1] if first.role == EXPERTS and first.spans else (None, None)
     busy = 0.0 if gone else sum(c.busy for c in shown)
     ideals = [c.ideal for c in shown]
     ideal = None if gone or None in ideals else sum(i for i in ideals if i is not None)
@@ -447,6 +436,10 @@ def _row(members: list[Pair], *, promised: float | None, exact_layers: bool) -> 
         promised_ns=wanted,
         loss_ns=None if wanted is None else busy - wanted,
         split=first.split,
+        groups=None if gone else first.groups,
+        dense_groups=dense.groups if dense else None,
+        m_min=None if gone else _whole(rows[0]),
+        m_max=None if gone else _whole(rows[1]),
         kernels=[] if gone else list(dict.fromkeys(c.kernel for c in shown))[:3],
         shapes=first.shapes,
     )
@@ -491,7 +484,8 @@ def _kept(dense: Call, pruned: Call | None, calls: float | None) -> dict[str, fl
     if calls is not None:
         return {"calls": calls}
     out = {}
-    for axis in ("batch", "m", "n", "k"):
+    of_experts = dense.role == EXPERTS  # of which the router chooses how many rows each sees
+    for axis in ("n", "k") if of_experts else ("batch", "m", "n", "k"):
         old, new = getattr(dense, axis), getattr(pruned, axis)
         if old and new is not None and old != new:
             out["heads" if axis == "batch" else axis] = new / old

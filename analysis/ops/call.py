@@ -25,7 +25,8 @@ _INT = re.compile(r"-?\d{1,18}", re.ASCII)
 # c10::ScalarType, as "Concrete Inputs" write an `out_dtype` argument.
 _SCALAR_TYPES = {
     0: "int8", 1: "int8", 2: "int16", 3: "int32", 4: "int64", 5: "fp16", 6: "fp32", 7: "fp64",
-    11: "bool", 15: "bf16", 23: "fp8", 24: "fp8", 25: "fp8", 26: "fp8",
+    11: "bool", 15: "bf16", 23: "fp8", 24: "fp8", 25: "fp8", 26: "fp8", 27: "int16", 28: "int32",
+    29: "int64", 44: "fp8", 45: "fp4",
 }  # fmt: skip
 
 
@@ -60,6 +61,7 @@ class Work:
     dtype: str | None  # our name of the matmul operands' format
     kind: str
     causal: bool | None = None
+    groups: int | None = None  # matrices of a grouped GEMM that are read at most
 
 
 @dataclass(frozen=True, slots=True)

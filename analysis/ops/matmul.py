@@ -200,6 +200,8 @@ def grouped_mm(call: OpCall) -> Work:
     elif ranks == (3, 2):
         a = _first(a, b.shape[1])
     work = gemm_work(gemm, a, b, out=out, kind="grouped_gemm")
+    stacked = b if len(b.shape) > 2 else a
+    work = replace(work, groups=stacked.shape[0] if len(stacked.shape) > 2 else groups)
     if ranks == (2, 2):
         # K is split over the groups, and each group has a result of its own.
         if groups is None:

@@ -292,7 +292,18 @@ def _gemm_notes(gemms: list[GemmRow], shown: list[GemmRow], unit: numbers.Scale)
         )
     if any(map(_is_above, shown)):
         notes.append(_ABOVE)
-    return notes
+    return notes + [note for g in shown if (note := _experts_note(g)) is not None]
+
+
+def _experts_note(gemm: GemmRow) -> str | None:
+    """How many experts of a layer saw tokens, and how many each, where both are known."""
+    if gemm.groups is None or gemm.m_min is None or gemm.m_max is None:
+        return None
+    ran = numbers.count(gemm.groups)
+    if gemm.dense_groups is not None and numbers.count(gemm.dense_groups) != ran:
+        ran = f"{numbers.count(gemm.dense_groups)}→{ran}"
+    rows = f"M {gemm.m_min}" if gemm.m_min == gemm.m_max else f"M {gemm.m_min} to {gemm.m_max}"
+    return f"{gemm.role} {gemm.n}×{gemm.k}: {ran} a layer and step, {rows}"
 
 
 def _concurrent_note(rows: Sequence[GemmRow | KernelRow], unit: numbers.Scale) -> str:

@@ -120,6 +120,13 @@ class GemmRow(GemmShape, kw_only=True):
     ] = None
     promised_ns: Annotated[float | None, meaning("(1 − sparsity) · dense_busy_ns")] = None
     loss_ns: Annotated[float | None, meaning("busy_ns − promised_ns")] = None
+    groups: Annotated[
+        float | None,
+        meaning("experts that saw tokens, a layer and step; of a grouped GEMM, its matrices"),
+    ] = None
+    dense_groups: Annotated[float | None, meaning("of the dense GEMMs")] = None
+    m_min: Annotated[int | None, meaning("rows of the expert that saw fewest")] = None
+    m_max: Annotated[int | None, meaning("rows of the expert that saw most")] = None
     shapes: Annotated[
         str | None, meaning("where they come from: recorded, eager-trace or model (its config)")
     ] = None

@@ -24,6 +24,7 @@ from prunescope.analysis.trace.event import (
     Args,
     Event,
 )
+from prunescope.analysis.trace.uncategorised import category_of, table_of
 from prunescope.taxonomy.errors import PrunescopeError
 
 Ints = NDArray[np.int64]
@@ -42,9 +43,12 @@ _MAX_ID = 1 << 62
 _NO_TIME = -(1 << 63)
 _MOST_DIGITS = 19  # of a whole number in 63 bits
 _NO_ARGS = Args()
+_DECIMAL = re.compile(r"-?\d{1,18}(?:\.\d{0,20})?", re.ASCII)
 _DEVICE, _LAUNCH, _OP, _ANNOTATION, _FRAME = "device", "launch", "op", "annotation", "frame"
 _MEMORY, _SNAPSHOT, _HOST = "memory", "[memory]", b"0"  # the table, its events, a type of device
 _LONG_FRAME = 100  # us: shorter frames of Python say nothing that is of use, and are most of them
+# CUPTI's range profiler: kineto spreads its kernels evenly over the span of the capture.
+_COUNTERS = "cuda_profiler_range"
 _GROUPS = {
     **dict.fromkeys(OP_CATEGORIES, _OP),
     "user_annotation": _ANNOTATION, "python_function": _ANNOTATION,
@@ -119,6 +123,8 @@ class Collector:
         self.counters: dict[str, tuple[Ints, Floats]] = {}
         self.dropped = dict.fromkeys(COLUMNS, 0)
         self.stacks = 0  # calls of Python functions
+        self.uncategorised = 0  # ops and device events without a category
+        self.untimed = 0  # kernels with hardware counters and without times of their own
 
     def add(self, events: list[Event]) -> None:
         """Take what is of use in a block: a third of a trace with stacks, or less."""
@@ -126,10 +132,17 @@ class Collector:
         append: dict[str | None, Callable[[Event], None]] = {
             cat: groups[group].append for cat, group in _GROUPS.items()
         }
+        # Lean structs have a category, or no fields at all.
+        whole = bool(events) and isinstance(events[0], Event)
         for event in events:
             take_it = append.get(event.cat)
             if take_it is not None and event.ph == "X":
                 take_it(event)
+            elif whole and event.cat is None and (group := table_of(event)) is not None:
+                groups[group].append(event)
+                self.uncategorised += 1
+        if whole:
+            self.untimed += sum(event.cat == _COUNTERS for event in events)
         self._memory([e for e in events if e.cat == MEMORY and e.name == _SNAPSHOT])
         annotations = groups[_ANNOTATION]
         groups[_ANNOTATION] = [
@@ -143,9 +156,11 @@ class Collector:
             and e.cat == "python_function"
         ]
         self.stacks += sum(e.cat == "python_function" for e in annotations)
-        # Those profilers wrote annotations among the ops.
+        # Profilers before kineto, and Ascend's, write annotations among the ops.
         groups[_ANNOTATION] += [
-            e for e in groups[_OP] if e.cat == "Operator" and e.name.startswith("ProfilerStep#")
+            e
+            for e in groups[_OP]
+            if (whole or e.cat == "Operator") and e.name.startswith("ProfilerStep#")
         ]
         take = {
             _DEVICE: self._device,
@@ -195,7 +210,7 @@ class Collector:
 
     def _device(self, events: list[Event], args: list[Args], _: list[str]) -> list[Iterable[int]]:
         return [
-            [DEVICE_CATEGORIES[e.cat or ""] for e in events],
+            [category_of(e) for e in events],
             ids_of([a.correlation for a in args]),
             _external(args),
             *self._places(events, args),
@@ -334,8 +349,8 @@ def ids_of(values: list[Any]) -> list[int]:
 def _id(value: Any) -> int:
     if type(value) is int or isinstance(value, float):
         return int(value) if 0 <= value < _MAX_ID else NONE
-    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 19:
-        return int(value)
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 20:
+        return number if (number := int(value)) < _MAX_ID else NONE
     return NONE
 
 
@@ -365,6 +380,8 @@ def nanoseconds(us: list[Any]) -> Ints:
 
 
 def _exact(us: Any) -> int:
+    if type(us) is str:  # Ascend's profiler writes decimals as texts
+        us = Decimal(us) if _DECIMAL.fullmatch(us) else None
     if type(us) not in (int, float, Decimal) or not -_MAX_US < us < _MAX_US:
         return _NO_TIME
     return int((Decimal(us) * 1000).to_integral_value())

@@ -65,6 +65,7 @@ class Args(msgspec.Struct, gc=False):
     allocated: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="Total Allocated")
     reserved: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="Total Reserved")
     device_type: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="Device Type")
+    task_type: Number = msgspec.field(default=None, name="Task Type")  # of an NPU
 
 
 class Event(msgspec.Struct, gc=False):

@@ -54,8 +54,8 @@ class Trace:
     the file repeats; `collectives`: what device events send to other ranks; `memory`: bytes
     that are allocated and reserved on the device, by the host's time (ts); `counters`: times and
     values of samples of the device, by the name that the profiler gives them; `stacks`: recorded
-    calls of Python functions, short ones included; `caveats`: other doubts about its times, as
-    sentences.
+    calls of Python functions, short ones included; `untimed`: kernels with hardware counters and
+    without times of their own; `caveats`: other doubts about its times, as sentences.
     """
 
     source: Source
@@ -73,6 +73,7 @@ class Trace:
     kernels_dropped: int = 0
     twice: int = 0
     stacks: int = 0
+    untimed: int = 0
     caveats: list[str] = field(default_factory=list)
     frames: dict[str, Ints] = field(default_factory=_no_spans)
     other_calls: dict[str, Ints] = field(default_factory=_no_spans)
@@ -172,6 +173,12 @@ def trace_warnings(trace: Trace) -> list[str]:
     if trace.twice:
         what = "device events" if trace.on_device else "host ops"
         warnings.append(f"{name}: {trace.twice:,} repeated {what} were counted once")
+    if trace.untimed:
+        warnings.append(
+            f"{name}: {trace.untimed:,} kernels of CUPTI's range profiler hold counters, and no "
+            "measured times (the capture in equal parts), so they are left out: capture without "
+            "CUPTI_PROFILER_METRICS for times"
+        )
     warnings += [f"{name}: {text}" for text in trace.caveats]
     if source.repaired:
         warnings.append(f"{name}: invalid JSON (NaN, control characters or bytes) was repaired")

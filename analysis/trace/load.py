@@ -8,6 +8,7 @@ each to the nearest ns of the decimal text, end = start + duration.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -24,15 +25,23 @@ from prunescope.analysis.trace.nsys_file import exported, is_nsys, is_report
 from prunescope.analysis.trace.reader import Source
 from prunescope.analysis.trace.repair import (
     clean,
+    launch_by_arrows,
     set_apart_uncorrelated,
     set_waits_apart,
     take_ids_of_flows,
 )
 from prunescope.analysis.trace.results import with_results
 from prunescope.analysis.trace.shares import join_shares
+from prunescope.analysis.trace.uncategorised import (
+    TIMED_AROUND_OPS,
+    innermost_only,
+    is_timed_around_ops,
+)
 from prunescope.analysis.trace.workers import shares_of
 from prunescope.taxonomy.dtypes import dtype
 from prunescope.taxonomy.errors import PrunescopeError
+
+_SIZE = re.compile(r"\s*\d{1,18}\s*", re.ASCII)  # of a dimension
 
 __all__ = ["DEVICE_CATEGORIES", "LAUNCH_CATEGORIES", "MODULE", "NONE", "Ints", "Trace", "load"]
 
@@ -88,6 +97,12 @@ def _of_nsys(path: Path, member: str | None) -> Trace:
 def _of_chrome(path: Path, member: str | None) -> Trace:
     source, collect = _in_processes(path, member) or _in_this_process(path, member)
     trace = _trace(source, collect)
+    if trace.on_device and is_timed_around_ops(collect.threads):
+        keep = innermost_only(trace.device)
+        trace.device = {name: column[keep] for name, column in trace.device.items()}
+        trace.caveats.append(TIMED_AROUND_OPS)
+    if trace.on_device and collect.uncategorised and not len(trace.launches["ts"]):
+        launch_by_arrows(trace, collect.threads)
     take_ids_of_flows(trace, collect.threads)
     return trace
 
@@ -148,6 +163,7 @@ def _trace(source: Source, found: Collector) -> Trace:
         dropped=sum(found.dropped.values()),
         kernels_dropped=found.dropped["device"],
         stacks=found.stacks + stacks_left_out(source.meta),
+        untimed=found.untimed,
     )
 
 
@@ -176,6 +192,8 @@ def _plain(raw: bytes) -> Any:
 def _decode_call(key: Call) -> OpCall:
     name, *raw = key
     dims, types, strides, concrete = (_nested(part) for part in raw)
+    if not dims and raw[0]:
+        dims, types = _as_texts(raw[0], raw[1])
     return OpCall(
         name=name,
         shapes=dims,
@@ -183,6 +201,22 @@ def _decode_call(key: Call) -> OpCall:
         strides=strides,
         concrete=tuple(c if isinstance(c, str) else "" for c in concrete),
     )
+
+
+def _as_texts(dims: bytes, types: bytes) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Shapes and types that a profiler wrote as one text each, with a semicolon between inputs, as
+    Ascend's does: "4,6;6,5;" and "c10::Half;c10::Half;Scalar"."""
+    texts = []
+    for raw in (dims, types):
+        try:
+            texts.append(msgspec.json.decode(raw or b'""', type=str))
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return (), ()
+    shapes = [part.split(",") if part.strip() else [] for part in texts[0].split(";")]
+    if not all(_SIZE.fullmatch(size) for shape in shapes for size in shape):
+        return (), ()
+    sizes = tuple(tuple(int(size) for size in shape) for shape in shapes)
+    return sizes, tuple(part.strip() for part in texts[1].split(";"))
 
 
 def _with_list_dtype(calls: list[OpCall]) -> list[OpCall]:

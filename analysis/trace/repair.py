@@ -22,6 +22,9 @@ _WAIT = re.compile(
     re.IGNORECASE,
 )
 _CATEGORIES = ("ac2g", "async_cpu_to_gpu")
+# Arrows that begin where an op does, of profilers that record no launches.
+_FROM_OPS = ("async_npu", "cpu_to_cuda")
+LAUNCHED_BY_OP = "launch"  # the name of such a launch
 _MOSTLY = 0.5  # share of device events with a correlation id from which flow events are ignored
 Place = tuple[int, int, int]  # device and stream of a kernel, or thread of a launch and 0; ns
 _ODD = 0x9E3779B97F4A7C5 | 1  # spreads what it multiplies over 64 bits
@@ -72,6 +75,29 @@ def _arrows(
             elif (thread := threads.get((arrow.pid, arrow.tid))) is not None:
                 begins[thread, 0, ts] = ident
     return begins, ends
+
+
+def launch_by_arrows(trace: Trace, threads: dict[tuple[Any, Any], int]) -> None:
+    """Launches of no duration where arrows from ops to kernels begin, for a format without any;
+    reads the file once more."""
+    begins: list[tuple[int, int, int]] = []  # ns, id, thread
+    ends: dict[Place, int] = {}
+    for events in Source(trace.source.path, trace.source.member).blocks():
+        arrows = [e for e in events if e.cat in _FROM_OPS and e.ph in ("s", "f")]
+        times = nanoseconds([e.ts for e in arrows]).tolist()
+        for arrow, ident, ts in zip(arrows, ids_of([e.id for e in arrows]), times, strict=True):
+            if arrow.ph == "f":
+                ends[(*ids_of([arrow.pid, arrow.tid]), ts)] = ident
+            elif (thread := threads.get((arrow.pid, arrow.tid))) is not None:
+                begins.append((ts, ident, thread))
+    _fill(trace.device, ends, trace.device["device"], trace.device["stream"])
+    known = np.array(begins, np.int64).reshape(-1, 3)
+    absent = np.full(len(begins), -1)
+    zero = np.zeros_like(absent)
+    columns = {"ts": known[:, 0], "correlation": known[:, 1], "thread": known[:, 2]}
+    columns |= {"dur": zero, "name": zero + len(trace.names)}
+    trace.launches = {name: columns.get(name, absent) for name in trace.launches}
+    trace.names.append(LAUNCHED_BY_OP)
 
 
 def _fill(table: dict[str, Ints], arrows: dict[Place, int], first: Ints, second: Ints) -> None:

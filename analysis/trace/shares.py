@@ -38,6 +38,8 @@ class ReadShare(msgspec.Struct, array_like=True):
     repaired: bool
     dropped: dict[str, int]
     stacks: int
+    untimed: int
+    uncategorised: int
     names: list[str]
     threads: list[tuple[Any, Any]]
     calls: list[tuple[str, bytes, bytes, bytes, bytes]]
@@ -75,6 +77,8 @@ def read_share(path: Path, member: str | None, *, index: int, count: int) -> byt
         repaired=source.repaired,
         dropped=collect.dropped,
         stacks=collect.stacks,
+        untimed=collect.untimed,
+        uncategorised=collect.uncategorised,
         names=list(collect.names),
         threads=list(collect.threads),
         calls=list(collect.calls),
@@ -105,6 +109,8 @@ def join_shares(
     source.malformed = sum(share.malformed for share in shares)
     source.repaired = any(share.repaired for share in shares)
     collect.stacks = sum(share.stacks for share in shares)
+    collect.untimed = sum(share.untimed for share in shares)
+    collect.uncategorised = sum(share.uncategorised for share in shares)
     for name in _TABLES:
         table = getattr(collect, name)
         for key in _in_order(shares, name):

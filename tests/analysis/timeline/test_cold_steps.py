@@ -104,8 +104,8 @@ def test_cold_against_warm_does_not_compare(tmp_path: Path) -> None:
     assert why.text == "the two runs are not comparable: one is cold"
     assert why.evidence == [
         "the baseline holds first calls or compilation, 20.005 ms a step, and the pruned run none",
-        "without first calls a step takes 159.0 µs in the dense run and 164.0 µs in the pruned one, "
-        "0.97×",
+        "without first calls a step takes 159.0 µs in the dense run and 164.0 µs in the pruned "
+        "one, 0.97×",
     ]
     assert headline(phase).startswith("122.95× is no speedup: not comparable (the baseline holds")
     assert not any(f.id == "above-bound" for f in phase.findings)

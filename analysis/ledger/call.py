@@ -1,0 +1,47 @@
+"""One logical GEMM of a unit: what it multiplies, how often, and how long it takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from prunescope.taxonomy.gemm import Gemm
+
+Key = tuple[int | None, str, str, int]  # layer of the dense model, role, group, position
+
+
+@dataclass(frozen=True)
+class Call:
+    """One logical GEMM of a unit, means a step. Dimensions are means where they vary (a context
+    length grows with the step); None where no model knows them. Times in ns."""
+
+    layer: int | None
+    role: str
+    group: str
+    op: str | None
+    kind: str
+    dtype: str | None
+    batch: float | None
+    m: float | None
+    n: float | None
+    k: float | None
+    count: float
+    flop: float | None
+    bytes: float | None
+    busy: float
+    auxiliary: float
+    ideal: float | None
+    bound: str
+    kernel: str
+    split: bool
+    duration: float = 0.0  # of its kernels, also where they run concurrently with others
+    shapes: str | None = None  # where its dimensions come from
+    # Least and most of batch, M, N and K over its steps: keys grow; empty where they are not known.
+    spans: tuple[tuple[float, float], ...] = ()
+    groups: float | None = None  # experts that saw tokens, a step; of other GEMMs None
+
+    @property
+    def gemm(self) -> Gemm | None:
+        """Rounded dimensions, to compare."""
+        if self.m is None or self.n is None or self.k is None or self.batch is None:
+            return None
+        return Gemm(round(self.m), round(self.n), round(self.k), round(self.batch))

@@ -1,0 +1,68 @@
+"""Events without a category: which table each belongs to, by its process or its arguments.
+
+Two formats have none. torch.autograd's profiler (before torch.profiler, and without kineto)
+writes ops as "CPU functions" and, in old versions, the time between two CUDA events around each op
+as "CUDA functions". Ascend's profiler writes the tasks of an NPU with a `Task Type`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prunescope.analysis.trace.event import DEVICE_CATEGORIES, Event
+
+OLD_OPS, _OLD_KERNELS = "CPU functions", "CUDA functions"
+# Tasks of an NPU that compute or move data; others wait, record events or maintain the queue.
+_COMPUTES = re.compile(r"(?:KERNEL_)?(?:AI_?C|AI_?V|AICPU|AIV|AIC|MIX|DSA|FFTS)", re.IGNORECASE)
+_MOVES = re.compile(r"\w*(?:SDMA|MEMCPY|PCIE_DMA)", re.IGNORECASE)
+TIMED_AROUND_OPS = (
+    "device times are those between two CUDA events around each op, as torch.autograd's profiler "
+    "takes them, not those of kernels; capture with torch.profiler for kernels and shapes"
+)
+
+
+def table_of(event: Event) -> str | None:
+    """ "op", "device", or None for what is neither."""
+    if event.ph != "X":
+        return None
+    if event.pid in (OLD_OPS, _OLD_KERNELS):
+        return "op" if event.pid == OLD_OPS else "device"
+    return None if _task_category(event) is None else "device"
+
+
+def category_of(event: Event) -> int:
+    """The number of a device event's category, named or not."""
+    if event.cat is not None:
+        return DEVICE_CATEGORIES[event.cat]
+    return _task_category(event) or DEVICE_CATEGORIES["kernel"]
+
+
+def _task_category(event: Event) -> int | None:
+    task = event.args.task_type if event.args is not None else None
+    if not isinstance(task, str):
+        return None
+    if _COMPUTES.match(task):
+        return DEVICE_CATEGORIES["kernel"]
+    return DEVICE_CATEGORIES["gpu_memcpy"] if _MOVES.match(task) else None
+
+
+def is_timed_around_ops(threads: Iterable[tuple[Any, Any]]) -> bool:
+    """Whether the threads (process, thread) are those of torch.autograd's profiler."""
+    return any(pid == OLD_OPS for pid, _ in threads)
+
+
+def innermost_only(device: dict[str, NDArray[np.int64]]) -> NDArray[np.bool_]:
+    """The intervals of a stream that hold no other one: an op's time around the ops that it calls
+    is theirs."""
+    start, end = device["ts"], device["ts"] + device["dur"]
+    order = np.lexsort((-device["dur"], start, device["stream"]))
+    keep = np.ones(len(start), bool)
+    inner, outer = order[1:], order[:-1]
+    holds = (device["stream"][inner] == device["stream"][outer]) & (end[inner] <= end[outer])
+    keep[outer[holds]] = False
+    return keep

@@ -1,0 +1,121 @@
+"""GEMMs of experts: by the shape of their weights, however a router sends tokens about."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prunescope.analysis.pipeline import Analysis, analyze
+from prunescope.analysis.report.gemm_table import gemm_table
+from prunescope.analysis.schema.report import GemmRow, Phase
+from tests.chrome import chrome, k, module, op, save, step
+
+H, F, V = 64, 96, 512
+
+
+def mm(m: int, n: int, kk: int) -> Any:
+    return op("aten::mm", [m, kk], [kk, n], dtype="c10::BFloat16", kernels=[k(us=3, name="gemm")])
+
+
+def layer(i: int, rows: tuple[int, ...], width: int = F, experts: int | None = None) -> Any:
+    """A layer whose experts see `rows` tokens each: gate, up and down of every one, in turn."""
+    at = f"model.layers.{i}"
+    tokens = 8
+    heads = [1, 2, tokens, 32]
+    return [
+        module(
+            f"{at}.self_attn",
+            *(module(f"{at}.self_attn.{x}_proj", mm(tokens, H, H)) for x in "qkv"),
+            op("aten::_scaled_dot_product_flash_attention", heads, heads, heads,
+               kernels=[k(us=2, name="flash_fwd")]),
+            module(f"{at}.self_attn.o_proj", mm(tokens, H, H)),
+        ),
+        module(
+            f"{at}.mlp",
+            module(f"{at}.mlp.gate", mm(tokens, experts or len(rows), H)),
+            *(
+                module(
+                    f"{at}.mlp.experts.{e}",
+                    module(f"{at}.mlp.experts.{e}.gate_proj", mm(m, width, H)),
+                    module(f"{at}.mlp.experts.{e}.up_proj", mm(m, width, H)),
+                    module(f"{at}.mlp.experts.{e}.down_proj", mm(m, H, width)),
+                )
+                for e, m in enumerate(rows)
+            ),
+        ),
+    ]  # fmt: skip
+
+
+def compared(
+    dense: list[tuple[int, ...]], pruned: list[tuple[int, ...]], path: Path, width: int = F
+) -> Analysis:
+    """Dense layers, and pruned ones whose experts are `width` wide."""
+    traces = []
+    for name, layers, wide in (("dense", dense, F), ("pruned", pruned, width)):
+        items = [x for i, rows in enumerate(layers) for x in layer(i, rows, wide)]
+        traces.append(save(chrome(step(0, *items)), path / f"{name}.json"))
+    return analyze(traces[1], baseline=traces[0])
+
+
+def rows_of(phase: Phase) -> list[GemmRow]:
+    found = [g for g in phase.gemms if g.role == "experts"]
+    return sorted(found, key=lambda g: g.k or 0)
+
+
+def only(found: Analysis) -> Phase:
+    return next(iter(found.report.phases.values()))
+
+
+def test_an_expert_pruned_model_has_two_rows(tmp_path: Path) -> None:
+    """Of four experts two are left; the same 16 rows go to them. Gate and up are one row."""
+    phase = only(compared([(3, 0, 5, 8), (4, 4, 4, 4)], [(7, 9), (8, 8)], tmp_path))
+    up, down = rows_of(phase)
+    for row, per_expert in ((up, 2), (down, 1)):
+        assert (row.axis, row.keep) == ("none", {})
+        assert (row.count, row.dense_count) == (4 * per_expert, 8 * per_expert)
+        # Three and four of the dense experts saw tokens, and both of the pruned ones.
+        assert (row.dense_groups, row.groups) == (3.5, 2)
+        assert (row.m, row.dense_m, row.m_min, row.m_max) == (8, 4, 7, 9)
+    assert (up.n, up.k, down.n, down.k) == (F, H, H, F)
+    # Nothing multiplies less: 2·16·F·H·3 a layer on both sides.
+    assert phase.sparsity is not None
+    assert phase.sparsity["flop"] == pytest.approx(0, abs=0.01)
+
+
+def test_experts_that_see_other_tokens_did_not_move(tmp_path: Path) -> None:
+    """The same experts, other rows, and one that is hit on one side alone."""
+    phase = only(compared([(3, 0, 5, 8)], [(6, 2, 1, 7)], tmp_path))
+    assert [(row.axis, row.keep) for row in rows_of(phase)] == [("none", {})] * 2
+
+
+def test_narrower_experts_moved_along_their_widths(tmp_path: Path) -> None:
+    phase = only(compared([(3, 0, 5, 8)], [(6, 2, 1, 7)], tmp_path, width=48))
+    assert [(row.axis, row.keep) for row in rows_of(phase)] == [
+        ("K", {"k": 0.5}),
+        ("N", {"n": 0.5}),
+    ]
+
+
+def test_fewer_experts_a_token_see_fewer_rows(tmp_path: Path) -> None:
+    phase = only(compared([(4, 4, 4, 4)], [(2, 2, 2, 2)], tmp_path))
+    assert [row.axis for row in rows_of(phase)] == ["M", "M"]
+
+
+def test_a_grouped_gemm_has_the_groups_of_its_weights(tmp_path: Path) -> None:
+    """16 rows over 8 experts; of 4 rows at most 4 experts' weights are read."""
+    for tokens, read in ((16, 8), (4, 4)):
+        grouped = op("aten::_grouped_mm", [tokens, H], [8, H, F], [8],
+                     dtypes=["c10::BFloat16", "c10::BFloat16", "int"],
+                     kernels=[k(us=3, name="grouped_gemm")])  # fmt: skip
+        trace = chrome(step(0, module("model.layers.0.mlp.experts", grouped)))
+        (row,) = only(analyze(save(trace, tmp_path / "t.json"))).gemms
+        assert (row.groups, row.m, row.n, row.k) == (read, tokens, F, H)
+        assert row.bytes == 2 * (tokens * H + read * H * F + tokens * F)
+
+
+def test_the_table_says_how_many_experts_ran(tmp_path: Path) -> None:
+    phase = only(compared([(3, 0, 5, 8)], [(7, 9)], tmp_path))
+    notes = gemm_table(phase).notes
+    assert f"experts {F}×{H}: 3→2 a layer and step, M 7 to 9" in notes
