@@ -5,14 +5,16 @@ In: a phase of one or both sides. Out: schema.report.Phase; all times ns a step.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 
 import msgspec
 import numpy as np
 import polars as pl
 
-from prunescope.analysis.comparison.differences import pair_comparison
+from prunescope.analysis.comparison.differences import CODE, pair_comparison
 from prunescope.analysis.comparison.equal_information import ComparableSides
+from prunescope.analysis.comparison.other_inputs import other_inputs
 from prunescope.analysis.findings.checks import find
 from prunescope.analysis.findings.context import Context
 from prunescope.analysis.findings.notes import notes
@@ -42,7 +44,7 @@ from prunescope.analysis.schema.sides import PredictedRun, Totals
 from prunescope.analysis.totals import is_known, kernel_rows, total, totals
 from prunescope.analysis.verdict.caveats import apply_caveats, caveats
 from prunescope.analysis.verdict.evidence import Evidence
-from prunescope.analysis.verdict.outside import is_quantised, other_inputs, replaced
+from prunescope.analysis.verdict.outside import is_quantised, replaced
 from prunescope.analysis.verdict.verdict import evidence_of, verdict
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import known
@@ -85,26 +87,33 @@ def compare_phase(
     run = pruned.side.run
     units = pair(dense.kernels, pruned.kernels, run.layer_map if run else None)
     pairs = pair_calls(calls_of(dense.kernels), calls_of(pruned.kernels, units.alignment))
+    evidence = evidence_of(sides, pairs, units)
+    seen = verdict(evidence)
+    doubted = caveats(pruned.kernels, dense=dense.kernels, evidence=evidence, family=seen.family)
+    family = apply_caveats(seen.family, doubted)
+    # Rows in one ratio may be a pruning of tokens, which the verdict names.
+    other = other_inputs(evidence.pairs, evidence.convolutions)
+    comparison = pair_comparison(
+        evidence.differences,
+        inputs=other if family.id == "outside" else None,
+        one_sided=sides.one_sided,
+    )
     nominal = sparsity if sparsity is not None else _nominal(pruned)
     inputs = attribution_inputs(
         units,
         nominal=nominal,
         samples_ns=(samples_of(dense.run), samples_of(pruned.run)),
         on_device=pruned.kernels.on_device,
+        promises=comparison.shows_pruning,
     )
-    evidence = evidence_of(sides, pairs, units)
-    seen = verdict(evidence)
-    doubted = caveats(pruned.kernels, dense=dense.kernels, evidence=evidence, family=seen.family)
-    family = apply_caveats(seen.family, doubted)
-    rows = other_inputs(evidence) if family.id == "outside" else None
-    comparison = pair_comparison(
-        evidence.differences,
-        rows_ratio=rows.numbers["ratio"] if rows else None,
-        one_sided=sides.one_sided,
-    )
-    compared = _compared(sides, inputs, evidence, comparison, (seen.family, family))
+    compared = _compared(sides, inputs, evidence, comparison, family)
     exact = units.alignment.exact
-    gemms = report_rows(pairs, promised=inputs.ratio.promised, exact_layers=exact)
+    shown = pairs
+    if any(one.kind == CODE for one in comparison.differences):
+        shown = [
+            replace(one, dense=None, axis="unknown") for one in pairs if one.pruned is not None
+        ]
+    gemms = report_rows(shown, promised=inputs.ratio.promised, exact_layers=exact)
     return _with_findings(
         Context(
             phase=_phase(pruned, gemms, compared, hta),
@@ -124,14 +133,16 @@ def _compared(
     inputs: AttributionInputs,
     evidence: Evidence,
     comparison: PairComparison,
-    families: tuple[FamilyVerdict, FamilyVerdict],
+    family: FamilyVerdict,
 ) -> _Compared:
-    """`families`: the verdict before and after its caveats."""
+    """`family`: the verdict with its caveats."""
     dense, pruned = sides.dense, sides.pruned
     units, domain = inputs.units, inputs.domain
-    judged, family = families
     known = comparison.has_bounds and is_known(dense.kernels) and is_known(pruned.kernels)
     known = known and replaced(evidence) is None
+    # That no FLOPs are gone needs all GEMMs; where some are, those that are read say how many.
+    hides = any(side.hides_gemms for side in evidence.unread)
+    known = known and not (hides and math.isclose(inputs.ratio.flop_ratio or 1, 1))
     largest = LargestKernels(inputs, dense.kernels, pruned.kernels)
     bounded = dense.kernels.has_shapes and pruned.kernels.has_shapes
     rows = build_rows(inputs, halves(units, domain), largest, is_known=bounded)
@@ -147,7 +158,7 @@ def _compared(
         observer_share=observer_share(units, domain),
         ledger=rows,
         baseline=totals(dense),
-        sparsity=_realised(evidence, judged, inputs, is_known=known),
+        sparsity=_realised(evidence, inputs, is_known=known),
         predicted=_predicted(dense, pruned, inputs, family, bounds, rows),
         overhead=overhead(inputs, dense.kernels, pruned.kernels, family),
         notes=_not_in_turns(dense, pruned),
@@ -251,6 +262,9 @@ def _phase(
         overhead=found.overhead,
         shapes=sums.shapes,
         comparison=found.comparison,
+        step_ns=sums.step_ns,
+        cold_steps=sums.cold_steps,
+        first_call_ns=sums.first_call_ns,
     )
 
 
@@ -292,13 +306,13 @@ def _pairing(units: Units) -> Pairing:
 
 
 def _realised(
-    evidence: Evidence, family: FamilyVerdict, inputs: AttributionInputs, *, is_known: bool
+    evidence: Evidence, inputs: AttributionInputs, *, is_known: bool
 ) -> dict[str, float | None]:
     """Realised sparsity in parameters, FLOPs and bytes beside the nominal one. None where no count
     holds packed weights, or where the work of a side is mostly unknown (not `is_known`)."""
     units, ratio = inputs.units, inputs.ratio
     size_d, size_p = evidence.parameters
-    if family.id == "outside" and is_quantised(evidence):
+    if is_quantised(evidence):
         size_p = None
     moved_d = float(np.nansum(units.dense.bytes.mean(axis=1)))
     moved_p = float(np.nansum(units.pruned.bytes.mean(axis=1)))

@@ -161,7 +161,7 @@ def _phases(pruned: Side, dense: Side | None) -> tuple[list[str], Diagnostics]:
         raise PrunescopeError(
             f"the runs share no phase ({', '.join(pruned.phases)} / {', '.join(dense.phases)})",
             hint="trace both with the same --phase, give capture() the same phase= for both, pick "
-            "steps with --phase-pattern, or give the traces of all ranks on both sides",
+            "steps with --phase or --phase-pattern, or give the traces of all ranks on both sides",
         )
     alone = [n for n in dict.fromkeys([*pruned.phases, *dense.phases]) if n not in both]
     if alone and not _both_runs(pruned, dense):

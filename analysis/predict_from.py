@@ -19,6 +19,7 @@ from prunescope.analysis.device.hardware import (
 )
 from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.predict.asked import command_asked, options_asked
 from prunescope.analysis.predict.constants import Constants
 from prunescope.analysis.predict.measured import Measured, part_of, scaled, scaled_speedup
 from prunescope.analysis.predict.points import (
@@ -62,18 +63,6 @@ def predict_from(request: PredictRequest) -> FromRun:
         raise PrunescopeError(
             "--from-run gives a table of families, no curves", hint="remove --out"
         )
-    given = {
-        "--launch": request.launch is not None,
-        "--runtime": request.runtime is not None,
-        "--host-us-per-op": request.host_us_per_op is not None,
-        "--weights": request.weights is not None,
-        "--extra-ms": request.extra_ms != 0,
-    }
-    for option in (name for name, used in given.items() if used):
-        raise PrunescopeError(
-            f"{option} cannot be combined with --from-run, whose times were measured",
-            hint=f"remove {option}",
-        )
     path = _dense_folder(Path(str(request.from_run)))
     run = read_run(path) if (path / MANIFEST).is_file() else None
     if run is not None and run.pruning is not None:
@@ -106,6 +95,8 @@ def predict_from(request: PredictRequest) -> FromRun:
         device=report.device,
         phases=phases,
         warnings=list(dict.fromkeys(warnings)),
+        options=options_asked(request),
+        command=command_asked(request),
     )
 
 

@@ -16,7 +16,7 @@ from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.ledger.noise import wall_interval
 from prunescope.analysis.ledger.samples import Samples, samples_of
 from prunescope.analysis.schema.report import KernelRow, clock
-from prunescope.analysis.schema.sides import Totals, Unprofiled
+from prunescope.analysis.schema.sides import ColdSteps, Totals, Unprofiled
 from prunescope.taxonomy.roles import UNPLACED
 from prunescope.taxonomy.run import PhaseRun
 
@@ -47,9 +47,18 @@ def totals(one: SidePhase) -> Totals:
         kinds=_sums(frame, "kind", steps),
         roles=_sums(frame, "role", steps),
         kernels_per_step=one.kernels.kernels_per_step,
+        step_ns=one.kernels.linked.wall.tolist(),
+        cold_steps=_cold(one.kernels),
+        first_call_ns=one.kernels.first_call_ns / steps,
         shapes=_shape_sources(frame),
         phase_kind=msgspec.UNSET if one.kind is None else one.kind,
     )
+
+
+def _cold(kernels: Kernels) -> ColdSteps | None:
+    """The steps that were left out for their first calls."""
+    cold = kernels.cold
+    return ColdSteps(step_ns=cold.walls, first_call_ns=cold.first_calls) if cold.walls else None
 
 
 def _tokens(run: PhaseRun) -> int | None:

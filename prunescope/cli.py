@@ -456,6 +456,7 @@ def _families(
     prunescope families
     prunescope families --architecture ./Qwen3-0.6B/config.json
     """
+    from prunescope.analysis.predict.knobs import predicted_knobs, with_predicted_knobs
     from prunescope.analysis.report import listings
     from prunescope.analysis.report.listings import applicable
     from prunescope.output import check_target, show_result
@@ -468,8 +469,8 @@ def _families(
         described = read_architecture(architecture)
         found, view = scrubbed(plain(described)), applicable(described)
     else:
-        found = {"families": [family.to_dict() for family in families()]}
-        view = listings.families(families())
+        found = {"families": [with_predicted_knobs(family) for family in families()]}
+        view = listings.families(families(), more_knobs=predicted_knobs)
     show_result(found, json_target, people=None if json_target == "-" else view)
 
 

@@ -1,6 +1,7 @@
 """One spelling per number format, and the many spellings found in traces, configs and kernels.
 
-Our names: fp64 fp32 tf32 bf16 fp16 fp8 fp4 int64 int32 int16 int8 bool. Sizes are bytes an element.
+Our names: fp64 fp32 tf32 bf16 fp16 fp8 fp4 int64 int32 int16 int8 int4 bool. Sizes are bytes an
+element.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ ITEMSIZE: dict[str, float] = {
     "int32": 4,
     "int16": 2,
     "int8": 1,
+    "int4": 0.5,
     "bool": 1,
 }
 

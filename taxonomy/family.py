@@ -40,11 +40,13 @@ def pattern(letters: str) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Knob:
-    """A setting of a family: its default, what it means, and its choices where they are few."""
+    """A setting of a family: its default, what it means, and its choices where they are few.
+    `assumed`: what the default takes for granted, where published methods differ in it."""
 
     default: Value
     text: str
     choices: tuple[Value, ...] = ()
+    assumed: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,12 +1,14 @@
 """A trace reduced to what the analysis reads: in, any trace; out, a gzipped Chrome trace.
 
 Events, fields and times (their decimal text) that decide a report stay, everything else goes: names
-of hosts and processes, stacks, flows, counters. The same trace gives the same bytes.
+of hosts and processes, short frames of stacks, flows, counters. Of long frames the time stays, and
+the name where it is a file of a public library. The same trace gives the same bytes.
 """
 
 from __future__ import annotations
 
 import gzip
+import re
 from collections.abc import Callable
 from decimal import Decimal
 from itertools import chain
@@ -15,7 +17,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from prunescope.analysis.trace.collect import MODULE
+from prunescope.analysis.trace.collect import MODULE, is_long_frame
 from prunescope.analysis.trace.event import (
     DEVICE_CATEGORIES,
     LAUNCH_CATEGORIES,
@@ -23,7 +25,7 @@ from prunescope.analysis.trace.event import (
     Args,
     Event,
 )
-from prunescope.analysis.trace.events import LEFT_OUT, STACKS, stacks_left_out
+from prunescope.analysis.trace.events import FRAME, LEFT_OUT, STACKS, stacks_left_out
 from prunescope.analysis.trace.reader import Source
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.scrub import scrub, scrub_values
@@ -36,6 +38,8 @@ _PROPERTIES = (
 )  # fmt: skip
 _ANNOTATION, _PYTHON = "user_annotation", "python_function"
 _KEPT = {*OP_CATEGORIES, _ANNOTATION, _PYTHON, *DEVICE_CATEGORIES, *LAUNCH_CATEGORIES}
+# Files whose names say nothing of a user; compilers and tuners are told by them.
+_PUBLIC = re.compile(r"(?:^|/)((?:torch|triton|transformers)/[\w/.-]+\.py\(\d+\): \w+)$")
 _NUMBERS = ("correlation", "stream", "device", "bytes")
 
 
@@ -108,10 +112,11 @@ def trim(path: Path, words: Words | None = None) -> bytes:
 def _event(event: Event, words: Words, threads: dict[tuple[str, Any], int]) -> Any:
     if event.ph != "X" or event.cat not in _KEPT or event.ts is None:
         return None
-    if event.cat == _PYTHON and not event.name.startswith(MODULE):
-        return None
     marks = event.cat in (_ANNOTATION, _PYTHON)
-    name = words.annotation(event.name) if marks else words.kernel(event.name)
+    if event.cat == _PYTHON and not event.name.startswith(MODULE):
+        name = _frame(event)
+    else:
+        name = words.annotation(event.name) if marks else words.kernel(event.name)
     if name is None:
         return None
     plain: dict[str, Any] = {
@@ -127,6 +132,14 @@ def _event(event: Event, words: Words, threads: dict[tuple[str, Any], int]) -> A
         plain["dur"] = _number(event.dur)
     args = {} if event.args is None or marks else _args(event.args, words)
     return {**plain, "args": args} if args else plain
+
+
+def _frame(event: Event) -> str | None:
+    """The name of a long frame of Python; None drops a short one."""
+    if not is_long_frame(event.dur):
+        return None
+    public = _PUBLIC.search(event.name)
+    return FRAME if public is None else public[1]
 
 
 def _args(args: Args, words: Words) -> dict[str, Any]:

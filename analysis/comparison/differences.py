@@ -10,10 +10,14 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from prunescope.analysis.comparison.first_calls import first_calls_text, unequal_first_calls
+from prunescope.analysis.comparison.other_inputs import input_text
 from prunescope.analysis.comparison.parallelism import PARALLELISM, parallelism
 from prunescope.analysis.inputs.side import Side, SidePhase
+from prunescope.analysis.kernels.frame import PRODUCTS
 from prunescope.analysis.kernels.phase_kind import rows_of_linears, trained_tokens
 from prunescope.analysis.ledger.gemms import Call, Pair
+from prunescope.analysis.ledger.pairing import Units
 from prunescope.analysis.schema.pair_comparison import Difference, OneSided, PairComparison
 from prunescope.taxonomy.roles import LINEARS
 from prunescope.taxonomy.run import PhaseRun
@@ -21,26 +25,27 @@ from prunescope.taxonomy.run import PhaseRun
 # What a manifest says of a phase. Other inputs change the shapes without any pruning.
 _SETTINGS = ("batch", "prompt_len", "logits", "attention", "mode", "cache", "context")
 _INPUTS = ("batch", "prompt_len", "context")
-ROWS = "rows"  # every linear multiplies another number of rows, which shapes alone show
+CODE = "code"  # compiled on one side, eager on the other: kernels of other ops
+UNPAIRED = "products that pair"  # of all products of a side, by layer and role: none does
+CUT = "file"  # whole or cut off: what stood behind the cut may be anything
+UNREADABLE = (CUT, UNPAIRED)  # after these nothing is known of what was changed
 _Sizes = dict[str, set[tuple[float, float]]]  # (N, K) by role
 
 
 def pair_comparison(
     differences: Sequence[Difference],
     *,
-    rows_ratio: float | None = None,
+    inputs: Difference | None = None,
     one_sided: Sequence[OneSided] = (),
 ) -> PairComparison:
-    """Whether two sides compare. `rows_ratio`: pruned over dense M of every linear, where that is
-    the only change that shapes show; None where it is not."""
+    """Whether two sides compare. `inputs`: the other batch or length that shapes show
+    (`other_inputs`), where no pruning explains them; else None."""
     hidden = any(one.hides_pruning for one in differences)
-    found = list(differences)
-    if rows_ratio is not None:
-        found.append(Difference(ROWS, 1, rows_ratio, hides_pruning=True))
+    found = [*differences, *([] if inputs is None else [inputs])]
     return PairComparison(
         is_speedup=not found,
-        shows_pruning=not hidden and rows_ratio is None,
-        has_bounds=not hidden,  # if only M differs, all work is still paired and has bounds
+        shows_pruning=not hidden and inputs is None,
+        has_bounds=not hidden,  # with other inputs alone, all work is still paired and has bounds
         differences=found,
         one_sided=list(one_sided),
     )
@@ -48,7 +53,7 @@ def pair_comparison(
 
 def differences(dense: SidePhase, pruned: SidePhase, pairs: list[Pair]) -> tuple[Difference, ...]:
     """All settings that differ between the sides, other than the dimensions of the model."""
-    found = [*_ran_on(dense, pruned)]
+    found = [*_cut_off(dense, pruned), *_ran_on(dense, pruned)]
     if dense.run is None or pruned.run is None:
         found += _phases(dense, pruned)
     else:
@@ -58,8 +63,17 @@ def differences(dense: SidePhase, pruned: SidePhase, pairs: list[Pair]) -> tuple
     return (*found, *([] if other is None else [other]))
 
 
+def _cut_off(dense: SidePhase, pruned: SidePhase) -> Iterator[Difference]:
+    """A file that ends before its trace does, of one side or both."""
+    old, new = ("cut off" if one.kernels.linked.cut else "whole" for one in (dense, pruned))
+    if "cut off" in (old, new):
+        yield Difference(CUT, old, new, hides_pruning=True)
+
+
 def _ran_on(dense: SidePhase, pruned: SidePhase) -> Iterator[Difference]:
-    """Device, rank, and whether the code was compiled."""
+    """Device, rank, whether the code was compiled, and whether one side is cold."""
+    if (cold := unequal_first_calls(dense, pruned)) is not None:
+        yield cold
     old, new = _device(dense.side), _device(pruned.side)
     if old and new and old != new:
         yield Difference("device", old, new)
@@ -71,7 +85,7 @@ def _ran_on(dense: SidePhase, pruned: SidePhase) -> Iterator[Difference]:
     if dense.kernels.compiled != pruned.kernels.compiled:
         code = {True: "compiled", False: "eager"}
         yield Difference(
-            "code",
+            CODE,
             code[dense.kernels.compiled],
             code[pruned.kernels.compiled],
             hides_pruning=True,
@@ -162,6 +176,26 @@ def other_model(pairs: list[Pair]) -> Difference | None:
     return None
 
 
+def unpaired(units: Units) -> Difference | None:
+    """That no product of the dense side stands where the pruned one does anything: its layers and
+    roles, or those of the pruned side, are not known, or the models have nothing in common."""
+    places = [
+        {key[:2] for key, on in zip(units.keys, side.present, strict=True) if on}
+        for side in (units.dense, units.pruned)
+    ]
+    products = [
+        {
+            key[:2]
+            for key, on in zip(units.keys, side.present, strict=True)
+            if on and key[2] in PRODUCTS
+        }
+        for side in (units.dense, units.pruned)
+    ]
+    if not all(products) or products[0] & places[1] or products[1] & places[0]:
+        return None
+    return Difference(UNPAIRED, len(products[0]), len(products[1]), hides_pruning=True)
+
+
 def _sizes(calls: Iterable[Call | None]) -> _Sizes:
     found: _Sizes = defaultdict(set)
     for call in calls:
@@ -170,9 +204,25 @@ def _sizes(calls: Iterable[Call | None]) -> _Sizes:
     return found
 
 
+def cut_text(dense: object, pruned: object) -> str:
+    """Which of the two files are cut off."""
+    sides = [name for name, file in (("dense", dense), ("pruned", pruned)) if file == "cut off"]
+    which = f"the {sides[0]} trace is" if len(sides) == 1 else "both traces are"
+    return f"{which} cut off: what stood behind the cut is missing"
+
+
+def _unpaired_text(dense: object, pruned: object) -> str:
+    return (
+        f"nothing pairs: matrices are multiplied in {dense} layers and roles of the dense side and "
+        f"in {pruned} of the pruned side, of which none is the same"
+    )
+
+
 # Kind of a difference -> why the verdict cannot see past it.
 _WHY: dict[str, Callable[[object, object], str]] = {
-    "code": lambda _dense, pruned: (
+    CUT: cut_text,
+    UNPAIRED: _unpaired_text,
+    CODE: lambda _dense, pruned: (
         f"the {'pruned' if pruned == 'compiled' else 'dense'} side runs compiled code "
         "(torch.compile), whose fused loops stand for many ops; trace both sides compiled, or "
         "neither"
@@ -197,14 +247,19 @@ _WHY: dict[str, Callable[[object, object], str]] = {
 
 def difference_text(one: Difference) -> str:
     """A difference as a line of evidence: both values."""
-    if one.kind == ROWS:
-        ratio = f"{one.pruned:g} × the dense one"
-        return f"M of every linear is {ratio}: other inputs (batch or length)"
+    if (text := first_calls_text(one) or input_text(one)) is not None:
+        return text
+    if one.kind == CUT:
+        return cut_text(one.dense, one.pruned)
+    if one.kind == UNPAIRED:
+        return _unpaired_text(one.dense, one.pruned)
     return f"{one.kind}: {one.dense} dense, {one.pruned} pruned"
 
 
 def not_comparable_text(one: Difference) -> str:
     """Why two sides do not compare, for the verdict."""
+    if (text := input_text(one)) is not None:
+        return f"not comparable: {text}"
     why = _WHY.get(one.kind)
     if why is None:
         return (

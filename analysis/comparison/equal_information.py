@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 
 import polars as pl
 
+from prunescope.analysis.comparison.replacements import with_replacements
 from prunescope.analysis.inputs.side import Diagnostics, SidePhase
-from prunescope.analysis.kernels.frame import Kernels
+from prunescope.analysis.kernels.frame import ATTENTION, Kernels
 from prunescope.analysis.schema.pair_comparison import REPLAYS, SHAPES, OneSided
 from prunescope.taxonomy.gemm import Gemm
 from prunescope.taxonomy.roles import LINEARS
@@ -37,6 +38,7 @@ def with_equal_information(dense: SidePhase, pruned: SidePhase) -> ComparableSid
     with one numbering of layers, and the roles that the modules of either side tell."""
     dense, pruned, shapes = _equal_shapes(dense, pruned)
     dense, pruned, replays = _equal_replays(dense, pruned)
+    dense, pruned = _equal_places(dense, pruned)
     dense, pruned = fold_layers(dense, pruned)
     dense, pruned = with_equal_fusion(dense, pruned)
     if dense.side.run is None and pruned.side.run is None:  # else the tracer named the modules
@@ -44,6 +46,10 @@ def with_equal_information(dense: SidePhase, pruned: SidePhase) -> ComparableSid
             replace(dense, kernels=with_roles_of(dense.kernels, pruned.kernels)),
             replace(pruned, kernels=with_roles_of(pruned.kernels, dense.kernels)),
         )
+    dense, pruned = (
+        replace(dense, kernels=with_replacements(dense.kernels, pruned.kernels)),
+        replace(pruned, kernels=with_replacements(pruned.kernels, dense.kernels)),
+    )
     return ComparableSides(dense, pruned, (*shapes, *replays))
 
 
@@ -109,6 +115,28 @@ def _equal_replays(
     return _without_ops(noted), _without_ops(pruned), (found,)
 
 
+def _equal_places(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SidePhase]:
+    """Both sides with layers and roles, or both without, where the cut of a file took the spans of
+    all modules of one side: its kernels are no added work."""
+    cut = [one.kernels.linked.cut for one in (dense, pruned)]
+    placed = [one.kernels.frame["layer"].is_not_null().any() for one in (dense, pruned)]
+    if not any(cut) or placed[0] == placed[1]:
+        return dense, pruned
+    return (
+        replace(dense, kernels=_without_places(dense.kernels)),
+        replace(pruned, kernels=_without_places(pruned.kernels)),
+    )
+
+
+def _without_places(kernels: Kernels) -> Kernels:
+    """Kernels without layers, and with the roles that only their kind tells."""
+    role = (
+        pl.when(pl.col("class") == ATTENTION).then(pl.lit("attention")).otherwise(pl.lit("unknown"))
+    )
+    frame = kernels.frame.with_columns(layer=pl.lit(None, pl.Int64), role=role)
+    return replace(kernels, frame=frame)
+
+
 def _without_ops(phase: SidePhase) -> SidePhase:
     """A side whose graph replays have no ops, and no shapes of a config."""
     if phase.kernels.mapping_rate is None and phase.side.model is None:
@@ -143,14 +171,17 @@ _FUSED = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
 
 def with_equal_fusion(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SidePhase]:
     """Both sides with q, k and v (gate and up) as one role where one of them multiplies these in
-    one GEMM and the other in several: the work is the same."""
+    one GEMM and the other in several: the work is the same. Where the order of kernels alone gives
+    roles, it does not tell q, k and v apart: two compilations run them in any order."""
+    if any(side.kernels.is_by_order for side in (dense, pruned)):
+        dense, pruned = _without_order_of_qkv(dense, pruned)
     roles = [_roles_of_products(side.kernels) for side in (dense, pruned)]
     for fused, parts in _FUSED.items():
         whole = [fused in found and not found & {*parts} for found in roles]
         apart = [fused not in found and {*parts} <= found for found in roles]
-        if whole[0] and apart[1]:
+        if whole[0] and apart[1] and _read_one_width(pruned.kernels, parts):
             pruned = _with_fused_role(pruned, fused, parts)
-        elif whole[1] and apart[0]:
+        elif whole[1] and apart[0] and _read_one_width(dense.kernels, parts):
             dense = _with_fused_role(dense, fused, parts)
         else:
             continue
@@ -162,6 +193,32 @@ def with_equal_fusion(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, S
         kernels = replace(pruned.kernels, notes=[*pruned.kernels.notes, note])
         pruned = replace(pruned, kernels=kernels)
     return dense, pruned
+
+
+def _without_order_of_qkv(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SidePhase]:
+    parts = _FUSED["qkv"]
+    sides = dense.kernels, pruned.kernels
+    if not all({*parts} <= _roles_of_products(side) for side in sides):
+        return dense, pruned
+    if not all(_read_one_width(side, parts) for side in sides):
+        return dense, pruned
+    dense, pruned = (_with_fused_role(side, "qkv", parts) for side in (dense, pruned))
+    note = "the order of kernels does not tell q, k and v apart: they are compared as qkv"
+    kernels = replace(pruned.kernels, notes=[*pruned.kernels.notes, note])
+    return dense, replace(pruned, kernels=kernels)
+
+
+def _read_one_width(kernels: Kernels, roles: tuple[str, ...]) -> bool:
+    """Whether the products of some roles have one K in each layer, or no known one at all: those
+    through a rank do not."""
+    rows = kernels.frame.filter(
+        pl.col("kind").is_in(_PLAIN) & pl.col("primary") & pl.col("role").is_in(roles)
+    )
+    widths: dict[int | None, set[int | None]] = defaultdict(set)
+    for layer, call in rows.select("layer", "call").unique().iter_rows():
+        work = None if call is None else kernels.works[call]
+        widths[layer].add(work.gemms[0].k if work is not None and work.gemms else None)
+    return all(len(found) == 1 for found in widths.values())
 
 
 def _roles_of_products(kernels: Kernels) -> set[str]:

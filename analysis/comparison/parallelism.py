@@ -23,13 +23,18 @@ PARALLELISM = "parallelism"
 _MOST = 1 << 20
 _NAME_LIMIT = 400
 _ALONE = "1 rank"
+_SHARDS = "sequence parallelism or sharded weights"
 # What a collective is, and the kind of parallelism that it serves; the first pattern decides.
 _COLLECTIVES = (
-    ("all-to-all", "expert", r"all_?to_?all|all2all|deep_ep|internode|intranode|moe_?a2a"),
-    ("reduce-scatter", "sequence", r"reduce_?scatter"),
-    ("all-gather", "sequence", r"all_?gather"),
-    ("send and receive", "pipeline", r"send|recv"),
-    ("all-reduce", "tensor", r"all_?reduce|multimem|oneshot|twoshot|one_shot|two_shot"),
+    (
+        "all-to-all",
+        "expert parallelism",
+        r"all_?to_?all|all2all|deep_ep|internode|intranode|moe_?a2a",
+    ),
+    ("reduce-scatter", _SHARDS, r"reduce_?scatter"),
+    ("all-gather", _SHARDS, r"all_?gather"),
+    ("send and receive", "pipeline parallelism", r"send|recv"),
+    ("all-reduce", "tensor parallelism", r"all_?reduce|multimem|one_?shot|two_?shot|cross_device"),
 )
 _NAMED = tuple((name, serves, re.compile(found)) for name, serves, found in _COLLECTIVES)
 
@@ -41,16 +46,16 @@ class Ranks:
     to sum gradients alone."""
 
     number: int | None
-    collectives: Counter[str]
+    collectives: dict[str, float]
     in_forward: bool
 
     def __str__(self) -> str:
         if self.number == 1:
             return _ALONE
         number = "several" if self.number is None else str(self.number)
-        kinds = [f"{count:g} × {name}" for name, count in self.collectives.most_common(3)]
-        serves = [kind for name, kind, _ in _COLLECTIVES if self.collectives[name]]
-        what = f": {serves[0]} parallelism" if serves and self.in_forward else ""
+        kinds = [f"{count:g} × {name}" for name, count in self.collectives.items()]
+        serves = [kind for name, kind, _ in _COLLECTIVES if name in self.collectives]
+        what = f": {serves[0]}" if serves and self.in_forward else ""
         return f"{number} ranks ({', '.join(kinds)} a step{what})"
 
 
@@ -77,30 +82,32 @@ def _differ(old: Ranks, new: Ranks) -> bool:
 
 
 def ranks_of(phase: SidePhase) -> Ranks:
-    """The ranks that a side runs a step on."""
-    frame = phase.kernels.frame
-    rows = frame.filter(pl.col("kind") == "comm").select("name", "op", "role", "layer")
-    if rows.is_empty():
-        return Ranks(1, Counter(), in_forward=False)
+    """The ranks that a side runs a step on. A broadcast or a barrier shares nothing out."""
+    frame, world = phase.kernels.frame, _world_size(phase)
+    rows = frame.filter(pl.col("kind") == "comm").with_columns(
+        text=pl.concat_str("op", "name", separator=" ", ignore_nulls=True)
+    )
+    names = {text: _collective(text) for text in rows["text"].unique()}
+    rows = rows.filter(pl.col("text").is_in([text for text, what in names.items() if what]))
+    if rows.is_empty() or world == 1:
+        return Ranks(1, {}, in_forward=False)
     gradients = pl.col("role").str.ends_with(BACKWARD) | (pl.col("role") == "optimizer")
     forward = rows.filter(gradients.not_())
-    trains = frame["role"].str.ends_with(BACKWARD).any()
-    if trains:  # an all-reduce outside of any layer may sum gradients
+    if frame["role"].str.ends_with(BACKWARD).any():  # outside of any layer it may sum gradients
         forward = forward.filter(pl.col("layer").is_not_null())
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     shown = rows if forward.is_empty() else forward
-    for name, op, count in shown.group_by("name", "op").len().iter_rows():
-        found[_collective(f"{op or ''} {name or ''}")] += count
+    for text, count in shown.group_by("text").len().iter_rows():
+        counts[names[text] or ""] += count
     steps = phase.kernels.num_steps
-    per_step = Counter({name: count / steps for name, count in found.items()})
-    world = _world_size(phase)
-    # Collectives of a world of one move nothing; what is recorded says otherwise.
-    return Ranks(world if world != 1 else None, per_step, in_forward=not forward.is_empty())
+    per_step = {what: count / steps for what, count in counts.most_common()}
+    return Ranks(world, per_step, in_forward=not forward.is_empty())
 
 
-def _collective(name: str) -> str:
+def _collective(name: str) -> str | None:
+    """The collective that shares out work, by a name; None for any other."""
     text = name[:_NAME_LIMIT].lower()
-    return next((what for what, _, pattern in _NAMED if pattern.search(text)), "collective")
+    return next((what for what, _, pattern in _NAMED if pattern.search(text)), None)
 
 
 def _world_size(phase: SidePhase) -> int | None:

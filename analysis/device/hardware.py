@@ -332,7 +332,19 @@ def _key(name: str) -> str:
 
 # What nvidia-smi and rocm-smi add to a name.
 _ADDED_WORDS = frozenset(
-    ("nvidia", "amd", "instinct", "geforce", "tesla", "corporation", "inc", "graphics", "oam", "vf")
+    (
+        "nvidia",
+        "amd",
+        "apple",
+        "instinct",
+        "geforce",
+        "tesla",
+        "corporation",
+        "inc",
+        "graphics",
+        "oam",
+        "vf",
+    )
 )
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import polars as pl
 
 from prunescope.analysis.findings.context import Context
+from prunescope.analysis.findings.host import MUCH, NAMED, SOME, idle_ns, large_share
 from prunescope.analysis.findings.registry import Found, finding
-from prunescope.analysis.kernels.idle import LOADER, cause_sums, dispatch, host, host_late
+from prunescope.analysis.kernels.idle import dispatch, host_late
 from prunescope.analysis.schema.report import (
     CLOCKS_APART,
 )
@@ -17,8 +18,7 @@ from prunescope.analysis.verdict import caveats
 from prunescope.taxonomy.families import known
 from prunescope.taxonomy.words import ms, percent, shortened
 
-_SOME, _MUCH, _MOST = 0.05, 0.25, 0.4  # of the step
-_NAMED = 0.02  # of the step: idle time worth a line
+_MOST = 0.4  # of the step
 _HARDLY = 0.01  # of the idle time: what ran before it
 
 
@@ -65,7 +65,7 @@ def launch_bound(c: Context) -> Found | None:
     phase, steps = c.phase, c.kernels.num_steps
     spared, other = late / steps, others / steps
     idle = phase.gap_ns - int(c.kernels.frame["idle_other_step"].sum()) / steps
-    share = _large_share(c, spared)
+    share = large_share(c, spared)
     if share is None:
         return None
     stacks = c.kernels.stacks
@@ -79,7 +79,7 @@ def launch_bound(c: Context) -> Found | None:
             "less than 1 ms) before a launch that it began after the device had finished all work",
             *_longest(c),
             *[
-                f"in another {ms(other)} it loaded data, computed matrix products itself, or did "
+                f"in another {ms(other)} it loaded data, computed ops itself, stood still, or did "
                 "other work than dispatch"
             ]
             * bool(other),
@@ -87,17 +87,17 @@ def launch_bound(c: Context) -> Found | None:
         change=_fewer_launches(c),
         predicted_ns=spared
         if c.kernels.is_replay
-        else spared + _gaps(c, "device") + int(c.kernels.frame["idle_copy_launch"].sum()) / steps,
+        else spared + idle_ns(c, "device") + int(c.kernels.frame["idle_copy_launch"].sum()) / steps,
     )
 
 
 def _longest(c: Context) -> list[str]:
-    """The ops with the most late dispatch, where they take at least _NAMED of the step."""
+    """The ops with the most late dispatch, where they take at least NAMED of the step."""
     ops = c.kernels.frame.filter(pl.col("host_activity").str.contains("::", literal=True))
     spared = pl.min_horizontal(dispatch(), "host_activity_ns")
     by = ops.group_by("host_activity").agg(spared.sum().alias("ns"))
     by = by.sort("ns", "host_activity", descending=[True, False]).head(2)
-    least = _NAMED * c.kernels.wall
+    least = NAMED * c.kernels.wall
     steps = c.kernels.num_steps
     return [f"{ms(ns / steps)} of it in {shortened(n)}" for n, ns in by.iter_rows() if ns >= least]
 
@@ -122,51 +122,9 @@ def _fewer_launches(c: Context) -> str:
     )
     stops = c.kernels.stops
     first = f", once the {stops} of a step are gone: no graph can hold them" if stops else ""
-    if c.kernels.frame["idle_computed"].sum() >= _NAMED * c.kernels.wall:
-        first = f", once the matrix products of the host run on the device{first}"
+    if c.kernels.frame["idle_computed"].sum() >= NAMED * c.kernels.wall:
+        first = f", once the ops that the host computes run on the device{first}"
     return f"capture the step in a CUDA graph ({how}){first}, or batch more"
-
-
-@finding("host-work", "warning", needs_one_clock=True)
-def host_work(c: Context) -> Found | None:
-    """The device idles while the host loads data, computes or does anything but launch ops."""
-    frame, steps = c.kernels.frame, c.kernels.num_steps
-    share = _large_share(c, host_late(frame)[1] / steps)
-    if share is None:
-        return None
-    rest = host() - dispatch() - pl.col("idle_computed")
-    within = pl.min_horizontal(rest, "host_activity_ns").sum().alias("within")
-    by = (
-        frame.group_by("host_activity").agg(rest.sum().alias("ns"), within).filter(pl.col("ns") > 0)
-    )
-    by = by.sort("ns", descending=True)
-    computed = int(frame["idle_computed"].sum())
-    lines = [
-        *[f"{ms(computed / steps)} in matrix products that the host computed"] * bool(computed),
-        *(
-            f"{ms(ns / steps)} in work without a name in the trace"
-            if name is None
-            else f"{ms(within / steps)} in {name[:120]}{_around(within / steps, ns / steps)}"
-            for name, ns, within in by.head(3).iter_rows()
-        ),
-    ]
-    first = by["ns"].head(1).sum()
-    loads = first > computed and bool(by["host_activity"].head(1).str.contains(LOADER).any())
-    return Found(
-        text=f"the device idles for {percent(share)} of the step while the host "
-        f"{'waits for or prepares data' if loads else 'does other work than launching ops'}: "
-        "neither smaller kernels nor a CUDA graph shorten that",
-        evidence=lines,
-        change="load and prepare the next batch in other processes while the device works "
-        "(DataLoader: num_workers, prefetch_factor, persistent_workers)"
-        if loads
-        else "move that work out of the step, or onto the device",
-    )
-
-
-def _around(within: float, ns: float) -> str:
-    """The length of the gaps, where the named work does not fill them."""
-    return f", within gaps of {ms(ns)}" if within < ns else ""
 
 
 @finding("host-lead", "warning", needs_one_clock=True)
@@ -181,13 +139,15 @@ def host_lead(c: Context) -> Found | None:
         c.kernels.num_steps,
     )
     whole = c.phase.wall_ns + linked.launch_latency_ns / steps
-    if not c.kernels.on_device or idle < _SOME * whole:
+    if not c.kernels.on_device or idle < SOME * whole:
         return None
+    if linked.host_runs_ahead:
+        return _lead_once(c, idle)
     has_work = bool(linked.launch_latency_work.get("events"))
     first = "wall time" if has_work else "first event on the device"
     begins = "the step begins" if steps == 1 else f"the first of {steps} steps begins"
     return Found(
-        severity="warning" if idle >= _MUCH * whole else "info",
+        severity="warning" if idle >= MUCH * whole else "info",
         text=f"{begins} with {ms(idle)} on the host in which the device runs nothing "
         f"({_share_of_latency(idle, whole, steps)}), which its wall time does not contain: with it "
         f"{'the' if steps == 1 else 'a mean'} step takes {ms(whole)}, of which the device is "
@@ -201,6 +161,22 @@ def host_lead(c: Context) -> Found | None:
     )
 
 
+def _lead_once(c: Context, idle: int) -> Found:
+    """The lead of steps that the host launches while the device still runs the step before."""
+    return Found(
+        severity="info",
+        text=f"the first of {c.kernels.num_steps} steps begins with {ms(idle)} on the host in "
+        "which the device runs nothing; the host launches the steps after it before the device "
+        f"has finished the one before, so that no later step waits: a step takes "
+        f"{ms(c.phase.wall_ns)}",
+        evidence=[
+            f"the annotation of the first step begins {ms(c.kernels.linked.launch_latency_ns or 0)}"
+            " before its first event on the device"
+        ],
+        change=None,
+    )
+
+
 def _share_of_latency(idle: float, whole: float, steps: int) -> str:
     """Launch latency as a share of all steps including it; `whole`: mean ns of a step with it."""
     if steps == 1:
@@ -211,8 +187,8 @@ def _share_of_latency(idle: float, whole: float, steps: int) -> str:
 @finding("host-waits", "warning", needs_one_clock=True)
 def host_waits(c: Context) -> Found | None:
     """The device idles while the host copies data, or waits for the device."""
-    copies, waits = _gaps(c, "memcpy"), _gaps(c, "sync")
-    share = _large_share(c, copies + waits)
+    copies, waits = idle_ns(c, "memcpy"), idle_ns(c, "sync")
+    share = large_share(c, copies + waits)
     if share is None:
         return None
     parts = [f"copy calls ({ms(copies)})"] * bool(copies)
@@ -230,7 +206,7 @@ def host_waits(c: Context) -> Found | None:
 def earlier_work(c: Context) -> Found | None:
     """The trace begins while the device runs work that was launched before the profiler started."""
     held = _blocked_at_start(c)
-    share = _large_share(c, held)
+    share = large_share(c, held)
     if share is None:
         return None
     rest = c.phase.wall_ns - held
@@ -267,7 +243,7 @@ def _blocked_at_start(c: Context) -> float:
 @finding("held-back", "warning", needs_one_clock=True)
 def held_back(c: Context) -> Found | None:
     """The device idles although the next kernel had been launched: its stream is blocked."""
-    share = _large_share(c, _gaps(c, "blocked") - _blocked_at_start(c))
+    share = large_share(c, idle_ns(c, "blocked") - _blocked_at_start(c))
     if share is None:
         return None
     elsewhere = ", as it does within replays of graphs" * (graph_holes(c) is not None)
@@ -287,7 +263,7 @@ def graph_holes(c: Context) -> Found | None:
     frame, steps = c.kernels.frame, c.kernels.num_steps
     gaps = frame["idle_replay"].filter(frame["idle_replay"] > 0).to_list()
     ns = sum(gaps) / steps
-    if ns < _NAMED * c.phase.wall_ns or not ns:
+    if ns < NAMED * c.phase.wall_ns or not ns:
         return None
     before = int(frame["idle_unknown"].filter(pl.Series(c.kernels.linked.replayed)).sum()) / steps
     return Found(
@@ -305,16 +281,6 @@ def graph_holes(c: Context) -> Found | None:
         ],
         change="trace the step without graphs to see every kernel, and compare the kernels of both",
     )
-
-
-def _large_share(c: Context, ns: float) -> float | None:
-    """Idle time as a share of the step, None below _MUCH and without a device."""
-    share = ns / c.phase.wall_ns if c.phase.wall_ns else 0.0
-    return share if c.kernels.on_device and share >= _MUCH else None
-
-
-def _gaps(c: Context, cause: str) -> float:
-    return cause_sums(c.kernels.frame)[cause] / c.kernels.num_steps
 
 
 def _largest(c: Context, *causes: str) -> list[str]:

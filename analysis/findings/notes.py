@@ -9,12 +9,22 @@ from __future__ import annotations
 import polars as pl
 
 from prunescope.analysis.comparison.equal_information import one_sided_text
-from prunescope.analysis.kernels.frame import Kernels
+from prunescope.analysis.kernels.frame import ATTENTION, MATMUL, Kernels
 from prunescope.analysis.kernels.replay import replayed_begin
 from prunescope.analysis.schema.pair_comparison import SHAPES
 from prunescope.analysis.schema.report import WHOLE_TRACE, Phase
-from prunescope.analysis.timeline.intervals import alone_ns, carry_over_ns, union_ns
-from prunescope.taxonomy.words import ms, shortened
+from prunescope.analysis.timeline.intervals import (
+    ANNOTATION,
+    SEQUENCE,
+    UPDATE,
+    WHOLE,
+    ZERO_GRAD,
+    alone_ns,
+    carry_over_ns,
+    union_ns,
+)
+from prunescope.taxonomy.roles import UNPLACED
+from prunescope.taxonomy.words import ms, percent, shortened
 
 _HIDDEN = 0.05  # of the wall: concurrent or communication time worth a note
 _LATE = 0.05  # of device time: events without a launch worth a warning
@@ -24,8 +34,7 @@ _OF_TOKENS = {"attention", "embedding", "lm_head"}  # kinds and roles of languag
 def notes(kernels: Kernels) -> list[str]:
     """The notes of a phase on its kernels."""
     lines = list(kernels.notes)
-    if kernels.windows.source == "whole":
-        lines.append(WHOLE_TRACE)
+    lines += _steps_from(kernels)
     if kernels.replay_note is not None:
         lines.append(kernels.replay_note)
     elif kernels.linked.replayed.any():
@@ -34,10 +43,54 @@ def notes(kernels: Kernels) -> list[str]:
         lines.append("all times of the trace are whole µs: each may be off by up to 1 µs")
     if not kernels.calls:
         lines.append(f"no host ops in the trace: kinds come from kernel names, {_shapes(kernels)}")
-    if kernels.roles_from == "order":
-        lines.append("no module scopes in the trace: roles come from the order of kernels")
-        lines += _unequal_layers(kernels)
+    lines += _without_modules(kernels)
     return lines + _early(kernels) + _concurrent(kernels) + _communication(kernels)
+
+
+def _steps_from(kernels: Kernels) -> list[str]:
+    """What the steps are where no profiler or engine marked them."""
+    source, names = kernels.windows.source, kernels.windows.names
+    if source == WHOLE:
+        return [WHOLE_TRACE]
+    if source == UPDATE:
+        return [f"steps end where {shortened(names[0])} ends"]
+    if source == ZERO_GRAD:
+        return [f"steps begin where {shortened(names[0])} begins"]
+    if source == ANNOTATION:
+        return [
+            f"steps are the spans of the annotation {shortened(names[0])}, which holds nearly all "
+            "of the time; --phase-pattern picks others"
+        ]
+    if source == SEQUENCE:
+        return [
+            "no step marker in the trace: steps are a sequence of work that repeats "
+            f"{len(names)} times; --phase-pattern picks others"
+        ]
+    return []
+
+
+def _without_modules(kernels: Kernels) -> list[str]:
+    """Where roles come from in a trace without modules, and the line that gives more of them. A
+    graph replay and a trace without ops have notes of their own."""
+    if kernels.roles_from not in ("none", "order"):
+        return []
+    by_order = kernels.roles_from == "order"
+    lines = ["no module scopes in the trace: roles come from the order of kernels"] * by_order
+    rows = kernels.frame.with_columns(replayed=pl.Series(kernels.linked.replayed))
+    products = rows.filter(pl.col("class").is_in([MATMUL, ATTENTION]) & ~pl.col("replayed"))
+    busy = int(products["busy"].sum())
+    unnamed = int(products.filter(pl.col("role").is_in(UNPLACED))["busy"].sum())
+    if kernels.calls and unnamed > _HIDDEN * busy:
+        change = (
+            "torch.compile records no modules: name them in an eager capture"
+            if kernels.compiled
+            else "capture with profile(..., record_shapes=True, with_stack=True)"
+        )
+        lines.append(
+            f"{percent(unnamed / busy)} of the time of GEMMs and attention has no role, because no "
+            f"module was recorded: {change}"
+        )
+    return lines + (_unequal_layers(kernels) if by_order else [])
 
 
 def _in_whole_us(kernels: Kernels) -> bool:

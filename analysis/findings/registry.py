@@ -18,8 +18,8 @@ SEVERITIES: tuple[Severity, ...] = get_args(Severity)
 
 # A new module of findings gets its row here; a new finding in one of them needs none.
 MODULES = (
-    "validity", "removed", "memory", "dynamic", "shape", "idle", "losses", "added", "trust",
-    "largest", "stragglers",
+    "validity", "removed", "memory", "dynamic", "shape", "host", "idle", "steps", "losses",
+    "added", "trust", "equal_work", "largest", "stragglers",
 )  # fmt: skip
 
 # Ids of earlier versions, in stored reports and in rules of `prunescope check`, and today's.
@@ -83,7 +83,7 @@ def finding(
     device differ, and left out of a graph capture.
     `compares`: it says what pruning did to the dense step; left out where the runs do not compare.
     `reads`: a Context ("phase"), one whose `explained` holds what the other findings explain
-    ("findings"), or the RankTimes of several ranks ("ranks").
+    ("findings"), or a Late rank among several ("ranks").
     """
 
     def register(check: _Check) -> _Check:

@@ -55,6 +55,8 @@ def nothing_removed(c: Context) -> Found | None:
         return None
     if any(p.axis not in ("none", "added") for p in c.pairs or []):
         return None  # what moved is in no family, but something did
+    if c.evidence is not None and c.evidence.hidden():
+        return None  # GEMMs that no model reads may be smaller
     return Found(
         text=f"{percent(nominal)} sparsity was promised, and no GEMM is smaller than its dense one",
         evidence=family.evidence,
@@ -75,7 +77,7 @@ def sparse_without_gain(c: Context) -> Found | None:
         text=f"2:4 kernels ran and take {busy / dense:.2f} × the time of the dense ones",
         evidence=shapes[:4],
         change="batch more rows (2:4 pays where the GEMM is compute-bound), and search the sparse "
-        "algorithm for these shapes",
+        "algorithm for these shapes; which engines have 2:4 kernels at all: docs/serving.md",
         predicted_ns=busy - dense / 2,
         explains=frozenset(g.role for g in rows),
     )

@@ -23,6 +23,7 @@ from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.kernels.what_if import is_hidden, spread_at, tiling_of
 from prunescope.analysis.ledger.gemms import Call
+from prunescope.analysis.verdict.detectors.widths import EXPERT_ROLES
 from prunescope.taxonomy.gemm import Gemm
 from prunescope.taxonomy.words import ms, percent, shortened
 
@@ -52,7 +53,7 @@ def broken_propagation(c: Context) -> Found | None:
     )
 
 
-@finding("outside-taxonomy", "warning")
+@finding("outside-taxonomy", "warning", compares=True)
 def outside_taxonomy(c: Context) -> Found | None:
     """What changed is not a pruning of M, N or K."""
     family = c.phase.family
@@ -247,12 +248,18 @@ class _Group:
 
 @finding("wave-step", "warning", compares=True)
 def wave_step(c: Context) -> Found | None:
-    """Pruned GEMMs have fewer tiles but as many waves, so they are not faster."""
+    """Pruned GEMMs have fewer tiles but as many waves, so they are not faster.
+
+    How many rows an expert multiplies is its router's choice, and no pruning.
+    """
     lines, roles, gain, busy = [], [], 0.0, 0.0
+    axes: set[str] = set()
     if c.baseline_kernels is None:
         return None
     old_tiles, new_tiles = _tiled(c.baseline_kernels), _tiled(c.kernels)
     for g in _groups(c, ("N", "M")):
+        if g.role in EXPERT_ROLES and g.axis == "M":
+            continue
         old, new = old_tiles.get((g.role, g.old)), new_tiles.get((g.role, g.new))
         if old is None or new is None or not old.tiling.slots or not new.tiling.slots:
             continue
@@ -263,6 +270,7 @@ def wave_step(c: Context) -> Found | None:
         busy += g.busy
         gain += g.busy / after if at else 0.0
         roles.append(g.role)
+        axes.add(g.axis)
         lines.append(
             f"{g.role} {g.axis} {getattr(g.old, g.axis.lower())} → "
             f"{getattr(g.new, g.axis.lower())}: {old.tiles} → {new.tiles} tiles in "
@@ -273,13 +281,22 @@ def wave_step(c: Context) -> Found | None:
     return Found(
         text=f"GEMMs that take {ms(busy)} have fewer tiles but as many waves: they are not faster",
         evidence=lines[:4],
-        change="prune to the N named, which saves a wave, or prune less, which costs no time up to "
-        "the next wave"
-        if gain
-        else "prune M less or more, batch more rows, or remove whole layers",
+        change=_fewer_waves(axes, named=bool(gain)),
         predicted_ns=gain or None,
         explains=frozenset(roles[:4]),
     )
+
+
+def _fewer_waves(axes: set[str], *, named: bool) -> str:
+    """How to save a wave along the axes that moved; `named`: the evidence names an N that does."""
+    of_n = (
+        "prune to the N named, which saves a wave, or prune less, which costs no time up to the "
+        "next wave"
+        if named
+        else "prune N until a wave less is left, or less, which costs no time up to the next wave"
+    )
+    of_m = "skip rows until a wave less is left, batch more of them, or remove whole layers"
+    return "; ".join(text for axis, text in (("N", of_n), ("M", of_m)) if axis in axes)
 
 
 @finding("nearest-dimension", "warning", compares=True)

@@ -1,8 +1,10 @@
-"""Which rank the others wait for. In: phases and kernels frames of several ranks. Out: Found, or
-None.
+"""Which ranks the others wait for, and why. In: phases and kernels frames of several ranks. Out:
+Found, or None.
 
 A collective ends on all ranks at once, so the rank that reaches it last spends the least time in
-it: what the others spend in communication beyond that is waiting. Times are ns a step.
+it: what the others spend in communication beyond that is waiting. Where the ranks run the same
+collectives, these are replayed (rank_replay.py); else the rank with the most time outside of
+communication is the late one. Times are ns a step.
 """
 
 from __future__ import annotations
@@ -16,38 +18,81 @@ import numpy as np
 import polars as pl
 
 from prunescope.analysis.findings.checks import as_finding
+from prunescope.analysis.findings.rank_replay import COLUMNS, Replay, replay
 from prunescope.analysis.findings.registry import FINDINGS, Found, finding
 from prunescope.analysis.schema.report import Phase
 from prunescope.analysis.timeline.intervals import cover
 from prunescope.taxonomy.words import ms, percent, shortened
 
 _PARTS = 5  # of a difference between two ranks that are listed
-_WORTH = 0.02  # of the wall of the slow rank: a delay worth a finding
+_WORTH = 0.02  # of the wall of the late rank: a delay worth a finding
 _SAME = 0.5  # of the kernels of a step: pipeline stages have more in common
+_EQUAL = 0.02  # of the FLOPs of another rank: no more work than that
 
 
 @dataclass(frozen=True)
 class RankTime:
-    """A step of a rank, ns: its wall, the part in which only communication runs, and the name of
-    the communication kernel with the most time."""
+    """A step of a rank, ns: its wall, the part in which only communication runs, the name of the
+    communication kernel with the most time, the part in which nothing runs by cause, and the FLOPs
+    that are known."""
 
     name: str
     wall: float
     comm: float
     kernel: str | None
+    idle: float = 0.0
+    causes: Mapping[str, float] | None = None
+    flop: float = 0.0
+
+    @property
+    def own(self) -> float:
+        """ns a step in which the rank does not only communicate: it works or idles."""
+        return self.wall - self.comm
 
     @property
     def work(self) -> float:
-        """ns a step in which the rank does not only communicate."""
-        return self.wall - self.comm
+        """ns a step in which kernels run that are no communication."""
+        return self.own - self.idle
+
+
+@dataclass(frozen=True)
+class Late:
+    """A late rank among `ranks`; `replay`: of their collectives, None where they are not the same;
+    `steps`: how many it is over."""
+
+    rank: RankTime
+    ranks: list[RankTime]
+    replay: Replay | None = None
+    steps: int = 1
+
+    @property
+    def others(self) -> list[RankTime]:
+        """The ranks that may wait for it."""
+        return [one for one in self.ranks if one is not self.rank]
+
+    @property
+    def more_work(self) -> float:
+        """How much longer it works than the median of the others, ns: before the collectives that
+        it reaches last, or in all."""
+        if self.replay is not None:
+            return self.replay.works[self.rank.name] / self.steps
+        return self.rank.work - statistics.median(one.work for one in self.others)
+
+    @property
+    def more_idle(self) -> float:
+        """How much longer it idles than the median of the others, ns: before the collectives that
+        it reaches last, or in all."""
+        if self.replay is not None:
+            return self.replay.idles[self.rank.name] / self.steps
+        return self.rank.idle - statistics.median(one.idle for one in self.others)
 
 
 def with_straggler(
     phases: Mapping[str, Phase], frames: Mapping[str, pl.DataFrame]
 ) -> tuple[dict[str, Phase], list[str]]:
-    """The phases of several ranks, that of the slowest rank with the finding `straggler` where it
-    stands out; and warnings about ranks that are not compared: those that run another program, and
-    those with host ops only where others have kernels."""
+    """The phases of several ranks, those of late ranks with the finding `straggler`; and warnings
+    about ranks that are not compared: those that run another program, and those with host ops only
+    where others have kernels."""
     with_kernels = {name: phase for name, phase in phases.items() if _on_device(frames[name])}
     compared = with_kernels or phases
     warnings = [
@@ -59,17 +104,39 @@ def with_straggler(
         return dict(phases), warnings
     if other := _other_program(compared, frames):
         return dict(phases), [*warnings, other]
-    times = [rank_time(name, phase, frames[name]) for name, phase in compared.items()]
-    found = straggler(times)
-    if found is None:
-        return dict(phases), warnings
-    slow = _slowest(times).name
-    result = as_finding(FINDINGS["straggler"], found)
-    result.evidence.insert(0, _against(slow, _usual(slow, times), compared, frames))
-    first = [f for f in phases[slow].findings if f.severity == "critical"]
-    rest = [f for f in phases[slow].findings if f.severity != "critical"]
-    marked = msgspec.structs.replace(phases[slow], findings=[*first, result, *rest])
-    return {**phases, slow: marked}, warnings
+    ranks = [rank_time(name, phase, frames[name]) for name, phase in compared.items()]
+    marked = dict(phases)
+    for late in late_ranks(ranks, compared, frames):
+        found = straggler(late)
+        if found is not None:
+            name = late.rank.name
+            result = as_finding(FINDINGS["straggler"], found)
+            result.evidence.insert(1, _against(name, _usual(late), compared, frames))
+            first = [f for f in phases[name].findings if f.severity == "critical"]
+            rest = [f for f in phases[name].findings if f.severity != "critical"]
+            marked[name] = msgspec.structs.replace(phases[name], findings=[*first, result, *rest])
+    return marked, warnings
+
+
+def late_ranks(
+    ranks: list[RankTime], phases: Mapping[str, Phase], frames: Mapping[str, pl.DataFrame]
+) -> list[Late]:
+    """The ranks that the others may wait for: those by the replay of their collectives, else the
+    one with the most time outside of communication."""
+    steps = {phase.steps for phase in phases.values()}
+    wall = max(rank.wall for rank in ranks)
+    if len(steps) == 1:
+        (count,) = steps
+        columns = {name: frames[name].select(COLUMNS) for name in phases}
+        found = replay(columns, _WORTH * wall * count)
+        if found is not None:
+            # A rank that ends last without being the last at a collective is slow behind them all.
+            return [
+                Late(one, ranks, found if found.last[one.name] else None, count)
+                for one in ranks
+                if one.name in found.late
+            ]
+    return [Late(max(ranks, key=lambda one: one.own), ranks)]
 
 
 def _on_device(frame: pl.DataFrame) -> bool:
@@ -105,52 +172,119 @@ def rank_time(name: str, phase: Phase, frame: pl.DataFrame) -> RankTime:
     hidden = _union(frame) - _union(frame.filter(~comm))
     sums = frame.filter(comm).group_by("name").agg(pl.col("duration").sum())
     top = sums.sort(["duration", "name"], descending=[True, False])["name"].to_list()
-    return RankTime(name, phase.wall_ns, hidden / phase.steps, top[0] if top else None)
-
-
-def _slowest(times: list[RankTime]) -> RankTime:
-    return max(times, key=lambda t: t.work)
+    return RankTime(
+        name,
+        phase.wall_ns,
+        hidden / phase.steps,
+        top[0] if top else None,
+        idle=phase.gap_ns + phase.tail_ns,
+        causes=phase.anatomy.gaps if phase.anatomy is not None else None,
+        flop=float(frame["flop"].sum() or 0.0) / phase.steps,
+    )
 
 
 @finding("straggler", "warning", reads="ranks")
-def straggler(times: list[RankTime]) -> Found | None:
-    """One rank is slower than the others, which wait for it in communication."""
-    slow = _slowest(times)
-    usual = statistics.median(t.work for t in times if t is not slow)
-    behind = slow.work - usual
-    if not slow.wall or behind < _WORTH * slow.wall:
+def straggler(late: Late) -> Found | None:
+    """One rank holds the others up: they wait for it in communication."""
+    rank, others, found = late.rank, late.others, late.replay
+    behind = rank.own - statistics.median(one.own for one in others)
+    saved = found.saved[rank.name] / late.steps if found is not None else behind
+    if not rank.wall or saved < _WORTH * rank.wall:
         return None
-    waits = {t.name: max(0.0, t.comm - slow.comm) for t in times if t is not slow}
-    mean = statistics.fmean(waits.values())
-    kernel = next((t.kernel for t in times if t is not slow and t.kernel), None)
-    text = (
-        f"{slow.name} is the slowest of {len(times)} ranks: it works {ms(slow.work)} a step, "
-        f"{ms(behind)} ({percent(behind / usual)}) more than the median of the others"
-        if usual
-        else f"{slow.name} does the work of {len(times)} ranks: {ms(slow.work)} a step"
-    )
-    if mean > 0:
-        text += f", which wait {ms(mean)} for it in communication"
-        text += f" ({shortened(kernel)})" if kernel is not None else ""
-    mean_work = statistics.fmean(t.work for t in times)
-    lines = [f"imbalance: it works {slow.work / mean_work:.2f} × the mean of all ranks"]
+    kernel = next((one.kernel for one in others if one.kernel), None)
+    change = _by_cause(late)
+    lines = [_cause(late)] if found is None else [f"{_cause(late)}; {_others_late(late, found)}"]
     lines += [
-        f"{t.name}: wall {ms(t.wall)}, work {ms(t.work)}, communication {ms(t.comm)}"
-        for t in sorted(times, key=lambda t: -t.work)[:8]
+        f"{one.name}: wall {ms(one.wall)}, work {ms(one.work)}, idle {ms(one.idle)}, "
+        f"communication {ms(one.comm)}{_times_last(one, found)}"
+        for one in sorted(late.ranks, key=lambda one: -one.own)[:8]
     ]
     if kernel is not None:
         lines.append(f"communication kernel with the most time: {kernel[:100]}")
-    return Found(
-        text=text,
-        evidence=lines,
-        change="balance the work of the ranks (shards, kept heads and layers), or check its clocks",
-        predicted_ns=behind,
-    )
+    if found is None:
+        text = (
+            f"{rank.name} is the slowest of {len(late.ranks)} ranks: without communication a step "
+            f"takes it {ms(rank.own)}, {ms(behind)} more than the median of the others"
+        )
+    else:
+        text = (
+            f"{rank.name} holds the other ranks up: it is the last to reach "
+            f"{found.last[rank.name]:,} of {found.collectives:,} collectives, and if no rank "
+            f"waited for it, a step would take {ms(saved)} less ({percent(saved / rank.wall)})"
+        )
+    wait = statistics.fmean(max(0.0, one.comm - rank.comm) for one in others)
+    if found is None and wait > 0:
+        text += f"; they wait {ms(wait)} for it in communication"
+        text += f" ({shortened(kernel)})" if kernel is not None else ""
+    return Found(text=text, evidence=lines, change=change, predicted_ns=saved)
 
 
-def _usual(slow: str, times: list[RankTime]) -> str:
-    """The name of the median of the other ranks, by work."""
-    others = sorted((t for t in times if t.name != slow), key=lambda t: (t.work, t.name))
+def _cause(late: Late) -> str:
+    """How a late rank's own work and idle time differ from the median of the others."""
+    more = [
+        f"{what} {ms(abs(ns))} {'longer' if ns >= 0 else 'less'}"
+        for what, ns in (("works", late.more_work), ("idles", late.more_idle))
+    ]
+    where = "" if late.replay is None else "before these "
+    return f"{where}it {' and '.join(more)} than the median of the others"
+
+
+def _others_late(late: Late, found: Replay) -> str:
+    rest = [name for name in found.late if name != late.rank.name]
+    if not rest:
+        return "no other rank holds them up as much"
+    names = ", ".join(rest)
+    both = f": without all of them {ms(found.together / late.steps)}" if found.together else ""
+    return f"so {'does' if len(rest) == 1 else 'do'} {names}{both}"
+
+
+def _times_last(rank: RankTime, found: Replay | None) -> str:
+    return "" if found is None else f", last at {found.last[rank.name]:,} collectives"
+
+
+# What makes a rank idle, by the cause that differs most from other ranks: what to do about it.
+_IDLE = {
+    "host": "find out what its host does in that time (its findings on idle time say), and give "
+    "its process cores of its own: its device waits for launches that come late",
+    "first_call": "warm up before the profiler starts: this rank makes first calls or compiles",
+    "allocator": "keep its memory in the caching allocator: it allocates or frees within a step",
+    "collective": "overlap the collectives of its host threads with work",
+    "memcpy": "copy less between host and device on this rank",
+    "sync": "wait for the device less often on this rank",
+    "held": "find out what its streams wait for",
+}
+
+
+def _by_cause(late: Late) -> str:
+    """What to change, by what a late rank does more of than the others."""
+    if late.more_idle > max(late.more_work, 0.0):
+        return _IDLE.get(_idle_cause(late), _IDLE["host"])
+    if late.more_work <= 0:
+        return (
+            "look at the collectives that it reaches last: it neither works nor idles longer than "
+            "the others"
+        )
+    usual = statistics.median(one.flop for one in late.others)
+    if usual and abs(late.rank.flop - usual) <= _EQUAL * usual:
+        return "check its clocks, power and heat: its kernels take longer for as many FLOPs"
+    return "balance the work of the ranks (shards, kept heads and layers), or check its clocks"
+
+
+def _idle_cause(late: Late) -> str:
+    """The cause by which a late rank idles longest beyond the median of those that are not late."""
+    own = late.rank.causes or {}
+    late_too = late.replay.late if late.replay is not None else []
+    usual = [one.causes or {} for one in late.others if one.name not in late_too] or [{}]
+    more = {
+        cause: ns - statistics.median(one.get(cause, 0.0) for one in usual)
+        for cause, ns in own.items()
+    }
+    return max(more, key=lambda cause: more[cause], default="host")
+
+
+def _usual(late: Late) -> str:
+    """The name of the median of the other ranks, by time outside of communication."""
+    others = sorted(late.others, key=lambda one: (one.own, one.name))
     return others[(len(others) - 1) // 2].name
 
 

@@ -205,7 +205,7 @@ def above_peak(c: Context) -> Found | None:
 @finding("above-bound", "info", compares=True)
 def above_bound(c: Context) -> Found | None:
     """The speedup exceeds the roofline bound; the ledger rows that explain it are named."""
-    ladder = c.phase.ladder
+    ladder = c.phase.ladder if c.phase.is_speedup else None
     if ladder is None or ladder.share_of_bound is None or ladder.share_of_bound <= _ABOVE:
         return None
     if ladder.holds_bound:
@@ -283,6 +283,49 @@ def nominal_differs(c: Context) -> Found | None:
         evidence=[_why_it_differs(c, [share for _, share in known], nominal)],
         change="report both, and compare methods at equal FLOPs or parameters",
     )
+
+
+@finding("swapped-sides", "warning", compares=True)
+def swapped_sides(c: Context) -> Found | None:
+    """The pruned side is larger than the dense one in everything: they may have been swapped."""
+    shares = [share for name, share in c.phase.sparsity.items() if name != "nominal"]
+    known = [share for share in shares if share is not None]
+    if not known or any(share > -_GREW for share in known) or not _has_larger_gemms(c):
+        return None
+    names = (("parameters", "parameters"), ("flop", "FLOPs"), ("bytes", "bytes"))
+    grown = [
+        f"{percent(-share, 1)} more {label}"
+        for key, label in names
+        if (share := c.phase.sparsity.get(key)) is not None
+    ]
+    return Found(
+        text=f"the pruned side has {' and '.join(grown)} than the dense one: are the two sides "
+        "swapped?",
+        evidence=[
+            f"pruned: {c.side.path.name}",
+            *([] if c.baseline_side is None else [f"dense: {c.baseline_side.path.name}"]),
+        ],
+        change="give the dense trace as --baseline, and the pruned one as the subject",
+    )
+
+
+def _has_larger_gemms(c: Context) -> bool:
+    """Whether GEMMs have larger N, K or M than their dense partners, or whole layers were added,
+    and nothing shrank: adapters, masks and maps add work beside GEMMs that stay as they were."""
+    pairs = c.evidence.pairs if c.evidence is not None else []
+    grew = False
+    for pair in pairs:
+        old = pair.dense.gemm if pair.dense is not None else None
+        new = pair.pruned.gemm if pair.pruned is not None else None
+        if pair.pruned is None:
+            return False
+        if pair.dense is None:
+            grew |= pair.key[0] is not None and pair.key[0] < 0
+        elif old is not None and new is not None:
+            if new.n < old.n or new.k < old.k or new.m < old.m or new.batch < old.batch:
+                return False
+            grew |= new != old
+    return grew
 
 
 def _why_it_differs(c: Context, shares: list[float], nominal: float) -> str:

@@ -6,10 +6,17 @@ In: a Context. Out: Found, or None.
 
 from __future__ import annotations
 
-from prunescope.analysis.comparison.differences import difference_text
+from collections.abc import Iterator, Sequence
+
+from prunescope.analysis.comparison.differences import CUT, UNREADABLE, cut_text, difference_text
+from prunescope.analysis.comparison.first_calls import FIRST_CALLS
+from prunescope.analysis.comparison.other_inputs import batch_ratio
 from prunescope.analysis.findings.context import Context
 from prunescope.analysis.findings.registry import Found, finding
+from prunescope.analysis.schema.pair_comparison import Difference
+from prunescope.analysis.schema.report import CUT_OFF
 from prunescope.analysis.verdict.caveats import caveat_text
+from prunescope.taxonomy.words import ms
 
 _GAIN = 0.95  # of the dense time: 2:4 kernels that take more gained nothing worth the name
 _CHANGE = (
@@ -18,16 +25,72 @@ _CHANGE = (
 )
 
 
+@finding(CUT_OFF, "critical")
+def cut_off(c: Context) -> Found | None:
+    """A file is cut off: it ends before its trace does, so that no time is one of a whole step."""
+    sides = [("pruned", c.kernels)]
+    sides += [] if c.baseline_kernels is None else [("dense", c.baseline_kernels)]
+    lines = [caveat_text(one) for one in c.caveats if one.kind == "cut-off"]
+    if not lines:
+        return None
+    cut = ["cut off" if kernels.linked.cut else "whole" for _, kernels in reversed(sides)]
+    return Found(
+        text=cut_text(*cut) if len(cut) > 1 else "the trace is cut off",
+        evidence=lines,
+        change="copy the file again: it is cut off in the middle of an event",
+    )
+
+
 @finding("not-comparable", "critical")
 def not_comparable(c: Context) -> Found | None:
-    """The dense baseline ran with other inputs or settings than the pruned run."""
+    """The dense baseline ran with other inputs or settings than the pruned run, or one is cold."""
     differences = c.phase.comparison.differences if c.phase.comparison else ()
+    differences = [one for one in differences if one.kind != CUT]  # cut-off says so
     if not differences:
         return None
+    evidence = [
+        *map(difference_text, differences),
+        *_without_first_calls(c, differences),
+        *_scaled_to_batch(c, differences),
+    ]
+    if all(one.kind == FIRST_CALLS for one in differences):
+        both = all(one.dense and one.pruned for one in differences)
+        which = "both are cold, one of them more" if both else "one is cold"
+        return Found(
+            text=f"the two runs are not comparable: {which}",
+            evidence=evidence,
+            change="run the step a few times before the profiler starts, and trace again",
+        )
+    ran = any(one.kind not in UNREADABLE for one in differences)
     return Found(
-        text="the dense baseline is not comparable: it ran with other settings",
-        evidence=[difference_text(one) for one in differences],
+        text="the dense baseline is not comparable" + ": it ran with other settings" * ran,
+        evidence=evidence,
         change="trace the dense model again with the settings of the pruned one",
+    )
+
+
+def _without_first_calls(c: Context, differences: Sequence[Difference]) -> Iterator[str]:
+    """Both times without first calls, and their ratio, where one side is cold."""
+    old, new = c.phase.baseline, c.phase
+    if old is None or all(one.kind != FIRST_CALLS for one in differences):
+        return
+    rest = [one.wall_ns - one.first_call_ns for one in (old, new)]
+    yield (
+        f"without them a step takes {ms(rest[0])} in the dense run and {ms(rest[1])} in the pruned "
+        f"one, {rest[0] / rest[1]:.2f}×"
+    )
+
+
+def _scaled_to_batch(c: Context, differences: Sequence[Difference]) -> Iterator[str]:
+    """Both times at the dense run's batch, where no other input differs."""
+    ratio = batch_ratio(differences)
+    old, new = c.phase.baseline, c.phase
+    if old is None or ratio is None:
+        return
+    yield (
+        f"scaled to the batch of the dense run, the pruned run takes {ms(new.wall_ns / ratio)} "
+        f"({ms(new.busy_ns / ratio)} of it busy), the dense one {ms(old.wall_ns)} "
+        f"({ms(old.busy_ns)} busy)"
     )
 
 
@@ -66,7 +129,7 @@ def _lines(c: Context, kind: str) -> list[str]:
 @finding("kernels-missing", "warning")
 def kernels_missing(c: Context) -> Found | None:
     """The trace lacks kernels: launches without one, no GEMM at all, incomplete layers."""
-    lines = [caveat_text(one) for one in c.caveats if one.lost]
+    lines = [caveat_text(one) for one in c.caveats if one.lost and one.kind != "cut-off"]
     if not lines:
         return None
     return Found(
@@ -77,8 +140,6 @@ def kernels_missing(c: Context) -> Found | None:
             else "times and counts cover the others only"
         ),
         evidence=lines,
-        change="copy the file again: it is cut off in the middle of an event"
-        if any(one.kind == "cut-off" for one in c.caveats)
-        else "capture again, with fewer steps and after a warm-up step; kernels that were captured "
-        "into a graph appear when the graph is replayed",
+        change="capture again, with fewer steps and after a warm-up step; kernels that were "
+        "captured into a graph appear when the graph is replayed",
     )

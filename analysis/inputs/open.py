@@ -170,10 +170,16 @@ def open_side(
 
 def _without_model(side: Side) -> Side:
     """A side without a config; a warning where a workload is given for one."""
+    kinds = side.kinds
+    if kinds and side.options.phase is not None and side.options.phase not in kinds:
+        raise PrunescopeError(
+            f"{side.path.name} has no step of phase {side.options.phase}",
+            hint=f"it has {' and '.join(kinds)}",
+        )
     given = [
         name
         for name in ("batch", "prompt_len", "context", "phase")
-        if getattr(side.options, name) is not None
+        if getattr(side.options, name) is not None and not (name == "phase" and kinds)
     ]
     if not given:
         return side
@@ -240,6 +246,7 @@ def _open_bare(path: Path, options: Options, eager: Path | None) -> Side:
         ranks = {name: ranks[name] for name in kinds}
         if any(len(phases) > 1 for phases in kinds.values()):
             mixed = {f"{name}-{kind}": (name, kind) for name in kinds for kind in kinds[name]}
+            mixed = {p: of for p, of in mixed.items() if of[1] == options.phase} or mixed
     return Side(
         path,
         None,

@@ -50,9 +50,10 @@ class Options:
     eager_trace: Annotated[
         Path | str | None,
         Option(
-            help="Eager trace of the same model, which names the ops of CUDA-graph replays; "
-            "without it, the one in the run folder.",
-            metavar="TRACE",
+            help="Eager or capture trace of the same model, which names the ops of CUDA-graph "
+            "replays; of a folder with a trace for each batch, that of the steps' batch; without "
+            "it, the one in the run folder.",
+            metavar="TRACE|FOLDER",
         ),
     ] = None
     baseline_eager_trace: Annotated[
@@ -109,8 +110,8 @@ class Options:
     phase: Annotated[
         Phase | None,
         Option(
-            help="Phase of the profiled steps: prefill or decode; without it, inferred from the "
-            "trace."
+            help="Phase to analyse of a trace that holds both, prefill or decode; with --model, "
+            "that of its steps. Without it, all phases of the trace."
         ),
     ] = None
 

@@ -11,12 +11,14 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
+from prunescope.analysis.inputs.captures import captured_pass, usual_batch
 from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.kernels.frame import Kernels, build
 from prunescope.analysis.kernels.peaks import Peaks
 from prunescope.analysis.kernels.phase_kind import phase_kind
 from prunescope.analysis.schema.sides import PhaseKind
-from prunescope.analysis.shapes.workload import AutoModel, ModelConfig
+from prunescope.analysis.shapes.workload import PREFILL, AutoModel, ModelConfig
+from prunescope.analysis.timeline.intervals import Windows
 from prunescope.analysis.timeline.phase_steps import phases_of
 from prunescope.analysis.timeline.steps import find_windows
 from prunescope.analysis.trace.events import Trace, host_instead, is_partial, trace_warnings
@@ -87,8 +89,9 @@ class _LastRead:
 @dataclass(frozen=True)
 class Side:
     """The candidate or its baseline. A trace without a manifest has one phase, called "trace", or
-    one for each kind of step that a serving engine annotates; traces of several ranks (`ranks`)
-    have a phase each, or one for each of those kinds (`mixed`: the rank and kind of a phase).
+    one for each kind of step (that a serving engine annotates, or of generated text); traces of
+    several ranks (`ranks`) have a phase each, or one for each of those kinds (`mixed`: the rank and
+    kind of a phase).
 
     `manifest_sha256`: of its run.json, None without one. `bare`: the only trace without a manifest,
     or that of the first rank. `eager`: an eager trace that names the ops of graph replays.
@@ -113,6 +116,8 @@ class Side:
         """Names of the phases that this side has."""
         if self.run is not None:
             return list(self.run.phases)
+        if self.options.phase in self._kinds:
+            return [self.options.phase]
         return list(self.mixed) or list(self.ranks) or list(self._kinds) or [BARE]
 
     def phase(self, name: str) -> PhaseRun | None:
@@ -130,6 +135,11 @@ class Side:
         return self.bare is not None and bool(self.bare.source.meta.get("record_shapes"))
 
     @property
+    def kinds(self) -> list[str]:
+        """The phases of a bare trace, or of its ranks, that holds steps of several."""
+        return list(dict.fromkeys(kind for _, kind in self.mixed.values())) or list(self._kinds)
+
+    @property
     def recorder(self) -> str:
         """The function of torch that records shapes for the profiler of a bare trace."""
         known = None if self.bare is None else self.bare.source.meta.get(PROFILER)
@@ -145,13 +155,13 @@ class Side:
         names them; `shapes`: with the shapes that its ops recorded. Raises PrunescopeError where
         the trace is missing or cannot be read."""
         trace, diagnostics = self._open(name)
+        windows = self._windows(trace)
         if not shapes:
             trace = trace.without_shapes()
-        windows = find_windows(trace, phase_pattern=self.options.phase_pattern)
         _, kind = self.mixed.get(name, (name, name if name in self._kinds else None))
         eager = None
         if mapped:
-            eager, more = self._eager(name)
+            eager, more = self._eager(name, windows, kind)
             diagnostics += more
         kernels = build(trace, windows, self.peaks, eager=eager, phase=kind, model=self.model)
         if kernels.lacks_kernels:
@@ -202,20 +212,41 @@ class Side:
 
     @cached_property
     def _kinds(self) -> list[str]:
-        """Kinds of step that a serving engine annotated, where there are more than one."""
+        """Kinds of step that a serving engine annotated, or that generated text shows, where there
+        are more than one."""
         if self.run is not None or self.ranks or self.bare is None:
             return []
-        found = phases_of(find_windows(self.bare, phase_pattern=self.options.phase_pattern))
+        found = phases_of(self._windows_of_bare)
         return found if len(found) > 1 else []
 
-    def _eager(self, name: str) -> tuple[Trace | None, Diagnostics]:
-        """The eager trace that names the ops of graph replays: given, or kept in the run."""
+    @cached_property
+    def _windows_of_bare(self) -> Windows:
+        assert self.bare is not None
+        return find_windows(self.bare, phase_pattern=self.options.phase_pattern)
+
+    def _windows(self, trace: Trace) -> Windows:
+        """The steps of a trace; those of the only one are sought once."""
+        if trace is self.bare:
+            return self._windows_of_bare
+        return find_windows(trace, phase_pattern=self.options.phase_pattern)
+
+    def _eager(
+        self, name: str, windows: Windows, kind: str | None
+    ) -> tuple[Trace | None, Diagnostics]:
+        """The eager trace that names the ops of graph replays: given, the one in a given folder
+        that was captured for the batch of the steps (none for steps with prompts, which have no
+        batch of single tokens), or the one kept in the run."""
         phase = self.phase(name)
         kept = self.path / phase.eager_trace if phase and phase.eager_trace else None
         path = self.eager or kept
         if path is None:
             return None, Diagnostics()
         with errors_about("eager trace"):
+            if path.is_dir():
+                batch = self.options.batch or usual_batch(windows.names)
+                if batch is None and kind in (PREFILL, "mixed"):
+                    return None, Diagnostics()
+                path = captured_pass(path, batch, self.rank_of(name))
             eager = load(readable(path))
         if not eager.source.cut:
             return eager, Diagnostics()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import polars as pl
 
 from prunescope.analysis.device.tiles import tile_of
+from prunescope.analysis.kernels.communication import communication
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.kernels.idle import PARTS, cause_sums, host_late
 from prunescope.analysis.kernels.role import GEMM_KINDS
@@ -46,6 +47,7 @@ def anatomy(kernels: Kernels, gemms: list[GemmRow]) -> Anatomy:
         shapes=shapes,
         fit=fit,
         idle=_idle(frame, steps) if kernels.on_device else [],
+        communication=communication(kernels),
     )
 
 

@@ -13,13 +13,16 @@ from dataclasses import dataclass, field
 import numpy as np
 import polars as pl
 
+from prunescope.analysis.kernels.grouped_queries import unfold_queries
 from prunescope.analysis.kernels.host_calls import (
+    AllocatorCalls,
     GraphBlockers,
     add_first,
+    allocator_calls,
     blocked_by_op,
     graph_blockers,
 )
-from prunescope.analysis.kernels.idle import add_waits
+from prunescope.analysis.kernels.idle import add_waits, first_call_ns, host_collectives
 from prunescope.analysis.kernels.number_formats import with_formats
 from prunescope.analysis.kernels.peaks import Peaks
 from prunescope.analysis.kernels.replay import LEAST, Replay, read_eager
@@ -32,15 +35,21 @@ from prunescope.analysis.ops.work import work_of
 from prunescope.analysis.shapes.workload import AutoModel, Filled, ModelConfig
 from prunescope.analysis.timeline.clocks import ClockSkew, clock_skew
 from prunescope.analysis.timeline.correlate import unlinked
-from prunescope.analysis.timeline.intervals import Windows
+from prunescope.analysis.timeline.first_calls import unusual_calls
+from prunescope.analysis.timeline.intervals import Spans, Windows
 from prunescope.analysis.timeline.link import Linked, link, taken
 from prunescope.analysis.timeline.overhead import Recorded, recorded
 from prunescope.analysis.timeline.parts import find_parts
 from prunescope.analysis.timeline.passes import Passes, find_passes
-from prunescope.analysis.timeline.phase_steps import only_phase, only_picked
+from prunescope.analysis.timeline.phase_steps import (
+    ColdSteps,
+    only_phase,
+    only_picked,
+    only_warm,
+)
 from prunescope.analysis.timeline.scopes import find_scopes, modules_that_ran
 from prunescope.analysis.trace.collect import NONE, Ints
-from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.events import Trace, lacks_device_events, recorded_waits
 from prunescope.taxonomy.roles import BACKWARD
 from prunescope.taxonomy.words import percent
 
@@ -48,6 +57,7 @@ _COMPILED = ("Torch-Compiled Region", "## Call CompiledFxGraph")
 _SDPA_MATH = "aten::_scaled_dot_product_attention_math"
 _DECODER = re.compile(r"nn\.Module: \w*(?:DecoderLayer|ForCausalLM|LMHead)")
 _LOST = 0.005  # of the launches
+_FIRST_CALLS = 3  # that are named
 MATMUL, ATTENTION, POINT = "matmul", "attention", "pointwise"
 PRODUCTS = (MATMUL, ATTENTION, "conv")  # classes of which FLOPs are counted
 
@@ -82,6 +92,14 @@ class Kernels:
     # weight of what was recorded behind the last row of each step (timeline/overhead.py)
     recorded_after: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     blocked: pl.DataFrame = field(default_factory=pl.DataFrame)  # kernels/host_calls.py
+    # The longest first calls and compilations of the steps (timeline/first_calls.py), ns.
+    first_calls: list[tuple[str, int]] = field(default_factory=list)
+    allocations: AllocatorCalls = field(default_factory=lambda: AllocatorCalls({}))
+    host_collectives: list[str] = field(default_factory=list)  # by their names, of any thread
+    device_unseen: bool = False  # whether it ran on a device of which the trace holds no events
+    cold: ColdSteps = ColdSteps()  # steps that were left out
+    # Idle time of the device in first calls or compilation; on a CPU trace the time of compilers.
+    first_call_ns: int = 0
 
     @property
     def num_steps(self) -> int:
@@ -106,6 +124,11 @@ class Kernels:
         """Whether graph replays make most of the busy time."""
         busy = self.linked.busy
         return bool(2 * busy[self.linked.replayed].sum() > busy.sum())
+
+    @property
+    def is_by_order(self) -> bool:
+        """Whether roles come from the order of kernels, which no config aligned with its layers."""
+        return self.roles_from == "order" and not (self.frame["shapes"] == "model").any()
 
     @property
     def lacks_kernels(self) -> bool:
@@ -149,6 +172,8 @@ def build(
         linked, windows = only_phase(trace, linked, windows, phase)
     else:
         linked, windows = only_picked(trace, linked, windows)
+    unusual = unusual_calls(trace)
+    linked, windows, cold = only_warm(trace, linked, windows, unusual.first)
     calls = list(trace.calls)
     observer = recorded(trace, linked, windows)
     frame = _rows(trace, linked, observer)
@@ -159,7 +184,7 @@ def build(
         frame = replay.add_ops(frame, first_call=len(calls))
         calls += eager.calls
     calls = with_formats(frame, calls)
-    works = [work_of(call) for call in calls]
+    works = unfold_queries(calls, [work_of(call) for call in calls])
     frame = _add_kind(frame, calls)
     frame, source = _add_role(frame, trace, linked, calls)
     if replay is not None:
@@ -176,7 +201,7 @@ def build(
     frame = add_work(filled.frame, linked, calls, works, copied=copied)
     frame = _add_shapes(frame, with_shapes, None if replay is None else replay.at >= 0)
     frame = add_bound(add_waves(_add_class(frame), trace, works, peaks), peaks)
-    frame = add_first(add_waits(frame, trace, linked), trace, linked)
+    frame = add_first(add_waits(frame, trace, linked, unusual), trace, linked)
     apart = clock_skew(trace, linked)
     return Kernels(
         frame,
@@ -188,7 +213,11 @@ def build(
         filled.source,
         mapping_rate=None if replay is None else replay.rate,
         replay_note=None if replay is None else replay.note(),
-        notes=[*unlinked(trace, linked.event, linked.op), *filled.notes],
+        notes=[
+            *unlinked(trace, linked.event, linked.op),
+            *recorded_waits(trace),
+            *filled.notes,
+        ],
         warnings=[
             *([] if apart is None else [f"{trace.source.name}: {apart.warning}"]),
             *_devices(trace, linked),
@@ -206,6 +235,18 @@ def build(
         apart=apart,
         recorded_after=observer.after,
         blocked=blocked_by_op(trace, linked),
+        first_calls=unusual.first.longest(
+            Spans.of(linked.start - linked.gap, linked.start), _FIRST_CALLS
+        ),
+        cold=cold,
+        first_call_ns=int(
+            first_call_ns(frame).sum()
+            if trace.on_device
+            else unusual.first.of_compilers().within(windows).sum()
+        ),
+        allocations=allocator_calls(trace, windows),
+        host_collectives=host_collectives(trace),
+        device_unseen=lacks_device_events(trace),
     )
 
 

@@ -12,19 +12,20 @@ from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from prunescope.analysis.timeline.correlate import launch_of, taken
 from prunescope.analysis.timeline.intervals import Spans, Windows, innermost
 from prunescope.analysis.timeline.link import Linked
+from prunescope.analysis.timeline.runtime_calls import (
+    ALLOCATION,
+    COPY,
+    SYNC,
+    Mask,
+    named,
+    runtime_calls,
+)
 from prunescope.analysis.trace.collect import NONE, Ints
 from prunescope.analysis.trace.events import Trace
-
-Mask = NDArray[np.bool_]
-
-
-COPY = re.compile(r"[Mm]emcpy")
-
 
 _PAGEABLE = re.compile(r"Memcpy.*Pageable")
 
@@ -32,30 +33,11 @@ _PAGEABLE = re.compile(r"Memcpy.*Pageable")
 _RETURNS = re.compile(r"Async", re.IGNORECASE)  # a copy call that may return before the copy
 
 
-SYNC = re.compile(
-    r"(?:Device|Stream|Event|Ctx|Context)Synchronize|synchronizeStream"
-    r"|^ze\w+Synchronize|^ur(?:QueueFinish|EventWait)$"  # Level Zero and SYCL, on XPUs
-)
-
-
 def first_of(launch: Ints) -> Mask:
     """Rows that are the first of their launch: a graph replay is one launch of many."""
     first = np.zeros(len(launch), bool)
     first[np.unique(launch, return_index=True)[1]] = True
     return first
-
-
-def named(trace: Trace, names: Ints, pattern: re.Pattern[str]) -> Mask:
-    """Which of the names (ids) match the pattern."""
-    found = np.zeros(len(trace.names), bool)
-    for i in np.flatnonzero(np.bincount(names)).tolist():
-        found[i] = pattern.search(trace.names[i]) is not None
-    return found[names]
-
-
-def runtime_calls(trace: Trace) -> dict[str, Ints]:
-    """All runtime calls: begin, duration, name, thread."""
-    return {n: np.concatenate((trace.launches[n], c)) for n, c in trace.other_calls.items()}
 
 
 def blocking_calls(trace: Trace) -> dict[str, Ints]:
@@ -165,6 +147,31 @@ def _op_around(trace: Trace, thread: Ints, ts: Ints) -> Ints:
     spans = {name: trace.ops[name][ops] for name in ("ts", "dur", "thread")}
     found = innermost({**spans, "order": trace.ops["external"][ops]}, thread, ts)
     return taken(ops, found)
+
+
+@dataclass(frozen=True)
+class AllocatorCalls:
+    """Calls in the steps that allocate or free memory: how often each is made, the most frequent
+    first."""
+
+    counts: dict[str, int]
+
+    @property
+    def frees(self) -> int:
+        """How many calls give memory back."""
+        return sum(n for name, n in self.counts.items() if _FREES.search(name))
+
+
+_FREES = re.compile(r"Free|Release|Unmap|Trim")
+
+
+def allocator_calls(trace: Trace, windows: Windows) -> AllocatorCalls:
+    """The allocator's calls of all threads in the steps."""
+    calls = runtime_calls(trace)
+    rows = named(trace, calls["name"], ALLOCATION) & (windows.step_of(calls["ts"]) >= 0)
+    often = np.bincount(calls["name"][rows])
+    order = [int(i) for i in np.argsort(-often, kind="stable") if often[i]]
+    return AllocatorCalls({trace.names[i][:_SHOWN]: int(often[i]) for i in order})
 
 
 _SHOWN = 60  # characters of a call's name

@@ -10,6 +10,7 @@ thread, without `host_blocked_ns`, the time in calls that copy or wait.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,56 +18,85 @@ import polars as pl
 from numpy.typing import NDArray
 
 from prunescope.analysis.kernels.host_calls import (
-    COPY,
-    SYNC,
-    Mask,
     blocking_calls,
     blocking_copies,
     first_of,
     host_time,
     is_op,
+)
+from prunescope.analysis.ops.kind import MATMUL_KINDS, kind_of, op_kind
+from prunescope.analysis.timeline.correlate import launch_of, taken
+from prunescope.analysis.timeline.engines import engine_step
+from prunescope.analysis.timeline.first_calls import UnusualCalls
+from prunescope.analysis.timeline.intervals import Spans, cover
+from prunescope.analysis.timeline.link import Linked
+from prunescope.analysis.timeline.runtime_calls import (
+    ALLOCATION,
+    COPY,
+    SYNC,
+    Mask,
     named,
     runtime_calls,
 )
-from prunescope.analysis.ops.kind import MATMUL_KINDS, op_kind
-from prunescope.analysis.timeline.correlate import launch_of, taken
-from prunescope.analysis.timeline.engines import engine_step
-from prunescope.analysis.timeline.intervals import Spans, cover
-from prunescope.analysis.timeline.link import Linked
 from prunescope.analysis.timeline.steps import OWN_PREFIX
 from prunescope.analysis.trace.collect import NONE, Ints
-from prunescope.analysis.trace.events import Trace
+from prunescope.analysis.trace.events import FRAME, Trace
 
-CAUSES = ("host", "sync", "memcpy", "blocked", "device", "unknown", "other_step")
-# What the launching thread did in a gap, or why it does not matter; and whose time that is.
+CAUSES = (
+    "host", "first_call", "allocator", "collective", "sync", "memcpy", "blocked", "device",
+    "unknown", "other_step",
+)  # fmt: skip
+# What the launching thread did in a gap, or why it does not matter; and whose time that is. Those
+# of threads come in this order: what lies in two of them counts for the first.
 PARTS = {
-    "memcpy": "memcpy", "copy_launch": "memcpy", "sync": "sync", "launch": "host",
-    "computed": "host", "op": "host", "nothing": "host", "blocked": "blocked", "device": "device",
+    "first_call": "first_call", "memcpy": "memcpy", "copy_launch": "memcpy", "sync": "sync",
+    "allocation": "allocator", "computed": "host", "stalled": "host", "launch": "host",
+    "op": "host", "collective": "collective", "nothing": "host",
+    "blocked": "blocked", "device": "device",
     "replay": "unknown", "unknown": "unknown", "other_step": "other_step",
+}  # fmt: skip
+_OF_THREADS = tuple(PARTS)[: tuple(PARTS).index("blocked")]
+# Causes in words.
+CAUSE_WORDS = {
+    "host": "a late host", "first_call": "first calls or compilation", "allocator": "calls of the "
+    "allocator", "collective": "collectives of host threads", "sync": "waits of the host",
+    "memcpy": "copies of the host", "blocked": "streams that wait", "device": "launched in time",
+    "unknown": "unattributed", "other_step": "work of a later step",
 }  # fmt: skip
 # ns from the end of a launch call: the longest that an idle device takes to start the kernel.
 _LAUNCHED = 1_000_000
 _BETWEEN_OPS = 1_000_000  # ns of Python between two ops: more is other work
 _PRODUCTS = (*MATMUL_KINDS, "attention", "conv")
+# ns: an op that launches nothing and takes ten times as long as a dispatch computes on the host.
+_COMPUTES = 100_000
+_UNKNOWN = ("unknown", "comm")  # kinds of ops that may not compute anything
+# Collectives that host threads carry out: those of NCCL run on the device.
+_COLLECTIVE = re.compile(r"^(?:gloo|mpi|ucc):")
 
 
-def add_waits(frame: pl.DataFrame, trace: Trace, linked: Linked) -> pl.DataFrame:
+def add_waits(
+    frame: pl.DataFrame, trace: Trace, linked: Linked, unusual: UnusualCalls
+) -> pl.DataFrame:
     """Add the columns above. A gap is divided in this order:
 
     `other_step` is the part in which the device ran what a later step had launched ahead.
 
-    If the launch began after the device had run out of work (the gap starved), the time up to the
-    end of the launch is what the launching thread did: a copy call that blocks (`memcpy`) or
-    returns at once (`copy_launch`), a call that waits for the device (`sync`), another runtime call
-    (`launch`), a matrix product on the host (`computed`), another `op`, or `nothing` recorded. The
+    If the launch call had not ended when the device ran out of work (the gap starved), the time up
+    to its end is what the launching thread did: a first call or compilation (`first_call`), a copy
+    call that blocks (`memcpy`) or returns at once (`copy_launch`), a call that waits for the device
+    (`sync`), one of the allocator (`allocation`), an op that the host computed itself (`computed`),
+    an op or call far above its median (`stalled`), another runtime call (`launch`), another `op`,
+    or `nothing` recorded; of that, what other threads spent in a collective is `collective`, and in
+    a first call or in calls of the allocator is theirs too. The
     rest is `launch`, or `blocked` where it is longer than any launch takes: its stream waited.
 
-    If it was launched in time, the gap is the `device`'s, or `blocked` where it is that long. A gap
-    that long within one graph replay is `replay`: the trace lacks what ran there, or it is a host
-    node. In such a trace one that long before the first event of a replay is `unknown`.
+    If it was launched in time, the gap is the `device`'s, or `blocked` where it is that long, or
+    where the trace shows that a stream waited. A gap that long within one graph replay is `replay`:
+    the trace lacks what ran there, or it is a host node. In such a trace one that long before the
+    first event of a replay is `unknown`.
 
     A gap without a known launch is `unknown`, unless its op ended in time. On a host trace every
-    gap is dispatch (`op`).
+    gap is dispatch (`op`), or a `collective` of other threads.
     """
     gap, none = linked.gap, np.zeros_like(linked.gap)
     parts = dict.fromkeys(PARTS, none)
@@ -79,18 +109,22 @@ def add_waits(frame: pl.DataFrame, trace: Trace, linked: Linked) -> pl.DataFrame
         ran = _in_gaps(linked, trace)
         other = ran.spent(linked.start) - ran.spent(linked.start - gap)
         idle = gap - other
-        parts = {**parts, **_of_threads(linked, trace, launch, late, ran), "other_step": other}
+        threads = _of_threads(linked, trace, launch, late, ran, unusual)
+        parts = {**parts, **threads, "other_step": other}
         parts["unknown"] = np.where(no_launch, idle, 0)
         waits = ~(late | no_launch) & (idle > _LAUNCHED)
         inside = waits & _within_replay(linked, launch)
         begins = waits & ~inside & linked.replayed & inside.any()
         parts["replay"] = np.where(inside, idle, 0)
         parts["unknown"] += np.where(begins, idle, 0)
-        parts["blocked"] = parts["blocked"] + np.where(waits & ~inside & ~begins, idle, 0)
-        parts["device"] = np.where(late | no_launch | waits, 0, idle)
+        waited = np.where(late | no_launch | waits, 0, _stream_waits(linked, trace))
+        parts["blocked"] = parts["blocked"] + np.where(waits & ~inside & ~begins, idle, waited)
+        parts["device"] = np.where(late | no_launch | waits, 0, idle - waited)
         host_ns, blocked_ns = host_time(linked, launch >= 0, calls)
     else:
-        parts["op"] = gap
+        elsewhere = _collectives(trace)
+        parts["collective"] = elsewhere.spent(linked.start) - elsewhere.spent(linked.start - gap)
+        parts["op"] = gap - parts["collective"]
     late_host = sum((parts[name] for name, cause in PARTS.items() if cause == "host"), none)
     activities: list[str | None] = [None] * len(gap)
     covered = none
@@ -110,11 +144,17 @@ def add_waits(frame: pl.DataFrame, trace: Trace, linked: Linked) -> pl.DataFrame
 
 def dispatch() -> pl.Expr:
     """The host's part of a gap that a CUDA graph could spare, ns: not what the host computed
-    itself, and nothing of gaps in a data loader, or in which the host ran no op and made no call
-    for longer than between two ops of a model."""
+    itself or stood still in, and nothing of gaps in a data loader, or in which the host ran no op
+    and made no call for longer than between two ops of a model."""
     loads = pl.col("host_activity").str.contains(LOADER).fill_null(value=False)
     spared = loads.not_() & (pl.col("idle_nothing") <= _BETWEEN_OPS)
-    return pl.when(spared).then(host() - pl.col("idle_computed")).otherwise(0)
+    others = pl.sum_horizontal("idle_computed", "idle_stalled")
+    return pl.when(spared).then(host() - others).otherwise(0)
+
+
+def first_call_ns(frame: pl.DataFrame) -> pl.Series:
+    """Idle time of each row's gap in which the host made a first call or compiled, ns."""
+    return frame["idle_first_call"]
 
 
 def host() -> pl.Expr:
@@ -134,6 +174,19 @@ def cause_sums(frame: pl.DataFrame) -> dict[str, int]:
     for name, cause in PARTS.items():
         sums[cause] += int(frame[f"idle_{name}"].sum())
     return sums
+
+
+def causes_by(frame: pl.DataFrame, *keys: str) -> dict[tuple[str, ...], dict[str, int]]:
+    """Idle time by cause for each value of the columns `keys`, ns of all steps; causes without any
+    are left out."""
+    parts = frame.group_by(keys).agg(pl.col(f"idle_{name}").sum() for name in PARTS)
+    out: dict[tuple[str, ...], dict[str, int]] = {}
+    for row in parts.iter_rows(named=True):
+        sums = out.setdefault(tuple(row[key] for key in keys), {})
+        for name, cause in PARTS.items():
+            if ns := row[f"idle_{name}"]:
+                sums[cause] = sums.get(cause, 0) + ns
+    return out
 
 
 def _main_causes(parts: dict[str, Ints], gap: Ints) -> list[str | None]:
@@ -169,8 +222,14 @@ def _in_gaps(linked: Linked, trace: Trace) -> Spans:
     return Spans.of(begin[inside], end[inside])
 
 
+def _stream_waits(linked: Linked, trace: Trace) -> Ints:
+    """For how much of each gap a stream waits for an event, by a record of the device, ns."""
+    waits = Spans.of(trace.waits["ts"], trace.waits["ts"] + trace.waits["dur"])
+    return np.asarray(waits.spent(linked.start) - waits.spent(linked.start - linked.gap))
+
+
 def _of_threads(
-    linked: Linked, trace: Trace, launch: Ints, late: Mask, ran: Spans
+    linked: Linked, trace: Trace, launch: Ints, late: Mask, ran: Spans, unusual: UnusualCalls
 ) -> dict[str, Ints]:
     """The parts of starved gaps that are due to the launching threads and to the streams, without
     what the device `ran` then."""
@@ -178,23 +237,11 @@ def _of_threads(
     end = taken(trace.launches["ts"] + trace.launches["dur"], launch)
     until = np.clip(end, begin, linked.start)
     rest = linked.start - until - (ran.spent(linked.start) - ran.spent(until))
-    out = {
-        name: np.zeros_like(linked.gap)
-        for name in (
-            "memcpy",
-            "sync",
-            "copy_launch",
-            "launch",
-            "computed",
-            "op",
-            "nothing",
-            "blocked",
-        )
-    }
+    out = {name: np.zeros_like(linked.gap) for name in (*_OF_THREADS, "blocked")}
     for thread in np.unique(linked.thread[late]):
         rows = np.flatnonzero(late & (linked.thread == thread))
         below = ran.spent(until[rows]) - ran.spent(begin[rows])
-        for name, spans in _layers(trace, int(thread), linked.op, ran):
+        for name, spans in _layers(trace, int(thread), linked.op, ran, unusual):
             spent = spans.spent(until[rows]) - spans.spent(begin[rows])
             out[name][rows] += spent - below
             below = spent
@@ -205,46 +252,77 @@ def _of_threads(
     return out
 
 
-def _layers(trace: Trace, thread: int, launching: Ints, ran: Spans) -> list[tuple[str, Spans]]:
+def _layers(
+    trace: Trace, thread: int, launching: Ints, ran: Spans, unusual: UnusualCalls
+) -> Iterator[tuple[str, Spans]]:
     """Time spans of a thread by activity, each merged with all earlier entries and with `ran`, so
     that overlapping time counts for the first entry only. `launching`: ops known to have launched
     device work."""
     ops, calls = trace.ops, runtime_calls(trace)
     rows = np.flatnonzero(calls["thread"] == thread)
     called = calls["name"][rows]
-    copy, sync = (named(trace, called, pattern) for pattern in (COPY, SYNC))
-    blocks = blocking_copies(trace, calls)[rows]
+    copy, sync, allocates = (named(trace, called, p) for p in (COPY, SYNC, ALLOCATION))
     begin, end = calls["ts"][rows], calls["ts"][rows] + calls["dur"][rows]
     inside = np.flatnonzero((ops["thread"] == thread) & is_op(trace)[ops["name"]])
-    products = _computed(trace, inside, begin, launching)
+    blocks = blocking_copies(trace, calls)[rows]
 
-    def joined(called: Mask, rows: Ints) -> Spans:
-        """These calls and ops, and what the device ran."""
-        at = ops["ts"][rows]
-        return Spans.of(
-            np.concatenate([ran.begin, begin[called], at]),
-            np.concatenate([ran.end, end[called], at + ops["dur"][rows]]),
+    def of_calls(which: Mask) -> Spans:
+        return Spans.of(begin[which], end[which])
+
+    def of_ops(rows: Ints) -> Spans:
+        return Spans.of(ops["ts"][rows], ops["ts"][rows] + ops["dur"][rows])
+
+    elsewhere = named(trace, calls["name"], ALLOCATION)
+    layers = (
+        ("first_call", unusual.first.of_thread(thread)),
+        ("memcpy", of_calls(blocks)),
+        ("copy_launch", of_calls(copy)),
+        ("sync", of_calls(sync)),
+        ("allocation", of_calls(allocates)),
+        ("computed", of_ops(_computed(trace, inside, begin, launching))),
+        ("stalled", unusual.stalled.of_thread(thread)),
+        ("launch", of_calls(np.ones(len(rows), bool))),
+        ("op", of_ops(inside)),
+        # A thread that records nothing may wait for what another one does.
+        ("collective", _collectives(trace)),
+        ("first_call", Spans.of(unusual.first.begin, unusual.first.end)),
+        ("allocation", Spans.of(calls["ts"][elsewhere], (calls["ts"] + calls["dur"])[elsewhere])),
+    )
+    merged = ran
+    for name, spans in layers:
+        merged = Spans.of(
+            np.concatenate([merged.begin, spans.begin]), np.concatenate([merged.end, spans.end])
         )
+        yield name, merged
 
-    none = inside[:0]
-    return [
-        ("memcpy", joined(blocks, none)),
-        ("copy_launch", joined(copy, none)),
-        ("sync", joined(copy | sync, none)),
-        ("launch", joined(copy | True, none)),
-        ("computed", joined(copy | True, products)),
-        ("op", joined(copy | True, inside)),
-    ]
+
+def _collectives(trace: Trace) -> Spans:
+    """When any thread carries out a collective on the host."""
+    notes = trace.annotations
+    rows = named(trace, notes["name"], _COLLECTIVE)
+    return Spans.of(notes["ts"][rows], notes["ts"][rows] + notes["dur"][rows])
+
+
+def host_collectives(trace: Trace) -> list[str]:
+    """The names of the collectives that host threads carry out, the one with the most time
+    first."""
+    notes = trace.annotations
+    rows = named(trace, notes["name"], _COLLECTIVE)
+    spent = np.bincount(notes["name"][rows], notes["dur"][rows], minlength=1)
+    order = np.argsort(-spent, kind="stable")
+    return [trace.names[i] for i in order.tolist() if spent[i] > 0]
 
 
 def _computed(trace: Trace, rows: Ints, calls: Ints, launching: Ints) -> Ints:
-    """The matrix products among the ops `rows` of a thread that the host ran itself: nothing was
-    launched inside, by calls, links and ids, and no operand is empty. `calls`: when the thread made
-    calls."""
+    """The ops among the ops `rows` of a thread that the host computed itself: matrix products, and
+    others that take longer than any dispatch; nothing was launched inside, by calls, links and ids,
+    and no operand is empty. `calls`: when the thread made calls."""
     ops = trace.ops
     names = np.unique(ops["name"][rows]).tolist()
     products = [i for i in names if op_kind(trace.names[i], None) in _PRODUCTS]
-    found = _without(ops, rows[np.isin(ops["name"][rows], products)], calls)
+    works = [i for i in names if kind_of(trace.names[i], None, None) not in _UNKNOWN]
+    long = np.isin(ops["name"][rows], works) & (ops["dur"][rows] >= _COMPUTES)
+    found = _without(ops, rows[np.isin(ops["name"][rows], products) | long], calls)
     if not len(found):
         return found
     empty = [i for i, call in enumerate(trace.calls) if any(_is_empty(s) for s in call.shapes)]
@@ -364,8 +442,13 @@ def _long_ops(ops: Table, blocks: Table) -> NDArray[np.bool_]:
 
 
 def _label(name: str) -> str | None:
-    """The name to show for a span; None for a step."""
-    if _STEP.search(name) or name.startswith(OWN_PREFIX) or engine_step(name) is not None:
+    """The name to show for a span; None for a step, and for a frame whose name is left out."""
+    if (
+        name == FRAME
+        or _STEP.search(name)
+        or name.startswith(OWN_PREFIX)
+        or engine_step(name) is not None
+    ):
         return None
     frame = _FRAME.match(name := _ADDRESS.sub("", name))
     return name if frame is None else f"{frame[1]}: {frame[3]}"

@@ -20,6 +20,7 @@ from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.schema.sides import OfTokens, PhaseKind, TokenSplit
 from prunescope.analysis.shapes.workload import annotated
 from prunescope.analysis.timeline.engines import attention_phase, engine_step
+from prunescope.analysis.timeline.intervals import GENERATION
 from prunescope.taxonomy.roles import BACKWARD
 
 _MANY, _FEW = 1024, 32  # rows of a linear: more are no batch of a decode, fewer no prompts
@@ -47,6 +48,8 @@ def phase_kind(kernels: Kernels) -> PhaseKind:
     """The phase of a bare trace: by a serving engine's annotations, else by its shapes."""
     if found := _annotated(kernels):
         kind, evidence, doubt = found
+    elif generated := _generated(kernels):
+        kind, evidence, doubt = *generated, None
     elif trained := _trained(kernels):
         kind, evidence, doubt = *trained, None
     elif not _decodes_tokens(kernels):
@@ -65,6 +68,8 @@ def phase_kind(kernels: Kernels) -> PhaseKind:
 def _annotated(kernels: Kernels) -> tuple[str, str, str | None] | None:
     """The phase, evidence and doubt where all steps are annotated, as one phase or several."""
     names = kernels.windows.names
+    if kernels.windows.source == GENERATION:
+        return None
     seen = Counter(engine_step(name) for name in names)
     if None in seen or "unknown" in seen or not seen:
         return None
@@ -74,6 +79,18 @@ def _annotated(kernels: Kernels) -> tuple[str, str, str | None] | None:
     each = ", ".join(f"{count} of {phase}" for phase, count in seen.most_common())
     doubt = f"a step here is the mean over {each}: narrow --phase-pattern, or leave it out"
     return str(kind), f"{steps} annotated {name}", doubt if len(seen) > 1 else None
+
+
+def _generated(kernels: Kernels) -> tuple[str, str] | None:
+    """The phase of steps that were told apart as prompts and tokens, and how."""
+    if kernels.windows.source != GENERATION:
+        return None
+    names = kernels.windows.names
+    kind = engine_step(names[0]) or "unknown"
+    _, shown = _by_shape(kernels)
+    what = "prompt" if kind == "prefill" else "token"
+    each = f"each step is one {what} a sequence" if len(names) > 1 else f"the step is a {what}"
+    return kind, f"the trace generates text, {each}: {shown}"
 
 
 def _trained(kernels: Kernels) -> tuple[str, str] | None:

@@ -40,6 +40,7 @@ _BY_A_WEIGHT = ("aten::mm", "aten::addmm", "aten::linear", "aten::mv", "aten::ad
 _PRODUCTS = ("aten::mul", "aten::mul_", "aten::div", "aten::div_")
 _ROTATES = ("aten::neg", "aten::sin", "aten::cos", "aten::cat", "aten::addcmul", "aten::addcmul_",
             "aten::polar", "aten::view_as_complex")  # fmt: skip
+_NORMS = ("attn_norm", "mlp_norm", "final_norm", "qk_norm")
 POINTWISE = ("norm", "activation", "rope", "softmax", "elementwise", "reduction")
 
 
@@ -93,6 +94,8 @@ def find_roles(
         if place.layer is not None:
             layer[i] = place.layer
         found = place.role
+        if found in _NORMS and kind in ("gemm", "gemv"):
+            found = "unknown"  # a norm multiplies by no matrix: its module was the last to be named
         named[i] = found == "lm_head"
         if found == "unknown":
             scope_call = scope_calls[i]

@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 
 from prunescope.analysis.kernels.frame import Kernels
+from prunescope.analysis.ledger.alignment import with_dense_layer
 from prunescope.analysis.ledger.ledger import Ratios, Split, Times, ratios
 from prunescope.analysis.ledger.noise import (
     Replicates,
@@ -21,7 +22,7 @@ from prunescope.analysis.ledger.noise import (
     mean_times,
     point,
 )
-from prunescope.analysis.ledger.pairing import Floats, Units, UnitSums, with_dense_layer
+from prunescope.analysis.ledger.pairing import Floats, Units, UnitSums
 from prunescope.analysis.ledger.samples import Samples
 
 _UNIT = {"unit_layer": pl.Int64, "role": pl.String, "class": pl.String}
@@ -30,8 +31,8 @@ _UNIT = {"unit_layer": pl.Int64, "role": pl.String, "class": pl.String}
 @dataclass(frozen=True)
 class AttributionInputs:
     """What rows, ladder and overhead of a phase are computed from. `nominal`: the requested
-    sparsity, None where it is unknown; `replicates`: of the ledger, None where nothing can be
-    resampled."""
+    sparsity, None where it is unknown; `promises`: whether a speedup was promised at all;
+    `replicates`: of the ledger, None where nothing can be resampled."""
 
     units: Units
     nominal: float | None
@@ -40,6 +41,7 @@ class AttributionInputs:
     times: Times  # of the ledger, one replicate
     ledger: Split
     replicates: Replicates | None
+    promises: bool = True
 
     def dense_rows(self, dense: Kernels) -> pl.DataFrame:
         """The frame of the dense side with `unit_layer`, and `ns`: busy time in the ledger's
@@ -69,9 +71,11 @@ def attribution_inputs(
     nominal: float | None,
     samples_ns: tuple[Samples | list[int], Samples | list[int]],
     on_device: bool,
+    promises: bool = True,
 ) -> AttributionInputs:
-    """The inputs of a pair. `samples_ns`: unprofiled ones of the dense and of the pruned side."""
-    ratio = ratios(units, nominal)
+    """The inputs of a pair. `samples_ns`: unprofiled ones of the dense and of the pruned side. Not
+    `promises`: no pruning was shown, so that the whole dense time is what was promised."""
+    ratio = ratios(units, nominal if promises else 0.0)
     domain = choose_time_base(units, *samples_ns, on_device=on_device)
     return AttributionInputs(
         units=units,
@@ -81,4 +85,5 @@ def attribution_inputs(
         times=mean_times(units, domain),
         ledger=point(units, ratio, domain),
         replicates=bootstrap(units, ratio, domain),
+        promises=promises,
     )

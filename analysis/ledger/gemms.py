@@ -14,7 +14,7 @@ import polars as pl
 
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.kernels.role import GEMM_KINDS
-from prunescope.analysis.ledger.pairing import Alignment, with_dense_layer
+from prunescope.analysis.ledger.alignment import Alignment, with_dense_layer
 from prunescope.analysis.ops.call import Work
 from prunescope.analysis.schema.report import GemmRow as Row
 from prunescope.analysis.schema.report import clock

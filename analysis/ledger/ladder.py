@@ -34,7 +34,7 @@ def ladder(
     busy_d = units.dense.busy.sum(axis=0).mean()
     busy_p = units.pruned.busy.sum(axis=0).mean()
     # Without a sparsity, nominal is the ratio of FLOPs, where that one is known.
-    has_nominal = inputs.nominal is not None or (is_bounded and is_known)
+    has_nominal = inputs.promises and (inputs.nominal is not None or (is_bounded and is_known))
     found = Ladder(
         nominal=1 / ratio.promised if ratio.promised > 0 and has_nominal else None,
         flop=ratio.flop_ratio if is_known else None,

@@ -89,7 +89,9 @@ def ratios(units: Units, sparsity: float | None) -> Ratios:
     # A part whose pruned FLOPs are unknown keeps what the ratio says of it.
     matched = float(np.nansum(np.where(kept, d.flop * r_f, 0.0)))
     every = matched + float(np.nansum(p.flop[counted & units.added[parts.unit]]))
-    promised = 1.0 - sparsity if sparsity is not None else matched / total_d if total_d else 1.0
+    promised = matched / total_d if total_d and matched else 1.0  # nothing pairs: nothing promised
+    if sparsity is not None:
+        promised = 1.0 - sparsity
     r_f, r_r, r_q = (_of_units(r, parts, len(units.keys)) for r in (r_f, r_r, r_q))
     return Ratios(r_f, r_r, r_q, promised, total_d / every if total_d and every else None)
 

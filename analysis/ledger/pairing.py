@@ -1,4 +1,4 @@
-"""Units: dense and pruned work paired by (layer, role, class), layers aligned across a removal.
+"""Units: dense and pruned work paired by (layer, role, class).
 
 In: the kernels frames of both sides. Out: `Units`: per unit and step busy, gap, FLOP, bytes, ideal
 and predicted ns of both sides, as arrays; NaN where a model is unknown. No unit is dropped. Within
@@ -9,13 +9,13 @@ its op.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from prunescope.analysis.kernels.frame import ATTENTION, MATMUL, PRODUCTS, Kernels
+from prunescope.analysis.kernels.frame import PRODUCTS, Kernels
+from prunescope.analysis.ledger.alignment import Alignment, align, with_dense_layer
 
 Floats = NDArray[np.float64]
 Key = tuple[int | None, str, str]  # layer (of the dense model), role, class
@@ -49,21 +49,6 @@ class UnitSums:
     present: NDArray[np.bool_]  # [units]
     tail: Floats  # [steps]
     recorded: Cost | None = None  # of a CPU trace
-
-
-@dataclass(frozen=True)
-class Alignment:
-    """`dense_layer[pruned layer] = dense layer`; pruned layers without one are added.
-
-    `how`: "identity" | "map" (the run's own) | "number" (holes) | "order" (equal layers from the
-    front) | "none". `exact`: whether the indices of removed layers are evidence.
-    """
-
-    dense_layer: dict[int, int]
-    removed: list[int]
-    how: str
-    exact: bool
-    num_dense: int
 
 
 @dataclass(frozen=True)
@@ -112,81 +97,6 @@ class Units:
     def added(self) -> NDArray[np.bool_]:
         """On the pruned side alone."""
         return ~self.dense.present & self.pruned.present
-
-
-def align(dense: Kernels, pruned: Kernels, layer_map: list[int] | None) -> Alignment:
-    """Which dense layer each pruned layer is (docs/ledger.md)."""
-    d, p = _layers(dense.frame), _layers(pruned.frame)
-    if layer_map is not None:
-        mapped = {i: layer_map[i] for i in p if i < len(layer_map) and layer_map[i] in d}
-        how, exact = "map", True
-    elif p == d:
-        mapped, how, exact = {i: i for i in p}, "identity", True
-    elif _has_holes(p) and set(p) <= set(d) or _has_holes(d) and set(d) <= set(p):
-        mapped, how, exact = {i: i for i in p if i in set(d)}, "number", True
-    else:
-        known = _signatures(dense.frame, d)
-        of_dense = frozenset[Any]().union(*(signature for _, signature in known))
-        # Routers and other work that pruning adds tell nothing of which layer this was.
-        mapped = _in_order(known, [(i, x & of_dense) for i, x in _signatures(pruned.frame, p)])
-        how, exact = "order", False
-    if not d or not p:
-        how = "none"
-    removed = [i for i in d if i not in set(mapped.values())]
-    return Alignment(mapped, removed, how, exact or not removed, len(d))
-
-
-def _layers(frame: pl.DataFrame) -> list[int]:
-    return sorted(frame["layer"].drop_nulls().unique().to_list())
-
-
-def _has_holes(layers: list[int]) -> bool:
-    return layers != list(range(len(layers)))
-
-
-def _signatures(frame: pl.DataFrame, layers: list[int]) -> list[tuple[int, frozenset[Any]]]:
-    """The (role, class) pairs of each layer: equal for layers of one make."""
-    rows = frame.filter(pl.col("layer").is_not_null() & pl.col("class").is_in([MATMUL, ATTENTION]))
-    seen: dict[int, set[Any]] = {i: set() for i in layers}
-    for layer, role, cls in rows.select("layer", "role", "class").unique().iter_rows():
-        seen[layer].add((role, cls))
-    return [(i, frozenset(seen[i])) for i in layers]
-
-
-def _in_order(
-    dense: list[tuple[int, frozenset[Any]]], pruned: list[tuple[int, frozenset[Any]]]
-) -> dict[int, int]:
-    """The longest common subsequence of signatures, equal layers from the front."""
-    rows, columns = len(pruned), len(dense)
-    best = np.zeros((rows + 1, columns + 1), np.int64)
-    for i in range(rows - 1, -1, -1):
-        for j in range(columns - 1, -1, -1):
-            skip = max(best[i + 1, j], best[i, j + 1])
-            best[i, j] = max(skip, best[i + 1, j + 1] + (pruned[i][1] == dense[j][1]))
-    out: dict[int, int] = {}
-    i = j = 0
-    while i < rows and j < columns:
-        if pruned[i][1] == dense[j][1] and best[i, j] == best[i + 1, j + 1] + 1:
-            out[pruned[i][0]] = dense[j][0]
-            i, j = i + 1, j + 1
-        elif best[i, j] == best[i, j + 1]:
-            j += 1
-        else:
-            i += 1
-    return out
-
-
-def with_dense_layer(pruned: pl.DataFrame, alignment: Alignment) -> pl.DataFrame:
-    """Column `unit_layer`: the dense layer of each pruned row; -1 - layer where it is added."""
-    old = list(alignment.dense_layer)
-    mapped = pl.lit(None, pl.Int64)
-    if old:
-        new = list(alignment.dense_layer.values())
-        mapped = pl.col("layer").replace_strict(old, new, default=None, return_dtype=pl.Int64)
-    added = -1 - pl.col("layer")
-    return pruned.with_columns(
-        unit_layer=pl.when(pl.col("layer").is_not_null()).then(pl.coalesce(mapped, added))
-    )
 
 
 def pair(dense: Kernels, pruned: Kernels, layer_map: list[int] | None = None) -> Units:
@@ -239,7 +149,7 @@ def _parts(
 ) -> Parts:
     """The parts of all units. What is known of a part is not diluted by the rest of its unit: bytes
     of an op that shrank are not pooled with those of one that did not."""
-    by_order = any(side.roles_from == "order" for side in sides)
+    by_order = any(side.is_by_order for side in sides)
     steps = [side.num_steps for side in sides]
     made = [
         _by_make(frame, count, by_order=by_order)

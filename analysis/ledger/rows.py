@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 
 from prunescope.analysis.kernels.frame import Kernels
+from prunescope.analysis.kernels.idle import CAUSE_WORDS, causes_by
 from prunescope.analysis.ledger.attribution import AttributionInputs
 from prunescope.analysis.ledger.ledger import ROWS, Ratios, Split
 from prunescope.analysis.ledger.noise import interval, noise
@@ -182,9 +183,11 @@ def _part_name(row: str, role: str, cls: str, kept: float | None) -> str:
 
 
 class LargestKernels:
-    """The largest kernels of a (role, class) on both sides, dense → pruned, per step.
+    """The largest kernels of a (role, class) on both sides, dense → pruned, per step, and the main
+    cause of their idle time.
 
-    Times are those of the ledger's domain (`AttributionInputs.dense_rows`).
+    Times are those of the ledger's domain (`AttributionInputs.dense_rows`); idle time is as
+    recorded.
     """
 
     def __init__(self, inputs: AttributionInputs, dense: Kernels, pruned: Kernels) -> None:
@@ -192,6 +195,17 @@ class LargestKernels:
             self._table(inputs.dense_rows(dense), dense.num_steps),
             self._table(inputs.pruned_rows(pruned), pruned.num_steps),
         ]
+        self.idle = [self._causes(one) for one in (dense, pruned)]
+
+    @staticmethod
+    def _causes(kernels: Kernels) -> dict[tuple[str, ...], dict[str, float]]:
+        """Idle time of a step by cause; of a host trace, whose gaps are dispatch, nothing."""
+        if not kernels.on_device or kernels.apart is not None:
+            return {}
+        return {
+            key: {cause: ns / kernels.num_steps for cause, ns in causes.items()}
+            for key, causes in causes_by(kernels.frame, "role", "class").items()
+        }
 
     @staticmethod
     def _table(
@@ -215,9 +229,30 @@ class LargestKernels:
             shown = dense[:2]
         elif row == "added_work":
             shown = pruned[:2]
+        elif row == "launch_idle":
+            return [*self._idle_text(role, cls), *_both(dense, pruned)]
         else:
-            return [_largest(*side) for side in (("dense", dense), ("pruned", pruned)) if side[1]]
+            return _both(dense, pruned)
         return [_kernel_text(entry) for entry in shown]
+
+    def _idle_text(self, role: str, cls: str) -> list[str]:
+        """The main cause of the idle time before these kernels, for each side."""
+        lines = []
+        for side, causes in zip(("dense", "pruned"), self.idle, strict=True):
+            found = causes.get((role, cls), {})
+            if found:
+                most = max(found, key=lambda cause: found[cause])
+                lines.append(
+                    f"{side} idle {sum(found.values()) / 1e6:.3f} ms before them as recorded, "
+                    f"{found[most] / 1e6:.3f} ms of it {CAUSE_WORDS[most]}"
+                )
+        return lines
+
+
+def _both(
+    dense: list[tuple[str, float, float]], pruned: list[tuple[str, float, float]]
+) -> list[str]:
+    return [_largest(*side) for side in (("dense", dense), ("pruned", pruned)) if side[1]]
 
 
 def _kernel_text(entry: tuple[str, float, float]) -> str:

@@ -42,6 +42,7 @@ class OpCall:
     dtypes: tuple[str, ...]  # as in the trace: "c10::BFloat16", "Scalar", "", "TensorList"
     strides: tuple[Any, ...] = ()  # empty: unknown
     concrete: tuple[str, ...] = ()  # "Concrete Inputs": "[1, -1]", "True", "0.125"; may be empty
+    result: tuple[int, ...] = ()  # shape of what it makes, as ops inside or behind it show it
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +91,12 @@ class Operand:
 Model = Callable[[OpCall], Work]
 MODELS: dict[str, Model] = {}
 USUAL_KINDS: dict[str, str] = {}  # of an op whose call cannot be modelled
+NEED_RESULT: set[str] = set()  # ops whose weight has no shape: `OpCall.result` tells N
 
 
-def op_model(*names: str, kind: str) -> Callable[[Model], Model]:
-    """Register a model for the ops `names`, and their usual kind. A second one is an error."""
+def op_model(*names: str, kind: str, needs_result: bool = False) -> Callable[[Model], Model]:
+    """Register a model for the ops `names`, and their usual kind. A second one is an error.
+    `needs_result`: the model reads `OpCall.result`."""
 
     def register(model: Model) -> Model:
         for name in names:
@@ -101,6 +104,8 @@ def op_model(*names: str, kind: str) -> Callable[[Model], Model]:
                 raise ValueError(f"{name} has two work models")
             MODELS[name] = model
             USUAL_KINDS[name] = kind
+            if needs_result:
+                NEED_RESULT.add(name)
         return model
 
     return register

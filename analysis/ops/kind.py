@@ -122,6 +122,20 @@ _OTHER_KINDS: dict[str, str] = {
     "c10d::recv_": "comm",
     "c10d::barrier": "comm",
     "record_param_comms": "comm",
+    # What they make is of a format that a trace does not hold.
+    "bitsandbytes::int8_vectorwise_quant": "quantise",
+    "bitsandbytes::int8_vectorwise_dequant": "quantise",
+    "bitsandbytes::int8_mm_dequant": "quantise",
+    "bitsandbytes::int8_double_quant": "quantise",
+    "bitsandbytes::quantize_4bit": "quantise",
+    "bitsandbytes::quantize_blockwise": "quantise",
+    "bitsandbytes::dequantize_blockwise": "quantise",
+    "_C::awq_dequantize": "quantise",
+    "sgl_kernel::awq_dequantize": "quantise",
+    "_C::ggml_dequantize": "quantise",
+    "quantized::linear_prepack": "layout",
+    "quantized::linear_prepack_fp16": "layout",
+    "onednn::qlinear_prepack": "layout",
 }
 OP_KINDS: dict[str, str] = {
     **{f"aten::{n}": kind for kind, names in _KINDS_OF_NAMES.items() for n in names.split()},
@@ -229,7 +243,9 @@ def kind_of(op: str | None, kernel: str | None, call: OpCall | None) -> str:
     by_name = kernel_kind(kernel) if kernel else "unknown"
     by_op = op_kind(op, call)
     if by_op == by_name == "unknown" and op is not None and _CUSTOM.match(op):
-        return kernel_kind(op)  # custom ops are named after what they do
+        # Custom ops are named after what they do; their library may be named after something else.
+        named = kernel_kind(op.rpartition("::")[2])
+        return named if named != "unknown" else kernel_kind(op)
     if by_op == "unknown" or by_name in ("memcpy", "memset"):
         return by_name
     if by_op in MATMUL_KINDS:

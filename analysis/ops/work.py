@@ -12,17 +12,26 @@ from prunescope.analysis.ops import (
     matmul,
     memory,
     pointwise,
+    quantised,
     serving,
     sparse,
     training,
 )
-from prunescope.analysis.ops.call import MODELS, USUAL_KINDS, NoModel, OpCall, Work, op_model
+from prunescope.analysis.ops.call import (
+    MODELS,
+    NEED_RESULT,
+    USUAL_KINDS,
+    NoModel,
+    OpCall,
+    Work,
+    op_model,
+)
 
-__all__ = ["MODELS", "USUAL_KINDS", "OpCall", "Work", "op_model", "work_of"]
+__all__ = ["MODELS", "NEED_RESULT", "USUAL_KINDS", "OpCall", "Work", "op_model", "work_of"]
 
 # Importing a module registers its models; the tuple is the list of them.
 MODEL_MODULES = (
-    attention, convolution, matmul, memory, pointwise, serving, sparse, training,
+    attention, convolution, matmul, memory, pointwise, quantised, serving, sparse, training,
 )  # fmt: skip
 
 
@@ -32,6 +41,7 @@ def work_of(call: OpCall) -> Work | None:
     if not call.shapes:
         return None
     model = MODELS.get(call.name) or pointwise.generated(call.name)
+    model = model or quantised.custom_product(call.name)
     if model is None:
         return None
     try:

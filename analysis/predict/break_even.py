@@ -175,4 +175,4 @@ class Speedups:
 def _method_key(setting: Setting) -> Hashable:
     """The family with its knobs: two methods of one family may differ in them."""
     family = setting.family and setting.family.id
-    return family, setting.sparse_library, tuple(setting.knobs.items())
+    return family, setting.sparse_library, tuple(setting.knobs.items()), setting.layers_kept

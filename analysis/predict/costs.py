@@ -210,7 +210,8 @@ def cost_estimate(side: PredictedSide) -> CostEstimate:
 
     key = (device.name, setting.flop_per_s, setting.byte_per_s, setting.sparse_library,
            setting.launch, setting.gemm_ceiling, device.sm, device.boost_hz, setting.dtype,
-           setting.runtime, setting.wide_flop_per_s, setting.extra_ns)  # fmt: skip
+           setting.runtime, setting.wide_flop_per_s, setting.extra_ns,
+           setting.fused_attention)  # fmt: skip
     return side.forward.once(key, compute)
 
 
@@ -326,10 +327,13 @@ _EAGER = {
     "activation": EagerOp(2, 0, 1, 10 / 6),
     "attention": EagerOp(9, 10, 1),
 }
+_FUSED_ATTENTION = EagerOp(4, 6, 1)  # two concatenations, the fused kernel, a copy
 _LINEAR, _OTHER = EagerOp(1, 2, 1), EagerOp(1, 0, 0)
 
 
-def _eager_op(op: Op) -> EagerOp:
+def _eager_op(op: Op, setting: Setting) -> EagerOp:
+    if op.cls == "attention" and setting.fused_attention:
+        return _FUSED_ATTENTION
     return _EAGER.get(op.role) or (_LINEAR if op.cls == "matmul" else _OTHER)
 
 
@@ -337,7 +341,7 @@ def _host_ops(side: PredictedSide) -> tuple[float, float]:
     """Ops of a forward that launch a kernel, and module calls with half of each view."""
     launches = calls = 0.0
     for op in side.bounded:
-        eager, times = _eager_op(op), op.layers * op.runs
+        eager, times = _eager_op(op, side.setting), op.layers * op.runs
         launches += times * (eager.launches + _kv_copies(side, op))
         calls += times * (eager.modules + 0.5 * eager.views)
     return launches, calls
@@ -348,14 +352,15 @@ def _eager_bytes(side: PredictedSide, op: Op) -> float:
 
     Attention in decode copies the cache to append to it, and expands the keys and values of grouped
     queries; in both phases it writes scores b bytes each, scales and masks them, and takes the
-    softmax in float32: 8b + 8 bytes a score.
+    softmax in float32: 8b + 8 bytes a score, none where the kernel is fused.
     """
     b = side.work.itemsize
-    more = (_eager_op(op).traffic - 1) * op.bytes
+    more = (_eager_op(op, side.setting).traffic - 1) * op.bytes
     if op.cls != "attention":
         return more
     scores = op.gemms[0]
-    more += (8 * b + 8) * scores.batch * scores.m * scores.n
+    if not side.setting.fused_attention:
+        more += (8 * b + 8) * scores.batch * scores.m * scores.n
     cache = op.kv_read
     if side.work.prefill:
         return more

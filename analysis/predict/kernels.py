@@ -16,7 +16,13 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from prunescope.analysis.device.hardware import same_chip
-from prunescope.analysis.predict.constants import DEFAULT, SPARSE, Constants, SparseRate
+from prunescope.analysis.predict.constants import (
+    DEFAULT,
+    SPARSE,
+    SPLITTING_LIBRARIES,
+    Constants,
+    SparseRate,
+)
 from prunescope.analysis.predict.setting import Setting
 from prunescope.analysis.predict.side import PredictedSide
 from prunescope.taxonomy.plan import Op
@@ -32,10 +38,9 @@ TILES: tuple[tuple[int, int, float, float], ...] = (
     (128, 256, 1.0, 1.0), (128, 128, 0.66, 0.88), (64, 256, 0.66, 0.88), (64, 128, 0.55, 0.65),
     (64, 64, 0.45, 0.52), (32, 128, 0.45, 0.52), (16, 128, 0.40, 0.45), (16, 64, 0.35, 0.40),
 )  # fmt: skip
-# A 2:4 kernel has one tile of 128 x 128, at the full rate of its library, and never splits K:
-# PyTorch's is GemmShape<128, 128, 64>, taken by CUTLASS's profiler (aten
-# SparseSemiStructuredLinear.cu). Its waves are finer than those of the dense kernel. Tiles of fewer
-# rows as above.
+# A 2:4 kernel has one tile of 128 x 128, at the full rate of its library: PyTorch's is
+# GemmShape<128, 128, 64>, taken by CUTLASS's profiler (aten SparseSemiStructuredLinear.cu), and
+# never splits K. Its waves are finer than those of the dense kernel. Tiles of fewer rows as above.
 _SPARSE_TILES = tuple(
     (m, n, whole / TILES[1][2], even / TILES[1][3]) for m, n, whole, even in TILES if n <= 128
 )
@@ -72,7 +77,8 @@ class TileChoice:
 
 class SplitCosts(NamedTuple):
     """What decides whether K is split, in one unit of time: the useful work at the largest tile's
-    rate, the traffic of one part's sums, and the start of the kernel that adds them up."""
+    rate, the traffic of one part's sums (infinite: the library does not split K), and the start of
+    the kernel that adds them up."""
 
     work: float
     sums: float
@@ -117,9 +123,10 @@ def op_cost(side: PredictedSide, op: Op) -> OpCost:
         gemm = op.gemms[0]
         spread = (side.work.rows * op.rows * (1 - op.rows)) ** 0.5 if op.rows < 1 else 0.0
         sums = 8.0 * gemm.batch * gemm.m * gemm.n  # bytes of a part's fp32 sums, written and read
+        splits = not op.sparse or setting.sparse_library in SPLITTING_LIBRARIES
         split = SplitCosts(
             compute / (setting.gemm_ceiling or DEFAULT.gemm_share),
-            sums / (setting.byte_per_s * DEFAULT.stream_share),
+            sums / (setting.byte_per_s * DEFAULT.stream_share) if splits else math.inf,
             (DEFAULT.ramp_ns(setting.device) + DEFAULT.launch_ns) / 1e9,
         )
         k = max(1, round(gemm.k * (union or 1)))
@@ -249,7 +256,7 @@ def tile_choices(
         wholes.append(_Whole(took, per_tile, rows, columns, tiles, filled, waves, factor, even))
     one = min(wholes)
     whole = TileChoice(one.rows, one.columns, one.tiles, 1, one.waves, one.factor, one.even)
-    if spread or sparse or one.waves * sm <= one.tiles:  # full waves: nothing to even out
+    if spread or one.waves * sm <= one.tiles:  # full waves: nothing to even out
         return (whole,)
     best = _best_split(wholes, gemm, sm, split, below=split.work * one.took, idle=idle)
     return (whole,) if best is None else (whole, best)

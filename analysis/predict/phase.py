@@ -7,8 +7,10 @@ need a run are null.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Collection
+from dataclasses import replace
 
 import msgspec
 
@@ -16,7 +18,7 @@ from prunescope.analysis.predict.break_even import Speedups
 from prunescope.analysis.predict.constants import NAMES, TABLE, TERMS
 from prunescope.analysis.predict.costs import cost_estimate
 from prunescope.analysis.predict.kernels import cut_of, kernels_of, op_cost_ns, rates
-from prunescope.analysis.predict.ranges import uncertainty
+from prunescope.analysis.predict.ranges import Uncertainty, uncertainty
 from prunescope.analysis.predict.setting import Setting
 from prunescope.analysis.predict.side import PredictedSide, ops_by_name, predicted_side
 from prunescope.analysis.schema.prediction import (
@@ -132,7 +134,7 @@ def execution(
     speedup = before[0] / before[1]
     found = uncertainty(dense, pruned, terms)
     low, high = found.range_of(speedup)
-    notes = []
+    notes = _host_notes(dense, found, terms)
     if high / speedup - 1 < _NARROW or 1 - low / speedup < _NARROW:
         same = percent(1 - found.differences.reshaped_share)
         notes.append(
@@ -148,18 +150,49 @@ def execution(
         range=[low, high],
         sensitivities=list(found.sensitivities),
         notes=notes,
-        above_roofline=_above_roofline(dense, pruned, before),
+        above_roofline=_above_roofline(dense, pruned, before, rows),
     )
 
 
+_APART = 1.02  # two modes that are nearer are one
+
+
+def _host_notes(dense: PredictedSide, found: Uncertainty, terms: Collection[str]) -> list[str]:
+    """On which host an eager forward gains, where both are possible."""
+    if not found.modes or max(found.modes) < _APART * min(found.modes):
+        return []
+    active, c = frozenset(terms), dense.setting.constants
+    estimate = cost_estimate(dense)
+    device_ns = estimate.total_ns(replace(c, dispatch_ns=0.0), active)
+    us_per_op = device_ns / estimate.dispatch_ns(replace(c, dispatch_ns=1e3), active)
+    a_layer = device_ns / 1e6 / dense.setting.shape.layers
+    slow, fast, *_ = found.modes
+    device = found.modes[-1]
+    return [
+        f"two modes: on a host that needs less than {us_per_op:.2g} us an op ({a_layer:.2g} ms a "
+        f"layer) the device sets the pace, and the speedup comes to {max(device, fast):.2f}; on "
+        f"one that needs {TABLE['dispatch_ns'].high / 1e3:g} us it is {slow:.2f}. --host-us-per-op "
+        "or --from-run decides"
+    ]
+
+
 def _above_roofline(
-    dense: PredictedSide, pruned: PredictedSide, ns: tuple[float, float]
+    dense: PredictedSide, pruned: PredictedSide, ns: tuple[float, float], rows: list[TermRow]
 ) -> str | None:
-    """Why a speedup is above that of the rooflines; None where it is not."""
+    """Why a speedup is above that of the rooflines, with the cost that does most of it; None where
+    it is not."""
     if ns[0] / ns[1] <= dense.ns / pruned.ns * _ROUNDING:
         return None
     over = [time / side.ns for time, side in zip(ns, (dense, pruned), strict=True)]
-    return f"above it: dense takes {over[0]:.2f}× its roofline time, pruned {over[1]:.2f}×"
+    before, most = [dense.ns, pruned.ns], (0.0, "")
+    for row in rows:
+        after = [before[0] + row.dense_ns, before[1] + row.pruned_ns]
+        gain = math.log(after[0] / before[0]) - math.log(after[1] / before[1])
+        most, before = max(most, (gain, row.name)), after
+    return (
+        f"above it: dense takes {over[0]:.2f}× its roofline time, pruned {over[1]:.2f}×, most of "
+        f"all by {most[1]}"
+    )
 
 
 def gemm_rows(

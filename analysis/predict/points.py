@@ -130,8 +130,9 @@ def _kernel_key(name: str | None, knobs: Mapping[str, Any]) -> object:
 
 
 _NOT_WITH_FROM_RUN = ("--rank", "--workload", "--losses", "--loss", "--new-tokens",
-                      "--pruned-batch", "--chunk", "--tp")  # fmt: skip
-_NOT_WITH_RANK = ("--method", "--phase", "--context", "--out", "--pruned-batch")
+                      "--pruned-batch", "--chunk", "--tp", "--launch", "--runtime", "--attn",
+                      "--host-us-per-op", "--weights", "--extra-ms", "--depth")  # fmt: skip
+_NOT_WITH_RANK = ("--method", "--phase", "--context", "--out", "--pruned-batch", "--depth")
 _SIZES = ("--batch", "--prompt-len", "--new-tokens")
 _DEFAULT = PredictRequest()
 
@@ -149,6 +150,13 @@ def check_options(request: PredictRequest) -> None:
         "--pruned-batch": request.pruned_batch is not None,
         "--chunk": request.chunk is not None,
         "--tp": request.tp != 1,
+        "--launch": request.launch is not None,
+        "--runtime": request.runtime is not None,
+        "--attn": request.attn != _DEFAULT.attn,
+        "--host-us-per-op": request.host_us_per_op is not None,
+        "--weights": request.weights is not None,
+        "--extra-ms": request.extra_ms != 0,
+        "--depth": request.depth != 0,
         "--workload": request.workload is not None,
         "--losses": request.losses is not None,
         "--loss": request.loss is not None,
@@ -171,7 +179,7 @@ def check_options(request: PredictRequest) -> None:
         if request.new_tokens is None:
             refuse(("--pruned-batch", "--chunk"), "needs --new-tokens", "add --new-tokens N")
         if request.method is None:
-            refuse(("--pruned-batch",), "needs --method", "add --method")
+            refuse(("--pruned-batch", "--depth"), "needs --method", "add --method")
 
 
 def check_matches_run(request: PredictRequest, run: Run) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from prunescope.analysis.predict.answers import predicted_answer
+from prunescope.analysis.predict.asked import command_asked, options_asked
 from prunescope.analysis.predict.break_even import Speedups
 from prunescope.analysis.predict.phase import predict_phase
 from prunescope.analysis.predict.points import (
@@ -22,6 +23,7 @@ from prunescope.analysis.predict.points import (
 from prunescope.analysis.predict.request import PredictRequest
 from prunescope.analysis.predict.setting import (
     Setting,
+    assumptions,
     model_on_device,
     resolve,
     workloads,
@@ -82,7 +84,23 @@ def _point(request: PredictRequest, setting: Setting, speedups: Speedups | None)
         knobs=dict(setting.knobs),
         phases={w.phase: predict_phase(setting, w, speedups) for w in workloads(request, setting)},
         answer=predicted_answer(setting, request) if request.new_tokens else None,
+        kernel=setting.sparse_library if method and "layout" in method.adds else None,
+        assumed=_taken_for_granted(setting, request),
     )
+
+
+def _taken_for_granted(setting: Setting, request: PredictRequest) -> list[str]:
+    """What the name of the family leaves open: the knobs that were not given and change its
+    kernels by themselves."""
+    method = setting.family
+    if method is None:
+        return []
+    given = {**request.knobs, **setting.named}
+    return [
+        f"{name}={setting.knobs[name]}: {knob.assumed}"
+        for name, knob in method.knobs.items()
+        if knob.assumed and name not in given
+    ]
 
 
 def _prediction(
@@ -112,6 +130,9 @@ def _prediction(
         curves=_curves(points),
         warnings=warnings,
         answer=only.answer if only else None,
+        assumed=assumptions(setting),
+        options=options_asked(request),
+        command=command_asked(request),
     )
 
 

@@ -117,6 +117,21 @@ class PredictRequest:
             metavar="US",
         ),
     ] = None
+    attn: Annotated[
+        Literal["eager", "sdpa"],
+        Option(
+            help="How eager modules run attention: scores in memory, or one fused kernel (SDPA, "
+            "FlashAttention)."
+        ),
+    ] = "eager"
+    depth: Annotated[
+        float,
+        Option(
+            help="Fraction of whole layers that the pruned model lacks beside what the method "
+            "removes.",
+            metavar="D",
+        ),
+    ] = 0.0
     extra_ms: Annotated[
         float,
         Option(

@@ -35,7 +35,7 @@ from prunescope.taxonomy.dtypes import dtype, itemsize
 from prunescope.taxonomy.errors import PrunescopeError, nearest
 from prunescope.taxonomy.families import families, family
 from prunescope.taxonomy.family import Family
-from prunescope.taxonomy.keep import named_share
+from prunescope.taxonomy.keep import check_sparsity, named_share
 from prunescope.taxonomy.methods import family_of, method_names, slug
 from prunescope.taxonomy.plan import PHASES, Workload
 from prunescope.taxonomy.presets import preset_named
@@ -65,7 +65,10 @@ class Setting:
     runtime: Runtime | None = None  # None: the kernels alone
     wide_flop_per_s: float | None = None  # of what stays in 16 bits; None: all is in `dtype`
     stored_itemsize: float | None = None  # bytes a number of linear layers; None: as multiplied
+    fused_attention: bool = False  # in eager modules; elsewhere it always is
+    layers_kept: float = 1.0  # share of whole layers, beside what the method removes
     extra_ns: float = 0.0  # beside the model, on both sides
+    named: Mapping[str, str] = field(default_factory=dict)  # knobs that the method's name implies
     removed: Mapping[str, Sequence[int]] = field(default_factory=dict)  # layers that a run removed
     traits: Traits | None = None  # decide which families apply; None: all do
 
@@ -207,10 +210,30 @@ def resolve(
         runtime=runtime,
         wide_flop_per_s=_wide_peak(device, target.dtype) if runtime and runtime.mixed else None,
         stored_itemsize=_stored(request.weights),
+        fused_attention=request.attn == "sdpa",
+        layers_kept=_layers_kept(request.depth, shape.layers),
         extra_ns=_extra(request.extra_ms),
+        named=method_knobs,
         traits=target.traits,
     )
     return setting, target.source
+
+
+def assumptions(setting: Setting) -> list[str]:
+    """What a prediction takes for granted of the engine, in sentences."""
+    found = []
+    if setting.layers_kept < 1:
+        left = round(setting.layers_kept * setting.shape.layers)
+        found.append(f"the pruned model has {left} of {setting.shape.layers} layers")
+    if setting.runtime is None:
+        return found
+    found.append(setting.runtime.assumed)
+    if setting.wide_flop_per_s is not None:
+        found.append(
+            f"linear layers multiply in {setting.dtype}; lm_head, attention, its cache and what "
+            "lies between stay in 16 bits"
+        )
+    return found
 
 
 def split_library(knobs: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -289,6 +312,12 @@ def _stored(name: str | None) -> float | None:
             f"no number format is called {name!r}", hint="for example int4, int8 or fp8"
         )
     return size
+
+
+def _layers_kept(depth: float, layers: int) -> float:
+    """The share of layers that is left when whole ones go."""
+    check_sparsity(depth)
+    return max(1, layers - round(depth * layers)) / layers
 
 
 def _extra(ms: float) -> float:

@@ -125,7 +125,7 @@ def predicted_side(
         removed = setting.removed if at == setting.sparsity else {}
         # The family fills in knobs that are not given.
         point = FamilyPoint(sparsity=at, knobs=setting.knobs, removed=removed)
-        whole = pruned_forward(setting.shape, work, setting.family, point)
+        whole = pruned_forward(setting.shape, work, setting.family, point, setting.layers_kept)
     if setting.tp > 1:
         key = "tp", setting.tp
         whole = whole.once(key, partial(_one_device, whole, setting.tp, setting.shape))
@@ -152,16 +152,28 @@ def dense_forward(shape: ModelShape, work: Workload) -> Forward:
 
 
 def pruned_forward(
-    shape: ModelShape, work: Workload, family: Family, point: FamilyPoint
+    shape: ModelShape,
+    work: Workload,
+    family: Family,
+    point: FamilyPoint,
+    layers_kept: float = 1.0,
 ) -> Forward:
-    """The forward of `family` at `point`."""
-    plans = family.plans(shape, work, point)
+    """The forward of `family` at `point`, with a share `layers_kept` of the layers."""
+    plans = [_shallower(plan, layers_kept) for plan in family.plans(shape, work, point)]
     ops = forward(plans)
     resident = ops
-    if family.keeps_weights:  # every dense weight stays in memory, read or not
+    if family.keeps_weights:  # every weight of the layers stays in memory, read or not
         added = (op for op in ops if op.added)
-        resident = [*dense_forward(shape, work).ops, *added]
+        resident = [*forward([_shallower(dense_plan(shape, work), layers_kept)]), *added]
     return _forward(work, ops, resident, plans)
+
+
+def _shallower(plan: Plan, kept: float) -> Plan:
+    if kept == 1:
+        return plan
+    return replace(
+        plan, attention_layers=plan.attention_layers * kept, mlp_layers=plan.mlp_layers * kept
+    )
 
 
 def _forward(work: Workload, ops: list[Op], resident: list[Op], plans: list[Plan]) -> Forward:

@@ -49,18 +49,26 @@ FRAME: dict[str, str] = {
     "busy": "part of the union of events that this one covers first; nothing is counted twice",
     "gap": "idle time right before it, owned by it",
     "launched": "time of the launch on the host",
-    "starved": "whether the device had run out of work before this was launched",
-    "cause": "of most of the gap: host, sync (a call that waits for the device), memcpy (a "
+    "starved": "whether the device had run out of work before the call that launched this ended",
+    "cause": "of most of the gap: host, first_call (or compilation), allocator (its calls), "
+    "collective (of host threads), sync (a call that waits for the device), memcpy (a "
     "copy call), blocked (its stream waited for another), device (launched in time), unknown, "
     "other_step (the device ran work of a later step)",
+    "idle_first_call": "part in a first call or a compilation, which no later step holds",
     "idle_memcpy": "part of the gap in which the launching thread was in a copy call that blocks",
     "idle_copy_launch": "part in a copy call that returns at once",
     "idle_sync": "part in a call that waits for the device",
+    "idle_allocation": "part in a call that allocates or frees memory",
+    "idle_computed": "part in an operator that the host computed itself",
+    "idle_stalled": "part in an operator or call that took more than 1 ms and ten times its "
+    "median, for no reason that the trace shows",
     "idle_launch": "part in another runtime call, and from the launch to the start",
-    "idle_computed": "part in a matrix product that the host computed itself",
     "idle_op": "part in another operator, outside of calls",
+    "idle_collective": "part in which this thread recorded nothing, and another one was in a "
+    "collective",
     "idle_nothing": "part in nothing that was recorded",
-    "idle_blocked": "part after the launch, longer than any launch takes",
+    "idle_blocked": "part after the launch, longer than any launch takes, or in a recorded wait of "
+    "a stream",
     "idle_device": "the gap, where it was launched in time",
     "idle_replay": "the gap within one graph replay, longer than any launch takes",
     "idle_unknown": "the gap, where no launch is known, or before a replay in a trace that lacks "

@@ -301,7 +301,7 @@ def kinds_figure(phase: Phase, name: str, *, title: str = "") -> Figure | None:
     """Busy time by kind, for a report without a baseline."""
     if not phase.kinds:
         return None
-    ranked = sorted(phase.kinds.items(), key=lambda item: -item[1])[:10]
+    ranked = sorted(phase.busy_by_kind.items(), key=lambda item: -item[1])[:10]
     unit = numbers.scale(ns for _, ns in ranked)
     figure, axes = _axes(len(ranked))
     top = max(ns for _, ns in ranked) / unit.per or 1.0

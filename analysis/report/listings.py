@@ -4,7 +4,7 @@ or checks; out, a rich renderable. Every string goes in as Text, never as markup
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -70,8 +70,11 @@ class KnownDevice(Protocol):
         ...
 
 
-def families(listed: Sequence[Family]) -> RenderableType:
-    """One row a family: what moves in each GEMM group, what is removed, who published it."""
+def families(
+    listed: Sequence[Family], *, more_knobs: Callable[[Family], Mapping[str, Knob]]
+) -> RenderableType:
+    """One row a family: what moves in each GEMM group, what is removed, who published it.
+    `more_knobs`: those of a family beside those of its pruning."""
     table = _table("family", "kind", "moves", "removes", "published as")
     for one in listed:
         axes = " ".join("-" if one.axes[g] == "none" else one.axes[g] for g in _GROUPS)
@@ -79,7 +82,7 @@ def families(listed: Sequence[Family]) -> RenderableType:
         _row(table, name, one.dynamics, axes, one.unit, ", ".join(one.methods))
     knobs = _table("family", "--set", "adds work of kind")
     for one in listed:
-        texts = [_knob(name, knob) for name, knob in one.knobs.items()]
+        texts = [_knob(name, knob) for name, knob in {**one.knobs, **more_knobs(one)}.items()]
         if texts or one.adds:
             _row(knobs, one.id, texts[0] if texts else "-", ", ".join(one.adds) or "-")
         for further in texts[1:]:

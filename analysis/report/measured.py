@@ -19,7 +19,14 @@ MEMORY = (
     ("kv_bytes", "KV cache"),
     ("peak_memory_bytes", "peak memory"),
 )
-_LATE = ("host", "sync", "memcpy")  # causes of idle time before a launch that came late
+_LATE = (
+    "host",
+    "first_call",
+    "allocator",
+    "collective",
+    "sync",
+    "memcpy",
+)  # causes of idle time before a launch that came late
 _TILE_FITS = {
     "exact": "one block a tile",
     "padded": "rounded up",
@@ -27,8 +34,12 @@ _TILE_FITS = {
     "persistent": "persistent blocks",
     "unexplained": "unexplained",
 }
+_ON_HOST = ("host", "collective", "tail")  # causes of the gaps of a host trace
 _CAUSES = {
     "host": "the host was late",
+    "first_call": "the host in first calls or compilation",
+    "allocator": "the host in calls that allocate or free memory",
+    "collective": "collectives of host threads",
     "sync": "the host in a call that waits for the device",
     "memcpy": "the host in a copy call",
     "held": "blocked by another stream after the launch",
@@ -107,7 +118,7 @@ def _on_host(phase: Phase) -> bool:
     anatomy = phase.anatomy
     if anatomy is None or anatomy.graph_speedup is not None or phase.is_skewed:
         return False
-    return all(not ns for cause, ns in anatomy.gaps.items() if cause not in ("host", "tail"))
+    return all(not ns for cause, ns in anatomy.gaps.items() if cause not in _ON_HOST)
 
 
 def pairing(phase: Phase) -> str:

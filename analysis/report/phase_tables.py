@@ -66,7 +66,7 @@ TABLES: dict[str, Callable[[Phase, Extent], Table | None]] = {
         gemm_table(phase, top=extent.gemms, names=extent.kernel_names) if phase.gemms else None
     ),
     "parts": lambda phase, _: parts_table(phase),
-    "kind": lambda phase, extent: split_table("kind", phase.kinds, phase.busy_ns, top=extent.kinds),
+    "kind": lambda phase, extent: kinds_table(phase, extent.kinds),
     "role": lambda phase, _: split_table("role", phase.roles, phase.busy_ns),
     "shapes": lambda phase, _: shapes_table(phase),
     "host": lambda phase, _: host_table(phase),
@@ -220,6 +220,18 @@ def _break_even_interval(ci95: list[float | None] | None) -> str:
     return f" [{numbers.percent(low)}, {numbers.percent(high)}]"
 
 
+def kinds_table(phase: Phase, top: int | None) -> Table:
+    """Busy time by kind; a note where communication runs beside it."""
+    table = split_table("kind", phase.busy_by_kind, phase.busy_ns, top=top)
+    comm = phase.communication
+    if comm is not None and comm.overlapped_ns:
+        table.notes.append(
+            f"Another {numbers.time(comm.overlapped_ns)} of communication is overlapped: other "
+            "kernels run beside it, and the time is theirs."
+        )
+    return table
+
+
 def split_table(
     title: str, parts: dict[str, float], busy_ns: float, *, top: int | None = None
 ) -> Table:
@@ -341,7 +353,7 @@ def host_table(phase: Phase) -> Table | None:
             "the op around the call, or under the call's own name where it is in none. "
         )
         * is_split
-        + "The device waits where a launch began after it was starved."
+        + "The device waits where the call of a launch had not ended when it ran out of work."
         + " The clocks of host and device are apart: that wait is doubtful." * is_skewed
     ]
     return Table("host", "Host time by op and role", columns, rows, notes)

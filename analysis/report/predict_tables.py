@@ -62,9 +62,13 @@ def prediction(values: dict[str, Any], *, explain: bool = False) -> Sheet:
             parts += [gemm_table(name, phase) for name, phase in result.phases.items()]
         if result.answer is not None:
             parts += answer_tables(result.answer)
+    if isinstance(result, Prediction):
+        taken = [*result.assumed, *(text for point in result.points for text in point.assumed)]
+        parts += [Line(f"assumed: {text}", "dim") for text in dict.fromkeys(taken)]
     parts += [Line(f"! {text}", "yellow") for text in result.warnings]
     ran = "only the dense side was run" if isinstance(result, FromRun) else "nothing was run"
-    return Sheet([*parts, Line(f"speedups are dense ÷ pruned; {ran}", "dim")])
+    parts.append(Line(f"speedups are dense ÷ pruned; {ran}", "dim"))
+    return Sheet([*parts, *([Line(result.command, "dim")] if result.command else [])])
 
 
 def phase_tables(name: str, phase: PredictedPhase) -> Parts:

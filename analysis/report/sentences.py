@@ -4,9 +4,13 @@ out, plain lines with units, unescaped. Each percentage names its base, each sta
 
 from __future__ import annotations
 
+from statistics import median
+
 from prunescope.analysis.report import numbers
 from prunescope.analysis.report.gemm_table import without_sizes
 from prunescope.analysis.schema.report import (
+    CUT_OFF,
+    OTHER_TIME,
     WHOLE_TRACE,
     FamilyVerdict,
     Finding,
@@ -14,7 +18,7 @@ from prunescope.analysis.schema.report import (
     Phase,
     Report,
 )
-from prunescope.analysis.schema.sides import Unprofiled
+from prunescope.analysis.schema.sides import ColdSteps, Unprofiled
 from prunescope.taxonomy.run import NARROW
 
 FAMILIES = {
@@ -28,6 +32,7 @@ PAST_BOUND = "≥ 100 % of the bound: faster than the roofline model allows"
 NO_FINDING = "none: no rule holds here; the tables have where the time goes"
 _PROMISED = 1.005  # a nominal speedup from which on one was promised
 _NOTABLE = 0.98  # realised ÷ predicted from which on there is no miss to explain
+_FEW_STEPS = 8  # whose times a line shows one by one
 _PLACED = "which alone moves a model by 1 to 3 %"
 
 
@@ -35,7 +40,9 @@ def setup(phase: Phase) -> str:
     """Steps, samples, sparsity: what the numbers of the phase are made of."""
     is_whole = phase.steps == 1 and WHOLE_TRACE in phase.notes
     steps = f"{phase.steps} profiled step{'s' * (phase.steps != 1)}"
-    facts = ["the whole trace as one step" if is_whole else steps]
+    facts = ["the whole trace as one step" if is_whole else steps + _step_times(phase)]
+    facts += _left_out(phase.cold_steps)
+    facts += _left_out(phase.baseline.cold_steps, "dense ") if phase.baseline else []
     if timed := phase.unprofiled_ns:
         text = f"{len(timed.samples)} unprofiled samples"
         text += f" in {len(timed.placements)} placements" if timed.placements else ""
@@ -43,14 +50,42 @@ def setup(phase: Phase) -> str:
             text += f", each after {numbers.time(cost)} of copying weights and warm-up"
         facts.append(text)
     names = {"nominal": "nominal s", "parameters": "parameters", "flop": "FLOPs", "bytes": "bytes"}
-    removed = [
-        f"{names.get(key, key)} {numbers.percent(share)}"
-        for key, share in phase.sparsity.items()
-        if share is not None
-    ]
-    if removed:
-        facts.append("removed: " + ", ".join(removed))
+    known = {names.get(k, k): share for k, share in phase.sparsity.items() if share is not None}
+    if known and phase.shows_pruning:
+        removed = (f"{name} {numbers.percent(share)}" for name, share in known.items())
+        facts.append(f"removed: {', '.join(removed)}")
+    elif known:  # sides that do not compare have less or more, which nobody removed
+        ratios = (f"{name} {numbers.ratio(1 - share)}" for name, share in known.items())
+        facts.append(f"of the dense side: {', '.join(ratios)}")
     return " · ".join(facts)
+
+
+def _left_out(cold: ColdSteps | None, side: str = "") -> list[str]:
+    """The steps that no mean contains, because they hold first calls or compilation."""
+    if cold is None:
+        return []
+    count = len(cold.step_ns)
+    which = f"{count} {side}cold step{'s' * (count != 1)}"
+    return [
+        f"{which} left out{_times(cold.step_ns)}, of which "
+        f"{numbers.time(sum(cold.first_call_ns))} in first calls or compilation"
+    ]
+
+
+def _step_times(phase: Phase) -> str:
+    """The times of the steps where no samples describe one better: all of a few, else the range."""
+    if len(phase.step_ns) < 2 or phase.unprofiled_ns is not None:
+        return ""
+    return _times(phase.step_ns)
+
+
+def _times(times: list[int]) -> str:
+    unit = numbers.scale(times)
+    if len(times) > _FEW_STEPS:
+        low, middle, high = (unit.text(f(times)) for f in (min, median, max))
+        return f" of {low} to {high} {unit.unit}, the median {middle}"
+    *most, last = map(unit.text, times)
+    return f" of {', '.join(most)} and {last} {unit.unit}" if most else f" of {last} {unit.unit}"
 
 
 def headline(phase: Phase) -> str:
@@ -73,6 +108,11 @@ def captured(phase: Phase) -> str:
     return f"no step was timed ({'; '.join(found.evidence)})" if found is not None else ""
 
 
+def _cut_off(phase: Phase) -> str | None:
+    """Which files are cut off; None where all are whole."""
+    return next((item.text for item in phase.findings if item.id == CUT_OFF), None)
+
+
 def _outcome(phase: Phase) -> str:
     """Realised and promised speedup; or that the ratio is noise where nothing was pruned; or why
     the sides are not comparable; without a baseline, the step and how busy it is."""
@@ -81,9 +121,14 @@ def _outcome(phase: Phase) -> str:
             f", and {numbers.ratio(phase.ladder.realised)} is no speedup" if phase.ladder else ""
         )
         return f"{why}: the rest took {numbers.time(phase.wall_ns)}{ratio}"
+    if (damage := _cut_off(phase)) is not None:
+        left = f"what is left takes {numbers.time(phase.wall_ns)} a step"
+        ratio = f"{numbers.ratio(phase.ladder.realised)} is no speedup" if phase.ladder else left
+        return f"{damage}; {ratio}"
     if phase.ladder is None:
         share = numbers.share_of(phase.busy_ns, phase.wall_ns)
         text = f"{numbers.time(phase.wall_ns)} a step, busy {numbers.percent(share)} of the wall"
+        text += _communication(phase)
         earlier = any(finding.id == "earlier-work" for finding in phase.findings)
         return text + ", much of which is earlier work, most likely" * earlier
     ladder = phase.ladder
@@ -95,12 +140,39 @@ def _outcome(phase: Phase) -> str:
     if without_sizes(phase):
         why = "no shapes, so what was pruned is unknown (capture again with record_shapes=True)"
         return f"{why}: {ratio} is the ratio of the two traces"
-    if _nothing_moved(phase):
-        return _noise(phase, ladder)
+    if phase.nothing_moved:
+        return _unmoved(phase, ladder)
     if holds_one(phase):
         text = f"{ratio} is indistinguishable from no speedup: the interval includes 1×"
-        return f"{text}; {_was_promised(phase, ladder)}"
+        return text if ladder.nominal is None else f"{text}; {_was_promised(phase, ladder)}"
     return _realised(phase, ladder)
+
+
+def _communication(phase: Phase) -> str:
+    """How much of the busy time only communication fills, and how much of it is overlapped."""
+    comm = phase.communication
+    if comm is None:
+        return ""
+    work = phase.busy_ns - comm.exposed_ns
+    shares = (numbers.share_of(ns, phase.wall_ns) for ns in (work, comm.exposed_ns))
+    of_work, exposed = map(numbers.percent, shares)
+    text = f" ({of_work} work, {exposed} exposed communication"
+    if comm.overlapped_ns:
+        share = numbers.share_of(comm.overlapped_ns, comm.exposed_ns + comm.overlapped_ns)
+        text += f"; {numbers.percent(share)} of the communication is overlapped"
+    return f"{text})"
+
+
+def _communication_of_pair(phase: Phase) -> str:
+    """Exposed and overlapped communication of the pruned side, where the headline is a speedup."""
+    comm = phase.communication
+    if comm is None or phase.ladder is None:
+        return ""
+    share = numbers.percent(numbers.share_of(comm.exposed_ns, phase.wall_ns))
+    return (
+        f"communication of the pruned step: {numbers.time(comm.exposed_ns)} exposed ({share} of "
+        f"the wall), {numbers.time(comm.overlapped_ns)} overlapped"
+    )
 
 
 def _realised(phase: Phase, ladder: Ladder) -> str:
@@ -135,23 +207,20 @@ def _not_comparable(phase: Phase) -> str:
     return f"not comparable ({'; '.join(lines[:3])})"
 
 
-def _nothing_moved(phase: Phase) -> bool:
-    """Nothing was pruned, or nothing that shapes and kernels show."""
-    verdict, pairs = phase.family, phase.pairing
-    if verdict is None or verdict.id != "unknown" or pairs is None:
-        return verdict is not None and verdict.id == "dense"
-    unmoved = bool(phase.gemms) and all(gemm.axis == "none" for gemm in phase.gemms)
-    return unmoved and not pairs.added and not pairs.removed
-
-
-def _noise(phase: Phase, ladder: Ladder) -> str:
-    """The ratio of two captures of one model, or of what seems to be one: no speedup."""
+def _unmoved(phase: Phase, ladder: Ladder) -> str:
+    """The ratio of two captures of one model, or of what seems to be one: noise where it is small
+    enough, else what the ledger shows of its cause. No speedup of a pruning either way."""
     known = phase.family is not None and phase.family.id == "dense"
     text = "nothing was pruned" if known else "the shapes show no pruning"
     text += f": {numbers.ratio(ladder.realised)}"
     text += _interval(ladder) or " (no interval: one step or sample)"
-    text += " is the noise between two captures, "
-    text += "no speedup" if known else "or what a trace does not show"
+    if ladder.is_noise:
+        text += " is the noise between two captures, "
+        text += "no speedup" if known else "or what a trace does not show"
+    else:
+        found = next((item for item in phase.findings if item.id == OTHER_TIME), None)
+        rows = "" if found is None else f": {found.text.rpartition(': ')[2]}"
+        text += f" is more than noise and no speedup of a pruning{rows}"
     if (ladder.nominal or 1.0) > _PROMISED:
         text += f"; {_was_promised(phase, ladder)}"
     return text
@@ -257,6 +326,7 @@ def opening(phase: Phase) -> list[str]:
         predicted(phase),
         statistic(phase),
         family(phase.family),
+        _communication_of_pair(phase),
         setup(phase),
         coverage(phase),
     )

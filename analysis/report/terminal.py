@@ -77,6 +77,7 @@ class _ReportPage(Page):
             elif table.id == "kind":
                 yield self.section(table.title)
                 yield self._shares(table, phase.busy_ns)
+                yield from self.notes(table.notes)
             else:
                 unit = next((c.unit for c in table.columns if c.unit), "")
                 yield self.section(f"{table.title}: {unit} a step")

@@ -63,12 +63,13 @@ class HostTime(msgspec.Struct, kw_only=True):
 
 
 class Idle(msgspec.Struct, kw_only=True):
-    """Idle time by what the launching thread did then: memcpy (in a copy that no graph holds),
-    copy_launch (in a copy call that returns without waiting), sync, launch (another runtime call),
-    computed (a product on the host), op, nothing (that was recorded), held, replay, device,
-    unknown, other_step (the device ran work of a later step); `beside`: the annotation, frame of
-    Python or long op that the host was in for at least half of its part of a gap; `ns` is all of
-    that part."""
+    """Idle time by what the launching thread did then: first_call (or compilation), memcpy (in a
+    copy that no graph holds), copy_launch (in a copy call that returns without waiting), sync,
+    allocation (in a call that allocates or frees memory), computed (an op on the host), stalled (an
+    op or call far above its median), launch (another runtime call), op, collective (of other
+    threads), nothing (that was recorded), held, replay, device, unknown, other_step (the device ran
+    work of a later step); `beside`: the annotation, frame of Python or long op that the host was in
+    for at least half of its part of a gap; `ns` is all of that part."""
 
     doing: str
     beside: str | None
@@ -119,6 +120,15 @@ class Fit(msgspec.Struct, kw_only=True):
     ]
 
 
+class Communication(msgspec.Struct, kw_only=True):
+    """Communication kernels of a step: how long nothing else runs beside them, how long other
+    kernels do, and the busy time of those by kind; exposed_ns and kinds sum to busy_ns."""
+
+    exposed_ns: float
+    overlapped_ns: float
+    kinds: dict[str, float]
+
+
 class Anatomy(msgspec.Struct, kw_only=True):
     """The anatomy of one phase."""
 
@@ -155,3 +165,6 @@ class Anatomy(msgspec.Struct, kw_only=True):
         ),
     ] = None
     idle: Annotated[list[Idle], meaning("the same idle time without the tail, split further")] = []
+    communication: Annotated[
+        Communication | None, meaning("null: none on the device, or an older report")
+    ] = None

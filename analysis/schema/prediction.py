@@ -100,7 +100,7 @@ class Execution(msgspec.Struct, kw_only=True):
     speedup: float
     range: list[float]
     sensitivities: list[Sensitivity] = msgspec.field(name="guessed")
-    notes: list[str] = []  # why the range is narrow
+    notes: list[str] = []  # why the range is narrow, or holds two modes
     break_even: BreakEven | None = None  # null: without `break_even`
     above_roofline: str | None = None  # why the speedup is above the roofline's
 
@@ -196,6 +196,8 @@ class PredictedPoint(msgspec.Struct, kw_only=True):
     knobs: dict[str, Any]
     phases: dict[str, PredictedPhase]
     answer: PredictedAnswer | None = None  # with `new_tokens`
+    kernel: str | None = None  # the library of its 2:4 kernels; null: it has none
+    assumed: list[str] = []  # what the method's name leaves open, and what was taken
 
 
 class Prediction(msgspec.Struct, kw_only=True):
@@ -211,6 +213,9 @@ class Prediction(msgspec.Struct, kw_only=True):
     curves: dict[str, dict[str, dict[str, list[float]]]]  # phase -> method -> column -> values
     warnings: list[str]
     answer: PredictedAnswer | None = None  # of the only point
+    assumed: list[str] = []  # of the engine and the number formats
+    options: dict[str, Any] = {}  # every option by name, given or not
+    command: str = ""  # that gives the same prediction
 
 
 class Ranked(msgspec.Struct, kw_only=True):
@@ -246,6 +251,8 @@ class Ranking(msgspec.Struct, kw_only=True):
     left_out: dict[str, str]
     warnings: list[str]
     loss: float | None = None  # pruned over dense perplexity - 1 of `by.loss`
+    options: dict[str, Any] = {}  # every option by name, given or not
+    command: str = ""
 
 
 class FamilyRow(msgspec.Struct, kw_only=True):
@@ -292,3 +299,5 @@ class FromRun(msgspec.Struct, kw_only=True):
     device: DeviceUsed
     phases: dict[str, MeasuredPhase]
     warnings: list[str]
+    options: dict[str, Any] = {}  # every option by name, given or not
+    command: str = ""

@@ -10,11 +10,12 @@ from typing import Annotated, Any, Literal, Required, TypedDict
 
 import msgspec
 
-from prunescope.analysis.schema.anatomy import Anatomy
+from prunescope.analysis.schema.anatomy import Anatomy, Communication
 from prunescope.analysis.schema.encode import json_bytes
 from prunescope.analysis.schema.fields import meaning
 from prunescope.analysis.schema.pair_comparison import PairComparison
 from prunescope.analysis.schema.sides import (
+    ColdSteps,
     DeviceUsed,
     PhaseKind,
     PredictedRun,
@@ -27,7 +28,13 @@ from prunescope.taxonomy.formats import decode, scrubbed
 # Where busy is less than this share of the duration, kernels ran concurrently with others.
 BESIDE = 0.99
 CLOCKS_APART = "clocks-apart"  # the finding that makes causes of idle time doubtful
+CUT_OFF = "cut-off"  # the finding that a file ends before its trace does
+OTHER_TIME = "same-shapes-other-time"  # the finding that names a ratio of two captures
+# Two captures of one program on one machine differ by less: placement in memory moves a model by 1
+# to 3 %, and walls moved by 1.4 % between captures on a quiet machine (docs/ledger.md).
+CAPTURES_DIFFER = 1.05
 _NOT_COMPARABLE = "not-comparable"  # the finding by which reports before 0.2 say so
+_MUCH_COMM = 0.05  # of the wall: communication worth a part of its own
 # The note on a trace that no marker divides into steps.
 WHOLE_TRACE = "no step marker in the trace: all of it counts as one step"
 
@@ -232,6 +239,12 @@ class Ladder(msgspec.Struct, kw_only=True):
         return [end / self.roofline for end in self.realised_ci95]
 
     @property
+    def is_noise(self) -> bool:
+        """Whether two captures of one program may differ as much as the realised speedup."""
+        low, high = self.realised_ci95 or (self.realised, self.realised)
+        return low <= 1 <= high or 1 / CAPTURES_DIFFER <= self.realised <= CAPTURES_DIFFER
+
+    @property
     def holds_bound(self) -> bool:
         """Whether the interval of the share includes 1, or lies below."""
         ends = self.share_interval()
@@ -393,6 +406,21 @@ class Phase(msgspec.Struct, kw_only=True):
     comparison: Annotated[
         PairComparison | None, meaning("null: no baseline, or a report before 0.2")
     ] = None
+    step_ns: Annotated[list[int], meaning("the wall of each of the steps")] = []
+    cold_steps: Annotated[ColdSteps | None, meaning("null: none was left out")] = None
+    first_call_ns: Annotated[
+        float, meaning("of the steps: idle for first calls or compilation; on a CPU in compilers")
+    ] = 0.0
+
+    @property
+    def nothing_moved(self) -> bool:
+        """Whether nothing was pruned, or nothing that shapes and kernels show."""
+        verdict, pairs = self.family, self.pairing
+        if verdict is None or verdict.id != "unknown" or pairs is None:
+            return verdict is not None and verdict.id == "dense"
+        unmoved = bool(self.gemms) and all(gemm.axis == "none" for gemm in self.gemms)
+        unmoved = unmoved and "dense" in verdict.alternatives  # else not all GEMMs are known
+        return unmoved and not pairs.added and not pairs.removed
 
     @property
     def is_speedup(self) -> bool:
@@ -416,6 +444,23 @@ class Phase(msgspec.Struct, kw_only=True):
         if timed is None or (dense is None and self.domain != "unprofiled"):
             return None
         return dense or timed, timed
+
+    @property
+    def communication(self) -> Communication | None:
+        """Exposed and overlapped communication, where it takes a good part of the step."""
+        comm = self.anatomy.communication if self.anatomy is not None else None
+        if comm is None or comm.exposed_ns + comm.overlapped_ns <= _MUCH_COMM * self.wall_ns:
+            return None
+        return comm
+
+    @property
+    def busy_by_kind(self) -> dict[str, float]:
+        """Busy time by kind, ns a step: what only communication fills is apart, and the work that
+        it runs beside counts in full."""
+        comm = self.communication
+        if comm is None:
+            return self.kinds
+        return {"comm, exposed": comm.exposed_ns, **comm.kinds}
 
     @property
     def is_skewed(self) -> bool:

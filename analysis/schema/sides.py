@@ -157,6 +157,15 @@ class Unprofiled(msgspec.Struct, kw_only=True):
         return f"the mean over {len(self.placements)} placements of the medians of {samples}"
 
 
+class ColdSteps(msgspec.Struct, kw_only=True):
+    """Steps that are left out of all means because they hold first calls or compilation, ns."""
+
+    step_ns: list[int]
+    first_call_ns: Annotated[
+        list[int], meaning("of it idle for first calls or compilation; on a CPU in compilers")
+    ]
+
+
 class Totals(msgspec.Struct, kw_only=True):
     """One side of a phase in totals; times in ns a step, memory in bytes, null: not known."""
 
@@ -178,6 +187,11 @@ class Totals(msgspec.Struct, kw_only=True):
     kinds: dict[str, float] = {}
     roles: dict[str, float] = {}
     kernels_per_step: list[int] = []
+    step_ns: Annotated[list[int], meaning("the wall of each of the steps")] = []
+    cold_steps: Annotated[ColdSteps | None, meaning("null: none was left out")] = None
+    first_call_ns: Annotated[
+        float, meaning("of the steps: idle for first calls or compilation; on a CPU in compilers")
+    ] = 0.0
     shapes: Annotated[dict[str, float], meaning("of GEMM time, by where its shapes come from")] = {}
     phase_kind: Annotated[PhaseKind | None | msgspec.UnsetType, meaning("unset for a run")] = (
         msgspec.UNSET

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from prunescope.analysis.timeline.intervals import Windows
+from prunescope.analysis.timeline.intervals import Windows, innermost
 from prunescope.analysis.trace.collect import NONE, Ints
 from prunescope.analysis.trace.events import Trace
 
@@ -58,6 +58,26 @@ def op_by_external_id(trace: Trace, events: Ints, launch: Ints) -> Ints:
     checks = np.concatenate(right)
     trusted = len(checks) and checks.mean() > _TRUSTED
     return np.where(alone, found, NONE) if trusted else none
+
+
+def op_of_launch(trace: Trace, launch: Ints, kernel_external: Ints) -> Ints:
+    """Row of the host op behind each launch: by External id, else the innermost op around it."""
+    ops = trace.ops
+    if not len(ops["ts"]):
+        return np.full(len(launch), NONE)
+    external = taken(trace.launches["external"], launch)
+    external = np.where(external >= 0, external, kernel_external)
+    order = np.argsort(ops["external"], kind="stable")
+    found = lookup(ops["external"][order], order, external)
+    ts = taken(trace.launches["ts"], launch, absent=0)
+    thread = taken(trace.launches["thread"], launch)
+    # An id that clashes (older profilers number ops and launches apart) names a distant op.
+    good = (found >= 0) & (ops["ts"][found] <= ts) & (ts <= ops["ts"][found] + ops["dur"][found])
+    missing = ~good & (launch >= 0)
+    inner = innermost({**ops, "order": ops["external"]}, thread[missing], ts[missing])
+    found = np.where(good, found, NONE)
+    found[missing] = inner
+    return found
 
 
 @dataclass(frozen=True)

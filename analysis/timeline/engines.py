@@ -126,6 +126,11 @@ def find_iterations(trace: Trace) -> Iterations | None:
     return None
 
 
+def phases_of_spans(trace: Trace, start: Ints, end: Ints) -> list[str]:
+    """The phase of each span of host time, one of PHASES, by the kernels and linears in it."""
+    return _phases(_steps(trace, start, end))
+
+
 def attention_phase(kernel: str) -> str | None:
     """The phase that an attention kernel is made for, by its name: prefill, decode, or None."""
     if _PREFILL.search(kernel):
@@ -161,12 +166,12 @@ def _steps(trace: Trace, start: Ints, end: Ints) -> list[_Step]:
     order = np.argsort(launches["correlation"], kind="stable")
     known = launches["correlation"][order]
     at = np.minimum(np.searchsorted(known, device["correlation"]), max(0, len(known) - 1))
+    out = [_Step(0, 0, set(), rows) for rows in _rows(trace, start, end)]
     if not len(known) or not len(start):
-        return [_Step(0, 0, set(), None) for _ in start]
+        return out
     linked = known[at] == device["correlation"]
     step = _within(launches["ts"][order[at]], start, end)
     step[~linked] = -1
-    out = [_Step(0, 0, set(), rows) for rows in _rows(trace, start, end)]
     kinds = {int(i): kernel_kind(trace.names[i]) for i in np.unique(device["name"])}
     columns = (step, device["name"], device["dur"], device["grid"])
     for s, name, ns, grid in zip(*columns, strict=True):
@@ -193,6 +198,8 @@ def _rows(trace: Trace, start: Ints, end: Ints) -> list[int | None]:
         if call.name in _PLAIN and (work := work_of(call)) is not None and work.gemms
     }
     counts: list[Counter[int]] = [Counter() for _ in start]
+    if not counts:
+        return []
     ops = np.flatnonzero(np.isin(trace.ops["call"], list(rows)))
     for op, s in zip(ops, _within(trace.ops["ts"][ops], start, end), strict=True):
         if s >= 0:
@@ -224,7 +231,7 @@ def _large(steps: list[_Step]) -> list[bool] | None:
     for values, apart in (
         ([step.rows for step in steps], _APART),
         ([step.blocks or None for step in steps], _APART),
-        ([step.gemm for step in steps], _LONGER),
+        ([step.gemm or None for step in steps], _LONGER),
     ):
         known = [value for value in values if value is not None]
         if len(known) < len(steps):

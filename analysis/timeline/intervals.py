@@ -16,11 +16,18 @@ from prunescope.analysis.trace.collect import NONE, Ints
 _DEEP = 256  # rounds of jumps: calls nest less deep, and each is a pass over what is left
 
 
+# Sources of steps that no profiler or engine marked: what ends with an update of the weights, what
+# begins with clearing the gradients, an annotation that repeats, work that repeats, of this the
+# prompts and tokens of generated text; else all of the trace.
+UPDATE, ZERO_GRAD, ANNOTATION = "Optimizer.step", "Optimizer.zero_grad", "annotation"
+SEQUENCE, GENERATION, WHOLE = "sequence", "generation", "whole"
+
+
 @dataclass(frozen=True)
 class Windows:
-    """Host windows of the steps, in time order. `source`: "prunescope" | "pattern" |
-    "engine" | "ProfilerStep" | "numbered" | "whole". `picked`: those of them that a pattern keeps,
-    None where it names annotations that are no steps otherwise, and without a pattern."""
+    """Host windows of the steps, in time order. `source`: "prunescope" | "pattern" | "engine" |
+    "ProfilerStep" | "numbered", or one of those above. `picked`: those of them that a pattern
+    keeps, None where it names annotations that are no steps otherwise, and without a pattern."""
 
     start: Ints
     end: Ints
@@ -30,6 +37,12 @@ class Windows:
 
     def __len__(self) -> int:
         return len(self.start)
+
+    @property
+    def are_cut(self) -> bool:
+        """Whether the trace does not say where a step begins: it was cut where an optimizer ends or
+        the same work begins again, and an op more or less may be on either side."""
+        return self.source in (UPDATE, ZERO_GRAD, SEQUENCE, GENERATION)
 
     def step_of(self, ts: Ints) -> Ints:
         """The step whose window holds each time, -1 outside every window."""

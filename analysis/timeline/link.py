@@ -17,13 +17,13 @@ from prunescope.analysis.timeline.correlate import (
     launch_of,
     lookup,
     op_by_external_id,
+    op_of_launch,
     steps_of_events,
     taken,
 )
-from prunescope.analysis.timeline.intervals import Windows, cover, innermost, parents
+from prunescope.analysis.timeline.intervals import Windows, cover, parents
 from prunescope.analysis.timeline.launches import lost_launches
-from prunescope.analysis.timeline.steps import OWN_PREFIX
-from prunescope.analysis.trace.collect import NONE, Ints
+from prunescope.analysis.trace.collect import NONE, OWN_PREFIX, Ints
 from prunescope.analysis.trace.events import Trace
 
 __all__ = ["Linked", "is_graph_launch", "link", "link_device", "link_host", "lookup",
@@ -42,8 +42,8 @@ class Linked:
     """Rows in time order, one array a column (int64 ns, -1 absent), and what was left out.
 
     `op`: row of the host op, `launched`: host time of the launch (the begin of the op where no
-    launch is known), `starved`: the gap before this row belongs to a launch that began after the
-    device had run out of work. Per step: `wall`, `trailing_idle`.
+    launch is known), `starved`: the gap before this row belongs to a launch whose call had not
+    ended when the device ran out of work. Per step: `wall`, `trailing_idle`.
     """
 
     step: Ints
@@ -75,6 +75,13 @@ class Linked:
     )
     cut: bool = False  # whether the file ends before the trace does
 
+    @property
+    def host_runs_ahead(self) -> bool:
+        """Whether the host launched most of the later steps before the device had run dry."""
+        firsts = [np.flatnonzero(self.step == i)[:1] for i in range(1, len(self.wall))]
+        late = [bool(self.starved[rows].any()) for rows in firsts]
+        return bool(late) and 2 * sum(late) < len(late)
+
 
 def link(trace: Trace, windows: Windows) -> Linked:
     """The rows of all steps of a trace."""
@@ -92,6 +99,8 @@ def link_device(trace: Trace, windows: Windows) -> Linked:
     by_op = op_by_external_id(trace, order, launch)
     launched = taken(trace.launches["ts"], launch, absent=0)
     launched = np.where(by_op >= 0, taken(trace.ops["ts"], by_op), launched)
+    replayed = _by_graph(trace, launch)
+    returned = _returned(trace, launch, launched, start)
     linked = (launch >= 0) | (by_op >= 0)
     placed = steps_of_events(trace, order, launched, linked, windows)
     out = Linked(
@@ -107,7 +116,7 @@ def link_device(trace: Trace, windows: Windows) -> Linked:
         thread=np.full(len(start), NONE),
         wall=np.zeros(len(windows), np.int64),
         trailing_idle=np.zeros(len(windows), np.int64),
-        replayed=_by_graph(trace, launch),
+        replayed=replayed,
         above=np.full(len(start), NONE),
     )
     _name_the_rest(out, placed, windows)
@@ -120,7 +129,7 @@ def link_device(trace: Trace, windows: Windows) -> Linked:
     begins = _begin_of_steps(out, linked, placed.carry_over, trace, windows)
     others = _reach(out, np.flatnonzero(out.step < 0))
     for i in range(len(windows)):
-        _fill_step(out, np.flatnonzero(out.step == i), i, begins[i], others)
+        _fill_step(out, np.flatnonzero(out.step == i), i, begins[i], others, returned)
     out.starved &= linked
     return _only_steps(out)
 
@@ -211,9 +220,23 @@ def _reach(out: Linked, rows: Ints) -> tuple[Ints, Ints]:
     return out.start[rows], np.maximum.accumulate(out.start[rows] + out.duration[rows])
 
 
-def _fill_step(out: Linked, rows: Ints, step: int, begin: int, others: tuple[Ints, Ints]) -> None:
+def _returned(trace: Trace, launch: Ints, launched: Ints, start: Ints) -> Ints:
+    """Host time by which each row is known to have been launched: the end of its launch call, or
+    the start of the first row of the same launch (a graph replay) where that came first; the begin
+    of the op where no launch is known."""
+    end = taken(trace.launches["ts"] + trace.launches["dur"], launch, absent=0)
+    known = launch >= 0
+    first = np.full(len(trace.launches["ts"]), np.iinfo(np.int64).max)
+    np.minimum.at(first, launch[known], start[known])
+    return np.where(known, np.minimum(end, taken(first, launch, absent=0)), launched)
+
+
+def _fill_step(
+    out: Linked, rows: Ints, step: int, begin: int, others: tuple[Ints, Ints], returned: Ints
+) -> None:
     """Busy, gaps and wall of a step. A gap begins where the device ran out of work: what `others`,
-    which are of no step, ran before it is neither idle time nor the step's."""
+    which are of no step, ran before it is neither idle time nor the step's. `returned`: when each
+    row's launch had."""
     if not len(rows):
         return
     start = out.start[rows]
@@ -224,7 +247,7 @@ def _fill_step(out: Linked, rows: Ints, step: int, begin: int, others: tuple[Int
     others_reached = np.concatenate(([begin], others[1]))[at]
     starved_since = np.maximum(reached, others_reached)
     out.gap[rows] = np.minimum(gap, np.maximum(0, start - starved_since))
-    out.starved[rows] = (out.launched[rows] >= starved_since) & (out.gap[rows] > 0)
+    out.starved[rows] = (returned[rows] >= starved_since) & (out.gap[rows] > 0)
     out.wall[step] = int(out.busy[rows].sum() + out.gap[rows].sum())
 
 
@@ -247,26 +270,6 @@ def _only_steps(out: Linked) -> Linked:
     for name in ("step", *PER_ROW, "above"):
         setattr(out, name, getattr(out, name)[keep])
     return out
-
-
-def op_of_launch(trace: Trace, launch: Ints, kernel_external: Ints) -> Ints:
-    """Row of the host op behind each launch: by External id, else the innermost op around it."""
-    ops = trace.ops
-    if not len(ops["ts"]):
-        return np.full(len(launch), NONE)
-    external = taken(trace.launches["external"], launch)
-    external = np.where(external >= 0, external, kernel_external)
-    order = np.argsort(ops["external"], kind="stable")
-    found = lookup(ops["external"][order], order, external)
-    ts = taken(trace.launches["ts"], launch, absent=0)
-    thread = taken(trace.launches["thread"], launch)
-    # An id that clashes (older profilers number ops and launches apart) names a distant op.
-    good = (found >= 0) & (ops["ts"][found] <= ts) & (ts <= ops["ts"][found] + ops["dur"][found])
-    missing = ~good & (launch >= 0)
-    inner = innermost({**ops, "order": ops["external"]}, thread[missing], ts[missing])
-    found = np.where(good, found, NONE)
-    found[missing] = inner
-    return found
 
 
 def link_host(trace: Trace, windows: Windows) -> Linked:

@@ -1,4 +1,4 @@
-"""Some of the steps of a trace: those of one phase of a serving engine, or that a pattern picks.
+"""Some of the steps of a trace: those of one phase, that a pattern picks, or that are not cold.
 
 In: linked rows and windows of all steps. Out: those of the steps that are kept; times in ns.
 """
@@ -6,20 +6,26 @@ In: linked rows and windows of all steps. Out: those of the steps that are kept;
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from prunescope.analysis.timeline.engines import PHASES, engine_step
-from prunescope.analysis.timeline.intervals import Windows
+from prunescope.analysis.timeline.first_calls import HostSpans
+from prunescope.analysis.timeline.intervals import GENERATION, Spans, Windows
 from prunescope.analysis.timeline.launches import lost_launches
 from prunescope.analysis.timeline.link import PER_ROW, Linked
 from prunescope.analysis.trace.collect import NONE, Ints
 from prunescope.analysis.trace.events import Trace
 
+# Of the wall: two captures of one model differ by 1.4 % on a quiet machine, less is no cold step.
+_SEEN = 0.014
+
 
 def phases_of(windows: Windows) -> list[str]:
-    """The phases among the steps of an engine's trace, in the order of PHASES; else empty."""
-    if windows.source != "engine":
+    """The phases among the steps of an engine or of generated text, in the order of PHASES; else
+    empty."""
+    if windows.source not in ("engine", GENERATION):
         return []
     seen = {engine_step(name) for name in windows.names}
     return [phase for phase in PHASES if phase in seen]
@@ -46,6 +52,38 @@ def only_picked(trace: Trace, linked: Linked, windows: Windows) -> tuple[Linked,
         "ns": linked.left_out["ns"] + int(linked.duration[others].sum()),
     }
     return chosen, kept
+
+
+@dataclass(frozen=True)
+class ColdSteps:
+    """Steps that were left out because the host made first calls in them or compiled: their walls,
+    and for how long the device waited for that (on a CPU: how long it took), ns."""
+
+    walls: list[int] = field(default_factory=list)
+    first_calls: list[int] = field(default_factory=list)
+
+
+def only_warm(
+    trace: Trace, linked: Linked, windows: Windows, first: HostSpans
+) -> tuple[Linked, Windows, ColdSteps]:
+    """The steps without first calls, where there are any; all of them where none is warm, and in
+    our own runs, which are warmed up before they are profiled."""
+    spent = _first_calls(trace, linked, windows, first)
+    cold = spent > _SEEN * linked.wall
+    if windows.source == "prunescope" or not cold.any() or cold.all():
+        return linked, windows, ColdSteps()
+    found = ColdSteps(linked.wall[cold].tolist(), spent[cold].tolist())
+    return *_only(trace, linked, windows, np.flatnonzero(~cold)), found
+
+
+def _first_calls(trace: Trace, linked: Linked, windows: Windows, first: HostSpans) -> Ints:
+    """The time of first calls in each step in which the device idles; on a CPU that of compilers,
+    ns."""
+    if not trace.on_device:
+        return first.of_compilers().within(windows)
+    spans = Spans.of(first.begin, first.end)
+    idle = spans.spent(linked.start) - spans.spent(linked.start - linked.gap)
+    return np.bincount(linked.step, idle, minlength=len(windows)).astype(np.int64)
 
 
 def _only(trace: Trace, linked: Linked, windows: Windows, steps: Ints) -> tuple[Linked, Windows]:

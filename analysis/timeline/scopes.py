@@ -15,8 +15,7 @@ from functools import lru_cache
 import numpy as np
 
 from prunescope.analysis.timeline.intervals import innermost, parents
-from prunescope.analysis.timeline.steps import OWN_PREFIX
-from prunescope.analysis.trace.collect import MODULE, NONE, Ints
+from prunescope.analysis.trace.collect import MODULE, NONE, OWN_PREFIX, Ints
 from prunescope.analysis.trace.events import Trace
 from prunescope.taxonomy.roles import Place, locate_all
 

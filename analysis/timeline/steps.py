@@ -1,8 +1,10 @@
 """The steps of a trace: host windows, and which device events and ops lie in them.
 
 Our annotations (`prunescope.step#i`), else `--phase-pattern`, else those of a serving engine, or
-the frames of its iterations, else `ProfilerStep#i`, else ranges that are called steps or iterations
-and numbered (`step_3`, `Iteration 12`), else the trace is one step. Times are integer ns.
+the frames of its iterations, else the prompts and tokens of generated text, else `ProfilerStep#i`,
+else ranges that are called steps or iterations and numbered (`step_3`, `Iteration 12`), else what
+`Optimizer.step#…` ends or `Optimizer.zero_grad#…` begins, else an annotation or a sequence of work
+that repeats and is no layer, else the trace is one step. Times are integer ns.
 """
 
 from __future__ import annotations
@@ -15,13 +17,17 @@ from os.path import commonprefix
 import numpy as np
 
 from prunescope.analysis.timeline.engines import engine_step, find_iterations
+from prunescope.analysis.timeline.generation import may_generate, prompts_and_tokens
 from prunescope.analysis.timeline.intervals import Windows
-from prunescope.analysis.trace.collect import Ints
+from prunescope.analysis.timeline.markers import marked_steps
+from prunescope.analysis.timeline.repeats import repeated_sequence
+from prunescope.analysis.timeline.work_sequence import work_sequence
+from prunescope.analysis.trace.collect import OWN_PREFIX, OWN_STEP, Ints
 from prunescope.analysis.trace.events import Trace
 from prunescope.taxonomy.errors import PrunescopeError
 
-OWN_STEP = re.compile(r"prunescope\.step#\d+$")
-OWN_PREFIX = "prunescope."
+__all__ = ["OWN_PREFIX", "find_windows"]
+
 _SHOWN = 60  # characters of a name in a hint
 # As users call the ranges of their loops: `step_3`, `train step 3`, `Iteration 12`, `iter=7`.
 _NUMBERED = re.compile(
@@ -39,8 +45,11 @@ def find_windows(trace: Trace, *, phase_pattern: str | None = None) -> Windows:
     for source, is_step in _candidates(phase_pattern):
         steps = [i for i, name in distinct.items() if is_step(name)]
         hits = notes[np.isin(ids, steps)]
-        if source == "ProfilerStep" and (found := find_iterations(trace)) is not None:
-            return Windows(found.start, found.end, "engine", found.names)
+        if source == "ProfilerStep":
+            if (found := find_iterations(trace)) is not None:
+                return Windows(found.start, found.end, "engine", found.names)
+            if (generated := _generated(trace)) is not None:
+                return generated
         if len(hits) and source == "pattern":
             return _picked(trace, notes, hits, distinct)
         if len(hits):
@@ -51,6 +60,27 @@ def find_windows(trace: Trace, *, phase_pattern: str | None = None) -> Windows:
                 f"no annotation of the trace matches --phase-pattern {phase_pattern!r}",
                 hint=f"the nearest of its {len(distinct)} annotations: {seen}",
             )
+    return _repeated(trace) or _whole()
+
+
+def _generated(trace: Trace) -> Windows | None:
+    """The prompts and tokens of generated text, if the trace holds both."""
+    if not may_generate(trace):
+        return None
+    work = work_sequence(trace)
+    repeated = repeated_sequence(trace, work)
+    return None if repeated is None else prompts_and_tokens(trace, work, repeated)
+
+
+def _repeated(trace: Trace) -> Windows | None:
+    """At least two steps of a trace that no profiler marked."""
+    if not len(trace.ops["ts"]) and not len(trace.launches["ts"]):
+        return None
+    work = work_sequence(trace)
+    return marked_steps(trace, work) or repeated_sequence(trace, work)
+
+
+def _whole() -> Windows:
     low, high = np.iinfo(np.int64).min // 4, np.iinfo(np.int64).max // 4
     return Windows(np.array([low]), np.array([high]), "whole", ["trace"])
 

@@ -7,6 +7,7 @@ columns of a block, for one event after the other costs more than decoding it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Hashable, Iterable
 from decimal import Decimal
 from typing import Any, TypeVar
@@ -26,6 +27,8 @@ from prunescope.taxonomy.errors import PrunescopeError
 Ints = NDArray[np.int64]
 
 MODULE = "nn.Module: "
+OWN_PREFIX = "prunescope."  # of what our own runs annotate
+OWN_STEP = re.compile(r"prunescope\.step#\d+$")
 MAX_ROWS = 20_000_000  # events of one kind: 2 GB of columns
 NONE = -1  # an absent id in an integer column
 _MAX_NAME = 1 << 14  # characters of a name that are kept
@@ -125,7 +128,7 @@ class Collector:
             e
             for e in annotations
             if (us := e.dur) is not None
-            and (us >= _LONG_FRAME if type(us) is float else _is_long(us))
+            and (us >= _LONG_FRAME if type(us) is float else is_long_frame(us))
             and e.cat == "python_function"
         ]
         self.stacks += sum(e.cat == "python_function" for e in annotations)
@@ -241,7 +244,8 @@ def interned(table: Ids[Key], keys: list[Key]) -> list[int]:
     return list(map(table.__getitem__, keys))
 
 
-def _is_long(us: Any) -> bool:
+def is_long_frame(us: Any) -> bool:
+    """Whether a frame of Python that took `us` µs is of use."""
     return isinstance(us, int | float | Decimal) and us >= _LONG_FRAME
 
 

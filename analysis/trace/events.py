@@ -17,10 +17,15 @@ from prunescope.analysis.ops.call import OpCall
 from prunescope.analysis.trace.collect import COLUMNS, Ints
 from prunescope.analysis.trace.reader import Source
 from prunescope.taxonomy.scrub import scrub_all, scrub_values
+from prunescope.taxonomy.words import ms
 
 
 def _no_spans() -> dict[str, Ints]:
     return {name: np.empty(0, np.int64) for name in COLUMNS["frame"]}
+
+
+def _no_waits() -> dict[str, Ints]:
+    return {name: np.empty(0, np.int64) for name in COLUMNS["device"]}
 
 
 @dataclass
@@ -28,7 +33,8 @@ class Trace:
     """One trace. Every `dict` maps a column name to an int64 array; -1 is an absent id.
 
     `names`: the interned strings; `calls`: the distinct op calls, decoded; `device`: kernel, memcpy
-    and memset events; `launches`: runtime calls; `ops`: host ops; `annotations`: NVTX ranges,
+    and memset events; `waits`: times in which a stream waits for an event, which is no work;
+    `launches`: runtime calls; `ops`: host ops; `annotations`: NVTX ranges,
     record_function and modules; `frames`: Python frames of 0.1 ms or more; `other_calls`: runtime
     calls without a correlation id. `dropped`: events without a valid time, `kernels_dropped` of
     them on the device; `twice`: device events (in a CPU trace: ops) that the file repeats;
@@ -51,6 +57,7 @@ class Trace:
     caveats: list[str] = field(default_factory=list)
     frames: dict[str, Ints] = field(default_factory=_no_spans)
     other_calls: dict[str, Ints] = field(default_factory=_no_spans)
+    waits: dict[str, Ints] = field(default_factory=_no_waits)
 
     def __post_init__(self) -> None:
         """What a trace says of people and their machine is in none of its strings from here on."""
@@ -152,10 +159,25 @@ def trace_warnings(trace: Trace) -> list[str]:
     return warnings
 
 
+def recorded_waits(trace: Trace) -> list[str]:
+    """A note on the waits of streams that the device recorded among its work."""
+    if not len(trace.waits["ts"]):
+        return []
+    return [
+        f"{len(trace.waits['ts']):,} events in which a stream waits for another one "
+        f"({ms(int(trace.waits['dur'].sum()))} in all) are no work, and no kernels"
+    ]
+
+
+def lacks_device_events(trace: Trace) -> bool:
+    """Whether a trace names a GPU, or launches on it, and holds no device events."""
+    launched = len(trace.launches["ts"]) > 0
+    return not trace.on_device and bool(trace.device_name or launched)
+
+
 def host_instead(trace: Trace) -> list[str]:
     """A warning where a trace names a GPU, or launches on it, and holds no device events."""
-    launched = len(trace.launches["ts"]) > 0
-    if trace.on_device or trace.source.cut or not (trace.device_name or launched):
+    if trace.source.cut or not lacks_device_events(trace):
         return []
     named = f" names {trace.device_name}, but" if trace.device_name else " launches kernels, but"
     return [
@@ -171,6 +193,7 @@ def is_partial(trace: Trace) -> bool:
 
 LEFT_OUT = "prunescope.left_out"  # a key next to traceEvents
 STACKS = "stacks"
+FRAME = "a Python function"  # the name of a frame whose own is left out
 _MAX_EVENTS = 2**53  # JSON readers agree on integers up to here
 
 

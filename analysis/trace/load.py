@@ -22,7 +22,13 @@ from prunescope.analysis.trace.events import Trace, stacks_left_out
 from prunescope.analysis.trace.nsys import read
 from prunescope.analysis.trace.nsys_file import exported, is_nsys, is_report
 from prunescope.analysis.trace.reader import Source
-from prunescope.analysis.trace.repair import clean, set_apart_uncorrelated, take_ids_of_flows
+from prunescope.analysis.trace.repair import (
+    clean,
+    set_apart_uncorrelated,
+    set_waits_apart,
+    take_ids_of_flows,
+)
+from prunescope.analysis.trace.results import with_results
 from prunescope.analysis.trace.shares import join_shares
 from prunescope.analysis.trace.workers import shares_of
 from prunescope.taxonomy.dtypes import dtype
@@ -64,8 +70,9 @@ def load(path: Path, member: str | None = None) -> Trace:
     trace = _of_nsys(path, member) if is_nsys(path) else _of_chrome(path, member)
     set_apart_uncorrelated(trace)
     clean(trace)
+    set_waits_apart(trace)
     _refuse_unusable(trace)
-    return trace
+    return with_results(trace)
 
 
 def _of_nsys(path: Path, member: str | None) -> Trace:

@@ -63,7 +63,7 @@ class Rank:
 
 def holds_traces(folder: Path) -> bool:
     """Whether a folder has files that may be traces."""
-    return bool(_files(folder))
+    return bool(trace_files(folder))
 
 
 def find_parts(path: Path) -> FoundTraces:
@@ -79,7 +79,7 @@ def find_parts(path: Path) -> FoundTraces:
             {name: Rank(i, len(devices)) for i, name in enumerate(numbered) if len(devices) > 1},
         )
     if path.is_dir():
-        parts = [part for file in _files(path) for part in _parts_of(file)]
+        parts = [part for file in trace_files(path) for part in _parts_of(file)]
     else:
         parts = [TraceFile(path, member) for member in members(path)]
     if len(parts) > _MOST:
@@ -146,7 +146,8 @@ def _listed(numbers: list[int]) -> str:
     return ", ".join(map(str, numbers[:8])) + (", …" if len(numbers) > 8 else "")
 
 
-def _files(folder: Path) -> list[Path]:
+def trace_files(folder: Path) -> list[Path]:
+    """The files of a folder that may be traces, by name."""
     return sorted(
         p
         for p in folder.iterdir()
@@ -174,10 +175,10 @@ def rank_of(part: TraceFile, meta: dict[str, Any]) -> Rank:
         return Rank(device_number(part.member), None)
     world = _number(meta, "world_size")
     number = _number(meta, "rank") if world != 1 else None
-    return Rank(_in_name(part.name) if number is None else number, world)
+    return Rank(rank_in_name(part.name) if number is None else number, world)
 
 
-def _in_name(name: str) -> int | None:
+def rank_in_name(name: str) -> int | None:
     """The rank that the name of a file says, None where it names several axes."""
     found = _NUMBER.search(name)
     several = len(_AXIS.findall(name)) > 1 and "rank" not in name.lower()

@@ -6,6 +6,7 @@ counted in it.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,11 @@ from prunescope.analysis.trace.collect import Ints, ids_of, nanoseconds
 from prunescope.analysis.trace.events import Trace
 from prunescope.analysis.trace.reader import Source
 
+# MTIA's event_wait, and the names that other accelerators give to such an event of a stream.
+_WAIT = re.compile(
+    r"^(?:event|notify|stream|semaphore)[_ ]?wait(?:[_ ]event)?$|^wait[_ ](?:on|for)?[_ ]?event$",
+    re.IGNORECASE,
+)
 _CATEGORIES = ("ac2g", "async_cpu_to_gpu")
 _MOSTLY = 0.5  # share of device events with a correlation id from which flow events are ignored
 Place = tuple[int, int, int]  # device and stream of a kernel, or thread of a launch and 0; ns
@@ -72,6 +78,16 @@ def _fill(table: dict[str, Ints], arrows: dict[Place, int], first: Ints, second:
     lost = np.flatnonzero(table["correlation"] < 0)
     places = zip(*(c[lost].tolist() for c in (first, second, table["ts"])), strict=True)
     table["correlation"][lost] = [arrows.get(place, -1) for place in places]
+
+
+def set_waits_apart(trace: Trace) -> None:
+    """Move device events in which a stream waits for another one from `device` to `waits`: the
+    device does no work then."""
+    names = np.unique(trace.device["name"])
+    waits = [i for i in names.tolist() if _WAIT.search(trace.names[i])]
+    rows = np.isin(trace.device["name"], waits)
+    trace.waits = _kept(trace.device, rows)
+    trace.device = _kept(trace.device, ~rows) if waits else trace.device
 
 
 def clean(trace: Trace) -> None:

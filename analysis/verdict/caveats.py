@@ -240,6 +240,9 @@ def _unequal(name: str, kernels: Kernels) -> Caveat | None:
 def unequal_steps(kernels: Kernels, *, spread: float = 0.0) -> tuple[int, int] | None:
     """The fewest and the most kernels of a step, where they are more than `spread` of the most
     apart. A finding names every difference; a verdict has a caveat from one that moves its
-    means."""
+    means. Where the trace does not say where steps begin, an op more or less is where they were
+    cut."""
+    if kernels.windows.are_cut:
+        spread = max(spread, _SPREAD)
     low, high = min(kernels.kernels_per_step), max(kernels.kernels_per_step)
     return (low, high) if high - low > spread * high else None

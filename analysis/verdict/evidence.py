@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from prunescope.analysis.comparison.convolutions import Convolution
 from prunescope.analysis.ledger.gemms import Pair
 from prunescope.analysis.ledger.pairing import Units
 from prunescope.analysis.schema.pair_comparison import Difference
 from prunescope.analysis.schema.report import FamilyVerdict
 from prunescope.analysis.verdict.gathers import Gather
+from prunescope.analysis.verdict.unread import Unread
 from prunescope.taxonomy.roles import locate
 from prunescope.taxonomy.run_blocks import Matrix, ModuleCounts, WeightStats
 
@@ -48,9 +50,17 @@ class Evidence:
     parameters: tuple[int | None, int | None] = (None, None)  # of the dense run, the pruned run
     other_grids: float | None = None  # share of GEMM time in kernels or grids the dense side lacks
     shapes_ignored: frozenset[str] = frozenset()  # sides whose shapes the other one lacks
+    by_order: bool = False  # whether the order of kernels alone gives the roles of a side
+    unread: tuple[Unread, Unread] = (Unread(), Unread())  # of the dense side, the pruned side
     ranks: tuple[int | None, int | None] = (1, 1)  # that share out a step, dense and pruned
     gathers: tuple[Gather, ...] | None = None  # of the pruned side; None: no shapes are known
+    convolutions: tuple[Convolution, ...] = ()  # the same on both sides
     activation: Reason | None = None  # what stands in its place; None: the same, or not known
+
+    def hidden(self) -> list[str]:
+        """What no work model reads, where it is enough to hide a pruning: a line a side."""
+        sides = zip(("dense", "pruned"), self.unread, strict=True)
+        return [one.text(side) for side, one in sides if one.may_hide]
 
     def gone_and_here(self) -> tuple[dict[int, set[str]], dict[int, set[str]]]:
         """Roles of the GEMMs of each layer of the dense model that the pruned side lacks, and of

@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import polars as pl
 
-from prunescope.analysis.comparison.differences import ROWS, difference_text, not_comparable_text
+from prunescope.analysis.comparison.differences import not_comparable_text
+from prunescope.analysis.comparison.other_inputs import other_inputs
 from prunescope.analysis.comparison.parallelism import PARALLELISM
-from prunescope.analysis.kernels.frame import Kernels
+from prunescope.analysis.kernels.frame import MATMUL, Kernels
 from prunescope.analysis.ledger.gemms import Call, Pair
-from prunescope.analysis.schema.pair_comparison import Difference
 from prunescope.analysis.verdict.evidence import Evidence, Reason, most_common
-from prunescope.taxonomy.roles import GROUPS, MLP_ROLES, QKV_ROLES
+from prunescope.taxonomy.roles import GROUPS
 from prunescope.taxonomy.words import percent
 
 _LINEARS = GROUPS.keys() - {"lm_head", "router"}
@@ -73,10 +73,13 @@ def replaced(e: Evidence) -> Reason | None:
     if sum(c.count for c in elsewhere if c is not None and c.gemm is not None) >= len(linears):
         return None
     here = {p.key[:2] for p in linears}
+    # A product of which no call is a GEMM is the work of a kernel of unknown kind.
     kinds = Counter(
-        f"{key[1]} ({key[2]})"
-        for key, is_added in zip(e.units.keys, e.units.added, strict=True)
-        if is_added and key[:2] in here
+        f"{key[1]} ({key[2] if is_added else 'unknown'})"
+        for key, is_added, is_there in zip(
+            e.units.keys, e.units.added, e.units.pruned.present, strict=True
+        )
+        if key[:2] in here and (is_added or (is_there and key[2] == MATMUL))
     )
     instead = ", ".join(f"{name} × {count}" for name, count in kinds.most_common(3))
     if not instead and any(p.key[1] in _OTHER_LINEARS and p.pruned is not None for p in e.pairs):
@@ -92,16 +95,35 @@ def replaced(e: Evidence) -> Reason | None:
     return Reason(kind="replaced", lines=(text,), side="pruned", numbers=numbers)
 
 
+_SMALLER = ("N", "K", "NK", "heads", "rank", "gone")
+
+
 def other_dtype(e: Evidence) -> Reason | None:
-    """GEMMs that run in another dtype than the dense ones."""
+    """GEMMs that run in another dtype than the dense ones, none of them smaller."""
+    dtypes = gemm_dtypes(e)
+    if dtypes is None or any(p.axis in _SMALLER for p in e.pairs):
+        return None
+    old, new = dtypes
+    text = f"{_dtypes_text(old, new)}, not pruning"
+    return Reason(kind="dtype", lines=(text,), numbers={"dense": old, "pruned": new})
+
+
+def quantised_too(e: Evidence) -> str | None:
+    """That what was pruned runs in another dtype as well: one sentence, or None."""
+    dtypes = gemm_dtypes(e)
+    return None if dtypes is None else f"{_dtypes_text(*dtypes)} besides: times are of both"
+
+
+def gemm_dtypes(e: Evidence) -> tuple[str, str] | None:
+    """The formats of the GEMMs of both sides, where they differ."""
     both = [(p.dense, p.pruned) for p in e.pairs if p.dense is not None and p.pruned is not None]
     dtypes = {(d.dtype, p.dtype) for d, p in both if d.dtype and p.dtype and d.dtype != p.dtype}
-    if not dtypes:
-        return None
-    old, new = sorted(dtypes)[0]
+    return min(dtypes, default=None)
+
+
+def _dtypes_text(old: str, new: str) -> str:
     what = "quantisation" if new in _QUANTISED else "another number format"
-    text = f"the GEMMs run in {new}, the dense ones in {old}: {what}, not pruning"
-    return Reason(kind="dtype", lines=(text,), numbers={"dense": old, "pruned": new})
+    return f"the GEMMs run in {new}, the dense ones in {old}: {what}"
 
 
 def fewer_experts(e: Evidence) -> Reason | None:
@@ -130,18 +152,14 @@ def fewer_experts(e: Evidence) -> Reason | None:
     return Reason(kind="fewer-experts", lines=(text,), numbers=numbers)
 
 
-def other_inputs(e: Evidence) -> Reason | None:
-    """M of every linear is the same multiple of the dense one."""
-    both = [(p, p.dense, p.pruned) for p in e.pairs if p.dense is not None and p.pruned is not None]
-    rows = [(d.m, p.m) for q, d, p in both if q.key[1] in (*QKV_ROLES, *MLP_ROLES)]
-    if not rows or not all(d and p and d != p for d, p in rows):
+def inputs(e: Evidence) -> Reason | None:
+    """Another batch or length: rows of every linear in one ratio."""
+    found = other_inputs(e.pairs, e.convolutions)
+    if found is None:
         return None
-    ratios = {round(p / d, 6) for d, p in rows if d and p}
-    if len(ratios) > 1:
-        return None
-    (ratio,) = ratios
-    text = difference_text(Difference(ROWS, 1, ratio, hides_pruning=True))
-    return Reason(kind=ROWS, lines=(text,), numbers={"ratio": ratio})
+    numbers = {"ratio": found.pruned}
+    text = not_comparable_text(found)
+    return Reason(kind=found.kind, lines=(text,), numbers=numbers, comparable=False)
 
 
 def larger(e: Evidence) -> Reason | None:
@@ -234,7 +252,7 @@ REASONS: tuple[tuple[str, Callable[[Evidence], Reason | None]], ...] = (
     (FIRST, replaced),
     (FIRST, fewer_experts),  # its GEMMs see fewer rows, as those of skipped tokens do
     (NO_DYNAMIC, other_dtype),
-    (NO_DYNAMIC, other_inputs),
+    (NO_DYNAMIC, inputs),
     (NO_DYNAMIC, larger),
     (NO_DYNAMIC, other_attention),
     (NOTHING_MOVED, other_work),
@@ -249,12 +267,15 @@ def reason(e: Evidence, when: str) -> Reason | None:
 
 
 def is_quantised(e: Evidence) -> bool:
-    """Whether weights are packed, so that no count of parameters holds them: other kernels or
-    another dtype, or a GEMM as large as before whose matrix the run lists smaller or not at all."""
+    """Whether weights are packed, so that no count of parameters holds them: other kernels, a
+    format of fewer bits, or a GEMM as large as before whose matrix the run lists smaller or not at
+    all."""
     packed = e.removed_weights() | e.smaller_weights()
     # A list of experts is smaller where there are fewer of them, each as large as before.
     whole = {p.key[:2] for p in e.pairs if p.axis == "none" and p.key[1] != "experts"}
-    return bool(replaced(e) or other_dtype(e) or packed & whole)
+    dtypes = gemm_dtypes(e)
+    fewer_bits = dtypes is not None and dtypes[1] in _QUANTISED
+    return bool(replaced(e) or fewer_bits or packed & whole)
 
 
 def other_routes(e: Evidence) -> bool:

@@ -10,7 +10,8 @@ from collections import Counter
 
 import polars as pl
 
-from prunescope.analysis.comparison.differences import differences
+from prunescope.analysis.comparison.convolutions import convolutions
+from prunescope.analysis.comparison.differences import UNREADABLE, differences, unpaired
 from prunescope.analysis.comparison.equal_information import ComparableSides
 from prunescope.analysis.comparison.parallelism import ranks_of
 from prunescope.analysis.kernels.frame import Kernels
@@ -30,8 +31,10 @@ from prunescope.analysis.verdict.outside import (
     NOTHING_MOVED,
     other_activation,
     other_routes,
+    quantised_too,
     reason,
 )
+from prunescope.analysis.verdict.unread import unread
 from prunescope.taxonomy.families import families
 from prunescope.taxonomy.roles import BACKWARD
 from prunescope.taxonomy.words import percent
@@ -40,6 +43,7 @@ from prunescope.taxonomy.words import percent
 def evidence_of(sides: ComparableSides, pairs: list[Pair], units: Units) -> Evidence:
     """What the detectors read of both sides of a phase."""
     dense, pruned = sides.dense, sides.pruned
+    apart = unpaired(units)
     run_d, run_p = dense.side.run, pruned.side.run
     return Evidence(
         [p for p in pairs if not _is_ignored(p.key[1])],
@@ -47,10 +51,13 @@ def evidence_of(sides: ComparableSides, pairs: list[Pair], units: Units) -> Evid
         run_d.census if run_d else None,
         run_p.census if run_p else None,
         pruned.name,
-        differences=differences(dense, pruned, pairs),
+        differences=(*differences(dense, pruned, pairs), *([] if apart is None else [apart])),
         parameters=(run_d.parameters if run_d else None, run_p.parameters if run_p else None),
+        by_order=dense.kernels.is_by_order or pruned.kernels.is_by_order,
+        unread=(unread(dense.kernels), unread(pruned.kernels)),
         ranks=(ranks_of(dense).number, ranks_of(pruned).number),
         gathers=gathers(pruned.kernels) if pruned.kernels.has_shapes else None,
+        convolutions=convolutions(dense.kernels, pruned.kernels),
         activation=other_activation(dense.kernels, pruned.kernels),
         other_grids=_other_grids(dense.kernels, pruned.kernels),
         shapes_ignored=frozenset(
@@ -85,6 +92,9 @@ def verdict(evidence: Evidence) -> Verdict:
     if blind := _blind(evidence):
         family.evidence.append(_unread(evidence, blind))  # calls that are gone have no width
         family.confidence = min(family.confidence, 0.5)
+    if (other_format := quantised_too(evidence)) is not None:
+        family.evidence.append(other_format)
+        family.confidence = min(family.confidence, 0.8)
     if narrower is not None:  # in addition to the families, and of none of them
         family.evidence.append(narrower)
         family.confidence = min(family.confidence, 0.6)
@@ -99,6 +109,8 @@ def _detected(e: Evidence, *, dynamic: bool) -> dict[str, Detection]:
 
 
 def _outside(why: Reason) -> FamilyVerdict:
+    if why.kind in UNREADABLE:
+        return FamilyVerdict(id="unknown", confidence=0.1, evidence=[*why.lines])
     return FamilyVerdict(id="outside", confidence=why.confidence, evidence=[*why.lines])
 
 
@@ -147,6 +159,9 @@ def _unmoved(e: Evidence) -> FamilyVerdict:
         )
     if (why := reason(e, NOTHING_MOVED)) is not None:
         return _outside(why)
+    if hidden := e.hidden():
+        line = "no GEMM of known shape moved, but not all are known"
+        return FamilyVerdict(id="unknown", confidence=0.3, evidence=[line, *hidden])
     if e.stats_pruned is None:
         line = (
             "no GEMM moved and no work was added: nothing was pruned, or zeros are in dense "

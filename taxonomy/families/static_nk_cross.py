@@ -69,6 +69,8 @@ FAMILY = Family(
             "different",
             "whether every junction keeps the same dimensions, or each its own (residual GEMMs)",
             ("different", "same"),
+            "every junction keeps its own dimensions, as SliceGPT does, with a residual GEMM "
+            "after each sublayer; --set junctions=same (Minitron, Sheared LLaMA) has none",
         )
     },
     adds=("gemm",),

@@ -202,11 +202,12 @@ def test_host_late(case: Case) -> None:
 
 
 def waited(edit: Edit) -> int:
-    """Gaps whose launch began when the device had run out of work."""
+    """Gaps whose launch call had not ended when the device had run out of work."""
     total, end = 0, edit.device[0]["ts"]
     for event in edit.device:
         launch = edit.launch_of(event)
-        if launch is not None and event["ts"] > end and launch["ts"] >= end:
+        until = None if launch is None else launch["ts"] + launch["dur"]
+        if until is not None and event["ts"] > end and until >= end:
             total += event["ts"] - end
         end = max(end, event["ts"] + event["dur"])
     return total

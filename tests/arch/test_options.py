@@ -37,7 +37,7 @@ COMMANDS = {
     "predict": {
         "--model", "--device", "--method", "--sparsity", "--set", "--phase", "--batch",
         "--prompt-len", "--context", "--logits", "--dtype", "--peak", "--bandwidth", "--launch",
-        "--runtime", "--host-us-per-op", "--weights", "--extra-ms",
+        "--runtime", "--host-us-per-op", "--weights", "--extra-ms", "--attn", "--depth",
         "--without", "--from-run", "--new-tokens", "--pruned-batch", "--chunk", "--tp",
         "--rank", "--workload", "--losses", "--loss", "--explain", "--out", "--json",
     },

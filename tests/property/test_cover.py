@@ -16,6 +16,7 @@ from prunescope.analysis.timeline.steps import find_windows
 from prunescope.analysis.trace.load import load
 from tests.chrome import save
 
+CALL = 1  # ns that a launch call takes
 QUIET = settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 
 
@@ -67,7 +68,7 @@ def device_trace(events: list[Device], windows: list[tuple[int, int]], name: str
         link = {"correlation": e.id, "stream": e.stream}
         out.append(x("kernel", f"k{i}", e.start, e.dur, link))
         if e.launch is not None:
-            out.append(x("cuda_runtime", "cudaLaunchKernel", e.launch, 1, {"correlation": e.id}))
+            out.append(x("cuda_runtime", "cudaLaunchKernel", e.launch, CALL, {"correlation": e.id}))
     return {"traceEvents": out}
 
 
@@ -200,8 +201,8 @@ def _check_step(
         idle = [t for t in range(reached, e.start) if all(t >= o.start + o.dur for o in of_others)]
         gap[i] = min(gap[i], len(idle))
         starved_since = max([reached, *(o.start + o.dur for o in of_others)])
-        # the device ran dry before the launch of what it waited for
-        dry = e.launch is not None and e.launch >= starved_since and gap[i] > 0
+        # the device ran dry before the call returned that launched what it waited for
+        dry = e.launch is not None and e.launch + CALL >= starved_since and gap[i] > 0
         assert bool(got.starved[at][i]) == dry
     assert got.busy[at].tolist() == busy
     assert got.gap[at].tolist() == gap

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from prunescope.analysis.ledger import noise
+from prunescope.analysis.ledger.alignment import Alignment
 from prunescope.analysis.ledger.attribution import attribution_inputs
 from prunescope.analysis.ledger.ledger import (
     ROWS,
@@ -23,7 +24,7 @@ from prunescope.analysis.ledger.ledger import (
     uniform,
 )
 from prunescope.analysis.ledger.noise import bootstrap, choose_time_base, halves, point
-from prunescope.analysis.ledger.pairing import Alignment, Cost, Units, UnitSums
+from prunescope.analysis.ledger.pairing import Cost, Units, UnitSums
 from prunescope.analysis.ledger.rows import build_rows
 
 QUIET = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))

@@ -29,6 +29,10 @@ COVERED: dict[str, tuple[str, str]] = {
     "added-layout": ("test_each_purpose_of_added_work_is_named_alone", CASES),
     "added-mask": ("test_each_purpose_of_added_work_is_named_alone", CASES),
     "added-routing": ("test_each_purpose_of_added_work_is_named_alone", CASES),
+    "allocator-calls": (
+        "test_calls_of_the_allocator_are_no_dispatch",
+        "test_a_warm_step_is_not_cold",
+    ),
     "below-break-even": ("test_block_sparse_attention_below_its_break_even", CASES),
     "captured-launches": (
         "test_launches_captured_beside_a_step_that_ran",
@@ -42,6 +46,10 @@ COVERED: dict[str, tuple[str, str]] = {
     "clock-trouble": ("test_clocks_that_moved_or_differ", CASES),
     "coverage-limited": ("test_coverage_limited", "test_coverage_limited"),
     "cuda-cores": ("test_no_format_is_advised_that_the_device_lacks", "test_not_named"),
+    "cut-off": (
+        "test_a_cut_off_file_alone_lacks_kernels",
+        "test_a_whole_file_is_not_cut_off",
+    ),
     "decompressed": ("test_a_mask_multiplied_into_the_weight_in_every_step", CASES),
     "fake-quantised": (
         "test_fake_quantisation_that_was_left_on",
@@ -51,11 +59,20 @@ COVERED: dict[str, tuple[str, str]] = {
         "test_a_trace_that_begins_within_earlier_work",
         "test_a_trace_that_begins_within_earlier_work",
     ),
+    "first-calls": ("test_a_cold_step_is_no_launch_bound_one", "test_a_warm_step_is_not_cold"),
+    "gemm-outlier": (
+        "test_one_gemm_that_took_many_times_as_long",
+        "test_gemms_that_changed_alike_or_little_are_no_outliers",
+    ),
     "graph-holes": (
         "test_a_replay_that_stands_still_lacks_kernels",
         "test_a_replay_that_stands_still_lacks_kernels",
     ),
     "held-back": ("test_a_kernel_that_its_stream_holds_back", "test_a_late_host_is_no_wait"),
+    "host-collectives": (
+        "test_collectives_of_other_threads_are_named",
+        "test_a_warm_step_is_not_cold",
+    ),
     "host-lead": (
         "test_long_launch_latency_of_one_step_is_a_finding",
         "test_short_launch_latency_is_none",
@@ -86,6 +103,10 @@ COVERED: dict[str, tuple[str, str]] = {
     ),
     "reads-all-weights": ("test_dynamic_m_at_batch_8_reads_all_weights", CASES),
     "residual-map": ("test_maps_that_eat_the_gain", CASES),
+    "same-shapes-other-time": (
+        "test_kernels_that_all_run_twice_as_fast",
+        "test_a_small_difference_is_noise",
+    ),
     "skipped-layers-executed": ("test_layers_that_are_skipped_and_executed", CASES),
     "sparse-padded": ("test_sparse_rows_padded_to_eight_are_named", CASES),
     "straggler": (
@@ -96,6 +117,10 @@ COVERED: dict[str, tuple[str, str]] = {
     "unaligned-operands": (
         "test_kernels_for_operands_that_are_not_aligned",
         "test_no_kernel_for_aligned_operands_or_of_little_time",
+    ),
+    "odd-step": (
+        "test_an_odd_step_is_named_and_stays",
+        "test_an_odd_step_is_named_and_stays",
     ),
     "unequal-steps": ("test_unequal_steps", "test_unequal_steps"),
     "unfused-attention": (

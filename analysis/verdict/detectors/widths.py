@@ -30,22 +30,22 @@ _WRITERS = ("o", "down", "mixer_out")
 @detector("static-nk")
 def static_nk(e: Evidence) -> Detection | None:
     """Heads or MLP channels that fell, each in a producer and its consumer."""
-    of_heads, of_mlp = _heads(e), _channels(e)
+    of_heads, of_mlp = _fallen(e)
     return _fewer_units(e, of_heads, of_mlp) if of_heads and of_mlp else None
 
 
 @detector("static-nk-heads")
 def static_nk_heads(e: Evidence) -> Detection | None:
     """Heads fell in attention, and no channels in the MLP."""
-    of_heads = _heads(e)
-    return _fewer_units(e, of_heads) if of_heads and not _channels(e) else None
+    of_heads, of_mlp = _fallen(e)
+    return _fewer_units(e, of_heads) if of_heads and not of_mlp else None
 
 
 @detector("static-nk-mlp")
 def static_nk_mlp(e: Evidence) -> Detection | None:
     """Channels fell in the MLP, and no heads in attention."""
-    of_mlp = _channels(e)
-    return _fewer_units(e, of_mlp) if of_mlp and not _heads(e) else None
+    of_heads, of_mlp = _fallen(e)
+    return _fewer_units(e, of_mlp) if of_mlp and not of_heads else None
 
 
 @detector("static-nk-cross")
@@ -70,6 +70,15 @@ class _Fallen:
 
     line: str
     is_whole: bool = True
+
+
+def _fallen(e: Evidence) -> tuple[_Fallen | None, _Fallen | None]:
+    """Heads and channels that fell. Where the order of kernels alone says which GEMM is which, one
+    that moved without its partner may be another GEMM: that is no broken pruning, but none."""
+    found = _heads(e), _channels(e)
+    if e.by_order and any(one is not None and not one.is_whole for one in found):
+        return None, None
+    return found
 
 
 def _fewer_units(e: Evidence, *fallen: _Fallen) -> Detection:

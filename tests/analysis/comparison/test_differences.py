@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from prunescope.analysis.comparison.differences import (
@@ -9,14 +11,18 @@ from prunescope.analysis.comparison.differences import (
     not_comparable_text,
     pair_comparison,
 )
+from prunescope.analysis.comparison.other_inputs import ROWS
 from prunescope.analysis.report.sentences import headline
 from prunescope.analysis.schema.pair_comparison import Difference, PairComparison
 from prunescope.analysis.schema.report import Finding, Report, from_json, to_json
 from prunescope.rules import check_report, parse_rules
+from tests.analysis.finding_cases import mm, of_pair, plain
 from tests.analysis.report import example
+from tests.chrome import chrome, step
 
 DTYPE = Difference("dtype", "bfloat16", "float32")
 BATCH = Difference("batch", 1, 2, hides_pruning=True)
+ROWS_2 = Difference(ROWS, 1, 2.0, hides_pruning=True)
 
 
 @pytest.mark.parametrize(
@@ -26,13 +32,18 @@ BATCH = Difference("batch", 1, 2, hides_pruning=True)
         ([DTYPE], None, False, True, True),  # other numbers, but the shapes are the pruning's
         ([BATCH], None, False, False, False),
         ([DTYPE, BATCH], None, False, False, False),
-        ([], 2.0, False, False, True),  # every linear sees twice the rows
+        ([], ROWS_2, False, False, True),  # every linear sees twice the rows
     ],
 )
 def test_what_may_still_be_said(
-    differences: list[Difference], rows: float | None, *, speedup: bool, pruning: bool, bounds: bool
+    differences: list[Difference],
+    rows: Difference | None,
+    *,
+    speedup: bool,
+    pruning: bool,
+    bounds: bool,
 ) -> None:
-    found = pair_comparison(differences, rows_ratio=rows)
+    found = pair_comparison(differences, inputs=rows)
     assert (found.is_speedup, found.shows_pruning, found.has_bounds) == (speedup, pruning, bounds)
     assert len(found.differences) == len(differences) + (rows is not None)
 
@@ -42,10 +53,26 @@ def test_words() -> None:
     assert not_comparable_text(BATCH) == (
         "not comparable: batch is 2, that of the dense run 1: other inputs"
     )
-    (rows,) = pair_comparison([], rows_ratio=2.0).differences
+    (rows,) = pair_comparison([], inputs=ROWS_2).differences
     assert difference_text(rows) == (
         "M of every linear is 2 × the dense one: other inputs (batch or length)"
     )
+
+
+def test_a_pair_in_which_nothing_pairs_promises_nothing(tmp_path: Path) -> None:
+    """Layers and roles on one side alone: four GEMMs of 100 us that pair with none of 50 us."""
+    pruned = chrome(step(0, *[mm(us=50) for _ in range(2)]))
+    for sparsity in (None, 0.5):
+        phase = of_pair(tmp_path, plain(), pruned, sparsity)
+        assert "nothing pairs: matrices are multiplied in 4 layers and roles of the" in headline(
+            phase
+        )
+        assert phase.ladder is not None
+        bounds = phase.ladder.nominal, phase.ladder.coverage, phase.ladder.roofline
+        assert bounds == (None, None, None)
+        rows = {row.row: row.ns for row in phase.ledger or []}
+        assert rows["promised"] == rows["dense"] == 400_000
+        assert rows["added_work"] == 100_000
 
 
 def compared(comparison: PairComparison | None, *findings: str) -> Report:

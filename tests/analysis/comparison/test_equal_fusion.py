@@ -9,7 +9,7 @@ import pytest
 
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.schema.report import Phase
-from tests.chrome import chrome, k, module, op, save
+from tests.chrome import chrome, k, module, op, save, step
 
 T, H, C, F, LAYERS = 32, 64, 32, 96, 3  # tokens; widths of the stream, of keys, of the MLP
 
@@ -45,7 +45,7 @@ def bare(item: Any) -> Any:
 
 def compared(dense: list[Any], pruned: list[Any], folder: Path) -> Phase:
     paths = [
-        save(chrome(*items), folder / f"{name}.json")
+        save(chrome(step(0, *items)), folder / f"{name}.json")
         for name, items in (("dense", dense), ("pruned", pruned))
     ]
     return next(iter(analyze(paths[1], baseline=paths[0]).report.phases.values()))
@@ -112,3 +112,48 @@ def test_auxiliary_kernels_have_the_role_of_their_gemm(tmp_path: Path) -> None:
     assert (row.count, row.helper_ns) == (LAYERS, LAYERS * 3_000)
     assert phase.ladder is not None
     assert phase.ladder.flop == pytest.approx(1)
+
+
+def swapped(number: int, *, f: int = F) -> list[Any]:
+    """A layer whose k runs before its q, as another compilation may order them."""
+    q, k_, *rest = layer(number, fused=False, f=f)
+    return [k_, q, *rest]
+
+
+@pytest.mark.parametrize("width", [F, 48])
+def test_the_order_of_kernels_does_not_tell_q_from_k(tmp_path: Path, width: int) -> None:
+    dense = [bare(x) for i in range(LAYERS) for x in layer(i, fused=False)]
+    pruned = [bare(x) for i in range(LAYERS) for x in swapped(i, f=width)]
+    phase = compared(dense, pruned, tmp_path)
+    axes = {g.role: g.axis for g in phase.gemms}
+    assert axes["qkv"] == axes["o"] == "none"
+    assert not {"q", "k", "v"} & axes.keys()
+    assert phase.family is not None
+    assert phase.family.id == ("unknown" if width == F else "static-nk-mlp")
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+def test_broken_is_never_told_from_order_alone(tmp_path: Path, *, is_named: bool) -> None:
+    """N of gate and up fell, K of down did not: a broken pruning where modules name them."""
+    sides = [[x for i in range(LAYERS) for x in layer(i, fused=False, f=f)] for f in (F, 48)]
+    sides[1] = [old if "down" in old.name else new for old, new in zip(*sides, strict=True)]
+    if not is_named:
+        sides = [[bare(item) for item in side] for side in sides]
+    phase = compared(sides[0], sides[1], tmp_path)
+    assert phase.family is not None
+    is_broken = any("broken" in line for line in phase.family.evidence)
+    assert (phase.family.id, is_broken) == (
+        ("static-nk-mlp", True) if is_named else ("unknown", False)
+    )
+
+
+def test_compiled_against_eager_has_no_family_and_no_axis(tmp_path: Path) -> None:
+    dense = [x for i in range(LAYERS) for x in layer(i, fused=False)]
+    inside = [x for i in range(LAYERS) for x in layer(i, fused=True, f=48)]
+    compiled = [module("## Call CompiledFxGraph a ##", *inside)]
+    phase = compared(dense, compiled, tmp_path)
+    assert phase.family is not None
+    assert phase.family.id == "outside"
+    assert "compiled" in phase.family.evidence[0]
+    assert {g.axis for g in phase.gemms} == {"unknown"}
+    assert all(g.keep is None and g.dense_n is None for g in phase.gemms)

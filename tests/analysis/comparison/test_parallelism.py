@@ -77,6 +77,22 @@ def test_equal_ranks_compare(world: tuple[int | None, int | None], tmp_path: Pat
     assert phase.family.id == "static-nk-mlp"
 
 
+@pytest.mark.parametrize(
+    ("added", "world"),
+    [
+        (REDUCE, 1),  # a world of one
+        (collective("c10d::broadcast_", "ncclDevKernel_Broadcast_RING_LL"), 2),  # of the inputs
+    ],
+)
+def test_what_shares_nothing_out_is_no_parallelism(
+    added: tuple[Any, ...], world: int, tmp_path: Path
+) -> None:
+    pruned = [Layer(f=48, added=added)] * 4
+    phase = compared(tmp_path, decoder([WHOLE] * 4), decoder(pruned), (None, world))
+    assert phase.family is not None
+    assert phase.family.id == "static-nk-mlp"
+
+
 def test_a_world_that_does_not_communicate_shares_nothing(tmp_path: Path) -> None:
     phase = compared(tmp_path, decoder([WHOLE] * 4), decoder([Layer(f=48)] * 4), (None, 8))
     assert phase.family is not None

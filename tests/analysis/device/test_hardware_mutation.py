@@ -70,34 +70,80 @@ rtx-4070-ti                     80.2   80.2   40.1   40.1   160.4  504   48   60
 rtx-4070-ti-super               88.2   88.2   44.1   44.1   176.4  672   48   66
 rtx-5080                        112.6  112.6  56.3   56.3   225.1  960   64   84
 mi350x                          2306.9 2306.9 -      144.2  4613.7 8000  32   256
+h200-nvl                        835    835    417    60     1671    4800  50   132
+quadro-rtx-6000                 -      130.5  -      16.3   -       672   6    72
+gb10                            125    125    62.5   31.2   250     273   24   48
+mi250                           362.1  362.1  -      45.3   -       3280  16   208
+apple-m1                        -      2.6    -      2.6    -       68.25 8    8
+apple-m1-max                    -      10.4   -      10.4   -       400   48   32
+apple-m2                        -      3.6    -      3.6    -       100   8    10
+apple-m2-max                    -      13.6   -      13.6   -       400   48   38
+apple-m2-ultra                  -      27.2   -      27.2   -       800   96   76
+apple-m3-max                    -      14.1   -      14.1   -       400   48   40
+apple-m4                        -      3.8    -      3.8    -       120   8    10
+apple-m4-pro                    -      8.1    -      8.1    -       273   24   20
+apple-m4-max                    -      16.2   -      16.2   -       546   48   40
 """
 # GB of memory, as sold.
 MEMORY = {
     10: ("rtx-3080",),
     11: ("rtx-2080-ti",),
     12: ("rtx-3060", "rtx-4080-laptop", "rtx-4070", "rtx-4070-super", "rtx-4070-ti"),
-    16: ("v100-16gb-sxm2", "v100-16gb-pcie", "t4", "rtx-4080", "rtx-4070-ti-super", "rtx-5080"),
-    24: ("a10", "a10g", "a30", "l4", "rtx-3090", "rtx-4090"),
-    32: ("v100-sxm2", "v100-pcie", "rtx-5090"),
+    16: (
+        "v100-16gb-sxm2",
+        "v100-16gb-pcie",
+        "t4",
+        "rtx-4080",
+        "rtx-4070-ti-super",
+        "rtx-5080",
+        "apple-m1",
+    ),
+    24: ("a10", "a10g", "a30", "l4", "rtx-3090", "rtx-4090", "apple-m2", "quadro-rtx-6000"),
+    32: ("v100-sxm2", "v100-pcie", "rtx-5090", "apple-m4"),
     40: ("a100-40gb-sxm", "a100-40gb-pcie"),
     48: ("a40", "l20", "l40", "l40s", "rtx-6000-ada", "rtx-a6000"),
-    64: ("mi250x-gcd", "mi210"),
+    64: ("mi250x-gcd", "mi210", "apple-m1-max", "apple-m4-pro"),
     80: ("a100-80gb-sxm", "a100-80gb-pcie", "a800-80gb-sxm", "h100-sxm", "h100-pcie", "h800-sxm"),
     94: ("h100-nvl",),
-    96: ("gh200", "h20", "rtx-pro-6000-blackwell", "rtx-pro-6000-blackwell-server"),
-    128: ("mi250x",),
-    141: ("h200-sxm",),
+    96: ("gh200", "h20", "rtx-pro-6000-blackwell", "rtx-pro-6000-blackwell-server", "apple-m2-max"),
+    128: ("mi250x", "apple-m3-max", "apple-m4-max", "mi250", "gb10"),
+    141: ("h200-sxm", "h200-nvl"),
     144: ("gh200-144gb",),
     180: ("b200",),
     186: ("gb200",),
-    192: ("mi300x",),
+    192: ("mi300x", "apple-m2-ultra"),
     256: ("mi325x",),
     288: ("mi350x", "mi355x"),
 }
 DTYPES = ("bf16", "fp16", "tf32", "fp32", "fp8")
+# Dense int8 in TOP/s, where the sheets print it.
+INT8 = {
+    "t4": 130,
+    "a10": 250,
+    "l4": 242,
+    "l40s": 733,
+    "a100-40gb-sxm": 624,
+    "a100-40gb-pcie": 624,
+    "a100-80gb-sxm": 624,
+    "a100-80gb-pcie": 624,
+    "a800-80gb-sxm": 624,
+    "a30": 330,
+    "a40": 299.4,
+    "rtx-a6000": 309.6,
+    "h100-sxm": 1979,
+    "h200-sxm": 1979,
+    "h100-pcie": 1513,
+    "gh200": 1979,
+    "gh200-144gb": 1979,
+    "rtx-4090": 660.6,
+    "rtx-4080": 389.9,
+}  # fmt: skip
 # The best GEMM that anybody has published, TFLOP/s.
 BEST = {
-    "a100-80gb-sxm": {"bf16": 271.2}, "a100-80gb-pcie": {"bf16": 252.9},
+    "a100-80gb-sxm": {"bf16": 271.2, "int8": 356},
+    "a100-80gb-pcie": {"bf16": 252.9, "int8": 356},
+    "h100-pcie": {"fp8": 690}, "rtx-4090": {"fp8": 306}, "rtx-5080": {"fp8": 240},
+    "gb10": {"fp8": 180},
     "h100-sxm": {"bf16": 794.5, "fp8": 1402.6}, "gh200": {"bf16": 828.6, "fp8": 1535},
     "b200": {"bf16": 1745, "fp8": 3432.5},
     "gb200": {"bf16": 1822, "fp8": 3615.6}, "rtx-pro-6000-blackwell": {"bf16": 347},
@@ -109,6 +155,7 @@ OCCUPANCY = {
     "volta": (64, 32, 96, 64), "turing": (32, 16, 64, 64), "ampere-100": (64, 32, 164, 64),
     "ampere-10x": (48, 16, 100, 64), "ada": (48, 24, 100, 64), "hopper": (64, 32, 228, 64),
     "blackwell-100": (64, 32, 228, 64), "blackwell-12x": (48, 24, 100, 64),
+    "apple": (None, None, None, None),
     "cdna2": (32, None, 64, 128), "cdna3": (32, None, 64, 128), "cdna4": (32, None, 160, 128),
 }  # fmt: skip
 # GB/s in one direction: 16 lanes of so many GT/s, 128 of 130 bits data; half of 900 in both.
@@ -155,6 +202,8 @@ def wrong(found: dict[str, Any]) -> list[str]:
 
 
 def occupancy(row: dict[str, Any]) -> tuple[Any, ...]:
+    if row["max_threads_per_sm"] is None:  # not published
+        return (None, row["max_blocks_per_sm"], row["shared_bytes_per_sm"], row["registers_per_sm"])
     return (row["max_threads_per_sm"] / row["warp"], row["max_blocks_per_sm"],
             row["shared_bytes_per_sm"] / 1024, row["registers_per_sm"] / 1024)  # fmt: skip
 
@@ -162,6 +211,7 @@ def occupancy(row: dict[str, Any]) -> tuple[Any, ...]:
 def _wrong(row: dict[str, Any], found: dict[str, Any], sheet: list[str]) -> Iterator[str]:
     name = row["name"]
     published = {d: float(v) for d, v in zip(DTYPES, sheet, strict=False) if v != "-"}
+    published |= {"int8": INT8[name]} if name in INT8 else {}
     if row["dense_tflop_per_s"] != published:
         yield "peaks"
     if [row["gb_per_s"], row["l2_mib"], row["sm"]] != [float(v) for v in sheet[5:]]:

@@ -121,6 +121,10 @@ CASES: list[Case] = [
     ("broken-propagation", None, (), full_and(NARROW)),
     ("outside-taxonomy", "warning", ("fp16",), full_and(FULL, dtype="c10::Half")),
     ("outside-taxonomy", None, (), full_and(NARROW)),
+    ("swapped-sides", "warning", ("more FLOPs and", "are the two sides swapped?"),
+     lambda t: of_pair(t, model(NARROW), model(FULL))),
+    ("swapped-sides", None, (), full_and(NARROW)),
+    ("swapped-sides", None, (), full_and(FULL)),
     ("unaligned", "warning", ("gate N = 257", "272"), full_and(replace(FULL, f=257))),
     ("unaligned", None, (), full_and(NARROW)),
     # A CPU has no tensor cores.

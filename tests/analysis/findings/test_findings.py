@@ -186,7 +186,7 @@ def test_a_row_inside_its_noise_carries_no_finding() -> None:
 
 
 def test_findings_are_sorted_by_severity(tmp_path: Path) -> None:
-    phase = of_run(tmp_path, model(FULL), model(FULL), batch=2,
+    phase = of_run(tmp_path, model(FULL), model(NARROW), dtype="float32",
                    pruning={"method": "x", "sparsity": 0.5})  # fmt: skip
     order = ["critical", "warning", "info"]
     ranks = [order.index(f.severity) for f in phase.findings]
@@ -201,9 +201,9 @@ def test_times_for_people() -> None:
 def test_a_real_trace_that_waits_for_its_host_is_told_so(
     real_trace: Callable[[str], Path],
 ) -> None:
-    """The B200 waits for its host 86 % of the time, and is accused of nothing else; the profiler,
-    which recorded 15,230 calls of Python meanwhile, has a part in that."""
+    """The B200 waits for its host 86 % of the time, 9 % for first calls of cuBLAS, and is accused
+    of nothing else; the profiler, which recorded 15,230 calls of Python, has a part in that."""
     phase = analyze(real_trace("b200_eager.json.gz")).report.phases["trace"]
-    assert {f.id for f in phase.findings} == {"launch-bound"}
+    assert {f.id for f in phase.findings} == {"launch-bound", "first-calls"}
     present(phase, "launch-bound", "warning", "15,230 calls of Python (with_stack)")
     assert phase.gap_ns / phase.wall_ns == pytest.approx(0.86, abs=0.01)

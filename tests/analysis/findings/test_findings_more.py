@@ -72,6 +72,29 @@ def test_fewer_tiles_in_as_many_waves(tmp_path: Path) -> None:
     assert finding.predicted_ns == pytest.approx(2 * 400_000 / 4)
 
 
+def test_advice_on_waves_fits_the_axis(tmp_path: Path) -> None:
+    """N moved, and one wave is all there is: nothing is said of M."""
+    dense = layers(("mlp.up_proj", tiled(2048, us=400)))
+    pruned = layers(("mlp.up_proj", tiled(1024, us=400)))
+    finding = found(report(tmp_path, dense, pruned, 0.125), "wave-step")
+    assert finding is not None
+    assert finding.evidence == ["up N 2048 → 1024: 64 → 32 tiles in 1 → 1 waves"]
+    assert finding.change is not None
+    assert "prune N" in finding.change
+    assert "rows" not in finding.change
+    assert finding.predicted_ns is None
+
+
+@pytest.mark.parametrize(("at", "is_there"), [("up_proj", True), ("experts.0.up_proj", False)])
+def test_rows_of_experts_are_no_pruning_of_m(tmp_path: Path, at: str, *, is_there: bool) -> None:
+    """256 tiles became 192 in as many waves. Of an expert, its router decides that."""
+    whole = ("self_attn.k_proj", tiled(8192, us=100))  # sees every row
+    dense, pruned = (layers(whole, (f"mlp.{at}", tiled(8192, us=400, m=m))) for m in (512, 384))
+    finding = found(report(tmp_path, dense, pruned, 0.125), "wave-step")
+    assert (finding is not None) == is_there
+    assert finding is None or (finding.change or "").startswith("skip rows")
+
+
 def test_tiles_that_fit_either_way_lie_as_the_grid_says(tmp_path: Path) -> None:
     # 256x32 tiles, rows along M = 32: N = 16384 is 512 blocks, 3.9 waves; with the rows along N the
     # same blocks would be 64 tiles, K split by 8.

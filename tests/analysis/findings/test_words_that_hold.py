@@ -206,13 +206,15 @@ def phase_of(trace: dict[str, Any], folder: Path) -> Phase:
 
 
 def test_a_lead_is_a_share_of_all_steps(tmp_path: Path) -> None:
-    """1 ms before the first of two steps of 1 ms each: a third of both with it."""
-    steps = [step(i, *[op("aten::mm", [512, 512], [512, 512], kernels=[k(us=1000)])])
+    """1 ms before the first of two steps of 1 ms each, for the second of which the device waits
+    1 ms too: a quarter of both with it."""
+    late = gap(us=1000, launch=True)
+    steps = [step(i, late, op("aten::mm", [512, 512], [512, 512], kernels=[k(us=1000)]))
              for i in range(2)]  # fmt: skip
-    phase = phase_of(chrome(*steps, lead_us=1000.0), tmp_path)
+    phase = phase_of(chrome(*steps, lead_us=0.0), tmp_path)
     lead = next(f for f in phase.findings if f.id == "host-lead")
-    assert "33.3 % of all steps including it" in lead.text
-    assert "with it a mean step takes 1.500 ms" in lead.text
+    assert "25.0 % of all steps including it" in lead.text
+    assert "with it a mean step takes 2.000 ms" in lead.text
 
 
 def test_sublayers_are_predicted_as_no_layers(tmp_path: Path) -> None:

@@ -183,8 +183,8 @@ def test_gaps_by_cause_and_what_a_graph_would_save(tmp_path: Path) -> None:
     phase = told(tmp_path, trace)
     anatomy = anatomy_of(phase)
     # The copy's own launch is a copy call of 50 ns.
-    assert anatomy.gaps == {"host": 13_950, "sync": 1_000, "memcpy": 50, "held": 0,
-                            "device": 3_000, "unknown": 0, "other_step": 0, "tail": 0}  # fmt: skip
+    gaps = {cause: ns for cause, ns in anatomy.gaps.items() if ns}
+    assert gaps == {"host": 13_950, "sync": 1_000, "memcpy": 50, "device": 3_000}
     assert sum(anatomy.gaps.values()) == phase.gap_ns + phase.tail_ns
     assert anatomy.graph_speedup == pytest.approx(70_000 / (70_000 - 13_950))
     waits = {one.op: one.wait_ns for one in anatomy.host}
@@ -200,6 +200,9 @@ def test_a_host_trace_has_no_graph_and_no_tiles(tmp_path: Path) -> None:
     assert sum(anatomy.gaps.values()) == phase.gap_ns + phase.tail_ns == 2_000
 
 
+_LATE = ("host", "first_call", "allocator", "collective", "sync", "memcpy", "held")
+
+
 @pytest.mark.parametrize("name", ["h100_qwen1.5-0.5b_prefill", "b200_eager", "a100_legacy_flows",
                                   "mi300x_sglang_qwen3-8b_decode_graph"])  # fmt: skip
 def test_the_parts_sum_to_the_phase(name: str, real_trace: Callable[[str], Path]) -> None:
@@ -210,7 +213,7 @@ def test_the_parts_sum_to_the_phase(name: str, real_trace: Callable[[str], Path]
     assert sum(one.busy_ns for one in anatomy.layers) == pytest.approx(phase.busy_ns)
     assert sum(one.gap_ns for one in anatomy.layers) == pytest.approx(phase.gap_ns)
     assert sum(anatomy.gaps.values()) == pytest.approx(phase.gap_ns + phase.tail_ns)
-    late = sum(anatomy.gaps[cause] for cause in ("host", "sync", "memcpy", "held"))
+    late = sum(anatomy.gaps[cause] for cause in _LATE)
     assert late >= phase.bound["launch"] - 1e-6  # or held, though it was launched in time
     assert late - anatomy.gaps["held"] <= phase.bound["launch"] + 1e-6
     timely = phase.wall_ns - anatomy.gaps["host"]  # what is no dispatch no graph can spare

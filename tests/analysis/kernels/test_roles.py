@@ -14,7 +14,7 @@ from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.timeline.scopes import Scopes
 from prunescope.taxonomy.roles import ROLES, Place
 from tests.analysis.finding_cases import layers, mm
-from tests.chrome import save
+from tests.chrome import chrome, k, module, op, save, step
 
 CAT = OpCall("aten::cat", (((1, 2, 31, 16), (1, 2, 1, 16)),), ("TensorList",))
 COPY = OpCall("aten::copy_", ((4, 4), (4, 4)), ("float", "float"))
@@ -173,6 +173,19 @@ def test_a_batched_product_of_two_activations_is_no_head(
 def test_no_scope() -> None:
     assert role(None, "gemm") == "unknown"
     assert role(None, "sampling") == "sampling"
+
+
+def test_a_product_behind_a_norm_is_no_norm(tmp_path: Path) -> None:
+    """A quantised head has no parameters, so no scope: the norm's was the last to close."""
+    table = op("aten::embedding", [512, 64], [32], kernels=[k(us=1, name="embedding")])
+    items = [
+        module("model.embed_tokens", table),
+        module("model.layers.0.mlp.down_proj", mm(32, 64, 96)),
+        module("model.norm", op("aten::mul", [32, 64], kernels=[k(us=1, name="mul_kernel")])),
+        mm(32, 512, 64),
+    ]
+    frame = analyze(save(chrome(step(0, *items)), tmp_path / "t.json")).frames["trace"]
+    assert frame["role"].to_list() == ["embedding", "down", "final_norm", "lm_head"]
 
 
 def test_the_name_of_a_module_is_not_overruled_by_its_shape(tmp_path: Path) -> None:

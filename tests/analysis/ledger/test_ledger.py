@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from prunescope.analysis.ledger.alignment import Alignment
 from prunescope.analysis.ledger.attribution import attribution_inputs
 from prunescope.analysis.ledger.ledger import Split, ratios, split, times, uniform
-from prunescope.analysis.ledger.pairing import Alignment, Units, UnitSums
+from prunescope.analysis.ledger.pairing import Units, UnitSums
 from prunescope.analysis.ledger.rows import build_rows
 
 NAN = float("nan")

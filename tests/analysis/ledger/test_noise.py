@@ -8,6 +8,7 @@ from math import sqrt
 import numpy as np
 import pytest
 
+from prunescope.analysis.ledger.alignment import Alignment
 from prunescope.analysis.ledger.ledger import ROWS, ratios
 from prunescope.analysis.ledger.noise import (
     TimeBase,
@@ -23,7 +24,7 @@ from prunescope.analysis.ledger.noise import (
     speedup_interval,
     wall_interval,
 )
-from prunescope.analysis.ledger.pairing import Alignment, Cost, Units, UnitSums
+from prunescope.analysis.ledger.pairing import Cost, Units, UnitSums
 from prunescope.analysis.ledger.samples import Samples
 
 KEYS = [(0, "up", "matmul"), (0, "residual", "pointwise")]

@@ -13,9 +13,10 @@ import polars as pl
 import pytest
 
 from prunescope.analysis.ledger import overhead
+from prunescope.analysis.ledger.alignment import Alignment
 from prunescope.analysis.ledger.attribution import attribution_inputs
 from prunescope.analysis.ledger.overhead import ADDED, HOST, KEY_VALUE, WEIGHTS
-from prunescope.analysis.ledger.pairing import Alignment, Cost, Units, UnitSums
+from prunescope.analysis.ledger.pairing import Cost, Units, UnitSums
 from prunescope.analysis.ledger.samples import Samples
 from prunescope.analysis.schema.report import Overhead
 from tests.analysis.finding_cases import BF16, mm, pair

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from prunescope.analysis.kernels.frame import Kernels, build
-from prunescope.analysis.ledger.pairing import Alignment, align, pair
+from prunescope.analysis.ledger.alignment import Alignment, align
+from prunescope.analysis.ledger.pairing import pair
 from prunescope.analysis.timeline.steps import find_windows
 from prunescope.analysis.trace.load import load
 from tests.analysis.decoder import Layer, Setting, decoder
@@ -40,7 +41,7 @@ def aligned(
         ({0: FULL, 3: FULL}, None, {0: 0, 3: 3}, [1, 2], "number", True),
         ({2: FULL, 3: FULL}, None, {2: 2, 3: 3}, [0, 1], "number", True),
         ([FULL] * 3, None, {0: 0, 1: 1, 2: 2}, [3], "order", False),
-        ([NO_MLP] * 2, None, {}, [0, 1, 2, 3], "order", False),
+        ([NO_MLP] * 2, None, {0: 0, 1: 1}, [2, 3], "order", False),
         ([FULL] * 2, [0, 9], {0: 0}, [1, 2, 3], "map", True),
         ([FULL] * 2, [1], {0: 1}, [0, 2, 3], "map", True),
     ],

@@ -8,6 +8,7 @@ from math import exp, log, sqrt
 import numpy as np
 import pytest
 
+from prunescope.analysis.ledger.alignment import Alignment
 from prunescope.analysis.ledger.ledger import ROWS, ratios
 from prunescope.analysis.ledger.noise import (
     TimeBase,
@@ -20,7 +21,7 @@ from prunescope.analysis.ledger.noise import (
     realised_interval,
     wall_interval,
 )
-from prunescope.analysis.ledger.pairing import Alignment, Units, UnitSums
+from prunescope.analysis.ledger.pairing import Units, UnitSums
 from prunescope.analysis.ledger.samples import Samples, of_steps, widened_weights
 from prunescope.taxonomy.student_t import t_quantile_975
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -167,8 +168,9 @@ def test_the_best_tile_by_hand() -> None:
     # a start that is longer than what the split saves: K stays whole
     dear = SplitCosts(work=1.0, sums=0.0, start=whole.factor - parts.factor)
     assert tile_choices((1024, 1280, 4096, 1), 188, dear) == (whole,)
-    # a 2:4 kernel: 40 x 8 tiles of 128 x 128 in two waves, at the full rate, with K whole
-    (sparse,) = tile_choices((1024, 5120, 4096, 1), 188, free, sparse=True)
+    # PyTorch's 2:4 kernel: 40 x 8 tiles of 128 x 128 in two waves, at the full rate, with K whole
+    whole_k = SplitCosts(work=1.0, sums=math.inf, start=0.0)
+    (sparse,) = tile_choices((1024, 5120, 4096, 1), 188, whole_k, sparse=True)
     assert (sparse.rows, sparse.columns, sparse.waves) == (128, 128, 2)
     assert sparse.factor == pytest.approx(2 * 188 / 320)
     # 512 rows that vary by 16 fill four tiles or five

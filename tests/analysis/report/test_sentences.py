@@ -60,29 +60,47 @@ def compared(family: str, **ladder: object) -> Phase:
              "realised": 1.43, "realised_ci95": [1.38, 1.5], "share_of_bound": 1.43}  # fmt: skip
     unmoved = [g for g in example.gemms(512) if g.axis == "none"]
     return example.phase(
-        family=FamilyVerdict(id=family, confidence=1.0, evidence=["no GEMM moved"]),
+        family=FamilyVerdict(
+            id=family, confidence=1.0, evidence=["no GEMM moved"], alternatives=["dense"]
+        ),
         ladder=msgspec.convert({**plain, **ladder}, Ladder),
         gemms=unmoved, pairing=NONE_ADDED,
     )  # fmt: skip
 
 
 def test_two_captures_of_one_model_have_no_speedup() -> None:
-    line = sentences.headline(compared("dense"))
+    line = sentences.headline(compared("dense", realised=1.03, realised_ci95=[1.01, 1.05]))
     assert line == (
-        "nothing was pruned: 1.43× [1.38×, 1.50×] is the noise between two captures, no speedup"
+        "nothing was pruned: 1.03× [1.01×, 1.05×] is the noise between two captures, no speedup"
     )
+    wide = sentences.headline(compared("dense", realised=1.2, realised_ci95=[0.9, 1.6]))
+    assert wide.startswith("nothing was pruned: 1.20× [0.90×, 1.60×] is the noise between two")
+
+
+def test_noise_has_a_size() -> None:
+    """An interval from 1.38 on is more than two captures of one program differ by."""
+    phase = compared("dense")
+    assert sentences.headline(phase) == (
+        "nothing was pruned: 1.43× [1.38×, 1.50×] is more than noise and no speedup of a pruning"
+    )
+    phase.findings.append(
+        Finding(id="same-shapes-other-time", severity="warning", evidence=[], change=None,
+                predicted_ns=None, text="no shape moved: kernel efficiency -2.000 ms")
+    )  # fmt: skip
+    assert sentences.headline(phase).endswith("of a pruning: kernel efficiency -2.000 ms")
     once = sentences.headline(compared("dense", realised_ci95=None))
-    assert once.startswith("nothing was pruned: 1.43× (no interval: one step or sample) is the")
+    assert once.startswith("nothing was pruned: 1.43× (no interval: one step or sample) is more")
 
 
 def test_what_was_promised_is_still_said() -> None:
     line = sentences.headline(compared("dense", nominal=2.0))
-    assert line.endswith("is the noise between two captures, no speedup; 2.00× was promised")
+    assert line.endswith("is more than noise and no speedup of a pruning; 2.00× was promised")
 
 
 def test_shapes_that_cannot_tell_say_so() -> None:
-    line = sentences.headline(compared("unknown"))
-    assert line.startswith("the shapes show no pruning: 1.43× [1.38×, 1.50×] is the noise between")
+    small = {"realised": 1.03, "realised_ci95": [1.01, 1.05]}
+    line = sentences.headline(compared("unknown", **small))
+    assert line.startswith("the shapes show no pruning: 1.03× [1.01×, 1.05×] is the noise between")
     assert line.endswith("two captures, or what a trace does not show")
 
 

@@ -220,16 +220,7 @@ def test_no_launch_at_all_counts_every_event(tmp_path: Path) -> None:
     assert phase.spill["events"] == phase.late["events"] == 0
     # Nobody knows when they were launched: no cause is claimed, and no gain of a graph.
     assert phase.anatomy is not None
-    assert phase.anatomy.gaps == {
-        "host": 0,
-        "sync": 0,
-        "memcpy": 0,
-        "held": 0,
-        "device": 0,
-        "unknown": 2_000,
-        "other_step": 0,
-        "tail": 0,
-    }
+    assert {cause: ns for cause, ns in phase.anatomy.gaps.items() if ns} == {"unknown": 2_000}
     assert phase.anatomy.graph_speedup is None
     said = " ".join(anatomy_lines(phase))
     assert "idle 2.00 µs of 13.0 µs: unattributed 2.00 µs" in said

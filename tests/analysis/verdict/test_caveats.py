@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.report.sentences import headline
 from prunescope.analysis.schema.report import FamilyVerdict, Phase
 from prunescope.analysis.verdict import caveats
 from prunescope.analysis.verdict.caveats import Caveat, apply_caveats
 from tests.analysis.decoder import Layer, census, decoder, write_pair
 from tests.analysis.edits import Edit, Event
-from tests.analysis.finding_cases import BF16, found, layers, mm, report
+from tests.analysis.finding_cases import BF16, found, layers, mm, present, report
 from tests.chrome import Op, chrome, k, op, save, step
 
 QWEN = "h100_qwen1.5-0.5b_prefill.json.gz"
@@ -217,9 +219,34 @@ def test_a_cut_off_file_is_no_pruned_model(tmp_path: Path, cut: str) -> None:
     at = text.index("model.layers.4.") - 20
     files[cut].write_text(text[:at])
     phase = analyze(files["pruned"], baseline=files["dense"]).report.phases["trace"]
-    assert phase.family is not None and phase.family.confidence <= 0.3
+    assert phase.family is not None
+    assert phase.family.id == "unknown" and phase.family.confidence <= 0.1
     said = f"{cut}: the file is cut off, and what stood behind the cut is missing"
-    assert said in finding(phase) and said in phase.family.evidence
+    assert said in phase.family.evidence
+    present(phase, "cut-off", "critical", f"the {cut} trace is cut off", said)
+    assert headline(phase).startswith(f"the {cut} trace is cut off: what stood behind the cut is")
+    assert headline(phase).endswith("is no speedup")
+    assert phase.ladder is not None and phase.ladder.nominal is None
+
+
+def test_a_whole_file_is_not_cut_off(tmp_path: Path) -> None:
+    phase = analyze(save(layers(("mlp.up_proj", mm())), tmp_path / "t.json")).report.phases["trace"]
+    assert not any(one.id == "cut-off" for one in phase.findings)
+
+
+def test_kernels_whose_spans_were_cut_off_are_no_added_work(tmp_path: Path) -> None:
+    """The file ends before the spans of the modules, which say where its 4 GEMMs stand."""
+    events = layers(("mlp.up_proj", mm()), ("mlp.down_proj", mm(n=2048, k_=4096)))
+    dense = save(events, tmp_path / "dense.json")
+    spans = [one for one in events["traceEvents"] if "model." in one["name"]]
+    others = [one for one in events["traceEvents"] if one not in spans]
+    text = json.dumps(events | {"traceEvents": [*others, *spans]})
+    pruned = tmp_path / "pruned.json"
+    pruned.write_text(text[: text.index('"model.') - 40])
+    phase = analyze(pruned, baseline=dense).report.phases["trace"]
+    rows = {row.row: row.ns for row in phase.ledger or []}
+    assert rows["added_work"] == 0
+    assert rows["pruned"] == rows["dense"] == 400_000
 
 
 def test_a_cut_off_file_alone_lacks_kernels(tmp_path: Path) -> None:
@@ -227,4 +254,5 @@ def test_a_cut_off_file_alone_lacks_kernels(tmp_path: Path) -> None:
     text = path.read_text()
     path.write_text(text[: text.index("model.layers.4.") - 20])
     phase = analyze(path).report.phases["trace"]
-    assert "the trace: the file is cut off" in finding(phase)
+    present(phase, "cut-off", "critical", "the trace: the file is cut off")
+    assert headline(phase).startswith("the trace is cut off; what is left takes")

@@ -10,8 +10,9 @@ import msgspec
 import numpy as np
 import pytest
 
+from prunescope.analysis.ledger.alignment import Alignment
 from prunescope.analysis.ledger.gemms import Call, Pair, pair_calls
-from prunescope.analysis.ledger.pairing import Alignment, Units, UnitSums
+from prunescope.analysis.ledger.pairing import Units, UnitSums
 from prunescope.analysis.schema.report import FamilyVerdict, Phase
 from prunescope.analysis.verdict.evidence import Evidence
 from prunescope.analysis.verdict.gathers import Gather
@@ -80,7 +81,9 @@ def evidence(
     here = np.array([k not in added for k in keys])
     empty = np.zeros((len(keys), 1))
     side = UnitSums(*[empty] * 6, present=here, tail=np.zeros(1))
-    other = UnitSums(*[empty] * 6, present=np.ones(len(keys), bool), tail=np.zeros(1))
+    left = {(k[0], k[1], "matmul") for k in pruned}
+    there = np.array([k in left or k in added for k in keys])
+    other = UnitSums(*[empty] * 6, present=there, tail=np.zeros(1))
     layers = sorted({k[0] for k in dense})
     alignment = Alignment({i: i for i in layers}, [], "identity", exact=True, num_dense=len(layers))
     units = Units(keys, side, other, alignment)
@@ -279,6 +282,17 @@ def test_attention_of_unknown_shape_does_not_do_less() -> None:
         assert not any("dense products" in line for line in found.evidence)
     fewer = changed(dense, on(("attention",), keys=32))
     assert verdict(evidence(dense, fewer, added=GATHER)).id == "dynamic-nk"
+
+
+@pytest.mark.parametrize(("width", "wanted"), [(F, "outside"), (64, "static-nk-mlp")])
+def test_what_is_quantised_may_be_pruned_too(width: int, wanted: str) -> None:
+    dense = model(48)
+    both = changed(dense, {**on(("gate", "up"), n=width), **on(("down",), k=width)})
+    found = verdict(evidence(dense, {k: replace(v, dtype="int8") for k, v in both.items()}))
+    assert found.id == wanted
+    assert found.confidence < 1
+    assert any("in int8, the dense ones in fp32: quantisation" in line for line in found.evidence)
+    assert ("not pruning" in found.evidence[-1]) == (wanted == "outside")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,185 @@
+"""Kernels of unknown kind that stand where the other side has a known one: replaced, not added.
+
+In: the kernels of both sides. Out: those of one side with the role and class of the kernels that
+they replace, and with the kind of an attention; what replaces a GEMM is no GEMM for that. In the
+scope of a module the role says where a kernel stands; without one, how many kernels that both sides
+run came before it in its step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from prunescope.analysis.kernels.frame import ATTENTION, PRODUCTS, Kernels
+from prunescope.taxonomy.roles import UNPLACED
+from prunescope.taxonomy.words import shortened
+
+_UNKNOWN = "unknown"
+_LEAST = 0.01  # of a step: kernels that take less are not worth a place
+_SAME_PLACE = 0.9  # of the calls: a few are launched in another order by another thread or graph
+_WHAT = ["role", "class", "kind"]
+
+
+def with_replacements(kernels: Kernels, reference: Kernels) -> Kernels:
+    """`kernels`, in which those of unknown kind have the role and class of the kernels of
+    `reference` in whose places they stand, and the kind of an attention."""
+    if not (kernels.frame["kind"] == _UNKNOWN).any():
+        return kernels
+    frame, scopes = _in_scopes(kernels.frame, reference.frame)
+    found = list(_in_places(replace(kernels, frame=frame), reference))
+    for one in found:
+        here = (pl.col("name") == one.name) & _is_unknown_unplaced()
+        frame = frame.with_columns(
+            pl.when(here).then(pl.lit(value)).otherwise(pl.col(column)).alias(column)
+            for column, value in zip(_WHAT, one.what, strict=True)
+        )
+    notes = [*scopes, *(one.note for one in found)]
+    if not notes:
+        return kernels
+    return replace(kernels, frame=frame, notes=[*kernels.notes, *notes])
+
+
+def _is_unknown_unplaced() -> pl.Expr:
+    return (pl.col("kind") == _UNKNOWN) & pl.col("role").is_in(UNPLACED)
+
+
+# -- in the scope of a module ---------------------------------------------------------------------
+
+
+def _in_scopes(frame: pl.DataFrame, reference: pl.DataFrame) -> tuple[pl.DataFrame, list[str]]:
+    """Unknown kernels of a role whose work in one class is missing: they do that work."""
+    at = ["layer", "role"]
+    placed = pl.col("role").is_in(UNPLACED).not_()
+    classes = (
+        reference.filter(placed)
+        .group_by("role", "class")
+        .agg(pl.col("kind").first(), pl.col("busy").sum())
+    )
+    # A class that is unknown on both sides pairs as it is.
+    unknown = classes.filter(pl.col("class") == _UNKNOWN).select("role")
+    classes = classes.join(unknown, on="role", how="anti")
+    places = frame.filter(placed & (pl.col("class") == _UNKNOWN)).select(at).unique()
+    missing = (
+        places.join(classes, on="role")
+        .join(frame.select(*at, "class").unique(), on=[*at, "class"], how="anti", nulls_equal=True)
+        .sort(pl.col("class").is_in(PRODUCTS), "busy", descending=True)
+        .unique(at, keep="first", maintain_order=True)
+    )
+    if missing.is_empty():
+        return frame, []
+    table = missing.select(*at, _class="class", _kind="kind")
+    joined = frame.join(table, on=at, how="left", nulls_equal=True, maintain_order="left")
+    here = (pl.col("class") == _UNKNOWN) & pl.col("_class").is_not_null()
+    attends = here & (pl.col("_class") == ATTENTION)
+    frame = joined.with_columns(
+        pl.when(here).then("_class").otherwise("class").alias("class"),
+        pl.when(attends).then("_kind").otherwise("kind").alias("kind"),
+    ).drop("_class", "_kind")
+    roles = ", ".join(sorted(missing["role"].unique().to_list()))
+    return frame, [f"kernels of unknown kind do the work of the other side's in: {roles}"]
+
+
+# -- by place in the step -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Name:
+    """The kernels of one name in a step: how many kernels that both sides run came before each."""
+
+    name: str
+    busy: int
+    places: NDArray[np.int64]
+    what: tuple[str, str, str]  # role, class, kind
+
+
+@dataclass(frozen=True)
+class _Replacement:
+    name: str
+    what: tuple[str, str, str]
+    note: str
+
+
+def _in_places(kernels: Kernels, reference: Kernels) -> Iterator[_Replacement]:
+    """Kernels without a role that run as often as one that the other side alone has, each in the
+    same place."""
+    own, other = _one_step(kernels), _one_step(reference)
+    counts = (
+        own["name"].value_counts().join(other["name"].value_counts(), on="name", suffix="_of_other")
+    )
+    both = counts.filter(pl.col("count") == pl.col("count_of_other"))["name"]
+    candidates = _names(own.filter(_is_unknown_unplaced()), own, both, without=other["name"])
+    known = pl.col("class").is_in(PRODUCTS) | pl.col("role").is_in(UNPLACED).not_()
+    targets = _names(other.filter(known), other, both, without=own["name"])
+    for one in candidates:
+        fits = [
+            target
+            for target in targets
+            if len(target.places) == len(one.places) and _in_place(one.places, target.places)
+        ]
+        if not fits:
+            continue
+        target = fits[0]
+        targets.remove(target)
+        role, cls, _ = target.what
+        yield _Replacement(
+            one.name,
+            target.what,
+            f"{len(one.places)} kernels {shortened(one.name)} a step stand where the other side "
+            f"has {shortened(target.name)}: taken for {cls if role in UNPLACED else role}",
+        )
+
+
+def _in_place(places: NDArray[np.int64], targets: NDArray[np.int64]) -> bool:
+    """Whether most kernels are nearer to the one that they replace than to the next of its name:
+    other kernels, whose names happen to be as frequent on both sides, move places a little."""
+    gaps = np.diff(targets, prepend=targets[:1], append=targets[-1:])
+    gaps[[0, -1]] = gaps[1:-1].max(initial=0)  # the ends have one neighbour
+    nearest = np.minimum(gaps[:-1], gaps[1:])
+    away = np.abs(places - targets)
+    return float(((away == 0) | (2 * away < nearest)).mean()) >= _SAME_PLACE
+
+
+def _one_step(kernels: Kernels) -> pl.DataFrame:
+    """The rows of a step with as many kernels as most steps, in the order of launches."""
+    counts = np.array(kernels.kernels_per_step)
+    usual = np.bincount(counts).argmax()
+    step = int(np.flatnonzero(counts == usual)[0])
+    rows = kernels.frame.filter((pl.col("step") == step) & pl.col("name").is_not_null())
+    return rows.sort("launched", "start")
+
+
+def _names(
+    rows: pl.DataFrame, step: pl.DataFrame, both: pl.Series, *, without: pl.Series
+) -> list[_Name]:
+    """The names of `rows` that the other side lacks (`without`: its names), the largest first.
+    `both`: names that both sides run equally often."""
+    is_both = step["name"].is_in(both.implode()).cast(pl.Int64)
+    before = step.select("name", place=is_both.cum_sum() - is_both)
+    places = before.group_by("name", maintain_order=True).agg("place")
+    sums = (
+        rows.filter(pl.col("name").is_in(without.implode()).not_())
+        .group_by("name", maintain_order=True)
+        .agg(pl.col("busy").sum(), *(pl.col(column).first() for column in _WHAT), pl.len())
+        .filter(pl.col("busy") >= _LEAST * int(step["busy"].sum()))
+        .join(places, on="name")
+        .sort("busy", "name", descending=[True, False])
+    )
+    return [
+        _Name(
+            row["name"],
+            row["busy"],
+            np.array(row["place"], np.int64),
+            (
+                row["role"],
+                row["class"],
+                row["kind"] if row["class"] == ATTENTION else _UNKNOWN,
+            ),
+        )
+        for row in sums.iter_rows(named=True)
+        if row["len"] == len(row["place"])  # all kernels of the name, or it stands for several
+    ]

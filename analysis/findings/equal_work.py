@@ -1,0 +1,183 @@
+"""Work that is equal on both sides and took another time: all of it, or one GEMM of many.
+
+In: a Context. Out: Found, or None. Times are ns a step, as recorded; of the ledger its rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from prunescope.analysis.findings.context import Context
+from prunescope.analysis.findings.registry import Found, finding
+from prunescope.analysis.kernels.frame import Kernels
+from prunescope.analysis.ledger.gemms import Call
+from prunescope.analysis.schema.report import CAPTURES_DIFFER, OTHER_TIME, Row, is_beyond_noise
+from prunescope.taxonomy.words import ms, percent, shortened
+
+_MOST = 0.5  # of a difference: what explains more than half of it is its cause
+_ALIKE = 1.1  # 90th over 10th percentile of the ratios of kernels that changed alike
+_HOLDS = 0.1  # of the difference: a smaller ledger row is not named
+# Times of one kernel: the kernels that libraries choose for one shape differ by less than this.
+_APART = 3.0
+_SHARE = 0.01  # of the longer step: less time is not worth a sentence
+_KERNELS = "other kernels, clocks, device, contention or overlap"
+# Ledger row -> its name, and what moves it where no shape moved.
+_ROWS = {
+    "kernel_efficiency": ("kernel efficiency", _KERNELS),
+    "not_explained": ("kernels without shapes", _KERNELS),
+    "launch_idle": ("launch and idle", "the host, or what the device waits for"),
+}
+
+
+@finding(OTHER_TIME, "warning", compares=True)
+def same_shapes_other_time(c: Context) -> Found | None:
+    """No shape moved, and the runs differ by more than two captures of one program do."""
+    ladder = c.phase.ladder
+    if ladder is None or not c.phase.nothing_moved or ladder.is_noise or c.baseline is None:
+        return None
+    if not c.phase.is_speedup:
+        return None  # a setting that differs is the reason: not-comparable says which
+    rows = _rows(c)
+    named = [(*_ROWS[row.row], ms(row.moves_ns)) for row in rows]
+    held = ", ".join(f"{name} {ns} ({why})" for name, why, ns in named)
+    return Found(
+        text=f"no shape moved, and the two runs differ by {ladder.realised:.2f}×, more than two "
+        f"captures of one program do: {held or 'no row of the ledger holds it'}",
+        evidence=list(_causes(c, c.baseline.kernels, rows)),
+        change="compare clocks, device, library versions and what else ran, and capture both in "
+        "one session, in turns",
+    )
+
+
+def _rows(c: Context) -> list[Row]:
+    """The ledger rows beyond their noise that hold the difference, the largest first."""
+    found = [row for name in _ROWS if (row := c.row(name)) is not None and is_beyond_noise(row)]
+    total = sum(abs(row.moves_ns) for row in found)
+    found = [row for row in found if abs(row.moves_ns) > _HOLDS * total]
+    return sorted(found, key=lambda row: -abs(row.moves_ns))
+
+
+def _causes(c: Context, dense: Kernels, rows: list[Row]) -> Iterator[str]:
+    """What the kernels of both sides show of the cause."""
+    kernels = [row for row in rows if row.row != "launch_idle"]
+    if not rows:
+        return
+    if not kernels:
+        yield "the kernels take as long as before: the host, or what the device waits for, differs"
+        return
+    pruned = c.kernels
+    moved = sum(row.moves_ns for row in kernels)
+    if pruned.on_device:
+        yield from _overlap(dense, pruned, moved)
+    other = _in_other_kernels(dense, pruned)
+    if other > _MOST:
+        yield f"{percent(other)} of the busy time is in kernels that the dense run does not have"
+    ratios = _ratios(dense, pruned)
+    if len(ratios):
+        low, mid, high = np.percentile(ratios, [10, 50, 90])
+        spread = f"10th to 90th percentile {low:.2f} to {high:.2f}×"
+        if 1 / CAPTURES_DIFFER <= mid <= CAPTURES_DIFFER:
+            yield f"kernels of one name take {mid:.2f} × the dense time ({spread}), as before"
+        elif high <= _ALIKE * low:
+            yield (
+                f"all kernels take {mid:.2f} × the dense time ({spread}): another clock or device, "
+                "or something else that ran on it"
+            )
+        else:
+            yield f"kernels of one name take {mid:.2f} × the dense time ({spread})"
+    for part in [part for row in kernels for part in row.parts][:3]:
+        yield f"{part.name}: {ms(part.ns)}; {'; '.join(part.evidence)}"
+
+
+def _overlap(dense: Kernels, pruned: Kernels, moved: float) -> Iterator[str]:
+    """Kernels that ran at the same time as others, where that explains the change of busy time."""
+    old, new = _concurrent(dense), _concurrent(pruned)
+    if abs(new - old) > _MOST * abs(moved):
+        yield (
+            f"kernels overlap for {ms(new)} a step on several streams, {ms(old)} in the dense run: "
+            "busy time counts that once"
+        )
+
+
+def _concurrent(kernels: Kernels) -> float:
+    """ns a step that kernels ran at the same time as others."""
+    sums = kernels.frame.select(pl.col("duration", "busy").sum()).row(0)
+    return (int(sums[0]) - int(sums[1])) / kernels.num_steps
+
+
+def _in_other_kernels(dense: Kernels, pruned: Kernels) -> float:
+    """The share of the pruned busy time in kernels whose names the dense side lacks."""
+    names = dense.frame["name"].unique().drop_nulls().implode()
+    others = pruned.frame.filter(pl.col("name").is_in(names).not_())
+    return int(others["busy"].sum()) / max(1, int(pruned.frame["busy"].sum()))
+
+
+def _ratios(dense: Kernels, pruned: Kernels) -> np.ndarray:
+    """Pruned over dense time of a call, of each kernel name and role that both sides call."""
+    took = "duration" if pruned.on_device else "busy"
+    sides = [
+        one.frame.group_by("name", "role").agg(ns=pl.col(took).mean()) for one in (dense, pruned)
+    ]
+    both = sides[0].join(sides[1], on=["name", "role"], suffix="_p").filter(pl.col("ns") > 0)
+    return (both["ns_p"] / both["ns"]).to_numpy()
+
+
+@dataclass(frozen=True)
+class _Outlier:
+    """A GEMM of equal sizes on both sides, in ns a call, and how much time that moves a step."""
+
+    call: Call
+    dense: float
+    pruned: float
+    moves: float
+
+
+@finding("gemm-outlier", "info")
+def gemm_outlier(c: Context) -> Found | None:
+    """A GEMM of equal sizes takes several times as long in one of the runs as in the other."""
+    both = [
+        (p.dense, p.pruned, p.pruned.duration / p.pruned.count, p.dense.duration / p.dense.count)
+        for p in c.pairs or []
+        if p.axis == "none" and p.dense is not None and p.pruned is not None
+        if p.dense.gemm is not None and p.dense.gemm == p.pruned.gemm
+        if p.dense.dtype == p.pruned.dtype and p.dense.duration > 0 and p.pruned.duration > 0
+    ]
+    if not both or c.phase.baseline is None:
+        return None
+    # All GEMMs may have changed alike: that is no outlier, and same-shapes-other-time says it.
+    usual = float(np.median([new / old for _, _, new, old in both]))
+    least = _SHARE * max(c.phase.wall_ns, c.phase.baseline.wall_ns)
+    outliers = [
+        _Outlier(call, old, new, abs(new - usual * old) * call.count)
+        for _, call, new, old in both
+        if not 1 / _APART < new / old / usual < _APART
+    ]
+    outliers = sorted((o for o in outliers if o.moves >= least), key=lambda o: -o.moves)
+    if not outliers:
+        return None
+    first = outliers[0]
+    slower = "pruned" if first.pruned > first.dense else "dense"
+    return Found(
+        text=f"the same GEMM, {_sized(first.call)}, takes {ms(first.dense)} in the dense run and "
+        f"{ms(first.pruned)} in the pruned one: the kernel chosen, or what ran at the same time, "
+        "differs",
+        evidence=[
+            f"{_sized(o.call)}: {ms(o.dense)} → {ms(o.pruned)} a call, {shortened(o.call.kernel)}"
+            for o in outliers[:4]
+        ],
+        change=f"look at this call in the {slower} trace, and capture it again before relying on "
+        "the rows that hold it",
+        explains=frozenset(o.call.role for o in outliers),
+    )
+
+
+def _sized(call: Call) -> str:
+    at = "" if call.layer is None else f" of layer {call.layer}"
+    gemm = call.gemm
+    assert gemm is not None
+    batch = f"{gemm.batch} × " if gemm.batch != 1 else ""
+    return f"{call.role}{at} {batch}{gemm.m}×{gemm.n}×{gemm.k}"

@@ -1,0 +1,216 @@
+"""What the host did while the device idled, other than launching ops: first calls, the allocator,
+collectives, work of its own.
+
+In: a Context. Out: Found, or None. Times are ns a step.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import polars as pl
+
+from prunescope.analysis.findings.context import Context
+from prunescope.analysis.findings.registry import Found, finding
+from prunescope.analysis.kernels.idle import LOADER, cause_sums, dispatch, host, host_late
+from prunescope.taxonomy.words import ms, percent, shortened
+
+SOME, MUCH = 0.05, 0.25  # of the step: idle time worth a finding, and worth a warning
+NAMED = 0.02  # of the step: idle time worth a line
+_POOL = 10  # calls a step that free memory: no pool of memory gives back so much of it
+_LINES = 3
+
+
+def large_share(c: Context, ns: float) -> float | None:
+    """Idle time as a share of the step, None below MUCH and without a device."""
+    share = _share(c, ns)
+    return share if c.kernels.on_device and share >= MUCH else None
+
+
+def idle_ns(c: Context, cause: str) -> float:
+    """Idle time of a cause, ns a step."""
+    return cause_sums(c.kernels.frame)[cause] / c.kernels.num_steps
+
+
+def _share(c: Context, ns: float) -> float:
+    return ns / c.phase.wall_ns if c.phase.wall_ns else 0.0
+
+
+@finding("first-calls", "warning", needs_one_clock=True)
+def first_calls(c: Context) -> Found | None:
+    """The device idles during first calls or compilation, which no later step holds."""
+    ns = idle_ns(c, "first_call")
+    share = _share(c, ns)
+    if share < SOME:
+        return None
+    wall, steps = c.phase.wall_ns, c.kernels.num_steps
+    which = "the step is cold" if steps == 1 else f"of {steps} steps, some are cold"
+    return Found(
+        severity="warning" if share >= MUCH else "info",
+        text=f"{which}: the device waits {ms(ns)} ({percent(share)} of "
+        f"{'the' if steps == 1 else 'a mean'} step) for first calls or compilation, which a later "
+        f"step does not make; without them it takes {ms(wall - ns)}",
+        evidence=[f"{ms(long)}: {shortened(what)}" for what, long in c.kernels.first_calls],
+        change="run a few steps before the profiler starts (torch.profiler.schedule with wait and "
+        "warmup), and compare warm steps only",
+    )
+
+
+@finding("allocator-calls", "warning", needs_one_clock=True)
+def allocator_calls(c: Context) -> Found | None:
+    """The device idles while the host allocates or frees memory."""
+    ns = idle_ns(c, "allocator")
+    share = _share(c, ns)
+    if share < SOME:
+        return None
+    calls, steps = c.kernels.allocations, c.kernels.num_steps
+    counts = [f"{count / steps:,.4g} {name}" for name, count in calls.counts.items()]
+    frees = calls.frees >= _POOL * steps
+    why = (
+        "the caching allocator is off, or has to give its memory back"
+        if frees
+        else "the pool of the allocator still grows"
+    )
+    return Found(
+        severity="warning" if share >= MUCH else "info",
+        text=f"the device idles for {percent(share)} of the step while the host allocates or frees "
+        f"memory ({', '.join(counts[:_LINES])} a step): {why}",
+        evidence=[f"{ms(ns)} of {ms(c.phase.gap_ns)} idle time lie in calls of the allocator"],
+        change="let the caching allocator keep its memory: unset "
+        "PYTORCH_NO_CUDA_MEMORY_CACHING (PYTORCH_NO_HIP_MEMORY_CACHING on ROCm), call no "
+        "torch.cuda.empty_cache() in a step, and leave memory free"
+        if frees
+        else "run a few steps before the profiler starts: a pool that has grown makes no calls",
+        predicted_ns=ns if frees else None,
+    )
+
+
+@finding("host-collectives", "warning")
+def host_collectives(c: Context) -> Found | None:
+    """The step waits while threads of the host carry out collectives."""
+    ns = idle_ns(c, "collective")
+    share = _share(c, ns)
+    if share < MUCH:
+        return None
+    idle = c.phase.gap_ns
+    names = ", ".join(c.kernels.host_collectives[:_LINES])
+    where = "the device idles" if c.kernels.on_device else "no op runs"
+    return Found(
+        text=f"for {percent(share)} of the step {where} while other threads of the host are in "
+        f"{names}: communication that nothing overlaps",
+        evidence=[f"{ms(ns)} of {ms(idle)} without work ({percent(ns / idle)})"],
+        change="start collectives while the backward pass still runs (buckets of gradients), send "
+        "less, or use a faster backend between the ranks",
+    )
+
+
+class _Activity(NamedTuple):
+    """What a host does that is no dispatch: how its name is told, what it is, what helps."""
+
+    pattern: str
+    text: str
+    change: str
+
+
+# The first that matches the name of an annotation, Python frame or op decides.
+_ACTIVITIES = (
+    _Activity(
+        LOADER,
+        "waits for or prepares data",
+        "load and prepare the next batch in other processes while the device works "
+        "(DataLoader: num_workers, prefetch_factor, persistent_workers)",
+    ),
+    _Activity(
+        r"\bgc[:.]|<built-in (?:function|method) collect\b",
+        "collects garbage",
+        "collect garbage between steps (gc.disable() or gc.freeze() before them)",
+    ),
+    _Activity(
+        r"(?i)\block\b|(?:threading|queue|_base)\.py: (?:wait|acquire|join|get|result)",
+        "waits for a lock or another thread",
+        "find out which thread holds the lock",
+    ),
+)
+_OTHER = _Activity(
+    "", "does other work than launching ops", "move that work out of the step, or onto the device"
+)
+_COMPUTED = _Activity(
+    "", "computes ops itself", "create and compute those tensors on the device (device='cuda')"
+)
+_STALLED = _Activity(
+    "",
+    "stands still in ops and calls that take microseconds otherwise",
+    "give the process cores of its own: other processes, a limit of CPU time, a lock or a page "
+    "fault stop it; a profiler of the system (perf sched, py-spy) shows which",
+)
+
+
+@finding("host-work", "warning", needs_one_clock=True)
+def host_work(c: Context) -> Found | None:
+    """The device idles while the host loads data, computes or does anything but launch ops."""
+    frame, steps = c.kernels.frame, c.kernels.num_steps
+    share = large_share(c, host_late(frame)[1] / steps)
+    if share is None:
+        return None
+    work = sorted(_host_work(frame), key=lambda one: -one.ns)
+    first = work[0].activity
+    return Found(
+        text=f"the device idles for {percent(share)} of the step while the host {first.text}: "
+        "neither smaller kernels nor a CUDA graph shorten that",
+        evidence=[
+            f"{ms(one.shown / steps)} {one.line}{one.around(steps)}" for one in work[:_LINES]
+        ],
+        change=first.change,
+    )
+
+
+class _Work(NamedTuple):
+    """Idle time with one kind of work of the host: `ns` in its gaps, `shown` in the work itself."""
+
+    ns: int
+    shown: int
+    line: str
+    activity: _Activity
+
+    def around(self, steps: int) -> str:
+        """The length of the gaps, where the named work does not fill them."""
+        return f", within gaps of {ms(self.ns / steps)}" if self.shown < self.ns else ""
+
+
+def _host_work(frame: pl.DataFrame) -> list[_Work]:
+    """What the host did other than dispatch, ns of all steps. What it computes in a data loader is
+    the loader's."""
+    found = []
+    loads = pl.col("host_activity").str.contains(LOADER).fill_null(value=False)
+    parts = {"idle_computed": _COMPUTED, "idle_stalled": _STALLED}
+    own = {part: pl.when(loads).then(0).otherwise(pl.col(part)) for part in parts}
+    for part, activity in parts.items():
+        rows = frame.filter(own[part] > 0)
+        if len(rows):
+            ns = int(rows[part].sum())
+            line = (
+                f"in ops that the host computed{_names(rows, part)}"
+                if activity is _COMPUTED
+                else f"in ops or calls that usually take far less, in {len(rows):,} gaps"
+                f"{_names(rows, part)}"
+            )
+            found.append(_Work(ns, ns, line, activity))
+    rest = host() - dispatch() - pl.sum_horizontal(*own.values())
+    within = pl.min_horizontal(rest, "host_activity_ns").sum().alias("within")
+    by = frame.group_by("host_activity").agg(rest.sum().alias("ns"), within)
+    for name, ns, inside in by.filter(pl.col("ns") > 0).sort("ns", "host_activity").iter_rows():
+        if name is None:
+            found.append(_Work(ns, ns, "in work without a name in the trace", _OTHER))
+            continue
+        activity = next((one for one in _ACTIVITIES if re.search(one.pattern, name)), _OTHER)
+        found.append(_Work(ns, inside, f"in {name[:120]}", activity))
+    return found
+
+
+def _names(rows: pl.DataFrame, part: str) -> str:
+    """The ops that hold most of a part of the idle time, in brackets; empty without one."""
+    ops = rows.filter(pl.col("host_activity").str.contains("::", literal=True))
+    by = ops.group_by("host_activity").agg(pl.col(part).sum())
+    names = by.sort(part, "host_activity", descending=[True, False])["host_activity"].to_list()
+    return f" ({', '.join(map(shortened, names[:_LINES]))})" if names else ""

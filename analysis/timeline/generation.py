@@ -1,0 +1,83 @@
+"""The forwards of generated text: a prompt, and the tokens after it, each a step of its own.
+
+In: a Trace and the windows of its repeated work. Out: the same windows, each named after its phase
+(`generate#3 [decode]`), or None where they are not prompts and tokens.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from prunescope.analysis.ops.kind import MATMUL_KINDS
+from prunescope.analysis.ops.work import work_of
+from prunescope.analysis.timeline.engines import phases_of_spans
+from prunescope.analysis.timeline.intervals import GENERATION, Windows
+from prunescope.analysis.timeline.work_sequence import WorkSequence
+from prunescope.analysis.trace.events import Trace
+
+_LINEARS = ("aten::linear", "aten::addmm", "aten::mm")
+_APART = 3  # times as many rows: a prompt compared with a token of each sequence
+_GROUP = 16  # heads that share a key, at most: their queries may be taken together
+_ATTENTION = "attention"
+_BACKWARD = "autograd::engine::evaluate_function"
+
+
+def may_generate(trace: Trace) -> bool:
+    """Whether a weight is multiplied by very different numbers of rows, as by a prompt and by a
+    token, and nothing is trained."""
+    if any(name.startswith(_BACKWARD) for name in trace.names):
+        return False
+    rows: dict[tuple[object, ...], set[int]] = defaultdict(set)
+    for call in trace.calls:
+        work = work_of(call) if call.name in _LINEARS else None
+        if work is not None and work.gemms:
+            gemm = work.gemms[0]
+            rows[call.name, gemm.n, gemm.k].add(int(gemm.m))
+    return any(max(m) >= _APART * min(m) for m in rows.values())
+
+
+def prompts_and_tokens(trace: Trace, work: WorkSequence, windows: Windows) -> Windows | None:
+    """The windows as steps of two phases. What is called before each prompt, and before no token,
+    belongs to the prompt; before a single one, all that is."""
+    phases = phases_of_spans(trace, windows.start, windows.end)
+    if set(phases) != {"prefill", "decode"}:
+        return None
+    if not _one_query(trace, windows, phases):
+        return None
+    names = [f"generate#{i} [{phase}]" for i, phase in enumerate(phases)]
+    prompts = np.flatnonzero(np.array(phases) == "prefill")
+    start, end = windows.start.copy(), windows.end.copy()
+    at = np.searchsorted(work.begin, start[prompts])
+    before = work.equal_before(at) if len(prompts) > 1 else int(at[0]) * (phases[0] == "prefill")
+    start[prompts] = work.begin[at - before]
+    end[:-1] = np.minimum(end[:-1], start[1:])
+    return replace(windows, start=start, end=end, source=GENERATION, names=names)
+
+
+def _one_query(trace: Trace, windows: Windows, phases: list[str]) -> bool:
+    """Whether attention runs a query a sequence in the steps of tokens and more in those of
+    prompts, where its shapes are known: a smaller batch of images is no token."""
+    queries: dict[str, set[int]] = {"prefill": set(), "decode": set()}
+    for call, m in _attention_rows(trace):
+        ops = trace.ops["ts"][trace.ops["call"] == call]
+        for step in np.unique(windows.step_of(ops)):
+            if step >= 0:
+                queries[phases[step]].add(m)
+    if not queries["decode"]:
+        return True
+    return max(queries["decode"]) <= _GROUP and max(queries["prefill"]) > max(queries["decode"])
+
+
+def _attention_rows(trace: Trace) -> Iterator[tuple[int, int]]:
+    """The distinct calls of attention and of batched products, with their rows."""
+    for number, call in enumerate(trace.calls):
+        work = work_of(call)
+        if work is None or not work.gemms:
+            continue
+        gemm = work.gemms[0]
+        if work.kind == _ATTENTION or (work.kind in MATMUL_KINDS and gemm.batch > 1):
+            yield number, int(gemm.m)

@@ -1,0 +1,99 @@
+"""Steps by annotations that PyTorch or a user's loop leaves, where no profiler marked any.
+
+In: a Trace and its work in order. Out: windows of the steps (host ns), or None: what ends with
+`Optimizer.step#…`, else begins with `Optimizer.zero_grad#…`, else an annotation that repeats, holds
+nearly all of the time that the device runs, and is no layer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+
+import numpy as np
+
+from prunescope.analysis.timeline.intervals import ANNOTATION, UPDATE, ZERO_GRAD, Windows
+from prunescope.analysis.timeline.work_sequence import WorkSequence, host_span
+from prunescope.analysis.trace.collect import Ints
+from prunescope.analysis.trace.events import Trace
+
+NEARLY_ALL = 0.9  # of the time that the device runs: what repeats beside it is no step
+_UPDATE, _ZERO = "Optimizer.step#", "Optimizer.zero_grad#"
+_OPTIMIZERS = 4  # updates an iteration: a generator and a discriminator are two
+_NUMBER = re.compile(r"\d+")
+# Annotations of PyTorch's own, and those that are named after a part of a model.
+_NO_STEP = re.compile(
+    r"^(?:prunescope\.|Optimizer\.|nccl:|gloo:|c10d|enumerate\(DataLoader\)|## Call Compiled"
+    r"|Torch-Compiled Region)"
+    r"|layer|block|stage|expert|att(?:n|ention)|mlp|ffn|norm|embed|encoder|decoder|(?<![a-z])h\.\d",
+    re.IGNORECASE,
+)
+
+
+def marked_steps(trace: Trace, work: WorkSequence) -> Windows | None:
+    """The windows of at least two steps."""
+    return _updates(trace, work) or _zeroed(trace) or _repeated(trace, work)
+
+
+def _updates(trace: Trace, work: WorkSequence) -> Windows | None:
+    """Up to the end of each update of the weights, the first from the begin of the trace; of two
+    optimizers that take turns, up to the end of the last one's."""
+    start, end, names = _spans(trace, _UPDATE)
+    if len(end) < 2:
+        return None
+    begin = np.concatenate(([min(host_span(trace)[0], start[0])], end[:-1]))
+    windows = Windows(begin, end, UPDATE, names)
+    for together in range(1, _OPTIMIZERS + 1):
+        count = len(end) // together
+        if count < 2:
+            break
+        last = np.arange(together - 1, count * together, together)
+        grouped = Windows(begin[last - together + 1], end[last], UPDATE, [names[i] for i in last])
+        if work.alike(grouped):
+            return grouped
+    return windows
+
+
+def _zeroed(trace: Trace) -> Windows | None:
+    """From each clearing of the gradients to the next one."""
+    start, end, names = _spans(trace, _ZERO)
+    if len(start) < 2:
+        return None
+    return Windows(start, np.append(start[1:], host_span(trace)[1]), ZERO_GRAD, names)
+
+
+def _repeated(trace: Trace, work: WorkSequence) -> Windows | None:
+    """The annotation that repeats least often of those whose spans follow one another and hold
+    nearly all of the device's time: what repeats inside it is a part of a step."""
+    notes = trace.annotations
+    groups: dict[str, list[int]] = defaultdict(list)
+    for row in np.flatnonzero(notes["module"] == 0).tolist():
+        name = trace.names[notes["name"][row]]
+        if _NO_STEP.search(name) is None:
+            groups[_NUMBER.sub("#", name)].append(row)
+    found: list[Windows] = []
+    for rows in groups.values():
+        if len(rows) < 2:
+            continue
+        at = np.array(rows)[np.argsort(notes["ts"][rows], kind="stable")]
+        start, end = notes["ts"][at], notes["ts"][at] + notes["dur"][at]
+        names = [trace.names[i] for i in notes["name"][at]]
+        windows = Windows(start, end, ANNOTATION, names)
+        if (start[1:] >= end[:-1]).all() and work.covered(windows) >= NEARLY_ALL:
+            found.append(windows)
+    return min(found, key=lambda one: (len(one), int(one.start[0])), default=None)
+
+
+def _spans(trace: Trace, begin: str) -> tuple[Ints, Ints, list[str]]:
+    """Start, end and name of the annotations whose name begins so, without those in another."""
+    notes = trace.annotations
+    named = np.array([name.startswith(begin) for name in trace.names], bool)
+    if not named.any():
+        none = np.zeros(0, np.int64)
+        return none, none, []
+    rows = np.flatnonzero((notes["module"] == 0) & named[notes["name"]])
+    start, end = notes["ts"][rows], notes["ts"][rows] + notes["dur"][rows]
+    order = np.lexsort((-end, start))
+    reached = np.maximum.accumulate(np.concatenate(([np.iinfo(np.int64).min], end[order])))[:-1]
+    outer = order[start[order] >= reached]
+    return start[outer], end[outer], [trace.names[i] for i in notes["name"][rows][outer]]

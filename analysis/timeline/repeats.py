@@ -1,0 +1,111 @@
+"""Steps of a trace without any marker: the sequence of work that repeats and is no layer.
+
+In: a Trace and its work in order. Out: windows of the steps (host ns), or None.
+
+A layer repeats as a step does. What tells them apart is what every part holds: a lookup of tokens
+before several attentions, more attentions, convolutions or scans than a layer has (and a lookup,
+where the trace has any), or a backward pass. Equal parts without these stay one step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from prunescope.analysis.ops.kind import kernel_kind, op_kind
+from prunescope.analysis.timeline.intervals import SEQUENCE, Windows
+from prunescope.analysis.timeline.markers import NEARLY_ALL
+from prunescope.analysis.timeline.work_sequence import WorkSequence, host_span
+from prunescope.analysis.trace.collect import Ints
+from prunescope.analysis.trace.events import Trace
+
+# When something was called, ns, and how often at least in a step; a sign may need several.
+Sign = list[tuple[Ints, int]]
+_LOOKUP = "aten::embedding"
+# A layer mixes tokens once or twice (its own, those of an encoder), a residual block of a
+# convolutional network four times (three convolutions, and one beside them).
+_MIXERS, _OF_A_LAYER = ("attention", "softmax", "conv", "scan"), 4
+_TRIES = 4  # names that occur as often: the first that begins a step is enough
+
+
+def repeated_sequence(trace: Trace, work: WorkSequence) -> Windows | None:
+    """The smallest parts of a trace that repeat, hold nearly all of its time and are no layers."""
+    signs = _signs(trace, work)
+    most = max(min(len(at) // least for at, least in sign) for sign in signs)
+    distinct, row = work.kinds
+    count = np.bincount(row, minlength=len(distinct))
+    for often in sorted({int(n) for n in count if 2 <= n <= most}, reverse=True):
+        for start in _beginnings(work, np.flatnonzero(count == often)):
+            windows = _windows(trace, work, start)
+            if (
+                (np.diff(windows.start) > 0).all()  # not so where threads launch side by side
+                and work.covered(windows) >= NEARLY_ALL
+                and any(_in_each(windows, sign) for sign in signs)
+                and work.alike(windows)
+            ):
+                return windows
+    return None
+
+
+def _signs(trace: Trace, work: WorkSequence) -> list[Sign]:
+    """What no layer holds. A layer may look up its positions, and then has one attention; a group
+    of layers with attention and of others with scans, as hybrid models repeat it, has many mixers:
+    the lookup alone tells it from a step."""
+    distinct, row = work.kinds
+    kinds = [op_kind(name, None) for name in (trace.names[i] for i in distinct)]
+    kinds = [
+        kernel_kind(trace.names[i]) if kind == "unknown" else kind
+        for i, kind in zip(distinct, kinds, strict=True)
+    ]
+    mixes = [work.begin[np.array([kind == one for kind in kinds], bool)[row]] for one in _MIXERS]
+    lookups = (_called(trace, _LOOKUP), 1)
+    many: Sign = [(np.concatenate(mixes), _OF_A_LAYER + 1)]
+    attention, softmax, _, scan = (len(at) > 0 for at in mixes)
+    if len(lookups[0]) or (scan and (attention or softmax)):
+        many.append(lookups)
+    return [
+        *([lookups, (at, 2)] for at in mixes),
+        many,
+        [(work.begin[work.named("_backward")], 1)],
+    ]
+
+
+def _called(trace: Trace, name: str) -> Ints:
+    """When an op of that name began, ns."""
+    ids = [i for i, known in enumerate(trace.names) if known == name]
+    return np.sort(trace.ops["ts"][np.isin(trace.ops["name"], ids)])
+
+
+def _in_each(windows: Windows, sign: Sign) -> bool:
+    """Whether every window holds each of the calls as often as the sign asks for."""
+    for at, least in sign:
+        step = windows.step_of(at)
+        if (np.bincount(step[step >= 0], minlength=len(windows)) < least).any():
+            return False
+    return True
+
+
+def _beginnings(work: WorkSequence, names: Ints) -> Iterator[Ints]:
+    """The first rows of the parts that begin as each of the names does, the earliest first: from
+    the name back for as long as the rows before it are the same in all parts."""
+    _, row = work.kinds
+    order = np.argsort(row, kind="stable")
+    low = np.searchsorted(row[order], names)
+    high = np.searchsorted(row[order], names, side="right")
+    found = sorted((order[a:b] for a, b in zip(low, high, strict=True)), key=lambda at: int(at[0]))
+    for at in found[:_TRIES]:
+        yield at - work.equal_before(at)
+
+
+def _windows(trace: Trace, work: WorkSequence, start: Ints) -> Windows:
+    """From each of the rows to the next one; the last one as long as the one before it where its
+    rows are the same, else to the end of the trace."""
+    _, row = work.kinds
+    begin = work.begin[start]
+    length = int(start[-1] - start[-2])
+    stop = int(start[-1]) + length
+    same = np.array_equal(row[start[-2] : start[-1]], row[start[-1] : stop])
+    last = int(work.begin[stop]) if same and stop < len(row) else host_span(trace)[1]
+    names = [f"step {i}" for i in range(len(start))]
+    return Windows(begin, np.append(begin[1:], last), SEQUENCE, names)

@@ -1,0 +1,46 @@
+"""Runtime calls of the host by what they do: launch, copy, wait, allocate, load code.
+
+In: a trace. Out: the calls as columns (ns), and masks over names.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prunescope.analysis.trace.collect import Ints
+from prunescope.analysis.trace.events import Trace
+
+Mask = NDArray[np.bool_]
+
+COPY = re.compile(r"[Mm]emcpy")
+SYNC = re.compile(
+    r"(?:Device|Stream|Event|Ctx|Context)Synchronize"
+    r"|^synchronize(?:Stream|Event|Device)?$"  # MTIA
+    r"|^ze\w+Synchronize|^ur(?:QueueFinish|EventWait)$"  # Level Zero and SYCL, on XPUs
+)
+# Memory of the device, and pinned memory of the host: cudaMalloc, hipFree, cudaMallocAsync,
+# hipHostMalloc, cuMemAlloc_v2, cuMemMap (expandable segments), zeMemAllocDevice.
+ALLOCATION = re.compile(
+    r"^(?:cuda|hip)(?:Ext)?(?:Host)?(?:Malloc|Free|Alloc)"
+    r"|^(?:cuda|hip|cu)Mem(?:Host)?(?:Alloc|Free)"
+    r"|^(?:cu|hip)Mem(?:Address(?:Reserve|Free)|Create|Release|Map|Unmap|SetAccess)"
+    r"|^(?:cuda|hip|cu)\w*(?:GraphMemTrim|MemPoolTrim|GraphAddMem(?:Alloc|Free)|Host(?:Un)?[Rr]egister)"
+    r"|^ze\w*Mem(?:Alloc|Free)|^urUSM\w*(?:Alloc|Free)"
+)
+LAUNCH = re.compile(r"LaunchKernel|LaunchCooperative")  # cudaLaunchKernelExC, hipModuleLaunchKernel
+
+
+def named(trace: Trace, names: Ints, pattern: re.Pattern[str]) -> Mask:
+    """Which of the names (ids) match the pattern."""
+    found = np.zeros(len(trace.names), bool)
+    for i in np.flatnonzero(np.bincount(names)).tolist():
+        found[i] = pattern.search(trace.names[i]) is not None
+    return found[names]
+
+
+def runtime_calls(trace: Trace) -> dict[str, Ints]:
+    """All runtime calls: begin, duration, name, thread. Launches come first, as in the trace."""
+    return {n: np.concatenate((trace.launches[n], c)) for n, c in trace.other_calls.items()}

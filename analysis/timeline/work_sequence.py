@@ -1,0 +1,139 @@
+"""The work of a trace in the order of its launches, by name: what repeats in it, and how alike.
+
+In: a Trace. Out: `WorkSequence`: what was launched, when on the host (ns) and how long it ran (ns);
+on a CPU trace the outermost ops that do work.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prunescope.analysis.ops.kind import is_work_op
+from prunescope.analysis.timeline.correlate import launch_of, op_of_launch, taken
+from prunescope.analysis.timeline.intervals import Windows, parents
+from prunescope.analysis.trace.collect import Ints
+from prunescope.analysis.trace.events import Trace
+
+# Of the launches of a usual part: the first pass of a loop builds masks and caches beside them, and
+# a prompt is masked where a single token is not. Most parts do the same work but for a few.
+_ALIKE, _ALL_ALIKE = 0.95, 0.75
+
+
+@dataclass(frozen=True)
+class WorkSequence:
+    """A row a launch, in the order of the host. `name`: rows of `names`; `begin`: host ns at which
+    its outermost op, else its launch, begins; `ns`: how long it ran."""
+
+    names: list[str]
+    name: Ints
+    begin: Ints
+    ns: Ints
+
+    @cached_property
+    def kinds(self) -> tuple[Ints, Ints]:
+        """The distinct names, and which of them each row has."""
+        return np.unique(self.name, return_inverse=True)
+
+    def named(self, part: str) -> NDArray[np.bool_]:
+        """Which rows have a name that ends so."""
+        distinct, row = self.kinds
+        return np.array([self.names[i].endswith(part) for i in distinct], bool)[row]
+
+    def equal_before(self, at: Ints) -> int:
+        """How many rows before each of the rows `at` have the same names, up to the one before."""
+        _, row = self.kinds
+        most = min(int(at[0]), int(np.diff(at).min()) - 1)
+        for back in range(1, most + 1):
+            before = row[at - back]
+            if (before != before[0]).any():
+                return back - 1
+        return most
+
+    def covered(self, windows: Windows) -> float:
+        """The share of the time of all rows that lies in the windows."""
+        whole = int(self.ns.sum())
+        return int(self.ns[windows.step_of(self.begin) >= 0].sum()) / whole if whole else 0.0
+
+    def alike(self, windows: Windows) -> bool:
+        """Whether the windows hold the same work by name, as often, but for little."""
+        return self.alike_rows(windows.step_of(self.begin), len(windows))
+
+    def alike_rows(self, part: Ints, count: int) -> bool:
+        """The same of `count` parts, given the part of each row, -1 for none."""
+        distinct, row = self.kinds
+        inside = part >= 0
+        at = part[inside] * len(distinct) + row[inside]
+        held = np.bincount(at, minlength=count * len(distinct)).reshape(count, len(distinct))
+        usual = np.median(held, axis=0)
+        larger = np.maximum(held.sum(axis=1), usual.sum())
+        if not larger.all():
+            return False
+        shared = np.minimum(held, usual).sum(axis=1) / larger
+        return bool(np.median(shared) >= _ALIKE and shared.min() >= _ALL_ALIKE)
+
+
+def work_sequence(trace: Trace) -> WorkSequence:
+    """The rows of all launches whose kernels are in the trace, or of all outermost work ops."""
+    return _of_device(trace) if trace.on_device else _of_host(trace)
+
+
+def host_span(trace: Trace) -> tuple[int, int]:
+    """When the first op or launch of a trace begins, and the time before which all of them do and
+    on a CPU trace end, ns. The trace holds at least one."""
+    tables = [table for table in (trace.ops, trace.launches) if len(table["ts"])]
+    end = max(int((table["ts"] + table["dur"]).max()) for table in tables)
+    return min(int(table["ts"].min()) for table in tables), end + trace.on_device
+
+
+def _of_device(trace: Trace) -> WorkSequence:
+    """Named by its op where there is one: a prompt and a token run other kernels of one op."""
+    device = trace.device
+    launch = launch_of(trace, np.arange(len(device["ts"])))
+    events = np.flatnonzero(launch >= 0)
+    order = np.lexsort((device["ts"][events], trace.launches["ts"][launch[events]]))
+    events = events[order]
+    launch = launch[events]
+    op = op_of_launch(trace, launch, device["external"][events])
+    name = np.where(op >= 0, taken(trace.ops["name"], op), device["name"][events])
+    ts = trace.launches["ts"][launch]
+    begin = _outermost_begin(trace, trace.launches["thread"][launch], ts)
+    return WorkSequence(trace.names, name, begin, device["dur"][events])
+
+
+def _of_host(trace: Trace) -> WorkSequence:
+    ops = trace.ops
+    work = np.array([is_work_op(name) for name in trace.names], bool)
+    rows = np.flatnonzero(work[ops["name"]]) if len(ops["name"]) else np.zeros(0, np.int64)
+    rows = rows[np.lexsort((-ops["dur"][rows], ops["ts"][rows]))]
+    top = np.zeros(len(rows), bool)
+    for thread in np.unique(ops["thread"][rows]):
+        own = np.flatnonzero(ops["thread"][rows] == thread)
+        start = ops["ts"][rows[own]]
+        top[own] = parents(start, start + ops["dur"][rows[own]]) < 0
+    rows = rows[top]
+    begin = _outermost_begin(trace, ops["thread"][rows], ops["ts"][rows])
+    return WorkSequence(trace.names, ops["name"][rows], begin, ops["dur"][rows])
+
+
+def _outermost_begin(trace: Trace, thread: Ints, ts: Ints) -> Ints:
+    """Begin of the outermost op around each time on its thread; the time itself where none is, or
+    where that op holds an earlier time too: a scripted model is one op for all that it runs."""
+    ops = trace.ops
+    out = ts.copy()
+    for one in np.unique(thread):
+        rows, own = np.flatnonzero(thread == one), np.flatnonzero(ops["thread"] == one)
+        if not len(own):
+            continue
+        own = own[np.lexsort((-ops["dur"][own], ops["ts"][own]))]
+        start = ops["ts"][own]
+        end = np.maximum.accumulate(start + ops["dur"][own])
+        first = np.flatnonzero(np.concatenate(([True], start[1:] >= end[:-1])))
+        at = np.searchsorted(start[first], ts[rows], side="right") - 1
+        around = (at >= 0) & (ts[rows] < end[np.append(first[1:] - 1, len(own) - 1)][at])
+        again = np.concatenate(([False], at[1:] == at[:-1]))
+        out[rows] = np.where(around & ~again, start[first[np.maximum(at, 0)]], ts[rows])
+    return out

@@ -1,0 +1,102 @@
+"""What an op makes whose weight has no shape in a trace (a packed one), read from the ops around.
+
+In: a trace. Out: the trace, the calls of such ops with their `result`: what the op allocates for as
+many rows as it reads, else the operand of the op behind it that has as many. A result that is shown
+in neither way stays unknown.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from prunescope.analysis.ops.call import NEED_RESULT, NoModel, OpCall, integers, operands, tensor
+from prunescope.analysis.trace.collect import Ints
+from prunescope.analysis.trace.events import Trace
+
+_AHEAD = 24  # ops that are looked at: what such an op calls itself, and the one behind it
+_ABSENT = -1
+Shape = tuple[int, ...]
+
+
+def with_results(trace: Trace) -> Trace:
+    """The trace, in which calls of ops with a packed weight that make different things differ."""
+    needing = [i for i, call in enumerate(trace.calls) if call.name in NEED_RESULT]
+    rows = np.flatnonzero(np.isin(trace.ops["call"], needing))
+    if not len(rows):
+        return trace
+    behind, inside = _behind(trace.ops, rows)
+    calls, ids = list(trace.calls), dict[OpCall, int]()
+    made: dict[tuple[int, ...], int] = {}
+    new = trace.ops["call"].copy()
+    for row, near, count in zip(rows.tolist(), behind.tolist(), inside.tolist(), strict=True):
+        key = (int(new[row]), count, *near)
+        if key not in made:
+            call = trace.calls[key[0]]
+            around = [None if i == _ABSENT else trace.calls[i] for i in near]
+            found = replace(call, result=_result(call, around[:count], around[count:]))
+            if found not in ids:
+                ids[found] = key[0] if not found.result else len(calls)
+                calls += [found] if found.result else []
+            made[key] = ids[found]
+        new[row] = made[key]
+    return replace(trace, calls=calls, ops={**trace.ops, "call": new})
+
+
+def _behind(ops: dict[str, Ints], rows: Ints) -> tuple[Ints, Ints]:
+    """By row the calls of the next ops of its thread, [rows, _AHEAD], _ABSENT where there are
+    fewer, and how many of these run inside of it."""
+    order = np.lexsort((-ops["dur"], ops["ts"], ops["thread"]))
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    at = place[rows][:, None] + np.arange(1, _AHEAD + 1)
+    next_ones = order[np.minimum(at, len(order) - 1)]
+    same = (at < len(order)) & (ops["thread"][next_ones] == ops["thread"][rows][:, None])
+    end = (ops["ts"] + ops["dur"])[rows][:, None]
+    inside = (same & (ops["ts"][next_ones] < end)).sum(axis=1)
+    return np.where(same, ops["call"][next_ones], _ABSENT), inside
+
+
+def _result(call: OpCall, inside: list[OpCall | None], behind: list[OpCall | None]) -> Shape:
+    """The shape of what a call makes; empty where nothing shows it."""
+    try:
+        read = tensor(call, 0).shape
+    except NoModel:
+        return ()
+    if not read:
+        return ()
+    for one in inside:
+        if one is not None and (made := _allocated(one, read)):
+            return made
+    follower = next((one for one in behind if one is not None and _tensors(one)), None)
+    if follower is None:
+        return ()
+    found = [shape for shape in _tensors(follower) if _has_rows(shape, read)]
+    # An op that reads the same operand again (k after q) says nothing of what was made.
+    reads_again = follower.name in NEED_RESULT and found[:1] == [read]
+    return found[0] if found and not reads_again else ()
+
+
+def _allocated(call: OpCall, read: Shape) -> Shape:
+    """What an allocation makes room for, where it has as many rows as what was read."""
+    if not call.name.startswith(("aten::empty", "aten::resize_", "aten::_empty", "aten::new_")):
+        return ()
+    for i in range(len(call.concrete)):
+        sizes = integers(call, i)
+        if sizes is not None and len(sizes) > 1 and min(sizes) > 0 and _has_rows(sizes, read):
+            return sizes
+    return ()
+
+
+def _tensors(call: OpCall) -> list[Shape]:
+    try:
+        return [t.shape for t in operands(call) if t.shape]
+    except NoModel:
+        return []
+
+
+def _has_rows(shape: Shape, read: Shape) -> bool:
+    """Whether a shape has as many rows as what was read, and a width."""
+    return len(shape) > 1 and math.prod(shape[:-1]) == math.prod(read[:-1])

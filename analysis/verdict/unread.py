@@ -1,0 +1,76 @@
+"""Products of which nothing is known: a verdict that nothing changed does not cover them.
+
+In: the kernels of a side. Out: Unread: their share of the busy time and the ops with most of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import polars as pl
+
+from prunescope.analysis.kernels.frame import ATTENTION, PRODUCTS, Kernels
+from prunescope.taxonomy.roles import LINEARS, WEIGHT_ROLES
+from prunescope.taxonomy.words import percent, shortened
+
+_LITTLE = 0.001  # of the busy time: as little as a finding leaves out
+_SHOWN = 3
+_OF_LIBRARY = r"^[A-Za-z_]\w*::"
+_OF_TORCH = r"^(?:aten|prim|torch|autograd)::"
+
+
+@dataclass(frozen=True)
+class Unread:
+    """What no work model reads of a side: `share` of its busy time, and `ops` that take most;
+    `without_attention`: the share of what is no attention."""
+
+    share: float = 0.0
+    ops: tuple[str, ...] = ()
+    without_attention: float = 0.0
+
+    @property
+    def may_hide(self) -> bool:
+        """Whether it is enough to hide a pruning."""
+        return self.share > _LITTLE
+
+    @property
+    def hides_gemms(self) -> bool:
+        """Whether it is enough to hide GEMMs that became smaller."""
+        return self.without_attention > _LITTLE
+
+    def text(self, side: str) -> str:
+        """In words."""
+        return (
+            f"of {percent(self.share, 1)} of the busy time of the {side} side it is not known what "
+            f"it multiplies ({', '.join(self.ops)}: no shapes, or no work model)"
+        )
+
+
+def unread(kernels: Kernels) -> Unread:
+    """Products without a work model, work of no known kind, and ops of libraries without a model
+    in the place of a linear that runs no product that is read."""
+    frame = kernels.frame.filter(pl.col("modelled").not_() & pl.col("auxiliary").not_())
+    read = kernels.frame.filter(pl.col("class").is_in(PRODUCTS) & pl.col("modelled"))
+    places = read.select("layer", "role").unique().with_columns(read=pl.lit(value=True))
+    frame = frame.join(
+        places, on=["layer", "role"], how="left", nulls_equal=True, maintain_order="left"
+    )
+    of_library = pl.col("op").str.contains(_OF_LIBRARY) & ~pl.col("op").str.contains(_OF_TORCH)
+    in_place = pl.col("role").is_in([*LINEARS, *WEIGHT_ROLES]) & pl.col("read").is_null()
+    hidden = frame.filter(
+        pl.col("class").is_in(PRODUCTS)
+        | (pl.col("kind") == "unknown")
+        | (in_place & of_library.fill_null(value=False) & (pl.col("kind") != "comm"))
+    )
+    total = int(kernels.frame["busy"].sum())
+    busy = int(hidden["busy"].sum())
+    if not busy or not total:
+        return Unread()
+    sums = (
+        hidden.group_by(name=pl.coalesce("op", "name", pl.lit("?")))
+        .agg(pl.col("busy").sum())
+        .sort("busy", "name", descending=[True, False])
+    )
+    names = [shortened(name) for name in sums["name"].head(_SHOWN)]
+    others = int(hidden.filter(pl.col("class") != ATTENTION)["busy"].sum())
+    return Unread(busy / total, (*names, *["…"] * (len(sums) > _SHOWN)), others / total)

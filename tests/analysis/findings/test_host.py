@@ -1,0 +1,237 @@
+"""What the host did while the device idled: first calls, the allocator, collectives, own work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.schema.report import Finding, Phase
+from tests.analysis.timeline.test_first_calls import MS, Host, phase_of
+
+Real = Callable[[str], Path]
+
+
+def finding(phase: Phase, name: str) -> Finding | None:
+    return next((one for one in phase.findings if one.id == name), None)
+
+
+def gaps(phase: Phase) -> dict[str, float]:
+    assert phase.anatomy is not None
+    return {cause: ns for cause, ns in phase.anatomy.gaps.items() if ns}
+
+
+def gain_of_a_graph(phase: Phase) -> float:
+    """The largest gain predicted by a finding that advises a graph, ns."""
+    advised = [f for f in phase.findings if "CUDA graph" in f"{f.change} {f.text}"]
+    return max((f.predicted_ns or 0.0 for f in advised), default=0.0)
+
+
+def test_a_cold_step_is_no_launch_bound_one(tmp_path: Path) -> None:
+    """600 of 601 ms in one first launch."""
+    host = Host()
+    host.op()
+    host.op("conv", name="aten::convolution", call=600 * MS)
+    for _ in range(6):
+        host.op("conv", name="aten::convolution")
+    phase = phase_of(host.file(tmp_path))
+    cold = finding(phase, "first-calls")
+    assert cold is not None and cold.severity == "warning" and cold.predicted_ns is None
+    assert cold.text.startswith("the step is cold: the device waits 600.0")
+    assert cold.evidence[0].startswith("600.0")
+    assert finding(phase, "launch-bound") is None and gain_of_a_graph(phase) == 0
+
+
+def test_a_warm_step_is_not_cold(tmp_path: Path) -> None:
+    host = Host()
+    for _ in range(6):
+        host.op()
+    phase = phase_of(host.file(tmp_path))
+    for name in ("first-calls", "allocator-calls", "host-collectives", "host-work"):
+        assert finding(phase, name) is None
+
+
+def allocates(folder: Path, name: str, count: int, *, thread: int = 1) -> Phase:
+    """Ops with `count` calls of 5 ms between them, made by `thread`."""
+    host = Host()
+    for _ in range(count):
+        host.op()
+        host.span("cuda_runtime", name, host.now, 5 * MS, thread=thread)
+        host.now += 5 * MS
+    host.op()
+    return phase_of(host.file(folder))
+
+
+@pytest.mark.parametrize(
+    "name", ["cudaFree", "hipFree", "cudaFreeAsync", "hipHostMalloc", "cuMemUnmap"]
+)
+def test_calls_of_the_allocator_are_no_dispatch(name: str, tmp_path: Path) -> None:
+    phase = allocates(tmp_path, name, 20)
+    assert gaps(phase)["allocator"] == 100e6
+    found = finding(phase, "allocator-calls")
+    assert found is not None and found.severity == "warning"
+    assert f"20 {name} a step" in found.text
+    assert finding(phase, "launch-bound") is None
+
+
+def test_an_allocator_that_frees_all_the_time_is_off_one_that_grows_is_not(tmp_path: Path) -> None:
+    off = finding(allocates(tmp_path, "hipFree", 20), "allocator-calls")
+    assert off is not None and off.predicted_ns == 100e6
+    assert "caching allocator is off" in off.text and "NO_HIP_MEMORY_CACHING" in str(off.change)
+    grows = finding(allocates(tmp_path, "cudaMalloc", 20), "allocator-calls")
+    assert grows is not None and grows.predicted_ns is None
+    assert "still grows" in grows.text
+
+
+def test_a_thread_may_wait_for_another_one_that_allocates(tmp_path: Path) -> None:
+    """The optimizer's thread records nothing while that of the backward pass is in hipFree."""
+    assert gaps(allocates(tmp_path, "hipFree", 20, thread=2))["allocator"] == 100e6
+
+
+def test_what_the_host_computes_is_named_and_no_graph_is_advised(tmp_path: Path) -> None:
+    """Random numbers on the host for 50 ms, then ops that launch."""
+    host = Host()
+    host.op()
+    host.span("cpu_op", "aten::normal_", host.now, 50 * MS)
+    host.now += 50 * MS
+    host.op()
+    host.op()
+    phase = phase_of(host.file(tmp_path))
+    work = finding(phase, "host-work")
+    assert work is not None
+    assert "computes ops itself" in work.text and "on the device" in str(work.change)
+    assert work.evidence[0] == "50.000 ms in ops that the host computed (aten::normal_)"
+    assert gain_of_a_graph(phase) == 0
+
+
+@pytest.mark.parametrize(
+    ("frame", "text"),
+    [
+        ("<built-in function collect>", "collects garbage"),
+        ("<built-in method acquire of _thread.lock object at 0x7f00>", "waits for a lock"),
+        ("threading.py(327): wait", "waits for a lock or another thread"),
+        ("torch/utils/data/dataloader.py(633): __next__", "waits for or prepares data"),
+        ("tokenizer.py(12): encode", "does other work than launching ops"),
+    ],
+)
+def test_python_that_keeps_the_host_is_named(frame: str, text: str, tmp_path: Path) -> None:
+    host = Host()
+    host.op()
+    host.span("python_function", frame, host.now, 50 * MS)
+    host.now += 50 * MS
+    host.op()
+    work = finding(phase_of(host.file(tmp_path)), "host-work")
+    assert work is not None and text in work.text
+
+
+def test_a_host_that_stands_still_is_not_advised_a_graph(tmp_path: Path) -> None:
+    """Three of thirty ops take 20 ms instead of 7 us, none of them the first of its name."""
+    host = Host()
+    for number in range(30):
+        host.op(before=20 * MS if number in (7, 15, 22) else 0)
+    phase = phase_of(host.file(tmp_path))
+    work = finding(phase, "host-work")
+    assert work is not None
+    assert "stands still in ops and calls" in work.text
+    assert work.evidence[0].startswith("60.0") and "in 3 gaps" in work.evidence[0]
+    assert gain_of_a_graph(phase) == 0
+
+
+def test_collectives_of_other_threads_are_named(tmp_path: Path) -> None:
+    """A host trace: 40 of 50 ms between two ops lie under gloo:all_reduce of another thread."""
+    host = Host()
+    shapes = {"Input Dims": [[64, 64], [64, 64]], "Input type": ["float", "float"]}
+    for begin in (0, 55 * MS):
+        host.span("cpu_op", "aten::mm", 1000 + begin, 5 * MS, more=shapes)
+    host.span("user_annotation", "gloo:all_reduce", 1000 + 10 * MS, 40 * MS, thread=2)
+    phase = phase_of(host.file(tmp_path))
+    assert gaps(phase) == {"collective": 40e6, "host": 10e6}
+    found = finding(phase, "host-collectives")
+    assert found is not None and "gloo:all_reduce" in found.text
+    assert found.evidence == ["40.000 ms of 50.000 ms without work (80 %)"]
+    assert finding(phase, "dispatch-bound") is None
+
+
+def test_nothing_is_said_of_a_device_that_was_not_recorded(tmp_path: Path) -> None:
+    """Host ops of a run that launched kernels: most of the time lies between them."""
+    host = Host()
+    for number in range(4):
+        host.span("cpu_op", "aten::mm", 1000 + number * 100, 10)
+        host.span("cuda_runtime", "cudaLaunchKernel", 1002 + number * 100, 5)
+    assert finding(phase_of(host.file(tmp_path)), "dispatch-bound") is None
+    host = Host()
+    for number in range(4):
+        host.span("cpu_op", "aten::mm", 1000 + number * 100, 10)
+    assert finding(phase_of(host.file(tmp_path)), "dispatch-bound") is not None
+
+
+def test_a_kernel_whose_launch_call_still_runs_is_not_held_back(tmp_path: Path) -> None:
+    """The call began while the device was busy and ended 30 ms after it had run dry; the kernel was
+    launched before, so that nothing is first."""
+    host = Host()
+    host.op()
+    host.op()
+    long = host.now - 25  # while the kernel of the op before runs
+    host.now = long
+    host.op(call=30 * MS)
+    host.op()
+    phase = phase_of(host.file(tmp_path))
+    assert "held" not in gaps(phase)
+    assert finding(phase, "held-back") is None
+    assert phase.bound["launch"] > 29e6
+
+
+def test_a_recorded_wait_of_a_stream_is_no_work(tmp_path: Path) -> None:
+    """MTIA records its waits among the events of the device."""
+    host = Host()
+    host.op()
+    end = host.now
+    waits = {"stream": 8, "device": 0, "correlation": 77}
+    host.span("mtia_ccp_events", "event_wait", end - 10, 400, thread=8, more=waits)
+    host.op()
+    phase = phase_of(host.file(tmp_path))
+    assert phase.busy_ns == 40_000
+    assert "event_wait" not in {kernel.name for kernel in phase.kernels}
+
+
+@pytest.mark.parametrize(
+    ("name", "finding_id", "text"),
+    [
+        ("tracelens_mi300x_ddp_resnet18_no_pool", "allocator-calls", "272 hipFree"),
+        ("part_a100_bs512_cold", "first-calls", "the step is cold"),
+        ("part_a100_bs256_jit", "first-calls", "the step is cold"),
+        ("switch_8b", "first-calls", "the step is cold"),
+        ("hta_cpuonly_gloo", "host-collectives", "gloo:all_reduce"),
+        ("megatron_a100_tp8_rank6", "host-work", "stands still"),
+    ],
+)
+def test_real_traces_are_told_as_they_are(
+    name: str, finding_id: str, text: str, real_trace: Real
+) -> None:
+    phase = phase_of(real_trace(f"../strangers2/{name}.json.gz"))
+    found = finding(phase, finding_id)
+    assert found is not None and text in found.text
+    assert gain_of_a_graph(phase) < 45e6
+    assert finding(phase, "launch-bound") is finding(phase, "held-back") is None
+
+
+def test_the_ledger_says_what_idle_time_is_of(tmp_path: Path) -> None:
+    """A step with a first call of 600 ms against one without: the row of idle time names it."""
+    paths = []
+    for name, us in (("dense", 600 * MS), ("pruned", 5.0)):
+        host = Host()
+        host.op()
+        host.op("conv", name="aten::convolution", call=us)
+        for _ in range(6):
+            host.op("conv", name="aten::convolution")
+        (tmp_path / name).mkdir()
+        paths.append(host.file(tmp_path / name))
+    dense, pruned = paths
+    (phase,) = analyze(pruned, baseline=dense).report.phases.values()
+    row = next(row for row in phase.ledger or [] if row.row == "launch_idle")
+    assert row.ns == pytest.approx(-600e6, abs=1e4)
+    lines = [line for part in row.parts for line in part.evidence]
+    (line,) = [line for line in lines if "first calls or compilation" in line]
+    assert line.startswith("dense idle 600.") and "pruned" not in line
