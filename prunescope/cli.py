@@ -1,4 +1,5 @@
-"""The front door: the commands of `prunescope`.
+"""The commands of `prunescope`: what each one is called, takes and does (command.py makes typer's
+options of them).
 
 `trace`, `sweep`, `calibrate` and `doctor` need tracer/ (torch), the rest analysis/ and taxonomy/.
 Each function imports what it needs, so that `prunescope --help` loads neither torch nor polars.
@@ -68,7 +69,8 @@ def _root(
 def _trace(request: TraceCall, *, json_target: Json = None) -> None:
     """Run a pruned model and its dense baseline in turns: a folder of times, traces and statistics.
 
-    `prunescope families` lists the families of --method and the presets of --model.
+    `prunescope families` lists the families of --method and the presets of --model. With --set
+    match=flop the sparsity is the share of the FLOPs that are removed.
 
     \b
     prunescope trace --model tiny-llama --method static-nk --sparsity 0.5
@@ -149,7 +151,7 @@ def _predict(
     request: PredictRequest,
     *,
     explain: Annotated[
-        bool, Option(help="Show the expected time of each GEMM; needs a single point.")
+        bool, Option(help="Show the expected time of each GEMM; needs one method at one sparsity.")
     ] = False,
     out: Annotated[
         Path | None,
@@ -309,12 +311,12 @@ def _check(
 ) -> None:
     """Check a run against rules, as a gate of CI: a line per rule, and exit code 3 if one fails.
 
-    A path is a metric, or PHASE.metric: realised, nominal, flop, coverage, roofline, busy,
-    share_of_bound, family, wall, tokens_per_s, weight_bytes, kv_bytes, peak_memory_bytes,
-    ledger.ROW, sparsity.NAME, findings, findings.SEVERITY, findings.ID. Where the 95 % interval of
-    a value holds both answers, the rule is undecided; so is every rule of a partial report, and
-    one on a speedup or a ledger row where dense and pruned do not compare. A name that does not
-    exist, in a path or as a family, is an error.
+    A path is a metric, or PHASE.metric. Speedups: realised, nominal, flop, coverage, roofline,
+    busy. Others: share_of_bound, family, wall, tokens_per_s, weight_bytes, kv_bytes,
+    peak_memory_bytes, ledger.ROW, sparsity.NAME, findings, findings.SEVERITY, findings.ID. Where
+    the 95 % interval of a value holds both answers, the rule is undecided; so is every rule of a
+    partial report, and one on a speedup or a ledger row where dense and pruned do not compare. A
+    name that does not exist, in a path or as a family, is an error.
 
     \b
     prunescope check traces/first --require 'prefill.realised >= 1.2'
@@ -366,7 +368,7 @@ def _bundle(
         bool, Option(help="Replace the zip if it exists; without it, that is an error.")
     ] = False,
 ) -> None:
-    """Put the evidence of runs into one zip: traces, samples, reports, figures, sums, a README.
+    """Put the evidence of runs into one zip: traces, samples, reports, figures, checksums, README.
 
     With --anonymous, names of people, hosts, paths, addresses and keys are removed, and nothing is
     written where one is left.
@@ -427,7 +429,7 @@ def _verify(
         lines.append(
             f"{of} rebuilt from the traces and "
             + (f"compared, {len(skipped)} not compared, " if skipped else "compared, ")
-            + f"{unchanged} (traces, manifests, sums) as they were bundled"
+            + f"{unchanged} (traces, manifests, SHA-256 checksums) as they were bundled"
         )
     else:
         lines.append(f"failed: {len(result['failed'])} of {result['checked']} files")

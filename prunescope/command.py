@@ -1,4 +1,5 @@
-"""How a typed function becomes a command: its options, their words in the help, and completion.
+"""How any typed function becomes a command: its options, their words in the help, and completion
+(the commands themselves are in cli.py).
 
 In: a function whose parameters are options (`taxonomy.option.Option` in an annotation) or a request
 class full of them. Out: what typer takes. Nothing heavy is imported before a command runs.

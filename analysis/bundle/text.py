@@ -91,9 +91,9 @@ def _contents(reports: Mapping[str, Report]) -> Iterator[str]:
     yield "| environment.json | device, clocks before and after, versions |"
     yield "| SHA256SUMS | of every other file; `sha256sum -c SHA256SUMS` |"
     yield ""
-    yield "Statistics: means over placements (placements in memory) of the medians of unprofiled"
-    yield "samples, with 95 % bootstrap intervals over placements, dense and pruned measured in"
-    yield "turns; the profiled steps serve the split of the time only."
+    yield "Statistics: geometric means over placements (placements in memory) of the medians of"
+    yield "unprofiled samples, with 95 % bootstrap intervals over placements, dense and pruned"
+    yield "measured in turns; the profiled steps serve the split of the time only."
     yield ""
     yield f"{len(reports)} run{'s' * (len(reports) != 1)}: " + ", ".join(map(markdown, reports))
     yield ""

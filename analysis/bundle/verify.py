@@ -142,7 +142,7 @@ def verify(path: Path) -> dict[str, Any]:
     """{"ok", "partial", "checked", "rebuilt", "not_compared": [{"file", "why"}],
     "failed": [{"file", "why"}]}: whether nothing is wrong, whether something was not compared, how
     many files, how many of them were rebuilt from the traces and compared, which ones could not be,
-    and what is wrong. The others, which all is rebuilt from, have their sums.
+    and what is wrong. The other files are inputs of the rebuild; only their checksums are compared.
 
     Raises PrunescopeError where there is no such file, or one that is no zip at all.
     """

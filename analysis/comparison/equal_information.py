@@ -1,9 +1,9 @@
 """Both sides of a phase with equal information, before their work is paired.
 
-In: a phase of both sides. Out: the two phases, and what one side lacks that is therefore ignored on
-both: recorded shapes, and the ops of graph replays. Without that, every GEMM would seem gone on one
-side and added on the other. Layers get one numbering, and modules with other names on one side
-get the roles of the other side's.
+In: a phase of both sides. Out: the two phases, and what was removed: information that one side
+lacks (recorded shapes, the ops of graph replays) is removed from the other side too. Without that,
+every GEMM would seem gone on one side and added on the other. Layers get one numbering, and modules
+with other names on one side get the roles of the other side's.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ def added_work(c: Context) -> Found | None:
 
 def recomputes_weights(c: Context) -> bool:
     """Whether masks, parametrisations or fake quantisation were left on."""
-    checks = (_masks_left_on, weights_remade, fake_quantised)
+    checks = (_masks_left_on, weights_recomputed, fake_quantised)
     return any(check(c) is not None for check in checks)
 
 
@@ -103,8 +103,8 @@ def _masks_left_on(c: Context) -> Found | None:
     return _remade(c, held, change, only="aten::mul")
 
 
-@finding("weights-remade", "critical", needs_valid_times=True)
-def weights_remade(c: Context) -> Found | None:
+@finding("weights-recomputed", "critical", needs_valid_times=True)
+def weights_recomputed(c: Context) -> Found | None:
     """Parametrisations were left on and compute weights anew at every call."""
     held = [m for m in _hooked(c) if m.applied not in (_PRUNE, _QUANTISE)]
     if _fake_quantising(c.kernels):

@@ -34,7 +34,7 @@ _ROWS = {
 
 
 @finding(OTHER_TIME, "warning", compares=True)
-def same_shapes_other_time(c: Context) -> Found | None:
+def unexplained_difference(c: Context) -> Found | None:
     """No shape moved, and the runs differ by more than two captures of one program do."""
     ladder = c.phase.ladder
     if ladder is None or not c.phase.nothing_moved or ladder.is_noise or c.baseline is None:
@@ -148,7 +148,7 @@ def gemm_outlier(c: Context) -> Found | None:
     ]
     if not both or c.phase.baseline is None:
         return None
-    # All GEMMs may have changed alike: that is no outlier, and same-shapes-other-time says it.
+    # All GEMMs may have changed alike: that is no outlier, and unexplained-difference says it.
     usual = float(np.median([new / old for _, _, new, old in both]))
     least = _SHARE * max(c.phase.wall_ns, c.phase.baseline.wall_ns)
     outliers = [

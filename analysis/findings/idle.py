@@ -12,7 +12,7 @@ from prunescope.analysis.findings.host import MUCH, NAMED, SOME, idle_ns, large_
 from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.kernels.idle import dispatch, host_late
 from prunescope.analysis.schema.report import (
-    CLOCKS_APART,
+    CLOCK_SKEW,
 )
 from prunescope.analysis.verdict import caveats
 from prunescope.taxonomy.families import known
@@ -42,8 +42,8 @@ def unequal_steps(c: Context) -> Found | None:
     )
 
 
-@finding(CLOCKS_APART, "warning")
-def clocks_apart(c: Context) -> Found | None:
+@finding(CLOCK_SKEW, "warning")
+def clock_skew(c: Context) -> Found | None:
     """Kernels start before they are launched: the clocks of host and device differ."""
     apart = c.kernels.apart
     if apart is None:
@@ -127,10 +127,9 @@ def _fewer_launches(c: Context) -> str:
     return f"capture the step in a CUDA graph ({how}){first}, or batch more"
 
 
-@finding("host-lead", "warning", needs_one_clock=True)
-def host_lead(c: Context) -> Found | None:
-    """The host works for long before the first step's first event on the device, which no wall time
-    contains."""
+@finding("late-first-launch", "warning", needs_one_clock=True)
+def late_first_launch(c: Context) -> Found | None:
+    """The host works long before the first device event; no step's wall time includes this."""
     linked = c.kernels.linked
     if c.kernels.windows.source == "whole" or linked.launch_latency_ns is None:
         return None
@@ -240,13 +239,13 @@ def _blocked_at_start(c: Context) -> float:
     return held / c.kernels.num_steps
 
 
-@finding("held-back", "warning", needs_one_clock=True)
-def held_back(c: Context) -> Found | None:
+@finding("stream-blocked", "warning", needs_one_clock=True)
+def stream_blocked(c: Context) -> Found | None:
     """The device idles although the next kernel had been launched: its stream is blocked."""
     share = large_share(c, idle_ns(c, "blocked") - _blocked_at_start(c))
     if share is None:
         return None
-    elsewhere = ", as it does within replays of graphs" * (graph_holes(c) is not None)
+    elsewhere = ", as it does within replays of graphs" * (graph_idle(c) is not None)
     return Found(
         text=f"the device idles for {percent(share)} of the step although the next kernel had been "
         "launched before: its stream waits for another one or for an event, or the trace "
@@ -257,8 +256,8 @@ def held_back(c: Context) -> Found | None:
     )
 
 
-@finding("graph-holes", "warning")
-def graph_holes(c: Context) -> Found | None:
+@finding("graph-idle", "warning")
+def graph_idle(c: Context) -> Found | None:
     """Replays of CUDA graphs idle between their own kernels: the trace lacks kernels."""
     frame, steps = c.kernels.frame, c.kernels.num_steps
     gaps = frame["idle_replay"].filter(frame["idle_replay"] > 0).to_list()

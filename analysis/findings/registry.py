@@ -23,7 +23,13 @@ MODULES = (
 )  # fmt: skip
 
 # Ids of earlier versions, in stored reports and in rules of `prunescope check`, and today's.
-OLD_IDS = {"observer-effect": "profiler-overhead", "spill": "carry-over"}
+OLD_IDS = {
+    "observer-effect": "profiler-overhead", "spill": "carry-over", "odd-step": "step-outlier",
+    "clocks-apart": "clock-skew", "held-back": "stream-blocked", "graph-holes": "graph-idle",
+    "cut-off": "truncated-trace", "wave-step": "same-waves", "host-lead": "late-first-launch",
+    "clock-trouble": "unsteady-clocks", "weights-remade": "weights-recomputed",
+    "same-shapes-other-time": "unexplained-difference",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -246,8 +246,8 @@ class _Group:
     busy_dense: float = 0.0
 
 
-@finding("wave-step", "warning", compares=True)
-def wave_step(c: Context) -> Found | None:
+@finding("same-waves", "warning", compares=True)
+def same_waves(c: Context) -> Found | None:
     """Pruned GEMMs have fewer tiles but as many waves, so they are not faster.
 
     How many rows an expert multiplies is its router's choice, and no pruning.

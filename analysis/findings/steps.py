@@ -20,8 +20,8 @@ _NAMED = 4  # odd steps with a line of their own
 _ODD, _USUAL = 0.25, 5  # of the median step; times the median distance from it
 
 
-@finding("odd-step", "warning")
-def odd_step(c: Context) -> Found | None:
+@finding("step-outlier", "warning")
+def step_outlier(c: Context) -> Found | None:
     """Some steps take far longer or shorter than the others."""
     if c.phase.unprofiled_ns is not None:
         return None  # samples describe the step, and finding them disturbed is said elsewhere

@@ -348,8 +348,8 @@ def _why_it_differs(c: Context, shares: list[float], nominal: float) -> str:
     )
 
 
-@finding("clock-trouble", "warning")
-def clock_trouble(c: Context) -> Found | None:
+@finding("unsteady-clocks", "warning")
+def unsteady_clocks(c: Context) -> Found | None:
     """Clocks changed while samples were taken, or differ between the two runs."""
     clocks = [
         (name, _clocks(side)) for name, side in (("dense", c.baseline_side), ("pruned", c.side))

@@ -26,8 +26,8 @@ _CHANGE = (
 
 
 @finding(CUT_OFF, "critical")
-def cut_off(c: Context) -> Found | None:
-    """A file is cut off: it ends before its trace does, so that no time is one of a whole step."""
+def truncated_trace(c: Context) -> Found | None:
+    """The trace file is truncated, so its times do not cover whole steps."""
     sides = [("pruned", c.kernels)]
     sides += [] if c.baseline_kernels is None else [("dense", c.baseline_kernels)]
     lines = [caveat_text(one) for one in c.caveats if one.kind == "cut-off"]
@@ -45,7 +45,7 @@ def cut_off(c: Context) -> Found | None:
 def not_comparable(c: Context) -> Found | None:
     """The dense baseline ran with other inputs or settings than the pruned run, or one is cold."""
     differences = c.phase.comparison.differences if c.phase.comparison else ()
-    differences = [one for one in differences if one.kind != CUT]  # cut-off says so
+    differences = [one for one in differences if one.kind != CUT]  # truncated-trace says so
     if not differences:
         return None
     evidence = [

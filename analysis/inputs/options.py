@@ -50,9 +50,9 @@ class Options:
     eager_trace: Annotated[
         Path | str | None,
         Option(
-            help="Eager or capture trace of the same model, which names the ops of CUDA-graph "
-            "replays; of a folder with a trace for each batch, that of the steps' batch; without "
-            "it, the one in the run folder.",
+            help="Eager trace of the same model, or trace of the CUDA-graph capture, which names "
+            "the ops of graph replays; of a folder with a trace for each batch, that of the steps' "
+            "batch; without it, the one in the run folder.",
             metavar="TRACE|FOLDER",
         ),
     ] = None

@@ -58,9 +58,8 @@ def _wave_columns(
     blocks = math.prod(grid)
     out: dict[str, Any] = {"blocks": blocks if 0 < blocks < 1 << 62 else None}
     tile = tile_of(row["name"] or "")
-    whole = (
-        row["call"] is not None and row["parts"] == 1
-    )  # else none of its kernels multiplies all of it
+    # If an op has several kernels, no single kernel computes the whole GEMM.
+    whole = row["call"] is not None and row["parts"] == 1
     gemm = _gemm(works[row["call"]]) if whole else None
     if tile is None or gemm is None or not grid:
         return out

@@ -51,9 +51,9 @@ def _compared(found: Pareto) -> Iterator[str]:
     text = subject.text or {}
     windows = sorted({p.loss.context for p in points if p.loss and p.loss.context})
     yield (
-        "Measured: speedup = dense ÷ pruned, means over placements of the medians of unprofiled"
-        " samples, both models taking turns; loss = perplexity of the model that was timed ÷"
-        " that of dense − 1, on"
+        "Measured: speedup = dense ÷ pruned, geometric means over placements of the medians of"
+        " unprofiled samples, both models taking turns; loss = perplexity of the model that was"
+        " timed ÷ that of dense − 1, on"
         f" {text.get('tokens', 'an unknown number of')} tokens of"
         f" {text.get('source', 'an unknown text')}"
         f"{f', in windows of {_listed(windows)} tokens' if windows else ''}."

@@ -40,7 +40,9 @@ TERMS = (
     Term("launch", "the device idles between kernels"),
     Term("added", "kernels that only pruning needs: gather, scatter, layout, estimator, cache"),
     Term("exchange", "devices that share a layer sum its outputs"),
-    Term("engine", "an engine schedules and samples between steps; no prefill is below its host's"),
+    Term(
+        "engine", "an engine works between steps; a prefill takes at least the engine's host time"
+    ),
 )
 NAMES = tuple(term.name for term in TERMS)
 

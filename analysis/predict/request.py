@@ -144,8 +144,9 @@ class PredictRequest:
     without: Annotated[
         Collection[str],
         Option(
-            help="Cost of execution to leave out of the prediction, repeatable; without it, all "
-            "count.",
+            help="Cost of execution to leave out of the prediction, repeatable: achievable, "
+            "tile_wave, sparse_kernel, gathered, elementwise, eager, kernel, launch, added, "
+            "exchange or engine; without it, all count.",
             metavar="TERM",
             typed=list[str],
         ),

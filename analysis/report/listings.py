@@ -90,7 +90,7 @@ def families(
     notes = (
         f"--select importance: {_by_importance(listed)}",
         f"moves: the axis that shrinks in {' | '.join(_GROUPS)}",
-        "* by extension: not placed by the paper of the taxonomy",
+        "* not in the paper's taxonomy, added here",
         f"presets of --model: {', '.join(preset_names())}",
     )
     match = f"any family, --set {KNOB}={'|'.join(MATCHES)}: the sparsity is a share of these"

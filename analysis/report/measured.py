@@ -127,21 +127,22 @@ def pairing(phase: Phase) -> str:
     if pairs is None:
         return ""
     text = (
-        f"paired by {pairs.alignment}: {pairs.matched} units matched, "
-        f"{pairs.removed} removed, {pairs.added} added"
+        f"paired by {pairs.alignment}: {pairs.matched} units (the work of one role in "
+        f"one layer) matched, {pairs.removed} removed, {pairs.added} added"
     )
     return f"{text}; {pairs.layers}" if pairs.layers else text
 
 
 def closure(phase: Phase) -> str:
-    """Busy + gaps + trailing idle = wall in whole ns over all kept steps, with the remainder."""
+    """That busy + gaps + trailing idle = wall, in whole ns over all kept steps."""
     parts = (phase.busy_ns, phase.gap_ns, phase.tail_ns, phase.wall_ns)
     busy, gap, tail, wall = (round(ns * phase.steps) for ns in parts)
     off = busy + gap + tail - wall
     return (
-        f"closure over {phase.steps} step{'s' * (phase.steps != 1)}: Σ busy {numbers.whole(busy)} "
-        f"+ Σ gap {numbers.whole(gap)} + trailing idle {numbers.whole(tail)} "
-        f"{'≠' if off else '='} wall {numbers.whole(wall)} ns (off by {numbers.whole(off)} ns)"
+        f"closure: busy + gaps + trailing idle {'≠' if off else '='} wall: {numbers.whole(busy)} + "
+        f"{numbers.whole(gap)} + {numbers.whole(tail)} {'≠' if off else '='} "
+        f"{numbers.whole(wall)} ns, summed over {phase.steps} step{'s' * (phase.steps != 1)} "
+        f"(difference {numbers.whole(off)} ns)"
     )
 
 
@@ -160,7 +161,7 @@ def _time_base(phase: Phase) -> str:
     if phase.domain != "unprofiled":
         return "all times are as profiled"
     is_placed = all(timed.placements for timed in phase.sampled or ())
-    kind = "means over placements of medians" if is_placed else "medians of the samples"
+    kind = "geometric means over placements of medians" if is_placed else "medians of the samples"
     text = f"the ledger closes to the unprofiled times ({kind})"
     if phase.observer_share is not None:
         share = numbers.percent(phase.observer_share)
@@ -203,8 +204,8 @@ def _idle(anatomy: Anatomy, phase: Phase) -> str:
         return text
     copies = sum(part.ns for part in anatomy.idle if part.doing == "copy_launch")
     stays = idle - (late - other) - anatomy.gaps.get("device", 0.0) - copies
-    text += f"; in a CUDA graph at most {numbers.ratio(anatomy.kernels_speedup)}"
-    text += f", for {numbers.time(stays)} of the idle time stay" if stays else ""
+    text += f"; a CUDA graph gives at most {numbers.ratio(anatomy.kernels_speedup)}"
+    text += f", because {numbers.time(stays)} of idle time remain" if stays else ""
     waits = phase.kinds.get("comm", 0.0) > _COMM * phase.wall_ns
     return f"{text}, if every rank that it waits for gains as much" if waits else text
 
@@ -231,7 +232,7 @@ def _fit(anatomy: Anatomy) -> str:
     fit = anatomy.fit
     if fit is None:
         return ""
-    apart = ", and two of them that lie a factor e apart in M·N·K differ in that by "
+    apart = "; for two GEMMs whose M·N·K differ by a factor of e, this ratio differs by "
     spread = "" if fit.spread is None else f"{apart}{numbers.percent(fit.spread)}"
     return (
         f"{fit.gemms} distinct GEMMs take {fit.factor:.2f} times what tile, wave and roofline "
@@ -256,11 +257,11 @@ def _no_good_sizes(anatomy: Anatomy) -> str:
 
 
 def outside_steps(phase: Phase) -> list[str]:
-    """Events that the wall leaves out: carry-over, late ones, those outside every step; and what
-    lies before the first kernel."""
+    """Events that the wall leaves out: carry-over, unlinked ones at the end, those outside every
+    step; and what lies before the first kernel."""
     groups = (
         ("carry-over", phase.spill, "launched before the trace began, by the step before"),
-        ("late", phase.late, "after the last linked event, with no launch in the trace"),
+        ("unlinked at the end", phase.late, "after the last event with a launch in the trace"),
         ("outside steps", phase.left_out, "launched outside of every step, or in an unknown one"),
     )
     found = [

@@ -36,7 +36,12 @@ _EXECUTION = (
     "costs: expected over roofline time, dense/pruned; where dense pays more, the expected "
     "speedup is above the roofline's"
 )
-_ABOVE = "above by: what falls further than its work, with its waves, starts or gaps"
+_ABOVE = (
+    "above by: the part whose time falls by more than its FLOPs and bytes, because it needs fewer "
+    "waves or launches, or idles less"
+)
+_EXTENSION = "* not in the paper's taxonomy, added here"
+_SPLIT_K = "waves 3 of 1/2: K is split into 2 parts, and the tiles of both take 3 waves"
 _SHARE_SHOWN = {"loss": "flop"}  # the removed share in a ranking by loss
 _EQUAL = {"flop": "equal FLOPs", "param": "equal parameters", "loss": "equal loss"}
 
@@ -75,7 +80,7 @@ def phase_tables(name: str, phase: PredictedPhase) -> Parts:
     """One phase: ladder, break-even and cost of execution; then time and bytes of both sides."""
     where = f"batch {phase.batch}, {phase.prompt_len} tokens"
     if name == "decode":
-        where = f"batch {phase.batch}, {phase.context} keys"
+        where = f"batch {phase.batch}, context of {phase.context} tokens"
     title = f"{name}: {where}, {phase.logits} logits"
     if phase.ladder is None:
         yield _sides_table(phase, title)
@@ -197,7 +202,8 @@ def gemm_table(name: str, phase: PredictedPhase) -> Table:
         *(Column(title) for title in ("axis", "bound")),
         *numeric("tile", "waves", unit.unit),
     ]
-    return text_table("gemms", f"{name}: expected time of each GEMM", columns, rows)
+    notes = [_SPLIT_K] if any((gemm.parts or 1) > 1 for gemm in gemms) else []
+    return text_table("gemms", f"{name}: expected time of each GEMM", columns, rows, notes)
 
 
 def grid_tables(result: Prediction) -> Parts:
@@ -303,7 +309,7 @@ def ranking_tables(result: Ranking) -> Parts:
     )
     columns = [
         Column("family"),
-        *numeric("s", "gone", "speedup", "range", "tokens/s", "weights"),
+        *numeric("s", "removed", "speedup", "range", "tokens/s", "weights"),
         Column(""),
     ]
     for by, ranked in result.by.items():
@@ -325,7 +331,7 @@ def ranking_tables(result: Ranking) -> Parts:
             removed = f"perplexity {numbers.loss(result.loss)}; the share is that of FLOPs"
         yield text_table("ranking", f"at {_EQUAL[by]}: {removed}", columns, rows)
     yield Line(f"left out: {'; '.join(result.left_out.values())}", "dim")
-    note = "* by extension."
+    note = f"{_EXTENSION}."
     if result.loss is None:
         note += (
             " Equal FLOPs or parameters are not equal quality: `sweep` measures that, and --losses "
@@ -365,7 +371,10 @@ def from_run_tables(result: FromRun) -> Parts:
             for row in phase.families
         ]
         yield text_table("families", "", columns, rows, phase.notes)
-    note = "bytes: weights and KV cache; * by extension: kernels that it adds are not in the model"
+    note = (
+        f"bytes: weights and KV cache; {_EXTENSION}: the measured model has no kernels like those "
+        "that it adds"
+    )
     if any(row.above_by for phase in result.phases.values() for row in phase.families):
         note += f"; {_ABOVE}"
     yield Line(note, "dim")

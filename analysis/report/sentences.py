@@ -29,7 +29,7 @@ FAMILIES = {
 _NO_EVIDENCE = ("timing-not-valid", "captured-step")  # findings that leave times no evidence
 HOLDS_BOUND = "the interval includes the bound"
 PAST_BOUND = "≥ 100 % of the bound: faster than the roofline model allows"
-NO_FINDING = "none: no rule holds here; the tables have where the time goes"
+NO_FINDING = "no finding applies; the tables show where the time goes"
 _PROMISED = 1.005  # a nominal speedup from which on one was promised
 _NOTABLE = 0.98  # realised ÷ predicted from which on there is no miss to explain
 _FEW_STEPS = 8  # whose times a line shows one by one
@@ -274,7 +274,7 @@ def coverage(phase: Phase) -> str:
     known = ", ".join(
         f"{numbers.percent(phase.coverage.get(key))} has {label}" for key, label in names
     )
-    text = f"coverage of {numbers.time(phase.busy_ns)} busy: {known}"
+    text = f"recognised time, of {numbers.time(phase.busy_ns)} busy: {known}"
     unnamed = 1 - phase.coverage.get("kind", 0.0)
     if phase.unknown_kernels and numbers.percent(unnamed) != numbers.percent(0.0):
         first = phase.unknown_kernels[0]
@@ -362,8 +362,8 @@ def statistic(phase: Phase) -> str:
         where = f" of {missing[0]}" if dense.placements or timed.placements else ""
         return f"{text}; placement in memory{where} was not randomised, {_PLACED}"
     if len(dense.placements or ()) == len(timed.placements or ()):
-        text = f"ratio of means over {len(timed.placements or ())} placements, of the medians of "
-        text += f"{len(timed.samples)} unprofiled samples in all"
+        text = f"ratio of geometric means over {len(timed.placements or ())} placements, of the "
+        text += f"medians of {len(timed.samples)} unprofiled samples in all"
     else:
         text = f"ratio of {dense.in_words} (dense) to {timed.in_words} (pruned)"
     return (

@@ -27,9 +27,9 @@ from prunescope.taxonomy.formats import decode, scrubbed
 
 # Where busy is less than this share of the duration, kernels ran concurrently with others.
 BESIDE = 0.99
-CLOCKS_APART = "clocks-apart"  # the finding that makes causes of idle time doubtful
-CUT_OFF = "cut-off"  # the finding that a file ends before its trace does
-OTHER_TIME = "same-shapes-other-time"  # the finding that names a ratio of two captures
+CLOCK_SKEW = "clock-skew"  # the finding that makes causes of idle time doubtful
+CUT_OFF = "truncated-trace"  # the finding that a file ends before its trace does
+OTHER_TIME = "unexplained-difference"  # the finding that names a ratio of two captures
 # Two captures of one program on one machine differ by less: placement in memory moves a model by 1
 # to 3 %, and walls moved by 1.4 % between captures on a quiet machine (docs/ledger.md).
 CAPTURES_DIFFER = 1.05
@@ -472,7 +472,7 @@ class Phase(msgspec.Struct, kw_only=True):
     @property
     def is_skewed(self) -> bool:
         """Whether kernels start before their launches, so that who waited for whom is doubtful."""
-        return any(finding.id == CLOCKS_APART for finding in self.findings)
+        return any(finding.id == CLOCK_SKEW for finding in self.findings)
 
 
 class Report(msgspec.Struct, kw_only=True):

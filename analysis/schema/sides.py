@@ -154,7 +154,9 @@ class Unprofiled(msgspec.Struct, kw_only=True):
         samples = f"{len(self.samples)} unprofiled samples"
         if not self.placements:
             return f"the median of {samples}"
-        return f"the mean over {len(self.placements)} placements of the medians of {samples}"
+        return (
+            f"the geometric mean over {len(self.placements)} placements of the medians of {samples}"
+        )
 
 
 class ColdSteps(msgspec.Struct, kw_only=True):

@@ -2,8 +2,8 @@
 
 In: --model, --batch, --prompt-len, --context, --phase, or the name of a step as a serving engine
 annotates it. Out: `ModelConfig` or `AutoModel`; `Tokens`: the rows of the linears, of the head, and
-the lengths of attention (None is unknown); `Filled`, what `fill` returns. Apart from `fill`, for
-most traces need neither it nor what it imports.
+the lengths of attention (None is unknown); `Filled`, what `fill` returns. It is a module of its
+own because most traces need neither `fill` nor what that imports.
 """
 
 from __future__ import annotations

@@ -87,7 +87,8 @@ def _whole() -> Windows:
 
 def _picked(trace: Trace, notes: Ints, hits: Ints, names: dict[int, str]) -> Windows:
     """The annotations that a pattern names; with the other steps, where all of them are steps
-    of an engine or a profiler: a wall begins where the step before ends, picked or not."""
+    of an engine or a profiler. The wall time of a step starts at the end of the previous step, even
+    if the pattern did not select that one."""
     named = _disjoint(trace, hits, "pattern")
     for _, is_step in _candidates(None):
         steps = [i for i, name in names.items() if is_step(name)]

@@ -35,8 +35,8 @@ WEIGHT = {
     "captured-launches": (0.3, False),
     "no-gemm": (0.1, True),
     "no-linear": (0.1, True),
-    "torn-sublayers": (0.3, True),
-    "hollow-sublayers": (0.3, True),
+    "partly-lost-sublayers": (0.3, True),
+    "emptied-sublayers": (0.3, True),
     "fewer-roles": (0.5, True),
     "other-roles": (0.5, False),
     "unequal-steps": (0.6, False),
@@ -77,11 +77,11 @@ CAVEATS: dict[str, Callable[..., str]] = {
     "captured-launches": captured_text,
     "no-gemm": lambda: "the trace holds no GEMM at all",
     "no-linear": lambda: "the trace holds no GEMM of a linear",
-    "torn-sublayers": lambda count: (
+    "partly-lost-sublayers": lambda count: (
         f"{count} attention or MLP sublayers lost some GEMMs and kept others, as no pruning of "
         "layers does"
     ),
-    "hollow-sublayers": lambda count: (
+    "emptied-sublayers": lambda count: (
         f"{count} attention or MLP sublayers lost their GEMMs and still run what stands between "
         "them"
     ),
@@ -188,9 +188,9 @@ def _layers(e: Evidence, family: FamilyVerdict, sides: tuple[Kernels, Kernels]) 
     torn = [i for i, gemms, _ in lost if here.get(i, set()) & gemms]
     hollow = [i for i, _, rest in lost if any((i, role) in running for role in rest)]
     if torn:
-        yield Caveat("torn-sublayers", numbers=(len(torn),))
+        yield Caveat("partly-lost-sublayers", numbers=(len(torn),))
     elif hollow:
-        yield Caveat("hollow-sublayers", numbers=(len(hollow),))
+        yield Caveat("emptied-sublayers", numbers=(len(hollow),))
 
 
 def _not_called(e: Evidence, dense: Kernels, pruned: Kernels) -> frozenset[tuple[int, str]]:

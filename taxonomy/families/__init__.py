@@ -1,10 +1,10 @@
 """One file a pruning family, with a constant FAMILY: adding a file adds the family.
 
 In: the modules of this folder. Out: `families()`, `family(id)`. An id is that of one file, with `_`
-for `-`; the same name is its file in tracer/pruners (how it is done) and in analysis/verdict (how
-it is read back). To which architectures it applies, latent attention (MLA) or mixers, is its
-`applies`; what several families share of that is in taxonomy/applies.py (heads with latent
-attention, partly: `to_heads`; no family refuses it altogether).
+for `-`; the same name is its file in tracer/pruners (how it is done). How it is read back from a
+trace is in analysis/verdict/detectors, one file a kind of evidence (widths, zeros, gone, run_time).
+`applies` says which architectures (MLA, mixers) the family supports; what several families share of
+that is in taxonomy/applies.py.
 """
 
 from __future__ import annotations

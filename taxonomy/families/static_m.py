@@ -56,7 +56,7 @@ FAMILY = Family(
     knobs={
         "unit": Knob(
             "layer",
-            "what is removed: whole layers, sublayers of one kind, or of both kinds drawn apart",
+            "what is removed: whole layers, sublayers of one kind, or both, sampled independently",
             ("layer", "attention", "mlp", "sublayers"),
         ),
         "layers": Knob("", "which ones, as 3,4,5; int(n·s) drawn with the seed where empty"),

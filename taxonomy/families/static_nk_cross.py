@@ -67,7 +67,8 @@ FAMILY = Family(
     knobs={
         "junctions": Knob(
             "different",
-            "whether every junction keeps the same dimensions, or each its own (residual GEMMs)",
+            "whether every junction (where a sublayer reads or adds to the stream) keeps the "
+            "same dimensions, or each its own (residual GEMMs)",
             ("different", "same"),
             "every junction keeps its own dimensions, as SliceGPT does, with a residual GEMM "
             "after each sublayer; --set junctions=same (Minitron, Sheared LLaMA) has none",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -10,6 +11,7 @@ from xml.etree import ElementTree
 import pytest
 
 import prunescope
+from prunescope.analysis.findings.registry import OLD_IDS
 from prunescope.analysis.schema.report import Finding, Report, to_json
 from prunescope.rules import METRICS, check_report, parse_rules
 from prunescope.taxonomy.errors import PrunescopeError
@@ -101,9 +103,13 @@ def test_a_mistake_in_a_rule_is_named(report: Report, rule: str, says: str) -> N
     assert says in error.value.hint
 
 
-@pytest.mark.parametrize("stored", ["observer-effect", "profiler-overhead"])
-@pytest.mark.parametrize("asked", ["observer-effect", "profiler-overhead"])
-def test_old_ids_of_findings_are_read(report: Report, stored: str, asked: str) -> None:
+@pytest.mark.parametrize(("old", "new"), OLD_IDS.items())
+def test_old_ids_of_findings_are_read(report: Report, old: str, new: str) -> None:
+    for stored, asked in product((old, new), repeat=2):
+        _counts_it(report, stored, asked)
+
+
+def _counts_it(report: Report, stored: str, asked: str) -> None:
     report.phases["prefill"].findings = [
         Finding(id=stored, severity="info", text="slow", evidence=[], change=None,
                 predicted_ns=None)

@@ -42,11 +42,11 @@ COVERED: dict[str, tuple[str, str]] = {
         "test_a_step_that_was_captured",
         "test_launches_captured_beside_a_step_that_ran",
     ),
-    "clocks-apart": ("test_nothing_critical_rests_on_a_skew", "test_clocks_that_agree"),
-    "clock-trouble": ("test_clocks_that_moved_or_differ", CASES),
+    "clock-skew": ("test_nothing_critical_rests_on_a_skew", "test_clocks_that_agree"),
+    "unsteady-clocks": ("test_clocks_that_moved_or_differ", CASES),
     "coverage-limited": ("test_coverage_limited", "test_coverage_limited"),
     "cuda-cores": ("test_no_format_is_advised_that_the_device_lacks", "test_not_named"),
-    "cut-off": (
+    "truncated-trace": (
         "test_a_cut_off_file_alone_lacks_kernels",
         "test_a_whole_file_is_not_cut_off",
     ),
@@ -64,16 +64,16 @@ COVERED: dict[str, tuple[str, str]] = {
         "test_one_gemm_that_took_many_times_as_long",
         "test_gemms_that_changed_alike_or_little_are_no_outliers",
     ),
-    "graph-holes": (
+    "graph-idle": (
         "test_a_replay_that_stands_still_lacks_kernels",
         "test_a_replay_that_stands_still_lacks_kernels",
     ),
-    "held-back": ("test_a_kernel_that_its_stream_holds_back", "test_a_late_host_is_no_wait"),
+    "stream-blocked": ("test_a_kernel_that_its_stream_holds_back", "test_a_late_host_is_no_wait"),
     "host-collectives": (
         "test_collectives_of_other_threads_are_named",
         "test_a_warm_step_is_not_cold",
     ),
-    "host-lead": (
+    "late-first-launch": (
         "test_long_launch_latency_of_one_step_is_a_finding",
         "test_short_launch_latency_is_none",
     ),
@@ -103,7 +103,7 @@ COVERED: dict[str, tuple[str, str]] = {
     ),
     "reads-all-weights": ("test_dynamic_m_at_batch_8_reads_all_weights", CASES),
     "residual-map": ("test_maps_that_eat_the_gain", CASES),
-    "same-shapes-other-time": (
+    "unexplained-difference": (
         "test_kernels_that_all_run_twice_as_fast",
         "test_a_small_difference_is_noise",
     ),
@@ -118,7 +118,7 @@ COVERED: dict[str, tuple[str, str]] = {
         "test_kernels_for_operands_that_are_not_aligned",
         "test_no_kernel_for_aligned_operands_or_of_little_time",
     ),
-    "odd-step": (
+    "step-outlier": (
         "test_an_odd_step_is_named_and_stays",
         "test_an_odd_step_is_named_and_stays",
     ),
@@ -127,9 +127,9 @@ COVERED: dict[str, tuple[str, str]] = {
         "test_products_and_a_softmax_are_unfused",
         "test_a_fused_one_a_small_one_and_one_without_softmax_are_not",
     ),
-    "wave-step": ("test_fewer_tiles_in_as_many_waves", CASES),
+    "same-waves": ("test_fewer_tiles_in_as_many_waves", CASES),
     "weight-copied": ("test_a_weight_that_is_copied_at_every_call", CASES),
-    "weights-remade": (
+    "weights-recomputed": (
         "test_parametrisations_that_were_left_on",
         "test_parametrisations_that_were_left_on",
     ),

@@ -112,4 +112,4 @@ def test_what_differs_between_ranks_is_no_other_kernel(rank: int, tmp_path: Path
     dense["distributedInfo"], pruned["distributedInfo"] = {"rank": 0}, {"rank": rank}
     phase = of_pair(tmp_path, dense, pruned)
     assert found(phase, "not-comparable") is not None
-    assert found(phase, "same-shapes-other-time") is None
+    assert found(phase, "unexplained-difference") is None

@@ -79,7 +79,7 @@ def test_a_step_that_was_captured(tmp_path: Path) -> None:
     assert "trace a replay" in str(said.change) and "before the capture" in str(said.change)
     assert report.warnings[0] == f"t.json: {counted}"
     assert report.partial
-    for other in ("kernels-missing", "captured-launches", "host-lead"):
+    for other in ("kernels-missing", "captured-launches", "late-first-launch"):
         assert found(phase, other) is None
     assert sentences.headline(phase).startswith(f"no step was timed (the trace: {counted})")
     assert "a step, busy" not in shown(report)

@@ -182,7 +182,7 @@ CASES: list[Case] = [
     ("weight-copied", None, (), lambda t: head(t, copy_(1, H))),
     ("weight-copied", None, (), lambda t: head(t, copy_(H, V), rows=H)),
     ("weight-copied", None, (), lambda t: head(t, copy_(V, H, us=0.1))),
-    ("wave-step", None, (),
+    ("same-waves", None, (),
      lambda t: report(t, layers(("mlp.up_proj", tiled(16384, us=400))),
                       layers(("mlp.up_proj", tiled(12672, us=300))), 0.25)),
     # An aligned dimension on a wave is as good as its neighbours.
@@ -214,9 +214,9 @@ CASES: list[Case] = [
                 {**method("dynamic-depth"), **counts("layers", 4, 4)})),
     ("skipped-layers-executed", None, (),
      pruned_run(routed(M, 100), routed(M, 100), method("static-k-mask"))),
-    ("clock-trouble", None, (),
+    ("unsteady-clocks", None, (),
      pruned_run(plain(), plain(), clocks(1.98e9, 1.95e9), dense_run=clocks(1.98e9, 1.95e9))),
-    ("clock-trouble", None, (), pruned_run(plain(), plain(), {}, dense_run={})),
+    ("unsteady-clocks", None, (), pruned_run(plain(), plain(), {}, dense_run={})),
 ]  # fmt: skip
 
 

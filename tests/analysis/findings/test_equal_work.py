@@ -14,7 +14,7 @@ from prunescope.analysis.report.sentences import headline
 from tests.analysis.finding_cases import FULL, found, layers, mm, model, of_pair, present
 from tests.chrome import chrome, k, step
 
-OTHER, OUTLIER = "same-shapes-other-time", "gemm-outlier"
+OTHER, OUTLIER = "unexplained-difference", "gemm-outlier"
 
 
 def gemms(*us: float, name: str = "a_gemm_kernel") -> dict[str, Any]:
@@ -37,7 +37,7 @@ def test_work_on_a_second_stream_is_named(tmp_path: Path) -> None:
 
 
 def test_kernels_that_all_run_twice_as_fast(tmp_path: Path) -> None:
-    """same-shapes-other-time: 200 us became 100 us, and kernel efficiency holds all of it."""
+    """unexplained-difference: 200 us became 100 us, and kernel efficiency holds all of it."""
     phase = of_pair(tmp_path, gemms(100, 100), gemms(50, 50))
     present(phase, OTHER, "warning", "2.00×", "kernel efficiency -100.0 µs",
             "all kernels take 0.50 × the dense time", "another clock or device")  # fmt: skip
@@ -46,7 +46,7 @@ def test_kernels_that_all_run_twice_as_fast(tmp_path: Path) -> None:
 
 
 def test_a_small_difference_is_noise(tmp_path: Path) -> None:
-    """Two per cent are no same-shapes-other-time."""
+    """Two per cent are no unexplained-difference."""
     phase = of_pair(tmp_path, gemms(100, 100), gemms(98, 98))
     assert found(phase, OTHER) is None
     assert "is the noise between two captures" in headline(phase)

@@ -63,7 +63,7 @@ def test_fewer_tiles_in_as_many_waves(tmp_path: Path) -> None:
     # 512 x 16384: 4 x 128 = 512 tiles, 3.9 waves; N = 14336: 448 tiles, 3.4 waves: both 4.
     dense = layers(("mlp.up_proj", tiled(16384, us=400)))
     pruned = layers(("mlp.up_proj", tiled(14336, us=400)))
-    finding = found(report(tmp_path, dense, pruned, 0.125), "wave-step")
+    finding = found(report(tmp_path, dense, pruned, 0.125), "same-waves")
     assert finding is not None
     # 3 waves hold 396 tiles, 99 columns of 4: N = 99 * 128.
     assert finding.evidence == [
@@ -76,7 +76,7 @@ def test_advice_on_waves_fits_the_axis(tmp_path: Path) -> None:
     """N moved, and one wave is all there is: nothing is said of M."""
     dense = layers(("mlp.up_proj", tiled(2048, us=400)))
     pruned = layers(("mlp.up_proj", tiled(1024, us=400)))
-    finding = found(report(tmp_path, dense, pruned, 0.125), "wave-step")
+    finding = found(report(tmp_path, dense, pruned, 0.125), "same-waves")
     assert finding is not None
     assert finding.evidence == ["up N 2048 → 1024: 64 → 32 tiles in 1 → 1 waves"]
     assert finding.change is not None
@@ -90,7 +90,7 @@ def test_rows_of_experts_are_no_pruning_of_m(tmp_path: Path, at: str, *, is_ther
     """256 tiles became 192 in as many waves. Of an expert, its router decides that."""
     whole = ("self_attn.k_proj", tiled(8192, us=100))  # sees every row
     dense, pruned = (layers(whole, (f"mlp.{at}", tiled(8192, us=400, m=m))) for m in (512, 384))
-    finding = found(report(tmp_path, dense, pruned, 0.125), "wave-step")
+    finding = found(report(tmp_path, dense, pruned, 0.125), "same-waves")
     assert (finding is not None) == is_there
     assert finding is None or (finding.change or "").startswith("skip rows")
 
@@ -104,7 +104,7 @@ def test_tiles_that_fit_either_way_lie_as_the_grid_says(tmp_path: Path) -> None:
         return op("aten::mm", [32, K], [K, n], dtype=BF16, kernels=[kernel])
 
     dense, pruned = (layers(("mlp.up_proj", lying(n))) for n in (16384, 14336))
-    finding = found(report(tmp_path, dense, pruned, 0.125), "wave-step")
+    finding = found(report(tmp_path, dense, pruned, 0.125), "same-waves")
     assert finding is not None
     # 3 waves hold 396 tiles, each 32 wide: N = 396 * 32; 256 wide, 49 columns of 8: 12544.
     assert finding.evidence == [
@@ -136,7 +136,7 @@ def test_a_dimension_just_beyond_a_wave(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("under", "is_there"), [(0, True), (150, False)])
 def test_gemms_hidden_in_part_promise_nothing(under: float, is_there: bool, tmp_path: Path) -> None:
     cover = op("aten::relu", [8], kernels=[k(us=300, stream=9)])
-    for name, at, us in (("nearest-dimension", 17024, 500), ("wave-step", 33664, 800)):
+    for name, at, us in (("nearest-dimension", 17024, 500), ("same-waves", 33664, 800)):
         dense = layers(("mlp.up_proj", [cover, tiled(33792, us=800, under=under)]))
         pruned = layers(("mlp.up_proj", [cover, tiled(at, us=us, under=under)]))
         found_ids = ids(report(tmp_path, dense, pruned, 0.5))
@@ -168,9 +168,9 @@ def test_maps_that_eat_the_gain(tmp_path: Path) -> None:
 # -- real traces -------------------------------------------------------------------------------
 
 NEW = {"sparse-padded", "decompressed", "masked-tokens", "skipped-layers-executed",
-       "reads-all-weights", "below-break-even", "wave-step", "nearest-dimension", "added-routing",
+       "reads-all-weights", "below-break-even", "same-waves", "nearest-dimension", "added-routing",
        "added-gather-scatter", "added-mask", "added-estimator", "added-layout", "residual-map",
-       "clock-trouble"}  # fmt: skip
+       "unsteady-clocks"}  # fmt: skip
 
 
 @pytest.mark.parametrize(

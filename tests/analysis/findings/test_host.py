@@ -179,7 +179,7 @@ def test_a_kernel_whose_launch_call_still_runs_is_not_held_back(tmp_path: Path) 
     host.op()
     phase = phase_of(host.file(tmp_path))
     assert "held" not in gaps(phase)
-    assert finding(phase, "held-back") is None
+    assert finding(phase, "stream-blocked") is None
     assert phase.bound["launch"] > 29e6
 
 
@@ -214,7 +214,7 @@ def test_real_traces_are_told_as_they_are(
     found = finding(phase, finding_id)
     assert found is not None and text in found.text
     assert gain_of_a_graph(phase) < 45e6
-    assert finding(phase, "launch-bound") is finding(phase, "held-back") is None
+    assert finding(phase, "launch-bound") is finding(phase, "stream-blocked") is None
 
 
 def test_the_ledger_says_what_idle_time_is_of(tmp_path: Path) -> None:

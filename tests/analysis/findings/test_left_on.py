@@ -127,17 +127,17 @@ def test_parametrisations_that_were_left_on(tmp_path: Path) -> None:
         op("aten::_weight_norm", SIZE, [512, 1], kernels=[k(us=30, name="norm")]),
         op("aten::div", SIZE, SIZE, kernels=[k(us=10, name="elementwise")]),
     )
-    one = remade(tmp_path, norm, "torch.nn.utils.parametrize", "weights-remade")
+    one = remade(tmp_path, norm, "torch.nn.utils.parametrize", "weights-recomputed")
     assert one is not None and "remove_parametrizations" in str(one.change)
     assert one.predicted_ns == pytest.approx(4 * 40_000)
-    assert remade(tmp_path / "b", norm, None, "weights-remade") is None
+    assert remade(tmp_path / "b", norm, None, "weights-recomputed") is None
 
 
 def test_a_weight_is_not_made_anew_that_nobody_makes(tmp_path: Path) -> None:
     """What the dense side rounds too is no cost of the pruned one."""
     rounded = replace(FULL, added=(op(FAKE, SIZE, [512], kernels=[k(us=30, name="fake")]),))
     phase = of_run(tmp_path, model(rounded), model(rounded))
-    for name in ("fake-quantised", "weights-remade"):
+    for name in ("fake-quantised", "weights-recomputed"):
         assert found(phase, name) is None
 
 

@@ -58,7 +58,7 @@ def test_every_module_with_a_finding_is_imported() -> None:
 def test_findings_are_ordered_by_module_and_line() -> None:
     ids = [one.id for one in registered()]
     assert sorted(ids) == sorted(FINDINGS)
-    assert ids[:3] == ["cut-off", "not-comparable", "captured-step"]
+    assert ids[:3] == ["truncated-trace", "not-comparable", "captured-step"]
     assert ids[-2:] == ["largest-cost", "straggler"]
 
 
@@ -73,4 +73,5 @@ def test_old_ids_lead_to_findings_of_today() -> None:
     assert OLD_IDS.keys().isdisjoint(FINDINGS)
     assert set(OLD_IDS.values()) <= FINDINGS.keys()
     assert current_id("spill") == "carry-over"
+    assert current_id("cut-off") == "truncated-trace"
     assert current_id("no-speedup") == "no-speedup"

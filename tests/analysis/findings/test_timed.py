@@ -90,7 +90,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "no-speedup": lambda: (model(FULL), model(NARROW), {"samples_ns": MANY[::-1]}),
     "sparse-without-gain": lambda: (model(FULL), model(replace(FULL, sparse=ROLES)), {}),
     "weight-copied": copied,
-    "weights-remade": lambda: remade(
+    "weights-recomputed": lambda: remade(
         "torch.nn.utils.parametrize", elementwise("aten::_weight_norm", SIZE, [512, 1], us=30)
     ),
 }  # fmt: skip

@@ -212,7 +212,7 @@ def test_a_lead_is_a_share_of_all_steps(tmp_path: Path) -> None:
     steps = [step(i, late, op("aten::mm", [512, 512], [512, 512], kernels=[k(us=1000)]))
              for i in range(2)]  # fmt: skip
     phase = phase_of(chrome(*steps, lead_us=0.0), tmp_path)
-    lead = next(f for f in phase.findings if f.id == "host-lead")
+    lead = next(f for f in phase.findings if f.id == "late-first-launch")
     assert "25.0 % of all steps including it" in lead.text
     assert "with it a mean step takes 2.000 ms" in lead.text
 

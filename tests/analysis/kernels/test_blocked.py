@@ -45,7 +45,7 @@ def test_a_kernel_that_its_stream_holds_back(tmp_path: Path) -> None:
     assert phase.anatomy is not None
     assert phase.anatomy.gaps["held"] == 50e6 - 60  # but for the op and its launch
     assert finding(phase, "launch-bound") is None
-    held = finding(phase, "held-back")
+    held = finding(phase, "stream-blocked")
     assert held is not None
     assert "100 %" in held.text
     assert "50.0" in held.evidence[0]
@@ -63,7 +63,7 @@ def test_a_trace_that_begins_within_earlier_work(before: str, tmp_path: Path) ->
     phase = phase_of(report)
     earlier = finding(phase, "earlier-work")
     assert (earlier is None) is (before != "nothing")
-    assert (finding(phase, "held-back") is None) is (before == "nothing")
+    assert (finding(phase, "stream-blocked") is None) is (before == "nothing")
     if earlier is not None:
         # 30 us of kernels, and the 60 ns of the op and its launch, before it was held back
         assert "100 % of the step" in earlier.text
@@ -79,7 +79,7 @@ def test_real_traces_that_begin_within_earlier_work(name: str, real_trace: Real)
     earlier = finding(phase, "earlier-work")
     assert earlier is not None
     assert ("takes 10.498 ms" if name == DECODE else "takes 494.") in earlier.text
-    for other in ("held-back", "launch-bound", "host-waits"):
+    for other in ("stream-blocked", "launch-bound", "host-waits"):
         assert finding(phase, other) is None
     assert phase.anatomy is not None
     assert phase.anatomy.gaps["held"] > 0.49 * phase.wall_ns
@@ -97,9 +97,9 @@ def test_a_replay_that_stands_still_lacks_kernels(us: float, tmp_path: Path) -> 
     trace = replayed(chrome(MM, MM, gap(us=us), MM))
     phase = phase_of(analyze(save(trace, tmp_path / "t.json")).report)
     assert phase.anatomy is not None
-    holes = finding(phase, "graph-holes")
+    holes = finding(phase, "graph-idle")
     assert (holes is None) is (us == 900)
-    assert finding(phase, "held-back") is None
+    assert finding(phase, "stream-blocked") is None
     assert phase.anatomy.gaps["unknown" if holes else "device"] == us * 1e3
     if holes is not None:
         assert "2.000 ms of the step (99 %)" in holes.text
@@ -120,11 +120,11 @@ def test_holes_of_real_replays(real_trace: Real) -> None:
     in 0.9 ms of them a step the device ran copies for a later step. In others NCCL ran between the
     two kernels. What such a graph lacks may also have run before its first kernel that is there."""
     phase = phase_of(analyze(real_trace("a100_training_graphs_nccl.json.gz")).report)
-    holes = finding(phase, "graph-holes")
+    holes = finding(phase, "graph-idle")
     assert holes is not None
     assert "32.225 ms of the step (15 %)" in holes.text
     assert phase.anatomy is not None
     unknown = sum(one.ns for one in phase.anatomy.idle if one.doing == "unknown")
     assert unknown > 60e6
     assert "ms before the first events of replays" in holes.evidence[1]
-    assert finding(phase, "held-back") is None
+    assert finding(phase, "stream-blocked") is None

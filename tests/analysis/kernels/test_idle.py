@@ -214,7 +214,7 @@ def test_idle_time_in_copies_is_no_late_host(tmp_path: Path) -> None:
 
 def test_a_late_host_is_no_wait(tmp_path: Path) -> None:
     phase = told(save(chrome(step(0, MM, gap(us=90, launch=True), MM)), tmp_path / "t.json"))
-    others = [finding(phase, name) for name in ("host-waits", "held-back", "host-work")]
+    others = [finding(phase, name) for name in ("host-waits", "stream-blocked", "host-work")]
     assert others[0] is others[1] is others[2] is None
     late = finding(phase, "launch-bound")
     assert late is not None
@@ -352,7 +352,7 @@ def test_a_real_trace_that_idles_while_the_host_prepares_images(real_trace: Real
     assert "__next__: <built-in function zoom_shift>" in work.evidence[0]
     assert work.evidence[0].startswith("490.508 ms in ")
     assert work.evidence[0].endswith(", within gaps of 492.522 ms")
-    lead = finding(phase, "host-lead")
+    lead = finding(phase, "late-first-launch")
     assert lead is not None and lead.severity == "info"
     assert "1206.791 ms, of which the device is busy for 47 %" in lead.text
     assert phase.anatomy is not None

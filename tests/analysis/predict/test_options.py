@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
+from prunescope.analysis.predict.constants import NAMES
 from prunescope.analysis.predict.predict import predict
 from prunescope.analysis.predict.rank import rank
 from prunescope.analysis.predict.request import PredictRequest
 from prunescope.analysis.predict_from import predict_from
 from prunescope.analysis.shapes.config import read_model
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.option import options_of
 
 POINT = {"model": "tiny-llama", "device": "h100-sxm"}
 
@@ -74,3 +76,9 @@ def test_an_unreachable_hub_is_an_error_at_once(
     with pytest.raises(PrunescopeError) as error:  # the one that is there is read
         read_model("some/unknown-model")
     assert "Hub does not give" not in error.value.problem
+
+
+def test_the_help_of_without_lists_every_term() -> None:
+    help = next(one.option.help for one in options_of(PredictRequest) if one.name == "without")
+    listed = help.partition(": ")[2].partition(";")[0].replace(" or ", ", ")
+    assert tuple(word.strip() for word in listed.split(",") if word.strip()) == NAMES

@@ -164,8 +164,8 @@ def test_the_words_and_tables() -> None:
     phase = report().phases["trace"]
     idle, tiles, fit = idle_and_tiles(phase)
     assert idle.endswith(
-        "; without late dispatch 1.03×; in a CUDA graph at most 1.10×, for 1.000 ms of the idle "
-        "time stay"
+        "; without late dispatch 1.03×; a CUDA graph gives at most 1.10×, because 1.000 ms of idle "
+        "time remain"
     )
     # 3 of the 4 ms that can be tested, which are half of all
     assert "explain the grids of 75.0 % of the GEMM time that can be tested" in tiles
@@ -191,8 +191,8 @@ def test_the_words_name_what_a_late_host_did_but_dispatch() -> None:
     of.dispatch_ns = MS
     idle = idle_and_tiles(report(of).phases["trace"])[0]
     assert "the host was late 2.000 ms" in idle
-    assert "; without late dispatch (1.000 ms) 1.03×; in a CUDA graph at most" in idle
-    assert idle.endswith("for 2.000 ms of the idle time stay")
+    assert "; without late dispatch (1.000 ms) 1.03×; a CUDA graph gives at most" in idle
+    assert idle.endswith("because 2.000 ms of idle time remain")
 
 
 def test_a_size_of_several_rows_is_said_to_change_with_all_of_them() -> None:

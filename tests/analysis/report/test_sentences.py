@@ -84,7 +84,7 @@ def test_noise_has_a_size() -> None:
         "nothing was pruned: 1.43× [1.38×, 1.50×] is more than noise and no speedup of a pruning"
     )
     phase.findings.append(
-        Finding(id="same-shapes-other-time", severity="warning", evidence=[], change=None,
+        Finding(id="unexplained-difference", severity="warning", evidence=[], change=None,
                 predicted_ns=None, text="no shape moved: kernel efficiency -2.000 ms")
     )  # fmt: skip
     assert sentences.headline(phase).endswith("of a pruning: kernel efficiency -2.000 ms")
@@ -361,13 +361,13 @@ def compared_placements(dense: int, pruned: int) -> Phase:
 
 def test_both_drawn() -> None:
     assert sentences.statistic(compared_placements(8, 8)) == (
-        "ratio of means over 8 placements, of the medians of 16 unprofiled samples in all; "
-        "95 % interval over placements"
+        "ratio of geometric means over 8 placements, of the medians of 16 unprofiled samples in "
+        "all; 95 % interval over placements"
     )
     assert sentences.statistic(compared_placements(5, 8)) == (
-        "ratio of the mean over 5 placements of the medians of 10 unprofiled samples (dense) to "
-        "the mean over 8 placements of the medians of 16 unprofiled samples (pruned); "
-        "95 % interval over placements"
+        "ratio of the geometric mean over 5 placements of the medians of 10 unprofiled samples "
+        "(dense) to the geometric mean over 8 placements of the medians of 16 unprofiled samples "
+        "(pruned); 95 % interval over placements"
     )
 
 
@@ -387,15 +387,15 @@ def test_other_placements_than_were_requested(requested: int, why: str) -> None:
 
 def test_an_old_baseline_beside_a_new_run() -> None:
     assert sentences.statistic(compared_placements(0, 8)) == (
-        "ratio of the median of 12 unprofiled samples (dense) to the mean over 8 placements of the "
-        "medians of 16 unprofiled samples (pruned); 95 % bootstrap interval; "
+        "ratio of the median of 12 unprofiled samples (dense) to the geometric mean over 8 "
+        "placements of the medians of 16 unprofiled samples (pruned); 95 % bootstrap interval; "
         f"placement in memory of dense {NOT_DRAWN}"
     )
 
 
 def test_a_new_baseline_beside_an_old_run() -> None:
     text = sentences.statistic(compared_placements(8, 0))
-    assert text.startswith("ratio of the mean over 8 placements of the medians of 16")
+    assert text.startswith("ratio of the geometric mean over 8 placements of the medians of 16")
     assert text.endswith(f"placement in memory of pruned {NOT_DRAWN}")
 
 
@@ -445,7 +445,7 @@ def test_samples_of_both_sides_are_the_ratio_of_a_ledger_that_is_as_profiled() -
     phase.domain = "profiled"
     assert phase.ladder is not None
     phase.ladder.realised_ci95 = [0.9, 1.2]
-    assert sentences.statistic(phase).startswith("ratio of means over 8 placements")
+    assert sentences.statistic(phase).startswith("ratio of geometric means over 8 placements")
     assert "n = 16 unprofiled samples in 8 placements." in latex_of(phase)
     found = no_speedup(Context(phase=phase, candidate=None, caveats=[]))  # type: ignore[arg-type]
     assert found is not None and found.evidence == ["95 % interval over 8 placements"]

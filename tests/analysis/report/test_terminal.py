@@ -96,13 +96,13 @@ def test_closure_is_in_whole_ns_over_all_steps() -> None:
     text = " ".join(shown(example.two_phases()).split())
     # 5 steps of 100 + 20 + 1 ms
     assert (
-        "Σ busy 500,000,000 + Σ gap 100,000,000 + trailing idle 5,000,000 = wall 605,000,000 ns"
-        in text
+        "closure: busy + gaps + trailing idle = wall: 500,000,000 + 100,000,000 + 5,000,000 = "
+        "605,000,000 ns, summed over 5 steps" in text
     )
     broken = example.two_phases()
     broken.phases["prefill"].tail_ns += 1
     assert "≠ wall" in (text := " ".join(shown(broken).split()))
-    assert "(off by 5 ns)" in text
+    assert "(difference 5 ns)" in text
 
 
 def test_a_trace_alone_has_no_ladder_and_says_why() -> None:

@@ -49,7 +49,7 @@ def test_cold_steps_are_left_out_and_counted(tmp_path: Path) -> None:
         "2 cold steps left out of 20.164 and 4.180 ms, of which 24.010 ms in first calls or "
         "compilation"
     ) in setup(phase)
-    assert not any(f.id in ("odd-step", "first-calls") for f in phase.findings)
+    assert not any(f.id in ("step-outlier", "first-calls") for f in phase.findings)
 
 
 def test_on_a_cpu_only_what_a_compiler_is_named_by_makes_a_step_cold(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_an_odd_step_without_first_calls_stays(tmp_path: Path) -> None:
     assert phase.step_ns == [164_000, 480_000, 180_000, 180_000]
     assert phase.cold_steps is None
     assert "step 1 (of 0 to 3) takes 480.0 µs" in next(
-        f.text for f in phase.findings if f.id == "odd-step"
+        f.text for f in phase.findings if f.id == "step-outlier"
     )
 
 

@@ -67,10 +67,10 @@ def test_an_update_of_the_weights_ends_a_step(tmp_path: Path, *, cpu: bool) -> N
 
 def test_an_odd_step_is_named_and_stays(tmp_path: Path) -> None:
     items = [item for i in range(5) for item in iteration(us=45 if i == 2 else 5)]
-    [odd] = [f for f in told(tmp_path, *items).findings if f.id == "odd-step"]
+    [odd] = [f for f in told(tmp_path, *items).findings if f.id == "step-outlier"]
     assert "step 2 (of 0 to 4) takes 71.0 µs, the others 31.0 µs (median)" in odd.text
     even = [item for i in range(5) for item in iteration(us=5 + i)]  # 31 to 35 us
-    assert not any(f.id == "odd-step" for f in told(tmp_path, *even).findings)
+    assert not any(f.id == "step-outlier" for f in told(tmp_path, *even).findings)
 
 
 def test_two_optimizers_that_take_turns_are_one_step(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_iterations_of_training_with_the_allocator_off(real_trace: Real) -> None
     assert [round(ns / 1e6) for ns in phase.step_ns] == [116, 116, 1015, 1068, 1076]
     assert phase.steps == 5
     assert round(5 * phase.gap_ns) == 3_032_397_283
-    [odd] = [f for f in phase.findings if f.id == "odd-step"]
+    [odd] = [f for f in phase.findings if f.id == "step-outlier"]
     assert "steps 0 and 1 (of 0 to 4) take 116.480 ms and 115.705 ms" in odd.text
 
 

@@ -47,7 +47,7 @@ def test_one_absurd_time_is_dropped_and_said(field: str, value: Any, tmp_path: P
         "t.json: 1 of 40 kernels were dropped: their start time or duration is missing or invalid"
     )
     assert (phase.busy_ns, phase.wall_ns) == (39 * 5_000, 40 * 6_000 - 1_000)
-    assert "(off by 0 ns)" in closure(phase)
+    assert "(difference 0 ns)" in closure(phase)
 
 
 @pytest.mark.parametrize(("field", "value"), [("dur", -1), ("dur", None), ("ts", "soon")])

@@ -143,7 +143,8 @@ def test_no_caveat_changes_nothing_and_the_strongest_one_counts() -> None:
     family = FamilyVerdict(id="static-m", confidence=1.0, evidence=["6 of 24 layers gone"])
     assert apply_caveats(family, []) is family
     less = apply_caveats(
-        family, [Caveat("fewer-roles", None, (0.7, 0.9)), Caveat("torn-sublayers", None, (3,))]
+        family,
+        [Caveat("fewer-roles", None, (0.7, 0.9)), Caveat("partly-lost-sublayers", None, (3,))],
     )
     assert (less.id, less.confidence) == ("static-m", 0.3)
     assert less.evidence == [
@@ -223,7 +224,7 @@ def test_a_cut_off_file_is_no_pruned_model(tmp_path: Path, cut: str) -> None:
     assert phase.family.id == "unknown" and phase.family.confidence <= 0.1
     said = f"{cut}: the file is cut off, and what stood behind the cut is missing"
     assert said in phase.family.evidence
-    present(phase, "cut-off", "critical", f"the {cut} trace is cut off", said)
+    present(phase, "truncated-trace", "critical", f"the {cut} trace is cut off", said)
     assert headline(phase).startswith(f"the {cut} trace is cut off: what stood behind the cut is")
     assert headline(phase).endswith("is no speedup")
     assert phase.ladder is not None and phase.ladder.nominal is None
@@ -231,7 +232,7 @@ def test_a_cut_off_file_is_no_pruned_model(tmp_path: Path, cut: str) -> None:
 
 def test_a_whole_file_is_not_cut_off(tmp_path: Path) -> None:
     phase = analyze(save(layers(("mlp.up_proj", mm())), tmp_path / "t.json")).report.phases["trace"]
-    assert not any(one.id == "cut-off" for one in phase.findings)
+    assert not any(one.id == "truncated-trace" for one in phase.findings)
 
 
 def test_kernels_whose_spans_were_cut_off_are_no_added_work(tmp_path: Path) -> None:
@@ -254,5 +255,5 @@ def test_a_cut_off_file_alone_lacks_kernels(tmp_path: Path) -> None:
     text = path.read_text()
     path.write_text(text[: text.index("model.layers.4.") - 20])
     phase = analyze(path).report.phases["trace"]
-    present(phase, "cut-off", "critical", "the trace: the file is cut off")
+    present(phase, "truncated-trace", "critical", "the trace: the file is cut off")
     assert headline(phase).startswith("the trace is cut off; what is left takes")
