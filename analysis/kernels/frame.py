@@ -42,7 +42,7 @@ from prunescope.analysis.timeline.first_calls import unusual_calls
 from prunescope.analysis.timeline.graph_places import GraphPlaces, find_graph_places
 from prunescope.analysis.timeline.intervals import Spans, Windows
 from prunescope.analysis.timeline.link import Linked, link, taken
-from prunescope.analysis.timeline.overhead import Recorded, recorded
+from prunescope.analysis.timeline.overhead import Recorded, profiler_notes, recorded
 from prunescope.analysis.timeline.parts import find_parts
 from prunescope.analysis.timeline.passes import Passes, find_passes
 from prunescope.analysis.timeline.phase_steps import (
@@ -220,6 +220,7 @@ def build(
         notes=[
             *unlinked(trace, linked.event, linked.op),
             *recorded_waits(trace),
+            *profiler_notes(trace, linked),
             *format_notes(trace.calls, calls),
             *filled.notes,
             *collective_notes(trace, linked),

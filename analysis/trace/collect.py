@@ -21,6 +21,7 @@ from prunescope.analysis.trace.event import (
     LAUNCH_CATEGORIES,
     MEMORY,
     OP_CATEGORIES,
+    OVERHEAD,
     Args,
     Event,
 )
@@ -51,7 +52,7 @@ _LONG_FRAME = 100  # us: shorter frames of Python say nothing that is of use, an
 _COUNTERS = "cuda_profiler_range"
 _GROUPS = {
     **dict.fromkeys(OP_CATEGORIES, _OP),
-    "user_annotation": _ANNOTATION, "python_function": _ANNOTATION,
+    "user_annotation": _ANNOTATION, "python_function": _ANNOTATION, OVERHEAD: OVERHEAD,
     **dict.fromkeys(DEVICE_CATEGORIES, _DEVICE), **dict.fromkeys(LAUNCH_CATEGORIES, _LAUNCH),
 }  # fmt: skip
 COLUMNS = {
@@ -62,6 +63,7 @@ COLUMNS = {
     _OP: ("ts", "dur", "name", "external", "thread", "call", "sequence"),
     _ANNOTATION: ("ts", "dur", "name", "thread", "module"),
     _FRAME: ("ts", "dur", "name", "thread"),
+    OVERHEAD: ("ts", "dur", "name", "thread"),
     _MEMORY: ("ts", "allocated", "reserved"),
 }  # fmt: skip
 _TEXT = msgspec.json.Decoder(str)
@@ -167,7 +169,8 @@ class Collector:
             _LAUNCH: self._launch,
             _OP: self._op,
             _ANNOTATION: self._annotation,
-            _FRAME: self._frame,
+            _FRAME: self._on_thread,
+            OVERHEAD: self._on_thread,
         }
         for group, found in groups.items():
             timed, ts, dur = self._timed(group, found)
@@ -291,7 +294,7 @@ class Collector:
         module = [int(e.cat == "python_function") for e in events]
         return [self._on_threads(events), module]
 
-    def _frame(
+    def _on_thread(
         self, events: list[Event], _args: list[Args], _names: list[str]
     ) -> list[Iterable[int]]:
         return [self._on_threads(events)]

@@ -156,6 +156,7 @@ def _trace(source: Source, found: Collector) -> Trace:
         ops=found.tables["op"].frozen(),
         annotations=found.tables["annotation"].frozen(),
         frames=found.tables["frame"].frozen(),
+        overhead=found.tables["overhead"].frozen(),
         grids=list(found.grids),
         collectives=[_decode_collective(key) for key in found.collectives],
         memory=found.tables["memory"].frozen(),

@@ -28,7 +28,7 @@ from prunescope.analysis.trace.collect import (
     Ints,
     interned,
 )
-from prunescope.analysis.trace.event import DEVICE_CATEGORIES
+from prunescope.analysis.trace.event import DEVICE_CATEGORIES, OVERHEAD
 from prunescope.analysis.trace.nsys_file import STRINGS, Database
 from prunescope.analysis.trace.nvtx import Range, read_range
 from prunescope.analysis.trace.reader import Source
@@ -40,9 +40,11 @@ _KERNEL, _COPY, _FILL, _GRAPH, _RUNTIME = (
 )
 _SAMPLES, _METRICS = "GPU_METRICS", "TARGET_INFO_GPU_METRICS"
 _NODES = "CUDA_GRAPH_NODE_EVENTS"
+_WAITS = f"{_ACTIVITY}SYNCHRONIZATION"
+_OVERHEADS = ("PROFILER_OVERHEAD", f"{_ACTIVITY}OVERHEAD")
 _RANGES, _GPU, _GPU_OF = "NVTX_EVENTS", "TARGET_INFO_GPU", "TARGET_INFO_CUDA_DEVICE"
 _WANTED = (_KERNEL, _COPY, _FILL, _GRAPH, _RUNTIME, _NODES, _RANGES, _GPU, _GPU_OF, _SAMPLES,
-           _METRICS, STRINGS)  # fmt: skip
+           _METRICS, STRINGS, _WAITS, *_OVERHEADS)  # fmt: skip
 PROFILER, NSYS = "profiler", "Nsight Systems"  # a key and its value in the metadata
 _MEMBER = "device "
 _MOST_DEVICES = 1024
@@ -58,6 +60,9 @@ _COUNTER_NAME = 80
 _GPU_OF_TYPE = 0xFF  # the part of a type of samples that is the number of the GPU
 _CLONES = 16  # times that a graph is made from another one
 _NO_NAME, _UNKNOWN = "?", "Unknown"
+# Of ENUM_CUPTI_SYNC_TYPE, those in which the host waits. The times of type 2, of a stream
+# that waits for an event, are those of the host's call, which returns at once.
+_HOST_WAITS = {1: "EventSynchronize", 3: "StreamSynchronize", 4: "ContextSynchronize"}
 _ON_DEVICE = (*COLUMNS["device"], "process", "context")
 # As kineto names copies; of ENUM_CUDA_MEMCPY_OPER and ENUM_CUDA_MEM_KIND.
 _COPIES = {1: "HtoD", 2: "DtoH", 3: "HtoA", 4: "AtoH", 5: "AtoA", 6: "AtoD", 7: "DtoA", 8: "DtoD",
@@ -203,7 +208,8 @@ class _Reader:
         device = {name: np.concatenate([part[name] for part in parts]) for name in _ON_DEVICE}
         device |= {"stream": self._streams(device), **self._captures(device)}
         self._add("device", device, COLUMNS["device"])
-        self._launches()
+        self._launches(device)
+        self._overhead()
         self._ranges()
         self._counters()
         self.source.meta |= {"deviceProperties": self._properties(), PROFILER: NSYS}
@@ -373,7 +379,7 @@ class _Reader:
             "captured_on": np.where(known, thread[at], NONE),
         }
 
-    def _launches(self) -> None:
+    def _launches(self, device: dict[str, Ints]) -> None:
         """The runtime calls of the processes, without launches on other devices."""
         columns = {"thread": "globalTid", "correlation": "correlationId", "name": "nameId"}
         rows = self._table(_RUNTIME, columns, self._of_processes(_RUNTIME))
@@ -385,6 +391,38 @@ class _Reader:
         rows["thread"] = self._threads(rows["thread"])
         rows["name"] = self._named(rows["name"], _plain_call)
         self._add("launch", {**rows, "external": none, "kernel": none}, COLUMNS["launch"])
+        self._waits(rows, process[here], device)
+
+    def _waits(self, calls: dict[str, Ints], process: Ints, device: dict[str, Ints]) -> None:
+        """Waits of the host for the device whose call is not in the file, as calls. They hold no
+        thread: they are those of the only thread of their process that launches, where one does."""
+        columns = {"process": "globalPid", "correlation": "correlationId", "kind": "syncType"}
+        rows = self._table(_WAITS, columns)
+        of = rows["process"] = _shifted(rows["process"])
+        ids = self._ids_of(of, rows["correlation"])
+        alone = np.isin(rows["kind"], list(_HOST_WAITS)) & ~np.isin(ids, calls["correlation"])
+        launches = np.isin(calls["correlation"], device["correlation"])
+        launches &= calls["correlation"] >= 0
+        thread = np.full(len(of), NONE)
+        for one in self.order:
+            threads = np.unique(calls["thread"][launches & (process == one)])
+            if len(threads) == 1:
+                thread[of == one] = threads[0]
+        rows = {name: column[alone & (thread >= 0)] for name, column in rows.items()}
+        names = interned(self.collect.names, [_HOST_WAITS[i] for i in rows["kind"].tolist()])
+        none = np.full(len(names), NONE)
+        rows |= {"thread": thread[alone & (thread >= 0)], "name": np.array(names, np.int64)}
+        rows |= {"correlation": none, "external": none, "kernel": none}
+        self._add("launch", rows, COLUMNS["launch"])
+
+    def _overhead(self) -> None:
+        """What the profiler and the driver did beside the program."""
+        for table in _OVERHEADS:
+            columns = {"thread": "globalTid", "name": "nameId"}
+            rows = self._table(table, columns, self._of_processes(table))
+            rows["thread"] = self._threads(rows["thread"])
+            rows["name"] = self._named(rows["name"], str)
+            self._add(OVERHEAD, rows, COLUMNS[OVERHEAD])
 
     def _launched_elsewhere(self) -> Ints:
         """Ids of launches whose work ran on another device."""
