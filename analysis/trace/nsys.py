@@ -32,6 +32,7 @@ from prunescope.analysis.trace.event import DEVICE_CATEGORIES, OVERHEAD
 from prunescope.analysis.trace.nsys_file import STRINGS, Database
 from prunescope.analysis.trace.nvtx import Range, read_range
 from prunescope.analysis.trace.reader import Source
+from prunescope.analysis.trace.samples import kind_of_counter
 from prunescope.taxonomy.errors import PrunescopeError
 
 _ACTIVITY = "CUPTI_ACTIVITY_KIND_"
@@ -55,7 +56,6 @@ _NAMES = ("demangledName", "shortName", "mangledName")  # of a kernel, the best 
 _TID_BITS, _ID_BITS, _STREAM_BITS = 24, 33, 32
 _NO_TIME, _MOST_TIME = -(1 << 63), 1 << 61
 _MOST_ID = 1 << 62
-_COUNTED = re.compile(r"SMs? Active|Tensor Active|DRAM (?:Read|Write)|\w+ Clock Frequency")
 _COUNTER_NAME = 80
 _GPU_OF_TYPE = 0xFF  # the part of a type of samples that is the number of the GPU
 _CLONES = 16  # times that a graph is made from another one
@@ -489,7 +489,11 @@ class _Reader:
         )
         named: dict[tuple[int, int], str] = {}
         for kind, metric, name in rows:
-            if type(kind) is type(metric) is int and isinstance(name, str) and _COUNTED.match(name):
+            if (
+                type(kind) is type(metric) is int
+                and isinstance(name, str)
+                and kind_of_counter(name)
+            ):
                 named[kind, metric] = name[:_COUNTER_NAME]
         kinds = {kind for kind, _ in named if gpu is None or kind & _GPU_OF_TYPE == gpu}
         if len(kinds) != 1 or not self.file.has(_SAMPLES, "timestamp", "typeId", "value"):
