@@ -149,21 +149,21 @@ def _refuse_unusable(trace: Trace) -> None:
 
 
 def _trace(source: Source, found: Collector) -> Trace:
-    names, device = list(found.names), found.tables["device"].frozen()
-    samples = found.tables[SAMPLES].frozen()
+    names, device = list(found.names), found.tables.pop("device").frozen()
+    samples = found.tables.pop(SAMPLES).frozen()
     return Trace(
         source=source,
         names=names,
         calls=_with_list_dtype([_decode_call(key) for key in found.calls]),
         device=device,
-        launches=found.tables["launch"].frozen(),
-        ops=found.tables["op"].frozen(),
-        annotations=found.tables["annotation"].frozen(),
-        frames=found.tables["frame"].frozen(),
-        overhead=found.tables["overhead"].frozen(),
+        launches=found.tables.pop("launch").frozen(),
+        ops=found.tables.pop("op").frozen(),
+        annotations=found.tables.pop("annotation").frozen(),
+        frames=found.tables.pop("frame").frozen(),
+        overhead=found.tables.pop("overhead").frozen(),
         grids=list(found.grids),
         collectives=[_decode_collective(key) for key in found.collectives],
-        memory=found.tables["memory"].frozen(),
+        memory=found.tables.pop("memory").frozen(),
         counters=found.counters or counters_of(samples, names, device["device"]),
         dropped=sum(found.dropped.values()),
         kernels_dropped=found.dropped["device"],

@@ -205,10 +205,13 @@ class _Reader:
         """All tables that the file has."""
         parts = [self._kernels(), self._copies(), self._fills()]
         parts.append(self._graphs(np.concatenate([part["correlation"] for part in parts])))
-        device = {name: np.concatenate([part[name] for part in parts]) for name in _ON_DEVICE}
+        device = {name: np.concatenate([part.pop(name) for part in parts]) for name in _ON_DEVICE}
+        del parts
         device |= {"stream": self._streams(device), **self._captures(device)}
         self._add("device", device, COLUMNS["device"])
-        self._launches(device)
+        launched = device["correlation"]
+        del device
+        self._launches(launched)
         self._overhead()
         self._ranges()
         self._counters()
@@ -223,7 +226,8 @@ class _Reader:
         most = MAX_ANNOTATION_NS if group == "annotation" else MAX_EVENT_NS
         kept = (columns["ts"] != _NO_TIME) & (columns["dur"] >= 0) & (columns["dur"] <= most)
         self.collect.dropped[group] += int((~kept).sum())
-        self.collect.tables[group].add(*(columns[name][kept] for name in names))
+        wanted = [columns[name] for name in names]
+        self.collect.tables[group].add(*(wanted if kept.all() else (one[kept] for one in wanted)))
 
     def _table(
         self, table: str, wanted: dict[str, str], where: str = "", end: str = "end"
@@ -238,7 +242,7 @@ class _Reader:
                 found[name].append(column)
             rows += len(columns["ts"])
             self._refuse_too_many(rows)
-        return {name: np.concatenate(column) for name, column in found.items()}
+        return {name: np.concatenate(found.pop(name)) for name in list(found)}
 
     def _blocks(
         self,
@@ -282,7 +286,8 @@ class _Reader:
         mine = np.zeros(len(pairs), bool)
         for process, number in self.device.names:
             mine |= (pairs[:, 0] == process) & (pairs[:, 1] == number)
-        rows = {name: column[mine] for name, column in rows.items()}
+        if not mine.all():
+            rows = {name: column[mine] for name, column in rows.items()}
         rows["correlation"] = self._ids_of(rows["process"], rows["correlation"])
         rows["device"] = np.full(len(rows["ts"]), self.device.index)
         none = np.full(len(rows["ts"]), NONE)
@@ -379,8 +384,9 @@ class _Reader:
             "captured_on": np.where(known, thread[at], NONE),
         }
 
-    def _launches(self, device: dict[str, Ints]) -> None:
-        """The runtime calls of the processes, without launches on other devices."""
+    def _launches(self, launched: Ints) -> None:
+        """The runtime calls of the processes, without launches on other devices. `launched`: ids of
+        the launches of this one."""
         columns = {"thread": "globalTid", "correlation": "correlationId", "name": "nameId"}
         rows = self._table(_RUNTIME, columns, self._of_processes(_RUNTIME))
         process = _shifted(rows["thread"])
@@ -391,9 +397,9 @@ class _Reader:
         rows["thread"] = self._threads(rows["thread"])
         rows["name"] = self._named(rows["name"], _plain_call)
         self._add("launch", {**rows, "external": none, "kernel": none}, COLUMNS["launch"])
-        self._waits(rows, process[here], device)
+        self._waits(rows, process[here], launched)
 
-    def _waits(self, calls: dict[str, Ints], process: Ints, device: dict[str, Ints]) -> None:
+    def _waits(self, calls: dict[str, Ints], process: Ints, launched: Ints) -> None:
         """Waits of the host for the device whose call is not in the file, as calls. They hold no
         thread: they are those of the only thread of their process that launches, where one does."""
         columns = {"process": "globalPid", "correlation": "correlationId", "kind": "syncType"}
@@ -401,7 +407,7 @@ class _Reader:
         of = rows["process"] = _shifted(rows["process"])
         ids = self._ids_of(of, rows["correlation"])
         alone = np.isin(rows["kind"], list(_HOST_WAITS)) & ~np.isin(ids, calls["correlation"])
-        launches = np.isin(calls["correlation"], device["correlation"])
+        launches = np.isin(calls["correlation"], launched)
         launches &= calls["correlation"] >= 0
         thread = np.full(len(of), NONE)
         for one in self.order:
