@@ -369,6 +369,7 @@ def unsteady_clocks(c: Context) -> Found | None:
         for key in sorted(dense.keys() & pruned.keys())
         if _differ(dense[key], pruned[key])
     ]
+    lines += _sampled(c)
     if not lines:
         return None
     return Found(
@@ -376,6 +377,22 @@ def unsteady_clocks(c: Context) -> Found | None:
         evidence=sorted(set(lines))[:4],
         change="lock the clocks, let the device warm up longer, and trace again",
     )
+
+
+def _sampled(c: Context) -> list[str]:
+    """The same by the samples that the traces hold, with the power drawn."""
+    sides = [("dense", c.baseline_kernels), ("pruned", c.kernels)]
+    found = [(name, k.sampled) for name, k in sides if k is not None and k.sampled is not None]
+    moved = any(_differ(one.low, one.high) for _, one in found)
+    medians = [one.median for _, one in found]
+    if not moved and not (len(found) > 1 and _differ(*medians)):
+        return []
+    return [
+        f"{name}: clock {one.low / 1e9:.2f} to {one.high / 1e9:.2f} GHz in the steps (median "
+        f"{one.median / 1e9:.2f}), by {one.samples:,} samples"
+        + ("" if one.power is None else f"; power {one.power:,.0f} W in the mean")
+        for name, one in found
+    ]
 
 
 def _clocks(side: Side | None) -> tuple[dict[str, float], dict[str, float]]:

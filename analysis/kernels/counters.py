@@ -1,28 +1,46 @@
 """What the counters of a device say of a phase, beside what its work models say.
 
-In: a Trace with samples of counters (Nsight Systems, `--gpu-metrics-devices`), linked rows, the
-bytes that the work models move and the peak bandwidth. Out: sentences. Samples count that lie
-between the first and the last kernel of a step, idle time included.
+In: a Trace with samples of counters (an export's of `--gpu-metrics-devices`, or counter events of a
+Chrome trace), linked rows, the bytes that the work models move and the peak bandwidth. Out:
+sentences, and the clock and power of the steps. Samples count that lie between the first and the
+last kernel of a step, idle time included.
 """
 
 from __future__ import annotations
 
-import re
+from typing import NamedTuple
 
 import numpy as np
 
 from prunescope.analysis.timeline.link import Linked
-from prunescope.analysis.trace.collect import Ints
+from prunescope.analysis.trace.collect import Floats, Ints
 from prunescope.analysis.trace.events import Trace
-
-_SHARES = (
-    ("SMs active", re.compile(r"SMs? Active")),
-    ("tensor cores active", re.compile(r"Tensor Active")),
-    ("memory read", re.compile(r"DRAM Read")),
-    ("memory written", re.compile(r"DRAM Write")),
+from prunescope.analysis.trace.samples import (
+    CLOCK,
+    MEMORY,
+    POWER,
+    READ,
+    SMS,
+    TENSOR,
+    WRITTEN,
+    factor,
+    kind_of_counter,
 )
-_CLOCK = re.compile(r"(?:GPC|SM) Clock Frequency")
-_MHZ = 1e6
+
+_MHZ, _GB = 1e6, 1e9
+# Percentiles that bound a clock: a single sample may be taken while it changes.
+_LOW, _HIGH = 5, 95
+
+
+class SampledClock(NamedTuple):
+    """Clock in Hz (low, median, high) and power in W (mean; None where not sampled) of the steps.
+    `samples`: of the clock."""
+
+    low: float
+    median: float
+    high: float
+    samples: int
+    power: float | None
 
 
 def counter_notes(
@@ -30,30 +48,26 @@ def counter_notes(
 ) -> list[str]:
     """A note on what the counters show in the steps; none without samples. `moved`: bytes of all
     steps by the work models, None where they do not know most of them."""
-    inside = {
-        name: kept
-        for name, (ts, values) in trace.counters.items()
-        if len(kept := values[_in_steps(linked, ts)])
-    }
+    inside = _in_the_steps(trace, linked)
     parts = []
     means: dict[str, float] = {}
-    for label, pattern in _SHARES:
-        found = [float(np.mean(values)) for name, values in inside.items() if pattern.match(name)]
+    for label in (SMS, TENSOR, READ, WRITTEN):
+        found = [float(np.mean(values)) for values in inside.get(label, []) if _is_share(values)]
         if found:
             means[label] = max(found)
             parts.append(f"{label} {means[label]:,.0f} %")
-    clocks = [values for name, values in inside.items() if _CLOCK.match(name)]
-    if clocks:
-        # Nsight writes Hz or MHz, by version.
-        unit = _MHZ if float(np.median(clocks[0])) > _MHZ else 1.0
-        parts.append(
-            f"clock {np.median(clocks[0]) / unit:,.0f} MHz (lowest {np.min(clocks[0]) / unit:,.0f})"
-        )
+    if clocks := inside.get(CLOCK):
+        mhz = clocks[0] / _MHZ
+        parts.append(f"clock {np.median(mhz):,.0f} MHz (lowest {np.min(mhz):,.0f})")
+    if power := inside.get(POWER):
+        parts.append(f"power {np.mean(power[0]):,.0f} W (highest {np.max(power[0]):,.0f})")
+    if memory := inside.get(MEMORY):
+        parts.append(f"at most {np.max(memory[0]) / _GB:,.3g} GB of memory used")
     if not parts:
         return []
-    samples = max(len(values) for values in inside.values())
+    samples = max(len(values) for found in inside.values() for values in found)
     text = f"counters of the device, means of {samples:,} samples in the steps: {', '.join(parts)}"
-    measured = means.get("memory read", 0.0) + means.get("memory written", 0.0)
+    measured = means.get(READ, 0.0) + means.get(WRITTEN, 0.0)
     span = sum(end - start for start, end in _spans(linked))
     if measured and moved and byte_per_s and span:
         modelled = 100 * moved / (span / 1e9) / byte_per_s
@@ -62,6 +76,41 @@ def counter_notes(
             f"counters show {measured:,.0f} %"
         )
     return [text]
+
+
+def sampled_clock(trace: Trace, linked: Linked) -> SampledClock | None:
+    """The clock of the steps by its samples; None without any."""
+    inside = _in_the_steps(trace, linked)
+    if not (clocks := inside.get(CLOCK)):
+        return None
+    low, median, high = np.percentile(clocks[0], (_LOW, 50, _HIGH)).tolist()
+    power = inside.get(POWER)
+    watts = float(np.mean(power[0])) if power else None
+    return SampledClock(low, median, high, len(clocks[0]), watts)
+
+
+def _in_the_steps(trace: Trace, linked: Linked) -> dict[str, list[Floats]]:
+    """Samples in the steps by what they say: shares in %, clocks in Hz, power in W, bytes."""
+    found: dict[str, list[Floats]] = {}
+    for name, (ts, values) in trace.counters.items():
+        kind = kind_of_counter(name)
+        kept = values[_in_steps(linked, ts)]
+        if kind is None or not len(kept):
+            continue
+        if kind in (CLOCK, POWER, MEMORY):
+            unit = factor(kind, name)
+            if kind == CLOCK:  # Nsight writes Hz or MHz, by version, under one name
+                unit = 1.0 if float(np.median(kept)) > _MHZ else unit or _MHZ
+            if unit is None:
+                continue
+            kept = kept * unit
+        found.setdefault(kind, []).append(kept)
+    return found
+
+
+def _is_share(values: Floats) -> bool:
+    """Whether values can be shares in %; counters round, and PM samples exceed 100 % by a bit."""
+    return bool(values.min() >= 0 and values.max() <= 110)
 
 
 def _spans(linked: Linked) -> list[tuple[int, int]]:

@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from prunescope.analysis.kernels.collectives import collective_notes
-from prunescope.analysis.kernels.counters import counter_notes
+from prunescope.analysis.kernels.counters import SampledClock, counter_notes, sampled_clock
 from prunescope.analysis.kernels.grouped_queries import unfold_queries
 from prunescope.analysis.kernels.host_calls import (
     AllocatorCalls,
@@ -42,7 +42,7 @@ from prunescope.analysis.timeline.first_calls import unusual_calls
 from prunescope.analysis.timeline.graph_places import GraphPlaces, find_graph_places
 from prunescope.analysis.timeline.intervals import Spans, Windows
 from prunescope.analysis.timeline.link import Linked, link, taken
-from prunescope.analysis.timeline.overhead import Recorded, recorded
+from prunescope.analysis.timeline.overhead import Recorded, profiler_notes, recorded
 from prunescope.analysis.timeline.parts import find_parts
 from prunescope.analysis.timeline.passes import Passes, find_passes
 from prunescope.analysis.timeline.phase_steps import (
@@ -92,6 +92,7 @@ class Kernels:
     # (layer, role) of the modules whose calls were recorded; empty where our hooks recorded none
     modules: frozenset[tuple[int, str]] = frozenset()
     sdpa_math: float = 0.0  # calls a step of scaled_dot_product_attention that ran as products
+    sampled: SampledClock | None = None  # of the steps
     apart: ClockSkew | None = None  # how far the clocks of host and device differ, if they do
     # weight of what was recorded behind the last row of each step (timeline/overhead.py)
     recorded_after: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -220,6 +221,7 @@ def build(
         notes=[
             *unlinked(trace, linked.event, linked.op),
             *recorded_waits(trace),
+            *profiler_notes(trace, linked),
             *format_notes(trace.calls, calls),
             *filled.notes,
             *collective_notes(trace, linked),
@@ -246,6 +248,7 @@ def build(
         modules=modules_that_ran(trace),
         sdpa_math=_calls_a_step(trace, windows, _SDPA_MATH),
         apart=apart,
+        sampled=sampled_clock(trace, linked),
         recorded_after=observer.after,
         blocked=blocked_by_op(trace, linked),
         first_calls=unusual.first.longest(

@@ -1,7 +1,9 @@
-"""Profiler overhead of a CPU trace: where in a step the cost of recording lies.
+"""Profiler overhead: where in a step of a CPU trace the cost of recording lies, and what profilers
+say of their own work.
 
-In: a trace and its linked rows. Out: `Recorded`, the weight of what was recorded in each part of a
-step's time: inside a row, in the gap before it, behind the last one. A weight of 1 is one op.
+In: a trace and its linked rows. Out: a note with that work while the device idled; `Recorded`, the
+weight of what was recorded in each part of a step's time: inside a row, in the gap before it,
+behind the last one. A weight of 1 is one op.
 
 The profiler reads the clock last when an op begins and first when it ends, so the cost of recording
 an op lies outside its span: in the enclosing work op, else in the idle time between ops.
@@ -9,17 +11,23 @@ an op lies outside its span: in the enclosing work op, else in the idle time bet
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
 
-from prunescope.analysis.timeline.intervals import Windows, innermost
+from prunescope.analysis.timeline.intervals import Spans, Windows, innermost
 from prunescope.analysis.timeline.link import Linked
 from prunescope.analysis.trace.collect import Ints
 from prunescope.analysis.trace.events import Trace
+from prunescope.taxonomy.words import ms
 
 # A span around a module costs two hooks in Python and its record: benchmarks/same.md.
 SPAN = 8
+# Of CUPTI's kinds of overhead, those that a run without a profiler has not: a compiler, the loading
+# of code and a full queue of commands are the driver's.
+_PROFILER = re.compile(r"buffer flush|buffer request|instrumentation|resource", re.IGNORECASE)
+_NAMED, _NAME = 3, 80  # names in a note, and their characters
 
 
 @dataclass(frozen=True)
@@ -85,3 +93,24 @@ def _add_gaps(out: Recorded, linked: Linked, begin: Ints, step: Ints, weight: in
         at = np.searchsorted(linked.start[top], begin[step == i])
         np.add.at(out.before, top[at[at < len(top)]], weight)
         out.after[i] += weight * int((at >= len(top)).sum())
+
+
+def profiler_notes(trace: Trace, linked: Linked) -> list[str]:
+    """A note on the profiler's own work, by its records, while the device idled in the steps."""
+    work = trace.overhead
+    gaps = Spans.of(linked.start - linked.gap, linked.start)
+    spent = {}
+    for i in np.unique(work["name"]).tolist() if trace.on_device else ():
+        if _PROFILER.search(trace.names[i]):
+            rows = work["name"] == i
+            spans = Spans.of(work["ts"][rows], (work["ts"] + work["dur"])[rows])
+            if ns := int((gaps.spent(spans.end) - gaps.spent(spans.begin)).sum()):
+                spent[trace.names[i]] = ns
+    if not spent:
+        return []
+    parts = sorted(spent.items(), key=lambda part: -part[1])
+    each = ", ".join(f"{name[:_NAME]} {ms(ns)}" for name, ns in parts[:_NAMED])
+    return [
+        f"while the device idled in the steps, the profiler did work of its own ({each}): it may "
+        "have caused a part of that idle time, which a run without a profiler does not have"
+    ]

@@ -21,9 +21,11 @@ from prunescope.analysis.trace.event import (
     LAUNCH_CATEGORIES,
     MEMORY,
     OP_CATEGORIES,
+    OVERHEAD,
     Args,
     Event,
 )
+from prunescope.analysis.trace.samples import Sample, rows_of
 from prunescope.analysis.trace.uncategorised import category_of, table_of
 from prunescope.taxonomy.errors import PrunescopeError
 
@@ -45,13 +47,14 @@ _MOST_DIGITS = 19  # of a whole number in 63 bits
 _NO_ARGS = Args()
 _DECIMAL = re.compile(r"-?\d{1,18}(?:\.\d{0,20})?", re.ASCII)
 _DEVICE, _LAUNCH, _OP, _ANNOTATION, _FRAME = "device", "launch", "op", "annotation", "frame"
+SAMPLES = "samples"
 _MEMORY, _SNAPSHOT, _HOST = "memory", "[memory]", b"0"  # the table, its events, a type of device
 _LONG_FRAME = 100  # us: shorter frames of Python say nothing that is of use, and are most of them
 # CUPTI's range profiler: kineto spreads its kernels evenly over the span of the capture.
 _COUNTERS = "cuda_profiler_range"
 _GROUPS = {
     **dict.fromkeys(OP_CATEGORIES, _OP),
-    "user_annotation": _ANNOTATION, "python_function": _ANNOTATION,
+    "user_annotation": _ANNOTATION, "python_function": _ANNOTATION, OVERHEAD: OVERHEAD,
     **dict.fromkeys(DEVICE_CATEGORIES, _DEVICE), **dict.fromkeys(LAUNCH_CATEGORIES, _LAUNCH),
 }  # fmt: skip
 COLUMNS = {
@@ -62,7 +65,9 @@ COLUMNS = {
     _OP: ("ts", "dur", "name", "external", "thread", "call", "sequence"),
     _ANNOTATION: ("ts", "dur", "name", "thread", "module"),
     _FRAME: ("ts", "dur", "name", "thread"),
+    OVERHEAD: ("ts", "dur", "name", "thread"),
     _MEMORY: ("ts", "allocated", "reserved"),
+    SAMPLES: ("ts", "name", "device", "value"),  # the value: the bits of a double
 }  # fmt: skip
 _TEXT = msgspec.json.Decoder(str)
 Key = TypeVar("Key", bound=Hashable)
@@ -128,7 +133,9 @@ class Collector:
 
     def add(self, events: list[Event]) -> None:
         """Take what is of use in a block: a third of a trace with stacks, or less."""
-        groups: dict[str, list[Event]] = {group: [] for group in COLUMNS if group != _MEMORY}
+        groups: dict[str, list[Event]] = {
+            group: [] for group in COLUMNS if group not in (_MEMORY, SAMPLES)
+        }
         append: dict[str | None, Callable[[Event], None]] = {
             cat: groups[group].append for cat, group in _GROUPS.items()
         }
@@ -167,7 +174,8 @@ class Collector:
             _LAUNCH: self._launch,
             _OP: self._op,
             _ANNOTATION: self._annotation,
-            _FRAME: self._frame,
+            _FRAME: self._on_thread,
+            OVERHEAD: self._on_thread,
         }
         for group, found in groups.items():
             timed, ts, dur = self._timed(group, found)
@@ -188,6 +196,15 @@ class Collector:
             times, *sizes = zip(*found, strict=True)
             columns = np.array([nanoseconds(list(times)), *sizes])
             self.tables[_MEMORY].append(columns[:, columns[0] != _NO_TIME])
+
+    def add_samples(self, samples: list[Sample]) -> None:
+        """Take the counters of a block that are of use."""
+        if rows := list(rows_of(samples)):
+            times, names, devices, values = zip(*rows, strict=True)
+            bits = np.array(values, np.float64).view(np.int64)
+            named = interned(self.names, list(names))
+            columns = np.array([nanoseconds(list(times)), named, devices, bits])
+            self.tables[SAMPLES].append(columns[:, columns[0] != _NO_TIME])
 
     def _timed(self, group: str, events: list[Event]) -> tuple[list[Event], Ints, Ints]:
         """The events that have a start and a duration, with both. A kernel, op or launch of more
@@ -291,7 +308,7 @@ class Collector:
         module = [int(e.cat == "python_function") for e in events]
         return [self._on_threads(events), module]
 
-    def _frame(
+    def _on_thread(
         self, events: list[Event], _args: list[Args], _names: list[str]
     ) -> list[Iterable[int]]:
         return [self._on_threads(events)]

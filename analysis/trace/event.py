@@ -83,8 +83,9 @@ class Event(msgspec.Struct, gc=False):
 
 
 MEMORY = "cpu_instant_event"  # among others of no use
-# Arrows, counters and spans that become no column: most events of many traces.
-SKIPPED = ("ac2g", "fwdbwd", "gpu_user_annotation", "overhead", "Trace")
+OVERHEAD = "overhead"  # what the profiler and the driver do beside the program
+# Arrows and spans that become no column: most events of many traces.
+SKIPPED = ("ac2g", "fwdbwd", "gpu_user_annotation", "Trace")
 _TIMED = ("ph", "name", "pid", "tid", "ts", "dur")
 _LINKED = ("external_id", "external_id_legacy")
 _DEVICE = (*_LINKED, "correlation", "stream", "device", "grid", "block", "registers",
@@ -132,7 +133,7 @@ _EVENT: Any = reduce(
         *(_event(category, _LAUNCH) for category in LAUNCH_CATEGORIES),
         *(_event(category, _OP) for category in OP_CATEGORIES),
         _event(MEMORY, _SNAPSHOT),
-        *(_event(category) for category in ("user_annotation", "python_function")),
+        *(_event(category) for category in ("user_annotation", "python_function", OVERHEAD)),
         *(_skipped(category) for category in SKIPPED),
     ],
 )

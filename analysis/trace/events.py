@@ -49,7 +49,8 @@ class Trace:
     events; `waits`: times in which a stream waits for an event, which is no work;
     `launches`: runtime calls; `ops`: host ops; `annotations`: NVTX ranges,
     record_function and modules; `frames`: Python frames of 0.1 ms or more; `other_calls`:
-    runtime calls without a correlation id. `dropped`: events without a valid time,
+    runtime calls without a correlation id; `overhead`: what the profiler and the driver say that
+    they do beside the program. `dropped`: events without a valid time,
     `kernels_dropped` of them on the device; `twice`: device events (in a CPU trace: ops) that
     the file repeats; `collectives`: what device events send to other ranks; `memory`: bytes
     that are allocated and reserved on the device, by the host's time (ts); `counters`: times and
@@ -77,6 +78,7 @@ class Trace:
     caveats: list[str] = field(default_factory=list)
     frames: dict[str, Ints] = field(default_factory=_no_spans)
     other_calls: dict[str, Ints] = field(default_factory=_no_spans)
+    overhead: dict[str, Ints] = field(default_factory=_no_spans)
     waits: dict[str, Ints] = field(default_factory=_no_waits)
 
     def __post_init__(self) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from prunescope.analysis.ops.call import OpCall
-from prunescope.analysis.trace.collect import MODULE, NONE, Call, Collector, Ints
+from prunescope.analysis.trace.collect import MODULE, NONE, SAMPLES, Call, Collector, Ints
 from prunescope.analysis.trace.event import DEVICE_CATEGORIES, LAUNCH_CATEGORIES, LEAN
 from prunescope.analysis.trace.events import Collective, Trace, stacks_left_out
 from prunescope.analysis.trace.nsys import read
@@ -31,6 +31,7 @@ from prunescope.analysis.trace.repair import (
     take_ids_of_flows,
 )
 from prunescope.analysis.trace.results import with_results
+from prunescope.analysis.trace.samples import counters_of
 from prunescope.analysis.trace.shares import join_shares
 from prunescope.analysis.trace.uncategorised import (
     TIMED_AROUND_OPS,
@@ -118,6 +119,7 @@ def _in_this_process(path: Path, member: str | None) -> tuple[Source, Collector]
     try:
         for events in source.blocks():
             collect.add(events)
+            collect.add_samples(source.take_samples())
     except OSError as error:
         raise PrunescopeError(
             f"{path.name} cannot be read ({error.strerror or type(error).__name__})",
@@ -147,19 +149,22 @@ def _refuse_unusable(trace: Trace) -> None:
 
 
 def _trace(source: Source, found: Collector) -> Trace:
+    names, device = list(found.names), found.tables.pop("device").frozen()
+    samples = found.tables.pop(SAMPLES).frozen()
     return Trace(
         source=source,
-        names=list(found.names),
+        names=names,
         calls=_with_list_dtype([_decode_call(key) for key in found.calls]),
-        device=found.tables["device"].frozen(),
-        launches=found.tables["launch"].frozen(),
-        ops=found.tables["op"].frozen(),
-        annotations=found.tables["annotation"].frozen(),
-        frames=found.tables["frame"].frozen(),
+        device=device,
+        launches=found.tables.pop("launch").frozen(),
+        ops=found.tables.pop("op").frozen(),
+        annotations=found.tables.pop("annotation").frozen(),
+        frames=found.tables.pop("frame").frozen(),
+        overhead=found.tables.pop("overhead").frozen(),
         grids=list(found.grids),
         collectives=[_decode_collective(key) for key in found.collectives],
-        memory=found.tables["memory"].frozen(),
-        counters=found.counters,
+        memory=found.tables.pop("memory").frozen(),
+        counters=found.counters or counters_of(samples, names, device["device"]),
         dropped=sum(found.dropped.values()),
         kernels_dropped=found.dropped["device"],
         stacks=found.stacks + stacks_left_out(source.meta),

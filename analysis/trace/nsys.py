@@ -28,10 +28,11 @@ from prunescope.analysis.trace.collect import (
     Ints,
     interned,
 )
-from prunescope.analysis.trace.event import DEVICE_CATEGORIES
+from prunescope.analysis.trace.event import DEVICE_CATEGORIES, OVERHEAD
 from prunescope.analysis.trace.nsys_file import STRINGS, Database
 from prunescope.analysis.trace.nvtx import Range, read_range
 from prunescope.analysis.trace.reader import Source
+from prunescope.analysis.trace.samples import kind_of_counter
 from prunescope.taxonomy.errors import PrunescopeError
 
 _ACTIVITY = "CUPTI_ACTIVITY_KIND_"
@@ -40,9 +41,11 @@ _KERNEL, _COPY, _FILL, _GRAPH, _RUNTIME = (
 )
 _SAMPLES, _METRICS = "GPU_METRICS", "TARGET_INFO_GPU_METRICS"
 _NODES = "CUDA_GRAPH_NODE_EVENTS"
+_WAITS = f"{_ACTIVITY}SYNCHRONIZATION"
+_OVERHEADS = ("PROFILER_OVERHEAD", f"{_ACTIVITY}OVERHEAD")
 _RANGES, _GPU, _GPU_OF = "NVTX_EVENTS", "TARGET_INFO_GPU", "TARGET_INFO_CUDA_DEVICE"
 _WANTED = (_KERNEL, _COPY, _FILL, _GRAPH, _RUNTIME, _NODES, _RANGES, _GPU, _GPU_OF, _SAMPLES,
-           _METRICS, STRINGS)  # fmt: skip
+           _METRICS, STRINGS, _WAITS, *_OVERHEADS)  # fmt: skip
 PROFILER, NSYS = "profiler", "Nsight Systems"  # a key and its value in the metadata
 _MEMBER = "device "
 _MOST_DEVICES = 1024
@@ -53,11 +56,13 @@ _NAMES = ("demangledName", "shortName", "mangledName")  # of a kernel, the best 
 _TID_BITS, _ID_BITS, _STREAM_BITS = 24, 33, 32
 _NO_TIME, _MOST_TIME = -(1 << 63), 1 << 61
 _MOST_ID = 1 << 62
-_COUNTED = re.compile(r"SMs? Active|Tensor Active|DRAM (?:Read|Write)|\w+ Clock Frequency")
 _COUNTER_NAME = 80
 _GPU_OF_TYPE = 0xFF  # the part of a type of samples that is the number of the GPU
 _CLONES = 16  # times that a graph is made from another one
 _NO_NAME, _UNKNOWN = "?", "Unknown"
+# Of ENUM_CUPTI_SYNC_TYPE, those in which the host waits. The times of type 2, of a stream
+# that waits for an event, are those of the host's call, which returns at once.
+_HOST_WAITS = {1: "EventSynchronize", 3: "StreamSynchronize", 4: "ContextSynchronize"}
 _ON_DEVICE = (*COLUMNS["device"], "process", "context")
 # As kineto names copies; of ENUM_CUDA_MEMCPY_OPER and ENUM_CUDA_MEM_KIND.
 _COPIES = {1: "HtoD", 2: "DtoH", 3: "HtoA", 4: "AtoH", 5: "AtoA", 6: "AtoD", 7: "DtoA", 8: "DtoD",
@@ -200,10 +205,14 @@ class _Reader:
         """All tables that the file has."""
         parts = [self._kernels(), self._copies(), self._fills()]
         parts.append(self._graphs(np.concatenate([part["correlation"] for part in parts])))
-        device = {name: np.concatenate([part[name] for part in parts]) for name in _ON_DEVICE}
+        device = {name: np.concatenate([part.pop(name) for part in parts]) for name in _ON_DEVICE}
+        del parts
         device |= {"stream": self._streams(device), **self._captures(device)}
         self._add("device", device, COLUMNS["device"])
-        self._launches()
+        launched = device["correlation"]
+        del device
+        self._launches(launched)
+        self._overhead()
         self._ranges()
         self._counters()
         self.source.meta |= {"deviceProperties": self._properties(), PROFILER: NSYS}
@@ -217,7 +226,8 @@ class _Reader:
         most = MAX_ANNOTATION_NS if group == "annotation" else MAX_EVENT_NS
         kept = (columns["ts"] != _NO_TIME) & (columns["dur"] >= 0) & (columns["dur"] <= most)
         self.collect.dropped[group] += int((~kept).sum())
-        self.collect.tables[group].add(*(columns[name][kept] for name in names))
+        wanted = [columns[name] for name in names]
+        self.collect.tables[group].add(*(wanted if kept.all() else (one[kept] for one in wanted)))
 
     def _table(
         self, table: str, wanted: dict[str, str], where: str = "", end: str = "end"
@@ -232,7 +242,7 @@ class _Reader:
                 found[name].append(column)
             rows += len(columns["ts"])
             self._refuse_too_many(rows)
-        return {name: np.concatenate(column) for name, column in found.items()}
+        return {name: np.concatenate(found.pop(name)) for name in list(found)}
 
     def _blocks(
         self,
@@ -276,7 +286,8 @@ class _Reader:
         mine = np.zeros(len(pairs), bool)
         for process, number in self.device.names:
             mine |= (pairs[:, 0] == process) & (pairs[:, 1] == number)
-        rows = {name: column[mine] for name, column in rows.items()}
+        if not mine.all():
+            rows = {name: column[mine] for name, column in rows.items()}
         rows["correlation"] = self._ids_of(rows["process"], rows["correlation"])
         rows["device"] = np.full(len(rows["ts"]), self.device.index)
         none = np.full(len(rows["ts"]), NONE)
@@ -373,8 +384,9 @@ class _Reader:
             "captured_on": np.where(known, thread[at], NONE),
         }
 
-    def _launches(self) -> None:
-        """The runtime calls of the processes, without launches on other devices."""
+    def _launches(self, launched: Ints) -> None:
+        """The runtime calls of the processes, without launches on other devices. `launched`: ids of
+        the launches of this one."""
         columns = {"thread": "globalTid", "correlation": "correlationId", "name": "nameId"}
         rows = self._table(_RUNTIME, columns, self._of_processes(_RUNTIME))
         process = _shifted(rows["thread"])
@@ -385,6 +397,38 @@ class _Reader:
         rows["thread"] = self._threads(rows["thread"])
         rows["name"] = self._named(rows["name"], _plain_call)
         self._add("launch", {**rows, "external": none, "kernel": none}, COLUMNS["launch"])
+        self._waits(rows, process[here], launched)
+
+    def _waits(self, calls: dict[str, Ints], process: Ints, launched: Ints) -> None:
+        """Waits of the host for the device whose call is not in the file, as calls. They hold no
+        thread: they are those of the only thread of their process that launches, where one does."""
+        columns = {"process": "globalPid", "correlation": "correlationId", "kind": "syncType"}
+        rows = self._table(_WAITS, columns)
+        of = rows["process"] = _shifted(rows["process"])
+        ids = self._ids_of(of, rows["correlation"])
+        alone = np.isin(rows["kind"], list(_HOST_WAITS)) & ~np.isin(ids, calls["correlation"])
+        launches = np.isin(calls["correlation"], launched)
+        launches &= calls["correlation"] >= 0
+        thread = np.full(len(of), NONE)
+        for one in self.order:
+            threads = np.unique(calls["thread"][launches & (process == one)])
+            if len(threads) == 1:
+                thread[of == one] = threads[0]
+        rows = {name: column[alone & (thread >= 0)] for name, column in rows.items()}
+        names = interned(self.collect.names, [_HOST_WAITS[i] for i in rows["kind"].tolist()])
+        none = np.full(len(names), NONE)
+        rows |= {"thread": thread[alone & (thread >= 0)], "name": np.array(names, np.int64)}
+        rows |= {"correlation": none, "external": none, "kernel": none}
+        self._add("launch", rows, COLUMNS["launch"])
+
+    def _overhead(self) -> None:
+        """What the profiler and the driver did beside the program."""
+        for table in _OVERHEADS:
+            columns = {"thread": "globalTid", "name": "nameId"}
+            rows = self._table(table, columns, self._of_processes(table))
+            rows["thread"] = self._threads(rows["thread"])
+            rows["name"] = self._named(rows["name"], str)
+            self._add(OVERHEAD, rows, COLUMNS[OVERHEAD])
 
     def _launched_elsewhere(self) -> Ints:
         """Ids of launches whose work ran on another device."""
@@ -451,7 +495,11 @@ class _Reader:
         )
         named: dict[tuple[int, int], str] = {}
         for kind, metric, name in rows:
-            if type(kind) is type(metric) is int and isinstance(name, str) and _COUNTED.match(name):
+            if (
+                type(kind) is type(metric) is int
+                and isinstance(name, str)
+                and kind_of_counter(name)
+            ):
                 named[kind, metric] = name[:_COUNTER_NAME]
         kinds = {kind for kind, _ in named if gpu is None or kind & _GPU_OF_TYPE == gpu}
         if len(kinds) != 1 or not self.file.has(_SAMPLES, "timestamp", "typeId", "value"):

@@ -31,11 +31,11 @@ _MIN_ROW = 8  # bytes of the smallest row in a table of ours: three columns, the
 # Instructions of SQLite's machine that a query may take: a row of ours takes less than one a byte.
 _STEPS, _STEPS_PER_BYTE = 10_000_000, 20
 _EACH = 100_000  # instructions between two looks at the count
-_BLOCK = 16_384  # rows
+_BLOCK = 2048  # rows: as objects of Python they take five times the memory of the columns
 _IDS_AT_ONCE = 500
 _FUNCTIONS = {"substr"}
 _PRAGMAS = ("trusted_schema=OFF", "query_only=ON", "cell_size_check=ON", "mmap_size=0",
-            "temp_store=MEMORY", "cache_size=-8192")  # fmt: skip
+            "temp_store=MEMORY", "cache_size=-2048")  # fmt: skip
 _DENIED = "an export of Nsight Systems has plain tables only"
 Rows = list[tuple[Any, ...]]
 

@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 
 from prunescope.analysis.trace.event import Event
+from prunescope.analysis.trace.samples import Sample
 from prunescope.analysis.trace.unpack import MAX_RATIO, Prefetched, is_bomb, unpacked
 from prunescope.taxonomy.errors import PrunescopeError
 
@@ -52,6 +53,9 @@ def _decimal(text: str) -> Decimal | None:
 _EVENTS: msgspec.json.Decoder[Any] = msgspec.json.Decoder(list[Event], strict=True)
 _EXACT = msgspec.json.Decoder(list[ExactEvent], strict=True, float_hook=_decimal)
 _ONE = msgspec.json.Decoder(ExactEvent, strict=True, float_hook=_decimal)
+# Without the values of counters: those are decoded apart, by their names.
+_SAMPLES = msgspec.json.Decoder(list[Sample], float_hook=_decimal)
+_COUNTER = re.compile(rb'"ph"\s*:\s*"C"')
 _RAWS = msgspec.json.Decoder(list[msgspec.Raw])
 
 
@@ -74,6 +78,7 @@ class Source:
     behind: int = 0
     malformed: int = 0
     repaired: bool = False
+    _samples: list[Sample] = field(default_factory=list, repr=False, compare=False)
 
     def blocks(self) -> Iterator[list[Event]]:
         """The events in the order of the file, a list per block.
@@ -85,6 +90,18 @@ class Source:
             with ThreadPoolExecutor(1) as pool:
                 ahead = Prefetched(stream, pool, BLOCK)
                 yield from _Splitter(self, ahead, packed=file.tell).blocks()
+
+    def take_samples(self) -> list[Sample]:
+        """The counter events of the block that was given last; once."""
+        found, self._samples = self._samples, []
+        return found
+
+    def keep_samples(self, listed: bytes) -> None:
+        """Find the counter events of a block: decoded once more, where it holds any."""
+        self._samples = []
+        if b'"C"' in listed and _COUNTER.search(listed):
+            with suppress(*UNREADABLE):
+                self._samples = [one for one in _SAMPLES.decode(listed) if one.ph == "C"]
 
     def error(self, problem: str, hint: str) -> PrunescopeError:
         """An error about this file."""
@@ -309,7 +326,10 @@ class _Splitter:
     def typed(self, listed: bytes) -> list[Event]:
         for decoder in dict.fromkeys((self.source.decoder, _EVENTS, _EXACT)):
             with suppress(msgspec.ValidationError):
-                return list(decoder.decode(listed))
+                events = list(decoder.decode(listed))
+                self.source.keep_samples(listed)
+                return events
+        self.source.keep_samples(listed)
         return self.one_by_one(bytes(raw) for raw in _RAWS.decode(listed))
 
     def one_by_one(self, texts: Iterable[bytes]) -> list[Event]:

@@ -65,6 +65,7 @@ def read_share(path: Path, member: str | None, *, index: int, count: int) -> byt
     for events in source.blocks():
         before = {group: table.count for group, table in collect.tables.items()}
         collect.add(events)
+        collect.add_samples(source.take_samples())
         known.append(tuple(len(getattr(collect, name)) for name in _TABLES))
         for group, table in collect.tables.items():
             counts[group].append(table.count - before[group])

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from prunescope.analysis.timeline.link import link
-from prunescope.analysis.timeline.overhead import SPAN, recorded
+from prunescope.analysis.timeline.overhead import SPAN, profiler_notes, recorded
 from prunescope.analysis.timeline.steps import find_windows
 from prunescope.analysis.trace.load import load
 from tests.chrome import chrome, gap, k, module, op, save, step
@@ -48,3 +48,21 @@ def test_the_rows_of_a_device_are_not_slowed(tmp_path: Path) -> None:
     assert not found.inside.any()
     assert not found.before.any()
     assert found.after.tolist() == [0]
+
+
+def test_the_profilers_own_work_while_the_device_idles_is_named(tmp_path: Path) -> None:
+    """In the middle of each pause of the device between two kernels a flush of 2 µs, and code that
+    the driver loads."""
+    product = op("aten::mm", [4, 5], [5, 6], us=9, kernels=[k(us=7)])
+    trace = chrome(step(0, product, gap(us=50), product))
+    kernels = [event for event in trace["traceEvents"] if event.get("cat") == "kernel"]
+    begin, end = kernels[0]["ts"] + kernels[0]["dur"], kernels[1]["ts"]
+    flush = {"ph": "X", "cat": "overhead", "pid": -1, "tid": 0, "ts": (begin + end) / 2, "dur": 2}
+    for name in ("Buffer Flush", "Lazy Function Loading"):
+        trace["traceEvents"].append({**flush, "name": name})
+    loaded = load(save(trace, tmp_path / "t.json"))
+    assert profiler_notes(loaded, link(loaded, find_windows(loaded))) == [
+        "while the device idled in the steps, the profiler did work of its own (Buffer Flush "
+        "2.0 µs): it may have caused a part of that idle time, which a run without a profiler "
+        "does not have"
+    ]

@@ -400,3 +400,89 @@ def test_counters_are_means_over_the_steps(tmp_path: Path) -> None:
         "30 %, memory written 15 %, clock 1,500 MHz (lowest 1,500); the work models move 50 % of "
         "what the memory can in that time, the counters show 45 %"
     ]
+
+
+SYNC = "CUPTI_ACTIVITY_KIND_SYNCHRONIZATION"
+
+
+def waits(out: Export, start: int, end: int, *, kind: int, corr: int) -> None:
+    row = {"start": start, "end": end, "syncType": kind, "correlationId": corr}
+    out.add(SYNC, [{**row, "globalPid": process(7)}])
+
+
+def test_waits_of_the_host_without_their_calls_are_calls(tmp_path: Path) -> None:
+    """The device idles from 600 to 1700 ns. The host waits until 1000 (its call is not in the
+    file), then nothing is recorded until its launch of 1400 to 1450; 250 ns later the kernel runs.
+    A query of an event is no wait, and neither is the call that lets a stream wait."""
+
+    def fill(out: Export) -> None:
+        launch(out, 200, 210, corr=2)
+        kernel(out, 400, 600, corr=2)
+        waits(out, 300, 1000, kind=3, corr=3)
+        launch(out, 1000, 1100, corr=4, name="cudaEventQuery")
+        waits(out, 1010, 1090, kind=1, corr=4)
+        launch(out, 1100, 1200, corr=5, name="cudaStreamWaitEvent")
+        waits(out, 1110, 1190, kind=2, corr=5)
+        waits(out, 1210, 1290, kind=2, corr=6)
+        launch(out, 1400, 1450, corr=7)
+        kernel(out, 1700, 1900, corr=7)
+
+    path = made(tmp_path / "waits.sqlite", fill)
+    frame = analyze(path).frames["trace"]
+    row = frame.row(1, named=True)
+    # Launches: 100 + 100 + 50 ns of calls, and 250 ns up to the kernel.
+    found = {name: ns for name, ns in row.items() if name.startswith("idle_") and ns}
+    assert found == {"idle_sync": 400, "idle_launch": 500, "idle_nothing": 200}
+    assert row["gap"] == 1100
+    assert not len(load(path).waits["ts"]), "when streams waited is not recorded"
+
+
+def test_a_wait_whose_call_is_there_counts_once(tmp_path: Path) -> None:
+    def fill(out: Export) -> None:
+        launch(out, 200, 210, corr=2)
+        kernel(out, 400, 600, corr=2)
+        launch(out, 300, 1000, corr=3, name="cudaStreamSynchronize_v3020")
+        waits(out, 310, 990, kind=3, corr=3)
+        launch(out, 1400, 1450, corr=7)
+        kernel(out, 1700, 1900, corr=7)
+
+    path = made(tmp_path / "waits.sqlite", fill)
+    assert len(load(path).launches["ts"]) + len(load(path).other_calls["ts"]) == 3
+    assert analyze(path).frames["trace"]["idle_sync"].to_list() == [0, 400]
+
+
+def test_a_wait_of_one_of_several_threads_is_left_out(tmp_path: Path) -> None:
+    def fill(out: Export) -> None:
+        launch(out, 200, 210, corr=2)
+        kernel(out, 400, 600, corr=2)
+        waits(out, 300, 1000, kind=4, corr=3)
+        row = {"start": 1400, "end": 1450, "globalTid": process(7) | 2, "correlationId": 7}
+        out.add(RUNTIME, [{**row, "nameId": out.string("cudaLaunchKernel")}])
+        kernel(out, 1700, 1900, corr=7)
+
+    frame = analyze(made(tmp_path / "waits.sqlite", fill)).frames["trace"]
+    assert frame["idle_sync"].to_list() == [0, 0]
+
+
+def test_the_profilers_own_time_is_named(tmp_path: Path) -> None:
+    """Of a flush of 1 to 4 ms, the device idles from 2 to 6: 2 ms. Loading code is the driver's."""
+
+    def fill(out: Export) -> None:
+        launch(out, 200, 210, corr=2)
+        kernel(out, 1_000_000, 2_000_000, corr=2)
+        launch(out, 5_000_000, 5_900_000, corr=3)
+        kernel(out, 6_000_000, 7_000_000, corr=3)
+        names = {
+            "CUPTI Buffer flush": (1_000_000, 4_000_000),
+            "Lazy loading": (4_000_000, 5_000_000),
+        }
+        for name, (start, end) in names.items():
+            row = {"start": start, "end": end, "globalTid": process(7) | 5}
+            out.add("PROFILER_OVERHEAD", [{**row, "nameId": out.string(name)}])
+
+    notes = analyze(made(tmp_path / "flush.sqlite", fill)).report.phases["trace"].notes
+    assert [text for text in notes if "profiler" in text] == [
+        "while the device idled in the steps, the profiler did work of its own (CUPTI Buffer flush "
+        "2.000 ms): it may have caused a part of that idle time, which a run without a profiler "
+        "does not have"
+    ]

@@ -1,0 +1,126 @@
+"""Samples of a device's counters: events of a Chrome trace with the phase `C`, by their names.
+
+In: such events. Out: rows of a table (ns, name, number of the device, value), and of a whole trace
+its counters by name. Kept are counters that say how busy the device is, its clock, power and used
+memory, where a name says the unit; all others are dropped while they are read.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+SMS, TENSOR, READ, WRITTEN = "SMs active", "tensor cores active", "memory read", "memory written"
+CLOCK, POWER, MEMORY = "clock", "power", "memory used"
+# As Nsight Systems, CUPTI's PM sampling and monitors of GPUs call them.
+KINDS = {
+    SMS: re.compile(r"\bSMs?[ _]active|sm__cycles_active", re.IGNORECASE),
+    TENSOR: re.compile(r"\btensor[ _]active|pipe_tensor", re.IGNORECASE),
+    READ: re.compile(r"\bDRAM[ _]read|dram__(?:bytes_)?read", re.IGNORECASE),
+    WRITTEN: re.compile(r"\bDRAM[ _]write|dram__(?:bytes_)?write", re.IGNORECASE),
+    CLOCK: re.compile(r"\b(?:GPC|SM|GFX|graphics|shader|core)[ _]?(?:clock|clk)|\bsclk\b",
+                      re.IGNORECASE),
+    POWER: re.compile(r"(?<![a-z])power(?!.*(?:limit|cap))", re.IGNORECASE),
+    MEMORY: re.compile(r"\bmem(?:ory)?[ _](?:used|usage)|\bused[ _]memory", re.IGNORECASE),
+}  # fmt: skip
+_PERCENT = re.compile(r"%|pct|percent", re.IGNORECASE)
+_UNITS = {
+    CLOCK: (re.compile(r"(?<![A-Za-z])([GMk]?)Hz(?![a-z])"), {"G": 1e9, "M": 1e6, "k": 1e3, "": 1}),
+    POWER: (re.compile(r"(?<![A-Za-z])([mk]?)W(?:atts?)?(?![A-Za-z])"),
+            {"m": 1e-3, "k": 1e3, "": 1}),
+    MEMORY: (re.compile(r"(?<![A-Za-z])((?:[GMK]i?|k)?)B(?:ytes)?(?![A-Za-z/])"),
+             {"": 1, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "Ki": 2**10, "Mi": 2**20,
+              "Gi": 2**30}),
+}  # fmt: skip
+_DEVICE = re.compile(r"\b(?:GPU|device)[ :#]?(\d{1,4})\b[ :/]*", re.IGNORECASE)
+_VALUE = ("value", "values")  # names that say nothing of an argument
+_NAME = 80  # characters of a name
+_MOST_ARGS = 4096  # bytes of the values of one event
+_MOST_SERIES = 64  # of one trace
+_MOST_DEVICE = 1 << 40
+_NONE = -1
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Row = tuple[Any, str, int, float]
+
+
+class Sample(msgspec.Struct, gc=False):
+    """One event of any kind, as far as counters need it; `args` as it is written."""
+
+    ph: Any = None
+    name: Any = None
+    pid: Any = None
+    ts: Any = None
+    args: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""))
+
+
+def kind_of_counter(name: str) -> str | None:
+    """What a counter says by its name, None for any other."""
+    return next((kind for kind, pattern in KINDS.items() if pattern.search(name)), None)
+
+
+def factor(kind: str, name: str) -> float | None:
+    """From a counter's unit to Hz, W or bytes, by its name; None where the name has no unit."""
+    pattern, factors = _UNITS[kind]
+    found = pattern.search(name)
+    return None if found is None else factors[found[1]]
+
+
+def rows_of(samples: Sequence[Sample]) -> Iterator[Row]:
+    """Time (in the unit of the file), name, device (-1: not said) and value of what is kept."""
+    for sample in samples:
+        values = _values(sample.args) if isinstance(sample.name, str) else {}
+        for key, value in values.items():
+            name = sample.name if key.lower() in _VALUE else f"{sample.name} {key}"
+            kind = kind_of_counter(name)
+            if kind is None or not _has_unit(kind, name):
+                continue
+            device = _DEVICE.search(name)
+            number = sample.pid if device is None else int(device[1])
+            known = type(number) is int and 0 <= number < _MOST_DEVICE
+            yield sample.ts, _DEVICE.sub("", name)[:_NAME], number if known else _NONE, value
+
+
+def _has_unit(kind: str, name: str) -> bool:
+    if kind in _UNITS:
+        return factor(kind, name) is not None
+    return _PERCENT.search(name) is not None
+
+
+def _values(raw: msgspec.Raw) -> dict[str, float]:
+    """The numbers among the values of an event."""
+    text = bytes(raw)
+    if not 0 < len(text) <= _MOST_ARGS:
+        return {}
+    try:
+        found = msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return {}
+    numbers = found.items() if isinstance(found, dict) else ()
+    return {
+        key: float(value)
+        for key, value in numbers
+        if type(value) in (int, float) and abs(value) < 1 << 62 and math.isfinite(value)
+    }
+
+
+def counters_of(
+    table: dict[str, Ints], names: Sequence[str], devices: Ints
+) -> dict[str, tuple[Ints, Floats]]:
+    """Times and values by name, of the device of a trace: where several ones are sampled and none
+    of them is its only one, nothing says which is meant."""
+    found: dict[str, tuple[Ints, Floats]] = {}
+    used = np.unique(devices)
+    for i in np.unique(table["name"])[:_MOST_SERIES].tolist():
+        rows = table["name"] == i
+        if len(np.unique(table["device"][rows])) > 1:
+            rows &= (table["device"] == used[0]) & (len(used) == 1)
+        if rows.any():
+            found[names[i]] = table["ts"][rows], table["value"][rows].view(np.float64)
+    return found
