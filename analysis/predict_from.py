@@ -20,7 +20,7 @@ from prunescope.analysis.device.hardware import (
 from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.predict.asked import command_asked, options_asked
-from prunescope.analysis.predict.constants import Constants
+from prunescope.analysis.predict.constants import MARLIN, Constants
 from prunescope.analysis.predict.measured import Measured, part_of, scaled, scaled_speedup
 from prunescope.analysis.predict.points import (
     check_knobs,
@@ -258,6 +258,7 @@ def _setting(request: PredictRequest, run: Run | None, report: Report) -> Settin
         )
     device = _device(request, report, rates, peaks["byte_per_s"])
     library, knobs = split_library(request.knobs)
+    refuse_marlin(library)
     shape, traits = _model(request, run)
     return Setting(
         shape=shape,
@@ -272,6 +273,15 @@ def _setting(request: PredictRequest, run: Run | None, report: Report) -> Settin
         sparse_library=library,
         terms=terms_of(request.terms, request.without),
     )
+
+
+def refuse_marlin(library: str) -> None:
+    """Raise PrunescopeError for kernels of 4-bit weights: those of a run are what they were."""
+    if library == MARLIN:
+        raise PrunescopeError(
+            "kernel=marlin cannot be combined with --from-run, which scales what ran",
+            hint="predict from shapes: give --model and --device",
+        )
 
 
 def _model(request: PredictRequest, run: Run | None) -> tuple[ModelShape, Traits]:

@@ -41,12 +41,14 @@ def pattern(letters: str) -> dict[str, str]:
 @dataclass(frozen=True, slots=True)
 class Knob:
     """A setting of a family: its default, what it means, and its choices where they are few.
-    `assumed`: what the default takes for granted, where published methods differ in it."""
+    `assumed`: what the default takes for granted, where published methods differ in it.
+    `predicted_only`: no pruner realises another value, and a point holds it only where given."""
 
     default: Value
     text: str
     choices: tuple[Value, ...] = ()
     assumed: str = ""
+    predicted_only: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +152,9 @@ class Family:
                     f"{self.id} has no knob {name!r}", hint=f"its knobs are: {known}"
                 )
             given[name] = _typed(name, value, self.knobs[name])
-        defaults = {name: knob.default for name, knob in self.knobs.items()}
+        defaults = {
+            name: knob.default for name, knob in self.knobs.items() if not knob.predicted_only
+        }
         return FamilyPoint(sparsity=sparsity, knobs={**defaults, **given})
 
     def theory(self, shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Op]:

@@ -163,6 +163,17 @@ def rank_hint(shapes: Iterable[tuple[int, int]], sparsity: float) -> str:
     return f"raise the sparsity: from --sparsity {nearest:g} on a multiple of 16 saves something"
 
 
+def spared_share(sparsity: float, full_heads: float) -> float:
+    """The sparsity of keys over all heads where a share `full_heads` of them reads every key.
+    Raises PrunescopeError outside [0, 1)."""
+    if not 0 <= full_heads < 1:
+        raise PrunescopeError(
+            f"full_heads={full_heads:g} is no share of the heads below 1",
+            hint="for example --set full_heads=0.5: half of them read every key",
+        )
+    return sparsity * (1 - full_heads)
+
+
 def kept_count(total: int, sparsity: float) -> int:
     """max(1, int(total·p)): tokens, cached keys, blocks or ranks kept of `total`."""
     return max(1, floor_of(total * (1 - check_sparsity(sparsity))))

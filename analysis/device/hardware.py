@@ -33,6 +33,7 @@ class Device:
     name: str
     aliases: tuple[str, ...] = ()
     vendor: str
+    architecture: str | None = None  # as in devices.json
     dense_flop_per_s: Mapping[str, float]
     byte_per_s: float | None
     link: str | None = None  # to the host: pcie-4.0 (16 lanes), nvlink-c2c
@@ -111,6 +112,7 @@ def _device(row: dict[str, Any], limits: dict[str, Any]) -> Device:
         name=row["name"],
         aliases=tuple(row["aliases"]),
         vendor=row["vendor"],
+        architecture=row["architecture"],
         dense_flop_per_s=rates("dense_tflop_per_s"),
         byte_per_s=row["gb_per_s"] * 1e9,
         link=row.get("link"),
@@ -153,16 +155,26 @@ DEVICES: tuple[Device, ...] = _load(_table())
 
 
 def find_device(name: str) -> Device:
-    """The device of an id or alias, in any case. Raises PrunescopeError with the nearest ids."""
+    """The device of an id or alias, in any case. Raises PrunescopeError with the nearest ids, of
+    its architecture where its name says which that is."""
     found = _BY_NAME.get(_key(name)) or _BY_WORDS.get(_words(name))
     if found is None:
-        close = ", ".join(_nearest(_key(name)))
-        raise PrunescopeError(
-            f"no device is called {name!r}",
-            hint=f"nearest: {close}; `prunescope devices` lists all, --peak and --bandwidth set "
-            "others",
-        )
+        raise PrunescopeError(f"no device is called {name!r}", hint=_hint(name))
     return found
+
+
+def _hint(name: str) -> str:
+    """What to give instead of an unknown device."""
+    if _CPU.search(" ".join(_words(name))):
+        return (
+            "no data sheet gives the rates of a CPU: `prunescope calibrate` measures them for "
+            "--peak and --bandwidth, and --from-run scales a run measured on it"
+        )
+    others = "`prunescope devices` lists all, --peak and --bandwidth set others"
+    of_series = _nearest_of_series(name)
+    if of_series and not _holding(_key(name)):
+        return f"nearest of {of_series[0].architecture}: {_ids(of_series)}; {others}"
+    return f"nearest: {', '.join(_nearest(_key(name)))}; {others}"
 
 
 def device_in_trace(properties_name: str | None, memory: Any = None) -> Device | None:
@@ -201,6 +213,7 @@ def device_of_capability(properties: Mapping[str, Any]) -> Device | None:
     return Device(
         name=name if isinstance(name, str) and name else "unnamed",
         vendor="nvidia",
+        architecture=architecture,
         dense_flop_per_s={},
         byte_per_s=None,
         sm=sm if isinstance(sm, int) and 0 < sm < 1 << 16 else None,
@@ -355,10 +368,66 @@ def _words(name: str) -> tuple[str, ...]:
     return tuple(word for word in plain.split() if word not in _ADDED_WORDS)
 
 
+# Names of CPUs, in words.
+_CPU = re.compile(
+    r"\b(cpu|xeon|epyc|ryzen|threadripper|graviton\d?|neoverse|altra|core i\d|core ultra|pentium)\b"
+)
+# Series of names by architecture; the first that fits. Numbers of professional boards return in
+# several generations, which their names then say.
+_SERIES = tuple(
+    (re.compile(rf"\b({names})\b"), architecture)
+    for names, architecture in (
+        (r"ada", "ada"),
+        (r"(rtx )?pro \d{3,4}|blackwell|rtx 50[5-9]\d|gb10|spark", "blackwell-12x"),
+        (r"rtx 40\d\d|l[24]|l[24]0[sg]?", "ada"),
+        (r"v100\w*|gv100|titan v", "volta"),
+        (r"t4g?|rtx 20\d\d|gtx 16\d\d|titan rtx|quadro rtx|quadro t\d+|rtx [3-8]000", "turing"),
+        (r"a[18]00\w*|a30x?", "ampere-100"),
+        (r"rtx 30\d\d|a\d{1,2}[gm]?|a\d{3,4}|orin", "ampere-10x"),
+        (r"g?h\d{2,3}\w*", "hopper"),
+        (r"g?b[1-3]\d\d\w*", "blackwell-100"),
+        (r"mi2\d\d\w*", "cdna2"),
+        (r"mi3[0-4]\d\w*", "cdna3"),
+        (r"mi3[5-9]\d\w*", "cdna4"),
+        (r"m\d( pro| max| ultra)?", "apple"),
+    )
+)
+
+
+def _nearest_of_series(name: str) -> list[Device]:
+    """Devices of the architecture that a name stands for: those that share its words, then the
+    nearest number first; none where it stands for no architecture of the table."""
+    words = " ".join(_words(name))
+    plain = {word for word in _words(name) if word.isalpha()}
+    architecture = next((known for names, known in _SERIES if names.search(words)), None)
+
+    def far(device: Device) -> tuple[int, int, float]:
+        alike = difflib.SequenceMatcher(None, words, " ".join(_words(device.name))).ratio()
+        shared = plain.intersection(_words(device.name))
+        return -len(shared), abs(_number(device.name) - _number(words)), -alike
+
+    return sorted((d for d in DEVICES if architecture and d.architecture == architecture), key=far)
+
+
+def _number(name: str) -> int:
+    """The first number in a name, which orders the devices of a series; 0 without one."""
+    found = re.search(r"\d{1,9}", name)
+    return int(found.group()) if found else 0
+
+
+def _ids(devices: list[Device]) -> str:
+    return ", ".join(device.name for device in devices[:4])
+
+
+def _holding(key: str) -> list[str]:
+    """Ids and aliases that contain `key`."""
+    found = [name for name in _BY_NAME if key and key in name]
+    return sorted(found, key=lambda name: name.index(key))
+
+
 def _nearest(key: str) -> list[str]:
     """Ids of the devices whose id or alias contains `key`, then the most similar ones."""
-    holds = sorted((name for name in _BY_NAME if key in name), key=lambda name: name.index(key))
-    close = [*(holds if key else ()), *difflib.get_close_matches(key, _BY_NAME, n=8, cutoff=0.5)]
+    close = [*_holding(key), *difflib.get_close_matches(key, _BY_NAME, n=8, cutoff=0.5)]
     ids = list(dict.fromkeys(_BY_NAME[one].name for one in close))
     return ids[:4] or [device.name for device in DEVICES][:4]
 

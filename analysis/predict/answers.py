@@ -69,6 +69,20 @@ class Answer:
         """Time to the last token."""
         return self.ttft_ns(c) + (self.new_tokens - 1) * self.tpot_ns(c)
 
+    def paced_ns(self, c: Constants) -> float:
+        """Time between two answers where every stage of a pipeline is busy, with a batch each;
+        without a pipeline, time to the last token."""
+        if self.setting.pp == 1:
+            return self.total_ns(c)
+        terms = frozenset(self.setting.terms)
+        whole = cost_estimate(self.prompt)
+        prompt = self.ttft_ns(c) * whole.stage_ns(c, terms) / whole.total_ns(c, terms)
+        step = sum(
+            weight * cost_estimate(side).stage_ns(c, terms)
+            for weight, side in zip(_WEIGHTS, self.steps, strict=True)
+        )
+        return prompt + (self.new_tokens - 1) * step
+
     def as_schema(self) -> Generation:
         """The fields of a prediction, at the setting's constants."""
         c = self.setting.constants
@@ -80,7 +94,7 @@ class Answer:
             ttft_ns=self.ttft_ns(c),
             tpot_ns=self.tpot_ns(c),
             total_ns=total,
-            tokens_per_s=self.work.batch * self.new_tokens / total * 1e9,
+            tokens_per_s=self.work.batch * self.new_tokens / self.paced_ns(c) * 1e9,
         )
 
 
@@ -180,7 +194,7 @@ def speed_of(dense: Answer, pruned: Answer) -> Speed:
 
 
 def _throughput(dense: Answer, pruned: Answer) -> Speed:
-    return _speed(dense, pruned, lambda side, c: side.total_ns(c) / side.work.batch)
+    return _speed(dense, pruned, lambda side, c: side.paced_ns(c) / side.work.batch)
 
 
 def _speed(dense: Answer, pruned: Answer, cost: Callable[[Answer, Constants], float]) -> Speed:
@@ -225,7 +239,9 @@ def answer_memory(whole: Answer, *, pruned: bool) -> Memory:
     setting, work = whole.setting, whole.work
     last = replace(work, phase="decode", context=work.prompt_len + whole.new_tokens - 1)
     end = predicted_side(setting, last, pruned=pruned).forward
-    weights, cache, step = end.weight_bytes, end.kv_bytes, _step_bytes(whole.prompt)
+    in_flight = setting.pp  # batches, each with its cache of the stage's layers
+    weights, step = end.weight_bytes, _step_bytes(whole.prompt)
+    cache = end.kv_bytes * in_flight
     capacity = setting.device.memory_bytes
     fixed = weights + OVERHEAD_BYTES
     total = fixed + cache + step

@@ -39,7 +39,7 @@ TERMS = (
     Term("kernel", "each kernel ramps up and down"),
     Term("launch", "the device idles between kernels"),
     Term("added", "kernels that only pruning needs: gather, scatter, layout, estimator, cache"),
-    Term("exchange", "devices that share a layer sum its outputs"),
+    Term("exchange", "devices that share a layer sum its outputs; stages hand theirs on"),
     Term(
         "engine", "an engine works between steps; a prefill takes at least the engine's host time"
     ),
@@ -133,9 +133,16 @@ TABLE: dict[str, Constant] = {
         "attention on rows chosen at run time prepares its cache in every layer, skipped or not",
         f"{_FIGURE_6}, decode, dynamic M: 597.93 and, skipped, 184.97 us: both about 100 us above "
         "their parts; one pass over 134 MB is 88 us", (PRO_6000,)),
+    "unpack_rate": Constant(
+        0.8, 0.6, 1.0, "of the rate of a 16-bit GEMM", "achievable",
+        "a kernel that unpacks weights of 4 or 8 bits before it multiplies (Marlin)",
+        "A100: 141 TFLOP/s from 128 rows on, 0.60 to 0.74 of 16 bits (github.com/vllm-project/vllm,"
+        " pull 2497); RTX 6000 Ada: 0.82 at 16,384 rows (github.com/IST-DASLab/marlin, issue 21); "
+        "arXiv 2408.11743: about 0.9 from 1,024 rows on, A10", (A100,)),
     "allreduce_ns": Constant(
         10000, 5000, 30000, "ns a sublayer", "exchange",
-        "devices that share a layer synchronise before any byte moves",
+        "devices that share a layer, or hand on to a next stage, synchronise before any byte "
+        "moves",
         "a guess: no published measurement is used", ()),
     "engine_step_ns": Constant(
         1.6e6, 0.3e6, 4e6, "ns a step", "engine",
@@ -178,10 +185,17 @@ class SparseRate:
 
 
 # Values of `--set kernel=`, and whether the library makes its caller copy layouts.
-SPARSE_LIBRARIES = {"torch": True, "cusparselt": False, "cutlass": False, "tensorrt": False}
+SPARSE_LIBRARIES = {
+    "torch": True,
+    "cusparselt": False,
+    "cutlass": False,
+    "tensorrt": False,
+    "marlin": False,
+}
+MARLIN = "marlin"  # W4A16: also the kernel of linear layers that are not 2:4
 # Libraries whose 2:4 kernels split K for few rows: cuSPARSELt does in three or four parts at 64
 # rows on an A100 (_KERNEL_TABLES), PyTorch's kernel never does, the others are assumed to.
-SPLITTING_LIBRARIES = frozenset({"cusparselt", "cutlass", "tensorrt"})
+SPLITTING_LIBRARIES = frozenset({"cusparselt", "cutlass", "tensorrt", "marlin"})
 _HALF, _BYTE = ("bf16", "fp16"), ("fp8", "int8")
 _ALL_BUT_TENSORRT = ("torch", "cutlass", "cusparselt")
 _KERNEL_TABLES = (
@@ -189,6 +203,10 @@ _KERNEL_TABLES = (
     "best kernel of each (github.com/bcacdwk/vllmbench, kernel tables of arXiv 2603.05232)"
 )
 SPARSE = (
+    SparseRate(
+        (MARLIN,), (), (), 1.0,
+        "twice the rate of dense kernels in 16 bits from large batches on, RTX 3090 "
+        "(github.com/IST-DASLab/Sparse-Marlin)"),
     SparseRate(
         _ALL_BUT_TENSORRT, (PRO_6000,), _HALF, 1.68,
         f"{_FIGURE_6}, prefill, 2:4: 64.11 of 67.32 ms, less its layout copies"),
@@ -287,6 +305,7 @@ class Constants:
     module_share: float = TABLE["module_share"].value
     gather_rate: float = TABLE["gather_rate"].value
     cache_passes: float = TABLE["cache_passes"].value
+    unpack_rate: float = TABLE["unpack_rate"].value
     allreduce_ns: float = TABLE["allreduce_ns"].value
     engine_step_ns: float = TABLE["engine_step_ns"].value
     engine_sequence_ns: float = TABLE["engine_sequence_ns"].value

@@ -18,9 +18,10 @@ from prunescope.analysis.predict.constants import (
     Constants,
     link_byte_per_s,
 )
+from prunescope.analysis.predict.forward import LAST
 from prunescope.analysis.predict.kernels import OpCost, kernels_of, op_cost, op_cost_ns, rates
 from prunescope.analysis.predict.setting import Setting
-from prunescope.analysis.predict.side import PredictedSide, predicted_side
+from prunescope.analysis.predict.side import PredictedSide, handed_on, predicted_side
 from prunescope.taxonomy.plan import Op, Workload
 
 _OF_ENGINES = tuple(name for name, row in TABLE.items() if row.term == "engine")
@@ -45,6 +46,8 @@ class CostEstimate:
     eager_bytes: float
     exchanged: tuple[tuple[float, float], ...]
     host_ops: tuple[float, float]  # ops that launch; module calls, with half of each view
+    handed_on: float = 0.0  # bytes between two stages of a pipeline
+    stage_shares: tuple[float, float] = (1.0, 1.0)  # of the layers: the longest stage, the last
     batch: int = 1
     prefill: bool = False
     _totals: dict[tuple[Constants, frozenset[str]], float] = field(default_factory=dict)
@@ -94,6 +97,25 @@ class CostEstimate:
         """ns in which the host dispatches the ops of an eager forward."""
         ops = self.host_ops[0] + c.module_share * self.host_ops[1]
         return (ops + self.added_kernels * ("added" in active)) * c.dispatch_ns
+
+    def stage_ns(self, c: Constants, active: frozenset[str]) -> float:
+        """ns between two forwards of a full pipeline: its slowest stage with one transfer, or the
+        engine's host where that takes longer. Without a pipeline, ns a forward."""
+        setting = self.setting
+        if setting.pp == 1:
+            return self.total_ns(c, active)
+        handing = self.handing_ns(c) if "exchange" in active else 0.0
+        forward = self._forward_ns(c, active)
+        device = forward - (setting.pp - 1) * handing
+        roles = self.role_ns(c, active)
+        ends = sum(roles.get(role, 0.0) for role in LAST)
+        layers, (most, least) = device - ends, self.stage_shares
+        host = self.total_ns(c, active) - forward - setting.extra_ns
+        return max(layers * most, layers * least + ends, host) + handing
+
+    def handing_ns(self, c: Constants) -> float:
+        """ns in which a stage hands its rows to the next one."""
+        return c.allreduce_ns + self.handed_on / link_byte_per_s(self.setting.device) * 1e9
 
     def waits_share(self, c: Constants, active: frozenset[str]) -> float:
         """The share of a prefill in which the device waits for an engine's host."""
@@ -148,9 +170,11 @@ class CostEstimate:
         return self.added_bytes.ns(c, r.stream_byte_per_s) + self.added_kernels * r.start * 1e9
 
     def _exchange_ns(self, c: Constants) -> float:
-        """A ring sums B bytes in 2(n-1)/n · B at the rate of a link."""
+        """A ring sums B bytes in 2(n-1)/n · B at the rate of a link; N stages hand on N-1
+        times."""
         n, link = self.setting.tp, link_byte_per_s(self.setting.device)
-        return sum(
+        between = self.setting.pp - 1
+        return between * self.handing_ns(c) + sum(
             times * (c.allreduce_ns + 2 * (n - 1) / n * size / link * 1e9)
             for times, size in self.exchanged
         )
@@ -164,7 +188,7 @@ class CostEstimate:
             "added": bool(
                 self.added_kernels or self.added_bytes.streamed or self.added_bytes.gathered
             ),
-            "exchange": bool(self.exchanged),
+            "exchange": bool(self.exchanged) or self.setting.pp > 1,
             "engine": self.setting.runtime is not None,
         }
         return frozenset(name for name, counts in used.items() if not counts)
@@ -178,9 +202,10 @@ class CostEstimate:
             "gemm_share": self.setting.gemm_ceiling is None,
             "sparse_rate": any(cost.sparse for cost in self.op_costs),
             "gathered_kernel": any(cost.gathered for cost in self.op_costs),
+            "unpack_rate": any(cost.unpacks for cost in self.op_costs),
             "gather_rate": self.added_bytes.gathered > 0,
             "cache_passes": self.added_bytes.cached > 0,
-            "allreduce_ns": bool(self.exchanged),
+            "allreduce_ns": bool(self.exchanged) or self.setting.pp > 1,
             **dict.fromkeys(_OF_ENGINES, self.setting.runtime is not None),
         }
         return frozenset(name for name in TABLE if relevant.get(name, True))
@@ -204,6 +229,8 @@ def cost_estimate(side: PredictedSide) -> CostEstimate:
             eager_bytes=sum(op.layers * _eager_bytes(side, op) for op in ops) if eager else 0.0,
             exchanged=side.forward.exchanged,
             host_ops=_host_ops(side) if eager else (0.0, 0.0),
+            handed_on=handed_on(side.forward) if setting.pp > 1 else 0.0,
+            stage_shares=side.forward.stage_shares,
             batch=side.work.batch,
             prefill=side.work.prefill,
         )

@@ -6,6 +6,7 @@ PredictedSide.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -14,6 +15,8 @@ from prunescope.taxonomy.plan import Op, Plan, Workload
 from prunescope.taxonomy.theory import kv_cache_bytes
 
 _T = TypeVar("_T")
+FIRST, LAST = ("embedding",), ("final_norm", "lm_head")  # roles at the ends of a pipeline
+_ROUNDING = 1e-9  # layer counts are shares of whole numbers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +25,8 @@ class Forward:
 
     `bounded`: the ops of the roofline bound. `resident`: the ops whose weights lie in memory, read
     or not; under tensor parallelism a device holds `weight_share` of them and `kv_share` of the KV
-    cache. `exchanged`: (sublayers, bytes that each sums over all devices).
+    cache. `exchanged`: (sublayers, bytes that each sums over all devices). Work is that of all
+    `stages` of a pipeline, memory that of the fullest one.
     """
 
     work: Workload
@@ -33,6 +37,7 @@ class Forward:
     weight_share: float = 1.0
     kv_share: float = 1.0
     exchanged: tuple[tuple[float, float], ...] = ()
+    stages: int = 1  # of a pipeline, with equal layers as nearly as whole ones allow
     memo: dict[Hashable, Any] = field(default_factory=dict, compare=False)
 
     def once(self, key: Hashable, compute: Callable[[], _T]) -> _T:
@@ -50,9 +55,28 @@ class Forward:
     @property
     def weight_bytes(self) -> float:
         """Bytes of the weights in memory."""
-        return self.weight_share * sum(op.layers * op.stored_bytes for op in self.resident)
+        sizes = [(op, op.layers * op.stored_bytes) for op in self.resident]
+        if self.stages == 1:
+            return self.weight_share * sum(size for _, size in sizes)
+        layers = sum(size for op, size in sizes if op.role not in (*FIRST, *LAST))
+        first = sum(size for op, size in sizes if op.role in FIRST)
+        last = sum(size for op, size in sizes if op.role in LAST)
+        most, least = self.stage_shares
+        if not sum(size for op, size in sizes if op.role == "lm_head"):
+            last += first  # a head that shares the embedding's weights has a copy of them
+        fullest = max(layers * most + first, layers * least + last)
+        return self.weight_share * fullest
 
     @property
     def kv_bytes(self) -> float:
         """Bytes of the KV cache at the end of the forward."""
-        return self.kv_share * kv_cache_bytes(self.plans)
+        return self.kv_share * self.stage_shares[0] * kv_cache_bytes(self.plans)
+
+    @property
+    def stage_shares(self) -> tuple[float, float]:
+        """The shares of the layers in the longest stage and in the last one, the shortest."""
+        if self.stages == 1:
+            return 1.0, 1.0
+        layers = sum(max(plan.attention_layers, plan.mlp_layers) for plan in self.plans)
+        each = layers / self.stages
+        return math.ceil(each - _ROUNDING) / layers, math.floor(each + _ROUNDING) / layers

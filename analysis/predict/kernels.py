@@ -18,11 +18,13 @@ from typing import NamedTuple
 from prunescope.analysis.device.hardware import same_chip
 from prunescope.analysis.predict.constants import (
     DEFAULT,
+    MARLIN,
     SPARSE,
     SPLITTING_LIBRARIES,
     Constants,
     SparseRate,
 )
+from prunescope.analysis.predict.formats import LINEAR
 from prunescope.analysis.predict.setting import Setting
 from prunescope.analysis.predict.side import PredictedSide
 from prunescope.taxonomy.plan import Op
@@ -97,6 +99,7 @@ class OpCost(NamedTuple):
     pointwise: bool
     sparse: float  # its rate over half of the dense time; 0: no 2:4 GEMM
     gathered: bool
+    unpacks: bool = False  # weights of fewer bits than they are multiplied in
 
 
 class Rates(NamedTuple):
@@ -111,6 +114,7 @@ class Rates(NamedTuple):
     sparse: float
     gathered: float
     start: float  # seconds that one more kernel takes
+    unpack: float = 1.0  # over the rate of a GEMM whose weights are not unpacked
 
 
 def op_cost(side: PredictedSide, op: Op) -> OpCost:
@@ -147,6 +151,7 @@ def op_cost(side: PredictedSide, op: Op) -> OpCost:
         op.cls == "pointwise",
         sparse_rate(setting).value if op.sparse else 0.0,
         op.rows < 1,
+        setting.sparse_library == MARLIN and op.role in LINEAR,
     )
 
 
@@ -176,6 +181,7 @@ def rates(setting: Setting, c: Constants, active: Collection[str]) -> Rates:
         c.sparse_rate if "sparse_kernel" in active else 0.0,
         c.gathered_kernel if "gathered" in active else 1.0,
         start / 1e9,
+        c.unpack_rate if reached else 1.0,
     )
 
 
@@ -191,8 +197,13 @@ def op_cost_ns(cost: OpCost, r: Rates) -> float:
         seconds = _fastest_cut(cost, r)[0]
     else:
         memory = cost.memory / r.stream_share * (r.pointwise if cost.pointwise else 1.0)
-        seconds = max(cost.compute / r.gemm_share * (cost.sparse * r.sparse or 1.0), memory)
+        seconds = max(cost.compute / r.gemm_share * _slower(cost, r), memory)
     return seconds * (r.gathered if cost.gathered else 1.0) * 1e9
+
+
+def _slower(cost: OpCost, r: Rates) -> float:
+    """Time of a compute-bound GEMM over that of its FLOPs at a dense kernel's rate."""
+    return (cost.sparse * r.sparse or 1.0) / (r.unpack if cost.unpacks else 1.0)
 
 
 def cut_of(cost: OpCost, r: Rates) -> TileChoice | None:
@@ -202,7 +213,7 @@ def cut_of(cost: OpCost, r: Rates) -> TileChoice | None:
 
 def _fastest_cut(cost: OpCost, r: Rates) -> tuple[float, TileChoice]:
     """Seconds of the cut of a GEMM that takes least time, and that cut."""
-    memory, slower = cost.memory / r.stream_share, cost.sparse * r.sparse or 1.0
+    memory, slower = cost.memory / r.stream_share, _slower(cost, r)
     best, found = math.inf, cost.cuts[0][-1]
     for even, whole, sums, choice in cost.cuts:  # the innermost loop of a grid of predictions
         seconds = even + r.idle * (whole - even)

@@ -12,7 +12,8 @@ from prunescope.taxonomy.family import Family, Knob
 
 _KERNEL = Knob(
     "torch",
-    "the library of 2:4 kernels, in predict; with --runtime that of the engine",
+    "the library of 2:4 kernels, in predict; with --runtime that of the engine; marlin: weights "
+    "of 4 bits, with any family",
     tuple(SPARSE_LIBRARIES),
 )
 

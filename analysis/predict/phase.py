@@ -15,8 +15,8 @@ from dataclasses import replace
 import msgspec
 
 from prunescope.analysis.predict.break_even import Speedups
-from prunescope.analysis.predict.constants import NAMES, TABLE, TERMS
-from prunescope.analysis.predict.costs import cost_estimate
+from prunescope.analysis.predict.constants import NAMES, TABLE, TERMS, Constants
+from prunescope.analysis.predict.costs import CostEstimate, cost_estimate
 from prunescope.analysis.predict.kernels import cut_of, kernels_of, op_cost_ns, rates
 from prunescope.analysis.predict.ranges import Uncertainty, uncertainty
 from prunescope.analysis.predict.setting import Setting
@@ -24,6 +24,7 @@ from prunescope.analysis.predict.side import PredictedSide, ops_by_name, predict
 from prunescope.analysis.schema.prediction import (
     Execution,
     Expected,
+    Pipeline,
     PredictedGemm,
     PredictedLadder,
     PredictedPhase,
@@ -141,6 +142,9 @@ def execution(
             f"the range is narrow because {same} of the remaining time is in kernels that the "
             "dense model runs too: their uncertainty cancels in the ratio"
         )
+    pipeline = _pipeline(estimates, frozenset(active), c, found)
+    if pipeline is not None:
+        notes.append(_pipeline_note(pipeline))
     return Execution(
         launch=dense.setting.launch,
         terms=rows,
@@ -150,7 +154,37 @@ def execution(
         range=[low, high],
         sensitivities=list(found.sensitivities),
         notes=notes,
+        pipeline=pipeline,
         above_roofline=_above_roofline(dense, pruned, before, rows),
+    )
+
+
+def _pipeline(
+    estimates: tuple[CostEstimate, CostEstimate],
+    active: frozenset[str],
+    c: Constants,
+    found: Uncertainty,
+) -> Pipeline | None:
+    stages = estimates[0].setting.pp
+    if stages == 1:
+        return None
+    dense_ns, pruned_ns = (one.stage_ns(c, active) for one in estimates)
+    speedup = dense_ns / pruned_ns
+    return Pipeline(
+        stages=stages,
+        dense_ns=dense_ns,
+        pruned_ns=pruned_ns,
+        speedup=speedup,
+        range=found.range_of(speedup),
+    )
+
+
+def _pipeline_note(pipeline: Pipeline) -> str:
+    low, high = pipeline.range
+    return (
+        f"with {pipeline.stages} stages full, a forward ends every {pipeline.pruned_ns / 1e6:.3g} "
+        f"ms instead of {pipeline.dense_ns / 1e6:.3g}, the time of the slowest stage: throughput "
+        f"gains {pipeline.speedup:.2f} ({low:.2f} to {high:.2f})"
     )
 
 

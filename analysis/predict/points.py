@@ -130,8 +130,9 @@ def _kernel_key(name: str | None, knobs: Mapping[str, Any]) -> object:
 
 
 _NOT_WITH_FROM_RUN = ("--rank", "--workload", "--losses", "--loss", "--new-tokens",
-                      "--pruned-batch", "--chunk", "--tp", "--launch", "--runtime", "--attn",
-                      "--host-us-per-op", "--weights", "--extra-ms", "--depth")  # fmt: skip
+                      "--pruned-batch", "--chunk", "--tp", "--pp", "--launch", "--runtime",
+                      "--attn", "--host-us-per-op", "--weights", "--extra-ms",
+                      "--depth")  # fmt: skip
 _NOT_WITH_RANK = ("--method", "--phase", "--context", "--out", "--pruned-batch", "--depth")
 _SIZES = ("--batch", "--prompt-len", "--new-tokens")
 _DEFAULT = PredictRequest()
@@ -150,6 +151,7 @@ def check_options(request: PredictRequest) -> None:
         "--pruned-batch": request.pruned_batch is not None,
         "--chunk": request.chunk is not None,
         "--tp": request.tp != 1,
+        "--pp": request.pp != 1,
         "--launch": request.launch is not None,
         "--runtime": request.runtime is not None,
         "--attn": request.attn != _DEFAULT.attn,

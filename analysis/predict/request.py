@@ -224,6 +224,15 @@ class PredictRequest:
             least=1,
         ),
     ] = 1
+    pp: Annotated[
+        int,
+        Option(
+            help="Number of stages that hold a part of the layers each (pipeline parallelism); a "
+            "forward passes them in sequence, and as many forwards are in flight.",
+            unit="stages",
+            least=1,
+        ),
+    ] = 1
 
     def __post_init__(self) -> None:
         fill_missing(self)

@@ -21,6 +21,7 @@ from prunescope.analysis.device.hardware import (
 from prunescope.analysis.predict.constants import (
     DEFAULT,
     LAUNCHES,
+    MARLIN,
     NAMES,
     SPARSE_LIBRARIES,
     Constants,
@@ -42,6 +43,7 @@ from prunescope.taxonomy.presets import preset_named
 from prunescope.taxonomy.shape import ModelShape
 
 WIDE_ITEMSIZE = 2.0  # bytes of a number that engines do not narrow
+MARLIN_WEIGHTS = "int4"  # where --weights says nothing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +62,7 @@ class Setting:
     launch: str = "graph"
     sparse_library: str = "torch"  # of 2:4 GEMMs
     tp: int = 1  # devices that share each layer; a PredictedSide is one of them
+    pp: int = 1  # stages of layers, which a forward passes in sequence
     gemm_ceiling: float | None = None  # the best published GEMM, as a share of the peak
     constants: Constants = DEFAULT
     runtime: Runtime | None = None  # None: the kernels alone
@@ -205,11 +208,14 @@ def resolve(
         launch=_launch(request.launch, runtime),
         sparse_library=sparse_library,
         tp=_devices(request.tp),
+        pp=_stages(request.pp, shape.layers),
         gemm_ceiling=target.gemm_ceiling,
         constants=_constants(request),
         runtime=runtime,
         wide_flop_per_s=_wide_peak(device, target.dtype) if runtime and runtime.mixed else None,
-        stored_itemsize=_stored(request.weights),
+        stored_itemsize=_stored(
+            request.weights or (MARLIN_WEIGHTS if sparse_library == MARLIN else None)
+        ),
         fused_attention=request.attn == "sdpa",
         layers_kept=_layers_kept(request.depth, shape.layers),
         extra_ns=_extra(request.extra_ms),
@@ -225,6 +231,17 @@ def assumptions(setting: Setting) -> list[str]:
     if setting.layers_kept < 1:
         left = round(setting.layers_kept * setting.shape.layers)
         found.append(f"the pruned model has {left} of {setting.shape.layers} layers")
+    if setting.pp > 1:
+        found.append(
+            f"{setting.pp} stages of equal layers, as nearly as whole layers allow, with lm_head "
+            f"on the last; memory is that of the fullest stage with {setting.pp} batches in flight"
+        )
+    if setting.sparse_library == MARLIN:
+        bits = round(8 * (setting.stored_itemsize or WIDE_ITEMSIZE))
+        found.append(
+            f"both sides store the weights of linear layers in {bits} bits and multiply them in "
+            f"{setting.dtype} by Marlin kernels"
+        )
     if setting.runtime is None:
         return found
     found.append(setting.runtime.assumed)
@@ -275,6 +292,14 @@ def _devices(tp: int) -> int:
     if not 1 <= tp <= 64:
         raise PrunescopeError(f"{tp} devices cannot share a layer", hint="--tp 1 to 64")
     return tp
+
+
+def _stages(pp: int, layers: int) -> int:
+    if not 1 <= pp <= layers:
+        raise PrunescopeError(
+            f"{layers} layers cannot make {pp} stages", hint=f"--pp 1 to {layers}"
+        )
+    return pp
 
 
 def _runtime(name: str | None) -> Runtime | None:

@@ -16,7 +16,7 @@ from functools import lru_cache, partial
 from itertools import groupby
 
 from prunescope.analysis.predict.constants import Constants
-from prunescope.analysis.predict.formats import LINEAR, mixed, stored_as
+from prunescope.analysis.predict.formats import LINEAR, WIDE, mixed, stored_as
 from prunescope.analysis.predict.forward import Forward
 from prunescope.analysis.predict.setting import Setting
 from prunescope.taxonomy.family import Family, FamilyPoint
@@ -129,12 +129,18 @@ def predicted_side(
     if setting.tp > 1:
         key = "tp", setting.tp
         whole = whole.once(key, partial(_one_device, whole, setting.tp, setting.shape))
+    if setting.pp > 1:
+        whole = whole.once(("pp", setting.pp), partial(_in_stages, whole, setting.pp))
     stored = setting.stored_itemsize
     if stored is not None:
         whole = whole.once(("stored", stored), partial(stored_as, whole, stored))
     if setting.wide_flop_per_s is not None:
         whole = whole.once("mixed", partial(mixed, whole))
     return PredictedSide(setting=setting, forward=whole)
+
+
+def _in_stages(whole: Forward, stages: int) -> Forward:
+    return replace(whole, stages=stages, memo={})
 
 
 def roofline_speedup(setting: Setting, work: Workload, sparsity: float | None = None) -> float:
@@ -278,6 +284,18 @@ def _fewer_heads(op: Op, devices: int, kv_share: float) -> Op:
         kv_read=op.kv_read * kv_share,
         kv_write=op.kv_write * kv_share,
     )
+
+
+def handed_on(whole: Forward) -> float:
+    """Bytes of the residual stream between two stages: the mean output of the layers' last GEMMs.
+    It has 16 bits where linear layers have fewer."""
+    size, found = max(WIDE, whole.work.itemsize), []
+    for parts in _weights(whole.ops):
+        if parts[-1].role in _ALONG_K:
+            gemm = parts[-1].gemms[0]
+            found.append((parts[-1].layers, gemm.m * gemm.n * size))
+    layers = sum(count for count, _ in found)
+    return sum(count * each for count, each in found) / layers if layers else 0.0
 
 
 def _exchanged(whole: Forward) -> Iterator[tuple[float, float]]:

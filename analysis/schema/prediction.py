@@ -90,6 +90,17 @@ class Sensitivity(msgspec.Struct, kw_only=True):
     speedup: list[float]
 
 
+class Pipeline(msgspec.Struct, kw_only=True):
+    """What a full pipeline gives: ns between two forwards, which is its slowest stage, and the
+    speedup of that, hence of the throughput."""
+
+    stages: int
+    dense_ns: float
+    pruned_ns: float
+    speedup: float
+    range: list[float]
+
+
 class Execution(msgspec.Struct, kw_only=True):
     """The expected time: the roofline and `terms`, in order, sum to `dense_ns` and `pruned_ns`."""
 
@@ -102,6 +113,7 @@ class Execution(msgspec.Struct, kw_only=True):
     sensitivities: list[Sensitivity] = msgspec.field(name="guessed")
     notes: list[str] = []  # why the range is narrow, or holds two modes
     break_even: BreakEven | None = None  # null: without `break_even`
+    pipeline: Pipeline | None = None  # null: one stage
     above_roofline: str | None = None  # why the speedup is above the roofline's
 
 

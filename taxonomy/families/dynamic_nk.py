@@ -7,14 +7,16 @@ from dataclasses import replace
 from prunescope.taxonomy.applies import YES, Applies, no_keys, to_keys
 from prunescope.taxonomy.architecture_traits import Traits
 from prunescope.taxonomy.family import Family, FamilyPoint, Knob, pattern
+from prunescope.taxonomy.keep import spared_share
 from prunescope.taxonomy.plan import Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.theory import dense_plan
 
 
 def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
-    """Attention FLOPs × p and, in decode, cache reads × p; with values only × (1 − s/2)."""
-    s = point.sparsity
+    """Attention FLOPs × p and, in decode, cache reads × p; with values only × (1 − s/2).
+    Heads that read every key count with s = 0."""
+    s = spared_share(point.sparsity, float(point.knobs.get("full_heads", 0.0)))
     share = 1 - s / 2 if point.knobs["blocks"] == "value" else 1 - s
     return [replace(dense_plan(shape, work), scores=share, keys=share)]
 
@@ -49,6 +51,11 @@ FAMILY = Family(
             "torch",
             "ordinary torch ops, or (prompts on a GPU) compiled FlexAttention with a block mask",
             ("torch", "flex"),
+        ),
+        "full_heads": Knob(
+            0.0,
+            "share of the heads that read every key (DuoAttention), in predict",
+            predicted_only=True,
         ),
     },
     adds=("elementwise", "batched_gemm", "softmax", "routing"),

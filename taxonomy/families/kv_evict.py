@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from prunescope.taxonomy.applies import no_keys, to_keys
 from prunescope.taxonomy.family import Family, FamilyPoint, Knob, pattern
-from prunescope.taxonomy.keep import kept_count
+from prunescope.taxonomy.keep import kept_count, spared_share
 from prunescope.taxonomy.plan import Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.theory import dense_plan
@@ -14,11 +14,12 @@ from prunescope.taxonomy.theory import dense_plan
 
 def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
     """Prefill as dense, on the whole prompt; decode on max(1, int(L·p)) keys in the layers that see
-    them all."""
+    them all; on the mean over the heads where some keep every key."""
     dense = dense_plan(shape, work)
     if work.prefill:
         return [dense]
-    return [replace(dense, held=kept_count(work.keys, point.sparsity))]
+    sparsity = spared_share(point.sparsity, float(point.knobs.get("full_heads", 0.0)))
+    return [replace(dense, held=kept_count(work.keys, sparsity))]
 
 
 FAMILY = Family(
@@ -40,7 +41,12 @@ FAMILY = Family(
             "attention",
             "which keys stay: the most attended, or the latest",
             ("attention", "recent"),
-        )
+        ),
+        "full_heads": Knob(
+            0.0,
+            "share of the heads that read every key (DuoAttention), in predict",
+            predicted_only=True,
+        ),
     },
     adds=("routing", "gather_scatter"),
     keeps_weights=True,

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from prunescope.taxonomy.applies import NO, YES, Applies, no_parts
 from prunescope.taxonomy.architecture_traits import Traits
+from prunescope.taxonomy.arguments import whole_number
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.family import Family, FamilyPoint, Knob, pattern
 from prunescope.taxonomy.keep import kept_count
@@ -32,20 +33,42 @@ def checked(after: int, valid: range) -> int:
     raise PrunescopeError(f"after={after}, but the model has {valid.stop} layers", hint=hint)
 
 
+def steps(shape: ModelShape, point: FamilyPoint) -> list[tuple[int, float]]:
+    """(layer after which tokens leave, share of all tokens gone from there on), in order. With a
+    schedule of n layers each drops the same share of those left, so 1 − (1 − s)^(i/n) are gone
+    after the i-th.
+
+    Raises PrunescopeError for layers that are no ascending whole numbers, or where no attention
+    stands before one of them to rank the tokens.
+    """
+    schedule, valid = str(point.knobs.get("schedule", "")), ranked(shape)
+    if not schedule:
+        return [(checked(int(point.knobs["after"]), valid), point.sparsity)]
+    numbers = [whole_number(part) for part in schedule.split(",")]
+    layers = [number for number in numbers if number is not None]
+    if len(layers) < len(numbers) or layers != sorted(set(layers)):
+        raise PrunescopeError(
+            f"schedule={schedule} is no ascending list of layers",
+            hint="for example --set schedule=8,16,24",
+        )
+    left = 1 - point.sparsity
+    shares = [1 - left ** (i / len(layers)) for i in range(1, len(layers))]
+    return list(zip([checked(n, valid) for n in layers], [*shares, point.sparsity], strict=True))
+
+
 def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
     """Layers 0..after-1 as dense, the others, mixers too, on max(1, int(S·p)) tokens; their caches
-    are as much shorter.
+    are as much shorter. With a schedule the tokens leave in steps.
 
-    Raises PrunescopeError where no attention stands before layer `after` to rank the tokens.
+    Raises PrunescopeError as `steps` does.
     """
     if point.sparsity == 0:
         return [dense_plan(shape, work)]
-    after = checked(int(point.knobs["after"]), ranked(shape))
-    left = kept_count(work.prompt_len, point.sparsity)
-    gone = work.prompt_len - left
-    context = None if work.context is None else max(1, work.context - gone)
-    short = replace(work, prompt_len=left, context=context)
-    stacks = ((range(after), work), (range(after, shape.layers), short))
+    drops = steps(shape, point)
+    ends = [*(after for after, _ in drops[1:]), shape.layers]
+    stacks = [(range(drops[0][0]), work)]
+    for (after, gone), end in zip(drops, ends, strict=True):
+        stacks.append((range(after, end), _shorter(work, gone)))
     return [
         replace(
             dense_plan(shape.part(layers), one),
@@ -54,6 +77,15 @@ def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
         )
         for layers, one in stacks
     ]
+
+
+def _shorter(work: Workload, gone: float) -> Workload:
+    """The workload of layers that a share `gone` of the prompt does not reach."""
+    left = kept_count(work.prompt_len, gone)
+    context = work.context
+    if context is not None:
+        context = max(1, context - (work.prompt_len - left))
+    return replace(work, prompt_len=left, context=context)
 
 
 def applies(traits: Traits) -> Applies:
@@ -84,7 +116,15 @@ FAMILY = Family(
     methods=("LazyLLM", "FastV"),
     plans=plans,
     extension=True,
-    knobs={"after": Knob(2, "layers that still see every token")},
+    knobs={
+        "after": Knob(2, "layers that still see every token"),
+        "schedule": Knob(
+            "",
+            "layers after which tokens leave in steps, as 8,16,24, each time the same share of "
+            "those left (LazyLLM, PyramidDrop), in predict; empty: all at once",
+            predicted_only=True,
+        ),
+    },
     adds=("reduction", "routing", "gather_scatter"),
     keeps_weights=True,
     calibration="input",

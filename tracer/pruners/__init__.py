@@ -105,6 +105,14 @@ def refuse_predicted_only(family_id: str) -> None:
 
 
 def family_point(family_id: str, request: Point) -> Point:
-    """`request` with its knobs typed and filled in. Raises PrunescopeError on an unknown knob."""
-    knobs = family(family_id).point(request.sparsity, request.knobs).knobs
+    """`request` with its knobs typed and filled in. Raises PrunescopeError on an unknown knob,
+    or one that is only predicted."""
+    chosen = family(family_id)
+    knobs = chosen.point(request.sparsity, request.knobs).knobs
+    for name, value in knobs.items():
+        if chosen.knobs[name].predicted_only and value != chosen.knobs[name].default:
+            raise PrunescopeError(
+                f"{family_id} cannot be traced with {name}={value}: no pruner does so",
+                hint="`prunescope predict` estimates it",
+            )
     return replace(request, knobs=knobs)

@@ -213,6 +213,39 @@ def test_an_unknown_device_names_its_neighbours(name: str, offered: str) -> None
     assert offered in error.value.hint
 
 
+@pytest.mark.parametrize(
+    ("name", "offered"),
+    [
+        ("NVIDIA GeForce RTX 3060 Ti", "nearest of ampere-10x: rtx-3060, "),
+        ("NVIDIA RTX A5000", "nearest of ampere-10x: rtx-a6000, "),
+        ("NVIDIA A16", "nearest of ampere-10x: a10, "),
+        ("NVIDIA RTX 5000 Ada Generation", "nearest of ada: rtx-6000-ada, "),
+        ("NVIDIA RTX PRO 4000 Blackwell", "nearest of blackwell-12x: rtx-"),
+        ("NVIDIA GeForce RTX 5060", "nearest of blackwell-12x: rtx-5070"),
+        ("NVIDIA GeForce RTX 2060", "nearest of turing: rtx-2080-ti, "),
+        ("Quadro RTX 8000", "nearest of turing: quadro-rtx-6000, "),
+        ("NVIDIA H100 CNX", "nearest of hopper: h100-"),
+        ("NVIDIA B100", "nearest of blackwell-100: b200, "),
+        ("AMD Instinct MI308X", "nearest of cdna3: mi300x, "),
+        ("Apple M5 Max", "nearest of apple: apple-m4-max, "),
+    ],
+)
+def test_an_unknown_device_names_the_nearest_of_its_architecture(name: str, offered: str) -> None:
+    with pytest.raises(PrunescopeError) as error:
+        find_device(name)
+    assert offered in error.value.hint
+
+
+@pytest.mark.parametrize(
+    "name", ["AMD EPYC 9654", "Intel(R) Xeon(R) Platinum 8480+", "Intel Core i9-14900K", "cpu"]
+)
+def test_a_cpu_is_measured(name: str) -> None:
+    with pytest.raises(PrunescopeError) as error:
+        find_device(name)
+    assert "calibrate" in error.value.hint
+    assert "--from-run" in error.value.hint
+
+
 def test_overrides() -> None:
     device = with_overrides(
         find_device("h100-sxm"), peaks={"bfloat16": 800}, bandwidth_gb_per_s=3000

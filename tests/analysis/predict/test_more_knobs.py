@@ -1,0 +1,124 @@
+"""Knobs that predict alone: schedules of token-drop, heads that read all keys, Marlin kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from prunescope.analysis.predict.request import PredictRequest
+from prunescope.analysis.predict_from import refuse_marlin
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.families import family
+from prunescope.taxonomy.presets import preset_named
+from prunescope.tracer.calibration.point import Point
+from prunescope.tracer.pruners import family_point
+from tests.analysis.predict.plain import predict
+
+
+def ask(method: str, **options: Any) -> dict[str, Any]:
+    defaults = {"model": "llama-2-7b", "device": "a100-80gb-sxm", "phase": "prefill",
+                "break_even": False, "prompt_len": 4096}  # fmt: skip
+    return predict(PredictRequest(method=method, **{**defaults, **options}))
+
+
+def phase(found: dict[str, Any]) -> dict[str, Any]:
+    (only,) = found["phases"].values()
+    return dict(only)
+
+
+def test_tokens_leave_in_steps_by_hand() -> None:
+    """7/8 gone in three steps of 32 layers: each eight layers see half of those before."""
+    knobs = {"schedule": "8,16,24"}
+    found = phase(ask("token-drop", sparsity=0.875, knobs=knobs))
+    gates = [(row["m"], row["count"]) for row in found["gemms"] if row["role"] == "gate"]
+    assert gates == [(4096, 8), (2048, 8), (1024, 8), (512, 8)]
+
+
+def test_a_schedule_lies_between_its_ends() -> None:
+    """Later steps compute more than a drop at the first layer, less than one at the last."""
+    options = {"sparsity": 0.75, "phase": "prefill"}
+    early = phase(ask("token-drop", knobs={"after": 4}, **options))["flop"]
+    steps = phase(ask("token-drop", knobs={"schedule": "4,12,20"}, **options))["flop"]
+    late = phase(ask("token-drop", knobs={"after": 20}, **options))["flop"]
+    assert early < steps < late
+    single = phase(ask("token-drop", knobs={"schedule": "4"}, **options))["flop"]
+    assert single == early
+
+
+@pytest.mark.parametrize("schedule", ["8,4", "8,x", "8,8", "0,4", "8,99"])
+def test_a_schedule_is_ascending_layers_behind_an_attention(schedule: str) -> None:
+    with pytest.raises(PrunescopeError):
+        ask("token-drop", sparsity=0.5, knobs={"schedule": schedule})
+
+
+@pytest.mark.parametrize("method", ["kv-evict", "dynamic-nk"])
+def test_heads_that_read_every_key_by_hand(method: str) -> None:
+    """Half of the heads at sparsity 0.5 read as much as all of them at 0.25."""
+    options = {"phase": "decode", "context": 4096}
+    half = phase(ask(method, sparsity=0.5, knobs={"full_heads": 0.5}, **options))
+    quarter = phase(ask(method, sparsity=0.25, **options))
+    assert half["bytes"] == pytest.approx(quarter["bytes"])
+    assert half["kv_bytes"] == quarter["kv_bytes"]
+    with pytest.raises(PrunescopeError, match="full_heads"):
+        ask(method, sparsity=0.5, knobs={"full_heads": 1.0}, **options)
+
+
+@pytest.mark.parametrize(
+    ("method", "knob", "value"),
+    [("token-drop", "schedule", "1,2"), ("kv-evict", "full_heads", 0.5)],
+)
+def test_a_knob_that_is_only_predicted_cannot_be_traced(
+    method: str, knob: str, value: object
+) -> None:
+    plain = family_point(method, Point(sparsity=0.5, knobs={}))
+    assert knob not in plain.knobs  # nor stands in a record
+    with pytest.raises(PrunescopeError, match="cannot be traced"):
+        family_point(method, Point(sparsity=0.5, knobs={knob: value}))
+    assert "in predict" in family(method).knobs[knob].text
+
+
+def test_marlin_stores_four_bits_on_both_sides() -> None:
+    options = {"phase": "decode", "sparsity": 0.5, "batch": 16}
+    found = ask("static-k-24", knobs={"kernel": "marlin"}, **options)
+    plain = ask("static-k-24", weights="int4", **options)
+    weights = [phase(one)["baseline"]["weight_read_bytes"] for one in (found, plain)]
+    assert weights[0] == weights[1]
+    assert any("4 bits" in text and "Marlin" in text for text in found["assumed"])
+    assert found["points"][0]["kernel"] == "marlin"
+    eight = ask("static-k-24", knobs={"kernel": "marlin"}, weights="int8", **options)
+    assert any("8 bits" in text for text in eight["assumed"])
+
+
+def test_indices_of_24_weights_keep_their_bits() -> None:
+    """A pair of four: 2 x 4 bits and 2 x 2 bits of index for 4 x 4 bits: 3/4, not 9/16."""
+    shape = preset_named("llama-2-7b")
+    assert shape is not None
+    found = phase(ask("static-k-24", sparsity=0.5, knobs={"kernel": "marlin"}))
+    head = 32_000 * 4096 * 2
+    norms = (2 * 32 + 1) * 4096 * 2
+    linears = found["weight_read_bytes"] - head
+    dense = found["baseline"]["weight_read_bytes"] - head
+    assert linears / dense == pytest.approx(0.75, abs=2 * norms / dense)
+
+
+def test_marlin_prefill_by_hand() -> None:
+    """Compute-bound: dense at 0.8 of 16 bits; 2:4 in half of that, of GEMMs alone."""
+    fast = {"without": ["kernel", "launch", "elementwise", "tile_wave"], "sparsity": 0.5}
+    found = phase(ask("static-k-24", knobs={"kernel": "marlin"}, **fast))
+    other = phase(ask("static-k-24", weights="int4", **fast))
+    both = [one["predicted"]["execution"] for one in (found, other)]
+    assert both[0]["dense_ns"] > 1.15 * both[1]["dense_ns"]
+    assert both[0]["speedup"] > both[1]["speedup"]
+
+
+def test_marlin_with_another_family() -> None:
+    found = ask("static-nk", sparsity=0.5, phase="decode", knobs={"kernel": "marlin"})
+    assert phase(found)["baseline"]["weight_bytes"] < 5e9  # 13.5 GB in 16 bits
+
+
+def test_a_measured_run_has_no_marlin() -> None:
+    """The weights of a run are those that ran."""
+    with pytest.raises(PrunescopeError, match="--from-run"):
+        refuse_marlin("marlin")
+    refuse_marlin("torch")
