@@ -27,6 +27,7 @@ _SETTINGS = ("batch", "prompt_len", "logits", "attention", "mode", "cache", "con
 _INPUTS = ("batch", "prompt_len", "context")
 CODE = "code"  # compiled on one side, eager on the other: kernels of other ops
 UNPAIRED = "products that pair"  # of all products of a side, by layer and role: none does
+STEPS = "steps"  # one side has several, the other is all of its trace: these may be any number
 CUT = "file"  # whole or cut off: what stood behind the cut may be anything
 UNREADABLE = (CUT, UNPAIRED)  # after these nothing is known of what was changed
 _Sizes = dict[str, set[tuple[float, float]]]  # (N, K) by role
@@ -53,7 +54,7 @@ def pair_comparison(
 
 def differences(dense: SidePhase, pruned: SidePhase, pairs: list[Pair]) -> tuple[Difference, ...]:
     """All settings that differ between the sides, other than the dimensions of the model."""
-    found = [*_cut_off(dense, pruned), *_ran_on(dense, pruned)]
+    found = [*_cut_off(dense, pruned), *_steps(dense, pruned), *_ran_on(dense, pruned)]
     if dense.run is None or pruned.run is None:
         found += _phases(dense, pruned)
     else:
@@ -68,6 +69,20 @@ def _cut_off(dense: SidePhase, pruned: SidePhase) -> Iterator[Difference]:
     old, new = ("cut off" if one.kernels.linked.cut else "whole" for one in (dense, pruned))
     if "cut off" in (old, new):
         yield Difference(CUT, old, new, hides_pruning=True)
+
+
+def _steps(dense: SidePhase, pruned: SidePhase) -> Iterator[Difference]:
+    """Several steps on one side, while the other is all of its trace as one: nothing tells how many
+    steps that holds, so that its time and its layers may be those of several."""
+    sides = [one.kernels for one in (dense, pruned)]
+    whole = [one.is_whole_trace for one in sides]
+    counts = [one.num_steps for one in sides]
+    if whole[0] != whole[1] and max(counts) > 1:
+        texts = [
+            f"{count} (whole trace)" if is_whole else str(count)
+            for count, is_whole in zip(counts, whole, strict=True)
+        ]
+        yield Difference(STEPS, *texts, hides_pruning=True)
 
 
 def _ran_on(dense: SidePhase, pruned: SidePhase) -> Iterator[Difference]:
@@ -231,6 +246,10 @@ _WHY: dict[str, Callable[[object, object], str]] = {
         f"the pruned side runs on {pruned}, the dense one on {dense}; what a rank does not run, "
         "another does, which is no pruning"
     ),
+    STEPS: lambda dense, pruned: (
+        f"steps: {dense} on the dense side, {pruned} on the pruned one; how many a whole trace "
+        "holds is not known: mark them (schedule and step() of the profiler)"
+    ),
     "phase": lambda dense, pruned: f"the pruned side is {pruned}, the dense one {dense}",
     "model type": lambda dense, pruned: (
         f"the model is of type {pruned}, the dense one of type {dense}"
@@ -251,6 +270,8 @@ def difference_text(one: Difference) -> str:
         return text
     if one.kind == CUT:
         return cut_text(one.dense, one.pruned)
+    if one.kind == STEPS:
+        return f"steps: {one.dense} against {one.pruned}"
     if one.kind == UNPAIRED:
         return _unpaired_text(one.dense, one.pruned)
     return f"{one.kind}: {one.dense} dense, {one.pruned} pruned"

@@ -15,6 +15,7 @@ from prunescope.analysis.schema.pair_comparison import SHAPES
 from prunescope.analysis.schema.report import WHOLE_TRACE, Phase
 from prunescope.analysis.timeline.intervals import (
     ANNOTATION,
+    COMPILED,
     SEQUENCE,
     UPDATE,
     WHOLE,
@@ -61,6 +62,8 @@ def _steps_from(kernels: Kernels) -> list[str]:
             f"steps are the spans of the annotation {shortened(names[0])}, which holds nearly all "
             "of the time; --phase-pattern picks others"
         ]
+    if source == COMPILED:
+        return [f"steps begin where the compiled code {shortened(names[0])} is called"]
     if source == SEQUENCE:
         return [
             "no step marker in the trace: steps are a sequence of work that repeats "

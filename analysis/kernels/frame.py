@@ -40,8 +40,9 @@ from prunescope.analysis.timeline.clocks import ClockSkew, clock_skew
 from prunescope.analysis.timeline.correlate import unlinked
 from prunescope.analysis.timeline.first_calls import unusual_calls
 from prunescope.analysis.timeline.graph_places import GraphPlaces, find_graph_places
-from prunescope.analysis.timeline.intervals import Spans, Windows
+from prunescope.analysis.timeline.intervals import WHOLE, Spans, Windows
 from prunescope.analysis.timeline.link import Linked, link, taken
+from prunescope.analysis.timeline.markers import COMPILED_CODE
 from prunescope.analysis.timeline.overhead import Recorded, profiler_notes, recorded
 from prunescope.analysis.timeline.parts import find_parts
 from prunescope.analysis.timeline.passes import Passes, find_passes
@@ -57,7 +58,6 @@ from prunescope.analysis.trace.events import Trace, lacks_device_events, recorde
 from prunescope.taxonomy.roles import BACKWARD
 from prunescope.taxonomy.words import percent
 
-_COMPILED = ("Torch-Compiled Region", "## Call CompiledFxGraph")
 _SDPA_MATH = "aten::_scaled_dot_product_attention_math"
 _DECODER = re.compile(r"nn\.Module: \w*(?:DecoderLayer|ForCausalLM|LMHead)")
 _LOST = 0.005  # of the launches
@@ -110,6 +110,11 @@ class Kernels:
     def num_steps(self) -> int:
         """How many steps the means are over."""
         return len(self.linked.wall)
+
+    @property
+    def is_whole_trace(self) -> bool:
+        """Whether the one step is all of the trace, in which nothing shows a step."""
+        return self.windows.source == WHOLE
 
     @property
     def kernels_per_step(self) -> list[int]:
@@ -239,7 +244,7 @@ def build(
             *([] if replay is None else replay.warnings()),
             *filled.warnings,
         ],
-        compiled=any(name.startswith(_COMPILED) for name in trace.names),
+        compiled=any(name.startswith(COMPILED_CODE) for name in trace.names),
         decoder_modules=any(_DECODER.match(name) for name in trace.names),
         known=filled.known,
         stacks=trace.stacks if trace.stacks > len(trace.launches["ts"]) else 0,

@@ -17,9 +17,10 @@ _DEEP = 256  # rounds of jumps: calls nest less deep, and each is a pass over wh
 
 
 # Sources of steps that no profiler or engine marked: what ends with an update of the weights, what
-# begins with clearing the gradients, an annotation that repeats, work that repeats, of this the
-# prompts and tokens of generated text; else all of the trace.
+# begins with clearing the gradients, an annotation or a compiled region that repeats, work that
+# repeats, of this the prompts and tokens of generated text; else all of the trace.
 UPDATE, ZERO_GRAD, ANNOTATION = "Optimizer.step", "Optimizer.zero_grad", "annotation"
+COMPILED = "compiled"
 SEQUENCE, GENERATION, WHOLE = "sequence", "generation", "whole"
 
 
@@ -42,7 +43,7 @@ class Windows:
     def are_cut(self) -> bool:
         """Whether the trace does not say where a step begins: it was cut where an optimizer ends or
         the same work begins again, and an op more or less may be on either side."""
-        return self.source in (UPDATE, ZERO_GRAD, SEQUENCE, GENERATION)
+        return self.source in (UPDATE, ZERO_GRAD, COMPILED, SEQUENCE, GENERATION)
 
     def step_of(self, ts: Ints) -> Ints:
         """The step whose window holds each time, -1 outside every window."""

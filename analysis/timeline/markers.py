@@ -2,7 +2,8 @@
 
 In: a Trace and its work in order. Out: windows of the steps (host ns), or None: what ends with
 `Optimizer.step#…`, else begins with `Optimizer.zero_grad#…`, else an annotation that repeats, holds
-nearly all of the time that the device runs, and is no layer.
+nearly all of the time that the device runs, and is no layer; else what begins with a compiled
+region, where these hold nearly all of it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,13 @@ from collections import defaultdict
 
 import numpy as np
 
-from prunescope.analysis.timeline.intervals import ANNOTATION, UPDATE, ZERO_GRAD, Windows
+from prunescope.analysis.timeline.intervals import (
+    ANNOTATION,
+    COMPILED,
+    UPDATE,
+    ZERO_GRAD,
+    Windows,
+)
 from prunescope.analysis.timeline.work_sequence import WorkSequence, host_span
 from prunescope.analysis.trace.collect import Ints
 from prunescope.analysis.trace.events import Trace
@@ -21,6 +28,9 @@ NEARLY_ALL = 0.9  # of the time that the device runs: what repeats beside it is 
 _UPDATE, _ZERO = "Optimizer.step#", "Optimizer.zero_grad#"
 _OPTIMIZERS = 4  # updates an iteration: a generator and a discriminator are two
 _NUMBER = re.compile(r"\d+")
+# What torch.compile made: a call of it in Python, and within that, or in a backward pass alone, the
+# call of a compiled graph.
+COMPILED_CODE = ("Torch-Compiled Region", "## Call CompiledFxGraph")
 # Annotations of PyTorch's own, and those that are named after a part of a model.
 _NO_STEP = re.compile(
     r"^(?:prunescope\.|Optimizer\.|nccl:|gloo:|c10d|enumerate\(DataLoader\)|## Call Compiled"
@@ -32,7 +42,9 @@ _NO_STEP = re.compile(
 
 def marked_steps(trace: Trace, work: WorkSequence) -> Windows | None:
     """The windows of at least two steps."""
-    return _updates(trace, work) or _zeroed(trace) or _repeated(trace, work)
+    return (
+        _updates(trace, work) or _zeroed(trace) or _repeated(trace, work) or _compiled(trace, work)
+    )
 
 
 def _updates(trace: Trace, work: WorkSequence) -> Windows | None:
@@ -84,16 +96,48 @@ def _repeated(trace: Trace, work: WorkSequence) -> Windows | None:
     return min(found, key=lambda one: (len(one), int(one.start[0])), default=None)
 
 
-def _spans(trace: Trace, begin: str) -> tuple[Ints, Ints, list[str]]:
-    """Start, end and name of the annotations whose name begins so, without those in another."""
-    notes = trace.annotations
+def _compiled(trace: Trace, work: WorkSequence) -> Windows | None:
+    """From each call of the compiled region that comes first to the next one, where compiled
+    regions hold nearly all of the time and all parts do the same work.
+
+    A compiled layer repeats as a compiled model does, but the work of the model around its layers
+    (a head behind the last one) is then in some parts only: what runs outside of the regions has to
+    be as much in each."""
+    start, end, names = _spans(trace, COMPILED_CODE, in_ops=True)
+    first = np.flatnonzero([name == names[0] for name in names])
+    if len(first) < 2:
+        return None
+    begin = start[first]
+    named = [names[i] for i in first]
+    windows = Windows(begin, np.append(begin[1:], host_span(trace)[1]), COMPILED, named)
+    regions = Windows(start, end, COMPILED, names)
+    part = windows.step_of(work.begin)
+    outside = np.bincount(
+        part[(part >= 0) & (regions.step_of(work.begin) < 0)], minlength=len(windows)
+    )
+    same = (outside == outside[0]).all() and work.alike(windows)
+    return windows if same and work.covered(regions) >= NEARLY_ALL else None
+
+
+def _spans(
+    trace: Trace, begin: str | tuple[str, ...], *, in_ops: bool = False
+) -> tuple[Ints, Ints, list[str]]:
+    """Start, end and name of the annotations whose name begins so, without those in another;
+    `in_ops`: also of ops, as which some versions of PyTorch record them."""
+    notes, ops = trace.annotations, trace.ops
     named = np.array([name.startswith(begin) for name in trace.names], bool)
     if not named.any():
         none = np.zeros(0, np.int64)
         return none, none, []
-    rows = np.flatnonzero((notes["module"] == 0) & named[notes["name"]])
-    start, end = notes["ts"][rows], notes["ts"][rows] + notes["dur"][rows]
+    tables = [(notes, np.flatnonzero((notes["module"] == 0) & named[notes["name"]]))]
+    if in_ops:
+        tables.append((ops, np.flatnonzero(named[ops["name"]])))
+    start, length, name = (
+        np.concatenate([table[column][rows] for table, rows in tables])
+        for column in ("ts", "dur", "name")
+    )
+    end = start + length
     order = np.lexsort((-end, start))
     reached = np.maximum.accumulate(np.concatenate(([np.iinfo(np.int64).min], end[order])))[:-1]
     outer = order[start[order] >= reached]
-    return start[outer], end[outer], [trace.names[i] for i in notes["name"][rows][outer]]
+    return start[outer], end[outer], [trace.names[i] for i in name[outer]]

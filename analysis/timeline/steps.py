@@ -3,8 +3,8 @@
 Our annotations (`prunescope.step#i`), else `--phase-pattern`, else those of a serving engine, or
 the frames of its iterations, else the prompts and tokens of generated text, else `ProfilerStep#i`,
 else ranges that are called steps or iterations and numbered (`step_3`, `Iteration 12`), else what
-`Optimizer.step#…` ends or `Optimizer.zero_grad#…` begins, else an annotation or a sequence of work
-that repeats and is no layer, else the trace is one step. Times are integer ns.
+`Optimizer.step#…` ends or `Optimizer.zero_grad#…` begins, else an annotation or compiled code or a
+sequence of work that repeats and is no layer, else the trace is one step. Times are integer ns.
 """
 
 from __future__ import annotations

@@ -75,6 +75,27 @@ def test_a_pair_in_which_nothing_pairs_promises_nothing(tmp_path: Path) -> None:
         assert rows["added_work"] == 100_000
 
 
+@pytest.mark.parametrize("marked_is_dense", [True, False])
+def test_a_whole_trace_against_several_steps_is_no_speedup(
+    tmp_path: Path, *, marked_is_dense: bool
+) -> None:
+    """Three steps of 100 us against three GEMMs of 100 us, of which nothing says what a step is:
+    100 us a step against 300 us."""
+    marked = chrome(*[step(i, mm()) for i in range(3)])
+    whole = chrome(mm(), mm(), mm())
+    sides = (marked, whole) if marked_is_dense else (whole, marked)
+    phase = of_pair(tmp_path, *sides)
+    assert phase.comparison is not None and not phase.is_speedup
+    assert not phase.comparison.shows_pruning
+    text = "3 against 1 (whole trace)" if marked_is_dense else "1 (whole trace) against 3"
+    assert f"is no speedup: not comparable (steps: {text}" in headline(phase)
+
+
+def test_one_step_compares_with_a_whole_trace(tmp_path: Path) -> None:
+    phase = of_pair(tmp_path, chrome(step(0, mm())), chrome(mm()))
+    assert phase.is_speedup
+
+
 def compared(comparison: PairComparison | None, *findings: str) -> Report:
     report = example.two_phases()
     report.phases["prefill"].comparison = comparison

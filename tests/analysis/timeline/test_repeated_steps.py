@@ -69,6 +69,10 @@ def test_an_odd_step_is_named_and_stays(tmp_path: Path) -> None:
     items = [item for i in range(5) for item in iteration(us=45 if i == 2 else 5)]
     [odd] = [f for f in told(tmp_path, *items).findings if f.id == "step-outlier"]
     assert "step 2 (of 0 to 4) takes 71.0 µs, the others 31.0 µs (median)" in odd.text
+    assert odd.evidence == [
+        "busy: 31.0 µs in the others (median), 71.0 µs in step 2",
+        "idle: 0.0 µs in the others (median), 0.0 µs in step 2",
+    ]
     even = [item for i in range(5) for item in iteration(us=5 + i)]  # 31 to 35 us
     assert not any(f.id == "step-outlier" for f in told(tmp_path, *even).findings)
 
@@ -114,6 +118,48 @@ def test_of_nested_annotations_the_outer_one_is_the_step(tmp_path: Path) -> None
     half = module("microbatch", *FORWARD), module("microbatch", *FORWARD)
     found = windows(tmp_path, *[module("train", *half) for _ in range(3)])
     assert (found.names, len(found)) == (["train"] * 3, 3)
+
+
+def compiled(*items: Any, number: int = 0, note: bool = False) -> tuple[Any, ...]:
+    """A call of compiled code, after the lookup of what was compiled (which does no work)."""
+    name = f"Torch-Compiled Region: {number}/0"
+    region = module(name, *items) if note else op(name, inner=items, us=0)
+    return op("TorchDynamo Cache Lookup", us=1), region
+
+
+@pytest.mark.parametrize("note", [False, True])
+@pytest.mark.parametrize("cpu", [False, True])
+def test_a_compiled_model_that_is_called_again_is_a_step(
+    tmp_path: Path, *, cpu: bool, note: bool
+) -> None:
+    """Three calls of two layers: 16 us each, in which nothing tells a lookup or many attentions."""
+    work = tuple(ran(name, 4) for name in ("mm", "_softmax", "mm", "mm"))
+    items = [one for _ in range(3) for one in compiled(*work, note=note)]
+    phase = told(tmp_path, *items, cpu=cpu)
+    assert phase.steps == 3
+    if cpu:  # 1 us before the next call is a step's too; the last one ends with its work
+        assert phase.step_ns == [17_000, 17_000, 16_000]
+    assert "steps begin where the compiled code Torch-Compiled Region: 0/0 is called" in phase.notes
+
+
+def test_a_compiled_model_with_a_graph_break_is_one_step(tmp_path: Path) -> None:
+    """Two regions a forward: each holds half of the time."""
+    both = (*compiled(*FORWARD), *compiled(*BACKWARD, number=1), ran("argmax", 1))
+    found = windows(tmp_path, *both * 3, cpu=True)
+    assert (found.source, found.names) == ("compiled", ["Torch-Compiled Region: 0/0"] * 3)
+
+
+def test_a_compiled_layer_is_no_step(tmp_path: Path) -> None:
+    """Eight layers of 35 us, compiled alone, then a norm and a head of 3 us: 99 % of the time."""
+    layers = [one for _ in range(8) for one in compiled(*LAYER)]
+    head = (ran("native_layer_norm", 1), ran("mm", 2))
+    assert windows(tmp_path, *layers, *head, cpu=True).source == "whole"
+
+
+def test_compiled_code_that_holds_a_part_is_no_step(tmp_path: Path) -> None:
+    """A compiled function beside twice as much of other work."""
+    items = (*compiled(*FORWARD), ran("mul", 30))
+    assert windows(tmp_path, *items * 3, cpu=True).source == "whole"
 
 
 @pytest.mark.parametrize("cpu", [False, True])
