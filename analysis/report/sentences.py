@@ -8,6 +8,7 @@ from statistics import median
 
 from prunescope.analysis.report import numbers
 from prunescope.analysis.report.gemm_table import without_sizes
+from prunescope.analysis.schema.pair_comparison import MODULES
 from prunescope.analysis.schema.report import (
     CUT_OFF,
     OTHER_TIME,
@@ -344,7 +345,18 @@ def _not_randomised(phase: Phase) -> list[str]:
 
 
 def statistic(phase: Phase) -> str:
-    """What the realised speedup is a ratio of; for a run alone, the statistic of its time."""
+    """What the realised speedup is a ratio of, and which side's host was slower for what it
+    recorded; for a run alone, the statistic of its time."""
+    text = _statistic(phase)
+    ignored = phase.comparison.one_sided if phase.comparison else ()
+    if phase.sampled is not None or all(one.kind != MODULES for one in ignored):
+        return text
+    (missing,) = (one.missing for one in ignored if one.kind == MODULES)
+    slower = {"dense": "pruned", "pruned": "dense"}[missing]
+    return f"{text}; the {slower} side alone recorded modules, which slows its host"
+
+
+def _statistic(phase: Phase) -> str:
     timed = phase.unprofiled_ns
     if phase.ladder is None:
         return _alone(timed)

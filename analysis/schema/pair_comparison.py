@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import msgspec
 
-SHAPES, REPLAYS = "shapes", "ops of graph replays"  # kinds of OneSided
+# Kinds of OneSided.
+SHAPES, REPLAYS, MODULES = "shapes", "ops of graph replays", "modules"
 
 
 class Difference(msgspec.Struct, frozen=True):
@@ -25,7 +26,7 @@ class Difference(msgspec.Struct, frozen=True):
 class OneSided(msgspec.Struct, frozen=True):
     """Information that one side lacks and that is therefore ignored on the other side too."""
 
-    kind: str  # SHAPES or REPLAYS
+    kind: str  # SHAPES, REPLAYS or MODULES
     missing: str  # "dense" or "pruned": the side that lacks it
     trace: str  # name of its file or folder
 
