@@ -16,7 +16,7 @@ import polars as pl
 from prunescope.analysis.comparison.replacements import with_replacements
 from prunescope.analysis.inputs.side import Diagnostics, SidePhase
 from prunescope.analysis.kernels.frame import ATTENTION, Kernels
-from prunescope.analysis.schema.pair_comparison import MODULES, REPLAYS, SHAPES, OneSided
+from prunescope.analysis.schema.pair_comparison import MODULES, REPLAYS, ROLES, SHAPES, OneSided
 from prunescope.taxonomy.gemm import Gemm
 from prunescope.taxonomy.roles import LINEARS
 
@@ -62,11 +62,16 @@ def one_sided_text(one: OneSided) -> str:
             "profile(..., record_shapes=True); until then what was pruned, FLOPs and bounds are "
             "unknown"
         )
-    if one.kind == MODULES:
-        with_modules = "dense" if one.missing == "pruned" else "pruned"
+    with_modules = "dense" if one.missing == "pruned" else "pruned"
+    if one.kind == ROLES:
         return (
-            f"only the {with_modules} side recorded modules, {one.trace} has none: roles and layers "
-            "of both come from the order of kernels; recording modules (with_stack) slows the "
+            f"only on the {with_modules} side do modules tell roles, in {one.trace} they name too "
+            "few linears: roles and layers of both come from the order of kernels"
+        )
+    if one.kind == MODULES:
+        return (
+            f"only the {with_modules} side recorded modules, {one.trace} has none: roles and "
+            "layers of both come from the order of kernels; recording modules (with_stack) slows the "
             f"host, so host and idle time of the {with_modules} side are larger and their rows are "
             "no evidence: capture both sides with profile(..., with_stack=True), or both without"
         )
@@ -138,7 +143,8 @@ def _equal_modules(
     if (other.kernels.frame["shapes"] == "model").any():
         return dense, pruned, ()
     missing = "dense" if other is dense else "pruned"
-    found = OneSided(MODULES, missing, other.side.path.name)
+    kind = ROLES if other.kernels.modules_recorded else MODULES
+    found = OneSided(kind, missing, other.side.path.name)
     if missing == "pruned":
         dense = dense.without_modules()
     else:
@@ -149,10 +155,12 @@ def _equal_modules(
 
 def _equal_places(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SidePhase]:
     """Both sides with layers and roles, or both without, where the cut of a file took the spans of
-    all modules of one side: its kernels are no added work."""
+    all modules of one side, or where the compiled code of one side runs outside of them: its
+    kernels are no added work."""
     cut = [one.kernels.linked.cut for one in (dense, pruned)]
+    same_code = dense.kernels.compiled == pruned.kernels.compiled
     placed = [one.kernels.frame["layer"].is_not_null().any() for one in (dense, pruned)]
-    if not any(cut) or placed[0] == placed[1]:
+    if (not any(cut) and same_code) or placed[0] == placed[1]:
         return dense, pruned
     return (
         replace(dense, kernels=_without_places(dense.kernels)),

@@ -77,7 +77,12 @@ def _without_modules(kernels: Kernels) -> list[str]:
     by_order = kernels.roles_from == "order"
     if kernels.modules_ignored:  # a note of the pair says so
         return _unequal_layers(kernels) if by_order else []
-    lines = ["no module scopes in the trace: roles come from the order of kernels"] * by_order
+    why = (
+        "the modules of the trace name fewer of its linears than their order does"
+        if kernels.modules_recorded
+        else "no module scopes in the trace"
+    )
+    lines = [f"{why}: roles come from the order of kernels"] * by_order
     rows = kernels.frame.with_columns(replayed=pl.Series(kernels.linked.replayed))
     products = rows.filter(pl.col("class").is_in([MATMUL, ATTENTION]) & ~pl.col("replayed"))
     busy = int(products["busy"].sum())

@@ -91,6 +91,7 @@ class Kernels:
     tokens: float | None = None  # a step, where a model's config and workload say so
     # (layer, role) of the modules whose calls were recorded; empty where our hooks recorded none
     modules: frozenset[tuple[int, str]] = frozenset()
+    modules_recorded: bool = False  # by PyTorch (with_stack), whether or not they tell roles
     modules_ignored: bool = False  # those that the trace recorded: the other side has none
     sdpa_math: float = 0.0  # calls a step of scaled_dot_product_attention that ran as products
     apart: ClockSkew | None = None  # how far the clocks of host and device differ, if they do
@@ -162,7 +163,7 @@ class Kernels:
         return int(self.linked.trailing_idle.sum())
 
 
-def build(
+def build(  # noqa: PLR0913
     trace: Trace,
     windows: Windows,
     peaks: Peaks | None,
@@ -251,6 +252,7 @@ def build(
         stops=graph_blockers(trace, windows, linked),
         tokens=filled.tokens,
         modules=modules_that_ran(trace) if modules else frozenset(),
+        modules_recorded=bool((trace.annotations["module"] == 1).any()),
         modules_ignored=not modules,
         sdpa_math=_calls_a_step(trace, windows, _SDPA_MATH),
         apart=apart,
@@ -382,6 +384,7 @@ def _add_role(
         of_row,
         linked.step[forward],
         every=trace.calls,
+        busy=linked.busy[forward],
         parts=find_parts(trace, linked.thread[forward], linked.launched[forward])
         if has_parts
         else None,

@@ -9,10 +9,12 @@ import pytest
 
 import prunescope
 from prunescope.analysis.report.sentences import statistic
-from prunescope.analysis.schema.pair_comparison import MODULES, OneSided
+from prunescope.analysis.schema.pair_comparison import MODULES, ROLES, OneSided
 from prunescope.analysis.schema.report import Phase, Report
 from tests.analysis.decoder import Layer, decoder
-from tests.chrome import save
+from tests.analysis.kernels.test_bare_roles import SEPARATE
+from tests.analysis.timeline.test_scopes import nn, nn_layer, pytorch
+from tests.chrome import chrome, save
 
 FULL, HALF = [Layer()] * 4, [Layer(f=48)] * 4  # 96 MLP channels, and half of them
 
@@ -89,3 +91,23 @@ def test_a_pruning_reads_the_same_whoever_recorded_modules(
     assert phase.sparsity == both.sparsity
     assert phase.comparison is not None
     assert len(phase.comparison.one_sided) == (len(lacking) == 1)
+
+
+def classes(*, named: bool) -> dict[str, Any]:
+    """4 blocks as PyTorch records them: of classes that tell roles, or of a class of one's own."""
+    blocks = [nn_layer(i) if named else nn(f"B_{i}", *SEPARATE) for i in range(4)]
+    return pytorch(chrome(nn("M_0", *blocks)))
+
+
+def test_modules_that_tell_no_roles_on_one_side(tmp_path: Path) -> None:
+    """Both sides recorded modules, so that neither host is slower for it."""
+    a = save(classes(named=True), tmp_path / "dense.json")
+    b = save(classes(named=False), tmp_path / "pruned.json")
+    report = prunescope.analyze(b, baseline=a)
+    phase = phase_of(report)
+    assert phase.comparison is not None
+    assert phase.comparison.one_sided == [OneSided(ROLES, "pruned", "pruned.json")]
+    assert {gemm.axis for gemm in phase.gemms} == {"none"}
+    assert any("only on the dense side do modules tell roles" in note for note in phase.notes)
+    assert not any("slows" in text for text in (*report.warnings, *phase.notes))
+    assert "slows" not in statistic(phase)
