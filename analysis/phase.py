@@ -44,7 +44,7 @@ from prunescope.analysis.schema.sides import PredictedRun, Totals
 from prunescope.analysis.totals import is_known, kernel_rows, total, totals
 from prunescope.analysis.verdict.caveats import apply_caveats, caveats
 from prunescope.analysis.verdict.evidence import Evidence
-from prunescope.analysis.verdict.outside import is_quantised, replaced
+from prunescope.analysis.verdict.outside import gemm_dtypes, is_quantised, replaced
 from prunescope.analysis.verdict.verdict import evidence_of, verdict
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import known
@@ -97,6 +97,7 @@ def compare_phase(
         evidence.differences,
         inputs=other if family.id == "outside" else None,
         one_sided=sides.one_sided,
+        formats=gemm_dtypes(evidence),
     )
     nominal = sparsity if sparsity is not None else _nominal(pruned)
     inputs = attribution_inputs(

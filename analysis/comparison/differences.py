@@ -38,9 +38,11 @@ def pair_comparison(
     *,
     inputs: Difference | None = None,
     one_sided: Sequence[OneSided] = (),
+    formats: tuple[str, str] | None = None,
 ) -> PairComparison:
     """Whether two sides compare. `inputs`: the other batch or length that shapes show
-    (`other_inputs`), where no pruning explains them; else None."""
+    (`other_inputs`), where no pruning explains them; else None. `formats`: of GEMMs,
+    dense and pruned, where they differ."""
     hidden = any(one.hides_pruning for one in differences)
     found = [*differences, *([] if inputs is None else [inputs])]
     return PairComparison(
@@ -48,6 +50,7 @@ def pair_comparison(
         shows_pruning=not hidden and inputs is None,
         has_bounds=not hidden,  # with other inputs alone, all work is still paired and has bounds
         differences=found,
+        formats=formats,
         one_sided=list(one_sided),
     )
 

@@ -1,8 +1,8 @@
 """Both sides of a phase with equal information, before their work is paired.
 
 In: a phase of both sides. Out: the two phases, and what was removed: information that one side
-lacks (recorded shapes, the ops of graph replays) is removed from the other side too. Without that,
-every GEMM would seem gone on one side and added on the other. Layers get one numbering, and modules
+lacks (recorded shapes, the ops of graph replays, modules) is removed from the other side too.
+Without that, every GEMM would seem gone on one side and added on the other. Layers get one numbering, and modules
 with other names on one side get the roles of the other side's.
 """
 
@@ -16,7 +16,7 @@ import polars as pl
 from prunescope.analysis.comparison.replacements import with_replacements
 from prunescope.analysis.inputs.side import Diagnostics, SidePhase
 from prunescope.analysis.kernels.frame import ATTENTION, Kernels
-from prunescope.analysis.schema.pair_comparison import REPLAYS, SHAPES, OneSided
+from prunescope.analysis.schema.pair_comparison import MODULES, REPLAYS, ROLES, SHAPES, OneSided
 from prunescope.taxonomy.gemm import Gemm
 from prunescope.taxonomy.roles import LINEARS
 
@@ -34,10 +34,11 @@ class ComparableSides:
 
 
 def with_equal_information(dense: SidePhase, pruned: SidePhase) -> ComparableSides:
-    """Both sides without recorded shapes, or without ops of replays, where one side lacks them;
+    """Both sides without recorded shapes, ops of replays or modules, where one side lacks them;
     with one numbering of layers, and the roles that the modules of either side tell."""
     dense, pruned, shapes = _equal_shapes(dense, pruned)
     dense, pruned, replays = _equal_replays(dense, pruned)
+    dense, pruned, modules = _equal_modules(dense, pruned)
     dense, pruned = _equal_places(dense, pruned)
     dense, pruned = fold_layers(dense, pruned)
     dense, pruned = with_equal_fusion(dense, pruned)
@@ -50,7 +51,7 @@ def with_equal_information(dense: SidePhase, pruned: SidePhase) -> ComparableSid
         replace(dense, kernels=with_replacements(dense.kernels, pruned.kernels)),
         replace(pruned, kernels=with_replacements(pruned.kernels, dense.kernels)),
     )
-    return ComparableSides(dense, pruned, (*shapes, *replays))
+    return ComparableSides(dense, pruned, (*shapes, *replays, *modules))
 
 
 def one_sided_text(one: OneSided) -> str:
@@ -60,6 +61,19 @@ def one_sided_text(one: OneSided) -> str:
             f"only one side recorded shapes, {one.trace} has none: capture it again with "
             "profile(..., record_shapes=True); until then what was pruned, FLOPs and bounds are "
             "unknown"
+        )
+    with_modules = "dense" if one.missing == "pruned" else "pruned"
+    if one.kind == ROLES:
+        return (
+            f"only on the {with_modules} side do modules tell roles, in {one.trace} they name too "
+            "few linears: roles and layers of both come from the order of kernels"
+        )
+    if one.kind == MODULES:
+        return (
+            f"only the {with_modules} side recorded modules, {one.trace} has none: roles and "
+            "layers of both come from the order of kernels; recording modules (with_stack) slows the "
+            f"host, so host and idle time of the {with_modules} side are larger and their rows are "
+            "no evidence: capture both sides with profile(..., with_stack=True), or both without"
         )
     return (
         f"only one side has shapes: pass {_OPTIONS[one.missing]} for the graph replays of "
@@ -115,12 +129,38 @@ def _equal_replays(
     return _without_ops(noted), _without_ops(pruned), (found,)
 
 
+def _equal_modules(
+    dense: SidePhase, pruned: SidePhase
+) -> tuple[SidePhase, SidePhase, tuple[OneSided, ...]]:
+    """Both sides with the roles and layers of their modules, or both with those of the order of
+    kernels: modules of one side alone are no difference of the models. Graph replays have what
+    their eager trace names, and the layers of a config stand for modules."""
+    sides = dense, pruned
+    lacking = [one for one in sides if not one.kernels.has_modules]
+    if len(lacking) != 1 or any(one.kernels.linked.replayed.any() for one in sides):
+        return dense, pruned, ()
+    (other,) = lacking
+    if (other.kernels.frame["shapes"] == "model").any():
+        return dense, pruned, ()
+    missing = "dense" if other is dense else "pruned"
+    kind = ROLES if other.kernels.modules_recorded else MODULES
+    found = OneSided(kind, missing, other.side.path.name)
+    if missing == "pruned":
+        dense = dense.without_modules()
+    else:
+        pruned = pruned.without_modules()
+    notes = [*pruned.kernels.notes, one_sided_text(found)]
+    return dense, replace(pruned, kernels=replace(pruned.kernels, notes=notes)), (found,)
+
+
 def _equal_places(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SidePhase]:
     """Both sides with layers and roles, or both without, where the cut of a file took the spans of
-    all modules of one side: its kernels are no added work."""
+    all modules of one side, or where the compiled code of one side runs outside of them: its
+    kernels are no added work."""
     cut = [one.kernels.linked.cut for one in (dense, pruned)]
+    same_code = dense.kernels.compiled == pruned.kernels.compiled
     placed = [one.kernels.frame["layer"].is_not_null().any() for one in (dense, pruned)]
-    if not any(cut) or placed[0] == placed[1]:
+    if (not any(cut) and same_code) or placed[0] == placed[1]:
         return dense, pruned
     return (
         replace(dense, kernels=_without_places(dense.kernels)),

@@ -16,7 +16,7 @@ import polars as pl
 
 from prunescope.analysis.findings.context import Context, is_significant, role_or_kernel, sized
 from prunescope.analysis.findings.registry import Found, Severity, finding
-from prunescope.analysis.kernels.frame import MATMUL, Kernels
+from prunescope.analysis.kernels.frame import ATTENTION, MATMUL, POINT, Kernels
 from prunescope.analysis.ledger.purpose import (
     ESTIMATOR,
     GATHER,
@@ -29,6 +29,7 @@ from prunescope.analysis.ledger.purpose import (
     is_fused,
     purpose,
 )
+from prunescope.analysis.schema.report import LedgerPart
 from prunescope.analysis.verdict.detectors.zeros import MANY_ZEROS
 from prunescope.analysis.verdict.evidence import matrices
 from prunescope.taxonomy.families import known
@@ -72,10 +73,24 @@ def added_work(c: Context) -> Found | None:
     return Found(
         text=f"work that the dense model does not have takes {ms(row.moves_ns)}",
         evidence=[f"{p.name}: {ms(p.ns)}" for p in row.parts[:5]],
-        change="fuse or batch the kernels named (routing, gather and scatter, layout copies, maps)",
+        change="; ".join(dict.fromkeys(_less_of(part) for part in row.parts[:5])),
         predicted_ns=row.ns,
         explains=frozenset(p.role for p in row.parts[:5] if p.role is not None),
     )
+
+
+def _less_of(part: LedgerPart) -> str:
+    """How to have less of a part of added work, by its class."""
+    if part.role == "residual" and part.cls == MATMUL:
+        return "keep the same dimensions in all layers: then no map is needed"
+    if part.cls == MATMUL:
+        return (
+            "see which products the dense model lacks (rows `added` of the GEMM table), and merge "
+            "or remove them; where another op multiplies in their place, nothing was added"
+        )
+    if part.cls == ATTENTION:
+        return "run attention with the kernel that the dense model uses"
+    return _BY_CLASS.get(part.cls or "", "fuse or batch the kernels named")
 
 
 # -- left on: hooks and adapters that run again in every step -----------------------------------
@@ -293,6 +308,12 @@ _PURPOSES = {
     SCATTER: _GATHER,
     ESTIMATOR: _ESTIMATOR,
     LAYOUT: _COPIES,
+}
+_BY_CLASS = {
+    "routing": _ROUTING.change,
+    "gather_scatter": _GATHER.change,
+    "layout": _COPIES.change,
+    POINT: "fuse the pointwise kernels named with their neighbours (torch.compile)",
 }
 
 

@@ -11,7 +11,7 @@ import polars as pl
 from prunescope.analysis.comparison.equal_information import one_sided_text
 from prunescope.analysis.kernels.frame import ATTENTION, MATMUL, Kernels
 from prunescope.analysis.kernels.replay import replayed_begin
-from prunescope.analysis.schema.pair_comparison import SHAPES
+from prunescope.analysis.schema.pair_comparison import MODULES, SHAPES
 from prunescope.analysis.schema.report import WHOLE_TRACE, Phase
 from prunescope.analysis.timeline.intervals import (
     ANNOTATION,
@@ -78,7 +78,14 @@ def _without_modules(kernels: Kernels) -> list[str]:
     if kernels.roles_from not in ("none", "order"):
         return []
     by_order = kernels.roles_from == "order"
-    lines = ["no module scopes in the trace: roles come from the order of kernels"] * by_order
+    if kernels.modules_ignored:  # a note of the pair says so
+        return _unequal_layers(kernels) if by_order else []
+    why = (
+        "the modules of the trace name fewer of its linears than their order does"
+        if kernels.modules_recorded
+        else "no module scopes in the trace"
+    )
+    lines = [f"{why}: roles come from the order of kernels"] * by_order
     rows = kernels.frame.with_columns(replayed=pl.Series(kernels.linked.replayed))
     products = rows.filter(pl.col("class").is_in([MATMUL, ATTENTION]) & ~pl.col("replayed"))
     busy = int(products["busy"].sum())
@@ -194,6 +201,8 @@ def phase_warnings(name: str, phase: Phase) -> list[str]:
         if kind and (doubt := kind.get("doubt")):
             warnings.append(f"{side}{name}: {doubt}")
     warnings += _captures_differ(name, phase)
+    ignored = phase.comparison.one_sided if phase.comparison else ()
+    warnings += [f"{name}: {one_sided_text(one)}" for one in ignored if one.kind == MODULES]
     warnings += [f"{name}: {f.text}" for f in phase.findings if f.id == "earlier-work"]
     late, kept = phase.late, phase.busy_ns * phase.steps
     if late["events"] and late["ns"] > _LATE * (late["ns"] + kept):

@@ -150,9 +150,12 @@ class Side:
         rank, _ = self.mixed.get(name, (name, ""))
         return rank if rank in self.ranks else None
 
-    def read(self, name: str, *, mapped: bool = True, shapes: bool = True) -> SidePhase:
+    def read(
+        self, name: str, *, mapped: bool = True, shapes: bool = True, modules: bool = True
+    ) -> SidePhase:
         """A phase with its kernels. `mapped`: with the ops of graph replays, where an eager trace
-        names them; `shapes`: with the shapes that its ops recorded. Raises PrunescopeError where
+        names them; `shapes`: with the shapes that its ops recorded; `modules`: with the roles of
+        the modules that it recorded, else by the order of kernels. Raises PrunescopeError where
         the trace is missing or cannot be read."""
         trace, diagnostics = self._open(name)
         windows = self._windows(trace)
@@ -163,7 +166,15 @@ class Side:
         if mapped:
             eager, more = self._eager(name, windows, kind)
             diagnostics += more
-        kernels = build(trace, windows, self.peaks, eager=eager, phase=kind, model=self.model)
+        kernels = build(
+            trace,
+            windows,
+            self.peaks,
+            eager=eager,
+            phase=kind,
+            model=self.model,
+            modules=modules,
+        )
         if kernels.lacks_kernels:
             count, lost = (kernels.linked.launches[key] for key in ("events", "lost"))
             warning = (
@@ -179,7 +190,7 @@ class Side:
             diagnostics += Diagnostics((warning,), partial=kernels.is_captured)
         replays = bool(kernels.linked.replayed.any())
         diagnostics += Diagnostics(tuple(kernels.warnings), replays=replays)
-        return SidePhase(self, name, kernels, diagnostics)
+        return SidePhase(self, name, kernels, diagnostics, shapes=shapes)
 
     def trace(self, name: str) -> Trace:
         """The trace that a phase is in."""
@@ -289,6 +300,7 @@ class SidePhase:
     name: str
     kernels: Kernels
     diagnostics: Diagnostics = Diagnostics()
+    shapes: bool = True  # whether it was read with the shapes that its ops recorded
 
     @property
     def run(self) -> PhaseRun | None:
@@ -298,6 +310,11 @@ class SidePhase:
     def without_shapes(self) -> SidePhase:
         """This phase read again, as if neither its trace nor a config told any shapes."""
         again = replace(self.side, model=None).read(self.name, shapes=False)
+        return replace(again, diagnostics=self.diagnostics)
+
+    def without_modules(self) -> SidePhase:
+        """This phase read again, as if its trace had recorded no module."""
+        again = self.side.read(self.name, shapes=self.shapes, modules=False)
         return replace(again, diagnostics=self.diagnostics)
 
     @cached_property

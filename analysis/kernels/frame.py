@@ -52,7 +52,7 @@ from prunescope.analysis.timeline.phase_steps import (
     only_picked,
     only_warm,
 )
-from prunescope.analysis.timeline.scopes import find_scopes, modules_that_ran
+from prunescope.analysis.timeline.scopes import find_scopes, modules_that_ran, no_scopes
 from prunescope.analysis.trace.collect import NONE, Ints
 from prunescope.analysis.trace.events import Trace, lacks_device_events, recorded_waits
 from prunescope.taxonomy.roles import BACKWARD
@@ -91,6 +91,8 @@ class Kernels:
     tokens: float | None = None  # a step, where a model's config and workload say so
     # (layer, role) of the modules whose calls were recorded; empty where our hooks recorded none
     modules: frozenset[tuple[int, str]] = frozenset()
+    modules_recorded: bool = False  # by PyTorch (with_stack), whether or not they tell roles
+    modules_ignored: bool = False  # those that the trace recorded: the other side has none
     sdpa_math: float = 0.0  # calls a step of scaled_dot_product_attention that ran as products
     sampled: SampledClock | None = None  # of the steps
     apart: ClockSkew | None = None  # how far the clocks of host and device differ, if they do
@@ -136,6 +138,11 @@ class Kernels:
         return bool(2 * busy[self.linked.replayed].sum() > busy.sum())
 
     @property
+    def has_modules(self) -> bool:
+        """Whether roles come from modules that the trace recorded."""
+        return self.roles_from in ("modules", "nn.Module")
+
+    @property
     def is_by_order(self) -> bool:
         """Whether roles come from the order of kernels, which no config aligned with its layers."""
         return self.roles_from == "order" and not (self.frame["shapes"] == "model").any()
@@ -162,7 +169,7 @@ class Kernels:
         return int(self.linked.trailing_idle.sum())
 
 
-def build(
+def build(  # noqa: PLR0913
     trace: Trace,
     windows: Windows,
     peaks: Peaks | None,
@@ -170,12 +177,13 @@ def build(
     eager: Trace | None = None,
     phase: str | None = None,
     model: ModelConfig | AutoModel | None = None,
+    modules: bool = True,
 ) -> Kernels:
     """All passes of one phase: link, replay, kind, role, shapes, work, class, waves, bound, idle.
 
     `eager`: a trace of the same step without a graph, for the ops of graph replays. `phase`: keep
     the steps that a serving engine's annotations say are of this phase. `model`: gives shapes that
-    the trace did not record.
+    the trace did not record. `modules`: with the roles that recorded modules give; else by order.
     """
     linked = link(trace, windows)
     if phase is not None:
@@ -196,7 +204,7 @@ def build(
     calls = with_formats(frame, calls)
     works = unfold_queries(calls, [work_of(call) for call in calls])
     frame = _add_kind(frame, calls)
-    frame, source = _add_role(frame, trace, linked, calls)
+    frame, source = _add_role(frame, trace, linked, calls, modules=modules)
     if replay is not None:
         frame, source = replay.add_roles(frame)
     filled = Filled(frame, source)
@@ -250,7 +258,9 @@ def build(
         stacks=trace.stacks if trace.stacks > len(trace.launches["ts"]) else 0,
         stops=graph_blockers(trace, windows, linked),
         tokens=filled.tokens,
-        modules=modules_that_ran(trace),
+        modules=modules_that_ran(trace) if modules else frozenset(),
+        modules_recorded=bool((trace.annotations["module"] == 1).any()),
+        modules_ignored=not modules,
         sdpa_math=_calls_a_step(trace, windows, _SDPA_MATH),
         apart=apart,
         sampled=sampled_clock(trace, linked),
@@ -361,7 +371,7 @@ def _add_kind(frame: pl.DataFrame, calls: list[OpCall]) -> pl.DataFrame:
 
 
 def _add_role(
-    frame: pl.DataFrame, trace: Trace, linked: Linked, calls: list[OpCall]
+    frame: pl.DataFrame, trace: Trace, linked: Linked, calls: list[OpCall], *, modules: bool
 ) -> tuple[pl.DataFrame, str]:
     """Columns `layer` and `role`; replayed rows have neither, unless their graph names them."""
     host = np.argsort(linked.launched, kind="stable")
@@ -369,7 +379,10 @@ def _add_role(
     forward = host if passes is None else host[~passes.backward & ~passes.optimizer]
     product = _products_of_rows(frame, host)
     forward = forward[product[forward] == forward]
-    scopes = find_scopes(trace, linked.thread[forward], linked.launched[forward])
+    recorded_scopes = find_scopes(trace, linked.thread[forward], linked.launched[forward])
+    scopes = recorded_scopes if modules else no_scopes(len(forward))
+    # The path of a module is that of a part too: of ignored modules neither counts.
+    has_parts = scopes.source == "none" and recorded_scopes.source != "modules"
     call_ids = frame["call"].to_list()
     of_row = [None if call_ids[i] is None else calls[call_ids[i]] for i in forward]
     kinds = frame["kind"].to_list()
@@ -379,8 +392,9 @@ def _add_role(
         of_row,
         linked.step[forward],
         every=trace.calls,
+        busy=linked.busy[forward],
         parts=find_parts(trace, linked.thread[forward], linked.launched[forward])
-        if scopes.source == "none"
+        if has_parts
         else None,
     )
     layer = np.full(len(host), NONE)

@@ -33,7 +33,7 @@ from prunescope.analysis.ops.call import OpCall
 from prunescope.analysis.timeline.parts import Parts
 from prunescope.analysis.timeline.scopes import Scopes
 from prunescope.analysis.trace.collect import NONE, Ints
-from prunescope.taxonomy.roles import BACKWARD, Place
+from prunescope.taxonomy.roles import BACKWARD, UNPLACED, Place
 
 GEMM_KINDS = ("gemm", "gemv", "batched_gemm", "sparse_gemm", "grouped_gemm")
 _BY_A_WEIGHT = ("aten::mm", "aten::addmm", "aten::linear", "aten::mv", "aten::addmv")
@@ -54,7 +54,7 @@ class Roles:
     source: str
 
 
-def find_roles(
+def find_roles(  # noqa: PLR0913
     scopes: Scopes,
     kinds: list[str],
     calls: list[OpCall | None],
@@ -62,19 +62,56 @@ def find_roles(
     *,
     every: Iterable[OpCall] = (),
     parts: Parts | None = None,
+    busy: Ints | None = None,
 ) -> Roles:
     """Roles of rows in time order of their launch; `calls[i]` is the op call of row i, `step[i]`
     the step that it is in (None: all are in one), `every`: all calls of the trace, those that
-    launch nothing themselves too; `parts`: what annotations name where no module is known."""
+    launch nothing themselves too; `parts`: what annotations name where no module is known;
+    `busy`: the time of each row (None: as much for all).
+
+    Classes of modules (`Linear_0`) tell less than paths: where they place less of the time of GEMMs
+    than order does, roles come from order.
+    """
     sizes = sizes_of(kinds, calls)
     vocabulary = vocabularies({id(call): call for call in (*every, *calls)}.values())
+    steps = np.zeros(len(kinds), np.int64) if step is None else step
+
+    def ordered() -> Roles:
+        found = _by_order(_marked(kinds, calls, vocabulary), steps, sizes, vocabulary)
+        _by_annotation(parts, kinds, calls, sizes, found)
+        tied_heads(found.role, kinds, calls, sizes)
+        gated(found.role, found.layer, sizes)
+        return found
+
     if scopes.source in ("none", "layers"):
-        steps = np.zeros(len(kinds), np.int64) if step is None else step
-        ordered = _by_order(_marked(kinds, calls, vocabulary), steps, sizes, vocabulary)
-        _by_annotation(parts, kinds, calls, sizes, ordered)
-        tied_heads(ordered.role, kinds, calls, sizes)
-        gated(ordered.role, ordered.layer, sizes)
-        return _in_ranges(ordered, scopes) if scopes.source == "layers" else ordered
+        return _in_ranges(ordered(), scopes) if scopes.source == "layers" else ordered()
+    found = _in_modules(scopes, kinds, calls, sizes, vocabulary)
+    if scopes.source != "nn.Module":
+        return found
+    weights = np.ones(len(kinds), np.int64) if busy is None else busy
+    placed, whole = _placed(found, kinds, weights)
+    if placed == whole:
+        return found
+    other = ordered()
+    by_order = other.source == "order" and _placed(other, kinds, weights)[0] > placed
+    return other if by_order else found
+
+
+def _placed(roles: Roles, kinds: list[str], busy: Ints) -> tuple[int, int]:
+    """The time of GEMMs that have a role, and of all."""
+    gemm = np.isin(kinds, GEMM_KINDS)
+    known = ~np.isin(roles.role, UNPLACED)
+    return int(busy[gemm & known].sum()), int(busy[gemm].sum())
+
+
+def _in_modules(
+    scopes: Scopes,
+    kinds: list[str],
+    calls: list[OpCall | None],
+    sizes: list[Size | None],
+    vocabulary: set[int],
+) -> Roles:
+    """Roles from the modules that rows are in."""
     layer = np.full(len(kinds), NONE)
     named = [False] * len(kinds)
     role: list[str] = []

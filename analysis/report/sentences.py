@@ -8,6 +8,7 @@ from statistics import median
 
 from prunescope.analysis.report import numbers
 from prunescope.analysis.report.gemm_table import without_sizes
+from prunescope.analysis.schema.pair_comparison import MODULES
 from prunescope.analysis.schema.report import (
     CUT_OFF,
     OTHER_TIME,
@@ -144,7 +145,9 @@ def _outcome(phase: Phase) -> str:
         return _unmoved(phase, ladder)
     if holds_one(phase):
         text = f"{ratio} is indistinguishable from no speedup: the interval includes 1×"
-        return text if ladder.nominal is None else f"{text}; {_was_promised(phase, ladder)}"
+        return (
+            text if not _has_nominal(phase, ladder) else f"{text}; {_was_promised(phase, ladder)}"
+        )
     return _realised(phase, ladder)
 
 
@@ -178,9 +181,12 @@ def _communication_of_pair(phase: Phase) -> str:
 def _realised(phase: Phase, ladder: Ladder) -> str:
     """The speedup next to the promised one, and the share of its bound."""
     text = f"{numbers.ratio(ladder.realised)} realised{_interval(ladder)}"
-    if ladder.nominal is not None:
+    formats = _formats(phase)
+    if _has_nominal(phase, ladder):
         text += f" of {numbers.ratio(ladder.nominal)} "
         text += "promised" if _has_promise(phase) else "that its FLOPs allow"
+    elif formats is not None:
+        text += f", GEMMs in {formats[1]} against {formats[0]}"
     if ladder.share_of_bound is not None:
         text += f", {numbers.percent(ladder.share_of_bound)} of the roofline bound"
         text += _shares(ladder.share_of_bound_ci95)
@@ -221,7 +227,7 @@ def _unmoved(phase: Phase, ladder: Ladder) -> str:
         found = next((item for item in phase.findings if item.id == OTHER_TIME), None)
         rows = "" if found is None else f": {found.text.rpartition(': ')[2]}"
         text += f" is more than noise and no speedup of a pruning{rows}"
-    if (ladder.nominal or 1.0) > _PROMISED:
+    if _has_nominal(phase, ladder) and (ladder.nominal or 1.0) > _PROMISED:
         text += f"; {_was_promised(phase, ladder)}"
     return text
 
@@ -229,6 +235,17 @@ def _unmoved(phase: Phase, ladder: Ladder) -> str:
 def _has_promise(phase: Phase) -> bool:
     """Whether a nominal sparsity is known; without one the first bound is the FLOP ratio."""
     return phase.sparsity.get("nominal") is not None
+
+
+def _has_nominal(phase: Phase, ladder: Ladder) -> bool:
+    """Whether the first bound says something: a promise does, and FLOPs at one rate."""
+    return ladder.nominal is not None and (_has_promise(phase) or _formats(phase) is None)
+
+
+def _formats(phase: Phase) -> tuple[str, str] | None:
+    """The number formats of GEMMs, dense and pruned, where they differ: FLOPs at two rates bound no
+    speedup."""
+    return phase.comparison.formats if phase.comparison else None
 
 
 def _was_promised(phase: Phase, ladder: Ladder) -> str:
@@ -344,7 +361,18 @@ def _not_randomised(phase: Phase) -> list[str]:
 
 
 def statistic(phase: Phase) -> str:
-    """What the realised speedup is a ratio of; for a run alone, the statistic of its time."""
+    """What the realised speedup is a ratio of, and which side's host was slower for what it
+    recorded; for a run alone, the statistic of its time."""
+    text = _statistic(phase)
+    ignored = phase.comparison.one_sided if phase.comparison else ()
+    if phase.sampled is not None or all(one.kind != MODULES for one in ignored):
+        return text
+    (missing,) = (one.missing for one in ignored if one.kind == MODULES)
+    slower = {"dense": "pruned", "pruned": "dense"}[missing]
+    return f"{text}; the {slower} side alone recorded modules, which slows its host"
+
+
+def _statistic(phase: Phase) -> str:
     timed = phase.unprofiled_ns
     if phase.ladder is None:
         return _alone(timed)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import msgspec
 
-SHAPES, REPLAYS = "shapes", "ops of graph replays"  # kinds of OneSided
+# Kinds of OneSided.
+SHAPES, REPLAYS = "shapes", "ops of graph replays"
+MODULES, ROLES = "modules", "roles of modules"
 
 
 class Difference(msgspec.Struct, frozen=True):
@@ -25,7 +27,7 @@ class Difference(msgspec.Struct, frozen=True):
 class OneSided(msgspec.Struct, frozen=True):
     """Information that one side lacks and that is therefore ignored on the other side too."""
 
-    kind: str  # SHAPES or REPLAYS
+    kind: str  # SHAPES, REPLAYS, MODULES or ROLES
     missing: str  # "dense" or "pruned": the side that lacks it
     trace: str  # name of its file or folder
 
@@ -36,11 +38,13 @@ class PairComparison(msgspec.Struct, kw_only=True, frozen=True):
     `is_speedup`: the ratio of the two times is a speedup of the pruning; False where any setting
     differs. `shows_pruning`: differences of shapes and kernels are the pruning's, so that a family
     can be read and findings on it hold. `has_bounds`: what remains of the dense work is known, so
-    that the ladder has coverage and roofline bounds.
+    that the ladder has coverage and roofline bounds. `formats`: the number formats of GEMMs, dense
+    and pruned, where they differ: at two peak rates FLOPs alone bound no speedup.
     """
 
     is_speedup: bool = True
     shows_pruning: bool = True
     has_bounds: bool = True
+    formats: tuple[str, str] | None = None
     differences: list[Difference] = []
     one_sided: list[OneSided] = []

@@ -63,8 +63,7 @@ def find_scopes(trace: Trace, thread: Ints, ts: Ints) -> Scopes:
     """
     modules, places, source = _places(trace)
     if not places:
-        none = np.full(len(ts), NONE)
-        return Scopes(none, none, [], "none")
+        return no_scopes(len(ts))
     spans = {k: trace.annotations[k][modules] for k in ("ts", "dur", "thread")}
     if source == "modules":
         # Of two scopes with equal times, the module with the shorter path is the outer one.
@@ -80,6 +79,12 @@ def find_scopes(trace: Trace, thread: Ints, ts: Ints) -> Scopes:
     number = {key: distinct[p] for key, p in objects.items()}
     of_annotation = np.array([number[id(p)] for p in places])
     return Scopes(np.where(inner >= 0, of_annotation[inner], NONE), inner, list(distinct), source)
+
+
+def no_scopes(rows: int) -> Scopes:
+    """The scopes of a trace that recorded no module."""
+    none = np.full(rows, NONE)
+    return Scopes(none, none, [], "none")
 
 
 def modules_that_ran(trace: Trace) -> frozenset[tuple[int, str]]:

@@ -18,7 +18,7 @@ from prunescope.analysis.schema.report import Finding, Report, from_json, to_jso
 from prunescope.rules import check_report, parse_rules
 from tests.analysis.finding_cases import mm, of_pair, plain
 from tests.analysis.report import example
-from tests.chrome import chrome, step
+from tests.chrome import chrome, module, step
 
 DTYPE = Difference("dtype", "bfloat16", "float32")
 BATCH = Difference("batch", 1, 2, hides_pruning=True)
@@ -60,8 +60,8 @@ def test_words() -> None:
 
 
 def test_a_pair_in_which_nothing_pairs_promises_nothing(tmp_path: Path) -> None:
-    """Layers and roles on one side alone: four GEMMs of 100 us that pair with none of 50 us."""
-    pruned = chrome(step(0, *[mm(us=50) for _ in range(2)]))
+    """Modules of other roles: four GEMMs of 100 us that pair with none of 50 us."""
+    pruned = chrome(step(0, *[module("lm_head", mm(us=50)) for _ in range(2)]))
     for sparsity in (None, 0.5):
         phase = of_pair(tmp_path, plain(), pruned, sparsity)
         assert "nothing pairs: matrices are multiplied in 4 layers and roles of the" in headline(

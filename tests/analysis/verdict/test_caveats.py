@@ -18,7 +18,7 @@ from prunescope.analysis.verdict.caveats import Caveat, apply_caveats
 from tests.analysis.decoder import Layer, census, decoder, write_pair
 from tests.analysis.edits import Edit, Event
 from tests.analysis.finding_cases import BF16, found, layers, mm, present, report
-from tests.chrome import Op, chrome, k, op, save, step
+from tests.chrome import Op, chrome, k, module, op, save, step
 
 QWEN = "h100_qwen1.5-0.5b_prefill.json.gz"
 GEMM = ("aten::mm", "aten::addmm", "aten::linear", "aten::bmm", "aten::matmul")
@@ -257,3 +257,20 @@ def test_a_cut_off_file_alone_lacks_kernels(tmp_path: Path) -> None:
     phase = analyze(path).report.phases["trace"]
     present(phase, "truncated-trace", "critical", "the trace: the file is cut off")
     assert headline(phase).startswith("the trace is cut off; what is left takes")
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_compiled_code_that_has_no_roles_is_not_lost(tmp_path: Path, *, compiled: bool) -> None:
+    """Four GEMMs of a layer's modules each, which the other side runs outside of all modules."""
+    names = ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj")
+    head = module("lm_head", mm())
+    dense = [module(f"model.layers.{i}.{name}", mm()) for i in range(2) for name in names]
+    pruned = [mm() for _ in dense]
+    if compiled:
+        pruned = [op("Torch-Compiled Region: 0/0", inner=pruned, us=0)]
+    one = report(tmp_path, chrome(step(0, *dense, head)), chrome(step(0, *pruned, head)), None)
+    assert (found(one, "kernels-missing") is None) == compiled
+    (phase,) = one.phases.values()
+    if compiled:
+        assert phase.pairing is not None
+        assert (phase.pairing.added, phase.pairing.layers) == (0, None)

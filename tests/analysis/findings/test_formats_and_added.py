@@ -1,0 +1,67 @@
+"""What is said of quantised pairs, of compiled ones and of products that were added."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import prunescope
+from prunescope.analysis.report.sentences import headline
+from prunescope.analysis.schema.report import Phase
+from tests.analysis.finding_cases import found, layers, mm, pointwise, report
+from tests.chrome import chrome, op, save, step
+
+M, K, INT8 = 64, 256, "signed char"
+
+
+def linear(us: float, *, int8: bool) -> Any:
+    if int8:
+        shapes = ([M, K], [], [], [K, K], [K])
+        dtypes = (INT8, "Scalar", "Scalar", INT8, "float")
+        return op("onednn::qlinear_pointwise", *shapes, dtypes=dtypes, us=us)
+    return op("aten::addmm", [K], [M, K], [K, K], [], [], us=us)
+
+
+def quantised(tmp_path: Path, sparsity: float | None) -> Phase:
+    """Four equal linears a step, of 400 us in fp32 and of 100 us in int8."""
+    sides = [(400, False), (100, True)]
+    traces = [
+        chrome(*[step(i, *[linear(us, int8=int8)] * 4) for i in range(2)], cpu=True)
+        for us, int8 in sides
+    ]
+    paths = [save(t, tmp_path / f"{n}.json") for t, n in zip(traces, "ab", strict=True)]
+    return prunescope.analyze(paths[1], baseline=paths[0], sparsity=sparsity).phases["trace"]
+
+
+def test_flops_at_two_rates_allow_no_speedup(tmp_path: Path) -> None:
+    """4 × 400 us against 4 × 100 us of as many FLOPs: 4×, which no FLOPs at one rate allow."""
+    phase = quantised(tmp_path, None)
+    assert phase.comparison is not None and phase.comparison.formats == ("fp32", "int8")
+    assert headline(phase).startswith("4.00× realised")
+    assert "FLOPs allow" not in headline(phase)
+    assert "GEMMs in int8 against fp32" in headline(phase)
+
+
+def test_a_promise_stays_one(tmp_path: Path) -> None:
+    assert "of 2.00× promised" in headline(quantised(tmp_path, 0.5))
+
+
+def test_added_products_are_no_routing(tmp_path: Path) -> None:
+    """A second product of 100 us in each of two layers."""
+    up = ("mlp.up_proj", mm())
+    told = report(tmp_path, layers(up), layers(up, ("mlp.extra", mm(n=512))))
+    finding = found(told, "added-work")
+    assert finding is not None and finding.change is not None
+    assert finding.predicted_ns == pytest.approx(2 * 100_000)
+    assert "products" in finding.change
+    assert "routing" not in finding.change and "gather" not in finding.change
+
+
+def test_added_pointwise_work_is_to_be_fused(tmp_path: Path) -> None:
+    up = ("mlp.up_proj", mm())
+    more = ("mlp.up_proj", [mm(), pointwise("aten::sin", [512, 4096], us=30)])
+    finding = found(report(tmp_path, layers(up), layers(more)), "added-work")
+    assert finding is not None and finding.change is not None
+    assert finding.change.startswith("fuse the pointwise kernels named")
