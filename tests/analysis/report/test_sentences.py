@@ -434,8 +434,8 @@ def test_the_finding_says_the_same(dense: int, over: str) -> None:
     assert ("(dense)" in found.evidence[0]) == (dense == 0)
     if not dense:
         assert found.evidence == [
-            "95 % bootstrap interval of the median of 12 unprofiled samples (dense) ÷ the mean "
-            "over 8 placements of the medians of 16 unprofiled samples (pruned)"
+            "95 % bootstrap interval of the median of 12 unprofiled samples (dense) ÷ the "
+            "geometric mean over 8 placements of the medians of 16 unprofiled samples (pruned)"
         ]
 
 
