@@ -67,7 +67,11 @@ _PATHS = re.compile(
     rf"|(?<![A-Za-z0-9])[A-Za-z]:(?:\\+|/(?!/)){_PART}*(?:[\\/]+{_PART}*)*"
     rf"|(?<![\w\\])\\\\{_PART}+(?:\\+{_PART}+)+"
 )
-_LIBRARIES = re.compile(r"[\\/](?:site|dist)-packages[\\/]+")
+# What tells which library a file is of: what follows site-packages, or the library's own folder.
+_LIBRARIES = re.compile(
+    r"[\\/](?:site|dist)-packages[\\/]+|[\\/]+(?=(?:torch|triton|transformers|vllm|sglang"
+    r"|tensorrt_llm|megatron|deepspeed|accelerate)[\\/])"
+)
 _SHORT = 200  # characters of a text that is worth keeping
 _NUMBERS = {int, float, bool, type(None)}
 _HOMES = frozenset({"home", "Users", "users"})
@@ -206,4 +210,4 @@ def _last_name(path: str) -> str:
 def _named(path: re.Match[str]) -> str:
     text = path[0]
     library = _LIBRARIES.split(text)
-    return library[-1] if len(library) > 1 else _last_name(text)
+    return library[-1] if len(library) > 1 and library[-1] else _last_name(text)

@@ -51,6 +51,7 @@ TOKEN = "hf_" + "QyZ7planted0secret1token2abcd"
             "/usr/lib/python3/site-packages/vllm/worker.py(12): execute_model",
             "vllm/worker.py(12): execute_model",
         ),
+        ("/opt/src/torch/_dynamo/x.py(3): g", "torch/_dynamo/x.py(3): g"),
     ],
 )
 def test_what_tells_is_taken_out(text: str, wanted: str) -> None:
