@@ -41,23 +41,26 @@ def mixed(whole: Forward) -> Forward:
     )
 
 
-def stored_as(whole: Forward, itemsize: float) -> Forward:
-    """A forward whose linear layers store a number in `itemsize` bytes."""
+def stored_as(whole: Forward, itemsize: float, *, indices_shrink: bool = True) -> Forward:
+    """A forward whose linear layers store a number in `itemsize` bytes. `indices_shrink`: whether
+    the 2-bit indices of 2:4 weights take as much less; Marlin keeps them whole."""
     size = whole.work.itemsize
-    ops = tuple(_stored(op, itemsize, size) for op in whole.ops)
+    ops = tuple(_stored(op, itemsize, size, indices_shrink=indices_shrink) for op in whole.ops)
     kept = ops
     if whole.resident != whole.ops:
-        kept = tuple(_stored(op, itemsize, size) for op in whole.resident)
+        kept = tuple(
+            _stored(op, itemsize, size, indices_shrink=indices_shrink) for op in whole.resident
+        )
     return replace(
         whole, ops=ops, bounded=tuple(op for op in ops if op.bounded), resident=kept, memo={}
     )
 
 
-def _stored(op: Op, itemsize: float, before: float) -> Op:
-    """The 2-bit indices of 2:4 weights keep their size: a ninth of what is stored at 16 bits."""
+def _stored(op: Op, itemsize: float, before: float, *, indices_shrink: bool) -> Op:
+    """The indices of 2:4 weights are a ninth of what is stored at 16 bits."""
     if op.role not in LINEAR:
         return op
-    indices = 1 / (4 * before + 1) if op.sparse else 0.0
+    indices = 1 / (4 * before + 1) if op.sparse and not indices_shrink else 0.0
     share = indices + (1 - indices) * itemsize / before
     return replace(
         op,

@@ -77,6 +77,7 @@ class Forward:
         """The shares of the layers in the longest stage and in the last one, the shortest."""
         if self.stages == 1:
             return 1.0, 1.0
-        layers = sum(max(plan.attention_layers, plan.mlp_layers) for plan in self.plans)
+        kinds = ("attention_layers", "mlp_layers")  # a sublayer may be a stack of its own
+        layers = max(sum(getattr(plan, kind) for plan in self.plans) for kind in kinds)
         each = layers / self.stages
         return math.ceil(each - _ROUNDING) / layers, math.floor(each + _ROUNDING) / layers

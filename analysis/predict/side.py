@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import groupby
 
-from prunescope.analysis.predict.constants import Constants
+from prunescope.analysis.predict.constants import MARLIN, Constants
 from prunescope.analysis.predict.formats import LINEAR, WIDE, mixed, stored_as
 from prunescope.analysis.predict.forward import Forward
 from prunescope.analysis.predict.setting import Setting
@@ -133,7 +133,9 @@ def predicted_side(
         whole = whole.once(("pp", setting.pp), partial(_in_stages, whole, setting.pp))
     stored = setting.stored_itemsize
     if stored is not None:
-        whole = whole.once(("stored", stored), partial(stored_as, whole, stored))
+        shrink = setting.sparse_library != MARLIN
+        narrow = partial(stored_as, whole, stored, indices_shrink=shrink)
+        whole = whole.once(("stored", stored, shrink), narrow)
     if setting.wide_flop_per_s is not None:
         whole = whole.once("mixed", partial(mixed, whole))
     return PredictedSide(setting=setting, forward=whole)
