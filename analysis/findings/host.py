@@ -9,14 +9,24 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+import msgspec
 import polars as pl
 
 from prunescope.analysis.findings.context import Context
 from prunescope.analysis.findings.registry import Found, finding
-from prunescope.analysis.kernels.idle import LOADER, cause_sums, dispatch, host, host_late
+from prunescope.analysis.kernels.idle import (
+    BETWEEN_OPS,
+    LOADER,
+    cause_sums,
+    dispatch,
+    host,
+    host_late,
+)
+from prunescope.analysis.schema.report import Finding
 from prunescope.taxonomy.words import ms, percent, shortened
 
 SOME, MUCH = 0.05, 0.25  # of the step: idle time worth a finding, and worth a warning
+HOST_COLLECTIVES = "host-collectives"
 NAMED = 0.02  # of the step: idle time worth a line
 _POOL = 10  # calls a step that free memory: no pool of memory gives back so much of it
 _LINES = 3
@@ -86,7 +96,7 @@ def allocator_calls(c: Context) -> Found | None:
     )
 
 
-@finding("host-collectives", "warning")
+@finding(HOST_COLLECTIVES, "warning")
 def host_collectives(c: Context) -> Found | None:
     """The step waits while threads of the host carry out collectives."""
     ns = idle_ns(c, "collective")
@@ -98,11 +108,26 @@ def host_collectives(c: Context) -> Found | None:
     where = "the device idles" if c.kernels.on_device else "no op runs"
     return Found(
         text=f"for {percent(share)} of the step {where} while other threads of the host are in "
-        f"{names}: communication that nothing overlaps",
+        f"{names}",
         evidence=[f"{ms(ns)} of {ms(idle)} without work ({percent(ns / idle)})"],
-        change="start collectives while the backward pass still runs (buckets of gradients), send "
-        "less, or use a faster backend between the ranks",
+        change="overlap this communication: start collectives while the backward pass still runs "
+        "(buckets of gradients), send less, or use a faster backend between the ranks",
     )
+
+
+def that_waits(found: Finding, late: list[str], ns: float) -> Finding:
+    """The finding on host collectives of a rank that waits `ns` a step in them for the ranks
+    `late`: these are to be looked at first."""
+    names = ", ".join(late)
+    text = (
+        f"{found.text}: for {ms(ns)} of that it waits for {names}, "
+        f"which reach{'es' * (len(late) == 1)} the collectives late"
+    )
+    change = (
+        f"find out why {names} {'is' if len(late) == 1 else 'are'} late (finding straggler): "
+        "neither a faster backend nor collectives that start earlier shorten this wait"
+    )
+    return msgspec.structs.replace(found, text=text, change=change)
 
 
 class _Activity(NamedTuple):
@@ -165,6 +190,51 @@ def host_work(c: Context) -> Found | None:
     )
 
 
+def long_gaps(frame: pl.DataFrame) -> pl.DataFrame | None:
+    """The longest gap of each step of a host trace, with its host's part `long`, ns; those that
+    last longer than Python between two ops. None where they hold less than half of that part of
+    all gaps: then it is made of many gaps, which is dispatch."""
+    rows = frame.with_columns(host().alias("long"))
+    longest = rows.sort("long", descending=True).unique("step", keep="first", maintain_order=True)
+    longest = longest.filter(pl.col("long") > BETWEEN_OPS)
+    return longest if 2 * longest["long"].sum() > rows["long"].sum() else None
+
+
+@finding("long-gap", "warning")
+def long_gap(c: Context) -> Found | None:
+    """On a CPU, most of the time between ops is one gap of a step: that is no dispatch."""
+    if c.kernels.on_device or c.kernels.device_unseen:
+        return None
+    gaps, steps = long_gaps(c.kernels.frame), c.kernels.num_steps
+    if gaps is None or (share := _share(c, gaps["long"].sum() / steps)) < MUCH:
+        return None
+    by = gaps.group_by("host_activity").agg(
+        pl.col("long").sum(), pl.col("name").first(), pl.len().alias("count")
+    )
+    by = by.sort("long", "host_activity", descending=[True, False])
+    names = by["host_activity"].to_list()
+    doing = _activity_of(names[0])
+    return Found(
+        text=f"for {percent(share)} of the step no op runs in one gap"
+        f"{'' if steps == 1 else f' a step (in {len(gaps)} of {steps} steps)'}, "
+        f"{_place(names[0])}: that is no dispatch",
+        evidence=[
+            f"{ms(ns / count)} {_place(name)}, before {before[:100]}"
+            f"{f' ({count} times)' if count > 1 else ''}"
+            for name, ns, before, count in by.head(_LINES).iter_rows()
+        ],
+        change=_NAME_IT if names[0] is None else _OUT_OF_STEP if doing is _OTHER else doing.change,
+    )
+
+
+_OUT_OF_STEP = "shorten that call, or move it out of the step"
+_NAME_IT = "capture again with with_stack=True, which names the calls of Python there"
+
+
+def _place(name: str | None) -> str:
+    return "in work without a name in the trace" if name is None else f"in {shortened(name)}"
+
+
 class _Work(NamedTuple):
     """Idle time with one kind of work of the host: `ns` in its gaps, `shown` in the work itself."""
 
@@ -203,9 +273,12 @@ def _host_work(frame: pl.DataFrame) -> list[_Work]:
         if name is None:
             found.append(_Work(ns, ns, "in work without a name in the trace", _OTHER))
             continue
-        activity = next((one for one in _ACTIVITIES if re.search(one.pattern, name)), _OTHER)
-        found.append(_Work(ns, inside, f"in {name[:120]}", activity))
+        found.append(_Work(ns, inside, f"in {name[:120]}", _activity_of(name)))
     return found
+
+
+def _activity_of(name: str | None) -> _Activity:
+    return next((one for one in _ACTIVITIES if re.search(one.pattern, name or "")), _OTHER)
 
 
 def _names(rows: pl.DataFrame, part: str) -> str:

@@ -12,6 +12,7 @@ from prunescope.analysis.findings.context import (
     is_significant,
     without_communication,
 )
+from prunescope.analysis.findings.host import long_gaps
 from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.findings.trust import timing_not_valid
 from prunescope.analysis.kernels.idle import cause_sums
@@ -31,6 +32,8 @@ def dispatch_bound(c: Context) -> Found | None:
     dispatch = cause_sums(c.kernels.frame)["host"] / c.kernels.num_steps
     # Of a run on a device that was not recorded nobody saw whether anything waited for the host.
     if c.kernels.on_device or c.kernels.device_unseen or dispatch < 0.25 * phase.wall_ns:
+        return None
+    if long_gaps(c.kernels.frame) is not None:
         return None
     return Found(
         text=f"{percent(dispatch / phase.wall_ns)} of the recorded step is between ops (Python "

@@ -31,7 +31,7 @@ def odd_step(c: Context) -> Found | None:
             continue
         side = f"{name}: " if c.baseline is not None else ""
         texts.append(f"{side}{_apart(kernels, odd)}")
-        lines += [f"{side}{line}" for line in _idle(kernels, odd)]
+        lines += [f"{side}{line}" for line in _parts(kernels, odd)]
     if not texts:
         return None
     return Found(
@@ -70,9 +70,9 @@ def _and(parts: list[str]) -> str:
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
-def _idle(kernels: Kernels, odd: NDArray[np.int64]) -> Iterator[str]:
-    """The idle time of the others, and of the first odd steps."""
+def _parts(kernels: Kernels, odd: NDArray[np.int64]) -> Iterator[str]:
+    """The busy and idle time of the others, and of the first odd steps: either may differ."""
     busy = np.bincount(kernels.linked.step, kernels.linked.busy, minlength=len(kernels.linked.wall))
-    idle = kernels.linked.wall - busy
-    each = ", ".join(f"{ms(idle[step])} in step {step}" for step in odd[:_NAMED].tolist())
-    yield f"idle: {ms(float(np.median(np.delete(idle, odd))))} in the others (median), {each}"
+    for what, ns in (("busy", busy), ("idle", kernels.linked.wall - busy)):
+        each = ", ".join(f"{ms(ns[step])} in step {step}" for step in odd[:_NAMED].tolist())
+        yield f"{what}: {ms(float(np.median(np.delete(ns, odd))))} in the others (median), {each}"

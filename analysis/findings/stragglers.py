@@ -4,7 +4,9 @@ Found, or None.
 A collective ends on all ranks at once, so the rank that reaches it last spends the least time in
 it: what the others spend in communication beyond that is waiting. Where the ranks run the same
 collectives, these are replayed (rank_replay.py); else the rank with the most time outside of
-communication is the late one. Times are ns a step.
+communication is the late one. Where host threads carry collectives out (gloo), the ops of a trace
+only start them, and a rank waits while it idles: idle time of that cause is communication here.
+Times are ns a step.
 """
 
 from __future__ import annotations
@@ -18,12 +20,14 @@ import numpy as np
 import polars as pl
 
 from prunescope.analysis.findings.checks import as_finding
+from prunescope.analysis.findings.host import HOST_COLLECTIVES, that_waits
 from prunescope.analysis.findings.rank_replay import COLUMNS, Replay, replay
 from prunescope.analysis.findings.registry import FINDINGS, Found, finding
 from prunescope.analysis.schema.report import Phase
 from prunescope.analysis.timeline.intervals import cover
 from prunescope.taxonomy.words import ms, percent, shortened
 
+_OF_HOST = "idle in collectives of host threads"
 _PARTS = 5  # of a difference between two ranks that are listed
 _WORTH = 0.02  # of the wall of the late rank: a delay worth a finding
 _SAME = 0.5  # of the kernels of a step: pipeline stages have more in common
@@ -32,9 +36,9 @@ _EQUAL = 0.02  # of the FLOPs of another rank: no more work than that
 
 @dataclass(frozen=True)
 class RankTime:
-    """A step of a rank, ns: its wall, the part in which only communication runs, the name of the
-    communication kernel with the most time, the part in which nothing runs by cause, and the FLOPs
-    that are known."""
+    """A step of a rank, ns: its wall, the part in which only communication runs, on the device or
+    by host threads, the name of the communication kernel with the most time, the part in which
+    nothing runs at all, by cause, and the FLOPs that are known."""
 
     name: str
     wall: float
@@ -43,6 +47,7 @@ class RankTime:
     idle: float = 0.0
     causes: Mapping[str, float] | None = None
     flop: float = 0.0
+    on_device: bool = True
 
     @property
     def own(self) -> float:
@@ -106,16 +111,36 @@ def with_straggler(
         return dict(phases), [*warnings, other]
     ranks = [rank_time(name, phase, frames[name]) for name, phase in compared.items()]
     marked = dict(phases)
+    behind: list[RankTime] = []
     for late in late_ranks(ranks, compared, frames):
         found = straggler(late)
         if found is not None:
             name = late.rank.name
+            behind.append(late.rank)
             result = as_finding(FINDINGS["straggler"], found)
             result.evidence.insert(1, _against(name, _usual(late), compared, frames))
             first = [f for f in phases[name].findings if f.severity == "critical"]
             rest = [f for f in phases[name].findings if f.severity != "critical"]
             marked[name] = msgspec.structs.replace(phases[name], findings=[*first, result, *rest])
+    for rank in ranks if behind else []:
+        if rank not in behind:
+            marked[rank.name] = _waiting(marked[rank.name], rank, behind)
     return marked, warnings
+
+
+def _waiting(phase: Phase, rank: RankTime, late: list[RankTime]) -> Phase:
+    """The phase of a rank that others keep waiting. What it is in collectives beyond the late rank
+    that is longest in them is waiting, which its finding on them then says."""
+    waits = rank.comm - max(one.comm for one in late)
+    if waits < _WORTH * rank.wall:
+        return phase
+    waits = min(waits, _in_host_collectives(phase))
+    names = [one.name for one in late]
+    findings = [
+        that_waits(one, names, waits) if one.id == HOST_COLLECTIVES else one
+        for one in phase.findings
+    ]
+    return msgspec.structs.replace(phase, findings=findings)
 
 
 def late_ranks(
@@ -125,7 +150,8 @@ def late_ranks(
     one with the most time outside of communication."""
     steps = {phase.steps for phase in phases.values()}
     wall = max(rank.wall for rank in ranks)
-    if len(steps) == 1:
+    # Ops of a host only start the collectives of its other threads: their ends mean nothing.
+    if len(steps) == 1 and all(rank.on_device for rank in ranks):
         (count,) = steps
         columns = {name: frames[name].select(COLUMNS) for name in phases}
         found = replay(columns, _WORTH * wall * count)
@@ -172,15 +198,22 @@ def rank_time(name: str, phase: Phase, frame: pl.DataFrame) -> RankTime:
     hidden = _union(frame) - _union(frame.filter(~comm))
     sums = frame.filter(comm).group_by("name").agg(pl.col("duration").sum())
     top = sums.sort(["duration", "name"], descending=[True, False])["name"].to_list()
+    of_host = _in_host_collectives(phase)
     return RankTime(
         name,
         phase.wall_ns,
-        hidden / phase.steps,
+        hidden / phase.steps + of_host,
         top[0] if top else None,
-        idle=phase.gap_ns + phase.tail_ns,
+        idle=phase.gap_ns + phase.tail_ns - of_host,
         causes=phase.anatomy.gaps if phase.anatomy is not None else None,
         flop=float(frame["flop"].sum() or 0.0) / phase.steps,
+        on_device=_on_device(frame),
     )
+
+
+def _in_host_collectives(phase: Phase) -> float:
+    """Idle time while host threads carry out collectives, ns a step."""
+    return phase.anatomy.gaps.get("collective", 0.0) if phase.anatomy is not None else 0.0
 
 
 @finding("straggler", "warning", reads="ranks")
@@ -245,10 +278,9 @@ def _times_last(rank: RankTime, found: Replay | None) -> str:
 # What makes a rank idle, by the cause that differs most from other ranks: what to do about it.
 _IDLE = {
     "host": "find out what its host does in that time (its findings on idle time say), and give "
-    "its process cores of its own: its device waits for launches that come late",
+    "its process cores of its own",
     "first_call": "warm up before the profiler starts: this rank makes first calls or compiles",
     "allocator": "keep its memory in the caching allocator: it allocates or frees within a step",
-    "collective": "overlap the collectives of its host threads with work",
     "memcpy": "copy less between host and device on this rank",
     "sync": "wait for the device less often on this rank",
     "held": "find out what its streams wait for",
@@ -258,7 +290,10 @@ _IDLE = {
 def _by_cause(late: Late) -> str:
     """What to change, by what a late rank does more of than the others."""
     if late.more_idle > max(late.more_work, 0.0):
-        return _IDLE.get(_idle_cause(late), _IDLE["host"])
+        cause = _idle_cause(late)
+        waits = ": its device waits for launches that come late"
+        known = cause in _IDLE and cause != "host"
+        return _IDLE[cause] if known else _IDLE["host"] + waits * late.rank.on_device
     if late.more_work <= 0:
         return (
             "look at the collectives that it reaches last: it neither works nor idles longer than "
@@ -271,13 +306,15 @@ def _by_cause(late: Late) -> str:
 
 
 def _idle_cause(late: Late) -> str:
-    """The cause by which a late rank idles longest beyond the median of those that are not late."""
+    """The cause by which a late rank idles longest beyond the median of those that are not late;
+    collectives of host threads count as communication."""
     own = late.rank.causes or {}
     late_too = late.replay.late if late.replay is not None else []
     usual = [one.causes or {} for one in late.others if one.name not in late_too] or [{}]
     more = {
         cause: ns - statistics.median(one.get(cause, 0.0) for one in usual)
         for cause, ns in own.items()
+        if cause != "collective"
     }
     return max(more, key=lambda cause: more[cause], default="host")
 
@@ -299,7 +336,11 @@ def _against(
         busy = frames[name].group_by("kind").agg(pl.col("busy").sum())
         for kind, ns in busy.iter_rows():
             parts[kind] = parts.get(kind, 0.0) + sign * ns / phase.steps
-        parts["idle"] = parts.get("idle", 0.0) + sign * (phase.gap_ns + phase.tail_ns)
+        of_host = _in_host_collectives(phase)
+        idle = phase.gap_ns + phase.tail_ns - of_host
+        parts["idle"] = parts.get("idle", 0.0) + sign * idle
+        if of_host:
+            parts[_OF_HOST] = parts.get(_OF_HOST, 0.0) + sign * of_host
     order = sorted(parts, key=lambda part: (-abs(parts[part]), part))
     shown = {part: parts[part] for part in order[:_PARTS]}
     if rest := [parts[part] for part in order[_PARTS:]]:

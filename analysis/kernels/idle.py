@@ -65,7 +65,7 @@ CAUSE_WORDS = {
 }  # fmt: skip
 # ns from the end of a launch call: the longest that an idle device takes to start the kernel.
 _LAUNCHED = 1_000_000
-_BETWEEN_OPS = 1_000_000  # ns of Python between two ops: more is other work
+BETWEEN_OPS = 1_000_000  # ns of Python between two ops: more is other work
 _PRODUCTS = (*MATMUL_KINDS, "attention", "conv")
 # ns: an op that launches nothing and takes ten times as long as a dispatch computes on the host.
 _COMPUTES = 100_000
@@ -126,10 +126,7 @@ def add_waits(
         parts["collective"] = elsewhere.spent(linked.start) - elsewhere.spent(linked.start - gap)
         parts["op"] = gap - parts["collective"]
     late_host = sum((parts[name] for name, cause in PARTS.items() if cause == "host"), none)
-    activities: list[str | None] = [None] * len(gap)
-    covered = none
-    if trace.on_device:
-        activities, covered = host_activities(trace, linked, late_host, calls)
+    activities, covered = host_activities(trace, linked, late_host, calls)
     return frame.with_columns(
         *(pl.Series(f"idle_{name}", ns) for name, ns in parts.items()),
         cause=pl.Series(_main_causes(parts, gap), dtype=pl.String),
@@ -147,7 +144,7 @@ def dispatch() -> pl.Expr:
     itself or stood still in, and nothing of gaps in a data loader, or in which the host ran no op
     and made no call for longer than between two ops of a model."""
     loads = pl.col("host_activity").str.contains(LOADER).fill_null(value=False)
-    spared = loads.not_() & (pl.col("idle_nothing") <= _BETWEEN_OPS)
+    spared = loads.not_() & (pl.col("idle_nothing") <= BETWEEN_OPS)
     others = pl.sum_horizontal("idle_computed", "idle_stalled")
     return pl.when(spared).then(host() - others).otherwise(0)
 
@@ -442,12 +439,14 @@ def _long_ops(ops: Table, blocks: Table) -> NDArray[np.bool_]:
 
 
 def _label(name: str) -> str | None:
-    """The name to show for a span; None for a step, and for a frame whose name is left out."""
+    """The name to show for a span; None for a step, for a frame whose name is left out, and for a
+    collective: that part of a gap is not the host's."""
     if (
         name == FRAME
         or _STEP.search(name)
         or name.startswith(OWN_PREFIX)
         or engine_step(name) is not None
+        or _COLLECTIVE.match(name)
     ):
         return None
     frame = _FRAME.match(name := _ADDRESS.sub("", name))

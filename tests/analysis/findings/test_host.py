@@ -154,6 +154,47 @@ def test_collectives_of_other_threads_are_named(tmp_path: Path) -> None:
     assert finding(phase, "dispatch-bound") is None
 
 
+def slow_loop(*gaps_ms: float) -> Host:
+    """A host trace: products of 5 ms with these gaps between them."""
+    host = Host()
+    at = 1000.0
+    shapes = {"Input Dims": [[64, 64], [64, 64]], "Input type": ["float", "float"]}
+    for gap in (*gaps_ms, 0):
+        host.span("cpu_op", "aten::mm", at, 5 * MS, more=shapes)
+        at += (5 + gap) * MS
+    return host
+
+
+def test_one_long_gap_is_named_and_no_dispatch(tmp_path: Path) -> None:
+    """Of 52 ms without an op, 50 lie in one gap, in a call of time.sleep; the step takes 72."""
+    host = slow_loop(1, 50, 1)
+    host.span("python_function", "train.py(7): fetch", 1000 + 11 * MS, 50 * MS)
+    host.span("python_function", "<built-in function sleep>", 1000 + 11 * MS, 49 * MS)
+    phase = phase_of(host.file(tmp_path))
+    found = finding(phase, "long-gap")
+    assert found is not None and finding(phase, "dispatch-bound") is None
+    assert found.text == (
+        "for 69 % of the step no op runs in one gap, in <built-in function sleep>: that is no "
+        "dispatch"
+    )
+    assert found.evidence == ["50.000 ms in <built-in function sleep>, before aten::mm"]
+    assert "larger batch" not in str(found.change)
+
+
+def test_one_long_gap_without_stacks(tmp_path: Path) -> None:
+    phase = phase_of(slow_loop(1, 50, 1).file(tmp_path))
+    found = finding(phase, "long-gap")
+    assert found is not None and "in work without a name in the trace" in found.text
+    assert "with_stack=True" in str(found.change)
+
+
+def test_many_gaps_are_dispatch(tmp_path: Path) -> None:
+    """Five gaps of 4 ms: none of them holds most."""
+    phase = phase_of(slow_loop(*[4] * 5).file(tmp_path))
+    assert finding(phase, "long-gap") is None
+    assert finding(phase, "dispatch-bound") is not None
+
+
 def test_nothing_is_said_of_a_device_that_was_not_recorded(tmp_path: Path) -> None:
     """Host ops of a run that launched kernels: most of the time lies between them."""
     host = Host()

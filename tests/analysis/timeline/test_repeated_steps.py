@@ -69,6 +69,10 @@ def test_an_odd_step_is_named_and_stays(tmp_path: Path) -> None:
     items = [item for i in range(5) for item in iteration(us=45 if i == 2 else 5)]
     [odd] = [f for f in told(tmp_path, *items).findings if f.id == "odd-step"]
     assert "step 2 (of 0 to 4) takes 71.0 µs, the others 31.0 µs (median)" in odd.text
+    assert odd.evidence == [
+        "busy: 31.0 µs in the others (median), 71.0 µs in step 2",
+        "idle: 0.0 µs in the others (median), 0.0 µs in step 2",
+    ]
     even = [item for i in range(5) for item in iteration(us=5 + i)]  # 31 to 35 us
     assert not any(f.id == "odd-step" for f in told(tmp_path, *even).findings)
 

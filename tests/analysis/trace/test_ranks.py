@@ -17,11 +17,13 @@ from prunescope.analysis.findings.stragglers import Late, RankTime, straggler
 from prunescope.analysis.inputs import open as opened
 from prunescope.analysis.inputs import side
 from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.schema.report import Phase
 from prunescope.analysis.trace.events import Trace
 from prunescope.analysis.trace.load import load
 from prunescope.analysis.trace.ranks import FoundTraces, find_parts
 from prunescope.deliver import report_folder
 from prunescope.taxonomy.errors import PrunescopeError
+from tests.analysis.timeline.test_first_calls import MS, Host
 from tests.chrome import chrome, gap, k, module, op, save, step
 
 Real = Callable[[str], Path]
@@ -207,6 +209,53 @@ def test_advice_follows_what_makes_a_rank_late(late: dict[str, Any], advice: str
     others = [RankTime(name, 100.0, 40.0, "x", causes={"host": 0.0}, flop=2.0) for name in "ab"]
     found = straggler(slowest(*others, RankTime("c", 100.0, 10.0, "x", **late)))
     assert found is not None and advice in str(found.change)
+
+
+def on_gloo(folder: Path, *, slept: float) -> dict[str, Phase]:
+    """Two ranks on CPUs, ms: a GEMM of 10, 50 in which rank 1 sleeps for `slept` of them, an op of
+    1 that starts an all-reduce, which both ranks end at 81, and a GEMM of 10."""
+    for rank, start in enumerate((60 - slept, 60)):
+        host = Host()
+        sizes = {"Input Dims": [[64, 64], [64, 64]], "Input type": ["float", "float"]}
+        for begin in (0, 81):
+            host.span("cpu_op", "aten::mm", begin * MS, 10 * MS, more=sizes)
+        host.span("cpu_op", "c10d::allreduce_", start * MS, 1 * MS)
+        host.span("python_function", "<built-in function sleep>", 10 * MS, (start - 10) * MS)
+        host.span("user_annotation", "gloo:all_reduce", (start + 1) * MS, (80 - start) * MS,
+                  thread=2)  # fmt: skip
+        save({"traceEvents": host.events}, folder / f"rank{rank}.json")
+    return analyze(folder).report.phases
+
+
+def test_a_rank_that_sleeps_holds_up_ranks_that_idle_in_gloo(tmp_path: Path) -> None:
+    """Both take 91 ms. Rank 0 is in the all-reduce for 1 + 70 of them, rank 1 for 1 + 20, and has
+    50 ms more of its own."""
+    phases = on_gloo(tmp_path, slept=50)
+    found = {n: f for n, p in phases.items() for f in p.findings if f.id == "straggler"}
+    assert list(found) == ["rank1"]
+    late = found["rank1"]
+    assert late.predicted_ns == 50e6
+    assert "a step takes it 70.000 ms, 50.000 ms more than the median of the others" in late.text
+    assert "they wait 50.000 ms for it in communication" in late.text
+    assert late.evidence[0] == (
+        "it works 0.0 µs longer and idles 50.000 ms longer than the median of the others"
+    )
+    assert "idle +50.000 ms, idle in collectives of host threads −50.000 ms" in late.evidence[1]
+    assert str(late.change).startswith("find out what its host does")
+    assert "device" not in str(late.change)
+    [waits] = [f for f in phases["rank0"].findings if f.id == "host-collectives"]
+    assert waits.text.endswith(
+        "for 50.000 ms of that it waits for rank1, which reaches the collectives late"
+    )
+    assert str(waits.change).startswith("find out why rank1 is late")
+
+
+def test_equal_ranks_on_gloo_have_no_straggler(tmp_path: Path) -> None:
+    """Both sleep for as long: nobody waits for the other, and the collective takes 20 ms."""
+    phases = on_gloo(tmp_path, slept=0)
+    assert not any(f.id == "straggler" for p in phases.values() for f in p.findings)
+    one, other = ({f.id for f in phase.findings} for phase in phases.values())
+    assert one == other
 
 
 # Time (ns) of three ranks before each of three collectives; each takes 2 from the last arrival on.
