@@ -85,7 +85,7 @@ def _steps(dense: SidePhase, pruned: SidePhase) -> Iterator[Difference]:
             f"{count} (whole trace)" if is_whole else str(count)
             for count, is_whole in zip(counts, whole, strict=True)
         ]
-        yield Difference(STEPS, *texts, hides_pruning=True)
+        yield Difference(STEPS, texts[0], texts[1], hides_pruning=True)
 
 
 def _ran_on(dense: SidePhase, pruned: SidePhase) -> Iterator[Difference]:

@@ -206,7 +206,7 @@ def long_gap(c: Context) -> Found | None:
     if c.kernels.on_device or c.kernels.device_unseen:
         return None
     gaps, steps = long_gaps(c.kernels.frame), c.kernels.num_steps
-    if gaps is None or (share := _share(c, gaps["long"].sum() / steps)) < MUCH:
+    if gaps is None or (share := _share(c, int(gaps["long"].sum()) / steps)) < MUCH:
         return None
     by = gaps.group_by("host_activity").agg(
         pl.col("long").sum(), pl.col("name").first(), pl.len().alias("count")
