@@ -64,7 +64,7 @@ def planted(folder: Path, text: str) -> Path:
             "versions": {text: text},
             "argv": ["trace", text],
             "dtype": text[:40],
-            "tool": text,
+            "tool": text[:256],
         }
         if told["pruning"]:
             told["pruning"] |= {"method": text, "notes": [text], "knobs": {text: text}}
