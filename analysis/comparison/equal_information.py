@@ -2,8 +2,8 @@
 
 In: a phase of both sides. Out: the two phases, and what was removed: information that one side
 lacks (recorded shapes, the ops of graph replays, modules) is removed from the other side too.
-Without that, every GEMM would seem gone on one side and added on the other. Layers get one numbering, and modules
-with other names on one side get the roles of the other side's.
+Without that, every GEMM would seem gone on one side and added on the other. Layers get one
+numbering, and modules with other names on one side get the roles of the other side's.
 """
 
 from __future__ import annotations
@@ -71,9 +71,10 @@ def one_sided_text(one: OneSided) -> str:
     if one.kind == MODULES:
         return (
             f"only the {with_modules} side recorded modules, {one.trace} has none: roles and "
-            "layers of both come from the order of kernels; recording modules (with_stack) slows the "
-            f"host, so host and idle time of the {with_modules} side are larger and their rows are "
-            "no evidence: capture both sides with profile(..., with_stack=True), or both without"
+            "layers of both come from the order of kernels; recording modules (with_stack) slows "
+            f"the host, so host and idle time of the {with_modules} side are larger and their rows "
+            "are no evidence: capture both sides with profile(..., with_stack=True), or both "
+            "without"
         )
     return (
         f"only one side has shapes: pass {_OPTIONS[one.missing]} for the graph replays of "
