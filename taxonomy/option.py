@@ -111,9 +111,11 @@ def checked(request: Request) -> Request:
             typed = _typed(kind, value)
         except _WrongTypeError:
             label = field.name if named is None else _label(named)
+            hint = f"accepted: {_described(kind)}"
+            if callable(value):
+                hint += "; prunescope.capture times a model or function of your own"
             raise PrunescopeError(
-                f"{label} is {reprlib.repr(value)}, of type {type(value).__name__}",
-                hint=f"accepted: {_described(kind)}",
+                f"{label} is {reprlib.repr(value)}, of type {type(value).__name__}", hint=hint
             ) from None
         if named is not None and named.option.canonical is not None and typed is not None:
             typed = named.option.canonical(typed)

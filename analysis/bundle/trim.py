@@ -21,7 +21,10 @@ from prunescope.analysis.trace.collect import MODULE, is_long_frame
 from prunescope.analysis.trace.event import (
     DEVICE_CATEGORIES,
     LAUNCH_CATEGORIES,
+    MEMORY,
     OP_CATEGORIES,
+    OVERHEAD,
+    SNAPSHOT,
     Args,
     Event,
 )
@@ -37,9 +40,13 @@ _PROPERTIES = (
     "regsPerMultiprocessor", "sharedMemPerBlockOptin", "sharedMemPerMultiprocessor",
 )  # fmt: skip
 _ANNOTATION, _PYTHON = "user_annotation", "python_function"
-_KEPT = {*OP_CATEGORIES, _ANNOTATION, _PYTHON, *DEVICE_CATEGORIES, *LAUNCH_CATEGORIES}
+_KEPT = {
+    *OP_CATEGORIES, _ANNOTATION, _PYTHON, OVERHEAD, *DEVICE_CATEGORIES, *LAUNCH_CATEGORIES,
+}  # fmt: skip
 # Files whose names say nothing of a user; compilers and tuners are told by them.
 _PUBLIC = re.compile(r"(?:^|/)((?:torch|triton|transformers)/[\w/.-]+\.py\(\d+\): \w+)$")
+_WHOLE = re.compile(rb"-?\d{1,19}")
+_PLAIN = re.compile(rb'-?\d{1,19}|"\w{1,40}"')  # a number, or a word without spaces
 _NUMBERS = ("correlation", "stream", "device", "bytes")
 
 
@@ -110,6 +117,9 @@ def trim(path: Path, words: Words | None = None) -> bytes:
 
 
 def _event(event: Event, words: Words, threads: dict[tuple[str, Any], int]) -> Any:
+    if event.cat == MEMORY and event.name == SNAPSHOT and event.args is not None:
+        return {"ph": event.ph, "cat": MEMORY, "name": SNAPSHOT, "ts": _number(event.ts),
+                "args": _sizes(event.args)}  # fmt: skip
     if event.ph != "X" or event.cat not in _KEPT or event.ts is None:
         return None
     marks = event.cat in (_ANNOTATION, _PYTHON)
@@ -134,6 +144,23 @@ def _event(event: Event, words: Words, threads: dict[tuple[str, Any], int]) -> A
     return {**plain, "args": args} if args else plain
 
 
+def _sizes(args: Args) -> dict[str, msgspec.Raw]:
+    """Bytes that torch's allocator held and had reserved, and the type of the device."""
+    raws = (("Total Allocated", args.allocated), ("Total Reserved", args.reserved),
+            ("Device Type", args.device_type))  # fmt: skip
+    return {key: raw for key, raw in raws if _WHOLE.fullmatch(bytes(raw))}
+
+
+def _collective(args: Args) -> dict[str, Any]:
+    """What torch says of a collective: its name, elements, ranks and number format."""
+    raws = (("Collective name", args.collective), ("In msg nelems", args.sent),
+            ("Out msg nelems", args.received), ("Group size", args.group),
+            ("dtype", args.dtype))  # fmt: skip
+    if not bytes(args.collective):
+        return {}
+    return {key: raw for key, raw in raws if _PLAIN.fullmatch(bytes(raw))}
+
+
 def _frame(event: Event) -> str | None:
     """The name of a long frame of Python; None drops a short one."""
     if not is_long_frame(event.dur):
@@ -154,6 +181,7 @@ def _args(args: Args, words: Words) -> dict[str, Any]:
     numbers = {key: _digits(value) for key, value in found.items() if value is not None}
     plain = {key: value for key, value in numbers.items() if value is not None}
     plain |= {k: v for k, v in (("grid", args.grid), ("block", args.block)) if v}
+    plain |= _collective(args)
     if isinstance(args.kernel, str):
         plain["kernel"] = words.kernel(args.kernel)
     raws = (

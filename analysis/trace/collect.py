@@ -22,6 +22,7 @@ from prunescope.analysis.trace.event import (
     MEMORY,
     OP_CATEGORIES,
     OVERHEAD,
+    SNAPSHOT,
     Args,
     Event,
 )
@@ -48,7 +49,7 @@ _NO_ARGS = Args()
 _DECIMAL = re.compile(r"-?\d{1,18}(?:\.\d{0,20})?", re.ASCII)
 _DEVICE, _LAUNCH, _OP, _ANNOTATION, _FRAME = "device", "launch", "op", "annotation", "frame"
 SAMPLES = "samples"
-_MEMORY, _SNAPSHOT, _HOST = "memory", "[memory]", b"0"  # the table, its events, a type of device
+_MEMORY, _HOST = "memory", b"0"  # the table, a type of device
 _LONG_FRAME = 100  # us: shorter frames of Python say nothing that is of use, and are most of them
 # CUPTI's range profiler: kineto spreads its kernels evenly over the span of the capture.
 _COUNTERS = "cuda_profiler_range"
@@ -150,7 +151,7 @@ class Collector:
                 self.uncategorised += 1
         if whole:
             self.untimed += sum(event.cat == _COUNTERS for event in events)
-        self._memory([e for e in events if e.cat == MEMORY and e.name == _SNAPSHOT])
+        self._memory([e for e in events if e.cat == MEMORY and e.name == SNAPSHOT])
         annotations = groups[_ANNOTATION]
         groups[_ANNOTATION] = [
             e for e in annotations if e.name.startswith(MODULE) or e.cat != "python_function"

@@ -83,6 +83,7 @@ class Event(msgspec.Struct, gc=False):
 
 
 MEMORY = "cpu_instant_event"  # among others of no use
+SNAPSHOT = "[memory]"  # the events of MEMORY that are read
 OVERHEAD = "overhead"  # what the profiler and the driver do beside the program
 # Arrows and spans that become no column: most events of many traces.
 SKIPPED = ("ac2g", "fwdbwd", "gpu_user_annotation", "Trace")

@@ -51,8 +51,8 @@ def test_peaks_know_every_spelling_of_a_format() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("word", ["bf16=0", "bf16=-1", "bf16=nan", "bf16=inf", "bf16=x", "bf17=1"])
-def test_a_peak_is_a_positive_rate_of_a_known_format(word: str) -> None:
+@pytest.mark.parametrize("word", ["bf16=nan", "bf16=inf", "bf16=x", "bf17=1"])
+def test_a_peak_is_a_rate_of_a_known_format(word: str) -> None:
     with pytest.raises(PrunescopeError, match="TFLOP/s"):
         peaks([word])
 

@@ -73,7 +73,7 @@ def analyzed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         (["trace", "--model", "x", "--batch", "many"], ["--batch"]),
         (["trace", "--model", "x", "--sparsity", "1"], ["outside [0, 1)"]),
         (["trace", "--model", "x", "--sparsity", "-0.1"], ["outside [0, 1)"]),
-        (["trace", "--model", "x", "--sparsity", "nan"], ["outside [0, 1)"]),
+        (["trace", "--model", "x", "--sparsity", "nan"], ["'nan' is not a number"]),
         (["trace", "--model", "x", "--method", "static-m", "--set", "layers"], ["KEY=VALUE"]),
         (["trace", "--model", "x", "--set", "a=1", "--set", "a=2"], ["given twice"]),
         (["analyze"], ["RUN|TRACE", "prunescope analyze --help"]),

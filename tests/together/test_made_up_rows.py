@@ -26,7 +26,7 @@ from prunescope.taxonomy.gemm import Gemm
 from tests.chrome import chrome, k, op, save, step
 
 TRACES = Path(__file__).resolve().parents[2] / "traces"
-OP = "zebra::mm"
+OP = "zebra::weave"
 # The row that would stand in analysis/device/devices.json; the sheet's units.
 DEVICE: dict[str, Any] = {
     "name": "zebra-1", "aliases": ["Stripes Zebra One 40GB"], "vendor": "stripes",
