@@ -76,6 +76,7 @@ def decode(data: str | bytes, kind: type[T], *, where: str, hint: str) -> T:
     if not isinstance(plain, dict):
         raise PrunescopeError(f"{where} is not a JSON object", hint=hint)
     _check_version(plain, kind, where=where, hint=hint)
+    _check_depth(plain, where=where, hint=hint)  # what upgrades a file goes through all of it
     if issubclass(kind, Block):
         plain = kind.upgraded(plain)
     return read(kind, plain, where=where, hint=hint)
@@ -109,10 +110,7 @@ def read(kind: type[T], plain: Mapping[str, Any], *, where: str = "", hint: str 
     """A struct of `kind` and the blocks inside it. Raises PrunescopeError that names the first
     wrong field, as `phases.prefill.batch`."""
     what = where or f"the record {kind.__name__}"
-    for name, value in plain.items():
-        if _is_too_deep(value):
-            place = name[:40].encode("ascii", "replace").decode()
-            raise PrunescopeError(f"{what}: {place} is nested too deep", hint=hint)
+    _check_depth(plain, where=what, hint=hint)
     try:
         found = msgspec.convert(plain, kind)
     except msgspec.ValidationError as error:
@@ -262,6 +260,13 @@ def _is_wrong(value: Any, kind: Any) -> bool:
     except msgspec.ValidationError:
         return True
     return False
+
+
+def _check_depth(plain: Mapping[str, Any], *, where: str, hint: str) -> None:
+    for name, value in plain.items():
+        if _is_too_deep(value):
+            place = name[:40].encode("ascii", "replace").decode()
+            raise PrunescopeError(f"{where}: {place} is nested too deep", hint=hint)
 
 
 def _is_too_deep(value: Any) -> bool:

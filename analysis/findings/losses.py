@@ -31,7 +31,7 @@ def dispatch_bound(c: Context) -> Found | None:
     phase = c.phase
     dispatch = cause_sums(c.kernels.frame)["host"] / c.kernels.num_steps
     # Of a run on a device that was not recorded nobody saw whether anything waited for the host.
-    if c.kernels.on_device or c.kernels.device_unseen or dispatch < 0.25 * phase.wall_ns:
+    if c.kernels.on_device or c.kernels.device_unseen or dispatch <= 0.25 * phase.wall_ns:
         return None
     if long_gaps(c.kernels.frame) is not None:
         return None

@@ -287,4 +287,4 @@ def test_late_and_spill_are_named_and_left_out(case: Case) -> None:
     assert back.late == {"events": 0, "ns": 0}
     assert there.spill["events"] - back.spill["events"] == 3
     assert there.spill["ns"] - back.spill["ns"] == 1200
-    assert any(line.startswith("late: 3 events") for line in outside_steps(there))
+    assert any(line.startswith("unlinked at the end: 3 events") for line in outside_steps(there))

@@ -146,7 +146,7 @@ def test_clocks_that_moved_or_differ_by_their_samples(
         paths.append(save(trace, tmp_path / f"{name}.json"))
     report = analyze(paths[1], baseline=paths[0]).report
     of = report.phases["trace"].findings
-    findings = [one for one in of if one.id == "clock-trouble"]
+    findings = [one for one in of if one.id == "unsteady-clocks"]
     found = [line for one in findings for line in one.evidence]
     assert len(found) == lines
     watts = f"power {sum(pruned) / 4:,.0f} W in the mean"
