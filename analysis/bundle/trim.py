@@ -118,8 +118,9 @@ def trim(path: Path, words: Words | None = None) -> bytes:
 
 def _event(event: Event, words: Words, threads: dict[tuple[str, Any], int]) -> Any:
     if event.cat == MEMORY and event.name == SNAPSHOT and event.args is not None:
-        return {"ph": event.ph, "cat": MEMORY, "name": SNAPSHOT, "ts": _number(event.ts),
-                "args": _sizes(event.args)}  # fmt: skip
+        at = _number(event.ts)
+        args = _sizes(event.args)
+        return {"ph": event.ph, "cat": MEMORY, "name": SNAPSHOT, "ts": at, "args": args}
     if event.ph != "X" or event.cat not in _KEPT or event.ts is None:
         return None
     marks = event.cat in (_ANNOTATION, _PYTHON)
