@@ -106,15 +106,11 @@ def test_a_mistake_in_a_rule_is_named(report: Report, rule: str, says: str) -> N
 @pytest.mark.parametrize(("old", "new"), OLD_IDS.items())
 def test_old_ids_of_findings_are_read(report: Report, old: str, new: str) -> None:
     for stored, asked in product((old, new), repeat=2):
-        _counts_it(report, stored, asked)
-
-
-def _counts_it(report: Report, stored: str, asked: str) -> None:
-    report.phases["prefill"].findings = [
-        Finding(id=stored, severity="info", text="slow", evidence=[], change=None,
-                predicted_ns=None)
-    ]  # fmt: skip
-    assert states(report, f"prefill.findings.{asked} == 1") == ["held"]
+        report.phases["prefill"].findings = [
+            Finding(id=stored, severity="info", text="slow", evidence=[], change=None,
+                    predicted_ns=None)
+        ]  # fmt: skip
+        assert states(report, f"prefill.findings.{asked} == 1") == ["held"]
 
 
 def test_a_number_without_a_unit_that_it_needs(report: Report) -> None:

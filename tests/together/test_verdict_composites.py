@@ -113,7 +113,7 @@ FOLDERS: dict[str, tuple[dict[str, Any], set[str]]] = {
 }  # fmt: skip
 
 
-# A folder is another model in each phase alike: both are traced of one.
+# The folder gives one model in every phase: both phases are traced for one of the tools.
 PHASE = {**dict.fromkeys(FOLDERS, "prefill"), "Minitron": "both", "SliceGPT": "decode"}
 
 
