@@ -198,17 +198,21 @@ def rank_time(name: str, phase: Phase, frame: pl.DataFrame) -> RankTime:
     hidden = _union(frame) - _union(frame.filter(~comm))
     sums = frame.filter(comm).group_by("name").agg(pl.col("duration").sum())
     top = sums.sort(["duration", "name"], descending=[True, False])["name"].to_list()
-    of_host = _in_host_collectives(phase)
     return RankTime(
         name,
         phase.wall_ns,
-        hidden / phase.steps + of_host,
+        hidden / phase.steps + _in_host_collectives(phase),
         top[0] if top else None,
-        idle=phase.gap_ns + phase.tail_ns - of_host,
+        idle=_own_idle(phase),
         causes=phase.anatomy.gaps if phase.anatomy is not None else None,
         flop=float(frame["flop"].sum() or 0.0) / phase.steps,
         on_device=_on_device(frame),
     )
+
+
+def _own_idle(phase: Phase) -> float:
+    """Idle time outside of collectives that host threads carry out, ns a step."""
+    return phase.gap_ns + phase.tail_ns - _in_host_collectives(phase)
 
 
 def _in_host_collectives(phase: Phase) -> float:
@@ -336,10 +340,8 @@ def _against(
         busy = frames[name].group_by("kind").agg(pl.col("busy").sum())
         for kind, ns in busy.iter_rows():
             parts[kind] = parts.get(kind, 0.0) + sign * ns / phase.steps
-        of_host = _in_host_collectives(phase)
-        idle = phase.gap_ns + phase.tail_ns - of_host
-        parts["idle"] = parts.get("idle", 0.0) + sign * idle
-        if of_host:
+        parts["idle"] = parts.get("idle", 0.0) + sign * _own_idle(phase)
+        if of_host := _in_host_collectives(phase):
             parts[_OF_HOST] = parts.get(_OF_HOST, 0.0) + sign * of_host
     order = sorted(parts, key=lambda part: (-abs(parts[part]), part))
     shown = {part: parts[part] for part in order[:_PARTS]}
