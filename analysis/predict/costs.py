@@ -90,8 +90,11 @@ class CostEstimate:
         if "launch" not in active:
             return total
         total += kernels * c.launch_ns
-        # Host and device run concurrently: the slower one sets the pace.
-        return max(total, self.dispatch_ns(c, active)) if eager else total
+        if not eager:
+            return total
+        dispatch = self.dispatch_ns(c, active)
+        # Host and device run concurrently, and the slower one sets the pace; a CPU is both.
+        return total + dispatch if setting.device.is_cpu else max(total, dispatch)
 
     def dispatch_ns(self, c: Constants, active: frozenset[str]) -> float:
         """ns in which the host dispatches the ops of an eager forward."""

@@ -138,6 +138,11 @@ def model_on_device(request: PredictRequest, warnings: list[str]) -> ModelOnDevi
             f"{name}, in time and in memory"
         )
     peak = device.peak(name)
+    if device.is_cpu:
+        warnings.append(
+            "no published speedup on a CPU was held against these ranges: --from-run predicts from "
+            "one measured run"
+        )
     if peak is None or device.byte_per_s is None:
         what = f"{name} peak" if peak is None else "bandwidth"
         raise PrunescopeError(
@@ -205,7 +210,7 @@ def resolve(
         sparsity=given,
         knobs=filled,
         terms=terms_of(request.terms, request.without),
-        launch=_launch(request.launch, runtime),
+        launch=_launch(request.launch, runtime, device),
         sparse_library=sparse_library,
         tp=_devices(request.tp),
         pp=_stages(request.pp, shape.layers),
@@ -351,11 +356,15 @@ def _extra(ms: float) -> float:
     return ms * 1e6
 
 
-def _launch(given: str | None, runtime: Runtime | None) -> str:
-    name = given or (runtime.launch if runtime else "graph")
+def _launch(given: str | None, runtime: Runtime | None, device: Device) -> str:
+    name = given or (runtime.launch if runtime else "eager" if device.is_cpu else "graph")
     if name not in LAUNCHES:
         raise PrunescopeError(
             f"no launch mode is called {name!r}", hint=f"nearest: {nearest(name, LAUNCHES)}"
+        )
+    if name == "graph" and device.is_cpu:
+        raise PrunescopeError(
+            f"{device.name} is a CPU, which replays no graph", hint="--launch eager"
         )
     return name
 
@@ -395,15 +404,17 @@ def named_family(method: str) -> tuple[Family, Mapping[str, str]]:
 
 
 def _dtype(requested: str | None, of_model: str | None, device: Device, warnings: list[str]) -> str:
-    """The requested format, else the model's, else bf16; fp16 with a warning where the device has
-    no bf16."""
+    """The requested format, else the model's, else bf16; with a warning the widest next one that
+    the device has where it has no bf16."""
     name = dtype(requested or of_model or "bf16")
     if name is None:
         raise PrunescopeError(
             f"no number format is called {requested or of_model!r}",
             hint="for example bf16 or fp32",
         )
-    if requested is None and name == "bf16" and device.peak("bf16") is None and device.peak("fp16"):
-        warnings.append(f"{device.name} has no bf16 matrix units: predicted in fp16")
-        return "fp16"
+    if requested is None and name in ("bf16", "fp16") and device.peak(name) is None:
+        instead = next((other for other in ("fp16", "fp32") if device.peak(other)), None)
+        if instead is not None:
+            warnings.append(f"{device.name} has no {name} matrix units: predicted in {instead}")
+            return instead
     return name
