@@ -16,10 +16,13 @@ import msgspec
 from prunescope.analysis.schema import comparison as comparison_schema
 from prunescope.analysis.schema import pareto as pareto_schema
 from prunescope.analysis.schema import report as report_schema
-from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.errors import PrunescopeError, nearest
 from prunescope.taxonomy.option import as_path
 
 if TYPE_CHECKING:
+    import pandas as pd
+    import polars as pl
+    from matplotlib.figure import Figure
     from rich.console import RenderableType
 
     from prunescope.analysis.pipeline import Analysis
@@ -43,7 +46,7 @@ class Report(report_schema.Report, kw_only=True, dict=True):
     @classmethod
     def of(cls, done: Analysis) -> Self:
         """The report of an analysis, which keeps the kernels frames for csv and parquet."""
-        made = _same_fields(done.report, cls)
+        made = _with_phases(_same_fields(done.report, cls))
         made.__dict__["_done"] = done
         return made
 
@@ -56,11 +59,15 @@ class Report(report_schema.Report, kw_only=True, dict=True):
             raise PrunescopeError(
                 f"no such file: {file.name}", hint="give the report.json that analyze wrote"
             )
-        return _same_fields(report_schema.from_json(file.read_bytes(), where=file.name), cls)
+        return _with_phases(
+            _same_fields(report_schema.from_json(file.read_bytes(), where=file.name), cls)
+        )
 
-    def show(self) -> None:
-        """Print what `prunescope analyze` prints."""
-        _print(self.__rich__())
+    def show(self, *, full: bool = False) -> None:
+        """Print what `prunescope analyze` prints; `full` as its --full."""
+        from prunescope.analysis.report.terminal import TerminalReport
+
+        _print(TerminalReport(self, full=full))
 
     def save(
         self,
@@ -160,6 +167,21 @@ class Report(report_schema.Report, kw_only=True, dict=True):
         return render_notebook(self)
 
 
+class Phases(dict[str, report_schema.Phase]):
+    """The phases of a report by name; a KeyError for another name gives the nearest."""
+
+    def __missing__(self, name: str) -> report_schema.Phase:
+        raise KeyError(f"no phase is called {name!r}; nearest: {nearest(str(name)[:99], self)}")
+
+
+def _with_phases(report: R) -> R:
+    report.phases = Phases(report.phases)
+    return report
+
+
+R = TypeVar("R", bound=Report)
+
+
 class Comparison(comparison_schema.Comparison, kw_only=True, dict=True):
     """Several runs side by side, as `prunescope analyze A B` compares them."""
 
@@ -176,6 +198,15 @@ class Comparison(comparison_schema.Comparison, kw_only=True, dict=True):
         from prunescope.analysis.report.records import structs
 
         return structs("comparison", comparison_schema.ComparisonRow, self.rows)
+
+    def to_polars(self) -> pl.DataFrame:
+        """`table` as a polars DataFrame."""
+        return self.table.to_polars()
+
+    @property
+    def plot(self) -> ComparisonPlots:
+        """Figures: `comparison.plot.speedups()`."""
+        return ComparisonPlots(self)
 
     def show(self) -> None:
         """Print the table that the command prints."""
@@ -237,6 +268,15 @@ class Pareto(pareto_schema.Pareto, kw_only=True, dict=True):
         columns: Mapping[str, Any] = found[0].columns if found else {}
         return Records("points", {"phase": str, **columns, "loss": float}, tuple(rows))
 
+    def to_polars(self) -> pl.DataFrame:
+        """`points` as a polars DataFrame."""
+        return self.points.to_polars()
+
+    @property
+    def plot(self) -> ParetoPlots:
+        """Figures: `pareto.plot.frontier()`."""
+        return ParetoPlots(self)
+
     def show(self) -> None:
         """Print the sentences that the command prints."""
         _print(self.__rich__())
@@ -267,12 +307,93 @@ class Pareto(pareto_schema.Pareto, kw_only=True, dict=True):
         return _html(self.__rich__())
 
 
+class ComparisonPlots:
+    """The figures of a comparison, as matplotlib Figures."""
+
+    def __init__(self, found: Comparison) -> None:
+        self._found = found
+
+    def speedups(self) -> Figure:
+        """Speedups of the runs, with intervals. Raises PrunescopeError where no run has one."""
+        from prunescope.analysis.report.comparison_figure import comparison_figure
+
+        figure = comparison_figure(self._found.rows)
+        if figure is None:
+            raise PrunescopeError(
+                "no run has a speedup to plot", hint="a speedup needs a dense baseline"
+            )
+        return figure
+
+
+class ParetoPlots:
+    """The figures of a sweep, as matplotlib Figures."""
+
+    def __init__(self, found: Pareto) -> None:
+        self._found = found
+
+    def frontier(self) -> Figure:
+        """Speed against loss, with the frontier."""
+        from prunescope.analysis.report.pareto_figures import frontier_plot
+
+        return frontier_plot(self._found)
+
+
 class Prediction(dict[str, Any]):
-    """What `predict` gives: the dict of `--json`, which can show itself."""
+    """What `predict` gives: the dict of `--json`, which can show itself.
+
+    Examples:
+        >>> found = prunescope.predict(model="llama-3.1-8b", device="h100-sxm", method="static-m")
+        >>> found.to_polars()
+        >>> found.plot.curves()
+    """
+
+    @property
+    def table(self) -> Records:
+        """A row a method, sparsity and phase: speedups with their range, ns, bytes."""
+        from prunescope.analysis.report.predict_records import prediction_records
+
+        return prediction_records(self)
+
+    def to_polars(self) -> pl.DataFrame:
+        """`table` as a polars DataFrame."""
+        return self.table.to_polars()
+
+    def to_pandas(self) -> pd.DataFrame:
+        """`table` as a pandas DataFrame. Raises PrunescopeError where pandas is not installed."""
+        return self.table.to_pandas()
+
+    @property
+    def plot(self) -> PredictionPlots:
+        """Figures: `prediction.plot.curves()`."""
+        return PredictionPlots(self)
 
     def show(self) -> None:
         """Print the tables that the command prints."""
         _print(self.__rich__())
+
+    def save(
+        self, folder: Path | str, formats: Sequence[str] | str = ("md", "json", "csv")
+    ) -> list[Path]:
+        """Write prediction.md, prediction.json, prediction.csv, and curves as png, pdf or svg, into
+        `folder`; returns the paths. Raises PrunescopeError for another format."""
+        from prunescope.analysis.report.figures import drawing, saved
+        from prunescope.analysis.report.predict_records import render_prediction
+        from prunescope.analysis.report.write import check_formats, write_files
+
+        names = _names(formats)
+        check_formats(names, ("md", "json", "csv", *_PICTURES))
+        files: dict[str, bytes] = {}
+        for name in names:
+            if name == "md":
+                files["prediction.md"] = render_prediction(self).encode()
+            elif name == "json":
+                files["prediction.json"] = msgspec.json.format(msgspec.json.encode(self)) + b"\n"
+            elif name == "csv":
+                files["prediction.csv"] = self.to_polars().write_csv().encode()
+            else:
+                with drawing():
+                    files[f"curves.{name}"] = saved(self.plot.curves(), name)
+        return write_files(files, _path(folder))
 
     def __repr__(self) -> str:
         subject = self.get("subject") or {}
@@ -288,6 +409,23 @@ class Prediction(dict[str, Any]):
 
     def _repr_html_(self) -> str:
         return _html(self.__rich__())
+
+
+_PICTURES = ("png", "pdf", "svg")
+
+
+class PredictionPlots:
+    """The figures of a prediction, as matplotlib Figures."""
+
+    def __init__(self, found: Prediction) -> None:
+        self._found = found
+
+    def curves(self) -> Figure:
+        """Speedup over sparsity, a panel a phase. Raises PrunescopeError for a ranking and for a
+        prediction from a run, which have no curves."""
+        from prunescope.analysis.report.predict_figure import curves_figure
+
+        return curves_figure(self._found)
 
 
 def _names(formats: Sequence[str] | str) -> list[str]:

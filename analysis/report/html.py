@@ -21,6 +21,7 @@ from prunescope.analysis.report import (
 )
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.phase_tables import Extent, phase_tables
+from prunescope.analysis.report.summary import outcome_and_reasons
 from prunescope.analysis.report.titles import phase_slugs
 from prunescope.analysis.report.view import Table
 from prunescope.analysis.schema.report import Phase, Report
@@ -82,10 +83,12 @@ def spelled_out(value: Any) -> Any:
 def phase_view(name: str, slug: str, phase: Phase) -> dict[str, Any]:
     """Template variables of one phase: sentences, bounds, ledger and tables."""
     bounds, one = _ladder_rows(phase)
+    outcome, reasons = outcome_and_reasons(phase)
     return {
         "name": titles.heading(name, phase),
         "slug": slug,
-        "headline": sentences.headline(phase),
+        "outcome": outcome,
+        "reasons": reasons,
         "opening": sentences.opening(phase),
         "findings": [
             {"severity": f.severity, "text": sentences.finding(f), "evidence": f.evidence}

@@ -418,6 +418,10 @@ class Phase(msgspec.Struct, kw_only=True):
     first_call_ns: Annotated[
         float, meaning("of the steps: idle for first calls or compilation; on a CPU in compilers")
     ] = 0.0
+    summary: Annotated[
+        str,
+        meaning("the answer in one paragraph: promised, realised, causes, what to change"),
+    ] = ""
 
     @property
     def nothing_moved(self) -> bool:

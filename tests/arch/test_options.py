@@ -32,7 +32,7 @@ COMMANDS = {
         "subjects", "--baseline", "--sparsity", "--device", "--out", "--format", "--label-prefix",
         "--json", "--eager-trace", "--baseline-eager-trace", "--phase-pattern", "--peak",
         "--bandwidth", "--hta", "--model", "--baseline-model", "--batch", "--prompt-len",
-        "--context", "--phase", "--jobs", "--engine",
+        "--context", "--phase", "--jobs", "--engine", "--full",
     },
     "predict": {
         "--model", "--device", "--method", "--sparsity", "--set", "--phase", "--batch",

@@ -10,7 +10,7 @@ import importlib
 import json
 import os
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import reduce
@@ -83,7 +83,8 @@ def run_plan(request: SweepRequest, plan: SweepPlan, progress: Progress | None =
 def plan_of(request: SweepRequest) -> SweepPlan:
     """The plan of a request, checked. Raises PrunescopeError on the first mistake in it."""
     check_options(request)
-    configs = read_configs(as_path(request.config), request.preset)
+    asked = request.config
+    configs = read_configs(asked if isinstance(asked, Mapping) else as_path(asked), request.preset)
     for config in configs:
         unknown = [way for way in config.selections if read_selection(way) not in SELECTIONS]
         if unknown:

@@ -204,7 +204,11 @@ def realised(phase: Phase) -> str:
 
 def in_terminal(report: Report) -> str:
     to = io.StringIO()
-    print_report(report, Console(file=to, width=100, force_terminal=True, color_system="truecolor"))
+    print_report(
+        report,
+        Console(file=to, width=100, force_terminal=True, color_system="truecolor"),
+        full=True,
+    )
     return re.sub(r"\x1b\[[\d;]*m", "", to.getvalue())
 
 
