@@ -63,7 +63,7 @@ def read_configs(
         return presets()[preset]
     assert config is not None
     if isinstance(config, Mapping):
-        return (_from_plain(_with_todays_keys(dict(config), _MAPPING), _MAPPING),)
+        return (_from_plain(_with_todays_keys(dict(config)), _MAPPING),)
     return (_from_plain(_read_yaml(config), config),)
 
 
@@ -88,10 +88,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(plain, dict):
         raise PrunescopeError(f"{path.name} holds no keys", hint="at least model and families")
-    return _with_todays_keys(plain, path)
+    return _with_todays_keys(plain)
 
 
-def _with_todays_keys(plain: dict[str, Any], path: Path) -> dict[str, Any]:
+def _with_todays_keys(plain: dict[str, Any]) -> dict[str, Any]:
     for old, new in OLD_KEYS.items():
         if old in plain:
             plain.setdefault(new, plain.pop(old))
