@@ -189,7 +189,7 @@ def expected_maximum(counts: Iterable[tuple[float, float, int]]) -> float:
         # The middle of the step stands for all of it.
         below = 1.0
         for (_, _, many), cdf in zip(known, cdfs, strict=True):
-            below *= cdf(j + (step - 1) / 2) ** many
+            below *= float(cdf(j + (step - 1) / 2) ** many)
         total += step * (1 - below)
     return first + total
 
