@@ -189,9 +189,9 @@ def expected_maximum(counts: Iterable[tuple[float, float, int]]) -> float:
         # The middle of the step stands for all of it.
         below = 1.0
         for (_, _, many), cdf in zip(known, cdfs, strict=True):
-            below *= float(cdf(j + (step - 1) / 2) ** many)
+            below *= cdf(j + (step - 1) / 2) ** many
         total += step * (1 - below)
-    return first + total
+    return float(first + total)
 
 
 def _distribution(draws: float, chance: float) -> Callable[[float], float]:
