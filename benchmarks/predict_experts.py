@@ -12,6 +12,7 @@ from typing import Any
 import prunescope
 
 GIB = 2**30
+FEWER, FEWER_A_TOKEN = "static-experts", "static-topk"
 _VLLM = {"device": "h100-sxm", "runtime": "vllm", "phase": "decode"}
 
 
@@ -48,7 +49,7 @@ def _xshare(batch: int, gain: float) -> Speed:
         what=f"XShare, at most 24 of 128 experts a step, H200, vLLM, {batch} at a time",
         measured=(gain, gain),
         options={
-            **_VLLM, "device": "h200-sxm", "method": "static-experts", "sparsity": 1 - 24 / 128,
+            **_VLLM, "device": "h200-sxm", "method": FEWER, "sparsity": 1 - 24 / 128,
             "batch": batch, "prompt_len": 256, "weights": "int4",
         },
         source=XSHARE,
@@ -74,7 +75,7 @@ SPEEDS = (
         what="4 of 8 experts a token, EPYC 9655, llama.cpp, one sequence",
         measured=(1.26, 1.26),
         options={
-            "phase": "decode", "method": "static-topk", "sparsity": 0.5, "batch": 1,
+            "phase": "decode", "method": FEWER_A_TOKEN, "sparsity": 0.5, "batch": 1,
             "prompt_len": 512, "peaks": {"bf16": 5}, "bandwidth": 576, "weights": "int4",
             "without": ["kernel", "launch"],
         },
@@ -98,7 +99,7 @@ def predicted(one: Speed) -> tuple[float, float, float]:
 def predicted_gib(model: str, sparsity: float) -> float:
     """The weights of a model with fewer experts."""
     answer = prunescope.predict(
-        model=model, device="h100-sxm", method="static-experts", sparsity=sparsity, phase="decode"
+        model=model, device="h100-sxm", method=FEWER, sparsity=sparsity, phase="decode"
     )
     return float(answer["points"][0]["phases"]["decode"]["weight_bytes"] / GIB)
 
