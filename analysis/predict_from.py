@@ -32,6 +32,7 @@ from prunescope.analysis.predict.points import (
 )
 from prunescope.analysis.predict.ranges import differences, uncertainty_of
 from prunescope.analysis.predict.request import PredictRequest
+from prunescope.analysis.predict.routing_file import read_routing, routing_of_run
 from prunescope.analysis.predict.setting import (
     Setting,
     named_family,
@@ -74,11 +75,13 @@ def predict_from(request: PredictRequest) -> FromRun:
     options = Options(device=request.device, peaks=dict(request.peaks), bandwidth=request.bandwidth)
     report = analyze(path, options=options).report
     warnings = list(report.warnings)
+    routing = read_routing(request.routing) if request.routing else routing_of_run(path)
     phases = {}
     for name, phase in report.phases.items():
         work = _work(request, run, name, phase)
         if work is None:
             continue
+        work = replace(work, routing=routing)
         # Invalid measured times, which all others are scaled from.
         invalid = [finding for finding in phase.findings if finding.id == NOT_VALID]
         warnings += [f"{work.phase}: {finding.text}" for finding in invalid]

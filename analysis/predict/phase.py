@@ -93,9 +93,9 @@ def _gains_note(gains: Span | None) -> str:
             "speedup includes 1.00× at all of them"
         )
     first, last = gains["from"], gains["to"]
-    until = "" if last == GAIN_BATCHES[-1] else f" up to {last:,}"
+    until = "on" if last == GAIN_BATCHES[-1] else f"to {last:,}"
     return (
-        f"gains from batch {first:,} on{until}: there the whole range of the expected speedup is "
+        f"gains from batch {first:,} {until}: there the whole range of the expected speedup is "
         "above 1.00×"
     )
 
