@@ -79,7 +79,7 @@ def predict_phase(
     at_roofline = None
     if speedups is not None:
         at_roofline, expected.break_even = speedups.break_even(setting, work)
-    if gains and setting.family.cuts_experts:
+    if gains and setting.family.changes_experts:
         expected.gains = gaining_batches(setting, work)
         expected.notes.append(_gains_note(expected.gains))
     result.predicted = Expected(break_even=at_roofline, execution=expected)

@@ -40,13 +40,6 @@ def read_routing(given: str) -> Routing:
     return _counted(held.get("routing", held), file.name)
 
 
-def routing_of_run(folder: Path) -> Routing | None:
-    """What a run counted; None where it is no run folder or its model has no experts."""
-    file = folder / MANIFEST
-    counts = _read(file).get("routing") if file.is_file() else None
-    return _counted(counts, file.name) if counts else None
-
-
 def _counted(counts: Any, name: str) -> Routing:
     by_phase = counts if _is_by_phase(counts) else {"decode": counts}
     phases = {

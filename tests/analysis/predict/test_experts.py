@@ -10,8 +10,9 @@ import pytest
 
 import prunescope
 from prunescope.analysis.predict.break_even import first_and_last
-from prunescope.analysis.predict.routing_file import read_routing, routing_of_run
+from prunescope.analysis.predict.routing_file import read_routing
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.expert_routing import counted
 
 QWEN = {"model": "qwen3-30b-a3b", "device": "h100-sxm", "prompt_len": 1024}
 DROPPED = {"method": "static-experts", "sparsity": 0.25}
@@ -123,10 +124,11 @@ def test_counts_of_a_file(tmp_path: Path) -> None:
         assert found["experts"]["distinct"] == pytest.approx(96, abs=0.01)
     (tmp_path / "run.json").write_text(json.dumps({"routing": {"prefill": counts}}), "utf-8")
     assert read_routing(str(tmp_path)).phases["prefill"][0] == (0, *[9] * 127)
-    of_run = routing_of_run(tmp_path)
-    assert of_run is not None and of_run.source == "run.json"
+    of_run = counted({"decode": counts, "prefill": {}}, source="the run")
+    assert of_run is not None
+    assert of_run.phases == {"decode": ((0, *[9] * 127),) * 48}
+    assert counted({}, source="the run") is None
     (tmp_path / "run.json").write_text("{}", "utf-8")
-    assert routing_of_run(tmp_path) is None
     with pytest.raises(PrunescopeError, match="counts no experts"):
         read_routing(str(tmp_path))
 
