@@ -49,13 +49,13 @@ class Statistics:
 
 @dataclass(frozen=True)
 class _Request:
-    """The arguments of `collect`."""
+    """What is measured: the arguments of `collect`, and whether of experts."""
 
-    squares: Collection[str]
-    moments: Collection[str]
-    stream: Collection[str]
-    influence: bool
-    experts: bool
+    squares: Collection[str] = ()
+    moments: Collection[str] = ()
+    stream: Collection[str] = ()
+    influence: bool = False
+    experts: bool = False
 
 
 _CACHE: ContextVar[dict[str, Statistics] | None] = ContextVar("cache", default=None)
@@ -95,14 +95,23 @@ def collect(
     moments: Collection[str] = (),
     stream: Collection[str] = (),
     influence: bool = False,
-    experts: bool = False,
 ) -> Statistics:
     """Run the batches through `model` once and collect statistics of the named modules.
 
     `squares`, `moments` name linear modules, `stream` modules whose first input is the residual
-    stream (a norm, or an attention or MLP without one before it). `experts`: of all experts.
+    stream (a norm, or an attention or MLP without one before it).
     """
-    request = _Request(squares, moments, stream, influence, experts)
+    return _once(model, batches, _Request(squares, moments, stream, influence))
+
+
+def collect_experts(model: Any, batches: Sequence[torch.Tensor]) -> dict[str, Routed]:
+    """Run the batches through `model` once and count and score the experts of each layer, by the
+    path of their module."""
+    return _once(model, batches, _Request(experts=True)).experts
+
+
+def _once(model: Any, batches: Sequence[torch.Tensor], request: _Request) -> Statistics:
+    """The statistics, from the cache where it has them."""
     cache = _CACHE.get()
     if cache is None:
         return _collected(model, batches, request)

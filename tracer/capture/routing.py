@@ -28,7 +28,5 @@ def count_routing(model: torch.nn.Module, loop: Loop, run: Run, phase: str) -> N
             handle.remove()
     run.routing[phase] = {layers[path]: one.counts.tolist() for path, one in found.items()}
     run.distinct_experts[phase] = {
-        layers[path]: mean
-        for path, one in found.items()
-        if (mean := one.mean_distinct) is not None
+        layers[path]: mean for path, one in found.items() if (mean := one.mean_distinct) is not None
     }

@@ -316,11 +316,11 @@ class _Session:
             loops = loops_of(self.request, phase, variants, self.device, record_nothing)
             self._profile_eagerly(phase, variants, loops)
         for variant in variants:
-            count_routing(variant.model, loops[variant.name], self.captures[variant.name].run, phase)
+            count_routing(
+                variant.model, loops[variant.name], self.captures[variant.name].run, phase
+            )
 
-    def _profile_eagerly(
-        self, phase: str, variants: list[Variant], loops: dict[str, Loop]
-    ) -> None:
+    def _profile_eagerly(self, phase: str, variants: list[Variant], loops: dict[str, Loop]) -> None:
         """One step of the same `loops` with hooks and nothing recorded: it shows the module and the
         shapes of each kernel, which a replay does not."""
         models = [v.model for v in variants]

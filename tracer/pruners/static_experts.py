@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.keep import kept_experts, rounding
 from prunescope.taxonomy.run_blocks import Record
-from prunescope.tracer.calibration.collect import calibration_of, collect
+from prunescope.tracer.calibration.collect import calibration_of, collect_experts
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.calibration.scores import best, sample_indices
 from prunescope.tracer.model.experts import Mixture, find_mixtures, set_in_config
@@ -73,7 +73,7 @@ def _scores(
         )
     calibration = calibration_of(model, point.calibration, seed=point.seed)
     record["calibration"] = calibration.record
-    found = collect(model, calibration.batches, experts=True).experts
+    found = collect_experts(model, calibration.batches)
     unused = sum(int((routed.counts == 0).sum()) for routed in found.values())
     if unused:
         total = sum(one.total for one in mixtures)
@@ -185,9 +185,7 @@ class _Mask(TorchFunctionMode):
         """A hook for a router."""
         self.gone = None
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """The function itself, and the mask on its output."""
         output = func(*args, **(kwargs or {}))
         if self.gone is None or func not in _LINEARS or output.shape[-1] != len(self.gone):
