@@ -1,9 +1,9 @@
 """Figures for a paper: in, a Report; out, figures one column wide, or their bytes.
 
 ladder, ledger, kinds; roofline: calls as points, sized by time, under the ceilings; bounds: time by
-kind and bound; layers: time of each layer by role; waves: predicted time over N; experts: how evenly
-tokens are spread. Other figures take the style from here. Okabe-Ito colours, hatches for grey,
-Type 42 fonts.
+kind and bound; layers: time of each layer by role; waves: predicted time over N; experts: how
+evenly tokens are spread. Other figures take the style from here. Okabe-Ito colours, hatches for
+grey, Type 42 fonts.
 """
 
 from __future__ import annotations
