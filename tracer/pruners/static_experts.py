@@ -91,8 +91,14 @@ def _scores(
 def _chosen(mixture: Mixture, point: Point, scores: torch.Tensor | None) -> list[int]:
     """The experts that stay, ascending: of each group of group-limited routing the same number."""
     size = mixture.total // mixture.groups
-    count = kept_experts(mixture.total, mixture.top_k, point.sparsity)
-    count = min(size, max(round(count / mixture.groups), mixture.least_in_group))
+    wanted = round(kept_experts(mixture.total, mixture.top_k, point.sparsity) / mixture.groups)
+    count = min(size, max(wanted, mixture.least_in_group))
+    if wanted < count == size:
+        raise PrunescopeError(
+            f"no expert of {mixture.path} can go: a token goes to {mixture.top_k} experts of "
+            f"{mixture.open_groups} groups, each of which has {size}",
+            hint="`prunescope families --architecture` says which families apply",
+        )
     kept: list[int] = []
     for group in range(mixture.groups):
         first = group * size

@@ -223,6 +223,11 @@ def test_what_is_refused(tiny: Any) -> None:
     del blind.model.layers[1].mlp.gate.weight
     with pytest.raises(PrunescopeError, match="no matrix of 16 rows"):
         find_mixtures(blind)
+    narrow = mixture("deepseek_v3")
+    for router in find_mixtures(narrow)[0].routers:
+        router.topk_group = 1
+    with pytest.raises(PrunescopeError, match="no expert of model.layers.1.mlp.experts can go"):
+        prune("static-experts", narrow)
     single = mixture("llama4_text")
     for one in find_mixtures(single):
         one.route_to(1)
