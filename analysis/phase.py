@@ -29,6 +29,7 @@ from prunescope.analysis.ledger.overhead import overhead
 from prunescope.analysis.ledger.pairing import Units, pair
 from prunescope.analysis.ledger.rows import LargestKernels, build_rows, untouched
 from prunescope.analysis.ledger.samples import samples_of
+from prunescope.analysis.routing import routing_of
 from prunescope.analysis.schema.pair_comparison import PairComparison
 from prunescope.analysis.schema.report import (
     FamilyVerdict,
@@ -67,6 +68,7 @@ class _Compared:
     sparsity: dict[str, float | None] = field(default_factory=dict)
     predicted: PredictedRun | None = None
     overhead: Overhead | None = None
+    dense: SidePhase | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -162,6 +164,7 @@ def _compared(
         sparsity=_realised(evidence, inputs, is_known=known),
         predicted=_predicted(dense, pruned, inputs, family, bounds, rows),
         overhead=overhead(inputs, dense.kernels, pruned.kernels, family),
+        dense=dense,
         notes=_not_in_turns(dense, pruned),
     )
 
@@ -266,6 +269,7 @@ def _phase(
         step_ns=sums.step_ns,
         cold_steps=sums.cold_steps,
         first_call_ns=sums.first_call_ns,
+        routing=routing_of(own.side.run, found.dense and found.dense.side.run, own.name),
     )
 
 

@@ -140,7 +140,7 @@ class Report(report_schema.Report, kw_only=True, dict=True):
     @property
     def plot(self) -> Plots:
         """Figures: `report.plot.ledger()`, `.ladder()`, `.roofline()`, `.bounds()`, `.layers()`,
-        `.waves()`, `.kinds()`."""
+        `.waves()`, `.kinds()`, `.experts()`."""
         from prunescope.analysis.report.figures import Plots
 
         return Plots(self)

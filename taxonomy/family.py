@@ -68,7 +68,7 @@ class FamilyPoint:
 
 
 # How the parts to prune are chosen, and how versions before 0.2 named that in what they wrote.
-SELECTIONS = ("random", "importance", "greedy")
+SELECTIONS = ("random", "importance", "greedy", "frequency")
 OLD_SELECTIONS = {"calibrated": "importance"}
 
 
@@ -141,6 +141,11 @@ class Family:
     def cuts_heads(self) -> bool:
         """Whether there are fewer heads, each as large as before."""
         return "heads" in self.cuts
+
+    @property
+    def cuts_experts(self) -> bool:
+        """Whether a mixture has fewer experts, which may be chosen by how often each is used."""
+        return "experts" in self.cuts
 
     @property
     def zeroes_weights(self) -> bool:

@@ -1,8 +1,9 @@
 """Figures for a paper: in, a Report; out, figures one column wide, or their bytes.
 
 ladder, ledger, kinds; roofline: calls as points, sized by time, under the ceilings; bounds: time by
-kind and bound; layers: time of each layer by role; waves: predicted time over N. Other figures take
-the style from here. Okabe-Ito colours, hatches for grey, Type 42 fonts.
+kind and bound; layers: time of each layer by role; waves: predicted time over N; experts: how
+evenly tokens are spread. Other figures take the style from here. Okabe-Ito colours, hatches for
+grey, Type 42 fonts.
 """
 
 from __future__ import annotations
@@ -60,9 +61,13 @@ _LARGEST, _SMALLEST = 90.0, 5.0  # area of a point
 _LETTER_WIDTH, _MARK_WIDTH = 0.05, 0.33  # inches in a legend
 _VISIBLE = 0.001  # of the time of all points
 _TERA = 1e12
+# Fields of LayerRouting that the figure of experts shows, by their labels.
+_EXPERT_STRIPS = {
+    "distinct": "distinct a step", "fullest": "fullest ÷ mean", "entropy": "entropy",
+}  # fmt: skip
 _ROOM = 1.3
 _THIN = 0.6
-KINDS = ("ladder", "ledger", "kinds", "roofline", "bounds", "layers", "waves")
+KINDS = ("ladder", "ledger", "kinds", "roofline", "bounds", "layers", "waves", "experts")
 
 
 class Drawn(Figure):
@@ -104,9 +109,11 @@ def plot(report: Report, name: str, kind: str) -> Figure | None:
             return ledger_figure(phase, name, title=_title(report, name, "where the time went"))
         if kind == "kinds":
             return kinds_figure(phase, name, title=_title(report, name, "busy time by kind"))
+        subject = short(of_what(report, name), 60)
+        if kind == "experts":
+            return _experts_figure(phase, subject)
         if phase.anatomy is None:
             return None
-        subject = short(of_what(report, name), 60)
         if kind == "roofline":
             return _roofline_figure(phase.anatomy, report.device, subject)
         anatomy_figures = {
@@ -602,6 +609,44 @@ def _mark_sizes(axes: Axes, one: Shape, i: int, unit: numbers.Scale) -> None:
         )
 
 
+def _experts_figure(phase: Phase, of: str) -> Figure | None:
+    """Three strips over the layers: distinct experts a step, fullest over mean, entropy."""
+    layers = phase.routing.layers if phase.routing else []
+    if len(layers) < _FEWEST_LAYERS:
+        return None
+    figure, first = _page(3.1, "Tokens of experts, layer by layer", of)
+    first.remove()
+    strips = figure.subplots(3, 1, sharex=True)
+    numbers_of = [one.layer for one in layers]
+    sides = [("", "pruned", _REALISED, "o")]
+    if any(one.dense_experts for one in layers):
+        sides.insert(0, ("dense_", "dense", _BOUND, "s"))
+    for axes, (key, label) in zip(strips, _EXPERT_STRIPS.items(), strict=True):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(length=2.5, width=_THIN)
+        for prefix, _, colour, marker in sides:
+            values = [getattr(one, prefix + key) for one in layers]
+            axes.plot(
+                numbers_of,
+                [math.nan if value is None else value for value in values],
+                color=colour,
+                marker=marker,
+                markersize=2.5,
+                linewidth=0.9,
+            )
+        axes.set_ylabel(label)
+        axes.set_ylim(bottom=0)
+    strips[-1].set_xlabel("layer")
+    strips[-1].xaxis.get_major_locator().set_params(integer=True)
+    if len(sides) > 1:
+        marks = [
+            Line2D([], [], color=colour, marker=marker, markersize=2.5, linewidth=0.9, label=name)
+            for _, name, colour, marker in sides
+        ]
+        legend(figure, marks, len(marks))
+    return figure
+
+
 class Plots:
     """The figures of a report. Each takes a phase, the first one where none is named, and gives a
     matplotlib Figure; PrunescopeError where the phase has nothing to plot."""
@@ -640,6 +685,10 @@ class Plots:
     def waves(self, phase: str | None = None) -> Figure:
         """Predicted time over N, with the dimensions that ran."""
         return self._plot("waves", phase)
+
+    def experts(self, phase: str | None = None) -> Figure:
+        """How evenly tokens are spread over experts, layer by layer."""
+        return self._plot("experts", phase)
 
     def _plot(self, kind: str, phase: str | None) -> Figure:
         phases = self._report.phases

@@ -14,6 +14,7 @@ from prunescope.analysis.schema.anatomy import Anatomy, Communication
 from prunescope.analysis.schema.encode import json_bytes
 from prunescope.analysis.schema.fields import meaning
 from prunescope.analysis.schema.pair_comparison import PairComparison
+from prunescope.analysis.schema.routing import Routing
 from prunescope.analysis.schema.sides import (
     ColdSteps,
     DeviceUsed,
@@ -422,6 +423,9 @@ class Phase(msgspec.Struct, kw_only=True):
         str,
         meaning("the answer in one paragraph: promised, realised, causes, what to change"),
     ] = ""
+    routing: Annotated[
+        Routing | None, meaning("tokens of experts; null: a run without experts, or no run")
+    ] = None
 
     @property
     def nothing_moved(self) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from prunescope.taxonomy.applies import DENSE_MATRICES, to_experts
-from prunescope.taxonomy.architecture_traits import Traits
 from prunescope.taxonomy.family import Family, FamilyPoint, Knob, pattern
 from prunescope.taxonomy.keep import kept_experts
 from prunescope.taxonomy.plan import Plan, Workload
@@ -32,10 +31,6 @@ def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
     return [dense_plan(with_experts(shape, point), work)]
 
 
-def _not_realised(_traits: Traits) -> str:
-    return "no pruner does so yet: theory alone"
-
-
 FAMILY = Family(
     id="static-experts",
     title="Static experts",
@@ -44,8 +39,6 @@ FAMILY = Family(
     unit="experts, dropped or merged",
     cuts=("experts",),
     applies=to_experts,
-    not_implemented=_not_realised,
-    predicted_only=True,
     leaves=DENSE_MATRICES,
     methods=("REAP", "Not All Experts are Equal", "EEP", "DiEP", "M-SMoE", "HC-SMoE"),
     plans=plans,

@@ -33,10 +33,6 @@ def applies(traits: Traits) -> Applies:
     return to_experts(traits)
 
 
-def _not_realised(_traits: Traits) -> str:
-    return "no pruner does so yet: theory alone"
-
-
 FAMILY = Family(
     id="static-topk",
     title="Static top-k",
@@ -45,8 +41,6 @@ FAMILY = Family(
     unit="experts a token goes to",
     cuts=("routes",),
     applies=applies,
-    not_implemented=_not_realised,
-    predicted_only=True,
     leaves=DENSE_MATRICES,
     methods=("LExI",),
     plans=plans,

@@ -273,7 +273,9 @@ def request_of(
     recover = None if checkpoint else config.recover
     if recover is not None and recover.text is None:
         recover = dataclasses.replace(recover, text=config.text)
-    reads = select == "greedy" or (select == "importance" and "text" in ways.calibrations)
+    reads = select in ("greedy", "frequency") or (
+        select == "importance" and "text" in ways.calibrations
+    )
     return SweptRequest(
         model=result.family if checkpoint else config.model,
         baseline_model=config.model if checkpoint else None,
@@ -323,6 +325,7 @@ def _ways(config: SweepConfig, method: str) -> _Ways:
         "random": True,
         "importance": bool(calibrations),
         "greedy": bool(parts) and all(part is not None and part.greedy for part in parts),
+        "frequency": bool(parts) and all(part is not None and part.cuts_experts for part in parts),
     }
     found = [way for way in config.selections if able[read_selection(way)]]
     if not found and able["importance"] and "greedy" in config.selections:
@@ -330,7 +333,10 @@ def _ways(config: SweepConfig, method: str) -> _Ways:
     return _Ways(tuple(found) or ("random",), calibrations)
 
 
-_CHOSEN = {"random": "at random", "importance": "by importance", "greedy": "greedily"}
+_CHOSEN = {
+    "random": "at random", "importance": "by importance", "greedy": "greedily",
+    "frequency": "by frequency",
+}  # fmt: skip
 
 
 def _chosen(ways: Iterable[str]) -> str:

@@ -88,7 +88,7 @@ def test_a_sweep_calibrates_every_family_that_can_be(tmp_path: Path) -> None:
     asked = {r.family: request_of(config, r, out=Path()) for r in plan.results}
     for request in asked.values():
         request.check()
-    drawn = {"dynamic-depth", "dynamic-width", "static-m+dynamic-depth"}
+    drawn = {"dynamic-depth", "dynamic-width", "static-topk", "static-m+dynamic-depth"}
     assert {name for name, request in asked.items() if request.select == "random"} == drawn
     # What ranks by the input's own attention reads no text.
     by_input = {"dynamic-nk", "token-drop", "kv-evict"}
