@@ -22,7 +22,13 @@ from prunescope.analysis.inputs.side import SidePhase
 from prunescope.analysis.kernels.anatomy import anatomy
 from prunescope.analysis.kernels.phase_kind import format_split
 from prunescope.analysis.ledger.attribution import AttributionInputs, attribution_inputs
-from prunescope.analysis.ledger.gemms import calls_of, pair_calls, report_rows, single_rows
+from prunescope.analysis.ledger.gemms import (
+    along_groups,
+    calls_of,
+    pair_calls,
+    report_rows,
+    single_rows,
+)
 from prunescope.analysis.ledger.ladder import has_ideals, ladder, without_roofline
 from prunescope.analysis.ledger.noise import halves, observer_share
 from prunescope.analysis.ledger.overhead import overhead
@@ -109,7 +115,7 @@ def compare_phase(
     )
     compared = _compared(sides, inputs, evidence, comparison, family)
     exact = units.alignment.exact
-    shown = pairs
+    shown = along_groups(pairs) if _cuts(family, "experts") else pairs
     if any(one.kind == CODE for one in comparison.differences):
         shown = [
             replace(one, dense=None, axis="unknown") for one in pairs if one.pruned is not None
@@ -285,6 +291,11 @@ def _check(dense: SidePhase, pruned: SidePhase) -> None:
                 f"{one.side.path.name}: nothing in the steps of {pruned.name} takes any time",
                 hint="capture whole steps, or name them with --phase-pattern",
             )
+
+
+def _cuts(family: FamilyVerdict, unit: str) -> bool:
+    """Whether one of the families of a verdict cuts such units."""
+    return any(unit in one.cuts for one in known(family.id.split("+")))
 
 
 def _nominal(pruned: SidePhase) -> float | None:

@@ -61,7 +61,8 @@ class Work:
     dtype: str | None  # our name of the matmul operands' format
     kind: str
     causal: bool | None = None
-    groups: int | None = None  # matrices of a grouped GEMM that are read at most
+    groups: float | None = None  # matrices of a grouped GEMM that are read at most
+    stack: int | None = None  # matrices that a grouped GEMM holds, read or not
 
 
 @dataclass(frozen=True, slots=True)
