@@ -9,7 +9,6 @@ import math
 from dataclasses import dataclass, field, replace
 
 import msgspec
-import numpy as np
 import polars as pl
 
 from prunescope.analysis.comparison.differences import CODE, pair_comparison
@@ -165,7 +164,7 @@ def _compared(
         observer_share=observer_share(units, domain),
         ledger=rows,
         baseline=totals(dense),
-        sparsity=_realised(evidence, inputs, is_known=known),
+        sparsity=_realised(sides, evidence, inputs, is_known=known),
         predicted=_predicted(dense, pruned, inputs, family, bounds, rows),
         overhead=overhead(inputs, dense.kernels, pruned.kernels, family),
         notes=_not_in_turns(dense, pruned),
@@ -318,16 +317,19 @@ def _pairing(units: Units) -> Pairing:
 
 
 def _realised(
-    evidence: Evidence, inputs: AttributionInputs, *, is_known: bool
+    sides: ComparableSides, evidence: Evidence, inputs: AttributionInputs, *, is_known: bool
 ) -> dict[str, float | None]:
     """Realised sparsity in parameters, FLOPs and bytes beside the nominal one. None where no count
-    holds packed weights, or where the work of a side is mostly unknown (not `is_known`)."""
-    units, ratio = inputs.units, inputs.ratio
+    holds packed weights, or where the work of a side is mostly unknown (not `is_known`). Bytes are
+    those of all kernels that have a model, whether or not modules place them."""
+    ratio = inputs.ratio
     size_d, size_p = evidence.parameters
     if is_quantised(evidence):
         size_p = None
-    moved_d = float(np.nansum(units.dense.bytes.mean(axis=1)))
-    moved_p = float(np.nansum(units.pruned.bytes.mean(axis=1)))
+    moved_d, moved_p = (
+        float(side.kernels.frame["bytes"].sum()) / side.kernels.num_steps
+        for side in (sides.dense, sides.pruned)
+    )
     return {
         "nominal": inputs.nominal,
         "parameters": 1 - size_p / size_d if size_d and size_p else None,
