@@ -138,6 +138,11 @@ class Family:
         return "heads" in self.cuts
 
     @property
+    def cuts_experts(self) -> bool:
+        """Whether there are fewer experts, or a token goes to fewer."""
+        return "experts" in self.cuts or "routes" in self.cuts
+
+    @property
     def zeroes_weights(self) -> bool:
         """Whether weights become zero and keep their place, so that no shape shows it."""
         return "weights" in self.cuts
