@@ -155,8 +155,11 @@ def _of_own(column: str) -> pl.Expr:
 def _group(
     row: dict[str, object], index: int, logical: int, position: dict[tuple[object, ...], int]
 ) -> str:
-    """qk and pv for attention (fused, or in the order in which an eager one multiplies)."""
+    """qk and pv for attention (fused, or in the order in which an eager one multiplies); of a
+    kernel of experts that does both products, gate_up and down."""
     role = str(row["role"])
+    if logical == 2 and row["kind"] == "grouped_gemm":
+        return ("gate_up", "down")[index]
     if logical == 2:
         return ("qk", "pv")[index]
     if role == "attention":

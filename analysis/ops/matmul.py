@@ -203,7 +203,8 @@ def grouped_mm(call: OpCall) -> Work:
     work = gemm_work(gemm, a, b, out=out, kind="grouped_gemm")
     stacked = b if len(b.shape) > 2 else a
     read = stacked.shape[0] if len(stacked.shape) > 2 else groups
-    work = replace(work, groups=read, stack=stack)
+    each = size(gemm.n * gemm.k, b.dtype) if ranks == (2, 3) else None
+    work = replace(work, groups=read, stack=stack, each=each)
     if ranks == (2, 2):
         # K is split over the groups, and each group has a result of its own.
         if groups is None:

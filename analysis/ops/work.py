@@ -9,6 +9,7 @@ from __future__ import annotations
 from prunescope.analysis.ops import (
     attention,
     convolution,
+    experts,
     matmul,
     memory,
     pointwise,
@@ -31,7 +32,8 @@ __all__ = ["MODELS", "NEED_RESULT", "USUAL_KINDS", "OpCall", "Work", "op_model",
 
 # Importing a module registers its models; the tuple is the list of them.
 MODEL_MODULES = (
-    attention, convolution, matmul, memory, pointwise, quantised, serving, sparse, training,
+    attention, convolution, experts, matmul, memory, pointwise, quantised, serving, sparse,
+    training,
 )  # fmt: skip
 
 

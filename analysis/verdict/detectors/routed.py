@@ -7,6 +7,7 @@ lists) and the rows that all of them see together, a token.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping
@@ -177,20 +178,20 @@ def _routes(e: Evidence) -> Fewer | None:
         p.axis == "M" for p in e.pairs if p.key[1] != EXPERTS and p.key[2] not in ("qk", "pv")
     ):
         return None
-    rows = {
-        p.key: (p.dense.all_rows, p.pruned.all_rows)
-        for p in e.pairs
-        if p.key[1] == EXPERTS and p.dense is not None and p.pruned is not None
-    }
+    rows: dict[int | None, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    least: dict[int | None, float] = {}  # of a product: gate and up apart are two, down is one
+    for pair in (one for one in e.pairs if one.key[1] == EXPERTS):
+        layer = pair.key[0]
+        for side, call in enumerate((pair.dense, pair.pruned)):
+            rows[layer][side] += call.all_rows if call is not None else 0.0
+        if pair.dense is not None and pair.dense.all_rows:
+            least[layer] = min(pair.dense.all_rows, least.get(layer, math.inf))
     found: dict[int | None, tuple[float, float]] = {}
-    for key, (old, new) in rows.items():
-        layer = key[0]
-        seen = tokens.get(layer, (1.0, 1.0))[0] or 1.0
-        before = found.get(layer)
-        # Gate and up apart are two products a token and expert, down is one.
-        if old and new and (before is None or old / seen < before[0]):
+    for layer, (old, new) in rows.items():
+        if old and new:
+            each = least[layer] / (tokens.get(layer, (1.0, 1.0))[0] or 1.0)
             same = abs(new - old) <= _SAME * old
-            found[layer] = (old / seen, (old if same else new) / seen)
+            found[layer] = (each, each if same else each * new / old)
     known = bool(found) and found.keys() <= tokens.keys()
     return Fewer(found, _PER_TOKEN if known else _ROWS) if found else None
 

@@ -1,0 +1,107 @@
+"""Work of kernels that multiply by the matrices of many experts at once.
+
+A router chooses which of the E matrices of a stack are read, k of them a token: without its choices
+as many count as an even router is expected to choose, E(1 − (1 − k/E)^T) of T tokens. M of a grouped
+GEMM counts pairs of a token and an expert.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from prunescope.analysis.ops.call import (
+    NoModel,
+    OpCall,
+    Operand,
+    Work,
+    op_model,
+    size,
+    tensor,
+    total,
+)
+from prunescope.taxonomy.expert_routing import expert_load
+from prunescope.taxonomy.gemm import Gemm
+
+
+def expected_experts(experts: int, per_token: int, tokens: int) -> float:
+    """Experts that an even router is expected to choose."""
+    load = expert_load(None, "", experts=experts, per_token=per_token, tokens=tokens)
+    return load.distinct
+
+
+def reading(work: Work, experts: float) -> Work:
+    """The work of a grouped GEMM, where so many of its matrices are read."""
+    if work.groups is None or work.each is None or work.bytes is None:
+        return work
+    more = (experts - work.groups) * work.each
+    return replace(work, groups=experts, bytes=work.bytes + more)
+
+
+@op_model(
+    "vllm::inplace_fused_experts",
+    "vllm::outplace_fused_experts",
+    "vllm::rocm_aiter_fused_moe",
+    "sglang::inplace_fused_experts",
+    "sglang::outplace_fused_experts",
+    kind="grouped_gemm",
+)
+def fused_experts(call: OpCall) -> Work:
+    """Tokens [T, h], gate and up of all experts [E, 2·f, h], down [E, h, f], weights and ids of the
+    experts of each token [T, k]. Both products; what lies between them stays in the op."""
+    x, up, down = tensor(call, 0, rank=2), tensor(call, 1, rank=3), tensor(call, 2, rank=3)
+    ids = tensor(call, 4, rank=2)
+    (tokens, hidden), (experts, wide, _), width = x.shape, up.shape, down.shape[2]
+    per_token = ids.shape[1]
+    if up.shape[2] != hidden or down.shape[:2] != (experts, hidden) or ids.shape[0] != tokens:
+        raise NoModel
+    if wide not in (width, 2 * width) or not 0 < per_token <= experts:
+        raise NoModel
+    pairs = tokens * per_token
+    read = expected_experts(experts, per_token, tokens)
+    each = total([size(wide * hidden, up.dtype), size(hidden * width, down.dtype)])
+    # In and out once each, and between the products what the first makes and the second reads.
+    states = size(2 * tokens * hidden + pairs * (wide + width), x.dtype)
+    gemms = (Gemm(pairs, wide, hidden), Gemm(pairs, hidden, width))
+    return Work(
+        flop=sum(gemm.flop for gemm in gemms),
+        bytes=total([None if each is None else read * each, states]),
+        gemms=gemms,
+        dtype=x.dtype,
+        kind="grouped_gemm",
+        groups=read,
+        stack=experts,
+        each=each,
+    )
+
+
+@op_model("GroupedGemm", "grouped_gemm::gmm", kind="grouped_gemm")
+def sorted_rows(call: OpCall) -> Work:
+    """Megablocks: rows sorted by their expert [S, k], weights [E, k, n] or [E, n, k], rows of each
+    expert [E]."""
+    x, stack = tensor(call, 0, rank=2), tensor(call, 1, rank=3)
+    rows, k = x.shape
+    experts = stack.shape[0]
+    if k not in stack.shape[1:]:
+        raise NoModel
+    n = stack.shape[2] if stack.shape[1] == k else stack.shape[1]
+    each = size(n * k, stack.dtype)
+    read = min(experts, rows)
+    moved = [x.bytes, size(rows * n, x.dtype), None if each is None else read * each]
+    gemm = Gemm(rows, n, k)
+    return Work(
+        flop=gemm.flop,
+        bytes=total(moved),
+        gemms=(gemm,),
+        dtype=x.dtype,
+        kind="grouped_gemm",
+        groups=read,
+        stack=experts,
+        each=each,
+    )
+
+
+def stack_of(work: Work, experts: int, read: Operand) -> Work:
+    """The work of a product by `read` matrices of a stack of `experts`."""
+    return replace(
+        work, groups=read.shape[0], stack=experts, each=size(read.shape[1] * read.shape[2], read.dtype)
+    )
