@@ -155,6 +155,11 @@ def _compared(
     bounds = ladder(rows, inputs, is_known=known, is_bounded=bounded and comparison.has_bounds)
     if not has_ideals(units):
         rows, bounds = without_roofline(rows, bounds)
+    sparsity = _realised(sides, evidence, inputs, is_known=known)
+    if _cuts(family, "experts"):
+        bounds = msgspec.structs.replace(
+            bounds, parameters=_ratio(sparsity["parameters"]), bytes=_ratio(sparsity["bytes"])
+        )
     return _Compared(
         comparison=comparison,
         pairing=_pairing(units),
@@ -164,11 +169,16 @@ def _compared(
         observer_share=observer_share(units, domain),
         ledger=rows,
         baseline=totals(dense),
-        sparsity=_realised(sides, evidence, inputs, is_known=known),
+        sparsity=sparsity,
         predicted=_predicted(dense, pruned, inputs, family, bounds, rows),
         overhead=overhead(inputs, dense.kernels, pruned.kernels, family),
         notes=_not_in_turns(dense, pruned),
     )
+
+
+def _ratio(removed: float | None) -> float | None:
+    """Dense over pruned, of a share that is gone."""
+    return None if removed is None or removed >= 1 else 1 / (1 - removed)
 
 
 def _not_in_turns(dense: SidePhase, pruned: SidePhase) -> tuple[str, ...]:

@@ -232,6 +232,14 @@ class Ladder(msgspec.Struct, kw_only=True):
     roofline_ci95: list[float] | None = None
     busy_ci95: list[float] | None = None
     share_of_bound_ci95: list[float] | None = None
+    parameters: Annotated[
+        float | None | msgspec.UnsetType,
+        meaning("dense / pruned parameters, of a family that keeps FLOPs; absent: another one"),
+    ] = msgspec.UNSET
+    bytes: Annotated[
+        float | None | msgspec.UnsetType,
+        meaning("dense / pruned bytes at this batch, of a family that keeps FLOPs"),
+    ] = msgspec.UNSET
 
     def interval_of(self, bound: str) -> list[float] | None:
         """The 95 % interval of a bound or of `share_of_bound`; None of nominal and FLOPs."""
