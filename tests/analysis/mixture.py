@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
-from tests.chrome import chrome, k, module, op, step
+from tests.chrome import Scope, chrome, k, module, op, step
 
 H, F, V = 64, 96, 512
 
@@ -13,18 +14,31 @@ def mm(m: int, n: int, kk: int) -> Any:
     return op("aten::mm", [m, kk], [kk, n], dtype="c10::BFloat16", kernels=[k(us=3, name="gemm")])
 
 
-def mixture(*rows: tuple[int, ...], **more: Any) -> dict[str, Any]:
-    """A trace of one step whose layers' experts see `rows` tokens each."""
+def mixture(*rows: tuple[int, ...], named: bool = True, **more: Any) -> dict[str, Any]:
+    """A trace of one step whose layers' experts see `rows` tokens each; `named`: with modules."""
     items = [x for i, one in enumerate(rows) for x in layer(i, one, **more)]
-    found: dict[str, Any] = chrome(step(0, *items))
+    found: dict[str, Any] = chrome(step(0, *(items if named else _without_modules(items))))
     return found
 
 
-def layer(i: int, rows: tuple[int, ...], width: int = F, routing_us: float = 2) -> Any:
-    """A layer whose experts see `rows` tokens each: gate, up and down of every one, in turn."""
+def _without_modules(items: list[Any]) -> Iterator[Any]:
+    for item in items:
+        yield from _without_modules(list(item.items)) if isinstance(item, Scope) else [item]
+
+
+def layer(
+    i: int, rows: tuple[int, ...], width: int = F, routing_us: float = 2, shared: bool = False
+) -> Any:
+    """A layer whose experts see `rows` of 8 tokens each: gate, up and down of every one, in turn;
+    `shared`: behind them the wider MLP of a shared expert."""
     at = f"model.layers.{i}"
     tokens = 8
     heads = [1, 2, tokens, 32]
+    wide = 2 * width
+    behind = [
+        module(f"{at}.mlp.shared_expert.{name}_proj", mm(tokens, n, kk))
+        for name, n, kk in (("gate", wide, H), ("up", wide, H), ("down", H, wide))
+    ]
     return [
         module(
             f"{at}.self_attn",
@@ -47,5 +61,6 @@ def layer(i: int, rows: tuple[int, ...], width: int = F, routing_us: float = 2) 
                 )
                 for e, m in enumerate(rows)
             ),
+            *(behind if shared else ()),
         ),
     ]  # fmt: skip
