@@ -75,7 +75,7 @@ def experts_read_alike(c: Context) -> Found | None:
 
 
 def _from_where(dense: _Side, pruned: _Side) -> str:
-    """From how many tokens on an even router reads a tenth fewer experts, and what there is else."""
+    """From how many tokens on an even router reads a tenth fewer experts, and what else helps."""
     memory = "use the memory that is free for a larger batch or a longer context"
     if not pruned.can_choose or not dense.can_choose:
         return memory
@@ -114,7 +114,9 @@ def _memory(c: Context) -> Iterable[str]:
 def _bytes(c: Context, *, of_dense: bool) -> float:
     """Of the GEMMs of experts, a step; 0 where they are not known."""
     calls = [p.dense if of_dense else p.pruned for p in c.pairs or [] if p.key[1] == EXPERTS]
-    known = [call.bytes * call.count for call in calls if call is not None and call.bytes is not None]
+    known = [
+        call.bytes * call.count for call in calls if call is not None and call.bytes is not None
+    ]
     return sum(known)
 
 
@@ -138,7 +140,7 @@ def expert_imbalance(c: Context) -> Found | None:
         evidence=[
             f"a router that chooses evenly sends {even:.0f} rows to the fullest of "
             f"{_count(side.experts)} experts",
-            f"{_count(side.read)} of {_count(side.experts)} experts of a layer get tokens in a step",
+            f"{_count(side.read)} of {_count(side.experts)} experts of a layer get tokens a step",
         ],
         change="balance the router (its bias, or its loss in training); under expert parallelism "
         "hold the fullest experts on several ranks",
@@ -158,7 +160,9 @@ def routing_cost(c: Context) -> Found | None:
     busy = int(rows["busy"].sum()) / steps
     if busy < _LARGE * c.phase.wall_ns:
         return None
-    names = rows.with_columns(shown=pl.coalesce("name", "op")).group_by("shown", maintain_order=True)
+    names = rows.with_columns(shown=pl.coalesce("name", "op")).group_by(
+        "shown", maintain_order=True
+    )
     sums = names.agg(pl.col("busy").sum(), pl.len()).sort("busy", "shown", descending=[True, False])
     products = frame.filter((role == EXPERTS) & (pl.col("class") == "matmul"))
     return Found(
@@ -169,7 +173,7 @@ def routing_cost(c: Context) -> Found | None:
             f"{row['len'] / steps:.0f} kernels a step"
             for row in sums.head(4).iter_rows(named=True)
         ],
-        change="run the experts with kernels that route and gather by themselves (fused or grouped)",
+        change="run the experts with fused or grouped kernels, which route and gather by themselves",
         explains=frozenset([ROUTER]),
     )
 

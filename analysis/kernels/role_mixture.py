@@ -1,8 +1,9 @@
 """Routers and experts by order, where no module says which products are theirs.
 
-In: kinds, op calls and sizes of one pass's rows in time order. Out: the roles of routers and of what
-runs behind them (experts, shared_expert), by row. A router is the product whose result a top-k reads: as many values a row as
-it has outputs. What multiplies between it and the next layer's projections are its experts.
+In: kinds, op calls and sizes of one pass's rows in time order. Out: the roles of routers and of
+what runs behind them (experts, shared_expert), by row. A router is the product whose result a top-k
+reads: as many values a row as it has outputs. What multiplies between it and the next layer's
+projections are its experts.
 """
 
 from __future__ import annotations

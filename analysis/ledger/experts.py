@@ -92,7 +92,9 @@ def pooled(calls: Sequence[Call]) -> Call:
         first,
         kind=first.kind if len({call.kind for call in calls}) == 1 else "gemm",
         batch=_mean(calls, [call.batch for call in calls]),
-        m=_mean(calls, [call.m for call in calls]) if None in rows or not ran else _rows(calls) / ran,
+        m=_mean(calls, [call.m for call in calls])
+        if None in rows or not ran
+        else _rows(calls) / ran,
         flop=_mean(calls, [call.flop for call in calls]),
         bytes=_mean(calls, [call.bytes for call in calls]),
         count=count,

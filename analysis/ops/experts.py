@@ -1,8 +1,8 @@
 """Work of kernels that multiply by the matrices of many experts at once.
 
 A router chooses which of the E matrices of a stack are read, k of them a token: without its choices
-as many count as an even router is expected to choose, E(1 − (1 − k/E)^T) of T tokens. M of a grouped
-GEMM counts pairs of a token and an expert.
+as many count as an even router is expected to choose, E(1 − (1 − k/E)^T) of T tokens. M of a
+grouped GEMM counts pairs of a token and an expert.
 """
 
 from __future__ import annotations
@@ -103,5 +103,8 @@ def sorted_rows(call: OpCall) -> Work:
 def stack_of(work: Work, experts: int, read: Operand) -> Work:
     """The work of a product by `read` matrices of a stack of `experts`."""
     return replace(
-        work, groups=read.shape[0], stack=experts, each=size(read.shape[1] * read.shape[2], read.dtype)
+        work,
+        groups=read.shape[0],
+        stack=experts,
+        each=size(read.shape[1] * read.shape[2], read.dtype),
     )

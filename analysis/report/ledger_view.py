@@ -55,7 +55,9 @@ _INSTEAD = {
     "parameters": ("parameters", "dense parameters ÷ pruned parameters: memory, no time by itself"),
     "bytes": ("bytes", "dense bytes ÷ pruned bytes of a step, at this batch"),
 }
-EXACT = frozenset({"nominal", "flop", *_INSTEAD})  # bounds that are arithmetic: they have no interval
+EXACT = frozenset(
+    {"nominal", "flop", *_INSTEAD}
+)  # bounds that are arithmetic: they have no interval
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,7 +75,8 @@ class GemmRow(GemmShape, kw_only=True):
     dense_batch: Annotated[int | None, meaning("matrices in a call of it")] = None
     dense_count: Annotated[float | None, meaning("calls of it", "calls a step")] = None
     axis: Annotated[
-        str | None, meaning("what moved: none, M, N, K, NK, G, heads, rank, 2:4, gone, added, unknown")
+        str | None,
+        meaning("what moved: none, M, N, K, NK, G, heads, rank, 2:4, gone, added, unknown"),
     ] = None
     keep: Annotated[
         dict[str, float] | None,

@@ -27,7 +27,7 @@ def _without_modules(items: list[Any]) -> Iterator[Any]:
 
 
 def layer(
-    i: int, rows: tuple[int, ...], width: int = F, routing_us: float = 2, shared: bool = False
+    i: int, rows: tuple[int, ...], width: int = F, *, routing_us: float = 2, shared: bool = False
 ) -> Any:
     """A layer whose experts see `rows` of 8 tokens each: gate, up and down of every one, in turn;
     `shared`: behind them the wider MLP of a shared expert."""

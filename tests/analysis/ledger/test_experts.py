@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+
 import pytest
 
 from prunescope.analysis.pipeline import Analysis, analyze
@@ -10,6 +11,7 @@ from prunescope.analysis.report.gemm_table import gemm_table
 from prunescope.analysis.schema.report import GemmRow, Phase
 from tests.analysis.mixture import F, H, mixture
 from tests.chrome import chrome, k, module, op, save, step
+
 
 def compared(
     dense: list[tuple[int, ...]], pruned: list[tuple[int, ...]], path: Path, width: int = F

@@ -20,7 +20,9 @@ def call(name: str, *shapes: tuple[int, ...]) -> OpCall:
     return OpCall(name, shapes, (BF16,) * len(shapes))
 
 
-@pytest.mark.parametrize("engine", ["vllm::inplace_fused_experts", "sglang::outplace_fused_experts"])
+@pytest.mark.parametrize(
+    "engine", ["vllm::inplace_fused_experts", "sglang::outplace_fused_experts"]
+)
 def test_a_fused_kernel_reads_the_experts_that_its_tokens_choose(engine: str) -> None:
     """Two tokens choose four of 16 each: 16·(1 − 0.75²) = 7 of them."""
     work = work_of(call(engine, (2, H), (E, 2 * F, H), (E, H, F), (2, 4), (2, 4)))
@@ -32,7 +34,9 @@ def test_a_fused_kernel_reads_the_experts_that_its_tokens_choose(engine: str) ->
 
 
 def test_a_fused_kernel_of_other_shapes_has_no_work() -> None:
-    assert work_of(call("vllm::inplace_fused_experts", (2, H), (E, F, 8), (E, H, F), (2, 4))) is None
+    assert (
+        work_of(call("vllm::inplace_fused_experts", (2, H), (E, F, 8), (E, H, F), (2, 4))) is None
+    )
 
 
 @pytest.mark.parametrize("stack", [(E, H, F), (E, F, H)])
@@ -64,7 +68,7 @@ def experts_of(trace: Any, path: Path, baseline: Any = None) -> GemmRow:
 
 
 def test_a_grouped_gemm_reads_what_its_router_is_expected_to_choose(tmp_path: Path) -> None:
-    """Of one token all four experts are distinct; of two seven are expected; of 32 all but 0.001."""
+    """One token chooses four; of two tokens seven are expected, of 32 all but 0.001."""
     for tokens, read in ((1, 4.0), (2, 7.0), (32, 16 * (1 - 0.75**32))):
         row = experts_of(grouped(4 * tokens, tokens), tmp_path)
         assert row.groups == pytest.approx(read)

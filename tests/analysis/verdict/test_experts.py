@@ -15,7 +15,8 @@ from prunescope.analysis.verdict.detectors.widths import expert_channels
 from prunescope.analysis.verdict.evidence import Evidence
 from tests.analysis.mixture import H, mixture, mm
 from tests.analysis.verdict.test_dynamic import changed, evidence, model, verdict
-from tests.chrome import chrome, k, module, op, save, step
+from tests.chrome import chrome, module, op, save, step
+from tests.chrome import k as kernel
 
 Rows = list[tuple[int, ...]]  # rows of every expert, a tuple a layer
 Weights = list[tuple[int, int, int]]  # rows, N, K of every call of the experts
@@ -190,11 +191,12 @@ def test_experts_by_order_are_those_that_modules_name(tmp_path: Path) -> None:
 
 def test_a_rank_with_a_part_of_the_experts_is_no_pruning(tmp_path: Path) -> None:
     """The router still chooses from all of them."""
+
     def grouped(experts: int) -> Any:
         at = "model.layers.0.mlp"
         stack = op("aten::_grouped_mm", [16, H], [experts, H, 96], [experts],
                    dtypes=["c10::BFloat16", "c10::BFloat16", "int"],
-                   kernels=[k(us=3, name="grouped_gemm")])  # fmt: skip
+                   kernels=[kernel(us=3, name="grouped_gemm")])  # fmt: skip
         gate = module(f"{at}.gate", mm(8, 8, H))
         return chrome(step(0, module(at, gate, module(f"{at}.experts", stack))))
 
