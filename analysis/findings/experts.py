@@ -173,7 +173,7 @@ def routing_cost(c: Context) -> Found | None:
             f"{row['len'] / steps:.0f} kernels a step"
             for row in sums.head(4).iter_rows(named=True)
         ],
-        change="run the experts with fused or grouped kernels, which route and gather by themselves",
+        change="run the experts with fused or grouped kernels, which gather rows by themselves",
         explains=frozenset([ROUTER]),
     )
 

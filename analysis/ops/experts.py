@@ -7,14 +7,17 @@ grouped GEMM counts pairs of a token and an expert.
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from prunescope.analysis.ops.call import (
+    Model,
     NoModel,
     OpCall,
     Operand,
     Work,
     op_model,
+    optional,
     size,
     tensor,
     total,
@@ -80,14 +83,19 @@ def sorted_rows(call: OpCall) -> Work:
     expert [E]."""
     x, stack = tensor(call, 0, rank=2), tensor(call, 1, rank=3)
     rows, k = x.shape
-    experts = stack.shape[0]
     if k not in stack.shape[1:]:
         raise NoModel
     n = stack.shape[2] if stack.shape[1] == k else stack.shape[1]
-    each = size(n * k, stack.dtype)
-    read = min(experts, rows)
-    moved = [x.bytes, size(rows * n, x.dtype), None if each is None else read * each]
-    gemm = Gemm(rows, n, k)
+    return _sorted(x, stack, Gemm(rows, n, k))
+
+
+def _sorted(x: Operand, stack: Operand, gemm: Gemm) -> Work:
+    """A product of rows that are sorted by expert: at most as many matrices are read as there are
+    rows. Results are 16-bit where the rows are smaller."""
+    experts, each = stack.shape[0], size(gemm.n * gemm.k, stack.dtype)
+    out = x.dtype if x.dtype in ("bf16", "fp16", "fp32") else "bf16"
+    read = min(experts, gemm.m)
+    moved = [x.bytes, size(gemm.m * gemm.n, out), None if each is None else read * each]
     return Work(
         flop=gemm.flop,
         bytes=total(moved),
@@ -98,6 +106,48 @@ def sorted_rows(call: OpCall) -> Work:
         stack=experts,
         each=each,
     )
+
+
+_SORTED = re.compile(r"(?:group(?:ed)?_?\w*(?:gemm|mm|matmul)|(?:gemm|mm)\w*_group|gmm)")
+_NAMESPACE = re.compile(r"(?!aten::|prim::|torch::|autograd::)[A-Za-z_]\w{0,60}::")
+
+
+def custom_grouped(name: str) -> Model | None:
+    """The model of an op that a library names after a grouped product, and that has none of its
+    own (DeepGEMM, CUTLASS and Triton kernels behind custom ops)."""
+    if not _NAMESPACE.match(name):
+        return None
+    own = name.rpartition("::")[2].lower()[:200]
+    return by_stack if _SORTED.search(own) and "backward" not in own else None
+
+
+def by_stack(call: OpCall) -> Work:
+    """Rows [S, k] sorted by expert, and the only stack [E, n, k] or [E, k, n] among the arguments
+    (its scales apart), wherever they stand; the result [S, n] may be one of them. Where n is not sure, none is told."""
+    known = [t for i in range(len(call.shapes)) if (t := optional(call, i)) is not None]
+    stacks = [t for t in known if len(t.shape) == _STACKED and min(t.shape[1:]) > 1]
+    flat = [t for t in known if len(t.shape) == 2]
+    if not stacks or not flat:
+        raise NoModel
+    stack = max(stacks, key=lambda t: t.numel)
+    if any(t is not stack and _SCALES * t.numel > stack.numel for t in stacks):
+        raise NoModel  # of two products
+    widths = set(stack.shape[1:])
+    x = next((t for t in flat if t.shape[1] in widths), None)
+    if x is None:
+        raise NoModel
+    rows, k = x.shape
+    others = [
+        t.shape[1] for t in flat if t is not x and t.shape[0] == rows and t.shape[1] in widths
+    ]
+    (n, *more) = [*(widths - {k})] or [k]
+    if more or (others and others[0] != n):
+        raise NoModel
+    return _sorted(x, stack, Gemm(rows, n, k))
+
+
+_STACKED = 3
+_SCALES = 4  # times as many numbers has a stack as its scales, of blocks of 16 or more
 
 
 def stack_of(work: Work, experts: int, read: Operand) -> Work:

@@ -43,7 +43,7 @@ def work_of(call: OpCall) -> Work | None:
     if not call.shapes:
         return None
     model = MODELS.get(call.name) or pointwise.generated(call.name)
-    model = model or quantised.custom_product(call.name)
+    model = model or quantised.custom_product(call.name) or experts.custom_grouped(call.name)
     if model is None:
         return None
     try:

@@ -47,6 +47,21 @@ def test_rows_sorted_by_expert(stack: tuple[int, ...]) -> None:
     assert work.bytes == 2 * (8 * H + 8 * H * F + 8 * F)
 
 
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        ((8, H), (E, F, H), (8, F), (E,)),  # rows, stack, result
+        ((8, F), (8, H), (E, H, F)),  # the result first
+        ((8, H), (8, 4), (E, F, H), (E, 6, 4)),  # with scales of blocks
+    ],
+)
+def test_a_grouped_product_of_a_library_is_told_by_its_stack(shapes: tuple[Any, ...]) -> None:
+    work = work_of(call("deep_gemm::m_grouped_bf16_gemm_nt_contiguous", *shapes))
+    assert work is not None
+    gemm = work.gemms[0]
+    assert (gemm.m, {gemm.n, gemm.k}, work.stack, work.groups) == (8, {F, H}, E, 8)
+
+
 def grouped(rows: int, tokens: int, experts: int = E) -> Any:
     """A layer with a router of `tokens` rows, and a grouped GEMM of `rows`."""
     at = "model.layers.0.mlp"
