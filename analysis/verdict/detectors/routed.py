@@ -186,10 +186,13 @@ def _routes(e: Evidence) -> Fewer | None:
             rows[layer][side] += call.all_rows if call is not None else 0.0
         if pair.dense is not None and pair.dense.all_rows:
             least[layer] = min(pair.dense.all_rows, least.get(layer, math.inf))
+    there = by_router.numbers if (by_router := _by_router(e)) is not None else {}
     found: dict[int | None, tuple[float, float]] = {}
     for layer, (old, new) in rows.items():
         if old and new:
             each = least[layer] / (tokens.get(layer, (1.0, 1.0))[0] or 1.0)
+            if layer in there and each >= (1 - _SAME) * there[layer][0]:
+                continue  # every expert runs on every token, chosen or not
             same = abs(new - old) <= _SAME * old
             found[layer] = (each, each if same else each * new / old)
     known = bool(found) and found.keys() <= tokens.keys()

@@ -157,6 +157,7 @@ FEW, MANY = (8, 8, 0, 0), (2, 2, 2, 2, 2, 2, 2, 2)
         ([MANY] * 3, [FEW, MANY, (4, 4, 4, 4, 0)], "static-experts", "8 → 4 to 5, by layer"),
         ([MANY] * 3, [(1,) * 8] * 3, "static-topk", "rows of their GEMMs a token 2 → 1"),
         ([MANY] * 3, [(2, 2, 2, 2)] * 3, "static-experts+static-topk", "2 → 1"),
+        ([(8,) * 8] * 3, [(8,) * 4] * 3, "static-experts", "8 → 4"),  # all run on all tokens
         ([MANY] * 3, [FEW + (0, 0, 0, 0)] * 3, None, ""),  # the router chose others
         ([FEW] * 3, [MANY] * 3, None, ""),  # more experts: no pruning
     ],
