@@ -123,7 +123,10 @@ class GemmRow(GemmShape, kw_only=True):
     loss_ns: Annotated[float | None, meaning("busy_ns − promised_ns")] = None
     groups: Annotated[
         float | None,
-        meaning("experts that saw tokens, a layer and step; of a grouped GEMM, its matrices"),
+        meaning(
+            "experts that saw tokens, a layer and step; of a grouped GEMM as many as a router that "
+            "chooses evenly is expected to choose"
+        ),
     ] = None
     dense_groups: Annotated[float | None, meaning("of the dense GEMMs")] = None
     m_min: Annotated[int | None, meaning("rows of the expert that saw fewest")] = None
