@@ -208,3 +208,19 @@ def test_a_rank_with_a_part_of_the_experts_is_no_pruning(tmp_path: Path) -> None
     family = analyze(sides[0], baseline=sides[1]).report.phases["trace"].family
     assert family is not None
     assert "static-experts" not in family.id
+
+
+def test_the_stack_of_a_grouped_kernel_is_enough(tmp_path: Path) -> None:
+    """No module, no router, no run: 16 matrices became 12."""
+
+    def grouped(experts: int) -> Any:
+        stack = op("aten::_grouped_mm", [64, H], [experts, H, 96], [experts],
+                   dtypes=["c10::BFloat16", "c10::BFloat16", "int"],
+                   kernels=[kernel(us=3, name="grouped_gemm")])  # fmt: skip
+        return chrome(step(0, mm(16, H, H), stack, mm(16, H, H)))
+
+    sides = [save(grouped(n), tmp_path / f"{n}.json") for n in (12, 16)]
+    family = analyze(sides[0], baseline=sides[1]).report.phases["trace"].family
+    assert family is not None
+    assert (family.id, family.confidence) == ("static-experts", 0.9)
+    assert "16 → 12" in family.evidence[0]
