@@ -212,7 +212,7 @@ def _tokens(e: Evidence) -> dict[int | None, tuple[float, float]]:
 
 
 def _layers(one: Fewer) -> str:
-    """`4 layers`; `all layers` where their numbers are not known."""
+    """`3 of 4 layers`; `the layers` where their numbers are not known."""
     known = [n for n in one.numbers if n is not None]
     return f"{one.count} of {len(known)} layers" if known else "the layers"
 
