@@ -162,7 +162,8 @@ class _ReportPage(Page):
     def _ladder(self, phase: Phase, without: Collection[str] = ()) -> RenderableType:
         ladder = phase.ladder
         assert ladder is not None
-        values = {n: getattr(ladder, n) for n in ledger_view.LADDER if n not in without}
+        rungs = {n: r for n, r in ledger_view.rungs(ladder).items() if n not in without}
+        values = {name: getattr(ladder, name) for name in rungs}
         ends = {name: ledger_view.telling_interval(ladder, name) for name in values}
         spans = {name: ledger_view.interval_span(ladder, name) for name in values}
         top = max((v for v in values.values() if v is not None), default=1.0)
@@ -171,8 +172,8 @@ class _ReportPage(Page):
         apart = any(ends[n] for n in ends if n != "realised") and room - widest >= _SHORTEST
         room = max(_SHORTEST, min(40, room - widest * apart))
         grid = self._grid(columns=4 + apart)
-        for name, value in values.items():
-            label, span, realised = ledger_view.LADDER[name][0], spans[name], name == "realised"
+        for name, (label, _) in rungs.items():
+            value, span, realised = values[name], spans[name], name == "realised"
             share = numbers.percent(numbers.share_of(ladder.realised, value), decimals=0)
             extra = share if value is None else f"realised is {share} of it"
             alone = span if ends[name] else ""  # no column whose unknown cells want a sign
