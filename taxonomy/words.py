@@ -1,4 +1,4 @@
-"""How sentences write a share, a loss of perplexity, a time in ns, and a long name."""
+"""How sentences write a share, a range, a loss of perplexity, a time in ns, and a long name."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ _BETWEEN_WORDS = re.compile(r"(?<=\w)(?=[^A-Za-z0-9])|(?<=\W)(?=\w)")
 def percent(share: float, decimals: int = 0) -> str:
     """`71 %`, as tables of a report write it; the text around it names the base."""
     return f"{100 * share:.{decimals}f} %"
+
+
+def spread(low: int, high: int) -> str:
+    """`128–320`, or `352` where both are equal."""
+    return f"{low}" if low == high else f"{low}–{high}"
 
 
 def factor(loss: float) -> str | None:
