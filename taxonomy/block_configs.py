@@ -37,12 +37,12 @@ def _of_blocks(cfg: Mapping[str, Any], blocks: list[Any]) -> dict[str, Any]:
     widths: list[int] = []
     kinds: list[tuple[str, str]] = []
     for number, block in enumerate(blocks):
-        attention, ffn = _part(block, "attention", number), _part(block, "ffn", number)
-        kind = _kind(attention), _kind(ffn)
+        mixing, ffn = _part(block, "attention", number), _part(block, "ffn", number)
+        kind = _kind(mixing), _kind(ffn)
         kinds.append(kind)
         groups = heads
         if kind[0] == "usual":
-            groups = heads // (_whole(attention, "n_heads_in_group", number) or heads)
+            groups = heads // (_whole(mixing, "n_heads_in_group", number) or heads)
         kv_heads.append(groups)
         widths.append(_width(ffn, hidden, number) if kind[1] == "usual" else 0)
     if not any(widths):

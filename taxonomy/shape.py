@@ -145,7 +145,7 @@ class ModelShape:
         """The shape whose layers have these dimensions, one each; plain where they agree."""
         distinct = list(dict.fromkeys(layers))
         if len(distinct) == 1:
-            return replace(self, layer_shapes=(), **_fields_of(distinct[0], self))
+            return replace(self, layer_shapes=(), **_fields_of(distinct[0]))
         largest = {
             name: max(getattr(one, name) for one in distinct) or getattr(self, name)
             for name in _LAYER_SIZES
@@ -165,7 +165,7 @@ class ModelShape:
         if not self.layer_shapes:
             return change(self)
         changed = {
-            layer: _layer_of(change(replace(self, layer_shapes=(), **_fields_of(layer, self))))
+            layer: _layer_of(change(replace(self, layer_shapes=(), **_fields_of(layer))))
             for layer in dict.fromkeys(self.layer_shapes)
         }
         return self.with_layers([changed[layer] for layer in self.layer_shapes])
@@ -355,8 +355,9 @@ class ModelShape:
         return total + self.layers * (self.norms // 2) * self.norm_parameters * self.hidden
 
     def _roles(self, *, mlp: bool) -> list[tuple[str, int, int]]:
-        return [(role, n, k) for role, (n, k) in self.linears().items()
-                if (role in _MLP_ROLES) == mlp]
+        return [
+            (role, n, k) for role, (n, k) in self.linears().items() if (role in _MLP_ROLES) == mlp
+        ]
 
     def attention_extras(self) -> int:
         """Biases, query/key norms and sinks of one attention."""
@@ -473,12 +474,12 @@ def _layer_of(shape: ModelShape) -> LayerShape:
     return LayerShape(**found, **kinds, ranks=shape.ranks)
 
 
-def _fields_of(layer: LayerShape, whole: ModelShape) -> dict[str, Any]:
+def _fields_of(layer: LayerShape) -> dict[str, Any]:
     """The fields of ModelShape for layers like this one. Those of a sublayer that it lacks stay the
     whole model's: they are divided by, and count nothing."""
     found = {one.name: getattr(layer, one.name) for one in fields(layer)}
-    lacks = {name: layer.attention_kind != "usual" for name in _ATTENTION_SIZES}
-    lacks |= {name: layer.mlp_kind != "usual" for name in _MLP_SIZES}
+    lacks = dict.fromkeys(_ATTENTION_SIZES, layer.attention_kind != "usual")
+    lacks |= dict.fromkeys(_MLP_SIZES, layer.mlp_kind != "usual")
     return {name: value for name, value in found.items() if not lacks.get(name)}
 
 
@@ -495,6 +496,6 @@ def _parts(shape: ModelShape, sublayer: Literal["attention", "mlp"]) -> tuple[Mo
         numbers.setdefault(getattr(one, sublayer), []).append(number)
     even = replace(shape, layer_shapes=())
     return tuple(
-        replace(even.part(same), **_fields_of(shape.layer_shapes[same[0]], shape))
+        replace(even.part(same), **_fields_of(shape.layer_shapes[same[0]]))
         for same in numbers.values()
     )

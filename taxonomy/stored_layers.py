@@ -295,4 +295,3 @@ def _spread(shape: ModelShape, name: str) -> tuple[int, int]:
         value = getattr(shape, name)
         return value, value
     return shape.spread(name)
-

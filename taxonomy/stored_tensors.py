@@ -72,7 +72,9 @@ def _files(folder: Path) -> tuple[list[Path], bool]:
     try:
         if index.stat().st_size > _LONGEST:
             raise ValueError
-        names = sorted({str(name) for name in json.loads(index.read_bytes())["weight_map"].values()})
+        names = sorted(
+            {str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}
+        )
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return [], False
     inside = [n for n in names if n.endswith(".safetensors") and Path(n).name == n][:_MOST_FILES]

@@ -129,12 +129,20 @@ def _kernel_key(name: str | None, knobs: Mapping[str, Any]) -> object:
     return family.id, given.get("kernel"), tuple(sorted(filled.items()))
 
 
-_NOT_WITH_FROM_RUN = ("--pruned-model", "--rank", "--workload", "--losses", "--loss", "--new-tokens",
-                      "--pruned-batch", "--chunk", "--tp", "--pp", "--launch", "--runtime",
-                      "--attn", "--host-us-per-op", "--weights", "--extra-ms",
+_NOT_WITH_FROM_RUN = ("--pruned-model", "--rank", "--workload", "--losses", "--loss",
+                      "--new-tokens", "--pruned-batch", "--chunk", "--tp", "--pp", "--launch",
+                      "--runtime", "--attn", "--host-us-per-op", "--weights", "--extra-ms",
                       "--depth")  # fmt: skip
 _NOT_WITH_PRUNED_MODEL = ("--method", "--sparsity", "--set", "--depth", "--out")
-_NOT_WITH_RANK = ("--pruned-model", "--method", "--phase", "--context", "--out", "--pruned-batch", "--depth")
+_NOT_WITH_RANK = (
+    "--pruned-model",
+    "--method",
+    "--phase",
+    "--context",
+    "--out",
+    "--pruned-batch",
+    "--depth",
+)
 _SIZES = ("--batch", "--prompt-len", "--new-tokens")
 _DEFAULT = PredictRequest()
 

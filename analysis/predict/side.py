@@ -257,9 +257,7 @@ def weights(ops: Iterable[Op]) -> Iterator[list[Op]]:
     return (list(group) for _, group in groupby(ops, key=lambda op: op.name))
 
 
-def _split_all(
-    ops: Iterable[Op], devices: int, share_of: Callable[[int], float]
-) -> tuple[Op, ...]:
+def _split_all(ops: Iterable[Op], devices: int, share_of: Callable[[int], float]) -> tuple[Op, ...]:
     found = []
     for parts in weights(ops):
         for index, op in enumerate(parts):

@@ -33,7 +33,8 @@ def read_in(module: str) -> Iterator[str]:
             if node.func.attr == "get" and is_config(node.func.value):
                 yield from strings(node.args[0])
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            if node.func.id in ("size_in", "_count", "_sizes", "_whole"):
+            of_config = node.func.id == "_whole" and is_config(node.args[0])
+            if node.func.id in ("size_in", "_count", "_sizes") or of_config:
                 yield from (word for arg in node.args[1:] for word in strings(arg))
         elif isinstance(node, ast.Subscript) and is_config(node.value):
             yield from strings(node.slice)
