@@ -29,7 +29,8 @@ READ = frozenset(
     block_ffn_dim_multiplier block_multiple_of conv_L_cache conv_bias d_ff d_kv d_model
     decoder_sparse_step dim do_layer_norm_before enable_bias expand expansion_ratio
     feed_forward_proj ffn_dim ffn_dim_divisor ffn_hidden_size ffn_multipliers first_k_dense_replace
-    full_attention_interval full_attn_idxs head_dim hidden_dim hidden_size interleave_moe_layer_step intermediate_size
+    full_attention_interval full_attn_idxs head_dim hidden_dim hidden_size
+    interleave_moe_layer_step intermediate_size
     intermediate_size_moe kv_channels kv_lora_rank kv_n_heads layer_types layers_block_type
     linear_conv_kernel_dim linear_key_head_dim linear_num_key_heads linear_num_value_heads
     linear_value_head_dim mamba_conv_bias mamba_d_conv mamba_d_ssm mamba_d_state mamba_expand
@@ -56,8 +57,8 @@ _LAYERS = (
 )  # fmt: skip
 HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "num_query_heads")
 KV_HEADS = (
-    "num_key_value_heads_per_layer", "num_key_value_heads", "num_kv_heads", "n_head_kv", "n_kv_heads",
-    "kv_n_heads", "multi_query_group_num",
+    "num_key_value_heads_per_layer", "num_key_value_heads", "num_kv_heads", "n_head_kv",
+    "n_kv_heads", "kv_n_heads", "multi_query_group_num",
 )  # fmt: skip
 _HEAD_DIM = ("head_dim", "d_kv", "kv_channels", "attention_head_dim")
 MLP = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "d_ff", "hidden_dim")
