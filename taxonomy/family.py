@@ -24,7 +24,10 @@ DYNAMICS = ("static", "dynamic")
 CALIBRATIONS = ("text", "input")
 # What families cut; one may cut something new. "weights" are zeros in tensors of the dense shape,
 # 2:4 or anywhere.
-UNITS = ("layers", "tokens", "keys", "blocks", "weights", "ranks", "heads", "channels", "stream")
+UNITS = (
+    "layers", "experts", "routes", "tokens", "keys", "blocks", "weights", "ranks", "heads",
+    "channels", "stream",
+)  # fmt: skip
 SCORERS = ("", "router", "estimator")
 MIXERS = ("", "rows", "stream")
 Value = str | int | float | bool
@@ -81,7 +84,7 @@ class Family:
     id: str
     title: str
     dynamics: str
-    axes: Mapping[str, str]  # GEMM group -> M N K heads ... | none
+    axes: Mapping[str, str]  # GEMM group -> M N K G heads ... | none; G: groups of a grouped GEMM
     unit: str
     cuts: tuple[str, ...] = ()  # UNITS or another word; none: nothing is pruned
     methods: tuple[str, ...]
@@ -133,6 +136,11 @@ class Family:
     def cuts_heads(self) -> bool:
         """Whether there are fewer heads, each as large as before."""
         return "heads" in self.cuts
+
+    @property
+    def cuts_experts(self) -> bool:
+        """Whether there are fewer experts, or a token goes to fewer."""
+        return "experts" in self.cuts or "routes" in self.cuts
 
     @property
     def zeroes_weights(self) -> bool:

@@ -130,9 +130,9 @@ def _kernel_key(name: str | None, knobs: Mapping[str, Any]) -> object:
 
 
 _NOT_WITH_FROM_RUN = ("--pruned-model", "--rank", "--workload", "--losses", "--loss",
-                      "--new-tokens", "--pruned-batch", "--chunk", "--tp", "--pp", "--launch",
-                      "--runtime", "--attn", "--host-us-per-op", "--weights", "--extra-ms",
-                      "--depth")  # fmt: skip
+                      "--new-tokens", "--pruned-batch", "--chunk", "--tp", "--pp", "--ep",
+                      "--launch", "--runtime", "--attn", "--host-us-per-op", "--weights",
+                      "--extra-ms", "--depth")  # fmt: skip
 _NOT_WITH_PRUNED_MODEL = ("--method", "--sparsity", "--set", "--depth", "--out")
 _NOT_WITH_RANK = (
     "--pruned-model",
@@ -164,6 +164,7 @@ def check_options(request: PredictRequest) -> None:
         "--chunk": request.chunk is not None,
         "--tp": request.tp != 1,
         "--pp": request.pp != 1,
+        "--ep": request.ep != 1,
         "--launch": request.launch is not None,
         "--runtime": request.runtime is not None,
         "--attn": request.attn != _DEFAULT.attn,

@@ -68,7 +68,12 @@ def test_every_family_can_be_planned() -> None:
     names = tuple(f.id for f in families() if f.id != "dense")
     plan = make_plan([SweepConfig(model="m", families=names)], shape)
     assert {r.family for r in plan.results} == set(names)
-    assert {(r.family, r.sparsity) for r in plan.results if r.problem} == {
+    of_experts = [one.id for one in families() if {"experts", "routes"} & {*one.cuts}]
+    problems = {(r.family, r.sparsity): r.problem for r in plan.results if r.problem}
+    no_experts = {key for key in problems if key[0] in of_experts}
+    assert len(no_experts) == 4 * len(of_experts)
+    assert all("no layer has experts" in problems[key] for key in no_experts)
+    assert {*problems} - no_experts == {
         ("static-k-24", 0.125), ("static-k-24", 0.25), ("static-k-24", 0.375),
     }  # fmt: skip
 
