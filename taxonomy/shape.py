@@ -141,6 +141,10 @@ class ModelShape:
             return self.layer_shapes[number]
         return _layer_of(self)
 
+    def like(self, number: int) -> ModelShape:
+        """A model whose layers all have the dimensions of one layer; itself where they agree."""
+        return _like(self, self.layer_shapes[number]) if self.layer_shapes else self
+
     def with_layers(self, layers: Sequence[LayerShape]) -> ModelShape:
         """The shape whose layers have these dimensions, one each; plain where they agree."""
         distinct = list(dict.fromkeys(layers))
@@ -165,7 +169,7 @@ class ModelShape:
         if not self.layer_shapes:
             return change(self)
         changed = {
-            layer: _layer_of(change(replace(self, layer_shapes=(), **_fields_of(layer))))
+            layer: _layer_of(change(_like(self, layer)))
             for layer in dict.fromkeys(self.layer_shapes)
         }
         return self.with_layers([changed[layer] for layer in self.layer_shapes])
@@ -487,6 +491,10 @@ def _read_layer(written: Mapping[str, Any]) -> LayerShape:
     least = dict.fromkeys((*_ATTENTION_SIZES, "intermediate"), 0)
     ranks = tuple((str(role), int(r)) for role, r in written.get("ranks", ()))
     return LayerShape(**{**least, **written, "ranks": ranks})
+
+
+def _like(shape: ModelShape, layer: LayerShape) -> ModelShape:
+    return replace(shape, layer_shapes=(), **_fields_of(layer))
 
 
 @lru_cache(maxsize=512)
