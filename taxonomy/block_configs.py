@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.formats import MAX_LAYERS
 
 ATTENTION_KINDS, MLP_KINDS = "attention_kinds", "mlp_kinds"  # keys that this module adds
 _MULTIPLE = 256  # channels are rounded up to it
@@ -25,9 +24,9 @@ def as_lists(cfg: Mapping[str, Any]) -> dict[str, Any]:
     """
     blocks, multipliers = cfg.get("block_configs"), cfg.get("ffn_multipliers")
     if isinstance(blocks, list) and blocks:
-        return {**cfg, **_of_blocks(cfg, blocks[: MAX_LAYERS + 1])}
+        return {**cfg, **_of_blocks(cfg, blocks)}
     if isinstance(multipliers, list) and multipliers:
-        return {**cfg, "intermediate_size": _of_multipliers(cfg, multipliers[: MAX_LAYERS + 1])}
+        return {**cfg, "intermediate_size": _of_multipliers(cfg, multipliers)}
     return dict(cfg)
 
 

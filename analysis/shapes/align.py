@@ -22,7 +22,7 @@ from itertools import pairwise
 from statistics import median
 from typing import Protocol
 
-from prunescope.analysis.shapes.evidence import misplaced
+from prunescope.analysis.shapes.evidence import misfit, misplaced
 from prunescope.analysis.shapes.items import (
     ATTENTION,
     BATCHED,
@@ -31,6 +31,8 @@ from prunescope.analysis.shapes.items import (
     Item,
     Placed,
     Token,
+    can_run,
+    marks_of,
 )
 from prunescope.analysis.shapes.slots import (
     EXPERT,
@@ -52,7 +54,6 @@ from prunescope.taxonomy.words import percent
 _SKIP = 0.5  # cost of a kernel that no slot explains, on top of its share of the time
 _SURE = 0.25  # by which the best match must beat a different one
 _LEAST = 0.8  # of the GEMM time of a layer that must be explained
-_LAUNCH = 3_000.0  # ns, of a kernel that has next to nothing to do
 _MOST = 48  # GEMMs of a layer that are looked at: seven linears with two of an adapter are 21
 # How much alike the layers are.
 _APART = 1.06  # times: durations of one kernel beyond its least and most are of another one
@@ -124,11 +125,6 @@ class _Strategy(Protocol):
 
     def stretch(self, items: Sequence[Item], number: int, *, last: bool) -> _Stretch:
         """The kernels before mark `number`, or behind the last mark."""
-
-
-def marks_of(items: Sequence[Item]) -> list[int]:
-    """Where a pass is cut: the indices of attentions and of mixers."""
-    return [i for i, item in enumerate(items) if item.what in (ATTENTION, MIXER)]
 
 
 def _assign(items: Sequence[Item], strategy: _Strategy | None, shape: ModelShape) -> Assignment:
@@ -225,11 +221,6 @@ def match_layer(
     return LayerMatch(way, slots, explained)
 
 
-def can_run(item: Item, slot: Slot) -> bool:
-    """Whether a kernel is of the kind that a slot needs."""
-    return item.what == slot.what and item.what in (GEMM, GROUPED)
-
-
 def _same_kinds(
     sample: Sequence[Item], times: Sequence[float], ways: Sequence[Layer]
 ) -> Layer | Refusal | None:
@@ -242,17 +233,6 @@ def _same_kinds(
     if costs[1][0] < costs[0][0] + _SURE:
         return Refusal(f"the GEMMs of a layer may run in {len(fit)} orders, by their times")
     return fit[costs[0][1]]
-
-
-def misfit(times: Sequence[float], slots: Sequence[Slot]) -> float:
-    """By how much times differ from N·K at one rate and a launch each; experts have rows of their
-    own."""
-    known = [(t, s.size) for t, s in zip(times, slots, strict=True) if s.what == GEMM and t > 0]
-    rates = [size / max(t - _LAUNCH, t / 2) for t, size in known]
-    return min(
-        (sum(abs(math.log(t / (size / rate + _LAUNCH))) for t, size in known) for rate in rates),
-        default=0.0,
-    )
 
 
 Choice = tuple[float, list[int | None]]  # its cost, and the slot of each kernel

@@ -29,6 +29,7 @@ _SAME_KERNEL, _OTHER_KERNEL = 1.22, 2.2
 _FIXED, _FIXED_SHORT, _SHORT = 2_000, 6_000, 20_000
 _ABOVE_PEAK = 1.1
 _WIDEST_NUMBER = 4  # bytes of a number, where a time should not be taken for too short
+_LAUNCH = 3_000.0  # ns, of a kernel that has next to nothing to do
 _SUPPORTED = 0.5  # of the difference between two widths, by which times must fit one better
 _NAMED = 8  # ranges of widths in one sentence: a plain layer has seven GEMMs, and there is the head
 _MLP = ("gate", "up", "gate_up", "down")
@@ -150,6 +151,17 @@ def misplaced(placed: Iterable[Placed]) -> set[int]:
                 and any(_near(one.item.ns, ns) for ns in others)
             )
     return out
+
+
+def misfit(times: Sequence[float], slots: Sequence[Slot]) -> float:
+    """By how much times differ from N·K at one rate and a launch each; experts have rows of their
+    own."""
+    known = [(t, s.size) for t, s in zip(times, slots, strict=True) if s.what == GEMM and t > 0]
+    rates = [size / max(t - _LAUNCH, t / 2) for t, size in known]
+    return min(
+        (sum(abs(math.log(t / (size / rate + _LAUNCH))) for t, size in known) for rate in rates),
+        default=0.0,
+    )
 
 
 def _near(a: float, b: float) -> bool:

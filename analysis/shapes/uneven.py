@@ -12,9 +12,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
 
-from prunescope.analysis.shapes.align import can_run, marks_of, misfit
-from prunescope.analysis.shapes.evidence import misplaced
-from prunescope.analysis.shapes.items import ATTENTION, BATCHED, MIXER, Assignment, Item, Placed
+from prunescope.analysis.shapes.evidence import misfit, misplaced
+from prunescope.analysis.shapes.items import (
+    ATTENTION,
+    BATCHED,
+    MIXER,
+    Assignment,
+    Item,
+    Placed,
+    can_run,
+    marks_of,
+)
 from prunescope.analysis.shapes.slots import Slot, attention_ways, mlp_ways, role_slots
 from prunescope.taxonomy.shape import ModelShape
 
