@@ -34,14 +34,15 @@ Size = int | str | None  # a number, "T", "S", "L", "expert rows"; None: not kno
 
 @dataclass(frozen=True, kw_only=True)
 class LayerGemm:
-    """A GEMM of a layer, `count` times: T tokens of a forward, S queries and L keys."""
+    """A GEMM of a layer, `count` times: T tokens of a forward, S queries and L keys; a text,
+    `128–320`, where layers differ."""
 
     role: str
     group: str
     m: Size
     n: Size
     k: Size
-    count: int
+    count: int | str
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,8 @@ def products(traits: Traits) -> list[LayerGemm]:
     """Every GEMM of a layer, `count` times: the matrices, and QKᵀ and PV of each query head. What a
     mixer does between its projections, a convolution and a recurrence, is no GEMM."""
     shape = traits.shape
-    experts = shape.experts if shape else 0
+    experts = spread(*shape.spread("experts")) if shape and shape.layer_shapes else None
+    count = experts or (shape.experts if shape else 0)
     rows = [
         LayerGemm(
             role=role,
@@ -89,18 +91,45 @@ def products(traits: Traits) -> list[LayerGemm]:
             m="expert rows" if role.startswith("experts ") else "T",
             n=n,
             k=k,
-            count=experts if role.startswith("experts ") else 1,
+            count=count if role.startswith("experts ") else 1,
         )
-        for role, (n, k) in matrices(traits).items()
+        for role, (n, k) in _spreads(traits).items()
     ]
     if shape is None:
         return rows
+    sizes = {name: _between([shape.spread(name)]) for name in ("heads", "head_dim", "value_dim")}
     head = LayerGemm(
-        role="attention", group="qk", m="S", n="L", k=shape.head_dim, count=shape.heads
+        role="attention", group="qk", m="S", n="L", k=sizes["head_dim"], count=sizes["heads"]
     )
-    products = [head, replace(head, group="pv", n=shape.value_dim, k="L")]
+    products = [head, replace(head, group="pv", n=sizes["value_dim"], k="L")]
     place = next((i for i, row in enumerate(rows) if row.group == "o"), len(rows))
     return [*rows[:place], *products, *rows[place:]]
+
+
+def _spreads(traits: Traits) -> Mapping[str, tuple[Size, Size]]:
+    """`matrices`, with the least and the most of the layers that have one where layers differ."""
+    shape = traits.shape
+    if shape is None or not shape.layer_shapes:
+        return matrices(traits)
+    layers = dict(zip(shape.layer_shapes, range(shape.layers), strict=True)).values()
+    found = [matrices(replace(traits, shape=shape.like(number))) for number in layers]
+    sides: dict[str, list[tuple[int | None, int | None]]] = {}
+    for one in [matrices(traits), *found]:
+        for role, size in one.items():
+            sides.setdefault(role, []).append(size)
+    whole = {role: sizes[1:] or sizes for role, sizes in sides.items()}
+    return {
+        role: (_between([(n, n) for n, _ in sizes]), _between([(k, k) for _, k in sizes]))
+        for role, sizes in whole.items()
+    }
+
+
+def _between(sizes: Sequence[tuple[int | None, int | None]]) -> Any:
+    """The one number of several, or the least and the most as a text; None where not known."""
+    known = [n for two in sizes for n in two if n is not None]
+    if not known:
+        return None
+    return known[0] if min(known) == max(known) else spread(min(known), max(known))
 
 
 def moved_gemms(one: Family, traits: Traits) -> dict[str, MovedAxis]:

@@ -351,7 +351,7 @@ def _before(
     if len(found) < 2:
         return found[0] if found else []
     if len(found) == len(pruned[name]):
-        return found[next(i for i, ops in enumerate(pruned[name]) if ops is weight)]
+        return found[next(i for i, ops in enumerate(pruned[name]) if ops[0] is weight[0])]
     sizes = [(g.n, g.k) for op in weight for g in op.gemms]
     same = (ops for ops in found if [(g.n, g.k) for op in ops for g in op.gemms] == sizes)
     return next(same, found[0])
