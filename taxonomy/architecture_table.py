@@ -329,4 +329,4 @@ def unwritten(model_type: str) -> Unwritten:
 
 # Architectures of GGUF files whose header says all that a config does, and their model types.
 GGUF_TYPES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma": "gemma",
-                "gemma2": "gemma2", "gemma3": "gemma3_text"}  # fmt: skip
+                "gemma2": "gemma2", "gemma3": "gemma3_text", "deci": "nemotron-nas"}  # fmt: skip

@@ -171,6 +171,7 @@ class Op:
     weight_bytes: float = 0  # read in this forward
     kv_read: float = 0
     kv_write: float = 0
+    kv_heads: int = 0  # of an attention
     parameters: float = 0
     stored_bytes: float = 0
     added: bool = False

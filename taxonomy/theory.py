@@ -37,21 +37,41 @@ def forward(plans: Sequence[Plan]) -> list[Op]:
     first, last = plans[0], plans[-1]
     ops = [_embedding(first)]
     for plan in plans:
-        ops += [*attention_ops(plan), *mlp_ops(plan)]
+        for part in equal_parts(plan):
+            ops += [*attention_ops(part), *mlp_ops(part)]
     return [*ops, *_head(last)]
+
+
+def equal_parts(plan: Plan) -> list[Plan]:
+    """The plan of each stack of equal sublayers: of attention, then of MLPs, where layers
+    differ."""
+    shape = plan.shape
+    if not shape.layer_shapes:
+        return [plan]
+    attention, mlp = plan.attention_layers / shape.layers, plan.mlp_layers / shape.layers
+    parts = [
+        replace(plan, shape=one, attention_layers=attention * one.layers, mlp_layers=0)
+        for one in shape.attention_parts()
+    ]
+    return parts + [
+        replace(plan, shape=one, attention_layers=0, mlp_layers=mlp * one.layers)
+        for one in shape.mlp_parts()
+    ]
 
 
 def attention_ops(plan: Plan) -> Iterable[Op]:
     """The sublayers that mix tokens: norm, attention, and a mixer beside it or in its place."""
     shape, layers = plan.shape, plan.attention_layers
-    if not layers:
+    if not layers or shape.attention_kind == "none":
         return
     norms = shape.norms / 2 if shape.norms > 1 else 1
     yield _pointwise(plan, "attn_norm", 4 * shape.hidden * norms, layers, _norm_numbers(shape))
     attending = layers
     if shape.other_layers:
         attending = layers * shape.attention_layers / shape.layers
-    if attending:
+    if attending and shape.attention_kind == "linear":
+        yield from _linear(plan, "o", *shape.linears()["o"], attending)
+    elif attending:
         yield from _attending(plan, attending)
     if shape.mixer_layers:
         yield from mixer_ops(plan, layers * shape.mixer_layers / shape.layers)
@@ -82,7 +102,7 @@ def _attending(plan: Plan, layers: float) -> Iterable[Op]:
 def mlp_ops(plan: Plan) -> Iterable[Op]:
     """The MLP sublayers: norm, gate, up, activation, down; or router and experts."""
     shape, layers = plan.shape, plan.mlp_layers
-    if not layers:
+    if not layers or shape.mlp_kind == "none":
         return
     norms = shape.norms / 2 if shape.norms > 1 else 1
     numbers = _norm_numbers(shape) if shape.norms > 1 else 0
@@ -93,8 +113,9 @@ def mlp_ops(plan: Plan) -> Iterable[Op]:
         for role in ("gate", "up", "down"):
             if role in linears:
                 yield from _linear(plan, role, *linears[role], plain)
-        width = (2 + shape.gated) * shape.intermediate
-        yield _pointwise(plan, "activation", width, plain, 0)
+        if shape.mlp_kind == "usual":
+            width = (2 + shape.gated) * shape.intermediate
+            yield _pointwise(plan, "activation", width, plain, 0)
     if shape.moe_layers:
         yield from expert_ops(plan, layers * shape.moe_layers / shape.layers)
     yield from _additions(plan, "mlp", layers, routed=layers)
@@ -104,7 +125,12 @@ def _linear(plan: Plan, role: str, n: int, k: int, layers: float) -> Iterable[Op
     """The GEMM(s) of one weight: Q = b(T·K + w·N·K + T·N). `kv_b` expands every cached latent."""
     b, share = plan.work.itemsize, plan.rows.get(role, 1)
     tokens = plan.work.batch * plan.context if role == "kv_b" else plan.work.rows
-    rows, pieces = tokens * share, plan.linear(role, n, k)
+    rows = tokens * share
+    if plan.shape.ranks:  # stored as two matrices, each of which a family may change
+        sizes = plan.shape.stored(role, n, k)
+        pieces = [piece for size in sizes for piece in plan.linear(role, *size)]
+    else:
+        pieces = list(plan.linear(role, n, k))
     for index, piece in enumerate(pieces):
         numbers = piece.n * piece.k
         read = b * piece.stored * numbers * plan.read.get(role, 1)
@@ -171,6 +197,7 @@ def _attention(plan: Plan, window: int | None, layers: float, name: str) -> Op:
         bytes=b * (q_io + new) + read,
         kv_read=read,
         kv_write=b * batch * queries * shape.cache_elements(),
+        kv_heads=shape.kv_heads,
         rows=plan.queries,
         runs=plan.runs if plan.queries < 1 else 1,
         estimated=plan.scores < plan.queries,

@@ -162,7 +162,7 @@ def predicted_answer(setting: Setting, request: PredictRequest) -> PredictedAnsw
 
     dense = side(work.batch, pruned=False)
     dense_memory = answer_memory(dense, pruned=False)
-    if not setting.family:
+    if not setting.prunes:
         return PredictedAnswer(
             dense=dense.as_schema(),
             pruned=None,

@@ -36,6 +36,8 @@ from prunescope.analysis.schema.prediction import (
 )
 from prunescope.analysis.shapes.config import model_name
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.stored_layers import differing_layers
 
 __all__ = ["PredictRequest", "Setting", "predict", "predict_phase"]
 
@@ -63,7 +65,7 @@ def predict(request: PredictRequest) -> Prediction:
             try:
                 setting, source = resolve(request, name, sparsity, warnings, target)
                 point = _point(request, setting, speedups, gains=single and request.break_even)
-                point.label = label
+                point.label = label or _pruned_name(request)
                 found.append((setting, source, point))
             except PrunescopeError as error:
                 refused.setdefault(str(name), []).append(error)
@@ -96,6 +98,10 @@ def _point(
     )
 
 
+def _pruned_name(request: PredictRequest) -> str | None:
+    return None if request.pruned_model is None else model_name(request.pruned_model)
+
+
 def _taken_for_granted(setting: Setting, request: PredictRequest) -> list[str]:
     """What the name of the family leaves open: the knobs that were not given and change its
     kernels by themselves."""
@@ -118,11 +124,14 @@ def _prediction(
     setting, source, first = found[0]
     points = [point for _, _, point in found]
     name = None if request.model is None else model_name(request.model)
+    model = {"id": name, "source": source, **_shape(setting.shape)}
+    if setting.pruned_shape is not None:
+        model["pruned"] = {"id": _pruned_name(request), **_shape(setting.pruned_shape)}
     only = first if len(points) == 1 else None
     return Prediction(
         subject=Subject(
             name=name,
-            model={"id": name, "source": source, "shape": setting.shape.to_dict()},
+            model=model,
             method=only.method if only else None,
             extension=only.extension if only else None,
             sparsity=only.sparsity if only else None,
@@ -130,7 +139,7 @@ def _prediction(
             dtype=setting.dtype,
             device=setting.device.name,
         ),
-        baseline={"name": f"{name}, dense"} if any(p.method for p in points) else None,
+        baseline={"name": f"{name}, dense"} if any(one.prunes for one, _, _ in found) else None,
         device=_device_json(setting),
         points=points,
         phases=only.phases if only else None,
@@ -141,6 +150,12 @@ def _prediction(
         options=options_asked(request),
         command=command_asked(request),
     )
+
+
+def _shape(shape: ModelShape) -> dict[str, Any]:
+    """The shape of a model, and in what its layers differ where they do."""
+    differ = differing_layers(shape)
+    return {"shape": shape.to_dict(), **({"layers_differ": differ} if differ else {})}
 
 
 def _too_large(found: list[tuple[Setting, str, PredictedPoint]]) -> Iterator[str]:

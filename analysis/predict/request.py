@@ -35,6 +35,15 @@ class PredictRequest:
             complete="models",
         ),
     ] = field(default=None, kw_only=False)
+    pruned_model: Annotated[
+        str | None,
+        Option(
+            help="Pruned model to compare with --model, by a config.json, folder, run.json or GGUF "
+            "file; without it, --method prunes --model.",
+            metavar="MODEL",
+            complete="models",
+        ),
+    ] = None
     device: Annotated[
         str | None,
         Option(

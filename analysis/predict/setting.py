@@ -77,7 +77,13 @@ class Setting:
     extra_ns: float = 0.0  # beside the model, on both sides
     named: Mapping[str, str] = field(default_factory=dict)  # knobs that the method's name implies
     removed: Mapping[str, Sequence[int]] = field(default_factory=dict)  # layers that a run removed
+    pruned_shape: ModelShape | None = None  # of another model, that stands in place of a family
     traits: Traits | None = None  # decide which families apply; None: all do
+
+    @property
+    def prunes(self) -> bool:
+        """Whether there is a pruned side."""
+        return self.family is not None or self.pruned_shape is not None
 
     @property
     def host_is_known(self) -> bool:
@@ -115,6 +121,7 @@ class ModelOnDevice:
     byte_per_s: float
     gemm_ceiling: float | None
     routing: Routing | None
+    pruned: NamedModel | None = None  # another model, to compare with
 
 
 def model_on_device(request: PredictRequest, warnings: list[str]) -> ModelOnDevice:
@@ -134,6 +141,8 @@ def model_on_device(request: PredictRequest, warnings: list[str]) -> ModelOnDevi
             hint="`prunescope devices` lists the known ones",
         )
     model = _model(request.model)
+    pruned = None if request.pruned_model is None else _model(request.pruned_model)
+    warnings += [*model.notes, *(pruned.notes if pruned else ())]
     known = find_device(request.device) if request.device else None
     device = with_overrides(known, peaks=request.peaks, bandwidth_gb_per_s=request.bandwidth)
     name = _dtype(request.dtype, model.dtype, device, warnings)
@@ -164,6 +173,7 @@ def model_on_device(request: PredictRequest, warnings: list[str]) -> ModelOnDevi
         flop_per_s=peak,
         byte_per_s=device.byte_per_s,
         gemm_ceiling=best_gemm_share(device, name),
+        pruned=pruned,
         routing=_routing(model.shape, request.routing),
     )
 
@@ -234,6 +244,7 @@ def resolve(
         extra_ns=_extra(request.extra_ms),
         named=method_knobs,
         traits=target.traits,
+        pruned_shape=target.pruned.shape if target.pruned else None,
     )
     return setting, target.source
 

@@ -24,7 +24,7 @@ from prunescope.taxonomy.family import Family, FamilyPoint
 from prunescope.taxonomy.gemm import Gemm
 from prunescope.taxonomy.plan import Op, Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
-from prunescope.taxonomy.theory import dense_plan, forward
+from prunescope.taxonomy.theory import dense_plan, equal_parts, forward, kv_cache_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +119,10 @@ def predicted_side(
     setting: Setting, work: Workload, *, sparsity: float | None = None, pruned: bool = True
 ) -> PredictedSide:
     """The dense side of a workload, or its pruned one at `sparsity` (None: the setting's)."""
+    if pruned and setting.pruned_shape is not None:
+        if setting.pruned_shape.experts != setting.shape.experts:
+            work = replace(work, routing=None)  # it counts the experts of the dense model
+        setting = replace(setting, shape=setting.pruned_shape, pruned_shape=None)
 
     def forward_of(work: Workload) -> Forward:
         if not pruned or setting.family is None:
@@ -235,10 +239,12 @@ def _one_device(
     of them, a latent cache to each. An expert's matrices are split as an MLP's, but for ops that
     are split already (`apart`). Of a low-rank pair only the factor at the split side is split;
     every device holds the other."""
-    kv_share = 1.0 if shape.kv_rank is not None else 1 / min(devices, shape.kv_heads)
+
+    def share_of(kv_heads: int) -> float:
+        return 1.0 if shape.kv_rank is not None else 1 / min(devices, kv_heads or shape.kv_heads)
 
     def split(ops: tuple[Op, ...]) -> tuple[Op, ...]:
-        return _split_all(ops, devices, kv_share, apart)
+        return _split_all(ops, devices, share_of, apart)
 
     ops = split(whole.ops)
     kept = ops if whole.resident == whole.ops else split(whole.resident)
@@ -249,23 +255,37 @@ def _one_device(
         ops=ops,
         bounded=tuple(op for op in ops if op.bounded),
         weight_share=after / before if before else 1.0,
-        kv_share=kv_share,
+        kv_share=_kv_share(whole, share_of),
         exchanged=tuple(_exchanged(whole)),
         memo={},
     )
 
 
-def _weights(ops: Iterable[Op]) -> Iterator[list[Op]]:
+def _kv_share(whole: Forward, share_of: Callable[[int], float]) -> float:
+    """The share of the cache that a device holds, over layers whose KV heads may differ."""
+    parts = [part for plan in whole.plans for part in equal_parts(plan)]
+    shares = {share_of(part.shape.kv_heads) for part in parts if part.attention_layers}
+    if len(shares) < 2:
+        return next(iter(shares), 1.0)
+    held = [kv_cache_bytes([part]) for part in parts]
+    shared = sum(h * share_of(p.shape.kv_heads) for h, p in zip(held, parts, strict=True))
+    return shared / sum(held) if sum(held) else 1.0
+
+
+def weights(ops: Iterable[Op]) -> Iterator[list[Op]]:
     """The ops of each weight: one, or the two in a row of a low-rank pair. A weight of that name in
     another stack of layers comes later and counts apart."""
     return (list(group) for _, group in groupby(ops, key=lambda op: op.name))
 
 
 def _split_all(
-    ops: Iterable[Op], devices: int, kv_share: float, apart: Callable[[Op], bool] | None
+    ops: Iterable[Op],
+    devices: int,
+    share_of: Callable[[int], float],
+    apart: Callable[[Op], bool] | None,
 ) -> tuple[Op, ...]:
     found: list[Op] = []
-    for parts in _weights(ops):
+    for parts in weights(ops):
         if apart is not None and apart(parts[0]):
             found += parts
             continue
@@ -274,7 +294,7 @@ def _split_all(
             along_k = op.role in _ALONG_K or (expert and op.group == "down")
             along_n = op.role in _ALONG_N or (expert and not along_k)
             if op.role in _WITH_WIDTH:
-                found.append(_fewer_heads(op, devices, kv_share))
+                found.append(_fewer_heads(op, devices, share_of(op.kv_heads)))
             elif (along_k and index == 0) or (along_n and index == len(parts) - 1):
                 found.append(_split_gemm(op, devices, along_k=along_k))
             else:
@@ -318,7 +338,7 @@ def handed_on(whole: Forward) -> float:
     """Bytes of the residual stream between two stages: the mean output of the layers' last GEMMs.
     It has 16 bits where linear layers have fewer."""
     size, found = max(WIDE, whole.work.itemsize), []
-    for parts in _weights(whole.ops):
+    for parts in weights(whole.ops):
         if parts[-1].role in _ALONG_K:
             gemm = parts[-1].gemms[0]
             found.append((parts[-1].layers, gemm.m * gemm.n * size))
@@ -329,7 +349,7 @@ def handed_on(whole: Forward) -> float:
 def _exchanged(whole: Forward) -> Iterator[tuple[float, float]]:
     """(sublayers, bytes that each sums over the devices): the output of the first GEMM that is
     split along K. Routed experts sum their tokens first."""
-    for op, *_ in _weights(whole.ops):
+    for op, *_ in weights(whole.ops):
         if op.role in _ALONG_K or (op.role == "experts" and op.group == "down"):
             rows = whole.work.rows if op.role == "experts" else op.gemms[0].m
             size = rows * op.gemms[0].n * whole.work.itemsize

@@ -238,6 +238,7 @@ def applicable(found: Described) -> RenderableType:
     if found.gemms:
         parts.append(_gemms(found.gemms))
     parts.append(_family_rows(found))
+    parts += [Text(f"! {clean(note)}", "yellow") for note in found.notes]
     return Group(*parts, *(Text(line, "dim") for line in _LEGEND[not found.gemms :]))
 
 

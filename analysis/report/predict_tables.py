@@ -55,6 +55,8 @@ def prediction(values: dict[str, Any], *, explain: bool = False) -> Sheet:
     )
     result: Prediction | Ranking | FromRun = msgspec.convert(values, kind)
     parts: list[Line | Table] = []
+    if isinstance(result, Prediction):
+        parts += _different_layers(result.subject.model)
     if isinstance(result, FromRun):
         parts += from_run_tables(result)
     elif isinstance(result, Ranking):
@@ -77,6 +79,13 @@ def prediction(values: dict[str, Any], *, explain: bool = False) -> Sheet:
     return Sheet([*parts, *([Line(result.command, "dim")] if result.command else [])])
 
 
+def _different_layers(model: dict[str, Any]) -> Iterator[Line]:
+    """A line for each model whose layers differ."""
+    for one in (model, model.get("pruned") or {}):
+        if one.get("layers_differ"):
+            yield Line(f"layers of {one['id']} differ: {one['layers_differ']}")
+
+
 def phase_tables(name: str, phase: PredictedPhase) -> Parts:
     """One phase: ladder, break-even and cost of execution; then time and bytes of both sides."""
     where = f"batch {phase.batch}, {phase.prompt_len} tokens"
@@ -95,7 +104,8 @@ def phase_tables(name: str, phase: PredictedPhase) -> Parts:
         columns.append(Column("", flexible=True, folds=True))
         row.append(expected.above_roofline)
     yield text_table("ladder", title, columns, [row], expected.notes)
-    yield _break_even_table(phase)
+    if expected.break_even is not None:
+        yield _break_even_table(phase)
     yield _execution_table(phase, expected)
     yield _sides_table(phase, "")
 

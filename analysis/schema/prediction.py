@@ -193,7 +193,8 @@ class PredictedPhase(Sums, kw_only=True):
     tokens_per_s: float  # at the roofline
     gemms: list[PredictedGemm]
     ladder: PredictedLadder | None = None
-    sparsity: dict[str, float] | None = None  # nominal, parameters, flop, bytes: realised shares
+    # nominal (null between two models), parameters, flop, bytes: realised shares
+    sparsity: dict[str, float | None] | None = None
     baseline: Sums | None = None
     predicted: Expected | None = None
 

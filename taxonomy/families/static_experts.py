@@ -19,10 +19,14 @@ from prunescope.taxonomy.theory import dense_plan
 def with_experts(shape: ModelShape, point: FamilyPoint) -> ModelShape:
     """E' = max(k, round(E·p)) experts in each layer that has some: router N = E'. k, N and K of an
     expert and the shared experts stay."""
-    if not shape.experts:
-        return shape
-    kept = kept_experts(shape.experts, shape.experts_per_token, point.sparsity)
-    return replace(shape, experts=kept)
+
+    def fewer(layer: ModelShape) -> ModelShape:
+        if not layer.experts:
+            return layer
+        kept = kept_experts(layer.experts, layer.experts_per_token, point.sparsity)
+        return replace(layer, experts=kept)
+
+    return shape.map_layers(fewer)
 
 
 def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:

@@ -15,10 +15,15 @@ from prunescope.taxonomy.theory import dense_plan
 
 def with_routes(shape: ModelShape, point: FamilyPoint) -> ModelShape:
     """k' = max(1, round(k·p)) experts a token. The router and the number of experts stay."""
-    if not shape.experts:
-        return shape
-    kept = kept_routes(shape.experts_per_token, point.sparsity)
-    return replace(shape, experts_per_token=kept)
+
+    def fewer(layer: ModelShape) -> ModelShape:
+        if not layer.experts:
+            return layer
+        return replace(
+            layer, experts_per_token=kept_routes(layer.experts_per_token, point.sparsity)
+        )
+
+    return shape.map_layers(fewer)
 
 
 def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:

@@ -35,8 +35,9 @@ COMMANDS = {
         "--context", "--phase", "--jobs", "--engine", "--full",
     },
     "predict": {
-        "--model", "--device", "--method", "--sparsity", "--set", "--phase", "--batch",
-        "--prompt-len", "--context", "--logits", "--dtype", "--peak", "--bandwidth", "--launch",
+        "--model", "--pruned-model", "--device", "--method", "--sparsity", "--set", "--phase",
+        "--batch", "--prompt-len", "--context", "--logits", "--dtype", "--peak", "--bandwidth",
+        "--launch",
         "--runtime", "--host-us-per-op", "--weights", "--extra-ms", "--attn", "--depth",
         "--without", "--from-run", "--new-tokens", "--pruned-batch", "--chunk", "--tp",
         "--pp", "--ep", "--routing",

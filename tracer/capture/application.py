@@ -25,6 +25,7 @@ from prunescope.tracer.calibration.point import Calibration, Point
 from prunescope.tracer.capture.manifest import phase_entry
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.model.load import Loaded, load_tokenizer
+from prunescope.tracer.model.model_shape import model_shape
 from prunescope.tracer.pruners import Applied, family_point, pruner
 from prunescope.tracer.pruners.method import MethodPart
 from prunescope.tracer.pruners.user_method import apply_method
@@ -113,13 +114,13 @@ def _family(part: MethodPart, request: TraceRequest, loaded: Loaded) -> tuple[Ap
         sparsity = match.own
     given = Point(sparsity=sparsity, knobs=part.knobs, select=part.select, seed=request.seed)
     point = family_point(part.family, given)
-    config = loaded.model.config.to_dict()
+    shape = _shape_or_none(loaded.model)
     works = {phase: _work(request, phase, loaded.model) for phase in request.phases}
     with torch.no_grad():
         calibration = _calibration(part.select, request, loaded)
         applied = pruner(part.family).prune(loaded.model, replace(point, calibration=calibration))
     removed = applied.record.get("removed", {})
-    theory = _theory(chosen, point, config, works, removed)
+    theory = _theory(chosen, point, shape, works, removed)
     record: Record = {
         "method": part.family,
         "sparsity": part.sparsity,
@@ -141,8 +142,15 @@ def _family(part: MethodPart, request: TraceRequest, loaded: Loaded) -> tuple[Ap
     return applied, record
 
 
+def _shape_or_none(model: Any) -> ModelShape | None:
+    try:
+        return _shape(model)
+    except PrunescopeError:
+        return None
+
+
 def _shape(model: Any) -> ModelShape:
-    return ModelShape.from_config(model.config.to_dict())
+    return model_shape(model)
 
 
 def _work(request: TraceRequest, phase: str, model: Any) -> Workload:
@@ -172,13 +180,14 @@ def _solved(chosen: Family, part: MethodPart, request: TraceRequest, model: Any)
 def _theory(
     chosen: Family,
     point: Point,
-    config: Mapping[str, Any],
+    shape: ModelShape | None,
     works: Mapping[str, Workload],
     removed: Mapping[str, list[int]],
 ) -> dict[str, dict[str, float]] | None:
     """Removed shares of FLOPs, parameters and bytes, by phase; None without a theory."""
+    if shape is None:
+        return None
     try:
-        shape = ModelShape.from_config(config)
         return {
             phase: removed_shares(
                 chosen, point.sparsity, shape=shape, work=work, knobs=point.knobs, removed=removed
