@@ -130,8 +130,11 @@ def _whole(value: Any) -> int | None:
 def collectives_of(rows: Sequence[Row], launched: Ints, threads: Ints) -> Iterator[tuple[int, Key]]:
     """For launches of NCCL's kernels (`launched`: when, ns, and on which thread): the index of one
     that is the only one of its call or group, and what it sends."""
-    ranks = {row.fields[_COMMUNICATOR]: row.fields[_RANKS] for row in rows
-             if _COMMUNICATOR in row.fields and row.fields.get(_RANKS, 0) > 0}  # fmt: skip
+    ranks = {
+        row.fields[_COMMUNICATOR]: row.fields[_RANKS]
+        for row in rows
+        if _COMMUNICATOR in row.fields and row.fields.get(_RANKS, 0) > 0
+    }
     spans = sorted(_spans(rows), key=lambda span: (span.thread, span.start))
     for thread in {span.thread for span in spans}:
         own = [span for span in spans if span.thread == thread]

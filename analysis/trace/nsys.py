@@ -380,17 +380,22 @@ class _Reader:
         rows, until = {name: column[wanted] for name, column in rows.items()}, until[wanted]
         work = {name: np.concatenate([part[name] for part in parts]) for name in _PLACED}
         begin = begins_of_waits(
-            rows["ts"] + rows["dur"], until, _of_contexts(rows),
+            rows["ts"] + rows["dur"],
+            until,
+            _of_contexts(rows),
             (work["ts"], work["ts"] + work["dur"], _of_contexts(work)),
-        )  # fmt: skip
+        )
         waits = begin >= 0
         rows = {name: column[waits] for name, column in rows.items()}
         name = interned(self.collect.names, [_STREAM_WAIT] * len(rows["ts"]))
         return {
-            **rows, "ts": begin[waits], "dur": (until - begin)[waits],
-            "name": np.array(name, np.int64), "category": np.zeros(len(name), np.int64),
+            **rows,
+            "ts": begin[waits],
+            "dur": (until - begin)[waits],
+            "name": np.array(name, np.int64),
+            "category": np.zeros(len(name), np.int64),
             "correlation": np.full(len(name), NONE),
-        }  # fmt: skip
+        }
 
     def _streams(self, device: dict[str, Ints]) -> Ints:
         """Streams, told apart where several contexts number theirs alike."""

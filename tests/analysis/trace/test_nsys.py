@@ -399,7 +399,7 @@ def test_counters_are_means_over_the_steps(tmp_path: Path) -> None:
     assert [text for text in notes if text.startswith("counters")] == [
         "counters of the device, means of 2 samples in the steps: SMs active 60 %, memory read "
         "30 %, memory written 15 %, clock 1,500 MHz (lowest 1,500); the work models move 50 % of "
-        "what the memory can in that time, the counters show 45 %"
+        "what the memory can in that time, the counters show 45 %, which confirms it"
     ]
 
 
