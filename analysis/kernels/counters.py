@@ -79,13 +79,13 @@ def counter_notes(trace: Trace, linked: Linked, needed: Needed) -> list[str]:
     samples = max(len(values) for found in inside.values() for values in found)
     text = f"counters of the device, means of {samples:,} samples in the steps: {', '.join(parts)}"
     span = sum(end - start for start, end in _spans(linked))
-    memory = means.get(READ, 0.0) + means.get(WRITTEN, 0.0)
-    if memory and needed.memory and span:
+    traffic = means.get(READ, 0.0) + means.get(WRITTEN, 0.0)
+    if traffic and needed.memory and span:
         text += _verdict(
             "the work models move",
             "what the memory can",
             100 * needed.memory / span,
-            memory,
+            traffic,
             fewer="caches serve the rest, so less is memory-bound than the bounds say",
             more="kernels move more than their operands, so more is memory-bound than the bounds "
             "say",
