@@ -179,14 +179,15 @@ def _communication_of_pair(phase: Phase) -> str:
 
 
 def _realised(phase: Phase, ladder: Ladder) -> str:
-    """The speedup next to the promised one, and the share of its bound."""
+    """The speedup next to the promised one, and the share of its bound; of two number formats, that
+    first: they change the time of every FLOP and byte, whatever was pruned."""
     text = f"{numbers.ratio(ladder.realised)} realised{_interval(ladder)}"
-    formats = _formats(phase)
+    if (formats := _formats(phase)) is not None:
+        old, new = formats
+        text = f"not comparable as a pruning: GEMMs in {new} against {old}; {text}"
     if _has_nominal(phase, ladder):
         text += f" of {numbers.ratio(ladder.nominal)} "
         text += "promised" if _has_promise(phase) else "that its FLOPs allow"
-    elif formats is not None:
-        text += f", GEMMs in {formats[1]} against {formats[0]}"
     if ladder.share_of_bound is not None:
         text += f", {numbers.percent(ladder.share_of_bound)} of the roofline bound"
         text += _shares(ladder.share_of_bound_ci95)
