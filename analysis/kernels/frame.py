@@ -39,6 +39,7 @@ from prunescope.analysis.shapes.workload import AutoModel, Filled, ModelConfig
 from prunescope.analysis.timeline.clocks import ClockSkew, clock_skew
 from prunescope.analysis.timeline.correlate import unlinked
 from prunescope.analysis.timeline.first_calls import unusual_calls
+from prunescope.analysis.timeline.fused_loops import fused_loop_notes
 from prunescope.analysis.timeline.graph_places import GraphPlaces, find_graph_places
 from prunescope.analysis.timeline.intervals import WHOLE, Spans, Windows
 from prunescope.analysis.timeline.link import Linked, link, taken
@@ -236,6 +237,7 @@ def build(  # noqa: PLR0913
             *unlinked(trace, linked.event, linked.op),
             *recorded_waits(trace),
             *profiler_notes(trace, linked),
+            *fused_loop_notes(trace, linked),
             *format_notes(trace.calls, calls),
             *filled.notes,
             *collective_notes(trace, linked),

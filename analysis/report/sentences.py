@@ -128,7 +128,8 @@ def _outcome(phase: Phase) -> str:
         return f"{damage}; {ratio}"
     if phase.ladder is None:
         share = numbers.share_of(phase.busy_ns, phase.wall_ns)
-        text = f"{numbers.time(phase.wall_ns)} a step, busy {numbers.percent(share)} of the wall"
+        text = f"{numbers.time(phase.wall_ns)} a step{_beside_median(phase)}, busy "
+        text += f"{numbers.percent(share)} of the wall"
         text += _communication(phase)
         earlier = any(finding.id == "earlier-work" for finding in phase.findings)
         return text + ", much of which is earlier work, most likely" * earlier
@@ -149,6 +150,13 @@ def _outcome(phase: Phase) -> str:
             text if not _has_nominal(phase, ladder) else f"{text}; {_was_promised(phase, ladder)}"
         )
     return _realised(phase, ladder)
+
+
+def _beside_median(phase: Phase) -> str:
+    """That the time of a step is a mean over unlike steps, with their median."""
+    if all(finding.id != "step-outlier" for finding in phase.findings):
+        return ""
+    return f" (mean over unlike steps; the median is {numbers.time(median(phase.step_ns))})"
 
 
 def _communication(phase: Phase) -> str:
