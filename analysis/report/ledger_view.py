@@ -292,10 +292,16 @@ def ladder_table(phase: Phase) -> Table | None:
     ladder = phase.ladder
     if ladder is None:
         return None
+    # FLOPs of two number formats go at two rates: what was realised is no share of them.
+    two_rates = phase.comparison is not None and phase.comparison.formats is not None
+    by_flops = ["flop", "coverage"]
+    by_flops += ["nominal"] * (phase.sparsity.get("nominal") is None)
     rows = []
     for name, (label, assumption) in rungs(ladder).items():
         value = getattr(ladder, name)
-        share = numbers.share_of(ladder.realised, value)
+        share = None
+        if not (two_rates and name in by_flops):
+            share = numbers.share_of(ladder.realised, value)
         rows.append(
             [
                 Cell(label),

@@ -59,6 +59,7 @@ def _distinct(calls: Iterable[Call | None]) -> dict[int, Call]:
     return {id(call): call for call in calls if call is not None}
 
 
+OTHER_WORK = "other-work"  # a kind of Reason
 _QUANTISED = ("int8", "fp8", "fp4")
 
 
@@ -178,13 +179,15 @@ def other_work(e: Evidence) -> Reason | None:
     added, gone = _names(e, e.units.added), _names(e, e.units.removed)
     if not added and not gone:
         return None
+    hidden = e.hidden()
+    moved = "no GEMM of known shape moved" if hidden else "no GEMM moved"
     lines = [
-        f"no GEMM moved; {found.total()} units {what}: {most_common(found)}"
+        f"{moved}; {found.total()} units {what}: {most_common(found)}"
         for what, found in (("added", added), ("gone", gone))
         if found
     ]
     numbers = {"added": added.total(), "gone": gone.total()}
-    return Reason(kind="other-work", lines=tuple(lines), numbers=numbers, confidence=0.7)
+    return Reason(kind=OTHER_WORK, lines=(*lines, *hidden), numbers=numbers, confidence=0.7)
 
 
 def _names(e: Evidence, where: np.ndarray) -> Counter[str]:
