@@ -17,6 +17,7 @@ from prunescope.analysis.pareto import frontier
 from prunescope.analysis.pareto.claims import hypotheses
 from prunescope.analysis.pareto.points import caveat_of, point_of
 from prunescope.analysis.pareto.samples import add_winning_shares
+from prunescope.analysis.pareto.scoring import scoring_notes
 from prunescope.analysis.pareto.summary import summary
 from prunescope.analysis.pipeline import TOOL, analyze
 from prunescope.analysis.schema.pareto import (
@@ -83,6 +84,7 @@ def judge(folder: Path, on_result: Callable[[str], None] | None = None) -> Paret
         pending=sum(e.state == PENDING for e in sweep.results),
         notes=[*sweep.notes, *_busy_note([m for runs in measured.values() for m in runs])],
     )
+    found.notes += scoring_notes({name: phase.points for name, phase in found.phases.items()})
     found.hypotheses = hypotheses(found)
     found.summary = summary(found)
     return scrubbed(found)
@@ -222,9 +224,12 @@ def _merged_loss(losses: Sequence[_AnyLoss]) -> _AnyLoss:
 
 
 def _median(values: list[Any]) -> Any:
-    """The median of numbers; None where one is unknown; the first of anything else."""
+    """The median of numbers; None where one is unknown; whether one is true; the first of anything
+    else."""
     if any(value is None for value in values):
         return None
+    if isinstance(values[0], bool):
+        return any(values)
     return median(values) if all(isinstance(v, int | float) for v in values) else values[0]
 
 
