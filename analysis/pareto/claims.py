@@ -158,7 +158,8 @@ def _no_intervals(points: Iterable[SweepPoint]) -> str | None:
         for p in points
         if not p.realised_ci95 or (loss_of(p) is not None and not has_intervals(p))
     )
-    return f"no interval is known of {', '.join(named)}" if named else None
+    shown = [*list(named)[:3], f"{len(named) - 3} more"] if len(named) > 4 else list(named)
+    return f"no interval is known of {', '.join(shown)}" if named else None
 
 
 def _points(count: int) -> str:

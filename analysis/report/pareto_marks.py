@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from prunescope.analysis.schema.pareto import SweepPoint
 
-SIMULATED, ZEROS = "*", "°"
+SIMULATED, ZEROS = "*", "†"
 
 
 def marks_of_point(point: SweepPoint) -> str:
-    """`*` of a simulated point, `°` of one that does the dense work."""
+    """`*` of a simulated point, `†` of one that does the dense work."""
     return SIMULATED * (point.simulated is not None) + ZEROS * point.removed_nothing
 
 

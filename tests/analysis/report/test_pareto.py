@@ -147,7 +147,7 @@ def test_options_of_an_old_sweep_have_the_names_of_today() -> None:
 
 
 def test_zeros_and_stand_ins_are_marked_in_every_figure() -> None:
-    """A simulated point gets `*`, one that does the dense work `°`, in its panel and the legend."""
+    """A simulated point gets `*`, one that does the dense work `†`, in its panel and the legend."""
     zeros = {"flop_sparsity": 0.0, "parameter_sparsity": 0.0}
     points = [
         point("static-k-24", 1.0, 0.9, simulated="zeros on dense kernels", **zeros),
@@ -157,15 +157,15 @@ def test_zeros_and_stand_ins_are_marked_in_every_figure() -> None:
     figure = frontier_plot(whole({"prefill": points}))
     (axes,) = figure.axes
     labels = {t.get_text() for t in axes.texts if isinstance(t, matplotlib.text.Annotation)}
-    assert labels == {"*°", "°", "0.25"}
+    assert labels == {"*†", "†", "0.25"}
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert legend[:3] == ["static-k-24 *°", "static-k-mask °", "static-m"]
-    assert legend[-2:] == ["* simulated", "° zeros or nothing: the dense work"]
+    assert legend[:3] == ["static-k-24 *†", "static-k-mask †", "static-m"]
+    assert legend[-2:] == ["* simulated", "† zeros or nothing: the dense work"]
     files = pareto_figures(whole({"prefill": points}), "svg")
     for kind in ("bound", "ledger"):
         assert b"* simulated" in files[f"{kind}-prefill.svg"]
     page = render_pareto(whole({"prefill": points}))
-    assert "static-k-24 \\*°" in page and "° removed no work" in page
+    assert "static-k-24 \\*†" in page and "† removed no work" in page
 
 
 def test_losses_of_random_token_ids_are_marked_in_the_figure() -> None:
