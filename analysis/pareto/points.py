@@ -80,7 +80,22 @@ def _loss(quality: Quality | None, phase: str) -> Loss | None:
         tasks_signed=msgspec.UNSET if tasks is None else tasks.signed,
         tasks_signed_ci95=msgspec.UNSET if tasks is None else tasks.signed_ci95,
         tasks_absolute=msgspec.UNSET if tasks is None else tasks.absolute,
+        tasks_points=_task_points(quality),
     )
+
+
+def _task_points(quality: Quality) -> float | None:
+    """The mean change of the tasks' scores, pruned - dense. The dense score d follows from the
+    pruned one p and the relative change r = (p - d) / d. None where a score is no share of right
+    answers, or d does not follow."""
+    changes = []
+    for name, relative in (quality.tasks_change.by_task if quality.tasks_change else {}).items():
+        score = quality.tasks.get(name)
+        value = score.value if score and score.higher_is_better is not False else None
+        if value is None or relative is None or relative <= -1 or not 0 <= value <= 1:
+            return None
+        changes.append(value - value / (1 + relative))
+    return sum(changes) / len(changes) if changes else None
 
 
 def _on_other_text(quality: Quality) -> TextLoss:
