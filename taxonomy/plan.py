@@ -122,7 +122,8 @@ class Plan:
     `rows` and `read` give, by role, the share of the tokens that a GEMM sees and of its weights
     that are read; a role that is not there has share 1. Attention: `scores` is the share of the
     query-key pairs computed, `queries` of the queries read, `keys` of the cache read in decode;
-    `held` the keys that the cache of a layer without a window holds, None for all of the context.
+    `heads` of the query heads that a query uses; `cached` of the tokens that leave keys in the
+    cache, and `held` the keys that the cache of a layer without a window holds, None for all.
     `attention_layers` counts the sublayers that mix tokens, by attention or by another mixer.
     """
 
@@ -135,6 +136,8 @@ class Plan:
     scores: float = 1
     queries: float = 1
     keys: float = 1
+    heads: float = 1
+    cached: float = 1
     held: int | None = None
     runs: float = 1  # probability that an op on fewer rows runs at all in this forward
     linear: Callable[[str, int, int], tuple[Piece, ...]] = whole

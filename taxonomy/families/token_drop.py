@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from prunescope.taxonomy.applies import NO, YES, Applies, no_parts
 from prunescope.taxonomy.architecture_traits import Traits
 from prunescope.taxonomy.arguments import whole_number
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.family import Family, FamilyPoint, Knob, pattern
+from prunescope.taxonomy.family import Family, FamilyPoint, Knob, Value, pattern
 from prunescope.taxonomy.keep import kept_count
 from prunescope.taxonomy.plan import Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
@@ -33,17 +34,23 @@ def checked(after: int, valid: range) -> int:
     raise PrunescopeError(f"after={after}, but the model has {valid.stop} layers", hint=hint)
 
 
-def steps(shape: ModelShape, point: FamilyPoint) -> list[tuple[int, float]]:
-    """(layer after which tokens leave, share of all tokens gone from there on), in order. With a
-    schedule of n layers each drops the same share of those left, so 1 − (1 − s)^(i/n) are gone
-    after the i-th.
+def drop_layers(knobs: Mapping[str, Value], valid: range) -> list[int]:
+    """After which layers tokens leave, ascending: `after`, or those of `schedule`, or the ends of
+    all `stages` but the last, into which the `valid.stop` layers fall.
 
     Raises PrunescopeError for layers that are no ascending whole numbers, or where no attention
     stands before one of them to rank the tokens.
     """
-    schedule, valid = str(point.knobs.get("schedule", "")), ranked(shape)
+    schedule, stages = str(knobs.get("schedule", "")), int(knobs.get("stages", 1))
+    if schedule and stages != 1:
+        raise PrunescopeError(
+            f"schedule={schedule} and stages={stages} both say where tokens leave",
+            hint="remove one of them",
+        )
+    if stages != 1:
+        return _ends(stages, valid)
     if not schedule:
-        return [(checked(int(point.knobs["after"]), valid), point.sparsity)]
+        return [checked(int(knobs["after"]), valid)]
     numbers = [whole_number(part) for part in schedule.split(",")]
     layers = [number for number in numbers if number is not None]
     if len(layers) < len(numbers) or layers != sorted(set(layers)):
@@ -51,14 +58,41 @@ def steps(shape: ModelShape, point: FamilyPoint) -> list[tuple[int, float]]:
             f"schedule={schedule} is no ascending list of layers",
             hint="for example --set schedule=8,16,24",
         )
-    left = 1 - point.sparsity
-    shares = [1 - left ** (i / len(layers)) for i in range(1, len(layers))]
-    return list(zip([checked(n, valid) for n in layers], [*shares, point.sparsity], strict=True))
+    return [checked(number, valid) for number in layers]
+
+
+def _ends(stages: int, valid: range) -> list[int]:
+    """The ends of equal stages of `valid.stop` layers, without the last."""
+    ends = [round(valid.stop * i / stages) for i in range(1, max(1, stages))]
+    if stages < 1 or len(set(ends)) < len(ends) or any(end not in valid for end in ends):
+        raise PrunescopeError(
+            f"stages={stages} of a model of {valid.stop} layers: no attention ends each of them",
+            hint="give fewer stages, 2 at least, or the layers as --set schedule=8,16,24",
+        )
+    return ends
+
+
+def gone_after(sparsity: float, step: int, steps: int) -> float:
+    """The share of all tokens that is gone after a step of several: each drops the same share of
+    those left, 1 − (1 − s)^(step/steps)."""
+    return sparsity if step == steps else float(1 - (1 - sparsity) ** (step / steps))
+
+
+def steps(shape: ModelShape, point: FamilyPoint) -> list[tuple[int, float]]:
+    """(layer after which tokens leave, share of all tokens gone from there on), in order.
+
+    Raises PrunescopeError as `drop_layers` does.
+    """
+    layers = drop_layers(point.knobs, ranked(shape))
+    return [
+        (after, gone_after(point.sparsity, step, len(layers)))
+        for step, after in enumerate(layers, 1)
+    ]
 
 
 def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
     """Layers 0..after-1 as dense, the others, mixers too, on max(1, int(S·p)) tokens; their caches
-    are as much shorter. With a schedule the tokens leave in steps.
+    are as much shorter. With a schedule or stages the tokens leave in steps.
 
     Raises PrunescopeError as `steps` does.
     """
@@ -113,7 +147,7 @@ FAMILY = Family(
     not_implemented=no_parts,
     mixers="rows",
     scored_in="decode",
-    methods=("LazyLLM", "FastV"),
+    methods=("LazyLLM", "FastV", "PyramidDrop"),
     plans=plans,
     extension=True,
     knobs={
@@ -121,8 +155,12 @@ FAMILY = Family(
         "schedule": Knob(
             "",
             "layers after which tokens leave in steps, as 8,16,24, each time the same share of "
-            "those left (LazyLLM, PyramidDrop), in predict; empty: all at once",
-            predicted_only=True,
+            "those left; empty: all at once",
+        ),
+        "stages": Knob(
+            1,
+            "equal stages of the layers: tokens leave in steps, at the end of each but the last "
+            "(LazyLLM, PyramidDrop); 1: all at once",
         ),
     },
     adds=("reduction", "routing", "gather_scatter"),
