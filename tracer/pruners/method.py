@@ -91,11 +91,11 @@ def _refuse_published(method: str) -> None:
             for key, value in found.knobs.items()
             if not traced[key].predicted_only
         )
-        instead = "" if found.runs is None else f", which runs instead: {found.runs}"
+        differs = "" if found.runs is None else f"; `families --method` says what runs instead"
         raise PrunescopeError(
             f"{found.name} is a published method of the family {found.family} ({found.because}), "
             "and --method takes families",
-            hint=f"--method {found.family}{knobs}{instead}; for the method's own selection: "
+            hint=f"--method {found.family}{knobs}{differs}; for the method's own selection: "
             "package.module:function",
         )
 
