@@ -65,7 +65,7 @@ def _attending(plan: Plan, layers: float) -> Iterable[Op]:
         if role not in ("o", "gate", "up", "down"):
             yield from _linear(plan, role, n, k, layers)
     share = plan.rows.get("q", 1)
-    rope = 2 * (share * plan.heads * shape.q + plan.rows.get("k", 1) * shape.c)
+    rope = 2 * (share * plan.heads * shape.q + _share_of_keys(plan) * shape.c)
     extras = shape.qk_norm_parameters + shape.heads * shape.sinks
     yield _pointwise(plan, "rope", rope, layers, extras)
     kinds = ((None, shape.full_layers, "full"), (shape.window, shape.sliding_layers, "sliding"))
@@ -152,7 +152,7 @@ def _attention(plan: Plan, window: int | None, layers: float, name: str) -> Op:
     per_head = shape.head_dim + shape.value_dim
     heads = batch * max(1, round(shape.heads * plan.heads))
     q_io = heads * per_head * queries * plan.queries
-    new = batch * queries * shape.kv_elements() * plan.cached
+    new = batch * queries * shape.kv_elements() * _share_of_keys(plan)
     read = b * batch * seen * shape.kv_elements() * plan.keys * plan.heads
     read = 0.0 if work.prefill else read
     rows = max(1, round(queries * plan.queries))
@@ -170,11 +170,16 @@ def _attention(plan: Plan, window: int | None, layers: float, name: str) -> Op:
         flop=2 * heads * per_head * pairs * plan.scores,
         bytes=b * (q_io + new) + read,
         kv_read=read,
-        kv_write=b * batch * queries * shape.cache_elements() * plan.cached,
+        kv_write=b * batch * queries * shape.cache_elements() * _share_of_keys(plan),
         rows=plan.queries,
         runs=plan.runs if plan.queries < 1 else 1,
         estimated=plan.scores < plan.queries * plan.cached,
     )
+
+
+def _share_of_keys(plan: Plan) -> float:
+    """Of the rows of a forward, those that become keys and values."""
+    return plan.rows.get("k", plan.rows.get("kv_a", 1))
 
 
 def _additions(plan: Plan, sublayer: str, layers: float, *, routed: float) -> Iterable[Op]:

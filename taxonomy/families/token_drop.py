@@ -16,6 +16,13 @@ from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.theory import dense_plan
 
 
+# What a token runs through on its way through a layer.
+_ROWS = (
+    "attn_norm", "q", "q_a", "q_b", "k", "v", "kv_a", "o", "mlp_norm", "gate", "up", "down",
+    "activation", "router", "experts", "shared_expert",
+)  # fmt: skip
+
+
 def ranked(shape: ModelShape) -> range:
     """After how many layers tokens can be dropped: an attention has to stand before."""
     order = shape.order or "f" * shape.layers
@@ -92,34 +99,60 @@ def steps(shape: ModelShape, point: FamilyPoint) -> list[tuple[int, float]]:
 
 def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
     """Layers 0..after-1 as dense, the others, mixers too, on max(1, int(S·p)) tokens; their caches
-    are as much shorter. With a schedule or stages the tokens leave in steps.
+    are as much shorter. With a schedule or stages the tokens leave in steps. Those that are
+    `revived` are further rows of a step of decode, and keys from then on.
 
-    Raises PrunescopeError as `steps` does.
+    Raises PrunescopeError as `steps` does, and for tokens that come back behind a mixer, whose
+    state they cannot enter.
     """
     if point.sparsity == 0:
         return [dense_plan(shape, work)]
-    drops = steps(shape, point)
-    ends = [*(after for after, _ in drops[1:]), shape.layers]
-    stacks = [(range(drops[0][0]), work)]
-    for (after, gone), end in zip(drops, ends, strict=True):
-        stacks.append((range(after, end), _shorter(work, gone)))
-    return [
-        replace(
-            dense_plan(shape.part(layers), one),
-            attention_layers=len(layers),
-            mlp_layers=len(layers),
+    drops, revived = steps(shape, point), float(point.knobs.get("revived", 0.0))
+    if not 0 <= revived <= 1:
+        raise PrunescopeError(
+            f"revived={revived:g} is no share", hint="0 brings none back, 1 all in the first step"
         )
-        for layers, one in stacks
-    ]
+    if revived and shape.mixer:
+        raise PrunescopeError(
+            f"tokens cannot come back behind {shape.mixer}, whose state has gone on without them",
+            hint="leave revived at 0",
+        )
+    ends = [*(after for after, _ in drops[1:]), shape.layers]
+    found = [_stack(shape, range(drops[0][0]), work, 0)]
+    for (after, gone), end in zip(drops, ends, strict=True):
+        away, new = _away(work, gone, revived)
+        found.append(_stack(shape, range(after, end), _shorter(work, away), new))
+    return found
 
 
-def _shorter(work: Workload, gone: float) -> Workload:
-    """The workload of layers that a share `gone` of the prompt does not reach."""
-    left = kept_count(work.prompt_len, gone)
+def _stack(shape: ModelShape, layers: range, work: Workload, new: float) -> Plan:
+    """These layers, on `new` earlier tokens beside the one of a step."""
+    plan = dense_plan(shape.part(layers), work)
+    plan = replace(plan, attention_layers=len(layers), mlp_layers=len(layers))
+    if not new:
+        return plan
+    return replace(plan, rows=dict.fromkeys(_ROWS, 1 + new), scores=1 + new, queries=1 + new)
+
+
+def _away(work: Workload, gone: float, revived: float) -> tuple[int, float]:
+    """Of each prompt, the tokens that are away in these layers, and those that come back in this
+    step: the share `revived` of all that left, until none is away."""
+    left = work.prompt_len - kept_count(work.prompt_len, gone)
+    if work.prefill or work.context is None:
+        return left, 0
+    before, after = (
+        min(left, revived * left * max(0, steps))
+        for steps in (work.context - work.prompt_len - 1, work.context - work.prompt_len)
+    )
+    return left - round(after), after - before
+
+
+def _shorter(work: Workload, away: int) -> Workload:
+    """The workload of layers that `away` tokens of the prompt are absent from."""
     context = work.context
     if context is not None:
-        context = max(1, context - (work.prompt_len - left))
-    return replace(work, prompt_len=left, context=context)
+        context = max(1, context - away)
+    return replace(work, prompt_len=max(1, work.prompt_len - away), context=context)
 
 
 def applies(traits: Traits) -> Applies:
@@ -161,6 +194,12 @@ FAMILY = Family(
             1,
             "equal stages of the layers: tokens leave in steps, at the end of each but the last "
             "(LazyLLM, PyramidDrop); 1: all at once",
+        ),
+        "revived": Knob(
+            0.0,
+            "share of the tokens that left which each step of decode computes again and keeps "
+            "(LazyLLM), in predict",
+            predicted_only=True,
         ),
     },
     adds=("reduction", "routing", "gather_scatter"),

@@ -11,7 +11,7 @@ from prunescope.taxonomy.families import family
 from prunescope.taxonomy.families.token_drop import steps
 from prunescope.taxonomy.plan import Op, Workload
 from prunescope.taxonomy.shape import ModelShape
-from prunescope.taxonomy.theory import flop, kv_cache_bytes
+from prunescope.taxonomy.theory import flop, forward, kv_cache_bytes
 
 H, N, HEADS, KV, D, F, V = 64, 8, 8, 4, 8, 128, 256
 SHAPE = ModelShape(
@@ -123,3 +123,23 @@ def test_stages_are_a_schedule_of_their_ends() -> None:
     for knobs in ({"stages": 0}, {"stages": 99}, {"stages": 2, "schedule": "4"}):
         with pytest.raises(PrunescopeError, match="stages="):
             steps(SHAPE, one.point(0.5, knobs))
+
+
+def test_tokens_that_come_back_are_rows_of_a_step_and_keys_from_then_on() -> None:
+    """16 of 32 tokens leave after 2 layers; an eighth of them, 2, comes back in each step: the
+    third computes 3 rows and sees 16 + 3·2 + 3 keys, and from the eighth on none is away."""
+    one = family("token-drop")
+    for steps_done, rows, keys in ((1, 3, 19), (3, 3, 25), (8, 3, 40), (9, 1, 41)):
+        work = step(context=32 + steps_done)
+        plans = one.plans(SHAPE, work, one.point(0.5, {"revived": 0.125}))
+        before, behind = plans
+        assert (before.context, behind.context) == (32 + steps_done, keys)
+        found = {op.name: op for op in forward([behind])}
+        assert found["up"].flop == 2 * rows * H * F
+        assert found["attention.full"].flop == 4 * rows * keys * HEADS * D
+        assert found["attention.full"].kv_write == 2 * rows * 2 * KV * D
+        assert found["lm_head"].flop == 2 * V * H  # the newest token's alone
+    prompt = one.theory(SHAPE, PROMPT, one.point(0.5, {"revived": 0.125}))
+    assert flop(prompt) == flop(one.theory(SHAPE, PROMPT, one.point(0.5)))
+    with pytest.raises(PrunescopeError, match="no share"):
+        one.plans(SHAPE, step(), one.point(0.5, {"revived": 2}))
