@@ -15,7 +15,6 @@ from prunescope.taxonomy.plan import Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.theory import dense_plan
 
-
 # What a token runs through on its way through a layer.
 _ROWS = (
     "attn_norm", "q", "q_a", "q_b", "k", "v", "kv_a", "o", "mlp_norm", "gate", "up", "down",

@@ -91,7 +91,7 @@ def _refuse_published(method: str) -> None:
             for key, value in found.knobs.items()
             if not traced[key].predicted_only
         )
-        differs = "" if found.runs is None else f"; `families --method` says what runs instead"
+        differs = "" if found.runs is None else "; `families --method` says what runs instead"
         raise PrunescopeError(
             f"{found.name} is a published method of the family {found.family} ({found.because}), "
             "and --method takes families",
