@@ -27,7 +27,9 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("dynamic-m", {}), ("dynamic-nk", {}), ("dynamic-nk", {"block": 3}),
     ("dynamic-nk", {"blocks": "value"}), ("dynamic-depth", {}),
     ("dynamic-depth", {"exit": "early"}), ("dynamic-width", {}), ("token-drop", {"after": 1}),
-    ("kv-evict", {}), ("kv-evict", {"keep": "recent"}),
+    ("kv-evict", {}), ("kv-evict", {"keep": "recent"}), ("kv-evict", {"keep": "sinks"}),
+    ("kv-evict", {"keep": "accumulated"}), ("dynamic-m", {"keys": "routed"}),
+    ("dynamic-depth", {"exit": "lower"}), ("token-drop", {"stages": 4}),
 ]  # fmt: skip
 each_variant = pytest.mark.parametrize(
     ("name", "knobs"), VARIANTS, ids=["-".join([n, *map(str, k.values())]) for n, k in VARIANTS]
