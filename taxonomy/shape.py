@@ -185,7 +185,7 @@ class ModelShape:
         """Layers whose `kind`, attention_kind or mlp_kind, is `value`."""
         if self.layer_shapes:
             return sum(getattr(one, kind) == value for one in self.layer_shapes)
-        return self.layers * (getattr(self, kind) == value)
+        return self.layers if getattr(self, kind) == value else 0
 
     @property
     def group(self) -> int:
@@ -423,9 +423,12 @@ class ModelShape:
         sliding layer holds its window, a mixer its state, and any other layer `held` keys, all
         where it is None."""
         if self.layer_shapes:
-            sizes = {"batch": batch, "context": context, "itemsize": itemsize, "held": held}
-            parts = self.attention_parts()
-            return sum(one.kv_bytes(**sizes, cached=cached) for one in parts)
+            return sum(
+                one.kv_bytes(
+                    batch=batch, context=context, itemsize=itemsize, held=held, cached=cached
+                )
+                for one in self.attention_parts()
+            )
         if self.attention_kind != "usual":
             return 0.0
         sliding = min(context, self.window) if self.window else context
@@ -482,8 +485,12 @@ def _layer_of(shape: ModelShape) -> LayerShape:
         found |= dict.fromkeys(_ATTENTION_SIZES, 0)
     if shape.mlp_kind != "usual":
         found |= dict.fromkeys(_MLP_SIZES, 0)
-    kinds = {"attention_kind": shape.attention_kind, "mlp_kind": shape.mlp_kind}
-    return LayerShape(**found, **kinds, ranks=shape.ranks)
+    return LayerShape(
+        **found,
+        attention_kind=shape.attention_kind,
+        mlp_kind=shape.mlp_kind,
+        ranks=shape.ranks,
+    )
 
 
 def _fields_of(layer: LayerShape) -> dict[str, Any]:

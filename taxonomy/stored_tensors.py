@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,12 +103,17 @@ def _header(file: Path) -> dict[str, tuple[int, ...]]:
 
 def _shape(entry: Any, stored: int) -> tuple[int, ...] | None:
     """The shape of an entry; None where its numbers are packed."""
-    shape, offsets = (entry.get(key) if isinstance(entry, dict) else None
-                      for key in ("shape", "data_offsets"))  # fmt: skip
-    for sizes in (shape, offsets):
-        whole = isinstance(sizes, list) and len(sizes) <= _MOST_DIMS
-        if not whole or not all(type(n) is int and 0 <= n < 1 << 48 for n in sizes):
-            raise ValueError("an entry of its header has no shape or offsets")
+    fields: Mapping[str, Any] = entry if isinstance(entry, dict) else {}
+    shape, offsets = (_whole_numbers(fields.get(key)) for key in ("shape", "data_offsets"))
     if max(offsets, default=0) > stored:
         raise ValueError("it ends before its tensors do")
-    return tuple(shape) if entry.get("dtype") in _PLAIN else None
+    return shape if fields.get("dtype") in _PLAIN else None
+
+
+def _whole_numbers(value: Any) -> tuple[int, ...]:
+    """Raises ValueError for anything else."""
+    if isinstance(value, list) and len(value) <= _MOST_DIMS:
+        numbers = [n for n in value if type(n) is int and 0 <= n < 1 << 48]
+        if len(numbers) == len(value):
+            return tuple(numbers)
+    raise ValueError("an entry of its header has no shape or offsets")

@@ -232,20 +232,12 @@ def _pretrained(where: str, model_id: str, source: str, options: LoadOptions) ->
         _check_causal(config, model_id)
         _check_room(config, model_id)
         _check_index(where, options)
-        notes = _narrowed(where, config)
-        try:
-            model, seen = AutoModelForCausalLM.from_pretrained(
-                where,
-                config=config,
-                trust_remote_code=False,
-                use_safetensors=True,
-                output_loading_info=True,
-                **{"dtype": "auto", **options},
-            )
-        except RuntimeError as error:
-            if "ignore_mismatched_sizes" not in str(error):
-                raise
-            model, seen = None, None
+        model, seen = _attempt(where, config, options)
+        notes: list[str] = []
+        if Path(where).is_dir() and (seen is None or seen["missing_keys"]):
+            notes = set_sizes_of_weights(config, Path(where))
+            if notes:
+                model, seen = _attempt(where, config, options)
         fits = seen is not None and not any(n.endswith(".bias") for n in seen["unexpected_keys"])
         shapes = {} if fits or not Path(where).is_dir() else differing(Path(where), config)
         if shapes:
@@ -256,11 +248,23 @@ def _pretrained(where: str, model_id: str, source: str, options: LoadOptions) ->
     return Loaded(model=model, id=model_id, source=source, notes=notes, where=where)
 
 
-def _narrowed(where: str, config: Any) -> list[str]:
-    """A note where the weights of a folder are narrower than its config, which gets their sizes."""
-    if not Path(where).is_dir() or not set_sizes_of_weights(config, Path(where)):
-        return []
-    return ["the weights are narrower than their config says, and count"]
+def _attempt(where: str, config: Any, options: LoadOptions) -> tuple[Any, LoadingInfo | None]:
+    """The model and its loading info; None and None where weights have other sizes than its
+    config. Nothing that transformers sets in the config stays there."""
+    try:
+        model, seen = AutoModelForCausalLM.from_pretrained(
+            where,
+            config=copy.deepcopy(config),
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            **{"dtype": "auto", **options},
+        )
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        return None, None
+    return model, seen
 
 
 def _check_weights(seen: LoadingInfo | None, model_id: str) -> None:

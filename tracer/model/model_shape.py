@@ -40,26 +40,26 @@ def model_shape(model: Any, config: dict[str, Any] | None = None) -> ModelShape:
     return shape_of_weights(shape, StoredTensors(plain))[0]
 
 
-def set_sizes_of_weights(config: Any, folder: Path) -> bool:
+def set_sizes_of_weights(config: Any, folder: Path) -> list[str]:
     """Give a config of transformers the sizes that the weights of its folder have, of layers that
-    differ the largest; whether any was another one."""
+    differ the largest; a sentence on what differs, none where nothing does."""
     try:
         written = ModelShape.from_config(config.to_dict())
     except PrunescopeError:
-        return False
+        return []
     stored = stored_tensors(folder / "config.json")
     if stored is None:
-        return False
-    found, _ = shape_of_weights(written, stored)
-    changed = False
+        return []
+    found, notes = shape_of_weights(written, stored)
+    if found == written:
+        return []
     for field, attribute in _ATTRIBUTES.items():
         size = getattr(found, field)
         if size != getattr(written, field) and getattr(config, attribute, None) is not None:
             setattr(config, attribute, size)
-            changed = True
     kinds = getattr(config, "layer_types", None)
     if found.layers < written.layers and isinstance(kinds, list):
         config.layer_types = kinds[: found.layers]
-    if changed and hasattr(config, "head_dim"):
+    if getattr(config, "head_dim", 0) in (None, written.head_dim):
         config.head_dim = found.head_dim  # it was the hidden size over the heads, perhaps
-    return changed
+    return notes
