@@ -219,10 +219,10 @@ def _unjudged(subject: SweepSubject, points: list[SweepPoint]) -> Iterator[str]:
             f"Not measured: what is lost behind prompts of {_listed(lengths)} tokens; their losses"
             f" are those in windows of {_listed(windows)}."
         )
-    windows = {p.loss.context for p in points if p.loss and p.loss.context}
-    if len(windows) > 1:
+    contexts = sorted({p.loss.context for p in points if p.loss and p.loss.context})
+    if len(contexts) > 1:
         yield (
-            f"Confounded: losses in windows of {_listed(sorted(windows))} tokens were read on"
+            f"Confounded: losses in windows of {_listed(contexts)} tokens were read on"
             " different stretches of the text, so length and text cannot be told apart in them."
         )
     if subject.on_random_ids:
