@@ -499,6 +499,7 @@ def _families(
         raise PrunescopeError(
             "--architecture and --method cannot be combined", hint="remove one of them"
         )
+    found: dict[str, Any]
     if method is not None:
         looked_up = published(method)
         found, view = {"published": looked_up.to_dict()}, listings.published(looked_up)

@@ -78,9 +78,12 @@ def _state(named: dict[str, str], expected: str) -> str:
     return "unknown" if set(named.values()) <= {expected, "unknown"} else "wrong"
 
 
-def matrix_row(name: str, wanted: Collection[str] = FAMILIES, *, batch: int = 1) -> list[Cell]:
-    """The cells of an architecture, those of `wanted` alone, with `batch` sequences."""
-    model = tiny_model(name)
+def matrix_row(
+    name: str, wanted: Collection[str] = FAMILIES, *, batch: int = 1, **fields: Any
+) -> list[Cell]:
+    """The cells of an architecture, those of `wanted` alone, with `batch` sequences; `fields` of
+    its config beside the usual ones."""
+    model = tiny_model(name, **fields)
     loaded = Loaded(model=model, id=name, source="preset", notes=["random weights, toy sizes"])
     variants = [Variant(name="dense", model=model, loaded=loaded)]
     cells: list[Cell] = []
