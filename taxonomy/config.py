@@ -300,7 +300,7 @@ def _experts(cfg: Mapping[str, Any], own: Unwritten, known: Fields) -> Fields:
     letters = zip(known.get("layout", ""), moe, strict=False)
     shared = size_in(cfg, ("shared_expert_intermediate_size", "shared_intermediate_size")) or 0
     if not shared:
-        shared = (_count(cfg, "n_shared_experts") or 0) * width
+        shared = (_count(cfg, "n_shared_experts") or own.shared_expert) * width
     return {
         "experts": experts,
         "experts_per_token": min(size_in(cfg, _TOP_K) or 1, experts),

@@ -2,10 +2,10 @@
 
 In: Plans (a shape, a workload and what a family changes). Out: Op records of one layer each, with
 the number of layers. FLOPs count multiply and add; bytes are compulsory traffic; time is seconds.
-Element-wise work counts as if fused into its neighbours; the formulas stand beside each op. Active
-experts are an expectation under a uniform router. Mixers of a hybrid (gated delta net, Mamba-2,
-short convolution) see every token and stay dense in every family but those that take whole
-sublayers or narrow the stream.
+Element-wise work counts as if fused into its neighbours; the formulas stand beside each op. How
+many experts get a token is an expectation (`expert_routing`). Mixers of a hybrid (gated delta net,
+Mamba-2, short convolution) see every token and stay dense in every family but those that take
+whole sublayers or narrow the stream.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.expert_routing import ExpertLoad, expert_load
 from prunescope.taxonomy.gemm import Gemm
 from prunescope.taxonomy.plan import Op, Plan, Workload, whole_gemm
 from prunescope.taxonomy.roles import GROUPS
@@ -315,12 +316,17 @@ def expert_ops(plan: Plan, layers: float) -> Iterable[Op]:
     shape, work = plan.shape, plan.work
     share = plan.rows.get("experts", 1)
     yield from _matrix(plan, "router", shape.experts, shape.hidden, layers)
-    # A token that takes part misses an expert with probability 1 - k/E: a uniform, independent
-    # router.
-    missed = (1 - share * shape.experts_per_token / shape.experts) ** work.rows
+    load = expert_load(
+        work.routing,
+        work.phase,
+        experts=shape.experts,
+        per_token=shape.experts_per_token,
+        tokens=work.rows,
+        share=share,
+    )
     rows = work.rows * share * shape.experts_per_token
     for matrix in _matrices(shape):
-        yield from _routed(plan, matrix, layers, active=shape.experts * (1 - missed), rows=rows)
+        yield from _routed(plan, matrix, layers, load=load, rows=rows)
     yield Op(
         name="experts.activation",
         role="activation",
@@ -341,12 +347,16 @@ def _matrices(shape: ModelShape) -> tuple[str, ...]:
     return ("gate", "up", "down") if shape.gated else ("up", "down")
 
 
-def _routed(plan: Plan, matrix: str, layers: float, *, active: float, rows: float) -> Iterable[Op]:
-    """One matrix of every expert: `rows` token-expert pairs over `active` experts."""
+def _routed(
+    plan: Plan, matrix: str, layers: float, *, load: ExpertLoad, rows: float
+) -> Iterable[Op]:
+    """One matrix of every expert: `rows` token-expert pairs over the experts that get some. The
+    groups of the grouped GEMM are these experts, and M is the mean of their rows."""
     shape, b = plan.shape, plan.work.itemsize
     share = plan.rows.get("experts", 1)
     h, width, count = shape.hidden, shape.expert_intermediate, shape.experts
     n, k = (h, width) if matrix == "down" else (width, h)
+    active = load.distinct
     each = max(1, round(rows / max(1.0, active)))
     # The biases of the whole expert are counted with its last GEMM.
     bias = count * shape.mlp_biases(width) * (matrix == "down")
@@ -367,6 +377,7 @@ def _routed(plan: Plan, matrix: str, layers: float, *, active: float, rows: floa
             parameters=count * numbers * piece.numbers + extra,
             stored_bytes=b * (count * piece.stored * numbers + extra),
             rows=share,
+            spread=load.spread,
             runs=plan.runs if share < 1 else 1,
             sparse=piece.numbers < min(1, piece.stored),
         )

@@ -141,6 +141,7 @@ def prompt_of(setting: Setting, *, batch: int, prompt_len: int, logits: str) -> 
         prompt_len=prompt_len,
         logits=logits,
         itemsize=itemsize(setting.dtype) or 2,
+        routing=setting.routing,
     )
 
 

@@ -172,7 +172,8 @@ class CostEstimate:
     def _exchange_ns(self, c: Constants) -> float:
         """A ring sums B bytes in 2(n-1)/n · B at the rate of a link; N stages hand on N-1
         times."""
-        n, link = self.setting.tp, link_byte_per_s(self.setting.device)
+        n = max(self.setting.tp, self.setting.ep)
+        link = link_byte_per_s(self.setting.device)
         between = self.setting.pp - 1
         return between * self.handing_ns(c) + sum(
             times * (c.allreduce_ns + 2 * (n - 1) / n * size / link * 1e9)

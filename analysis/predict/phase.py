@@ -14,9 +14,9 @@ from dataclasses import replace
 
 import msgspec
 
-from prunescope.analysis.predict.break_even import Speedups
+from prunescope.analysis.predict.break_even import Speedups, first_and_last
 from prunescope.analysis.predict.constants import NAMES, TABLE, TERMS, Constants
-from prunescope.analysis.predict.costs import CostEstimate, cost_estimate
+from prunescope.analysis.predict.costs import CostEstimate, cost_estimate, total_ns
 from prunescope.analysis.predict.kernels import cut_of, kernels_of, op_cost_ns, rates
 from prunescope.analysis.predict.ranges import Uncertainty, uncertainty
 from prunescope.analysis.predict.setting import Setting
@@ -24,13 +24,16 @@ from prunescope.analysis.predict.side import PredictedSide, ops_by_name, predict
 from prunescope.analysis.schema.prediction import (
     Execution,
     Expected,
+    Experts,
     Pipeline,
     PredictedGemm,
     PredictedLadder,
     PredictedPhase,
+    Span,
     Sums,
     TermRow,
 )
+from prunescope.taxonomy.expert_routing import expert_load, fullest_expert
 from prunescope.taxonomy.family import Family
 from prunescope.taxonomy.gemm import axis_moved
 from prunescope.taxonomy.plan import Op, Workload
@@ -41,13 +44,15 @@ _SOURCES = {
     for name in NAMES
 }
 _NARROW = 0.02
+GAIN_BATCHES = tuple(2**i for i in range(11))  # as those of the break-even
 _ROUNDING = 1.005  # above the roofline's speedup by less is rounding
 
 
 def predict_phase(
-    setting: Setting, work: Workload, speedups: Speedups | None = None
+    setting: Setting, work: Workload, speedups: Speedups | None = None, *, gains: bool = False
 ) -> PredictedPhase:
-    """One phase of a prediction. `speedups` finds where it breaks even; without it that is null."""
+    """One phase of a prediction. `speedups` finds where it breaks even; without it that is null.
+    `gains`: also, of fewer experts, at which batches the range is above 1."""
     dense = predicted_side(setting, work, pruned=False)
     pruned = predicted_side(setting, work) if setting.family else dense
     result = PredictedPhase(
@@ -74,8 +79,38 @@ def predict_phase(
     at_roofline = None
     if speedups is not None:
         at_roofline, expected.break_even = speedups.break_even(setting, work)
+    if gains and setting.family.changes_experts:
+        expected.gains = gaining_batches(setting, work)
+        expected.notes.append(_gains_note(expected.gains))
     result.predicted = Expected(break_even=at_roofline, execution=expected)
     return result
+
+
+def _gains_note(gains: Span | None) -> str:
+    if gains is None:
+        return (
+            f"no certain gain at any batch up to {GAIN_BATCHES[-1]:,}: the range of the expected "
+            "speedup includes 1.00× at all of them"
+        )
+    first, last = gains["from"], gains["to"]
+    until = "on" if last == GAIN_BATCHES[-1] else f"to {last:,}"
+    return (
+        f"gains from batch {first:,} {until}: there the whole range of the expected speedup is "
+        "above 1.00×"
+    )
+
+
+def gaining_batches(setting: Setting, work: Workload) -> Span | None:
+    """The batches at which the whole range of the expected speedup is above 1."""
+
+    def gains(batch: int) -> bool:
+        at = replace(work, batch=batch)
+        dense = predicted_side(setting, at, pruned=False)
+        pruned = predicted_side(setting, at)
+        speedup = total_ns(dense, setting.terms) / total_ns(pruned, setting.terms)
+        return uncertainty(dense, pruned, setting.terms).range_of(speedup)[0] > 1
+
+    return first_and_last(gains, GAIN_BATCHES)
 
 
 def ladder(setting: Setting, dense: PredictedSide, pruned: PredictedSide) -> PredictedLadder:
@@ -102,6 +137,37 @@ def sums(side: PredictedSide) -> Sums:
         memory_bytes=round(forward.weight_bytes) + round(forward.kv_bytes),
         bound=side.bound_ns(),
         roles=side.role_ns(),
+        experts=_experts(side),
+    )
+
+
+def _experts(side: PredictedSide) -> Experts | None:
+    """Of the experts of a layer that a forward's tokens choose from, on all devices together."""
+    shape, work = side.forward.plans[-1].shape, side.work
+    if not shape.experts:
+        return None
+    if side.setting.ep > 1 and side.setting.tp == 1:
+        work = replace(work, batch=work.batch * side.setting.ep)
+    load = expert_load(
+        work.routing,
+        work.phase,
+        experts=shape.experts,
+        per_token=shape.experts_per_token,
+        tokens=work.rows,
+    )
+    return Experts(
+        layers=shape.moe_layers,
+        count=shape.experts,
+        per_token=shape.experts_per_token,
+        distinct=load.distinct,
+        rows=load.rows,
+        fullest=fullest_expert(
+            work.routing,
+            work.phase,
+            experts=shape.experts,
+            per_token=shape.experts_per_token,
+            tokens=work.rows,
+        ),
     )
 
 

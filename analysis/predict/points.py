@@ -130,7 +130,8 @@ def _kernel_key(name: str | None, knobs: Mapping[str, Any]) -> object:
 
 
 _NOT_WITH_FROM_RUN = ("--rank", "--workload", "--losses", "--loss", "--new-tokens",
-                      "--pruned-batch", "--chunk", "--tp", "--pp", "--launch", "--runtime",
+                      "--pruned-batch", "--chunk", "--tp", "--pp", "--ep", "--launch",
+                      "--runtime",
                       "--attn", "--host-us-per-op", "--weights", "--extra-ms",
                       "--depth")  # fmt: skip
 _NOT_WITH_RANK = ("--method", "--phase", "--context", "--out", "--pruned-batch", "--depth")
@@ -152,6 +153,7 @@ def check_options(request: PredictRequest) -> None:
         "--chunk": request.chunk is not None,
         "--tp": request.tp != 1,
         "--pp": request.pp != 1,
+        "--ep": request.ep != 1,
         "--launch": request.launch is not None,
         "--runtime": request.runtime is not None,
         "--attn": request.attn != _DEFAULT.attn,

@@ -55,13 +55,14 @@ def predict(request: PredictRequest) -> Prediction:
     check_knobs(request.knobs, names)
     target = model_on_device(request, warnings)
     speedups = Speedups() if request.break_even else None
+    single = len(names) * len(grid_sparsities) == 1  # of a grid the batches would take most time
     found: list[tuple[Setting, str, PredictedPoint]] = []
     refused: dict[str, list[PrunescopeError]] = {}
     for name, label in names.items():
         for sparsity in grid_sparsities:
             try:
                 setting, source = resolve(request, name, sparsity, warnings, target)
-                point = _point(request, setting, speedups)
+                point = _point(request, setting, speedups, gains=single and request.break_even)
                 point.label = label
                 found.append((setting, source, point))
             except PrunescopeError as error:
@@ -75,14 +76,20 @@ def predict(request: PredictRequest) -> Prediction:
     return _prediction(request, found, [*left_out, *dict.fromkeys([*warnings, *_too_large(found)])])
 
 
-def _point(request: PredictRequest, setting: Setting, speedups: Speedups | None) -> PredictedPoint:
+def _point(
+    request: PredictRequest, setting: Setting, speedups: Speedups | None, *, gains: bool
+) -> PredictedPoint:
     method = setting.family
+    phases = {
+        work.phase: predict_phase(setting, work, speedups, gains=gains)
+        for work in workloads(request, setting)
+    }
     return PredictedPoint(
         method=method.id if method else None,
         extension=method.extension if method else None,
         sparsity=setting.sparsity if method else None,
         knobs=dict(setting.knobs),
-        phases={w.phase: predict_phase(setting, w, speedups) for w in workloads(request, setting)},
+        phases=phases,
         answer=predicted_answer(setting, request) if request.new_tokens else None,
         kernel=setting.sparse_library if method and "layout" in method.adds else None,
         assumed=_taken_for_granted(setting, request),

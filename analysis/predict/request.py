@@ -224,6 +224,23 @@ class PredictRequest:
             least=1,
         ),
     ] = 1
+    ep: Annotated[
+        int,
+        Option(
+            help="Number of devices that hold a part of the experts each, as whole ones (expert "
+            "parallelism): those of --tp, or with --tp 1 devices with sequences of their own.",
+            unit="devices",
+            least=1,
+        ),
+    ] = 1
+    routing: Annotated[
+        str | None,
+        Option(
+            help="How often each expert is chosen: a JSON file of counts by layer, a run, or "
+            "zipf:EXPONENT; without it, all as often.",
+            metavar="FILE|RUN|zipf:A",
+        ),
+    ] = None
     pp: Annotated[
         int,
         Option(

@@ -6,7 +6,7 @@ row a family. A workload: a prompt with its answer, or families ranked by its ti
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -15,6 +15,7 @@ from prunescope.analysis.report import numbers
 from prunescope.analysis.report.sheet import Line, Sheet
 from prunescope.analysis.report.view import Column, Table, numeric, text_table
 from prunescope.analysis.schema.prediction import (
+    FASTER,
     Execution,
     FromRun,
     Memory,
@@ -110,7 +111,7 @@ def _break_even_table(phase: PredictedPhase) -> Table:
         ("expected", expected.speedup, expected.break_even),
     ):
         assert found is not None
-        share, everywhere = found.sparsity, "always" if speedup > 1 + 1e-6 else "never"
+        share, everywhere = found.sparsity, "always" if speedup > FASTER else "never"
         rows.append(
             [
                 label,
@@ -157,6 +158,7 @@ def _sides_table(phase: PredictedPhase, title: str) -> Table:
     rows = [
         ["time of a forward", *(numbers.time(side.ideal_ns) for side in sides)],
         ["bound by memory", *(numbers.percent(s.bound["memory"] / s.ideal_ns) for s in sides)],
+        *_expert_rows(sides),
     ]
     rows += [
         [f"  {role}, {unit.unit}", *(unit.text(side.roles.get(role, 0.0)) for side in sides)]
@@ -172,6 +174,18 @@ def _sides_table(phase: PredictedPhase, title: str) -> Table:
         rows.append([label, *map(numbers.size, sizes)])
     names = ("dense", "pruned") if dense else ("dense",)
     return text_table("sides", title, [Column("at the roofline"), *numeric(*names)], rows)
+
+
+def _expert_rows(sides: Sequence[Sums]) -> list[list[str]]:
+    """How tokens fall among the experts of a layer; nothing of a model without experts."""
+    known = [side.experts for side in sides if side.experts is not None]
+    if len(known) < len(sides):
+        return []
+    return [
+        ["experts read, of a layer", *(f"{one.distinct:.1f} of {one.count}" for one in known)],
+        ["  tokens of one", *(f"{one.rows:.3g}" for one in known)],
+        ["  tokens of the fullest", *(f"{one.fullest:.3g}" for one in known)],
+    ]
 
 
 def gemm_table(name: str, phase: PredictedPhase) -> Table:

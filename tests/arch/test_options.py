@@ -39,7 +39,7 @@ COMMANDS = {
         "--prompt-len", "--context", "--logits", "--dtype", "--peak", "--bandwidth", "--launch",
         "--runtime", "--host-us-per-op", "--weights", "--extra-ms", "--attn", "--depth",
         "--without", "--from-run", "--new-tokens", "--pruned-batch", "--chunk", "--tp",
-        "--pp",
+        "--pp", "--ep", "--routing",
         "--rank", "--workload", "--losses", "--loss", "--explain", "--out", "--json",
     },
     "sweep": {
