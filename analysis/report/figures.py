@@ -617,18 +617,22 @@ def _experts_figure(phase: Phase, of: str) -> Figure | None:
         return None
     figure, first = _page(3.1, "Tokens of experts, layer by layer", of)
     first.remove()
-    strips = figure.subplots(3, 1, sharex=True)
-    numbers_of = [one.layer for one in layers]
+    strips = figure.subplots(3, 1)
+    places = range(len(layers))
+    step = max(1, -(-len(layers) // 8))
+    names = [str(one.layer) for one in layers[::step]]
     sides = [("", "pruned", _REALISED, "o")]
     if any(one.dense_experts for one in layers):
         sides.insert(0, ("dense_", "dense", _BOUND, "s"))
     for axes, (key, label) in zip(strips, _EXPERT_STRIPS.items(), strict=True):
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(length=2.5, width=_THIN)
+        top = 0.0
         for prefix, _, colour, marker in sides:
             values = [getattr(one, prefix + key) for one in layers]
+            top = max([top, *(value for value in values if value is not None)])
             axes.plot(
-                numbers_of,
+                places,
                 [math.nan if value is None else value for value in values],
                 color=colour,
                 marker=marker,
@@ -636,9 +640,10 @@ def _experts_figure(phase: Phase, of: str) -> Figure | None:
                 linewidth=0.9,
             )
         axes.set_ylabel(label)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, (top or 1) * 1.1)
+        last = axes is strips[-1]
+        axes.set_xticks(places[::step], names if last else [""] * len(names))
     strips[-1].set_xlabel("layer")
-    strips[-1].xaxis.get_major_locator().set_params(integer=True)
     if len(sides) > 1:
         marks = [
             Line2D([], [], color=colour, marker=marker, markersize=2.5, linewidth=0.9, label=name)

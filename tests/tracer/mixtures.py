@@ -48,6 +48,9 @@ MIXTURES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
+# Those whose first layer has no experts.
+DENSE_FIRST = ("deepseek_v2", "deepseek_v3", "llama4_text")
+
 
 @cache
 def _built(model_type: str) -> Any:
