@@ -40,6 +40,18 @@ class Routing:
         return self.phases.get(phase) or next(iter(self.phases.values()))
 
 
+def counted(phases: Mapping[str, Mapping[str, Sequence[float]]], *, source: str) -> Routing | None:
+    """The routing of counts by phase and layer, as run.json holds them; None for no counts."""
+    known = {
+        phase: tuple(
+            tuple(map(float, layers[layer])) for layer in sorted(layers, key=int) if layers[layer]
+        )
+        for phase, layers in phases.items()
+    }
+    known = {phase: layers for phase, layers in known.items() if layers}
+    return Routing(source=source, phases=known) if known else None
+
+
 def zipf_weights(experts: int, exponent: float) -> tuple[float, ...]:
     """r^-exponent for ranks 1 to E: 0 is uniform; at 0.5 the first of 128 gets 6 times the mean."""
     return tuple(rank**-exponent for rank in range(1, experts + 1))
@@ -189,9 +201,9 @@ def expected_maximum(counts: Iterable[tuple[float, float, int]]) -> float:
         # The middle of the step stands for all of it.
         below = 1.0
         for (_, _, many), cdf in zip(known, cdfs, strict=True):
-            below *= float(cdf(j + (step - 1) / 2) ** many)
+            below *= cdf(j + (step - 1) / 2) ** many
         total += step * (1 - below)
-    return first + total
+    return float(first + total)
 
 
 def _distribution(draws: float, chance: float) -> Callable[[float], float]:

@@ -133,14 +133,14 @@ class Family:
         return "blocks" in self.cuts
 
     @property
+    def changes_experts(self) -> bool:
+        """Whether there are fewer experts, or a token goes to fewer."""
+        return "experts" in self.cuts or "routes" in self.cuts
+
+    @property
     def cuts_heads(self) -> bool:
         """Whether there are fewer heads, each as large as before."""
         return "heads" in self.cuts
-
-    @property
-    def cuts_experts(self) -> bool:
-        """Whether there are fewer experts, or a token goes to fewer."""
-        return "experts" in self.cuts or "routes" in self.cuts
 
     @property
     def zeroes_weights(self) -> bool:

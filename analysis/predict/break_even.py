@@ -14,7 +14,7 @@ from functools import cache, lru_cache
 from prunescope.analysis.predict.costs import total_ns
 from prunescope.analysis.predict.setting import Setting
 from prunescope.analysis.predict.side import predicted_side
-from prunescope.analysis.schema.prediction import BreakEven, Span
+from prunescope.analysis.schema.prediction import FASTER, BreakEven, Span
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.plan import Workload
 
@@ -25,8 +25,6 @@ _Sized = tuple[tuple[int, Workload], ...]
 _STEP, _COARSE = 64, 4
 _BATCHES = tuple(2**i for i in range(11))
 _CONTEXTS = tuple(2**i for i in range(6, 18))
-# A bound is a quotient of long sums: equality within rounding is no speedup.
-_FASTER = 1 + 1e-6
 
 
 def break_even(work: Workload, speedup: SpeedupAt) -> BreakEven:
@@ -58,7 +56,7 @@ def _last_faster(steps: Iterable[int], work: Workload, speedup: SpeedupAt) -> in
         value = _try(speedup, work, step / _STEP)
         if value is None:
             continue
-        if value <= _FASTER:
+        if value <= FASTER:
             break
         found = step
     return found
@@ -94,7 +92,7 @@ def _faster_span(points: _Sized, speedup: SpeedupAt) -> Span | None:
     @cache
     def faster(index: int) -> bool:
         found = _try(speedup, points[index][1])
-        return found is not None and found > _FASTER
+        return found is not None and found > FASTER
 
     end = len(points) - 1
     if faster(0) and faster(end):

@@ -79,7 +79,7 @@ def predict_phase(
     at_roofline = None
     if speedups is not None:
         at_roofline, expected.break_even = speedups.break_even(setting, work)
-    if gains and setting.family.cuts_experts:
+    if gains and setting.family.changes_experts:
         expected.gains = gaining_batches(setting, work)
         expected.notes.append(_gains_note(expected.gains))
     result.predicted = Expected(break_even=at_roofline, execution=expected)
@@ -93,9 +93,9 @@ def _gains_note(gains: Span | None) -> str:
             "speedup includes 1.00× at all of them"
         )
     first, last = gains["from"], gains["to"]
-    until = "" if last == GAIN_BATCHES[-1] else f" up to {last:,}"
+    until = "on" if last == GAIN_BATCHES[-1] else f"to {last:,}"
     return (
-        f"gains from batch {first:,} on{until}: there the whole range of the expected speedup is "
+        f"gains from batch {first:,} {until}: there the whole range of the expected speedup is "
         "above 1.00×"
     )
 

@@ -219,7 +219,7 @@ def _skew_spread(dense: PredictedSide, pruned: PredictedSide, terms: Collection[
     """Standard deviation of the logarithm of the speedup where experts are cut and nothing says how
     often each is chosen: its change under Zipf's law is two of them."""
     setting, work = pruned.setting, pruned.work
-    if setting.family is None or not setting.family.cuts_experts or work.routing is not None:
+    if setting.family is None or not setting.family.changes_experts or work.routing is not None:
         return 0.0
     skewed = replace(work, routing=SKEWED)
     sides = (

@@ -33,16 +33,21 @@ def read_routing(given: str) -> Routing:
         return zipf(_exponent(exponent) if exponent else ZIPF_EXPONENT)
     file = _file(Path(given).expanduser())
     held = _read(file)
-    counts = held.get("routing", held)
+    if file.name == MANIFEST and not held.get("routing"):
+        raise PrunescopeError(
+            f"{file.name} counts no experts", hint="trace a model with experts, or give a file"
+        )
+    return _counted(held.get("routing", held), file.name)
+
+
+def _counted(counts: Any, name: str) -> Routing:
     by_phase = counts if _is_by_phase(counts) else {"decode": counts}
     phases = {
-        str(phase): found
-        for phase, layers in by_phase.items()
-        if (found := _layers(layers, file.name))
+        str(phase): found for phase, layers in by_phase.items() if (found := _layers(layers, name))
     }
     if not phases:
-        raise PrunescopeError(f"{file.name} counts no experts", hint=_FORM)
-    return Routing(source=file.name, phases=phases)
+        raise PrunescopeError(f"{name} counts no experts", hint=_FORM)
+    return Routing(source=name, phases=phases)
 
 
 def zipf(exponent: float) -> Routing:
@@ -81,10 +86,6 @@ def _read(file: Path) -> Mapping[str, Any]:
         raise PrunescopeError(f"{file.name} is not JSON", hint=_FORM) from None
     if not isinstance(held, dict):
         raise PrunescopeError(f"{file.name} is not a JSON object", hint=_FORM)
-    if file.name == MANIFEST and "routing" not in held:
-        raise PrunescopeError(
-            f"{file.name} counts no experts", hint="trace a model with experts, or give a file"
-        )
     return held
 
 

@@ -18,6 +18,7 @@ from prunescope.analysis.report import numbers, sentences
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.schema.report import Report
 from prunescope.taxonomy.architectures import Applicable, Described, LayerGemm, Mechanism
+from prunescope.taxonomy.families import cutting
 from prunescope.taxonomy.family import Family, Knob
 from prunescope.taxonomy.formats import plain
 from prunescope.taxonomy.machine_check import MachineCheck
@@ -90,6 +91,8 @@ def families(
     notes = (
         f"--select importance: {_by_importance(listed)}",
         f"moves: the axis that shrinks in {' | '.join(_GROUPS)}",
+        "G: the groups of a grouped GEMM, which are experts; fewer channels in each expert are "
+        f"{cutting('channels')}",
         "* not in the paper's taxonomy, added here",
         f"presets of --model: {', '.join(preset_names())}",
     )

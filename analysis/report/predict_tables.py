@@ -15,6 +15,7 @@ from prunescope.analysis.report import numbers
 from prunescope.analysis.report.sheet import Line, Sheet
 from prunescope.analysis.report.view import Column, Table, numeric, text_table
 from prunescope.analysis.schema.prediction import (
+    FASTER,
     Execution,
     FromRun,
     Memory,
@@ -110,7 +111,7 @@ def _break_even_table(phase: PredictedPhase) -> Table:
         ("expected", expected.speedup, expected.break_even),
     ):
         assert found is not None
-        share, everywhere = found.sparsity, "always" if speedup > 1 + 1e-6 else "never"
+        share, everywhere = found.sparsity, "always" if speedup > FASTER else "never"
         rows.append(
             [
                 label,

@@ -14,6 +14,7 @@ from prunescope.analysis.schema.report import GemmShape
 from prunescope.analysis.schema.sides import DeviceUsed, SubjectFacts
 
 Span = dict[str, int]  # {"from", "to"}, both included
+FASTER = 1.005  # a speedup that is shown as 1.00× is none
 
 
 class PredictedLadder(msgspec.Struct, kw_only=True):

@@ -12,6 +12,7 @@ import prunescope
 from prunescope.analysis.predict.break_even import first_and_last
 from prunescope.analysis.predict.routing_file import read_routing
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.expert_routing import counted
 
 QWEN = {"model": "qwen3-30b-a3b", "device": "h100-sxm", "prompt_len": 1024}
 DROPPED = {"method": "static-experts", "sparsity": 0.25}
@@ -81,7 +82,9 @@ def test_from_which_batch_on_it_gains() -> None:
     """Below it nearly as many experts are read, and the range of the speedup includes 1."""
     found = ask(batch=1)["predicted"]["execution"]
     gains = found["gains"]
-    assert any(f"gains from batch {gains['from']:,} on" in note for note in found["notes"])
+    assert any(
+        f"gains from batch {gains['from']} to {gains['to']}:" in note for note in found["notes"]
+    )
     for batch, sure in ((gains["from"], True), (gains["from"] - 1, False)):
         low, _ = ask(batch=batch)["predicted"]["execution"]["range"]
         assert (low > 1) == sure
@@ -121,6 +124,13 @@ def test_counts_of_a_file(tmp_path: Path) -> None:
         assert found["experts"]["distinct"] == pytest.approx(96, abs=0.01)
     (tmp_path / "run.json").write_text(json.dumps({"routing": {"prefill": counts}}), "utf-8")
     assert read_routing(str(tmp_path)).phases["prefill"][0] == (0, *[9] * 127)
+    of_run = counted({"decode": counts, "prefill": {}}, source="the run")
+    assert of_run is not None
+    assert of_run.phases == {"decode": ((0, *[9] * 127),) * 48}
+    assert counted({}, source="the run") is None
+    (tmp_path / "run.json").write_text("{}", "utf-8")
+    with pytest.raises(PrunescopeError, match="counts no experts"):
+        read_routing(str(tmp_path))
 
 
 @pytest.mark.parametrize(
