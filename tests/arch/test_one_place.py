@@ -186,8 +186,8 @@ def test_detectors_stand_in_their_order() -> None:
     )
     assert [one.family.id for one in detectors()] == [
         "dynamic-depth", "dynamic-m", "token-drop", "kv-evict", "dynamic-nk", "dynamic-width",
-        "static-m", "static-experts", "static-topk", "static-k-24", "static-k-mask", "static-k-lowrank", "static-nk",
-        "static-nk-heads", "static-nk-mlp", "static-nk-cross",
+        "static-m", "static-experts", "static-topk", "static-k-24", "static-k-mask",
+        "static-k-lowrank", "static-nk", "static-nk-heads", "static-nk-mlp", "static-nk-cross",
     ]  # fmt: skip
 
 

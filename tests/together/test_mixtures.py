@@ -1,5 +1,5 @@
-"""Mixtures of six architectures that lost half of their experts: from a capture to what is told, with
-modules and without them."""
+"""Mixtures of six architectures that lost half of their experts: from a capture to what is told,
+with modules and without them."""
 
 from __future__ import annotations
 
