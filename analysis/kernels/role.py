@@ -427,7 +427,7 @@ def _names(inner: Ints, usual: int, first: int, *, routed: bool) -> dict[int, Na
     projections = _PROJECTIONS.get(first)
     if projections is None:
         return None
-    found = {first + len(after): (projections, after) for after in _AFTER}
+    found: dict[int, Names] = {first + len(after): (projections, after) for after in _AFTER}
     is_known = usual in found and np.isin(inner, [*found]).mean() > _ALIKE
     return found if is_known else None
 
@@ -529,5 +529,13 @@ _SEGMENTS = {
 }
 # Of a model with routers: projections by the number of GEMMs before the first attention, and what
 # follows an attention but for router and experts.
-_PROJECTIONS = {1: ("qkv",), 3: ("q", "k", "v"), 4: ("q_a", "q_b", "kv_a", "kv_b")}
-_AFTER = (("o",), ("o", "gate_up", "down"), ("o", "gate", "up", "down"))
+_PROJECTIONS: dict[int, tuple[str, ...]] = {
+    1: ("qkv",),
+    3: ("q", "k", "v"),
+    4: ("q_a", "q_b", "kv_a", "kv_b"),
+}
+_AFTER: tuple[tuple[str, ...], ...] = (
+    ("o",),
+    ("o", "gate_up", "down"),
+    ("o", "gate", "up", "down"),
+)

@@ -150,8 +150,10 @@ def _by_weights(e: Evidence) -> Fewer | None:
     if len(pruned) < len(dense):  # layers are gone, and those behind them have other numbers
         moved = e.units.alignment.dense_layer
         pruned = {moved.get(n, -1 - n): count for n, count in pruned.items()}
-    both = {n: (dense[n], pruned[n]) for n in dense.keys() & pruned.keys()}
-    return Fewer(dict(both), _WEIGHTS) if both else None
+    both: dict[int | None, tuple[float, float]] = {
+        n: (dense[n], pruned[n]) for n in dense.keys() & pruned.keys()
+    }
+    return Fewer(both, _WEIGHTS) if both else None
 
 
 def _listed(stats: WeightStats | None) -> dict[int, float]:
