@@ -36,6 +36,7 @@ from prunescope.analysis.schema.prediction import (
 )
 from prunescope.analysis.shapes.config import model_name
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.methods import placed
 
 __all__ = ["PredictRequest", "Setting", "predict", "predict_phase"]
 
@@ -64,6 +65,7 @@ def predict(request: PredictRequest) -> Prediction:
                 setting, source = resolve(request, name, sparsity, warnings, target)
                 point = _point(request, setting, speedups, gains=single and request.break_even)
                 point.label = label
+                point.published = _published(name)
                 found.append((setting, source, point))
             except PrunescopeError as error:
                 refused.setdefault(str(name), []).append(error)
@@ -94,6 +96,12 @@ def _point(
         kernel=setting.sparse_library if method and "layout" in method.adds else None,
         assumed=_taken_for_granted(setting, request),
     )
+
+
+def _published(name: str | None) -> dict[str, Any] | None:
+    """What is known of the published method that was asked for; None for a family."""
+    found = placed(name or "")
+    return None if found is None else found.to_dict()
 
 
 def _taken_for_granted(setting: Setting, request: PredictRequest) -> list[str]:
