@@ -10,6 +10,7 @@ them; of each the end is scored.
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import time
 from collections.abc import Iterator
@@ -23,8 +24,9 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 from prunescope.analysis.report.numbers import loss  # noqa: E402
-from prunescope.taxonomy.families import known  # noqa: E402
+from prunescope.taxonomy.plan import PHASES  # noqa: E402
 from prunescope.taxonomy.run_quality import Quality  # noqa: E402
+from prunescope.taxonomy.scoring import scoring_of  # noqa: E402
 from prunescope.tracer.capture.variants import Variant, make_variants  # noqa: E402
 from prunescope.tracer.machine.device import thread_count  # noqa: E402
 from prunescope.tracer.model.layers import text_config  # noqa: E402
@@ -60,14 +62,14 @@ def main() -> None:
 
 
 def judged(config: SweepConfig) -> Iterator[Row]:
-    """Each family of the sweep behind each length."""
+    """Each family of the sweep behind each length, as each phase scores it."""
     plan = make_plan([replace(config, phases=("prefill",), prompt_lens=LENGTHS[:1])], None)
     references: dict[tuple[str, int, str], Dense] = {}
     for result in plan.results:
         request = request_of(config, result, out=Path("unused"))
         dense, pruned = make_variants(request, torch.device("cpu"), ("dense", "pruned"))
-        scoring = known([result.family])[0].scored_in
-        for length in LENGTHS:
+        scorings = dict.fromkeys(scoring_of(result.family, phase) for phase in PHASES)
+        for scoring, length in itertools.product(scorings, LENGTHS):
             began, found = time.monotonic(), {}
             for name in ("text", "other_text"):
                 key = (name, length, scoring)
