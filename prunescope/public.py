@@ -20,14 +20,14 @@ from prunescope.taxonomy.errors import PrunescopeError, nearest
 from prunescope.taxonomy.option import as_path
 
 if TYPE_CHECKING:
-    import pandas as pd
-    import polars as pl
-    from matplotlib.figure import Figure
     from rich.console import RenderableType
 
     from prunescope.analysis.pipeline import Analysis
+    from prunescope.analysis.report.comparison_figure import ComparisonPlots
     from prunescope.analysis.report.figures import Plots
-    from prunescope.analysis.report.records import Records
+    from prunescope.analysis.report.pareto_figures import ParetoPlots
+    from prunescope.analysis.report.predict_figure import PredictionPlots
+    from prunescope.analysis.report.records import Frame, Records
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -199,13 +199,15 @@ class Comparison(comparison_schema.Comparison, kw_only=True, dict=True):
 
         return structs("comparison", comparison_schema.ComparisonRow, self.rows)
 
-    def to_polars(self) -> pl.DataFrame:
+    def to_polars(self) -> Frame:
         """`table` as a polars DataFrame."""
         return self.table.to_polars()
 
     @property
     def plot(self) -> ComparisonPlots:
         """Figures: `comparison.plot.speedups()`."""
+        from prunescope.analysis.report.comparison_figure import ComparisonPlots
+
         return ComparisonPlots(self)
 
     def show(self) -> None:
@@ -268,13 +270,15 @@ class Pareto(pareto_schema.Pareto, kw_only=True, dict=True):
         columns: Mapping[str, Any] = found[0].columns if found else {}
         return Records("points", {"phase": str, **columns, "loss": float}, tuple(rows))
 
-    def to_polars(self) -> pl.DataFrame:
+    def to_polars(self) -> Frame:
         """`points` as a polars DataFrame."""
         return self.points.to_polars()
 
     @property
     def plot(self) -> ParetoPlots:
         """Figures: `pareto.plot.frontier()`."""
+        from prunescope.analysis.report.pareto_figures import ParetoPlots
+
         return ParetoPlots(self)
 
     def show(self) -> None:
@@ -307,42 +311,11 @@ class Pareto(pareto_schema.Pareto, kw_only=True, dict=True):
         return _html(self.__rich__())
 
 
-class ComparisonPlots:
-    """The figures of a comparison, as matplotlib Figures."""
-
-    def __init__(self, found: Comparison) -> None:
-        self._found = found
-
-    def speedups(self) -> Figure:
-        """Speedups of the runs, with intervals. Raises PrunescopeError where no run has one."""
-        from prunescope.analysis.report.comparison_figure import comparison_figure
-
-        figure = comparison_figure(self._found.rows)
-        if figure is None:
-            raise PrunescopeError(
-                "no run has a speedup to plot", hint="a speedup needs a dense baseline"
-            )
-        return figure
-
-
-class ParetoPlots:
-    """The figures of a sweep, as matplotlib Figures."""
-
-    def __init__(self, found: Pareto) -> None:
-        self._found = found
-
-    def frontier(self) -> Figure:
-        """Speed against loss, with the frontier."""
-        from prunescope.analysis.report.pareto_figures import frontier_plot
-
-        return frontier_plot(self._found)
-
-
 class Prediction(dict[str, Any]):
     """What `predict` gives: the dict of `--json`, which can show itself.
 
     Examples:
-        >>> found = prunescope.predict(model="llama-3.1-8b", device="h100-sxm", method="static-m")
+        >>> found = prunescope.predict(model="llama-3.1-8b", device="h100-sxm")
         >>> found.to_polars()
         >>> found.plot.curves()
     """
@@ -354,17 +327,15 @@ class Prediction(dict[str, Any]):
 
         return prediction_records(self)
 
-    def to_polars(self) -> pl.DataFrame:
+    def to_polars(self) -> Frame:
         """`table` as a polars DataFrame."""
         return self.table.to_polars()
-
-    def to_pandas(self) -> pd.DataFrame:
-        """`table` as a pandas DataFrame. Raises PrunescopeError where pandas is not installed."""
-        return self.table.to_pandas()
 
     @property
     def plot(self) -> PredictionPlots:
         """Figures: `prediction.plot.curves()`."""
+        from prunescope.analysis.report.predict_figure import PredictionPlots
+
         return PredictionPlots(self)
 
     def show(self) -> None:
@@ -412,20 +383,6 @@ class Prediction(dict[str, Any]):
 
 
 _PICTURES = ("png", "pdf", "svg")
-
-
-class PredictionPlots:
-    """The figures of a prediction, as matplotlib Figures."""
-
-    def __init__(self, found: Prediction) -> None:
-        self._found = found
-
-    def curves(self) -> Figure:
-        """Speedup over sparsity, a panel a phase. Raises PrunescopeError for a ranking and for a
-        prediction from a run, which have no curves."""
-        from prunescope.analysis.report.predict_figure import curves_figure
-
-        return curves_figure(self._found)
 
 
 def _names(formats: Sequence[str] | str) -> list[str]:

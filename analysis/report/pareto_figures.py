@@ -484,3 +484,14 @@ def _written(
     renderer = axes.figure.canvas.get_renderer()  # type: ignore[attr-defined]
     label.update_positions(renderer)
     return label, matplotlib.text.Text.get_window_extent(label, renderer)
+
+
+class ParetoPlots:
+    """The figures of a sweep, as matplotlib Figures."""
+
+    def __init__(self, found: Pareto) -> None:
+        self._found = found
+
+    def frontier(self) -> Figure:
+        """Speed against loss, with the frontier."""
+        return frontier_plot(self._found)

@@ -145,3 +145,15 @@ def curves_csv(curves: Curves) -> bytes:
             for values in zip(*(curve[column] for column in columns), strict=True):
                 writer.writerow([phase, cell(name), *values])
     return out.getvalue().encode()
+
+
+class PredictionPlots:
+    """The figures of a prediction, as matplotlib Figures."""
+
+    def __init__(self, found: dict[str, Any]) -> None:
+        self._found = found
+
+    def curves(self) -> Figure:
+        """Speedup over sparsity, a panel a phase. Raises PrunescopeError for a ranking and for a
+        prediction from a run, which have no curves."""
+        return curves_figure(self._found)
