@@ -36,7 +36,7 @@ _TEXT_FIELDS = frozenset({
     "role", "statistic", "architecture", "architectures", "model_type", "hidden_act",
     "hidden_activation", "torch_dtype", "rope_type", "attn_implementation", "junctions", "blocks",
     "policy", "layer_types", "train_sha256", "eval_sha256", "weights_sha256",
-    "weights_fingerprint", "target", "scoring",
+    "weights_fingerprint", "target", "scoring", "phase",
 })  # fmt: skip
 _DROPPED = frozenset({"notes", "note", "text", "texts", "path", "file", "error", "uuid", "serial"})
 _PLAIN = re.compile(r"[\w .,:+()@/-]{1,120}")

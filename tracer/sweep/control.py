@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 
 from prunescope.taxonomy.formats import Block, plain
+from prunescope.taxonomy.plan import PHASES
 from prunescope.taxonomy.run_blocks import Recovered
 from prunescope.tracer.capture.variants import Variant
 from prunescope.tracer.model.load import load_tokenizer
@@ -50,14 +51,14 @@ def control_nats(  # noqa: PLR0913
     part: str = "",
 ) -> dict[str, torch.Tensor]:
     """Losses of the trained dense model on each passage. `mark`: fingerprint of the dense one;
-    `part`: of the name of the file, for passages of another length."""
+    `part`: of the name of the file, for passages of another length. A training is scored in every
+    way at once: it takes longer than all of them."""
     judged = {name: _record(passage) for name, passage in passages.items()}
-    identity = [mark, wanted.plain(), seed, scoring, judged]
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    path = folder / "quality" / f"control-{scoring}{part}.json"
-    with exclusive(path):
-        found = read_json(path, ControlLosses)
-        if found is None or found.of != digest:
+    digests = {way: _digest([mark, wanted.plain(), seed, way, judged]) for way in PHASES}
+    paths = {way: folder / "quality" / f"control-{way}{part}.json" for way in PHASES}
+    with exclusive(paths[PHASES[0]]):
+        found = read_json(paths[scoring], ControlLosses)
+        if found is None or found.of != digests[scoring]:
             model = copy.deepcopy(dense.model)
             record = recover(
                 model,
@@ -67,10 +68,17 @@ def control_nats(  # noqa: PLR0913
                 seed=seed,
                 before=zero_shares(model),
             )
-            nats = {n: nats_of(model, p, scoring=scoring).tolist() for n, p in passages.items()}
-            found = ControlLosses(of=digest, recovery=record, nats=nats)
-            write_json(path, found)
+            losses = {}
+            for way in PHASES:
+                nats = {n: nats_of(model, p, scoring=way).tolist() for n, p in passages.items()}
+                losses[way] = ControlLosses(of=digests[way], recovery=record, nats=nats)
+                write_json(paths[way], losses[way])
+            found = losses[scoring]
     return {n: torch.tensor(v, dtype=torch.float64) for n, v in found.nats.items()}
+
+
+def _digest(identity: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def _record(passage: Passage) -> dict[str, Any]:

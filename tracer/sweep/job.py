@@ -304,8 +304,9 @@ class Worker:
         """The dense model as reference; its logits are kept for the next job where it is equal."""
         key = f"{fingerprint}-{scoring}"
         if key not in self._dense:
-            while len(self._dense) > 1:  # those of the text and of the other one
-                self._dense.pop(next(iter(self._dense)))
+            alike = [known for known, one in self._dense.items() if one.scoring == scoring]
+            for known in alike[:-1]:  # of a scoring those of the text and of the other one stay
+                self._dense.pop(known)
             self._dense[key] = Dense(dense.model, passage, scoring=scoring)
         else:
             self._dense[key].model = dense.model
