@@ -12,6 +12,7 @@ end is scored.
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import time
 from collections.abc import Iterator
@@ -25,7 +26,8 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 from prunescope.analysis.report.numbers import loss  # noqa: E402
-from prunescope.taxonomy.families import known  # noqa: E402
+from prunescope.taxonomy.plan import PHASES  # noqa: E402
+from prunescope.taxonomy.scoring import scoring_of  # noqa: E402
 
 if TYPE_CHECKING:
     from prunescope.taxonomy.run_quality import Quality
@@ -99,7 +101,7 @@ def measured(path: Path) -> Contexts:
 
 
 def judged(config: SweepConfig) -> Iterator[Row]:
-    """Each family of the sweep behind each length."""
+    """Each family of the sweep behind each length, as each phase scores it."""
     import torch
 
     from prunescope.tracer.capture.variants import make_variants
@@ -111,8 +113,8 @@ def judged(config: SweepConfig) -> Iterator[Row]:
     for result in plan.results:
         request = request_of(config, result, out=Path("unused"))
         dense, pruned = make_variants(request, torch.device("cpu"), ("dense", "pruned"))
-        scoring = known([result.family])[0].scored_in
-        for length in LENGTHS:
+        scorings = dict.fromkeys(scoring_of(result.family, phase) for phase in PHASES)
+        for scoring, length in itertools.product(scorings, LENGTHS):
             began, found = time.monotonic(), {}
             for name in ("text", "other_text"):
                 key = (name, length, scoring)

@@ -101,8 +101,8 @@ class Family:
     predicted_only: bool = False  # nothing prunes so: no kernel that the tool could call does
     leaves: tuple[str, ...] = ()  # matrices that it does not move, in groups that it moves
     mixers: str = ""  # of a mixer's projections it moves all "rows", the "stream" side, or nothing
-    # The phase in which quality is read. "decode": its work starts with a cache that a prompt
-    # filled, so that one forward of a text, with the logits of all its tokens, shows nothing.
+    # How quality is read, see taxonomy.scoring. In "decode" if its work starts with a cache that a
+    # prompt filled: one forward of a text, with the logits of all its tokens, shows nothing of it.
     scored_in: str = "prefill"
     scorer: str = ""  # added to choose at run time: a "router", or attention's "estimator"
     routes_layers: bool = False  # each layer decides for itself, and may happen to skip nothing

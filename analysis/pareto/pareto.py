@@ -204,9 +204,12 @@ def _merged_loss(losses: Sequence[_AnyLoss]) -> _AnyLoss:
 
 
 def _median(values: list[Any]) -> Any:
-    """The median of numbers; None where one is unknown; the first of anything else."""
+    """The median of numbers; None where one is unknown; whether one is true; the first of anything
+    else."""
     if any(value is None for value in values):
         return None
+    if isinstance(values[0], bool):
+        return any(values)
     return median(values) if all(isinstance(v, int | float) for v in values) else values[0]
 
 

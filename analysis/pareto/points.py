@@ -38,7 +38,7 @@ def point_of(entry: SweepResult, run: Run, phase: Phase) -> SweepPoint:
         realised_ci95=ladder.realised_ci95,
         bounds=dict(bounds),
         shares={name: ladder.realised / b if b else None for name, b in bounds.items()},
-        loss=_loss(run.quality),
+        loss=_loss(run.quality, entry.phase),
         flop_sparsity=phase.sparsity.get("flop"),
         parameter_sparsity=phase.sparsity.get("parameters"),
         memory_bound=classes["memory"] / known if known else None,
@@ -55,9 +55,9 @@ def caveat_of(phase: Phase) -> bool:
     return any(finding.id == "timing-not-valid" for finding in phase.findings)
 
 
-def _loss(quality: Quality | None) -> Loss | None:
-    """The losses of a run's quality; None where the run was not judged."""
-    if quality is None or not quality.is_compared:
+def _loss(quality: Quality | None, phase: str) -> Loss | None:
+    """The losses of a run's quality in a phase; None where the run was not judged in it."""
+    if quality is None or not quality.is_compared or quality.phase not in (None, phase):
         return None
     tasks, other = quality.tasks_change, quality.other_text
     return Loss(
@@ -74,6 +74,8 @@ def _loss(quality: Quality | None) -> Loss | None:
         perplexity=quality.perplexity,
         dense_perplexity=quality.dense_perplexity,
         scoring=quality.scoring,
+        looks_ahead=quality.looks_ahead,
+        scored_tokens=quality.scored_tokens,
         context=quality.context,
         tasks_signed=msgspec.UNSET if tasks is None else tasks.signed,
         tasks_signed_ci95=msgspec.UNSET if tasks is None else tasks.signed_ci95,

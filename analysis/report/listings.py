@@ -317,6 +317,9 @@ def _time_left(plan: dict[str, Any]) -> str:
             f"; {_hours(most)} if it stays as busy as it was: its peaks were measured"
             f" {plan['peaks_measured']} times during {other_work}, and the best is used"
         )
+    by_token = plan.get("decode_scoring_seconds") or 0.0
+    if by_token:
+        line += f"; {_hours(by_token)} of it to score models one token after another"
     if not trained:
         return line
     without = _hours(plan["seconds"] - trained)

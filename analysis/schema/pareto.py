@@ -37,7 +37,15 @@ class Loss(TextLoss, kw_only=True):
     bits_per_byte: float | None = None
     perplexity: float | None = None
     dense_perplexity: float | None = None
-    scoring: Annotated[str | None, meaning('"prefill" | "decode"')] = None
+    scoring: Annotated[
+        str | None,
+        meaning('"prefill": a window in one forward | "decode": one token after another'),
+    ] = None
+    looks_ahead: Annotated[
+        bool | None,
+        meaning("whether later tokens changed earlier predictions; null: not measured"),
+    ] = None
+    scored_tokens: Annotated[int | None, meaning("tokens that the loss is the mean of")] = None
     context: Annotated[int | None, meaning("tokens of a window of the text")] = None
     tasks_signed: Annotated[
         float | None | msgspec.UnsetType,

@@ -3,7 +3,8 @@
 q, o, gate, up and down run on the active rows, k and v on all; active queries attend to every key,
 and mixers take every token. The cache is full. The top-k over a sequence looks ahead (as in MoD): a
 forward of the whole sequence chooses other rows than prefill and decode, so that their tokens may
-differ.
+differ. With `choose=threshold` each token is decided alone, by its score (as MoD does where it
+generates), and the forwards agree.
 """
 
 from __future__ import annotations
@@ -44,6 +45,10 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
 
     rebuilt(model, build, sparsity=0.0 if point.by_importance else point.sparsity)
     record = _fitted(model, sites, point) if point.by_importance else _random_record(point)
+    if point.knobs["choose"] == "threshold":
+        record["notes"].append(
+            "prefill: each token by the threshold of decode, so that their number varies"
+        )
     if has_mixers(model):
         record["notes"].append("mixers take every token, which their states need: they stay dense")
     learner = RowLearner(model, sites, point.sparsity, fitted=point.by_importance)

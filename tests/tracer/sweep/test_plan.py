@@ -49,6 +49,35 @@ def test_ids_depend_on_nothing_but_the_point() -> None:
     assert "static-m-s0.125-prefill-b2-p512-d0" in ids
 
 
+def test_knobs_are_those_of_a_method() -> None:
+    knobs = ("dynamic-m.choose=threshold", "static-m.unit=mlp")
+    both = "static-m+dynamic-m"
+    one = SweepConfig(model="a", families=("dynamic-m", "static-nk", both), knobs=knobs)
+    assert one.identity()["knobs"] == list(knobs)
+    assert SweepConfig(model="a", families=("static-m",)).identity()["knobs"] is None
+    found = {r.family: request_of(one, r, out=Path()).knobs for r in make_plan([one], None).results}
+    assert found == {
+        "dynamic-m": {"choose": "threshold"},
+        "static-nk": {},
+        both: {"static-m.unit": "mlp", "dynamic-m.choose": "threshold"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("knob", "says"),
+    [
+        ("choose=threshold", "is not FAMILY.KNOB=VALUE"),
+        ("static-m.unit=mlp", "of a family of this sweep"),
+        ("dynamic-m.depth=3", "no knob 'depth'"),
+        ("dynamic-m.choose=best", "is no choice"),
+        ("dynamic-m.choose", "is not FAMILY.KNOB=VALUE"),
+    ],
+)
+def test_a_knob_that_there_is_not(knob: str, says: str) -> None:
+    with pytest.raises(PrunescopeError, match=says):
+        make_plan([SweepConfig(model="a", families=("dynamic-m",), knobs=(knob,))], None)
+
+
 def test_equal_dimensions_are_one_point() -> None:
     """Three KV heads: .25, .375 and .5 leave two of them, .125 leaves all three."""
     shape = ModelShape.from_config(preset_config("smollm2-135m"))
