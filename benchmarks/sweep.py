@@ -2,13 +2,14 @@
 
     prunescope sweep benchmarks/smollm2.yaml --out traces/smollm2
     python benchmarks/sweep.py traces/smollm2
-    python benchmarks/sweep.py benchmarks/sweep.json
+    python benchmarks/sweep.py benchmarks/sweep.json [--losses FILE]
 
 Writes sweep.md and sweep.json beside this file and the figures into sweep/. sweep.json holds the
 points with their intervals and the seed of the samples, from which frontier, shares, claims and
 sentences follow: given instead of a folder, it is judged anew, and page and figures are written
-from it. Exit code 1 where results are missing or were timed beside other work, 2 where the files
-are larger than 500 kB.
+from it; `--losses` puts the losses that benchmarks/rescore.py wrote in the place of its own. Exit
+code 1 where results are missing or were timed beside other work, 2 where the files are larger than
+500 kB.
 """
 
 from __future__ import annotations
@@ -29,9 +30,12 @@ sys.path.insert(0, str(HERE.parent))
 
 from prunescope.analysis.pareto.cells import judged  # noqa: E402
 from prunescope.analysis.pareto.pareto import judge  # noqa: E402
+from prunescope.analysis.pareto.points import loss_in  # noqa: E402
 from prunescope.analysis.report.pareto_figures import pareto_figures  # noqa: E402
 from prunescope.analysis.report.pareto_tables import render_pareto  # noqa: E402
 from prunescope.analysis.schema.pareto import Pareto  # noqa: E402
+from prunescope.taxonomy.formats import read as read_block  # noqa: E402
+from prunescope.taxonomy.run_quality import Quality  # noqa: E402
 
 MOST_BYTES = 500_000
 COLOURS = 128  # eight, their blends with white, and hatches
@@ -48,18 +52,34 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("source", type=Path, help="folder of a sweep, or the JSON of a page")
     parser.add_argument("--out", type=Path, help="the page; without it, sweep.md or that of a JSON")
+    parser.add_argument("--losses", type=Path, help="of rescore.py, for a JSON")
     options = parser.parse_args()
     source: Path = options.source
     if source.suffix == ".json":
-        stored = read(source)
-        return write(stored, options.out or source.with_suffix(".md"), ended=stored.ended)
-    found = judge(source, lambda name: sys.stderr.write(f"{name}\n"))
-    return write(found, options.out or HERE / "sweep.md", ended=last_day(source))
+        found = read(source)
+        if options.losses is not None:
+            rescore(found, json.loads(options.losses.read_bytes()))
+        return write(found, options.out or source.with_suffix(".md"), ended=found.ended)
+    judgement = judge(source, lambda name: sys.stderr.write(f"{name}\n"))
+    return write(judgement, options.out or HERE / "sweep.md", ended=last_day(source))
 
 
 def read(path: Path) -> Published:
     """The JSON beside a page."""
     return decoded(path.read_bytes())
+
+
+def rescore(found: Published, losses: dict[str, Any]) -> None:
+    """Put losses in the place of those that points have: `quality` by the id of a result.
+
+    Points that were judged after a training keep theirs: nothing is trained to score again.
+    """
+    for name, phase in found.phases.items():
+        for point in phase.points:
+            trained = point.loss and point.loss.perplexity_rel_recovered is not None
+            if point.id in losses and not trained:
+                quality = read_block(Quality, losses[point.id])
+                point.loss = loss_in(quality, name) or point.loss
 
 
 def decoded(data: bytes) -> Published:

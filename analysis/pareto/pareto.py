@@ -15,7 +15,6 @@ import msgspec
 
 from prunescope.analysis.pareto.cells import judged
 from prunescope.analysis.pareto.points import caveat_of, point_of
-from prunescope.analysis.pareto.scoring import scoring_notes
 from prunescope.analysis.pipeline import TOOL, analyze
 from prunescope.analysis.schema.pareto import (
     FailedResult,
@@ -85,7 +84,6 @@ def judge(folder: Path, on_result: Callable[[str], None] | None = None) -> Paret
                 notes=[
                     *sweep.notes,
                     *_busy_note([m for runs in measured.values() for m in runs]),
-                    *scoring_notes({name: phase.points for name, phase in phases.items()}),
                 ],
             )
         )

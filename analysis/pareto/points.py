@@ -38,7 +38,7 @@ def point_of(entry: SweepResult, run: Run, phase: Phase) -> SweepPoint:
         realised_ci95=ladder.realised_ci95,
         bounds=dict(bounds),
         shares={name: ladder.realised / b if b else None for name, b in bounds.items()},
-        loss=_loss(run.quality, entry.phase),
+        loss=loss_in(run.quality, entry.phase),
         flop_sparsity=phase.sparsity.get("flop"),
         parameter_sparsity=phase.sparsity.get("parameters"),
         memory_bound=classes["memory"] / known if known else None,
@@ -55,7 +55,7 @@ def caveat_of(phase: Phase) -> bool:
     return any(finding.id == "timing-not-valid" for finding in phase.findings)
 
 
-def _loss(quality: Quality | None, phase: str) -> Loss | None:
+def loss_in(quality: Quality | None, phase: str) -> Loss | None:
     """The losses of a run's quality in a phase; None where the run was not judged in it."""
     if quality is None or not quality.is_compared or quality.phase not in (None, phase):
         return None

@@ -35,7 +35,7 @@ def scoring_notes(phases: Mapping[str, Iterable[SweepPoint]]) -> list[str]:
                 ways.setdefault(way, {})[point.label] = None
         parts = [f"{', '.join(ways[way])} {way}" for way in _ORDER if way in ways]
         if parts:
-            notes.append(f"Losses in {phase} were scored so: {'; '.join(parts)}")
+            notes.append(f"Losses in {phase} were scored so: {'; '.join(parts)}.")
     return notes
 
 

@@ -14,6 +14,7 @@ from prunescope.analysis.pareto.frontier import (
     loss_of,
     not_judged,
 )
+from prunescope.analysis.pareto.scoring import scoring_notes
 from prunescope.analysis.report import numbers
 from prunescope.analysis.report.numbers import percent, ratio
 from prunescope.analysis.schema.pareto import (
@@ -70,21 +71,9 @@ def _compared(found: Pareto) -> Iterator[str]:
             " intervals, independent of the others. A point is on the frontier if it is faster than"
             " dense and no other is as fast and loses as little."
         )
-    yield from _scored(points)
+    yield from scoring_notes({name: phase.points for name, phase in found.phases.items()})
     yield from _recovered(found)
     yield from _named_losses(points)
-
-
-def _scored(points: list[SweepPoint]) -> Iterator[str]:
-    """How the losses were scored, where that differs between families."""
-    by_scoring: dict[str, dict[str, None]] = {}
-    for point in points:
-        if point.loss and point.loss.scoring:
-            by_scoring.setdefault(point.loss.scoring, {})[point.label] = None
-    if by_scoring and set(by_scoring) != {"prefill"}:
-        ways = {"prefill": "all tokens of a window at once", "decode": "one token after another"}
-        told = (f"{ways.get(how, how)}: {', '.join(who)}" for how, who in by_scoring.items())
-        yield f"Losses were scored, {'; '.join(told)}."
 
 
 def _recovered(found: Pareto) -> Iterator[str]:

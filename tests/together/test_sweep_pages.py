@@ -56,6 +56,24 @@ def test_a_page_is_rebuilt_from_its_points(name: str) -> None:
 
 
 @pytest.mark.usefixtures("scripts")
+def test_losses_that_were_scored_again_take_the_place_of_older_ones() -> None:
+    """Those of the point's own phase; after a training the loss stays."""
+    import sweep
+
+    found = sweep.read(BENCHMARKS / "sweep.json")
+    first = found.phases["decode"].points[0]
+    new = {"perplexity_rel": 2.0, "perplexity_rel_ci95": [1.9, 2.1], "scoring": "decode"}
+    sweep.rescore(found, {first.id: {**new, "phase": "prefill"}})
+    assert first.loss.perplexity_rel == 0.444
+    sweep.rescore(found, {first.id: {**new, "phase": "decode"}})
+    assert (first.loss.perplexity_rel, first.loss.ci95) == (2.0, [1.9, 2.1])
+    trained = sweep.read(BENCHMARKS / "recovery-smollm2.json")
+    first = trained.phases["decode"].points[0]
+    sweep.rescore(trained, {first.id: {**new, "phase": "decode"}})
+    assert first.loss.perplexity_rel != 2.0
+
+
+@pytest.mark.usefixtures("scripts")
 @pytest.mark.parametrize(("script", "name"), [("contexts", "recovery-contexts"),
                                               ("sizes", "sizes")])  # fmt: skip
 def test_pages_of_other_scripts_are_rebuilt_too(script: str, name: str) -> None:
