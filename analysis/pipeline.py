@@ -13,6 +13,7 @@
 | findings  | all of these                   | what is worth saying, and what to change          |
 | predict   | manifests, peaks               | what theory expects of the same pruning           |
 | schema    | all of these                   | Report: plain values, written by report/          |
+| report    | a phase of it                  | its summary in one paragraph                      |
 
 Reading a phase of a side calls trace, timeline, shapes and kernels; `phase.py` calls the rooms
 below them. Nothing here changes a side: diagnostics come back with what was read.
@@ -25,6 +26,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import polars as pl
+from msgspec.structs import replace as replace_fields
 
 from prunescope.analysis.comparison.shared_peaks import with_shared_peaks
 from prunescope.analysis.findings.notes import missing_shapes, phase_warnings
@@ -35,6 +37,7 @@ from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.inputs.side import Diagnostics, Side
 from prunescope.analysis.pool import jobs_for
 from prunescope.analysis.rank_jobs import Frames, Outcome, Sides, outcome_of, shared
+from prunescope.analysis.report.summary import summary
 from prunescope.analysis.schema.report import Phase, Report
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import scrubbed
@@ -198,7 +201,7 @@ def _report(pruned: _Done, dense: _Done | None, phases: Mapping[str, Phase]) -> 
         subject=described[0],
         baseline=None if dense is None else described[1],
         device=device_of(pruned.side, phases.values()),
-        phases=dict(phases),
+        phases={n: replace_fields(p, summary=summary(p)) for n, p in phases.items()},
         warnings=list(dict.fromkeys([*warnings, *of_dense])),
         partial=any(done.diagnostics.partial for done in sides),
     )

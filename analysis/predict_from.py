@@ -32,6 +32,7 @@ from prunescope.analysis.predict.points import (
 )
 from prunescope.analysis.predict.ranges import differences, uncertainty_of
 from prunescope.analysis.predict.request import PredictRequest
+from prunescope.analysis.predict.routing_file import read_routing
 from prunescope.analysis.predict.setting import (
     Setting,
     named_family,
@@ -48,6 +49,7 @@ from prunescope.taxonomy.applies import check_applies
 from prunescope.taxonomy.architecture_traits import Traits, traits_of
 from prunescope.taxonomy.dtypes import dtype, itemsize
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.expert_routing import Routing, counted
 from prunescope.taxonomy.families import pruning_families
 from prunescope.taxonomy.family import Family
 from prunescope.taxonomy.plan import PHASES, Workload
@@ -74,11 +76,13 @@ def predict_from(request: PredictRequest) -> FromRun:
     options = Options(device=request.device, peaks=dict(request.peaks), bandwidth=request.bandwidth)
     report = analyze(path, options=options).report
     warnings = list(report.warnings)
+    routing = _routing(request, run)
     phases = {}
     for name, phase in report.phases.items():
         work = _work(request, run, name, phase)
         if work is None:
             continue
+        work = replace(work, routing=routing)
         # Invalid measured times, which all others are scaled from.
         invalid = [finding for finding in phase.findings if finding.id == NOT_VALID]
         warnings += [f"{work.phase}: {finding.text}" for finding in invalid]
@@ -233,6 +237,13 @@ def _work(request: PredictRequest, run: Run | None, name: str, phase: Phase) -> 
     if request.phase in PHASES:
         kind = request.phase
     return Workload.of(kind, request, itemsize=size) if kind in PHASES else None
+
+
+def _routing(request: PredictRequest, run: Run | None) -> Routing | None:
+    """What is given, else what the run counted of its experts."""
+    if request.routing is not None:
+        return read_routing(request.routing)
+    return counted(run.routing, source="the run") if run else None
 
 
 def _dtype(request: PredictRequest, run: Run | None) -> str:

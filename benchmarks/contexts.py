@@ -1,73 +1,120 @@
 """What a family loses behind prompts of several lengths: perplexity of both models, on two texts.
 
     python benchmarks/contexts.py benchmarks/recovery/longer.yaml [--out FILE.md]
+    python benchmarks/contexts.py benchmarks/recovery-contexts.json
 
 In: a sweep file, of which model, families, sparsities, texts and selection count; nothing is timed.
-Out: recovery-contexts.md beside this file. Windows are as long as the prompts, as in a sweep of
-them; of each the end is scored.
+Or the JSON of an earlier run. Out: recovery-contexts.md beside this file, and its JSON with the
+losses and their intervals. Windows are as long as the prompts, as in a sweep of them; of each the
+end is scored.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+import msgspec
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 from prunescope.analysis.report.numbers import loss  # noqa: E402
-from prunescope.taxonomy.families import known  # noqa: E402
-from prunescope.taxonomy.run_quality import Quality  # noqa: E402
-from prunescope.tracer.capture.variants import Variant, make_variants  # noqa: E402
-from prunescope.tracer.machine.device import thread_count  # noqa: E402
-from prunescope.tracer.model.layers import text_config  # noqa: E402
-from prunescope.tracer.model.load import load_tokenizer  # noqa: E402
-from prunescope.tracer.quality.quality import Dense, compare, text_passage  # noqa: E402
-from prunescope.tracer.sweep.config import read_configs  # noqa: E402
-from prunescope.tracer.sweep.plan import SweepConfig, make_plan, request_of  # noqa: E402
+from prunescope.taxonomy.plan import PHASES  # noqa: E402
+from prunescope.taxonomy.scoring import scoring_of  # noqa: E402
+
+if TYPE_CHECKING:
+    from prunescope.taxonomy.run_quality import Quality
+    from prunescope.tracer.capture.variants import Variant
+    from prunescope.tracer.sweep.plan import SweepConfig
 
 LENGTHS = (1024, 4096, 8192)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Row:
+class OnText(msgspec.Struct, kw_only=True):
+    """The loss on one text, and its 95 % interval."""
+
+    perplexity_rel: float | None
+    ci95: list[float] | None
+
+
+class Row(msgspec.Struct, kw_only=True):
     """A family behind prompts of one length."""
 
     family: str
     sparsity: float | None
-    found: Quality
-    other: Quality | None
+    scoring: str | None
+    context: int | None
+    scored_tokens: int | None
+    loss: OnText
+    other: OnText
+    kl: float | None
+
+
+class Contexts(msgspec.Struct, kw_only=True):
+    """What the page is made of. `source`: "page" where the numbers are those of an older page."""
+
+    model: str
+    select: str
+    source: str | None = None
+    rows: list[Row]
 
 
 def main() -> None:
-    """Judge what the sweep file names, and write the page."""
+    """Judge what the sweep file names, and write the page and its JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("config", type=Path, help="a sweep file")
+    parser.add_argument("config", type=Path, help="a sweep file, or the JSON of an earlier run")
     parser.add_argument("--out", type=Path, default=HERE / "recovery-contexts.md", help="the page")
     options = parser.parse_args()
-    (config,) = read_configs(options.config, None)
+    found = read(options.config) if options.config.suffix == ".json" else measured(options.config)
+    options.out.with_suffix(".json").write_bytes(stored(found))
+    options.out.write_text(text(found), encoding="utf-8")
+    sys.stderr.write(f"wrote {options.out.name} and its JSON\n")
+
+
+def read(path: Path) -> Contexts:
+    """The JSON of an earlier run."""
+    return msgspec.json.decode(path.read_bytes(), type=Contexts)
+
+
+def stored(found: Contexts) -> bytes:
+    """The JSON beside the page."""
+    return msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n"
+
+
+def measured(path: Path) -> Contexts:
+    """The losses of what a sweep file names."""
+    from prunescope.tracer.machine.device import thread_count
+    from prunescope.tracer.sweep.config import read_configs
+
+    (config,) = read_configs(path, None)
     with thread_count(config.threads):
-        rows = list(judged(config))
-    options.out.write_text("\n".join(page(config, rows)) + "\n", encoding="utf-8")
-    sys.stderr.write(f"wrote {options.out.name}\n")
+        return Contexts(
+            model=str(config.model), select=str(config.select), rows=list(judged(config))
+        )
 
 
 def judged(config: SweepConfig) -> Iterator[Row]:
-    """Each family of the sweep behind each length."""
+    """Each family of the sweep behind each length, as each phase scores it."""
+    import torch
+
+    from prunescope.tracer.capture.variants import make_variants
+    from prunescope.tracer.quality.quality import Dense, compare
+    from prunescope.tracer.sweep.plan import make_plan, request_of
+
     plan = make_plan([replace(config, phases=("prefill",), prompt_lens=LENGTHS[:1])], None)
-    references: dict[tuple[str, int, str], Dense] = {}
+    references: dict[tuple[str, int, str], Any] = {}
     for result in plan.results:
         request = request_of(config, result, out=Path("unused"))
         dense, pruned = make_variants(request, torch.device("cpu"), ("dense", "pruned"))
-        scoring = known([result.family])[0].scored_in
-        for length in LENGTHS:
+        scorings = dict.fromkeys(scoring_of(result.family, phase) for phase in PHASES)
+        for scoring, length in itertools.product(scorings, LENGTHS):
             began, found = time.monotonic(), {}
             for name in ("text", "other_text"):
                 key = (name, length, scoring)
@@ -77,15 +124,14 @@ def judged(config: SweepConfig) -> Iterator[Row]:
                 references[key].model = dense.model
                 found[name] = compare(pruned.model, references[key]).pruned
             sys.stderr.write(f"{result.key} {length}: {time.monotonic() - began:.0f} s\n")
-            yield Row(
-                family=result.family,
-                sparsity=result.sparsity,
-                found=found["text"],
-                other=found["other_text"],
-            )
+            yield row_of(result.family, result.sparsity, found["text"], found["other_text"])
 
 
 def _passage(config: SweepConfig, dense: Variant, text: Path | None, length: int) -> Any:
+    from prunescope.tracer.model.layers import text_config
+    from prunescope.tracer.model.load import load_tokenizer
+    from prunescope.tracer.quality.quality import text_passage
+
     return text_passage(
         load_tokenizer(dense.loaded),
         text,
@@ -96,36 +142,64 @@ def _passage(config: SweepConfig, dense: Variant, text: Path | None, length: int
     )
 
 
-def page(config: SweepConfig, rows: list[Row]) -> Iterator[str]:
+def row_of(family: str, sparsity: float | None, found: Quality, other: Quality) -> Row:
+    """The losses of a family behind prompts of one length."""
+    return Row(
+        family=family,
+        sparsity=sparsity,
+        scoring=found.scoring,
+        context=found.context,
+        scored_tokens=found.scored_tokens,
+        loss=OnText(perplexity_rel=found.perplexity_rel, ci95=found.perplexity_rel_ci95),
+        other=OnText(perplexity_rel=other.perplexity_rel, ci95=other.perplexity_rel_ci95),
+        kl=found.kl,
+    )
+
+
+def text(found: Contexts) -> str:
+    """The page."""
+    return "\n".join(page(found)) + "\n"
+
+
+def page(found: Contexts) -> Iterator[str]:
     """The lines of recovery-contexts.md."""
     yield "# What is lost behind longer prompts"
     yield ""
     yield (
-        f"{config.model}, {config.select}, no recovery. Loss = perplexity ÷ that of the dense model"
+        f"{found.model}, {found.select}, no recovery. Loss = perplexity ÷ that of the dense model"
         " − 1, behind prompts of a length, with its 95 % interval over blocks of 128 neighbours."
         " Scored in prefill: all tokens in a window of 1,024, the last 1,024 of a longer one; in"
         " decode: the 32 tokens behind half of a window of 1,024, the last 64 of a longer one (four"
         " windows: few for an interval)."
     )
     yield ""
+    yield (
+        "**Length and text are confounded.** Windows of each length begin at other places of the"
+        " text, so each row reads another stretch of it: a loss that falls from 1,024 to 8,192"
+        " tokens can come from the length or from the stretch. Rows of one length and one way of"
+        " scoring read the same stretch."
+    )
+    yield ""
     yield "```"
-    yield from (line.strip() for line in (__doc__ or "").splitlines()[2:3])
+    yield from (line.strip() for line in (__doc__ or "").splitlines()[2:4])
     yield "```"
     yield ""
     yield "| family | s | scored in | window | scored | loss | on the other text | KL |"
     yield "|:--|:--|:--|--:|--:|:--|:--|--:|"
-    for row in rows:
-        found = row.found
+    for row in found.rows:
         yield (
-            f"| {row.family} | {row.sparsity:g} | {found.scoring} | {found.context:,} |"
-            f" {found.scored_tokens:,} | {_loss(found)} | {_loss(row.other)} | {found.kl:.3f} |"
+            f"| {row.family} | {row.sparsity:g} | {row.scoring} | {row.context:,} |"
+            f" {row.scored_tokens:,} | {_loss(row.loss)} | {_loss(row.other)} | {row.kl:.3f} |"
         )
+    if found.source == "page":
+        yield ""
+        yield "The numbers are those that an earlier edition of this page printed, rounded."
 
 
-def _loss(found: Quality | None) -> str:
-    if found is None or found.perplexity_rel_ci95 is None:
+def _loss(found: OnText) -> str:
+    if found.ci95 is None:
         return ""
-    low, high = found.perplexity_rel_ci95
+    low, high = found.ci95
     return f"{loss(found.perplexity_rel)} [{loss(low)}, {loss(high)}]"
 
 

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from predict_cells import PAPER, Cell, cells, setting_of  # noqa: E402
+from predict_experts import section  # noqa: E402
 from predict_ranges import ranges, uncovered, worst  # noqa: E402
 
 from prunescope.analysis.predict.constants import NAMES, SPARSE, TABLE, Constants  # noqa: E402
@@ -118,7 +119,7 @@ def layer_ns(method: str | None, phase: str) -> float:
 def main() -> int:
     """Write the page; 1 where a goal is missed."""
     text = [_head(), _accuracy(), worst(known()), ranges(known()), _constants(), _layer(),
-            _derived(), _winners()]  # fmt: skip
+            _derived(), section(), _winners()]  # fmt: skip
     out = Path(__file__).with_suffix(".md")
     out.write_text("\n\n".join(text) + "\n", encoding="utf-8")
     return 1 if _missed() else 0

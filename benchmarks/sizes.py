@@ -4,10 +4,12 @@
       prunescope sweep benchmarks/sizes/$n.yaml --out traces/sizes-$n
     done
     python benchmarks/sizes.py traces/sizes-135m traces/sizes-360m traces/sizes-1b
+    python benchmarks/sizes.py benchmarks/sizes.json
 
-In: finished sweeps of one architecture, the smallest model first. Out: sizes.md beside this file.
-What is predicted comes from the dense side of the first result of each phase (`predict --from-run`)
-and knows of no pruned time.
+In: finished sweeps of one architecture, the smallest model first, or the JSON of an earlier run.
+Out: sizes.md beside this file, and sizes.json with the speedups and their intervals. What is
+predicted comes from the dense side of the first result of each phase (`predict --from-run`) and
+knows of no pruned time.
 """
 
 from __future__ import annotations
@@ -16,11 +18,11 @@ import argparse
 import itertools
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist, median
 
+import msgspec
 import numpy as np
-import numpy.typing as npt
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
@@ -28,30 +30,29 @@ sys.path.insert(0, str(HERE.parent))
 import prunescope  # noqa: E402
 from prunescope.analysis.pareto.pareto import judge  # noqa: E402
 
-DRAWS, _Z95 = 4000, 1.96
-Array = npt.NDArray[np.float64]
+_Z95 = 1.96
+POWER = 0.8  # with which a change of order is to be seen, as is usual for planned experiments
 
 
-@dataclass(frozen=True, kw_only=True)
-class Family:
-    """Of one family at one size: speedups, measured and predicted, each with an interval."""
+class Family(msgspec.Struct, frozen=True, kw_only=True):
+    """Of one family at one size: speedups, measured and predicted, each with an interval.
+    `rounded`: half a unit of the last digit that is known of the measured one."""
 
     measured: float
     ci95: tuple[float, float]
     predicted: float
     expected: tuple[float, float]
-    bound: float
     valid: bool
+    rounded: float = 0.0
 
-    def draws(self, seed: int) -> Array:
-        """Of the logarithm of the measured speedup."""
+    @property
+    def error(self) -> float:
+        """The standard error of the logarithm of the measured speedup, with that of rounding."""
         low, high = np.log(self.ci95)
-        noise = np.random.default_rng(seed).standard_normal(DRAWS)
-        return np.log(self.measured) + noise * (high - low) / (2 * _Z95)
+        return float(np.hypot((high - low) / (2 * _Z95), self.rounded / 3**0.5 / self.measured))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Size:
+class Size(msgspec.Struct, frozen=True, kw_only=True):
     """A model, and its families by phase."""
 
     name: str
@@ -60,15 +61,48 @@ class Size:
     phases: dict[str, dict[str, Family]]
 
 
+class Sizes(msgspec.Struct, frozen=True, kw_only=True):
+    """What the page is made of. `source`: "page" where the numbers are those of an older page."""
+
+    source: str | None = None
+    sizes: list[Size]
+
+
 def main() -> None:
     """Read the sweeps that the command line names, and write the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("folders", type=Path, nargs="+", help="of sweeps, the smallest model first")
+    parser.add_argument(
+        "folders",
+        type=Path,
+        nargs="+",
+        help="of sweeps, the smallest model first, or the JSON of an earlier run",
+    )
     parser.add_argument("--out", type=Path, default=HERE / "sizes.md", help="the page")
     options = parser.parse_args()
-    sizes = [size_of(folder) for folder in options.folders]
-    options.out.write_text("\n".join(page(sizes)) + "\n", encoding="utf-8")
-    sys.stderr.write(f"wrote {options.out.name}\n")
+    first: Path = options.folders[0]
+    found = (
+        read(first)
+        if first.suffix == ".json"
+        else Sizes(sizes=[size_of(folder) for folder in options.folders])
+    )
+    options.out.with_suffix(".json").write_bytes(stored(found))
+    options.out.write_text(text(found), encoding="utf-8")
+    sys.stderr.write(f"wrote {options.out.name} and its JSON\n")
+
+
+def read(path: Path) -> Sizes:
+    """The JSON of an earlier run."""
+    return msgspec.json.decode(path.read_bytes(), type=Sizes)
+
+
+def stored(found: Sizes) -> bytes:
+    """The JSON beside the page."""
+    return msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n"
+
+
+def text(found: Sizes) -> str:
+    """The page."""
+    return "\n".join(page(found)) + "\n"
 
 
 def size_of(folder: Path) -> Size:
@@ -91,7 +125,6 @@ def size_of(folder: Path) -> Size:
                 ci95=(point.realised_ci95[0], point.realised_ci95[1]),
                 predicted=row["expected"],
                 expected=(row["range"][0], row["range"][1]),
-                bound=row["bound"],
                 valid=point.timing_valid,
             )
     subject = found.subject
@@ -99,8 +132,9 @@ def size_of(folder: Path) -> Size:
     return Size(name=str(subject.model), machine=machine, sparsity=sparsity, phases=phases)
 
 
-def page(sizes: list[Size]) -> Iterator[str]:
+def page(found: Sizes) -> Iterator[str]:
     """The lines of sizes.md."""
+    sizes = found.sizes
     names = ", ".join(size.name for size in sizes)
     yield "# Does the order of the families move with the size of a model?"
     yield ""
@@ -111,8 +145,14 @@ def page(sizes: list[Size]) -> Iterator[str]:
     )
     yield ""
     yield "```"
-    yield from (line.strip() for line in (__doc__ or "").splitlines()[2:6])
+    yield from (line.strip() for line in (__doc__ or "").splitlines()[2:7])
     yield "```"
+    if found.source == "page":
+        yield ""
+        yield (
+            "The runs are gone: speedups and intervals are those that an earlier edition of this"
+            " page printed, with two decimals, and all else is computed from them."
+        )
     for phase in sizes[0].phases:
         yield from _phase(phase, [size for size in sizes if phase in size.phases])
 
@@ -170,13 +210,44 @@ def _moves(phase: str, one: Size, other: Size) -> Iterator[str]:
                 f"({'predicted' if all(told) else 'not predicted'})"
             )
     names = f"from {one.name} to {other.name}"
-    yield f"- {names}: {'; '.join(moved) or 'no pair of families changes its order beyond noise'}."
+    yield f"- {names}: {'; '.join(moved) or _no_change(a, b, common)}."
+
+
+def _no_change(one: dict[str, Family], other: dict[str, Family], common: list[str]) -> str:
+    """What it means that no change was seen: of how many pairs, and how large it had to be."""
+    pairs = list(itertools.combinations(common, 2))
+    least = [
+        _least_gap(*(np.hypot(own[i].error, own[j].error) for own in (one, other)))
+        for i, j in pairs
+    ]
+    counted = f"{len(pairs)} pair{'' if len(pairs) == 1 else 's'}"
+    return (
+        f"no change of order could be shown ({counted}; half of them would have to be"
+        f" {100 * (np.exp(median(least)) - 1):.0f} % apart or more, first one way and then the"
+        f" other, to be seen with a power of {100 * POWER:.0f} %)"
+    )
+
+
+def _least_gap(one: float, other: float) -> float:
+    """The smallest log ratio that is beyond noise in both sizes with the power wanted, by the
+    standard errors of the pair's log ratio in each."""
+    normal = NormalDist()
+
+    def power(gap: float) -> float:
+        return normal.cdf(gap / one - _Z95) * normal.cdf(gap / other - _Z95)
+
+    low, high = 0.0, 10 * (one + other)
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if power(middle) < POWER else (low, middle)
+    return high
 
 
 def _gap(one: Family, other: Family) -> int:
-    """1 where the first is faster in 97.5 % of the draws, −1 where the other is, else 0."""
-    share = float((one.draws(1) > other.draws(2)).mean())
-    return int(share > 0.975) - int(share < 0.025)
+    """1 where the first is faster beyond noise, −1 where the other is, else 0: by the 95 % interval
+    of the ratio, whose logarithm is normal."""
+    gap = float(np.log(one.measured / other.measured))
+    return int(abs(gap) > _Z95 * np.hypot(one.error, other.error)) * (1 if gap > 0 else -1)
 
 
 def _agreement(families: dict[str, Family]) -> tuple[int, int]:

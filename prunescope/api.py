@@ -145,8 +145,8 @@ def _predicted(request: PredictRequest) -> Any:
 
 @takes(SweepRequest)
 def sweep(request: SweepRequest) -> Path:
-    """Trace and evaluate many pruned versions of a model, as a YAML file or a preset says; returns
-    `out`.
+    """Trace and evaluate many pruned versions of a model, as a YAML file, a dict of its keys or a
+    preset says; returns `out`.
 
     Calling it again resumes the sweep. A result that fails is recorded in sweep.json.
     Raises PrunescopeError for a bad request.

@@ -92,7 +92,18 @@ def _trace(request: TraceCall, *, json_target: Json = None) -> None:
     with Bar() as bar:
         folder = trace(request, bar)
     runs = read_runs(folder)
-    show_result(run_summary(folder, runs), json_target, people=traced(folder, runs))
+    show_result(
+        run_summary(folder, runs), json_target, people=traced(folder, runs, _answers(folder))
+    )
+
+
+def _answers(folder: Path) -> dict[str, str]:
+    """What the runs say; nothing where polars is not installed, as where a GPU only traces."""
+    try:
+        from prunescope.deliver import answers
+    except ModuleNotFoundError:
+        return {}
+    return answers(folder)
 
 
 @app.command("analyze", cls=startup.FastCommand)
@@ -125,6 +136,10 @@ def _analyze(
             metavar="WORD",
         ),
     ] = "",
+    full: Annotated[
+        bool,
+        Option(help="Show every table and what was measured; without it, the answer alone."),
+    ] = False,
     json_target: Json = None,
 ) -> None:
     """Explain where the promised speedup went: a report on screen and in files.
@@ -140,7 +155,9 @@ def _analyze(
     """
     from prunescope.deliver import Delivery, deliver_all
 
-    to = Delivery(folder=out, formats=formats, json=json_target, label_prefix=label_prefix)
+    to = Delivery(
+        folder=out, formats=formats, json=json_target, label_prefix=label_prefix, full=full
+    )
     if deliver_all(request, to):
         raise typer.Exit(3)
 

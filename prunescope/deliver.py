@@ -35,13 +35,14 @@ FORMATS = ",".join(DEFAULT_FORMATS)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Delivery:
     """Where results go. `folder`: of the files, None for the default; `formats`: comma-separated,
-    None for the default; `json`: a file or "-"; `label_prefix`: of labels in LaTeX; `quiet`:
-    nothing on screen."""
+    None for the default; `json`: a file or "-"; `label_prefix`: of labels in LaTeX; `full`: every
+    table on screen; `quiet`: nothing there."""
 
     folder: Path | None = None
     formats: str | None = None
     json: str | None = None
     label_prefix: str = ""
+    full: bool = False
     quiet: bool = False
 
     def check_folder(self, folder: Path | None, *, subject: str) -> None:
@@ -102,8 +103,16 @@ def deliver(request: CompareRequest, subject: Path, to: Delivery) -> Report:
             hosts=done.hosts() if shows_hosts(names) else None,
         )
     write_json(to_json(done.report), to.json)
-    to.show(TerminalReport(done.report), folder)
+    to.show(TerminalReport(done.report, full=to.full), folder)
     return done.report
+
+
+def answers(folder: Path) -> dict[str, str]:
+    """The summary of each phase of a capture; none where it cannot be analysed."""
+    try:
+        return {name: phase.summary for name, phase in analyze(folder).report.phases.items()}
+    except PrunescopeError:
+        return {}
 
 
 def deliver_comparison(

@@ -16,15 +16,18 @@ import msgspec
 from prunescope.analysis.schema import comparison as comparison_schema
 from prunescope.analysis.schema import pareto as pareto_schema
 from prunescope.analysis.schema import report as report_schema
-from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.errors import PrunescopeError, nearest
 from prunescope.taxonomy.option import as_path
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from prunescope.analysis.pipeline import Analysis
+    from prunescope.analysis.report.comparison_figure import ComparisonPlots
     from prunescope.analysis.report.figures import Plots
-    from prunescope.analysis.report.records import Records
+    from prunescope.analysis.report.pareto_figures import ParetoPlots
+    from prunescope.analysis.report.predict_figure import PredictionPlots
+    from prunescope.analysis.report.records import Frame, Records
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -43,7 +46,7 @@ class Report(report_schema.Report, kw_only=True, dict=True):
     @classmethod
     def of(cls, done: Analysis) -> Self:
         """The report of an analysis, which keeps the kernels frames for csv and parquet."""
-        made = _same_fields(done.report, cls)
+        made = _with_phases(_same_fields(done.report, cls))
         made.__dict__["_done"] = done
         return made
 
@@ -56,11 +59,15 @@ class Report(report_schema.Report, kw_only=True, dict=True):
             raise PrunescopeError(
                 f"no such file: {file.name}", hint="give the report.json that analyze wrote"
             )
-        return _same_fields(report_schema.from_json(file.read_bytes(), where=file.name), cls)
+        return _with_phases(
+            _same_fields(report_schema.from_json(file.read_bytes(), where=file.name), cls)
+        )
 
-    def show(self) -> None:
-        """Print what `prunescope analyze` prints."""
-        _print(self.__rich__())
+    def show(self, *, full: bool = False) -> None:
+        """Print what `prunescope analyze` prints; `full` as its --full."""
+        from prunescope.analysis.report.terminal import TerminalReport
+
+        _print(TerminalReport(self, full=full))
 
     def save(
         self,
@@ -133,7 +140,7 @@ class Report(report_schema.Report, kw_only=True, dict=True):
     @property
     def plot(self) -> Plots:
         """Figures: `report.plot.ledger()`, `.ladder()`, `.roofline()`, `.bounds()`, `.layers()`,
-        `.waves()`, `.kinds()`."""
+        `.waves()`, `.kinds()`, `.experts()`."""
         from prunescope.analysis.report.figures import Plots
 
         return Plots(self)
@@ -160,6 +167,21 @@ class Report(report_schema.Report, kw_only=True, dict=True):
         return render_notebook(self)
 
 
+class Phases(dict[str, report_schema.Phase]):
+    """The phases of a report by name; a KeyError for another name gives the nearest."""
+
+    def __missing__(self, name: str) -> report_schema.Phase:
+        raise KeyError(f"no phase is called {name!r}; nearest: {nearest(str(name)[:99], self)}")
+
+
+def _with_phases(report: R) -> R:
+    report.phases = Phases(report.phases)
+    return report
+
+
+R = TypeVar("R", bound=Report)
+
+
 class Comparison(comparison_schema.Comparison, kw_only=True, dict=True):
     """Several runs side by side, as `prunescope analyze A B` compares them."""
 
@@ -176,6 +198,17 @@ class Comparison(comparison_schema.Comparison, kw_only=True, dict=True):
         from prunescope.analysis.report.records import structs
 
         return structs("comparison", comparison_schema.ComparisonRow, self.rows)
+
+    def to_polars(self) -> Frame:
+        """`table` as a polars DataFrame."""
+        return self.table.to_polars()
+
+    @property
+    def plot(self) -> ComparisonPlots:
+        """Figures: `comparison.plot.speedups()`."""
+        from prunescope.analysis.report.comparison_figure import ComparisonPlots
+
+        return ComparisonPlots(self)
 
     def show(self) -> None:
         """Print the table that the command prints."""
@@ -237,6 +270,17 @@ class Pareto(pareto_schema.Pareto, kw_only=True, dict=True):
         columns: Mapping[str, Any] = found[0].columns if found else {}
         return Records("points", {"phase": str, **columns, "loss": float}, tuple(rows))
 
+    def to_polars(self) -> Frame:
+        """`points` as a polars DataFrame."""
+        return self.points.to_polars()
+
+    @property
+    def plot(self) -> ParetoPlots:
+        """Figures: `pareto.plot.frontier()`."""
+        from prunescope.analysis.report.pareto_figures import ParetoPlots
+
+        return ParetoPlots(self)
+
     def show(self) -> None:
         """Print the sentences that the command prints."""
         _print(self.__rich__())
@@ -268,11 +312,59 @@ class Pareto(pareto_schema.Pareto, kw_only=True, dict=True):
 
 
 class Prediction(dict[str, Any]):
-    """What `predict` gives: the dict of `--json`, which can show itself."""
+    """What `predict` gives: the dict of `--json`, which can show itself.
+
+    Examples:
+        >>> found = prunescope.predict(model="llama-3.1-8b", device="h100-sxm")
+        >>> found.to_polars()
+        >>> found.plot.curves()
+    """
+
+    @property
+    def table(self) -> Records:
+        """A row a method, sparsity and phase: speedups with their range, ns, bytes."""
+        from prunescope.analysis.report.predict_records import prediction_records
+
+        return prediction_records(self)
+
+    def to_polars(self) -> Frame:
+        """`table` as a polars DataFrame."""
+        return self.table.to_polars()
+
+    @property
+    def plot(self) -> PredictionPlots:
+        """Figures: `prediction.plot.curves()`."""
+        from prunescope.analysis.report.predict_figure import PredictionPlots
+
+        return PredictionPlots(self)
 
     def show(self) -> None:
         """Print the tables that the command prints."""
         _print(self.__rich__())
+
+    def save(
+        self, folder: Path | str, formats: Sequence[str] | str = ("md", "json", "csv")
+    ) -> list[Path]:
+        """Write prediction.md, prediction.json, prediction.csv, and curves as png, pdf or svg, into
+        `folder`; returns the paths. Raises PrunescopeError for another format."""
+        from prunescope.analysis.report.figures import drawing, saved
+        from prunescope.analysis.report.predict_records import render_prediction
+        from prunescope.analysis.report.write import check_formats, write_files
+
+        names = _names(formats)
+        check_formats(names, ("md", "json", "csv", *_PICTURES))
+        files: dict[str, bytes] = {}
+        for name in names:
+            if name == "md":
+                files["prediction.md"] = render_prediction(self).encode()
+            elif name == "json":
+                files["prediction.json"] = msgspec.json.format(msgspec.json.encode(self)) + b"\n"
+            elif name == "csv":
+                files["prediction.csv"] = self.to_polars().write_csv().encode()
+            else:
+                with drawing():
+                    files[f"curves.{name}"] = saved(self.plot.curves(), name)
+        return write_files(files, _path(folder))
 
     def __repr__(self) -> str:
         subject = self.get("subject") or {}
@@ -288,6 +380,9 @@ class Prediction(dict[str, Any]):
 
     def _repr_html_(self) -> str:
         return _html(self.__rich__())
+
+
+_PICTURES = ("png", "pdf", "svg")
 
 
 def _names(formats: Sequence[str] | str) -> list[str]:

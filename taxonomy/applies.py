@@ -19,6 +19,8 @@ NO_MLP = "it has no MLP of its own"
 ALIBI = "its positions are a slope for each head (ALiBi)"
 # Matrices of experts, slices of stacked tensors that some families leave dense.
 EXPERT_MATRICES = ("experts gate_up", "experts down", "shared gate_up", "shared down")
+# Matrices of an MLP that each token passes: a plain layer's and those of shared experts.
+DENSE_MATRICES = ("gate", "up", "gate_up", "down", "shared gate_up", "shared down")
 
 
 class Applies(NamedTuple):
@@ -56,6 +58,17 @@ def to_layers(traits: Traits) -> Applies:
 def to_mlp(traits: Traits) -> Applies:
     """Of MLP channels."""
     return Applies(YES) if traits.shape else Applies(NO, NO_MLP)
+
+
+def to_experts(traits: Traits) -> Applies:
+    """Of experts behind a router."""
+    shape = traits.shape
+    if shape is None or not shape.experts:
+        return Applies(NO, "no layer has experts")
+    if shape.moe_layers < shape.layers:
+        where = f"in {shape.moe_layers} of {shape.layers} layers: the others have no experts"
+        return Applies(PARTLY, where)
+    return Applies(YES)
 
 
 def to_heads(traits: Traits) -> Applies:

@@ -42,6 +42,7 @@ class Unwritten:
     wide_qk_norm: bool = False  # of all heads' at once
     query_gate: bool = False  # q holds a gate of each output
     shared_gate: bool = False  # of the shared expert
+    shared_expert: bool = False  # one as wide as a routed one, without a key for it
     sinks: bool = False  # a learnt logit for each head
     embedding_norm: bool = False
     positions: tuple[str, int, int] | None = None  # a table: key, its default, rows more
@@ -290,7 +291,7 @@ OTHERS: tuple[tuple[tuple[str, ...], Unwritten], ...] = (
         Unwritten(four_times=True, mlp_bias=True, layer_norm=True, head_bias=True, norms=1),
     ),
     (("exaone4", "qwen3_vl_text"), Unwritten(head_qk_norm=True)),
-    (("glm",), Unwritten(no_o_bias=True)),
+    (("glm", "glm4_moe"), Unwritten(no_o_bias=True)),
     (("glm4",), Unwritten(no_o_bias=True, norms=4)),
     (
         ("gpt_bigcode",),
@@ -307,6 +308,7 @@ OTHERS: tuple[tuple[tuple[str, ...], Unwritten], ...] = (
             positions=("max_position_embeddings", 2048, 0),
         ),
     ),
+    (("llama4", "llama4_text"), Unwritten(shared_expert=True)),
     (("mpt",), Unwritten(four_times=True, tied=True)),
     (("nemotron",), Unwritten(ungated=True, layer_norm=True)),
     (("openai-gpt",), Unwritten(ungated=True, positions=("n_positions", 1024, 0))),
@@ -327,4 +329,4 @@ def unwritten(model_type: str) -> Unwritten:
 
 # Architectures of GGUF files whose header says all that a config does, and their model types.
 GGUF_TYPES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma": "gemma",
-                "gemma2": "gemma2", "gemma3": "gemma3_text"}  # fmt: skip
+                "gemma2": "gemma2", "gemma3": "gemma3_text", "deci": "nemotron-nas"}  # fmt: skip

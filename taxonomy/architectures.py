@@ -8,8 +8,8 @@ None is not known.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,9 @@ from prunescope.taxonomy.presets import preset_config, preset_names
 from prunescope.taxonomy.roles import GROUPS
 from prunescope.taxonomy.run import MANIFEST, read_run
 from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.stored_layers import differing_layers, shape_of_weights
+from prunescope.taxonomy.stored_tensors import stored_tensors
+from prunescope.taxonomy.words import spread
 
 _HEADS = ("qkv", "qk", "pv", "o")
 Size = int | str | None  # a number, "T", "S", "L", "expert rows"; None: not known
@@ -31,14 +34,15 @@ Size = int | str | None  # a number, "T", "S", "L", "expert rows"; None: not kno
 
 @dataclass(frozen=True, kw_only=True)
 class LayerGemm:
-    """A GEMM of a layer, `count` times: T tokens of a forward, S queries and L keys."""
+    """A GEMM of a layer, `count` times: T tokens of a forward, S queries and L keys; a text,
+    `128–320`, where layers differ."""
 
     role: str
     group: str
     m: Size
     n: Size
     k: Size
-    count: int
+    count: int | str
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,8 @@ def products(traits: Traits) -> list[LayerGemm]:
     """Every GEMM of a layer, `count` times: the matrices, and QKᵀ and PV of each query head. What a
     mixer does between its projections, a convolution and a recurrence, is no GEMM."""
     shape = traits.shape
-    experts = shape.experts if shape else 0
+    experts = spread(*shape.spread("experts")) if shape and shape.layer_shapes else None
+    count = experts or (shape.experts if shape else 0)
     rows = [
         LayerGemm(
             role=role,
@@ -86,18 +91,45 @@ def products(traits: Traits) -> list[LayerGemm]:
             m="expert rows" if role.startswith("experts ") else "T",
             n=n,
             k=k,
-            count=experts if role.startswith("experts ") else 1,
+            count=count if role.startswith("experts ") else 1,
         )
-        for role, (n, k) in matrices(traits).items()
+        for role, (n, k) in _spreads(traits).items()
     ]
     if shape is None:
         return rows
+    sizes = {name: _between([shape.spread(name)]) for name in ("heads", "head_dim", "value_dim")}
     head = LayerGemm(
-        role="attention", group="qk", m="S", n="L", k=shape.head_dim, count=shape.heads
+        role="attention", group="qk", m="S", n="L", k=sizes["head_dim"], count=sizes["heads"]
     )
-    products = [head, replace(head, group="pv", n=shape.value_dim, k="L")]
+    products = [head, replace(head, group="pv", n=sizes["value_dim"], k="L")]
     place = next((i for i, row in enumerate(rows) if row.group == "o"), len(rows))
     return [*rows[:place], *products, *rows[place:]]
+
+
+def _spreads(traits: Traits) -> Mapping[str, tuple[Size, Size]]:
+    """`matrices`, with the least and the most of the layers that have one where layers differ."""
+    shape = traits.shape
+    if shape is None or not shape.layer_shapes:
+        return matrices(traits)
+    layers = dict(zip(shape.layer_shapes, range(shape.layers), strict=True)).values()
+    found = [matrices(replace(traits, shape=shape.like(number))) for number in layers]
+    sides: dict[str, list[tuple[int | None, int | None]]] = {}
+    for one in [matrices(traits), *found]:
+        for role, size in one.items():
+            sides.setdefault(role, []).append(size)
+    whole = {role: sizes[1:] or sizes for role, sizes in sides.items()}
+    return {
+        role: (_between([(n, n) for n, _ in sizes]), _between([(k, k) for _, k in sizes]))
+        for role, sizes in whole.items()
+    }
+
+
+def _between(sizes: Sequence[tuple[int | None, int | None]]) -> Any:
+    """The one number of several, or the least and the most as a text; None where not known."""
+    known = [n for two in sizes for n in two if n is not None]
+    if not known:
+        return None
+    return known[0] if min(known) == max(known) else spread(min(known), max(known))
 
 
 def moved_gemms(one: Family, traits: Traits) -> dict[str, MovedAxis]:
@@ -158,7 +190,9 @@ class Applicable:
 class Described:
     """An architecture; `title` is None, and `known` false, without an entry in the table.
 
-    `matrices`: [N, K] by role; `gemms`: those of a layer.
+    `matrices`: [N, K] by role; `gemms`: those of a layer; where layers differ, of the largest of
+    each. `layers`: the dimensions of each layer then, else empty; `notes`: where the weights differ
+    from the config.
     """
 
     model_type: str
@@ -168,6 +202,8 @@ class Described:
     matrices: dict[str, list[int | None]]
     gemms: list[LayerGemm]
     families: list[Applicable]
+    layers: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def read_architecture(name: str) -> Described:
@@ -187,7 +223,7 @@ def read_architecture(name: str) -> Described:
             hint=f"give a config.json, a model folder or a preset (nearest names: {close})",
         )
     if path.suffix == ".gguf":
-        return described(gguf_config(path))
+        return _with_weights(gguf_config(path), path)
     if path.name == MANIFEST:
         shape = ModelShape.of_fields(read_run(path.parent).model.shape)
         if shape is not None:
@@ -198,7 +234,16 @@ def read_architecture(name: str) -> Described:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise PrunescopeError(f"{name} is no JSON", hint="give a model's config.json") from error
-    return described(config)
+    return _with_weights(config, path)
+
+
+def _with_weights(config: Mapping[str, Any], path: Path) -> Described:
+    """What a config says, with the sizes of the weights beside it."""
+    traits, stored = read_traits(config), stored_tensors(path)
+    if stored is None or traits.shape is None:
+        return of_traits(traits)
+    shape, notes = shape_of_weights(traits.shape, stored)
+    return of_traits(replace(traits, shape=shape, layers=shape.layers, hidden=shape.hidden), notes)
 
 
 def described(config: Mapping[str, Any]) -> Described:
@@ -206,8 +251,8 @@ def described(config: Mapping[str, Any]) -> Described:
     return of_traits(read_traits(config))
 
 
-def of_traits(traits: Traits) -> Described:
-    """The same of mechanisms that were read."""
+def of_traits(traits: Traits, notes: Sequence[str] = ()) -> Described:
+    """The same of mechanisms that were read, and `notes` on how."""
     return Described(
         model_type=traits.model_type,
         title=traits.entry.title if traits.entry else None,
@@ -216,6 +261,8 @@ def of_traits(traits: Traits) -> Described:
         matrices={role: list(size) for role, size in matrices(traits).items()},
         gemms=products(traits),
         families=[_verdict(one, traits) for one in pruning_families()],
+        layers=[one.to_dict() for one in traits.shape.layer_shapes] if traits.shape else [],
+        notes=list(notes),
     )
 
 
@@ -223,9 +270,11 @@ def _mechanisms(traits: Traits) -> list[Mechanism]:
     found: list[Mechanism] = []
     shape = traits.shape
     if shape is not None:
-        layers = shape.layers - shape.other_layers
-        kv = f"{shape.kv_heads} KV head{'s' * (shape.kv_heads != 1)}"
-        heads = f"{shape.heads} query heads, {kv} of {shape.head_dim}"
+        absent = shape.count("attention_kind", "none") + shape.count("attention_kind", "linear")
+        layers = shape.layers - shape.other_layers - absent
+        kv_heads, heads = shape.spread("kv_heads"), spread(*shape.spread("heads"))
+        kv = f"{spread(*kv_heads)} KV head{'s' * (kv_heads != (1, 1))}"
+        heads = f"{heads} query heads, {kv} of {spread(*shape.spread('head_dim'))}"
         found.append(Mechanism(_attention(shape), layers, heads))
         if shape.window and shape.sliding_layers:
             text = f"a query sees {shape.window} keys"
@@ -233,8 +282,11 @@ def _mechanisms(traits: Traits) -> list[Mechanism]:
         if shape.sinks:
             found.append(Mechanism("sinks", layers, "a learnt logit for each head"))
         if shape.experts:
-            text = f"{shape.experts_per_token} of {shape.experts} experts a token"
+            experts = spread(*shape.spread("experts"))
+            text = f"{shape.experts_per_token} of {experts} experts a token"
             found.append(Mechanism("experts", shape.moe_layers, text))
+        if differ := differing_layers(shape):
+            found.append(Mechanism("different sizes", shape.layers, differ))
     if traits.mixer:
         text = f"{traits.mixer}{', beside attention' if traits.beside else ''}"
         found.append(Mechanism(_mixer_id(traits.mixer), traits.mixer_layers, text))

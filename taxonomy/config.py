@@ -13,21 +13,24 @@ from collections.abc import Mapping
 from typing import Any
 
 from prunescope.taxonomy.architecture_table import Unwritten, unwritten
+from prunescope.taxonomy.block_configs import as_lists
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import MAX_LAYERS
 
 Fields = dict[str, Any]  # fields of ModelShape, and those that lead to them
 
+_EACH_BLOCK = {"block_configs", "ffn_multipliers"}
 # Parts of a config that are configs themselves.
 NESTED = ("text_config", "llm_config", "language_config", "thinker_config", "decoder")
 READ = frozenset(
     """
     _sliding_window_pattern alibi attention_bias attention_chunk_size attention_head_dim attn_config
-    attn_layer_indices attn_layer_period bias block_auto_adjust_ff_dim block_ff_dim
+    attn_layer_indices attn_layer_period bias block_auto_adjust_ff_dim block_configs block_ff_dim
     block_ffn_dim_multiplier block_multiple_of conv_L_cache conv_bias d_ff d_kv d_model
     decoder_sparse_step dim do_layer_norm_before enable_bias expand expansion_ratio
-    feed_forward_proj ffn_dim ffn_hidden_size first_k_dense_replace full_attention_interval
-    full_attn_idxs head_dim hidden_dim hidden_size interleave_moe_layer_step intermediate_size
+    feed_forward_proj ffn_dim ffn_dim_divisor ffn_hidden_size ffn_multipliers first_k_dense_replace
+    full_attention_interval full_attn_idxs head_dim hidden_dim hidden_size
+    interleave_moe_layer_step intermediate_size
     intermediate_size_moe kv_channels kv_lora_rank kv_n_heads layer_types layers_block_type
     linear_conv_kernel_dim linear_key_head_dim linear_num_key_heads linear_num_value_heads
     linear_value_head_dim mamba_conv_bias mamba_d_conv mamba_d_ssm mamba_d_state mamba_expand
@@ -37,7 +40,8 @@ READ = frozenset(
     n_heads n_inner n_kv_heads n_layer n_layers n_positions n_routed_experts n_shared_experts
     new_decoder_architecture num_attention_heads num_decoder_layers num_dense_layers num_experts
     num_experts_per_tok num_experts_per_token num_heads num_hidden_layers num_key_value_heads
-    num_kv_heads num_layers num_local_experts padded_vocab_size parallel_attn projectors_bias
+    num_key_value_heads_per_layer num_kv_heads num_layers num_local_experts num_query_heads
+    num_transformer_layers padded_vocab_size parallel_attn projectors_bias
     q_lora_rank qk_layernorm qk_nope_head_dim qk_rope_head_dim qkv_bias residual_multiplier
     shared_expert_intermediate_size shared_intermediate_size sliding_window sliding_window_pattern
     state_size tie_embedding tie_word_embeddings time_step_rank top_k use_bias use_parallel_residual
@@ -47,18 +51,25 @@ READ = frozenset(
 
 
 _HIDDEN = ("hidden_size", "n_embd", "d_model", "dim", "model_dim")
-_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers")
-_HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
-_KV_HEADS = (
-    "num_key_value_heads", "num_kv_heads", "n_head_kv", "n_kv_heads", "kv_n_heads",
-    "multi_query_group_num",
+_LAYERS = (
+    "num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers",
+    "num_transformer_layers",
+)  # fmt: skip
+HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "num_query_heads")
+KV_HEADS = (
+    "num_key_value_heads_per_layer", "num_key_value_heads", "num_kv_heads", "n_head_kv",
+    "n_kv_heads", "kv_n_heads", "multi_query_group_num",
 )  # fmt: skip
 _HEAD_DIM = ("head_dim", "d_kv", "kv_channels", "attention_head_dim")
-_MLP = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "d_ff", "hidden_dim")
+MLP = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "d_ff", "hidden_dim")
 _VOCAB = ("vocab_size", "padded_vocab_size")
-_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 DENSE_FIRST = ("first_k_dense_replace", "num_dense_layers")  # layers before those with experts
-_TOP_K = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k")
+TOP_K = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k")
+
+EXPERT_WIDTHS = ("moe_intermediate_size", "intermediate_size_moe")
+# Sizes that a config may give for each layer by itself, in a list.
+_EACH_LAYER = frozenset((*HEADS, *KV_HEADS, *MLP, *EXPERTS, *TOP_K, *EXPERT_WIDTHS))
 
 _SLIDING = ("sliding_attention", "chunked_attention")
 _ATTENTION = (*_SLIDING, "full_attention", "attention")
@@ -75,22 +86,22 @@ def read_config(config: Mapping[str, Any]) -> Fields:
     size = {
         "hidden": size_in(cfg, _HIDDEN),
         "layers": size_in(cfg, _LAYERS),
-        "heads": size_in(cfg, _HEADS),
+        "heads": size_in(cfg, HEADS),
         "vocab": size_in(cfg, _VOCAB),
         "intermediate": _intermediate(cfg, own),
     }
     names = {
         "hidden": _HIDDEN,
         "layers": _LAYERS,
-        "heads": _HEADS,
+        "heads": HEADS,
         "vocab": _VOCAB,
-        "intermediate": _MLP,
+        "intermediate": MLP,
     }
     missing = [names[field][0] for field, value in size.items() if value is None]
     if missing:
         raise PrunescopeError(
             f"the config of a {kind or 'model'} lacks {', '.join(missing)}",
-            hint="give the config.json of a decoder with attention (state-space models have none)",
+            hint="give the config.json of a decoder; one of state-space mixers alone has no heads",
         )
     known = {field: value for field, value in size.items() if value is not None}
     if known["layers"] > MAX_LAYERS:
@@ -114,28 +125,52 @@ def language_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
     for name in NESTED:
         inner = config.get(name)
         if isinstance(inner, Mapping) and size_in(inner, _HIDDEN) is not None:
-            return {"tie_word_embeddings": config.get("tie_word_embeddings"), **inner}
+            return as_lists({"tie_word_embeddings": config.get("tie_word_embeddings"), **inner})
     attention = config.get("attn_config")
     if isinstance(attention, Mapping) and "kv_n_heads" in attention:
         return {**config, "kv_n_heads": attention["kv_n_heads"]}
-    return config
+    return as_lists(config) if _EACH_BLOCK & config.keys() else config
 
 
 def size_in(cfg: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
-    """The first of `names` that holds a number; a list is a size where all entries agree."""
+    """The first of `names` that holds a number; of a list the largest, which is that of all layers
+    unless `sizes_in` says otherwise."""
     for name in names:
         value = cfg.get(name)
-        if isinstance(value, list) and value and all(x == value[0] for x in value):
-            value = value[0]
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**40:
-            raise PrunescopeError(
-                f"{name} of the config is {str(value)[:40]!r}, not a positive whole number",
-                hint="models with a different size in each layer are not described by one shape",
-            )
-        return value
+        if isinstance(value, list) and value:
+            every = [_one_size(0 if x is None else x, name, least=0) for x in value]
+            if name not in _EACH_LAYER and len(set(every)) > 1:
+                raise _no_size(name, value)
+            value = max(every) or None
+        if value is not None:
+            return _one_size(value, name, least=1)
     return None
+
+
+def sizes_in(cfg: Mapping[str, Any], names: tuple[str, ...]) -> list[int]:
+    """The list of the first of `names` that holds one with sizes that differ, 0 for null; empty
+    where that name holds one size for all."""
+    for name in names:
+        value = cfg.get(name)
+        if isinstance(value, list) and value and size_in(cfg, (name,)):
+            sizes = [x or 0 for x in value]
+            return sizes if len(set(sizes)) > 1 else []
+        if value is not None:
+            return []
+    return []
+
+
+def _one_size(value: Any, name: str, *, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**40:
+        raise _no_size(name, value)
+    return value
+
+
+def _no_size(name: str, value: Any) -> PrunescopeError:
+    return PrunescopeError(
+        f"{name} of the config is {str(value)[:40]!r}, not a positive whole number",
+        hint="check its config.json; sizes of heads and MLPs may be lists, an entry a layer",
+    )
 
 
 def _count(cfg: Mapping[str, Any], name: str) -> int | None:
@@ -148,7 +183,7 @@ def _intermediate(cfg: Mapping[str, Any], own: Unwritten) -> int | None:
         return _adjusted(cfg)
     if own.shared_mlp and cfg.get("num_local_experts") == 0:
         return size_in(cfg, ("shared_intermediate_size",))
-    found = size_in(cfg, _MLP)
+    found = size_in(cfg, MLP)
     hidden = size_in(cfg, _HIDDEN)
     if found is not None or hidden is None:
         return found
@@ -179,7 +214,7 @@ def _adjusted(cfg: Mapping[str, Any]) -> int | None:
 
 def _heads(cfg: Mapping[str, Any], own: Unwritten, known: dict[str, int]) -> Fields:
     heads = known["heads"]
-    kv_heads = size_in(cfg, _KV_HEADS) or heads
+    kv_heads = size_in(cfg, KV_HEADS) or heads
     if cfg.get("multi_query") and not cfg.get("new_decoder_architecture"):
         kv_heads = 1
     elif own.falcon_blocks and not cfg.get("new_decoder_architecture"):
@@ -202,7 +237,8 @@ def _heads(cfg: Mapping[str, Any], own: Unwritten, known: dict[str, int]) -> Fie
             f"hidden size {known['hidden']} is no multiple of {heads} heads",
             hint="give head_dim in the config",
         )
-    if heads % kv_heads:
+    listed = sizes_in(cfg, HEADS) or sizes_in(cfg, KV_HEADS)
+    if heads % kv_heads and not listed:  # of lists each layer is checked
         raise PrunescopeError(
             f"{heads} query heads are no multiple of {kv_heads} KV heads",
             hint="check num_attention_heads and num_key_value_heads",
@@ -283,27 +319,27 @@ def _listed(cfg: Mapping[str, Any], layers: int) -> list[str]:
 
 
 def _experts(cfg: Mapping[str, Any], own: Unwritten, known: Fields) -> Fields:
-    if any(cfg.get(name) == 0 for name in _EXPERTS):
+    if any(cfg.get(name) == 0 for name in EXPERTS):
         return {}
-    experts = size_in(cfg, _EXPERTS)
+    experts = size_in(cfg, EXPERTS)
     if experts is None or experts < 2:
         return {}
     layers = known["layers"]
-    width = (
-        size_in(cfg, ("moe_intermediate_size", "intermediate_size_moe")) or known["intermediate"]
-    )
+    width = size_in(cfg, EXPERT_WIDTHS) or known["intermediate"]
     dense = next((n for name in DENSE_FIRST if (n := _count(cfg, name))), 0)
     step = _count(cfg, "decoder_sparse_step") or _count(cfg, "interleave_moe_layer_step") or 1
     only = cfg.get("mlp_only_layers")
     plain = [i for i in only if isinstance(i, int)] if isinstance(only, list) else []
     moe = [(i + 1) % step == 0 and i >= dense and i not in plain for i in range(layers)]
+    counts = sizes_in(cfg, EXPERTS) or [experts] * layers
+    moe = [has and count > 0 for has, count in zip(moe, counts, strict=False)]
     letters = zip(known.get("layout", ""), moe, strict=False)
     shared = size_in(cfg, ("shared_expert_intermediate_size", "shared_intermediate_size")) or 0
     if not shared:
-        shared = (_count(cfg, "n_shared_experts") or 0) * width
+        shared = (_count(cfg, "n_shared_experts") or own.shared_expert) * width
     return {
         "experts": experts,
-        "experts_per_token": min(size_in(cfg, _TOP_K) or 1, experts),
+        "experts_per_token": min(size_in(cfg, TOP_K) or 1, experts),
         "expert_intermediate": width,
         "shared_intermediate": shared,
         "moe_layers": sum(moe),

@@ -24,7 +24,10 @@ DYNAMICS = ("static", "dynamic")
 CALIBRATIONS = ("text", "input")
 # What families cut; one may cut something new. "weights" are zeros in tensors of the dense shape,
 # 2:4 or anywhere.
-UNITS = ("layers", "tokens", "keys", "blocks", "weights", "ranks", "heads", "channels", "stream")
+UNITS = (
+    "layers", "experts", "routes", "tokens", "keys", "blocks", "weights", "ranks", "heads",
+    "channels", "stream",
+)  # fmt: skip
 SCORERS = ("", "router", "estimator")
 MIXERS = ("", "rows", "stream")
 Value = str | int | float | bool
@@ -65,7 +68,7 @@ class FamilyPoint:
 
 
 # How the parts to prune are chosen, and how versions before 0.2 named that in what they wrote.
-SELECTIONS = ("random", "importance", "greedy")
+SELECTIONS = ("random", "importance", "greedy", "frequency")
 OLD_SELECTIONS = {"calibrated": "importance"}
 
 
@@ -81,7 +84,7 @@ class Family:
     id: str
     title: str
     dynamics: str
-    axes: Mapping[str, str]  # GEMM group -> M N K heads ... | none
+    axes: Mapping[str, str]  # GEMM group -> M N K G heads ... | none; G: groups of a grouped GEMM
     unit: str
     cuts: tuple[str, ...] = ()  # UNITS or another word; none: nothing is pruned
     methods: tuple[str, ...]
@@ -101,8 +104,8 @@ class Family:
     predicted_only: bool = False  # nothing prunes so: no kernel that the tool could call does
     leaves: tuple[str, ...] = ()  # matrices that it does not move, in groups that it moves
     mixers: str = ""  # of a mixer's projections it moves all "rows", the "stream" side, or nothing
-    # The phase in which quality is read. "decode": its work starts with a cache that a prompt
-    # filled, so that one forward of a text, with the logits of all its tokens, shows nothing.
+    # How quality is read, see taxonomy.scoring. In "decode" if its work starts with a cache that a
+    # prompt filled: one forward of a text, with the logits of all its tokens, shows nothing of it.
     scored_in: str = "prefill"
     scorer: str = ""  # added to choose at run time: a "router", or attention's "estimator"
     routes_layers: bool = False  # each layer decides for itself, and may happen to skip nothing
@@ -130,9 +133,19 @@ class Family:
         return "blocks" in self.cuts
 
     @property
+    def changes_experts(self) -> bool:
+        """Whether there are fewer experts, or a token goes to fewer."""
+        return "experts" in self.cuts or "routes" in self.cuts
+
+    @property
     def cuts_heads(self) -> bool:
         """Whether there are fewer heads, each as large as before."""
         return "heads" in self.cuts
+
+    @property
+    def cuts_experts(self) -> bool:
+        """Whether a mixture has fewer experts, which may be chosen by how often each is used."""
+        return "experts" in self.cuts
 
     @property
     def zeroes_weights(self) -> bool:

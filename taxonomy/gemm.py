@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# The axis of a GEMM row in a report; see `axis_moved`.
-AXES = ("none", "M", "N", "K", "NK", "heads", "rank", "2:4", "gone", "added", "unknown")
+# The axis of a GEMM row in a report; see `axis_moved`. G: the groups of a grouped GEMM, experts.
+AXES = ("none", "M", "N", "K", "NK", "G", "heads", "rank", "2:4", "gone", "added", "unknown")
 
 
 @dataclass(frozen=True, slots=True)

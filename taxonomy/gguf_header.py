@@ -1,8 +1,8 @@
 """What the header of a GGUF file claims, checked against the bytes that are there.
 
-In: a .gguf file, untrusted. Out: how many numbers its tensors hold; what it says of the model, as
-the config of a Hugging Face model. The libraries that read it
-afterwards believe every length in it. Layout: github.com/ggml-org/ggml/blob/master/docs/gguf.md
+In: a .gguf file, untrusted. Out: how many numbers its tensors hold, and their shapes; what it says
+of the model, as the config of a Hugging Face model. The libraries that read it afterwards believe
+every length in it. Layout: github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from typing import Any
 
 from prunescope.taxonomy.architecture_table import GGUF_TYPES
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.formats import MAX_LAYERS
 
 _VERSIONS = (2, 3)
 _SCALARS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # bytes by type
 _FORMS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q",
           12: "d"}  # fmt: skip
+_WHOLE = (4, 5)  # types of whole numbers, 32 bits
 _TEXT, _LIST = 8, 9
 _LONGEST = 256  # bytes of a text that are kept
 _PLAIN = (None, 0, 1, 32)  # file types of weights in fp32, fp16 and bf16
@@ -60,6 +62,32 @@ def gguf_config(path: Path) -> dict[str, Any]:
     if header.values.get("general.file_type") not in _PLAIN:
         config["quantization_config"] = {"quant_method": "gguf"}
     return config
+
+
+# Names of matrices and norms of a layer, as Hugging Face has them.
+_TENSORS = {
+    "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj", "attn_qkv": "self_attn.qkv_proj",
+    "attn_output": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
+    "ffn_gate_inp": "mlp.router", "ffn_gate_exps": "mlp.experts.gate_proj",
+    "ffn_up_exps": "mlp.experts.up_proj", "ffn_down_exps": "mlp.experts.down_proj",
+}  # fmt: skip
+
+
+def gguf_tensors(path: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors by their names in Hugging Face, the slowest dimension first. Raises
+    PrunescopeError for a damaged file."""
+    found = {}
+    for name, shape in _read(path).tensors.items():
+        part, _, number_and_rest = name.partition(".")
+        number, _, rest = number_and_rest.partition(".")
+        leaf, _, kind = rest.rpartition(".")
+        if name == "token_embd.weight":
+            found["model.embed_tokens.weight"] = shape[::-1]
+        elif part == "blk" and leaf in _TENSORS:
+            found[f"model.layers.{number}.{_TENSORS[leaf]}.{kind}"] = shape[::-1]
+    return found
 
 
 def stored_elements(path: Path) -> int:
@@ -120,11 +148,14 @@ class _Header:
         self.tensors[name if name not in self.tensors else f"{name} {number}"] = shape
 
     def value(self, kind: int, depth: int = 0) -> Any:
-        """One number or text; None of a list, which is passed over."""
+        """One number or text, or whole numbers of layers; None of another list, which is passed
+        over."""
         if kind == _TEXT:
             return self.text()
         elif kind == _LIST and depth < _DEEPEST:
             inner, count = self.take("<IQ")
+            if inner in _WHOLE and count <= MAX_LAYERS:
+                return list(self.take(f"<{count}{_FORMS[inner]}"))
             if inner in _SCALARS:
                 self.skip(count * _SCALARS[inner])
                 return None

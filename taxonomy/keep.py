@@ -174,6 +174,16 @@ def spared_share(sparsity: float, full_heads: float) -> float:
     return sparsity * (1 - full_heads)
 
 
+def kept_experts(experts: int, per_token: int, sparsity: float) -> int:
+    """Experts left of a layer: max(k, round(E·p)), ties to even, so that a token finds its k."""
+    return max(per_token, round(round(experts * (1 - check_sparsity(sparsity)), 9)))
+
+
+def kept_routes(per_token: int, sparsity: float) -> int:
+    """Experts that a token still goes to: max(1, round(k·p)), ties to even."""
+    return max(1, round(round(per_token * (1 - check_sparsity(sparsity)), 9)))
+
+
 def kept_count(total: int, sparsity: float) -> int:
     """max(1, int(total·p)): tokens, cached keys, blocks or ranks kept of `total`."""
     return max(1, floor_of(total * (1 - check_sparsity(sparsity))))

@@ -27,6 +27,7 @@ _HALVINGS = 24
 # Beyond the least and the most that a family can remove, a request is refused.
 _TOLERANCE = 0.005
 _SAME = 1e-5
+_SHOWN = 0.0005  # shares are shown to a tenth of a percent
 
 
 class RemovesNothing(PrunescopeError):
@@ -121,8 +122,8 @@ def solve(
     if asked > 0:
         dense_plan(shape, work)  # a shape that the theory does not cover says so here
         found = _candidates(share, asked)
-        if not found:
-            raise _removes_nothing(chosen, by, work)
+        if max(found.values(), default=0.0) < _SHOWN:
+            raise _removes_nothing(chosen, by, work, some=bool(found))
         _check_range(chosen, by, asked, found)
         own = _short(share, min(found, key=lambda s: (abs(found[s] - asked), s)))
     removed = dict.fromkeys(MATCHES, 0.0)
@@ -179,7 +180,7 @@ def _check_range(chosen: Family, by: str, asked: float, found: dict[float, float
     )
 
 
-def _removes_nothing(chosen: Family, by: str, work: Workload) -> RemovesNothing:
+def _removes_nothing(chosen: Family, by: str, work: Workload, *, some: bool) -> RemovesNothing:
     where = "" if by == "param" else f" in {work.phase}"
     others = [m for m in MATCHES if m != by and not (m == "param" and chosen.keeps_weights)]
     hint = f"leave {KNOB} out, or match {' or '.join(others)}"
@@ -188,6 +189,8 @@ def _removes_nothing(chosen: Family, by: str, work: Workload) -> RemovesNothing:
         hint = f"leave {KNOB} out: it removes nothing of {', '.join(MATCHES)} at any sparsity"
     elif chosen.keeps_weights:
         kept = "all weights stay in memory" if by == "param" else "it does the work of dense there"
+    elif some:
+        kept = f"less than {percent(_SHOWN, 2)} at any sparsity"
     return RemovesNothing(f"{chosen.id} removes no {MATCHES[by]}{where}: {kept}", hint=hint)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.expert_routing import Routing
 from prunescope.taxonomy.gemm import Gemm
 from prunescope.taxonomy.shape import ModelShape
 
@@ -44,6 +45,7 @@ class Workload:
     """One forward: a prefill of [batch, prompt_len], or one decode step.
 
     `context` is L, the keys a decode query sees, itself included; `prompt_len` where it is None.
+    `routing` says how often each expert is chosen; None: all as often.
     """
 
     phase: str
@@ -52,6 +54,7 @@ class Workload:
     context: int | None = None
     logits: str = "last"
     itemsize: float = 2
+    routing: Routing | None = None
 
     def __post_init__(self) -> None:
         if self.phase not in PHASES or self.logits not in LOGITS:
@@ -66,7 +69,9 @@ class Workload:
             )
 
     @classmethod
-    def of(cls, phase: str, sizes: Sizes, *, itemsize: float) -> Workload:
+    def of(
+        cls, phase: str, sizes: Sizes, *, itemsize: float, routing: Routing | None = None
+    ) -> Workload:
         """A forward of `phase` with these sizes and bytes a number."""
         return cls(
             phase=phase,
@@ -75,6 +80,7 @@ class Workload:
             context=sizes.context if phase == "decode" else None,
             logits=sizes.logits,
             itemsize=itemsize,
+            routing=routing,
         )
 
     @property
@@ -169,11 +175,13 @@ class Op:
     weight_bytes: float = 0  # read in this forward
     kv_read: float = 0
     kv_write: float = 0
+    kv_heads: int = 0  # of an attention
     parameters: float = 0
     stored_bytes: float = 0
     added: bool = False
     bounded: bool = True  # part of the roofline bound
     rows: float = 1  # share of the tokens that it sees
+    spread: float = 0  # standard deviation of the rows of a group, where a router deals them out
     runs: float = 1  # probability that it runs in this forward
     # Of a GEMM whose rows need other inputs each: the share of K that any of them needs; else 0.
     union: float = 0

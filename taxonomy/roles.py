@@ -48,9 +48,10 @@ _LEAVES: tuple[tuple[str, str], ...] = (
     (r"embed_tokens|wte|wpe|word_embeddings|embed_in|embed_positions|tok_embeddings|embeddings"
      r"|position_embeddings|token_type_embeddings|word_embeddings_layernorm"
      r"|layernorm_embedding", "embedding"),
-    (r"q_proj|query|q_lin|[wW]q|project_q", "q"),
-    (r"k_proj|key|k_lin|[wW]k|project_k", "k"),
-    (r"v_proj|value|v_lin|[wW]v|project_v", "v"),
+    # q_u_proj and q_v_proj are the two matrices that SVD-LLM makes of q_proj.
+    (r"q_([uv]_)?proj|query|q_lin|[wW]q|project_q", "q"),
+    (r"k_([uv]_)?proj|key|k_lin|[wW]k|project_k", "k"),
+    (r"v_([uv]_)?proj|value|v_lin|[wW]v|project_v", "v"),
     (r"qkv_proj|c_attn|query_key_value|[wW]qkv|qkv|att_proj", "qkv"),
     (r"q_a_proj", "q_a"),
     (r"q_b_proj", "q_b"),
@@ -58,11 +59,13 @@ _LEAVES: tuple[tuple[str, str], ...] = (
     (r"kv_b_proj", "kv_b"),
     (r"(q|k|query|key)_(norm|layernorm)|(q|kv)_a_layernorm", "qk_norm"),
     (r"rotary_emb|rotary_pos_emb|rotary|pos_emb", "rope"),
-    (r"o_proj|out_proj|out_lin|c_proj_attn|[wW]o|attn_out|dense_attn|attention_out", "o"),
-    (r"gate_proj|w1|proj_up_gate", "gate"),
-    (r"up_proj|w3|c_fc|fc1|fc_in|dense_h_to_4h|linear_1|lin1|w_in|proj_up", "up"),
+    (r"o_([uv]_)?proj|out_proj|out_lin|c_proj_attn|[wW]o|attn_out|dense_attn|attention_out",
+     "o"),
+    (r"gate_([uv]_)?proj|w1|proj_up_gate", "gate"),
+    (r"up_([uv]_)?proj|w3|c_fc|fc1|fc_in|dense_h_to_4h|linear_1|lin1|w_in|proj_up", "up"),
     (r"gate_up_proj|ff_proj|input_linear", "gate_up"),
-    (r"down_proj|w2|fc2|fc_out|dense_4h_to_h|output_linear|linear_2|lin2|w_out|proj_down", "down"),
+    (r"down_([uv]_)?proj|w2|fc2|fc_out|dense_4h_to_h|output_linear|linear_2|lin2|w_out"
+     r"|proj_down", "down"),
     (r"act_fn|act|activation|activation_fn|activation_func|gelu_impl|intermediate_act_fn",
      "activation"),
     (r"router|gate|shared_expert_gate|mlp_gate", "router"),

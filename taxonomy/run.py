@@ -25,6 +25,7 @@ from prunescope.taxonomy.formats import (
     Layers,
     Name,
     Names,
+    Number,
     OmitDefault,
     Size,
     decode,
@@ -48,6 +49,8 @@ NARROW = 0.08
 _DISTURBED = 0.1  # share of disturbed samples that a median tolerates
 MAX_SAMPLES = 20_000
 MAX_BYTES = 64 << 20  # weight statistics of 100,000 matrices take a third
+LayerNumber = Annotated[str, Meta(pattern=r"\A[0-9]{1,5}\Z")]
+ExpertTokens = Annotated[list[Count], Meta(max_length=1 << 14)]
 
 
 class Placement(Block, kw_only=True):
@@ -151,6 +154,10 @@ class Run(Block, kw_only=True):
     twin: BaselineRef | None = None
     inputs: OmitDefault[InputText | None] = None
     timing: OmitDefault[TimingNote | None] = None
+    # By phase and layer, in steps outside of those that were timed: the tokens that each expert
+    # got, one entry an expert, summed over the steps; and how many experts got one, a step.
+    routing: OmitDefault[dict[str, dict[LayerNumber, ExpertTokens]]] = {}
+    distinct_experts: OmitDefault[dict[str, dict[LayerNumber, Number]]] = {}
     quality: OmitDefault[Quality | None] = None
 
     @property

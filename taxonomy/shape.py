@@ -2,20 +2,64 @@
 
 In: a config dict (any architecture whose names `taxonomy.config` knows). Out: ModelShape,
 with counts of parameters and of what is cached. Counts are numbers stored, not bytes.
+Where layers differ, each has a LayerShape; sublayers that are equal are one part of the model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
 from prunescope.taxonomy.config import language_part, read_config, read_mixer
+from prunescope.taxonomy.config_layers import read_layers
 from prunescope.taxonomy.formats import MAX_LAYERS, Count, Layer, Name, Size
 
 STATE_ITEMSIZE = 4  # a recurrence keeps its state in float32, whatever the weights are
+# What stands in the place of a sublayer: itself, one matrix [hidden, hidden], or nothing.
+Kind = Literal["usual", "linear", "none"]
+Ranks = Annotated[tuple[tuple[Name, Size], ...], Meta(max_length=64)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerShape:
+    """The dimensions in which a layer may differ from others; the names are those of ModelShape.
+    Without attention it has 0 heads, without an MLP 0 channels."""
+
+    heads: Count
+    kv_heads: Count
+    head_dim: Count
+    value_dim: Count
+    intermediate: Count
+    experts: Count = 0
+    experts_per_token: Count = 0
+    expert_intermediate: Count = 0
+    shared_intermediate: Count = 0
+    attention_kind: Kind = "usual"
+    mlp_kind: Kind = "usual"
+    ranks: Ranks = ()
+
+    @property
+    def attention(self) -> tuple[Any, ...]:
+        """What layers with equal attention share."""
+        sizes = (self.heads, self.kv_heads, self.head_dim, self.value_dim)
+        ranks = tuple(pair for pair in self.ranks if pair[0] not in _MLP_ROLES)
+        return (self.attention_kind, *sizes, ranks)
+
+    @property
+    def mlp(self) -> tuple[Any, ...]:
+        """What layers with an equal MLP share."""
+        experts = (self.experts, self.experts_per_token, self.expert_intermediate)
+        ranks = tuple(pair for pair in self.ranks if pair[0] in _MLP_ROLES)
+        return (self.mlp_kind, self.intermediate, *experts, self.shared_intermediate, ranks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields that are not 0, usual or empty."""
+        every = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {k: v for k, v in every.items() if v not in (0, "usual", ())}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,12 +119,73 @@ class ModelShape:
     mixer_taps: Count = 0  # of the convolution
     mixer_extras: Count = 0  # stored beside matrices and taps: biases, norm, steps, decays
     layout: str = ""
+    attention_kind: Kind = "usual"
+    mlp_kind: Kind = "usual"
+    ranks: Ranks = ()  # of matrices that are stored as two, [r, K] and [N, r], by role
+    # Of each layer, where they differ; the fields above then have the largest of each.
+    layer_shapes: Annotated[tuple[LayerShape, ...], Meta(max_length=MAX_LAYERS)] = ()
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> ModelShape:
         """Read a Hugging Face config. Raises PrunescopeError that lists what is missing."""
         fields = read_config(config)
-        return cls(**fields, **read_mixer(language_part(config), fields))
+        shape = cls(**fields, **read_mixer(language_part(config), fields))
+        changes = read_layers(language_part(config), fields)
+        if not changes:
+            return shape
+        return shape.with_layers([replace(shape.layer(i), **one) for i, one in enumerate(changes)])
+
+    def layer(self, number: int) -> LayerShape:
+        """The dimensions of one layer."""
+        if self.layer_shapes:
+            return self.layer_shapes[number]
+        return _layer_of(self)
+
+    def like(self, number: int) -> ModelShape:
+        """A model whose layers all have the dimensions of one layer; itself where they agree."""
+        return _like(self, self.layer_shapes[number]) if self.layer_shapes else self
+
+    def with_layers(self, layers: Sequence[LayerShape]) -> ModelShape:
+        """The shape whose layers have these dimensions, one each; plain where they agree."""
+        distinct = list(dict.fromkeys(layers))
+        if len(distinct) == 1:
+            return replace(self, layer_shapes=(), **_fields_of(distinct[0]))
+        largest = {
+            name: max(getattr(one, name) for one in distinct) or getattr(self, name)
+            for name in _LAYER_SIZES
+        }
+        return replace(
+            self,
+            **largest,
+            attention_kind="usual",
+            mlp_kind="usual",
+            ranks=(),
+            layer_shapes=tuple(layers),
+        )
+
+    def map_layers(self, change: Callable[[ModelShape], ModelShape]) -> ModelShape:
+        """The shape with `change` made to every layer, to equal ones once. `change` may alter only
+        what LayerShape holds."""
+        if not self.layer_shapes:
+            return change(self)
+        changed = {
+            layer: _layer_of(change(_like(self, layer)))
+            for layer in dict.fromkeys(self.layer_shapes)
+        }
+        return self.with_layers([changed[layer] for layer in self.layer_shapes])
+
+    def spread(self, name: str) -> tuple[int, int]:
+        """The least and the most of a dimension over the layers that have it."""
+        kind = "mlp_kind" if name in _MLP_SIZES else "attention_kind"
+        has = [one for one in self.layer_shapes if getattr(one, kind) == "usual"]
+        found = [getattr(one, name) for one in has] or [getattr(self, name)]
+        return min(found), max(found)
+
+    def count(self, kind: str, value: str) -> int:
+        """Layers whose `kind`, attention_kind or mlp_kind, is `value`."""
+        if self.layer_shapes:
+            return sum(getattr(one, kind) == value for one in self.layer_shapes)
+        return self.layers if getattr(self, kind) == value else 0
 
     @property
     def group(self) -> int:
@@ -119,14 +224,18 @@ class ModelShape:
 
     @property
     def uneven(self) -> bool:
-        """Whether layers differ, by mixer, window or experts."""
+        """Whether layers differ, by mixer, window or experts, or in their dimensions."""
         kinds = (self.sliding_layers, self.other_layers, self.moe_layers)
-        return any(0 < count < self.layers for count in kinds)
+        return bool(self.layer_shapes) or any(0 < count < self.layers for count in kinds)
 
     def part(self, numbers: Iterable[int]) -> ModelShape:
         """These layers as a stack of their own; the whole where the order is not known."""
         if not self.order:
             return self
+        if self.layer_shapes:
+            numbers = list(numbers)
+            even = replace(self, layer_shapes=()).part(numbers)
+            return even.with_layers([self.layer_shapes[i] for i in numbers])
         letters = "".join(self.layout[i] for i in numbers)
         order = letters.lower()
         others, beside = order.count("m"), self.mixer_layers and not self.other_layers
@@ -139,6 +248,14 @@ class ModelShape:
             mixer_layers=len(order) if beside else others * bool(self.mixer),
             moe_layers=sum(letter.isupper() for letter in letters),
         )
+
+    def attention_parts(self) -> tuple[ModelShape, ...]:
+        """The layers as stacks with equal attention each; only that part of them counts."""
+        return _parts(self, "attention") if self.layer_shapes else (self,)
+
+    def mlp_parts(self) -> tuple[ModelShape, ...]:
+        """The layers as stacks with an equal MLP each; only that part of them counts."""
+        return _parts(self, "mlp") if self.layer_shapes else (self,)
 
     @property
     def mixer_channels(self) -> int:
@@ -156,8 +273,22 @@ class ModelShape:
         return self.layers - self.moe_layers
 
     def linears(self) -> dict[str, tuple[int, int]]:
-        """(N, K) of each weight matrix of an attention and a plain MLP, by role."""
+        """(N, K) of each weight matrix of an attention and a plain MLP, by role; of layers that
+        differ, of the largest. A sublayer that is one matrix is its last one."""
+        roles = dict(self._attention_linears()) if self.attention_kind == "usual" else {}
+        if self.attention_kind == "linear":
+            roles["o"] = (self.hidden, self.hidden)
+        if self.mlp_kind == "linear":
+            roles["down"] = (self.hidden, self.hidden)
         h, f = self.hidden, self.intermediate
+        if f and self.mlp_kind == "usual":
+            if self.gated:
+                roles["gate"] = (f, h)
+            roles["up"], roles["down"] = (f, h), (h, f)
+        return roles
+
+    def _attention_linears(self) -> dict[str, tuple[int, int]]:
+        h = self.hidden
         roles: dict[str, tuple[int, int]] = {}
         if self.kv_rank is not None:
             if self.q_rank:
@@ -171,11 +302,13 @@ class ModelShape:
             roles["q"] = (self.q * (1 + self.query_gate), h)
             roles["k"], roles["v"] = (self.c, h), (self.v, h)
         roles["o"] = (h, self.heads * self.value_dim)
-        if f:
-            if self.gated:
-                roles["gate"] = (f, h)
-            roles["up"], roles["down"] = (f, h), (h, f)
         return roles
+
+    def stored(self, role: str, n: int, k: int) -> list[tuple[int, int]]:
+        """(N, K) of the matrices that a weight [n, k] is stored as: itself, or two of a low rank,
+        in the order in which they run."""
+        rank = dict(self.ranks).get(role)
+        return [(n, k)] if rank is None else [(rank, k), (n, rank)]
 
     def mixer_linears(self) -> dict[str, tuple[int, int]]:
         """(N, K) of the matrices into and out of a mixer, by role and part."""
@@ -196,17 +329,39 @@ class ModelShape:
 
     def parameters(self) -> int:
         """Every number stored, tied embeddings once."""
-        linears = self.linears()
-        attention = sum(n * k for role, (n, k) in linears.items() if role not in _MLP_ROLES)
-        attention += self.attention_extras()
-        mlp = sum(n * k for role, (n, k) in linears.items() if role in _MLP_ROLES)
-        mlp += self.mlp_biases(self.intermediate)
-        per_layer = self.norms * self.norm_parameters * self.hidden
-        attending = self.attention_layers if self.mixer else self.layers
-        total = attending * attention + self.layers * per_layer
-        total += self.mixer_layers * self.mixer_parameters()
-        total += self.mlp_layers * mlp + self.moe_layers * self.moe_parameters()
+        total = sum(one._attention_parameters() for one in self.attention_parts())
+        total += sum(one._mlp_parameters() for one in self.mlp_parts())
         return total + self.outside_parameters()
+
+    def _attention_parameters(self) -> int:
+        """Of all layers, the sublayers that mix tokens, with their norms."""
+        if self.attention_kind == "none":
+            return 0
+        sizes = (self.stored(*role) for role in self._roles(mlp=False))
+        attention = sum(n * k for pair in sizes for n, k in pair)
+        if self.attention_kind == "usual":
+            attention += self.attention_extras()
+        attending = self.attention_layers if self.mixer else self.layers
+        total = attending * attention + self.mixer_layers * self.mixer_parameters()
+        return total + self.layers * ((self.norms + 1) // 2) * self.norm_parameters * self.hidden
+
+    def _mlp_parameters(self) -> int:
+        """Of all layers, the MLPs, with their norms."""
+        if self.mlp_kind == "none":
+            return 0
+        sizes = (self.stored(*role) for role in self._roles(mlp=True))
+        mlp = sum(n * k for pair in sizes for n, k in pair)
+        if self.mlp_kind == "usual":
+            mlp += self.mlp_biases(self.intermediate)
+        total = self.mlp_layers * mlp
+        if self.moe_layers:
+            total += self.moe_layers * self.moe_parameters()
+        return total + self.layers * (self.norms // 2) * self.norm_parameters * self.hidden
+
+    def _roles(self, *, mlp: bool) -> list[tuple[str, int, int]]:
+        return [
+            (role, n, k) for role, (n, k) in self.linears().items() if (role in _MLP_ROLES) == mlp
+        ]
 
     def attention_extras(self) -> int:
         """Biases, query/key norms and sinks of one attention."""
@@ -267,6 +422,15 @@ class ModelShape:
         """Cache of `batch` sequences of `context` tokens, of which a share `cached` leaves keys; a
         sliding layer holds its window, a mixer its state, and any other layer `held` keys, all
         where it is None."""
+        if self.layer_shapes:
+            return sum(
+                one.kv_bytes(
+                    batch=batch, context=context, itemsize=itemsize, held=held, cached=cached
+                )
+                for one in self.attention_parts()
+            )
+        if self.attention_kind != "usual":
+            return 0.0
         sliding = min(context, self.window) if self.window else context
         full = context if held is None else held
         tokens = self.full_layers * full + self.sliding_layers * sliding
@@ -277,13 +441,84 @@ class ModelShape:
     def of_fields(cls, written: Mapping[str, Any] | None) -> ModelShape | None:
         """As `to_dict` wrote it into a run.json; None for none, or fields of another version."""
         try:
-            return cls(**(written or {}))
-        except TypeError:
+            known = dict(written or {})
+            if "layer_shapes" in known:
+                known["layer_shapes"] = tuple(_read_layer(one) for one in known["layer_shapes"])
+            if "ranks" in known:
+                known["ranks"] = tuple((str(role), int(r)) for role, r in known["ranks"])
+            shape = cls(**known)
+        except (TypeError, ValueError):
             return None
+        listed = len(shape.layer_shapes)
+        return shape if listed in (0, shape.layers) else None
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values, for a manifest."""
-        return {one.name: getattr(self, one.name) for one in fields(self)}
+        """The fields as plain values, for a manifest; those of layers that differ only where they
+        do, so that other manifests stay as they were."""
+        found = {one.name: getattr(self, one.name) for one in fields(self)}
+        for name, usual in _OF_LAYERS.items():
+            if found[name] == usual:
+                del found[name]
+        if self.layer_shapes:
+            found["layer_shapes"] = [one.to_dict() for one in self.layer_shapes]
+        return found
 
 
 _MLP_ROLES = ("gate", "up", "down")
+_ATTENTION_SIZES = ("heads", "kv_heads", "head_dim", "value_dim")
+_MLP_SIZES = (
+    "intermediate", "experts", "experts_per_token", "expert_intermediate", "shared_intermediate",
+)  # fmt: skip
+_LAYER_SIZES = (*_ATTENTION_SIZES, *_MLP_SIZES)
+_OF_LAYERS: dict[str, Any] = {
+    "attention_kind": "usual",
+    "mlp_kind": "usual",
+    "ranks": (),
+    "layer_shapes": (),
+}
+
+
+def _layer_of(shape: ModelShape) -> LayerShape:
+    """The layer of a model whose layers are equal."""
+    found = {name: getattr(shape, name) for name in _LAYER_SIZES}
+    if shape.attention_kind != "usual":
+        found |= dict.fromkeys(_ATTENTION_SIZES, 0)
+    if shape.mlp_kind != "usual":
+        found |= dict.fromkeys(_MLP_SIZES, 0)
+    return LayerShape(
+        **found,
+        attention_kind=shape.attention_kind,
+        mlp_kind=shape.mlp_kind,
+        ranks=shape.ranks,
+    )
+
+
+def _fields_of(layer: LayerShape) -> dict[str, Any]:
+    """The fields of ModelShape for layers like this one. Those of a sublayer that it lacks stay the
+    whole model's: they are divided by, and count nothing."""
+    found = {one.name: getattr(layer, one.name) for one in fields(layer)}
+    lacks = dict.fromkeys(_ATTENTION_SIZES, layer.attention_kind != "usual")
+    lacks |= dict.fromkeys(_MLP_SIZES, layer.mlp_kind != "usual")
+    return {name: value for name, value in found.items() if not lacks.get(name)}
+
+
+def _read_layer(written: Mapping[str, Any]) -> LayerShape:
+    least = dict.fromkeys((*_ATTENTION_SIZES, "intermediate"), 0)
+    ranks = tuple((str(role), int(r)) for role, r in written.get("ranks", ()))
+    return LayerShape(**{**least, **written, "ranks": ranks})
+
+
+def _like(shape: ModelShape, layer: LayerShape) -> ModelShape:
+    return replace(shape, layer_shapes=(), **_fields_of(layer))
+
+
+@lru_cache(maxsize=512)
+def _parts(shape: ModelShape, sublayer: Literal["attention", "mlp"]) -> tuple[ModelShape, ...]:
+    numbers: dict[object, list[int]] = {}
+    for number, one in enumerate(shape.layer_shapes):
+        numbers.setdefault(getattr(one, sublayer), []).append(number)
+    even = replace(shape, layer_shapes=())
+    return tuple(
+        replace(even.part(same), **_fields_of(shape.layer_shapes[same[0]]))
+        for same in numbers.values()
+    )

@@ -2,10 +2,10 @@
 
 In: Plans (a shape, a workload and what a family changes). Out: Op records of one layer each, with
 the number of layers. FLOPs count multiply and add; bytes are compulsory traffic; time is seconds.
-Element-wise work counts as if fused into its neighbours; the formulas stand beside each op. Active
-experts are an expectation under a uniform router. Mixers of a hybrid (gated delta net, Mamba-2,
-short convolution) see every token and stay dense in every family but those that take whole
-sublayers or narrow the stream.
+Element-wise work counts as if fused into its neighbours; the formulas stand beside each op. How
+many experts get a token is an expectation (`expert_routing`). Mixers of a hybrid (gated delta net,
+Mamba-2, short convolution) see every token and stay dense in every family but those that take
+whole sublayers or narrow the stream.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.expert_routing import ExpertLoad, expert_load
 from prunescope.taxonomy.gemm import Gemm
 from prunescope.taxonomy.plan import Op, Plan, Workload, whole_gemm
 from prunescope.taxonomy.roles import GROUPS
@@ -36,21 +37,41 @@ def forward(plans: Sequence[Plan]) -> list[Op]:
     first, last = plans[0], plans[-1]
     ops = [_embedding(first)]
     for plan in plans:
-        ops += [*attention_ops(plan), *mlp_ops(plan)]
+        for part in equal_parts(plan):
+            ops += [*attention_ops(part), *mlp_ops(part)]
     return [*ops, *_head(last)]
+
+
+def equal_parts(plan: Plan) -> list[Plan]:
+    """The plan of each stack of equal sublayers: of attention, then of MLPs, where layers
+    differ."""
+    shape = plan.shape
+    if not shape.layer_shapes:
+        return [plan]
+    attention, mlp = plan.attention_layers / shape.layers, plan.mlp_layers / shape.layers
+    parts = [
+        replace(plan, shape=one, attention_layers=attention * one.layers, mlp_layers=0)
+        for one in shape.attention_parts()
+    ]
+    return parts + [
+        replace(plan, shape=one, attention_layers=0, mlp_layers=mlp * one.layers)
+        for one in shape.mlp_parts()
+    ]
 
 
 def attention_ops(plan: Plan) -> Iterable[Op]:
     """The sublayers that mix tokens: norm, attention, and a mixer beside it or in its place."""
     shape, layers = plan.shape, plan.attention_layers
-    if not layers:
+    if not layers or shape.attention_kind == "none":
         return
     norms = shape.norms / 2 if shape.norms > 1 else 1
     yield _pointwise(plan, "attn_norm", 4 * shape.hidden * norms, layers, _norm_numbers(shape))
     attending = layers
     if shape.other_layers:
         attending = layers * shape.attention_layers / shape.layers
-    if attending:
+    if attending and shape.attention_kind == "linear":
+        yield from _linear(plan, "o", *shape.linears()["o"], attending)
+    elif attending:
         yield from _attending(plan, attending)
     if shape.mixer_layers:
         yield from mixer_ops(plan, layers * shape.mixer_layers / shape.layers)
@@ -81,7 +102,7 @@ def _attending(plan: Plan, layers: float) -> Iterable[Op]:
 def mlp_ops(plan: Plan) -> Iterable[Op]:
     """The MLP sublayers: norm, gate, up, activation, down; or router and experts."""
     shape, layers = plan.shape, plan.mlp_layers
-    if not layers:
+    if not layers or shape.mlp_kind == "none":
         return
     norms = shape.norms / 2 if shape.norms > 1 else 1
     numbers = _norm_numbers(shape) if shape.norms > 1 else 0
@@ -92,8 +113,9 @@ def mlp_ops(plan: Plan) -> Iterable[Op]:
         for role in ("gate", "up", "down"):
             if role in linears:
                 yield from _linear(plan, role, *linears[role], plain)
-        width = (2 + shape.gated) * shape.intermediate
-        yield _pointwise(plan, "activation", width, plain, 0)
+        if shape.mlp_kind == "usual":
+            width = (2 + shape.gated) * shape.intermediate
+            yield _pointwise(plan, "activation", width, plain, 0)
     if shape.moe_layers:
         yield from expert_ops(plan, layers * shape.moe_layers / shape.layers)
     yield from _additions(plan, "mlp", layers, routed=layers)
@@ -103,7 +125,12 @@ def _linear(plan: Plan, role: str, n: int, k: int, layers: float) -> Iterable[Op
     """The GEMM(s) of one weight: Q = b(T·K + w·N·K + T·N). `kv_b` expands every cached latent."""
     b, share = plan.work.itemsize, plan.rows.get(role, 1)
     tokens = plan.work.batch * plan.context if role == "kv_b" else plan.work.rows
-    rows, pieces = tokens * share, plan.linear(role, n, k)
+    rows = tokens * share
+    if plan.shape.ranks:  # stored as two matrices, each of which a family may change
+        sizes = plan.shape.stored(role, n, k)
+        pieces = [piece for size in sizes for piece in plan.linear(role, *size)]
+    else:
+        pieces = list(plan.linear(role, n, k))
     for index, piece in enumerate(pieces):
         numbers = piece.n * piece.k
         read = b * piece.stored * numbers * plan.read.get(role, 1)
@@ -171,6 +198,7 @@ def _attention(plan: Plan, window: int | None, layers: float, name: str) -> Op:
         bytes=b * (q_io + new) + read,
         kv_read=read,
         kv_write=b * batch * queries * shape.cache_elements() * _share_of_keys(plan),
+        kv_heads=shape.kv_heads,
         rows=plan.queries,
         runs=plan.runs if plan.queries < 1 else 1,
         estimated=plan.scores < plan.queries * plan.cached,
@@ -322,12 +350,17 @@ def expert_ops(plan: Plan, layers: float) -> Iterable[Op]:
     shape, work = plan.shape, plan.work
     share = plan.rows.get("experts", 1)
     yield from _matrix(plan, "router", shape.experts, shape.hidden, layers)
-    # A token that takes part misses an expert with probability 1 - k/E: a uniform, independent
-    # router.
-    missed = (1 - share * shape.experts_per_token / shape.experts) ** work.rows
+    load = expert_load(
+        work.routing,
+        work.phase,
+        experts=shape.experts,
+        per_token=shape.experts_per_token,
+        tokens=work.rows,
+        share=share,
+    )
     rows = work.rows * share * shape.experts_per_token
     for matrix in _matrices(shape):
-        yield from _routed(plan, matrix, layers, active=shape.experts * (1 - missed), rows=rows)
+        yield from _routed(plan, matrix, layers, load=load, rows=rows)
     yield Op(
         name="experts.activation",
         role="activation",
@@ -348,12 +381,16 @@ def _matrices(shape: ModelShape) -> tuple[str, ...]:
     return ("gate", "up", "down") if shape.gated else ("up", "down")
 
 
-def _routed(plan: Plan, matrix: str, layers: float, *, active: float, rows: float) -> Iterable[Op]:
-    """One matrix of every expert: `rows` token-expert pairs over `active` experts."""
+def _routed(
+    plan: Plan, matrix: str, layers: float, *, load: ExpertLoad, rows: float
+) -> Iterable[Op]:
+    """One matrix of every expert: `rows` token-expert pairs over the experts that get some. The
+    groups of the grouped GEMM are these experts, and M is the mean of their rows."""
     shape, b = plan.shape, plan.work.itemsize
     share = plan.rows.get("experts", 1)
     h, width, count = shape.hidden, shape.expert_intermediate, shape.experts
     n, k = (h, width) if matrix == "down" else (width, h)
+    active = load.distinct
     each = max(1, round(rows / max(1.0, active)))
     # The biases of the whole expert are counted with its last GEMM.
     bias = count * shape.mlp_biases(width) * (matrix == "down")
@@ -374,6 +411,7 @@ def _routed(plan: Plan, matrix: str, layers: float, *, active: float, rows: floa
             parameters=count * numbers * piece.numbers + extra,
             stored_bytes=b * (count * piece.stored * numbers + extra),
             rows=share,
+            spread=load.spread,
             runs=plan.runs if share < 1 else 1,
             sparse=piece.numbers < min(1, piece.stored),
         )

@@ -1,4 +1,4 @@
-"""How sentences write a share, a loss of perplexity, a time in ns, and a long name."""
+"""How sentences write a share, a range, a loss of perplexity, a time in ns, and a long name."""
 
 from __future__ import annotations
 
@@ -8,12 +8,29 @@ import re
 # From 10,000 % on nobody counts in percent.
 _AS_A_FACTOR = 100
 
+# Of a message of a library: what comes after a sentence that ends behind it is left out.
+_ENOUGH = 400
+_SENTENCE = re.compile(r"(?<=[.!?])(?=\s)|\n")
+
 _BETWEEN_WORDS = re.compile(r"(?<=\w)(?=[^A-Za-z0-9])|(?<=\W)(?=\w)")
 
 
 def percent(share: float, decimals: int = 0) -> str:
     """`71 %`, as tables of a report write it; the text around it names the base."""
     return f"{100 * share:.{decimals}f} %"
+
+
+def whole_sentences(message: str) -> str:
+    """A library's message in one line: all of it, or the sentences up to the first that ends beyond
+    400 characters. No sentence is cut."""
+    text = message.strip()
+    end = next((m.start() for m in _SENTENCE.finditer(text) if m.start() >= _ENOUGH), len(text))
+    return " ".join(text[:end].split())
+
+
+def spread(low: int, high: int) -> str:
+    """`128–320`, or `352` where both are equal."""
+    return f"{low}" if low == high else f"{low}–{high}"
 
 
 def factor(loss: float) -> str | None:

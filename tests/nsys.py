@@ -5,6 +5,8 @@ can hold, so that the reports of both must be equal. A database cannot hold: num
 and values of an op's inputs; lists of tensors, which it flattens; ids that tie a launch to its op;
 nn.Module calls and Python frames; whether a range without a namespace is an op or an annotation;
 names of copies on other GPUs than NVIDIA's; metadata of the trace but the device's properties.
+Nor does `write` fill what an export holds only where it was asked for: times at which events were
+complete on the device (by which a stream's waits are told), payloads of NCCL, samples of counters.
 """
 
 from __future__ import annotations
@@ -53,11 +55,18 @@ TABLES = {
         streamId INTEGER NOT NULL, correlationId INTEGER, globalPid INTEGER,
         deprecatedSyncType INTEGER, syncType INTEGER NOT NULL, eventId INTEGER NOT NULL,
         eventSyncId INTEGER""",
+    "CUPTI_ACTIVITY_KIND_CUDA_EVENT": """timestamp INTEGER, deviceId INTEGER NOT NULL,
+        contextId INTEGER NOT NULL, greenContextId INTEGER, streamId INTEGER NOT NULL,
+        correlationId INTEGER, globalPid INTEGER, eventId INTEGER NOT NULL,
+        eventSyncId INTEGER""",
     "PROFILER_OVERHEAD": """start INTEGER NOT NULL, end INTEGER NOT NULL, globalTid INTEGER,
         nameId INTEGER NOT NULL, overheadType INTEGER NOT NULL""",
     "NVTX_EVENTS": """start INTEGER NOT NULL, end INTEGER, eventType INTEGER NOT NULL,
         rangeId INTEGER, category INTEGER, color INTEGER, text TEXT, globalTid INTEGER,
         endGlobalTid INTEGER, textId INTEGER, domainId INTEGER, jsonText TEXT, binaryData TEXT""",
+    "NVTX_PAYLOAD_SCHEMA_ENTRIES": """domainId INTEGER NOT NULL, schemaId INTEGER NOT NULL,
+        idx INTEGER NOT NULL, flags INTEGER, type INTEGER, name TEXT, description TEXT,
+        arrayOrUnionDetail INTEGER, offset INTEGER""",
     "TARGET_INFO_GPU": """id INTEGER NOT NULL, name TEXT, busLocation TEXT, totalMemory INTEGER,
         smCount INTEGER, uuid TEXT, chipName TEXT, threadsPerWarp INTEGER, maxWarpsPerSm INTEGER,
         maxThreadsPerBlock INTEGER, maxRegistersPerSm INTEGER, maxShmemPerSm INTEGER,

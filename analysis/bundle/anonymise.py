@@ -172,6 +172,8 @@ class Scrubber:
             census=self._block("census", run.census),
             tool=self.text(run.tool),
             quality=self._block("quality", run.quality),
+            routing={name: counts for name, counts in run.routing.items() if name in phases},
+            distinct_experts={n: found for n, found in run.distinct_experts.items() if n in phases},
         )
         unknown = {k: v for k, v in (run.as_read or {}).items() if k not in run.__struct_fields__}
         return read(Run, {**plain(scrubbed), **self.value("extra", unknown)})

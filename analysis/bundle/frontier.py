@@ -44,6 +44,12 @@ def frontier_csv(
     return out.getvalue()
 
 
+def without_places(table: bytes) -> bytes:
+    """A table without its last column, `on_frontier`, whose rule is that of the version which
+    wrote it: up to 0.2.0 intervals that overlapped were ties."""
+    return b"\n".join(line.rpartition(b",")[0] for line in table.split(b"\n"))
+
+
 def _frontier_points(
     reports: Mapping[str, Report], runs: Mapping[str, Mapping[str, Run]]
 ) -> Iterator[tuple[SweepPoint, Run, tuple[Any, ...]]]:

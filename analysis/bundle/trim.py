@@ -1,17 +1,17 @@
 """A trace reduced to what the analysis reads: in, any trace; out, a gzipped Chrome trace.
 
 Events, fields and times (their decimal text) that decide a report stay, everything else goes: names
-of hosts and processes, short frames of stacks, flows, counters. Of long frames the time stays, and
-the name where it is a file of a public library. The same trace gives the same bytes.
+of hosts and processes, short frames of stacks, flows. Of long frames the time stays, and the name
+where it is a file of a public library; of counters those that the analysis reads, between the first
+and the last event that stays. The same trace gives the same bytes.
 """
 
 from __future__ import annotations
 
 import gzip
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
-from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,6 +30,7 @@ from prunescope.analysis.trace.event import (
 )
 from prunescope.analysis.trace.events import FRAME, LEFT_OUT, STACKS, stacks_left_out
 from prunescope.analysis.trace.reader import Source
+from prunescope.analysis.trace.samples import Row, plain_counter, rows_of
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.scrub import scrub, scrub_values
 
@@ -47,6 +48,8 @@ _KEPT = {
 _PUBLIC = re.compile(r"(?:^|/)((?:torch|triton|transformers)/[\w/.-]+\.py\(\d+\): \w+)$")
 _WHOLE = re.compile(rb"-?\d{1,19}")
 _PLAIN = re.compile(rb'-?\d{1,19}|"\w{1,40}"')  # a number, or a word without spaces
+_DECIMAL = re.compile(r"-?\d{1,18}(?:\.\d{0,20})?", re.ASCII)
+_DEVICES = 1024  # a larger number of a device is that of a process
 _NUMBERS = ("correlation", "stream", "device", "bytes")
 
 
@@ -96,13 +99,19 @@ def trim(path: Path, words: Words | None = None) -> bytes:
     source = Source(path)
     threads: dict[tuple[str, Any], int] = {}
     say = words or Scrubbed()
-    events, stacks = [], 0
-    for event in chain.from_iterable(source.blocks()):
-        plain = _event(event, say, threads)
-        if plain is not None:
-            events.append(plain)
-        else:
-            stacks += event.cat == _PYTHON
+    events: list[Any] = []
+    samples: list[Row] = []
+    span, stacks = _Span(), 0
+    for block in source.blocks():
+        samples += rows_of(source.take_samples())
+        for event in block:
+            plain = _event(event, say, threads)
+            if plain is not None:
+                events.append(plain)
+                span.add(event)
+            else:
+                stacks += event.cat == _PYTHON
+    events += _counters(samples, span, threads)
     if source.cut:
         raise PrunescopeError(
             f"{path.name} is cut off: it is no evidence", hint="copy the file again, whole"
@@ -114,6 +123,55 @@ def trim(path: Path, words: Words | None = None) -> bytes:
         "traceEvents": events,
     }
     return gzip.compress(msgspec.json.encode(trace), compresslevel=9, mtime=0)
+
+
+class _Span:
+    """The time from the first to the last event that stays, in the unit of the file."""
+
+    def __init__(self) -> None:
+        self.begin, self.end = Decimal("Infinity"), Decimal("-Infinity")
+
+    def add(self, event: Event) -> None:
+        """Make room for an event."""
+        ts, dur = _time(event.ts), _time(event.dur)
+        if ts is not None:
+            self.begin, self.end = min(self.begin, ts), max(self.end, ts + (dur or 0))
+
+    def holds(self, ts: Any) -> bool:
+        """Whether a time is within."""
+        at = _time(ts)
+        return at is not None and self.begin <= at <= self.end
+
+
+def _time(value: Any) -> Decimal | None:
+    """A time as a number, None for what is none."""
+    if isinstance(value, str):
+        return Decimal(value) if _DECIMAL.fullmatch(value) else None
+    known = type(value) in (int, float, Decimal) and value == value  # no NaN
+    return Decimal(value) if known else None
+
+
+def _counters(
+    samples: Sequence[Row], span: _Span, threads: dict[tuple[str, Any], int]
+) -> Iterator[Any]:
+    """Counter events under plain names, with a number where a trace has several of one kind."""
+    names: dict[str, str] = {}
+    counts: dict[str, int] = {}
+    for ts, name, device, value in samples:
+        if not span.holds(ts):
+            continue
+        kind, plain = plain_counter(name, value)
+        if name not in names:
+            counts[kind] = counts.get(kind, 0) + 1
+            names[name] = kind if counts[kind] == 1 else f"{kind} #{counts[kind]}"
+        place = device if device < _DEVICES else threads.setdefault(("p", device), len(threads))
+        yield {
+            "ph": "C",
+            "name": names[name],
+            **({} if device < 0 else {"pid": place}),
+            "ts": _number(ts),
+            "args": {"value": plain},
+        }
 
 
 def _event(event: Event, words: Words, threads: dict[tuple[str, Any], int]) -> Any:
@@ -203,7 +261,9 @@ def _digits(value: Any) -> Any:
 
 
 def _number(value: Any) -> msgspec.Raw:
-    """A time with all of its decimals."""
+    """A time with all of its decimals, as a text where it was one."""
+    if isinstance(value, str):
+        return msgspec.Raw(msgspec.json.encode(value))
     text = format(value, "f") if isinstance(value, Decimal) else repr(value)
     return msgspec.Raw(text.encode())
 

@@ -21,6 +21,17 @@ class Convolution:
     pruned: tuple[Dims, Dims]
 
     @property
+    def is_narrower(self) -> bool:
+        """Whether its weight has fewer channels, in or out, and none more."""
+        old, new = self.dense[1], self.pruned[1]
+        return (
+            len(old) == len(new)
+            and old[2:] == new[2:]
+            and new != old
+            and all(b <= a for a, b in zip(old[:2], new[:2], strict=True))
+        )
+
+    @property
     def ratio(self) -> float | None:
         """Pruned over dense pixels of the batch; None where channels or the weight moved."""
         (old, weight), (new, other) = self.dense, self.pruned

@@ -60,6 +60,11 @@ class Device:
     sparse_24: bool | None = None  # has matrix units for 2:4 sparsity
     tf32: bool | None = None  # has matrix units for TF32
 
+    @property
+    def is_cpu(self) -> bool:
+        """Whether the host itself does the work, so that nothing is launched on another device."""
+        return self.architecture == "cpu"
+
     def peak(self, name: str | None) -> float | None:
         """Dense FLOP/s of one of our dtype names, or None."""
         return None if name is None else self.dense_flop_per_s.get(name)
@@ -135,10 +140,13 @@ def _device(row: dict[str, Any], limits: dict[str, Any]) -> Device:
     )
 
 
-def _memory_bytes(row: dict[str, Any]) -> int:
-    """Chips hold powers of two: a GB of memory is sold as 2^30 bytes. GDDR6 that stores its error
-    correction in memory, when on, loses a sixteenth: nvidia-smi prints 15,360
-    MiB of a T4, 23,034 of an L4, 46,068 of an L40S, but 81,559 of an H100 and 24,564 of a 4090."""
+def _memory_bytes(row: dict[str, Any]) -> int | None:
+    """None where it is what somebody fitted. Chips hold powers of two: a GB of memory is sold as
+    2^30 bytes. GDDR6 that stores its error correction in memory, when on, loses a sixteenth:
+    nvidia-smi prints 15,360 MiB of a T4, 23,034 of an L4, 46,068 of an L40S, but 81,559 of an H100
+    and 24,564 of a 4090."""
+    if "memory_gb" not in row:
+        return None
     return int(row["memory_gb"] * 2**30 * (15 / 16 if row.get("ecc_in_memory") else 1))
 
 
@@ -166,9 +174,10 @@ def find_device(name: str) -> Device:
 def _hint(name: str) -> str:
     """What to give instead of an unknown device."""
     if _CPU.search(" ".join(_words(name))):
+        known = _ids([device for device in DEVICES if device.is_cpu])
         return (
-            "no data sheet gives the rates of a CPU: `prunescope calibrate` measures them for "
-            "--peak and --bandwidth, and --from-run scales a run measured on it"
+            f"of CPUs the table holds {known}; `prunescope calibrate` measures the rates of others "
+            "for --peak and --bandwidth, and --from-run scales a run measured on one"
         )
     others = "`prunescope devices` lists all, --peak and --bandwidth set others"
     of_series = _nearest_of_series(name)
@@ -179,8 +188,11 @@ def _hint(name: str) -> str:
 
 def device_in_trace(properties_name: str | None, memory: Any = None) -> Device | None:
     """The device that a trace's deviceProperties name, or None where it is not in the table.
-    `memory`: its bytes, which distinguish boards of one name and chip."""
+    `memory`: its bytes, which distinguish boards of one name and chip. A CPU is none of them: a run
+    may use two threads of its cores."""
     found = _BY_NAME.get(_key(properties_name)) if properties_name else None
+    if found is not None and found.is_cpu:
+        return None
     if found is None or type(memory) is not int or _holds(found, memory):
         return found
     chip = (found.sm, found.dense_flop_per_s, found.link, found.vendor)
@@ -370,7 +382,8 @@ def _words(name: str) -> tuple[str, ...]:
 
 # Names of CPUs, in words.
 _CPU = re.compile(
-    r"\b(cpu|xeon|epyc|ryzen|threadripper|graviton\d?|neoverse|altra|core i\d|core ultra|pentium)\b"
+    r"\b(cpu|xeon|epyc|ryzen|threadripper|graviton\d?|neoverse|altra|grace|core i\d|core ultra|"
+    r"pentium)\b"
 )
 # Series of names by architecture; the first that fits. Numbers of professional boards return in
 # several generations, which their names then say.

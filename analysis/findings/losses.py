@@ -15,6 +15,7 @@ from prunescope.analysis.findings.context import (
 from prunescope.analysis.findings.host import long_gaps
 from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.findings.trust import timing_not_valid
+from prunescope.analysis.kernels.frame import PRODUCTS
 from prunescope.analysis.kernels.idle import cause_sums
 from prunescope.analysis.schema.report import LedgerPart, is_beyond_noise
 from prunescope.taxonomy.roles import UNPLACED
@@ -64,15 +65,20 @@ def coverage_limited(c: Context) -> Found | None:
         return None  # nothing was pruned: nothing-removed says so
     parts = [p for p in row.parts if p.ns > 0 and p.ns >= 0.05 * row.moves_ns][:4]
     some = sum(p.ns for p in row.parts if p.ns > 0 and _shrank(c, p))
-    less = f", or shrinks by less than that ({ms(some)})" if some > _NET * row.moves_ns else ""
     more = -sum(p.ns for p in row.parts if p.ns < 0)  # work that shrank by more than was promised
-    net = (
-        f", minus {ms(more)} by which other work shrank more" if more > _NET * row.moves_ns else ""
-    )
+    has_both = more > _NET * row.moves_ns
+    missed = row.moves_ns + more if has_both else row.moves_ns
+    idle = sum(p.ns for p in row.parts if p.ns > 0 and p.role is None) > _NET * row.moves_ns
+    kept = "work and idle time" if idle else "work"
+    where = f"in {kept} that this pruning does not shrink"
+    if some > _NET * row.moves_ns:
+        rest = missed - some
+        whole = f"{ms(rest)} {where} and " if rest > _NET * row.moves_ns else ""
+        where = f"{whole}{ms(some)} in work that it shrinks by less"
+    net = f"; other work, which shrank by more, makes up for {ms(more)}" if has_both else ""
     saving = "promised saving" if c.phase.sparsity.get("nominal") else "saving that its FLOPs allow"
     return Found(
-        text=f"{ms(row.moves_ns + more if net else row.moves_ns)} of the {saving} is in work that "
-        f"this pruning does not shrink{less}{net}{_limit(c)}",
+        text=f"{ms(missed)} of the {saving} is missed: {where}{net}{_limit(c)}",
         evidence=[f"{p.name}: {ms(p.ns)}" for p in parts],
         change=_coverage_change(c),
         explains=_roles(parts),
@@ -93,11 +99,11 @@ def _limit(c: Context) -> str:
     ladder = c.phase.ladder
     if ladder is None or ladder.coverage is None:
         return ""
-    text = f": with kernels as fast as the dense ones the speedup is {ladder.coverage:.2f}× at most"
+    text = f"; with kernels as fast as the dense ones the speedup is {ladder.coverage:.2f}× at most"
     if ladder.realised > ladder.coverage:
         low = (ladder.realised_ci95 or [ladder.realised])[0]
         why = _beyond(c) if low > ladder.coverage else "whose interval contains the bound"
-        return f"{text}; {ladder.realised:.2f}× was realised, {why}"
+        return f"{text}, and {ladder.realised:.2f}× was realised, {why}"
     return text
 
 
@@ -124,6 +130,8 @@ def _coverage_change(c: Context) -> str:
     whole = (largest.role, largest.cls) in c.untouched
     if largest.role is None:
         return _gap_change(c)
+    if largest.cls not in PRODUCTS and largest.role in UNPLACED:
+        return "fuse that work (torch.compile), or promise less: no pruning removes it alone"
     if largest.role in UNPLACED:
         return "prune what is untouched, or promise less"
     if largest.role == "lm_head" and whole and _more_logits_than_needed(c):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import polars as pl
 
 from prunescope.analysis.findings.context import Context, communication, without_communication
 from prunescope.analysis.findings.registry import Found, finding
@@ -189,16 +190,29 @@ def above_peak(c: Context) -> Found | None:
     share = int(fast["busy"].sum()) / total if total else 0.0
     if share < 0.02:
         return None
-    shown = fast.sort("busy", descending=True).head(3)
+    shown = (
+        fast.sort("busy", descending=True, maintain_order=True)
+        .group_by("name", maintain_order=True)
+        .agg(
+            pl.col(took).first().alias("took"),
+            pl.col("ideal").first(),
+            pl.len(),
+            pl.col("busy").sum().alias("sum"),
+        )
+        .sort("sum", descending=True, maintain_order=True)
+    )
     lines = [
-        f"{shortened(r['name'])}: {ms(r[took])}, its peaks need {ms(r['ideal'])}"
-        for r in shown.iter_rows(named=True)
+        f"{shortened(r['name'])} × {r['len']:,}: the longest takes {ms(r['took'])}, its peaks need "
+        f"{ms(r['ideal'])}"
+        for r in shown.head(3).iter_rows(named=True)
     ]
+    measured = c.side.peaks is not None and c.side.peaks.measured
+    change = "time with a cold cache" + ("" if measured else ", or measure the peaks")
     return Found(
         text=f"{percent(share)} of busy time is in kernels faster than the peaks allow: their data "
-        "was in a cache, or a peak is too low",
+        f"was in a cache, or a peak is too low{', though it was measured' * measured}",
         evidence=lines,
-        change="time with a cold cache, or measure the peaks (prunescope calibrate)",
+        change=change + ("" if measured else " (prunescope calibrate)"),
     )
 
 

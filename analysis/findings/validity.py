@@ -82,15 +82,17 @@ def _without_first_calls(c: Context, differences: Sequence[Difference]) -> Itera
 
 
 def _scaled_to_batch(c: Context, differences: Sequence[Difference]) -> Iterator[str]:
-    """Both times at the dense run's batch, where no other input differs."""
+    """Both busy times at the dense run's batch, where no other input differs. Idle time stays: the
+    host makes as many calls, and first ones, for any batch."""
     ratio = batch_ratio(differences)
     old, new = c.phase.baseline, c.phase
     if old is None or ratio is None:
         return
     yield (
-        f"scaled to the batch of the dense run, the pruned run takes {ms(new.wall_ns / ratio)} "
-        f"({ms(new.busy_ns / ratio)} of it busy), the dense one {ms(old.wall_ns)} "
-        f"({ms(old.busy_ns)} busy)"
+        f"scaled to the batch of the dense run, the work of the pruned run takes "
+        f"{ms(new.busy_ns / ratio)}, that of the dense one {ms(old.busy_ns)}; idle time, "
+        f"{ms(new.wall_ns - new.busy_ns)} and {ms(old.wall_ns - old.busy_ns)} a step, does not "
+        "scale with the batch"
     )
 
 

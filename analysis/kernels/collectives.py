@@ -16,6 +16,7 @@ from prunescope.taxonomy.words import ms
 
 _SHOWN = 3
 _PLAIN = str.maketrans("", "", "_")
+_BYTE = "byte"  # c10's, and of a size in bytes
 
 
 def collective_notes(trace: Trace, linked: Linked) -> list[str]:
@@ -40,9 +41,11 @@ def collective_notes(trace: Trace, linked: Linked) -> list[str]:
 
 
 def _sentence(one: Collective, count: float, ns: float) -> str:
-    size = itemsize(dtype(_spelled(one.dtype)))
+    spelled = _spelled(one.dtype)
+    size = 1 if spelled == _BYTE else itemsize(dtype(spelled))
     elements = max(one.sent or 0, one.received or 0)
-    of = f" of {elements:,} {dtype(_spelled(one.dtype)) or 'elements'}" if elements else ""
+    unit = "bytes" if spelled == _BYTE else dtype(spelled) or "elements"
+    of = f" of {elements:,} {unit}" if elements else ""
     ranks = f" over {one.ranks} ranks" if one.ranks else ""
     text = f"{count:,.4g} {one.name[:40]}{of}{ranks}, {ms(ns)} each"
     share = _share(one)

@@ -1,9 +1,9 @@
 """What the counters of a device say of a phase, beside what its work models say.
 
 In: a Trace with samples of counters (an export's of `--gpu-metrics-devices`, or counter events of a
-Chrome trace), linked rows, the bytes that the work models move and the peak bandwidth. Out:
-sentences, and the clock and power of the steps. Samples count that lie between the first and the
-last kernel of a step, idle time included.
+Chrome trace), linked rows, and how long the memory and the tensor cores need at their peaks for
+what the work models count. Out: sentences, and the clock and power of the steps. Samples count that
+lie between the first and the last kernel of a step, idle time included.
 """
 
 from __future__ import annotations
@@ -32,6 +32,19 @@ _MHZ, _GB = 1e6, 1e9
 _LOW, _HIGH = 5, 95
 
 
+# Counters and work models differ by tens of percent where both are right: caches serve operands
+# again, products read them again, and peaks are rounded. Beyond half as much again one is wrong.
+_AGREE = 1.5
+
+
+class Needed(NamedTuple):
+    """Time in ns that a part needs at its peak for what the work models count in all steps; None
+    where they know too little. `tensor`: products in formats that tensor cores multiply."""
+
+    memory: float | None
+    tensor: float | None
+
+
 class SampledClock(NamedTuple):
     """Clock in Hz (low, median, high) and power in W (mean; None where not sampled) of the steps.
     `samples`: of the clock."""
@@ -43,11 +56,9 @@ class SampledClock(NamedTuple):
     power: float | None
 
 
-def counter_notes(
-    trace: Trace, linked: Linked, *, moved: float | None, byte_per_s: float | None
-) -> list[str]:
-    """A note on what the counters show in the steps; none without samples. `moved`: bytes of all
-    steps by the work models, None where they do not know most of them."""
+def counter_notes(trace: Trace, linked: Linked, needed: Needed) -> list[str]:
+    """A note on what the counters show in the steps, and whether that confirms the bounds; none
+    without samples."""
     inside = _in_the_steps(trace, linked)
     parts = []
     means: dict[str, float] = {}
@@ -67,15 +78,40 @@ def counter_notes(
         return []
     samples = max(len(values) for found in inside.values() for values in found)
     text = f"counters of the device, means of {samples:,} samples in the steps: {', '.join(parts)}"
-    measured = means.get(READ, 0.0) + means.get(WRITTEN, 0.0)
     span = sum(end - start for start, end in _spans(linked))
-    if measured and moved and byte_per_s and span:
-        modelled = 100 * moved / (span / 1e9) / byte_per_s
-        text += (
-            f"; the work models move {modelled:,.0f} % of what the memory can in that time, the "
-            f"counters show {measured:,.0f} %"
+    traffic = means.get(READ, 0.0) + means.get(WRITTEN, 0.0)
+    if traffic and needed.memory and span:
+        text += _verdict(
+            "the work models move",
+            "what the memory can",
+            100 * needed.memory / span,
+            traffic,
+            fewer="caches serve the rest, so less is memory-bound than the bounds say",
+            more="kernels move more than their operands, so more is memory-bound than the bounds "
+            "say",
+        )
+    if TENSOR in means and needed.tensor and span:
+        text += _verdict(
+            "the work models compute",
+            "what tensor cores can",
+            100 * needed.tensor / span,
+            means[TENSOR],
+            fewer="a part of the products does not run on tensor cores, or their peak is higher "
+            "than the one given, so less is compute-bound than the bounds say",
+            more="the models lack products, or the peak given is too high, so more is "
+            "compute-bound than the bounds say",
         )
     return [text]
+
+
+def _verdict(
+    who: str, peak: str, modelled: float, measured: float, *, fewer: str, more: str
+) -> str:
+    """Whether a counter confirms what the models count; both in % of the peak."""
+    text = f"; {who} {modelled:,.0f} % of {peak} in that time, the counters show {measured:,.0f} %"
+    if measured * _AGREE < modelled:
+        return f"{text}: {fewer}"
+    return f"{text}: {more}" if measured > _AGREE * modelled else f"{text}, which confirms it"
 
 
 def sampled_clock(trace: Trace, linked: Linked) -> SampledClock | None:

@@ -14,7 +14,8 @@ import numpy as np
 import polars as pl
 
 from prunescope.analysis.kernels.collectives import collective_notes
-from prunescope.analysis.kernels.counters import SampledClock, counter_notes, sampled_clock
+from prunescope.analysis.kernels.counters import Needed, SampledClock, counter_notes, sampled_clock
+from prunescope.analysis.kernels.expected_experts import with_expected_experts
 from prunescope.analysis.kernels.grouped_queries import unfold_queries
 from prunescope.analysis.kernels.host_calls import (
     AllocatorCalls,
@@ -39,6 +40,7 @@ from prunescope.analysis.shapes.workload import AutoModel, Filled, ModelConfig
 from prunescope.analysis.timeline.clocks import ClockSkew, clock_skew
 from prunescope.analysis.timeline.correlate import unlinked
 from prunescope.analysis.timeline.first_calls import unusual_calls
+from prunescope.analysis.timeline.fused_loops import fused_loop_notes
 from prunescope.analysis.timeline.graph_places import GraphPlaces, find_graph_places
 from prunescope.analysis.timeline.intervals import WHOLE, Spans, Windows
 from prunescope.analysis.timeline.link import Linked, link, taken
@@ -58,6 +60,7 @@ from prunescope.analysis.trace.events import Trace, lacks_device_events, recorde
 from prunescope.taxonomy.roles import BACKWARD
 from prunescope.taxonomy.words import percent
 
+_SIMT = ("fp32", "fp64")  # formats that tensor cores do not multiply as they are
 _SDPA_MATH = "aten::_scaled_dot_product_attention_math"
 _DECODER = re.compile(r"nn\.Module: \w*(?:DecoderLayer|ForCausalLM|LMHead)")
 _LOST = 0.005  # of the launches
@@ -207,6 +210,7 @@ def build(  # noqa: PLR0913
     frame, source = _add_role(frame, trace, linked, calls, modules=modules)
     if replay is not None:
         frame, source = replay.add_roles(frame)
+    works = with_expected_experts(frame, works)
     filled = Filled(frame, source)
     if model is not None:
         from prunescope.analysis.shapes.fill import fill
@@ -235,16 +239,12 @@ def build(  # noqa: PLR0913
             *unlinked(trace, linked.event, linked.op),
             *recorded_waits(trace),
             *profiler_notes(trace, linked),
+            *fused_loop_notes(trace, linked),
             *format_notes(trace.calls, calls),
             *filled.notes,
             *collective_notes(trace, linked),
             *memory_notes(trace, windows),
-            *counter_notes(
-                trace,
-                linked,
-                moved=_modelled_bytes(frame),
-                byte_per_s=None if peaks is None else peaks.byte_per_s,
-            ),
+            *counter_notes(trace, linked, _needed(frame)),
         ],
         warnings=[
             *([] if apart is None else [f"{trace.source.name}: {apart.warning}"]),
@@ -281,11 +281,18 @@ def build(  # noqa: PLR0913
     )
 
 
-def _modelled_bytes(frame: pl.DataFrame) -> float | None:
-    """Bytes that the work models of a frame move; None where they know less than half of the busy
-    time."""
-    known = int(frame.filter(pl.col("bytes").is_not_null())["busy"].sum())
-    return float(frame["bytes"].sum()) if known >= LEAST * int(frame["busy"].sum()) > 0 else None
+def _needed(frame: pl.DataFrame) -> Needed:
+    """What memory and tensor cores need for the work of a frame; None where the models know less
+    than half of the busy time, or of that of the products."""
+    on_tensor = frame.filter((pl.col("flop") > 0) & pl.col("dtype").is_in(_SIMT).not_())
+    products = frame.filter(pl.col("class").is_in([MATMUL, ATTENTION]))
+    here = frame.filter(pl.col("crosses").not_())  # a copy to the host goes at its link's rate
+    found = []
+    for rows, of, column in ((here, frame, "memory_ns"), (on_tensor, products, "compute_ns")):
+        known = int(rows.filter(pl.col(column).is_not_null())["busy"].sum())
+        enough = known >= LEAST * int(of["busy"].sum()) > 0
+        found.append(float(rows[column].sum()) if enough else None)
+    return Needed(*found)
 
 
 def _calls_a_step(trace: Trace, windows: Windows, name: str) -> float:

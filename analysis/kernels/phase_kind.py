@@ -106,8 +106,8 @@ def _trained(kernels: Kernels) -> tuple[str, str] | None:
 
 _NO_DECODER = (
     "forward",
-    "nothing says that it decodes tokens (little or no attention is known to be causal, and there "
-    "is no cache of keys and values, and no lm_head)",
+    "nothing says that it decodes tokens (little or no attention is known to be causal, and "
+    "neither a cache of keys and values nor an lm_head is known)",
 )
 
 
@@ -169,7 +169,9 @@ def _by_shape(kernels: Kernels) -> tuple[str, str]:
     head = _usual(_rows(_of(kernels, pl.col("role") == "lm_head")))
     if head is not None and head != linear:
         return "prefill", f"{rows}, that of lm_head {head}"
-    return "unknown", f"{rows}, which both phases may have, and attention has no shapes"
+    attends = (kernels.frame["class"] == ATTENTION).any()
+    other = "attention has no shapes" if attends else "no attention is known"
+    return "unknown", f"{rows}, which both phases may have, and {other}"
 
 
 def _prompts_and_tokens(kernels: Kernels) -> bool:

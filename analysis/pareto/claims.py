@@ -2,13 +2,14 @@
 
 In: a Pareto with its points. Out: Hypotheses: an effect with its 95 % interval over samples, and
 "holds" where it lies on the claim's side, "does not hold" where on the other, else "undecided".
-Claims about losses are tested on the text that no training saw too.
+A verdict rests on three points or more, else it is "undecided" too: two points are a comparison,
+and no more. Claims about losses are tested on the text that no training saw too.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from statistics import median
 
@@ -19,19 +20,20 @@ from prunescope.analysis.pareto.frontier import (
     frontier,
     loss_of,
     not_judged,
-    removed_nothing,
     winners,
 )
 from prunescope.analysis.pareto.samples import (
     NUM_SAMPLES,
     Array,
     SampledPoints,
+    has_intervals,
     interval,
+    random_of,
     sample_points,
+    sampled,
 )
 from prunescope.analysis.report.numbers import MINUS, loss, percent
 from prunescope.analysis.schema.pareto import (
-    MOST_RATIO,
     Hypothesis,
     Loss,
     Pareto,
@@ -45,6 +47,10 @@ PAPER_ORDER = tuple(_PAPER["order_by_loss_in_prefill"])
 DEPTH = str(_PAPER["closest_to_its_bound_where_memory_bound"])
 _MOSTLY = 0.5
 _SURE = 0.975
+# "At low loss": at most a fifth more perplexity, or five points of task score where no perplexity
+# is known. Larger models of the same series differ by about as much.
+LOW_PERPLEXITY, LOW_TASK_POINTS = 0.20, 0.05
+LEAST_POINTS = 3
 LOW_LOSS = "static depth wins at low loss"
 CLOSEST = "static depth stays closest to its bound where memory-bound"
 HOLDS, FAILS, UNDECIDED, UNTESTED = "holds", "does not hold", "undecided", "cannot be judged"
@@ -74,52 +80,96 @@ def _tested(found: Pareto) -> list[Hypothesis]:
 
 
 def _low_loss(name: str, phase: ParetoPhase, cell: SweepCell) -> Iterator[Hypothesis]:
-    """Static depth at its lowest loss, against all that lose as little: the ratio of speedups."""
-    points = [p for p in phase.points_in(cell) if not removed_nothing(p)]
-    sampled = sample_points(points)
-    of_depth = [p for p in points if p.family == DEPTH and loss_of(p) is not None]
-    rivals = [p for p in points if p.family != DEPTH and loss_of(p) is not None]
+    """Among the points of low loss, the fastest of static depth against the fastest of the other
+    families: the ratio of their speedups."""
+    points = [p for p in phase.points_in(cell) if not p.removed_nothing]
+    of_depth = [p for p in points if p.family == DEPTH and _is_low(p) is not None]
+    rivals = [p for p in points if p.family != DEPTH and _is_low(p) is not None]
     if not of_depth or not rivals:
         return
-    least = min(of_depth, key=lambda p: loss_of(p) or 0.0)
-    lost = loss_of(least) or 0.0
-    if 1 + lost > MOST_RATIO:
-        why = f"at its lowest loss, {loss(lost)}, nobody would use it: {MOST_RATIO:g}× is the most"
-        yield _hypothesis(LOW_LOSS, name, cell, UNDECIDED, f"{least.name}: {why}")
+    low = [p for p in points if _is_low(p)]
+    why = _too_few_low(low, of_depth, rivals)
+    if why is not None:
+        yield _hypothesis(LOW_LOSS, name, cell, UNDECIDED, why, points=len(low))
         return
-    not_valid = [p for p in rivals if not p.timing_valid and (loss_of(p) or 0.0) <= lost]
-    if not least.timing_valid or not_valid:
-        yield _hypothesis(LOW_LOSS, name, cell, UNDECIDED, _not_valid([least, *not_valid]))
-        return
-    if sampled is None or not (~sampled.of(DEPTH)).any():
-        return
-    at = [i for i in np.flatnonzero(sampled.of(DEPTH)) if sampled.labels[i] == least.label]
-    if not at:
-        return
-    i = min(at, key=lambda k: float(sampled.losses[:, k].mean()))
-    gain = sampled.speeds[:, i] - sampled.best(sampled.losses[:, i], ~sampled.of(DEPTH))
+    drawn = sampled([p for p in points if p.timing_valid and (p in low or has_intervals(p))])
+    within = drawn.losses <= np.log1p(LOW_PERPLEXITY)
+    own = np.where(within & drawn.of(DEPTH), drawn.speeds, -np.inf).max(axis=1)
+    gain = np.where(np.isfinite(own), own, 0.0) - drawn.best(
+        np.log1p(LOW_PERPLEXITY), ~drawn.of(DEPTH)
+    )
     effect, ci95 = interval(np.exp(gain))
-    verdict = _by_interval(ci95, 1.0)
+    best, rival = (
+        max((p for p in low if (p.family == DEPTH) is wanted), key=lambda p: p.realised)
+        for wanted in (True, False)
+    )
+    than = rival.name if rival.realised > 1 else "the dense model"
     text = (
-        f"{least.name}, its point of the lowest loss ({loss(lost)}), is {effect:.2f}×"
-        f" [{ci95[0]:.2f}, {ci95[1]:.2f}] as fast as the fastest that loses no more"
+        f"of {_points(len(low))} that lose at most {_low_words(low)}, {best.name} is {effect:.2f}×"
+        f" [{ci95[0]:.2f}, {ci95[1]:.2f}] as fast as the fastest of another family, {than}"
     )
     yield _hypothesis(
         LOW_LOSS,
         name,
         cell,
-        verdict,
+        _by_interval(ci95, 1.0),
         text,
         effect=effect,
         ci95=ci95,
         share=float((gain > 0).mean()),
+        points=len(low),
     )
+
+
+def _is_low(point: SweepPoint) -> bool | None:
+    """Whether a point is at low loss; None where no loss is known."""
+    lost, scored = loss_of(point), point.loss.tasks_points if point.loss else None
+    if lost is not None:
+        return lost <= LOW_PERPLEXITY
+    return None if scored is None else scored >= -LOW_TASK_POINTS
+
+
+def _low_words(points: Iterable[SweepPoint]) -> str:
+    by_tasks = any(loss_of(p) is None for p in points)
+    text = f"{loss(LOW_PERPLEXITY)} perplexity"
+    return f"{text} or {100 * LOW_TASK_POINTS:g} points of task score" if by_tasks else text
+
+
+def _too_few_low(
+    low: Sequence[SweepPoint], of_depth: Sequence[SweepPoint], rivals: Sequence[SweepPoint]
+) -> str | None:
+    """Why the points of low loss decide nothing; None where they may."""
+    for whose, own in ((DEPTH, of_depth), ("another family", rivals)):
+        if not any(p in low for p in own):
+            known = [lost for lost in map(loss_of, own) if lost is not None]
+            least = f"; the least is {loss(min(known))}" if known else ""
+            return f"no point of {whose} loses at most {_low_words(own)}{least}"
+    if len(low) < LEAST_POINTS:
+        return f"{_points(len(low))} at most {_low_words(low)}; a claim takes {LEAST_POINTS}"
+    if not all(p.timing_valid for p in low):
+        return _not_valid(low)
+    return _no_intervals(low)
+
+
+def _no_intervals(points: Iterable[SweepPoint]) -> str | None:
+    """Which points lack the interval of their speedup or of the loss that is compared."""
+    named = dict.fromkeys(
+        p.name
+        for p in points
+        if not p.realised_ci95 or (loss_of(p) is not None and not has_intervals(p))
+    )
+    shown = [*list(named)[:3], f"{len(named) - 3} more"] if len(named) > 4 else list(named)
+    return f"no interval is known of {', '.join(shown)}" if named else None
+
+
+def _points(count: int) -> str:
+    return f"{count} point{'' if count == 1 else 's'}"
 
 
 def _closest(name: str, phase: ParetoPhase, cell: SweepCell) -> Iterator[Hypothesis]:
     """Static depth stays closest to its roofline bound, where the dense model is memory-bound: by
     how much less of the bound it misses than the next family that removes work."""
-    points = [p for p in phase.points_in(cell) if not removed_nothing(p)]
+    points = [p for p in phase.points_in(cell) if not p.removed_nothing]
     bound = [p.memory_bound for p in points if p.memory_bound is not None]
     if not bound or median(bound) < _MOSTLY:
         return
@@ -132,6 +182,11 @@ def _closest(name: str, phase: ParetoPhase, cell: SweepCell) -> Iterator[Hypothe
         return
     missed = _missed([p for p in points if p.timing_valid])
     rivals = np.min([np.abs(v) for family, v in missed.items() if family != DEPTH], axis=0)
+    used = [p for p in points if p.timing_valid and _misses(p)]
+    if len(used) < LEAST_POINTS:
+        why = f"it rests on {_points(len(used))}, and a claim takes {LEAST_POINTS}"
+        yield _hypothesis(CLOSEST, name, cell, UNDECIDED, why, points=len(used))
+        return
     gain = rivals - np.abs(missed[DEPTH])
     effect, ci95 = interval(gain)
     ranked = sorted(missed, key=lambda family: float(np.median(np.abs(missed[family]))))
@@ -141,7 +196,8 @@ def _closest(name: str, phase: ParetoPhase, cell: SweepCell) -> Iterator[Hypothe
     points_closer = f"{100 * effect:.1f} points [{100 * ci95[0]:.1f}, {100 * ci95[1]:.1f}]"
     text = (
         f"memory-bound in {percent(median(bound), decimals=0)} of dense busy time; share of the"
-        f" roofline bound reached, closest to 100 % first: {words}; {DEPTH} is closer"
+        f" roofline bound reached, of {_points(len(used))}, closest to 100 % first: {words};"
+        f" {DEPTH} is closer"
         f" than the next by {points_closer.replace('-', MINUS)}"
     )
     yield _hypothesis(
@@ -153,21 +209,24 @@ def _closest(name: str, phase: ParetoPhase, cell: SweepCell) -> Iterator[Hypothe
         effect=effect,
         ci95=ci95,
         share=float((gain > 0).mean()),
+        points=len(used),
     )
 
 
 def _missed(points: list[SweepPoint]) -> dict[str, Array]:
     """By family, samples of (realised / bound − 1), the median over its points."""
-    random = np.random.default_rng(0)
     found: dict[str, list[Array]] = {}
-    for point in points:
-        bound = point.bounds.get("roofline")
-        if bound and point.realised_ci95 is not None:
-            low, high = np.log(point.realised_ci95)
-            noise = (high - low) / 3.92 * random.standard_normal(NUM_SAMPLES)
-            share = np.exp(np.log(point.realised) + noise) / bound
-            found.setdefault(point.family, []).append(share - 1)
+    for point in filter(_misses, points):
+        low, high = np.log(point.realised_ci95 or ())
+        noise = (high - low) / 3.92 * random_of(point).standard_normal(NUM_SAMPLES)
+        share = np.exp(np.log(point.realised) + noise) / (point.bounds["roofline"] or 1.0)
+        found.setdefault(point.family, []).append(share - 1)
     return {family: np.median(shares, axis=0) for family, shares in found.items()}
+
+
+def _misses(point: SweepPoint) -> bool:
+    """Whether it is known by how much a point misses its roofline bound."""
+    return bool(point.bounds.get("roofline") and point.realised_ci95)
 
 
 def _order(phase: ParetoPhase) -> Iterator[Hypothesis]:
@@ -190,50 +249,64 @@ def _order(phase: ParetoPhase) -> Iterator[Hypothesis]:
         if unknown:
             yield _hypothesis(claim, "prefill", cell, UNDECIDED, _not_valid(unknown))
             continue
-        sampled = sample_points(points)
-        if sampled is None:
+        judged = [p for p in points if p.family in PAPER_ORDER and loss_of(p) is not None]
+        why = _no_intervals(judged)
+        if why is not None:
+            yield _hypothesis(claim, "prefill", cell, UNDECIDED, why, points=len(judged))
             continue
-        share = _share_in_order(sampled)
-        effect, ci95 = interval(np.exp(_weaker_step(sampled)))
+        drawn = sample_points(points)
+        if drawn is None:
+            continue
+        share = _share_in_order(drawn)
+        effect, ci95 = interval(np.exp(_weaker_step(drawn)))
         steps = " → ".join(
             f"{w.family} from {loss(w.loss[0])}" for w in cell.winners if w.family != "dense"
         )
         verdict = HOLDS if share >= _SURE else FAILS if share <= 1 - _SURE else UNDECIDED
         text = (
-            f"observed: {steps or 'nothing faster than dense'}; the weaker of its two steps makes"
-            f" the fastest {effect:.2f}× [{ci95[0]:.2f}, {ci95[1]:.2f}] as fast"
+            f"observed: {steps or 'nothing faster than dense'}; of {_points(len(judged))} of the"
+            f" three families, the weaker of the two steps makes the fastest {effect:.2f}×"
+            f" [{ci95[0]:.2f}, {ci95[1]:.2f}] as fast"
         )
         yield _hypothesis(
-            claim, "prefill", cell, verdict, text, effect=effect, ci95=ci95, share=share
+            claim,
+            "prefill",
+            cell,
+            verdict,
+            text,
+            effect=effect,
+            ci95=ci95,
+            share=share,
+            points=len(judged),
         )
 
 
-def _share_in_order(sampled: SampledPoints) -> float:
+def _share_in_order(drawn: SampledPoints) -> float:
     """The share of samples whose frontier has the three families, in that order."""
     hits = 0
-    for speeds, losses in zip(sampled.speeds, sampled.losses, strict=True):
+    for speeds, losses in zip(drawn.speeds, drawn.losses, strict=True):
         top = 0.0
         order: list[str] = []
         for i in np.argsort(losses):
             if speeds[i] > top:
                 top = speeds[i]
-                family = sampled.families[i]
+                family = drawn.families[i]
                 if family in PAPER_ORDER and order[-1:] != [family]:
                     order.append(family)
         hits += tuple(order) == PAPER_ORDER
-    return hits / len(sampled.speeds)
+    return hits / len(drawn.speeds)
 
 
-def _weaker_step(sampled: SampledPoints) -> Array:
+def _weaker_step(drawn: SampledPoints) -> Array:
     """[samples]: of both steps the smaller log ratio by which a family beats the one before it, at
     the loss at which it does so most."""
     steps = []
     for before, after in zip(PAPER_ORDER, PAPER_ORDER[1:], strict=False):
         gains = [
-            sampled.speeds[:, i] - sampled.best(sampled.losses[:, i], sampled.of(before))
-            for i in np.flatnonzero(sampled.of(after))
+            drawn.speeds[:, i] - drawn.best(drawn.losses[:, i], drawn.of(before))
+            for i in np.flatnonzero(drawn.of(after))
         ]
-        steps.append(np.max(gains, axis=0) if gains else np.full(len(sampled.speeds), -np.inf))
+        steps.append(np.max(gains, axis=0) if gains else np.full(len(drawn.speeds), -np.inf))
     weaker: Array = np.min(steps, axis=0)
     return weaker
 
@@ -268,6 +341,7 @@ def _hypothesis(  # noqa: PLR0913
     effect: float | None = None,
     ci95: list[float] | None = None,
     share: float | None = None,
+    points: int | None = None,
 ) -> Hypothesis:
     return Hypothesis(
         claim=claim,
@@ -278,6 +352,7 @@ def _hypothesis(  # noqa: PLR0913
         effect=effect,
         effect_ci95=ci95,
         share_of_draws=share,
+        points=points,
         text=text,
     )
 
@@ -313,7 +388,7 @@ def _judged_points(phase: ParetoPhase) -> Iterator[SweepPoint]:
     for point in phase.points:
         other = point.loss.other_text if point.loss else None
         if other is not None:
-            yield replace(point, loss=Loss(**asdict(other)), on_frontier=False)
+            yield replace(point, loss=Loss(**asdict(other)), on_frontier=False, equal_to=[])
 
 
 def _judged_cell(cell: SweepCell, points: list[SweepPoint]) -> SweepCell:

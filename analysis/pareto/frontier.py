@@ -1,11 +1,13 @@
-"""The points of a cell that no other beats, and what follows: winners, break-even, equal costs.
+"""The points of a cell that no other dominates, and what follows: winners, break-even, equal costs.
 
-In: Points of one phase, batch and length. Out: plain values. A speedup or a loss beats another
-where their 95 % intervals do not overlap; what overlaps is a tie.
+In: Points of one phase, batch and length. Out: plain values. One point dominates another if it is
+no slower, loses no more, and is better in one of the two: a relation of point estimates, which is
+transitive. How sure a place on the frontier is, samples tell (samples.py).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Sequence
 
 from prunescope.analysis.schema.pareto import (
@@ -25,22 +27,33 @@ _Known = tuple[float, float, float | None, bool]
 
 
 def frontier(points: Iterable[SweepPoint]) -> list[SweepPoint]:
-    """The points on the frontier, by loss.
+    """The points on the frontier, by loss: those that are faster than the dense model and that no
+    other dominates, by their point estimates.
 
-    A point stands on it if it is faster than dense beyond noise, if no point that is faster beyond
-    noise has a loss that is not higher beyond noise, and if it is faster beyond noise than every
-    frontier point of a lower loss. Points without an interval, a loss or a valid time are left out,
-    and so are those that removed nothing.
+    A point that is added removes those alone that it dominates, and within every loss the fastest
+    point that is faster than dense is one of these. Points with equal values stand on it together.
     """
-    able = [p for p in points if p.timing_valid and _speeds(p) and _losses(p)]
-    able = [p for p in able if _speeds(p)[0] > 1]
-    able = [p for p in able if not removed_nothing(p)]
-    unbeaten = [p for p in able if not any(_beaten(p, other) for other in able)]
-    kept: list[SweepPoint] = []
-    for point in sorted(unbeaten, key=lambda p: (_rel(p), -p.realised)):
-        if all(_speeds(point)[0] > _speeds(before)[1] for before in kept):
-            kept.append(point)
-    return kept
+    found: list[SweepPoint] = []
+    ranked = [p for p in comparable(points) if p.realised > 1]
+    for point in sorted(ranked, key=lambda p: (_rel(p), -p.realised, p.id)):
+        last = found[-1] if found else None
+        equal = last is not None and (_rel(last), last.realised) == (_rel(point), point.realised)
+        if last is None or point.realised > last.realised or equal:
+            found.append(point)
+    return found
+
+
+def comparable(points: Iterable[SweepPoint]) -> list[SweepPoint]:
+    """The points with a valid time and a known loss, without those that removed nothing: their
+    speedup is 1, and what is measured of it is noise."""
+    return [
+        p
+        for p in points
+        if p.timing_valid
+        and not p.removed_nothing
+        and math.isfinite(p.realised)
+        and math.isfinite(_known_or_nan(loss_of(p)))
+    ]
 
 
 def winners(on_frontier: Sequence[SweepPoint], *, batch: int, prompt_len: int) -> list[Winner]:
@@ -145,21 +158,6 @@ def equal_sparsity(points: Iterable[SweepPoint]) -> list[AtSparsity]:
     return [AtSparsity(sparsity=share, families=rows[share]) for share in sorted(rows)]
 
 
-def removed_nothing(point: SweepPoint) -> bool:
-    """Whether a point does the dense work: rounded to nothing, or zeros in dense tensors. What is
-    measured of it is noise."""
-    return point.flop_sparsity == 0 and point.parameter_sparsity == 0
-
-
-def _beaten(point: SweepPoint, other: SweepPoint) -> bool:
-    """Whether `other` is better beyond noise on one side and not worse beyond noise on the other"""
-    faster = _speeds(other)[0] > _speeds(point)[1]
-    slower = _speeds(other)[1] < _speeds(point)[0]
-    better = _losses(other)[1] < _losses(point)[0]
-    worse = _losses(other)[0] > _losses(point)[1]
-    return (faster and not worse) or (better and not slower)
-
-
 def _between(curve: Sequence[_Known], at: float) -> SpeedLoss | None:
     for (x0, y0, z0, valid0), (x1, y1, z1, valid1) in zip(curve, curve[1:], strict=False):
         if x0 <= at <= x1 and x1 > x0:
@@ -181,10 +179,6 @@ def _speeds(point: SweepPoint) -> tuple[float, ...]:
     return tuple(point.realised_ci95 or ())
 
 
-def _losses(point: SweepPoint) -> tuple[float, ...]:
-    return tuple(loss_ci95(point) or ()) if loss_of(point) is not None else ()
-
-
 def loss_of(point: SweepPoint) -> float | None:
     """By which points are compared: the relative perplexity against the dense model that was
     trained as the pruned one was, where it was, else against the plain one."""
@@ -197,6 +191,10 @@ def loss_ci95(point: SweepPoint) -> list[float] | None:
     """The interval of that loss."""
     loss = point.loss or Loss()
     return loss.ci95 if loss.perplexity_rel_recovered is None else loss.recovered_ci95
+
+
+def _known_or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def _rel(point: SweepPoint) -> float:

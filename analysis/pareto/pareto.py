@@ -13,11 +13,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from prunescope.analysis.pareto import frontier
-from prunescope.analysis.pareto.claims import hypotheses
+from prunescope.analysis.pareto.cells import judged
 from prunescope.analysis.pareto.points import caveat_of, point_of
-from prunescope.analysis.pareto.samples import add_winning_shares
-from prunescope.analysis.pareto.summary import summary
+from prunescope.analysis.pareto.scoring import scoring_notes
 from prunescope.analysis.pipeline import TOOL, analyze
 from prunescope.analysis.schema.pareto import (
     FailedResult,
@@ -73,19 +71,25 @@ def judge(folder: Path, on_result: Callable[[str], None] | None = None) -> Paret
             hint="run the same `prunescope sweep` again; sweep.json lists the errors",
         )
     subject = next(iter(measured.values()))[0].subject
-    found = Pareto(
-        tool=TOOL,
-        subject=msgspec.structs.replace(
-            subject, select=sweep.config.get("select"), config=sweep.config
-        ),
-        phases={phase: _phase(runs) for phase, runs in measured.items()},
-        failed=failed,
-        pending=sum(e.state == PENDING for e in sweep.results),
-        notes=[*sweep.notes, *_busy_note([m for runs in measured.values() for m in runs])],
+    phases = {phase: _phase(runs) for phase, runs in measured.items()}
+    return scrubbed(
+        judged(
+            Pareto(
+                tool=TOOL,
+                subject=msgspec.structs.replace(
+                    subject, select=sweep.config.get("select"), config=sweep.config
+                ),
+                phases=phases,
+                failed=failed,
+                pending=sum(e.state == PENDING for e in sweep.results),
+                notes=[
+                    *sweep.notes,
+                    *_busy_note([m for runs in measured.values() for m in runs]),
+                    *scoring_notes({name: phase.points for name, phase in phases.items()}),
+                ],
+            )
+        )
     )
-    found.hypotheses = hypotheses(found)
-    found.summary = summary(found)
-    return scrubbed(found)
 
 
 def _busy_note(runs: list[_Measured]) -> list[str]:
@@ -145,38 +149,22 @@ def _inside(folder: Path, entry: SweepResult) -> Path:
 
 
 def _phase(runs: Sequence[_Measured]) -> ParetoPhase:
+    """The points of a phase, and the times of its dense baseline by cell; not compared yet."""
     cells: dict[tuple[int, int], list[_Measured]] = {}
     for run in runs:
         cells.setdefault((run.point.batch, run.point.prompt_len), []).append(run)
-    points: list[SweepPoint] = []
-    found: list[SweepCell] = []
-    for (batch, prompt_len), in_cell in sorted(cells.items()):
-        merged = _merge_samples(run.point for run in in_cell)
-        best = frontier.frontier(merged)
-        for point in best:
-            point.on_frontier = True
-        points += merged
-        wins = frontier.winners(best, batch=batch, prompt_len=prompt_len)
-        add_winning_shares(wins, merged)
-        found.append(
-            SweepCell(
-                batch=batch,
-                prompt_len=prompt_len,
-                dense_ns=_spread([run.dense_ns for run in in_cell if run.dense_ns is not None]),
-                winners=wins,
-                break_even=frontier.break_even(merged),
-                equal_flops=frontier.equal_flops(merged),
-                equal_sparsity=frontier.equal_sparsity(merged),
-            )
+    points = [
+        p for where in sorted(cells) for p in _merge_samples(run.point for run in cells[where])
+    ]
+    timed = [
+        SweepCell(
+            batch=batch,
+            prompt_len=prompt_len,
+            dense_ns=_spread([run.dense_ns for run in in_cell if run.dense_ns is not None]),
         )
-    return ParetoPhase(
-        points=points,
-        winners=[winner for cell in found for winner in cell.winners],
-        break_even=frontier.in_every_cell(
-            [cell.break_even for cell in found], frontier.not_judged(points)
-        ),
-        cells=found,
-    )
+        for (batch, prompt_len), in_cell in sorted(cells.items())
+    ]
+    return ParetoPhase(points=points, cells=timed)
 
 
 def _merge_samples(points: Iterable[SweepPoint]) -> list[SweepPoint]:
@@ -222,9 +210,12 @@ def _merged_loss(losses: Sequence[_AnyLoss]) -> _AnyLoss:
 
 
 def _median(values: list[Any]) -> Any:
-    """The median of numbers; None where one is unknown; the first of anything else."""
+    """The median of numbers; None where one is unknown; whether one is true; the first of anything
+    else."""
     if any(value is None for value in values):
         return None
+    if isinstance(values[0], bool):
+        return any(values)
     return median(values) if all(isinstance(v, int | float) for v in values) else values[0]
 
 

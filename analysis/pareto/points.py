@@ -38,7 +38,7 @@ def point_of(entry: SweepResult, run: Run, phase: Phase) -> SweepPoint:
         realised_ci95=ladder.realised_ci95,
         bounds=dict(bounds),
         shares={name: ladder.realised / b if b else None for name, b in bounds.items()},
-        loss=_loss(run.quality),
+        loss=_loss(run.quality, entry.phase),
         flop_sparsity=phase.sparsity.get("flop"),
         parameter_sparsity=phase.sparsity.get("parameters"),
         memory_bound=classes["memory"] / known if known else None,
@@ -55,9 +55,9 @@ def caveat_of(phase: Phase) -> bool:
     return any(finding.id == "timing-not-valid" for finding in phase.findings)
 
 
-def _loss(quality: Quality | None) -> Loss | None:
-    """The losses of a run's quality; None where the run was not judged."""
-    if quality is None or not quality.is_compared:
+def _loss(quality: Quality | None, phase: str) -> Loss | None:
+    """The losses of a run's quality in a phase; None where the run was not judged in it."""
+    if quality is None or not quality.is_compared or quality.phase not in (None, phase):
         return None
     tasks, other = quality.tasks_change, quality.other_text
     return Loss(
@@ -74,11 +74,28 @@ def _loss(quality: Quality | None) -> Loss | None:
         perplexity=quality.perplexity,
         dense_perplexity=quality.dense_perplexity,
         scoring=quality.scoring,
+        looks_ahead=quality.looks_ahead,
+        scored_tokens=quality.scored_tokens,
         context=quality.context,
         tasks_signed=msgspec.UNSET if tasks is None else tasks.signed,
         tasks_signed_ci95=msgspec.UNSET if tasks is None else tasks.signed_ci95,
         tasks_absolute=msgspec.UNSET if tasks is None else tasks.absolute,
+        tasks_points=_task_points(quality),
     )
+
+
+def _task_points(quality: Quality) -> float | None:
+    """The mean change of the tasks' scores, pruned - dense. The dense score d follows from the
+    pruned one p and the relative change r = (p - d) / d. None where a score is no share of right
+    answers, or d does not follow."""
+    changes = []
+    for name, relative in (quality.tasks_change.by_task if quality.tasks_change else {}).items():
+        score = quality.tasks.get(name)
+        value = score.value if score and score.higher_is_better is not False else None
+        if value is None or relative is None or relative <= -1 or not 0 <= value <= 1:
+            return None
+        changes.append(value - value / (1 + relative))
+    return sum(changes) / len(changes) if changes else None
 
 
 def _on_other_text(quality: Quality) -> TextLoss:

@@ -1,25 +1,29 @@
 """Points sampled from their intervals, so that a place on the frontier has a probability.
 
 In: points of a cell. Out: SampledPoints: log speedups and log perplexity ratios, each point on its
-own, normal with the width of its 95 % interval. The same points give the same samples.
+own, normal with the width of its 95 % interval. A point's samples follow from its id alone: neither
+the order of points nor another point changes them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from prunescope.analysis.pareto.frontier import loss_ci95, loss_of, removed_nothing
-from prunescope.analysis.schema.pareto import SweepPoint, Winner
+from prunescope.analysis.pareto.frontier import comparable, loss_ci95, loss_of
+from prunescope.analysis.schema.pareto import SampleCount, SweepPoint, Winner
 
 Array = npt.NDArray[np.float64]
-NUM_SAMPLES, _SEED = 2000, 0
+NUM_SAMPLES, SEED = 2000, 0
 _Z95 = 1.959964
 _BUDGETS = 16  # losses within a range at which winners are counted
 DENSE = "dense"
+# An order that fewer samples contradict on either side is beyond noise: 95 % in the middle.
+NOISE = 0.025
 
 
 @dataclass(frozen=True)
@@ -51,35 +55,105 @@ class SampledPoints:
         return [self.labels[i] if speed > 0 else DENSE for i, speed in zip(at, top, strict=True)]
 
 
-def sample_points(points: Iterable[SweepPoint], count: int = NUM_SAMPLES) -> SampledPoints | None:
+def samples_used() -> SampleCount:
+    """How many samples the shares rest on, and their seed."""
+    return SampleCount(count=NUM_SAMPLES, seed=SEED)
+
+
+def sample_points(points: Iterable[SweepPoint]) -> SampledPoints | None:
     """Samples of the points that have both intervals and a valid time, and removed something; None
     without any."""
-    able = [p for p in points if p.timing_valid and p.realised_ci95 and loss_ci95(p)]
-    able = [p for p in able if not removed_nothing(p)]
+    able = [p for p in comparable(points) if has_intervals(p)]
+    return sampled(able) if able else None
+
+
+def has_intervals(point: SweepPoint) -> bool:
+    """Whether both the speedup and the loss of a point have an interval."""
+    return bool(point.realised_ci95 and loss_ci95(point))
+
+
+def random_of(point: SweepPoint) -> np.random.Generator:
+    """The stream of random numbers of a point, which follows from its id."""
+    return np.random.default_rng([SEED, zlib.crc32(point.id.encode())])
+
+
+def add_frontier_shares(points: Sequence[SweepPoint], on_frontier: Sequence[SweepPoint]) -> None:
+    """Into each point the share of samples in which it is on the frontier, and into those of the
+    frontier and their equals with what they cannot be told apart from.
+
+    A point without both intervals takes part in each sample with its estimate, and has no share.
+    """
+    able = comparable(points)
     if not able:
-        return None
-    random = np.random.default_rng(_SEED)
-    speeds = [_sampled(random, p.realised, p.realised_ci95 or [], 0.0, count) for p in able]
-    losses = [_sampled(random, loss_of(p) or 0.0, loss_ci95(p) or [], 1.0, count) for p in able]
+        return
+    drawn = sampled(able)
+    shares = _on_frontier(drawn).mean(axis=0)
+    for point, share in zip(able, shares, strict=True):
+        point.frontier_share = float(share) if has_intervals(point) else None
+    for one, other in _equal_pairs(able, drawn, {p.id for p in on_frontier}):
+        one.equal_to.append(other.id)
+        other.equal_to.append(one.id)
+
+
+def sampled(points: Sequence[SweepPoint]) -> SampledPoints:
+    """Samples of points, at least one; a value without an interval, or an unknown loss, has no
+    spread."""
+    speeds, losses = [], []
+    for point in points:
+        random = random_of(point)
+        speeds.append(_normal(random, point.realised, point.realised_ci95, 0.0))
+        losses.append(_normal(random, loss_of(point) or 0.0, loss_ci95(point), 1.0))
     return SampledPoints(
-        labels=tuple(p.label for p in able),
-        families=tuple(p.family for p in able),
+        labels=tuple(p.label for p in points),
+        families=tuple(p.family for p in points),
         speeds=np.stack(speeds, axis=1),
         losses=np.stack(losses, axis=1),
     )
 
 
+def _on_frontier(drawn: SampledPoints) -> npt.NDArray[np.bool_]:
+    """[samples, points]: whether a point is faster than dense and than all that lose less."""
+    order = np.lexsort((-drawn.speeds, drawn.losses), axis=-1)
+    speeds = np.take_along_axis(drawn.speeds, order, axis=1)
+    before = np.maximum.accumulate(speeds, axis=1)[:, :-1]
+    before = np.hstack([np.zeros((len(speeds), 1)), np.maximum(before, 0.0)])
+    found = np.empty(speeds.shape, dtype=bool)
+    np.put_along_axis(found, order, speeds > before, axis=1)
+    return found
+
+
+def _equal_pairs(
+    points: Sequence[SweepPoint], drawn: SampledPoints, on_frontier: set[str]
+) -> Iterator[tuple[SweepPoint, SweepPoint]]:
+    """Pairs, one of them on the frontier, that differ beyond noise neither in speed nor in loss."""
+    for i, one in enumerate(points):
+        if not has_intervals(one):
+            continue
+        for j in range(i + 1, len(points)):
+            other = points[j]
+            if not has_intervals(other) or on_frontier.isdisjoint((one.id, other.id)):
+                continue
+            if not any(_differ(v[:, i], v[:, j]) for v in (drawn.speeds, drawn.losses)):
+                yield one, other
+
+
+def _differ(one: Array, other: Array) -> bool:
+    """Whether the order of two values is beyond noise; equal values have none."""
+    share = float((one > other).mean() + (one == other).mean() / 2)
+    return not NOISE < share < 1 - NOISE
+
+
 def add_winning_shares(winners: Sequence[Winner], points: Iterable[SweepPoint]) -> None:
     """Into each winner the share of samples in which its family is the fastest, over its range."""
-    sampled = sample_points(points)
-    if sampled is None:
+    drawn = sample_points(points)
+    if drawn is None:
         return
-    top = float(np.quantile(sampled.losses, 0.99))
+    top = float(np.quantile(drawn.losses, 0.99))
     for winner in winners:
         low = np.log1p(max(winner.loss[0] or 0.0, -0.99))
         high = top if winner.loss[1] is None else np.log1p(winner.loss[1])
         budgets = low + (max(high, low) - low) * (np.arange(_BUDGETS) + 0.5) / _BUDGETS
-        wins = [label == winner.family for budget in budgets for label in sampled.fastest(budget)]
+        wins = [label == winner.family for budget in budgets for label in drawn.fastest(budget)]
         winner.share_of_draws = sum(wins) / len(wins)
 
 
@@ -89,12 +163,12 @@ def interval(values: Array) -> tuple[float, list[float]]:
     return middle, [low, high]
 
 
-def _sampled(
-    random: np.random.Generator, middle: float, ci95: Sequence[float], plus: float, count: int
+def _normal(
+    random: np.random.Generator, middle: float, ci95: Sequence[float] | None, plus: float
 ) -> Array:
-    """Normal samples of log(plus + x)."""
-    low, high = (np.log(max(plus + bound, 1e-6)) for bound in ci95)
+    """Normal samples of log(plus + x); all alike without an interval."""
+    low, high = (np.log(max(plus + bound, 1e-6)) for bound in ci95 or (middle, middle))
     centre = np.log(max(plus + middle, 1e-6))
     spread = (high - low) / (2 * _Z95)
-    sampled: Array = centre + spread * random.standard_normal(count)
-    return sampled
+    found: Array = centre + spread * random.standard_normal(NUM_SAMPLES)
+    return found

@@ -13,7 +13,6 @@ from prunescope.analysis.pareto.frontier import (
     loss_ci95,
     loss_of,
     not_judged,
-    removed_nothing,
 )
 from prunescope.analysis.report import numbers
 from prunescope.analysis.report.numbers import percent, ratio
@@ -31,7 +30,8 @@ def summary(found: Pareto) -> list[str]:
     """The sentences of a sweep, in reading order."""
     lines = [*_compared(found)]
     for name, phase in found.phases.items():
-        lines += [_frontier_line(name, phase, cell) for cell in phase.cells]
+        for cell in phase.cells:
+            lines += _frontier_lines(name, phase, cell)
         lines.append(_pays_line(name, phase))
     lines += [sentence(one) for one in found.hypotheses]
     lines += _limits(found)
@@ -48,6 +48,12 @@ def _compared(found: Pareto) -> Iterator[str]:
         f"{len(points)} points of {len(families)} families of {subject.model}"
         f" ({subject.dtype}) on {subject.device}{f'; {not_done}' if not_done else ''}."
     )
+    if found.source == "page":
+        yield (
+            "The runs of this sweep are gone: all numbers are those that an earlier edition of this"
+            " page printed, rounded as they stood there; frontier, shares and claims are computed"
+            " from them anew."
+        )
     text = subject.text or {}
     windows = sorted({p.loss.context for p in points if p.loss and p.loss.context})
     yield (
@@ -58,8 +64,27 @@ def _compared(found: Pareto) -> Iterator[str]:
         f" {text.get('source', 'an unknown text')}"
         f"{f', in windows of {_listed(windows)} tokens' if windows else ''}."
     )
+    if found.samples is not None:
+        yield (
+            f"Shares of samples: each point is drawn {found.samples.count:,} times from its"
+            " intervals, independent of the others. A point is on the frontier if it is faster than"
+            " dense and no other is as fast and loses as little."
+        )
+    yield from _scored(points)
     yield from _recovered(found)
     yield from _named_losses(points)
+
+
+def _scored(points: list[SweepPoint]) -> Iterator[str]:
+    """How the losses were scored, where that differs between families."""
+    by_scoring: dict[str, dict[str, None]] = {}
+    for point in points:
+        if point.loss and point.loss.scoring:
+            by_scoring.setdefault(point.loss.scoring, {})[point.label] = None
+    if by_scoring and set(by_scoring) != {"prefill"}:
+        ways = {"prefill": "all tokens of a window at once", "decode": "one token after another"}
+        told = (f"{ways.get(how, how)}: {', '.join(who)}" for how, who in by_scoring.items())
+        yield f"Losses were scored, {'; '.join(told)}."
 
 
 def _recovered(found: Pareto) -> Iterator[str]:
@@ -82,18 +107,42 @@ def _named_losses(points: list[SweepPoint]) -> Iterator[str]:
         )
 
 
-def _frontier_line(name: str, phase: ParetoPhase, cell: SweepCell) -> str:
+def _frontier_lines(name: str, phase: ParetoPhase, cell: SweepCell) -> Iterator[str]:
     where = f"{name}, batch {cell.batch}, {cell.prompt_len} tokens"
-    best = [p for p in phase.points_in(cell) if p.on_frontier]
-    best.sort(key=lambda p: loss_of(p) or 0.0)
-    not_valid = sum(not p.timing_valid for p in phase.points_in(cell))
+    points = phase.points_in(cell)
+    best = sorted((p for p in points if p.on_frontier), key=lambda p: loss_of(p) or 0.0)
+    not_valid = sum(not p.timing_valid for p in points)
     left = f" ({not_valid} left out: their times are not valid)" if not_valid else ""
     if not best:
-        return f"{where}: no point is faster than dense beyond noise{left}."
+        yield f"{where}: no point is faster than dense{left}."
+        return
     steps = " → ".join(
-        f"{p.name} {ratio(p.realised)}{_interval(p)} at {_loss_text(p)}" for p in best
+        f"{p.name} {ratio(p.realised)}{_interval(p)} at {_loss_text(p)}, {_share_text(p)}"
+        for p in best
     )
-    return f"{where}: the frontier, by loss{left}: {steps}."
+    yield f"{where}: the frontier, by loss{left}: {steps}."
+    pairs = _equal_pairs(points)
+    if pairs:
+        yield f"{where}: neither speed nor loss tells apart: {'; '.join(pairs)}."
+
+
+def _equal_pairs(points: list[SweepPoint]) -> list[str]:
+    """Pairs with a point of the frontier that differ in nothing beyond noise, each once."""
+    names = {p.id: p.name for p in points}
+    order = [p.id for p in sorted(points, key=lambda p: not p.on_frontier)]
+    return [
+        f"{names[one.id]} and {names[other]}"
+        for one in sorted(points, key=lambda p: order.index(p.id))
+        for other in one.equal_to
+        if order.index(one.id) < order.index(other)
+    ]
+
+
+def _share_text(point: SweepPoint) -> str:
+    """In how many samples a point is on the frontier."""
+    if point.frontier_share is None:
+        return "without an interval"
+    return f"on it in {percent(point.frontier_share, decimals=0)} of samples"
 
 
 def _pays_line(name: str, phase: ParetoPhase) -> str:
@@ -115,7 +164,7 @@ def _pays_line(name: str, phase: ParetoPhase) -> str:
 
 def control(points: list[SweepPoint]) -> Iterator[str]:
     """How often the interval of a point that does the dense work holds 1, which is its speedup."""
-    idle = [p for p in points if removed_nothing(p) and p.timing_valid]
+    idle = [p for p in points if p.removed_nothing and p.timing_valid]
     same = [p.realised_ci95 for p in idle if p.realised_ci95]
     if same:
         held = sum(low <= 1 <= high for low, high in same)
@@ -127,9 +176,9 @@ def control(points: list[SweepPoint]) -> Iterator[str]:
 
 def _limits(found: Pareto) -> Iterator[str]:
     points = [p for phase in found.phases.values() for p in phase.points]
-    simulated: dict[str, str] = {p.family: p.simulated for p in points if p.simulated}
-    for family, what in simulated.items():
-        yield f"Simulated: {family}: {what}."
+    simulated = {p.label: p.simulated for p in points if p.simulated}
+    for label, what in simulated.items():
+        yield f"Simulated: {label}: {what}."
     stopped = {p.name: p.training_stopped for p in points if p.training_stopped}
     for name, why in stopped.items():
         yield f"Not recovered: {name}: {why}; its loss is no evidence of what it costs."
@@ -170,7 +219,13 @@ def _unjudged(subject: SweepSubject, points: list[SweepPoint]) -> Iterator[str]:
             f"Not measured: what is lost behind prompts of {_listed(lengths)} tokens; their losses"
             f" are those in windows of {_listed(windows)}."
         )
-    if (subject.text or {}).get("source") == RANDOM_IDS:
+    contexts = sorted({p.loss.context for p in points if p.loss and p.loss.context})
+    if len(contexts) > 1:
+        yield (
+            f"Confounded: losses in windows of {_listed(contexts)} tokens were read on"
+            " different stretches of the text, so length and text cannot be told apart in them."
+        )
+    if subject.on_random_ids:
         yield f"No loss here means anything: the text that judges is {RANDOM_IDS}."
     other = subject.config.get("other_text")
     if other and not any(p.loss and p.loss.other_text for p in points):

@@ -141,6 +141,7 @@ def prompt_of(setting: Setting, *, batch: int, prompt_len: int, logits: str) -> 
         prompt_len=prompt_len,
         logits=logits,
         itemsize=itemsize(setting.dtype) or 2,
+        routing=setting.routing,
     )
 
 
@@ -161,7 +162,7 @@ def predicted_answer(setting: Setting, request: PredictRequest) -> PredictedAnsw
 
     dense = side(work.batch, pruned=False)
     dense_memory = answer_memory(dense, pruned=False)
-    if not setting.family:
+    if not setting.prunes:
         return PredictedAnswer(
             dense=dense.as_schema(),
             pruned=None,

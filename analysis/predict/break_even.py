@@ -7,14 +7,14 @@ each part null where the speedup does not cross 1 in the range that is searched.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import replace
 from functools import cache, lru_cache
 
 from prunescope.analysis.predict.costs import total_ns
 from prunescope.analysis.predict.setting import Setting
 from prunescope.analysis.predict.side import predicted_side
-from prunescope.analysis.schema.prediction import BreakEven, Span
+from prunescope.analysis.schema.prediction import FASTER, BreakEven, Span
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.plan import Workload
 
@@ -25,8 +25,6 @@ _Sized = tuple[tuple[int, Workload], ...]
 _STEP, _COARSE = 64, 4
 _BATCHES = tuple(2**i for i in range(11))
 _CONTEXTS = tuple(2**i for i in range(6, 18))
-# A bound is a quotient of long sums: equality within rounding is no speedup.
-_FASTER = 1 + 1e-6
 
 
 def break_even(work: Workload, speedup: SpeedupAt) -> BreakEven:
@@ -58,7 +56,7 @@ def _last_faster(steps: Iterable[int], work: Workload, speedup: SpeedupAt) -> in
         value = _try(speedup, work, step / _STEP)
         if value is None:
             continue
-        if value <= _FASTER:
+        if value <= FASTER:
             break
         found = step
     return found
@@ -94,7 +92,7 @@ def _faster_span(points: _Sized, speedup: SpeedupAt) -> Span | None:
     @cache
     def faster(index: int) -> bool:
         found = _try(speedup, points[index][1])
-        return found is not None and found > _FASTER
+        return found is not None and found > FASTER
 
     end = len(points) - 1
     if faster(0) and faster(end):
@@ -107,13 +105,30 @@ def _faster_span(points: _Sized, speedup: SpeedupAt) -> Span | None:
     return {"from": points[first][0], "to": points[last][0]}
 
 
-def _edge(inside: int, outside: int, faster: Callable[[int], bool]) -> int:
+def _edge(inside: int, end: int, faster: Callable[[int], bool]) -> int:
     """The last faster point on the way from `inside`, which is faster, to an end."""
-    if faster(outside):
-        return outside
+    return end if faster(end) else _boundary(inside, end, faster)
+
+
+def first_and_last(holds: Callable[[int], bool], grid: Sequence[int]) -> Span | None:
+    """The first and the last whole number at which `holds`, which holds on one stretch: found among
+    those of a rising `grid`, then by bisection between two of them. None where it holds at none."""
+    inside = [number for number in grid if holds(number)]
+    if not inside:
+        return None
+    below = [number for number in grid if number < inside[0]]
+    above = [number for number in grid if number > inside[-1]]
+    return {
+        "from": _boundary(inside[0], below[-1], holds) if below else inside[0],
+        "to": _boundary(inside[-1], above[0], holds) if above else inside[-1],
+    }
+
+
+def _boundary(inside: int, outside: int, holds: Callable[[int], bool]) -> int:
+    """The last number on the way from `inside`, where it holds, to `outside`, where it does not."""
     while abs(outside - inside) > 1:
         middle = (inside + outside) // 2
-        inside, outside = (middle, outside) if faster(middle) else (inside, middle)
+        inside, outside = (middle, outside) if holds(middle) else (inside, middle)
     return inside
 
 

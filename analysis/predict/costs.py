@@ -90,8 +90,11 @@ class CostEstimate:
         if "launch" not in active:
             return total
         total += kernels * c.launch_ns
-        # Host and device run concurrently: the slower one sets the pace.
-        return max(total, self.dispatch_ns(c, active)) if eager else total
+        if not eager:
+            return total
+        dispatch = self.dispatch_ns(c, active)
+        # Host and device run concurrently, and the slower one sets the pace; a CPU is both.
+        return total + dispatch if setting.device.is_cpu else max(total, dispatch)
 
     def dispatch_ns(self, c: Constants, active: frozenset[str]) -> float:
         """ns in which the host dispatches the ops of an eager forward."""
@@ -172,7 +175,8 @@ class CostEstimate:
     def _exchange_ns(self, c: Constants) -> float:
         """A ring sums B bytes in 2(n-1)/n · B at the rate of a link; N stages hand on N-1
         times."""
-        n, link = self.setting.tp, link_byte_per_s(self.setting.device)
+        n = max(self.setting.tp, self.setting.ep)
+        link = link_byte_per_s(self.setting.device)
         between = self.setting.pp - 1
         return between * self.handing_ns(c) + sum(
             times * (c.allreduce_ns + 2 * (n - 1) / n * size / link * 1e9)

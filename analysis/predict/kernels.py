@@ -125,7 +125,9 @@ def op_cost(side: PredictedSide, op: Op) -> OpCost:
     cuts: tuple[tuple[float, float, float, TileChoice], ...] = ()
     if op.cls == "matmul" and setting.device.sm:
         gemm = op.gemms[0]
-        spread = (side.work.rows * op.rows * (1 - op.rows)) ** 0.5 if op.rows < 1 else 0.0
+        spread = op.spread
+        if op.rows < 1 and not spread:
+            spread = (side.work.rows * op.rows * (1 - op.rows)) ** 0.5
         sums = 8.0 * gemm.batch * gemm.m * gemm.n  # bytes of a part's fp32 sums, written and read
         splits = not op.sparse or setting.sparse_library in SPLITTING_LIBRARIES
         split = SplitCosts(

@@ -114,15 +114,22 @@ def read_losses(folder: Path | str) -> SweepLosses:
     if not path.is_dir():
         raise PrunescopeError(f"there is no folder {path}", hint="the --out folder of a sweep")
     found: defaultdict[tuple[Any, ...], list[tuple[float, float, float, float]]] = defaultdict(list)
+    in_decode: defaultdict[tuple[Any, ...], set[float]] = defaultdict(set)
     knobs: dict[tuple[Any, ...], Mapping[str, Any]] = {}
     models: dict[str, None] = {}
-    for run in _runs(path):
+    # An answer is written token by token: where a sparsity has losses of both phases, those of
+    # decode count, and prefill's may know later tokens.
+    for run in sorted(_runs(path), key=lambda run: "decode" not in run.phases):
         loss = _loss(run)
         pruning = run.pruning
         if loss is None or pruning is None or not _sparsity(run):
             continue
         selection = pruning.selection and read_selection(pruning.selection)
         key = str(pruning.method), selection, str(sorted((pruning.knobs or {}).items()))
+        if "decode" in run.phases:
+            in_decode[key].add(_sparsity(run))
+        elif _sparsity(run) in in_decode[key]:
+            continue
         found[key].append((_sparsity(run), *loss))
         knobs[key] = pruning.knobs or {}
         models[str(run.model.id)] = None

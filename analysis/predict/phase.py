@@ -14,23 +14,26 @@ from dataclasses import replace
 
 import msgspec
 
-from prunescope.analysis.predict.break_even import Speedups
+from prunescope.analysis.predict.break_even import Speedups, first_and_last
 from prunescope.analysis.predict.constants import NAMES, TABLE, TERMS, Constants
-from prunescope.analysis.predict.costs import CostEstimate, cost_estimate
+from prunescope.analysis.predict.costs import CostEstimate, cost_estimate, total_ns
 from prunescope.analysis.predict.kernels import cut_of, kernels_of, op_cost_ns, rates
 from prunescope.analysis.predict.ranges import Uncertainty, uncertainty
 from prunescope.analysis.predict.setting import Setting
-from prunescope.analysis.predict.side import PredictedSide, ops_by_name, predicted_side
+from prunescope.analysis.predict.side import PredictedSide, predicted_side, weights
 from prunescope.analysis.schema.prediction import (
     Execution,
     Expected,
+    Experts,
     Pipeline,
     PredictedGemm,
     PredictedLadder,
     PredictedPhase,
+    Span,
     Sums,
     TermRow,
 )
+from prunescope.taxonomy.expert_routing import expert_load, fullest_expert
 from prunescope.taxonomy.family import Family
 from prunescope.taxonomy.gemm import axis_moved
 from prunescope.taxonomy.plan import Op, Workload
@@ -41,15 +44,17 @@ _SOURCES = {
     for name in NAMES
 }
 _NARROW = 0.02
+GAIN_BATCHES = tuple(2**i for i in range(11))  # as those of the break-even
 _ROUNDING = 1.005  # above the roofline's speedup by less is rounding
 
 
 def predict_phase(
-    setting: Setting, work: Workload, speedups: Speedups | None = None
+    setting: Setting, work: Workload, speedups: Speedups | None = None, *, gains: bool = False
 ) -> PredictedPhase:
-    """One phase of a prediction. `speedups` finds where it breaks even; without it that is null."""
+    """One phase of a prediction. `speedups` finds where it breaks even; without it that is null.
+    `gains`: also, of fewer experts, at which batches the range is above 1."""
     dense = predicted_side(setting, work, pruned=False)
-    pruned = predicted_side(setting, work) if setting.family else dense
+    pruned = predicted_side(setting, work) if setting.prunes else dense
     result = PredictedPhase(
         batch=work.batch,
         prompt_len=work.prompt_len,
@@ -59,11 +64,11 @@ def predict_phase(
         tokens_per_s=work.rows * 1e9 / pruned.ns,  # at the roofline: no run is faster
         gemms=gemm_rows(dense, pruned, setting.family, dtype=setting.dtype),
     )
-    if setting.family is None:
+    if not setting.prunes:
         return result
     result.ladder = ladder(setting, dense, pruned)
     result.sparsity = {
-        "nominal": setting.sparsity,
+        "nominal": setting.sparsity if setting.family else None,
         "parameters": 1 - pruned.forward.parameters / dense.forward.parameters,
         "flop": 1 - pruned.flop / dense.flop,
         "bytes": 1 - pruned.bytes / dense.bytes,
@@ -72,16 +77,46 @@ def predict_phase(
     result.baseline = dense.forward.once(key, lambda: sums(dense))
     expected = execution(dense, pruned, setting.terms)
     at_roofline = None
-    if speedups is not None:
+    if speedups is not None and setting.family is not None:
         at_roofline, expected.break_even = speedups.break_even(setting, work)
+    if gains and setting.family is not None and setting.family.changes_experts:
+        expected.gains = gaining_batches(setting, work)
+        expected.notes.append(_gains_note(expected.gains))
     result.predicted = Expected(break_even=at_roofline, execution=expected)
     return result
 
 
+def _gains_note(gains: Span | None) -> str:
+    if gains is None:
+        return (
+            f"no certain gain at any batch up to {GAIN_BATCHES[-1]:,}: the range of the expected "
+            "speedup includes 1.00× at all of them"
+        )
+    first, last = gains["from"], gains["to"]
+    until = "on" if last == GAIN_BATCHES[-1] else f"to {last:,}"
+    return (
+        f"gains from batch {first:,} {until}: there the whole range of the expected speedup is "
+        "above 1.00×"
+    )
+
+
+def gaining_batches(setting: Setting, work: Workload) -> Span | None:
+    """The batches at which the whole range of the expected speedup is above 1."""
+
+    def gains(batch: int) -> bool:
+        at = replace(work, batch=batch)
+        dense = predicted_side(setting, at, pruned=False)
+        pruned = predicted_side(setting, at)
+        speedup = total_ns(dense, setting.terms) / total_ns(pruned, setting.terms)
+        return uncertainty(dense, pruned, setting.terms).range_of(speedup)[0] > 1
+
+    return first_and_last(gains, GAIN_BATCHES)
+
+
 def ladder(setting: Setting, dense: PredictedSide, pruned: PredictedSide) -> PredictedLadder:
-    """The bounds on the speedup that need no run."""
+    """The bounds on the speedup that need no run. Two models promise what their FLOPs do."""
     return PredictedLadder(
-        nominal=1 / (1 - setting.sparsity),
+        nominal=1 / (1 - setting.sparsity) if setting.family else dense.flop / pruned.flop,
         flop=dense.flop / pruned.flop,
         coverage=dense.ns / pruned.covered_ns(dense),
         roofline=dense.ns / pruned.ns,
@@ -102,6 +137,37 @@ def sums(side: PredictedSide) -> Sums:
         memory_bytes=round(forward.weight_bytes) + round(forward.kv_bytes),
         bound=side.bound_ns(),
         roles=side.role_ns(),
+        experts=_experts(side),
+    )
+
+
+def _experts(side: PredictedSide) -> Experts | None:
+    """Of the experts of a layer that a forward's tokens choose from, on all devices together."""
+    shape, work = side.forward.plans[-1].shape, side.work
+    if not shape.experts:
+        return None
+    if side.setting.ep > 1 and side.setting.tp == 1:
+        work = replace(work, batch=work.batch * side.setting.ep)
+    load = expert_load(
+        work.routing,
+        work.phase,
+        experts=shape.experts,
+        per_token=shape.experts_per_token,
+        tokens=work.rows,
+    )
+    return Experts(
+        layers=shape.moe_layers,
+        count=shape.experts,
+        per_token=shape.experts_per_token,
+        distinct=load.distinct,
+        rows=load.rows,
+        fullest=fullest_expert(
+            work.routing,
+            work.phase,
+            experts=shape.experts,
+            per_token=shape.experts_per_token,
+            tokens=work.rows,
+        ),
     )
 
 
@@ -234,46 +300,77 @@ def gemm_rows(
 ) -> list[PredictedGemm]:
     """A row for each GEMM that runs, then for each that is gone, with count 0. FLOPs and bytes are
     a call's, `count` and times a forward's. An attention gives a row each for qk and pv."""
-    dense_ops, pruned_ops = ops_by_name(dense.bounded), ops_by_name(pruned.bounded)
+    compared = pruned is not dense
+    dense_weights, pruned_weights = _weights_by_name(dense), _weights_by_name(pruned)
     layers_left: defaultdict[str, float] = defaultdict(float)
     rows, setting = [], pruned.setting
     r = rates(setting, setting.constants, setting.terms)
-    for op, cost in zip(pruned.bounded, cost_estimate(pruned).op_costs, strict=True):
-        same_name = pruned_ops[op.name]
-        baseline = dense_ops[op.name][0] if op.name in dense_ops and family else None
-        pieces = sum(other.layers == op.layers for other in same_name)
-        layers_left[op.name] += op.layers / (pieces if _is_pair(op, same_name) else 1)
-        starts = kernels_of([op]) * setting.constants.ramp_ns(setting.device)
-        expected_ns = op.layers * op_cost_ns(cost, r) + starts * ("kernel" in setting.terms)
-        cut = cut_of(cost, r)
-        for part in range(len(op.gemms)):
-            row = _row(pruned, op, part, baseline, dtype)
-            row.axis = _axis(op, part, baseline, same_name, family) if family else None
-            row.expected_ns = expected_ns * _share(op, part)
-            if cut is not None:
-                row.tile, row.waves, row.parts = [cut.rows, cut.columns], cut.waves, cut.parts
-            rows.append(row)
-    if family is None:
+    costs = iter(cost_estimate(pruned).op_costs)
+    for weight in weights(pruned.bounded):
+        before = _before(weight, pruned_weights, dense_weights) if compared else []
+        is_pair = _is_pair(weight, before)
+        for place, op in enumerate(weight):
+            cost = next(costs)
+            baseline = before[min(place, len(before) - 1)] if before else None
+            layers_left[op.name] += op.layers / (len(weight) if is_pair else 1)
+            starts = kernels_of([op]) * setting.constants.ramp_ns(setting.device)
+            expected_ns = op.layers * op_cost_ns(cost, r) + starts * ("kernel" in setting.terms)
+            cut = cut_of(cost, r)
+            for part in range(len(op.gemms)):
+                row = _row(pruned, op, part, baseline, dtype)
+                if compared:
+                    row.axis = "rank" if is_pair and baseline else _axis(op, part, baseline, family)
+                row.expected_ns = expected_ns * _share(op, part)
+                if cut is not None:
+                    row.tile, row.waves, row.parts = [cut.rows, cut.columns], cut.waves, cut.parts
+                rows.append(row)
+    if not compared:
         return rows
-    for name, ops in dense_ops.items():
-        if sum(op.layers for op in ops) - layers_left[name] > 1e-9:
-            rows += [_gone(ops[0], part, dtype) for part in range(len(ops[0].gemms))]
+    for name, found in dense_weights.items():
+        if sum(ops[0].layers for ops in found) - layers_left[name] > 1e-9:
+            op = found[0][0]
+            rows += [_gone(op, part, dtype) for part in range(len(op.gemms))]
     return rows
 
 
-def _is_pair(op: Op, same_name: list[Op]) -> bool:
-    """Whether several ops of one name are one dense GEMM split in two (a low-rank pair)."""
-    if op.cls != "matmul" or op.added:
+def _weights_by_name(side: PredictedSide) -> dict[str, list[list[Op]]]:
+    """{name: the ops of each weight of this name}, in order; a stack of equal layers has one."""
+    found: dict[str, list[list[Op]]] = {}
+    for ops in weights(side.bounded):
+        found.setdefault(ops[0].name, []).append(ops)
+    return found
+
+
+def _before(
+    weight: list[Op], pruned: dict[str, list[list[Op]]], dense: dict[str, list[list[Op]]]
+) -> list[Op]:
+    """The dense ops of a weight: of several stacks that in its place, else one of its N and K, else
+    the first; none where it is added."""
+    name = weight[0].name
+    found = dense.get(name, [])
+    if len(found) < 2:
+        return found[0] if found else []
+    if len(found) == len(pruned[name]):
+        return found[next(i for i, ops in enumerate(pruned[name]) if ops[0] is weight[0])]
+    sizes = [(g.n, g.k) for op in weight for g in op.gemms]
+    same = (ops for ops in found if [(g.n, g.k) for op in ops for g in op.gemms] == sizes)
+    return next(same, found[0])
+
+
+def _is_pair(weight: list[Op], before: list[Op]) -> bool:
+    """Whether the ops of a weight are one dense GEMM split in two (a low-rank pair)."""
+    if weight[0].cls != "matmul" or weight[0].added or len(before) > 1:
         return False
-    return len({(o.gemms[0].n, o.gemms[0].k) for o in same_name}) > 1
+    return len({(op.gemms[0].n, op.gemms[0].k) for op in weight}) > 1
 
 
-def _axis(op: Op, part: int, baseline: Op | None, same_name: list[Op], family: Family) -> str:
+def _axis(op: Op, part: int, baseline: Op | None, family: Family | None) -> str:
     if op.added or baseline is None:
         return "added"
     gemm, dense_gemm = op.gemms[part], baseline.gemms[part]
-    if _is_pair(op, same_name):
-        return "rank"
+    moved = axis_moved(dense_gemm, gemm)
+    if family is None:
+        return moved
     fewer_flop = op.flop < baseline.flop and gemm == dense_gemm
     if op.sparse and fewer_flop:
         return "2:4"
@@ -281,7 +378,6 @@ def _axis(op: Op, part: int, baseline: Op | None, same_name: list[Op], family: F
     if fewer_flop:
         # An expectation below one row: at B = 1 a decode step runs the sublayer or does not.
         return letter
-    moved = axis_moved(dense_gemm, gemm)
     # Rows and keys fall together where tokens are dropped, and active experts with the rows.
     mixed = moved == "unknown" or (moved == "heads" and op.role == "experts")
     return letter if mixed else moved

@@ -129,11 +129,20 @@ def _kernel_key(name: str | None, knobs: Mapping[str, Any]) -> object:
     return family.id, given.get("kernel"), tuple(sorted(filled.items()))
 
 
-_NOT_WITH_FROM_RUN = ("--rank", "--workload", "--losses", "--loss", "--new-tokens",
-                      "--pruned-batch", "--chunk", "--tp", "--pp", "--launch", "--runtime",
-                      "--attn", "--host-us-per-op", "--weights", "--extra-ms",
-                      "--depth")  # fmt: skip
-_NOT_WITH_RANK = ("--method", "--phase", "--context", "--out", "--pruned-batch", "--depth")
+_NOT_WITH_FROM_RUN = ("--pruned-model", "--rank", "--workload", "--losses", "--loss",
+                      "--new-tokens", "--pruned-batch", "--chunk", "--tp", "--pp", "--ep",
+                      "--launch", "--runtime", "--attn", "--host-us-per-op", "--weights",
+                      "--extra-ms", "--depth")  # fmt: skip
+_NOT_WITH_PRUNED_MODEL = ("--method", "--sparsity", "--set", "--depth", "--out")
+_NOT_WITH_RANK = (
+    "--pruned-model",
+    "--method",
+    "--phase",
+    "--context",
+    "--out",
+    "--pruned-batch",
+    "--depth",
+)
 _SIZES = ("--batch", "--prompt-len", "--new-tokens")
 _DEFAULT = PredictRequest()
 
@@ -142,6 +151,9 @@ def check_options(request: PredictRequest) -> None:
     """Raise PrunescopeError for an option that would be ignored, or contradicts another."""
     given = {
         "--method": request.method is not None,
+        "--pruned-model": request.pruned_model is not None,
+        "--sparsity": request.sparsity is not None,
+        "--set": bool(request.knobs),
         "--phase": request.phase != _DEFAULT.phase,
         "--batch": request.batch != _DEFAULT.batch,
         "--prompt-len": request.prompt_len != _DEFAULT.prompt_len,
@@ -152,6 +164,7 @@ def check_options(request: PredictRequest) -> None:
         "--chunk": request.chunk is not None,
         "--tp": request.tp != 1,
         "--pp": request.pp != 1,
+        "--ep": request.ep != 1,
         "--launch": request.launch is not None,
         "--runtime": request.runtime is not None,
         "--attn": request.attn != _DEFAULT.attn,
@@ -180,7 +193,9 @@ def check_options(request: PredictRequest) -> None:
         refuse(("--workload", "--losses", "--loss"), "needs --rank", "add --rank")
         if request.new_tokens is None:
             refuse(("--pruned-batch", "--chunk"), "needs --new-tokens", "add --new-tokens N")
-        if request.method is None:
+        if request.pruned_model is not None:
+            refuse(_NOT_WITH_PRUNED_MODEL, "cannot be combined with --pruned-model")
+        elif request.method is None:
             refuse(("--pruned-batch", "--depth"), "needs --method", "add --method")
 
 

@@ -37,6 +37,8 @@ from prunescope.analysis.schema.prediction import (
 from prunescope.analysis.shapes.config import model_name
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.methods import placed
+from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.stored_layers import differing_layers
 
 __all__ = ["PredictRequest", "Setting", "predict", "predict_phase"]
 
@@ -56,14 +58,15 @@ def predict(request: PredictRequest) -> Prediction:
     check_knobs(request.knobs, names)
     target = model_on_device(request, warnings)
     speedups = Speedups() if request.break_even else None
+    single = len(names) * len(grid_sparsities) == 1  # of a grid the batches would take most time
     found: list[tuple[Setting, str, PredictedPoint]] = []
     refused: dict[str, list[PrunescopeError]] = {}
     for name, label in names.items():
         for sparsity in grid_sparsities:
             try:
                 setting, source = resolve(request, name, sparsity, warnings, target)
-                point = _point(request, setting, speedups)
-                point.label = label
+                point = _point(request, setting, speedups, gains=single and request.break_even)
+                point.label = label or _pruned_name(request)
                 point.published = _published(name)
                 found.append((setting, source, point))
             except PrunescopeError as error:
@@ -77,18 +80,28 @@ def predict(request: PredictRequest) -> Prediction:
     return _prediction(request, found, [*left_out, *dict.fromkeys([*warnings, *_too_large(found)])])
 
 
-def _point(request: PredictRequest, setting: Setting, speedups: Speedups | None) -> PredictedPoint:
+def _point(
+    request: PredictRequest, setting: Setting, speedups: Speedups | None, *, gains: bool
+) -> PredictedPoint:
     method = setting.family
+    phases = {
+        work.phase: predict_phase(setting, work, speedups, gains=gains)
+        for work in workloads(request, setting)
+    }
     return PredictedPoint(
         method=method.id if method else None,
         extension=method.extension if method else None,
         sparsity=setting.sparsity if method else None,
         knobs=dict(setting.knobs),
-        phases={w.phase: predict_phase(setting, w, speedups) for w in workloads(request, setting)},
+        phases=phases,
         answer=predicted_answer(setting, request) if request.new_tokens else None,
         kernel=setting.sparse_library if method and "layout" in method.adds else None,
         assumed=_taken_for_granted(setting, request),
     )
+
+
+def _pruned_name(request: PredictRequest) -> str | None:
+    return None if request.pruned_model is None else model_name(request.pruned_model)
 
 
 def _published(name: str | None) -> dict[str, Any] | None:
@@ -119,11 +132,14 @@ def _prediction(
     setting, source, first = found[0]
     points = [point for _, _, point in found]
     name = None if request.model is None else model_name(request.model)
+    model = {"id": name, "source": source, **_shape(setting.shape)}
+    if setting.pruned_shape is not None:
+        model["pruned"] = {"id": _pruned_name(request), **_shape(setting.pruned_shape)}
     only = first if len(points) == 1 else None
     return Prediction(
         subject=Subject(
             name=name,
-            model={"id": name, "source": source, "shape": setting.shape.to_dict()},
+            model=model,
             method=only.method if only else None,
             extension=only.extension if only else None,
             sparsity=only.sparsity if only else None,
@@ -131,7 +147,7 @@ def _prediction(
             dtype=setting.dtype,
             device=setting.device.name,
         ),
-        baseline={"name": f"{name}, dense"} if any(p.method for p in points) else None,
+        baseline={"name": f"{name}, dense"} if any(one.prunes for one, _, _ in found) else None,
         device=_device_json(setting),
         points=points,
         phases=only.phases if only else None,
@@ -142,6 +158,12 @@ def _prediction(
         options=options_asked(request),
         command=command_asked(request),
     )
+
+
+def _shape(shape: ModelShape) -> dict[str, Any]:
+    """The shape of a model, and in what its layers differ where they do."""
+    differ = differing_layers(shape)
+    return {"shape": shape.to_dict(), **({"layers_differ": differ} if differ else {})}
 
 
 def _too_large(found: list[tuple[Setting, str, PredictedPoint]]) -> Iterator[str]:

@@ -22,11 +22,13 @@ from prunescope.analysis.predict.constants import (
 )
 from prunescope.analysis.predict.costs import cost_estimate, total_ns
 from prunescope.analysis.predict.kernels import cut_of, op_cost_ns, rates
-from prunescope.analysis.predict.side import PredictedSide
+from prunescope.analysis.predict.routing_file import ZIPF_EXPONENT, zipf
+from prunescope.analysis.predict.side import PredictedSide, predicted_side
 from prunescope.analysis.schema.prediction import Sensitivity
 from prunescope.taxonomy.plan import Op
 
 Speedup = Callable[[Constants], float]
+SKEWED = zipf(ZIPF_EXPONENT)
 _MLP = frozenset({"gate", "up", "down", "activation", "mlp_norm", "experts", "shared_expert"})
 
 
@@ -109,7 +111,7 @@ def differences(dense: PredictedSide, pruned: PredictedSide, terms: Collection[s
     return Differences(
         reshaped=tuple([(ns / total, waves) for ns, waves in reshaped]),
         added=estimate.added_ns(c, active) / estimate.total_ns(c, active),
-        routing=_routing_spread(pruned, terms),
+        routing=math.hypot(_routing_spread(pruned, terms), _skew_spread(dense, pruned, terms)),
         waits=(cost_estimate(dense).waits_share(c, active) + estimate.waits_share(c, active)) / 2,
     )
 
@@ -211,6 +213,22 @@ def _routing_spread(pruned: PredictedSide, terms: Collection[str]) -> float:
             each = sum(op_cost_ns(cost, r) / runs * op.layers / count for op, cost in ops)
             variance += count * runs * (1 - runs) * each**2
     return (variance / ROUTING_SAMPLES) ** 0.5 / total_ns(pruned, terms) if variance else 0.0
+
+
+def _skew_spread(dense: PredictedSide, pruned: PredictedSide, terms: Collection[str]) -> float:
+    """Standard deviation of the logarithm of the speedup where experts are cut and nothing says how
+    often each is chosen: its change under Zipf's law is two of them."""
+    setting, work = pruned.setting, pruned.work
+    if setting.family is None or not setting.family.changes_experts or work.routing is not None:
+        return 0.0
+    skewed = replace(work, routing=SKEWED)
+    sides = (
+        predicted_side(dense.setting, replace(dense.work, routing=SKEWED), pruned=False),
+        predicted_side(setting, skewed),
+    )
+    before, after = (total_ns(side, terms) for side in sides)
+    uniform = total_ns(dense, terms) / total_ns(pruned, terms)
+    return abs(math.log(before / after / uniform)) / 2
 
 
 def _kernel_key(op: Op) -> tuple[object, ...]:

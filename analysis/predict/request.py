@@ -35,6 +35,15 @@ class PredictRequest:
             complete="models",
         ),
     ] = field(default=None, kw_only=False)
+    pruned_model: Annotated[
+        str | None,
+        Option(
+            help="Pruned model to compare with --model, by a config.json, folder, run.json or GGUF "
+            "file; without it, --method prunes --model.",
+            metavar="MODEL",
+            complete="models",
+        ),
+    ] = None
     device: Annotated[
         str | None,
         Option(
@@ -224,6 +233,23 @@ class PredictRequest:
             least=1,
         ),
     ] = 1
+    ep: Annotated[
+        int,
+        Option(
+            help="Number of devices that hold a part of the experts each, as whole ones (expert "
+            "parallelism): those of --tp, or with --tp 1 devices with sequences of their own.",
+            unit="devices",
+            least=1,
+        ),
+    ] = 1
+    routing: Annotated[
+        str | None,
+        Option(
+            help="How often each expert is chosen: a JSON file of counts by layer, a run, or "
+            "zipf:EXPONENT; without it, all as often.",
+            metavar="FILE|RUN|zipf:A",
+        ),
+    ] = None
     pp: Annotated[
         int,
         Option(

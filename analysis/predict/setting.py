@@ -27,6 +27,7 @@ from prunescope.analysis.predict.constants import (
     Constants,
 )
 from prunescope.analysis.predict.request import PredictRequest
+from prunescope.analysis.predict.routing_file import read_routing
 from prunescope.analysis.predict.runtimes import RUNTIMES, Runtime
 from prunescope.analysis.shapes.config import NamedModel, read_model
 from prunescope.taxonomy.applies import check_applies
@@ -34,6 +35,7 @@ from prunescope.taxonomy.architecture_traits import Traits
 from prunescope.taxonomy.arguments import is_function, method_parts
 from prunescope.taxonomy.dtypes import dtype, itemsize
 from prunescope.taxonomy.errors import PrunescopeError, nearest
+from prunescope.taxonomy.expert_routing import Routing
 from prunescope.taxonomy.families import families, family
 from prunescope.taxonomy.family import Family
 from prunescope.taxonomy.keep import check_sparsity, named_share
@@ -62,7 +64,9 @@ class Setting:
     launch: str = "graph"
     sparse_library: str = "torch"  # of 2:4 GEMMs
     tp: int = 1  # devices that share each layer; a PredictedSide is one of them
+    ep: int = 1  # devices that hold whole experts of each layer
     pp: int = 1  # stages of layers, which a forward passes in sequence
+    routing: Routing | None = None  # how often each expert is chosen; None: all as often
     gemm_ceiling: float | None = None  # the best published GEMM, as a share of the peak
     constants: Constants = DEFAULT
     runtime: Runtime | None = None  # None: the kernels alone
@@ -73,7 +77,13 @@ class Setting:
     extra_ns: float = 0.0  # beside the model, on both sides
     named: Mapping[str, str] = field(default_factory=dict)  # knobs that the method's name implies
     removed: Mapping[str, Sequence[int]] = field(default_factory=dict)  # layers that a run removed
+    pruned_shape: ModelShape | None = None  # of another model, that stands in place of a family
     traits: Traits | None = None  # decide which families apply; None: all do
+
+    @property
+    def prunes(self) -> bool:
+        """Whether there is a pruned side."""
+        return self.family is not None or self.pruned_shape is not None
 
     @property
     def host_is_known(self) -> bool:
@@ -95,7 +105,7 @@ def workloads(request: PredictRequest, setting: Setting) -> list[Workload]:
     """The workload of each phase of a request."""
     phases = PHASES if request.phase == "both" else (request.phase,)
     size = itemsize(setting.dtype) or 2
-    return [Workload.of(phase, request, itemsize=size) for phase in phases]
+    return [Workload.of(phase, request, itemsize=size, routing=setting.routing) for phase in phases]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +120,8 @@ class ModelOnDevice:
     flop_per_s: float
     byte_per_s: float
     gemm_ceiling: float | None
+    routing: Routing | None
+    pruned: NamedModel | None = None  # another model, to compare with
 
 
 def model_on_device(request: PredictRequest, warnings: list[str]) -> ModelOnDevice:
@@ -129,6 +141,8 @@ def model_on_device(request: PredictRequest, warnings: list[str]) -> ModelOnDevi
             hint="`prunescope devices` lists the known ones",
         )
     model = _model(request.model)
+    pruned = None if request.pruned_model is None else _model(request.pruned_model)
+    warnings += [*model.notes, *(pruned.notes if pruned else ())]
     known = find_device(request.device) if request.device else None
     device = with_overrides(known, peaks=request.peaks, bandwidth_gb_per_s=request.bandwidth)
     name = _dtype(request.dtype, model.dtype, device, warnings)
@@ -138,6 +152,11 @@ def model_on_device(request: PredictRequest, warnings: list[str]) -> ModelOnDevi
             f"{name}, in time and in memory"
         )
     peak = device.peak(name)
+    if device.is_cpu:
+        warnings.append(
+            "no published speedup on a CPU was held against these ranges: --from-run predicts from "
+            "one measured run"
+        )
     if peak is None or device.byte_per_s is None:
         what = f"{name} peak" if peak is None else "bandwidth"
         raise PrunescopeError(
@@ -154,6 +173,8 @@ def model_on_device(request: PredictRequest, warnings: list[str]) -> ModelOnDevi
         flop_per_s=peak,
         byte_per_s=device.byte_per_s,
         gemm_ceiling=best_gemm_share(device, name),
+        pruned=pruned,
+        routing=_routing(model.shape, request.routing),
     )
 
 
@@ -205,10 +226,12 @@ def resolve(
         sparsity=given,
         knobs=filled,
         terms=terms_of(request.terms, request.without),
-        launch=_launch(request.launch, runtime),
+        launch=_launch(request.launch, runtime, device),
         sparse_library=sparse_library,
         tp=_devices(request.tp),
+        ep=_expert_devices(request.ep, request.tp, shape),
         pp=_stages(request.pp, shape.layers),
+        routing=target.routing,
         gemm_ceiling=target.gemm_ceiling,
         constants=_constants(request),
         runtime=runtime,
@@ -221,6 +244,7 @@ def resolve(
         extra_ns=_extra(request.extra_ms),
         named=method_knobs,
         traits=target.traits,
+        pruned_shape=target.pruned.shape if target.pruned else None,
     )
     return setting, target.source
 
@@ -236,6 +260,8 @@ def assumptions(setting: Setting) -> list[str]:
             f"{setting.pp} stages of equal layers, as nearly as whole layers allow, with lm_head "
             f"on the last; memory is that of the fullest stage with {setting.pp} batches in flight"
         )
+    if setting.shape.experts:
+        found += _of_experts(setting)
     if setting.sparse_library == MARLIN:
         bits = round(8 * (setting.stored_itemsize or WIDE_ITEMSIZE))
         found.append(
@@ -249,6 +275,32 @@ def assumptions(setting: Setting) -> list[str]:
         found.append(
             f"linear layers multiply in {setting.dtype}; lm_head, attention, its cache and what "
             "lies between stay in 16 bits"
+        )
+    return found
+
+
+def _of_experts(setting: Setting) -> list[str]:
+    """How tokens fall among experts, and how experts lie on devices."""
+    found = []
+    if setting.routing is None:
+        found.append(
+            "every expert is chosen as often; a real router is uneven and reads fewer experts: "
+            "give --routing"
+        )
+    else:
+        found.append(
+            f"experts are chosen as often as in {setting.routing.source}; of experts that are "
+            "removed, the least chosen go first"
+        )
+    if setting.ep > 1:
+        whose = (
+            "each has sequences of its own, --batch of them"
+            if setting.tp == 1
+            else "all share every other layer"
+        )
+        found.append(
+            f"{setting.ep} devices hold the experts in their order, as whole ones; {whose}; times "
+            "are those of the device whose experts get most tokens"
         )
     return found
 
@@ -292,6 +344,32 @@ def _devices(tp: int) -> int:
     if not 1 <= tp <= 64:
         raise PrunescopeError(f"{tp} devices cannot share a layer", hint="--tp 1 to 64")
     return tp
+
+
+def _expert_devices(ep: int, tp: int, shape: ModelShape) -> int:
+    if ep == 1:
+        return ep
+    if not shape.experts:
+        raise PrunescopeError("--ep needs a model with experts", hint="use --tp to share layers")
+    if not 1 <= ep <= shape.experts:
+        raise PrunescopeError(
+            f"{shape.experts} experts cannot lie on {ep} devices", hint=f"--ep 1 to {shape.experts}"
+        )
+    if tp not in (1, ep):
+        raise PrunescopeError(
+            f"--tp {tp} and --ep {ep} are not the same devices",
+            hint=f"--tp {ep} with --ep {ep} (all share every layer), or --tp 1 (each has "
+            "sequences of its own)",
+        )
+    return ep
+
+
+def _routing(shape: ModelShape, given: str | None) -> Routing | None:
+    if given is None:
+        return None
+    if not shape.experts:
+        raise PrunescopeError("--routing needs a model with experts", hint="remove --routing")
+    return read_routing(given)
 
 
 def _stages(pp: int, layers: int) -> int:
@@ -351,11 +429,15 @@ def _extra(ms: float) -> float:
     return ms * 1e6
 
 
-def _launch(given: str | None, runtime: Runtime | None) -> str:
-    name = given or (runtime.launch if runtime else "graph")
+def _launch(given: str | None, runtime: Runtime | None, device: Device) -> str:
+    name = given or (runtime.launch if runtime else "eager" if device.is_cpu else "graph")
     if name not in LAUNCHES:
         raise PrunescopeError(
             f"no launch mode is called {name!r}", hint=f"nearest: {nearest(name, LAUNCHES)}"
+        )
+    if name == "graph" and device.is_cpu:
+        raise PrunescopeError(
+            f"{device.name} is a CPU, which replays no graph", hint="--launch eager"
         )
     return name
 
@@ -395,15 +477,17 @@ def named_family(method: str) -> tuple[Family, Mapping[str, str]]:
 
 
 def _dtype(requested: str | None, of_model: str | None, device: Device, warnings: list[str]) -> str:
-    """The requested format, else the model's, else bf16; fp16 with a warning where the device has
-    no bf16."""
+    """The requested format, else the model's, else bf16; with a warning the widest next one that
+    the device has where it has no bf16."""
     name = dtype(requested or of_model or "bf16")
     if name is None:
         raise PrunescopeError(
             f"no number format is called {requested or of_model!r}",
             hint="for example bf16 or fp32",
         )
-    if requested is None and name == "bf16" and device.peak("bf16") is None and device.peak("fp16"):
-        warnings.append(f"{device.name} has no bf16 matrix units: predicted in fp16")
-        return "fp16"
+    if requested is None and name in ("bf16", "fp16") and device.peak(name) is None:
+        instead = next((other for other in ("fp16", "fp32") if device.peak(other)), None)
+        if instead is not None:
+            warnings.append(f"{device.name} has no {name} matrix units: predicted in {instead}")
+            return instead
     return name

@@ -10,12 +10,13 @@ on each device.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import groupby
 
 from prunescope.analysis.predict.constants import MARLIN, Constants
+from prunescope.analysis.predict.expert_parallel import expert_parallel, is_expert
 from prunescope.analysis.predict.formats import LINEAR, WIDE, mixed, stored_as
 from prunescope.analysis.predict.forward import Forward
 from prunescope.analysis.predict.setting import Setting
@@ -23,7 +24,7 @@ from prunescope.taxonomy.family import Family, FamilyPoint
 from prunescope.taxonomy.gemm import Gemm
 from prunescope.taxonomy.plan import Op, Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
-from prunescope.taxonomy.theory import dense_plan, forward
+from prunescope.taxonomy.theory import dense_plan, equal_parts, forward, kv_cache_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,17 +119,29 @@ def predicted_side(
     setting: Setting, work: Workload, *, sparsity: float | None = None, pruned: bool = True
 ) -> PredictedSide:
     """The dense side of a workload, or its pruned one at `sparsity` (None: the setting's)."""
-    if not pruned or setting.family is None:
-        whole = dense_forward(setting.shape, work)
-    else:
+    if pruned and setting.pruned_shape is not None:
+        if setting.pruned_shape.experts != setting.shape.experts:
+            work = replace(work, routing=None)  # it counts the experts of the dense model
+        setting = replace(setting, shape=setting.pruned_shape, pruned_shape=None)
+
+    def forward_of(work: Workload) -> Forward:
+        if not pruned or setting.family is None:
+            return dense_forward(setting.shape, work)
         at = setting.sparsity if sparsity is None else sparsity
         removed = setting.removed if at == setting.sparsity else {}
         # The family fills in knobs that are not given.
         point = FamilyPoint(sparsity=at, knobs=setting.knobs, removed=removed)
-        whole = pruned_forward(setting.shape, work, setting.family, point, setting.layers_kept)
+        return pruned_forward(setting.shape, work, setting.family, point, setting.layers_kept)
+
+    whole = forward_of(work)
+    if setting.ep > 1:
+        every = replace(work, batch=work.batch * setting.ep)
+        everyone = whole if setting.tp > 1 else forward_of(every)
+        key: tuple[object, ...] = ("ep", setting.ep, setting.tp > 1)
+        whole = whole.once(key, partial(expert_parallel, whole, everyone, setting.ep))
     if setting.tp > 1:
         key = "tp", setting.tp
-        whole = whole.once(key, partial(_one_device, whole, setting.tp, setting.shape))
+        whole = whole.once(key, _split_over(whole, setting))
     if setting.pp > 1:
         whole = whole.once(("pp", setting.pp), partial(_in_stages, whole, setting.pp))
     stored = setting.stored_itemsize
@@ -214,13 +227,27 @@ _WITH_WIDTH = frozenset({"rope", "activation", "attention", "conv", "scan", "kv_
 _EXPERTS = frozenset({"experts", "shared_expert"})
 
 
-def _one_device(whole: Forward, devices: int, shape: ModelShape) -> Forward:
+def _split_over(whole: Forward, setting: Setting) -> Callable[[], Forward]:
+    apart = is_expert if setting.ep > 1 else None
+    return partial(_one_device, whole, setting.tp, setting.shape, apart)
+
+
+def _one_device(
+    whole: Forward, devices: int, shape: ModelShape, apart: Callable[[Op], bool] | None
+) -> Forward:
     """The part of one of several devices. Fewer key/value heads than devices are copied to several
-    of them, a latent cache to each. An expert's matrices are split as an MLP's. Of a low-rank pair
-    only the factor at the split side is split; every device holds the other."""
-    kv_share = 1.0 if shape.kv_rank is not None else 1 / min(devices, shape.kv_heads)
-    ops = _split_all(whole.ops, devices, kv_share)
-    kept = ops if whole.resident == whole.ops else _split_all(whole.resident, devices, kv_share)
+    of them, a latent cache to each. An expert's matrices are split as an MLP's, but for ops that
+    are split already (`apart`). Of a low-rank pair only the factor at the split side is split;
+    every device holds the other."""
+
+    def share_of(kv_heads: int) -> float:
+        return 1.0 if shape.kv_rank is not None else 1 / min(devices, kv_heads or shape.kv_heads)
+
+    def split(ops: tuple[Op, ...]) -> tuple[Op, ...]:
+        return _split_all(ops, devices, share_of, apart)
+
+    ops = split(whole.ops)
+    kept = ops if whole.resident == whole.ops else split(whole.resident)
     before = sum(op.layers * op.stored_bytes for op in whole.resident)
     after = sum(op.layers * op.stored_bytes for op in kept)
     return replace(
@@ -228,27 +255,46 @@ def _one_device(whole: Forward, devices: int, shape: ModelShape) -> Forward:
         ops=ops,
         bounded=tuple(op for op in ops if op.bounded),
         weight_share=after / before if before else 1.0,
-        kv_share=kv_share,
+        kv_share=_kv_share(whole, share_of),
         exchanged=tuple(_exchanged(whole)),
         memo={},
     )
 
 
-def _weights(ops: Iterable[Op]) -> Iterator[list[Op]]:
+def _kv_share(whole: Forward, share_of: Callable[[int], float]) -> float:
+    """The share of the cache that a device holds, over layers whose KV heads may differ."""
+    parts = [part for plan in whole.plans for part in equal_parts(plan)]
+    shares = {share_of(part.shape.kv_heads) for part in parts if part.attention_layers}
+    if len(shares) < 2:
+        return next(iter(shares), 1.0)
+    held = [kv_cache_bytes([part]) for part in parts]
+    shared = sum(h * share_of(p.shape.kv_heads) for h, p in zip(held, parts, strict=True))
+    return shared / sum(held) if sum(held) else 1.0
+
+
+def weights(ops: Iterable[Op]) -> Iterator[list[Op]]:
     """The ops of each weight: one, or the two in a row of a low-rank pair. A weight of that name in
     another stack of layers comes later and counts apart."""
     return (list(group) for _, group in groupby(ops, key=lambda op: op.name))
 
 
-def _split_all(ops: Iterable[Op], devices: int, kv_share: float) -> tuple[Op, ...]:
-    found = []
-    for parts in _weights(ops):
+def _split_all(
+    ops: Iterable[Op],
+    devices: int,
+    share_of: Callable[[int], float],
+    apart: Callable[[Op], bool] | None,
+) -> tuple[Op, ...]:
+    found: list[Op] = []
+    for parts in weights(ops):
+        if apart is not None and apart(parts[0]):
+            found += parts
+            continue
         for index, op in enumerate(parts):
             expert = op.role in _EXPERTS
             along_k = op.role in _ALONG_K or (expert and op.group == "down")
             along_n = op.role in _ALONG_N or (expert and not along_k)
             if op.role in _WITH_WIDTH:
-                found.append(_fewer_heads(op, devices, kv_share))
+                found.append(_fewer_heads(op, devices, share_of(op.kv_heads)))
             elif (along_k and index == 0) or (along_n and index == len(parts) - 1):
                 found.append(_split_gemm(op, devices, along_k=along_k))
             else:
@@ -292,7 +338,7 @@ def handed_on(whole: Forward) -> float:
     """Bytes of the residual stream between two stages: the mean output of the layers' last GEMMs.
     It has 16 bits where linear layers have fewer."""
     size, found = max(WIDE, whole.work.itemsize), []
-    for parts in _weights(whole.ops):
+    for parts in weights(whole.ops):
         if parts[-1].role in _ALONG_K:
             gemm = parts[-1].gemms[0]
             found.append((parts[-1].layers, gemm.m * gemm.n * size))
@@ -303,7 +349,8 @@ def handed_on(whole: Forward) -> float:
 def _exchanged(whole: Forward) -> Iterator[tuple[float, float]]:
     """(sublayers, bytes that each sums over the devices): the output of the first GEMM that is
     split along K. Routed experts sum their tokens first."""
-    for op, *_ in _weights(whole.ops):
+    for op, *_ in weights(whole.ops):
         if op.role in _ALONG_K or (op.role == "experts" and op.group == "down"):
-            size = op.gemms[0].m * op.gemms[0].n * whole.work.itemsize
+            rows = whole.work.rows if op.role == "experts" else op.gemms[0].m
+            size = rows * op.gemms[0].n * whole.work.itemsize
             yield op.layers * op.runs, size

@@ -17,7 +17,8 @@ from matplotlib.patches import Patch
 from prunescope.analysis.report.figures import drawing, saved
 from prunescope.analysis.report.ledger_view import LEDGER, NOT_EXPLAINED
 from prunescope.analysis.report.titles import short
-from prunescope.analysis.schema.comparison import ComparisonRow
+from prunescope.analysis.schema.comparison import Comparison, ComparisonRow
+from prunescope.taxonomy.errors import PrunescopeError
 
 WIDTH = 7.0  # inches: both columns of a two-column page
 _CURVES, _BAR = 1.9, 0.16  # inches: height of the curves, and of a bar
@@ -235,3 +236,19 @@ def _bar_labels(rows: Sequence[ComparisonRow]) -> list[str]:
         for row, label in zip(rows, labels, strict=True)
     )
     return [short(label, 44) for label in named]
+
+
+class ComparisonPlots:
+    """The figures of a comparison, as matplotlib Figures."""
+
+    def __init__(self, found: Comparison) -> None:
+        self._found = found
+
+    def speedups(self) -> Figure:
+        """Speedups of the runs, with intervals. Raises PrunescopeError where no run has one."""
+        figure = comparison_figure(self._found.rows)
+        if figure is None:
+            raise PrunescopeError(
+                "no run has a speedup to plot", hint="a speedup needs a dense baseline"
+            )
+        return figure

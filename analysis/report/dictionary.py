@@ -16,6 +16,7 @@ from prunescope.analysis.schema.anatomy import RooflinePoint
 from prunescope.analysis.schema.fields import FieldInfo, fields_of
 from prunescope.analysis.schema.fields import unit_of as unit_of_name
 from prunescope.analysis.schema.report import GemmRow, KernelRow, Phase
+from prunescope.analysis.schema.routing import LayerRouting
 
 PHASE = FieldInfo("phase", "", "prefill, decode, or trace for a bare trace")
 Rows: TypeAlias = Callable[[Phase], Iterable[msgspec.Struct]]
@@ -33,6 +34,7 @@ TABLES: dict[str, tuple[type[msgspec.Struct], Rows]] = {
         lambda phase: phase.anatomy.points if phase.anatomy else (),
     ),
     "waves.csv": (rows.WaveLine, rows.wave_lines),
+    "experts.csv": (LayerRouting, lambda phase: phase.routing.layers if phase.routing else ()),
 }
 
 

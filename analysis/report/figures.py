@@ -1,8 +1,9 @@
 """Figures for a paper: in, a Report; out, figures one column wide, or their bytes.
 
 ladder, ledger, kinds; roofline: calls as points, sized by time, under the ceilings; bounds: time by
-kind and bound; layers: time of each layer by role; waves: predicted time over N. Other figures take
-the style from here. Okabe-Ito colours, hatches for grey, Type 42 fonts.
+kind and bound; layers: time of each layer by role; waves: predicted time over N; experts: how
+evenly tokens are spread. Other figures take the style from here. Okabe-Ito colours, hatches for
+grey, Type 42 fonts.
 """
 
 from __future__ import annotations
@@ -60,9 +61,13 @@ _LARGEST, _SMALLEST = 90.0, 5.0  # area of a point
 _LETTER_WIDTH, _MARK_WIDTH = 0.05, 0.33  # inches in a legend
 _VISIBLE = 0.001  # of the time of all points
 _TERA = 1e12
+# Fields of LayerRouting that the figure of experts shows, by their labels.
+_EXPERT_STRIPS = {
+    "distinct": "distinct a step", "fullest": "fullest ÷ mean", "entropy": "entropy",
+}  # fmt: skip
 _ROOM = 1.3
 _THIN = 0.6
-KINDS = ("ladder", "ledger", "kinds", "roofline", "bounds", "layers", "waves")
+KINDS = ("ladder", "ledger", "kinds", "roofline", "bounds", "layers", "waves", "experts")
 
 
 class Drawn(Figure):
@@ -104,9 +109,11 @@ def plot(report: Report, name: str, kind: str) -> Figure | None:
             return ledger_figure(phase, name, title=_title(report, name, "where the time went"))
         if kind == "kinds":
             return kinds_figure(phase, name, title=_title(report, name, "busy time by kind"))
+        subject = short(of_what(report, name), 60)
+        if kind == "experts":
+            return _experts_figure(phase, subject)
         if phase.anatomy is None:
             return None
-        subject = short(of_what(report, name), 60)
         if kind == "roofline":
             return _roofline_figure(phase.anatomy, report.device, subject)
         anatomy_figures = {
@@ -128,9 +135,10 @@ def ladder_figure(phase: Phase, name: str, *, title: str = "") -> Figure | None:
     ladder = phase.ladder
     if ladder is None:
         return None
-    bounds = [(label, getattr(ladder, key)) for key, (label, _) in ledger_view.LADDER.items()]
-    spans = [ledger_view.telling_interval(ladder, key) for key in ledger_view.LADDER]
-    measured = [i for i, key in enumerate(ledger_view.LADDER) if key in ("busy", "realised")]
+    rungs = ledger_view.rungs(ladder)
+    bounds = [(label, getattr(ladder, key)) for key, (label, _) in rungs.items()]
+    spans = [ledger_view.telling_interval(ladder, key) for key in rungs]
+    measured = [i for i, key in enumerate(rungs) if key in ("busy", "realised")]
     figure, axes = _axes(len(bounds))
     ends = [end for ci95 in spans for end in ci95 or ()]
     top = max([1.0, *(v for _, v in bounds if v is not None), *ends])
@@ -602,6 +610,49 @@ def _mark_sizes(axes: Axes, one: Shape, i: int, unit: numbers.Scale) -> None:
         )
 
 
+def _experts_figure(phase: Phase, of: str) -> Figure | None:
+    """Three strips over the layers: distinct experts a step, fullest over mean, entropy."""
+    layers = phase.routing.layers if phase.routing else []
+    if len(layers) < _FEWEST_LAYERS:
+        return None
+    figure, first = _page(3.1, "Tokens of experts, layer by layer", of)
+    first.remove()
+    strips = figure.subplots(3, 1)
+    places = range(len(layers))
+    step = max(1, -(-len(layers) // 8))
+    names = [str(one.layer) for one in layers[::step]]
+    sides = [("", "pruned", _REALISED, "o")]
+    if any(one.dense_experts for one in layers):
+        sides.insert(0, ("dense_", "dense", _BOUND, "s"))
+    for axes, (key, label) in zip(strips, _EXPERT_STRIPS.items(), strict=True):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(length=2.5, width=_THIN)
+        top = 0.0
+        for prefix, _, colour, marker in sides:
+            values = [getattr(one, prefix + key) for one in layers]
+            top = max([top, *(value for value in values if value is not None)])
+            axes.plot(
+                places,
+                [math.nan if value is None else value for value in values],
+                color=colour,
+                marker=marker,
+                markersize=2.5,
+                linewidth=0.9,
+            )
+        axes.set_ylabel(label)
+        axes.set_ylim(0, (top or 1) * 1.1)
+        last = axes is strips[-1]
+        axes.set_xticks(places[::step], names if last else [""] * len(names))
+    strips[-1].set_xlabel("layer")
+    if len(sides) > 1:
+        marks = [
+            Line2D([], [], color=colour, marker=marker, markersize=2.5, linewidth=0.9, label=name)
+            for _, name, colour, marker in sides
+        ]
+        legend(figure, marks, len(marks))
+    return figure
+
+
 class Plots:
     """The figures of a report. Each takes a phase, the first one where none is named, and gives a
     matplotlib Figure; PrunescopeError where the phase has nothing to plot."""
@@ -640,6 +691,10 @@ class Plots:
     def waves(self, phase: str | None = None) -> Figure:
         """Predicted time over N, with the dimensions that ran."""
         return self._plot("waves", phase)
+
+    def experts(self, phase: str | None = None) -> Figure:
+        """How evenly tokens are spread over experts, layer by layer."""
+        return self._plot("experts", phase)
 
     def _plot(self, kind: str, phase: str | None) -> Figure:
         phases = self._report.phases

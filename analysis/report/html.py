@@ -21,6 +21,7 @@ from prunescope.analysis.report import (
 )
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.phase_tables import Extent, phase_tables
+from prunescope.analysis.report.summary import outcome_and_reasons
 from prunescope.analysis.report.titles import phase_slugs
 from prunescope.analysis.report.view import Table
 from prunescope.analysis.schema.report import Phase, Report
@@ -82,10 +83,12 @@ def spelled_out(value: Any) -> Any:
 def phase_view(name: str, slug: str, phase: Phase) -> dict[str, Any]:
     """Template variables of one phase: sentences, bounds, ledger and tables."""
     bounds, one = _ladder_rows(phase)
+    outcome, reasons = outcome_and_reasons(phase)
     return {
         "name": titles.heading(name, phase),
         "slug": slug,
-        "headline": sentences.headline(phase),
+        "outcome": outcome,
+        "reasons": reasons,
         "opening": sentences.opening(phase),
         "findings": [
             {"severity": f.severity, "text": sentences.finding(f), "evidence": f.evidence}
@@ -105,13 +108,14 @@ def _ladder_rows(phase: Phase) -> tuple[list[_LadderRow], float]:
     ladder = phase.ladder
     if ladder is None:
         return [], 0.0
-    values = {name: getattr(ladder, name) for name in ledger_view.LADDER}
+    rungs = ledger_view.rungs(ladder)
+    values = {name: getattr(ladder, name) for name in rungs}
     spans = {name: ledger_view.telling_interval(ladder, name) for name in values}
     ends = [v for v in values.values() if v is not None]
     ends += [end for ci95 in spans.values() for end in ci95 or ()]
     full = 100 / (1.04 * max(1.0, *ends))
     bounds = []
-    for name, (label, meaning) in ledger_view.LADDER.items():
+    for name, (label, meaning) in rungs.items():
         value, ci95 = values[name], spans[name]
         low, high = ci95 or (None, None)
         bounds.append(

@@ -14,10 +14,11 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from prunescope.analysis.report import numbers, sentences
+from prunescope.analysis.report import numbers
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.schema.report import Report
 from prunescope.taxonomy.architectures import Applicable, Described, LayerGemm, Mechanism
+from prunescope.taxonomy.families import cutting
 from prunescope.taxonomy.family import Family, Knob
 from prunescope.taxonomy.formats import plain
 from prunescope.taxonomy.machine_check import MachineCheck
@@ -91,6 +92,8 @@ def families(
     notes = (
         f"--select importance: {_by_importance(listed)}",
         f"moves: the axis that shrinks in {' | '.join(_GROUPS)}",
+        "G: the groups of a grouped GEMM, which are experts; fewer channels in each expert are "
+        f"{cutting('channels')}",
         "* not in the paper's taxonomy, added here",
         "families --method NAME: knobs of a published method, and what was read of it",
         f"presets of --model: {', '.join(preset_names())}",
@@ -187,8 +190,11 @@ def run_summary(folder: Path, runs: Mapping[str, Run]) -> dict[str, Any]:
     return {"schema": 1, "out": str(folder), "runs": summary}
 
 
-def traced(folder: Path, runs: Mapping[str, Run]) -> RenderableType:
-    """One row a run and phase: the time of a step as a report gives it; then what to do next."""
+def traced(
+    folder: Path, runs: Mapping[str, Run], answers: Mapping[str, str] | None = None
+) -> RenderableType:
+    """One row a run and phase: the time of a step as a report gives it; then the answer of each
+    phase, where it is known, and what to do next."""
     table = _table("run", "phase", "time", "samples")
     for variant, run in runs.items():
         for name, phase in run.phases.items():
@@ -197,6 +203,7 @@ def traced(folder: Path, runs: Mapping[str, Run]) -> RenderableType:
     # How a request was rounded, and what the pruner could not do.
     notes = [n for run in runs.values() for n in (run.pruning and run.pruning.notes) or ()]
     lines = [Text(clean(f"note: {note}"), "dim") for note in notes]
+    lines += [Text(clean(f"{name}: {answer}")) for name, answer in (answers or {}).items()]
     return Group(table, *lines, Text(clean(f"next: prunescope analyze {folder}")))
 
 
@@ -211,13 +218,11 @@ def doctor(checks: Iterable[MachineCheck]) -> RenderableType:
 
 
 def verdict(report: Report, *, name: str, folder: Path) -> RenderableType:
-    """A report in a few lines: realised and promised speedup, family and first findings a phase."""
+    """A report in a few lines: the answer of each phase."""
     lines = [(0, name, "bold")]
     lines += [(2, f"! {warning}", "yellow") for warning in report.warnings]
     for phase_name, phase in report.phases.items():
-        lines.append((2, f"{phase_name}: {sentences.headline(phase)}", ""))
-        lines.append((4, sentences.family(phase.family), ""))
-        lines += [(4, f"- {sentences.finding(one)}", "") for one in phase.findings[:2]]
+        lines.append((2, f"{phase_name}: {phase.summary}", ""))
     lines.append((2, f"all of it: prunescope analyze {folder}", "dim"))
     return Group(*(Padding(Text(clean(x), style), (0, 0, 0, n)) for n, x, style in lines))
 
@@ -246,6 +251,7 @@ def applicable(found: Described) -> RenderableType:
     if found.gemms:
         parts.append(_gemms(found.gemms))
     parts.append(_family_rows(found))
+    parts += [Text(f"! {clean(note)}", "yellow") for note in found.notes]
     return Group(*parts, *(Text(line, "dim") for line in _LEGEND[not found.gemms :]))
 
 
@@ -330,6 +336,9 @@ def _time_left(plan: dict[str, Any]) -> str:
             f"; {_hours(most)} if it stays as busy as it was: its peaks were measured"
             f" {plan['peaks_measured']} times during {other_work}, and the best is used"
         )
+    by_token = plan.get("decode_scoring_seconds") or 0.0
+    if by_token:
+        line += f"; {_hours(by_token)} of it to score models one token after another"
     if not trained:
         return line
     without = _hours(plan["seconds"] - trained)

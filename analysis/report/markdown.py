@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from prunescope.analysis.report import measured, sentences, titles
 from prunescope.analysis.report.escape import markdown as text
 from prunescope.analysis.report.escape import markdown_code
 from prunescope.analysis.report.phase_tables import Extent, phase_tables
+from prunescope.analysis.report.summary import outcome_and_reasons
 from prunescope.analysis.report.view import Cell, Table
 from prunescope.analysis.schema.report import Phase, Report
 
 _EXTENT = Extent(kernels=40)
+_FIRST = ("ladder", "ledger")  # tables that are part of the answer
 
 
 def render_markdown(report: Report) -> str:
@@ -36,11 +38,14 @@ def _report(report: Report) -> Iterator[str]:
 
 
 def _phase(phase: Phase) -> Iterator[str]:
-    yield f"**{text(sentences.headline(phase))}**"
+    """The paragraph, ladder, ledger and findings; the other tables folded."""
+    outcome, reasons = outcome_and_reasons(phase)
+    yield f"**{text(outcome)}** {text(reasons)}".rstrip()
     yield ""
-    for line in sentences.opening(phase):
-        yield f"- {text(line)}"
-    yield ""
+    tables = {table.id: table for table in phase_tables(phase, _EXTENT)}
+    for table_id in _FIRST:
+        if table_id in tables:
+            yield from table_lines(tables[table_id])
     yield "### Findings"
     yield ""
     for item in phase.findings:
@@ -49,19 +54,33 @@ def _phase(phase: Phase) -> Iterator[str]:
     if not phase.findings:
         yield text(sentences.NO_FINDING)
     yield ""
-    for table in phase_tables(phase, _EXTENT):
-        yield from table_lines(table)
-    yield "### What was measured"
+    yield "### How it was measured"
     yield ""
-    for line in measured.lines(phase):
+    for line in sentences.opening(phase):
         yield f"- {text(line)}"
     yield ""
+    for table in tables.values():
+        if table.id not in _FIRST:
+            lines = table_lines(table, title=False)
+            yield from _folded(table.title, lines, is_open=table.id == "gemms")
+    yield from _folded("What was measured", (f"- {text(line)}" for line in measured.lines(phase)))
 
 
-def table_lines(table: Table, *, level: int = 3) -> Iterator[str]:
-    """A table with its title, a heading of `level`, and its notes, line by line."""
-    yield f"{'#' * level} {text(table.title)}"
+def _folded(title: str, lines: Iterable[str], *, is_open: bool = False) -> Iterator[str]:
+    """Lines that a click shows or hides; HTML inside Markdown needs an empty line around it."""
+    yield f"<details{' open' if is_open else ''}><summary>{text(title)}</summary>"
     yield ""
+    yield from lines
+    yield ""
+    yield "</details>"
+    yield ""
+
+
+def table_lines(table: Table, *, level: int = 3, title: bool = True) -> Iterator[str]:
+    """A table with its title, a heading of `level`, and its notes, line by line."""
+    if title:
+        yield f"{'#' * level} {text(table.title)}"
+        yield ""
     yield "| " + " | ".join(text(column.head) for column in table.columns) + " |"
     yield "|" + "|".join("--:" if column.numeric else ":--" for column in table.columns) + "|"
     for row in table.rows:

@@ -23,6 +23,7 @@ from matplotlib.transforms import Bbox
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.figures import drawing, saved
 from prunescope.analysis.report.ledger_view import LEDGER
+from prunescope.analysis.report.pareto_marks import SIMULATED, ZEROS, marked, marks_of_point
 from prunescope.analysis.report.titles import figure_name
 from prunescope.analysis.schema.pareto import (
     MOST_RATIO,
@@ -31,6 +32,7 @@ from prunescope.analysis.schema.pareto import (
     ParetoPhase,
     SweepPoint,
 )
+from prunescope.taxonomy.run_quality import RANDOM_IDS
 from prunescope.taxonomy.words import factor
 
 # Okabe-Ito, dark and light in turns.
@@ -154,7 +156,7 @@ def _bound(axes: Axes, points: list[SweepPoint], marks: dict[str, tuple[str, str
     """x: the roofline bound, y: what was realised; on the diagonal the bound is reached."""
     low, top = 1.0, 1.0
     for family, (colour, marker) in marks.items():
-        label: str | None = clean(family)
+        label: str | None = _label_with_marks(family, points)
         for point in (p for p in points if p.label == family):
             bound = point.bounds.get("roofline")
             if bound is None:
@@ -172,6 +174,8 @@ def _bound(axes: Axes, points: list[SweepPoint], marks: dict[str, tuple[str, str
             low, top = min(low, bound, point.realised), max(top, bound, point.realised)
         if label is not None:
             axes.plot([], [], color=colour, marker=marker, linestyle="none", label=label)
+    for words in _mark_notes(points):
+        axes.plot([], [], linestyle="none", label=words)
     if not all(p.timing_valid for p in points):
         words = "open: timing not valid"
         axes.plot([], [], "o", color="black", markerfacecolor="white", label=words)
@@ -219,13 +223,32 @@ def _ledger(axes: Axes, points: list[SweepPoint], marks: dict[str, tuple[str, st
             linewidth=1.6,
             label="pruned, measured" if i == 0 else None,
         )
+    for words in _mark_notes(bars):
+        axes.plot([], [], linestyle="none", label=words)
     axes.axhline(1.0, color="black", linewidth=0.6, linestyle=(0, (3, 2)))
     axes.axhline(0.0, color="black", linewidth=0.6)
-    axes.set_xticks(range(len(bars)), [f"{clean(p.label)} {_share(p)}" for p in bars])
+    axes.set_xticks(range(len(bars)), [marked(f"{clean(p.label)} {_share(p)}", p) for p in bars])
     axes.tick_params(axis="x", rotation=40, labelsize=6)
     for label in axes.get_xticklabels():
         label.set_horizontalalignment("right")
     axes.set_ylabel("share of the dense step")
+
+
+def _label_with_marks(label: str, points: Iterable[SweepPoint]) -> str:
+    """A label of the legend, with the marks of its points."""
+    found = "".join(
+        mark
+        for mark in (SIMULATED, ZEROS)
+        if any(mark in marks_of_point(p) for p in points if p.label == label)
+    )
+    return f"{clean(label)} {found}" if found else clean(label)
+
+
+def _mark_notes(points: Iterable[SweepPoint]) -> list[str]:
+    """What the marks in a figure mean."""
+    found = "".join(map(marks_of_point, points))
+    notes = {SIMULATED: "simulated", ZEROS: "zeros or nothing: the dense work"}
+    return [f"{mark} {words}" for mark, words in notes.items() if mark in found]
 
 
 def _largest(points: list[SweepPoint], family: str) -> SweepPoint | None:
@@ -269,8 +292,10 @@ def frontier_plot(found: Pareto, *, most: float = MOST_RATIO) -> Figure:
                 title = f"{clean(name)}, batch {cell[0]}, {cell[1]} tokens"
                 axes.set_title(title, loc="left")
                 panels.append((axes, *_frontier_panel(axes, points, marks, most)))
-        any_not_valid = any(not p.timing_valid for ph in found.phases.values() for p in ph.points)
-        lines = _frontier_legend(figure, marks, any_not_valid=any_not_valid)
+                if found.subject.on_random_ids:
+                    _say_random_ids(axes)
+        shown = [p for ph in found.phases.values() for p in ph.points]
+        lines = _frontier_legend(figure, marks, shown)
         figure.set_size_inches(wide, high + 0.14 * lines + 0.25)
         figure.draw_without_rendering()
         for axes, labels, obstacles in panels:
@@ -327,7 +352,8 @@ def _frontier_panel(
             words.append(f"{point.sparsity:g}")
         if not point.timing_valid:
             words.append("?")
-        labels.append((x, point.realised, " ".join(words)))
+        words.append(marks_of_point(point))
+        labels.append((x, point.realised, " ".join(filter(None, words))))
     axes.spines[["top", "right"]].set_visible(False)
     left, right = axes.get_xlim()
     left, right = min(left, 1.0), min(right, most) if points else most
@@ -366,6 +392,11 @@ def _frontier_line(axes: Axes, best: Sequence[tuple[float, float]], right: float
     return list(pairwise(path))
 
 
+def _say_random_ids(axes: Axes) -> None:
+    """That the losses of a panel mean nothing."""
+    axes.set_xlabel(f"{axes.get_xlabel()}\non {RANDOM_IDS}: no loss means anything")
+
+
 def _say_all_beyond(axes: Axes, ratios: Sequence[float], most: float) -> None:
     """Why a panel is empty."""
     axes.set_xlim(1.0, most)
@@ -383,11 +414,17 @@ def _say_all_beyond(axes: Axes, ratios: Sequence[float], most: float) -> None:
     )
 
 
-def _frontier_legend(figure: Figure, marks: Marks, *, any_not_valid: bool) -> int:
+def _frontier_legend(figure: Figure, marks: Marks, points: Sequence[SweepPoint]) -> int:
     """The legend of all panels; gives its number of rows."""
     handles = [
         matplotlib.lines.Line2D(
-            [], [], color=colour, marker=marker, linestyle="none", markersize=5, label=clean(label)
+            [],
+            [],
+            color=colour,
+            marker=marker,
+            linestyle="none",
+            markersize=5,
+            label=_label_with_marks(label, points),
         )
         for label, (colour, marker) in marks.items()
     ]
@@ -396,9 +433,10 @@ def _frontier_legend(figure: Figure, marks: Marks, *, any_not_valid: bool) -> in
             [], [], color="black", linewidth=0.8, label="frontier: full marks, with their s"
         )
     )
-    if any_not_valid:
-        note = "?: timing not valid, no evidence"
-        handles.append(matplotlib.lines.Line2D([], [], linestyle="none", label=note))
+    notes = _mark_notes(points)
+    if not all(p.timing_valid for p in points):
+        notes.append("?: timing not valid, no evidence")
+    handles += [matplotlib.lines.Line2D([], [], linestyle="none", label=note) for note in notes]
     return legend_below(figure, handles, columns=4)
 
 
@@ -446,3 +484,14 @@ def _written(
     renderer = axes.figure.canvas.get_renderer()  # type: ignore[attr-defined]
     label.update_positions(renderer)
     return label, matplotlib.text.Text.get_window_extent(label, renderer)
+
+
+class ParetoPlots:
+    """The figures of a sweep, as matplotlib Figures."""
+
+    def __init__(self, found: Pareto) -> None:
+        self._found = found
+
+    def frontier(self) -> Figure:
+        """Speed against loss, with the frontier."""
+        return frontier_plot(self._found)

@@ -12,6 +12,7 @@ import msgspec
 from prunescope.analysis.report.escape import markdown as text
 from prunescope.analysis.report.markdown import table_lines
 from prunescope.analysis.report.numbers import UNKNOWN, loss, percent, ratio, time
+from prunescope.analysis.report.pareto_marks import SIMULATED, ZEROS, marked
 from prunescope.analysis.report.sheet import Line, Sheet
 from prunescope.analysis.report.titles import figure_name
 from prunescope.analysis.report.view import Column, Table, numeric, text_table
@@ -32,6 +33,9 @@ _NOT_VALID = (
     "? timing not valid: the samples vary too much or were disturbed, so that the speedup is no "
     "evidence."
 )
+_PLACES = "of samples: in which share of samples within the intervals the point is on the frontier."
+_SIMULATED = f"{SIMULATED} simulated: a stand-in for what this device or these weights cannot do."
+_ZEROS = f"{ZEROS} removed no work: zeros in dense tensors, or rounded to nothing."
 # Options of old sweeps under the names that they have now.
 _OPTION_NAMES = {"seatings": "placements", "max_seatings": "max_placements"}
 _OPTION_VALUES = {("select", "calibrated"): "importance"}
@@ -167,16 +171,20 @@ def points_table(points: Sequence[SweepPoint]) -> Table:
         *numeric(*(("tasks, signed", "95 % of it", "tasks, absolute") if tasks else ())),
         *numeric("KL", "agreement"),
         Column("frontier"),
+        *numeric("of samples"),
     ]
     rows = [_point_row(p, recovered=recovered, other=other, tasks=tasks) for p in points]
-    notes = [] if all(point.timing_valid for point in points) else [_NOT_VALID]
+    notes = [_PLACES] if any(point.frontier_share is not None for point in points) else []
+    notes += [] if all(point.timing_valid for point in points) else [_NOT_VALID]
+    notes += [_SIMULATED] if any(point.simulated for point in points) else []
+    notes += [_ZEROS] if any(point.removed_nothing for point in points) else []
     return text_table("points", "Speed and loss", columns, rows, notes)
 
 
 def _point_row(point: SweepPoint, *, recovered: bool, other: bool, tasks: bool) -> list[str]:
     lost = point.loss or Loss()
     row = [
-        point.label,
+        marked(point.label, point),
         "" if point.sparsity is None else " = ".join(f"{s:g}" for s in point.sparsities),
         percent(point.flop_sparsity),
         _speedup(point),
@@ -198,7 +206,8 @@ def _point_row(point: SweepPoint, *, recovered: bool, other: bool, tasks: bool) 
             percent(_known(lost.tasks_absolute)),
         ]
     kl = UNKNOWN if lost.kl is None else f"{lost.kl:.3g}"
-    return [*row, kl, percent(lost.agreement), "yes" if point.on_frontier else ""]
+    place = ["yes" if point.on_frontier else "", percent(point.frontier_share, decimals=0)]
+    return [*row, kl, percent(lost.agreement), *place]
 
 
 def winners_table(cell: SweepCell) -> Table:

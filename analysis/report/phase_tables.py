@@ -7,7 +7,7 @@ time.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +65,7 @@ TABLES: dict[str, Callable[[Phase, Extent], Table | None]] = {
     "gemms": lambda phase, extent: (
         gemm_table(phase, top=extent.gemms, names=extent.kernel_names) if phase.gemms else None
     ),
+    "experts": lambda phase, extent: experts_table(phase, brief=extent.brief),
     "parts": lambda phase, _: parts_table(phase),
     "kind": lambda phase, extent: kinds_table(phase, extent.kinds),
     "role": lambda phase, _: split_table("role", phase.roles, phase.busy_ns),
@@ -139,6 +140,51 @@ def _side_row(
         Cell(form(pruned), float(pruned)),
         Cell(numbers.percent(share), share),
     ]
+
+
+def experts_table(phase: Phase, *, brief: bool = False) -> Table | None:
+    """The mean over layers, then a row a layer; None where no experts were counted. `brief`: the
+    mean alone."""
+    layers = phase.routing.layers if phase.routing else []
+    if not layers:
+        return None
+    keys = [key for key in EXPERT_SHARES if any(getattr(one, key) is not None for one in layers)]
+    columns = [Column("layer"), *(Column(EXPERT_SHARES[key][0], numeric=True) for key in keys)]
+    means = [_mean(getattr(one, key) for one in layers) for key in keys]
+    rows = [[Cell("mean"), *map(_expert_cell, keys, means)]]
+    if not brief and len(layers) > 1:
+        rows += [
+            [Cell(str(one.layer)), *(_expert_cell(key, getattr(one, key)) for key in keys)]
+            for one in layers
+        ]
+    note = (
+        "counted in steps of the same inputs that were not timed; distinct: experts that got a "
+        "token, a step; fullest: tokens of the expert with most over the mean of all; entropy: "
+        "100 % where all get as many"
+    )
+    return Table("experts", "Tokens of experts", columns, rows, [note])
+
+
+# Fields of LayerRouting as the table heads and shows them.
+EXPERT_SHARES: dict[str, tuple[str, Callable[[float | None], str]]] = {
+    "dense_experts": ("experts, dense", numbers.count),
+    "experts": ("experts", numbers.count),
+    "dense_distinct": ("distinct, dense", numbers.count),
+    "distinct": ("distinct", numbers.count),
+    "dense_fullest": ("fullest ÷ mean, dense", numbers.ratio),
+    "fullest": ("fullest ÷ mean", numbers.ratio),
+    "dense_entropy": ("entropy, dense", numbers.percent),
+    "entropy": ("entropy", numbers.percent),
+}
+
+
+def _expert_cell(key: str, value: float | None) -> Cell:
+    return Cell(EXPERT_SHARES[key][1](value), value)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def overhead_table(phase: Phase, *, brief: bool = False) -> Table | None:

@@ -19,6 +19,7 @@ from matplotlib.lines import Line2D
 from prunescope.analysis.report.escape import cell, clean
 from prunescope.analysis.report.figures import drawing, saved
 from prunescope.analysis.schema.prediction import Prediction
+from prunescope.taxonomy.errors import PrunescopeError
 
 Curves = dict[str, dict[str, dict[str, list[float]]]]
 _WIDTH, _HEIGHT, _LEGEND = 2.6, 2.3, 1.3  # inches: a panel, and the legend beside them
@@ -34,30 +35,47 @@ def curve_files(values: dict[str, Any]) -> dict[str, bytes]:
     return {**files, "curves.csv": curves_csv(curves)}
 
 
-def plot_curves(result: Prediction, ending: str) -> bytes:
-    """The figure. Everything is placed in inches, so that no label is cut."""
-    curves: Curves = result.curves
-    with drawing():
-        width = _WIDTH * len(curves) + _LEGEND
-        figure = Figure(figsize=(width, _HEIGHT))
-        FigureCanvasAgg(figure)
-        known = list(dict.fromkeys(name for methods in curves.values() for name in methods))
-        for i, (phase, methods) in enumerate(curves.items()):
-            left = (_WIDTH * i + 0.5) / width
-            box = (left, 0.42 / _HEIGHT, (_WIDTH - 0.62) / width, (_HEIGHT - 0.8) / _HEIGHT)
-            axes = figure.add_axes(box)
-            _panel(axes, methods, known)
-            axes.set_title(_title(result, phase), fontsize=7)
-            if i == 0:
-                axes.set_ylabel("speedup (dense ÷ pruned)")
-        figure.legend(
-            handles=_handles(known),
-            loc="upper left",
-            frameon=False,
-            fontsize=6,
-            bbox_to_anchor=((_WIDTH * len(curves)) / width, 0.88),
+def curves_figure(values: dict[str, Any]) -> Figure:
+    """The figure of the plain values of --json. Raises PrunescopeError where they have no curves:
+    of a ranking, of families from a run, and of a dense model alone."""
+    if not values.get("curves"):
+        raise PrunescopeError(
+            "there is no curve over sparsity to plot",
+            hint="predict with method= one family or several, and sparsity= one value or several",
         )
-        return saved(figure, ending)
+    with drawing():
+        return _curves(msgspec.convert(values, Prediction))
+
+
+def plot_curves(result: Prediction, ending: str) -> bytes:
+    """The figure as PNG, PDF or SVG."""
+    with drawing():
+        return saved(_curves(result), ending)
+
+
+def _curves(result: Prediction) -> Figure:
+    """Everything is placed in inches, so that no label is cut."""
+    curves: Curves = result.curves
+    width = _WIDTH * len(curves) + _LEGEND
+    figure = Figure(figsize=(width, _HEIGHT))
+    FigureCanvasAgg(figure)
+    known = list(dict.fromkeys(name for methods in curves.values() for name in methods))
+    for i, (phase, methods) in enumerate(curves.items()):
+        left = (_WIDTH * i + 0.5) / width
+        box = (left, 0.42 / _HEIGHT, (_WIDTH - 0.62) / width, (_HEIGHT - 0.8) / _HEIGHT)
+        axes = figure.add_axes(box)
+        _panel(axes, methods, known)
+        axes.set_title(_title(result, phase), fontsize=7)
+        if i == 0:
+            axes.set_ylabel("speedup (dense ÷ pruned)")
+    figure.legend(
+        handles=_handles(known),
+        loc="upper left",
+        frameon=False,
+        fontsize=6,
+        bbox_to_anchor=((_WIDTH * len(curves)) / width, 0.88),
+    )
+    return figure
 
 
 def _panel(axes: Axes, methods: dict[str, dict[str, list[float]]], known: list[str]) -> None:
@@ -127,3 +145,15 @@ def curves_csv(curves: Curves) -> bytes:
             for values in zip(*(curve[column] for column in columns), strict=True):
                 writer.writerow([phase, cell(name), *values])
     return out.getvalue().encode()
+
+
+class PredictionPlots:
+    """The figures of a prediction, as matplotlib Figures."""
+
+    def __init__(self, found: dict[str, Any]) -> None:
+        self._found = found
+
+    def curves(self) -> Figure:
+        """Speedup over sparsity, a panel a phase. Raises PrunescopeError for a ranking and for a
+        prediction from a run, which have no curves."""
+        return curves_figure(self._found)

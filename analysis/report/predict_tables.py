@@ -6,7 +6,7 @@ row a family. A workload: a prompt with its answer, or families ranked by its ti
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -15,6 +15,7 @@ from prunescope.analysis.report import numbers
 from prunescope.analysis.report.sheet import Line, Sheet
 from prunescope.analysis.report.view import Column, Table, numeric, text_table
 from prunescope.analysis.schema.prediction import (
+    FASTER,
     Execution,
     FromRun,
     Memory,
@@ -55,6 +56,8 @@ def prediction(values: dict[str, Any], *, explain: bool = False) -> Sheet:
     )
     result: Prediction | Ranking | FromRun = msgspec.convert(values, kind)
     parts: list[Line | Table] = []
+    if isinstance(result, Prediction):
+        parts += _different_layers(result.subject.model)
     if isinstance(result, FromRun):
         parts += from_run_tables(result)
     elif isinstance(result, Ranking):
@@ -80,6 +83,13 @@ def prediction(values: dict[str, Any], *, explain: bool = False) -> Sheet:
     return Sheet([*parts, *([Line(result.command, "dim")] if result.command else [])])
 
 
+def _different_layers(model: dict[str, Any]) -> Iterator[Line]:
+    """A line for each model whose layers differ."""
+    for one in (model, model.get("pruned") or {}):
+        if one.get("layers_differ"):
+            yield Line(f"layers of {one['id']} differ: {one['layers_differ']}")
+
+
 def phase_tables(name: str, phase: PredictedPhase) -> Parts:
     """One phase: ladder, break-even and cost of execution; then time and bytes of both sides."""
     where = f"batch {phase.batch}, {phase.prompt_len} tokens"
@@ -98,7 +108,8 @@ def phase_tables(name: str, phase: PredictedPhase) -> Parts:
         columns.append(Column("", flexible=True, folds=True))
         row.append(expected.above_roofline)
     yield text_table("ladder", title, columns, [row], expected.notes)
-    yield _break_even_table(phase)
+    if expected.break_even is not None:
+        yield _break_even_table(phase)
     yield _execution_table(phase, expected)
     yield _sides_table(phase, "")
 
@@ -114,7 +125,7 @@ def _break_even_table(phase: PredictedPhase) -> Table:
         ("expected", expected.speedup, expected.break_even),
     ):
         assert found is not None
-        share, everywhere = found.sparsity, "always" if speedup > 1 + 1e-6 else "never"
+        share, everywhere = found.sparsity, "always" if speedup > FASTER else "never"
         rows.append(
             [
                 label,
@@ -161,6 +172,7 @@ def _sides_table(phase: PredictedPhase, title: str) -> Table:
     rows = [
         ["time of a forward", *(numbers.time(side.ideal_ns) for side in sides)],
         ["bound by memory", *(numbers.percent(s.bound["memory"] / s.ideal_ns) for s in sides)],
+        *_expert_rows(sides),
     ]
     rows += [
         [f"  {role}, {unit.unit}", *(unit.text(side.roles.get(role, 0.0)) for side in sides)]
@@ -176,6 +188,18 @@ def _sides_table(phase: PredictedPhase, title: str) -> Table:
         rows.append([label, *map(numbers.size, sizes)])
     names = ("dense", "pruned") if dense else ("dense",)
     return text_table("sides", title, [Column("at the roofline"), *numeric(*names)], rows)
+
+
+def _expert_rows(sides: Sequence[Sums]) -> list[list[str]]:
+    """How tokens fall among the experts of a layer; nothing of a model without experts."""
+    known = [side.experts for side in sides if side.experts is not None]
+    if len(known) < len(sides):
+        return []
+    return [
+        ["experts read, of a layer", *(f"{one.distinct:.1f} of {one.count}" for one in known)],
+        ["  tokens of one", *(f"{one.rows:.3g}" for one in known)],
+        ["  tokens of the fullest", *(f"{one.fullest:.3g}" for one in known)],
+    ]
 
 
 def gemm_table(name: str, phase: PredictedPhase) -> Table:

@@ -10,7 +10,7 @@ import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
@@ -23,6 +23,8 @@ from prunescope.taxonomy.errors import PrunescopeError
 if TYPE_CHECKING:
     import pandas as pd
     import polars as pl
+
+    Frame: TypeAlias = pl.DataFrame
 
 _AXES = ("m", "n", "k", "heads", "calls")  # of which a GEMM keeps a share
 _SHOWN = 20  # rows of a table in a notebook

@@ -128,7 +128,8 @@ def _outcome(phase: Phase) -> str:
         return f"{damage}; {ratio}"
     if phase.ladder is None:
         share = numbers.share_of(phase.busy_ns, phase.wall_ns)
-        text = f"{numbers.time(phase.wall_ns)} a step, busy {numbers.percent(share)} of the wall"
+        text = f"{numbers.time(phase.wall_ns)} a step{_beside_median(phase)}, busy "
+        text += f"{numbers.percent(share)} of the wall"
         text += _communication(phase)
         earlier = any(finding.id == "earlier-work" for finding in phase.findings)
         return text + ", much of which is earlier work, most likely" * earlier
@@ -149,6 +150,13 @@ def _outcome(phase: Phase) -> str:
             text if not _has_nominal(phase, ladder) else f"{text}; {_was_promised(phase, ladder)}"
         )
     return _realised(phase, ladder)
+
+
+def _beside_median(phase: Phase) -> str:
+    """That the time of a step is a mean over unlike steps, with their median."""
+    if all(finding.id != "step-outlier" for finding in phase.findings):
+        return ""
+    return f" (mean over unlike steps; the median is {numbers.time(median(phase.step_ns))})"
 
 
 def _communication(phase: Phase) -> str:
@@ -179,14 +187,15 @@ def _communication_of_pair(phase: Phase) -> str:
 
 
 def _realised(phase: Phase, ladder: Ladder) -> str:
-    """The speedup next to the promised one, and the share of its bound."""
+    """The speedup next to the promised one, and the share of its bound; of two number formats, that
+    first: they change the time of every FLOP and byte, whatever was pruned."""
     text = f"{numbers.ratio(ladder.realised)} realised{_interval(ladder)}"
-    formats = _formats(phase)
+    if (formats := _formats(phase)) is not None:
+        old, new = formats
+        text = f"not comparable as a pruning: GEMMs in {new} against {old}; {text}"
     if _has_nominal(phase, ladder):
         text += f" of {numbers.ratio(ladder.nominal)} "
         text += "promised" if _has_promise(phase) else "that its FLOPs allow"
-    elif formats is not None:
-        text += f", GEMMs in {formats[1]} against {formats[0]}"
     if ladder.share_of_bound is not None:
         text += f", {numbers.percent(ladder.share_of_bound)} of the roofline bound"
         text += _shares(ladder.share_of_bound_ci95)

@@ -71,12 +71,19 @@ class Page:
 
     def table(self, table: Table) -> Iterator[RenderableType]:
         """A table without its title, and the notes about columns that fit."""
-        yield self.fitted(table)
+        yield from self.fitted(table)
         yield from self.notes(shown_notes(table, self.width))
-
-    def fitted(self, table: Table) -> Grid:
-        """The table as a grid of at most the page's width; units stand in the table's title."""
         kept = kept_columns(table, self.width)
+        if left := [c.title for i, c in enumerate(table.columns) if i not in kept and c.title]:
+            yield from self.notes([f"a wider terminal also shows: {', '.join(left)}"])
+
+    def fitted(self, table: Table) -> Iterator[Grid]:
+        """The table as grids of at most the page's width, one below the other where the columns
+        that stay do not fit beside each other; units stand in the table's title."""
+        for columns in column_groups(table, self.width):
+            yield self._grid_of(table, columns)
+
+    def _grid_of(self, table: Table, kept: Sequence[int]) -> Grid:
         fixed = [i for i in kept if not table.columns[i].flexible]
         left = self.width - sum(_width(table, i) + 1 for i in fixed) - 1
         grid = Grid(box=None, padding=(0, 1, 0, 0), pad_edge=False)
@@ -132,6 +139,18 @@ def kept_columns(table: Table, width: int) -> list[int]:
             break
         kept.remove(max(loose, key=lambda i: table.columns[i].drop))
     return kept
+
+
+def column_groups(table: Table, width: int) -> list[list[int]]:
+    """Indices of the columns that stay, in groups that fit; each begins with the first column."""
+    first, *others = kept_columns(table, width)
+    groups = [[first]]
+    for i in others:
+        taken = sum(_least_width(table, j) + 1 for j in [*groups[-1], i])
+        if taken > width and len(groups[-1]) > 1:
+            groups.append([first])
+        groups[-1].append(i)
+    return groups
 
 
 def shown_notes(table: Table, width: int) -> Sequence[str]:

@@ -1,4 +1,7 @@
-"""The report in a terminal, read in ten seconds: in, a Report; out, rich renderables.
+"""The report in a terminal: in, a Report; out, rich renderables.
+
+By default the answer alone, in at most 45 lines a phase at 80 columns: the paragraph, the ladder,
+the ledger, the findings that matter. In full: every table, and what was measured.
 
 Every string goes in as `Text`, never as markup, with control characters spelled out. It reads
 without colour (signs and glyphs carry the meaning) and, where the encoding is ASCII, in ASCII.
@@ -6,7 +9,7 @@ without colour (signs and glyphs carry the meaning) and, where the encoding is A
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -15,40 +18,49 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from prunescope.analysis.report import ledger_view, measured, numbers, sentences, titles
-from prunescope.analysis.report.phase_tables import Extent, phase_tables
+from prunescope.analysis.report.phase_tables import TABLES, Extent, phase_tables
 from prunescope.analysis.report.sheet import Page, kept_columns, plain_name
+from prunescope.analysis.report.summary import outcome_and_reasons
 from prunescope.analysis.report.view import Cell, Column, Table
 from prunescope.analysis.schema.report import Finding, Phase, Report
 
 WIDE = 110  # columns from which evidence stands beside its row
 _EXTENT = Extent(gemms=14, kernels=8, kinds=8, brief=True)
+_LINES = 45  # of a phase, unless it is shown in full
+_BRIEF = Extent(gemms=6, kernels=0, kinds=6, brief=True)
 _LEFT_OUT = frozenset({"sides", "parts", "role", "shapes", "host"})
 _IN_LEDGER = frozenset({"kind", "kernels"})  # left out where there is a ledger
 _SHORTEST = 8  # characters of a bar
+ShowPhase = Callable[[Phase], Iterator[RenderableType]]
 _SEVERITY = {"critical": ("!!", "bold red"), "warning": ("!", "yellow"), "info": ("i", "cyan")}
 
 
-def print_report(report: Report, console: Console) -> None:
+def print_report(report: Report, console: Console, *, full: bool = False) -> None:
     """Print the report to a console."""
-    console.print(TerminalReport(report))
+    console.print(TerminalReport(report, full=full))
 
 
 class TerminalReport:
     """The report as a rich renderable, at any width from 60 columns; the console's width and
-    encoding decide the layout."""
+    encoding decide the layout. `full`: with every table, and what was measured."""
 
-    def __init__(self, report: Report) -> None:
+    def __init__(self, report: Report, *, full: bool = False) -> None:
         self.report = report
+        self.full = full
 
-    def __rich_console__(self, _console: Console, options: ConsoleOptions) -> RenderResult:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         page = _ReportPage(options.max_width, ascii_only=options.ascii_only)
-        yield from page.report(self.report)
+
+        def height(parts: Iterable[RenderableType]) -> int:
+            return sum(len(console.render_lines(part, options)) for part in parts)
+
+        yield from page.report(self.report, page.phase if self.full else _brief(page, height))
 
 
 class _ReportPage(Page):
     """The report laid out for one width and encoding."""
 
-    def report(self, report: Report) -> Iterator[RenderableType]:
+    def report(self, report: Report, of_phase: ShowPhase) -> Iterator[RenderableType]:
         yield self.ink(titles.title(report), "bold")
         yield self.ink(titles.against(report))
         yield self.ink(titles.device(report), "dim")
@@ -62,10 +74,47 @@ class _ReportPage(Page):
                 characters="-" if self.ascii_only else "─",
                 style="dim",
             )
-            yield from self.phase(phase)
+            yield from of_phase(phase)
+
+    def answer(self, phase: Phase) -> Iterator[RenderableType]:
+        """The paragraph, the statistic, the ladder and the ledger; without a baseline, where the
+        time goes."""
+        yield self._summary(phase)
+        if text := sentences.statistic(phase):
+            yield self.ink(text, "dim")
+        if phase.ladder is not None:
+            yield self.section("Ladder: dense ÷ pruned")
+            yield self._ladder(phase, without=("busy",))
+        ledger = ledger_view.ledger_table(phase)
+        if ledger is not None:
+            yield from self._ledger(ledger, phase, brief=True)
+        if phase.ladder is None:
+            for table_id in ("kind", "gemms"):
+                yield from self._table(table_id, phase, _BRIEF)
+
+    def findings_that_fit(
+        self, phase: Phase, height: Callable[[Iterable[RenderableType]], int], lines: int
+    ) -> Iterator[RenderableType]:
+        """The gravest findings that take so many lines, at least one; and how many more there
+        are."""
+        lines -= height([self.section("Findings")]) + 1
+        shown = 0
+        for item in phase.findings:
+            part = self._finding(item)
+            lines -= height([part])
+            if shown and (lines < 0 or item.severity == "info"):
+                break
+            if not shown:
+                yield self.section("Findings")
+            yield part
+            shown += 1
+        more = len(phase.findings) - shown
+        told = f"{more} more finding{'s' * (more != 1)}, all" if more else "All"
+        yield self.ink(f"{told} tables and what was measured: --full", "dim")
 
     def phase(self, phase: Phase) -> Iterator[RenderableType]:
-        yield self.ink(sentences.headline(phase), "bold")
+        """Every table, and what was measured."""
+        yield self._summary(phase)
         yield from self._lines(sentences.opening(phase))
         left_out = _LEFT_OUT | (_IN_LEDGER if phase.ledger else frozenset())
         for table in phase_tables(phase, replace(_EXTENT, without=left_out)):
@@ -74,14 +123,8 @@ class _ReportPage(Page):
                 yield self._ladder(phase)
             elif table.id == "ledger":
                 yield from self._ledger(table, phase)
-            elif table.id == "kind":
-                yield self.section(table.title)
-                yield self._shares(table, phase.busy_ns)
-                yield from self.notes(table.notes)
             else:
-                unit = next((c.unit for c in table.columns if c.unit), "")
-                yield self.section(f"{table.title}: {unit} a step")
-                yield from self.table(table)
+                yield from self._of_phase(table, phase)
         yield self.section("What was measured")
         yield from self._lines(measured.lines(phase))
         yield self.section("Findings")
@@ -89,14 +132,38 @@ class _ReportPage(Page):
         if not phase.findings:
             yield self.ink(sentences.NO_FINDING)
 
+    def _summary(self, phase: Phase) -> Text:
+        """The paragraph, its outcome in bold."""
+        outcome, reasons = outcome_and_reasons(phase)
+        text = self.ink(outcome, "bold")
+        if reasons:
+            text.append_text(self.ink(f" {reasons}", "not bold"))
+        return text
+
+    def _table(self, table_id: str, phase: Phase, extent: Extent) -> Iterator[RenderableType]:
+        table = TABLES[table_id](phase, extent)
+        if table is not None:
+            yield from self._of_phase(table, phase)
+
+    def _of_phase(self, table: Table, phase: Phase) -> Iterator[RenderableType]:
+        if table.id == "kind":
+            yield self.section(table.title)
+            yield self._shares(table, phase.busy_ns)
+            yield from self.notes(table.notes)
+            return
+        unit = next((c.unit for c in table.columns if c.unit), "")
+        yield self.section(f"{table.title}: {unit} a step")
+        yield from self.table(table)
+
     def _lines(self, lines: Iterable[str]) -> Iterator[RenderableType]:
         for line in lines:
             yield self.ink(line)
 
-    def _ladder(self, phase: Phase) -> RenderableType:
+    def _ladder(self, phase: Phase, without: Collection[str] = ()) -> RenderableType:
         ladder = phase.ladder
         assert ladder is not None
-        values = {name: getattr(ladder, name) for name in ledger_view.LADDER}
+        rungs = {n: r for n, r in ledger_view.rungs(ladder).items() if n not in without}
+        values = {name: getattr(ladder, name) for name in rungs}
         ends = {name: ledger_view.telling_interval(ladder, name) for name in values}
         spans = {name: ledger_view.interval_span(ladder, name) for name in values}
         top = max((v for v in values.values() if v is not None), default=1.0)
@@ -105,7 +172,7 @@ class _ReportPage(Page):
         apart = any(ends[n] for n in ends if n != "realised") and room - widest >= _SHORTEST
         room = max(_SHORTEST, min(40, room - widest * apart))
         grid = self._grid(columns=4 + apart)
-        for name, (label, _) in ledger_view.LADDER.items():
+        for name, (label, _) in rungs.items():
             value, span, realised = values[name], spans[name], name == "realised"
             share = numbers.percent(numbers.share_of(ladder.realised, value), decimals=0)
             extra = share if value is None else f"realised is {share} of it"
@@ -121,7 +188,9 @@ class _ReportPage(Page):
             )
         return grid
 
-    def _ledger(self, table: Table, phase: Phase) -> Iterator[RenderableType]:
+    def _ledger(
+        self, table: Table, phase: Phase, *, brief: bool = False
+    ) -> Iterator[RenderableType]:
         rows = phase.ledger or []
         bars, _ = ledger_view.waterfall(rows)
         spare = self.width - (100 if self.width >= WIDE else 62) + 11 * (6 - len(table.columns))
@@ -135,12 +204,12 @@ class _ReportPage(Page):
         table = Table(table.id, table.title, columns, lines, table.notes)
         unit = ledger_view.ledger_scale(rows).unit
         yield self.section(f"Ledger: {unit} a step; shares are of the dense wall")
-        yield self.fitted(table)
-        if len(columns) - 1 not in kept_columns(table, self.width):
+        yield from self.fitted(table)
+        if len(columns) - 1 not in kept_columns(table, self.width) and not brief:
             for line in lines:
                 if line[-1].text:
-                    yield self.cut(self.ink(f" ↳ {line[0].text}: {line[-1].text}", "dim"))
-        yield from self.notes(table.notes)
+                    yield self.ink(f" ↳ {line[0].text}: {line[-1].text}", "dim")
+        yield from self.notes(table.notes[:1] if brief else table.notes)
 
     def _shares(self, table: Table, busy_ns: float) -> RenderableType:
         room = max(8, min(40, self.width - 40))
@@ -164,10 +233,24 @@ class _ReportPage(Page):
 
     def _findings(self, findings: list[Finding]) -> Iterator[RenderableType]:
         for item in findings:
-            mark, style = _SEVERITY.get(item.severity, ("-", ""))
-            yield _hanging(self.ink(f"{mark:>3} ", style), self.ink(sentences.finding(item)))
+            yield self._finding(item)
             for fact in item.evidence[:2]:
                 yield _hanging(Text("    "), self.ink(fact, "dim"))
+
+    def _finding(self, item: Finding) -> RenderableType:
+        mark, style = _SEVERITY.get(item.severity, ("-", ""))
+        return _hanging(self.ink(f"{mark:>3} ", style), self.ink(sentences.finding(item)))
+
+
+def _brief(page: _ReportPage, height: Callable[[Iterable[RenderableType]], int]) -> ShowPhase:
+    """A phase in at most 45 lines where it has few findings; one that is grave is always shown."""
+
+    def phase_in_brief(phase: Phase) -> Iterator[RenderableType]:
+        answer = list(page.answer(phase))
+        yield from answer
+        yield from page.findings_that_fit(phase, height, _LINES - 2 - height(answer))
+
+    return phase_in_brief
 
 
 def _hanging(mark: Text, text: Text) -> RenderableType:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import msgspec
 
 from prunescope.analysis.schema.fields import meaning
+from prunescope.taxonomy.run_quality import RANDOM_IDS
 
 MOST_RATIO = 4.0  # perplexity, pruned over dense: beyond it nobody would use a model
 
@@ -36,7 +37,15 @@ class Loss(TextLoss, kw_only=True):
     bits_per_byte: float | None = None
     perplexity: float | None = None
     dense_perplexity: float | None = None
-    scoring: Annotated[str | None, meaning('"prefill" | "decode"')] = None
+    scoring: Annotated[
+        str | None,
+        meaning('"prefill": a window in one forward | "decode": one token after another'),
+    ] = None
+    looks_ahead: Annotated[
+        bool | None,
+        meaning("whether later tokens changed earlier predictions; null: not measured"),
+    ] = None
+    scored_tokens: Annotated[int | None, meaning("tokens that the loss is the mean of")] = None
     context: Annotated[int | None, meaning("tokens of a window of the text")] = None
     tasks_signed: Annotated[
         float | None | msgspec.UnsetType,
@@ -44,6 +53,10 @@ class Loss(TextLoss, kw_only=True):
     ] = msgspec.UNSET
     tasks_signed_ci95: list[float] | None | msgspec.UnsetType = msgspec.UNSET
     tasks_absolute: float | None | msgspec.UnsetType = msgspec.UNSET
+    tasks_points: Annotated[
+        float | None,
+        meaning("mean change of the tasks' scores, 0..1, pruned - dense; below zero is worse"),
+    ] = None
 
     @property
     def has_tasks(self) -> bool:
@@ -114,13 +127,35 @@ class SweepPoint(msgspec.Struct, kw_only=True):
     training_stopped: Annotated[
         str | None, meaning("why its training ended before the requested steps")
     ] = None
-    on_frontier: bool = False
+    on_frontier: Annotated[
+        bool, meaning("faster than dense, and no point is as fast, loses as little and is better")
+    ] = False
+    frontier_share: Annotated[
+        float | None,
+        meaning(
+            "share of samples within the intervals in which it is on the frontier; null: it "
+            "lacks an interval or cannot be compared"
+        ),
+    ] = None
+    equal_to: Annotated[
+        list[str],
+        meaning(
+            "ids whose speed and loss do not differ from its own beyond noise; of pairs with "
+            "a point of the frontier"
+        ),
+    ] = []
     timing_valid: Annotated[bool, meaning("of all random samples")] = True
 
     @property
     def label(self) -> str:
         """The family, with the way to choose where there are several."""
         return self.family if self.select is None else f"{self.family} ({self.select})"
+
+    @property
+    def removed_nothing(self) -> bool:
+        """Whether it does the dense work: rounded to nothing, or zeros in dense tensors. What is
+        measured of its speedup is noise."""
+        return self.flop_sparsity == 0 and self.parameter_sparsity == 0
 
     @property
     def name(self) -> str:
@@ -155,6 +190,9 @@ class Hypothesis(msgspec.Struct, kw_only=True):
     share_of_draws: Annotated[
         float | None, meaning("share of samples within the intervals in which the claim is true")
     ] = None
+    points: Annotated[int | None, meaning("points that the verdict rests on; it takes three")] = (
+        None
+    )
     loss_on: Annotated[
         str | None, meaning("the text whose losses were compared; null: that of the sweep")
     ] = None
@@ -194,10 +232,10 @@ class SweepCell(msgspec.Struct, kw_only=True):
     dense_ns: Annotated[
         dict[str, float], meaning("over the results: median, low, high, spread = (high-low)/median")
     ]
-    winners: list[Winner]
-    break_even: dict[str, float | None]
-    equal_flops: list[AtFlops]
-    equal_sparsity: list[AtSparsity]
+    winners: list[Winner] = []
+    break_even: dict[str, float | None] = {}
+    equal_flops: list[AtFlops] = []
+    equal_sparsity: list[AtSparsity] = []
 
 
 class ParetoPhase(msgspec.Struct, kw_only=True):
@@ -209,8 +247,8 @@ class ParetoPhase(msgspec.Struct, kw_only=True):
     """
 
     points: list[SweepPoint]
-    winners: list[Winner]
-    break_even: dict[str, float | None]
+    winners: list[Winner] = []
+    break_even: dict[str, float | None] = {}
     cells: list[SweepCell]
 
     def points_in(self, cell: SweepCell) -> list[SweepPoint]:
@@ -232,6 +270,18 @@ class SweepSubject(msgspec.Struct, kw_only=True):
     select: str | list[str] | None = None
     config: Annotated[dict[str, Any], meaning("of sweep.json")] = {}
 
+    @property
+    def on_random_ids(self) -> bool:
+        """Whether losses were read on random token ids, so that they mean nothing."""
+        return (self.text or {}).get("source") == RANDOM_IDS
+
+
+class SampleCount(msgspec.Struct, kw_only=True):
+    """The samples within the intervals on which shares, effects and their intervals rest."""
+
+    count: int
+    seed: Annotated[int, meaning("with the id of a point, the seed of its random numbers")]
+
 
 class FailedResult(msgspec.Struct, kw_only=True):
     """A result that could not be had, or not be read."""
@@ -250,5 +300,13 @@ class Pareto(msgspec.Struct, kw_only=True):
     failed: list[FailedResult] = []
     pending: int = 0
     notes: list[str] = []
+    samples: SampleCount | None = None
+    source: Annotated[
+        str | None,
+        meaning(
+            '"page": the runs are gone, and the numbers are those that a page printed, '
+            "rounded. null: the runs"
+        ),
+    ] = None
     hypotheses: list[Hypothesis] = []
     summary: list[str] = []

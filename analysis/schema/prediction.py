@@ -14,6 +14,7 @@ from prunescope.analysis.schema.report import GemmShape
 from prunescope.analysis.schema.sides import DeviceUsed, SubjectFacts
 
 Span = dict[str, int]  # {"from", "to"}, both included
+FASTER = 1.005  # a speedup that is shown as 1.00× is none
 
 
 class PredictedLadder(msgspec.Struct, kw_only=True):
@@ -45,6 +46,17 @@ class PredictedGemm(GemmShape, kw_only=True):
     parts: int | None = None  # of K
 
 
+class Experts(msgspec.Struct, kw_only=True):
+    """How tokens fall among the experts of a layer, in the mean over the layers that have some."""
+
+    layers: int
+    count: int  # experts of a layer
+    per_token: int
+    distinct: float  # experts that get a token, and whose weights are read
+    rows: float  # tokens of one of these
+    fullest: float  # tokens of the expert that gets most
+
+
 class Sums(msgspec.Struct, kw_only=True):
     """A forward's work and roofline time, and its memory."""
 
@@ -58,6 +70,7 @@ class Sums(msgspec.Struct, kw_only=True):
     memory_bytes: int
     bound: dict[str, float]  # ns by what binds: compute, memory
     roles: dict[str, float]  # ns, largest first
+    experts: Experts | None = None  # null: the model has none
 
 
 class BreakEven(msgspec.Struct, kw_only=True):
@@ -114,6 +127,7 @@ class Execution(msgspec.Struct, kw_only=True):
     notes: list[str] = []  # why the range is narrow, or holds two modes
     break_even: BreakEven | None = None  # null: without `break_even`
     pipeline: Pipeline | None = None  # null: one stage
+    gains: Span | None = None  # batches at which the range is above 1; of fewer experts, one point
     above_roofline: str | None = None  # why the speedup is above the roofline's
 
 
@@ -179,7 +193,8 @@ class PredictedPhase(Sums, kw_only=True):
     tokens_per_s: float  # at the roofline
     gemms: list[PredictedGemm]
     ladder: PredictedLadder | None = None
-    sparsity: dict[str, float] | None = None  # nominal, parameters, flop, bytes: realised shares
+    # nominal (null between two models), parameters, flop, bytes: realised shares
+    sparsity: dict[str, float | None] | None = None
     baseline: Sums | None = None
     predicted: Expected | None = None
 

@@ -22,7 +22,7 @@ from itertools import pairwise
 from statistics import median
 from typing import Protocol
 
-from prunescope.analysis.shapes.evidence import misplaced
+from prunescope.analysis.shapes.evidence import misfit, misplaced
 from prunescope.analysis.shapes.items import (
     ATTENTION,
     BATCHED,
@@ -31,6 +31,8 @@ from prunescope.analysis.shapes.items import (
     Item,
     Placed,
     Token,
+    can_run,
+    marks_of,
 )
 from prunescope.analysis.shapes.slots import (
     EXPERT,
@@ -52,7 +54,6 @@ from prunescope.taxonomy.words import percent
 _SKIP = 0.5  # cost of a kernel that no slot explains, on top of its share of the time
 _SURE = 0.25  # by which the best match must beat a different one
 _LEAST = 0.8  # of the GEMM time of a layer that must be explained
-_LAUNCH = 3_000.0  # ns, of a kernel that has next to nothing to do
 _MOST = 48  # GEMMs of a layer that are looked at: seven linears with two of an adapter are 21
 # How much alike the layers are.
 _APART = 1.06  # times: durations of one kernel beyond its least and most are of another one
@@ -126,16 +127,12 @@ class _Strategy(Protocol):
         """The kernels before mark `number`, or behind the last mark."""
 
 
-def _marks(items: Sequence[Item]) -> list[int]:
-    return [i for i, item in enumerate(items) if item.what in (ATTENTION, MIXER)]
-
-
 def _assign(items: Sequence[Item], strategy: _Strategy | None, shape: ModelShape) -> Assignment:
     """The assignment of one pass."""
     if strategy is None:
         return Assignment(by_order=True, problems=["the passes of a step differ in their kernels"])
     out = Assignment(by_order=True, explained=strategy.explained)
-    marks, per_layer = _marks(items), strategy.per_layer
+    marks, per_layer = marks_of(items), strategy.per_layer
     mark, damaged = -1, 0  # the mark before a stretch
     for number, (before, after) in enumerate(pairwise([-1, *marks, len(items)])):
         part = items[before + 1 : after]
@@ -224,33 +221,18 @@ def match_layer(
     return LayerMatch(way, slots, explained)
 
 
-def _can_run(item: Item, slot: Slot) -> bool:
-    return item.what == slot.what and item.what in (GEMM, GROUPED)
-
-
 def _same_kinds(
     sample: Sequence[Item], times: Sequence[float], ways: Sequence[Layer]
 ) -> Layer | Refusal | None:
     """The way with as many GEMMs as there are kernels, of the same kinds; of several, the one that
     the times fit. None where there is none."""
-    fit = [w for w in ways if len(w.cycle) == len(sample) and all(map(_can_run, sample, w.cycle))]
+    fit = [w for w in ways if len(w.cycle) == len(sample) and all(map(can_run, sample, w.cycle))]
     if len(fit) < 2:
         return fit[0] if fit else None
-    costs = sorted((_misfit(times, way.cycle), n) for n, way in enumerate(fit))
+    costs = sorted((misfit(times, way.cycle), n) for n, way in enumerate(fit))
     if costs[1][0] < costs[0][0] + _SURE:
         return Refusal(f"the GEMMs of a layer may run in {len(fit)} orders, by their times")
     return fit[costs[0][1]]
-
-
-def _misfit(times: Sequence[float], slots: Sequence[Slot]) -> float:
-    """By how much times differ from N·K at one rate and a launch each; experts have rows of their
-    own."""
-    known = [(t, s.size) for t, s in zip(times, slots, strict=True) if s.what == GEMM and t > 0]
-    rates = [size / max(t - _LAUNCH, t / 2) for t, size in known]
-    return min(
-        (sum(abs(math.log(t / (size / rate + _LAUNCH))) for t, size in known) for rate in rates),
-        default=0.0,
-    )
 
 
 Choice = tuple[float, list[int | None]]  # its cost, and the slot of each kernel
@@ -271,7 +253,7 @@ def _cheapest(
         slot.size / ns
         for item, ns in zip(sample, times, strict=True)
         for slot in slots
-        if _can_run(item, slot) and ns > 0
+        if can_run(item, slot) and ns > 0
     }
     tried = (_cheapest_at(rate, sample, times, slots, banned) for rate in sorted(rates))
     return min((one for one in tried if one is not None), key=lambda one: one[0], default=None)
@@ -292,7 +274,7 @@ def _cheapest_at(
     for i in range(rows):
         for j in range(columns + 1):
             cost[i + 1][j] = cost[i][j] + skip[i]
-            if j and (i, j - 1) != banned and _can_run(sample[i], slots[j - 1]):
+            if j and (i, j - 1) != banned and can_run(sample[i], slots[j - 1]):
                 off = abs(math.log(slots[j - 1].size / max(times[i], 1.0) / rate))
                 cost[i + 1][j] = min(cost[i + 1][j], cost[i][j - 1] + off)
     if cost[rows][columns] == math.inf:
@@ -505,7 +487,7 @@ class _Patterns:
     def passes(self, items: Sequence[Item]) -> list[tuple[Sequence[Item], _Strategy | None]]:
         """More than one where a step holds a whole number of them: between two, more runs than
         between two layers (the head, another embedding)."""
-        marks = _marks(items)
+        marks = marks_of(items)
         ends = range(self.num_marks, len(marks), self.num_marks)
         is_cut = len(marks) % self.num_marks == 0
         if is_cut and self.by_time:
@@ -521,7 +503,7 @@ class _Patterns:
         if not self.by_time:
             return self
         ((pair, pattern),) = self.patterns.items()
-        found = find_pattern(items, [range(a + 1, b) for a, b in pairwise(_marks(items))])
+        found = find_pattern(items, [range(a + 1, b) for a, b in pairwise(marks_of(items))])
         if found is None or len(found.tokens) != len(pattern.tokens):
             return None
         found = replace(found, match=pattern.match, split=pattern.split)
@@ -585,7 +567,7 @@ def _num_gemms(items: Sequence[Item], first: int, last: int) -> int:
 
 def _uniform(items: Sequence[Item], shape: ModelShape, ranks: int) -> _Patterns | list[str]:
     """Layers that are all alike: attention by attention."""
-    marks = _marks(items)
+    marks = marks_of(items)
     pattern = find_pattern(items, [range(a + 1, b) for a, b in pairwise(marks)])
     if pattern is None:
         return [
@@ -625,7 +607,7 @@ def _one_mark_a_mixer(items: Sequence[Item]) -> list[Item]:
 
 def _hybrid(items: Sequence[Item], shape: ModelShape) -> _Patterns | list[str]:
     """Layers of attention and of mixers, in the order of the config; or both in every layer."""
-    marks = _marks(items)
+    marks = marks_of(items)
     letters = "".join("f" if items[i].what == ATTENTION else "m" for i in marks)
     if shape.other_layers:
         orders = [shape.order.replace("s", "f")]
@@ -702,7 +684,7 @@ def _expert_loop(items: Sequence[Item], shape: ModelShape) -> _ExpertLoop | list
     """What surrounds the loop is alike in all layers: output projection and router before it, the
     next layer's projections behind it. N and K of an expert are known, its rows are not: the router
     chose them."""
-    marks = _marks(items)
+    marks = marks_of(items)
     if len(marks) != shape.layers:
         return [wrong_layers(len(marks), shape)]
     spans = [items[a + 1 : b] for a, b in pairwise(marks)]
@@ -791,10 +773,11 @@ def assign_by_modules(items: Sequence[Item], shape: ModelShape, ranks: int) -> l
 def _assign_call(items: Sequence[Item], shape: ModelShape, ranks: int) -> Assignment:
     out = Assignment()
     layers = {item.layer for item in items if item.layer is not None}
-    if len(layers) != shape.layers:
+    beyond = shape.layer_shapes and max(layers, default=0) >= shape.layers
+    if len(layers) != shape.layers or beyond:
         out.problems.append(wrong_layers(len(layers), shape))
         return out
-    slots, experts = role_slots(shape, ranks), expert_slots(shape, ranks)
+    slots, experts = _slots_by_layer(shape, ranks), expert_slots(shape, ranks)
     calls = Counter(item.layer for item in items if item.what == ATTENTION)
     out.attentions = [
         (item, item.layer) for item in items if item.what == ATTENTION and item.layer is not None
@@ -803,6 +786,7 @@ def _assign_call(items: Sequence[Item], shape: ModelShape, ranks: int) -> Assign
     counts = [len(members) for (_, role), members in groups.items() if role == "experts"]
     turns = one_expert(shape, counts) if ranks == 1 and counts else None
     for (layer, role), members in groups.items():
+        like = shape if layer is None else shape.like(layer)
         chosen = _longest_of_each(members, max(1, calls[layer]))
         if role in ("experts", "shared_expert") and all(item.what == GEMM for item in members):
             found = turns if role == "experts" else _shared(members, shape, ranks)
@@ -814,14 +798,30 @@ def _assign_call(items: Sequence[Item], shape: ModelShape, ranks: int) -> Assign
             continue
         if role == "experts" and all(item.what == GROUPED for item in members):
             if len(members) == len(experts) * max(1, calls[layer]):
-                out.gemms += [Placed(m, experts[i % 2], layer) for i, m in enumerate(members)]
+                own = expert_slots(like, ranks)
+                out.gemms += [Placed(m, own[i % 2], layer) for i, m in enumerate(members)]
             continue
-        slot = slots.get(role)
+        slot = slots[layer].get(role)
+        pair = like.stored(role, slot.n, slot.k) if slot and ranks == 1 else []
+        if len(pair) == 2 and len(members) == 2 * max(1, calls[layer]):
+            out.gemms += [
+                Placed(item, Slot(role, *pair[i % 2]), layer) for i, item in enumerate(members)
+            ]
+            continue
         if slot is None or chosen is None:
             out.unsure += members
             continue
         out.gemms += [Placed(item, slot, layer) for item in chosen if item.what == GEMM]
     return out
+
+
+def _slots_by_layer(shape: ModelShape, ranks: int) -> dict[int | None, dict[str, Slot]]:
+    """The slots of each layer by role; under None those of the model, for its head."""
+    whole = role_slots(shape, ranks)
+    layers: dict[int | None, dict[str, Slot]] = dict.fromkeys([*range(shape.layers), None], whole)
+    if shape.layer_shapes:
+        layers |= {n: role_slots(shape.like(n), ranks) for n in range(shape.layers)}
+    return layers
 
 
 def _shared(members: Sequence[Item], shape: ModelShape, ranks: int) -> tuple[Slot, ...] | None:

@@ -1,13 +1,15 @@
 """The shape of a model named on the command line, without loading its weights.
 
 In: a preset name, a config.json, a folder with one, or the id of a model on the Hub. Out: its
-ModelShape, and what the config says of its number formats.
+ModelShape, by the headers of the weights beside the config where there are any, and what the config
+says of its number formats.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +27,8 @@ from prunescope.taxonomy.presets import (
 )
 from prunescope.taxonomy.run import MANIFEST, read_run
 from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.stored_layers import shape_of_weights
+from prunescope.taxonomy.stored_tensors import stored_tensors
 
 _LARGEST = 4 << 20
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}$", re.ASCII)
@@ -33,13 +37,14 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}$", re.ASC
 class NamedModel(NamedTuple):
     """What a config says. `source`: where it comes from, never a path; `dtype`: as it is written
     there; `quantised`: the format of the weights where they are published in fewer bits; `traits`:
-    what decides which families apply."""
+    what decides which families apply; `notes`: where the weights differ from the config."""
 
     shape: ModelShape
     source: str
     dtype: str | None
     quantised: str | None
     traits: Traits
+    notes: tuple[str, ...] = ()
 
 
 def read_model(name: str) -> NamedModel:
@@ -63,7 +68,18 @@ def read_model(name: str) -> NamedModel:
         )
     if file.name == MANIFEST:
         return _of_run(file)
-    return _named_model(_config(file), file.name)
+    return _of_weights(_named_model(_config(file), file.name), file)
+
+
+def _of_weights(model: NamedModel, file: Path) -> NamedModel:
+    """The model with the sizes of the weights beside its config."""
+    stored = stored_tensors(file)
+    if stored is None:
+        return model
+    shape, notes = shape_of_weights(model.shape, stored)
+    return model._replace(
+        shape=shape, traits=replace(model.traits, shape=shape), notes=tuple(notes)
+    )
 
 
 def _of_run(file: Path) -> NamedModel:

@@ -177,9 +177,11 @@ class RowCounts:
     def __init__(self, counts: list[Count], shape: ModelShape, ranks: int) -> None:
         layers = shape.layers
         self.tokens = rows_by_tokens(counts, layers)
-        self.adds = _elements(counts, "adds", 2 * layers, layers)
+        absent = shape.count("attention_kind", "none") + shape.count("mlp_kind", "none")
+        self.adds = _elements(counts, "adds", 2 * layers - absent, layers)
         self.activations: tuple[int, int] | None = None
-        if shape.intermediate and not shape.moe_layers:
+        least, most = shape.spread("intermediate")
+        if shape.intermediate and least == most and not shape.moe_layers:
             self.activations = _elements(counts, "activations", layers, layers)
         self._widths = shape.hidden, shape.intermediate // ranks
 

@@ -29,7 +29,9 @@ _SAME_KERNEL, _OTHER_KERNEL = 1.22, 2.2
 _FIXED, _FIXED_SHORT, _SHORT = 2_000, 6_000, 20_000
 _ABOVE_PEAK = 1.1
 _WIDEST_NUMBER = 4  # bytes of a number, where a time should not be taken for too short
+_LAUNCH = 3_000.0  # ns, of a kernel that has next to nothing to do
 _SUPPORTED = 0.5  # of the difference between two widths, by which times must fit one better
+_NAMED = 8  # ranges of widths in one sentence: a plain layer has seven GEMMs, and there is the head
 _MLP = ("gate", "up", "gate_up", "down")
 _WHOLE = ("q", "k", "v", "qkv", "o", *_MLP)
 
@@ -149,6 +151,17 @@ def misplaced(placed: Iterable[Placed]) -> set[int]:
                 and any(_near(one.item.ns, ns) for ns in others)
             )
     return out
+
+
+def misfit(times: Sequence[float], slots: Sequence[Slot]) -> float:
+    """By how much times differ from N·K at one rate and a launch each; experts have rows of their
+    own."""
+    known = [(t, s.size) for t, s in zip(times, slots, strict=True) if s.what == GEMM and t > 0]
+    rates = [size / max(t - _LAUNCH, t / 2) for t, size in known]
+    return min(
+        (sum(abs(math.log(t / (size / rate + _LAUNCH))) for t, size in known) for rate in rates),
+        default=0.0,
+    )
 
 
 def _near(a: float, b: float) -> bool:
@@ -287,6 +300,8 @@ def fitting_widths(
             ranges.append(f"{slot.role} {written(allowed)} by its {how}")
     if not ranges:
         return []
+    if len(ranges) > _NAMED:
+        ranges = [*ranges[:_NAMED], f"and {len(ranges) - _NAMED} others"]
     return [f"the trace fits N of {', '.join(ranges)}: the config's value is within this range"]
 
 
@@ -358,7 +373,7 @@ def against_names(named: Named, shape: ModelShape, ranks: int) -> list[str]:
     """Keys whose width is not that of the cache; a hidden size wider than the norm of the residual
     stream."""
     keys = shape.c // min(ranks, shape.kv_heads)
-    latent = shape.kv_rank is not None
+    latent = shape.kv_rank is not None or shape.spread("kv_heads") != (shape.kv_heads,) * 2
     fits = named.cached in [keys * size for size in named.each]
     if named.cached is not None and not latent and not fits:
         return [
@@ -380,7 +395,8 @@ def against_heads(items: Iterable[Item], shape: ModelShape) -> list[str]:
         return []
     for name in {item.name[:_NAME_LIMIT] for item in items if item.what == ATTENTION}:
         group = _GROUP.search(name)
-        if group is not None and int(group[1]) != shape.group:
+        groups = {part.group for part in shape.attention_parts()}
+        if group is not None and int(group[1]) not in groups:
             return [
                 f"the attention kernel is made for {group[1]} query heads a key, the config has "
                 f"{shape.group}"
@@ -406,15 +422,16 @@ def _size(pattern: re.Pattern[str], name: str) -> int | None:
 def against_attention_grid(items: Iterable[Item], shape: ModelShape, ranks: int) -> list[str]:
     """Query heads that the grid of an attention counts: FlashAttention 2 in prefill has query
     tiles, sequences and heads, the memory-efficient one query tiles, heads and sequences."""
-    heads = shape.heads // ranks
+    known = [part.heads // ranks for part in shape.attention_parts()]
     for item in items:
         if item.what != ATTENTION or item.grid is None or len(item.grid) != 3:
             continue
-        seen = heads
+        seen = known[0]
         if "flash_fwd_kernel" in item.name:
             seen = item.grid[2]
         elif "fmha_cutlassF" in item.name:
             seen = item.grid[1]
-        if seen != heads:
+        if seen not in known:
+            heads = " or ".join(map(str, known))
             return [f"the grid of attention has {seen} query heads, the config {heads} a rank"]
     return []

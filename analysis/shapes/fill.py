@@ -183,9 +183,9 @@ class Writer:
                 return None, None, None
             if rows is None or not trial.experts.all_rows:
                 return (product, None), None, (product.n, product.k)
-            pairs = rows * shape.experts_per_token
-            key: object = (product, pairs, name)
-            return key, lambda: expert_work(product, pairs, shape.experts, name, dtype), None
+            tokens = rows
+            key: object = (product, tokens, name)
+            return key, lambda: expert_work(product, tokens, shape, name, dtype), None
         if rows is None or slot.what == EXPERT:
             return (slot, None), None, (slot.n, slot.k)
         m, kind = rows, item.kind
@@ -194,7 +194,8 @@ class Writer:
     def _attention(
         self, at: Pass, item: Item, layer: int
     ) -> tuple[object, Made, tuple[int, int] | None]:
-        trial, shape, tokens = self.trial, self.trial.model.shape, self.trial.tokens[at]
+        trial, tokens = self.trial, self.trial.tokens[at]
+        shape = trial.model.shape.like(layer)
         known = tokens.batch and tokens.queries and tokens.keys and shape.kv_rank is None
         if not known or item.kind == "eager attention":
             return None, None, None
@@ -210,7 +211,7 @@ class Writer:
         def work() -> Work:
             return fused_attention(sizes, kv_heads, name, dtype, window=window)
 
-        return ("attention", sizes, bool(slides), name), work, None
+        return ("attention", sizes, kv_heads, bool(slides), name), work, None
 
     def _call(self, item: Item, key: object, made: Made, known: tuple[int, int] | None) -> None:
         if key is None or (made is None and known is None):

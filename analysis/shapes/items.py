@@ -90,6 +90,16 @@ class Assignment:
         yield from (item.row for item in self.unsure)
 
 
+def can_run(item: Item, slot: Slot) -> bool:
+    """Whether a kernel is of the kind that a slot needs."""
+    return item.what == slot.what and item.what in (GEMM, GROUPED)
+
+
+def marks_of(items: Sequence[Item]) -> list[int]:
+    """Where a pass is cut: the indices of attentions and of mixers."""
+    return [i for i, item in enumerate(items) if item.what in (ATTENTION, MIXER)]
+
+
 def items_of(
     frame: pl.DataFrame, trace: Trace, works: Sequence[Any], *, mixers: bool = False
 ) -> dict[int, list[Item]]:

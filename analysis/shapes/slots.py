@@ -14,6 +14,7 @@ from itertools import product
 
 from prunescope.analysis.ops.attention import AttentionSizes, attention_work
 from prunescope.analysis.ops.call import Operand, Work
+from prunescope.analysis.ops.experts import expected_experts, reading, stack_of
 from prunescope.analysis.ops.matmul import gemm_work
 from prunescope.taxonomy.gemm import Gemm
 from prunescope.taxonomy.shape import ModelShape
@@ -59,6 +60,9 @@ class Layer:
 
 def divides(shape: ModelShape, ranks: int) -> bool:
     """Whether a model can be shared out over so many ranks."""
+    if shape.layer_shapes:
+        parts = (*shape.attention_parts(), *shape.mlp_parts())
+        return all(divides(part, ranks) for part in parts)
     kv = shape.kv_heads % ranks == 0 or ranks % shape.kv_heads == 0
     width = shape.intermediate or shape.expert_intermediate
     return shape.heads % ranks == 0 and kv and width % ranks == 0
@@ -95,7 +99,7 @@ def expert_slots(shape: ModelShape, ranks: int = 1) -> tuple[Slot, ...]:
 def layer_ways(shape: ModelShape, ranks: int = 1, *, experts: bool = False) -> list[Layer]:
     """The ways in which a layer with attention may run, the most common first."""
     slots = role_slots(shape, ranks)
-    tails = _mlp_ways(shape, ranks, experts=experts)
+    tails = mlp_ways(shape, ranks, experts=experts)
     return [
         Layer(before, (slots["o"], *tail))
         for before, tail in product(attention_ways(shape, slots), tails)
@@ -110,7 +114,7 @@ def pair_ways(shape: ModelShape, left: str, right: str) -> list[Layer]:
     into = [Slot("mixer_in", *nk) for role, nk in mixer.items() if role.startswith("mixer_in")]
     befores = {"f": attention_ways(shape, slots), "m": [tuple(into), tuple(into[::-1])]}
     after = slots["o"] if left == "f" else Slot("mixer_out", *mixer["mixer_out"])
-    tails = _mlp_ways(shape, 1, experts=shape.moe_layers > shape.layers // 2)
+    tails = mlp_ways(shape, 1, experts=shape.moe_layers > shape.layers // 2)
     inside = not shape.other_layers and left != right
     bare = [Layer(before, (after,)) for before in befores[right]]
     whole = [Layer(b, (after, *tail)) for b, tail in product(dict.fromkeys(befores[right]), tails)]
@@ -128,7 +132,7 @@ def attention_ways(shape: ModelShape, slots: dict[str, Slot]) -> list[tuple[Slot
     return [tuple(slots[role] for role in roles) for roles in befores]
 
 
-def _mlp_ways(shape: ModelShape, ranks: int, *, experts: bool) -> list[tuple[Slot, ...]]:
+def mlp_ways(shape: ModelShape, ranks: int, *, experts: bool) -> list[tuple[Slot, ...]]:
     """What follows the output projection: a plain MLP, or router, experts and what they share."""
     slots = role_slots(shape, ranks)
     if not experts:
@@ -207,13 +211,18 @@ def linear_work(slot: Slot, rows: int, kernel: str, kind: str, config: str | Non
     return gemm_work(Gemm(rows, slot.n, slot.k), a, w, out=out, kind=kind)
 
 
-def expert_work(slot: Slot, rows: int, experts: int, kernel: str, config: str | None) -> Work:
-    """The work of one product of all experts: `rows` pairs of a token and an expert. At most
-    `experts` matrices are read, and no more than there are rows."""
+def expert_work(
+    slot: Slot, tokens: int, shape: ModelShape, kernel: str, config: str | None
+) -> Work:
+    """The work of one product of all experts: as many matrices are read as an even router is
+    expected to choose for so many tokens."""
     inputs, weights = formats(kernel, config)
-    read = Operand((min(experts, rows), slot.n, slot.k), weights)
+    rows = tokens * shape.experts_per_token
+    read = Operand((min(shape.experts, rows), slot.n, slot.k), weights)
     a = Operand((rows, slot.k), inputs)
-    return gemm_work(Gemm(rows, slot.n, slot.k), a, read, out="bf16", kind=GROUPED + "_gemm")
+    work = gemm_work(Gemm(rows, slot.n, slot.k), a, read, out="bf16", kind=GROUPED + "_gemm")
+    expected = expected_experts(shape.experts, shape.experts_per_token, tokens)
+    return reading(stack_of(work, shape.experts, read), expected)
 
 
 def fused_attention(

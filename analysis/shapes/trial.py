@@ -21,6 +21,7 @@ from prunescope.analysis.shapes.grids import Intervals, holds, meet, only, writt
 from prunescope.analysis.shapes.items import Assignment, Item, Placed
 from prunescope.analysis.shapes.ranks import Experts, experts_of
 from prunescope.analysis.shapes.slots import formats
+from prunescope.analysis.shapes.uneven import align_uneven
 from prunescope.analysis.shapes.workload import UNKNOWN, ModelConfig, Tokens, annotated
 from prunescope.analysis.timeline.engines import engine_step
 from prunescope.analysis.timeline.intervals import Windows
@@ -90,7 +91,9 @@ class Trial:
             # A graph's kernels are in no module, also where the host's frames are in the trace.
             in_modules = sum(item.layer is not None for item in items)
             modules = traced.source not in ("none", "order") and 2 * in_modules >= len(items)
-            assign = assign_by_modules if modules else align
+            differ = model.shape.layer_shapes or model.shape.ranks
+            by_order = align_uneven if differ else align
+            assign = assign_by_modules if modules else by_order
             passes = assign(items, model.shape, ranks)
             unplaced = [problem for assignment in passes for problem in assignment.problems]
             if unplaced:

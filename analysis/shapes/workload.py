@@ -27,7 +27,9 @@ _SUMS = re.compile(
     rf"execute_{_NUMBER}_context_{_NUMBER}\(sq{_NUMBER}sk{_NUMBER}sqsq(\d{{1,18}})\w*\)"
     rf"_generation_{_NUMBER}\(sq{_NUMBER}sk{_NUMBER}"
 )
-_MODE = re.compile(r"step\[(EXTEND|PREFILL|DECODE)\b([^\]]{0,200})")
+_MODE = re.compile(r"step\[(EXTEND|PREFILL|DECODE|MIXED)\b([^\]]{0,400})")
+# SGLang's detailed_annotations: of prompts (c) and of single tokens (g), requests and sums.
+_SUM = re.compile(r"\b([cg](?:_sq|_sk|_sqsq|_sqsk)?)=(\d{1,18})\b")
 _BATCH = re.compile(rf"\bbs={_NUMBER}")
 _TOKENS = re.compile(rf"\b(?:toks|tokens|num_tokens|extend_num_tokens)={_NUMBER}")
 # TensorRT-LLM: [Executor] _forward_step 5: 1 ctx reqs, 3 gen reqs; tokens where it names them.
@@ -113,22 +115,45 @@ def annotated(name: str, *, replayed: bool) -> Tokens:
 
 
 def _counted(name: str) -> Tokens | None:
-    """Numbers of requests and tokens, with sums of squares: equal lengths are those for which
-    (Σ s)² = n · Σ s²."""
+    """The tokens of a step whose name counts the requests and tokens of both phases."""
     if found := _VLLM.match(name):
         requests, tokens, squares, others, generated = (int(x or 0) for x in found.groups())
-        keys = None
-    elif found := _SUMS.match(name):
+        return _of_sums(requests, tokens, None, squares, others, generated)
+    if found := _SUMS.match(name):
         numbers = [int(x) for x in found.groups()]
         _, requests, tokens, keys, squares, others, generated, _ = numbers
-    else:
-        return None
+        return _of_sums(requests, tokens, keys, squares, others, generated)
+    if found := _MODE.match(name):
+        sums = {key: int(value) for key, value in _SUM.findall(found[2])}
+        batch = _BATCH.search(found[2])
+        every = int(batch[1]) if batch else 0
+        prompts = sums.get("c", every if "c_sq" in sums else 0)
+        single = sums.get("g", every if "g_sq" in sums else 0)
+        if prompts + single:
+            return _of_sums(
+                prompts,
+                sums.get("c_sq", 0),
+                sums.get("c_sk"),
+                sums.get("c_sqsq", 0),
+                single,
+                sums.get("g_sq", 0),
+            )
+    return None
+
+
+def _of_sums(
+    requests: int, tokens: int, keys: int | None, squares: int, others: int, generated: int
+) -> Tokens | None:
+    """Numbers of requests and tokens, with sums of squares: equal lengths are those for which
+    (Σ s)² = n · Σ s². With speculation a request that decodes has as many tokens as every other
+    one."""
     rows, heads = tokens + generated, requests + others
     if not rows:
         return None
     phase = "mixed" if requests and others else PREFILL if requests else DECODE
     equal = phase == PREFILL and requests and tokens * tokens == requests * squares
-    length = tokens // requests if equal else 1 if phase == DECODE else None
+    of_each = generated // others if others and generated % others == 0 else None
+    length = tokens // requests if equal else of_each if phase == DECODE else None
     fresh = equal and (keys is None or keys == tokens)
     return Tokens(
         rows=rows,
@@ -156,7 +181,8 @@ def _of_mode(name: str) -> Tokens | None:
                 source="annotation",
             )
         return _one_token(generated) if generated else None
-    if found := _MODE.match(name):
+    found = _MODE.match(name)
+    if found is not None and found[1] != "MIXED":
         batch, tokens = _BATCH.search(found[2]), _TOKENS.search(found[2])
         if found[1] == "DECODE":
             return _one_token(int(batch[1])) if batch else None

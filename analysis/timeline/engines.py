@@ -25,7 +25,7 @@ from prunescope.analysis.trace.events import Trace
 PHASES = ("prefill", "decode", "mixed", "unknown")
 _COUNTS = re.compile(r"execute_(?:\d{1,9}_)?context_(\d{1,9})\b.{0,400}_generation_(\d{1,9})\b")
 _COUNTS_OLD = re.compile(r"execute_new_(\d{1,9})_cached_(\d{1,9})$")
-_MODE = re.compile(r"step\[(EXTEND|DECODE|MIXED|PREFILL|IDLE|TARGET_VERIFY|DRAFT_EXTEND)\b")
+_MODE = re.compile(r"step\[([A-Z][A-Z0-9_]{2,30})\b[^\]]{0,400}\]")
 _TRT = re.compile(
     r"(?:\[Executor\] )?_forward_step \d{1,12}: (\d{1,9}) ctx reqs, (\d{1,9}) gen reqs"
 )

@@ -29,10 +29,12 @@ from prunescope.analysis.trace.collect import (
     interned,
 )
 from prunescope.analysis.trace.event import DEVICE_CATEGORIES, OVERHEAD
+from prunescope.analysis.trace.nccl_calls import ENTRIES, Payloads, Row, collectives_of
 from prunescope.analysis.trace.nsys_file import STRINGS, Database
 from prunescope.analysis.trace.nvtx import Range, read_range
 from prunescope.analysis.trace.reader import Source
 from prunescope.analysis.trace.samples import kind_of_counter
+from prunescope.analysis.trace.stream_waits import begins_of_waits
 from prunescope.taxonomy.errors import PrunescopeError
 
 _ACTIVITY = "CUPTI_ACTIVITY_KIND_"
@@ -41,11 +43,11 @@ _KERNEL, _COPY, _FILL, _GRAPH, _RUNTIME = (
 )
 _SAMPLES, _METRICS = "GPU_METRICS", "TARGET_INFO_GPU_METRICS"
 _NODES = "CUDA_GRAPH_NODE_EVENTS"
-_WAITS = f"{_ACTIVITY}SYNCHRONIZATION"
+_WAITS, _EVENTS = f"{_ACTIVITY}SYNCHRONIZATION", f"{_ACTIVITY}CUDA_EVENT"
 _OVERHEADS = ("PROFILER_OVERHEAD", f"{_ACTIVITY}OVERHEAD")
 _RANGES, _GPU, _GPU_OF = "NVTX_EVENTS", "TARGET_INFO_GPU", "TARGET_INFO_CUDA_DEVICE"
 _WANTED = (_KERNEL, _COPY, _FILL, _GRAPH, _RUNTIME, _NODES, _RANGES, _GPU, _GPU_OF, _SAMPLES,
-           _METRICS, STRINGS, _WAITS, *_OVERHEADS)  # fmt: skip
+           _METRICS, STRINGS, _WAITS, _EVENTS, ENTRIES, *_OVERHEADS)  # fmt: skip
 PROFILER, NSYS = "profiler", "Nsight Systems"  # a key and its value in the metadata
 _MEMBER = "device "
 _MOST_DEVICES = 1024
@@ -54,16 +56,18 @@ _NAMES = ("demangledName", "shortName", "mangledName")  # of a kernel, the best 
 # A GlobalId is a machine, a process and a thread; ids of launches have 32 bits. Where processes or
 # contexts share a device, their numbers stand before those of their launches and streams.
 _TID_BITS, _ID_BITS, _STREAM_BITS = 24, 33, 32
+_MANY = 1_000_003  # a prime: sums of multiples of it wrap, and equal places stay equal
 _NO_TIME, _MOST_TIME = -(1 << 63), 1 << 61
 _MOST_ID = 1 << 62
 _COUNTER_NAME = 80
 _GPU_OF_TYPE = 0xFF  # the part of a type of samples that is the number of the GPU
 _CLONES = 16  # times that a graph is made from another one
-_NO_NAME, _UNKNOWN = "?", "Unknown"
-# Of ENUM_CUPTI_SYNC_TYPE, those in which the host waits. The times of type 2, of a stream
-# that waits for an event, are those of the host's call, which returns at once.
+_NO_NAME, _UNKNOWN, _NCCL = "?", "Unknown", "nccl"
+# Of ENUM_CUPTI_SYNC_TYPE, those in which the host waits, and that in which a stream does.
 _HOST_WAITS = {1: "EventSynchronize", 3: "StreamSynchronize", 4: "ContextSynchronize"}
+_STREAM_WAITS, _STREAM_WAIT = 2, "Stream Wait Event"
 _ON_DEVICE = (*COLUMNS["device"], "process", "context")
+_PLACED = ("ts", "dur", "process", "context", "stream")  # when and where something ran
 # As kineto names copies; of ENUM_CUDA_MEMCPY_OPER and ENUM_CUDA_MEM_KIND.
 _COPIES = {1: "HtoD", 2: "DtoH", 3: "HtoA", 4: "AtoH", 5: "AtoA", 6: "AtoD", 7: "DtoA", 8: "DtoD",
            9: "HtoH", 10: "PtoP", 11: "HtoD", 12: "DtoH", 13: "DtoD"}  # fmt: skip
@@ -205,6 +209,7 @@ class _Reader:
         """All tables that the file has."""
         parts = [self._kernels(), self._copies(), self._fills()]
         parts.append(self._graphs(np.concatenate([part["correlation"] for part in parts])))
+        parts.append(self._stream_waits(parts))
         device = {name: np.concatenate([part.pop(name) for part in parts]) for name in _ON_DEVICE}
         del parts
         device |= {"stream": self._streams(device), **self._captures(device)}
@@ -212,6 +217,7 @@ class _Reader:
         launched = device["correlation"]
         del device
         self._launches(launched)
+        self._collectives()
         self._overhead()
         self._ranges()
         self._counters()
@@ -230,14 +236,19 @@ class _Reader:
         self.collect.tables[group].add(*(wanted if kept.all() else (one[kept] for one in wanted)))
 
     def _table(
-        self, table: str, wanted: dict[str, str], where: str = "", end: str = "end"
+        self,
+        table: str,
+        wanted: dict[str, str],
+        where: str = "",
+        end: str = "end",
+        start: str = "start",
     ) -> dict[str, Ints]:
         """Columns of a table under our names; `ts` and `dur` of its start and end."""
         found: dict[str, list[Ints]] = {
             name: [np.empty(0, np.int64)] for name in ("ts", "dur", *wanted)
         }
         rows = 0
-        for columns, _ in self._blocks(table, wanted, where, end=end):
+        for columns, _ in self._blocks(table, wanted, where, end=end, start=start):
             for name, column in columns.items():
                 found[name].append(column)
             rows += len(columns["ts"])
@@ -251,11 +262,12 @@ class _Reader:
         where: str = "",
         text: str | None = None,
         end: str = "end",
+        start: str = "start",
     ) -> Iterator[tuple[dict[str, Ints], Sequence[Any]]]:
         """The same a block at a time, and the column `text` as it is."""
-        if not self.file.has(table, "start", end):
+        if not self.file.has(table, start, end):
             return
-        read = ("start", end, *wanted.values(), *([] if text is None else [text]))
+        read = (start, end, *wanted.values(), *([] if text is None else [text]))
         for block in self.file.rows(table, read, where=where):
             starts, ends, *values = zip(*block, strict=True)
             ts, until = _times(starts), _times(ends)
@@ -348,6 +360,43 @@ class _Reader:
         name = np.array(interned(self.collect.names, names), np.int64)
         return {**rows, "name": name, "category": np.zeros(len(names), np.int64)}
 
+    def _stream_waits(self, parts: Sequence[dict[str, Ints]]) -> dict[str, Ints]:
+        """Times in which a stream waits for an event, of events whose completion was recorded.
+        `parts`: the work of the device."""
+        rows = self._events(_WAITS, kind="syncType", sync="eventSyncId")
+        columns = {"process": "globalPid", "sync": "eventSyncId"}
+        events = self._table(_EVENTS, columns, end="timestamp", start="timestamp")
+        events["process"] = _shifted(events["process"])
+        known = (events["ts"] > 0) & (events["sync"] >= 0)  # 0: its completion was not recorded
+        complete = {
+            (process, sync): ts
+            for process, sync, ts in zip(
+                *(events[name][known].tolist() for name in ("process", "sync", "ts")), strict=True
+            )
+        }
+        ids = zip(rows["process"].tolist(), rows["sync"].tolist(), strict=True)
+        until = np.array([complete.get(one, NONE) for one in ids], np.int64)
+        wanted = (rows["kind"] == _STREAM_WAITS) & (rows["ts"] != _NO_TIME) & (until >= 0)
+        rows, until = {name: column[wanted] for name, column in rows.items()}, until[wanted]
+        work = {name: np.concatenate([part[name] for part in parts]) for name in _PLACED}
+        begin = begins_of_waits(
+            rows["ts"] + rows["dur"],
+            until,
+            _of_contexts(rows),
+            (work["ts"], work["ts"] + work["dur"], _of_contexts(work)),
+        )
+        waits = begin >= 0
+        rows = {name: column[waits] for name, column in rows.items()}
+        name = interned(self.collect.names, [_STREAM_WAIT] * len(rows["ts"]))
+        return {
+            **rows,
+            "ts": begin[waits],
+            "dur": (until - begin)[waits],
+            "name": np.array(name, np.int64),
+            "category": np.zeros(len(name), np.int64),
+            "correlation": np.full(len(name), NONE),
+        }
+
     def _streams(self, device: dict[str, Ints]) -> Ints:
         """Streams, told apart where several contexts number theirs alike."""
         pairs = np.stack((device["process"], device["context"]), axis=1)
@@ -420,6 +469,41 @@ class _Reader:
         rows |= {"thread": thread[alone & (thread >= 0)], "name": np.array(names, np.int64)}
         rows |= {"correlation": none, "external": none, "kernel": none}
         self._add("launch", rows, COLUMNS["launch"])
+
+    def _collectives(self) -> None:
+        """What the kernels of NCCL send, where its own ranges say it."""
+        payloads = Payloads(self.file)
+        rows = list(self._nccl_rows(payloads)) if payloads.domains else []
+        if not rows:
+            return
+        names = [i for name, i in self.collect.names.items() if name.startswith(_NCCL)]
+        device = self.collect.tables["device"].blocks[0]
+        column = {name: i for i, name in enumerate(COLUMNS["device"])}
+        of_nccl = np.flatnonzero(np.isin(device[column["name"]], names))
+        launches = self.collect.tables["launch"].frozen()
+        order = np.argsort(launches["correlation"], kind="stable")
+        at = _places(launches["correlation"][order], device[column["correlation"]][of_nccl])
+        of_nccl, launch = of_nccl[at >= 0], order[at[at >= 0]]
+        found = collectives_of(rows, launches["ts"][launch], launches["thread"][launch])
+        for index, key in found:
+            (one,) = interned(self.collect.collectives, [key])
+            device[column["collective"], of_nccl[index]] = one
+
+    def _nccl_rows(self, payloads: Payloads) -> Iterator[Row]:
+        """The ranges of NCCL's functions."""
+        columns = ("start", "end", "globalTid", "text", "textId", "binaryData", "jsonText")
+        numbers = ", ".join(map(str, sorted(payloads.domains)))
+        processes = self._of_processes(_RANGES)
+        where = f'"domainId" IN ({numbers})' + (f" AND {processes}" if processes else "")
+        registered: dict[int, str] = {}
+        for block in self.file.rows(_RANGES, columns, where=where):
+            new = {row[4] for row in block if type(row[4]) is int} - registered.keys()
+            registered |= {**dict.fromkeys(new, ""), **self.file.strings(new)}
+            thread = self._threads(_ids([row[2] for row in block]))
+            for i, (start, end, _, text, text_id, binary, plain) in enumerate(block):
+                name = text if isinstance(text, str) and text else registered.get(text_id, "")
+                if type(start) is type(end) is int and name.startswith(_NCCL):
+                    yield Row(start, end, int(thread[i]), name, payloads.fields(binary, plain))
 
     def _overhead(self) -> None:
         """What the profiler and the driver did beside the program."""
@@ -631,6 +715,11 @@ def _numbers(values: Sequence[Any]) -> Floats:
 def _shifted(global_ids: Ints) -> Ints:
     """The processes of GlobalIds."""
     return np.where(global_ids >= 0, global_ids >> _TID_BITS, NONE)
+
+
+def _of_contexts(rows: dict[str, Ints]) -> Ints:
+    """A number for each stream of each context of a process."""
+    return (rows["process"] * _MANY + rows["context"]) * _MANY + rows["stream"]
 
 
 def _pid(process: int) -> int:

@@ -34,6 +34,7 @@ _EACH = 100_000  # instructions between two looks at the count
 _BLOCK = 2048  # rows: as objects of Python they take five times the memory of the columns
 _IDS_AT_ONCE = 500
 _FUNCTIONS = {"substr"}
+_LONG = ("text", "jsonText", "binaryData")  # columns whose values may be of any length
 _PRAGMAS = ("trusted_schema=OFF", "query_only=ON", "cell_size_check=ON", "mmap_size=0",
             "temp_store=MEMORY", "cache_size=-2048")  # fmt: skip
 _DENIED = "an export of Nsight Systems has plain tables only"
@@ -131,8 +132,8 @@ class Database:
     def rows(
         self, table: str, columns: Sequence[str], *, where: str = "", group: bool = False
     ) -> Iterator[Rows]:
-        """Rows of a table in blocks. A column that the table lacks is None in all of them; of one
-        whose name ends in `text` the first characters are read. `where`: an expression of ours;
+        """Rows of a table in blocks. A column that the table lacks is None in all of them; of a
+        text or payload the first characters are read. `where`: an expression of ours;
         `group`: distinct rows only.
 
         Raises PrunescopeError where the file is damaged.
@@ -232,7 +233,7 @@ STRINGS = "StringIds"
 
 def _value(column: str) -> str:
     """The SQL of a column; long texts are cut while they are read."""
-    return f'substr("{column}", 1, {_MAX_TEXT})' if column == "text" else f'"{column}"'
+    return f'substr("{column}", 1, {_MAX_TEXT})' if column in _LONG else f'"{column}"'
 
 
 def _is_filled(path: Path) -> bool:

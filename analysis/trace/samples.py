@@ -29,6 +29,10 @@ KINDS = {
     POWER: re.compile(r"(?<![a-z])power(?!.*(?:limit|cap))", re.IGNORECASE),
     MEMORY: re.compile(r"\bmem(?:ory)?[ _](?:used|usage)|\bused[ _]memory", re.IGNORECASE),
 }  # fmt: skip
+# Names for counters of each kind, in the plain unit: they say no more than what is read of them.
+_PLAIN = {SMS: "SM Active [%]", TENSOR: "Tensor Active [%]", READ: "DRAM Read [%]",
+          WRITTEN: "DRAM Write [%]", CLOCK: "SM Clock [Hz]", POWER: "Power [W]",
+          MEMORY: "Memory used [B]"}  # fmt: skip
 _PERCENT = re.compile(r"%|pct|percent", re.IGNORECASE)
 _UNITS = {
     CLOCK: (re.compile(r"(?<![A-Za-z])([GMk]?)Hz(?![a-z])"), {"G": 1e9, "M": 1e6, "k": 1e3, "": 1}),
@@ -85,6 +89,14 @@ def rows_of(samples: Sequence[Sample]) -> Iterator[Row]:
             number = sample.pid if device is None else int(device[1])
             known = type(number) is int and 0 <= number < _MOST_DEVICE
             yield sample.ts, _DEVICE.sub("", name)[:_NAME], number if known else _NONE, value
+
+
+def plain_counter(name: str, value: float) -> tuple[str, float]:
+    """A counter that `rows_of` gave, under the plain name of its kind and in the plain unit."""
+    kind = kind_of_counter(name)
+    if kind is None:
+        raise ValueError(name)
+    return _PLAIN[kind], value * (factor(kind, name) or 1.0) if kind in _UNITS else value
 
 
 def _has_unit(kind: str, name: str) -> bool:

@@ -1,7 +1,6 @@
 """Pairs that are no pruning, or an extension that no family of the paper holds.
 
-In: Evidence. Out: a Reason, or None; REASONS is the order in which they are tried. Experts that are
-fewer, or fewer of them a token, are M of the expert GEMMs: by extension, "expert dropping".
+In: Evidence. Out: a Reason, or None; REASONS is the order in which they are tried.
 """
 
 from __future__ import annotations
@@ -60,6 +59,7 @@ def _distinct(calls: Iterable[Call | None]) -> dict[int, Call]:
     return {id(call): call for call in calls if call is not None}
 
 
+OTHER_WORK = "other-work"  # a kind of Reason
 _QUANTISED = ("int8", "fp8", "fp4")
 
 
@@ -126,32 +126,6 @@ def _dtypes_text(old: str, new: str) -> str:
     return f"the GEMMs run in {new}, the dense ones in {old}: {what}"
 
 
-def fewer_experts(e: Evidence) -> Reason | None:
-    """Fewer experts, or fewer of them for each token, while all else is as it was."""
-    experts = [p for p in e.pairs if p.key[1] == "experts"]
-    if not experts or not _else_unmoved(e):
-        return None
-    weights_d, rows_d = _experts(p.dense for p in experts)
-    weights_p, rows_p = _experts(p.pruned for p in experts)
-    if not rows_d or not weights_p <= weights_d:
-        return None
-    lines: list[str] = []
-    numbers: dict[str, float | None] = {}
-    router = next((p for p in e.pairs if p.key[1] == "router" and p.axis == "N"), None)
-    if router is not None and router.dense is not None and router.pruned is not None:
-        numbers |= {"dense": router.dense.n, "pruned": router.pruned.n}
-        lines.append(f"fewer experts: N of the router {router.dense.n:g} → {router.pruned.n:g}")
-    if rows_p < rows_d * (1 - _SAME):
-        numbers |= {"rows": rows_p / rows_d}
-        lines.append(
-            f"fewer experts a token: their GEMMs see {percent(rows_p / rows_d)} of the rows"
-        )
-    if not lines:
-        return None
-    text = f"{'; '.join(lines)}. By extension: expert dropping, M of the expert GEMMs"
-    return Reason(kind="fewer-experts", lines=(text,), numbers=numbers)
-
-
 def inputs(e: Evidence) -> Reason | None:
     """Another batch or length: rows of every linear in one ratio."""
     found = other_inputs(e.pairs, e.convolutions)
@@ -205,13 +179,15 @@ def other_work(e: Evidence) -> Reason | None:
     added, gone = _names(e, e.units.added), _names(e, e.units.removed)
     if not added and not gone:
         return None
+    hidden = e.hidden()
+    moved = "no GEMM of known shape moved" if hidden else "no GEMM moved"
     lines = [
-        f"no GEMM moved; {found.total()} units {what}: {most_common(found)}"
+        f"{moved}; {found.total()} units {what}: {most_common(found)}"
         for what, found in (("added", added), ("gone", gone))
         if found
     ]
     numbers = {"added": added.total(), "gone": gone.total()}
-    return Reason(kind="other-work", lines=tuple(lines), numbers=numbers, confidence=0.7)
+    return Reason(kind=OTHER_WORK, lines=(*lines, *hidden), numbers=numbers, confidence=0.7)
 
 
 def _names(e: Evidence, where: np.ndarray) -> Counter[str]:
@@ -250,7 +226,6 @@ NOTHING_MOVED = "where no family was detected and no GEMM moved"
 REASONS: tuple[tuple[str, Callable[[Evidence], Reason | None]], ...] = (
     (FIRST, conditions),  # with other settings, all that follows is meaningless
     (FIRST, replaced),
-    (FIRST, fewer_experts),  # its GEMMs see fewer rows, as those of skipped tokens do
     (NO_DYNAMIC, other_dtype),
     (NO_DYNAMIC, inputs),
     (NO_DYNAMIC, larger),
@@ -288,16 +263,6 @@ def other_routes(e: Evidence) -> bool:
     return bool(experts) and not others and same
 
 
-def _else_unmoved(e: Evidence) -> bool:
-    """Whether only experts moved, and N of the router."""
-
-    def fits(pair: Pair) -> bool:
-        role = pair.key[1]
-        return role == "experts" or pair.axis == "none" or (role == "router" and pair.axis == "N")
-
-    return all(map(fits, e.pairs))
-
-
 def _experts(calls: Iterable[Call | None]) -> tuple[set[tuple[int, int]], float]:
     """The weights [N, K] of the expert GEMMs, and the rows that all of them see in a step."""
     weights: set[tuple[int, int]] = set()
@@ -305,5 +270,5 @@ def _experts(calls: Iterable[Call | None]) -> tuple[set[tuple[int, int]], float]
     for call in calls:
         if call is not None and call.gemm is not None and call.m is not None:
             weights.add((call.gemm.n, call.gemm.k))
-            rows += call.m * call.count * (call.batch or 1)
+            rows += call.all_rows
     return weights, rows

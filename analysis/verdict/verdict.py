@@ -6,11 +6,13 @@ In: GEMM pairs, units, alignment, weight statistics of both runs. Out: a Verdict
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from collections.abc import Sequence
 
 import polars as pl
 
-from prunescope.analysis.comparison.convolutions import convolutions
+from prunescope.analysis.comparison.convolutions import Convolution, convolutions
 from prunescope.analysis.comparison.differences import UNREADABLE, differences, unpaired
 from prunescope.analysis.comparison.equal_information import ComparableSides
 from prunescope.analysis.comparison.parallelism import ranks_of
@@ -22,13 +24,14 @@ from prunescope.analysis.schema.pair_comparison import SHAPES
 from prunescope.analysis.schema.report import FamilyPart, FamilyVerdict
 from prunescope.analysis.verdict.detectors import detectors
 from prunescope.analysis.verdict.detectors.run_time import fewer_keys
-from prunescope.analysis.verdict.detectors.widths import narrower_heads
+from prunescope.analysis.verdict.detectors.widths import families_by_order, narrower_heads
 from prunescope.analysis.verdict.evidence import Detection, Evidence, Reason, Verdict, stored_shapes
 from prunescope.analysis.verdict.gathers import gathers
 from prunescope.analysis.verdict.outside import (
     FIRST,
     NO_DYNAMIC,
     NOTHING_MOVED,
+    OTHER_WORK,
     other_activation,
     other_routes,
     quantised_too,
@@ -38,6 +41,8 @@ from prunescope.analysis.verdict.unread import unread
 from prunescope.taxonomy.families import families
 from prunescope.taxonomy.roles import BACKWARD
 from prunescope.taxonomy.words import percent
+
+_MOSTLY = 0.5  # of the busy time: where as much is not read, what is read says little
 
 
 def evidence_of(sides: ComparableSides, pairs: list[Pair], units: Units) -> Evidence:
@@ -144,6 +149,9 @@ def _named(e: Evidence, seen: dict[str, Detection], *, is_dynamic: bool) -> Fami
 def _unmoved(e: Evidence) -> FamilyVerdict:
     """No M, N or K moved: nothing changed, something else did, or the weights are not known; or no
     GEMM has any to move."""
+    narrower = [one for one in e.convolutions if one.is_narrower]
+    if narrower:
+        return FamilyVerdict(id="unknown", confidence=0.5, evidence=[_of_channels(e, narrower)])
     if blind := _blind(e):
         return FamilyVerdict(id="unknown", confidence=0.1, evidence=[_unread(e, blind)])
     unclear = [p for p in e.pairs if p.axis != "none"] if not other_routes(e) else []
@@ -152,12 +160,22 @@ def _unmoved(e: Evidence) -> FamilyVerdict:
     if unclear:
         names = Counter(f"{p.key[1]}: {p.axis}" for p in unclear)
         shown = ", ".join(f"{n} ({c} GEMMs)" for n, c in names.most_common(4))
+        if e.by_order and (fitting := families_by_order(e)):
+            line = (
+                f"GEMMs became smaller ({shown}), but which is which is known from the order of "
+                "kernels alone: record modules (with_stack=True) to name the family"
+            )
+            return FamilyVerdict(
+                id="unknown", confidence=0.3, evidence=[line], alternatives=fitting
+            )
         return FamilyVerdict(
             id="unknown",
             confidence=0.3,
             evidence=[f"these GEMM shape changes match no family: {shown}"],
         )
-    if (why := reason(e, NOTHING_MOVED)) is not None:
+    why = reason(e, NOTHING_MOVED)
+    mostly_hidden = any(one.share > _MOSTLY for one in e.unread)
+    if why is not None and not (mostly_hidden and why.kind == OTHER_WORK):
         return _outside(why)
     if hidden := e.hidden():
         line = "no GEMM of known shape moved, but not all are known"
@@ -174,6 +192,21 @@ def _unmoved(e: Evidence) -> FamilyVerdict:
         return FamilyVerdict(id="unknown", confidence=0.5, evidence=[moved])
     return FamilyVerdict(
         id="dense", confidence=1.0, evidence=["no GEMM changed shape, no zeros, no work added"]
+    )
+
+
+def _of_channels(e: Evidence, narrower: Sequence[Convolution]) -> str:
+    """That convolutions have fewer channels: as implicit GEMMs they lost N and K, which no family
+    of linears is, and the table of GEMMs does not list them."""
+    example = max(narrower, key=lambda one: math.prod(one.dense[1]) - math.prod(one.pruned[1]))
+    (n, k), (kept_n, kept_k) = (
+        (weight[0], math.prod(weight[1:])) for weight in (example.dense[1], example.pruned[1])
+    )
+    moved = [f"N {n} → {kept_n}"] * (n != kept_n) + [f"K {k} → {kept_k}"] * (k != kept_k)
+    return (
+        f"channels of convolutions: {len(narrower)} of {len(e.convolutions)} convolutions have "
+        f"fewer, as implicit GEMMs {' and '.join(moved)} in the largest; families are of linears, "
+        "and the table of GEMMs lists no convolution"
     )
 
 

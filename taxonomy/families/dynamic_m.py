@@ -80,6 +80,12 @@ FAMILY = Family(
             "what a token is routed past: attention and MLP each on its own, or whole layers",
             ("sublayer", "layer"),
         ),
+        "choose": Knob(
+            "rank",
+            "which tokens of a prompt pass: the best p of each sequence, which depend on later "
+            "tokens, or those with a score above a threshold, one by one as in decode",
+            ("rank", "threshold"),
+        ),
         "keys": Knob(
             "all",
             "whose keys and values there are: of all tokens (SkipGPT), or of those that are not "

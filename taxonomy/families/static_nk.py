@@ -18,8 +18,12 @@ LATENTS = ("q_a", "kv_a")  # they belong to no head
 
 def with_heads(shape: ModelShape, point: FamilyPoint) -> ModelShape:
     """n_kv' = max(1, round(n_kv·p)) groups: q N = G·n_kv'·d; k, v N = n_kv'·d; o K = G·n_kv'·d."""
-    kept = kept_kv_heads(shape.kv_heads, point.sparsity, str(point.knobs["rounding"]))
-    return replace(shape, kv_heads=kept, heads=kept * shape.group)
+
+    def narrow(layer: ModelShape) -> ModelShape:
+        kept = kept_kv_heads(layer.kv_heads, point.sparsity, str(point.knobs["rounding"]))
+        return replace(layer, kv_heads=kept, heads=kept * layer.group)
+
+    return shape.map_layers(narrow)
 
 
 def with_channels(shape: ModelShape, point: FamilyPoint) -> ModelShape:
@@ -28,11 +32,13 @@ def with_channels(shape: ModelShape, point: FamilyPoint) -> ModelShape:
     def kept(width: int) -> int:
         return kept_intermediate(width, point.sparsity) if width else 0
 
-    return replace(
-        shape,
-        intermediate=kept(shape.intermediate),
-        expert_intermediate=kept(shape.expert_intermediate),
-        shared_intermediate=kept(shape.shared_intermediate),
+    return shape.map_layers(
+        lambda layer: replace(
+            layer,
+            intermediate=kept(layer.intermediate),
+            expert_intermediate=kept(layer.expert_intermediate),
+            shared_intermediate=kept(layer.shared_intermediate),
+        )
     )
 
 

@@ -34,9 +34,9 @@ ALLOWED: dict[str, str] = {
     "analysis/verdict": "taxonomy schema kernels ledger comparison",
     "analysis/findings": "taxonomy schema device timeline kernels inputs ledger comparison verdict",
     "analysis/predict": "taxonomy schema device shapes inputs",
-    "analysis": "taxonomy schema device trace timeline shapes kernels inputs ledger comparison "
-    "verdict findings predict",
     "analysis/report": "taxonomy schema",
+    "analysis": "taxonomy schema device trace timeline shapes kernels inputs ledger comparison "
+    "verdict findings predict report",
     "analysis/pareto": "taxonomy schema ledger analysis report",
     "analysis/bundle": "taxonomy schema ops device trace inputs analysis report pareto",
     # From a model to a run folder.

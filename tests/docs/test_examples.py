@@ -34,8 +34,25 @@ def test_an_example_runs(script: Path, tmp_path: Path) -> None:
 
 def test_every_example_is_listed() -> None:
     listed = re.findall(r"\]\(([\w.]+)\)", (EXAMPLES / "README.md").read_text(encoding="utf-8"))
-    there = {p.name for p in EXAMPLES.iterdir() if p.suffix in (".py", ".ipynb")}
-    assert set(listed) == there
+    there = {p.name for p in EXAMPLES.iterdir() if p.suffix in (".py", ".ipynb", ".md")}
+    assert set(listed) == there - {"README.md"}
+
+
+def test_the_page_of_dropped_experts_has_the_numbers_of_its_script() -> None:
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / "dropped_experts.py")],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    page = (EXAMPLES / "dropped_experts.md").read_text(encoding="utf-8")
+    rows = [re.findall(r"[\d.]+", row) for row in page.splitlines() if re.match(r"\| \d", row)]
+    printed = [re.findall(r"[\d.]+", row) for row in done.stdout.splitlines()]
+    assert len(rows) == 5
+    assert all(row in printed for row in rows)
+    dropped = done.stdout.split("\n\n")[0]
+    assert "gains from batch 9 on:" in dropped
+    assert "*gains from batch 9 on*" in page
+    assert "61.1 GB → 32.1 GB" in dropped
+    assert "61.1 GB → 32.1 GB" in page
 
 
 def test_the_notebook_was_executed_and_its_code_still_runs(

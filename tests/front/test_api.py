@@ -14,6 +14,8 @@ from prunescope import api, public
 from prunescope.analysis.schema.report import Report as Plain
 from prunescope.analysis.schema.report import to_json
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.tracer.sweep.request import SweepRequest
+from prunescope.tracer.sweep.sweep import plan_of
 from tests.analysis.report import example
 
 RUNS = Path(__file__).resolve().parents[2] / "traces"
@@ -221,3 +223,56 @@ def test_families_and_devices_are_typed() -> None:
     assert {"static-m", "static-nk", "dynamic-m"} <= ids
     assert prunescope.families("tiny-llama")["families"]
     assert all(device.byte_per_s > 0 for device in prunescope.devices())
+
+
+def test_a_phase_that_is_not_there_names_the_nearest(report: public.Report) -> None:
+    with pytest.raises(KeyError, match="no phase is called 'decod'; nearest: decode"):
+        report.phases["decod"]
+    assert report.phases.get("decod") is None
+
+
+def test_a_prediction_is_a_table_a_figure_and_files(tmp_path: Path) -> None:
+    found = prunescope.predict(
+        model="llama-3.1-8b", device="h100-sxm", method="static-m,static-nk", sparsity="0.25,0.5"
+    )
+    table = found.to_polars()
+    assert table["method"].to_list() == ["static-m"] * 4 + ["static-nk"] * 4
+    point = found["points"][0]["phases"]["prefill"]
+    assert table["roofline"][0] == point["ladder"]["roofline"]
+    assert table["expected"][0] == point["predicted"]["execution"]["speedup"]
+    assert len(found.plot.curves().axes) == 2  # a panel a phase
+    files = found.save(tmp_path, ["md", "csv", "json", "svg"])
+    assert [file.name for file in files] == [
+        "prediction.md", "prediction.csv", "prediction.json", "curves.svg",
+    ]  # fmt: skip
+    assert json.loads(files[2].read_text()) == found
+    assert "| static-nk | 0.5 |" in files[0].read_text()
+    assert "<pre>" in found._repr_html_()
+
+
+def test_every_kind_of_prediction_is_a_table() -> None:
+    ranking = prunescope.predict(
+        rank=True, model="llama-3.1-8b", device="h100-sxm", workload="chat"
+    )
+    assert set(ranking.to_polars()["phase"]) == {"equal flop", "equal param"}
+    of_run = prunescope.predict(from_run=RUNS / "tiny-static-nk", sparsity=0.25)
+    assert set(of_run.to_polars()["phase"]) == {"prefill", "decode"}
+    assert of_run.to_polars()["expected"].is_not_null().all()
+    with pytest.raises(PrunescopeError, match="no curve"):
+        ranking.plot.curves()
+
+
+def test_a_comparison_is_a_frame_and_a_figure() -> None:
+    found = prunescope.compare([RUNS / f"tiny-static-{name}" for name in ("m", "nk")])
+    assert found.to_polars().height == len(found.rows)
+    assert found.plot.speedups().axes
+
+
+def test_a_sweep_takes_its_keys_as_a_dict(tmp_path: Path) -> None:
+    with pytest.raises(PrunescopeError, match="the sweep has an unknown key 'nonsense'"):
+        prunescope.sweep(
+            {"model": "tiny-llama", "families": ["static-m"], "nonsense": 1}, out=tmp_path / "a"
+        )
+    request = SweepRequest({"model": "tiny-llama", "families": ["static-m"]}, out=tmp_path / "b")
+    config = plan_of(request).config
+    assert (config.model, config.families) == ("tiny-llama", ("static-m",))

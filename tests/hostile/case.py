@@ -78,7 +78,9 @@ def check_shown(done: Analysis, *, formats: tuple[str, ...]) -> None:
 def on_terminal(report: Report) -> str:
     """What the command prints, without colours."""
     out = io.StringIO()
-    print_report(report, Console(file=out, width=120, highlight=False, color_system=None))
+    print_report(
+        report, Console(file=out, width=120, highlight=False, color_system=None), full=True
+    )
     return out.getvalue()
 
 

@@ -54,11 +54,15 @@ def test_every_family_has_a_verdict_and_a_reason_where_it_is_not_yes() -> None:
     assert json.loads(json.dumps(about())) == about()
 
 
+OF_EXPERTS = ["static-experts", "static-topk"]
+
+
 def test_llama_takes_all_families() -> None:
     found = about()
     assert mechanisms(found) == ["GQA"]
-    assert all(one["applies"] == "yes" for one in found["families"])
-    assert [one["id"] for one in found["families"] if not one["realised"]] == ["dynamic-k"]
+    assert [one["id"] for one in found["families"] if one["applies"] != "yes"] == OF_EXPERTS
+    not_realised = [one["id"] for one in found["families"] if not one["realised"]]
+    assert not_realised == ["dynamic-k", *OF_EXPERTS]
     heads = verdict(found, "static-nk")["gemms"]
     # q is 4 heads of 16, k and v 2 of 16: N x K
     assert heads["qkv"] == {"axis": "N", "matrices": {"q": [64, 64], "k": [32, 64], "v": [32, 64]}}
@@ -112,6 +116,25 @@ def test_every_gemm_of_a_layer_has_its_dimensions() -> None:
 )  # fmt: skip
 def test_mechanisms(fields: dict[str, Any], expected: list[str]) -> None:
     assert mechanisms(about(**fields)) == expected
+
+
+def test_experts_are_cut_where_there_are_some() -> None:
+    for name in OF_EXPERTS:
+        assert verdict(about(), name)["why"] == "no layer has experts"
+    fields = {"model_type": "qwen3_moe", "num_experts": 8, "num_experts_per_tok": 2}
+    found = about(**fields, moe_intermediate_size=32, mlp_only_layers=[0])
+    for name, axis in zip(OF_EXPERTS, "GM", strict=True):
+        said = verdict(found, name)
+        assert said["applies"] == "partly"
+        assert said["why"].startswith("in 3 of 4 layers: the others have no experts")
+        # The plain MLP of the first layer keeps its width and its tokens.
+        assert said["gemms"] == {
+            "gate_up": {"axis": axis, "matrices": {"experts gate_up": [64, 64]}},
+            "down": {"axis": axis, "matrices": {"experts down": [64, 32]}},
+        }
+    one = about(model_type="llama4", num_local_experts=8, num_experts_per_tok=1)
+    assert "one expert" in verdict(one, "static-topk")["why"]
+    assert verdict(one, "static-experts")["applies"] == "yes"
 
 
 def test_one_kv_head_leaves_no_group_to_cut() -> None:

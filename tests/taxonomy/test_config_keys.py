@@ -12,10 +12,10 @@ from prunescope.taxonomy.architecture_table import ARCHITECTURES, OTHERS
 from prunescope.taxonomy.config import READ
 
 ROOT = Path(__file__).resolve().parents[2]
-MODULES = ("config", "architecture_traits")
+MODULES = ("config", "block_configs", "architecture_traits")
 CONFIGS = {"cfg", "config", "inner", "attention"}
-TABLES = ("_HIDDEN", "_LAYERS", "_HEADS", "_KV_HEADS", "_HEAD_DIM", "_MLP", "_VOCAB", "_EXPERTS",
-          "_TOP_K", "DENSE_FIRST")  # fmt: skip
+TABLES = ("_HIDDEN", "_LAYERS", "HEADS", "KV_HEADS", "_HEAD_DIM", "MLP", "_VOCAB", "EXPERTS",
+          "TOP_K", "EXPERT_WIDTHS", "DENSE_FIRST")  # fmt: skip
 
 
 def strings(node: ast.AST) -> set[str]:
@@ -33,7 +33,8 @@ def read_in(module: str) -> Iterator[str]:
             if node.func.attr == "get" and is_config(node.func.value):
                 yield from strings(node.args[0])
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            if node.func.id in ("size_in", "_count", "_sizes"):
+            of_config = node.func.id == "_whole" and is_config(node.args[0])
+            if node.func.id in ("size_in", "_count", "_sizes") or of_config:
                 yield from (word for arg in node.args[1:] for word in strings(arg))
         elif isinstance(node, ast.Subscript) and is_config(node.value):
             yield from strings(node.slice)

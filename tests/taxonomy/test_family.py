@@ -17,7 +17,7 @@ from prunescope.taxonomy.theory import dense_plan, flop, forward, roofline
 IDS = {
     "dense", "static-m", "static-k-24", "static-k-lowrank", "static-nk", "static-nk-heads",
     "static-nk-mlp", "static-nk-cross", "dynamic-m", "dynamic-nk", "static-k-mask", "token-drop",
-    "kv-evict", "dynamic-depth", "dynamic-width", "dynamic-k",
+    "kv-evict", "dynamic-depth", "dynamic-width", "dynamic-k", "static-experts", "static-topk",
 }  # fmt: skip
 FREE = sorted(IDS - {"dense", "static-k-24"})  # those with a sparsity of their own choice
 H100 = {"flop_per_s": 989e12, "byte_per_s": 3350e9}
@@ -30,7 +30,7 @@ def test_exactly_the_families_of_the_taxonomy() -> None:
     extensions = {f.id for f in families() if f.extension}
     assert extensions == {
         "static-k-mask", "token-drop", "kv-evict", "dynamic-depth", "dynamic-width", "dynamic-k",
-        "static-nk-heads", "static-nk-mlp",
+        "static-nk-heads", "static-nk-mlp", "static-experts", "static-topk",
     }  # fmt: skip
 
 
@@ -38,13 +38,15 @@ def test_patterns_of_the_table() -> None:
     assert list(family("static-nk").axes.values()) == ["N", "M", "M", "K", "N", "K"]
     assert list(family("static-nk-cross").axes.values()) == ["K", "none", "none", "N", "K", "N"]
     assert list(family("dynamic-nk").axes.values()) == ["none", "N", "K", "none", "none", "none"]
+    assert list(family("static-experts").axes.values())[4:] == ["G", "G"]
+    assert list(family("static-topk").axes.values())[4:] == ["M", "M"]
 
 
 def test_what_a_calibrated_choice_rests_on() -> None:
     """Statistics of a text, or the attention of the input itself; None: it cannot be calibrated."""
     found = {one.id: one.to_dict()["calibration"] for one in families()}
     assert {name for name, by in found.items() if by is None} == {
-        "dense", "dynamic-depth", "dynamic-width", "dynamic-k",
+        "dense", "dynamic-depth", "dynamic-width", "dynamic-k", "static-topk",
     }  # fmt: skip
     assert {name for name, by in found.items() if by == "input"} == {
         "dynamic-nk", "token-drop", "kv-evict",

@@ -24,9 +24,12 @@ def text(word: str) -> bytes:
 
 
 def gguf(path: Path, values: dict[str, Any], tensors: dict[str, tuple[int, ...]]) -> Path:
-    """Texts and uint32 alone; 4 bits a weight follow, which nothing reads."""
+    """Texts, uint32 and lists of them alone; 4 bits a weight follow, which nothing reads."""
     raw = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(values))
     for name, value in values.items():
+        if isinstance(value, list):
+            raw += text(name) + struct.pack(f"<IIQ{len(value)}I", 9, 4, len(value), *value)
+            continue
         is_text = isinstance(value, str)
         raw += text(name) + struct.pack("<I", 8 if is_text else 4)
         raw += text(value) if is_text else struct.pack("<I", value)
@@ -56,6 +59,31 @@ def test_a_header_gives_the_shape_of_the_config(tmp_path: Path) -> None:
     assert (named.source, named.quantised) == ("m.gguf", "gguf")
     answers = {one.id: one.applies for one in read_architecture(str(file)).families}
     assert (answers["static-nk-heads"], answers["kv-evict"]) == ("no", "partly")
+
+
+def test_lists_and_tensors_of_a_header_give_each_layer_its_shape(tmp_path: Path) -> None:
+    """As llama.cpp writes a DeciLM: 0 heads without attention, 0 KV heads for one matrix."""
+    numbers = {
+        "embedding_length": 64, "block_count": 3, "attention.key_length": 16,
+        "feed_forward_length": [96, 48, 0], "attention.head_count": [4, 4, 0],
+        "attention.head_count_kv": [2, 0, 0],
+    }  # fmt: skip
+    values = {"general.architecture": "deci", **{f"deci.{k}": v for k, v in numbers.items()}}
+    file = gguf(tmp_path / "m.gguf", values, {"token_embd.weight": (64, 512)})
+    shape = read_model(str(file)).shape
+    assert [one.attention_kind for one in shape.layer_shapes] == ["usual", "linear", "none"]
+    assert [one.intermediate for one in shape.layer_shapes] == [96, 48, 0]
+    tensors = {"token_embd.weight": (64, 512), "blk.0.attn_q.weight": (64, 64),
+               "blk.0.attn_k.weight": (64, 32), "blk.0.attn_v.weight": (64, 32),
+               "blk.0.attn_output.weight": (64, 64),
+               "blk.1.attn_output.weight": (64, 64)}  # fmt: skip
+    for number, width in enumerate((80, 48)):
+        tensors |= {f"blk.{number}.ffn_{name}.weight": (64, width) for name in ("gate", "up")}
+        tensors[f"blk.{number}.ffn_down.weight"] = (width, 64)
+    named = read_model(str(gguf(tmp_path / "m.gguf", values, tensors)))
+    assert [one.intermediate for one in named.shape.layer_shapes] == [80, 48]
+    assert named.shape.layer(1).attention_kind == "linear"
+    assert "48–80 MLP channels (config: 48–96)" in named.notes[0]
 
 
 def test_what_a_header_does_not_say_is_an_error(tmp_path: Path) -> None:

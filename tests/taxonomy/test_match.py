@@ -14,20 +14,23 @@ from prunescope.taxonomy.presets import preset_config
 from prunescope.taxonomy.shape import ModelShape
 
 LARGE = ModelShape.from_config(preset_config("llama-3.1-8b"))
+MIXTURE = ModelShape.from_config(preset_config("mixtral-8x7b"))
 PREFILL = Workload(phase="prefill", prompt_len=512)
 # Families with steps finer than 1 % of the FLOPs of a prefill.
 FINE = ("static-nk", "static-nk-mlp", "static-nk-cross", "static-k-lowrank", "dynamic-m",
         "dynamic-width", "token-drop")  # fmt: skip
 NOTHING = {
-    "flop": ("static-k-mask", "kv-evict"),
+    "flop": ("static-k-mask", "kv-evict", "static-experts"),
     "param": ("static-k-mask", "kv-evict", "dynamic-m", "dynamic-nk", "dynamic-depth",
-              "dynamic-width", "dynamic-k", "token-drop"),
+              "dynamic-width", "dynamic-k", "token-drop", "static-topk"),
     "byte": ("static-k-mask", "kv-evict", "dynamic-nk"),
 }  # fmt: skip
 
 
 def solved(name: str, asked: float, by: str, work: Workload = PREFILL, **knobs: str):
-    return solve(family(name), asked, by=by, shape=LARGE, work=work, knobs=knobs)
+    one = family(name)
+    shape = MIXTURE if {"experts", "routes"} & {*one.cuts} else LARGE
+    return solve(one, asked, by=by, shape=shape, work=work, knobs=knobs)
 
 
 @pytest.mark.parametrize("name", FINE)

@@ -145,6 +145,11 @@ def test_presets_are_copies_and_unknown_ones_name_their_neighbours() -> None:
         ("mistral-nemo-12b", 12_247_782_400),
         ("mistral-small-24b", 23_572_403_200),
         ("gpt-oss-120b", 116_829_156_672),
+        ("qwen3-30b-a3b", 30_532_122_624),
+        ("qwen3-235b-a22b", 235_093_634_560),
+        ("olmoe-1b-7b", 6_919_161_856),
+        ("granite-3.1-1b-a400m", 1_334_628_352),
+        ("granite-3.1-3b-a800m", 3_298_793_472),
     ],
 )
 def test_known_sizes(name: str, parameters: int) -> None:
@@ -157,7 +162,10 @@ def test_known_sizes(name: str, parameters: int) -> None:
     [("opt-66b", 66, 0), ("opt-175b", 175, 0), ("deepseek-v3", 671, 0), ("mistral-7b", 7.25, 2),
      ("qwen3-1.7b", 1.7, 1), ("qwen3-4b", 4.0, 1), ("qwen3-8b", 8.2, 1), ("qwen3-14b", 14.8, 1),
      ("qwen3-32b", 32.8, 1), ("gemma-3-4b", 3.9, 1), ("gemma-3-12b", 11.8, 1),
-     ("gemma-3-27b", 27.0, 1), ("gpt-oss-120b", 116.83, 2), ("gpt-oss-20b", 20.91, 2)],
+     ("gemma-3-27b", 27.0, 1), ("gpt-oss-120b", 116.83, 2), ("gpt-oss-20b", 20.91, 2),
+     # Published as 1 T, as 106 B without the layer that drafts tokens, and as 109 B with 1 B of
+     # vision.
+     ("kimi-k2", 1026, 0), ("glm-4.5-air", 107, 0), ("llama-4-scout", 108, 0)],
 )  # fmt: skip
 def test_rounded_sizes(name: str, billions: float, digits: int) -> None:
     assert round(ModelShape.from_config(preset_config(name)).parameters() / 1e9, digits) == billions
@@ -168,6 +176,7 @@ MODEL_TYPES = (
     "gpt_bigcode", "starcoder2", "qwen2", "qwen2_moe", "qwen3_moe", "mistral", "gemma", "gemma2",
     "stablelm", "olmo", "olmo2", "olmoe", "cohere", "deepseek_v2", "deepseek_v3", "glm", "glm4",
     "granite", "smollm3", "arcee", "codegen", "persimmon", "gpt_oss", "exaone4", "granitemoe",
+    "llama4_text",
 )  # fmt: skip
 
 
@@ -185,7 +194,8 @@ def test_parameters_equal_those_of_transformers(model_type: str) -> None:
 
 
 BIG = ("deepseek-v3", "gpt-oss-120b", "opt-175b", "opt-66b", "llama-2-70b", "gemma-2-27b",
-       "phi-3-medium", "mistral-small-24b", "qwen3-32b")  # fmt: skip
+       "phi-3-medium", "mistral-small-24b", "qwen3-32b", "qwen3-30b-a3b", "llama-4-scout",
+       "glm-4.5-air")  # fmt: skip
 
 
 @pytest.mark.torch

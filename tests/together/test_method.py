@@ -111,6 +111,22 @@ def pruned(**options: Any) -> tuple[Any, dict[str, Any], list[int] | None]:
 
 
 @pytest.mark.torch
+@pytest.mark.parametrize(
+    ("method", "says"),
+    [
+        ("dynamic-width+static-nk", "does not run pruned with dynamic-width.static-nk"),
+        ("token-drop+dynamic-nk", "dynamic-nk after token-drop"),
+        ("dynamic-depth+static-m", "static-m after dynamic-depth: it removes layers that decide"),
+    ],
+)
+def test_families_that_cannot_follow_one_another_are_refused_in_a_sentence(
+    method: str, says: str
+) -> None:
+    with pytest.raises(PrunescopeError, match=says):
+        pruned(method=method, sparsity=0.5)
+
+
+@pytest.mark.torch
 def test_a_composite_is_its_families_one_after_the_other() -> None:
     model, pruning, layer_map = pruned(method="static-m:0.25+static-nk:0.5")
     assert pruning["method"] == "static-m:0.25+static-nk:0.5"

@@ -9,10 +9,8 @@ import msgspec
 import pytest
 
 from prunescope.analysis.ledger.overhead import of_saved
-from prunescope.analysis.pareto import frontier, pareto
-from prunescope.analysis.pareto.claims import hypotheses
-from prunescope.analysis.pareto.samples import add_winning_shares
-from prunescope.analysis.pareto.summary import summary
+from prunescope.analysis.pareto import pareto
+from prunescope.analysis.pareto.cells import judged
 from prunescope.analysis.pareto.write import to_json, write_pareto
 from prunescope.analysis.report.pareto_tables import render_pareto
 from prunescope.analysis.schema.pareto import (
@@ -45,37 +43,24 @@ def whole(prefill: list[SweepPoint], decode: list[SweepPoint] | None = None) -> 
     for name, points in (("prefill", prefill), ("decode", decode)):
         if points is None:
             continue
-        best = frontier.frontier(points)
-        for one in best:
-            one.on_frontier = True
-        cell = SweepCell(
-            batch=1, prompt_len=512,
-            dense_ns={"median": 10 * MS, "low": 9.9 * MS, "high": 10.2 * MS, "spread": 0.03},
-            winners=frontier.winners(best, batch=1, prompt_len=512),
-            break_even=frontier.break_even(points),
-            equal_flops=frontier.equal_flops(points),
-            equal_sparsity=frontier.equal_sparsity(points),
-        )  # fmt: skip
-        add_winning_shares(cell.winners, points)
-        phases[name] = ParetoPhase(
-            points=points, winners=cell.winners, break_even=cell.break_even, cells=[cell]
-        )
+        dense = {"median": 10 * MS, "low": 9.9 * MS, "high": 10.2 * MS, "spread": 0.03}
+        cell = SweepCell(batch=1, prompt_len=512, dense_ns=dense)
+        phases[name] = ParetoPhase(points=points, cells=[cell])
     found = Pareto(
         tool="prunescope", phases=phases,
         subject=SweepSubject(model="m", device="cpu", dtype="bf16", threads=2,
                              versions={"torch": "2"}, text={"source": "a text", "tokens": 8192}),
         failed=[FailedResult(id="static-k-24-s0.25", error="2:4 sparsity is 0.5 | not 0.25")],
     )  # fmt: skip
-    found.hypotheses = hypotheses(found)
-    found.summary = summary(found)
-    return found
+    return judged(found)
 
 
 def test_the_summary_says_what_holds_and_what_does_not() -> None:
     memory = {"memory_bound": 0.9}
-    prefill = [point("static-m", 1.1, 0.03), point("dynamic-m", 1.3, 0.2),
+    prefill = [point("static-k", 1.02, 0.01), point("static-m", 1.1, 0.03),
+               point("static-k", 1.05, 0.1), point("dynamic-m", 1.3, 0.25),
                point("static-nk", 1.6, 0.5)]  # fmt: skip
-    decode = [point("static-m", 1.19, 0.03, **memory),
+    decode = [point("static-m", 1.19, 0.03, **memory), point("static-nk", 1.0, 0.4, **memory),
               point("static-nk", 1.0, 0.5, **memory, simulated="a stand-in",
                     training_stopped="the training diverged at step 9 of 100")]  # fmt: skip
     lines = "\n".join(whole(prefill, decode).summary)
@@ -94,12 +79,15 @@ def test_the_summary_says_what_holds_and_what_does_not() -> None:
 
 def test_the_summary_contradicts_the_claims_where_the_numbers_do() -> None:
     memory = {"memory_bound": 0.9}
-    prefill = [point("static-nk", 1.5, 0.1), point("static-m", 1.2, 0.4),
+    prefill = [point("static-nk", 1.5, 0.1), point("static-m", 1.2, 0.15),
                point("dynamic-m", 0.8, 0.2)]  # fmt: skip
-    decode = [point("static-m", 1.5, 0.03, **memory), point("static-nk", 1.2, 0.5, **memory)]
+    decode = [point("static-m", 1.5, 0.03, **memory), point("static-nk", 1.2, 0.5, **memory),
+              point("static-nk", 1.2, 0.6, **memory)]  # fmt: skip
     lines = "\n".join(whole(prefill, decode).summary)
     assert "by loss”: does not hold in prefill" in lines
-    assert "(observed: static-nk from +10.0 %; the weaker of its two steps" in lines
+    assert (
+        "(observed: static-nk from +10.0 %; of 3 points of the three families, the weaker" in lines
+    )
     assert "where memory-bound”: does not hold in decode" in lines
     assert "static depth wins at low loss”: does not hold in prefill" in lines
     assert "not faster beyond noise here, up to the largest s measured: dynamic-m" in lines
@@ -144,7 +132,7 @@ def test_losses_that_mean_nothing_or_are_missing_are_said_to() -> None:
     found = whole([point("static-m", 1.2, 0.1)])
     found.subject.text = {"source": "random token ids", "tokens": 256}
     found.subject.config["other_text"] = "other.txt"
-    lines = summary(found)
+    lines = judged(found).summary
     assert "No loss here means anything: the text that judges is random token ids." in lines
     assert any(line.startswith("Not measured: losses on other.txt; it takes") for line in lines)
 
@@ -176,7 +164,7 @@ def test_draws_of_task_losses_are_one() -> None:
 
 def test_nothing_faster_is_said_so() -> None:
     lines = "\n".join(whole([point("static-m", 0.9, 0.1)]).summary)
-    assert "no point is faster than dense beyond noise" in lines
+    assert "no point is faster than dense." in lines
 
 
 def test_files(tmp_path: Path) -> None:
@@ -283,9 +271,33 @@ def test_what_is_not_valid_is_said_and_decides_nothing() -> None:
     ]
     found = whole(points)
     lines, text = "\n".join(found.summary), render_pareto(found)
-    assert "no point is faster than dense beyond noise (2 left out: their times are not v" in lines
+    assert "no point is faster than dense (2 left out: their times are not v" in lines
     assert "prefill: not judged, as their times are not valid: static-m, static-nk." in lines
     assert "faster than dense beyond noise here" not in lines and "holds" not in lines
     assert "| static-m | its times are not valid |" in text
     assert "| 1.60× ? at 4.3e9× | 1.30× ? at 17,400× |" in text
     assert "4341685" not in text.replace(",", "") and "1736933" not in text.replace(",", "")
+
+
+def test_the_summary_says_shares_ties_and_windows() -> None:
+    """b cannot be told from a; c is scored in decode, in longer windows; `*` is one label's."""
+    points = [point("a", 1.2, 0.1), point("b", 1.199, 0.101), point("c", 1.5, 0.4),
+              point("d", 1.1, 0.5, select="random", simulated="random decisions"),
+              point("d", 1.1, 0.6, select="importance")]  # fmt: skip
+    for one in points:
+        assert one.loss is not None
+        one.loss.scoring, one.loss.context = "prefill", 1024
+    assert points[2].loss is not None
+    points[2].loss.scoring, points[2].loss.context = "decode", 4096
+    found = whole(points)
+    lines = "\n".join(found.summary)
+    assert (
+        "c 0.25 1.50× [1.47, 1.53] at +40.0 % [+39.0 %, +41.0 %] perplexity, on it in 100" in lines
+    )
+    assert "tokens: neither speed nor loss tells apart: a 0.25 and b 0.25." in lines
+    assert "one after another: c." not in lines and "one token after another: c." in lines
+    assert "Confounded: losses in windows of 1,024, 4,096 tokens were read on different" in lines
+    assert "Simulated: d (random): random decisions." in lines
+    assert "Simulated: d (importance)" not in lines and "Simulated: d:" not in lines
+    assert (found.samples and found.samples.count, found.source) == (2000, None)
+    assert "of samples: in which share of samples" in render_pareto(found)

@@ -23,6 +23,7 @@ import psutil
 import pytest
 from rich.console import Console
 
+from prunescope.analysis.pareto.pareto import judge
 from prunescope.analysis.report.listings import sweep_state
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import changed
@@ -112,6 +113,49 @@ def test_every_result_is_a_run_with_its_baseline_and_its_quality(whole: SweepReq
     peaks = [read_run(out / r["run"]).device.peaks for r in results(out)]
     assert all(one is not None and one.reached for one in peaks)  # by the products of each run
     assert len({str(one and changed(one, reached=None)) for one in peaks}) == 1
+
+
+@pytest.mark.torch
+@pytest.mark.usefixtures("short")
+def test_a_loss_is_that_of_the_phase_that_is_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Token by token in decode where a model decides at run time, and in both phases where one of
+    its families does nothing in one forward."""
+    text = SMALL_SWEEP.replace("[static-m, static-nk-mlp]", "[dynamic-m, static-m+token-drop]")
+    request = SweepRequest(
+        config=config(tmp_path, text.replace("[0.25, 0.5]", "[0.5]")), out=tmp_path / "s"
+    )
+    sweep(request)
+    assert set(states(request.out).values()) == {"done"}
+    found = {}
+    for result in results(request.out):
+        quality = read_run(request.out / result["run"]).quality
+        assert quality is not None and quality.phase == result["phase"]
+        found[result["family"], quality.phase] = quality
+    ways = {key: (quality.scoring, quality.looks_ahead) for key, quality in found.items()}
+    assert ways == {
+        ("dynamic-m", "prefill"): ("prefill", False),  # random numbers know no tokens
+        ("dynamic-m", "decode"): ("decode", False),
+        ("static-m+token-drop", "prefill"): ("decode", False),
+        ("static-m+token-drop", "decode"): ("decode", False),
+    }
+    assert found["dynamic-m", "prefill"].perplexity != found["dynamic-m", "decode"].perplexity
+    kept = {path.name for path in (request.out / "quality").iterdir()}
+    assert kept == {
+        "dynamic-m-s0.5-d0-prefill.json", "dynamic-m-s0.5-d0-decode.json",
+        "static-m-token-drop-s0.5-d0.json",
+    }  # fmt: skip
+    notes = judge(request.out).notes
+    assert (
+        "Losses in prefill were scored so: static-m+token-drop one token after another; dynamic-m "
+        "in one forward, in which no prediction depends on later tokens"
+    ) in notes
+    monkeypatch.setattr(peaks, "measure_peaks", lambda *_, **__: PEAKS)
+    cost = summary(
+        SweepRequest(config=request.config, out=tmp_path / "t"), plan_of(request), estimate=True
+    )["plan"]
+    assert 0 < (cost["decode_scoring_seconds"] or 0) < (cost["seconds"] or 0)
 
 
 @pytest.mark.torch

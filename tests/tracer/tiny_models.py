@@ -8,6 +8,14 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from prunescope.taxonomy.families import family
+from prunescope.tracer.pruners import family_ids
+
+# The families that apply to a model without experts.
+WITHOUT_EXPERTS = tuple(
+    name for name in family_ids() if not {"experts", "routes"} & set(family(name).cuts)
+)
+
 _PLAIN = {
     "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
     "head_dim": 16, "intermediate_size": 96, "vocab_size": 512, "max_position_embeddings": 128,

@@ -23,6 +23,7 @@ from prunescope.tracer.calibration.texts import random_ids, read_text, token_row
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.forwards import first_tensor
 from prunescope.tracer.model.layers import PRE_NORM, decoder_layers, text_config
+from prunescope.tracer.model.routed import Routed, watch_experts
 from prunescope.tracer.model.weights import weights_fingerprint
 
 ROWS, LENGTH = 8, 512
@@ -42,16 +43,19 @@ class Statistics:
     stream: dict[str, torch.Tensor] = field(default_factory=dict)
     # "<layer>", "<layer>:attention", "<layer>:mlp" -> 1 − mean cosine of what enters and leaves.
     influence: dict[str, float] = field(default_factory=dict)
+    # Module of experts -> the tokens of each, and the sums of gate times norm of its output.
+    experts: dict[str, Routed] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class _Request:
-    """The arguments of `collect`."""
+    """What is measured: the arguments of `collect`, and whether of experts."""
 
-    squares: Collection[str]
-    moments: Collection[str]
-    stream: Collection[str]
-    influence: bool
+    squares: Collection[str] = ()
+    moments: Collection[str] = ()
+    stream: Collection[str] = ()
+    influence: bool = False
+    experts: bool = False
 
 
 _CACHE: ContextVar[dict[str, Statistics] | None] = ContextVar("cache", default=None)
@@ -97,7 +101,17 @@ def collect(
     `squares`, `moments` name linear modules, `stream` modules whose first input is the residual
     stream (a norm, or an attention or MLP without one before it).
     """
-    request = _Request(squares, moments, stream, influence)
+    return _once(model, batches, _Request(squares, moments, stream, influence))
+
+
+def collect_experts(model: Any, batches: Sequence[torch.Tensor]) -> dict[str, Routed]:
+    """Run the batches through `model` once and count and score the experts of each layer, by the
+    path of their module."""
+    return _once(model, batches, _Request(experts=True)).experts
+
+
+def _once(model: Any, batches: Sequence[torch.Tensor], request: _Request) -> Statistics:
+    """The statistics, from the cache where it has them."""
     cache = _CACHE.get()
     if cache is None:
         return _collected(model, batches, request)
@@ -139,7 +153,7 @@ def _key(model: Any, batches: Sequence[torch.Tensor], request: _Request) -> str:
     for ids in batches:
         digest.update(ids.cpu().contiguous().numpy().tobytes())
     names = [sorted(names) for names in (request.squares, request.moments, request.stream)]
-    digest.update(f"{names} {request.influence}".encode())
+    digest.update(f"{names} {request.influence} {request.experts}".encode())
     return digest.hexdigest()
 
 
@@ -150,7 +164,11 @@ def _size(found: Statistics) -> int:
 
 def _collected(model: Any, batches: Sequence[torch.Tensor], request: _Request) -> Statistics:
     found = Statistics()
-    run_hooked(model, batches, _hooks(model, found, request))
+    handles = _hooks(model, found, request)
+    if request.experts:
+        watching, found.experts = watch_experts(model, scored=True)
+        handles += watching
+    run_hooked(model, batches, handles)
     found.tokens = sum(ids.numel() for ids in batches)
     for sums in (found.squares, found.moments, found.stream):
         # A sum that several modules share is divided once.

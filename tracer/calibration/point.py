@@ -38,3 +38,8 @@ class Point:
     def by_importance(self) -> bool:
         """Whether the parts to prune are chosen by their importance, measured on an input."""
         return self.select == "importance"
+
+    @property
+    def is_random(self) -> bool:
+        """Whether the parts to prune are drawn from the seed."""
+        return self.select == "random"

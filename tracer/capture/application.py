@@ -22,9 +22,12 @@ from prunescope.taxonomy.run_blocks import Pruning, Record
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.tracer.calibration.collect import text_calibration
 from prunescope.tracer.calibration.point import Calibration, Point
+from prunescope.tracer.calibration.requests import decided_by
 from prunescope.tracer.capture.manifest import phase_entry
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.model.load import Loaded, load_tokenizer
+from prunescope.tracer.model.logits import NUM_PROBED, probe
+from prunescope.tracer.model.model_shape import model_shape
 from prunescope.tracer.pruners import Applied, family_point, pruner
 from prunescope.tracer.pruners.method import MethodPart
 from prunescope.tracer.pruners.user_method import apply_method
@@ -32,6 +35,9 @@ from prunescope.tracer.recovery.adapters import zero_shares
 from prunescope.tracer.recovery.recover import recover
 from prunescope.tracer.recovery.settings import training_name
 from prunescope.tracer.routing.learning import Learner
+
+# What a family raises in layers that it does not know.
+_FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError)
 
 
 def apply_request(request: TraceRequest, loaded: Loaded) -> tuple[Applied, Pruning]:
@@ -78,7 +84,8 @@ def _numbers(model: torch.nn.Module) -> int:
 def _in_turn(
     parts: list[MethodPart], request: TraceRequest, loaded: Loaded
 ) -> tuple[Applied, list[Record]]:
-    """Apply each family to the result of the ones before it."""
+    """Apply each family to the result of the ones before it. Raises PrunescopeError where one finds
+    no way in what they left, or where the result does not run."""
     records: list[Record] = []
     learners: list[Learner] = []
     layer_map: list[int] | None = None
@@ -95,13 +102,33 @@ def _in_turn(
                 f"{part.family} after {done}: {error.problem}",
                 hint=f"{error.hint}; or name it first: families are applied from left to right",
             ) from error
+        except torch.OutOfMemoryError:
+            raise
+        except _FAILURES as error:
+            if not records:
+                raise
+            raise _no_way_in(part, records, str(error)) from error
+        if applied.layer_map is not None and any(family(r["method"]).is_dynamic for r in records):
+            raise _no_way_in(part, records, "it removes layers that decide at run time")
         records.append(record)
         if applied.layer_map is not None:
             old = layer_map
             layer_map = applied.layer_map if old is None else [old[i] for i in applied.layer_map]
         learners += applied.learners
     applied.layer_map, applied.learners = layer_map, learners
+    with decided_by(torch.arange(NUM_PROBED)):  # it takes no random numbers from what is timed
+        probe(applied.model, f"pruned with {'+'.join(r['method'] for r in records)}")
     return applied, records
+
+
+def _no_way_in(part: MethodPart, records: list[Record], why: str) -> PrunescopeError:
+    """The error for a family that finds no way in what the ones before it left."""
+    done = "+".join(r["method"] for r in records)
+    reason = next(iter(why.splitlines()), "")[:120]
+    return PrunescopeError(
+        f"{part.family} after {done}: {reason}",
+        hint=f"name {part.family} first: families are applied from left to right",
+    )
 
 
 def _family(part: MethodPart, request: TraceRequest, loaded: Loaded) -> tuple[Applied, Record]:
@@ -113,13 +140,13 @@ def _family(part: MethodPart, request: TraceRequest, loaded: Loaded) -> tuple[Ap
         sparsity = match.own
     given = Point(sparsity=sparsity, knobs=part.knobs, select=part.select, seed=request.seed)
     point = family_point(part.family, given)
-    config = loaded.model.config.to_dict()
+    shape = _shape_or_none(loaded.model)
     works = {phase: _work(request, phase, loaded.model) for phase in request.phases}
     with torch.no_grad():
         calibration = _calibration(part.select, request, loaded)
         applied = pruner(part.family).prune(loaded.model, replace(point, calibration=calibration))
     removed = applied.record.get("removed", {})
-    theory = _theory(chosen, point, config, works, removed)
+    theory = _theory(chosen, point, shape, works, removed)
     record: Record = {
         "method": part.family,
         "sparsity": part.sparsity,
@@ -141,8 +168,15 @@ def _family(part: MethodPart, request: TraceRequest, loaded: Loaded) -> tuple[Ap
     return applied, record
 
 
+def _shape_or_none(model: Any) -> ModelShape | None:
+    try:
+        return _shape(model)
+    except PrunescopeError:
+        return None
+
+
 def _shape(model: Any) -> ModelShape:
-    return ModelShape.from_config(model.config.to_dict())
+    return model_shape(model)
 
 
 def _work(request: TraceRequest, phase: str, model: Any) -> Workload:
@@ -172,13 +206,14 @@ def _solved(chosen: Family, part: MethodPart, request: TraceRequest, model: Any)
 def _theory(
     chosen: Family,
     point: Point,
-    config: Mapping[str, Any],
+    shape: ModelShape | None,
     works: Mapping[str, Workload],
     removed: Mapping[str, list[int]],
 ) -> dict[str, dict[str, float]] | None:
     """Removed shares of FLOPs, parameters and bytes, by phase; None without a theory."""
+    if shape is None:
+        return None
     try:
-        shape = ModelShape.from_config(config)
         return {
             phase: removed_shares(
                 chosen, point.sparsity, shape=shape, work=work, knobs=point.knobs, removed=removed

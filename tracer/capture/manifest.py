@@ -6,7 +6,6 @@ memory is bytes.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import Any
 
@@ -15,7 +14,6 @@ import torch
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import PhaseRun, Run
 from prunescope.taxonomy.run_blocks import DeviceEntry, ModelEntry
-from prunescope.taxonomy.shape import ModelShape
 from prunescope.tracer.capture.memory import weight_bytes
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.capture.weight_stats import weight_stats
@@ -23,6 +21,7 @@ from prunescope.tracer.machine.device import prunescope_version, versions
 from prunescope.tracer.model.compat import inner
 from prunescope.tracer.model.config import kept_config
 from prunescope.tracer.model.load import Loaded
+from prunescope.tracer.model.model_shape import model_shape
 
 
 def manifest(
@@ -48,7 +47,7 @@ def model_entry(loaded: Loaded, model: torch.nn.Module) -> ModelEntry:
     """`model` of run.json: id, source, architecture, config and shape of the traced model."""
     config = kept_config(getattr(model, "config", None))
     try:
-        shape: dict[str, Any] | None = dataclasses.asdict(ModelShape.from_config(config))
+        shape: dict[str, Any] | None = model_shape(model, config).to_dict()
     except PrunescopeError:
         shape = None
     return ModelEntry(

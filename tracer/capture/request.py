@@ -68,7 +68,7 @@ Dtype = Annotated[
         complete="dtypes",
     ),
 ]
-Selection = Literal["random", "importance", "greedy"]
+Selection = Literal["random", "importance", "greedy", "frequency"]
 Text = Annotated[
     Path | str | None,
     Option(
@@ -178,8 +178,8 @@ class TraceRequest:
     select: Annotated[
         Selection,
         Option(
-            help="How to choose the parts to prune: at random, by importance, or greedily one "
-            "after another.",
+            help="How to choose the parts to prune: at random, by importance, greedily one after "
+            "another, or by frequency (of experts: the tokens that each gets).",
             in_name="",
             model=True,
         ),

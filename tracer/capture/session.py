@@ -38,6 +38,7 @@ from prunescope.tracer.capture.placements import (
 from prunescope.tracer.capture.profiled import ProfiledSession, profile_loops
 from prunescope.tracer.capture.progress import Progress
 from prunescope.tracer.capture.request import TraceRequest
+from prunescope.tracer.capture.routing import count_routing
 from prunescope.tracer.capture.runs import Capture
 from prunescope.tracer.capture.timing import heap_frozen, no_progress, take_samples
 from prunescope.tracer.capture.variants import (
@@ -294,7 +295,8 @@ class _Session:
             on_step = no_progress
 
     def _finish(self, phase: str, variants: list[Variant], loops: dict[str, Loop]) -> None:
-        """After the last placement: the memory of a step, and the eager pass of a recorded one."""
+        """After the last placement: the memory of a step, the eager pass of a recorded one, and the
+        tokens of each expert."""
         for variant in variants:
             captured, entry = self.captures[variant.name], self._entry(phase, variant)
             peak, cache = peak_and_cache_bytes(loops[variant.name], variant.model, self.device)
@@ -311,12 +313,16 @@ class _Session:
                 )
                 pruning.notes = [*(pruning.notes or ()), note]
         if self.request.mode != "eager":
-            self._profile_eagerly(phase, variants)
+            loops = loops_of(self.request, phase, variants, self.device, record_nothing)
+            self._profile_eagerly(phase, variants, loops)
+        for variant in variants:
+            count_routing(
+                variant.model, loops[variant.name], self.captures[variant.name].run, phase
+            )
 
-    def _profile_eagerly(self, phase: str, variants: list[Variant]) -> None:
-        """One step of the same loops with hooks and nothing recorded: it shows the module and the
+    def _profile_eagerly(self, phase: str, variants: list[Variant], loops: dict[str, Loop]) -> None:
+        """One step of the same `loops` with hooks and nothing recorded: it shows the module and the
         shapes of each kernel, which a replay does not."""
-        loops = loops_of(self.request, phase, variants, self.device, record_nothing)
         models = [v.model for v in variants]
         self.progress.stage(f"profile {phase}, eager", 2)
         traces = _profiled(

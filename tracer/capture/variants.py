@@ -47,12 +47,12 @@ class Variant:
 
 @dataclass(kw_only=True)
 class Prepared:
-    """Variants for several captures, "dense" first; `quality` of each manifest by name, and the
-    prompt length that it is for."""
+    """Variants for several captures, "dense" first; `quality` of each manifest by name, and what it
+    is for: the length of its windows, and the phase."""
 
     variants: list[Variant]
     quality: dict[str, Quality] = field(default_factory=dict)
-    eval_len: int | None = None
+    evaluated_for: tuple[int, str] | None = None
 
 
 def check_method(request: TraceRequest) -> None:

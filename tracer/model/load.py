@@ -36,7 +36,9 @@ from prunescope.taxonomy.gguf_header import stored_elements
 from prunescope.taxonomy.hub import reach
 from prunescope.taxonomy.presets import preset_config, preset_names
 from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.words import whole_sentences
 from prunescope.tracer.machine.device import cache_folder, total_bytes
+from prunescope.tracer.model.model_shape import set_sizes_of_weights
 from prunescope.tracer.model.uneven import differing, load_uneven
 from prunescope.tracer.model.uneven import note as uneven_note
 
@@ -230,28 +232,39 @@ def _pretrained(where: str, model_id: str, source: str, options: LoadOptions) ->
         _check_causal(config, model_id)
         _check_room(config, model_id)
         _check_index(where, options)
-        try:
-            model, seen = AutoModelForCausalLM.from_pretrained(
-                where,
-                config=config,
-                trust_remote_code=False,
-                use_safetensors=True,
-                output_loading_info=True,
-                **{"dtype": "auto", **options},
-            )
-        except RuntimeError as error:
-            if "ignore_mismatched_sizes" not in str(error):
-                raise
-            model, seen = None, None
+        model, seen = _attempt(where, config, options)
+        notes: list[str] = []
+        if Path(where).is_dir() and (seen is None or seen["missing_keys"]):
+            notes = set_sizes_of_weights(config, Path(where))
+            if notes:
+                model, seen = _attempt(where, config, options)
         fits = seen is not None and not any(n.endswith(".bias") for n in seen["unexpected_keys"])
         shapes = {} if fits or not Path(where).is_dir() else differing(Path(where), config)
         if shapes:
             model = load_uneven(Path(where), config, shapes, options)
-            return Loaded(
-                model=model, id=model_id, source=source, notes=[uneven_note(shapes)], where=where
-            )
+            notes.append(uneven_note(shapes))
+            return Loaded(model=model, id=model_id, source=source, notes=notes, where=where)
     _check_weights(seen, model_id)
-    return Loaded(model=model, id=model_id, source=source, notes=[], where=where)
+    return Loaded(model=model, id=model_id, source=source, notes=notes, where=where)
+
+
+def _attempt(where: str, config: Any, options: LoadOptions) -> tuple[Any, LoadingInfo | None]:
+    """The model and its loading info; None and None where weights have other sizes than its
+    config. Nothing that transformers sets in the config stays there."""
+    try:
+        model, seen = AutoModelForCausalLM.from_pretrained(
+            where,
+            config=copy.deepcopy(config),
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            **{"dtype": "auto", **options},
+        )
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        return None, None
+    return model, seen
 
 
 def _check_weights(seen: LoadingInfo | None, model_id: str) -> None:
@@ -259,7 +272,8 @@ def _check_weights(seen: LoadingInfo | None, model_id: str) -> None:
     if seen is None:
         raise PrunescopeError(
             f"{model_id} stores other shapes than its config says",
-            hint="only attention and MLP projections of layers may differ in width",
+            hint="only attention and MLP projections of layers may differ in width; load another "
+            "model yourself, and measure it with prunescope.capture",
         )
     if seen["missing_keys"]:
         # transformers fills them with random numbers and only warns.
@@ -396,16 +410,17 @@ def _explained(model_id: str) -> Iterator[None]:
     try:
         yield
     except _UNREADABLE as error:
-        reason = " ".join(line.strip() for line in str(error).strip().splitlines()[:2])
+        reason = whole_sentences(str(error))
         if "attn_implementation" in reason or "FlashAttention" in reason:
             raise NoSuchAttention(
-                f"{model_id} has no such attention ({reason[:120]})",
+                f"{model_id} has no such attention ({reason})",
                 hint="--attn eager or --attn sdpa; others need a package and a device of their own",
             ) from error
         raise PrunescopeError(
-            f"{model_id} could not be loaded ({reason[:200] or type(error).__name__})",
+            f"{model_id} could not be loaded ({reason or type(error).__name__})",
             hint="it must be a complete safetensors checkpoint of a causal language model that "
-            f"transformers {transformers.__version__} knows without remote code",
+            f"transformers {transformers.__version__} knows without remote code; load another one "
+            "yourself, and measure it with prunescope.capture (docs/loading.md)",
         ) from error
 
 

@@ -60,7 +60,9 @@ def probe_hooked(model: Any, handles: Iterable[Any]) -> torch.Tensor:
 
 def within(found: torch.Tensor, expected: torch.Tensor, tolerance: dict[int, float]) -> bool:
     """Whether no logit differs by more than a share of the largest expected one. `tolerance`: that
-    share by bytes an element."""
+    share by bytes an element. False where their numbers differ."""
+    if found.shape != expected.shape:
+        return False
     allowed = tolerance[expected.element_size()] * float(expected.abs().max())
     return float((found - expected).abs().max()) <= allowed
 

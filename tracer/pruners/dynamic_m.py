@@ -5,7 +5,8 @@ and mixers take every token. The cache is full. With `keys=routed` (MoD, D-LLM) 
 active rows too, and the cache has keys of these alone; where sequences of a batch differ in their
 active steps, slots that some of them leave empty are masked. The top-k over a sequence looks ahead
 (as in MoD): a forward of the whole sequence chooses other rows than prefill and decode, so that
-their tokens may differ.
+their tokens may differ. With `choose=threshold` each token is decided alone, by its score (as MoD
+does where it generates), and the forwards agree.
 """
 
 from __future__ import annotations
@@ -46,6 +47,10 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
 
     rebuilt(model, build, sparsity=0.0 if point.by_importance else point.sparsity)
     record = _fitted(model, sites, point) if point.by_importance else _random_record(point)
+    if point.knobs["choose"] == "threshold":
+        record["notes"].append(
+            "prefill: each token by the threshold of decode, so that their number varies"
+        )
     if has_mixers(model):
         record["notes"].append("mixers take every token, which their states need: they stay dense")
     learner = RowLearner(model, sites, point.sparsity, fitted=point.by_importance)

@@ -35,7 +35,7 @@ class MethodPart:
     def reads_text(self) -> bool:
         """Whether a calibration text selects the parts."""
         by_text = family(self.family).calibration == "text"
-        return self.select == "greedy" or (self.select == "importance" and by_text)
+        return self.select in ("greedy", "frequency") or (self.select == "importance" and by_text)
 
 
 def read_method(
@@ -148,6 +148,12 @@ def _check(part: MethodPart) -> None:
         raise PrunescopeError(
             f"--select greedy is not available for {part.family}",
             hint=f"it is for {', '.join(f.id for f in families() if f.greedy)}",
+        )
+    if part.select == "frequency" and not chosen.cuts_experts:
+        raise PrunescopeError(
+            f"--select frequency is not available for {part.family}",
+            hint="it counts the tokens that each expert gets, for "
+            f"{', '.join(f.id for f in families() if f.cuts_experts)}",
         )
     if part.select == "importance" and chosen.calibration is None:
         by = {

@@ -7,7 +7,7 @@ Windows of C tokens start every R tokens (R = C by default). A window scores eac
 the first that no earlier window scored, given all tokens before it in the window:
     perplexity = exp(sum of -ln p(token | window so far) / tokens scored)
 For prompts longer than a window, windows are as long as the prompt, and only the end of each is
-scored.
+scored. Random decisions of a pruned model follow from the tokens of the window.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ from torch.nn import functional as F
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run_quality import RANDOM_IDS, Quality, TextSource
+from prunescope.tracer.calibration.requests import decided_by
 from prunescope.tracer.calibration.texts import random_ids, read_text
 from prunescope.tracer.model import compat
+from prunescope.tracer.model.logits import REBUILT, within
 from prunescope.tracer.quality.statistics import Blocks, mean_ci95, perplexity_ci95, relative_ci95
 
 TOKENS, CONTEXT = 8192, 1024
@@ -36,6 +38,9 @@ _PROMPT, _DECODED = 0.5, 32
 # 64 are as many decoded tokens as in eight usual windows.
 _LONG_WINDOWS = 4
 _ENDS = {"prefill": CONTEXT, "decode": 64}
+# To look for an influence of later tokens: windows that are tried, tokens of each, and the share of
+# these that stay: not half, so that the cut lies inside a block of any usual length.
+_TRIED, _TRIED_TOKENS, _UNCHANGED = 4, 256, 0.7
 # Rows of [rows, V] converted to fp32 at a time, to stay in a cache.
 _ROWS = 32
 # Largest size of dense logits that are kept; larger ones are computed again.
@@ -119,6 +124,13 @@ def windows_of(prompt_len: int, *, tokens: int = TOKENS) -> tuple[int, int]:
     if prompt_len <= CONTEXT:
         return CONTEXT, tokens
     return prompt_len, max(_LONG_WINDOWS, tokens // prompt_len) * prompt_len
+
+
+def decoded_of(window: int) -> tuple[int, int]:
+    """(tokens of the prompt, tokens scored one by one) of a window in decode scoring."""
+    if window > CONTEXT:
+        return window - _ENDS["decode"], _ENDS["decode"]
+    return int(window * _PROMPT), _DECODED
 
 
 def text_passage(  # noqa: PLR0913
@@ -218,6 +230,36 @@ def compare(model: Any, dense: Dense, *, control: torch.Tensor | None = None) ->
     return Compared(dense=_record(passage, reference, scoring), pruned=pruned)
 
 
+def looks_ahead(model: Any, passage: Passage, *, scoring: str) -> bool:
+    """Whether a token changes what the model predicts before it, where all tokens of a window are
+    scored in one forward: then it knows more than a model that writes one token after another.
+
+    Measured on up to four windows of at most 256 tokens: the last 30 % of each are reversed, and
+    the logits before them compared, beyond rounding. False token by token.
+    """
+    if scoring == "decode":
+        return False
+    with torch.inference_mode():
+        tried = list(passage.windows())[:_TRIED]
+        return any(_end_matters(model, passage.ids[begin:end]) for begin, _, end in tried)
+
+
+def _end_matters(model: Any, ids: torch.Tensor) -> bool:
+    """Whether the last of the token ids [C] change the logits of the first ones."""
+    ids = ids[:_TRIED_TOKENS].to(model.get_input_embeddings().weight.device)
+    kept = int(len(ids) * _UNCHANGED)
+    if not kept:
+        return False
+    logits = []
+    for end in (ids[kept:], ids[kept:].flip(0)):
+        row = torch.cat((ids[:kept], end)).unsqueeze(0)
+        with decided_by(ids):  # the same random decisions in both
+            output = compat.forward(model, row, cache=compat.new_cache(model), logits="all")
+        logits.append(output.logits[:, :kept])
+    first, second = logits
+    return bool(first.isfinite().all()) and not within(second, first, REBUILT)
+
+
 def _decoded(window: tuple[int, int, int]) -> tuple[int, int, int]:
     begin, first, end = window
     start = max(first, begin + int((end - begin) * _PROMPT))
@@ -228,8 +270,17 @@ def _logits(
     model: Any, ids: torch.Tensor, window: tuple[int, int, int], scoring: str
 ) -> torch.Tensor:
     """[end − first, V]: the logits that predict tokens first … end−1."""
-    begin, first, end = window
+    begin, _, end = window
     row = ids[None, begin:end].to(model.get_input_embeddings().weight.device)
+    with decided_by(row):
+        return _logits_of(model, row, window, scoring)
+
+
+def _logits_of(
+    model: Any, row: torch.Tensor, window: tuple[int, int, int], scoring: str
+) -> torch.Tensor:
+    """`_logits` of the token ids [1, C] of a window."""
+    begin, first, end = window
     cache = compat.new_cache(model)
     if scoring == "prefill":
         rows = end - first + 1

@@ -1,7 +1,8 @@
 """Zero-shot tasks through lm-evaluation-harness, the optional extra `eval`, on the timed model.
 
 In: a model, its tokenizer and a TaskList. Out: TaskScores for run.json; metrics as the harness
-gives them, with its standard errors (null where it gives none).
+gives them, with its standard errors (null where it gives none). A request gets one answer, whatever
+is asked beside it and before it.
 """
 
 from __future__ import annotations
@@ -21,8 +22,11 @@ from typing import Any
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run_quality import TaskChange, TaskMetric, TaskScore, TaskSource
+from prunescope.tracer.calibration.requests import decided_by_request
 
-_BATCH = 8  # requests in a forward; the results do not depend on it
+# Requests in a forward of a model that decides nothing at run time. The harness pads them behind
+# their last token, which none of their tokens sees: another number changes the rounding alone.
+_BATCH = 8
 _BOOTSTRAP_SAMPLES = 1000  # of the harness, for standard errors without a closed form
 _Z95 = 1.96
 
@@ -51,8 +55,14 @@ def check_installed() -> None:
         )
 
 
-def score_tasks(model: Any, tokenizer: Any | None, tasks: TaskList) -> dict[str, TaskScore]:
+def score_tasks(
+    model: Any, tokenizer: Any | None, tasks: TaskList, *, one_by_one: bool = False
+) -> dict[str, TaskScore]:
     """The score of each task, by its name.
+
+    `one_by_one`: a forward for each request, for a model that decides at run time: it would rank
+    padding, and neighbours in a batch, among a request's own tokens. Its random decisions follow
+    from the tokens of the request.
 
     "metric" is the first one that the task's own file names. No few-shot examples are added beyond
     those that the file asks for. Raises PrunescopeError where a task does not exist or has no data.
@@ -69,10 +79,12 @@ def score_tasks(model: Any, tokenizer: Any | None, tasks: TaskList) -> dict[str,
         include_defaults=tasks.folder is None,
     )
     huggingface: Any = importlib.import_module("lm_eval.models.huggingface")
+    batch = 1 if one_by_one else _BATCH
+    decided = decided_by_request(model) if one_by_one else contextlib.nullcontext()
     try:
-        with _inside(tasks.folder):
+        with _inside(tasks.folder), decided:
             found = evaluator.simple_evaluate(
-                model=huggingface.HFLM(pretrained=model, tokenizer=tokenizer, batch_size=_BATCH),
+                model=huggingface.HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch),
                 tasks=list(tasks.names),
                 task_manager=manager,
                 log_samples=False,

@@ -17,6 +17,7 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import family
 from prunescope.taxonomy.run_blocks import ModuleCounts
 from prunescope.tracer.calibration.point import Point
+from prunescope.tracer.calibration.requests import Request, current_request
 from prunescope.tracer.calibration.scores import seeded
 
 _TABLE = 1 << 16
@@ -33,13 +34,28 @@ def refuse_calibration(point: Point, family_id: str) -> None:
 
 class Sampler:
     """Random decisions from a seed, the same on every machine: counts on the host, and scores as
-    views of one table, so that sampling launches no kernel. All streams share the table."""
+    views of one table, so that sampling launches no kernel. All streams share the table. While a
+    request is scored, they follow from its tokens: see `calibration.requests`."""
 
     def __init__(self, point: Point, what: str, shared: Sampler | None = None) -> None:
         self.seed, self.is_random = point.seed, point.select == "random"
-        self.stream = random.Random(f"{point.seed}:{what}")
+        self._name = f"{point.seed}:{what}"
+        self._stream = self._of_request = random.Random(self._name)
+        self._request: Request | None = None
         self._root: Sampler = shared._root if shared is not None else self
         self._table: torch.Tensor | None = None
+
+    @property
+    def stream(self) -> random.Random:
+        """The stream of the request being scored, from its start; outside of scoring one stream
+        that goes on from forward to forward."""
+        request = current_request()
+        if request is None:
+            return self._stream
+        if request is not self._request:
+            self._request = request
+            self._of_request = random.Random(f"{self._name}:{request.name}")
+        return self._of_request
 
     def stream_for(self, point: Point, what: str) -> Sampler:
         """A sampler with an independent stream over the same table."""

@@ -15,6 +15,7 @@ from torch.nn.functional import linear
 
 from prunescope.taxonomy.keep import kept_count
 from prunescope.tracer.calibration.point import Point
+from prunescope.tracer.calibration.requests import Request, current_request
 from prunescope.tracer.routing.decisions import Sampler, flat_positions, score_weight
 from prunescope.tracer.routing.learning import straight_through
 
@@ -25,8 +26,9 @@ _GAIN = 0.5
 @dataclass(frozen=True)
 class Rows:
     """The active rows of a forward. `positions`: in each sequence, [B, k]; `flat`: in [B·T],
-    sorted. `mask`: additive [B, 1, k, L], None in decode, where the rows are sequences. `gate`: in
-    training ones [B·k, 1], through which the router's weight gets a gradient."""
+    sorted. `mask`: additive [B, 1, k, L], None in decode, where the rows are sequences.
+    `gate` [B·k, 1]: in training ones, through which the router's weight gets a gradient; otherwise
+    zero for rows that only fill a sequence up to the k of the longest."""
 
     flat: torch.Tensor
     positions: torch.Tensor
@@ -48,10 +50,13 @@ class RowRouter(nn.Module):
         self.threshold: float | None = None  # of a fitted router: the lowest score that passes
         self.last: Rows | None = None  # the rows of the current forward
         self.learns = False  # in training: the weight gets a gradient
+        # Decide each token of a prompt alone, by the threshold, as in decode.
+        self.causal = point.knobs.get("choose") == "threshold"
         # Of a trained router: for each sequence [B] the lowest score that passes in decode, and the
         # step by which it moves, so that the share of active rows is kept in any text.
         self.tracks = False
         self.tracked: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._tracked_for: Request | None = None  # a request of one token has no prompt to track
 
     def forward(
         self,
@@ -75,22 +80,45 @@ class RowRouter(nn.Module):
         if tokens == 1:
             flat = self._of_step(scores.view(-1))
             return None if flat is None else Rows(flat, flat.unsqueeze(-1), None)
-        count = kept_count(tokens, self.sparsity)
-        best = scores.topk(count)
-        positions = best.indices.sort().values
+        positions, gate = self._of_prompt(scores)
+        if not positions.shape[1]:
+            return None
         flat, mask = flat_positions(positions, tokens), None
-        if self.tracks:
-            self.tracked = best.values[:, -1], _GAIN * scores.std(-1)
-        gate = None
-        if self.learns:  # by the distance from the lowest score that goes through
-            distance = scores - best.values[:, -1:].detach()
-            gate = straight_through(distance.gather(1, positions)).flatten().unsqueeze(-1)
         if given is not None:
             every = given.expand(batch, -1, -1, -1)
             mask = every.gather(2, positions[:, None, :, None].expand(-1, -1, -1, given.shape[-1]))
         elif masked:
             mask = self._mask(positions, past, tokens, x)
         return Rows(flat.flatten(), positions, mask, gate)
+
+    def _of_prompt(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The active positions [B, k] of scores [B, T], ascending, and their gate."""
+        if self.causal and self.sparsity and not self.learns:
+            return self._above(scores)
+        best = scores.topk(kept_count(scores.shape[1], self.sparsity))
+        positions = best.indices.sort().values
+        if self.tracks:
+            self.tracked = best.values[:, -1], _GAIN * scores.std(-1)
+            self._tracked_for = current_request()
+        if not self.learns:
+            return positions, None
+        # By the distance from the lowest score that goes through.
+        distance = scores - best.values[:, -1:].detach()
+        return positions, straight_through(distance.gather(1, positions)).flatten().unsqueeze(-1)
+
+    def _above(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The positions whose score reaches the threshold: of random numbers in [0, 1), s. A
+        sequence with fewer than the others is filled up with its first other tokens, whose gate is
+        zero. Their number depends on the data: the host waits for the device."""
+        self.tracked = None  # decode goes on with the same threshold
+        passes = scores >= (self.sparsity if self.threshold is None else self.threshold)
+        counts = passes.sum(1)
+        most = int(counts.max())
+        order = passes.to(torch.int8).argsort(dim=1, descending=True, stable=True)
+        positions = order[:, :most].sort().values
+        if len(scores) == 1 or bool((counts == most).all()):
+            return positions, None
+        return positions, passes.gather(1, positions).flatten().unsqueeze(-1).float()
 
     def _of_step(self, scores: torch.Tensor) -> torch.Tensor | None:
         """The active rows of a decode step, given its scores [B]; None if there are none."""
@@ -106,7 +134,8 @@ class RowRouter(nn.Module):
         by g·(1−s) with each that does not, so that the share over t tokens is off by at most the
         threshold's total change / (g·t): online quantile tracking (Gibbs and Candès, arXiv
         2106.00193)."""
-        if self.tracked is None or len(self.tracked[0]) != len(scores):
+        ours = self._tracked_for is current_request()
+        if self.tracked is None or not ours or len(self.tracked[0]) != len(scores):
             return scores >= threshold
         least, gain = self.tracked
         passes = scores >= least

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import reprlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from importlib import resources
 from pathlib import Path
@@ -24,6 +24,7 @@ from prunescope.taxonomy.option import MOST, NamedOption, options_of
 from prunescope.tracer.recovery.settings import Recovery, read_recovery
 from prunescope.tracer.sweep.plan import SweepConfig, is_checkpoint
 
+_MAPPING = Path("the sweep")  # named in messages about keys that come from no file
 _MAX_BYTES = 1 << 20
 _MOST_BITS = 1000  # of a number that is quoted; Python spells out 14,000 of them
 _KEYS = tuple(named.name for named in options_of(SweepConfig))
@@ -43,8 +44,12 @@ def _preset(plain: dict[str, Any]) -> SweepConfig:
     return SweepConfig(**values, logits=plain["logits"])
 
 
-def read_configs(config: Path | None, preset: str | None) -> tuple[SweepConfig, ...]:
-    """The configurations of a file or of a preset. Raises PrunescopeError on the first mistake."""
+def read_configs(
+    config: Path | Mapping[str, Any] | None, preset: str | None
+) -> tuple[SweepConfig, ...]:
+    """The configurations of a file, of its keys as a mapping, or of a preset. Paths are relative to
+    the file; those of a mapping, to the working directory. Raises PrunescopeError on the first
+    mistake."""
     if (config is None) == (preset is None):
         raise PrunescopeError(
             "a sweep takes a CONFIG.yaml or --preset, one of the two",
@@ -57,6 +62,8 @@ def read_configs(config: Path | None, preset: str | None) -> tuple[SweepConfig, 
             )
         return presets()[preset]
     assert config is not None
+    if isinstance(config, Mapping):
+        return (_from_plain(_with_todays_keys(dict(config)), _MAPPING),)
     return (_from_plain(_read_yaml(config), config),)
 
 
@@ -81,6 +88,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(plain, dict):
         raise PrunescopeError(f"{path.name} holds no keys", hint="at least model and families")
+    return _with_todays_keys(plain)
+
+
+def _with_todays_keys(plain: dict[str, Any]) -> dict[str, Any]:
     for old, new in OLD_KEYS.items():
         if old in plain:
             plain.setdefault(new, plain.pop(old))

@@ -15,11 +15,12 @@ import torch
 from prunescope.taxonomy.families import family
 from prunescope.taxonomy.plan import Workload
 from prunescope.taxonomy.run_blocks import MeasuredPeaks
+from prunescope.taxonomy.scoring import scoring_of
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.sweep_files import Planned
 from prunescope.tracer.machine import peaks as machine_peaks
 from prunescope.tracer.machine.device import pick_device, thread_count
-from prunescope.tracer.quality.quality import windows_of
+from prunescope.tracer.quality.quality import decoded_of, windows_of
 from prunescope.tracer.sweep.plan import SweepConfig, is_checkpoint, model_name
 from prunescope.tracer.sweep.state import KeptPeaks, read_json
 
@@ -79,12 +80,40 @@ def estimate_s(
             profiled = passes * (config.decode_steps + 1)
             total += 2 * (fill * 2 + step * (config.decode_steps * sampled + _PROFILED * profiled))
         total += _RESULT_S + seated * _PLACEMENT_S + passes * _PASS_S
-    texts = 1 if config.other_text is None else 2
-    judged = {(model_name(result), windows_of(result.prompt_len)) for result in results}
-    dense = {windows for _, windows in judged}
-    for window, tokens in [*(windows for _, windows in judged), *dense]:
-        total += texts * forward.seconds("prefill", 1, window, logits="all") * tokens / window
+    total += _scoring_s(results, config, forward, "prefill")
+    total += _scoring_s(results, config, forward, "decode")
     return total + len({model_name(result) for result in results}) * _LOAD_S
+
+
+def decode_scoring_s(
+    results: Sequence[Planned],
+    config: SweepConfig,
+    shape: ModelShape,
+    *,
+    peaks: MeasuredPeaks,
+    itemsize: float,
+) -> float:
+    """Of the seconds of `estimate_s`, those to score models one token after another."""
+    return _scoring_s(results, config, _Forward(shape, peaks, itemsize), "decode")
+
+
+def _scoring_s(
+    results: Sequence[Planned], config: SweepConfig, forward: _Forward, scoring: str
+) -> float:
+    """Seconds to score each model, and the dense one, in one way: behind each length of prompts."""
+    of_way = [r for r in results if scoring_of(r.family, r.phase) == scoring]
+    pruned = {(model_name(result), windows_of(result.prompt_len)) for result in of_way}
+    dense = {("", windows) for _, windows in pruned}
+    total = 0.0
+    for _, (window, tokens) in [*pruned, *dense]:
+        if scoring == "prefill":
+            seconds = forward.seconds("prefill", 1, window, logits="all")
+        else:
+            prompt, decoded = decoded_of(window)
+            seconds = forward.seconds("prefill", 1, prompt)
+            seconds += decoded * forward.seconds("decode", 1, prompt)
+        total += seconds * tokens / window
+    return total * (1 if config.other_text is None else 2)
 
 
 def num_trainings(results: Sequence[Planned], config: SweepConfig) -> int:

@@ -16,11 +16,12 @@ import torch
 from prunescope.taxonomy.arguments import asks_json
 from prunescope.taxonomy.dtypes import dtype as dtype_name
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.families import known
 from prunescope.taxonomy.formats import changed
+from prunescope.taxonomy.plan import PHASES
 from prunescope.taxonomy.run import read_run
 from prunescope.taxonomy.run_blocks import MeasuredPeaks, MeasuredRates
 from prunescope.taxonomy.run_quality import TaskScore
+from prunescope.taxonomy.scoring import may_decide, scoring_of
 from prunescope.taxonomy.scrub import scrub, scrub_values
 from prunescope.taxonomy.sweep_files import DONE, Planned
 from prunescope.tracer.calibration.collect import Statistics, statistics_cached
@@ -53,6 +54,7 @@ from prunescope.tracer.quality.quality import (
     Dense,
     Passage,
     compare,
+    looks_ahead,
     text_passage,
 )
 from prunescope.tracer.quality.tasks import TaskList, changes, score_tasks
@@ -177,7 +179,7 @@ class Worker:
             request = job.request(result)
             device = pick_device(request.device)
             with self.watch.slot(str(device)):
-                if prepared.eval_len != _eval_len(result):
+                if prepared.evaluated_for != (_eval_len(result), result.phase):
                     with thread_count(request.threads), memory_explained():
                         self._evaluated(job, result, prepared)
                 peaks = self._measured(job, device, prepared)
@@ -193,28 +195,32 @@ class Worker:
         return None
 
     def _evaluated(self, job: Job, result: Planned, prepared: Prepared) -> Prepared:
-        """`prepared` with the quality of both models behind prompts of the result's length:
-        measured now, or kept from before."""
+        """`prepared` with the quality of both models in the result's phase, behind prompts of its
+        length: measured now, or kept from before."""
         dense, pruned = prepared.variants
-        path = SweepFolder(job.folder).quality(model_name(result) + _of_length(result))
+        scoring = _scoring(result)
+        path = SweepFolder(job.folder).quality(
+            model_name(result) + _of_length(result) + _of_scoring(result)
+        )
         fingerprints = {v.name: weights_fingerprint(v.model) for v in (dense, pruned)}
         found = read_json(path, EvaluatedModel)
         tasks = _tasks(job.config, result)
         source = None if tasks is None else tasks.source()
-        if found is None or found.weights != fingerprints or found.tasks != source:
+        kept = found is not None and found.dense.scoring == scoring
+        if found is None or not kept or found.weights != fingerprints or found.tasks != source:
             with trainings_stored(job.folder / "recovery", self.watch):
                 scored = self._compared(job, result, prepared, fingerprints["dense"])
             if tasks is not None:
-                self._add_tasks(scored, tasks, prepared, fingerprints["dense"], model_name(result))
+                self._add_tasks(scored, tasks, prepared, fingerprints["dense"], result)
             found = EvaluatedModel(
                 weights=fingerprints, tasks=source, dense=scored.dense, pruned=scored.pruned
             )
             write_json(path, found)
         prepared.quality = {
-            "dense": changed(found.dense, weights_fingerprint=fingerprints["dense"]),
-            "pruned": changed(found.pruned, weights_fingerprint=fingerprints["pruned"]),
+            name: changed(one, weights_fingerprint=fingerprints[name], phase=result.phase)
+            for name, one in (("dense", found.dense), ("pruned", found.pruned))
         }
-        prepared.eval_len = _eval_len(result)
+        prepared.evaluated_for = (_eval_len(result), result.phase)
         return prepared
 
     def _compared(
@@ -222,7 +228,7 @@ class Worker:
     ) -> Compared:
         """Both models on the text that judges, and on the other one, where there is one."""
         dense, pruned = prepared.variants
-        scoring, length = _scored_in(result.family), _eval_len(result)
+        scoring, length = _scoring(result), _eval_len(result)
         passages = {"text": self._text(job, dense, length)}
         if job.config.other_text is not None and load_tokenizer(dense.loaded) is not None:
             passages["other"] = self._text(job, dense, length, other=True)
@@ -244,22 +250,37 @@ class Worker:
         for name, passage in passages.items():
             reference = self._reference(dense, f"{fingerprint}-{name}-{length}", passage, scoring)
             found[name] = compare(pruned.model, reference, control=control.get(name))
+        found["text"].dense.looks_ahead = False
+        found["text"].pruned.looks_ahead = may_decide(result.family) and looks_ahead(
+            pruned.model, passages["text"], scoring=scoring
+        )
         if "other" in found:
             found["text"].dense.other_text = found["other"].dense
             found["text"].pruned.other_text = found["other"].pruned
         return found["text"]
 
     def _add_tasks(
-        self, found: Compared, tasks: TaskList, prepared: Prepared, fingerprint: str, key: str
+        self,
+        found: Compared,
+        tasks: TaskList,
+        prepared: Prepared,
+        fingerprint: str,
+        result: Planned,
     ) -> None:
         """Scores of both models, and the losses. Kept: those of an equal dense model, and of this
         one, which several lengths of prompts may ask for."""
         dense, pruned = prepared.variants
         tokenizer = load_tokenizer(dense.loaded)
-        wanted = {("dense", fingerprint): dense.model, ("pruned", key): pruned.model}
+        alone = may_decide(result.family)
+        wanted = {
+            ("dense", fingerprint): (dense.model, False),
+            ("pruned", model_name(result)): (pruned.model, alone),
+        }
         self._tasks = {
-            name: self._tasks[name] if name in self._tasks else score_tasks(model, tokenizer, tasks)
-            for name, model in wanted.items()
+            key: self._tasks[key]
+            if key in self._tasks
+            else score_tasks(model, tokenizer, tasks, one_by_one=decides)
+            for key, (model, decides) in wanted.items()
         }
         before, after = self._tasks.values()
         found.dense.tasks, found.pruned.tasks = before, after
@@ -360,9 +381,9 @@ def _begun(folder: SweepFolder, result: Planned) -> Iterator[None]:
 
 
 def _tasks(config: SweepConfig, result: Planned) -> TaskList | None:
-    """The tasks of a result; None where they would show nothing of what its family does: the
-    harness scores a text in one forward, without a cache that a prompt filled."""
-    if not config.tasks or _scored_in(result.family) == "decode":
+    """The tasks of a result; None where it is scored token by token: the harness scores a request
+    in one forward, without a cache that a prompt filled."""
+    if not config.tasks or _scoring(result) == "decode":
         return None
     return TaskList(names=config.tasks, folder=config.tasks_path)
 
@@ -378,9 +399,14 @@ def _of_length(result: Planned) -> str:
     return "" if length == CONTEXT else f"-p{length}"
 
 
-def _scored_in(name: str) -> str:
-    """The phase in which the quality of a family shows; a method of several has one text."""
-    return next((one.scored_in for one in known([name])), "prefill")
+def _scoring(result: Planned) -> str:
+    return scoring_of(result.family, result.phase)
+
+
+def _of_scoring(result: Planned) -> str:
+    """Names what is kept of a scoring that is not that of the model in every phase."""
+    ways = {scoring_of(result.family, phase) for phase in PHASES}
+    return "" if len(ways) == 1 else f"-{_scoring(result)}"
 
 
 def _error_line(error: BaseException) -> str:

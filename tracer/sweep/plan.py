@@ -19,7 +19,7 @@ from prunescope.taxonomy.applies import check_applies
 from prunescope.taxonomy.architecture_traits import Traits, traits_of
 from prunescope.taxonomy.arguments import method_parts, number
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.families import cutting, families
+from prunescope.taxonomy.families import cutting, families, family
 from prunescope.taxonomy.family import GEMM_GROUPS, Family, read_selection
 from prunescope.taxonomy.option import Option, Phase, options_of
 from prunescope.taxonomy.plan import Workload
@@ -91,6 +91,13 @@ class SweepConfig:
         str | tuple[str, ...],
         Option(help="How to choose parts: random, importance (on `text`) or greedy; or a list."),
     ] = TraceRequest.select
+    knobs: Annotated[
+        tuple[str, ...],
+        Option(
+            help="Knobs of the families, as `families` lists them: FAMILY.KNOB=VALUE.",
+            example="[dynamic-m.choose=threshold]",
+        ),
+    ] = ()
     text: Annotated[
         Path | None,
         Option(
@@ -143,6 +150,7 @@ class SweepConfig:
         }
         tasks = {"names": list(self.tasks), "folder": values.pop("tasks_path")}
         values |= {"model": Path(self.model).name, "tasks": tasks if self.tasks else None}
+        values["knobs"] = values["knobs"] or None  # as in folders of versions without them
         return dict(scrub_values(values))
 
 
@@ -213,22 +221,23 @@ def make_plan(configs: Sequence[SweepConfig], shape: ModelShape | None) -> Sweep
     notes: dict[str, None] = {}
     for config in configs:
         _check_count(config)
+        _check_knobs(config)
         _check_names(config.families)
         if SweepConfig.placements != config.placements > config.repeats:
             notes[
                 f"placements: {config.placements:,} requested, {config.repeats:,} measured: each "
                 "needs a sample of its own (repeats)"
             ] = None
-        for family in config.families:
-            points, point_notes = _points(family, config.sparsities, shape)
-            ways = _ways(config, family).names
+        for method in config.families:
+            points, point_notes = _points(config, method, shape)
+            ways = _ways(config, method).names
             if lacks := [way for way in config.selections if way not in ways]:
-                point_notes.append(f"{family}: chosen {_chosen(ways)}, not {_chosen(lacks)}")
+                point_notes.append(f"{method}: chosen {_chosen(ways)}, not {_chosen(lacks)}")
             notes |= dict.fromkeys(point_notes)
             selections: tuple[str | None, ...] = ways if len(config.selections) > 1 else (None,)
             for point in points:
                 for select in selections:
-                    results = _results(config, family, point, select)
+                    results = _results(config, method, point, select)
                     found |= {result.id: result for result in results}
     order = {model_name(r): i for i, r in reversed(list(enumerate(found.values())))}
     ordered = sorted(found.values(), key=lambda r: order[model_name(r)])
@@ -243,6 +252,36 @@ def _check_count(config: SweepConfig) -> None:
             f"the sweep asks for {count:,} results, and {MAX_RESULTS:,} are the most",
             hint="fewer draws, sparsities, batches or prompt lengths; or several sweeps",
         )
+
+
+def _check_knobs(config: SweepConfig) -> None:
+    """Raises PrunescopeError for a knob of no family of the sweep, or with a bad value."""
+    names = {name for method in config.families for name, _ in _parts(method)}
+    for word in config.knobs:
+        left, equals, value = word.partition("=")
+        name, _, knob = left.partition(".")
+        if not (equals and knob) or name not in names:
+            raise PrunescopeError(
+                f"knobs: {word!r} is not FAMILY.KNOB=VALUE of a family of this sweep",
+                hint=f"its families: {', '.join(sorted(names)) or 'none'}",
+            )
+        family(name).point(0.0, {knob: value})
+
+
+def knobs_of(config: SweepConfig, method: str) -> dict[str, str]:
+    """The knobs of a method's families, as `--set` takes them: with the name of their family where
+    the method has several."""
+    names = [name for name, _ in _parts(method)]
+    found = {}
+    for left, _, value in (word.partition("=") for word in config.knobs):
+        name, _, knob = left.partition(".")
+        if name in names:
+            found[left if len(names) > 1 else knob] = value
+    return found
+
+
+def _parts(method: str) -> list[tuple[str, str | None]]:
+    return [] if is_checkpoint(method) else method_parts(method)
 
 
 def shard_of(plan: SweepPlan, shard: tuple[int, int]) -> list[Planned]:
@@ -273,12 +312,15 @@ def request_of(
     recover = None if checkpoint else config.recover
     if recover is not None and recover.text is None:
         recover = dataclasses.replace(recover, text=config.text)
-    reads = select == "greedy" or (select == "importance" and "text" in ways.calibrations)
+    reads = select in ("greedy", "frequency") or (
+        select == "importance" and "text" in ways.calibrations
+    )
     return SweptRequest(
         model=result.family if checkpoint else config.model,
         baseline_model=config.model if checkpoint else None,
         method=None if checkpoint else result.family,
         sparsity=0.0 if result.sparsity is None else result.sparsity,
+        knobs=knobs_of(config, result.family),
         out=out,
         phase=result.phase,
         batch=result.batch,
@@ -316,13 +358,14 @@ class _Ways:
 
 def _ways(config: SweepConfig, method: str) -> _Ways:
     by_id = {known.id: known for known in families()}
-    parts = [] if is_checkpoint(method) else [by_id.get(name) for name, _ in method_parts(method)]
+    parts = [by_id.get(name) for name, _ in _parts(method)]
     measured = [part.calibration if part else None for part in parts]
     calibrations = frozenset(by for by in measured if by) if None not in measured else frozenset()
     able = {
         "random": True,
         "importance": bool(calibrations),
         "greedy": bool(parts) and all(part is not None and part.greedy for part in parts),
+        "frequency": bool(parts) and all(part is not None and part.cuts_experts for part in parts),
     }
     found = [way for way in config.selections if able[read_selection(way)]]
     if not found and able["importance"] and "greedy" in config.selections:
@@ -330,7 +373,10 @@ def _ways(config: SweepConfig, method: str) -> _Ways:
     return _Ways(tuple(found) or ("random",), calibrations)
 
 
-_CHOSEN = {"random": "at random", "importance": "by importance", "greedy": "greedily"}
+_CHOSEN = {
+    "random": "at random", "importance": "by importance", "greedy": "greedily",
+    "frequency": "by frequency",
+}  # fmt: skip
 
 
 def _chosen(ways: Iterable[str]) -> str:
@@ -345,10 +391,11 @@ class _Point:
 
 
 def _points(
-    name: str, sparsities: Iterable[float], shape: ModelShape | None
+    config: SweepConfig, name: str, shape: ModelShape | None
 ) -> tuple[list[_Point], list[str]]:
     """The points of a family, equal ones merged, and what to say about it."""
-    wanted = sorted(set(sparsities))
+    wanted = sorted(set(config.sparsities))
+    knobs = knobs_of(config, name)
     if is_checkpoint(name):
         return [_Point(None, ())], [f"{family_slug(name)}: a checkpoint, one point"]
     why = None if shape is None else _cannot(name, traits_of(shape))
@@ -361,7 +408,7 @@ def _points(
     problems: list[_Point] = []
     for sparsity in wanted:
         try:
-            signature = _dimensions(known[name], sparsity, shape)
+            signature = _dimensions(known[name], sparsity, shape, knobs)
         except PrunescopeError as error:
             problems.append(_Point(sparsity, (sparsity,), error.problem))
             continue
@@ -403,15 +450,17 @@ def _composite_problem(name: str, sparsity: float, shape: ModelShape | None) -> 
         if part in by_id and share is not None:
             try:
                 by_id[part].check(share)
-                _dimensions(by_id[part], share, shape)
+                _dimensions(by_id[part], share, shape, {})
             except PrunescopeError as error:
                 return f"{part}: {error.problem}"
     return None
 
 
-def _dimensions(family: Family, sparsity: float, shape: ModelShape | None) -> Any:
+def _dimensions(
+    family: Family, sparsity: float, shape: ModelShape | None, knobs: Mapping[str, str]
+) -> Any:
     """Equal for two sparsities that make the same model; the sparsity where that is not known."""
-    point = family.point(sparsity)
+    point = family.point(sparsity, knobs)
     if shape is None:
         return sparsity
     ops = family.theory(shape, Workload(phase="prefill", prompt_len=64), point)

@@ -1,9 +1,9 @@
 """What `prunescope sweep` is asked for. Inert, and light: the command line imports it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from prunescope.taxonomy.option import Engine, Option
 from prunescope.tracer.capture.progress import Progress
@@ -14,7 +14,7 @@ class SweepRequest:
     """A sweep, or a part of one, and the folder that it fills."""
 
     config: Annotated[
-        Path | str | None,
+        Path | str | Mapping[str, Any] | None,
         Option(
             help="Sweep file that names the model, the families and the sparsities; or --preset.",
             metavar="CONFIG.yaml",

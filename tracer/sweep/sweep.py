@@ -10,12 +10,12 @@ import importlib
 import json
 import os
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from prunescope.taxonomy.arguments import home_path
 from prunescope.taxonomy.atomic_write import clean_termination
@@ -83,7 +83,8 @@ def run_plan(request: SweepRequest, plan: SweepPlan, progress: Progress | None =
 def plan_of(request: SweepRequest) -> SweepPlan:
     """The plan of a request, checked. Raises PrunescopeError on the first mistake in it."""
     check_options(request)
-    configs = read_configs(as_path(request.config), request.preset)
+    asked = request.config
+    configs = read_configs(asked if isinstance(asked, Mapping) else as_path(asked), request.preset)
     for config in configs:
         unknown = [way for way in config.selections if read_selection(way) not in SELECTIONS]
         if unknown:
@@ -121,6 +122,7 @@ class Duration(TypedDict):
     peaks_measured: int
     peaks_disturbed: list[str]
     recovery_seconds: float | None  # of them for training
+    decode_scoring_seconds: float | None  # of them to score models one token after another
     trainings: int
 
 
@@ -183,15 +185,22 @@ def _estimate(
         "peaks_measured": 0,
         "peaks_disturbed": [],
         "recovery_seconds": None,
+        "decode_scoring_seconds": None,
         "trainings": num_trainings(left, config),
     }
     if not left and estimate:  # the peaks of this machine take seconds to measure
-        return {**unknown, "seconds": 0.0, "seconds_most": 0.0, "recovery_seconds": 0.0}
+        names = ("seconds", "seconds_most", "recovery_seconds", "decode_scoring_seconds")
+        return cast(Duration, {**unknown, **dict.fromkeys(names, 0.0)})
     shape = _shape(config.model) if estimate else None
     if shape is None:
         return unknown
     from prunescope.tracer.machine.peaks import better_peaks
-    from prunescope.tracer.sweep.estimate import estimate_s, peaks_here, training_s
+    from prunescope.tracer.sweep.estimate import (
+        decode_scoring_s,
+        estimate_s,
+        peaks_here,
+        training_s,
+    )
 
     dtype = dtype_name(config.dtype) or dtype_name(str(_config_of(config.model).get("dtype")))
     dtype = dtype or "fp32"
@@ -207,6 +216,9 @@ def _estimate(
         "peaks_measured": len(each),
         "peaks_disturbed": best.disturbed,
         "recovery_seconds": trained,
+        "decode_scoring_seconds": decode_scoring_s(
+            left, config, shape, peaks=best, itemsize=itemsize
+        ),
     }
 
 

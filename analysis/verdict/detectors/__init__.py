@@ -27,7 +27,8 @@ from prunescope.taxonomy.families import family
 from prunescope.taxonomy.family import Family
 
 COARSE_TO_FINE = (
-    "layers", "tokens", "keys", "blocks", "weights", "ranks", "heads", "channels", "stream",
+    "layers", "experts", "routes", "tokens", "keys", "blocks", "weights", "ranks", "heads",
+    "channels", "stream",
 )  # fmt: skip
 _MARK = "_family_id"
 Detect = Callable[[Evidence], Detection | None]

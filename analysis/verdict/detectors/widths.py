@@ -73,12 +73,19 @@ class _Fallen:
 
 
 def _fallen(e: Evidence) -> tuple[_Fallen | None, _Fallen | None]:
-    """Heads and channels that fell. Where the order of kernels alone says which GEMM is which, one
-    that moved without its partner may be another GEMM: that is no broken pruning, but none."""
-    found = _heads(e), _channels(e)
-    if e.by_order and any(one is not None and not one.is_whole for one in found):
-        return None, None
-    return found
+    """Heads and channels that fell. Where the order of kernels alone says which GEMM is which, none
+    is known to be of heads or of channels."""
+    return (None, None) if e.by_order else (_heads(e), _channels(e))
+
+
+def families_by_order(e: Evidence) -> list[str]:
+    """The families that would be named if GEMMs were what the order of kernels makes of them."""
+    heads, channels = _heads(e), _channels(e)
+    if any(one is not None and not one.is_whole for one in (heads, channels)):
+        return []
+    if heads and channels:
+        return ["static-nk"]
+    return ["static-nk-heads"] * bool(heads) + ["static-nk-mlp"] * bool(channels)
 
 
 def _fewer_units(e: Evidence, *fallen: _Fallen) -> Detection:

@@ -59,12 +59,13 @@ def test_other_inputs_are_named(pruned: Any, says: str, tmp_path: Path) -> None:
 
 
 def test_times_are_scaled_to_one_batch(tmp_path: Path) -> None:
-    """Four products of 10 us, and of 6 us at half the batch: 2 · 24 us against 40 us."""
+    """Four products of 10 us, and of 6 us at half the batch: 2 · 24 us of work against 40 us. What
+    lies between them would be as long at twice the batch."""
     phase = compared(products(8), products(4, us=6), tmp_path)
     (found,) = [f for f in phase.findings if f.id == "not-comparable"]
     assert found.evidence[1] == (
-        "scaled to the batch of the dense run, the pruned run takes 48.0 µs (48.0 µs of it busy), "
-        "the dense one 40.0 µs (40.0 µs busy)"
+        "scaled to the batch of the dense run, the work of the pruned run takes 48.0 µs, that of "
+        "the dense one 40.0 µs; idle time, 0.0 µs and 0.0 µs a step, does not scale with the batch"
     )
     assert "of the dense side: FLOPs 0.50×" in setup(phase)
 
@@ -133,4 +134,10 @@ def test_convolutions_alone_tell_the_batch(tmp_path: Path) -> None:
 
     dense, half, narrow = (chrome(convolution(*of)) for of in ((8,), (4,), (4, 8)))
     assert "other inputs (half the batch)" in headline(compared(dense, half, tmp_path))
-    assert "other inputs" not in headline(compared(dense, narrow, tmp_path))
+    narrower = compared(dense, narrow, tmp_path)
+    assert "other inputs" not in headline(narrower)
+    assert narrower.family is not None and narrower.family.id == "unknown"
+    assert narrower.family.evidence == [
+        "channels of convolutions: 1 of 1 convolutions have fewer, as implicit GEMMs N 16 → 8 in "
+        "the largest; families are of linears, and the table of GEMMs lists no convolution"
+    ]

@@ -87,6 +87,9 @@ apple-m3-max                    -      14.1   -      14.1   -       400   48   4
 apple-m4                        -      3.8    -      3.8    -       120   8    10
 apple-m4-pro                    -      8.1    -      8.1    -       273   24   20
 apple-m4-max                    -      16.2   -      16.2   -       546   48   40
+epyc-7742                       -      -      -      4.608  -       204.8 32   64
+grace-cpu                       -      -      -      7.1    -       512  72   72
+a64fx                           -      13.5   -      6.76   -       1024 32   48
 """
 # GB of memory, as sold.
 MEMORY = {
@@ -111,7 +114,7 @@ MEMORY = {
         "apple-m1",
     ),
     24: ("a10", "a10g", "a30", "l4", "rtx-3090", "rtx-4090", "apple-m2", "quadro-rtx-6000"),
-    32: ("v100-sxm2", "v100-pcie", "rtx-5090", "apple-m4"),
+    32: ("v100-sxm2", "v100-pcie", "rtx-5090", "apple-m4", "a64fx"),
     40: ("a100-40gb-sxm", "a100-40gb-pcie"),
     48: ("a40", "l20", "l40", "l40s", "rtx-6000-ada", "rtx-a6000"),
     64: ("mi250x-gcd", "mi210", "apple-m1-max", "apple-m4-pro"),
@@ -128,6 +131,7 @@ MEMORY = {
     270: ("b300",),
     279: ("gb300",),
     288: ("mi350x", "mi355x"),
+    None: ("epyc-7742", "grace-cpu"),  # as fitted
 }
 DTYPES = ("bf16", "fp16", "tf32", "fp32", "fp8")
 # Dense int8 in TOP/s, where the sheets print it.
@@ -169,12 +173,15 @@ OCCUPANCY = {
     "volta": (64, 32, 96, 64), "turing": (32, 16, 64, 64), "ampere-100": (64, 32, 164, 64),
     "ampere-10x": (48, 16, 100, 64), "ada": (48, 24, 100, 64), "hopper": (64, 32, 228, 64),
     "blackwell-100": (64, 32, 228, 64), "blackwell-12x": (48, 24, 100, 64),
-    "apple": (None, None, None, None),
+    "apple": (None, None, None, None), "cpu": (None, None, None, None),
     "cdna2": (32, None, 64, 128), "cdna3": (32, None, 64, 128), "cdna4": (32, None, 160, 128),
 }  # fmt: skip
 # GB/s in one direction: 16 lanes of so many GT/s, 128 of 130 bits data; half of 900 in both.
 LINKS = {**{f"pcie-{i}.0": 16 * 2**i * 128 / 130 / 8 for i in (3, 4, 5)}, "nvlink-c2c": 450}
-LAST_LEVEL = {"mi300x": 256, "mi325x": 256, "mi350x": 256, "mi355x": 256}  # MiB behind L2
+# MiB behind L2
+LAST_LEVEL = {
+    "mi300x": 256, "mi325x": 256, "mi350x": 256, "mi355x": 256, "epyc-7742": 256, "grace-cpu": 117,
+}  # fmt: skip
 
 
 def table() -> dict[str, Any]:
@@ -230,7 +237,7 @@ def _wrong(row: dict[str, Any], found: dict[str, Any], sheet: list[str]) -> Iter
         yield "peaks"
     if [row["gb_per_s"], row["l2_mib"], row["sm"]] != [float(v) for v in sheet[5:]]:
         yield "bandwidth, L2 or SMs"
-    if name not in MEMORY.get(row["memory_gb"], ()):
+    if name not in MEMORY.get(row.get("memory_gb"), ()):
         yield "memory"
     if row.get("achievable_tflop_per_s", {}) != BEST.get(name, {}):
         yield "best GEMM"

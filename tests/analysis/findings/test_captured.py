@@ -64,7 +64,7 @@ def told(trace: Event, tmp_path: Path, dense: Event | None = None) -> Report:
 
 def shown(report: Report) -> str:
     to = io.StringIO()
-    print_report(report, Console(file=to, width=400))
+    print_report(report, Console(file=to, width=400), full=True)
     return to.getvalue()
 
 

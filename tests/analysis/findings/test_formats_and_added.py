@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import prunescope
+from prunescope.analysis.report.ledger_view import ladder_table
 from prunescope.analysis.report.sentences import headline
 from prunescope.analysis.schema.report import Phase
 from tests.analysis.finding_cases import found, layers, mm, pointwise, report
@@ -39,9 +40,19 @@ def test_flops_at_two_rates_allow_no_speedup(tmp_path: Path) -> None:
     """4 × 400 us against 4 × 100 us of as many FLOPs: 4×, which no FLOPs at one rate allow."""
     phase = quantised(tmp_path, None)
     assert phase.comparison is not None and phase.comparison.formats == ("fp32", "int8")
-    assert headline(phase).startswith("4.00× realised")
+    assert headline(phase).startswith(
+        "not comparable as a pruning: GEMMs in int8 against fp32; 4.00× realised"
+    )
     assert "FLOPs allow" not in headline(phase)
     assert "GEMMs in int8 against fp32" in headline(phase)
+
+
+def test_nothing_realised_is_a_share_of_flops_at_two_rates(tmp_path: Path) -> None:
+    table = ladder_table(quantised(tmp_path, None))
+    assert table is not None
+    shares = {row[0].text: row[3].text for row in table.rows}
+    assert shares["FLOP ratio"] == shares["coverage bound"] == "–"
+    assert shares["kernel (busy)"] == "100.0 %"
 
 
 def test_a_promise_stays_one(tmp_path: Path) -> None:

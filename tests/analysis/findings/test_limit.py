@@ -22,7 +22,7 @@ CLOSER = {"kernel_efficiency": 4e6, "launch_idle": -9e6}  # kernels slower, gaps
             1.38,
             [1.31, 1.44],
             FASTER,
-            "at most; 1.38× was realised, whose interval contains the bound",
+            "at most, and 1.38× was realised, whose interval contains the bound",
         ),
         (
             1.38,

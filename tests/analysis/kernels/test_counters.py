@@ -48,8 +48,43 @@ def test_counters_stand_beside_the_bound(tmp_path: Path) -> None:
         "counters of the device, means of 2 samples in the steps: SMs active 50 %, memory read "
         "20 %, memory written 10 %, clock 1,450 MHz (lowest 1,400), power 400 W (highest 500), at "
         "most 0.21 GB of memory used; the work models move 33 % of what the memory can in that "
-        "time, the counters show 30 %"
+        "time, the counters show 30 %, which confirms it"
     ]
+
+
+@pytest.mark.parametrize(
+    ("share", "said"),
+    [(60, "kernels move more than their operands, so more is memory-bound than the bounds say"),
+     (5, "caches serve the rest, so less is memory-bound than the bounds say")],
+)  # fmt: skip
+def test_counters_contradict_the_bound(tmp_path: Path, share: float, said: str) -> None:
+    trace, begin = one_kernel()
+    trace["traceEvents"].append(counter(begin + 1, "DRAM Read [%]", value=share))
+    (text,) = notes_of(save(trace, tmp_path / "t.json"))
+    assert text.endswith(
+        f"33 % of what the memory can in that time, the counters show {share} %: {said}"
+    )
+
+
+def test_tensor_cores_beside_the_bound(tmp_path: Path) -> None:
+    """2·4096·2048·2048 FLOP at a peak of 100 TFLOP/s take 344 of 1000 us: 34 %."""
+    halves = {"dtype": "c10::BFloat16"}
+    product = op(
+        "aten::mm", [4096, 2048], [2048, 2048], kernels=[k(us=1000, name="gemm_bf16")], **halves
+    )
+    trace = chrome(step(0, product))
+    begin = next(e["ts"] for e in trace["traceEvents"] if e.get("cat") == "kernel")
+    for value, said in (
+        (35, "which confirms it"),
+        (3, "so less is compute-bound than the bounds say"),
+    ):
+        events = [*trace["traceEvents"], counter(begin + 1, "Tensor Active [%]", value=value)]
+        path = save({**trace, "traceEvents": events}, tmp_path / f"{value}.json")
+        options = Options(peaks={"bf16": 100}, bandwidth=1000)
+        notes = analyze(path, options=options).report.phases["trace"].notes
+        (text,) = [one for one in notes if one.startswith("counters")]
+        assert "the work models compute 34 % of what tensor cores can in that time" in text
+        assert text.endswith(said)
 
 
 def test_several_values_of_one_event_and_several_devices(tmp_path: Path) -> None:

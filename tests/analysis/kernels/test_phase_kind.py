@@ -71,7 +71,7 @@ def told(
         ([linear(64), attention(1, 900)], "decode", "attention has 1 query at a time"),
         ([linear(8944)], "prefill", "M of the linears is 8944"),
         ([linear(1)], "decode", "M of the linears is 1"),
-        ([linear(200)], "unknown", "both phases may have"),
+        ([linear(200)], "unknown", "both phases may have, and no attention is known"),
         ([op("aten::add", [8], [8], kernels=[k(us=2)])], "unknown", "no shapes"),
         ([linear(8944), op("autograd::engine::evaluate_function: MmBackward0", us=0)], "training",
          "backward"),

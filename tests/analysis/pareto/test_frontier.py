@@ -1,13 +1,20 @@
-"""The frontier of a cell: intervals, winners, break-even, equal costs."""
+"""The frontier of a cell: dominance, shares, winners, break-even, equal costs."""
 
 from __future__ import annotations
 
-import random
-
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from prunescope.analysis.pareto import frontier
-from prunescope.analysis.schema.pareto import SweepPoint
+from prunescope.analysis.pareto.cells import judged
+from prunescope.analysis.schema.pareto import (
+    Pareto,
+    ParetoPhase,
+    SweepCell,
+    SweepPoint,
+    SweepSubject,
+)
 from tests.analysis.pareto_points import point
 
 
@@ -20,8 +27,9 @@ def test_the_frontier_is_sorted_by_loss_and_each_step_is_faster() -> None:
     assert names(frontier.frontier([c, b, a])) == ["a", "b"]
 
 
-def test_slower_or_no_faster_than_dense_beyond_noise_is_not_on_it() -> None:
-    assert frontier.frontier([point("a", 0.9, 0.0), point("b", 1.015, 0.1)]) == []
+def test_what_is_not_faster_than_dense_is_not_on_it() -> None:
+    slower = [point("a", 0.9, 0.0), point("b", 1.0, 0.1), point("c", 0.8, -0.2)]
+    assert frontier.frontier(slower) == []
 
 
 def test_what_removed_nothing_is_not_on_it() -> None:
@@ -32,49 +40,107 @@ def test_what_removed_nothing_is_not_on_it() -> None:
     assert frontier.frontier([same, zeros_cost, unknown]) == [zeros_cost, unknown]
 
 
-def test_a_tie_in_speed_goes_to_the_lower_loss() -> None:
-    assert names(frontier.frontier([point("a", 1.30, 0.1), point("b", 1.31, 0.5)])) == ["a"]
+def test_without_a_loss_a_point_is_left_out() -> None:
+    """An interval is not needed: the frontier is that of the point estimates."""
+    bare = point("u", 2.0, 0.05, realised_ci95=None)
+    assert names(frontier.frontier([point("n", 3.0, None), bare, point("a", 1.2, 0.1)])) == ["u"]
 
 
-def test_a_tie_in_loss_goes_to_the_faster() -> None:
-    assert names(frontier.frontier([point("a", 1.1, 0.100), point("b", 1.4, 0.105)])) == ["b"]
-
-
-def test_without_interval_or_loss_a_point_is_left_out() -> None:
-    unknown = point("u", 2.0, 0.0, realised_ci95=None)
-    assert names(frontier.frontier([point("n", 3.0, None), unknown, point("a", 1.2, 0.1)])) == ["a"]
-
-
-def test_wide_intervals_leave_one_point_not_all() -> None:
-    """Three points that noise cannot tell apart: the one of the lowest loss stands for them."""
-    wide = {"realised_ci95": [1.05, 2.0]}
-    points = [point(f, s, x, **wide) for f, s, x in (("a", 1.5, 0.2), ("b", 1.6, 0.205),
-                                                     ("c", 1.4, 0.195))]  # fmt: skip
-    assert names(frontier.frontier(points)) == ["c"]
-
-
-@pytest.mark.parametrize("seed", range(30))
-def test_properties_of_any_frontier(seed: int) -> None:
-    stream = random.Random(seed)
+def test_a_slow_point_of_low_loss_does_not_hide_a_fast_one() -> None:
+    """Of kv-evict at 1.02×, static-m at 1.23× and another at 1.79×, all are on it: an interval that
+    overlaps another's removes nothing."""
     points = [
-        point(f"f{i}", stream.uniform(0.7, 2.0), stream.uniform(-0.05, 1.0)) for i in range(12)
+        point("kv-evict", 1.02, 0.012, realised_ci95=[1.01, 1.04]),
+        point("static-m", 1.23, 1.76, realised_ci95=[1.20, 1.28]),
+        point("static-m", 1.79, 2400.0, realised_ci95=[1.0, 2.9]),
     ]
-    found = frontier.frontier(points)
-    speeds = [p.realised for p in found]
-    losses = [p.loss.perplexity_rel or 0.0 for p in found if p.loss]
-    assert speeds == sorted(speeds)
-    assert losses == sorted(losses)
-    assert all((p.realised_ci95 or [0])[0] > 1 for p in found)
-    assert bool(found) == any((p.realised_ci95 or [0])[0] > 1 for p in points)
-    stream.shuffle(points)
-    assert frontier.frontier(points) == found
-    # Nobody is faster beyond noise than a frontier point at a loss below its own beyond noise.
-    for kept in found:
-        low = (frontier.loss_ci95(kept) or [0])[0]
-        for other in points:
-            below = (frontier.loss_ci95(other) or [0, 0])[1] < low
-            faster = (other.realised_ci95 or [0])[0] > (kept.realised_ci95 or [0, 0])[1]
-            assert not (below and faster)
+    assert frontier.frontier(points) == points
+
+
+# One decimal makes ties of speed and of loss likely.
+SPEEDS = st.floats(0.5, 3.0).map(lambda value: round(value, 1))
+LOSSES = st.floats(-0.2, 2.0).map(lambda value: round(value, 1))
+POINTS = st.lists(st.tuples(SPEEDS, LOSSES), min_size=1, max_size=10).map(
+    lambda pairs: [point(f"f{i}", speed, lost) for i, (speed, lost) in enumerate(pairs)]
+)
+
+
+def dominates(one: SweepPoint, other: SweepPoint) -> bool:
+    """No slower, no larger loss, and better in one of the two."""
+    ours, theirs = (frontier.loss_of(p) or 0.0 for p in (one, other))
+    not_worse = one.realised >= other.realised and ours <= theirs
+    return not_worse and (one.realised > other.realised or ours < theirs)
+
+
+@settings(deadline=None)
+@given(POINTS, st.tuples(SPEEDS, LOSSES))
+def test_a_point_that_is_added_removes_only_what_it_dominates(
+    points: list[SweepPoint], added: tuple[float, float]
+) -> None:
+    new = point("new", *added)
+    kept = frontier.frontier([*points, new])
+    for before in frontier.frontier(points):
+        assert before in kept or dominates(new, before)
+    assert set(names(kept)) <= {"new", *names(frontier.frontier(points))}
+
+
+@settings(deadline=None)
+@given(POINTS, LOSSES)
+def test_the_fastest_within_any_loss_is_on_it(points: list[SweepPoint], most: float) -> None:
+    within = [p for p in points if (frontier.loss_of(p) or 0.0) <= most and p.realised > 1]
+    best = [p for p in frontier.frontier(points) if (frontier.loss_of(p) or 0.0) <= most]
+    assert max((p.realised for p in within), default=1.0) == max(
+        (p.realised for p in best), default=1.0
+    )
+    assert not any(dominates(p, kept) for p in points for kept in best)
+
+
+@settings(deadline=None, max_examples=25)
+@given(POINTS.flatmap(lambda points: st.tuples(st.just(points), st.permutations(points))))
+def test_the_order_of_the_points_is_without_effect(
+    both: tuple[list[SweepPoint], list[SweepPoint]],
+) -> None:
+    one, other = (placed(points) for points in both)
+    by_id = {p.id: p for p in other}
+    for p in one:
+        moved = by_id[p.id]
+        assert (p.on_frontier, p.frontier_share) == (moved.on_frontier, moved.frontier_share)
+        assert sorted(p.equal_to) == sorted(moved.equal_to)
+
+
+def placed(points: list[SweepPoint]) -> list[SweepPoint]:
+    """The points of one cell with their places."""
+    cell = SweepCell(batch=1, prompt_len=512, dense_ns={})
+    phase = ParetoPhase(points=points, cells=[cell])
+    found = Pareto(tool="t", subject=SweepSubject(), phases={"prefill": phase})
+    return judged(found).phases["prefill"].points
+
+
+def test_each_point_has_its_share_of_samples() -> None:
+    """b is 1.200 and a 1.199 with 2 % of noise, at losses that do not overlap: a, which loses less,
+    is always on it, b is about as often faster as slower. c is dominated by a wide margin."""
+    a, b, c = placed([point("a", 1.199, 0.1), point("b", 1.2, 0.2), point("c", 1.05, 0.3)])
+    assert a.frontier_share == 1.0 and a.on_frontier
+    assert b.frontier_share == pytest.approx(0.5, abs=0.05) and b.on_frontier
+    assert c.frontier_share == 0.0 and not c.on_frontier
+    assert [p.equal_to for p in (a, b, c)] == [[], [], []]
+
+
+def test_pairs_that_cannot_be_told_apart_are_marked() -> None:
+    """b differs from a by 0.1 % in speed and 0.002 in loss, both far within noise; c by its loss;
+    d and e are as near each other, and neither is on the frontier."""
+    points = [point("a", 1.2, 0.1), point("b", 1.199, 0.102), point("c", 1.2, 0.2),
+              point("d", 1.05, 0.4), point("e", 1.05, 0.4)]  # fmt: skip
+    a, b, c, d, e = placed(points)
+    assert (a.on_frontier, b.on_frontier) == (True, False)
+    assert (a.equal_to, b.equal_to) == ([b.id], [a.id])
+    assert [p.equal_to for p in (c, d, e)] == [[], [], []]
+
+
+def test_without_an_interval_there_is_no_share() -> None:
+    bare, a = placed([point("u", 1.5, 0.05, realised_ci95=None), point("a", 1.2, 0.1)])
+    assert (bare.on_frontier, bare.frontier_share, bare.equal_to) == (True, None, [])
+    assert a.frontier_share == 0.0  # the other one takes part with its estimate
 
 
 def test_winners_by_range_of_loss() -> None:

@@ -10,6 +10,7 @@ from prunescope.analysis.pareto.frontier import frontier, loss_of, winners
 from prunescope.analysis.pareto.samples import add_winning_shares, sample_points
 from prunescope.analysis.schema.pareto import (
     Hypothesis,
+    Loss,
     Pareto,
     ParetoPhase,
     SweepCell,
@@ -65,45 +66,83 @@ def test_the_loss_is_that_against_the_dense_model_trained_alike() -> None:
 
 
 def test_low_loss_is_won_by_depth_or_not() -> None:
-    """1.2 / 1.1 = 1.09 at the same loss or less; what loses more is no rival."""
-    far = point("static-nk", 1.6, 0.5)
-    found = claims_of([point("static-m", 1.2, 0.1), point("b", 1.1, 0.05), far])["static wins"]
-    assert found.verdict == "holds"
+    """1.2 / 1.1 = 1.09 among points of at most +20 %; what loses more is no rival."""
+    far = [point("static-nk", 1.6, 0.5), point("static-nk", 1.05, 0.02)]
+    found = claims_of([point("static-m", 1.2, 0.1), point("b", 1.1, 0.05), *far])["static wins"]
+    assert (found.verdict, found.points) == ("holds", 3)
     assert found.effect == pytest.approx(1.2 / 1.1, rel=0.01)
     low, high = found.effect_ci95 or [0.0, 0.0]
     assert low == pytest.approx(1.2 / 1.1 * (1 - 0.028), rel=0.01)  # 2 % each, in quadrature
     assert high == pytest.approx(1.2 / 1.1 * (1 + 0.028), rel=0.01)
     assert found.share_of_draws == 1.0
-    lost = claims_of([point("static-m", 1.1, 0.1), point("b", 1.2, 0.05), far])["static wins"]
+    assert "of 3 points that lose at most +20.0 % perplexity, static-m 0.25 is 1.09×" in found.text
+    lost = claims_of([point("static-m", 1.1, 0.1), point("b", 1.2, 0.05), *far])["static wins"]
     assert (lost.verdict, lost.share_of_draws) == ("does not hold", 0.0)
-    tied = claims_of([point("static-m", 1.2, 0.1), point("b", 1.199, 0.05), far])["static wins"]
+    tied = claims_of([point("static-m", 1.2, 0.1), point("b", 1.199, 0.05), *far])["static wins"]
     assert tied.verdict == "undecided"
     # Slower than dense wins nothing, whoever else there is.
-    slow = claims_of([point("static-m", 0.9, 0.1), point("b", 0.8, 0.05)])["static wins"]
-    assert slow.verdict == "does not hold"
+    slow = [point("static-m", 0.9, 0.1), point("b", 0.8, 0.05), point("b", 0.7, 0.1)]
+    found = claims_of(slow)["static wins"]
+    assert (found.verdict, "as the fastest of another family, the dense" in found.text) == (
+        "does not hold",
+        True,
+    )
+
+
+def test_low_loss_is_undecided_where_no_point_lies_or_fewer_than_three() -> None:
+    """+128 % is no low loss, and two points are no evidence."""
+    rivals = [point("b", 1.1, lost) for lost in (0.05, 0.1, 0.15)]
+    far = claims_of([point("static-m", 1.3, 1.28), *rivals])["static wins"]
+    assert (far.verdict, far.effect, far.points) == ("undecided", None, 3)
+    assert "static-m loses at most +20.0 % perplexity; the least is +128.0 %" in far.text
+    lonely = claims_of([point("static-m", 1.3, 0.1), point("b", 1.1, 0.5)])["static wins"]
+    assert "no point of another family loses at most" in lonely.text
+    two = claims_of([point("static-m", 1.3, 0.1), rivals[0]])["static wins"]
+    assert (two.verdict, two.points) == ("undecided", 2)
+    assert two.text == "2 points at most +20.0 % perplexity; a claim takes 3"
+    three = claims_of([point("static-m", 1.3, 0.1), *rivals[:2]])["static wins"]
+    assert (three.verdict, three.points) == ("holds", 3)
+
+
+def test_low_loss_is_five_points_of_task_score_where_no_perplexity_is_known() -> None:
+    points = [point("static-m", 1.3, None), point("b", 1.1, None), point("b", 1.05, 0.1)]
+    for change, verdict in ((-0.05, "holds"), (-0.06, "undecided")):
+        points[0].loss = points[1].loss = Loss(tasks_points=change)
+        found = claims_of(points)["static wins"]
+        assert found.verdict == verdict
+        assert "+20.0 % perplexity or 5 points of task score" in found.text
 
 
 def test_claims_about_losses_are_tested_on_the_other_text_too() -> None:
-    """By the first text width loses less and is faster; by the other one depth loses less."""
-    depth, width = point("static-m", 1.3, 0.6), point("static-nk", 1.4, 0.5)
-    for one, lost in ((depth, 1.2), (width, 1.8)):
+    """By the first text width is faster at low loss; by the other one its best loses too much."""
+    depth, width = point("static-m", 1.3, 0.1), point("static-nk", 1.4, 0.15)
+    third = point("static-nk", 0.9, 0.15)
+    for one, lost in ((depth, 0.05), (width, 1.8), (third, 0.05)):
         assert one.loss is not None
         one.loss.other_text = TextLoss(perplexity_rel=lost, ci95=[lost - 0.01, lost + 0.01])
-    unjudged = point("b", 2.0, 0.1)
+    rival = point("static-nk", 0.8, 0.1)
+    assert rival.loss is not None
+    rival.loss.other_text = TextLoss(perplexity_rel=0.1, ci95=[0.09, 0.11])
+    unjudged = point("b", 2.0, 0.1, timing_valid=True)
     cell = SweepCell(
         batch=1, prompt_len=512, dense_ns={}, break_even={}, equal_flops=[], equal_sparsity=[],
         winners=[],
     )  # fmt: skip
-    one = ParetoPhase(points=[depth, width, unjudged], winners=[], break_even={}, cells=[cell])
+    one = ParetoPhase(
+        points=[depth, width, third, rival, unjudged], winners=[], break_even={}, cells=[cell]
+    )
     subject = SweepSubject(model="m", config={"other_text": "b.txt"})
     found = hypotheses(Pareto(tool="t", subject=subject, phases={"prefill": one}))
     told = {(h.claim, h.loss_on): h for h in found}
     assert told[LOW_LOSS, None].verdict == "does not hold"
     assert told[LOW_LOSS, "b.txt"].verdict == "holds"
     assert told[LOW_LOSS, "b.txt"].effect == pytest.approx(1.3, rel=0.02)  # dense is the rival
-    assert "512 tokens, by the loss on b.txt (static-m 0.25," in sentence(told[LOW_LOSS, "b.txt"])
+    assert "512 tokens, by the loss on b.txt (of 3 points" in sentence(told[LOW_LOSS, "b.txt"])
     assert [h.loss_on for h in found if "closest" in h.claim] == []  # no bytes were known
-    assert (depth.loss and depth.loss.perplexity_rel, one.points) == (0.6, [depth, width, unjudged])
+    assert (depth.loss and depth.loss.perplexity_rel, one.points) == (
+        0.1,
+        [depth, width, third, rival, unjudged],
+    )
 
 
 def test_the_order_by_loss() -> None:
@@ -126,8 +165,13 @@ def test_depth_is_closest_to_its_bound() -> None:
     """Shares of the bound 1.2: 1.19 → 99 %, 1.0 → 83 %; closer by 16 points."""
     memory = {"memory_bound": 0.9}
     points = [point("static-m", 1.19, 0.03, **memory), point("static-nk", 1.0, 0.5, **memory)]
+    two = claims_of(points, "decode")["static stays"]
+    assert (two.verdict, two.points) == ("undecided", 2)
+    assert two.text == "it rests on 2 points, and a claim takes 3"
+    points.append(point("static-nk", 1.0, 0.6, **memory))
     found = claims_of(points, "decode")["static stays"]
-    assert found.verdict == "holds"
+    assert (found.verdict, found.points) == ("holds", 3)
+    assert "roofline bound reached, of 3 points, closest" in found.text
     assert found.effect == pytest.approx(0.16, abs=0.01)
     computed = [point("static-m", 1.19, 0.03), point("static-nk", 1.0, 0.5)]
     assert "static stays" not in claims_of(computed, "decode")
@@ -145,7 +189,8 @@ def test_the_next_family_is_the_one_that_misses_least() -> None:
     same = point("static-k-mask", 1.0, 0.5, **memory)
     same.bounds = dict.fromkeys(same.bounds, 1.0)
     same.flop_sparsity = same.parameter_sparsity = 0.0
-    found = claims_of([points[0], points[2], same], "decode")["static stays"]
+    kept = [points[0], points[2], point("c", 0.7, 0.4, **memory)]
+    found = claims_of([*kept, same], "decode")["static stays"]
     assert (found.verdict, "static-k-mask" in found.text) == ("holds", False)
 
 
@@ -168,26 +213,27 @@ def test_a_family_that_no_cell_has_is_said_of_the_phase() -> None:
 
 
 def test_times_that_are_not_valid_decide_no_claim() -> None:
-    """The point itself, a rival that loses no more, or a family of the order: undecided, with the
-    reason; a rival that loses more decides nothing either way."""
-    right = [("static-m", 1.1, 0.03), ("dynamic-m", 1.3, 0.02), ("static-nk", 1.6, 0.5)]
+    """A point of low loss, or of a family of the order: undecided, with the reason."""
+    right = [("static-m", 1.1, 0.03), ("dynamic-m", 1.3, 0.02), ("static-nk", 1.6, 0.1)]
     points = [point(*one, memory_bound=0.9) for one in right]
-    for bad, claims in ((0, ("wins", "stays")), (1, ("wins", "stays")), (2, ("stays",))):
+    for bad in range(3):
         for at, one in enumerate(points):
             one.timing_valid = at != bad
         decode = claims_of(points, "decode")
-        for claim in claims:
+        for claim in ("wins", "stays"):
             told = decode[f"static {claim}"]
             assert (told.verdict, told.effect, told.share_of_draws) == ("undecided", None, None)
             assert told.text == f"the times of {points[bad].family} 0.25 are not valid"
         assert claims_of(points)["prefill static-m"].verdict == "undecided"
-    assert claims_of(points)["static wins"].effect is not None
+    points[2] = point("static-nk", 1.6, 0.5, timing_valid=False)  # no point of low loss
+    more = [point("b", 1.05, 0.02), *points]
+    assert claims_of(more)["static wins"].effect is not None
 
 
-def test_no_claim_about_low_loss_rests_on_a_loss_that_nobody_would_use() -> None:
-    """Perplexity times 4.00 is the most."""
-    rival = point("b", 1.1, 2.5)
-    assert claims_of([point("static-m", 1.2, 3.0), rival])["static wins"].verdict == "holds"
-    told = claims_of([point("static-m", 1.2, 4.3e9), rival])["static wins"]
-    assert (told.verdict, told.effect) == ("undecided", None)
-    assert told.text.startswith("static-m 0.25: at its lowest loss, 4.3e9×, nobody would use it")
+def test_losses_without_an_interval_decide_no_claim() -> None:
+    points = [point("static-m", 1.1, 0.03), point("dynamic-m", 1.3, 0.1),
+              point("static-nk", 1.6, 0.15)]  # fmt: skip
+    assert points[1].loss is not None
+    points[1].loss.ci95 = None
+    for told in claims_of(points).values():
+        assert (told.verdict, told.text) == ("undecided", "no interval is known of dynamic-m 0.25")

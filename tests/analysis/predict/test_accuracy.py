@@ -120,8 +120,21 @@ def test_the_page_is_what_the_benchmark_writes() -> None:
     page = benchmark()
     text = (ROOT / "benchmarks/predict.md").read_text(encoding="utf-8")
     for part in (page._accuracy(), page.worst(page.known()), page.ranges(page.known()),
-                 page._constants(), page._layer(), page._derived(), page._winners()):  # fmt: skip
+                 page._constants(), page._layer(), page._derived(), page.section(),
+                 page._winners()):  # fmt: skip
         assert part in text
+
+
+def test_published_experts_lie_in_the_range_or_it_is_said_why_not() -> None:
+    benchmark()
+    import predict_experts as experts
+
+    for one in experts.SPEEDS:
+        assert experts.inside(one) or one.outside, one.what
+    assert sum(experts.inside(one) for one in experts.SPEEDS) >= len(experts.SPEEDS) - 1
+    for size in experts.SIZES:
+        for sparsity, gib in size.gib.items():
+            assert experts.predicted_gib(size.model, sparsity) == pytest.approx(gib, rel=0.01)
 
 
 def test_constants_are_of_mechanisms_and_name_their_source() -> None:

@@ -187,6 +187,20 @@ def test_eager_launch_is_the_hosts_pace() -> None:
         ask(launch="slow")
 
 
+def test_a_cpu_dispatches_and_computes_in_turn() -> None:
+    """The 32 layers of launches above, and the work beside them: 8 B weights of 4 bytes at 204.8
+    GB/s take 157 ms. No graph is replayed, and bf16 has no units."""
+    found = ask(device="epyc-7742", method="static-m", sparsity=0.5, phase="decode")
+    dense = found["phases"]["decode"]["predicted"]["execution"]["dense_ns"]
+    dispatch = ask(method="static-m", sparsity=0.5, phase="decode", launch="eager")["phases"][
+        "decode"
+    ]["predicted"]["execution"]["dense_ns"]
+    assert dense > dispatch + 8.03e9 * 4 / 204.8e9 * 1e9
+    assert any("on a CPU" in text for text in found["warnings"])
+    with pytest.raises(PrunescopeError, match="replays no graph"):
+        ask(device="epyc-7742", launch="graph")
+
+
 def test_a_long_cache_hides_the_host() -> None:
     """Eager attention copies the cache to append to it: of 64 sequences the device sets the pace,
     and removing heads helps where removing nothing but weights does not."""

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from prunescope.analysis.report import figures
 from prunescope.analysis.report.measured import idle_and_tiles
-from prunescope.analysis.report.phase_tables import host_table, shapes_table
+from prunescope.analysis.report.phase_tables import experts_table, host_table, shapes_table
 from prunescope.analysis.report.titles import device
 from prunescope.analysis.schema.anatomy import (
     Anatomy,
@@ -23,6 +23,7 @@ from prunescope.analysis.schema.anatomy import (
     Shape,
 )
 from prunescope.analysis.schema.report import Report
+from prunescope.analysis.schema.routing import LayerRouting, Routing
 from tests.analysis.report import example
 from tests.analysis.report.drawn import drawn
 
@@ -69,9 +70,19 @@ def anatomy(layers: int = 32) -> Anatomy:
     )  # fmt: skip
 
 
+def routed(number: int) -> LayerRouting:
+    """Half of the experts, in which tokens are less evenly spread."""
+    return LayerRouting(
+        layer=number, experts=8, distinct=7.5, fullest=2.0, entropy=0.75, dense_experts=16,
+        dense_distinct=12.0, dense_fullest=1.5, dense_entropy=0.9,
+    )  # fmt: skip
+
+
 def report(of: Anatomy | None = None, **device: Any) -> Report:
     out = example.alone()
-    out.phases["trace"].anatomy = of or anatomy()
+    out.phases["trace"].anatomy = found = of or anatomy()
+    numbered = [one.layer for one in found.layers if one.layer is not None]
+    out.phases["trace"].routing = Routing(layers=[routed(number) for number in numbered])
     out.device = {**out.device, **device}
     return out
 
@@ -85,7 +96,8 @@ def test_the_files_of_a_phase() -> None:
     for ending in ("png", "pdf", "svg"):
         files = figures.figure_files(report(), ending)
         assert set(files) == {
-            f"{kind}-trace.{ending}" for kind in ("roofline", "bounds", "layers", "waves")
+            f"{kind}-trace.{ending}"
+            for kind in ("roofline", "bounds", "layers", "waves", "experts")
         }
         assert files == figures.figure_files(report(), ending)
         if ending == "pdf":
@@ -224,3 +236,22 @@ def test_fp32_as_three_products_of_tf32_has_a_peak_and_a_ceiling_of_its_own() ->
     tops = {line.get_ydata()[-1] for line in figure.axes[0].lines}
     assert tops == {12.0, 4.0}
     assert "3xtf32, data sheet" in {t.get_text() for t in figure.legends[0].get_texts()}
+
+
+def test_experts_are_drawn_layer_by_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three strips, dense and pruned in each; a phase without counts or with one layer has none."""
+    strips = kept_figures(monkeypatch, report(anatomy(3)))["experts"].axes
+    for axes, (dense, pruned) in zip(strips, [(12, 7.5), (1.5, 2), (0.9, 0.75)], strict=True):
+        lines = [list(line.get_ydata()) for line in axes.get_lines()]
+        assert lines == [[dense] * 3, [pruned] * 3]
+    one = report(anatomy(3))
+    one.phases["trace"].routing = Routing(layers=[routed(0)])
+    assert "experts" not in kept_figures(monkeypatch, one)
+    assert experts_table(example.alone().phases["trace"]) is None
+    table = experts_table(report(anatomy(2)).phases["trace"])
+    assert table is not None and [cell.text for cell in table.rows[0]] == [
+        "mean", "16", "8", "12", "7.5", "1.50×", "2.00×", "90.0 %", "75.0 %",
+    ]  # fmt: skip
+    assert len(table.rows) == 3
+    brief = experts_table(report(anatomy(2)).phases["trace"], brief=True)
+    assert brief is not None and len(brief.rows) == 1

@@ -72,7 +72,7 @@ def test_an_interval_beyond_ten_times_its_bound_says_nothing() -> None:
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_a_terminal_has_them_where_there_is_room(width: int) -> None:
     console = Console(file=io.StringIO(), width=width, color_system=None)
-    print_report(example.two_phases(), console)
+    print_report(example.two_phases(), console, full=True)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     ladder = text[text.index("\nLadder") : text.index("\nLedger")]
     lines = [line for line in ladder.splitlines() if "×" in line]
@@ -101,7 +101,7 @@ def test_a_measured_bound_without_an_interval_is_unknown_on_a_page_and_a_termina
     rows = [row for row in ladder.split("<tr") if "<svg" in row]
     assert ['<td class="n">–</td>' in row for row in rows] == [n == "kernel (busy)" for n in WANT]
     console = Console(file=io.StringIO(), width=100, color_system=None)
-    print_report(report, console)
+    print_report(report, console, full=True)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     lines = text[text.index("\nLadder") : text.index("\nLedger")].splitlines()
     assert [" – " in line for line in lines if "×" in line] == [n == "kernel (busy)" for n in WANT]

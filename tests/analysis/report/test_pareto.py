@@ -9,7 +9,12 @@ from matplotlib.legend import Legend
 from matplotlib.transforms import Bbox
 
 from prunescope.analysis.pareto.frontier import frontier
-from prunescope.analysis.report.pareto_figures import frontier_figure, frontier_plot, marks_of
+from prunescope.analysis.report.pareto_figures import (
+    frontier_figure,
+    frontier_plot,
+    marks_of,
+    pareto_figures,
+)
 from prunescope.analysis.report.pareto_tables import render_pareto
 from prunescope.analysis.schema.pareto import (
     Pareto,
@@ -60,7 +65,7 @@ def test_labels_leave_the_intervals_free_where_there_is_a_place() -> None:
     figure = frontier_plot(whole({"decode": points}))
     (axes,) = figure.axes
     labels = [t for t in axes.texts if isinstance(t, matplotlib.text.Annotation)]
-    assert {label.get_text() for label in labels} == {"0.125", "0.375"}
+    assert {label.get_text() for label in labels} == {"0.125", "0.25", "0.375"}
     boxes = [matplotlib.text.Text.get_window_extent(label) for label in labels]
     for at, one in ((1.068, points[0]), (1.2, points[1])):
         ends = Bbox(axes.transData.transform([(at, y) for y in one.realised_ci95 or ()]))
@@ -139,3 +144,34 @@ def test_options_of_an_old_sweep_have_the_names_of_today() -> None:
     old = {"select": ["random", "calibrated"], "seatings": 8, "batch": 1}
     found = Pareto(tool="t", subject=SweepSubject(model="m", config=old), phases={})
     assert "select random, importance · placements 8 · batch 1" in render_pareto(found)
+
+
+def test_zeros_and_stand_ins_are_marked_in_every_figure() -> None:
+    """A simulated point gets `*`, one that does the dense work `†`, in its panel and the legend."""
+    zeros = {"flop_sparsity": 0.0, "parameter_sparsity": 0.0}
+    points = [
+        point("static-k-24", 1.0, 0.9, simulated="zeros on dense kernels", **zeros),
+        point("static-k-mask", 1.01, 0.3, **zeros),
+        point("static-m", 1.3, 0.5),
+    ]
+    figure = frontier_plot(whole({"prefill": points}))
+    (axes,) = figure.axes
+    labels = {t.get_text() for t in axes.texts if isinstance(t, matplotlib.text.Annotation)}
+    assert labels == {"*†", "†", "0.25"}
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend[:3] == ["static-k-24 *†", "static-k-mask †", "static-m"]
+    assert legend[-2:] == ["* simulated", "† zeros or nothing: the dense work"]
+    files = pareto_figures(whole({"prefill": points}), "svg")
+    for kind in ("bound", "ledger"):
+        assert b"* simulated" in files[f"{kind}-prefill.svg"]
+    page = render_pareto(whole({"prefill": points}))
+    assert "static-k-24 \\*†" in page and "† removed no work" in page
+
+
+def test_losses_of_random_token_ids_are_marked_in_the_figure() -> None:
+    found = whole({"prefill": CLOSE})
+    (axes,) = frontier_plot(found).axes
+    assert "random" not in axes.get_xlabel()
+    found.subject.text = {"source": "random token ids"}
+    (axes,) = frontier_plot(found).axes
+    assert axes.get_xlabel().endswith("\non random token ids: no loss means anything")

@@ -20,7 +20,7 @@ def shown(report: Report, width: int = 80, *, encoding: str = "utf-8", colour: b
         file=io.TextIOWrapper(raw, encoding=encoding, write_through=True), width=width,
         color_system="truecolor" if colour else None, force_terminal=colour,
     )  # fmt: skip
-    print_report(report, console)
+    print_report(report, console, full=True)
     return raw.getvalue().decode(encoding)
 
 

@@ -155,7 +155,7 @@ def test_what_papers_print_beside_a_speedup() -> None:
         assert share["KV cache"] == 0.5
     back = from_json(to_json(report)).phases["decode"]
     assert sides_table(back) == sides_table(report.phases["decode"])
-    assert "### Dense and pruned" in render_markdown(report)
+    assert "<summary>Dense and pruned</summary>" in render_markdown(report)
     assert "Dense and pruned, tiny-llama, static-nk, decode" in render_latex(report)
     assert sides_table(example.alone().phases["trace"]) is None
 
@@ -244,7 +244,7 @@ def one(**more: object) -> Report:
 
 def printed(report: Report, width: int) -> str:
     console = Console(file=io.StringIO(), width=width, color_system=None)
-    print_report(report, console)
+    print_report(report, console, full=True)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 

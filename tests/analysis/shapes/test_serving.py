@@ -168,16 +168,23 @@ GRAPH = "execute_32_context_0(sq0sk0sqsq0sqsk0)_generation_32(sq32sk32785sqsq32s
         (GRAPH, DECODE, 32, (32,), 1),
         ("step[DECODE bs=8 toks=8]", DECODE, 8, (8,), 1),
         ("step[EXTEND bs=2 toks=300]", PREFILL, 300, (2,), None),
+        ("step[EXTEND bs=2 toks=300 c_sq=300 c_sqsq=45000 c_sqsk=45000 c_sk=300]", PREFILL, 300,
+         (2, 300), 150),
+        ("step[DECODE bs=8 g_sq=8 g_sqsq=8 g_sqsk=900 g_sk=900]", DECODE, 8, (8,), 1),
+        ("step[DECODE bs=4 g_sq=16 g_sqsq=64 g_sqsk=900 g_sk=225]", DECODE, 16, (4, 16), 4),
+        ("step[MIXED bs=5 c=2 g=3 c_sq=300 c_sk=300 c_sqsq=45000 c_sqsk=45000 g_sq=3 g_sk=90 "
+         "g_sqsq=3 g_sqsk=90]", "mixed", 303, (5, 303), None),
+        ("step[DRAFT_EXTEND_V2 bs=5]", None, None, (), None),
         ("[Executor] _forward_step 7: 0 ctx reqs, 16 gen reqs", DECODE, 16, (16,), 1),
         ("[Executor] _forward_step 7: 2 ctx reqs, 3 gen reqs", "mixed", None, (5,), None),
     ],
 )  # fmt: skip
 def test_an_annotation_tells_rows(
-    name: str, phase: str, rows: int | None, heads: tuple[int, ...], queries: int | None
+    name: str, phase: str | None, rows: int | None, heads: tuple[int, ...], queries: int | None
 ) -> None:
     told = annotated(name, replayed=False)
     assert (told.phase, told.rows, told.heads, told.queries) == (phase, rows, heads, queries)
-    assert engine_step(name) == phase
+    assert engine_step(name) == (phase or "unknown")
 
 
 def test_a_replayed_batch_that_no_engine_captures_was_padded() -> None:

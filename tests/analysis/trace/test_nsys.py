@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -398,7 +399,7 @@ def test_counters_are_means_over_the_steps(tmp_path: Path) -> None:
     assert [text for text in notes if text.startswith("counters")] == [
         "counters of the device, means of 2 samples in the steps: SMs active 60 %, memory read "
         "30 %, memory written 15 %, clock 1,500 MHz (lowest 1,500); the work models move 50 % of "
-        "what the memory can in that time, the counters show 45 %"
+        "what the memory can in that time, the counters show 45 %, which confirms it"
     ]
 
 
@@ -486,3 +487,103 @@ def test_the_profilers_own_time_is_named(tmp_path: Path) -> None:
         "2.000 ms): it may have caused a part of that idle time, which a run without a profiler "
         "does not have"
     ]
+
+
+def event(out: Export, complete: int, *, sync: int) -> None:
+    row = {"timestamp": complete, "globalPid": process(7), "eventSyncId": sync}
+    out.add("CUPTI_ACTIVITY_KIND_CUDA_EVENT", [row])
+
+
+def test_a_stream_waits_until_an_event_is_complete(tmp_path: Path) -> None:
+    """Stream 9 runs until 600 and then waits for the event, complete at 1300; it had been told to
+    at 210 to 220. The device idles from 900, when stream 7 ends, to 1400: for 400 ns of these the
+    stream waited. Its second wait is for an event that was complete before its work ended; of the
+    third the completion was not recorded."""
+
+    def fill(out: Export) -> None:
+        for corr in (2, 3, 5):
+            launch(out, 200 + corr, 201 + corr, corr=corr)
+        kernel(out, 400, 900, corr=2)
+        kernel(out, 400, 600, corr=3, streamId=9)
+        kernel(out, 1400, 1500, corr=5, streamId=9)
+        told = {"syncType": 2, "globalPid": process(7), "streamId": 9, "contextId": 1}
+        for at, sync in ((210, 1), (230, 2), (250, 3)):
+            out.add(SYNC, [{"start": at, "end": at + 10, "eventSyncId": sync, **told}])
+        for complete, sync in ((1300, 1), (500, 2), (0, 3)):
+            event(out, complete, sync=sync)
+
+    path = made(tmp_path / "waits.sqlite", fill)
+    trace = load(path)
+    assert (trace.waits["ts"].tolist(), trace.waits["dur"].tolist()) == ([600], [700])
+    assert trace.names[trace.waits["name"][0]] == "Stream Wait Event"
+    assert len(trace.device["ts"]) == 3
+    frame = analyze(path).frames["trace"]
+    last = frame.row(-1, named=True)
+    assert (last["gap"], last["idle_blocked"], last["idle_device"]) == (500, 400, 100)
+
+
+NCCL = "ncclDevKernel_AllGather_RING_LL(ncclDevKernelArgsStorage<4096ul>)"
+FIELDS = {10: (("NCCL communicator ID", 18, None), ("Message size [bytes]", 22, 8)),
+          11: (("NCCL communicator ID", 18, None), ("No. of ranks", 5, 8))}  # fmt: skip
+
+
+def payload(schema: int, *values: int) -> bytes:
+    form = "<Qi" if schema == 11 else "<QQ"
+    body = struct.pack(form, *values).ljust(16, b"\0")
+    return struct.pack("<IIIIQQ", 1, 0, schema, 0, len(body), 32 + len(body)) + body
+
+
+def nccl(out: Export, start: int, end: int, name: str, **others: Any) -> None:
+    nvtx(out, start, end, "", textId=out.string(name), domainId=1, **others)
+
+
+def of_nccl(out: Export) -> None:
+    """A gather of 8 MB by each of four ranks, 100 us; a group of two sends and two receives; a
+    group that launches two kernels; a call whose payload is no payload."""
+    for schema, fields in FIELDS.items():
+        rows = [{"domainId": 1, "schemaId": schema, "idx": i, "name": name, "type": kind,
+                 "offset": at} for i, (name, kind, at) in enumerate(fields)]  # fmt: skip
+        out.add("NVTX_PAYLOAD_SCHEMA_ENTRIES", rows)
+    nccl(out, 10, 20, "ncclCommInitRank", binaryData=payload(11, 99, 4))
+    nccl(out, 100, 200, "ncclAllGather", binaryData=payload(10, 99, 2_000_000))
+    launch(out, 150, 160, corr=1)
+    kernel(out, 1000, 101_000, corr=1, name=NCCL)
+    for begin, corrs in ((300, (2,)), (500, (3, 4))):
+        nccl(out, begin, begin + 1, "ncclGroupStart")
+        for i, name in enumerate(("ncclSend", "ncclRecv") * 2):
+            at = begin + 2 + i
+            nccl(out, at, at + 1, name, binaryData=payload(10, 7, 1000))
+        nccl(out, begin + 50, begin + 90, "ncclGroupEnd")
+        for corr in corrs:
+            launch(out, begin + 55 + corr, begin + 56 + corr, corr=corr)
+            kernel(
+                out,
+                10**5 * corr + 2000,
+                10**5 * corr + 52_000,
+                corr=corr,
+                name="ncclDevKernel_SendRecv",
+            )
+    nccl(out, 700, 800, "ncclAllGather", binaryData=b"\0" * 7)
+    launch(out, 750, 760, corr=5)
+    kernel(out, 602_000, 603_000, corr=5, name=NCCL)
+
+
+def test_payloads_of_nccl_give_sizes_of_collectives(tmp_path: Path) -> None:
+    """Three of four ranks' 2 MB come over the bus: 6 MB in 100 us are 60 GB/s."""
+    path = made(tmp_path / "nccl.sqlite", of_nccl)
+    notes = analyze(path).report.phases["trace"].notes
+    assert [text for text in notes if text.startswith("collectives")] == [
+        "collectives, a step: 1 AllGather of 8,000,000 bytes over 4 ranks, 100.0 µs each, at least "
+        "60 GB/s on the bus; 1 Send+Recv of 2,000 bytes, 50.0 µs each"
+    ]
+
+
+def test_payloads_as_json(tmp_path: Path) -> None:
+    def fill(out: Export) -> None:
+        said = {"NCCL communicator ID": "0x63", "Message size [bytes]": 4096}
+        nccl(out, 100, 200, "ncclAllReduce", jsonText=json.dumps(said))
+        launch(out, 150, 160, corr=1)
+        kernel(out, 1000, 2000, corr=1, name="ncclDevKernel_AllReduce")
+
+    found = load(made(tmp_path / "nccl.sqlite", fill)).collectives
+    assert found == [("AllReduce", 4096, 4096, None, "byte")]

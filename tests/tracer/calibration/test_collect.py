@@ -29,11 +29,11 @@ from prunescope.tracer.calibration.scores import best, input_scores, weight_scor
 from prunescope.tracer.calibration.texts import DEFAULT, random_ids, read_text, token_rows
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.model.load import DEMO, Loaded, load_model, load_tokenizer
-from prunescope.tracer.pruners import Applied, family_ids, family_point, pruner
+from prunescope.tracer.pruners import Applied, family_point, pruner
 from prunescope.tracer.pruners.static_k_lowrank import factors
 from prunescope.tracer.quality.quality import quality, text_passage
 from tests.tracer.architectures import FEW, apply, build, logits
-from tests.tracer.tiny_models import tiny_model
+from tests.tracer.tiny_models import WITHOUT_EXPERTS, tiny_model
 
 pytestmark = pytest.mark.torch
 
@@ -252,7 +252,7 @@ def path_of(folder: Path, text: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", family_ids())
+@pytest.mark.parametrize("name", WITHOUT_EXPERTS)
 def test_a_family_says_truly_what_calibrates_it(name: str, tmp_path: Path) -> None:
     by = family(name).calibration
     knobs = {"after": "1"} if name == "token-drop" else {}

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from prunescope.taxonomy.families import families, family
+from prunescope.taxonomy.families import family
 from prunescope.tracer.capture.variants import Variant
 from tests.tracer.plain_loop import AHEAD, BEHIND, CALL, CELLS, Op, by_module, made, our_events
-from tests.tracer.tiny_models import tiny_model
+from tests.tracer.tiny_models import WITHOUT_EXPERTS, tiny_model
 
 pytestmark = pytest.mark.torch
 
 LAYERS, LEFT = 4, 2  # of the model, and of those that half the layers are taken from
 NONE = "(?!)"  # matches nothing
-PRUNED = [one.id for one in families() if one.cuts and not one.predicted_only]
+PRUNED = WITHOUT_EXPERTS
 Modules = dict[str, list[Op]]
 
 

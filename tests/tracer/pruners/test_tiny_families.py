@@ -16,14 +16,14 @@ from prunescope.taxonomy.families import family
 from prunescope.tracer.capture.weight_stats import dynamic_stats
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.load import load_model
-from prunescope.tracer.pruners import family_ids
 from prunescope.tracer.pruners.static_k_lowrank import LowRank
 from tests.tracer.dynamic_reference import prune, reference, steps, tokens
+from tests.tracer.tiny_models import WITHOUT_EXPERTS
 
 pytestmark = pytest.mark.torch
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.03, torch.float16: 0.01}
-STATIC = tuple(name for name in family_ids() if family(name).dynamics == "static")
-DYNAMIC = tuple(name for name in family_ids() if family(name).dynamics == "dynamic")
+STATIC = tuple(name for name in WITHOUT_EXPERTS if family(name).dynamics == "static")
+DYNAMIC = tuple(name for name in WITHOUT_EXPERTS if family(name).dynamics == "dynamic")
 # What a token decoded after a pruned prefill need not share with a forward of the whole: the
 # router of dynamic-m looks ahead, holes of dynamic-depth are drawn, dropped and evicted keys are
 # seen by the prompt, blocks of dynamic-nk are those of the prompt, channels those of the forward.
@@ -60,7 +60,7 @@ def test_the_families_are_all_here() -> None:
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("name", [n for n in family_ids() if n != "static-k-24"])
+@pytest.mark.parametrize("name", [n for n in WITHOUT_EXPERTS if n != "static-k-24"])
 def test_at_zero_prefill_and_decode_are_dense(name: str, dtype: torch.dtype) -> None:
     dense, ids = tiny(dtype), tokens(2, 12)
     (found, cache), (wanted, full) = (
@@ -79,7 +79,7 @@ def test_two_of_four_has_no_zero() -> None:
     assert "--sparsity 0.5" in caught.value.hint
 
 
-@pytest.mark.parametrize("name", [*CACHE, *(n for n in family_ids() if n not in CACHE)])
+@pytest.mark.parametrize("name", [*CACHE, *(n for n in WITHOUT_EXPERTS if n not in CACHE)])
 def test_the_cache_shrinks_where_the_family_says_so(name: str) -> None:
     dense, ids = tiny(), tokens(2, 20)
     _, full = steps(dense, ids, 16)

@@ -75,6 +75,9 @@ def planned(text: str, *, families: str = "[static-m]", model: str = "tiny-llama
         ),
         ("['dynamic-depth:0.25+kv-evict:0.5']", "cannot be taken apart"),
         ("['dynamic-width+static-nk-mlp']", "pruned with dynamic-width.static-nk-mlp"),
+        ("['token-drop+dynamic-m']", "dynamic-m after token-drop: .* cannot be taken apart"),
+        ("['token-drop+kv-evict']", "kv-evict after token-drop: .* cannot be taken apart"),
+        ("['dynamic-depth+static-m']", "static-m after dynamic-depth: it removes layers"),
     ],
 )
 def test_a_family_that_cannot_be(families: str, says: str) -> None:

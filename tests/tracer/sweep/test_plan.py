@@ -49,6 +49,35 @@ def test_ids_depend_on_nothing_but_the_point() -> None:
     assert "static-m-s0.125-prefill-b2-p512-d0" in ids
 
 
+def test_knobs_are_those_of_a_method() -> None:
+    knobs = ("dynamic-m.choose=threshold", "static-m.unit=mlp")
+    both = "static-m+dynamic-m"
+    one = SweepConfig(model="a", families=("dynamic-m", "static-nk", both), knobs=knobs)
+    assert one.identity()["knobs"] == list(knobs)
+    assert SweepConfig(model="a", families=("static-m",)).identity()["knobs"] is None
+    found = {r.family: request_of(one, r, out=Path()).knobs for r in make_plan([one], None).results}
+    assert found == {
+        "dynamic-m": {"choose": "threshold"},
+        "static-nk": {},
+        both: {"static-m.unit": "mlp", "dynamic-m.choose": "threshold"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("knob", "says"),
+    [
+        ("choose=threshold", "is not FAMILY.KNOB=VALUE"),
+        ("static-m.unit=mlp", "of a family of this sweep"),
+        ("dynamic-m.depth=3", "no knob 'depth'"),
+        ("dynamic-m.choose=best", "is no choice"),
+        ("dynamic-m.choose", "is not FAMILY.KNOB=VALUE"),
+    ],
+)
+def test_a_knob_that_there_is_not(knob: str, says: str) -> None:
+    with pytest.raises(PrunescopeError, match=says):
+        make_plan([SweepConfig(model="a", families=("dynamic-m",), knobs=(knob,))], None)
+
+
 def test_equal_dimensions_are_one_point() -> None:
     """Three KV heads: .25, .375 and .5 leave two of them, .125 leaves all three."""
     shape = ModelShape.from_config(preset_config("smollm2-135m"))
@@ -68,7 +97,12 @@ def test_every_family_can_be_planned() -> None:
     names = tuple(f.id for f in families() if f.id != "dense")
     plan = make_plan([SweepConfig(model="m", families=names)], shape)
     assert {r.family for r in plan.results} == set(names)
-    assert {(r.family, r.sparsity) for r in plan.results if r.problem} == {
+    of_experts = [one.id for one in families() if {"experts", "routes"} & {*one.cuts}]
+    problems = {(r.family, r.sparsity): r.problem for r in plan.results if r.problem}
+    no_experts = {key for key in problems if key[0] in of_experts}
+    assert len(no_experts) == 4 * len(of_experts)
+    assert all("no layer has experts" in problems[key] for key in no_experts)
+    assert {*problems} - no_experts == {
         ("static-k-24", 0.125), ("static-k-24", 0.25), ("static-k-24", 0.375),
     }  # fmt: skip
 
@@ -83,7 +117,7 @@ def test_a_sweep_calibrates_every_family_that_can_be(tmp_path: Path) -> None:
     asked = {r.family: request_of(config, r, out=Path()) for r in plan.results}
     for request in asked.values():
         request.check()
-    drawn = {"dynamic-depth", "dynamic-width", "static-m+dynamic-depth"}
+    drawn = {"dynamic-depth", "dynamic-width", "static-topk", "static-m+dynamic-depth"}
     assert {name for name, request in asked.items() if request.select == "random"} == drawn
     # What ranks by the input's own attention reads no text.
     by_input = {"dynamic-nk", "token-drop", "kv-evict"}

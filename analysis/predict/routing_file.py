@@ -1,0 +1,118 @@
+"""How often each expert is chosen, from what `--routing` names: a file of counts, a run, or Zipf.
+
+In: a path of a JSON file ({"decode": {"0": [counts]}}, or {"0": [counts]}), a run.json, a run
+folder, or `zipf:EXPONENT`. Out: a Routing. A file is untrusted: sizes are bounded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prunescope.taxonomy.arguments import number
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.expert_routing import Routing
+from prunescope.taxonomy.formats import MAX_LAYERS
+from prunescope.taxonomy.run import MANIFEST
+
+_ZIPF = "zipf"
+# The most chosen of 128 experts then gets 6 times the mean: assumed where nothing was counted.
+ZIPF_EXPONENT = 0.5
+_LARGEST_EXPONENT = 4.0
+_MAX_BYTES = 64 << 20
+_MAX_EXPERTS = 1 << 14
+_FORM = 'as {"decode": {"0": [12, 3, ...]}}: tokens of each expert, by layer'
+
+
+def read_routing(given: str) -> Routing:
+    """The routing that an option names. Raises PrunescopeError where it holds no counts."""
+    word, _, exponent = given.partition(":")
+    if word.lower() == _ZIPF and not Path(given).exists():
+        return zipf(_exponent(exponent) if exponent else ZIPF_EXPONENT)
+    file = _file(Path(given).expanduser())
+    held = _read(file)
+    if file.name == MANIFEST and not held.get("routing"):
+        raise PrunescopeError(
+            f"{file.name} counts no experts", hint="trace a model with experts, or give a file"
+        )
+    return _counted(held.get("routing", held), file.name)
+
+
+def _counted(counts: Any, name: str) -> Routing:
+    by_phase = counts if _is_by_phase(counts) else {"decode": counts}
+    phases = {
+        str(phase): found for phase, layers in by_phase.items() if (found := _layers(layers, name))
+    }
+    if not phases:
+        raise PrunescopeError(f"{name} counts no experts", hint=_FORM)
+    return Routing(source=name, phases=phases)
+
+
+def zipf(exponent: float) -> Routing:
+    """Zipf's law: the expert of rank r gets tokens in proportion to r^-exponent."""
+    return Routing(source=f"Zipf, exponent {exponent:g}", phases={}, exponent=exponent)
+
+
+def _exponent(text: str) -> float:
+    found = number(text)
+    if found is None or not 0 <= found <= _LARGEST_EXPONENT:
+        raise PrunescopeError(
+            f"{text[:40]!r} is no exponent of Zipf's law",
+            hint=f"--routing zipf:{ZIPF_EXPONENT:g}; 0 is uniform, {_LARGEST_EXPONENT:g} the most",
+        )
+    return found
+
+
+def _file(path: Path) -> Path:
+    for folder in (path / "dense", path):
+        if (folder / MANIFEST).is_file():
+            return folder / MANIFEST
+    if not path.is_file():
+        raise PrunescopeError(
+            f"no routing at {path.name}",
+            hint=f"a file {_FORM}; a run.json; a run folder; or zipf:{ZIPF_EXPONENT:g}",
+        )
+    return path
+
+
+def _read(file: Path) -> Mapping[str, Any]:
+    if file.stat().st_size > _MAX_BYTES:
+        raise PrunescopeError(f"{file.name} is too large for counts of experts", hint=_FORM)
+    try:
+        held = json.loads(file.read_bytes())
+    except (ValueError, RecursionError):
+        raise PrunescopeError(f"{file.name} is not JSON", hint=_FORM) from None
+    if not isinstance(held, dict):
+        raise PrunescopeError(f"{file.name} is not a JSON object", hint=_FORM)
+    return held
+
+
+def _is_by_phase(counts: Any) -> bool:
+    return isinstance(counts, dict) and all(isinstance(one, dict) for one in counts.values())
+
+
+def _layers(layers: Any, name: str) -> tuple[tuple[float, ...], ...]:
+    """Counts in the order of the layers."""
+    if not isinstance(layers, dict) or len(layers) > MAX_LAYERS:
+        raise PrunescopeError(f"{name} does not count experts by layer", hint=_FORM)
+    numbered = {int(layer): counts for layer, counts in layers.items() if _is_number(layer)}
+    if len(numbered) < len(layers):
+        raise PrunescopeError(f"{name} has a layer that is no number", hint=_FORM)
+    return tuple(_counts(numbered[layer], name) for layer in sorted(numbered))
+
+
+def _is_number(layer: str) -> bool:
+    return layer.isascii() and layer.isdecimal() and len(layer) < 6
+
+
+def _counts(counts: Any, name: str) -> tuple[float, ...]:
+    fits = isinstance(counts, list) and 1 < len(counts) <= _MAX_EXPERTS
+    if not fits or not all(_is_count(one) for one in counts):
+        raise PrunescopeError(f"{name} has a layer without counts of its experts", hint=_FORM)
+    return tuple(float(one) for one in counts)
+
+
+def _is_count(one: Any) -> bool:
+    return isinstance(one, int | float) and not isinstance(one, bool) and 0 <= one < 1e15

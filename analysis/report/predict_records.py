@@ -1,0 +1,122 @@
+"""A prediction as rows and as Markdown: in, the plain values of --json (a point, a grid, a ranking,
+or the families from a run); out, Records with a row a speedup, and one text.
+
+Speedups are dense over pruned; ns a forward, or of the whole workload in a ranking; bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from prunescope.analysis.report.escape import markdown as text
+from prunescope.analysis.report.markdown import table_lines
+from prunescope.analysis.report.predict_tables import prediction
+from prunescope.analysis.report.records import Records, Row
+from prunescope.analysis.report.sheet import Line
+from prunescope.analysis.schema.prediction import FromRun, Prediction, Ranking
+
+_COLUMNS: dict[str, Any] = {
+    "phase": str,
+    "method": str,
+    "sparsity": float,
+    "batch": int,
+    "prompt_len": int,
+    "context": int,
+    "flop": float,
+    "coverage": float,
+    "roofline": float,
+    "expected": float,
+    "low": float,
+    "high": float,
+    "dense_ns": float,
+    "pruned_ns": float,
+    "weight_bytes": int,
+    "kv_bytes": int,
+}
+
+
+def prediction_records(values: dict[str, Any]) -> Records:
+    """A row a method, sparsity and phase (of a ranking: "equal flop" and the like); what a kind of
+    prediction does not have is null."""
+    rows: Iterator[Row]
+    if "from-run" in values["tool"]:
+        rows = _of_run(msgspec.convert(values, FromRun))
+    elif "by" in values:
+        rows = _of_ranking(msgspec.convert(values, Ranking))
+    else:
+        rows = _of_points(msgspec.convert(values, Prediction))
+    return Records("prediction", _COLUMNS, tuple(dict.fromkeys(_COLUMNS) | row for row in rows))
+
+
+def _of_points(result: Prediction) -> Iterator[Row]:
+    for point in result.points:
+        for name, phase in point.phases.items():
+            row: Row = {
+                "phase": name,
+                "method": point.label,
+                "sparsity": point.sparsity,
+                **{key: getattr(phase, key) for key in ("batch", "prompt_len", "context")},
+                **{key: getattr(phase, key) for key in ("weight_bytes", "kv_bytes")},
+            }
+            if phase.ladder is not None:
+                row |= {key: getattr(phase.ladder, key) for key in ("flop", "coverage", "roofline")}
+            if phase.predicted is not None:
+                found = phase.predicted.execution
+                low, high = found.range
+                row |= {"expected": found.speedup, "low": low, "high": high}
+                row |= {"dense_ns": found.dense_ns, "pruned_ns": found.pruned_ns}
+            yield row
+
+
+def _of_ranking(result: Ranking) -> Iterator[Row]:
+    for share, families in result.by.items():
+        for one in families:
+            low, high = one.range
+            yield {
+                "phase": f"equal {share}",
+                "method": one.family,
+                "sparsity": one.sparsity,
+                "batch": one.answer.batch,
+                "prompt_len": one.answer.prompt_len,
+                "expected": one.speedup,
+                "low": low,
+                "high": high,
+                "dense_ns": result.dense.total_ns,
+                "pruned_ns": one.answer.total_ns,
+                "weight_bytes": one.weight_bytes,
+                "kv_bytes": one.kv_bytes,
+            }
+
+
+def _of_run(result: FromRun) -> Iterator[Row]:
+    for name, phase in result.phases.items():
+        for one in phase.families:
+            low, high = one.range
+            yield {
+                "phase": name,
+                "method": one.label,
+                "sparsity": one.sparsity,
+                **{key: getattr(phase, key) for key in ("batch", "prompt_len", "context")},
+                "roofline": one.bound,
+                "expected": one.expected,
+                "low": low,
+                "high": high,
+                "dense_ns": phase.wall_ns,
+                "pruned_ns": one.wall_ns,
+                "weight_bytes": one.weight_bytes,
+                "kv_bytes": one.kv_bytes,
+            }
+
+
+def render_prediction(values: dict[str, Any]) -> str:
+    """What the command prints, as Markdown."""
+    lines: list[str] = ["# Prediction", ""]
+    for part in prediction(values).parts:
+        if isinstance(part, Line):
+            lines += [text(part.text), ""]
+        else:
+            lines += table_lines(part, level=2, title=bool(part.title))
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,143 @@
+"""The answer of a phase in one paragraph: what was promised, what came of it, what takes the
+difference, and the change that would pay most. In: a Phase of the Report; out: plain sentences.
+
+It says of times only what their intervals and noise allow: a row of the ledger without evidence is
+no cause, and where the runs do not compare, or the timing is not valid, that is the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prunescope.analysis.report import ledger_view, numbers, sentences
+from prunescope.analysis.schema.report import Finding, Phase, Row, is_beyond_noise
+
+_CAUSES = 3  # rows of the ledger, or kinds of work, that are named
+_LEAST = 0.05  # of the difference, or of the busy time: a cause, or a kind of work, worth naming
+# Rows of the ledger in plain words: where time was lost, and where it was gained.
+_IN_WORDS = {
+    "coverage": ("work that the pruning did not touch", "work that shrank more than promised"),
+    "roofline_shift": ("bytes that did not fall with the FLOPs", "bytes that fell with the FLOPs"),
+    "shape": ("tiles and waves of the new dimensions", "tiles and waves of the new dimensions"),
+    "kernel_efficiency": ("slower kernels", "faster kernels"),
+    "added_work": ("kernels that only the pruned model runs", "kernels that only dense runs"),
+    "launch_idle": ("longer gaps between kernels", "shorter gaps between kernels"),
+    "not_explained": ("what no shapes explain", "what no shapes explain"),
+}
+
+
+def summary(phase: Phase) -> str:
+    """The paragraph. Times are of one step, with their units."""
+    return " ".join(filter(None, outcome_and_reasons(phase)))
+
+
+def outcome_and_reasons(phase: Phase) -> tuple[str, str]:
+    """The first sentence of the paragraph, which formats set off, and the others."""
+    return f"{sentences.headline(phase)}.", " ".join(map(_sentence, _reasons(phase)))
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}{'' if text.endswith('.') else '.'}"
+
+
+def _reasons(phase: Phase) -> Iterator[str]:
+    if phase.ladder is None:
+        yield from _largest(phase)
+    elif phase.is_speedup and phase.ledger and is_evidence(phase):
+        yield from _family(phase)
+        yield from _causes(phase, phase.ledger)
+    yield from _change(phase)
+
+
+def is_evidence(phase: Phase) -> bool:
+    """Whether times of the phase say anything: valid, and of whole steps."""
+    return sentences.is_valid(phase) and not sentences.captured(phase)
+
+
+def _family(phase: Phase) -> Iterator[str]:
+    verdict = phase.family
+    if verdict is None or verdict.id in sentences.FAMILIES:
+        return
+    confidence = numbers.percent(verdict.confidence, decimals=0)
+    text = f"the shapes are those of {verdict.id} (confidence {confidence})"
+    yield f"{text}: {verdict.evidence[0]}" if verdict.evidence else text
+
+
+def _causes(phase: Phase, rows: list[Row]) -> Iterator[str]:
+    """What stands between the promise and the measured step."""
+    by_name = {row.row: row for row in rows}
+    dense, promised, pruned = by_name["dense"], by_name["promised"].ns, by_name["pruned"]
+    if promised is None or pruned.ns is None or phase.nothing_moved:
+        return
+    over = pruned.ns - promised
+    known = "promised" if _is_promised(phase) else "that its FLOPs give"
+    if pruned.noise_ns is not None and abs(over) <= 2 * pruned.noise_ns:
+        yield f"the step takes the {numbers.time(promised)} {known}, within its noise"
+        return
+    longer = f"{numbers.time(abs(over))} {'longer' if over > 0 else 'shorter'}"
+    text = f"the step takes {numbers.time(pruned.ns)}, {longer} than the {numbers.time(promised)} "
+    text += known
+    changes = [
+        row
+        for row in rows
+        if ledger_view.tone(row) in ("loss", "gain") and abs(row.moves_ns) >= _LEAST * abs(over)
+    ]
+    told = sorted((row for row in changes if row.moves_ns * over > 0), key=_size)[:_CAUSES]
+    if not told:
+        yield f"{text}; no row of the ledger that explains it is beyond its noise"
+        return
+    yield f"{text}: {', '.join(_cause(row, dense) for row in told)}"
+    against = sorted((row for row in changes if row.moves_ns * over < 0), key=_size)[:1]
+    if against:
+        yield f"against it: {_cause(against[0], dense)}"
+
+
+def _is_promised(phase: Phase) -> bool:
+    return phase.sparsity.get("nominal") is not None
+
+
+def _size(row: Row) -> float:
+    return -abs(row.moves_ns)
+
+
+def _cause(row: Row, dense: Row) -> str:
+    """`work that the pruning did not touch (coverage) +1.296 ms, +20.4 % of the dense step
+    (largest part: gaps kept, +1.048 ms)`."""
+    label, words = ledger_view.LEDGER[row.row][0], _IN_WORDS[row.row][row.moves_ns < 0]
+    share = numbers.percent(numbers.share_of(row.ns, dense.ns), signed=True)
+    text = f"{words} ({label}) {numbers.time(row.ns, signed=True)}, {share} of the dense step"
+    part = ledger_view.largest(row)
+    if part is not None and part.ns * row.moves_ns > 0 and is_beyond_noise(part):
+        text += f" (largest part: {part.name}, {numbers.time(part.ns, signed=True)})"
+    return text
+
+
+def _largest(phase: Phase) -> Iterator[str]:
+    """What a step alone spends its busy time on."""
+    kinds = sorted(phase.busy_by_kind.items(), key=lambda one: -one[1])
+    shown = [
+        f"{kind} {numbers.time(ns)} ({numbers.percent(share, decimals=0)})"
+        for kind, ns in kinds[:_CAUSES]
+        if (share := numbers.share_of(ns, phase.busy_ns)) is not None and share >= _LEAST
+    ]
+    if shown:
+        yield f"most of the busy time: {', '.join(shown)}"
+
+
+def _change(phase: Phase) -> Iterator[str]:
+    """The change of a finding that leaves the times no evidence, or else of the one that would gain
+    most."""
+    advice = [finding for finding in phase.findings if finding.change]
+    urgent = [finding for finding in advice if finding.severity == "critical"]
+    gains = [finding for finding in advice if finding.predicted_ns]
+    if urgent:
+        yield f"first: {urgent[0].change}"
+    elif gains:
+        best = max(gains, key=_gain)
+        yield f"what would gain most: {best.change} (at most {numbers.time(_gain(best))} a step)"
+    elif warned := [finding for finding in advice if finding.severity == "warning"]:
+        yield f"what to change: {warned[0].change}"
+
+
+def _gain(finding: Finding) -> float:
+    return finding.predicted_ns or 0.0

@@ -1,0 +1,78 @@
+"""The spread of tokens over experts, from the counts of runs.
+
+In: the runs of one or two sides and the name of a phase. Out: schema.routing.Routing; None where
+the run counted no experts, as of a trace alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import log2
+
+from prunescope.analysis.schema.routing import LayerRouting, Routing
+from prunescope.taxonomy.run import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Spread:
+    """Of one layer: `counts` of tokens an expert, and how many experts got one, a step."""
+
+    counts: Sequence[int]
+    distinct: float | None
+
+    @property
+    def fullest(self) -> float | None:
+        """The largest count over the mean."""
+        total = sum(self.counts)
+        return max(self.counts) * len(self.counts) / total if total else None
+
+    @property
+    def entropy(self) -> float | None:
+        """Σ −p·log2 p over log2 E; of a single expert it is not defined."""
+        total = sum(self.counts)
+        if not total or len(self.counts) < 2:
+            return None
+        shares = (count / total for count in self.counts if count)
+        return sum(-share * log2(share) for share in shares) / log2(len(self.counts))
+
+
+def routing_of(run: Run | None, dense: Run | None, phase: str) -> Routing | None:
+    """The routing of a phase of `run`, beside that of its `dense` baseline where it has one. A
+    pruned run without layers of the dense one is compared by where its layers were."""
+    own = _spreads(run, phase)
+    if run is None or not own:
+        return None
+    before = _spreads(dense, phase)
+    kept = run.layer_map if dense is not None else None
+    layers = []
+    for number, spread in own.items():
+        was = kept[number] if kept is not None and number < len(kept) else number
+        layers.append(_layer(was, spread, before.get(was)))
+    return Routing(layers=layers)
+
+
+def _layer(number: int, own: _Spread, dense: _Spread | None) -> LayerRouting:
+    return LayerRouting(
+        layer=number,
+        experts=len(own.counts),
+        distinct=own.distinct,
+        fullest=own.fullest,
+        entropy=own.entropy,
+        dense_experts=len(dense.counts) if dense else None,
+        dense_distinct=dense.distinct if dense else None,
+        dense_fullest=dense.fullest if dense else None,
+        dense_entropy=dense.entropy if dense else None,
+    )
+
+
+def _spreads(run: Run | None, phase: str) -> dict[int, _Spread]:
+    """By number of the layer, in order; a layer without experts is left out."""
+    if run is None:
+        return {}
+    counts, distinct = run.routing.get(phase, {}), run.distinct_experts.get(phase, {})
+    found = {
+        int(key): _Spread(counts=counts[key], distinct=distinct.get(key))
+        for key in sorted(counts, key=int)
+    }
+    return {number: spread for number, spread in found.items() if spread.counts}

@@ -1,0 +1,186 @@
+"""What NCCL's own NVTX ranges say of its calls: bytes and ranks, where an export holds them.
+
+In: the ranges of NCCL's domain, their payloads as JSON or as bytes that a table of schemas lays
+out. Out: a collective for each kernel that one call, or one group of calls, launched. A group that
+launched several kernels does not say which of them sends what.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+
+from prunescope.analysis.trace.collect import NONE, Ints
+from prunescope.analysis.trace.nsys_file import Database
+
+SCHEMAS, ENTRIES, EVENTS = "NVTX_PAYLOAD_SCHEMAS", "NVTX_PAYLOAD_SCHEMA_ENTRIES", "NVTX_EVENTS"
+# As NCCL labels the fields of its payloads.
+_BYTES, _COMMUNICATOR, _RANKS = "Message size [bytes]", "NCCL communicator ID", "No. of ranks"
+# Of the payload types of NVTX (nvToolsExtPayload.h): int, uint64_t, size_t.
+_FORMATS = {5: "<i", 18: "<Q", 22: "<Q"}
+# Domain, flags, schema, flags, bytes of the payload, bytes of both: before each payload.
+_HEADER = struct.Struct("<IIIIQQ")
+_MOST = 1 << 50  # bytes of a message; more is a forged number
+_PREFIX, _GROUP_START, _GROUP_END = "nccl", "ncclGroupStart", "ncclGroupEnd"
+_SEND, _RECEIVE = "Send", "Recv"
+# NCCL says the message of one rank; these send, or receive, one for each.
+_SENDS_ALL, _RECEIVES_ALL = ("ReduceScatter", "AlltoAll"), ("AllGather", "AlltoAll")
+Fields = dict[str, int]
+Layout = dict[str, tuple[int, str]]  # of a field: where it begins, and its format
+Key = tuple[bytes, ...]  # of a collective, as a Collector interns it
+
+
+class Row(NamedTuple):
+    """A range of NCCL's domain: ns, its thread, the function, the fields of its payload."""
+
+    start: int
+    end: int
+    thread: int
+    name: str
+    fields: Fields
+
+
+@dataclass(frozen=True)
+class _Span:
+    """In `start` to `end` (ns) a thread launched what `calls` send."""
+
+    thread: int
+    start: int
+    end: int
+    calls: tuple[Row, ...]
+
+
+class Payloads:
+    """Reads payloads of one file. `domains`: numbers of the domains whose payloads hold sizes."""
+
+    def __init__(self, file: Database) -> None:
+        self._layouts = _layouts(file)
+        self.domains = {domain for (domain, _), layout in self._layouts.items() if _BYTES in layout}
+        if file.has(EVENTS, "jsonText", "domainId"):
+            found = file.rows(EVENTS, ("domainId",), where='"jsonText" IS NOT NULL', group=True)
+            self.domains |= {row[0] for block in found for row in block if type(row[0]) is int}
+
+    def fields(self, binary: Any, text: Any) -> Fields:
+        """The whole numbers of a payload by their labels; empty for none that can be read."""
+        return _of_bytes(binary, self._layouts) if isinstance(binary, bytes) else _of_json(text)
+
+
+def _layouts(file: Database) -> dict[tuple[int, int], Layout]:
+    """Fields by domain and schema; a schema that two processes lay out differently is left out."""
+    if not file.has(ENTRIES, "domainId", "schemaId", "type", "name", "offset"):
+        return {}
+    found: dict[tuple[int, int], Layout] = {}
+    differs = set()
+    columns = ("domainId", "schemaId", "type", "name", "offset")
+    for domain, schema, kind, name, offset in (
+        row for b in file.rows(ENTRIES, columns) for row in b
+    ):
+        known = type(domain) is type(schema) is int and kind in _FORMATS and isinstance(name, str)
+        at = 0 if offset is None else offset  # of the first field
+        if not known or type(at) is not int or not 0 <= at < _HEADER.size * 8:
+            continue
+        field = (at, _FORMATS[kind])
+        if found.setdefault((domain, schema), {}).setdefault(name, field) != field:
+            differs.add((domain, schema))
+    return {key: layout for key, layout in found.items() if key not in differs}
+
+
+def _of_bytes(binary: bytes, layouts: dict[tuple[int, int], Layout]) -> Fields:
+    if len(binary) < _HEADER.size:
+        return {}
+    domain, _, schema, _, size, _ = _HEADER.unpack_from(binary)
+    payload = binary[_HEADER.size : _HEADER.size + size]
+    return {
+        name: struct.unpack_from(form, payload, at)[0]
+        for name, (at, form) in layouts.get((domain, schema), {}).items()
+        if at + struct.calcsize(form) <= len(payload)
+    }
+
+
+def _of_json(text: Any) -> Fields:
+    if not isinstance(text, str):
+        return {}
+    try:
+        found = msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return {}
+    numbers = found.items() if isinstance(found, dict) else ()
+    return {name: number for name, value in numbers if (number := _whole(value)) is not None}
+
+
+def _whole(value: Any) -> int | None:
+    """A number, or a text of digits (64 bits do not fit a double of JSON)."""
+    if type(value) is int:
+        return value
+    if not isinstance(value, str) or not value.isascii() or len(value) > 20:
+        return None
+    digits, base = (value[2:], 16) if value[:2] in ("0x", "0X") else (value, 10)
+    try:
+        return int(digits, base)
+    except ValueError:
+        return None
+
+
+def collectives_of(rows: Sequence[Row], launched: Ints, threads: Ints) -> Iterator[tuple[int, Key]]:
+    """For launches of NCCL's kernels (`launched`: when, ns, and on which thread): the index of one
+    that is the only one of its call or group, and what it sends."""
+    ranks = {
+        row.fields[_COMMUNICATOR]: row.fields[_RANKS]
+        for row in rows
+        if _COMMUNICATOR in row.fields and row.fields.get(_RANKS, 0) > 0
+    }
+    spans = sorted(_spans(rows), key=lambda span: (span.thread, span.start))
+    for thread in {span.thread for span in spans}:
+        own = [span for span in spans if span.thread == thread]
+        of_thread = np.flatnonzero(threads == thread)
+        starts, ends = (np.array([getattr(s, n) for s in own], np.int64) for n in ("start", "end"))
+        at = np.searchsorted(starts, launched[of_thread], side="right") - 1
+        inside = (at >= 0) & (launched[of_thread] < ends[at])
+        counts = np.bincount(at[inside], minlength=len(own))
+        for index, which in zip(of_thread[inside].tolist(), at[inside].tolist(), strict=True):
+            if counts[which] == 1:
+                yield index, _key(own[which].calls, ranks)
+
+
+def _spans(rows: Sequence[Row]) -> Iterator[_Span]:
+    """Calls on their own, and the ends of groups, in which the calls of a group are launched."""
+    depth: dict[int, int] = {}
+    waiting: dict[int, list[Row]] = {}
+    for row in sorted(rows, key=lambda one: (one.start, -one.end)):
+        thread = row.thread
+        if row.name == _GROUP_START:
+            depth[thread] = depth.get(thread, 0) + 1
+        elif row.name == _GROUP_END:
+            depth[thread] = max(0, depth.get(thread, 0) - 1)
+            if not depth[thread] and (calls := tuple(waiting.pop(thread, ()))):
+                yield _Span(thread, row.start, row.end, calls)
+        elif 0 < row.fields.get(_BYTES, 0) < _MOST:
+            if depth.get(thread):
+                waiting.setdefault(thread, []).append(row)
+            else:
+                yield _Span(thread, row.start, row.end, (row,))
+
+
+def _key(calls: Sequence[Row], ranks: dict[int, int]) -> Key:
+    """Name, bytes sent and received, ranks and number format of what a kernel sends, as JSON. Of a
+    communicator that was made before the capture the number of ranks is not known."""
+    names = list(dict.fromkeys(row.name.removeprefix(_PREFIX) for row in calls))
+    of_comm = {ranks.get(row.fields.get(_COMMUNICATOR, NONE)) for row in calls}
+    count = of_comm.pop() if len(of_comm) == 1 else None
+    sizes = [_sizes(row.name.removeprefix(_PREFIX), row.fields[_BYTES], count) for row in calls]
+    sent, received = (sum(size) for size in zip(*sizes, strict=True))
+    words = ("+".join(names), sent, received, count, "byte")
+    return tuple(b"" if word is None else json.dumps(word).encode() for word in words)
+
+
+def _sizes(name: str, size: int, ranks: int | None) -> tuple[int, int]:
+    """Bytes that one rank sends and receives in a call whose message has `size` bytes."""
+    sent = size * (ranks or 1) if name in _SENDS_ALL else size
+    received = size * (ranks or 1) if name in _RECEIVES_ALL else size
+    return 0 if name == _RECEIVE else sent, 0 if name == _SEND else received

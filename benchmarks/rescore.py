@@ -1,0 +1,119 @@
+"""The losses of a sweep scored again, without timing anything: after the scoring has changed.
+
+    python benchmarks/rescore.py benchmarks/smollm2.yaml --families dynamic-m dynamic-nk \
+        --sparsities 0.5 --out losses.json
+
+In: a sweep file; `--families` and `--sparsities` choose some of its points. Out: JSON, for the id
+of each result the `quality` that its run.json would hold, and a line for each on standard error.
+What is in the file already is kept, so that a run that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from prunescope.analysis.report.numbers import loss  # noqa: E402
+from prunescope.taxonomy.formats import changed, plain  # noqa: E402
+from prunescope.taxonomy.scoring import may_decide, scoring_of  # noqa: E402
+from prunescope.taxonomy.sweep_files import Planned  # noqa: E402
+from prunescope.tracer.capture.variants import Variant, make_variants  # noqa: E402
+from prunescope.tracer.machine.device import pick_device, thread_count  # noqa: E402
+from prunescope.tracer.model.layers import text_config  # noqa: E402
+from prunescope.tracer.model.load import load_tokenizer  # noqa: E402
+from prunescope.tracer.quality.quality import (  # noqa: E402
+    CONTEXT,
+    Dense,
+    Passage,
+    compare,
+    looks_ahead,
+    text_passage,
+)
+from prunescope.tracer.sweep.config import read_configs  # noqa: E402
+from prunescope.tracer.sweep.plan import SweepConfig, make_plan, request_of  # noqa: E402
+
+
+def main() -> None:
+    """Score the results of a sweep file, and write them as they come."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("config", type=Path, help="a sweep file")
+    parser.add_argument("--families", nargs="*", help="some of its families")
+    parser.add_argument("--sparsities", nargs="*", type=float, help="some of its sparsities")
+    parser.add_argument("--out", type=Path, required=True, help="the JSON file")
+    options = parser.parse_args()
+    (config,) = read_configs(options.config, None)
+    config = replace(
+        config,
+        families=tuple(options.families or config.families),
+        sparsities=tuple(options.sparsities or config.sparsities),
+    )
+    found = json.loads(options.out.read_bytes()) if options.out.exists() else {}
+    with thread_count(config.threads):
+        scorer = Scorer(config)
+        for group in make_plan([config], None).groups().values():
+            scorer.score([r for r in group if r.id not in found and r.problem is None], found)
+            options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+class Scorer:
+    """Scores models of a sweep; keeps the logits of the dense one, by windows and scoring."""
+
+    def __init__(self, config: SweepConfig) -> None:
+        self.config = config
+        self.dense: dict[tuple[int, str], Dense] = {}
+
+    def score(self, results: list[Planned], found: dict[str, Any]) -> None:
+        """Add the quality of the results of one model to `found`, by id."""
+        if not results:
+            return
+        request = request_of(self.config, results[0], out=Path("unused"))
+        dense, pruned = make_variants(request, pick_device("auto"), ("dense", "pruned"))
+        scored: dict[tuple[int, str], Any] = {}
+        for result in results:
+            family, length = result.family, max(CONTEXT, result.prompt_len)
+            way = length, scoring_of(family, result.phase)
+            if way not in scored:
+                reference = self._reference(dense, *way)
+                quality = compare(pruned.model, reference).pruned
+                ahead = may_decide(family) and looks_ahead(
+                    pruned.model, reference.passage, scoring=way[1]
+                )
+                scored[way] = changed(quality, looks_ahead=ahead)
+            quality = changed(scored[way], phase=result.phase)
+            found[result.id] = plain(quality)
+            low, high = quality.perplexity_rel_ci95 or (None, None)
+            sys.stderr.write(
+                f"{result.id}: {loss(quality.perplexity_rel)} [{loss(low)}, {loss(high)}], "
+                f"{quality.scoring}, looks_ahead {quality.looks_ahead}\n"
+            )
+
+    def _reference(self, dense: Variant, length: int, scoring: str) -> Dense:
+        if (length, scoring) not in self.dense:
+            passage = self._passage(dense, length)
+            self.dense[length, scoring] = Dense(dense.model, passage, scoring=scoring)
+        self.dense[length, scoring].model = dense.model
+        return self.dense[length, scoring]
+
+    def _passage(self, dense: Variant, length: int) -> Passage:
+        return text_passage(
+            load_tokenizer(dense.loaded),
+            self.config.text,
+            vocabulary=dense.model.get_input_embeddings().num_embeddings,
+            longest=getattr(text_config(dense.model), "max_position_embeddings", None),
+            seed=self.config.seed,
+            prompt_len=length,
+        )
+
+
+if __name__ == "__main__":
+    with torch.no_grad():
+        main()

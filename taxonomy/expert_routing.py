@@ -1,0 +1,227 @@
+"""How tokens fall among the experts of a layer: how many experts get one, and how many the fullest.
+
+In: how often each expert is chosen (counts of a run, or Zipf's law), experts a token k, and tokens
+T. Out: expectations, means over the layers. Tokens choose independently; those of one text are
+alike, so that fewer experts get one. A Monte Carlo simulation is the second witness (tests).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from prunescope.taxonomy.errors import PrunescopeError
+
+Shares = tuple[float, ...]  # P(a token takes the expert), an entry an expert: their sum is k
+
+# The mean from which a binomial count is taken as normal.
+_NORMAL_FROM = 30.0
+_POINTS = 128  # of the sum over a maximum's tail
+_DEVIATIONS = 8.0  # beyond which a tail is nothing
+
+
+# Compared by identity: workloads are keys of caches, and this may hold 100 layers of 512 experts.
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Routing:
+    """How often each expert is chosen. `phases`: counts of tokens, {"decode": a list a layer with
+    experts}; without any it is Zipf's law: the expert of rank r has the weight r^-`exponent`."""
+
+    source: str
+    phases: Mapping[str, tuple[tuple[float, ...], ...]]
+    exponent: float = 0.0
+
+    def weights(self, phase: str, experts: int) -> tuple[tuple[float, ...], ...]:
+        """Weights by layer, of a phase or, where there are none of it, of another one."""
+        if not self.phases:
+            return (zipf_weights(experts, self.exponent),)
+        return self.phases.get(phase) or next(iter(self.phases.values()))
+
+
+def counted(phases: Mapping[str, Mapping[str, Sequence[float]]], *, source: str) -> Routing | None:
+    """The routing of counts by phase and layer, as run.json holds them; None for no counts."""
+    known = {
+        phase: tuple(
+            tuple(map(float, layers[layer])) for layer in sorted(layers, key=int) if layers[layer]
+        )
+        for phase, layers in phases.items()
+    }
+    known = {phase: layers for phase, layers in known.items() if layers}
+    return Routing(source=source, phases=known) if known else None
+
+
+def zipf_weights(experts: int, exponent: float) -> tuple[float, ...]:
+    """r^-exponent for ranks 1 to E: 0 is uniform; at 0.5 the first of 128 gets 6 times the mean."""
+    return tuple(rank**-exponent for rank in range(1, experts + 1))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertLoad:
+    """Of one layer: `distinct` experts get a token, and each of them `rows` in the mean, with a
+    standard deviation of `spread`."""
+
+    distinct: float
+    rows: float
+    spread: float
+
+
+@lru_cache(maxsize=1 << 14)
+def expert_load(
+    routing: Routing | None,
+    phase: str,
+    *,
+    experts: int,
+    per_token: int,
+    tokens: float,
+    share: float = 1.0,
+) -> ExpertLoad:
+    """The load of `tokens` tokens, of which a share takes part, with k = `per_token` of E =
+    `experts`. Without a routing every expert is as likely.
+
+    Raises PrunescopeError where the routing has fewer experts than the model.
+    """
+    layers = token_shares(routing, phase, experts, per_token)
+    one = [_load_of_layer(shares, tokens, share) for shares in layers]
+    return ExpertLoad(
+        distinct=_mean(load.distinct for load in one),
+        rows=_mean(load.rows for load in one),
+        spread=_mean(load.spread**2 for load in one) ** 0.5,
+    )
+
+
+@lru_cache(maxsize=1 << 10)
+def fullest_expert(
+    routing: Routing | None, phase: str, *, experts: int, per_token: int, tokens: float
+) -> float:
+    """Tokens of the expert of a layer that gets most."""
+    return _mean(
+        expected_maximum([(tokens, p, n) for p, n in Counter(shares).items()])
+        for shares in token_shares(routing, phase, experts, per_token)
+    )
+
+
+@lru_cache(maxsize=256)
+def token_shares(
+    routing: Routing | None, phase: str, experts: int, per_token: int
+) -> tuple[Shares, ...]:
+    """P(a token takes the expert), by layer. Where more experts were counted than there are now,
+    those that were chosen most are left, in their order, and take the tokens of the others."""
+    if routing is None:
+        return ((per_token / experts,) * experts,)
+    return tuple(
+        _shares(weights, experts, per_token) for weights in routing.weights(phase, experts)
+    )
+
+
+def _shares(weights: Sequence[float], experts: int, per_token: int) -> Shares:
+    if len(weights) < experts:
+        raise PrunescopeError(
+            f"the routing counts {len(weights)} experts in a layer, and the model has {experts}",
+            hint="give --routing the counts of the dense model",
+        )
+    most = sorted(range(len(weights)), key=lambda i: -weights[i])[:experts]
+    kept = [weights[i] for i in sorted(most)]
+    total = sum(kept)
+    if total <= 0:
+        return (per_token / experts,) * experts
+    return _capped([weight * per_token / total for weight in kept], per_token)
+
+
+def _capped(shares: list[float], per_token: int) -> Shares:
+    """No expert is taken twice by a token: what is above 1 goes to the others in their shares."""
+    while any(share > 1 + 1e-12 for share in shares):
+        full = sum(share >= 1 for share in shares)
+        rest = sum(share for share in shares if share < 1)
+        if not rest:  # fewer experts are ever chosen than a token takes
+            even = (per_token - full) / max(1, len(shares) - full)
+            return tuple(1.0 if share >= 1 else even for share in shares)
+        scale = (per_token - full) / rest
+        shares = [1.0 if share >= 1 else share * scale for share in shares]
+    return tuple(shares)
+
+
+def _load_of_layer(shares: Shares, tokens: float, share: float) -> ExpertLoad:
+    """An expert that a token takes with p gets none of T with (1 − p)^T, else Tp/(1 − (1 − p)^T) in
+    the mean."""
+    alike = [(p * share, n) for p, n in Counter(shares).items()]
+    distinct = sum(n * (1 - (1 - p) ** tokens) for p, n in alike)
+    if not distinct:
+        return ExpertLoad(distinct=0.0, rows=0.0, spread=0.0)
+    mean = sum(n * tokens * p for p, n in alike) / distinct
+    square = sum(n * (tokens * p * (1 - p) + (tokens * p) ** 2) for p, n in alike) / distinct
+    return ExpertLoad(distinct=distinct, rows=mean, spread=max(0.0, square - mean**2) ** 0.5)
+
+
+@lru_cache(maxsize=1 << 10)
+def fullest_rank(
+    routing: Routing | None,
+    phase: str,
+    *,
+    experts: int,
+    per_token: int,
+    tokens: float,
+    ranks: int,
+) -> float:
+    """Tokens of the fullest of `ranks` devices over their mean, where the experts lie on devices in
+    their order, as evenly as whole ones allow."""
+    return _mean(
+        _fullest_rank(shares, tokens, ranks)
+        for shares in token_shares(routing, phase, experts, per_token)
+    )
+
+
+def _fullest_rank(shares: Shares, tokens: float, ranks: int) -> float:
+    """Each of the k draws of a token hits a device with the share of the draws that it serves."""
+    per_token = sum(shares)
+    ends = [len(shares) * rank // ranks for rank in range(ranks + 1)]
+    held = Counter(
+        round(sum(shares[low:high]) / per_token, 12)
+        for low, high in zip(ends[:-1], ends[1:], strict=True)
+    )
+    draws = tokens * per_token
+    most = expected_maximum([(draws, share, count) for share, count in held.items()])
+    return most * ranks / draws
+
+
+def expected_maximum(counts: Iterable[tuple[float, float, int]]) -> float:
+    """The mean of the largest of independent binomial counts, given as (draws n, chance p, how many
+    of them): Σ over j ≥ 0 of 1 − Π P(count ≤ j)."""
+    known = [(n, min(p, 1.0), many) for n, p, many in counts if many and p > 0]
+    if not known:
+        return 0.0
+    middles = [(n * p, (n * p * (1 - p)) ** 0.5) for n, p, _ in known]
+    top = max(mean + _DEVIATIONS * (deviation + 1) for mean, deviation in middles)
+    top = min(top, max(n for n, _, _ in known))
+    first = max(0, math.floor(max(mean - _DEVIATIONS * deviation for mean, deviation in middles)))
+    step = max(1, math.ceil((top - first) / _POINTS))
+    total, cdfs = 0.0, [_distribution(n, p) for n, p, _ in known]
+    for j in range(first, math.ceil(top) + 1, step):
+        # The middle of the step stands for all of it.
+        below = 1.0
+        for (_, _, many), cdf in zip(known, cdfs, strict=True):
+            below *= cdf(j + (step - 1) / 2) ** many
+        total += step * (1 - below)
+    return float(first + total)
+
+
+def _distribution(draws: float, chance: float) -> Callable[[float], float]:
+    """P(count ≤ x) of a binomial count: exact where its mean is small, else normal."""
+    mean = draws * chance
+    if mean >= _NORMAL_FROM or chance >= 1:
+        deviation = max(1e-9, (mean * (1 - chance)) ** 0.5) * 2**0.5
+        return lambda x: 0.5 * math.erfc((mean - x - 0.5) / deviation)
+    odds = chance / (1 - chance)
+    term = (1 - chance) ** draws
+    cumulated = [term]
+    for i in range(math.ceil(mean + _DEVIATIONS * (mean**0.5 + 1))):
+        term *= max(0.0, draws - i) / (i + 1) * odds
+        cumulated.append(cumulated[-1] + term)
+    last = len(cumulated) - 1
+    return lambda x: 1.0 if x > last else cumulated[int(x)]
+
+
+def _mean(values: Iterable[float]) -> float:
+    known = list(values)
+    return sum(known) / len(known)

@@ -1,0 +1,58 @@
+"""Static experts: a layer has fewer experts, each as wide as before (REAP, M-SMoE and others).
+
+Experts are dropped, or merged into those that stay. The router has an output less for each. A token
+still goes to as many experts as before, so its FLOPs stay; those that are left get more tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from prunescope.taxonomy.applies import DENSE_MATRICES, to_experts
+from prunescope.taxonomy.family import Family, FamilyPoint, Knob, pattern
+from prunescope.taxonomy.keep import kept_experts
+from prunescope.taxonomy.plan import Plan, Workload
+from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.theory import dense_plan
+
+
+def with_experts(shape: ModelShape, point: FamilyPoint) -> ModelShape:
+    """E' = max(k, round(E·p)) experts in each layer that has some: router N = E'. k, N and K of an
+    expert and the shared experts stay."""
+
+    def fewer(layer: ModelShape) -> ModelShape:
+        if not layer.experts:
+            return layer
+        kept = kept_experts(layer.experts, layer.experts_per_token, point.sparsity)
+        return replace(layer, experts=kept)
+
+    return shape.map_layers(fewer)
+
+
+def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
+    """E' groups of M·E/E' rows each where all experts get tokens. Dropped or merged, the same
+    kernels run."""
+    return [dense_plan(with_experts(shape, point), work)]
+
+
+FAMILY = Family(
+    id="static-experts",
+    title="Static experts",
+    dynamics="static",
+    axes=pattern("- - - - G G"),
+    unit="experts, dropped or merged",
+    cuts=("experts",),
+    applies=to_experts,
+    leaves=DENSE_MATRICES,
+    methods=("REAP", "Not All Experts are Equal", "EEP", "DiEP", "M-SMoE", "HC-SMoE"),
+    plans=plans,
+    extension=True,
+    knobs={
+        "how": Knob(
+            "drop",
+            "experts are dropped, or merged into those that stay by a weighted mean",
+            ("drop", "merge"),
+        )
+    },
+    calibration="text",
+)

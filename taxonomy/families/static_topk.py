@@ -1,0 +1,54 @@
+"""Static top-k: each token goes to fewer experts, all of which stay in memory (LExI and others)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from prunescope.taxonomy.applies import DENSE_MATRICES, NO, Applies, to_experts
+from prunescope.taxonomy.architecture_traits import Traits
+from prunescope.taxonomy.family import Family, FamilyPoint, pattern
+from prunescope.taxonomy.keep import kept_routes
+from prunescope.taxonomy.plan import Plan, Workload
+from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.theory import dense_plan
+
+
+def with_routes(shape: ModelShape, point: FamilyPoint) -> ModelShape:
+    """k' = max(1, round(k·p)) experts a token. The router and the number of experts stay."""
+
+    def fewer(layer: ModelShape) -> ModelShape:
+        if not layer.experts:
+            return layer
+        return replace(
+            layer, experts_per_token=kept_routes(layer.experts_per_token, point.sparsity)
+        )
+
+    return shape.map_layers(fewer)
+
+
+def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
+    """Rows of the GEMMs of experts, all together: T·k' where they were T·k."""
+    return [dense_plan(with_routes(shape, point), work)]
+
+
+def applies(traits: Traits) -> Applies:
+    """To experts of which a token takes several."""
+    if traits.shape and traits.shape.experts and traits.shape.experts_per_token < 2:
+        return Applies(NO, "a token goes to one expert, and has to go to one at least")
+    return to_experts(traits)
+
+
+FAMILY = Family(
+    id="static-topk",
+    title="Static top-k",
+    dynamics="static",
+    axes=pattern("- - - - M M"),
+    unit="experts a token goes to",
+    cuts=("routes",),
+    applies=applies,
+    leaves=DENSE_MATRICES,
+    methods=("LExI",),
+    plans=plans,
+    extension=True,
+    keeps_weights=True,
+)

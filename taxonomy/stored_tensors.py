@@ -1,0 +1,119 @@
+"""Which tensors a checkpoint stores, from the headers of its files alone.
+
+In: the path of a config, or of a GGUF file; the files beside it are untrusted. Out: StoredTensors,
+names as Hugging Face has them and shapes, and whether every file was there. No number is read.
+Layout: github.com/huggingface/safetensors (8 bytes of length, then JSON).
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.gguf_header import gguf_tensors
+
+_INDEX, _WEIGHTS = "model.safetensors.index.json", "model.safetensors"
+# Of a header: a tensor takes about 120 bytes, and no file holds a quarter of a million.
+_LONGEST = 32 << 20
+_MOST_FILES = 4096
+_MOST_DIMS = 8
+# Numbers that are stored one by one. Others are packed, so that a shape says nothing of N and K.
+_PLAIN = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "I8"})
+
+
+@dataclass(frozen=True)
+class StoredTensors:
+    """`shapes` by name; `complete`: no file of the checkpoint is missing; `problem`: why a file
+    could not be read, "" where all could."""
+
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    complete: bool = True
+    problem: str = ""
+
+
+def stored_tensors(config: Path) -> StoredTensors | None:
+    """The tensors beside a config, or of a GGUF file; None where there are no weights."""
+    if config.suffix == ".gguf":
+        return _of_gguf(config)
+    files, complete = _files(config.parent)
+    if files:
+        return _of_safetensors(files, complete=complete)
+    single = sorted(config.parent.glob("*.gguf"))[:2]
+    return _of_gguf(single[0]) if len(single) == 1 else None
+
+
+def _of_gguf(path: Path) -> StoredTensors:
+    try:
+        return StoredTensors(gguf_tensors(path))
+    except PrunescopeError as error:
+        return StoredTensors(complete=False, problem=error.problem)
+
+
+def _of_safetensors(files: list[Path], *, complete: bool) -> StoredTensors:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        try:
+            shapes |= _header(file)
+        except (OSError, ValueError, RecursionError, struct.error) as error:
+            return StoredTensors(complete=False, problem=f"{file.name}: {str(error)[:120]}")
+    return StoredTensors(shapes, complete)
+
+
+def _files(folder: Path) -> tuple[list[Path], bool]:
+    """The safetensors files of a checkpoint that are there, and whether that is all of them."""
+    index = folder / _INDEX
+    if not index.is_file():
+        single = folder / _WEIGHTS
+        return ([single], True) if single.is_file() else ([], True)
+    try:
+        if index.stat().st_size > _LONGEST:
+            raise ValueError
+        names = sorted(
+            {str(name) for name in json.loads(index.read_bytes())["weight_map"].values()}
+        )
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return [], False
+    inside = [n for n in names if n.endswith(".safetensors") and Path(n).name == n][:_MOST_FILES]
+    there = [folder / name for name in inside if (folder / name).is_file()]
+    return there, len(there) == len(names)
+
+
+def _header(file: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes by name. Raises ValueError where a length leads out of the file."""
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        (length,) = struct.unpack("<Q", opened.read(8))
+        if length > min(size - 8, _LONGEST):
+            raise ValueError(f"a header of {length:,} bytes in a file of {size:,}")
+        written = json.loads(opened.read(length))
+    if not isinstance(written, dict):
+        raise ValueError("its header is no JSON object")
+    stored = size - 8 - length
+    found = {}
+    for name, entry in written.items():
+        if name != "__metadata__" and (shape := _shape(entry, stored)) is not None:
+            found[str(name)] = shape
+    return found
+
+
+def _shape(entry: Any, stored: int) -> tuple[int, ...] | None:
+    """The shape of an entry; None where its numbers are packed."""
+    fields: Mapping[str, Any] = entry if isinstance(entry, dict) else {}
+    shape, offsets = (_whole_numbers(fields.get(key)) for key in ("shape", "data_offsets"))
+    if max(offsets, default=0) > stored:
+        raise ValueError("it ends before its tensors do")
+    return shape if fields.get("dtype") in _PLAIN else None
+
+
+def _whole_numbers(value: Any) -> tuple[int, ...]:
+    """Raises ValueError for anything else."""
+    if isinstance(value, list) and len(value) <= _MOST_DIMS:
+        numbers = [n for n in value if type(n) is int and 0 <= n < 1 << 48]
+        if len(numbers) == len(value):
+            return tuple(numbers)
+    raise ValueError("an entry of its header has no shape or offsets")

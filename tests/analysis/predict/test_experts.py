@@ -1,0 +1,204 @@
+"""Experts in `predict`: fewer of them, fewer a token, uneven routers, and experts on devices."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import prunescope
+from prunescope.analysis.predict.break_even import first_and_last
+from prunescope.analysis.predict.routing_file import read_routing
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.expert_routing import counted
+
+QWEN = {"model": "qwen3-30b-a3b", "device": "h100-sxm", "prompt_len": 1024}
+DROPPED = {"method": "static-experts", "sparsity": 0.25}
+
+
+def ask(phase: str = "decode", **options: Any) -> dict[str, Any]:
+    answer = prunescope.predict(**{**QWEN, **DROPPED, "phase": phase, **options})
+    found: dict[str, Any] = answer["points"][0]["phases"][phase]
+    return found
+
+
+def qwen_decode_bytes(experts: int, batch: int, keys: int) -> float:
+    """Bytes of a decode step of Qwen3-30B-A3B in bf16, by hand: 48 layers of h = 2048, 32 heads and
+    4 KV heads of 128, experts of 768, k = 8; a vocabulary of 151,936."""
+    h, q, kv, f, k, vocab, b = 2048, 4096, 512, 768, 8, 151_936, 2
+    distinct = experts * (1 - (1 - k / experts) ** batch)
+    # (N, K) and rows; weights once, rows in and out.
+    gemms = [(q, h, batch), (kv, h, batch), (kv, h, batch), (h, q, batch), (experts, h, batch)]
+    layer = sum(n * k_ + m * (n + k_) for n, k_, m in gemms)
+    layer += 3 * (distinct * f * h + batch * k * (f + h))  # gate, up and down
+    layer += 3 * f * batch * k  # gate and up in, their product out
+    layer += 2 * 4 * h * batch  # two norms with their residual: 4 a number of the stream
+    layer += 2 * (q + kv) * batch  # rotation
+    layer += 2 * q * batch + 2 * kv * batch * keys + 2 * kv * batch  # attention, and its new key
+    head = vocab * h + batch * (vocab + h)
+    return b * (48 * layer + head)
+
+
+@pytest.mark.parametrize(("batch", "speedup"), [(1, 1.00), (64, 1.26)])
+def test_a_quarter_of_the_experts_of_qwen_by_hand(batch: int, speedup: float) -> None:
+    """All of it is bound by memory, so that the roofline's speedup is the ratio of the bytes."""
+    found = ask(batch=batch)
+    dense, pruned = (qwen_decode_bytes(e, batch, 1024) for e in (128, 96))
+    assert found["baseline"]["bytes"] == pytest.approx(dense, rel=1e-3)
+    assert found["bytes"] == pytest.approx(pruned, rel=1e-3)
+    assert found["ladder"]["roofline"] == pytest.approx(dense / pruned, rel=1e-3)
+    assert round(found["ladder"]["roofline"], 2) == speedup
+    assert found["ladder"]["flop"] == pytest.approx(1.0, abs=0.01)  # the router alone is smaller
+    assert found["bound"]["compute"] == 0
+    # 48 layers lose 32 experts of 3 matrices, and 32 rows of the router.
+    less = 48 * 32 * (3 * 768 + 1) * 2048 * 2
+    assert found["baseline"]["weight_bytes"] - found["weight_bytes"] == less
+
+
+def test_the_gemms_of_experts_have_fewer_groups() -> None:
+    found = ask(batch=64)
+    axes = {(row["role"], row["group"]): row for row in found["gemms"]}
+    for group in ("gate_up", "down"):
+        row = axes["experts", group]
+        assert (row["axis"], row["batch"], row["m"], row["dense_m"]) == ("G", 96, 5, 4)
+    assert axes["router", "router"]["axis"] == "N"
+    fewer = ask(method="static-topk", sparsity=0.5, batch=64)
+    axes = {(row["role"], row["group"]): row for row in fewer["gemms"]}
+    assert axes["experts", "down"]["axis"] == "M"
+
+
+def test_fewer_experts_a_token() -> None:
+    """At batch 1 half as many are read; weights stay in memory."""
+    found = ask(method="static-topk", sparsity=0.5, batch=1)
+    assert found["experts"]["distinct"] == pytest.approx(4)
+    assert found["baseline"]["experts"]["distinct"] == pytest.approx(8)
+    assert found["weight_bytes"] == found["baseline"]["weight_bytes"]
+    assert found["ladder"]["roofline"] > 1.3
+
+
+def test_from_which_batch_on_it_gains() -> None:
+    """Below it nearly as many experts are read, and the range of the speedup includes 1."""
+    found = ask(batch=1)["predicted"]["execution"]
+    gains = found["gains"]
+    assert any(
+        f"gains from batch {gains['from']} to {gains['to']}:" in note for note in found["notes"]
+    )
+    for batch, sure in ((gains["from"], True), (gains["from"] - 1, False)):
+        low, _ = ask(batch=batch)["predicted"]["execution"]["range"]
+        assert (low > 1) == sure
+    # Where a token goes to all of the few experts there are, none is left to gain.
+    assert first_and_last(lambda n: 5 <= n <= 9, (1, 4, 8, 16)) == {"from": 5, "to": 9}
+    assert first_and_last(lambda n: n >= 3, (1, 4, 8)) == {"from": 3, "to": 8}
+    assert first_and_last(lambda _n: False, (1, 4, 8)) is None
+    dense = ask(model="llama-3.1-8b", method="static-nk")["predicted"]["execution"]
+    assert dense["gains"] is None
+
+
+def test_an_uneven_router_reads_fewer_experts() -> None:
+    uniform, uneven = ask(batch=64), ask(batch=64, routing="zipf:1")
+    for side in ("baseline", None):
+        even, skewed = (found[side] if side else found for found in (uniform, uneven))
+        assert skewed["experts"]["distinct"] < even["experts"]["distinct"]
+        assert skewed["experts"]["fullest"] > 2 * even["experts"]["fullest"]
+    assert uneven["ladder"]["roofline"] < uniform["ladder"]["roofline"]
+    # What is not known of the router widens the range; a router that is given does not.
+    wide, narrow = (
+        found["predicted"]["execution"]
+        for found in (ask(batch=64), ask(batch=64, routing="zipf:0"))
+    )
+    assert wide["speedup"] == pytest.approx(narrow["speedup"])
+    assert wide["range"][0] < narrow["range"][0]
+    assert wide["range"][1] > narrow["range"][1]
+
+
+def test_counts_of_a_file(tmp_path: Path) -> None:
+    """One expert of each layer is never chosen: 127 are read by many tokens."""
+    counts = {str(layer): [0, *[9] * 127] for layer in range(48)}
+    file = tmp_path / "counts.json"
+    for held in ({"decode": counts}, counts, {"routing": {"decode": counts}, "schema": 1}):
+        file.write_text(json.dumps(held), encoding="utf-8")
+        found = ask(batch=1024, routing=str(file))
+        assert found["baseline"]["experts"]["distinct"] == pytest.approx(127, abs=0.01)
+        assert found["experts"]["distinct"] == pytest.approx(96, abs=0.01)
+    (tmp_path / "run.json").write_text(json.dumps({"routing": {"prefill": counts}}), "utf-8")
+    assert read_routing(str(tmp_path)).phases["prefill"][0] == (0, *[9] * 127)
+    of_run = counted({"decode": counts, "prefill": {}}, source="the run")
+    assert of_run is not None
+    assert of_run.phases == {"decode": ((0, *[9] * 127),) * 48}
+    assert counted({}, source="the run") is None
+    (tmp_path / "run.json").write_text("{}", "utf-8")
+    with pytest.raises(PrunescopeError, match="counts no experts"):
+        read_routing(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("[", "not JSON"), ("[]", "not a JSON object"), ("{}", "counts no experts"),
+        ('{"decode": {"a": [1, 2]}}', "no number"), ('{"0": [1]}', "without counts"),
+        ('{"0": [1, -2]}', "without counts"), ('{"0": [1, true]}', "without counts"),
+        ('{"decode": 1}', "no number"), ('{"0": [1, 2]}', "counts 2 experts"),
+    ],
+)  # fmt: skip
+def test_a_bad_file_is_refused(text: str, problem: str, tmp_path: Path) -> None:
+    file = tmp_path / "counts.json"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(PrunescopeError, match=problem):
+        ask(routing=str(file))
+
+
+def test_bad_options_are_refused(tmp_path: Path) -> None:
+    for options, problem in (
+        ({"routing": "zipf:x"}, "no exponent"),
+        ({"routing": str(tmp_path / "absent.json")}, "no routing at absent.json"),
+        ({"model": "llama-3.1-8b", "method": "static-nk", "routing": "zipf"}, "with experts"),
+        ({"model": "llama-3.1-8b", "method": "static-nk", "ep": 2}, "with experts"),
+        ({"ep": 256}, "cannot lie on 256"),
+        ({"ep": 4, "tp": 2}, "not the same devices"),
+        ({"method": "static-experts", "model": "llama-3.1-8b"}, "no layer has experts"),
+    ):
+        with pytest.raises(PrunescopeError, match=problem):
+            ask(**options)
+
+
+def test_experts_on_devices_of_their_own() -> None:
+    """Each of 4 devices holds 32 of 128 experts, and 24 of 96, and all else."""
+    one, four = ask(batch=64), ask(batch=64, ep=4)
+    held = one["baseline"]["weight_bytes"] - four["baseline"]["weight_bytes"]
+    assert held == pytest.approx(48 * 96 * 3 * 768 * 2048 * 2, rel=1e-6)
+    # All 256 tokens of the four choose among all experts: a device reads a quarter of 128.
+    assert four["baseline"]["experts"]["distinct"] == pytest.approx(128, abs=0.01)
+    exchange = {row["name"]: row for row in four["predicted"]["execution"]["terms"]}["exchange"]
+    assert exchange["dense_ns"] > 0
+    shared = ask(batch=64, ep=4, tp=4)
+    assert shared["baseline"]["weight_bytes"] == pytest.approx(
+        ask(batch=64, tp=4)["baseline"]["weight_bytes"], rel=1e-6
+    )
+
+
+def test_experts_that_do_not_go_up_in_devices_cost_time() -> None:
+    """96 experts on 64 devices: some hold two, where 128 gave two to each."""
+    found = ask(batch=64, ep=64)
+    router = 48 * 32 * 2048 * 2  # of 32 experts; no device holds fewer of them
+    assert found["baseline"]["weight_bytes"] - found["weight_bytes"] == router
+    assert found["predicted"]["execution"]["speedup"] < 1
+
+
+def test_methods_of_experts_by_name() -> None:
+    answer = prunescope.predict(**QWEN, method="REAP", sparsity=0.25)
+    assert answer["points"][0]["method"] == "static-experts"
+    assert answer["points"][0]["knobs"] == {"how": "drop"}
+    assert any("chosen as often" in text for text in answer["assumed"])
+
+
+def test_experts_are_ranked_with_the_other_families() -> None:
+    ranking = prunescope.predict(
+        model="qwen3-30b-a3b", device="h100-sxm", rank=True, workload="batch"
+    )
+    by = {name: [row["family"] for row in rows] for name, rows in ranking["by"].items()}
+    assert "static-experts" in by["param"]
+    assert "static-experts" not in by["flop"]
+    assert "static-topk" in by["flop"]
+    assert "0.3 % is the most" in ranking["left_out"]["static-experts"]

@@ -1,0 +1,119 @@
+"""The paragraph of a phase: what it says, and that it says no more than intervals and noise do."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+
+from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.report.html import render_html
+from prunescope.analysis.report.markdown import render_markdown
+from prunescope.analysis.report.notebook import render_notebook
+from prunescope.analysis.report.summary import summary
+from prunescope.analysis.report.terminal import print_report
+from prunescope.analysis.schema.report import Finding, Phase, Report, from_json, to_json
+from tests.analysis.report import example
+
+ROOT = Path(__file__).resolve().parents[3]
+MS = 1e6
+
+
+def phase() -> Phase:
+    return example.two_phases().phases["prefill"]
+
+
+def shown(report: Report, width: int = 80, *, full: bool = False) -> str:
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    print_report(report, console, full=full)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_promise_outcome_causes_and_change_in_this_order() -> None:
+    """140 ms dense, 105 ms promised, 121 ms pruned: 16 ms longer than promised."""
+    text = summary(phase())
+    places = [
+        text.index(part)
+        for part in (
+            "1.16× realised [1.14×, 1.17×] of 1.33× promised",
+            "The shapes are those of static-nk (confidence 93 %)",
+            "The step takes 121.00 ms, 16.000 ms longer than the 105.00 ms promised: ",
+            "work that the pruning did not touch (coverage) +9.200 ms, +6.6 % of the dense step "
+            "(largest part: lm_head untouched, +7.100 ms)",
+            "Against it: kernels that only dense runs (added work) −1.500 ms",
+            "What would gain most: ",
+        )
+    ]
+    assert places == sorted(places)
+
+
+def test_a_row_without_evidence_is_no_cause() -> None:
+    quiet = phase()
+    for row in quiet.ledger or []:
+        if row.row == "coverage":
+            row.noise_ns = 5 * MS  # twice of it is more than its 9.2 ms
+    assert "coverage" in summary(phase()) and "(coverage)" not in summary(quiet)
+    for row in quiet.ledger or []:
+        if row.row == "pruned":
+            row.noise_ns = 8 * MS  # twice of it is not less than the 16 ms
+    assert "takes the 105.00 ms promised, within its noise" in summary(quiet)
+
+
+def test_where_times_are_no_evidence_the_paragraph_explains_none() -> None:
+    invalid = Finding(
+        id="timing-not-valid", severity="critical", text="disturbed", evidence=[],
+        change="measure again", predicted_ns=None,
+    )  # fmt: skip
+    text = summary(msgspec.structs.replace(phase(), findings=[invalid]))
+    assert "longer than" not in text and "coverage" not in text
+    assert text.startswith("timing not valid: ") and text.endswith("First: measure again.")
+
+
+def test_a_step_alone_says_where_its_time_goes() -> None:
+    (alone,) = example.alone().phases.values()
+    assert re.search(r"Most of the busy time: \w+ [\d.]+ m?s \(\d+ %\)", summary(alone))
+
+
+def test_it_is_in_the_report_and_in_every_format() -> None:
+    report = analyze(ROOT / "traces" / "tiny-static-nk").report
+    for one in report.phases.values():
+        assert 40 < len(one.summary) < 900
+        assert one.summary == summary(one)
+        begins = one.summary[:40]
+        assert begins in " ".join(shown(report).split())
+        assert begins.split(" [")[0] in render_markdown(report)  # which escapes brackets
+        assert begins in render_html(report) and begins in render_notebook(report)
+    assert from_json(to_json(report)) == report
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("name", ["tiny-static-nk", "tiny-static-m", "tiny-static-k-mask"])
+def test_an_answer_takes_at_most_45_lines_a_phase(name: str, width: int) -> None:
+    report = analyze(ROOT / "traces" / name).report
+    lines = shown(report, width).splitlines()
+    assert len(lines) <= 45 * len(report.phases) + 6  # and a head
+    assert max(map(cell_len, lines)) <= width
+    assert len(shown(report, width, full=True).splitlines()) > len(lines)
+
+
+def test_what_was_left_out_is_said() -> None:
+    report = example.two_phases()
+    findings = [
+        Finding(id=f"f{i}", severity="info", text=f"text {i}", evidence=[], change=None,
+                predicted_ns=None)
+        for i in range(4)
+    ]  # fmt: skip
+    report.phases = {"prefill": msgspec.structs.replace(phase(), findings=findings)}
+    text = shown(report)
+    assert "text 0" in text and "text 1" not in text
+    assert "3 more findings, all tables and what was measured: --full" in text
+
+
+def test_the_answer_cuts_nothing() -> None:
+    assert "…" not in shown(example.two_phases())

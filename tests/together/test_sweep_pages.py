@@ -1,0 +1,113 @@
+"""Pages of sweeps follow from the JSON beside them: numbers, frontier, shares and claims."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+BENCHMARKS = ROOT / "benchmarks"
+SWEEPS = ("sweep", "recovery-smollm2", "recovery-smollm2-between", "recovery-gemma3",
+          "recovery-batches", "recovery-long", "recovery-longer")  # fmt: skip
+
+
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The benchmarks where imports find them."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    yield
+    for name in ("sweep", "contexts", "sizes"):
+        sys.modules.pop(name, None)
+
+
+def test_every_page_of_a_sweep_has_its_json() -> None:
+    """A page that `sweep.py` wrote names its JSON; every recovery page is one of them or below."""
+    pages = {p.stem for p in BENCHMARKS.glob("recovery*.md")} | {"sweep", "sizes"}
+    assert pages == {*SWEEPS, "recovery-contexts", "sizes"}
+    assert all((BENCHMARKS / f"{name}.json").is_file() for name in pages)
+
+
+@pytest.mark.usefixtures("scripts")
+@pytest.mark.parametrize("name", SWEEPS)
+def test_a_page_is_rebuilt_from_its_points(name: str) -> None:
+    """Only points and times of the dense model are taken from the JSON; the rest is compared."""
+    import sweep  # type: ignore[import-not-found]
+
+    from prunescope.analysis.pareto.cells import judged
+
+    path = BENCHMARKS / f"{name}.json"
+    stored = sweep.read(path)
+    bare = sweep.read(path)
+    bare.hypotheses, bare.summary, bare.samples = [], [], None
+    for phase in bare.phases.values():
+        phase.winners, phase.break_even = [], {}
+        for cell in phase.cells:
+            cell.winners, cell.equal_flops, cell.equal_sparsity = [], [], []
+        for point in phase.points:
+            point.on_frontier, point.frontier_share, point.equal_to = False, None, []
+    new = judged(bare)
+    assert new.summary == stored.summary
+    assert sweep.text(new, name) == path.with_suffix(".md").read_text(encoding="utf-8")
+    assert sweep.stored(new) == path.read_bytes()
+
+
+@pytest.mark.usefixtures("scripts")
+@pytest.mark.parametrize(("script", "name"), [("contexts", "recovery-contexts"),
+                                              ("sizes", "sizes")])  # fmt: skip
+def test_pages_of_other_scripts_are_rebuilt_too(script: str, name: str) -> None:
+    module: ModuleType = __import__(script)
+    path = BENCHMARKS / f"{name}.json"
+    found = module.read(path)
+    assert module.text(found) == path.with_suffix(".md").read_text(encoding="utf-8")
+    assert module.stored(found) == path.read_bytes()
+
+
+@pytest.mark.usefixtures("scripts")
+def test_no_change_of_order_says_how_many_pairs_and_how_far_apart() -> None:
+    """Two pairs of equal errors e: the gap g with (Φ(g/e − 1.96))² = 0.8, and Φ(1.2504) = √0.8:
+    g = 3.210 e; a change that is larger than noise in both sizes is named."""
+    import numpy as np
+    import sizes  # type: ignore[import-not-found]
+
+    error = 0.01
+    assert sizes._least_gap(error, error) == pytest.approx(3.2104 * error, rel=1e-3)
+
+    def family(measured: float) -> object:
+        spread = np.exp(1.96 * error)
+        return sizes.Family(
+            measured=measured, ci95=(measured / spread, measured * spread), predicted=measured,
+            expected=(1.0, 2.0), valid=True,
+        )  # fmt: skip
+
+    near, swapped = {"a": family(1.2), "b": family(1.19)}, {"a": family(1.19), "b": family(1.2)}
+    far = {"a": family(1.1), "b": family(1.2)}
+    (told,) = sizes._moves("prefill", *(size("s", own) for own in (near, swapped)))
+    assert "no change of order could be shown (1 pair; half of them would have to be 5 %" in told
+    (told,) = sizes._moves("prefill", size("s", far), size("t", {"a": family(1.3), **_b(far)}))
+    assert told == "- from s to t: b before a turns round (predicted)."
+
+
+def size(name: str, families: dict[str, object]) -> object:
+    import sizes
+
+    return sizes.Size(name=name, machine="m", sparsity=0.25, phases={"prefill": families})
+
+
+def _b(families: dict[str, object]) -> dict[str, object]:
+    return {"b": families["b"]}
+
+
+def test_the_index_says_in_what_losses_were_read() -> None:
+    index = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
+    rows = {line.split("]")[0]: line for line in index.splitlines() if line.startswith("| [")}
+    for name in ("recovery-long", "recovery-longer"):
+        assert "read in windows of 1,024 tokens" in rows[f"| [{name}.md"]
+        page = (BENCHMARKS / f"{name}.md").read_text(encoding="utf-8")
+        assert "Not measured: what is lost behind prompts of" in page
+    assert "length and text are confounded" in rows["| [recovery-contexts.md"]
+    contexts = (BENCHMARKS / "recovery-contexts.md").read_text(encoding="utf-8")
+    assert "Length and text are confounded" in contexts

@@ -1,0 +1,172 @@
+"""A request gets one answer: whatever stands beside it, before it, and in which order they come."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from prunescope.taxonomy.families import family
+from prunescope.taxonomy.run_quality import TextSource
+from prunescope.taxonomy.scoring import may_decide, scoring_of
+from prunescope.tracer.calibration.point import Calibration, Point
+from prunescope.tracer.calibration.requests import current_request, decided_by
+from prunescope.tracer.calibration.texts import random_ids
+from prunescope.tracer.capture.application import apply_request
+from prunescope.tracer.capture.request import TraceRequest
+from prunescope.tracer.model.load import load_model
+from prunescope.tracer.pruners import family_ids
+from prunescope.tracer.quality import tasks
+from prunescope.tracer.quality.quality import Passage, nats_of
+from prunescope.tracer.quality.tasks import TaskList, score_tasks
+from prunescope.tracer.routing.decisions import Sampler
+
+pytestmark = pytest.mark.torch
+COMPOSITES = (
+    "static-m+dynamic-m", "static-nk+dynamic-nk", "static-k-mask+dynamic-depth",
+    "dynamic-width+static-nk-heads", "static-m+kv-evict", "static-m+token-drop",
+)  # fmt: skip
+METHODS = (*family_ids(), *COMPOSITES)
+# Requests of several lengths, one of them a single token.
+REQUESTS = [[7, 8, 9, 10, 11, 12, 13], [5], [7, 8, 9, 10, 11, 12, 14], [3, 1], [20, 21, 22, 23]]
+
+
+class Harness:
+    """Asks as lm-evaluation-harness does: requests padded behind their last token, without a mask,
+    so many in a forward. The answer: the log-likelihood of each request's tokens, by request."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.requests: list[list[int]] = []
+        self.answers: dict[tuple[int, ...], float] = {}
+        for name in ("lm_eval", "lm_eval.evaluator", "lm_eval.tasks", "lm_eval.models.huggingface"):
+            patch.setitem(sys.modules, name, ModuleType(name))
+        sys.modules["lm_eval.tasks"].TaskManager = lambda **_: None  # type: ignore[attr-defined]
+        sys.modules["lm_eval.models.huggingface"].HFLM = SimpleNamespace  # type: ignore[attr-defined]
+        sys.modules["lm_eval.evaluator"].simple_evaluate = self.evaluate  # type: ignore[attr-defined]
+        patch.setattr(tasks, "check_installed", lambda: None)
+
+    def evaluate(self, *, model: Any, **_: Any) -> dict[str, Any]:
+        self.answers = {}
+        size = model.batch_size
+        for first in range(0, len(self.requests), size):
+            chunk = self.requests[first : first + size]
+            longest = max(map(len, chunk))
+            ids = torch.tensor([one + [0] * (longest - len(one)) for one in chunk])
+            with torch.no_grad():
+                logits = model.pretrained(ids).logits.log_softmax(-1)
+            for row, one in zip(logits, chunk, strict=True):
+                own = [float(row[i, token]) for i, token in enumerate([*one[1:], 1])]
+                self.answers[tuple(one)] = sum(own)
+        value = sum(self.answers.values())
+        return {"results": {"t": {"acc,none": value}}, "configs": {"t": {}}}
+
+
+def pruned(method: str) -> Any:
+    loaded = load_model("tiny-llama", dtype="auto", device=torch.device("cpu"), attn="sdpa")
+    request = TraceRequest("tiny-llama", out=Path("x"), method=method, sparsity=0.5)
+    return apply_request(request, loaded)[0].model
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if scoring_of(m, "prefill") == "prefill"])
+def test_a_request_has_one_answer(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In batches of 1, 3 and 8, and in the other order."""
+    harness, model = Harness(monkeypatch), pruned(method)
+    found = []
+    for batch, order in ((1, 1), (3, 1), (8, 1), (8, -1)):
+        monkeypatch.setattr(tasks, "_BATCH", batch)
+        harness.requests = REQUESTS[::order]
+        score_tasks(model, "a tokenizer", TaskList(names=("t",)), one_by_one=may_decide(method))
+        found.append([harness.answers[tuple(one)] for one in REQUESTS])
+    for other in found[1:]:
+        assert other == pytest.approx(found[0], rel=1e-5)
+    assert current_request() is None
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if may_decide(m)])
+def test_a_window_has_one_loss(method: str) -> None:
+    """After another window and before it, in one forward and token by token."""
+    model = pruned(method)
+    windows = [random_ids(1024, batch=1, length=40, seed=seed)[0] for seed in (1, 2)]
+    for scoring in {scoring_of(method, phase) for phase in ("prefill", "decode")}:
+        orders = [
+            nats_of(model, passage(torch.cat(order)), scoring=scoring).chunk(2)
+            for order in (windows, windows[::-1])
+        ]
+        assert torch.equal(torch.cat(orders[0]), torch.cat(orders[1][::-1]))
+
+
+def passage(ids: torch.Tensor) -> Passage:
+    return Passage(ids=ids, bytes_of=None, record=TextSource(), context=40)
+
+
+def test_a_request_of_one_token_does_not_use_the_threshold_of_the_one_before(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trained routers move their threshold from token to token, within a request."""
+    from prunescope.tracer.pruners import family_point, pruner
+
+    calibration = Calibration(
+        batches=tuple(random_ids(1024, batch=1, length=32, seed=seed) for seed in range(4)),
+        record={},
+    )
+    point = family_point("dynamic-m", Point(sparsity=0.5))
+    applied = pruner("dynamic-m").prune(tiny, point)
+    learner = applied.learners[0]
+    learner.begin(calibration)
+    learner.finish(calibration)
+    harness = Harness(monkeypatch)
+    answers = []
+    for requests in ([[5], [7, 8, 9, 10]], [[7, 8, 9, 10], [5]]):
+        harness.requests = requests
+        score_tasks(applied.model, "t", TaskList(names=("t",)), one_by_one=True)
+        answers.append(harness.answers)
+    assert answers[0] == answers[1]
+
+
+def test_decisions_follow_from_a_request_and_then_go_on_where_they_were() -> None:
+    point = Point(sparsity=0.5, seed=3)
+    sampler, other = Sampler(point, "a"), Sampler(point, "a")
+    first = [sampler.stream.random() for _ in range(2)]
+    with decided_by(torch.tensor([1, 2])):
+        here = [sampler.stream.random() for _ in range(2)]
+    with decided_by(torch.tensor([1, 3])):
+        elsewhere = sampler.stream.random()
+    with decided_by(torch.tensor([1, 2])):
+        again = [sampler.stream.random() for _ in range(2)]
+    assert here == again and elsewhere not in here
+    assert first + [sampler.stream.random()] == [other.stream.random() for _ in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("method", "prefill", "decode"),
+    [
+        ("static-m", "prefill", "prefill"),
+        ("static-m+static-nk", "prefill", "prefill"),
+        ("some/folder", "prefill", "prefill"),
+        ("dynamic-m:0.25", "prefill", "decode"),
+        ("static-m:0.25+dynamic-nk:0.5", "prefill", "decode"),
+        ("package.module:function", "prefill", "decode"),
+        ("kv-evict", "decode", "decode"),
+        ("static-m+kv-evict", "decode", "decode"),
+        ("token-drop+static-k-mask", "decode", "decode"),
+    ],
+)
+def test_a_method_is_scored_in_decode_where_one_of_its_families_is(
+    method: str, prefill: str, decode: str
+) -> None:
+    assert (scoring_of(method, "prefill"), scoring_of(method, "decode")) == (prefill, decode)
+    assert family("kv-evict").scored_in == "decode"
+
+
+def test_copies_are_apart() -> None:
+    """A pruned copy decides by itself: the one that is scored does not move the other."""
+    model = pruned("dynamic-depth")
+    twin = copy.deepcopy(model)
+    ids = torch.tensor([[1, 2, 3, 4]])
+    with torch.no_grad(), decided_by(ids):
+        assert torch.equal(model(ids).logits, twin(ids).logits)

@@ -1,0 +1,65 @@
+"""The dimensions of a model in memory: by its config, and by its weights where these differ.
+
+In: a causal LM of transformers, pruned or not. Out: ModelShape; the config of transformers with the
+sizes that all layers share, for a folder whose weights are narrower than its config says.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.stored_layers import shape_of_weights
+from prunescope.taxonomy.stored_tensors import StoredTensors, stored_tensors
+
+# Attributes of a config, by field of ModelShape.
+_ATTRIBUTES = {
+    "hidden": "hidden_size",
+    "vocab": "vocab_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "intermediate": "intermediate_size",
+}
+
+
+def model_shape(model: Any, config: dict[str, Any] | None = None) -> ModelShape:
+    """The shape of a model. `config`: that of the model where None. Raises PrunescopeError as
+    ModelShape.from_config."""
+    shape = ModelShape.from_config(model.config.to_dict() if config is None else config)
+    plain = {
+        name: tuple(one.shape)
+        for name, one in model.state_dict().items()
+        if isinstance(one, torch.Tensor) and one.is_floating_point()
+    }
+    return shape_of_weights(shape, StoredTensors(plain))[0]
+
+
+def set_sizes_of_weights(config: Any, folder: Path) -> list[str]:
+    """Give a config of transformers the sizes that the weights of its folder have, of layers that
+    differ the largest; a sentence on what differs, none where nothing does."""
+    try:
+        written = ModelShape.from_config(config.to_dict())
+    except PrunescopeError:
+        return []
+    stored = stored_tensors(folder / "config.json")
+    if stored is None:
+        return []
+    found, notes = shape_of_weights(written, stored)
+    if found == written:
+        return []
+    for field, attribute in _ATTRIBUTES.items():
+        size = getattr(found, field)
+        if size != getattr(written, field) and getattr(config, attribute, None) is not None:
+            setattr(config, attribute, size)
+    kinds = getattr(config, "layer_types", None)
+    if found.layers < written.layers and isinstance(kinds, list):
+        config.layer_types = kinds[: found.layers]
+    if getattr(config, "head_dim", 0) in (None, written.head_dim):
+        config.head_dim = found.head_dim  # it was the hidden size over the heads, perhaps
+    return notes

@@ -1,0 +1,141 @@
+"""Which tokens reach which experts in a forward: by hooks on the modules of experts.
+
+In: a model. Out: counts [E] of each call of a layer's experts, and the scores of its experts. A
+call has an index [T, k] of the experts of each token; or, as in Llama 4, rows [E·T, h] with zeros
+for tokens that do not go to an expert; or the experts are a list, each called with its tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunescope.tracer.model.experts import ExpertModule, expert_modules
+from prunescope.tracer.model.forwards import first_tensor
+
+
+@dataclass(kw_only=True)
+class Routed:
+    """The tokens that the experts of a layer got, summed over calls: `counts` [E], int64.
+    `distinct`: of each call, how many experts got a token. `scores` [E], float64, where they are
+    measured: the sum over an expert's tokens of gate times norm of its output."""
+
+    counts: torch.Tensor
+    distinct: list[torch.Tensor] = field(default_factory=list)
+    scores: torch.Tensor | None = None
+
+    def add(self, counts: torch.Tensor) -> None:
+        """Add a call."""
+        self.counts += counts
+        self.distinct.append((counts > 0).sum())
+
+    @property
+    def mean_distinct(self) -> float | None:
+        """Experts with a token, the mean over the calls; None before the first."""
+        return float(torch.stack(self.distinct).double().mean()) if self.distinct else None
+
+
+def watch_experts(model: nn.Module, *, scored: bool = False) -> tuple[list[Any], dict[str, Routed]]:
+    """Hooks on all experts: their handles, and what they will have counted by path. `scored`: also
+    the scores, at the cost of running the experts twice; a list of experts has none."""
+    handles: list[Any] = []
+    found: dict[str, Routed] = {}
+    for one in expert_modules(model):
+        device = next(one.module.parameters()).device
+        routed = Routed(counts=torch.zeros(one.total, dtype=torch.long, device=device))
+        found[one.path] = routed
+        if isinstance(one.module, nn.ModuleList):
+            handles += _watch_list(model, one, routed)
+            continue
+        if scored:
+            routed.scores = torch.zeros(one.total, dtype=torch.double, device=device)
+        hook = _Stacked(one, routed)
+        handles.append(one.module.register_forward_hook(hook.called, with_kwargs=True))
+    return handles, found
+
+
+class _Stacked:
+    """The hook on experts in stacked tensors."""
+
+    def __init__(self, one: ExpertModule, routed: Routed) -> None:
+        self.total, self.routed = one.total, routed
+
+    def called(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        """Count a call, and add the scores of its tokens."""
+        call = {**dict(enumerate(args)), **kwargs}
+        key = next((k for k, v in call.items() if _is_index(v)), None)
+        if key is None:
+            self._by_rows(first_tensor(args, kwargs), output)
+            return
+        index = call[key].reshape(-1, call[key].shape[-1])  # [T, k]
+        is_expert = index < self.total  # more is a slot without an expert
+        places = index[is_expert]
+        self.routed.add(torch.bincount(places, minlength=self.total))
+        if self.routed.scores is not None:
+            norms = _norms(module, args, kwargs, index.clamp(max=self.total - 1))
+            gates = next(v for v in call.values() if _has_shape(v, call[key].shape))
+            gained = (gates.reshape(index.shape).double() * norms)[is_expert]
+            self.routed.scores.index_add_(0, places, gained)
+
+    def _by_rows(self, rows: torch.Tensor, output: torch.Tensor) -> None:
+        """Of [E·T, h], in which the gate scales what enters."""
+        by_expert = rows.reshape(self.total, -1, rows.shape[-1])
+        self.routed.add((by_expert != 0).any(-1).sum(1))
+        if self.routed.scores is not None:
+            norms = output.reshape(self.total, -1, output.shape[-1]).double().norm(dim=-1)
+            self.routed.scores += norms.sum(1)
+
+
+def _norms(module: Any, args: Any, kwargs: Any, index: torch.Tensor) -> torch.Tensor:
+    """[T, k]: the norms of what each expert puts out for each of its tokens, before the gate. Every
+    pair of a token and an expert is a token of its own."""
+    tokens, count = index.shape
+    first = first_tensor(args, kwargs)
+
+    def alone(value: Any) -> Any:
+        if value is first:
+            return value.reshape(tokens, -1).repeat_interleave(count, 0)
+        if _is_index(value):
+            return index.reshape(-1, 1)
+        if isinstance(value, torch.Tensor) and value.numel() == index.numel():
+            return torch.ones_like(value).reshape(-1, 1)
+        return value
+
+    called: Callable[..., Any] = module.forward  # without the hooks
+    pairs = called(*map(alone, args), **{name: alone(v) for name, v in kwargs.items()})
+    return pairs.double().norm(dim=-1).reshape(tokens, count)
+
+
+def _watch_list(model: nn.Module, one: ExpertModule, routed: Routed) -> list[Any]:
+    """Hooks on each expert of a list, and on the module around it, whose call is one step."""
+    counts = torch.zeros_like(routed.counts)
+
+    def begin(_module: nn.Module, _args: Any) -> None:
+        counts.zero_()
+
+    def end(_module: nn.Module, _args: Any, _output: Any) -> None:
+        routed.add(counts)
+
+    def called(number: int) -> Any:
+        def hook(_module: nn.Module, args: Any, kwargs: Any) -> None:
+            counts[number] += first_tensor(args, kwargs).flatten(0, -2).shape[0]
+
+        return hook
+
+    block = model.get_submodule(one.path.rpartition(".")[0])
+    handles: list[Any] = [block.register_forward_pre_hook(begin), block.register_forward_hook(end)]
+    for number, expert in enumerate(one.module):
+        handles.append(expert.register_forward_pre_hook(called(number), with_kwargs=True))
+    return handles
+
+
+def _is_index(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.dtype in (torch.long, torch.int32)
+
+
+def _has_shape(value: Any, shape: torch.Size) -> bool:
+    return isinstance(value, torch.Tensor) and value.shape == shape and value.is_floating_point()

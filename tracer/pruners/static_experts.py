@@ -1,0 +1,199 @@
+"""Static experts: each mixture keeps E' of its E experts; the others are dropped or merged.
+
+Kept are experts drawn at random; by importance those with the largest REAP score (arXiv 2510.13999,
+the mean over an expert's tokens of gate times norm of its output); by frequency those with the most
+tokens. Merged, each expert that goes is averaged into the kept one with the nearest router row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from transformers import PreTrainedModel
+
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.keep import kept_experts, rounding
+from prunescope.taxonomy.run_blocks import Record
+from prunescope.tracer.calibration.collect import calibration_of, collect_experts
+from prunescope.tracer.calibration.point import Point
+from prunescope.tracer.calibration.scores import best, sample_indices
+from prunescope.tracer.model.experts import Mixture, find_mixtures, set_in_config
+from prunescope.tracer.model.layers import decoder_layers, is_known
+from prunescope.tracer.model.logits import check_same, probe
+from prunescope.tracer.pruners import Applied
+
+_LINEARS = (nn.functional.linear, torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__)
+
+
+def prune(model: PreTrainedModel, point: Point) -> Applied:
+    """max(k, round(E·p)) experts a layer; the same number of each group in group-limited routing.
+
+    Raises PrunescopeError where a layer has no experts, or its router is not understood.
+    """
+    mixtures = find_mixtures(model)
+    record: Record = {"kept": {}, "notes": []}
+    scores = _scores(model, mixtures, point, record)
+    # All experts are chosen before any is cut: an error leaves no half-cut model.
+    chosen = [_chosen(one, point, scores.get(one.path)) for one in mixtures]
+    for mixture, kept in zip(mixtures, chosen, strict=True):
+        if point.knobs["how"] == "merge":
+            weights = scores.get(mixture.path)
+            equal = [1.0] * mixture.total
+            mixture.merge(_members(mixture, kept), equal if weights is None else weights.tolist())
+    masked = None
+    if not is_known(model):
+        with _masked(mixtures, chosen):
+            masked = probe(model, "with experts masked")
+    for mixture, kept in zip(mixtures, chosen, strict=True):
+        mixture.keep(kept)
+    set_in_config(model, mixtures, experts=len(chosen[0]), top_k=mixtures[0].top_k)
+    if masked is not None:
+        check_same(model, masked, "with experts cut")
+    _note(record, model, mixtures, chosen, point)
+    paths = [one.path for one in mixtures]
+    return Applied(model=model, record=record, kept=dict(zip(paths, chosen, strict=True)))
+
+
+def _scores(
+    model: Any, mixtures: Sequence[Mixture], point: Point, record: Record
+) -> dict[str, torch.Tensor]:
+    """By path of the experts, a score [E] of each; empty for a random selection."""
+    if point.is_random:
+        return {}
+    if point.by_importance and any(one.is_list for one in mixtures):
+        raise PrunescopeError(
+            "--select importance needs experts in stacked tensors: a list of experts does not show "
+            "the gate of each token",
+            hint="use --select frequency",
+        )
+    calibration = calibration_of(model, point.calibration, seed=point.seed)
+    record["calibration"] = calibration.record
+    found = collect_experts(model, calibration.batches)
+    unused = sum(int((routed.counts == 0).sum()) for routed in found.values())
+    if unused:
+        total = sum(one.total for one in mixtures)
+        note = f"{unused} of {total} experts got no token of the calibration text: their score is 0"
+        record["notes"].append(note)
+    if point.by_importance:
+        return {
+            path: (routed.scores / routed.counts.clamp(min=1)).cpu()
+            for path, routed in found.items()
+            if routed.scores is not None
+        }
+    return {path: routed.counts.double().cpu() for path, routed in found.items()}
+
+
+def _chosen(mixture: Mixture, point: Point, scores: torch.Tensor | None) -> list[int]:
+    """The experts that stay, ascending: of each group of group-limited routing the same number."""
+    size = mixture.total // mixture.groups
+    wanted = round(kept_experts(mixture.total, mixture.top_k, point.sparsity) / mixture.groups)
+    count = min(size, max(wanted, mixture.least_in_group))
+    if wanted < count == size:
+        raise PrunescopeError(
+            f"no expert of {mixture.path} can go: a token goes to {mixture.top_k} experts of "
+            f"{mixture.open_groups} groups, each of which has {size}",
+            hint="`prunescope families --architecture` says which families apply",
+        )
+    kept: list[int] = []
+    for group in range(mixture.groups):
+        first = group * size
+        if scores is not None:
+            chosen = best(scores[first : first + size], count)
+        else:
+            what = f"experts {mixture.layer}" + (f" {group}" if group else "")
+            chosen = sample_indices(size, count, seed=point.seed, what=what)
+        kept += [first + i for i in chosen]
+    return kept
+
+
+def _members(mixture: Mixture, kept: Sequence[int]) -> dict[int, list[int]]:
+    """By kept expert, the experts that become it: itself and those whose router rows are nearest
+    to its row by cosine, of its own group."""
+    rows = nn.functional.normalize(mixture.rows.double(), dim=-1)
+    size = mixture.total // mixture.groups
+    members = {i: [i] for i in kept}
+    for gone in sorted(set(range(mixture.total)) - set(kept)):
+        near = [i for i in kept if i // size == gone // size]
+        members[near[int((rows[near] @ rows[gone]).argmax())]].append(gone)
+    return members
+
+
+def _note(
+    record: Record, model: Any, mixtures: Sequence[Mixture], chosen: list[list[int]], point: Point
+) -> None:
+    """Record the experts kept of each layer, and say what differs from what was asked."""
+    by_layer: list[list[int] | None] = [None] * len(decoder_layers(model)[1])
+    for mixture, kept in zip(mixtures, chosen, strict=True):
+        by_layer[mixture.layer] = kept
+    record["kept"]["experts"] = by_layer
+    first, left = mixtures[0], len(chosen[0])
+    record["notes"] += rounding(left, first.total, point.sparsity, "experts of a layer")
+    if first.groups > 1:
+        share = left // first.groups
+        record["notes"].append(f"{share} experts stay of each of {first.groups} groups")
+    if point.knobs["how"] == "merge":
+        by = "equal parts" if point.is_random else f"parts by {_measure(point)}"
+        record["notes"].append(
+            f"experts are merged in {by} into the one with the nearest router row, channel by "
+            "channel as they stand"
+        )
+
+
+def _measure(point: Point) -> str:
+    return "score" if point.by_importance else "frequency"
+
+
+@contextmanager
+def _masked(mixtures: Sequence[Mixture], chosen: Sequence[Sequence[int]]) -> Iterator[None]:
+    """Within, the logits of routers are −∞ for all experts but the chosen, and so are the terms
+    that are added to them."""
+    mask, handles, before = _Mask(), [], []
+    for mixture, kept in zip(mixtures, chosen, strict=True):
+        gone = torch.ones(mixture.total, dtype=torch.bool)
+        gone[kept] = False
+        router = mixture.routers[0]
+        handles.append(router.register_forward_pre_hook(mask.entering(gone)))
+        handles.append(router.register_forward_hook(mask.leaving))
+        for term in mixture.terms():
+            before.append((term, term.clone()))
+            term.masked_fill_(gone.to(term.device), float("-inf"))
+    try:
+        with mask:
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for term, values in before:
+            term.copy_(values)
+
+
+class _Mask(TorchFunctionMode):
+    """Sets outputs of linears of the router that runs to −∞ where `gone` [E] is true."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gone: torch.Tensor | None = None
+
+    def entering(self, gone: torch.Tensor) -> Any:
+        """A pre-hook for a router."""
+
+        def hook(_module: nn.Module, _args: Any) -> None:
+            self.gone = gone
+
+        return hook
+
+    def leaving(self, _module: nn.Module, _args: Any, _output: Any) -> None:
+        """A hook for a router."""
+        self.gone = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """The function itself, and the mask on its output."""
+        output = func(*args, **(kwargs or {}))
+        if self.gone is None or func not in _LINEARS or output.shape[-1] != len(self.gone):
+            return output
+        return output.masked_fill(self.gone.to(output.device), float("-inf"))
