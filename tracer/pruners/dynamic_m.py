@@ -253,21 +253,21 @@ class _RoutedKeys(_RoutedAttention):
         if rotary is not None:
             rotary = taken_rotary(rotary, rows.positions) if tokens > 1 else of_first(rotary)
         q, k, v = self.projected(x, rotary)
-        mask = None
+        some = tokens == 1 and len(x) < batch  # sequences of a step
+        present = None if self.router.learns else _present(rows, batch, some=some)
         if layer is not None:
-            some = tokens == 1 and len(x) < batch
             k, v = (_slotted(y, rows.flat, batch) if some else y for y in (k, v))
             slots = k.shape[2]
             k, v = layer.update(k, v)
             layer.seen += tokens - slots
-            _remember(layer, rows.flat if some else None, batch, slots)
+            present = _remember(layer, present, batch, slots)
             if some:
                 k, v = k.index_select(0, rows.flat), v.index_select(0, rows.flat)
-            mask = _mask_of(layer, rows.flat if some else None, q)
         k, v = self.expanded(k, v)
-        if mask is not None:
-            return self.output(self.attend(q, k, v, mask))
-        return self.output(self.attend_causally(q, k, v))
+        if present is None:
+            return self.output(self.attend_causally(q, k, v))
+        present = present.index_select(0, rows.flat) if some else present
+        return self.output(self.attend(q, k, v, _mask_of(present, q)))
 
 
 def _slotted(new: torch.Tensor, flat: torch.Tensor, batch: int) -> torch.Tensor:
@@ -275,29 +275,38 @@ def _slotted(new: torch.Tensor, flat: torch.Tensor, batch: int) -> torch.Tensor:
     return new.new_zeros(batch, *new.shape[1:]).index_copy_(0, flat, new)
 
 
-def _remember(layer: Any, flat: torch.Tensor | None, batch: int, slots: int) -> None:
-    """Note which sequences have a key in the newest slots (`flat` None: all), in
-    `layer.present` [B, held]; None while there is no empty slot."""
-    if layer.present is None and flat is None:
-        return
-    device = layer.keys.device
-    if layer.present is None:
-        held = layer.keys.shape[2] - slots
-        layer.present = torch.ones(batch, held, dtype=torch.bool, device=device)
-    new = torch.ones(batch, slots, dtype=torch.bool, device=device)
-    if flat is not None:
-        new = torch.zeros_like(new).index_fill_(0, flat, value=True)
-    layer.present = torch.cat((layer.present, new), dim=1)
+def _present(rows: Rows, batch: int, *, some: bool) -> torch.Tensor | None:
+    """Which sequences have a key in each new slot, [B, slots]; None: all. Not those without an
+    active token in a step (`some`), nor rows that fill up a sequence, whose gate is zero."""
+    if some:
+        slot = torch.zeros(batch, 1, dtype=torch.bool, device=rows.flat.device)
+        return slot.index_fill_(0, rows.flat, value=True)
+    return None if rows.gate is None else (rows.gate != 0).view(batch, -1)
 
 
-def _mask_of(layer: Any, flat: torch.Tensor | None, q: torch.Tensor) -> torch.Tensor | None:
-    """An additive mask [k, 1, T, L] that hides empty slots and later tokens; None where there are
-    no empty slots."""
-    if layer.present is None:
+def _remember(layer: Any, new: torch.Tensor | None, batch: int, slots: int) -> torch.Tensor | None:
+    """Append which sequences have a key in the newest slots to `layer.present`, [B, held], and
+    return it; None while there is no empty slot."""
+    if layer.present is None and new is None:
         return None
-    present = layer.present if flat is None else layer.present.index_select(0, flat)
-    hidden = ~present[:, None, None].expand(-1, 1, q.shape[2], -1)
-    mask = lower_right(q.shape[2], present.shape[1], like=q)
+    held, device = layer.keys.shape[2] - slots, layer.keys.device
+    before, now = (
+        torch.ones(batch, count, dtype=torch.bool, device=device) if known is None else known
+        for known, count in ((layer.present, held), (new, slots))
+    )
+    layer.present = torch.cat((before, now), dim=1)
+    present: torch.Tensor = layer.present
+    return present
+
+
+def _mask_of(present: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """An additive mask [k, 1, T, L] that hides empty slots [k, L] and later tokens; each of the T
+    newest sees itself, so that no row is empty."""
+    num_queries, num_keys = q.shape[2], present.shape[1]
+    mask = lower_right(num_queries, num_keys, like=q)
+    itself = torch.ones_like(mask, dtype=torch.bool).tril(num_keys - num_queries)
+    itself = itself.triu(num_keys - num_queries)
+    hidden = ~present[:, None, None] & ~itself
     return mask.expand(len(q), 1, -1, -1).masked_fill(hidden, float("-inf"))
 
 

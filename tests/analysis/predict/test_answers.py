@@ -100,7 +100,7 @@ def test_chunks_cost_kernels_and_nothing_else() -> None:
     ("name", "family", "knobs"),
     [("shortgpt", "static-m", {"unit": "layer"}), ("SliceGPT", "static-nk-cross", {}),
      ("mixture-of-depths", "dynamic-m", {"unit": "layer"}), ("BLASST", "dynamic-nk",
-     {"blocks": "value"}), ("h2o", "kv-evict", {"keep": "attention"})],
+     {"blocks": "value"}), ("h2o", "kv-evict", {"keep": "accumulated"})],
 )  # fmt: skip
 def test_methods_by_the_names_that_people_type(
     name: str, family: str, knobs: dict[str, str]

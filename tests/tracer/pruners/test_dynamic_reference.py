@@ -15,6 +15,7 @@ from prunescope.tracer.attention.parts import read_attentions
 from prunescope.tracer.attention.pruned import PlainAttention
 from prunescope.tracer.capture.weight_stats import dynamic_stats
 from prunescope.tracer.pruners.kv_evict import attention_mass
+from prunescope.tracer.routing.row_router import RowRouter
 from tests.tracer.dynamic_reference import (
     ARCHITECTURES,
     assert_logits,
@@ -56,6 +57,24 @@ def test_dynamic_m_given_its_routes(model_type: str, fields: dict[str, Any], bat
     share = torch.cat(decode).float().mean()
     assert 0.25 < share < 0.75
     assert not torch.allclose(found[0], reference(dense, ids)[:, :PROMPT], atol=1e-2)
+
+
+def test_rows_that_fill_up_a_sequence_are_no_keys() -> None:
+    """By a threshold the sequences of a batch have other numbers of active tokens; one with fewer
+    is filled up with rows that count for nothing: each sequence as if it ran alone."""
+    dense, ids = small("qwen2"), tokens(3, ALL)
+    model = prune("dynamic-m", dense, 0.5, keys="routed", choose="threshold", select="random").model
+    for module in model.modules():
+        if isinstance(module, RowRouter):  # by their own scores, whatever stands beside them
+            module.sampler.is_random, module.threshold = False, 0.0
+    routes = recorded(model, "self_attn.router")
+    together, _ = steps(model, ids, PROMPT)
+    filled = [rows.gate for calls in routes.values() for rows in calls[:1] if rows is not None]
+    assert any(gate is not None and not bool(gate.all()) for gate in filled)
+    for b in range(3):
+        alone, _ = steps(model, ids[b : b + 1], PROMPT)
+        for ours, theirs in zip(together, alone, strict=True):
+            torch.testing.assert_close(ours[b : b + 1], theirs, rtol=1e-4, atol=1e-4)
 
 
 @each_batch
