@@ -9,7 +9,6 @@ import math
 from dataclasses import dataclass, field, replace
 
 import msgspec
-import numpy as np
 import polars as pl
 
 from prunescope.analysis.comparison.differences import CODE, pair_comparison
@@ -22,7 +21,13 @@ from prunescope.analysis.inputs.side import SidePhase
 from prunescope.analysis.kernels.anatomy import anatomy
 from prunescope.analysis.kernels.phase_kind import format_split
 from prunescope.analysis.ledger.attribution import AttributionInputs, attribution_inputs
-from prunescope.analysis.ledger.gemms import calls_of, pair_calls, report_rows, single_rows
+from prunescope.analysis.ledger.gemms import (
+    along_groups,
+    calls_of,
+    pair_calls,
+    report_rows,
+    single_rows,
+)
 from prunescope.analysis.ledger.ladder import has_ideals, ladder, without_roofline
 from prunescope.analysis.ledger.noise import halves, observer_share
 from prunescope.analysis.ledger.overhead import overhead
@@ -111,7 +116,7 @@ def compare_phase(
     )
     compared = _compared(sides, inputs, evidence, comparison, family)
     exact = units.alignment.exact
-    shown = pairs
+    shown = along_groups(pairs) if _cuts(family, "experts") else pairs
     if any(one.kind == CODE for one in comparison.differences):
         shown = [
             replace(one, dense=None, axis="unknown") for one in pairs if one.pruned is not None
@@ -152,6 +157,11 @@ def _compared(
     bounds = ladder(rows, inputs, is_known=known, is_bounded=bounded and comparison.has_bounds)
     if not has_ideals(units):
         rows, bounds = without_roofline(rows, bounds)
+    sparsity = _realised(sides, evidence, inputs, is_known=known)
+    if _cuts(family, "experts"):
+        bounds = msgspec.structs.replace(
+            bounds, parameters=_ratio(sparsity["parameters"]), bytes=_ratio(sparsity["bytes"])
+        )
     return _Compared(
         comparison=comparison,
         pairing=_pairing(units),
@@ -161,12 +171,17 @@ def _compared(
         observer_share=observer_share(units, domain),
         ledger=rows,
         baseline=totals(dense),
-        sparsity=_realised(evidence, inputs, is_known=known),
+        sparsity=sparsity,
         predicted=_predicted(dense, pruned, inputs, family, bounds, rows),
         overhead=overhead(inputs, dense.kernels, pruned.kernels, family),
         dense=dense,
         notes=_not_in_turns(dense, pruned),
     )
+
+
+def _ratio(removed: float | None) -> float | None:
+    """Dense over pruned, of a share that is gone."""
+    return None if removed is None or removed >= 1 else 1 / (1 - removed)
 
 
 def _not_in_turns(dense: SidePhase, pruned: SidePhase) -> tuple[str, ...]:
@@ -291,6 +306,11 @@ def _check(dense: SidePhase, pruned: SidePhase) -> None:
             )
 
 
+def _cuts(family: FamilyVerdict, unit: str) -> bool:
+    """Whether one of the families of a verdict cuts such units."""
+    return any(unit in one.cuts for one in known(family.id.split("+")))
+
+
 def _nominal(pruned: SidePhase) -> float | None:
     """Nominal sparsity of a run that the tool pruned."""
     pruning = pruned.side.run.pruning if pruned.side.run else None
@@ -311,16 +331,19 @@ def _pairing(units: Units) -> Pairing:
 
 
 def _realised(
-    evidence: Evidence, inputs: AttributionInputs, *, is_known: bool
+    sides: ComparableSides, evidence: Evidence, inputs: AttributionInputs, *, is_known: bool
 ) -> dict[str, float | None]:
     """Realised sparsity in parameters, FLOPs and bytes beside the nominal one. None where no count
-    holds packed weights, or where the work of a side is mostly unknown (not `is_known`)."""
-    units, ratio = inputs.units, inputs.ratio
+    holds packed weights, or where the work of a side is mostly unknown (not `is_known`). Bytes are
+    those of all kernels that have a model, whether or not modules place them."""
+    ratio = inputs.ratio
     size_d, size_p = evidence.parameters
     if is_quantised(evidence):
         size_p = None
-    moved_d = float(np.nansum(units.dense.bytes.mean(axis=1)))
-    moved_p = float(np.nansum(units.pruned.bytes.mean(axis=1)))
+    moved_d, moved_p = (
+        float(side.kernels.frame["bytes"].sum()) / side.kernels.num_steps
+        for side in (sides.dense, sides.pruned)
+    )
     return {
         "nominal": inputs.nominal,
         "parameters": 1 - size_p / size_d if size_d and size_p else None,

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import polars as pl
 
@@ -18,6 +20,7 @@ from prunescope.analysis.findings.context import Context
 from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.kernels.frame import MATMUL, Kernels
 from prunescope.analysis.kernels.role import GEMM_KINDS
+from prunescope.analysis.ledger.experts import EXPERTS
 from prunescope.taxonomy.gemm import Gemm
 from prunescope.taxonomy.roles import BACKWARD, WEIGHT_ROLES
 from prunescope.taxonomy.words import ms, percent, shortened
@@ -86,10 +89,16 @@ def _weights_remade(kernels: Kernels) -> pl.DataFrame:
     matmul = frame.filter(
         (pl.col("class") == "matmul") & pl.col("primary") & pl.col("call").is_not_null()
     )
-    for layer, role, call in matmul.select("layer", "role", "call").unique().iter_rows():
+    routed: dict[tuple[int | None, str], Counter[tuple[int, int]]] = defaultdict(Counter)
+    for layer, role, call, count in _how_often(matmul):
         work = kernels.works[call]
         for gemm in work.gemms if work is not None else ():
             weights.setdefault((layer, role), set()).update({(gemm.n, gemm.k), (gemm.k, gemm.n)})
+            if role == EXPERTS:
+                routed[layer, role][gemm.n, gemm.k] += gemm.m * count
+    for at, rows in routed.items():  # what its experts make may be as large as a weight of theirs
+        seen = {round(number / kernels.num_steps) for number in rows.values()}
+        weights[at] = {shape for shape in weights[at] if shape[0] not in seen}
     in_weights = pl.col("role").is_in(WEIGHT_ROLES) & pl.col("kind").is_in(_MASKING)
     other = frame.filter(in_weights & (pl.col("busy") > 0))
     keys = other.select("layer", "role", "call", "work").unique()
@@ -104,6 +113,12 @@ def _weights_remade(kernels: Kernels) -> pl.DataFrame:
     wanted = pl.DataFrame(hits, schema=keys.schema)
     found = other.join(wanted, on=list(keys.columns), how="semi", nulls_equal=True)
     return found.select("role", "work", "busy")
+
+
+def _how_often(matmul: pl.DataFrame) -> Iterable[tuple[Any, ...]]:
+    """(layer, role, call, how often) of products."""
+    keys = ["layer", "role", "call"]
+    return matmul.group_by(keys, maintain_order=True).len().iter_rows()
 
 
 def _matrix(kernels: Kernels, call: int | None) -> tuple[int, ...] | None:

@@ -15,6 +15,7 @@ import polars as pl
 
 from prunescope.analysis.kernels.collectives import collective_notes
 from prunescope.analysis.kernels.counters import SampledClock, counter_notes, sampled_clock
+from prunescope.analysis.kernels.expected_experts import with_expected_experts
 from prunescope.analysis.kernels.grouped_queries import unfold_queries
 from prunescope.analysis.kernels.host_calls import (
     AllocatorCalls,
@@ -207,6 +208,7 @@ def build(  # noqa: PLR0913
     frame, source = _add_role(frame, trace, linked, calls, modules=modules)
     if replay is not None:
         frame, source = replay.add_roles(frame)
+    works = with_expected_experts(frame, works)
     filled = Filled(frame, source)
     if model is not None:
         from prunescope.analysis.shapes.fill import fill

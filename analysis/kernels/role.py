@@ -6,12 +6,13 @@ roles come from the order of attention and GEMMs in each step, and `source` says
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from prunescope.analysis.kernels.eager_attention import eager_attentions
+from prunescope.analysis.kernels.role_mixture import find_mixture
 from prunescope.analysis.kernels.role_shapes import (
     Size,
     added_back,
@@ -77,7 +78,7 @@ def find_roles(  # noqa: PLR0913
     steps = np.zeros(len(kinds), np.int64) if step is None else step
 
     def ordered() -> Roles:
-        found = _by_order(_marked(kinds, calls, vocabulary), steps, sizes, vocabulary)
+        found = _by_order(_marked(kinds, calls, vocabulary), calls, steps, sizes, vocabulary)
         _by_annotation(parts, kinds, calls, sizes, found)
         tied_heads(found.role, kinds, calls, sizes)
         gated(found.role, found.layer, sizes)
@@ -348,13 +349,15 @@ def _copies(call: OpCall | None) -> bool:
 @dataclass(frozen=True)
 class _Pass:
     """The rows of the attentions and weight GEMMs of one forward pass, and how many of its GEMMs
-    stand before each attention. Two GEMMs through a rank are one: `seconds` has the row of the
-    second one by that of the first."""
+    stand before each attention, but for those of `mixture`: routers and experts, with their roles.
+    Two GEMMs through a rank are one: `seconds` has the row of the second one by that of the
+    first."""
 
     attention: Ints
     gemms: Ints
     before: Ints
     seconds: dict[int, int]
+    mixture: Mapping[int, str]
 
 
 _ATTENDED = "attended"  # the rows of an attention of separate ops behind its first one
@@ -371,7 +374,11 @@ def _marked(kinds: list[str], calls: list[OpCall | None], vocabulary: set[int]) 
 
 
 def _by_order(
-    kinds: list[str], step: Ints, sizes: list[Size | None], vocabulary: set[int]
+    kinds: list[str],
+    calls: list[OpCall | None],
+    step: Ints,
+    sizes: list[Size | None],
+    vocabulary: set[int],
 ) -> Roles:
     """Roles from order: attention kernels divide the weight GEMMs into o, MLP and the next q, k, v.
 
@@ -382,36 +389,60 @@ def _by_order(
     layer = np.full(len(kinds), NONE)
     named = {_ATTENDED: "attention", **{k: k for k in ("attention", "embedding", "sampling")}}
     role = [named.get(kind, "unknown") for kind in kinds]
-    found = (_pass(kinds, rows, sizes) for rows in _passes(kinds, step))
+    found = (_pass(kinds, calls, rows, sizes, vocabulary) for rows in _passes(kinds, step))
     passes = [p for p in found if len(p.attention)]
     inner = np.concatenate([np.diff(p.before) for p in passes]) if passes else np.zeros(0, int)
     if not len(inner):
         return Roles(layer, role, "none")
     usual = int(np.bincount(inner).argmax())
     first = int(np.bincount([p.before[0] for p in passes]).argmax())
-    names = _SEGMENTS.get((usual, first))
-    if names is None or (inner == usual).mean() <= _ALIKE:
+    names = _names(inner, usual, first, routed=any(p.mixture for p in passes))
+    if names is None:
         return Roles(layer, role, "none")
     for forward in passes:
-        _name_pass(forward, names, layer, role)
+        _name_pass(forward, names, usual, layer, role)
         for i in forward.attention.tolist():  # the rows behind the first of separate ops
             for j in range(i + 1, len(kinds)):
                 if kinds[j] != _ATTENDED:
                     break
                 layer[j] = layer[i]
-        rest = forward.gemms[forward.before[-1] + len(names[1]) :]
+        rest = forward.gemms[forward.before[-1] + len(names[usual][1]) :]
         head = last_vocabulary(rest, sizes, vocabulary)
         if head is not None and role[head] == "unknown":
             role[head] = "lm_head"
     return Roles(layer, role, "order")
 
 
+Names = tuple[tuple[str, ...], tuple[str, ...]]  # of projections, of what follows attention
+
+
+def _names(inner: Ints, usual: int, first: int, *, routed: bool) -> dict[int, Names] | None:
+    """Names of the GEMMs around an attention by how many stand up to the next one (`inner`), None
+    where too few of the segments are known. `first`: GEMMs before the first attention. Layers of a
+    plain model are alike; of a mixture (`routed`) some have an MLP instead of experts."""
+    if not routed:
+        plain = _SEGMENTS.get((usual, first))
+        alike = (inner == usual).mean() > _ALIKE
+        return dict.fromkeys(inner.tolist(), plain) if plain is not None and alike else None
+    projections = _PROJECTIONS.get(first)
+    if projections is None:
+        return None
+    found: dict[int, Names] = {first + len(after): (projections, after) for after in _AFTER}
+    is_known = usual in found and np.isin(inner, [*found]).mean() > _ALIKE
+    return found if is_known else None
+
+
 def _name_pass(
-    forward: _Pass, names: tuple[tuple[str, ...], tuple[str, ...]], layer: Ints, role: list[str]
+    forward: _Pass, names: Mapping[int, Names], usual: int, layer: Ints, role: list[str]
 ) -> None:
-    """Put the layers and roles of one pass into the columns."""
-    projections, after = names
+    """Put the layers and roles of one pass into the columns. What follows the last attention is
+    as after most."""
+    numbers = np.searchsorted(forward.attention, [*forward.mixture]) - 1
+    for (i, label), number in zip(forward.mixture.items(), numbers.tolist(), strict=True):
+        layer[i], role[i] = number, label
+    segments = [*np.diff(forward.before).tolist(), usual]
     for n, (i, at) in enumerate(zip(forward.attention, forward.before, strict=True)):
+        projections, after = names.get(segments[n], names[usual])
         layer[i] = n
         left = forward.gemms[max(0, at - len(projections)) : at]
         right = forward.gemms[at : at + len(after)]
@@ -421,12 +452,19 @@ def _name_pass(
                     layer[j], role[j] = n, label
 
 
-def _pass(kinds: list[str], rows: Ints, sizes: list[Size | None]) -> _Pass:
+def _pass(
+    kinds: list[str],
+    calls: list[OpCall | None],
+    rows: Ints,
+    sizes: list[Size | None],
+    vocabulary: set[int],
+) -> _Pass:
     attention = np.array([i for i in rows if kinds[i] == "attention"], np.int64)
-    every = [i for i in rows.tolist() if kinds[i] in _WEIGHED]
-    seconds = _through_ranks(kinds, rows, sizes)
+    mixture = find_mixture(kinds, calls, sizes, rows.tolist(), vocabulary)
+    every = [i for i in rows.tolist() if kinds[i] in _WEIGHED and i not in mixture]
+    seconds = _through_ranks(kinds, np.array([i for i in rows if i not in mixture]), sizes)
     gemms = np.array([i for i in every if i not in {*seconds.values()}], np.int64)
-    return _Pass(attention, gemms, np.searchsorted(gemms, attention), seconds)
+    return _Pass(attention, gemms, np.searchsorted(gemms, attention), seconds, mixture)
 
 
 def _through_ranks(kinds: list[str], rows: Ints, sizes: list[Size | None]) -> dict[int, int]:
@@ -489,3 +527,15 @@ _SEGMENTS = {
     (5, 1): (("qkv",), ("o", "gate", "up", "down")),
     (6, 2): (("q", "kv_b"), ("o", "gate", "up", "down")),
 }
+# Of a model with routers: projections by the number of GEMMs before the first attention, and what
+# follows an attention but for router and experts.
+_PROJECTIONS: dict[int, tuple[str, ...]] = {
+    1: ("qkv",),
+    3: ("q", "k", "v"),
+    4: ("q_a", "q_b", "kv_a", "kv_b"),
+}
+_AFTER: tuple[tuple[str, ...], ...] = (
+    ("o",),
+    ("o", "gate_up", "down"),
+    ("o", "gate", "up", "down"),
+)

@@ -38,6 +38,15 @@ class Call:
     # Least and most of batch, M, N and K over its steps: keys grow; empty where they are not known.
     spans: tuple[tuple[float, float], ...] = ()
     groups: float | None = None  # experts that saw tokens, a step; of other GEMMs None
+    stack: int | None = None  # experts whose matrices one call of a grouped GEMM holds
+    rows: float | None = None  # of experts: rows a step, of all calls; M is that of those with rows
+
+    @property
+    def all_rows(self) -> float:
+        """Rows a step, of all calls together; 0 where M is not known."""
+        if self.rows is not None:
+            return self.rows
+        return (self.m or 0.0) * (self.batch or 1.0) * self.count
 
     @property
     def gemm(self) -> Gemm | None:

@@ -15,6 +15,7 @@ from prunescope.analysis.ledger.call import Call, Key
 from prunescope.taxonomy.gemm import Gemm, axis_moved
 
 EXPERTS = "experts"
+Sizes = tuple[int, int, int, int]  # batch, M, N, K
 _SAME = 0.01  # of the rows: how tokens fall among steps differs by less
 
 
@@ -25,12 +26,20 @@ def moved_axis(dense: Call, pruned: Call) -> str:
     assert pruned.n is not None and pruned.k is not None
     sizes = [Gemm(1, round(call.n or 0), round(call.k or 0)) for call in (dense, pruned)]
     moved = axis_moved(*sizes)
-    before, after = _rows(dense), _rows(pruned)
+    before, after = dense.all_rows, pruned.all_rows
     return "M" if moved == "none" and abs(after - before) > _SAME * before else moved
 
 
-def _rows(call: Call) -> float:
-    return (call.m or 0.0) * (call.batch or 1.0) * call.count
+def of_one_expert(gemm: Gemm) -> Gemm:
+    """The product of each matrix of a stack, that of its weight [N, K] by a column turned round:
+    batched kernels multiply [S, N, K] x [S, K, 1], a matrix for every row."""
+    return replace(gemm, m=gemm.n, n=gemm.m) if gemm.batch > 1 and gemm.n == 1 < gemm.m else gemm
+
+
+def with_rows(dims: Sequence[Sizes]) -> list[Sizes]:
+    """The sizes (batch, M, N, K) of the calls that have rows; all of them where none has any. An
+    expert without tokens multiplies nothing, whether it is called or not."""
+    return [size for size in dims if size[1]] or list(dims)
 
 
 def with_groups(calls: dict[Key, Call], with_tokens: dict[Key, float]) -> dict[Key, Call]:
@@ -46,6 +55,28 @@ def with_groups(calls: dict[Key, Call], with_tokens: dict[Key, float]) -> dict[K
         for key in keys:
             times = max(1, round(with_tokens[key] / once)) if once else 1
             found[key] = replace(calls[key], groups=with_tokens[key] / times)
+    return _named(found)
+
+
+_PER_WIDTH = (1, 2)  # outputs of the first product by channel: up alone, or gate with it
+
+
+def _named(calls: dict[Key, Call]) -> dict[Key, Call]:
+    """The calls, the two products of the experts of a layer by the groups that they are: gate and
+    up make the channels that down reads."""
+    of_layer: dict[tuple[object, ...], list[Key]] = defaultdict(list)
+    for key, call in calls.items():
+        if key[1] == EXPERTS and call.n is not None and call.k is not None:
+            of_layer[key[:3]].append(key)
+    found = dict(calls)
+    for keys in of_layer.values():
+        if len(keys) != len(_PER_WIDTH):
+            continue
+        first, last = sorted(keys, key=lambda key: key[3])
+        up, down = calls[first], calls[last]
+        if up.k == down.n and up.n in [times * (down.k or 0) for times in _PER_WIDTH]:
+            found[first] = replace(up, group="gate_up")
+            found[last] = replace(down, group="down")
     return found
 
 
@@ -54,15 +85,22 @@ def pooled(calls: Sequence[Call]) -> Call:
     bytes, and over layers, of experts that saw tokens; the widest span."""
     first = calls[0]
     count = sum(call.count for call in calls)
+    rows = [call.rows for call in calls]
+    ran = sum(_calls_with_rows(call) for call in calls)
     spans = [call.spans for call in calls if call.spans]
     return replace(
         first,
+        kind=first.kind if len({call.kind for call in calls}) == 1 else "gemm",
         batch=_mean(calls, [call.batch for call in calls]),
-        m=_mean(calls, [call.m for call in calls]),
+        m=_mean(calls, [call.m for call in calls])
+        if None in rows or not ran
+        else _rows(calls) / ran,
         flop=_mean(calls, [call.flop for call in calls]),
         bytes=_mean(calls, [call.bytes for call in calls]),
         count=count,
         groups=_plain_mean(call.groups for call in calls),
+        stack=max((call.stack for call in calls if call.stack is not None), default=None),
+        rows=None if None in rows else sum(call.rows or 0.0 for call in calls),
         spans=tuple(
             (min(low), max(high))
             for low, high in (zip(*s, strict=True) for s in zip(*spans, strict=True))
@@ -70,6 +108,15 @@ def pooled(calls: Sequence[Call]) -> Call:
         if len(spans) == len(calls)
         else (),
     )
+
+
+def _rows(calls: Sequence[Call]) -> float:
+    """Rows of one matrix of a batch."""
+    return sum((call.rows or 0.0) / (call.batch or 1.0) for call in calls)
+
+
+def _calls_with_rows(call: Call) -> float:
+    return (call.rows or 0.0) / ((call.m or 0.0) * (call.batch or 1.0) or 1.0)
 
 
 def _mean(calls: Sequence[Call], values: Sequence[float | None]) -> float | None:

@@ -16,7 +16,14 @@ from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.ledger.alignment import Alignment, with_dense_layer
 from prunescope.analysis.ledger.call import Call, Key
-from prunescope.analysis.ledger.experts import EXPERTS, moved_axis, pooled, with_groups
+from prunescope.analysis.ledger.experts import (
+    EXPERTS,
+    moved_axis,
+    of_one_expert,
+    pooled,
+    with_groups,
+    with_rows,
+)
 from prunescope.analysis.ops.call import Work
 from prunescope.analysis.schema.report import GemmRow as Row
 from prunescope.analysis.schema.report import clock
@@ -54,7 +61,8 @@ class _Sum:
     dims: list[tuple[int, int, int, int]] = field(default_factory=list)
     first: dict[str, object] = field(default_factory=dict)
     known: tuple[int, int] | None = None  # N and K, where M of some call is not known
-    groups: int | None = None  # of a grouped GEMM
+    groups: float | None = None  # of a grouped GEMM
+    stack: int | None = None
     bounds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
 
@@ -79,7 +87,10 @@ def calls_of(
     weights: dict[tuple[object, ...], dict[tuple[int, int], int]] = defaultdict(dict)
     for row in gemms.iter_rows(named=True):
         parts = products[row["call"]] if row["call"] is not None else _UNREAD
-        for i, (gemm, share) in enumerate(parts):
+        for i, (product, share) in enumerate(parts):
+            gemm = product
+            if row["role"] == EXPERTS and product is not None:
+                gemm = of_one_expert(product)
             group = _group(row, i, len(parts), position)
             apart = _APART if gemm is None and row["role"] in UNPLACED else 0
             place = (row["step"], row["unit_layer"], row["role"], group, apart)
@@ -96,6 +107,7 @@ def calls_of(
             sums[key].known = kernels.known.get(row["call"]) or sums[key].known
             work = kernels.works[row["call"]] if row["call"] is not None else None
             sums[key].groups = work.groups if work is not None else None
+            sums[key].stack = work.stack if work is not None else None
     calls = {key: _call(key, s, kernels.num_steps) for key, s in sums.items()}
     with_tokens = {
         key: sum(dims[1] > 0 for dims in s.dims) / kernels.num_steps for key, s in sums.items()
@@ -143,8 +155,11 @@ def _of_own(column: str) -> pl.Expr:
 def _group(
     row: dict[str, object], index: int, logical: int, position: dict[tuple[object, ...], int]
 ) -> str:
-    """qk and pv for attention (fused, or in the order in which an eager one multiplies)."""
+    """qk and pv for attention (fused, or in the order in which an eager one multiplies); of a
+    kernel of experts that does both products, gate_up and down."""
     role = str(row["role"])
+    if logical == 2 and row["kind"] == "grouped_gemm":
+        return ("gate_up", "down")[index]
     if logical == 2:
         return ("qk", "pv")[index]
     if role == "attention":
@@ -177,6 +192,10 @@ def _more(total: float | None, value: object, share: float) -> float | None:
 def _call(key: Key, total: _Sum, num_steps: int) -> Call:
     first, dims = total.first, total.dims
     mean: list[float | None] = [None] * 4
+    rows = None
+    if key[1] == EXPERTS and dims:
+        rows = sum(batch * m for batch, m, _, _ in dims) / num_steps
+        dims = with_rows(dims)
     if total.known is not None:
         mean = [1, None, *total.known]
     elif dims:
@@ -201,6 +220,8 @@ def _call(key: Key, total: _Sum, num_steps: int) -> Call:
         shapes=first["shapes"],  # type: ignore[arg-type]
         spans=tuple((min(sizes), max(sizes)) for sizes in zip(*dims, strict=True)),
         groups=total.groups,
+        stack=total.stack,
+        rows=None if total.known is not None else rows,
         count=total.calls / num_steps,
         flop=mean_of(total.flop),
         bytes=mean_of(total.bytes),
@@ -242,6 +263,15 @@ def pair_calls(dense: dict[Key, Call], pruned: dict[Key, Call]) -> list[Pair]:
             pairs.append(Pair(key, partner, pruned[key], axis))
     pairs += [Pair(k, call, None, "gone") for k, call in dense.items() if k not in pruned]
     return pairs
+
+
+def along_groups(pairs: list[Pair]) -> list[Pair]:
+    """The pairs of a phase with fewer experts: the axis of their GEMMs, whose N, K and rows are as
+    they were, is the number of groups."""
+    return [
+        replace(one, axis="G") if one.key[1] == EXPERTS and one.axis == "none" else one
+        for one in pairs
+    ]
 
 
 def _fused(calls: dict[Key, Call], parts: Mapping[str, int]) -> dict[Key, Call]:
@@ -376,7 +406,9 @@ def _is_attention_of_unknown_shape(call: Call) -> bool:
 
 
 def _make(call: Call) -> tuple[object, ...]:
-    return (call.role, call.group, call.op, call.kind, call.dtype, call.shapes, *_dims(call))
+    # Whether an expert sees one row or several is its router's choice.
+    kind = "gemm" if call.role == EXPERTS and call.kind == "gemv" else call.kind
+    return (call.role, call.group, call.op, kind, call.dtype, call.shapes, *_dims(call))
 
 
 def _dims(call: Call | None) -> tuple[float | None, ...]:
@@ -489,4 +521,6 @@ def _kept(dense: Call, pruned: Call | None, calls: float | None) -> dict[str, fl
         old, new = getattr(dense, axis), getattr(pruned, axis)
         if old and new is not None and old != new:
             out["heads" if axis == "batch" else axis] = new / old
+    if of_experts and dense.stack and pruned.stack and pruned.stack != dense.stack:
+        out["groups"] = pruned.stack / dense.stack
     return out

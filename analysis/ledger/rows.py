@@ -30,6 +30,7 @@ NOT_EXPLAINED = "not_explained"
 # Names of the part of a row that belongs to no unit.
 _RESTS = {"coverage": "gaps kept", "launch_idle": "tail", NOT_EXPLAINED: "gaps kept"}
 _NOTHING = 1e-6  # ns: below it a part is a rounding error and not listed
+_SAME_BYTES = 0.01  # results of other routes are written to other places
 
 
 @dataclass(frozen=True)
@@ -95,10 +96,22 @@ def build_rows(
 
 
 def untouched(units: Units, ratio: Ratios) -> frozenset[tuple[str, str]]:
-    """The (role, class) of which all FLOPs are kept, or bytes where no FLOPs are modelled."""
+    """The (role, class) of which all FLOPs are kept, or bytes where no FLOPs are modelled; not
+    those that read fewer bytes for them, as fewer experts do."""
     return frozenset(
-        key for key, rows in _groups(units).items() if _is_whole(_kept(units, ratio, rows))
+        key
+        for key, rows in _groups(units).items()
+        if _is_whole(_kept(units, ratio, rows)) and not _reads_less(units, rows)
     )
+
+
+def _reads_less(units: Units, rows: list[int]) -> bool:
+    """Whether units that are on both sides read fewer bytes on the pruned one."""
+    both = [i for i in rows if units.matched[i]]
+    dense, pruned = (
+        float(side.bytes[both].mean(axis=1).sum()) for side in (units.dense, units.pruned)
+    )
+    return pruned < dense * (1 - _SAME_BYTES)  # False where one of them is not known
 
 
 def _dense_against_dense(name: str, halves: Split) -> Floats:

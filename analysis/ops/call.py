@@ -61,7 +61,9 @@ class Work:
     dtype: str | None  # our name of the matmul operands' format
     kind: str
     causal: bool | None = None
-    groups: int | None = None  # matrices of a grouped GEMM that are read at most
+    groups: float | None = None  # matrices of a grouped GEMM that are read
+    stack: int | None = None  # matrices that a grouped GEMM holds, read or not
+    each: float | None = None  # bytes of one of them
 
 
 @dataclass(frozen=True, slots=True)

@@ -171,6 +171,7 @@ _PATTERNS: tuple[tuple[str, str], ...] = (
     ("gather_scatter", r"kv_?cache_kernel|reshape_and_cache|concat_and_cache|store_kv_?cache"
                        r"|set_(mla_)?kv_buffer|kv_indices|page_indices"),
     ("comm", r"deep_ep|internode(_ll)?::|intranode::"),
+    ("grouped_gemm", r"deep_gemm::.*GemmType\)[12]"),  # contiguous, masked
     ("attention", r"sage_?att|qattn|qk_int\w*_sv_|_attn_inst_buf|_attn_int8"),
     ("attention", r"flash(?!_?infer)|fmha|attention|attn_fwd|attn_bwd|AttnFwd|\bmha_"
                   r"|aiter::f?mha|(?<![a-z])mla_(?!kv)|BatchPrefill|BatchDecode"

@@ -195,13 +195,16 @@ def grouped_mm(call: OpCall) -> Work:
     gemm = Gemm(a.shape[-2], b.shape[-1], a.shape[-1])
     if ranks == (3, 3):
         gemm = replace(gemm, batch=a.shape[0])
+    stack = next((t.shape[0] for t in (b, a) if len(t.shape) > 2), groups)
     if ranks == (2, 3):
         b = _first(b, a.shape[0])
     elif ranks == (3, 2):
         a = _first(a, b.shape[1])
     work = gemm_work(gemm, a, b, out=out, kind="grouped_gemm")
     stacked = b if len(b.shape) > 2 else a
-    work = replace(work, groups=stacked.shape[0] if len(stacked.shape) > 2 else groups)
+    read = stacked.shape[0] if len(stacked.shape) > 2 else groups
+    each = size(gemm.n * gemm.k, b.dtype) if ranks == (2, 3) else None
+    work = replace(work, groups=read, stack=stack, each=each)
     if ranks == (2, 2):
         # K is split over the groups, and each group has a result of its own.
         if groups is None:

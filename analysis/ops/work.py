@@ -9,6 +9,7 @@ from __future__ import annotations
 from prunescope.analysis.ops import (
     attention,
     convolution,
+    experts,
     matmul,
     memory,
     pointwise,
@@ -31,7 +32,8 @@ __all__ = ["MODELS", "NEED_RESULT", "USUAL_KINDS", "OpCall", "Work", "op_model",
 
 # Importing a module registers its models; the tuple is the list of them.
 MODEL_MODULES = (
-    attention, convolution, matmul, memory, pointwise, quantised, serving, sparse, training,
+    attention, convolution, experts, matmul, memory, pointwise, quantised, serving, sparse,
+    training,
 )  # fmt: skip
 
 
@@ -41,7 +43,7 @@ def work_of(call: OpCall) -> Work | None:
     if not call.shapes:
         return None
     model = MODELS.get(call.name) or pointwise.generated(call.name)
-    model = model or quantised.custom_product(call.name)
+    model = model or quantised.custom_product(call.name) or experts.custom_grouped(call.name)
     if model is None:
         return None
     try:

@@ -270,6 +270,16 @@ def _kept(merged: MergedRow) -> Cell:
     return Cell(text or numbers.UNKNOWN)
 
 
+_SPLIT = {
+    "pv": "† a fused attention kernel: its time is split by the FLOPs of QKᵀ and PV",
+    "down": "† a fused kernel of experts: its time is split by the FLOPs of gate and up, and down",
+}
+
+
+def _is_split(gemm: GemmRow, group: str) -> bool:
+    return gemm.split and ("pv" if gemm.group in ("qk", "pv") else "down") == group
+
+
 def _gemm_notes(gemms: list[GemmRow], shown: list[GemmRow], unit: numbers.Scale) -> list[str]:
     notes = []
     if hidden := len(gemms) - len(shown):
@@ -281,7 +291,7 @@ def _gemm_notes(gemms: list[GemmRow], shown: list[GemmRow], unit: numbers.Scale)
     if any(g.simulated for g in shown):
         notes.append("* simulated: the device has no such kernel; the time is of a stand-in")
     if any(g.split for g in shown):
-        notes.append("† a fused attention kernel: its time is split by the FLOPs of QKᵀ and PV")
+        notes += [text for group, text in _SPLIT.items() if any(_is_split(g, group) for g in shown)]
     if concurrent := [g for g in shown if _is_concurrent(g)]:
         notes.append(_concurrent_note(concurrent, unit))
     if with_auxiliary := [g for g in shown if _has_auxiliary(g)]:

@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from msgspec import UNSET
+
 from prunescope.analysis.report import numbers
 from prunescope.analysis.report.view import Cell, Column, Table
 from prunescope.analysis.schema.report import (
@@ -48,7 +50,14 @@ LADDER = {
     "busy": ("kernel (busy)", "measured kernel time, without gaps"),
     "realised": ("realised", "measured wall time"),
 }
-EXACT = frozenset({"nominal", "flop"})  # bounds that are arithmetic: they have no interval
+# Of a family that keeps FLOPs: what it promises instead, and what of that this batch shows.
+_INSTEAD = {
+    "parameters": ("parameters", "dense parameters ÷ pruned parameters: memory, no time by itself"),
+    "bytes": ("bytes", "dense bytes ÷ pruned bytes of a step, at this batch"),
+}
+EXACT = frozenset(
+    {"nominal", "flop", *_INSTEAD}
+)  # bounds that are arithmetic: they have no interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +141,17 @@ def telling(row: Row | LedgerPart | OverheadPart, rows: list[Row]) -> list[float
     is_wall = isinstance(row, Row) and row.row in TOTALS
     nothing = max(map(abs, row.ci95)) > _FAR * longest or (is_wall and row.ci95[0] < 0)
     return None if nothing else row.ci95
+
+
+def rungs(ladder: Ladder) -> dict[str, tuple[str, str]]:
+    """LADDER, with parameters and bytes beside the FLOPs where the family keeps these."""
+    has = [name for name in _INSTEAD if getattr(ladder, name) is not UNSET]
+    out: dict[str, tuple[str, str]] = {}
+    for name, words in LADDER.items():
+        out |= {"parameters": _INSTEAD["parameters"]} if name == "flop" and has else {}
+        out[name] = words
+        out |= {"bytes": _INSTEAD["bytes"]} if name == "flop" and has else {}
+    return out
 
 
 def telling_interval(ladder: Ladder, name: str) -> list[float] | None:
@@ -273,7 +293,7 @@ def ladder_table(phase: Phase) -> Table | None:
     if ladder is None:
         return None
     rows = []
-    for name, (label, assumption) in LADDER.items():
+    for name, (label, assumption) in rungs(ladder).items():
         value = getattr(ladder, name)
         share = numbers.share_of(ladder.realised, value)
         rows.append(

@@ -96,7 +96,8 @@ class _ReportPage(Page):
     def _ladder(self, phase: Phase) -> RenderableType:
         ladder = phase.ladder
         assert ladder is not None
-        values = {name: getattr(ladder, name) for name in ledger_view.LADDER}
+        rungs = ledger_view.rungs(ladder)
+        values = {name: getattr(ladder, name) for name in rungs}
         ends = {name: ledger_view.telling_interval(ladder, name) for name in values}
         spans = {name: ledger_view.interval_span(ladder, name) for name in values}
         top = max((v for v in values.values() if v is not None), default=1.0)
@@ -105,7 +106,7 @@ class _ReportPage(Page):
         apart = any(ends[n] for n in ends if n != "realised") and room - widest >= _SHORTEST
         room = max(_SHORTEST, min(40, room - widest * apart))
         grid = self._grid(columns=4 + apart)
-        for name, (label, _) in ledger_view.LADDER.items():
+        for name, (label, _) in rungs.items():
             value, span, realised = values[name], spans[name], name == "realised"
             share = numbers.percent(numbers.share_of(ladder.realised, value), decimals=0)
             extra = share if value is None else f"realised is {share} of it"

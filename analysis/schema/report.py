@@ -76,7 +76,8 @@ class GemmRow(GemmShape, kw_only=True):
     dense_batch: Annotated[int | None, meaning("matrices in a call of it")] = None
     dense_count: Annotated[float | None, meaning("calls of it", "calls a step")] = None
     axis: Annotated[
-        str | None, meaning("what moved: none, M, N, K, NK, heads, rank, 2:4, gone, added, unknown")
+        str | None,
+        meaning("what moved: none, M, N, K, NK, G, heads, rank, 2:4, gone, added, unknown"),
     ] = None
     keep: Annotated[
         dict[str, float] | None,
@@ -123,7 +124,10 @@ class GemmRow(GemmShape, kw_only=True):
     loss_ns: Annotated[float | None, meaning("busy_ns − promised_ns")] = None
     groups: Annotated[
         float | None,
-        meaning("experts that saw tokens, a layer and step; of a grouped GEMM, its matrices"),
+        meaning(
+            "experts that saw tokens, a layer and step; of a grouped GEMM as many as a router that "
+            "chooses evenly is expected to choose"
+        ),
     ] = None
     dense_groups: Annotated[float | None, meaning("of the dense GEMMs")] = None
     m_min: Annotated[int | None, meaning("rows of the expert that saw fewest")] = None
@@ -233,6 +237,14 @@ class Ladder(msgspec.Struct, kw_only=True):
     roofline_ci95: list[float] | None = None
     busy_ci95: list[float] | None = None
     share_of_bound_ci95: list[float] | None = None
+    parameters: Annotated[
+        float | None | msgspec.UnsetType,
+        meaning("dense / pruned parameters, of a family that keeps FLOPs; absent: another one"),
+    ] = msgspec.UNSET
+    bytes: Annotated[
+        float | None | msgspec.UnsetType,
+        meaning("dense / pruned bytes at this batch, of a family that keeps FLOPs"),
+    ] = msgspec.UNSET
 
     def interval_of(self, bound: str) -> list[float] | None:
         """The 95 % interval of a bound or of `share_of_bound`; None of nominal and FLOPs."""

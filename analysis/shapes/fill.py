@@ -183,9 +183,9 @@ class Writer:
                 return None, None, None
             if rows is None or not trial.experts.all_rows:
                 return (product, None), None, (product.n, product.k)
-            pairs = rows * shape.experts_per_token
-            key: object = (product, pairs, name)
-            return key, lambda: expert_work(product, pairs, shape.experts, name, dtype), None
+            tokens = rows
+            key: object = (product, tokens, name)
+            return key, lambda: expert_work(product, tokens, shape, name, dtype), None
         if rows is None or slot.what == EXPERT:
             return (slot, None), None, (slot.n, slot.k)
         m, kind = rows, item.kind

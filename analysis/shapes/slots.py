@@ -14,6 +14,7 @@ from itertools import product
 
 from prunescope.analysis.ops.attention import AttentionSizes, attention_work
 from prunescope.analysis.ops.call import Operand, Work
+from prunescope.analysis.ops.experts import expected_experts, reading, stack_of
 from prunescope.analysis.ops.matmul import gemm_work
 from prunescope.taxonomy.gemm import Gemm
 from prunescope.taxonomy.shape import ModelShape
@@ -207,13 +208,18 @@ def linear_work(slot: Slot, rows: int, kernel: str, kind: str, config: str | Non
     return gemm_work(Gemm(rows, slot.n, slot.k), a, w, out=out, kind=kind)
 
 
-def expert_work(slot: Slot, rows: int, experts: int, kernel: str, config: str | None) -> Work:
-    """The work of one product of all experts: `rows` pairs of a token and an expert. At most
-    `experts` matrices are read, and no more than there are rows."""
+def expert_work(
+    slot: Slot, tokens: int, shape: ModelShape, kernel: str, config: str | None
+) -> Work:
+    """The work of one product of all experts: as many matrices are read as an even router is
+    expected to choose for so many tokens."""
     inputs, weights = formats(kernel, config)
-    read = Operand((min(experts, rows), slot.n, slot.k), weights)
+    rows = tokens * shape.experts_per_token
+    read = Operand((min(shape.experts, rows), slot.n, slot.k), weights)
     a = Operand((rows, slot.k), inputs)
-    return gemm_work(Gemm(rows, slot.n, slot.k), a, read, out="bf16", kind=GROUPED + "_gemm")
+    work = gemm_work(Gemm(rows, slot.n, slot.k), a, read, out="bf16", kind=GROUPED + "_gemm")
+    expected = expected_experts(shape.experts, shape.experts_per_token, tokens)
+    return reading(stack_of(work, shape.experts, read), expected)
 
 
 def fused_attention(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from prunescope.analysis.kernels.frame import Kernels
+from prunescope.analysis.ledger.experts import EXPERTS
 from prunescope.analysis.schema.report import FamilyVerdict
 from prunescope.analysis.verdict.evidence import Evidence
 from prunescope.taxonomy.families import known
@@ -221,8 +222,14 @@ def _roles(dense: Kernels, pruned: Kernels) -> Iterator[Caveat]:
         yield Caveat("other-roles", numbers=(now, before))
 
 
+def _without_experts(kernels: Kernels) -> pl.DataFrame:
+    """The rows but for those of experts: how often these run is their number, and their router's
+    choice."""
+    return kernels.frame.filter(pl.col("role") != EXPERTS)
+
+
 def _known_roles(kernels: Kernels) -> float | None:
-    frame = kernels.frame
+    frame = _without_experts(kernels)
     total = int(frame["busy"].sum())
     known = int(frame.filter(pl.col("role").is_in(UNPLACED).not_())["busy"].sum())
     return known / total if total else None
@@ -230,7 +237,7 @@ def _known_roles(kernels: Kernels) -> float | None:
 
 def _roles_by_count(kernels: Kernels) -> float:
     """The share of kernels that have a role."""
-    roles = kernels.frame["role"]
+    roles = _without_experts(kernels)["role"]
     return int(roles.is_in(UNPLACED).not_().sum()) / max(1, len(roles))
 
 

@@ -1,7 +1,6 @@
 """Pairs that are no pruning, or an extension that no family of the paper holds.
 
-In: Evidence. Out: a Reason, or None; REASONS is the order in which they are tried. Experts that are
-fewer, or fewer of them a token, are M of the expert GEMMs: by extension, "expert dropping".
+In: Evidence. Out: a Reason, or None; REASONS is the order in which they are tried.
 """
 
 from __future__ import annotations
@@ -126,32 +125,6 @@ def _dtypes_text(old: str, new: str) -> str:
     return f"the GEMMs run in {new}, the dense ones in {old}: {what}"
 
 
-def fewer_experts(e: Evidence) -> Reason | None:
-    """Fewer experts, or fewer of them for each token, while all else is as it was."""
-    experts = [p for p in e.pairs if p.key[1] == "experts"]
-    if not experts or not _else_unmoved(e):
-        return None
-    weights_d, rows_d = _experts(p.dense for p in experts)
-    weights_p, rows_p = _experts(p.pruned for p in experts)
-    if not rows_d or not weights_p <= weights_d:
-        return None
-    lines: list[str] = []
-    numbers: dict[str, float | None] = {}
-    router = next((p for p in e.pairs if p.key[1] == "router" and p.axis == "N"), None)
-    if router is not None and router.dense is not None and router.pruned is not None:
-        numbers |= {"dense": router.dense.n, "pruned": router.pruned.n}
-        lines.append(f"fewer experts: N of the router {router.dense.n:g} → {router.pruned.n:g}")
-    if rows_p < rows_d * (1 - _SAME):
-        numbers |= {"rows": rows_p / rows_d}
-        lines.append(
-            f"fewer experts a token: their GEMMs see {percent(rows_p / rows_d)} of the rows"
-        )
-    if not lines:
-        return None
-    text = f"{'; '.join(lines)}. By extension: expert dropping, M of the expert GEMMs"
-    return Reason(kind="fewer-experts", lines=(text,), numbers=numbers)
-
-
 def inputs(e: Evidence) -> Reason | None:
     """Another batch or length: rows of every linear in one ratio."""
     found = other_inputs(e.pairs, e.convolutions)
@@ -250,7 +223,6 @@ NOTHING_MOVED = "where no family was detected and no GEMM moved"
 REASONS: tuple[tuple[str, Callable[[Evidence], Reason | None]], ...] = (
     (FIRST, conditions),  # with other settings, all that follows is meaningless
     (FIRST, replaced),
-    (FIRST, fewer_experts),  # its GEMMs see fewer rows, as those of skipped tokens do
     (NO_DYNAMIC, other_dtype),
     (NO_DYNAMIC, inputs),
     (NO_DYNAMIC, larger),
@@ -288,16 +260,6 @@ def other_routes(e: Evidence) -> bool:
     return bool(experts) and not others and same
 
 
-def _else_unmoved(e: Evidence) -> bool:
-    """Whether only experts moved, and N of the router."""
-
-    def fits(pair: Pair) -> bool:
-        role = pair.key[1]
-        return role == "experts" or pair.axis == "none" or (role == "router" and pair.axis == "N")
-
-    return all(map(fits, e.pairs))
-
-
 def _experts(calls: Iterable[Call | None]) -> tuple[set[tuple[int, int]], float]:
     """The weights [N, K] of the expert GEMMs, and the rows that all of them see in a step."""
     weights: set[tuple[int, int]] = set()
@@ -305,5 +267,5 @@ def _experts(calls: Iterable[Call | None]) -> tuple[set[tuple[int, int]], float]
     for call in calls:
         if call is not None and call.gemm is not None and call.m is not None:
             weights.add((call.gemm.n, call.gemm.k))
-            rows += call.m * call.count * (call.batch or 1)
+            rows += call.all_rows
     return weights, rows

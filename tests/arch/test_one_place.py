@@ -175,9 +175,7 @@ def test_every_family_has_its_two_files_and_its_detector() -> None:
         wanted = IDS if place == PLACES[0] else TRACED
         assert {path.stem.replace("_", "-") for path in there} == set(wanted)
     assert set(family_ids()) == set(TRACED)
-    # Those of experts have none yet.
-    unread = set(TRACED) - {one.family.id for one in detectors()}
-    assert unread <= {"static-experts", "static-topk"}
+    assert {one.family.id for one in detectors()} == set(TRACED)
 
 
 def test_detectors_stand_in_their_order() -> None:
@@ -188,8 +186,8 @@ def test_detectors_stand_in_their_order() -> None:
     )
     assert [one.family.id for one in detectors()] == [
         "dynamic-depth", "dynamic-m", "token-drop", "kv-evict", "dynamic-nk", "dynamic-width",
-        "static-m", "static-k-24", "static-k-mask", "static-k-lowrank", "static-nk",
-        "static-nk-heads", "static-nk-mlp", "static-nk-cross",
+        "static-m", "static-experts", "static-topk", "static-k-24", "static-k-mask",
+        "static-k-lowrank", "static-nk", "static-nk-heads", "static-nk-mlp", "static-nk-cross",
     ]  # fmt: skip
 
 

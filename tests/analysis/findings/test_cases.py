@@ -50,6 +50,7 @@ from tests.analysis.finding_cases import (
     sparse_attention,
     tiled,
 )
+from tests.analysis.mixture import mixture
 from tests.chrome import chrome, gap, k, module, op, step
 
 ZEROS = {"census": census(0.5, 0.6), "dense_census": census(0.0)}
@@ -217,6 +218,20 @@ CASES: list[Case] = [
     ("unsteady-clocks", None, (),
      pruned_run(plain(), plain(), clocks(1.98e9, 1.95e9), dense_run=clocks(1.98e9, 1.95e9))),
     ("unsteady-clocks", None, (), pruned_run(plain(), plain(), {}, dense_run={})),
+    # Eight tokens that all go to two experts, of eight and of the four that are left.
+    ("experts-read-alike", "warning", ("reads 2 of 4 experts a layer", "read 2 of 8 before"),
+     lambda t: of_pair(t, mixture((8, 8, *[0] * 6)), mixture((8, 8, 0, 0)))),
+    ("experts-read-alike", None, (),
+     lambda t: of_pair(t, mixture((2,) * 8), mixture((4,) * 4))),
+    # The same experts, and others that the router chose.
+    ("experts-read-alike", None, (),
+     lambda t: of_pair(t, mixture((8, 8, 0, 0)), mixture((4, 4, 4, 4)))),
+    ("expert-imbalance", "info", ("fullest expert sees 8 rows", "32.0 times the mean of 0.2"),
+     lambda t: alone(t, mixture((8, *[0] * 31)))),
+    ("expert-imbalance", None, (), lambda t: alone(t, mixture((2,) * 8))),
+    ("routing-cost", "warning", ("gatherTopK",),
+     lambda t: alone(t, mixture((4,) * 4, routing_us=60))),
+    ("routing-cost", None, (), lambda t: alone(t, mixture((4,) * 4))),
 ]  # fmt: skip
 
 

@@ -3,49 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from prunescope.analysis.pipeline import Analysis, analyze
 from prunescope.analysis.report.gemm_table import gemm_table
 from prunescope.analysis.schema.report import GemmRow, Phase
+from tests.analysis.mixture import F, H, mixture
 from tests.chrome import chrome, k, module, op, save, step
-
-H, F, V = 64, 96, 512
-
-
-def mm(m: int, n: int, kk: int) -> Any:
-    return op("aten::mm", [m, kk], [kk, n], dtype="c10::BFloat16", kernels=[k(us=3, name="gemm")])
-
-
-def layer(i: int, rows: tuple[int, ...], width: int = F, experts: int | None = None) -> Any:
-    """A layer whose experts see `rows` tokens each: gate, up and down of every one, in turn."""
-    at = f"model.layers.{i}"
-    tokens = 8
-    heads = [1, 2, tokens, 32]
-    return [
-        module(
-            f"{at}.self_attn",
-            *(module(f"{at}.self_attn.{x}_proj", mm(tokens, H, H)) for x in "qkv"),
-            op("aten::_scaled_dot_product_flash_attention", heads, heads, heads,
-               kernels=[k(us=2, name="flash_fwd")]),
-            module(f"{at}.self_attn.o_proj", mm(tokens, H, H)),
-        ),
-        module(
-            f"{at}.mlp",
-            module(f"{at}.mlp.gate", mm(tokens, experts or len(rows), H)),
-            *(
-                module(
-                    f"{at}.mlp.experts.{e}",
-                    module(f"{at}.mlp.experts.{e}.gate_proj", mm(m, width, H)),
-                    module(f"{at}.mlp.experts.{e}.up_proj", mm(m, width, H)),
-                    module(f"{at}.mlp.experts.{e}.down_proj", mm(m, H, width)),
-                )
-                for e, m in enumerate(rows)
-            ),
-        ),
-    ]  # fmt: skip
 
 
 def compared(
@@ -54,8 +19,7 @@ def compared(
     """Dense layers, and pruned ones whose experts are `width` wide."""
     traces = []
     for name, layers, wide in (("dense", dense, F), ("pruned", pruned, width)):
-        items = [x for i, rows in enumerate(layers) for x in layer(i, rows, wide)]
-        traces.append(save(chrome(step(0, *items)), path / f"{name}.json"))
+        traces.append(save(mixture(*layers, width=wide), path / f"{name}.json"))
     return analyze(traces[1], baseline=traces[0])
 
 
@@ -73,12 +37,16 @@ def test_an_expert_pruned_model_has_two_rows(tmp_path: Path) -> None:
     phase = only(compared([(3, 0, 5, 8), (4, 4, 4, 4)], [(7, 9), (8, 8)], tmp_path))
     up, down = rows_of(phase)
     for row, per_expert in ((up, 2), (down, 1)):
-        assert (row.axis, row.keep) == ("none", {})
+        assert (row.axis, row.keep) == ("G", {})
         assert (row.count, row.dense_count) == (4 * per_expert, 8 * per_expert)
-        # Three and four of the dense experts saw tokens, and both of the pruned ones.
+        # Three and four of the dense experts saw tokens, and both of the pruned ones: 32 rows of
+        # seven, and of four.
         assert (row.dense_groups, row.groups) == (3.5, 2)
-        assert (row.m, row.dense_m, row.m_min, row.m_max) == (8, 4, 7, 9)
+        assert (row.m, row.dense_m, row.m_min, row.m_max) == (8, 5, 7, 9)
     assert (up.n, up.k, down.n, down.k) == (F, H, H, F)
+    assert (up.group, down.group) == ("gate_up", "down")
+    assert phase.family is not None
+    assert (phase.family.id, phase.family.confidence) == ("static-experts", 0.9)
     # Nothing multiplies less: 2·16·F·H·3 a layer on both sides.
     assert phase.sparsity is not None
     assert phase.sparsity["flop"] == pytest.approx(0, abs=0.01)

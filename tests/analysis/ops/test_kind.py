@@ -129,6 +129,11 @@ GEMV = "void gemv2T_kernel_val<int, int, __nv_bfloat16, 128, 16, 4, 4, false, fa
         ("_fwd_kernel_stage2", "attention"),
         ("_fwd_grouped_kernel_stage1", "attention"),
         ("void deep_ep::internode_ll::dispatch<true, 4, 7168>", "comm"),
+        (
+            "void deep_gemm::sm90_fp8_gemm_1d2d_impl<(cute::UMMA::Major)0, 0u, 4096u, 7168u, 32u, "
+            "(deep_gemm::GemmType)1>",
+            "grouped_gemm",
+        ),
         ("_w8a8_triton_block_scaled_mm", "gemm"),
         ("my_property_kernel", "unknown"),
         ("", "unknown"),

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from prunescope.analysis.ledger.gemms import Call
+from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.schema.report import Phase
 from prunescope.analysis.verdict.detectors.widths import expert_channels
 from prunescope.analysis.verdict.evidence import Evidence
+from tests.analysis.mixture import H, mixture, mm
 from tests.analysis.verdict.test_dynamic import changed, evidence, model, verdict
+from tests.chrome import chrome, module, op, save, step
+from tests.chrome import k as kernel
 
-H = 64
+Rows = list[tuple[int, ...]]  # rows of every expert, a tuple a layer
 Weights = list[tuple[int, int, int]]  # rows, N, K of every call of the experts
 
 
@@ -131,3 +137,90 @@ def test_mixers_and_experts_are_linears_too() -> None:
     assert verdict(evidence(dense, left)).id == "static-m"
     nothing = verdict(evidence(dense, {}))
     assert "none of the" in nothing.evidence[0]
+
+
+def pair(path: Path, dense: Rows, pruned: Rows, **more: Any) -> Phase:
+    """A pair of made-up traces: a tuple a layer, rows an expert."""
+    before, after = mixture(*dense, **more), mixture(*pruned, **more)
+    sides = [save(one, path / f"{n}.json") for n, one in (("p", after), ("d", before))]
+    return analyze(sides[0], baseline=sides[1]).report.phases["trace"]
+
+
+FEW, MANY = (8, 8, 0, 0), (2, 2, 2, 2, 2, 2, 2, 2)
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize(
+    ("dense", "pruned", "family", "says"),
+    [
+        ([MANY] * 3, [FEW] * 3, "static-experts", "in 3 of 3 layers: N of the router 8 → 4"),
+        ([MANY] * 3, [FEW, MANY, (4, 4, 4, 4, 0)], "static-experts", "8 → 4 to 5, by layer"),
+        ([MANY] * 3, [(1,) * 8] * 3, "static-topk", "rows of their GEMMs a token 2 → 1"),
+        ([MANY] * 3, [(2, 2, 2, 2)] * 3, "static-experts+static-topk", "2 → 1"),
+        ([(8,) * 8] * 3, [(8,) * 4] * 3, "static-experts", "8 → 4"),  # all run on all tokens
+        ([MANY] * 3, [FEW + (0, 0, 0, 0)] * 3, None, ""),  # the router chose others
+        ([FEW] * 3, [MANY] * 3, None, ""),  # more experts: no pruning
+    ],
+)
+def test_fewer_experts_with_and_without_modules(
+    dense: Rows, pruned: Rows, family: str | None, says: str, named: bool, tmp_path: Path
+) -> None:
+    found = pair(tmp_path, dense, pruned, named=named).family
+    assert found is not None
+    if family is None:
+        assert not found.id.startswith("static")
+        return
+    assert set(found.id.split("+")) == set(family.split("+"))
+    assert any(says in line for line in found.evidence), found.evidence
+    # Order alone names a router: that is less than its module's name.
+    assert found.confidence in ((0.9, 1.0) if named else (0.8,))
+
+
+def test_experts_by_order_are_those_that_modules_name(tmp_path: Path) -> None:
+    """A shared expert behind them is none of them; what was removed is the same either way."""
+    rows, removed = [], []
+    for named in (True, False):
+        path = tmp_path / str(named)
+        path.mkdir()
+        phase = pair(path, [MANY] * 3, [FEW] * 3, named=named, shared=True)
+        rows.append({(g.role, g.n, g.k, g.axis, g.count, g.dense_count) for g in phase.gemms})
+        removed.append(phase.sparsity)
+    assert removed[0] == removed[1]
+    assert removed[0]["flop"] == pytest.approx(0, abs=0.02)
+    assert (removed[0]["bytes"] or 0) > 0.1  # two experts of a layer are read, where eight were
+    assert {row for row in rows[0] if row[0] in ("experts", "shared_expert", "router")} == {
+        row for row in rows[1] if row[0] in ("experts", "shared_expert", "router")
+    }
+
+
+def test_a_rank_with_a_part_of_the_experts_is_no_pruning(tmp_path: Path) -> None:
+    """The router still chooses from all of them."""
+
+    def grouped(experts: int) -> Any:
+        at = "model.layers.0.mlp"
+        stack = op("aten::_grouped_mm", [16, H], [experts, H, 96], [experts],
+                   dtypes=["c10::BFloat16", "c10::BFloat16", "int"],
+                   kernels=[kernel(us=3, name="grouped_gemm")])  # fmt: skip
+        gate = module(f"{at}.gate", mm(8, 8, H))
+        return chrome(step(0, module(at, gate, module(f"{at}.experts", stack))))
+
+    sides = [save(grouped(n), tmp_path / f"{n}.json") for n in (4, 8)]
+    family = analyze(sides[0], baseline=sides[1]).report.phases["trace"].family
+    assert family is not None
+    assert "static-experts" not in family.id
+
+
+def test_the_stack_of_a_grouped_kernel_is_enough(tmp_path: Path) -> None:
+    """No module, no router, no run: 16 matrices became 12."""
+
+    def grouped(experts: int) -> Any:
+        stack = op("aten::_grouped_mm", [64, H], [experts, H, 96], [experts],
+                   dtypes=["c10::BFloat16", "c10::BFloat16", "int"],
+                   kernels=[kernel(us=3, name="grouped_gemm")])  # fmt: skip
+        return chrome(step(0, mm(16, H, H), stack, mm(16, H, H)))
+
+    sides = [save(grouped(n), tmp_path / f"{n}.json") for n in (12, 16)]
+    family = analyze(sides[0], baseline=sides[1]).report.phases["trace"].family
+    assert family is not None
+    assert (family.id, family.confidence) == ("static-experts", 0.9)
+    assert "16 → 12" in family.evidence[0]

@@ -141,12 +141,12 @@ def mixtral(at: Path, **fields: Any) -> str:
 @pytest.mark.parametrize(
     "fields, wanted, says",
     [
-        ({"num_local_experts": 4}, "outside", ["N of the router 8 → 4"]),
-        ({"num_experts_per_tok": 1}, "outside", ["50 % of the rows"]),
+        ({"num_local_experts": 4}, "static-experts", ["in 2 of 2 layers: N of the router 8 → 4"]),
+        ({"num_experts_per_tok": 1}, "static-topk", ["rows of their GEMMs a token 2 → 1"]),
         (
             {"num_local_experts": 4, "num_experts_per_tok": 1},
-            "outside",
-            ["N of the router 8 → 4", "50 % of the rows"],
+            "static-experts+static-topk",
+            ["N of the router 8 → 4"],
         ),
         ({"intermediate_size": 48}, "static-nk-mlp", ["fewer MLP channels"]),
         ({"num_hidden_layers": 1}, "static-m", ["1 of 2 layers gone"]),
@@ -160,8 +160,6 @@ def test_experts(fields: dict[str, Any], wanted: str, says: list[str], tmp_path:
     for family in families(run).values():
         assert family.id == wanted
         assert all(text in family.evidence[0] for text in says)
-        if wanted == "outside":
-            assert "By extension: expert dropping" in family.evidence[0]
 
 
 GEMMA = {

@@ -1,0 +1,242 @@
+"""Mixtures of experts: why fewer experts are no faster here, how unevenly tokens fall, and what the
+choice of experts costs.
+
+In: a Context. Out: Found, or None. Times are ns a step, as recorded.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import polars as pl
+
+from prunescope.analysis.findings.context import Context
+from prunescope.analysis.findings.registry import Found, finding
+from prunescope.analysis.ledger.experts import EXPERTS
+from prunescope.analysis.schema.report import GemmRow, Phase
+from prunescope.taxonomy.expert_routing import expert_load, fullest_expert
+from prunescope.taxonomy.roles import BACKWARD
+from prunescope.taxonomy.words import ms, percent, shortened
+
+ROUTER = "router"
+_ALIKE = 0.5  # of the share of experts that are gone: saved reads below it are alike
+_WORTH = 0.1  # of the experts that a step reads: fewer of them are no gain to plan with
+_MOST_TOKENS = 1 << 16  # up to which a gain is looked for
+_UNEVEN = 2.0  # times the fullest expert of an even router, which chance makes fuller than the mean
+_LARGE = 0.1  # of the step
+# What a layer of experts does beside its products and its activation: chooses, sorts, moves rows.
+_MOVES = ("routing", "sampling", "gather_scatter", "layout", "scan", "reduction", "memset")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Side:
+    """A layer's experts of one side, means over layers and steps: how many there are, how many get
+    tokens, tokens a step, and experts a token."""
+
+    experts: float
+    read: float
+    tokens: float
+    per_token: int
+
+    @property
+    def can_choose(self) -> bool:
+        """Whether a token leaves experts out."""
+        return 0 < self.per_token < self.experts
+
+
+@finding("experts-read-alike", "warning", compares=True)
+def experts_read_alike(c: Context) -> Found | None:
+    """A step reads about as many experts as before, though fewer are left: they save memory alone.
+
+    Which of them a step reads is the router's choice: with few tokens most experts were not read
+    before either.
+    """
+    dense, pruned = _sides(c)
+    if dense is None or pruned is None or not pruned.experts < dense.experts:
+        return None
+    gone, saved = 1 - pruned.experts / dense.experts, 1 - pruned.read / dense.read
+    if saved >= _ALIKE * gone:
+        return None
+    now, before = _bytes(c, of_dense=False), _bytes(c, of_dense=True)
+    return Found(
+        text=f"fewer experts save little time at {_tokens(pruned.tokens)} a step: it reads "
+        f"{_count(pruned.read)} of {_count(pruned.experts)} experts a layer, and read "
+        f"{_count(dense.read)} of {_count(dense.experts)} before",
+        evidence=[
+            f"each token goes to {pruned.per_token} experts of a layer",
+            *([f"GEMMs of experts move {now / before:.2f} × the dense bytes"] if before else []),
+            *_memory(c),
+        ],
+        change=_from_where(dense, pruned),
+        explains=frozenset([EXPERTS]),
+    )
+
+
+def _from_where(dense: _Side, pruned: _Side) -> str:
+    """From how many tokens on an even router reads a tenth fewer experts, and what else helps."""
+    memory = "use the memory that is free for a larger batch or a longer context"
+    if not pruned.can_choose or not dense.can_choose:
+        return memory
+    tokens = 1
+    while tokens < _MOST_TOKENS and _saved(dense, pruned, tokens) < _WORTH:
+        tokens *= 2
+    if _saved(dense, pruned, tokens) < _WORTH:
+        return memory
+    low = tokens // 2
+    while tokens - low > 1:
+        middle = (low + tokens) // 2
+        low, tokens = (low, middle) if _saved(dense, pruned, middle) >= _WORTH else (middle, tokens)
+    return (
+        f"{memory}: from {_tokens(tokens)} a step on, a router that chooses evenly reads "
+        f"{percent(_WORTH)} fewer experts"
+    )
+
+
+def _saved(dense: _Side, pruned: _Side, tokens: int) -> float:
+    """The share of the experts read that is saved, expected of a router that chooses evenly."""
+    before, after = (
+        expert_load(
+            None, "", experts=round(one.experts), per_token=one.per_token, tokens=tokens
+        ).distinct
+        for one in (dense, pruned)
+    )
+    return 1 - after / before
+
+
+def _memory(c: Context) -> Iterable[str]:
+    share = c.phase.sparsity.get("parameters")
+    if share:
+        yield f"{percent(share)} of the parameters are gone from memory"
+
+
+def _bytes(c: Context, *, of_dense: bool) -> float:
+    """Of the GEMMs of experts, a step; 0 where they are not known."""
+    calls = [p.dense if of_dense else p.pruned for p in c.pairs or [] if p.key[1] == EXPERTS]
+    known = [
+        call.bytes * call.count for call in calls if call is not None and call.bytes is not None
+    ]
+    return sum(known)
+
+
+@finding("expert-imbalance", "info")
+def expert_imbalance(c: Context) -> Found | None:
+    """One expert of a layer sees far more rows than the mean, and than chance alone would send."""
+    side = _sides(c)[1]
+    rows = [g for g in _expert_rows(c.phase) if g.kind != "grouped_gemm" and g.m_max is not None]
+    if side is None or not rows or not side.can_choose:
+        return None
+    most = max(g.m_max or 0 for g in rows)
+    mean = side.tokens * side.per_token / side.experts
+    even = fullest_expert(
+        None, "", experts=round(side.experts), per_token=side.per_token, tokens=side.tokens
+    )
+    if most < _UNEVEN * even:
+        return None
+    return Found(
+        text=f"the fullest expert sees {most} rows in a step, {most / mean:.1f} times the mean of "
+        f"{mean:.1f}",
+        evidence=[
+            f"a router that chooses evenly sends {even:.0f} rows to the fullest of "
+            f"{_count(side.experts)} experts",
+            f"{_count(side.read)} of {_count(side.experts)} experts of a layer get tokens a step",
+        ],
+        change="balance the router (its bias, or its loss in training); under expert parallelism "
+        "hold the fullest experts on several ranks",
+    )
+
+
+@finding("routing-cost", "warning")
+def routing_cost(c: Context) -> Found | None:
+    """Choosing experts, sorting tokens by them and moving their rows takes much of the step."""
+    frame = c.kernels.frame
+    role = pl.col("role").str.strip_suffix(BACKWARD)
+    moves = (role == EXPERTS) & pl.col("kind").is_in(_MOVES)
+    rows = frame.filter((role == ROUTER) | moves)
+    if rows.is_empty() or not frame.select((role == EXPERTS).any()).item():
+        return None
+    steps = c.kernels.num_steps
+    busy = int(rows["busy"].sum()) / steps
+    if busy < _LARGE * c.phase.wall_ns:
+        return None
+    names = rows.with_columns(shown=pl.coalesce("name", "op")).group_by(
+        "shown", maintain_order=True
+    )
+    sums = names.agg(pl.col("busy").sum(), pl.len()).sort("busy", "shown", descending=[True, False])
+    products = frame.filter((role == EXPERTS) & (pl.col("class") == "matmul"))
+    return Found(
+        text=f"choosing experts and moving rows to them takes {percent(busy / c.phase.wall_ns)} of "
+        f"the step ({ms(busy)}); their GEMMs take {ms(int(products['busy'].sum()) / steps)}",
+        evidence=[
+            f"{shortened(str(row['shown']))}: {ms(row['busy'] / steps)} in "
+            f"{row['len'] / steps:.0f} kernels a step"
+            for row in sums.head(4).iter_rows(named=True)
+        ],
+        change="run the experts with fused or grouped kernels, which gather rows by themselves",
+        explains=frozenset([ROUTER]),
+    )
+
+
+def _expert_rows(phase: Phase) -> list[GemmRow]:
+    return [g for g in phase.gemms if g.role == EXPERTS and g.groups is not None]
+
+
+def _sides(c: Context) -> tuple[_Side | None, _Side | None]:
+    """The dense and the pruned side, each None where its router or its experts are not known."""
+    routers = [g for g in c.phase.gemms if g.role == ROUTER and g.n is not None and g.n > 1]
+    rows = _expert_rows(c.phase)
+    if not routers or not rows:
+        return None, None
+    tokens = sum((g.m or 0) * g.count for g in routers) / sum(g.count for g in routers)
+    pruned = _side([g.n for g in routers], [g.groups for g in rows], tokens, _routed(rows))
+    before = [g.dense_groups for g in rows]
+    dense = _side([g.dense_n for g in routers], before, tokens, _routed_before(c))
+    return dense, pruned
+
+
+def _routed(rows: list[GemmRow]) -> float | None:
+    """Rows of a layer's experts, all together: of the product that runs once for each."""
+    known = [
+        g.flop * g.count / (2 * g.n * g.k * len(g.layers))
+        for g in rows
+        if g.flop is not None and g.n and g.k and g.layers
+    ]
+    return min(known, default=None)
+
+
+def _routed_before(c: Context) -> float | None:
+    """The same of the dense side."""
+    layers = {p.key[0] for p in c.pairs or [] if p.key[1] == EXPERTS and p.dense is not None}
+    rows: dict[int, float] = defaultdict(float)  # by product of a layer
+    for pair in c.pairs or []:
+        if pair.key[1] == EXPERTS and pair.dense is not None:
+            rows[pair.key[3]] += pair.dense.all_rows / len(layers)
+    return min((value for value in rows.values() if value), default=None)
+
+
+def _side(
+    experts: Sequence[float | None],
+    read: Sequence[float | None],
+    tokens: float,
+    routed: float | None,
+) -> _Side | None:
+    """`routed`: rows of all experts of a layer together."""
+    there, seen = _mean(experts), _mean(read)
+    if not there or not seen or not tokens or not routed:
+        return None
+    per_token = max(1, round(routed / tokens))
+    return _Side(experts=there, read=seen, tokens=tokens, per_token=per_token)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
+
+
+def _tokens(value: float) -> str:
+    return "1 token" if value == 1 else f"{_count(value)} tokens"
+
+
+def _count(value: float) -> str:
+    return f"{value:.0f}" if abs(value - round(value)) < 0.05 else f"{value:.1f}"

@@ -1,0 +1,140 @@
+"""Routers and experts by order, where no module says which products are theirs.
+
+In: kinds, op calls and sizes of one pass's rows in time order. Out: the roles of routers and of
+what runs behind them (experts, shared_expert), by row. A router is the product whose result a top-k
+reads: as many values a row as it has outputs. What multiplies between it and the next layer's
+projections are its experts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from prunescope.analysis.kernels.role_shapes import Size
+from prunescope.analysis.ops.call import OpCall
+from prunescope.analysis.ops.work import work_of
+
+_PLAIN = ("gemm", "gemv", "sparse_gemm")
+_OF_MANY = ("grouped_gemm", "batched_gemm")
+_TOP_K = "aten::topk"
+
+
+def find_mixture(
+    kinds: Sequence[str],
+    calls: Sequence[OpCall | None],
+    sizes: Sequence[Size | None],
+    rows: Sequence[int],
+    vocabulary: set[int],
+) -> dict[int, str]:
+    """The routers of a pass (`rows`, in time order) and what runs behind each, but for the
+    projections of the next layer: as many products as there are before the first attention."""
+    attentions = [at for at, i in enumerate(rows) if kinds[i] == "attention"]
+    if not attentions:
+        return {}
+    products = [at for at, i in enumerate(rows) if kinds[i] in (*_PLAIN, *_OF_MANY)]
+    projections = sum(at < attentions[0] for at in products)
+    found: dict[int, str] = {}
+    for first, last in _segments(attentions, len(rows)):
+        here = [at for at in products if first < at < last]
+        if last < len(rows):
+            here = here[: len(here) - projections]
+        else:
+            here = [at for at in here if not _is_of(sizes[rows[at]], vocabulary)]
+        routers = (n for n, at in enumerate(here) if _routes(at, rows, kinds, calls, sizes))
+        router = next(routers, len(here))
+        if router + 1 < len(here):
+            found[rows[here[router]]] = "router"
+            found |= _behind([rows[at] for at in here[router + 1 :]], kinds, calls, sizes)
+    return found
+
+
+def _segments(attentions: list[int], end: int) -> Iterator[tuple[int, int]]:
+    """(an attention, the next one or the end) by position in the pass."""
+    yield from zip(attentions, [*attentions[1:], end], strict=True)
+
+
+def _is_of(size: Size | None, vocabulary: set[int]) -> bool:
+    return size is not None and size[1] in vocabulary
+
+
+def _routes(
+    at: int,
+    rows: Sequence[int],
+    kinds: Sequence[str],
+    calls: Sequence[OpCall | None],
+    sizes: Sequence[Size | None],
+) -> bool:
+    """Whether a top-k reads the result of a product, before the next product: as many values as it
+    made. A kernel that routes by itself (a gating softmax of a serving engine) says so by name."""
+    size = sizes[rows[at]]
+    if kinds[rows[at]] not in _PLAIN:
+        return False
+    for later in range(at + 1, len(rows)):
+        i = rows[later]
+        if kinds[i] in (*_PLAIN, *_OF_MANY, "attention"):
+            return False
+        call = calls[i]
+        if call is not None and call.name == _TOP_K:
+            scores = call.shapes[0] if call.shapes and isinstance(call.shapes[0], tuple) else ()
+            if size is not None and scores and math.prod(scores) == size[0] * size[1]:
+                return True
+        elif kinds[i] == "routing":
+            return True
+    return False
+
+
+def _behind(
+    products: Sequence[int],
+    kinds: Sequence[str],
+    calls: Sequence[OpCall | None],
+    sizes: Sequence[Size | None],
+) -> dict[int, str]:
+    """Roles of the products behind a router. Where kernels multiply by many experts at once, plain
+    ones are of shared experts, but for those of one matrix of the many, which a CPU runs inside.
+    Else the first is of an expert, and so are those of its size and of the one that reads its
+    channels: of these as many at most, what runs behind is shared."""
+    many = {i for i in products if kinds[i] in _OF_MANY}
+    if many:
+        inside = {weight for i in many for weight in _weights(calls[i])}
+        return {
+            i: "experts" if i in many or _weight(sizes[i]) in inside else _beside(sizes[i])
+            for i in products
+        }
+    up = _weight(sizes[products[0]])
+    if up is None:
+        return dict.fromkeys(products, "experts")
+    down = next(
+        (
+            weight
+            for i in products
+            if (weight := _weight(sizes[i])) is not None
+            and weight[0] == up[1]
+            and up[0] in (weight[1], 2 * weight[1])
+        ),
+        None,
+    )
+    ups = sum(_weight(sizes[i]) == up for i in products)
+    found: dict[int, str] = {}
+    downs = 0
+    for i in products:
+        weight = _weight(sizes[i])
+        downs += weight == down != up
+        routed = weight == up or weight == down and downs <= ups
+        found[i] = "experts" if routed else _beside(sizes[i])
+    return found
+
+
+def _weights(call: OpCall | None) -> set[tuple[int, int]]:
+    """N and K of the matrices of a grouped or batched product."""
+    work = None if call is None else work_of(call)
+    return set() if work is None else {(gemm.n, gemm.k) for gemm in work.gemms}
+
+
+def _weight(size: Size | None) -> tuple[int, int] | None:
+    return None if size is None else size[1:]
+
+
+def _beside(size: Size | None) -> str:
+    """A product with one output is the gate of a shared expert, which decides a row at a time."""
+    return "router" if size is not None and size[1] == 1 else "shared_expert"

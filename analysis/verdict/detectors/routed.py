@@ -1,0 +1,227 @@
+"""Families of mixtures of experts, read back: fewer experts in a layer, or fewer for each token.
+
+In: Evidence. Out: a Detection, or None. Which experts see how many tokens is the router's choice:
+what is compared is how many there are (N of the router, matrices of a stack, matrices that a run
+lists) and the rows that all of them see together, a token.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from prunescope.analysis.ledger.experts import EXPERTS
+from prunescope.analysis.ledger.gemms import Call, Pair
+from prunescope.analysis.verdict.detectors import detector
+from prunescope.analysis.verdict.evidence import Detection, Evidence, matrices
+from prunescope.taxonomy.run_blocks import WeightStats
+
+ROUTER = "router"
+_ONE_OF_MANY = re.compile(r"(?:^|\.)experts\.(\d+)\.")
+_STACKED = 3  # dimensions of the matrices of all experts of a layer in one tensor
+_SAME = 0.01  # of the rows: a trace whose steps are cut differently has as many but for that
+_BY_ORDER = 0.8  # confidence where order alone tells which GEMM is a router's
+_ONE_SOURCE = 0.9  # confidence where either the router or the weights say it, and the other is mute
+_ROUTER_IS_WHOLE = 0.6  # confidence where the weights fell, and the router still has all outputs
+_UNEVEN = 0.7  # confidence where tokens go to another number of experts on average alone
+
+
+@dataclass(frozen=True)
+class Fewer:
+    """Numbers (dense, pruned) by layer, and what they are read from."""
+
+    numbers: Mapping[int | None, tuple[float, float]]
+    source: str
+
+    @property
+    def fell(self) -> bool:
+        """Whether they fell in some layer, and rose in none."""
+        pairs = self.numbers.values()
+        return any(new < old for old, new in pairs) and all(new <= old for old, new in pairs)
+
+    @property
+    def arrow(self) -> str:
+        """`16 → 8`, or `16 → 4 to 8, by layer`; of the layers that fell."""
+        fallen = [(old, new) for old, new in self.numbers.values() if new < old]
+        old = max(before for before, _ in fallen)
+        least, most = (pick(after for _, after in fallen) for pick in (min, max))
+        text = f"{_number(old)} → {_number(least)}"
+        return text if least == most else f"{text} to {_number(most)}, by layer"
+
+    @property
+    def count(self) -> int:
+        """Layers that fell."""
+        return sum(new < old for old, new in self.numbers.values())
+
+
+@detector("static-experts")
+def static_experts(e: Evidence) -> Detection | None:
+    """Outputs of the router, and matrices of the stack or of the list of experts, that fell."""
+    by_router, others = _by_router(e), [_by_stack(e), _by_weights(e)]
+    found = [one for one in (by_router, *others) if one is not None and one.fell]
+    if not found:
+        return None
+    shown = by_router if by_router is not None and by_router.fell else None
+    confidence = 1.0 if len(found) > 1 else _ONE_SOURCE
+    if by_router is not None and shown is None:
+        if found[-1].source != _WEIGHTS:
+            return None  # a rank of several holds a part of the experts, and routes to all
+        confidence = _ROUTER_IS_WHOLE
+    if e.by_order:
+        confidence = min(confidence, _BY_ORDER)
+    lines = [f"fewer experts in {_layers(one)}: {one.source} {one.arrow}" for one in found]
+    layers = {n for one in found for n, (old, new) in one.numbers.items() if new < old}
+
+    def touches(pair: Pair) -> float:
+        here = pair.key[0] in layers or layers == {None}
+        return float(here and pair.key[1] in (EXPERTS, ROUTER))
+
+    return Detection(lines, touches, confidence)
+
+
+@detector("static-topk")
+def static_topk(e: Evidence) -> Detection | None:
+    """Rows of the GEMMs of experts fell, while the router sees as many tokens as before."""
+    routes = _routes(e)
+    if routes is None or not routes.fell:
+        return None
+    fallen = [pair for pair in routes.numbers.values() if pair[1] < pair[0]]
+    whole = routes.source == _PER_TOKEN and all(_is_whole(x) for pair in fallen for x in pair)
+    confidence = 1.0 if whole else _UNEVEN
+    if e.by_order:
+        confidence = min(confidence, _BY_ORDER)
+    line = f"fewer experts a token in {_layers(routes)}: {routes.source} {routes.arrow}"
+    layers = {n for n, (old, new) in routes.numbers.items() if new < old}
+
+    def touches(pair: Pair) -> float:
+        return float(pair.key[1] == EXPERTS and pair.key[0] in layers)
+
+    return Detection([line], touches, confidence)
+
+
+_WEIGHTS = "matrices of experts that the run lists"
+_STACK = "matrices in one call of the grouped GEMM"
+_N = "N of the router"
+_PER_TOKEN = "rows of their GEMMs a token"
+_ROWS = "rows of their GEMMs"
+
+
+def _by_router(e: Evidence) -> Fewer | None:
+    """N of the routers; what decides with one output (a gate of the shared expert) is none."""
+    found = {
+        p.key[0]: (p.dense.n, p.pruned.n)
+        for p in e.pairs
+        if p.key[1] == ROUTER and p.dense is not None and p.pruned is not None
+        if p.dense.n is not None and p.pruned.n is not None and p.dense.n > 1
+    }
+    return Fewer(found, _N) if found else None
+
+
+def _by_stack(e: Evidence) -> Fewer | None:
+    """The first dimension of the weights of grouped GEMMs, by layer where both sides know it; else
+    of all, where each side has stacks of one size."""
+    sides = [_stacks(e, side) for side in ("dense", "pruned")]
+    dense, pruned = sides
+    both = {n: (dense[n], pruned[n]) for n in dense.keys() & pruned.keys()}
+    if both and None not in both:
+        return Fewer(both, _STACK)
+    sizes = [{*side.values()} for side in sides]
+    if all(len(one) == 1 for one in sizes):
+        return Fewer({None: (min(sizes[0]), min(sizes[1]))}, _STACK)
+    return None
+
+
+def _stacks(e: Evidence, side: str) -> dict[int | None, float]:
+    """By layer the largest stack of its grouped GEMMs."""
+    found: dict[int | None, float] = {}
+    for pair in e.pairs:
+        call: Call | None = getattr(pair, side)
+        if call is not None and call.stack is not None:
+            found[pair.key[0]] = max(call.stack, found.get(pair.key[0], 0))
+    return found
+
+
+def _by_weights(e: Evidence) -> Fewer | None:
+    """Experts in the matrices that both runs list, by layer of the dense model."""
+    dense, pruned = _listed(e.stats_dense), _listed(e.stats_pruned)
+    if len(pruned) < len(dense):  # layers are gone, and those behind them have other numbers
+        moved = e.units.alignment.dense_layer
+        pruned = {moved.get(n, -1 - n): count for n, count in pruned.items()}
+    both: dict[int | None, tuple[float, float]] = {
+        n: (dense[n], pruned[n]) for n in dense.keys() & pruned.keys()
+    }
+    return Fewer(both, _WEIGHTS) if both else None
+
+
+def _listed(stats: WeightStats | None) -> dict[int, float]:
+    """Experts by layer: the first dimension of a stack, or the matrices that are numbered."""
+    found: dict[int, float] = {}
+    numbered: dict[int, set[str]] = defaultdict(set)
+    for one in matrices(stats):
+        if one.role != EXPERTS or one.layer is None or one.shape is None:
+            continue
+        if len(one.shape) == _STACKED:
+            found[one.layer] = max(one.shape[0], found.get(one.layer, 0))
+        elif one.name is not None and (name := _ONE_OF_MANY.search(one.name)) is not None:
+            numbered[one.layer].add(name[1])
+    return {**{layer: len(names) for layer, names in numbered.items()}, **found}
+
+
+def _routes(e: Evidence) -> Fewer | None:
+    """Experts a token by layer: rows of their GEMMs over rows of the router. Without a router the
+    rows themselves, where every other GEMM sees as many as before."""
+    tokens = _tokens(e)
+    if any(new != old for old, new in tokens.values()):
+        return None  # tokens do not get to the router: those that do may have as many experts
+    if not tokens and any(
+        p.axis == "M" for p in e.pairs if p.key[1] != EXPERTS and p.key[2] not in ("qk", "pv")
+    ):
+        return None
+    rows: dict[int | None, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    least: dict[int | None, float] = {}  # of a product: gate and up apart are two, down is one
+    for pair in (one for one in e.pairs if one.key[1] == EXPERTS):
+        layer = pair.key[0]
+        for side, call in enumerate((pair.dense, pair.pruned)):
+            rows[layer][side] += call.all_rows if call is not None else 0.0
+        if pair.dense is not None and pair.dense.all_rows:
+            least[layer] = min(pair.dense.all_rows, least.get(layer, math.inf))
+    there = by_router.numbers if (by_router := _by_router(e)) is not None else {}
+    found: dict[int | None, tuple[float, float]] = {}
+    for layer, (old, new) in rows.items():
+        if old and new:
+            each = least[layer] / (tokens.get(layer, (1.0, 1.0))[0] or 1.0)
+            if layer in there and each >= (1 - _SAME) * there[layer][0]:
+                continue  # every expert runs on every token, chosen or not
+            same = abs(new - old) <= _SAME * old
+            found[layer] = (each, each if same else each * new / old)
+    known = bool(found) and found.keys() <= tokens.keys()
+    return Fewer(found, _PER_TOKEN if known else _ROWS) if found else None
+
+
+def _tokens(e: Evidence) -> dict[int | None, tuple[float, float]]:
+    """Rows a step (dense, pruned) of the router of each layer."""
+    found: dict[int | None, tuple[float, float]] = {}
+    for pair in e.pairs:
+        old, new = pair.dense, pair.pruned
+        if pair.key[1] != ROUTER or old is None or new is None or old.n is None or old.n <= 1:
+            continue
+        if old.m is not None and new.m is not None:
+            found[pair.key[0]] = (old.m * old.count, new.m * new.count)
+    return found
+
+
+def _layers(one: Fewer) -> str:
+    """`3 of 4 layers`; `the layers` where their numbers are not known."""
+    known = [n for n in one.numbers if n is not None]
+    return f"{one.count} of {len(known)} layers" if known else "the layers"
+
+
+def _is_whole(value: float) -> bool:
+    return abs(value - round(value)) <= _SAME * value
+
+
+def _number(value: float) -> str:
+    return f"{round(value)}" if _is_whole(value) else f"{value:.3g}"
