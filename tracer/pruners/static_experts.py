@@ -158,7 +158,7 @@ def _masked(mixtures: Sequence[Mixture], chosen: Sequence[Sequence[int]]) -> Ite
     for mixture, kept in zip(mixtures, chosen, strict=True):
         gone = torch.ones(mixture.total, dtype=torch.bool)
         gone[list(kept)] = False
-        router = mixture.routers[0]
+        router = (*mixture.routers, mixture.block)[0]
         handles.append(router.register_forward_pre_hook(mask.entering(gone)))
         handles.append(router.register_forward_hook(mask.leaving))
         for term in mixture.terms():
