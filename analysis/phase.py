@@ -284,9 +284,7 @@ def _phase(
         step_ns=sums.step_ns,
         cold_steps=sums.cold_steps,
         first_call_ns=sums.first_call_ns,
-        routing=routing_of(
-            own.side.run, None if found.dense is None else found.dense.side.run, own.name
-        ),
+        routing=routing_of(own.side.run, found.dense.side.run if found.dense else None, own.name),
     )
 
 

@@ -152,11 +152,13 @@ def _measure(point: Point) -> str:
 def _masked(mixtures: Sequence[Mixture], chosen: Sequence[Sequence[int]]) -> Iterator[None]:
     """Within, the logits of routers are −∞ for all experts but the chosen, and so are the terms
     that are added to them."""
-    mask, handles, before = _Mask(), [], []
+    mask = _Mask()
+    handles: list[Any] = []
+    before: list[tuple[torch.Tensor, torch.Tensor]] = []
     for mixture, kept in zip(mixtures, chosen, strict=True):
         gone = torch.ones(mixture.total, dtype=torch.bool)
-        gone[kept] = False
-        router = mixture.routers[0]
+        gone[list(kept)] = False
+        router = (*mixture.routers, mixture.block)[0]
         handles.append(router.register_forward_pre_hook(mask.entering(gone)))
         handles.append(router.register_forward_hook(mask.leaving))
         for term in mixture.terms():
