@@ -174,6 +174,7 @@ class Side:
             phase=kind,
             model=self.model,
             modules=modules,
+            experts_read=self._experts_read(name),
         )
         if kernels.lacks_kernels:
             count, lost = (kernels.linked.launches[key] for key in ("events", "lost"))
@@ -240,6 +241,12 @@ class Side:
         if trace is self.bare:
             return self._windows_of_bare
         return find_windows(trace, phase_pattern=self.options.phase_pattern)
+
+    def _experts_read(self, phase: str) -> float | None:
+        """Experts of a layer that got a token in a step, as the run counted: the mean over layers;
+        None where it counted none."""
+        counted = [*self.run.distinct_experts.get(phase, {}).values()] if self.run else []
+        return sum(counted) / len(counted) if counted else None
 
     def _eager(
         self, name: str, windows: Windows, kind: str | None

@@ -1,8 +1,9 @@
-"""How many experts the grouped GEMMs of a trace read, where it tells how many tokens there are.
+"""How many experts the grouped GEMMs of a trace read: as the run counted, or as tokens let expect.
 
-In: the kernels frame with roles, and the works of its calls. Out: the works, those of grouped GEMMs
-with the experts that an even router is expected to choose. The rows of such a call are tokens times
-experts a token; the router of as many experts has a row a token.
+In: the kernels frame with roles, the works of its calls and, of a run, its count. Out: the works,
+those of grouped GEMMs with the experts that a step reads; without a count as many as an even router
+is expected to choose. The rows of such a call are tokens times experts a token; the router of as
+many experts has a row a token.
 """
 
 from __future__ import annotations
@@ -17,8 +18,16 @@ from prunescope.analysis.ops.experts import expected_experts, reading
 _GROUPED = "grouped_gemm"
 
 
-def with_expected_experts(frame: pl.DataFrame, works: list[Work | None]) -> list[Work | None]:
-    """The works; those whose router is not known keep the most that their rows can read."""
+def with_expected_experts(
+    frame: pl.DataFrame, works: list[Work | None], counted: float | None = None
+) -> list[Work | None]:
+    """The works; without a count (`counted`, experts of a layer that get a token in a step) those
+    whose router is not known keep the most that their rows can read."""
+    if counted is not None:
+        return [
+            work if work is None or not _rows(work) else _as_counted(work, counted)
+            for work in works
+        ]
     tokens = _tokens(frame, works)
     ways = {
         call: [
@@ -39,6 +48,11 @@ def with_expected_experts(frame: pl.DataFrame, works: list[Work | None]) -> list
             read = expected_experts(work.stack, per_token, rows // per_token)
             out[call] = reading(work, read)
     return out
+
+
+def _as_counted(work: Work, counted: float) -> Work:
+    """No more than there are rows, or matrices."""
+    return reading(work, min(counted, work.gemms[0].m, work.stack or counted))
 
 
 def _rows(work: Work) -> int:

@@ -181,12 +181,14 @@ def build(  # noqa: PLR0913
     phase: str | None = None,
     model: ModelConfig | AutoModel | None = None,
     modules: bool = True,
+    experts_read: float | None = None,
 ) -> Kernels:
     """All passes of one phase: link, replay, kind, role, shapes, work, class, waves, bound, idle.
 
     `eager`: a trace of the same step without a graph, for the ops of graph replays. `phase`: keep
     the steps that a serving engine's annotations say are of this phase. `model`: gives shapes that
     the trace did not record. `modules`: with the roles that recorded modules give; else by order.
+    `experts_read`: of a layer in a step, where the run counted them.
     """
     linked = link(trace, windows)
     if phase is not None:
@@ -210,7 +212,7 @@ def build(  # noqa: PLR0913
     frame, source = _add_role(frame, trace, linked, calls, modules=modules)
     if replay is not None:
         frame, source = replay.add_roles(frame)
-    works = with_expected_experts(frame, works)
+    works = with_expected_experts(frame, works, experts_read)
     filled = Filled(frame, source)
     if model is not None:
         from prunescope.analysis.shapes.fill import fill

@@ -191,9 +191,15 @@ def _mixture(model: Any, layer: int, path: str, total: int) -> Mixture:
     if groups < 2 or any(getattr(one, "topk_method", "") == "greedy" for one in routers):
         groups = 1
     found = Mixture(
-        layer=layer, path=path, block=block, routers=routers, total=total, top_k=top_k,
-        groups=groups, open_groups=_first_int(routers, ("topk_group",)) if groups > 1 else 1,
-    )  # fmt: skip
+        layer=layer,
+        path=path,
+        block=block,
+        routers=routers,
+        total=total,
+        top_k=top_k,
+        groups=groups,
+        open_groups=_first_int(routers, ("topk_group",)) if groups > 1 else 1,
+    )
     has_matrix = any(not vector for *_, vector in found._terms())
     ambiguous = total in _widths(found)
     tables = [t for r in routers for _, t in _tensors(r) if not t.is_floating_point()]

@@ -11,6 +11,7 @@ from prunescope.analysis.ops.call import OpCall
 from prunescope.analysis.ops.work import work_of
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.schema.report import GemmRow
+from tests.analysis.finding_cases import pair
 from tests.chrome import chrome, k, module, op, save, step
 
 H, F, E, BF16 = 64, 96, 16, "c10::BFloat16"
@@ -95,3 +96,12 @@ def test_half_of_the_experts_of_a_grouped_gemm(tmp_path: Path) -> None:
     row = experts_of(grouped(8, 2, experts=8), tmp_path, grouped(8, 2))
     assert (row.axis, row.keep) == ("G", {"groups": 0.5})
     assert (row.dense_groups, row.groups) == (pytest.approx(7), pytest.approx(6))
+
+
+def test_a_run_tells_how_many_its_grouped_kernels_read(tmp_path: Path) -> None:
+    """Counted by the pruned run; of the dense one the router is taken to choose evenly."""
+    counted = {"distinct_experts": {"prefill": {"0": 5.0}}}
+    report = pair(tmp_path, grouped(8, 2), grouped(8, 2, experts=8), pruned_run=counted)
+    (row,) = [g for g in report.phases["prefill"].gemms if g.role == "experts"]
+    assert (row.dense_groups, row.groups) == (pytest.approx(7), 5)
+    assert row.bytes == 2 * (8 * (H + F) + 5 * H * F)
