@@ -450,6 +450,14 @@ def _families(
             metavar="CONFIG",
         ),
     ] = None,
+    method: Annotated[
+        str | None,
+        Option(
+            help="Published method to look up: its family and knobs, what its paper executes, what "
+            "runs here instead, and what was read; without it, all families.",
+            metavar="METHOD",
+        ),
+    ] = None,
     json_target: Json = None,
 ) -> None:
     """List the pruning families: which axis of which GEMM each one shrinks, and its knobs.
@@ -457,21 +465,35 @@ def _families(
     \b
     prunescope families
     prunescope families --architecture ./Qwen3-0.6B/config.json
+    prunescope families --method StreamingLLM
     """
     from prunescope.analysis.predict.knobs import predicted_knobs, with_predicted_knobs
     from prunescope.analysis.report import listings
     from prunescope.analysis.report.listings import applicable
     from prunescope.output import check_target, show_result
     from prunescope.taxonomy.architectures import read_architecture
+    from prunescope.taxonomy.errors import PrunescopeError
     from prunescope.taxonomy.families import families
     from prunescope.taxonomy.formats import plain, scrubbed
+    from prunescope.taxonomy.methods import methods, published
 
     check_target(json_target)
-    if architecture is not None:
+    if architecture is not None and method is not None:
+        raise PrunescopeError(
+            "--architecture and --method cannot be combined", hint="remove one of them"
+        )
+    found: dict[str, Any]
+    if method is not None:
+        looked_up = published(method)
+        found, view = {"published": looked_up.to_dict()}, listings.published(looked_up)
+    elif architecture is not None:
         described = read_architecture(architecture)
         found, view = scrubbed(plain(described)), applicable(described)
     else:
-        found = {"families": [with_predicted_knobs(family) for family in families()]}
+        found = {
+            "families": [with_predicted_knobs(family) for family in families()],
+            "published": [one.to_dict() for one in methods()],
+        }
         view = listings.families(families(), more_knobs=predicted_knobs)
     show_result(found, json_target, people=None if json_target == "-" else view)
 

@@ -1,7 +1,8 @@
 """Published methods by the names that people type: which family each is, with which knobs.
 
 In: a name ("ShortGPT", "wanda-2:4", "mixture-of-depths"). Out: a PublishedMethod, or None.
-`methods.json` holds the table of README.md, knobs, and other names; a test keeps the two the same.
+`methods.json` holds the table of README.md, and for each method what its paper executes, what runs
+here instead, what was read, knobs, and other names; a test keeps the two the same.
 """
 
 from __future__ import annotations
@@ -15,22 +16,65 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.errors import PrunescopeError, nearest
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class PublishedMethod:
-    """A method: the id of its family, None where no GEMM moves; why; and the knobs it means."""
+    """A method: the id of its family, None where no GEMM moves; why; and the knobs it means.
+
+    `executes`: what its inference runs; `runs`: what ours runs instead, None where it is the same
+    GEMMs; `source`: {"title", "url"} of what was read of it, None where `executes` was not looked
+    up; `by_extension`: whether the placement is ours and not of arXiv 2606.09080.
+    """
 
     name: str
     family: str | None
     because: str
     knobs: Mapping[str, str]
+    executes: str
+    runs: str | None
+    source: Mapping[str, str] | None
+    by_extension: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `families --json` and `predict --json` hold it."""
+        found = {name: getattr(self, name) for name in self.__slots__}
+        source = None if self.source is None else dict(self.source)
+        return {**found, "knobs": dict(self.knobs), "source": source}
+
+    def sentences(self) -> list[str]:
+        """For people: what the paper executes, what runs here, and where that was read."""
+        where = "not looked up" if self.source is None else f"{self.source['title']}: "
+        where += "" if self.source is None else self.source["url"]
+        ours = f"{self.family or 'ours'} runs the same GEMMs"
+        if self.family is None:
+            ours = "no family: it moves no M, N or K of a GEMM"
+        elif self.runs is not None:
+            ours = f"{self.family} runs instead: {self.runs}"
+        placed_by = "by extension" if self.by_extension else "by arXiv 2606.09080"
+        return [
+            f"{self.name} executes {self.executes}",
+            f"{ours} (placed {placed_by})",
+            f"read: {where}",
+        ]
 
 
 def placed(name: str) -> PublishedMethod | None:
     """The method of a name, in any case and with any marks between words."""
     return _table().get(slug(name))
+
+
+def published(name: str) -> PublishedMethod:
+    """The method of a name. Raises PrunescopeError with the nearest names for one of none."""
+    found = placed(name)
+    if found is None:
+        raise PrunescopeError(
+            f"no published method is called {name!r}",
+            hint=f"nearest: {nearest(slug(name), method_names())}; `prunescope families` lists "
+            "the families",
+        )
+    return found
 
 
 def family_of(name: str) -> tuple[str, Mapping[str, str]]:
@@ -45,6 +89,11 @@ def family_of(name: str) -> tuple[str, Mapping[str, str]]:
             hint="`prunescope families` lists what pruning can move",
         )
     return found.family, found.knobs
+
+
+def methods() -> tuple[PublishedMethod, ...]:
+    """Every method once, in the order of the table."""
+    return tuple(dict.fromkeys(_table().values()))
 
 
 def method_names() -> tuple[str, ...]:
@@ -64,7 +113,16 @@ def _table() -> dict[str, PublishedMethod]:
     rows: dict[str, dict[str, Any]] = json.loads(text)
     found = {}
     for name, row in rows.items():
-        one = PublishedMethod(name, row["family"], row["because"], row.get("knobs", {}))
+        one = PublishedMethod(
+            name=name,
+            family=row["family"],
+            because=row["because"],
+            knobs=row.get("knobs", {}),
+            executes=row["executes"],
+            runs=row["runs"],
+            source=row["source"],
+            by_extension=row["by_extension"],
+        )
         for spelling in (name, *row.get("also", ())):
             key = slug(spelling)
             assert key not in found, f"two methods are called {key}"

@@ -125,11 +125,13 @@ def whole(_role: str, n: int, k: int) -> tuple[Piece, ...]:
 class Plan:
     """What a family makes of a stack of equal layers.
 
-    `rows` and `read` give, by role, the share of the tokens that a GEMM sees and of its weights
-    that are read; a role that is not there has share 1. Attention: `scores` is the share of the
-    query-key pairs computed, `queries` of the queries read, `keys` of the cache read in decode;
-    `held` the keys that the cache of a layer without a window holds, None for all of the context.
-    `attention_layers` counts the sublayers that mix tokens, by attention or by another mixer.
+    `rows` and `read` give, by role, the share of the tokens that a GEMM sees (above 1 where earlier
+    ones are computed again) and of its weights that are read; a role that is not there has share 1.
+    Attention: `scores` is the share of the query-key pairs computed, `queries` of the queries read,
+    `keys` of the cache read in decode, `heads` of the query heads that a query uses, `cached` of
+    the tokens that leave keys in the cache; `held` the keys that the cache of a layer without a
+    window holds, None for all of the context. `attention_layers` counts the sublayers that mix
+    tokens, by attention or by another mixer.
     """
 
     shape: ModelShape
@@ -141,6 +143,8 @@ class Plan:
     scores: float = 1
     queries: float = 1
     keys: float = 1
+    heads: float = 1
+    cached: float = 1
     held: int | None = None
     runs: float = 1  # probability that an op on fewer rows runs at all in this forward
     linear: Callable[[str, int, int], tuple[Piece, ...]] = whole

@@ -411,13 +411,22 @@ class ModelShape:
         return self.mixer_width * self.mixer_state * STATE_ITEMSIZE + inputs
 
     def kv_bytes(
-        self, *, batch: int, context: int, itemsize: float = 2, held: int | None = None
+        self,
+        *,
+        batch: int,
+        context: int,
+        itemsize: float = 2,
+        held: int | None = None,
+        cached: float = 1,
     ) -> float:
-        """Cache of `batch` sequences of `context` tokens; a sliding layer holds its window, a mixer
-        its state, and any other layer `held` keys, all where it is None."""
+        """Cache of `batch` sequences of `context` tokens, of which a share `cached` leaves keys; a
+        sliding layer holds its window, a mixer its state, and any other layer `held` keys, all
+        where it is None."""
         if self.layer_shapes:
             return sum(
-                one.kv_bytes(batch=batch, context=context, itemsize=itemsize, held=held)
+                one.kv_bytes(
+                    batch=batch, context=context, itemsize=itemsize, held=held, cached=cached
+                )
                 for one in self.attention_parts()
             )
         if self.attention_kind != "usual":
@@ -426,7 +435,7 @@ class ModelShape:
         full = context if held is None else held
         tokens = self.full_layers * full + self.sliding_layers * sliding
         states = self.mixer_layers * self.state_bytes(itemsize)
-        return batch * (tokens * self.cache_elements() * itemsize + states)
+        return batch * (tokens * cached * self.cache_elements() * itemsize + states)
 
     @classmethod
     def of_fields(cls, written: Mapping[str, Any] | None) -> ModelShape | None:

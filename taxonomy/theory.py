@@ -86,7 +86,7 @@ def _attending(plan: Plan, layers: float) -> Iterable[Op]:
         if role not in ("o", "gate", "up", "down"):
             yield from _linear(plan, role, n, k, layers)
     share = plan.rows.get("q", 1)
-    rope = 2 * (share * shape.q + shape.c)
+    rope = 2 * (share * plan.heads * shape.q + _share_of_keys(plan) * shape.c)
     extras = shape.qk_norm_parameters + shape.heads * shape.sinks
     yield _pointwise(plan, "rope", rope, layers, extras)
     kinds = ((None, shape.full_layers, "full"), (shape.window, shape.sliding_layers, "sliding"))
@@ -158,7 +158,7 @@ def _windowed(plan: Plan) -> Plan:
     """Keys are skipped and evicted where all are seen: a layer with a window stays as it is."""
     if plan.held is not None:
         plan = replace(plan, held=None)
-    if plan.scores < plan.queries:
+    if plan.scores < plan.queries * plan.cached:
         return replace(plan, scores=plan.queries, keys=plan.queries)
     return plan
 
@@ -177,10 +177,11 @@ def _attention(plan: Plan, window: int | None, layers: float, name: str) -> Op:
     if work.prefill:
         pairs = seen * (seen + 1) / 2 + (keys - seen) * seen
     per_head = shape.head_dim + shape.value_dim
-    q_io = shape.heads * per_head * queries * batch * plan.queries
-    new = batch * queries * shape.kv_elements()
-    read = 0.0 if work.prefill else b * batch * seen * shape.kv_elements() * plan.keys
-    heads = batch * shape.heads
+    heads = batch * max(1, round(shape.heads * plan.heads))
+    q_io = heads * per_head * queries * plan.queries
+    new = batch * queries * shape.kv_elements() * _share_of_keys(plan)
+    read = b * batch * seen * shape.kv_elements() * plan.keys * plan.heads
+    read = 0.0 if work.prefill else read
     rows = max(1, round(queries * plan.queries))
     columns = max(1, round((keys if work.prefill else seen) * plan.scores / plan.queries))
     return Op(
@@ -193,15 +194,20 @@ def _attention(plan: Plan, window: int | None, layers: float, name: str) -> Op:
             Gemm(rows, columns, shape.head_dim, heads),
             Gemm(rows, shape.value_dim, columns, heads),
         ),
-        flop=2 * batch * shape.heads * per_head * pairs * plan.scores,
+        flop=2 * heads * per_head * pairs * plan.scores,
         bytes=b * (q_io + new) + read,
         kv_read=read,
-        kv_write=b * batch * queries * shape.cache_elements(),
+        kv_write=b * batch * queries * shape.cache_elements() * _share_of_keys(plan),
         kv_heads=shape.kv_heads,
         rows=plan.queries,
         runs=plan.runs if plan.queries < 1 else 1,
-        estimated=plan.scores < plan.queries,
+        estimated=plan.scores < plan.queries * plan.cached,
     )
+
+
+def _share_of_keys(plan: Plan) -> float:
+    """Of the rows of a forward, those that become keys and values."""
+    return plan.rows.get("k", plan.rows.get("kv_a", 1))
 
 
 def _additions(plan: Plan, sublayer: str, layers: float, *, routed: float) -> Iterable[Op]:
@@ -321,6 +327,7 @@ def kv_cache_bytes(plans: Sequence[Plan]) -> float:
             context=plan.work.keys,
             itemsize=plan.work.itemsize,
             held=plan.held,
+            cached=plan.cached,
         )
         * plan.attention_layers
         / plan.shape.layers

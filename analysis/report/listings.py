@@ -23,6 +23,7 @@ from prunescope.taxonomy.family import Family, Knob
 from prunescope.taxonomy.formats import plain
 from prunescope.taxonomy.machine_check import MachineCheck
 from prunescope.taxonomy.match import KNOB, MATCHES
+from prunescope.taxonomy.methods import PublishedMethod, methods
 from prunescope.taxonomy.presets import preset_names
 from prunescope.taxonomy.run import MANIFEST, Run, read_run
 from prunescope.taxonomy.run_blocks import CalibrationPasses, Spread
@@ -94,10 +95,22 @@ def families(
         "G: the groups of a grouped GEMM, which are experts; fewer channels in each expert are "
         f"{cutting('channels')}",
         "* not in the paper's taxonomy, added here",
+        "families --method NAME: knobs of a published method, and what was read of it",
         f"presets of --model: {', '.join(preset_names())}",
     )
+    differ = _table("method", "its paper executes", "runs here instead")
+    for method in methods():
+        if method.family and method.runs:
+            _row(differ, method.name, method.executes, f"{method.family}: {method.runs}")
     match = f"any family, --set {KNOB}={'|'.join(MATCHES)}: the sparsity is a share of these"
-    return Group(table, knobs, Text(match), *(Text(note, "dim") for note in notes))
+    return Group(table, knobs, differ, Text(match), *(Text(note, "dim") for note in notes))
+
+
+def published(method: PublishedMethod) -> RenderableType:
+    """A published method: its family with knobs, why, and the sentences on what runs."""
+    knobs = "".join(f" --set {key}={value}" for key, value in method.knobs.items())
+    placed = f"{method.name}: {method.family or 'outside'}{knobs}, {method.because}"
+    return Group(*(Text(clean(line)) for line in (placed, *method.sentences())))
 
 
 def _by_importance(listed: Sequence[Family]) -> str:

@@ -28,6 +28,7 @@ from prunescope.analysis.schema.prediction import (
     Span,
     Sums,
 )
+from prunescope.taxonomy import methods
 from prunescope.taxonomy.words import percent
 
 Parts = Iterator[Line | Table]
@@ -73,6 +74,9 @@ def prediction(values: dict[str, Any], *, explain: bool = False) -> Sheet:
     if isinstance(result, Prediction):
         taken = [*result.assumed, *(text for point in result.points for text in point.assumed)]
         parts += [Line(f"assumed: {text}", "dim") for text in dict.fromkeys(taken)]
+        named = {point.published["name"]: point for point in result.points if point.published}
+        for name in named:
+            parts += [Line(line, "dim") for line in methods.published(name).sentences()]
     parts += [Line(f"! {text}", "yellow") for text in result.warnings]
     ran = "only the dense side was run" if isinstance(result, FromRun) else "nothing was run"
     parts.append(Line(f"speedups are dense ÷ pruned; {ran}", "dim"))

@@ -225,6 +225,9 @@ class PredictedPoint(msgspec.Struct, kw_only=True):
     answer: PredictedAnswer | None = None  # with `new_tokens`
     kernel: str | None = None  # the library of its 2:4 kernels; null: it has none
     assumed: list[str] = []  # what the method's name leaves open, and what was taken
+    # Of a published method that was asked for by name: what its paper executes, what runs here
+    # instead, and what was read, as `families --method` shows them.
+    published: dict[str, Any] | None = None
 
 
 class Prediction(msgspec.Struct, kw_only=True):

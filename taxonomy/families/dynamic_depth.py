@@ -1,4 +1,4 @@
-"""Dynamic depth: whole layers are skipped for an input, or an early exit is taken."""
+"""Dynamic depth: whole layers are skipped for an input: any, the last (early exit), the lower."""
 
 from __future__ import annotations
 
@@ -17,10 +17,17 @@ from prunescope.taxonomy.theory import dense_plan
 def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
     """int(n·s) layers do not run in this forward; their weights stay in memory.
 
-    Any of them: the mean over the draws. An early exit skips the last ones.
+    Any of them: the mean over the draws. An early exit skips the last ones. The lower ones, behind
+    the first, are skipped in decode alone, and their keys are not read again.
     """
-    left = shape.layers - removed_layers(shape.layers, point.sparsity)
-    runs = shape.part(range(left)) if point.knobs["exit"] == "early" else shape
+    gone, leave = removed_layers(shape.layers, point.sparsity), point.knobs["exit"]
+    if leave == "lower" and work.prefill:
+        return [dense_plan(shape, work)]
+    left, runs = shape.layers - gone, shape
+    if leave == "early":
+        runs = shape.part(range(left))
+    elif leave == "lower":
+        runs = shape.part([0, *range(gone + 1, shape.layers)])
     return [replace(dense_plan(runs, work), attention_layers=left, mlp_layers=left)]
 
 
@@ -47,7 +54,11 @@ FAMILY = Family(
     plans=plans,
     extension=True,
     knobs={
-        "exit": Knob("skip", "which layers an input skips: any, or the last", ("skip", "early"))
+        "exit": Knob(
+            "skip",
+            "which layers an input skips: any, the last, or in decode those behind the first",
+            ("skip", "early", "lower"),
+        )
     },
     adds=("routing",),
     keeps_weights=True,

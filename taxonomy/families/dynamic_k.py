@@ -1,6 +1,6 @@
 """Dynamic K: of each token, the weights of inputs that are zero are not read (activation sparsity).
 
-TEAL zeroes small inputs of every projection; CATS and Deja Vu close channels of the MLP.
+TEAL zeroes small inputs of every projection; CATS closes channels of the MLP, behind its gate.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ FAMILY = Family(
     not_implemented=_not_realised,
     predicted_only=True,
     leaves=EXPERT_MATRICES,
-    methods=("TEAL", "CATS", "Deja Vu"),
+    methods=("TEAL", "CATS"),
     plans=plans,
     extension=True,
     knobs={

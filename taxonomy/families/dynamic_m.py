@@ -12,12 +12,13 @@ from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.theory import dense_plan
 
 _ROUTED = ("q", "q_a", "q_b", "o", "gate", "up", "down", "experts", "shared_expert", "router")
-# A token that is routed past a sublayer is still a key and a value for the others.
+# A token that is routed past a sublayer is still a key and a value for the others, or none.
 _KEPT = ("k", "v", "kv_a", "kv_b")
 
 
 def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
-    """q, o and the MLP see p·T rows, k and v all; active queries attend to all keys.
+    """q, o and the MLP see p·T rows, k and v all; active queries attend to all keys. With
+    `keys=routed` k and v see p·T rows too: p·p of the pairs are left, and p of the cache.
 
     A weight is read where any of the step's T tokens is active: with probability 1 − s^T.
     """
@@ -25,16 +26,22 @@ def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
     if s == 0:
         return [dense_plan(shape, work)]
     p = 1 - s
-    routed = _ROUTED if work.prefill else (*_ROUTED, "kv_b")
+    cached = p if point.knobs["keys"] == "routed" else 1.0
+    routed: tuple[str, ...] = _ROUTED if work.prefill else (*_ROUTED, "kv_b")
+    if cached < 1:
+        routed = (*_ROUTED, *_KEPT)
     rows = dict.fromkeys((*routed, "mlp_norm", "activation"), p)
+    if cached < 1 and not work.prefill:
+        rows["kv_b"] = p * cached  # expands the cached latents of active sequences
     return [
         replace(
             dense_plan(shape, work),
             rows=rows,
             read=dict.fromkeys(routed, 1 - s**work.rows),
-            scores=p,
+            scores=p * cached,
             queries=p,
-            keys=p,
+            keys=p * cached,
+            cached=cached,
             routers=("attention", "mlp") if point.knobs["unit"] == "sublayer" else ("attention",),
             runs=1 - s**work.rows,
         )
@@ -72,6 +79,12 @@ FAMILY = Family(
             "sublayer",
             "what a token is routed past: attention and MLP each on its own, or whole layers",
             ("sublayer", "layer"),
+        ),
+        "keys": Knob(
+            "all",
+            "whose keys and values there are: of all tokens (SkipGPT), or of those that are not "
+            "routed past the attention (MoD, D-LLM)",
+            ("all", "routed"),
         ),
     },
     keeps_weights=True,

@@ -1,4 +1,4 @@
-"""Dynamic width: each token uses a part of the MLP's channels, chosen at run time."""
+"""Dynamic width: channels of the MLP, and query heads, are chosen at run time."""
 
 from __future__ import annotations
 
@@ -6,27 +6,59 @@ from dataclasses import replace
 
 from prunescope.taxonomy.applies import NO, Applies, to_mlp
 from prunescope.taxonomy.architecture_traits import Traits
+from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families.static_nk import with_channels
-from prunescope.taxonomy.family import Family, FamilyPoint, pattern
+from prunescope.taxonomy.family import Family, FamilyPoint, Knob, pattern
+from prunescope.taxonomy.keep import kept_kv_heads
 from prunescope.taxonomy.plan import Piece, Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.theory import dense_plan
 
+_MLP = ("gate", "up", "down", "experts")
+# The matrices of which the heads that are not chosen take no part, and the axis that shrinks.
+_HEADS = {"queries": {"q": "n", "o": "k"}, "heads": {"q": "n", "k": "n", "v": "n", "o": "k"}}
+
 
 def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
-    """f' = up16(int(f·p)) channels a token. A channel is read where any of T tokens uses it:
-    with probability 1 − (1 − f'/f)^T."""
+    """f' = up16(int(f·p)) channels, and with `attention` n_kv' groups of query heads, which alone
+    attend. One set a forward: its T tokens read f'/f of the weights. A set a token: each computes
+    f' channels, and a channel is read where any of T tokens uses it: with probability
+    1 − (1 − f'/f)^T; so are heads. k and v are dense for `queries`; the cache is full.
+
+    Raises PrunescopeError for heads of latent attention, whose queries and keys have no own weight.
+    """
     narrow = with_channels(shape, point)
     dense = {shape.intermediate, shape.expert_intermediate, shape.shared_intermediate} - {0}
     kept = {narrow.intermediate, narrow.expert_intermediate, narrow.shared_intermediate} - {0}
-    width, full = max(kept), max(dense)
-    union = (1 - (1 - width / full) ** work.rows) * full / width
+    channels, heads = max(kept) / max(dense), _head_share(shape, point)
+    axes = _HEADS.get(str(point.knobs.get("attention", "dense")), {})
+    tokens = work.rows if point.knobs.get("sets", "forward") == "token" else 1
+
+    def read(share: float) -> float:
+        """Of the weights that one set reads, how many times as many all sets of a forward read."""
+        return (1 - (1 - share) ** tokens) / share
 
     def linear(role: str, n: int, k: int) -> tuple[Piece, ...]:
-        mlp = role in ("gate", "up", "down", "experts")
-        return (Piece(n, k, stored=union if mlp else 1),)
+        if role in _MLP:
+            return (Piece(n, k, stored=read(channels)),)
+        if role in axes:
+            n, k = (round(n * heads), k) if axes[role] == "n" else (n, round(k * heads))
+            return (Piece(n, k, stored=read(heads)),)
+        return (Piece(n, k),)
 
-    return [replace(dense_plan(narrow, work), linear=linear)]
+    return [replace(dense_plan(narrow, work), linear=linear, heads=heads)]
+
+
+def _head_share(shape: ModelShape, point: FamilyPoint) -> float:
+    """Of the heads, those that a token uses: whole groups on a KV head, one at least."""
+    if point.knobs.get("attention", "dense") == "dense":
+        return 1.0
+    if shape.kv_rank is not None:
+        raise PrunescopeError(
+            "heads of latent attention cannot be chosen at run time: all share one latent",
+            hint="leave attention=dense",
+        )
+    return kept_kv_heads(shape.kv_heads, point.sparsity) / shape.kv_heads
 
 
 def applies(traits: Traits) -> Applies:
@@ -41,13 +73,30 @@ FAMILY = Family(
     title="Dynamic width",
     dynamics="dynamic",
     axes=pattern("- - - - N K"),
-    unit="MLP channels, per token",
+    unit="MLP channels, per forward or token",
     cuts=("channels",),
     applies=applies,
     scorer="router",
-    methods=("WIDE",),
+    methods=("WIDE", "Deja Vu", "PowerInfer"),
     plans=plans,
     extension=True,
+    knobs={
+        "sets": Knob(
+            "forward",
+            "who has a set of channels of its own: a forward (its slices of the weights are "
+            "gathered for all tokens), or each token (kernels skip what it does not use), in "
+            "predict",
+            ("forward", "token"),
+            predicted_only=True,
+        ),
+        "attention": Knob(
+            "dense",
+            "which projections run on chosen heads alone: none, q and o (WIDE), or k and v too "
+            "(Deja Vu), in predict",
+            ("dense", "queries", "heads"),
+            predicted_only=True,
+        ),
+    },
     adds=("reduction", "routing", "gather_scatter"),
     keeps_weights=True,
 )

@@ -33,14 +33,16 @@ FAMILY = Family(
     not_implemented=no_keys,
     scorer="estimator",
     scored_in="decode",
-    methods=("H2O", "SnapKV", "sliding window"),
+    methods=("H2O", "SnapKV", "StreamingLLM", "sliding window"),
     plans=plans,
     extension=True,
     knobs={
         "keep": Knob(
             "attention",
-            "which keys stay: the most attended, or the latest",
-            ("attention", "recent"),
+            "which keys stay: those that the end of the prompt attends to most, chosen once; those "
+            "that all queries so far attended to most, chosen in each step (H2O); the latest; the "
+            "first four and the latest (StreamingLLM)",
+            ("attention", "accumulated", "recent", "sinks"),
         ),
         "full_heads": Knob(
             0.0,

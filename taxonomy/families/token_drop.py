@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from prunescope.taxonomy.applies import NO, YES, Applies, no_parts
 from prunescope.taxonomy.architecture_traits import Traits
 from prunescope.taxonomy.arguments import whole_number
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.family import Family, FamilyPoint, Knob, pattern
+from prunescope.taxonomy.family import Family, FamilyPoint, Knob, Value, pattern
 from prunescope.taxonomy.keep import kept_count
 from prunescope.taxonomy.plan import Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.theory import dense_plan
+
+# What a token runs through on its way through a layer.
+_ROWS = (
+    "attn_norm", "q", "q_a", "q_b", "k", "v", "kv_a", "o", "mlp_norm", "gate", "up", "down",
+    "activation", "router", "experts", "shared_expert",
+)  # fmt: skip
 
 
 def ranked(shape: ModelShape) -> range:
@@ -33,17 +40,23 @@ def checked(after: int, valid: range) -> int:
     raise PrunescopeError(f"after={after}, but the model has {valid.stop} layers", hint=hint)
 
 
-def steps(shape: ModelShape, point: FamilyPoint) -> list[tuple[int, float]]:
-    """(layer after which tokens leave, share of all tokens gone from there on), in order. With a
-    schedule of n layers each drops the same share of those left, so 1 − (1 − s)^(i/n) are gone
-    after the i-th.
+def drop_layers(knobs: Mapping[str, Value], valid: range) -> list[int]:
+    """After which layers tokens leave, ascending: `after`, or those of `schedule`, or the ends of
+    all `stages` but the last, into which the `valid.stop` layers fall.
 
     Raises PrunescopeError for layers that are no ascending whole numbers, or where no attention
     stands before one of them to rank the tokens.
     """
-    schedule, valid = str(point.knobs.get("schedule", "")), ranked(shape)
+    schedule, stages = str(knobs.get("schedule", "")), int(knobs.get("stages", 1))
+    if schedule and stages != 1:
+        raise PrunescopeError(
+            f"schedule={schedule} and stages={stages} both say where tokens leave",
+            hint="remove one of them",
+        )
+    if stages != 1:
+        return _ends(stages, valid)
     if not schedule:
-        return [(checked(int(point.knobs["after"]), valid), point.sparsity)]
+        return [checked(int(knobs["after"]), valid)]
     numbers = [whole_number(part) for part in schedule.split(",")]
     layers = [number for number in numbers if number is not None]
     if len(layers) < len(numbers) or layers != sorted(set(layers)):
@@ -51,41 +64,94 @@ def steps(shape: ModelShape, point: FamilyPoint) -> list[tuple[int, float]]:
             f"schedule={schedule} is no ascending list of layers",
             hint="for example --set schedule=8,16,24",
         )
-    left = 1 - point.sparsity
-    shares = [1 - left ** (i / len(layers)) for i in range(1, len(layers))]
-    return list(zip([checked(n, valid) for n in layers], [*shares, point.sparsity], strict=True))
+    return [checked(number, valid) for number in layers]
+
+
+def _ends(stages: int, valid: range) -> list[int]:
+    """The ends of equal stages of `valid.stop` layers, without the last."""
+    ends = [round(valid.stop * i / stages) for i in range(1, max(1, stages))]
+    if stages < 1 or len(set(ends)) < len(ends) or any(end not in valid for end in ends):
+        raise PrunescopeError(
+            f"stages={stages} of a model of {valid.stop} layers: no attention ends each of them",
+            hint="give fewer stages, 2 at least, or the layers as --set schedule=8,16,24",
+        )
+    return ends
+
+
+def gone_after(sparsity: float, step: int, steps: int) -> float:
+    """The share of all tokens that is gone after a step of several: each drops the same share of
+    those left, 1 − (1 − s)^(step/steps)."""
+    return sparsity if step == steps else float(1 - (1 - sparsity) ** (step / steps))
+
+
+def steps(shape: ModelShape, point: FamilyPoint) -> list[tuple[int, float]]:
+    """(layer after which tokens leave, share of all tokens gone from there on), in order.
+
+    Raises PrunescopeError as `drop_layers` does.
+    """
+    layers = drop_layers(point.knobs, ranked(shape))
+    return [
+        (after, gone_after(point.sparsity, step, len(layers)))
+        for step, after in enumerate(layers, 1)
+    ]
 
 
 def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
     """Layers 0..after-1 as dense, the others, mixers too, on max(1, int(S·p)) tokens; their caches
-    are as much shorter. With a schedule the tokens leave in steps.
+    are as much shorter. With a schedule or stages the tokens leave in steps. Those that are
+    `revived` are further rows of a step of decode, and keys from then on.
 
-    Raises PrunescopeError as `steps` does.
+    Raises PrunescopeError as `steps` does, and for tokens that come back behind a mixer, whose
+    state they cannot enter.
     """
     if point.sparsity == 0:
         return [dense_plan(shape, work)]
-    drops = steps(shape, point)
-    ends = [*(after for after, _ in drops[1:]), shape.layers]
-    stacks = [(range(drops[0][0]), work)]
-    for (after, gone), end in zip(drops, ends, strict=True):
-        stacks.append((range(after, end), _shorter(work, gone)))
-    return [
-        replace(
-            dense_plan(shape.part(layers), one),
-            attention_layers=len(layers),
-            mlp_layers=len(layers),
+    drops, revived = steps(shape, point), float(point.knobs.get("revived", 0.0))
+    if not 0 <= revived <= 1:
+        raise PrunescopeError(
+            f"revived={revived:g} is no share", hint="0 brings none back, 1 all in the first step"
         )
-        for layers, one in stacks
-    ]
+    if revived and shape.mixer:
+        raise PrunescopeError(
+            f"tokens cannot come back behind {shape.mixer}, whose state has gone on without them",
+            hint="leave revived at 0",
+        )
+    ends = [*(after for after, _ in drops[1:]), shape.layers]
+    found = [_stack(shape, range(drops[0][0]), work, 0)]
+    for (after, gone), end in zip(drops, ends, strict=True):
+        away, new = _away(work, gone, revived)
+        found.append(_stack(shape, range(after, end), _shorter(work, away), new))
+    return found
 
 
-def _shorter(work: Workload, gone: float) -> Workload:
-    """The workload of layers that a share `gone` of the prompt does not reach."""
-    left = kept_count(work.prompt_len, gone)
+def _stack(shape: ModelShape, layers: range, work: Workload, new: float) -> Plan:
+    """These layers, on `new` earlier tokens beside the one of a step."""
+    plan = dense_plan(shape.part(layers), work)
+    plan = replace(plan, attention_layers=len(layers), mlp_layers=len(layers))
+    if not new:
+        return plan
+    return replace(plan, rows=dict.fromkeys(_ROWS, 1 + new), scores=1 + new, queries=1 + new)
+
+
+def _away(work: Workload, gone: float, revived: float) -> tuple[int, float]:
+    """Of each prompt, the tokens that are away in these layers, and those that come back in this
+    step: the share `revived` of all that left, until none is away."""
+    left = work.prompt_len - kept_count(work.prompt_len, gone)
+    if work.prefill or work.context is None:
+        return left, 0
+    before, after = (
+        min(left, revived * left * max(0, steps))
+        for steps in (work.context - work.prompt_len - 1, work.context - work.prompt_len)
+    )
+    return left - round(after), after - before
+
+
+def _shorter(work: Workload, away: int) -> Workload:
+    """The workload of layers that `away` tokens of the prompt are absent from."""
     context = work.context
     if context is not None:
-        context = max(1, context - (work.prompt_len - left))
-    return replace(work, prompt_len=left, context=context)
+        context = max(1, context - away)
+    return replace(work, prompt_len=max(1, work.prompt_len - away), context=context)
 
 
 def applies(traits: Traits) -> Applies:
@@ -113,7 +179,7 @@ FAMILY = Family(
     not_implemented=no_parts,
     mixers="rows",
     scored_in="decode",
-    methods=("LazyLLM", "FastV"),
+    methods=("LazyLLM", "FastV", "PyramidDrop"),
     plans=plans,
     extension=True,
     knobs={
@@ -121,7 +187,17 @@ FAMILY = Family(
         "schedule": Knob(
             "",
             "layers after which tokens leave in steps, as 8,16,24, each time the same share of "
-            "those left (LazyLLM, PyramidDrop), in predict; empty: all at once",
+            "those left; empty: all at once",
+        ),
+        "stages": Knob(
+            1,
+            "equal stages of the layers: tokens leave in steps, at the end of each but the last "
+            "(LazyLLM, PyramidDrop); 1: all at once",
+        ),
+        "revived": Knob(
+            0.0,
+            "share of the tokens that left which each step of decode computes again and keeps "
+            "(LazyLLM), in predict",
             predicted_only=True,
         ),
     },

@@ -51,7 +51,7 @@ COMMANDS = {
     "check": {"subject", "--require", "-r", "--baseline", "--strict", "--junit", "--json"},
     "bundle": {"runs", "--out", "-o", "--anonymous", "--overwrite"},
     "verify": {"path", "--allow-undrawn", "--json"},
-    "families": {"--architecture", "--json"},
+    "families": {"--architecture", "--json", "--method"},
     "devices": {"--json"},
     "calibrate": {"--device", "--out", "--json"},
     "doctor": {"--timing", "--json"},

@@ -6,8 +6,10 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
 from prunescope.taxonomy.families import families
-from prunescope.taxonomy.methods import method_names, placed, slug
+from prunescope.taxonomy.methods import method_names, methods, placed, slug
 
 README = Path(__file__).resolve().parents[2] / "taxonomy" / "README.md"
 COLUMNS = ["method", "year", "placed", "because", "arXiv"]
@@ -77,6 +79,54 @@ def test_the_data_that_names_go_by_is_the_table() -> None:
         assert row["because"] == re.sub(r"[*`]", "", table[name]["because"])
         if row["family"]:
             known[row["family"]].point(known[row["family"]].only or 0.5, row.get("knobs", {}))
+
+
+# Table 1 of arXiv 2606.09080: every other placement is ours.
+PLACED_BY_THE_PAPER = {
+    "ShortGPT", "ShortenedLLaMA", "BlockPruner", "CoopPruner", "SparseGPT", "Wanda", "MaskLLM",
+    "SVD-LLM", "Dobi-SVD", "LLM-Pruner", "FLAP", "Týr-the-Pruner", "SliceGPT", "MoD", "SkipGPT",
+    "D-LLM", "SeerAttention", "BLASST",
+}  # fmt: skip
+
+
+def test_every_method_says_what_runs_and_what_was_read() -> None:
+    """What the paper executes, what runs here where that differs, and the title and address of what
+    was read of it, or null: no method claims a reading without its place."""
+    text = (README.parent / "methods.json").read_text(encoding="utf-8")
+    for name, row in json.loads(text).items():
+        assert row["executes"], name
+        assert row["runs"] is None or row["runs"], name
+        assert row["by_extension"] == (name not in PLACED_BY_THE_PAPER), name
+        if row["source"] is not None:
+            assert set(row["source"]) == {"title", "url"}, name
+            assert row["source"]["url"].startswith("https://"), name
+    assert all(one.sentences()[0].startswith(one.name) for one in methods())
+    assert len(methods()) == len(rows())
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "knobs"),
+    [
+        ("SkipDecode", "dynamic-depth", {"exit": "lower"}),
+        ("StreamingLLM", "kv-evict", {"keep": "sinks"}),
+        ("H2O", "kv-evict", {"keep": "accumulated"}),
+        ("SnapKV", "kv-evict", {"keep": "attention"}),
+        ("WIDE", "dynamic-width", {"sets": "token", "attention": "queries"}),
+        ("Deja Vu", "dynamic-width", {"sets": "token", "attention": "heads"}),
+        ("PowerInfer", "dynamic-width", {"sets": "token"}),
+        ("LazyLLM", "token-drop", {"stages": "4"}),
+        ("MoD", "dynamic-m", {"unit": "layer", "keys": "routed"}),
+        ("D-LLM", "dynamic-m", {"unit": "layer", "keys": "routed"}),
+        ("SkipGPT", "dynamic-m", {"unit": "sublayer"}),
+    ],
+)
+def test_dynamic_methods_are_placed_by_what_was_read(
+    name: str, family: str, knobs: dict[str, str]
+) -> None:
+    found = placed(name)
+    assert found is not None
+    assert (found.family, dict(found.knobs)) == (family, knobs)
+    assert found.source is not None
 
 
 def test_names_in_any_spelling() -> None:

@@ -146,6 +146,29 @@ def test_listings_are_json_or_a_table(run: Run, command: str) -> None:
         assert (one.get("id") or one["name"]) in table
 
 
+def test_a_published_method_says_what_runs_and_what_was_read(run: Run) -> None:
+    """In `families --method`, in the list of all, and in the prediction of the method."""
+    looked_up = json.loads(run("families", "--method", "streamingllm", "--json")[1])["published"]
+    every = {one["name"]: one for one in json.loads(run("families", "--json")[1])["published"]}
+    assert every["StreamingLLM"] == looked_up
+    assert (looked_up["family"], looked_up["knobs"]) == ("kv-evict", {"keep": "sinks"})
+    assert "four first keys" in looked_up["executes"]
+    asked = ("predict", "--model", "llama-3.1-8b", "--device", "h100-sxm", "--sparsity", 0.5)
+    args = (*asked, "--method", "StreamingLLM")
+    assert json.loads(run(*args, "--json", "-")[1])["points"][0]["published"] == looked_up
+    assert json.loads(run(*asked, "--method", "kv-evict", "--json", "-")[1])["points"][0][
+        "published"
+    ] is None  # fmt: skip
+    for table in (run("families", "--method", "StreamingLLM")[1], run(*args)[1]):
+        words = " ".join(table.split())
+        assert "StreamingLLM executes four first keys" in words
+        assert "kv-evict runs instead: a window that grows with the text" in words
+        assert "arXiv 2309.17453" in words
+    code, _, err = run("families", "--method", "StreamingLM")
+    assert code != 0
+    assert "nearest: streamingllm" in err
+
+
 def test_predict_prints_json_alone_or_a_table(run: Run) -> None:
     args = ("predict", "--model", "llama-3.1-8b", "--device", "h100-sxm", "--method", "static-m")
     code, out, err = run(*args, "--sparsity", 0.5, "--phase", "prefill", "--json", "-")

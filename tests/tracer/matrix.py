@@ -1,6 +1,7 @@
 """Every family on one tiny architecture: pruned, traced in process, and named without its record.
 
-In: a name of `tiny_models.TINY`. Out: a Cell for each family. All variants of an architecture are
+In: a name of `tiny_models.TINY`, and families, with knobs of theirs ("kv-evict keep=sinks"). Out: a
+Cell for each. All variants of an architecture are
 timed and profiled in one session, each beside the dense model; `pruning` of the manifest is None.
 """
 
@@ -33,7 +34,7 @@ from prunescope.tracer.model.load import Loaded
 from prunescope.tracer.pruners import family_point, pruner
 from tests.described import describe
 from tests.small_capture import PEAKS
-from tests.tracer.matrix_theory import BLOCK, PROMPT, STEPS, Work, compared
+from tests.tracer.matrix_theory import BLOCK, PROMPT, STEPS, Case, Work, compared
 from tests.tracer.tiny_models import tiny_model
 
 SPARSITY = 0.5
@@ -52,6 +53,7 @@ class Cell:
 
     family: str
     expected: str
+    knobs: dict[str, str] = field(default_factory=dict)  # as given beside the family
     why: str = ""  # why it does not apply
     named: dict[str, str] = field(default_factory=dict)
     bare: dict[str, str] = field(default_factory=dict)
@@ -76,23 +78,28 @@ def _state(named: dict[str, str], expected: str) -> str:
     return "unknown" if set(named.values()) <= {expected, "unknown"} else "wrong"
 
 
-def matrix_row(name: str, wanted: Collection[str] = FAMILIES) -> list[Cell]:
-    """The cells of an architecture, those of `wanted` alone."""
-    model = tiny_model(name)
+def matrix_row(
+    name: str, wanted: Collection[str] = FAMILIES, *, batch: int = 1, **fields: Any
+) -> list[Cell]:
+    """The cells of an architecture, those of `wanted` alone, with `batch` sequences; `fields` of
+    its config beside the usual ones."""
+    model = tiny_model(name, **fields)
     loaded = Loaded(model=model, id=name, source="preset", notes=["random weights, toy sizes"])
     variants = [Variant(name="dense", model=model, loaded=loaded)]
     cells: list[Cell] = []
-    for family in wanted:
-        cell = Cell(family, _expected(family, model))
+    for label in wanted:
+        family, *given = label.split()
+        knobs = dict(word.split("=") for word in given)
+        cell = Cell(family, _expected(family, model), knobs)
         cells.append(cell)
         try:
-            variants.append(_variant(family, loaded))
+            variants.append(_variant(label, family, knobs, loaded))
         except PrunescopeError as error:
             cell.why = error.problem
-    captures = capture(_request(name), Silent(), peaks=PEAKS, variants=variants)
-    for cell in cells:
-        if cell.family in captures:
-            _judge(cell, captures["dense"], captures[cell.family], model.config.to_dict())
+    captures = capture(_request(name, batch), Silent(), peaks=PEAKS, variants=variants)
+    for label, cell in zip(wanted, cells, strict=True):
+        if label in captures:
+            _judge(cell, captures["dense"], captures[label], model.config.to_dict(), batch)
     return cells
 
 
@@ -105,26 +112,26 @@ def _expected(family: str, model: Any) -> str:
     return family
 
 
-def _variant(family: str, loaded: Loaded) -> Variant:
+def _variant(label: str, family: str, given: dict[str, str], loaded: Loaded) -> Variant:
     config = loaded.model.config.to_dict()
     after = {"after": ranked(ModelShape.from_config(config)).start}
     knobs: dict[str, Any] = {"token-drop": after, "dynamic-nk": {"block": BLOCK}}.get(family, {})
-    point = family_point(family, Point(sparsity=SPARSITY, knobs=knobs))
+    point = family_point(family, Point(sparsity=SPARSITY, knobs={**knobs, **given}))
     with torch.no_grad():
         applied = pruner(family).prune(copy.deepcopy(loaded.model), point)
     return Variant(
-        name=family, model=applied.model, loaded=loaded, layer_map=applied.layer_map, pruning=None
+        name=label, model=applied.model, loaded=loaded, layer_map=applied.layer_map, pruning=None
     )
 
 
-def _request(name: str) -> TraceRequest:
+def _request(name: str, batch: int) -> TraceRequest:
     return TraceRequest(
         model=name, out=Path(), method="static-m", sparsity=SPARSITY, prompt_len=PROMPT,
-        decode_steps=STEPS, warmup=0, repeats=1, steps=1, device="cpu",
+        batch=batch, decode_steps=STEPS, warmup=0, repeats=1, steps=1, device="cpu",
     )  # fmt: skip
 
 
-def _judge(cell: Cell, dense: Capture, pruned: Capture, config: dict[str, Any]) -> None:
+def _judge(cell: Cell, dense: Capture, pruned: Capture, config: dict[str, Any], batch: int) -> None:
     pruned.run.variant = "pruned"
     assert pruned.run.pruning is None
     with tempfile.TemporaryDirectory(prefix="matrix-") as folder:
@@ -138,7 +145,8 @@ def _judge(cell: Cell, dense: Capture, pruned: Capture, config: dict[str, Any]) 
             alone = analyze(out / "pruned" / file, baseline=out / "dense" / file).report
             cell.bare[phase] = next(iter(_names(alone).values()))
             kernels = side.read(phase).kernels
-            cell.works[phase] = compared(config, cell.family, phase, kernels, pruned.run)
+            case = Case(cell.family, phase, batch, cell.knobs)
+            cell.works[phase] = compared(config, case, kernels, pruned.run)
 
 
 def _names(report: Report) -> dict[str, str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import polars as pl
@@ -53,15 +53,24 @@ class Work:
         return max(abs(seen / told - 1) if told else float(seen > 0) for seen, told in both)
 
 
-def compared(config: dict[str, Any], name: str, phase: str, kernels: Kernels, run: Run) -> Work:
+@dataclass(frozen=True)
+class Case:
+    """A family with some of its knobs, in a phase with `batch` sequences."""
+
+    name: str
+    phase: str
+    batch: int = 1
+    knobs: dict[str, str] = field(default_factory=dict)
+
+
+def compared(config: dict[str, Any], case: Case, kernels: Kernels, run: Run) -> Work:
     """A family's work in a phase."""
-    counts: Counts = run.census.dynamic.get(phase, {}) if run.census else {}
+    counts: Counts = run.census.dynamic.get(case.phase, {}) if run.census else {}
     shape = ModelShape.from_config(config)
     if run.layer_map is not None:
-        shape, name = _left(shape, config, run.layer_map), "dense"
-    steps = [_theory(shape, name, work) for work in _works(phase)]
-    case = (name, phase)
-    parts = _parts(shape, name, phase)
+        shape, case = _left(shape, config, run.layer_map), replace(case, name="dense")
+    steps = [_theory(shape, case, work) for work in _works(case)]
+    parts = _parts(shape, case)
     linears = [_linears(shape, ops, case, counts, step) for step, ops in enumerate(steps)]
     pairs = [_attention(shape, ops, case, counts, step) for step, ops in enumerate(steps)]
     seen = _executed(kernels, parts), _executed(kernels, ("attention",))
@@ -70,17 +79,29 @@ def compared(config: dict[str, Any], name: str, phase: str, kernels: Kernels, ru
     return Work((seen[0], sum(linears) / len(linears)), attention)
 
 
-def _works(phase: str) -> list[Workload]:
+def _works(case: Case) -> list[Workload]:
     """One forward of the prompt, or each decode step with its own context."""
-    if phase == "prefill":
-        return [Workload(phase=phase, prompt_len=PROMPT, itemsize=4)]
-    contexts = range(PROMPT + 1, PROMPT + 1 + STEPS)
-    return [Workload(phase=phase, prompt_len=PROMPT, context=n, itemsize=4) for n in contexts]
+    work = Workload(phase=case.phase, batch=case.batch, prompt_len=PROMPT, itemsize=4)
+    if work.prefill:
+        return [work]
+    return [replace(work, context=n) for n in range(PROMPT + 1, PROMPT + 1 + STEPS)]
 
 
-def _theory(shape: ModelShape, name: str, work: Workload) -> list[Op]:
-    one = family("dense" if name in (*_COUNTED, *_MASKED) else name)
-    knobs = {"after": ranked(shape).start} if name == "token-drop" else {}
+def _drawn(case: Case) -> bool:
+    """Whether what runs is drawn: then the theory is the dense one at the counted routes."""
+    if case.knobs.get("exit") == "lower":
+        return False
+    if case.knobs.get("keys") == "routed" and case.phase == "prefill":
+        return False  # int(p·S) rows of each sequence, whichever they are
+    return case.name in _COUNTED
+
+
+def _theory(shape: ModelShape, case: Case, work: Workload) -> list[Op]:
+    dense = case.name in _MASKED or _drawn(case)
+    one = family("dense" if dense else case.name)
+    knobs: dict[str, Any] = {} if dense else dict(case.knobs)
+    if case.name == "token-drop":
+        knobs = {"after": ranked(shape).start, **knobs}
     return one.theory(shape, work, one.point(0.0 if one.id == "dense" else 0.5, knobs))
 
 
@@ -96,20 +117,18 @@ def _share(counts: Counts, step: int, *, scope: str = "", layers: Layers = None)
     return sum(row.active[step] for row in rows) / sum(row.total[step] for row in rows)
 
 
-def _parts(shape: ModelShape, name: str, phase: str) -> tuple[str, ...]:
+def _parts(shape: ModelShape, case: Case) -> tuple[str, ...]:
     """Roles of the linears that are compared. Latents of a cache with holes are expanded by kv_b:
     how many there are was not counted in decode."""
     parts = ("router", *_LINEARS) if shape.experts else _LINEARS
-    if (name, phase) == ("dynamic-depth", "decode"):
+    if (case.name, case.phase) == ("dynamic-depth", "decode"):
         return tuple(role for role in parts if role != "kv_b")
     return parts
 
 
-def _linears(
-    shape: ModelShape, ops: list[Op], case: tuple[str, str], counts: Counts, step: int
-) -> float:
-    total, name = 0.0, case[0]
-    parts = _parts(shape, name, case[1])
+def _linears(shape: ModelShape, ops: list[Op], case: Case, counts: Counts, step: int) -> float:
+    total, name = 0.0, case.name if _drawn(case) else ""
+    parts = _parts(shape, case)
     for op in ops:
         if op.cls != "matmul" or op.role not in parts or (op.added and op.role == "router"):
             continue
@@ -118,7 +137,9 @@ def _linears(
             share = _share(counts, step, layers=layers)
         elif name == "dynamic-m":
             scopes = [scope for scope, roles in _ROUTED.items() if op.role in roles]
-            if op.role == "kv_b" and case[1] == "prefill":
+            if op.role in ("k", "v") and case.knobs.get("keys") == "routed":
+                scopes = ["attention"]
+            if op.role == "kv_b" and case.phase == "prefill":
                 scopes = []  # every latent is expanded there
             share = _share(counts, step, scope=scopes[0], layers=layers) if scopes else 1.0
         total += share * op.layers * op.flop
@@ -137,10 +158,9 @@ def _layers_with(shape: ModelShape, role: str) -> Layers:
 
 
 def _attention(
-    shape: ModelShape, ops: list[Op], case: tuple[str, str], counts: Counts, step: int
+    shape: ModelShape, ops: list[Op], case: Case, counts: Counts, step: int
 ) -> float | None:
-    """`case`: family and phase."""
-    name, phase = case
+    name, phase = case.name, case.phase
     each = 2 * shape.heads * (shape.head_dim + shape.value_dim)
     active = [row.active[step] for row in counts.values()]
     keys = PROMPT + 1 + step
@@ -155,11 +175,10 @@ def _attention(
             return windowed + each * BLOCK**2 * sum(active)
         own = (keys - 1) % BLOCK + 1
         return windowed + each * sum((blocks - 1) * BLOCK + own for blocks in active)
-    if name == "kv-evict" and phase == "decode":
-        return windowed + each * sum(active)
-    if name == "dynamic-depth" and phase == "decode":
+    routed = case.knobs.get("keys") == "routed"
+    if (name == "dynamic-depth" or routed) and phase == "decode" and _drawn(case):
         return None  # which steps before it filled a layer's cache was not counted in this phase
-    if name not in _COUNTED:
+    if not _drawn(case):
         return sum(works.values())
     scope = "attention" if name == "dynamic-m" else ""
     letters = {"full": "fF", "sliding": "sS"}

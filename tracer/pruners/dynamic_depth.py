@@ -1,9 +1,12 @@
-"""Dynamic depth: each forward skips whole layers, any of them or the last ones (early exit).
+"""Dynamic depth: each forward skips whole layers: any of them, the last (early exit), or in decode
+the lower and middle ones.
 
 A router on the pooled hidden state runs before every layer. Each forward skips int(n·s) layers:
-random ones, or those that trained routers choose. A skipped layer caches nothing for its tokens, so
-that its cache has holes, and a mixer in it updates no state: decode after prefill differs from a
-forward of the whole sequence.
+random ones, or those that trained routers choose. With `exit=lower` (SkipDecode) the prompt runs
+through all layers, and each token after it through the first and the last ones: their number alone
+decides, without a router. A skipped layer caches nothing for its tokens, so that its cache has
+holes, and a mixer in it updates no state: decode after prefill differs from a forward of the whole
+sequence.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ from prunescope.tracer.routing.decisions import (
 )
 from prunescope.tracer.routing.learning import (
     Learner,
+    NothingTrained,
     in_float32,
     in_own_dtype,
     router_weights,
@@ -52,27 +56,36 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     layers = movable_layers(model)
     places = layer_places(model, layers)
     hidden = int(text_config(model).hidden_size)
-    early = point.knobs["exit"] == "early"
-    route = _Route(len(layers), early, Sampler(point, "dynamic-depth"))
+    leave = str(point.knobs["exit"])
+    route = _Route(len(layers), leave, Sampler(point, "dynamic-depth"))
 
     def build() -> list[_Route]:
         for place, layer in zip(places, layers, strict=True):
             extend(layer, _Skippable)
             parts: Any = layer
-            parts.router = _DepthRouter(point, place.number, next(layer.parameters()), hidden)
+            if leave != "lower":
+                parts.router = _DepthRouter(point, place.number, next(layer.parameters()), hidden)
             parts.place, parts.route, parts.tally = place, route, Tally("layers")
         return [route]
 
     rebuilt(model, build, sparsity=point.sparsity)
     check_runs(model, "with layers skipped", route.sampler.stream)
     gone = removed_layers(len(layers), point.sparsity)
-    how = f"one of the {gone} ± 1 last layers" if early else f"{gone} of {len(layers)} layers"
     state = " and updates no state" if has_mixers(model) else ""
-    notes = [f"each forward skips {how}, chosen at random; a skipped layer caches nothing{state}"]
+    how = {
+        "skip": f"each forward skips {gone} of {len(layers)} layers, chosen at random",
+        "early": f"each forward skips one of the {gone} ± 1 last layers, chosen at random",
+        "lower": f"each step of decode skips the {gone} layers behind the first, a prompt none",
+    }
+    notes = [f"{how[leave]}; a skipped layer caches nothing{state}"]
     notes += rounding(len(layers) - gone, len(layers), point.sparsity, "layers")
     record = {"kept": {"layers": len(layers) - gone}, "notes": notes}
     # Early exit skips a random number of the last layers: there is nothing to learn.
-    learners: list[Learner] = [] if early else [_DepthLearner(model, list(layers), route)]
+    learners: list[Learner] = []
+    if leave == "lower":
+        learners = [NothingTrained("trained on forwards without a cache, which skip nothing")]
+    elif leave == "skip":
+        learners = [_DepthLearner(model, list(layers), route)]
     return Applied(model=model, record=record, learners=learners)
 
 
@@ -81,7 +94,7 @@ class _Route:
     """Which layers the current forward skips."""
 
     num_layers: int
-    early: bool
+    leave: str  # "skip", "early" or "lower", as the knob `exit`
     sampler: Sampler
     sparsity: float = 0.0
     skipped: set[int] = field(default_factory=set)
@@ -90,13 +103,17 @@ class _Route:
     may_skip: list[int] = field(default_factory=list)  # the layers that routers may skip
     left: int = 0  # layers that the current forward still has to skip
 
-    def start(self) -> None:
-        """Sample for a new forward: int(n·s) layers, or the last int(n·s) ± 1 (with that mean)."""
+    def start(self, *, past: int) -> None:
+        """Sample for a new forward on a cache of `past` tokens: int(n·s) layers, or the last
+        int(n·s) ± 1 (with that mean). With "lower" a prompt skips none."""
         count = removed_layers(self.num_layers, self.sparsity)
+        if self.leave == "lower":
+            self.skipped = set(range(1, 1 + count)) if past else set()
+            return
         if self.learned:
             self.skipped, self.left = set(), count
             return
-        if self.early:
+        if self.leave == "early":
             spread = min(1, count, max(0, self.num_layers - 1 - count))
             count += self.sampler.stream.randint(-spread, spread)
             self.skipped = set(range(self.num_layers - count, self.num_layers))
@@ -171,10 +188,13 @@ class _Skippable(Counted):
         cached = self.place.counted(compat.cache_in(arguments))
         tokens = hidden_states.shape[1]
         if index == 0:
-            self.place.refuse_padding(mask, tokens, cached.seen if cached is not None else 0)
-            self.route.start()
+            past = cached.seen if cached is not None else 0
+            self.place.refuse_padding(mask, tokens, past)
+            self.route.start(past=past)
         above = None
-        if not (self.route.early and index in self.route.skipped):
+        if self.route.leave == "skip" or (
+            self.route.leave == "early" and index not in self.route.skipped
+        ):
             above = self._scored(hidden_states)
         runs = index not in self.route.skipped
         self.tally.add(int(runs), 1)

@@ -1,9 +1,11 @@
 """Dynamic M: a router before each attention and MLP, or each layer, lets a share p of tokens pass.
 
 q, o, gate, up and down run on the active rows, k and v on all; active queries attend to every key,
-and mixers take every token. The cache is full. The top-k over a sequence looks ahead (as in MoD): a
-forward of the whole sequence chooses other rows than prefill and decode, so that their tokens may
-differ.
+and mixers take every token. The cache is full. With `keys=routed` (MoD, D-LLM) k and v run on the
+active rows too, and the cache has keys of these alone; where sequences of a batch differ in their
+active steps, slots that some of them leave empty are masked. The top-k over a sequence looks ahead
+(as in MoD): a forward of the whole sequence chooses other rows than prefill and decode, so that
+their tokens may differ.
 """
 
 from __future__ import annotations
@@ -16,9 +18,9 @@ from transformers import PreTrainedModel
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run_blocks import Record
-from prunescope.tracer.attention.counted_cache import past_length
+from prunescope.tracer.attention.counted_cache import counted_layer, past_length
 from prunescope.tracer.attention.parts import AttentionParts
-from prunescope.tracer.attention.pruned import PlainAttention, refuse_padding
+from prunescope.tracer.attention.pruned import PlainAttention, lower_right, refuse_padding
 from prunescope.tracer.attention.rotation import Rotary, of_first, taken_rotary
 from prunescope.tracer.calibration.collect import calibration_of
 from prunescope.tracer.calibration.point import Point
@@ -84,6 +86,10 @@ def _sites(model: Any, attentions: list[AttentionParts], point: Point) -> list[S
     name, layers = decoder_layers(model)
     mlps = [mlp_of(model, layer, f"{name}.{i}") for i, layer in enumerate(layers)]
     parts_of = {parts.layer: parts for parts in attentions}
+    kind: type[_RoutedAttention] = _RoutedAttention
+    if point.knobs["keys"] == "routed":
+        _check_keys(model, attentions)
+        kind = _RoutedKeys
     if point.knobs["unit"] == "layer" and has_mixers(model):
         raise PrunescopeError(
             f"tokens cannot skip whole layers of {type(model).__name__}",
@@ -93,12 +99,22 @@ def _sites(model: Any, attentions: list[AttentionParts], point: Point) -> list[S
     sites: list[Site] = []
     for index, mlp in enumerate(mlps):
         parts = parts_of.get(index)
-        attention = None if parts is None else _RoutedAttention(parts, point, sampler)
+        attention = None if parts is None else kind(parts, point, sampler)
         own: RowRouter | None = None
         if point.knobs["unit"] == "sublayer":
             own = RowRouter(point, sampler, f"mlp {index}", like)
         sites += _of_layer(model, (name, index), attention, own, mlp)
     return sites
+
+
+def _check_keys(model: Any, attentions: list[AttentionParts]) -> None:
+    """Raises PrunescopeError for layers whose masks count every token."""
+    if any(parts.masked or parts.window is not None for parts in attentions):
+        raise PrunescopeError(
+            f"layers of {type(model).__name__} attend through masks or windows, which count the "
+            "tokens without keys too",
+            hint="remove keys=routed: all tokens then have keys",
+        )
 
 
 def _of_layer(
@@ -190,6 +206,94 @@ class _RoutedAttention(PlainAttention, Counted):
             rotary = None if rotary is None else of_first(rotary)
         k, v = self.expanded(k, v)
         return self.output(self.attend(self.queries(x, rotary), k, v, rows.mask))
+
+
+class _RoutedKeys(_RoutedAttention):
+    """Keys and values of the active tokens alone."""
+
+    def forward(  # type: ignore[override]
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: Rotary | None = None,
+        attention_mask: Any = None,
+        *,
+        cache: Any = None,
+        residual: torch.Tensor | None = None,
+        **_: Any,
+    ) -> Any:
+        """As of a _RoutedAttention."""
+        batch, tokens, _width = hidden_states.shape
+        layer: Any = None if cache is None else counted_layer(cache, self.layer_idx)
+        past, self.seen = 0 if layer is None else layer.seen, (batch, tokens)
+        refuse_padding(attention_mask, tokens, past)
+        if layer is not None and past == 0:
+            layer.present = None
+        rows = self.router(hidden_states, past=past, masked=False)
+        self.tally.add(0 if rows is None else rows.flat.numel(), batch * tokens)
+        if rows is None:
+            if layer is not None:
+                layer.seen += tokens
+            return residual if residual is not None else (torch.zeros_like(hidden_states), None)
+        out = rows.gated(self._of_active(hidden_states, position_embeddings, rows, layer))
+        if residual is None:
+            return spread(hidden_states, rows.flat, out), None
+        return scattered(residual, rows.flat, out)
+
+    def _of_active(
+        self, hidden: torch.Tensor, rotary: Rotary | None, rows: Rows, layer: Any
+    ) -> torch.Tensor:
+        """The attention output of the active rows over the keys of active rows: [.., k, h]."""
+        batch, tokens, width = hidden.shape
+        x = hidden.reshape(-1, width).index_select(0, rows.flat).view(*rows.positions.shape, width)
+        if rotary is not None:
+            rotary = taken_rotary(rotary, rows.positions) if tokens > 1 else of_first(rotary)
+        q, k, v = self.projected(x, rotary)
+        mask = None
+        if layer is not None:
+            some = tokens == 1 and len(x) < batch
+            k, v = (_slotted(y, rows.flat, batch) if some else y for y in (k, v))
+            slots = k.shape[2]
+            k, v = layer.update(k, v)
+            layer.seen += tokens - slots
+            _remember(layer, rows.flat if some else None, batch, slots)
+            if some:
+                k, v = k.index_select(0, rows.flat), v.index_select(0, rows.flat)
+            mask = _mask_of(layer, rows.flat if some else None, q)
+        k, v = self.expanded(k, v)
+        if mask is not None:
+            return self.output(self.attend(q, k, v, mask))
+        return self.output(self.attend_causally(q, k, v))
+
+
+def _slotted(new: torch.Tensor, flat: torch.Tensor, batch: int) -> torch.Tensor:
+    """Keys [k, n, 1, d] of active sequences as a slot of all, [B, n, 1, d], zero elsewhere."""
+    return new.new_zeros(batch, *new.shape[1:]).index_copy_(0, flat, new)
+
+
+def _remember(layer: Any, flat: torch.Tensor | None, batch: int, slots: int) -> None:
+    """Note which sequences have a key in the newest slots (`flat` None: all), in
+    `layer.present` [B, held]; None while there is no empty slot."""
+    if layer.present is None and flat is None:
+        return
+    device = layer.keys.device
+    if layer.present is None:
+        held = layer.keys.shape[2] - slots
+        layer.present = torch.ones(batch, held, dtype=torch.bool, device=device)
+    new = torch.ones(batch, slots, dtype=torch.bool, device=device)
+    if flat is not None:
+        new = torch.zeros_like(new).index_fill_(0, flat, value=True)
+    layer.present = torch.cat((layer.present, new), dim=1)
+
+
+def _mask_of(layer: Any, flat: torch.Tensor | None, q: torch.Tensor) -> torch.Tensor | None:
+    """An additive mask [k, 1, T, L] that hides empty slots and later tokens; None where there are
+    no empty slots."""
+    if layer.present is None:
+        return None
+    present = layer.present if flat is None else layer.present.index_select(0, flat)
+    hidden = ~present[:, None, None].expand(-1, 1, q.shape[2], -1)
+    mask = lower_right(q.shape[2], present.shape[1], like=q)
+    return mask.expand(len(q), 1, -1, -1).masked_fill(hidden, float("-inf"))
 
 
 class _RoutedLayer(compat.TakesCache):

@@ -1,10 +1,12 @@
 """KV eviction: after the prompt, and with every new token, a cache of L tokens holds int(L·p) keys.
 
-`keep=recent` keeps the latest keys (a window); `keep=attention` keeps the last prompt tokens and
-the keys that they attend to most, for each KV head (as SnapKV), or for all heads that share a
-latent. Kept keys are ordered with the first to be evicted in front, so that decode evicts by
-slicing. Prefill attends to the whole prompt; a forward of prompt and answer together would see keys
-that decode has evicted.
+`keep=recent` keeps the latest keys (a window), `keep=sinks` the first four too (StreamingLLM).
+`keep=attention` chooses once, at the end of the prompt: the last prompt tokens and the keys that
+they attend to most, for each KV head (SnapKV), or for all heads that share a latent. Kept keys are
+ordered with the first to be evicted in front, so that decode evicts by slicing.
+`keep=accumulated` chooses again in every step: the latest keys, and those that all queries so far
+have attended to most (H2O). Prefill attends to the whole prompt; a forward of prompt and answer
+together would see keys that decode has evicted.
 """
 
 from __future__ import annotations
@@ -27,15 +29,18 @@ from prunescope.tracer.routing.learning import NothingTrained
 from prunescope.tracer.routing.prenorm import rebuilt, whole_attentions
 
 _WINDOW = 32  # last prompt tokens, whose attention ranks the keys (SnapKV's observation window)
+SINKS = 4  # first keys that keep=sinks never evicts (StreamingLLM's start_size)
+_CHUNK = 64  # queries whose attention to all keys is added up at once: bounds the memory
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
     """Give every attention an eviction policy. No weights are removed."""
     attentions = whole_attentions(model)
-    sampler = Sampler(point, "kv-evict") if point.knobs["keep"] == "attention" else None
+    sampler = Sampler(point, "kv-evict")
+    kind = _POLICIES[str(point.knobs["keep"])]
 
     def build() -> list[_EvictingAttention]:
-        found = [_EvictingAttention(parts, point, sampler) for parts in attentions]
+        found = [kind(parts, point, sampler) for parts in attentions]
         for attention in found:
             model.set_submodule(attention.parts.path, attention)
         return found
@@ -72,14 +77,69 @@ class KeyRanker(nn.Module):
         return token_rows(mass.topk(count).indices.flip(-1), keys.shape[2])
 
 
-class _EvictingAttention(PlainAttention, Counted):
-    """Dense attention over a cache that holds some of the keys."""
+class MassRanker(nn.Module):
+    """Ranks cached keys by the attention of all queries so far, for each KV head."""
 
-    def __init__(self, parts: AttentionParts, point: Point, sampler: Sampler | None) -> None:
+    def __init__(self, sampler: Sampler) -> None:
+        super().__init__()
+        self.sampler = sampler
+
+    def forward(
+        self,
+        q: torch.Tensor,
+        keys: torch.Tensor,
+        mass: torch.Tensor | None,
+        *,
+        count: int,
+        scaling: float,
+        sets: int,
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """New queries [B, n_q, T, d], keys [B, n_kv, L, d] and the attention that these got before,
+        [B, sets, L − T] (None: they are new), to the rows of the `count` keys that stay in each of
+        the cache's `sets`, in their order (None: all do), and their attention [B, sets, count].
+        The newest half of them always stays: few queries can attend to them."""
+        added = attention_mass(q, keys, scaling=scaling)
+        if sets < keys.shape[1]:
+            added = added.unflatten(1, (sets, -1)).mean(2)
+        if mass is not None:
+            added[..., : mass.shape[-1]] += mass
+        if count >= keys.shape[2]:
+            return None, added
+        scores = self.sampler.replace(added).clone()
+        scores[..., keys.shape[2] - count // 2 :] = float("inf")
+        index = scores.topk(count).indices.sort().values
+        return token_rows(index, keys.shape[2]), added.gather(-1, index)
+
+
+def attention_mass(q: torch.Tensor, keys: torch.Tensor, *, scaling: float) -> torch.Tensor:
+    """Attention weights of the newest queries [B, n_q, T, d] to keys [B, n_kv, L, d], added up
+    over the queries, means over the heads of a group: [B, n_kv, L] in float32."""
+    batch, heads, length, width = keys.shape
+    mass = torch.zeros(batch, heads, length, device=keys.device)
+    for first in range(0, q.shape[2], _CHUNK):
+        part = q[:, :, first : first + _CHUNK]
+        rows = part.shape[2]
+        seen = length - q.shape[2] + first + rows
+        scores = part.reshape(batch, heads, -1, width) @ keys[:, :, :seen].transpose(-1, -2)
+        scores = scores.mul_(scaling).unflatten(2, (-1, rows))  # [B, n_kv, G, rows, seen]
+        if rows > 1:
+            scores = scores + lower_right(rows, seen, like=scores)
+        mass[..., :seen] += scores.softmax(-1, dtype=torch.float32).sum(3).mean(2)
+    return mass
+
+
+class _EvictingAttention(PlainAttention, Counted):
+    """Dense attention over a cache that holds some of the keys: the latest."""
+
+    sinks = 0  # first keys that stay
+
+    def __init__(self, parts: AttentionParts, point: Point, sampler: Sampler) -> None:
         super().__init__(parts)
         self.sparsity, self.tally = point.sparsity, Tally("keys")
-        if sampler is not None:
-            self.router = KeyRanker(sampler.stream_for(point, f"layer {self.layer_idx}"))
+        self.add_router(sampler.stream_for(point, f"layer {self.layer_idx}"))
+
+    def add_router(self, sampler: Sampler) -> None:
+        """The policy's ranker, where attention ranks the keys."""
 
     def forward(
         self,
@@ -98,28 +158,102 @@ class _EvictingAttention(PlainAttention, Counted):
         if not self.masked:
             refuse_padding(attention_mask, q.shape[2], held.seen)
         budget = kept_count(held.seen + q.shape[2], self.sparsity)
-        if held.held:
-            self._drop_front(held, held.held + q.shape[2] - budget)
         first = not held.held
+        if not first:
+            self.make_room(held, held.held + q.shape[2] - budget)
         k, v = self.expanded(*held.update(k, v))
         out = self.attend_causally(q, k, v, attention_mask if first else None)
-        if first and budget < k.shape[2]:
-            self._evict(held, q, k, budget)
-        self.tally.add(held.held, held.seen)
+        self.tally.add(min(budget, held.held), held.seen)
+        self.evict(held, q, k, first=first)
         return self.output(out), None
 
-    def _drop_front(self, held: CountedKeys, count: int) -> None:
-        """Drop the first `count` keys, but never all; the next update copies the rest."""
-        count = min(count, held.held - 1)
-        if count > 0:
-            held.keys, held.values = held.keys[:, :, count:], held.values[:, :, count:]
+    def make_room(self, held: CountedKeys, count: int) -> None:
+        """Before new keys: drop `count` keys, but never all; the next update copies the rest."""
+        self._drop(held, min(count, held.held - 1))
 
-    def _evict(self, held: CountedKeys, q: torch.Tensor, k: torch.Tensor, budget: int) -> None:
-        """After the prompt: reduce the cache to `budget` keys, copied so that memory is freed."""
-        if not hasattr(self, "router"):
-            held.keys = held.keys[:, :, -budget:].contiguous()
-            held.values = held.values[:, :, -budget:].contiguous()
-            return
-        queries, sets = q[:, :, -_WINDOW:], held.keys.shape[1]
-        rows = self.router(queries, k, count=budget, scaling=self.scaling, sets=sets)
-        held.keys, held.values = taken(held.keys, rows), taken(held.values, rows)
+    def _drop(self, held: CountedKeys, count: int) -> None:
+        """Drop the oldest `count` keys behind the sinks, of which stay as many as leave room for
+        the latest key."""
+        if count > 0:
+            sinks = min(self.sinks, held.held - count - 1)
+            held.keys = _without(held.keys, sinks, count)
+            held.values = _without(held.values, sinks, count)
+
+    def evict(
+        self,
+        held: CountedKeys,
+        q: torch.Tensor,  # noqa: ARG002
+        k: torch.Tensor,  # noqa: ARG002
+        *,
+        first: bool,
+    ) -> None:
+        """After attention, with its queries [B, n_q, T, d] and keys: reduce the cache of a prompt
+        (`first`) to its budget, copied so that memory is freed."""
+        if first:
+            self._drop(held, held.held - self._budget(held.seen))
+            held.keys, held.values = held.keys.contiguous(), held.values.contiguous()
+
+    def _budget(self, seen: int) -> int:
+        return kept_count(seen, self.sparsity)
+
+
+class _SinkAttention(_EvictingAttention):
+    """The first keys stay, and the latest."""
+
+    sinks = SINKS
+
+
+class _RankedAttention(_EvictingAttention):
+    """The keys stay that the end of the prompt attends to most, and the latest."""
+
+    def add_router(self, sampler: Sampler) -> None:
+        """One ranking, at the end of the prompt."""
+        self.router = KeyRanker(sampler)
+
+    def evict(self, held: CountedKeys, q: torch.Tensor, k: torch.Tensor, *, first: bool) -> None:
+        """After the prompt: order the keys, and reduce them to the budget."""
+        budget = self._budget(held.seen)
+        if first and budget < held.held:
+            queries, sets = q[:, :, -_WINDOW:], held.keys.shape[1]
+            rows = self.router(queries, k, count=budget, scaling=self.scaling, sets=sets)
+            held.keys, held.values = taken(held.keys, rows), taken(held.values, rows)
+
+
+class _AccumulatingAttention(_EvictingAttention):
+    """The keys stay that all queries so far have attended to most, and the latest."""
+
+    def add_router(self, sampler: Sampler) -> None:
+        """A ranking in every forward."""
+        self.router = MassRanker(sampler)
+
+    def make_room(self, held: CountedKeys, count: int) -> None:
+        """The forward before made room."""
+
+    def evict(self, held: CountedKeys, q: torch.Tensor, k: torch.Tensor, *, first: bool) -> None:
+        """After each forward: keep as many keys as leave room for the next token's."""
+        layer: Any = held
+        rows, layer.mass = self.router(
+            q,
+            k,
+            None if first else layer.mass,
+            count=max(1, self._budget(held.seen + 1) - 1),
+            scaling=self.scaling,
+            sets=held.keys.shape[1],
+        )
+        if rows is not None:
+            held.keys, held.values = taken(held.keys, rows), taken(held.values, rows)
+
+
+_POLICIES = {
+    "recent": _EvictingAttention,
+    "sinks": _SinkAttention,
+    "attention": _RankedAttention,
+    "accumulated": _AccumulatingAttention,
+}
+
+
+def _without(x: torch.Tensor, first: int, count: int) -> torch.Tensor:
+    """[B, n, L, d] without the `count` keys from number `first` on."""
+    if not first:
+        return x[:, :, count:]
+    return torch.cat((x[:, :, :first], x[:, :, first + count :]), dim=2)

@@ -1,9 +1,10 @@
 """Token dropping: from one layer on, only the int(p·S) most attended prompt tokens are kept.
 
-The last prompt token always stays; positions are kept; the caches of later layers are shorter, and
-their mixers see the kept tokens alone. Logits of all tokens have rows for the kept tokens alone. A
-forward of prompt and answer together ranks by another last token, so that its tokens may differ
-from those of prefill and decode.
+With `schedule` or `stages` they leave in steps, each ranked by an attention before it; a token that
+left stays away. The last prompt token always stays; positions are kept; the caches of later layers
+are shorter, and their mixers see the kept tokens alone. Logits of all tokens have rows for the kept
+tokens alone. A forward of prompt and answer together ranks by another last token, so that its
+tokens may differ from those of prefill and decode.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.families.token_drop import checked
+from prunescope.taxonomy.families.token_drop import drop_layers, gone_after
 from prunescope.taxonomy.keep import kept_count
 from prunescope.tracer.attention.counted_cache import LayerPlace, last_rows, layer_places
 from prunescope.tracer.attention.parts import AttentionParts
@@ -40,27 +41,36 @@ _DROPPED = "with tokens dropped"
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
-    """Drop tokens before layer `after`."""
+    """Drop tokens before the layers that the knobs name."""
     layers = movable_layers(model)
     attentions = layer_attentions(model)
-    valid = range(attentions[0].layer + 1, len(layers))
-    after = checked(int(point.knobs["after"]), valid)
-    watched = next(parts for parts in reversed(attentions) if parts.layer < after)
+    afters = drop_layers(point.knobs, range(attentions[0].layer + 1, len(layers)))
+    watched = {
+        after: next(parts for parts in reversed(attentions) if parts.layer < after)
+        for after in afters
+    }
+    if len({parts.layer for parts in watched.values()}) < len(afters):
+        raise PrunescopeError(
+            f"tokens leave after layers {_listed(afters)} with no attention between two of them",
+            hint="name layers with an attention between: --set schedule=8,16,24",
+        )
     places = layer_places(model, layers)
     drop = _Drop(any(place.tracked for place in places))
     sampler = Sampler(point, "token-drop")
-    ranker = TokenRanker(sampler)
+    rankers = [TokenRanker(sampler, step, len(afters)) for step in range(1, len(afters) + 1)]
 
     def build() -> list[TokenRanker]:
         for place, layer in zip(places, layers, strict=True):
             parts: Any = layer
             extend(layer, _Dropping)
             parts.place, parts.drop, parts.tally = place, drop, Tally("rows")
-            parts.late = place.number >= after
-        model.set_submodule(watched.path, _WatchedAttention(watched, drop))
-        late: Any = layers[after]
-        late.router = ranker
-        return [ranker]
+            parts.late = place.number >= afters[0]
+        for parts in {found.layer: found for found in watched.values()}.values():
+            model.set_submodule(parts.path, _WatchedAttention(parts, drop))
+        for after, ranker in zip(afters, rankers, strict=True):
+            late: Any = layers[after]
+            late.router = ranker
+        return rankers
 
     rebuilt(model, build, sparsity=point.sparsity)
     try:
@@ -69,13 +79,23 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
         # Some models reshape hidden states to the prompt: the last layer restores all rows.
         drop.last = len(layers) - 1
         check_runs(model, _DROPPED, sampler.stream)
-    kept = {"tokens": 1 - point.sparsity, "after": after}
-    notes = [f"ranked by the attention of layer {watched.layer}, the last before the drop"]
-    notes = notes if watched.layer < after - 1 else []
+    kept: dict[str, Any] = {"tokens": 1 - point.sparsity, "after": afters[0]}
+    notes = [
+        f"ranked by the attention of layer {parts.layer}, the last before the drop"
+        for after, parts in watched.items()
+        if parts.layer < after - 1
+    ]
+    if len(afters) > 1:
+        kept["schedule"] = afters
+        notes.append(f"tokens leave in {len(afters)} steps, after layers {_listed(afters)}")
     if has_mixers(model):
         notes.append("mixers after the drop see the kept tokens alone")
-    trained = NothingTrained("trained on all tokens: no weight ranks them", [ranker])
+    trained = NothingTrained("trained on all tokens: no weight ranks them", rankers)
     return Applied(model=model, record={"kept": kept, "notes": notes}, learners=[trained])
+
+
+def _listed(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers))
 
 
 @dataclass
@@ -108,21 +128,23 @@ class _Drop:
 class TokenRanker(nn.Module):
     """Keeps the tokens that the last token attends to most, over all heads."""
 
-    def __init__(self, sampler: Sampler) -> None:
+    def __init__(self, sampler: Sampler, step: int, steps: int) -> None:
         super().__init__()
-        self.sparsity, self.sampler = 0.0, sampler
+        self.sparsity, self.sampler, self.step, self.steps = 0.0, sampler, step, steps
 
     def forward(
-        self, hidden: torch.Tensor, query: torch.Tensor, keys: torch.Tensor
+        self, hidden: torch.Tensor, query: torch.Tensor, keys: torch.Tensor, *, prompt: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The hidden states [B, S, h] of k tokens in their order, and the positions [B, k] of
-        these, by the last token's query [B, n_q, 1, d] (scaled) and all keys [B, n_kv, S, d]."""
+        """Of the S tokens that are left of a `prompt`, the hidden states [B, S, h] of k in their
+        order, and their places [B, k] among the S, by the last token's query [B, n_q, 1, d]
+        (scaled) and all keys [B, n_kv, S, d]."""
         batch, heads, length, _ = keys.shape
         grouped = query.view(batch, heads, -1, query.shape[-1])  # [B, n_kv, G, d]
         mass = (grouped @ keys.transpose(-1, -2)).softmax(-1).mean((1, 2))  # [B, S]
         scores = self.sampler.replace(mass)
         scores[:, -1] = float("inf")  # the next token follows from the last one
-        positions = scores.topk(kept_count(length, self.sparsity)).indices.sort().values
+        kept = kept_count(prompt, gone_after(self.sparsity, self.step, self.steps))
+        positions = scores.topk(kept).indices.sort().values
         flat = flat_positions(positions, length).flatten()
         rows = hidden.reshape(batch * length, -1).index_select(0, flat)
         return rows.view(*positions.shape, -1), positions
@@ -195,11 +217,15 @@ class _Dropping(Counted):
     def _dropped(self, hidden: torch.Tensor) -> torch.Tensor:
         """The hidden states of kept tokens; all of them if no query was stored."""
         drop, query, keys = self.drop, self.drop.query, self.drop.keys
-        drop.query = drop.keys = drop.positions = None
-        drop.taken.clear()
+        before = drop.positions if self.router.step > 1 else None
+        drop.query = drop.keys = None
+        drop.positions = before
         if query is None or keys is None:
+            drop.taken.clear()
             return hidden
-        hidden, drop.positions = self.router(hidden, query, keys)
+        hidden, kept = self.router(hidden, query, keys, prompt=drop.tokens)
+        drop.positions = kept if before is None else before.gather(1, kept)
+        drop.taken.clear()
         return hidden
 
 

@@ -29,8 +29,8 @@ def dynamic_depth(e: Evidence) -> Detection | None:
     """Layers that do not run in every step, or that are missing while the model has routers."""
     layers = layer_shares(e)
     skipped = [n for n, layer in layers.items() if layer.has_fewer_calls]
-    if not skipped:
-        return None
+    if not skipped or (is_less(e.counted("rows")) and e.counted("layers") is None):
+        return None  # single rows were routed past whole layers
     sometimes = [n for n in skipped if max(layers[n].calls.values()) > 0]
     if not (sometimes or is_routed(e) or is_less(e.counted("layers"))):
         return None
@@ -44,10 +44,13 @@ def dynamic_depth(e: Evidence) -> Detection | None:
 
 @detector("dynamic-m")
 def dynamic_m(e: Evidence) -> Detection | None:
-    """Fewer rows of q, o or the MLP, while k and v see every row."""
+    """Fewer rows of q, o or the MLP, while k and v see every row, or those of q alone."""
     layers = layer_shares(e)
     kept = [x for layer in layers.values() for x in layer.left(*EVERY)]
-    if not kept or not all(map(is_one, kept)) or any(x.reshaped for x in layers.values()):
+    every = all(map(is_one, kept))
+    if not kept or any(x.reshaped for x in layers.values()):
+        return None
+    if not every and not _routes_keys(e, layers):
         return None
     attention = [n for n, x in layers.items() if min(x.left(*_QUERY), default=1.0) < 1 - SAME]
     mlp = [n for n, x in layers.items() if min(x.left(*MLP_ROLES), default=1.0) < 1 - SAME]
@@ -60,17 +63,36 @@ def dynamic_m(e: Evidence) -> Detection | None:
     mlp = sorted({*mlp, *skipped})
     line = (
         f"q and o of {len(attention)} layers and the MLP of {len(mlp)} see fewer rows, "
-        f"{percent(sum(shares) / len(shares))} of theirs; k and v see all"
+        f"{percent(sum(shares) / len(shares))} of theirs; k and v see "
+        f"{'all' if every else 'as many'}"
         f"{counted_in_words(e, 'rows')}"
     )
     touched = {*attention, *mlp}
 
     def touches(pair: Pair) -> float:
-        return float(pair.key[0] in touched and pair.key[1] not in EVERY)
+        return float(pair.key[0] in touched and not (every and pair.key[1] in EVERY))
 
     confidence = 1.0 if is_routed(e) or is_less(e.counted("rows")) else 0.7
     explains = ("static-m", "static-nk-heads")  # gone sublayers and sequences of single steps
     return Detection([line], touches, confidence, explains)
+
+
+def _routes_keys(e: Evidence, layers: dict[int, LayerShares]) -> bool:
+    """Whether the run counted rows that were left out, and k and v of each layer saw as few as q.
+    Dropped tokens look alike from a layer on, and have been in every one before."""
+    late = [n for n, layer in layers.items() if layer.has_fewer_rows]
+    early = [n for n, layer in layers.items() if layer.whole]
+    dropped = late and early and max(early) < min(late) and len(late) + len(early) == len(layers)
+    return (
+        is_less(e.counted("rows"))
+        and not dropped
+        and all(
+            abs(k - q) < SAME
+            for layer in layers.values()
+            for q in layer.left("q", "q_a")
+            for k in layer.left("k", "v", "kv_a")
+        )
+    )
 
 
 def _without_experts(e: Evidence) -> dict[int, float]:

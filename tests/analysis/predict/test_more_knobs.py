@@ -1,4 +1,5 @@
-"""Knobs that predict alone: schedules of token-drop, heads that read all keys, Marlin kernels."""
+"""Knobs of single families: schedules of token-drop, heads that read all keys, sets of channels a
+token, Marlin kernels."""
 
 from __future__ import annotations
 
@@ -66,7 +67,11 @@ def test_heads_that_read_every_key_by_hand(method: str) -> None:
 
 @pytest.mark.parametrize(
     ("method", "knob", "value"),
-    [("token-drop", "schedule", "1,2"), ("kv-evict", "full_heads", 0.5)],
+    [
+        ("dynamic-width", "sets", "token"),
+        ("dynamic-width", "attention", "queries"),
+        ("kv-evict", "full_heads", 0.5),
+    ],
 )
 def test_a_knob_that_is_only_predicted_cannot_be_traced(
     method: str, knob: str, value: object

@@ -27,7 +27,9 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("dynamic-m", {}), ("dynamic-nk", {}), ("dynamic-nk", {"block": 3}),
     ("dynamic-nk", {"blocks": "value"}), ("dynamic-depth", {}),
     ("dynamic-depth", {"exit": "early"}), ("dynamic-width", {}), ("token-drop", {"after": 1}),
-    ("kv-evict", {}), ("kv-evict", {"keep": "recent"}),
+    ("kv-evict", {}), ("kv-evict", {"keep": "recent"}), ("kv-evict", {"keep": "sinks"}),
+    ("kv-evict", {"keep": "accumulated"}), ("dynamic-m", {"keys": "routed"}),
+    ("dynamic-depth", {"exit": "lower"}), ("token-drop", {"stages": 4}),
 ]  # fmt: skip
 each_variant = pytest.mark.parametrize(
     ("name", "knobs"), VARIANTS, ids=["-".join([n, *map(str, k.values())]) for n, k in VARIANTS]
@@ -123,7 +125,7 @@ def test_a_seed_decides_alike_and_another_one_otherwise(name: str, knobs: dict[s
         return torch.cat(steps(prune(name, dense, 0.5, seed=seed, **knobs).model, ids, 20)[0], 1)
 
     assert torch.equal(logits(0), logits(0))
-    if knobs != {"keep": "recent"}:
+    if knobs not in ({"keep": "recent"}, {"keep": "sinks"}, {"exit": "lower"}):
         assert not torch.equal(logits(0), logits(1))
 
 
@@ -297,22 +299,24 @@ def linear_theory(
 ) -> float:
     """FLOPs of the linears: the family's theory, at the recorded routes where those are drawn."""
     if phase == "decode" and name == "dynamic-m":  # one row: the theory holds on average
-        return routed_decode_flops(stats)
+        return routed_decode_flops(stats, every="keys" not in knobs)
     point = family(name).point(0.5, knobs)
     work = Workload(phase=phase, prompt_len=S, context=S + 1)
     ops = family(name).theory(ModelShape.from_config(dense.config.to_dict()), work, point)
     total = sum(op.layers * op.flop for op in ops if op.cls == "matmul" and not op.added)
-    if name == "dynamic-depth":  # 2 of 4 layers in theory
+    if name == "dynamic-depth" and knobs.get("exit") != "lower":  # 2 of 4 layers in theory
         head, ran = 2 * 64 * 512, sum(row.active[0] for row in stats.values())
         return (total - head) / 2 * ran + head
     return total
 
 
-def routed_decode_flops(stats: dict[str, Any]) -> int:
-    """2·N·K: k and v [32, 64] always, q and o [64, 64] and the MLP [128, 64] where they ran."""
+def routed_decode_flops(stats: dict[str, Any], *, every: bool) -> int:
+    """2·N·K: k and v [32, 64] always (`every`: else with q), q and o [64, 64] and the MLP
+    [128, 64] where they ran."""
     attention = sum(r.active[0] for n, r in stats.items() if n.endswith("self_attn"))
     mlp = sum(r.active[0] for n, r in stats.items() if n.endswith("mlp"))
-    each = 4 * 2 * 64 * 32 + attention * 2 * 64 * 64 + mlp * 3 * 64 * 128
+    keys = 4 if every else attention
+    each = keys * 2 * 64 * 32 + attention * 2 * 64 * 64 + mlp * 3 * 64 * 128
     return 2 * (each + 64 * 512)
 
 
@@ -320,7 +324,8 @@ def prefill_pairs(name: str, knobs: dict[str, Any], stats: dict[str, Any]) -> fl
     """Query-key pairs of one head, all 4 layers, masked ones too."""
     active = [row.active[0] for row in stats.values()]
     if name == "dynamic-m":
-        return float(S * sum(r.active[0] for n, r in stats.items() if "attn" in n))
+        ran = [r.active[0] for n, r in stats.items() if "attn" in n]
+        return float(sum(r * (r if "keys" in knobs else S) for r in ran))
     if name == "dynamic-nk":
         block = knobs.get("block", 8)
         if not S % block:
@@ -339,7 +344,7 @@ def decode_pairs(name: str, knobs: dict[str, Any], stats: dict[str, Any], held: 
     active = [row.active[0] for row in stats.values()]
     if name == "dynamic-m":
         ran = [r.active[0] for n, r in stats.items() if "attn" in n]
-        return float(sum(r * (S + 1) for r in ran))
+        return float(sum(r * (h + 1) for r, h in zip(ran, held, strict=True)))
     if name == "dynamic-nk":
         block = knobs.get("block", 8)
         own = (S % block) + 1

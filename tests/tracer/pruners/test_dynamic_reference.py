@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from typing import Any
 
@@ -13,6 +14,7 @@ from prunescope.taxonomy.keep import kept_count
 from prunescope.tracer.attention.parts import read_attentions
 from prunescope.tracer.attention.pruned import PlainAttention
 from prunescope.tracer.capture.weight_stats import dynamic_stats
+from prunescope.tracer.pruners.kv_evict import attention_mass
 from tests.tracer.dynamic_reference import (
     ARCHITECTURES,
     assert_logits,
@@ -54,6 +56,34 @@ def test_dynamic_m_given_its_routes(model_type: str, fields: dict[str, Any], bat
     share = torch.cat(decode).float().mean()
     assert 0.25 < share < 0.75
     assert not torch.allclose(found[0], reference(dense, ids)[:, :PROMPT], atol=1e-2)
+
+
+@each_batch
+@pytest.mark.parametrize("unit", ["sublayer", "layer"])
+def test_dynamic_m_with_keys_of_its_routes_alone(batch: int, unit: str) -> None:
+    """A token that is routed past an attention is no key of it, for its sequence alone."""
+    dense, ids = small("qwen2"), tokens(batch, ALL)
+    model = prune("dynamic-m", dense, 0.5, keys="routed", unit=unit).model
+    routes = recorded(model, ".router")
+    found, cache = steps(model, ids, PROMPT)
+
+    def rows(layer: int, part: str) -> torch.Tensor:
+        name = "mlp" if part == "mlp" and unit == "sublayer" else "self_attn"
+        return served(routes[f"model.layers.{layer}.{name}.router"], batch, PROMPT, ALL)
+
+    def seen(layer: int) -> torch.Tensor:
+        keys = rows(layer, "attention")[:, None, None] | torch.eye(ALL).bool()
+        return causal(batch, 4, ALL) & keys
+
+    assert_logits(found, reference(dense, ids, rows=rows, seen=seen), PROMPT)
+    assert cache.get_seq_length() == ALL
+    for index, layer in enumerate(cache.layers):
+        active = rows(index, "attention")
+        any_of = int(active[:, PROMPT:].any(0).sum())
+        assert layer.keys.shape[2] == 9 + any_of  # int(19 x .5), and a slot a step that any runs
+        if layer.present is not None:
+            assert layer.present[:, 9:].sum() == active[:, PROMPT:].sum()
+    assert not torch.allclose(found[0], reference(dense, ids, rows=rows)[:, :PROMPT], atol=1e-2)
 
 
 def block_mask(calls: list[Any], block: int) -> torch.Tensor:
@@ -118,7 +148,7 @@ class _ValuesMasked(torch.nn.Module):
 
 @each_architecture
 @each_batch
-@pytest.mark.parametrize("keep", ["recent", "attention"])
+@pytest.mark.parametrize("keep", ["recent", "sinks", "attention"])
 def test_kv_evict_given_its_keys(
     model_type: str, fields: dict[str, Any], batch: int, keep: str
 ) -> None:
@@ -135,12 +165,14 @@ def test_kv_evict_given_its_keys(
         if keep == "attention":
             rows = ranked[f"model.layers.{layer}.self_attn.router"][0]
             order = (rows % PROMPT).view(batch, 2, 9)
+        first = 4 if keep == "sinks" else 0
         for b in range(batch):
             for head in range(2):
                 held = order[b, head].tolist()
                 for t in range(PROMPT, ALL):
-                    held = [*held, t][-kept_count(t + 1, 0.5) :]
-                    out[b, head, t] = torch.isin(torch.arange(ALL), torch.tensor(held))
+                    held = [*held, t][first - kept_count(t + 1, 0.5) :]
+                    seen_keys = torch.tensor([*range(first), *held])
+                    out[b, head, t] = torch.isin(torch.arange(ALL), seen_keys)
         return out.repeat_interleave(2, dim=1)
 
     assert_logits(found, reference(dense, ids, seen=seen), PROMPT)
@@ -149,7 +181,52 @@ def test_kv_evict_given_its_keys(
 
 
 @each_batch
-@pytest.mark.parametrize("leave", ["skip", "early"])
+@pytest.mark.parametrize("select", ["random", "importance"])
+def test_kv_evict_by_the_attention_of_all_queries(batch: int, select: str) -> None:
+    """Each query sees what its head has not evicted yet; an independent loop over positions adds
+    up the attention that every key got, and evicts the least attended of the older half."""
+    dense, ids = small("llama"), tokens(batch, ALL)
+    model = prune("kv-evict", dense, 0.5, keep="accumulated", select=select).model
+    ranked = recorded(model, ".router")
+    found, cache = steps(model, ids, PROMPT)
+    assert {layer.keys.shape[2] for layer in cache.layers} == {kept_count(ALL + 1, 0.5) - 1}
+
+    def seen(layer: int) -> torch.Tensor:
+        out = causal(batch, 2, ALL)
+        calls = ranked[f"model.layers.{layer}.self_attn.router"]
+        for b, head in itertools.product(range(batch), range(2)):
+            held = list(range(PROMPT))
+            for t, (rows, _mass) in enumerate(calls, PROMPT - 1):
+                if t >= PROMPT:
+                    held.append(t)
+                    assert len(held) == kept_count(t + 1, 0.5)
+                    out[b, head, t] = torch.isin(torch.arange(ALL), torch.tensor(held))
+                if rows is not None:
+                    own = rows.view(batch, 2, -1)[b, head] - (b * 2 + head) * len(held)
+                    newest = set(held[len(held) - len(own) // 2 :])
+                    held = [held[int(i)] for i in own]
+                    assert newest <= set(held)
+        return out.repeat_interleave(2, dim=1)
+
+    assert_logits(found, reference(dense, ids, seen=seen), PROMPT)
+    assert not torch.equal(seen(0), seen(1))
+
+
+def test_the_mass_of_keys_is_the_attention_of_all_queries() -> None:
+    """In chunks of queries, and step by step, as of the whole matrix at once."""
+    torch.manual_seed(0)
+    q, k = torch.randn(2, 4, 150, 8), torch.randn(2, 2, 150, 8)
+    scores = q.unflatten(1, (2, 2)) @ k.unsqueeze(2).transpose(-1, -2) * 0.3
+    wanted = (scores + torch.full((150, 150), -math.inf).triu(1)).softmax(-1).mean(2).sum(2)
+    torch.testing.assert_close(attention_mass(q, k, scaling=0.3), wanted)
+    by_step = attention_mass(q[:, :, :149], k[:, :, :149], scaling=0.3)
+    last = attention_mass(q[:, :, 149:], k, scaling=0.3)
+    last[..., :149] += by_step
+    torch.testing.assert_close(last, wanted)
+
+
+@each_batch
+@pytest.mark.parametrize("leave", ["skip", "early", "lower"])
 def test_dynamic_depth_given_its_layers(batch: int, leave: str) -> None:
     dense, ids = small("llama"), tokens(batch, ALL)
     model = prune("dynamic-depth", dense, 0.5, exit=leave).model
@@ -167,10 +244,43 @@ def test_dynamic_depth_given_its_layers(batch: int, leave: str) -> None:
 
     assert_logits(found, reference(dense, ids, rows=rows, seen=seen), PROMPT)
     per_step = [sum(active[t] for active in ran.values()) for t in range(ALL - PROMPT + 1)]
-    assert all(count == 2 if leave == "skip" else 1 <= count <= 3 for count in per_step)
+    if leave == "lower":  # a prompt runs through all, a step through the first and the last
+        assert list(ran.values()) == [[1] * 5, *[[1, 0, 0, 0, 0]] * 2, [1] * 5]
+    else:
+        assert all(count == 2 if leave == "skip" else 1 <= count <= 3 for count in per_step)
     assert len({tuple(row[t] for row in ran.values()) for t in range(len(per_step))}) > 1
     held = [0 if layer.keys is None else layer.keys.shape[2] for layer in cache.layers]
     assert held == [int(rows(i, "")[0].sum()) for i in range(4)]
+
+
+@each_batch
+def test_tokens_leave_in_steps(batch: int) -> None:
+    """After 1, 2 and 3 layers a fifth of the rest: 15, 11 and 9 of 19 tokens are left."""
+    dense, ids = small("llama"), tokens(batch, ALL)
+    model = prune("token-drop", dense, 0.5, stages=4).model
+    kept = recorded(model, ".router")
+    found, cache = steps(model, ids, PROMPT)
+    left = [kept_count(PROMPT, 1 - 0.5 ** (i / 3)) for i in (1, 2)] + [9]
+    answer = ALL - PROMPT
+    assert left == [15, 11, 9]
+    assert [layer.keys.shape[2] - answer for layer in cache.layers] == [PROMPT, *left]
+    stays = torch.ones(4, batch, ALL, dtype=torch.bool)
+    places = torch.arange(PROMPT).expand(batch, -1)
+    for index in (1, 2, 3):
+        places = places.gather(1, kept[f"model.layers.{index}.router"][0][1])
+        stays[index, :, :PROMPT] = False
+        stays[index].scatter_(1, places, True)
+    rows = {index: stays[index] for index in range(4)}
+    wanted = reference(
+        dense,
+        ids,
+        rows=lambda layer, _part: rows[layer],
+        seen=lambda layer: (
+            causal(batch, 4, ALL) & (rows[layer][:, None, None] | torch.eye(ALL).bool())
+        ),
+    )
+    wanted = torch.stack([wanted[b, stays[3, b]] for b in range(batch)])
+    assert_logits(found, wanted, 9)
 
 
 @each_architecture

@@ -18,6 +18,11 @@ from tests.tracer.tiny_models import TINY
 pytestmark = pytest.mark.torch
 IDS = torch.arange(2, 14).unsqueeze(0)
 QUICK = ("static-m", "static-nk-mlp", "dynamic-m")
+# Knobs that change what runs: the theory says the FLOPs of each.
+KNOBS = (
+    "kv-evict keep=sinks", "kv-evict keep=accumulated", "dynamic-depth exit=lower", "dynamic-width",
+    "dynamic-m keys=routed", "dynamic-m keys=routed unit=layer", "token-drop stages=3",
+)  # fmt: skip
 
 
 def check(cells: list[Cell]) -> None:
@@ -51,6 +56,17 @@ def test_a_few_families_of_one_architecture() -> None:
     check(cells)
     assert [cell.state for cell in cells] == ["ok"] * 3
     assert [cell.bare_state for cell in cells] == ["ok", "ok", "none"]
+
+
+def test_knobs_execute_the_flops_of_the_theory() -> None:
+    cells = matrix_row("llama", KNOBS, batch=2, num_hidden_layers=4)
+    for cell in cells:
+        assert not cell.why
+        assert all(work.deviation <= 0.01 for work in cell.works.values()), cell
+        named = dict.fromkeys(("prefill", "decode"), cell.family)
+        if cell.knobs.get("exit") == "lower":
+            named["prefill"] = "dense"  # the prompt runs through all layers
+        assert cell.named == named, cell
 
 
 def test_a_model_of_states_alone_is_pruned_as_families_says() -> None:
