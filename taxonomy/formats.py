@@ -236,7 +236,7 @@ def _explained(error: str, plain: Any, kind: Any) -> tuple[str, str]:
             name: Any = attribute
             kind = _hints(kind).get(name) if isinstance(kind, type) else None
         else:
-            kind = get_args(kind)[-1]
+            kind = (get_args(kind) or (None,))[-1]
             name = (
                 next(k for k, v in plain.items() if _is_wrong(v, kind))
                 if index == "..."

@@ -29,11 +29,11 @@ class LayerShape:
     """The dimensions in which a layer may differ from others; the names are those of ModelShape.
     Without attention it has 0 heads, without an MLP 0 channels."""
 
-    heads: Count
-    kv_heads: Count
-    head_dim: Count
-    value_dim: Count
-    intermediate: Count
+    heads: Count = 0
+    kv_heads: Count = 0
+    head_dim: Count = 0
+    value_dim: Count = 0
+    intermediate: Count = 0
     experts: Count = 0
     experts_per_token: Count = 0
     expert_intermediate: Count = 0
@@ -447,10 +447,9 @@ class ModelShape:
             if "ranks" in known:
                 known["ranks"] = tuple((str(role), int(r)) for role, r in known["ranks"])
             shape = cls(**known)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, AttributeError):
             return None
-        listed = len(shape.layer_shapes)
-        return shape if listed in (0, shape.layers) else None
+        return shape if not shape.layer_shapes or _is_whole(shape) else None
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values, for a manifest; those of layers that differ only where they
@@ -503,13 +502,23 @@ def _fields_of(layer: LayerShape) -> dict[str, Any]:
 
 
 def _read_layer(written: Mapping[str, Any]) -> LayerShape:
-    least = dict.fromkeys((*_ATTENTION_SIZES, "intermediate"), 0)
     ranks = tuple((str(role), int(r)) for role, r in written.get("ranks", ()))
-    return LayerShape(**{**least, **written, "ranks": ranks})
+    return LayerShape(**{**written, "ranks": ranks})
 
 
 def _like(shape: ModelShape, layer: LayerShape) -> ModelShape:
     return replace(shape, layer_shapes=(), **_fields_of(layer))
+
+
+def _is_whole(shape: ModelShape) -> bool:
+    """Whether each layer of a manifest is there, with the sizes that its sublayers divide by."""
+    if not shape.order or len(shape.layer_shapes) != shape.layers:
+        return False
+    return all(
+        (one.attention_kind != "usual" or all(one.attention[1:5]))
+        and (one.mlp_kind != "usual" or letter.islower() or one.experts > 0)
+        for one, letter in zip(shape.layer_shapes, shape.layout, strict=True)
+    )
 
 
 @lru_cache(maxsize=512)

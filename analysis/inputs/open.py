@@ -199,6 +199,7 @@ def named_config(name: str, options: Options) -> ModelConfig | AutoModel:
         name=model_name(name),
         dtype=our_dtype(model.dtype),
         workload=workload,
+        notes=model.notes,
     )
 
 

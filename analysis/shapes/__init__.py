@@ -4,6 +4,6 @@ In: the kernels frame with kinds and roles, a ModelShape, a workload. Out: the f
 layers and roles of the rows that the config explains, and their work; nothing where it contradicts.
 Exports: `config` (reads a config), `slots` (N and K of every role), `workload`, `grids` and
 `counts` (M), `fill` (the pass); `trial` compares a config with a trace, `by_modules` or, without
-modules, `align` says which GEMM of which layer a kernel runs; `evidence` is what contradicts a
-config.
+modules, `align` says which GEMM of which layer a kernel runs, `uneven` where layers differ;
+`evidence` is what contradicts a config.
 """

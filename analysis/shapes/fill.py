@@ -60,6 +60,7 @@ def fill(traced: Traced, model: ModelConfig | AutoModel, device: Device | None) 
     if isinstance(model, AutoModel):
         out.warnings.append(guess(traced, model.workload, device, steps))
         return out
+    out.warnings += model.notes
     if model.shape.mixer:
         steps = items_of(traced.frame, traced.trace, traced.works, mixers=True)
     degree = degrees(traced.trace, every, model.shape)

@@ -203,12 +203,14 @@ def _one_token(batch: int) -> Tokens:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A model's dimensions, what it is called, its number format, and the workload of the steps."""
+    """A model's dimensions, what it is called, its number format, and the workload of the steps.
+    `notes`: where its weights differ from its config."""
 
     shape: ModelShape
     name: str
     dtype: str | None = None
     workload: GivenWorkload = field(default_factory=GivenWorkload)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,10 @@ import pytest
 from prunescope.taxonomy.architectures import described, read_architecture
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import family, pruning_families
+from prunescope.taxonomy.formats import read as entry
 from prunescope.taxonomy.plan import Workload
 from prunescope.taxonomy.presets import preset_config
+from prunescope.taxonomy.run_blocks import ModelEntry
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.stored_layers import differing_layers, shape_of_weights
 from prunescope.taxonomy.stored_tensors import stored_tensors
@@ -271,6 +273,21 @@ def test_experts_that_were_dropped_in_some_layers(tmp_path: Path) -> None:
     assert "2–4 experts (config: 4)" in notes[0]
     whole = ModelShape.from_config({**PLAIN, **config})
     assert shape.parameters() == whole.parameters() - 3 * (3 * 32 * 64 + 64)
+
+
+def test_a_manifest_keeps_layers_and_refuses_broken_ones() -> None:
+    shape = of(num_attention_heads=[4, 0, 4, 4], intermediate_size=[96, 96, 0, 96])
+    written = json.loads(json.dumps(shape.to_dict()))
+    assert ModelShape.of_fields(entry(ModelEntry, {"shape": written}).shape) == shape
+    layers = written["layer_shapes"]
+    for broken in (
+        layers[:2], [5, 5, 5, 5], [{**layers[0], "kv_heads": 0}, *layers[1:]],
+        [{**layers[0], "what": 1}, *layers[1:]],
+    ):  # fmt: skip
+        assert ModelShape.of_fields({**written, "layer_shapes": broken}) is None
+    assert ModelShape.of_fields({**written, "layout": ""}) is None
+    with pytest.raises(PrunescopeError, match="layer_shapes"):
+        entry(ModelEntry, {"shape": {**written, "layer_shapes": [{"heads": "x"}]}})
 
 
 def test_packed_weights_leave_the_sizes_of_the_config(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from tests.analysis.shapes.stripped import SHAPES, events, save
 from tests.analysis.shapes.test_align import ATTENTION, CASE, Truth, Writer, widths
 from tests.analysis.shapes.test_damaged_traces import drop, kernels_of, numbered, placed
 from tests.chrome import H100
+from tests.taxonomy.test_layer_shapes import folder_of
 
 WIDTHS = [1408, 1024, 768, 512, 1024, 1280]
 ROWS = 64
@@ -76,6 +77,21 @@ def test_each_layer_gets_its_own_shapes(
     assert widths(told) == truth, told.warnings
     rows = told.frame.filter("primary").select("registers", "layer").rows()
     assert {layer for _, layer in rows} == {*range(6), None}
+
+
+def test_the_weights_beside_a_config_count_and_it_is_said(tmp_path: Path) -> None:
+    trace, truth = written(PLAIN)
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (4096, 512)}
+    for number, width in enumerate(WIDTHS):
+        at = f"model.layers.{number}"
+        shapes |= {f"{at}.self_attn.{name}_proj.weight": (512, 512) for name in "qo"}
+        shapes |= {f"{at}.self_attn.{name}_proj.weight": (256, 512) for name in "kv"}
+        shapes |= {f"{at}.mlp.{name}_proj.weight": (width, 512) for name in ("gate", "up")}
+        shapes[f"{at}.mlp.down_proj.weight"] = (512, width)
+    folder_of(tmp_path, shapes)
+    told = read(trace, {**PLAIN, "intermediate_size": 1408}, tmp_path)
+    assert widths(told) == truth
+    assert any("512–1408 MLP channels (config: 1408)" in text for text in told.warnings)
 
 
 def test_a_stretch_that_lacks_a_kernel_is_left_out(tmp_path: Path) -> None:
