@@ -163,7 +163,9 @@ def narrower_heads(e: Evidence) -> str | None:
     what = "the head dimension" if scores else "the head dimension of the values"
     narrow, down = _count(e, _PRODUCERS, "N"), _count(e, ("o",), "K")
     with_it = _both(narrow, "projections", down, "o")
-    rest = f"{with_it} fell with it" if with_it else "no projection did"
+    known = any(p.key[1] in (*_PRODUCERS, "o") for p in e.pairs)
+    without = "no projection did" if known else "which GEMMs are its projections is not known"
+    rest = f"{with_it} fell with it" if with_it else without
     return (
         f"{what} fell from {arrow.replace(' → ', ' to ')}: {rest}; narrower heads are of no family"
     )
