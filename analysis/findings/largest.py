@@ -34,6 +34,7 @@ class _Cost:
     efficiency: float | None
     untouched: bool
     kernel: str
+    kind: str | None
 
     @property
     def slow(self) -> bool:
@@ -88,6 +89,8 @@ def _larger(c: Context, first: _Cost) -> Iterator[str]:
 
 
 def _change(one: _Cost) -> str:
+    if not one.slow and one.kind == "conv":
+        return "prune channels of convolutions, which are of no family here, or promise less"
     if not one.slow:
         return f"combine with a family that touches {one.name}, or promise less"
     closer = "try another kernel, larger batches or fused ops"
@@ -115,6 +118,7 @@ def _costs(c: Context) -> Iterator[_Cost]:
             efficiency=_efficiency(rows),
             untouched=pruned and at <= c.untouched,
             kernel=largest["name"] or "?",
+            kind=largest["kind"],
         )
         if cost.slow or cost.untouched:
             yield cost

@@ -17,6 +17,7 @@ from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.findings.trust import timing_not_valid
 from prunescope.analysis.kernels.frame import PRODUCTS
 from prunescope.analysis.kernels.idle import cause_sums
+from prunescope.analysis.kernels.replay import LEAST
 from prunescope.analysis.schema.report import LedgerPart, is_beyond_noise
 from prunescope.taxonomy.roles import UNPLACED
 from prunescope.taxonomy.words import ms, percent
@@ -63,6 +64,8 @@ def coverage_limited(c: Context) -> Found | None:
         return None
     if c.phase.ladder and c.phase.ladder.flop and abs(c.phase.ladder.flop - 1) < 1e-6:
         return None  # nothing was pruned: nothing-removed says so
+    if (c.phase.coverage.get("work") or 0.0) < LEAST:
+        return None  # what no model reads may have shrunk as much as the rest
     parts = [p for p in row.parts if p.ns > 0 and p.ns >= 0.05 * row.moves_ns][:4]
     some = sum(p.ns for p in row.parts if p.ns > 0 and _shrank(c, p))
     more = -sum(p.ns for p in row.parts if p.ns < 0)  # work that shrank by more than was promised

@@ -89,10 +89,9 @@ def _scaled_to_batch(c: Context, differences: Sequence[Difference]) -> Iterator[
     if old is None or ratio is None:
         return
     yield (
-        f"scaled to the batch of the dense run, the work of the pruned run takes "
-        f"{ms(new.busy_ns / ratio)}, that of the dense one {ms(old.busy_ns)}; idle time, "
-        f"{ms(new.wall_ns - new.busy_ns)} and {ms(old.wall_ns - old.busy_ns)} a step, does not "
-        "scale with the batch"
+        f"at the batch of the dense run, work takes {ms(new.busy_ns / ratio)} instead of "
+        f"{ms(old.busy_ns)} a step; idle time, {ms(new.wall_ns - new.busy_ns)} and "
+        f"{ms(old.wall_ns - old.busy_ns)}, does not scale with the batch"
     )
 
 

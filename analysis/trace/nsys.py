@@ -79,6 +79,7 @@ _PROPERTIES = {
     "maxRegistersPerSm": "regsPerMultiprocessor", "maxShmemPerSm": "sharedMemPerMultiprocessor",
     "maxShmemPerBlockOptin": "sharedMemPerBlockOptin", "totalMemory": "totalGlobalMem",
 }  # fmt: skip
+_NCCL_CALL = re.compile(r"nccl\w{1,40}", re.ASCII)
 _VERSION = re.compile(r"_v\d{4,5}$")
 _CAST = re.compile(r"\(((?:unsigned |signed )?(?:bool|char|short|int|long long|long))\)(-?\d+)")
 _LITERALS = {"unsigned int": "u", "long": "l", "unsigned long": "ul", "long long": "ll",
@@ -502,7 +503,7 @@ class _Reader:
             thread = self._threads(_ids([row[2] for row in block]))
             for i, (start, end, _, text, text_id, binary, plain) in enumerate(block):
                 name = text if isinstance(text, str) and text else registered.get(text_id, "")
-                if type(start) is type(end) is int and name.startswith(_NCCL):
+                if type(start) is type(end) is int and _NCCL_CALL.fullmatch(name):
                     yield Row(start, end, int(thread[i]), name, payloads.fields(binary, plain))
 
     def _overhead(self) -> None:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
 
 import polars as pl
 
-from prunescope.analysis.comparison.convolutions import Convolution, convolutions
+from prunescope.analysis.comparison.convolutions import convolutions
 from prunescope.analysis.comparison.differences import UNREADABLE, differences, unpaired
 from prunescope.analysis.comparison.equal_information import ComparableSides
 from prunescope.analysis.comparison.parallelism import ranks_of
@@ -87,11 +86,13 @@ def verdict(evidence: Evidence) -> Verdict:
         return Verdict(_outside(why))
     explained = {name for found in dynamic.values() for name in found.explains}
     static = _detected(evidence, dynamic=False)
+    explained |= {name for found in static.values() for name in found.explains}
     found = dynamic | {n: s for n, s in static.items() if s.proven or n not in explained}
     narrower = narrower_heads(evidence)
     if not found:
         if narrower is not None:
-            return Verdict(FamilyVerdict(id="unknown", confidence=0.5, evidence=[narrower]))
+            lines = [narrower, *_of_channels(evidence)]
+            return Verdict(FamilyVerdict(id="unknown", confidence=0.5, evidence=lines))
         return Verdict(_unmoved(evidence))
     family = _named(evidence, found, is_dynamic=bool(dynamic))
     if blind := _blind(evidence):
@@ -149,11 +150,9 @@ def _named(e: Evidence, seen: dict[str, Detection], *, is_dynamic: bool) -> Fami
 def _unmoved(e: Evidence) -> FamilyVerdict:
     """No M, N or K moved: nothing changed, something else did, or the weights are not known; or no
     GEMM has any to move."""
-    narrower = [one for one in e.convolutions if one.is_narrower]
-    if narrower:
-        return FamilyVerdict(id="unknown", confidence=0.5, evidence=[_of_channels(e, narrower)])
     if blind := _blind(e):
         return FamilyVerdict(id="unknown", confidence=0.1, evidence=[_unread(e, blind)])
+    channels = _of_channels(e)
     unclear = [p for p in e.pairs if p.axis != "none"] if not other_routes(e) else []
     if (fewer := fewer_keys(e)) is not None:
         return fewer
@@ -163,7 +162,8 @@ def _unmoved(e: Evidence) -> FamilyVerdict:
         if e.by_order and (fitting := families_by_order(e)):
             line = (
                 f"GEMMs became smaller ({shown}), but which is which is known from the order of "
-                "kernels alone: record modules (with_stack=True) to name the family"
+                "kernels alone, and not by what one makes and the next reads: record modules "
+                "(with_stack=True) to name the family"
             )
             return FamilyVerdict(
                 id="unknown", confidence=0.3, evidence=[line], alternatives=fitting
@@ -171,8 +171,10 @@ def _unmoved(e: Evidence) -> FamilyVerdict:
         return FamilyVerdict(
             id="unknown",
             confidence=0.3,
-            evidence=[f"these GEMM shape changes match no family: {shown}"],
+            evidence=[*channels, f"these GEMM shape changes match no family: {shown}"],
         )
+    if channels:
+        return FamilyVerdict(id="unknown", confidence=0.5, evidence=channels)
     why = reason(e, NOTHING_MOVED)
     mostly_hidden = any(one.share > _MOSTLY for one in e.unread)
     if why is not None and not (mostly_hidden and why.kind == OTHER_WORK):
@@ -195,19 +197,22 @@ def _unmoved(e: Evidence) -> FamilyVerdict:
     )
 
 
-def _of_channels(e: Evidence, narrower: Sequence[Convolution]) -> str:
+def _of_channels(e: Evidence) -> list[str]:
     """That convolutions have fewer channels: as implicit GEMMs they lost N and K, which no family
-    of linears is, and the table of GEMMs does not list them."""
+    of linears is, and the table of GEMMs does not list them. Empty where none does."""
+    narrower = [one for one in e.convolutions if one.is_narrower]
+    if not narrower:
+        return []
     example = max(narrower, key=lambda one: math.prod(one.dense[1]) - math.prod(one.pruned[1]))
     (n, k), (kept_n, kept_k) = (
         (weight[0], math.prod(weight[1:])) for weight in (example.dense[1], example.pruned[1])
     )
     moved = [f"N {n} → {kept_n}"] * (n != kept_n) + [f"K {k} → {kept_k}"] * (k != kept_k)
-    return (
+    return [
         f"channels of convolutions: {len(narrower)} of {len(e.convolutions)} convolutions have "
         f"fewer, as implicit GEMMs {' and '.join(moved)} in the largest; families are of linears, "
         "and the table of GEMMs lists no convolution"
-    )
+    ]
 
 
 def _blind(e: Evidence) -> list[str]:

@@ -72,6 +72,9 @@ def static_k_lowrank(e: Evidence) -> Detection | None:
     return Detection([line], lambda p: float(p.axis == "rank"))
 
 
+_NARROWED = ("static-nk", "static-nk-heads", "static-nk-mlp", "static-nk-cross")
+
+
 def _by_shapes(e: Evidence) -> Detection | None:
     """Every linear that only the dense side has is replaced by two GEMMs that only the pruned side
     has, [T,K]→[T,r]→[T,N] with one rank for all, whatever the module names."""
@@ -89,7 +92,9 @@ def _by_shapes(e: Evidence) -> Detection | None:
             line = (
                 f"{lacks.total()} GEMMs became two through a rank of {rank}, read from their shapes"
             )
-            return Detection([line], _touches({*lacks}, {*halves}), confidence=0.8)
+            # All that moved is of the rank: no GEMM is left that could have become narrower.
+            touches = _touches({*lacks}, {*halves})
+            return Detection([line], touches, confidence=0.8, explains=_NARROWED)
     return None
 
 

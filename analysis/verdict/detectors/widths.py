@@ -73,9 +73,46 @@ class _Fallen:
 
 
 def _fallen(e: Evidence) -> tuple[_Fallen | None, _Fallen | None]:
-    """Heads and channels that fell. Where the order of kernels alone says which GEMM is which, none
-    is known to be of heads or of channels."""
-    return (None, None) if e.by_order else (_heads(e), _channels(e))
+    """Heads and channels that fell. Where only the order of kernels says which GEMM is which, their
+    shapes must say it too: what the one no longer makes, the other no longer reads."""
+    heads, channels = _heads(e), _channels(e)
+    if not e.by_order:
+        return heads, channels
+    whole = all(one is None or one.is_whole for one in (heads, channels))
+    chained = (heads is None or _heads_are_read(e)) and (channels is None or _channels_are_read(e))
+    return (heads, channels) if whole and chained else (None, None)
+
+
+def _channels_are_read(e: Evidence) -> bool:
+    """Whether in each layer K of down fell by the same widths as N of gate and up."""
+    made, read = _widths_by_layer(e, _MLP, "N"), _widths_by_layer(e, ("down",), "K")
+    return made == read
+
+
+def _heads_are_read(e: Evidence) -> bool:
+    """Whether in each layer K of o fell by the ratio by which the heads of attention did."""
+    kept = {
+        p.key[0]: p.pruned.gemm.batch / p.dense.gemm.batch
+        for p in e.pairs
+        if p.key[2] == "qk" and "heads" in fell(p)
+        if p.dense is not None and p.dense.gemm is not None
+        if p.pruned is not None and p.pruned.gemm is not None
+    }
+    read = _widths_by_layer(e, ("o",), "K")
+    return kept.keys() == read.keys() and all(
+        new == round(old * kept[layer]) for layer, widths in read.items() for old, new in widths
+    )
+
+
+def _widths_by_layer(
+    e: Evidence, roles: tuple[str, ...], axis: str
+) -> dict[int | None, set[tuple[int, int]]]:
+    """(dense, pruned) widths that fell, by layer."""
+    found: dict[int | None, set[tuple[int, int]]] = {}
+    for pair in e.pairs:
+        if _shrank(pair, roles, axis):
+            found.setdefault(pair.key[0], set()).add(_sizes(pair, axis))
+    return found
 
 
 def families_by_order(e: Evidence) -> list[str]:
@@ -100,7 +137,8 @@ def _fewer_units(e: Evidence, *fallen: _Fallen) -> Detection:
         return moved * (1.0 - _of_stream(pair, stream))
 
     broken = tuple(one.line for one in fallen if not one.is_whole)
-    return Detection([one.line for one in fallen], touches, 0.6 if broken else 1.0, broken=broken)
+    confidence = 0.6 if broken else 0.7 if e.by_order else 1.0
+    return Detection([one.line for one in fallen], touches, confidence, broken=broken)
 
 
 def _of_stream(pair: Pair, stream: Widths) -> float:
@@ -163,7 +201,9 @@ def narrower_heads(e: Evidence) -> str | None:
     what = "the head dimension" if scores else "the head dimension of the values"
     narrow, down = _count(e, _PRODUCERS, "N"), _count(e, ("o",), "K")
     with_it = _both(narrow, "projections", down, "o")
-    rest = f"{with_it} fell with it" if with_it else "no projection did"
+    known = any(p.key[1] in (*_PRODUCERS, "o") for p in e.pairs)
+    without = "no projection did" if known else "which GEMMs are its projections is not known"
+    rest = f"{with_it} fell with it" if with_it else without
     return (
         f"{what} fell from {arrow.replace(' → ', ' to ')}: {rest}; narrower heads are of no family"
     )

@@ -64,8 +64,8 @@ def test_times_are_scaled_to_one_batch(tmp_path: Path) -> None:
     phase = compared(products(8), products(4, us=6), tmp_path)
     (found,) = [f for f in phase.findings if f.id == "not-comparable"]
     assert found.evidence[1] == (
-        "scaled to the batch of the dense run, the work of the pruned run takes 48.0 µs, that of "
-        "the dense one 40.0 µs; idle time, 0.0 µs and 0.0 µs a step, does not scale with the batch"
+        "at the batch of the dense run, work takes 48.0 µs instead of 40.0 µs a step; idle time, "
+        "0.0 µs and 0.0 µs, does not scale with the batch"
     )
     assert "of the dense side: FLOPs 0.50×" in setup(phase)
 

@@ -224,3 +224,23 @@ def test_sublayers_are_predicted_as_no_layers(tmp_path: Path) -> None:
     pruned = decoder([FULL, replace(FULL, attention=False), FULL, FULL], Setting())
     phase = of_run(tmp_path, dense, pruned, pruning={"method": "own", "sparsity": 0.25})
     assert phase.predicted is None
+
+
+def test_what_no_model_reads_is_not_called_untouched(tmp_path: Path) -> None:
+    """Of 900 of 1,000 us nothing is known: they may have shrunk as much as the product."""
+
+    def side(n: int) -> dict[str, Any]:
+        return chrome(
+            step(
+                0,
+                mm(n=n, us=100),
+                op(
+                    "aten::mkldnn_rnn_layer",
+                    [4, 8],
+                    us=900,
+                    kernels=[k(us=900, name="a_rnn_kernel")],
+                ),
+            )
+        )
+
+    assert found(of_pair(tmp_path, side(N), side(N // 2)), "coverage-limited") is None

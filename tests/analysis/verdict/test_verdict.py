@@ -11,6 +11,7 @@ import pytest
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.schema.report import FamilyVerdict, Phase
 from tests.analysis.decoder import Layer, Setting, census, decoder, write_pair
+from tests.analysis.finding_cases import layers, mm, of_pair
 from tests.chrome import k, op, save
 
 FULL = Layer()
@@ -229,3 +230,19 @@ def test_zeros_that_were_there_before_are_no_pruning(
     phase = analyze(folder).report.phases["prefill"]
     assert set(told(phase).id.split("+")) == set(want.split("+"))
     assert any(f.id == "zeros-in-dense" for f in phase.findings) == ("mask" in want)
+
+
+def test_a_rank_that_explains_all_shapes_leaves_no_channels(tmp_path: Path) -> None:
+    """Whatever is called up_proj and down_proj: each GEMM became two through a rank of 8. By names
+    alone, N of up fell from 64 to 8 and with it nothing."""
+    rank, narrow, wide = 8, 32, 64
+    whole = [("mlp.up_proj", mm(n=wide, k_=narrow)), ("mlp.down_proj", mm(n=narrow, k_=wide))]
+    halves = [
+        ("mlp.up_proj", mm(n=rank, k_=narrow)),
+        ("mlp.extra", mm(n=wide, k_=rank)),
+        ("mlp.down_proj", mm(n=rank, k_=wide)),
+        ("mlp.more", mm(n=narrow, k_=rank)),
+    ]
+    family = of_pair(tmp_path, layers(*whole), layers(*halves)).family
+    assert family is not None
+    assert family.id == "static-k-lowrank"
