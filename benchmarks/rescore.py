@@ -1,7 +1,7 @@
 """The losses of a sweep scored again, without timing anything: after the scoring has changed.
 
-    python benchmarks/rescore.py benchmarks/smollm2.yaml --families dynamic-m dynamic-nk \
-        --sparsities 0.5 --out losses.json
+    python benchmarks/rescore.py benchmarks/smollm2.yaml --families FAMILY... --sparsities 0.5 \
+        --out losses.json
 
 In: a sweep file; `--families` and `--sparsities` choose some of its points. Out: JSON, for the id
 of each result the `quality` that its run.json would hold, and a line for each on standard error.

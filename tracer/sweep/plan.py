@@ -95,7 +95,7 @@ class SweepConfig:
         tuple[str, ...],
         Option(
             help="Knobs of the families, as `families` lists them: FAMILY.KNOB=VALUE.",
-            example="[dynamic-m.choose=threshold]",
+            example=f"[{cutting('layers')}.unit=mlp]",
         ),
     ] = ()
     text: Annotated[
