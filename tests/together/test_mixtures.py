@@ -89,7 +89,8 @@ def test_half_of_the_experts_at_batch_16(name: str, tmp_path: Path) -> None:
         ("dense", E, [g.dense_groups for g in experts]),
         ("pruned", E // 2, [g.groups for g in experts]),
     ):
-        counts = read_run(run / side).routing["decode"]
+        manifest = read_run(run / side)
+        counts = manifest.routing["decode"]
         layers = tuple(tuple(map(float, counts[layer])) for layer in sorted(counts, key=int))
         load = expert_load(
             Routing(source="run", phases={"decode": layers}),
@@ -98,7 +99,10 @@ def test_half_of_the_experts_at_batch_16(name: str, tmp_path: Path) -> None:
             per_token=TOP_K,
             tokens=16,
         )
-        assert groups == [pytest.approx(load.distinct, rel=0.05)] * len(experts)
+        # The expectation is of many steps: in a layer of one or two, half an expert more or less.
+        assert groups == [pytest.approx(load.distinct, rel=0.05, abs=0.5)] * len(experts)
+        counted = [*manifest.distinct_experts["decode"].values()]
+        assert groups == [pytest.approx(sum(counted) / len(counted), rel=0.02)] * len(experts)
 
 
 @pytest.mark.parametrize("name", NAMES)
