@@ -110,14 +110,24 @@ _ROWS = "rows of their GEMMs"
 
 
 def _by_router(e: Evidence) -> Fewer | None:
-    """N of the routers; what decides with one output (a gate of the shared expert) is none."""
-    found = {
-        p.key[0]: (p.dense.n, p.pruned.n)
-        for p in e.pairs
-        if p.key[1] == ROUTER and p.dense is not None and p.pruned is not None
-        if p.dense.n is not None and p.pruned.n is not None and p.dense.n > 1
-    }
+    """N of the routers; what decides with one output (a gate of the shared expert, a choice of
+    rows) is none, wherever it stands."""
+    dense, pruned = (_routers(e, side) for side in ("dense", "pruned"))
+    found = {n: (dense[n].n or 0.0, pruned[n].n or 0.0) for n in dense.keys() & pruned.keys()}
     return Fewer(found, _N) if found else None
+
+
+def _routers(e: Evidence, side: str) -> dict[int | None, Call]:
+    """By layer the router of its experts: the one with most outputs, of several at least."""
+    found: dict[int | None, Call] = {}
+    for pair in e.pairs:
+        call: Call | None = getattr(pair, side)
+        if pair.key[1] != ROUTER or call is None or call.n is None or call.n <= 1:
+            continue
+        before = found.get(pair.key[0])
+        if before is None or call.n > (before.n or 0.0):
+            found[pair.key[0]] = call
+    return found
 
 
 def _by_stack(e: Evidence) -> Fewer | None:
@@ -203,14 +213,12 @@ def _routes(e: Evidence) -> Fewer | None:
 
 def _tokens(e: Evidence) -> dict[int | None, tuple[float, float]]:
     """Rows a step (dense, pruned) of the router of each layer."""
-    found: dict[int | None, tuple[float, float]] = {}
-    for pair in e.pairs:
-        old, new = pair.dense, pair.pruned
-        if pair.key[1] != ROUTER or old is None or new is None or old.n is None or old.n <= 1:
-            continue
-        if old.m is not None and new.m is not None:
-            found[pair.key[0]] = (old.m * old.count, new.m * new.count)
-    return found
+    dense, pruned = (_routers(e, side) for side in ("dense", "pruned"))
+    return {
+        n: (dense[n].all_rows, pruned[n].all_rows)
+        for n in dense.keys() & pruned.keys()
+        if dense[n].m is not None and pruned[n].m is not None
+    }
 
 
 def _layers(one: Fewer) -> str:
