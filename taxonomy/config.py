@@ -71,6 +71,8 @@ EXPERT_WIDTHS = ("moe_intermediate_size", "intermediate_size_moe")
 # Sizes that a config may give for each layer by itself, in a list.
 _EACH_LAYER = frozenset((*HEADS, *KV_HEADS, *MLP, *EXPERTS, *TOP_K, *EXPERT_WIDTHS))
 
+_MOST_EXPERTS = 1 << 16  # of a layer: each has a place in the expectation of what is read
+
 _SLIDING = ("sliding_attention", "chunked_attention")
 _ATTENTION = (*_SLIDING, "full_attention", "attention")
 
@@ -324,6 +326,11 @@ def _experts(cfg: Mapping[str, Any], own: Unwritten, known: Fields) -> Fields:
     experts = size_in(cfg, EXPERTS)
     if experts is None or experts < 2:
         return {}
+    if experts > _MOST_EXPERTS:
+        raise PrunescopeError(
+            f"the config names {experts} experts, and no model has more than {_MOST_EXPERTS}",
+            hint="check the number of experts in its config.json",
+        )
     layers = known["layers"]
     width = size_in(cfg, EXPERT_WIDTHS) or known["intermediate"]
     dense = next((n for name in DENSE_FIRST if (n := _count(cfg, name))), 0)
