@@ -157,7 +157,11 @@ def test_a_folder_of_uneven_layers_is_loaded_as_it_was_saved(tmp_path: Path) -> 
     dense, ids = folder(tmp_path / "dense"), torch.arange(12).unsqueeze(0)
     layers = {0: (3, 80), 2: (1, 16)}  # 64·(4·48 + 3·80) + 64·(4·16 + 3·16) + 4 biases of 64
     found = load(uneven(dense, tmp_path / "pruned", layers, bias=True))
-    assert found.notes == ["2 layers differ in width (18 tensors, 35072 numbers)"]
+    assert found.notes == [
+        "the weights differ from their config, and count: 1–4 query heads (config: 4), 1–4 KV "
+        "heads (config: 4), 16–96 MLP channels (config: 96)",
+        "2 layers differ in width (18 tensors, 35072 numbers)",
+    ]
     masked = load(dense).model
     for index, (heads, channels) in layers.items():
         layer = masked.model.layers[index]

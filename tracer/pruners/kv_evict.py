@@ -131,7 +131,7 @@ def attention_mass(q: torch.Tensor, keys: torch.Tensor, *, scaling: float) -> to
 class _EvictingAttention(PlainAttention, Counted):
     """Dense attention over a cache that holds some of the keys: the latest."""
 
-    sinks = 0  # first keys that stay
+    kept_first = 0  # first keys that stay; `sinks` are parameters of some models
 
     def __init__(self, parts: AttentionParts, point: Point, sampler: Sampler) -> None:
         super().__init__(parts)
@@ -175,9 +175,9 @@ class _EvictingAttention(PlainAttention, Counted):
         """Drop the oldest `count` keys behind the sinks, of which stay as many as leave room for
         the latest key."""
         if count > 0:
-            sinks = min(self.sinks, held.held - count - 1)
-            held.keys = _without(held.keys, sinks, count)
-            held.values = _without(held.values, sinks, count)
+            first = min(self.kept_first, held.held - count - 1)
+            held.keys = _without(held.keys, first, count)
+            held.values = _without(held.values, first, count)
 
     def evict(
         self,
@@ -200,7 +200,7 @@ class _EvictingAttention(PlainAttention, Counted):
 class _SinkAttention(_EvictingAttention):
     """The first keys stay, and the latest."""
 
-    sinks = SINKS
+    kept_first = SINKS
 
 
 class _RankedAttention(_EvictingAttention):

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
-from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.keep import kept_count
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.calibration.requests import Request, current_request
@@ -53,7 +52,6 @@ class RowRouter(nn.Module):
         self.learns = False  # in training: the weight gets a gradient
         # Decide each token of a prompt alone, by the threshold, as in decode.
         self.causal = point.knobs.get("choose") == "threshold"
-        self.routes_keys = point.knobs.get("keys") == "routed"  # a row that fills would be a key
         # Of a trained router: for each sequence [B] the lowest score that passes in decode, and the
         # step by which it moves, so that the share of active rows is kept in any text.
         self.tracks = False
@@ -120,11 +118,6 @@ class RowRouter(nn.Module):
         positions = order[:, :most].sort().values
         if len(scores) == 1 or bool((counts == most).all()):
             return positions, None
-        if self.routes_keys:
-            raise PrunescopeError(
-                "the sequences of this batch pass the threshold in different numbers of tokens",
-                hint="use --batch 1, or keep keys of all tokens: remove keys=routed",
-            )
         return positions, passes.gather(1, positions).flatten().unsqueeze(-1).float()
 
     def _of_step(self, scores: torch.Tensor) -> torch.Tensor | None:
