@@ -344,6 +344,12 @@ def _experts(cfg: Mapping[str, Any], own: Unwritten, known: Fields) -> Fields:
     shared = size_in(cfg, ("shared_expert_intermediate_size", "shared_intermediate_size")) or 0
     if not shared:
         shared = (_count(cfg, "n_shared_experts") or own.shared_expert) * width
+    a_token = size_in(cfg, TOP_K[:2]) or 0  # other names mean other things in some configs
+    if a_token > experts:
+        raise PrunescopeError(
+            f"the config sends a token to {a_token} of {experts} experts",
+            hint="no router can: with fewer experts a token needs fewer too",
+        )
     return {
         "experts": experts,
         "experts_per_token": min(size_in(cfg, TOP_K) or 1, experts),

@@ -181,22 +181,22 @@ def _closest(name: str, phase: ParetoPhase, cell: SweepCell) -> Iterator[Hypothe
         yield _hypothesis(CLOSEST, name, cell, UNDECIDED, _not_valid(unknown))
         return
     missed = _missed([p for p in points if p.timing_valid])
-    rivals = np.min([np.abs(v) for family, v in missed.items() if family != DEPTH], axis=0)
+    rivals = np.min([v for family, v in missed.items() if family != DEPTH], axis=0)
     used = [p for p in points if p.timing_valid and _misses(p)]
     if len(used) < LEAST_POINTS:
         why = f"it rests on {_points(len(used))}, and a claim takes {LEAST_POINTS}"
         yield _hypothesis(CLOSEST, name, cell, UNDECIDED, why, points=len(used))
         return
-    gain = rivals - np.abs(missed[DEPTH])
+    gain = rivals - missed[DEPTH]
     effect, ci95 = interval(gain)
-    ranked = sorted(missed, key=lambda family: float(np.median(np.abs(missed[family]))))
+    ranked = sorted(missed, key=lambda family: float(np.median(missed[family])))
     words = ", ".join(
-        f"{family} {percent(1 + float(np.median(missed[family])), decimals=0)}" for family in ranked
+        f"{family} {100 * float(np.median(missed[family])):.1f} points" for family in ranked
     )
     points_closer = f"{100 * effect:.1f} points [{100 * ci95[0]:.1f}, {100 * ci95[1]:.1f}]"
     text = (
-        f"memory-bound in {percent(median(bound), decimals=0)} of dense busy time; share of the"
-        f" roofline bound reached, of {_points(len(used))}, closest to 100 % first: {words};"
+        f"memory-bound in {percent(median(bound), decimals=0)} of dense busy time; mean distance of"
+        f" {_points(len(used))} from their roofline bounds, above or below: {words};"
         f" {DEPTH} is closer"
         f" than the next by {points_closer.replace('-', MINUS)}"
     )
@@ -214,14 +214,15 @@ def _closest(name: str, phase: ParetoPhase, cell: SweepCell) -> Iterator[Hypothe
 
 
 def _missed(points: list[SweepPoint]) -> dict[str, Array]:
-    """By family, samples of (realised / bound − 1), the median over its points."""
+    """By family, samples of |realised / bound − 1|, the mean over its points: a point above its
+    bound does not make up for one below."""
     found: dict[str, list[Array]] = {}
     for point in filter(_misses, points):
         low, high = np.log(point.realised_ci95 or ())
         noise = (high - low) / 3.92 * random_of(point).standard_normal(NUM_SAMPLES)
         share = np.exp(np.log(point.realised) + noise) / (point.bounds["roofline"] or 1.0)
-        found.setdefault(point.family, []).append(share - 1)
-    return {family: np.median(shares, axis=0) for family, shares in found.items()}
+        found.setdefault(point.family, []).append(np.abs(share - 1))
+    return {family: np.mean(shares, axis=0) for family, shares in found.items()}
 
 
 def _misses(point: SweepPoint) -> bool:

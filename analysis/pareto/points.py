@@ -10,6 +10,7 @@ import msgspec
 from prunescope.analysis.ledger.overhead import of_saved
 from prunescope.analysis.schema.pareto import Loss, SweepPoint, TextLoss
 from prunescope.analysis.schema.report import Phase
+from prunescope.taxonomy.families import known
 from prunescope.taxonomy.family import read_selection
 from prunescope.taxonomy.run import Run
 from prunescope.taxonomy.run_blocks import Pruning
@@ -44,7 +45,10 @@ def point_of(entry: SweepResult, run: Run, phase: Phase) -> SweepPoint:
         memory_bound=classes["memory"] / known if known else None,
         ledger={row.row: row.ns for row in phase.ledger or [] if row.ns is not None},
         overhead=of_saved(phase.ledger, phase.overhead),
-        simulated=_simulated(run),
+        simulated=simulated_by(
+            run.pruning or Pruning(),
+            decides=bool(run.census and run.census.dynamic),
+        ),
         training_stopped=_stopped(run),
         timing_valid=not caveat_of(phase),
     )
@@ -107,18 +111,26 @@ def _on_other_text(quality: Quality) -> TextLoss:
     )
 
 
-def _simulated(run: Run) -> str | None:
-    pruning = run.pruning or Pruning()
-    if pruning.backend == "masked":
+def simulated_by(pruning: Pruning, *, decides: bool) -> str | None:
+    """What stands in for something that is not there; None for nothing. `decides`: something is
+    decided at run time."""
+    parts = pruning.parts or [pruning]
+    if any(part.backend == "masked" for part in parts):
         return "2:4 zeros in dense tensors on dense kernels: no sparse kernels on this device"
-    # The latest keys are kept by a rule; everything else that is decided at run time is random.
-    by_rule = (pruning.knobs or {}).get("keep") == "recent"
     routers = pruning.recovery.routers if pruning.recovery else []
     trained = any(router.trained for router in routers)  # then their scores decide
-    is_random = pruning.selection == "random" and not trained
-    if run.census and run.census.dynamic and is_random and not by_rule:
+    if decides and not trained and any(_decides_at_random(part) for part in parts):
         return "random decisions, at the full cost of making them"
     return None
+
+
+def _decides_at_random(part: Pruning) -> bool:
+    """Whether what a part of a composite decides at run time is drawn: all but the latest keys,
+    and the first, which stay by a rule."""
+    found = known([part.method or ""])
+    by_rule = (part.knobs or {}).get("keep") in ("recent", "sinks")
+    is_dynamic = not found or found[0].is_dynamic  # a function of the user's own may decide
+    return part.selection == "random" and is_dynamic and not by_rule
 
 
 def _stopped(run: Run) -> str | None:

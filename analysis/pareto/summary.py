@@ -62,7 +62,7 @@ def _compared(found: Pareto) -> Iterator[str]:
         " unprofiled samples, both models taking turns; loss = perplexity of the model that was"
         " timed ÷ that of dense − 1, on"
         f" {text.get('tokens', 'an unknown number of')} tokens of"
-        f" {text.get('source', 'an unknown text')}"
+        f" {text.get('source', 'an unknown text')}{_fewer_tokens(points)}"
         f"{f', in windows of {_listed(windows)} tokens' if windows else ''}."
     )
     if found.samples is not None:
@@ -74,6 +74,19 @@ def _compared(found: Pareto) -> Iterator[str]:
     yield from scoring_notes({name: phase.points for name, phase in found.phases.items()})
     yield from _recovered(found)
     yield from _named_losses(points)
+
+
+def _fewer_tokens(points: list[SweepPoint]) -> str:
+    """That losses by token rest on fewer tokens than those of one forward beside them."""
+    by_token = [p for p in points if p.loss and p.loss.scoring == "decode"]
+    if not by_token:
+        return ""
+    counts = sorted({p.loss.scored_tokens for p in by_token if p.loss and p.loss.scored_tokens})
+    few = f"{_listed(counts)} of them" if counts else "fewer"
+    return (
+        f" ({few} for {', '.join(dict.fromkeys(p.label for p in by_token))}, one after another: "
+        "differences from the others hold the difference of the tokens too)"
+    )
 
 
 def _recovered(found: Pareto) -> Iterator[str]:
@@ -207,6 +220,18 @@ def _unjudged(subject: SweepSubject, points: list[SweepPoint]) -> Iterator[str]:
         yield (
             f"Not measured: what is lost behind prompts of {_listed(lengths)} tokens; their losses"
             f" are those in windows of {_listed(windows)}."
+        )
+    shorter = [
+        (p.prompt_len, p.loss.context)
+        for p in points
+        if p.loss and p.loss.context and p.prompt_len < p.loss.context // 2
+    ]
+    if shorter:
+        lengths, windows = (sorted(set(each)) for each in zip(*shorter, strict=True))
+        yield (
+            f"Not measured: what is lost behind prompts as short as {_listed(lengths)} tokens;"
+            f" losses are those in windows of {_listed(windows)}, in which a share of the keys or"
+            " tokens is more of them."
         )
     contexts = sorted({p.loss.context for p in points if p.loss and p.loss.context})
     if len(contexts) > 1:

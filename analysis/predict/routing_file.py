@@ -15,6 +15,7 @@ from prunescope.taxonomy.arguments import number
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.expert_routing import Routing
 from prunescope.taxonomy.formats import MAX_LAYERS
+from prunescope.taxonomy.plan import PHASES
 from prunescope.taxonomy.run import MANIFEST
 
 _ZIPF = "zipf"
@@ -42,10 +43,12 @@ def read_routing(given: str) -> Routing:
 
 def _counted(counts: Any, name: str) -> Routing:
     by_phase = counts if _is_by_phase(counts) else {"decode": counts}
+    if other := [phase for phase in by_phase if phase not in PHASES]:
+        raise PrunescopeError(f"{name} counts in no phase: {other[0][:40]!r}", hint=_FORM)
     phases = {
         str(phase): found for phase, layers in by_phase.items() if (found := _layers(layers, name))
     }
-    if not phases:
+    if not any(count for layers in phases.values() for counts in layers for count in counts):
         raise PrunescopeError(f"{name} counts no experts", hint=_FORM)
     return Routing(source=name, phases=phases)
 

@@ -146,7 +146,7 @@ def model_on_device(request: PredictRequest, warnings: list[str]) -> ModelOnDevi
     known = find_device(request.device) if request.device else None
     device = with_overrides(known, peaks=request.peaks, bandwidth_gb_per_s=request.bandwidth)
     name = _dtype(request.dtype, model.dtype, device, warnings)
-    if model.quantised and request.dtype is None:
+    if model.quantised and request.dtype is None and request.weights is None:
         warnings.append(
             f"its weights are published as {model.quantised}: predicted as if all of them were "
             f"{name}, in time and in memory"
@@ -369,7 +369,15 @@ def _routing(shape: ModelShape, given: str | None) -> Routing | None:
         return None
     if not shape.experts:
         raise PrunescopeError("--routing needs a model with experts", hint="remove --routing")
-    return read_routing(given)
+    found = read_routing(given)
+    for layers in found.phases.values():
+        if len(layers) not in (1, shape.moe_layers):
+            raise PrunescopeError(
+                f"{found.source} counts experts of {len(layers)} layers, and the model has "
+                f"{shape.moe_layers} with experts",
+                hint="give the counts of each of them, or of one that stands for all",
+            )
+    return found
 
 
 def _stages(pp: int, layers: int) -> int:

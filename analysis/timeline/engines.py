@@ -195,7 +195,10 @@ def _rows(trace: Trace, start: Ints, end: Ints) -> list[int | None]:
     rows = {
         i: work.gemms[0].m
         for i, call in enumerate(trace.calls)
-        if call.name in _PLAIN and (work := work_of(call)) is not None and work.gemms
+        if call.name in _PLAIN
+        and (work := work_of(call)) is not None
+        and work.gemms
+        and work.gemms[0].m  # 0: an expert without tokens, of which a step has many
     }
     counts: list[Counter[int]] = [Counter() for _ in start]
     if not counts:

@@ -171,10 +171,22 @@ def test_depth_is_closest_to_its_bound() -> None:
     points.append(point("static-nk", 1.0, 0.6, **memory))
     found = claims_of(points, "decode")["static stays"]
     assert (found.verdict, found.points) == ("holds", 3)
-    assert "roofline bound reached, of 3 points, closest" in found.text
+    assert "mean distance of 3 points from their roofline bounds" in found.text
     assert found.effect == pytest.approx(0.16, abs=0.01)
     computed = [point("static-m", 1.19, 0.03), point("static-nk", 1.0, 0.5)]
     assert "static stays" not in claims_of(computed, "decode")
+
+
+def test_a_point_above_its_bound_does_not_make_up_for_one_below() -> None:
+    """Of the bound 1.2, 1.32 and 1.08 are 10 % off each: no closer than 1.10, which is 8 % off."""
+    memory = {"memory_bound": 0.9}
+    points = [
+        point("static-m", 1.32, 0.03, **memory),
+        point("static-m", 1.08, 0.04, **memory),
+        point("static-nk", 1.10, 0.5, **memory),
+    ]
+    found = claims_of(points, "decode")["static stays"]
+    assert (found.verdict, found.effect) == ("undecided", pytest.approx(-0.017, abs=0.01))
 
 
 def test_the_next_family_is_the_one_that_misses_least() -> None:

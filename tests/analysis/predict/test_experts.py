@@ -11,8 +11,10 @@ import pytest
 import prunescope
 from prunescope.analysis.predict.break_even import first_and_last
 from prunescope.analysis.predict.routing_file import read_routing
+from prunescope.taxonomy.config import read_config
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.expert_routing import counted
+from prunescope.taxonomy.presets import preset_config
 
 QWEN = {"model": "qwen3-30b-a3b", "device": "h100-sxm", "prompt_len": 1024}
 DROPPED = {"method": "static-experts", "sparsity": 0.25}
@@ -202,3 +204,25 @@ def test_experts_are_ranked_with_the_other_families() -> None:
     assert "static-experts" not in by["flop"]
     assert "static-topk" in by["flop"]
     assert "0.3 % is the most" in ranking["left_out"]["static-experts"]
+
+
+@pytest.mark.parametrize(
+    ("counts", "problem"),
+    [
+        ({"warm": {"0": [1, 2, 3, 4]}}, "in no phase: 'warm'"),
+        ({"decode": {"0": [0, 0, 0, 0]}}, "counts no experts"),
+        ({"decode": {str(i): [1] * 128 for i in range(5)}}, "of 5 layers, and the model has 48"),
+    ],
+)
+def test_counts_of_another_model_are_no_routing(
+    tmp_path: Path, counts: dict[str, Any], problem: str
+) -> None:
+    (tmp_path / "routing.json").write_text(json.dumps(counts))
+    with pytest.raises(PrunescopeError, match=problem):
+        ask(routing=str(tmp_path / "routing.json"))
+
+
+def test_a_router_cannot_choose_more_experts_than_there_are() -> None:
+    plain = {**preset_config("qwen3-30b-a3b"), "num_experts": 4, "num_local_experts": 4}
+    with pytest.raises(PrunescopeError, match="to 8 of 4 experts"):
+        read_config(plain)
