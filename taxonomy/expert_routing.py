@@ -95,11 +95,12 @@ def expert_load(
 def fullest_expert(
     routing: Routing | None, phase: str, *, experts: int, per_token: int, tokens: float
 ) -> float:
-    """Tokens of the expert of a layer that gets most."""
-    return _mean(
+    """Tokens of the expert of a layer that gets most: one at least, and all of them at most."""
+    found = _mean(
         expected_maximum([(tokens, p, n) for p, n in Counter(shares).items()])
         for shares in token_shares(routing, phase, experts, per_token)
     )
+    return min(max(found, 1.0), tokens) if tokens >= 1 else found
 
 
 @lru_cache(maxsize=256)

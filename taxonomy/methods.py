@@ -17,6 +17,7 @@ from importlib import resources
 from typing import Any
 
 from prunescope.taxonomy.errors import PrunescopeError, nearest
+from prunescope.taxonomy.families import known
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,6 +69,11 @@ def placed(name: str) -> PublishedMethod | None:
 def published(name: str) -> PublishedMethod:
     """The method of a name. Raises PrunescopeError with the nearest names for one of none."""
     found = placed(name)
+    if found is None and known([slug(name)]):
+        raise PrunescopeError(
+            f"{name} is a family, and --method takes a published method",
+            hint="`prunescope families` shows all families",
+        )
     if found is None:
         raise PrunescopeError(
             f"no published method is called {name!r}",

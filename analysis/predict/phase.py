@@ -81,12 +81,22 @@ def predict_phase(
         at_roofline, expected.break_even = speedups.break_even(setting, work)
     if gains and setting.family is not None and setting.family.changes_experts:
         expected.gains = gaining_batches(setting, work)
-        expected.notes.append(_gains_note(expected.gains))
+        expected.notes.append(_gains_note(expected.gains, _largest_dense_batch(dense)))
     result.predicted = Expected(break_even=at_roofline, execution=expected)
     return result
 
 
-def _gains_note(gains: Span | None) -> str:
+def _largest_dense_batch(dense: PredictedSide) -> int | None:
+    """The largest batch whose weights and KV cache fit into the device; None where its memory is
+    unknown, or nothing is kept."""
+    capacity, forward = dense.setting.device.memory_bytes, dense.forward
+    if capacity is None or not forward.kv_bytes:
+        return None
+    a_sequence = forward.kv_bytes / dense.work.batch
+    return max(0, int((capacity - forward.weight_bytes) / a_sequence))
+
+
+def _gains_note(gains: Span | None, fits: int | None) -> str:
     if gains is None:
         return (
             f"no certain gain at any batch up to {GAIN_BATCHES[-1]:,}: the range of the expected "
@@ -94,10 +104,13 @@ def _gains_note(gains: Span | None) -> str:
         )
     first, last = gains["from"], gains["to"]
     until = "on" if last == GAIN_BATCHES[-1] else f"to {last:,}"
-    return (
+    text = (
         f"gains from batch {first:,} {until}: there the whole range of the expected speedup is "
         "above 1.00×"
     )
+    if fits is not None and fits < last:
+        text += f"; the dense model fits into memory up to batch {fits:,}"
+    return text
 
 
 def gaining_batches(setting: Setting, work: Workload) -> Span | None:

@@ -38,7 +38,7 @@ from prunescope.taxonomy.errors import PrunescopeError, nearest
 from prunescope.taxonomy.expert_routing import Routing
 from prunescope.taxonomy.families import families, family
 from prunescope.taxonomy.family import Family
-from prunescope.taxonomy.keep import check_sparsity, named_share
+from prunescope.taxonomy.keep import check_sparsity, kept_experts, kept_routes, named_share
 from prunescope.taxonomy.methods import family_of, method_names, slug
 from prunescope.taxonomy.plan import PHASES, Workload
 from prunescope.taxonomy.presets import preset_named
@@ -46,6 +46,9 @@ from prunescope.taxonomy.shape import ModelShape
 
 WIDE_ITEMSIZE = 2.0  # bytes of a number that engines do not narrow
 MARLIN_WEIGHTS = "int4"  # where --weights says nothing
+
+
+_ROUNDED = 0.01  # of the sparsity: what rounding to whole experts may change without a word
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -279,18 +282,36 @@ def assumptions(setting: Setting) -> list[str]:
     return found
 
 
+def _rounded(setting: Setting) -> list[str]:
+    """How many experts stay, or a token goes to, where that is not the share that was asked for: a
+    router needs as many as a token goes to, and a token one."""
+    family, shape, asked = setting.family, setting.shape, setting.sparsity
+    if family is None or not family.changes_experts or not shape.experts:
+        return []
+    if family.cuts_experts:
+        count, what = shape.experts, "experts of a layer stay"
+        kept = kept_experts(count, shape.experts_per_token, asked)
+    else:
+        count, what = shape.experts_per_token, "experts a token goes to stay"
+        kept = kept_routes(count, asked)
+    if abs(1 - kept / count - asked) < _ROUNDED:
+        return []
+    return [f"{kept} of {count} {what}: {1 - kept / count:.1%} fewer, where {asked:.1%} were asked"]
+
+
 def _of_experts(setting: Setting) -> list[str]:
-    """How tokens fall among experts, and how experts lie on devices."""
-    found = []
+    """What stays of experts, how tokens fall among them, and how they lie on devices."""
+    found = _rounded(setting)
     if setting.routing is None:
         found.append(
             "every expert is chosen as often; a real router is uneven and reads fewer experts: "
             "give --routing"
         )
     else:
+        goes = setting.family is not None and setting.family.cuts_experts
         found.append(
-            f"experts are chosen as often as in {setting.routing.source}; of experts that are "
-            "removed, the least chosen go first"
+            f"experts are chosen as often as in {setting.routing.source}"
+            + "; of experts that are removed, the least chosen go first" * goes
         )
     if setting.ep > 1:
         whose = (

@@ -313,6 +313,7 @@ def _experts_note(gemm: GemmRow) -> str | None:
     if gemm.dense_groups is not None and numbers.count(gemm.dense_groups) != ran:
         ran = f"{numbers.count(gemm.dense_groups)}→{ran}"
     rows = f"M {gemm.m_min}" if gemm.m_min == gemm.m_max else f"M {gemm.m_min} to {gemm.m_max}"
+    rows = f"pruned {rows}" if gemm.dense_groups is not None else rows
     return f"{gemm.role} {gemm.n}×{gemm.k}: {ran} a layer and step, {rows}"
 
 

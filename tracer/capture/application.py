@@ -157,7 +157,7 @@ def _family(part: MethodPart, request: TraceRequest, loaded: Loaded) -> tuple[Ap
     }
     random_text = record.get("calibration", {}).get("note")
     if random_text:  # no text was tokenised
-        record["notes"] = [*record.get("notes", ()), f"importance measured on {random_text}"]
+        record["notes"] = [*record.get("notes", ()), f"{part.select} measured on {random_text}"]
     if match is not None:
         if (
             theory is not None and removed

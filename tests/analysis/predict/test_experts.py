@@ -13,7 +13,7 @@ from prunescope.analysis.predict.break_even import first_and_last
 from prunescope.analysis.predict.routing_file import read_routing
 from prunescope.taxonomy.config import read_config
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.expert_routing import counted
+from prunescope.taxonomy.expert_routing import counted, fullest_expert
 from prunescope.taxonomy.presets import preset_config
 
 QWEN = {"model": "qwen3-30b-a3b", "device": "h100-sxm", "prompt_len": 1024}
@@ -226,3 +226,30 @@ def test_a_router_cannot_choose_more_experts_than_there_are() -> None:
     plain = {**preset_config("qwen3-30b-a3b"), "num_experts": 4, "num_local_experts": 4}
     with pytest.raises(PrunescopeError, match="to 8 of 4 experts"):
         read_config(plain)
+
+
+def test_what_a_router_needs_stays_and_is_said() -> None:
+    """8 experts a token of 128: of 99 % fewer, 8 stay; half an expert a token fewer is none."""
+    for asked, says in (
+        ({"sparsity": 0.99}, "8 of 128 experts of a layer stay: 93.8% fewer, where 99.0% were"),
+        (
+            {"method": "static-topk", "sparsity": 0.0625},
+            "8 of 8 experts a token goes to stay: 0.0%",
+        ),
+    ):
+        answer = prunescope.predict(**{**QWEN, **DROPPED, "phase": "decode", **asked})
+        assert any(says in text for text in answer["assumed"])
+
+
+def test_gains_name_the_batch_up_to_which_the_dense_model_fits() -> None:
+    """80 GiB less the 61.1 GB of weights hold 24.8 GB of keys, 48 layers x 1,024 values of 2 bytes
+    and 1,025 keys a sequence: 246."""
+    notes = ask(batch=64)["predicted"]["execution"]["notes"]
+    assert any("to 567" in note and "fits into memory up to batch 24" in note for note in notes)
+
+
+def test_the_fullest_expert_has_a_token_and_no_more_than_all() -> None:
+    uneven = counted({"decode": {"0": [1000, *[1] * 7]}}, source="made up")
+    for tokens in (1, 4, 64):
+        found = fullest_expert(uneven, "decode", experts=8, per_token=2, tokens=tokens)
+        assert 1 <= found <= tokens
