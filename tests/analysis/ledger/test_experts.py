@@ -86,4 +86,4 @@ def test_a_grouped_gemm_has_the_groups_of_its_weights(tmp_path: Path) -> None:
 def test_the_table_says_how_many_experts_ran(tmp_path: Path) -> None:
     phase = only(compared([(3, 0, 5, 8)], [(7, 9)], tmp_path))
     notes = gemm_table(phase).notes
-    assert f"experts {F}×{H}: 3→2 a layer and step, M 7 to 9" in notes
+    assert f"experts {F}×{H}: 3→2 a layer and step, pruned M 7 to 9" in notes
