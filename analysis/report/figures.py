@@ -135,10 +135,10 @@ def ladder_figure(phase: Phase, name: str, *, title: str = "") -> Figure | None:
     ladder = phase.ladder
     if ladder is None:
         return None
-    rungs = ledger_view.rungs(ladder)
-    bounds = [(label, getattr(ladder, key)) for key, (label, _) in rungs.items()]
-    spans = [ledger_view.telling_interval(ladder, key) for key in rungs]
-    measured = [i for i, key in enumerate(rungs) if key in ("busy", "realised")]
+    shown = ledger_view.shown_bounds(ladder)
+    bounds = [(label, getattr(ladder, key)) for key, (label, _) in shown.items()]
+    spans = [ledger_view.telling_interval(ladder, key) for key in shown]
+    measured = [i for i, key in enumerate(shown) if key in ("busy", "realised")]
     figure, axes = _axes(len(bounds))
     ends = [end for ci95 in spans for end in ci95 or ()]
     top = max([1.0, *(v for _, v in bounds if v is not None), *ends])

@@ -108,14 +108,14 @@ def _ladder_rows(phase: Phase) -> tuple[list[_LadderRow], float]:
     ladder = phase.ladder
     if ladder is None:
         return [], 0.0
-    rungs = ledger_view.rungs(ladder)
-    values = {name: getattr(ladder, name) for name in rungs}
+    shown = ledger_view.shown_bounds(ladder)
+    values = {name: getattr(ladder, name) for name in shown}
     spans = {name: ledger_view.telling_interval(ladder, name) for name in values}
     ends = [v for v in values.values() if v is not None]
     ends += [end for ci95 in spans.values() for end in ci95 or ()]
     full = 100 / (1.04 * max(1.0, *ends))
     bounds = []
-    for name, (label, meaning) in rungs.items():
+    for name, (label, meaning) in shown.items():
         value, ci95 = values[name], spans[name]
         low, high = ci95 or (None, None)
         bounds.append(

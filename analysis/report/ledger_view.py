@@ -143,7 +143,7 @@ def telling(row: Row | LedgerPart | OverheadPart, rows: list[Row]) -> list[float
     return None if nothing else row.ci95
 
 
-def rungs(ladder: Ladder) -> dict[str, tuple[str, str]]:
+def shown_bounds(ladder: Ladder) -> dict[str, tuple[str, str]]:
     """LADDER, with parameters and bytes beside the FLOPs where the family keeps these."""
     has = [name for name in _INSTEAD if getattr(ladder, name) is not UNSET]
     out: dict[str, tuple[str, str]] = {}
@@ -297,7 +297,7 @@ def ladder_table(phase: Phase) -> Table | None:
     by_flops = ["flop", "coverage"]
     by_flops += ["nominal"] * (phase.sparsity.get("nominal") is None)
     rows = []
-    for name, (label, assumption) in rungs(ladder).items():
+    for name, (label, assumption) in shown_bounds(ladder).items():
         value = getattr(ladder, name)
         share = None
         if not (two_rates and name in by_flops):

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import msgspec
 
-from prunescope.analysis.report.ledger_view import rungs
+from prunescope.analysis.report.ledger_view import shown_bounds
 from prunescope.analysis.schema.fields import meaning
 from prunescope.analysis.schema.report import Phase
 
@@ -124,7 +124,7 @@ def ledger_lines(phase: Phase) -> Iterator[LedgerLine]:
 
 def ladder_lines(phase: Phase) -> Iterator[LadderLine]:
     """The bounds of the ladder, in order."""
-    for bound in rungs(phase.ladder) if phase.ladder is not None else ():
+    for bound in shown_bounds(phase.ladder) if phase.ladder is not None else ():
         assert phase.ladder is not None
         low, high = phase.ladder.interval_of(bound) or (None, None)
         speedup = getattr(phase.ladder, bound)

@@ -195,7 +195,7 @@ def _realised(phase: Phase, ladder: Ladder) -> str:
         text = f"not comparable as a pruning: GEMMs in {new} against {old}; {text}"
     if _has_nominal(phase, ladder):
         text += f" of {numbers.ratio(ladder.nominal)} "
-        text += "promised" if _has_promise(phase) else "that its FLOPs allow"
+        text += "promised" if has_promise(phase) else "that its FLOPs allow"
     if ladder.share_of_bound is not None:
         text += f", {numbers.percent(ladder.share_of_bound)} of the roofline bound"
         text += _shares(ladder.share_of_bound_ci95)
@@ -241,14 +241,14 @@ def _unmoved(phase: Phase, ladder: Ladder) -> str:
     return text
 
 
-def _has_promise(phase: Phase) -> bool:
+def has_promise(phase: Phase) -> bool:
     """Whether a nominal sparsity is known; without one the first bound is the FLOP ratio."""
     return phase.sparsity.get("nominal") is not None
 
 
 def _has_nominal(phase: Phase, ladder: Ladder) -> bool:
     """Whether the first bound says something: a promise does, and FLOPs at one rate."""
-    return ladder.nominal is not None and (_has_promise(phase) or _formats(phase) is None)
+    return ladder.nominal is not None and (has_promise(phase) or _formats(phase) is None)
 
 
 def _formats(phase: Phase) -> tuple[str, str] | None:
@@ -259,7 +259,7 @@ def _formats(phase: Phase) -> tuple[str, str] | None:
 
 def _was_promised(phase: Phase, ladder: Ladder) -> str:
     nominal = numbers.ratio(ladder.nominal)
-    return f"{nominal} was promised" if _has_promise(phase) else f"its FLOPs allow {nominal}"
+    return f"{nominal} was promised" if has_promise(phase) else f"its FLOPs allow {nominal}"
 
 
 def _interval(ladder: Ladder) -> str:

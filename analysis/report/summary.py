@@ -70,7 +70,7 @@ def _causes(phase: Phase, rows: list[Row]) -> Iterator[str]:
     if promised is None or pruned.ns is None or phase.nothing_moved:
         return
     over = pruned.ns - promised
-    known = "promised" if _is_promised(phase) else "that its FLOPs give"
+    known = "promised" if sentences.has_promise(phase) else "that its FLOPs give"
     if pruned.noise_ns is not None and abs(over) <= 2 * pruned.noise_ns:
         yield f"the step takes the {numbers.time(promised)} {known}, within its noise"
         return
@@ -90,10 +90,6 @@ def _causes(phase: Phase, rows: list[Row]) -> Iterator[str]:
     against = sorted((row for row in changes if row.moves_ns * over < 0), key=_size)[:1]
     if against:
         yield f"against it: {_cause(against[0], dense)}"
-
-
-def _is_promised(phase: Phase) -> bool:
-    return phase.sparsity.get("nominal") is not None
 
 
 def _size(row: Row) -> float:

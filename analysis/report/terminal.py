@@ -9,7 +9,7 @@ without colour (signs and glyphs carry the meaning) and, where the encoding is A
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -31,7 +31,6 @@ _BRIEF = Extent(gemms=6, kernels=0, kinds=6, brief=True)
 _LEFT_OUT = frozenset({"sides", "parts", "role", "shapes", "host"})
 _IN_LEDGER = frozenset({"kind", "kernels"})  # left out where there is a ledger
 _SHORTEST = 8  # characters of a bar
-ShowPhase = Callable[[Phase], Iterator[RenderableType]]
 _SEVERITY = {"critical": ("!!", "bold red"), "warning": ("!", "yellow"), "info": ("i", "cyan")}
 
 
@@ -49,18 +48,22 @@ class TerminalReport:
         self.full = full
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        page = _ReportPage(options.max_width, ascii_only=options.ascii_only)
-
-        def height(parts: Iterable[RenderableType]) -> int:
-            return sum(len(console.render_lines(part, options)) for part in parts)
-
-        yield from page.report(self.report, page.phase if self.full else _brief(page, height))
+        page = _ReportPage(console, options)
+        yield from page.report(self.report, full=self.full)
 
 
 class _ReportPage(Page):
     """The report laid out for one width and encoding."""
 
-    def report(self, report: Report, of_phase: ShowPhase) -> Iterator[RenderableType]:
+    def __init__(self, console: Console, options: ConsoleOptions) -> None:
+        super().__init__(options.max_width, ascii_only=options.ascii_only)
+        self._console, self._options = console, options
+
+    def height(self, parts: Iterable[RenderableType]) -> int:
+        """The lines that parts take."""
+        return sum(len(self._console.render_lines(part, self._options)) for part in parts)
+
+    def report(self, report: Report, *, full: bool) -> Iterator[RenderableType]:
         yield self.ink(titles.title(report), "bold")
         yield self.ink(titles.against(report))
         yield self.ink(titles.device(report), "dim")
@@ -74,7 +77,13 @@ class _ReportPage(Page):
                 characters="-" if self.ascii_only else "─",
                 style="dim",
             )
-            yield from of_phase(phase)
+            yield from self.phase(phase) if full else self.brief(phase)
+
+    def brief(self, phase: Phase) -> Iterator[RenderableType]:
+        """At most 45 lines where there are few findings; one that is grave is always shown."""
+        answer = list(self.answer(phase))
+        yield from answer
+        yield from self.findings_that_fit(phase, _LINES - 2 - self.height(answer))
 
     def answer(self, phase: Phase) -> Iterator[RenderableType]:
         """The paragraph, the statistic, the ladder and the ledger; without a baseline, where the
@@ -92,16 +101,14 @@ class _ReportPage(Page):
             for table_id in ("kind", "gemms"):
                 yield from self._table(table_id, phase, _BRIEF)
 
-    def findings_that_fit(
-        self, phase: Phase, height: Callable[[Iterable[RenderableType]], int], lines: int
-    ) -> Iterator[RenderableType]:
+    def findings_that_fit(self, phase: Phase, lines: int) -> Iterator[RenderableType]:
         """The gravest findings that take so many lines, at least one; and how many more there
         are."""
-        lines -= height([self.section("Findings")]) + 1
+        lines -= self.height([self.section("Findings")]) + 1
         shown = 0
         for item in phase.findings:
             part = self._finding(item)
-            lines -= height([part])
+            lines -= self.height([part])
             if shown and (lines < 0 or item.severity == "info"):
                 break
             if not shown:
@@ -162,8 +169,8 @@ class _ReportPage(Page):
     def _ladder(self, phase: Phase, without: Collection[str] = ()) -> RenderableType:
         ladder = phase.ladder
         assert ladder is not None
-        rungs = {n: r for n, r in ledger_view.rungs(ladder).items() if n not in without}
-        values = {name: getattr(ladder, name) for name in rungs}
+        labels = {n: r for n, r in ledger_view.shown_bounds(ladder).items() if n not in without}
+        values = {name: getattr(ladder, name) for name in labels}
         ends = {name: ledger_view.telling_interval(ladder, name) for name in values}
         spans = {name: ledger_view.interval_span(ladder, name) for name in values}
         top = max((v for v in values.values() if v is not None), default=1.0)
@@ -172,7 +179,7 @@ class _ReportPage(Page):
         apart = any(ends[n] for n in ends if n != "realised") and room - widest >= _SHORTEST
         room = max(_SHORTEST, min(40, room - widest * apart))
         grid = self._grid(columns=4 + apart)
-        for name, (label, _) in rungs.items():
+        for name, (label, _) in labels.items():
             value, span, realised = values[name], spans[name], name == "realised"
             share = numbers.percent(numbers.share_of(ladder.realised, value), decimals=0)
             extra = share if value is None else f"realised is {share} of it"
@@ -240,17 +247,6 @@ class _ReportPage(Page):
     def _finding(self, item: Finding) -> RenderableType:
         mark, style = _SEVERITY.get(item.severity, ("-", ""))
         return _hanging(self.ink(f"{mark:>3} ", style), self.ink(sentences.finding(item)))
-
-
-def _brief(page: _ReportPage, height: Callable[[Iterable[RenderableType]], int]) -> ShowPhase:
-    """A phase in at most 45 lines where it has few findings; one that is grave is always shown."""
-
-    def phase_in_brief(phase: Phase) -> Iterator[RenderableType]:
-        answer = list(page.answer(phase))
-        yield from answer
-        yield from page.findings_that_fit(phase, height, _LINES - 2 - height(answer))
-
-    return phase_in_brief
 
 
 def _hanging(mark: Text, text: Text) -> RenderableType:
