@@ -20,7 +20,7 @@ from prunescope.analysis.schema.sides import PhaseKind
 from prunescope.analysis.shapes.workload import PREFILL, AutoModel, ModelConfig
 from prunescope.analysis.timeline.intervals import Windows
 from prunescope.analysis.timeline.phase_steps import phases_of
-from prunescope.analysis.timeline.steps import find_windows
+from prunescope.analysis.timeline.steps import find_windows, nothing_picked
 from prunescope.analysis.trace.events import Trace, host_instead, is_partial, trace_warnings
 from prunescope.analysis.trace.load import load, readable
 from prunescope.analysis.trace.nsys import NSYS, PROFILER
@@ -176,6 +176,9 @@ class Side:
             modules=modules,
             experts_read=self._experts_read(name),
         )
+        pattern = self.options.phase_pattern
+        if pattern is not None and kernels.frame.is_empty():
+            raise nothing_picked(trace, kernels.windows, pattern)
         if kernels.lacks_kernels:
             count, lost = (kernels.linked.launches[key] for key in ("events", "lost"))
             warning = (

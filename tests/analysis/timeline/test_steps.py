@@ -58,6 +58,42 @@ def test_a_pattern_without_a_match_lists_what_there_is(tmp_path: Path) -> None:
         windows(tmp_path, MM, pattern="(")
 
 
+def test_a_pattern_that_matches_ops_alone_says_so(tmp_path: Path) -> None:
+    with pytest.raises(PrunescopeError) as error:
+        windows(tmp_path, module("a note", MM), pattern="aten::m+")
+    assert error.value.problem == (
+        "--phase-pattern 'aten::m+' matches ops (aten::mm), and no annotation of the trace"
+    )
+    assert "torch.cuda.nvtx.range" in error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("pattern", "why"),
+    [("(", "unclosed group"), ("(?=a)", "look-around"), (r"(a)\1", "backreferences"),
+     ("a{999999999}", "exceeds size limit")],
+)  # fmt: skip
+def test_what_is_no_regular_expression(pattern: str, why: str, tmp_path: Path) -> None:
+    with pytest.raises(PrunescopeError, match="no regular expression") as error:
+        windows(tmp_path, MM, pattern=pattern)
+    assert why in error.value.problem and "\n" not in error.value.problem
+
+
+def test_a_pattern_takes_time_linear_in_the_names(tmp_path: Path) -> None:
+    """Python's own engine takes two to the power of 40 tries for this name."""
+    found = windows(tmp_path, module("a" * 40 + "!", MM), module("aaa", MM), pattern="^(a+)+$")
+    assert found.names == ["aaa"]
+
+
+def test_a_pattern_whose_ranges_launch_nothing_is_refused(tmp_path: Path) -> None:
+    trace = chrome(module("load", gap(us=5)), module("decode", MM), module("load", gap(us=5)))
+    with pytest.raises(PrunescopeError) as error:
+        analyze(save(trace, tmp_path / "t.json"), options=Options(phase_pattern="load"))
+    assert error.value.problem == (
+        "t.json: nothing ran on the device in the 2 annotations that --phase-pattern 'load' matches"
+    )
+    assert "decode" in error.value.hint
+
+
 def test_a_window_inside_another_is_no_step(tmp_path: Path) -> None:
     found = windows(tmp_path, module("run 1", MM, module("run 2", MM)), module("run 3", MM),
                     pattern="run")  # fmt: skip

@@ -286,6 +286,18 @@ def test_files_in_a_folder_are_ranks(tmp_path: Path) -> None:
     assert len(find_parts(tmp_path).parts) == 4
 
 
+def test_devices_of_two_nodes_are_named_by_their_files(tmp_path: Path) -> None:
+    """Both files number their devices from 0: which rank each is, nothing tells."""
+    for node in range(2):
+        made(tmp_path / f"node{node}.sqlite", two_devices)
+    report = analyze(tmp_path).report
+    assert list(report.phases) == [f"node{i}_device_{j}" for i in range(2) for j in range(2)]
+    assert not any("several traces of rank" in text for text in report.warnings)
+    assert all(not part.all_ranks for part in find_parts(tmp_path).parts.values())
+    assert [rank.number for rank in find_parts(tmp_path / "node1.sqlite").ranks_of.values()] == [
+        0, 1]  # fmt: skip
+
+
 def test_nothing_private_is_in_a_report(tmp_path: Path) -> None:
     secret = "hunter2"
 
@@ -333,6 +345,22 @@ def test_a_report_of_nsight_is_exported_where_nsys_is(
     done = analyze(report).report
     assert list(done.phases) == ["rank0", "rank1"]
     assert done.subject["name"] == "other.sqlite"
+
+
+def test_a_program_that_exports_nothing_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "nsys"
+    program.write_text("#!/bin/sh\nexit 0\n")
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    report = tmp_path / "silent.nsys-rep"
+    report.write_bytes(b"\x00NSYS")
+    with pytest.raises(PrunescopeError) as found:
+        analyze(report)
+    assert found.value.problem == (
+        "silent.nsys-rep: nsys ended without an error and wrote no SQLite database"
+    )
 
 
 def test_an_export_gives_an_annotated_timeline(tmp_path: Path) -> None:
