@@ -188,6 +188,13 @@ def _without_model(side: Side) -> Side:
         for name in ("batch", "prompt_len", "context", "phase")
         if getattr(side.options, name) is not None and not (name == "phase" and kinds)
     ]
+    if side.options.phase is not None and not kinds and side.run is None:
+        given.remove("phase")
+        warning = (
+            f"--phase {side.options.phase} is not used: nothing in {side.path.name} tells prefill "
+            "from decode; call ranges (NVTX, record_function) around them so, or give --model"
+        )
+        side = replace(side, diagnostics=side.diagnostics + Diagnostics((warning,)))
     if not given:
         return side
     options = ", ".join(f"--{name.replace('_', '-')}" for name in given)

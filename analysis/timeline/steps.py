@@ -1,8 +1,9 @@
 """The steps of a trace: host windows, and which device events and ops lie in them.
 
-Our annotations (`prunescope.step#i`), else `--phase-pattern`, else those of a serving engine, or
-the frames of its iterations, else the prompts and tokens of generated text, else `ProfilerStep#i`,
-else ranges that are called steps or iterations and numbered (`step_3`, `Iteration 12`), else what
+Our annotations (`prunescope.step#i`), else `--phase-pattern`, else those of a serving engine, else
+ranges called `prefill` and `decode` (`context` and `generation`), else the frames of an engine's
+iterations, else the prompts and tokens of generated text, else `ProfilerStep#i`, else ranges that
+are called steps or iterations and numbered (`step_3`, `Iteration 12`), else what
 `Optimizer.step#…` ends or `Optimizer.zero_grad#…` begins, else an annotation or compiled code or a
 sequence of work that repeats and is no layer, else the trace is one step. Times are integer ns.
 """
@@ -17,7 +18,7 @@ from os.path import commonprefix
 import numpy as np
 import polars as pl
 
-from prunescope.analysis.timeline.engines import engine_step, find_iterations
+from prunescope.analysis.timeline.engines import engine_step, find_iterations, named_phases
 from prunescope.analysis.timeline.generation import may_generate, prompts_and_tokens
 from prunescope.analysis.timeline.intervals import Windows, innermost
 from prunescope.analysis.timeline.markers import marked_steps
@@ -47,6 +48,8 @@ def find_windows(trace: Trace, *, phase_pattern: str | None = None) -> Windows:
         steps = [i for i, name in distinct.items() if is_step(name)]
         hits = notes[np.isin(ids, steps)]
         if source == "ProfilerStep":
+            if (named := _named_phases(trace, notes, distinct)) is not None:
+                return named
             if (found := find_iterations(trace)) is not None:
                 return Windows(found.start, found.end, "engine", found.names)
             if (generated := _generated(trace)) is not None:
@@ -58,6 +61,26 @@ def find_windows(trace: Trace, *, phase_pattern: str | None = None) -> Windows:
         if source == "pattern":
             raise _without_match(trace, str(phase_pattern), set(distinct.values()))
     return _repeated(trace) or _whole()
+
+
+def _named_phases(trace: Trace, notes: Ints, names: dict[int, str]) -> Windows | None:
+    """The annotations that are called as prefill and decode are, if work was launched in both."""
+    work = np.sort((trace.launches if trace.on_device else trace.ops)["ts"])
+    for phases in named_phases(names.values()):
+        ids = [i for i, name in names.items() if name in phases]
+        hits = notes[np.isin(trace.annotations["name"][notes], ids)]
+        begin = trace.annotations["ts"][hits]
+        end = begin + trace.annotations["dur"][hits]
+        busy = np.searchsorted(work, end) > np.searchsorted(work, begin)
+        found = _disjoint(trace, hits[busy], "engine")
+        if len({phases[name] for name in found.names}) > 1:
+            words = [name.split()[0].rstrip("0123456789_#:=[]()") for name in found.names]
+            called = [
+                f"{word}#{i} [{phases[name]}]"
+                for i, (word, name) in enumerate(zip(words, found.names, strict=True))
+            ]
+            return replace(found, names=called)
+    return None
 
 
 def _without_match(trace: Trace, pattern: str, notes: set[str]) -> PrunescopeError:

@@ -57,6 +57,7 @@ from prunescope.analysis.trace.reader import Source
 from prunescope.analysis.trace.samples import kind_of_counter
 from prunescope.analysis.trace.stream_waits import begins_of_waits
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.recorder import NSYS, PROFILER
 
 _SAMPLES, _METRICS = "GPU_METRICS", "TARGET_INFO_GPU_METRICS"
 _NODES = "CUDA_GRAPH_NODE_EVENTS"
@@ -65,7 +66,6 @@ _OVERHEADS = ("PROFILER_OVERHEAD", "CUPTI_ACTIVITY_KIND_OVERHEAD")
 _GPU = "TARGET_INFO_GPU"
 _WANTED = (*WORK, RUNTIME, _NODES, RANGES, _GPU, GPU_OF, _SAMPLES, _METRICS, STRINGS, _WAITS,
            _EVENTS, ENTRIES, *_OVERHEADS)  # fmt: skip
-PROFILER, NSYS = "profiler", "Nsight Systems"  # a key and its value in the metadata
 _MEMBER = "device "
 _PUSH_POP, _START_END = (59, 70), (60, 71)  # of ENUM_NSYS_EVENT_TYPE: NVTX ranges
 _NAMES = ("demangledName", "shortName", "mangledName")  # of a kernel, the best first
