@@ -58,10 +58,10 @@ def find_windows(trace: Trace, *, phase_pattern: str | None = None) -> Windows:
         if len(hits) and source == "pattern":
             return _picked(trace, notes, hits, distinct)
         if len(hits):
-            found = _disjoint(trace, hits, source)
-            if (found.step_of(_work(trace)) >= 0).any():
-                return found
-            ignored = found.names[0]
+            marked = _disjoint(trace, hits, source)
+            if (marked.step_of(_work(trace)) >= 0).any():
+                return marked
+            ignored = marked.names[0]
         if source == "pattern":
             raise _without_match(trace, str(phase_pattern), set(distinct.values()))
     return replace(_repeated(trace) or _whole(), ignored=ignored)
