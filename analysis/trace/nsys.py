@@ -422,7 +422,9 @@ class _Reader:
         columns = {"thread": "globalTid", "correlation": "correlationId", "name": "nameId"}
         elsewhere = self._launched_elsewhere()
         where = self._of_processes(RUNTIME)
-        self.collect.tables["launch"].reserve(self.file.count(RUNTIME, where))
+        calls = self.file.count(RUNTIME, where)
+        self._refuse_too_many(calls)
+        self.collect.tables["launch"].reserve(calls)
         for rows, _ in self._blocks(RUNTIME, columns, where):
             ids = self._ids_of(_shifted(rows["thread"]), rows["correlation"])
             here = _places(elsewhere, ids) < 0
@@ -541,6 +543,7 @@ class _Reader:
         columns = {"thread": "globalTid", "type": "eventType", "text_id": "textId"}
         where, registered = self._of_processes(RANGES), dict[int, str]()
         rows_there = self.file.count(RANGES, where)
+        self._refuse_too_many(rows_there)
         for group in ("op", "annotation"):
             self.collect.tables[group].reserve(rows_there)
         for rows, texts in self._blocks(RANGES, columns, where, "text"):

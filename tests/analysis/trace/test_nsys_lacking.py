@@ -170,6 +170,10 @@ def test_more_work_than_memory_is_meant_for_is_refused_before_it_is_read(
         "t.sqlite: it holds 4 kernels, copies and fills of one device, more than 3"
     )
     assert "--duration" in found.value.hint
+    monkeypatch.undo()
+    monkeypatch.setattr(nsys, "MAX_ROWS", 3)
+    with pytest.raises(PrunescopeError, match="more than 3 events"):
+        load(tmp_path / "t.sqlite")
 
 
 @pytest.mark.parametrize(
