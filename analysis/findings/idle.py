@@ -219,7 +219,7 @@ def earlier_work(c: Context) -> Found | None:
             "time or soon after its start"
         ],
         change="synchronise before the profiler starts, or skip its first step "
-        "(torch.profiler.schedule with warmup=1)",
+        f"({c.kernels.recorder.warm})",
     )
 
 
