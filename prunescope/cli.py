@@ -572,6 +572,35 @@ def _calibrate(
     show_result(plain(measured), json_target, people=devices([measured], measured.measured))
 
 
+@app.command("recorder")
+@from_options
+def _recorder() -> None:
+    """Write record.py: one file that records runs beside models that pin an old torch.
+
+    It needs Python 3.8, torch 2.0 and nothing else, and its runs are those of
+    `prunescope.capture`: times without the profiler, traces with module scopes, statistics of the
+    weights, versions.
+
+    \b
+    prunescope recorder > record.py
+    prunescope recorder | ssh my-gpu-machine 'cat > LLM-Pruner/record.py'
+
+    \b
+    from record import record
+    with record("runs/mine", phase="prefill", side="dense") as step:
+        for _ in range(step.count):
+            with step():
+                model(input_ids)
+
+    \b
+    With side="pruned" for the other model, then:
+    prunescope analyze runs/mine
+    """
+    from prunescope.tracer.recorder.assembled import assembled
+
+    sys.stdout.write(assembled(prunescope.__version__))
+
+
 @app.command("doctor")
 @from_options
 def _doctor(

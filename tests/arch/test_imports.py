@@ -50,6 +50,7 @@ ALLOWED: dict[str, str] = {
     "tracer/pruners": "taxonomy model attention residual calibration routing",
     "tracer/recovery": "taxonomy model calibration routing",
     "tracer/capture": "taxonomy machine model calibration routing pruners recovery",
+    "tracer/recorder": "taxonomy machine model capture",
     "tracer/sweep": "taxonomy machine model calibration quality recovery capture",
 }
 # The front door may use any room; no room uses it.

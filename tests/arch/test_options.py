@@ -54,6 +54,7 @@ COMMANDS = {
     "families": {"--architecture", "--json", "--method"},
     "devices": {"--json"},
     "calibrate": {"--device", "--out", "--json"},
+    "recorder": set(),
     "doctor": {"--timing", "--json"},
     "demo": {"--out"},
 }  # fmt: skip
