@@ -27,6 +27,7 @@ from prunescope.failure import exit_code
 from prunescope.taxonomy.arguments import asks_json, bare_json, refuse_empty
 from prunescope.taxonomy.option import Option
 from prunescope.tracer.capture.request import TraceCall
+from prunescope.tracer.gemm.request import GemmRequest
 from prunescope.tracer.sweep.request import SweepRequest
 
 app = typer.Typer(
@@ -599,6 +600,49 @@ def _recorder() -> None:
     from prunescope.tracer.recorder.assembled import assembled
 
     sys.stdout.write(assembled(prunescope.__version__))
+
+
+@app.command("gemm")
+@from_options
+def _gemm(
+    request: GemmRequest,
+    *,
+    out: Annotated[
+        Path | None,
+        Option(
+            help="Folder to write curves and alignments to, as figures and CSV; without it, none "
+            "are written.",
+            metavar="FOLDER",
+        ),
+    ] = None,
+    json_target: Json = None,
+) -> None:
+    """Replay GEMMs alone: each of a run, with its dense, good and aligned shapes, or shapes given.
+
+    Times are taken in turns, over random placements of the operands, with warm operands and with a
+    flushed last-level cache. Of a run it says whether a kernel of the ledger is slow alone, too,
+    and writes RUN/gemms.json, which `analyze --gemm` reads.
+
+    \b
+    prunescope gemm traces/first
+    prunescope gemm traces/first --script reproduce --json -
+    prunescope gemm --m 128 --n 384,400,512 --k 576 --dtype fp32
+    prunescope gemm --m 4096 --n 1024:4096:64 --k 4096 --dtype bf16 --out curves
+    """
+    from prunescope.analysis.report.replay_tables import replayed
+    from prunescope.output import check_target, show_result
+    from prunescope.replaying import replay_request
+    from prunescope.tracer.capture.progress import Bar
+
+    check_target(json_target)
+    with Bar() as bar:
+        found = replay_request(dataclasses.replace(request, progress=bar))
+    if out is not None:
+        from prunescope.analysis.report.replay_files import replay_files
+        from prunescope.analysis.report.write import write_files
+
+        write_files(replay_files(found.replays, found.report), out)
+    show_result(found.to_dict(), json_target, people=replayed(found.replays, found.report))
 
 
 @app.command("doctor")
