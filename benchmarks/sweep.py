@@ -117,16 +117,25 @@ def text(found: Published, name: str) -> str:
 
 
 def stored(found: Published) -> bytes:
-    """The JSON of a page: a line a point; what has its default is left out."""
-    plain = {"schema": found.schema, **sparse(found)}
-    phases = plain.pop("phases")
-    lines = [f"{json.dumps(name)}: {_line(value)}" for name, value in plain.items()]
-    for name, phase in phases.items():
-        points = ",\n".join(map(_line, phase.pop("points")))
-        rest = "".join(f",\n{json.dumps(key)}: {_line(value)}" for key, value in phase.items())
-        phases[name] = f'{json.dumps(name)}: {{"points": [\n{points}]{rest}}}'
-    lines.append('"phases": {' + ",\n".join(phases.values()) + "}")
+    """The JSON of a page: a line a point. Every page and phase has the same keys; of points, cells
+    and what stands beside them, what has its default is left out."""
+    plain = _every(found)
+    lines = [f"{json.dumps(name)}: {_line(sparse(value))}" for name, value in plain.items()
+             if name != "phases"]  # fmt: skip
+    phases = []
+    for name, phase in found.phases.items():
+        rest = _every(phase)
+        points = ",\n".join(_line(sparse(point)) for point in rest.pop("points"))
+        others = "".join(f",\n{json.dumps(key)}: {_line(sparse(value))}" for key, value in rest.items())
+        phases.append(f'{json.dumps(name)}: {{"points": [\n{points}]{others}}}')
+    lines.append('"phases": {' + ",\n".join(phases) + "}")
     return ("{" + ",\n".join(lines) + "}\n").encode()
+
+
+def _every(struct: msgspec.Struct) -> dict[str, Any]:
+    """The fields of a struct by name; what is absent by its kind has none."""
+    found = {field.name: getattr(struct, field.name) for field in msgspec.structs.fields(struct)}
+    return {name: value for name, value in found.items() if value is not msgspec.UNSET}
 
 
 def _line(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,6 +54,16 @@ def test_a_page_is_rebuilt_from_its_points(name: str) -> None:
     assert new.summary == stored.summary
     assert sweep.text(new, name) == path.with_suffix(".md").read_text(encoding="utf-8")
     assert sweep.stored(new) == path.read_bytes()
+
+
+def test_the_json_of_every_page_has_the_same_keys() -> None:
+    """Of a page without claims, notes or failures too."""
+    found = [json.loads((BENCHMARKS / f"{name}.json").read_bytes()) for name in SWEEPS]
+    for one in found[1:]:
+        assert list(one) == list(found[0])
+        assert {tuple(phase) for phase in one["phases"].values()} == {
+            tuple(phase) for phase in found[0]["phases"].values()
+        }
 
 
 @pytest.mark.usefixtures("scripts")
