@@ -126,7 +126,9 @@ def stored(found: Published) -> bytes:
     for name, phase in found.phases.items():
         rest = _every(phase)
         points = ",\n".join(_line(sparse(point)) for point in rest.pop("points"))
-        others = "".join(f",\n{json.dumps(key)}: {_line(sparse(value))}" for key, value in rest.items())
+        others = "".join(
+            f",\n{json.dumps(key)}: {_line(sparse(value))}" for key, value in rest.items()
+        )
         phases.append(f'{json.dumps(name)}: {{"points": [\n{points}]{others}}}')
     lines.append('"phases": {' + ",\n".join(phases) + "}")
     return ("{" + ",\n".join(lines) + "}\n").encode()

@@ -118,7 +118,8 @@ def published(name: str) -> PublishedMethod:
 
 def family_of(name: str) -> tuple[str, Mapping[str, str]]:
     """The family that a name means and the knobs that go with it, as the family runs it: without
-    those of `predict_only`. A name that is no method's stays as it is. Raises PrunescopeError for a method that moves no axis of a GEMM."""
+    those of `predict_only`. A name that is no method's stays as it is. Raises PrunescopeError for a
+    method that moves no axis of a GEMM."""
     found = placed(name)
     if found is None:
         return name, {}

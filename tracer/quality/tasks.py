@@ -116,7 +116,7 @@ def _read_by_token(harness_model: Any) -> Any:
     """The harness's class of models, changed so that it reads answers token by token. Texts that it
     lets a model write are written so anyway."""
 
-    class ReadByToken(harness_model):  # type: ignore[misc]
+    class ReadByToken(harness_model):
         """A model that has read the context of a request when the answer begins."""
 
         def _loglikelihood_tokens(
