@@ -225,7 +225,8 @@ def test_two_linears_through_a_rank_have_the_role_of_the_one_they_replace(tmp_pa
         "LlamaDecoderLayer_0",
         nn("LlamaAttention_0", low(0, Q, H), low(1, KV, H), low(2, KV, H), attention(),
            low(3, H, Q)),
-        nn("LlamaMLP_0", low(4, F, H), nn("SiLU_0", add()), low(5, F, H), nn("Linear_12", mm(H, F))),
+        nn("LlamaMLP_0", low(4, F, H), nn("SiLU_0", add()), low(5, F, H),
+           nn("Linear_12", mm(H, F))),
     )  # fmt: skip
     rows = frame(pytorch(chrome(layer)), tmp_path).filter(pl.col("kind") == "gemm")
     twice = [role for name in ("q", "k", "v", "o", "gate", "up") for role in (name, name)]
