@@ -50,8 +50,15 @@ def notes(kernels: Kernels) -> list[str]:
 
 
 def _steps_from(kernels: Kernels) -> list[str]:
-    """What the steps are where no profiler or engine marked them."""
+    """What the steps are where no profiler or engine marked them, or its marks hold no work."""
     source, names = kernels.windows.source, kernels.windows.names
+    if kernels.windows.ignored is not None:
+        marked = f"no work was launched in {shortened(kernels.windows.ignored)} and the like"
+        return [f"{marked}: these are not the steps", *_unmarked(source, names)]
+    return _unmarked(source, names)
+
+
+def _unmarked(source: str, names: list[str]) -> list[str]:
     if source == WHOLE:
         return [WHOLE_TRACE]
     if source == UPDATE:

@@ -167,6 +167,7 @@ class _Reader:
         self._stream_waits()
         self._say_unnamed()
         self._launches()
+        self._say_unlaunched()
         self._collectives()
         self._overhead()
         self._ranges()
@@ -433,6 +434,17 @@ class _Reader:
             self._add("launch", rows, COLUMNS["launch"])
         if self.file.count(_WAITS, f'"syncType" IN ({", ".join(map(str, _HOST_WAITS))})'):
             self._waits()
+
+    def _say_unlaunched(self) -> None:
+        """A caveat where nothing that ran has its launch in the file."""
+        (ids,) = self._so_far("correlation")
+        called = np.sort(self.collect.tables["launch"].frozen()["correlation"])
+        if len(ids) and not (_places(called, ids) >= 0).any():
+            self.caveats.append(
+                f"none of its {len(ids):,} {DEVICE_ROWS} has its launch in the file: which step, "
+                "op or layer they are of is unknown, and all of it counts as one step (calls of "
+                "CUDA are recorded by `nsys profile --trace cuda`)"
+            )
 
     def _waits(self) -> None:
         """Waits of the host for the device whose call is not in the file, as calls. They hold no
