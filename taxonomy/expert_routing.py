@@ -2,7 +2,9 @@
 
 In: how often each expert is chosen (counts of a run, or Zipf's law), experts a token k, and tokens
 T. Out: expectations, means over the layers. Tokens choose independently; those of one text are
-alike, so that fewer experts get one. A Monte Carlo simulation is the second witness (tests).
+alike, so that fewer experts get one. Where a token first chooses groups of experts, it takes an
+expert as often as without them: as many get a token, and only the spread over devices differs. A
+Monte Carlo simulation is the second witness (tests).
 """
 
 from __future__ import annotations

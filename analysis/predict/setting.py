@@ -38,7 +38,7 @@ from prunescope.taxonomy.errors import PrunescopeError, nearest
 from prunescope.taxonomy.expert_routing import Routing
 from prunescope.taxonomy.families import families, family
 from prunescope.taxonomy.family import Family
-from prunescope.taxonomy.keep import check_sparsity, kept_experts, kept_routes, named_share
+from prunescope.taxonomy.keep import check_sparsity, kept_routes, named_share
 from prunescope.taxonomy.methods import family_of, method_names, slug
 from prunescope.taxonomy.plan import PHASES, Workload
 from prunescope.taxonomy.presets import preset_named
@@ -89,6 +89,11 @@ class Setting:
         return self.family is not None or self.pruned_shape is not None
 
     @property
+    def absorbs(self) -> bool:
+        """Whether decode attends to cached latents as they are."""
+        return self.runtime is not None and self.runtime.absorbs
+
+    @property
     def host_is_known(self) -> bool:
         """Whether the time of an eager dispatch was given."""
         return self.constants.dispatch_ns != DEFAULT.dispatch_ns
@@ -108,7 +113,12 @@ def workloads(request: PredictRequest, setting: Setting) -> list[Workload]:
     """The workload of each phase of a request."""
     phases = PHASES if request.phase == "both" else (request.phase,)
     size = itemsize(setting.dtype) or 2
-    return [Workload.of(phase, request, itemsize=size, routing=setting.routing) for phase in phases]
+    return [
+        Workload.of(
+            phase, request, itemsize=size, routing=setting.routing, absorbed=setting.absorbs
+        )
+        for phase in phases
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,6 +275,8 @@ def assumptions(setting: Setting) -> list[str]:
         )
     if setting.shape.experts:
         found += _of_experts(setting)
+    if setting.shape.kv_rank is not None:
+        found.append(_of_latents(setting))
     if setting.sparse_library == MARLIN:
         bits = round(8 * (setting.stored_itemsize or WIDE_ITEMSIZE))
         found.append(
@@ -282,6 +294,22 @@ def assumptions(setting: Setting) -> list[str]:
     return found
 
 
+def _of_latents(setting: Setting) -> str:
+    """How decode reads a cache of latents."""
+    shape = setting.shape
+    numbers = f"{shape.cache_elements():,} numbers a cached token and layer"
+    if setting.absorbs:
+        return (
+            f"latent attention reads {numbers} in decode: its queries are multiplied into them, as "
+            "serving engines do"
+        )
+    more = shape.kv_elements() / shape.cache_elements()
+    return (
+        f"latent attention expands all of its {numbers} in each decode step, as transformers does, "
+        f"and reads {more:.0f} times as many; serving engines do not: --runtime vllm or sglang"
+    )
+
+
 def _rounded(setting: Setting) -> list[str]:
     """How many experts stay, or a token goes to, where that is not the share that was asked for: a
     router needs as many as a token goes to, and a token one."""
@@ -290,7 +318,7 @@ def _rounded(setting: Setting) -> list[str]:
         return []
     if family.cuts_experts:
         count, what = shape.experts, "experts of a layer stay"
-        kept = kept_experts(count, shape.experts_per_token, asked)
+        kept = shape.kept_experts(asked)
     else:
         count, what = shape.experts_per_token, "experts a token goes to stay"
         kept = kept_routes(count, asked)

@@ -253,3 +253,40 @@ def test_the_fullest_expert_has_a_token_and_no_more_than_all() -> None:
     for tokens in (1, 4, 64):
         found = fullest_expert(uneven, "decode", experts=8, per_token=2, tokens=tokens)
         assert 1 <= found <= tokens
+
+
+def test_engines_read_latents_and_transformers_expands_them() -> None:
+    """DeepSeek-V3 in bf16, 64 sequences of 1,024 keys on 4.8 TB/s: a layer reads 64 x 1,024 x 576
+    numbers of the latents with queries and outputs of 128 heads, or 128 x (192 + 128) / 576 = 71
+    times the latents, expanded anew."""
+    v3 = {"model": "deepseek-v3", "device": "h200-sxm", "batch": 64, "prompt_len": 1024}
+    own, served = (ask(**v3, runtime=name) for name in ("hf", "sglang"))
+    cached, heads = 64 * 1024, 64 * 128
+    absorbed = cached * 576 + heads * (576 + 512) + 64 * 576
+    expanded = cached * 128 * 320 + heads * 320 + 64 * 128 * 320
+    for found, numbers in ((own, expanded), (served, absorbed)):
+        seconds = 61 * 2 * numbers / 4.8e12
+        assert found["roles"]["attention"] / 1e9 == pytest.approx(seconds, rel=1e-3)
+    assert served["ladder"]["roofline"] > own["ladder"]["roofline"] + 0.1
+    answer = prunescope.predict(**{**QWEN, **DROPPED, **v3, "phase": "decode"})
+    assert any("reads 71 times as many" in text for text in answer["assumed"])
+    # Of eight devices each expands and reads keys of its own heads, and all of the latents.
+    for runtime, share in (("hf", 8), ("sglang", 1)):
+        one, eight = (ask(**v3, runtime=runtime, tp=tp)["roles"]["attention"] for tp in (1, 8))
+        least = cached * (576 if share == 1 else 128 * 320 / 8) * 61 * 2 / 4.8e12
+        assert eight / 1e9 == pytest.approx(least, rel=0.05)
+        assert eight < one
+
+
+def test_groups_of_experts_in_predict() -> None:
+    """DeepSeek-V3 keeps as many experts of each of its 8 groups: 22 of 32, not 179 of 256."""
+    answer = prunescope.predict(
+        **{**QWEN, "model": "deepseek-v3"}, method="REAP", sparsity=0.3, phase="prefill"
+    )
+    (router,) = (
+        row
+        for row in answer["points"][0]["phases"]["prefill"]["gemms"]
+        if row["role"] == "router"
+    )
+    assert (router["dense_n"], router["n"]) == (256, 176)
+    assert any("176 of 256 experts of a layer stay" in text for text in answer["assumed"])
