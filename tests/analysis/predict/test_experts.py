@@ -126,6 +126,8 @@ def test_counts_of_a_file(tmp_path: Path) -> None:
         assert found["experts"]["distinct"] == pytest.approx(96, abs=0.01)
     (tmp_path / "run.json").write_text(json.dumps({"routing": {"prefill": counts}}), "utf-8")
     assert read_routing(str(tmp_path)).phases["prefill"][0] == (0, *[9] * 127)
+    (tmp_path / "run.json").write_text(json.dumps({"routing": {"training": counts}}), "utf-8")
+    assert read_routing(str(tmp_path)).weights("decode", 128)[0] == (0, *[9] * 127)
     of_run = counted({"decode": counts, "prefill": {}}, source="the run")
     assert of_run is not None
     assert of_run.phases == {"decode": ((0, *[9] * 127),) * 48}
