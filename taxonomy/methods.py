@@ -26,7 +26,8 @@ class PublishedMethod:
 
     `executes`: what its inference runs; `runs`: what ours runs instead, None where it is the same
     GEMMs; `source`: {"title", "url"} of what was read of it, None where `executes` was not looked
-    up; `by_extension`: whether the placement is ours and not of arXiv 2606.09080.
+    up; `by_extension`: whether the placement is ours and not of arXiv 2606.09080; `select`: the
+    `--select` that chooses parts as the paper does, None where none does.
     """
 
     name: str
@@ -37,6 +38,7 @@ class PublishedMethod:
     runs: str | None
     source: Mapping[str, str] | None
     by_extension: bool
+    select: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As `families --json` and `predict --json` hold it."""
@@ -128,6 +130,7 @@ def _table() -> dict[str, PublishedMethod]:
             runs=row["runs"],
             source=row["source"],
             by_extension=row["by_extension"],
+            select=row.get("select"),
         )
         for spelling in (name, *row.get("also", ())):
             key = slug(spelling)

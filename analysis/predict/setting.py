@@ -43,6 +43,7 @@ from prunescope.taxonomy.methods import family_of, method_names, slug
 from prunescope.taxonomy.plan import PHASES, Workload
 from prunescope.taxonomy.presets import preset_named
 from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.words import spread
 
 WIDE_ITEMSIZE = 2.0  # bytes of a number that engines do not narrow
 MARLIN_WEIGHTS = "int4"  # where --weights says nothing
@@ -316,15 +317,20 @@ def _rounded(setting: Setting) -> list[str]:
     family, shape, asked = setting.family, setting.shape, setting.sparsity
     if family is None or not family.changes_experts or not shape.experts:
         return []
+    parts = [part for part in shape.mlp_parts() if part.moe_layers]
     if family.cuts_experts:
-        count, what = shape.experts, "experts of a layer stay"
-        kept = shape.kept_experts(asked)
+        what = "experts of a layer stay"
+        pairs = [(part.kept_experts(asked), part.experts) for part in parts]
     else:
-        count, what = shape.experts_per_token, "experts a token goes to stay"
-        kept = kept_routes(count, asked)
-    if abs(1 - kept / count - asked) < _ROUNDED:
+        what = "experts a token goes to stay"
+        routes = [part.experts_per_token for part in parts]
+        pairs = [(kept_routes(count, asked), count) for count in routes]
+    layers = [part.moe_layers for part in parts]
+    left, there = (sum(n * m for n, m in zip(one, layers, strict=True)) for one in zip(*pairs, strict=True))
+    if abs(1 - left / there - asked) < _ROUNDED:
         return []
-    return [f"{kept} of {count} {what}: {1 - kept / count:.1%} fewer, where {asked:.1%} were asked"]
+    kept, count = (spread(min(one), max(one)) for one in zip(*pairs, strict=True))
+    return [f"{kept} of {count} {what}: {1 - left / there:.1%} fewer, where {asked:.1%} were asked"]
 
 
 def _of_experts(setting: Setting) -> list[str]:
@@ -416,6 +422,11 @@ def _expert_devices(ep: int, tp: int, shape: ModelShape) -> int:
 def _routing(shape: ModelShape, given: str | None) -> Routing | None:
     if given is None:
         return None
+    return routing_of_model(given, shape)
+
+
+def routing_of_model(given: str, shape: ModelShape) -> Routing:
+    """What `--routing` names. Raises PrunescopeError where it is of another model."""
     if not shape.experts:
         raise PrunescopeError("--routing needs a model with experts", hint="remove --routing")
     found = read_routing(given)

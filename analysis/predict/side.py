@@ -236,9 +236,9 @@ def _one_device(
     whole: Forward, devices: int, shape: ModelShape, apart: Callable[[Op], bool] | None
 ) -> Forward:
     """The part of one of several devices. Fewer key/value heads than devices are copied to several
-    of them, a latent cache to each; keys and values that are expanded from it are split. An expert's
-    matrices are split as an MLP's, but for ops that are split already (`apart`). Of a low-rank pair
-    only the factor at the split side is split; every device holds the other."""
+    of them, a latent cache to each; keys and values that are expanded from it are split. Matrices
+    of an expert are split as an MLP's, but for ops that are split already (`apart`). Of a low-rank
+    pair only the factor at the split side is split; every device holds the other."""
 
     def share_of(kv_heads: int) -> float:
         return 1 / min(devices, kv_heads or shape.kv_heads)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 import prunescope
 from prunescope.analysis.predict.break_even import first_and_last
 from prunescope.analysis.predict.routing_file import read_routing
+from prunescope.analysis.report.predict_tables import prediction
 from prunescope.taxonomy.config import read_config
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.expert_routing import counted, fullest_expert
@@ -286,9 +290,36 @@ def test_groups_of_experts_in_predict() -> None:
         **{**QWEN, "model": "deepseek-v3"}, method="REAP", sparsity=0.3, phase="prefill"
     )
     (router,) = (
-        row
-        for row in answer["points"][0]["phases"]["prefill"]["gemms"]
-        if row["role"] == "router"
+        row for row in answer["points"][0]["phases"]["prefill"]["gemms"] if row["role"] == "router"
     )
     assert (router["dense_n"], router["n"]) == (256, 176)
     assert any("176 of 256 experts of a layer stay" in text for text in answer["assumed"])
+
+
+def test_layers_with_other_numbers_of_experts(tmp_path: Path) -> None:
+    """Half of the layers have 128 experts and half 64: 8 of them are read by one token, of 64 to
+    128; at 64 tokens 128 (1 − (15/16)^64) and 64 (1 − (7/8)^64) in the mean."""
+    plain = preset_config("qwen3-30b-a3b")
+    (tmp_path / "config.json").write_text(json.dumps({**plain, "num_experts": [128, 64] * 24}))
+    uneven = {"model": str(tmp_path / "config.json"), "batch": 64}
+    experts = ask(**uneven)["baseline"]["experts"]
+    assert (experts["fewest"], experts["count"], experts["layers"]) == (64, 128, 48)
+    mean = (128 * (1 - (15 / 16) ** 64) + 64 * (1 - (7 / 8) ** 64)) / 2
+    assert experts["distinct"] == pytest.approx(mean)
+    answer = prunescope.predict(**{**QWEN, **DROPPED, **uneven, "phase": "decode", "sparsity": 0.9})
+    assert any("8–13 of 64–128 experts of a layer stay: 89.1% fewer" in t for t in answer["assumed"])
+    # Counts of each layer's own experts are those of its kind of layer.
+    counts = {str(i): [1] * (64 if i % 2 else 128) for i in range(48)}
+    (tmp_path / "counts.json").write_text(json.dumps(counts))
+    counted = ask(**uneven, routing=str(tmp_path / "counts.json"))["baseline"]["experts"]
+    assert counted["distinct"] == pytest.approx(mean)
+
+
+def test_the_table_of_gemms_says_how_many_experts() -> None:
+    answer = prunescope.predict(**QWEN, **DROPPED, phase="decode", batch=64)
+    file = io.StringIO()
+    Console(width=100, file=file).print(prediction(answer, explain=True))
+    text = file.getvalue()
+    assert re.search(r"experts +48 +5 +768 +2048 +96 +G", text)
+    assert "experts: how many get a token" in text
+    assert "of 96" in text
