@@ -166,9 +166,7 @@ def _experts(side: PredictedSide) -> Experts | None:
     layers = [part.moe_layers for part in parts]
     sizes = [{"experts": p.experts, "per_token": p.experts_per_token} for p in parts]
     loads = [expert_load(work.routing, work.phase, tokens=work.rows, **size) for size in sizes]
-    fullest = [
-        fullest_expert(work.routing, work.phase, tokens=work.rows, **size) for size in sizes
-    ]
+    fullest = [fullest_expert(work.routing, work.phase, tokens=work.rows, **size) for size in sizes]
     return Experts(
         layers=sum(layers),
         count=max(part.experts for part in parts),

@@ -326,7 +326,9 @@ def _rounded(setting: Setting) -> list[str]:
         routes = [part.experts_per_token for part in parts]
         pairs = [(kept_routes(count, asked), count) for count in routes]
     layers = [part.moe_layers for part in parts]
-    left, there = (sum(n * m for n, m in zip(one, layers, strict=True)) for one in zip(*pairs, strict=True))
+    left, there = (
+        sum(n * m for n, m in zip(one, layers, strict=True)) for one in zip(*pairs, strict=True)
+    )
     if abs(1 - left / there - asked) < _ROUNDED:
         return []
     kept, count = (spread(min(one), max(one)) for one in zip(*pairs, strict=True))

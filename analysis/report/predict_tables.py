@@ -200,7 +200,10 @@ def _expert_rows(sides: Sequence[Sums]) -> list[list[str]]:
     return [
         [
             "experts read, of a layer",
-            *(f"{one.distinct:.1f} of {spread(one.fewest or one.count, one.count)}" for one in known),
+            *(
+                f"{one.distinct:.1f} of {spread(one.fewest or one.count, one.count)}"
+                for one in known
+            ),
         ],
         ["  tokens of one", *(f"{one.rows:.3g}" for one in known)],
         ["  tokens of the fullest", *(f"{one.fullest:.3g}" for one in known)],

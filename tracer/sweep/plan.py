@@ -90,8 +90,8 @@ class SweepConfig:
     select: Annotated[
         str | tuple[str, ...],
         Option(
-            help="How to choose parts: random, importance (on `text`), greedy, or frequency (experts "
-            "with most tokens of `text`); or a list."
+            help="How to choose parts: random, importance (on `text`), greedy, or frequency (of "
+            "experts: their tokens of `text`); or a list."
         ),
     ] = TraceRequest.select
     knobs: Annotated[
