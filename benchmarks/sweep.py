@@ -204,7 +204,8 @@ def _scored_again(found: Published) -> str:
         "## Losses scored again\n\nThese losses are by the rules of docs/sweep.md, in the windows "
         "named above, scored by `python benchmarks/rescore.py` after the sweep, without timing "
         "anything; before, all tokens of a window were read in one forward in decode too, and "
-        f"decisions that are drawn went on from window to window.\n\n{chr(10).join(table)}\n\n{lines}\n\n"
+        "decisions that are drawn went on from window to window.\n\n"
+        f"{chr(10).join(table)}\n\n{lines}\n\n"
     )
 
 
