@@ -17,6 +17,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from prunescope.api import (
+    allocate,
     analyze,
     check,
     compare,
@@ -40,6 +41,7 @@ __all__ = [
     "Prediction",
     "PrunescopeError",
     "Report",
+    "allocate",
     "analyze",
     "capture",
     "check",
