@@ -19,6 +19,7 @@ import typer
 
 import prunescope
 from prunescope import signals, startup
+from prunescope.allocation import AllocateRequest
 from prunescope.analysis.inputs.options import CompareRequest
 from prunescope.analysis.predict.request import PredictRequest
 from prunescope.api import answer
@@ -207,6 +208,46 @@ def _predict(
 
         write_files(curve_files(result), out)
     show_result(result, json_target, people=prediction(result, explain=explain))
+
+
+@app.command("allocate")
+@from_options
+def _allocate(
+    request: AllocateRequest,
+    *,
+    dry_run: Annotated[
+        bool,
+        Option(help="Check the target and count the evaluations of the model, and run nothing."),
+    ] = False,
+    json_target: Json = None,
+) -> None:
+    """Decide what each layer keeps, so that a target is reached at the least loss: a plan.
+
+    Layers are dropped, or keep some of their KV heads and MLP channels. Times come from a dense run
+    or a device, losses from the model without each part; the same command resumes. `trace --method
+    plan.json` measures the plan. A target that cannot be reached is an error that says why.
+
+    \b
+    prunescope allocate --model ./SmolLM2 --from-run traces/dense --speedup 1.4 --out plan.json
+    prunescope allocate --model ./Qwen3-0.6B --device h100-sxm --speedup 1.2 --phase decode
+    prunescope allocate --model ./Qwen3-0.6B --device h100-sxm --memory-gb 0.9 --workload chat
+    """
+    import msgspec
+
+    from prunescope.allocation import allocate, evaluations, problem_of
+    from prunescope.analysis.report.allocation_tables import dry_run_sheet, plan_sheet
+    from prunescope.output import check_target, show_result
+    from prunescope.tracer.capture.progress import Bar
+
+    check_target(json_target)
+    if dry_run:
+        found = evaluations(problem_of(request))
+        show_result(found, json_target, people=dry_run_sheet(found))
+        return
+    with Bar() as bar:
+        plan = allocate(request, bar)
+    shown = plan_sheet(plan, str(request.out))
+    show_result(msgspec.to_builtins(plan), json_target, people=shown)
 
 
 def _print_example() -> None:

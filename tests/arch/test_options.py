@@ -11,6 +11,7 @@ import typer.main
 
 import prunescope
 from prunescope import cli
+from prunescope.allocation import AllocateRequest
 from prunescope.analysis.inputs.options import AnalyzeRequest, CompareRequest
 from prunescope.analysis.predict.request import PredictRequest
 from prunescope.command import from_options
@@ -43,6 +44,11 @@ COMMANDS = {
         "--without", "--from-run", "--new-tokens", "--pruned-batch", "--chunk", "--tp",
         "--pp", "--ep", "--routing",
         "--rank", "--workload", "--losses", "--loss", "--explain", "--out", "--json",
+    },
+    "allocate": {
+        "--model", "--from-run", "--device", "--speedup", "--latency-ms", "--memory-gb", "--phase",
+        "--workload", "--batch", "--prompt-len", "--dtype", "--text", "--out", "--overwrite",
+        "--dry-run", "--json",
     },
     "sweep": {
         "config", "--preset", "--out", "--engine", "--shard", "--dry-run", "--example",
@@ -91,6 +97,7 @@ def test_every_command_says_what_it_does() -> None:
 REQUESTS = {
     "trace": TraceCall, "analyze": AnalyzeRequest, "compare": CompareRequest,
     "predict": PredictRequest, "sweep": SweepRequest, "gemm": GemmRequest,
+    "allocate": AllocateRequest,
 }  # fmt: skip
 
 
