@@ -233,8 +233,11 @@ def _hatch(reasons: list[str]) -> str:
 def ground(reasons: list[str]) -> dict[str, Any]:
     """The look of the ground behind what is no evidence."""
     return {
-        "facecolor": "white", "edgecolor": "#CCCCCC", "hatch": _hatch(reasons), "linewidth": 0.0
-    }  # fmt: skip
+        "facecolor": "white",
+        "edgecolor": "#CCCCCC",
+        "hatch": _hatch(reasons),
+        "linewidth": 0.0,
+    }
 
 
 def no_evidence(reasons: list[str], label: str) -> Patch:
