@@ -695,7 +695,9 @@ def _doctor(
     ] = False,
     json_target: Json = None,
 ) -> None:
-    """Check what works here: torch, profiler, clocks, HTA, Ray; exit code 3 if something fails.
+    """Check what works here, and name the line to type for the rest; exit code 3 if it is needed.
+
+    On a GPU: driver, permission to profile, persistence, MIG, locked clocks, other processes.
 
     \b
     prunescope doctor

@@ -135,7 +135,8 @@ def _change(phase: Phase) -> Iterator[str]:
     urgent = [finding for finding in advice if finding.severity == "critical"]
     gains = [finding for finding in advice if finding.predicted_ns]
     if urgent:
-        yield f"first: {urgent[0].change}"
+        lead = "what to change" if is_evidence(phase) else "first"
+        yield f"{lead}: {urgent[0].change}"
     elif gains:
         best = max(gains, key=_gain)
         yield f"what would gain most: {best.change} (at most {numbers.time(_gain(best))} a step)"
