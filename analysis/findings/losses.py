@@ -220,7 +220,7 @@ def slower_kernels(c: Context) -> Found | None:
 def _faster_kernels(c: Context, parts: list[LedgerPart]) -> str:
     """What may help the kernels of these parts: their shapes, if the pruning moved any of them."""
     roles = _roles(parts)
-    if not any(p.axis not in ("none", "unknown") and p.key[1] in roles for p in c.pairs):
+    if not any(p.axis not in ("none", "unknown") and p.key[1] in roles for p in c.pairs or ()):
         return (
             "no shape of the ops named has moved: compare clocks, threads, libraries and what else "
             "ran, and capture both models in turns in one process"
