@@ -37,10 +37,12 @@ from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.inputs.side import Diagnostics, Side
 from prunescope.analysis.pool import jobs_for
 from prunescope.analysis.rank_jobs import Frames, Outcome, Sides, outcome_of, shared
+from prunescope.analysis.replayed import with_replays
 from prunescope.analysis.report.summary import summary
 from prunescope.analysis.schema.report import Phase, Report
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import scrubbed
+from prunescope.taxonomy.replays import read_replays
 
 TOOL = "prunescope"
 __all__ = ["Analysis", "Options", "analyze"]
@@ -134,9 +136,15 @@ def analyze(
         ran, warnings = with_straggler({n: phases[n] for n in group if n in phases}, frames)
         phases.update(ran)
         pruned = pruned.add(Diagnostics(tuple(warnings)))
-    report = scrubbed(_report(pruned, dense, phases))
+    report = scrubbed(_replayed(_report(pruned, dense, phases), pruned.side, options))
     told = dict(zip(report.phases, phases, strict=True))
     return Analysis(report, frames.renamed(told), pruned.side, told)
+
+
+def _replayed(report: Report, side: Side, options: Options) -> Report:
+    if options.gemm is None:
+        return report
+    return with_replays(report, read_replays(Path(options.gemm)), side.run)
 
 
 def _open(candidate: Path, baseline: Path | None, options: Options) -> tuple[_Done, _Done | None]:

@@ -116,6 +116,15 @@ class Options:
         ),
     ] = None
 
+    gemm: Annotated[
+        Path | str | None,
+        Option(
+            help="File gemms.json of `prunescope gemm`: shows whether kernels are slow alone, too; "
+            "without it, no replay is shown.",
+            metavar="FILE",
+        ),
+    ] = None
+
     def __post_init__(self) -> None:
         fill_missing(self)
 
