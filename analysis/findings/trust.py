@@ -297,7 +297,8 @@ def nominal_differs(c: Context) -> Found | None:
     return Found(
         text="; ".join([f"nominal sparsity is {percent(nominal, 1)}", *parts]),
         evidence=[_why_it_differs(c, [share for _, share in known], nominal)],
-        change="report both, and compare methods at equal FLOPs or parameters",
+        change="report the nominal and the removed share, and compare methods at equal FLOPs or "
+        "parameters",
     )
 
 

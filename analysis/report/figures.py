@@ -2,8 +2,8 @@
 
 ladder, ledger, kinds; roofline: calls as points, sized by time, under the ceilings; bounds: time by
 kind and bound; layers: time of each layer by role; waves: predicted time over N; experts: how
-evenly tokens are spread. Other figures take the style from here. Okabe-Ito colours, hatches for
-grey, Type 42 fonts.
+evenly tokens are spread; replay: GEMMs alone over N, K and alignment. Other figures take the style
+from here. Okabe-Ito colours, hatches for grey, Type 42 fonts.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -28,10 +28,12 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from prunescope.analysis.report import evidence, ledger_view, numbers, titles
 from prunescope.analysis.report.titles import figure_name, of_what, phase_slugs, short
 from prunescope.analysis.schema.anatomy import Anatomy, LayerTime, RooflinePoint, Shape
+from prunescope.analysis.schema.replay import AlignedTime
 from prunescope.analysis.schema.report import Phase, Report, Row
 from prunescope.analysis.schema.sides import DeviceUsed
 from prunescope.taxonomy.dtypes import THREE_TF32, three_tf32_rate
 from prunescope.taxonomy.errors import PrunescopeError, nearest
+from prunescope.taxonomy.replays import StepCurve
 from prunescope.taxonomy.uninterrupted import uninterrupted
 
 WIDTH = 3.35  # inches: one column of a two-column page
@@ -67,8 +69,9 @@ _EXPERT_STRIPS = {
     "distinct": "distinct a step", "fullest": "fullest ÷ mean", "entropy": "entropy",
 }  # fmt: skip
 _ROOM = 1.3
+_MOST_CURVES = 4
 _THIN = 0.6
-KINDS = ("ladder", "ledger", "kinds", "roofline", "bounds", "layers", "waves", "experts")
+KINDS = ("ladder", "ledger", "kinds", "roofline", "bounds", "layers", "waves", "experts", "replay")
 
 
 class Drawn(Figure):
@@ -113,6 +116,9 @@ def plot(report: Report, name: str, kind: str) -> Figure | None:
         subject = short(of_what(report, name), 60)
         if kind == "experts":
             return _experts_figure(phase, subject)
+        if kind == "replay":
+            found = phase.replay
+            return replay_figure(found.curves, found.alignments, subject) if found else None
         if phase.anatomy is None:
             return None
         if kind == "roofline":
@@ -690,6 +696,71 @@ def _experts_figure(phase: Phase, of: str) -> Figure | None:
     return figure
 
 
+def replay_figure(
+    curves: Sequence[StepCurve], alignments: Sequence[AlignedTime], of: str
+) -> Figure | None:
+    """Time of a call alone over N or K, with the steps that describe it; below, time a kept number
+    at each alignment. None without either."""
+    shown = curves[:_MOST_CURVES]
+    count = len(shown) + bool(alignments)
+    if not count:
+        return None
+    figure, first = _page(0.4 + 1.5 * count, "GEMMs replayed alone, operands warm", of)
+    first.remove()
+    strips = figure.subplots(count, 1, squeeze=False)[:, 0]
+    for axes in strips:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(length=2.5, width=_THIN)
+    for axes, curve in zip(strips, shown, strict=False):
+        _plot_curve(axes, curve)
+    if alignments:
+        _plot_alignments(strips[-1], alignments)
+    return figure
+
+
+def _plot_curve(axes: Axes, curve: StepCurve) -> None:
+    unit = numbers.scale(curve.ns)
+    order = sorted(zip(curve.sizes, curve.ns, strict=True))
+    sizes, ns = zip(*order, strict=True)
+    axes.plot(
+        sizes, [y / unit.per for y in ns], color=_REALISED, marker="o", markersize=2, linewidth=0.5
+    )
+    name = titles.short(curve.role or "")
+    fixed = f"K = {curve.k}" if curve.axis == "N" else f"N = {curve.n}"
+    law = "no steps"
+    if curve.width and curve.step_ns is not None and curve.base_ns is not None:
+        law = f"steps of {curve.width}"
+        fine = range(sizes[0], sizes[-1] + 1)
+        law_ns = [curve.base_ns + curve.step_ns * math.ceil(x / curve.width) for x in fine]
+        axes.plot(fine, [y / unit.per for y in law_ns], color=_COLOURS["loss"], linewidth=0.9)
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel(f"{unit.unit} a call")
+    what = f"{name}, M = {curve.m}, {fixed}: {law}".removeprefix(", ")
+    axes.set_xlabel(f"{curve.axis}; {what}")
+
+
+def _plot_alignments(axes: Axes, times: Sequence[AlignedTime]) -> None:
+    keys = list(dict.fromkeys((one.role, one.axis, one.now) for one in times))[: len(_PALETTE)]
+    aligns = sorted({one.align for one in times})
+    for i, key in enumerate(keys):
+        at = {one.align: one.relative for one in times if (one.role, one.axis, one.now) == key}
+        axes.plot(
+            range(len(aligns)),
+            [at.get(align, math.nan) for align in aligns],
+            color=_PALETTE[i],
+            marker=_MARKERS[i % len(_MARKERS)],
+            markersize=3,
+            linewidth=0.9,
+            label=f"{titles.short(key[0])} {key[1]} = {key[2]}",
+        )
+    axes.axhline(1.0, color="black", linewidth=_THIN, linestyle=(0, (3, 2)))
+    axes.set_xticks(range(len(aligns)), [str(align) for align in aligns])
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("alignment of the kept dimension")
+    axes.set_ylabel("time a kept number")
+    axes.legend(fontsize=5, frameon=False, ncols=2)
+
+
 class Plots:
     """The figures of a report. Each takes a phase, the first one where none is named, and gives a
     matplotlib Figure; PrunescopeError where the phase has nothing to plot."""
@@ -732,6 +803,10 @@ class Plots:
     def experts(self, phase: str | None = None) -> Figure:
         """How evenly tokens are spread over experts, layer by layer."""
         return self._plot("experts", phase)
+
+    def replay(self, phase: str | None = None) -> Figure:
+        """GEMMs replayed alone: time over N and K, and at each alignment."""
+        return self._plot("replay", phase)
 
     def _plot(self, kind: str, phase: str | None) -> Figure:
         phases = self._report.phases
