@@ -14,6 +14,7 @@ from prunescope.analysis.findings.context import (
 )
 from prunescope.analysis.findings.host import long_gaps
 from prunescope.analysis.findings.registry import Found, finding
+from prunescope.analysis.findings.shape import nearest_dimension
 from prunescope.analysis.findings.trust import timing_not_valid
 from prunescope.analysis.kernels.frame import PRODUCTS
 from prunescope.analysis.kernels.idle import cause_sums
@@ -202,12 +203,19 @@ def slower_kernels(c: Context) -> Found | None:
         return None  # what disturbed the samples of a CPU disturbed its ops too
     lost = [p for p in row.parts if p.ns > 0]
     parts = ([p for p in lost if is_beyond_noise(p)] or lost)[:4]
+    where = parts[0].name if parts else "the step"
+    change = (
+        f"for the kernels of {where} try another tile, an aligned dimension or a larger batch"
+        if c.kernels.on_device
+        else f"for the ops of {where} try an aligned dimension, another layout or a larger batch"
+    )
+    better = nearest_dimension(c)
+    if better is not None and (better.predicted_ns or 0.0) >= row.moves_ns / 2:
+        change = better.change or change  # most of the loss has a cause with a name
     return Found(
         text=f"the remaining kernels take {ms(row.moves_ns)} longer than their shapes promise",
         evidence=[f"{p.name}: {ms(p.ns)}; {'; '.join(p.evidence)}" for p in parts],
-        change="for the kernels named try another tile, an aligned dimension or a larger batch"
-        if c.kernels.on_device
-        else "for the ops named try an aligned dimension, another layout or a larger batch",
+        change=change,
         predicted_ns=row.ns,
         explains=_roles(parts),
     )

@@ -7,10 +7,11 @@ no cause, and where the runs do not compare, or the timing is not valid, that is
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 
 from prunescope.analysis.report import ledger_view, numbers, sentences
-from prunescope.analysis.schema.report import Finding, Phase, Row, is_beyond_noise
+from prunescope.analysis.schema.report import LATE_RANK, Finding, Phase, Row, is_beyond_noise
 
 _CAUSES = 3  # rows of the ledger, or kinds of work, that are named
 _LEAST = 0.05  # of the difference, or of the busy time: a cause, or a kind of work, worth naming
@@ -29,6 +30,19 @@ _IN_WORDS = {
 def summary(phase: Phase) -> str:
     """The paragraph. Times are of one step, with their units."""
     return " ".join(filter(None, outcome_and_reasons(phase)))
+
+
+def first_to_read(phases: Mapping[str, Phase]) -> str:
+    """Of many phases (ranks, kinds of iterations) the one to read first: the rank that the others
+    wait for, else the one with the lowest ratio, else the longest."""
+
+    def order(name: str) -> tuple[bool, float, float]:
+        phase = phases[name]
+        is_late = any(finding.id == LATE_RANK for finding in phase.findings)
+        ratio = phase.ladder.realised if phase.ladder is not None else None
+        return not is_late, math.inf if ratio is None else ratio, -phase.wall_ns
+
+    return min(phases, key=order)
 
 
 def outcome_and_reasons(phase: Phase) -> tuple[str, str]:
@@ -69,6 +83,8 @@ def _causes(phase: Phase, rows: list[Row]) -> Iterator[str]:
     dense, promised, pruned = by_name["dense"], by_name["promised"].ns, by_name["pruned"]
     if promised is None or pruned.ns is None or phase.nothing_moved:
         return
+    if sentences.without_sizes(phase):  # the dense time would stand for what its FLOPs give
+        return
     over = pruned.ns - promised
     known = "promised" if sentences.has_promise(phase) else "that its FLOPs give"
     if pruned.noise_ns is not None and abs(over) <= 2 * pruned.noise_ns:
@@ -100,12 +116,20 @@ def _cause(row: Row, dense: Row) -> str:
     """`work that the pruning did not touch (coverage) +1.296 ms, +20.4 % of the dense step
     (largest part: gaps kept, +1.048 ms)`."""
     label, words = ledger_view.LEDGER[row.row][0], _IN_WORDS[row.row][row.moves_ns < 0]
+    if row.row == "kernel_efficiency" and _is_communication(row):
+        words = "communication that takes longer" if row.moves_ns > 0 else "shorter communication"
     share = numbers.percent(numbers.share_of(row.ns, dense.ns), signed=True)
     text = f"{words} ({label}) {numbers.time(row.ns, signed=True)}, {share} of the dense step"
     part = ledger_view.largest(row)
     if part is not None and part.ns * row.moves_ns > 0 and is_beyond_noise(part):
         text += f" (largest part: {part.name}, {numbers.time(part.ns, signed=True)})"
     return text
+
+
+def _is_communication(row: Row) -> bool:
+    """Whether most of a row is communication: how long that takes depends on the other ranks."""
+    comm = sum(part.ns for part in row.parts if part.cls == "comm")
+    return comm * row.moves_ns > 0 and 2 * abs(comm) > abs(row.moves_ns)
 
 
 def _largest(phase: Phase) -> Iterator[str]:

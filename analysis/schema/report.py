@@ -30,6 +30,7 @@ from prunescope.taxonomy.formats import decode, scrubbed
 BESIDE = 0.99
 CLOCK_SKEW = "clock-skew"  # the finding that makes causes of idle time doubtful
 CUT_OFF = "truncated-trace"  # the finding that a file ends before its trace does
+LATE_RANK = "straggler"  # the finding on the rank that the others wait for
 OTHER_TIME = "unexplained-difference"  # the finding that names a ratio of two captures
 # Two captures of one program on one machine differ by less: placement in memory moves a model by 1
 # to 3 %, and walls moved by 1.4 % between captures on a quiet machine (docs/ledger.md).
