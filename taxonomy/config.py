@@ -16,6 +16,7 @@ from prunescope.taxonomy.architecture_table import Unwritten, unwritten
 from prunescope.taxonomy.block_configs import as_lists
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import MAX_LAYERS
+from prunescope.taxonomy.own_files import own_document
 
 Fields = dict[str, Any]  # fields of ModelShape, and those that lead to them
 
@@ -100,6 +101,8 @@ def read_config(config: Mapping[str, Any]) -> Fields:
         "intermediate": MLP,
     }
     missing = [names[field][0] for field, value in size.items() if value is None]
+    if missing and (said := own_document(config)) is not None:
+        raise PrunescopeError(f"this file {said[0]}, no model config", hint=said[1])
     if missing:
         raise PrunescopeError(
             f"the config of a {kind or 'model'} lacks {', '.join(missing)}",

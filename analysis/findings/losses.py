@@ -24,6 +24,7 @@ from prunescope.taxonomy.roles import UNPLACED
 from prunescope.taxonomy.words import ms, percent
 
 _DECODE = "decode"
+_WITH_PROMPTS = ("prefill", "mixed", "trace")  # kinds of phases, or an unknown one
 _NET = 0.05  # of a row: parts of opposite sign worth a mention
 _MUCH = 0.03  # of the dense wall: a row worth a finding
 
@@ -46,15 +47,21 @@ def dispatch_bound(c: Context) -> Found | None:
     )
 
 
+def _kind(c: Context) -> str:
+    """The kind of phase: what the trace shows, or the name that a run gives it."""
+    return c.candidate.kind["kind"] if c.candidate.kind is not None else c.name
+
+
 def _is_decode(c: Context) -> bool:
     """Whether a step is a token, so that longer prompts do not make its GEMMs larger."""
-    return c.name == _DECODE or (
-        c.candidate.kind is not None and c.candidate.kind["kind"] == _DECODE
-    )
+    return _DECODE in (c.name, _kind(c))
 
 
 def _longer_ops(c: Context) -> str:
-    return "a larger batch" if _is_decode(c) else "larger batches or longer prompts"
+    """What makes ops longer. A step that is no prompt (a forward of images, training) has none."""
+    if _is_decode(c):
+        return "a larger batch"
+    return "larger batches" + " or longer prompts" * (_kind(c) in _WITH_PROMPTS)
 
 
 @finding("coverage-limited", "warning", compares=True)

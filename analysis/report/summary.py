@@ -11,9 +11,18 @@ import math
 from collections.abc import Iterator, Mapping
 
 from prunescope.analysis.report import ledger_view, numbers, sentences
-from prunescope.analysis.schema.report import LATE_RANK, Finding, Phase, Row, is_beyond_noise
+from prunescope.analysis.report.gemm_table import without_sizes
+from prunescope.analysis.schema.report import (
+    LATE_RANK,
+    Finding,
+    Phase,
+    Row,
+    is_beyond_noise,
+)
 
 _CAUSES = 3  # rows of the ledger, or kinds of work, that are named
+_ROLES = 0.5  # of the time of GEMMs: with less of it in roles, the answer lacks them
+_MODULES = "record modules (with_stack=True, or scopes as prunescope.capture makes them)"
 _LEAST = 0.05  # of the difference, or of the busy time: a cause, or a kind of work, worth naming
 # Rows of the ledger in plain words: where time was lost, and where it was gained.
 _IN_WORDS = {
@@ -60,7 +69,19 @@ def _reasons(phase: Phase) -> Iterator[str]:
     elif phase.is_speedup and phase.ledger and is_evidence(phase):
         yield from _family(phase)
         yield from _causes(phase, phase.ledger)
+    yield from _few_roles(phase)
     yield from _change(phase)
+
+
+def _few_roles(phase: Phase) -> Iterator[str]:
+    """Where a model that attends was recorded with its ops, and most of its GEMMs have no role.
+    (Modules without attention or a head tell no roles either.)"""
+    whole = sum(gemm.busy_ns for gemm in phase.gemms)
+    named = sum(gemm.busy_ns for gemm in phase.gemms if gemm.role != "unknown")
+    attends = "attention" in phase.busy_by_kind
+    if attends and named < _ROLES * whole and any(gemm.op for gemm in phase.gemms):
+        share = numbers.percent(numbers.share_of(named, whole), decimals=0)
+        yield f"only {share} of the time of GEMMs has a role: {_MODULES}"
 
 
 def is_evidence(phase: Phase) -> bool:
@@ -70,7 +91,12 @@ def is_evidence(phase: Phase) -> bool:
 
 def _family(phase: Phase) -> Iterator[str]:
     verdict = phase.family
-    if verdict is None or verdict.id in sentences.FAMILIES:
+    if verdict is None:
+        return
+    if verdict.id in sentences.FAMILIES:
+        if verdict.by_order:
+            perhaps = f", perhaps {verdict.alternatives[0]}" if verdict.alternatives else ""
+            yield f"which family it is{perhaps}, the order of kernels does not say: {_MODULES}"
         return
     confidence = numbers.percent(verdict.confidence, decimals=0)
     text = f"the shapes are those of {verdict.id} (confidence {confidence})"
@@ -83,7 +109,7 @@ def _causes(phase: Phase, rows: list[Row]) -> Iterator[str]:
     dense, promised, pruned = by_name["dense"], by_name["promised"].ns, by_name["pruned"]
     if promised is None or pruned.ns is None or phase.nothing_moved:
         return
-    if sentences.without_sizes(phase):  # the dense time would stand for what its FLOPs give
+    if without_sizes(phase):  # the dense time would stand for what its FLOPs give
         return
     over = pruned.ns - promised
     known = "promised" if sentences.has_promise(phase) else "that its FLOPs give"

@@ -21,7 +21,7 @@ from prunescope.analysis.report import ledger_view, measured, numbers, sentences
 from prunescope.analysis.report.phase_tables import TABLES, Extent, phase_tables
 from prunescope.analysis.report.sheet import Page, kept_columns, plain_name
 from prunescope.analysis.report.view import Cell, Column, Table, numeric, text_table
-from prunescope.analysis.schema.report import LATE_RANK, Finding, Phase, Report
+from prunescope.analysis.schema.report import LATE_RANK, Finding, Ladder, Phase, Report
 
 WIDE = 110  # columns from which evidence stands beside its row
 _EXTENT = Extent(gemms=14, kernels=8, kinds=8, brief=True)
@@ -87,15 +87,17 @@ class _ReportPage(Page):
     def _overview(self, phases: Mapping[str, Phase], first: str) -> Iterator[RenderableType]:
         """A row a phase, and which of them is shown below."""
         unit = numbers.scale(phase.wall_ns for phase in phases.values())
-        columns = [Column("phase"), *numeric("realised"), Column("95 % interval"),
-                   *numeric("of the bound"), Column("step", unit.unit, numeric=True)]  # fmt: skip
+        columns = [
+            Column("phase"),
+            *numeric("realised"),
+            Column("95 % interval"),
+            *numeric("of the bound"),
+            Column("step", unit.unit, numeric=True),
+        ]
         rows = [
-            [titles.heading(name, phase), numbers.ratio(ladder.realised if ladder else None),
-             numbers.ratios(ladder.realised_ci95) if ladder and ladder.realised_ci95 else "–",
-             numbers.percent(ladder.share_of_bound if ladder else None),
-             unit.text(phase.wall_ns)]
-            for name, phase in phases.items() for ladder in (phase.ladder,)
-        ]  # fmt: skip
+            [titles.heading(name, phase), *_ratios(phase.ladder), unit.text(phase.wall_ns)]
+            for name, phase in phases.items()
+        ]
         late = any(item.id == LATE_RANK for item in phases[first].findings)
         why = "which the others wait for" if late else "the slowest"
         note = f"below: {first}, {why}; the other {len(phases) - 1}: --full"
@@ -270,6 +272,14 @@ class _ReportPage(Page):
     def _finding(self, item: Finding) -> RenderableType:
         mark, style = _SEVERITY.get(item.severity, ("-", ""))
         return _hanging(self.ink(f"{mark:>3} ", style), self.ink(sentences.finding(item)))
+
+
+def _ratios(ladder: Ladder | None) -> list[str]:
+    """The realised ratio, its interval, and its share of the roofline bound."""
+    if ladder is None:
+        return ["–"] * 3
+    interval = numbers.ratios(ladder.realised_ci95) if ladder.realised_ci95 else "–"
+    return [numbers.ratio(ladder.realised), interval, numbers.percent(ladder.share_of_bound)]
 
 
 def _hanging(mark: Text, text: Text) -> RenderableType:

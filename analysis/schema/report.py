@@ -215,6 +215,7 @@ class FamilyVerdict(msgspec.Struct, kw_only=True):
     evidence: list[str]
     parts: list[FamilyPart] = []
     alternatives: list[str] = []
+    by_order: Annotated[bool, meaning("modules would tell which of the alternatives it is")] = False
 
     @property
     def ids(self) -> frozenset[str]:

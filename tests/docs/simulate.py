@@ -72,6 +72,7 @@ class Served:
     step: str = "execute_context_1({tokens})_generation_0(0)"
     steps: int = 2
     gap_us: float = 1.0
+    causal: bool = True
     unaligned_times: float = 1.8  # how many times as long a GEMM of odd N or K lasts
     ranks: int = 1  # with more, an all-reduce follows o and down
     waits: float = 0.0  # it lasts longer by so many times the work since the one before
@@ -115,9 +116,9 @@ def moved(case: Served, name: str, kernel: str, *dims: list[int], times: int = 1
 
 
 def attention(case: Served) -> Op:
-    """Causal, fused: a prompt reads half of the square, a decode step its context."""
+    """Fused; causal, a prompt reads half of the square, and a decode step its context."""
     rows = case.tokens // case.sequences
-    keys = (case.context + 1) / 2 if rows > 1 else case.context
+    keys = (case.context + 1) / 2 if case.causal and rows > 1 else case.context
     cached = 2.0 * case.sequences * case.context * case.kv_heads * case.head
     asked = 2.0 * case.tokens * case.heads * case.head
     flop = 4.0 * case.tokens * keys * case.heads * case.head
@@ -133,8 +134,9 @@ def attention(case: Served) -> Op:
         grid=grid(case.chip, math.ceil(rows / 128), case.sequences, case.heads),
         block=(256, 1, 1),
     )
+    masks = str(case.causal and rows > 1)
     return op("aten::_scaled_dot_product_flash_attention", q, kv, kv, dtype=BF16,
-              concrete=("", "", "", "0.", str(rows > 1)), kernels=[done])  # fmt: skip
+              concrete=("", "", "", "0.", masks), kernels=[done])  # fmt: skip
 
 
 def layer(case: Served) -> list[Op]:
@@ -222,7 +224,7 @@ def eager(*ops: Op) -> list[Any]:
 def vit(batch: int, merges: tuple[int, ...] = (0,) * 12, *, h: int = 768) -> dict[str, Any]:
     """ViT-B/16 on an H100, eager, names of timm: 197 tokens an image. `merges`: how many pairs of
     similar tokens each block merges behind its attention, as ToMe does."""
-    case = Served(gap_us=0.0, h=h)
+    case = Served(gap_us=0.0, h=h, causal=False)
 
     def row_ops(tokens: int, *names: str, width: int = h) -> list[Op]:
         return [moved(case, name, "at::native::elementwise_kernel", [batch * tokens, width],

@@ -1,4 +1,4 @@
-"""The pages of docs/stories: their commands print what they show, and their traces can be made anew.
+"""The pages of docs/stories: their commands print what they show; their traces can be made anew.
 
 Console blocks read traces of this repository and predictions, so that every number is compared;
 `sh` and `python` blocks measure, and are run only. `--update-golden` writes the output anew.

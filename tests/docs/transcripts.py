@@ -61,13 +61,14 @@ class Command:
         return []
 
     def updated(self, printed: str) -> list[list[str]]:
-        """The pieces as they are printed now: from the line most like the first one of a piece to
-        the line most like its last."""
+        """The pieces as they are printed now: those that hold as they are, others from the line
+        most like their first one to the line most like their last, if possible as many."""
         lines, at, out = [line.rstrip() for line in printed.splitlines()], 0, []
         for piece in self.pieces:
-            first = _most_like(piece[0], lines, at)
-            last = first if len(piece) == 1 else _most_like(piece[-1], lines, first)
-            out.append(lines[first : last + 1])
+            first = _most_like(piece[0], lines, at, at, weight=0.0)
+            last = _most_like(piece[-1], lines, first, first + len(piece) - 1, weight=0.5)
+            holds = _plain("\n".join(piece)) in _plain("\n".join(lines[at:]))
+            out.append(piece if holds else lines[first : last + 1])
             at = last + 1
         return out
 
@@ -102,9 +103,14 @@ def rewritten(page: Path, code: str, outputs: list[tuple[Command, str]]) -> None
     page.write_text(text.replace(code, "".join(new)), encoding="utf-8")
 
 
-def _most_like(line: str, lines: list[str], start: int) -> int:
-    scores = [difflib.SequenceMatcher(None, line, one).ratio() for one in lines[start:]]
-    return start + scores.index(max(scores))
+def _most_like(line: str, lines: list[str], start: int, near: int, *, weight: float) -> int:
+    """The line that is most like it; the further from `near`, by `weight`, the less so."""
+
+    def unlike(i: int) -> float:
+        ratio = difflib.SequenceMatcher(None, line, lines[i]).ratio()
+        return weight * abs(i - near) / len(lines) - ratio
+
+    return min(range(start, len(lines)), key=unlike)
 
 
 def _plain(text: str) -> str:
