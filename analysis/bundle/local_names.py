@@ -13,7 +13,7 @@ import re
 import zipfile
 from pathlib import Path
 
-from prunescope.taxonomy.architectures import BY_ID
+from prunescope.taxonomy.architecture_table import BY_ID
 
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
 _CLASS = re.compile(r"nn\.Module: ([A-Za-z_]\w*?)(?:_\d+)?")
