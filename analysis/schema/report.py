@@ -400,6 +400,9 @@ class Phase(msgspec.Struct, kw_only=True):
     sparsity: Annotated[
         dict[str, float | None], meaning("nominal, parameters, flop, bytes: realised shares")
     ] = {}
+    items_per_s: Annotated[
+        float | None, meaning("images and the like, of a model without a cache")
+    ] = None
     notes: list[str] = []
     predicted: PredictedRun | None = None
     phase_kind: Annotated[PhaseKind | None, meaning("of a bare trace")] = None
