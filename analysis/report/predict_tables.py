@@ -191,10 +191,11 @@ def _sides_table(phase: PredictedPhase, title: str) -> Table:
         ("bytes moved", [side.bytes for side in sides]),
         ("  of them weights", [side.weight_read_bytes for side in sides]),
         ("weights", [side.weight_bytes for side in sides]),
-        *([("KV cache", [side.kv_bytes for side in sides])] if _caches(phase) else []),
+        ("KV cache", [side.kv_bytes for side in sides]),
         ("memory", [side.memory_bytes for side in sides]),
     ):
-        rows.append([label, *map(numbers.size, sizes)])
+        if label != "KV cache" or _caches(phase):
+            rows.append([label, *map(numbers.size, sizes)])
     names = ("dense", "pruned") if dense else ("dense",)
     return text_table("sides", title, [Column("at the roofline"), *numeric(*names)], rows)
 
