@@ -97,7 +97,7 @@ def rewritten(page: Path, code: str, outputs: list[tuple[Command, str]]) -> None
     new = []
     for block, (command, printed) in zip(blocks, outputs, strict=True):
         for old, now in zip(command.pieces, command.updated(printed), strict=True):
-            block = block.replace("\n".join(old), "\n".join(now))
+            block = block.replace("\n".join(old), "\n".join(line for line in now if line.strip()))
         new.append(block)
     text = page.read_text(encoding="utf-8")
     page.write_text(text.replace(code, "".join(new)), encoding="utf-8")
