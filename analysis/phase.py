@@ -266,6 +266,7 @@ def _phase(
         late=linked.late,
         left_out=linked.left_out,
         tokens_per_s=sums.tokens_per_s,
+        items_per_s=sums.items_per_s,
         peak_memory_bytes=sums.peak_memory_bytes,
         weight_bytes=sums.weight_bytes,
         kv_bytes=sums.kv_bytes,

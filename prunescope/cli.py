@@ -437,12 +437,18 @@ def _bundle(
     prunescope bundle traces/a traces/b -o review.zip --anonymous
     """
     from prunescope.analysis.bundle.bundle import bundle
+    from prunescope.analysis.bundle.local_names import local_names
     from prunescope.analysis.report.numbers import size
     from prunescope.output import console_for
 
     written = bundle(runs, out, anonymous=anonymous, overwrite=overwrite)
     line = f"Written to {written} ({size(written.stat().st_size)}); prunescope verify checks it"
-    console_for(None).print(line, markup=False, soft_wrap=True)
+    console = console_for(None)
+    console.print(line, markup=False, soft_wrap=True)
+    for kind, names in local_names(written).items() if anonymous else ():
+        shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        text = f"kept {kind}: {shown}; rename them in your code if they tell who you are"
+        console.print(text, markup=False, soft_wrap=True)
 
 
 @app.command("verify")

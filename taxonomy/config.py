@@ -16,6 +16,8 @@ from prunescope.taxonomy.architecture_table import Unwritten, unwritten
 from prunescope.taxonomy.block_configs import as_lists
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import MAX_LAYERS
+from prunescope.taxonomy.own_files import own_document
+from prunescope.taxonomy.vision_config import vision_fields
 
 Fields = dict[str, Any]  # fields of ModelShape, and those that lead to them
 
@@ -42,6 +44,7 @@ READ = frozenset(
     new_decoder_architecture num_attention_heads num_decoder_layers num_dense_layers num_experts
     num_experts_per_tok num_experts_per_token num_heads num_hidden_layers num_key_value_heads
     num_key_value_heads_per_layer num_kv_heads num_layers num_local_experts num_query_heads
+    image_size mlp_ratio num_register_tokens patch_size projection_dim use_swiglu_ffn
     num_transformer_layers padded_vocab_size parallel_attn projectors_bias
     q_lora_rank qk_layernorm qk_nope_head_dim qk_rope_head_dim qkv_bias residual_multiplier
     shared_expert_intermediate_size shared_intermediate_size sliding_window sliding_window_pattern
@@ -85,6 +88,8 @@ def read_config(config: Mapping[str, Any]) -> Fields:
     Raises PrunescopeError that names every missing dimension, or the value that is no size.
     """
     cfg = language_part(config)
+    if (of_images := vision_fields(cfg)) is not None:
+        return of_images
     kind = str(cfg.get("model_type", ""))
     own = unwritten(kind)
     size = {
@@ -102,6 +107,8 @@ def read_config(config: Mapping[str, Any]) -> Fields:
         "intermediate": MLP,
     }
     missing = [names[field][0] for field, value in size.items() if value is None]
+    if missing and (said := own_document(config)) is not None:
+        raise PrunescopeError(f"this file {said[0]}, no model config", hint=said[1])
     if missing:
         raise PrunescopeError(
             f"the config of a {kind or 'model'} lacks {', '.join(missing)}",

@@ -114,6 +114,7 @@ class ModelShape:
     qk_norm_parameters: Count = 0  # a layer
     sinks: bool = False  # one learnt logit a query head
     positions: Count = 0  # rows of a learnt position table
+    image_tokens: Count = 0  # of an image, which attend to each other; 0: a decoder of text
     embedding_norm: bool = False
     query_gate: bool = False  # q has as many rows again, a gate of what attention puts out
     mixer: Literal["", "linear", "ssm", "conv"] = ""
@@ -419,6 +420,8 @@ class ModelShape:
     def cache_elements(self) -> int:
         """Elements that one layer caches a token: keys and values; with latent attention the latent
         and the rotated part of the key, from which each step expands both anew."""
+        if self.image_tokens:
+            return 0
         return self.c + self.v if self.kv_rank is None else self.kv_rank + self.rope_dim
 
     def state_bytes(self, itemsize: float = 2) -> float:

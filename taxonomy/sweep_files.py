@@ -13,6 +13,7 @@ import msgspec
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import Size, decode_file
+from prunescope.taxonomy.own_files import refuse_own_file
 from prunescope.taxonomy.scrub import scrub
 
 PLAN, SWEEP = "plan.json", "sweep.json"
@@ -68,6 +69,11 @@ def read_sweep(folder: Path) -> SweepFile:
     """sweep.json of a folder. Raises PrunescopeError where it is absent, damaged or of another
     version."""
     hint = "run `prunescope sweep` again: it rewrites it"
+    if folder.is_file():
+        refuse_own_file(folder)
+        raise PrunescopeError(
+            f"{folder.name} is a file", hint="give the --out folder of `prunescope sweep`"
+        )
     found = decode_file(folder / SWEEP, SweepFile, where=SWEEP, hint=hint)
     if found is None:
         raise PrunescopeError(

@@ -88,7 +88,8 @@ def _attending(plan: Plan, layers: float) -> Iterable[Op]:
     share = plan.rows.get("q", 1)
     rope = 2 * (share * plan.heads * shape.q + _share_of_keys(plan) * shape.c)
     extras = shape.qk_norm_parameters + shape.heads * shape.sinks
-    yield _pointwise(plan, "rope", rope, layers, extras)
+    if not shape.image_tokens:
+        yield _pointwise(plan, "rope", rope, layers, extras)
     kinds = ((None, shape.full_layers, "full"), (shape.window, shape.sliding_layers, "sliding"))
     for window, count, name in kinds:
         if count:
@@ -181,8 +182,8 @@ def _attention(plan: Plan, window: int | None, layers: float, name: str) -> Op:
     Absorbed latent attention (arXiv 2405.04434, 2.1.2): d = r + d_rope, d_v = r, and all heads read
     the latents of one.
 
-    Pairs that causality leaves, S(S+1)/2. A kernel that masks executes S²: on a CPU that of latent
-    attention, whose values are narrower than its keys.
+    Pairs that causality leaves, S(S+1)/2; of images all, S². A kernel that masks executes S²: on a
+    CPU that of latent attention, whose values are narrower than its keys.
     """
     shape, work = plan.shape, plan.work
     b, batch, keys = work.itemsize, work.batch, plan.context
@@ -191,6 +192,7 @@ def _attention(plan: Plan, window: int | None, layers: float, name: str) -> Op:
     queries = work.prompt_len if work.prefill else 1
     if work.prefill:
         pairs = seen * (seen + 1) / 2 + (keys - seen) * seen
+        pairs = keys * keys if shape.image_tokens else pairs
     key, value, cached = shape.head_dim, shape.value_dim, shape.kv_elements()
     if plan.absorbed:
         key, value, cached = shape.cache_elements(), shape.kv_rank or 0, shape.cache_elements()

@@ -10,6 +10,7 @@ import polars as pl
 
 from prunescope.analysis.comparison.equal_information import one_sided_text
 from prunescope.analysis.kernels.frame import ATTENTION, MATMUL, Kernels
+from prunescope.analysis.kernels.phase_kind import PHASES_APART
 from prunescope.analysis.kernels.replay import replayed_begin
 from prunescope.analysis.schema.pair_comparison import MODULES, SHAPES
 from prunescope.analysis.schema.report import WHOLE_TRACE, Phase
@@ -208,6 +209,8 @@ def phase_warnings(name: str, phase: Phase) -> list[str]:
     for side, kind in (("", phase.phase_kind), ("baseline: ", of_dense)):
         if kind and (doubt := kind.get("doubt")):
             warnings.append(f"{side}{name}: {doubt}")
+    if name == "mixed":  # a run's own phase: its steps hold a prompt and what follows it
+        warnings.append(f"{name}: a step is a prompt and tokens after it: {PHASES_APART}")
     warnings += _captures_differ(name, phase)
     ignored = phase.comparison.one_sided if phase.comparison else ()
     warnings += [f"{name}: {one_sided_text(one)}" for one in ignored if one.kind == MODULES]

@@ -109,6 +109,8 @@ def sides_table(phase: Phase) -> Table | None:
     rows = [_side_row(label, before, now, numbers.time)]
     if timed:  # else tokens a second would be of another time than the row above
         rows.append(_side_row("tokens/s", dense.tokens_per_s, phase.tokens_per_s, numbers.rate))
+        if phase.items_per_s is not None:
+            rows.append(_side_row("items/s", dense.items_per_s, phase.items_per_s, numbers.rate))
     rows += [
         _side_row(label, getattr(dense, key), getattr(phase, key), numbers.size)
         for key, label in measured.MEMORY

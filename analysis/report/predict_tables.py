@@ -98,6 +98,10 @@ def phase_tables(name: str, phase: PredictedPhase) -> Parts:
     if name == "decode":
         where = f"batch {phase.batch}, context of {phase.context} tokens"
     title = f"{name}: {where}, {phase.logits} logits"
+    if not _caches(phase):
+        title = (
+            f"forward: {phase.batch} image{'s' * (phase.batch != 1)} of {phase.prompt_len} tokens"
+        )
     if phase.ladder is None:
         yield _sides_table(phase, title)
         return
@@ -164,6 +168,11 @@ def _execution_table(phase: PredictedPhase, expected: Execution) -> Table:
     return text_table("execution", "", columns, rows)
 
 
+def _caches(phase: PredictedPhase) -> bool:
+    """Whether the model keeps anything of a sequence: one that takes images does not."""
+    return (phase.baseline or phase).kv_bytes > 0
+
+
 def _sides_table(phase: PredictedPhase, title: str) -> Table:
     """What a forward moves, where its time goes at the roofline, and what lies in memory."""
     dense = phase.baseline
@@ -187,7 +196,8 @@ def _sides_table(phase: PredictedPhase, title: str) -> Table:
         ("KV cache", [side.kv_bytes for side in sides]),
         ("memory", [side.memory_bytes for side in sides]),
     ):
-        rows.append([label, *map(numbers.size, sizes)])
+        if label != "KV cache" or _caches(phase):
+            rows.append([label, *map(numbers.size, sizes)])
     names = ("dense", "pruned") if dense else ("dense",)
     return text_table("sides", title, [Column("at the roofline"), *numeric(*names)], rows)
 

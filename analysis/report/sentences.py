@@ -140,7 +140,10 @@ def _outcome(phase: Phase) -> str:
     if not is_valid(phase):
         return f"{ratio} is no evidence: the samples vary too much or were disturbed"
     if without_sizes(phase):
-        why = "no shapes, so what was pruned is unknown (capture again with record_shapes=True)"
+        why = (
+            "no shapes, so what was pruned is unknown (capture again with record_shapes=True, or "
+            "give --model CONFIG)"
+        )
         return f"{why}: {ratio} is the ratio of the two traces"
     if phase.nothing_moved:
         return _unmoved(phase, ladder)

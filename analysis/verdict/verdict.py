@@ -166,7 +166,7 @@ def _unmoved(e: Evidence) -> FamilyVerdict:
                 "(with_stack=True; NVTX ranges for Nsight Systems) to name the family"
             )
             return FamilyVerdict(
-                id="unknown", confidence=0.3, evidence=[line], alternatives=fitting
+                id="unknown", confidence=0.3, evidence=[line], alternatives=fitting, by_order=True
             )
         return FamilyVerdict(
             id="unknown",

@@ -99,6 +99,7 @@ ROUTER = ((0, "router", "matmul"),)
 GATHER = ((0, "attention", "gather_scatter"),)
 WEIGHTS = tuple((i, role, "gather_scatter") for i in range(4) for role in ("gate", "up", "down"))
 ALL = range(4)
+ATTENDING, MLP = ("q", "k", "v", "o"), ("gate", "up", "down")
 
 
 def on(roles: tuple[str, ...], layers: Any = ALL, **fields: float) -> dict[Any, dict[str, float]]:
@@ -123,6 +124,9 @@ def test_nothing_changed_is_dense() -> None:
         ("dynamic-depth", 1, on((*NAMES, "attention"), [1, 3], count=0.5), {}),
         ("dynamic-depth", 64, dict.fromkeys(on((*NAMES, "attention"), [1])), {"added": ROUTER}),
         ("token-drop", 64, on(NAMES, [2, 3], m=32), {}),
+        # merged behind the attention of layers 1 and 2
+        ("token-drop", 64, {**on(MLP, [1], m=48), **on(ATTENDING, [2], m=48), **on(MLP, [2], m=32),
+                            **on(NAMES, [3], m=32)}, {}),
         ("dynamic-nk", 64, on(("attention",), keys=32), {}),
         ("dynamic-nk", 1, on(("attention",), keys=8), {"added": GATHER}),
         ("dynamic-nk", 1, on(("attention",), keys=8), {"census": counts("blocks", 2, 4)}),
