@@ -61,14 +61,17 @@ class Analysis:
     names: Mapping[str, str] = field(default_factory=dict)  # of phases in the side, by the report's
 
     def hosts(self) -> dict[str, pl.DataFrame]:
-        """The host's events of each phase, as recorded; the traces are read again for them."""
-        from prunescope.analysis.trace.host_events import host_events
+        """The host's events of each phase, as recorded, and those of the device that are in no step
+        of it; the traces are read again for them."""
+        from prunescope.analysis.trace.host_events import host_events, outside_steps
 
-        return (
-            {}
-            if self.side is None
-            else {n: host_events(self.side.trace(self.names.get(n, n))) for n in self.frames}
-        )
+        found: dict[str, pl.DataFrame] = {}
+        for name, frame in self.frames.items():
+            if self.side is not None:
+                trace = self.side.trace(self.names.get(name, name))
+                beside = outside_steps(trace, frame["event"])
+                found[name] = pl.concat([host_events(trace), beside])
+        return found
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ import typer
 
 import prunescope
 from prunescope import signals, startup
+from prunescope.allocation import AllocateRequest
 from prunescope.analysis.inputs.options import CompareRequest
 from prunescope.analysis.predict.request import PredictRequest
 from prunescope.api import answer
@@ -207,6 +208,46 @@ def _predict(
 
         write_files(curve_files(result), out)
     show_result(result, json_target, people=prediction(result, explain=explain))
+
+
+@app.command("allocate")
+@from_options
+def _allocate(
+    request: AllocateRequest,
+    *,
+    dry_run: Annotated[
+        bool,
+        Option(help="Check the target and count the evaluations of the model, and run nothing."),
+    ] = False,
+    json_target: Json = None,
+) -> None:
+    """Decide what each layer keeps, so that a target is reached at the least loss: a plan.
+
+    Layers are dropped, or keep some of their KV heads and MLP channels. Times come from a dense run
+    or a device, losses from the model without each part; the same command resumes. `trace --method
+    plan.json` measures the plan. A target that cannot be reached is an error that says why.
+
+    \b
+    prunescope allocate --model ./SmolLM2 --from-run traces/dense --speedup 1.4 --out plan.json
+    prunescope allocate --model ./Qwen3-0.6B --device h100-sxm --speedup 1.2 --phase decode
+    prunescope allocate --model ./Qwen3-0.6B --device h100-sxm --memory-gb 0.9 --workload chat
+    """
+    import msgspec
+
+    from prunescope.allocation import allocate, evaluations, problem_of
+    from prunescope.analysis.report.allocation_tables import dry_run_sheet, plan_sheet
+    from prunescope.output import check_target, show_result
+    from prunescope.tracer.capture.progress import Bar
+
+    check_target(json_target)
+    if dry_run:
+        found = evaluations(problem_of(request))
+        show_result(found, json_target, people=dry_run_sheet(found))
+        return
+    with Bar() as bar:
+        plan = allocate(request, bar)
+    shown = plan_sheet(plan, str(request.out))
+    show_result(msgspec.to_builtins(plan), json_target, people=shown)
 
 
 def _print_example() -> None:
@@ -583,6 +624,35 @@ def _calibrate(
     show_result(plain(measured), json_target, people=devices([measured], measured.measured))
 
 
+@app.command("recorder")
+@from_options
+def _recorder() -> None:
+    """Write record.py: one file that records runs beside models that pin an old torch.
+
+    It needs Python 3.8, torch 2.0 and nothing else, and its runs are those of
+    `prunescope.capture`: times without the profiler, traces with module scopes, statistics of the
+    weights, versions.
+
+    \b
+    prunescope recorder > record.py
+    prunescope recorder | ssh my-gpu-machine 'cat > LLM-Pruner/record.py'
+
+    \b
+    from record import record
+    with record("runs/mine", phase="prefill", side="dense") as step:
+        for _ in range(step.count):
+            with step():
+                model(input_ids)
+
+    \b
+    With side="pruned" for the other model, then:
+    prunescope analyze runs/mine
+    """
+    from prunescope.tracer.recorder.assembled import assembled
+
+    sys.stdout.write(assembled(prunescope.__version__))
+
+
 @app.command("gemm")
 @from_options
 def _gemm(
@@ -635,7 +705,9 @@ def _doctor(
     ] = False,
     json_target: Json = None,
 ) -> None:
-    """Check what works here: torch, profiler, clocks, HTA, Ray; exit code 3 if something fails.
+    """Check what works here, and name the line to type for the rest; exit code 3 if it is needed.
+
+    On a GPU: driver, permission to profile, persistence, MIG, locked clocks, other processes.
 
     \b
     prunescope doctor

@@ -440,6 +440,10 @@ class Phase(msgspec.Struct, kw_only=True):
         Routing | None, meaning("tokens of experts; null: a run without experts, or no run")
     ] = None
     replay: Annotated[Replay | None, meaning("GEMMs alone; null: none were replayed")] = None
+    token_ids: Annotated[
+        str | msgspec.UnsetType,
+        meaning("where they came from, of a step whose work depends on them: routers decide"),
+    ] = msgspec.UNSET
 
     @property
     def nothing_moved(self) -> bool:

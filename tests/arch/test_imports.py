@@ -45,11 +45,13 @@ ALLOWED: dict[str, str] = {
     "tracer/attention": "taxonomy model",
     "tracer/residual": "taxonomy model",
     "tracer/calibration": "taxonomy model",
+    "tracer/allocation": "taxonomy model calibration",
     "tracer/quality": "taxonomy model calibration",
     "tracer/routing": "taxonomy model attention residual calibration",
     "tracer/pruners": "taxonomy model attention residual calibration routing",
     "tracer/recovery": "taxonomy model calibration routing",
     "tracer/capture": "taxonomy machine model calibration routing pruners recovery",
+    "tracer/recorder": "taxonomy machine model capture",
     "tracer/gemm": "taxonomy machine capture",
     "tracer/sweep": "taxonomy machine model calibration quality recovery capture",
 }

@@ -11,6 +11,7 @@ import typer.main
 
 import prunescope
 from prunescope import cli
+from prunescope.allocation import AllocateRequest
 from prunescope.analysis.inputs.options import AnalyzeRequest, CompareRequest
 from prunescope.analysis.predict.request import PredictRequest
 from prunescope.command import from_options
@@ -44,6 +45,11 @@ COMMANDS = {
         "--pp", "--ep", "--routing",
         "--rank", "--workload", "--losses", "--loss", "--explain", "--out", "--json",
     },
+    "allocate": {
+        "--model", "--from-run", "--device", "--speedup", "--latency-ms", "--memory-gb", "--phase",
+        "--workload", "--batch", "--prompt-len", "--dtype", "--text", "--out", "--overwrite",
+        "--dry-run", "--json",
+    },
     "sweep": {
         "config", "--preset", "--out", "--engine", "--shard", "--dry-run", "--example",
         "--print-preset", "--json",
@@ -59,6 +65,7 @@ COMMANDS = {
     "families": {"--architecture", "--json", "--method"},
     "devices": {"--json"},
     "calibrate": {"--device", "--out", "--json"},
+    "recorder": set(),
     "doctor": {"--timing", "--json"},
     "demo": {"--out"},
 }  # fmt: skip
@@ -90,6 +97,7 @@ def test_every_command_says_what_it_does() -> None:
 REQUESTS = {
     "trace": TraceCall, "analyze": AnalyzeRequest, "compare": CompareRequest,
     "predict": PredictRequest, "sweep": SweepRequest, "gemm": GemmRequest,
+    "allocate": AllocateRequest,
 }  # fmt: skip
 
 
