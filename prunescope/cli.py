@@ -267,6 +267,9 @@ def _sweep(
     example: Annotated[
         bool, Option(help="Print a sweep file with all keys and exit.", eager=_print_example)
     ] = False,
+    print_preset: Annotated[
+        bool, Option(help="Print the --preset as a sweep file and exit, without a run.")
+    ] = False,
     json_target: Json = None,
 ) -> None:
     """Trace and evaluate many pruned versions of a model in a folder; resumes when called again.
@@ -274,17 +277,24 @@ def _sweep(
     \b
     prunescope sweep --example > sweep.yaml
     prunescope sweep sweep.yaml --out traces/sweep --dry-run
+    prunescope sweep --preset paper --print-preset > paper.yaml
     """
     from prunescope.analysis.report.listings import sweep_state
-    from prunescope.output import check_target, show_result
+    from prunescope.output import check_target, console_for, show_result
     from prunescope.tracer.capture.progress import Bar
-    from prunescope.tracer.sweep.sweep import plan_of, run_plan, summary
+    from prunescope.tracer.sweep.config import preset_text
+    from prunescope.tracer.sweep.sweep import limits_here, plan_of, run_plan, summary
 
     del example  # it was printed, and the command has ended
+    if print_preset:
+        sys.stdout.write(preset_text(request.preset))
+        return
     check_target(json_target)
     request.argv = sys.argv[1:]
     plan = plan_of(request)
     if not dry_run:
+        for line in limits_here(plan):
+            console_for("-").print(line, markup=False, soft_wrap=True)
         with Bar() as bar:
             run_plan(request, plan, bar)
     result = summary(request, plan, estimate=dry_run)

@@ -37,6 +37,12 @@ class Planned(msgspec.Struct, kw_only=True, frozen=True):
     draw: int = 0
     problem: str | None = None
     select: str | None = None  # where a sweep compares several ways to choose
+    mode: str = "eager"
+    attn: str = "sdpa"
+    logits: str = "last"
+    set: tuple[str, ...] = ()  # KNOB=VALUE of the family, in which points of it differ
+    flush: bool = False  # whether the last-level cache was flushed before each sample and step
+    warmup: int = 3
 
 
 class SweepResult(Planned, kw_only=True, frozen=True):

@@ -154,7 +154,7 @@ def _figure(phase: ParetoPhase, name: str, panel: Panel, ending: str) -> bytes:
         grid = figure.subplots(rows, columns, squeeze=False)
         for axes, cell in zip(grid.flat, phase.cells, strict=False):
             panel(axes, phase.points_in(cell), marks)
-            axes.set_title(f"{clean(name)}, batch {cell.batch}, {cell.prompt_len} tokens")
+            axes.set_title(f"{clean(name)}, {clean(str(cell.setting))}")
             axes.spines[["top", "right"]].set_visible(False)
         for axes in grid.flat[len(phase.cells) :]:
             axes.set_visible(False)
@@ -312,7 +312,7 @@ def frontier_figure(found: Pareto, ending: str, *, most: float = MOST_RATIO) -> 
 def frontier_plot(found: Pareto, *, most: float = MOST_RATIO) -> Figure:
     """The figure."""
     marks = marks_of(p for phase in found.phases.values() for p in phase.points)
-    where = [(c.batch, c.prompt_len) for phase in found.phases.values() for c in phase.cells]
+    where = [c.setting for phase in found.phases.values() for c in phase.cells]
     rows = sorted(set(where))
     with drawing():
         wide, high = _PANEL_WIDTH * max(1, len(found.phases)), 2.4 * len(rows)
@@ -323,8 +323,8 @@ def frontier_plot(found: Pareto, *, most: float = MOST_RATIO) -> Figure:
         for column, (name, phase) in enumerate(found.phases.items()):
             for row, cell in enumerate(rows):
                 axes = grid[row][column]
-                points = [p for p in phase.points if (p.batch, p.prompt_len) == cell]
-                title = f"{clean(name)}, batch {cell[0]}, {cell[1]} tokens"
+                points = [p for p in phase.points if p.setting == cell]
+                title = f"{clean(name)}, {clean(str(cell))}"
                 axes.set_title(title, loc="left")
                 panels.append((axes, *_frontier_panel(axes, points, marks, most)))
                 if found.subject.on_random_ids:

@@ -26,7 +26,7 @@ COMMANDS = {
         "--model", "--method", "--sparsity", "--set", "--phase", "--batch", "--prompt-len",
         "--decode-steps", "--logits", "--attn", "--dtype", "--device", "--select", "--text",
         "--recover",
-        "--mode", "--warmup", "--repeats", "--steps", "--placements", "--max-placements",
+        "--mode", "--flush", "--warmup", "--repeats", "--steps", "--placements", "--max-placements",
         "--seed", "--threads",
         "--baseline", "--baseline-model", "--no-baseline", "--out", "--overwrite", "--json",
     },
@@ -52,7 +52,7 @@ COMMANDS = {
     },
     "sweep": {
         "config", "--preset", "--out", "--engine", "--shard", "--dry-run", "--example",
-        "--json",
+        "--print-preset", "--json",
     },
     "pareto": {"folder", "--out", "--json"},
     "check": {"subject", "--require", "-r", "--baseline", "--strict", "--junit", "--json"},

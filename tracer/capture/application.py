@@ -186,7 +186,7 @@ def _shape(model: Any) -> ModelShape:
 
 
 def _work(request: TraceRequest, phase: str, model: Any) -> Workload:
-    entry = phase_entry(request, phase, logits=request.logits, attention="")
+    entry = phase_entry(request, phase, logits=request.logits, attention="", flush_bytes=None)
     return Workload.of(phase, entry, itemsize=next(model.parameters()).element_size())
 
 

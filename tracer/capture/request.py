@@ -136,6 +136,11 @@ Threads = Annotated[
 ]
 
 
+def not_recorded(mode: str, family: str) -> str:
+    """Why a family that decides in every step runs in no recorded mode."""
+    return f"--mode {mode} cannot record {family}, which decides anew in every step"
+
+
 @dataclass(kw_only=True)
 class TraceRequest:
     """One capture: a model, at most one pruning method, and how to run and time it."""
@@ -172,7 +177,11 @@ class TraceRequest:
     attn: Annotated[
         str,
         Option(
-            help="Attention implementation of transformers, such as sdpa or eager.", metavar="NAME"
+            help="Attention implementation of transformers, such as sdpa or eager.",
+            metavar="NAME",
+            in_name="attn-",
+            default_in_name=False,
+            model=True,
         ),
     ] = "sdpa"
     dtype: Dtype = "auto"
@@ -197,12 +206,30 @@ class TraceRequest:
     ] = None
     mode: Annotated[
         Literal["eager", "compile", "graph"],
-        Option(help="How the model runs: eager, with torch.compile, or as CUDA graphs."),
+        Option(
+            help="How the model runs: eager, with torch.compile, or as CUDA graphs.",
+            in_name="",
+            default_in_name=False,
+        ),
     ] = "eager"
+    flush: Annotated[
+        bool,
+        Option(
+            help="Flush the last-level cache before each sample and profiled step, by a buffer of "
+            "twice its size; without it, caches stay as the step before left them.",
+            in_name="flush",
+            default_in_name=False,
+        ),
+    ] = False
     warmup: Annotated[
         int,
         Option(
-            help="Number of samples to discard before timing.", unit="samples", least=0, most=MOST
+            help="Number of samples to discard before timing.",
+            unit="samples",
+            least=0,
+            most=MOST,
+            in_name="w",
+            default_in_name=False,
         ),
     ] = 3
     repeats: Repeats = 20

@@ -286,6 +286,8 @@ LAYER_LINEARS = (*LINEARS, "q_a", "q_b", "kv_a", "mixer_in", "mixer_out")
 EVERY = ("k", "v", "kv_a", "mixer_in", "mixer_out")  # see every token, whatever is routed past
 _ATTENDING = tuple(role for role in LAYER_LINEARS if role not in MLP_ROLES)
 _SPLIT = ("k", "q")  # the parts of a fused q, k, v whose queries run on fewer rows
+# A fused q, k, v, and the weights that a compiled step multiplies by one after another.
+_FUSED = ("qkv", "q", "k", "v")
 SAME = 1e-9
 
 
@@ -346,6 +348,8 @@ def layer_shares(e: Evidence) -> dict[int, LayerShares]:
         number, role, group, position = pair.key
         if number is None or number < 0 or (number, "o" if group in ("qk", "pv") else role) in gone:
             continue
+        stored = _FUSED if role == "qkv" else (role,)
+        whole = not any((number, part) in smaller for part in stored)
         if group in ("qk", "pv"):
             # Heads that are gone from the weights were not skipped at run time.
             fewer = (number, "o") in smaller and "heads" in fell(pair)
@@ -355,10 +359,9 @@ def layer_shares(e: Evidence) -> dict[int, LayerShares]:
             one.scores_pruned = _more(one.scores_pruned, _products(now, heads, like=before))
             if pair.dense is not None and pair.dense.m is not None and group == "qk":
                 out[number].queries = pair.dense.m
-        elif role == "qkv" and (number, role) not in smaller:
+        elif role == "qkv" and whole:
             fused[number].append(pair)
         elif role in LAYER_LINEARS and pair.dense is not None and position == 0:
-            whole = (number, role) not in smaller
             _add_linear(out[number], role, pair.dense, pair.pruned, whole=whole)
     for number, pairs in fused.items():
         _add_fused(out[number], pairs)

@@ -64,6 +64,11 @@ GEMV = "void gemv2T_kernel_val<int, int, __nv_bfloat16, 128, 16, 4, 4, false, fa
         ("triton_poi_fused_mul_silu_1", "activation"),
         ("triton_poi_fused__scaled_dot_product_flash_attention_add_5", "elementwise"),
         ("triton_poi_fused_clone_4", "layout"),
+        ("graph_0_cpp_fused_gelu_native_layer_norm_0", "norm"),
+        ("graph_12_cpp_fused_mul_silu_3", "activation"),
+        ("graph_0_cpp_fused_add_mean_mul_pow_rsqrt_1", "norm"),
+        ("graph_0_cpp_fused_clone_2", "layout"),
+        ("graph_0_cpp_fused_add_mul_2", "elementwise"),
         ("triton_poi_fused_add_0d1d2d3", "elementwise"),
         ("triton__0d1d2d3d4de", "unknown"),  # Inductor before unique names: hints of arguments
         (ELEMENTWISE.format("silu_kernel"), "activation"),
