@@ -142,7 +142,8 @@ def test_a_dimension_just_beyond_a_wave(tmp_path: Path) -> None:
     assert finding is not None
     assert "N = 17024: 16896 (-0.8 %)" in finding.evidence[0]
     assert finding.predicted_ns == pytest.approx(2 * 500_000 / 5)
-    assert finding.change == "keep the dimensions named"  # rounded up, 17024 saves no wave
+    # Rounded up, 17024 saves no wave.
+    assert finding.change == "keep 16896 of up N in place of 17024"
 
 
 @pytest.mark.parametrize(("under", "is_there"), [(0, True), (150, False)])
