@@ -57,6 +57,7 @@ from prunescope.analysis.verdict.outside import gemm_dtypes, is_quantised, repla
 from prunescope.analysis.verdict.verdict import evidence_of, verdict
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import known
+from prunescope.taxonomy.run import Run
 
 _TOP_KERNELS = 40
 
@@ -310,7 +311,16 @@ def _phase(
         cold_steps=sums.cold_steps,
         first_call_ns=sums.first_call_ns,
         routing=routing_of(own.side.run, found.dense.side.run if found.dense else None, own.name),
+        token_ids=_token_ids(own.side.run, decides=found.overhead is not None),
     )
+
+
+def _token_ids(run: Run | None, *, decides: bool) -> str | msgspec.UnsetType:
+    """Where the token ids came from, in a run whose experts or decisions follow from them."""
+    source = run.inputs.source if run is not None and run.inputs is not None else None
+    if run is None or source is None or not (run.routing or decides):
+        return msgspec.UNSET
+    return source
 
 
 def _with_findings(context: Context) -> Phase:

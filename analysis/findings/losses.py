@@ -211,12 +211,23 @@ def slower_kernels(c: Context) -> Found | None:
     return Found(
         text=f"the remaining kernels take {ms(row.moves_ns)} longer than their shapes promise",
         evidence=[f"{p.name}: {ms(p.ns)}; {'; '.join(p.evidence)}" for p in parts],
-        change="for the kernels named try another tile, an aligned dimension or a larger batch"
-        if c.kernels.on_device
-        else "for the ops named try an aligned dimension, another layout or a larger batch",
+        change=_faster_kernels(c, parts),
         predicted_ns=row.ns,
         explains=_roles(parts),
     )
+
+
+def _faster_kernels(c: Context, parts: list[LedgerPart]) -> str:
+    """What may help the kernels of these parts: their shapes, if the pruning moved any of them."""
+    roles = _roles(parts)
+    if not any(p.axis not in ("none", "unknown") and p.key[1] in roles for p in c.pairs or ()):
+        return (
+            "no shape of the ops named has moved: compare clocks, threads, libraries and what else "
+            "ran, and capture both models in turns in one process"
+        )
+    if c.kernels.on_device:
+        return "for the kernels named try another tile, an aligned dimension or a larger batch"
+    return "for the ops named try an aligned dimension, another layout or a larger batch"
 
 
 @finding("longer-communication", "info", compares=True)

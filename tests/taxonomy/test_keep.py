@@ -6,17 +6,48 @@ from hypothesis import strategies as st
 
 from prunescope.taxonomy import keep
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.families import family
 from prunescope.taxonomy.families.static_k_24 import checked
+from prunescope.taxonomy.plan import Workload
+from prunescope.taxonomy.presets import preset_config
+from prunescope.taxonomy.shape import ModelShape
+
+WORK = Workload(phase="prefill", prompt_len=512)
+SHAPE = ModelShape.from_config(preset_config("llama-3.1-8b"))
 
 
 def test_roundings_by_hand() -> None:
-    assert [keep.up16(x) for x in (0, 1, 16, 16.9, 17)] == [0, 16, 16, 16, 32]
+    assert [keep.aligned(x) for x in (0, 1, 16, 16.9, 17)] == [0, 16, 16, 16, 32]
     assert keep.kept_intermediate(14336, 0.5) == 7168
     assert keep.kept_intermediate(1536, 0.3) == 1088  # int(1075.2) = 1075 -> 1088
     assert keep.kept_hidden(576, 0.25) == 432
     assert keep.removed_layers(30, 0.25) == 7  # 7 of 30: int(7.5)
     assert keep.removed_layers(10, 0.3) == 3
     assert keep.low_rank(14336, 4096, 0.5) == 1600  # 14336*4096/18432/2 = 1592.9 -> 1592 -> 1600
+
+
+@pytest.mark.parametrize(
+    ("align", "kept"),
+    # int(14336 · 0.7) = 10035, which is 3 modulo 4 and 3 modulo 16
+    [("1", 10_035), ("2", 10_036), ("4", 10_036), ("8", 10_040), ("16", 10_048), ("32", 10_048),
+     ("64", 10_048), ("128", 10_112), ("odd", 10_035), ("even", 10_038), ("paper", 10_048)],
+)  # fmt: skip
+def test_alignments_by_hand(align: str, kept: int) -> None:
+    assert keep.kept_intermediate(14_336, 0.3, align) == kept
+    assert keep.kept_hidden(14_336, 0.3, align) == kept
+    point = family("static-nk-mlp").point(0.3, {"align": align})
+    ops = family("static-nk-mlp").theory(SHAPE, WORK, point)
+    assert next(op.gemms[0].n for op in ops if op.role == "gate") == kept
+
+
+def test_alignment_of_what_a_sparsity_aligns_by_itself() -> None:
+    assert keep.kept_intermediate(14_336, 0.5, "1") == 7168  # 1024 · 7
+    assert keep.kept_intermediate(14_336, 0.5, "odd") == 7169
+    assert keep.kept_intermediate(14_336, 0.5, "even") == 7170  # 2 · 3585
+    assert keep.kept_intermediate(352, 0.1, "128") == 352  # 316 -> 384 > 352
+    assert [keep.low_rank(14_336, 4096, 0.5, a) for a in ("1", "odd", "128")] == [1592, 1593, 1664]
+    with pytest.raises(PrunescopeError, match="align"):
+        family("static-nk-mlp").point(0.3, {"align": "3"})
 
 
 def test_layers_by_name() -> None:

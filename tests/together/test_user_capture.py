@@ -18,8 +18,9 @@ import prunescope
 from prunescope.analysis.pipeline import analyze
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import read_run
-from prunescope.tracer.capture import device_state, timing
+from prunescope.tracer.capture import device_state
 from prunescope.tracer.capture.user_capture import capture
+from prunescope.tracer.machine import disturbance
 from prunescope.tracer.model import compat
 from tests.small_capture import PEAKS
 from tests.tracer.mixtures import mixture
@@ -95,8 +96,8 @@ def test_a_loop_beside_other_work_is_not_valid(
 ) -> None:
     """Samples and profiled steps are watched, on the host and on the device; no step is run again,
     and what ran beside the first calls counts for nothing."""
-    monkeypatch.setattr(timing, "between", lambda *_: _told(10**9, ["other processes"]))
-    monkeypatch.setattr(timing, "device_troubles", lambda _device: ["clocks held down"])
+    monkeypatch.setattr(disturbance, "between", lambda *_: _told(10**9, ["other processes"]))
+    monkeypatch.setattr(disturbance, "device_troubles", lambda _device: ["clocks held down"])
     loop(tiny, 6, out=tmp_path / "run")
     phase = read_run(tmp_path / "run" / "dense").phases["prefill"]
     (placement,) = phase.placements
@@ -115,13 +116,13 @@ def test_short_steps_of_a_loop_are_judged_together(
 ) -> None:
     """A step takes 50 ms, too short for ticks to tell; all of them, in every placement, are not."""
     readings = itertools.count()
-    monkeypatch.setattr(timing, "read", lambda: next(readings))
+    monkeypatch.setattr(disturbance, "read", lambda: next(readings))
 
     def told(before: Any, after: Any, _device: Any) -> Any:
         steps = (after - before + 1) // 2  # two readings each
         return _told(steps * 50_000_000, ["other processes"] if steps > 1 else [])
 
-    monkeypatch.setattr(timing, "between", told)
+    monkeypatch.setattr(disturbance, "between", told)
     options = {"warmup": 1, "repeats": 2 * repeats, "steps": 2, "placements": 2}
     with capture(tiny, out=tmp_path / "run", **options) as c, torch.inference_mode():
         for _ in range(2 * 2 + 2 * repeats + 2):
@@ -143,7 +144,7 @@ def test_profiled_steps_are_marked_where_most_were_disturbed(
     def told(*_: Any) -> Any:
         return _told(10**9, ["waits"] if next(calls) - 2 in noisy else [])
 
-    monkeypatch.setattr(timing, "between", told)
+    monkeypatch.setattr(disturbance, "between", told)
     options = {"warmup": 1, "repeats": 1, "steps": 3}
     with capture(tiny, out=tmp_path / "run", **options) as c, torch.inference_mode():
         for _ in range(6):

@@ -84,13 +84,7 @@ def _refuse_published(method: str) -> None:
         if found.family not in family_ids():
             refuse_predicted_only(found.family or "")
             continue
-        assert found.family is not None
-        traced = family(found.family).knobs
-        knobs = "".join(
-            f" --set {key}={value}"
-            for key, value in found.knobs.items()
-            if not traced[key].predicted_only
-        )
+        knobs = "".join(f" --set {key}={value}" for key, value in found.runnable.items())
         differs = "" if found.runs is None else "; `families --method` says what runs instead"
         own = "for the method's own selection: package.module:function"
         if found.select is not None:
