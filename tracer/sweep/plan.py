@@ -232,7 +232,8 @@ def make_plan(configs: Sequence[SweepConfig], shape: ModelShape | None) -> Sweep
         for method in config.families:
             points, point_notes = _points(config, method, shape)
             ways = _ways(config, method).names
-            if lacks := [way for way in config.selections if way not in ways]:
+            lacks = [way for way in config.selections if way not in ways]
+            if lacks and not is_plan(method):
                 point_notes.append(f"{method}: chosen {_chosen(ways)}, not {_chosen(lacks)}")
             notes |= dict.fromkeys(point_notes)
             selections: tuple[str | None, ...] = ways if len(config.selections) > 1 else (None,)
