@@ -38,10 +38,10 @@ from prunescope.analysis.predict.points import (
 )
 from prunescope.analysis.predict.ranges import differences, uncertainty_of
 from prunescope.analysis.predict.request import PredictRequest
-from prunescope.analysis.predict.routing_file import read_routing
 from prunescope.analysis.predict.setting import (
     Setting,
     named_family,
+    routing_of_model,
     runnable,
     split_library,
     terms_of,
@@ -103,7 +103,6 @@ def dense_phases(
     options = Options(device=request.device, peaks=dict(request.peaks), bandwidth=request.bandwidth)
     report = analyze(path, options=options).report
     warnings += report.warnings
-    routing = _routing(request, run)
     phases = {}
     for name, phase in report.phases.items():
         work = _work(request, run, name, phase)
@@ -112,9 +111,10 @@ def dense_phases(
         # Invalid measured times, which all others are scaled from.
         invalid = [finding for finding in phase.findings if finding.id == NOT_VALID]
         warnings += [f"{work.phase}: {finding.text}" for finding in invalid]
+        setting = _setting(request, run, report)
         phases[work.phase] = DensePhase(
-            setting=_setting(request, run, report),
-            work=replace(work, routing=routing),
+            setting=setting,
+            work=replace(work, routing=_routing(request, run, setting.shape)),
             measured=measured_phase(phase, host=_on_host(run, report)),
         )
     if not phases:
@@ -260,10 +260,10 @@ def _work(request: PredictRequest, run: Run | None, name: str, phase: Phase) -> 
     return Workload.of(kind, request, itemsize=size) if kind in PHASES else None
 
 
-def _routing(request: PredictRequest, run: Run | None) -> Routing | None:
+def _routing(request: PredictRequest, run: Run | None, shape: ModelShape) -> Routing | None:
     """What is given, else what the run counted of its experts."""
     if request.routing is not None:
-        return read_routing(request.routing)
+        return routing_of_model(request.routing, shape)
     return counted(run.routing, source="the run") if run else None
 
 

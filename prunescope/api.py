@@ -19,11 +19,13 @@ from prunescope.analysis.predict.request import PredictRequest
 from prunescope.taxonomy.errors import PrunescopeError, helpful
 from prunescope.taxonomy.option import as_path, takes
 from prunescope.tracer.capture.request import TraceCall
+from prunescope.tracer.gemm.request import GemmRequest
 from prunescope.tracer.sweep.request import SweepRequest
 
 if TYPE_CHECKING:
     from prunescope.analysis.device.hardware import Device
     from prunescope.public import Comparison, Pareto, Prediction, Report
+    from prunescope.replaying import Replayed
     from prunescope.rules import Check
     from prunescope.taxonomy.allocation_plan import PlanOfLayers
     from prunescope.taxonomy.family import Family
@@ -176,6 +178,21 @@ def sweep(request: SweepRequest) -> Path:
     from prunescope.tracer.sweep.sweep import sweep as run
 
     return run(request, request.progress)
+
+
+@takes(GemmRequest)
+def gemm(request: GemmRequest) -> Replayed:
+    """Replay GEMMs alone, of a run or of shapes: `.replays` has the times, `.report` of a run
+    says whether a kernel of the ledger is slow alone, too.
+
+    Raises PrunescopeError for a run without GEMMs of a known shape.
+
+    Examples:
+        >>> prunescope.gemm(m=128, n=[384, 400, 512], k=576).replays.gemms[0].warm.ns
+    """
+    from prunescope.replaying import replay_request
+
+    return replay_request(request)
 
 
 @helpful

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from prunescope.taxonomy.allocation import LayerOption
 from prunescope.taxonomy.families import cutting
-from prunescope.taxonomy.keep import up16
+from prunescope.taxonomy.keep import aligned
 from prunescope.taxonomy.shape import LayerShape, ModelShape
 
 _WIDTHS = 32  # widths that are tried of an MLP, and counts of KV heads of an attention
@@ -37,7 +37,7 @@ def candidates(shape: ModelShape, number: int) -> Candidates:
         heads = _spread(range(1, layer.kv_heads))
     channels: tuple[int, ...] = ()
     if letter.islower() and layer.mlp_kind == "usual" and layer.intermediate:
-        step = up16(max(1, layer.intermediate // _WIDTHS))
+        step = aligned(max(1, layer.intermediate // _WIDTHS))
         channels = tuple(range(step, layer.intermediate, step))
     # Positions are counted by the cache of an attention: a hybrid keeps its first one.
     first = bool(shape.other_layers) and number == shape.order.replace("s", "f").find("f")

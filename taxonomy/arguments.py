@@ -104,6 +104,22 @@ def whole_number(text: str) -> int | None:
     return int(plain) if _WHOLE.fullmatch(plain) else None
 
 
+def sizes(text: str) -> list[int]:
+    """The whole numbers of a list as 1,8,64 or of a range as 64:512:64, its ends included."""
+    found: list[int] = []
+    for word in text.split(","):
+        ends = [whole_number(part) for part in word.split(":")]
+        if len(ends) not in (1, 3) or not all(end and end > 0 for end in ends):
+            raise PrunescopeError(
+                f"{word[:40]!r} is no size",
+                hint="whole numbers above 0, as 384,400,512 or 64:512:64",
+            )
+        first, last, step = (ends[0], ends[-1], ends[-1]) if len(ends) == 1 else ends
+        assert first and last and step
+        found += range(first, min(last, first + 10_000 * step) + 1, step)
+    return found
+
+
 def run_name(model: str, method: str | None = None, sparsity: float | None = None) -> str:
     """A folder name such as tiny-llama-FAMILY-0.5, from what was asked for."""
     from prunescope.taxonomy.scrub import scrub  # here: `--help` need not compile its patterns

@@ -34,7 +34,10 @@ LEDGER = {
     NOT_EXPLAINED: ("not explained", "the sum of the unknown rows above"),
     "pruned": ("pruned, measured", "wall time of a step of the pruned model: the sum of the rows"),
 }
-WITHOUT_SHAPES = "unknown without shapes; profile(..., record_shapes=True) records them"
+WITHOUT_SHAPES = (
+    "unknown without shapes; record_shapes=True records them (torch's profile, or emit_nvtx for "
+    "Nsight Systems)"
+)
 WITHOUT_PEAKS = "unknown without the peaks of the device (--device, or --peak and --bandwidth)"
 TOTALS = frozenset({"dense", "pruned"})  # walls; the rows between are changes
 

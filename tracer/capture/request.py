@@ -69,6 +69,14 @@ Dtype = Annotated[
         complete="dtypes",
     ),
 ]
+Device = Annotated[
+    str,
+    Option(
+        help="Device as torch names it, such as cpu or cuda:1; auto: a GPU where there is one.",
+        metavar="NAME",
+        complete="machines",
+    ),
+]
 Selection = Literal["random", "importance", "greedy", "frequency"]
 Text = Annotated[
     Path | str | None,
@@ -168,14 +176,7 @@ class TraceRequest:
         ),
     ] = "sdpa"
     dtype: Dtype = "auto"
-    device: Annotated[
-        str,
-        Option(
-            help="Device as torch names it, such as cpu or cuda:1; auto: a GPU where there is one.",
-            metavar="NAME",
-            complete="machines",
-        ),
-    ] = "auto"
+    device: Device = "auto"
     select: Annotated[
         Selection,
         Option(
