@@ -37,10 +37,12 @@ from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.inputs.side import Diagnostics, Side
 from prunescope.analysis.pool import jobs_for
 from prunescope.analysis.rank_jobs import Frames, Outcome, Sides, outcome_of, shared
+from prunescope.analysis.replayed import with_replays
 from prunescope.analysis.report.summary import summary
 from prunescope.analysis.schema.report import Phase, Report
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import scrubbed
+from prunescope.taxonomy.replays import read_replays
 
 TOOL = "prunescope"
 __all__ = ["Analysis", "Options", "analyze"]
@@ -59,14 +61,17 @@ class Analysis:
     names: Mapping[str, str] = field(default_factory=dict)  # of phases in the side, by the report's
 
     def hosts(self) -> dict[str, pl.DataFrame]:
-        """The host's events of each phase, as recorded; the traces are read again for them."""
-        from prunescope.analysis.trace.host_events import host_events
+        """The host's events of each phase, as recorded, and those of the device that are in no step
+        of it; the traces are read again for them."""
+        from prunescope.analysis.trace.host_events import host_events, outside_steps
 
-        return (
-            {}
-            if self.side is None
-            else {n: host_events(self.side.trace(self.names.get(n, n))) for n in self.frames}
-        )
+        found: dict[str, pl.DataFrame] = {}
+        for name, frame in self.frames.items():
+            if self.side is not None:
+                trace = self.side.trace(self.names.get(name, name))
+                beside = outside_steps(trace, frame["event"])
+                found[name] = pl.concat([host_events(trace), beside])
+        return found
 
 
 @dataclass(frozen=True)
@@ -131,9 +136,15 @@ def analyze(
         ran, warnings = with_straggler({n: phases[n] for n in group if n in phases}, frames)
         phases.update(ran)
         pruned = pruned.add(Diagnostics(tuple(warnings)))
-    report = scrubbed(_report(pruned, dense, phases))
+    report = scrubbed(_replayed(_report(pruned, dense, phases), pruned.side, options))
     told = dict(zip(report.phases, phases, strict=True))
     return Analysis(report, frames.renamed(told), pruned.side, told)
+
+
+def _replayed(report: Report, side: Side, options: Options) -> Report:
+    if options.gemm is None:
+        return report
+    return with_replays(report, read_replays(Path(options.gemm)), side.run)
 
 
 def _open(candidate: Path, baseline: Path | None, options: Options) -> tuple[_Done, _Done | None]:

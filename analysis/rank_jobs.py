@@ -141,7 +141,7 @@ class Sides:
     def can_share(self) -> bool:
         """Whether each rank can have a process: traces of ranks, and no input that they share."""
         options = self.options
-        common = (options.eager_trace, options.baseline_eager_trace, options.model)
+        common = (options.eager_trace, options.baseline_eager_trace, options.model, options.gemm)
         sides = [side for side in (self.pruned, self.dense) if side is not None]
         ranks = all(side.ranks and side.model is None for side in sides)
         return ranks and all(one is None for one in common) and not options.hta

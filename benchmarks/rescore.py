@@ -3,9 +3,10 @@
     python benchmarks/rescore.py benchmarks/smollm2.yaml --families FAMILY... --sparsities 0.5 \
         --out losses.json
 
-In: a sweep file; `--families` and `--sparsities` choose some of its points. Out: JSON, for the id
-of each result the `quality` that its run.json would hold, and a line for each on standard error.
-What is in the file already is kept, so that a run that was stopped goes on.
+In: a sweep file; `--families` and `--sparsities` choose some of its points, and `--window` reads
+other windows than a sweep of today would, as those of an older page. Out: JSON, for the id of each
+result the `quality` that its run.json would hold, and a line for each on standard error. What is in
+the file already is kept, so that a run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ sys.path.insert(0, str(HERE.parent))
 
 from prunescope.analysis.report.numbers import loss  # noqa: E402
 from prunescope.taxonomy.formats import changed, plain  # noqa: E402
+from prunescope.taxonomy.run_quality import Quality  # noqa: E402
 from prunescope.taxonomy.scoring import may_decide, scoring_of  # noqa: E402
 from prunescope.taxonomy.sweep_files import Planned  # noqa: E402
 from prunescope.tracer.capture.variants import Variant, make_variants  # noqa: E402
@@ -48,6 +50,7 @@ def main() -> None:
     parser.add_argument("config", type=Path, help="a sweep file")
     parser.add_argument("--families", nargs="*", help="some of its families")
     parser.add_argument("--sparsities", nargs="*", type=float, help="some of its sparsities")
+    parser.add_argument("--window", type=int, help="tokens of a window")
     parser.add_argument("--out", type=Path, required=True, help="the JSON file")
     options = parser.parse_args()
     (config,) = read_configs(options.config, None)
@@ -58,7 +61,7 @@ def main() -> None:
     )
     found = json.loads(options.out.read_bytes()) if options.out.exists() else {}
     with thread_count(config.threads):
-        scorer = Scorer(config)
+        scorer = Scorer(config, window=options.window)
         for group in make_plan([config], None).groups().values():
             scorer.score([r for r in group if r.id not in found and r.problem is None], found)
             options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -67,9 +70,9 @@ def main() -> None:
 class Scorer:
     """Scores models of a sweep; keeps the logits of the dense one, by windows and scoring."""
 
-    def __init__(self, config: SweepConfig) -> None:
-        self.config = config
-        self.dense: dict[tuple[int, str], Dense] = {}
+    def __init__(self, config: SweepConfig, *, window: int | None = None) -> None:
+        self.config, self.window = config, window
+        self.dense: dict[tuple[int, str, bool], Dense] = {}
 
     def score(self, results: list[Planned], found: dict[str, Any]) -> None:
         """Add the quality of the results of one model to `found`, by id."""
@@ -79,15 +82,10 @@ class Scorer:
         dense, pruned = make_variants(request, pick_device("auto"), ("dense", "pruned"))
         scored: dict[tuple[int, str], Any] = {}
         for result in results:
-            family, length = result.family, max(CONTEXT, result.prompt_len)
+            family, length = result.family, self.window or max(CONTEXT, result.prompt_len)
             way = length, scoring_of(family, result.phase)
             if way not in scored:
-                reference = self._reference(dense, *way)
-                quality = compare(pruned.model, reference).pruned
-                ahead = may_decide(family) and looks_ahead(
-                    pruned.model, reference.passage, scoring=way[1]
-                )
-                scored[way] = changed(quality, looks_ahead=ahead)
+                scored[way] = self._scored(dense, pruned, *way, decides=may_decide(family))
             quality = changed(scored[way], phase=result.phase)
             found[result.id] = plain(quality)
             low, high = quality.perplexity_rel_ci95 or (None, None)
@@ -96,17 +94,33 @@ class Scorer:
                 f"{quality.scoring}, looks_ahead {quality.looks_ahead}\n"
             )
 
-    def _reference(self, dense: Variant, length: int, scoring: str) -> Dense:
-        if (length, scoring) not in self.dense:
-            passage = self._passage(dense, length)
-            self.dense[length, scoring] = Dense(dense.model, passage, scoring=scoring)
-        self.dense[length, scoring].model = dense.model
-        return self.dense[length, scoring]
+    def _scored(
+        self, dense: Variant, pruned: Variant, length: int, scoring: str, *, decides: bool
+    ) -> Quality:
+        """The pruned model on the text, and on the other one where the sweep has one."""
+        reference = self._reference(dense, length, scoring)
+        quality = compare(pruned.model, reference).pruned
+        ahead = decides and looks_ahead(pruned.model, reference.passage, scoring=scoring)
+        other = None
+        if self.config.other_text is not None:
+            reference = self._reference(dense, length, scoring, other=True)
+            other = compare(pruned.model, reference).pruned
+        return changed(quality, looks_ahead=ahead, other_text=other)
 
-    def _passage(self, dense: Variant, length: int) -> Passage:
+    def _reference(
+        self, dense: Variant, length: int, scoring: str, *, other: bool = False
+    ) -> Dense:
+        key = length, scoring, other
+        if key not in self.dense:
+            passage = self._passage(dense, length, other=other)
+            self.dense[key] = Dense(dense.model, passage, scoring=scoring)
+        self.dense[key].model = dense.model
+        return self.dense[key]
+
+    def _passage(self, dense: Variant, length: int, *, other: bool) -> Passage:
         return text_passage(
             load_tokenizer(dense.loaded),
-            self.config.text,
+            self.config.other_text if other else self.config.text,
             vocabulary=dense.model.get_input_embeddings().num_embeddings,
             longest=getattr(text_config(dense.model), "max_position_embeddings", None),
             seed=self.config.seed,

@@ -7,9 +7,9 @@
 Writes sweep.md and sweep.json beside this file and the figures into sweep/. sweep.json holds the
 points with their intervals and the seed of the samples, from which frontier, shares, claims and
 sentences follow: given instead of a folder, it is judged anew, and page and figures are written
-from it; `--losses` puts the losses that benchmarks/rescore.py wrote in the place of its own. Exit
-code 1 where results are missing or were timed beside other work, 2 where the files are larger than
-500 kB.
+from it; `--losses` puts the losses that benchmarks/rescore.py wrote in the place of its own, and
+the page lists these with what they moved. Exit code 1 where results are missing or were timed
+beside other work, 2 where the files are larger than 500 kB.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ sys.path.insert(0, str(HERE.parent))
 from prunescope.analysis.pareto.cells import judged  # noqa: E402
 from prunescope.analysis.pareto.pareto import judge  # noqa: E402
 from prunescope.analysis.pareto.points import loss_in  # noqa: E402
+from prunescope.analysis.report.numbers import loss  # noqa: E402
 from prunescope.analysis.report.pareto_figures import pareto_figures  # noqa: E402
 from prunescope.analysis.report.pareto_tables import render_pareto  # noqa: E402
 from prunescope.analysis.schema.pareto import Pareto  # noqa: E402
@@ -38,13 +39,27 @@ from prunescope.taxonomy.formats import read as read_block  # noqa: E402
 from prunescope.taxonomy.run_quality import Quality  # noqa: E402
 
 MOST_BYTES = 500_000
+_WHEN = ("before", "now")
 COLOURS = 128  # eight, their blends with white, and hatches
 
 
+class ScoredAgain(msgspec.Struct, kw_only=True):
+    """A loss that rescore.py put in the place of the one that the sweep had scored."""
+
+    family: str
+    sparsity: float | None
+    phase: str
+    before: float | None
+    now: float | None
+
+
 class Published(Pareto, kw_only=True):
-    """NAME.json beside a page: the comparison, and the day on which the sweep ended."""
+    """NAME.json beside a page: the comparison, and the day on which the sweep ended. `moved`: what
+    the losses that were scored again changed of frontier and claims."""
 
     ended: str
+    scored_again: list[ScoredAgain] = []
+    moved: list[str] = []
 
 
 def main() -> int:
@@ -59,9 +74,11 @@ def main() -> int:
         found = read(source)
         if options.losses is not None:
             rescore(found, json.loads(options.losses.read_bytes()))
-        return write(found, options.out or source.with_suffix(".md"), ended=found.ended)
+        return write(found, options.out or source.with_suffix(".md"))
     judgement = judge(source, lambda name: sys.stderr.write(f"{name}\n"))
-    return write(judgement, options.out or HERE / "sweep.md", ended=last_day(source))
+    fields = {name: getattr(judgement, name) for name in Pareto.__struct_fields__}
+    found = Published(**fields, ended=last_day(source))
+    return write(found, options.out or HERE / "sweep.md")
 
 
 def read(path: Path) -> Published:
@@ -70,16 +87,67 @@ def read(path: Path) -> Published:
 
 
 def rescore(found: Published, losses: dict[str, Any]) -> None:
-    """Put losses in the place of those that points have: `quality` by the id of a result.
+    """Put losses in the place of those that points have: `quality` by the id of a result; and say
+    which these are, and what of frontier and claims moved.
 
     Points that were judged after a training keep theirs: nothing is trained to score again.
     """
+    frontiers, verdicts = _frontiers(found), _verdicts(found)
+    known = {(one.family, one.sparsity, one.phase): one for one in found.scored_again}
     for name, phase in found.phases.items():
         for point in phase.points:
             trained = point.loss and point.loss.perplexity_rel_recovered is not None
-            if point.id in losses and not trained:
-                quality = read_block(Quality, losses[point.id])
-                point.loss = loss_in(quality, name) or point.loss
+            if point.id not in losses or trained:
+                continue
+            before = point.loss and point.loss.perplexity_rel
+            point.loss = loss_in(read_block(Quality, losses[point.id]), name) or point.loss
+            now = point.loss and point.loss.perplexity_rel
+            # A model has one loss in a phase, at every batch; its first one is the sweep's.
+            key = point.label, point.sparsity, name
+            first = ScoredAgain(family=key[0], sparsity=key[1], phase=name, before=before, now=now)
+            known.setdefault(key, first).now = now
+    found.scored_again = list(known.values())
+    new = judged(found)
+    found.moved = [*_moved(frontiers, _frontiers(new)), *_changed(verdicts, _verdicts(new))]
+
+
+def _frontiers(found: Pareto) -> dict[str, list[str]]:
+    """The points on the frontier of each cell."""
+    return {
+        f"{name}, batch {cell.batch}, {cell.prompt_len} tokens": [
+            p.name for p in phase.points_in(cell) if p.on_frontier
+        ]
+        for name, phase in found.phases.items()
+        for cell in phase.cells
+    }
+
+
+def _verdicts(found: Pareto) -> dict[str, str]:
+    """The verdict on each claim in each cell."""
+    return {
+        f"“{one.claim}” in {one.phase}, batch {one.batch}, {one.prompt_len} tokens": one.verdict
+        for one in found.hypotheses
+    }
+
+
+def _moved(before: dict[str, list[str]], now: dict[str, list[str]]) -> list[str]:
+    found = []
+    for cell, points in now.items():
+        new = [p for p in points if p not in before[cell]]
+        gone = [p for p in before[cell] if p not in points]
+        words = [f"{', '.join(p)} {verb}" for p, verb in ((new, "came"), (gone, "went")) if p]
+        if words:
+            found.append(f"Frontier of {cell}: {'; '.join(words)}.")
+    return found or ["No frontier has other points than before."]
+
+
+def _changed(before: dict[str, str], now: dict[str, str]) -> list[str]:
+    found = [
+        f"Claim {claim}: {verdict}, before: {before.get(claim, 'not judged')}."
+        for claim, verdict in now.items()
+        if before.get(claim) != verdict
+    ]
+    return found or ["No verdict on a claim changed."] * bool(now)
 
 
 def decoded(data: bytes) -> Published:
@@ -87,11 +155,10 @@ def decoded(data: bytes) -> Published:
     return msgspec.json.decode(data, type=Published)
 
 
-def write(found: Pareto, page: Path, *, ended: str) -> int:
+def write(found: Published, page: Path) -> int:
     """Judge the points anew, and write page, JSON and figures; gives the exit code."""
-    fields = {name: getattr(found, name) for name in Pareto.__struct_fields__}
     # Judged as the JSON has it, with its digits, so that page and JSON agree whoever reads it.
-    new = judged(decoded(stored(Published(**fields, ended=ended))))
+    new = judged(decoded(stored(found)))
     files = {page: text(new, page.stem).encode(), page.with_suffix(".json"): stored(new)}
     for name, png in pareto_figures(new, "png").items():
         # The ledgers and exact bounds are gone with the runs of a page that was read back.
@@ -111,22 +178,59 @@ def text(found: Published, name: str) -> str:
     """The page, whose figures lie in the folder `name`."""
     page = render_pareto(found).replace("](", f"]({name}/")
     return (
-        f"{page}---\n\nSweep ended {found.ended}; points and intervals: [{name}.json]({name}.json),"
-        f" judged anew by `python benchmarks/sweep.py benchmarks/{name}.json`.\n"
+        f"{page}{_scored_again(found)}---\n\nSweep ended {found.ended}; points and intervals: "
+        f"[{name}.json]({name}.json), judged anew by "
+        f"`python benchmarks/sweep.py benchmarks/{name}.json`.\n"
+    )
+
+
+def _scored_again(found: Published) -> str:
+    """The section on losses that were scored again; empty without any."""
+    if not found.scored_again:
+        return ""
+    rows: dict[tuple[str, float | None], dict[str, ScoredAgain]] = {}
+    for one in found.scored_again:
+        rows.setdefault((one.family, one.sparsity), {})[one.phase] = one
+    head = ["family", "s", *(f"{phase}, {when}" for phase in found.phases for when in _WHEN)]
+    table = [f"| {' | '.join(head)} |", f"|{':--|' * 2}{'--:|' * (len(head) - 2)}"]
+    for (family, sparsity), phases in rows.items():
+        cells = [family, f"{sparsity:g}" if sparsity is not None else "–"]
+        for phase in found.phases:
+            one = phases.get(phase)
+            cells += ["–", "–"] if one is None else [loss(one.before), loss(one.now)]
+        table.append(f"| {' | '.join(cells)} |")
+    lines = "\n".join(f"- {line}" for line in found.moved)
+    return (
+        "## Losses scored again\n\nThese losses are by the rules of docs/sweep.md, in the windows "
+        "named above, scored by `python benchmarks/rescore.py` after the sweep, without timing "
+        "anything; before, all tokens of a window were read in one forward in decode too, and "
+        "decisions that are drawn went on from window to window.\n\n"
+        f"{chr(10).join(table)}\n\n{lines}\n\n"
     )
 
 
 def stored(found: Published) -> bytes:
-    """The JSON of a page: a line a point; what has its default is left out."""
-    plain = {"schema": found.schema, **sparse(found)}
-    phases = plain.pop("phases")
-    lines = [f"{json.dumps(name)}: {_line(value)}" for name, value in plain.items()]
-    for name, phase in phases.items():
-        points = ",\n".join(map(_line, phase.pop("points")))
-        rest = "".join(f",\n{json.dumps(key)}: {_line(value)}" for key, value in phase.items())
-        phases[name] = f'{json.dumps(name)}: {{"points": [\n{points}]{rest}}}'
-    lines.append('"phases": {' + ",\n".join(phases.values()) + "}")
+    """The JSON of a page: a line a point. Every page and phase has the same keys; of points, cells
+    and what stands beside them, what has its default is left out."""
+    plain = _every(found)
+    lines = [f"{json.dumps(name)}: {_line(sparse(value))}" for name, value in plain.items()
+             if name != "phases"]  # fmt: skip
+    phases = []
+    for name, phase in found.phases.items():
+        rest = _every(phase)
+        points = ",\n".join(_line(sparse(point)) for point in rest.pop("points"))
+        others = "".join(
+            f",\n{json.dumps(key)}: {_line(sparse(value))}" for key, value in rest.items()
+        )
+        phases.append(f'{json.dumps(name)}: {{"points": [\n{points}]{others}}}')
+    lines.append('"phases": {' + ",\n".join(phases) + "}")
     return ("{" + ",\n".join(lines) + "}\n").encode()
+
+
+def _every(struct: msgspec.Struct) -> dict[str, Any]:
+    """The fields of a struct by name; what is absent by its kind has none."""
+    found = {field.name: getattr(struct, field.name) for field in msgspec.structs.fields(struct)}
+    return {name: value for name, value in found.items() if value is not msgspec.UNSET}
 
 
 def _line(value: Any) -> str:

@@ -17,11 +17,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from prunescope.api import (
+    allocate,
     analyze,
     check,
     compare,
     devices,
     families,
+    gemm,
     pareto,
     predict,
     sweep,
@@ -40,12 +42,14 @@ __all__ = [
     "Prediction",
     "PrunescopeError",
     "Report",
+    "allocate",
     "analyze",
     "capture",
     "check",
     "compare",
     "devices",
     "families",
+    "gemm",
     "pareto",
     "predict",
     "sweep",

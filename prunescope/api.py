@@ -13,17 +13,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
+from prunescope.allocation import AllocateRequest
 from prunescope.analysis.inputs.options import AnalyzeRequest, CompareRequest
 from prunescope.analysis.predict.request import PredictRequest
 from prunescope.taxonomy.errors import PrunescopeError, helpful
 from prunescope.taxonomy.option import as_path, takes
 from prunescope.tracer.capture.request import TraceCall
+from prunescope.tracer.gemm.request import GemmRequest
 from prunescope.tracer.sweep.request import SweepRequest
 
 if TYPE_CHECKING:
     from prunescope.analysis.device.hardware import Device
     from prunescope.public import Comparison, Pareto, Prediction, Report
+    from prunescope.replaying import Replayed
     from prunescope.rules import Check
+    from prunescope.taxonomy.allocation_plan import PlanOfLayers
     from prunescope.taxonomy.family import Family
 
 
@@ -143,6 +147,23 @@ def _predicted(request: PredictRequest) -> Any:
         return run(request)
 
 
+@takes(AllocateRequest)
+def allocate(request: AllocateRequest) -> PlanOfLayers:
+    """Decide which layers to drop and which heads and channels each layer keeps, so that a target
+    is reached at the least loss; writes the plan, its picture and the measured losses.
+
+    The same call resumes. Raises PrunescopeError for a target that cannot be reached, with what
+    holds it.
+
+    Examples:
+        >>> plan = prunescope.allocate("./SmolLM2", from_run="traces/dense", speedup=1.4)
+        >>> plan.expected.speedup, [layer.channels for layer in plan.layers]
+    """
+    from prunescope.allocation import allocate as run
+
+    return run(request, request.progress)
+
+
 @takes(SweepRequest)
 def sweep(request: SweepRequest) -> Path:
     """Trace and evaluate many pruned versions of a model, as a YAML file, a dict of its keys or a
@@ -157,6 +178,21 @@ def sweep(request: SweepRequest) -> Path:
     from prunescope.tracer.sweep.sweep import sweep as run
 
     return run(request, request.progress)
+
+
+@takes(GemmRequest)
+def gemm(request: GemmRequest) -> Replayed:
+    """Replay GEMMs alone, of a run or of shapes: `.replays` has the times, `.report` of a run
+    says whether a kernel of the ledger is slow alone, too.
+
+    Raises PrunescopeError for a run without GEMMs of a known shape.
+
+    Examples:
+        >>> prunescope.gemm(m=128, n=[384, 400, 512], k=576).replays.gemms[0].warm.ns
+    """
+    from prunescope.replaying import replay_request
+
+    return replay_request(request)
 
 
 @helpful

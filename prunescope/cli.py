@@ -19,6 +19,7 @@ import typer
 
 import prunescope
 from prunescope import signals, startup
+from prunescope.allocation import AllocateRequest
 from prunescope.analysis.inputs.options import CompareRequest
 from prunescope.analysis.predict.request import PredictRequest
 from prunescope.api import answer
@@ -27,6 +28,7 @@ from prunescope.failure import exit_code
 from prunescope.taxonomy.arguments import asks_json, bare_json, refuse_empty
 from prunescope.taxonomy.option import Option
 from prunescope.tracer.capture.request import TraceCall
+from prunescope.tracer.gemm.request import GemmRequest
 from prunescope.tracer.sweep.request import SweepRequest
 
 app = typer.Typer(
@@ -206,6 +208,46 @@ def _predict(
 
         write_files(curve_files(result), out)
     show_result(result, json_target, people=prediction(result, explain=explain))
+
+
+@app.command("allocate")
+@from_options
+def _allocate(
+    request: AllocateRequest,
+    *,
+    dry_run: Annotated[
+        bool,
+        Option(help="Check the target and count the evaluations of the model, and run nothing."),
+    ] = False,
+    json_target: Json = None,
+) -> None:
+    """Decide what each layer keeps, so that a target is reached at the least loss: a plan.
+
+    Layers are dropped, or keep some of their KV heads and MLP channels. Times come from a dense run
+    or a device, losses from the model without each part; the same command resumes. `trace --method
+    plan.json` measures the plan. A target that cannot be reached is an error that says why.
+
+    \b
+    prunescope allocate --model ./SmolLM2 --from-run traces/dense --speedup 1.4 --out plan.json
+    prunescope allocate --model ./Qwen3-0.6B --device h100-sxm --speedup 1.2 --phase decode
+    prunescope allocate --model ./Qwen3-0.6B --device h100-sxm --memory-gb 0.9 --workload chat
+    """
+    import msgspec
+
+    from prunescope.allocation import allocate, evaluations, problem_of
+    from prunescope.analysis.report.allocation_tables import dry_run_sheet, plan_sheet
+    from prunescope.output import check_target, show_result
+    from prunescope.tracer.capture.progress import Bar
+
+    check_target(json_target)
+    if dry_run:
+        found = evaluations(problem_of(request))
+        show_result(found, json_target, people=dry_run_sheet(found))
+        return
+    with Bar() as bar:
+        plan = allocate(request, bar)
+    shown = plan_sheet(plan, str(request.out))
+    show_result(msgspec.to_builtins(plan), json_target, people=shown)
 
 
 def _print_example() -> None:
@@ -578,6 +620,78 @@ def _calibrate(
     show_result(plain(measured), json_target, people=devices([measured], measured.measured))
 
 
+@app.command("recorder")
+@from_options
+def _recorder() -> None:
+    """Write record.py: one file that records runs beside models that pin an old torch.
+
+    It needs Python 3.8, torch 2.0 and nothing else, and its runs are those of
+    `prunescope.capture`: times without the profiler, traces with module scopes, statistics of the
+    weights, versions.
+
+    \b
+    prunescope recorder > record.py
+    prunescope recorder | ssh my-gpu-machine 'cat > LLM-Pruner/record.py'
+
+    \b
+    from record import record
+    with record("runs/mine", phase="prefill", side="dense") as step:
+        for _ in range(step.count):
+            with step():
+                model(input_ids)
+
+    \b
+    With side="pruned" for the other model, then:
+    prunescope analyze runs/mine
+    """
+    from prunescope.tracer.recorder.assembled import assembled
+
+    sys.stdout.write(assembled(prunescope.__version__))
+
+
+@app.command("gemm")
+@from_options
+def _gemm(
+    request: GemmRequest,
+    *,
+    out: Annotated[
+        Path | None,
+        Option(
+            help="Folder to write curves and alignments to, as figures and CSV; without it, none "
+            "are written.",
+            metavar="FOLDER",
+        ),
+    ] = None,
+    json_target: Json = None,
+) -> None:
+    """Replay GEMMs alone: each of a run, with its dense, good and aligned shapes, or shapes given.
+
+    Times are taken in turns, over random placements of the operands, with warm operands and with a
+    flushed last-level cache. Of a run it says whether a kernel of the ledger is slow alone, too,
+    and writes RUN/gemms.json, which `analyze --gemm` reads.
+
+    \b
+    prunescope gemm traces/first
+    prunescope gemm traces/first --script reproduce --json -
+    prunescope gemm --m 128 --n 384,400,512 --k 576 --dtype fp32
+    prunescope gemm --m 4096 --n 1024:4096:64 --k 4096 --dtype bf16 --out curves
+    """
+    from prunescope.analysis.report.replay_tables import replayed
+    from prunescope.output import check_target, show_result
+    from prunescope.replaying import replay_request
+    from prunescope.tracer.capture.progress import Bar
+
+    check_target(json_target)
+    with Bar() as bar:
+        found = replay_request(dataclasses.replace(request, progress=bar))
+    if out is not None:
+        from prunescope.analysis.report.replay_files import replay_files
+        from prunescope.analysis.report.write import write_files
+
+        write_files(replay_files(found.replays, found.report), out)
+    show_result(found.to_dict(), json_target, people=replayed(found.replays, found.report))
+
+
 @app.command("doctor")
 @from_options
 def _doctor(
@@ -587,7 +701,9 @@ def _doctor(
     ] = False,
     json_target: Json = None,
 ) -> None:
-    """Check what works here: torch, profiler, clocks, HTA, Ray; exit code 3 if something fails.
+    """Check what works here, and name the line to type for the rest; exit code 3 if it is needed.
+
+    On a GPU: driver, permission to profile, persistence, MIG, locked clocks, other processes.
 
     \b
     prunescope doctor

@@ -73,10 +73,15 @@ def is_function(method: str) -> bool:
     return plain and bool(colon) and number(tail) is None
 
 
+def is_plan(method: str) -> bool:
+    """Whether `--method` names a plan that `allocate` wrote."""
+    return method.lower().endswith(".json")
+
+
 def method_parts(method: str) -> list[tuple[str, str | None]]:
     """(family, its own sparsity or None) in order, as typed in `FAMILY:0.25+FAMILY`; empty for a
-    function. Whether there are such families and sparsities is not looked at."""
-    if is_function(method):
+    function and for a plan. Whether there are such families and sparsities is not looked at."""
+    if is_function(method) or is_plan(method):
         return []
     words = (word.partition(":") for word in method.split("+"))
     return [(name.strip(), own.strip() if colon else None) for name, colon, own in words]
@@ -99,12 +104,30 @@ def whole_number(text: str) -> int | None:
     return int(plain) if _WHOLE.fullmatch(plain) else None
 
 
+def sizes(text: str) -> list[int]:
+    """The whole numbers of a list as 1,8,64 or of a range as 64:512:64, its ends included."""
+    found: list[int] = []
+    for word in text.split(","):
+        ends = [whole_number(part) for part in word.split(":")]
+        if len(ends) not in (1, 3) or not all(end and end > 0 for end in ends):
+            raise PrunescopeError(
+                f"{word[:40]!r} is no size",
+                hint="whole numbers above 0, as 384,400,512 or 64:512:64",
+            )
+        first, last, step = (ends[0], ends[-1], ends[-1]) if len(ends) == 1 else ends
+        assert first and last and step
+        found += range(first, min(last, first + 10_000 * step) + 1, step)
+    return found
+
+
 def run_name(model: str, method: str | None = None, sparsity: float | None = None) -> str:
     """A folder name such as tiny-llama-FAMILY-0.5, from what was asked for."""
     from prunescope.taxonomy.scrub import scrub  # here: `--help` need not compile its patterns
 
     words = [Path(model).name, method or "dense"]
-    if method and sparsity is not None and not any(own for _, own in method_parts(method)[-1:]):
+    if method and is_plan(method):
+        words[1] = Path(method).stem
+    elif method and sparsity is not None and not any(own for _, own in method_parts(method)[-1:]):
         words.append(f"{sparsity:g}")
     return re.sub(r"[^A-Za-z0-9._]+", "-", scrub("-".join(words))).strip("-.")
 

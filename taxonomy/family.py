@@ -14,7 +14,7 @@ from prunescope.taxonomy.applies import Applies, everywhere, realised
 from prunescope.taxonomy.architecture_traits import Traits
 from prunescope.taxonomy.arguments import number, whole_number
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.keep import check_sparsity
+from prunescope.taxonomy.keep import ALIGN, ALIGNMENTS, check_sparsity
 from prunescope.taxonomy.plan import Op, Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.theory import dense_plan, forward
@@ -45,13 +45,25 @@ def pattern(letters: str) -> dict[str, str]:
 class Knob:
     """A setting of a family: its default, what it means, and its choices where they are few.
     `assumed`: what the default takes for granted, where published methods differ in it.
-    `predicted_only`: no pruner realises another value, and a point holds it only where given."""
+    `if_given`: a point holds it only where it is given, as in runs of versions without the knob.
+    `predicted_only`: so too, and no pruner realises another value."""
 
     default: Value
     text: str
     choices: tuple[Value, ...] = ()
     assumed: str = ""
+    if_given: bool = False
     predicted_only: bool = False
+
+
+# Of every family that chooses how many numbers a dimension keeps.
+ALIGNMENT = Knob(
+    ALIGN,
+    "what the kept dimension is rounded up to: a multiple; odd or even, aligned to 1 or 2 and no "
+    "more; or paper, which is 16",
+    ALIGNMENTS,
+    if_given=True,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +77,11 @@ class FamilyPoint:
 
     def __post_init__(self) -> None:
         check_sparsity(self.sparsity)
+
+    @property
+    def align(self) -> str:
+        """What kept dimensions are rounded up to, one of `keep.ALIGNMENTS`."""
+        return str(self.knobs.get("align", ALIGN))
 
 
 # How the parts to prune are chosen, and how versions before 0.2 named that in what they wrote.
@@ -166,7 +183,9 @@ class Family:
                 )
             given[name] = _typed(name, value, self.knobs[name])
         defaults = {
-            name: knob.default for name, knob in self.knobs.items() if not knob.predicted_only
+            name: knob.default
+            for name, knob in self.knobs.items()
+            if not (knob.if_given or knob.predicted_only)
         }
         return FamilyPoint(sparsity=sparsity, knobs={**defaults, **given})
 

@@ -15,6 +15,10 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.words import percent
 
 ROUNDINGS = ("nearest", "paper")
+# What kept dimensions are made multiples of. "odd" and "even" make sure of the worst cases, which
+# a sparsity may miss: aligned to 1 and to 2, and to no more. "paper": 16, as in its code.
+ALIGNMENTS = ("1", "2", "4", "8", "16", "32", "64", "128", "odd", "even", "paper")
+ALIGN = "16"
 # Products such as 10·(1 − 0.9) land a hair below the integer that is meant.
 _EPSILON = 1e-9
 # Shares that differ by less are not worth a sentence.
@@ -44,9 +48,21 @@ def _is_layer(word: str, layers: int) -> bool:
     return word.isascii() and word.isdecimal() and len(word) < 10 and int(word) < layers
 
 
-def up16(x: float) -> int:
-    """x rounded up to a multiple of 16."""
-    return 16 * math.ceil(int(x) / 16)
+def aligned(x: float, align: str = ALIGN) -> int:
+    """int(x) rounded up to a dimension of this alignment, one of ALIGNMENTS; 0 stays 0.
+
+    Raises PrunescopeError for another alignment.
+    """
+    if align not in ALIGNMENTS:
+        raise PrunescopeError(
+            f"no alignment is called {align!r}", hint=f"one of {', '.join(ALIGNMENTS)}"
+        )
+    step, remainder = {"odd": (2, 1), "even": (4, 2), "paper": (16, 0)}.get(align) or (
+        int(align),
+        0,
+    )
+    whole = int(x)
+    return whole and whole + (remainder - whole) % step
 
 
 def floor_of(x: float) -> int:
@@ -118,49 +134,59 @@ def kept_kv_heads(kv_heads: int, sparsity: float, rounding: str = "nearest") -> 
     return kept
 
 
-def kept_intermediate(intermediate: int, sparsity: float) -> int:
-    """MLP channels left: up16(int(f·p)), never more than f."""
-    kept = up16(floor_of(intermediate * (1 - check_sparsity(sparsity))))
+def kept_intermediate(intermediate: int, sparsity: float, align: str = ALIGN) -> int:
+    """MLP channels left: int(f·p), aligned, never more than f."""
+    kept = aligned(floor_of(intermediate * (1 - check_sparsity(sparsity))), align)
     return _some(min(kept, intermediate), "MLP channels", intermediate, sparsity)
 
 
-def kept_hidden(hidden: int, sparsity: float) -> int:
-    """Residual-stream dimensions left: up16(int(h·p)), never more than h."""
-    kept = up16(floor_of(hidden * (1 - check_sparsity(sparsity))))
+def kept_hidden(hidden: int, sparsity: float, align: str = ALIGN) -> int:
+    """Residual-stream dimensions left: int(h·p), aligned, never more than h."""
+    kept = aligned(floor_of(hidden * (1 - check_sparsity(sparsity))), align)
     return _some(min(kept, hidden), "hidden dimensions", hidden, sparsity)
 
 
-def low_rank(n: int, k: int, sparsity: float) -> int:
-    """The rank r = up16(int(p·N·K/(N+K))) of a weight [N, K].
+def low_rank(n: int, k: int, sparsity: float, align: str = ALIGN) -> int:
+    """The rank r = int(p·N·K/(N+K)), aligned, of a weight [N, K].
 
     Raises PrunescopeError where r ≥ N·K/(N+K): the pair would cost as much as the matrix.
     """
-    rank = _rank(n, k, sparsity)
+    rank = _rank(n, k, sparsity, align)
     if not _saves(rank, n, k):
         raise PrunescopeError(
             f"rank {rank} of a [{n}, {k}] weight saves nothing (break-even {n * k / (n + k):.0f})",
-            hint=f"{rank_hint([(n, k)], sparsity)}, or leave this matrix out",
+            hint=f"{rank_hint([(n, k)], sparsity, align)}, or leave this matrix out",
         )
     return rank
 
 
-def low_rank_or_dense(n: int, k: int, sparsity: float) -> int | None:
+def low_rank_or_dense(n: int, k: int, sparsity: float, align: str = ALIGN) -> int | None:
     """`low_rank`, or None where the pair would save nothing and the matrix stays dense."""
-    rank = _rank(n, k, sparsity)
+    rank = _rank(n, k, sparsity, align)
     return rank if _saves(rank, n, k) else None
 
 
-def rank_hint(shapes: Iterable[tuple[int, int]], sparsity: float) -> str:
+def rank_hint(shapes: Iterable[tuple[int, int]], sparsity: float, align: str = ALIGN) -> str:
     """The nearest sparsity at which some rank makes one of the weights [N, K] smaller."""
     break_even = [n * k / (n + k) for n, k in shapes]
-    # The largest multiple of 16 below N·K/(N+K), as a share of it.
-    least = [1 - 16 * (math.ceil(e / 16) - 1) / e for e in break_even if e > 16]
+    # The largest aligned rank below N·K/(N+K), as a share of it.
+    least = [1 - rank / e for e in break_even if (rank := _largest_below(e, align))]
     if not least:
-        return "no sparsity can be met: ranks are multiples of 16, and N·K/(N+K) is not above that"
+        return (
+            f"no sparsity can be met: ranks are aligned to {align}, and N·K/(N+K) is not above that"
+        )
     nearest = math.ceil(min(least) * 1000) / 1000
     if sparsity > nearest:  # no rank is left
         return _at_most(math.floor(max(break_even)))
-    return f"raise the sparsity: from --sparsity {nearest:g} on a multiple of 16 saves something"
+    return (
+        f"raise the sparsity: from --sparsity {nearest:g} on a rank aligned to {align} saves "
+        "something"
+    )
+
+
+def _largest_below(limit: float, align: str) -> int:
+    """The largest aligned number below `limit`; 0 where there is none."""
+    return next((n for n in range(math.ceil(limit) - 1, 0, -1) if aligned(n, align) == n), 0)
 
 
 def spared_share(sparsity: float, full_heads: float) -> float:
@@ -174,9 +200,26 @@ def spared_share(sparsity: float, full_heads: float) -> float:
     return sparsity * (1 - full_heads)
 
 
-def kept_experts(experts: int, per_token: int, sparsity: float) -> int:
-    """Experts left of a layer: max(k, round(E·p)), ties to even, so that a token finds its k."""
-    return max(per_token, round(round(experts * (1 - check_sparsity(sparsity)), 9)))
+def kept_experts(
+    experts: int,
+    per_token: int,
+    sparsity: float,
+    *,
+    groups: int = 1,
+    open_groups: int = 1,
+    ranked_by: int = 1,
+) -> int:
+    """Experts left of a layer: max(k, round(E·p)), ties to even, so that a token finds its k.
+
+    Of `groups` between which a router chooses `open_groups` first, as many are left in each, at
+    least the share of k that they have to serve and the `ranked_by` that rank a group; all of them
+    where none can go.
+    """
+    kept = max(per_token, round(round(experts * (1 - check_sparsity(sparsity)), 9)))
+    if groups < 2:
+        return kept
+    least = max(ranked_by, math.ceil(per_token / open_groups))
+    return groups * min(experts // groups, max(round(kept / groups), least))
 
 
 def kept_routes(per_token: int, sparsity: float) -> int:
@@ -189,8 +232,8 @@ def kept_count(total: int, sparsity: float) -> int:
     return max(1, floor_of(total * (1 - check_sparsity(sparsity))))
 
 
-def _rank(n: int, k: int, sparsity: float) -> int:
-    return up16(floor_of((1 - check_sparsity(sparsity)) * n * k / (n + k)))
+def _rank(n: int, k: int, sparsity: float, align: str) -> int:
+    return aligned(floor_of((1 - check_sparsity(sparsity)) * n * k / (n + k)), align)
 
 
 def _saves(rank: int, n: int, k: int) -> bool:

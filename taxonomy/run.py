@@ -44,6 +44,7 @@ from prunescope.taxonomy.run_quality import Quality
 from prunescope.taxonomy.scrub import scrub_values, scrub_words
 
 MANIFEST = "run.json"
+RECORDER = "recorder"  # the `source` of a model whose run the file of `prunescope recorder` wrote
 # Width of the interval of a speedup, as a share of it, below which a capture adds no placements.
 NARROW = 0.08
 _DISTURBED = 0.1  # share of disturbed samples that a median tolerates
@@ -172,7 +173,12 @@ class Run(Block, kw_only=True):
     @classmethod
     def from_json(cls, text: str | bytes, *, where: str = MANIFEST) -> Run:
         """Read a manifest. Raises PrunescopeError for anything but a valid one of version 1."""
-        return decode(text, cls, where=where, hint="trace the model again, or restore the file")
+        run = decode(text, cls, where=where, hint="trace the model again, or restore the file")
+        if run.model.source == RECORDER:
+            from prunescope.taxonomy.recorded import complete  # few runs need it
+
+            complete(run.model, run.census or WeightStats())
+        return run
 
     @classmethod
     def upgraded(cls, plain: dict[str, Any]) -> dict[str, Any]:

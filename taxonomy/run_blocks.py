@@ -194,7 +194,8 @@ class ModelEntry(Block, kw_only=True):
     """The model of a run, as it is run. `config`: that of transformers, without paths."""
 
     id: str | None = None
-    source: OmitDefault[Name | None] = None  # "folder" | "hub" | "gguf" | "preset" | "capture"
+    # "folder" | "hub" | "gguf" | "preset" | "capture" | "recorder"
+    source: OmitDefault[Name | None] = None
     architecture: str | None = None  # its class
     config: dict[str, Any] | None = None
     shape: dict[str, Any] | None = None  # the fields of ModelShape; null: it has none

@@ -147,7 +147,7 @@ def scrub_values(value: Any) -> Any:
                 key = free_key(scrub(key), found)
             found[key] = scrub_values(inner)
         return found
-    if isinstance(value, list | tuple):
+    if isinstance(value, (list, tuple)):
         if set(map(type, value)) <= _NUMBERS:
             return list(value)
         return [scrub_values(inner) for inner in value]

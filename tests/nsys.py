@@ -155,7 +155,7 @@ def write(trace: Trace, path: Path) -> Path:
 
 
 def chrome_of(trace: Trace) -> dict[str, Any]:
-    """What `write` keeps of a trace, as a Chrome trace."""
+    """What `write` keeps of a trace, as a Chrome trace whose advice is that of an export too."""
     categories = ("kernel", "gpu_memcpy", "gpu_memset")
     events: list[Row] = []
     for event in _rows(trace.device):
@@ -186,7 +186,7 @@ def chrome_of(trace: Trace) -> dict[str, Any]:
         {"id": 0, **{key: p[key] for key in (*_GPU_COLUMNS, _THREADS) if p.get(key) is not None}}
         for p in trace._properties()[:1]
     ]
-    return {"deviceProperties": properties, "traceEvents": events}
+    return {"profiler": "Nsight Systems", "deviceProperties": properties, "traceEvents": events}
 
 
 _THREADS = "maxThreadsPerMultiprocessor"

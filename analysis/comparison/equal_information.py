@@ -18,6 +18,7 @@ from prunescope.analysis.inputs.side import Diagnostics, SidePhase
 from prunescope.analysis.kernels.frame import ATTENTION, Kernels
 from prunescope.analysis.schema.pair_comparison import MODULES, REPLAYS, ROLES, SHAPES, OneSided
 from prunescope.taxonomy.gemm import Gemm
+from prunescope.taxonomy.recorder import recorder_called
 from prunescope.taxonomy.roles import LINEARS
 
 _OPTIONS = {"dense": "--baseline-eager-trace", "pruned": "--eager-trace"}
@@ -59,8 +60,8 @@ def one_sided_text(one: OneSided) -> str:
     if one.kind == SHAPES:
         return (
             f"only one side recorded shapes, {one.trace} has none: capture it again with "
-            "profile(..., record_shapes=True); until then what was pruned, FLOPs and bounds are "
-            "unknown"
+            f"{recorder_called(one.profiler).shapes}; until then what was pruned, FLOPs and bounds "
+            "are unknown"
         )
     with_modules = "dense" if one.missing == "pruned" else "pruned"
     if one.kind == ROLES:
@@ -71,10 +72,10 @@ def one_sided_text(one: OneSided) -> str:
     if one.kind == MODULES:
         return (
             f"only the {with_modules} side recorded modules, {one.trace} has none: roles and "
-            "layers of both come from the order of kernels; recording modules (with_stack) slows "
+            "layers of both come from the order of kernels; recording modules slows "
             f"the host, so host and idle time of the {with_modules} side are larger and their rows "
-            "are no evidence: capture both sides with profile(..., with_stack=True), or both "
-            "without"
+            f"are no evidence: capture both sides with {recorder_called(one.profiler).modules}, or "
+            "both without"
         )
     return (
         f"only one side has shapes: pass {_OPTIONS[one.missing]} for the graph replays of "
@@ -86,7 +87,7 @@ def one_sided_text(one: OneSided) -> str:
 def _lacking(kind: str, dense: SidePhase, pruned: SidePhase) -> OneSided:
     """The side whose kernels have no shapes."""
     missing, side = ("pruned", pruned) if dense.kernels.has_shapes else ("dense", dense)
-    return OneSided(kind, missing, side.side.path.name)
+    return OneSided(kind, missing, side.side.path.name, side.side.profiler)
 
 
 def _equal_shapes(
@@ -145,7 +146,7 @@ def _equal_modules(
         return dense, pruned, ()
     missing = "dense" if other is dense else "pruned"
     kind = ROLES if other.kernels.modules_recorded else MODULES
-    found = OneSided(kind, missing, other.side.path.name)
+    found = OneSided(kind, missing, other.side.path.name, other.side.profiler)
     if missing == "pruned":
         dense = dense.without_modules()
     else:

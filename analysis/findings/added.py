@@ -182,8 +182,9 @@ def added_adapter(c: Context) -> Found | None:
             if names
             else "two products through a low rank run where the dense model has the linear alone"
         ],
-        change="merge them before timing the model: model = model.merge_and_unload() (peft), or "
-        "W += s·B·A for a class of your own" + ("; then apply the mask again" if masked else ""),
+        change="merge the adapters before timing the model: model = model.merge_and_unload() "
+        "(peft), or W += s·B·A for a class of your own"
+        + ("; then apply the mask again" if masked else ""),
         predicted_ns=total,
     )
 

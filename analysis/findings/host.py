@@ -62,8 +62,8 @@ def first_calls(c: Context) -> Found | None:
         f"{'the' if steps == 1 else 'a mean'} step) for first calls or compilation, which a later "
         f"step does not make; without them it takes {ms(wall - ns)}",
         evidence=[f"{ms(long)}: {shortened(what)}" for what, long in c.kernels.first_calls],
-        change="run a few steps before the profiler starts (torch.profiler.schedule with wait and "
-        "warmup), and compare warm steps only",
+        change=f"run a few steps before the profiler starts ({c.kernels.recorder.warm}), and "
+        "compare warm steps only",
     )
 
 
@@ -223,12 +223,15 @@ def long_gap(c: Context) -> Found | None:
             f"{f' ({count} times)' if count > 1 else ''}"
             for name, ns, before, count in by.head(_LINES).iter_rows()
         ],
-        change=_NAME_IT if names[0] is None else _OUT_OF_STEP if doing is _OTHER else doing.change,
+        change=c.kernels.recorder.host
+        if names[0] is None
+        else _OUT_OF_STEP
+        if doing is _OTHER
+        else doing.change,
     )
 
 
 _OUT_OF_STEP = "shorten that call, or move it out of the step"
-_NAME_IT = "capture again with with_stack=True, which names the calls of Python there"
 
 
 def _place(name: str | None) -> str:

@@ -52,8 +52,8 @@ def clock_skew(c: Context) -> Found | None:
         text="host and device clocks are skewed: causes of idle time and launch delays are "
         "not reliable",
         evidence=[apart.seen],
-        change="trace again before acting on them; kernel times and the total idle time are "
-        "reliable",
+        change="trace again before acting on causes of idle time; kernel times and the total idle "
+        "time are reliable",
         predicted_ns=None,
     )
 
@@ -154,7 +154,8 @@ def late_first_launch(c: Context) -> Found | None:
         evidence=[
             f"the step's annotation begins {ms(linked.launch_latency_ns)} before its {first}"
         ],
-        change="find out what the host does there (data, preprocessing, the first call of a kernel)"
+        change="find out what the host does before the first kernel (data, preprocessing, the "
+        "first call of a kernel)"
         + ", or profile several steps: the wall time of each but the first contains it"
         * (steps == 1),
     )
@@ -219,7 +220,7 @@ def earlier_work(c: Context) -> Found | None:
             "time or soon after its start"
         ],
         change="synchronise before the profiler starts, or skip its first step "
-        "(torch.profiler.schedule with warmup=1)",
+        f"({c.kernels.recorder.warm})",
     )
 
 

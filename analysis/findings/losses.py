@@ -19,7 +19,8 @@ from prunescope.analysis.findings.trust import timing_not_valid
 from prunescope.analysis.kernels.frame import PRODUCTS
 from prunescope.analysis.kernels.idle import cause_sums
 from prunescope.analysis.kernels.replay import LEAST
-from prunescope.analysis.schema.report import LedgerPart, is_beyond_noise
+from prunescope.analysis.schema.report import LedgerPart, Row, is_beyond_noise
+from prunescope.taxonomy.families import cutting
 from prunescope.taxonomy.roles import UNPLACED
 from prunescope.taxonomy.words import ms, percent
 
@@ -102,7 +103,7 @@ def _roles(parts: list[LedgerPart]) -> frozenset[str]:
 
 def _shrank(c: Context, part: LedgerPart) -> bool:
     """Whether a part of the coverage row is work that shrank, not unpruned work or gaps."""
-    return part.role is not None and (part.role, part.cls) not in c.untouched
+    return part.role is not None and (part.role, part.cls) not in c.untouched | c.regrouped
 
 
 def _limit(c: Context) -> str:
@@ -145,6 +146,11 @@ def _coverage_change(c: Context) -> str:
         return "fuse that work (torch.compile), or promise less: no pruning removes it alone"
     if largest.role in UNPLACED:
         return "prune what is untouched, or promise less"
+    if (largest.role, largest.cls) in c.regrouped:
+        return (
+            f"promise less: each token goes to as many {largest.role} as before, and fewer of them "
+            f"save no FLOPs; {cutting('routes')} (fewer a token) does"
+        )
     if largest.role == "lm_head" and whole and _more_logits_than_needed(c):
         return "ask for the logits of the last token only (--logits last)"
     if largest.role == "attention" and largest.cls == "attention" and whole:
@@ -210,22 +216,32 @@ def slower_kernels(c: Context) -> Found | None:
         return None  # what disturbed the samples of a CPU disturbed its ops too
     lost = [p for p in row.parts if p.ns > 0]
     parts = ([p for p in lost if is_beyond_noise(p)] or lost)[:4]
-    where = parts[0].name if parts else "the step"
-    change = (
-        f"for the kernels of {where} try another tile, an aligned dimension or a larger batch"
-        if c.kernels.on_device
-        else f"for the ops of {where} try an aligned dimension, another layout or a larger batch"
-    )
-    better = nearest_dimension(c)
-    if better is not None and (better.predicted_ns or 0.0) >= row.moves_ns / 2:
-        change = better.change or change  # most of the loss has a cause with a name
     return Found(
         text=f"the remaining kernels take {ms(row.moves_ns)} longer than their shapes promise",
         evidence=[f"{p.name}: {ms(p.ns)}; {'; '.join(p.evidence)}" for p in parts],
-        change=change,
+        change=_faster_kernels(c, parts, row),
         predicted_ns=row.ns,
         explains=_roles(parts),
     )
+
+
+def _faster_kernels(c: Context, parts: list[LedgerPart], row: Row) -> str:
+    """What may help the kernels of these parts: their shapes, if the pruning moved any of them."""
+    roles = _roles(parts)
+    if not any(p.axis not in ("none", "unknown") and p.key[1] in roles for p in c.pairs or ()):
+        return (
+            "no shape of the ops named has moved: compare clocks, threads, libraries and what else "
+            "ran, and capture both models in turns in one process"
+        )
+    better = nearest_dimension(c)
+    if better is not None and better.change and (better.predicted_ns or 0.0) >= row.moves_ns / 2:
+        return better.change  # most of the loss has a cause with a name
+    where = parts[0].name if parts else "the step"
+    if c.kernels.on_device:
+        return (
+            f"for the kernels of {where} try another tile, an aligned dimension or a larger batch"
+        )
+    return f"for the ops of {where} try an aligned dimension, another layout or a larger batch"
 
 
 @finding("longer-communication", "info", compares=True)

@@ -25,6 +25,7 @@ from prunescope.analysis.timeline.intervals import (
     carry_over_ns,
     union_ns,
 )
+from prunescope.taxonomy.recorder import Recorder
 from prunescope.taxonomy.roles import UNPLACED
 from prunescope.taxonomy.words import ms, percent, shortened
 
@@ -50,8 +51,15 @@ def notes(kernels: Kernels) -> list[str]:
 
 
 def _steps_from(kernels: Kernels) -> list[str]:
-    """What the steps are where no profiler or engine marked them."""
+    """What the steps are where no profiler or engine marked them, or its marks hold no work."""
     source, names = kernels.windows.source, kernels.windows.names
+    if kernels.windows.ignored is not None:
+        marked = f"no work was launched in {shortened(kernels.windows.ignored)} and the like"
+        return [f"{marked}: these are not the steps", *_unmarked(source, names)]
+    return _unmarked(source, names)
+
+
+def _unmarked(source: str, names: list[str]) -> list[str]:
     if source == WHOLE:
         return [WHOLE_TRACE]
     if source == UPDATE:
@@ -97,7 +105,7 @@ def _without_modules(kernels: Kernels) -> list[str]:
         change = (
             "torch.compile records no modules: name them in an eager capture"
             if kernels.compiled
-            else "capture with profile(..., record_shapes=True, with_stack=True)"
+            else f"capture with {kernels.recorder.both}"
         )
         lines.append(
             f"{percent(unnamed / busy)} of the time of GEMMs and attention has no role, because no "
@@ -224,11 +232,11 @@ def missing_shapes(
     *,
     requested: bool = False,
     takes_model: bool = False,
-    recorder: str = "profile",
+    recorder: Recorder,
 ) -> list[str]:
     """Warnings where the ops of a phase have no shapes, so that the sizes of all GEMMs are unknown.
-    `requested`: record_shapes was on; `takes_model`: --model could give them; `recorder`: the
-    function of torch whose record_shapes would."""
+    `requested`: record_shapes was on; `takes_model`: --model could give them; `recorder`: how
+    shapes are recorded."""
     ignored = phase.comparison.one_sided if phase.comparison else ()
     if lacking := [one for one in ignored if one.kind == SHAPES]:
         return [f"{name}: {one_sided_text(one)}" for one in lacking]
@@ -237,7 +245,7 @@ def missing_shapes(
         return []
     of_tokens = not _OF_TOKENS.isdisjoint([*phase.kinds, *(g.role for g in gemms)])
     give = ", or give --model (a decoder's config)" if takes_model and of_tokens else ""
-    change = f"capture again with {recorder}(..., record_shapes=True){give}"
+    change = f"capture again with {recorder.shapes}{give}"
     if requested:
         change = (
             "record_shapes was on, but the profiler sees no tensors of these ops (compiled or "

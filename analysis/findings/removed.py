@@ -127,8 +127,8 @@ def sparse_padded(c: Context) -> Found | None:
         text=f"{len(lines)} sparse GEMMs are padded: up to {percent(wasted)} of their "
         "multiplications are with padding",
         evidence=list(dict.fromkeys(lines))[:4],
-        change="batch at least 8 rows (a 2:4 kernel wants M in multiples of 8), or leave these "
-        "GEMMs dense in decode",
+        change="batch at least 8 rows (a 2:4 kernel wants M in multiples of 8), or leave "
+        "the padded GEMMs dense in decode",
         predicted_ns=lost or None,
         explains=frozenset(roles),
     )

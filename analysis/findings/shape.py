@@ -25,6 +25,7 @@ from prunescope.analysis.kernels.what_if import is_hidden, spread_at, tiling_of
 from prunescope.analysis.ledger.gemms import Call
 from prunescope.analysis.verdict.detectors.widths import EXPERT_ROLES
 from prunescope.taxonomy.gemm import Gemm
+from prunescope.taxonomy.keep import ALIGNMENTS
 from prunescope.taxonomy.words import ms, percent, shortened
 
 _KINDS = ("gemm", "batched_gemm", "grouped_gemm")  # a matrix times a vector needs no tensor cores
@@ -94,7 +95,7 @@ def unaligned(c: Context) -> Found | None:
         text=f"{len({id(g) for g, _, _ in bad})} pruned GEMMs ({ms(busy)} a step) have dimensions "
         "that tensor-core kernels cannot load aligned",
         evidence=[line for _, line, _ in bad[:4]],
-        change=f"round the kept dimension up to a multiple of {GOOD}: "
+        change=f"round the kept dimension up to a multiple of {GOOD} (--set align={GOOD}): "
         f"{_some([where for _, _, where in bad])}",
         explains=frozenset(g.role for g, _, _ in bad[:4]),
     )
@@ -327,15 +328,17 @@ def nearest_dimension(c: Context) -> Found | None:
     if c.baseline_kernels is None or not c.kernels.on_device:
         return None
     tiles = _tiled(c.baseline_kernels)
-    lines, roles, gain = [], [], 0.0
+    lines, roles, gain, moved = [], [], 0.0, []
     better: list[str] = []
     for g in _groups(c, ("N", "K", "NK")):
         tiled = tiles.get((g.role, g.old))
         if tiled is None or g.pruned.dtype not in HALF:
             continue
-        found = _better(g, tiled.tiling)
-        if found is not None:
-            axis, now, best, saved = found
+        dimension = _Dimension(g, tiled.tiling)
+        moved.append(dimension)
+        best = dimension.better()
+        if best is not None:
+            axis, now, saved = dimension.axis, dimension.now, dimension.saved(best)
             gain += saved
             roles.append(g.role)
             better.append(f"{best} of {g.role} {axis} in place of {now}")
@@ -348,7 +351,7 @@ def nearest_dimension(c: Context) -> Found | None:
     return Found(
         text=f"dimensions close to the kept ones are predicted to run {ms(gain)} faster",
         evidence=lines[:5],
-        change=f"keep {_some(better)}",
+        change=f"keep {_some(better)}{_paying_alignment(moved, gain)}",
         predicted_ns=gain,
         explains=frozenset(roles[:5]),
     )
@@ -372,34 +375,60 @@ def _is_aligned(now: int, was: int) -> bool:
     return now % ALIGNED == 0 or was % ALIGNED != 0
 
 
-def _better(g: _Group, tiling: Tiling) -> tuple[str, int, int, float] | None:
-    """(axis, current size, nearest better size, ns saved); None where no size nearby is better."""
+class _Dimension:
+    """The axis of a pruned GEMM that another size could make faster, and what a size saves."""
 
-    def time(n: int, k: int) -> float:
+    def __init__(self, g: _Group, tiling: Tiling) -> None:
+        self.group, self.tiling = g, tiling
+        narrow_k = g.new.k != g.old.k and (g.new.k % ALIGNED or g.new.n == g.old.n)
+        self.axis = "K" if narrow_k else "N"
+        self.now, was = (g.new.k, g.old.k) if narrow_k else (g.new.n, g.old.n)
+        self.is_aligned = _is_aligned(self.now, was)
+
+    def better(self) -> int | None:
+        """The nearest better size; None where no size nearby is better."""
+        if self.axis == "K" and self.is_aligned:
+            return None
+        near = good_neighbours(self.tiling, self.axis, self.now, reach=NEAR)
+        if near == (None, None) and not self.is_aligned:
+            near = aligned_neighbours(self.now)  # no wave ends nearby, an aligned kernel is faster
+        worth = [one for one in near if one and self.saved(one) > _WORTH * self.group.busy]
+        return min(worth, key=lambda value: (abs(value - self.now), -value), default=None)
+
+    def saved(self, value: int) -> float:
+        """ns a step that `value` in place of the kept size is predicted to save."""
+        busy = self.group.busy
+        if value == self.now:
+            return 0.0
+        # An aligned kernel differs from the prediction for other reasons.
+        return (
+            busy * (1 - self._time(value) / self._time(self.now))
+            if self.is_aligned
+            else (busy - self._time(value))
+        )
+
+    def _time(self, value: int) -> float:
+        g, tiling = self.group, self.tiling
+        n, k = (g.new.n, value) if self.axis == "K" else (value, g.new.k)
         wide = n / g.old.n if g.dense.bound == "memory" else tiling.waves(n) / tiling.waves(g.old.n)
         return g.busy_dense * k / g.old.k * wide
 
-    axis = "K" if g.new.k != g.old.k and (g.new.k % ALIGNED or g.new.n == g.old.n) else "N"
-    now, was = (g.new.k, g.old.k) if axis == "K" else (g.new.n, g.old.n)
-    aligned = _is_aligned(now, was)
-    if axis == "K" and aligned:
-        return None
 
-    def saved(value: int) -> float:
-        at, here = (
-            time(g.new.n, one) if axis == "K" else time(one, g.new.k) for one in (value, now)
-        )
-        # An aligned kernel differs from the prediction for other reasons.
-        return g.busy * (1 - at / here) if aligned else g.busy - at
+def _paying_alignment(dimensions: list[_Dimension], gain: float) -> str:
+    """The smallest alignment that gets nearly the most of a gain, as text; "" where none does.
 
-    near = good_neighbours(tiling, axis, now, reach=NEAR)
-    if near == (None, None) and not aligned:  # no wave ends nearby, but an aligned kernel is faster
-        near = aligned_neighbours(now)
-    worth = [one for one in near if one is not None and saved(one) > _WORTH * g.busy]
-    if not worth:
-        return None
-    best = min(worth, key=lambda value: (abs(value - now), -value))
-    return axis, now, best, saved(best)
+    Below ALIGNED kernels load element by element, which no model of the tiles predicts.
+    """
+    saved = {
+        align: sum(one.saved(-(-one.now // align) * align) for one in dimensions)
+        for align in map(int, filter(str.isdecimal, ALIGNMENTS))
+        if align >= ALIGNED
+    }
+    most = max(saved.values())
+    if most < _WORTH * gain:
+        return ""
+    align = next(align for align, ns in saved.items() if ns >= most - _WORTH * abs(most))
+    return f", or round up to multiples of {align} (--set align={align}, {ms(saved[align])} faster)"
 
 
 def _groups(c: Context, axes: tuple[str, ...]) -> list[_Group]:

@@ -37,7 +37,7 @@ def step_outlier(c: Context) -> Found | None:
     return Found(
         text=f"{'; '.join(texts)}: the mean is over both",
         evidence=lines,
-        change="find out what differs in them; more steps show which of both is the rule, and "
+        change="find out what differs in the odd steps; more steps show which are the rule, and "
         "--phase-pattern keeps the steps of one kind",
     )
 

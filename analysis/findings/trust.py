@@ -20,7 +20,7 @@ from prunescope.analysis.schema.report import (
     Row,
     is_beyond_noise,
 )
-from prunescope.taxonomy.run import PhaseRun
+from prunescope.taxonomy.run import RECORDER, PhaseRun
 from prunescope.taxonomy.words import ms, percent, shortened
 
 _OVERHEAD = 1.3  # profiled ÷ unprofiled time worth a finding
@@ -144,6 +144,8 @@ def _narrower(c: Context) -> str:
     if not c.phase.unprofiled_ns:
         return "more profiled steps, or unprofiled samples (prunescope trace)"
     command = c.side.run is not None and c.side.run.argv
+    if c.side.run is not None and c.side.run.model.source == RECORDER:
+        return "record(..., repeats=40), or more, on a quiet machine"
     if c.run is not None and c.run.interleaved == "alone" and not command:
         return "capture(..., placements=8, repeats=40), or more, on a quiet machine"
     return "more --placements and --repeats on a quiet machine"
@@ -295,7 +297,8 @@ def nominal_differs(c: Context) -> Found | None:
     return Found(
         text="; ".join([f"nominal sparsity is {percent(nominal, 1)}", *parts]),
         evidence=[_why_it_differs(c, [share for _, share in known], nominal)],
-        change="report both, and compare methods at equal FLOPs or parameters",
+        change="report the nominal and the removed share, and compare methods at equal FLOPs or "
+        "parameters",
     )
 
 

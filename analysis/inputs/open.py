@@ -36,6 +36,7 @@ from prunescope.analysis.timeline.phase_steps import phases_of
 from prunescope.analysis.timeline.steps import find_windows
 from prunescope.analysis.trace.events import Trace
 from prunescope.analysis.trace.load import is_there, load, readable
+from prunescope.analysis.trace.nsys_file import EXPORT, reports_in
 from prunescope.analysis.trace.ranks import FoundTraces, TraceFile, find_parts, holds_traces
 from prunescope.taxonomy.dtypes import dtype as our_dtype
 from prunescope.taxonomy.errors import PrunescopeError, errors_about
@@ -129,6 +130,12 @@ def locate(path: Path, *, prefer: str = "pruned") -> Path:
             )
     if holds_traces(path):
         return path
+    if reports := reports_in(path):
+        raise PrunescopeError(
+            f"{path.name}/ holds reports of Nsight Systems ({reports[0].suffix}), which only its "
+            "own tools read",
+            hint=f"export each of them: `{EXPORT} {reports[0].name}`",
+        )
     raise PrunescopeError(
         f"{path.name}/ holds no run",
         hint="give a folder that `prunescope trace --out` wrote, a Chrome trace, an SQLite export "
@@ -181,6 +188,13 @@ def _without_model(side: Side) -> Side:
         for name in ("batch", "prompt_len", "context", "phase")
         if getattr(side.options, name) is not None and not (name == "phase" and kinds)
     ]
+    if side.options.phase is not None and not kinds and side.run is None:
+        given.remove("phase")
+        warning = (
+            f"--phase {side.options.phase} is not used: nothing in {side.path.name} tells prefill "
+            "from decode; call ranges (NVTX, record_function) around them so, or give --model"
+        )
+        side = replace(side, diagnostics=side.diagnostics + Diagnostics((warning,)))
     if not given:
         return side
     options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
@@ -226,7 +240,8 @@ def _workload(options: Options) -> GivenWorkload:
 def _open_bare(path: Path, options: Options, eager: Path | None) -> Side:
     """The only trace of a file, folder or zip, or the first one of its ranks."""
     parts = find_parts(path) if path.exists() else FoundTraces()
-    warnings = tuple(f"{name} is no Chrome trace: left out" for name in parts.left_out)
+    warnings = tuple(f"{name} is no trace that can be read: left out" for name in parts.left_out)
+    warnings += _reports_left_out(path)
     first, trace, lost = _first_rank(path, parts.parts)
     diagnostics = Diagnostics(warnings, partial=parts.broken) + lost
     ranks = {name: part for name, part in parts.parts.items() if name not in lost.left_out}
@@ -257,6 +272,14 @@ def _open_bare(path: Path, options: Options, eager: Path | None) -> Side:
         ranks=ranks,
         mixed=mixed,
         diagnostics=diagnostics,
+    )
+
+
+def _reports_left_out(path: Path) -> tuple[str, ...]:
+    """Warnings of the reports of Nsight Systems in a folder that nobody exported."""
+    reports = reports_in(path) if path.is_dir() else []
+    return tuple(
+        f"{report.name} is left out: export it with `{EXPORT} {report.name}`" for report in reports
     )
 
 

@@ -110,8 +110,18 @@ class Options:
     phase: Annotated[
         Phase | None,
         Option(
-            help="Phase to analyse of a trace that holds both, prefill or decode; with --model, "
-            "that of its steps. Without it, all phases of the trace."
+            help="Phase to analyse, prefill or decode, of a trace whose steps say theirs: those of "
+            "a serving engine or of generated text, or ranges called prefill and decode. With "
+            "--model, the phase of steps that do not say it. Without it, all phases of the trace."
+        ),
+    ] = None
+
+    gemm: Annotated[
+        Path | str | None,
+        Option(
+            help="File gemms.json of `prunescope gemm`: shows whether kernels are slow alone, too; "
+            "without it, no replay is shown.",
+            metavar="FILE",
         ),
     ] = None
 

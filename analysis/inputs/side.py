@@ -20,12 +20,12 @@ from prunescope.analysis.schema.sides import PhaseKind
 from prunescope.analysis.shapes.workload import PREFILL, AutoModel, ModelConfig
 from prunescope.analysis.timeline.intervals import Windows
 from prunescope.analysis.timeline.phase_steps import phases_of
-from prunescope.analysis.timeline.steps import find_windows
+from prunescope.analysis.timeline.steps import find_windows, nothing_picked
 from prunescope.analysis.trace.events import Trace, host_instead, is_partial, trace_warnings
 from prunescope.analysis.trace.load import load, readable
-from prunescope.analysis.trace.nsys import NSYS, PROFILER
 from prunescope.analysis.trace.ranks import Rank, TraceFile, missing, rank_of, twice
 from prunescope.taxonomy.errors import PrunescopeError, errors_about
+from prunescope.taxonomy.recorder import PROFILER, Recorder, recorder_called
 from prunescope.taxonomy.run import PhaseRun, Run, sha256_of
 
 BARE = "trace"  # the phase of a bare trace
@@ -140,10 +140,15 @@ class Side:
         return list(dict.fromkeys(kind for _, kind in self.mixed.values())) or list(self._kinds)
 
     @property
-    def recorder(self) -> str:
-        """The function of torch that records shapes for the profiler of a bare trace."""
+    def profiler(self) -> str | None:
+        """The profiler of a bare trace, where its file says it."""
         known = None if self.bare is None else self.bare.source.meta.get(PROFILER)
-        return "emit_nvtx" if known == NSYS else "profile"
+        return known if isinstance(known, str) else None
+
+    @property
+    def recorder(self) -> Recorder:
+        """How the profiler is asked for what a trace lacks."""
+        return recorder_called(self.profiler)
 
     def rank_of(self, name: str) -> str | None:
         """The rank whose trace a phase is in; None where there is one trace."""
@@ -176,6 +181,9 @@ class Side:
             modules=modules,
             experts_read=self._experts_read(name),
         )
+        pattern = self.options.phase_pattern
+        if pattern is not None and kernels.frame.is_empty():
+            raise nothing_picked(trace, kernels.windows, pattern)
         if kernels.lacks_kernels:
             count, lost = (kernels.linked.launches[key] for key in ("events", "lost"))
             warning = (

@@ -57,6 +57,7 @@ from prunescope.analysis.timeline.phase_steps import (
 from prunescope.analysis.timeline.scopes import find_scopes, modules_that_ran, no_scopes
 from prunescope.analysis.trace.collect import NONE, Ints
 from prunescope.analysis.trace.events import Trace, lacks_device_events, recorded_waits
+from prunescope.taxonomy.recorder import Recorder, recorder_of
 from prunescope.taxonomy.roles import BACKWARD
 from prunescope.taxonomy.words import percent
 
@@ -82,6 +83,7 @@ class Kernels:
     roles_from: str
     mapping_rate: float | None = None
     replay_note: str | None = None  # how graph replays were mapped to the eager trace, if given
+    recorder: Recorder = field(default_factory=lambda: recorder_of({}))
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     compiled: bool = False  # whether torch.compile made a part of what ran
@@ -237,6 +239,7 @@ def build(  # noqa: PLR0913
         filled.source,
         mapping_rate=None if replay is None else replay.rate,
         replay_note=None if replay is None else replay.note(),
+        recorder=recorder_of(trace.source.meta),
         notes=[
             *unlinked(trace, linked.event, linked.op),
             *recorded_waits(trace),

@@ -170,6 +170,13 @@ _PATTERNS: tuple[tuple[str, str], ...] = (
     ("rope", r"rotary|(?<![a-z])m?rope(?![a-z])"),
     ("gather_scatter", r"kv_?cache_kernel|reshape_and_cache|concat_and_cache|store_kv_?cache"
                        r"|set_(mla_)?kv_buffer|kv_indices|page_indices"),
+    # llama.cpp's: its quantised products, their parts and vectors, rows of the cache, broadcasts.
+    ("reduction", r"mul_mat_\w*fixup"),
+    ("gemv", r"mul_mat_vec"),
+    ("gemm", r"mul_mat_[qf](?![a-z])"),
+    ("softmax", r"soft_max_"),
+    ("gather_scatter", r"(?<![a-z])k_[gs]et_rows"),
+    ("elementwise", r"(?<![a-z])k_bin_bcast"),
     ("comm", r"deep_ep|internode(_ll)?::|intranode::"),
     ("grouped_gemm", r"deep_gemm::.*GemmType\)[12]"),  # contiguous, masked
     ("attention", r"sage_?att|qattn|qk_int\w*_sv_|_attn_inst_buf|_attn_int8"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from prunescope.analysis.schema.pareto import SweepPoint
-from prunescope.taxonomy.scoring import may_decide
+from prunescope.taxonomy.scoring import may_decide, scoring_of
 
 _BY_TOKEN = "one token after another"
 _CAUSAL = "in one forward, in which no prediction depends on later tokens"
@@ -22,7 +22,8 @@ _AHEAD_IN_DECODE = (
     "lose more"
 )
 _UNKNOWN = "in one forward, without a measurement of whether later tokens change predictions"
-_ORDER = (_BY_TOKEN, _CAUSAL, _AHEAD, _AHEAD_IN_DECODE, _UNKNOWN)
+_OLDER = "in one forward, by an older rule: they are now scored one token after another"
+_ORDER = (_BY_TOKEN, _CAUSAL, _AHEAD, _AHEAD_IN_DECODE, _UNKNOWN, _OLDER)
 
 
 def scoring_notes(phases: Mapping[str, Iterable[SweepPoint]]) -> list[str]:
@@ -47,6 +48,8 @@ def _way(point: SweepPoint, phase: str) -> str | None:
     if loss.scoring == "decode":
         return _BY_TOKEN
     if loss.looks_ahead is None:
+        if scoring_of(point.family, phase) == "decode":
+            return _OLDER
         return _UNKNOWN if may_decide(point.family) else _CAUSAL
     if not loss.looks_ahead:
         return _CAUSAL

@@ -51,9 +51,9 @@ def _compared(found: Pareto) -> Iterator[str]:
     )
     if found.source == "page":
         yield (
-            "The runs of this sweep are gone: all numbers are those that an earlier edition of this"
-            " page printed, rounded as they stood there; frontier, shares and claims are computed"
-            " from them anew."
+            "The runs of this sweep are gone: all numbers, but losses that were scored again, are"
+            " those that an earlier edition of this page printed, rounded as they stood there;"
+            " frontier, shares and claims are computed from them anew."
         )
     text = subject.text or {}
     windows = sorted({p.loss.context for p in points if p.loss and p.loss.context})

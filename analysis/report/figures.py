@@ -2,8 +2,8 @@
 
 ladder, ledger, kinds; roofline: calls as points, sized by time, under the ceilings; bounds: time by
 kind and bound; layers: time of each layer by role; waves: predicted time over N; experts: how
-evenly tokens are spread. Other figures take the style from here. Okabe-Ito colours, hatches for
-grey, Type 42 fonts.
+evenly tokens are spread; replay: GEMMs alone over N, K and alignment. Other figures take the style
+from here. Okabe-Ito colours, hatches for grey, Type 42 fonts.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -22,16 +22,18 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from prunescope.analysis.report import ledger_view, numbers, titles
+from prunescope.analysis.report import evidence, ledger_view, numbers, titles
 from prunescope.analysis.report.titles import figure_name, of_what, phase_slugs, short
 from prunescope.analysis.schema.anatomy import Anatomy, LayerTime, RooflinePoint, Shape
+from prunescope.analysis.schema.replay import AlignedTime
 from prunescope.analysis.schema.report import Phase, Report, Row
 from prunescope.analysis.schema.sides import DeviceUsed
 from prunescope.taxonomy.dtypes import THREE_TF32, three_tf32_rate
 from prunescope.taxonomy.errors import PrunescopeError, nearest
+from prunescope.taxonomy.replays import StepCurve
 from prunescope.taxonomy.uninterrupted import uninterrupted
 
 WIDTH = 3.35  # inches: one column of a two-column page
@@ -41,6 +43,7 @@ STYLE: dict[Any, Any] = {
     "axes.linewidth": 0.6, "xtick.major.width": 0.6, "hatch.linewidth": 0.5,
     "text.parse_math": False, "axes.unicode_minus": True,
 }  # fmt: skip
+_UNSURE = "#DDDDDD"  # a measured bar that is no evidence
 _BOUND, _REALISED = "#56B4E9", "#0072B2"
 _COLOURS = {"loss": "#D55E00", "gain": "#009E73", "quiet": "#BBBBBB"}
 _HATCHES = {"loss": "", "gain": "/////", "quiet": ""}
@@ -66,8 +69,9 @@ _EXPERT_STRIPS = {
     "distinct": "distinct a step", "fullest": "fullest ÷ mean", "entropy": "entropy",
 }  # fmt: skip
 _ROOM = 1.3
+_MOST_CURVES = 4
 _THIN = 0.6
-KINDS = ("ladder", "ledger", "kinds", "roofline", "bounds", "layers", "waves", "experts")
+KINDS = ("ladder", "ledger", "kinds", "roofline", "bounds", "layers", "waves", "experts", "replay")
 
 
 class Drawn(Figure):
@@ -112,6 +116,9 @@ def plot(report: Report, name: str, kind: str) -> Figure | None:
         subject = short(of_what(report, name), 60)
         if kind == "experts":
             return _experts_figure(phase, subject)
+        if kind == "replay":
+            found = phase.replay
+            return replay_figure(found.curves, found.alignments, subject) if found else None
         if phase.anatomy is None:
             return None
         if kind == "roofline":
@@ -140,6 +147,7 @@ def ladder_figure(phase: Phase, name: str, *, title: str = "") -> Figure | None:
     spans = [ledger_view.telling_interval(ladder, key) for key in shown]
     measured = [i for i, key in enumerate(shown) if key in ("busy", "realised")]
     figure, axes = _axes(len(bounds))
+    reasons = evidence.of_phase(phase)
     ends = [end for ci95 in spans for end in ci95 or ()]
     top = max([1.0, *(v for _, v in bounds if v is not None), *ends])
     for i, ((_, value), ci95) in enumerate(zip(bounds, spans, strict=True)):
@@ -148,7 +156,8 @@ def ladder_figure(phase: Phase, name: str, *, title: str = "") -> Figure | None:
                 i,
                 value,
                 0.68,
-                color=_REALISED if i in measured else _BOUND,
+                color=_BOUND if i not in measured else _UNSURE if reasons else _REALISED,
+                hatch=_hatch(reasons) if i in measured else "",
                 edgecolor="black",
                 linewidth=0.4,
             )
@@ -161,10 +170,18 @@ def ladder_figure(phase: Phase, name: str, *, title: str = "") -> Figure | None:
     axes.axvline(1.0, color="black", linewidth=0.6, linestyle=(0, (3, 2)))
     axes.set_xlim(0, 1.2 * top)
     labels(axes, [label for label, _ in bounds])
-    marks: list[Any] = [
-        Patch(facecolor=colour, edgecolor="black", linewidth=0.4, label=label)
-        for colour, label in ((_BOUND, "bound"), (_REALISED, "measured"))
-    ]
+    sure = [True for i, (_, value) in enumerate(bounds) if value is not None and i not in measured]
+    marks: list[Any] = [Patch(facecolor=_BOUND, edgecolor="black", linewidth=0.4, label="bound")]
+    marks = marks if sure else []
+    marks.append(
+        Patch(
+            facecolor=_UNSURE if reasons else _REALISED,
+            hatch=_hatch(reasons),
+            edgecolor="black",
+            linewidth=0.4,
+            label=", ".join(reasons) or "measured",
+        )
+    )
     if ends:
         marks.append(
             Line2D(
@@ -195,6 +212,7 @@ def ledger_figure(phase: Phase, name: str, *, title: str = "") -> Figure | None:
     span = (high - low) / unit.per
     figure, axes = _axes(len(rows))
     axes.set_xlim(low / unit.per, high / unit.per)
+    reasons = evidence.of_phase(phase)
     for i, (row, bar) in enumerate(zip(rows, bars, strict=True)):
         start, end = (low / unit.per + at * span for at in (bar.start, bar.end))
         _change(axes, i, (start, end), bar.tone)
@@ -204,10 +222,34 @@ def ledger_figure(phase: Phase, name: str, *, title: str = "") -> Figure | None:
         _amount(axes, i, row, unit)
     labels(axes, [ledger_view.LEDGER.get(row.row, (row.row, ""))[0] for row in rows])
     axes.text(1.2, -0.85, unit.unit, transform=axes.get_yaxis_transform(), va="center", ha="right")
-    _headed(axes, title, _legend(rows, bars))
+    marks = _legend(rows, bars)
+    if reasons:
+        axes.axhspan(-0.5, len(rows) - 0.5, zorder=-1, **ground(reasons))
+        marks.append(no_evidence(reasons, ", ".join(reasons)))
+    _headed(axes, title, marks)
     kind = "unprofiled" if phase.domain == "unprofiled" else "profiled"
     axes.set_xlabel(f"time of a step ({unit.unit}), {short(name)}, {kind}")
     return figure
+
+
+def _hatch(reasons: list[str]) -> str:
+    return evidence.HATCHES[reasons[0]] if reasons else ""
+
+
+def ground(reasons: list[str]) -> dict[str, Any]:
+    """The look of the ground behind what is no evidence."""
+    return {
+        "facecolor": "white",
+        "edgecolor": "#CCCCCC",
+        "hatch": _hatch(reasons),
+        "linewidth": 0.0,
+    }
+
+
+def no_evidence(reasons: list[str], label: str) -> Patch:
+    """The entry of a legend for what stands on such ground."""
+    look = {**ground(reasons), "edgecolor": "black", "linewidth": 0.4}
+    return Rectangle((0, 0), 0, 0, label=label, **look)  # without extent, where it is in the axes
 
 
 def _legend(rows: list[Row], bars: list[ledger_view.WaterfallBar]) -> list[Patch | Line2D]:
@@ -237,7 +279,8 @@ def _headed(axes: Axes, title: str, marks: list[Any]) -> None:
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=7)
     if marks:
-        legend(figure, marks, len(marks))
+        widest = _MARK_WIDTH + _LETTER_WIDTH * sum(len(m.get_label()) for m in marks) / len(marks)
+        legend(figure, marks, max(1, min(len(marks), int(WIDTH / widest))))
 
 
 def legend(figure: Figure, marks: list[Any], columns: int) -> None:
@@ -653,6 +696,71 @@ def _experts_figure(phase: Phase, of: str) -> Figure | None:
     return figure
 
 
+def replay_figure(
+    curves: Sequence[StepCurve], alignments: Sequence[AlignedTime], of: str
+) -> Figure | None:
+    """Time of a call alone over N or K, with the steps that describe it; below, time a kept number
+    at each alignment. None without either."""
+    shown = curves[:_MOST_CURVES]
+    count = len(shown) + bool(alignments)
+    if not count:
+        return None
+    figure, first = _page(0.4 + 1.5 * count, "GEMMs replayed alone, operands warm", of)
+    first.remove()
+    strips = figure.subplots(count, 1, squeeze=False)[:, 0]
+    for axes in strips:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(length=2.5, width=_THIN)
+    for axes, curve in zip(strips, shown, strict=False):
+        _plot_curve(axes, curve)
+    if alignments:
+        _plot_alignments(strips[-1], alignments)
+    return figure
+
+
+def _plot_curve(axes: Axes, curve: StepCurve) -> None:
+    unit = numbers.scale(curve.ns)
+    order = sorted(zip(curve.sizes, curve.ns, strict=True))
+    sizes, ns = zip(*order, strict=True)
+    axes.plot(
+        sizes, [y / unit.per for y in ns], color=_REALISED, marker="o", markersize=2, linewidth=0.5
+    )
+    name = titles.short(curve.role or "")
+    fixed = f"K = {curve.k}" if curve.axis == "N" else f"N = {curve.n}"
+    law = "no steps"
+    if curve.width and curve.step_ns is not None and curve.base_ns is not None:
+        law = f"steps of {curve.width}"
+        fine = range(sizes[0], sizes[-1] + 1)
+        law_ns = [curve.base_ns + curve.step_ns * math.ceil(x / curve.width) for x in fine]
+        axes.plot(fine, [y / unit.per for y in law_ns], color=_COLOURS["loss"], linewidth=0.9)
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel(f"{unit.unit} a call")
+    what = f"{name}, M = {curve.m}, {fixed}: {law}".removeprefix(", ")
+    axes.set_xlabel(f"{curve.axis}; {what}")
+
+
+def _plot_alignments(axes: Axes, times: Sequence[AlignedTime]) -> None:
+    keys = list(dict.fromkeys((one.role, one.axis, one.now) for one in times))[: len(_PALETTE)]
+    aligns = sorted({one.align for one in times})
+    for i, key in enumerate(keys):
+        at = {one.align: one.relative for one in times if (one.role, one.axis, one.now) == key}
+        axes.plot(
+            range(len(aligns)),
+            [at.get(align, math.nan) for align in aligns],
+            color=_PALETTE[i],
+            marker=_MARKERS[i % len(_MARKERS)],
+            markersize=3,
+            linewidth=0.9,
+            label=f"{titles.short(key[0])} {key[1]} = {key[2]}",
+        )
+    axes.axhline(1.0, color="black", linewidth=_THIN, linestyle=(0, (3, 2)))
+    axes.set_xticks(range(len(aligns)), [str(align) for align in aligns])
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("alignment of the kept dimension")
+    axes.set_ylabel("time a kept number")
+    axes.legend(fontsize=5, frameon=False, ncols=2)
+
+
 class Plots:
     """The figures of a report. Each takes a phase, the first one where none is named, and gives a
     matplotlib Figure; PrunescopeError where the phase has nothing to plot."""
@@ -695,6 +803,10 @@ class Plots:
     def experts(self, phase: str | None = None) -> Figure:
         """How evenly tokens are spread over experts, layer by layer."""
         return self._plot("experts", phase)
+
+    def replay(self, phase: str | None = None) -> Figure:
+        """GEMMs replayed alone: time over N and K, and at each alignment."""
+        return self._plot("replay", phase)
 
     def _plot(self, kind: str, phase: str | None) -> Figure:
         phases = self._report.phases

@@ -108,9 +108,7 @@ def families(
 
 def published(method: PublishedMethod) -> RenderableType:
     """A published method: its family with knobs, why, and the sentences on what runs."""
-    knobs = "".join(f" --set {key}={value}" for key, value in method.knobs.items())
-    placed = f"{method.name}: {method.family or 'outside'}{knobs}, {method.because}"
-    return Group(*(Text(clean(line)) for line in (placed, *method.sentences())))
+    return Group(*(Text(clean(line)) for line in (method.heading(), *method.sentences())))
 
 
 def _by_importance(listed: Sequence[Family]) -> str:

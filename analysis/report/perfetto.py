@@ -1,6 +1,7 @@
 """The kernels frame as a Chrome trace for Perfetto: in, a Report and its frames (ns); out, gzipped
 JSON. With each row of kernels come tracks of kind, role, bound (with the idle time before a
-kernel) and of the ledger row that its (role, class) moved most; below them the host as recorded.
+kernel) and of the ledger row that its (role, class) moved most; below them the device's work that
+is in no step, and the host as recorded.
 """
 
 from __future__ import annotations
@@ -19,12 +20,25 @@ from prunescope.analysis.report.titles import phase_slugs
 from prunescope.analysis.schema.report import Phase, Report
 
 _TRACKS = ("kernels", "kind", "role", "bound", "ledger row")
-_PID, _HOST = 1, 2
+_PID, _HOST, _BESIDE = 1, 2, 3
+_CATEGORIES = ("kernel", "gpu_memcpy", "gpu_memset")  # of device events, by their number
+_CARRY_OVER, _OUTSIDE = "carry-over", "outside"  # categories of the device's events in no step
 _STEPS = 1  # the track of the steps; lanes follow, ten track ids each
 _ARGS = ("op", "kind", "role", "layer", "class", "bound", "dtype", "flop", "bytes", "tile", "tiles",
          "waves")  # fmt: skip
 _TIMES = ("busy", "gap", "ideal")
-_READ = ("step", "start", "duration", "name", "event", "stream", "starved", *_ARGS, *_TIMES)
+_READ = (
+    "step",
+    "start",
+    "duration",
+    "name",
+    "event",
+    "category",
+    "stream",
+    "starved",
+    *_ARGS,
+    *_TIMES,
+)
 
 Event = dict[str, Any]
 Row = dict[str, Any]
@@ -37,7 +51,8 @@ def perfetto_files(
 ) -> dict[str, bytes]:
     """File name to bytes: `trace-PHASE.perfetto.json.gz` for every phase with a frame.
 
-    `hosts`: the host's events of each phase, for the tracks below the kernels.
+    `hosts`: the host's events of each phase, and the device's that are in no step of it, for the
+    tracks below the kernels.
     """
     slugs = phase_slugs(report)
     return {
@@ -75,20 +90,27 @@ def _around(host: pl.DataFrame, frame: pl.DataFrame) -> pl.DataFrame:
     begins = [frame[c].min() for c in ("start", "launched") if c in frame.columns]
     begin = min((b for b in begins if isinstance(b, int)), default=0)
     end = (frame["start"] + frame["duration"]).max() or 0
-    return host.filter((pl.col("start") + pl.col("duration") > begin) & (pl.col("start") < end))
+    known = host.filter(pl.col("start") < end)
+    ends, carried = pl.col("start") + pl.col("duration"), pl.col("category") == _CARRY_OVER
+    # What was launched before the file begins ran right before the first step that was launched.
+    later = known.filter(pl.col("category") == _OUTSIDE).filter(ends <= begin).height
+    return known.filter((ends > begin) | (carried & (later == 0)))
 
 
 def _origin(rows: pl.DataFrame, host: pl.DataFrame | None) -> int:
     """The time that is 0: the first kernel with the gap before it, or the first host event."""
     first = next(rows.head(1).iter_rows(named=True), None)
     begins = [] if first is None else [first["start"] - (first.get("gap") or 0)]
-    begins += [] if host is None else host["start"].head(1).to_list()
+    begins += [] if host is None or host.is_empty() else [host["start"].min()]
     return min(begins, default=0)
 
 
 def _host(host: pl.DataFrame, origin: int) -> Iterator[Event]:
     """Modules, ops and launches on the threads that they ran on. Their categories are none that a
     profiler writes: who analyses this file again reads the kernels alone."""
+    on_host = pl.col("category").is_in([_CARRY_OVER, _OUTSIDE]).not_()
+    yield from _beside(host.filter(on_host.not_()), origin)
+    host = host.filter(on_host)
     for row in host.iter_rows(named=True):
         args = {"shapes": _plain(row["shapes"])} if row["shapes"] else None
         span = (row["start"] - origin, row["duration"])
@@ -98,6 +120,19 @@ def _host(host: pl.DataFrame, origin: int) -> Iterator[Event]:
         yield {**_named("process_name", "host, as recorded", None), "pid": _HOST}
     for thread in sorted(host["thread"].unique().to_list()):
         yield {**_named("thread_name", f"thread {thread}", thread), "pid": _HOST}
+
+
+def _beside(rows: pl.DataFrame, origin: int) -> Iterator[Event]:
+    """Work of the device that no step holds, on the streams that it ran on. Its category is none
+    that a profiler writes either."""
+    for row in rows.iter_rows(named=True):
+        span = (row["start"] - origin, row["duration"])
+        event = _slice(clean(row["name"]), f"prunescope.{row['category']}", 0, span)
+        yield {**event, "pid": _BESIDE, "tid": row["thread"]}
+    if rows.height:
+        yield {**_named("process_name", "device, in no step", None), "pid": _BESIDE}
+    for stream in sorted(rows["thread"].unique().to_list()):
+        yield {**_named("thread_name", f"stream {stream}", stream), "pid": _BESIDE}
 
 
 def _events(name: str, phase: Phase, rows: Iterable[Row], origin: int) -> Iterator[Event]:
@@ -129,7 +164,8 @@ def _row(row: Row, base: int, start: int, moved: Mapping[tuple[str, str], str]) 
     args = {key: _plain(row[key]) for key in _ARGS if row.get(key) is not None}
     args |= {f"{key}_ns": _plain(row[key]) for key in _TIMES if row.get(key) is not None}
     shown = clean(row["name"] or "?")
-    yield _slice(shown, "kernel" if on_device else "cpu_op", base, span, args)
+    category = _CATEGORIES[row.get("category") or 0] if on_device else "cpu_op"
+    yield _slice(shown, category, base, span, args)
     for i, key in enumerate(("kind", "role", "bound"), start=1):
         yield _slice(clean(row.get(key) or "unknown"), f"prunescope.{key}", base + i, span)
     if row.get("gap"):

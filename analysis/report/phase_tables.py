@@ -7,8 +7,9 @@ time.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from prunescope.analysis.report import measured, numbers
@@ -20,6 +21,7 @@ from prunescope.analysis.report.ledger_view import (
     telling,
     without_unknown,
 )
+from prunescope.analysis.report.replay_tables import replay_table
 from prunescope.analysis.report.view import Cell, Column, Table
 from prunescope.analysis.schema.anatomy import Good, Shape
 from prunescope.analysis.schema.report import (
@@ -66,6 +68,7 @@ TABLES: dict[str, Callable[[Phase, Extent], Table | None]] = {
         gemm_table(phase, top=extent.gemms, names=extent.kernel_names) if phase.gemms else None
     ),
     "experts": lambda phase, extent: experts_table(phase, brief=extent.brief),
+    "replayed": lambda phase, _: replay_table(phase.replay),
     "parts": lambda phase, _: parts_table(phase),
     "kind": lambda phase, extent: kinds_table(phase, extent.kinds),
     "role": lambda phase, _: split_table("role", phase.roles, phase.busy_ns),
@@ -145,15 +148,20 @@ def _side_row(
 
 
 def experts_table(phase: Phase, *, brief: bool = False) -> Table | None:
-    """The mean over layers, then a row a layer; None where no experts were counted. `brief`: the
-    mean alone."""
+    """The mean over layers, the least and the most of them, then a row a layer; None where no
+    experts were counted. `brief`: without the rows of layers."""
     layers = phase.routing.layers if phase.routing else []
     if not layers:
         return None
     keys = [key for key in EXPERT_SHARES if any(getattr(one, key) is not None for one in layers)]
     columns = [Column("layer"), *(Column(EXPERT_SHARES[key][0], numeric=True) for key in keys)]
-    means = [_mean(getattr(one, key) for one in layers) for key in keys]
-    rows = [[Cell("mean"), *map(_expert_cell, keys, means)]]
+    known = [[v for one in layers if (v := getattr(one, key)) is not None] for key in keys]
+    over: dict[str, Callable[[list[float]], float]] = {"mean": fmean, "least": min, "most": max}
+    rows = [
+        [Cell(name), *(_expert_cell(key, of(one)) for key, one in zip(keys, known, strict=True))]
+        for name, of in over.items()
+        if name == "mean" or len(layers) > 1
+    ]
     if not brief and len(layers) > 1:
         rows += [
             [Cell(str(one.layer)), *(_expert_cell(key, getattr(one, key)) for key in keys)]
@@ -182,11 +190,6 @@ EXPERT_SHARES: dict[str, tuple[str, Callable[[float | None], str]]] = {
 
 def _expert_cell(key: str, value: float | None) -> Cell:
     return Cell(EXPERT_SHARES[key][1](value), value)
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
 
 
 def overhead_table(phase: Phase, *, brief: bool = False) -> Table | None:

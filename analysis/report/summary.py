@@ -112,13 +112,12 @@ def _causes(phase: Phase, rows: list[Row]) -> Iterator[str]:
     if without_sizes(phase):  # the dense time would stand for what its FLOPs give
         return
     over = pruned.ns - promised
-    known = "promised" if sentences.has_promise(phase) else "that its FLOPs give"
-    if pruned.noise_ns is not None and abs(over) <= 2 * pruned.noise_ns:
-        yield f"the step takes the {numbers.time(promised)} {known}, within its noise"
-        return
     longer = f"{numbers.time(abs(over))} {'longer' if over > 0 else 'shorter'}"
-    text = f"the step takes {numbers.time(pruned.ns)}, {longer} than the {numbers.time(promised)} "
-    text += known
+    than = f"than the {numbers.time(promised)} {_meaning(phase)}"
+    text = f"the step takes {numbers.time(pruned.ns)}, {longer} {than}"
+    if pruned.noise_ns is not None and abs(over) <= 2 * pruned.noise_ns:
+        yield f"{text}, which is inside twice its noise (±{numbers.time(pruned.noise_ns)})"
+        return
     changes = [
         row
         for row in rows
@@ -132,6 +131,15 @@ def _causes(phase: Phase, rows: list[Row]) -> Iterator[str]:
     against = sorted((row for row in changes if row.moves_ns * over < 0), key=_size)[:1]
     if against:
         yield f"against it: {_cause(against[0], dense)}"
+
+
+def _meaning(phase: Phase) -> str:
+    """What the promised time is: of a nominal sparsity, of the FLOPs, or dense where neither is
+    known."""
+    if sentences.has_promise(phase):
+        return "promised"
+    known = phase.ladder is not None and phase.ladder.flop is not None
+    return "that its FLOPs give" if known else "of the dense step"
 
 
 def _size(row: Row) -> float:
@@ -177,7 +185,8 @@ def _change(phase: Phase) -> Iterator[str]:
     urgent = [finding for finding in advice if finding.severity == "critical"]
     gains = [finding for finding in advice if finding.predicted_ns]
     if urgent:
-        yield f"first: {urgent[0].change}"
+        lead = "what to change" if is_evidence(phase) else "first"
+        yield f"{lead}: {urgent[0].change}"
     elif gains:
         best = max(gains, key=_gain)
         yield f"what would gain most: {best.change} (at most {numbers.time(_gain(best))} a step)"

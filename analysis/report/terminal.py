@@ -122,6 +122,9 @@ class _ReportPage(Page):
         ledger = ledger_view.ledger_table(phase)
         if ledger is not None:
             yield from self._ledger(ledger, phase, brief=True)
+        if phase.replay is not None:
+            yield self.section("GEMMs replayed alone")
+            yield self.ink(phase.replay.text)
         if phase.ladder is None:
             for table_id in ("kind", "gemms"):
                 yield from self._table(table_id, phase, _BRIEF)
@@ -184,7 +187,9 @@ class _ReportPage(Page):
             yield from self.notes(table.notes)
             return
         unit = next((c.unit for c in table.columns if c.unit), "")
-        yield self.section(f"{table.title}: {unit} a step")
+        # Some of its columns are of a call.
+        per_step = "" if table.id == "replayed" else f": {unit} a step"
+        yield self.section(f"{table.title}{per_step}")
         yield from self.table(table)
 
     def _lines(self, lines: Iterable[str]) -> Iterator[RenderableType]:

@@ -30,6 +30,7 @@ class OneSided(msgspec.Struct, frozen=True):
     kind: str  # SHAPES, REPLAYS, MODULES or ROLES
     missing: str  # "dense" or "pruned": the side that lacks it
     trace: str  # name of its file or folder
+    profiler: str | None = None  # what recorded it, where its file says so
 
 
 class PairComparison(msgspec.Struct, kw_only=True, frozen=True):

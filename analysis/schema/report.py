@@ -14,6 +14,7 @@ from prunescope.analysis.schema.anatomy import Anatomy, Communication
 from prunescope.analysis.schema.encode import json_bytes
 from prunescope.analysis.schema.fields import meaning
 from prunescope.analysis.schema.pair_comparison import PairComparison
+from prunescope.analysis.schema.replay import Replay
 from prunescope.analysis.schema.routing import Routing
 from prunescope.analysis.schema.sides import (
     ColdSteps,
@@ -443,6 +444,11 @@ class Phase(msgspec.Struct, kw_only=True):
     routing: Annotated[
         Routing | None, meaning("tokens of experts; null: a run without experts, or no run")
     ] = None
+    replay: Annotated[Replay | None, meaning("GEMMs alone; null: none were replayed")] = None
+    token_ids: Annotated[
+        str | msgspec.UnsetType,
+        meaning("where they came from, of a step whose work depends on them: routers decide"),
+    ] = msgspec.UNSET
 
     @property
     def nothing_moved(self) -> bool:

@@ -1,10 +1,12 @@
-"""Steps of serving engines: those that they annotate, and frames of a function that runs one.
+"""Steps of one phase: those that serving engines or users annotate, and frames of a function that
+runs one.
 
 In: names of annotations; a trace with annotations or Python frames of `execute_model` and the like.
 Out: the phase and batch of a step; spans of iterations, each with the phase that its kernels show.
 vLLM: `execute_context_1(888)_generation_0(0)`, `execute_new_1_cached_3`; SGLang:
 `execute_15360_context_15(sq15360...)_generation_0(...)`, `step[DECODE bs=32]`; TensorRT-LLM:
-`[Executor] _forward_step 7: 1 ctx reqs, 3 gen reqs`; iterations: `execute_model#3 [decode]`.
+`[Executor] _forward_step 7: 1 ctx reqs, 3 gen reqs`; iterations: `execute_model#3 [decode]`; of
+any program: `prefill` and `decode`, which are called `prefill#0 [prefill]` then.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from statistics import median
 
@@ -51,6 +54,26 @@ def engine_step(name: str) -> str | None:
         return found[1]
     mode = _MODE.match(name)
     return _OF_MODE.get(mode[1], "unknown") if mode is not None else None
+
+
+# As programs of any kind name their ranges, TensorRT-LLM's words in the second place: `prefill`,
+# `decode 3`, `generation_step_12`. A word alone may be a tokenizer's, or the decoder of an image.
+_PAIRS = (("prefill", "decode"), ("context", "generation"))
+_NAMED = (
+    r"{}(?:[_ ](?:phase|step|iter(?:ation)?|forward|token))?[_ #:=\[(]{{0,2}}(?:\d{{1,9}}[\])]?)?"
+)
+
+
+def named_phases(names: Iterable[str]) -> Iterator[dict[str, str]]:
+    """The phases of annotations that are called as phases are, by their names: of each pair of
+    words of which there are both."""
+    for words in _PAIRS:
+        found: dict[str, str] = {}
+        for word, phase in zip(words, ("prefill", "decode"), strict=True):
+            pattern = re.compile(_NAMED.format(word), re.IGNORECASE)
+            found |= {name: phase for name in names if pattern.fullmatch(name)}
+        if len(set(found.values())) > 1:
+            yield found
 
 
 def _of_counts(context: int, generation: int) -> str:

@@ -26,6 +26,7 @@ _LOOKUP = "aten::embedding"
 # A layer mixes tokens once or twice (its own, those of an encoder), a residual block of a
 # convolutional network four times (three convolutions, and one beside them).
 _MIXERS, _OF_A_LAYER = ("attention", "softmax", "conv", "scan"), 4
+_ATTENTIONS_OF_A_LAYER = 2
 _TRIES = 4  # names that occur as often: the first that begins a step is enough
 
 
@@ -61,12 +62,15 @@ def _signs(trace: Trace, work: WorkSequence) -> list[Sign]:
     mixes = [work.begin[np.array([kind == one for kind in kinds], bool)[row]] for one in _MIXERS]
     lookups = (_called(trace, _LOOKUP), 1)
     many: Sign = [(np.concatenate(mixes), _OF_A_LAYER + 1)]
+    attended: Sign = [(mixes[0], _ATTENTIONS_OF_A_LAYER + 1)]
     attention, softmax, _, scan = (len(at) > 0 for at in mixes)
     if len(lookups[0]) or (scan and (attention or softmax)):
         many.append(lookups)
+        attended.append(lookups)
     return [
         *([lookups, (at, 2)] for at in mixes),
         many,
+        attended,
         [(work.begin[work.named("_backward")], 1)],
     ]
 

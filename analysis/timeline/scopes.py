@@ -42,6 +42,7 @@ _UNKNOWN = "unknown"
 _BESIDE_ATTENTION = "a layer that calls attention and its MLP's linears itself"
 _EXPERTS = ("experts", "shared_expert")
 _SEVERAL = 2  # MLPs of one class inside another one
+_THROUGH_A_RANK = 2  # linears in place of one
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,7 @@ def _nested_places(labels: list[str], up: list[int]) -> list[Place]:
 class _Nest:
     """The calls of modules on one thread in order of their begin, by index. `inside`: the calls
     directly inside of each (-1: of none). `linear`: whether one is or holds a linear; `part`:
-    whether it holds an attention or an MLP."""
+    whether it holds an attention or an MLP; `whole`: those that stand for one linear."""
 
     classes: list[str]
     layer: list[int | None]
@@ -195,6 +196,7 @@ class _Nest:
     inside: dict[int, list[int]]
     linear: list[bool]
     part: list[bool]
+    whole: set[int]
 
 
 def _nest(labels: list[str], up: list[int]) -> _Nest:
@@ -216,7 +218,34 @@ def _nest(labels: list[str], up: list[int]) -> _Nest:
         if (above := up[i]) >= 0:
             linear[above] = linear[above] or linear[i]
             part[above] = part[above] or part[i] or scope[i] in ("attention", "mlp")
-    return _Nest(classes, layer, scope, inside, linear, part)
+    whole = _linears_of_linears(classes, scope, inside)
+    return _Nest(classes, layer, scope, inside, linear, part, whole)
+
+
+def _linears_of_linears(
+    classes: list[str], scope: list[str], inside: dict[int, list[int]]
+) -> set[int]:
+    """The modules of somebody's own class that hold linears and nothing else, beside others of an
+    attention or MLP: each stands for one linear, as two through a rank do for what they replace.
+    Alone in its part such a module may hold all linears of it."""
+    found: set[int] = set()
+    for above, children in inside.items():
+        if above < 0 or above in found or scope[above] not in ("attention", "mlp"):
+            continue
+        wrapped = {i for i in children if _holds_linears_alone(i, classes, inside)}
+        if len(wrapped) + sum(_is_linear(classes[i]) for i in children) > 1:
+            found |= wrapped
+    return found
+
+
+def _holds_linears_alone(i: int, classes: list[str], inside: dict[int, list[int]]) -> bool:
+    held = inside.get(i, [])
+    known = (_ATTENTION_CLASS, _MLP_CLASS, _UP_CLASS, _OUTPUT_CLASS, _LINEAR_CLASS)
+    return (
+        0 < len(held) <= _THROUGH_A_RANK
+        and all(_is_linear(classes[j]) for j in held)
+        and not any(pattern.search(classes[i]) for pattern in known)
+    )
 
 
 def _behind_layers(layer: list[int | None], up: list[int]) -> set[int]:
@@ -292,10 +321,12 @@ def _roles_of_children(nest: _Nest, above: int, children: list[int]) -> dict[int
     class, then by order."""
     classes, layer = nest.classes, nest.layer
     around = classes[above] if above >= 0 else ""
+    if above in nest.whole:
+        return {}
     if any(_ATTENTION_CLASS.search(classes[i]) for i in children):
         around = _BESIDE_ATTENTION
     roles: dict[int, str] = {}
-    linears = [i for i in children if _is_linear(classes[i])]
+    linears = [i for i in children if i in nest.whole or _is_linear(classes[i])]
     for i in children:
         role = _role_of_class(classes[i])
         if role == "embedding" and layer[i] is not None:

@@ -1,8 +1,9 @@
 """The steps of a trace: host windows, and which device events and ops lie in them.
 
-Our annotations (`prunescope.step#i`), else `--phase-pattern`, else those of a serving engine, or
-the frames of its iterations, else the prompts and tokens of generated text, else `ProfilerStep#i`,
-else ranges that are called steps or iterations and numbered (`step_3`, `Iteration 12`), else what
+Our annotations (`prunescope.step#i`), else `--phase-pattern`, else those of a serving engine, else
+ranges called `prefill` and `decode` (`context` and `generation`), else the frames of an engine's
+iterations, else the prompts and tokens of generated text, else `ProfilerStep#i`, else ranges that
+are called steps or iterations and numbered (`step_3`, `Iteration 12`), else what
 `Optimizer.step#…` ends or `Optimizer.zero_grad#…` begins, else an annotation or compiled code or a
 sequence of work that repeats and is no layer, else the trace is one step. Times are integer ns.
 """
@@ -10,15 +11,16 @@ sequence of work that repeats and is no layer, else the trace is one step. Times
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from os.path import commonprefix
 
 import numpy as np
+import polars as pl
 
-from prunescope.analysis.timeline.engines import engine_step, find_iterations
+from prunescope.analysis.timeline.engines import engine_step, find_iterations, named_phases
 from prunescope.analysis.timeline.generation import may_generate, prompts_and_tokens
-from prunescope.analysis.timeline.intervals import Windows
+from prunescope.analysis.timeline.intervals import Windows, innermost
 from prunescope.analysis.timeline.markers import marked_steps
 from prunescope.analysis.timeline.repeats import repeated_sequence
 from prunescope.analysis.timeline.work_sequence import work_sequence
@@ -42,10 +44,13 @@ def find_windows(trace: Trace, *, phase_pattern: str | None = None) -> Windows:
     notes = np.flatnonzero(annotations["module"] == 0)
     ids = annotations["name"][notes]
     distinct = {int(i): trace.names[i] for i in np.unique(ids)}
-    for source, is_step in _candidates(phase_pattern):
+    ignored: str | None = None
+    for source, is_step in _candidates(phase_pattern, [*distinct.values()]):
         steps = [i for i, name in distinct.items() if is_step(name)]
         hits = notes[np.isin(ids, steps)]
         if source == "ProfilerStep":
+            if (named := _named_phases(trace, notes, distinct)) is not None:
+                return named
             if (found := find_iterations(trace)) is not None:
                 return Windows(found.start, found.end, "engine", found.names)
             if (generated := _generated(trace)) is not None:
@@ -53,14 +58,95 @@ def find_windows(trace: Trace, *, phase_pattern: str | None = None) -> Windows:
         if len(hits) and source == "pattern":
             return _picked(trace, notes, hits, distinct)
         if len(hits):
-            return _disjoint(trace, hits, source)
+            marked = _disjoint(trace, hits, source)
+            if (marked.step_of(_work(trace)) >= 0).any():
+                return marked
+            ignored = marked.names[0]
         if source == "pattern":
-            seen = ", ".join(_nearest(str(phase_pattern), set(distinct.values()))) or "none"
-            raise PrunescopeError(
-                f"no annotation of the trace matches --phase-pattern {phase_pattern!r}",
-                hint=f"the nearest of its {len(distinct)} annotations: {seen}",
-            )
-    return _repeated(trace) or _whole()
+            raise _without_match(trace, str(phase_pattern), set(distinct.values()))
+    return replace(_repeated(trace) or _whole(), ignored=ignored)
+
+
+def _named_phases(trace: Trace, notes: Ints, names: dict[int, str]) -> Windows | None:
+    """The annotations that are called as prefill and decode are, if work was launched in both."""
+    work = np.sort(_work(trace))
+    for phases in named_phases(names.values()):
+        ids = [i for i, name in names.items() if name in phases]
+        hits = notes[np.isin(trace.annotations["name"][notes], ids)]
+        begin = trace.annotations["ts"][hits]
+        end = begin + trace.annotations["dur"][hits]
+        busy = np.searchsorted(work, end) > np.searchsorted(work, begin)
+        found = _disjoint(trace, hits[busy], "engine")
+        if len({phases[name] for name in found.names}) > 1:
+            words = [name.split()[0].rstrip("0123456789_#:=[]()") for name in found.names]
+            called = [
+                f"{word}#{i} [{phases[name]}]"
+                for i, (word, name) in enumerate(zip(words, found.names, strict=True))
+            ]
+            return replace(found, names=called)
+    return None
+
+
+def _work(trace: Trace) -> Ints:
+    """When the host launched what ran: calls and ops that the device's events name, or, in a trace
+    of the host alone, all ops."""
+    if not trace.on_device:
+        return trace.ops["ts"]
+    launches, ops, device = trace.launches, trace.ops, trace.device
+    named = np.isin(launches["correlation"], device["correlation"])
+    by_op = np.isin(ops["external"], device["external"][device["external"] >= 0])
+    return np.concatenate([launches["ts"][named], ops["ts"][by_op]])
+
+
+def _without_match(trace: Trace, pattern: str, notes: set[str]) -> PrunescopeError:
+    """The annotations nearest to a pattern that matches none, or the ops that it matches."""
+    ops = [trace.names[i] for i in np.unique(trace.ops["name"]).tolist()]
+    if found := matching(pattern, ops):
+        matched = _shortened(min(found))
+        return PrunescopeError(
+            f"--phase-pattern {pattern!r} matches ops ({matched}), and no annotation of the trace",
+            hint="steps are annotations: put the calls of a step into a range of its own "
+            "(torch.cuda.nvtx.range, record_function)",
+        )
+    seen = ", ".join(_nearest(pattern, notes)) or "none"
+    return PrunescopeError(
+        f"no annotation of the trace matches --phase-pattern {pattern!r}",
+        hint=f"the nearest of its {len(notes)} annotations: {seen}",
+    )
+
+
+def nothing_picked(trace: Trace, windows: Windows, pattern: str) -> PrunescopeError:
+    """An error about annotations in which no work was launched, with those in which it was."""
+    work = trace.launches if trace.on_device else trace.ops
+    notes = trace.annotations
+    spans = {name: notes[name][notes["module"] == 0] for name in ("ts", "dur", "thread", "name")}
+    around = innermost(spans, work["thread"], work["ts"])
+    names = {trace.names[i] for i in np.unique(spans["name"][around[around >= 0]]).tolist()}
+    there = ", ".join(_nearest(pattern, names)) or "none"
+    return PrunescopeError(
+        f"{trace.source.name}: nothing ran {'on the device ' if trace.on_device else ''}in the "
+        f"{len(windows):,} annotations that --phase-pattern {pattern!r} matches",
+        hint=f"annotations around the launches: {there}",
+    )
+
+
+def matching(pattern: str, names: Sequence[str]) -> set[str]:
+    """The names in which a regular expression is found: in time linear in their lengths, whatever
+    the names hold.
+
+    Raises PrunescopeError where it is none.
+    """
+    try:
+        found = pl.Series(names, dtype=pl.String).str.contains(pattern)
+    except pl.exceptions.ComputeError as error:
+        why = " ".join(str(error).partition("This error occurred")[0].split())
+        why = why.rpartition("error: ")[2][:200]
+        raise PrunescopeError(
+            f"--phase-pattern is no regular expression ({why})",
+            hint="for example --phase-pattern 'execute_context_.*'; look-around and "
+            "back-references are not known",
+        ) from None
+    return {name for name, matches in zip(names, found.to_list(), strict=True) if matches}
 
 
 def _generated(trace: Trace) -> Windows | None:
@@ -90,7 +176,7 @@ def _picked(trace: Trace, notes: Ints, hits: Ints, names: dict[int, str]) -> Win
     of an engine or a profiler. The wall time of a step starts at the end of the previous step, even
     if the pattern did not select that one."""
     named = _disjoint(trace, hits, "pattern")
-    for _, is_step in _candidates(None):
+    for _, is_step in _candidates(None, ()):
         steps = [i for i, name in names.items() if is_step(name)]
         every = _disjoint(trace, notes[np.isin(trace.annotations["name"][notes], steps)], "pattern")
         picked = np.flatnonzero(np.isin(every.start, named.start))
@@ -99,7 +185,9 @@ def _picked(trace: Trace, notes: Ints, hits: Ints, names: dict[int, str]) -> Win
     return named
 
 
-def _candidates(phase_pattern: str | None) -> list[tuple[str, Callable[[str], bool]]]:
+def _candidates(
+    phase_pattern: str | None, names: Sequence[str]
+) -> list[tuple[str, Callable[[str], bool]]]:
     """Sources of steps, the first that has any decides."""
     found: list[tuple[str, Callable[[str], bool]]] = [
         ("prunescope", lambda name: OWN_STEP.search(name) is not None),
@@ -108,27 +196,24 @@ def _candidates(phase_pattern: str | None) -> list[tuple[str, Callable[[str], bo
         ("numbered", lambda name: _NUMBERED.fullmatch(name) is not None),
     ]
     if phase_pattern is not None:
-        try:
-            pattern = re.compile(phase_pattern)
-        except re.error as error:
-            raise PrunescopeError(
-                f"--phase-pattern is no regular expression ({error})",
-                hint="for example --phase-pattern 'execute_context_.*'",
-            ) from None
-        found.insert(1, ("pattern", lambda name: pattern.search(name) is not None))
+        found.insert(1, ("pattern", matching(phase_pattern, names).__contains__))
     return found
 
 
 def _nearest(pattern: str, names: set[str]) -> list[str]:
     """At most five of the names, shortened: those that begin as the pattern does, then steps."""
     start = re.split(r"[\\^$.*+?{}\[\]|()]", pattern.lstrip("^"), maxsplit=1)[0].lower()
-    steps = [is_step for _, is_step in _candidates(None)]
+    steps = [is_step for _, is_step in _candidates(None, ())]
 
     def far(name: str) -> tuple[int, bool, str]:
         same = len(commonprefix([name.lower(), start]))
         return -same, not any(is_step(name) for is_step in steps), name
 
-    return [n if len(n) <= _SHOWN else f"{n[: _SHOWN - 1]}…" for n in sorted(names, key=far)[:5]]
+    return [_shortened(name) for name in sorted(names, key=far)[:5]]
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= _SHOWN else f"{name[: _SHOWN - 1]}…"
 
 
 def _disjoint(trace: Trace, hits: Ints, source: str) -> Windows:

@@ -37,6 +37,8 @@ MODULE = "nn.Module: "
 OWN_PREFIX = "prunescope."  # of what our own runs annotate
 OWN_STEP = re.compile(r"prunescope\.step#\d+$")
 MAX_ROWS = 20_000_000  # events of one kind: 2 GB of columns
+# Kernels, copies and fills of a device: at its peak an analysis holds 1.4 kB of each, 7 GB of all.
+MAX_DEVICE_ROWS = 5_000_000
 NONE = -1  # an absent id in an integer column
 _MAX_NAME = 1 << 14  # characters of a name that are kept
 _MAX_US = 2_300_000_000_000_000  # 73 years: the ns between any two times fit 63 bits
@@ -49,6 +51,7 @@ _NO_ARGS = Args()
 _DECIMAL = re.compile(r"-?\d{1,18}(?:\.\d{0,20})?", re.ASCII)
 _DEVICE, _LAUNCH, _OP, _ANNOTATION, _FRAME = "device", "launch", "op", "annotation", "frame"
 SAMPLES = "samples"
+DEVICE_ROWS = "kernels, copies and fills"
 _MEMORY, _HOST = "memory", b"0"  # the table, a type of device
 _LONG_FRAME = 100  # us: shorter frames of Python say nothing that is of use, and are most of them
 # CUPTI's range profiler: kineto spreads its kernels evenly over the span of the capture.
@@ -84,12 +87,22 @@ class Ids(dict[Key, int]):
 
 
 class Columns:
-    """Growing integer columns of one kind of event, an array a block."""
+    """Growing integer columns of one kind of event, an array a block. `most`: rows that are taken;
+    `what`: of what they are."""
 
-    def __init__(self, names: tuple[str, ...]) -> None:
+    def __init__(
+        self, names: tuple[str, ...], most: int = MAX_ROWS, what: str = "events of one kind"
+    ) -> None:
         self.names = names
+        self.most, self.what = most, what
         self.blocks: list[Ints] = []
         self.count = 0
+        self._room = np.empty((len(names), 0), np.int64)
+
+    def reserve(self, rows: int) -> None:
+        """Room for so many rows in one array, so that they are not copied at the end: for columns
+        that are still empty. Memory of rows that do not come is never touched."""
+        self._room = np.empty((len(self.names), min(rows, self.most)), np.int64)
 
     def add(self, *columns: Iterable[int]) -> None:
         """The rows of a block, one column after the other."""
@@ -97,18 +110,25 @@ class Columns:
 
     def append(self, block: Ints) -> None:
         """The rows of a block as an array, of which a row is a column."""
-        self.blocks.append(block)
-        self.count += block.shape[1]
-        if self.count > MAX_ROWS:
+        begin, self.count = self.count, self.count + block.shape[1]
+        if self.count > self.most:
             raise PrunescopeError(
-                f"the trace holds more than {MAX_ROWS:,} events of one kind",
+                f"the trace holds more than {self.most:,} {self.what}",
                 hint="capture fewer steps: three say as much as a thousand",
             )
+        if self.blocks or self.count > self._room.shape[1]:
+            self.blocks.append(block)
+        else:
+            self._room[:, begin : self.count] = block
 
     def together(self) -> Ints:
-        """The rows of all blocks in the order of the file: a row of the array is a column."""
-        empty = np.empty((len(self.names), 0), np.int64)
-        return np.concatenate([empty, *self.blocks], axis=1)
+        """The rows of all blocks in the order of the file: a row of the array is a column. What is
+        written into it stays."""
+        if self.blocks:
+            in_room = self.count - sum(block.shape[1] for block in self.blocks)
+            self._room = np.concatenate([self._room[:, :in_room], *self.blocks], axis=1)
+            self.blocks = []
+        return self._room[:, : self.count]
 
     def frozen(self) -> dict[str, Ints]:
         """The columns as numpy arrays, in the order of the file."""
@@ -117,10 +137,11 @@ class Columns:
 
 class Collector:
     """The tables of a trace as they grow. `dropped`: events without a time that can be, by
-    table."""
+    table; `unplaced`: device events that name no device."""
 
     def __init__(self) -> None:
         self.tables = {group: Columns(names) for group, names in COLUMNS.items()}
+        self.tables[_DEVICE] = Columns(COLUMNS[_DEVICE], MAX_DEVICE_ROWS, DEVICE_ROWS)
         self.names: Ids[str] = Ids()
         self.threads: Ids[tuple[Any, Any]] = Ids()
         self.calls: Ids[Call] = Ids()
@@ -128,6 +149,7 @@ class Collector:
         self.collectives: Ids[tuple[bytes, ...]] = Ids()
         self.counters: dict[str, tuple[Ints, Floats]] = {}
         self.dropped = dict.fromkeys(COLUMNS, 0)
+        self.unplaced = 0
         self.stacks = 0  # calls of Python functions
         self.uncategorised = 0  # ops and device events without a category
         self.untimed = 0  # kernels with hardware counters and without times of their own

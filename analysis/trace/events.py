@@ -51,7 +51,8 @@ class Trace:
     record_function and modules; `frames`: Python frames of 0.1 ms or more; `other_calls`:
     runtime calls without a correlation id; `overhead`: what the profiler and the driver say that
     they do beside the program. `dropped`: events without a valid time,
-    `kernels_dropped` of them on the device; `twice`: device events (in a CPU trace: ops) that
+    `kernels_dropped` of them on the device; `unplaced`: device events that name no device, which
+    are left out; `twice`: device events (in a CPU trace: ops) that
     the file repeats; `collectives`: what device events send to other ranks; `memory`: bytes
     that are allocated and reserved on the device, by the host's time (ts); `counters`: times and
     values of samples of the device, by the name that the profiler gives them; `stacks`: recorded
@@ -72,6 +73,7 @@ class Trace:
     counters: dict[str, tuple[Ints, Floats]] = field(default_factory=dict)
     dropped: int = 0
     kernels_dropped: int = 0
+    unplaced: int = 0
     twice: int = 0
     stacks: int = 0
     untimed: int = 0
@@ -169,6 +171,12 @@ def trace_warnings(trace: Trace) -> list[str]:
             f"{name}: {trace.kernels_dropped:,} of {whole:,} kernels were dropped: their start "
             "time or duration is missing or invalid"
         )
+    if trace.unplaced:
+        whole = trace.unplaced + len(trace.device["ts"])
+        warnings.append(
+            f"{name}: {trace.unplaced:,} of {whole:,} kernels, copies and fills were dropped: they "
+            "name no device"
+        )
     lost = source.malformed + trace.dropped - trace.kernels_dropped
     if lost:
         warnings.append(f"{name}: {lost} malformed events were dropped")
@@ -216,7 +224,7 @@ def host_instead(trace: Trace) -> list[str]:
 
 def is_partial(trace: Trace) -> bool:
     """Whether the trace holds only a part of what ran: it is cut off, or lost kernels."""
-    return trace.source.cut or trace.kernels_dropped > 0
+    return trace.source.cut or trace.kernels_dropped + trace.unplaced > 0
 
 
 LEFT_OUT = "prunescope.left_out"  # a key next to traceEvents

@@ -1,6 +1,7 @@
-"""The host events of a trace (modules, ops, launches) as a frame, for export to a timeline.
+"""What a trace holds beside the kernels of the steps, as a frame, for export to a timeline.
 
-In: a Trace. Out: events in time order, ns; `category` is scope, op or launch.
+In: a Trace. Out: events in time order, ns; `category` is scope, op or launch for the host's, and
+carry-over or outside for those of the device that are in no step.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import polars as pl
 from prunescope.analysis.trace.collect import Ints
 from prunescope.analysis.trace.events import Trace
 from prunescope.taxonomy.scrub import scrub_all
+
+CARRY_OVER, OUTSIDE = "carry-over", "outside"
 
 
 def host_events(trace: Trace) -> pl.DataFrame:
@@ -33,6 +36,30 @@ def host_events(trace: Trace) -> pl.DataFrame:
     ]
     ordered = pl.concat(frames).sort("start", "duration", descending=[False, True])
     return ordered.filter(pl.col("duration") >= 0)
+
+
+def outside_steps(trace: Trace, kept: pl.Series) -> pl.DataFrame:
+    """Device events that are not among the rows `kept` (numbers of events), with columns as those
+    of the host; `thread` is the stream. A carry-over has no launch in the trace, and began before
+    any event that has one."""
+    device = trace.device
+    out = np.ones(len(device["ts"]), bool)
+    out[kept.filter(kept >= 0).to_numpy()] = False
+    unlinked = ~np.isin(device["correlation"], trace.launches["correlation"])
+    first = device["ts"][~unlinked].min() if not unlinked.all() else np.iinfo(np.int64).min
+    earlier = unlinked & (device["ts"] < first)
+    names = pl.Series("name", trace.names, dtype=pl.String)
+    return pl.DataFrame(
+        {
+            "start": device["ts"][out],
+            "duration": device["dur"][out],
+            "name": names.gather(pl.Series(device["name"][out], dtype=pl.UInt32)),
+            "category": np.where(earlier, CARRY_OVER, OUTSIDE)[out].tolist(),
+            "thread": device["stream"][out],
+            "shapes": [None] * int(out.sum()),
+        },
+        schema_overrides={"shapes": pl.String, "category": pl.String},
+    ).sort("start", "duration", descending=[False, True])
 
 
 def _shapes(trace: Trace, table: dict[str, Ints]) -> pl.Series:

@@ -172,6 +172,7 @@ def _trace(source: Source, found: Collector) -> Trace:
         counters=found.counters or counters_of(samples, names, device["device"]),
         dropped=sum(found.dropped.values()),
         kernels_dropped=found.dropped["device"],
+        unplaced=found.unplaced,
         stacks=found.stacks + stacks_left_out(source.meta),
         untimed=found.untimed,
     )

@@ -9,9 +9,9 @@ command lines, hosts) is in tables that are not opened.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,55 +19,69 @@ import numpy as np
 
 from prunescope.analysis.trace.collect import (
     COLUMNS,
+    DEVICE_ROWS,
     MAX_ANNOTATION_NS,
+    MAX_DEVICE_ROWS,
     MAX_EVENT_NS,
     MAX_ROWS,
     NONE,
     Collector,
     Floats,
+    Ids,
     Ints,
     interned,
 )
 from prunescope.analysis.trace.event import DEVICE_CATEGORIES, OVERHEAD
 from prunescope.analysis.trace.nccl_calls import ENTRIES, Payloads, Row, collectives_of
-from prunescope.analysis.trace.nsys_file import STRINGS, Database
+from prunescope.analysis.trace.nsys_devices import (
+    COPY,
+    FILL,
+    GPU_OF,
+    GRAPH,
+    KERNEL,
+    PLACED,
+    RANGES,
+    RUNTIME,
+    TID_BITS,
+    UNPLACED,
+    WORK,
+    Device,
+    find_devices,
+    gpus_of_processes,
+    lacking_caveats,
+    pid_of,
+)
+from prunescope.analysis.trace.nsys_file import AGAIN, STRINGS, Database
 from prunescope.analysis.trace.nvtx import Range, read_range
 from prunescope.analysis.trace.reader import Source
 from prunescope.analysis.trace.samples import kind_of_counter
 from prunescope.analysis.trace.stream_waits import begins_of_waits
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.recorder import NSYS, PROFILER
 
-_ACTIVITY = "CUPTI_ACTIVITY_KIND_"
-_KERNEL, _COPY, _FILL, _GRAPH, _RUNTIME = (
-    f"{_ACTIVITY}{kind}" for kind in ("KERNEL", "MEMCPY", "MEMSET", "GRAPH_TRACE", "RUNTIME")
-)
 _SAMPLES, _METRICS = "GPU_METRICS", "TARGET_INFO_GPU_METRICS"
 _NODES = "CUDA_GRAPH_NODE_EVENTS"
-_WAITS, _EVENTS = f"{_ACTIVITY}SYNCHRONIZATION", f"{_ACTIVITY}CUDA_EVENT"
-_OVERHEADS = ("PROFILER_OVERHEAD", f"{_ACTIVITY}OVERHEAD")
-_RANGES, _GPU, _GPU_OF = "NVTX_EVENTS", "TARGET_INFO_GPU", "TARGET_INFO_CUDA_DEVICE"
-_WANTED = (_KERNEL, _COPY, _FILL, _GRAPH, _RUNTIME, _NODES, _RANGES, _GPU, _GPU_OF, _SAMPLES,
-           _METRICS, STRINGS, _WAITS, _EVENTS, ENTRIES, *_OVERHEADS)  # fmt: skip
-PROFILER, NSYS = "profiler", "Nsight Systems"  # a key and its value in the metadata
+_WAITS, _EVENTS = "CUPTI_ACTIVITY_KIND_SYNCHRONIZATION", "CUPTI_ACTIVITY_KIND_CUDA_EVENT"
+_OVERHEADS = ("PROFILER_OVERHEAD", "CUPTI_ACTIVITY_KIND_OVERHEAD")
+_GPU = "TARGET_INFO_GPU"
+_WANTED = (*WORK, RUNTIME, _NODES, RANGES, _GPU, GPU_OF, _SAMPLES, _METRICS, STRINGS, _WAITS,
+           _EVENTS, ENTRIES, *_OVERHEADS)  # fmt: skip
 _MEMBER = "device "
-_MOST_DEVICES = 1024
 _PUSH_POP, _START_END = (59, 70), (60, 71)  # of ENUM_NSYS_EVENT_TYPE: NVTX ranges
 _NAMES = ("demangledName", "shortName", "mangledName")  # of a kernel, the best first
-# A GlobalId is a machine, a process and a thread; ids of launches have 32 bits. Where processes or
-# contexts share a device, their numbers stand before those of their launches and streams.
-_TID_BITS, _ID_BITS, _STREAM_BITS = 24, 33, 32
-_MANY = 1_000_003  # a prime: sums of multiples of it wrap, and equal places stay equal
+# Ids of launches have 32 bits. Where processes or contexts share a device, their numbers stand
+# before those of their launches and streams.
+_ID_BITS, _STREAM_BITS = 33, 32
 _NO_TIME, _MOST_TIME = -(1 << 63), 1 << 61
 _MOST_ID = 1 << 62
 _COUNTER_NAME = 80
 _GPU_OF_TYPE = 0xFF  # the part of a type of samples that is the number of the GPU
+_DEVICE = "device"
 _CLONES = 16  # times that a graph is made from another one
 _NO_NAME, _UNKNOWN, _NCCL = "?", "Unknown", "nccl"
 # Of ENUM_CUPTI_SYNC_TYPE, those in which the host waits, and that in which a stream does.
 _HOST_WAITS = {1: "EventSynchronize", 3: "StreamSynchronize", 4: "ContextSynchronize"}
 _STREAM_WAITS, _STREAM_WAIT = 2, "Stream Wait Event"
-_ON_DEVICE = (*COLUMNS["device"], "process", "context")
-_PLACED = ("ts", "dur", "process", "context", "stream")  # when and where something ran
 # As kineto names copies; of ENUM_CUDA_MEMCPY_OPER and ENUM_CUDA_MEM_KIND.
 _COPIES = {1: "HtoD", 2: "DtoH", 3: "HtoA", 4: "AtoH", 5: "AtoA", 6: "AtoD", 7: "DtoA", 8: "DtoD",
            9: "HtoH", 10: "PtoP", 11: "HtoD", 12: "DtoH", 13: "DtoD"}  # fmt: skip
@@ -86,32 +100,13 @@ _LITERALS = {"unsigned int": "u", "long": "l", "unsigned long": "ul", "long long
              "unsigned long long": "ull"}  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _Device:
-    """One GPU of a file: what its processes call it. `index`: its number among those of the
-    file."""
-
-    index: int
-    names: frozenset[tuple[int, int]]  # GlobalId of a process without its thread, CUDA's number
-
-    @property
-    def numbers(self) -> str:
-        """CUDA's numbers of it, as a list of SQL."""
-        return ", ".join(str(number) for number in sorted({n for _, n in self.names}))
-
-    @property
-    def processes(self) -> list[int]:
-        """The processes that ran on it."""
-        return sorted({process for process, _ in self.names})
-
-
 def devices_of(path: Path) -> list[str]:
     """The devices of a file that ran kernels, each as the `member` of `read`; empty where one did.
 
     Raises PrunescopeError where the file cannot be read, or holds none.
     """
     with Database(path, _WANTED) as file:
-        found = _devices(file)
+        found = find_devices(file)
     return [f"{_MEMBER}{device.index}" for device in found] if len(found) > 1 else []
 
 
@@ -127,7 +122,7 @@ def read(path: Path, member: str | None) -> tuple[Source, Collector, list[str]]:
     Raises PrunescopeError where the file cannot be read, or lacks the device.
     """
     with Database(path, _WANTED) as file:
-        devices = _devices(file)
+        devices = find_devices(file)
         chosen = [one for one in devices if member in (None, f"{_MEMBER}{one.index}")]
         if len(chosen) != 1:
             raise PrunescopeError(
@@ -139,85 +134,40 @@ def read(path: Path, member: str | None) -> tuple[Source, Collector, list[str]]:
     return reader.source, reader.collect, reader.caveats
 
 
-def _devices(file: Database) -> list[_Device]:
-    """The GPUs that ran kernels or graphs (copies alone, where none did), by their numbers."""
-    names: set[tuple[int, int]] = set()
-    for tables in ((_KERNEL, _GRAPH), (_COPY, _FILL)):
-        for table in tables:
-            if file.has(table, "start", "end", "deviceId"):
-                blocks = file.rows(table, ("globalPid", "deviceId"), group=True)
-                names |= {
-                    (_process(one), number)
-                    for block in blocks
-                    for one, number in block
-                    if type(number) is int and number >= 0
-                }
-        if names:
-            break
-    if not names:
-        raise PrunescopeError(
-            f"{file.path.name} holds no kernel of a GPU",
-            hint="profile with `nsys profile --trace cuda,nvtx`, and export it as SQLite",
-        )
-    gpu_of = _gpu_of(file)
-    groups: dict[tuple[int, int], set[tuple[int, int]]] = {}
-    for process, number in sorted(names, key=lambda name: name[::-1]):
-        gpu = gpu_of.get((_pid(process), number))
-        groups.setdefault((0, number) if gpu is None else (1, gpu), set()).add((process, number))
-    if len(groups) > _MOST_DEVICES:
-        raise PrunescopeError(
-            f"{file.path.name} holds {len(groups):,} devices, more than {_MOST_DEVICES}",
-            hint="give the export of one node",
-        )
-    return [_Device(i, frozenset(group)) for i, group in enumerate(groups.values())]
-
-
-def _process(global_id: Any) -> int:
-    return global_id >> _TID_BITS if type(global_id) is int else NONE
-
-
-def _gpu_of(file: Database) -> dict[tuple[int, int], int]:
-    """The GPU behind what a process (its pid) calls a device, where the file says so: of two
-    processes that may see one GPU each, both call it 0."""
-    if not file.has(_GPU_OF, "gpuId", "cudaId", "pid"):
-        return {}
-    rows = (row for block in file.rows(_GPU_OF, ("pid", "cudaId", "gpuId")) for row in block)
-    return {
-        (pid, number): gpu
-        for pid, number, gpu in rows
-        if type(pid) is type(number) is type(gpu) is int
-    }
-
-
 class _Reader:
     """Fills a Collector with the events of one device. `caveats`: what the file lacks, as
     sentences."""
 
     def __init__(
-        self, file: Database, source: Source, device: _Device, devices: Sequence[_Device]
+        self, file: Database, source: Source, device: Device, devices: Sequence[Device]
     ) -> None:
         self.file, self.source, self.device = file, source, device
         self.collect = Collector()
         self.caveats: list[str] = []
-        self.order = {process: i for i, process in enumerate(device.processes)}
+        self._contexts: Ids[tuple[int, int]] = Ids()
+        self._strings: dict[int, str | None] = {}
+        self._unnamed: Counter[str] = Counter()
+        known = [process for process in device.processes if process != NONE]
+        self.order = {process: i for i, process in enumerate(known)}
         processes = set(device.processes)
         others = [one for one in devices if one is not device]
+        # Numbers that no other device has: of them a row needs no process.
+        self.alone = {n for _, n in device.names} - {n for one in others for _, n in one.names}
         self.others = frozenset(
             name for one in others for name in one.names if name[0] in processes
         )
 
     def read(self) -> None:
         """All tables that the file has."""
-        parts = [self._kernels(), self._copies(), self._fills()]
-        parts.append(self._graphs(np.concatenate([part["correlation"] for part in parts])))
-        parts.append(self._stream_waits(parts))
-        device = {name: np.concatenate([part.pop(name) for part in parts]) for name in _ON_DEVICE}
-        del parts
-        device |= {"stream": self._streams(device), **self._captures(device)}
-        self._add("device", device, COLUMNS["device"])
-        launched = device["correlation"]
-        del device
-        self._launches(launched)
+        self.caveats += lacking_caveats(self.file)
+        self.collect.tables[_DEVICE].reserve(self._device_rows())
+        for rows in self._work():
+            self._add_device(rows)
+        self._graphs()
+        self._stream_waits()
+        self._say_unnamed()
+        self._launches()
+        self._say_unlaunched()
         self._collectives()
         self._overhead()
         self._ranges()
@@ -227,6 +177,34 @@ class _Reader:
             self.caveats.append(
                 "changes that SQLite keeps in a file beside it (-wal) were not read"
             )
+
+    def _device_rows(self) -> int:
+        """How many rows of the device's work there are at most. Those that name no device are
+        counted apart."""
+        tables = _placed(self.file)
+        self.collect.unplaced = sum(self.file.count(table, UNPLACED) for table in tables)
+        of_device = f'"deviceId" IN ({self.device.numbers})'
+        work = sum(self.file.count(table, of_device) for table in tables)
+        if work > MAX_DEVICE_ROWS:
+            raise self.source.error(
+                f"it holds {work:,} {DEVICE_ROWS} of one device, more than {MAX_DEVICE_ROWS:,}",
+                "profile fewer steps: three say as much as a thousand (`nsys profile` takes "
+                "--delay and --duration in seconds, or --capture-range)",
+            )
+        return work + self.file.count(_WAITS)
+
+    def _so_far(self, *names: str) -> list[Ints]:
+        """Columns of the device's work as far as it was read; what is written into them stays."""
+        table = self.collect.tables[_DEVICE].together()
+        return [table[COLUMNS[_DEVICE].index(name)] for name in names]
+
+    def _add_device(self, rows: dict[str, Ints]) -> None:
+        """Work of the device into its table."""
+        none = np.full(len(rows["ts"]), NONE)
+        rows = {**dict.fromkeys(COLUMNS[_DEVICE], none), **rows}
+        rows |= {"device": np.full(len(none), self.device.index), "stream": self._streams(rows)}
+        rows |= self._captured(rows["node"])
+        self._add(_DEVICE, rows, COLUMNS[_DEVICE])
 
     def _add(self, group: str, columns: dict[str, Ints], names: Sequence[str]) -> None:
         """Rows with a time into a table of the collector."""
@@ -287,24 +265,22 @@ class _Reader:
                 "capture fewer steps: three say as much as a thousand",
             )
 
-    def _events(self, table: str, **wanted: str) -> dict[str, Ints]:
-        """The events of this device in one table, with a value for every column of ours."""
+    def _events(self, table: str, **wanted: str) -> Iterator[dict[str, Ints]]:
+        """The events of this device in one table, a block at a time."""
         columns = {"process": "globalPid", "number": "deviceId", "context": "contextId",
-                   "stream": "streamId", "correlation": "correlationId", "bytes": "bytes",
-                   "node": "graphNodeId", **wanted}  # fmt: skip
-        where = f'"deviceId" IN ({self.device.numbers})' if self.file.has(table, "deviceId") else ""
-        rows = self._table(table, columns, where)
-        rows["process"] = _shifted(rows["process"])
-        pairs = np.stack((rows["process"], rows["number"]), axis=1)
-        mine = np.zeros(len(pairs), bool)
-        for process, number in self.device.names:
-            mine |= (pairs[:, 0] == process) & (pairs[:, 1] == number)
-        if not mine.all():
-            rows = {name: column[mine] for name, column in rows.items()}
-        rows["correlation"] = self._ids_of(rows["process"], rows["correlation"])
-        rows["device"] = np.full(len(rows["ts"]), self.device.index)
-        none = np.full(len(rows["ts"]), NONE)
-        return {**dict.fromkeys(_ON_DEVICE, none), **rows}
+                   "stream": "streamId", "correlation": "correlationId", **wanted}  # fmt: skip
+        where = f'"deviceId" IN ({self.device.numbers})'
+        for rows, _ in self._blocks(table, columns, where if table in WORK else ""):
+            rows["process"] = _shifted(rows["process"])
+            mine = np.zeros(len(rows["ts"]), bool)
+            for process, number in self.device.names:
+                of_number = rows["number"] == number
+                unknown = (process == NONE) | ((rows["process"] == NONE) & (number in self.alone))
+                mine |= of_number & ((rows["process"] == process) | unknown)
+            if not mine.all():
+                rows = {name: column[mine] for name, column in rows.items()}
+            rows["correlation"] = self._ids_of(rows["process"], rows["correlation"])
+            yield rows
 
     def _ids_of(self, process: Ints, correlation: Ints) -> Ints:
         """Ids of launches that no two processes of this device share."""
@@ -315,56 +291,63 @@ class _Reader:
         good = (known[number] == process) & (correlation >= 0) & (correlation < 1 << _ID_BITS)
         return np.where(good, correlation + (number << _ID_BITS), NONE)
 
-    def _kernels(self) -> dict[str, Ints]:
-        name = next((n for n in _NAMES if self.file.has(_KERNEL, n)), _NAMES[0])
+    def _work(self) -> Iterator[dict[str, Ints]]:
+        """Kernels, copies and fills of the device, a block at a time."""
+        yield from self._kernels()
+        yield from self._copies()
+        yield from self._fills()
+
+    def _kernels(self) -> Iterator[dict[str, Ints]]:
+        name = next((n for n in _NAMES if self.file.has(KERNEL, n)), _NAMES[0])
         sizes = {f"{what}{axis}": f"{what}{axis}" for what in ("grid", "block") for axis in "XYZ"}
-        shared = {"fixed": "staticSharedMemory", "asked": "dynamicSharedMemory"}
-        rows = self._events(_KERNEL, name=name, registers="registersPerThread", **shared, **sizes)
-        known = (rows["fixed"] >= 0) & (rows["asked"] >= 0)
-        none = np.full(len(known), NONE)
-        return {
-            **rows,
-            "name": self._named(rows["name"], plain_kernel),
-            "category": np.full(len(known), DEVICE_CATEGORIES["kernel"]),
-            "grid": self._sizes([rows[f"grid{axis}"] for axis in "XYZ"]),
-            "block": self._sizes([rows[f"block{axis}"] for axis in "XYZ"]),
-            "shared_memory": np.where(known, rows["fixed"] + rows["asked"], none),
-            "bytes": none,
-        }
+        others = {"registers": "registersPerThread", "node": "graphNodeId",
+                  "fixed": "staticSharedMemory", "asked": "dynamicSharedMemory"}  # fmt: skip
+        for rows in self._events(KERNEL, name=name, **others, **sizes):
+            known = (rows["fixed"] >= 0) & (rows["asked"] >= 0)
+            yield {
+                **rows,
+                "name": self._named(rows["name"], plain_kernel, of="kernels"),
+                "category": np.full(len(known), DEVICE_CATEGORIES["kernel"]),
+                "grid": self._sizes([rows[f"grid{axis}"] for axis in "XYZ"]),
+                "block": self._sizes([rows[f"block{axis}"] for axis in "XYZ"]),
+                "shared_memory": np.where(known, rows["fixed"] + rows["asked"], NONE),
+            }
 
-    def _copies(self) -> dict[str, Ints]:
-        rows = self._events(_COPY, copy="copyKind", source="srcKind", target="dstKind")
-        kinds = zip(*(rows[name].tolist() for name in ("copy", "source", "target")), strict=True)
-        names = interned(self.collect.names, [_copy_name(*kind) for kind in kinds])
-        category = np.full(len(names), DEVICE_CATEGORIES["gpu_memcpy"])
-        return {**rows, "name": np.array(names, np.int64), "category": category}
+    def _copies(self) -> Iterator[dict[str, Ints]]:
+        kinds = {"copy": "copyKind", "source": "srcKind", "target": "dstKind"}
+        for rows in self._events(COPY, bytes="bytes", node="graphNodeId", **kinds):
+            distinct = zip(*(rows[name].tolist() for name in kinds), strict=True)
+            names = interned(self.collect.names, [_copy_name(*kind) for kind in distinct])
+            category = np.full(len(names), DEVICE_CATEGORIES["gpu_memcpy"])
+            yield {**rows, "name": np.array(names, np.int64), "category": category}
 
-    def _fills(self) -> dict[str, Ints]:
-        rows = self._events(_FILL, memory="memKind")
-        kinds = (f"Memset ({_MEMORY.get(kind, _UNKNOWN)})" for kind in rows["memory"].tolist())
-        names = interned(self.collect.names, list(kinds))
-        category = np.full(len(names), DEVICE_CATEGORIES["gpu_memset"])
-        return {**rows, "name": np.array(names, np.int64), "category": category}
+    def _fills(self) -> Iterator[dict[str, Ints]]:
+        for rows in self._events(FILL, bytes="bytes", node="graphNodeId", memory="memKind"):
+            kinds = (f"Memset ({_MEMORY.get(kind, _UNKNOWN)})" for kind in rows["memory"].tolist())
+            names = interned(self.collect.names, list(kinds))
+            category = np.full(len(names), DEVICE_CATEGORIES["gpu_memset"])
+            yield {**rows, "name": np.array(names, np.int64), "category": category}
 
-    def _graphs(self, known: Ints) -> dict[str, Ints]:
-        """Launches of graphs that were recorded as one interval each; `known`: ids of the launches
-        whose kernels are there."""
-        rows = self._events(_GRAPH, graph="graphId")
-        alone = ~np.isin(rows["correlation"], known[known >= 0])
-        rows = {name: column[alone] for name, column in rows.items()}
-        names = [f"CUDA graph {graph}" for graph in rows["graph"].tolist()]
-        if names:
+    def _graphs(self) -> None:
+        """Launches of graphs that were recorded as one interval each: those whose kernels are not
+        there."""
+        known = np.sort(self._so_far("correlation")[0])
+        launches = 0
+        for rows in self._events(GRAPH, graph="graphId"):
+            alone = _places(known, rows["correlation"]) < 0
+            rows = {name: column[alone] for name, column in rows.items()}
+            names = [f"CUDA graph {graph}" for graph in rows["graph"].tolist()]
+            launches += len(names)
+            name = np.array(interned(self.collect.names, names), np.int64)
+            self._add_device({**rows, "name": name, "category": np.zeros(len(names), np.int64)})
+        if launches:
             self.caveats.append(
-                f"{len(names):,} launches of CUDA graphs are one interval each, without their "
+                f"{launches:,} launches of CUDA graphs are one interval each, without their "
                 "kernels: profile with --cuda-graph-trace=node"
             )
-        name = np.array(interned(self.collect.names, names), np.int64)
-        return {**rows, "name": name, "category": np.zeros(len(names), np.int64)}
 
-    def _stream_waits(self, parts: Sequence[dict[str, Ints]]) -> dict[str, Ints]:
-        """Times in which a stream waits for an event, of events whose completion was recorded.
-        `parts`: the work of the device."""
-        rows = self._events(_WAITS, kind="syncType", sync="eventSyncId")
+    def _stream_waits(self) -> None:
+        """Times in which a stream waits for an event, of events whose completion was recorded."""
         columns = {"process": "globalPid", "sync": "eventSyncId"}
         events = self._table(_EVENTS, columns, end="timestamp", start="timestamp")
         events["process"] = _shifted(events["process"])
@@ -375,50 +358,50 @@ class _Reader:
                 *(events[name][known].tolist() for name in ("process", "sync", "ts")), strict=True
             )
         }
-        ids = zip(rows["process"].tolist(), rows["sync"].tolist(), strict=True)
-        until = np.array([complete.get(one, NONE) for one in ids], np.int64)
-        wanted = (rows["kind"] == _STREAM_WAITS) & (rows["ts"] != _NO_TIME) & (until >= 0)
-        rows, until = {name: column[wanted] for name, column in rows.items()}, until[wanted]
-        work = {name: np.concatenate([part[name] for part in parts]) for name in _PLACED}
-        begin = begins_of_waits(
-            rows["ts"] + rows["dur"],
-            until,
-            _of_contexts(rows),
-            (work["ts"], work["ts"] + work["dur"], _of_contexts(work)),
-        )
-        waits = begin >= 0
-        rows = {name: column[waits] for name, column in rows.items()}
-        name = interned(self.collect.names, [_STREAM_WAIT] * len(rows["ts"]))
-        return {
-            **rows,
-            "ts": begin[waits],
-            "dur": (until - begin)[waits],
-            "name": np.array(name, np.int64),
-            "category": np.zeros(len(name), np.int64),
-            "correlation": np.full(len(name), NONE),
-        }
+        if not complete:
+            return
+        ts, dur, streams = self._so_far("ts", "dur", "stream")
+        work = ts.copy(), ts + dur, streams.copy()
+        for rows in self._events(_WAITS, kind="syncType", sync="eventSyncId"):
+            ids = zip(rows["process"].tolist(), rows["sync"].tolist(), strict=True)
+            until = np.array([complete.get(one, NONE) for one in ids], np.int64)
+            wanted = (rows["kind"] == _STREAM_WAITS) & (rows["ts"] != _NO_TIME) & (until >= 0)
+            rows, until = {name: column[wanted] for name, column in rows.items()}, until[wanted]
+            called = rows["ts"] + rows["dur"]
+            begin = begins_of_waits(called, until, self._streams(rows), work)
+            waits = begin >= 0
+            rows = {name: column[waits] for name, column in rows.items()}
+            name = interned(self.collect.names, [_STREAM_WAIT] * len(rows["ts"]))
+            none = np.full(len(name), NONE)
+            rows |= {"ts": begin[waits], "dur": (until - begin)[waits], "correlation": none}
+            rows |= {"name": np.array(name, np.int64), "category": np.zeros(len(name), np.int64)}
+            self._add_device(rows)
 
-    def _streams(self, device: dict[str, Ints]) -> Ints:
-        """Streams, told apart where several contexts number theirs alike."""
-        pairs = np.stack((device["process"], device["context"]), axis=1)
-        contexts, which = np.unique(pairs, axis=0, return_inverse=True)
-        if len(contexts) < 2:
-            return device["stream"]
-        return np.where(
-            device["stream"] >= 0, device["stream"] + (which.ravel() << _STREAM_BITS), NONE
-        )
+    def _streams(self, rows: dict[str, Ints]) -> Ints:
+        """Streams, told apart where several contexts number theirs alike: those of the first
+        context keep their numbers."""
+        places = list(zip(rows["process"].tolist(), rows["context"].tolist(), strict=True))
+        context = np.array(interned(self._contexts, places), np.int64)
+        stream = rows["stream"]
+        return np.where(stream >= 0, stream + (context << _STREAM_BITS), NONE)
 
-    def _captures(self, device: dict[str, Ints]) -> dict[str, Ints]:
-        """When and on which thread the node of each graph kernel was captured. A node of a graph
-        that was made from another graph is followed to its original."""
-        none = np.full(len(device["ts"]), NONE)
-        if not (device["node"] >= 0).any() or not self.file.has(_NODES, "start", "graphNodeId"):
-            return {"captured": none, "captured_on": none}
+    @cached_property
+    def _nodes(self) -> dict[str, Ints]:
+        """The nodes of graphs as they were captured, by their numbers."""
         columns = {"thread": "globalTid", "node": "graphNodeId", "original": "originalGraphNodeId"}
         rows = self._table(_NODES, columns, self._of_processes(_NODES), end="start")
         order = np.lexsort((rows["ts"], rows["node"]))
         rows = {name: column[order] for name, column in rows.items()}
-        node = device["node"]
+        return {**rows, "thread": self._threads(rows["thread"])}
+
+    def _captured(self, node: Ints) -> dict[str, Ints]:
+        """When and on which thread the node of each graph kernel was captured. A node of a graph
+        that was made from another graph is followed to its original."""
+        none = np.full(len(node), NONE)
+        is_node = node >= 0
+        if not is_node.any() or not len(self._nodes["ts"]):
+            return {"captured": none, "captured_on": none}
+        rows = self._nodes
         for _ in range(_CLONES):
             at = _places(rows["node"], node)
             original = np.where(at >= 0, rows["original"][at], NONE)
@@ -427,49 +410,67 @@ class _Reader:
                 break
             node = np.where(further, original, node)
         at = _places(rows["node"], node)
-        thread = self._threads(rows["thread"])
-        known = (at >= 0) & (device["node"] >= 0)
+        known = (at >= 0) & is_node
         return {
             "captured": np.where(known, rows["ts"][at], NONE),
-            "captured_on": np.where(known, thread[at], NONE),
+            "captured_on": np.where(known, rows["thread"][at], NONE),
         }
 
-    def _launches(self, launched: Ints) -> None:
-        """The runtime calls of the processes, without launches on other devices. `launched`: ids of
-        the launches of this one."""
+    def _launches(self) -> None:
+        """The runtime calls of the processes, without launches of work that is not in the table of
+        this device."""
         columns = {"thread": "globalTid", "correlation": "correlationId", "name": "nameId"}
-        rows = self._table(_RUNTIME, columns, self._of_processes(_RUNTIME))
-        process = _shifted(rows["thread"])
-        rows["correlation"] = self._ids_of(process, rows["correlation"])
-        here = ~np.isin(rows["correlation"], self._launched_elsewhere())
-        rows = {name: column[here] for name, column in rows.items()}
-        none = np.full(len(rows["ts"]), NONE)
-        rows["thread"] = self._threads(rows["thread"])
-        rows["name"] = self._named(rows["name"], _plain_call)
-        self._add("launch", {**rows, "external": none, "kernel": none}, COLUMNS["launch"])
-        self._waits(rows, process[here], launched)
+        elsewhere = self._launched_elsewhere()
+        where = self._of_processes(RUNTIME)
+        self.collect.tables["launch"].reserve(self.file.count(RUNTIME, where))
+        for rows, _ in self._blocks(RUNTIME, columns, where):
+            ids = self._ids_of(_shifted(rows["thread"]), rows["correlation"])
+            here = _places(elsewhere, ids) < 0
+            rows = {name: column[here] for name, column in rows.items()}
+            none = np.full(len(rows["ts"]), NONE)
+            rows |= {"correlation": ids[here], "external": none, "kernel": none}
+            rows["thread"] = self._threads(rows["thread"])
+            rows["name"] = self._named(rows["name"], _plain_call, of="calls of CUDA")
+            self._add("launch", rows, COLUMNS["launch"])
+        if self.file.count(_WAITS, f'"syncType" IN ({", ".join(map(str, _HOST_WAITS))})'):
+            self._waits()
 
-    def _waits(self, calls: dict[str, Ints], process: Ints, launched: Ints) -> None:
+    def _say_unlaunched(self) -> None:
+        """A caveat where nothing that ran has its launch in the file."""
+        (ids,) = self._so_far("correlation")
+        called = np.sort(self.collect.tables["launch"].frozen()["correlation"])
+        if len(ids) and not (_places(called, ids) >= 0).any():
+            self.caveats.append(
+                f"none of its {len(ids):,} {DEVICE_ROWS} has its launch in the file: which step, "
+                "op or layer they are of is unknown, and all of it counts as one step (calls of "
+                "CUDA are recorded by `nsys profile --trace cuda`)"
+            )
+
+    def _waits(self) -> None:
         """Waits of the host for the device whose call is not in the file, as calls. They hold no
         thread: they are those of the only thread of their process that launches, where one does."""
+        calls = self.collect.tables["launch"].frozen()
+        called = np.sort(calls["correlation"])
+        launched = np.sort(self._so_far("correlation")[0])
+        launching = np.unique(calls["thread"][_places(launched, calls["correlation"]) >= 0])
+        threads = list(self.collect.threads)
+        of_process: dict[int, list[int]] = {}
+        for one in launching.tolist():
+            of_process.setdefault(threads[one][0], []).append(one)
         columns = {"process": "globalPid", "correlation": "correlationId", "kind": "syncType"}
-        rows = self._table(_WAITS, columns)
-        of = rows["process"] = _shifted(rows["process"])
-        ids = self._ids_of(of, rows["correlation"])
-        alone = np.isin(rows["kind"], list(_HOST_WAITS)) & ~np.isin(ids, calls["correlation"])
-        launches = np.isin(calls["correlation"], launched)
-        launches &= calls["correlation"] >= 0
-        thread = np.full(len(of), NONE)
-        for one in self.order:
-            threads = np.unique(calls["thread"][launches & (process == one)])
-            if len(threads) == 1:
-                thread[of == one] = threads[0]
-        rows = {name: column[alone & (thread >= 0)] for name, column in rows.items()}
-        names = interned(self.collect.names, [_HOST_WAITS[i] for i in rows["kind"].tolist()])
-        none = np.full(len(names), NONE)
-        rows |= {"thread": thread[alone & (thread >= 0)], "name": np.array(names, np.int64)}
-        rows |= {"correlation": none, "external": none, "kernel": none}
-        self._add("launch", rows, COLUMNS["launch"])
+        for rows, _ in self._blocks(_WAITS, columns):
+            process = _shifted(rows["process"])
+            ids = self._ids_of(process, rows["correlation"])
+            found = (of_process.get(one, ()) for one in process.tolist())
+            thread = np.array([f[0] if len(f) == 1 else NONE for f in found], np.int64)
+            alone = np.isin(rows["kind"], list(_HOST_WAITS)) & (thread >= 0)
+            alone &= _places(called, ids) < 0
+            rows = {name: column[alone] for name, column in rows.items()}
+            names = interned(self.collect.names, [_HOST_WAITS[i] for i in rows["kind"].tolist()])
+            none = np.full(len(names), NONE)
+            rows |= {"thread": thread[alone], "name": np.array(names, np.int64)}
+            rows |= {"correlation": none, "external": none, "kernel": none}
+            self._add("launch", rows, COLUMNS["launch"])
 
     def _collectives(self) -> None:
         """What the kernels of NCCL send, where its own ranges say it."""
@@ -478,26 +479,25 @@ class _Reader:
         if not rows:
             return
         names = [i for name, i in self.collect.names.items() if name.startswith(_NCCL)]
-        device = self.collect.tables["device"].blocks[0]
-        column = {name: i for i, name in enumerate(COLUMNS["device"])}
-        of_nccl = np.flatnonzero(np.isin(device[column["name"]], names))
+        name, correlation, collective = self._so_far("name", "correlation", "collective")
+        of_nccl = np.flatnonzero(np.isin(name, names))
         launches = self.collect.tables["launch"].frozen()
         order = np.argsort(launches["correlation"], kind="stable")
-        at = _places(launches["correlation"][order], device[column["correlation"]][of_nccl])
+        at = _places(launches["correlation"][order], correlation[of_nccl])
         of_nccl, launch = of_nccl[at >= 0], order[at[at >= 0]]
         found = collectives_of(rows, launches["ts"][launch], launches["thread"][launch])
         for index, key in found:
             (one,) = interned(self.collect.collectives, [key])
-            device[column["collective"], of_nccl[index]] = one
+            collective[of_nccl[index]] = one
 
     def _nccl_rows(self, payloads: Payloads) -> Iterator[Row]:
         """The ranges of NCCL's functions."""
         columns = ("start", "end", "globalTid", "text", "textId", "binaryData", "jsonText")
         numbers = ", ".join(map(str, sorted(payloads.domains)))
-        processes = self._of_processes(_RANGES)
+        processes = self._of_processes(RANGES)
         where = f'"domainId" IN ({numbers})' + (f" AND {processes}" if processes else "")
         registered: dict[int, str] = {}
-        for block in self.file.rows(_RANGES, columns, where=where):
+        for block in self.file.rows(RANGES, columns, where=where):
             new = {row[4] for row in block if type(row[4]) is int} - registered.keys()
             registered |= {**dict.fromkeys(new, ""), **self.file.strings(new)}
             thread = self._threads(_ids([row[2] for row in block]))
@@ -512,34 +512,38 @@ class _Reader:
             columns = {"thread": "globalTid", "name": "nameId"}
             rows = self._table(table, columns, self._of_processes(table))
             rows["thread"] = self._threads(rows["thread"])
-            rows["name"] = self._named(rows["name"], str)
+            rows["name"] = self._named(rows["name"], str, of="overheads of the profiler")
             self._add(OVERHEAD, rows, COLUMNS[OVERHEAD])
 
     def _launched_elsewhere(self) -> Ints:
-        """Ids of launches whose work ran on another device."""
+        """Ids of launches whose work ran on another device, or names none, in order."""
         found = [np.empty(0, np.int64)]
         numbers = ", ".join(str(number) for number in sorted({n for _, n in self.others}))
         columns = {"process": "globalPid", "number": "deviceId", "correlation": "correlationId"}
-        for table in (_KERNEL, _COPY, _FILL, _GRAPH) if self.others else ():
-            rows = self._table(table, columns, f'"deviceId" IN ({numbers})')
-            process = _shifted(rows["process"])
-            pairs = zip(process.tolist(), rows["number"].tolist(), strict=True)
-            there = np.array([pair in self.others for pair in pairs], bool)
-            ids = self._ids_of(process, rows["correlation"])[there]
-            found.append(ids[ids >= 0])
-        return np.concatenate(found)
+        for table in _placed(self.file) if self.others or self.collect.unplaced else ():
+            where = f'"deviceId" IN ({numbers}) OR {UNPLACED}'
+            for rows, _ in self._blocks(table, columns, where):
+                process = _shifted(rows["process"])
+                pairs = zip(process.tolist(), rows["number"].tolist(), strict=True)
+                there = [number < 0 or (one, number) in self.others for one, number in pairs]
+                ids = self._ids_of(process, rows["correlation"])[np.array(there, bool)]
+                found.append(ids[ids >= 0])
+        return np.sort(np.concatenate(found))
 
     def _of_processes(self, table: str) -> str:
         """SQL for the rows of the processes that used the device."""
-        if not self.file.has(table, "globalTid") or NONE in self.order:
+        if not self.file.has(table, "globalTid") or NONE in self.device.processes:
             return ""
-        return f'("globalTid" >> {_TID_BITS}) IN ({", ".join(map(str, self.order))})'
+        return f'("globalTid" >> {TID_BITS}) IN ({", ".join(map(str, self.order))})'
 
     def _ranges(self) -> None:
         """NVTX ranges as ops and annotations."""
         columns = {"thread": "globalTid", "type": "eventType", "text_id": "textId"}
-        where, registered = self._of_processes(_RANGES), dict[int, str]()
-        for rows, texts in self._blocks(_RANGES, columns, where, "text"):
+        where, registered = self._of_processes(RANGES), dict[int, str]()
+        rows_there = self.file.count(RANGES, where)
+        for group in ("op", "annotation"):
+            self.collect.tables[group].reserve(rows_there)
+        for rows, texts in self._blocks(RANGES, columns, where, "text"):
             nested = np.isin(rows["type"], (*_PUSH_POP, NONE))
             kept = np.flatnonzero((nested | np.isin(rows["type"], _START_END)) & (rows["dur"] >= 0))
             ids = rows["text_id"].tolist()
@@ -607,31 +611,43 @@ class _Reader:
 
     def _gpus(self) -> set[int]:
         """Numbers of the GPU behind the device, where the file says them."""
-        gpu_of = _gpu_of(self.file)
-        known = (gpu_of.get((_pid(process), number)) for process, number in self.device.names)
+        gpu_of = gpus_of_processes(self.file)
+        known = (gpu_of.get((pid_of(process), number)) for process, number in self.device.names)
         return {gpu for gpu in known if gpu is not None}
 
-    def _named(self, ids: Ints, plain: Callable[[str], str]) -> Ints:
-        """Ids of names in the collector, from those of the file."""
+    def _named(self, ids: Ints, plain: Callable[[str], str], of: str) -> Ints:
+        """Ids of names in the collector, from those of the file. Rows whose name is not in the file
+        are counted: `of` what they are."""
         distinct, which = np.unique(ids, return_inverse=True)
-        known = self.file.strings(i for i in distinct.tolist() if i >= 0)
-        texts = [plain(known.get(i, _NO_NAME)) for i in distinct.tolist()]
-        return np.array(interned(self.collect.names, texts), np.int64)[which.ravel()]
+        new = [i for i in distinct.tolist() if i not in self._strings]
+        known = self.file.strings(i for i in new if i >= 0)
+        self._strings |= {i: known.get(i) for i in new}
+        texts = [self._strings[i] for i in distinct.tolist()]
+        unnamed = np.array([text is None for text in texts], bool)[which.ravel()]
+        self._unnamed[of] += int(unnamed.sum())
+        plain_texts = [_NO_NAME if text is None else plain(text) for text in texts]
+        return np.array(interned(self.collect.names, plain_texts), np.int64)[which.ravel()]
+
+    def _say_unnamed(self) -> None:
+        """A caveat where names of kernels are not in the file."""
+        if count := self._unnamed["kernels"]:
+            self.caveats.append(
+                f"{count:,} of its kernels have no name in the file ({STRINGS}): they are shown "
+                f"as {_NO_NAME}, and what they do is unknown; {AGAIN}"
+            )
 
     def _sizes(self, axes: list[Ints]) -> Ints:
         """Ids of grids or blocks, NONE where one of the axes is not known."""
-        sizes = np.stack(axes, axis=1)
-        distinct, which = np.unique(sizes, axis=0, return_inverse=True)
-        ids = [
-            NONE if NONE in size else interned(self.collect.grids, [tuple(size)])[0]
-            for size in distinct.tolist()
-        ]
-        return np.array(ids, np.int64)[which.ravel()]
+        known = np.all([axis >= 0 for axis in axes], axis=0)
+        sizes = list(zip(*(axis[known].tolist() for axis in axes), strict=True))
+        out = np.full(len(known), NONE)
+        out[known] = interned(self.collect.grids, sizes)
+        return out
 
     def _threads(self, thread: Ints) -> Ints:
         """Ids of threads in the collector."""
         distinct, which = np.unique(thread, return_inverse=True)
-        keys = [divmod(one, 1 << _TID_BITS) for one in distinct.tolist()]
+        keys = [divmod(one, 1 << TID_BITS) for one in distinct.tolist()]
         return np.array(interned(self.collect.threads, keys), np.int64)[which.ravel()]
 
     def _properties(self) -> list[dict[str, Any]]:
@@ -715,14 +731,9 @@ def _numbers(values: Sequence[Any]) -> Floats:
 
 def _shifted(global_ids: Ints) -> Ints:
     """The processes of GlobalIds."""
-    return np.where(global_ids >= 0, global_ids >> _TID_BITS, NONE)
+    return np.where(global_ids >= 0, global_ids >> TID_BITS, NONE)
 
 
-def _of_contexts(rows: dict[str, Ints]) -> Ints:
-    """A number for each stream of each context of a process."""
-    return (rows["process"] * _MANY + rows["context"]) * _MANY + rows["stream"]
-
-
-def _pid(process: int) -> int:
-    """The number of a process in the system, of its GlobalId."""
-    return process & ((1 << _TID_BITS) - 1)
+def _placed(file: Database) -> list[str]:
+    """The tables of work of GPUs that say on which device it ran."""
+    return [table for table in WORK if file.has(table, *PLACED)]

@@ -2,8 +2,9 @@
 
 In: a file that `nsys export --type sqlite` wrote. Out: the columns of its plain tables, in blocks
 of rows, and the strings that their ids name. The file is opened read-only and immutable (what a WAL
-beside it holds is not read); no view, trigger, generated column or function of its schema runs, and
-the work and memory of every query are bounded by the size of the file.
+beside it holds is not read, a change that was not finished is refused); no view, trigger, generated
+column or function of its schema runs, and the work and memory of every query are bounded by the
+size of the file.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from prunescope.taxonomy.errors import PrunescopeError
 MAGIC = b"SQLite format 3\0"
 SUFFIX, REPORT_SUFFIXES = ".sqlite", (".nsys-rep", ".qdrep")
 EXPORT = "nsys export --type sqlite"
-_AGAIN = f"export the report again: `{EXPORT} REPORT.nsys-rep`"
+AGAIN = f"export the report again: `{EXPORT} REPORT.nsys-rep`"
 _HEADER = 100  # bytes
 _MAX_VALUE = 16 << 20  # bytes of a row: those of Nsight Systems have a few hundred
 _MAX_TEXT = 1 << 14  # characters of a name that are read, as in a Chrome trace
@@ -33,7 +34,7 @@ _STEPS, _STEPS_PER_BYTE = 10_000_000, 20
 _EACH = 100_000  # instructions between two looks at the count
 _BLOCK = 2048  # rows: as objects of Python they take five times the memory of the columns
 _IDS_AT_ONCE = 500
-_FUNCTIONS = {"substr"}
+_FUNCTIONS = {"substr", "count", "typeof"}
 _LONG = ("text", "jsonText", "binaryData")  # columns whose values may be of any length
 _PRAGMAS = ("trusted_schema=OFF", "query_only=ON", "cell_size_check=ON", "mmap_size=0",
             "temp_store=MEMORY", "cache_size=-2048")  # fmt: skip
@@ -73,11 +74,25 @@ def exported(path: Path) -> Path:
                "--output", str(out), str(path.absolute())]  # fmt: skip
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     if done.returncode or not is_nsys(out):
+        problem = (
+            f"nsys could not export it (exit code {done.returncode})"
+            if done.returncode
+            else "nsys ended without an error and wrote no SQLite database"
+        )
         raise PrunescopeError(
-            f"{path.name}: nsys could not export it (exit code {done.returncode})",
+            f"{path.name}: {problem}",
             hint=f"`{EXPORT} {path.name}` says why; an older nsys reads no newer report",
         )
     return out
+
+
+def reports_in(folder: Path) -> list[Path]:
+    """The reports of Nsight Systems in a folder beside which no export lies."""
+    return sorted(
+        file
+        for file in folder.iterdir()
+        if is_report(file) and file.is_file() and not file.with_suffix(SUFFIX).is_file()
+    )
 
 
 _folders: list[tempfile.TemporaryDirectory[str]] = []
@@ -101,6 +116,7 @@ class Database:
         self.path = path
         self.size = path.stat().st_size
         self._refuse_cut()
+        self._refuse_unfinished()
         self._steps = 0
         self.has_wal = _is_filled(path.with_name(path.name + "-wal"))
         uri = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
@@ -129,16 +145,30 @@ class Database:
         """Whether the file has a table with these columns."""
         return set(columns) <= set(self.tables.get(table, ()))
 
+    def lacks(self, table: str, *columns: str) -> list[str]:
+        """The columns that a table lacks; none of a table that is not there."""
+        return [one for one in columns if one not in self.tables.get(table, columns)]
+
+    def count(self, table: str, where: str = "") -> int:
+        """How many rows a table has, 0 where it is not there. `where`: an expression of ours."""
+        if table not in self.tables:
+            return 0
+        query = f'SELECT COUNT(*) FROM "{table}" NOT INDEXED' + (f" WHERE {where}" if where else "")
+        with self._one_sentence():
+            return int(self._query(query).fetchone()[0])
+
     def rows(
         self, table: str, columns: Sequence[str], *, where: str = "", group: bool = False
     ) -> Iterator[Rows]:
-        """Rows of a table in blocks. A column that the table lacks is None in all of them; of a
-        text or payload the first characters are read. `where`: an expression of ours;
-        `group`: distinct rows only.
+        """Rows of a table in blocks, none where it is not there. A column that the table lacks is
+        None in all of them; of a text or payload the first characters are read. `where`: an
+        expression of ours; `group`: distinct rows only.
 
         Raises PrunescopeError where the file is damaged.
         """
-        there = self.tables[table]
+        there = self.tables.get(table)
+        if there is None:
+            return
         chosen = ", ".join(_value(column) if column in there else "NULL" for column in columns)
         query = f'SELECT {"DISTINCT " if group else ""}{chosen} FROM "{table}" NOT INDEXED'
         query += f" WHERE {where}" if where else ""
@@ -148,7 +178,7 @@ class Database:
             while block := cursor.fetchmany(_BLOCK):
                 count += len(block)
                 if count * _MIN_ROW > self.size:
-                    raise self._damaged("one of its tables has more rows than its bytes can hold")
+                    raise self.damaged("one of its tables has more rows than its bytes can hold")
                 yield block
 
     def strings(self, ids: Iterable[int]) -> dict[int, str]:
@@ -176,10 +206,10 @@ class Database:
                 continue
             if kind != "table" or not isinstance(page, int) or page <= 0:
                 what = "virtual table" if kind == "table" else "view"
-                raise self._damaged(f"{name} is a {what}, and {_DENIED}")
+                raise self.damaged(f"{name} is a {what}, and {_DENIED}")
             columns = self._query(f'PRAGMA table_xinfo("{name}")').fetchall()
             if any(hidden for *_, hidden in columns):
-                raise self._damaged(f"{name} has a computed column, and {_DENIED}")
+                raise self.damaged(f"{name} has a computed column, and {_DENIED}")
             found[name] = tuple(column[1] for column in columns)
         return found
 
@@ -213,8 +243,20 @@ class Database:
                 hint="copy the file again, whole",
             )
 
-    def _damaged(self, problem: str) -> PrunescopeError:
-        return PrunescopeError(f"{self.path.name}: {problem}", hint=_AGAIN)
+    def _refuse_unfinished(self) -> None:
+        """A journal beside the file that is not empty, and whose header was not wiped, holds what a
+        change that was not finished has overwritten: without it the rows are partly new."""
+        journal = self.path.with_name(f"{self.path.name}-journal")
+        with suppress(OSError, ValueError), journal.open("rb") as file:
+            if file.read(1) not in (b"", b"\0"):
+                raise self.damaged(
+                    f"it is being written, or its writing was broken off: {journal.name} lies "
+                    "beside it"
+                )
+
+    def damaged(self, problem: str) -> PrunescopeError:
+        """An error about this file, of which another export would be whole."""
+        return PrunescopeError(f"{self.path.name}: {problem}", hint=AGAIN)
 
     @contextmanager
     def _one_sentence(self) -> Iterator[None]:
@@ -225,7 +267,7 @@ class Database:
             why = str(error)[:200] or type(error).__name__
             if self._steps > _STEPS + _STEPS_PER_BYTE * self.size:
                 why = "a query over it does not end"
-            raise self._damaged(f"the database cannot be read ({why})") from None
+            raise self.damaged(f"the database cannot be read ({why})") from None
 
 
 STRINGS = "StringIds"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -30,15 +30,21 @@ _MOST = 1024
 
 @dataclass(frozen=True)
 class TraceFile:
-    """One trace: a file, a member of a zip or tar, or a device of an export of Nsight Systems."""
+    """One trace: a file, a member of a zip or tar, or a device of an export of Nsight Systems.
+    `all_ranks`: the export is all that was given, so that the number of a device is its rank."""
 
     path: Path
     member: str | None = None
+    all_ranks: bool = False
 
     @property
     def name(self) -> str:
-        """The name of its file, without folders."""
-        return PurePosixPath(self.member).name if self.member else self.path.name
+        """The name of its file, without folders; of a device of several, with its file's."""
+        if self.member is None:
+            return self.path.name
+        if device_number(self.member) is not None:
+            return f"{self.path.stem} {self.member}"
+        return PurePosixPath(self.member).name
 
 
 @dataclass
@@ -72,7 +78,7 @@ def find_parts(path: Path) -> FoundTraces:
     Raises PrunescopeError where there is none, or too many.
     """
     if is_nsys(path):
-        devices = _devices(path)
+        devices = [replace(one, all_ranks=True) for one in _devices(path)]
         numbered = {f"rank{i}": device for i, device in enumerate(devices)}
         return FoundTraces(
             numbered if len(devices) > 1 else {"": devices[0]},
@@ -95,7 +101,7 @@ def find_parts(path: Path) -> FoundTraces:
     found = FoundTraces(left_out=left_out, broken=any(_NUMBER.search(name) for name in left_out))
     if not kept:
         raise PrunescopeError(
-            f"{path.name} holds no Chrome trace",
+            f"{path.name} holds no trace that can be read",
             hint="give a folder, zip or tar with what torch.profiler exported on each rank, or a "
             "folder with an SQLite export of Nsight Systems a rank",
         )
@@ -170,9 +176,10 @@ def _head(part: TraceFile) -> dict[str, Any] | None:
 
 def rank_of(part: TraceFile, meta: dict[str, Any]) -> Rank:
     """The rank of a trace, by its metadata, else by its file's name. In a world of one, every trace
-    is of rank 0, and its metadata tells nothing. A device of a file is the rank of its number."""
+    is of rank 0, and its metadata tells nothing. A device of a file that is alone is the rank of
+    its number; beside other files, as of another node, nothing tells it."""
     if part.member is not None and is_nsys(part.path):
-        return Rank(device_number(part.member), None)
+        return Rank(device_number(part.member) if part.all_ranks else None, None)
     world = _number(meta, "world_size")
     number = _number(meta, "rank") if world != 1 else None
     return Rank(rank_in_name(part.name) if number is None else number, world)

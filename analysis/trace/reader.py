@@ -191,9 +191,6 @@ class _Splitter:
     def head(self) -> None:
         """Up to the first event; keeps the metadata that stands before it."""
         source = self.source
-        not_a_trace = source.error(
-            "not a Chrome trace", "give what torch.profiler's export_chrome_trace wrote"
-        )
         more, enough = True, 0
         while more:
             more = self.read()
@@ -205,7 +202,7 @@ class _Splitter:
                 self.buffer = text[1:]
                 return
             if text[:1] not in (b"{", b""):
-                raise not_a_trace
+                raise self.not_a_trace(text)
             found = place_of_events(text)
             if found is not None and found < len(text):
                 if text[found : found + 1] != b"[":
@@ -218,7 +215,24 @@ class _Splitter:
                 return
         if not self.buffer.strip() and not source.cut:
             raise source.error("the file is empty", "export the trace again")
-        raise not_a_trace
+        raise self.not_a_trace(b"")
+
+    def not_a_trace(self, text: bytes) -> PrunescopeError:
+        """Why these first bytes begin no Chrome trace, by what they begin, else by the name of the
+        file."""
+        from prunescope.analysis.trace.nsys_file import AGAIN, MAGIC, SUFFIX  # slow to import
+
+        source = self.source
+        if text.startswith(MAGIC):
+            return source.error(
+                "it holds an SQLite database that is compressed or in an archive",
+                f"unpack it, and give the {SUFFIX} file",
+            )
+        if SUFFIX in source.path.suffixes:
+            return source.error("it is no SQLite database, though it is named so", AGAIN)
+        return source.error(
+            "not a Chrome trace", "give what torch.profiler's export_chrome_trace wrote"
+        )
 
     def boundaries(self) -> list[re.Match[bytes]]:
         """The last places of the buffer that may be between two events, the last one first."""

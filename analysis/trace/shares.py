@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from prunescope.analysis.trace.collect import COLUMNS, NONE, Collector, Columns, Ints
+from prunescope.analysis.trace.collect import COLUMNS, NONE, Collector, Ints
 from prunescope.analysis.trace.event import LEAN
 from prunescope.analysis.trace.reader import Source
 
@@ -118,7 +118,7 @@ def join_shares(
             table.setdefault(key, len(table))
     for group in COLUMNS:
         collect.dropped[group] = sum(share.dropped[group] for share in shares)
-        collect.tables[group] = _joined(shares, group, collect)
+        _join(shares, group, collect)
     return source, collect
 
 
@@ -133,8 +133,8 @@ def _in_order(shares: Sequence[ReadShare], name: str) -> Iterator[Any]:
                 yield from own[begin : share.known[number][which]]
 
 
-def _joined(shares: Sequence[ReadShare], group: str, collect: Collector) -> Columns:
-    """The rows of one table of events in the order of the file, with the ids of all shares."""
+def _join(shares: Sequence[ReadShare], group: str, collect: Collector) -> None:
+    """Add the rows of one table of events in the order of the file, with the ids of all shares."""
     names = COLUMNS[group]
     blocks: list[tuple[int, int, Ints]] = []  # its number among those of its share, the share
     for index, share in enumerate(shares):
@@ -146,10 +146,8 @@ def _joined(shares: Sequence[ReadShare], group: str, collect: Collector) -> Colu
                 table[row] = _ids(getattr(share, kind), getattr(collect, kind))[table[row]]
         parts = np.split(table, np.cumsum(counts)[:-1], axis=1) if counts else []
         blocks += [(number, index, part) for number, part in enumerate(parts)]
-    out = Columns(names)
     for _, _, part in sorted(blocks, key=lambda block: block[:2]):
-        out.append(part)
-    return out
+        collect.tables[group].append(part)
 
 
 def _ids(keys: Sequence[Any], table: dict[Any, int]) -> Ints:

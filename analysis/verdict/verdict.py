@@ -162,8 +162,8 @@ def _unmoved(e: Evidence) -> FamilyVerdict:
         if e.by_order and (fitting := families_by_order(e)):
             line = (
                 f"GEMMs became smaller ({shown}), but which is which is known from the order of "
-                "kernels alone, and not by what one makes and the next reads: "
-                "record modules (with_stack=True) to name the family"
+                "kernels alone, and not by what one makes and the next reads: record modules "
+                "(with_stack=True; NVTX ranges for Nsight Systems) to name the family"
             )
             return FamilyVerdict(
                 id="unknown", confidence=0.3, evidence=[line], alternatives=fitting, by_order=True

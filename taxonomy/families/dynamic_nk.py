@@ -46,7 +46,11 @@ FAMILY = Family(
         "blocks": Knob(
             "key_value", "skip blocks of QKᵀ and PV, or of PV alone", ("key_value", "value")
         ),
-        "block": Knob(0, "tokens in a block of queries or keys; 0: 64, or fewer in short prompts"),
+        "block": Knob(
+            0,
+            "tokens in a block of queries or keys; 0: 64, or fewer in short prompts; 1: each query "
+            "chooses for itself, and none by a mean with later ones",
+        ),
         "backend": Knob(
             "torch",
             "ordinary torch ops, or (prompts on a GPU) compiled FlexAttention with a block mask",

@@ -8,7 +8,7 @@ from prunescope.taxonomy.applies import NO, Applies, to_mlp
 from prunescope.taxonomy.architecture_traits import Traits
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families.static_nk import with_channels
-from prunescope.taxonomy.family import Family, FamilyPoint, Knob, pattern
+from prunescope.taxonomy.family import ALIGNMENT, Family, FamilyPoint, Knob, pattern
 from prunescope.taxonomy.keep import kept_kv_heads
 from prunescope.taxonomy.plan import Piece, Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
@@ -20,7 +20,7 @@ _HEADS = {"queries": {"q": "n", "o": "k"}, "heads": {"q": "n", "k": "n", "v": "n
 
 
 def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
-    """f' = up16(int(f·p)) channels, and with `attention` n_kv' groups of query heads, which alone
+    """f' = int(f·p), aligned, channels; with `attention` n_kv' groups of query heads, which alone
     attend. One set a forward: its T tokens read f'/f of the weights. A set a token: each computes
     f' channels, and a channel is read where any of T tokens uses it: with probability
     1 − (1 − f'/f)^T; so are heads. k and v are dense for `queries`; the cache is full.
@@ -96,6 +96,7 @@ FAMILY = Family(
             ("dense", "queries", "heads"),
             predicted_only=True,
         ),
+        "align": ALIGNMENT,
     },
     adds=("reduction", "routing", "gather_scatter"),
     keeps_weights=True,

@@ -8,7 +8,7 @@ from prunescope.taxonomy.applies import EXPERT_MATRICES, Applies, to_projections
 from prunescope.taxonomy.architecture_table import BY_ID
 from prunescope.taxonomy.architecture_traits import Traits
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.family import Family, FamilyPoint, pattern
+from prunescope.taxonomy.family import ALIGNMENT, Family, FamilyPoint, pattern
 from prunescope.taxonomy.keep import low_rank_or_dense, rank_hint
 from prunescope.taxonomy.plan import Piece, Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
@@ -21,22 +21,22 @@ def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
 
     Raises PrunescopeError where that holds for every matrix.
     """
-    s = point.sparsity
+    s, align = point.sparsity, point.align
     if s == 0:
         return [dense_plan(shape, work)]
 
     def linear(role: str, n: int, k: int) -> tuple[Piece, ...]:
         stored = _stored_rows(shape, role, n)
-        rank = None if role == "experts" else low_rank_or_dense(stored, k, s)
+        rank = None if role == "experts" else low_rank_or_dense(stored, k, s, align)
         if rank is None:
             return (Piece(n, k),)
         part = n / stored  # of the first factor, which a fused matrix has once
         return (Piece(rank, k, flop=part, stored=part, numbers=part), Piece(n, rank))
 
-    if all(low_rank_or_dense(n, k, s) is None for n, k in shape.linears().values()):
+    if all(low_rank_or_dense(n, k, s, align) is None for n, k in shape.linears().values()):
         raise PrunescopeError(
             f"at sparsity {s} no rank makes any matrix of this model smaller",
-            hint=rank_hint(shape.linears().values(), s),
+            hint=rank_hint(shape.linears().values(), s, align),
         )
     return [replace(dense_plan(shape, work), linear=linear)]
 
@@ -78,6 +78,7 @@ FAMILY = Family(
     leaves=EXPERT_MATRICES,
     methods=("SVD-LLM", "Dobi-SVD"),
     plans=plans,
+    knobs={"align": ALIGNMENT},
     adds=("gemm",),
     calibration="text",
 )

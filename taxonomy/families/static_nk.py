@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from prunescope.taxonomy.applies import PARTLY, Applies, no_heads, to_heads
 from prunescope.taxonomy.architecture_traits import Traits
-from prunescope.taxonomy.family import Family, FamilyPoint, Knob, pattern
+from prunescope.taxonomy.family import ALIGNMENT, Family, FamilyPoint, Knob, pattern
 from prunescope.taxonomy.keep import ROUNDINGS, kept_intermediate, kept_kv_heads
 from prunescope.taxonomy.plan import Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
@@ -27,10 +27,10 @@ def with_heads(shape: ModelShape, point: FamilyPoint) -> ModelShape:
 
 
 def with_channels(shape: ModelShape, point: FamilyPoint) -> ModelShape:
-    """f' = up16(int(f·p)): gate, up N = f'; down K = f'. Experts keep their number."""
+    """f' = int(f·p), aligned: gate, up N = f'; down K = f'. Experts keep their number."""
 
     def kept(width: int) -> int:
-        return kept_intermediate(width, point.sparsity) if width else 0
+        return kept_intermediate(width, point.sparsity, point.align) if width else 0
 
     return shape.map_layers(
         lambda layer: replace(
@@ -72,6 +72,6 @@ FAMILY = Family(
     leaves=LATENTS,
     methods=("LLM-Pruner", "FLAP", "Týr-the-Pruner"),
     plans=plans,
-    knobs={"rounding": ROUNDING},
+    knobs={"rounding": ROUNDING, "align": ALIGNMENT},
     calibration="text",
 )

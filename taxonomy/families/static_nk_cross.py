@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from prunescope.taxonomy.applies import YES, Applies
 from prunescope.taxonomy.architecture_traits import Traits
-from prunescope.taxonomy.family import Family, FamilyPoint, Knob, pattern
+from prunescope.taxonomy.family import ALIGNMENT, Family, FamilyPoint, Knob, pattern
 from prunescope.taxonomy.keep import kept_hidden
 from prunescope.taxonomy.plan import Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
@@ -14,8 +14,8 @@ from prunescope.taxonomy.theory import dense_plan
 
 
 def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
-    """h' = up16(int(h·p)) everywhere: q, k, v, gate, up, routers, experts and mixers K; o, down,
-    experts and mixers N; embedding, norms, lm_head K.
+    """h' = int(h·p), aligned, everywhere: q, k, v, gate, up, routers, experts and mixers K; o,
+    down, experts and mixers N; embedding, norms, lm_head K.
 
     Where junctions keep different sets, the residual from one to the next gets an h'×h' GEMM, and
     the head a table of its own. Norms with a bias become RMS norms, and readers take the bias.
@@ -25,7 +25,7 @@ def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
     different, biased = point.knobs["junctions"] == "different", shape.norm_parameters == 2
     narrow = replace(
         shape,
-        hidden=kept_hidden(shape.hidden, point.sparsity),
+        hidden=kept_hidden(shape.hidden, point.sparsity, point.align),
         tied=shape.tied and not (different or shape.centred_norms),
         head_bias=shape.head_bias or biased,
         norm_parameters=1,
@@ -72,7 +72,8 @@ FAMILY = Family(
             ("different", "same"),
             "every junction keeps its own dimensions, as SliceGPT does, with a residual GEMM "
             "after each sublayer; --set junctions=same (Minitron, Sheared LLaMA) has none",
-        )
+        ),
+        "align": ALIGNMENT,
     },
     adds=("gemm",),
     calibration="text",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prunescope.taxonomy.applies import to_mlp
 from prunescope.taxonomy.families.static_nk import with_channels
-from prunescope.taxonomy.family import Family, FamilyPoint, pattern
+from prunescope.taxonomy.family import ALIGNMENT, Family, FamilyPoint, pattern
 from prunescope.taxonomy.plan import Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.theory import dense_plan
@@ -26,5 +26,6 @@ FAMILY = Family(
     methods=("LLM-Pruner", "FLAP", "neuron pruning"),
     plans=plans,
     extension=True,
+    knobs={"align": ALIGNMENT},
     calibration="text",
 )

@@ -45,11 +45,14 @@ ALLOWED: dict[str, str] = {
     "tracer/attention": "taxonomy model",
     "tracer/residual": "taxonomy model",
     "tracer/calibration": "taxonomy model",
+    "tracer/allocation": "taxonomy model calibration",
     "tracer/quality": "taxonomy model calibration",
     "tracer/routing": "taxonomy model attention residual calibration",
     "tracer/pruners": "taxonomy model attention residual calibration routing",
     "tracer/recovery": "taxonomy model calibration routing",
     "tracer/capture": "taxonomy machine model calibration routing pruners recovery",
+    "tracer/recorder": "taxonomy machine model capture",
+    "tracer/gemm": "taxonomy machine capture",
     "tracer/sweep": "taxonomy machine model calibration quality recovery capture",
 }
 # The front door may use any room; no room uses it.
@@ -322,7 +325,7 @@ def test_analysis_runs_without_torch() -> None:
         "names = (m for m in sys.modules if m.startswith('prunescope.tracer.'))\n"
         "own = {m for m in names if m.count('.') == 3}\n"
         "assert own == {'prunescope.tracer.' + m for m in ('capture.request', 'capture.progress',"
-        " 'recovery.settings', 'sweep.request')}, own"  # inert: they name options
+        " 'gemm.request', 'recovery.settings', 'sweep.request')}, own"  # inert: they name options
     )
     assert "polars" in loaded
     assert loaded & {"torch", "transformers"} == set()

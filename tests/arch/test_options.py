@@ -11,12 +11,14 @@ import typer.main
 
 import prunescope
 from prunescope import cli
+from prunescope.allocation import AllocateRequest
 from prunescope.analysis.inputs.options import AnalyzeRequest, CompareRequest
 from prunescope.analysis.predict.request import PredictRequest
 from prunescope.command import from_options
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.option import Option, check_options, fill_missing, options_of, takes
 from prunescope.tracer.capture.request import TraceCall
+from prunescope.tracer.gemm.request import GemmRequest
 from prunescope.tracer.sweep.request import SweepRequest
 
 COMMANDS = {
@@ -32,7 +34,7 @@ COMMANDS = {
         "subjects", "--baseline", "--sparsity", "--device", "--out", "--format", "--label-prefix",
         "--json", "--eager-trace", "--baseline-eager-trace", "--phase-pattern", "--peak",
         "--bandwidth", "--hta", "--model", "--baseline-model", "--batch", "--prompt-len",
-        "--context", "--phase", "--jobs", "--engine", "--full",
+        "--context", "--phase", "--gemm", "--jobs", "--engine", "--full",
     },
     "predict": {
         "--model", "--pruned-model", "--device", "--method", "--sparsity", "--set", "--phase",
@@ -43,6 +45,11 @@ COMMANDS = {
         "--pp", "--ep", "--routing",
         "--rank", "--workload", "--losses", "--loss", "--explain", "--out", "--json",
     },
+    "allocate": {
+        "--model", "--from-run", "--device", "--speedup", "--latency-ms", "--memory-gb", "--phase",
+        "--workload", "--batch", "--prompt-len", "--dtype", "--text", "--out", "--overwrite",
+        "--dry-run", "--json",
+    },
     "sweep": {
         "config", "--preset", "--out", "--engine", "--shard", "--dry-run", "--example",
         "--json",
@@ -51,9 +58,14 @@ COMMANDS = {
     "check": {"subject", "--require", "-r", "--baseline", "--strict", "--junit", "--json"},
     "bundle": {"runs", "--out", "-o", "--anonymous", "--overwrite"},
     "verify": {"path", "--allow-undrawn", "--json"},
+    "gemm": {
+        "run", "--m", "--n", "--k", "--dtype", "--device", "--warmup", "--repeats",
+        "--placements", "--seed", "--threads", "--script", "--out", "--json",
+    },
     "families": {"--architecture", "--json", "--method"},
     "devices": {"--json"},
     "calibrate": {"--device", "--out", "--json"},
+    "recorder": set(),
     "doctor": {"--timing", "--json"},
     "demo": {"--out"},
 }  # fmt: skip
@@ -84,7 +96,8 @@ def test_every_command_says_what_it_does() -> None:
 
 REQUESTS = {
     "trace": TraceCall, "analyze": AnalyzeRequest, "compare": CompareRequest,
-    "predict": PredictRequest, "sweep": SweepRequest,
+    "predict": PredictRequest, "sweep": SweepRequest, "gemm": GemmRequest,
+    "allocate": AllocateRequest,
 }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import runpy
 import shlex
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,5 +71,11 @@ def _command(words: list[str], page: Path) -> None:
         runpy.run_path(rest[0], run_name="__main__")
         return
     assert name == "prunescope", f"{page.name}: {name} is not run"
-    code = prunescope.main(rest)
+    arrow, target = rest[-2:] if len(rest) > 1 else ("", "")
+    with ExitStack() as stack:
+        if arrow == ">":
+            file = stack.enter_context(Path(target).open("w", encoding="utf-8"))
+            stack.enter_context(redirect_stdout(file))
+            rest = rest[:-2]
+        code = prunescope.main(rest)
     assert code == 0, f"{page.name}: {shlex.join(words)} ended with {code}"

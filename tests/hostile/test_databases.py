@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -190,12 +192,26 @@ def test_what_stands_in_a_wal_is_not_read(tmp_path: Path) -> None:
     assert any("-wal" in warning for warning in report.warnings)
 
 
-def test_a_hot_journal_is_not_played_back(tmp_path: Path) -> None:
-    path = whole(tmp_path / "hot.sqlite")
+def test_a_change_that_was_not_finished_is_refused(tmp_path: Path) -> None:
+    """A hot journal: SQLite has rows of 999 ns in the file, and would take them back."""
+    path = whole(tmp_path / "hot.sqlite", kernels=3000)
+    writer = """
+import os, sqlite3, sys
+sql = sqlite3.connect(sys.argv[1], isolation_level=None)
+sql.execute("PRAGMA cache_size = 1")
+sql.execute("BEGIN")
+sql.execute("UPDATE CUPTI_ACTIVITY_KIND_KERNEL SET end = start + 999")
+os._exit(0)
+"""
+    subprocess.run([sys.executable, "-c", writer, str(path)], check=True)
     journal = tmp_path / "hot.sqlite-journal"
-    journal.write_bytes(b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7" + b"\0" * 1000)
-    assert len(load(path).device["ts"]) == 3
-    assert journal.exists()
+    before = journal.read_bytes()
+    assert "hot.sqlite-journal" in refused(path)
+    assert journal.read_bytes() == before
+    journal.write_bytes(b"")
+    assert len(load(path).device["ts"]) == 3000
+    journal.write_bytes(b"\0" * 512)
+    assert len(load(path).device["ts"]) == 3000
 
 
 @pytest.mark.parametrize("name", ["a?mode=rw", "50% & more#1.sqlite", "ü.sqlite", "file:x.sqlite"])

@@ -6,17 +6,48 @@ from hypothesis import strategies as st
 
 from prunescope.taxonomy import keep
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.families import family
 from prunescope.taxonomy.families.static_k_24 import checked
+from prunescope.taxonomy.plan import Workload
+from prunescope.taxonomy.presets import preset_config
+from prunescope.taxonomy.shape import ModelShape
+
+WORK = Workload(phase="prefill", prompt_len=512)
+SHAPE = ModelShape.from_config(preset_config("llama-3.1-8b"))
 
 
 def test_roundings_by_hand() -> None:
-    assert [keep.up16(x) for x in (0, 1, 16, 16.9, 17)] == [0, 16, 16, 16, 32]
+    assert [keep.aligned(x) for x in (0, 1, 16, 16.9, 17)] == [0, 16, 16, 16, 32]
     assert keep.kept_intermediate(14336, 0.5) == 7168
     assert keep.kept_intermediate(1536, 0.3) == 1088  # int(1075.2) = 1075 -> 1088
     assert keep.kept_hidden(576, 0.25) == 432
     assert keep.removed_layers(30, 0.25) == 7  # 7 of 30: int(7.5)
     assert keep.removed_layers(10, 0.3) == 3
     assert keep.low_rank(14336, 4096, 0.5) == 1600  # 14336*4096/18432/2 = 1592.9 -> 1592 -> 1600
+
+
+@pytest.mark.parametrize(
+    ("align", "kept"),
+    # int(14336 · 0.7) = 10035, which is 3 modulo 4 and 3 modulo 16
+    [("1", 10_035), ("2", 10_036), ("4", 10_036), ("8", 10_040), ("16", 10_048), ("32", 10_048),
+     ("64", 10_048), ("128", 10_112), ("odd", 10_035), ("even", 10_038), ("paper", 10_048)],
+)  # fmt: skip
+def test_alignments_by_hand(align: str, kept: int) -> None:
+    assert keep.kept_intermediate(14_336, 0.3, align) == kept
+    assert keep.kept_hidden(14_336, 0.3, align) == kept
+    point = family("static-nk-mlp").point(0.3, {"align": align})
+    ops = family("static-nk-mlp").theory(SHAPE, WORK, point)
+    assert next(op.gemms[0].n for op in ops if op.role == "gate") == kept
+
+
+def test_alignment_of_what_a_sparsity_aligns_by_itself() -> None:
+    assert keep.kept_intermediate(14_336, 0.5, "1") == 7168  # 1024 · 7
+    assert keep.kept_intermediate(14_336, 0.5, "odd") == 7169
+    assert keep.kept_intermediate(14_336, 0.5, "even") == 7170  # 2 · 3585
+    assert keep.kept_intermediate(352, 0.1, "128") == 352  # 316 -> 384 > 352
+    assert [keep.low_rank(14_336, 4096, 0.5, a) for a in ("1", "odd", "128")] == [1592, 1593, 1664]
+    with pytest.raises(PrunescopeError, match="align"):
+        family("static-nk-mlp").point(0.3, {"align": "3"})
 
 
 def test_layers_by_name() -> None:
@@ -76,3 +107,14 @@ def test_heads_never_vanish(heads: int, sparsity: float) -> None:
 def test_a_rank_that_is_given_saves(n: int, k: int, sparsity: float) -> None:
     rank = keep.low_rank_or_dense(n, k, sparsity)
     assert rank is None or rank * (n + k) < n * k
+
+
+def test_groups_of_experts_keep_as_many_each() -> None:
+    """Of 16 experts in 4 groups 11 would stay; 2.75 of a group are 3, so 12. A token that opens two
+    groups for 4 experts needs 2 of each; one ranked by its two best has two."""
+    groups = {"groups": 4, "open_groups": 2, "ranked_by": 2}
+    assert keep.kept_experts(16, 4, 0.3) == 11
+    assert [keep.kept_experts(16, 4, s, **groups) for s in (0, 0.3, 0.5, 0.9)] == [16, 12, 8, 8]
+    assert keep.kept_experts(256, 8, 0.99, groups=8, open_groups=4, ranked_by=2) == 16
+    assert keep.kept_experts(16, 2, 0.9, groups=4, open_groups=2, ranked_by=1) == 4
+    assert keep.kept_experts(16, 4, 0.5, groups=4, open_groups=1) == 16  # a group has to serve all

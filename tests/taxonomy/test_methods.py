@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from prunescope.taxonomy.families import families
-from prunescope.taxonomy.methods import method_names, methods, placed, slug
+from prunescope.taxonomy.methods import family_of, method_names, methods, placed, slug
 
 README = Path(__file__).resolve().parents[2] / "taxonomy" / "README.md"
 COLUMNS = ["method", "year", "placed", "because", "arXiv"]
@@ -91,12 +91,14 @@ PLACED_BY_THE_PAPER = {
 
 def test_every_method_says_what_runs_and_what_was_read() -> None:
     """What the paper executes, what runs here where that differs, and the title and address of what
-    was read of it, or null: no method claims a reading without its place."""
+    was read of it, or why nothing was: no method claims a reading without its place."""
     text = (README.parent / "methods.json").read_text(encoding="utf-8")
     for name, row in json.loads(text).items():
         assert row["executes"], name
         assert row["runs"] is None or row["runs"], name
         assert row["by_extension"] == (name not in PLACED_BY_THE_PAPER), name
+        # A source, or one reason why there is none: "not looked up" is none.
+        assert (row["source"] is None) == bool(row.get("not_read")), name
         if row["source"] is not None:
             assert set(row["source"]) == {"title", "url"}, name
             assert row["source"]["url"].startswith("https://"), name
@@ -127,6 +129,36 @@ def test_dynamic_methods_are_placed_by_what_was_read(
     assert found is not None
     assert (found.family, dict(found.knobs)) == (family, knobs)
     assert found.source is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "runs", "predict_only"),
+    [
+        ("WIDE", {}, {"sets": "token", "attention": "queries"}),
+        ("Deja Vu", {}, {"sets": "token", "attention": "heads"}),
+        ("PowerInfer", {}, {"sets": "token"}),
+        ("LazyLLM", {"stages": "4"}, {}),
+        ("H2O", {"keep": "accumulated"}, {}),
+    ],
+)
+def test_predict_prices_what_a_trace_runs(
+    name: str, runs: dict[str, str], predict_only: dict[str, str]
+) -> None:
+    """A name stands for the knobs that run; those that predict alone has are named beside them."""
+    found = placed(name)
+    assert found is not None
+    assert family_of(name) == (found.family, runs)
+    assert found.to_dict()["predict_only"] == predict_only
+    only = "".join(f" --set {key}={value}" for key, value in predict_only.items())
+    assert (f"(predict only:{only})" in found.heading()) == bool(predict_only)
+    assert (f"with{only} the paper's" in found.sentences()[1]) == bool(predict_only)
+
+
+def test_a_method_whose_family_has_no_pruner_is_predicted_only() -> None:
+    found = placed("CATS")
+    assert found is not None and found.family is not None
+    assert found.heading().startswith("CATS: dynamic-k --set zeros=channels (predict only), ")
+    assert family_of("CATS")[1] == {"zeros": "channels"}
 
 
 def test_names_in_any_spelling() -> None:

@@ -263,6 +263,22 @@ def test_the_control_counts_intervals_of_points_that_do_the_dense_work() -> None
     assert list(control(points))[0].startswith("Control: 1 of the 1 points")
 
 
+def test_a_loss_that_an_older_rule_scored_is_named() -> None:
+    """Of dynamic-m in decode in one forward, from before its influence was measured: today token by
+    token; a static family's is what it would be today."""
+    from prunescope.analysis.pareto.scoring import scoring_notes
+
+    points = [point("dynamic-m", 1.2, 0.1), point("static-m", 1.1, 0.2)]
+    for one in points:
+        assert one.loss is not None
+        one.loss.scoring, one.loss.looks_ahead = "prefill", None
+    (note,) = scoring_notes({"decode": points})
+    assert "dynamic-m in one forward, by an older rule: they are now scored one token" in note
+    assert "static-m in one forward, in which no prediction depends on later tokens" in note
+    (note,) = scoring_notes({"prefill": points})
+    assert "older rule" not in note
+
+
 def test_what_is_not_valid_is_said_and_decides_nothing() -> None:
     """Two points of losses that nobody can read, timed while other work ran."""
     points = [

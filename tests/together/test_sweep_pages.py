@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,18 +56,37 @@ def test_a_page_is_rebuilt_from_its_points(name: str) -> None:
     assert sweep.stored(new) == path.read_bytes()
 
 
+def test_the_json_of_every_page_has_the_same_keys() -> None:
+    """Of a page without claims, notes or failures too."""
+    found = [json.loads((BENCHMARKS / f"{name}.json").read_bytes()) for name in SWEEPS]
+    for one in found[1:]:
+        assert list(one) == list(found[0])
+        assert {tuple(phase) for phase in one["phases"].values()} == {
+            tuple(phase) for phase in found[0]["phases"].values()
+        }
+
+
 @pytest.mark.usefixtures("scripts")
 def test_losses_that_were_scored_again_take_the_place_of_older_ones() -> None:
     """Those of the point's own phase; after a training the loss stays."""
     import sweep
 
     found = sweep.read(BENCHMARKS / "sweep.json")
+    found.scored_again = []
     first = found.phases["decode"].points[0]
     new = {"perplexity_rel": 2.0, "perplexity_rel_ci95": [1.9, 2.1], "scoring": "decode"}
     sweep.rescore(found, {first.id: {**new, "phase": "prefill"}})
     assert first.loss.perplexity_rel == 0.444
     sweep.rescore(found, {first.id: {**new, "phase": "decode"}})
     assert (first.loss.perplexity_rel, first.loss.ci95) == (2.0, [1.9, 2.1])
+    (again,) = found.scored_again
+    assert (again.phase, again.before, again.now) == ("decode", 0.444, 2.0)
+    assert "| static-m | 0.125 | – | – | +44.4 % | +200.0 % |" in sweep.text(found, "sweep")
+    # The first loss stays the one before, however often it is scored again.
+    sweep.rescore(found, {first.id: {**new, "phase": "decode", "perplexity_rel": 0.1}})
+    (again,) = found.scored_again
+    assert (again.before, again.now) == (0.444, 0.1)
+    assert any("static-m 0.125 came" in line for line in found.moved)
     trained = sweep.read(BENCHMARKS / "recovery-smollm2.json")
     first = trained.phases["decode"].points[0]
     sweep.rescore(trained, {first.id: {**new, "phase": "decode"}})

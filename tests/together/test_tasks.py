@@ -249,8 +249,25 @@ def accuracy(model: Any, tokenizer: Any) -> float:
 
 @pytest.mark.torch
 @pytest.mark.skipif(not INSTALLED, reason="lm-evaluation-harness is not installed: extra `eval`")
+def test_answers_read_token_by_token_are_those_of_one_forward(tmp_path: Path, tiny: Any) -> None:
+    """By the harness itself, of a model that decides nothing."""
+    from prunescope.tracer.model.load import load_model, load_tokenizer
+
+    where = byte_model(tmp_path / "model", tiny)
+    loaded = load_model(str(where), dtype="auto", device=torch.device("cpu"), attn="sdpa")
+    asked = TaskList(names=("letters",), folder=folder(tmp_path / "tasks"))
+    one, other = (
+        score_tasks(loaded.model, load_tokenizer(loaded), asked, scoring=scoring)
+        for scoring in ("prefill", "decode")
+    )
+    assert one == other
+
+
+@pytest.mark.torch
+@pytest.mark.skipif(not INSTALLED, reason="lm-evaluation-harness is not installed: extra `eval`")
+@pytest.mark.parametrize("family", ["static-m", "kv-evict"])
 def test_a_sweep_with_a_local_task(
-    tmp_path: Path, tiny: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny: Any, monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:
     from prunescope.analysis.pareto.pareto import judge
     from prunescope.tracer.model.load import load_model, load_tokenizer
@@ -261,7 +278,7 @@ def test_a_sweep_with_a_local_task(
     where = byte_model(tmp_path / "model", tiny)
     folder(tmp_path / "tasks")
     config = tmp_path / "sweep.yaml"
-    config.write_text(SWEEP.format(model="model"))
+    config.write_text(SWEEP.format(model="model").replace("static-m", family))
     out = sweep(SweepRequest(config=config, out=tmp_path / "s"))
     (result,) = json.loads((out / "sweep.json").read_bytes())["results"]
     assert result["state"] == "done", result["error"]

@@ -18,10 +18,12 @@ import prunescope
 from prunescope.analysis.pipeline import analyze
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import read_run
-from prunescope.tracer.capture import device_state, timing
+from prunescope.tracer.capture import device_state
 from prunescope.tracer.capture.user_capture import capture
+from prunescope.tracer.machine import disturbance
 from prunescope.tracer.model import compat
 from tests.small_capture import PEAKS
+from tests.tracer.mixtures import mixture
 
 pytestmark = pytest.mark.torch
 
@@ -94,8 +96,8 @@ def test_a_loop_beside_other_work_is_not_valid(
 ) -> None:
     """Samples and profiled steps are watched, on the host and on the device; no step is run again,
     and what ran beside the first calls counts for nothing."""
-    monkeypatch.setattr(timing, "between", lambda *_: _told(10**9, ["other processes"]))
-    monkeypatch.setattr(timing, "device_troubles", lambda _device: ["clocks held down"])
+    monkeypatch.setattr(disturbance, "between", lambda *_: _told(10**9, ["other processes"]))
+    monkeypatch.setattr(disturbance, "device_troubles", lambda _device: ["clocks held down"])
     loop(tiny, 6, out=tmp_path / "run")
     phase = read_run(tmp_path / "run" / "dense").phases["prefill"]
     (placement,) = phase.placements
@@ -114,13 +116,13 @@ def test_short_steps_of_a_loop_are_judged_together(
 ) -> None:
     """A step takes 50 ms, too short for ticks to tell; all of them, in every placement, are not."""
     readings = itertools.count()
-    monkeypatch.setattr(timing, "read", lambda: next(readings))
+    monkeypatch.setattr(disturbance, "read", lambda: next(readings))
 
     def told(before: Any, after: Any, _device: Any) -> Any:
         steps = (after - before + 1) // 2  # two readings each
         return _told(steps * 50_000_000, ["other processes"] if steps > 1 else [])
 
-    monkeypatch.setattr(timing, "between", told)
+    monkeypatch.setattr(disturbance, "between", told)
     options = {"warmup": 1, "repeats": 2 * repeats, "steps": 2, "placements": 2}
     with capture(tiny, out=tmp_path / "run", **options) as c, torch.inference_mode():
         for _ in range(2 * 2 + 2 * repeats + 2):
@@ -142,7 +144,7 @@ def test_profiled_steps_are_marked_where_most_were_disturbed(
     def told(*_: Any) -> Any:
         return _told(10**9, ["waits"] if next(calls) - 2 in noisy else [])
 
-    monkeypatch.setattr(timing, "between", told)
+    monkeypatch.setattr(disturbance, "between", told)
     options = {"warmup": 1, "repeats": 1, "steps": 3}
     with capture(tiny, out=tmp_path / "run", **options) as c, torch.inference_mode():
         for _ in range(6):
@@ -396,3 +398,23 @@ def test_a_function_is_no_name_of_a_method() -> None:
     with pytest.raises(PrunescopeError, match="--method is .*of type function") as raised:
         prunescope.trace("tiny-llama", method=loop)  # type: ignore[arg-type]
     assert "prunescope.capture" in (raised.value.hint or "")
+
+
+def test_tokens_of_experts_are_counted_as_in_a_trace(tmp_path: Path) -> None:
+    """A mixture of 16 experts, top-4: in the step that is thrown away 2 x 12 tokens of a layer go
+    to four each. Nothing stays hooked. A step with calls of several sizes has no mean of them."""
+    model = mixture("qwen3_moe")
+    loop(model, 8, out=tmp_path / "one")
+    run = read_run(tmp_path / "one" / "dense")
+    assert run.routing.keys() == {"prefill"}
+    assert [sum(counts) for counts in run.routing["prefill"].values()] == [2 * 12 * 4] * 2
+    assert all(4 <= mean <= 16 for mean in run.distinct_experts["prefill"].values())
+    assert not any(module._forward_hooks for module in model.modules())
+    with capture(model, **FEW, out=tmp_path / "two") as c, torch.inference_mode():
+        for _ in range(8):
+            with c.step():
+                cache = model(IDS).past_key_values
+                model(IDS[:, :1], past_key_values=cache)
+    run = read_run(tmp_path / "two" / "dense")
+    assert [sum(counts) for counts in run.routing["mixed"].values()] == [2 * 13 * 4] * 2
+    assert run.distinct_experts == {}

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from prunescope.taxonomy.keep import ALIGN
 from prunescope.taxonomy.run_blocks import Record
 
 if TYPE_CHECKING:
@@ -33,6 +34,11 @@ class Point:
     select: str = "random"
     seed: int = 0
     calibration: Calibration | None = None  # None: random token ids from the seed
+
+    @property
+    def align(self) -> str:
+        """What kept dimensions are rounded up to, one of `taxonomy.keep.ALIGNMENTS`."""
+        return str(self.knobs.get("align", ALIGN))
 
     @property
     def by_importance(self) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import lru_cache
-from typing import Any
+from typing import Any, Dict
 
 from prunescope.taxonomy.collection import no_collection
 from prunescope.taxonomy.scrub import scrub, scrub_values
@@ -23,7 +23,7 @@ WARMUP = "prunescope.step#warmup"
 
 DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 _RUNTIME = ("cuda_runtime", "cuda_driver", "hip_runtime", "hip_driver")
-_HOST = ("cpu_op", "user_annotation", *_RUNTIME)
+_HOST_EVENTS = ("cpu_op", "user_annotation", *_RUNTIME)
 # Numbers internal to the profiler, paths, and (on a CPU) links to launches, of which there are
 # none.
 _DROPPED_ARGS = {
@@ -38,11 +38,11 @@ _DECIMALS = 3  # of microseconds, in kineto's traces
 
 _scrubbed = lru_cache(maxsize=1 << 14)(scrub)  # few names, each many times
 
-Event = dict[str, Any]  # in Chrome's format
-ChromeTrace = dict[str, Any]  # {"traceEvents": [Event, ...], ...}
+Event = Dict[str, Any]  # in Chrome's format
+ChromeTrace = Dict[str, Any]  # {"traceEvents": [Event, ...], ...}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Turn:
     """One profiled step of the session: its variant, and the label of its annotation."""
 
@@ -131,7 +131,7 @@ def _windows(events: list[Event], turns: list[Turn]) -> list[_Window]:
     )
     if [e["name"] for e in found] != [t.label for t in turns]:
         raise ValueError(f"the trace has steps {[e['name'] for e in found]}, not {turns}")
-    return [_Window(turn, e["start_ns"], e["end_ns"]) for turn, e in zip(turns, found, strict=True)]
+    return [_Window(turn, e["start_ns"], e["end_ns"]) for turn, e in zip(turns, found)]
 
 
 def _assign(events: list[Event], windows: list[_Window]) -> list[int]:
@@ -140,7 +140,7 @@ def _assign(events: list[Event], windows: list[_Window]) -> list[int]:
     outside of all windows: work between the steps."""
     launches: dict[Any, _Window | None] = {}
     for event in events:
-        if event.get("cat") in _HOST:
+        if event.get("cat") in _HOST_EVENTS:
             window = _containing(windows, event["start_ns"])
             if window is not None:
                 window.host.append(event)

@@ -20,7 +20,7 @@ from prunescope.tracer.capture.chrome import DEVICE, PHASE, WARMUP, ChromeTrace,
 
 _LEVEL = 6  # of gzip: level 8 takes twice the time for 8 % less
 _GZIP = 31  # a header of gzip, without a name and a time, around zlib's largest window
-_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+_encoded = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 _GAP_NS = 1000  # between the last step of a session and the first of the next
 _NUMBERED = ("External id", "correlation")  # ids that start again in each session
 
@@ -45,14 +45,14 @@ class Joined:
             events = self._join.add(part)
             if is_first:  # first, for readers of a truncated file
                 head = {key: value for key, value in self._join.head.items() if key != "prunescope"}
-                self._put(f'{_json(head)[:-1]}{"," if head else ""}"traceEvents":[')
-            self._put(f"{_json(events)[1:-1]}," if events else "")
+                self._put(f'{_encoded(head)[:-1]}{"," if head else ""}"traceEvents":[')
+            self._put(f"{_encoded(events)[1:-1]}," if events else "")
 
     def write(self, path: Path) -> str:
         """Write the trace of the sessions so far; returns its sha256."""
         # The phase annotation comes last, as it ends with the last session.
-        entry = _json(self._join.head["prunescope"])
-        end = f'{_json(self._join.phase())}],"prunescope":{entry}}}'
+        entry = _encoded(self._join.head["prunescope"])
+        end = f'{_encoded(self._join.phase())}],"prunescope":{entry}}}'
         packer = self._packer.copy()
         packed = self._packed + packer.compress(end.encode()) + packer.flush()
         path.write_bytes(packed)

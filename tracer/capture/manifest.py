@@ -18,7 +18,7 @@ from prunescope.tracer.capture.memory import weight_bytes
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.capture.weight_stats import weight_stats
 from prunescope.tracer.machine.device import prunescope_version, versions
-from prunescope.tracer.model.compat import inner
+from prunescope.tracer.model.calls import inner
 from prunescope.tracer.model.config import kept_config
 from prunescope.tracer.model.load import Loaded
 from prunescope.tracer.model.model_shape import model_shape

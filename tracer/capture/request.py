@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+from prunescope.taxonomy.arguments import is_plan
 from prunescope.taxonomy.dtypes import dtype as dtype_name
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.keep import check_sparsity
@@ -66,6 +67,14 @@ Dtype = Annotated[
         help="Number format of the weights: bfloat16, float16 or float32; auto: as stored.",
         metavar="NAME",
         complete="dtypes",
+    ),
+]
+Device = Annotated[
+    str,
+    Option(
+        help="Device as torch names it, such as cpu or cuda:1; auto: a GPU where there is one.",
+        metavar="NAME",
+        complete="machines",
     ),
 ]
 Selection = Literal["random", "importance", "greedy", "frequency"]
@@ -145,8 +154,8 @@ class TraceRequest:
     method: Annotated[
         str | None,
         Option(
-            help="Pruning family, several as A:S+B:S, or a function package.module:function; "
-            "without it, the dense model alone.",
+            help="Pruning family, several as A:S+B:S, a plan.json of `allocate`, or a function "
+            "package.module:function; without it, the dense model alone.",
             metavar="FAMILY",
             complete="families",
             in_name="",
@@ -167,14 +176,7 @@ class TraceRequest:
         ),
     ] = "sdpa"
     dtype: Dtype = "auto"
-    device: Annotated[
-        str,
-        Option(
-            help="Device as torch names it, such as cpu or cuda:1; auto: a GPU where there is one.",
-            metavar="NAME",
-            complete="machines",
-        ),
-    ] = "auto"
+    device: Device = "auto"
     select: Annotated[
         Selection,
         Option(
@@ -302,7 +304,7 @@ class TraceRequest:
     @cached_property
     def parts(self) -> "list[MethodPart] | None":
         """The families of the method, read once; empty without a method, None where it is a
-        function of the user's own. Raises PrunescopeError for the first mistake in it."""
+        plan or a function of the user's own. Raises PrunescopeError for the first mistake in it."""
         if self.method is None:
             return []
         from prunescope.tracer.pruners.method import read_method  # knows all families
@@ -310,6 +312,11 @@ class TraceRequest:
         return read_method(
             self.method, sparsity=self.sparsity, knobs=self.knobs, select=self.select
         )
+
+    @property
+    def plan(self) -> Path | None:
+        """The plan of `allocate` that the method is; None for another method."""
+        return Path(self.method) if self.method is not None and is_plan(self.method) else None
 
     def check(self) -> None:
         """Raises PrunescopeError for the first value that no capture can have."""
@@ -362,7 +369,7 @@ class TraceRequest:
         if families is None and self.select != "random":
             raise PrunescopeError(
                 f"--select {self.select} is not available for {self.method}",
-                hint="use --select random: a function of your own chooses as it likes",
+                hint="use --select random: a plan, or a function of your own, chooses as it likes",
             )
         trains = self.recover is not None
         if self.text is None or trains or any(part.reads_text for part in families or ()):
@@ -404,6 +411,11 @@ class TraceCall(TraceRequest):
             raise PrunescopeError(
                 f"--sparsity {self.sparsity:g} has no effect without --method",
                 hint="remove it; `prunescope analyze --sparsity` takes what a checkpoint promises",
+            )
+        if self.plan is not None:
+            raise PrunescopeError(
+                f"--sparsity {self.sparsity:g} has no effect on a plan",
+                hint="remove it: the plan says what stays of each layer",
             )
         parts = method_parts(self.method)
         if parts and all(own is not None for _, own in parts):

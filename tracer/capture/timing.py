@@ -19,20 +19,12 @@ import torch
 from prunescope.taxonomy.collection import no_collection
 from prunescope.tracer.capture.phases import Loop
 from prunescope.tracer.machine.device import synchronize
-from prunescope.tracer.machine.disturbance import (
-    Disturbance,
-    Reading,
-    between,
-    device_troubles,
-    read,
-)
+from prunescope.tracer.machine.disturbance import DisturbanceMonitor
 
 # Standard deviation of the log ratio of a model's time to its own copy's, over 24 placements. A
 # placement that is known better than this does not widen the interval.
 _PLACEMENT_SD = 0.026
 MAX_ROUNDS = 4  # times the requested samples, to get below it
-_SHORT_NS = 200_000_000  # a shorter sample ends within a few ticks of the system's counters
-_CONTIGUOUS = 0.8  # share of the time from the first sample to the last that is in samples
 
 
 @dataclass
@@ -58,44 +50,6 @@ class _Round:
     samples: dict[str, int]
     reasons: list[str]
     switches: int = 0
-
-
-class DisturbanceMonitor:
-    """Finds what disturbed consecutive samples, or profiled steps, on a device. Short ones are also
-    judged as a whole: each ends within a few ticks of the system's counters."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._samples: list[Disturbance] = []
-        self._begun: Reading | None = None
-        self._ended: Reading | None = None
-
-    @contextmanager
-    def sample(self) -> Iterator[None]:
-        """Wrap around each sample."""
-        before = read()
-        if self._begun is None:
-            self._begun = before
-        yield
-        self._ended = read()
-        self._samples.append(between(before, self._ended, self._device))
-
-    def reasons(self) -> list[list[str]]:
-        """What disturbed each of them, the state of a GPU included."""
-        if self._begun is None or self._ended is None:
-            return []
-        whole = between(self._begun, self._ended, self._device)
-        spent_ns = sum(sample.elapsed_ns for sample in self._samples)
-        short = whole.elapsed_ns < _SHORT_NS * len(self._samples)
-        # Work of others between the steps of a user's loop disturbs no step.
-        contiguous = spent_ns >= _CONTIGUOUS * whole.elapsed_ns
-        overall = whole.reasons if short and contiguous else []
-        troubles = device_troubles(self._device)
-        return [[*(sample.reasons or overall), *troubles] for sample in self._samples]
-
-    def switches(self) -> list[int]:
-        """Involuntary context switches of this process in each of them."""
-        return [sample.switches for sample in self._samples]
 
 
 def take_samples(  # noqa: PLR0913

@@ -24,8 +24,8 @@ from prunescope.tracer.calibration.texts import random_ids
 from prunescope.tracer.capture.phases import PrefillLoop
 from prunescope.tracer.capture.placements import move_weights
 from prunescope.tracer.capture.timing import SampleSet, take_samples
-from prunescope.tracer.machine.device import num_cores, pick_device
-from prunescope.tracer.machine.disturbance import num_threads
+from prunescope.tracer.machine.device import pick_device
+from prunescope.tracer.machine.disturbance import num_cores, num_threads
 from prunescope.tracer.model.load import load_model
 
 MODEL = "tiny-llama"

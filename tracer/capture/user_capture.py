@@ -31,9 +31,11 @@ from prunescope.tracer.capture.placements import (
     separate_storages,
 )
 from prunescope.tracer.capture.profiled import ProfiledSession, label_of
+from prunescope.tracer.capture.routing import RoutingCount
 from prunescope.tracer.capture.runs import Capture, baseline_folder, check_out, write_runs
-from prunescope.tracer.capture.timing import DisturbanceMonitor, timed
-from prunescope.tracer.model import compat
+from prunescope.tracer.capture.timing import timed
+from prunescope.tracer.machine.disturbance import DisturbanceMonitor
+from prunescope.tracer.model.calls import call_shape, inner, inputs_of, usual_phase
 from prunescope.tracer.model.load import Loaded
 
 _VARIANT = "user"  # of the trace's steps; the manifest says whether they are dense or pruned
@@ -135,6 +137,7 @@ class UserCapture:
         self._samples_ns: list[int] = []
         self._placements: list[Placement] = []
         self._inputs: dict[str, Any] = {}
+        self._routing = RoutingCount(model)
         self._joined = Joined()
         self._trains = False
         self._state = DeviceState(self._device)
@@ -166,19 +169,6 @@ class UserCapture:
         if len(self._plans) > 1:
             separate_storages(self._model, self._rng)
 
-    def usual_phase(self) -> str:
-        """The phase by what the steps did: training if gradients were computed, mixed if one step
-        called the model for a prompt and for single tokens (as `generate` does), else by the cache
-        of the first call."""
-        if self._trains:
-            return "training"
-        first = self._inputs
-        if not first or first["cache"] == "none":
-            return "forward"
-        if min(first["lengths"]) == 1 < max(first["lengths"]):
-            return "mixed"
-        return "decode" if first["past"] and first["length"] == 1 else "prefill"
-
     def finish(self, variant: str, phase: str | None) -> Capture:
         """The capture of the whole loop; `phase` None: `usual_phase`. Raises PrunescopeError if
         steps are missing."""
@@ -188,9 +178,10 @@ class UserCapture:
                 f"the loop ran {self._steps_run} steps, and {needed} are needed",
                 hint="run more, or pass smaller warmup, repeats or steps to capture()",
             )
-        phase = phase or self.usual_phase()
+        phase = phase or usual_phase(self._inputs, trains=self._trains)
         captured = Capture(run=self._run(variant, phase), traces={phase: self._joined})
         captured.run.timing = self._state.close()
+        self._routing.write(captured.run, phase)
         return captured
 
     def _planned_steps(self) -> Iterator[StepContext]:
@@ -242,7 +233,8 @@ class UserCapture:
         index: int,
         plan: PlacementPlan,
     ) -> Iterator[None]:
-        watched = watch.sample() if index >= 0 else nullcontext()
+        # The step that is thrown away is the one that counts tokens of experts.
+        watched = watch.sample() if index >= 0 else self._routing.step()
         with watched, session.turn(_VARIANT, label_of(index)):
             yield
         placement.steps += index >= 0
@@ -266,7 +258,7 @@ class UserCapture:
         def record(_module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
             # A compiled model takes any arguments: the module inside has the real signature.
             original = getattr(self._model, "_orig_mod", self._model)
-            calls.append(compat.call_shape(original, args, kwargs))
+            calls.append(call_shape(original, args, kwargs))
 
         handle = self._model.register_forward_pre_hook(record, with_kwargs=True)
         try:
@@ -278,14 +270,11 @@ class UserCapture:
                 "the model was not called in the first step",
                 hint="call the model that capture() was given inside `with c.step():`",
             )
-        self._inputs = calls[0] | {
-            "tokens": sum(call["batch"] * call["length"] for call in calls),
-            "lengths": [call["length"] for call in calls],
-        }
+        self._inputs = inputs_of(calls)
 
     def _loaded(self) -> Loaded:
         config: Any = getattr(self._model, "config", None)
-        name = str(getattr(config, "_name_or_path", "") or type(compat.inner(self._model)).__name__)
+        name = str(getattr(config, "_name_or_path", "") or type(inner(self._model)).__name__)
         return Loaded(model=self._model, id=Path(name).name, source="capture", notes=[])
 
     def _run(self, variant: str, phase: str) -> Run:

@@ -6,69 +6,25 @@ In: a model. Out: WeightStats, which is `census` of run.json.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
-import torch
 from torch import nn
-from torch.nn.utils.parametrize import ParametrizationList
 
 from prunescope.taxonomy.roles import locate
 from prunescope.taxonomy.run_blocks import Matrix, ModuleCounts, WeightStats
-from prunescope.tracer.model.compat import inner
+from prunescope.tracer.capture.weight_zeros import weight_rows
+from prunescope.tracer.model.calls import inner
 
 
-@torch.no_grad()
 def weight_stats(model: nn.Module) -> WeightStats:
     """Statistics of each weight of two or more dimensions."""
-    rows = []
-    for path, module in inner(model).named_modules():
-        name = path.replace(".base_layer", "")  # the linear inside an adapter of peft
-        for parameter_name, parameter in module.named_parameters(recurse=False):
-            if parameter.dim() >= 2 and parameter.numel() and parameter.is_floating_point():
-                rows.append(_row(name, module, parameter_name, parameter))
-    return WeightStats(matrices=rows)
+    return WeightStats(matrices=[matrix(row) for row in weight_rows(inner(model))])
 
 
-def _row(name: str, module: nn.Module, parameter_name: str, parameter: torch.Tensor) -> Matrix:
-    """The statistics of a parameter in use: `applied` names what recomputes the weight in
-    every call, a mask of torch.nn.utils.prune or a parametrisation."""
-    applied = None
-    if hasattr(module, "weight_fake_quant"):  # torch.ao.nn.qat
-        applied = "torch.ao.quantization"
-    if isinstance(module, ParametrizationList):
-        name, _, parameter_name = name.rpartition(".parametrizations.")
-        parameter, applied = module(), "torch.nn.utils.parametrize"
-    elif parameter_name.endswith("_orig"):
-        mask = getattr(module, f"{parameter_name.removesuffix('_orig')}_mask", None)
-        if isinstance(mask, torch.Tensor):
-            parameter_name = parameter_name.removesuffix("_orig")
-            parameter, applied = parameter * mask, "torch.nn.utils.prune"
-    leaf = "" if parameter_name == "weight" else f".{parameter_name}"
-    return matrix_row(f"{name}{leaf}", _as_output_by_input(module, parameter), applied=applied)
-
-
-def matrix_row(name: str, weight: torch.Tensor, *, applied: str | None = None) -> Matrix:
-    """The statistics of one weight [..., N, K]."""
-    place = locate(name)
-    zero = (weight == 0).contiguous()
-    whole = zero.shape[-1] // 4 * 4
-    flags = zero.view(torch.uint8)  # amin is six times as fast as `all`
-    return Matrix(
-        name=name,
-        layer=place.layer,
-        role=place.role,
-        shape=list(weight.shape),
-        zeros=_share(zero),
-        groups_2_of_4=_share(_two_of_four(zero[..., :whole])) if whole else None,
-        zero_rows=_share(flags.amin(-1)),
-        zero_columns=_share(flags.amin(-2)),
-        applied=applied,
-    )
-
-
-def _two_of_four(zero: torch.Tensor) -> torch.Tensor:
-    """A flag for each group of four: clearing the lowest flag of the word leaves another one."""
-    words = zero.reshape(-1).view(torch.int32)
-    return (words & (words - 1)) != 0
+def matrix(row: dict[str, Any]) -> Matrix:
+    """A row of `weight_zeros` with the layer and the role of its name."""
+    place = locate(row["name"])
+    return Matrix(**row, layer=place.layer, role=place.role)
 
 
 def dynamic_stats(model: nn.Module) -> dict[str, ModuleCounts]:
@@ -92,15 +48,3 @@ def skips_no_block(stats: Mapping[str, ModuleCounts]) -> bool:
     """Whether, by `dynamic_stats`, there are blocks and all of them were read."""
     blocks = [counts for counts in stats.values() if counts.unit == "blocks"]
     return bool(blocks) and all(counts.active == counts.total for counts in blocks)
-
-
-def _share(flags: torch.Tensor) -> float:
-    return int(flags.count_nonzero()) / flags.numel()
-
-
-def _as_output_by_input(module: nn.Module, parameter: torch.Tensor) -> torch.Tensor:
-    """The weight as [..., N, K]: GPT-2's Conv1D stores [K, N]; packed weights are unpacked."""
-    dense = parameter.detach()
-    if type(parameter.data) is not torch.Tensor and hasattr(parameter.data, "to_dense"):
-        dense = parameter.data.to_dense()
-    return dense.transpose(-1, -2) if type(module).__name__ == "Conv1D" else dense

@@ -20,6 +20,7 @@ import transformers
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run_blocks import DeviceEntry, TimingNote
+from prunescope.tracer.machine.disturbance import load_average, num_cores
 from prunescope.tracer.machine.gpu_tools import nvidia_smi
 
 _CPU_CACHE = Path("/sys/devices/system/cpu/cpu0/cache")
@@ -116,21 +117,6 @@ def cache_folder() -> Path:
     """For models and measured peaks: $XDG_CACHE_HOME/prunescope, else ~/.cache/prunescope."""
     root = os.environ.get("XDG_CACHE_HOME")
     return (Path(root) if root else Path.home() / ".cache") / "prunescope"
-
-
-def num_cores() -> int:
-    """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def load_average() -> float | None:
-    """Runnable processes, averaged over the last minute; None if unknown."""
-    try:
-        return os.getloadavg()[0]
-    except (OSError, AttributeError):
-        return None
 
 
 def timing_note(load_before: float | None) -> TimingNote:

@@ -10,14 +10,14 @@ import importlib.util
 import os
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 
-from prunescope.tracer.machine.device import num_cores
 from prunescope.tracer.machine.gpu_tools import is_throttled, num_processes
 
 # Reasons that may be gone when a capture is repeated; a GPU that is hot or shared stays so.
@@ -30,6 +30,8 @@ _STEAL_SHARE = 0.02  # of our cores, taken by the host of a virtual machine
 _WAIT_SHARE = 0.05  # of the time, that our threads wait for a core
 _LEAST_WAIT_NS = 2_000_000
 _SLACK_TICKS = 3  # others and steal are differences of tick counts on several cores
+_SHORT_NS = 200_000_000  # a shorter sample ends within a few ticks of the system's counters
+_CONTIGUOUS = 0.8  # share of the time from the first sample to the last that is in samples
 _FULL = 0.9  # share of the cores in use from which on processes compete for them
 
 
@@ -127,6 +129,59 @@ def between(before: Reading, after: Reading, device: torch.device) -> Disturbanc
         threads=num_threads(device),
         cores=num_cores(),
     )
+
+
+class DisturbanceMonitor:
+    """Finds what disturbed consecutive samples, or profiled steps, on a device. Short ones are also
+    judged as a whole: each ends within a few ticks of the system's counters."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._samples: list[Disturbance] = []
+        self._begun: Reading | None = None
+        self._ended: Reading | None = None
+
+    @contextmanager
+    def sample(self) -> Iterator[None]:
+        """Wrap around each sample."""
+        before = read()
+        if self._begun is None:
+            self._begun = before
+        yield
+        self._ended = read()
+        self._samples.append(between(before, self._ended, self._device))
+
+    def reasons(self) -> list[list[str]]:
+        """What disturbed each of them, the state of a GPU included."""
+        if self._begun is None or self._ended is None:
+            return []
+        whole = between(self._begun, self._ended, self._device)
+        spent_ns = sum(sample.elapsed_ns for sample in self._samples)
+        short = whole.elapsed_ns < _SHORT_NS * len(self._samples)
+        # Work of others between the steps of a user's loop disturbs no step.
+        contiguous = spent_ns >= _CONTIGUOUS * whole.elapsed_ns
+        overall = whole.reasons if short and contiguous else []
+        troubles = device_troubles(self._device)
+        return [[*(sample.reasons or overall), *troubles] for sample in self._samples]
+
+    def switches(self) -> list[int]:
+        """Involuntary context switches of this process in each of them."""
+        return [sample.switches for sample in self._samples]
+
+
+def num_cores() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def load_average() -> float | None:
+    """Runnable processes, averaged over the last minute; None if unknown."""
+    try:
+        return os.getloadavg()[0]
+    except (OSError, AttributeError):
+        return None
 
 
 def _change(before: int | None, after: int | None) -> int | None:

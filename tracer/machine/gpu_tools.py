@@ -38,12 +38,20 @@ def num_processes(device: torch.device) -> int:
     return len(_nvidia("--query-compute-apps=pid", device) or ())
 
 
+def compute_processes() -> list[str] | None:
+    """The pid of each process that computes on a GPU of NVIDIA; None if the driver does not
+    answer."""
+    lines = _nvidia("--query-compute-apps=pid", None)
+    return None if lines is None else [pid for line in lines if (pid := line.strip()).isdecimal()]
+
+
 def is_throttled(device: torch.device) -> bool:
     """Whether heat, the power brake or the hardware throttles the clocks now. amd-smi reports it
     for MI300 and later, outside of virtual machines."""
     if _is_amd():
-        words = ["metric", f"--gpu={_address(device)}", "--throttle", "--json"]
-        return _any_active(_json(_output("amd-smi", words)))
+        address = _address(device)
+        words = ["metric", f"--gpu={address}", "--throttle", "--json"]
+        return address is not None and _any_active(_json(_output("amd-smi", words)))
     lines = nvidia_smi("clocks_throttle_reasons.active", device)
     with contextlib.suppress(TypeError, ValueError, IndexError):
         return bool(int((lines or [])[0], 16) & _THROTTLED)
@@ -56,17 +64,23 @@ def _is_amd() -> bool:
     return torch.version.hip is not None
 
 
-def _address(device: torch.device) -> str:
-    """domain:bus:device.function on the PCI bus."""
+def _address(device: torch.device) -> str | None:
+    """domain:bus:device.function on the PCI bus; None where torch does not name it (before 2.8)."""
     import torch
 
     found: Any = torch.cuda.get_device_properties(device)
+    if not hasattr(found, "pci_bus_id"):
+        return None
     return f"{found.pci_domain_id:04x}:{found.pci_bus_id:02x}:{found.pci_device_id:02x}.0"
 
 
 def _nvidia(query: str, device: torch.device | None) -> list[str] | None:
     words = [query, "--format=csv,noheader,nounits"]
-    words += [] if device is None else [f"--id={_address(device)}"]
+    if device is not None:
+        address = _address(device)
+        if address is None:
+            return None
+        words.append(f"--id={address}")
     output = _output("nvidia-smi", words)
     return None if output is None else output.splitlines()
 
@@ -74,7 +88,8 @@ def _nvidia(query: str, device: torch.device | None) -> list[str] | None:
 def _amd_processes(device: torch.device) -> int:
     """By the driver's files: proc/PID/vram_ID has the bytes of a process on the GPU ID. (amd-smi
     lists the processes of all GPUs under each.)"""
-    gpu = _kfd_id(_address(device))
+    address = _address(device)
+    gpu = None if address is None else _kfd_id(address)
     if gpu is None:
         return 0
     return sum(_number(file) > 0 for file in _KFD.glob(f"proc/[0-9]*/vram_{gpu}"))
@@ -82,16 +97,21 @@ def _amd_processes(device: torch.device) -> int:
 
 def _kfd_id(address: str) -> str | None:
     """The driver's id of the GPU at a PCI address."""
-    domain, bus, place = address.removesuffix(".0").split(":")
+    domain, bus, place = address.split(".")[0].split(":")
     wanted = {"domain": int(domain, 16), "location_id": int(bus, 16) << 8 | int(place, 16) << 3}
-    for node in sorted(_KFD.glob("topology/nodes/*")):
-        try:
-            lines = (node / "properties").read_text(encoding="ascii").splitlines()
-            found = dict(line.split() for line in lines)
-            if all(int(found.get(key, "0")) == value for key, value in wanted.items()):
-                return (node / "gpu_id").read_text(encoding="ascii").strip()
-        except (OSError, ValueError):
-            continue
+    nodes = sorted(_KFD.glob("topology/nodes/*"))
+    return next((found for found in (_id_where(node, wanted) for node in nodes) if found), None)
+
+
+def _id_where(node: Path, wanted: dict[str, int]) -> str | None:
+    """The id of a node of the driver's topology if its properties are those wanted."""
+    try:
+        lines = (node / "properties").read_text(encoding="ascii").splitlines()
+        found = dict(line.split() for line in lines)
+        if all(int(found.get(key, "0")) == value for key, value in wanted.items()):
+            return (node / "gpu_id").read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return None
     return None
 
 

@@ -9,19 +9,19 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
 from prunescope.taxonomy.dtypes import ITEMSIZE
 from prunescope.taxonomy.formats import changed
+from prunescope.taxonomy.gemm import Gemm
 from prunescope.taxonomy.run_blocks import GemmTime, MeasuredPeaks, MeasuredRates
 from prunescope.tracer.machine.device import free_bytes, last_cache_bytes, synchronize
 from prunescope.tracer.machine.disturbance import watched
+from prunescope.tracer.machine.timed_calls import TORCH_DTYPES, operands, product, times_ns
 
 STATISTIC = "best over shapes of the median over repeats"
-_TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # M, N, K: square ones, and those of a prefill; the best size differs between devices.
 _CPU_SHAPES = ((512, 512, 512), (1024, 1024, 1024), (2048, 2048, 2048), (512, 4096, 1024))
 _GPU_SHAPES = (
@@ -61,8 +61,10 @@ def faster_dtype(device: torch.device, dtype: str, other: str) -> str:
     least: dict[str, float] = {}
     for _ in range(_TURNS):
         for name in (dtype, other):
-            a = square.to(_TORCH_DTYPES[name])
-            times = _times_ns(lambda a=a: a @ a, device, deadline=time.perf_counter() + 0.5)  # type: ignore[misc]
+            a = square.to(TORCH_DTYPES[name])
+            times = times_ns(
+                product(a, a), device, deadline=time.perf_counter() + 0.5, most=_REPEATS
+            )
             least[name] = min([*times, *_known(least.get(name))])
     return other if least[other] < _FASTER * least[dtype] else dtype
 
@@ -117,7 +119,7 @@ def _watched(device: torch.device, dtype: str, budget_s: float) -> tuple[Measure
 
 def _measured(device: torch.device, dtype: str, budget_s: float) -> MeasuredPeaks:
     start = time.perf_counter()
-    dtypes = [d for d in dict.fromkeys((dtype, "fp32")) if d in _TORCH_DTYPES]
+    dtypes = [d for d in dict.fromkeys((dtype, "fp32")) if d in TORCH_DTYPES]
     with torch.inference_mode(), _current(device):
         _wake(device)
         floor_ns = _kernel_floor_ns(device)
@@ -158,9 +160,8 @@ def _gemm_sweep(device: torch.device, dtype: str, *, deadline: float) -> list[Ge
     for m, n, k in _GPU_SHAPES if device.type == "cuda" else _CPU_SHAPES:
         if rows and _seconds_for(m * n * k, rows) > deadline - time.perf_counter():
             break
-        a = torch.randn(m, k, device=device).to(_TORCH_DTYPES[dtype])
-        w = torch.randn(n, k, device=device).to(_TORCH_DTYPES[dtype])
-        times = _times_ns(lambda a=a, w=w: a @ w.T, device, deadline=deadline)  # type: ignore[misc]
+        call = product(*operands(Gemm(m, n, k), dtype, device))
+        times = times_ns(call, device, deadline=deadline, most=_REPEATS)
         median = statistics.median(times)
         rows.append(
             GemmTime(
@@ -188,7 +189,7 @@ def _read_byte_per_s(device: torch.device, *, deadline: float) -> float:
     size = max(_LEAST_READ[device.type], 4 * (last_cache_bytes(device) or 0))
     size = min(size, free_bytes(device) // 4)
     buffer = torch.ones(int(size // ITEMSIZE["fp32"]), dtype=torch.float32, device=device)
-    times = _times_ns(lambda: buffer.sum(), device, deadline=deadline)
+    times = times_ns(lambda: buffer.sum(), device, deadline=deadline, most=_REPEATS)
     return buffer.numel() * ITEMSIZE["fp32"] / statistics.median(times) * 1e9
 
 
@@ -197,7 +198,7 @@ def _kernel_floor_ns(device: torch.device) -> int:
     (many launches between two events, ÷ their number)."""
     x = torch.ones(32, device=device)
     if device.type == "cpu":
-        times = _times_ns(lambda: x.add_(1), device, deadline=time.perf_counter() + 0.2, most=200)
+        times = times_ns(lambda: x.add_(1), device, deadline=time.perf_counter() + 0.2, most=200)
         return round(statistics.median(times))
     count = 200
     first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -215,25 +216,3 @@ def _kernel_floor_ns(device: torch.device) -> int:
         synchronize(device)
         samples.append(first.elapsed_time(last) * 1e6 / count)
     return round(statistics.median(samples))
-
-
-def _times_ns(
-    run: Callable[[], object], device: torch.device, *, deadline: float, most: int = _REPEATS
-) -> list[float]:
-    """Up to `most` times of one call, at least one, after a warm-up call."""
-    run()
-    synchronize(device)
-    times: list[float] = []
-    while len(times) < most and not (times and time.perf_counter() > deadline):
-        if device.type == "cuda":
-            first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            first.record()
-            run()
-            last.record()
-            synchronize(device)
-            times.append(first.elapsed_time(last) * 1e6)
-        else:
-            start = time.perf_counter_ns()
-            run()
-            times.append(max(1, time.perf_counter_ns() - start))
-    return times

@@ -5,9 +5,7 @@ In 5.x `past_key_values=` is becoming `cache=`, and a cache is cropped by a nega
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -15,9 +13,9 @@ from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import CacheLayerMixin
 
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.tracer.model.calls import CACHE_KEYWORDS, keywords
 
-_CACHE_KEYWORDS = ("cache", "past_key_values", "cache_params")
-_LAYER_KEYWORDS = (*_CACHE_KEYWORDS, "layer_past")  # of a layer or an attention
+_LAYER_KEYWORDS = (*CACHE_KEYWORDS, "layer_past")  # of a layer or an attention
 
 
 class TakesCache(torch.nn.Module):
@@ -51,29 +49,9 @@ def keeps_keys(model: torch.nn.Module) -> list[bool]:
     return [isinstance(layer, CacheLayerMixin) for layer in new_cache(model).layers]
 
 
-def inner(model: torch.nn.Module) -> torch.nn.Module:
-    """The model inside a wrapper of peft; otherwise the model itself."""
-    unwrap = getattr(model, "get_base_model", None)
-    found = unwrap() if callable(unwrap) else model
-    return found if isinstance(found, torch.nn.Module) else model
-
-
-def _keywords(model: torch.nn.Module) -> tuple[str | None, bool]:
-    """The name of the cache argument, and whether logits can be limited to the last tokens."""
-    model_class: Any = type(inner(model))
-    return _keywords_of(model_class)
-
-
-@functools.lru_cache(maxsize=64)
-def _keywords_of(model_class: Any) -> tuple[str | None, bool]:
-    parameters = inspect.signature(model_class.forward).parameters
-    name = next((name for name in _CACHE_KEYWORDS if name in parameters), None)
-    return name, "logits_to_keep" in parameters
-
-
 def logits_policy(model: torch.nn.Module, requested: str) -> str:
     """The policy a model can follow: "all" if it always computes the logits of every token."""
-    return requested if _keywords(model)[1] else "all"
+    return requested if keywords(model)[1] else "all"
 
 
 def forward(model: torch.nn.Module, ids_BS: torch.Tensor, *, cache: Any, logits: str | int) -> Any:
@@ -82,62 +60,17 @@ def forward(model: torch.nn.Module, ids_BS: torch.Tensor, *, cache: Any, logits:
 
     Raises PrunescopeError if the model takes no cache.
     """
-    cache_keyword, can_keep = _keywords(model)
+    cache_keyword, can_keep = keywords(model)
     if cache_keyword is None:
         raise PrunescopeError(
             f"{type(model).__name__}.forward takes no key-value cache",
-            hint=f"a causal language model takes one of {', '.join(_CACHE_KEYWORDS)}",
+            hint=f"a causal language model takes one of {', '.join(CACHE_KEYWORDS)}",
         )
     arguments: dict[str, Any] = {cache_keyword: cache, "use_cache": True}
     if can_keep:
         kept = {"last": 1, "all": 0}
         arguments["logits_to_keep"] = kept[logits] if isinstance(logits, str) else logits
     return model(input_ids=ids_BS, **arguments)
-
-
-def call_shape(model: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Properties of a call of the model: batch, length, tokens in the cache before, logits policy,
-    and the kind of its cache: "none" if it takes none, as an encoder or a convolutional net."""
-    can_keep = _keywords(model)[1]
-    cache = next((kwargs[name] for name in _CACHE_KEYWORDS if kwargs.get(name) is not None), None)
-    last = can_keep and isinstance(kept := kwargs.get("logits_to_keep"), int) and kept == 1
-    batch, length = _rows(next(_tensors((args, kwargs)), None))
-    return {
-        "batch": batch,
-        "length": length,
-        "past": 0 if cache is None else int(cache.get_seq_length()),
-        "logits": "last" if last else "all",
-        "cache": "dynamic" if cache is not None or _takes_cache(model) else "none",
-    }
-
-
-def _takes_cache(model: torch.nn.Module) -> bool:
-    """Whether the model uses a cache: encoders of transformers have the argument too."""
-    if _keywords(model)[0] is None:
-        return False
-    can_generate = getattr(model, "can_generate", None)
-    causal = any(getattr(module, "is_causal", False) is True for module in model.modules())
-    return can_generate is None or bool(can_generate()) or causal
-
-
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, dict | list | tuple):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(inner)
-
-
-def _rows(given: torch.Tensor | None) -> tuple[int, int]:
-    """(batch, length): ids are [B, S] or [S], vectors [B, S, h] or [B, h]; items of more
-    dimensions, as images [B, C, H, W], have length 1."""
-    if given is None or not given.dim():
-        return 1, 1
-    if not given.is_floating_point():
-        return (1, len(given)) if given.dim() == 1 else (given.shape[0], given.shape[1])
-    if given.dim() == 1:
-        return 1, 1
-    return given.shape[0], given.shape[1] if given.dim() == 3 else 1
 
 
 def new_cache(model: torch.nn.Module) -> Any:

@@ -1,4 +1,5 @@
-"""Dynamic width: a low-rank predictor chooses f' = up16(int(f·p)) MLP channels for each forward.
+"""Dynamic width: a low-rank predictor chooses f' = int(f·p) MLP channels, aligned, for each
+forward.
 
 All tokens of a forward share one channel set. The chosen rows of gate and up and columns of down
 are gathered, and the GEMMs run on these slices; all weights stay in memory.
@@ -15,7 +16,7 @@ from transformers import PreTrainedModel
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import cutting
-from prunescope.taxonomy.keep import kept_intermediate, rounding, up16
+from prunescope.taxonomy.keep import aligned, kept_intermediate, rounding
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.model.channels import Channels, find_channels
 from prunescope.tracer.model.forwards import extend
@@ -46,7 +47,7 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
             for index, part in enumerate(parts)
         ]
 
-    widths = [kept_intermediate(part.total, point.sparsity) for part in parts]
+    widths = [kept_intermediate(part.total, point.sparsity, point.align) for part in parts]
     notes = ["all tokens of a forward use one set of channels"]
     notes += rounding(widths[0], parts[0].total, point.sparsity, "MLP channels")
     rebuilt(model, build, sparsity=point.sparsity)
@@ -93,8 +94,9 @@ class ChannelPredictor(nn.Module):
     def __init__(self, point: Point, sampler: Sampler, layer: int, part: Channels) -> None:
         super().__init__()
         hidden, like = part.ups[0].k, part.ups[0].tensor
-        rank, what = up16(max(_RANK, hidden / _RANK)), f"dynamic-width {layer}"
-        self.sparsity, self.sampler = point.sparsity, sampler.stream_for(point, what)
+        rank, what = aligned(max(_RANK, hidden / _RANK)), f"dynamic-width {layer}"
+        self.sparsity, self.align = point.sparsity, point.align
+        self.sampler = sampler.stream_for(point, what)
         self.chosen: torch.Tensor | None = None
         seed = point.seed
         self.weight_in = score_weight(rank, hidden, like=like, seed=seed, what=f"{what} in")
@@ -104,7 +106,7 @@ class ChannelPredictor(nn.Module):
         """[.., h] to the sorted channels [f'], kept in `chosen` until the next forward."""
         pooled = x.mean(tuple(range(x.dim() - 1))).unsqueeze(0)
         scores = linear(linear(pooled, self.weight_in), self.weight_out).squeeze(0)
-        count = kept_intermediate(scores.numel(), self.sparsity)
+        count = kept_intermediate(scores.numel(), self.sparsity, self.align)
         self.chosen = self.sampler.replace(scores).topk(count).indices.sort().values
         return self.chosen
 

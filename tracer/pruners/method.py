@@ -84,19 +84,15 @@ def _refuse_published(method: str) -> None:
         if found.family not in family_ids():
             refuse_predicted_only(found.family or "")
             continue
-        assert found.family is not None
-        traced = family(found.family).knobs
-        knobs = "".join(
-            f" --set {key}={value}"
-            for key, value in found.knobs.items()
-            if not traced[key].predicted_only
-        )
+        knobs = "".join(f" --set {key}={value}" for key, value in found.runnable.items())
         differs = "" if found.runs is None else "; `families --method` says what runs instead"
+        own = "for the method's own selection: package.module:function"
+        if found.select is not None:
+            knobs, own = f"{knobs} --select {found.select}", "which selects as its paper does"
         raise PrunescopeError(
             f"{found.name} is a published method of the family {found.family} ({found.because}), "
             "and --method takes families",
-            hint=f"--method {found.family}{knobs}{differs}; for the method's own selection: "
-            "package.module:function",
+            hint=f"--method {found.family}{knobs}{differs}; {own}",
         )
 
 

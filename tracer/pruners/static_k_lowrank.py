@@ -48,7 +48,7 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     if point.sparsity == 0:
         return Applied(model=model, record={"kept": {"rank": {}}, "notes": ["nothing to factor"]})
     matrices = layer_matrices(model)
-    ranks = {name: _rank(module, point.sparsity) for name, module in matrices.items()}
+    ranks = {name: _rank(module, point) for name, module in matrices.items()}
     chosen = {name: rank for name, rank in ranks.items() if rank is not None}
     if not chosen:
         raise PrunescopeError(
@@ -56,6 +56,7 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
             hint=rank_hint(
                 ((weight_of(m).shape[0], weight_of(m).shape[1]) for m in matrices.values()),
                 point.sparsity,
+                point.align,
             ),
         )
     record: Record = {"kept": {"rank": _by_role(chosen)}, "notes": expert_notes(model)}
@@ -120,9 +121,9 @@ def _factored(module: Any, rank: int, moment: torch.Tensor | None) -> LowRank:
     return LowRank(module, first, second)
 
 
-def _rank(module: nn.Module, sparsity: float) -> int | None:
+def _rank(module: nn.Module, point: Point) -> int | None:
     outputs, inputs = weight_of(module).shape
-    return low_rank_or_dense(outputs, inputs, sparsity)
+    return low_rank_or_dense(outputs, inputs, point.sparsity, point.align)
 
 
 def _rounded(matrices: dict[str, nn.Module], ranks: dict[str, int], sparsity: float) -> list[str]:

@@ -49,7 +49,7 @@ class _Channels:
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
-    """max(1, round(n_kv·p)) KV groups and up16(int(f·p)) channels a layer."""
+    """max(1, round(n_kv·p)) KV groups and int(f·p) channels, aligned, a layer."""
     return prune_width(model, point, heads=True, mlp=True)
 
 
@@ -140,7 +140,7 @@ def _choose_channels(model: Any, name: str, point: Point, scores: Scores) -> lis
     chosen: list[_Channels] = []
     for index, layer in enumerate(model.get_submodule(name)):
         for part in find_channels(layer, f"{name}.{index}"):
-            count = kept_intermediate(part.total, point.sparsity)
+            count = kept_intermediate(part.total, point.sparsity, point.align)
             kept = _kept_channels(part, count, point, scores, index)
             chosen.append(_Channels(layer=index, part=part, kept=kept, before=part.total))
     if not chosen:

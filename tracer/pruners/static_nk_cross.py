@@ -27,11 +27,11 @@ from prunescope.tracer.residual.stream import Stream, read_stream, unsupported
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
-    """Keep up16(int(h·p)) dimensions: K of what reads the stream, N of what writes to it."""
+    """Keep int(h·p) dimensions, aligned: K of what reads the stream, N of what writes to it."""
     if point.sparsity == 0:
         return Applied(model=model, record={"kept": {}, "notes": ["nothing to remove"]})
     stream = read_stream(model)
-    kept = kept_hidden(stream.hidden, point.sparsity)
+    kept = kept_hidden(stream.hidden, point.sparsity, point.align)
     same = point.knobs["junctions"] == "same"
     record: Record = {"kept": {"hidden": kept}, "junctions": point.knobs["junctions"]}
     converted = convert_norms(model, stream)

@@ -10,5 +10,5 @@ from prunescope.tracer.pruners.static_nk import prune_width
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
-    """up16(int(f·p)) channels a layer."""
+    """int(f·p) channels a layer, aligned."""
     return prune_width(model, point, heads=False, mlp=True)

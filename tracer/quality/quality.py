@@ -281,15 +281,22 @@ def _logits_of(
 ) -> torch.Tensor:
     """`_logits` of the token ids [1, C] of a window."""
     begin, first, end = window
+    if scoring == "decode":
+        return logits_by_token(model, row, first - begin)
+    rows = end - first + 1
+    kept = rows if first > begin + 1 else "all"
     cache = compat.new_cache(model)
-    if scoring == "prefill":
-        rows = end - first + 1
-        kept = rows if first > begin + 1 else "all"
-        logits: torch.Tensor = compat.forward(model, row, cache=cache, logits=kept).logits
-        return logits[0, -rows:-1]
-    output = compat.forward(model, row[:, : first - begin], cache=cache, logits="last")
+    logits: torch.Tensor = compat.forward(model, row, cache=cache, logits=kept).logits
+    return logits[0, -rows:-1]
+
+
+def logits_by_token(model: Any, row: torch.Tensor, first: int) -> torch.Tensor:
+    """[C − first, V]: the logits that predict tokens first … C−1 of the token ids [1, C]: those
+    before them fill the cache in one forward, and then each is read alone, but the last."""
+    cache = compat.new_cache(model)
+    output = compat.forward(model, row[:, :first], cache=cache, logits="last")
     last = [output.logits[0, -1:]]
-    for position in range(first - begin, end - begin - 1):
+    for position in range(first, row.shape[1] - 1):
         token = row[:, position : position + 1]
         output = compat.forward(model, token, cache=cache, logits="last")
         last.append(output.logits[0, -1:])

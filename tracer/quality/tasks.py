@@ -2,7 +2,8 @@
 
 In: a model, its tokenizer and a TaskList. Out: TaskScores for run.json; metrics as the harness
 gives them, with its standard errors (null where it gives none). A request gets one answer, whatever
-is asked beside it and before it.
+is asked beside it and before it. In decode scoring the context of a request fills the cache, and
+its answer follows token by token.
 """
 
 from __future__ import annotations
@@ -20,9 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch.nn import functional as F
+
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run_quality import TaskChange, TaskMetric, TaskScore, TaskSource
 from prunescope.tracer.calibration.requests import decided_by_request
+from prunescope.tracer.quality.quality import logits_by_token
 
 # Requests in a forward of a model that decides nothing at run time. The harness pads them behind
 # their last token, which none of their tokens sees: another number changes the rounding alone.
@@ -56,13 +61,20 @@ def check_installed() -> None:
 
 
 def score_tasks(
-    model: Any, tokenizer: Any | None, tasks: TaskList, *, one_by_one: bool = False
+    model: Any,
+    tokenizer: Any | None,
+    tasks: TaskList,
+    *,
+    one_by_one: bool = False,
+    scoring: str = "prefill",
 ) -> dict[str, TaskScore]:
     """The score of each task, by its name.
 
     `one_by_one`: a forward for each request, for a model that decides at run time: it would rank
     padding, and neighbours in a batch, among a request's own tokens. Its random decisions follow
-    from the tokens of the request.
+    from the tokens of the request. `scoring`: "prefill" reads a request in one forward; "decode"
+    fills the cache with its context, whose forward predicts the answer's first token, and then
+    reads the answer token by token.
 
     "metric" is the first one that the task's own file names. No few-shot examples are added beyond
     those that the file asks for. Raises PrunescopeError where a task does not exist or has no data.
@@ -79,12 +91,13 @@ def score_tasks(
         include_defaults=tasks.folder is None,
     )
     huggingface: Any = importlib.import_module("lm_eval.models.huggingface")
+    asked = _read_by_token(huggingface.HFLM) if scoring == "decode" else huggingface.HFLM
     batch = 1 if one_by_one else _BATCH
     decided = decided_by_request(model) if one_by_one else contextlib.nullcontext()
     try:
         with _inside(tasks.folder), decided:
             found = evaluator.simple_evaluate(
-                model=huggingface.HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch),
+                model=asked(pretrained=model, tokenizer=tokenizer, batch_size=batch),
                 tasks=list(tasks.names),
                 task_manager=manager,
                 log_samples=False,
@@ -97,6 +110,41 @@ def score_tasks(
             hint="tasks_path names a folder of task files; paths of data in them begin there",
         ) from error
     return {name: _entry(name, found) for name in tasks.names}
+
+
+def _read_by_token(harness_model: Any) -> Any:
+    """The harness's class of models, changed so that it reads answers token by token. Texts that it
+    lets a model write are written so anyway."""
+
+    class ReadByToken(harness_model):
+        """A model that has read the context of a request when the answer begins."""
+
+        def _loglikelihood_tokens(
+            self, requests: list[tuple[Any, list[int], list[int]]], **_: Any
+        ) -> list[tuple[float, bool]]:
+            """For each (text, context, answer): ln p(answer | context), and whether each of its
+            tokens is the most likely one."""
+            found = []
+            for text, context, answer in requests:
+                found.append(_log_likelihood(self.model, context, answer, self.max_length))
+                if text is not None:  # a part of a longer text has none
+                    self.cache_hook.add_partial("loglikelihood", text, found[-1])
+            return found
+
+    return ReadByToken
+
+
+def _log_likelihood(
+    model: Any, context: list[int], answer: list[int], longest: int
+) -> tuple[float, bool]:
+    """Of the token ids of an answer; a context that is too long loses its beginning."""
+    ids = torch.tensor([[*context, *answer][-(longest + 1) :]])
+    ids = ids.to(model.get_input_embeddings().weight.device)
+    targets = ids[0, -len(answer) :]
+    with torch.inference_mode():
+        logits = logits_by_token(model, ids, ids.shape[1] - len(answer)).float()
+        log_p = -F.cross_entropy(logits, targets, reduction="sum")
+    return float(log_p), bool((logits.argmax(-1) == targets).all())
 
 
 def changes(dense: dict[str, TaskScore], pruned: dict[str, TaskScore]) -> TaskChange | None:

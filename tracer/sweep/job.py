@@ -204,7 +204,7 @@ class Worker:
         )
         fingerprints = {v.name: weights_fingerprint(v.model) for v in (dense, pruned)}
         found = read_json(path, EvaluatedModel)
-        tasks = _tasks(job.config, result)
+        tasks = _tasks(job.config)
         source = None if tasks is None else tasks.source()
         kept = found is not None and found.dense.scoring == scoring
         if found is None or not kept or found.weights != fingerprints or found.tasks != source:
@@ -271,16 +271,17 @@ class Worker:
         one, which several lengths of prompts may ask for."""
         dense, pruned = prepared.variants
         tokenizer = load_tokenizer(dense.loaded)
-        alone = may_decide(result.family)
+        alone, scoring = may_decide(result.family), _scoring(result)
+        # What decides nothing answers in one forward as it does token by token.
         wanted = {
-            ("dense", fingerprint): (dense.model, False),
-            ("pruned", model_name(result)): (pruned.model, alone),
+            ("dense", fingerprint): (dense.model, False, "prefill"),
+            ("pruned", model_name(result) + scoring): (pruned.model, alone, scoring),
         }
         self._tasks = {
             key: self._tasks[key]
             if key in self._tasks
-            else score_tasks(model, tokenizer, tasks, one_by_one=decides)
-            for key, (model, decides) in wanted.items()
+            else score_tasks(model, tokenizer, tasks, one_by_one=decides, scoring=way)
+            for key, (model, decides, way) in wanted.items()
         }
         before, after = self._tasks.values()
         found.dense.tasks, found.pruned.tasks = before, after
@@ -381,10 +382,9 @@ def _begun(folder: SweepFolder, result: Planned) -> Iterator[None]:
         raise
 
 
-def _tasks(config: SweepConfig, result: Planned) -> TaskList | None:
-    """The tasks of a result; None where it is scored token by token: the harness scores a request
-    in one forward, without a cache that a prompt filled."""
-    if not config.tasks or _scoring(result) == "decode":
+def _tasks(config: SweepConfig) -> TaskList | None:
+    """The tasks of a sweep; None: it asks none."""
+    if not config.tasks:
         return None
     return TaskList(names=config.tasks, folder=config.tasks_path)
 

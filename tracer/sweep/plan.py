@@ -89,7 +89,10 @@ class SweepConfig:
     ] = 1
     select: Annotated[
         str | tuple[str, ...],
-        Option(help="How to choose parts: random, importance (on `text`) or greedy; or a list."),
+        Option(
+            help="How to choose parts: random, importance (on `text`), greedy, or frequency (of "
+            "experts: their tokens of `text`); or a list."
+        ),
     ] = TraceRequest.select
     knobs: Annotated[
         tuple[str, ...],

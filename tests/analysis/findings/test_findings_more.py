@@ -128,7 +128,10 @@ def test_an_odd_dimension_and_the_aligned_one_beside_it(tmp_path: Path) -> None:
     best = 3440  # of the multiples of 16 around it the nearer one
     assert finding.evidence[0].startswith("down K = 3435: 3440 (+0.1 %) is predicted to save ")
     assert finding.predicted_ns == pytest.approx(2 * (400_000 - 400_000 * best / 4096))
-    assert finding.change == "keep 3440 of down K in place of 3435"
+    change = finding.change or ""
+    assert change.startswith("keep 3440 of down K in place of 3435")
+    # 3440 is the next multiple of 8 and of 16; of 128 it would be 3456.
+    assert "multiples of 8 (--set align=8, 128.1 µs faster)" in change
 
 
 def test_a_dimension_just_beyond_a_wave(tmp_path: Path) -> None:
@@ -139,6 +142,7 @@ def test_a_dimension_just_beyond_a_wave(tmp_path: Path) -> None:
     assert finding is not None
     assert "N = 17024: 16896 (-0.8 %)" in finding.evidence[0]
     assert finding.predicted_ns == pytest.approx(2 * 500_000 / 5)
+    assert finding.change == "keep the dimensions named"  # rounded up, 17024 saves no wave
 
 
 @pytest.mark.parametrize(("under", "is_there"), [(0, True), (150, False)])

@@ -184,6 +184,16 @@ def test_forwards_without_a_table_are_steps_if_they_hold_more_than_a_layer(tmp_p
     assert windows(tmp_path, *model(2, table=False) * 3).source == "whole"
 
 
+def test_three_fused_attentions_are_those_of_no_layer(tmp_path: Path) -> None:
+    """A layer attends to itself and, in a decoder, to an encoder; a block of three may be three
+    layers or a forward: with a head behind it, it is the forward."""
+    fused = tuple(ran("_flash_attention_forward") if o is LAYER[2] else o for o in LAYER)
+    head = (ran("native_layer_norm"), ran("topk"))
+    assert len(windows(tmp_path, *(*fused * 3, *head) * 4)) == 4
+    assert windows(tmp_path, *(*fused * 2, *head) * 4).source == "whole"
+    assert windows(tmp_path, *fused * 12).source == "whole"
+
+
 def test_a_first_step_with_more_work_is_a_step(tmp_path: Path) -> None:
     """It builds a mask; what ran before it is left out, and named."""
     first = (model(3)[0], ran("tril"), ran("where"), *model(3)[1:])

@@ -213,6 +213,33 @@ def test_roles_of_modules_that_only_have_a_class(layer: Any, tmp_path: Path) -> 
     assert rows["layer"].to_list() == [0] * 4
 
 
+def test_two_linears_through_a_rank_have_the_role_of_the_one_they_replace(tmp_path: Path) -> None:
+    """`down` is left whole: the module that replaces a linear counts as one beside it."""
+    rank = 8
+
+    def low(i: int, n: int, kk: int) -> Any:
+        inner = nn(f"Linear_{2 * i}", mm(rank, kk)), nn(f"Linear_{2 * i + 1}", mm(n, rank))
+        return nn(f"LowRank_{i}", *inner)
+
+    layer = nn(
+        "LlamaDecoderLayer_0",
+        nn("LlamaAttention_0", low(0, Q, H), low(1, KV, H), low(2, KV, H), attention(),
+           low(3, H, Q)),
+        nn("LlamaMLP_0", low(4, F, H), nn("SiLU_0", add()), low(5, F, H),
+           nn("Linear_12", mm(H, F))),
+    )  # fmt: skip
+    rows = frame(pytorch(chrome(layer)), tmp_path).filter(pl.col("kind") == "gemm")
+    twice = [role for name in ("q", "k", "v", "o", "gate", "up") for role in (name, name)]
+    assert rows["role"].to_list() == [*twice, "down"]
+
+
+def test_two_linears_in_the_only_module_of_an_mlp_are_its_own(tmp_path: Path) -> None:
+    inner = nn("Inner_0", nn("Linear_0", mm(F, H)), nn("Linear_1", mm(H, F)))
+    layer = nn("Block_0", nn("LlamaAttention_0", attention()), nn("LlamaMLP_0", inner))
+    rows = frame(pytorch(chrome(layer)), tmp_path).filter(pl.col("kind") == "gemm")
+    assert rows["role"].to_list() == ["up", "down"]
+
+
 @pytest.mark.parametrize("names", [("q_norm",), ("q_norm", "k_norm")])
 def test_norms_inside_attention_are_of_q_and_k(names: tuple[str, ...], tmp_path: Path) -> None:
     at = "model.layers.0.self_attn"

@@ -58,6 +58,72 @@ def test_a_pattern_without_a_match_lists_what_there_is(tmp_path: Path) -> None:
         windows(tmp_path, MM, pattern="(")
 
 
+@pytest.mark.parametrize(
+    ("prompt", "token"),
+    [("prefill", "decode"), ("Prefill_0", "decode step {}"), ("context", "generation_{}"),
+     ("prefill phase", "decode[{}]")],
+)  # fmt: skip
+def test_ranges_called_as_phases_are_phases(prompt: str, token: str, tmp_path: Path) -> None:
+    """A prompt of two kernels, two tokens of one, and a range of that name without any work."""
+    tokens = [module(token.format(i), MM) for i in range(2)]
+    trace = chrome(module(prompt, MM, MM), *tokens, module(token.format(2), gap(us=4)))
+    report = analyze(save(trace, tmp_path / "t.json")).report
+    found = {name: (phase.steps, phase.busy_ns) for name, phase in report.phases.items()}
+    assert found == {"prefill": (1, 14_000), "decode": (2, 7_000)}
+
+
+@pytest.mark.parametrize("names", [("decode", "denoise"), ("vae decode", "prefill"),
+                                   ("context", "decode")])  # fmt: skip
+def test_one_word_of_a_pair_is_no_phase(names: tuple[str, str], tmp_path: Path) -> None:
+    trace = chrome(*(module(name, MM) for name in names))
+    assert list(analyze(save(trace, tmp_path / "t.json")).report.phases) == ["trace"]
+
+
+def test_a_phase_that_nothing_tells_is_not_used_and_said(tmp_path: Path) -> None:
+    path = save(chrome(module("decode", MM)), tmp_path / "t.json")
+    assert [text for text in analyze(path, options=Options(phase="decode")).report.warnings
+            if "--phase" in text] == [
+        "--phase decode is not used: nothing in t.json tells prefill from decode; call ranges "
+        "(NVTX, record_function) around them so, or give --model"
+    ]  # fmt: skip
+
+
+def test_a_pattern_that_matches_ops_alone_says_so(tmp_path: Path) -> None:
+    with pytest.raises(PrunescopeError) as error:
+        windows(tmp_path, module("a note", MM), pattern="aten::m+")
+    assert error.value.problem == (
+        "--phase-pattern 'aten::m+' matches ops (aten::mm), and no annotation of the trace"
+    )
+    assert "torch.cuda.nvtx.range" in error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("pattern", "why"),
+    [("(", "unclosed group"), ("(?=a)", "look-around"), (r"(a)\1", "backreferences"),
+     ("a{999999999}", "exceeds size limit")],
+)  # fmt: skip
+def test_what_is_no_regular_expression(pattern: str, why: str, tmp_path: Path) -> None:
+    with pytest.raises(PrunescopeError, match="no regular expression") as error:
+        windows(tmp_path, MM, pattern=pattern)
+    assert why in error.value.problem and "\n" not in error.value.problem
+
+
+def test_a_pattern_takes_time_linear_in_the_names(tmp_path: Path) -> None:
+    """Python's own engine takes two to the power of 40 tries for this name."""
+    found = windows(tmp_path, module("a" * 40 + "!", MM), module("aaa", MM), pattern="^(a+)+$")
+    assert found.names == ["aaa"]
+
+
+def test_a_pattern_whose_ranges_launch_nothing_is_refused(tmp_path: Path) -> None:
+    trace = chrome(module("load", gap(us=5)), module("decode", MM), module("load", gap(us=5)))
+    with pytest.raises(PrunescopeError) as error:
+        analyze(save(trace, tmp_path / "t.json"), options=Options(phase_pattern="load"))
+    assert error.value.problem == (
+        "t.json: nothing ran on the device in the 2 annotations that --phase-pattern 'load' matches"
+    )
+    assert "decode" in error.value.hint
+
+
 def test_a_window_inside_another_is_no_step(tmp_path: Path) -> None:
     found = windows(tmp_path, module("run 1", MM, module("run 2", MM)), module("run 3", MM),
                     pattern="run")  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import stat
@@ -12,9 +13,11 @@ from typing import Any
 
 import pytest
 
+from prunescope.analysis.comparison.equal_information import one_sided_text
 from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.formats import FORMATS, RequestedFormats
+from prunescope.analysis.schema.pair_comparison import SHAPES, OneSided
 from prunescope.analysis.schema.report import to_json
 from prunescope.analysis.trace.load import load
 from prunescope.analysis.trace.nsys import plain_kernel
@@ -286,6 +289,18 @@ def test_files_in_a_folder_are_ranks(tmp_path: Path) -> None:
     assert len(find_parts(tmp_path).parts) == 4
 
 
+def test_devices_of_two_nodes_are_named_by_their_files(tmp_path: Path) -> None:
+    """Both files number their devices from 0: which rank each is, nothing tells."""
+    for node in range(2):
+        made(tmp_path / f"node{node}.sqlite", two_devices)
+    report = analyze(tmp_path).report
+    assert list(report.phases) == [f"node{i}_device_{j}" for i in range(2) for j in range(2)]
+    assert not any("several traces of rank" in text for text in report.warnings)
+    assert all(not part.all_ranks for part in find_parts(tmp_path).parts.values())
+    assert [rank.number for rank in find_parts(tmp_path / "node1.sqlite").ranks_of.values()] == [
+        0, 1]  # fmt: skip
+
+
 def test_nothing_private_is_in_a_report(tmp_path: Path) -> None:
     secret = "hunter2"
 
@@ -335,6 +350,42 @@ def test_a_report_of_nsight_is_exported_where_nsys_is(
     assert done.subject["name"] == "other.sqlite"
 
 
+def test_a_program_that_exports_nothing_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "nsys"
+    program.write_text("#!/bin/sh\nexit 0\n")
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    report = tmp_path / "silent.nsys-rep"
+    report.write_bytes(b"\x00NSYS")
+    with pytest.raises(PrunescopeError) as found:
+        analyze(report)
+    assert found.value.problem == (
+        "silent.nsys-rep: nsys ended without an error and wrote no SQLite database"
+    )
+
+
+def test_advice_is_what_nsight_systems_can_record(tmp_path: Path) -> None:
+    """Ops without sizes, before a gap of 1 s that nothing names."""
+
+    def fill(out: Export) -> None:
+        for i in range(2):
+            at = 10**9 * i
+            nvtx(out, at, at + 50, f"aten::mm, op_id = {i + 1}")
+            launch(out, at + 10, at + 20, corr=i)
+            kernel(out, at + 100, at + 900, corr=i, name=SGEMM)
+
+    text = one_sided_text(OneSided(SHAPES, "pruned", "bare.sqlite", "Nsight Systems"))
+    assert "capture it again with torch.autograd.profiler.emit_nvtx(record_shapes=True)" in text
+    path = made(tmp_path / "bare.sqlite", fill)
+    for report in (analyze(path).report, analyze(path, baseline=path).report):
+        text = to_json(report).decode()
+        assert "emit_nvtx(record_shapes=True)" in text
+        assert "profile(..." not in text
+        assert "with_stack=True" not in text
+
+
 def test_an_export_gives_an_annotated_timeline(tmp_path: Path) -> None:
     done = analyze(made(tmp_path / "two.sqlite", two_devices), options=Options())
     asked = RequestedFormats(report=done.report, name="perfetto", frames=done.frames,
@@ -342,6 +393,37 @@ def test_an_export_gives_an_annotated_timeline(tmp_path: Path) -> None:
     files = FORMATS["perfetto"].render(asked)
     assert sorted(files) == [f"trace-rank{i}.perfetto.json.gz" for i in range(2)]
     assert json.loads(to_json(done.report))["phases"]["rank1"]["wall_ns"] == 1600
+
+
+def test_a_timeline_holds_copies_as_copies_and_what_is_in_no_step(tmp_path: Path) -> None:
+    """The first kernel was launched before the file begins, and ended before the first launch; the
+    last one is behind the step."""
+
+    def fill(out: Export) -> None:
+        kernel(out, 10, 90, corr=1, name="earlier")
+        nvtx(out, 150, 350, "step_0")
+        launch(out, 200, 210, corr=2)
+        kernel(out, 400, 600, corr=2)
+        launch(out, 220, 230, corr=3, name="cudaMemcpyAsync")
+        row = {"start": 700, "end": 800, "correlationId": 3, "globalPid": process(7), "copyKind": 1}
+        out.add(COPY, [{**row, "srcKind": 1, "dstKind": 2, "contextId": 1, "streamId": 7}])
+        nvtx(out, 380, 390, "step_1")
+        launch(out, 385, 386, corr=4)
+        kernel(out, 900, 950, corr=4)
+        launch(out, 395, 396, corr=5)
+        kernel(out, 920, 940, corr=5, name="later")
+
+    done = analyze(made(tmp_path / "t.sqlite", fill))
+    asked = RequestedFormats(report=done.report, name="perfetto", frames=done.frames,
+                             hosts=done.hosts())  # fmt: skip
+    (data,) = FORMATS["perfetto"].render(asked).values()
+    events = json.loads(gzip.decompress(data))["traceEvents"]
+    found = {(e["cat"], e["name"]) for e in events if e["ph"] == "X"}
+    assert ("gpu_memcpy", "Memcpy HtoD (Pinned -> Device)") in found
+    assert {one for one in found if one[1] in ("earlier", "later")} == {
+        ("prunescope.carry-over", "earlier"), ("prunescope.outside", "later")}  # fmt: skip
+    assert min(e["ts"] for e in events if e["ph"] == "X") == 0
+    assert "device, in no step" in {e["args"]["name"] for e in events if e["ph"] == "M"}
 
 
 def test_the_ranges_around_the_capture_of_a_graph_place_its_kernels(tmp_path: Path) -> None:

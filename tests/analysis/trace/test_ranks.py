@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import sqlite3
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -424,8 +425,40 @@ def test_what_is_no_trace_is_left_out_and_named(tmp_path: Path) -> None:
     (folder / "broken.json.gz").write_bytes(b"\x1f\x8b\x08")
     report = analyze(folder).report
     assert len(report.phases) == 4
-    assert "notes.json is no Chrome trace: left out" in report.warnings
-    assert "broken.json.gz is no Chrome trace: left out" in report.warnings
+    assert "notes.json is no trace that can be read: left out" in report.warnings
+    assert "broken.json.gz is no trace that can be read: left out" in report.warnings
+
+
+def test_a_packed_database_is_no_chrome_trace(tmp_path: Path) -> None:
+    sql = sqlite3.connect(tmp_path / "a.sqlite")
+    sql.execute("CREATE TABLE t (x)")
+    sql.close()
+    packed = tmp_path / "a.sqlite.gz"
+    packed.write_bytes(gzip.compress((tmp_path / "a.sqlite").read_bytes()))
+    with pytest.raises(PrunescopeError) as found:
+        analyze(packed)
+    assert "holds an SQLite database that is compressed" in found.value.problem
+    assert found.value.hint == "unpack it, and give the .sqlite file"
+    text = tmp_path / "text.sqlite"
+    text.write_text("not found")
+    with pytest.raises(PrunescopeError, match="it is no SQLite database") as found:
+        analyze(text)
+    assert "nsys export --type sqlite" in found.value.hint
+
+
+def test_a_folder_of_reports_names_the_command_that_exports_them(tmp_path: Path) -> None:
+    for name in ("b.nsys-rep", "a.nsys-rep"):
+        (tmp_path / name).write_bytes(b"NSYS")
+    with pytest.raises(PrunescopeError) as found:
+        analyze(tmp_path)
+    assert "reports of Nsight Systems (.nsys-rep)" in found.value.problem
+    assert found.value.hint == "export each of them: `nsys export --type sqlite a.nsys-rep`"
+    save(chrome(op("aten::mm", [4, 5], [5, 6], kernels=[k(us=7)])), tmp_path / "a.json")
+    warnings = analyze(tmp_path).report.warnings
+    assert [text for text in warnings if "nsys" in text] == [
+        "a.nsys-rep is left out: export it with `nsys export --type sqlite a.nsys-rep`",
+        "b.nsys-rep is left out: export it with `nsys export --type sqlite b.nsys-rep`",
+    ]
 
 
 def test_a_cut_rank_is_said_once_and_makes_the_report_partial(tmp_path: Path) -> None:
@@ -538,7 +571,7 @@ def test_a_file_with_the_name_of_a_rank_that_is_no_trace_makes_it_partial(tmp_pa
     (folder / "rank3.json.gz").write_bytes(b"\x00\x01")
     report = analyze(folder).report
     assert report.partial
-    assert report.warnings == ["rank3.json.gz is no Chrome trace: left out"]
+    assert report.warnings == ["rank3.json.gz is no trace that can be read: left out"]
 
 
 def test_ranks_of_different_programs_are_not_compared(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from prunescope.tracer.capture.placements import (
     split_evenly,
 )
 from prunescope.tracer.capture.request import TraceRequest
+from prunescope.tracer.machine import disturbance
 from prunescope.tracer.sweep.plan import SweptRequest
 from tests.tracer.tiny_models import tiny_model
 
@@ -219,7 +220,7 @@ def test_wide_intervals_ask_for_further_placements(
     monkeypatch.setattr(placements, "interval_width", seen)
     monkeypatch.setattr(timing, "_PLACEMENT_SD", math.inf)
     quiet = SimpleNamespace(elapsed_ns=10**9, reasons=[], switches=0)
-    monkeypatch.setattr(timing, "between", lambda *_: quiet)
+    monkeypatch.setattr(disturbance, "between", lambda *_: quiet)
     folder = quick(
         method="static-m",
         sparsity=0.5,
@@ -245,7 +246,7 @@ def test_only_phases_with_wide_intervals_get_further_placements(
     quick: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quiet = SimpleNamespace(elapsed_ns=10**9, reasons=[], switches=0)
-    monkeypatch.setattr(timing, "between", lambda *_: quiet)
+    monkeypatch.setattr(disturbance, "between", lambda *_: quiet)
     seen: list[int] = []
 
     def wide_second(one: list[list[int]], _other: list[list[int]]) -> float:
@@ -279,7 +280,7 @@ def test_a_run_records_the_requested_placements_if_others_were_measured(
     """Two samples for four placements: two at first, and as many as are drawn while it is wide."""
     monkeypatch.setattr(placements, "interval_width", lambda *_sides: wide)
     quiet = SimpleNamespace(elapsed_ns=10**9, reasons=[], switches=0)
-    monkeypatch.setattr(timing, "between", lambda *_: quiet)
+    monkeypatch.setattr(disturbance, "between", lambda *_: quiet)
     phase = "prefill" if wide else "decode"
     folder = quick(
         method="static-m", sparsity=0.5, placements=4, repeats=2, max_placements=most, phase=phase
@@ -294,7 +295,7 @@ def test_no_further_placements_beside_other_work(
 ) -> None:
     monkeypatch.setattr(placements, "interval_width", lambda *_sides: 0.2)
     busy = SimpleNamespace(elapsed_ns=10**9, reasons=["other work"], switches=0)
-    monkeypatch.setattr(timing, "between", lambda *_: busy)
+    monkeypatch.setattr(disturbance, "between", lambda *_: busy)
     folder = quick(
         method="static-m", sparsity=0.5, placements=3, repeats=3, max_placements=5, phase="prefill"
     )
@@ -325,7 +326,7 @@ def test_a_placement_is_sampled_until_its_ratio_is_known(
 
     monkeypatch.setattr(timing, "_take", take)
     quiet = SimpleNamespace(elapsed_ns=1e9, reasons=[], switches=0)
-    monkeypatch.setattr(timing, "between", lambda *_: quiet)
+    monkeypatch.setattr(disturbance, "between", lambda *_: quiet)
     taken = timing.take_samples(
         {"dense": None, "pruned": None},  # type: ignore[dict-item]
         warmup=0,

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from prunescope.taxonomy.run_blocks import ModuleCounts
-from prunescope.tracer.capture.weight_stats import dynamic_stats, matrix_row, weight_stats
+from prunescope.tracer.capture.weight_stats import dynamic_stats, matrix, weight_stats
+from prunescope.tracer.capture.weight_zeros import zeros_of
 
 pytestmark = pytest.mark.torch
 
@@ -20,7 +21,7 @@ def test_a_matrix_counted_by_hand() -> None:
             [0.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0],
         ]
     )
-    row = matrix_row("model.layers.2.mlp.up_proj", weight)
+    row = matrix({"name": "model.layers.2.mlp.up_proj", **zeros_of(weight)})
     assert row.shape == [3, 8]
     assert (row.layer, row.role) == (2, "up")
     assert row.zeros == (3 + 8 + 1) / 24
@@ -30,9 +31,8 @@ def test_a_matrix_counted_by_hand() -> None:
 
 
 def test_a_tail_of_k_is_no_group() -> None:
-    row = matrix_row("lm_head", torch.tensor([[0.0, 0.0, 0.0, 1.0, 0.0, 0.0]]))
-    assert row.groups_2_of_4 == 1
-    assert matrix_row("lm_head", torch.ones(2, 3)).groups_2_of_4 is None
+    assert zeros_of(torch.tensor([[0.0, 0.0, 0.0, 1.0, 0.0, 0.0]]))["groups_2_of_4"] == 1
+    assert zeros_of(torch.ones(2, 3))["groups_2_of_4"] is None
 
 
 def test_conv1d_is_stored_the_other_way_round() -> None:

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from prunescope.tracer.capture import timing
-from prunescope.tracer.capture.timing import DisturbanceMonitor, take_samples
+from prunescope.tracer.capture.timing import take_samples
 from prunescope.tracer.machine import disturbance
 from prunescope.tracer.machine.disturbance import (
     Disturbance,
+    DisturbanceMonitor,
     Reading,
     between,
     device_troubles,
@@ -151,8 +151,8 @@ def test_disturbed_samples_are_taken_again(
         others = long if is_round and next(told, True) else 0
         return seen(elapsed_ns=count * long, others_ns=others)
 
-    monkeypatch.setattr("prunescope.tracer.capture.timing.read", lambda: loop.samples)
-    monkeypatch.setattr("prunescope.tracer.capture.timing.between", watched)
+    monkeypatch.setattr("prunescope.tracer.machine.disturbance.read", lambda: loop.samples)
+    monkeypatch.setattr("prunescope.tracer.machine.disturbance.between", watched)
     share = take_samples(
         {"dense": loop}, warmup=0, repeats=4, device=torch.device("cpu"), advance=lambda: None
     )
@@ -169,8 +169,8 @@ def test_short_rounds_are_watched_together(monkeypatch: pytest.MonkeyPatch) -> N
         count = after - before
         return seen(elapsed_ns=count * 50 * MS, others_ns=count * 40 * MS)
 
-    monkeypatch.setattr("prunescope.tracer.capture.timing.read", lambda: loop.samples)
-    monkeypatch.setattr("prunescope.tracer.capture.timing.between", watched)
+    monkeypatch.setattr("prunescope.tracer.machine.disturbance.read", lambda: loop.samples)
+    monkeypatch.setattr("prunescope.tracer.machine.disturbance.between", watched)
     share = take_samples(
         {"dense": loop}, warmup=0, repeats=4, device=torch.device("cpu"), advance=lambda: None
     )
@@ -221,13 +221,13 @@ def test_what_runs_in_the_pauses_of_a_loop_disturbs_no_sample(
     """Samples of 50 ms with pauses between: others run all the time, and ticks tell of the whole
     alone, most of which is pauses where these are long."""
     clock = [0]
-    monkeypatch.setattr(timing, "read", lambda: clock[0])
+    monkeypatch.setattr(disturbance, "read", lambda: clock[0])
 
     def told(before: Any, after: Any, _device: Any) -> Disturbance:
         took = after - before
         return seen(elapsed_ns=took * MS, others_ns=0 if took == 50 else 90 * MS)
 
-    monkeypatch.setattr(timing, "between", told)
+    monkeypatch.setattr(disturbance, "between", told)
     watch = DisturbanceMonitor(CPU)
     assert watch.reasons() == []
     for _ in range(4):
@@ -247,8 +247,8 @@ def test_the_driver_of_a_gpu_is_asked_once_for_samples_in_a_row(
         asked.append(device)
         return ["clocks held down"]
 
-    monkeypatch.setattr(timing, "device_troubles", troubles)
-    monkeypatch.setattr(timing, "between", lambda *_: seen(elapsed_ns=10**9))
+    monkeypatch.setattr(disturbance, "device_troubles", troubles)
+    monkeypatch.setattr(disturbance, "between", lambda *_: seen(elapsed_ns=10**9))
     watch = DisturbanceMonitor(torch.device("cuda"))
     for _ in range(3):
         with watch.sample():

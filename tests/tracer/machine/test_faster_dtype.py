@@ -22,13 +22,15 @@ def test_the_faster_of_two(
 
     asked: list[Any] = []
 
-    def times(product: Callable[[], Any], _device: object, *, deadline: float) -> list[float]:
-        assert deadline > 0
+    def times(
+        product: Callable[[], Any], _device: object, *, deadline: float, most: int
+    ) -> list[float]:
+        assert deadline > 0 and most > 0
         asked.append(product().dtype)
         least = {torch.bfloat16: bf16, torch.float32: fp32}[asked[-1]]
         # Something else runs beside the first turns of bf16, and beside most of every turn.
         return [9.0, 8.0] if len(asked) in (1, 3) else [9.0, least, 8.0]
 
-    monkeypatch.setattr(peaks, "_times_ns", times)
+    monkeypatch.setattr(peaks, "times_ns", times)
     assert peaks.faster_dtype(torch.device("cpu"), "bf16", "fp32") == faster
     assert asked == 3 * [torch.bfloat16, torch.float32]  # in turns

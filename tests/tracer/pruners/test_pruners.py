@@ -12,11 +12,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import families
+from prunescope.taxonomy.families import family as family_of
+from prunescope.taxonomy.plan import Workload
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.calibration.scores import sample_indices
 from prunescope.tracer.capture.weight_stats import weight_stats
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.layers import decoder_layers
+from prunescope.tracer.model.model_shape import model_shape
 from prunescope.tracer.pruners import Applied, family_ids, family_point, pruner
 from tests.tracer.dynamic_reference import steps
 
@@ -126,6 +129,18 @@ def test_static_nk_shapes(tiny: Any) -> None:
     assert (config.num_attention_heads, config.num_key_value_heads) == (4, 2)
     assert (config.head_dim, config.intermediate_size) == (16, 176)
     assert compat.cache_bytes(cached(model)) * 2 == compat.cache_bytes(cached(tiny))
+
+
+def test_families_keep_what_their_theory_aligns(tiny: Any) -> None:
+    shape, work = model_shape(tiny), Workload(phase="prefill", prompt_len=16)
+    for name in ("static-nk-mlp", "static-nk-cross", "static-k-lowrank"):
+        for align in ("1", "odd", "32"):
+            chosen = family_of(name)
+            ops = chosen.theory(shape, work, chosen.point(0.4, {"align": align}))
+            gate = [gemm for op in ops if op.role == "gate" for gemm in op.gemms]
+            mlp = apply(name, tiny, 0.4, align=align).model.model.layers[0].mlp.gate_proj
+            weights = [list(p.shape) for p in mlp.parameters()]
+            assert weights == [[gemm.n, gemm.k] for gemm in gate], (name, align)
 
 
 def test_static_nk_rounding(tiny: Any) -> None:

@@ -37,6 +37,20 @@ METHODS = (*(f for f in family_ids() if not family(f).changes_experts), *COMPOSI
 REQUESTS = [[7, 8, 9, 10, 11, 12, 13], [5], [7, 8, 9, 10, 11, 12, 14], [3, 1], [20, 21, 22, 23]]
 
 
+class HarnessModel(SimpleNamespace):
+    """Stands in for HFLM: what it gives a class that reads token by token."""
+
+    max_length = 128
+
+    @property
+    def model(self) -> Any:
+        return self.pretrained
+
+    @property
+    def cache_hook(self) -> Any:
+        return SimpleNamespace(add_partial=lambda *_: None)
+
+
 class Harness:
     """Asks as lm-evaluation-harness does: requests padded behind their last token, without a mask,
     so many in a forward. The answer: the log-likelihood of each request's tokens, by request."""
@@ -47,12 +61,14 @@ class Harness:
         for name in ("lm_eval", "lm_eval.evaluator", "lm_eval.tasks", "lm_eval.models.huggingface"):
             patch.setitem(sys.modules, name, ModuleType(name))
         sys.modules["lm_eval.tasks"].TaskManager = lambda **_: None  # type: ignore[attr-defined]
-        sys.modules["lm_eval.models.huggingface"].HFLM = SimpleNamespace  # type: ignore[attr-defined]
+        sys.modules["lm_eval.models.huggingface"].HFLM = HarnessModel  # type: ignore[attr-defined]
         sys.modules["lm_eval.evaluator"].simple_evaluate = self.evaluate  # type: ignore[attr-defined]
         patch.setattr(tasks, "check_installed", lambda: None)
 
     def evaluate(self, *, model: Any, **_: Any) -> dict[str, Any]:
         self.answers = {}
+        if hasattr(model, "_loglikelihood_tokens"):
+            return self.evaluate_by_token(model)
         size = model.batch_size
         for first in range(0, len(self.requests), size):
             chunk = self.requests[first : first + size]
@@ -63,6 +79,16 @@ class Harness:
             for row, one in zip(logits, chunk, strict=True):
                 own = [float(row[i, token]) for i, token in enumerate([*one[1:], 1])]
                 self.answers[tuple(one)] = sum(own)
+        return self.scored()
+
+    def evaluate_by_token(self, model: Any) -> dict[str, Any]:
+        """The first token of each request is its context, the others and token 1 its answer."""
+        asked = [("a text", one[:1], [*one[1:], 1]) for one in self.requests]
+        found = model._loglikelihood_tokens(asked, disable_tqdm=True)
+        self.answers = {tuple(one): p for one, (p, _) in zip(self.requests, found, strict=True)}
+        return self.scored()
+
+    def scored(self) -> dict[str, Any]:
         value = sum(self.answers.values())
         return {"results": {"t": {"acc,none": value}}, "configs": {"t": {}}}
 
@@ -86,6 +112,39 @@ def test_a_request_has_one_answer(method: str, monkeypatch: pytest.MonkeyPatch) 
     for other in found[1:]:
         assert other == pytest.approx(found[0], rel=1e-5)
     assert current_request() is None
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if scoring_of(m, "decode") == "decode"])
+def test_a_request_read_token_by_token_has_one_answer(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In both orders: what is evicted, dropped or routed for one request leaves the next alone."""
+    harness, model = Harness(monkeypatch), pruned(method)
+    found = []
+    for order in (1, -1):
+        harness.requests = REQUESTS[::order]
+        score_tasks(model, "t", TaskList(names=("t",)), one_by_one=True, scoring="decode")
+        found.append([harness.answers[tuple(one)] for one in REQUESTS])
+    assert found[1] == found[0]
+    assert current_request() is None
+
+
+def test_a_model_that_decides_nothing_answers_token_by_token_as_in_one_forward(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And one that evicts keys does not: half of them are gone from the second token on."""
+    harness = Harness(monkeypatch)
+    harness.requests = REQUESTS
+    answers = {}
+    for method, scoring in (("static-m", "prefill"), ("static-m", "decode"),
+                            ("static-m+kv-evict", "decode")):  # fmt: skip
+        score_tasks(pruned(method), "t", TaskList(names=("t",)), scoring=scoring)
+        answers[method, scoring] = [harness.answers[tuple(one)] for one in REQUESTS]
+    alike = answers["static-m", "prefill"]
+    assert answers["static-m", "decode"] == pytest.approx(alike, rel=1e-5)
+    evicted = answers["static-m+kv-evict", "decode"]
+    assert evicted[1] == pytest.approx(alike[1], rel=1e-5)  # one token, before anything is evicted
+    assert evicted[0] != pytest.approx(alike[0], rel=1e-3)
 
 
 @pytest.mark.parametrize("method", [m for m in METHODS if may_decide(m)])

@@ -14,7 +14,7 @@ import torch
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.sweep_files import DONE, Planned
-from prunescope.tracer.machine.device import num_cores
+from prunescope.tracer.machine.disturbance import num_cores
 from prunescope.tracer.sweep.job import Job, Worker
 from prunescope.tracer.sweep.state import SweepFolder
 

@@ -1,0 +1,162 @@
+"""Replayed GEMMs as tables and text: in, Replays and the report of their run; out, Tables.
+
+What `prunescope gemm` prints, and the table of a report with `--gemm`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from prunescope.analysis.report import numbers
+from prunescope.analysis.report.sheet import Line, Sheet
+from prunescope.analysis.report.view import Cell, Column, Table, numeric, text_table
+from prunescope.analysis.schema.replay import AlignedTime, Replay, ReplayLine
+from prunescope.analysis.schema.report import Report
+from prunescope.taxonomy.replays import ReplayedGemm, Replays, ReplayTimes, StepCurve
+
+
+def replayed(replays: Replays, report: Report | None) -> Sheet:
+    """What `gemm` prints: the shapes, then for each phase of a run which kernels are slow alone."""
+    parts: list[Line | Table] = [Line(_taken(replays), "dim")]
+    if report is None:
+        parts.append(shapes_table("GEMMs alone, a call", replays.gemms))
+        parts += map(Line, _curve_lines(replays.curves))
+    for name, phase in (report.phases if report is not None else {}).items():
+        if phase.replay is None:
+            continue
+        shapes = [one for one in replays.gemms if one.phase == name]
+        parts.append(shapes_table(f"{name}: GEMMs alone, a call", _without_aligned(shapes)))
+        parts += [line for line in (replay_table(phase.replay, name),) if line is not None]
+        parts += [Line(line.text) for line in phase.replay.lines if line.verdict != "none"]
+        parts += [Line(phase.replay.text, "bold")]
+        if phase.replay.alignments:
+            parts.append(alignment_table(name, phase.replay.alignments))
+        parts += map(Line, _curve_lines(phase.replay.curves))
+    parts += [Line(f"not replayed: {why}", "yellow") for why in replays.left_out]
+    if replays.disturbed:
+        parts.append(Line(f"! disturbed by {', '.join(replays.disturbed)}", "yellow"))
+    if not replays.peaks.flop_per_s:
+        parts.append(
+            Line("no peaks of this device are known: `prunescope calibrate` measures them", "dim")
+        )
+    return Sheet(parts)
+
+
+def shapes_table(title: str, gemms: Sequence[ReplayedGemm]) -> Table:
+    """A row a shape."""
+    unit = numbers.scale(t.ns for one in gemms for t in (one.warm, one.cold) if t)
+    columns = [
+        Column("GEMM"),
+        *numeric("M", "N", "K"),
+        Column("dtype", drop=2),
+        Column("warm", unit.unit, numeric=True),
+        Column("95 % interval", unit.unit, numeric=True, drop=1),
+        Column("cold", unit.unit, numeric=True),
+        Column("95 % interval, cold", unit.unit, numeric=True, drop=4),
+        Column("of bound", numeric=True),
+        Column("tile", drop=3),
+    ]
+
+    def of(times: ReplayTimes | None) -> list[Cell]:
+        ends = times.ci95 if times else None
+        return [Cell(unit.text(times.ns if times else None)), Cell(unit.interval(ends))]
+
+    rows = [
+        [
+            Cell(_label(one)),
+            *(Cell(str(size), size) for size in (one.m, one.n, one.k)),
+            Cell(one.dtype),
+            *of(one.warm),
+            *of(one.cold),
+            Cell(numbers.percent(one.share_of_bound), one.share_of_bound),
+            Cell(one.tile or numbers.UNKNOWN),
+        ]
+        for one in gemms
+    ]
+    note = "warm: the operands were just used; cold: the last-level cache was flushed"
+    return Table("shapes-alone", title, columns, rows, [note])
+
+
+def replay_table(replay: Replay | None, phase: str = "") -> Table | None:
+    """A row a role: a call in the model and alone, the ledger's part and what it is alone."""
+    if replay is None:
+        return None
+    calls = numbers.scale(t for one in replay.lines for t in (one.inside_ns, one.cold_ns))
+    steps = numbers.scale(
+        end for one in replay.lines for end in (*(one.ledger_ci95 or ()), *(one.alone_ci95 or ()))
+    )
+    columns = [
+        Column("role"),
+        Column("M×N×K", drop=2),
+        Column("in the model", calls.unit, numeric=True),
+        Column("alone, warm", calls.unit, numeric=True),
+        Column("alone, cold", calls.unit, numeric=True),
+        Column("lost in the ledger", f"{steps.unit} a step", numeric=True),
+        Column("95 % interval", steps.unit, numeric=True, drop=3),
+        Column("lost alone", f"{steps.unit} a step", numeric=True),
+        Column("slow", drop=1),
+    ]
+    rows = [_replay_row(one, calls, steps) for one in replay.lines]
+    title = f"{phase}: the ledger's kernel row, and GEMMs alone" if phase else "GEMMs alone"
+    return Table("replayed", title, columns, rows, [] if phase else [replay.text])
+
+
+def _replay_row(one: ReplayLine, calls: numbers.Scale, steps: numbers.Scale) -> list[Cell]:
+    slow = {"library": "alone too", "inside": "only inside", "faster": "no, faster", "none": "no"}
+    return [
+        Cell(one.role),
+        Cell(f"{one.m}×{one.n}×{one.k}"),
+        Cell(calls.text(one.inside_ns), one.inside_ns),
+        Cell(calls.text(one.warm_ns), one.warm_ns),
+        Cell(calls.text(one.cold_ns), one.cold_ns),
+        Cell(steps.text(one.ledger_ns, signed=True), one.ledger_ns),
+        Cell(steps.interval(one.ledger_ci95)),
+        Cell(steps.interval(one.alone_ci95)),
+        Cell(slow.get(one.verdict, "unknown")),
+    ]
+
+
+def alignment_table(phase: str, times: Sequence[AlignedTime]) -> Table:
+    """A row a pruned dimension, a column an alignment: time a kept number over that of the kept
+    size."""
+    aligns = sorted({one.align for one in times})
+    rows: dict[tuple[str, str, int], dict[int, float]] = {}
+    for one in times:
+        rows.setdefault((one.role, one.axis, one.now), {})[one.align] = one.relative
+    body = [
+        [f"{role} {axis} = {now}", *(numbers.percent(found.get(a)) for a in aligns)]
+        for (role, axis, now), found in rows.items()
+    ]
+    columns = [Column("kept"), *numeric(*(f"align {a}" for a in aligns))]
+    note = "time a kept number, over that of the kept size; the nearest size of each alignment"
+    return text_table("alignments", f"{phase}: alignment", columns, body, [note])
+
+
+def _taken(replays: Replays) -> str:
+    flush = "" if replays.flush_bytes is None else f", flush {numbers.size(replays.flush_bytes)}"
+    return (
+        f"{replays.device.name or 'unknown device'}, {replays.device.threads} threads, torch "
+        f"{replays.versions.get('torch', '?')}: {replays.repeats} samples of each shape in turns, "
+        f"in {replays.placements} placements{flush}"
+    )
+
+
+def _curve_lines(curves: Iterable[StepCurve]) -> Iterator[str]:
+    for one in curves:
+        what = f"{one.role or 'time'} over {one.axis} from {min(one.sizes)} to {max(one.sizes)}"
+        if one.width is None:
+            yield f"{what}: no steps, a line describes {len(one.sizes)} sizes as well"
+        else:
+            yield (
+                f"{what}: one more step of {numbers.time(one.step_ns)} every {one.width} "
+                f"({len(one.sizes)} sizes)"
+            )
+
+
+def _without_aligned(gemms: Iterable[ReplayedGemm]) -> list[ReplayedGemm]:
+    return [one for one in gemms if one.reasons != ["aligned"]]
+
+
+def _label(one: ReplayedGemm) -> str:
+    reason = one.reasons[0] if one.reasons else ""
+    return f"{one.role}, {reason}" if one.role else reason

@@ -1,0 +1,82 @@
+"""GEMMs of a phase replayed alone (`prunescope gemm`), held against the ledger's kernel row. Times
+in ns; null: not known.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from prunescope.analysis.schema.fields import meaning
+from prunescope.taxonomy.replays import StepCurve
+
+
+class ReplayLine(msgspec.Struct, kw_only=True):
+    """The GEMMs of one role: alone, and in the model."""
+
+    role: Annotated[str, meaning("where in the model")]
+    axis: Annotated[str | None, meaning("what moved")]
+    m: Annotated[int, meaning("rows of a call: tokens")]
+    n: Annotated[int, meaning("output features")]
+    k: Annotated[int, meaning("input features")]
+    dense_n: Annotated[int | None, meaning("N of the dense GEMM")]
+    dense_k: Annotated[int | None, meaning("K of the dense GEMM")]
+    dtype: Annotated[str, meaning("number format")]
+    count: Annotated[float, meaning("calls of the pruned GEMM", "calls a step")]
+    inside_ns: Annotated[float, meaning("of a call in the model, in the time base of the ledger")]
+    warm_ns: Annotated[float, meaning("of a call alone, its operands just used")]
+    warm_ci95: Annotated[list[float] | None, meaning("its 95 % interval")]
+    cold_ns: Annotated[float, meaning("of a call alone, the last-level cache flushed")]
+    cold_ci95: Annotated[list[float] | None, meaning("its 95 % interval")]
+    dense_warm_ns: Annotated[float | None, meaning("of a call of the dense GEMM alone")]
+    dense_cold_ns: Annotated[float | None, meaning("of a call of it, the cache flushed")]
+    share_of_bound: Annotated[float | None, meaning("roofline time / warm_ns", "ratio")]
+    ledger_ns: Annotated[
+        float | None, meaning("this role's part of the row kernel_efficiency, a step")
+    ]
+    ledger_ci95: Annotated[list[float] | None, meaning("its 95 % interval")]
+    alone_ci95: Annotated[
+        list[float] | None,
+        meaning(
+            "that part as the GEMMs alone have it, a step: from the lower end of its 95 % interval "
+            "with warm or cold operands to the upper end"
+        ),
+    ]
+    verdict: Annotated[
+        str,
+        meaning(
+            "library: slower than its shape alone too; inside: only in the model; faster; none: "
+            "no loss beyond the intervals; unknown"
+        ),
+    ]
+    text: Annotated[str, meaning("the verdict in a sentence")]
+
+
+class AlignedTime(msgspec.Struct, kw_only=True):
+    """A dimension near the kept one that `align` divides and twice it does not."""
+
+    role: str
+    axis: str
+    now: Annotated[int, meaning("the kept dimension")]
+    align: int
+    size: int
+    ns: Annotated[float, meaning("of a call alone, warm")]
+    relative: Annotated[float, meaning("time a kept number over that of the kept dimension")]
+
+
+class Replay(msgspec.Struct, kw_only=True):
+    """The replayed GEMMs of a phase."""
+
+    lines: list[ReplayLine]
+    ledger_ns: Annotated[float | None, meaning("what `lines` have of kernel_efficiency")]
+    ledger_ci95: list[float] | None
+    alone_ci95: list[float] | None
+    explains: Annotated[bool | None, meaning("whether the two intervals meet")]
+    text: str
+    curves: list[StepCurve] = []
+    alignments: list[AlignedTime] = []
+    device: str | None = None
+    placements: int = 0
+    repeats: int = 0
+    disturbed: list[str] = []

@@ -1,0 +1,42 @@
+"""What the recorder leaves to the reader of its run: roles of the weights, the model's shape.
+
+In: `model` and `census` of a run.json that `prunescope recorder`'s file wrote, which knows no
+architecture. Out: the same blocks, completed in place as a capture writes them. What the config
+does not tell stays null.
+"""
+
+from __future__ import annotations
+
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.roles import locate
+from prunescope.taxonomy.run_blocks import Matrix, ModelEntry, WeightStats
+from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.stored_layers import shape_of_weights
+from prunescope.taxonomy.stored_tensors import StoredTensors
+
+# Raised for configs and weights that are no language model, or not of one another.
+_NO_SHAPE = (PrunescopeError, ValueError, TypeError, ArithmeticError, LookupError)
+
+
+def complete(model: ModelEntry, stats: WeightStats) -> None:
+    """Fill in the layer and the role of each matrix, and the shape by config and weights."""
+    for row in stats.matrices:
+        if row.name is not None and row.role is None:
+            place = locate(row.name)
+            row.layer, row.role = place.layer, place.role
+    if model.shape is None and model.config:
+        try:
+            shape = ModelShape.from_config(model.config)
+            model.shape = shape_of_weights(shape, _stored(stats.matrices))[0].to_dict()
+        except _NO_SHAPE:
+            return
+
+
+def _stored(matrices: list[Matrix]) -> StoredTensors:
+    """The matrices under the names that a checkpoint gives them."""
+    shapes = {}
+    for row in matrices:
+        if row.name is not None and row.shape is not None:
+            of_experts = len(row.shape) > 2 and "experts" in row.name
+            shapes[row.name if of_experts else f"{row.name}.weight"] = tuple(row.shape)
+    return StoredTensors(shapes)

@@ -1,0 +1,51 @@
+"""What recorded a trace, and how it is asked for what a trace lacks.
+
+In: the metadata of a trace. Out: a `Recorder`, whose texts are parts of sentences on what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+PROFILER, NSYS = "profiler", "Nsight Systems"  # a key and its value in the metadata
+
+
+@dataclass(frozen=True)
+class Recorder:
+    """How to record shapes, modules, both, only steps that are warm, and what the host does."""
+
+    shapes: str
+    modules: str
+    both: str
+    warm: str
+    host: str
+
+
+_STACKS = "with_stack=True"
+_TORCH = Recorder(
+    shapes="profile(..., record_shapes=True)",
+    modules=f"profile(..., {_STACKS})",
+    both=f"profile(..., record_shapes=True, {_STACKS})",
+    warm="torch.profiler.schedule with wait and warmup",
+    host=f"capture again with {_STACKS}, which names the calls of Python there",
+)
+_RANGES = "NVTX ranges that are called as the modules are (layer hooks of an engine)"
+_OF_NSYS = Recorder(
+    shapes="torch.autograd.profiler.emit_nvtx(record_shapes=True)",
+    modules=_RANGES,
+    both=f"emit_nvtx(record_shapes=True) and {_RANGES}",
+    warm="nsys profile --capture-range cudaProfilerApi",
+    host="put NVTX ranges around what the host does there",
+)
+
+
+def recorder_of(meta: Mapping[str, Any]) -> Recorder:
+    """The recorder of a trace with such metadata."""
+    return recorder_called(meta.get(PROFILER))
+
+
+def recorder_called(name: Any) -> Recorder:
+    """A recorder by its name in the metadata; torch's for any other."""
+    return _OF_NSYS if name == NSYS else _TORCH

@@ -1,0 +1,174 @@
+"""GEMMs replayed alone (`prunescope gemm`): the file that the tracer writes and the analysis reads.
+
+Times are ns a call; null: not known. A time is exp of the mean over placements of the logarithm of
+a placement's median, and its interval the t interval of that mean.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from prunescope.taxonomy.dtypes import ITEMSIZE
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.formats import Block, Count, Interval, Name, Names, Number, Size, decode
+from prunescope.taxonomy.gemm import Gemm
+from prunescope.taxonomy.student_t import t_quantile_975
+
+REPLAYS = "gemms.json"
+MAX_BYTES = 64 << 20
+_HINT = "give the gemms.json that `prunescope gemm` wrote"
+# Why a shape was replayed: given on the command line, a GEMM of the pruned model, the dense GEMM
+# that it replaces, a good dimension near it, one of each alignment near it, a point of its curve.
+REASONS = ("given", "pruned", "dense", "good", "aligned", "curve")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GemmCase:
+    """A GEMM of a pruned model, and the dense one that it replaces where that is known. `role`:
+    those that have it, as "gate, up"."""
+
+    pruned: Gemm
+    dtype: str
+    dense: Gemm | None = None
+    role: str | None = None
+    phase: str | None = None
+
+
+class ReplayTimes(Block, kw_only=True):
+    """The time of a call in one state of the cache."""
+
+    ns: Number
+    ci95: Interval | None = None  # null: one placement
+    placements_ns: Annotated[list[Number], Meta(max_length=5000)] = []  # the median of each
+    samples: Count = 0
+
+
+class ReplayedGemm(Block, kw_only=True):
+    """One shape. `warm`: its operands were just used; `cold`: the last-level cache was flushed."""
+
+    reasons: Names = []
+    role: Name | None = None
+    phase: Name | None = None
+    batch: Size = 1
+    m: Size
+    n: Size
+    k: Size
+    dtype: Name
+    dense_m: Size | None = None  # of a pruned GEMM
+    dense_n: Size | None = None
+    dense_k: Size | None = None
+    align: Count | None = None  # of the moved dimension of an aligned one: it divides, twice not
+    warm: ReplayTimes | None = None
+    cold: ReplayTimes | None = None
+    flop: Number = 0
+    bytes: Number = 0
+    ideal_ns: Number | None = None  # the larger of FLOP/peak and bytes/bandwidth
+    bound: Name | None = None  # compute or memory
+    share_of_bound: Number | None = None  # ideal_ns / warm; may exceed 1 in a cache
+    share_of_bound_cold: Number | None = None
+    kernel: str | None = None  # its name on a GPU
+    tile: Name | None = None  # rows x columns of the output, where the kernel's name states it
+
+    @property
+    def gemm(self) -> Gemm:
+        """Its shape."""
+        return Gemm(self.m, self.n, self.k, self.batch)
+
+
+class StepCurve(Block, kw_only=True):
+    """Time over N or K with the other dimensions fixed, operands warm. `width`: one more step every
+    so many, null where time is as well described by a straight line."""
+
+    axis: Name
+    role: Name | None = None
+    phase: Name | None = None
+    batch: Size = 1
+    m: Size
+    n: Size | None = None
+    k: Size | None = None
+    dtype: Name
+    sizes: list[Size] = []
+    ns: list[Number] = []
+    width: Size | None = None
+    step_ns: Number | None = None
+    base_ns: Number | None = None
+
+
+class ReplayPeaks(Block, kw_only=True):
+    """What bounds rest on: FLOP/s by dtype, byte/s, and whence."""
+
+    flop_per_s: dict[str, Number] = {}
+    byte_per_s: Number | None = None
+    source: str | None = None
+
+    def ideal_ns(self, gemm: Gemm, dtype: str) -> tuple[float, str] | None:
+        """The roofline time of a call and what bounds it; None where a peak is not known."""
+        rate, size = self.flop_per_s.get(dtype), ITEMSIZE.get(dtype)
+        if not rate or not self.byte_per_s or size is None:
+            return None
+        compute, memory = gemm.flop / rate * 1e9, gemm.bytes(size) / self.byte_per_s * 1e9
+        return (compute, "compute") if compute >= memory else (memory, "memory")
+
+
+class ReplayDevice(Block, kw_only=True):
+    """Where the GEMMs were replayed."""
+
+    kind: Name | None = None
+    name: str | None = None
+    threads: Count | None = None
+
+
+class Replays(Block, kw_only=True):
+    """All of a gemms.json. `disturbed`: by what, where rounds were; `left_out`: GEMMs that were not
+    replayed, and why."""
+
+    schema: Literal[1] = 1
+    tool: str = ""
+    device: ReplayDevice
+    versions: dict[str, str] = {}
+    peaks: ReplayPeaks
+    placements: Count = 0
+    repeats: Count = 0
+    warmup: Count = 0
+    seed: Count = 0
+    flush_bytes: Count | None = None
+    gemms: Annotated[list[ReplayedGemm], Meta(max_length=10_000)] = []
+    curves: Annotated[list[StepCurve], Meta(max_length=1000)] = []
+    disturbed: Names = []
+    left_out: Annotated[list[str], Meta(max_length=1000)] = []
+
+
+def read_replays(path: Path) -> Replays:
+    """A gemms.json. Raises PrunescopeError for another file, and for none at all."""
+    if not path.is_file() or path.stat().st_size > MAX_BYTES:
+        raise PrunescopeError(f"{path.name} is no file of replayed GEMMs", hint=_HINT)
+    return decode(path.read_bytes(), Replays, where=path.name, hint=_HINT)
+
+
+def interval_of(values: Sequence[float]) -> list[float] | None:
+    """The 95 % t interval of the mean of a value for each placement; None for fewer than two."""
+    if len(values) < 2:
+        return None
+    mean = statistics.fmean(values)
+    half = t_quantile_975(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    return [mean - half, mean + half]
+
+
+def times_of(placements: Sequence[Sequence[float]]) -> ReplayTimes:
+    """The time of a call from its samples in ns, by placement."""
+    medians = [statistics.median(samples) for samples in placements]
+    logs = [math.log(ns) for ns in medians]
+    ends = interval_of(logs)
+    return ReplayTimes(
+        ns=math.exp(statistics.fmean(logs)),
+        ci95=None if ends is None else [math.exp(end) for end in ends],
+        placements_ns=medians,
+        samples=sum(map(len, placements)),
+    )

@@ -1,0 +1,166 @@
+"""GEMMs replayed alone against the ledger, with times made from the report's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from prunescope.analysis.inputs.options import Options
+from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.replayed import cases_of, with_replays, with_tiles
+from prunescope.analysis.report.figures import plot
+from prunescope.analysis.report.phase_tables import Extent, phase_tables
+from prunescope.analysis.schema.report import GemmRow, Phase, Report
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.formats import plain
+from prunescope.taxonomy.replays import (
+    GemmCase,
+    ReplayDevice,
+    ReplayedGemm,
+    ReplayPeaks,
+    Replays,
+    StepCurve,
+    times_of,
+)
+
+RUN = Path(__file__).parents[2] / "traces" / "tiny-static-nk"
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    return analyze(RUN).report
+
+
+def per_call(phase: Phase, role: str) -> tuple[float, float]:
+    """ns of a call of the pruned and of the dense GEMM of a role, in the time base of the
+    ledger."""
+    walls = {row.row: row.ns or 0 for row in phase.ledger or []}
+    assert phase.baseline is not None
+    row = next(one for one in phase.gemms if one.role == role)
+    assert row.dense_busy_ns and row.dense_count
+    pruned = row.busy_ns / row.count * walls["pruned"] / phase.wall_ns
+    return pruned, row.dense_busy_ns / row.dense_count * walls["dense"] / phase.baseline.wall_ns
+
+
+def kernel_ns(phase: Phase, role: str) -> float:
+    row = next(one for one in phase.ledger or [] if one.row == "kernel_efficiency")
+    return sum(one.ns for one in row.parts if one.role == role and one.cls == "matmul")
+
+
+def replays(cases: list[GemmCase], report: Report, *, pruned_as: str) -> Replays:
+    """As if each GEMM ran alone as it does in the model ("inside"), or as long as work, roofline
+    and shape say of the dense one ("ideal"); cold 1 % longer, placements 1 % apart."""
+    found = Replays(device=ReplayDevice(kind="cpu"), peaks=ReplayPeaks())
+    for case in cases:
+        assert case.dense and case.phase and case.role
+        phase, role = report.phases[case.phase], case.role.split(", ")[0]
+        pruned, dense = per_call(phase, role)
+        row: GemmRow = next(one for one in phase.gemms if one.role == role)
+        if pruned_as == "ideal":
+            pruned -= kernel_ns(phase, role) / row.count
+        for gemm, ns, reason in ((case.pruned, pruned, "pruned"), (case.dense, dense, "dense")):
+            warm = [[0.99 * ns], [ns], [1.01 * ns]]
+            found.gemms.append(
+                ReplayedGemm(
+                    reasons=[reason],
+                    role=case.role,
+                    phase=case.phase,
+                    batch=gemm.batch,
+                    m=gemm.m,
+                    n=gemm.n,
+                    k=gemm.k,
+                    dtype=case.dtype,
+                    warm=times_of(warm),
+                    cold=times_of([[1.01 * one] for (one,) in warm]),
+                    share_of_bound=0.5,
+                )  # fmt: skip
+            )
+    return found
+
+
+def test_gemms_that_run_alone_as_in_the_model_explain_the_ledger(report: Report) -> None:
+    cases, left_out = cases_of(report)
+    assert not left_out and {case.phase for case in cases} == set(report.phases)
+    alone = [case for case in cases if case.role in ("down", "q")]
+    found = with_replays(report, replays(alone, report, pruned_as="inside"), None)
+    for name, phase in found.phases.items():
+        replay = phase.replay
+        assert replay is not None and {one.role for one in replay.lines} == {"down", "q"}
+        for line in replay.lines:
+            pruned, _ = per_call(phase, line.role)
+            assert line.inside_ns == pytest.approx(pruned)
+            assert line.ledger_ns == pytest.approx(kernel_ns(phase, line.role))
+            assert line.alone_ci95 is not None and line.ledger_ns is not None
+            low, high = line.alone_ci95
+            assert low < line.ledger_ns < high, name
+        assert replay.explains is True and replay.text.endswith("within its interval.")
+        table = next(t for t in phase_tables(phase, Extent()) if t.id == "replayed")
+        assert [row[0].text for row in table.rows] == [one.role for one in replay.lines]
+
+
+def test_a_kernel_that_is_slow_only_in_the_model(report: Report) -> None:
+    """With noise and intervals of the ledger narrowed, each verdict is that of its times."""
+    phase = report.phases["prefill"]
+    rows = [
+        msgspec.structs.replace(
+            row,
+            parts=[
+                msgspec.structs.replace(part, ns=5e4, ci95=[4e4, 6e4], noise_ns=1e3)
+                if part.role in ("down", "q") and part.cls == "matmul"
+                else part
+                for part in row.parts
+            ],
+        )
+        if row.row == "kernel_efficiency"
+        else row
+        for row in phase.ledger or []
+    ]
+    lossy = msgspec.structs.replace(
+        report, phases={"prefill": msgspec.structs.replace(phase, ledger=rows)}
+    )
+    cases = [c for c in cases_of(lossy)[0] if c.role == "down"]
+    by = {}
+    for pruned_as in ("inside", "ideal"):
+        found = with_replays(lossy, replays(cases, lossy, pruned_as=pruned_as), None)
+        replay = found.phases["prefill"].replay
+        assert replay is not None
+        by[pruned_as] = replay.lines[0]
+    assert by["ideal"].alone_ci95 is not None and by["ideal"].alone_ci95[0] < 0
+    # Alone it takes what the ledger expects of it, so that its 50 µs are lost only in the model;
+    # where it takes as long alone, the library is slow.
+    assert by["ideal"].verdict in ("inside", "unknown")
+    assert by["inside"].verdict in ("library", "unknown")
+
+
+def test_curves_are_drawn_and_read_back(report: Report, tmp_path: Path) -> None:
+    case = next(c for c in cases_of(report)[0] if c.role == "down")
+    found = replays([case], report, pruned_as="inside")
+    found.gemms[0].kernel = "ampere_bf16_s16816gemm_bf16_128x64_ldg8_f2f_tn"
+    found.curves = [
+        StepCurve(
+            axis="N", role="up", phase="prefill", m=32, k=128, dtype="fp32",
+            sizes=[64, 128, 192, 256], ns=[14e3, 18e3, 22e3, 26e3], width=64, step_ns=4e3,
+            base_ns=1e4,
+        )
+    ]  # fmt: skip
+    assert with_tiles(found).gemms[0].tile == "128x64"
+    path = tmp_path / "gemms.json"
+    path.write_bytes(msgspec.json.encode(plain(found)))
+    read = analyze(RUN, options=Options(gemm=path)).report
+    assert plot(read, "prefill", "replay") is not None
+    assert read.phases["decode"].replay is None
+    path.write_text('{"schema": 1, "gemms": [{"m": -1}]}')
+    with pytest.raises(PrunescopeError, match="gemms"):
+        analyze(RUN, options=Options(gemm=path))
+
+
+def test_replays_of_another_device_are_refused(report: Report) -> None:
+    from prunescope.taxonomy.run import read_run
+
+    found = Replays(device=ReplayDevice(name="another"), peaks=ReplayPeaks())
+    with pytest.raises(PrunescopeError, match="another"):
+        with_replays(report, found, read_run(RUN / "pruned"))
+    with pytest.raises(PrunescopeError, match="none of the replayed"):
+        with_replays(report, found, None)

@@ -1,0 +1,88 @@
+"""Times GEMMs on a device, with operands in fresh memory in each placement.
+
+In: shapes. Out: ns a call, warm or with a flushed last-level cache.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+
+from prunescope.taxonomy.gemm import Gemm
+from prunescope.tracer.capture.placements import move_weights
+from prunescope.tracer.machine.device import synchronize
+from prunescope.tracer.machine.timed_calls import CacheFlush, call_ns, operands, product
+
+# A warm sample takes this long at least, so that reading the clock is nothing of it, and holds so
+# many calls at most.
+_SAMPLE_NS, _MOST_CALLS = 300_000, 100
+
+
+class DeviceTimer:
+    """Times products of one dtype on a device."""
+
+    def __init__(self, device: torch.device, dtype: str) -> None:
+        self.device, self._dtype = device, dtype
+        self._flush = CacheFlush(device)
+        self._operands: dict[Gemm, _Operands] = {}
+        self._calls: dict[Gemm, int] = {}
+
+    @property
+    def flush_bytes(self) -> int:
+        """Size of the buffer that a flush goes through."""
+        return self._flush.bytes
+
+    def prepare(self, gemms: Iterable[Gemm]) -> None:
+        """Make the operands of these shapes, in place of those before."""
+        self._operands = {gemm: _Operands(gemm, self._dtype, self.device) for gemm in gemms}
+        self._calls = {}
+        for gemm in self._operands:
+            self._product(gemm)()  # the library chooses and makes its kernel in the first call
+            once = call_ns(self._product(gemm), self.device)
+            self._calls[gemm] = min(_MOST_CALLS, math.ceil(_SAMPLE_NS / once))
+
+    def place(self, rng: random.Random) -> None:
+        """Move all operands to fresh memory."""
+        move_weights(self._operands.values(), rng)
+
+    def sample(self, gemm: Gemm, *, cold: bool) -> float:
+        """ns of a call: with its operands just used, or with a flushed cache."""
+        call = self._product(gemm)
+        if cold:
+            self._flush()
+            return call_ns(call, self.device)
+        call()
+        synchronize(self.device)
+        return call_ns(call, self.device, calls=self._calls[gemm])
+
+    def kernel(self, gemm: Gemm) -> str | None:
+        """The name of the longest kernel of a call; None on a CPU, whose library tells none."""
+        if self.device.type == "cpu":
+            return None
+        activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+        with torch.profiler.profile(activities=activities) as profiled:
+            self._product(gemm)()
+            synchronize(self.device)
+        kernels = [e for e in profiled.events() if e.device_type == torch.profiler.DeviceType.CUDA]
+        return max(kernels, key=lambda e: e.device_time).name if kernels else None
+
+    def _product(self, gemm: Gemm) -> Callable[[], torch.Tensor]:
+        held = self._operands[gemm]
+        return product(held.a, held.w)
+
+
+class _Operands(nn.Module):
+    """A and W of a GEMM, which move as the weights of a model do."""
+
+    a: torch.Tensor
+    w: torch.Tensor
+
+    def __init__(self, gemm: Gemm, dtype: str, device: torch.device) -> None:
+        super().__init__()
+        a, w = operands(gemm, dtype, device)
+        self.register_buffer("a", a)
+        self.register_buffer("w", w)

@@ -1,0 +1,117 @@
+"""What `prunescope gemm` is asked for. Inert, and light: the command line imports it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from prunescope.taxonomy.arguments import sizes
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.gemm import Gemm
+from prunescope.taxonomy.option import Option
+from prunescope.taxonomy.replays import GemmCase
+from prunescope.tracer.capture.progress import Progress
+from prunescope.tracer.capture.request import Device, Placements, Repeats, Seed, Threads
+
+Sizes = Sequence[int] | int | None
+MOST_SHAPES = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class GemmRequest:
+    """A run whose GEMMs are replayed, or the shapes themselves."""
+
+    run: Annotated[
+        Path | str | None,
+        Option(
+            help="Run whose GEMMs are replayed; without it, the shapes of --m, --n and --k.",
+            metavar="RUN",
+            argument=True,
+        ),
+    ] = field(default=None, kw_only=False)
+    m: Annotated[
+        Sizes,
+        Option(
+            help="Rows of the GEMM (tokens): a number, a list as 1,8,64 or a range as 64:512:64.",
+            metavar="LIST",
+            typed=str,
+            parse=sizes,
+        ),
+    ] = None
+    n: Annotated[
+        Sizes,
+        Option(
+            help="Output features, as --m; four or more with the same K make a curve over N.",
+            metavar="LIST",
+            typed=str,
+            parse=sizes,
+        ),
+    ] = None
+    k: Annotated[
+        Sizes,
+        Option(
+            help="Input features, as --m; four or more with the same N make a curve over K.",
+            metavar="LIST",
+            typed=str,
+            parse=sizes,
+        ),
+    ] = None
+    dtype: Annotated[
+        Literal["fp32", "bf16", "fp16"],
+        Option(help="Number format of the shapes given: fp32, bf16 or fp16; of a run, its own."),
+    ] = "fp32"
+    device: Device = "auto"
+    warmup: Annotated[
+        int,
+        Option(
+            help="Number of rounds that are dropped at the start of each placement.",
+            unit="rounds",
+            least=1,
+            most=1000,
+        ),
+    ] = 2
+    repeats: Repeats = 15
+    placements: Placements = 5
+    seed: Seed = 0
+    threads: Threads = None
+    script: Annotated[
+        Path | str | None,
+        Option(
+            help="Folder to write a torch script for each GEMM to, which reproduces it without "
+            "prunescope; without it, none.",
+            metavar="DIR",
+        ),
+    ] = None
+    progress: Progress | None = None
+
+    def shapes(self) -> list[GemmCase]:
+        """The shapes of --m, --n and --k, each with each. Raises PrunescopeError where a run and
+        shapes are given, or neither."""
+        given = [_listed(value) for value in (self.m, self.n, self.k)]
+        if self.run is not None:
+            if any(given):
+                raise PrunescopeError(
+                    "a run has shapes of its own: --m, --n and --k cannot be combined with it",
+                    hint="remove one of them",
+                )
+            return []
+        if not all(given):
+            raise PrunescopeError(
+                "no GEMM is given",
+                hint="name a run, or a shape: --m 128 --n 384,400,512 --k 576",
+            )
+        ms, ns, ks = given
+        if len(ms) * len(ns) * len(ks) > MOST_SHAPES:
+            raise PrunescopeError(
+                f"--m, --n and --k make {len(ms) * len(ns) * len(ks):,} shapes",
+                hint=f"{MOST_SHAPES:,} are the most",
+            )
+        return [
+            GemmCase(pruned=Gemm(m, n, k), dtype=self.dtype) for m in ms for n in ns for k in ks
+        ]
+
+
+def _listed(value: Sizes) -> list[int]:
+    return (
+        [] if value is None else [value] if isinstance(value, int) else list(dict.fromkeys(value))
+    )

@@ -1,0 +1,78 @@
+"""Which shapes are replayed beside a pruned GEMM: the dense one, good dimensions, each alignment,
+and the points of a curve.
+
+In: a GemmCase. Out: Variants, a shape with the reasons why it is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from prunescope.taxonomy.gemm import Gemm
+from prunescope.taxonomy.replays import GemmCase
+
+# Multiples that libraries' tiles are made of; the nearest to either side are good dimensions.
+GOOD = (64, 128)
+ALIGNMENTS = (1, 2, 4, 8, 16, 32, 64, 128)
+# Points of a curve: enough for steps of a sixteenth of the dense dimension to show.
+_POINTS, _FROM = 33, 0.5
+_GRAIN = 8  # points lie on multiples of it, so that alignment makes no step
+
+
+@dataclass(kw_only=True)
+class Variant:
+    """A shape, why it is replayed, and of an aligned one the alignment."""
+
+    gemm: Gemm
+    reasons: list[str] = field(default_factory=list)
+    align: int | None = None
+
+
+def variants(case: GemmCase) -> list[Variant]:
+    """The pruned shape first; then, where it was pruned along N or K, what lies near it."""
+    found = {case.pruned: Variant(gemm=case.pruned, reasons=["pruned" if case.role else "given"])}
+
+    def add(gemm: Gemm, reason: str, align: int | None = None) -> None:
+        variant = found.setdefault(gemm, Variant(gemm=gemm))
+        variant.reasons += [reason] if reason not in variant.reasons else []
+        variant.align = variant.align or align
+
+    if case.dense is not None:
+        add(case.dense, "dense")
+    for axis in moved(case):
+        now = getattr(case.pruned, axis)
+        for step in GOOD:
+            for size in (now // step * step, -(-now // step) * step):
+                if size:
+                    add(_sized(case.pruned, axis, size), "good")
+        for align in ALIGNMENTS:
+            add(_sized(case.pruned, axis, nearest_aligned(now, align)), "aligned", align)
+    return list(found.values())
+
+
+def moved(case: GemmCase) -> Iterator[str]:
+    """The axes, "n" or "k", along which a GEMM was pruned."""
+    for axis in ("n", "k"):
+        if case.dense is not None and getattr(case.dense, axis) != getattr(case.pruned, axis):
+            yield axis
+
+
+def nearest_aligned(size: int, align: int) -> int:
+    """The size nearest to `size` that `align` divides and twice `align` does not."""
+    below = (size - align) // (2 * align) * 2 * align + align
+    choices = [one for one in (below, below + 2 * align) if one > 0]
+    return min(choices, key=lambda one: abs(one - size))
+
+
+def curve_of(case: GemmCase, axis: str) -> list[Gemm]:
+    """Shapes from half of the dense dimension to all of it, evenly spaced."""
+    dense = getattr(case.dense, axis)
+    low = max(_GRAIN, dense * _FROM)
+    sizes = [low + (dense - low) * i / (_POINTS - 1) for i in range(_POINTS)]
+    grained = dict.fromkeys(max(1, round(size / _GRAIN)) * _GRAIN for size in sizes)
+    return [_sized(case.pruned, axis, size) for size in grained]
+
+
+def _sized(gemm: Gemm, axis: str, size: int) -> Gemm:
+    return replace(gemm, n=size) if axis == "n" else replace(gemm, k=size)

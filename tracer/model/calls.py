@@ -1,0 +1,115 @@
+"""Calls of a model: what one was given, and the phase that the calls of a step make.
+
+In: a module, of transformers or not, and the arguments of a call. Out: plain values. The names of
+arguments are those of transformers 4.20 and later.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+CACHE_KEYWORDS = ("cache", "past_key_values", "cache_params")
+_LOGITS_KEYWORDS = ("logits_to_keep", "num_logits_to_keep")  # the second until 4.48
+
+
+def inner(model: torch.nn.Module) -> torch.nn.Module:
+    """The model inside a wrapper of peft; otherwise the model itself."""
+    unwrap = getattr(model, "get_base_model", None)
+    found = unwrap() if callable(unwrap) else model
+    return found if isinstance(found, torch.nn.Module) else model
+
+
+def keywords(model: torch.nn.Module) -> tuple[str | None, bool]:
+    """The name of the cache argument, and whether logits can be limited to the last tokens."""
+    model_class: Any = type(inner(model))
+    return _keywords_of(model_class)
+
+
+@functools.lru_cache(maxsize=64)
+def _keywords_of(model_class: Any) -> tuple[str | None, bool]:
+    parameters = inspect.signature(model_class.forward).parameters
+    name = next((name for name in CACHE_KEYWORDS if name in parameters), None)
+    return name, "logits_to_keep" in parameters
+
+
+def call_shape(model: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Properties of a call of the model: batch, length, tokens in the cache before, logits policy,
+    and the kind of its cache: "none" if it takes none, as an encoder or a convolutional net."""
+    cache = next((kwargs[name] for name in CACHE_KEYWORDS if kwargs.get(name) is not None), None)
+    kept = next((kwargs[name] for name in _LOGITS_KEYWORDS if name in kwargs), None)
+    last = isinstance(kept, int) and kept == 1 and _can_keep_logits(type(inner(model)))
+    batch, length = _rows(next(_tensors((args, kwargs)), None))
+    return {
+        "batch": batch,
+        "length": length,
+        "past": 0 if cache is None else _tokens_in(cache),
+        "logits": "last" if last else "all",
+        "cache": "dynamic" if cache is not None or _takes_cache(model) else "none",
+    }
+
+
+def inputs_of(calls: list[dict[str, Any]]) -> dict[str, Any]:
+    """The inputs of a step by its calls: those of the first, with the tokens of all."""
+    tokens = sum(call["batch"] * call["length"] for call in calls)
+    return {**calls[0], "tokens": tokens, "lengths": [call["length"] for call in calls]}
+
+
+def usual_phase(inputs: dict[str, Any], *, trains: bool) -> str:
+    """The phase of steps with the inputs of `inputs_of`: training if gradients were computed, mixed
+    if one step called the model for a prompt and for single tokens (as `generate` does), else by
+    the cache of the first call."""
+    if trains:
+        return "training"
+    if not inputs or inputs["cache"] == "none":
+        return "forward"
+    if min(inputs["lengths"]) == 1 < max(inputs["lengths"]):
+        return "mixed"
+    return "decode" if inputs["past"] and inputs["length"] == 1 else "prefill"
+
+
+def _can_keep_logits(model_class: Any) -> bool:
+    parameters = inspect.signature(model_class.forward).parameters
+    return any(name in parameters for name in _LOGITS_KEYWORDS)
+
+
+def _tokens_in(cache: Any) -> int:
+    """Tokens in a cache: an object, or as transformers had it until 4.35, (keys, values) a layer,
+    each [B, heads, S, d]."""
+    if hasattr(cache, "get_seq_length"):
+        return int(cache.get_seq_length())
+    keys = next(_tensors(cache), None)
+    return 0 if keys is None or keys.dim() < 3 else int(keys.shape[-2])
+
+
+def _takes_cache(model: torch.nn.Module) -> bool:
+    """Whether the model uses a cache: encoders of transformers have the argument too."""
+    if keywords(model)[0] is None:
+        return False
+    can_generate = getattr(model, "can_generate", None)
+    causal = any(getattr(module, "is_causal", False) is True for module in model.modules())
+    return can_generate is None or bool(can_generate()) or causal
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (dict, list, tuple)):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(one)
+
+
+def _rows(given: torch.Tensor | None) -> tuple[int, int]:
+    """(batch, length): ids are [B, S] or [S], vectors [B, S, h] or [B, h]; items of more
+    dimensions, as images [B, C, H, W], have length 1."""
+    if given is None or not given.dim():
+        return 1, 1
+    if not given.is_floating_point():
+        return (1, len(given)) if given.dim() == 1 else (given.shape[0], given.shape[1])
+    if given.dim() == 1:
+        return 1, 1
+    return given.shape[0], given.shape[1] if given.dim() == 3 else 1

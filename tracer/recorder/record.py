@@ -1,0 +1,589 @@
+"""Record a run for prunescope where prunescope cannot be installed: torch 2.0 or later is enough.
+
+    import torch
+    from record import record
+
+    with record("runs/mine", phase="prefill", side="dense") as step, torch.no_grad():
+        for _ in range(step.count):
+            with step():
+                model(input_ids)
+
+Do the same with the pruned model and side="pruned", in this program or in another one. Then copy
+the folder to where prunescope is: `prunescope analyze runs/mine`.
+
+`step.count` steps are needed: 3 warm up, 20 are timed without a profiler, one is thrown away, and 5
+are profiled. Only what is inside of `with step():` is measured; prepare inputs and caches before.
+A folder holds several phases, each from a `record` of its own: "prefill" and "decode", say. It
+names no host, user, path or environment value, and holds no weights and no inputs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import platform
+import re
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from prunescope.taxonomy.scrub import scrub_values
+from prunescope.tracer.capture.chrome import PHASE, STEP, WARMUP, Turn, split
+from prunescope.tracer.capture.joined import Joined
+from prunescope.tracer.capture.weight_zeros import weight_rows
+from prunescope.tracer.machine.disturbance import DisturbanceMonitor, load_average, num_cores
+from prunescope.tracer.machine.gpu_tools import nvidia_smi
+from prunescope.tracer.model.calls import call_shape, inner, inputs_of, usual_phase
+
+VERSION = "0+source"
+_SIDES = ("dense", "pruned")
+_MANIFEST = "run.json"
+_VARIANT = "user"  # of the trace's steps
+_PHASE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,39}")
+_BACKWARD = "autograd::engine::evaluate_function"  # prefix of the ops of a backward pass
+_DTYPES = {"float64": "fp64", "float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+# Containers of modules: nothing runs in them.
+_LISTS = (torch.nn.ModuleList, torch.nn.ModuleDict, torch.nn.Sequential)
+_DEVICE_PROPERTIES = (
+    "major", "minor", "total_memory", "multi_processor_count", "L2_cache_size", "warp_size",
+    "regs_per_multiprocessor", "max_threads_per_multi_processor", "gcnArchName",
+)  # fmt: skip
+# Peaks: M, N, K of products, repeats of each, and bytes of a buffer that is read.
+_PRODUCTS = ((1024, 1024, 1024), (4096, 4096, 4096), (8192, 4096, 4096))
+_REPEATS = 7
+_BUDGET_S = 1.0  # for the products of one dtype
+_READ_BYTES = 512 << 20
+# Of a config: words that name a kind, as `model_type` and `layer_types` do; free text stays out.
+_KIND_KEY = re.compile(r"(?:\w*_)?(?:types?|act|activation|proj)")
+_KIND = re.compile(r"[A-Za-z0-9_.+-]{1,64}")
+
+
+@contextmanager
+def record(  # noqa: PLR0913 - the options of `prunescope.capture`
+    folder: str | Path,
+    *,
+    phase: str | None = None,
+    side: str = "dense",
+    model: torch.nn.Module | None = None,
+    warmup: int = 3,
+    repeats: int = 20,
+    steps: int = 5,
+    overwrite: bool = False,
+) -> Iterator[Steps]:
+    """Record `step.count` steps into FOLDER/SIDE when the block ends without an exception.
+
+    `phase` is its name in the report; None: "training", "prefill", "decode" or "forward", by what
+    the steps do. `side`: "dense" or "pruned". `model`: the module that holds the weights; None: the
+    largest module that the first step calls. Raises ValueError for an argument that is not valid,
+    FileExistsError if the phase is recorded already and `overwrite` is False, and RuntimeError if
+    steps are missing.
+    """
+    if side not in _SIDES:
+        raise ValueError(f"side is {side!r}: it is 'dense' or 'pruned'")
+    if phase is not None and not _PHASE_NAME.fullmatch(phase):
+        raise ValueError(f"{phase!r} is no phase: letters, digits, - and _, as in prefill")
+    if warmup < 0 or repeats < 1 or steps < 1:
+        raise ValueError("warmup is 0 or more, and repeats and steps are 1 or more")
+    run_folder = Path(folder) / side
+    _check_free(run_folder, phase, overwrite=overwrite)
+    with ExitStack() as stack:
+        recorded = Steps(model, (warmup, repeats, steps), stack)
+        yield recorded
+    run, trace = recorded.finish(side, phase)
+    _write(run_folder, run, trace, overwrite=overwrite)
+
+
+def _check_free(run_folder: Path, phase: str | None, *, overwrite: bool) -> None:
+    if overwrite or not (run_folder / _MANIFEST).is_file():
+        return
+    phases = _read(run_folder)["phases"]
+    if phase is None or phase in phases:
+        raise FileExistsError(
+            f"{run_folder} holds {', '.join(phases)} already: name another phase or folder, or"
+            " pass overwrite=True"
+        )
+
+
+class Steps:
+    """The steps of a loop: `with step():` goes around each of the first `count`."""
+
+    def __init__(
+        self, model: torch.nn.Module | None, plan: tuple[int, int, int], stack: ExitStack
+    ) -> None:
+        self.count = sum(plan) + 1
+        self._warmup, self._repeats, self._steps = plan
+        self._model, self._stack = model, stack
+        self._number = 0  # of the next step
+        self._inside = self._trains = False
+        self._inputs: dict[str, Any] = {}
+        self._samples: list[int] = []
+        self._cost_ns = 0
+        self._reasons: list[list[str]] = []
+        self._switches = 0
+        self._watch: Any = None
+        self._turns: list[Turn] = []
+        self._trace = Joined()
+        self._load_before = load_average()
+        self._clocks_before: dict[str, float] | None = None
+        self._steps_disturbed: list[str] = []
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """One step: it warms up, is timed or is profiled. Raises RuntimeError inside another."""
+        if self._inside:
+            raise RuntimeError("a step is inside of another step")
+        number = self._number
+        self._inside, self._number = True, number + 1
+        try:
+            with self._calls_seen():
+                if number < self._warmup + self._repeats:
+                    with self._timed(is_sample=number >= self._warmup):
+                        yield
+                elif number < self.count:
+                    with self._profiled(number - self._warmup - self._repeats - 1):
+                        yield
+                else:
+                    yield
+        finally:
+            self._inside = False
+
+    @contextmanager
+    def _calls_seen(self) -> Iterator[None]:
+        """Find the model in the first step, and the inputs of its calls in the first step that
+        knows it."""
+        if self._inputs:
+            yield
+        elif self._model is None:
+            called: dict[int, torch.nn.Module] = {}
+
+            def note(module: torch.nn.Module, _args: Any) -> None:
+                called.setdefault(id(module), module)
+
+            handle = torch.nn.modules.module.register_module_forward_pre_hook(note)
+            try:
+                yield
+            finally:
+                handle.remove()
+            if not called:
+                raise RuntimeError("no torch.nn.Module was called in the first step")
+            self._model = max(called.values(), key=_num_parameters)  # of equals the outermost
+        else:
+            model, calls = self._model, []
+
+            def see(_module: torch.nn.Module, args: Any, kwargs: Any) -> None:
+                calls.append(call_shape(getattr(model, "_orig_mod", model), args, kwargs))
+
+            handle = model.register_forward_pre_hook(see, with_kwargs=True)
+            try:
+                yield
+            finally:
+                handle.remove()
+            if not calls:
+                raise RuntimeError(f"{type(model).__name__} was not called in this step")
+            self._inputs = inputs_of(calls)
+
+    @contextmanager
+    def _timed(self, *, is_sample: bool) -> Iterator[None]:
+        if is_sample and self._watch is None:
+            self._watch = DisturbanceMonitor(self._device)
+            self._clocks_before = _clocks(self._device)
+        with ExitStack() as stack:
+            if is_sample:
+                stack.enter_context(self._watch.sample())
+            _synchronize()
+            start = time.perf_counter_ns()
+            yield
+            _synchronize()
+            elapsed_ns = max(1, time.perf_counter_ns() - start)
+        if not is_sample:
+            self._cost_ns += elapsed_ns
+            return
+        self._samples.append(elapsed_ns)
+        if len(self._samples) == self._repeats:
+            self._reasons, self._switches = self._watch.reasons(), sum(self._watch.switches())
+
+    @contextmanager
+    def _profiled(self, index: int) -> Iterator[None]:
+        """Profiled step `index`; −1 starts the profiler and is thrown away."""
+        if index < 0:
+            activities = [ProfilerActivity.CPU]
+            if self._device.type == "cuda":
+                activities.append(ProfilerActivity.CUDA)
+            self._stack.enter_context(_scopes(self._whole_model))
+            self._profile = profile(activities=activities, record_shapes=True)
+            self._stack.enter_context(self._profile)
+            self._stack.enter_context(record_function(PHASE))
+            self._watch = DisturbanceMonitor(self._device)
+        label = WARMUP if index < 0 else f"{STEP}{index}"
+        with ExitStack() as stack:
+            if index >= 0:
+                stack.enter_context(self._watch.sample())
+            _synchronize()
+            with record_function(label):
+                yield
+                _synchronize()
+        self._turns.append(Turn(variant=_VARIANT, label=label))
+        if index + 1 == self._steps:
+            self._close_profile()
+
+    def _close_profile(self) -> None:
+        self._stack.close()
+        reasons = self._watch.reasons()
+        if 2 * sum(map(bool, reasons)) > len(reasons):  # most of them
+            self._steps_disturbed = _distinct(reasons)
+        with tempfile.TemporaryDirectory() as scratch:
+            raw = Path(scratch) / "session.json"
+            self._profile.export_chrome_trace(str(raw))
+            trace = split(raw.read_bytes(), self._turns)[_VARIANT]
+        names = (str(event.get("name", "")) for event in trace["traceEvents"])
+        self._trains = any(name.startswith(_BACKWARD) for name in names)
+        self._trace.add(trace)
+
+    @property
+    def _whole_model(self) -> torch.nn.Module:
+        assert self._model is not None
+        return self._model
+
+    @property
+    def _device(self) -> torch.device:
+        """That of the weights; the CPU's before the model is known."""
+        first = None if self._model is None else next(self._model.parameters(), None)
+        return torch.device("cpu") if first is None else first.device
+
+    def finish(self, side: str, phase: str | None) -> tuple[dict[str, Any], Joined]:
+        """The manifest and the trace of all steps. Raises RuntimeError if steps are missing."""
+        if self._number < self.count:
+            raise RuntimeError(
+                f"{self._number} steps ran, and {self.count} are needed: run more, or pass smaller"
+                " warmup, repeats or steps to record()"
+            )
+        model, name = self._whole_model, phase or usual_phase(self._inputs, trains=self._trains)
+        dtype = _dtype(next(model.parameters(), torch.empty(0)))
+        device = _device_entry(self._device, dtype)
+        device["clocks"] = {"before": self._clocks_before, "after": _clocks(self._device)}
+        load = {"before": self._load_before, "after": load_average()}
+        run = {
+            "schema": 1,
+            "tool": f"prunescope recorder {VERSION}",
+            "variant": side,
+            "model": _model_entry(model),
+            "phases": {name: self._phase_entry()},
+            "dtype": dtype,
+            "device": device,
+            "versions": _versions(),
+            "seeds": {},
+            "argv": [],
+            "weight_bytes": _weight_bytes(model),
+            "parameters": _num_parameters(model),
+            "census": {"matrices": weight_rows(inner(model))},
+            "timing": {"load_average": load, "cores": num_cores(), "notes": _busy(load)},
+        }
+        return run, self._trace
+
+    def _phase_entry(self) -> dict[str, Any]:
+        inputs, config = self._inputs, getattr(self._model, "config", None)
+        end = inputs["past"] + inputs["length"]
+        return {
+            "batch": inputs["batch"],
+            "prompt_len": inputs["length"],
+            "positions": [inputs["past"], end],
+            "context": end,
+            "logits": inputs["logits"],
+            "cache": inputs["cache"],
+            "attention": str(getattr(config, "_attn_implementation", "unknown")),
+            "mode": "eager",
+            "steps": self._steps,
+            "tokens_per_step": inputs["tokens"],
+            "warmup": self._warmup,
+            "samples_ns": self._samples,
+            "interleaved": "alone",
+            "placements": [
+                {
+                    "samples": len(self._samples),
+                    "steps": self._steps,
+                    "cost_ns": self._cost_ns,
+                    "disturbed": sum(map(bool, self._reasons)),
+                    "reasons": _distinct(self._reasons),
+                    "steps_disturbed": self._steps_disturbed,
+                    "switches": self._switches,
+                }
+            ],
+        }
+
+
+def _distinct(reasons: list[list[str]]) -> list[str]:
+    return list(dict.fromkeys(why for each in reasons for why in each))
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def _num_parameters(module: torch.nn.Module) -> int:
+    return sum(one.numel() for one in module.parameters())
+
+
+def _weight_bytes(model: torch.nn.Module) -> int:
+    """Bytes of parameters and buffers; tied ones count once."""
+    tensors = {id(one): one for one in (*model.parameters(), *model.buffers())}
+    return sum(one.numel() * one.element_size() for one in tensors.values())
+
+
+@contextmanager
+def _scopes(model: torch.nn.Module) -> Iterator[None]:
+    """A span with the name of its module around every forward, until the context closes. A model
+    that torch.compile made has none: the spans would compile it anew."""
+    modules = dict(model.named_modules())
+    names = [] if any(hasattr(m, "_orig_mod") for m in modules.values()) else scoped_names(model)
+    before = []
+    try:
+        for name in names:
+            attributes: Any = vars(modules[name])
+            before.append((attributes, attributes.get("forward")))
+            attributes["forward"] = _spanned(name, modules[name].forward)
+        yield
+    finally:
+        for attributes, forward in before:
+            if forward is None:
+                del attributes["forward"]
+            else:
+                attributes["forward"] = forward
+
+
+def _spanned(name: str, forward: Any) -> Any:
+    def spanned(*args: Any, **kwargs: Any) -> Any:
+        with record_function(name):
+            return forward(*args, **kwargs)
+
+    return spanned
+
+
+def scoped_names(model: torch.nn.Module) -> list[str]:
+    """Names of modules with parameters or without children, every element of a layer list, and
+    every module inside of one but lists."""
+    elements = [
+        f"{name}.{number}"
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.ModuleList)
+        for number in range(len(module))
+    ]
+    inside = tuple(f"{name}." for name in elements)
+    return [
+        name
+        for name, module in model.named_modules()
+        if name
+        and not isinstance(module, torch.jit.ScriptModule)
+        and (
+            next(module.parameters(recurse=False), None) is not None
+            or next(module.children(), None) is None
+            or name in elements
+            or (name.startswith(inside) and not isinstance(module, _LISTS))
+        )
+    ]
+
+
+def _model_entry(model: torch.nn.Module) -> dict[str, Any]:
+    """`model` of run.json. prunescope derives the shape, by the config and the weights."""
+    config: Any = getattr(model, "config", None)
+    whole = inner(model)
+    name = str(getattr(config, "_name_or_path", "") or type(whole).__name__)
+    plain = config if isinstance(config, dict) else {}
+    if hasattr(config, "to_dict"):
+        plain = config.to_dict()
+    return {
+        "id": Path(name).name,
+        "source": "recorder",
+        "architecture": type(whole).__name__,
+        "config": _kept(plain),
+        "shape": None,
+        "notes": [],
+    }
+
+
+def _kept(config: dict[str, Any]) -> dict[str, Any]:
+    """Sizes, switches and kinds of a config, at any depth."""
+    found = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            found[str(key)] = _kept(value)
+            continue
+        parts = value if isinstance(value, (list, tuple)) else [value]
+        is_kind = _KIND_KEY.fullmatch(str(key)) is not None and all(map(_is_kind, parts))
+        if is_kind or all(map(_is_number, parts)):
+            found[str(key)] = value
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return value is None or isinstance(value, (bool, int))
+
+
+def _is_kind(value: Any) -> bool:
+    return isinstance(value, str) and _KIND.fullmatch(value) is not None
+
+
+def _dtype(tensor: torch.Tensor) -> str:
+    name = str(tensor.dtype).split(".")[-1]
+    return _DTYPES.get(name, name)
+
+
+def _versions() -> dict[str, str]:
+    found = {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "prunescope": VERSION,
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+    transformers = sys.modules.get("transformers")
+    if transformers is not None:
+        found["transformers"] = str(transformers.__version__)
+    if torch.version.cuda or torch.version.hip:
+        found["toolkit"] = str(torch.version.cuda or torch.version.hip)
+    return found
+
+
+def _busy(load: dict[str, float | None]) -> list[str]:
+    """Why the times are not valid, by how busy the machine was."""
+    before, after, cores = load["before"], load["after"], num_cores()
+    if before is not None and before > cores:
+        return [f"load average {before:.1f} on {cores} cores before the capture"]
+    if after is not None and after > cores + 1:
+        return [f"load average {after:.1f} on {cores} cores in the capture"]
+    return []
+
+
+def _clocks(device: torch.device) -> dict[str, float] | None:
+    """Hz of a GPU's cores and memory now; None where they cannot be read."""
+    if device.type != "cuda":
+        return None
+    try:
+        words = ",".join(nvidia_smi("clocks.sm,clocks.mem", device) or ()).split(",")
+        core, memory = (float(word) * 1e6 for word in words)
+    except ValueError:
+        return None
+    return {"core_hz": core, "memory_hz": memory}
+
+
+def _device_entry(device: torch.device, dtype: str) -> dict[str, Any]:
+    """`device` of run.json, with measured peaks."""
+    entry: dict[str, Any] = {"kind": "cpu", "name": _cpu_name()}
+    properties: dict[str, Any] = {"cores": num_cores()}
+    if device.type == "cuda":
+        found = torch.cuda.get_device_properties(device)
+        entry = {"kind": "rocm" if torch.version.hip else "cuda", "name": found.name}
+        entry["tf32"] = torch.backends.cuda.matmul.allow_tf32
+        properties = {n: getattr(found, n) for n in _DEVICE_PROPERTIES if hasattr(found, n)}
+    elif hasattr(torch.backends, "cpu"):  # since torch 2.1
+        properties["isa"] = torch.backends.cpu.get_cpu_capability()
+    entry["threads"], entry["properties"] = torch.get_num_threads(), properties
+    try:
+        entry["peaks"] = _peaks(device, dtype)
+    except RuntimeError:  # the model leaves no memory for it
+        entry["peaks"] = None
+    return entry
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+@torch.no_grad()
+def _peaks(device: torch.device, dtype: str) -> dict[str, Any]:
+    """FLOP/s by dtype and byte/s: the best over shapes of the median over repeats."""
+    start = time.perf_counter()
+    rates: dict[str, float] = {}
+    for torch_name, name in _DTYPES.items():
+        if name in (dtype, "fp32"):
+            rates[name] = _product_rate(device, getattr(torch, torch_name))
+    buffer = torch.ones(_READ_BYTES // 4, device=device)
+    read_ns = statistics.median(_times_ns(buffer.sum))
+    one = torch.ones(32, device=device)
+    floor_ns = statistics.median(_times_ns(lambda: one.add_(1), repeats=200))
+    return {
+        "dense_flop_per_s": rates,
+        "byte_per_s": _READ_BYTES / read_ns * 1e9,
+        # On a GPU a launch takes longer than a small kernel does.
+        "kernel_floor_ns": round(floor_ns) if device.type == "cpu" else None,
+        "statistic": "best over shapes of the median over repeats",
+        "repeats": _REPEATS,
+        "threads": torch.get_num_threads(),
+        "seconds": round(time.perf_counter() - start, 3),
+    }
+
+
+def _product_rate(device: torch.device, dtype: torch.dtype) -> float:
+    best, end = 0.0, time.perf_counter() + _BUDGET_S
+    for m, n, k in _PRODUCTS:
+        flop = 2 * m * n * k
+        if best and (_REPEATS + 1) * flop / best > end - time.perf_counter():
+            break
+        left = torch.randn(m, k, device=device).to(dtype)
+        right = torch.randn(n, k, device=device).to(dtype).T
+        times = _times_ns(lambda left=left, right=right: left @ right)
+        best = max(best, flop / statistics.median(times) * 1e9)
+    return best
+
+
+def _times_ns(call: Any, repeats: int = _REPEATS) -> list[int]:
+    """ns of each call, after one that warms up."""
+    times = []
+    for _ in range(repeats + 1):
+        _synchronize()
+        start = time.perf_counter_ns()
+        call()
+        _synchronize()
+        times.append(max(1, time.perf_counter_ns() - start))
+    return times[1:]
+
+
+def _read(run_folder: Path) -> dict[str, Any]:
+    run: dict[str, Any] = json.loads((run_folder / _MANIFEST).read_text(encoding="utf-8"))
+    return run
+
+
+def _write(run_folder: Path, run: dict[str, Any], trace: Joined, *, overwrite: bool) -> None:
+    """Write the trace, then the manifest with the phases that the folder holds of the same model,
+    then the reference of the pruned side to the dense one."""
+    run_folder.mkdir(parents=True, exist_ok=True)
+    ((phase, entry),) = run["phases"].items()
+    if (run_folder / _MANIFEST).is_file():
+        old = _read(run_folder)
+        same = all(old.get(key) == run[key] for key in ("parameters", "weight_bytes", "dtype"))
+        if not same and not overwrite:
+            raise FileExistsError(f"{run_folder} holds a run of another model: name another folder")
+        if phase in old["phases"] and not overwrite:
+            raise FileExistsError(f"{run_folder} holds {phase} already: name another phase")
+        run["phases"] = {**(old["phases"] if same else {}), phase: entry}
+    file = run_folder / f"{phase}.trace.json.gz"
+    entry["trace"], entry["sha256"] = file.name, trace.write(file)
+    _put(run_folder, run)
+    dense, pruned = (run_folder.parent / side for side in _SIDES)
+    if all((each / _MANIFEST).is_file() for each in (dense, pruned)):
+        digest = hashlib.sha256((dense / _MANIFEST).read_bytes()).hexdigest()
+        _put(pruned, {**_read(pruned), "twin": {"path": "../dense/run.json", "sha256": digest}})
+
+
+def _put(run_folder: Path, run: dict[str, Any]) -> None:
+    """Replace the manifest as a whole. The names of files and where the baseline lies stay."""
+    kept = {key: run[key] for key in ("phases", "twin") if key in run}
+    text = json.dumps({**scrub_values(run), **kept}, indent=1, allow_nan=False)
+    partial = run_folder / f"{_MANIFEST}.partial"
+    partial.write_text(text + "\n", encoding="utf-8")
+    partial.replace(run_folder / _MANIFEST)
