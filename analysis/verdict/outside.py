@@ -175,9 +175,9 @@ def other_attention(e: Evidence) -> Reason | None:
 
 
 def other_work(e: Evidence) -> Reason | None:
-    """No GEMM moved, and other units came or went."""
+    """No GEMM moved, and other units came or went, or ops run more often within one."""
     added, gone = _names(e, e.units.added), _names(e, e.units.removed)
-    if not added and not gone:
+    if not added and not gone and not e.more_calls:
         return None
     hidden = e.hidden()
     moved = "no GEMM of known shape moved" if hidden else "no GEMM moved"
@@ -186,6 +186,11 @@ def other_work(e: Evidence) -> Reason | None:
         for what, found in (("added", added), ("gone", gone))
         if found
     ]
+    if not lines:
+        shown = "; ".join(one.in_words for one in e.more_calls[:3])
+        rest = len(e.more_calls) - 3
+        more = f"; {rest} more" if rest > 0 else ""
+        lines = [f"{moved}; the pruned side calls some ops more often: {shown}{more}"]
     numbers = {"added": added.total(), "gone": gone.total()}
     return Reason(kind=OTHER_WORK, lines=(*lines, *hidden), numbers=numbers, confidence=0.7)
 

@@ -36,6 +36,7 @@ from prunescope.analysis.verdict.outside import (
     quantised_too,
     reason,
 )
+from prunescope.analysis.verdict.more_calls import more_calls
 from prunescope.analysis.verdict.unread import unread
 from prunescope.taxonomy.families import families
 from prunescope.taxonomy.roles import BACKWARD
@@ -62,6 +63,7 @@ def evidence_of(sides: ComparableSides, pairs: list[Pair], units: Units) -> Evid
         ranks=(ranks_of(dense).number, ranks_of(pruned).number),
         gathers=gathers(pruned.kernels) if pruned.kernels.has_shapes else None,
         convolutions=convolutions(dense.kernels, pruned.kernels),
+        more_calls=more_calls(dense.kernels, pruned.kernels),
         activation=other_activation(dense.kernels, pruned.kernels),
         other_grids=_other_grids(dense.kernels, pruned.kernels),
         shapes_ignored=frozenset(
