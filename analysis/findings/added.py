@@ -74,13 +74,13 @@ def added_work(c: Context) -> Found | None:
     return Found(
         text=f"work that the dense model does not have takes {ms(row.moves_ns)}",
         evidence=[f"{p.name}: {ms(p.ns)}" for p in row.parts[:5]],
-        change="; ".join(dict.fromkeys(_less_of(part) for part in row.parts[:5])),
+        change="; ".join(dict.fromkeys(_less_of(c, part) for part in row.parts[:5])),
         predicted_ns=row.ns,
         explains=frozenset(p.role for p in row.parts[:5] if p.role is not None),
     )
 
 
-def _less_of(part: LedgerPart) -> str:
+def _less_of(c: Context, part: LedgerPart) -> str:
     """How to have less of a part of added work, by its class."""
     if part.role == "residual" and part.cls == MATMUL:
         return "keep the same dimensions in all layers: then no map is needed"
@@ -89,9 +89,20 @@ def _less_of(part: LedgerPart) -> str:
             "see which products the dense model lacks (rows `added` of the GEMM table), and merge "
             "or remove them; where another op multiplies in their place, nothing was added"
         )
-    if part.cls == ATTENTION:
+    if part.cls == ATTENTION and _attends_by_other_kernels(c):
         return "run attention with the kernel that the dense model uses"
     return _BY_CLASS.get(part.cls or "", "fuse or batch the kernels named")
+
+
+def _attends_by_other_kernels(c: Context) -> bool:
+    """Whether attention runs an op or kernel that the dense model does not use."""
+    if c.baseline_kernels is None:
+        return False
+    dense, pruned = (
+        set(one.frame.filter(pl.col("class") == ATTENTION)["name"].unique().to_list())
+        for one in (c.baseline_kernels, c.kernels)
+    )
+    return bool(pruned - dense)
 
 
 # -- left on: hooks and adapters that run again in every step -----------------------------------

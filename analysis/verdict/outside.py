@@ -175,9 +175,9 @@ def other_attention(e: Evidence) -> Reason | None:
 
 
 def other_work(e: Evidence) -> Reason | None:
-    """No GEMM moved, and other units came or went, or ops run more often within one."""
+    """No GEMM moved, and other units came or went."""
     added, gone = _names(e, e.units.added), _names(e, e.units.removed)
-    if not added and not gone and not e.more_calls:
+    if not added and not gone:
         return None
     hidden = e.hidden()
     moved = "no GEMM of known shape moved" if hidden else "no GEMM moved"
@@ -186,13 +186,23 @@ def other_work(e: Evidence) -> Reason | None:
         for what, found in (("added", added), ("gone", gone))
         if found
     ]
-    if not lines:
-        shown = "; ".join(one.in_words for one in e.more_calls[:3])
-        rest = len(e.more_calls) - 3
-        more = f"; {rest} more" if rest > 0 else ""
-        lines = [f"{moved}; the pruned side calls some ops more often: {shown}{more}"]
     numbers = {"added": added.total(), "gone": gone.total()}
     return Reason(kind=OTHER_WORK, lines=(*lines, *hidden), numbers=numbers, confidence=0.7)
+
+
+def more_ops(e: Evidence) -> Reason | None:
+    """No GEMM moved and no unit came, and pointwise ops run more often within the units. Where the
+    activation is another op, these compute it."""
+    found = e.more_calls
+    if not found or e.activation is not None:
+        return None
+    shown = "; ".join(one.in_words for one in found[:3])
+    rest = f"; {len(found) - 3} more" if len(found) > 3 else ""
+    line = f"no GEMM moved; the pruned side calls some ops more often: {shown}{rest}"
+    calls = sum(one.pruned - one.dense for one in found)
+    return Reason(
+        kind=OTHER_WORK, lines=(line, *e.hidden()), numbers={"calls": calls}, confidence=0.7
+    )
 
 
 def _names(e: Evidence, where: np.ndarray) -> Counter[str]:
@@ -237,6 +247,7 @@ REASONS: tuple[tuple[str, Callable[[Evidence], Reason | None]], ...] = (
     (NO_DYNAMIC, other_attention),
     (NOTHING_MOVED, other_work),
     (NOTHING_MOVED, activation),
+    (NOTHING_MOVED, more_ops),
 )
 
 
