@@ -275,7 +275,7 @@ def speedup_interval(
     return ratio_interval(*_sample_walls(np.random.default_rng(SEED), domain))
 
 
-def realised_interval(domain: TimeBase, replicates: Split | None) -> list[float] | None:
+def realised_interval(domain: TimeBase, replicates: Replicates | None) -> list[float] | None:
     """95 % interval of dense / pruned: of W of the samples, else of the profiled walls over the
     steps; None with one sample, with fewer than five steps of a side, or with steps of 0
     ns."""
