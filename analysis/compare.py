@@ -287,6 +287,7 @@ def _row(name: str, analysed: AnalysedRun, phase_name: str) -> ComparisonRow:
         critical=[f.id for f in phase.findings if f.severity == "critical"],
         comparable=phase.is_speedup,
         no_evidence=[r.row for r in phase.ledger or () if r.ns and not is_beyond_noise(r)],
+        token_ids=phase.token_ids,
     )
 
 

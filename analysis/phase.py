@@ -21,6 +21,7 @@ from prunescope.analysis.inputs.side import SidePhase
 from prunescope.analysis.kernels.anatomy import anatomy
 from prunescope.analysis.kernels.phase_kind import format_split
 from prunescope.analysis.ledger.attribution import AttributionInputs, attribution_inputs
+from prunescope.analysis.ledger.experts import EXPERTS
 from prunescope.analysis.ledger.gemms import (
     along_groups,
     calls_of,
@@ -32,7 +33,7 @@ from prunescope.analysis.ledger.ladder import has_ideals, ladder, without_roofli
 from prunescope.analysis.ledger.noise import halves, observer_share
 from prunescope.analysis.ledger.overhead import overhead
 from prunescope.analysis.ledger.pairing import Units, pair
-from prunescope.analysis.ledger.rows import LargestKernels, build_rows, untouched
+from prunescope.analysis.ledger.rows import LargestKernels, as_much_work, build_rows, untouched
 from prunescope.analysis.ledger.samples import samples_of
 from prunescope.analysis.routing import routing_of
 from prunescope.analysis.schema.pair_comparison import PairComparison
@@ -54,6 +55,7 @@ from prunescope.analysis.verdict.outside import gemm_dtypes, is_quantised, repla
 from prunescope.analysis.verdict.verdict import evidence_of, verdict
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import known
+from prunescope.taxonomy.run import Run
 
 _TOP_KERNELS = 40
 
@@ -117,7 +119,8 @@ def compare_phase(
     )
     compared = _compared(sides, inputs, evidence, comparison, family)
     exact = units.alignment.exact
-    shown = along_groups(pairs) if _cuts(family, "experts") else pairs
+    fewer = _regrouped(family)
+    shown = along_groups(pairs) if fewer else pairs
     if any(one.kind == CODE for one in comparison.differences):
         shown = [
             replace(one, dense=None, axis="unknown") for one in pairs if one.pruned is not None
@@ -132,7 +135,8 @@ def compare_phase(
             evidence=evidence,
             detections=seen.seen,
             caveats=doubted,
-            untouched=untouched(units, inputs.ratio),
+            untouched=untouched(units, inputs.ratio, fewer),
+            regrouped=as_much_work(units, inputs.ratio, fewer),
         )
     )
 
@@ -154,7 +158,13 @@ def _compared(
     known = known and not (hides and math.isclose(inputs.ratio.flop_ratio or 1, 1))
     largest = LargestKernels(inputs, dense.kernels, pruned.kernels)
     bounded = dense.kernels.has_shapes and pruned.kernels.has_shapes
-    rows = build_rows(inputs, halves(units, domain), largest, is_known=bounded)
+    rows = build_rows(
+        inputs,
+        halves(units, domain),
+        largest,
+        is_known=bounded,
+        regrouped=_regrouped(family),
+    )
     bounds = ladder(rows, inputs, is_known=known, is_bounded=bounded and comparison.has_bounds)
     if not has_ideals(units):
         rows, bounds = without_roofline(rows, bounds)
@@ -178,6 +188,11 @@ def _compared(
         dense=dense,
         notes=_not_in_turns(dense, pruned),
     )
+
+
+def _regrouped(family: FamilyVerdict) -> frozenset[str]:
+    """Roles that do the same work with fewer matrices: experts, of which fewer are left."""
+    return frozenset([EXPERTS]) if _cuts(family, "experts") else frozenset()
 
 
 def _ratio(removed: float | None) -> float | None:
@@ -261,6 +276,7 @@ def _phase(
         late=linked.late,
         left_out=linked.left_out,
         tokens_per_s=sums.tokens_per_s,
+        items_per_s=sums.items_per_s,
         peak_memory_bytes=sums.peak_memory_bytes,
         weight_bytes=sums.weight_bytes,
         kv_bytes=sums.kv_bytes,
@@ -295,7 +311,16 @@ def _phase(
         cold_steps=sums.cold_steps,
         first_call_ns=sums.first_call_ns,
         routing=routing_of(own.side.run, found.dense.side.run if found.dense else None, own.name),
+        token_ids=_token_ids(own.side.run, decides=found.overhead is not None),
     )
+
+
+def _token_ids(run: Run | None, *, decides: bool) -> str | msgspec.UnsetType:
+    """Where the token ids came from, in a run whose experts or decisions follow from them."""
+    source = run.inputs.source if run is not None and run.inputs is not None else None
+    if run is None or source is None or not (run.routing or decides):
+        return msgspec.UNSET
+    return source
 
 
 def _with_findings(context: Context) -> Phase:

@@ -21,7 +21,13 @@ from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.predict.asked import command_asked, options_asked
 from prunescope.analysis.predict.constants import MARLIN, Constants
-from prunescope.analysis.predict.measured import Measured, part_of, scaled, scaled_speedup
+from prunescope.analysis.predict.measured import (
+    DensePhase,
+    Measured,
+    part_of,
+    scaled,
+    scaled_speedup,
+)
 from prunescope.analysis.predict.points import (
     check_knobs,
     check_matches_run,
@@ -32,10 +38,10 @@ from prunescope.analysis.predict.points import (
 )
 from prunescope.analysis.predict.ranges import differences, uncertainty_of
 from prunescope.analysis.predict.request import PredictRequest
-from prunescope.analysis.predict.routing_file import read_routing
 from prunescope.analysis.predict.setting import (
     Setting,
     named_family,
+    routing_of_model,
     runnable,
     split_library,
     terms_of,
@@ -65,6 +71,27 @@ def predict_from(request: PredictRequest) -> FromRun:
         raise PrunescopeError(
             "--from-run gives a table of families, no curves", hint="remove --out"
         )
+    warnings: list[str] = []
+    report, dense = dense_phases(request, warnings)
+    phases = {
+        name: table(request, one.setting, one.work, one.measured, warnings)
+        for name, one in dense.items()
+    }
+    return FromRun(
+        subject=report.subject,
+        device=report.device,
+        phases=phases,
+        warnings=list(dict.fromkeys(warnings)),
+        options=options_asked(request),
+        command=command_asked(request),
+    )
+
+
+def dense_phases(
+    request: PredictRequest, warnings: list[str]
+) -> tuple[Report, dict[str, DensePhase]]:
+    """The report of the dense run of a request, and its phases that times can be scaled from.
+    Raises PrunescopeError as `predict_from`."""
     path = _dense_folder(Path(str(request.from_run)))
     run = read_run(path) if (path / MANIFEST).is_file() else None
     if run is not None and run.pruning is not None:
@@ -75,33 +102,27 @@ def predict_from(request: PredictRequest) -> FromRun:
         check_matches_run(request, run)
     options = Options(device=request.device, peaks=dict(request.peaks), bandwidth=request.bandwidth)
     report = analyze(path, options=options).report
-    warnings = list(report.warnings)
-    routing = _routing(request, run)
+    warnings += report.warnings
     phases = {}
     for name, phase in report.phases.items():
         work = _work(request, run, name, phase)
         if work is None:
             continue
-        work = replace(work, routing=routing)
         # Invalid measured times, which all others are scaled from.
         invalid = [finding for finding in phase.findings if finding.id == NOT_VALID]
         warnings += [f"{work.phase}: {finding.text}" for finding in invalid]
         setting = _setting(request, run, report)
-        measured = measured_phase(phase, host=_on_host(run, report))
-        phases[work.phase] = table(request, setting, work, measured, warnings)
+        phases[work.phase] = DensePhase(
+            setting=setting,
+            work=replace(work, routing=_routing(request, run, setting.shape)),
+            measured=measured_phase(phase, host=_on_host(run, report)),
+        )
     if not phases:
         raise PrunescopeError(
             "it has no phase to predict from",
             hint="give a dense prefill or decode; --phase, --batch and --prompt-len say which",
         )
-    return FromRun(
-        subject=report.subject,
-        device=report.device,
-        phases=phases,
-        warnings=list(dict.fromkeys(warnings)),
-        options=options_asked(request),
-        command=command_asked(request),
-    )
+    return report, phases
 
 
 def table(
@@ -239,10 +260,10 @@ def _work(request: PredictRequest, run: Run | None, name: str, phase: Phase) -> 
     return Workload.of(kind, request, itemsize=size) if kind in PHASES else None
 
 
-def _routing(request: PredictRequest, run: Run | None) -> Routing | None:
+def _routing(request: PredictRequest, run: Run | None, shape: ModelShape) -> Routing | None:
     """What is given, else what the run counted of its experts."""
     if request.routing is not None:
-        return read_routing(request.routing)
+        return routing_of_model(request.routing, shape)
     return counted(run.routing, source="the run") if run else None
 
 

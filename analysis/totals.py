@@ -37,6 +37,7 @@ def totals(one: SidePhase) -> Totals:
         gap_ns=total(frame, "gap") / steps,
         tail_ns=one.kernels.trailing_idle / steps,
         tokens_per_s=tokens * 1e9 / took if tokens and took else None,
+        items_per_s=run.batch * 1e9 / took if run and _is_of_items(run) and took else None,
         weight_bytes=one.side.run.weight_bytes if one.side.run else None,
         peak_memory_bytes=run.peak_memory_bytes if run else None,
         kv_bytes=run.kv_bytes if run else None,
@@ -62,9 +63,13 @@ def _cold(kernels: Kernels) -> ColdSteps | None:
 
 
 def _tokens(run: PhaseRun) -> int | None:
-    """Of a step; None for a model without a cache that was given one row an item, as images are."""
-    items = run.cache == "none" and run.tokens_per_step == run.batch
-    return None if items else run.tokens_per_step
+    """Of a step; None where it is of items."""
+    return None if _is_of_items(run) else run.tokens_per_step
+
+
+def _is_of_items(run: PhaseRun) -> bool:
+    """Whether a model without a cache was given one row an item, as images are."""
+    return run.cache == "none" and run.tokens_per_step == run.batch
 
 
 def total(frame: pl.DataFrame, column: str) -> int:

@@ -191,9 +191,25 @@ def page(found: Contexts) -> Iterator[str]:
             f"| {row.family} | {row.sparsity:g} | {row.scoring} | {row.context:,} |"
             f" {row.scored_tokens:,} | {_loss(row.loss)} | {_loss(row.other)} | {row.kl:.3f} |"
         )
+    missing = [
+        f for f in dict.fromkeys(row.family for row in found.rows) if _lacks_decode(found, f)
+    ]
+    if missing:
+        yield ""
+        yield (
+            f"No row for {', '.join(missing)} in decode: the losses are by an older rule, which"
+            " scored these in one forward in both phases. Now a run of this script has rows for"
+            " them in decode, token by token."
+        )
     if found.source == "page":
         yield ""
         yield "The numbers are those that an earlier edition of this page printed, rounded."
+
+
+def _lacks_decode(found: Contexts, family: str) -> bool:
+    """Whether a family would be scored token by token in decode, and has no such row."""
+    there = {row.scoring for row in found.rows if row.family == family}
+    return scoring_of(family, "decode") not in there
 
 
 def _loss(found: OnText) -> str:

@@ -67,8 +67,6 @@ SPEEDS = (
         options={**_VLLM, "method": "REAP", "sparsity": 0.25, "batch": 128, "prompt_len": 256},
         source=LLM_COMPRESSOR,
         assumed="128 answers of 256 tokens are steps of one batch at 256 keys",
-        outside="most likely because the theory expands all cached latents in each step, as "
-        "transformers does, and vLLM does not (not tested)",
     ),
     *(_xshare(batch, gain) for batch, gain in ((4, 1.054), (8, 1.162), (16, 1.368), (32, 1.530))),
     Speed(

@@ -147,7 +147,7 @@ def _changed(before: dict[str, str], now: dict[str, str]) -> list[str]:
         for claim, verdict in now.items()
         if before.get(claim) != verdict
     ]
-    return found or ["No verdict on a claim changed."]
+    return found or ["No verdict on a claim changed."] * bool(now)
 
 
 def decoded(data: bytes) -> Published:
@@ -201,10 +201,11 @@ def _scored_again(found: Published) -> str:
         table.append(f"| {' | '.join(cells)} |")
     lines = "\n".join(f"- {line}" for line in found.moved)
     return (
-        "## Losses scored again\n\nThese losses are by the rules of docs/sweep.md, scored by "
-        "`python benchmarks/rescore.py` after the sweep, without timing anything; before, all "
-        "tokens of a window were read in one forward in decode too, and decisions that are drawn "
-        f"went on from window to window.\n\n{chr(10).join(table)}\n\n{lines}\n\n"
+        "## Losses scored again\n\nThese losses are by the rules of docs/sweep.md, in the windows "
+        "named above, scored by `python benchmarks/rescore.py` after the sweep, without timing "
+        "anything; before, all tokens of a window were read in one forward in decode too, and "
+        "decisions that are drawn went on from window to window.\n\n"
+        f"{chr(10).join(table)}\n\n{lines}\n\n"
     )
 
 

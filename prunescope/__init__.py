@@ -17,6 +17,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from prunescope.api import (
+    allocate,
     analyze,
     check,
     compare,
@@ -41,6 +42,7 @@ __all__ = [
     "Prediction",
     "PrunescopeError",
     "Report",
+    "allocate",
     "analyze",
     "capture",
     "check",

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
+from prunescope.allocation import AllocateRequest
 from prunescope.analysis.inputs.options import AnalyzeRequest, CompareRequest
 from prunescope.analysis.predict.request import PredictRequest
 from prunescope.taxonomy.errors import PrunescopeError, helpful
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from prunescope.public import Comparison, Pareto, Prediction, Report
     from prunescope.replaying import Replayed
     from prunescope.rules import Check
+    from prunescope.taxonomy.allocation_plan import PlanOfLayers
     from prunescope.taxonomy.family import Family
 
 
@@ -143,6 +145,23 @@ def _predicted(request: PredictRequest) -> Any:
 
     with no_collection():
         return run(request)
+
+
+@takes(AllocateRequest)
+def allocate(request: AllocateRequest) -> PlanOfLayers:
+    """Decide which layers to drop and which heads and channels each layer keeps, so that a target
+    is reached at the least loss; writes the plan, its picture and the measured losses.
+
+    The same call resumes. Raises PrunescopeError for a target that cannot be reached, with what
+    holds it.
+
+    Examples:
+        >>> plan = prunescope.allocate("./SmolLM2", from_run="traces/dense", speedup=1.4)
+        >>> plan.expected.speedup, [layer.channels for layer in plan.layers]
+    """
+    from prunescope.allocation import allocate as run
+
+    return run(request, request.progress)
 
 
 @takes(SweepRequest)

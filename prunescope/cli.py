@@ -19,6 +19,7 @@ import typer
 
 import prunescope
 from prunescope import signals, startup
+from prunescope.allocation import AllocateRequest
 from prunescope.analysis.inputs.options import CompareRequest
 from prunescope.analysis.predict.request import PredictRequest
 from prunescope.api import answer
@@ -209,6 +210,46 @@ def _predict(
     show_result(result, json_target, people=prediction(result, explain=explain))
 
 
+@app.command("allocate")
+@from_options
+def _allocate(
+    request: AllocateRequest,
+    *,
+    dry_run: Annotated[
+        bool,
+        Option(help="Check the target and count the evaluations of the model, and run nothing."),
+    ] = False,
+    json_target: Json = None,
+) -> None:
+    """Decide what each layer keeps, so that a target is reached at the least loss: a plan.
+
+    Layers are dropped, or keep some of their KV heads and MLP channels. Times come from a dense run
+    or a device, losses from the model without each part; the same command resumes. `trace --method
+    plan.json` measures the plan. A target that cannot be reached is an error that says why.
+
+    \b
+    prunescope allocate --model ./SmolLM2 --from-run traces/dense --speedup 1.4 --out plan.json
+    prunescope allocate --model ./Qwen3-0.6B --device h100-sxm --speedup 1.2 --phase decode
+    prunescope allocate --model ./Qwen3-0.6B --device h100-sxm --memory-gb 0.9 --workload chat
+    """
+    import msgspec
+
+    from prunescope.allocation import allocate, evaluations, problem_of
+    from prunescope.analysis.report.allocation_tables import dry_run_sheet, plan_sheet
+    from prunescope.output import check_target, show_result
+    from prunescope.tracer.capture.progress import Bar
+
+    check_target(json_target)
+    if dry_run:
+        found = evaluations(problem_of(request))
+        show_result(found, json_target, people=dry_run_sheet(found))
+        return
+    with Bar() as bar:
+        plan = allocate(request, bar)
+    shown = plan_sheet(plan, str(request.out))
+    show_result(msgspec.to_builtins(plan), json_target, people=shown)
+
+
 def _print_example() -> None:
     from prunescope.tracer.sweep.config import example
 
@@ -226,6 +267,9 @@ def _sweep(
     example: Annotated[
         bool, Option(help="Print a sweep file with all keys and exit.", eager=_print_example)
     ] = False,
+    print_preset: Annotated[
+        bool, Option(help="Print the --preset as a sweep file and exit, without a run.")
+    ] = False,
     json_target: Json = None,
 ) -> None:
     """Trace and evaluate many pruned versions of a model in a folder; resumes when called again.
@@ -233,17 +277,24 @@ def _sweep(
     \b
     prunescope sweep --example > sweep.yaml
     prunescope sweep sweep.yaml --out traces/sweep --dry-run
+    prunescope sweep --preset paper --print-preset > paper.yaml
     """
     from prunescope.analysis.report.listings import sweep_state
-    from prunescope.output import check_target, show_result
+    from prunescope.output import check_target, console_for, show_result
     from prunescope.tracer.capture.progress import Bar
-    from prunescope.tracer.sweep.sweep import plan_of, run_plan, summary
+    from prunescope.tracer.sweep.config import preset_text
+    from prunescope.tracer.sweep.sweep import limits_here, plan_of, run_plan, summary
 
     del example  # it was printed, and the command has ended
+    if print_preset:
+        sys.stdout.write(preset_text(request.preset))
+        return
     check_target(json_target)
     request.argv = sys.argv[1:]
     plan = plan_of(request)
     if not dry_run:
+        for line in limits_here(plan):
+            console_for("-").print(line, markup=False, soft_wrap=True)
         with Bar() as bar:
             run_plan(request, plan, bar)
     result = summary(request, plan, estimate=dry_run)
@@ -396,12 +447,18 @@ def _bundle(
     prunescope bundle traces/a traces/b -o review.zip --anonymous
     """
     from prunescope.analysis.bundle.bundle import bundle
+    from prunescope.analysis.bundle.local_names import local_names
     from prunescope.analysis.report.numbers import size
     from prunescope.output import console_for
 
     written = bundle(runs, out, anonymous=anonymous, overwrite=overwrite)
     line = f"Written to {written} ({size(written.stat().st_size)}); prunescope verify checks it"
-    console_for(None).print(line, markup=False, soft_wrap=True)
+    console = console_for(None)
+    console.print(line, markup=False, soft_wrap=True)
+    for kind, names in local_names(written).items() if anonymous else ():
+        shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        text = f"kept {kind}: {shown}; rename them in your code if they tell who you are"
+        console.print(text, markup=False, soft_wrap=True)
 
 
 @app.command("verify")
@@ -654,7 +711,9 @@ def _doctor(
     ] = False,
     json_target: Json = None,
 ) -> None:
-    """Check what works here: torch, profiler, clocks, HTA, Ray; exit code 3 if something fails.
+    """Check what works here, and name the line to type for the rest; exit code 3 if it is needed.
+
+    On a GPU: driver, permission to profile, persistence, MIG, locked clocks, other processes.
 
     \b
     prunescope doctor

@@ -73,10 +73,15 @@ def is_function(method: str) -> bool:
     return plain and bool(colon) and number(tail) is None
 
 
+def is_plan(method: str) -> bool:
+    """Whether `--method` names a plan that `allocate` wrote."""
+    return method.lower().endswith(".json")
+
+
 def method_parts(method: str) -> list[tuple[str, str | None]]:
     """(family, its own sparsity or None) in order, as typed in `FAMILY:0.25+FAMILY`; empty for a
-    function. Whether there are such families and sparsities is not looked at."""
-    if is_function(method):
+    function and for a plan. Whether there are such families and sparsities is not looked at."""
+    if is_function(method) or is_plan(method):
         return []
     words = (word.partition(":") for word in method.split("+"))
     return [(name.strip(), own.strip() if colon else None) for name, colon, own in words]
@@ -120,7 +125,9 @@ def run_name(model: str, method: str | None = None, sparsity: float | None = Non
     from prunescope.taxonomy.scrub import scrub  # here: `--help` need not compile its patterns
 
     words = [Path(model).name, method or "dense"]
-    if method and sparsity is not None and not any(own for _, own in method_parts(method)[-1:]):
+    if method and is_plan(method):
+        words[1] = Path(method).stem
+    elif method and sparsity is not None and not any(own for _, own in method_parts(method)[-1:]):
         words.append(f"{sparsity:g}")
     return re.sub(r"[^A-Za-z0-9._]+", "-", scrub("-".join(words))).strip("-.")
 

@@ -16,6 +16,8 @@ from prunescope.taxonomy.architecture_table import Unwritten, unwritten
 from prunescope.taxonomy.block_configs import as_lists
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import MAX_LAYERS
+from prunescope.taxonomy.own_files import own_document
+from prunescope.taxonomy.vision_config import vision_fields
 
 Fields = dict[str, Any]  # fields of ModelShape, and those that lead to them
 
@@ -36,11 +38,13 @@ READ = frozenset(
     linear_value_head_dim mamba_conv_bias mamba_d_conv mamba_d_ssm mamba_d_state mamba_expand
     mamba_n_groups mamba_n_heads mamba_proj_bias mamba_rms_norm max_position_embeddings
     max_window_layers mlp_bias mlp_only_layers model_dim model_type moe_intermediate_size moe_k
+    n_group num_group topk_group topk_method
     moe_num_experts moe_topk multi_query multi_query_group_num n_embd n_groups n_head n_head_kv
     n_heads n_inner n_kv_heads n_layer n_layers n_positions n_routed_experts n_shared_experts
     new_decoder_architecture num_attention_heads num_decoder_layers num_dense_layers num_experts
     num_experts_per_tok num_experts_per_token num_heads num_hidden_layers num_key_value_heads
     num_key_value_heads_per_layer num_kv_heads num_layers num_local_experts num_query_heads
+    image_size mlp_ratio num_register_tokens patch_size projection_dim use_swiglu_ffn
     num_transformer_layers padded_vocab_size parallel_attn projectors_bias
     q_lora_rank qk_layernorm qk_nope_head_dim qk_rope_head_dim qkv_bias residual_multiplier
     shared_expert_intermediate_size shared_intermediate_size sliding_window sliding_window_pattern
@@ -67,6 +71,7 @@ EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_expe
 DENSE_FIRST = ("first_k_dense_replace", "num_dense_layers")  # layers before those with experts
 TOP_K = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k")
 
+GROUPS = ("n_group", "num_group")  # of experts, where a token first chooses some of the groups
 EXPERT_WIDTHS = ("moe_intermediate_size", "intermediate_size_moe")
 # Sizes that a config may give for each layer by itself, in a list.
 _EACH_LAYER = frozenset((*HEADS, *KV_HEADS, *MLP, *EXPERTS, *TOP_K, *EXPERT_WIDTHS))
@@ -83,6 +88,8 @@ def read_config(config: Mapping[str, Any]) -> Fields:
     Raises PrunescopeError that names every missing dimension, or the value that is no size.
     """
     cfg = language_part(config)
+    if (of_images := vision_fields(cfg)) is not None:
+        return of_images
     kind = str(cfg.get("model_type", ""))
     own = unwritten(kind)
     size = {
@@ -100,6 +107,8 @@ def read_config(config: Mapping[str, Any]) -> Fields:
         "intermediate": MLP,
     }
     missing = [names[field][0] for field, value in size.items() if value is None]
+    if missing and (said := own_document(config)) is not None:
+        raise PrunescopeError(f"this file {said[0]}, no model config", hint=said[1])
     if missing:
         raise PrunescopeError(
             f"the config of a {kind or 'model'} lacks {', '.join(missing)}",
@@ -360,7 +369,24 @@ def _experts(cfg: Mapping[str, Any], own: Unwritten, known: Fields) -> Fields:
         "intermediate": 0 if all(moe) else known["intermediate"],
         "router_bias": own.router_bias,
         "shared_gate": own.shared_gate,
+        **_groups(cfg, experts),
     }
+
+
+def _groups(cfg: Mapping[str, Any], experts: int) -> Fields:
+    """Group-limited routing. DeepSeek-V2 names its method: a group is ranked by its best expert, or
+    there are none ("greedy"). DeepSeek-V3 and those that followed rank by the two best."""
+    groups, method = size_in(cfg, GROUPS) or 1, cfg.get("topk_method")
+    if groups < 2 or method == "greedy":
+        return {}
+    opened = size_in(cfg, ("topk_group",)) or groups
+    if experts % groups or opened > groups:
+        raise PrunescopeError(
+            f"the config sends a token to {opened} of {groups} groups of {experts} experts",
+            hint="check n_group and topk_group in its config.json: groups are equally large",
+        )
+    ranked_by = 1 if method == "group_limited_greedy" else 2
+    return {"expert_groups": groups, "open_groups": opened, "group_ranked_by": ranked_by}
 
 
 def _norms(cfg: Mapping[str, Any], own: Unwritten, known: Fields) -> Fields:

@@ -2,7 +2,9 @@
 
 In: how often each expert is chosen (counts of a run, or Zipf's law), experts a token k, and tokens
 T. Out: expectations, means over the layers. Tokens choose independently; those of one text are
-alike, so that fewer experts get one. A Monte Carlo simulation is the second witness (tests).
+alike, so that fewer experts get one. Where a token first chooses groups of experts, it takes an
+expert as often as without them: as many get a token, and only the spread over devices differs. A
+Monte Carlo simulation is the second witness (tests).
 """
 
 from __future__ import annotations
@@ -108,12 +110,13 @@ def token_shares(
     routing: Routing | None, phase: str, experts: int, per_token: int
 ) -> tuple[Shares, ...]:
     """P(a token takes the expert), by layer. Where more experts were counted than there are now,
-    those that were chosen most are left, in their order, and take the tokens of the others."""
+    those that were chosen most are left, in their order, and take the tokens of the others. A layer
+    with fewer than others has counts of its own, and no part in those of `experts`."""
     if routing is None:
         return ((per_token / experts,) * experts,)
-    return tuple(
-        _shares(weights, experts, per_token) for weights in routing.weights(phase, experts)
-    )
+    counted = routing.weights(phase, experts)
+    enough = tuple(weights for weights in counted if len(weights) >= experts)
+    return tuple(_shares(weights, experts, per_token) for weights in enough or counted)
 
 
 def _shares(weights: Sequence[float], experts: int, per_token: int) -> Shares:

@@ -200,9 +200,26 @@ def spared_share(sparsity: float, full_heads: float) -> float:
     return sparsity * (1 - full_heads)
 
 
-def kept_experts(experts: int, per_token: int, sparsity: float) -> int:
-    """Experts left of a layer: max(k, round(E·p)), ties to even, so that a token finds its k."""
-    return max(per_token, round(round(experts * (1 - check_sparsity(sparsity)), 9)))
+def kept_experts(
+    experts: int,
+    per_token: int,
+    sparsity: float,
+    *,
+    groups: int = 1,
+    open_groups: int = 1,
+    ranked_by: int = 1,
+) -> int:
+    """Experts left of a layer: max(k, round(E·p)), ties to even, so that a token finds its k.
+
+    Of `groups` between which a router chooses `open_groups` first, as many are left in each, at
+    least the share of k that they have to serve and the `ranked_by` that rank a group; all of them
+    where none can go.
+    """
+    kept = max(per_token, round(round(experts * (1 - check_sparsity(sparsity)), 9)))
+    if groups < 2:
+        return kept
+    least = max(ranked_by, math.ceil(per_token / open_groups))
+    return groups * min(experts // groups, max(round(kept / groups), least))
 
 
 def kept_routes(per_token: int, sparsity: float) -> int:

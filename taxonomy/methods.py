@@ -27,7 +27,8 @@ class PublishedMethod:
 
     `executes`: what its inference runs; `runs`: what ours runs instead, None where it is the same
     GEMMs; `source`: {"title", "url"} of what was read of it, None where nothing was; then
-    `not_read` says why; `by_extension`: whether the placement is ours and not of arXiv 2606.09080.
+    `not_read` says why; `by_extension`: whether the placement is ours and not of arXiv 2606.09080;
+    `select`: the `--select` that chooses parts as the paper does, None where none does.
     """
 
     name: str
@@ -39,6 +40,7 @@ class PublishedMethod:
     source: Mapping[str, str] | None
     not_read: str | None
     by_extension: bool
+    select: str | None = None
 
     @property
     def predict_only(self) -> dict[str, str]:
@@ -69,6 +71,7 @@ class PublishedMethod:
     def heading(self) -> str:
         """The method's family with the knobs that run, those that predict alone has, and why."""
         place = f"{self.family or 'outside'}{_options(self.runnable)}"
+        place += "" if self.select is None else f" --select {self.select}"
         if self.is_predicted_only:
             place += " (predict only)"
         elif self.predict_only:
@@ -167,6 +170,7 @@ def _table() -> dict[str, PublishedMethod]:
             source=row["source"],
             not_read=row.get("not_read"),
             by_extension=row["by_extension"],
+            select=row.get("select"),
         )
         for spelling in (name, *row.get("also", ())):
             key = slug(spelling)

@@ -47,6 +47,7 @@ class Option:
     # In a sweep. Options with `in_name` vary from result to result, all others have one value in a
     # sweep and make its identity.
     in_name: str | None = None  # what stands before its value in the name of a result
+    default_in_name: bool = True  # whether the name has its default, too
     model: bool = False  # whether another value makes another model
     lists: str = ""  # of a key of a sweep file: the option of which it holds several values
     example: str = ""  # in the example of a sweep file, where the default shows nothing
@@ -332,7 +333,11 @@ PromptLen = Annotated[
 ]
 Logits = Annotated[
     Literal["last", "all"],
-    Option(help="Positions whose logits prefill computes: the last of a prompt, or all."),
+    Option(
+        help="Positions whose logits prefill computes: the last of a prompt, or all.",
+        in_name="logits-",
+        default_in_name=False,
+    ),
 ]
 Knobs = Annotated[
     Mapping[str, str],
@@ -343,6 +348,9 @@ Knobs = Annotated[
         metavar="KEY=VALUE",
         typed=list[str],
         parse=pairs,
+        in_name="",
+        default_in_name=False,
+        model=True,
     ),
 ]
 Peaks = Annotated[

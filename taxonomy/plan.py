@@ -45,7 +45,9 @@ class Workload:
     """One forward: a prefill of [batch, prompt_len], or one decode step.
 
     `context` is L, the keys a decode query sees, itself included; `prompt_len` where it is None.
-    `routing` says how often each expert is chosen; None: all as often.
+    `routing` says how often each expert is chosen; None: all as often. `absorbed`: a decode step of
+    latent attention multiplies its queries into the cached latents, as serving engines do, and does
+    not expand keys and values from them, as transformers does.
     """
 
     phase: str
@@ -55,6 +57,7 @@ class Workload:
     logits: str = "last"
     itemsize: float = 2
     routing: Routing | None = None
+    absorbed: bool = False
 
     def __post_init__(self) -> None:
         if self.phase not in PHASES or self.logits not in LOGITS:
@@ -70,7 +73,13 @@ class Workload:
 
     @classmethod
     def of(
-        cls, phase: str, sizes: Sizes, *, itemsize: float, routing: Routing | None = None
+        cls,
+        phase: str,
+        sizes: Sizes,
+        *,
+        itemsize: float,
+        routing: Routing | None = None,
+        absorbed: bool = False,
     ) -> Workload:
         """A forward of `phase` with these sizes and bytes a number."""
         return cls(
@@ -81,6 +90,7 @@ class Workload:
             logits=sizes.logits,
             itemsize=itemsize,
             routing=routing,
+            absorbed=absorbed,
         )
 
     @property
@@ -156,6 +166,11 @@ class Plan:
     def context(self) -> int:
         """Keys in the cache of a layer that attends to all of it."""
         return self.work.keys if self.held is None else self.held
+
+    @property
+    def absorbed(self) -> bool:
+        """Whether queries attend to cached latents as they are."""
+        return self.work.absorbed and not self.work.prefill and self.shape.kv_rank is not None
 
 
 # Not frozen: most of the time of a forward is in making these, and that would double it.

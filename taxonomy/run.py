@@ -94,6 +94,8 @@ class PhaseRun(Block, kw_only=True):
     # The number requested, where it differs from the number measured: more because intervals were
     # wide, or fewer because each placement needs a sample.
     placements_requested: OmitDefault[Size | None] = None
+    # Of the buffer that flushed the last-level cache before each sample and step; None: no flush.
+    flush_bytes: OmitDefault[Count | None] = None
 
     @property
     def has_disturbed_samples(self) -> bool:

@@ -17,6 +17,7 @@ from msgspec import Meta
 from prunescope.taxonomy.config import language_part, read_config, read_mixer
 from prunescope.taxonomy.config_layers import read_layers
 from prunescope.taxonomy.formats import MAX_LAYERS, Count, Layer, Name, Size
+from prunescope.taxonomy.keep import kept_experts
 
 STATE_ITEMSIZE = 4  # a recurrence keeps its state in float32, whatever the weights are
 # What stands in the place of a sublayer: itself, one matrix [hidden, hidden], or nothing.
@@ -93,6 +94,11 @@ class ModelShape:
     expert_intermediate: Count = 0
     shared_intermediate: Count = 0  # all shared experts of a layer together
     moe_layers: Layer = 0
+    # Group-limited routing: experts beside one another are a group. A token first chooses some of
+    # them by the sum of the scores of the best `group_ranked_by` experts of each.
+    expert_groups: Size = 1
+    open_groups: Size = 1
+    group_ranked_by: Size = 1
     router_bias: bool = False
     shared_gate: bool = False
     window: Size | None = None  # keys that a query of a sliding layer sees, itself included
@@ -108,6 +114,7 @@ class ModelShape:
     qk_norm_parameters: Count = 0  # a layer
     sinks: bool = False  # one learnt logit a query head
     positions: Count = 0  # rows of a learnt position table
+    image_tokens: Count = 0  # of an image, which attend to each other; 0: a decoder of text
     embedding_norm: bool = False
     query_gate: bool = False  # q has as many rows again, a gate of what attention puts out
     mixer: Literal["", "linear", "ssm", "conv"] = ""
@@ -186,6 +193,17 @@ class ModelShape:
         if self.layer_shapes:
             return sum(getattr(one, kind) == value for one in self.layer_shapes)
         return self.layers if getattr(self, kind) == value else 0
+
+    def kept_experts(self, sparsity: float) -> int:
+        """Experts left of a layer of `experts`."""
+        return kept_experts(
+            self.experts,
+            self.experts_per_token,
+            sparsity,
+            groups=self.expert_groups,
+            open_groups=self.open_groups,
+            ranked_by=self.group_ranked_by,
+        )
 
     @property
     def group(self) -> int:
@@ -402,6 +420,8 @@ class ModelShape:
     def cache_elements(self) -> int:
         """Elements that one layer caches a token: keys and values; with latent attention the latent
         and the rotated part of the key, from which each step expands both anew."""
+        if self.image_tokens:
+            return 0
         return self.c + self.v if self.kv_rank is None else self.kv_rank + self.rope_dim
 
     def state_bytes(self, itemsize: float = 2) -> float:
@@ -452,10 +472,10 @@ class ModelShape:
         return shape if not shape.layer_shapes or _is_whole(shape) else None
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values, for a manifest; those of layers that differ only where they
-        do, so that other manifests stay as they were."""
+        """The fields as plain values, for a manifest; some only where they are not as usual, so
+        that other manifests stay as they were."""
         found = {one.name: getattr(self, one.name) for one in fields(self)}
-        for name, usual in _OF_LAYERS.items():
+        for name, usual in _USUAL.items():
             if found[name] == usual:
                 del found[name]
         if self.layer_shapes:
@@ -469,7 +489,10 @@ _MLP_SIZES = (
     "intermediate", "experts", "experts_per_token", "expert_intermediate", "shared_intermediate",
 )  # fmt: skip
 _LAYER_SIZES = (*_ATTENTION_SIZES, *_MLP_SIZES)
-_OF_LAYERS: dict[str, Any] = {
+_USUAL: dict[str, Any] = {
+    "expert_groups": 1,
+    "open_groups": 1,
+    "group_ranked_by": 1,
     "attention_kind": "usual",
     "mlp_kind": "usual",
     "ranks": (),

@@ -13,6 +13,7 @@ import msgspec
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import Size, decode_file
+from prunescope.taxonomy.own_files import refuse_own_file
 from prunescope.taxonomy.scrub import scrub
 
 PLAN, SWEEP = "plan.json", "sweep.json"
@@ -36,6 +37,12 @@ class Planned(msgspec.Struct, kw_only=True, frozen=True):
     draw: int = 0
     problem: str | None = None
     select: str | None = None  # where a sweep compares several ways to choose
+    mode: str = "eager"
+    attn: str = "sdpa"
+    logits: str = "last"
+    set: tuple[str, ...] = ()  # KNOB=VALUE of the family, in which points of it differ
+    flush: bool = False  # whether the last-level cache was flushed before each sample and step
+    warmup: int = 3
 
 
 class SweepResult(Planned, kw_only=True, frozen=True):
@@ -68,6 +75,11 @@ def read_sweep(folder: Path) -> SweepFile:
     """sweep.json of a folder. Raises PrunescopeError where it is absent, damaged or of another
     version."""
     hint = "run `prunescope sweep` again: it rewrites it"
+    if folder.is_file():
+        refuse_own_file(folder)
+        raise PrunescopeError(
+            f"{folder.name} is a file", hint="give the --out folder of `prunescope sweep`"
+        )
     found = decode_file(folder / SWEEP, SweepFile, where=SWEEP, hint=hint)
     if found is None:
         raise PrunescopeError(

@@ -88,7 +88,8 @@ def _attending(plan: Plan, layers: float) -> Iterable[Op]:
     share = plan.rows.get("q", 1)
     rope = 2 * (share * plan.heads * shape.q + _share_of_keys(plan) * shape.c)
     extras = shape.qk_norm_parameters + shape.heads * shape.sinks
-    yield _pointwise(plan, "rope", rope, layers, extras)
+    if not shape.image_tokens:
+        yield _pointwise(plan, "rope", rope, layers, extras)
     kinds = ((None, shape.full_layers, "full"), (shape.window, shape.sliding_layers, "sliding"))
     for window, count, name in kinds:
         if count:
@@ -122,10 +123,14 @@ def mlp_ops(plan: Plan) -> Iterable[Op]:
 
 
 def _linear(plan: Plan, role: str, n: int, k: int, layers: float) -> Iterable[Op]:
-    """The GEMM(s) of one weight: Q = b(T·K + w·N·K + T·N). `kv_b` expands every cached latent."""
+    """The GEMM(s) of one weight: Q = b(T·K + w·N·K + T·N). `kv_b` expands every cached latent, or
+    is absorbed."""
     b, share = plan.work.itemsize, plan.rows.get(role, 1)
-    tokens = plan.work.batch * plan.context if role == "kv_b" else plan.work.rows
-    rows = tokens * share
+    rows, more = plan.work.rows * share, 0
+    if role == "kv_b" and plan.absorbed:
+        rows, more = plan.work.rows * plan.rows.get("q_b", plan.rows.get("q", 1)), _latents(plan)
+    elif role == "kv_b":
+        rows = plan.work.batch * plan.context * share
     if plan.shape.ranks:  # stored as two matrices, each of which a family may change
         sizes = plan.shape.stored(role, n, k)
         pieces = [piece for size in sizes for piece in plan.linear(role, *size)]
@@ -143,7 +148,7 @@ def _linear(plan: Plan, role: str, n: int, k: int, layers: float) -> Iterable[Op
             layers=layers,
             gemms=(Gemm(max(1, round(rows)), piece.n, piece.k),),
             flop=2 * rows * numbers * piece.flop,
-            bytes=b * rows * (piece.k + piece.n) + read,
+            bytes=b * rows * (piece.k + piece.n + more) + read,
             weight_bytes=read,
             parameters=numbers * piece.numbers + bias,
             stored_bytes=b * (piece.stored * numbers + bias),
@@ -152,6 +157,14 @@ def _linear(plan: Plan, role: str, n: int, k: int, layers: float) -> Iterable[Op
             union=plan.read.get(role, 1) if piece.flop < piece.numbers else 0,
             sparse=piece.numbers < min(1, piece.stored),
         )
+
+
+def _latents(plan: Plan) -> int:
+    """Numbers a token that an absorbed kv_b moves beside the N and K of one product. It is two, for
+    each head: d_nope of a query become r, r of what attention puts out become d_v. Weights and
+    FLOPs are those of one product of a row; in and out are heads·(d_nope + d_v + 2r)."""
+    rank = plan.shape.kv_rank or 0
+    return 2 * plan.shape.heads * rank - rank
 
 
 def _windowed(plan: Plan) -> Plan:
@@ -166,8 +179,11 @@ def _windowed(plan: Plan) -> Plan:
 def _attention(plan: Plan, window: int | None, layers: float, name: str) -> Op:
     """Fused attention. Prefill: F = 2B·n_q(d+d_v)·pairs; decode: 2B·n_q(d+d_v)·L.
 
-    Pairs that causality leaves, S(S+1)/2. A kernel that masks executes S²: on a CPU that of latent
-    attention, whose values are narrower than its keys.
+    Absorbed latent attention (arXiv 2405.04434, 2.1.2): d = r + d_rope, d_v = r, and all heads read
+    the latents of one.
+
+    Pairs that causality leaves, S(S+1)/2; of images all, S². A kernel that masks executes S²: on a
+    CPU that of latent attention, whose values are narrower than its keys.
     """
     shape, work = plan.shape, plan.work
     b, batch, keys = work.itemsize, work.batch, plan.context
@@ -176,11 +192,15 @@ def _attention(plan: Plan, window: int | None, layers: float, name: str) -> Op:
     queries = work.prompt_len if work.prefill else 1
     if work.prefill:
         pairs = seen * (seen + 1) / 2 + (keys - seen) * seen
-    per_head = shape.head_dim + shape.value_dim
+        pairs = keys * keys if shape.image_tokens else pairs
+    key, value, cached = shape.head_dim, shape.value_dim, shape.kv_elements()
+    if plan.absorbed:
+        key, value, cached = shape.cache_elements(), shape.kv_rank or 0, shape.cache_elements()
+    per_head = key + value
     heads = batch * max(1, round(shape.heads * plan.heads))
     q_io = heads * per_head * queries * plan.queries
-    new = batch * queries * shape.kv_elements() * _share_of_keys(plan)
-    read = b * batch * seen * shape.kv_elements() * plan.keys * plan.heads
+    new = batch * queries * cached * _share_of_keys(plan)
+    read = b * batch * seen * cached * plan.keys * (1 if plan.absorbed else plan.heads)
     read = 0.0 if work.prefill else read
     rows = max(1, round(queries * plan.queries))
     columns = max(1, round((keys if work.prefill else seen) * plan.scores / plan.queries))
@@ -191,14 +211,14 @@ def _attention(plan: Plan, window: int | None, layers: float, name: str) -> Op:
         cls="attention",
         layers=layers,
         gemms=(
-            Gemm(rows, columns, shape.head_dim, heads),
-            Gemm(rows, shape.value_dim, columns, heads),
+            Gemm(rows, columns, key, heads),
+            Gemm(rows, value, columns, heads),
         ),
         flop=2 * heads * per_head * pairs * plan.scores,
         bytes=b * (q_io + new) + read,
         kv_read=read,
         kv_write=b * batch * queries * shape.cache_elements() * _share_of_keys(plan),
-        kv_heads=shape.kv_heads,
+        kv_heads=1 if plan.absorbed else shape.kv_heads,
         rows=plan.queries,
         runs=plan.runs if plan.queries < 1 else 1,
         estimated=plan.scores < plan.queries * plan.cached,

@@ -33,7 +33,7 @@ _TEXT_FIELDS = frozenset({
     "reasons", "disturbed",
     "variant", "dtype", "kind", "isa", "vendor", "gcnArchName", "logits", "cache", "attention",
     "mode", "interleaved", "trace", "sha256", "eager_trace", "selection", "rounding", "unit",
-    "role", "statistic", "architecture", "architectures", "model_type", "hidden_act",
+    "align", "role", "statistic", "architecture", "architectures", "model_type", "hidden_act",
     "hidden_activation", "torch_dtype", "rope_type", "attn_implementation", "junctions", "blocks",
     "policy", "layer_types", "train_sha256", "eval_sha256", "weights_sha256",
     "weights_fingerprint", "target", "scoring", "phase",

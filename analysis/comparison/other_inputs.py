@@ -76,7 +76,7 @@ def _of_linears(linears: list[Pair]) -> float | None:
 
 def _of_products(pairs: list[Pair]) -> float | None:
     """The one ratio of all products whose role is unknown; a few may be as before, none may have
-    moved otherwise."""
+    moved otherwise. With more rows, N and K may be narrower: no pruning adds rows to all."""
     sizes = [(p, _gemm(p.dense), _gemm(p.pruned)) for p in pairs]
     known = [(p, d, q) for p, d, q in sizes if d is not None and q is not None]
     moved: dict[float, float] = defaultdict(float)
@@ -106,10 +106,12 @@ def _sum(pairs: Iterable[Pair]) -> float:
 
 
 def _rows_ratio(dense: Gemm, pruned: Gemm) -> float | None:
-    """Pruned over dense rows (M times batch) of a product with equal N and K."""
-    if (dense.n, dense.k) != (pruned.n, pruned.k) or not dense.m * dense.batch:
+    """Pruned over dense rows (M times batch) of a product with equal N and K, or with more rows of
+    a narrower one."""
+    if not dense.m * dense.batch or pruned.n > dense.n or pruned.k > dense.k:
         return None
-    return round(pruned.m * pruned.batch / (dense.m * dense.batch), 6)
+    ratio = round(pruned.m * pruned.batch / (dense.m * dense.batch), 6)
+    return ratio if (dense.n, dense.k) == (pruned.n, pruned.k) or ratio > 1 else None
 
 
 def _scaled(dense: Gemm, pruned: Gemm, ratio: float) -> bool:

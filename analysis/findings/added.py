@@ -74,7 +74,7 @@ def added_work(c: Context) -> Found | None:
     return Found(
         text=f"work that the dense model does not have takes {ms(row.moves_ns)}",
         evidence=[f"{p.name}: {ms(p.ns)}" for p in row.parts[:5]],
-        change="; ".join(dict.fromkeys(_less_of(c, part) for part in row.parts[:5])),
+        change="; ".join(dict.fromkeys(_less_of(c, part) for part in row.parts[:2])),
         predicted_ns=row.ns,
         explains=frozenset(p.role for p in row.parts[:5] if p.role is not None),
     )

@@ -31,7 +31,8 @@ class Context:
     """One phase of the candidate and, where there is one, of its baseline.
 
     `phase`: the report's, without findings; `detections`: the families that the verdict saw;
-    `untouched`: the (role, class) of work that the pruning does not shrink; `explained`: what the
+    `untouched`: the (role, class) of work that the pruning does not shrink; `regrouped`: of
+    work that fewer matrices do, no less of it; `explained`: what the
     findings so far explain, for those that read findings.
     """
 
@@ -43,6 +44,7 @@ class Context:
     evidence: Evidence | None = None
     detections: tuple[Detection, ...] = ()
     untouched: frozenset[tuple[str, str]] = frozenset()
+    regrouped: frozenset[tuple[str, str]] = frozenset()
     explained: frozenset[str] = frozenset()
 
     @property

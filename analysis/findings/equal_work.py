@@ -44,9 +44,11 @@ def unexplained_difference(c: Context) -> Found | None:
     rows = _rows(c)
     named = [(*_ROWS[row.row], ms(row.moves_ns)) for row in rows]
     held = ", ".join(f"{name} {ns} ({why})" for name, why, ns in named)
+    differ = f"no shape moved, and the two runs differ by {ladder.realised:.2f}×"
     return Found(
-        text=f"no shape moved, and the two runs differ by {ladder.realised:.2f}×, more than two "
-        f"captures of one program do: {held or 'no row of the ledger holds it'}",
+        text=f"{differ}, more than two captures of one program do: {held}"
+        if held
+        else f"{differ}; no row of the ledger is beyond twice its noise, so no cause is known",
         evidence=list(_causes(c, c.baseline.kernels, rows)),
         change="compare clocks, device, library versions and what else ran, and capture both in "
         "one session, in turns",

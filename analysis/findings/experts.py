@@ -6,16 +6,20 @@ In: a Context. Out: Found, or None. Times are ns a step, as recorded.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import polars as pl
 
-from prunescope.analysis.findings.context import Context
+from prunescope.analysis.findings.context import LITTLE, Context
 from prunescope.analysis.findings.registry import Found, finding
+from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.ledger.experts import EXPERTS
 from prunescope.analysis.schema.report import GemmRow, Phase
+from prunescope.taxonomy.dtypes import itemsize
 from prunescope.taxonomy.expert_routing import expert_load, fullest_expert
 from prunescope.taxonomy.roles import BACKWARD
 from prunescope.taxonomy.words import ms, percent, shortened
@@ -26,6 +30,7 @@ _WORTH = 0.1  # of the experts that a step reads: fewer of them are no gain to p
 _MOST_TOKENS = 1 << 16  # up to which a gain is looked for
 _UNEVEN = 2.0  # times the fullest expert of an even router, which chance makes fuller than the mean
 _LARGE = 0.1  # of the step
+_STACKED = 3  # dimensions of the matrices of all experts in one tensor
 # What a layer of experts does beside its products and its activation: chooses, sorts, moves rows.
 _MOVES = ("routing", "sampling", "gather_scatter", "layout", "scan", "reduction", "memset")
 
@@ -154,6 +159,8 @@ def routing_cost(c: Context) -> Found | None:
     role = pl.col("role").str.strip_suffix(BACKWARD)
     moves = (role == EXPERTS) & pl.col("kind").is_in(_MOVES)
     rows = frame.filter((role == ROUTER) | moves)
+    if (copies := _copies(c.kernels)) is not None:  # experts-copied is about these
+        rows = rows.filter(~pl.col("call").is_in(copies.calls).fill_null(value=False))
     if rows.is_empty() or not frame.select((role == EXPERTS).any()).item():
         return None
     steps = c.kernels.num_steps
@@ -176,6 +183,88 @@ def routing_cost(c: Context) -> Found | None:
         change="run the experts with fused or grouped kernels, which gather rows by themselves",
         explains=frozenset([ROUTER]),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Copies:
+    """Copies of the matrices of experts: the op calls that make them, how many a layer and product,
+    their busy ns and the bytes that they read and write a step; None where a format is unknown."""
+
+    calls: list[int]
+    op: str
+    each: int
+    busy: float
+    kernels: float
+    bytes: float | None
+
+
+@finding("experts-copied", "warning")
+def experts_copied(c: Context) -> Found | None:
+    """Every token copies the matrices of its experts, and its products read the copies."""
+    found = _copies(c.kernels)
+    if found is None or found.busy < LITTLE * c.phase.wall_ns:
+        return None
+    size = "" if found.bytes is None else f"{found.bytes / 1e6:,.1f} MB read and written, "
+    dense = None if c.baseline_kernels is None else _copies(c.baseline_kernels)
+    alike = dense is not None and dense.each == found.each
+    return Found(
+        text="every token copies the matrices of its experts, and multiplies by the copies: "
+        f"{found.each} copies in a layer, {size}{ms(found.busy)} a step, "
+        f"{percent(found.busy / c.phase.wall_ns)} of it",
+        evidence=[
+            f"{found.op}: {ms(found.busy)} in {found.kernels:.0f} kernels a step",
+            "the products read every copy, where grouped kernels read an expert once for all of "
+            "its tokens",
+            *(["the dense model makes as many copies: fewer experts save none"] if alike else []),
+        ],
+        change="run the experts with grouped kernels: "
+        'model.set_experts_implementation("grouped_mm") in transformers, or the fused kernel of a '
+        "serving engine",
+        predicted_ns=found.busy,
+        explains=frozenset([EXPERTS]),
+    )
+
+
+def _copies(kernels: Kernels) -> _Copies | None:
+    """Gathers from a stack [E, N, K] of which batched products of experts multiply by [S, N, K]."""
+    of_experts = pl.col("role").str.strip_suffix(BACKWARD) == EXPERTS
+    frame = kernels.frame.filter(pl.col("call").is_not_null())
+    products = frame.filter(of_experts & (pl.col("kind") == "batched_gemm") & pl.col("primary"))
+    sizes: dict[tuple[object, ...], int] = {}  # copies of a product, by N and K
+    numbers: dict[tuple[object, ...], float | None] = {}  # bytes of them
+    for call in products["call"].unique().to_list():
+        work = kernels.works[call]
+        for shape in _stacks(kernels.calls[call].shapes):
+            sizes[shape[1:]] = max(shape[0], sizes.get(shape[1:], 0))
+            item = None if work is None else itemsize(work.dtype)
+            numbers[shape[1:]] = None if item is None else math.prod(shape) * item
+    gathers = frame.filter(pl.col("kind") == "gather_scatter")
+    made = {
+        call: stacks[0][1:]
+        for call in gathers["call"].unique().to_list()
+        if (stacks := _stacks(kernels.calls[call].shapes)[:1]) and stacks[0][1:] in sizes
+    }
+    rows = gathers.filter(pl.col("call").is_in(list(made)))
+    if rows.is_empty():
+        return None
+    steps = kernels.num_steps
+    times = rows.group_by("call").agg(pl.col("instance").n_unique())
+    moved = [(numbers[made[call]], count) for call, count in times.iter_rows()]
+    known = all(size is not None for size, _ in moved)
+    return _Copies(
+        calls=list(made),
+        op=kernels.calls[next(iter(made))].name,
+        each=max(sizes[shape] for shape in made.values()),
+        busy=float(rows["busy"].sum()) / steps,
+        kernels=rows.height / steps,
+        bytes=sum(2 * (size or 0.0) * count for size, count in moved) / steps if known else None,
+    )
+
+
+def _stacks(shapes: Iterable[Any]) -> list[tuple[int, ...]]:
+    """Those of the operands of a call that are stacks of matrices, wider than a vector."""
+    whole = (s for s in shapes if isinstance(s, tuple) and all(isinstance(n, int) for n in s))
+    return [shape for shape in whole if len(shape) == _STACKED and min(shape[1:]) > 1]
 
 
 def _expert_rows(phase: Phase) -> list[GemmRow]:

@@ -224,7 +224,8 @@ def long_gap(c: Context) -> Found | None:
         text=f"for {percent(share)} of the step no op runs in one gap"
         f"{'' if steps == 1 else f' a step (in {len(gaps)} of {steps} steps)'}, "
         f"{_place(names[0])}: that is no dispatch"
-        + ", but an interruption: the call usually takes a small part of this" * interrupted,
+        + ", but an interruption: the call usually takes a small part of this"
+        * interrupted,
         evidence=[
             f"{ms(ns / count)} {_place(name)}, before {before[:100]}"
             f"{f' ({count} times)' if count > 1 else ''}"

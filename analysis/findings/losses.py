@@ -14,15 +14,18 @@ from prunescope.analysis.findings.context import (
 )
 from prunescope.analysis.findings.host import long_gaps
 from prunescope.analysis.findings.registry import Found, finding
+from prunescope.analysis.findings.shape import nearest_dimension
 from prunescope.analysis.findings.trust import timing_not_valid
 from prunescope.analysis.kernels.frame import PRODUCTS
 from prunescope.analysis.kernels.idle import cause_sums
 from prunescope.analysis.kernels.replay import LEAST
-from prunescope.analysis.schema.report import LedgerPart, is_beyond_noise
+from prunescope.analysis.schema.report import LedgerPart, Row, is_beyond_noise
+from prunescope.taxonomy.families import cutting
 from prunescope.taxonomy.roles import UNPLACED
 from prunescope.taxonomy.words import ms, percent
 
 _DECODE = "decode"
+_WITH_PROMPTS = ("prefill", "mixed", "trace")  # kinds of phases, or an unknown one
 _NET = 0.05  # of a row: parts of opposite sign worth a mention
 _SAME = 1e-3  # of a share of FLOPs: rounding
 _MUCH = 0.03  # of the dense wall: a row worth a finding
@@ -46,15 +49,21 @@ def dispatch_bound(c: Context) -> Found | None:
     )
 
 
+def _kind(c: Context) -> str:
+    """The kind of phase: what the trace shows, or the name that a run gives it."""
+    return c.candidate.kind["kind"] if c.candidate.kind is not None else c.name
+
+
 def _is_decode(c: Context) -> bool:
     """Whether a step is a token, so that longer prompts do not make its GEMMs larger."""
-    return c.name == _DECODE or (
-        c.candidate.kind is not None and c.candidate.kind["kind"] == _DECODE
-    )
+    return _DECODE in (c.name, _kind(c))
 
 
 def _longer_ops(c: Context) -> str:
-    return "a larger batch" if _is_decode(c) else "larger batches or longer prompts"
+    """What makes ops longer. A step that is no prompt (a forward of images, training) has none."""
+    if _is_decode(c):
+        return "a larger batch"
+    return "larger batches" + " or longer prompts" * (_kind(c) in _WITH_PROMPTS)
 
 
 @finding("coverage-limited", "warning", compares=True)
@@ -95,7 +104,7 @@ def _roles(parts: list[LedgerPart]) -> frozenset[str]:
 
 def _shrank(c: Context, part: LedgerPart) -> bool:
     """Whether a part of the coverage row is work that shrank, not unpruned work or gaps."""
-    return part.role is not None and (part.role, part.cls) not in c.untouched
+    return part.role is not None and (part.role, part.cls) not in c.untouched | c.regrouped
 
 
 def _limit(c: Context) -> str:
@@ -138,6 +147,11 @@ def _coverage_change(c: Context) -> str:
         return "fuse that work (torch.compile), or promise less: no pruning removes it alone"
     if largest.role in UNPLACED:
         return "prune what is untouched, or promise less"
+    if (largest.role, largest.cls) in c.regrouped:
+        return (
+            f"promise less: each token goes to as many {largest.role} as before, and fewer of them "
+            f"save no FLOPs; {cutting('routes')} (fewer a token) does"
+        )
     if largest.role == "lm_head" and whole and _more_logits_than_needed(c):
         return "ask for the logits of the last token only (--logits last)"
     if largest.role == "attention" and largest.cls == "attention" and whole:
@@ -228,12 +242,29 @@ def slower_kernels(c: Context) -> Found | None:
     return Found(
         text=f"the remaining kernels take {ms(row.moves_ns)} longer than their shapes promise",
         evidence=[f"{p.name}: {ms(p.ns)}; {'; '.join(p.evidence)}" for p in parts],
-        change="for the kernels named try another tile, an aligned dimension or a larger batch"
-        if c.kernels.on_device
-        else "for the ops named try an aligned dimension, another layout or a larger batch",
+        change=_faster_kernels(c, parts, row),
         predicted_ns=row.ns,
         explains=_roles(parts),
     )
+
+
+def _faster_kernels(c: Context, parts: list[LedgerPart], row: Row) -> str:
+    """What may help the kernels of these parts: their shapes, if the pruning moved any of them."""
+    roles = _roles(parts)
+    if not any(p.axis not in ("none", "unknown") and p.key[1] in roles for p in c.pairs or ()):
+        return (
+            "no shape of the ops named has moved: compare clocks, threads, libraries and what else "
+            "ran, and capture both models in turns in one process"
+        )
+    better = nearest_dimension(c)
+    if better is not None and better.change and (better.predicted_ns or 0.0) >= row.moves_ns / 2:
+        return better.change  # most of the loss has a cause with a name
+    where = parts[0].name if parts else "the step"
+    if c.kernels.on_device:
+        return (
+            f"for the kernels of {where} try another tile, an aligned dimension or a larger batch"
+        )
+    return f"for the ops of {where} try an aligned dimension, another layout or a larger batch"
 
 
 @finding("longer-communication", "info", compares=True)

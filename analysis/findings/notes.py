@@ -10,6 +10,7 @@ import polars as pl
 
 from prunescope.analysis.comparison.equal_information import one_sided_text
 from prunescope.analysis.kernels.frame import ATTENTION, MATMUL, Kernels
+from prunescope.analysis.kernels.phase_kind import PHASES_APART
 from prunescope.analysis.kernels.replay import replayed_begin
 from prunescope.analysis.schema.pair_comparison import MODULES, SHAPES
 from prunescope.analysis.schema.report import WHOLE_TRACE, Phase
@@ -50,8 +51,15 @@ def notes(kernels: Kernels) -> list[str]:
 
 
 def _steps_from(kernels: Kernels) -> list[str]:
-    """What the steps are where no profiler or engine marked them."""
+    """What the steps are where no profiler or engine marked them, or its marks hold no work."""
     source, names = kernels.windows.source, kernels.windows.names
+    if kernels.windows.ignored is not None:
+        marked = f"no work was launched in {shortened(kernels.windows.ignored)} and the like"
+        return [f"{marked}: these are not the steps", *_unmarked(source, names)]
+    return _unmarked(source, names)
+
+
+def _unmarked(source: str, names: list[str]) -> list[str]:
     if source == WHOLE:
         return [WHOLE_TRACE]
     if source == UPDATE:
@@ -201,6 +209,8 @@ def phase_warnings(name: str, phase: Phase) -> list[str]:
     for side, kind in (("", phase.phase_kind), ("baseline: ", of_dense)):
         if kind and (doubt := kind.get("doubt")):
             warnings.append(f"{side}{name}: {doubt}")
+    if name == "mixed":  # a run's own phase: its steps hold a prompt and what follows it
+        warnings.append(f"{name}: a step is a prompt and tokens after it: {PHASES_APART}")
     warnings += _captures_differ(name, phase)
     ignored = phase.comparison.one_sided if phase.comparison else ()
     warnings += [f"{name}: {one_sided_text(one)}" for one in ignored if one.kind == MODULES]

@@ -54,6 +54,11 @@ def broken_propagation(c: Context) -> Found | None:
     )
 
 
+def _some(of: list[str]) -> str:
+    """The first two as text, and that there are more."""
+    return ", ".join(of[:2]) + (f" and {len(of) - 2} more" if len(of) > 2 else "")
+
+
 @finding("outside-taxonomy", "warning", compares=True)
 def outside_taxonomy(c: Context) -> Found | None:
     """What changed is not a pruning of M, N or K."""
@@ -81,16 +86,18 @@ def unaligned(c: Context) -> Found | None:
             if new and old and new != old and new % ALIGNED and old % ALIGNED == 0:
                 up = -(-new // GOOD) * GOOD
                 more = f"{up} is (+{percent(up / new - 1, 1)})"
-                bad.append((g, f"{g.role} {axis} = {new} is no multiple of {ALIGNED}; {more}"))
-    busy = sum({id(g): g.busy_ns for g, _ in bad}.values())
+                line = f"{g.role} {axis} = {new} is no multiple of {ALIGNED}; {more}"
+                bad.append((g, line, f"{g.role} {axis} to {up}"))
+    busy = sum({id(g): g.busy_ns for g, _, _ in bad}.values())
     if not bad or c.is_little(busy):
         return None
     return Found(
-        text=f"{len({id(g) for g, _ in bad})} pruned GEMMs ({ms(busy)} a step) have dimensions "
+        text=f"{len({id(g) for g, _, _ in bad})} pruned GEMMs ({ms(busy)} a step) have dimensions "
         "that tensor-core kernels cannot load aligned",
-        evidence=[line for _, line in bad[:4]],
-        change=f"round the kept dimension up to a multiple of {GOOD} (--set align={GOOD})",
-        explains=frozenset(g.role for g, _ in bad[:4]),
+        evidence=[line for _, line, _ in bad[:4]],
+        change=f"round the kept dimension up to a multiple of {GOOD} (--set align={GOOD}): "
+        f"{_some([where for _, _, where in bad])}",
+        explains=frozenset(g.role for g, _, _ in bad[:4]),
     )
 
 
@@ -255,6 +262,7 @@ def same_waves(c: Context) -> Found | None:
     """
     lines, roles, gain, busy = [], [], 0.0, 0.0
     axes: set[str] = set()
+    narrower: list[str] = []
     if c.baseline_kernels is None:
         return None
     old_tiles, new_tiles = _tiled(c.baseline_kernels), _tiled(c.kernels)
@@ -265,13 +273,15 @@ def same_waves(c: Context) -> Found | None:
         if old is None or new is None or not old.tiling.slots or not new.tiling.slots:
             continue
         before, after = old.tiling.waves(g.old.n), new.tiling.waves(g.new.n)
-        if new.tiles >= old.tiles or after < before:
+        if new.tiles >= old.tiles or after < before or _follows(g, new.tiles / old.tiles):
             continue
         at = new.tiling.widest(after - 1) if g.axis == "N" else None
         busy += g.busy
         gain += g.busy / after if at else 0.0
         roles.append(g.role)
         axes.add(g.axis)
+        if at:
+            narrower.append(f"{g.role} N to {at}")
         lines.append(
             f"{g.role} {g.axis} {getattr(g.old, g.axis.lower())} → "
             f"{getattr(g.new, g.axis.lower())}: {old.tiles} → {new.tiles} tiles in "
@@ -282,18 +292,25 @@ def same_waves(c: Context) -> Found | None:
     return Found(
         text=f"GEMMs that take {ms(busy)} have fewer tiles but as many waves: they are not faster",
         evidence=lines[:4],
-        change=_fewer_waves(axes, named=bool(gain)),
+        change=_fewer_waves(axes, narrower),
         predicted_ns=gain or None,
         explains=frozenset(roles[:4]),
     )
 
 
-def _fewer_waves(axes: set[str], *, named: bool) -> str:
-    """How to save a wave along the axes that moved; `named`: the evidence names an N that does."""
+def _follows(g: _Group, kept: float) -> bool:
+    """Whether the time of a GEMM fell with its tiles rather than staying with its waves: it is
+    nearer to the share of the tiles that is kept than to the dense time, as where memory limits
+    it."""
+    return g.busy < g.busy_dense * (1 + kept) / 2
+
+
+def _fewer_waves(axes: set[str], narrower: list[str]) -> str:
+    """How to save a wave along the axes that moved; `narrower`: each N that does."""
     of_n = (
-        "prune to the N named, which saves a wave, or prune less, which costs no time up to the "
-        "next wave"
-        if named
+        f"prune {_some(narrower)}, which saves a wave, or prune less, which costs no time up to "
+        "the next wave"
+        if narrower
         else "prune N until a wave less is left, or less, which costs no time up to the next wave"
     )
     of_m = "skip rows until a wave less is left, batch more of them, or remove whole layers"
@@ -312,6 +329,7 @@ def nearest_dimension(c: Context) -> Found | None:
         return None
     tiles = _tiled(c.baseline_kernels)
     lines, roles, gain, moved = [], [], 0.0, []
+    better: list[str] = []
     for g in _groups(c, ("N", "K", "NK")):
         tiled = tiles.get((g.role, g.old))
         if tiled is None or g.pruned.dtype not in HALF:
@@ -323,6 +341,7 @@ def nearest_dimension(c: Context) -> Found | None:
             axis, now, saved = dimension.axis, dimension.now, dimension.saved(best)
             gain += saved
             roles.append(g.role)
+            better.append(f"{best} of {g.role} {axis} in place of {now}")
             lines.append(
                 f"{g.role} {axis} = {now}: {best} ({100 * (best / now - 1):+.1f} %) is predicted "
                 f"to save {ms(saved)}{_within(c, g, axis, best, saved)} of {ms(g.busy)}"
@@ -332,7 +351,7 @@ def nearest_dimension(c: Context) -> Found | None:
     return Found(
         text=f"dimensions close to the kept ones are predicted to run {ms(gain)} faster",
         evidence=lines[:5],
-        change=f"keep the dimensions named{_paying_alignment(moved, gain)}",
+        change=f"keep {_some(better)}{_paying_alignment(moved, gain)}",
         predicted_ns=gain,
         explains=frozenset(roles[:5]),
     )

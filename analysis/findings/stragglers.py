@@ -24,7 +24,7 @@ from prunescope.analysis.findings.host import HOST_COLLECTIVES, that_waits
 from prunescope.analysis.findings.rank_replay import COLUMNS, Replay, replay
 from prunescope.analysis.findings.registry import FINDINGS, Found, finding
 from prunescope.analysis.ledger.noise import speedup_interval
-from prunescope.analysis.schema.report import Phase
+from prunescope.analysis.schema.report import LATE_RANK, Phase
 from prunescope.analysis.timeline.intervals import cover
 from prunescope.taxonomy.words import ms, percent, shortened
 
@@ -125,7 +125,7 @@ def with_straggler(
         if found is not None:
             name = late.rank.name
             behind.append(late.rank)
-            result = as_finding(FINDINGS["straggler"], found)
+            result = as_finding(FINDINGS[LATE_RANK], found)
             result.evidence.insert(1, _against(name, _usual(late), compared, frames))
             first = [f for f in phases[name].findings if f.severity == "critical"]
             rest = [f for f in phases[name].findings if f.severity != "critical"]
@@ -236,7 +236,7 @@ def _in_host_collectives(phase: Phase) -> float:
     return phase.anatomy.gaps.get("collective", 0.0) if phase.anatomy is not None else 0.0
 
 
-@finding("straggler", "warning", reads="ranks")
+@finding(LATE_RANK, "warning", reads="ranks")
 def straggler(late: Late) -> Found | None:
     """One rank holds the others up: they wait for it in communication."""
     rank, others, found = late.rank, late.others, late.replay

@@ -186,7 +186,8 @@ def _host(kernels: Kernels, steps: int) -> list[HostTime]:
 def _blocked(kernels: Kernels) -> pl.DataFrame:
     """Time in calls that copy or wait, ns of all steps, by op and by the role of what the op
     launched (unknown where it launched nothing)."""
-    roles = kernels.frame.unique("instance", keep="first", maintain_order=True)
-    blocked = kernels.blocked.join(roles.select("instance", "role"), on="instance", how="left")
+    roles = kernels.frame.select("instance", "role")
+    roles = roles.unique("instance", keep="first", maintain_order=True)
+    blocked = kernels.blocked.join(roles, on="instance", how="left")
     blocked = blocked.with_columns(pl.col("role").fill_null("unknown"))
     return blocked.group_by("op", "role").agg(pl.col("ns").sum().alias("blocked"))

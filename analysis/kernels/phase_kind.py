@@ -42,6 +42,10 @@ _SHARE = 0.05  # of the linears, or of their time: fewer are no phase
 _RUN = 8  # linears of one M in a row, on average: shorter runs are layers of one forward
 _NO_LINEARS = ("attention", "lm_head", "router")
 _SHOWN = 80
+PHASES_APART = (
+    "generate(max_new_tokens=1) is a prompt alone, and record_function('decode') around each "
+    "forward of one token marks the others"
+)
 
 
 def phase_kind(kernels: Kernels) -> PhaseKind:
@@ -261,7 +265,7 @@ def _several(kernels: Kernels) -> str | None:
     (first, often), *others = seen
     rest = ", ".join(f"{m or 'unknown (graph replays)'} in {count:,}" for m, count in others[-3:])
     change = (
-        "record prefill and decode apart, or annotate their steps"
+        f"record prefill and decode apart, or annotate their steps: {PHASES_APART}"
         if kernels.windows.source == "whole"
         else "--phase-pattern picks the steps of one"
     )

@@ -6,7 +6,7 @@ In: the point ledger, its replicates and halves, and both frames. Out: schema.re
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -54,10 +54,11 @@ def build_rows(
     evidence: Callable[[str, str, str], list[str]],
     *,
     is_known: bool = True,
+    regrouped: Collection[str] = (),
 ) -> list[Row]:
     """All rows in order; `evidence(row, role, class)` names the largest kernels of a part. Not
     `is_known`: no shape says what became of the work, so that its rows are null and one more,
-    `not_explained`, is their sum."""
+    `not_explained`, is their sum. `regrouped`: roles with fewer matrices for the same work."""
     splits = _Splits(inputs.ledger, inputs.replicates, halves)
     names = list(ROWS)
     if not is_known:
@@ -73,7 +74,8 @@ def build_rows(
             out.append(Row(row=name, ns=None))
             continue
         boot = None if splits.replicates is None else splits.replicates.total(name)
-        parts = _parts(name, inputs, splits, evidence) if name in splits.ledger.rows else []
+        in_ledger = name in splits.ledger.rows
+        parts = _parts(name, inputs, splits, evidence, regrouped) if in_ledger else []
         ns = float(splits.ledger.total(name)[0])
         if name in splits.ledger.rows:
             ns = float(sum(part.ns for part in parts)) if parts else 0.0
@@ -95,13 +97,29 @@ def build_rows(
     return out
 
 
-def untouched(units: Units, ratio: Ratios) -> frozenset[tuple[str, str]]:
+def untouched(
+    units: Units, ratio: Ratios, regrouped: Collection[str] = ()
+) -> frozenset[tuple[str, str]]:
     """The (role, class) of which all FLOPs are kept, or bytes where no FLOPs are modelled; not
-    those that read fewer bytes for them, as fewer experts do."""
+    those that read fewer bytes for them, nor of the roles `regrouped`, which do the same work with
+    fewer matrices, as fewer experts do."""
     return frozenset(
         key
-        for key, rows in _groups(units).items()
-        if _is_whole(_kept(units, ratio, rows)) and not _reads_less(units, rows)
+        for key, rows in _whole(units, ratio)
+        if key[0] not in regrouped and not _reads_less(units, rows)
+    )
+
+
+def as_much_work(
+    units: Units, ratio: Ratios, regrouped: Collection[str]
+) -> frozenset[tuple[str, str]]:
+    """The (role, class) of the roles `regrouped` of which all FLOPs are kept."""
+    return frozenset(key for key, _ in _whole(units, ratio) if key[0] in regrouped)
+
+
+def _whole(units: Units, ratio: Ratios) -> Iterator[tuple[tuple[str, str], list[int]]]:
+    return (
+        (key, rows) for key, rows in _groups(units).items() if _is_whole(_kept(units, ratio, rows))
     )
 
 
@@ -134,6 +152,7 @@ def _parts(
     inputs: AttributionInputs,
     splits: _Splits,
     evidence: Callable[[str, str, str], list[str]],
+    regrouped: Collection[str],
 ) -> list[LedgerPart]:
     units = inputs.units
     parts = []
@@ -143,7 +162,9 @@ def _parts(
             continue
         parts.append(
             LedgerPart(
-                name=_part_name(name, role, cls, _kept(units, inputs.ratio, rows)),
+                name=_part_name(
+                    name, role, cls, _kept(units, inputs.ratio, rows), regrouped=role in regrouped
+                ),
                 role=role,
                 cls=cls,
                 ns=ns,
@@ -184,15 +205,13 @@ def _is_whole(kept: float | None) -> bool:
     return kept is not None and abs(kept - 1) < 1e-9
 
 
-def _part_name(row: str, role: str, cls: str, kept: float | None) -> str:
+def _part_name(row: str, role: str, cls: str, kept: float | None, *, regrouped: bool) -> str:
     where = f"{role} ({cls})"
     if row != "coverage" or kept is None:
         return where
-    return (
-        f"untouched: {where}"
-        if _is_whole(kept)
-        else f"granularity: {where} keeps {percent(kept, 1)} of its time"
-    )
+    if _is_whole(kept):
+        return f"{'as much work' if regrouped else 'untouched'}: {where}"
+    return f"granularity: {where} keeps {percent(kept, 1)} of its time"
 
 
 class LargestKernels:

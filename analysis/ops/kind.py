@@ -158,18 +158,27 @@ _PATTERNS: tuple[tuple[str, str], ...] = (
     ("memset", r"^mem_?set|fillBuffer"),
     ("gemm", r"^triton_tem_\w*(mm|linear)"),
     ("attention", r"^triton_tem_\w*(attention|flex)"),
-    ("norm", r"^triton_\w*(rsqrt|layer_norm|rms_norm)"),
+    ("norm", r"^(triton|graph_\d+_cpp)_\w*(rsqrt|layer_norm|rms_norm)"),
     ("softmax", r"^triton_(red|per)\w*softmax"),
-    ("embedding", r"^triton_\w*embedding"),
-    ("activation", r"^triton_\w*(silu|gelu|relu)"),
+    ("softmax", r"^graph_\d+_cpp_\w*softmax"),
+    ("embedding", r"^(triton|graph_\d+_cpp)_\w*embedding"),
+    ("activation", r"^(triton|graph_\d+_cpp)_\w*(silu|gelu|relu)"),
     ("reduction", r"^triton_(red|per|split_scan)_"),
-    ("layout", r"^triton_poi_fused_(cat|clone|_to_copy|copy|constant_pad_nd|transpose)+_?\d*$"),
-    ("elementwise", r"^triton_(poi|for|unk)_"),
+    ("layout", r"^(triton_poi|graph_\d+_cpp)_fused_(cat|clone|_to_copy|copy|constant_pad_nd"
+               r"|transpose)+_?\d*$"),
+    ("elementwise", r"^(triton_(poi|for|unk)|graph_\d+_cpp)_"),
     ("comm", r"nccl|rccl|all_?reduce|all_?gather|reduce_?scatter|all_?to_?all|all2all|multimem"
              r"|cross_device|nvshmem|oneshot|twoshot"),
     ("rope", r"rotary|(?<![a-z])m?rope(?![a-z])"),
     ("gather_scatter", r"kv_?cache_kernel|reshape_and_cache|concat_and_cache|store_kv_?cache"
                        r"|set_(mla_)?kv_buffer|kv_indices|page_indices"),
+    # llama.cpp's: its quantised products, their parts and vectors, rows of the cache, broadcasts.
+    ("reduction", r"mul_mat_\w*fixup"),
+    ("gemv", r"mul_mat_vec"),
+    ("gemm", r"mul_mat_[qf](?![a-z])"),
+    ("softmax", r"soft_max_"),
+    ("gather_scatter", r"(?<![a-z])k_[gs]et_rows"),
+    ("elementwise", r"(?<![a-z])k_bin_bcast"),
     ("comm", r"deep_ep|internode(_ll)?::|intranode::"),
     ("grouped_gemm", r"deep_gemm::.*GemmType\)[12]"),  # contiguous, masked
     ("attention", r"sage_?att|qattn|qk_int\w*_sv_|_attn_inst_buf|_attn_int8"),
@@ -258,11 +267,15 @@ def kind_of(op: str | None, kernel: str | None, call: OpCall | None) -> str:
     return by_op
 
 
+# Kernels that Inductor generates: of a GPU, and of a CPU with its profile switched on.
+_GENERATED = re.compile(r"triton_|graph_\d+_cpp_")
+
+
 def op_kind(op: str | None, call: OpCall | None) -> str:
     """The kind of an op: of its work where it can be modelled, else of its name."""
     if op is None:
         return "unknown"
-    if op.startswith("triton_"):
+    if _GENERATED.match(op):
         return kernel_kind(op)  # the op is the kernel, and its name lists what it fused
     work = work_of(call) if call is not None else None
     if work is not None:

@@ -54,8 +54,7 @@ def _cell(cell: SweepCell, points: list[SweepPoint]) -> SweepCell:
     wins = frontier.winners(best, batch=cell.batch, prompt_len=cell.prompt_len)
     add_winning_shares(wins, points)
     return SweepCell(
-        batch=cell.batch,
-        prompt_len=cell.prompt_len,
+        **cell.setting._asdict(),
         dense_ns=cell.dense_ns,
         winners=wins,
         break_even=frontier.break_even(points),

@@ -393,6 +393,5 @@ def _judged_points(phase: ParetoPhase) -> Iterator[SweepPoint]:
 
 
 def _judged_cell(cell: SweepCell, points: list[SweepPoint]) -> SweepCell:
-    where = (cell.batch, cell.prompt_len)
-    best = frontier(p for p in points if (p.batch, p.prompt_len) == where)
+    best = frontier(p for p in points if p.setting == cell.setting)
     return replace(cell, winners=winners(best, batch=cell.batch, prompt_len=cell.prompt_len))

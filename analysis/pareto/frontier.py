@@ -14,6 +14,7 @@ from prunescope.analysis.schema.pareto import (
     AtFlops,
     AtSparsity,
     Loss,
+    Setting,
     SpeedLoss,
     SweepPoint,
     Winner,
@@ -102,9 +103,9 @@ def break_even(points: Iterable[SweepPoint]) -> dict[str, float | None]:
 
 def not_judged(points: Iterable[SweepPoint]) -> list[str]:
     """The families all of whose points in a cell have times that are not valid."""
-    is_judged: dict[tuple[str, int, int], bool] = {}
+    is_judged: dict[tuple[str, Setting], bool] = {}
     for p in points:
-        cell = p.label, p.batch, p.prompt_len
+        cell = p.label, p.setting
         is_judged[cell] = is_judged.get(cell, False) or p.timing_valid
     return list(dict.fromkeys(family for (family, *_), valid in is_judged.items() if not valid))
 

@@ -20,6 +20,7 @@ from prunescope.analysis.schema.pareto import (
     FailedResult,
     Pareto,
     ParetoPhase,
+    Setting,
     SweepCell,
     SweepPoint,
     SweepSubject,
@@ -148,19 +149,18 @@ def _inside(folder: Path, entry: SweepResult) -> Path:
 
 def _phase(runs: Sequence[_Measured]) -> ParetoPhase:
     """The points of a phase, and the times of its dense baseline by cell; not compared yet."""
-    cells: dict[tuple[int, int], list[_Measured]] = {}
+    cells: dict[Setting, list[_Measured]] = {}
     for run in runs:
-        cells.setdefault((run.point.batch, run.point.prompt_len), []).append(run)
+        cells.setdefault(run.point.setting, []).append(run)
     points = [
         p for where in sorted(cells) for p in _merge_samples(run.point for run in cells[where])
     ]
     timed = [
         SweepCell(
-            batch=batch,
-            prompt_len=prompt_len,
+            **where._asdict(),
             dense_ns=_spread([run.dense_ns for run in in_cell if run.dense_ns is not None]),
         )
-        for (batch, prompt_len), in_cell in sorted(cells.items())
+        for where, in_cell in sorted(cells.items())
     ]
     return ParetoPhase(points=points, cells=timed)
 

@@ -51,6 +51,12 @@ def point_of(entry: SweepResult, run: Run, phase: Phase) -> SweepPoint:
         ),
         training_stopped=_stopped(run),
         timing_valid=not caveat_of(phase),
+        mode=entry.mode,
+        attn=entry.attn,
+        logits=entry.logits,
+        set=list(entry.set),
+        flush=entry.flush,
+        warmup=entry.warmup,
     )
 
 

@@ -142,6 +142,7 @@ def prompt_of(setting: Setting, *, batch: int, prompt_len: int, logits: str) -> 
         logits=logits,
         itemsize=itemsize(setting.dtype) or 2,
         routing=setting.routing,
+        absorbed=setting.absorbs,
     )
 
 

@@ -19,6 +19,7 @@ from prunescope.analysis.schema.pareto import MOST_RATIO
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import families
 from prunescope.taxonomy.family import read_selection
+from prunescope.taxonomy.own_files import refuse_own_file
 from prunescope.taxonomy.run import MANIFEST, Run, read_run
 from prunescope.taxonomy.words import factor
 
@@ -112,6 +113,7 @@ def read_losses(folder: Path | str) -> SweepLosses:
     """
     path = Path(folder)
     if not path.is_dir():
+        refuse_own_file(path)
         raise PrunescopeError(f"there is no folder {path}", hint="the --out folder of a sweep")
     found: defaultdict[tuple[Any, ...], list[tuple[float, float, float, float]]] = defaultdict(list)
     in_decode: defaultdict[tuple[Any, ...], set[float]] = defaultdict(set)

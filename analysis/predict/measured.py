@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 
 from prunescope.analysis.predict.constants import NAMES
 from prunescope.analysis.predict.costs import ADDED, cost_estimate
+from prunescope.analysis.predict.setting import Setting
 from prunescope.analysis.predict.side import PredictedSide
+from prunescope.taxonomy.plan import Workload
 from prunescope.taxonomy.roles import GROUPS
 
 _NORMS = ("attn_norm", "mlp_norm", "qk_norm", "residual", "final_norm")
@@ -61,6 +63,15 @@ class Measured:
     def wall_ns(self) -> float:
         """The time of the forward."""
         return sum(self.parts.values()) + self.gap_ns
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DensePhase:
+    """A measured dense phase: its parts, and the setting and workload that scale them."""
+
+    setting: Setting
+    work: Workload
+    measured: Measured
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

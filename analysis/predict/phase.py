@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import msgspec
@@ -155,33 +155,32 @@ def sums(side: PredictedSide) -> Sums:
 
 
 def _experts(side: PredictedSide) -> Experts | None:
-    """Of the experts of a layer that a forward's tokens choose from, on all devices together."""
+    """Of the experts of a layer that a forward's tokens choose from, on all devices together: means
+    over the layers that have some, which may differ in their number."""
     shape, work = side.forward.plans[-1].shape, side.work
     if not shape.experts:
         return None
     if side.setting.ep > 1 and side.setting.tp == 1:
         work = replace(work, batch=work.batch * side.setting.ep)
-    load = expert_load(
-        work.routing,
-        work.phase,
-        experts=shape.experts,
-        per_token=shape.experts_per_token,
-        tokens=work.rows,
-    )
+    parts = [part for part in shape.mlp_parts() if part.moe_layers]
+    layers = [part.moe_layers for part in parts]
+    sizes = [{"experts": p.experts, "per_token": p.experts_per_token} for p in parts]
+    loads = [expert_load(work.routing, work.phase, tokens=work.rows, **size) for size in sizes]
+    fullest = [fullest_expert(work.routing, work.phase, tokens=work.rows, **size) for size in sizes]
     return Experts(
-        layers=shape.moe_layers,
-        count=shape.experts,
+        layers=sum(layers),
+        count=max(part.experts for part in parts),
+        fewest=min(part.experts for part in parts),
         per_token=shape.experts_per_token,
-        distinct=load.distinct,
-        rows=load.rows,
-        fullest=fullest_expert(
-            work.routing,
-            work.phase,
-            experts=shape.experts,
-            per_token=shape.experts_per_token,
-            tokens=work.rows,
-        ),
+        distinct=_weighted([load.distinct for load in loads], layers),
+        rows=_weighted([load.rows for load in loads], layers),
+        fullest=_weighted(fullest, layers),
     )
+
+
+def _weighted(values: Sequence[float], weights: Sequence[int]) -> float:
+    total = sum(value * weight for value, weight in zip(values, weights, strict=True))
+    return total / sum(weights)
 
 
 def execution(

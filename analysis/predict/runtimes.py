@@ -17,6 +17,7 @@ class Runtime:
     and `uncaptured`: the shares of the host's work for a prompt and for each kernel that no graph
     holds, below which no prefill falls. `mixed`: with weights of 8 bits or fewer, lm_head,
     attention, its cache and what lies between GEMMs stay in 16 bits. `library`: its 2:4 kernels.
+    `absorbs`: decode of latent attention multiplies queries into the cached latents.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Runtime:
     launch: str
     library: str
     mixed: bool = True
+    absorbs: bool = True
     step: float = 0.0
     prompt: float = 0.0
     uncaptured: float = 0.0
@@ -38,6 +40,7 @@ class Runtime:
 _ROWS = (
     Runtime(
         name="hf", versions="transformers 4.x, PyTorch eager", launch="eager", library="torch",
+        absorbs=False,
         figure="modules run op by op, and nothing is captured; 8-bit formats replace the "
         "linear layers of the blocks alone"),
     Runtime(

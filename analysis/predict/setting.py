@@ -38,11 +38,12 @@ from prunescope.taxonomy.errors import PrunescopeError, nearest
 from prunescope.taxonomy.expert_routing import Routing
 from prunescope.taxonomy.families import families, family
 from prunescope.taxonomy.family import Family
-from prunescope.taxonomy.keep import check_sparsity, kept_experts, kept_routes, named_share
+from prunescope.taxonomy.keep import check_sparsity, kept_routes, named_share
 from prunescope.taxonomy.methods import family_of, method_names, slug
 from prunescope.taxonomy.plan import PHASES, Workload
 from prunescope.taxonomy.presets import preset_named
 from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.words import spread
 
 WIDE_ITEMSIZE = 2.0  # bytes of a number that engines do not narrow
 MARLIN_WEIGHTS = "int4"  # where --weights says nothing
@@ -89,6 +90,11 @@ class Setting:
         return self.family is not None or self.pruned_shape is not None
 
     @property
+    def absorbs(self) -> bool:
+        """Whether decode attends to cached latents as they are."""
+        return self.runtime is not None and self.runtime.absorbs
+
+    @property
     def host_is_known(self) -> bool:
         """Whether the time of an eager dispatch was given."""
         return self.constants.dispatch_ns != DEFAULT.dispatch_ns
@@ -108,7 +114,12 @@ def workloads(request: PredictRequest, setting: Setting) -> list[Workload]:
     """The workload of each phase of a request."""
     phases = PHASES if request.phase == "both" else (request.phase,)
     size = itemsize(setting.dtype) or 2
-    return [Workload.of(phase, request, itemsize=size, routing=setting.routing) for phase in phases]
+    return [
+        Workload.of(
+            phase, request, itemsize=size, routing=setting.routing, absorbed=setting.absorbs
+        )
+        for phase in phases
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,6 +276,8 @@ def assumptions(setting: Setting) -> list[str]:
         )
     if setting.shape.experts:
         found += _of_experts(setting)
+    if setting.shape.kv_rank is not None:
+        found.append(_of_latents(setting))
     if setting.sparse_library == MARLIN:
         bits = round(8 * (setting.stored_itemsize or WIDE_ITEMSIZE))
         found.append(
@@ -282,21 +295,44 @@ def assumptions(setting: Setting) -> list[str]:
     return found
 
 
+def _of_latents(setting: Setting) -> str:
+    """How decode reads a cache of latents."""
+    shape = setting.shape
+    numbers = f"{shape.cache_elements():,} numbers a cached token and layer"
+    if setting.absorbs:
+        return (
+            f"latent attention reads {numbers} in decode: its queries are multiplied into them, as "
+            "serving engines do"
+        )
+    more = shape.kv_elements() / shape.cache_elements()
+    return (
+        f"latent attention expands all of its {numbers} in each decode step, as transformers does, "
+        f"and reads {more:.0f} times as many; serving engines do not: --runtime vllm or sglang"
+    )
+
+
 def _rounded(setting: Setting) -> list[str]:
     """How many experts stay, or a token goes to, where that is not the share that was asked for: a
     router needs as many as a token goes to, and a token one."""
     family, shape, asked = setting.family, setting.shape, setting.sparsity
     if family is None or not family.changes_experts or not shape.experts:
         return []
+    parts = [part for part in shape.mlp_parts() if part.moe_layers]
     if family.cuts_experts:
-        count, what = shape.experts, "experts of a layer stay"
-        kept = kept_experts(count, shape.experts_per_token, asked)
+        what = "experts of a layer stay"
+        pairs = [(part.kept_experts(asked), part.experts) for part in parts]
     else:
-        count, what = shape.experts_per_token, "experts a token goes to stay"
-        kept = kept_routes(count, asked)
-    if abs(1 - kept / count - asked) < _ROUNDED:
+        what = "experts a token goes to stay"
+        routes = [part.experts_per_token for part in parts]
+        pairs = [(kept_routes(count, asked), count) for count in routes]
+    layers = [part.moe_layers for part in parts]
+    left, there = (
+        sum(n * m for n, m in zip(one, layers, strict=True)) for one in zip(*pairs, strict=True)
+    )
+    if abs(1 - left / there - asked) < _ROUNDED:
         return []
-    return [f"{kept} of {count} {what}: {1 - kept / count:.1%} fewer, where {asked:.1%} were asked"]
+    kept, count = (spread(min(one), max(one)) for one in zip(*pairs, strict=True))
+    return [f"{kept} of {count} {what}: {1 - left / there:.1%} fewer, where {asked:.1%} were asked"]
 
 
 def _of_experts(setting: Setting) -> list[str]:
@@ -388,6 +424,11 @@ def _expert_devices(ep: int, tp: int, shape: ModelShape) -> int:
 def _routing(shape: ModelShape, given: str | None) -> Routing | None:
     if given is None:
         return None
+    return routing_of_model(given, shape)
+
+
+def routing_of_model(given: str, shape: ModelShape) -> Routing:
+    """What `--routing` names. Raises PrunescopeError where it is of another model."""
     if not shape.experts:
         raise PrunescopeError("--routing needs a model with experts", hint="remove --routing")
     found = read_routing(given)

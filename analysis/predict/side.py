@@ -236,12 +236,12 @@ def _one_device(
     whole: Forward, devices: int, shape: ModelShape, apart: Callable[[Op], bool] | None
 ) -> Forward:
     """The part of one of several devices. Fewer key/value heads than devices are copied to several
-    of them, a latent cache to each. An expert's matrices are split as an MLP's, but for ops that
-    are split already (`apart`). Of a low-rank pair only the factor at the split side is split;
-    every device holds the other."""
+    of them, a latent cache to each; keys and values that are expanded from it are split. Matrices
+    of an expert are split as an MLP's, but for ops that are split already (`apart`). Of a low-rank
+    pair only the factor at the split side is split; every device holds the other."""
 
     def share_of(kv_heads: int) -> float:
-        return 1.0 if shape.kv_rank is not None else 1 / min(devices, kv_heads or shape.kv_heads)
+        return 1 / min(devices, kv_heads or shape.kv_heads)
 
     def split(ops: tuple[Op, ...]) -> tuple[Op, ...]:
         return _split_all(ops, devices, share_of, apart)
@@ -255,7 +255,7 @@ def _one_device(
         ops=ops,
         bounded=tuple(op for op in ops if op.bounded),
         weight_share=after / before if before else 1.0,
-        kv_share=_kv_share(whole, share_of),
+        kv_share=1.0 if shape.kv_rank is not None else _kv_share(whole, share_of),
         exchanged=tuple(_exchanged(whole)),
         memo={},
     )

@@ -14,8 +14,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from prunescope.analysis.report.figures import drawing, saved
-from prunescope.analysis.report.ledger_view import LEDGER, NOT_EXPLAINED
+from prunescope.analysis.report import evidence
+from prunescope.analysis.report.figures import drawing, ground, no_evidence, saved
+from prunescope.analysis.report.ledger_view import LEDGER
 from prunescope.analysis.report.titles import short
 from prunescope.analysis.schema.comparison import Comparison, ComparisonRow
 from prunescope.taxonomy.errors import PrunescopeError
@@ -90,8 +91,11 @@ def plot_curves(axes: Axes, rows: Sequence[ComparisonRow]) -> None:
         linestyle=(0, (1, 1.5)),
         label="promised, 1/(1 − s)",
     )
-    if not all(row.is_evidence for points in curves.values() for _, row in points):
-        words = "open: no evidence"
+    reasons = evidence.first_reasons(
+        evidence.of_row(row) for _, points in shown for _, row in points
+    )
+    if reasons:
+        words = f"open: {', '.join(reasons)}"
         axes.plot([], [], "o", color="black", markersize=3, markerfacecolor="white", label=words)
     axes.set_xlim(left, right)
     axes.axhline(1.0, color="black", linewidth=0.6, linestyle=(0, (3, 2)))
@@ -134,7 +138,7 @@ def _curve_of(axes: Axes, i: int, label: str, points: list[tuple[float, Comparis
                 [x, x], ladder.realised_ci95, color=colour, linewidth=0.8, marker="_", markersize=3
             )
     open_marks = [
-        (x, row.ladder.realised) for x, row in points if row.ladder and not row.is_evidence
+        (x, row.ladder.realised) for x, row in points if row.ladder and evidence.of_row(row)
     ]
     for x, y in open_marks:
         axes.plot(
@@ -151,11 +155,14 @@ def _curve_of(axes: Axes, i: int, label: str, points: list[tuple[float, Comparis
 
 
 def plot_bars(axes: Axes, rows: Sequence[ComparisonRow], *, left_out: int) -> None:
-    """The ledger of each row in per cent of its dense wall, around the promise."""
+    """The ledger of each row in per cent of its dense wall, around the promise; on hatched ground
+    where it is no evidence."""
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
     for i, row in enumerate(rows):
         _bar_of(axes, i, row)
+        if why := evidence.of_row(row):
+            axes.axhspan(i - 0.5, i + 0.5, zorder=-1, **ground(why))
     axes.axvline(100, color="black", linewidth=0.6, linestyle=(0, (3, 2)))
     axes.set_yticks(range(len(rows)), _bar_labels(rows), fontsize=_SMALL)
     axes.set_ylim(len(rows) - 0.4, -0.6)
@@ -167,13 +174,15 @@ def plot_bars(axes: Axes, rows: Sequence[ComparisonRow], *, left_out: int) -> No
             facecolor=colour, hatch=hatch, edgecolor="black", linewidth=0.3, label=LEDGER[name][0]
         )
         for name, (colour, hatch) in _ROWS.items()
-        if name != NOT_EXPLAINED or any(name in (row.ledger or {}) for row in rows)
+        if any((row.ledger or {}).get(name) for row in rows)
     ]
+    reasons = evidence.first_reasons(map(evidence.of_row, rows))
+    handles += [no_evidence([reason], reason) for reason in reasons]
     axes.legend(
         handles=handles,
         loc="lower left",
         bbox_to_anchor=(0, 1.0),
-        ncols=6,
+        ncols=6 if not reasons else 4,
         handlelength=1,
         fontsize=_SMALL,
         frameon=False,
@@ -208,7 +217,7 @@ def _bar_of(axes: Axes, i: int, row: ComparisonRow) -> None:
         marker="D",
         markersize=2.5,
         color="black",
-        markerfacecolor="black" if row.is_evidence else "white",
+        markerfacecolor="white" if evidence.of_row(row) else "black",
         zorder=3,
     )
 

@@ -22,10 +22,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from prunescope.analysis.report import ledger_view, numbers, titles
+from prunescope.analysis.report import evidence, ledger_view, numbers, titles
 from prunescope.analysis.report.titles import figure_name, of_what, phase_slugs, short
 from prunescope.analysis.schema.anatomy import Anatomy, LayerTime, RooflinePoint, Shape
 from prunescope.analysis.schema.replay import AlignedTime
@@ -43,6 +43,7 @@ STYLE: dict[Any, Any] = {
     "axes.linewidth": 0.6, "xtick.major.width": 0.6, "hatch.linewidth": 0.5,
     "text.parse_math": False, "axes.unicode_minus": True,
 }  # fmt: skip
+_UNSURE = "#DDDDDD"  # a measured bar that is no evidence
 _BOUND, _REALISED = "#56B4E9", "#0072B2"
 _COLOURS = {"loss": "#D55E00", "gain": "#009E73", "quiet": "#BBBBBB"}
 _HATCHES = {"loss": "", "gain": "/////", "quiet": ""}
@@ -146,6 +147,7 @@ def ladder_figure(phase: Phase, name: str, *, title: str = "") -> Figure | None:
     spans = [ledger_view.telling_interval(ladder, key) for key in shown]
     measured = [i for i, key in enumerate(shown) if key in ("busy", "realised")]
     figure, axes = _axes(len(bounds))
+    reasons = evidence.of_phase(phase)
     ends = [end for ci95 in spans for end in ci95 or ()]
     top = max([1.0, *(v for _, v in bounds if v is not None), *ends])
     for i, ((_, value), ci95) in enumerate(zip(bounds, spans, strict=True)):
@@ -154,7 +156,8 @@ def ladder_figure(phase: Phase, name: str, *, title: str = "") -> Figure | None:
                 i,
                 value,
                 0.68,
-                color=_REALISED if i in measured else _BOUND,
+                color=_BOUND if i not in measured else _UNSURE if reasons else _REALISED,
+                hatch=_hatch(reasons) if i in measured else "",
                 edgecolor="black",
                 linewidth=0.4,
             )
@@ -167,10 +170,18 @@ def ladder_figure(phase: Phase, name: str, *, title: str = "") -> Figure | None:
     axes.axvline(1.0, color="black", linewidth=0.6, linestyle=(0, (3, 2)))
     axes.set_xlim(0, 1.2 * top)
     labels(axes, [label for label, _ in bounds])
-    marks: list[Any] = [
-        Patch(facecolor=colour, edgecolor="black", linewidth=0.4, label=label)
-        for colour, label in ((_BOUND, "bound"), (_REALISED, "measured"))
-    ]
+    sure = [True for i, (_, value) in enumerate(bounds) if value is not None and i not in measured]
+    marks: list[Any] = [Patch(facecolor=_BOUND, edgecolor="black", linewidth=0.4, label="bound")]
+    marks = marks if sure else []
+    marks.append(
+        Patch(
+            facecolor=_UNSURE if reasons else _REALISED,
+            hatch=_hatch(reasons),
+            edgecolor="black",
+            linewidth=0.4,
+            label=", ".join(reasons) or "measured",
+        )
+    )
     if ends:
         marks.append(
             Line2D(
@@ -201,6 +212,7 @@ def ledger_figure(phase: Phase, name: str, *, title: str = "") -> Figure | None:
     span = (high - low) / unit.per
     figure, axes = _axes(len(rows))
     axes.set_xlim(low / unit.per, high / unit.per)
+    reasons = evidence.of_phase(phase)
     for i, (row, bar) in enumerate(zip(rows, bars, strict=True)):
         start, end = (low / unit.per + at * span for at in (bar.start, bar.end))
         _change(axes, i, (start, end), bar.tone)
@@ -210,10 +222,34 @@ def ledger_figure(phase: Phase, name: str, *, title: str = "") -> Figure | None:
         _amount(axes, i, row, unit)
     labels(axes, [ledger_view.LEDGER.get(row.row, (row.row, ""))[0] for row in rows])
     axes.text(1.2, -0.85, unit.unit, transform=axes.get_yaxis_transform(), va="center", ha="right")
-    _headed(axes, title, _legend(rows, bars))
+    marks = _legend(rows, bars)
+    if reasons:
+        axes.axhspan(-0.5, len(rows) - 0.5, zorder=-1, **ground(reasons))
+        marks.append(no_evidence(reasons, ", ".join(reasons)))
+    _headed(axes, title, marks)
     kind = "unprofiled" if phase.domain == "unprofiled" else "profiled"
     axes.set_xlabel(f"time of a step ({unit.unit}), {short(name)}, {kind}")
     return figure
+
+
+def _hatch(reasons: list[str]) -> str:
+    return evidence.HATCHES[reasons[0]] if reasons else ""
+
+
+def ground(reasons: list[str]) -> dict[str, Any]:
+    """The look of the ground behind what is no evidence."""
+    return {
+        "facecolor": "white",
+        "edgecolor": "#CCCCCC",
+        "hatch": _hatch(reasons),
+        "linewidth": 0.0,
+    }
+
+
+def no_evidence(reasons: list[str], label: str) -> Patch:
+    """The entry of a legend for what stands on such ground."""
+    look = {**ground(reasons), "edgecolor": "black", "linewidth": 0.4}
+    return Rectangle((0, 0), 0, 0, label=label, **look)  # without extent, where it is in the axes
 
 
 def _legend(rows: list[Row], bars: list[ledger_view.WaterfallBar]) -> list[Patch | Line2D]:
@@ -243,7 +279,8 @@ def _headed(axes: Axes, title: str, marks: list[Any]) -> None:
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=7)
     if marks:
-        legend(figure, marks, len(marks))
+        widest = _MARK_WIDTH + _LETTER_WIDTH * sum(len(m.get_label()) for m in marks) / len(marks)
+        legend(figure, marks, max(1, min(len(marks), int(WIDTH / widest))))
 
 
 def legend(figure: Figure, marks: list[Any], columns: int) -> None:

@@ -70,12 +70,15 @@ def lines(phase: Phase) -> list[str]:
 
 
 def throughput(phase: Phase) -> str:
-    """Tokens a second and memory, dense → pruned where both are known."""
+    """Tokens or items a second and memory, dense → pruned where both are known."""
     dense = phase.baseline
     facts = []
     if phase.tokens_per_s is not None:
         before = dense.tokens_per_s if dense else None
         facts.append(_pair(before, phase.tokens_per_s, numbers.rate, "tokens/s"))
+    if phase.items_per_s is not None:
+        before = dense.items_per_s if dense else None
+        facts.append(_pair(before, phase.items_per_s, numbers.rate, "items/s"))
     for key, label in MEMORY:
         now = getattr(phase, key)
         if now is not None:

@@ -12,16 +12,20 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-import matplotlib.lines
 import matplotlib.text
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.path import Path
 from matplotlib.text import Annotation
+from matplotlib.textpath import TextPath
 from matplotlib.transforms import Bbox
 
+from prunescope.analysis.report import evidence
 from prunescope.analysis.report.escape import clean
-from prunescope.analysis.report.figures import drawing, saved
+from prunescope.analysis.report.figures import drawing, ground, no_evidence, saved
 from prunescope.analysis.report.ledger_view import LEDGER
 from prunescope.analysis.report.pareto_marks import SIMULATED, ZEROS, marked, marks_of_point
 from prunescope.analysis.report.titles import figure_name
@@ -85,13 +89,20 @@ def dot(  # noqa: PLR0913
     *,
     full: bool,
     label: str | None,
+    reasons: Sequence[str] = (),
 ) -> None:
-    """A point with its intervals across and up; open where it is not `full`."""
+    """A point with its intervals across and up; open where it is not `full`, hatched where it is no
+    evidence for a reason."""
     (x, y), (across, up) = at, spreads
     if across is not None:
         axes.plot(across, [y, y], color=colour, linewidth=0.7)
     if up is not None:
         axes.plot([x, x], up, color=colour, linewidth=0.7)
+    if reasons:
+        hatch = 2 * evidence.HATCHES[reasons[0]]
+        look: dict[str, Any] = {"facecolors": "white", "edgecolors": colour, "linewidths": 0.8}
+        axes.scatter([x], [y], s=36, marker=marker, hatch=hatch, zorder=3, label=label, **look)
+        return
     axes.plot(
         x,
         y,
@@ -143,11 +154,15 @@ def _figure(phase: ParetoPhase, name: str, panel: Panel, ending: str) -> bytes:
         grid = figure.subplots(rows, columns, squeeze=False)
         for axes, cell in zip(grid.flat, phase.cells, strict=False):
             panel(axes, phase.points_in(cell), marks)
-            axes.set_title(f"{clean(name)}, batch {cell.batch}, {cell.prompt_len} tokens")
+            axes.set_title(f"{clean(name)}, {clean(str(cell.setting))}")
             axes.spines[["top", "right"]].set_visible(False)
         for axes in grid.flat[len(phase.cells) :]:
             axes.set_visible(False)
-        handles, _ = grid.flat[0].get_legend_handles_labels()
+        by_label: dict[str, Any] = {}
+        for axes in grid.flat[: len(phase.cells)]:
+            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+                by_label.setdefault(label, handle)
+        handles = list(by_label.values())
         legend_below(figure, handles, columns=2 * columns)
         return saved(figure, ending)
 
@@ -167,18 +182,18 @@ def _bound(axes: Axes, points: list[SweepPoint], marks: dict[str, tuple[str, str
                 (None, point.realised_ci95),
                 colour,
                 marker,
-                full=point.timing_valid,
-                label=label if point.timing_valid else None,
+                full=True,
+                label=None if (reasons := evidence.of_point(point)) else label,
+                reasons=reasons,
             )
-            label = None if point.timing_valid else label
+            label = label if reasons else None
             low, top = min(low, bound, point.realised), max(top, bound, point.realised)
         if label is not None:
             axes.plot([], [], color=colour, marker=marker, linestyle="none", label=label)
-    for words in _mark_notes(points):
-        axes.plot([], [], linestyle="none", label=words)
-    if not all(p.timing_valid for p in points):
-        words = "open: timing not valid"
-        axes.plot([], [], "o", color="black", markerfacecolor="white", label=words)
+    for note in _mark_notes(points):
+        axes.add_line(note)
+    for patch in _reasons(points):
+        axes.add_patch(patch)
     ends = [0.95 * low, 1.05 * top]
     axes.plot(ends, ends, color="black", linewidth=0.6, linestyle=(0, (3, 2)))
     axes.set_xlabel("roofline bound (speedup)")
@@ -188,7 +203,7 @@ def _bound(axes: Axes, points: list[SweepPoint], marks: dict[str, tuple[str, str
 def _ledger(axes: Axes, points: list[SweepPoint], marks: dict[str, tuple[str, str]]) -> None:
     """A bar a family, at its largest sparsity: the promise, then losses up and gains down."""
     bars = [p for p in (_largest(points, family) for family in marks) if p is not None]
-    rows = {row for point in bars for row in point.ledger}
+    rows = {row for point in bars for row, ns in point.ledger.items() if ns}
     for i, point in enumerate(bars):
         dense = point.ledger["dense"]
         up, down = point.ledger["promised"] / dense, 0.0
@@ -223,8 +238,13 @@ def _ledger(axes: Axes, points: list[SweepPoint], marks: dict[str, tuple[str, st
             linewidth=1.6,
             label="pruned, measured" if i == 0 else None,
         )
-    for words in _mark_notes(bars):
-        axes.plot([], [], linestyle="none", label=words)
+    for note in _mark_notes(bars):
+        axes.add_line(note)
+    for i, point in enumerate(bars):
+        if reasons := evidence.of_point(point):
+            axes.axvspan(i - 0.5, i + 0.5, zorder=-1, **ground(reasons))
+    for patch in _reasons(bars):
+        axes.add_patch(patch)
     axes.axhline(1.0, color="black", linewidth=0.6, linestyle=(0, (3, 2)))
     axes.axhline(0.0, color="black", linewidth=0.6)
     axes.set_xticks(range(len(bars)), [marked(f"{clean(p.label)} {_share(p)}", p) for p in bars])
@@ -244,11 +264,26 @@ def _label_with_marks(label: str, points: Iterable[SweepPoint]) -> str:
     return f"{clean(label)} {found}" if found else clean(label)
 
 
-def _mark_notes(points: Iterable[SweepPoint]) -> list[str]:
-    """What the marks in a figure mean."""
+def _mark_notes(points: Iterable[SweepPoint]) -> list[Line2D]:
+    """What the marks in a figure mean, as entries of its legend."""
     found = "".join(map(marks_of_point, points))
     notes = {SIMULATED: "simulated", ZEROS: "zeros or nothing: the dense work"}
-    return [f"{mark} {words}" for mark, words in notes.items() if mark in found]
+    return [_written_mark(mark, words) for mark, words in notes.items() if mark in found]
+
+
+def _written_mark(mark: str, words: str) -> Line2D:
+    """An entry of a legend whose mark is a letter, as it stands beside the points."""
+    letter = TextPath((0, 0), mark, size=10)
+    box = letter.get_extents()
+    middle = Path(letter.vertices - [(box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2], letter.codes)
+    look: dict[str, Any] = {"color": "black", "linestyle": "none", "markeredgewidth": 0}
+    return Line2D([], [], marker=middle, markersize=5, label=words, **look)
+
+
+def _reasons(points: Iterable[SweepPoint]) -> list[Patch]:
+    """Why points are no evidence, as hatched entries of the legend. They have no extent."""
+    reasons = evidence.first_reasons(map(evidence.of_point, points))
+    return [no_evidence([reason], reason) for reason in reasons]
 
 
 def _largest(points: list[SweepPoint], family: str) -> SweepPoint | None:
@@ -277,7 +312,7 @@ def frontier_figure(found: Pareto, ending: str, *, most: float = MOST_RATIO) -> 
 def frontier_plot(found: Pareto, *, most: float = MOST_RATIO) -> Figure:
     """The figure."""
     marks = marks_of(p for phase in found.phases.values() for p in phase.points)
-    where = [(c.batch, c.prompt_len) for phase in found.phases.values() for c in phase.cells]
+    where = [c.setting for phase in found.phases.values() for c in phase.cells]
     rows = sorted(set(where))
     with drawing():
         wide, high = _PANEL_WIDTH * max(1, len(found.phases)), 2.4 * len(rows)
@@ -288,14 +323,19 @@ def frontier_plot(found: Pareto, *, most: float = MOST_RATIO) -> Figure:
         for column, (name, phase) in enumerate(found.phases.items()):
             for row, cell in enumerate(rows):
                 axes = grid[row][column]
-                points = [p for p in phase.points if (p.batch, p.prompt_len) == cell]
-                title = f"{clean(name)}, batch {cell[0]}, {cell[1]} tokens"
+                points = [p for p in phase.points if p.setting == cell]
+                title = f"{clean(name)}, {clean(str(cell))}"
                 axes.set_title(title, loc="left")
                 panels.append((axes, *_frontier_panel(axes, points, marks, most)))
                 if found.subject.on_random_ids:
                     _say_random_ids(axes)
-        shown = [p for ph in found.phases.values() for p in ph.points]
-        lines = _frontier_legend(figure, marks, shown)
+        shown = [
+            p
+            for ph in found.phases.values()
+            for p in ph.points
+            if (ratio := shown_loss(p)[0]) is not None and ratio <= most
+        ]
+        lines = _frontier_legend(figure, marks, shown, on_random_ids=found.subject.on_random_ids)
         figure.set_size_inches(wide, high + 0.14 * lines + 0.25)
         figure.draw_without_rendering()
         for axes, labels, obstacles in panels:
@@ -340,6 +380,7 @@ def _frontier_panel(
             marker,
             full=point.on_frontier,
             label=None,
+            reasons=(reasons := evidence.of_point(point)),
         )
         y = point.realised
         obstacles.marks.append((x, y))
@@ -348,9 +389,9 @@ def _frontier_panel(
         words = []
         if point.on_frontier:
             best.append((x, point.realised))
-        if (point.on_frontier or not point.timing_valid) and point.sparsity is not None:
+        if (point.on_frontier or reasons) and point.sparsity is not None:
             words.append(f"{point.sparsity:g}")
-        if not point.timing_valid:
+        if reasons:
             words.append("?")
         words.append(marks_of_point(point))
         labels.append((x, point.realised, " ".join(filter(None, words))))
@@ -394,6 +435,8 @@ def _frontier_line(axes: Axes, best: Sequence[tuple[float, float]], right: float
 
 def _say_random_ids(axes: Axes) -> None:
     """That the losses of a panel mean nothing."""
+    whole = Rectangle((0, 0), 1, 1, transform=axes.transAxes, zorder=-1, **ground([RANDOM_IDS]))
+    axes.add_patch(whole)
     axes.set_xlabel(f"{axes.get_xlabel()}\non {RANDOM_IDS}: no loss means anything")
 
 
@@ -414,10 +457,12 @@ def _say_all_beyond(axes: Axes, ratios: Sequence[float], most: float) -> None:
     )
 
 
-def _frontier_legend(figure: Figure, marks: Marks, points: Sequence[SweepPoint]) -> int:
-    """The legend of all panels; gives its number of rows."""
-    handles = [
-        matplotlib.lines.Line2D(
+def _frontier_legend(
+    figure: Figure, marks: Marks, points: Sequence[SweepPoint], *, on_random_ids: bool
+) -> int:
+    """The legend of all panels, whose points these are; gives its number of rows."""
+    handles: list[Any] = [
+        Line2D(
             [],
             [],
             color=colour,
@@ -427,16 +472,18 @@ def _frontier_legend(figure: Figure, marks: Marks, points: Sequence[SweepPoint])
             label=_label_with_marks(label, points),
         )
         for label, (colour, marker) in marks.items()
+        if any(point.label == label for point in points)
     ]
     handles.append(
-        matplotlib.lines.Line2D(
-            [], [], color="black", linewidth=0.8, label="frontier: full marks, with their s"
-        )
+        Line2D([], [], color="black", linewidth=0.8, label="frontier: full marks, with their s")
     )
-    notes = _mark_notes(points)
-    if not all(p.timing_valid for p in points):
-        notes.append("?: timing not valid, no evidence")
-    handles += [matplotlib.lines.Line2D([], [], linestyle="none", label=note) for note in notes]
+    handles += _mark_notes(points)
+    handles += [
+        no_evidence([reason], f"? {reason}")
+        for reason in evidence.first_reasons(map(evidence.of_point, points))
+    ]
+    if on_random_ids:
+        handles.append(no_evidence([RANDOM_IDS], f"{RANDOM_IDS}: no loss means anything"))
     return legend_below(figure, handles, columns=4)
 
 

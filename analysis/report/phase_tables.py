@@ -7,8 +7,9 @@ time.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from prunescope.analysis.report import measured, numbers
@@ -108,6 +109,8 @@ def sides_table(phase: Phase) -> Table | None:
     rows = [_side_row(label, before, now, numbers.time)]
     if timed:  # else tokens a second would be of another time than the row above
         rows.append(_side_row("tokens/s", dense.tokens_per_s, phase.tokens_per_s, numbers.rate))
+        if phase.items_per_s is not None:
+            rows.append(_side_row("items/s", dense.items_per_s, phase.items_per_s, numbers.rate))
     rows += [
         _side_row(label, getattr(dense, key), getattr(phase, key), numbers.size)
         for key, label in measured.MEMORY
@@ -145,15 +148,20 @@ def _side_row(
 
 
 def experts_table(phase: Phase, *, brief: bool = False) -> Table | None:
-    """The mean over layers, then a row a layer; None where no experts were counted. `brief`: the
-    mean alone."""
+    """The mean over layers, the least and the most of them, then a row a layer; None where no
+    experts were counted. `brief`: without the rows of layers."""
     layers = phase.routing.layers if phase.routing else []
     if not layers:
         return None
     keys = [key for key in EXPERT_SHARES if any(getattr(one, key) is not None for one in layers)]
     columns = [Column("layer"), *(Column(EXPERT_SHARES[key][0], numeric=True) for key in keys)]
-    means = [_mean(getattr(one, key) for one in layers) for key in keys]
-    rows = [[Cell("mean"), *map(_expert_cell, keys, means)]]
+    known = [[v for one in layers if (v := getattr(one, key)) is not None] for key in keys]
+    over: dict[str, Callable[[list[float]], float]] = {"mean": fmean, "least": min, "most": max}
+    rows = [
+        [Cell(name), *(_expert_cell(key, of(one)) for key, one in zip(keys, known, strict=True))]
+        for name, of in over.items()
+        if name == "mean" or len(layers) > 1
+    ]
     if not brief and len(layers) > 1:
         rows += [
             [Cell(str(one.layer)), *(_expert_cell(key, getattr(one, key)) for key in keys)]
@@ -182,11 +190,6 @@ EXPERT_SHARES: dict[str, tuple[str, Callable[[float | None], str]]] = {
 
 def _expert_cell(key: str, value: float | None) -> Cell:
     return Cell(EXPERT_SHARES[key][1](value), value)
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
 
 
 def overhead_table(phase: Phase, *, brief: bool = False) -> Table | None:

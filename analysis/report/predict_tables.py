@@ -20,6 +20,7 @@ from prunescope.analysis.schema.prediction import (
     FromRun,
     Memory,
     PredictedAnswer,
+    PredictedGemm,
     PredictedPhase,
     PredictedPoint,
     Prediction,
@@ -29,7 +30,7 @@ from prunescope.analysis.schema.prediction import (
     Sums,
 )
 from prunescope.taxonomy import methods
-from prunescope.taxonomy.words import percent
+from prunescope.taxonomy.words import percent, spread
 
 Parts = Iterator[Line | Table]
 _BOUNDS = {"nominal": "nominal", "flop": "FLOPs", "coverage": "coverage", "roofline": "roofline"}
@@ -44,6 +45,7 @@ _ABOVE = (
 )
 _EXTENSION = "* not in the paper's taxonomy, added here"
 _SPLIT_K = "waves 3 of 1/2: K is split into 2 parts, and the tiles of both take 3 waves"
+_GROUPS = "experts: how many get a token, whose weights are read; M is the mean of their tokens"
 _SHARE_SHOWN = {"loss": "flop"}  # the removed share in a ranking by loss
 _EQUAL = {"flop": "equal FLOPs", "param": "equal parameters", "loss": "equal loss"}
 
@@ -96,6 +98,10 @@ def phase_tables(name: str, phase: PredictedPhase) -> Parts:
     if name == "decode":
         where = f"batch {phase.batch}, context of {phase.context} tokens"
     title = f"{name}: {where}, {phase.logits} logits"
+    if not _caches(phase):
+        title = (
+            f"forward: {phase.batch} image{'s' * (phase.batch != 1)} of {phase.prompt_len} tokens"
+        )
     if phase.ladder is None:
         yield _sides_table(phase, title)
         return
@@ -162,6 +168,11 @@ def _execution_table(phase: PredictedPhase, expected: Execution) -> Table:
     return text_table("execution", "", columns, rows)
 
 
+def _caches(phase: PredictedPhase) -> bool:
+    """Whether the model keeps anything of a sequence: one that takes images does not."""
+    return (phase.baseline or phase).kv_bytes > 0
+
+
 def _sides_table(phase: PredictedPhase, title: str) -> Table:
     """What a forward moves, where its time goes at the roofline, and what lies in memory."""
     dense = phase.baseline
@@ -185,7 +196,8 @@ def _sides_table(phase: PredictedPhase, title: str) -> Table:
         ("KV cache", [side.kv_bytes for side in sides]),
         ("memory", [side.memory_bytes for side in sides]),
     ):
-        rows.append([label, *map(numbers.size, sizes)])
+        if label != "KV cache" or _caches(phase):
+            rows.append([label, *map(numbers.size, sizes)])
     names = ("dense", "pruned") if dense else ("dense",)
     return text_table("sides", title, [Column("at the roofline"), *numeric(*names)], rows)
 
@@ -196,7 +208,13 @@ def _expert_rows(sides: Sequence[Sums]) -> list[list[str]]:
     if len(known) < len(sides):
         return []
     return [
-        ["experts read, of a layer", *(f"{one.distinct:.1f} of {one.count}" for one in known)],
+        [
+            "experts read, of a layer",
+            *(
+                f"{one.distinct:.1f} of {spread(one.fewest or one.count, one.count)}"
+                for one in known
+            ),
+        ],
         ["  tokens of one", *(f"{one.rows:.3g}" for one in known)],
         ["  tokens of the fullest", *(f"{one.fullest:.3g}" for one in known)],
     ]
@@ -208,6 +226,7 @@ def gemm_table(name: str, phase: PredictedPhase) -> Table:
     gemms = [gemm for gemm in phase.gemms if gemm.count]
     gone = {(gemm.role, gemm.group) for gemm in phase.gemms if gemm.axis == "gone"}
     unit = numbers.scale([gemm.expected_ns for gemm in gemms])
+    groups = any(map(is_grouped, gemms))
     rows = []
     for gemm in gemms:
         waves = numbers.UNKNOWN if gemm.waves is None else f"{gemm.waves:.3g}"
@@ -217,6 +236,7 @@ def gemm_table(name: str, phase: PredictedPhase) -> Table:
                 gemm.role,
                 f"{gemm.count:g}",
                 *(f"{size}" for size in (gemm.m, gemm.n, gemm.k)),
+                *([f"{gemm.batch}" if is_grouped(gemm) else ""] if groups else []),
                 "gone" if fewer else gemm.axis or numbers.UNKNOWN,
                 gemm.bound or numbers.UNKNOWN,
                 "×".join(map(str, gemm.tile)) if gemm.tile else numbers.UNKNOWN,
@@ -226,12 +246,18 @@ def gemm_table(name: str, phase: PredictedPhase) -> Table:
         )
     columns = [
         Column("role"),
-        *numeric("×", "M", "N", "K"),
+        *numeric("×", "M", "N", "K", *(["experts"] if groups else [])),
         *(Column(title) for title in ("axis", "bound")),
         *numeric("tile", "waves", unit.unit),
     ]
     notes = [_SPLIT_K] if any((gemm.parts or 1) > 1 for gemm in gemms) else []
+    notes += [_GROUPS] if groups else []
     return text_table("gemms", f"{name}: expected time of each GEMM", columns, rows, notes)
+
+
+def is_grouped(gemm: PredictedGemm) -> bool:
+    """Whether it multiplies by the matrices of several experts, which its `batch` counts."""
+    return gemm.role == "experts"
 
 
 def grid_tables(result: Prediction) -> Parts:

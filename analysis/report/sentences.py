@@ -140,7 +140,10 @@ def _outcome(phase: Phase) -> str:
     if not is_valid(phase):
         return f"{ratio} is no evidence: the samples vary too much or were disturbed"
     if without_sizes(phase):
-        why = "no shapes, so what was pruned is unknown (capture again with record_shapes=True)"
+        why = (
+            "no shapes, so what was pruned is unknown (capture again with record_shapes=True, or "
+            "give --model CONFIG)"
+        )
         return f"{why}: {ratio} is the ratio of the two traces"
     if phase.nothing_moved:
         return _unmoved(phase, ladder)
@@ -234,8 +237,11 @@ def _unmoved(phase: Phase, ladder: Ladder) -> str:
         text += "no speedup" if known else "or what a trace does not show"
     else:
         found = next((item for item in phase.findings if item.id == OTHER_TIME), None)
-        rows = "" if found is None else f": {found.text.rpartition(': ')[2]}"
-        text += f" is more than noise and no speedup of a pruning{rows}"
+        _, named, rows = ("", ": ", "") if found is None else found.text.rpartition(": ")
+        if named:
+            text += f" is more than noise and no speedup of a pruning{f': {rows}' if rows else ''}"
+        else:
+            text += " is no speedup of a pruning, and no row of the ledger is beyond its noise"
     if _has_nominal(phase, ladder) and (ladder.nominal or 1.0) > _PROMISED:
         text += f"; {_was_promised(phase, ladder)}"
     return text

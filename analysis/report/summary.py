@@ -7,12 +7,22 @@ no cause, and where the runs do not compare, or the timing is not valid, that is
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 
 from prunescope.analysis.report import ledger_view, numbers, sentences
-from prunescope.analysis.schema.report import Finding, Phase, Row, is_beyond_noise
+from prunescope.analysis.report.gemm_table import without_sizes
+from prunescope.analysis.schema.report import (
+    LATE_RANK,
+    Finding,
+    Phase,
+    Row,
+    is_beyond_noise,
+)
 
 _CAUSES = 3  # rows of the ledger, or kinds of work, that are named
+_ROLES = 0.5  # of the time of GEMMs: with less of it in roles, the answer lacks them
+_MODULES = "record modules (with_stack=True, or scopes as prunescope.capture makes them)"
 _LEAST = 0.05  # of the difference, or of the busy time: a cause, or a kind of work, worth naming
 # Rows of the ledger in plain words: where time was lost, and where it was gained.
 _IN_WORDS = {
@@ -31,6 +41,19 @@ def summary(phase: Phase) -> str:
     return " ".join(filter(None, outcome_and_reasons(phase)))
 
 
+def first_to_read(phases: Mapping[str, Phase]) -> str:
+    """Of many phases (ranks, kinds of iterations) the one to read first: the rank that the others
+    wait for, else the one with the lowest ratio, else the longest."""
+
+    def order(name: str) -> tuple[bool, float, float]:
+        phase = phases[name]
+        is_late = any(finding.id == LATE_RANK for finding in phase.findings)
+        ratio = phase.ladder.realised if phase.ladder is not None else None
+        return not is_late, math.inf if ratio is None else ratio, -phase.wall_ns
+
+    return min(phases, key=order)
+
+
 def outcome_and_reasons(phase: Phase) -> tuple[str, str]:
     """The first sentence of the paragraph, which formats set off, and the others."""
     return f"{sentences.headline(phase)}.", " ".join(map(_sentence, _reasons(phase)))
@@ -46,7 +69,19 @@ def _reasons(phase: Phase) -> Iterator[str]:
     elif phase.is_speedup and phase.ledger and is_evidence(phase):
         yield from _family(phase)
         yield from _causes(phase, phase.ledger)
+    yield from _few_roles(phase)
     yield from _change(phase)
+
+
+def _few_roles(phase: Phase) -> Iterator[str]:
+    """Where a model that attends was recorded with its ops, and most of its GEMMs have no role.
+    (Modules without attention or a head tell no roles either.)"""
+    whole = sum(gemm.busy_ns for gemm in phase.gemms)
+    named = sum(gemm.busy_ns for gemm in phase.gemms if gemm.role != "unknown")
+    attends = "attention" in phase.busy_by_kind
+    if attends and named < _ROLES * whole and any(gemm.op for gemm in phase.gemms):
+        share = numbers.percent(numbers.share_of(named, whole), decimals=0)
+        yield f"only {share} of the time of GEMMs has a role: {_MODULES}"
 
 
 def is_evidence(phase: Phase) -> bool:
@@ -56,7 +91,12 @@ def is_evidence(phase: Phase) -> bool:
 
 def _family(phase: Phase) -> Iterator[str]:
     verdict = phase.family
-    if verdict is None or verdict.id in sentences.FAMILIES:
+    if verdict is None:
+        return
+    if verdict.id in sentences.FAMILIES:
+        if verdict.by_order:
+            perhaps = f", perhaps {verdict.alternatives[0]}" if verdict.alternatives else ""
+            yield f"which family it is{perhaps}, the order of kernels does not say: {_MODULES}"
         return
     confidence = numbers.percent(verdict.confidence, decimals=0)
     text = f"the shapes are those of {verdict.id} (confidence {confidence})"
@@ -69,14 +109,15 @@ def _causes(phase: Phase, rows: list[Row]) -> Iterator[str]:
     dense, promised, pruned = by_name["dense"], by_name["promised"].ns, by_name["pruned"]
     if promised is None or pruned.ns is None or phase.nothing_moved:
         return
-    over = pruned.ns - promised
-    known = "promised" if sentences.has_promise(phase) else "that its FLOPs give"
-    if pruned.noise_ns is not None and abs(over) <= 2 * pruned.noise_ns:
-        yield f"the step takes the {numbers.time(promised)} {known}, within its noise"
+    if without_sizes(phase):  # the dense time would stand for what its FLOPs give
         return
+    over = pruned.ns - promised
     longer = f"{numbers.time(abs(over))} {'longer' if over > 0 else 'shorter'}"
-    text = f"the step takes {numbers.time(pruned.ns)}, {longer} than the {numbers.time(promised)} "
-    text += known
+    than = f"than the {numbers.time(promised)} {_meaning(phase)}"
+    text = f"the step takes {numbers.time(pruned.ns)}, {longer} {than}"
+    if pruned.noise_ns is not None and abs(over) <= 2 * pruned.noise_ns:
+        yield f"{text}, which is inside twice its noise (±{numbers.time(pruned.noise_ns)})"
+        return
     changes = [
         row
         for row in rows
@@ -92,6 +133,15 @@ def _causes(phase: Phase, rows: list[Row]) -> Iterator[str]:
         yield f"against it: {_cause(against[0], dense)}"
 
 
+def _meaning(phase: Phase) -> str:
+    """What the promised time is: of a nominal sparsity, of the FLOPs, or dense where neither is
+    known."""
+    if sentences.has_promise(phase):
+        return "promised"
+    known = phase.ladder is not None and phase.ladder.flop is not None
+    return "that its FLOPs give" if known else "of the dense step"
+
+
 def _size(row: Row) -> float:
     return -abs(row.moves_ns)
 
@@ -100,12 +150,20 @@ def _cause(row: Row, dense: Row) -> str:
     """`work that the pruning did not touch (coverage) +1.296 ms, +20.4 % of the dense step
     (largest part: gaps kept, +1.048 ms)`."""
     label, words = ledger_view.LEDGER[row.row][0], _IN_WORDS[row.row][row.moves_ns < 0]
+    if row.row == "kernel_efficiency" and _is_communication(row):
+        words = "communication that takes longer" if row.moves_ns > 0 else "shorter communication"
     share = numbers.percent(numbers.share_of(row.ns, dense.ns), signed=True)
     text = f"{words} ({label}) {numbers.time(row.ns, signed=True)}, {share} of the dense step"
     part = ledger_view.largest(row)
     if part is not None and part.ns * row.moves_ns > 0 and is_beyond_noise(part):
         text += f" (largest part: {part.name}, {numbers.time(part.ns, signed=True)})"
     return text
+
+
+def _is_communication(row: Row) -> bool:
+    """Whether most of a row is communication: how long that takes depends on the other ranks."""
+    comm = sum(part.ns for part in row.parts if part.cls == "comm")
+    return comm * row.moves_ns > 0 and 2 * abs(comm) > abs(row.moves_ns)
 
 
 def _largest(phase: Phase) -> Iterator[str]:
@@ -127,7 +185,8 @@ def _change(phase: Phase) -> Iterator[str]:
     urgent = [finding for finding in advice if finding.severity == "critical"]
     gains = [finding for finding in advice if finding.predicted_ns]
     if urgent:
-        yield f"first: {urgent[0].change}"
+        lead = "what to change" if is_evidence(phase) else "first"
+        yield f"{lead}: {urgent[0].change}"
     elif gains:
         best = max(gains, key=_gain)
         yield f"what would gain most: {best.change} (at most {numbers.time(_gain(best))} a step)"

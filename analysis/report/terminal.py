@@ -9,7 +9,7 @@ without colour (signs and glyphs carry the meaning) and, where the encoding is A
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -17,15 +17,15 @@ from rich.rule import Rule
 from rich.table import Table as Grid
 from rich.text import Text
 
-from prunescope.analysis.report import ledger_view, measured, numbers, sentences, titles
+from prunescope.analysis.report import ledger_view, measured, numbers, sentences, summary, titles
 from prunescope.analysis.report.phase_tables import TABLES, Extent, phase_tables
 from prunescope.analysis.report.sheet import Page, kept_columns, plain_name
-from prunescope.analysis.report.summary import outcome_and_reasons
-from prunescope.analysis.report.view import Cell, Column, Table
-from prunescope.analysis.schema.report import Finding, Phase, Report
+from prunescope.analysis.report.view import Cell, Column, Table, numeric, text_table
+from prunescope.analysis.schema.report import LATE_RANK, Finding, Ladder, Phase, Report
 
 WIDE = 110  # columns from which evidence stands beside its row
 _EXTENT = Extent(gemms=14, kernels=8, kinds=8, brief=True)
+_PHASES = 3  # shown in brief; of more (ranks), a row each and the one to read first
 _LINES = 45  # of a phase, unless it is shown in full
 _BRIEF = Extent(gemms=6, kernels=0, kinds=6, brief=True)
 _LEFT_OUT = frozenset({"sides", "parts", "role", "shapes", "host"})
@@ -69,7 +69,12 @@ class _ReportPage(Page):
         yield self.ink(titles.device(report), "dim")
         for warning in sentences.warnings(report):
             yield self.ink(f"! {warning}", "yellow")
-        for name, phase in report.phases.items():
+        phases = dict(report.phases)
+        if len(phases) > _PHASES and not full:
+            name = summary.first_to_read(phases)
+            yield from self._overview(phases, name)
+            phases = {name: phases[name]}
+        for name, phase in phases.items():
             yield Text("")
             yield Rule(
                 self.ink(titles.heading(name, phase), "bold"),
@@ -78,6 +83,26 @@ class _ReportPage(Page):
                 style="dim",
             )
             yield from self.phase(phase) if full else self.brief(phase)
+
+    def _overview(self, phases: Mapping[str, Phase], first: str) -> Iterator[RenderableType]:
+        """A row a phase, and which of them is shown below."""
+        unit = numbers.scale(phase.wall_ns for phase in phases.values())
+        columns = [
+            Column("phase"),
+            *numeric("realised"),
+            Column("95 % interval"),
+            *numeric("of the bound"),
+            Column("step", unit.unit, numeric=True),
+        ]
+        rows = [
+            [titles.heading(name, phase), *_ratios(phase.ladder), unit.text(phase.wall_ns)]
+            for name, phase in phases.items()
+        ]
+        late = any(item.id == LATE_RANK for item in phases[first].findings)
+        why = "which the others wait for" if late else "the slowest"
+        note = f"below: {first}, {why}; the other {len(phases) - 1}: --full"
+        yield self.section(f"{len(phases)} phases: dense ÷ pruned; {unit.unit} a step")
+        yield from self.table(text_table("overview", "", columns, rows, [note]))
 
     def brief(self, phase: Phase) -> Iterator[RenderableType]:
         """At most 45 lines where there are few findings; one that is grave is always shown."""
@@ -144,7 +169,7 @@ class _ReportPage(Page):
 
     def _summary(self, phase: Phase) -> Text:
         """The paragraph, its outcome in bold."""
-        outcome, reasons = outcome_and_reasons(phase)
+        outcome, reasons = summary.outcome_and_reasons(phase)
         text = self.ink(outcome, "bold")
         if reasons:
             text.append_text(self.ink(f" {reasons}", "not bold"))
@@ -252,6 +277,14 @@ class _ReportPage(Page):
     def _finding(self, item: Finding) -> RenderableType:
         mark, style = _SEVERITY.get(item.severity, ("-", ""))
         return _hanging(self.ink(f"{mark:>3} ", style), self.ink(sentences.finding(item)))
+
+
+def _ratios(ladder: Ladder | None) -> list[str]:
+    """The realised ratio, its interval, and its share of the roofline bound."""
+    if ladder is None:
+        return ["–"] * 3
+    interval = numbers.ratios(ladder.realised_ci95) if ladder.realised_ci95 else "–"
+    return [numbers.ratio(ladder.realised), interval, numbers.percent(ladder.share_of_bound)]
 
 
 def _hanging(mark: Text, text: Text) -> RenderableType:

@@ -50,6 +50,10 @@ class ComparisonRow(msgspec.Struct, kw_only=True):
     no_evidence: Annotated[
         list[str], meaning("rows of the ledger that are not distinguishable from 0")
     ] = []
+    token_ids: Annotated[
+        str | msgspec.UnsetType,
+        meaning("where they came from, of a step whose work depends on them: routers decide"),
+    ] = msgspec.UNSET
 
     @property
     def is_evidence(self) -> bool:

@@ -50,7 +50,8 @@ class Experts(msgspec.Struct, kw_only=True):
     """How tokens fall among the experts of a layer, in the mean over the layers that have some."""
 
     layers: int
-    count: int  # experts of a layer
+    count: int  # experts of a layer, the most where layers differ
+    fewest: int | None = None  # of any layer with experts
     per_token: int
     distinct: float  # experts that get a token, and whose weights are read
     rows: float  # tokens of one of these

@@ -31,6 +31,7 @@ from prunescope.taxonomy.formats import decode, scrubbed
 BESIDE = 0.99
 CLOCK_SKEW = "clock-skew"  # the finding that makes causes of idle time doubtful
 CUT_OFF = "truncated-trace"  # the finding that a file ends before its trace does
+LATE_RANK = "straggler"  # the finding on the rank that the others wait for
 OTHER_TIME = "unexplained-difference"  # the finding that names a ratio of two captures
 # Two captures of one program on one machine differ by less: placement in memory moves a model by 1
 # to 3 %, and walls moved by 1.4 % between captures on a quiet machine (docs/ledger.md).
@@ -215,6 +216,7 @@ class FamilyVerdict(msgspec.Struct, kw_only=True):
     evidence: list[str]
     parts: list[FamilyPart] = []
     alternatives: list[str] = []
+    by_order: Annotated[bool, meaning("modules would tell which of the alternatives it is")] = False
 
     @property
     def ids(self) -> frozenset[str]:
@@ -399,6 +401,9 @@ class Phase(msgspec.Struct, kw_only=True):
     sparsity: Annotated[
         dict[str, float | None], meaning("nominal, parameters, flop, bytes: realised shares")
     ] = {}
+    items_per_s: Annotated[
+        float | None, meaning("images and the like, of a model without a cache")
+    ] = None
     notes: list[str] = []
     predicted: PredictedRun | None = None
     phase_kind: Annotated[PhaseKind | None, meaning("of a bare trace")] = None
@@ -440,6 +445,10 @@ class Phase(msgspec.Struct, kw_only=True):
         Routing | None, meaning("tokens of experts; null: a run without experts, or no run")
     ] = None
     replay: Annotated[Replay | None, meaning("GEMMs alone; null: none were replayed")] = None
+    token_ids: Annotated[
+        str | msgspec.UnsetType,
+        meaning("where they came from, of a step whose work depends on them: routers decide"),
+    ] = msgspec.UNSET
 
     @property
     def nothing_moved(self) -> bool:

@@ -177,6 +177,9 @@ class Totals(msgspec.Struct, kw_only=True):
     gap_ns: float
     tail_ns: float
     tokens_per_s: float | None = None
+    items_per_s: Annotated[
+        float | None, meaning("images and the like, of a model without a cache")
+    ] = None
     weight_bytes: int | None = None
     peak_memory_bytes: int | None = None
     kv_bytes: int | None = None

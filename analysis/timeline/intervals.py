@@ -28,13 +28,15 @@ SEQUENCE, GENERATION, WHOLE = "sequence", "generation", "whole"
 class Windows:
     """Host windows of the steps, in time order. `source`: "prunescope" | "pattern" | "engine" |
     "ProfilerStep" | "numbered", or one of those above. `picked`: those of them that a pattern
-    keeps, None where it names annotations that are no steps otherwise, and without a pattern."""
+    keeps, None where it names annotations that are no steps otherwise, and without a pattern.
+    `ignored`: an annotation that is called as a step is, in none of which work was launched."""
 
     start: Ints
     end: Ints
     source: str
     names: list[str]
     picked: Ints | None = None
+    ignored: str | None = None
 
     def __len__(self) -> int:
         return len(self.start)

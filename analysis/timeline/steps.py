@@ -44,6 +44,7 @@ def find_windows(trace: Trace, *, phase_pattern: str | None = None) -> Windows:
     notes = np.flatnonzero(annotations["module"] == 0)
     ids = annotations["name"][notes]
     distinct = {int(i): trace.names[i] for i in np.unique(ids)}
+    ignored: str | None = None
     for source, is_step in _candidates(phase_pattern, [*distinct.values()]):
         steps = [i for i, name in distinct.items() if is_step(name)]
         hits = notes[np.isin(ids, steps)]
@@ -57,15 +58,18 @@ def find_windows(trace: Trace, *, phase_pattern: str | None = None) -> Windows:
         if len(hits) and source == "pattern":
             return _picked(trace, notes, hits, distinct)
         if len(hits):
-            return _disjoint(trace, hits, source)
+            marked = _disjoint(trace, hits, source)
+            if (marked.step_of(_work(trace)) >= 0).any():
+                return marked
+            ignored = marked.names[0]
         if source == "pattern":
             raise _without_match(trace, str(phase_pattern), set(distinct.values()))
-    return _repeated(trace) or _whole()
+    return replace(_repeated(trace) or _whole(), ignored=ignored)
 
 
 def _named_phases(trace: Trace, notes: Ints, names: dict[int, str]) -> Windows | None:
     """The annotations that are called as prefill and decode are, if work was launched in both."""
-    work = np.sort((trace.launches if trace.on_device else trace.ops)["ts"])
+    work = np.sort(_work(trace))
     for phases in named_phases(names.values()):
         ids = [i for i, name in names.items() if name in phases]
         hits = notes[np.isin(trace.annotations["name"][notes], ids)]
@@ -81,6 +85,17 @@ def _named_phases(trace: Trace, notes: Ints, names: dict[int, str]) -> Windows |
             ]
             return replace(found, names=called)
     return None
+
+
+def _work(trace: Trace) -> Ints:
+    """When the host launched what ran: calls and ops that the device's events name, or, in a trace
+    of the host alone, all ops."""
+    if not trace.on_device:
+        return trace.ops["ts"]
+    launches, ops, device = trace.launches, trace.ops, trace.device
+    named = np.isin(launches["correlation"], device["correlation"])
+    by_op = np.isin(ops["external"], device["external"][device["external"] >= 0])
+    return np.concatenate([launches["ts"][named], ops["ts"][by_op]])
 
 
 def _without_match(trace: Trace, pattern: str, notes: set[str]) -> PrunescopeError:

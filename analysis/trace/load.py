@@ -41,6 +41,7 @@ from prunescope.analysis.trace.uncategorised import (
 from prunescope.analysis.trace.workers import shares_of
 from prunescope.taxonomy.dtypes import dtype
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.own_files import refuse_own_file
 
 _SIZE = re.compile(r"\s*\d{1,18}\s*", re.ASCII)  # of a dimension
 
@@ -80,7 +81,11 @@ def load(path: Path, member: str | None = None) -> Trace:
             hint="give a Chrome trace (.json, .json.gz or .json.zst), an SQLite export of Nsight "
             "Systems, or what `prunescope trace` wrote",
         )
-    trace = _of_nsys(path, member) if is_nsys(path) else _of_chrome(path, member)
+    try:
+        trace = _of_nsys(path, member) if is_nsys(path) else _of_chrome(path, member)
+    except PrunescopeError:
+        refuse_own_file(path)
+        raise
     set_apart_uncorrelated(trace)
     clean(trace)
     set_waits_apart(trace)

@@ -167,6 +167,7 @@ class _Reader:
         self._stream_waits()
         self._say_unnamed()
         self._launches()
+        self._say_unlaunched()
         self._collectives()
         self._overhead()
         self._ranges()
@@ -421,7 +422,9 @@ class _Reader:
         columns = {"thread": "globalTid", "correlation": "correlationId", "name": "nameId"}
         elsewhere = self._launched_elsewhere()
         where = self._of_processes(RUNTIME)
-        self.collect.tables["launch"].reserve(self.file.count(RUNTIME, where))
+        calls = self.file.count(RUNTIME, where)
+        self._refuse_too_many(calls)
+        self.collect.tables["launch"].reserve(calls)
         for rows, _ in self._blocks(RUNTIME, columns, where):
             ids = self._ids_of(_shifted(rows["thread"]), rows["correlation"])
             here = _places(elsewhere, ids) < 0
@@ -433,6 +436,17 @@ class _Reader:
             self._add("launch", rows, COLUMNS["launch"])
         if self.file.count(_WAITS, f'"syncType" IN ({", ".join(map(str, _HOST_WAITS))})'):
             self._waits()
+
+    def _say_unlaunched(self) -> None:
+        """A caveat where nothing that ran has its launch in the file."""
+        (ids,) = self._so_far("correlation")
+        called = np.sort(self.collect.tables["launch"].frozen()["correlation"])
+        if len(ids) and not (_places(called, ids) >= 0).any():
+            self.caveats.append(
+                f"none of its {len(ids):,} {DEVICE_ROWS} has its launch in the file: which step, "
+                "op or layer they are of is unknown, and all of it counts as one step (calls of "
+                "CUDA are recorded by `nsys profile --trace cuda`)"
+            )
 
     def _waits(self) -> None:
         """Waits of the host for the device whose call is not in the file, as calls. They hold no
@@ -529,6 +543,7 @@ class _Reader:
         columns = {"thread": "globalTid", "type": "eventType", "text_id": "textId"}
         where, registered = self._of_processes(RANGES), dict[int, str]()
         rows_there = self.file.count(RANGES, where)
+        self._refuse_too_many(rows_there)
         for group in ("op", "annotation"):
             self.collect.tables[group].reserve(rows_there)
         for rows, texts in self._blocks(RANGES, columns, where, "text"):

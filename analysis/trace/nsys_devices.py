@@ -92,6 +92,13 @@ def _no_kernels(file: Database) -> PrunescopeError:
     if kernels:
         return file.damaged(f"none of its {kernels:,} kernels names a device (deviceId)")
     others = f", only {copies:,} copies and fills" if copies else ""
+    if file.has_wal:
+        return PrunescopeError(
+            f"{file.path.name} holds no kernel of a GPU{others}: what SQLite keeps in a file "
+            "beside it (-wal) is not read",
+            hint=f'move it into the file: `sqlite3 {file.path.name} "PRAGMA '
+            'wal_checkpoint(TRUNCATE)"`, or export the report again',
+        )
     return PrunescopeError(
         f"{file.path.name} holds no kernel of a GPU{others}",
         hint="record kernels with `nsys profile --trace cuda,nvtx` while the GPU works, and export "

@@ -210,7 +210,7 @@ def _roles(dense: Kernels, pruned: Kernels) -> Iterator[Caveat]:
         return
     # A role that is lost is lost by kernels; so count kernels: one slow op without a role changes
     # the share of time.
-    if _roles_by_count(pruned) >= _roles_by_count(dense) - _FALL:
+    if _places_by_count(pruned) >= _places_by_count(dense) - _FALL:
         return
     # Replays without an eager trace, and a trace without modules, know of fewer roles.
     same_source = dense.roles_from == pruned.roles_from and dense.is_replay == pruned.is_replay
@@ -235,10 +235,12 @@ def _known_roles(kernels: Kernels) -> float | None:
     return known / total if total else None
 
 
-def _roles_by_count(kernels: Kernels) -> float:
-    """The share of kernels that have a role."""
-    roles = _without_experts(kernels)["role"]
-    return int(roles.is_in(UNPLACED).not_().sum()) / max(1, len(roles))
+def _places_by_count(kernels: Kernels) -> float:
+    """The share of kernels that have a role, or at least a layer: what a module of its own adds to
+    a layer (merging tokens, a router) has no role, and lost none."""
+    frame = _without_experts(kernels)
+    placed = frame["role"].is_in(UNPLACED).not_() | frame["layer"].is_not_null()
+    return int(placed.sum()) / max(1, len(frame))
 
 
 def _unequal(name: str, kernels: Kernels) -> Caveat | None:

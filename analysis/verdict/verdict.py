@@ -26,6 +26,7 @@ from prunescope.analysis.verdict.detectors.run_time import fewer_keys
 from prunescope.analysis.verdict.detectors.widths import families_by_order, narrower_heads
 from prunescope.analysis.verdict.evidence import Detection, Evidence, Reason, Verdict, stored_shapes
 from prunescope.analysis.verdict.gathers import gathers
+from prunescope.analysis.verdict.more_calls import more_calls
 from prunescope.analysis.verdict.outside import (
     FIRST,
     NO_DYNAMIC,
@@ -36,7 +37,6 @@ from prunescope.analysis.verdict.outside import (
     quantised_too,
     reason,
 )
-from prunescope.analysis.verdict.more_calls import more_calls
 from prunescope.analysis.verdict.unread import unread
 from prunescope.taxonomy.families import families
 from prunescope.taxonomy.roles import BACKWARD
@@ -168,7 +168,7 @@ def _unmoved(e: Evidence) -> FamilyVerdict:
                 "(with_stack=True; NVTX ranges for Nsight Systems) to name the family"
             )
             return FamilyVerdict(
-                id="unknown", confidence=0.3, evidence=[line], alternatives=fitting
+                id="unknown", confidence=0.3, evidence=[line], alternatives=fitting, by_order=True
             )
         return FamilyVerdict(
             id="unknown",

@@ -10,21 +10,19 @@ from dataclasses import replace
 
 from prunescope.taxonomy.applies import DENSE_MATRICES, to_experts
 from prunescope.taxonomy.family import Family, FamilyPoint, Knob, pattern
-from prunescope.taxonomy.keep import kept_experts
 from prunescope.taxonomy.plan import Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.theory import dense_plan
 
 
 def with_experts(shape: ModelShape, point: FamilyPoint) -> ModelShape:
-    """E' = max(k, round(E·p)) experts in each layer that has some: router N = E'. k, N and K of an
-    expert and the shared experts stay."""
+    """E' = max(k, round(E·p)) experts in each layer that has some, as many of each group of
+    group-limited routing: router N = E'. k, N and K of an expert and the shared experts stay."""
 
     def fewer(layer: ModelShape) -> ModelShape:
         if not layer.experts:
             return layer
-        kept = kept_experts(layer.experts, layer.experts_per_token, point.sparsity)
-        return replace(layer, experts=kept)
+        return replace(layer, experts=layer.kept_experts(point.sparsity))
 
     return shape.map_layers(fewer)
 

@@ -21,6 +21,27 @@ def mixture(*rows: tuple[int, ...], named: bool = True, **more: Any) -> dict[str
     return found
 
 
+def copied(experts: int, tokens: int, per_token: int = 2, *, layers: int = 2) -> Any:
+    """A trace of one step whose experts copy the matrices of each token and multiply by them, as
+    transformers' batched_mm: gate and up in one, then down."""
+    pairs, half = tokens * per_token, "c10::BFloat16"
+
+    def product(n: int, kk: int) -> list[Any]:
+        return [
+            op("aten::index", [experts, n, kk], [], dtypes=[half, ""],
+               kernels=[k(us=4, name="index_elementwise_kernel")]),
+            op("aten::bmm", [pairs, n, kk], [pairs, kk, 1], dtype=half,
+               kernels=[k(us=3, name="gemmk1_kernel")]),
+        ]  # fmt: skip
+
+    items = []
+    for i in range(layers):
+        at = f"model.layers.{i}.mlp"
+        inside = module(f"{at}.experts", *product(2 * F, H), *product(H, F))
+        items.append(module(at, module(f"{at}.gate", mm(tokens, experts, H)), inside))
+    return chrome(step(0, *items))
+
+
 def _without_modules(items: list[Any]) -> Iterator[Any]:
     for item in items:
         yield from _without_modules(list(item.items)) if isinstance(item, Scope) else [item]

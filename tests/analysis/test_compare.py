@@ -217,7 +217,12 @@ def test_what_is_no_evidence_is_drawn_open(*, doubted: bool) -> None:
     legend = curves.get_legend()
     assert legend is not None
     said = [text.get_text() for text in legend.get_texts()]
-    assert ("open: no evidence" in said) == doubted
+    assert ("open: timing not valid" in said) == doubted
+    ground = [one.get_hatch() for one in bars.patches if one.get_zorder() < 0]
+    assert ground == (["xxxx"] if doubted else [])
+    below = bars.get_legend()
+    assert below is not None
+    assert ("timing not valid" in [text.get_text() for text in below.get_texts()]) == doubted
 
 
 def test_at_one_sparsity_the_promise_is_seen_too() -> None:

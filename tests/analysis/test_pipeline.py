@@ -13,6 +13,7 @@ import pytest
 from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report import sentences
+from prunescope.analysis.report.measured import throughput
 from prunescope.analysis.schema.report import Phase, from_json, to_json
 from prunescope.taxonomy.errors import PrunescopeError
 from tests.analysis.decoder import Layer, Setting, decoder, write_pair, write_run
@@ -280,3 +281,16 @@ def test_what_stands_behind_a_trace_is_said_and_loses_nothing(tmp_path: Path) ->
         f"t.json: {path.stat().st_size // 2:,} bytes after the end of the trace were ignored"
     ]
     assert (report.device, report.phases, report.partial) == (once.device, once.phases, False)
+
+
+def test_a_model_of_images_has_items_a_second(tmp_path: Path) -> None:
+    """Four images a step of 10 ms dense, of 8 ms pruned: 400 and 500 a second, and no tokens."""
+    images = {"both_cache": "none", "both_batch": 4, "both_tokens_per_step": 4}
+    run = write_pair(tmp_path / "r", decoder([FULL] * 4), decoder([NARROW] * 4), **images,
+                     dense_samples_ns=[10_000_000] * 3, samples_ns=[8_000_000] * 3)  # fmt: skip
+    report = analyze(run).report
+    (phase,) = report.phases.values()
+    assert phase.baseline is not None
+    assert (phase.baseline.items_per_s, phase.items_per_s) == (400, 500)
+    assert phase.tokens_per_s is None
+    assert "items/s 400 → 500" in throughput(phase)

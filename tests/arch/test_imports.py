@@ -45,6 +45,7 @@ ALLOWED: dict[str, str] = {
     "tracer/attention": "taxonomy model",
     "tracer/residual": "taxonomy model",
     "tracer/calibration": "taxonomy model",
+    "tracer/allocation": "taxonomy model calibration",
     "tracer/quality": "taxonomy model calibration",
     "tracer/routing": "taxonomy model attention residual calibration",
     "tracer/pruners": "taxonomy model attention residual calibration routing",

@@ -11,6 +11,7 @@ import typer.main
 
 import prunescope
 from prunescope import cli
+from prunescope.allocation import AllocateRequest
 from prunescope.analysis.inputs.options import AnalyzeRequest, CompareRequest
 from prunescope.analysis.predict.request import PredictRequest
 from prunescope.command import from_options
@@ -25,7 +26,7 @@ COMMANDS = {
         "--model", "--method", "--sparsity", "--set", "--phase", "--batch", "--prompt-len",
         "--decode-steps", "--logits", "--attn", "--dtype", "--device", "--select", "--text",
         "--recover",
-        "--mode", "--warmup", "--repeats", "--steps", "--placements", "--max-placements",
+        "--mode", "--flush", "--warmup", "--repeats", "--steps", "--placements", "--max-placements",
         "--seed", "--threads",
         "--baseline", "--baseline-model", "--no-baseline", "--out", "--overwrite", "--json",
     },
@@ -44,9 +45,14 @@ COMMANDS = {
         "--pp", "--ep", "--routing",
         "--rank", "--workload", "--losses", "--loss", "--explain", "--out", "--json",
     },
+    "allocate": {
+        "--model", "--from-run", "--device", "--speedup", "--latency-ms", "--memory-gb", "--phase",
+        "--workload", "--batch", "--prompt-len", "--dtype", "--text", "--out", "--overwrite",
+        "--dry-run", "--json",
+    },
     "sweep": {
         "config", "--preset", "--out", "--engine", "--shard", "--dry-run", "--example",
-        "--json",
+        "--print-preset", "--json",
     },
     "pareto": {"folder", "--out", "--json"},
     "check": {"subject", "--require", "-r", "--baseline", "--strict", "--junit", "--json"},
@@ -91,6 +97,7 @@ def test_every_command_says_what_it_does() -> None:
 REQUESTS = {
     "trace": TraceCall, "analyze": AnalyzeRequest, "compare": CompareRequest,
     "predict": PredictRequest, "sweep": SweepRequest, "gemm": GemmRequest,
+    "allocate": AllocateRequest,
 }  # fmt: skip
 
 

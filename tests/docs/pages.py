@@ -21,7 +21,7 @@ _BLOCK = re.compile(
     r"(?P<code>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
-_TEXT = ("", "text", "json")  # what a reader looks at
+_TEXT = ("", "text", "json", "console")  # what a reader looks at; transcripts.py runs consoles
 
 
 @dataclass(frozen=True)

@@ -192,6 +192,15 @@ def test_what_stands_in_a_wal_is_not_read(tmp_path: Path) -> None:
     assert any("-wal" in warning for warning in report.warnings)
 
 
+def test_a_file_whose_tables_are_in_a_wal_names_it(tmp_path: Path) -> None:
+    path = changed(tmp_path / "wal.sqlite", of_sql(f"DROP TABLE {KERNEL}"))
+    sql = sqlite3.connect(path, isolation_level=None)
+    sql.execute("PRAGMA journal_mode = WAL")
+    sql.execute(f"CREATE TABLE {KERNEL} (start INT, end INT, deviceId INT)")
+    assert "(-wal) is not read" in refused(path)
+    sql.close()
+
+
 def test_a_change_that_was_not_finished_is_refused(tmp_path: Path) -> None:
     """A hot journal: SQLite has rows of 999 ns in the file, and would take them back."""
     path = whole(tmp_path / "hot.sqlite", kernels=3000)

@@ -125,3 +125,26 @@ def test_a_simulation_agrees(experts: int, per_token: int, exponent: float, toke
     # ones.
     assert fullest_expert(routing, "decode", **sizes) == pytest.approx(fullest, rel=0.06)
     assert fullest_rank(routing, "decode", **sizes, ranks=4) == pytest.approx(rank, rel=0.06)
+
+
+def grouped(experts: int, per_token: int, groups: int, opened: int, tokens: int) -> float:
+    """The mean of distinct experts over 300 simulated forwards: a token chooses groups, then k of
+    the experts in them, all as likely."""
+    rng, size, total = random.Random(1), experts // groups, 0
+    for _ in range(300):
+        seen: set[int] = set()
+        for _ in range(tokens):
+            chosen = rng.sample(range(groups), opened)
+            seen.update(rng.sample([g * size + i for g in chosen for i in range(size)], per_token))
+        total += len(seen)
+    return total / 300
+
+
+@pytest.mark.parametrize("tokens", [1, 4, 64])
+def test_groups_are_read_as_often_as_without_them(tokens: int) -> None:
+    """DeepSeek-V3, 8 of 256 experts in 4 of 8 groups: a token takes an expert with 4/8 · 8/128 =
+    8/256, and tokens choose independently. So 256 (1 − (31/32)^T) get one, with groups or without;
+    only how much two experts of one token have to do with one another differs."""
+    load = expert_load(None, "decode", experts=256, per_token=8, tokens=tokens)
+    assert load.distinct == pytest.approx(256 * (1 - (31 / 32) ** tokens))
+    assert load.distinct == pytest.approx(grouped(256, 8, 8, 4, tokens), rel=0.02)

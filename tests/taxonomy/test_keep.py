@@ -107,3 +107,14 @@ def test_heads_never_vanish(heads: int, sparsity: float) -> None:
 def test_a_rank_that_is_given_saves(n: int, k: int, sparsity: float) -> None:
     rank = keep.low_rank_or_dense(n, k, sparsity)
     assert rank is None or rank * (n + k) < n * k
+
+
+def test_groups_of_experts_keep_as_many_each() -> None:
+    """Of 16 experts in 4 groups 11 would stay; 2.75 of a group are 3, so 12. A token that opens two
+    groups for 4 experts needs 2 of each; one ranked by its two best has two."""
+    groups = {"groups": 4, "open_groups": 2, "ranked_by": 2}
+    assert keep.kept_experts(16, 4, 0.3) == 11
+    assert [keep.kept_experts(16, 4, s, **groups) for s in (0, 0.3, 0.5, 0.9)] == [16, 12, 8, 8]
+    assert keep.kept_experts(256, 8, 0.99, groups=8, open_groups=4, ranked_by=2) == 16
+    assert keep.kept_experts(16, 2, 0.9, groups=4, open_groups=2, ranked_by=1) == 4
+    assert keep.kept_experts(16, 4, 0.5, groups=4, open_groups=1) == 16  # a group has to serve all

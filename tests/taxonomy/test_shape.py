@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -211,3 +212,22 @@ def test_a_large_preset_is_as_large_as_transformers_makes_it(name: str) -> None:
         model = transformers.AutoModelForCausalLM.from_config(built)
     counted = sum(p.numel() for p in model.parameters())
     assert ModelShape.from_config(preset_config(name)).parameters() == counted
+
+
+def test_groups_of_a_router() -> None:
+    """n_group and topk_group of DeepSeek; a greedy router has groups in its config alone."""
+    plain = preset_config("deepseek-v3")
+
+    def groups(**changed: Any) -> tuple[int, ...]:
+        shape = ModelShape.from_config({**plain, **changed})
+        return shape.expert_groups, shape.open_groups, shape.group_ranked_by
+
+    assert groups() == (8, 4, 2)
+    assert groups(topk_method="group_limited_greedy") == (8, 4, 1)
+    assert groups(topk_method="greedy") == groups(n_group=1, topk_group=1) == (1, 1, 1)
+    assert ModelShape.from_config(plain).kept_experts(0.3) == 176  # 179 are 22.4 of each of 8
+    shape = ModelShape.from_config(plain)
+    assert ModelShape.of_fields(shape.to_dict()) == shape
+    for wrong in ({"n_group": 7}, {"topk_group": 9}):
+        with pytest.raises(PrunescopeError, match="groups of 256 experts"):
+            groups(**wrong)

@@ -282,3 +282,37 @@ def test_the_roofline_table(name: str) -> None:
 def test_a_workload_that_cannot_be_is_refused(bad: dict[str, object]) -> None:
     with pytest.raises(PrunescopeError):
         Workload(**{"phase": "decode", **bad})  # type: ignore[arg-type]
+
+
+def test_absorbed_latent_attention_by_hand() -> None:
+    """4 heads over latents of 16 + 8 numbers: kv_b is a product of each head on a row a sequence,
+    in [16] and out [16] of queries and of values; queries of 24 attend to 24, and get 16."""
+    config = {
+        "model_type": "deepseek_v3", "hidden_size": 64, "num_hidden_layers": 1, "vocab_size": 512,
+        "num_attention_heads": 4, "intermediate_size": 96, "kv_lora_rank": 16, "q_lora_rank": 24,
+        "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 16,
+    }  # fmt: skip
+    shape = ModelShape.from_config(config)
+    step = Workload(phase="decode", batch=2, context=10, itemsize=2, absorbed=True)
+    found = {op.name: op for op in forward([dense_plan(shape, step)])}
+    kv_b, attention = found["kv_b"], found["attention.full"]
+    assert kv_b.flop == 2 * 2 * 128 * 16
+    assert kv_b.weight_bytes == 2 * 128 * 16
+    assert kv_b.bytes == kv_b.weight_bytes + 2 * 2 * 4 * (16 + 16 + 16 + 16)
+    assert attention.flop == 2 * (2 * 4) * (24 + 16) * 10
+    assert attention.kv_read == 2 * 2 * 10 * 24
+    assert attention.bytes == attention.kv_read + 2 * (2 * 4 * (24 + 16) + 2 * 24)
+    assert attention.gemms == (Gemm(1, 10, 24, 8), Gemm(1, 16, 10, 8))
+    # A prefill expands its keys and values either way; attention without latents has no choice.
+    for plain, phase in ((config, "prefill"), ({**config, "kv_lora_rank": None}, "decode")):
+        shape = ModelShape.from_config({k: v for k, v in plain.items() if v is not None})
+        sides = [
+            forward([dense_plan(shape, Workload(phase=phase, prompt_len=6, absorbed=absorbed))])
+            for absorbed in (True, False)
+        ]
+        assert sides[0] == sides[1]
+    # One of two sequences is active.
+    half = {op.name: op for op in family("dynamic-m").theory(
+        ModelShape.from_config(config), step, family("dynamic-m").point(0.5))}  # fmt: skip
+    assert half["kv_b"].flop == kv_b.flop / 2
+    assert half["kv_b"].weight_bytes == kv_b.weight_bytes * 0.75

@@ -23,6 +23,7 @@ from prunescope.tracer.capture.user_capture import capture
 from prunescope.tracer.machine import disturbance
 from prunescope.tracer.model import compat
 from tests.small_capture import PEAKS
+from tests.tracer.mixtures import mixture
 
 pytestmark = pytest.mark.torch
 
@@ -397,3 +398,23 @@ def test_a_function_is_no_name_of_a_method() -> None:
     with pytest.raises(PrunescopeError, match="--method is .*of type function") as raised:
         prunescope.trace("tiny-llama", method=loop)  # type: ignore[arg-type]
     assert "prunescope.capture" in (raised.value.hint or "")
+
+
+def test_tokens_of_experts_are_counted_as_in_a_trace(tmp_path: Path) -> None:
+    """A mixture of 16 experts, top-4: in the step that is thrown away 2 x 12 tokens of a layer go
+    to four each. Nothing stays hooked. A step with calls of several sizes has no mean of them."""
+    model = mixture("qwen3_moe")
+    loop(model, 8, out=tmp_path / "one")
+    run = read_run(tmp_path / "one" / "dense")
+    assert run.routing.keys() == {"prefill"}
+    assert [sum(counts) for counts in run.routing["prefill"].values()] == [2 * 12 * 4] * 2
+    assert all(4 <= mean <= 16 for mean in run.distinct_experts["prefill"].values())
+    assert not any(module._forward_hooks for module in model.modules())
+    with capture(model, **FEW, out=tmp_path / "two") as c, torch.inference_mode():
+        for _ in range(8):
+            with c.step():
+                cache = model(IDS).past_key_values
+                model(IDS[:, :1], past_key_values=cache)
+    run = read_run(tmp_path / "two" / "dense")
+    assert [sum(counts) for counts in run.routing["mixed"].values()] == [2 * 13 * 4] * 2
+    assert run.distinct_experts == {}

@@ -30,7 +30,9 @@ def test_a_step_that_generates_is_mixed(tiny: Any, tmp_path: Path) -> None:
         for _ in range(8):
             with c.step():
                 tiny.generate(ids, max_new_tokens=4, min_new_tokens=4, do_sample=False)
-    assert list(analyze(tmp_path / "run").report.phases) == ["mixed"]
+    report = analyze(tmp_path / "run").report
+    assert list(report.phases) == ["mixed"]
+    assert any("generate(max_new_tokens=1) is a prompt alone" in one for one in report.warnings)
 
 
 def test_images_are_no_tokens(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def greedy_removal(
             f"--select greedy does not choose {' and '.join(kinds)} sublayers",
             hint="use --set unit=layer, or --select importance",
         )
-    stack = _Stack(model, calibration.batches[:SEQUENCES])
+    stack = Stack(model, calibration.batches[:SEQUENCES])
     gone: list[int] = []
     losses = [stack.loss(gone)]
     while len(gone) < count:
@@ -68,13 +68,13 @@ def greedy_removal(
 @torch.no_grad()
 def costs_of_layers(model: Any, calibration: Calibration) -> list[float]:
     """The rise of the loss, nats a token, without each layer alone, on the first sequences."""
-    stack = _Stack(model, calibration.batches[:SEQUENCES])
+    stack = Stack(model, calibration.batches[:SEQUENCES])
     stack.begin_round([])
     whole = stack.loss([])
     return [stack.loss([index]) - whole for index in range(len(stack.layers))]
 
 
-class _Stack:
+class Stack:
     """Losses of a model without some layers, which then return their input.
 
     The input of each layer is kept for a round: to remove one more, the layers before it need not
@@ -96,12 +96,18 @@ class _Stack:
     def loss(self, gone: Sequence[int]) -> float:
         """Nats a token without these layers, in the order of removal; infinity instead of NaN, so
         that it is never the lowest."""
+        known = bool(gone) and list(gone[:-1]) == self._gone
+        return self.loss_from(gone[-1] if known else None, gone)
+
+    def loss_from(self, first: int | None, gone: Sequence[int] = ()) -> float:
+        """`loss`, where the layers before `first` do what they did at the start of the round: they
+        do not run again. None: all layers run."""
         total, tokens = 0.0, 0
         for number, ids in enumerate(self.batches):
             forwards = dict.fromkeys(gone, self._identity)
-            if self._entering and gone and list(gone[:-1]) == self._gone:
-                given = partial(_given, self._identity, self._entering[number][gone[-1]])
-                forwards |= dict.fromkeys(range(gone[-1] + 1), given)
+            if self._entering and first is not None:
+                given = partial(_given, self._identity, self._entering[number][first])
+                forwards |= dict.fromkeys(range(first), given)
             logits = self._logits(ids, forwards)[0, :-1]
             total += float(cross_entropy(logits.float(), ids[0, 1:], reduction="sum"))
             tokens += ids.shape[1] - 1

@@ -30,6 +30,7 @@ from prunescope.tracer.model.logits import NUM_PROBED, probe
 from prunescope.tracer.model.model_shape import model_shape
 from prunescope.tracer.pruners import Applied, family_point, pruner
 from prunescope.tracer.pruners.method import MethodPart
+from prunescope.tracer.pruners.plan_method import apply_plan
 from prunescope.tracer.pruners.user_method import apply_method
 from prunescope.tracer.recovery.adapters import zero_shares
 from prunescope.tracer.recovery.recover import recover
@@ -47,7 +48,12 @@ def apply_request(request: TraceRequest, loaded: Loaded) -> tuple[Applied, Pruni
     before = _numbers(loaded.model)
     zeros = zero_shares(loaded.model) if request.recovery is not None else None
     pruning: Record = {"method": request.method, "sparsity": request.sparsity}
-    if parts is None:
+    if request.plan is not None:
+        applied = apply_plan(request.plan, loaded.model)
+        # A plan has no single sparsity; the shapes give the removed FLOPs.
+        pruning |= {"method": request.plan.name, "sparsity": None}
+        pruning |= {"knobs": {}, **applied.record}
+    elif parts is None:
         point = Point(sparsity=request.sparsity, select=request.select, seed=request.seed)
         applied = apply_method(request.method, loaded.model, point)
         pruning["selection"] = request.select
@@ -180,7 +186,7 @@ def _shape(model: Any) -> ModelShape:
 
 
 def _work(request: TraceRequest, phase: str, model: Any) -> Workload:
-    entry = phase_entry(request, phase, logits=request.logits, attention="")
+    entry = phase_entry(request, phase, logits=request.logits, attention="", flush_bytes=None)
     return Workload.of(phase, entry, itemsize=next(model.parameters()).element_size())
 
 

@@ -14,7 +14,7 @@ import torch
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import family
 from prunescope.tracer.capture.phases import DecodeLoop, Loop, PrefillLoop, prefill
-from prunescope.tracer.capture.request import TraceRequest
+from prunescope.tracer.capture.request import TraceRequest, not_recorded
 from prunescope.tracer.model import compat
 
 Step = Callable[[torch.Tensor], Any]
@@ -31,6 +31,11 @@ def record_nothing(step: Step, ids: torch.Tensor, rewind: Callable[[], None]) ->
 
 def compiled(step: Step, ids: torch.Tensor, rewind: Callable[[], None]) -> Step:
     """The step by torch.compile, already compiled."""
+    if ids.device.type == "cpu":
+        from torch._inductor import config
+
+        # Fused kernels of a CPU are functions of one op, of which the profiler shows nothing else.
+        config.cpp.enable_kernel_profile = True
     run: Step = torch.compile(step, dynamic=False)
     _warm(run, ids, rewind)
     return run
@@ -180,19 +185,17 @@ def static_loop(
 
 
 def check_mode(request: TraceRequest, device: torch.device) -> None:
-    """Raises PrunescopeError if steps cannot be recorded: on a CPU, or with a dynamic method."""
+    """Raises PrunescopeError for CUDA graphs on a CPU, and for a dynamic method."""
     if request.mode == "eager":
         return
-    if device.type == "cpu":
+    if device.type == "cpu" and request.mode == "graph":
         raise PrunescopeError(
-            f"--mode {request.mode} on the CPU gives a trace without kernels: compiled code runs "
-            "inside one op, of which the profiler shows nothing",
-            hint="use --mode eager, or a GPU",
+            "--mode graph records CUDA graphs, and a CPU has none",
+            hint="use --mode compile or eager, or a GPU",
         )
     for part in request.parts or ():
         if family(part.family).dynamics == "dynamic":
             raise PrunescopeError(
-                f"--mode {request.mode} cannot record {part.family}, which decides anew in every "
-                "step",
+                not_recorded(request.mode, part.family),
                 hint="use --mode eager for dynamic methods",
             )

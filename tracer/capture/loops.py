@@ -15,9 +15,10 @@ from prunescope.taxonomy.run_blocks import InputText
 from prunescope.taxonomy.run_quality import RANDOM_IDS
 from prunescope.tracer.calibration.texts import random_ids, read_text
 from prunescope.tracer.capture.graph_mode import RECORDERS, Record, static_loop
-from prunescope.tracer.capture.phases import DecodeLoop, Loop, PrefillLoop
+from prunescope.tracer.capture.phases import DecodeLoop, FlushedLoop, Loop, PrefillLoop
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.capture.variants import Variant
+from prunescope.tracer.machine.timed_calls import CacheFlush
 from prunescope.tracer.model.load import load_tokenizer
 
 
@@ -32,6 +33,7 @@ def loops_of(
     length = request.prompt_len + (request.decode_steps if phase == "decode" else 0)
     ids = input_ids(request, variants, length=length)[0].to(device)
     loops: dict[str, Loop] = {}
+    flush = CacheFlush(device) if request.flush else None
     for variant in variants:
         if request.mode != "eager":
             recorder = record or RECORDERS[request.mode]
@@ -42,7 +44,9 @@ def loops_of(
             loops[variant.name] = DecodeLoop(
                 variant.model, ids, prompt_len=request.prompt_len, logits=request.logits
             )
-    return loops
+    if flush is None:
+        return loops
+    return {name: FlushedLoop(loop, flush) for name, loop in loops.items()}
 
 
 def input_ids(

@@ -60,7 +60,9 @@ def model_entry(loaded: Loaded, model: torch.nn.Module) -> ModelEntry:
     )
 
 
-def phase_entry(request: TraceRequest, phase: str, *, logits: str, attention: str) -> PhaseRun:
+def phase_entry(
+    request: TraceRequest, phase: str, *, logits: str, attention: str, flush_bytes: int | None
+) -> PhaseRun:
     """The inputs of a phase; samples, memory and trace are added later."""
     prompt, steps = request.prompt_len, request.decode_steps
     in_decode = phase == "decode"
@@ -77,6 +79,7 @@ def phase_entry(request: TraceRequest, phase: str, *, logits: str, attention: st
         steps=steps if in_decode else request.steps,
         tokens_per_step=request.batch * (1 if in_decode else prompt),
         warmup=request.warmup,
+        flush_bytes=flush_bytes,
     )
 
 

@@ -5,7 +5,7 @@ Shapes: B batch, S prompt length, T decode steps. Token ids are fixed by the see
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import torch
@@ -124,3 +124,47 @@ class DecodeLoop:
             if length:
                 prefill(self.model, self.ids_BL[:, :length], cache=self.cache, logits="last")
         self._filled = length
+
+
+class FlushedLoop:
+    """A loop whose samples and profiled steps begin with a flushed last-level cache."""
+
+    def __init__(self, loop: Loop, flush: Callable[[], None]) -> None:
+        self._loop, self._flush = loop, flush
+        self.steps_per_sample = loop.steps_per_sample
+
+    @property
+    def cache(self) -> Any:
+        """That of the loop."""
+        return self._loop.cache
+
+    @cache.setter
+    def cache(self, value: Any) -> None:
+        self._loop.cache = value
+
+    @property
+    def run(self) -> Any:
+        """The recorded step of the loop."""
+        return self._loop.run
+
+    @run.setter
+    def run(self, value: Any) -> None:
+        self._loop.run = value
+
+    def prepare(self) -> None:
+        """As the loop, then the flush."""
+        self._loop.prepare()
+        self._flush()
+
+    def sample(self) -> Any:
+        """As the loop."""
+        return self._loop.sample()
+
+    def prepare_step(self, index: int) -> None:
+        """As the loop, then the flush."""
+        self._loop.prepare_step(index)
+        self._flush()
+
+    def step(self, index: int) -> Any:
+        """As the loop."""
+        return self._loop.step(index)

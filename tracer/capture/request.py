@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+from prunescope.taxonomy.arguments import is_plan
 from prunescope.taxonomy.dtypes import dtype as dtype_name
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.keep import check_sparsity
@@ -135,6 +136,11 @@ Threads = Annotated[
 ]
 
 
+def not_recorded(mode: str, family: str) -> str:
+    """Why a family that decides in every step runs in no recorded mode."""
+    return f"--mode {mode} cannot record {family}, which decides anew in every step"
+
+
 @dataclass(kw_only=True)
 class TraceRequest:
     """One capture: a model, at most one pruning method, and how to run and time it."""
@@ -153,8 +159,8 @@ class TraceRequest:
     method: Annotated[
         str | None,
         Option(
-            help="Pruning family, several as A:S+B:S, or a function package.module:function; "
-            "without it, the dense model alone.",
+            help="Pruning family, several as A:S+B:S, a plan.json of `allocate`, or a function "
+            "package.module:function; without it, the dense model alone.",
             metavar="FAMILY",
             complete="families",
             in_name="",
@@ -171,7 +177,11 @@ class TraceRequest:
     attn: Annotated[
         str,
         Option(
-            help="Attention implementation of transformers, such as sdpa or eager.", metavar="NAME"
+            help="Attention implementation of transformers, such as sdpa or eager.",
+            metavar="NAME",
+            in_name="attn-",
+            default_in_name=False,
+            model=True,
         ),
     ] = "sdpa"
     dtype: Dtype = "auto"
@@ -196,12 +206,30 @@ class TraceRequest:
     ] = None
     mode: Annotated[
         Literal["eager", "compile", "graph"],
-        Option(help="How the model runs: eager, with torch.compile, or as CUDA graphs."),
+        Option(
+            help="How the model runs: eager, with torch.compile, or as CUDA graphs.",
+            in_name="",
+            default_in_name=False,
+        ),
     ] = "eager"
+    flush: Annotated[
+        bool,
+        Option(
+            help="Flush the last-level cache before each sample and profiled step, by a buffer of "
+            "twice its size; without it, caches stay as the step before left them.",
+            in_name="flush",
+            default_in_name=False,
+        ),
+    ] = False
     warmup: Annotated[
         int,
         Option(
-            help="Number of samples to discard before timing.", unit="samples", least=0, most=MOST
+            help="Number of samples to discard before timing.",
+            unit="samples",
+            least=0,
+            most=MOST,
+            in_name="w",
+            default_in_name=False,
         ),
     ] = 3
     repeats: Repeats = 20
@@ -303,7 +331,7 @@ class TraceRequest:
     @cached_property
     def parts(self) -> "list[MethodPart] | None":
         """The families of the method, read once; empty without a method, None where it is a
-        function of the user's own. Raises PrunescopeError for the first mistake in it."""
+        plan or a function of the user's own. Raises PrunescopeError for the first mistake in it."""
         if self.method is None:
             return []
         from prunescope.tracer.pruners.method import read_method  # knows all families
@@ -311,6 +339,11 @@ class TraceRequest:
         return read_method(
             self.method, sparsity=self.sparsity, knobs=self.knobs, select=self.select
         )
+
+    @property
+    def plan(self) -> Path | None:
+        """The plan of `allocate` that the method is; None for another method."""
+        return Path(self.method) if self.method is not None and is_plan(self.method) else None
 
     def check(self) -> None:
         """Raises PrunescopeError for the first value that no capture can have."""
@@ -363,7 +396,7 @@ class TraceRequest:
         if families is None and self.select != "random":
             raise PrunescopeError(
                 f"--select {self.select} is not available for {self.method}",
-                hint="use --select random: a function of your own chooses as it likes",
+                hint="use --select random: a plan, or a function of your own, chooses as it likes",
             )
         trains = self.recover is not None
         if self.text is None or trains or any(part.reads_text for part in families or ()):
@@ -405,6 +438,11 @@ class TraceCall(TraceRequest):
             raise PrunescopeError(
                 f"--sparsity {self.sparsity:g} has no effect without --method",
                 hint="remove it; `prunescope analyze --sparsity` takes what a checkpoint promises",
+            )
+        if self.plan is not None:
+            raise PrunescopeError(
+                f"--sparsity {self.sparsity:g} has no effect on a plan",
+                hint="remove it: the plan says what stays of each layer",
             )
         parts = method_parts(self.method)
         if parts and all(own is not None for _, own in parts):

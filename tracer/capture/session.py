@@ -52,6 +52,7 @@ from prunescope.tracer.capture.weight_stats import add_stats, dynamic_stats, ski
 from prunescope.tracer.machine.device import memory_explained, pick_device, thread_count
 from prunescope.tracer.machine.disturbance import between, device_troubles
 from prunescope.tracer.machine.disturbance import read as read_counters
+from prunescope.tracer.machine.timed_calls import flush_size
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.load import WEIGHT_SEED
 
@@ -232,7 +233,7 @@ class _Session:
 
     def _entry(self, phase: str, variant: Variant) -> PhaseRun:
         phases = self.captures[variant.name].run.phases
-        return phases.setdefault(phase, _phase(self.request, phase, variant))
+        return phases.setdefault(phase, _phase(self.request, phase, variant, self.device))
 
     def _report_placement(self, plan: PlacementPlan) -> None:
         """One progress stage for everything that is done in a placement."""
@@ -361,7 +362,7 @@ def _profiled(
         return profile_loops(loops, models, steps=steps, device=device, advance=advance)
 
 
-def _phase(request: TraceRequest, phase: str, variant: Variant) -> PhaseRun:
+def _phase(request: TraceRequest, phase: str, variant: Variant, device: torch.device) -> PhaseRun:
     """A phase without samples and steps, which each placement adds."""
     config = variant.model.config
     entry = phase_entry(
@@ -369,6 +370,7 @@ def _phase(request: TraceRequest, phase: str, variant: Variant) -> PhaseRun:
         phase,
         logits=compat.logits_policy(variant.model, request.logits),
         attention=str(getattr(config, "_attn_implementation", request.attn)),
+        flush_bytes=flush_size(device) if request.flush else None,
     )
     return changed(entry, steps=0)
 

@@ -31,6 +31,7 @@ from prunescope.tracer.capture.placements import (
     separate_storages,
 )
 from prunescope.tracer.capture.profiled import ProfiledSession, label_of
+from prunescope.tracer.capture.routing import RoutingCount
 from prunescope.tracer.capture.runs import Capture, baseline_folder, check_out, write_runs
 from prunescope.tracer.capture.timing import timed
 from prunescope.tracer.machine.disturbance import DisturbanceMonitor
@@ -136,6 +137,7 @@ class UserCapture:
         self._samples_ns: list[int] = []
         self._placements: list[Placement] = []
         self._inputs: dict[str, Any] = {}
+        self._routing = RoutingCount(model)
         self._joined = Joined()
         self._trains = False
         self._state = DeviceState(self._device)
@@ -179,6 +181,7 @@ class UserCapture:
         phase = phase or usual_phase(self._inputs, trains=self._trains)
         captured = Capture(run=self._run(variant, phase), traces={phase: self._joined})
         captured.run.timing = self._state.close()
+        self._routing.write(captured.run, phase)
         return captured
 
     def _planned_steps(self) -> Iterator[StepContext]:
@@ -230,7 +233,8 @@ class UserCapture:
         index: int,
         plan: PlacementPlan,
     ) -> Iterator[None]:
-        watched = watch.sample() if index >= 0 else nullcontext()
+        # The step that is thrown away is the one that counts tokens of experts.
+        watched = watch.sample() if index >= 0 else self._routing.step()
         with watched, session.turn(_VARIANT, label_of(index)):
             yield
         placement.steps += index >= 0

@@ -8,10 +8,12 @@ from __future__ import annotations
 import copy
 import re
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from prunescope.taxonomy.allocation_plan import read_plan
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run_blocks import Pruning
 from prunescope.taxonomy.run_quality import Quality
@@ -57,13 +59,19 @@ class Prepared:
 
 def check_method(request: TraceRequest) -> None:
     """Raises PrunescopeError for an unknown method or knob, before a model is loaded."""
-    if request.method is not None and request.parts is None:
+    if request.method is None or request.parts is not None:
+        return
+    if request.plan is not None:
+        read_plan(request.plan)
+    else:
         load_method(request.method)
-        if request.knobs:
-            raise PrunescopeError(
-                f"--set has no effect on {request.method}",
-                hint="a method of your own takes only (model, sparsity)",
-            )
+    if request.knobs:
+        raise PrunescopeError(
+            f"--set has no effect on {Path(request.method).name}",
+            hint="a plan says what stays of each layer"
+            if request.plan is not None
+            else "a method of your own takes only (model, sparsity)",
+        )
 
 
 def variant_names(request: TraceRequest) -> tuple[str, ...]:
@@ -112,9 +120,11 @@ def _pruned(request: TraceRequest, loaded: Loaded) -> Variant:
             f"the model that {request.method} returned has no `config`",
             hint="return a model of transformers",
         )
-    if request.parts is None:  # also for known architectures: it may have changed anything
+    if (
+        request.parts is None and request.plan is None
+    ):  # also for known architectures: it may have changed anything
         check_returned(request.method, applied.model)
-    _check_runs(applied.model, f"pruned with {request.method}")
+    _check_runs(applied.model, f"pruned with {Path(request.method).name}")
     return Variant(
         name="pruned",
         model=applied.model,

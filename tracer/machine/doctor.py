@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from prunescope.taxonomy.machine_check import MachineCheck
+from prunescope.tracer.machine.gpu_state import PROFILING_FIX, gpu_checks
 
 _NEEDED = ("torch", "transformers", "polars", "msgspec", "matplotlib")
 _INSTALL = "pip install prunescope brings it"
@@ -29,6 +30,7 @@ def examine() -> Iterator[MachineCheck]:
     yield _machine()
     found = {name: _library(name, _INSTALL, needed=True) for name in _NEEDED}
     yield from found.values()
+    yield from gpu_checks()  # before torch computes on the GPU
     if found["torch"].ok:
         yield _tried("device", _device, hint=_BUILD, needed=True)
         yield _tried("profiler", _profiler, hint=_BUILD, needed=True)
@@ -102,6 +104,8 @@ def _device() -> MachineCheck:
     if device.type != "cpu" or not cards:
         return _check("device", ok=True, says=says)
     hint = _BUILD if toolkit is None else f"its driver does not suit {build}: update it"
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        hint = "unset CUDA_VISIBLE_DEVICES, which hides it"
     return _check("device", ok=False, says=f"{says}; not used: {', '.join(cards)}", hint=hint)
 
 
@@ -124,7 +128,7 @@ def _profiler() -> MachineCheck:
         hint = "install a torch build with Kineto, for example from https://pytorch.org"
         return _check("profiler", ok=False, says="no op with shapes was recorded", hint=hint)
     if on_gpu and not kernels:
-        hint = "the driver may restrict its counters: ask for profiling permission"
+        hint = f"CUPTI gave none; if it may not profile (ERR_NVGPUCTRPERM): {PROFILING_FIX}"
         return _check("profiler", ok=False, says="ops, but no kernel of the device", hint=hint)
     says = f"ops with shapes{f', {kernels} kernels' if on_gpu else ' (on a CPU they are the work)'}"
     return _check("profiler", ok=True, says=says)

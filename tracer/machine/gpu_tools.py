@@ -38,6 +38,13 @@ def num_processes(device: torch.device) -> int:
     return len(_nvidia("--query-compute-apps=pid", device) or ())
 
 
+def compute_processes() -> list[str] | None:
+    """The pid of each process that computes on a GPU of NVIDIA; None if the driver does not
+    answer."""
+    lines = _nvidia("--query-compute-apps=pid", None)
+    return None if lines is None else [pid for line in lines if (pid := line.strip()).isdecimal()]
+
+
 def is_throttled(device: torch.device) -> bool:
     """Whether heat, the power brake or the hardware throttles the clocks now. amd-smi reports it
     for MI300 and later, outside of virtual machines."""

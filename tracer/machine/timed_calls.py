@@ -58,12 +58,17 @@ def times_ns(
     return times
 
 
+def flush_size(device: torch.device) -> int:
+    """Bytes that a flush goes through: twice the last-level cache."""
+    return 2 * (last_cache_bytes(device) or _UNKNOWN_CACHE)
+
+
 class CacheFlush:
     """Puts everything out of the last-level cache: it adds 1 to a buffer of twice its size. (Plain
     stores may pass a cache by.)"""
 
     def __init__(self, device: torch.device) -> None:
-        wanted = 2 * (last_cache_bytes(device) or _UNKNOWN_CACHE)
+        wanted = flush_size(device)
         if wanted > free_bytes(device):
             raise PrunescopeError(
                 f"no room for a buffer of {wanted >> 20:,} MiB, twice the last-level cache",

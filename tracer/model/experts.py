@@ -58,11 +58,10 @@ class Mixture:
         return isinstance(self.experts, nn.ModuleList)
 
     @property
-    def least_in_group(self) -> int:
-        """The fewest experts of a group with which a token still finds `top_k` of them. Two where a
-        group is ranked by its two best, as DeepSeek-V3 does for its correction terms."""
-        ranked_by_two = self.groups > 1 and any(True for _ in self.terms())
-        return max(1 + ranked_by_two, -(-self.top_k // self.open_groups))
+    def ranked_by(self) -> int:
+        """The best experts of a group by which it is ranked: two where scores have correction
+        terms, as in DeepSeek-V3."""
+        return 1 + (self.groups > 1 and any(True for _ in self.terms()))
 
     @property
     def rows(self) -> torch.Tensor:

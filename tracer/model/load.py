@@ -41,6 +41,8 @@ from prunescope.tracer.machine.device import cache_folder, total_bytes
 from prunescope.tracer.model.model_shape import set_sizes_of_weights
 from prunescope.tracer.model.uneven import differing, load_uneven
 from prunescope.tracer.model.uneven import note as uneven_note
+from prunescope.tracer.model.uneven_experts import load_uneven_experts, uneven_experts
+from prunescope.tracer.model.uneven_experts import note as experts_note
 
 # Errors of the libraries for files that are damaged or forged.
 _UNREADABLE = (
@@ -232,6 +234,11 @@ def _pretrained(where: str, model_id: str, source: str, options: LoadOptions) ->
         _check_causal(config, model_id)
         _check_room(config, model_id)
         _check_index(where, options)
+        counts = uneven_experts(Path(where), config) if Path(where).is_dir() else {}
+        if counts:
+            model = load_uneven_experts(Path(where), config, counts, dict(options))
+            said = [experts_note(counts)]
+            return Loaded(model=model, id=model_id, source=source, notes=said, where=where)
         model, seen = _attempt(where, config, options)
         notes: list[str] = []
         if Path(where).is_dir() and (seen is None or seen["missing_keys"]):
@@ -272,8 +279,9 @@ def _check_weights(seen: LoadingInfo | None, model_id: str) -> None:
     if seen is None:
         raise PrunescopeError(
             f"{model_id} stores other shapes than its config says",
-            hint="only attention and MLP projections of layers may differ in width; load another "
-            "model yourself, and measure it with prunescope.capture",
+            hint="layers may differ in the width of attention and MLP projections and in their "
+            "number of experts; load another model yourself, and measure it with "
+            "prunescope.capture",
         )
     if seen["missing_keys"]:
         # transformers fills them with random numbers and only warns.

@@ -21,22 +21,28 @@ from prunescope.tracer.model.forwards import first_tensor
 @dataclass(kw_only=True)
 class Routed:
     """The tokens that the experts of a layer got, summed over calls: `counts` [E], int64.
-    `distinct`: of each call, how many experts got a token. `scores` [E], float64, where they are
-    measured: the sum over an expert's tokens of gate times norm of its output."""
+    `calls`: of each, how many experts got a token, and tokens of all experts. `scores` [E],
+    float64, where they are measured: the sum over an expert's tokens of gate times norm of its
+    output. `is_read`: whether calls were of a form that says who got which token."""
 
     counts: torch.Tensor
-    distinct: list[torch.Tensor] = field(default_factory=list)
+    calls: list[torch.Tensor] = field(default_factory=list)
     scores: torch.Tensor | None = None
+    is_read: bool = True
 
     def add(self, counts: torch.Tensor) -> None:
         """Add a call."""
         self.counts += counts
-        self.distinct.append((counts > 0).sum())
+        self.calls.append(torch.stack([(counts > 0).sum(), counts.sum()]))
 
     @property
     def mean_distinct(self) -> float | None:
-        """Experts with a token, the mean over the calls; None before the first."""
-        return float(torch.stack(self.distinct).double().mean()) if self.distinct else None
+        """Experts with a token, the mean over calls of as many tokens; None where these differ, as
+        in a step that reads a prompt and then decodes."""
+        if not self.calls:
+            return None
+        distinct, tokens = torch.stack(self.calls).double().unbind(1)
+        return float(distinct.mean()) if bool((tokens == tokens[0]).all()) else None
 
 
 def watch_experts(model: nn.Module, *, scored: bool = False) -> tuple[list[Any], dict[str, Routed]]:
@@ -83,6 +89,9 @@ class _Stacked:
 
     def _by_rows(self, rows: torch.Tensor, output: torch.Tensor) -> None:
         """Of [E·T, h], in which the gate scales what enters."""
+        if rows.numel() % (self.total * rows.shape[-1]):
+            self.routed.is_read = False
+            return
         by_expert = rows.reshape(self.total, -1, rows.shape[-1])
         self.routed.add((by_expert != 0).any(-1).sum(1))
         if self.routed.scores is not None:

@@ -66,7 +66,7 @@ def load_uneven(folder: Path, config: Any, shapes: Shapes, options: dict[str, An
     for path in {name.rpartition(".")[0].rpartition(".")[0] for name in shapes}:
         _count_heads(folder, model, path)
     state: dict[str, torch.Tensor] = {}
-    for file in _files(folder):
+    for file in weight_files(folder):
         state |= load_file(file)
     found = model.load_state_dict(state, strict=False)
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
@@ -95,7 +95,8 @@ def _count_heads(folder: Path, model: Any, path: str) -> None:
     module.num_key_value_groups = rows[0] // rows[1]
 
 
-def _files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint."""
     index = folder / SAFE_WEIGHTS_INDEX_NAME
     if not index.is_file():
         return [folder / SAFE_WEIGHTS_NAME]
@@ -105,7 +106,7 @@ def _files(folder: Path) -> list[Path]:
 
 def _stored(folder: Path) -> Shapes:
     found: Shapes = {}
-    for file in _files(folder):
+    for file in weight_files(folder):
         with safe_open(file, framework="pt") as opened:
             for name in opened.keys():  # noqa: SIM118 - not a mapping
                 found[name] = tuple(opened.get_slice(name).get_shape())

@@ -86,11 +86,13 @@ def _refuse_published(method: str) -> None:
             continue
         knobs = "".join(f" --set {key}={value}" for key, value in found.runnable.items())
         differs = "" if found.runs is None else "; `families --method` says what runs instead"
+        own = "for the method's own selection: package.module:function"
+        if found.select is not None:
+            knobs, own = f"{knobs} --select {found.select}", "which selects as its paper does"
         raise PrunescopeError(
             f"{found.name} is a published method of the family {found.family} ({found.because}), "
             "and --method takes families",
-            hint=f"--method {found.family}{knobs}{differs}; for the method's own selection: "
-            "package.module:function",
+            hint=f"--method {found.family}{knobs}{differs}; {own}",
         )
 
 

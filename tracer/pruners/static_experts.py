@@ -27,6 +27,7 @@ from prunescope.tracer.model.layers import decoder_layers, is_known
 from prunescope.tracer.model.logits import check_same, probe
 from prunescope.tracer.pruners import Applied
 
+_ALL_BUT_NONE = 0.999999  # a sparsity at which only those stay that a router needs
 _LINEARS = (nn.functional.linear, torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__)
 
 
@@ -91,9 +92,19 @@ def _scores(
 def _chosen(mixture: Mixture, point: Point, scores: torch.Tensor | None) -> list[int]:
     """The experts that stay, ascending: of each group of group-limited routing the same number."""
     size = mixture.total // mixture.groups
-    wanted = round(kept_experts(mixture.total, mixture.top_k, point.sparsity) / mixture.groups)
-    count = min(size, max(wanted, mixture.least_in_group))
-    if wanted < count == size:
+    count, least = (
+        kept_experts(
+            mixture.total,
+            mixture.top_k,
+            sparsity,
+            groups=mixture.groups,
+            open_groups=mixture.open_groups,
+            ranked_by=mixture.ranked_by,
+        )
+        // mixture.groups
+        for sparsity in (point.sparsity, _ALL_BUT_NONE)
+    )
+    if point.sparsity and mixture.groups > 1 and least == size:
         raise PrunescopeError(
             f"no expert of {mixture.path} can go: a token goes to {mixture.top_k} experts of "
             f"{mixture.open_groups} groups, each of which has {size}",

@@ -7,12 +7,8 @@ greedy, one after the other, each the one whose removal raises the loss least; o
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch import nn
 from transformers import PreTrainedModel
 
-from prunescope.taxonomy.config import DENSE_FIRST
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.keep import named_layers, named_share, removed_layers, rounding
 from prunescope.taxonomy.run_blocks import Record
@@ -20,14 +16,11 @@ from prunescope.tracer.calibration.collect import calibration_of, collect
 from prunescope.tracer.calibration.greedy import greedy_removal
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.calibration.scores import sample_indices
+from prunescope.tracer.model.depth import keep_layers
 from prunescope.tracer.model.layers import (
     counts_without,
     decoder_layers,
-    is_known,
-    renumber_cache,
-    text_config,
 )
-from prunescope.tracer.model.logits import probe
 from prunescope.tracer.pruners import Applied
 from prunescope.tracer.residual.sublayers import remove_sublayers
 
@@ -69,7 +62,7 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
             record.setdefault("notes", []).append(named)
     if unit == "layer":
         kept = [i for i in range(len(layers)) if i not in gone["layer"]]
-        _keep_layers(model, name, kept)
+        keep_layers(model, name, kept)
         record["kept"] = {"layers": kept}
         return Applied(model=model, record=record, layer_map=kept)
     without = remove_sublayers(model, gone) if any(gone.values()) else {}
@@ -132,48 +125,3 @@ def _sampled(
         if kind == "mlp" or counts_without(model, indices):
             break
     return indices
-
-
-def _keep_layers(model: PreTrainedModel, name: str, kept: list[int]) -> None:
-    layers = model.get_submodule(name)
-    shorter = nn.ModuleList([layers[i] for i in kept])
-    renumber_cache(model, shorter, kept)
-    parent, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, shorter)
-    config, total = text_config(model), len(layers)
-    for key, value in list(vars(config).items()):
-        # One entry a layer: layer_types, mlp_layer_types, no_rope_layers, ...
-        if isinstance(value, list) and len(value) == total:
-            setattr(config, key, [value[i] for i in kept])
-        elif key in DENSE_FIRST and isinstance(value, int):
-            setattr(config, key, sum(i < value for i in kept))
-    _set_derived(config, kept)
-    _set_depth(config, len(kept))
-    setattr(model, "cache_layers", None)  # noqa: B010 - positions in the config's longer list
-    renumber_cache(model, shorter)
-    if not is_known(model):
-        probe(model, "without some layers")
-
-
-def _set_derived(config: Any, kept: list[int]) -> None:
-    """Fix the lists with one entry a layer that a config computes (Jamba: from a period) to those
-    of the layers that are left."""
-    total = config.num_hidden_layers
-    names = [
-        name for name in dir(type(config)) if isinstance(getattr(type(config), name), property)
-    ]
-    own = {name: getattr(config, name, None) for name in names if name.startswith("layer")}
-    lists = {k: v for k, v in own.items() if isinstance(v, list) and len(v) == total}
-    if lists:
-        fixed = {name: [value[i] for i in kept] for name, value in lists.items()}
-        config.__class__ = type(type(config).__name__, (type(config),), fixed)
-
-
-def _set_depth(config: Any, count: int) -> None:
-    try:
-        config.num_hidden_layers = count
-    except NotImplementedError as error:
-        raise PrunescopeError(
-            f"the config of a {config.model_type} does not let its number of layers be set",
-            hint="use --set unit=attention or unit=mlp, which keep the number of layers",
-        ) from error

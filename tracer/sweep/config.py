@@ -39,9 +39,7 @@ def presets() -> dict[str, tuple[SweepConfig, ...]]:
 
 
 def _preset(plain: dict[str, Any]) -> SweepConfig:
-    """`logits` is no key of a user's file: results of another policy would not compare."""
-    values = {key: _READ[key](key, value) for key, value in plain.items() if key in _KEYS}
-    return SweepConfig(**values, logits=plain["logits"])
+    return SweepConfig(**{key: _READ[key](key, value) for key, value in plain.items()})
 
 
 def read_configs(
@@ -64,16 +62,17 @@ def read_configs(
     assert config is not None
     if isinstance(config, Mapping):
         return (_from_plain(_with_todays_keys(dict(config)), _MAPPING),)
-    return (_from_plain(_read_yaml(config), config),)
+    return tuple(_from_plain(plain, config) for plain in _read_yaml(config))
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path) -> list[dict[str, Any]]:
+    """The documents of a file, each a sweep."""
     try:
         if path.exists() and (not path.is_file() or path.stat().st_size > _MAX_BYTES):
             raise PrunescopeError(
                 f"{path.name} is no sweep file of at most 1 MiB", hint="give a YAML file"
             )
-        plain = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        found = list(yaml.load_all(path.read_text(encoding="utf-8"), _Loader))
     except (OSError, UnicodeDecodeError) as error:
         raise PrunescopeError(
             f"the sweep file {path} cannot be read ({type(error).__name__})",
@@ -86,9 +85,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             f"{path.name} is not YAML{where} ({getattr(error, 'problem', None) or 'malformed'})",
             hint="one `key: value` a line, lists as [a, b]",
         ) from error
-    if not isinstance(plain, dict):
+    if not found or not all(isinstance(plain, dict) for plain in found):
         raise PrunescopeError(f"{path.name} holds no keys", hint="at least model and families")
-    return _with_todays_keys(plain)
+    return [_with_todays_keys(plain) for plain in found]
 
 
 def _with_todays_keys(plain: dict[str, Any]) -> dict[str, Any]:
@@ -242,6 +241,25 @@ def _training(key: str, value: Any) -> Recovery | None:
     return read_recovery(value, where=key)
 
 
+def _switch(key: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise _wrong(key, value, "true or false")
+    return value
+
+
+def _knobs(key: str, value: Any) -> dict[str, tuple[str, ...]]:
+    """{KNOB: values} of a mapping whose values are numbers or words, or lists of them."""
+    if not isinstance(value, dict) or not all(isinstance(knob, str) for knob in value):
+        raise _wrong(key, value, "knobs with their values, as {align: [1, 16]}")
+
+    def one(_key: str, item: Any) -> str:
+        if not isinstance(item, str | int | float) or not str(item):
+            raise _wrong(f"{key}: {_key}", item, "a number or a word")
+        return str(item).lower() if isinstance(item, bool) else str(item)
+
+    return {knob: _many(one)(knob, values) for knob, values in value.items()}
+
+
 def _reader(named: NamedOption) -> Callable[[str, Any], Any]:
     """What reads and checks a value of a key, by the type and the limits of its option."""
     if named.name in _OF_THEIR_OWN:
@@ -255,12 +273,18 @@ def _reader(named: NamedOption) -> Callable[[str, Any], Any]:
     elif kind is int:
         least, most = named.option.least or 0, named.option.most or MOST
         read = partial(_count, least=int(least), most=int(most))
+    elif kind is bool:
+        read = _switch
     elif get_origin(kind) is Literal:
         read = partial(_choice, choices=get_args(kind))
     return _many(read) if get_origin(named.type) is tuple else read
 
 
-_OF_THEIR_OWN: dict[str, Callable[[str, Any], Any]] = {"select": _selection, "recover": _training}
+_OF_THEIR_OWN: dict[str, Callable[[str, Any], Any]] = {
+    "select": _selection,
+    "recover": _training,
+    "set": _knobs,
+}
 _READ = {named.name: _reader(named) for named in options_of(SweepConfig)}
 
 
@@ -279,5 +303,24 @@ def example() -> str:
     return "\n".join(lines) + "\n"
 
 
+def preset_text(name: str | None) -> str:
+    """A preset as YAML: a document for each of its sweeps, with the keys that list values and
+    those that differ from their default. Raises PrunescopeError for a preset that there is not."""
+    documents = []
+    for config in read_configs(None, name):
+        lines = [
+            f"{named.name}: {_yaml(value)}"
+            for named in options_of(SweepConfig)
+            if (value := getattr(config, named.name)) != named.default
+            or (named.option.lists and value)
+        ]
+        documents.append("\n".join(lines) + "\n")
+    return "---\n".join(documents)
+
+
 def _yaml(value: Any) -> str:
-    return f"[{', '.join(map(str, value))}]" if isinstance(value, tuple) else str(value)
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_yaml, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {_yaml(one)}' for key, one in value.items())}}}"
+    return str(value).lower() if isinstance(value, bool) else str(value)

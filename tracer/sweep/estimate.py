@@ -26,7 +26,6 @@ from prunescope.tracer.sweep.state import KeptPeaks, read_json
 
 _TURNS, _BUDGET_S = 3, 2.0  # of a measurement of the peaks
 ATTAINED = 0.4  # of the peaks, by a whole model in eager mode
-WARMUP = 3
 _LOAD_S, _RESULT_S = 3.0, 1.5
 _PLACEMENT_S = 0.2  # weights are copied
 _PASS_S = 0.5  # a profiler starts, its trace is split and written
@@ -66,12 +65,12 @@ def estimate_s(
     """Seconds for `results`: samples, profiled steps, quality of each model, and overheads."""
     forward = _Forward(shape, peaks, itemsize)
     seated = min(config.placements, config.repeats)
-    sampled = WARMUP + seated - 1 + config.repeats + 2  # two more count memory
     passes = min(config.steps, seated)  # of the profiler; the first step of each is thrown away
     total = 0.0
     for result in results:
+        sampled = result.warmup + seated - 1 + config.repeats + 2  # two more count memory
         if result.phase == "prefill":
-            step = forward.seconds("prefill", result.batch, result.prompt_len)
+            step = forward.seconds("prefill", result.batch, result.prompt_len, logits=result.logits)
             profiled = config.steps + passes
             total += 2 * step * (sampled + _PROFILED * profiled)
         else:

@@ -36,6 +36,7 @@ from prunescope.tracer.capture.request import (
     Steps,
     Threads,
     TraceRequest,
+    not_recorded,
 )
 from prunescope.tracer.recovery.settings import Recovery
 
@@ -89,7 +90,10 @@ class SweepConfig:
     ] = 1
     select: Annotated[
         str | tuple[str, ...],
-        Option(help="How to choose parts: random, importance (on `text`) or greedy; or a list."),
+        Option(
+            help="How to choose parts: random, importance (on `text`), greedy, or frequency (of "
+            "experts: their tokens of `text`); or a list."
+        ),
     ] = TraceRequest.select
     knobs: Annotated[
         tuple[str, ...],
@@ -132,7 +136,35 @@ class SweepConfig:
     tasks_path: Annotated[
         Path | None, Option(help="Folder of task files of your own.", example="tasks")
     ] = None
-    logits: Literal["last", "all"] = "last"  # presets alone: another policy would not compare
+    mode: Annotated[
+        tuple[Literal["eager", "compile", "graph"], ...],
+        Option(help="How models run: eager, compile (torch.compile) or graph.", lists="mode"),
+    ] = (TraceRequest.mode,)
+    attn: Annotated[
+        tuple[str, ...],
+        Option(help="Attention implementations of transformers.", lists="attn"),
+    ] = (TraceRequest.attn,)
+    logits: Annotated[
+        tuple[Literal["last", "all"], ...],
+        Option(help="Positions whose logits prefill computes: last or all.", lists="logits"),
+    ] = (TraceRequest.logits,)
+    set: Annotated[
+        Mapping[str, tuple[str, ...]],
+        Option(
+            help="Knobs by name, each a value or a list of which each makes a point of the "
+            "families that have the knob.",
+            lists="knobs",
+            example="{align: [1, 16, 128]}",
+        ),
+    ] = dataclasses.field(default_factory=dict)
+    flush: Annotated[
+        tuple[bool, ...],
+        Option(help="Flush the last-level cache before each sample and step.", lists="flush"),
+    ] = (TraceRequest.flush,)
+    warmup: Annotated[
+        tuple[int, ...],
+        Option(help="Numbers of samples to discard before timing.", least=0, lists="warmup"),
+    ] = (TraceRequest.warmup,)
 
     @property
     def selections(self) -> tuple[str, ...]:
@@ -151,6 +183,7 @@ class SweepConfig:
         tasks = {"names": list(self.tasks), "folder": values.pop("tasks_path")}
         values |= {"model": Path(self.model).name, "tasks": tasks if self.tasks else None}
         values["knobs"] = values["knobs"] or None  # as in folders of versions without them
+        values["logits"] = "last"  # as in those folders; results name what they have
         return dict(scrub_values(values))
 
 
@@ -177,7 +210,14 @@ VARIED = {
     "prompt_len": "prompt_len",
     "seed": "draw",
     "select": "select",
+    "mode": "mode",
+    "attn": "attn",
+    "logits": "logits",
+    "knobs": "set",
+    "flush": "flush",
+    "warmup": "warmup",
 }
+_DEFAULTS = {named.name: named.default for named in options_of(TraceRequest)}
 
 
 def result_name(values: Mapping[str, Any], *, model: bool = False) -> str:
@@ -188,9 +228,20 @@ def result_name(values: Mapping[str, Any], *, model: bool = False) -> str:
         value, known = values.get(field), _OPTIONS[option].option
         if value is None or (model and not known.model):
             continue
-        text = f"{value:g}" if isinstance(value, float) else str(value)
-        parts.append(f"{known.in_name}{family_slug(text) if field == 'family' else text}")
+        if not known.default_in_name and (not value or value == _DEFAULTS[option]):
+            continue
+        parts.append(f"{known.in_name}{_in_name(field, value)}")
     return "-".join(parts)
+
+
+def _in_name(field: str, value: Any) -> str:
+    """A value as the id of a result holds it; of a switch, its name says it all."""
+    if isinstance(value, bool):
+        return ""
+    if isinstance(value, tuple):  # KNOB=VALUE, each
+        return "-".join(re.sub(r"[^A-Za-z0-9.]+", "", word) for word in value)
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return family_slug(text) if field == "family" else text
 
 
 _OPTIONS = {named.name: named for named in options_of(TraceRequest)}
@@ -229,7 +280,7 @@ def make_plan(configs: Sequence[SweepConfig], shape: ModelShape | None) -> Sweep
                 "needs a sample of its own (repeats)"
             ] = None
         for method in config.families:
-            points, point_notes = _points(config, method, shape)
+            points, point_notes = _all_points(config, method, shape)
             ways = _ways(config, method).names
             if lacks := [way for way in config.selections if way not in ways]:
                 point_notes.append(f"{method}: chosen {_chosen(ways)}, not {_chosen(lacks)}")
@@ -237,15 +288,19 @@ def make_plan(configs: Sequence[SweepConfig], shape: ModelShape | None) -> Sweep
             selections: tuple[str | None, ...] = ways if len(config.selections) > 1 else (None,)
             for point in points:
                 for select in selections:
-                    results = _results(config, method, point, select)
+                    results = list(_results(config, method, point, select))
                     found |= {result.id: result for result in results}
+                    notes |= dict.fromkeys(filter(None, map(_not_recorded, results)))
     order = {model_name(r): i for i, r in reversed(list(enumerate(found.values())))}
     ordered = sorted(found.values(), key=lambda r: order[model_name(r)])
     return SweepPlan(configs[0], tuple(ordered), tuple(notes))
 
 
 def _check_count(config: SweepConfig) -> None:
-    sizes = (config.families, config.sparsities, config.phases, config.batches, config.prompt_lens)
+    sizes = (
+        config.families, config.sparsities, config.phases, config.batches, config.prompt_lens,
+        config.mode, config.attn, config.logits, config.flush, config.warmup, *config.set.values(),
+    )  # fmt: skip
     count = math.prod(map(len, sizes)) * config.draws
     if count > MAX_RESULTS:
         raise PrunescopeError(
@@ -266,17 +321,46 @@ def _check_knobs(config: SweepConfig) -> None:
                 hint=f"its families: {', '.join(sorted(names)) or 'none'}",
             )
         family(name).point(0.0, {knob: value})
+    having = [one for one in families() if one.id in names]
+    for knob, values in config.set.items():
+        of = [one for one in having if knob in one.knobs]
+        if not of:
+            known = sorted({knob for one in having for knob in one.knobs})
+            raise PrunescopeError(
+                f"set: no family of this sweep has a knob {knob!r}",
+                hint=f"their knobs: {', '.join(known) or 'none'}",
+            )
+        for value in values:
+            of[0].point(0.0, {knob: value})
 
 
-def knobs_of(config: SweepConfig, method: str) -> dict[str, str]:
+def knob_points(config: SweepConfig, method: str) -> list[tuple[str, ...]]:
+    """The KNOB=VALUE of each point of a method under `set`: each value with each, of the knobs that
+    one of its families has; a single empty one where it has none."""
+    known = {one.id: one for one in families()}
+    has = {knob for name, _ in _parts(method) if name in known for knob in known[name].knobs}
+    lists = [
+        [f"{knob}={value}" for value in values]
+        for knob, values in config.set.items()
+        if knob in has
+    ]
+    return [tuple(words) for words in itertools.product(*lists)]
+
+
+def knobs_of(config: SweepConfig, method: str, words: Sequence[str] = ()) -> dict[str, str]:
     """The knobs of a method's families, as `--set` takes them: with the name of their family where
-    the method has several."""
+    the method has several. `words`: KNOB=VALUE of a point, of the families that have the knob."""
     names = [name for name, _ in _parts(method)]
+    known = {one.id: one for one in families()}
     found = {}
     for left, _, value in (word.partition("=") for word in config.knobs):
         name, _, knob = left.partition(".")
         if name in names:
             found[left if len(names) > 1 else knob] = value
+    for knob, _, value in (word.partition("=") for word in words):
+        for name in names:
+            if name in known and knob in known[name].knobs:
+                found[f"{name}.{knob}" if len(names) > 1 else knob] = value
     return found
 
 
@@ -320,13 +404,17 @@ def request_of(
         baseline_model=config.model if checkpoint else None,
         method=None if checkpoint else result.family,
         sparsity=0.0 if result.sparsity is None else result.sparsity,
-        knobs=knobs_of(config, result.family),
+        knobs=knobs_of(config, result.family, result.set),
         out=out,
         phase=result.phase,
         batch=result.batch,
         prompt_len=result.prompt_len,
         decode_steps=config.decode_steps,
-        logits=config.logits,
+        logits=cast(Any, result.logits),
+        attn=result.attn,
+        mode=cast(Any, result.mode),
+        flush=result.flush,
+        warmup=result.warmup,
         dtype=config.dtype,
         select=select,
         text=config.text if reads or recover is not None else None,
@@ -388,14 +476,28 @@ class _Point:
     sparsity: float | None
     sparsities: tuple[float, ...]
     problem: str | None = None
+    set: tuple[str, ...] = ()
+
+
+def _all_points(
+    config: SweepConfig, name: str, shape: ModelShape | None
+) -> tuple[list[_Point], list[str]]:
+    """The points of a family under each choice of the knobs of `set`, and what to say of them."""
+    points: list[_Point] = []
+    notes: list[str] = []
+    for words in knob_points(config, name):
+        found, said = _points(config, name, shape, words)
+        points += [dataclasses.replace(point, set=words) for point in found]
+        notes += [f"{note} ({', '.join(words)})" if words else note for note in said]
+    return points, notes
 
 
 def _points(
-    config: SweepConfig, name: str, shape: ModelShape | None
+    config: SweepConfig, name: str, shape: ModelShape | None, words: Sequence[str]
 ) -> tuple[list[_Point], list[str]]:
     """The points of a family, equal ones merged, and what to say about it."""
     wanted = sorted(set(config.sparsities))
-    knobs = knobs_of(config, name)
+    knobs = knobs_of(config, name, words)
     if is_checkpoint(name):
         return [_Point(None, ())], [f"{family_slug(name)}: a checkpoint, one point"]
     why = None if shape is None else _cannot(name, traits_of(shape))
@@ -473,19 +575,41 @@ def _dimensions(
 def _results(
     config: SweepConfig, family: str, point: _Point, select: str | None
 ) -> Iterable[Planned]:
-    sizes = (config.batches, config.prompt_lens, config.phases)
-    for draw in range(1 if point.sparsity is None else config.draws):
-        for batch, prompt_len, phase in itertools.product(*sizes):
-            values = {
-                "family": family,
-                "phase": phase,
-                "batch": batch,
-                "prompt_len": prompt_len,
-                "draw": draw,
-                "select": select,
-                **dataclasses.asdict(point),
-            }
-            yield Planned(id=result_name(values), **values)
+    axes = {
+        "draw": range(1 if point.sparsity is None else config.draws),
+        "attn": config.attn,
+        "batch": config.batches,
+        "prompt_len": config.prompt_lens,
+        "phase": config.phases,
+        "mode": config.mode,
+        "logits": config.logits,
+        "flush": config.flush,
+        "warmup": config.warmup,
+    }
+    for combined in itertools.product(*axes.values()):
+        values = {
+            "family": family,
+            "select": select,
+            **dict(zip(axes, combined, strict=True)),
+            **dataclasses.asdict(point),
+        }
+        if values["logits"] == "all" and values["phase"] == "decode" and "last" in config.logits:
+            continue  # a decode step computes the logits of its one token in either way
+        if point.problem is None:
+            values["problem"] = recording_problem(family, values["mode"])
+        yield Planned(id=result_name(values), **values)
+
+
+def _not_recorded(result: Planned) -> str | None:
+    """What to say of a result that its mode cannot record."""
+    return recording_problem(result.family, result.mode)
+
+
+def recording_problem(method: str, mode: str) -> str | None:
+    """Why steps of a method cannot be recorded in a mode; None where they can."""
+    by_id = {one.id: one for one in families()}
+    names = [name for name, _ in _parts(method) if name in by_id and by_id[name].is_dynamic]
+    return None if mode == "eager" or not names else not_recorded(mode, names[0])
 
 
 def _check_names(names: Iterable[str]) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
+from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.option import Engine, Option
 from prunescope.tracer.capture.progress import Progress
 
@@ -22,11 +23,11 @@ class SweepRequest:
         ),
     ] = field(default=None, kw_only=False)
     out: Annotated[
-        Path | str,
+        Path | str | None,
         Option(
             help="Folder to write to: a new one, or that of a sweep to resume.", metavar="FOLDER"
         ),
-    ]
+    ] = None
     preset: Annotated[
         str | None,
         Option(help="Built-in sweep to run in place of a file, such as paper.", metavar="NAME"),
@@ -45,5 +46,9 @@ class SweepRequest:
 
     @property
     def folder(self) -> Path:
-        """Where the sweep lies."""
+        """Where the sweep lies. Raises PrunescopeError where no folder was named."""
+        if self.out is None:
+            raise PrunescopeError(
+                "--out is missing", hint="name the folder to write to, as --out traces/sweep"
+            )
         return Path(self.out)

@@ -22,13 +22,16 @@ from prunescope.taxonomy.atomic_write import clean_termination
 from prunescope.taxonomy.dtypes import ITEMSIZE
 from prunescope.taxonomy.dtypes import dtype as dtype_name
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.families import families
 from prunescope.taxonomy.family import SELECTIONS, read_selection
 from prunescope.taxonomy.formats import plain
 from prunescope.taxonomy.option import as_path, check_options
+from prunescope.taxonomy.plan import Workload
 from prunescope.taxonomy.presets import preset_config, preset_names
 from prunescope.taxonomy.scrub import scrub_values
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.sweep_files import DONE, FAILED, PENDING, PLAN, RUNNING, PlanFile, Planned
+from prunescope.taxonomy.theory import dense_plan, forward
 from prunescope.tracer.capture.progress import Progress, Silent
 from prunescope.tracer.sweep.config import read_configs
 from prunescope.tracer.sweep.plan import (
@@ -110,6 +113,43 @@ def _named_as_stored(config: SweepConfig, folder: Path) -> SweepConfig:
     return replace(config, select=ways if isinstance(config.select, tuple) else ways[0])
 
 
+def limits_here(plan: SweepPlan) -> list[str]:
+    """What this machine cannot do of a sweep, in sentences; empty where it can do all of it."""
+    from prunescope.tracer.machine.device import free_bytes, pick_device, total_bytes
+
+    device = pick_device("auto")
+    left = [result for result in plan.results if result.problem is None]
+    found = [
+        f"{one.id}: no units for 2:4 here: zeros in dense tensors run instead"
+        for one in families()
+        if one.without_sparse_units and one.id in plan.config.families and device.type == "cpu"
+    ]
+    graphs = sum(result.mode == "graph" for result in left)
+    if graphs and device.type == "cpu":
+        found.append(
+            f"{graphs} of {len(plan.results)} results record CUDA graphs (mode: graph), and this "
+            "machine has no GPU: they will fail; mode: compile runs on a CPU"
+        )
+    needed = _weight_bytes(plan.config)
+    memory = total_bytes() if device.type == "cpu" else free_bytes(device)
+    if needed is not None and needed > memory:
+        found.append(
+            f"{plan.config.model} and a pruned copy need {needed / 1e9:.1f} GB for their weights, "
+            f"and this machine has {memory / 1e9:.1f} GB"
+        )
+    return [f"this machine: {text}" for text in found]
+
+
+def _weight_bytes(config: SweepConfig) -> float | None:
+    """Bytes of the dense weights and of half as many; None where they are not known."""
+    shape = _shape(config.model)
+    if shape is None:
+        return None
+    ops = forward([dense_plan(shape, Workload(phase="prefill", prompt_len=1))])
+    size = ITEMSIZE.get(dtype_name(config.dtype) or "bf16", 2)
+    return 1.5 * size * sum(op.layers * op.parameters for op in ops)
+
+
 class Duration(TypedDict):
     """What is left of a sweep, roughly; null: not known.
 
@@ -168,7 +208,7 @@ def summary(request: SweepRequest, plan: SweepPlan, *, estimate: bool = False) -
         "running": states.count(RUNNING),
         "impossible": sum(result.problem is not None for result in mine),
         **_estimate(request.folder, left, plan.config, estimate=estimate),
-        "notes": scrub_values(plan.notes),
+        "notes": scrub_values([*plan.notes, *(limits_here(plan) if estimate else ())]),
     }
     rows = [scrub_values(plain(entry)) for entry in results]
     return {"schema": 1, "out": str(request.folder), "plan": counts, "results": rows}

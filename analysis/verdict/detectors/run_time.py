@@ -7,7 +7,9 @@ that left the cache and keys that were skipped look alike.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from prunescope.analysis.ledger.gemms import Call, Pair
 from prunescope.analysis.schema.report import FamilyVerdict
@@ -123,6 +125,8 @@ def token_drop(e: Evidence) -> Detection | None:
         what = f"every GEMM sees {percent(share)} of the rows{counted_in_words(e, 'rows')}"
         line = f"from layer {min(late)} on {what}"
         return Detection([line], lambda p: float(p.key[0] in late))
+    if (left := rows_left(layers)) and left[-1] < 1 - SAME:
+        return _dropped_along(layers, left)
     shorter = [n for n, x in layers.items() if attends_to_less(x)]
     full = [n for n in layers if n not in shorter]
     behind = e.counted_layers("rows")
@@ -135,6 +139,31 @@ def token_drop(e: Evidence) -> Detection | None:
         return None
     line = f"from layer {min(shorter)} on the cache is shorter: tokens were dropped in prefill"
     return Detection([line], of_attention(shorter))
+
+
+def rows_left(layers: Mapping[int, LayerShares]) -> list[float]:
+    """The shares of the rows that attention and the MLP of layer after layer see, where all of
+    them come in and none comes back: tokens were dropped or merged on the way. Else empty."""
+    left = [1.0]
+    for _, layer in sorted(layers.items()):
+        if layer.reshaped or not all(map(is_one, layer.calls.values())):
+            return []
+        for roles in (_ATTENDING, MLP_ROLES):
+            shares = layer.left(*roles)
+            if shares and (max(shares) - min(shares) > SAME or shares[0] > left[-1] + SAME):
+                return []
+            left += shares[:1]
+    return left if len(left) > 1 and is_one(left[1]) else []
+
+
+def _dropped_along(layers: Mapping[int, LayerShares], left: list[float]) -> Detection:
+    first = min(n for n, layer in layers.items() if not layer.whole)
+    steps = sum(one < before - SAME for before, one in pairwise(left))
+    line = (
+        f"tokens leave from layer {first} on, in {steps} step{'s' * (steps != 1)}, and none comes "
+        f"back: the last MLP sees {percent(left[-1])} of the rows (dropped or merged)"
+    )
+    return Detection([line], lambda p: float(p.key[0] is not None and p.key[0] >= first))
 
 
 @detector("kv-evict")
@@ -255,7 +284,10 @@ def fewer_keys(e: Evidence) -> FamilyVerdict | None:
 # Without kv_b, which expands what is cached.
 LAYER_LINEARS = (*LINEARS, "q_a", "q_b", "kv_a", "mixer_in", "mixer_out")
 EVERY = ("k", "v", "kv_a", "mixer_in", "mixer_out")  # see every token, whatever is routed past
+_ATTENDING = tuple(role for role in LAYER_LINEARS if role not in MLP_ROLES)
 _SPLIT = ("k", "q")  # the parts of a fused q, k, v whose queries run on fewer rows
+# A fused q, k, v, and the weights that a compiled step multiplies by one after another.
+_FUSED = ("qkv", "q", "k", "v")
 SAME = 1e-9
 
 
@@ -316,6 +348,8 @@ def layer_shares(e: Evidence) -> dict[int, LayerShares]:
         number, role, group, position = pair.key
         if number is None or number < 0 or (number, "o" if group in ("qk", "pv") else role) in gone:
             continue
+        stored = _FUSED if role == "qkv" else (role,)
+        whole = not any((number, part) in smaller for part in stored)
         if group in ("qk", "pv"):
             # Heads that are gone from the weights were not skipped at run time.
             fewer = (number, "o") in smaller and "heads" in fell(pair)
@@ -325,10 +359,9 @@ def layer_shares(e: Evidence) -> dict[int, LayerShares]:
             one.scores_pruned = _more(one.scores_pruned, _products(now, heads, like=before))
             if pair.dense is not None and pair.dense.m is not None and group == "qk":
                 out[number].queries = pair.dense.m
-        elif role == "qkv" and (number, role) not in smaller:
+        elif role == "qkv" and whole:
             fused[number].append(pair)
         elif role in LAYER_LINEARS and pair.dense is not None and position == 0:
-            whole = (number, role) not in smaller
             _add_linear(out[number], role, pair.dense, pair.pruned, whole=whole)
     for number, pairs in fused.items():
         _add_fused(out[number], pairs)

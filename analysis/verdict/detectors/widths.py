@@ -224,9 +224,11 @@ def _channels(e: Evidence) -> _Fallen | None:
     if not narrow and not down:
         return None
     is_whole = bool(narrow and down)
-    broken = "" if is_whole else " (propagation broken: gate/up and down did not move together)"
+    gated = any(p.key[1] in ("gate", "gate_up") for p in e.pairs) or of_experts != (0, 0)
+    into = "gate/up" if gated else "up"
+    broken = "" if is_whole else f" (propagation broken: {into} and down did not move together)"
     dims = _sizes_kept(e, ("down",), "K")
-    line = f"fewer MLP channels: {_both(narrow, 'gate/up', down, 'down')}{dims}{broken}"
+    line = f"fewer MLP channels: {_both(narrow, into, down, 'down')}{dims}{broken}"
     return _Fallen(line, is_whole=is_whole)
 
 

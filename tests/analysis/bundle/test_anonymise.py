@@ -12,6 +12,7 @@ import pytest
 
 from prunescope.analysis.bundle.anonymise import Scrubber
 from prunescope.analysis.bundle.bundle import bundle
+from prunescope.analysis.bundle.local_names import local_names
 from prunescope.analysis.bundle.secrets import cleared, names_in, suspicious
 from prunescope.analysis.bundle.verify import verify
 from prunescope.analysis.ops.call import MODELS
@@ -278,3 +279,17 @@ def test_namespaces_of_ops_that_no_library_has_are_counted() -> None:
 def test_every_namespace_that_a_work_model_knows_stays() -> None:
     spaces = {name for name in {**MODELS, **OP_KINDS} if "::" in name}
     assert all(Scrubber(()).kernel(name) == name for name in spaces)
+
+
+def test_names_that_an_anonymous_bundle_keeps_are_listed(tmp_path: Path) -> None:
+    names = ["nn.Module: AliceRouter_3", "nn.Module: LlamaMLP_0", "nn.Module: Linear_2",
+             "op1::silu", "aten::mm", "alice_prune_kernel", "triton_poi_fused_add_0"]  # fmt: skip
+    trace = {"traceEvents": [{"name": name} for name in names]}
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        archive.writestr("runs/run-1/p.trace.json.gz", gzip.compress(json.dumps(trace).encode()))
+        archive.writestr("README.md", '"nn.Module: Elsewhere_0"')
+    assert local_names(tmp_path / "b.zip") == {
+        "module classes": ["AliceRouter"],
+        "ops": ["silu"],
+        "kernels": ["alice_prune_kernel"],
+    }

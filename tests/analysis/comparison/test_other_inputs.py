@@ -43,6 +43,8 @@ def compared(dense: Any, pruned: Any, tmp_path: Path) -> Phase:
         (products(4, us=5), "0.5 × the dense one: other inputs (half the batch)"),
         (products(24), "3 × the dense one: other inputs (3 × the batch)"),
         (products(8, 142), "2 × the dense one: other inputs (twice the length)"),
+        # Narrower too: no pruning doubles the rows of every product.
+        (products(16, width=48), "2 × the dense one: other inputs (twice the batch)"),
     ],
 )  # fmt: skip
 def test_other_inputs_are_named(pruned: Any, says: str, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ from tests.analysis.finding_cases import (
     sparse_attention,
     tiled,
 )
-from tests.analysis.mixture import mixture
+from tests.analysis.mixture import copied, mixture
 from tests.chrome import chrome, gap, k, module, op, step
 
 ZEROS = {"census": census(0.5, 0.6), "dense_census": census(0.0)}
@@ -232,6 +232,12 @@ CASES: list[Case] = [
     ("routing-cost", "warning", ("gatherTopK",),
      lambda t: alone(t, mixture((4,) * 4, routing_us=60))),
     ("routing-cost", None, (), lambda t: alone(t, mixture((4,) * 4))),
+    # 2 layers x 6 tokens x 2 experts copy 2·96·64 + 64·96 numbers of 2 bytes, read and written.
+    ("experts-copied", "warning", ("12 copies in a layer", "1.8 MB", "16.0 µs", "as many copies"),
+     lambda t: of_pair(t, copied(16, 6), copied(8, 6))),
+    ("experts-copied", None, (), lambda t: alone(t, mixture((4,) * 4))),
+    # Of 34 us the routers take 6; the copies are another finding's.
+    ("routing-cost", "warning", ("takes 18 % of the step",), lambda t: alone(t, copied(16, 6))),
 ]  # fmt: skip
 
 

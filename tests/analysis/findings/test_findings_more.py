@@ -85,6 +85,13 @@ def test_advice_on_waves_fits_the_axis(tmp_path: Path) -> None:
     assert finding.predicted_ns is None
 
 
+def test_a_gemm_that_is_faster_by_its_tiles_is_not_held_by_its_waves(tmp_path: Path) -> None:
+    """Half of the tiles, in one wave as before, in half of the time: memory set the pace."""
+    dense = layers(("mlp.up_proj", tiled(2048, us=400)))
+    pruned = layers(("mlp.up_proj", tiled(1024, us=200)))
+    assert found(report(tmp_path, dense, pruned, 0.125), "same-waves") is None
+
+
 @pytest.mark.parametrize(("at", "is_there"), [("up_proj", True), ("experts.0.up_proj", False)])
 def test_rows_of_experts_are_no_pruning_of_m(tmp_path: Path, at: str, *, is_there: bool) -> None:
     """256 tiles became 192 in as many waves. Of an expert, its router decides that."""
@@ -121,8 +128,10 @@ def test_an_odd_dimension_and_the_aligned_one_beside_it(tmp_path: Path) -> None:
     best = 3440  # of the multiples of 16 around it the nearer one
     assert finding.evidence[0].startswith("down K = 3435: 3440 (+0.1 %) is predicted to save ")
     assert finding.predicted_ns == pytest.approx(2 * (400_000 - 400_000 * best / 4096))
+    change = finding.change or ""
+    assert change.startswith("keep 3440 of down K in place of 3435")
     # 3440 is the next multiple of 8 and of 16; of 128 it would be 3456.
-    assert "multiples of 8 (--set align=8, 128.1 µs faster)" in (finding.change or "")
+    assert "multiples of 8 (--set align=8, 128.1 µs faster)" in change
 
 
 def test_a_dimension_just_beyond_a_wave(tmp_path: Path) -> None:
@@ -133,7 +142,8 @@ def test_a_dimension_just_beyond_a_wave(tmp_path: Path) -> None:
     assert finding is not None
     assert "N = 17024: 16896 (-0.8 %)" in finding.evidence[0]
     assert finding.predicted_ns == pytest.approx(2 * 500_000 / 5)
-    assert finding.change == "keep the dimensions named"  # rounded up, 17024 saves no wave
+    # Rounded up, 17024 saves no wave.
+    assert finding.change == "keep 16896 of up N in place of 17024"
 
 
 @pytest.mark.parametrize(("under", "is_there"), [(0, True), (150, False)])

@@ -184,9 +184,7 @@ def bare_step(index: int, *, on_weight: tuple[str, ...] = ()) -> Any:
     """Two linears of 64 rows without modules and a GELU; before each GEMM the ops `on_weight` on
     its weight [256, 128], 3 us each."""
     size = [256, 128]
-    new = [
-        op(name, size, size, kernels=[k(us=3, name="elementwise_kernel")]) for name in on_weight
-    ]
+    new = [op(name, size, size, kernels=[k(us=3, name="elementwise_kernel")]) for name in on_weight]
     mm = op("aten::mm", [64, 128], [128, 256], kernels=[k(us=10, name="sgemm_kernel")])
     gelu = op("aten::gelu", [64, 256], kernels=[k(us=2, name="gelu_kernel")])
     return step(index, *new, mm, gelu, *new, mm, gelu)

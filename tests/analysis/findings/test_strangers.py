@@ -52,6 +52,9 @@ def test_communication_that_waits_is_no_slow_kernel(tmp_path: Path) -> None:
     present(phase, "longer-communication", "info", "100.0 µs longer", "waiting")
     slow = of_pair(tmp_path, dense, steps_of(mm(150), reduced(110)))
     present(slow, "slower-kernels", "warning", "take 50.0 µs longer")
+    advice = found(slow, "slower-kernels")
+    assert advice is not None and advice.change is not None
+    assert advice.change.startswith("no shape of the ops named has moved: compare clocks")
     assert found(slow, "longer-communication") is not None
     assert found(of_pair(tmp_path, dense, dense), "longer-communication") is None
     assert any("the 200.0 µs of them" in note for note in phase.notes)

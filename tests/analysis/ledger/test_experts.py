@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.pipeline import Analysis, analyze
 from prunescope.analysis.report.gemm_table import gemm_table
 from prunescope.analysis.schema.report import GemmRow, Phase
-from tests.analysis.mixture import F, H, mixture
+from tests.analysis.mixture import F, H, copied, mixture
 from tests.chrome import chrome, k, module, op, save, step
 
 
@@ -87,3 +88,19 @@ def test_the_table_says_how_many_experts_ran(tmp_path: Path) -> None:
     phase = only(compared([(3, 0, 5, 8)], [(7, 9)], tmp_path))
     notes = gemm_table(phase).notes
     assert f"experts {F}×{H}: 3→2 a layer and step, pruned M 7 to 9" in notes
+
+
+def test_fewer_experts_that_do_as_much_are_not_untouched(tmp_path: Path) -> None:
+    """Experts that copy their matrices for each token do and read as much with 8 as with 16: the
+    pruning touched them all the same, and no family that cuts experts is to be added to it."""
+    traces = [save(copied(n, 6), tmp_path / f"{n}.json") for n in (8, 16)]
+    phase = only(analyze(traces[0], baseline=traces[1], options=Options(sparsity=0.5)))
+    assert phase.family is not None
+    assert phase.family.id == "static-experts"
+    coverage = next(row for row in phase.ledger or [] if row.row == "coverage")
+    names = {part.name for part in coverage.parts if part.role == "experts"}
+    assert names == {"as much work: experts (matmul)", "as much work: experts (gather_scatter)"}
+    by_id = {one.id: one for one in phase.findings}
+    limited = by_id["coverage-limited"].change or ""
+    assert "each token goes to as many experts as before" in limited
+    assert not any("touches experts" in (one.change or "") for one in phase.findings)

@@ -131,7 +131,6 @@ def test_published_experts_lie_in_the_range_or_it_is_said_why_not() -> None:
 
     for one in experts.SPEEDS:
         assert experts.inside(one) or one.outside, one.what
-    assert sum(experts.inside(one) for one in experts.SPEEDS) >= len(experts.SPEEDS) - 1
     for size in experts.SIZES:
         for sparsity, gib in size.gib.items():
             assert experts.predicted_gib(size.model, sparsity) == pytest.approx(gib, rel=0.01)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 import prunescope
 from prunescope.analysis.predict.break_even import first_and_last
 from prunescope.analysis.predict.routing_file import read_routing
+from prunescope.analysis.report.predict_tables import prediction
 from prunescope.taxonomy.config import read_config
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.expert_routing import counted, fullest_expert
@@ -126,6 +130,8 @@ def test_counts_of_a_file(tmp_path: Path) -> None:
         assert found["experts"]["distinct"] == pytest.approx(96, abs=0.01)
     (tmp_path / "run.json").write_text(json.dumps({"routing": {"prefill": counts}}), "utf-8")
     assert read_routing(str(tmp_path)).phases["prefill"][0] == (0, *[9] * 127)
+    (tmp_path / "run.json").write_text(json.dumps({"routing": {"training": counts}}), "utf-8")
+    assert read_routing(str(tmp_path)).weights("decode", 128)[0] == (0, *[9] * 127)
     of_run = counted({"decode": counts, "prefill": {}}, source="the run")
     assert of_run is not None
     assert of_run.phases == {"decode": ((0, *[9] * 127),) * 48}
@@ -253,3 +259,69 @@ def test_the_fullest_expert_has_a_token_and_no_more_than_all() -> None:
     for tokens in (1, 4, 64):
         found = fullest_expert(uneven, "decode", experts=8, per_token=2, tokens=tokens)
         assert 1 <= found <= tokens
+
+
+def test_engines_read_latents_and_transformers_expands_them() -> None:
+    """DeepSeek-V3 in bf16, 64 sequences of 1,024 keys on 4.8 TB/s: a layer reads 64 x 1,024 x 576
+    numbers of the latents with queries and outputs of 128 heads, or 128 x (192 + 128) / 576 = 71
+    times the latents, expanded anew."""
+    v3 = {"model": "deepseek-v3", "device": "h200-sxm", "batch": 64, "prompt_len": 1024}
+    own, served = (ask(**v3, runtime=name) for name in ("hf", "sglang"))
+    cached, heads = 64 * 1024, 64 * 128
+    absorbed = cached * 576 + heads * (576 + 512) + 64 * 576
+    expanded = cached * 128 * 320 + heads * 320 + 64 * 128 * 320
+    for found, numbers in ((own, expanded), (served, absorbed)):
+        seconds = 61 * 2 * numbers / 4.8e12
+        assert found["roles"]["attention"] / 1e9 == pytest.approx(seconds, rel=1e-3)
+    assert served["ladder"]["roofline"] > own["ladder"]["roofline"] + 0.1
+    answer = prunescope.predict(**{**QWEN, **DROPPED, **v3, "phase": "decode"})
+    assert any("reads 71 times as many" in text for text in answer["assumed"])
+    # Of eight devices each expands and reads keys of its own heads, and all of the latents.
+    for runtime, share in (("hf", 8), ("sglang", 1)):
+        one, eight = (ask(**v3, runtime=runtime, tp=tp)["roles"]["attention"] for tp in (1, 8))
+        least = cached * (576 if share == 1 else 128 * 320 / 8) * 61 * 2 / 4.8e12
+        assert eight / 1e9 == pytest.approx(least, rel=0.05)
+        assert eight < one
+
+
+def test_groups_of_experts_in_predict() -> None:
+    """DeepSeek-V3 keeps as many experts of each of its 8 groups: 22 of 32, not 179 of 256."""
+    answer = prunescope.predict(
+        **{**QWEN, "model": "deepseek-v3"}, method="REAP", sparsity=0.3, phase="prefill"
+    )
+    (router,) = (
+        row for row in answer["points"][0]["phases"]["prefill"]["gemms"] if row["role"] == "router"
+    )
+    assert (router["dense_n"], router["n"]) == (256, 176)
+    assert any("176 of 256 experts of a layer stay" in text for text in answer["assumed"])
+
+
+def test_layers_with_other_numbers_of_experts(tmp_path: Path) -> None:
+    """Half of the layers have 128 experts and half 64: 64 tokens read 128 (1 − (15/16)^64) and
+    64 (1 − (7/8)^64). 95 % fewer would be 6 and 3, and a token goes to 8."""
+    plain = preset_config("qwen3-30b-a3b")
+    (tmp_path / "config.json").write_text(json.dumps({**plain, "num_experts": [128, 64] * 24}))
+    uneven = {"model": str(tmp_path / "config.json"), "batch": 64}
+    experts = ask(**uneven)["baseline"]["experts"]
+    assert (experts["fewest"], experts["count"], experts["layers"]) == (64, 128, 48)
+    mean = (128 * (1 - (15 / 16) ** 64) + 64 * (1 - (7 / 8) ** 64)) / 2
+    assert experts["distinct"] == pytest.approx(mean)
+    answer = prunescope.predict(
+        **{**QWEN, **DROPPED, **uneven, "phase": "decode", "sparsity": 0.95}
+    )
+    assert any("8 of 64–128 experts of a layer stay: 91.7% fewer" in t for t in answer["assumed"])
+    # Counts of each layer's own experts are those of its kind of layer.
+    counts = {str(i): [1] * (64 if i % 2 else 128) for i in range(48)}
+    (tmp_path / "counts.json").write_text(json.dumps(counts))
+    counted = ask(**uneven, routing=str(tmp_path / "counts.json"))["baseline"]["experts"]
+    assert counted["distinct"] == pytest.approx(mean)
+
+
+def test_the_table_of_gemms_says_how_many_experts() -> None:
+    answer = prunescope.predict(**QWEN, **DROPPED, phase="decode", batch=64)
+    file = io.StringIO()
+    Console(width=100, file=file).print(prediction(answer, explain=True))
+    text = file.getvalue()
+    assert re.search(r"experts +48 +5 +768 +2048 +96 +G", text)
+    assert "experts: how many get a token" in text
+    assert "of 96" in text

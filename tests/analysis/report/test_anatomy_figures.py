@@ -252,6 +252,7 @@ def test_experts_are_drawn_layer_by_layer(monkeypatch: pytest.MonkeyPatch) -> No
     assert table is not None and [cell.text for cell in table.rows[0]] == [
         "mean", "16", "8", "12", "7.5", "1.50×", "2.00×", "90.0 %", "75.0 %",
     ]  # fmt: skip
-    assert len(table.rows) == 3
+    assert [row[0].text for row in table.rows[1:3]] == ["least", "most"]
+    assert len(table.rows) == 5
     brief = experts_table(report(anatomy(2)).phases["trace"], brief=True)
-    assert brief is not None and len(brief.rows) == 1
+    assert brief is not None and len(brief.rows) == 3

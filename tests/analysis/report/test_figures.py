@@ -10,13 +10,14 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from matplotlib.figure import Figure
 
 from prunescope.analysis.report import figures
 from prunescope.analysis.report.ledger_view import waterfall
 from prunescope.analysis.report.write import write_report
-from prunescope.analysis.schema.report import Row
+from prunescope.analysis.schema.report import Finding, Row
 from tests.analysis.report import example
 from tests.analysis.report.drawn import drawn
 
@@ -92,6 +93,48 @@ def test_every_figure_says_what_it_shows_and_in_which_unit(
         "lost", "gained", "no evidence", "95 % interval"
     ]  # fmt: skip
     assert "ms" in [t.get_text() for t in ledger.axes[0].texts]  # above the numbers at the right
+
+
+NOT_VALID = Finding(
+    id="timing-not-valid", severity="critical", text="x", evidence=[], change="y", predicted_ns=None
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said", "hatch"),
+    [
+        ({}, None, None),
+        ({"findings": [NOT_VALID]}, "timing not valid", "xxxx"),
+        ({"token_ids": "random token ids"}, "random token ids", "oo"),
+        ({"findings": [NOT_VALID], "token_ids": "random token ids"},
+         "timing not valid, random token ids", "xxxx"),
+        ({"realised_ci95": None}, "no interval", "----"),
+        ({"realised_ci95": None, "steps": 1, "unprofiled_ns": None}, "one step: no interval",
+         "----"),
+    ],
+)  # fmt: skip
+def test_what_is_no_evidence_is_hatched_and_named(
+    changes: dict[str, Any], said: str | None, hatch: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ladder: the bars that were measured; ledger: the ground behind all rows."""
+    report = example.two_phases()
+    phase = report.phases["prefill"]
+    assert phase.ladder is not None
+    ladder = msgspec.structs.replace(
+        phase.ladder, **{k: v for k, v in changes.items() if k == "realised_ci95"}
+    )
+    others = {k: v for k, v in changes.items() if k != "realised_ci95"}
+    report.phases = {"prefill": msgspec.structs.replace(phase, ladder=ladder, **others)}
+    ladder_figure, ledger_figure = kept_figures(monkeypatch, report)
+    hatches = [patch.get_hatch() or None for patch in ladder_figure.axes[0].patches]
+    assert hatches == [None, None, None, None, hatch, hatch]  # four bounds, busy and realised
+    ground = [p.get_hatch() for p in ledger_figure.axes[0].patches if p.get_zorder() < 0]
+    assert ground == ([hatch] if hatch else [])
+    for figure in (ladder_figure, ledger_figure):
+        labels = [text.get_text() for text in figure.legends[0].get_texts()]
+        assert (said in labels) == (said is not None)
+        box = figure.legends[0].get_window_extent()
+        assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
 
 
 def test_dollars_are_not_mathematics() -> None:

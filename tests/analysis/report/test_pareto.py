@@ -6,6 +6,7 @@ import itertools
 
 import matplotlib.text
 from matplotlib.legend import Legend
+from matplotlib.patches import Patch
 from matplotlib.transforms import Bbox
 
 from prunescope.analysis.pareto.frontier import frontier
@@ -46,6 +47,16 @@ def whole(phases: dict[str, list[SweepPoint]]) -> Pareto:
     return Pareto(tool="t", subject=SweepSubject(), phases=found)
 
 
+def all_have_marks(legend: Legend) -> bool:
+    """Whether each entry of a legend is drawn: a line, a marker or a patch."""
+    return all(
+        isinstance(one, Patch)
+        or one.get_linestyle() != "None"
+        or one.get_marker() not in ("", "None", None)
+        for one in legend.legend_handles
+    )
+
+
 def test_labels_of_the_frontier_do_not_overlap() -> None:
     figure = frontier_plot(whole({"prefill": CLOSE, "decode": CLOSE[:5]}))
     figure.draw_without_rendering()
@@ -82,6 +93,9 @@ def test_a_point_whose_time_is_not_valid_is_marked_in_both_figures() -> None:
         assert said == {"0.125" if valid else "0.125 ?", "0.25"}
         legend = " ".join(text.get_text() for text in figure.legends[0].get_texts())
         assert ("timing not valid" in legend) is not valid
+        assert all_have_marks(figure.legends[0])
+        hatched = [one.get_hatch() for one in axes.collections if one.get_hatch()]
+        assert hatched == ([] if valid else ["xxxxxxxx"])
 
 
 def test_what_nobody_would_use_is_counted_in_the_margin() -> None:
@@ -160,10 +174,11 @@ def test_zeros_and_stand_ins_are_marked_in_every_figure() -> None:
     assert labels == {"*†", "†", "0.25"}
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert legend[:3] == ["static-k-24 *†", "static-k-mask †", "static-m"]
-    assert legend[-2:] == ["* simulated", "† zeros or nothing: the dense work"]
+    assert legend[-2:] == ["simulated", "zeros or nothing: the dense work"]
+    assert all_have_marks(figure.legends[0])
     files = pareto_figures(whole({"prefill": points}), "svg")
     for kind in ("bound", "ledger"):
-        assert b"* simulated" in files[f"{kind}-prefill.svg"]
+        assert b">simulated<" in files[f"{kind}-prefill.svg"]
     page = render_pareto(whole({"prefill": points}))
     assert "static-k-24 \\*†" in page and "† removed no work" in page
 
@@ -175,3 +190,14 @@ def test_losses_of_random_token_ids_are_marked_in_the_figure() -> None:
     found.subject.text = {"source": "random token ids"}
     (axes,) = frontier_plot(found).axes
     assert axes.get_xlabel().endswith("\non random token ids: no loss means anything")
+    assert [one.get_hatch() for one in axes.patches] == ["oo"]
+    legend = [text.get_text() for text in axes.figure.legends[0].get_texts()]
+    assert legend[-1] == "random token ids: no loss means anything"
+
+
+def test_a_family_without_a_point_in_sight_is_not_in_the_legend() -> None:
+    figure = frontier_plot(whole({"prefill": CLOSE}))
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "d" in names
+    far = frontier_plot(whole({"prefill": [point("a", 1.1, 0.1), point("e", 2.0, 900.0)]}))
+    assert "e" not in [text.get_text() for text in far.legends[0].get_texts()]

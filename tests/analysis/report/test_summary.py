@@ -15,9 +15,17 @@ from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.html import render_html
 from prunescope.analysis.report.markdown import render_markdown
 from prunescope.analysis.report.notebook import render_notebook
-from prunescope.analysis.report.summary import summary
+from prunescope.analysis.report.summary import first_to_read, summary
 from prunescope.analysis.report.terminal import print_report
-from prunescope.analysis.schema.report import Finding, Phase, Report, from_json, to_json
+from prunescope.analysis.schema.report import (
+    FamilyVerdict,
+    Finding,
+    LedgerPart,
+    Phase,
+    Report,
+    from_json,
+    to_json,
+)
 from tests.analysis.report import example
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -62,7 +70,9 @@ def test_a_row_without_evidence_is_no_cause() -> None:
     for row in quiet.ledger or []:
         if row.row == "pruned":
             row.noise_ns = 8 * MS  # twice of it is not less than the 16 ms
-    assert "takes the 105.00 ms promised, within its noise" in summary(quiet)
+    told = summary(quiet)
+    assert "longer than the 105.00 ms promised" in told
+    assert "which is inside twice its noise (±8.000 ms)" in told
 
 
 def test_where_times_are_no_evidence_the_paragraph_explains_none() -> None:
@@ -117,3 +127,39 @@ def test_what_was_left_out_is_said() -> None:
 
 def test_the_answer_cuts_nothing() -> None:
     assert "…" not in shown(example.two_phases())
+
+
+def test_what_a_rank_waits_is_no_slower_kernel() -> None:
+    told = phase()
+    for row in told.ledger or []:
+        if row.row == "kernel_efficiency":
+            row.ns, row.noise_ns, row.ci95 = 9 * MS, 0.1 * MS, [8.9 * MS, 9.1 * MS]
+            row.parts = [LedgerPart(name="all-reduce", role="unknown", cls="comm", ns=8 * MS)]
+    assert "communication that takes longer (kernel efficiency) +9.000 ms" in summary(told)
+
+
+def test_what_a_recording_lacks_is_said_in_the_paragraph() -> None:
+    verdict = FamilyVerdict(
+        id="unknown", confidence=0.3, evidence=[], alternatives=["static-nk"], by_order=True
+    )
+    text = summary(msgspec.structs.replace(phase(), family=verdict))
+    assert (
+        "Which family it is, perhaps static-nk, the order of kernels does not say: record" in text
+    )
+    assert "with_stack=True" in text and "with_stack=True" not in summary(phase())
+    nameless = phase()
+    nameless.kinds["attention"] = 1.0
+    for gemm in nameless.gemms:
+        gemm.role, gemm.op = "unknown", "aten::mm"
+    assert "Only 0 % of the time of GEMMs has a role: record modules" in summary(nameless)
+
+
+def test_of_many_phases_the_late_rank_is_read_first() -> None:
+    late = Finding(id="straggler", severity="warning", text="late", evidence=[], change=None,
+                   predicted_ns=None)  # fmt: skip
+    slow, fast = phase(), phase()
+    assert slow.ladder is not None
+    slow.ladder.realised = 0.9
+    assert first_to_read({"rank0": fast, "rank1": slow}) == "rank1"
+    held = msgspec.structs.replace(fast, findings=[late])
+    assert first_to_read({"rank0": held, "rank1": slow}) == "rank0"

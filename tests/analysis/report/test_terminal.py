@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import io
 
+import msgspec
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
 from prunescope.analysis.report.ledger_view import LADDER, LEDGER, NOT_EXPLAINED
 from prunescope.analysis.report.terminal import TerminalReport, print_report
-from prunescope.analysis.schema.report import Report
+from prunescope.analysis.schema.report import Finding, Report
 from tests.analysis.report import example
 
 
-def shown(report: Report, width: int = 80, *, encoding: str = "utf-8", colour: bool = False) -> str:
+def shown(
+    report: Report,
+    width: int = 80,
+    *,
+    encoding: str = "utf-8",
+    colour: bool = False,
+    full: bool = True,
+) -> str:
     raw = io.BytesIO()
     console = Console(
         file=io.TextIOWrapper(raw, encoding=encoding, write_through=True), width=width,
         color_system="truecolor" if colour else None, force_terminal=colour,
     )  # fmt: skip
-    print_report(report, console, full=True)
+    print_report(report, console, full=full)
     return raw.getvalue().decode(encoding)
 
 
@@ -163,3 +171,30 @@ def test_walls_are_never_called_noise() -> None:
         row.noise_ns = 1e12
     text = " ".join(shown(report).split())
     assert "includes 0): coverage, roofline shift, shape" in text
+
+
+def of_ranks(late: str | None) -> Report:
+    """Eight ranks with the phase of the example; one of them may be late."""
+    (phase, *_) = example.two_phases().phases.values()
+    finding = Finding(
+        id="straggler",
+        severity="warning",
+        text="it holds the other ranks up",
+        evidence=[],
+        change=None,
+        predicted_ns=None,
+    )
+    held = msgspec.structs.replace(phase, findings=[finding, *phase.findings])
+    phases = {f"rank{i}": held if f"rank{i}" == late else phase for i in range(8)}
+    return msgspec.structs.replace(example.two_phases(), phases=phases)
+
+
+def test_of_many_ranks_each_has_a_row_and_the_late_one_its_answer() -> None:
+    text = shown(of_ranks("rank5"), full=False)
+    assert "below: rank5, which the others wait for; the other 7: --full" in text
+    assert all(f"\n rank{i} " in text for i in range(8))
+    assert text.count("Ladder") == 1
+    assert "it holds the other ranks up" in text
+    assert len(text.splitlines()) <= 45 + 20
+    assert "the slowest" in shown(of_ranks(None), full=False)
+    assert shown(of_ranks("rank5"), full=True).count("Ladder") == 8

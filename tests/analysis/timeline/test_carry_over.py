@@ -181,10 +181,14 @@ def test_ids_without_an_order_tell_nothing(tmp_path: Path) -> None:
     assert made.kernels_per_step == [2, 3]
 
 
-def test_steps_without_any_link_are_named(tmp_path: Path) -> None:
+def test_steps_without_any_link_are_no_steps(tmp_path: Path) -> None:
     """Two steps, two kernels, no launch: nobody knows of which step they are."""
     made = phase(trace(TWO, Event(100, 10, None, 1), Event(200, 10, None, 2)), tmp_path)
-    assert made.left_out == {"events": 2, "ns": 20_000}
+    assert (made.steps, made.wall_ns, made.busy_ns) == (1, 110_000, 20_000)
+    assert made.notes[1:3] == [
+        "no work was launched in ProfilerStep#0 and the like: these are not the steps",
+        "no step marker in the trace: all of it counts as one step",
+    ]
 
 
 @pytest.mark.parametrize("name", REAL)

@@ -20,6 +20,7 @@ from tests.analysis.trace.test_nsys import (
     kernel,
     launch,
     made,
+    nvtx,
     process,
     two_devices,
 )
@@ -169,3 +170,41 @@ def test_more_work_than_memory_is_meant_for_is_refused_before_it_is_read(
         "t.sqlite: it holds 4 kernels, copies and fills of one device, more than 3"
     )
     assert "--duration" in found.value.hint
+    monkeypatch.undo()
+    monkeypatch.setattr(nsys, "MAX_ROWS", 3)
+    with pytest.raises(PrunescopeError, match="more than 3 events"):
+        load(tmp_path / "t.sqlite")
+
+
+@pytest.mark.parametrize(
+    "change", [f"DROP TABLE {RUNTIME}", f"UPDATE {KERNEL} SET correlationId = NULL"]
+)
+def test_steps_without_launches_are_one(change: str, tmp_path: Path) -> None:
+    def fill(out: Export) -> None:
+        for i in (1, 2):
+            nvtx(out, 1000 * i - 100, 1000 * i, f"step_{i}")
+            launch(out, 1000 * i - 50, 1000 * i - 40, corr=i)
+            kernel(out, 1000 * i, 1000 * i + 100, corr=i)
+
+    report = analysed(tmp_path / "t.sqlite", change, fill=fill)
+    phase = report.phases["trace"]
+    assert (phase.steps, phase.busy_ns, phase.wall_ns) == (1, 200, 1100)
+    assert about(report, "has its launch") == [
+        "none of its 2 kernels, copies and fills has its launch in the file: which step, op or "
+        "layer they are of is unknown, and all of it counts as one step (calls of CUDA are "
+        "recorded by `nsys profile --trace cuda`)"
+    ]
+
+
+def test_numbered_ranges_without_launches_are_no_steps(tmp_path: Path) -> None:
+    """Steps of a loader, before the model runs."""
+
+    def fill(out: Export) -> None:
+        for i in (1, 2):
+            nvtx(out, 10 * i, 10 * i + 5, f"step_{i}")
+            launch(out, 1000 * i - 50, 1000 * i - 40, corr=i)
+            kernel(out, 1000 * i, 1000 * i + 100, corr=i)
+
+    report = analysed(tmp_path / "t.sqlite", fill=fill)
+    phase = report.phases["trace"]
+    assert (phase.steps, phase.busy_ns, phase.wall_ns) == (1, 200, 1100)

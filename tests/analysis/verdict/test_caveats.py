@@ -183,6 +183,14 @@ def test_roles_that_are_lost_lower_the_confidence(tmp_path: Path) -> None:
     assert phase.family is not None and phase.family.confidence <= 0.5
 
 
+def test_a_module_that_was_added_to_each_layer_lost_no_role(tmp_path: Path) -> None:
+    """Six kernels of a module that merges tokens, in each layer beside its two GEMMs."""
+    parts = (("mlp.up_proj", mm()), ("mlp.down_proj", mm()))
+    norm = op("aten::div", [4], [4], kernels=[k(us=50)])
+    merged = layers(*parts, *((f"merge.{i}", norm) for i in range(6)), count=4)
+    assert found(report(tmp_path, layers(*parts, count=4), merged, None), "kernels-missing") is None
+
+
 @pytest.mark.parametrize("known_by", ["weights", "calls", "nothing"])
 def test_an_attention_replaced_by_a_module_without_weights(known_by: str, tmp_path: Path) -> None:
     """A fill stands where attention was in layer 1: meant, where the run does not hold the weights

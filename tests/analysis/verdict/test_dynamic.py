@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -14,11 +15,13 @@ from prunescope.analysis.ledger.alignment import Alignment
 from prunescope.analysis.ledger.gemms import Call, Pair, pair_calls
 from prunescope.analysis.ledger.pairing import Units, UnitSums
 from prunescope.analysis.schema.report import FamilyVerdict, Phase
+from prunescope.analysis.verdict.detectors.run_time import layer_shares
 from prunescope.analysis.verdict.evidence import Evidence
 from prunescope.analysis.verdict.gathers import Gather
 from prunescope.analysis.verdict.verdict import verdict as judged
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import read
+from prunescope.taxonomy.gemm import Gemm
 from prunescope.taxonomy.run_blocks import Matrix, ModuleCounts, WeightStats
 from tests.small_capture import phases_unrecorded, small_trace
 
@@ -99,6 +102,7 @@ ROUTER = ((0, "router", "matmul"),)
 GATHER = ((0, "attention", "gather_scatter"),)
 WEIGHTS = tuple((i, role, "gather_scatter") for i in range(4) for role in ("gate", "up", "down"))
 ALL = range(4)
+ATTENDING, MLP = ("q", "k", "v", "o"), ("gate", "up", "down")
 
 
 def on(roles: tuple[str, ...], layers: Any = ALL, **fields: float) -> dict[Any, dict[str, float]]:
@@ -123,6 +127,9 @@ def test_nothing_changed_is_dense() -> None:
         ("dynamic-depth", 1, on((*NAMES, "attention"), [1, 3], count=0.5), {}),
         ("dynamic-depth", 64, dict.fromkeys(on((*NAMES, "attention"), [1])), {"added": ROUTER}),
         ("token-drop", 64, on(NAMES, [2, 3], m=32), {}),
+        # merged behind the attention of layers 1 and 2
+        ("token-drop", 64, {**on(MLP, [1], m=48), **on(ATTENDING, [2], m=48), **on(MLP, [2], m=32),
+                            **on(NAMES, [3], m=32)}, {}),
         ("dynamic-nk", 64, on(("attention",), keys=32), {}),
         ("dynamic-nk", 1, on(("attention",), keys=8), {"added": GATHER}),
         ("dynamic-nk", 1, on(("attention",), keys=8), {"census": counts("blocks", 2, 4)}),
@@ -358,3 +365,22 @@ def test_static_families_are_not_taken_for_dynamic_ones(method: str, tmp_path: P
 def traced(folder: Path, **options: Any) -> dict[str, Phase]:
     run = small_trace(folder / "run", sparsity=0.5, prompt_len=64, steps=3, **options)
     return phases_unrecorded(run)
+
+
+@pytest.mark.parametrize("smaller", [set(), {"qkv"}, {"q", "k", "v"}])
+def test_fewer_outputs_of_q_k_and_v_are_no_fewer_rows_where_the_weights_are_smaller(
+    smaller: set[str],
+) -> None:
+    """N of the three together fell from 256 to 128, as fewer rows of q would show it, too. In a
+    compiled step their order tells them not apart, while the run lists each weight."""
+    old, new = (
+        SimpleNamespace(gemm=Gemm(64, n, 128), m=64, n=n, k=128, count=1.0) for n in (256, 128)
+    )
+    pair = SimpleNamespace(key=(0, "qkv", "qkv", 0), dense=old, pruned=new)
+    seen: Any = SimpleNamespace(
+        pairs=[pair],
+        removed_weights=frozenset,
+        smaller_weights=lambda: frozenset((0, role) for role in smaller),
+    )
+    (layer,) = layer_shares(seen).values()
+    assert ("q" in layer.calls or bool(layer.reshaped)) is (not smaller)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from prunescope.tracer.calibration.texts import random_ids
+from prunescope.tracer.capture.loops import loops_of
 from prunescope.tracer.capture.phases import DecodeLoop, PrefillLoop, decode, prefill
+from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.capture.timing import take_samples
 from prunescope.tracer.machine.disturbance import Disturbance
 from prunescope.tracer.machine.peaks import measure_peaks
@@ -146,3 +149,27 @@ def test_peaks_have_what_a_run_keeps() -> None:
     assert peaks.kernel_floor_ns is not None and peaks.kernel_floor_ns > 0
     for dtype, peak in peaks.dense_flop_per_s.items():
         assert peak == max(r.flop_per_s for r in peaks.gemm_sweep if r.dtype == dtype)
+
+
+@torch.inference_mode()
+def test_a_flush_comes_before_each_sample_and_step(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prunescope.tracer.capture import loops
+
+    done: list[str] = []
+    monkeypatch.setattr(loops, "CacheFlush", lambda _device: lambda: done.append("flush"))
+    hook = tiny.register_forward_hook(lambda *_: done.append("forward"))
+    request = TraceRequest(model="tiny-llama", phase="prefill", prompt_len=4, flush=True)
+    variant = SimpleNamespace(name="dense", model=tiny)
+    (loop,) = loops_of(request, "prefill", [variant], torch.device("cpu")).values()  # type: ignore[list-item]
+    for index in (-1, 0):
+        loop.prepare_step(index)
+        loop.step(index)
+    taken = take_samples(
+        {"dense": loop}, warmup=1, repeats=1, device=torch.device("cpu"), advance=lambda: None
+    )
+    hook.remove()
+    assert done[:8] == 4 * ["flush", "forward"] and len(taken.samples["dense"]) == 1
+    loop.cache = None  # as the memory of a step is counted
+    assert loop.cache is None and loop.run is None and loop.steps_per_sample == 1

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -18,8 +18,10 @@ from prunescope.taxonomy.plan import Workload
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.theory import dense_plan, flop, forward
 from prunescope.taxonomy.words import whole_sentences
+from prunescope.tracer.model.experts import find_mixtures
 from prunescope.tracer.model.load import load_model
 from prunescope.tracer.model.model_shape import model_shape
+from tests.tracer.mixtures import mixture
 from tests.tracer.tiny_models import tiny_model
 
 pytestmark = pytest.mark.torch
@@ -138,3 +140,29 @@ def test_the_hint_names_capture(tmp_path: Path) -> None:
         load_model(str(tmp_path), **CPU)
     assert "prunescope.capture" in caught.value.hint
     assert not caught.value.problem.endswith("…")
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_moe", "gpt_oss"])
+def test_layers_with_other_numbers_of_experts(model_type: str, tmp_path: Path) -> None:
+    """Of 16 experts the second layer has lost ten: the checkpoint, with experts one by one or
+    stacked, is the model that was saved, and its shape has both numbers."""
+    model = mixture(model_type)
+    find_mixtures(model)[1].keep([0, 3, 4, 7, 9, 15])
+    model.save_pretrained(tmp_path / "m")
+    loaded = load_model(str(tmp_path / "m"), **CPU)
+    ids = torch.arange(12).reshape(2, 6)
+    with torch.no_grad():
+        wanted, found = (one(ids).logits for one in (model, loaded.model))
+    assert torch.allclose(found, wanted, atol=1e-5)
+    assert loaded.notes[0] == "layers differ in their experts: 6–16 in 2 layers"
+    assert model_shape(loaded.model).spread("experts") == (6, 16)
+
+
+def test_a_mixture_that_lacks_an_expert_is_damaged(tmp_path: Path) -> None:
+    """The router of the last layer still chooses from 16, of which 15 are stored."""
+    mixture("qwen3_moe").save_pretrained(tmp_path / "m")
+    state = load_file(tmp_path / "m/model.safetensors")
+    kept = {n: t for n, t in state.items() if not n.startswith("model.layers.1.mlp.experts.15.")}
+    save_file(kept, tmp_path / "m/model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(PrunescopeError):
+        load_model(str(tmp_path / "m"), **CPU)

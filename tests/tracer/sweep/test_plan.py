@@ -16,7 +16,7 @@ from prunescope.taxonomy.run_blocks import MeasuredPeaks
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.sweep_files import Planned
 from prunescope.tracer.capture.request import TraceRequest
-from prunescope.tracer.sweep.config import presets, read_configs
+from prunescope.tracer.sweep.config import preset_text, presets, read_configs
 from prunescope.tracer.sweep.plan import (
     VARIED,
     SweepConfig,
@@ -28,7 +28,7 @@ from prunescope.tracer.sweep.plan import (
 )
 from prunescope.tracer.sweep.request import SweepRequest
 from prunescope.tracer.sweep.state import SweepFolder
-from prunescope.tracer.sweep.sweep import plan_of, sweep
+from prunescope.tracer.sweep.sweep import limits_here, plan_of, sweep
 
 
 def config(folder: Path, text: str) -> Path:
@@ -171,6 +171,51 @@ def test_every_option_that_varies_is_in_the_name_of_a_result() -> None:
         "model", "decode_steps", "select", "text", "other_text", "recover", "repeats", "steps",
         "placements", "seed", "threads", "dtype", "tasks", "logits", "knobs",
     }  # fmt: skip
+
+
+def test_the_axes_of_a_study_make_results(tmp_path: Path) -> None:
+    text = (
+        "model: tiny-llama\nfamilies: [static-nk-mlp, static-m, dynamic-m]\nsparsities: 0.5\n"
+        "phases: prefill\nmode: [eager, compile]\nlogits: all\nflush: true\nwarmup: 10\n"
+        "attn: [sdpa, eager]\nset: {align: [1, odd]}\n"
+    )
+    plan = plan_of(SweepRequest(config=config(tmp_path, text), out=tmp_path / "s"))
+    by_id = {result.id: result for result in plan.results}
+    # 2 modes, 2 attentions; the channels twice, as no other family has an alignment
+    assert len(by_id) == 4 * (2 + 1 + 1)
+    one = by_id["static-nk-mlp-s0.5-prefill-b1-p512-d0-compile-attn-eager-logits-all-alignodd-"
+                "flush-w10"]  # fmt: skip
+    assert (one.mode, one.attn, one.set, one.problem) == ("compile", "eager", ("align=odd",), None)
+    request = request_of(plan.config, one, out=tmp_path)
+    assert (request.mode, request.attn, request.logits) == ("compile", "eager", "all")
+    assert (request.flush, request.warmup, request.knobs) == (True, 10, {"align": "odd"})
+    assert model_name(one) == "static-nk-mlp-s0.5-d0-attn-eager-alignodd"
+    refused = {result.family for result in plan.results if result.problem}
+    assert refused == {"dynamic-m"} and any("cannot record dynamic-m" in n for n in plan.notes)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("mode: fast", "mode"), ("flush: 1", "flush.*true or false"), ("warmup: [-1]", "warmup"),
+        ("set: align=1", "set"), ("set: {aline: 1}", "no family of this sweep has a knob 'aline'"),
+        ("set: {align: 3}", "is no choice"), ("logits: [first]", "logits"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_an_axis(line: str, says: str, tmp_path: Path) -> None:
+    text = f"model: tiny-llama\nfamilies: [static-nk-mlp]\n{line}\n"
+    with pytest.raises(PrunescopeError, match=says):
+        plan_of(SweepRequest(config=config(tmp_path, text), out=tmp_path / "s"))
+
+
+def test_a_printed_preset_is_read_back(tmp_path: Path) -> None:
+    text = preset_text("paper")
+    assert "mode: [graph]" in text and "32768" in text and "sparsities: [0.125, " in text
+    assert read_configs(config(tmp_path, text), None) == presets()["paper"]
+    plan = make_plan(presets()["paper"], ModelShape.from_config(preset_config("llama-3.1-8b")))
+    graphs = sum(result.problem is None for result in plan.results)
+    (of_graphs, *rest) = [line for line in limits_here(plan) if "CUDA graphs" in line]
+    assert f"{graphs} of {len(plan.results)} results" in of_graphs and not rest
 
 
 def test_shards_are_disjoint_and_whole() -> None:

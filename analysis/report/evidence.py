@@ -1,0 +1,68 @@
+"""Why times or losses that a picture shows are no evidence, and the hatch that says so.
+
+In: a Phase, a row of a Comparison or a point of a sweep. Out: the reasons, the gravest first; empty
+where there is none. Every figure hatches what it shows by the first, and its legend names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from prunescope.analysis.report import sentences
+from prunescope.analysis.schema.comparison import NOT_VALID, ComparisonRow
+from prunescope.analysis.schema.pareto import SweepPoint
+from prunescope.analysis.schema.report import CUT_OFF, Ladder, Phase
+from prunescope.taxonomy.run_quality import RANDOM_IDS
+
+NO_STEP, CUT = "no step was timed", "a trace is cut off"
+NOT_COMPARABLE, NOT_VALID_TIMING = "sides not comparable", "timing not valid"
+ONE_STEP, NO_INTERVAL = "one step: no interval", "no interval"
+# In grey, and with strokes of their own: figures use other hatches for what takes the time.
+HATCHES = {
+    NO_STEP: "xxxx",
+    CUT: "xxxx",
+    NOT_COMPARABLE: "||||",
+    NOT_VALID_TIMING: "xxxx",
+    RANDOM_IDS: "oo",
+    ONE_STEP: "----",
+    NO_INTERVAL: "----",
+}
+
+
+def of_phase(phase: Phase) -> list[str]:
+    """The reasons of a phase of a report."""
+    found = {finding.id for finding in phase.findings}
+    reasons = [NO_STEP] * bool(sentences.captured(phase)) + [CUT] * (CUT_OFF in found)
+    reasons += [NOT_COMPARABLE] * (not phase.is_speedup)
+    reasons += [NOT_VALID_TIMING] * (NOT_VALID in found)
+    reasons += [RANDOM_IDS] * (phase.token_ids == RANDOM_IDS)
+    ladder = phase.ladder
+    if ladder is not None and ladder.realised_ci95 is None:
+        samples = phase.unprofiled_ns.samples if phase.unprofiled_ns else ()
+        reasons.append(ONE_STEP if max(phase.steps, len(samples)) == 1 else NO_INTERVAL)
+    return reasons
+
+
+def of_row(row: ComparisonRow) -> list[str]:
+    """The reasons of a row of a comparison."""
+    reasons = [NO_STEP] * ("captured-step" in row.critical) + [CUT] * (CUT_OFF in row.critical)
+    reasons += [NOT_COMPARABLE] * (not row.comparable)
+    reasons += [NOT_VALID_TIMING] * (NOT_VALID in row.critical)
+    reasons += [RANDOM_IDS] * (row.token_ids == RANDOM_IDS)
+    return reasons + _without_interval(row.ladder)
+
+
+def of_point(point: SweepPoint) -> list[str]:
+    """The reasons of the time of a point of a sweep."""
+    reasons = [NOT_VALID_TIMING] * (not point.timing_valid)
+    return reasons + [NO_INTERVAL] * (point.realised_ci95 is None)
+
+
+def first_reasons(every: Iterable[list[str]]) -> list[str]:
+    """The reasons by which something is hatched, in the order of HATCHES."""
+    used = {reasons[0] for reasons in every if reasons}
+    return [reason for reason in HATCHES if reason in used]
+
+
+def _without_interval(ladder: Ladder | None) -> list[str]:
+    return [NO_INTERVAL] if ladder is not None and ladder.realised_ci95 is None else []

@@ -1,0 +1,169 @@
+"""Which parts of each layer to keep, so that a cost falls to a target and the loss rises least.
+
+In: for each layer its options (what is kept, what that costs and what it loses). Out: an option a
+layer. Costs add over layers, and so do losses: rises of the log perplexity, in nats a token. It is
+a multiple-choice knapsack, solved exactly by dynamic programming over whole units of cost: the cost
+of each layer is rounded up to a unit, so that what is chosen never costs more than the target.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import repeat
+from operator import add
+
+# Units in all that can be saved: one is then 0.01 % of it, where two captures of one model differ
+# by a percent.
+UNITS = 10_000
+_EXACT = 1e-6  # of a unit: sums of floats land a hair above a whole number of units
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerOption:
+    """One way to run a layer, with its cost and the loss that it adds. `gone`: the whole layer is
+    removed; one layer of a model has to stay. None in `kv_heads` or `channels`: as in the dense
+    layer. `ranks`: of matrices that become two, by role."""
+
+    cost: float
+    loss: float
+    kv_heads: int | None = None
+    channels: int | None = None
+    ranks: tuple[tuple[str, int], ...] = ()
+    gone: bool = False
+
+    @property
+    def kept(self) -> tuple[bool, float, float, int]:
+        """The larger, the more of the layer is kept: of two equal options the larger stays."""
+        sizes = (math.inf if size is None else size for size in (self.kv_heads, self.channels))
+        heads, channels = sizes
+        return (not self.gone, heads, channels, sum(rank for _, rank in self.ranks))
+
+
+@dataclass(frozen=True, slots=True)
+class Trade:
+    """A cost, and the least loss that reaches it."""
+
+    cost: float
+    loss: float
+
+
+@dataclass(slots=True)
+class Allocation:
+    """The least loss of a model at each cost: a table over its layers and whole units of cost.
+
+    `options`: of each layer. Those that another one dominates are dropped: so no width stays that
+    costs as much as the next larger one. `unit`: of cost; None: 1 / UNITS of what can be saved.
+    """
+
+    options: Sequence[Sequence[LayerOption]]
+    unit: float | None = None
+    step: float = field(init=False)  # the unit
+    least_cost: float = field(init=False)  # of all layers, without the one that has to stay
+    _layers: list[list[tuple[int, LayerOption]]] = field(init=False)  # with units above the least
+    _rows: list[list[float]] = field(init=False)  # [layer][units]: least loss, one layer kept
+    _emptied: list[tuple[int, float] | None] = field(init=False)  # units and loss, none kept
+
+    def __post_init__(self) -> None:
+        least = [min(one.cost for one in layer) for layer in self.options]
+        most = [max(one.cost for one in layer) for layer in self.options]
+        self.least_cost = math.fsum(least)
+        saved = math.fsum(most) - self.least_cost
+        self.step = self.unit or (saved / UNITS if saved > 0 else 1.0)
+        self._layers = [
+            undominated([(self._units(one.cost - floor), one) for one in layer])
+            for layer, floor in zip(self.options, least, strict=True)
+        ]
+        self._fill()
+
+    def _units(self, cost: float) -> int:
+        return math.ceil(cost / self.step - _EXACT)
+
+    def _fill(self) -> None:
+        size = 1 + sum(max(units for units, _ in layer) for layer in self._layers)
+        before = [math.inf] * size
+        self._rows, self._emptied = [], []
+        emptied: tuple[int, float] | None = (0, 0.0)
+        for layer in self._layers:
+            row, gone = [math.inf] * size, None
+            for units, one in layer:
+                row[units:] = map(min, row[units:], map(add, before, repeat(one.loss)))
+                if one.gone:
+                    gone = units, one.loss
+                elif emptied is not None:  # the first layer that stays
+                    start, loss = emptied[0] + units, emptied[1] + one.loss
+                    row[start:] = [min(value, loss) for value in row[start:]]
+            if emptied is not None and gone is not None:
+                emptied = emptied[0] + gone[0], emptied[1] + gone[1]
+            else:
+                emptied = None
+            self._rows.append(row)
+            self._emptied.append(emptied)
+            before = row
+
+    def best(self, cost: float) -> list[LayerOption] | None:
+        """The option of each layer that together cost at most `cost` and lose least; None where
+        nothing costs so little."""
+        last = self._rows[-1]
+        units = min(math.floor((cost - self.least_cost) / self.step + _EXACT), len(last) - 1)
+        return None if units < 0 or last[units] == math.inf else self._chosen(units)
+
+    def cheapest(self) -> list[LayerOption]:
+        """The options with the least cost of all."""
+        return self._chosen(next(i for i, loss in enumerate(self._rows[-1]) if loss < math.inf))
+
+    def frontier(self) -> list[Trade]:
+        """Every cost at which the least loss falls, from the least cost on."""
+        found: list[Trade] = []
+        for units, loss in enumerate(self._rows[-1]):
+            if loss < (found[-1].loss if found else math.inf):
+                found.append(Trade(self.least_cost + units * self.step, loss))
+        return found
+
+    def _chosen(self, units: int) -> list[LayerOption]:
+        """The options on the way to an entry of the last row."""
+        chosen: list[LayerOption] = []
+        for number in reversed(range(len(self._layers))):
+            one, units, alone = self._step_back(number, units)
+            chosen.append(one)
+            if alone:  # every layer before it is gone
+                rest = self._layers[:number]
+                gone = [next(o for _, o in layer if o.gone) for layer in reversed(rest)]
+                chosen += gone
+                break
+        return chosen[::-1]
+
+    def _step_back(self, number: int, units: int) -> tuple[LayerOption, int, bool]:
+        """The option of a layer that an entry of its row took, and the units before it; whether no
+        layer before it stays."""
+        value = self._rows[number][units]
+        before = self._rows[number - 1] if number else None
+        empty = self._emptied[number - 1] if number else (0, 0.0)
+        for cost, one in self._layers[number]:
+            left = units - cost
+            if left < 0:
+                continue
+            if before is not None and before[left] + one.loss == value:
+                return one, left, False
+            if empty is not None and not one.gone:
+                fits, loss = left >= empty[0], empty[1] + one.loss
+                if fits and loss == value:
+                    return one, left, True
+        raise AssertionError("an entry of the table comes from an option")
+
+
+def undominated(options: Iterable[tuple[int, LayerOption]]) -> list[tuple[int, LayerOption]]:
+    """The options, cheapest first, without those that lose as much as one that costs no more; of
+    equal ones that stays which keeps most. A layer that is gone neither goes nor takes the place of
+    others: some layer has to stay."""
+    found: list[tuple[int, LayerOption]] = []
+    lost = math.inf
+    ranked = sorted(options, key=lambda it: (it[0], it[1].loss, tuple(-k for k in it[1].kept)))
+    for units, one in ranked:
+        if one.gone:
+            found.append((units, one))
+        elif one.loss < lost:
+            found.append((units, one))
+            lost = one.loss
+    return found

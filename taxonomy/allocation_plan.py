@@ -1,0 +1,152 @@
+"""plan.json, version 1: what `allocate` decided, and what it expects of it.
+
+`allocate` writes it; `trace --method plan.json`, `sweep` and `recover` prune by it. Times in ns,
+memory in bytes, losses in nats a token. Additive changes only.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.formats import (
+    MAX_LAYERS,
+    Count,
+    Interval,
+    Layer,
+    Name,
+    Number,
+    Size,
+    decode_file,
+)
+
+KIND: Literal["allocation"] = "allocation"
+_HINT = "make it again with `prunescope allocate`"
+_MOST = 1 << 20  # heads or channels of a layer
+Indices = Annotated[list[Count], Meta(min_length=1, max_length=_MOST)]
+
+
+class KeptLayer(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What stays of one layer of the dense model. Sizes are null where it has no such part.
+
+    `kept_kv_heads`, `kept_channels`: their indices in the dense layer; null: all stay. `loss`: what
+    the layer gives up; `saves_ns`: a forward, by phase.
+    """
+
+    layer: Layer
+    dropped: bool = False
+    heads: Size | None = None
+    kv_heads: Size | None = None
+    channels: Size | None = None
+    dense_kv_heads: Size | None = None
+    dense_channels: Size | None = None
+    kept_kv_heads: Indices | None = None
+    kept_channels: Indices | None = None
+    ranks: dict[Name, Size] = {}
+    loss: Number = 0.0
+    saves_ns: dict[Name, Number] = {}
+
+
+class Target(msgspec.Struct, kw_only=True):
+    """What was asked for: exactly one of the three. `phase`: prefill, decode, or the name of the
+    workload that weighs both."""
+
+    phase: Name
+    speedup: Number | None = None
+    latency_ms: Number | None = None
+    memory_gb: Number | None = None
+
+
+class ExpectedPhase(msgspec.Struct, kw_only=True):
+    """One phase, dense and as planned. `weight`: forwards of it in one request of the target."""
+
+    dense_ns: Number
+    ns: Number
+    speedup: Number
+    range: Interval
+    weight: Number
+
+
+class Expected(msgspec.Struct, kw_only=True):
+    """What the plan gives. `loss`: the sum over layers; `loss_measured`: of the planned model on
+    the same text; null: not measured. `perplexity_rel`: exp(loss) − 1 of the measured one."""
+
+    speedup: Number
+    range: Interval
+    phases: dict[Name, ExpectedPhase]
+    memory_bytes: Number
+    dense_memory_bytes: Number
+    loss: Number
+    loss_measured: Number | None = None
+    perplexity_rel: Number | None = None
+
+
+class TradeOff(msgspec.Struct, kw_only=True):
+    """A point of the frontier: the least loss at a target, which is a speedup, or bytes."""
+
+    speedup: Number | None = None
+    memory_bytes: Number | None = None
+    loss: Number
+
+
+class Uniform(msgspec.Struct, kw_only=True):
+    """The family that reaches the target with the least loss where all layers are cut alike."""
+
+    family: Name
+    kept: Name
+    speedup: Number | None = None
+    memory_bytes: Number | None = None
+    loss: Number
+
+
+class Additivity(msgspec.Struct, kw_only=True):
+    """Whether losses add: pairs of removals, measured together against the sum of both. Errors are
+    together − sum; null: too few pairs."""
+
+    pairs: Count
+    correlation: Number | None
+    worst_error: Number | None
+
+
+class PlanOfLayers(msgspec.Struct, kw_only=True):
+    """plan.json of `allocate`."""
+
+    schema: Literal[1] = 1
+    kind: Literal["allocation"]
+    model: Name
+    weights: Name | None = None  # fingerprint of the dense model's weights
+    target: Target
+    expected: Expected
+    layers: Annotated[list[KeptLayer], Meta(min_length=1, max_length=MAX_LAYERS)]
+    frontier: list[TradeOff] = []
+    uniform: Uniform | None = None  # null: none reaches the target
+    additivity: Additivity | None = None
+    costs: dict[str, Any] = {}  # where times come from, and the unit of the solver
+    text: dict[str, Any] = {}  # the tokens that losses were measured on
+    notes: list[str] = []
+    command: str = ""
+
+    @property
+    def removed(self) -> list[int]:
+        """Layers that are dropped whole."""
+        return [one.layer for one in self.layers if one.dropped]
+
+
+def read_plan(path: Path | str) -> PlanOfLayers:
+    """A plan file. Raises PrunescopeError where it is absent, damaged, or another JSON file."""
+    file = Path(path)
+    found = decode_file(file, PlanOfLayers, where=file.name, hint=_HINT)
+    if found is None:
+        raise PrunescopeError(
+            f"there is no plan {file.name}", hint="`prunescope allocate --out` writes one"
+        )
+    numbers = [one.layer for one in found.layers]
+    if numbers != list(range(len(numbers))) or len(found.removed) == len(numbers):
+        raise PrunescopeError(
+            f"{file.name} does not list each layer once, one of them kept", hint=_HINT
+        )
+    return found

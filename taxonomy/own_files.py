@@ -1,0 +1,65 @@
+"""JSON files that prunescope itself writes, told apart by their keys.
+
+In: a file or its content that a command could not use. Out: what it is, and which command takes it:
+a person who gives the wrong file of a sweep is told so, and not that it is no trace.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prunescope.taxonomy.errors import PrunescopeError
+
+_MOST_BYTES = 8 << 20  # of a file that is looked at; quality and lists of sweeps are far smaller
+_OF_QUALITY = (
+    "is the quality of a model: losses, and no times",
+    "give the sweep's folder to `prunescope pareto`, or to `prunescope predict --rank --losses`",
+)
+_OF_SWEEP = ("lists the results of a sweep", "give the sweep's folder to `prunescope pareto`")
+# Keys that the file has, what it is, and which command takes it; the first row that fits counts.
+_KNOWN: tuple[tuple[frozenset[str], tuple[str, str]], ...] = (
+    (frozenset({"weights", "dense", "pruned"}), _OF_QUALITY),
+    (frozenset({"perplexity", "scored_tokens"}), _OF_QUALITY),
+    (frozenset({"config", "results"}), _OF_SWEEP),
+    (
+        frozenset({"subject", "baseline", "device", "phases", "tool"}),
+        (
+            "is a report",
+            "`prunescope check` takes it; analyze its run or trace for another report",
+        ),
+    ),
+    (
+        frozenset({"model", "phases", "versions"}),
+        ("is the manifest of a run", "give the run's folder"),
+    ),
+    (
+        frozenset({"subject", "phases"}),
+        (
+            "is a result that prunescope wrote",
+            "give what it was made of: a run, a trace, or a sweep's folder",
+        ),
+    ),
+)
+
+
+def own_document(content: Any) -> tuple[str, str] | None:
+    """What a document of ours is, and which command takes it; None for another."""
+    if not isinstance(content, Mapping):
+        return None
+    return next((said for keys, said in _KNOWN if keys <= content.keys()), None)
+
+
+def refuse_own_file(path: Path) -> None:
+    """Raise PrunescopeError that names a file of ours, with the command that takes it; nothing for
+    another file."""
+    try:
+        if not path.is_file() or path.stat().st_size > _MOST_BYTES:
+            return
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return
+    if (said := own_document(content)) is not None:
+        raise PrunescopeError(f"{path.name} {said[0]}", hint=said[1])

@@ -1,0 +1,96 @@
+"""Configs of vision transformers: images as tokens.
+
+In: a config dict (ViT, DeiT, BEiT, DINOv2, CLIP's and SigLIP's vision part). Out: fields of
+ModelShape, or None for another config. An image is (image / patch)² tokens and those that the model
+adds; all attend to all, and nothing is cached. The convolution that makes patches, and poolers, are
+not counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from prunescope.taxonomy.errors import PrunescopeError
+
+# Tokens beside the patches, by model type: a class token, and one to distil from.
+_ADDED = {"siglip_vision_model": 0, "siglip2_vision_model": 0, "deit": 2}
+_MOST = 1 << 20  # tokens of an image
+
+
+def vision_fields(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Fields of ModelShape. Raises PrunescopeError where a size is missing or is no number."""
+    if "patch_size" not in config or config.get("vocab_size") is not None:
+        return None
+    kind = str(config.get("model_type", ""))
+    hidden, layers, heads = (
+        _size(config, name) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")
+    )
+    if hidden % heads:
+        raise PrunescopeError(
+            f"hidden size {hidden} is no multiple of {heads} heads", hint="check its config.json"
+        )
+    mlp = config.get("intermediate_size")
+    gated = bool(config.get("use_swiglu_ffn"))
+    if mlp is None:
+        ratio = config.get("mlp_ratio", 4)
+        if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio < 1024:
+            raise PrunescopeError("the config lacks intermediate_size", hint="give its config.json")
+        mlp = int(hidden * ratio)
+        mlp = (int(mlp * 2 / 3) + 7) // 8 * 8 if gated else mlp  # as the code of DINOv2 rounds it
+    added = _ADDED.get(kind, 1) + int(config.get("num_register_tokens") or 0)
+    image, patch = _size(config, "image_size"), _size(config, "patch_size")
+    tokens = (image // patch) ** 2 + added
+    if not 0 < tokens <= _MOST:
+        raise PrunescopeError(
+            f"images of {image} pixels in patches of {patch} are {tokens} tokens",
+            hint="check image_size and patch_size of its config.json",
+        )
+    width = hidden // heads
+    return {
+        "model_type": kind,
+        "hidden": hidden,
+        "layers": layers,
+        "heads": heads,
+        "kv_heads": heads,
+        "head_dim": width,
+        "value_dim": width,
+        "intermediate": int(mlp),
+        "vocab": _classes(config),
+        "gated": gated,
+        "tied": True,
+        "qkv_bias": bool(config.get("qkv_bias", True)),
+        "o_bias": True,
+        "mlp_bias": True,
+        "norm_parameters": 2,
+        "centred_norms": True,
+        "positions": tokens,
+        "image_tokens": tokens,
+        "layout": "f" * layers,
+    }
+
+
+def _classes(config: Mapping[str, Any]) -> int:
+    """Outputs of the head: classes, or the width that images and texts share; 1 without one."""
+    labels = config.get("id2label")
+    if isinstance(labels, Mapping) and labels:
+        return len(labels)
+    for name in ("num_labels", "projection_dim"):
+        value = config.get(name)
+        if isinstance(value, int) and value > 0:
+            return value
+    return 1
+
+
+def _size(config: Mapping[str, Any], name: str) -> int:
+    """A size, or the first of two equal ones."""
+    value = config.get(name)
+    if isinstance(value, list | tuple) and value and len(set(map(str, value))) == 1:
+        value = value[0]
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**24:
+        raise PrunescopeError(
+            f"{name} of the config of a vision transformer is {str(value)[:40]!r}",
+            hint="give its config.json, with hidden_size, num_hidden_layers, num_attention_heads, "
+            "image_size and patch_size",
+        )
+    return value

@@ -1,0 +1,55 @@
+"""No table is cut: at 80 columns each command prints whole numbers, in lines that fit.
+
+What is printed at 80 columns may leave out columns that a note names, or wrap; a number that it
+shows is one that is printed where there is room for all.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from rich.cells import cell_len
+
+import prunescope
+
+ROOT = Path(__file__).resolve().parents[2]
+NUMBER = re.compile(r"[-−+±]?\d[\d,]*(?:\.\d+)?")
+RUNS = [f"tiny-{name}" for name in ("static-m", "static-nk", "static-k-mask")]
+LLAMA = "predict --model llama-3.1-8b --device h100-sxm"
+COMMANDS = [
+    "analyze tiny-static-m --full",
+    f"analyze {' '.join(RUNS)}",
+    "check tiny-static-m -r prefill.realised>=1.2 -r family==static-m -r decode.wall<=9s",
+    "families",
+    "families --architecture mixtral-8x7b",
+    "devices",
+    f"{LLAMA} --method static-nk --new-tokens 16 --batch 64 --prompt-len 32768 --explain",
+    f"{LLAMA} --method static-nk,static-k-lowrank --sparsity 0.125:0.875:0.125 --new-tokens 1024",
+    "predict --rank --model llama-3.1-8b --device h100-sxm --workload long --tp 8",
+    "predict --from-run tiny-static-m --sparsity 0.25",
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_number_is_whole_in_80_columns(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TERM", "dumb")
+    for run in RUNS:
+        if run in command:
+            shutil.copytree(ROOT / "traces" / run, tmp_path / run)
+
+    def printed(columns: int) -> str:
+        monkeypatch.setenv("COLUMNS", str(columns))
+        capfd.readouterr()
+        assert prunescope.main(command.split()) == 0
+        return capfd.readouterr().out
+
+    narrow, wide = printed(80), printed(240)
+    assert max(map(cell_len, narrow.splitlines())) <= 80
+    assert set(NUMBER.findall(narrow)) <= set(NUMBER.findall(wide))
+    assert not re.search(r"\d…|…\d", narrow)

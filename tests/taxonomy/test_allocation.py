@@ -1,0 +1,173 @@
+"""Options of layers in, the choice with the least loss out: against every combination of a small
+model, a MILP, and uniform choices."""
+
+import itertools
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prunescope.taxonomy.allocation import Allocation, LayerOption, undominated
+from prunescope.taxonomy.allocation_candidates import LayerTable, candidates, uniform_choices
+from prunescope.taxonomy.shape import ModelShape
+
+WIDTHS = (352, 256, 192, 128)
+
+
+def layer(costs: tuple[float, ...], losses: tuple[float, ...]) -> list[LayerOption]:
+    return [
+        LayerOption(cost=cost, loss=loss, channels=width)
+        for width, cost, loss in zip(WIDTHS, costs, losses, strict=True)
+    ]
+
+
+def brute_force(options: list[list[LayerOption]], cost: float) -> float:
+    """The least loss of all combinations within a cost that keep a layer."""
+    fitting = (
+        sum(one.loss for one in chosen)
+        for chosen in itertools.product(*options)
+        if sum(one.cost for one in chosen) <= cost and not all(one.gone for one in chosen)
+    )
+    return min(fitting, default=math.inf)
+
+
+def test_the_narrower_of_two_unequal_layers() -> None:
+    """Both save 4 by 256 channels; the second loses less."""
+    options = [layer((10, 6, 5, 4), (0, 3, 4, 5)), layer((10, 6, 5, 4), (0, 1, 4, 5))]
+    chosen = Allocation(options, unit=1).best(16)
+    assert chosen is not None
+    assert [one.channels for one in chosen] == [352, 256]
+
+
+def test_as_brute_force_on_eight_layers_with_four_widths() -> None:
+    """4^8 = 65,536 combinations; at five targets between the narrowest and the dense model."""
+    options = [
+        layer(
+            (40, 31 - n % 3, 24, 15), (0, 0.01 * (n + 1) ** 2 % 0.07, 0.1 + 0.02 * n, 0.4 / (n + 1))
+        )
+        for n in range(8)
+    ]
+    found = Allocation(options, unit=1)
+    for cost in (120, 150, 200, 250, 310):
+        chosen = found.best(cost)
+        assert chosen is not None
+        assert sum(one.cost for one in chosen) <= cost
+        assert sum(one.loss for one in chosen) == pytest.approx(brute_force(options, cost))
+    assert found.best(119) is None
+
+
+counts = st.integers(0, 12)
+choices = st.lists(
+    st.builds(
+        LayerOption,
+        cost=st.integers(0, 12).map(float),
+        loss=st.integers(-2, 20).map(float),
+        channels=st.integers(1, 9),
+    ),
+    min_size=1,
+    max_size=4,
+)
+gone = st.builds(
+    LayerOption, cost=st.just(0.0), loss=st.integers(0, 20).map(float), gone=st.just(True)
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.tuples(choices, st.lists(gone, max_size=1)), min_size=1, max_size=4),
+    st.integers(0, 48),
+)
+def test_as_brute_force_with_layers_that_go(
+    layers: list[tuple[list[LayerOption], list[LayerOption]]], cost: int
+) -> None:
+    options = [[*kept, *lost] for kept, lost in layers]
+    chosen = Allocation(options, unit=1).best(cost)
+    if chosen is None:
+        assert brute_force(options, cost) == math.inf
+        return
+    assert not all(one.gone for one in chosen)
+    assert sum(one.cost for one in chosen) <= cost
+    assert sum(one.loss for one in chosen) == brute_force(options, cost)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.lists(st.lists(st.tuples(st.floats(0.1, 9), st.floats(0, 3)), min_size=1, max_size=4),
+             min_size=1, max_size=6),
+    st.floats(0.2, 1),
+)  # fmt: skip
+def test_rounding_never_breaks_the_target(
+    pairs: list[list[tuple[float, float]]], share: float
+) -> None:
+    options = [[LayerOption(cost=c, loss=x, channels=1) for c, x in layer] for layer in pairs]
+    target = share * sum(max(one.cost for one in layer) for layer in options)
+    found = Allocation(options)
+    chosen = found.best(target)
+    if chosen is not None:
+        assert sum(one.cost for one in chosen) <= target + 1e-6 * found.step * len(options)
+    trades = found.frontier()
+    assert [t.cost for t in trades] == sorted(t.cost for t in trades)
+    assert [t.loss for t in trades] == sorted((t.loss for t in trades), reverse=True)
+
+
+def test_a_width_that_costs_as_much_as_the_next_larger_one_goes() -> None:
+    """320 and 256 channels are as many tiles: 320 stays."""
+    steps = [(4, 0.0, 352), (3, 0.1, 320), (3, 0.2, 256), (1, 0.5, 128)]
+    options = [(n, LayerOption(cost=n, loss=x, channels=w)) for n, x, w in steps]
+    assert [one.channels for _, one in undominated(options)] == [128, 320, 352]
+
+
+def test_the_same_optimum_as_a_mixed_integer_program() -> None:
+    optimize = pytest.importorskip("scipy.optimize")
+    options = [
+        layer((41.5, 30.2 + n, 22.9, 14.1), (0, 0.02 * (n % 4), 0.09 + 0.01 * n, 0.5 / (n + 1)))
+        for n in range(12)
+    ]
+    flat = [one for one_layer in options for one in one_layer]
+    once = [[float(i // 4 == n) for i in range(len(flat))] for n in range(12)]
+    chosen = Allocation(options, unit=0.1).best(300.0)
+    result = optimize.milp(
+        c=[one.loss for one in flat],
+        integrality=[1] * len(flat),
+        bounds=optimize.Bounds(0, 1),
+        constraints=[
+            optimize.LinearConstraint([[one.cost for one in flat]], ub=300.0),
+            optimize.LinearConstraint(once, lb=1, ub=1),
+        ],
+    )
+    assert chosen is not None
+    assert sum(one.loss for one in chosen) == pytest.approx(result.fun)
+
+
+def test_never_worse_than_a_uniform_family_at_the_same_cost() -> None:
+    """Eight layers of 4 KV heads and 352 channels, the outer ones more sensitive; the budget is
+    what each uniform choice costs, in whole units."""
+    config = {
+        "model_type": "llama", "hidden_size": 128, "intermediate_size": 352,
+        "num_hidden_layers": 8, "num_attention_heads": 8, "num_key_value_heads": 4,
+        "vocab_size": 512,
+    }  # fmt: skip
+    shape = ModelShape.from_config(config)
+    tables = []
+    for number in range(shape.layers):
+        sizes, worse = candidates(shape, number), 1 + 3 * (number in (0, 7)) + number % 3
+        tables.append(
+            LayerTable(
+                kv_heads={n: (-30.0 * (4 - n), 0.01 * worse * (4 - n)) for n in sizes.kv_heads},
+                channels={
+                    n: (-float(352 - n), worse * 1e-6 * (352 - n) ** 2) for n in sizes.channels
+                },
+                gone=(-500.0, 0.2 * worse),
+            )
+        )
+    found = Allocation([table.options() for table in tables], unit=1)
+    seen = {}
+    for uniform in uniform_choices(shape, tables):
+        chosen = found.best(uniform.cost)
+        assert chosen is not None
+        assert sum(one.cost for one in chosen) <= uniform.cost
+        assert sum(one.loss for one in chosen) <= uniform.loss + 1e-12
+        seen[uniform.family] = uniform.loss - sum(one.loss for one in chosen)
+    assert set(seen) == {"static-nk", "static-nk-heads", "static-nk-mlp", "static-m"}
+    assert max(seen.values()) > 0.1

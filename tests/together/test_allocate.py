@@ -1,0 +1,102 @@
+"""`allocate` from a model to a plan, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import prunescope
+from prunescope import cli
+from prunescope.taxonomy.allocation_plan import read_plan
+from prunescope.taxonomy.errors import PrunescopeError
+from tests.small_capture import saved_model
+
+pytestmark = pytest.mark.torch
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Three layers of 4 heads, 2 KV heads and 96 channels, without a tokenizer."""
+    at = tmp_path_factory.mktemp("models") / "dense"
+    sizes = {
+        "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 64,
+        "num_key_value_heads": 2, "intermediate_size": 96, "max_position_embeddings": 32,
+    }  # fmt: skip
+    return str(saved_model(at, model_type="llama", **sizes))
+
+
+H100: Any = {"device": "h100-sxm", "dtype": "bf16"}
+
+
+def test_a_plan_reaches_its_target_and_a_second_one_measures_nothing(
+    model: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "plan.json"
+    plan = prunescope.allocate(model, speedup=1.25, out=out, **H100)
+    assert plan.expected.speedup >= 1.25 and len(plan.layers) == 3
+    low, high = plan.expected.range
+    assert low < plan.expected.speedup < high
+    assert plan.uniform is None or plan.expected.loss <= plan.uniform.loss + 1e-9
+    lost = [one.loss for one in plan.frontier]
+    assert lost == sorted(lost, reverse=True)
+    assert any("random token ids" in note for note in plan.notes)
+    assert read_plan(out).layers == plan.layers
+    assert out.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
+    assert json.loads(out.read_bytes())["schema"] == 1
+    with pytest.raises(PrunescopeError, match=r"plan\.json exists"):
+        prunescope.allocate(model, speedup=1.25, out=out, **H100)
+    known = set(json.loads(out.with_name("plan.losses.json").read_bytes())["removed"])
+    memory = plan.expected.dense_memory_bytes * 0.8 / 1e9
+    again = prunescope.allocate(model, memory_gb=memory, out=out, overwrite=True, **H100)
+    assert again.expected.memory_bytes <= memory * 1e9
+    now = json.loads(out.with_name("plan.losses.json").read_bytes())["removed"]
+    assert all(key.startswith("plan") for key in set(now) - known if " + " not in key)
+
+
+def test_a_workload_weighs_both_phases(model: str, tmp_path: Path) -> None:
+    plan = prunescope.allocate(
+        model, speedup=1.2, workload="agent", out=tmp_path / "plan.json", **H100
+    )
+    weights = {name: one.weight for name, one in plan.expected.phases.items()}
+    assert weights == {"prefill": 1, "decode": 1024}
+    assert plan.expected.speedup >= 1.2
+
+
+def test_a_target_out_of_reach_is_refused_with_what_holds_it(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "no.json"
+    words = ["allocate", "--model", model, "--device", "h100-sxm", "--speedup", "90"]
+    assert cli.main([*words, "--out", str(out)]) == 2
+    said = capsys.readouterr().err
+    assert "× is the most" in said and "what holds it:" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [({}, "one target"), ({"speedup": 2.0, "memory_gb": 1.0}, "one target"),
+     ({"speedup": 0.9}, "nothing to remove"), ({"speedup": -1.0}, "no target"),
+     ({"speedup": 2.0, "device": None}, "one of the two"),
+     ({"speedup": 2.0, "out": "plan.txt"}, "no .json file")],
+)  # fmt: skip
+def test_what_leaves_nothing_to_do_is_refused(
+    model: str, options: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(PrunescopeError, match=problem):
+        prunescope.allocate(model, **{**H100, **options})
+
+
+def test_a_dry_run_counts_evaluations(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "plan.json")
+    words = ["allocate", "--model", model, "--device", "h100-sxm", "--speedup", "1.2"]
+    assert cli.main([*words, "--out", out, "--dry-run", "--json", "-"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    # Each layer: one count of KV heads, three widths, itself; 8 pairs; dense and planned.
+    assert found["evaluations"] == 3 * (1 + 3 + 1) + 8 + 2
+    assert list(tmp_path.iterdir()) == []

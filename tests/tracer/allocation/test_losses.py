@@ -1,0 +1,133 @@
+"""Losses of removals on a tiny model: masked as cut, resumed, and a plan that prunes by them."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+
+from prunescope.taxonomy.allocation import LayerOption
+from prunescope.taxonomy.allocation_candidates import Candidates, allocated_shape, candidates
+from prunescope.taxonomy.allocation_plan import (
+    KIND,
+    Expected,
+    KeptLayer,
+    PlanOfLayers,
+    Target,
+)
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.tracer.allocation.losses import ModelLosses
+from prunescope.tracer.calibration.greedy import Stack
+from prunescope.tracer.calibration.point import Calibration
+from prunescope.tracer.model.model_shape import model_shape
+from prunescope.tracer.pruners.plan_method import apply_plan
+from tests.tracer.tiny_models import TINY, tiny_model
+
+IDS = torch.randint(512, (2, 48), generator=torch.Generator().manual_seed(1))
+CALIBRATION = Calibration(batches=IDS.split(1), record={"text": None})
+
+
+def losses_of(model: Any, path: Path | None = None) -> ModelLosses:
+    shape = model_shape(model)
+    sizes = [candidates(shape, number) for number in range(shape.layers)]
+    return ModelLosses(model=model, calibration=CALIBRATION, sizes=sizes, path=path)
+
+
+def written(path: Path, losses: ModelLosses, options: list[LayerOption]) -> Path:
+    """A plan of these options, with as little else as a plan can have."""
+    layers = []
+    for number, one in enumerate(options):
+        heads, channels = losses.parts.layers[number].kv_heads, losses.parts.layers[number].channels
+        layers.append(
+            KeptLayer(
+                layer=number,
+                dropped=one.gone,
+                kv_heads=one.kv_heads,
+                channels=one.channels,
+                kept_kv_heads=heads.kept(one.kv_heads) if heads and one.kv_heads else None,
+                kept_channels=channels.kept(one.channels) if channels and one.channels else None,
+            )
+        )
+    nothing = Expected(
+        speedup=1, range=[1, 1], phases={}, memory_bytes=0, dense_memory_bytes=0, loss=0
+    )
+    plan = PlanOfLayers(
+        kind=KIND, model="tiny", target=Target(phase="prefill"), expected=nothing, layers=layers
+    )
+    path.write_bytes(msgspec.json.encode(plan))
+    return path
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2", "olmo2"])
+def test_a_masked_model_loses_what_the_cut_one_does(name: str, tmp_path: Path) -> None:
+    """Two layers: fewer heads and channels in one, fewer channels in the other."""
+    model = tiny_model(name)
+    losses = losses_of(model)
+    heads = losses.sizes[0].kv_heads
+    options = [
+        LayerOption(cost=0, loss=0, kv_heads=heads[0] if heads else None, channels=32),
+        LayerOption(cost=0, loss=0, channels=64),
+    ]
+    before = copy.deepcopy(model.state_dict())
+    rise = losses.together(options)
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    shape = allocated_shape(model_shape(model), options)
+    applied = apply_plan(written(tmp_path / "plan.json", losses, options), model)
+    cut = Stack(applied.model, CALIBRATION.batches).loss([])
+    assert rise == pytest.approx(cut - losses.file.dense, abs=2e-5)
+    assert model_shape(applied.model).parameters() == shape.parameters()
+
+
+def test_a_dropped_layer_and_a_plan_for_another_model(tiny: Any, tmp_path: Path) -> None:
+    losses = losses_of(tiny)
+    plain = LayerOption(cost=0, loss=0)
+    options = [plain, LayerOption(cost=0, loss=0, gone=True), *[plain] * 5,
+               LayerOption(cost=0, loss=0, kv_heads=2)]  # fmt: skip
+    rise = losses.together(options)
+    plan = written(tmp_path / "plan.json", losses, options)
+    applied = apply_plan(plan, copy.deepcopy(tiny))
+    cut = Stack(applied.model, CALIBRATION.batches).loss([])
+    assert rise == pytest.approx(cut - losses.file.dense, abs=2e-5)
+    assert applied.layer_map == [0, 2, 3, 4, 5, 6, 7]
+    with pytest.raises(PrunescopeError, match="plans 8 layers, and the model has 2"):
+        apply_plan(plan, tiny_model("llama"))
+
+
+def test_what_was_measured_is_not_measured_again(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "plan.losses.json"
+    steps: list[int] = []
+    first = losses_of(tiny, path)
+    first.sizes = [*first.sizes[:2], *[Candidates((), (), may_go=False)] * 6]
+    first.measure(lambda: steps.append(1))
+    assert len(steps) == 2 * (3 + 4 + 1)  # KV heads, widths, the whole layer
+    for one in first.layers()[:2]:
+        for table in (one.kv_heads, one.channels):
+            lost = [table[size] for size in sorted(table)]
+            assert lost == sorted(lost, reverse=True)
+            assert min(lost) > 0
+    second = losses_of(tiny, path)
+    second.sizes = first.sizes
+    monkeypatch.setattr(Stack, "loss_from", lambda *_: pytest.fail("measured again"))
+    second.measure(lambda: None)
+    assert second.layers() == first.layers()
+
+
+def test_a_file_of_another_model_is_not_used(tiny: Any, tmp_path: Path) -> None:
+    path = tmp_path / "plan.losses.json"
+    losses_of(tiny, path).together([LayerOption(cost=0, loss=0, channels=64)])
+    assert losses_of(tiny, path).resumed == 1
+    tiny.lm_head.weight.data.mul_(1.01)
+    assert losses_of(tiny, path).resumed == 0
+
+
+def test_every_architecture_has_parts_or_says_why(tiny: Any) -> None:
+    assert "llama" in TINY
+    losses = losses_of(tiny)
+    assert all(one.kv_heads and one.channels for one in losses.parts.layers)
+    assert losses.parts.notes == []

@@ -1,0 +1,258 @@
+"""The loss of a model without parts of its layers, measured and interpolated.
+
+In: a model, calibration tokens and the sizes that each layer may keep. Out: ModelLosses, the rise
+of the loss in nats a token at each size. A few sizes of each part are measured one by one, the
+others lie on lines between them over the share of the importance that goes. What was measured is
+kept in a file, and a later call goes on from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import torch
+from msgspec import Meta
+
+from prunescope.taxonomy.allocation import LayerOption
+from prunescope.taxonomy.allocation_candidates import (
+    Candidates,
+    Removal,
+    measured_sizes,
+    removals_of,
+)
+from prunescope.taxonomy.allocation_plan import Additivity
+from prunescope.taxonomy.atomic_write import write_file
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.formats import Name, Number, decode_file
+from prunescope.tracer.allocation.parts import ModelParts, Ranked, find_parts
+from prunescope.tracer.calibration.greedy import Stack
+from prunescope.tracer.calibration.point import Calibration
+from prunescope.tracer.model.layers import counts_without
+from prunescope.tracer.model.weights import weights_fingerprint
+
+SEQUENCES = 4  # of the calibration, 512 tokens each where the model has as many positions
+PAIRS = 8  # of removals that are measured together
+# Nats a token of a removal after which the model gives no number: far above a random guess.
+_BROKEN = 100.0
+# Nats a token that removing all of a part loses at least: far below what so few tokens can tell, it
+# only says that of two removals without a loss the smaller one is chosen.
+_LEAST = 1e-4
+_SAVED_EVERY_S = 2.0
+Advance = Callable[[], None]
+
+
+class LossFile(msgspec.Struct, kw_only=True):
+    """PLAN.losses.json: the loss of the dense model and of each removal that was measured, in nats
+    a token; null where the model gave no number. They hold for one model and one text."""
+
+    schema: Literal[1] = 1
+    weights: Name
+    text: dict[str, Any]
+    dense: Number
+    removed: Annotated[dict[Name, Number | None], Meta(max_length=1 << 20)] = {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerLosses:
+    """The rise of the loss at each size of a layer's parts; None: the layer cannot go."""
+
+    kv_heads: Mapping[int, float]
+    channels: Mapping[int, float]
+    gone: float | None
+
+
+@dataclass(kw_only=True)
+class ModelLosses:
+    """Losses of one model on one text; `measure` fills them in."""
+
+    model: Any
+    calibration: Calibration
+    sizes: Sequence[Candidates]
+    path: Path | None = None
+    parts: ModelParts = field(init=False)
+    file: LossFile = field(init=False)
+    resumed: int = field(init=False)  # removals that the file had
+    _stack: Stack = field(init=False)
+    _saved: float = field(init=False, default=0.0)
+
+    def __post_init__(self) -> None:
+        with torch.no_grad():
+            self.parts = find_parts(self.model, self.calibration.batches)
+            self._stack = Stack(self.model, self.calibration.batches[:SEQUENCES])
+            self._stack.begin_round([])
+            tokens = sum(ids.numel() for ids in self._stack.batches)
+            text = {**self.calibration.record, "tokens": tokens}
+            text["sequences"] = len(self._stack.batches)
+            weights = weights_fingerprint(self.model)
+            found = self._read()
+            if found is None or (found.weights, found.text) != (weights, text):
+                dense = self._stack.loss([])
+                if not math.isfinite(dense):
+                    raise PrunescopeError(
+                        "the dense model gives no finite loss on this text",
+                        hint="give another --dtype or --text",
+                    )
+                found = LossFile(weights=weights, text=text, dense=dense)
+        self.file, self.resumed = found, len(found.removed)
+        self.sizes = [self._possible(i, one) for i, one in enumerate(self.sizes)]
+
+    def _read(self) -> LossFile | None:
+        if self.path is None:
+            return None
+        hint = f"remove {self.path.name}: it is measured again"
+        return decode_file(self.path, LossFile, where=self.path.name, hint=hint)
+
+    def _possible(self, number: int, sizes: Candidates) -> Candidates:
+        """The sizes whose parts were found in the model, which the config alone does not tell."""
+        parts = self.parts.layers[number]
+        return Candidates(
+            kv_heads=sizes.kv_heads if parts.kv_heads else (),
+            channels=sizes.channels if parts.channels else (),
+            may_go=sizes.may_go and counts_without(self.model, [number]),
+        )
+
+    @property
+    def dense_sizes(self) -> list[tuple[int, int]]:
+        """KV heads and channels of each layer; 0 where none can be cut."""
+        found = [(one.kv_heads, one.channels) for one in self.parts.layers]
+        return [(len(a.order) if a else 0, len(b.order) if b else 0) for a, b in found]
+
+    def measure(self, advance: Advance) -> None:
+        """Measure each removal that the file does not have; `advance` is called after each."""
+        try:
+            for one in removals_of(self.sizes, self.dense_sizes):
+                self._rise([one])
+                advance()
+        finally:
+            self._save()
+
+    def layers(self) -> list[LayerLosses]:
+        """The losses of every size of every layer."""
+        return [self._layer(number, sizes) for number, sizes in enumerate(self.sizes)]
+
+    def together(self, options: Sequence[LayerOption]) -> float:
+        """The rise of the loss with an option a layer."""
+        found = self._rise([r for i, one in enumerate(options) for r in _removals(i, one)])
+        self._save()
+        return found
+
+    def additivity(self, advance: Advance) -> Additivity:
+        """Pairs of measured removals in two layers, drawn at random, against the sum of both."""
+        known = [
+            one
+            for one in removals_of(self.sizes, self.dense_sizes)
+            # What breaks the model alone does so in a pair, whatever the other is.
+            if 0 < self._rise([one]) < self.file.dense
+        ]
+        chance = random.Random(0)
+        pairs: set[tuple[Removal, Removal]] = set()
+        for _ in range(4 * PAIRS):
+            if len(known) > 1 and len(pairs) < PAIRS:
+                first, second = sorted(chance.sample(known, 2), key=lambda one: one.layer)
+                if first.layer != second.layer:
+                    pairs.add((first, second))
+        both, sums = [], []
+        for first, second in sorted(pairs, key=lambda pair: pair[0].key + pair[1].key):
+            both.append(self._rise([first, second]))
+            sums.append(self._rise([first]) + self._rise([second]))
+            advance()
+        self._save()
+        errors = [x - y for x, y in zip(both, sums, strict=True)]
+        return Additivity(
+            pairs=len(both),
+            correlation=_correlation(both, sums),
+            worst_error=max(errors, key=abs) if errors else None,
+        )
+
+    def _layer(self, number: int, sizes: Candidates) -> LayerLosses:
+        parts = self.parts.layers[number]
+        return LayerLosses(
+            kv_heads=self._curve(number, "kv_heads", sizes.kv_heads, parts.kv_heads),
+            channels=self._curve(number, "channels", sizes.channels, parts.channels),
+            gone=self._gone(number) if sizes.may_go else None,
+        )
+
+    def _gone(self, number: int) -> float:
+        return max(2 * _LEAST, self._rise([Removal(number, "layer")]))  # of both parts
+
+    def _curve(
+        self, number: int, what: str, sizes: Sequence[int], ranked: Ranked | None
+    ) -> dict[int, float]:
+        """Losses of all sizes. A narrower part never loses less than a wider one, and none less
+        than nothing: on so short a text such a gain is chance."""
+        if ranked is None or not sizes:
+            return {}
+        points, most = [(0.0, 0.0)], 0.0
+        for size in sorted(measured_sizes(sizes, len(ranked.order)), reverse=True):
+            most = max(most, self._rise([Removal(number, what, size)]))
+            points.append((ranked.lost_share(size), most))
+        lost = {size: ranked.lost_share(size) for size in sizes}
+        return {n: max(_between(points, share), _LEAST * share) for n, share in lost.items()}
+
+    def _rise(self, removals: Sequence[Removal]) -> float:
+        """Of the loss by these removals together, from the file where it has them."""
+        if not removals:
+            return 0.0
+        key = " + ".join(one.key for one in removals)
+        key = key if len(removals) <= 2 else f"plan {_digest(key)}"
+        if key not in self.file.removed:
+            loss = self._loss(removals)
+            self.file.removed[key] = loss if math.isfinite(loss) else None
+            if time.monotonic() - self._saved > _SAVED_EVERY_S:
+                self._save()
+        loss_now = self.file.removed[key]
+        return _BROKEN if loss_now is None else loss_now - self.file.dense
+
+    @torch.no_grad()
+    def _loss(self, removals: Sequence[Removal]) -> float:
+        gone = [one.layer for one in removals if one.what == "layer"]
+        with ExitStack() as masks:
+            for one in removals:
+                ranked = getattr(self.parts.layers[one.layer], one.what, None)
+                if ranked is not None:
+                    masks.enter_context(ranked.masked(one.size))
+            return self._stack.loss_from(min(one.layer for one in removals), gone)
+
+    def _save(self) -> None:
+        self._saved = time.monotonic()
+        if self.path is not None:
+            write_file(self.path, msgspec.json.format(msgspec.json.encode(self.file), indent=1))
+
+
+def _removals(number: int, option: LayerOption) -> list[Removal]:
+    if option.gone:
+        return [Removal(number, "layer")]
+    sizes = {"kv_heads": option.kv_heads, "channels": option.channels}
+    return [Removal(number, what, size) for what, size in sizes.items() if size is not None]
+
+
+def _between(points: Sequence[tuple[float, float]], share: float) -> float:
+    """The loss at a share of the importance, on lines between the points; those are ascending."""
+    for (x, low), (y, high) in pairwise(points):
+        if share <= y:
+            return low + (high - low) * (share - x) / (y - x) if y > x else low
+    return points[-1][1]
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Pearson's; None for fewer than three pairs, or where one side does not vary."""
+    if len(first) < 3:
+        return None
+    a, b = (torch.tensor(side, dtype=torch.float64) for side in (first, second))
+    a, b = a - a.mean(), b - b.mean()
+    spread = float(a.norm() * b.norm())
+    return float(a @ b) / spread if spread > 0 else None

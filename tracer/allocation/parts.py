@@ -1,0 +1,136 @@
+"""The parts of each layer that can be cut, ranked by importance, and masked to measure a removal.
+
+In: a model and calibration tokens. Out: LayerParts. A masked part gives what a cut one would: its
+inputs to the last matrix are zero. Importance is that of the pruners: what a head or channel adds
+to the output of its last matrix, ‖W[:, k]‖²·E[x_k²].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.tracer.calibration.collect import collect
+from prunescope.tracer.calibration.scores import input_scores
+from prunescope.tracer.model.channels import Channels, find_channels
+from prunescope.tracer.model.heads import Heads, find_heads
+from prunescope.tracer.model.layers import decoder_layers
+from prunescope.tracer.model.weights import Weight, weight_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranked:
+    """Heads or channels of a layer, the most important first, and the share of the importance that
+    the first n of them have, for n from 0."""
+
+    part: Heads | Channels
+    order: list[int]
+    shares: list[float]
+
+    def kept(self, size: int) -> list[int]:
+        """The indices of the `size` most important ones, ascending."""
+        return sorted(self.order[:size])
+
+    def lost_share(self, size: int) -> float:
+        """The share of the importance that goes where `size` of them stay."""
+        return 1 - self.shares[size]
+
+    @contextmanager
+    def masked(self, size: int) -> Iterator[None]:
+        """Within, the layer computes as if only the `size` most important ones were there."""
+        weights = _weights(self.part)
+        before = [one.tensor.detach().clone() for one in weights]
+        biases = [
+            getattr(one.module, one.bias).detach().clone() if one.bias else None for one in weights
+        ]
+        try:
+            self._mask(self.kept(size))
+            yield
+        finally:
+            for one, tensor, bias in zip(weights, before, biases, strict=True):
+                one.tensor.data.copy_(tensor)
+                if bias is not None and one.bias is not None:
+                    getattr(one.module, one.bias).data.copy_(bias)
+
+    def _mask(self, kept: list[int]) -> None:
+        if isinstance(self.part, Heads):
+            self.part.mask(kept)
+        else:
+            self.part.mask(torch.tensor(kept, device=self.part.down.tensor.device))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerParts:
+    """What can be cut of a layer; None where there is no such part, or no way to cut it."""
+
+    kv_heads: Ranked | None = None
+    channels: Ranked | None = None
+
+
+@dataclass(kw_only=True)
+class ModelParts:
+    """The parts of every layer, and why some cannot be cut."""
+
+    layers: list[LayerParts]
+    notes: list[str] = field(default_factory=list)
+
+
+def find_parts(model: Any, batches: Sequence[torch.Tensor]) -> ModelParts:
+    """The heads and the plain MLP of each layer, ranked on these token ids, [1, L] each."""
+    name, layers = decoder_layers(model)
+    found: list[tuple[Heads | None, Channels | None]] = []
+    notes: dict[str, None] = {}
+    for index, layer in enumerate(layers):
+        path = f"{name}.{index}"
+        heads = _found(lambda: find_heads(model, layer, path), notes)  # noqa: B023 - called here
+        plain = _found(lambda: _plain_mlp(layer, path), notes)  # noqa: B023
+        found.append((heads, plain))
+    parts = [part for pair in found for part in pair if part is not None]
+    names = [_last(part).path for part in parts]
+    squares = collect(model, batches, squares=names).squares
+    ranked = [LayerParts(kv_heads=_rank(a, squares), channels=_rank(b, squares)) for a, b in found]
+    return ModelParts(layers=ranked, notes=list(notes))
+
+
+def _found(find: Any, notes: dict[str, None]) -> Any:
+    try:
+        return find()
+    except PrunescopeError as error:
+        notes[error.problem] = None
+        return None
+
+
+def _plain_mlp(layer: Any, path: str) -> Channels | None:
+    """The MLP of a layer without experts."""
+    found = find_channels(layer, path)
+    return found[0] if len(found) == 1 and found[0].kind == "mlp" else None
+
+
+def _last(part: Heads | Channels) -> Weight:
+    """The matrix that reads a part's heads or channels."""
+    return part.weights["o"] if isinstance(part, Heads) else part.down
+
+
+def _weights(part: Heads | Channels) -> list[Weight]:
+    """The matrices that a mask of this part changes."""
+    if isinstance(part, Heads):
+        return [part.weights["o"], *(part.weights[role] for _, _, role in part.wide_norms)]
+    return [part.down, *(part.ups if part.norms else ())]
+
+
+def _rank(part: Heads | Channels | None, squares: dict[str, torch.Tensor]) -> Ranked | None:
+    if part is None or _last(part).path not in squares:
+        return None
+    last = _last(part)
+    scores = input_scores(weight_of(last.module), squares[last.path])
+    if isinstance(part, Heads):
+        scores = scores.view(part.kv_heads, -1).sum(1)
+    ordered = scores.double().cpu().sort(descending=True, stable=True)
+    total = float(ordered.values.sum()) or 1.0
+    shares = (ordered.values.cumsum(0) / total).tolist()
+    return Ranked(part=part, order=ordered.indices.tolist(), shares=[0.0, *shares])
