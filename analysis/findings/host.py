@@ -244,8 +244,8 @@ def long_gap(c: Context) -> Found | None:
 
 
 _WITHIN = (
-    "find out what the host did within it: the work behind the gap is of the same call, and nothing "
-    "that the trace names in it fills the gap"
+    "find out what the host did within it: the work behind the gap is of the same call, and "
+    "nothing that the trace names in it fills the gap"
 )
 _OUT_OF_STEP = (
     "look at other calls of that name: where they take microseconds, the host was interrupted in "

@@ -160,8 +160,8 @@ def _coverage_change(c: Context) -> str:
         return f"combine with a family that touches {largest.role}, or promise less"
     if not _kept_more(c, largest.role):
         return (
-            f"promise less: {largest.role} kept no more of its FLOPs than was promised, and what is "
-            "left took a larger part of its time"
+            f"promise less: {largest.role} kept no more of its FLOPs than was promised, and what "
+            "is left took a larger part of its time"
         )
     return f"prune more of {largest.role}, which shrank by less than was promised"
 

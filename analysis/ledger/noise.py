@@ -36,8 +36,8 @@ from prunescope.analysis.ledger.samples import (
 
 REPLICATES = 1000
 HALVES = 50
-# Draws of n steps reach no further than the fastest and the slowest, and these hold the median of all
-# steps between them in 1 - 2^(1 - n) of captures: in half with two steps, in 94 % with five.
+# Draws of n steps reach no further than the fastest and the slowest, and these hold the median
+# between them in 1 - 2^(1 - n) of captures: in half with two steps, in 94 % with five.
 LEAST_STEPS = 5
 SEED = 0  # of the resampling: the same capture always prints the same interval
 Both = tuple[Floats, Floats]  # of the dense side and of the pruned one, or of two halves
@@ -149,9 +149,9 @@ def _drawn(units: Units, domain: TimeBase) -> tuple[Both, Both | None] | None:
     """Weights of the profiled steps of both sides, and W of their samples.
 
     Where dense and pruned took turns, in steps, samples and placements, they are resampled in pairs
-    if their numbers agree; two traces did not, and each is resampled for itself. With placements, a replicate samples placements with everything measured in
-    them; if only some were profiled, steps are resampled over those alone. Without placements,
-    steps and samples are resampled.
+    if their numbers agree; two traces did not, and each is resampled for itself. With placements, a
+    replicate samples placements with everything measured in them; if only some were profiled, steps
+    are resampled over those alone. Without placements, steps and samples are resampled.
     """
     sides = domain.dense, domain.pruned
     counts = units.dense.busy.shape[1], units.pruned.busy.shape[1]
@@ -265,9 +265,8 @@ def _scaled(t: Times, walls: Both | None, units: Units, domain: TimeBase) -> Tim
 def speedup_interval(
     dense: Samples | list[int], pruned: Samples | list[int], *, in_turns: bool = False
 ) -> list[float] | None:
-    """95 % interval of W of `dense` ÷ W of `pruned`, by bootstrap of placements, or of samples where
-    none were drawn (of pairs of them where both sides took turns); None with fewer than two of
-    them."""
+    """95 % interval of W of `dense` ÷ W of `pruned`, by bootstrap of placements, or of samples
+    where none were drawn (of pairs where both sides took turns); None with fewer than two."""
     d, p = (s if isinstance(s, Samples) else Samples.of([s]) for s in (dense, pruned))
     if min(len(d), len(p)) < 2:
         return None
