@@ -116,6 +116,7 @@ def compare_phase(
         nominal=nominal,
         samples_ns=(samples_of(dense.run), samples_of(pruned.run)),
         on_device=pruned.kernels.on_device,
+        in_turns=_took_turns(dense, pruned),
         promises=comparison.shows_pruning,
     )
     compared = _compared(sides, inputs, evidence, comparison, family)
@@ -210,6 +211,17 @@ def _ratio(removed: float | None) -> float | None:
     return None if removed is None or removed >= 1 else 1 / (1 - removed)
 
 
+def _took_turns(dense: SidePhase, pruned: SidePhase) -> bool:
+    """Whether both sides are of one capture, which took them in turns."""
+    recorded = pruned.side.run.twin if pruned.side.run else None
+    of_one_capture = recorded is not None and recorded.sha256 == dense.side.manifest_sha256
+    return (
+        of_one_capture
+        and pruned.run is not None
+        and pruned.run.interleaved in ("alternating", "blocks")
+    )
+
+
 def _not_in_turns(dense: SidePhase, pruned: SidePhase) -> tuple[str, ...]:
     """A note where the samples of the two sides were not taken in turns, as in one capture."""
     if (
@@ -218,9 +230,7 @@ def _not_in_turns(dense: SidePhase, pruned: SidePhase) -> tuple[str, ...]:
         or not (pruned.run.samples_ns and dense.run.samples_ns)
     ):
         return ()
-    recorded = pruned.side.run.twin if pruned.side.run else None
-    of_one_capture = recorded is not None and recorded.sha256 == dense.side.manifest_sha256
-    if of_one_capture and pruned.run.interleaved in ("alternating", "blocks"):
+    if _took_turns(dense, pruned):
         return ()
     return (
         "dense and pruned were captured one after the other, not in turns: what the machine did "

@@ -32,6 +32,7 @@ from prunescope.analysis.ledger.purpose import (
 from prunescope.analysis.schema.report import LedgerPart
 from prunescope.analysis.verdict.detectors.zeros import MANY_ZEROS
 from prunescope.analysis.verdict.evidence import matrices
+from prunescope.analysis.verdict.more_calls import MoreCalls, on_weights
 from prunescope.taxonomy.families import known
 from prunescope.taxonomy.roles import LINEARS
 from prunescope.taxonomy.run_blocks import Matrix
@@ -73,13 +74,13 @@ def added_work(c: Context) -> Found | None:
     return Found(
         text=f"work that the dense model does not have takes {ms(row.moves_ns)}",
         evidence=[f"{p.name}: {ms(p.ns)}" for p in row.parts[:5]],
-        change="; ".join(dict.fromkeys(_less_of(part) for part in row.parts[:2])),
+        change="; ".join(dict.fromkeys(_less_of(c, part) for part in row.parts[:2])),
         predicted_ns=row.ns,
         explains=frozenset(p.role for p in row.parts[:5] if p.role is not None),
     )
 
 
-def _less_of(part: LedgerPart) -> str:
+def _less_of(c: Context, part: LedgerPart) -> str:
     """How to have less of a part of added work, by its class."""
     if part.role == "residual" and part.cls == MATMUL:
         return "keep the same dimensions in all layers: then no map is needed"
@@ -88,9 +89,20 @@ def _less_of(part: LedgerPart) -> str:
             "see which products the dense model lacks (rows `added` of the GEMM table), and merge "
             "or remove them; where another op multiplies in their place, nothing was added"
         )
-    if part.cls == ATTENTION:
+    if part.cls == ATTENTION and _attends_by_other_kernels(c):
         return "run attention with the kernel that the dense model uses"
     return _BY_CLASS.get(part.cls or "", "fuse or batch the kernels named")
+
+
+def _attends_by_other_kernels(c: Context) -> bool:
+    """Whether attention runs an op or kernel that the dense model does not use."""
+    if c.baseline_kernels is None:
+        return False
+    dense, pruned = (
+        set(one.frame.filter(pl.col("class") == ATTENTION)["name"].unique().to_list())
+        for one in (c.baseline_kernels, c.kernels)
+    )
+    return bool(pruned - dense)
 
 
 # -- left on: hooks and adapters that run again in every step -----------------------------------
@@ -113,9 +125,34 @@ def added_mask(c: Context) -> Found | None:
 
 def _masks_left_on(c: Context) -> Found | None:
     """Masks of torch.nn.utils.prune: a product of the weight's size before every GEMM."""
-    held = [m for m in _hooked(c) if m.applied == _PRUNE]
     change = "call torch.nn.utils.prune.remove(module, 'weight') on each before timing the model"
+    if c.side.run is None:
+        return _masked_by_shape(c, change)
+    held = [m for m in _hooked(c) if m.applied == _PRUNE]
     return _remade(c, held, change, only="aten::mul")
+
+
+def _masked_by_shape(c: Context, change: str) -> Found | None:
+    """Of a bare trace: products of tensors of a weight's size that the dense trace does not make,
+    where no other new op has that size."""
+    found = _new_on_weights(c)
+    total = sum(one.ns for one in found)
+    if {one.op for one in found} != {"aten::mul"} or c.is_little(total):
+        return None
+    return Found(
+        severity=_severity(c, total),
+        text=f"{sum(one.pruned - one.dense for one in found)} products of the size of a weight run "
+        f"in every step that the dense model does not make: {ms(total)} a step, "
+        f"{percent(_share(c, total), 1)} of the busy time; masks are applied anew at every call",
+        evidence=[one.in_words for one in found[:3]],
+        change=change,
+        predicted_ns=total,
+    )
+
+
+def _new_on_weights(c: Context) -> tuple[MoreCalls, ...]:
+    """Calls on tensors of a weight's size that the dense side makes less often."""
+    return on_weights(c.evidence.more_calls, c.kernels) if c.evidence is not None else ()
 
 
 @finding("weights-recomputed", "critical", needs_valid_times=True)
@@ -132,6 +169,8 @@ def weights_recomputed(c: Context) -> Found | None:
 def fake_quantised(c: Context) -> Found | None:
     """Fake quantisation was left on: it rounds numbers and saves no time."""
     calls = _fake_quantising(c.kernels)
+    if not calls and c.side.run is None:
+        return _rounded_by_shape(c)
     if not calls or (c.baseline_kernels is not None and _fake_quantising(c.baseline_kernels)):
         return None
     held = [m for m in _hooked(c) if m.applied != _PRUNE]
@@ -152,6 +191,27 @@ def fake_quantised(c: Context) -> Found | None:
         change="time the model that will be deployed: torch.ao.quantization.convert(model), or "
         "without it model.apply(torch.ao.quantization.disable_fake_quant) and .disable_observer; "
         "remove a parametrisation by parametrize.remove_parametrizations(module, 'weight')",
+        predicted_ns=total,
+    )
+
+
+def _rounded_by_shape(c: Context) -> Found | None:
+    """Of a bare trace: weights are rounded by ops of their own, which the dense trace lacks."""
+    on = _new_on_weights(c)
+    if c.evidence is None or not any(one.op == "aten::round" for one in on):
+        return None
+    found = c.evidence.more_calls
+    total = sum(one.ns for one in found)
+    if c.is_little(total):
+        return None
+    return Found(
+        severity=_severity(c, total),
+        text="weights are rounded in every step and multiplied as before: "
+        f"{sum(one.pruned - one.dense for one in found)} pointwise ops a step that the dense model "
+        f"does not run take {ms(total)}, {percent(_share(c, total), 1)} of the busy time",
+        evidence=[one.in_words for one in found[:4]],
+        change="round the weights once before timing, and time the model that will be deployed: "
+        "kernels that multiply in the format that was rounded to",
         predicted_ns=total,
     )
 

@@ -15,7 +15,9 @@ import polars as pl
 from prunescope.analysis.findings.context import Context
 from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.kernels.idle import (
+    AROUND,
     BETWEEN_OPS,
+    INTERRUPTED,
     LOADER,
     cause_sums,
     dispatch,
@@ -209,29 +211,46 @@ def long_gap(c: Context) -> Found | None:
     if gaps is None or (share := _share(c, int(gaps["long"].sum()) / steps)) < MUCH:
         return None
     by = gaps.group_by("host_activity").agg(
-        pl.col("long").sum(), pl.col("name").first(), pl.len().alias("count")
+        pl.col("long").sum(),
+        pl.col("name").first(),
+        pl.len().alias("count"),
+        pl.col("host_activity_is").first().alias("is"),
     )
     by = by.sort("long", "host_activity", descending=[True, False])
     names = by["host_activity"].to_list()
     doing = _activity_of(names[0])
+    interrupted = by["is"][0] == INTERRUPTED
     return Found(
         text=f"for {percent(share)} of the step no op runs in one gap"
         f"{'' if steps == 1 else f' a step (in {len(gaps)} of {steps} steps)'}, "
-        f"{_place(names[0])}: that is no dispatch",
+        f"{_place(names[0])}: that is no dispatch"
+        + ", but an interruption: the call usually takes a small part of this"
+        * interrupted,
         evidence=[
             f"{ms(ns / count)} {_place(name)}, before {before[:100]}"
             f"{f' ({count} times)' if count > 1 else ''}"
-            for name, ns, before, count in by.head(_LINES).iter_rows()
+            for name, ns, before, count, _ in by.head(_LINES).iter_rows()
         ],
         change=c.kernels.recorder.host
         if names[0] is None
+        else _STALLED.change
+        if interrupted
+        else _WITHIN
+        if by["is"][0] == AROUND and doing is _OTHER
         else _OUT_OF_STEP
         if doing is _OTHER
         else doing.change,
     )
 
 
-_OUT_OF_STEP = "shorten that call, or move it out of the step"
+_WITHIN = (
+    "find out what the host did within it: the work behind the gap is of the same call, and "
+    "nothing that the trace names in it fills the gap"
+)
+_OUT_OF_STEP = (
+    "look at other calls of that name: where they take microseconds, the host was interrupted in "
+    "this one (give the process cores of its own); else shorten it, or move it out of the step"
+)
 
 
 def _place(name: str | None) -> str:

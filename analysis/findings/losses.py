@@ -30,6 +30,7 @@ from prunescope.taxonomy.words import ms, percent
 _DECODE = "decode"
 _WITH_PROMPTS = ("prefill", "mixed", "trace")  # kinds of phases, or an unknown one
 _NET = 0.05  # of a row: parts of opposite sign worth a mention
+_SAME = 1e-3  # of a share of FLOPs: rounding
 _MUCH = 0.03  # of the dense wall: a row worth a finding
 
 
@@ -160,7 +161,29 @@ def _coverage_change(c: Context) -> str:
         return "combine with a family that shrinks attention (heads, or fewer keys)"
     if whole:
         return f"combine with a family that touches {largest.role}, or promise less"
+    if not _kept_more(c, largest.role):
+        return (
+            f"promise less: {largest.role} kept no more of its FLOPs than was promised, and what "
+            "is left took a larger part of its time"
+        )
     return f"prune more of {largest.role}, which shrank by less than was promised"
+
+
+def _kept_more(c: Context, role: str) -> bool:
+    """Whether the GEMMs of a role kept a larger share of their FLOPs than was promised; True where
+    that is not known."""
+    ladder = c.phase.ladder
+    pairs = [p for p in c.pairs or [] if p.key[1] == role]
+    sums = [
+        sum(call.flop * call.count for call in calls if call.flop is not None)
+        for calls in (
+            {id(p.dense): p.dense for p in pairs if p.dense is not None}.values(),
+            {id(p.pruned): p.pruned for p in pairs if p.pruned is not None}.values(),
+        )
+    ]
+    if ladder is None or not ladder.nominal or not sums[0]:
+        return True
+    return sums[1] / sums[0] > (1 + _SAME) / ladder.nominal
 
 
 def _allocation(c: Context) -> str:

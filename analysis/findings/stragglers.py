@@ -23,6 +23,7 @@ from prunescope.analysis.findings.checks import as_finding
 from prunescope.analysis.findings.host import HOST_COLLECTIVES, that_waits
 from prunescope.analysis.findings.rank_replay import COLUMNS, Replay, replay
 from prunescope.analysis.findings.registry import FINDINGS, Found, finding
+from prunescope.analysis.ledger.noise import speedup_interval
 from prunescope.analysis.schema.report import LATE_RANK, Phase
 from prunescope.analysis.timeline.intervals import cover
 from prunescope.taxonomy.words import ms, percent, shortened
@@ -48,11 +49,18 @@ class RankTime:
     causes: Mapping[str, float] | None = None
     flop: float = 0.0
     on_device: bool = True
+    own_by_step: tuple[float, ...] = ()
 
     @property
     def own(self) -> float:
         """ns a step in which the rank does not only communicate: it works or idles."""
         return self.wall - self.comm
+
+    @property
+    def usual_own(self) -> float:
+        """The median of `own` over the steps: one step in which the rank was interrupted does not
+        make it a late one."""
+        return statistics.median(self.own_by_step) if self.own_by_step else self.own
 
     @property
     def work(self) -> float:
@@ -162,7 +170,7 @@ def late_ranks(
                 for one in ranks
                 if one.name in found.late
             ]
-    return [Late(max(ranks, key=lambda one: one.own), ranks)]
+    return [Late(max(ranks, key=lambda one: one.usual_own), ranks)]
 
 
 def _on_device(frame: pl.DataFrame) -> bool:
@@ -207,7 +215,15 @@ def rank_time(name: str, phase: Phase, frame: pl.DataFrame) -> RankTime:
         causes=phase.anatomy.gaps if phase.anatomy is not None else None,
         flop=float(frame["flop"].sum() or 0.0) / phase.steps,
         on_device=_on_device(frame),
+        own_by_step=_own_by_step(frame),
     )
+
+
+def _own_by_step(frame: pl.DataFrame) -> tuple[float, ...]:
+    """ns of each step in which the rank works or idles, without collectives of any kind."""
+    own = pl.col("busy").filter(pl.col("kind") != "comm").sum() + pl.col("gap").sum()
+    sums = frame.group_by("step").agg(own=own - pl.col("idle_collective").sum())
+    return tuple(sums.sort("step")["own"].cast(pl.Float64).to_list())
 
 
 def _own_idle(phase: Phase) -> float:
@@ -224,7 +240,9 @@ def _in_host_collectives(phase: Phase) -> float:
 def straggler(late: Late) -> Found | None:
     """One rank holds the others up: they wait for it in communication."""
     rank, others, found = late.rank, late.others, late.replay
-    behind = rank.own - statistics.median(one.own for one in others)
+    behind = rank.usual_own - statistics.median(one.usual_own for one in others)
+    if found is None and not _is_beyond_spread(late):
+        return None
     saved = found.saved[rank.name] / late.steps if found is not None else behind
     if not rank.wall or saved < _WORTH * rank.wall:
         return None
@@ -241,7 +259,8 @@ def straggler(late: Late) -> Found | None:
     if found is None:
         text = (
             f"{rank.name} is the slowest of {len(late.ranks)} ranks: without communication a step "
-            f"takes it {ms(rank.own)}, {ms(behind)} more than the median of the others"
+            f"takes it {ms(rank.usual_own)}{_over_steps(rank)}, {ms(behind)} more than the median "
+            "of the others"
         )
     else:
         text = (
@@ -254,6 +273,23 @@ def straggler(late: Late) -> Found | None:
         text += f"; they wait {ms(wait)} for it in communication"
         text += f" ({shortened(kernel)})" if kernel is not None else ""
     return Found(text=text, evidence=lines, change=change, predicted_ns=saved)
+
+
+def _over_steps(rank: RankTime) -> str:
+    """That a time is a median, where it is one."""
+    steps = len(rank.own_by_step)
+    return f" (median of {steps} steps)" if len(set(rank.own_by_step)) > 1 else ""
+
+
+def _is_beyond_spread(late: Late) -> bool:
+    """Whether the late rank is slower than the median one by more than their steps differ: the 95 %
+    interval of the ratio of the medians lies above 1. True where steps are not known apart."""
+    others = sorted(late.others, key=lambda one: (one.usual_own, one.name))
+    pair = late.rank.own_by_step, others[(len(others) - 1) // 2].own_by_step
+    if min(map(len, pair)) < 2:
+        return True
+    ratio = speedup_interval(*([round(ns) for ns in steps] for steps in pair))
+    return ratio is None or ratio[0] > 1
 
 
 def _cause(late: Late) -> str:
@@ -304,7 +340,12 @@ def _by_cause(late: Late) -> str:
             "the others"
         )
     usual = statistics.median(one.flop for one in late.others)
-    if usual and abs(late.rank.flop - usual) <= _EQUAL * usual:
+    if usual and late.rank.flop <= (1 + _EQUAL) * usual:
+        if not late.rank.on_device:
+            return (
+                "give its process cores of its own, or check the clocks of its CPU: its ops take "
+                "longer for no more FLOPs"
+            )
         return "check its clocks, power and heat: its kernels take longer for as many FLOPs"
     return "balance the work of the ranks (shards, kept heads and layers), or check its clocks"
 

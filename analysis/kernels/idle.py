@@ -3,7 +3,8 @@
 In: the kernels frame and its links. Out: columns `idle_*`, the parts of the gap before a row in ns
 (they sum to it); `cause`, the CAUSE of most of it (null without a gap); `host_activity`, the
 annotation, Python frame or long op that the host was in for half or more of its part of the gap,
-and `host_activity_ns`, how much of that part it covers; `host_ns` since the previous launch by any
+`host_activity_ns`, how much of that part it covers, and `host_activity_is`, INTERRUPTED or AROUND
+where that is no reason for the gap; `host_ns` since the previous launch by any
 thread, without `host_blocked_ns`, the time in calls that copy or wait.
 """
 
@@ -126,12 +127,13 @@ def add_waits(
         parts["collective"] = elsewhere.spent(linked.start) - elsewhere.spent(linked.start - gap)
         parts["op"] = gap - parts["collective"]
     late_host = sum((parts[name] for name, cause in PARTS.items() if cause == "host"), none)
-    activities, covered = host_activities(trace, linked, late_host, calls)
+    activities, covered, what = host_activities(trace, linked, late_host, calls)
     return frame.with_columns(
         *(pl.Series(f"idle_{name}", ns) for name, ns in parts.items()),
         cause=pl.Series(_main_causes(parts, gap), dtype=pl.String),
         host_activity=pl.Series(activities, dtype=pl.String),
         host_activity_ns=pl.Series(covered),
+        host_activity_is=pl.Series(what, dtype=pl.String),
         host_ns=pl.Series(host_ns),
         host_blocked_ns=pl.Series(blocked_ns),
     ).with_columns(
@@ -356,22 +358,28 @@ _FRAME = re.compile(r"^(?:.*/)?([^/]+)\((\d+)\): (.+)$")
 _ADDRESS = re.compile(r" (?:object )?at 0x[0-9a-f]+")
 _ENOUGH = 0.5  # of the host's part of a gap
 _LONG_OP = 1_000_000  # ns: no op takes so long to dispatch
+# What the host was in, where that is no reason for a gap: a call that usually takes a small part of
+# this time, so that the host was interrupted in it; one that holds the work behind the gap too.
+INTERRUPTED, AROUND = "interrupted", "around"
+_FAR, _FEW = 10, 3  # times the median of a name, and of how many others; as for stalled calls
 
 
 def host_activities(
     trace: Trace, linked: Linked, host: Ints, blocks: Table
-) -> tuple[list[str | None], Ints]:
+) -> tuple[list[str | None], Ints, list[str | None]]:
     """The innermost annotation, Python frame or long op that covers at least half of the host's
     part of each gap, on the launching thread, else on any; and how much of that part it covers, ns.
     Inside a data loader it is the loader, with what is innermost in it unless that is an op. Not
     counted are annotations of steps, ops that hold one of `blocks` (calls that copy or wait), and
-    time in `blocks`. None for short gaps, and for all but the longest."""
+    time in `blocks`. None for short gaps, and for all but the longest. Last: INTERRUPTED or AROUND,
+    where one of them holds."""
     out: list[str | None] = [None] * len(host)
+    what: list[str | None] = [None] * len(host)
     within = np.zeros_like(host)
     order = np.argsort(-host, kind="stable")[:_MOST]
     rows = order[host[order] >= _LEAST]
     if not len(rows):
-        return out, within
+        return out, within, what
     begin, end, thread, names = _spans(trace, blocks)
     is_op = np.array(["::" in name for name in names], bool)
     loads = np.array([_LOADER.search(name) is not None for name in names], bool)
@@ -390,7 +398,20 @@ def host_activities(
             since, until = max(int(begin[span]), first), min(int(end[span]), int(linked.start[row]))
             blocked = _blocked(blocks, int(linked.thread[row]), since, until)
             within[row] = min(int(shared[span]) - blocked, int(host[row]))
-    return out, within
+            if _is_far_above(trace, names[inner], int(end[inner] - begin[inner])):
+                what[row] = INTERRUPTED
+            elif end[span] > linked.start[row]:
+                what[row] = AROUND
+    return out, within, what
+
+
+def _is_far_above(trace: Trace, shown: str, ns: int) -> bool:
+    """Whether an op, annotation or frame takes far longer than the median of its name, of at least
+    _FEW. Frames that are too short to be kept are not among them: of these nothing is known."""
+    ids = [i for i, name in enumerate(trace.names) if _label(name) == shown]
+    tables = (trace.ops, trace.annotations, trace.frames)
+    all_ns = np.concatenate([t["dur"][np.isin(t["name"], ids)] for t in tables])
+    return len(all_ns) > _FEW and ns >= max(_LONG_OP, _FAR * float(np.median(all_ns)))
 
 
 def _blocked(blocks: Table, thread: int, begin: int, end: int) -> int:

@@ -192,21 +192,18 @@ def rows_of_linears(kernels: Kernels) -> int | None:
 
 
 def trained_tokens(kernels: Kernels) -> int | None:
-    """Tokens of a training step: the size that is M of forward GEMMs and K of the gradients of
-    their weights, with the most time; None where no size is both."""
-    sizes = {
-        call: work.gemms[0]
-        for call, work in enumerate(kernels.works)
-        if work is not None and len(work.gemms) == 1 and work.gemms[0].batch == 1
-    }
+    """Tokens of a training step: the size that is M of the most GEMMs among those that are M of
+    some and K of others; None where no size is both. The tokens are M of the forward GEMM and of
+    its input's gradient, and K of its weight's; a width is M of the last alone. Calls are counted
+    and not timed: one slow GEMM moves no size."""
     rows = kernels.frame.filter(pl.col("kind").is_in(GEMM_KINDS) & pl.col("primary"))
-    rows = rows.filter(pl.col("call").is_in(list(sizes)))
     m: Counter[int] = Counter()
     k: Counter[int] = Counter()
-    for call, busy in rows.select("call", "busy").iter_rows():
-        m[sizes[call].m] += busy
-        k[sizes[call].k] += busy
-    # A width is M of one of three GEMMs of a layer, the tokens of the two others.
+    for call in rows["call"].drop_nulls().unique().to_list():
+        work = kernels.works[call]
+        if work is not None and len(work.gemms) == 1 and work.gemms[0].batch == 1:
+            m[work.gemms[0].m] += 1
+            k[work.gemms[0].k] += 1
     both = [(m[size], size) for size in m.keys() & k.keys()]
     return max(both)[1] if both else None
 

@@ -71,12 +71,14 @@ def attribution_inputs(
     nominal: float | None,
     samples_ns: tuple[Samples | list[int], Samples | list[int]],
     on_device: bool,
+    in_turns: bool = False,
     promises: bool = True,
 ) -> AttributionInputs:
-    """The inputs of a pair. `samples_ns`: unprofiled ones of the dense and of the pruned side. Not
-    `promises`: no pruning was shown, so that the whole dense time is what was promised."""
+    """The inputs of a pair. `samples_ns`: unprofiled ones of the dense and of the pruned side;
+    `in_turns`: taken in turns, as the run says. Not `promises`: no pruning was shown, so that the
+    whole dense time is what was promised."""
     ratio = ratios(units, nominal if promises else 0.0)
-    domain = choose_time_base(units, *samples_ns, on_device=on_device)
+    domain = choose_time_base(units, *samples_ns, on_device=on_device, in_turns=in_turns)
     return AttributionInputs(
         units=units,
         nominal=nominal,

@@ -62,7 +62,7 @@ def _add_intervals(found: Ladder, units: Units, drawn: Replicates) -> None:
     if found.busy is not None:
         busy = (side.busy.sum(axis=0) for side in (units.dense, units.pruned))
         found.busy_ci95 = ratio_interval(*(b @ w for b, w in zip(busy, drawn.steps, strict=True)))
-    if found.share_of_bound is not None and found.realised_ci95 is not None:
+    if found.share_of_bound is not None:
         # Realised is of the samples where there are some, also where the ledger is as profiled.
         dense, pruned = drawn.walls or (drawn.dense, drawn.pruned)
         found.share_of_bound_ci95 = ratio_interval(dense * bound, pruned * drawn.dense)

@@ -79,6 +79,8 @@ FRAME: dict[str, str] = {
     "host_activity": "annotation, Python frame or op of at least 1 ms that covers half or more of "
     "the host's part of the gap",
     "host_activity_ns": "how much of the host's part it covers",
+    "host_activity_is": "interrupted, where the call usually takes a small part of this; around, "
+    "where it holds the work behind the gap too",
     "host_ns": "host time from the previous launch, by any thread, to this one, without "
     "host_blocked_ns",
     "host_blocked_ns": "part of it in calls that copy or wait for the device",

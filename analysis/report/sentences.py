@@ -231,7 +231,7 @@ def _unmoved(phase: Phase, ladder: Ladder) -> str:
     known = phase.family is not None and phase.family.id == "dense"
     text = "nothing was pruned" if known else "the shapes show no pruning"
     text += f": {numbers.ratio(ladder.realised)}"
-    text += _interval(ladder) or " (no interval: one step or sample)"
+    text += _interval(ladder) or " (no interval: fewer than five steps, or one sample)"
     if ladder.is_noise:
         text += " is the noise between two captures, "
         text += "no speedup" if known else "or what a trace does not show"

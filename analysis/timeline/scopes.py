@@ -173,6 +173,9 @@ def _class_places(trace: Trace, modules: Ints) -> list[Place]:
     return places
 
 
+_WITH_ADAPTER = 3  # linears: the one that is adapted, and two through a rank
+
+
 def _nested_places(labels: list[str], up: list[int]) -> list[Place]:
     nest = _nest(labels, up)
     out = [Place(nest.layer[i], _UNKNOWN, nest.scope[i]) for i in range(len(labels))]
@@ -181,7 +184,23 @@ def _nested_places(labels: list[str], up: list[int]) -> list[Place]:
         for i, role in _roles_of_children(nest, around, children).items():
             known = role != "final_norm" or i in behind
             out[i] = Place(nest.layer[i], role if known else _UNKNOWN, nest.scope[i])
+    for i in _adapters(nest):
+        out[i] = Place(nest.layer[i], "adapter", nest.scope[i])
     return _inherit(out, up, nest.classes)
+
+
+def _adapters(nest: _Nest) -> list[int]:
+    """Linears of adapters: a linear that holds three or more linears (one and pairs) is the first
+    of them and a pair through a rank beside it for each adapter (peft)."""
+    found = []
+    for i, held in nest.inside.items():
+        if i < 0 or nest.scope[i] not in ("attention", "mlp"):
+            continue
+        if i in nest.whole or _is_linear(nest.classes[i]):
+            inner = [j for j in held if _is_linear(nest.classes[j])]
+            if len(inner) >= _WITH_ADAPTER and len(inner) % 2:
+                found += inner[1:]
+    return found
 
 
 @dataclass(frozen=True)
@@ -321,7 +340,7 @@ def _roles_of_children(nest: _Nest, above: int, children: list[int]) -> dict[int
     class, then by order."""
     classes, layer = nest.classes, nest.layer
     around = classes[above] if above >= 0 else ""
-    if above in nest.whole:
+    if above in nest.whole or _is_linear(around):
         return {}
     if any(_ATTENTION_CLASS.search(classes[i]) for i in children):
         around = _BESIDE_ATTENTION

@@ -18,6 +18,7 @@ from prunescope.analysis.ledger.pairing import Units
 from prunescope.analysis.schema.pair_comparison import Difference
 from prunescope.analysis.schema.report import FamilyVerdict
 from prunescope.analysis.verdict.gathers import Gather
+from prunescope.analysis.verdict.more_calls import MoreCalls
 from prunescope.analysis.verdict.unread import Unread
 from prunescope.taxonomy.roles import locate
 from prunescope.taxonomy.run_blocks import Matrix, ModuleCounts, WeightStats
@@ -55,6 +56,7 @@ class Evidence:
     ranks: tuple[int | None, int | None] = (1, 1)  # that share out a step, dense and pruned
     gathers: tuple[Gather, ...] | None = None  # of the pruned side; None: no shapes are known
     convolutions: tuple[Convolution, ...] = ()  # the same on both sides
+    more_calls: tuple[MoreCalls, ...] = ()  # pointwise ops that the pruned side calls more often
     activation: Reason | None = None  # what stands in its place; None: the same, or not known
 
     def hidden(self) -> list[str]:

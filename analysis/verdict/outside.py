@@ -190,6 +190,21 @@ def other_work(e: Evidence) -> Reason | None:
     return Reason(kind=OTHER_WORK, lines=(*lines, *hidden), numbers=numbers, confidence=0.7)
 
 
+def more_ops(e: Evidence) -> Reason | None:
+    """No GEMM moved and no unit came, and pointwise ops run more often within the units. Where the
+    activation is another op, these compute it."""
+    found = e.more_calls
+    if not found or e.activation is not None:
+        return None
+    shown = "; ".join(one.in_words for one in found[:3])
+    rest = f"; {len(found) - 3} more" if len(found) > 3 else ""
+    line = f"no GEMM moved; the pruned side calls some ops more often: {shown}{rest}"
+    calls = sum(one.pruned - one.dense for one in found)
+    return Reason(
+        kind=OTHER_WORK, lines=(line, *e.hidden()), numbers={"calls": calls}, confidence=0.7
+    )
+
+
 def _names(e: Evidence, where: np.ndarray) -> Counter[str]:
     keys = zip(e.units.keys, where, strict=True)
     return Counter(f"{role} ({cls})" for (_, role, cls), there in keys if there)
@@ -232,6 +247,7 @@ REASONS: tuple[tuple[str, Callable[[Evidence], Reason | None]], ...] = (
     (NO_DYNAMIC, other_attention),
     (NOTHING_MOVED, other_work),
     (NOTHING_MOVED, activation),
+    (NOTHING_MOVED, more_ops),
 )
 
 

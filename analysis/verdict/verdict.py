@@ -26,6 +26,7 @@ from prunescope.analysis.verdict.detectors.run_time import fewer_keys
 from prunescope.analysis.verdict.detectors.widths import families_by_order, narrower_heads
 from prunescope.analysis.verdict.evidence import Detection, Evidence, Reason, Verdict, stored_shapes
 from prunescope.analysis.verdict.gathers import gathers
+from prunescope.analysis.verdict.more_calls import more_calls
 from prunescope.analysis.verdict.outside import (
     FIRST,
     NO_DYNAMIC,
@@ -62,6 +63,7 @@ def evidence_of(sides: ComparableSides, pairs: list[Pair], units: Units) -> Evid
         ranks=(ranks_of(dense).number, ranks_of(pruned).number),
         gathers=gathers(pruned.kernels) if pruned.kernels.has_shapes else None,
         convolutions=convolutions(dense.kernels, pruned.kernels),
+        more_calls=more_calls(dense.kernels, pruned.kernels),
         activation=other_activation(dense.kernels, pruned.kernels),
         other_grids=_other_grids(dense.kernels, pruned.kernels),
         shapes_ignored=frozenset(

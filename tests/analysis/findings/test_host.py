@@ -181,6 +181,25 @@ def test_one_long_gap_is_named_and_no_dispatch(tmp_path: Path) -> None:
     assert "larger batch" not in str(found.change)
 
 
+def test_a_call_that_is_interrupted_once_is_not_to_be_shortened(tmp_path: Path) -> None:
+    """One of ten calls of 0.2 us takes 49 ms: the host was interrupted there."""
+    host = slow_loop(1, 50, 1)
+    for number in range(9):
+        host.span("cpu_op", "detach_", 1000 + 7 * MS + number, 0.2)
+    host.span("cpu_op", "detach_", 1000 + 11.5 * MS, 49 * MS)
+    found = finding(phase_of(host.file(tmp_path)), "long-gap")
+    assert found is not None and "an interruption" in found.text
+    assert "shorten" not in str(found.change) and "cores of its own" in str(found.change)
+
+
+def test_a_call_that_holds_the_work_behind_the_gap_is_no_cause(tmp_path: Path) -> None:
+    host = slow_loop(1, 50, 1)
+    host.span("user_annotation", "## Call CompiledFxGraph abc ##", 1000 + 10.5 * MS, 60 * MS)
+    found = finding(phase_of(host.file(tmp_path)), "long-gap")
+    assert found is not None and "CompiledFxGraph" in found.text
+    assert "within it" in str(found.change)
+
+
 def test_one_long_gap_without_stacks(tmp_path: Path) -> None:
     phase = phase_of(slow_loop(1, 50, 1).file(tmp_path))
     found = finding(phase, "long-gap")

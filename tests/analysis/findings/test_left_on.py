@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.schema.report import Finding
 from tests.analysis.decoder import Layer, Setting, census, decoder, gemm, matrix
 from tests.analysis.finding_cases import FULL, NARROW, found, model, of_pair, of_run
-from tests.chrome import chrome, k, module, op, step
+from tests.chrome import chrome, k, module, op, save, step
 
 RANK = 8
 SIZE = [512, 256]  # of up in FULL, N x K
@@ -177,3 +178,41 @@ def test_masks_of_hooks_run_before_their_linear_and_are_added_work(
     assert rows_of["added_work"].ns == pytest.approx(3 * 40_000)
     assert {part.role for part in rows_of["added_work"].parts} == {"gate", "up", "down"}
     assert phase.ladder is not None and phase.ladder.coverage == pytest.approx(1.0)
+
+
+def bare_step(index: int, *, on_weight: tuple[str, ...] = ()) -> Any:
+    """Two linears of 64 rows without modules and a GELU; before each GEMM the ops `on_weight` on
+    its weight [256, 128], 3 us each."""
+    size = [256, 128]
+    new = [op(name, size, size, kernels=[k(us=3, name="elementwise_kernel")]) for name in on_weight]
+    mm = op("aten::mm", [64, 128], [128, 256], kernels=[k(us=10, name="sgemm_kernel")])
+    gelu = op("aten::gelu", [64, 256], kernels=[k(us=2, name="gelu_kernel")])
+    return step(index, *new, mm, gelu, *new, mm, gelu)
+
+
+@pytest.mark.parametrize(
+    ("ops", "name", "calls"),
+    [
+        (("aten::mul",), "added-mask", 2),
+        (("aten::abs", "aten::div", "aten::round", "aten::mul"), "fake-quantised", 8),
+    ],
+)
+def test_ops_on_weights_are_seen_in_a_bare_trace(
+    ops: tuple[str, ...], name: str, calls: int, tmp_path: Path
+) -> None:
+    """All pointwise work is one unit on both sides, as no module is known: of 12 us in the pruned
+    step, and not `no work was added`. 2 GEMMs, each behind one op or four of 3 us."""
+    paths = [
+        save(chrome(*(bare_step(i, on_weight=one) for i in range(2))), tmp_path / f"{i}.json")
+        for i, one in enumerate(((), ops))
+    ]
+    (phase,) = analyze(paths[1], baseline=paths[0]).report.phases.values()
+    assert phase.family is not None and phase.family.id == "outside"
+    assert "calls some ops more often" in phase.family.evidence[0]
+    one = found(phase, name)
+    assert one is not None and one.predicted_ns == pytest.approx(calls * 3000)
+    assert f"{calls} " in one.text
+    others = {"added-mask", "fake-quantised", "weights-recomputed"} - {name}
+    assert all(found(phase, other) is None for other in others)
+    (same,) = analyze(paths[1], baseline=paths[1]).report.phases.values()
+    assert found(same, name) is None

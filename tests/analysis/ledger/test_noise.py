@@ -191,7 +191,7 @@ def test_a_device_without_idle_time_stays_profiled() -> None:
 
 def test_samples_that_drift_together_give_a_narrow_speedup() -> None:
     pruned = [100, 130, 90, 160, 110]
-    assert speedup_interval([2 * x for x in pruned], pruned) == [2.0, 2.0]
+    assert speedup_interval([2 * x for x in pruned], pruned, in_turns=True) == [2.0, 2.0]
     assert speedup_interval([5], [4]) is None
     low, high = speedup_interval([100, 120, 140], [100, 90, 110, 95]) or [0, 0]
     assert low < 120 / 97.5 < high
@@ -223,3 +223,27 @@ def test_steps_of_no_time_give_no_interval() -> None:
     assert realised_interval(PROFILED, boot) is None
     assert speedup_interval([5, 5], [0, 5]) is None
     assert speedup_interval([5, 5], [5, 5]) == [1, 1]
+
+
+def test_two_traces_are_drawn_each_for_itself() -> None:
+    """Walls of 101 to 141 and of twice that, step by step: pairs have one ratio, 0.5. In turns they
+    belong together, in two traces they do not."""
+    dense = side([[100, 110, 120, 130, 140], [1] * 5], [[0] * 5] * 2, [0] * 5)
+    pruned = side([[201, 221, 241, 261, 281], [1] * 5], [[0] * 5] * 2, [0] * 5)
+    pair = units(dense, pruned)
+    ends = []
+    for in_turns in (True, False):
+        domain = replace(PROFILED, in_turns=in_turns)
+        found = realised_interval(domain, bootstrap(pair, ratios(pair, None), domain))
+        assert found is not None
+        ends.append(found)
+    assert ends[0] == pytest.approx([0.5, 0.5])
+    assert ends[1][0] < 0.45 < 0.55 < ends[1][1]
+
+
+def test_four_steps_have_no_interval_of_a_speedup() -> None:
+    """Four steps hold the median between them in seven of eight captures, not in 95 of 100."""
+    four = units(side([[100, 110, 105, 120], [1] * 4], [[0] * 4] * 2, [0] * 4))
+    boot = bootstrap(four, ratios(four, None), PROFILED)
+    assert boot is not None
+    assert realised_interval(PROFILED, boot) is None

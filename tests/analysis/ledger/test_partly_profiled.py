@@ -40,7 +40,9 @@ def coverage(profiled: list[int], each: int, captures: int) -> dict[str, float]:
         for how, steps in (("as they are", []), ("by placement", [n * each for n in profiled])):
             given = [Samples.of(ns.tolist(), steps) for ns in samples]
             boot = bootstrap(
-                pair, ratios(pair, None), choose_time_base(pair, *given, on_device=False)
+                pair,
+                ratios(pair, None),
+                choose_time_base(pair, *given, on_device=False, in_turns=True),
             )
             assert boot is not None
             low, high = interval(boot.rows["kernel_efficiency"][0])

@@ -127,7 +127,7 @@ def test_intervals_of_a_model_against_itself_hold_1(placements: int, each: int) 
     held, captures = 0, 250
     for _ in range(captures):
         dense, pruned = (_capture(draw, placements, each) for _ in range(2))
-        domain = TimeBase("unprofiled", False, dense, pruned)
+        domain = TimeBase("unprofiled", False, dense, pruned, in_turns=True)
         low, high = realised_interval(domain, None) or [0, 0]
         held += low <= 1 <= high
     assert 0.91 <= held / captures <= 0.99
@@ -157,7 +157,7 @@ def test_rows_of_a_model_against_itself_hold_0() -> None:
             ns = 1.2e8 * place[:, None] * np.exp(draw.normal(0, 0.01, (8, 2)))
             samples.append(Samples.of(ns.astype(int).tolist(), [1] * 8))
         pair = units(*sides)
-        domain = choose_time_base(pair, *samples, on_device=False)
+        domain = choose_time_base(pair, *samples, on_device=False, in_turns=True)
         boot = bootstrap(pair, ratios(pair, None), domain)
         assert boot is not None
         low, high = interval(boot.total("kernel_efficiency"))

@@ -383,3 +383,15 @@ def test_an_unknown_format_leaves_bytes_unknown() -> None:
 def test_a_second_model_of_an_op_is_refused() -> None:
     with pytest.raises(ValueError, match="aten::mm has two work models"):
         op_model("aten::mm", kind="gemm")(lambda _: Work(0, 0.0, (), None, "gemm"))
+
+
+def test_a_sparse_matrix_has_the_shape_of_the_dense_one_and_unknown_work() -> None:
+    """A CSR matrix has no strides, where the other operand has; with no strides at all nothing is
+    said."""
+    shapes, dtypes = ((512, 64), (512, 512), (512, 64)), ("float",) * 3
+    sparse = OpCall("aten::addmm", shapes, dtypes, ((64, 1), (), (1, 512)))
+    assert work_of(sparse) is None
+    for strides in ((), ((64, 1), (512, 1), (1, 512))):
+        work = work_of(OpCall("aten::addmm", shapes, dtypes, strides))
+        assert work is not None and work.flop == 2 * 512 * 64 * 512
+    assert work_of(OpCall("aten::_sparse_mm", ((512, 512), (512, 64)), dtypes[:2])) is None

@@ -147,3 +147,24 @@ def test_an_mlp_beside_fused_experts_is_the_shared_one(tmp_path: Path) -> None:
     assert [role for role, _ in found][3:] == [
         "router", "experts", "experts", *["shared_expert"] * 3
     ]  # fmt: skip
+
+
+def adapted(name: str, n: int, kk: int, first: int) -> Any:
+    """A linear of peft with an adapter of rank 2: its class is called Linear too, and so are what
+    it adapts and the two products through the rank."""
+    inner = [(n, kk), (2, kk), (n, 2)]
+    return nn(name, *(linear(f"Linear_{first + i}", *sizes) for i, sizes in enumerate(inner)))
+
+
+def test_the_pair_beside_a_linear_is_its_adapter(tmp_path: Path) -> None:
+    """q and v of four projections and down of three have an adapter: 3 pairs."""
+    attends = nn(
+        "LlamaAttention_0", adapted("Linear_0", H, H, 10), linear("Linear_20", H, H),
+        adapted("Linear_1", H, H, 30), attention(), linear("Linear_40", H, H),
+    )  # fmt: skip
+    mlp = nn("LlamaMLP_0", linear("Linear_50", F, H), linear("Linear_51", F, H),
+             adapted("Linear_2", H, F, 60))  # fmt: skip
+    found = roles(nn("LlamaDecoderLayer_0", attends, mlp), tmp_path=tmp_path)
+    names = [role for role, kind in found if kind == "gemm"]
+    pair = ["adapter"] * 2
+    assert names == ["q", *pair, "k", "v", *pair, "o", "gate", "up", "down", *pair]
