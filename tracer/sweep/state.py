@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -229,15 +229,20 @@ class SweepFolder:
 
 
 @contextlib.contextmanager
-def timing_slot(device: str) -> Iterator[None]:
+def timing_slot(device: str, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
     """The right to time on a device of this machine: a second timing on it would falsify both.
 
-    Sweeps, shards and workers of one user wait for each other here.
+    Sweeps, shards and workers of one user wait for each other here; `on_wait` is called before.
     """
     name = device.replace(":", "-")
     path = Path(tempfile.gettempdir()) / f"prunescope-slot-{os.getuid()}-{name}.lock"
     with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if on_wait is not None:
+                on_wait()
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

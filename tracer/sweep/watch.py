@@ -84,8 +84,9 @@ class HangWatchdog:
         """The right to time on a device; waiting for another process does not count as a hang."""
         with ExitStack() as stack:
             self._waits = True
+            text = f"waits for another process that measures on {device}"
             try:
-                stack.enter_context(timing_slot(device))
+                stack.enter_context(timing_slot(device, lambda: self.describe(text)))
             finally:
                 self.advance()
                 self._waits = False
