@@ -6,6 +6,7 @@ In: a phase of one or both sides. Out: schema.report.Phase; all times ns a step.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import msgspec
@@ -21,8 +22,9 @@ from prunescope.analysis.inputs.side import SidePhase
 from prunescope.analysis.kernels.anatomy import anatomy
 from prunescope.analysis.kernels.phase_kind import format_split
 from prunescope.analysis.ledger.attribution import AttributionInputs, attribution_inputs
-from prunescope.analysis.ledger.experts import EXPERTS
+from prunescope.analysis.ledger.experts import EXPERTS, weight_numbers
 from prunescope.analysis.ledger.gemms import (
+    Pair,
     along_groups,
     calls_of,
     pair_calls,
@@ -171,7 +173,9 @@ def _compared(
     sparsity = _realised(sides, evidence, inputs, is_known=known)
     if _cuts(family, "experts"):
         bounds = msgspec.structs.replace(
-            bounds, parameters=_ratio(sparsity["parameters"]), bytes=_ratio(sparsity["bytes"])
+            bounds,
+            parameters=_ratio(sparsity["parameters"]) or _weights_ratio(evidence.pairs),
+            bytes=_ratio(sparsity["bytes"]),
         )
     return _Compared(
         comparison=comparison,
@@ -193,6 +197,13 @@ def _compared(
 def _regrouped(family: FamilyVerdict) -> frozenset[str]:
     """Roles that do the same work with fewer matrices: experts, of which fewer are left."""
     return frozenset([EXPERTS]) if _cuts(family, "experts") else frozenset()
+
+
+def _weights_ratio(pairs: Sequence[Pair]) -> float | None:
+    """Dense over pruned numbers in the weights of all GEMMs, where no run lists its parameters."""
+    dense = weight_numbers({p.key: p.dense for p in pairs if p.dense is not None})
+    pruned = weight_numbers({p.key: p.pruned for p in pairs if p.pruned is not None})
+    return dense / pruned if dense and pruned else None
 
 
 def _ratio(removed: float | None) -> float | None:

@@ -47,34 +47,18 @@ def vision_fields(config: Mapping[str, Any]) -> dict[str, Any] | None:
             hint="check image_size and patch_size of its config.json",
         )
     width = hidden // heads
-    return {
-        "model_type": kind,
-        "hidden": hidden,
-        "layers": layers,
-        "heads": heads,
-        "kv_heads": heads,
-        "head_dim": width,
-        "value_dim": width,
-        "intermediate": int(mlp),
-        "vocab": _classes(config),
-        "gated": gated,
-        "tied": True,
-        "qkv_bias": bool(config.get("qkv_bias", True)),
-        "o_bias": True,
-        "mlp_bias": True,
-        "norm_parameters": 2,
-        "centred_norms": True,
-        "positions": tokens,
-        "image_tokens": tokens,
-        "layout": "f" * layers,
-    }
+    fields = {
+        "model_type": kind, "hidden": hidden, "layers": layers, "heads": heads, "kv_heads": heads,
+        "head_dim": width, "value_dim": width, "intermediate": int(mlp), "vocab": _classes(config),
+        "gated": gated, "tied": True, "qkv_bias": bool(config.get("qkv_bias", True)),
+        "o_bias": True, "mlp_bias": True, "norm_parameters": 2, "centred_norms": True,
+        "positions": tokens, "image_tokens": tokens, "layout": "f" * layers,
+    }  # fmt: skip
+    return fields
 
 
 def _classes(config: Mapping[str, Any]) -> int:
     """Outputs of the head: classes, or the width that images and texts share; 1 without one."""
-    labels = config.get("id2label")
-    if isinstance(labels, Mapping) and labels:
-        return len(labels)
     for name in ("num_labels", "projection_dim"):
         value = config.get(name)
         if isinstance(value, int) and value > 0:

@@ -17,14 +17,13 @@ import polars as pl
 from prunescope.analysis.findings.context import LITTLE, Context
 from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.kernels.frame import Kernels
-from prunescope.analysis.ledger.experts import EXPERTS
+from prunescope.analysis.ledger.experts import EXPERTS, ROUTER
 from prunescope.analysis.schema.report import GemmRow, Phase
 from prunescope.taxonomy.dtypes import itemsize
 from prunescope.taxonomy.expert_routing import expert_load, fullest_expert
 from prunescope.taxonomy.roles import BACKWARD
 from prunescope.taxonomy.words import ms, percent, shortened
 
-ROUTER = "router"
 _ALIKE = 0.5  # of the share of experts that are gone: saved reads below it are alike
 _WORTH = 0.1  # of the experts that a step reads: fewer of them are no gain to plan with
 _MOST_TOKENS = 1 << 16  # up to which a gain is looked for

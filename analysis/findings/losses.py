@@ -6,6 +6,8 @@ In: a Context. Out: Found, or None. Times are ns a step.
 
 from __future__ import annotations
 
+import polars as pl
+
 from prunescope.analysis.findings.context import (
     Context,
     communication,
@@ -21,6 +23,7 @@ from prunescope.analysis.kernels.idle import cause_sums
 from prunescope.analysis.kernels.replay import LEAST
 from prunescope.analysis.schema.report import LedgerPart, Row, is_beyond_noise
 from prunescope.taxonomy.families import cutting
+from prunescope.taxonomy.plan import PHASES
 from prunescope.taxonomy.roles import UNPLACED
 from prunescope.taxonomy.words import ms, percent
 
@@ -93,7 +96,7 @@ def coverage_limited(c: Context) -> Found | None:
     return Found(
         text=f"{ms(missed)} of the {saving} is missed: {where}{net}{_limit(c)}",
         evidence=[f"{p.name}: {ms(p.ns)}" for p in parts],
-        change=_coverage_change(c),
+        change=_coverage_change(c) + _allocation(c),
         explains=_roles(parts),
     )
 
@@ -181,6 +184,32 @@ def _kept_more(c: Context, role: str) -> bool:
     if ladder is None or not ladder.nominal or not sums[0]:
         return True
     return sums[1] / sums[0] > (1 + _SAME) / ladder.nominal
+
+
+def _allocation(c: Context) -> str:
+    """The command that decides layer by layer, and the most that it can expect: the dense step over
+    its part outside of all layers, which no cut of layers shortens. Of our own runs alone, whose
+    kernels know their layers."""
+    kernels, ladder = c.baseline_kernels, c.phase.ladder
+    if c.baseline_run is None or kernels is None or ladder is None or c.name not in PHASES:
+        return ""
+    took = pl.col("busy") + pl.col("gap")
+    whole = int(kernels.frame.select(took.sum()).item())
+    outside = int(kernels.frame.filter(pl.col("layer").is_null()).select(took.sum()).item())
+    promised = ladder.nominal or ladder.flop
+    if not outside or not promised or promised <= 1:
+        return ""
+    most = whole / outside
+    share = f"{percent(outside / whole)} of the dense step lies outside of the layers"
+    if promised >= most:
+        return (
+            f"; no pruning of layers alone reaches {promised:.2f}×: {share}, so that `prunescope "
+            f"allocate` expects {most:.2f}× at most"
+        )
+    return (
+        f"; `prunescope allocate --speedup {promised:.2f} --phase {c.name}` decides what each "
+        f"layer keeps, and expects {most:.2f}× at most, as {share}"
+    )
 
 
 def _gap_change(c: Context) -> str:

@@ -229,10 +229,13 @@ def _of(kernels: Kernels, which: pl.Expr) -> pl.DataFrame:
 
 
 def _linears(kernels: Kernels) -> pl.DataFrame:
-    """Plain GEMMs outside of attention, head and router; of graph replays also without an M."""
+    """Plain GEMMs outside of attention, head and router; of graph replays also without an M. Not
+    those of experts, which see a part of the tokens, where there are others."""
     plain = (pl.col("class") == "matmul") & (pl.col("kind") != "batched_gemm")
     linears = _of(kernels, plain & pl.col("role").is_in(_NO_LINEARS).not_())
-    return linears.filter((pl.col("batch") == 1) | (pl.col("m").is_null() & pl.col("replayed")))
+    found = linears.filter((pl.col("batch") == 1) | (pl.col("m").is_null() & pl.col("replayed")))
+    others = found.filter((pl.col("role") != "experts").fill_null(value=True))
+    return found if others.is_empty() else others
 
 
 def _rows(calls: pl.DataFrame) -> Iterable[tuple[int, int]]:

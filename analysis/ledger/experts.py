@@ -8,13 +8,13 @@ where they are apart; what moved is told by N and K, and by the rows of all expe
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from prunescope.analysis.ledger.call import Call, Key
 from prunescope.taxonomy.gemm import Gemm, axis_moved
 
-EXPERTS = "experts"
+EXPERTS, ROUTER = "experts", "router"
 Sizes = tuple[int, int, int, int]  # batch, M, N, K
 _SAME = 0.01  # of the rows: how tokens fall among steps differs by less
 
@@ -108,6 +108,35 @@ def pooled(calls: Sequence[Call]) -> Call:
         if len(spans) == len(calls)
         else (),
     )
+
+
+_ATTENTION = ("qk", "pv")  # groups of products without a weight
+
+
+def weight_numbers(calls: Mapping[Key, Call]) -> float | None:
+    """Numbers in the weights that the GEMMs of a side multiply by, those of experts without tokens
+    too: as many as its grouped kernels hold, or its router chooses from. None where a size or the
+    number of experts of a layer is not known."""
+    routed = {
+        key[0]: call.n for key, call in calls.items() if key[1] == ROUTER and (call.n or 0) > 1
+    }
+    least: dict[object, float] = {}  # rows of a product that every expert of a layer has once
+    for key, call in calls.items():
+        if key[1] == EXPERTS and call.all_rows:
+            least[key[0]] = min(call.all_rows, least.get(key[0], call.all_rows))
+    total = 0.0
+    for key, call in calls.items():
+        if key[2] in _ATTENTION:
+            continue
+        there: float | None = 1.0
+        if key[1] == EXPERTS:
+            there = call.stack or routed.get(key[0])
+            if there is not None and key[0] in least:  # gate and up apart are two of each
+                there *= max(1, round(call.all_rows / least[key[0]]))
+        if call.n is None or call.k is None or there is None:
+            return None
+        total += call.n * call.k * there
+    return total
 
 
 def _rows(calls: Sequence[Call]) -> float:

@@ -31,6 +31,15 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def mixture(folder: Path) -> None:
+    """A mixture of four experts of which a token goes to two."""
+    from tests.small_capture import saved_model
+
+    saved_model(folder, model_type="mixtral", hidden_size=64, num_hidden_layers=2, vocab_size=128,
+                num_attention_heads=4, num_key_value_heads=2, intermediate_size=64,
+                num_local_experts=4, num_experts_per_tok=2)  # fmt: skip
+
+
 def marked(page: Path) -> object:
     slow = [pytest.mark.slow] if page.stem in SLOW else []
     return pytest.param(page, id=page.stem, marks=slow)
@@ -60,10 +69,15 @@ def test_commands_print_what_the_page_shows(
 @pytest.mark.torch
 @pytest.mark.slow
 @pytest.mark.parametrize("page", STORIES, ids=lambda page: page.stem)
-def test_what_a_page_measures_runs(page: Path, checkout: Path) -> None:
+def test_what_a_page_measures_runs(
+    page: Path, checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kinds = {block.kind for block in pages.blocks(page) if block.title is None}
     if not kinds & {"sh", "python"}:
         pytest.skip("nothing is measured")
+    monkeypatch.syspath_prepend(str(checkout))
+    if "./my-mixture" in page.read_text(encoding="utf-8"):
+        mixture(checkout / "my-mixture")
     pages.run(page, folder=checkout)
 
 

@@ -15,7 +15,7 @@ from prunescope.taxonomy.shape import ModelShape
 VIT: dict[str, Any] = {
     "model_type": "vit", "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
     "intermediate_size": 3072, "image_size": 224, "patch_size": 16,
-    "id2label": {str(i): f"class {i}" for i in range(1000)},
+    "num_labels": 1000,
 }  # fmt: skip
 
 

@@ -12,6 +12,9 @@ import prunescope
 from prunescope import cli
 from prunescope.taxonomy.allocation_plan import read_plan
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.tracer.sweep.plan import request_of
+from prunescope.tracer.sweep.request import SweepRequest
+from prunescope.tracer.sweep.sweep import plan_of
 from tests.small_capture import saved_model
 
 pytestmark = pytest.mark.torch
@@ -88,6 +91,19 @@ def test_what_leaves_nothing_to_do_is_refused(
 ) -> None:
     with pytest.raises(PrunescopeError, match=problem):
         prunescope.allocate(model, **{**H100, **options})
+
+
+def test_a_plan_is_one_point_of_a_sweep(model: str, tmp_path: Path) -> None:
+    prunescope.allocate(model, speedup=1.2, out=tmp_path / "plan.json", **H100)
+    sweep = tmp_path / "sweep.yaml"
+    sizes = "phases: [prefill]\nprompt_lens: [16]\nsparsities: [0.25, 0.5]\n"
+    sweep.write_text(f"model: {model}\nfamilies: [plan.json]\n{sizes}")
+    plan = plan_of(SweepRequest(sweep, out=tmp_path / "swept"))
+    (result,) = plan.results
+    assert (Path(result.family).name, result.sparsity) == ("plan.json", None)
+    request = request_of(plan.config, result, out=tmp_path / "run")
+    request.check()
+    assert request.plan == tmp_path / "plan.json"
 
 
 def test_a_dry_run_counts_evaluations(

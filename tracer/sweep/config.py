@@ -22,7 +22,7 @@ from prunescope.taxonomy.errors import PrunescopeError, nearest
 from prunescope.taxonomy.keep import check_sparsity
 from prunescope.taxonomy.option import MOST, NamedOption, options_of
 from prunescope.tracer.recovery.settings import Recovery, read_recovery
-from prunescope.tracer.sweep.plan import SweepConfig, is_checkpoint
+from prunescope.tracer.sweep.plan import SweepConfig, is_file
 
 _MAPPING = Path("the sweep")  # named in messages about keys that come from no file
 _MAX_BYTES = 1 << 20
@@ -151,7 +151,7 @@ def _from_plain(plain: dict[str, Any], path: Path) -> SweepConfig:
     values = {key: _READ[key](key, value) for key, value in plain.items() if value is not None}
     values["model"] = _beside(values["model"], path, when=True)
     values["families"] = tuple(
-        _beside(name, path, when=is_checkpoint(name)) for name in values["families"]
+        _beside(name, path, when=is_file(name)) for name in values["families"]
     )
     for key in ("text", "other_text"):
         if key in values:

@@ -17,7 +17,7 @@ import msgspec
 
 from prunescope.taxonomy.applies import check_applies
 from prunescope.taxonomy.architecture_traits import Traits, traits_of
-from prunescope.taxonomy.arguments import method_parts, number
+from prunescope.taxonomy.arguments import is_plan, method_parts, number
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import cutting, families, family
 from prunescope.taxonomy.family import GEMM_GROUPS, Family, read_selection
@@ -62,7 +62,8 @@ class SweepConfig:
     families: Annotated[
         tuple[str, ...],
         Option(
-            help="Families, functions package.module:function, or folders of pruned checkpoints.",
+            help="Families, functions package.module:function, plans of `allocate`, or folders of "
+            "pruned checkpoints.",
             lists="method",
             example=f"[{cutting('layers')}, {cutting('heads', 'channels')}]",
         ),
@@ -282,7 +283,8 @@ def make_plan(configs: Sequence[SweepConfig], shape: ModelShape | None) -> Sweep
         for method in config.families:
             points, point_notes = _all_points(config, method, shape)
             ways = _ways(config, method).names
-            if lacks := [way for way in config.selections if way not in ways]:
+            lacks = [way for way in config.selections if way not in ways]
+            if lacks and not is_plan(method):
                 point_notes.append(f"{method}: chosen {_chosen(ways)}, not {_chosen(lacks)}")
             notes |= dict.fromkeys(point_notes)
             selections: tuple[str | None, ...] = ways if len(config.selections) > 1 else (None,)
@@ -431,7 +433,12 @@ def request_of(
 
 def is_checkpoint(family: str) -> bool:
     """Whether this names a model folder or file rather than a way of pruning."""
-    return "/" in family or family.endswith(".gguf")
+    return ("/" in family or family.endswith(".gguf")) and not is_plan(family)
+
+
+def is_file(family: str) -> bool:
+    """Whether this is one point: a checkpoint, or a plan of `allocate`."""
+    return is_checkpoint(family) or is_plan(family)
 
 
 @dataclass(frozen=True)
@@ -498,8 +505,9 @@ def _points(
     """The points of a family, equal ones merged, and what to say about it."""
     wanted = sorted(set(config.sparsities))
     knobs = knobs_of(config, name, words)
-    if is_checkpoint(name):
-        return [_Point(None, ())], [f"{family_slug(name)}: a checkpoint, one point"]
+    if is_file(name):
+        what = "plan" if is_plan(name) else "checkpoint"
+        return [_Point(None, ())], [f"{family_slug(name)}: a {what}, one point"]
     why = None if shape is None else _cannot(name, traits_of(shape))
     if why is not None:
         return [_Point(s, (s,), why) for s in wanted], [why]

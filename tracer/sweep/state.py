@@ -42,7 +42,7 @@ from prunescope.taxonomy.sweep_files import (
     family_slug,
 )
 from prunescope.tracer.sweep.config import OLD_KEYS
-from prunescope.tracer.sweep.plan import SweepPlan, is_checkpoint, shard_of
+from prunescope.tracer.sweep.plan import SweepPlan, is_file, shard_of
 
 BEGUN = "begun and not ended: a process is at it, or died there"
 T = TypeVar("T")
@@ -259,8 +259,8 @@ def read_json(path: Path, kind: type[T]) -> T | None:
 
 
 def _without_path(result: Planned) -> Planned:
-    """As files hold it: a checkpoint is named there without its path."""
-    if not is_checkpoint(result.family):
+    """As files hold it: a checkpoint or a plan is named there without its path."""
+    if not is_file(result.family):
         return result
     return msgspec.structs.replace(result, family=family_slug(result.family))
 

@@ -13,13 +13,12 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from prunescope.analysis.ledger.experts import EXPERTS
+from prunescope.analysis.ledger.experts import EXPERTS, ROUTER
 from prunescope.analysis.ledger.gemms import Call, Pair
 from prunescope.analysis.verdict.detectors import detector
 from prunescope.analysis.verdict.evidence import Detection, Evidence, matrices
 from prunescope.taxonomy.run_blocks import WeightStats
 
-ROUTER = "router"
 _ONE_OF_MANY = re.compile(r"(?:^|\.)experts\.(\d+)\.")
 _STACKED = 3  # dimensions of the matrices of all experts of a layer in one tensor
 _SAME = 0.01  # of the rows: a trace whose steps are cut differently has as many but for that

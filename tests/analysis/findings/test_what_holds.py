@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 import prunescope
+from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.comparison import comparison_table
 from prunescope.analysis.report.comparison_figure import plot_comparison
 from prunescope.analysis.report.sentences import headline
@@ -16,6 +18,8 @@ from prunescope.analysis.schema.report import Phase
 from tests.analysis.decoder import Layer, census
 from tests.analysis.finding_cases import FULL, MANY, NARROW, found, model, of_run
 from tests.chrome import chrome, k, op, save, step
+
+TINY = Path(__file__).resolve().parents[3] / "traces" / "tiny-static-nk"
 
 
 def test_a_limit_that_was_passed_is_not_said_to_be_impassable(tmp_path: Path) -> None:
@@ -134,3 +138,15 @@ def test_masks_of_torch_that_were_left_on(tmp_path: Path) -> None:
     phase = of_run(tmp_path / "b", trace, extra, census={"matrices": [row]},
                    dense_census=census(0.0))  # fmt: skip
     assert found(phase, "added-mask") is None
+
+
+def test_missed_coverage_names_allocate_and_the_most_that_it_can_expect() -> None:
+    """A run of ours that keeps half of heads and channels: lm_head and the ends of the step, a
+    tenth of it, lie outside of all layers."""
+    report = analyze(TINY).report
+    limited = found(report.phases["decode"], "coverage-limited")
+    change = str(limited and limited.change)
+    assert "prunescope allocate --speedup 2.00 --phase decode" in change
+    most = re.search(r"expects ([\d.]+)× at most, as (\d+) % of the dense step", change)
+    assert most is not None
+    assert float(most[1]) == pytest.approx(100 / int(most[2]), rel=0.06)

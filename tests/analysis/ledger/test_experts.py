@@ -10,7 +10,7 @@ from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.pipeline import Analysis, analyze
 from prunescope.analysis.report.gemm_table import gemm_table
 from prunescope.analysis.schema.report import GemmRow, Phase
-from tests.analysis.mixture import F, H, copied, mixture
+from tests.analysis.mixture import F, H, V, copied, layer, mixture, mm
 from tests.chrome import chrome, k, module, op, save, step
 
 
@@ -104,3 +104,24 @@ def test_fewer_experts_that_do_as_much_are_not_untouched(tmp_path: Path) -> None
     limited = by_id["coverage-limited"].change or ""
     assert "each token goes to as many experts as before" in limited
     assert not any("touches experts" in (one.change or "") for one in phase.findings)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_parameters_by_the_weights_of_a_trace(named: bool, tmp_path: Path) -> None:
+    """No run lists them: q, k, v, o of 64 x 64, a router of 8 or 4 rows of 64, and gate, up and
+    down of every expert, whether or not it got a token."""
+    sides = ((8, 8, *[0] * 6), (8, 8, 0, 0))
+    traces = [save(mixture(one, one, named=named), tmp_path / f"{len(one)}.json") for one in sides]
+    phase = only(analyze(traces[1], baseline=traces[0]))
+    dense, pruned = (4 * H * H + n * H + n * 3 * F * H for n in (8, 4))
+    assert phase.ladder is not None
+    assert phase.ladder.parameters == pytest.approx(dense / pruned)
+
+
+def test_the_rows_of_linears_are_not_those_of_an_expert(tmp_path: Path) -> None:
+    """Most GEMMs are of experts with 2 of 8 tokens; q, k, v and o see all of them."""
+    head = module("lm_head", mm(8, V, H))
+    trace = chrome(step(0, *layer(0, (2,) * 8), *layer(1, (2,) * 8), head))
+    kind = only(analyze(save(trace, tmp_path / "t.json"))).phase_kind
+    assert kind is not None
+    assert "M of the linears is 8" in kind["evidence"]
