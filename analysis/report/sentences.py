@@ -201,7 +201,7 @@ def _realised(phase: Phase, ladder: Ladder) -> str:
         text += "promised" if has_promise(phase) else "that its FLOPs allow"
     if ladder.share_of_bound is not None:
         text += f", {numbers.percent(ladder.share_of_bound)} of the roofline bound"
-        text += _shares(ladder.share_of_bound_ci95)
+        text += _shares(ladder.share_of_bound_ci95 if ladder.realised_ci95 else None)
         if ladder.share_of_bound > 1.005:
             text += f" ({_beyond(ladder)})"
     return text

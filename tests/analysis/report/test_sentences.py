@@ -89,7 +89,9 @@ def test_noise_has_a_size() -> None:
     )  # fmt: skip
     assert sentences.headline(phase).endswith("of a pruning: kernel efficiency -2.000 ms")
     once = sentences.headline(compared("dense", realised_ci95=None))
-    assert once.startswith("nothing was pruned: 1.43× (no interval: one step or sample) is more")
+    assert once.startswith(
+        "nothing was pruned: 1.43× (no interval: fewer than five steps, or one sample) is more"
+    )
 
 
 def test_what_was_promised_is_still_said() -> None:
@@ -303,8 +305,8 @@ HALF = replace(FULL, f=FULL.f // 2)
 def test_what_nobody_promised_is_what_the_flops_allow(tmp_path: Path) -> None:
     alone = of_pair(tmp_path, model(FULL), model(HALF))
     asked = of_pair(tmp_path, model(FULL), model(HALF), 0.5)
-    assert "its FLOPs allow 1.49×" in sentences.headline(alone)
-    assert "2.00× was promised" in sentences.headline(asked)
+    assert "of 1.49× that its FLOPs allow" in sentences.headline(alone)
+    assert "of 2.00× promised" in sentences.headline(asked)
     # Without the finding that its interval holds 1×:
     sure = [msgspec.structs.replace(phase, findings=[]) for phase in (alone, asked)]
     assert "of 1.49× that its FLOPs allow" in sentences.headline(sure[0])

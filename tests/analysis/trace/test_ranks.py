@@ -212,6 +212,33 @@ def test_advice_follows_what_makes_a_rank_late(late: dict[str, Any], advice: str
     assert found is not None and advice in str(found.change)
 
 
+def test_a_rank_is_late_beyond_the_spread_of_its_steps() -> None:
+    """b is interrupted for 300 of 400 ns in one of five steps; c takes 75 in each, a 60."""
+    steps = {"a": (60.0,) * 5, "b": (60.0, 61.0, 360.0, 59.0, 60.0), "c": (75.0, 74.0, 75.0) * 2}
+    ranks = [
+        RankTime(name, 120.0, 120.0 - sum(own) / len(own), None, own_by_step=own, on_device=False)
+        for name, own in steps.items()
+    ]
+    late = Late(max(ranks, key=lambda one: one.usual_own), ranks)
+    found = straggler(late)
+    assert found is not None and found.text.startswith("c is the slowest")
+    assert "(median of 6 steps)" in found.text
+    noisy = [
+        RankTime(name, 120.0, 20.0, None, own_by_step=own)
+        for name, own in (("a", (50.0, 90.0, 60.0)), ("b", (95.0, 50.0, 64.0)))
+    ]
+    assert straggler(Late(noisy[1], noisy)) is None
+
+
+def test_a_rank_with_less_work_is_not_to_be_balanced() -> None:
+    """On CPUs: 30 ns more for fewer FLOPs than the other rank does."""
+    ranks = [RankTime("a", 100.0, 40.0, None, flop=4.0, on_device=False),
+             RankTime("b", 100.0, 10.0, None, flop=3.0, on_device=False)]  # fmt: skip
+    found = straggler(slowest(*ranks))
+    assert found is not None and "balance" not in str(found.change)
+    assert "cores of its own" in str(found.change)
+
+
 def on_gloo(folder: Path, *, slept: float) -> dict[str, Phase]:
     """Two ranks on CPUs, ms: a GEMM of 10, 50 in which rank 1 sleeps for `slept` of them, an op of
     1 that starts an all-reduce, which both ranks end at 81, and a GEMM of 10."""
