@@ -210,16 +210,19 @@ def _roles(dense: Kernels, pruned: Kernels) -> Iterator[Caveat]:
         return
     # A role that is lost is lost by kernels; so count kernels: one slow op without a role changes
     # the share of time.
-    if _places_by_count(pruned) >= _places_by_count(dense) - _FALL:
+    (placed, rest), (placed_before, rest_before) = _placed(pruned), _placed(dense)
+    if placed / (placed + rest) >= placed_before / (placed_before + rest_before) - _FALL:
         return
     # Replays without an eager trace, and a trace without modules, know of fewer roles.
     same_source = dense.roles_from == pruned.roles_from and dense.is_replay == pruned.is_replay
-    if same_source:
-        # Compiled code runs outside of the modules and of the ops that tell roles: none is lost.
-        if dense.compiled or not pruned.compiled:
-            yield Caveat("fewer-roles", numbers=(now, before))
-    else:
+    if not same_source:
         yield Caveat("other-roles", numbers=(now, before))
+        return
+    # Compiled code runs outside of the modules and of the ops that tell roles: none is lost. Layers
+    # that are gone, or another optimizer, leave no more kernels without a role than there were. An
+    # op of a host trace is its own work.
+    if pruned.on_device and rest > rest_before and (dense.compiled or not pruned.compiled):
+        yield Caveat("fewer-roles", numbers=(now, before))
 
 
 def _without_experts(kernels: Kernels) -> pl.DataFrame:
@@ -235,12 +238,13 @@ def _known_roles(kernels: Kernels) -> float | None:
     return known / total if total else None
 
 
-def _places_by_count(kernels: Kernels) -> float:
-    """The share of kernels that have a role, or at least a layer: what a module of its own adds to
-    a layer (merging tokens, a router) has no role, and lost none."""
+def _placed(kernels: Kernels) -> tuple[float, float]:
+    """The kernels of a step that have a role, or at least a layer, and the others: what a module of
+    its own adds to a layer (merging tokens, a router) has no role, and lost none."""
     frame = _without_experts(kernels)
     placed = frame["role"].is_in(UNPLACED).not_() | frame["layer"].is_not_null()
-    return int(placed.sum()) / max(1, len(frame))
+    known = int(placed.sum())
+    return known / kernels.num_steps, (len(frame) - known) / kernels.num_steps
 
 
 def _unequal(name: str, kernels: Kernels) -> Caveat | None:
