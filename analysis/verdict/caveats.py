@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import polars as pl
+from msgspec import structs
 
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.ledger.experts import EXPERTS
@@ -128,18 +129,19 @@ def caveats(
 
 
 def apply_caveats(family: FamilyVerdict, found: list[Caveat]) -> FamilyVerdict:
-    """The verdict with its caveats: less confidence, and unknown where next to none is left."""
+    """The verdict with its caveats: less confidence, and unknown where next to none is left. What
+    shows a family stands first while it is the more likely."""
     if not found:
         return family
     most = min(caveat.most for caveat in found)
-    unknown = most <= 0.1 and family.id != "unknown"
-    return FamilyVerdict(
-        id="unknown" if unknown else family.id,
-        confidence=min(family.confidence, most),
-        evidence=[*map(caveat_text, found), *family.evidence],
-        parts=family.parts,
-        alternatives=[family.id, *family.alternatives] if unknown else family.alternatives,
-    )
+    confidence, against = min(family.confidence, most), list(map(caveat_text, found))
+    likely = most >= 0.5 and family.id != "unknown"
+    lines = [*family.evidence, *against] if likely else [*against, *family.evidence]
+    found_less = structs.replace(family, confidence=confidence, evidence=lines)
+    if most > 0.1 or family.id == "unknown":
+        return found_less
+    others = [family.id, *family.alternatives]
+    return structs.replace(found_less, id="unknown", alternatives=others)
 
 
 def _lost_kernels(name: str, kernels: Kernels) -> Caveat | None:

@@ -153,6 +153,8 @@ def test_no_caveat_changes_nothing_and_the_strongest_one_counts() -> None:
         "does",
         "6 of 24 layers gone",
     ]
+    some = apply_caveats(family, [Caveat("unequal-steps", "pruned", (5, 10))])
+    assert some.evidence == ["6 of 24 layers gone", "pruned: steps hold 5 to 10 kernels"]
     none = apply_caveats(family, [Caveat("no-gemm", "pruned")])
     assert (none.id, none.confidence, none.alternatives) == ("unknown", 0.1, ["static-m"])
     assert none.evidence[0] == "pruned: the trace holds no GEMM at all"
