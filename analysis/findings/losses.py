@@ -201,15 +201,11 @@ def _allocation(c: Context) -> str:
         return ""
     most = whole / outside
     share = f"{percent(outside / whole)} of the dense step lies outside of the layers"
+    limit = f"no cut of layers exceeds {most:.2f}×: {share}"
     if promised >= most:
-        return (
-            f"; no pruning of layers alone reaches {promised:.2f}×: {share}, so that `prunescope "
-            f"allocate` expects {most:.2f}× at most"
-        )
-    return (
-        f"; `prunescope allocate --speedup {promised:.2f} --phase {c.name}` decides what each "
-        f"layer keeps, and expects {most:.2f}× at most, as {share}"
-    )
+        return f"; {limit}"
+    asked = f"--from-run RUN --model MODEL --speedup {promised:.2f} --phase {c.name}"
+    return f"; `prunescope allocate {asked}` decides what each layer keeps; {limit}"
 
 
 def _gap_change(c: Context) -> str:

@@ -98,9 +98,14 @@ def headline(phase: Phase) -> str:
     return text + _outcome(phase) + (", shapes from the model's config" if modelled else "")
 
 
+def invalidates(finding: Finding) -> bool:
+    """Whether a finding makes times of its phase no evidence."""
+    return finding.id in _NO_EVIDENCE
+
+
 def is_valid(phase: Phase) -> bool:
     """Whether no finding makes times of the phase no evidence."""
-    return all(finding.id not in _NO_EVIDENCE for finding in phase.findings)
+    return not any(map(invalidates, phase.findings))
 
 
 def captured(phase: Phase) -> str:

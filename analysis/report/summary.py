@@ -66,9 +66,10 @@ def _sentence(text: str) -> str:
 def _reasons(phase: Phase) -> Iterator[str]:
     if phase.ladder is None:
         yield from _largest(phase)
-    elif phase.is_speedup and phase.ledger and is_evidence(phase):
-        yield from _family(phase)
-        yield from _causes(phase, phase.ledger)
+    elif phase.is_speedup:
+        yield from _family(phase)  # read from shapes, whatever the times are
+        if phase.ledger and is_evidence(phase):
+            yield from _causes(phase, phase.ledger)
     yield from _few_roles(phase)
     yield from _change(phase)
 
@@ -131,6 +132,15 @@ def _causes(phase: Phase, rows: list[Row]) -> Iterator[str]:
     against = sorted((row for row in changes if row.moves_ns * over < 0), key=_size)[:1]
     if against:
         yield f"against it: {_cause(against[0], dense)}"
+    yield from _unproven(rows, abs(told[0].moves_ns))
+
+
+def _unproven(rows: list[Row], most: float) -> Iterator[str]:
+    """The largest row without evidence, where it would be a larger cause than any that is told."""
+    quiet = [row for row in rows if ledger_view.tone(row) == "quiet" and abs(row.moves_ns) > most]
+    for row in sorted(quiet, key=_size)[:1]:
+        label = ledger_view.LEDGER[row.row][0]
+        yield f"no evidence, as it is within its noise: {label} {numbers.time(row.ns, signed=True)}"
 
 
 def _meaning(phase: Phase) -> str:
@@ -184,9 +194,10 @@ def _change(phase: Phase) -> Iterator[str]:
     advice = [finding for finding in phase.findings if finding.change]
     urgent = [finding for finding in advice if finding.severity == "critical"]
     gains = [finding for finding in advice if finding.predicted_ns]
-    if urgent:
-        lead = "what to change" if is_evidence(phase) else "first"
-        yield f"{lead}: {urgent[0].change}"
+    if invalid := [finding for finding in advice if sentences.invalidates(finding)]:
+        yield f"first: {invalid[0].change}"
+    elif urgent:
+        yield f"what to change: {urgent[0].change}"
     elif gains:
         best = max(gains, key=_gain)
         yield f"what would gain most: {best.change} (at most {numbers.time(_gain(best))} a step)"

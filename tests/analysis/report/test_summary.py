@@ -163,3 +163,29 @@ def test_of_many_phases_the_late_rank_is_read_first() -> None:
     assert first_to_read({"rank0": fast, "rank1": slow}) == "rank1"
     held = msgspec.structs.replace(fast, findings=[late])
     assert first_to_read({"rank0": held, "rank1": slow}) == "rank0"
+
+
+def test_the_largest_row_is_named_even_without_evidence() -> None:
+    """Three times as much as the largest cause, and within its noise."""
+    unproven = phase()
+    rows = {row.row: row for row in unproven.ledger or []}
+    told = max(
+        abs(row.moves_ns) for row in rows.values() if row.row not in ("dense", "pruned", "promised")
+    )
+    rows["launch_idle"].ns, rows["launch_idle"].noise_ns = 3 * told, 2 * told
+    rows["launch_idle"].parts, rows["launch_idle"].ci95 = [], None
+    assert "No evidence, as it is within its noise: launch and idle +" in summary(unproven)
+    assert "No evidence" not in summary(phase())
+
+
+def test_invalid_times_leave_the_family_and_their_own_change_first() -> None:
+    """Shapes need no times; another critical finding does not come before."""
+    broken = phase()
+    masks = Finding(id="zeros-not-removed", severity="critical", text="zeros", evidence=[],
+                    change="remove whole heads", predicted_ns=None)  # fmt: skip
+    invalid = Finding(id="timing-not-valid", severity="critical", text="disturbed", evidence=[],
+                      change="stop everything else", predicted_ns=None)  # fmt: skip
+    broken.findings[:0] = [masks, invalid]
+    told = summary(broken)
+    assert "First: stop everything else" in told and "remove whole heads" not in told
+    assert broken.family is not None and f"those of {broken.family.id}" in told
