@@ -175,7 +175,7 @@ def profiler_overhead(c: Context) -> Found | None:
             f"profiled {ms(c.phase.wall_ns)}, unprofiled "
             f"{ms(c.phase.unprofiled_ns.median if c.phase.unprofiled_ns else 0)}"
         ],
-        change="trace again on a quiet machine, with more --placements"
+        change=f"trace again with {_narrower(c)}"
         if unequal
         else "rely on the ledger, which sums to the unprofiled time, not on the recorded gaps",
     )
