@@ -28,10 +28,14 @@ def main() -> None:
         print("batch  experts read of a layer   roofline  expected  range")
         phase: dict[str, Any] = {}
         for batch in BATCHES:
-            found = prunescope.predict(
-                options.model, device=options.device, method=method, sparsity=0.5,
-                phase="decode", batch=batch, prompt_len=1024,
-            )  # fmt: skip
+            try:
+                found = prunescope.predict(
+                    options.model, device=options.device, method=method, sparsity=0.5,
+                    phase="decode", batch=batch, prompt_len=1024,
+                )  # fmt: skip
+            except prunescope.PrunescopeError as error:  # one expert a token cannot be fewer
+                print(f"{error}\n")
+                break
             phase = found["phases"]["decode"]
             before, after = phase["baseline"]["experts"], phase["experts"]
             expected = phase["predicted"]["execution"]
@@ -40,8 +44,11 @@ def main() -> None:
                   f"{after['distinct']:6.1f} of {after['count']:3}  "
                   f"{phase['ladder']['roofline']:7.2f}× {expected['speedup']:8.2f}×  "
                   f"{low:.2f}–{high:.2f}")  # fmt: skip
-        dense, pruned = phase["baseline"]["weight_bytes"], phase["weight_bytes"]
-        print(f"weights {dense / 1e9:.1f} GB → {pruned / 1e9:.1f} GB; {expected['notes'][-1]}\n")
+        else:
+            dense, pruned = phase["baseline"]["weight_bytes"], phase["weight_bytes"]
+            print(
+                f"weights {dense / 1e9:.1f} GB → {pruned / 1e9:.1f} GB; {expected['notes'][-1]}\n"
+            )
 
 
 if __name__ == "__main__":

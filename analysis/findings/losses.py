@@ -21,6 +21,7 @@ from prunescope.analysis.findings.trust import timing_not_valid
 from prunescope.analysis.kernels.frame import PRODUCTS
 from prunescope.analysis.kernels.idle import cause_sums
 from prunescope.analysis.kernels.replay import LEAST
+from prunescope.analysis.ledger.experts import EXPERTS
 from prunescope.analysis.schema.report import LedgerPart, Row, is_beyond_noise
 from prunescope.taxonomy.families import cutting
 from prunescope.taxonomy.plan import PHASES
@@ -193,6 +194,8 @@ def _allocation(c: Context) -> str:
     kernels, ladder = c.baseline_kernels, c.phase.ladder
     if c.baseline_run is None or kernels is None or ladder is None or c.name not in PHASES:
         return ""
+    if (kernels.frame["role"] == EXPERTS).any():
+        return ""  # `allocate` cuts no experts
     took = pl.col("busy") + pl.col("gap")
     whole = int(kernels.frame.select(took.sum()).item())
     outside = int(kernels.frame.filter(pl.col("layer").is_null()).select(took.sum()).item())

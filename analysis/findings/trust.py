@@ -354,6 +354,12 @@ def _why_it_differs(c: Context, shares: list[float], nominal: float) -> str:
             "nothing was removed: hiding work (masks, skipped steps) or adding work (adapters) "
             "removes neither weights nor FLOPs"
         )
+    family = c.phase.family
+    if family is not None and {"static-experts", "static-topk"} & set(family.ids):
+        return (
+            "a token goes through as many experts as before where experts are gone, and no "
+            "parameter is gone where it goes through fewer: parameters, FLOPs and bytes fall apart"
+        )
     if all(share <= nominal for share in shares):
         return (
             "unpruned parts (embeddings, lm_head and the like) and rounding to whole heads, layers "

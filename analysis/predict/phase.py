@@ -109,7 +109,8 @@ def _gains_note(gains: Span | None, fits: int | None) -> str:
         "above 1.00×"
     )
     if fits is not None and fits < last:
-        text += f"; the dense model fits into memory up to batch {fits:,}"
+        limit = f"fits into memory up to batch {fits:,}" if fits else "does not fit into memory"
+        text += f"; the dense model {limit}"
     return text
 
 

@@ -250,6 +250,8 @@ def _placed(kernels: Kernels) -> tuple[float, float]:
 
 
 def _unequal(name: str, kernels: Kernels) -> Caveat | None:
+    if len(_without_experts(kernels)) < len(kernels.frame):
+        return None  # how many kernels run is the choice of a router
     ends = unequal_steps(kernels, spread=_SPREAD)
     return None if ends is None else Caveat("unequal-steps", name, ends)
 

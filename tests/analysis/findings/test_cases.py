@@ -223,6 +223,8 @@ CASES: list[Case] = [
      lambda t: of_pair(t, mixture((8, 8, *[0] * 6)), mixture((8, 8, 0, 0)))),
     ("experts-read-alike", None, (),
      lambda t: of_pair(t, mixture((2,) * 8), mixture((4,) * 4))),
+    ("nominal-differs", "info", ("as many experts as before where experts are gone",),
+     pruned_run(mixture((2,) * 8), mixture((4,) * 4), method("static-experts"))),
     # The same experts, and others that the router chose.
     ("experts-read-alike", None, (),
      lambda t: of_pair(t, mixture((8, 8, 0, 0)), mixture((4, 4, 4, 4)))),

@@ -15,6 +15,7 @@ from prunescope.analysis.report.sentences import headline
 from prunescope.analysis.schema.report import FamilyVerdict, Phase
 from prunescope.analysis.verdict import caveats
 from prunescope.analysis.verdict.caveats import Caveat, apply_caveats
+from tests.analysis import mixture
 from tests.analysis.decoder import Layer, census, decoder, write_pair
 from tests.analysis.edits import Edit, Event
 from tests.analysis.finding_cases import BF16, found, layers, mm, present, report
@@ -135,6 +136,17 @@ def test_steps_of_unequal_work_lower_the_confidence(tmp_path: Path) -> None:
     assert phase.family is not None and phase.family.confidence <= 0.6
     assert "pruned: steps hold 5 to 10 kernels" in phase.family.evidence
     (phase,) = report(tmp_path, even, even, None).phases.values()
+    assert phase.family is not None
+    assert not [line for line in phase.family.evidence if "steps hold" in line]
+
+
+def test_experts_that_get_no_token_make_no_step_uneven(tmp_path: Path) -> None:
+    """The second step chose two experts of eight, the first all of them."""
+    dense, pruned = (
+        chrome(step(0, *mixture.layer(0, (1,) * experts)), step(1, *mixture.layer(0, (4, 4))))
+        for experts in (8, 4)
+    )
+    (phase,) = report(tmp_path, dense, pruned, None).phases.values()
     assert phase.family is not None
     assert not [line for line in phase.family.evidence if "steps hold" in line]
 
