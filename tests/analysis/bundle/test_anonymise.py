@@ -14,6 +14,7 @@ from prunescope.analysis.bundle.anonymise import Scrubber
 from prunescope.analysis.bundle.bundle import bundle
 from prunescope.analysis.bundle.local_names import local_names
 from prunescope.analysis.bundle.secrets import cleared, names_in, suspicious
+from prunescope.analysis.report.escape import markdown
 from prunescope.analysis.bundle.verify import verify
 from prunescope.analysis.ops.call import MODELS
 from prunescope.analysis.ops.kind import OP_KINDS
@@ -217,6 +218,13 @@ def test_each_kind_is_seen_and_cleared_wherever_it_stands(text: str) -> None:
 def test_what_reports_and_traces_are_full_of_is_not_suspicious(text: str) -> None:
     assert suspicious("x.json", text) == []
     assert cleared(text) == text
+
+
+def test_text_escaped_for_markdown_is_judged_as_it_reads() -> None:
+    """An op in place is no path for its underscores; a path is one, escaped or not."""
+    assert suspicious("report.md", markdown("aten::_index_put_impl_ and aten::_foreach_add_")) == []
+    for path in (r"C:\Users\ada\_runs_", "/home/ada/_runs_"):
+        assert suspicious("report.md", markdown(path)), path
 
 
 def test_names_come_from_homes_addresses_and_fields() -> None:
