@@ -14,11 +14,11 @@ from prunescope.analysis.bundle.anonymise import Scrubber
 from prunescope.analysis.bundle.bundle import bundle
 from prunescope.analysis.bundle.local_names import local_names
 from prunescope.analysis.bundle.secrets import cleared, names_in, suspicious
-from prunescope.analysis.report.escape import markdown
 from prunescope.analysis.bundle.verify import verify
 from prunescope.analysis.ops.call import MODELS
 from prunescope.analysis.ops.kind import OP_KINDS
 from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.report.escape import markdown
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import Placement, Run
 from prunescope.taxonomy.run_blocks import (
