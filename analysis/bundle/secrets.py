@@ -51,6 +51,8 @@ _PATTERNS: tuple[tuple[str, re.Pattern[str], str], ...] = tuple(
 )  # fmt: skip
 # LaTeX commands, and the paths of a drawing's fonts, look like paths.
 _NOT_PATHS = (".tex", ".svg")
+# In Markdown a backslash before a sign stands for the sign: `\_in\_place\_` is no path.
+_MARKDOWN_ESCAPE = re.compile(r"\\([!-/:-@\[-`{-~])")
 _NAMES = re.compile(
     r"(?:[/\\]{1,4}(?:home|Users|users|export/home|scratch|data/users)[/\\]{1,4}([\w.-]{2,}))"
     r"|(?<![\w.+-])([\w.+-]{1,64})@([A-Za-z0-9-]+)(?:\.[A-Za-z0-9-]+)+"
@@ -131,7 +133,8 @@ def cleared(text: str, names: Iterable[str] = ()) -> str:
 
 def suspicious(file: str, text: str, names: Iterable[str] = ()) -> list[str]:
     """Suspicious text left in a file: "kind: the first letters …", each once."""
-    plain = html.unescape(text) if file.endswith((".md", ".html")) else text
+    plain = _MARKDOWN_ESCAPE.sub(r"\1", text) if file.endswith(".md") else text
+    plain = html.unescape(plain) if file.endswith((".md", ".html")) else plain
     plain = _public().sub("", plain)
     found = []
     for kind, pattern, _ in _PATTERNS:

@@ -6,6 +6,7 @@ labels, or a PrunescopeError that names the options, before any work is done.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -221,3 +222,26 @@ def check_matches_run(request: PredictRequest, run: Run) -> None:
             f"--model {request.model} does not match this run of {run.model.id}",
             hint="remove --model: the run records its model",
         )
+
+
+def of_images(request: PredictRequest, shape: ModelShape) -> PredictRequest:
+    """The request with the tokens of an image as its prompt, where the model takes images. Raises
+    PrunescopeError for what only a text has: a decode step, new tokens, a prompt's length."""
+    if not shape.image_tokens:
+        return request
+    if request.phase == "decode" or request.new_tokens or request.context is not None:
+        raise PrunescopeError(
+            "a vision transformer decodes no tokens",
+            hint="remove --phase decode, --new-tokens and --context: --batch counts images",
+        )
+    if request.workload is not None:
+        raise PrunescopeError(
+            f"--workload {request.workload} is one of texts, and the model takes images",
+            hint="give --batch, the images at a time, in place of --workload",
+        )
+    if request.prompt_len not in (_DEFAULT.prompt_len, shape.image_tokens):
+        raise PrunescopeError(
+            f"an image is {shape.image_tokens} tokens to this model",
+            hint="remove --prompt-len: image_size and patch_size of its config give it",
+        )
+    return dataclasses.replace(request, phase="prefill", prompt_len=shape.image_tokens)

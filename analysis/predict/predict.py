@@ -6,7 +6,6 @@ or a grid in one form, whose phases have the fields of the report's that need no
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from prunescope.analysis.predict.points import (
     check_options,
     labels,
     methods,
+    of_images,
     sparsities,
 )
 from prunescope.analysis.predict.request import PredictRequest
@@ -58,7 +58,7 @@ def predict(request: PredictRequest) -> Prediction:
         raise PrunescopeError("curves need a --method", hint="one or several of `families`")
     check_knobs(request.knobs, names)
     target = model_on_device(request, warnings)
-    request = _of_images(request, target.shape)
+    request = of_images(request, target.shape)
     speedups = Speedups() if request.break_even else None
     single = len(names) * len(grid_sparsities) == 1  # of a grid the batches would take most time
     found: list[tuple[Setting, str, PredictedPoint]] = []
@@ -80,25 +80,6 @@ def predict(request: PredictRequest) -> Prediction:
         for name, errors in refused.items()
     ]
     return _prediction(request, found, [*left_out, *dict.fromkeys([*warnings, *_too_large(found)])])
-
-
-def _of_images(request: PredictRequest, shape: ModelShape) -> PredictRequest:
-    """The request with the tokens of an image as its prompt, where the model takes images. Raises
-    PrunescopeError for what only a text has: a decode step, new tokens, a prompt's length."""
-    if not shape.image_tokens:
-        return request
-    default = PredictRequest()
-    if request.phase == "decode" or request.new_tokens or request.context is not None:
-        raise PrunescopeError(
-            "a vision transformer decodes no tokens",
-            hint="remove --phase decode, --new-tokens and --context: --batch counts images",
-        )
-    if request.prompt_len not in (default.prompt_len, shape.image_tokens):
-        raise PrunescopeError(
-            f"an image is {shape.image_tokens} tokens to this model",
-            hint="remove --prompt-len: image_size and patch_size of its config give it",
-        )
-    return dataclasses.replace(request, phase="prefill", prompt_len=shape.image_tokens)
 
 
 def _point(

@@ -99,9 +99,7 @@ def phase_tables(name: str, phase: PredictedPhase) -> Parts:
         where = f"batch {phase.batch}, context of {phase.context} tokens"
     title = f"{name}: {where}, {phase.logits} logits"
     if not _caches(phase):
-        title = (
-            f"forward: {phase.batch} image{'s' * (phase.batch != 1)} of {phase.prompt_len} tokens"
-        )
+        title = f"forward: {_images(phase.batch, phase.prompt_len)}"
     if phase.ladder is None:
         yield _sides_table(phase, title)
         return
@@ -118,6 +116,10 @@ def phase_tables(name: str, phase: PredictedPhase) -> Parts:
         yield _break_even_table(phase)
     yield _execution_table(phase, expected)
     yield _sides_table(phase, "")
+
+
+def _images(batch: int, tokens: int) -> str:
+    return f"{batch} image{'s' * (batch != 1)} of {tokens} tokens"
 
 
 def _break_even_table(phase: PredictedPhase) -> Table:
@@ -356,14 +358,14 @@ def ranking_tables(result: Ranking) -> Parts:
     """Families by expected speedup; those that tie with the first are marked."""
     load = result.workload
     name = f"{load['name']}: " if load["name"] else ""
-    yield Line(
-        f"{name}batch {load['batch']}, {load['prompt_len']} tokens and {load['new_tokens']} new "
-        f"ones; dense {numbers.time(result.dense.total_ns)}",
-        "bold",
-    )
+    what = f"batch {load['batch']}, {load['prompt_len']} tokens and {load['new_tokens']} new ones"
+    rate = "tokens/s"
+    if load.get("image_tokens"):  # the time of its forward is all of its answer
+        what, rate = _images(load["batch"], load["image_tokens"]), "images/s"
+    yield Line(f"{name}{what}; dense {numbers.time(result.dense.total_ns)}", "bold")
     columns = [
         Column("family"),
-        *numeric("s", "removed", "speedup", "range", "tokens/s", "weights"),
+        *numeric("s", "removed", "speedup", "range", rate, "weights"),
         Column(""),
     ]
     for by, ranked in result.by.items():

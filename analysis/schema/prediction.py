@@ -148,7 +148,7 @@ class Generation(msgspec.Struct, kw_only=True):
     ttft_ns: float  # the prompt, whose last row gives the first token
     tpot_ns: float  # the mean of the others
     total_ns: float
-    tokens_per_s: float  # new ones
+    tokens_per_s: float  # new ones; images of a model that takes images
 
 
 class Memory(msgspec.Struct, kw_only=True):

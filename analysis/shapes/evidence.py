@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
@@ -91,6 +91,43 @@ def against_head(placed: Iterable[Placed], sm: int | None) -> list[str]:
             grid = "×".join(map(str, one.item.grid or ()))
             return [f"no M fits the grid of lm_head ({grid} blocks) with N = {one.slot.n:,}"]
     return []
+
+
+def off_the_tiles(placed: Iterable[Placed]) -> list[str]:
+    """Of GEMMs whose blocks may be workers, those with other blocks than tiles of their N, where
+    two or more of other widths on the same kernel have a block for every tile.
+
+    Fewer blocks than tiles say something only where the kernel launches more of them elsewhere: a
+    kernel of workers stops at what the device holds. No contradiction: an H100 was seen to launch
+    98 workers for 78 tiles.
+    """
+    blocks: dict[str, dict[int, tuple[str, int]]] = defaultdict(dict)  # kernel: N: role, blocks
+    most: dict[str, int] = defaultdict(int)
+    for one in placed:
+        tile, grid = tile_of(one.item.name), one.item.grid
+        if one.slot.what != GEMM or grid is None or tile is None or not tile.persistent:
+            continue
+        most[one.item.name] = max(most[one.item.name], math.prod(grid))
+        if one.slot.role != "lm_head":  # which may have fewer rows
+            blocks[one.item.name].setdefault(one.slot.n, (one.slot.role, math.prod(grid)))
+    out = []
+    for kernel, widths in blocks.items():
+        tile = tile_of(kernel)
+        assert tile is not None
+        tiles = {n: -(-n // tile.rows) for n in widths}  # along N, for each tile along M
+        along_m = Counter(launched / tiles[n] for n, (_, launched) in widths.items())
+        times, fitting = along_m.most_common(1)[0]
+        if fitting < 2 or times % 1:
+            continue
+        for n, (role, launched) in widths.items():
+            wanted = tiles[n] * int(times)
+            if launched > wanted or launched < wanted and launched < most[kernel]:
+                out.append(
+                    f"{role} with N = {n:,} has {wanted:,} tiles of {tile.rows}×{tile.columns}, "
+                    f"and {launched:,} blocks in the trace; other GEMMs on its kernel have a block "
+                    "for every tile"
+                )
+    return out
 
 
 def usual_times(placed: Iterable[Placed], *, with_head: bool) -> Usual:

@@ -142,6 +142,10 @@ class Trial:
                 f"config's widths, and M is {tokens.rows:,} ({tokens.source}): one of them is wrong"
             ]
         self._check_head(key)
+        self.warnings += [
+            f"the config {self.model.name} may be that of another model: {why}"
+            for why in evidence.off_the_tiles(gemms)
+        ]
         return [
             *evidence.against_records(gemms),
             *evidence.against_heads(items, shape),

@@ -32,6 +32,7 @@ _OTHERS = ((b"\xfd7zX", "xz", "unxz"), (b"BZh", "bzip2", "bunzip2"))
 SUFFIXES = (".json", ".json.gz", ".json.zst")
 HINT = "give a .zip or .tar with Chrome traces (.json, .json.gz or .json.zst) in it, one a rank"
 TAR_BLOCK = 512
+_OF_BUNDLE = {"SHA256SUMS", "bundle.json"}  # that `prunescope bundle` writes beside its runs
 # What zipfile and tarfile raise on a damaged, encrypted or forged archive.
 BROKEN = (zipfile.BadZipFile, tarfile.TarError, RuntimeError, ValueError, EOFError, struct.error,
           zlib.error, lzma.LZMAError, OverflowError)  # fmt: skip
@@ -251,9 +252,16 @@ class Readable(Protocol):
 def zip_names(path: Path, file: BinaryIO) -> list[str]:
     """The traces in a zip, sorted by name.
 
-    Raises PrunescopeError on a zip that cannot be read, or holds none.
+    Raises PrunescopeError on a zip that cannot be read, holds none, or is evidence of `bundle`.
     """
-    return _traces(path, _zip(path, file).namelist())
+    names = _zip(path, file).namelist()
+    if _OF_BUNDLE.issubset(names):
+        raise PrunescopeError(
+            f"{path.name} is a bundle of runs and their reports, not a trace",
+            hint=f"`prunescope verify {path.name}` rebuilds its reports; to analyse a run of it, "
+            "unpack the zip and give runs/NAME",
+        )
+    return _traces(path, names)
 
 
 def zip_member(path: Path, file: BinaryIO, name: str) -> IO[bytes]:

@@ -74,3 +74,14 @@ def test_predict_takes_images_and_no_tokens(
         prunescope.predict(**asked, phase="decode")
     with pytest.raises(PrunescopeError, match="an image is 197 tokens"):
         prunescope.predict(**asked, prompt_len=64)
+    ranked = prunescope.predict(**{**asked, "method": None}, rank=True)
+    ranked.show()
+    text = capsys.readouterr().out
+    assert "8 images of 197 tokens" in text and "images/s" in text
+    for word in ("new ones", "tokens/s"):
+        assert word not in text
+    # One forward is all: images by the time of it.
+    dense = ranked["dense"]
+    assert dense["tokens_per_s"] == pytest.approx(8 / dense["ttft_ns"] * 1e9)
+    with pytest.raises(PrunescopeError, match="--workload chat is one of texts"):
+        prunescope.predict(model=str(tmp_path), device="h100-sxm", rank=True, workload="chat")

@@ -18,6 +18,7 @@ from prunescope.analysis.bundle.verify import verify
 from prunescope.analysis.ops.call import MODELS
 from prunescope.analysis.ops.kind import OP_KINDS
 from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.report.escape import markdown
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import Placement, Run
 from prunescope.taxonomy.run_blocks import (
@@ -217,6 +218,13 @@ def test_each_kind_is_seen_and_cleared_wherever_it_stands(text: str) -> None:
 def test_what_reports_and_traces_are_full_of_is_not_suspicious(text: str) -> None:
     assert suspicious("x.json", text) == []
     assert cleared(text) == text
+
+
+def test_text_escaped_for_markdown_is_judged_as_it_reads() -> None:
+    """An op in place is no path for its underscores; a path is one, escaped or not."""
+    assert suspicious("report.md", markdown("aten::_index_put_impl_ and aten::_foreach_add_")) == []
+    for path in (r"C:\Users\ada\_runs_", "/home/ada/_runs_"):
+        assert suspicious("report.md", markdown(path)), path
 
 
 def test_names_come_from_homes_addresses_and_fields() -> None:

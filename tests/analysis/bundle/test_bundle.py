@@ -89,6 +89,12 @@ def test_it_holds_what_an_artifact_needs(evidence: Path) -> None:
         assert hashlib.sha256(files[name]).hexdigest() == digest
 
 
+def test_analyze_of_a_bundle_names_the_command_that_reads_it(evidence: Path) -> None:
+    with pytest.raises(PrunescopeError, match="is a bundle of runs") as error:
+        analyze(evidence)
+    assert f"prunescope verify {evidence.name}" in str(error.value.hint)
+
+
 def test_it_verifies_and_the_unpacked_run_gives_the_same_report(
     evidence: Path, tmp_path: Path
 ) -> None:

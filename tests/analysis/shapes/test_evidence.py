@@ -11,9 +11,11 @@ from prunescope.analysis.shapes.evidence import (
     against_heads,
     against_names,
     named_in,
+    off_the_tiles,
 )
 from prunescope.analysis.shapes.grids import holds, meet, only, rows_of, widths_of
-from prunescope.analysis.shapes.items import ATTENTION, Item
+from prunescope.analysis.shapes.items import ATTENTION, Item, Placed
+from prunescope.analysis.shapes.slots import GEMM, Slot
 from prunescope.taxonomy.presets import preset_config
 from prunescope.taxonomy.shape import ModelShape
 
@@ -148,3 +150,27 @@ def test_names_of_cache_and_norm_kernels_tell_widths() -> None:
     assert against_names(Named(cached=1024), QWEN3, 1) == []  # of one byte, as far as is known
     plain = named_in(["store_kvcache<1024l, 4, false, long>", LL4MI.format(128, 4)])
     assert against_names(plain, QWEN3, 1) != []
+
+
+@pytest.mark.parametrize(
+    ("widths", "said"),
+    [
+        ({1152: 9, 896: 7, 7296: 57}, None),
+        ({1152: 9, 896: 7, 7168: 57}, "N = 7,168 has 56 tiles of 128×128, and 57 blocks"),
+        ({1152: 18, 896: 14, 7168: 114}, "has 112 tiles"),  # two along M
+        ({1152: 9, 896: 7, 8000: 57}, "has 63 tiles"),  # the head launches more than 57
+        ({1152: 9, 896: 7, 200_000: 1187}, None),  # as many workers as the device holds
+        ({1152: 9, 7168: 57}, None),  # which of the two is off?
+    ],
+)
+def test_blocks_that_are_not_the_tiles_of_a_width(widths: dict[int, int], said: str | None) -> None:
+    kernel = "sm90_xmma_gemm_bf16_tilesize128x128x64_warpgroupsize1x1x1_execute_segment_k_off_k"
+
+    def placed(role: str, n: int, blocks: int) -> Placed:
+        item = Item(row=0, step=0, what=GEMM, name=kernel, grid=(blocks, 1, 1), ns=1, role=role,
+                    layer=0, instance=0, kind="gemm")  # fmt: skip
+        return Placed(item, Slot(role, n, 896), 0)
+
+    gemms = [placed(f"linear {n}", n, blocks) for n, blocks in widths.items()]
+    found = off_the_tiles([*gemms, placed("lm_head", 151_936, 1187)])
+    assert found == [] if said is None else len(found) == 1 and said in found[0]
