@@ -10,6 +10,7 @@ Monte Carlo simulation is the second witness (tests).
 from __future__ import annotations
 
 import math
+import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ Shares = tuple[float, ...]  # P(a token takes the expert), an entry an expert: t
 _NORMAL_FROM = 30.0
 _POINTS = 128  # of the sum over a maximum's tail
 _DEVIATIONS = 8.0  # beyond which a tail is nothing
+_LAYOUTS = 16  # layers, each with an order of its own, over which experts of a law are averaged
 
 
 # Compared by identity: workloads are keys of caches, and this may hold 100 layers of 512 experts.
@@ -169,11 +171,20 @@ def fullest_rank(
     ranks: int,
 ) -> float:
     """Tokens of the fullest of `ranks` devices over their mean, where the experts lie on devices in
-    their order, as evenly as whole ones allow."""
-    return _mean(
-        _fullest_rank(shares, tokens, ranks)
-        for shares in token_shares(routing, phase, experts, per_token)
-    )
+    their order, as evenly as whole ones allow. Counts have that order; Zipf's law has none, so that
+    its experts lie in `_LAYOUTS` random orders, the same ones each time."""
+    layers = token_shares(routing, phase, experts, per_token)
+    if routing is not None and not routing.phases:
+        layers = _in_any_order(layers[0])
+    return _mean(_fullest_rank(shares, tokens, ranks) for shares in layers)
+
+
+def _in_any_order(shares: Shares) -> tuple[Shares, ...]:
+    """The experts of some layers, each in a random order of its own; one where all are alike."""
+    if len(set(shares)) == 1:
+        return (shares,)
+    rng = random.Random(0)
+    return tuple(tuple(rng.sample(shares, len(shares))) for _ in range(_LAYOUTS))
 
 
 def _fullest_rank(shares: Shares, tokens: float, ranks: int) -> float:

@@ -22,7 +22,7 @@ def zipf(exponent: float) -> Routing:
     return Routing(source="Zipf", phases={}, exponent=exponent)
 
 
-def counted(*layers: tuple[int, ...]) -> Routing:
+def counted(*layers: tuple[float, ...]) -> Routing:
     return Routing(source="counts", phases={"decode": layers})
 
 
@@ -124,7 +124,25 @@ def test_a_simulation_agrees(experts: int, per_token: int, exponent: float, toke
     # A token takes k different experts, so that counts are a little more even than independent
     # ones.
     assert fullest_expert(routing, "decode", **sizes) == pytest.approx(fullest, rel=0.06)
-    assert fullest_rank(routing, "decode", **sizes, ranks=4) == pytest.approx(rank, rel=0.06)
+    in_order = counted(zipf_weights(experts, exponent))
+    assert fullest_rank(in_order, "decode", **sizes, ranks=4) == pytest.approx(rank, rel=0.06)
+
+
+def test_experts_of_a_law_lie_in_no_order_on_devices() -> None:
+    """The mean over 2,000 shuffles is the witness; those of counts lie as the counts do."""
+    sizes = {"experts": 40, "per_token": 8, "tokens": 1e6, "ranks": 8}
+    (shares,) = token_shares(zipf(0.8), "decode", 40, 8)
+    in_order = fullest_rank(counted(zipf_weights(40, 0.8)), "decode", **sizes)
+    assert in_order == pytest.approx(sum(shares[:5]), rel=0.01)
+    rng, total = random.Random(7), 0.0
+    for _ in range(2000):
+        layout = rng.sample(shares, 40)
+        total += max(sum(layout[i : i + 5]) for i in range(0, 40, 5))
+    found = fullest_rank(zipf(0.8), "decode", **sizes)
+    assert found == pytest.approx(total / 2000, rel=0.06)
+    assert found < 0.8 * in_order
+    assert found == fullest_rank(zipf(0.8), "decode", **sizes)  # the same in every process
+    assert fullest_rank(zipf(0.0), "decode", **sizes) == pytest.approx(1, rel=0.01)
 
 
 def grouped(experts: int, per_token: int, groups: int, opened: int, tokens: int) -> float:
