@@ -37,6 +37,7 @@ class ComparableSides:
 def with_equal_information(dense: SidePhase, pruned: SidePhase) -> ComparableSides:
     """Both sides without recorded shapes, ops of replays or modules, where one side lacks them;
     with one numbering of layers, and the roles that the modules of either side tell."""
+    dense, pruned = _equal_graphs(dense, pruned)
     dense, pruned, shapes = _equal_shapes(dense, pruned)
     dense, pruned, replays = _equal_replays(dense, pruned)
     dense, pruned, modules = _equal_modules(dense, pruned)
@@ -88,6 +89,24 @@ def _lacking(kind: str, dense: SidePhase, pruned: SidePhase) -> OneSided:
     """The side whose kernels have no shapes."""
     missing, side = ("pruned", pruned) if dense.kernels.has_shapes else ("dense", dense)
     return OneSided(kind, missing, side.side.path.name, side.side.profiler)
+
+
+def _equal_graphs(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SidePhase]:
+    """Both sides with kernels, or both with all work as one, where graphs of one side are one
+    interval each: what ran in them is neither gone from the other side nor added to it."""
+    if dense.kernels.whole_graphs == pruned.kernels.whole_graphs:
+        return dense, pruned
+    return _folded_whole(dense), _folded_whole(pruned)
+
+
+def _folded_whole(phase: SidePhase) -> SidePhase:
+    unknown = [pl.lit("unknown").alias(name) for name in ("kind", "class", "role")]
+    work = [
+        pl.lit(None, pl.Float64).alias(name) for name in ("flop", "bytes", "ideal", "predicted")
+    ]
+    layer, modelled = pl.lit(None, pl.Int64).alias("layer"), pl.lit(value=False).alias("modelled")
+    frame = phase.kernels.frame.with_columns(*unknown, *work, layer, modelled)
+    return replace(phase, kernels=replace(phase.kernels, frame=frame, is_folded=True))
 
 
 def _equal_shapes(

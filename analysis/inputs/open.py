@@ -42,6 +42,7 @@ from prunescope.taxonomy.dtypes import dtype as our_dtype
 from prunescope.taxonomy.errors import PrunescopeError, errors_about
 from prunescope.taxonomy.keep import check_sparsity
 from prunescope.taxonomy.option import as_path
+from prunescope.taxonomy.recorder import recorder_of
 from prunescope.taxonomy.run import MANIFEST, Run, read_run, sha256_of
 
 _MOST = 10**7  # sequences or tokens
@@ -359,5 +360,6 @@ def _refuse_host_ops(side: Side, device: Device) -> None:
         cut = ": the file is cut off before any kernel" if side.bare.source.cut else ""
         raise PrunescopeError(
             f"{side.path.name} holds no device events, but --device names {device.name}{cut}",
-            hint="remove --device for a CPU trace; else capture with ProfilerActivity.CUDA",
+            hint="remove --device for a CPU trace; else capture with "
+            f"{recorder_of(side.bare.source.meta).device}",
         )

@@ -31,7 +31,7 @@ from prunescope.analysis.trace.collect import (
     Ints,
     interned,
 )
-from prunescope.analysis.trace.event import DEVICE_CATEGORIES, OVERHEAD
+from prunescope.analysis.trace.event import DEVICE_CATEGORIES, OVERHEAD, WHOLE_GRAPH
 from prunescope.analysis.trace.nccl_calls import ENTRIES, Payloads, Row, collectives_of
 from prunescope.analysis.trace.nsys_devices import (
     COPY,
@@ -336,7 +336,7 @@ class _Reader:
         for rows in self._events(GRAPH, graph="graphId"):
             alone = _places(known, rows["correlation"]) < 0
             rows = {name: column[alone] for name, column in rows.items()}
-            names = [f"CUDA graph {graph}" for graph in rows["graph"].tolist()]
+            names = [f"{WHOLE_GRAPH}{graph}" for graph in rows["graph"].tolist()]
             launches += len(names)
             name = np.array(interned(self.collect.names, names), np.int64)
             self._add_device({**rows, "name": name, "category": np.zeros(len(names), np.int64)})

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.report.sentences import headline
 from prunescope.analysis.schema.report import Phase
 from tests.analysis.trace.test_nsys import GRAPH, kernel, launch, made, process
 from tests.nsys import Export
@@ -70,3 +71,28 @@ def test_replays_of_what_the_other_side_launches_are_no_added_work(
     assert (rows["added_work"], rows["launch_idle"], rows["not_explained"]) == (0, 0, 0)
     assert "added-work" not in {finding.id for finding in phase.findings}
     assert any("replays a graph" in note for note in phase.notes)
+
+
+def test_graphs_recorded_whole_say_nothing_of_their_work(tmp_path: Path) -> None:
+    phase = compared(tmp_path, whole_graphs, whole_graphs)
+    assert phase.ladder is not None
+    assert phase.ladder.coverage is None
+    rows = {row.row: row.ns for row in phase.ledger or ()}
+    assert (rows["coverage"], rows["kernel_efficiency"]) == (None, None)
+    assert rows["not_explained"] == 0
+    assert headline(phase).startswith("no shapes, so what was pruned is unknown")
+
+
+@pytest.mark.parametrize("other", [eager, nodes])
+@pytest.mark.parametrize("swapped", [False, True])
+def test_graphs_recorded_whole_do_not_compare_with_kernels(
+    other: object, swapped: bool, tmp_path: Path
+) -> None:
+    sides = (other, whole_graphs) if swapped else (whole_graphs, other)
+    phase = compared(tmp_path, *sides)
+    rows = {row.row: row.ns for row in phase.ledger or ()}
+    assert rows["added_work"] == 0
+    assert "CUDA graphs: " in headline(phase)
+    assert "is no speedup: not comparable" in headline(phase)
+    assert phase.comparison is not None
+    assert not phase.comparison.one_sided
