@@ -230,13 +230,18 @@ class Side:
         warnings += [text for text in (lacks, twice(self.path.name, ranks)) if text]
         return Diagnostics(tuple(warnings), partial=lacks is not None)
 
+    @property
+    def told_phases(self) -> list[str]:
+        """The phases of the steps of a trace alone, as far as its annotations or its kernels tell
+        them."""
+        alone = self.run is None and not self.ranks and self.bare is not None
+        return phases_of(self._windows_of_bare) if alone else []
+
     @cached_property
     def _kinds(self) -> list[str]:
         """Kinds of step that a serving engine annotated, or that generated text shows, where there
         are more than one."""
-        if self.run is not None or self.ranks or self.bare is None:
-            return []
-        found = phases_of(self._windows_of_bare)
+        found = self.told_phases
         return found if len(found) > 1 else []
 
     @cached_property
