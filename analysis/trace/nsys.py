@@ -39,6 +39,7 @@ from prunescope.analysis.trace.nsys_devices import (
     GPU_OF,
     GRAPH,
     KERNEL,
+    MOST_DEVICE,
     PLACED,
     RANGES,
     RUNTIME,
@@ -527,7 +528,10 @@ class _Reader:
             for rows, _ in self._blocks(table, columns, where):
                 process = _shifted(rows["process"])
                 pairs = zip(process.tolist(), rows["number"].tolist(), strict=True)
-                there = [number < 0 or (one, number) in self.others for one, number in pairs]
+                there = [
+                    not 0 <= number < MOST_DEVICE or (one, number) in self.others
+                    for one, number in pairs
+                ]
                 ids = self._ids_of(process, rows["correlation"])[np.array(there, bool)]
                 found.append(ids[ids >= 0])
         return np.sort(np.concatenate(found))

@@ -30,9 +30,9 @@ _NEEDED = {
     RUNTIME: ("start", "end", "globalTid", "correlationId", "nameId"),
     RANGES: ("start", "end", "globalTid"),
 }
-_MOST_DEVICE = 1 << 31  # CUDA's numbers of devices have 32 bits, and a sign
+MOST_DEVICE = 1 << 31  # CUDA's numbers of devices have 32 bits, and a sign
 UNPLACED = (
-    f""" typeof("deviceId") <> 'integer' OR "deviceId" NOT BETWEEN 0 AND {_MOST_DEVICE - 1} """
+    f""" typeof("deviceId") <> 'integer' OR "deviceId" NOT BETWEEN 0 AND {MOST_DEVICE - 1} """
 )
 _NO_PROCESS = """ typeof("globalPid") <> 'integer' """
 # A GlobalId is a machine, a process and a thread.
@@ -72,7 +72,7 @@ def find_devices(file: Database) -> list[Device]:
         for table in _OF_KERNELS
         for block in file.rows(table, ("globalPid", "deviceId"), group=True)
         for one, number in block
-        if type(number) is int and 0 <= number < _MOST_DEVICE
+        if type(number) is int and 0 <= number < MOST_DEVICE
     }
     if not names:
         raise _no_kernels(file)

@@ -73,7 +73,7 @@ def test_payloads_without_ranges(tmp_path: Path) -> None:
     assert report.phases["trace"].busy_ns == 350
 
 
-@pytest.mark.parametrize("value", ["'first'", "NULL", "1.5", "-3", "x'00'", "1 << 62"])
+@pytest.mark.parametrize("value", ["'first'", "NULL", "1.5", "-3", "x'00'", "1 << 62", "1 << 40"])
 def test_kernels_that_name_no_device_are_counted(value: str, tmp_path: Path) -> None:
     nullable = [f"CREATE TABLE k AS SELECT * FROM {KERNEL}", f"DROP TABLE {KERNEL}",
                 f"ALTER TABLE k RENAME TO {KERNEL}"]  # fmt: skip
