@@ -225,3 +225,17 @@ def test_numbered_ranges_without_launches_are_no_steps(tmp_path: Path) -> None:
     report = analysed(tmp_path / "t.sqlite", fill=fill)
     phase = report.phases["trace"]
     assert (phase.steps, phase.busy_ns, phase.wall_ns) == (1, 200, 1100)
+
+
+def test_kernels_that_name_no_launch_are_not_lost(tmp_path: Path) -> None:
+    report = analysed(
+        tmp_path / "t.sqlite", f"UPDATE {KERNEL} SET correlationId = NULL WHERE correlationId = 2"
+    )
+    assert not about(report, "have no kernel")
+    assert not report.partial
+    assert [note for note in report.phases["trace"].notes if "no correlation id" in note] == [
+        "1 of 4 device events have no op: they have no correlation id (1 launches have no kernel "
+        "either, which these are), and no External id names an op before them"
+    ]
+    lost = analysed(tmp_path / "lost.sqlite", f"DELETE FROM {KERNEL} WHERE correlationId = 2")
+    assert about(lost, "have no kernel")
