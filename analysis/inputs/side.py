@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
+from prunescope.analysis.device.hardware import device_in_trace
 from prunescope.analysis.inputs.captures import captured_pass, usual_batch
 from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.kernels.frame import Kernels, build
@@ -171,10 +172,12 @@ class Side:
         if mapped:
             eager, more = self._eager(name, windows, kind)
             diagnostics += more
+        peaks, more = self._peaks_of(name, trace)
+        diagnostics += more
         kernels = build(
             trace,
             windows,
-            self.peaks,
+            peaks,
             eager=eager,
             phase=kind,
             model=self.model,
@@ -200,6 +203,21 @@ class Side:
         replays = bool(kernels.linked.replayed.any())
         diagnostics += Diagnostics(tuple(kernels.warnings), replays=replays)
         return SidePhase(self, name, kernels, diagnostics, shapes=shapes)
+
+    def _peaks_of(self, name: str, trace: Trace) -> tuple[Peaks | None, Diagnostics]:
+        """The peaks of this side; none for a rank of another device than the one that they are of,
+        and a warning."""
+        peaks, options = self.peaks, self.options
+        given = options.device or options.peaks or options.bandwidth is not None
+        if peaks is None or peaks.device is None or given or not (self.ranks and trace.on_device):
+            return peaks, Diagnostics()
+        memory = trace.device_properties.get("totalGlobalMem")
+        if not trace.device_name or device_in_trace(trace.device_name, memory) == peaks.device:
+            return peaks, Diagnostics()
+        return None, Diagnostics((
+            f"{name} ran on {trace.device_name}, and the peaks are those of {peaks.device.name}: "
+            "its bounds are null; --device takes the peaks of one device for all ranks",
+        ))  # fmt: skip
 
     def trace(self, name: str) -> Trace:
         """The trace that a phase is in."""

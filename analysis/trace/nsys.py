@@ -657,15 +657,25 @@ class _Reader:
         keys = [divmod(one, 1 << TID_BITS) for one in distinct.tolist()]
         return np.array(interned(self.collect.threads, keys), np.int64)[which.ravel()]
 
+    def _of_number(self, rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+        """Those of the GPUs that CUDA calls as it calls the device, in a file that maps no numbers
+        of processes to GPUs: by `cuDevice` where it is written, else by their ids."""
+        numbers = {number for _, number in self.device.names}
+        if gpus_of_processes(self.file) or len(numbers) != 1:
+            return []
+        by_cuda = {row[-1] for row in rows if type(row[-1]) is int}
+        at = -1 if len(by_cuda) == len(rows) else 0
+        return [row for row in rows if type(row[at]) is int and row[at] in numbers]
+
     def _properties(self) -> list[dict[str, Any]]:
         """What the file says of the GPU, under the names that kineto gives them."""
         if not self.file.has(_GPU, "id", "name"):
             return []
         mine = self._gpus()
-        columns = ("id", *_PROPERTIES, "maxWarpsPerSm")
+        columns = ("id", *_PROPERTIES, "maxWarpsPerSm", "cuDevice")
         rows = [row for block in self.file.rows(_GPU, columns) for row in block]
-        known = [row for row in rows if row[0] in mine]
-        if not known and len({row[1:] for row in rows}) == 1:  # of one kind all of them
+        known = [row for row in rows if row[0] in mine] or self._of_number(rows)
+        if not known and len({row[1:-1] for row in rows}) == 1:  # of one kind all of them
             known = rows
         if not known or not isinstance(known[0][1], str):
             return []
