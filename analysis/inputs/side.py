@@ -214,10 +214,11 @@ class Side:
         memory = trace.device_properties.get("totalGlobalMem")
         if not trace.device_name or device_in_trace(trace.device_name, memory) == peaks.device:
             return peaks, Diagnostics()
-        return None, Diagnostics((
+        warning = (
             f"{name} ran on {trace.device_name}, and the peaks are those of {peaks.device.name}: "
-            "its bounds are null; --device takes the peaks of one device for all ranks",
-        ))  # fmt: skip
+            "its bounds are null; --device takes the peaks of one device for all ranks"
+        )
+        return None, Diagnostics((warning,))
 
     def trace(self, name: str) -> Trace:
         """The trace that a phase is in."""
@@ -250,16 +251,16 @@ class Side:
 
     @property
     def told_phases(self) -> list[str]:
-        """The phases of the steps of a trace alone, as far as its annotations or its kernels tell
-        them."""
-        alone = self.run is None and not self.ranks and self.bare is not None
-        return phases_of(self._windows_of_bare) if alone else []
+        """The phases of the steps of a bare trace, or of its first rank, as far as its annotations
+        or its kernels tell them."""
+        is_bare = self.run is None and self.bare is not None
+        return phases_of(self._windows_of_bare) if is_bare else []
 
     @cached_property
     def _kinds(self) -> list[str]:
         """Kinds of step that a serving engine annotated, or that generated text shows, where there
         are more than one."""
-        found = self.told_phases
+        found = [] if self.ranks else self.told_phases
         return found if len(found) > 1 else []
 
     @cached_property

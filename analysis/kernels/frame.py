@@ -43,6 +43,7 @@ from prunescope.analysis.timeline.first_calls import unusual_calls
 from prunescope.analysis.timeline.fused_loops import fused_loop_notes
 from prunescope.analysis.timeline.graph_places import GraphPlaces, find_graph_places
 from prunescope.analysis.timeline.intervals import WHOLE, Spans, Windows
+from prunescope.analysis.timeline.launches import nameless_notes
 from prunescope.analysis.timeline.link import Linked, link, taken
 from prunescope.analysis.timeline.markers import COMPILED_CODE
 from prunescope.analysis.timeline.overhead import Recorded, profiler_notes, recorded
@@ -249,6 +250,7 @@ def build(  # noqa: PLR0913
         recorder=recorder_of(trace.source.meta),
         notes=[
             *unlinked(trace, linked.event, linked.op),
+            *nameless_notes(trace),
             *recorded_waits(trace),
             *profiler_notes(trace, linked),
             *fused_loop_notes(trace, linked),

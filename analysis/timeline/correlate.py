@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunescope.analysis.timeline.intervals import Windows, innermost
-from prunescope.analysis.timeline.launches import launches_without_kernel, nameless_kernels
 from prunescope.analysis.trace.collect import NONE, Ints
 from prunescope.analysis.trace.events import Trace
 
@@ -117,8 +116,6 @@ def unlinked(trace: Trace, events: Ints, op: Ints) -> list[str]:
     why = "their correlation ids are those of no launch"
     if (taken(trace.device["correlation"], events[alone]) < 0).all():
         why = "they have no correlation id"
-        if without := min(nameless_kernels(trace), launches_without_kernel(trace)):
-            why += f" ({without} launches have no kernel either, which these are)"
     elif not len(trace.launches["ts"]):
         why = "the trace has no launches"
     by_op, lost = int((alone & (op >= 0)).sum()), int((alone & (op < 0)).sum())

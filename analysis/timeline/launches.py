@@ -35,20 +35,29 @@ def lost_launches(trace: Trace, windows: Windows) -> dict[str, int]:
     recorded = int(captured.sum())
     return {
         "events": int(wanted.sum()) - recorded,
-        "lost": max(0, int(absent.sum()) - recorded - nameless_kernels(trace)),
+        "lost": max(0, int(absent.sum()) - recorded - _nameless_kernels(trace)),
         "captured": recorded,
     }
 
 
-def nameless_kernels(trace: Trace) -> int:
+def nameless_notes(trace: Trace) -> list[str]:
+    """That kernels which name no launch are those of launches that seem to have none."""
+    kernels, launches = (
+        _nameless_kernels(trace),
+        int((_of_kernels(trace) & _have_none(trace)).sum()),
+    )
+    if not kernels or not launches:
+        return []
+    return [
+        f"{kernels:,} kernels have no correlation id and {launches:,} launches no kernel: they are "
+        "taken for those of one another, and which is which is unknown"
+    ]
+
+
+def _nameless_kernels(trace: Trace) -> int:
     """How many kernels name no launch."""
     device = trace.device
     return int(((device["correlation"] < 0) & (device["category"] == _KERNEL)).sum())
-
-
-def launches_without_kernel(trace: Trace) -> int:
-    """How many launches of kernels, of the whole trace, no kernel names."""
-    return int((_of_kernels(trace) & _have_none(trace)).sum())
 
 
 def _of_kernels(trace: Trace) -> NDArray[np.bool_]:

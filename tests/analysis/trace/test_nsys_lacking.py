@@ -233,9 +233,19 @@ def test_kernels_that_name_no_launch_are_not_lost(tmp_path: Path) -> None:
     )
     assert not about(report, "have no kernel")
     assert not report.partial
-    assert [note for note in report.phases["trace"].notes if "no correlation id" in note] == [
-        "1 of 4 device events have no op: they have no correlation id (1 launches have no kernel "
-        "either, which these are), and no External id names an op before them"
+    assert [note for note in report.phases["trace"].notes if "one another" in note] == [
+        "1 kernels have no correlation id and 1 launches no kernel: they are taken for those of "
+        "one another, and which is which is unknown"
     ]
     lost = analysed(tmp_path / "lost.sqlite", f"DELETE FROM {KERNEL} WHERE correlationId = 2")
     assert about(lost, "have no kernel")
+
+
+def test_files_called_as_two_sides_are_said_to_be_read_as_ranks(tmp_path: Path) -> None:
+    for name in ("dense", "pruned"):
+        made(tmp_path / f"{name}.sqlite", three)
+    report = analyze(tmp_path).report
+    assert [text for text in report.warnings if "--baseline" in text] == [
+        f"{tmp_path.name}: its files are read as ranks of one run; to compare two of them, give "
+        "pruned.sqlite --baseline dense.sqlite"
+    ]
