@@ -14,13 +14,15 @@ PROFILER, NSYS = "profiler", "Nsight Systems"  # a key and its value in the meta
 
 @dataclass(frozen=True)
 class Recorder:
-    """How to record shapes, modules, both, only steps that are warm, and what the host does."""
+    """How to record shapes, modules, both, only steps that are warm, what the host
+    does, and kernels."""
 
     shapes: str
     modules: str
     both: str
     warm: str
     host: str
+    device: str
 
 
 _STACKS = "with_stack=True"
@@ -30,6 +32,7 @@ _TORCH = Recorder(
     both=f"profile(..., record_shapes=True, {_STACKS})",
     warm="torch.profiler.schedule with wait and warmup",
     host=f"capture again with {_STACKS}, which names the calls of Python there",
+    device="ProfilerActivity.CUDA",
 )
 _RANGES = "NVTX ranges that are called as the modules are (layer hooks of an engine)"
 _OF_NSYS = Recorder(
@@ -38,6 +41,7 @@ _OF_NSYS = Recorder(
     both=f"emit_nvtx(record_shapes=True) and {_RANGES}",
     warm="nsys profile --capture-range cudaProfilerApi",
     host="put NVTX ranges around what the host does there",
+    device="nsys profile --trace cuda",
 )
 
 

@@ -27,6 +27,7 @@ _SETTINGS = ("batch", "prompt_len", "logits", "attention", "mode", "cache", "con
 _INPUTS = ("batch", "prompt_len", "context")
 CODE = "code"  # compiled on one side, eager on the other: kernels of other ops
 UNPAIRED = "products that pair"  # of all products of a side, by layer and role: none does
+GRAPHS = "CUDA graphs"  # their kernels, or one interval a launch, which holds idle time too
 STEPS = "steps"  # one side has several, the other is all of its trace: these may be any number
 CUT = "file"  # whole or cut off: what stood behind the cut may be anything
 UNREADABLE = (CUT, UNPAIRED)  # after these nothing is known of what was changed
@@ -90,6 +91,10 @@ def _steps(dense: SidePhase, pruned: SidePhase) -> Iterator[Difference]:
 
 def _ran_on(dense: SidePhase, pruned: SidePhase) -> Iterator[Difference]:
     """Device, rank, whether the code was compiled, and whether one side is cold."""
+    whole = [one.kernels.whole_graphs for one in (dense, pruned)]
+    if whole[0] != whole[1]:
+        texts = ["one interval a launch" if is_whole else "their kernels" for is_whole in whole]
+        yield Difference(GRAPHS, texts[0], texts[1], hides_pruning=True)
     if (cold := unequal_first_calls(dense, pruned)) is not None:
         yield cold
     old, new = _device(dense.side), _device(pruned.side)
@@ -248,6 +253,10 @@ _WHY: dict[str, Callable[[object, object], str]] = {
     PARALLELISM: lambda dense, pruned: (
         f"the pruned side runs on {pruned}, the dense one on {dense}; what a rank does not run, "
         "another does, which is no pruning"
+    ),
+    GRAPHS: lambda dense, pruned: (
+        f"CUDA graphs are {pruned} on the pruned side, and {dense} on the dense one; record both "
+        "with nsys profile --cuda-graph-trace=node"
     ),
     STEPS: lambda dense, pruned: (
         f"steps: {dense} on the dense side, {pruned} on the pruned one; how many a whole trace "

@@ -15,7 +15,7 @@ import polars as pl
 
 from prunescope.analysis.comparison.replacements import with_replacements
 from prunescope.analysis.inputs.side import Diagnostics, SidePhase
-from prunescope.analysis.kernels.frame import ATTENTION, Kernels
+from prunescope.analysis.kernels.frame import ATTENTION, MATMUL, Kernels
 from prunescope.analysis.schema.pair_comparison import MODULES, REPLAYS, ROLES, SHAPES, OneSided
 from prunescope.taxonomy.gemm import Gemm
 from prunescope.taxonomy.recorder import recorder_called
@@ -37,6 +37,7 @@ class ComparableSides:
 def with_equal_information(dense: SidePhase, pruned: SidePhase) -> ComparableSides:
     """Both sides without recorded shapes, ops of replays or modules, where one side lacks them;
     with one numbering of layers, and the roles that the modules of either side tell."""
+    dense, pruned = _equal_graphs(dense, pruned)
     dense, pruned, shapes = _equal_shapes(dense, pruned)
     dense, pruned, replays = _equal_replays(dense, pruned)
     dense, pruned, modules = _equal_modules(dense, pruned)
@@ -88,6 +89,24 @@ def _lacking(kind: str, dense: SidePhase, pruned: SidePhase) -> OneSided:
     """The side whose kernels have no shapes."""
     missing, side = ("pruned", pruned) if dense.kernels.has_shapes else ("dense", dense)
     return OneSided(kind, missing, side.side.path.name, side.side.profiler)
+
+
+def _equal_graphs(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SidePhase]:
+    """Both sides with kernels, or both with all work as one, where graphs of one side are one
+    interval each: what ran in them is neither gone from the other side nor added to it."""
+    if dense.kernels.whole_graphs == pruned.kernels.whole_graphs:
+        return dense, pruned
+    return _folded_whole(dense), _folded_whole(pruned)
+
+
+def _folded_whole(phase: SidePhase) -> SidePhase:
+    unknown = [pl.lit("unknown").alias(name) for name in ("kind", "class", "role")]
+    work = [
+        pl.lit(None, pl.Float64).alias(name) for name in ("flop", "bytes", "ideal", "predicted")
+    ]
+    layer, modelled = pl.lit(None, pl.Int64).alias("layer"), pl.lit(value=False).alias("modelled")
+    frame = phase.kernels.frame.with_columns(*unknown, *work, layer, modelled)
+    return replace(phase, kernels=replace(phase.kernels, frame=frame, is_folded=True))
 
 
 def _equal_shapes(
@@ -157,10 +176,16 @@ def _equal_modules(
 
 def _equal_places(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SidePhase]:
     """Both sides with layers and roles, or both without, where the cut of a file took the spans of
-    all modules of one side, or where the compiled code of one side runs outside of them: its
-    kernels are no added work."""
+    all modules of one side, where the compiled code of one side runs outside of them, or where a
+    graph of one side replays what the other one launches: its kernels are no added work."""
     cut = [one.kernels.linked.cut for one in (dense, pruned)]
     same_code = dense.kernels.compiled == pruned.kernels.compiled
+    bare = [_replays_have_no_places(one.kernels) for one in (dense, pruned)]
+    if bare[0] != bare[1]:
+        dense, pruned = (
+            replace(one, kernels=_without_places(one.kernels)) for one in (dense, pruned)
+        )
+        return dense, _noted(pruned, _launched_alone((dense, pruned)[bare[1]]))
     placed = [one.kernels.frame["layer"].is_not_null().any() for one in (dense, pruned)]
     if (not any(cut) and same_code) or placed[0] == placed[1]:
         return dense, pruned
@@ -168,6 +193,33 @@ def _equal_places(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SideP
         replace(dense, kernels=_without_places(dense.kernels)),
         replace(pruned, kernels=_without_places(pruned.kernels)),
     )
+
+
+def _replays_have_no_places(kernels: Kernels) -> bool:
+    """Whether graph replays without a layer or a role make most of the time of products."""
+    rows = kernels.frame.select("class", "layer", "role", "busy").with_columns(
+        replayed=pl.Series(kernels.linked.replayed)
+    )
+    rows = rows.filter(pl.col("class").is_in([MATMUL, ATTENTION]))
+    bare = rows.filter(
+        pl.col("replayed")
+        & pl.col("layer").is_null()
+        & pl.col("role").is_in(["unknown", "attention"])  # what a kernel's own name tells
+    )
+    return bool(2 * bare["busy"].sum() > rows["busy"].sum())
+
+
+def _launched_alone(bare: SidePhase) -> str:
+    """That roles of launches were ignored, and what gives those of replays."""
+    return (
+        f"only launches tell layers and roles, and {bare.side.path.name} replays a graph, whose "
+        "kernels have none: both sides are compared by the kinds of their kernels "
+        f"({' and '.join(_OPTIONS.values())} give those of replays)"
+    )
+
+
+def _noted(phase: SidePhase, note: str) -> SidePhase:
+    return replace(phase, kernels=replace(phase.kernels, notes=[*phase.kernels.notes, note]))
 
 
 def _without_places(kernels: Kernels) -> Kernels:

@@ -92,7 +92,7 @@ def _without_modules(kernels: Kernels) -> list[str]:
     why = (
         "the modules of the trace name fewer of its linears than their order does"
         if kernels.modules_recorded
-        else "no module scopes in the trace"
+        else "no scopes of linears in the trace"
     )
     lines = [f"{why}: roles come from the order of kernels"] * by_order
     rows = kernels.frame.with_columns(replayed=pl.Series(kernels.linked.replayed))

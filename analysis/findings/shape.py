@@ -31,7 +31,6 @@ from prunescope.taxonomy.words import ms, percent, shortened
 _KINDS = ("gemm", "batched_gemm", "grouped_gemm")  # a matrix times a vector needs no tensor cores
 _HELD = 0.2  # of a kernel's time, from which the rate of the CUDA cores limits it
 _FASTER = 1.5  # times the rate of CUDA cores: worth another dtype
-_RECORD_SHAPES = "capture with record_shapes=True: the trace lacks the shapes of these GEMMs"
 _SHARE = 0.01  # of the busy time: kernels or gains worth a finding
 _UNALIGNED = 0.02  # of the step: kernels of unaligned operands worth a finding
 _WORTH = 0.05  # of the time of a GEMM: a saving worth another dimension
@@ -191,7 +190,10 @@ def _change(
 ) -> str | None:
     """How to run on tensor cores, in dtypes in which those are faster."""
     if not formats:
-        return None if c.side.asked_for_shapes else _RECORD_SHAPES
+        lacking = (
+            f"capture with {c.kernels.recorder.shapes}: the trace lacks the shapes of these GEMMs"
+        )
+        return None if c.side.asked_for_shapes else lacking
     if all(f in HALF for f in formats):
         return f"make N and K multiples of {ALIGNED}" if is_unaligned else None
     device = c.side.peaks.device if c.side.peaks else None

@@ -8,7 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from prunescope.analysis.comparison.differences import CUT, UNREADABLE, cut_text, difference_text
+from prunescope.analysis.comparison.differences import (
+    CUT,
+    GRAPHS,
+    UNREADABLE,
+    cut_text,
+    difference_text,
+)
 from prunescope.analysis.comparison.first_calls import FIRST_CALLS
 from prunescope.analysis.comparison.other_inputs import batch_ratio
 from prunescope.analysis.findings.context import Context
@@ -60,6 +66,12 @@ def not_comparable(c: Context) -> Found | None:
             text=f"the two runs are not comparable: {which}",
             evidence=evidence,
             change="run the step a few times before the profiler starts, and trace again",
+        )
+    if all(one.kind == GRAPHS for one in differences):
+        return Found(
+            text="the two runs are not comparable: CUDA graphs of one side hide their kernels",
+            evidence=evidence,
+            change="record both sides with nsys profile --cuda-graph-trace=node",
         )
     ran = any(one.kind not in UNREADABLE for one in differences)
     return Found(

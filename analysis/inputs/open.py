@@ -42,8 +42,10 @@ from prunescope.taxonomy.dtypes import dtype as our_dtype
 from prunescope.taxonomy.errors import PrunescopeError, errors_about
 from prunescope.taxonomy.keep import check_sparsity
 from prunescope.taxonomy.option import as_path
+from prunescope.taxonomy.recorder import recorder_of
 from prunescope.taxonomy.run import MANIFEST, Run, read_run, sha256_of
 
+_SIDES = ("dense", "baseline"), ("pruned",)  # how files of two sides are called
 _MOST = 10**7  # sequences or tokens
 
 
@@ -177,7 +179,7 @@ def open_side(
 
 def _without_model(side: Side) -> Side:
     """A side without a config; a warning where a workload is given for one."""
-    kinds = side.kinds
+    kinds = side.kinds or [one for one in side.told_phases if one != "unknown"]
     if kinds and side.options.phase is not None and side.options.phase not in kinds:
         raise PrunescopeError(
             f"{side.path.name} has no step of phase {side.options.phase}",
@@ -241,7 +243,7 @@ def _open_bare(path: Path, options: Options, eager: Path | None) -> Side:
     """The only trace of a file, folder or zip, or the first one of its ranks."""
     parts = find_parts(path) if path.exists() else FoundTraces()
     warnings = tuple(f"{name} is no trace that can be read: left out" for name in parts.left_out)
-    warnings += _reports_left_out(path)
+    warnings += _reports_left_out(path) + _sides_as_ranks(path, parts)
     first, trace, lost = _first_rank(path, parts.parts)
     diagnostics = Diagnostics(warnings, partial=parts.broken) + lost
     ranks = {name: part for name, part in parts.parts.items() if name not in lost.left_out}
@@ -272,6 +274,19 @@ def _open_bare(path: Path, options: Options, eager: Path | None) -> Side:
         ranks=ranks,
         mixed=mixed,
         diagnostics=diagnostics,
+    )
+
+
+def _sides_as_ranks(path: Path, parts: FoundTraces) -> tuple[str, ...]:
+    """A warning where two files of a folder are called as the sides of a pair are."""
+    files = sorted({part.path for part in parts.parts.values()}) if path.is_dir() else []
+    sides = [[file for file in files if file.name.lower().startswith(words)] for words in _SIDES]
+    if not all(sides):
+        return ()
+    dense, pruned = (found[0].name for found in sides)
+    return (
+        f"{path.name}: its files are read as ranks of one run; to compare two of them, give "
+        f"{pruned} --baseline {dense}",
     )
 
 
@@ -359,5 +374,6 @@ def _refuse_host_ops(side: Side, device: Device) -> None:
         cut = ": the file is cut off before any kernel" if side.bare.source.cut else ""
         raise PrunescopeError(
             f"{side.path.name} holds no device events, but --device names {device.name}{cut}",
-            hint="remove --device for a CPU trace; else capture with ProfilerActivity.CUDA",
+            hint="remove --device for a CPU trace; else capture with "
+            f"{recorder_of(side.bare.source.meta).device}",
         )

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
+from prunescope.analysis.device.hardware import device_in_trace
 from prunescope.analysis.inputs.captures import captured_pass, usual_batch
 from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.kernels.frame import Kernels, build
@@ -171,10 +172,12 @@ class Side:
         if mapped:
             eager, more = self._eager(name, windows, kind)
             diagnostics += more
+        peaks, more = self._peaks_of(name, trace)
+        diagnostics += more
         kernels = build(
             trace,
             windows,
-            self.peaks,
+            peaks,
             eager=eager,
             phase=kind,
             model=self.model,
@@ -200,6 +203,22 @@ class Side:
         replays = bool(kernels.linked.replayed.any())
         diagnostics += Diagnostics(tuple(kernels.warnings), replays=replays)
         return SidePhase(self, name, kernels, diagnostics, shapes=shapes)
+
+    def _peaks_of(self, name: str, trace: Trace) -> tuple[Peaks | None, Diagnostics]:
+        """The peaks of this side; none for a rank of another device than the one that they are of,
+        and a warning."""
+        peaks, options = self.peaks, self.options
+        given = options.device or options.peaks or options.bandwidth is not None
+        if peaks is None or peaks.device is None or given or not (self.ranks and trace.on_device):
+            return peaks, Diagnostics()
+        memory = trace.device_properties.get("totalGlobalMem")
+        if not trace.device_name or device_in_trace(trace.device_name, memory) == peaks.device:
+            return peaks, Diagnostics()
+        warning = (
+            f"{name} ran on {trace.device_name}, and the peaks are those of {peaks.device.name}: "
+            "its bounds are null; --device takes the peaks of one device for all ranks"
+        )
+        return None, Diagnostics((warning,))
 
     def trace(self, name: str) -> Trace:
         """The trace that a phase is in."""
@@ -230,13 +249,18 @@ class Side:
         warnings += [text for text in (lacks, twice(self.path.name, ranks)) if text]
         return Diagnostics(tuple(warnings), partial=lacks is not None)
 
+    @property
+    def told_phases(self) -> list[str]:
+        """The phases of the steps of a bare trace, or of its first rank, as far as its annotations
+        or its kernels tell them."""
+        is_bare = self.run is None and self.bare is not None
+        return phases_of(self._windows_of_bare) if is_bare else []
+
     @cached_property
     def _kinds(self) -> list[str]:
         """Kinds of step that a serving engine annotated, or that generated text shows, where there
         are more than one."""
-        if self.run is not None or self.ranks or self.bare is None:
-            return []
-        found = phases_of(self._windows_of_bare)
+        found = [] if self.ranks else self.told_phases
         return found if len(found) > 1 else []
 
     @cached_property

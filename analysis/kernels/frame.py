@@ -43,6 +43,7 @@ from prunescope.analysis.timeline.first_calls import unusual_calls
 from prunescope.analysis.timeline.fused_loops import fused_loop_notes
 from prunescope.analysis.timeline.graph_places import GraphPlaces, find_graph_places
 from prunescope.analysis.timeline.intervals import WHOLE, Spans, Windows
+from prunescope.analysis.timeline.launches import nameless_notes
 from prunescope.analysis.timeline.link import Linked, link, taken
 from prunescope.analysis.timeline.markers import COMPILED_CODE
 from prunescope.analysis.timeline.overhead import Recorded, profiler_notes, recorded
@@ -56,6 +57,7 @@ from prunescope.analysis.timeline.phase_steps import (
 )
 from prunescope.analysis.timeline.scopes import find_scopes, modules_that_ran, no_scopes
 from prunescope.analysis.trace.collect import NONE, Ints
+from prunescope.analysis.trace.event import WHOLE_GRAPH
 from prunescope.analysis.trace.events import Trace, lacks_device_events, recorded_waits
 from prunescope.taxonomy.recorder import Recorder, recorder_of
 from prunescope.taxonomy.roles import BACKWARD
@@ -110,6 +112,10 @@ class Kernels:
     host_collectives: list[str] = field(default_factory=list)  # by their names, of any thread
     device_unseen: bool = False  # whether it ran on a device of which the trace holds no events
     cold: ColdSteps = ColdSteps()  # steps that were left out
+    # Whether launches of graphs, each one interval without its kernels, make most of the busy time;
+    # and whether the work is compared as a whole, because it is so on the other side.
+    whole_graphs: bool = False
+    is_folded: bool = False
     # Idle time of the device in first calls or compilation; on a CPU trace the time of compilers.
     first_call_ns: int = 0
 
@@ -132,6 +138,8 @@ class Kernels:
     def has_shapes(self) -> bool:
         """Whether most of the time of GEMMs and attention has shapes; a graph replay alone has
         none, nor has a trace without host ops."""
+        if self.whole_graphs or self.is_folded:
+            return False
         rows = self.frame.filter(pl.col("class").is_in([MATMUL, ATTENTION]))
         total = int(rows["busy"].sum())
         return not total or int(rows.filter("modelled")["busy"].sum()) >= LEAST * total
@@ -242,6 +250,7 @@ def build(  # noqa: PLR0913
         recorder=recorder_of(trace.source.meta),
         notes=[
             *unlinked(trace, linked.event, linked.op),
+            *nameless_notes(trace),
             *recorded_waits(trace),
             *profiler_notes(trace, linked),
             *fused_loop_notes(trace, linked),
@@ -275,6 +284,7 @@ def build(  # noqa: PLR0913
             Spans.of(linked.start - linked.gap, linked.start), _FIRST_CALLS
         ),
         cold=cold,
+        whole_graphs=_are_whole(frame),
         first_call_ns=int(
             first_call_ns(frame).sum()
             if trace.on_device
@@ -298,6 +308,12 @@ def _needed(frame: pl.DataFrame) -> Needed:
         enough = known >= LEAST * int(of["busy"].sum()) > 0
         found.append(float(rows[column].sum()) if enough else None)
     return Needed(*found)
+
+
+def _are_whole(frame: pl.DataFrame) -> bool:
+    """Whether launches of graphs that hide their kernels make most of the busy time."""
+    hidden = frame["busy"].filter(frame["name"].str.starts_with(WHOLE_GRAPH).fill_null(value=False))
+    return bool(2 * hidden.sum() > frame["busy"].sum())
 
 
 def _calls_a_step(trace: Trace, windows: Windows, name: str) -> float:

@@ -122,7 +122,9 @@ def gemm_order(gemms: list[GemmRow]) -> list[GemmRow]:
 def without_sizes(phase: Phase) -> bool:
     """Whether no GEMM has sizes, and nothing else identifies what was pruned: rows that are gone or
     new do only where a family was identified from them."""
-    if not phase.gemms or any(n is not None for g in phase.gemms for n in (g.m, g.n, g.k)):
+    if not phase.gemms:
+        return any(row.row == "not_explained" for row in phase.ledger or ())
+    if any(n is not None for g in phase.gemms for n in (g.m, g.n, g.k)):
         return False
     has_family = phase.family is not None and phase.family.id != "unknown"
     return not has_family or all(g.axis == "unknown" for g in phase.gemms)

@@ -38,7 +38,10 @@ WITHOUT_SHAPES = (
     "unknown without shapes; --model CONFIG gives those of a decoder, and record_shapes=True "
     "records them (torch's profile, or emit_nvtx for Nsight Systems)"
 )
-WITHOUT_PEAKS = "unknown without the peaks of the device (--device, or --peak and --bandwidth)"
+WITHOUT_PEAKS = (
+    "unknown without the peaks of the device (--device, or --peak and --bandwidth) and the bytes "
+    "and FLOPs of its kernels"
+)
 TOTALS = frozenset({"dense", "pruned"})  # walls; the rows between are changes
 
 # Rows that are 0 for dense against dense whatever was measured: their noise is of no use.

@@ -22,7 +22,10 @@ from prunescope.analysis.schema.report import (
 
 _CAUSES = 3  # rows of the ledger, or kinds of work, that are named
 _ROLES = 0.5  # of the time of GEMMs: with less of it in roles, the answer lacks them
-_MODULES = "record modules (with_stack=True, or scopes as prunescope.capture makes them)"
+_MODULES = (
+    "record modules (with_stack=True, or scopes as prunescope.capture makes them; NVTX ranges for "
+    "Nsight Systems)"
+)
 _LEAST = 0.05  # of the difference, or of the busy time: a cause, or a kind of work, worth naming
 # Rows of the ledger in plain words: where time was lost, and where it was gained.
 _IN_WORDS = {

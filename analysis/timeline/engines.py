@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from statistics import median
 
@@ -64,16 +64,37 @@ _NAMED = (
 )
 
 
-def named_phases(names: Iterable[str]) -> Iterator[dict[str, str]]:
+def named_phases(names: Collection[str]) -> Iterator[dict[str, str]]:
     """The phases of annotations that are called as phases are, by their names: of each pair of
     words of which there are both."""
     for words in _PAIRS:
         found: dict[str, str] = {}
         for word, phase in zip(words, ("prefill", "decode"), strict=True):
-            pattern = re.compile(_NAMED.format(word), re.IGNORECASE)
-            found |= {name: phase for name in names if pattern.fullmatch(name)}
+            found |= dict.fromkeys(_called(word, names), phase)
         if len(set(found.values())) > 1:
             yield found
+
+
+# A context is many things where no generation stands beside it.
+_ALONE = {"prefill": "prefill", "decode": "decode", "generation": "decode"}
+
+
+def phases_named_alone(names: Collection[str]) -> dict[str, str]:
+    """The phases of annotations that are called as a phase is, by their names, whether or not the
+    other phase is there."""
+    return {name: phase for word, phase in _ALONE.items() for name in _called(word, names)}
+
+
+def _called(word: str, names: Collection[str]) -> list[str]:
+    pattern = re.compile(_NAMED.format(word), re.IGNORECASE)
+    return [name for name in names if pattern.fullmatch(name)]
+
+
+def convolves(trace: Trace) -> bool:
+    """Whether kernels convolve: what decodes then may be a decoder of images."""
+    return any(
+        kernel_kind(trace.names[i]) == "conv" for i in np.unique(trace.device["name"]).tolist()
+    )
 
 
 def _of_counts(context: int, generation: int) -> str:

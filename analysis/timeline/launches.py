@@ -12,29 +12,60 @@ from numpy.typing import NDArray
 
 from prunescope.analysis.timeline.intervals import Windows
 from prunescope.analysis.trace.collect import Ints
+from prunescope.analysis.trace.event import DEVICE_CATEGORIES
 from prunescope.analysis.trace.events import Trace
 
 # cudaStreamBeginCapture_ptsz, cuStreamBeginCaptureToGraph_v2, hipStreamBeginCapture, ...
 _BEGIN, _END = "streambegincapture", "streamendcapture"
 _EVER = np.iinfo(np.int64)
+_KERNEL = DEVICE_CATEGORIES["kernel"]
 
 
 def lost_launches(trace: Trace, windows: Windows) -> dict[str, int]:
     """How many kernels were launched to run in the steps (`events`), how many of them are not in
-    the trace (`lost`), and how many launches more a stream captured into a graph (`captured`)."""
+    the trace (`lost`), and how many launches more a stream captured into a graph (`captured`). A
+    kernel that names no launch is that of one of those that seem to have none."""
     launches = trace.launches
     if not len(launches["ts"]):
         return {"events": 0, "lost": 0, "captured": 0}
-    wanted = _called(trace, "launchkernel")[launches["name"]]
+    wanted = _of_kernels(trace)
     wanted &= windows.step_of(launches["ts"]) >= 0
-    absent = wanted & ~np.isin(launches["correlation"], trace.device["correlation"])
+    absent = wanted & _have_none(trace)
     captured = absent & _in_captures(trace, launches["ts"])
     recorded = int(captured.sum())
     return {
         "events": int(wanted.sum()) - recorded,
-        "lost": int(absent.sum()) - recorded,
+        "lost": max(0, int(absent.sum()) - recorded - _nameless_kernels(trace)),
         "captured": recorded,
     }
+
+
+def nameless_notes(trace: Trace) -> list[str]:
+    """That kernels which name no launch are those of launches that seem to have none."""
+    kernels, launches = (
+        _nameless_kernels(trace),
+        int((_of_kernels(trace) & _have_none(trace)).sum()),
+    )
+    if not kernels or not launches:
+        return []
+    return [
+        f"{kernels:,} kernels have no correlation id and {launches:,} launches no kernel: they are "
+        "taken for those of one another, and which is which is unknown"
+    ]
+
+
+def _nameless_kernels(trace: Trace) -> int:
+    """How many kernels name no launch."""
+    device = trace.device
+    return int(((device["correlation"] < 0) & (device["category"] == _KERNEL)).sum())
+
+
+def _of_kernels(trace: Trace) -> NDArray[np.bool_]:
+    return _called(trace, "launchkernel")[trace.launches["name"]]
+
+
+def _have_none(trace: Trace) -> NDArray[np.bool_]:
+    return ~np.isin(trace.launches["correlation"], trace.device["correlation"])
 
 
 def _called(trace: Trace, part: str) -> NDArray[np.bool_]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from prunescope.analysis.timeline.engines import PHASES, engine_step
 from prunescope.analysis.timeline.first_calls import HostSpans
-from prunescope.analysis.timeline.intervals import GENERATION, Spans, Windows
+from prunescope.analysis.timeline.intervals import Spans, Windows
 from prunescope.analysis.timeline.launches import lost_launches
 from prunescope.analysis.timeline.link import PER_ROW, Linked
 from prunescope.analysis.trace.collect import NONE, Ints
@@ -23,9 +23,9 @@ _SEEN = 0.014
 
 
 def phases_of(windows: Windows) -> list[str]:
-    """The phases among the steps of an engine or of generated text, in the order of PHASES; else
-    empty."""
-    if windows.source not in ("engine", GENERATION):
+    """The phases among steps that a pattern did not pick, in the order of PHASES; empty where
+    nothing tells them."""
+    if windows.source == "pattern":
         return []
     seen = {engine_step(name) for name in windows.names}
     return [phase for phase in PHASES if phase in seen]

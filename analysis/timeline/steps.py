@@ -18,9 +18,15 @@ from os.path import commonprefix
 import numpy as np
 import polars as pl
 
-from prunescope.analysis.timeline.engines import engine_step, find_iterations, named_phases
+from prunescope.analysis.timeline.engines import (
+    convolves,
+    engine_step,
+    find_iterations,
+    named_phases,
+    phases_named_alone,
+)
 from prunescope.analysis.timeline.generation import may_generate, prompts_and_tokens
-from prunescope.analysis.timeline.intervals import Windows, innermost
+from prunescope.analysis.timeline.intervals import SEQUENCE, WHOLE, Windows, innermost
 from prunescope.analysis.timeline.markers import marked_steps
 from prunescope.analysis.timeline.repeats import repeated_sequence
 from prunescope.analysis.timeline.work_sequence import work_sequence
@@ -60,11 +66,39 @@ def find_windows(trace: Trace, *, phase_pattern: str | None = None) -> Windows:
         if len(hits):
             marked = _disjoint(trace, hits, source)
             if (marked.step_of(_work(trace)) >= 0).any():
-                return marked
+                return _of_one_phase(trace, notes, distinct, marked)
             ignored = marked.names[0]
         if source == "pattern":
             raise _without_match(trace, str(phase_pattern), set(distinct.values()))
-    return replace(_repeated(trace) or _whole(), ignored=ignored)
+    unmarked = _of_one_phase(trace, notes, distinct, _repeated(trace) or _whole())
+    return replace(unmarked, ignored=ignored)
+
+
+def _of_one_phase(trace: Trace, notes: Ints, names: dict[int, str], found: Windows) -> Windows:
+    """The steps, as those of one phase where most of their work was launched in annotations that
+    are all called as that phase is. Where nothing marks steps, these are the steps, unless they
+    hold several that repeat."""
+    phases = phases_named_alone(names.values())
+    hits = notes[
+        np.isin(trace.annotations["name"][notes], [i for i in names if names[i] in phases])
+    ]
+    if not len(hits) or convolves(trace):
+        return found
+    ranges, work = _disjoint(trace, hits, "engine"), _work(trace)
+    busy = np.unique(ranges.step_of(work))
+    called = {phases[ranges.names[i]] for i in busy.tolist() if i >= 0}
+    if len(called) != 1 or found.source in ("prunescope", "engine"):
+        return found
+    phase = called.pop()
+    of_step = found.step_of(work) >= 0
+    inside = (ranges.step_of(work) >= 0) & of_step
+    if 2 * inside.sum() <= of_step.sum():
+        return found
+    busy = busy[busy >= 0]
+    if found.source in (SEQUENCE, WHOLE) and len(busy) >= len(found):
+        found = Windows(ranges.start[busy], ranges.end[busy], "engine", [])
+    step_names = [f"{phase}#{i} [{phase}]" for i in range(len(found))]
+    return replace(found, names=step_names)
 
 
 def _named_phases(trace: Trace, notes: Ints, names: dict[int, str]) -> Windows | None:

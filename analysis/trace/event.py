@@ -85,6 +85,8 @@ class Event(msgspec.Struct, gc=False):
 MEMORY = "cpu_instant_event"  # among others of no use
 SNAPSHOT = "[memory]"  # the events of MEMORY that are read
 OVERHEAD = "overhead"  # what the profiler and the driver do beside the program
+# How a graph that was recorded as one interval is called, before its number.
+WHOLE_GRAPH = "CUDA graph "
 # Arrows and spans that become no column: most events of many traces.
 SKIPPED = ("ac2g", "fwdbwd", "gpu_user_annotation", "Trace")
 _TIMED = ("ph", "name", "pid", "tid", "ts", "dur")

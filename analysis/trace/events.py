@@ -16,6 +16,7 @@ import numpy as np
 from prunescope.analysis.ops.call import OpCall
 from prunescope.analysis.trace.collect import COLUMNS, Floats, Ints
 from prunescope.analysis.trace.reader import Source
+from prunescope.taxonomy.recorder import recorder_of
 from prunescope.taxonomy.scrub import scrub_all, scrub_values
 from prunescope.taxonomy.words import ms
 
@@ -218,7 +219,8 @@ def host_instead(trace: Trace) -> list[str]:
     named = f" names {trace.device_name}, but" if trace.device_name else " launches kernels, but"
     return [
         f"{trace.source.name}{named} holds no device events: host ops are shown in their place, "
-        "with times of the host and no peaks; capture with ProfilerActivity.CUDA"
+        "with times of the host and no peaks; capture with "
+        f"{recorder_of(trace.source.meta).device}"
     ]
 
 

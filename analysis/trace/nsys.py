@@ -31,7 +31,7 @@ from prunescope.analysis.trace.collect import (
     Ints,
     interned,
 )
-from prunescope.analysis.trace.event import DEVICE_CATEGORIES, OVERHEAD
+from prunescope.analysis.trace.event import DEVICE_CATEGORIES, OVERHEAD, WHOLE_GRAPH
 from prunescope.analysis.trace.nccl_calls import ENTRIES, Payloads, Row, collectives_of
 from prunescope.analysis.trace.nsys_devices import (
     COPY,
@@ -39,6 +39,7 @@ from prunescope.analysis.trace.nsys_devices import (
     GPU_OF,
     GRAPH,
     KERNEL,
+    MOST_DEVICE,
     PLACED,
     RANGES,
     RUNTIME,
@@ -336,7 +337,7 @@ class _Reader:
         for rows in self._events(GRAPH, graph="graphId"):
             alone = _places(known, rows["correlation"]) < 0
             rows = {name: column[alone] for name, column in rows.items()}
-            names = [f"CUDA graph {graph}" for graph in rows["graph"].tolist()]
+            names = [f"{WHOLE_GRAPH}{graph}" for graph in rows["graph"].tolist()]
             launches += len(names)
             name = np.array(interned(self.collect.names, names), np.int64)
             self._add_device({**rows, "name": name, "category": np.zeros(len(names), np.int64)})
@@ -527,7 +528,10 @@ class _Reader:
             for rows, _ in self._blocks(table, columns, where):
                 process = _shifted(rows["process"])
                 pairs = zip(process.tolist(), rows["number"].tolist(), strict=True)
-                there = [number < 0 or (one, number) in self.others for one, number in pairs]
+                there = [
+                    not 0 <= number < MOST_DEVICE or (one, number) in self.others
+                    for one, number in pairs
+                ]
                 ids = self._ids_of(process, rows["correlation"])[np.array(there, bool)]
                 found.append(ids[ids >= 0])
         return np.sort(np.concatenate(found))
@@ -653,15 +657,25 @@ class _Reader:
         keys = [divmod(one, 1 << TID_BITS) for one in distinct.tolist()]
         return np.array(interned(self.collect.threads, keys), np.int64)[which.ravel()]
 
+    def _of_number(self, rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+        """Those of the GPUs that CUDA calls as it calls the device, in a file that maps no numbers
+        of processes to GPUs: by `cuDevice` where it is written, else by their ids."""
+        numbers = {number for _, number in self.device.names}
+        if gpus_of_processes(self.file) or len(numbers) != 1:
+            return []
+        by_cuda = {row[-1] for row in rows if type(row[-1]) is int}
+        at = -1 if len(by_cuda) == len(rows) else 0
+        return [row for row in rows if type(row[at]) is int and row[at] in numbers]
+
     def _properties(self) -> list[dict[str, Any]]:
         """What the file says of the GPU, under the names that kineto gives them."""
         if not self.file.has(_GPU, "id", "name"):
             return []
         mine = self._gpus()
-        columns = ("id", *_PROPERTIES, "maxWarpsPerSm")
+        columns = ("id", *_PROPERTIES, "maxWarpsPerSm", "cuDevice")
         rows = [row for block in self.file.rows(_GPU, columns) for row in block]
-        known = [row for row in rows if row[0] in mine]
-        if not known and len({row[1:] for row in rows}) == 1:  # of one kind all of them
+        known = [row for row in rows if row[0] in mine] or self._of_number(rows)
+        if not known and len({row[1:-1] for row in rows}) == 1:  # of one kind all of them
             known = rows
         if not known or not isinstance(known[0][1], str):
             return []

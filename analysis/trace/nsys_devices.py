@@ -23,12 +23,17 @@ WORK = (KERNEL, COPY, FILL, GRAPH)  # tables of what a GPU runs
 _OF_KERNELS = (KERNEL, GRAPH)
 PLACED = ("start", "end", "deviceId")
 # Columns without which a table says nothing of use; all exports since 2021 have them.
+_SIZES = tuple(f"{what}{axis}" for what in ("grid", "block") for axis in "XYZ")
 _NEEDED = {
-    **dict.fromkeys((COPY, FILL), PLACED),
+    KERNEL: ("streamId", "globalPid", "registersPerThread", *_SIZES),
+    **dict.fromkeys((COPY, FILL), (*PLACED, "streamId", "globalPid")),
     RUNTIME: ("start", "end", "globalTid", "correlationId", "nameId"),
     RANGES: ("start", "end", "globalTid"),
 }
-UNPLACED = """ typeof("deviceId") <> 'integer' OR "deviceId" < 0 """
+MOST_DEVICE = 1 << 31  # CUDA's numbers of devices have 32 bits, and a sign
+UNPLACED = (
+    f""" typeof("deviceId") <> 'integer' OR "deviceId" NOT BETWEEN 0 AND {MOST_DEVICE - 1} """
+)
 _NO_PROCESS = """ typeof("globalPid") <> 'integer' """
 # A GlobalId is a machine, a process and a thread.
 TID_BITS = 24
@@ -67,7 +72,7 @@ def find_devices(file: Database) -> list[Device]:
         for table in _OF_KERNELS
         for block in file.rows(table, ("globalPid", "deviceId"), group=True)
         for one, number in block
-        if type(number) is int and number >= 0
+        if type(number) is int and 0 <= number < MOST_DEVICE
     }
     if not names:
         raise _no_kernels(file)

@@ -30,7 +30,10 @@ _EMPTY_ZIP = b"PK\x05\x06"
 # Packings that are refused: first bytes, name, and the command that unpacks it.
 _OTHERS = ((b"\xfd7zX", "xz", "unxz"), (b"BZh", "bzip2", "bunzip2"))
 SUFFIXES = (".json", ".json.gz", ".json.zst")
-HINT = "give a .zip or .tar with Chrome traces (.json, .json.gz or .json.zst) in it, one a rank"
+HINT = (
+    "give a .zip or .tar with Chrome traces (.json, .json.gz or .json.zst) in it, one a rank; "
+    "unpack an SQLite export of Nsight Systems (.sqlite) first"
+)
 TAR_BLOCK = 512
 _OF_BUNDLE = {"SHA256SUMS", "bundle.json"}  # that `prunescope bundle` writes beside its runs
 # What zipfile and tarfile raise on a damaged, encrypted or forged archive.

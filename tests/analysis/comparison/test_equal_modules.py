@@ -71,7 +71,7 @@ def test_it_is_said_with_what_it_does_to_times(lacking: str, tmp_path: Path) -> 
         assert f"host and idle time of the {other} side are larger" in line
         assert "no evidence" in line
     assert f"the {other} side alone recorded modules, which slows its host" in statistic(phase)
-    has_none = "no module scopes in the trace: roles come from the order of kernels"
+    has_none = "no scopes of linears in the trace: roles come from the order of kernels"
     assert (has_none in phase.notes) == (lacking == "pruned")
 
 

@@ -80,7 +80,7 @@ def test_one_word_of_a_pair_is_no_phase(names: tuple[str, str], tmp_path: Path) 
 
 
 def test_a_phase_that_nothing_tells_is_not_used_and_said(tmp_path: Path) -> None:
-    path = save(chrome(module("decode", MM)), tmp_path / "t.json")
+    path = save(chrome(module("decode image", MM)), tmp_path / "t.json")
     assert [text for text in analyze(path, options=Options(phase="decode")).report.warnings
             if "--phase" in text] == [
         "--phase decode is not used: nothing in t.json tells prefill from decode; call ranges "
@@ -276,3 +276,34 @@ def test_experts_without_tokens_are_not_the_rows_of_a_step(tmp_path: Path) -> No
     none, four = (op("aten::mm", [m, 5], [5, 6]) for m in (0, 4))
     trace = load(save(chrome(none, none, four, cpu=True), tmp_path / "t.json"))
     assert _rows(trace, np.array([0]), np.array([1 << 62])) == [4]
+
+
+@pytest.mark.parametrize("names", [["decode"] * 3, ["decode 1", "decode 2", "decode 3"],
+                                   [f"generation_step_{i}" for i in range(3)]])  # fmt: skip
+def test_ranges_that_are_all_called_decode_are_steps_of_it(
+    names: list[str], tmp_path: Path
+) -> None:
+    """The other phase need not be in the file."""
+    work = [MM, op("aten::mm", [4, 6], [6, 5], kernels=[k(us=9)])]
+    path = save(chrome(*(module(name, *work, *work) for name in names)), tmp_path / "t.json")
+    found = find_windows(load(path))
+    assert found.names == [f"decode#{i} [decode]" for i in range(3)]
+    report = analyze(path, options=Options(phase="decode")).report
+    assert not [text for text in report.warnings if "--phase" in text]
+    (phase,) = report.phases.values()
+    assert (phase.steps, phase.phase_kind and phase.phase_kind["kind"]) == (3, "decode")
+    with pytest.raises(PrunescopeError, match="no step of phase prefill"):
+        analyze(path, options=Options(phase="prefill"))
+
+
+def test_a_decoder_of_images_decodes_no_tokens(tmp_path: Path) -> None:
+    conv = op(
+        "aten::conv2d", [1, 4, 8, 8], [4, 4, 3, 3], kernels=[k(name="cudnn_convolve_sgemm", us=7)]
+    )
+    found = windows(tmp_path, module("decode", conv, MM), module("decode", conv, MM))
+    assert "[decode]" not in str(found.names)
+
+
+def test_a_small_part_of_the_work_does_not_name_the_phase(tmp_path: Path) -> None:
+    found = windows(tmp_path, MM, MM, MM, module("decode", MM), MM, op("aten::relu", [4, 4]))
+    assert "[decode]" not in str(found.names)

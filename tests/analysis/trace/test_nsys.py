@@ -100,6 +100,35 @@ def test_one_device_of_a_file_is_the_trace(tmp_path: Path) -> None:
     assert report.subject["name"] == "one.sqlite"
 
 
+def test_the_gpu_of_a_device_is_known_by_its_number(tmp_path: Path) -> None:
+    """In an export without the table that maps numbers of processes to GPUs."""
+
+    def fill(out: Export) -> None:
+        gpus = [{"id": 0, "name": "NVIDIA T400 4GB"}, {"id": 1, "name": "NVIDIA GeForce RTX 4090"}]
+        out.add("TARGET_INFO_GPU", gpus)
+        launch(out, 200, 210, corr=2)
+        kernel(out, 400, 600, corr=2, device=1)
+
+    report = analyze(made(tmp_path / "one.sqlite", fill)).report
+    assert report.device["name"] == "rtx-4090"
+
+
+def test_a_rank_has_no_peaks_of_another_device(tmp_path: Path) -> None:
+    def fill(out: Export) -> None:
+        two_devices(out)
+        gpus = [
+            {"id": 0, "name": "NVIDIA H100 80GB HBM3"},
+            {"id": 1, "name": "NVIDIA A100-SXM4-80GB"},
+        ]
+        out.add("TARGET_INFO_GPU", gpus)
+
+    report = analyze(made(tmp_path / "two.sqlite", fill)).report
+    assert [text for text in report.warnings if "the peaks are those" in text] == [
+        "rank1 ran on NVIDIA A100-SXM4-80GB, and the peaks are those of h100-sxm: its bounds are "
+        "null; --device takes the peaks of one device for all ranks"
+    ]
+
+
 def test_processes_that_see_one_gpu_each_call_it_0(tmp_path: Path) -> None:
     """The table that maps a process's device to a GPU tells two GPUs apart; without it, one GPU is
     shared by two processes, whose launches have equal ids."""

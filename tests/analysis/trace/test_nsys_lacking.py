@@ -73,7 +73,7 @@ def test_payloads_without_ranges(tmp_path: Path) -> None:
     assert report.phases["trace"].busy_ns == 350
 
 
-@pytest.mark.parametrize("value", ["'first'", "NULL", "1.5", "-3", "x'00'"])
+@pytest.mark.parametrize("value", ["'first'", "NULL", "1.5", "-3", "x'00'", "1 << 62", "1 << 40"])
 def test_kernels_that_name_no_device_are_counted(value: str, tmp_path: Path) -> None:
     nullable = [f"CREATE TABLE k AS SELECT * FROM {KERNEL}", f"DROP TABLE {KERNEL}",
                 f"ALTER TABLE k RENAME TO {KERNEL}"]  # fmt: skip
@@ -97,6 +97,8 @@ def test_copies_that_name_no_device_are_counted(tmp_path: Path) -> None:
 REFUSED = {
     "no kernel names a device": (
         [f"UPDATE {KERNEL} SET deviceId = 'a'"], "none of its 3 kernels names a device (deviceId)"),
+    "no number of a device": (
+        [f"UPDATE {KERNEL} SET deviceId = 1 << 62"], "none of its 3 kernels names a device"),
     "no table of kernels": (
         [f"DROP TABLE {KERNEL}"], "holds no kernel of a GPU, only 1 copies and fills"),
     "no ends": (without(KERNEL, "end"), f"its table {KERNEL} lacks the column end"),
@@ -111,6 +113,18 @@ def test_a_file_without_kernels_is_refused(name: str, tmp_path: Path) -> None:
         analysed(tmp_path / "t.sqlite", *statements)
     assert problem in found.value.problem
     assert ("--trace cuda" if "only" in problem else "nsys export") in found.value.hint
+
+
+def test_columns_that_the_table_of_kernels_lacks_are_said(tmp_path: Path) -> None:
+    lacking = ["streamId", "registersPerThread", *(f"{what}{axis}" for what in ("grid", "block")
+                                                   for axis in "XYZ")]  # fmt: skip
+    changes = [one for column in lacking for one in without(KERNEL, column)]
+    report = analysed(tmp_path / "t.sqlite", *changes)
+    assert about(report, "lacks") == [
+        f"its table {KERNEL} lacks the columns {', '.join(lacking)}: what depends on that is "
+        "unknown"
+    ]
+    assert report.phases["trace"].busy_ns == 350
 
 
 def test_columns_that_other_tables_lack_are_said(tmp_path: Path) -> None:
@@ -136,13 +150,16 @@ def test_kernels_without_names_are_said(change: str, tmp_path: Path) -> None:
 
 def test_work_of_several_processes_without_their_ids_is_said(tmp_path: Path) -> None:
     report = analysed(tmp_path / "two.sqlite", *without(KERNEL, "globalPid"), fill=two_devices)
-    assert about(report, "globalPid") == [
+    assert about(report, "name no process") == [
         "5 of its kernels, copies and fills name no process (globalPid), and 2 processes made "
         "calls of CUDA: launches of one process may be taken for those of another, and so may ops "
         "and layers"
     ] * 2  # fmt: skip
     one = analysed(tmp_path / "one.sqlite", *without(KERNEL, "globalPid"))
-    assert not about(one, "globalPid"), "one process alone cannot be confused"
+    assert about(one, "globalPid") == [
+        f"its table {KERNEL} lacks the column globalPid: what depends on that is unknown"
+    ]
+    assert not about(one, "name no process"), "one process alone cannot be confused"
 
 
 def test_copies_without_a_process_are_of_the_only_device_of_their_number(tmp_path: Path) -> None:
@@ -208,3 +225,27 @@ def test_numbered_ranges_without_launches_are_no_steps(tmp_path: Path) -> None:
     report = analysed(tmp_path / "t.sqlite", fill=fill)
     phase = report.phases["trace"]
     assert (phase.steps, phase.busy_ns, phase.wall_ns) == (1, 200, 1100)
+
+
+def test_kernels_that_name_no_launch_are_not_lost(tmp_path: Path) -> None:
+    report = analysed(
+        tmp_path / "t.sqlite", f"UPDATE {KERNEL} SET correlationId = NULL WHERE correlationId = 2"
+    )
+    assert not about(report, "have no kernel")
+    assert not report.partial
+    assert [note for note in report.phases["trace"].notes if "one another" in note] == [
+        "1 kernels have no correlation id and 1 launches no kernel: they are taken for those of "
+        "one another, and which is which is unknown"
+    ]
+    lost = analysed(tmp_path / "lost.sqlite", f"DELETE FROM {KERNEL} WHERE correlationId = 2")
+    assert about(lost, "have no kernel")
+
+
+def test_files_called_as_two_sides_are_said_to_be_read_as_ranks(tmp_path: Path) -> None:
+    for name in ("dense", "pruned"):
+        made(tmp_path / f"{name}.sqlite", three)
+    report = analyze(tmp_path).report
+    assert [text for text in report.warnings if "--baseline" in text] == [
+        f"{tmp_path.name}: its files are read as ranks of one run; to compare two of them, give "
+        "pruned.sqlite --baseline dense.sqlite"
+    ]
