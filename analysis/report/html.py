@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup, escape
 
 from prunescope.analysis.report import (
     evidence,
@@ -82,13 +82,16 @@ def templates() -> jinja2.Environment:
     return env
 
 
-def prose(text: str) -> Markup:
+class Escaped(str):
+    """HTML that is escaped already, as jinja2 asks for it."""
+
+    def __html__(self) -> str:
+        return str(self)
+
+
+def prose(text: str) -> Escaped:
     """A sentence, escaped, with what stands in backticks as code."""
-    parts = _CODE.split(clean(text))
-    shown = [
-        Markup("<code>{}</code>").format(p) if i % 2 else escape(p) for i, p in enumerate(parts)
-    ]
-    return Markup("").join(shown)
+    return Escaped(_CODE.sub(r"<code>\1</code>", html.escape(clean(text))))
 
 
 def spelled_out(value: Any) -> Any:
