@@ -28,6 +28,9 @@ HATCHES = {
     NO_INTERVAL: "----",
 }
 
+# The same strokes in HTML, by the names of their classes.
+STROKES = {"xxxx": "crossed", "||||": "upright", "oo": "dotted", "----": "level"}
+
 
 def of_phase(phase: Phase) -> list[str]:
     """The reasons of a phase of a report."""

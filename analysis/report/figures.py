@@ -162,7 +162,7 @@ def ladder_figure(phase: Phase, name: str, *, title: str = "") -> Figure | None:
                 linewidth=0.4,
             )
         end = value or 0.0
-        if ci95:
+        if ci95 and ledger_view.is_seen(ci95, 1.2 * top):
             low, high = ci95
             axes.plot([low, high], [i, i], color="black", linewidth=1.0, marker="|", markersize=4)
             end = max(end, high)
@@ -182,7 +182,7 @@ def ladder_figure(phase: Phase, name: str, *, title: str = "") -> Figure | None:
             label=", ".join(reasons) or "measured",
         )
     )
-    if ends:
+    if any(ledger_view.is_seen(ci95, 1.2 * top) for ci95 in spans):
         marks.append(
             Line2D(
                 [],
@@ -222,7 +222,8 @@ def ledger_figure(phase: Phase, name: str, *, title: str = "") -> Figure | None:
         _amount(axes, i, row, unit)
     labels(axes, [ledger_view.LEDGER.get(row.row, (row.row, ""))[0] for row in rows])
     axes.text(1.2, -0.85, unit.unit, transform=axes.get_yaxis_transform(), va="center", ha="right")
-    marks = _legend(rows, bars)
+    left, right = axes.get_xlim()
+    marks = _legend(bars, is_whiskered=_is_whiskered(rows, (right - left) * unit.per))
     if reasons:
         axes.axhspan(-0.5, len(rows) - 0.5, zorder=-1, **ground(reasons))
         marks.append(no_evidence(reasons, ", ".join(reasons)))
@@ -252,8 +253,8 @@ def no_evidence(reasons: list[str], label: str) -> Patch:
     return Rectangle((0, 0), 0, 0, label=label, **look)  # without extent, where it is in the axes
 
 
-def _legend(rows: list[Row], bars: list[ledger_view.WaterfallBar]) -> list[Patch | Line2D]:
-    """Colours of the bars, and the whiskers."""
+def _legend(bars: list[ledger_view.WaterfallBar], *, is_whiskered: bool) -> list[Patch | Line2D]:
+    """Colours of the bars, and the whiskers where one is seen."""
     labels_by_tone = {"loss": "lost", "gain": "gained", "quiet": "no evidence"}
     tones = {bar.tone for bar in bars if bar.start != bar.end}
     marks: list[Patch | Line2D] = [
@@ -267,9 +268,19 @@ def _legend(rows: list[Row], bars: list[ledger_view.WaterfallBar]) -> list[Patch
         for tone, label in labels_by_tone.items()
         if tone in tones
     ]
-    if any(ledger_view.telling(row, rows) for row in rows):
+    if is_whiskered:
         marks.append(Line2D([], [], color="black", linewidth=0.7, label="95 % interval"))
     return marks
+
+
+def _is_whiskered(rows: list[Row], across: float) -> bool:
+    """Whether an interval is seen on an axis of so many ns; a wall's line is thrice as wide."""
+    return any(
+        ledger_view.is_seen(
+            ledger_view.telling(row, rows), across * (3 if row.row in ledger_view.TOTALS else 1)
+        )
+        for row in rows
+    )
 
 
 def _headed(axes: Axes, title: str, marks: list[Any]) -> None:

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import jinja2
 
 from prunescope.analysis.report import (
+    evidence,
     ledger_view,
     measured,
     numbers,
@@ -28,6 +31,7 @@ from prunescope.analysis.schema.report import Phase, Report
 
 TEMPLATES = Path(__file__).parent / "templates"
 SCRIPT = "sort.js.html"
+_CODE = re.compile(r"`([^`]+)`")
 _EXTENT = Extent(kernels=300, kernel_names=True, without=frozenset({"ladder", "ledger"}))
 
 
@@ -41,8 +45,9 @@ class _LadderRow:
     interval: str  # empty: the bound is arithmetic
     share: str
     width: float
-    low: float | None = None
+    low: float | None = None  # None: no whisker is seen
     high: float | None = None
+    is_measured: bool = False
 
 
 def render_html(report: Report) -> str:
@@ -65,7 +70,7 @@ def render_html(report: Report) -> str:
 
 def templates() -> jinja2.Environment:
     """The templates, which escape every string and refuse a name that is not there."""
-    return jinja2.Environment(
+    env = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -73,6 +78,20 @@ def templates() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    env.filters["prose"] = prose
+    return env
+
+
+class Escaped(str):
+    """HTML that is escaped already, as jinja2 asks for it."""
+
+    def __html__(self) -> str:
+        return str(self)
+
+
+def prose(text: str) -> Escaped:
+    """A sentence, escaped, with what stands in backticks as code."""
+    return Escaped(_CODE.sub(r"<code>\1</code>", html.escape(clean(text))))
 
 
 def spelled_out(value: Any) -> Any:
@@ -84,6 +103,7 @@ def phase_view(name: str, slug: str, phase: Phase) -> dict[str, Any]:
     """Template variables of one phase: sentences, bounds, ledger and tables."""
     bounds, one = _ladder_rows(phase)
     outcome, reasons = outcome_and_reasons(phase)
+    doubts = evidence.of_phase(phase)
     return {
         "name": titles.heading(name, phase),
         "slug": slug,
@@ -94,8 +114,10 @@ def phase_view(name: str, slug: str, phase: Phase) -> dict[str, Any]:
             {"severity": f.severity, "text": sentences.finding(f), "evidence": f.evidence}
             for f in phase.findings
         ],
+        "doubts": ", ".join(doubts),
+        "strokes": evidence.STROKES[evidence.HATCHES[doubts[0]]] if doubts else "",
         "bounds": bounds,
-        "spans": any(bound.low is not None for bound in bounds),
+        "spans": any("[" in bound.interval for bound in bounds),
         "one": one,
         "ledger": _ledger(phase),
         "tables": list(phase_tables(phase, _EXTENT)),
@@ -117,7 +139,8 @@ def _ladder_rows(phase: Phase) -> tuple[list[_LadderRow], float]:
     bounds = []
     for name, (label, meaning) in shown.items():
         value, ci95 = values[name], spans[name]
-        low, high = ci95 or (None, None)
+        seen = ci95 if ledger_view.is_seen(ci95, 100 / full) else None
+        low, high = seen or (None, None)
         bounds.append(
             _LadderRow(
                 label=label,
@@ -128,6 +151,7 @@ def _ladder_rows(phase: Phase) -> tuple[list[_LadderRow], float]:
                 width=full * (value or 0.0),
                 low=None if low is None else full * low,
                 high=None if high is None else full * high,
+                is_measured=name in ("busy", "realised"),
             )
         )
     return bounds, full
@@ -147,5 +171,6 @@ def _ledger(phase: Phase) -> dict[str, Any] | None:
     return {
         "table": table,
         "rows": list(zip(table.rows, spans, meanings, strict=True)),
+        "tones": {bar.tone for bar in bars if bar.start != bar.end},
         "range": f"{unit.text(low)} to {unit.text(high)} {unit.unit}",
     }

@@ -76,6 +76,7 @@ class WaterfallBar:
 
 
 _NOTHING = 0.0005  # of the dense wall: a row that reads 0.0 % has no part to name
+_SEEN = 0.005  # of an axis one column wide: the width of the line that draws an interval
 _FAR = 10.0  # times the longer wall: an interval that reaches further is too wide to show
 NO_INTERVAL = (
     "no intervals: a side has one step, steps of one placement alone, or steps that differ too much"
@@ -149,6 +150,11 @@ def telling(row: Row | LedgerPart | OverheadPart, rows: list[Row]) -> list[float
     return None if nothing else row.ci95
 
 
+def is_seen(ci95: list[float] | None, across: float) -> bool:
+    """Whether an interval is a mark on an axis of length `across`, and no dot."""
+    return ci95 is not None and ci95[1] - ci95[0] > _SEEN * across
+
+
 def shown_bounds(ladder: Ladder) -> dict[str, tuple[str, str]]:
     """LADDER, with parameters and bytes beside the FLOPs where the family keeps these."""
     has = [name for name in _INSTEAD if getattr(ladder, name) is not UNSET]
@@ -210,7 +216,7 @@ def ledger_table(phase: Phase) -> Table | None:
         Column("of dense", numeric=True),
         Column("95 % interval", unit, numeric=True, drop=1),
         Column("noise", unit, numeric=True),
-        Column("largest part", drop=9, flexible=True),
+        Column("largest part", drop=9, flexible=True, folds=True),
     ]
     cells = [_ledger_cells(row, rows) for row in rows]
     return without_unknown(Table("ledger", "Ledger", columns, cells, ledger_notes(rows)))
@@ -282,7 +288,7 @@ def parts_table(phase: Phase) -> Table | None:
         Column("class"),
         Column("time", unit.unit, numeric=True),
         Column("95 % interval", unit.unit, numeric=True),
-        Column("evidence", flexible=True),
+        Column("evidence", flexible=True, folds=True),
     ]
     return without_unknown(Table("parts", "Parts of the ledger", columns, cells))
 

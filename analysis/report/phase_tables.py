@@ -205,7 +205,7 @@ def overhead_table(phase: Phase, *, brief: bool = False) -> Table | None:
         Column("of dense step", numeric=True),
         Column("95 % interval", unit.unit, numeric=True, drop=1),
         Column("what", drop=2),
-        Column("largest part", flexible=True, drop=3),
+        Column("largest part", flexible=True, drop=3, folds=True),
     ]
     ledger = phase.ledger or []
     rows = [_overhead_row(part, unit, ledger) for part in shown]
@@ -323,7 +323,7 @@ def shapes_table(phase: Phase) -> Table | None:
         Column("change there", unit.unit, numeric=True),
         Column("good above", numeric=True),
         Column("change", unit.unit, numeric=True),
-        Column("why none", flexible=True, drop=4),
+        Column("why none", flexible=True, drop=4, folds=True),
     ]
     rows = [_shape_row(shape, unit) for shape in anatomy.shapes]
     notes = [

@@ -1,6 +1,7 @@
 """Lines and tables on a terminal: in, Tables and text; out, rich renderables no wider than it.
 
-Columns that may go do, flexible ones are cut or folded. Every string goes in as `Text`, never as
+Columns that may go do; in flexible ones names lose their middle, and prose folds: no number is cut.
+Every string goes in as `Text`, never as
 markup, with control characters spelled out, and in ASCII where the encoding is.
 """
 
@@ -19,8 +20,9 @@ from prunescope.analysis.report import escape
 from prunescope.analysis.report.view import Cell, Column, Table
 
 STYLES = {"loss": "red", "gain": "green", "quiet": "dim", "total": "bold", "promise": "cyan"}
-_LEAST = 36  # characters below which a cut name or evidence is of no use
-_LEAST_FOLDED = 16  # characters of a line of a folded column
+_LEAST = 36  # characters below which a cut name or evidence is of no use: it goes, if it may
+_LEAST_FOLDED = 16  # characters of a line of a folded column that stays
+_OF_NUMBERS = "0123456789.,"
 _SHORT = {"compute": "comp", "memory": "mem", "latency": "lat", "unknown": "?"}
 
 
@@ -103,7 +105,10 @@ class Page:
 
     def _cell(self, cell: Cell, column: Column, left: int, *, first: bool) -> Text:
         text = _shown(cell, column)
-        if cell.code and column.flexible:
+        if column.folds:
+            words = escape.clean(text).split(" ")
+            text = " ".join(self._shortened(word, max(left, _LEAST_FOLDED)) for word in words)
+        elif cell.code and column.flexible:
             text = self._shortened(escape.clean(text), max(left, 8) - first)
         style = STYLES.get(cell.tone, "dim" if column.title == "largest part" else "")
         inked = self.ink(f" {text}" if first else text, style)
@@ -115,6 +120,7 @@ class Page:
         if text.cell_len > width:
             mark = self.ink("…")
             text.truncate(max(width - mark.cell_len, 0), overflow="crop")
+            text.right_crop(len(text) - len(text.plain.rstrip(_OF_NUMBERS)))
             text.append_text(mark)
         return text
 
@@ -126,7 +132,9 @@ class Page:
         if cell_len(bare) <= width or room < 8 or not bare.isascii():
             return bare
         tail = room // 3
-        return f"{bare[: room - tail]}{mark}{bare[-tail:]}"
+        # A digit beside the mark may be of a longer number.
+        head, end = bare[: room - tail].rstrip(_OF_NUMBERS), bare[-tail:].lstrip(_OF_NUMBERS)
+        return f"{head}{mark}{end}"
 
 
 def kept_columns(table: Table, width: int) -> list[int]:
@@ -181,4 +189,5 @@ def _width(table: Table, i: int) -> int:
 
 def _least_width(table: Table, i: int) -> int:
     column, width = table.columns[i], _width(table, i)
-    return min(width, _LEAST_FOLDED if column.folds else _LEAST) if column.flexible else width
+    least = _LEAST_FOLDED if column.folds and not column.drop else _LEAST
+    return min(width, least) if column.flexible else width

@@ -22,6 +22,7 @@ _USED = {
     "calibrated": ("used: what prunescope calibrate measured",),
     "given": ("used: the one that was given",),
 }
+_NO_FAMILY = ("unknown", "outside")  # they name no method
 _LINKS = {"nvlink-c2c": "NVLink-C2C"}
 
 
@@ -152,7 +153,7 @@ def facts_of(report: Report, name: str) -> list[str]:
     """Model, method (or the family read from the shapes) and phase, where known."""
     subject, phase = report.subject, report.phases[name]
     model = named(subject.get("model")) or named(subject.get("name"))
-    family = phase.family.id if phase.family and phase.family.id != "unknown" else ""
+    family = phase.family.id if phase.family and phase.family.id not in _NO_FAMILY else ""
     facts = [model, named(subject.get("method")) or family, heading(name, phase)]
     return [fact for fact in facts if fact]
 

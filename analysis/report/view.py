@@ -21,7 +21,8 @@ class Cell:
 @dataclass(frozen=True, slots=True)
 class Column:
     """A column: its title, its unit, whether it holds numbers; where room is short, columns go by
-    falling `drop` (0 stays), and a `flexible` one is cut or, with `folds`, folded."""
+    falling `drop` (0 stays), and a `flexible` one is a name
+    that is cut or, with `folds`, prose that is folded."""
 
     title: str
     unit: str = ""

@@ -1,6 +1,6 @@
-"""No table is cut: at 80 columns each command prints whole numbers, in lines that fit.
+"""No table is cut: at 80, 120 and 200 columns each command prints whole numbers, in lines that fit.
 
-What is printed at 80 columns may leave out columns that a note names, or wrap; a number that it
+What is printed there may leave out columns that a note names, or wrap; a number that it
 shows is one that is printed where there is room for all.
 """
 
@@ -17,6 +17,7 @@ import prunescope
 
 ROOT = Path(__file__).resolve().parents[2]
 NUMBER = re.compile(r"[-−+±]?\d[\d,]*(?:\.\d+)?")
+WIDTHS = (80, 120, 200)
 RUNS = [f"tiny-{name}" for name in ("static-m", "static-nk", "static-k-mask")]
 LLAMA = "predict --model llama-3.1-8b --device h100-sxm"
 COMMANDS = [
@@ -34,7 +35,7 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_number_is_whole_in_80_columns(
+def test_a_number_is_whole_at_every_width(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -49,7 +50,9 @@ def test_a_number_is_whole_in_80_columns(
         assert prunescope.main(command.split()) == 0
         return capfd.readouterr().out
 
-    narrow, wide = printed(80), printed(240)
-    assert max(map(cell_len, narrow.splitlines())) <= 80
-    assert set(NUMBER.findall(narrow)) <= set(NUMBER.findall(wide))
-    assert not re.search(r"\d…|…\d", narrow)
+    whole = set(NUMBER.findall(printed(400)))
+    for width in WIDTHS:
+        narrow = printed(width)
+        assert max(map(cell_len, narrow.splitlines())) <= width
+        assert set(NUMBER.findall(narrow)) <= whole
+        assert not re.search(r"\d…|…\d| \w…$", narrow, flags=re.MULTILINE)

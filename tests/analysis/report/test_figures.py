@@ -14,7 +14,7 @@ import msgspec
 import pytest
 from matplotlib.figure import Figure
 
-from prunescope.analysis.report import figures
+from prunescope.analysis.report import figures, titles
 from prunescope.analysis.report.ledger_view import waterfall
 from prunescope.analysis.report.write import write_report
 from prunescope.analysis.schema.report import Finding, Row
@@ -137,6 +137,26 @@ def test_what_is_no_evidence_is_hatched_and_named(
         assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
 
 
+def test_an_interval_that_is_not_seen_is_not_in_the_legend(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each interval as narrow as a thousandth of its value: a dot on the bar."""
+    report = example.two_phases()
+    phase = report.phases["prefill"]
+    assert phase.ladder is not None and phase.ledger is not None
+    ladder = phase.ladder
+    narrow = {f"{bound}_ci95": [x, 1.0001 * x]
+              for bound in ("realised", "busy", "coverage", "roofline")
+              if (x := getattr(ladder, bound))}  # fmt: skip
+    ladder = msgspec.structs.replace(ladder, **narrow)
+    rows = [
+        msgspec.structs.replace(row, ci95=row.ci95 and [row.ns, row.ns]) for row in phase.ledger
+    ]
+    report.phases = {"prefill": msgspec.structs.replace(phase, ladder=ladder, ledger=rows)}
+    for figure in kept_figures(monkeypatch, report):
+        assert "95 % interval" not in [t.get_text() for t in figure.legends[0].get_texts()]
+
+
 def test_dollars_are_not_mathematics() -> None:
     report = example.two_phases()
     report.phases = {r"$\frac{1}{0}$ $x": report.phases["prefill"]}
@@ -193,3 +213,14 @@ def test_a_figure_is_shown_or_its_absence_told(
     used = set(re.findall(r"<use\s+r/(ladder-prefill\.\w+)", log))
     assert used == ({f"ladder-prefill.{shown}"} if shown else set())
     assert ("Package prunescope Warning" in log) is (shown is None)
+
+
+@pytest.mark.parametrize("no_family", ["outside", "unknown"])
+def test_what_is_no_family_is_no_word_of_a_title(no_family: str) -> None:
+    report = example.two_phases()
+    phase = report.phases["prefill"]
+    assert phase.family is not None
+    family = msgspec.structs.replace(phase.family, id=no_family)
+    report.phases = {"prefill": msgspec.structs.replace(phase, family=family)}
+    report.subject.pop("method", None)
+    assert no_family not in titles.of_what(report, "prefill")

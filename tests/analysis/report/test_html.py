@@ -6,8 +6,14 @@ import base64
 import hashlib
 import re
 from html.parser import HTMLParser
+from typing import Any
 
-from prunescope.analysis.report.html import render_html
+import msgspec
+import pytest
+
+from prunescope.analysis.report.html import prose, render_html
+from prunescope.analysis.report.notebook import render_notebook
+from prunescope.analysis.schema.report import Finding, Report
 from tests.analysis.report import example
 
 VOID = {"meta", "br", "rect", "line"}
@@ -90,3 +96,58 @@ def test_the_ledger_is_drawn_for_every_row() -> None:
     assert ledger.count("<svg") == 9
     assert ledger.count('class="mark"') == 3  # dense, promised, pruned
     assert ledger.count('<rect class="gain"') == 1  # added work is negative
+
+
+NOT_VALID = Finding(
+    id="timing-not-valid", severity="critical", text="x", evidence=[], change="y", predicted_ns=None
+)
+
+
+def prefill_with(**changes: Any) -> Report:
+    report = example.two_phases()
+    report.phases = {"prefill": msgspec.structs.replace(report.phases["prefill"], **changes)}
+    return report
+
+
+@pytest.mark.parametrize(
+    ("changes", "said", "strokes"),
+    [
+        ({"findings": [NOT_VALID]}, "timing not valid", "crossed"),
+        ({"token_ids": "random token ids"}, "random token ids", "dotted"),
+        ({"findings": [NOT_VALID], "token_ids": "random token ids"},
+         "timing not valid, random token ids", "crossed"),
+    ],
+)  # fmt: skip
+def test_what_is_no_evidence_is_hatched_and_named(
+    changes: dict[str, Any], said: str, strokes: str
+) -> None:
+    """Ladder: busy and realised; ledger: the ground behind its nine rows."""
+    page = render_html(prefill_with(**changes))
+    assert page.count(f'<span class="key hatch {strokes}"></span> {said}') == 2
+    assert page.count(f'<i class="hatch {strokes}"') == 2
+    assert page.count(f'<td class="bar hatch {strokes}">') == 9
+    assert 'class="realised"' not in page and "</span> measured" not in page
+    brief = render_notebook(prefill_with(**changes))
+    assert f'<i class="key hatch {strokes}"></i> {said}' in brief
+    assert brief.count(f'<td class="bar hatch {strokes}">') == 9
+
+
+def test_evidence_is_not_hatched() -> None:
+    page = render_html(prefill_with())
+    assert 'class="key hatch' not in page and "bar hatch" not in page and '<i class="' not in page
+    assert page.count('<rect class="realised"') == 2
+
+
+def test_the_legend_names_what_is_drawn() -> None:
+    ledger = example.two_phases().phases["prefill"].ledger
+    assert ledger is not None
+    flat = [msgspec.structs.replace(row, ns=0.0) if row.row == "added_work" else row
+            for row in ledger]  # fmt: skip
+    assert "</span> gained" in render_html(prefill_with())
+    without = render_html(prefill_with(ledger=flat))
+    assert "</span> gained" not in without and '<rect class="gain"' not in without
+
+
+def test_backticks_are_code_and_escaped() -> None:
+    assert prose("use `a<b` <i>") == "use <code>a&lt;b</code> &lt;i&gt;"
+    assert prose("a lone ` stays") == "a lone ` stays"

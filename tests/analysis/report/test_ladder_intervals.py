@@ -99,7 +99,9 @@ def test_a_measured_bound_without_an_interval_is_unknown_on_a_page_and_a_termina
     page = render_html(report)
     ladder = page[page.index('<table class="ladder">') :].partition("</table>")[0]
     rows = [row for row in ladder.split("<tr") if "<svg" in row]
-    assert ['<td class="n">–</td>' in row for row in rows] == [n == "kernel (busy)" for n in WANT]
+    assert ['<td class="n span">–</td>' in row for row in rows] == [
+        n == "kernel (busy)" for n in WANT
+    ]
     console = Console(file=io.StringIO(), width=100, color_system=None)
     print_report(report, console, full=True)
     text = console.file.getvalue()  # type: ignore[attr-defined]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import msgspec
 import pytest
@@ -198,3 +199,19 @@ def test_of_many_ranks_each_has_a_row_and_the_late_one_its_answer() -> None:
     assert len(text.splitlines()) <= 45 + 20
     assert "the slowest" in shown(of_ranks(None), full=False)
     assert shown(of_ranks("rank5"), full=True).count("Ladder") == 8
+
+
+@pytest.mark.parametrize("width", [120, 200])
+def test_beside_a_long_name_no_number_is_cut(width: int) -> None:
+    """The largest part of a row folds; a name longer than its column loses its middle."""
+    report = example.two_phases()
+    kernel = f"ncclDevKernel_AllReduce_Sum_bf16_RING_LL({'ncclDevKernelArgsStorage<4096ul>' * 4})"
+    ledger = report.phases["prefill"].ledger
+    assert ledger is not None
+    for row in ledger:
+        for part in row.parts:
+            part.evidence = [f"dense {kernel}: 0.078 ms in 8 of 0.162 ms in all"]
+    text = shown(report, width, full=False)
+    assert text.count("0.078") == text.count("0.162") > 0
+    assert not re.search(r"\d…|…\d", text)
+    assert max(cell_len(line) for line in text.splitlines()) <= width
