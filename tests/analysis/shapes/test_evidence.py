@@ -10,10 +10,12 @@ from prunescope.analysis.shapes.evidence import (
     against_attention_grid,
     against_heads,
     against_names,
+    against_peaks,
     named_in,
 )
 from prunescope.analysis.shapes.grids import holds, meet, only, rows_of, widths_of
-from prunescope.analysis.shapes.items import ATTENTION, Item
+from prunescope.analysis.shapes.items import ATTENTION, Item, Placed
+from prunescope.analysis.shapes.slots import GEMM, Slot
 from prunescope.taxonomy.presets import preset_config
 from prunescope.taxonomy.shape import ModelShape
 
@@ -148,3 +150,22 @@ def test_names_of_cache_and_norm_kernels_tell_widths() -> None:
     assert against_names(Named(cached=1024), QWEN3, 1) == []  # of one byte, as far as is known
     plain = named_in(["store_kvcache<1024l, 4, false, long>", LL4MI.format(128, 4)])
     assert against_names(plain, QWEN3, 1) != []
+
+
+@pytest.mark.parametrize(
+    ("kernel", "contradicts"),
+    [("ampere_gemm", True), ("void mul_mat_vec_q<(ggml_type)12, 1, false>(const void *)", False)],
+)
+def test_bytes_of_quantised_weights_are_not_those_of_the_config(
+    kernel: str, contradicts: bool
+) -> None:
+    """128 MB at 2 bytes a weight in 20 µs: 6,711 GB/s of 3,350, which 4.5 bits keep."""
+    item = Item(0, 0, GEMM, kernel, None, 20_000, "up", 0, 0, "gemv")
+    found = against_peaks(
+        [Placed(item, Slot("up", 16_385, 4_096), 0)],
+        None,
+        flop_per_s=None,
+        byte_per_s=3.35e12,
+        itemsize=2,
+    )
+    assert bool(found) == contradicts
