@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 from statistics import median
@@ -29,6 +29,9 @@ _SAME_KERNEL, _OTHER_KERNEL = 1.22, 2.2
 _FIXED, _FIXED_SHORT, _SHORT = 2_000, 6_000, 20_000
 _ABOVE_PEAK = 1.1
 _WIDEST_NUMBER = 4  # bytes of a number, where a time should not be taken for too short
+# Kernels of quantised weights (llama.cpp's; Marlin, AWQ, GPTQ): a weight has fewer bits than the
+# config's number format says, and their names do not say how many for all of them.
+_PACKED = re.compile(r"mul_mat_(?:vec_)?q|marlin|awq|gptq|gemm_4bit|gemv_4bit", re.IGNORECASE)
 _LAUNCH = 3_000.0  # ns, of a kernel that has next to nothing to do
 _SUPPORTED = 0.5  # of the difference between two widths, by which times must fit one better
 _NAMED = 8  # ranges of widths in one sentence: a plain layer has seven GEMMs, and there is the head
@@ -266,7 +269,7 @@ def against_width(placed: Sequence[Placed], width: int, seen: int) -> list[str]:
 
 
 def against_peaks(
-    placed: Iterable[Placed],
+    placed: Collection[Placed],
     rows: int | None,
     *,
     flop_per_s: float | None,
@@ -274,8 +277,9 @@ def against_peaks(
     itemsize: float,
 ) -> list[str]:
     """A GEMM that would be faster than the device: by FLOPs where M is known, else by the bytes of
-    weights that no cache holds (64 MiB and more)."""
+    weights that no cache holds (64 MiB and more), where the bits of a weight are known."""
     times: dict[Slot, list[int]] = defaultdict(list)
+    packed = {one.slot for one in placed if _PACKED.search(one.item.name)}
     for one in placed:
         if one.slot.what == GEMM and one.item.ns > 0:
             times[one.slot].append(one.item.ns)
@@ -288,7 +292,7 @@ def against_peaks(
                 f"{usual / 1e3:.1f} µs would be {flop / 1e12:.0f} TFLOP/s, of a peak of "
                 f"{flop_per_s / 1e12:.0f}"
             ]
-        size = slot.size * itemsize
+        size = 0 if slot in packed else slot.size * itemsize
         if byte_per_s and size > 1 << 26 and size / usual * 1e9 > _ABOVE_PEAK * byte_per_s:
             return [
                 f"the weights of {slot.role} ({size / 1e6:.0f} MB) in {usual / 1e3:.1f} µs would "

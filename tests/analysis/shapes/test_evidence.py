@@ -10,6 +10,7 @@ from prunescope.analysis.shapes.evidence import (
     against_attention_grid,
     against_heads,
     against_names,
+    against_peaks,
     named_in,
     off_the_tiles,
 )
@@ -174,3 +175,22 @@ def test_blocks_that_are_not_the_tiles_of_a_width(widths: dict[int, int], said: 
     gemms = [placed(f"linear {n}", n, blocks) for n, blocks in widths.items()]
     found = off_the_tiles([*gemms, placed("lm_head", 151_936, 1187)])
     assert found == [] if said is None else len(found) == 1 and said in found[0]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "contradicts"),
+    [("ampere_gemm", True), ("void mul_mat_vec_q<(ggml_type)12, 1, false>(const void *)", False)],
+)
+def test_bytes_of_quantised_weights_are_not_those_of_the_config(
+    kernel: str, contradicts: bool
+) -> None:
+    """128 MB at 2 bytes a weight in 20 µs: 6,711 GB/s of 3,350, which 4.5 bits keep."""
+    item = Item(0, 0, GEMM, kernel, None, 20_000, "up", 0, 0, "gemv")
+    found = against_peaks(
+        [Placed(item, Slot("up", 16_385, 4_096), 0)],
+        None,
+        flop_per_s=None,
+        byte_per_s=3.35e12,
+        itemsize=2,
+    )
+    assert bool(found) == contradicts
