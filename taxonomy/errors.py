@@ -37,10 +37,13 @@ def errors_about(what: str) -> Iterator[None]:
 
 
 def nearest(name: str, known: Iterable[str], *, count: int = 4) -> str:
-    """The `count` known names most like `name`, as a comma-separated sentence part."""
+    """The `count` known names most like `name`, as a comma-separated sentence part. Where none is
+    like it: all of them if they are as few, else how many there are."""
     names = sorted(known)
     close = difflib.get_close_matches(name.lower(), names, n=count, cutoff=0.4)
-    return ", ".join(close or names[:count])
+    if not close and len(names) > count:
+        return f"none of {len(names)}"
+    return ", ".join(close or names)
 
 
 def helpful(function: Callable[P, R]) -> Callable[P, R]:

@@ -73,7 +73,7 @@ class Split:
 def ratios(units: Units, sparsity: float | None) -> Ratios:
     """r_F, r_R, r_Q of every unit and p. Each ratio is the one before it where it is unknown; that
     of a unit is the mean of those of its parts, by their dense time. Of work that is no product
-    each is at most 1, or what the times have grown by."""
+    each is at most 1 + t_p / t_d."""
     parts = one_part_each(units) if units.parts is None else units.parts
     d, p = parts.dense, parts.pruned
     counted = np.array([k[2] in PRODUCTS for k in units.keys], bool)[parts.unit]
@@ -82,12 +82,12 @@ def ratios(units: Units, sparsity: float | None) -> Ratios:
     r_f = _first_known(r_f, by_bytes, np.ones(len(r_f)))
     r_r = _first_known(_ratio(p.ideal, d.ideal), r_f)
     r_q = _first_known(_ratio(p.predicted, d.predicted), r_r)
-    # Of work that is no product, bytes say little where there are few: where they grew, the work is
-    # expected to take no longer than it took.
-    took = np.maximum(_first_known(_ratio(p.busy, d.busy), np.ones(len(r_f))), 1.0)
+    # Of work that is no product, bytes say little where there are few: where they grew, no more is
+    # expected on top of the dense time than all of the pruned time.
+    most = 1.0 + _first_known(_ratio(p.busy, d.busy), np.full(len(r_f), np.inf))
     gone = ~units.pruned.present[parts.unit]
     for r in (r_f, r_r, r_q):
-        r[~counted] = np.minimum(r, took)[~counted]
+        r[~counted] = np.minimum(r, most)[~counted]
         r[gone] = 0.0
     total_d = float(np.nansum(d.flop[counted & units.dense.present[parts.unit]]))
     kept = counted & units.matched[parts.unit] & ~np.isnan(d.flop)

@@ -26,6 +26,12 @@ _MODULES = (
     "record modules (with_stack=True, or scopes as prunescope.capture makes them; NVTX ranges for "
     "Nsight Systems)"
 )
+# The kernel that torch runs for the fast path of its attention, in encoder layers and alone.
+_FAST_PATH = "transform_bias_rescale_qkv"
+_SLOW_PATH = (
+    "torch's fast path runs a whole layer as one operator, without its modules: record with "
+    "torch.backends.mha.set_fastpath_enabled(False)"
+)
 _LEAST = 0.05  # of the difference, or of the busy time: a cause, or a kind of work, worth naming
 # Rows of the ledger in plain words: where time was lost, and where it was gained.
 _IN_WORDS = {
@@ -85,7 +91,8 @@ def _few_roles(phase: Phase) -> Iterator[str]:
     attends = "attention" in phase.busy_by_kind
     if attends and named < _ROLES * whole and any(gemm.op for gemm in phase.gemms):
         share = numbers.percent(numbers.share_of(named, whole), decimals=0)
-        yield f"only {share} of the time of GEMMs has a role: {_MODULES}"
+        fast = any(_FAST_PATH in f"{row.op} {row.name}" for row in phase.kernels)
+        yield f"only {share} of the time of GEMMs has a role: {_SLOW_PATH if fast else _MODULES}"
 
 
 def is_evidence(phase: Phase) -> bool:

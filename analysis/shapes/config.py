@@ -64,7 +64,7 @@ def read_model(name: str) -> NamedModel:
     if not file.is_file():
         raise PrunescopeError(
             f"{name!r} is no preset and no folder with a config.json",
-            hint=f"nearest presets: {nearest_presets(name)}",
+            hint=f"nearest presets: {nearest_presets(name)}; or give a config.json",
         )
     if file.name == MANIFEST:
         return _of_run(file)

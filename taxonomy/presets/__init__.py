@@ -61,7 +61,8 @@ _FAMILY = re.compile(r"[a-z]+")
 
 def nearest_presets(name: str, *, count: int = 4) -> str:
     """The presets most like a name, as a part of a sentence: those of its family, the nearest size
-    first; without a family among the presets, those that are written most alike."""
+    first; without a family among the presets, those that are written most alike, or that there are
+    none."""
     key = _plain(name.lower()).rpartition("/")[2]
     family, size = _family(key), _size(key)
     of_family = [preset for preset in preset_names() if _family(preset) == family]
@@ -73,7 +74,7 @@ def nearest_presets(name: str, *, count: int = 4) -> str:
 
     close = sorted(of_family, key=distance)
     close += [n for n in difflib.get_close_matches(key, preset_names(), n=count) if n not in close]
-    return ", ".join((close or list(preset_names()))[:count])
+    return ", ".join(close[:count]) or f"none of {len(preset_names())}"
 
 
 def _family(name: str) -> str | None:

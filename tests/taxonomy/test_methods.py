@@ -117,6 +117,8 @@ def test_every_method_says_what_runs_and_what_was_read() -> None:
         ("Deja Vu", "dynamic-width", {"sets": "token", "attention": "heads"}),
         ("PowerInfer", "dynamic-width", {"sets": "token"}),
         ("LazyLLM", "token-drop", {"stages": "4"}),
+        ("ToMe", "token-drop", {}),
+        ("torch-pruning", "static-nk", {}),
         ("MoD", "dynamic-m", {"unit": "layer", "keys": "routed"}),
         ("D-LLM", "dynamic-m", {"unit": "layer", "keys": "routed"}),
         ("SkipGPT", "dynamic-m", {"unit": "sublayer"}),

@@ -108,12 +108,12 @@ def test_what_a_comparison_leaves_out_is_named(tmp_path: Path) -> None:
 
 
 def test_a_bare_pair_of_several_steps_has_an_interval(tmp_path: Path) -> None:
-    dense, pruned = save(trace(10, 4), tmp_path / "d.json"), save(trace(5, 4), tmp_path / "p.json")
+    dense, pruned = save(trace(10, 5), tmp_path / "d.json"), save(trace(5, 5), tmp_path / "p.json")
     phase = analyze(pruned, baseline=dense).report.phases["trace"]
     assert phase.ladder is not None and phase.ladder.realised_ci95 is not None
     low, high = phase.ladder.realised_ci95
     assert low <= phase.ladder.realised <= high
-    assert "95 % bootstrap interval over 4 profiled steps" in sentences.statistic(phase)
+    assert "95 % bootstrap interval over 5 profiled steps" in sentences.statistic(phase)
     one = analyze(save(trace(5), tmp_path / "o.json"), baseline=save(trace(), tmp_path / "q.json"))
     ladder = one.report.phases["trace"].ladder
     assert ladder is not None and ladder.realised_ci95 is None

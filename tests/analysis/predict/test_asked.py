@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from prunescope.analysis.predict.request import PredictRequest
 from prunescope.cli import app
+from prunescope.taxonomy.errors import nearest
 from prunescope.taxonomy.option import options_of
 from prunescope.taxonomy.presets import nearest_presets, preset_named
 from tests.analysis.predict.plain import predict
@@ -98,3 +99,9 @@ def test_a_hint_names_the_nearest_of_the_same_family_and_size(name: str, first: 
     near = nearest_presets(name).split(", ")
     assert near[0] == first or first in near[:2]
     assert all(one.startswith(name.rpartition("/")[2][:3].lower()) for one in near)
+
+
+def test_a_hint_names_no_preset_that_shares_letters_alone() -> None:
+    assert nearest_presets("vit").startswith("none of ")
+    assert nearest("vit", ["deepseek-v3", "gemma-7b", "llama-2-7b", "opt", "phi"]) == "none of 5"
+    assert nearest("vit", ["mlp", "trace"]) == "mlp, trace"

@@ -20,6 +20,7 @@ from prunescope.analysis.report.terminal import print_report
 from prunescope.analysis.schema.report import (
     FamilyVerdict,
     Finding,
+    KernelRow,
     LedgerPart,
     Phase,
     Report,
@@ -152,6 +153,12 @@ def test_what_a_recording_lacks_is_said_in_the_paragraph() -> None:
     for gemm in nameless.gemms:
         gemm.role, gemm.op = "unknown", "aten::mm"
     assert "Only 0 % of the time of GEMMs has a role: record modules" in summary(nameless)
+    fused = KernelRow(
+        name="void at::native::transform_bias_rescale_qkv_kernel<float>", kind="elementwise",
+        role="unknown", count=1, busy_ns=1, bound=None, efficiency=None,
+    )  # fmt: skip
+    text = summary(msgspec.structs.replace(nameless, kernels=[fused]))
+    assert "set_fastpath_enabled(False)" in text and "record modules" not in text
 
 
 def test_of_many_phases_the_late_rank_is_read_first() -> None:
