@@ -277,8 +277,8 @@ def render_html(comparison: Comparison) -> str:
 
 
 def comparison_sheet(comparison: Comparison) -> Sheet:
-    """The table for a terminal: columns that do not fit are left out, least wanted first."""
+    """The table for a terminal, warnings behind it: columns that do not fit are left out, least
+    wanted first."""
     table = comparison_table(comparison)
-    lines = [Line(table.title, "bold")]
-    lines += [Line(f"! {warning}", "yellow") for warning in comparison_warnings(comparison)]
-    return Sheet([*lines, replace(table, title="")])
+    warnings = [Line(f"! {warning}", "yellow") for warning in comparison_warnings(comparison)]
+    return Sheet([Line(table.title, "bold"), replace(table, title=""), *warnings])

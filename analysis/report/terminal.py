@@ -1,7 +1,8 @@
 """The report in a terminal: in, a Report; out, rich renderables.
 
 By default the answer alone, in at most 45 lines a phase at 80 columns: the paragraph, the ladder,
-the ledger, the findings that matter. In full: every table, and what was measured.
+the ledger, the findings that matter; peaks and notes on the whole report stand last. In full: every
+table, and what was measured.
 
 Every string goes in as `Text`, never as markup, with control characters spelled out. It reads
 without colour (signs and glyphs carry the meaning) and, where the encoding is ASCII, in ASCII.
@@ -64,11 +65,13 @@ class _ReportPage(Page):
         return sum(len(self._console.render_lines(part, self._options)) for part in parts)
 
     def report(self, report: Report, *, full: bool) -> Iterator[RenderableType]:
-        yield self.ink(titles.title(report), "bold")
-        yield self.ink(titles.against(report))
-        yield self.ink(titles.device(report), "dim")
-        for warning in sentences.warnings(report):
-            yield self.ink(f"! {warning}", "yellow")
+        title = self.ink(titles.title(report), "bold")
+        if full:
+            yield title
+            yield self.ink(titles.against(report))
+            yield from self._peaks_and_notes(report)
+        else:
+            yield title.append_text(self.ink(f", {titles.against(report)}", "not bold"))
         phases = dict(report.phases)
         if len(phases) > _PHASES and not full:
             name = summary.first_to_read(phases)
@@ -83,6 +86,15 @@ class _ReportPage(Page):
                 style="dim",
             )
             yield from self.phase(phase) if full else self.brief(phase)
+        if not full:
+            yield Text("")
+            yield from self._peaks_and_notes(report)
+
+    def _peaks_and_notes(self, report: Report) -> Iterator[RenderableType]:
+        """The peaks that bounds use, and what holds of the whole report."""
+        yield self.ink(titles.device(report), "dim")
+        for warning in sentences.warnings(report):
+            yield self.ink(f"! {warning}", "yellow")
 
     def _overview(self, phases: Mapping[str, Phase], first: str) -> Iterator[RenderableType]:
         """A row a phase, and which of them is shown below."""

@@ -56,3 +56,15 @@ def test_a_number_is_whole_at_every_width(
         assert max(map(cell_len, narrow.splitlines())) <= width
         assert set(NUMBER.findall(narrow)) <= whole
         assert not re.search(r"\d…|…\d| \w…$", narrow, flags=re.MULTILINE)
+
+
+def test_a_comparison_stands_before_its_warnings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for run in RUNS:
+        shutil.copytree(ROOT / "traces" / run, tmp_path / run)
+    assert prunescope.main(["analyze", *RUNS]) == 0
+    out = capfd.readouterr().out
+    assert "\n!" in out
+    assert out.rindex("\n tiny-static-") < out.index("\n!")

@@ -215,3 +215,12 @@ def test_beside_a_long_name_no_number_is_cut(width: int) -> None:
     assert text.count("0.078") == text.count("0.162") > 0
     assert not re.search(r"\d…|…\d", text)
     assert max(cell_len(line) for line in text.splitlines()) <= width
+
+
+def test_the_answer_stands_below_one_line_and_peaks_and_notes_behind_it() -> None:
+    report = msgspec.structs.replace(example.two_phases(), warnings=["half of it was lost"])
+    text = shown(report, 120, full=False)
+    first, *_ = text.splitlines()
+    assert ", against " in first
+    assert len(text[: text.index("1.16× realised")].splitlines()) <= 3
+    assert text.index("1.16× realised") < text.index("\ndevice ") < text.index("! half of it was")
