@@ -98,3 +98,12 @@ def test_a_hint_names_the_nearest_of_the_same_family_and_size(name: str, first: 
     near = nearest_presets(name).split(", ")
     assert near[0] == first or first in near[:2]
     assert all(one.startswith(name.rpartition("/")[2][:3].lower()) for one in near)
+
+
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [("GraniteMoE", "granite-3.1-1b-a400m"), ("Qwen3MoE", "qwen3-30b-a3b"),
+     ("DeepseekV3ForCausalLM", "deepseek-v3"), ("olmoe", "olmoe-1b-7b")],
+)  # fmt: skip
+def test_a_hint_names_the_presets_of_an_architecture(name: str, first: str) -> None:
+    assert nearest_presets(name).split(", ")[0] == first
