@@ -12,7 +12,7 @@ from prunescope.analysis.pipeline import Analysis, analyze
 from prunescope.analysis.report.gemm_table import gemm_table
 from prunescope.analysis.schema.report import GemmRow, Phase
 from prunescope.analysis.trace.load import load
-from tests.analysis.mixture import F, H, V, copied, layer, mixture, mm
+from tests.analysis.mixture import F, H, V, copied, layer, mixture, mm, on_all_tokens
 from tests.chrome import chrome, k, module, op, save, step
 
 
@@ -92,6 +92,7 @@ def test_the_table_says_how_many_experts_ran(tmp_path: Path) -> None:
     phase = only(compared([(3, 0, 5, 8)], [(7, 9)], tmp_path))
     notes = gemm_table(phase).notes
     assert f"experts {F}×{H}: 3→2 a layer and step, pruned M 7 to 9" in notes
+    assert "G: fewer groups, which are experts, each as wide as before" in notes
 
 
 def test_fewer_experts_that_do_as_much_are_not_untouched(tmp_path: Path) -> None:
@@ -151,3 +152,18 @@ def test_copies_of_a_stack_are_as_many_as_its_view(tmp_path: Path) -> None:
     trace = load(save(chrome(index, cpu=True), tmp_path / "t.json"))
     works = [work for call in trace.calls if call.result and (work := work_of(call)) is not None]
     assert [work.bytes for work in works] == [2 * 6 * 32 * 16 * 4]
+
+
+def test_one_product_of_all_experts_is_along_their_number(tmp_path: Path) -> None:
+    """Each expert sees all 12 tokens with 8 experts and with 4: what halved is the groups."""
+    traces = [save(on_all_tokens(n, 12), tmp_path / f"{n}.json") for n in (4, 8)]
+    phase = only(analyze(traces[0], baseline=traces[1], options=Options(sparsity=0.5)))
+    assert phase.family is not None
+    assert phase.family.id == "static-experts"
+    found = [(row.axis, row.keep, row.dense_batch, row.batch) for row in rows_of(phase)]
+    assert found == [("G", {"groups": 0.5}, 8, 4)] * 2
+    (text,) = [one.text for one in phase.findings if one.id == "experts-on-all-tokens"]
+    assert "every token by all 4 experts of a layer, 8 before" in text
+    # Copies for the experts of a token are no product of all experts.
+    phase = only(analyze(save(copied(8, 6), tmp_path / "copied.json")))
+    assert "experts-on-all-tokens" not in {one.id for one in phase.findings}
