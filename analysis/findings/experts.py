@@ -143,12 +143,13 @@ def experts_on_all_tokens(c: Context) -> Found | None:
         text=f"this implementation multiplies every token by all {first.batch} experts of a "
         f"layer{moved}: the FLOPs of experts follow their number, and fewer experts save time, "
         "which they would not if only the chosen ones ran",
-        evidence=[f"batched products of {first.batch} experts with {first.m} rows each: "
-                  f"{ms(busy)} a step"],
+        evidence=[
+            f"batched products of {first.batch} experts with {first.m} rows each: {ms(busy)} a step"
+        ],
         change="run the experts with grouped kernels, which multiply a token by its own alone; "
         "there FLOPs stay as they are with fewer experts",
         explains=frozenset([EXPERTS]),
-    )  # fmt: skip
+    )
 
 
 @finding("expert-imbalance", "info")
