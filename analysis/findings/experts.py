@@ -141,8 +141,8 @@ def experts_on_all_tokens(c: Context) -> Found | None:
     busy = sum(g.busy_ns for g in rows)
     return Found(
         text=f"this implementation multiplies every token by all {first.batch} experts of a "
-        f"layer{moved}: the FLOPs of experts follow their number, and fewer experts save time, "
-        "which they would not if only the chosen ones ran",
+        f"layer{moved}: the FLOPs of experts follow their number, so that fewer experts can save "
+        "time; if only the chosen ones ran, FLOPs would stay",
         evidence=[
             f"batched products of {first.batch} experts with {first.m} rows each: {ms(busy)} a step"
         ],
