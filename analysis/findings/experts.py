@@ -124,6 +124,34 @@ def _bytes(c: Context, *, of_dense: bool) -> float:
     return sum(known)
 
 
+@finding("experts-on-all-tokens", "info")
+def experts_on_all_tokens(c: Context) -> Found | None:
+    """Every token goes through all experts of a layer, in one batched product, not the chosen ones.
+
+    Its FLOPs then fall with the number of experts, which those of routed experts do not.
+    """
+    routers = [g for g in c.phase.gemms if g.role == ROUTER and g.n and g.n > 1 and g.m]
+    choices = {(g.n, g.m) for g in routers}
+    rows = [g for g in c.phase.gemms if g.role == EXPERTS and (g.batch, g.m) in choices]
+    if not rows:
+        return None
+    first = rows[0]
+    fewer = first.axis == "G" and first.dense_batch is not None
+    moved = f", {first.dense_batch} before" if fewer else ""
+    busy = sum(g.busy_ns for g in rows)
+    return Found(
+        text=f"this implementation multiplies every token by all {first.batch} experts of a "
+        f"layer{moved}: the FLOPs of experts follow their number, so that fewer experts can save "
+        "time; if only the chosen ones ran, FLOPs would stay",
+        evidence=[
+            f"batched products of {first.batch} experts with {first.m} rows each: {ms(busy)} a step"
+        ],
+        change="run the experts with grouped kernels, which multiply a token by its own alone; "
+        "there FLOPs stay as they are with fewer experts",
+        explains=frozenset([EXPERTS]),
+    )
+
+
 @finding("expert-imbalance", "info")
 def expert_imbalance(c: Context) -> Found | None:
     """One expert of a layer sees far more rows than the mean, and than chance alone would send."""

@@ -16,7 +16,8 @@ from prunescope.analysis.ops.call import OpCall
 from prunescope.analysis.ops.work import work_of
 
 _PLAIN = ("gemm", "gemv", "sparse_gemm")
-_OF_MANY = ("grouped_gemm", "batched_gemm")
+_GROUPED = "grouped_gemm"
+_OF_MANY = (_GROUPED, "batched_gemm")
 _TOP_K = "aten::topk"
 
 
@@ -91,12 +92,14 @@ def _behind(
     sizes: Sequence[Size | None],
 ) -> dict[int, str]:
     """Roles of the products behind a router. Where kernels multiply by many experts at once, plain
-    ones are of shared experts, but for those of one matrix of the many, which a CPU runs inside.
+    ones are of shared experts, but for those of one matrix of the many, which a CPU runs inside of
+    a grouped product (a batched one is a kernel of its own, and a shared expert may be as wide).
     Else the first is of an expert, and so are those of its size and of the one that reads its
     channels: of these as many at most, what runs behind is shared."""
     many = {i for i in products if kinds[i] in _OF_MANY}
     if many:
-        inside = {weight for i in many for weight in _weights(calls[i])}
+        grouped = [i for i in many if kinds[i] == _GROUPED]
+        inside = {weight for i in grouped for weight in _weights(calls[i])}
         return {
             i: "experts" if i in many or _weight(sizes[i]) in inside else _beside(sizes[i])
             for i in products
@@ -126,7 +129,7 @@ def _behind(
 
 
 def _weights(call: OpCall | None) -> set[tuple[int, int]]:
-    """N and K of the matrices of a grouped or batched product."""
+    """N and K of the matrices of a grouped product."""
     work = None if call is None else work_of(call)
     return set() if work is None else {(gemm.n, gemm.k) for gemm in work.gemms}
 

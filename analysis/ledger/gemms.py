@@ -18,6 +18,7 @@ from prunescope.analysis.ledger.alignment import Alignment, with_dense_layer
 from prunescope.analysis.ledger.call import Call, Key
 from prunescope.analysis.ledger.experts import (
     EXPERTS,
+    ROUTER,
     moved_axis,
     of_one_expert,
     pooled,
@@ -240,12 +241,14 @@ _ALL_CALLS = 0.99  # of the dense calls
 
 @dataclass(frozen=True)
 class Pair:
-    """A dense GEMM and the pruned one that replaces it; either is None. `axis` as in AXES."""
+    """A dense GEMM and the pruned one that replaces it; either is None. `axis` as in AXES;
+    `groups_left`: of the axis G, the share of its experts that is left, None where unknown."""
 
     key: Key
     dense: Call | None
     pruned: Call | None
     axis: str
+    groups_left: float | None = None
 
 
 def pair_calls(dense: dict[Key, Call], pruned: dict[Key, Call]) -> list[Pair]:
@@ -267,11 +270,30 @@ def pair_calls(dense: dict[Key, Call], pruned: dict[Key, Call]) -> list[Pair]:
 
 def along_groups(pairs: list[Pair]) -> list[Pair]:
     """The pairs of a phase with fewer experts: the axis of their GEMMs, whose N, K and rows are as
-    they were, is the number of groups."""
-    return [
-        replace(one, axis="G") if one.key[1] == EXPERTS and one.axis == "none" else one
+    they were, is the number of groups, and so it is where one product is of all experts, each of
+    which sees as many rows as before: its batch is what the router of the layer chooses from."""
+    routers = {
+        one.key[0]: (one.dense.n, one.pruned.n)
         for one in pairs
-    ]
+        if one.key[1] == ROUTER and one.dense and one.pruned and one.dense.n and one.pruned.n
+    }
+    out = []
+    for one in pairs:
+        before, after = routers.get(one.key[0], (None, None))
+        if one.key[1] == EXPERTS and (one.axis == "none" or _is_of_all(one, before, after)):
+            left = after / before if before and after else None
+            out.append(replace(one, axis="G", groups_left=left))
+        else:
+            out.append(one)
+    return out
+
+
+def _is_of_all(pair: Pair, before: float | None, after: float | None) -> bool:
+    """Whether both products are one of all experts, with the same rows each."""
+    if pair.axis != "M" or pair.dense is None or pair.pruned is None or not before or not after:
+        return False
+    batches = (pair.dense.batch, pair.pruned.batch)
+    return batches == (before, after) and pair.dense.m == pair.pruned.m
 
 
 def _fused(calls: dict[Key, Call], parts: Mapping[str, int]) -> dict[Key, Call]:
@@ -454,7 +476,7 @@ def _row(members: list[Pair], *, promised: float | None, exact_layers: bool) -> 
         dense_batch=_whole(dense.batch) if dense else None,
         dense_count=sum(p.dense.count for p in members if p.dense is not None) if dense else None,
         axis=_axis_shown(members[0]) if calls_left is None else "gone",
-        keep=_kept(dense, None if gone else first, calls_left) if dense else None,
+        keep=_kept(members[0], dense, None if gone else first, calls_left) if dense else None,
         count=0.0 if gone else sum(c.count for c in shown),
         flop=first.flop,
         bytes=first.bytes,
@@ -509,8 +531,9 @@ def _whole(value: float | None) -> int | None:
     return None if value is None else round(value)
 
 
-def _kept(dense: Call, pruned: Call | None, calls: float | None) -> dict[str, float]:
-    """Kept share of every axis that moved, and of `calls`; {"calls": 0} where the GEMM is gone."""
+def _kept(pair: Pair, dense: Call, pruned: Call | None, calls: float | None) -> dict[str, float]:
+    """Kept share of every axis that moved, and of `calls`; {"calls": 0} where the GEMM is gone.
+    `pair`: one of the row, which `dense` and `pruned` pool."""
     if pruned is None:
         return {"calls": 0.0}
     if calls is not None:
@@ -521,6 +544,12 @@ def _kept(dense: Call, pruned: Call | None, calls: float | None) -> dict[str, fl
         old, new = getattr(dense, axis), getattr(pruned, axis)
         if old and new is not None and old != new:
             out["heads" if axis == "batch" else axis] = new / old
-    if of_experts and dense.stack and pruned.stack and pruned.stack != dense.stack:
+    if not of_experts:
+        return out
+    if pair.axis == "M" and dense.all_rows:
+        out["m"] = pruned.all_rows / dense.all_rows
+    if dense.stack and pruned.stack and pruned.stack != dense.stack:
         out["groups"] = pruned.stack / dense.stack
+    elif pair.groups_left not in (None, 1.0):
+        out["groups"] = pair.groups_left
     return out

@@ -78,6 +78,17 @@ def index_select(call: OpCall) -> Work:
     return bytes_only([taken, index.bytes, taken], kind="gather_scatter")
 
 
+@op_model("aten::index", kind="gather_scatter", needs_result=True)
+def index(call: OpCall) -> Work:
+    """A stack of matrices and indices that traces do not hold: the matrices that are copied, as
+    what the op makes tells them, read and written. Those of other tensors have no model."""
+    x = tensor(call, 0, rank=3)
+    if len(call.result) < len(x.shape) or call.result[-2:] != x.shape[-2:]:
+        raise NoModel
+    taken = size(math.prod(call.result), x.dtype)
+    return bytes_only([taken, taken], kind="gather_scatter")
+
+
 @op_model("aten::gather", "aten::take_along_dim", kind="gather_scatter")
 def gather(call: OpCall) -> Work:
     """x, dim, index: one element of x for each index."""

@@ -304,6 +304,8 @@ def _gemm_notes(gemms: list[GemmRow], shown: list[GemmRow], unit: numbers.Scale)
         )
     if any(map(_is_above, shown)):
         notes.append(_ABOVE)
+    if any(g.axis == "G" for g in shown):
+        notes.append("G: fewer groups, which are experts, each as wide as before")
     return notes + [note for g in shown if (note := _experts_note(g)) is not None]
 
 

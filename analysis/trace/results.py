@@ -1,8 +1,10 @@
-"""What an op makes whose weight has no shape in a trace (a packed one), read from the ops around.
+"""What an op makes whose weight or indices have no shape in a trace, read from the ops around.
 
-In: a trace. Out: the trace, the calls of such ops with their `result`: what the op allocates for as
-many rows as it reads, else the operand of the op behind it that has as many. A result that is shown
-in neither way stays unknown.
+In: a trace. Out: the trace, the calls of such ops with their `result`. Of a packed weight: what the
+op allocates for as many rows as it reads, else the operand of the op behind it that has as many. Of
+an indexed stack of matrices, of which experts make copies: the view through which it is indexed,
+else the operand of the batched product behind it. A result that is shown in neither way stays
+unknown.
 """
 
 from __future__ import annotations
@@ -18,12 +20,18 @@ from prunescope.analysis.trace.events import Trace
 
 _AHEAD = 24  # ops that are looked at: what such an op calls itself, and the one behind it
 _ABSENT = -1
+_INDEX = "aten::index"
+_BATCHED = ("aten::bmm", "aten::baddbmm")
 Shape = tuple[int, ...]
 
 
 def with_results(trace: Trace) -> Trace:
     """The trace, in which calls of ops with a packed weight that make different things differ."""
-    needing = [i for i, call in enumerate(trace.calls) if call.name in NEED_RESULT]
+    needing = [
+        i
+        for i, call in enumerate(trace.calls)
+        if call.name in NEED_RESULT and (call.name != _INDEX or _is_stack(call))
+    ]
     rows = np.flatnonzero(np.isin(trace.ops["call"], needing))
     if not len(rows):
         return trace
@@ -59,8 +67,30 @@ def _behind(ops: dict[str, Ints], rows: Ints) -> tuple[Ints, Ints]:
     return np.where(same, ops["call"][next_ones], _ABSENT), inside
 
 
+def _is_stack(call: OpCall) -> bool:
+    """Whether a call's first operand is a stack of matrices: most tensors that are indexed are not,
+    and are many."""
+    return len(call.shapes) > 0 and isinstance(call.shapes[0], tuple) and len(call.shapes[0]) == 3
+
+
+def _copies(call: OpCall, inside: list[OpCall | None], behind: list[OpCall | None]) -> Shape:
+    """The copies that indexing a stack of matrices makes: as many as the view of the stack has that
+    the op makes of it, else as the next batched product of such matrices reads."""
+    matrix = call.shapes[0][1:]
+    for one in inside:
+        if one is not None and one.name == "aten::as_strided" and one.shapes[:1] == call.shapes[:1]:
+            viewed = integers(one, 1)
+            if viewed is not None and len(viewed) > len(matrix) and viewed[-2:] == matrix:
+                return viewed
+    products = (one for one in behind if one is not None and one.name in _BATCHED)
+    read = next((shape for one in products for shape in _tensors(one) if shape[1:] == matrix), ())
+    return read
+
+
 def _result(call: OpCall, inside: list[OpCall | None], behind: list[OpCall | None]) -> Shape:
     """The shape of what a call makes; empty where nothing shows it."""
+    if call.name == _INDEX:
+        return _copies(call, inside, behind)
     try:
         read = tensor(call, 0).shape
     except NoModel:

@@ -12,6 +12,7 @@ import difflib
 import json
 import math
 import re
+from collections.abc import Iterable
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -59,13 +60,15 @@ _SIZE = re.compile(r"(?:^|[-_])(\d+(?:\.\d+)?)([bm])(?![a-z0-9])")
 _FAMILY = re.compile(r"[a-z]+")
 
 
-def nearest_presets(name: str, *, count: int = 4) -> str:
+def nearest_presets(name: str, *, more: Iterable[str] = (), count: int = 4) -> str:
     """The presets most like a name, as a part of a sentence: those of its family, the nearest size
     first; without a family among the presets, those that are written most alike, or that there are
-    none."""
+    none. A name may be that of an architecture: GraniteMoE, or granitemoe as a config spells it.
+    `more`: names that are as good as presets'."""
+    known = (*preset_names(), *more)
     key = _plain(name.lower()).rpartition("/")[2]
     family, size = _family(key), _size(key)
-    of_family = [preset for preset in preset_names() if _family(preset) == family]
+    of_family = _of_architecture(key) or [one for one in known if _family(one) == family]
 
     def distance(preset: str) -> tuple[float, float]:
         other = _size(preset)
@@ -73,8 +76,19 @@ def nearest_presets(name: str, *, count: int = 4) -> str:
         return round(apart, 1), -difflib.SequenceMatcher(None, key, preset).ratio()
 
     close = sorted(of_family, key=distance)
-    close += [n for n in difflib.get_close_matches(key, preset_names(), n=count) if n not in close]
-    return ", ".join(close[:count]) or f"none of {len(preset_names())}"
+    close += [n for n in difflib.get_close_matches(key, known, n=count) if n not in close]
+    return ", ".join(close[:count]) or f"none of {len(known)}"
+
+
+def _of_architecture(key: str) -> list[str]:
+    """The presets whose model type is the key, or begins a class's name (GraniteMoeForCausalLM)."""
+    written = _letters(key.removesuffix("forcausallm"))
+    types = {one: str(_read(one)["config"]["model_type"]) for one in preset_names()}
+    return [one for one, model_type in types.items() if _letters(model_type) == written]
+
+
+def _letters(name: str) -> str:
+    return "".join(filter(str.isalnum, name.lower()))
 
 
 def _family(name: str) -> str | None:

@@ -42,6 +42,22 @@ def copied(experts: int, tokens: int, per_token: int = 2, *, layers: int = 2) ->
     return chrome(step(0, *items))
 
 
+def on_all_tokens(experts: int, tokens: int, *, layers: int = 2) -> Any:
+    """A trace of one step in which every token goes through all experts, as in Llama 4: one product
+    of gate and up, one of down."""
+    half, items = "c10::BFloat16", []
+    for i in range(layers):
+        at = f"model.layers.{i}.feed_forward"
+        products = [
+            op("aten::bmm", [experts, tokens, kk], [experts, kk, n], dtype=half,
+               kernels=[k(us=experts, name="gemm")])
+            for n, kk in ((2 * F, H), (H, F))
+        ]  # fmt: skip
+        items.append(module(at, module(f"{at}.router", mm(tokens, experts, H)),
+                            module(f"{at}.experts", *products)))  # fmt: skip
+    return chrome(step(0, *items))
+
+
 def _without_modules(items: list[Any]) -> Iterator[Any]:
     for item in items:
         yield from _without_modules(list(item.items)) if isinstance(item, Scope) else [item]

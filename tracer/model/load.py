@@ -30,11 +30,11 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
 from prunescope.taxonomy.arguments import home_path
 from prunescope.taxonomy.atomic_write import partial_folder, put_in_place
 from prunescope.taxonomy.dtypes import dtype as dtype_name
-from prunescope.taxonomy.errors import PrunescopeError, nearest
+from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import MAX_LAYERS
 from prunescope.taxonomy.gguf_header import stored_elements
 from prunescope.taxonomy.hub import reach
-from prunescope.taxonomy.presets import preset_config, preset_names
+from prunescope.taxonomy.presets import nearest_presets, preset_config, preset_names
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.words import whole_sentences
 from prunescope.tracer.machine.device import cache_folder, total_bytes
@@ -193,11 +193,11 @@ def check_hub_id(name: str) -> None:
             f"there is no model folder {name[:200]}",
             hint="give a folder written by save_pretrained, a .gguf file, a hub id or a preset",
         )
-    presets = (*preset_names(), DEMO)
     if "/" not in name:
         raise PrunescopeError(
             f"no folder and no preset is called {name!r}",
-            hint=f"nearest presets: {nearest(name, presets)}; a hub id is written owner/name",
+            hint=f"nearest presets: {nearest_presets(name, more=(DEMO,))}; a hub id is written "
+            "owner/name",
         )
 
 

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 
 from prunescope.analysis.inputs.options import Options
+from prunescope.analysis.ops.work import work_of
 from prunescope.analysis.pipeline import Analysis, analyze
 from prunescope.analysis.report.gemm_table import gemm_table
 from prunescope.analysis.schema.report import GemmRow, Phase
-from tests.analysis.mixture import F, H, V, copied, layer, mixture, mm
+from prunescope.analysis.trace.load import load
+from tests.analysis.mixture import F, H, V, copied, layer, mixture, mm, on_all_tokens
 from tests.chrome import chrome, k, module, op, save, step
 
 
@@ -38,7 +40,7 @@ def test_an_expert_pruned_model_has_two_rows(tmp_path: Path) -> None:
     phase = only(compared([(3, 0, 5, 8), (4, 4, 4, 4)], [(7, 9), (8, 8)], tmp_path))
     up, down = rows_of(phase)
     for row, per_expert in ((up, 2), (down, 1)):
-        assert (row.axis, row.keep) == ("G", {})
+        assert (row.axis, row.keep) == ("G", {"groups": 0.5})
         assert (row.count, row.dense_count) == (4 * per_expert, 8 * per_expert)
         # Three and four of the dense experts saw tokens, and both of the pruned ones: 32 rows of
         # seven, and of four.
@@ -69,7 +71,9 @@ def test_narrower_experts_moved_along_their_widths(tmp_path: Path) -> None:
 
 def test_fewer_experts_a_token_see_fewer_rows(tmp_path: Path) -> None:
     phase = only(compared([(4, 4, 4, 4)], [(2, 2, 2, 2)], tmp_path))
-    assert [row.axis for row in rows_of(phase)] == ["M", "M"]
+    assert [(row.axis, row.keep) for row in rows_of(phase)] == [("M", {"m": 0.5})] * 2
+    kept = gemm_table(phase)
+    assert "50 %" in str(kept)
 
 
 def test_a_grouped_gemm_has_the_groups_of_its_weights(tmp_path: Path) -> None:
@@ -88,6 +92,7 @@ def test_the_table_says_how_many_experts_ran(tmp_path: Path) -> None:
     phase = only(compared([(3, 0, 5, 8)], [(7, 9)], tmp_path))
     notes = gemm_table(phase).notes
     assert f"experts {F}×{H}: 3→2 a layer and step, pruned M 7 to 9" in notes
+    assert "G: fewer groups, which are experts, each as wide as before" in notes
 
 
 def test_fewer_experts_that_do_as_much_are_not_untouched(tmp_path: Path) -> None:
@@ -125,3 +130,40 @@ def test_the_rows_of_linears_are_not_those_of_an_expert(tmp_path: Path) -> None:
     kind = only(analyze(save(trace, tmp_path / "t.json"))).phase_kind
     assert kind is not None
     assert "M of the linears is 8" in kind["evidence"]
+
+
+def test_copies_of_experts_follow_the_rows(tmp_path: Path) -> None:
+    """Half of the experts a token is half of the copies, which no op of a trace tells but the
+    product behind them: of 34 us only those of the two routers, 6 us, stay: 34/(28/2 + 6)."""
+    traces = [save(copied(8, 6, n), tmp_path / f"{n}.json") for n in (2, 4)]
+    phase = only(analyze(traces[0], baseline=traces[1], options=Options(sparsity=0.5)))
+    assert phase.ladder is not None
+    assert phase.ladder.coverage == pytest.approx(34 / 20)
+    coverage = next(row for row in phase.ledger or [] if row.row == "coverage")
+    assert "experts" not in {part.role for part in coverage.parts}
+
+
+def test_copies_of_a_stack_are_as_many_as_its_view(tmp_path: Path) -> None:
+    """6 copies of 32 x 16 numbers of 4 bytes, read and written."""
+    stack = [8, 32, 16]
+    view = op("aten::as_strided", stack, [], [], us=0, dtypes=["float", "ScalarList", "ScalarList"],
+              concrete=["", "[6, 32, 16]", "[0, 16, 1]"])  # fmt: skip
+    index = op("aten::index", stack, [], dtypes=["float", ""], inner=[view], us=5)
+    trace = load(save(chrome(index, cpu=True), tmp_path / "t.json"))
+    works = [work for call in trace.calls if call.result and (work := work_of(call)) is not None]
+    assert [work.bytes for work in works] == [2 * 6 * 32 * 16 * 4]
+
+
+def test_one_product_of_all_experts_is_along_their_number(tmp_path: Path) -> None:
+    """Each expert sees all 12 tokens with 8 experts and with 4: what halved is the groups."""
+    traces = [save(on_all_tokens(n, 12), tmp_path / f"{n}.json") for n in (4, 8)]
+    phase = only(analyze(traces[0], baseline=traces[1], options=Options(sparsity=0.5)))
+    assert phase.family is not None
+    assert phase.family.id == "static-experts"
+    found = [(row.axis, row.keep, row.dense_batch, row.batch) for row in rows_of(phase)]
+    assert found == [("G", {"groups": 0.5}, 8, 4)] * 2
+    (text,) = [one.text for one in phase.findings if one.id == "experts-on-all-tokens"]
+    assert "every token by all 4 experts of a layer, 8 before" in text
+    # Copies for the experts of a token are no product of all experts.
+    phase = only(analyze(save(copied(8, 6), tmp_path / "copied.json")))
+    assert "experts-on-all-tokens" not in {one.id for one in phase.findings}

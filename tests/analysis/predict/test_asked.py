@@ -105,3 +105,12 @@ def test_a_hint_names_no_preset_that_shares_letters_alone() -> None:
     assert nearest_presets("vit").startswith("none of ")
     assert nearest("vit", ["deepseek-v3", "gemma-7b", "llama-2-7b", "opt", "phi"]) == "none of 5"
     assert nearest("vit", ["mlp", "trace"]) == "mlp, trace"
+
+
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [("GraniteMoE", "granite-3.1-1b-a400m"), ("Qwen3MoE", "qwen3-30b-a3b"),
+     ("DeepseekV3ForCausalLM", "deepseek-v3"), ("olmoe", "olmoe-1b-7b")],
+)  # fmt: skip
+def test_a_hint_names_the_presets_of_an_architecture(name: str, first: str) -> None:
+    assert nearest_presets(name).split(", ")[0] == first
