@@ -164,6 +164,8 @@ def _experts(side: PredictedSide) -> Experts | None:
     if side.setting.ep > 1 and side.setting.tp == 1:
         work = replace(work, batch=work.batch * side.setting.ep)
     parts = [part for part in shape.mlp_parts() if part.moe_layers]
+    if not parts:
+        return None
     layers = [part.moe_layers for part in parts]
     sizes = [{"experts": p.experts, "per_token": p.experts_per_token} for p in parts]
     loads = [expert_load(work.routing, work.phase, tokens=work.rows, **size) for size in sizes]

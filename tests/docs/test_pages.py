@@ -115,7 +115,7 @@ def test_the_example_of_a_sweep_has_every_key(tmp_path: Path) -> None:
     text = example()
     (tmp_path / "sweep.yaml").write_text(text, encoding="utf-8")
     (config,) = read_configs(tmp_path / "sweep.yaml", None)
-    keys = {field.name for field in dataclasses.fields(SweepConfig)} - {"logits"}
+    keys = {field.name for field in dataclasses.fields(SweepConfig)}
     shown = dict(re.findall(r"^#? ?([a-z_]+): +(.*?)(?:  #.*)?$", text, flags=re.MULTILINE))
     assert set(shown) == keys
     page = (DOCS / "sweep.md").read_text(encoding="utf-8")
@@ -125,7 +125,7 @@ def test_the_example_of_a_sweep_has_every_key(tmp_path: Path) -> None:
     (tmp_path / "every.yaml").write_text(every, encoding="utf-8")
     (full,) = read_configs(tmp_path / "every.yaml", None)
     # Shown with a value that is no default.
-    possible = {"text", "other_text", "recover", "threads", "tasks", "tasks_path", "knobs"}
+    possible = {"text", "other_text", "recover", "threads", "tasks", "tasks_path", "knobs", "set"}
     for field in dataclasses.fields(config):
         if field.name not in possible:
             assert getattr(full, field.name) == getattr(config, field.name), field.name

@@ -73,7 +73,7 @@ def test_a_rate_that_no_device_has(ask: Callable[[Any], Any], rate: Any) -> None
         (lambda: prunescope.trace("tiny-llama", argv=5), "argv is 5", "a list"),
         (lambda: prunescope.compare([5]), "subjects is", "a list, each a path"),
         (lambda: prunescope.sweep(5, out="x"), "config is 5", "a path"),
-        (lambda: prunescope.sweep("x.yaml", out=None), "--out is None", "a path"),
+        (lambda: prunescope.sweep("x.yaml", out=None), "--out is missing", "name the folder"),
         (lambda: prunescope.trace("tiny-llama", seed="0"), "--seed is '0'", "a whole number"),
         (lambda: prunescope.trace(Path("x")), "--model is", "a text"),
         (lambda: prunescope.pareto(5), "5, of type int, is no path", "a path"),

@@ -104,6 +104,8 @@ def test_device_steps_equal_their_baseline(
     by_launch = sorted(events, key=lambda e: e.start if e.launch is None else e.launch)
     for i, event in enumerate(by_launch if grow else events):
         event.id = i + 1
+    if not any(a <= e.launch < b for e in events if e.launch is not None for a, b in windows):
+        return  # marks in which nothing was launched are no steps
     name = "prunescope.step" if own else "ProfilerStep"
     got = linked(device_trace(events, windows, name), tmp_path)
     rows = sorted(events, key=lambda e: (e.start, -e.dur, e.id, e.stream))
@@ -251,6 +253,8 @@ def test_host_steps_equal_their_baseline(
                for i, (a, dur, tid, kind) in enumerate(ops)]  # fmt: skip
     if not any(kind == "aten::mm" for *_, kind in ops):
         return
+    if not any(a <= begin < b for begin, *_ in ops for a, b in windows):
+        return  # marks in which nothing ran are no steps
     got = linked({"traceEvents": events}, tmp_path)
     work = [(a, a + dur, tid) for a, dur, tid, kind in ops if kind == "aten::mm"]
     for number, (begin, finish) in enumerate(windows):

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MODULES = ("config", "block_configs", "architecture_traits", "vision_config")
 CONFIGS = {"cfg", "config", "inner", "attention"}
 TABLES = ("_HIDDEN", "_LAYERS", "HEADS", "KV_HEADS", "_HEAD_DIM", "MLP", "_VOCAB", "EXPERTS",
-          "TOP_K", "EXPERT_WIDTHS", "DENSE_FIRST")  # fmt: skip
+          "TOP_K", "EXPERT_WIDTHS", "DENSE_FIRST", "GROUPS")  # fmt: skip
 
 
 def strings(node: ast.AST) -> set[str]:

@@ -157,7 +157,7 @@ class SweepConfig:
             lists="knobs",
             example="{align: [1, 16, 128]}",
         ),
-    ] = dataclasses.field(default_factory=dict)
+    ] = dataclasses.field(default_factory=dict, hash=False)
     flush: Annotated[
         tuple[bool, ...],
         Option(help="Flush the last-level cache before each sample and step.", lists="flush"),

@@ -86,6 +86,8 @@ def run_plan(request: SweepRequest, plan: SweepPlan, progress: Progress | None =
 def plan_of(request: SweepRequest) -> SweepPlan:
     """The plan of a request, checked. Raises PrunescopeError on the first mistake in it."""
     check_options(request)
+    read_shard(request.shard)  # a mistake in these comes before the work of a plan
+    folder = request.folder
     asked = request.config
     configs = read_configs(asked if isinstance(asked, Mapping) else as_path(asked), request.preset)
     for config in configs:
@@ -94,7 +96,7 @@ def plan_of(request: SweepRequest) -> SweepPlan:
             raise PrunescopeError(
                 f"select: {unknown[0]!r} is no selection", hint=" or ".join(SELECTIONS)
             )
-    configs = tuple(_named_as_stored(config, request.folder) for config in configs)
+    configs = tuple(_named_as_stored(config, folder) for config in configs)
     for model in dict.fromkeys([configs[0].model, *filter(is_checkpoint, configs[0].families)]):
         _check_model(model)
     plan = make_plan(configs, _shape(configs[0].model))

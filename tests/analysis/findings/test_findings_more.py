@@ -49,11 +49,11 @@ def test_a_mask_multiplied_into_the_weight_in_every_step(tmp_path: Path) -> None
     dense = layers(("mlp.up_proj", mm()))
     masked = pointwise("aten::mul", [N, K], [N, K], us=40)
     finding = found(report(tmp_path, dense, layers(("mlp.up_proj", [masked, mm()]))),
-                    "decompressed")  # fmt: skip
+                    "added-mask")  # fmt: skip
     assert finding is not None
     assert finding.severity == "critical"
     assert finding.predicted_ns == pytest.approx(2 * 40_000)
-    assert finding.evidence[0].startswith("up: aten::mul")
+    assert finding.evidence[0].startswith(f"aten::mul [{N}×{K}] × 2 a step")
 
 
 # -- waves and dimensions ----------------------------------------------------------------------
