@@ -20,6 +20,7 @@ from prunescope.analysis.schema.report import (
     Row,
     is_beyond_noise,
 )
+from prunescope.taxonomy.families import known
 from prunescope.taxonomy.run import RECORDER, PhaseRun
 from prunescope.taxonomy.words import ms, percent, shortened
 
@@ -355,7 +356,7 @@ def _why_it_differs(c: Context, shares: list[float], nominal: float) -> str:
             "removes neither weights nor FLOPs"
         )
     family = c.phase.family
-    if family is not None and {"static-experts", "static-topk"} & set(family.ids):
+    if family is not None and any(one.changes_experts for one in known(family.ids)):
         return (
             "a token goes through as many experts as before where experts are gone, and no "
             "parameter is gone where it goes through fewer: parameters, FLOPs and bytes fall apart"

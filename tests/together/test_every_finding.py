@@ -50,7 +50,10 @@ COVERED: dict[str, tuple[str, str]] = {
         "test_a_cut_off_file_alone_lacks_kernels",
         "test_a_whole_file_is_not_cut_off",
     ),
-    "decompressed": ("test_a_mask_multiplied_into_the_weight_in_every_step", CASES),
+    "experts-on-all-tokens": (
+        "test_one_product_of_all_experts_is_along_their_number",
+        "test_one_product_of_all_experts_is_along_their_number",
+    ),
     "fake-quantised": (
         "test_fake_quantisation_that_was_left_on",
         "test_a_weight_is_not_made_anew_that_nobody_makes",
