@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from prunescope.analysis.pareto.cells import judged
-from prunescope.analysis.pareto.points import caveat_of, point_of
+from prunescope.analysis.pareto.points import point_of, times_are_invalid
 from prunescope.analysis.pipeline import TOOL, analyze
 from prunescope.analysis.schema.pareto import (
     FailedResult,
@@ -125,7 +125,7 @@ def _measure(folder: Path, entry: SweepResult) -> _Measured:
         point=point_of(entry, run, phase),
         dense_ns=None if dense is None else dense.median,
         subject=subject,
-        busy=caveat_of(phase) or _was_loaded(run, entry.phase),
+        busy=times_are_invalid(phase) or _was_loaded(run, entry.phase),
     )
 
 

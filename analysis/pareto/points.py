@@ -8,6 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from prunescope.analysis.ledger.overhead import of_saved
+from prunescope.analysis.schema.comparison import NOT_VALID
 from prunescope.analysis.schema.pareto import Loss, SweepPoint, TextLoss
 from prunescope.analysis.schema.report import Phase
 from prunescope.taxonomy.families import known
@@ -50,7 +51,7 @@ def point_of(entry: SweepResult, run: Run, phase: Phase) -> SweepPoint:
             decides=bool(run.census and run.census.dynamic),
         ),
         training_stopped=_stopped(run),
-        timing_valid=not caveat_of(phase),
+        timing_valid=not times_are_invalid(phase),
         mode=entry.mode,
         attn=entry.attn,
         logits=entry.logits,
@@ -60,9 +61,9 @@ def point_of(entry: SweepResult, run: Run, phase: Phase) -> SweepPoint:
     )
 
 
-def caveat_of(phase: Phase) -> bool:
+def times_are_invalid(phase: Phase) -> bool:
     """Whether a finding makes the times of a phase no evidence."""
-    return any(finding.id == "timing-not-valid" for finding in phase.findings)
+    return any(finding.id == NOT_VALID for finding in phase.findings)
 
 
 def loss_in(quality: Quality | None, phase: str) -> Loss | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from prunescope.analysis.report import sentences
-from prunescope.analysis.schema.comparison import NOT_VALID, ComparisonRow
+from prunescope.analysis.schema.comparison import CAPTURED, NOT_VALID, ComparisonRow
 from prunescope.analysis.schema.pareto import SweepPoint
 from prunescope.analysis.schema.report import CUT_OFF, Ladder, Phase
 from prunescope.taxonomy.run_quality import RANDOM_IDS
@@ -48,7 +48,7 @@ def of_phase(phase: Phase) -> list[str]:
 
 def of_row(row: ComparisonRow) -> list[str]:
     """The reasons of a row of a comparison."""
-    reasons = [NO_STEP] * ("captured-step" in row.critical) + [CUT] * (CUT_OFF in row.critical)
+    reasons = [NO_STEP] * (CAPTURED in row.critical) + [CUT] * (CUT_OFF in row.critical)
     reasons += [NOT_COMPARABLE] * (not row.comparable)
     reasons += [NOT_VALID_TIMING] * (NOT_VALID in row.critical)
     reasons += [RANDOM_IDS] * (row.token_ids == RANDOM_IDS)

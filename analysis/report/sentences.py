@@ -8,6 +8,7 @@ from statistics import median
 
 from prunescope.analysis.report import numbers
 from prunescope.analysis.report.gemm_table import without_sizes
+from prunescope.analysis.schema.comparison import CAPTURED, NOT_VALID
 from prunescope.analysis.schema.pair_comparison import MODULES
 from prunescope.analysis.schema.report import (
     CUT_OFF,
@@ -27,7 +28,7 @@ FAMILIES = {
     "outside": "what changed is no pruning of M, N or K",
     "unknown": "the shapes do not say",
 }
-_NO_EVIDENCE = ("timing-not-valid", "captured-step")  # findings that leave times no evidence
+_NO_EVIDENCE = (NOT_VALID, CAPTURED)  # findings that leave times no evidence
 HOLDS_BOUND = "the interval includes the bound"
 PAST_BOUND = "≥ 100 % of the bound: faster than the roofline model allows"
 NO_FINDING = "no finding applies; the tables show where the time goes"
@@ -110,7 +111,7 @@ def is_valid(phase: Phase) -> bool:
 
 def captured(phase: Phase) -> str:
     """That no step was timed, because a graph captured most of it; empty where none did."""
-    found = next((item for item in phase.findings if item.id == "captured-step"), None)
+    found = next((item for item in phase.findings if item.id == CAPTURED), None)
     return f"no step was timed ({'; '.join(found.evidence)})" if found is not None else ""
 
 

@@ -14,7 +14,8 @@ from prunescope.analysis.schema.fields import meaning
 from prunescope.analysis.schema.report import Ladder, Report
 from prunescope.analysis.schema.sides import SubjectFacts
 
-NOT_VALID = "timing-not-valid"  # the finding that makes times of a row no evidence
+# The findings that make times no evidence: they were disturbed, or no step was timed.
+NOT_VALID, CAPTURED = "timing-not-valid", "captured-step"
 
 
 class ComparisonRow(msgspec.Struct, kw_only=True):

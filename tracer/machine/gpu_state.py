@@ -1,7 +1,7 @@
 """What of a GPU's state spoils a trace or its times, each with the line to type.
 
 In: nvidia-smi and the files of the drivers. Out: MachineChecks, none without a GPU. No torch here,
-and no context on the GPU, so that every process that computes there is another one. Not tried on
+and no context on the GPU, so that every process that computes there is foreign. Not tried on
 an AMD GPU: the files are those of its kernel driver's guide.
 """
 
