@@ -19,8 +19,8 @@ import typer
 
 import prunescope
 from prunescope import signals, startup
-from prunescope.allocation import AllocateRequest
 from prunescope.analysis.inputs.options import CompareRequest
+from prunescope.analysis.predict.allocation_request import AllocateRequest
 from prunescope.analysis.predict.request import PredictRequest
 from prunescope.api import answer
 from prunescope.command import from_options
@@ -234,14 +234,14 @@ def _allocate(
     """
     import msgspec
 
-    from prunescope.allocation import allocate, evaluations, problem_of
+    from prunescope.allocation import allocate, evaluations, problem_asked
     from prunescope.analysis.report.allocation_tables import dry_run_sheet, plan_sheet
     from prunescope.output import check_target, show_result
     from prunescope.tracer.capture.progress import Bar
 
     check_target(json_target)
     if dry_run:
-        found = evaluations(problem_of(request))
+        found = evaluations(problem_asked(request))
         show_result(found, json_target, people=dry_run_sheet(found))
         return
     with Bar() as bar:

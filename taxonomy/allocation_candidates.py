@@ -86,6 +86,15 @@ def removals_of(sizes: Sequence[Candidates], dense: Sequence[tuple[int, int]]) -
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LayerLosses:
+    """The rise of the loss at each size of a layer's parts; None: the layer cannot go."""
+
+    kv_heads: Mapping[int, float]
+    channels: Mapping[int, float]
+    gone: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LayerTable:
     """(cost, loss) of each size of a layer's parts, relative to the dense layer, whose own are 0.
     `gone`: of the layer without any of them; None: it has to stay."""

@@ -12,7 +12,7 @@ import hashlib
 import math
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -26,6 +26,7 @@ from msgspec import Meta
 from prunescope.taxonomy.allocation import LayerOption
 from prunescope.taxonomy.allocation_candidates import (
     Candidates,
+    LayerLosses,
     Removal,
     measured_sizes,
     removals_of,
@@ -60,15 +61,6 @@ class LossFile(msgspec.Struct, kw_only=True):
     text: dict[str, Any]
     dense: Number
     removed: Annotated[dict[Name, Number | None], Meta(max_length=1 << 20)] = {}
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerLosses:
-    """The rise of the loss at each size of a layer's parts; None: the layer cannot go."""
-
-    kv_heads: Mapping[int, float]
-    channels: Mapping[int, float]
-    gone: float | None
 
 
 @dataclass(kw_only=True)
