@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -45,7 +44,13 @@ from prunescope.taxonomy.atomic_write import write_file
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.option import as_path, options_of
 from prunescope.taxonomy.scrub import scrub, scrub_all
-from prunescope.tracer.allocation.losses import PAIRS, SEQUENCES, LossFile, ModelLosses
+from prunescope.tracer.allocation.losses import (
+    PAIRS,
+    SEQUENCES,
+    ModelLosses,
+    losses_of_others,
+    read_losses,
+)
 from prunescope.tracer.calibration.collect import calibration_of, text_calibration
 from prunescope.tracer.capture.progress import Progress, Silent
 from prunescope.tracer.machine.device import pick_device
@@ -66,20 +71,20 @@ def problem_asked(request: AllocateRequest) -> Problem:
 
 def evaluations(problem: Problem) -> dict[str, Any]:
     """What `--dry-run` says: how often the model is evaluated, and how many of these are known."""
-
-    shape = problem.costs.shape
+    shape, request = problem.costs.shape, problem.request
     layers = [shape.layer(number) for number in range(shape.layers)]
     wanted = removals_of(problem.sizes, [(one.kv_heads, one.intermediate) for one in layers])
-    known: set[str] = set()
-    if problem.request.losses_path.is_file():
-        known = set(
-            msgspec.json.decode(problem.request.losses_path.read_bytes(), type=LossFile).removed
-        )
+    found = read_losses(request.losses_path)
+    others = ""
+    if found is not None:
+        others = losses_of_others(found, model=request.model_name, text=as_path(request.text))
+    known = set() if found is None or others else set(found.removed)
     return {
         "evaluations": len(wanted) + PAIRS + 2,  # the dense model, and the planned one
         "measured": len(known & {one.key for one in wanted}),
+        "losses_of": others or None,  # those that the file has, where they are of no use here
         "sequences": SEQUENCES,
-        "losses": str(problem.request.losses_path.name),
+        "losses": request.losses_path.name,
         "layers": shape.layers,
         "target": problem.shown(problem.cost),
         "costs": problem.costs.source,
@@ -121,9 +126,12 @@ def _measured(problem: Problem, progress: Progress) -> ModelLosses:
         if tokenizer is None
         else text_calibration(loaded.model, tokenizer, text)
     )
-    path = request.losses_path
     losses = ModelLosses(
-        model=loaded.model, calibration=calibration, sizes=problem.sizes, path=path
+        model=loaded.model,
+        calibration=calibration,
+        sizes=problem.sizes,
+        path=path,
+        name=request.model_name,
     )
     count = len(removals_of(losses.sizes, losses.dense_sizes))
     progress.stage("loss without each part", count)
@@ -154,7 +162,7 @@ def _described(
         )
     return PlanOfLayers(
         kind=KIND,
-        model=Path(problem.request.model).name,
+        model=problem.request.model_name,
         weights=losses.file.weights,
         target=problem.target,
         expected=Expected(

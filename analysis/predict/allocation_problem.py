@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from prunescope.analysis.predict.allocation import (
     Costs,
@@ -143,7 +142,7 @@ def check_reachable(problem: Problem, sizes: Sequence[Candidates]) -> None:
     asked = problem.shown(problem.cost)
     where = f" in {problem.target.phase}" * (not problem.memory)
     raise PrunescopeError(
-        f"no allocation of {Path(problem.request.model).name} reaches {asked}{where}: "
+        f"no allocation of {problem.request.model_name} reaches {asked}{where}: "
         f"{problem.shown(least)} is the most",
         hint=_what_holds(problem, allocated_shape(problem.costs.shape, cheapest)),
     )

@@ -142,6 +142,11 @@ class AllocateRequest:
             )
 
     @property
+    def model_name(self) -> str:
+        """The last part of the model's path or id."""
+        return Path(self.model).name
+
+    @property
     def path(self) -> Path:
         """Where the plan goes."""
         return Path(self.out)

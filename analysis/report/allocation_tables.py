@@ -25,6 +25,8 @@ def plan_sheet(plan: PlanOfLayers, where: str) -> Sheet:
 def dry_run_sheet(found: dict[str, Any]) -> Sheet:
     """What `--dry-run` found."""
     known = f", {found['measured']:,} of them in {found['losses']}" if found["measured"] else ""
+    if found["losses_of"] is not None:
+        known = f"; {found['losses']} has those of {found['losses_of']}, and none counts here"
     return Sheet(
         [
             Line(f"target {found['target']}, within reach by {found['costs']}"),

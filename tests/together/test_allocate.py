@@ -12,6 +12,7 @@ import prunescope
 from prunescope import cli
 from prunescope.taxonomy.allocation_plan import read_plan
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.sweep.plan import request_of
 from prunescope.tracer.sweep.request import SweepRequest
 from prunescope.tracer.sweep.sweep import plan_of
@@ -104,6 +105,33 @@ def test_a_plan_is_one_point_of_a_sweep(model: str, tmp_path: Path) -> None:
     request = request_of(plan.config, result, out=tmp_path / "run")
     request.check()
     assert request.plan == tmp_path / "plan.json"
+
+
+def test_a_dry_run_does_not_count_losses_of_another_model(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = {"weights": "0", "text": {"text": None}, "dense": 4.0, "removed": {"0 layer 0": 4.5}}
+    file = tmp_path / "plan.losses.json"
+    words = ["allocate", "--model", model, "--device", "h100-sxm", "--speedup", "1.2"]
+    words += ["--out", str(tmp_path / "plan.json"), "--dry-run"]
+    for name, measured, of in (("dense", 1, None), ("other", 0, "other")):
+        file.write_text(json.dumps({**kept, "model": name}))
+        assert cli.main([*words, "--json", "-"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert (found["measured"], found["losses_of"]) == (measured, of)
+    assert cli.main(words) == 0
+    assert "plan.losses.json has those of other, and none counts here" in capsys.readouterr().out
+
+
+def test_plans_of_one_file_name_get_runs_of_their_own(tmp_path: Path) -> None:
+    """By what is in them: the same plan gives the same folder again."""
+    paths = [tmp_path / name / "plan.json" for name in ("a", "b", "c")]
+    for path, text in zip(paths, ("{}", "{} ", "{}"), strict=True):
+        path.parent.mkdir()
+        path.write_text(text)
+    first, second, again = (TraceRequest("tiny-llama", method=str(path)).folder for path in paths)
+    assert first == again != second
+    assert first.name.startswith("tiny-llama-plan-")
 
 
 def test_a_dry_run_counts_evaluations(
