@@ -130,7 +130,7 @@ def _measured(problem: Problem, progress: Progress) -> ModelLosses:
         model=loaded.model,
         calibration=calibration,
         sizes=problem.sizes,
-        path=path,
+        path=request.losses_path,
         name=request.model_name,
     )
     count = len(removals_of(losses.sizes, losses.dense_sizes))
