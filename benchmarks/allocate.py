@@ -99,8 +99,8 @@ def main() -> int:
     parser.add_argument("--model", required=True)
     parser.add_argument("--work", type=Path, required=True, help="folder of runs, plans and losses")
     parser.add_argument("--other-text", type=Path, help="a second text to judge on")
-    parser.add_argument("--tokens", type=int, default=4096, help="of each text that judges")
-    parser.add_argument("--recover", default="steps=100,batch=2,length=128")
+    parser.add_argument("--tokens", type=int, default=2048, help="of each text that judges")
+    parser.add_argument("--recover", default="steps=100,batch=1,length=128")
     parser.add_argument("--prompt-len", type=int, default=256)
     parser.add_argument("--decode-steps", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=12)
@@ -181,6 +181,7 @@ def losses(stage: Stage) -> int:
 
     with thread_count(stage.asked.threads), statistics_cached({}):
         scorer = Scorer(stage)
+        scorer.say_texts()
         if not scorer.greedy():
             return _LEFT
         for one in (Variant(DENSE, ""), *variants(stage.work)):
@@ -214,6 +215,16 @@ class Scorer:
             for name, path in texts.items()
             if name == "text" or path is not None
         }
+
+    def say_texts(self) -> None:
+        """Keep what the page says of texts and training."""
+        asked, passages = self.stage.asked, self.passages
+        shown = {name: str(passage.record.source) for name, passage in passages.items()}
+        said = (
+            f"Losses: {asked.tokens:,} tokens of each text, intervals over blocks of {BLOCK}; "
+            f"trained alike, the dense model too: {asked.recover}."
+        )
+        _write(self.stage.work / "texts.json", {"texts": shown, "said": said})
 
     def greedy(self) -> bool:
         """The order in which half of the layers go, if there is none yet; whether time is left."""
@@ -300,6 +311,12 @@ def times(stage: Stage) -> int:
     peaks = read_run(stage.work / "dense").device.peaks
     assert peaks is not None
     peaks = changed(peaks, reached=None)
+    asked = stage.asked
+    said = (
+        f"Times: batch 1, prompts of {asked.prompt_len} tokens, {asked.repeats} samples of each "
+        f"model in turns over {asked.placements} placements."
+    )
+    _write(stage.work / "times.json", {"threads": asked.threads, "said": said})
     with statistics_cached({}):
         for one in variants(stage.work):
             for phase in one.phases:

@@ -12,6 +12,8 @@ import prunescope
 from prunescope import cli
 from prunescope.taxonomy.allocation_plan import read_plan
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.run import read_run
+from prunescope.taxonomy.shape import ModelShape
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.sweep.plan import request_of
 from prunescope.tracer.sweep.request import SweepRequest
@@ -132,6 +134,30 @@ def test_plans_of_one_file_name_get_runs_of_their_own(tmp_path: Path) -> None:
     first, second, again = (TraceRequest("tiny-llama", method=str(path)).folder for path in paths)
     assert first == again != second
     assert first.name.startswith("tiny-llama-plan-")
+
+
+def test_a_planned_model_is_trained(model: str, tmp_path: Path) -> None:
+    """A dropped layer, narrower ones, and adapters on what is left: the run says all three, and
+    its layers have the sizes of the plan after the training."""
+    path = tmp_path / "plan.json"
+    plan = prunescope.allocate(model, speedup=1.35, out=path, **H100)
+    run = read_run(
+        prunescope.trace(
+            model, method=str(path), recover="steps=2,batch=1,length=16,rank=2", phase="prefill",
+            prompt_len=8, repeats=2, steps=1, placements=2, warmup=0, out=tmp_path / "planned",
+        ) / "pruned"
+    )  # fmt: skip
+    pruning = run.pruning
+    assert pruning is not None and pruning.recovery is not None
+    assert (pruning.method, pruning.recovery.steps_done) == ("plan.json", 2)
+    held = pruning.recovery.losses.held_out
+    assert held.before is not None and held.after is not None and held.before != held.after
+    shape = ModelShape.of_fields(run.model.shape)
+    left = [one for one in plan.layers if not one.dropped]
+    assert shape is not None and shape.layers == len(left)
+    now = [(shape.layer(i).kv_heads, shape.layer(i).intermediate) for i in range(shape.layers)]
+    assert now == [(one.kv_heads, one.channels) for one in left]
+    assert any(one != (2, 96) for one in now) or plan.removed
 
 
 def test_a_dry_run_counts_evaluations(

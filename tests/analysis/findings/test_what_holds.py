@@ -146,9 +146,8 @@ def test_missed_coverage_names_allocate_and_the_most_that_it_can_expect() -> Non
     report = analyze(TINY).report
     limited = found(report.phases["decode"], "coverage-limited")
     change = str(limited and limited.change)
-    assert (
-        "prunescope allocate --from-run RUN --model MODEL --speedup 2.00 --phase decode" in change
-    )
+    words = ["--from-run", f"{TINY.name}/dense", "--model", "tiny-llama", "--speedup", "2.00"]
+    assert f"`prunescope allocate {' '.join(words)} --phase decode`" in change
     most = re.search(r"no cut of layers exceeds ([\d.]+)×: (\d+) % of the dense step", change)
     assert most is not None
     assert float(most[1]) == pytest.approx(100 / int(most[2]), rel=0.06)
