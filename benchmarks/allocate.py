@@ -153,16 +153,28 @@ def plans(stage: Stage) -> int:
     return 0
 
 
+def by_loss(work: Path) -> list[int]:
+    """The layers, those first whose removal alone loses least: what the plans know too."""
+    for phase, speedup in TARGETS:
+        path = plan_path(work, phase, speedup).with_suffix(".losses.json")
+        if path.exists():
+            removed = json.loads(path.read_bytes())["removed"]
+            alone = {key: nats for key, nats in removed.items() if key.endswith(" layer 0")}
+            worst = max(nats for nats in alone.values() if nats is not None)
+            lost = {int(key.split()[0]): nats or worst for key, nats in alone.items()}
+            return sorted(lost, key=lost.__getitem__)
+    raise SystemExit("no plan has measured losses: run the stage `plans` first")
+
+
 def variants(work: Path) -> list[Variant]:
-    """All plans and families. Layers go in the greedy order, in which each is the one whose removal
-    loses least: the best that static depth can do here."""
+    """All plans and families; of static depth those layers go whose removal alone loses least."""
     found = []
     for sparsity in SPARSITIES:
         for family in WIDTHS:
             name = f"{family}-{sparsity:g}"
             found.append(Variant(name, family, sparsity, select="importance"))
-    order: list[int] = json.loads((work / "greedy.json").read_bytes())
-    layers = 2 * len(order)
+    order = by_loss(work)
+    layers = len(order)
     for sparsity in SPARSITIES:
         gone = order[: int(layers * sparsity)]
         knobs = (("layers", ",".join(map(str, sorted(gone)))),)
@@ -182,8 +194,6 @@ def losses(stage: Stage) -> int:
     with thread_count(stage.asked.threads), statistics_cached({}):
         scorer = Scorer(stage)
         scorer.say_texts()
-        if not scorer.greedy():
-            return _LEFT
         for one in (Variant(DENSE, ""), *variants(stage.work)):
             if not scorer.score(one):
                 return _LEFT
@@ -225,24 +235,6 @@ class Scorer:
             f"trained alike, the dense model too: {asked.recover}."
         )
         _write(self.stage.work / "texts.json", {"texts": shown, "said": said})
-
-    def greedy(self) -> bool:
-        """The order in which half of the layers go, if there is none yet; whether time is left."""
-        from prunescope.tracer.calibration.collect import text_calibration
-        from prunescope.tracer.calibration.greedy import greedy_removal
-        from prunescope.tracer.model.layers import decoder_layers
-        from prunescope.tracer.model.load import load_tokenizer
-
-        path = self.stage.work / "greedy.json"
-        if not path.exists():
-            model = self.loaded.model
-            calibration = text_calibration(model, load_tokenizer(self.loaded), None)
-            record: dict[str, Any] = {}
-            count = len(decoder_layers(model)[1]) // 2
-            greedy_removal(model, calibration, ("layer",), count, record)
-            path.write_text(json.dumps(record["greedy"]["order"]), encoding="utf-8")
-            _say("greedy order of layers")
-        return not self.stage.over
 
     def score(self, one: Variant) -> bool:
         """Score what is missing of a variant; False where the time was over before."""

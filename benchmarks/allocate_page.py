@@ -198,9 +198,9 @@ def _head(found: Published) -> Iterator[str]:
     yield (
         f"{names}. Each plan was made from a dense run and the losses of single removals alone, "
         "then measured. Its loss is compared with that of the best family at the measured speed "
-        "of the plan: static-nk and static-nk-mlp by importance, static-m in the greedy order "
-        "of layers (each the one whose removal loses least). The best family is the one with the "
-        "least loss on the very text that judges, which favours families."
+        "of the plan: static-nk and static-nk-mlp by importance, static-m without the layers "
+        "whose removal alone loses least, which the plans know too. The best family is the one "
+        "with the least loss on the very text that judges, which favours families."
     )
     yield ""
     yield "```"
