@@ -36,7 +36,7 @@ from prunescope.tracer.recovery.settings import read_recovery  # noqa: E402
 TARGETS = (("prefill", 1.2), ("prefill", 1.4), ("prefill", 1.7), ("decode", 1.2), ("decode", 1.4))
 WIDTHS = ("static-nk", "static-nk-mlp")
 DEPTH = "static-m"
-SPARSITIES = (0.2, 0.35, 0.5)
+SPARSITIES = (0.25, 0.5)
 DENSE = "dense"
 BLOCK = 128  # tokens in a block of the bootstrap, as neighbours in a text are correlated
 _LEFT = 3  # exit code where work is left
@@ -100,7 +100,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, required=True, help="folder of runs, plans and losses")
     parser.add_argument("--other-text", type=Path, help="a second text to judge on")
     parser.add_argument("--tokens", type=int, default=2048, help="of each text that judges")
-    parser.add_argument("--recover", default="steps=100,batch=1,length=128")
+    parser.add_argument("--recover", default="steps=100,batch=1,length=64")
     parser.add_argument("--prompt-len", type=int, default=256)
     parser.add_argument("--decode-steps", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=12)

@@ -223,9 +223,10 @@ def _allocate(
 ) -> None:
     """Decide what each layer keeps, so that a target is reached at the least loss: a plan.
 
-    Layers are dropped, or keep some of their KV heads and MLP channels. Times come from a dense run
-    or a device, losses from the model without each part; the same command resumes. `trace --method
-    plan.json` measures the plan. A target that cannot be reached is an error that says why.
+    Layers are dropped, or keep some of their KV heads and MLP channels; ranks, experts and mixers
+    stay as they are. Times come from a dense run or a device, losses from the model without each
+    part; the same command resumes. `trace --method plan.json` measures the plan. A target that
+    cannot be reached is an error that says why.
 
     \b
     prunescope allocate --model ./SmolLM2 --from-run traces/dense --speedup 1.4 --out plan.json

@@ -197,4 +197,4 @@ def _cut(layer: LayerShape, option: LayerOption) -> LayerShape:
         layer = replace(layer, heads=queries, kv_heads=option.kv_heads)
     if option.channels is not None:
         layer = replace(layer, intermediate=option.channels)
-    return replace(layer, ranks=option.ranks) if option.ranks else layer
+    return layer

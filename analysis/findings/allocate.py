@@ -29,8 +29,8 @@ def allocation(c: Context) -> str:
     whole = int(kernels.frame.select(took.sum()).item())
     outside = int(kernels.frame.filter(pl.col("layer").is_null()).select(took.sum()).item())
     promised = ladder.nominal or ladder.flop
-    if not outside or not promised or promised <= 1:
-        return ""
+    if not 0 < outside < whole or not promised or promised <= 1:
+        return ""  # nothing is known to lie in a layer, or outside of one
     most = whole / outside
     share = f"{percent(outside / whole)} of the dense step lies outside of the layers"
     limit = f"no cut of layers exceeds {most:.2f}×: {share}"
