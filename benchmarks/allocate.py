@@ -98,6 +98,7 @@ def main() -> int:
     parser.add_argument("stage", choices=list(STAGES))
     parser.add_argument("--model", required=True)
     parser.add_argument("--work", type=Path, required=True, help="folder of runs, plans and losses")
+    parser.add_argument("--text", type=Path, help="the text that plans measure losses on")
     parser.add_argument("--other-text", type=Path, help="a second text to judge on")
     parser.add_argument("--tokens", type=int, default=2048, help="of each text that judges")
     parser.add_argument("--recover", default="steps=100,batch=1,length=64")
@@ -144,7 +145,7 @@ def plans(stage: Stage) -> int:
         try:
             prunescope.allocate(
                 stage.asked.model, from_run=stage.work / "dense", speedup=speedup, phase=phase,
-                out=path,
+                out=path, text=stage.asked.text,
             )  # fmt: skip
             first = first or losses
         except PrunescopeError as error:

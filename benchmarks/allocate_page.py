@@ -34,6 +34,13 @@ from prunescope.taxonomy.allocation_plan import KeptLayer, PlanOfLayers  # noqa:
 from prunescope.taxonomy.run import read_run  # noqa: E402
 
 DENSE = "dense"
+HOW = (
+    "Each plan was made from a dense run and the losses of single removals alone, then measured. "
+    "Its loss is compared with that of the best family at the measured speed of the plan: "
+    "static-nk and static-nk-mlp by importance, static-m without the layers whose removal alone "
+    "loses least, which the plans know too. The best family is the one with the least loss on the "
+    "very text that judges, which favours families."
+)
 STAGES = {"before": "without training", "after": "after training"}
 _SAMPLES, _SEED, _Z95 = 2000, 0, 1.96
 
@@ -195,13 +202,7 @@ def _head(found: Published) -> Iterator[str]:
     names = " and ".join(one.model for one in found.models)
     yield "# Plans of `allocate` against families that cut all layers alike"
     yield ""
-    yield (
-        f"{names}. Each plan was made from a dense run and the losses of single removals alone, "
-        "then measured. Its loss is compared with that of the best family at the measured speed "
-        "of the plan: static-nk and static-nk-mlp by importance, static-m without the layers "
-        "whose removal alone loses least, which the plans know too. The best family is the one "
-        "with the least loss on the very text that judges, which favours families."
-    )
+    yield f"{names}. {HOW}"
     yield ""
     yield "```"
     yield from (

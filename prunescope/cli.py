@@ -247,7 +247,7 @@ def _allocate(
         return
     with Bar() as bar:
         plan = allocate(request, bar)
-    shown = plan_sheet(plan, str(request.out))
+    shown = plan_sheet(plan, str(request.out), model=request.model)
     show_result(msgspec.to_builtins(plan), json_target, people=shown)
 
 

@@ -62,10 +62,15 @@ def test_a_plan_reaches_its_target_and_a_second_one_measures_nothing(
     assert all(key.startswith("plan") for key in set(now) - known if " + " not in key)
 
 
-def test_a_workload_weighs_both_phases(model: str, tmp_path: Path) -> None:
-    plan = prunescope.allocate(
-        model, speedup=1.2, workload="agent", out=tmp_path / "plan.json", **H100
-    )
+def test_a_workload_weighs_both_phases(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "plan.json")
+    words = ["allocate", "--model", model, "--device", "h100-sxm", "--dtype", "bf16"]
+    assert cli.main([*words, "--speedup", "1.2", "--workload", "agent", "--out", out]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"prunescope trace --model {model} --method {out} measures it" in said
+    plan = read_plan(out)
     weights = {name: one.weight for name, one in plan.expected.phases.items()}
     assert weights == {"prefill": 1, "decode": 1024}
     assert plan.expected.speedup >= 1.2
