@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import msgspec
 
 from prunescope.analysis.schema.fields import meaning
+from prunescope.analysis.schema.sides import Closure
 from prunescope.taxonomy.run_quality import RANDOM_IDS
 from prunescope.taxonomy.setting import Setting
 
@@ -144,6 +145,10 @@ class SweepPoint(Setting, kw_only=True, frozen=False, order=False):
         ),
     ] = []
     timing_valid: Annotated[bool, meaning("of all random samples")] = True
+    closure: Annotated[
+        dict[str, Closure] | msgspec.UnsetType,
+        meaning("by dense and pruned, of the first random sample; absent: the whole model ran"),
+    ] = msgspec.UNSET
     set: Annotated[list[str], meaning("KNOB=VALUE, in which points of the family differ")] = []
 
     @property
