@@ -93,7 +93,8 @@ class Added(msgspec.Struct, kw_only=True):
     parts: list[AddedPart]
 
 
-class SweepPoint(Setting, kw_only=True, frozen=False, order=False):
+# A struct may thaw a frozen one, which type checkers know of dataclasses alone.
+class SweepPoint(Setting, kw_only=True, frozen=False, order=False):  # type: ignore[misc]
     """A family at a sparsity in one phase, batch and length; the median over its random samples
     (draws)."""
 
@@ -230,7 +231,7 @@ class AtSparsity(msgspec.Struct, kw_only=True):
     families: dict[str, SpeedLoss]
 
 
-class SweepCell(Setting, kw_only=True, frozen=False, order=False):
+class SweepCell(Setting, kw_only=True, frozen=False, order=False):  # type: ignore[misc]
     """One batch and length of a phase, and one way to run: points are compared inside a cell
     alone."""
 

@@ -86,8 +86,8 @@ class Closure(msgspec.Struct, kw_only=True):
     @classmethod
     def of(cls, found: LayerAlone) -> Closure:
         """That of a run."""
-        return cls(**{name: getattr(found, name) for name in LayerAlone.__struct_fields__},
-                   ratio=found.closure)  # fmt: skip
+        known = {name: getattr(found, name) for name in LayerAlone.__struct_fields__}
+        return cls(**known, ratio=found.closure)
 
 
 class OfTokens(TypedDict):

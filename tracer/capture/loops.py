@@ -67,16 +67,15 @@ def closure_loops(
     request: TraceRequest, phase: str, variants: list[Variant], device: torch.device
 ) -> dict[str, dict[str, Sampled]]:
     """By variant: one "layer" alone, the "rest" without the layers, and the "whole" model."""
-    layer = layer_loops(request, phase, variants, device)
-    forms = {name: loop.form for name, loop in layer.items()}
-    layer, whole, rest = (
-        _flushed(request, loops, device)
-        for loops in (layer, *(whole_loops(request, phase, variants, device) for _ in range(2)))
+    layers = layer_loops(request, phase, variants, device)
+    layer = _flushed(request, layers, device)
+    whole, rest = (
+        _flushed(request, whole_loops(request, phase, variants, device), device) for _ in range(2)
     )
     return {
         one.name: {
             "layer": layer[one.name],
-            "rest": RestLoop(rest[one.name], decoder_layers(one.model)[1], forms[one.name]),
+            "rest": RestLoop(rest[one.name], decoder_layers(one.model)[1], layers[one.name].form),
             "whole": whole[one.name],
         }
         for one in variants
