@@ -1,4 +1,4 @@
-"""The time of a step by the categories of arXiv 2606.09080 (its Figs. 2 and 6). Plain values, ns."""
+"""The time of a step by the categories of arXiv 2606.09080, Figs. 2 and 6. Plain values, ns."""
 
 from __future__ import annotations
 

@@ -136,6 +136,13 @@ class SweepPoint(Setting, kw_only=True, frozen=False, order=False):
     simulated: Annotated[str | None, meaning("what stands in for hardware that is not there")] = (
         None
     )
+    categories: Annotated[
+        list[CategoryTime],
+        meaning("dense and pruned time by category, of the first random sample"),
+    ] = []
+    recovery: Annotated[
+        RecoveryLoss | None, meaning("null: not trained, or the dense control is not known")
+    ] = None
     training_stopped: Annotated[
         str | None, meaning("why its training ended before the requested steps")
     ] = None
