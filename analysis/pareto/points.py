@@ -59,6 +59,7 @@ def point_of(
         training_stopped=_stopped(run),
         timing_valid=not times_are_invalid(phase),
         set=list(entry.set),
+        closure=phase.closure,
         **msgspec.structs.asdict(entry.setting),
     )
 

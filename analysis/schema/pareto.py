@@ -12,6 +12,7 @@ import msgspec
 
 from prunescope.analysis.schema.categories import CategoryTime
 from prunescope.analysis.schema.fields import meaning
+from prunescope.analysis.schema.sides import Closure
 from prunescope.taxonomy.run_quality import RANDOM_IDS
 from prunescope.taxonomy.setting import Setting
 
@@ -105,7 +106,8 @@ class Added(msgspec.Struct, kw_only=True):
     parts: list[AddedPart]
 
 
-class SweepPoint(Setting, kw_only=True, frozen=False, order=False):
+# A struct may thaw a frozen one, which type checkers know of dataclasses alone.
+class SweepPoint(Setting, kw_only=True, frozen=False, order=False):  # type: ignore[misc]
     """A family at a sparsity in one phase, batch and length; the median over its random samples
     (draws)."""
 
@@ -164,6 +166,10 @@ class SweepPoint(Setting, kw_only=True, frozen=False, order=False):
         ),
     ] = []
     timing_valid: Annotated[bool, meaning("of all random samples")] = True
+    closure: Annotated[
+        dict[str, Closure] | msgspec.UnsetType,
+        meaning("by dense and pruned, of the first random sample; absent: the whole model ran"),
+    ] = msgspec.UNSET
     set: Annotated[list[str], meaning("KNOB=VALUE, in which points of the family differ")] = []
 
     @property
@@ -245,7 +251,7 @@ class AtSparsity(msgspec.Struct, kw_only=True):
     families: dict[str, SpeedLoss]
 
 
-class SweepCell(Setting, kw_only=True, frozen=False, order=False):
+class SweepCell(Setting, kw_only=True, frozen=False, order=False):  # type: ignore[misc]
     """One batch and length of a phase, and one way to run: points are compared inside a cell
     alone."""
 

@@ -6,7 +6,7 @@ runs depends on them, else random; Loops by variant, eager or recorded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,8 +22,14 @@ from prunescope.tracer.capture.graph_mode import (
     record_nothing,
     static_loop,
 )
-from prunescope.tracer.capture.one_layer import LayerLoop, layers_alone
-from prunescope.tracer.capture.phases import DecodeLoop, FlushedLoop, Loop, PrefillLoop
+from prunescope.tracer.capture.one_layer import LayerLoop, RestLoop, layers_alone
+from prunescope.tracer.capture.phases import (
+    DecodeLoop,
+    FlushedLoop,
+    Loop,
+    PrefillLoop,
+    Sampled,
+)
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.capture.variants import Variant
 from prunescope.tracer.machine.timed_calls import CacheFlush
@@ -44,10 +50,36 @@ def loops_of(
         loops: dict[str, Loop] = dict(layer_loops(request, phase, variants, device, record))
     else:
         loops = whole_loops(request, phase, variants, device, record)
+    return _flushed(request, loops, device)
+
+
+def _flushed(
+    request: TraceRequest, loops: Mapping[str, Loop], device: torch.device
+) -> dict[str, Loop]:
+    """The loops, flushed where the request asks for it."""
     if not request.flush:
-        return loops
+        return dict(loops)
     flush = CacheFlush(device)
     return {name: FlushedLoop(loop, flush) for name, loop in loops.items()}
+
+
+def closure_loops(
+    request: TraceRequest, phase: str, variants: list[Variant], device: torch.device
+) -> dict[str, dict[str, Sampled]]:
+    """By variant: one "layer" alone, the "rest" without the layers, and the "whole" model."""
+    layers = layer_loops(request, phase, variants, device)
+    layer = _flushed(request, layers, device)
+    whole, rest = (
+        _flushed(request, whole_loops(request, phase, variants, device), device) for _ in range(2)
+    )
+    return {
+        one.name: {
+            "layer": layer[one.name],
+            "rest": RestLoop(rest[one.name], decoder_layers(one.model)[1], layers[one.name].form),
+            "whole": whole[one.name],
+        }
+        for one in variants
+    }
 
 
 def whole_loops(
