@@ -37,6 +37,7 @@ from prunescope.analysis.report.paper_figure import (
     shade,
     slanted,
     usually_aligned,
+    with_marks,
 )
 from prunescope.analysis.report.pareto_figures import (
     Obstacles,
@@ -49,9 +50,14 @@ from prunescope.analysis.schema.pareto import Pareto, RecoveryLoss, SweepPoint
 from prunescope.taxonomy.run_quality import RANDOM_IDS
 
 _COLOURS = (
-    ("#D55E00", ""), ("#56B4E9", ""), ("#009E73", ""), ("#E69F00", ""), ("#CC79A7", ""),
-    ("#0072B2", "////"), ("#F0E442", "...."),
-)  # fmt: skip
+    ("#D55E00", ""),
+    ("#56B4E9", ""),
+    ("#009E73", ""),
+    ("#E69F00", ""),
+    ("#CC79A7", ""),
+    ("#0072B2", "////"),
+    ("#F0E442", "...."),
+)
 _REST = "other parts"
 _MOST_WHISKER = 1.3  # times the highest bar or point: where an interval leaves the panel
 
@@ -68,7 +74,7 @@ def overhead(found: Pareto) -> PaperFigure | NotDrawn:
         return NotDrawn(
             name=name,
             reason="no family of the sweep adds work to the step",
-            key="add a dynamic one to `families`, as dynamic-m or token-drop",
+            key="add one that decides at run time to `families` (see `prunescope families`)",
         )
     points = [p for panel in shown for p in panel.points]
     return PaperFigure(
@@ -78,11 +84,25 @@ def overhead(found: Pareto) -> PaperFigure | NotDrawn:
         "a share of what the family saves before it. Whiskers: the 95 % interval of the sum, cut "
         "where it leaves the panel."
         f"{mark_words(points)}{not_shown(shown)} {of_sweep(found, points)}",
-        columns=["phase", "setting", "family", "sparsity", "part", "ns", "of_dense", "of_saved",
-                 "sum_ns", "sum_low", "sum_high", "realised", "without", "timing_valid"],
+        columns=[
+            "phase",
+            "setting",
+            "family",
+            "sparsity",
+            "part",
+            "ns",
+            "of_dense",
+            "of_saved",
+            "sum_ns",
+            "sum_low",
+            "sum_high",
+            "realised",
+            "without",
+            "timing_valid",
+        ],
         rows=[row for panel in shown for p in panel.points for row in _added_rows(panel, p)],
         draw=lambda: _overhead_figure(on_a_page(shown)),
-    )  # fmt: skip
+    )
 
 
 def _adds(point: SweepPoint) -> bool:
@@ -92,13 +112,26 @@ def _adds(point: SweepPoint) -> bool:
 def _added_rows(panel: Panel, point: SweepPoint) -> list[list[Value]]:
     added = point.overhead
     assert added is not None
-    ends = added.added_ci95 or [None, None]
+    low, high = added.added_ci95 or (None, None)
     return [
-        [panel.phase, panel.cell.where, family_label(point), point.sparsity, part.name, part.ns,
-         part.ns / point.ledger["dense"], part.share_of_saved, added.added_ns, *ends,
-         point.realised, added.without, point.timing_valid]
+        [
+            panel.phase,
+            panel.cell.where,
+            family_label(point),
+            point.sparsity,
+            part.name,
+            part.ns,
+            part.ns / point.ledger["dense"],
+            part.share_of_saved,
+            added.added_ns,
+            low,
+            high,
+            point.realised,
+            added.without,
+            point.timing_valid,
+        ]
         for part in added.parts
-    ]  # fmt: skip
+    ]
 
 
 def _overhead_figure(shown: Sequence[Panel]) -> Figure:
@@ -141,8 +174,16 @@ def _added_bar(axes: Axes, at: int, point: SweepPoint, looks: dict[str, tuple[st
     top = 0.0
     for name, (colour, hatch) in looks.items():
         height = parts.get(name, 0.0)
-        axes.bar(at, height, 0.66, bottom=top, color=colour, hatch=hatch, edgecolor="black",
-                 linewidth=0.4)  # fmt: skip
+        axes.bar(
+            at,
+            height,
+            0.66,
+            bottom=top,
+            color=colour,
+            hatch=hatch,
+            edgecolor="black",
+            linewidth=0.4,
+        )
         top += height
     if added.added_ci95 is not None:
         ends = [100 * end / dense for end in added.added_ci95]
@@ -174,16 +215,27 @@ def recovery(found: Pareto) -> PaperFigure | NotDrawn:
         title=title,
         caption=f"{title} training: perplexity on {tokens:,} held-out tokens over that of the dense"
         " model, trained alike where the pruned one is, against the realised speedup. Losses on "
-        f"held-out tokens have no interval; whiskers: 95 % intervals of the speedup, cut where they "
+        "held-out tokens have no interval; whiskers: 95 % intervals of the speedup, cut where they "
         "leave the panel."
         f"{mark_words(points)}{not_shown(shown)} {of_sweep(found, points)}",
-        columns=["phase", "setting", "family", "sparsity", "realised", "low", "high", "before_rel",
-                 "after_rel", "frontier_before", "frontier_after", "tokens", "timing_valid"],
+        columns=[
+            "phase",
+            "setting",
+            "family",
+            "sparsity",
+            "realised",
+            "low",
+            "high",
+            "before_rel",
+            "after_rel",
+            "frontier_before",
+            "frontier_after",
+            "tokens",
+            "timing_valid",
+        ],
         rows=[row for panel in shown for row in _recovery_rows(panel)],
-        draw=lambda: _recovery_figure(
-            on_a_page(shown), on_random_ids=found.subject.on_random_ids
-        ),
-    )  # fmt: skip
+        draw=lambda: _recovery_figure(on_a_page(shown), on_random_ids=found.subject.on_random_ids),
+    )
 
 
 def _before(point: SweepPoint) -> float:
@@ -212,11 +264,22 @@ def _best(points: Sequence[SweepPoint], loss: Callable[[SweepPoint], float]) -> 
 def _recovery_rows(panel: Panel) -> list[list[Value]]:
     ids = [{p.id for p in _best(panel.points, loss)} for loss in (_before, _after)]
     return [
-        [panel.phase, panel.cell.where, family_label(p), p.sparsity, p.realised,
-         *(p.realised_ci95 or (None, None)), _trained(p).before_rel, _trained(p).after_rel,
-         p.id in ids[0], p.id in ids[1], _trained(p).tokens, p.timing_valid]
+        [
+            panel.phase,
+            panel.cell.where,
+            family_label(p),
+            p.sparsity,
+            p.realised,
+            *(p.realised_ci95 or (None, None)),
+            _trained(p).before_rel,
+            _trained(p).after_rel,
+            p.id in ids[0],
+            p.id in ids[1],
+            _trained(p).tokens,
+            p.timing_valid,
+        ]
         for p in panel.points
-    ]  # fmt: skip
+    ]
 
 
 def _recovery_figure(shown: Sequence[Panel], *, on_random_ids: bool) -> Figure:
@@ -259,16 +322,32 @@ def _recovery_figure(shown: Sequence[Panel], *, on_random_ids: bool) -> Figure:
             say_random_ids(axes)
     handles: list[Any] = [
         Line2D(
-            [], [], color=colour, marker=marker, linestyle="none", markersize=5, label=clean(label)
+            [],
+            [],
+            color=colour,
+            marker=marker,
+            linestyle="none",
+            markersize=5,
+            label=with_marks(label, points),
         )
         for label, (colour, marker) in looks.items()
     ]
     handles += [
-        Line2D([], [], color="black", marker="o", markersize=5, markerfacecolor="white",
-               linewidth=0.8, linestyle=(0, (3, 2)), label="before training"),
-        Line2D([], [], color="black", marker="o", markersize=5, linewidth=0.8,
-               label="after training"),
-    ]  # fmt: skip
+        Line2D(
+            [],
+            [],
+            color="black",
+            marker="o",
+            markersize=5,
+            markerfacecolor="white",
+            linewidth=0.8,
+            linestyle=(0, (3, 2)),
+            label="before training",
+        ),
+        Line2D(
+            [], [], color="black", marker="o", markersize=5, linewidth=0.8, label="after training"
+        ),
+    ]
     handles += reason_patches(points)
     if on_random_ids:
         handles.append(no_evidence([RANDOM_IDS], f"{RANDOM_IDS}: no loss means anything"))

@@ -46,6 +46,7 @@ _LOOKS = {
 _DARK = ("mlp", "elementwise", "extra")  # with white numbers in them
 _LEAST_SHOWN = 0.06  # of a step: a share that has room for its number
 _GEMM = "gemm"
+_MOST_WHISKER = 1.3  # times the highest bar: where an interval leaves the panel
 _ROW = 0.21  # inches
 Spread = tuple[float, float, float]  # of the median result, lowest, highest
 
@@ -69,16 +70,32 @@ def shares(found: Pareto) -> PaperFigure | NotDrawn:
         caption=f"{title} in the categories of arXiv 2606.09080, of the result whose dense step "
         f"takes the median time; results of one setting differ by up to {100 * apart:.1f} points. "
         f"{of_sweep(found, points)}",
-        columns=["phase", "setting", "category", "share", "lowest", "highest", "dense_ns", "n",
-                 "timing_valid"],
+        columns=[
+            "phase",
+            "setting",
+            "category",
+            "share",
+            "lowest",
+            "highest",
+            "dense_ns",
+            "n",
+            "timing_valid",
+        ],
         rows=[
-            [panel.phase, panel.cell.where, category, *spread, _wall(panel),
-             len(_of_dense(panel)), not _reasons(panel)]
+            [
+                panel.phase,
+                panel.cell.where,
+                category,
+                *spread,
+                _wall(panel),
+                len(_of_dense(panel)),
+                not _reasons(panel),
+            ]
             for panel, of_panel in every
             for category, spread in of_panel.items()
         ],
         draw=lambda: _shares_figure(every),
-    )  # fmt: skip
+    )
 
 
 def _of_dense(panel: Panel) -> list[SweepPoint]:
@@ -180,13 +197,26 @@ def layer(found: Pareto) -> PaperFigure | NotDrawn:
         name=name,
         title=title,
         caption=f"{title}, dense and of each family at its largest sparsity, in the categories of "
-        "arXiv 2606.09080. Whiskers: the 95 % interval of the speedup, on the time of the layer."
+        "arXiv 2606.09080. Whiskers: the 95 % interval of the speedup, on the time of the layer, "
+        "cut where it leaves the panel."
         f"{mark_words(points)}{not_shown(shown)} {of_sweep(found, points)}",
-        columns=["phase", "setting", "side", "sparsity", "category", "ns", "low", "high",
-                 "realised", "realised_low", "realised_high", "timing_valid"],
+        columns=[
+            "phase",
+            "setting",
+            "side",
+            "sparsity",
+            "category",
+            "ns",
+            "low",
+            "high",
+            "realised",
+            "realised_low",
+            "realised_high",
+            "timing_valid",
+        ],
         rows=[row for panel in shown for row in _layer_rows(panel)],
         draw=lambda: _layer_figure(on_a_page(shown)),
-    )  # fmt: skip
+    )
 
 
 def _largest(points: Sequence[SweepPoint]) -> list[SweepPoint]:
@@ -212,7 +242,7 @@ _ORDER = (_GEMM, *(name for name in CATEGORIES if name not in GEMMS))
 
 
 def _layer_rows(panel: Panel) -> list[list[Value]]:
-    dense = panel.points[0]
+    dense = _median(panel)
     rows: list[list[Value]] = []
     for side, sparsity, point in (
         ("dense", None, dense),
@@ -226,9 +256,18 @@ def _layer_rows(panel: Panel) -> list[list[Value]]:
             ns = one.dense_ns if is_dense else one.pruned_ns
             ends = one.dense_ci95 if is_dense else one.pruned_ci95
             rows.append(
-                [panel.phase, panel.cell.where, side, sparsity, one.name, ns,
-                 *(ends or (None, None)), *speed, point.timing_valid]
-            )  # fmt: skip
+                [
+                    panel.phase,
+                    panel.cell.where,
+                    side,
+                    sparsity,
+                    one.name,
+                    ns,
+                    *(ends or (None, None)),
+                    *speed,
+                    point.timing_valid,
+                ]
+            )
     return rows
 
 
@@ -236,15 +275,17 @@ def _layer_figure(shown: Sequence[Panel]) -> Figure:
     figure, every = grid_of(shown, 2.5)
     present: dict[str, None] = {}
     for axes, panel in zip(every, shown, strict=True):
-        sides = [(panel.points[0], True), *((p, False) for p in panel.points)]
+        sides = [(_median(panel), True), *((p, False) for p in panel.points)]
         unit = scale(p.ledger["dense" if dense else "pruned"] for p, dense in sides)
+        tops = []
         for i, (point, dense) in enumerate(sides):
             parts = _parts(point, dense=dense)
             present |= dict.fromkeys(parts)
-            top = _column(axes, i, parts, unit)
+            tops.append(_column(axes, i, parts, unit))
+            shade(axes, i, point)
             if not dense:
-                _whisker(axes, i, (top, point), unit)
-                shade(axes, i, point)
+                _whisker(axes, i, (tops[-1], point), unit)
+        axes.set_ylim(0, _MOST_WHISKER * max(tops) / unit.per)
         slanted(axes, ["dense", *map(named, panel.points)])
         axes.set_ylabel(f"time of a layer ({unit.unit})")
     looks = {_GEMM: ("#0072B2", "", "GEMM, GEMV")}

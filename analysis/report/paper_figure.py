@@ -180,6 +180,13 @@ def mark_words(points: Iterable[SweepPoint]) -> str:
     return "".join(f" {words}." for mark, words in _MARKS.items() if mark in found)
 
 
+def with_marks(family: str, points: Iterable[SweepPoint]) -> str:
+    """A family with the marks of its points, for a legend."""
+    found = "".join(marks_of_point(p) for p in points if family_label(p) == family)
+    marks = "".join(mark for mark in _MARKS if mark in found)
+    return f"{clean(family)} {marks}" if marks else clean(family)
+
+
 def named(point: SweepPoint) -> str:
     """Family and nominal sparsity, with the marks of the point."""
     share = "" if point.sparsity is None else f" {point.sparsity:g}"

@@ -88,8 +88,9 @@ def _page(found: PaperSet) -> Iterator[str]:
     if found.missing:
         yield "## Not drawn"
         yield ""
-        yield from (f"- {text(one.name)}: {text(one.reason)}; {text(one.key)}"
-                    for one in found.missing)  # fmt: skip
+        yield from (
+            f"- {text(one.name)}: {text(one.reason)}; {text(one.key)}" for one in found.missing
+        )
 
 
 def _csv(one: PaperFigure) -> bytes:

@@ -52,11 +52,28 @@ def gemm_steps(replays: Sequence[Replays]) -> PaperFigure | NotDrawn:
         f"(dashed); steps of tiles and waves where they describe it better than a line. "
         f"{', '.join(devices)}; {samples} of each size, the median over placements; whiskers: 95 % "
         "intervals, where the sizes were given.",
-        columns=["role", "phase", "axis", "m", "n", "k", "dtype", "size", "gone", "ns", "low",
-                 "high", "speedup", "proportional", "roofline_bound", "width", "disturbed"],
+        columns=[
+            "role",
+            "phase",
+            "axis",
+            "m",
+            "n",
+            "k",
+            "dtype",
+            "size",
+            "gone",
+            "ns",
+            "low",
+            "high",
+            "speedup",
+            "proportional",
+            "roofline_bound",
+            "width",
+            "disturbed",
+        ],
         rows=[row for curve, one in curves for row in _rows(curve, one)],
         draw=lambda: _figure(curves[:_MOST]),
-    )  # fmt: skip
+    )
 
 
 def _gemm(curve: StepCurve, size: int) -> Gemm:
@@ -86,13 +103,26 @@ def _rows(curve: StepCurve, replays: Replays) -> list[list[Value]]:
     dense = max(times)
     ends, ideals = _intervals(curve, replays), _ideals(curve, replays)
     return [
-        [curve.role, curve.phase, curve.axis, curve.m, _gemm(curve, size).n, _gemm(curve, size).k,
-         curve.dtype, size, 1 - size / dense, ns, *(ends.get(size) or (None, None)),
-         times[dense] / ns, dense / size,
-         ideals[dense] / ideals[size] if size in ideals else None, curve.width,
-         ", ".join(replays.disturbed)]
+        [
+            curve.role,
+            curve.phase,
+            curve.axis,
+            curve.m,
+            _gemm(curve, size).n,
+            _gemm(curve, size).k,
+            curve.dtype,
+            size,
+            1 - size / dense,
+            ns,
+            *(ends.get(size) or (None, None)),
+            times[dense] / ns,
+            dense / size,
+            ideals[dense] / ideals[size] if size in ideals else None,
+            curve.width,
+            ", ".join(replays.disturbed),
+        ]
         for size, ns in times.items()
-    ]  # fmt: skip
+    ]
 
 
 def _figure(curves: Sequence[tuple[StepCurve, Replays]]) -> Figure:
@@ -126,8 +156,14 @@ def _panel(axes: Axes, curve: StepCurve, replays: Replays) -> None:
     gone = [1 - size / dense for size in times]
     if replays.disturbed:
         axes.axvspan(-0.02, 1.02, zorder=-1, **ground([evidence.NOT_VALID_TIMING]))
-    axes.plot(gone, [times[dense] / ns for ns in times.values()], color=_MEASURED, marker="o",
-              markersize=3, linewidth=0.6)  # fmt: skip
+    axes.plot(
+        gone,
+        [times[dense] / ns for ns in times.values()],
+        color=_MEASURED,
+        marker="o",
+        markersize=3,
+        linewidth=0.6,
+    )
     for size, ends in _intervals(curve, replays).items():
         at = 1 - size / dense
         low, high = (times[dense] / end for end in reversed(ends))
@@ -140,14 +176,20 @@ def _panel(axes: Axes, curve: StepCurve, replays: Replays) -> None:
     if curve.width and curve.step_ns is not None and curve.base_ns is not None:
         fine = range(min(times), dense + 1)
         law = [curve.base_ns + curve.step_ns * math.ceil(size / curve.width) for size in fine]
-        axes.plot([1 - size / dense for size in fine], [times[dense] / ns for ns in law],
-                  color=_LAW, linewidth=0.9, zorder=1)  # fmt: skip
+        axes.plot(
+            [1 - size / dense for size in fine],
+            [times[dense] / ns for ns in law],
+            color=_LAW,
+            linewidth=0.9,
+            zorder=1,
+        )
     highest = max(*(times[dense] / ns for ns in times.values()), dense / min(times))
     axes.set_ylim(0, 1.06 * highest)
     axes.set_xlim(-0.02, max(gone) + 0.02)
     fixed = f"K = {curve.k:,}" if curve.axis == "N" else f"N = {curve.n:,}"
     what = [curve.role or "GEMM", *([curve.phase] if curve.phase else [])]
-    axes.set_title(clean(f"{', '.join(what)}: M = {curve.m:,}, {fixed}, {curve.dtype}"),
-                   loc="left", fontsize=7)  # fmt: skip
+    axes.set_title(
+        clean(f"{', '.join(what)}: M = {curve.m:,}, {fixed}, {curve.dtype}"), loc="left", fontsize=7
+    )
     axes.set_xlabel(f"share of {curve.axis} = {dense:,} {_SIZES[curve.axis]} that is gone")
     axes.set_ylabel("speedup")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,15 +34,30 @@ from prunescope.analysis.report.paper_figure import (
     patch,
     reason_patches,
     usually_aligned,
+    with_marks,
 )
 from prunescope.analysis.report.pareto_figures import dot, legend_below
 from prunescope.analysis.schema.pareto import Pareto, SweepPoint
 from prunescope.taxonomy.setting import Setting
 
 _GROUP = 0.84  # of the distance of two groups of bars
-_COLUMNS = ["phase", "setting", "family", "sparsity", "align", "realised", "low", "high", "nominal",
-            "flop_bound", "coverage_bound", "roofline_bound", "flop_sparsity", "n",
-            "timing_valid"]  # fmt: skip
+_COLUMNS = [
+    "phase",
+    "setting",
+    "family",
+    "sparsity",
+    "align",
+    "realised",
+    "low",
+    "high",
+    "nominal",
+    "flop_bound",
+    "coverage_bound",
+    "roofline_bound",
+    "flop_sparsity",
+    "n",
+    "timing_valid",
+]
 _BOUND = Line2D([], [], color="black", linewidth=1.2, label="roofline bound")
 _BAND = 0.94  # of a panel's height that the largest speedup takes
 _MOST_WHISKER = 1.4  # times the largest speedup: where an interval leaves the panel
@@ -99,9 +114,10 @@ def _speedup(found: Pareto, sparsity: float) -> PaperFigure:
     return PaperFigure(
         name=f"speedup-{sparsity:g}",
         title=title,
-        caption=f"{title} by family, batch and length: realised (bars), nominal 1/(1 − s) (dotted)"
-        " and roofline bound of each (line above its bar). Whiskers: 95 % intervals, cut where they "
-        f"leave the panel{_of_draws(points)}.{mark_words(points)} {of_sweep(found, points)}",
+        caption=f"{title} by family, batch and length: realised (bars), nominal 1/(1 − s) "
+        "(dotted) and roofline bound of each (line at its bar). Whiskers: 95 % intervals"
+        f"{_of_draws(points)}, cut where they leave the panel.{mark_words(points)} "
+        f"{of_sweep(found, points)}",
         columns=_COLUMNS,
         rows=[_row(panel, p, sparsity) for panel in shown for p in panel.points],
         draw=lambda: _speedup_figure(strips, sparsity),
@@ -118,9 +134,21 @@ def _row(panel: Panel, p: SweepPoint, sparsity: float | None) -> list[Value]:
     low, high = p.realised_ci95 or (None, None)
     nominal = None if sparsity is None else 1 / (1 - sparsity)
     bounds = [p.bounds.get(name) for name in ("flop", "coverage", "roofline")]
-    return [panel.phase, panel.cell.where, family_label(p), sparsity, alignment(p), p.realised, low,
-            high, nominal, *bounds, p.flop_sparsity, max(1, len(p.draws)),
-            p.timing_valid]  # fmt: skip
+    return [
+        panel.phase,
+        panel.cell.where,
+        family_label(p),
+        sparsity,
+        alignment(p),
+        p.realised,
+        low,
+        high,
+        nominal,
+        *bounds,
+        p.flop_sparsity,
+        max(1, len(p.draws)),
+        p.timing_valid,
+    ]
 
 
 def _strips(shown: Sequence[Panel]) -> list[_Strip]:
@@ -154,7 +182,7 @@ def _speedup_figure(strips: Sequence[_Strip], sparsity: float) -> Figure:
         _bars(axes, strip, colours, sparsity)
     for axes in every[len(strips) :]:
         axes.set_visible(False)
-    handles: list[Any] = [patch(colours[name], clean(name)) for name in families]
+    handles: list[Any] = [patch(colours[name], with_marks(name, points)) for name in families]
     nominal = f"nominal, {1 / (1 - sparsity):.2f}×"
     handles += [_BOUND, Line2D([], [], color="black", linewidth=0.8, linestyle=":", label=nominal)]
     handles += reason_patches(points)
@@ -238,7 +266,7 @@ def _order(align: str) -> tuple[int, int]:
     """Odd and even first, then numbers by size, then what families do without the knob."""
     words = ("odd", "even")
     if align in words:
-        return 0, -words.index(align)
+        return 0, words.index(align)
     return (1, int(align)) if align.isdigit() else (2, 0)
 
 
@@ -250,8 +278,12 @@ def _alignment_figure(shown: Sequence[Panel]) -> Figure:
     for axes, panel in zip(every, shown, strict=True):
         for i, (name, look) in enumerate(looks.items()):
             aside = 0.08 * (i - (len(looks) - 1) / 2)
-            _line(axes, [p for p in panel.points if family_label(p) == name], look,
-                  lambda p, aside=aside: aligns.index(alignment(p) or "") + aside)  # fmt: skip
+            at = {
+                aligns.index(alignment(p) or "") + aside: p
+                for p in panel.points
+                if family_label(p) == name
+            }
+            _line(axes, dict(sorted(at.items())), look)
         axes.axhline(1.0, color="black", linewidth=0.6, linestyle=(0, (3, 2)))
         axes.set_xticks(range(len(aligns)), aligns)
         axes.set_xlim(-0.4, len(aligns) - 0.6)
@@ -259,10 +291,17 @@ def _alignment_figure(shown: Sequence[Panel]) -> Figure:
         axes.set_xlabel("kept dimensions are multiples of")
         axes.set_ylabel("speedup, dense ÷ pruned")
     handles: list[Any] = [
-        Line2D([], [], color=colour, marker=marker, markersize=5, linewidth=0.9,
-               label=_with_sparsity(name, points))
+        Line2D(
+            [],
+            [],
+            color=colour,
+            marker=marker,
+            markersize=5,
+            linewidth=0.9,
+            label=_with_sparsity(name, points),
+        )
         for name, (colour, marker) in looks.items()
-    ]  # fmt: skip
+    ]
     handles += [Line2D([], [], color="black", linewidth=0.8, linestyle=":", label="roofline bound")]
     handles += reason_patches(points)
     legend_below(figure, handles, columns=5)
@@ -272,25 +311,19 @@ def _alignment_figure(shown: Sequence[Panel]) -> Figure:
 def _with_sparsity(name: str, points: Sequence[SweepPoint]) -> str:
     """A family and the sparsity that is shown of it, where that is one everywhere."""
     found = {p.sparsity for p in points if family_label(p) == name}
-    return f"{clean(name)}, s = {found.pop():g}" if len(found) == 1 else clean(name)
+    label = with_marks(name, points)
+    return f"{label}, s = {found.pop():g}" if len(found) == 1 else label
 
 
-def _line(
-    axes: Axes,
-    points: Sequence[SweepPoint],
-    look: tuple[str, str],
-    place: Callable[[SweepPoint], float],
-) -> None:
-    """The points of a family in the order of the axis, and their bounds."""
-    ordered = sorted(points, key=place)
+def _line(axes: Axes, points: dict[float, SweepPoint], look: tuple[str, str]) -> None:
+    """The points of a family by their places on the axis, and their bounds."""
     colour, marker = look
-    at = [place(p) for p in ordered]
-    axes.plot(at, [p.realised for p in ordered], color=colour, linewidth=0.9)
-    bounds = [(x, b) for x, p in zip(at, ordered, strict=True) if (b := p.bounds.get("roofline"))]
+    speeds = [p.realised for p in points.values()]
+    axes.plot(list(points), speeds, color=colour, linewidth=0.9)
+    bounds = [(x, bound) for x, p in points.items() if (bound := p.bounds.get("roofline"))]
     if bounds:
         axes.plot(*zip(*bounds, strict=True), color=colour, linewidth=0.9, linestyle=":")
-    for x, point in zip(at, ordered, strict=True):
-        spreads = (None, point.realised_ci95)
-        reasons = evidence.of_point(point)
-        dot(axes, (x, point.realised), spreads, colour, marker, full=True, label=None,
-            reasons=reasons)  # fmt: skip
+    for x, point in points.items():
+        spreads, reasons = (None, point.realised_ci95), evidence.of_point(point)
+        at = (x, point.realised)
+        dot(axes, at, spreads, colour, marker, full=True, label=None, reasons=reasons)

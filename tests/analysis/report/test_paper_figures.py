@@ -103,8 +103,8 @@ def replays(**more: Any) -> Replays:
     )
     peaks = ReplayPeaks(flop_per_s={"fp32": 1e11}, byte_per_s=1e10)
     device = ReplayDevice(name="d")
-    return Replays(device=device, peaks=peaks, placements=5, repeats=15, gemms=[one], curves=[curve],
-                   **more)  # fmt: skip
+    return Replays(device=device, peaks=peaks, placements=5, repeats=15, gemms=[one],
+                   curves=[curve], **more)  # fmt: skip
 
 
 def figure(of: PaperSet, name: str) -> PaperFigure:
