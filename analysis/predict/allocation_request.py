@@ -91,6 +91,13 @@ class AllocateRequest:
             metavar="NAME",
         ),
     ] = None
+    low_rank: Annotated[
+        bool,
+        Option(
+            help="Matrices of a layer may also be stored as two of a low rank each; without it, "
+            "heads, channels and whole layers alone, which every engine can load."
+        ),
+    ] = False
     text: Annotated[
         Path | str | None,
         Option(

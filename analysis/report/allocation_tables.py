@@ -110,7 +110,11 @@ def _layers(plan: PlanOfLayers) -> Table:
 def _sizes(one: KeptLayer) -> list[str]:
     if one.dropped:
         return ["dropped", "", ""]
-    return [numbers.count(size) for size in (one.kv_heads, one.heads, one.channels)]
+    heads = [numbers.count(size) for size in (one.kv_heads, one.heads)]
+    if one.attention_lowrank is not None:
+        heads[1] += f", low rank {one.attention_lowrank} %"
+    width = numbers.count(one.channels)
+    return [*heads, width if one.mlp_lowrank is None else f"{width}, low rank {one.mlp_lowrank} %"]
 
 
 def _frontier(plan: PlanOfLayers) -> Iterator[Table]:
@@ -125,6 +129,11 @@ def _frontier(plan: PlanOfLayers) -> Iterator[Table]:
 
 
 def _checks(plan: PlanOfLayers) -> Iterator[Line]:
+    if plan.has_ranks:
+        yield Line(
+            "low rank P %: each matrix is stored as two, which together have P % of its numbers; "
+            "serving engines load no such layers"
+        )
     if plan.additivity is not None and plan.additivity.pairs:
         yield Line(_additivity(plan.additivity))
     for note in plan.notes:

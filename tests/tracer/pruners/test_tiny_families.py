@@ -16,7 +16,7 @@ from prunescope.taxonomy.families import family
 from prunescope.tracer.capture.weight_stats import dynamic_stats
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.load import load_model
-from prunescope.tracer.pruners.static_k_lowrank import LowRank
+from prunescope.tracer.model.low_rank import LowRank
 from tests.tracer.dynamic_reference import prune, reference, steps, tokens
 from tests.tracer.tiny_models import WITHOUT_EXPERTS
 
