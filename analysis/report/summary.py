@@ -15,6 +15,7 @@ from prunescope.analysis.report.gemm_table import without_sizes
 from prunescope.analysis.schema.report import (
     LATE_RANK,
     Finding,
+    Ladder,
     Phase,
     Row,
     is_beyond_noise,
@@ -126,8 +127,10 @@ def _causes(phase: Phase, rows: list[Row]) -> Iterator[str]:
     longer = f"{numbers.time(abs(over))} {'longer' if over > 0 else 'shorter'}"
     than = f"than the {numbers.time(promised)} {_meaning(phase)}"
     text = f"the step takes {numbers.time(pruned.ns)}, {longer} {than}"
-    if pruned.noise_ns is not None and abs(over) <= 2 * pruned.noise_ns:
-        yield f"{text}, which is inside twice its noise (±{numbers.time(pruned.noise_ns)})"
+    lost = _lost(phase.ladder, dense.moves_ns, promised, pruned)
+    if not is_beyond_noise(lost):
+        why = "the interval of the speedup includes the promised one" if lost.ci95 else _quiet(lost)
+        yield f"{text}, which is no evidence: {why}"
         return
     changes = [
         row
@@ -145,12 +148,31 @@ def _causes(phase: Phase, rows: list[Row]) -> Iterator[str]:
     yield from _unproven(rows, abs(told[0].moves_ns))
 
 
+def _lost(ladder: Ladder | None, dense: float, promised: float, pruned: Row) -> Row:
+    """What the step takes more than promised, as a row that is evidence or not. Its interval is
+    that of the speedup, whose samples took turns, at the dense time: it holds 0 where that of the
+    speedup holds the promised one. Without one it has the noise of the step."""
+    ci95 = ladder.realised_ci95 if ladder is not None else None
+    over = pruned.moves_ns - promised
+    if not ci95 or min(ci95) <= 0:
+        return Row(row="lost", ns=over, noise_ns=pruned.noise_ns)
+    low, high = ci95
+    return Row(row="lost", ns=over, ci95=[dense / high - promised, dense / low - promised])
+
+
+def _quiet(row: Row) -> str:
+    """Why a row is no evidence."""
+    if row.ci95 and row.ci95[0] <= 0 <= row.ci95[1]:
+        return "its interval includes 0"
+    return f"it is inside twice its noise (±{numbers.time(row.noise_ns)})"
+
+
 def _unproven(rows: list[Row], most: float) -> Iterator[str]:
     """The largest row without evidence, where it would be a larger cause than any that is told."""
     quiet = [row for row in rows if ledger_view.tone(row) == "quiet" and abs(row.moves_ns) > most]
     for row in sorted(quiet, key=_size)[:1]:
         label = ledger_view.LEDGER[row.row][0]
-        yield f"no evidence, as it is within its noise: {label} {numbers.time(row.ns, signed=True)}"
+        yield f"no evidence, as {_quiet(row)}: {label} {numbers.time(row.ns, signed=True)}"
 
 
 def _meaning(phase: Phase) -> str:
