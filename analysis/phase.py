@@ -49,8 +49,8 @@ from prunescope.analysis.schema.report import (
     Row,
     SecondOpinion,
 )
-from prunescope.analysis.schema.sides import PredictedRun, Totals
-from prunescope.analysis.totals import is_known, kernel_rows, total, totals
+from prunescope.analysis.schema.sides import PredictedRun, TimeScale, Totals
+from prunescope.analysis.totals import is_known, kernel_rows, time_scale, total, totals
 from prunescope.analysis.verdict.caveats import apply_caveats, caveats
 from prunescope.analysis.verdict.evidence import Evidence
 from prunescope.analysis.verdict.outside import gemm_dtypes, is_quantised, replaced
@@ -72,6 +72,7 @@ class _Compared:
     ladder: Ladder | None = None
     domain: str = "profiled"
     observer_share: float | None = None
+    time_scale: TimeScale | None = None
     ledger: list[Row] | None = None
     baseline: Totals | None = None
     sparsity: dict[str, float | None] = field(default_factory=dict)
@@ -84,7 +85,8 @@ class _Compared:
 def single_phase(own: SidePhase, *, hta: SecondOpinion | None = None) -> Phase:
     """A phase without a baseline: no pairing, ladder or ledger."""
     rows = single_rows(calls_of(own.kernels, by_shape=True))
-    phase = _phase(own, rows, _Compared(), hta)
+    scale = time_scale(totals(own), on_device=own.kernels.on_device)
+    phase = _phase(own, rows, _Compared(time_scale=scale), hta)
     return _with_findings(Context(phase=phase, candidate=own, caveats=caveats(own.kernels)))
 
 
@@ -171,6 +173,15 @@ def _compared(
     if not has_ideals(units):
         rows, bounds = without_roofline(rows, bounds)
     sparsity = _realised(sides, evidence, inputs, is_known=known)
+    of_dense = totals(dense)
+    scales = (
+        [None, None]
+        if not domain.unprofiled
+        else [
+            time_scale(of_side, on_device=one.kernels.on_device)
+            for one, of_side in ((dense, of_dense), (pruned, totals(pruned)))
+        ]
+    )
     if _cuts(family, "experts"):
         bounds = msgspec.structs.replace(
             bounds,
@@ -184,8 +195,9 @@ def _compared(
         ladder=bounds,
         domain=domain.name,
         observer_share=observer_share(units, domain),
+        time_scale=scales[1],
         ledger=rows,
-        baseline=totals(dense),
+        baseline=msgspec.structs.replace(of_dense, time_scale=scales[0]),
         sparsity=sparsity,
         predicted=_predicted(dense, pruned, inputs, family, bounds, rows),
         overhead=overhead(inputs, dense.kernels, pruned.kernels, family),
@@ -303,6 +315,7 @@ def _phase(
         ladder=found.ladder,
         domain=found.domain,
         observer_share=found.observer_share,
+        time_scale=found.time_scale,
         ledger=found.ledger,
         findings=[],
         kernels=kernel_rows(frame, steps, _TOP_KERNELS),

@@ -21,7 +21,7 @@ from prunescope.analysis.verdict.caveats import Caveat
 from prunescope.analysis.verdict.evidence import Detection, Evidence
 from prunescope.taxonomy.roles import UNPLACED
 from prunescope.taxonomy.run import PhaseRun
-from prunescope.taxonomy.words import shortened
+from prunescope.taxonomy.words import ms, shortened
 
 LITTLE = 0.001  # of the recorded wall; less is too little for a warning
 
@@ -81,6 +81,45 @@ class Context:
     def baseline_run(self) -> PhaseRun | None:
         """This phase in the baseline's run.json, None for a bare trace or without a baseline."""
         return self.baseline.run if self.baseline else None
+
+    def in_step(self, recorded_ns: float) -> float:
+        """Recorded busy time of the candidate, in the time base of its step in the ledger."""
+        return self.phase.in_step(recorded_ns)
+
+    def idle_in_step(self, recorded_ns: float) -> float:
+        """Recorded idle time of the candidate, in that time base."""
+        return self.phase.idle_in_step(recorded_ns)
+
+    def in_dense_step(self, recorded_ns: float) -> float:
+        """Recorded busy time of the baseline, in that time base."""
+        scale = self.phase.baseline.time_scale if self.phase.baseline else None
+        return recorded_ns if scale is None else scale.busy * recorded_ns
+
+    def ms(self, recorded_ns: float) -> str:
+        """`in_step` as text. Findings print every recorded time by it, so that it compares with the
+        step and its ledger; their rows are in that time base already (`words.ms`)."""
+        return ms(self.in_step(recorded_ns))
+
+    def idle_ms(self, recorded_ns: float) -> str:
+        """`idle_in_step` as text."""
+        return ms(self.idle_in_step(recorded_ns))
+
+    def dense_ms(self, recorded_ns: float) -> str:
+        """`in_dense_step` as text."""
+        return ms(self.in_dense_step(recorded_ns))
+
+    def share(self, recorded_ns: float) -> float:
+        """Recorded busy time as a share of the step, both in that time base."""
+        return self.in_step(recorded_ns) / self.step_ns if self.step_ns > 0 else 0.0
+
+    def idle_share(self, recorded_ns: float) -> float:
+        """Recorded idle time as such a share."""
+        return self.idle_in_step(recorded_ns) / self.step_ns if self.step_ns > 0 else 0.0
+
+    @property
+    def step_ns(self) -> float:
+        """The candidate's step in that time base."""
+        return self.phase.step_time_ns
 
     def is_little(self, ns: float) -> bool:
         """Whether a time is too small a part of the recorded step for a warning."""

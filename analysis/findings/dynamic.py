@@ -105,8 +105,8 @@ def reads_all_weights(c: Context) -> Found | None:
 @finding("below-break-even", "critical", needs_valid_times=True, compares=True)
 def below_break_even(c: Context) -> Found | None:
     """Block-sparse attention takes as long as dense attention."""
-    dense = _attention_ns(c.phase.baseline.roles) if c.phase.baseline else 0.0
-    pruned = _attention_ns(c.phase.roles)
+    dense = c.in_dense_step(_attention_ns(c.phase.baseline.roles)) if c.phase.baseline else 0.0
+    pruned = c.in_step(_attention_ns(c.phase.roles))
     blocks = any(one.skips_blocks for one in _families(c))
     if not blocks or not dense or pruned < _GAIN * dense or c.baseline_kernels is None:
         return None

@@ -48,7 +48,7 @@ def dispatch_bound(c: Context) -> Found | None:
     return Found(
         text=f"{percent(dispatch / phase.wall_ns)} of the recorded step is between ops (Python "
         "and dispatch): pruning saves that only where it removes whole ops",
-        evidence=[f"{ms(dispatch)} of gaps in a step of {ms(phase.wall_ns)}"],
+        evidence=[f"{c.idle_ms(dispatch)} of gaps in a step of {ms(c.step_ns)}"],
         change=f"{_longer_ops(c)} make{'s' * _is_decode(c)} the ops outweigh the dispatch",
     )
 

@@ -91,8 +91,8 @@ def unaligned(c: Context) -> Found | None:
     if not bad or c.is_little(busy):
         return None
     return Found(
-        text=f"{len({id(g) for g, _, _ in bad})} pruned GEMMs ({ms(busy)} a step) have dimensions "
-        "that tensor-core kernels cannot load aligned",
+        text=f"{len({id(g) for g, _, _ in bad})} pruned GEMMs ({c.ms(busy)} a step) have "
+        "dimensions that tensor-core kernels cannot load aligned",
         evidence=[line for _, line, _ in bad[:4]],
         change=f"round the kept dimension up to a multiple of {GOOD} (--set align={GOOD}): "
         f"{_some([where for _, _, where in bad])}",
@@ -123,7 +123,7 @@ def cuda_cores(c: Context) -> Found | None:
     rows = list(shown.iter_rows(named=True))
     is_unaligned = any(_odd(gemm, row["dtype"]) for row in rows if (gemm := _gemm(c, row)))
     return Found(
-        text=f"GEMM kernels that take {ms(busy)} of the busy time run on CUDA cores"
+        text=f"GEMM kernels that take {c.ms(busy)} of the busy time run on CUDA cores"
         f"{_rates(faster)}",
         evidence=[_line(c, row) for row in rows[:4]],
         change=_change(c, formats, faster, is_unaligned=is_unaligned),
@@ -163,7 +163,7 @@ def _rates(faster: dict[str, float]) -> str:
 
 def _line(c: Context, row: dict[str, Any]) -> str:
     """A kernel's name and busy time, and its GEMM and dtype where they are known."""
-    dtype, cost, name = row["dtype"], ms(row["busy"]), shortened(str(row["name"]))
+    dtype, cost, name = row["dtype"], c.ms(row["busy"]), shortened(str(row["name"]))
     gemm = _gemm(c, row)
     if gemm is None or dtype is None:
         return f"{name}: {cost}"
@@ -219,8 +219,8 @@ def unaligned_operands(c: Context) -> Found | None:
         return None
     order = sums.sort("busy", *keys, descending=[True] + [False] * len(keys)).head(4)
     return Found(
-        text=f"{ms(busy)} of GEMM time is in kernels for operands that are not aligned (…align1), "
-        "which load one element at a time",
+        text=f"{c.ms(busy)} of GEMM time is in kernels for operands that are not aligned "
+        "(…align1), which load one element at a time",
         evidence=[_unaligned_line(c, row) for row in order.iter_rows(named=True)],
         change="make leading dimensions a multiple of 16 bytes (8 elements of 16 bits or 4 of 32): "
         "pad them, or prune to such a multiple",
@@ -230,7 +230,7 @@ def unaligned_operands(c: Context) -> Found | None:
 
 def _unaligned_line(c: Context, row: dict[str, Any]) -> str:
     """A kernel of unaligned operands, with the unaligned sizes where they are known."""
-    cost, name = ms(row["busy"] / c.kernels.num_steps), str(row["name"])
+    cost, name = c.ms(row["busy"] / c.kernels.num_steps), str(row["name"])
     text = f"{cost}, {name[: name.index('align1') + len('align1')].split('<')[-1]}"
     gemm = _gemm(c, row)
     if gemm is None:
@@ -292,10 +292,11 @@ def same_waves(c: Context) -> Found | None:
     if busy < _SHARE * c.phase.busy_ns or not lines or c.is_little(busy):
         return None
     return Found(
-        text=f"GEMMs that take {ms(busy)} have fewer tiles but as many waves: they are not faster",
+        text=f"GEMMs that take {c.ms(busy)} have fewer tiles but as many waves: they are not "
+        "faster",
         evidence=lines[:4],
         change=_fewer_waves(axes, narrower),
-        predicted_ns=gain or None,
+        predicted_ns=c.in_step(gain) or None,
         explains=frozenset(roles[:4]),
     )
 

@@ -29,7 +29,7 @@ def _outcome(phase: Phase) -> str:
     if sentences.captured(phase):
         return "no step was timed"
     if phase.ladder is None:
-        return f"{numbers.time(phase.wall_ns)} a step"
+        return f"{numbers.time(phase.step_time_ns)} a step"
     family = phase.family.id if phase.family else "unknown"
     if not sentences.is_valid(phase):
         return f"timing not valid, {family}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
@@ -78,6 +78,8 @@ TABLES: dict[str, Callable[[Phase, Extent], Table | None]] = {
         kernel_table(phase.kernels, phase.busy_ns, top=extent.kernels) if phase.kernels else None
     ),
 }
+# Tables whose times are those of the recorded kernels, whatever the time base of the ledger is.
+_RECORDED = frozenset({"gemms", "kind", "role", "shapes", "kernels"})
 # First in a phase without a ledger: they show where the time goes.
 _FIRST_ALONE = ("kind", "role")
 
@@ -91,9 +93,18 @@ def phase_tables(phase: Phase, extent: Extent) -> Iterator[Table]:
     )
     for table_id in ids:
         if table_id not in extent.without:
-            table = TABLES[table_id](phase, extent)
+            table = phase_table(table_id, phase, extent)
             if table is not None:
                 yield table
+
+
+def phase_table(table_id: str, phase: Phase, extent: Extent) -> Table | None:
+    """One table of a phase. Its title says where its times are of the profiled step, and those of
+    the ledger are not."""
+    table = TABLES[table_id](phase, extent)
+    if table is None or table_id not in _RECORDED or not phase.is_slowed:
+        return table
+    return replace(table, title=f"{table.title}, profiled")
 
 
 def sides_table(phase: Phase) -> Table | None:

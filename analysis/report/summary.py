@@ -212,7 +212,7 @@ def _largest(phase: Phase) -> Iterator[str]:
     """What a step alone spends its busy time on."""
     kinds = sorted(phase.busy_by_kind.items(), key=lambda one: -one[1])
     shown = [
-        f"{kind} {numbers.time(ns)} ({numbers.percent(share, decimals=0)})"
+        f"{kind} {numbers.time(phase.in_step(ns))} ({numbers.percent(share, decimals=0)})"
         for kind, ns in kinds[:_CAUSES]
         if (share := numbers.share_of(ns, phase.busy_ns)) is not None and share >= _LEAST
     ]

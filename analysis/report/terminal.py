@@ -19,7 +19,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from prunescope.analysis.report import ledger_view, measured, numbers, sentences, summary, titles
-from prunescope.analysis.report.phase_tables import TABLES, Extent, phase_tables
+from prunescope.analysis.report.phase_tables import Extent, phase_table, phase_tables
 from prunescope.analysis.report.sheet import Page, kept_columns, plain_name
 from prunescope.analysis.report.view import Cell, Column, Table, numeric, text_table
 from prunescope.analysis.schema.report import LATE_RANK, Finding, Ladder, Phase, Report
@@ -98,7 +98,7 @@ class _ReportPage(Page):
 
     def _overview(self, phases: Mapping[str, Phase], first: str) -> Iterator[RenderableType]:
         """A row a phase, and which of them is shown below."""
-        unit = numbers.scale(phase.wall_ns for phase in phases.values())
+        unit = numbers.scale(phase.step_time_ns for phase in phases.values())
         columns = [
             Column("phase"),
             *numeric("realised"),
@@ -107,7 +107,7 @@ class _ReportPage(Page):
             Column("step", unit.unit, numeric=True),
         ]
         rows = [
-            [titles.heading(name, phase), *_ratios(phase.ladder), unit.text(phase.wall_ns)]
+            [titles.heading(name, phase), *_ratios(phase.ladder), unit.text(phase.step_time_ns)]
             for name, phase in phases.items()
         ]
         late = any(item.id == LATE_RANK for item in phases[first].findings)
@@ -188,7 +188,7 @@ class _ReportPage(Page):
         return text
 
     def _table(self, table_id: str, phase: Phase, extent: Extent) -> Iterator[RenderableType]:
-        table = TABLES[table_id](phase, extent)
+        table = phase_table(table_id, phase, extent)
         if table is not None:
             yield from self._of_phase(table, phase)
 

@@ -22,6 +22,7 @@ from prunescope.analysis.schema.sides import (
     PhaseKind,
     PredictedRun,
     SubjectFacts,
+    TimeScale,
     Totals,
     Unprofiled,
 )
@@ -445,10 +446,35 @@ class Phase(msgspec.Struct, kw_only=True):
         Routing | None, meaning("tokens of experts; null: a run without experts, or no run")
     ] = None
     replay: Annotated[Replay | None, meaning("GEMMs alone; null: none were replayed")] = None
+    time_scale: Annotated[
+        TimeScale | None,
+        meaning(
+            "from recorded times (wall, busy, gaps, kinds, roles, gemms, kernels) to those of "
+            "ledger and findings; null: they are the same"
+        ),
+    ] = None
     token_ids: Annotated[
         str | msgspec.UnsetType,
         meaning("where they came from, of a step whose work depends on them: routers decide"),
     ] = msgspec.UNSET
+
+    def in_step(self, recorded_ns: float) -> float:
+        """Recorded busy time in the time base of the step: unprofiled where that is known."""
+        return recorded_ns if self.time_scale is None else self.time_scale.busy * recorded_ns
+
+    def idle_in_step(self, recorded_ns: float) -> float:
+        """Recorded idle time in that time base."""
+        return recorded_ns if self.time_scale is None else self.time_scale.idle * recorded_ns
+
+    @property
+    def step_time_ns(self) -> float:
+        """The step in that time base, ns."""
+        return self.in_step(self.busy_ns) + self.idle_in_step(self.wall_ns - self.busy_ns)
+
+    @property
+    def is_slowed(self) -> bool:
+        """Whether busy times as recorded are longer or shorter than in the step: those of a CPU."""
+        return self.time_scale is not None and self.time_scale.busy != 1
 
     @property
     def nothing_moved(self) -> bool:

@@ -159,6 +159,14 @@ class Unprofiled(msgspec.Struct, kw_only=True):
         )
 
 
+class TimeScale(msgspec.Struct, kw_only=True):
+    """Factors from recorded times to the time base of the ledger. A profiler slows all ops of a
+    CPU; of a device it slows the host, so that idle time alone is scaled."""
+
+    busy: float
+    idle: float
+
+
 class ColdSteps(msgspec.Struct, kw_only=True):
     """Steps that are left out of all means because they hold first calls or compilation, ns."""
 
@@ -197,6 +205,9 @@ class Totals(msgspec.Struct, kw_only=True):
     first_call_ns: Annotated[
         float, meaning("of the steps: idle for first calls or compilation; on a CPU in compilers")
     ] = 0.0
+    time_scale: Annotated[
+        TimeScale | None, meaning("from recorded times to the ledger's; null: they are the same")
+    ] = None
     shapes: Annotated[dict[str, float], meaning("of GEMM time, by where its shapes come from")] = {}
     phase_kind: Annotated[PhaseKind | None | msgspec.UnsetType, meaning("unset for a run")] = (
         msgspec.UNSET

@@ -10,8 +10,10 @@ import pytest
 
 from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.report import numbers
 from prunescope.analysis.report.ledger_view import ledger_notes, tone
 from prunescope.analysis.report.measured import profiler_overhead
+from prunescope.analysis.report.sentences import headline
 from prunescope.analysis.schema.report import Phase, Row
 from tests.analysis.decoder import Layer, Setting, decoder
 from tests.analysis.finding_cases import (
@@ -67,6 +69,28 @@ def test_the_observer_of_both_sides(
     said = f"takes 2.00× an unprofiled one (dense: {1 / dense:.2f}×)"
     present(phase, "profiler-overhead", "warning" if apart else "info", said)
     assert f"= 2.00×, dense {1 / dense:.2f}×" in profiler_overhead(phase)
+
+
+def test_times_of_findings_are_those_of_the_step(tmp_path: Path) -> None:
+    """On a CPU a profiler slows ops and gaps alike, 180 us for 90; on a device it slows the host:
+    100 us of kernels stay, and 45 us of gaps are 40."""
+    work = [op("aten::mm", [4, 5], [5, 6], us=10), gap(us=10)]
+    on_cpu = chrome(step(0, *work * 9), cpu=True)
+    gemm = op("aten::mm", [512, 512], [512, 512], kernels=[k(us=10)])
+    on_gpu = chrome(step(0, gemm, *[gap(us=5, launch=True), gemm] * 9))
+    expected = {
+        "dispatch-bound": (on_cpu, 90_000, "40.0 µs of gaps in a step of 90.0 µs", None),
+        "launch-bound": (on_gpu, 140_000, "in 40.0 µs of 40.0 µs idle time", 40_000),
+    }
+    for name, (trace, sample, says, gain) in expected.items():
+        folder = write_run(
+            tmp_path / name / "dense", trace, phase_fields={"samples_ns": [sample] * 3}
+        )
+        (phase,) = analyze(folder).report.phases.values()
+        (one,) = [finding for finding in phase.findings if finding.id == name]
+        assert any(says in line for line in one.evidence), one.evidence
+        assert one.predicted_ns == (None if gain is None else pytest.approx(gain))
+        assert f"{numbers.time(sample)} a step without the profiler" in headline(phase)
 
 
 def test_the_ledger_of_a_loop_of_ones_own_closes_to_medians(tmp_path: Path) -> None:
