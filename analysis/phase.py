@@ -332,6 +332,7 @@ def _phase(
         shapes=sums.shapes,
         comparison=found.comparison,
         step_ns=sums.step_ns,
+        roles_from=kernels.roles_from,
         cold_steps=sums.cold_steps,
         first_call_ns=sums.first_call_ns,
         routing=routing_of(own.side.run, found.dense.side.run if found.dense else None, own.name),

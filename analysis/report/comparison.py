@@ -179,10 +179,10 @@ def comparison_warnings(comparison: Comparison) -> list[str]:
 
 def render_markdown(comparison: Comparison) -> str:
     """The table as GitHub-flavoured Markdown."""
-    lines = ["# Comparison", ""]
+    lines = ["# Comparison", "", *table_lines(comparison_table(comparison))]
     for warning in comparison_warnings(comparison):
         lines += [f"> ⚠ {escape.markdown(warning)}", ""]
-    return "\n".join([*lines, *table_lines(comparison_table(comparison))]) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def render_latex(comparison: Comparison, *, label_prefix: str = "") -> str:

@@ -58,7 +58,8 @@ def render_html(report: Report) -> str:
     slugs = phase_slugs(report)
     return env.get_template("report.html.j2").render(
         title=titles.title(report),
-        lines=[titles.against(report), titles.device(report)],
+        against=titles.against(report),
+        device=titles.device(report),
         tool=report.tool,
         warnings=sentences.warnings(report),
         no_finding=sentences.NO_FINDING,

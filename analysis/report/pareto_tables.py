@@ -44,7 +44,7 @@ _OPTION_VALUES = {("select", "calibrated"): "importance"}
 def pareto_summary(found: Pareto, folder: object = None) -> Sheet:
     """The sentences of a comparison for a terminal, and the folder it was written to, if any."""
     written = [] if folder is None else [f"Written to {folder}"]
-    return Sheet(Line(line) for line in (*found.notes, *found.summary, *written))
+    return Sheet(Line(line) for line in (*found.summary, *found.notes, *written))
 
 
 def render_pareto(found: Pareto, *, figures: bool = True) -> str:
@@ -56,10 +56,6 @@ def render_pareto(found: Pareto, *, figures: bool = True) -> str:
 def _report(found: Pareto, *, figures: bool) -> Iterator[str]:
     yield f"# Speed against quality: {text(found.subject.model)}"
     yield ""
-    yield from _subject(found.subject)
-    for note in found.notes:
-        yield f"> {text(note)}"
-        yield ""
     yield "## In short"
     yield ""
     yield from (f"- {text(line)}" for line in found.summary)
@@ -85,6 +81,12 @@ def _report(found: Pareto, *, figures: bool) -> Iterator[str]:
         rows = [(result.id, result.error) for result in found.failed]
         columns = [Column("result"), Column("error")]
         yield from table_lines(text_table("failed", "Failed", columns, rows), level=2)
+    yield "## How it was measured"
+    yield ""
+    yield from _subject(found.subject)
+    for note in found.notes:
+        yield f"> {text(note)}"
+        yield ""
 
 
 def _subject(subject: SweepSubject) -> Iterator[str]:

@@ -85,12 +85,14 @@ def _reasons(phase: Phase) -> Iterator[str]:
 
 
 def _few_roles(phase: Phase) -> Iterator[str]:
-    """Where a model that attends was recorded with its ops, and most of its GEMMs have no role.
-    (Modules without attention or a head tell no roles either.)"""
+    """Where a model that attends was recorded with its ops and without its modules, and most of
+    its GEMMs have no role. (Modules without attention or a head tell no roles either; the names of
+    those that were recorded may tell none.)"""
     whole = sum(gemm.busy_ns for gemm in phase.gemms)
     named = sum(gemm.busy_ns for gemm in phase.gemms if gemm.role != "unknown")
     attends = "attention" in phase.busy_by_kind
-    if attends and named < _ROLES * whole and any(gemm.op for gemm in phase.gemms):
+    lacks = attends and not phase.has_modules and any(gemm.op for gemm in phase.gemms)
+    if lacks and named < _ROLES * whole:
         share = numbers.percent(numbers.share_of(named, whole), decimals=0)
         fast = any(_FAST_PATH in f"{row.op} {row.name}" for row in phase.kernels)
         yield f"only {share} of the time of GEMMs has a role: {_SLOW_PATH if fast else _MODULES}"

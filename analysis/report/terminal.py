@@ -69,7 +69,6 @@ class _ReportPage(Page):
         if full:
             yield title
             yield self.ink(titles.against(report))
-            yield from self._peaks_and_notes(report)
         else:
             yield title.append_text(self.ink(f", {titles.against(report)}", "not bold"))
         phases = dict(report.phases)
@@ -86,13 +85,8 @@ class _ReportPage(Page):
                 style="dim",
             )
             yield from self.phase(phase) if full else self.brief(phase)
-        if not full:
-            yield Text("")
-            yield from self._peaks_and_notes(report)
-
-    def _peaks_and_notes(self, report: Report) -> Iterator[RenderableType]:
-        """The peaks that bounds use, and what holds of the whole report."""
-        yield self.ink(titles.device(report), "dim")
+        yield Text("")
+        yield self.ink(titles.device(report, brief=not full), "dim")
         for warning in sentences.warnings(report):
             yield self.ink(f"! {warning}", "yellow")
 

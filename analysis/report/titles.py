@@ -33,8 +33,9 @@ def named(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def device(report: Report) -> str:
-    """The peaks that the bounds use, their source, and the share of the data sheet they reach."""
+def device(report: Report, *, brief: bool = False) -> str:
+    """The peaks that the bounds use, their source, and the share of the data sheet they reach;
+    unless `brief`, every measurement of a peak."""
     name = named(report.device.get("name")) or "unknown device"
     peaks, sheet = report.device.get("peaks"), report.device.get("sheet")
     rates = peaks["dense_flop_per_s"] if peaks else {}
@@ -58,7 +59,8 @@ def device(report: Report) -> str:
         return f"device {name}: no peaks known, so bounds are null; name --device or give --peak"
     source = (named(report.device.get("source")) or "source unknown").replace("`", "")
     text = f"device {name}: peaks {', '.join(facts)} ({source})"
-    text += "".join(_peaks_taken(report.device, used | {"bandwidth"}))
+    if not brief:
+        text += "".join(_peaks_taken(report.device, used | {"bandwidth"}))
     return text + (_of_sheet(peaks, sheet) if peaks and sheet else "")
 
 

@@ -453,6 +453,10 @@ class Phase(msgspec.Struct, kw_only=True):
             "ledger and findings; null: they are the same"
         ),
     ] = None
+    roles_from: Annotated[
+        str | None,
+        meaning("modules, nn.Module, order or none; null: the report is older, or of a prediction"),
+    ] = None
     token_ids: Annotated[
         str | msgspec.UnsetType,
         meaning("where they came from, of a step whose work depends on them: routers decide"),
@@ -470,6 +474,11 @@ class Phase(msgspec.Struct, kw_only=True):
     def step_time_ns(self) -> float:
         """The step in that time base, ns."""
         return self.in_step(self.busy_ns) + self.idle_in_step(self.wall_ns - self.busy_ns)
+
+    @property
+    def has_modules(self) -> bool:
+        """Whether roles come from modules that were recorded."""
+        return self.roles_from in ("modules", "nn.Module")
 
     @property
     def is_slowed(self) -> bool:

@@ -165,6 +165,8 @@ def test_what_a_recording_lacks_is_said_in_the_paragraph() -> None:
     for gemm in nameless.gemms:
         gemm.role, gemm.op = "unknown", "aten::mm"
     assert "Only 0 % of the time of GEMMs has a role: record modules" in summary(nameless)
+    recorded = msgspec.structs.replace(nameless, roles_from="modules")
+    assert "has a role" not in summary(recorded)  # nothing more can be recorded
     fused = KernelRow(
         name="void at::native::transform_bias_rescale_qkv_kernel<float>", kind="elementwise",
         role="unknown", count=1, busy_ns=1, bound=None, efficiency=None,
