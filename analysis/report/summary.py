@@ -222,21 +222,31 @@ def _largest(phase: Phase) -> Iterator[str]:
         yield f"most of the busy time: {', '.join(shown)}"
 
 
-def _change(phase: Phase) -> Iterator[str]:
-    """The change of a finding that leaves the times no evidence, or else of the one that would gain
-    most."""
+def change_told(phase: Phase) -> Finding | None:
+    """The finding whose change ends the paragraph: one that leaves the times no evidence, a
+    critical one, the one that would gain most, or a warning; None where none has a change."""
     advice = [finding for finding in phase.findings if finding.change]
-    urgent = [finding for finding in advice if finding.severity == "critical"]
-    gains = [finding for finding in advice if finding.predicted_ns]
-    if invalid := [finding for finding in advice if sentences.invalidates(finding)]:
-        yield f"first: {invalid[0].change}"
-    elif urgent:
-        yield f"what to change: {urgent[0].change}"
-    elif gains:
-        best = max(gains, key=_gain)
-        yield f"what would gain most: {best.change} (at most {numbers.time(_gain(best))} a step)"
-    elif warned := [finding for finding in advice if finding.severity == "warning"]:
-        yield f"what to change: {warned[0].change}"
+    gains = sorted((finding for finding in advice if finding.predicted_ns), key=_gain, reverse=True)
+    ranked = [
+        *filter(sentences.invalidates, advice),
+        *(finding for finding in advice if finding.severity == "critical"),
+        *gains,
+        *(finding for finding in advice if finding.severity == "warning"),
+    ]
+    return ranked[0] if ranked else None
+
+
+def _change(phase: Phase) -> Iterator[str]:
+    told = change_told(phase)
+    if told is None:
+        return
+    if sentences.invalidates(told):
+        yield f"first: {told.change}"
+    elif told.severity != "critical" and told.predicted_ns:
+        gain = numbers.time(_gain(told))
+        yield f"what would gain most: {told.change} (at most {gain} a step)"
+    else:
+        yield f"what to change: {told.change}"
 
 
 def _gain(finding: Finding) -> float:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 
+from msgspec.structs import replace as replace_fields
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.rule import Rule
 from rich.table import Table as Grid
@@ -139,9 +140,11 @@ class _ReportPage(Page):
         """The gravest findings that take so many lines, at least one; and how many more there
         are."""
         lines -= self.height([self.section("Findings")]) + 1
-        shown = 0
+        shown, told = 0, summary.change_told(phase)
         for item in phase.findings:
-            part = self._finding(item)
+            # The paragraph above ends with its change.
+            said = replace_fields(item, change=None, predicted_ns=None) if item is told else item
+            part = self._finding(said)
             lines -= self.height([part])
             if shown and (lines < 0 or item.severity == "info"):
                 break
@@ -150,8 +153,8 @@ class _ReportPage(Page):
             yield part
             shown += 1
         more = len(phase.findings) - shown
-        told = f"{more} more finding{'s' * (more != 1)}, all" if more else "All"
-        yield self.ink(f"{told} tables and what was measured: --full", "dim")
+        rest = f"{more} more finding{'s' * (more != 1)}, all" if more else "All"
+        yield self.ink(f"{rest} tables and what was measured: --full", "dim")
 
     def phase(self, phase: Phase) -> Iterator[RenderableType]:
         """Every table, and what was measured."""

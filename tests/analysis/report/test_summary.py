@@ -138,6 +138,18 @@ def test_what_was_left_out_is_said() -> None:
     assert "3 more findings, all tables and what was measured: --full" in text
 
 
+def test_a_change_is_said_once_and_notes_come_last() -> None:
+    report = example.two_phases()
+    report.warnings = ["a note"]
+    report.phases.pop("decode")
+    text = " ".join(shown(report).split())
+    change = (report.phases["prefill"].findings[0].change or "").split(";")[0]
+    assert change and text.count(change) == 1
+    for page in (shown(report, full=True), text, render_markdown(report), render_html(report),
+                 render_notebook(report)):  # fmt: skip
+        assert page.index("a note") > page.index("1.16× realised") > 0
+
+
 def test_the_answer_cuts_nothing() -> None:
     assert "…" not in shown(example.two_phases())
 
