@@ -1,7 +1,7 @@
 """Pages in headless Chromium, as a reader sees them. No test in it.
 
-In: a page, and a width of WIDTHS in CSS pixels. Out: what a harness around it saw: overflow, the order of a
-table after clicks on its heading, dialogs and console messages.
+In: a page, and one of WIDTHS in CSS pixels. Out: what a harness around it saw: overflow, the order
+of a table after clicks on its heading, dialogs and console messages.
 """
 
 from __future__ import annotations
@@ -111,7 +111,8 @@ def _open(page: str, folder: Path) -> list[Detection]:
          f"--user-data-dir={folder / 'profile'}", "--enable-logging=stderr", "--v=0",
          # The harness and the page are two files: each would be a stranger to the other.
          "--allow-file-access-from-files", "--disable-web-security", "--virtual-time-budget=5000",
-         f"--window-size={max(WIDTHS) + 40},2000", "--dump-dom", (folder / "harness.html").as_uri()],
+         f"--window-size={max(WIDTHS) + 40},2000", "--dump-dom",
+         (folder / "harness.html").as_uri()],
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     found = re.search(r'<pre id="out">(.*?)</pre>', done.stdout, flags=re.DOTALL)
