@@ -19,6 +19,10 @@ ROUNDINGS = ("nearest", "paper")
 # a sparsity may miss: aligned to 1 and to 2, and to no more. "paper": 16, as in its code.
 ALIGNMENTS = ("1", "2", "4", "8", "16", "32", "64", "128", "odd", "even", "paper")
 ALIGN = "16"
+_ALIGNED = {
+    "1": "whole numbers", "odd": "odd numbers", "even": "numbers that 2 divides and 4 does not",
+    "paper": "multiples of 16",
+}  # fmt: skip
 # Products such as 10·(1 − 0.9) land a hair below the integer that is meant.
 _EPSILON = 1e-9
 # Shares that differ by less are not worth a sentence.
@@ -63,6 +67,11 @@ def aligned(x: float, align: str = ALIGN) -> int:
     )
     whole = int(x)
     return whole and whole + (remainder - whole) % step
+
+
+def aligned_words(align: str) -> str:
+    """What dimensions of an alignment are, for a sentence: `multiples of 16`."""
+    return _ALIGNED.get(align, f"multiples of {align}")
 
 
 def floor_of(x: float) -> int:

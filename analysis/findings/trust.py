@@ -21,7 +21,9 @@ from prunescope.analysis.schema.report import (
     is_beyond_noise,
 )
 from prunescope.taxonomy.families import known
+from prunescope.taxonomy.keep import ALIGN, aligned_words
 from prunescope.taxonomy.run import RECORDER, PhaseRun
+from prunescope.taxonomy.run_blocks import Pruning
 from prunescope.taxonomy.words import ms, percent, shortened
 
 _OVERHEAD = 1.3  # profiled ÷ unprofiled time worth a finding
@@ -361,15 +363,19 @@ def _why_it_differs(c: Context, shares: list[float], nominal: float) -> str:
             "a token goes through as many experts as before where experts are gone, and no "
             "parameter is gone where it goes through fewer: parameters, FLOPs and bytes fall apart"
         )
+    rounding = f"rounding to whole heads, layers and {_aligned_words(c.side.run.pruning)}"
     if all(share <= nominal for share in shares):
         return (
-            "unpruned parts (embeddings, lm_head and the like) and rounding to whole heads, layers "
-            "and multiples of 16 make the difference"
+            f"unpruned parts (embeddings, lm_head and the like) and {rounding} make the difference"
         )
-    return (
-        "rounding to whole heads, layers and multiples of 16 makes the difference, and so does the "
-        "base that s is a share of"
-    )
+    return f"{rounding} makes the difference, and so does the base that s is a share of"
+
+
+def _aligned_words(pruning: Pruning | None) -> str:
+    """What the run's families rounded kept dimensions up to, in words."""
+    families = (pruning.parts or [pruning]) if pruning is not None else []
+    asked = [str((one.knobs or {}).get("align", ALIGN)) for one in families] or [ALIGN]
+    return " or ".join(dict.fromkeys(map(aligned_words, asked)))
 
 
 @finding("unsteady-clocks", "warning")
