@@ -47,7 +47,6 @@ from prunescope.analysis.predict.setting import (
     terms_of,
 )
 from prunescope.analysis.predict.side import predicted_side
-from prunescope.analysis.schema.comparison import NOT_VALID
 from prunescope.analysis.schema.prediction import FamilyRow, FromRun, MeasuredPhase
 from prunescope.analysis.schema.report import Phase, Report
 from prunescope.analysis.shapes.config import read_model
@@ -109,8 +108,7 @@ def dense_phases(
         if work is None:
             continue
         # Invalid measured times, which all others are scaled from.
-        invalid = [finding for finding in phase.findings if finding.id == NOT_VALID]
-        warnings += [f"{work.phase}: {finding.text}" for finding in invalid]
+        warnings += [f"{work.phase}: {finding.text}" for finding in phase.invalid_times]
         setting = _setting(request, run, report)
         phases[work.phase] = DensePhase(
             setting=setting,

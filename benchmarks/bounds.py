@@ -24,8 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 import prunescope  # noqa: E402
 from prunescope.analysis.kernels.role import GEMM_KINDS  # noqa: E402
-from prunescope.analysis.schema.comparison import NOT_VALID  # noqa: E402
-from prunescope.analysis.schema.report import GemmRow, Report  # noqa: E402
+from prunescope.analysis.schema.report import NOT_VALID, GemmRow, Report  # noqa: E402
 from prunescope.taxonomy.formats import plain  # noqa: E402
 from prunescope.tracer.machine.calibrate import calibrate  # noqa: E402
 from prunescope.tracer.model.load import DEMO  # noqa: E402

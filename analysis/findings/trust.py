@@ -14,8 +14,8 @@ import polars as pl
 from prunescope.analysis.findings.context import Context, communication, without_communication
 from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.inputs.side import Side
-from prunescope.analysis.schema.comparison import NOT_VALID
 from prunescope.analysis.schema.report import (
+    NOT_VALID,
     Phase,
     Row,
     is_beyond_noise,

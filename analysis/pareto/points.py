@@ -8,7 +8,6 @@ from __future__ import annotations
 import msgspec
 
 from prunescope.analysis.ledger.overhead import of_saved
-from prunescope.analysis.schema.comparison import NOT_VALID
 from prunescope.analysis.schema.pareto import Loss, SweepPoint, TextLoss
 from prunescope.analysis.schema.report import Phase
 from prunescope.taxonomy.families import known
@@ -63,7 +62,7 @@ def point_of(entry: SweepResult, run: Run, phase: Phase) -> SweepPoint:
 
 def times_are_invalid(phase: Phase) -> bool:
     """Whether a finding makes the times of a phase no evidence."""
-    return any(finding.id == NOT_VALID for finding in phase.findings)
+    return bool(phase.invalid_times)
 
 
 def loss_in(quality: Quality | None, phase: str) -> Loss | None:

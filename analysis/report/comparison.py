@@ -40,8 +40,8 @@ _NOTES = (
     "they sum to the pruned wall",
 )
 _CAVEAT = (
-    "? timing not valid (the samples vary too much or were disturbed), or the two sides ran with "
-    "other settings: the ratio and its rows are no evidence"
+    "? timing not valid (the samples vary too much or were disturbed), no step was timed, or the "
+    "two sides ran with other settings: the ratio and its rows are no evidence"
 )
 
 

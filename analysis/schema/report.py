@@ -31,6 +31,10 @@ from prunescope.taxonomy.formats import decode, scrubbed
 BESIDE = 0.99
 CLOCK_SKEW = "clock-skew"  # the finding that makes causes of idle time doubtful
 CUT_OFF = "truncated-trace"  # the finding that a file ends before its trace does
+NOT_VALID, CAPTURED = "timing-not-valid", "captured-step"
+# The findings that make the times of a phase no evidence: they were disturbed, or no step was
+# timed. (A cut-off trace is a difference between the sides: `Phase.is_speedup`.)
+INVALID_TIMES = frozenset({NOT_VALID, CAPTURED})
 LATE_RANK = "straggler"  # the finding on the rank that the others wait for
 OTHER_TIME = "unexplained-difference"  # the finding that names a ratio of two captures
 # Two captures of one program on one machine differ by less: placement in memory moves a model by 1
@@ -449,6 +453,11 @@ class Phase(msgspec.Struct, kw_only=True):
         str | msgspec.UnsetType,
         meaning("where they came from, of a step whose work depends on them: routers decide"),
     ] = msgspec.UNSET
+
+    @property
+    def invalid_times(self) -> list[Finding]:
+        """The findings that make its times no evidence; empty where they are valid."""
+        return [finding for finding in self.findings if finding.id in INVALID_TIMES]
 
     @property
     def nothing_moved(self) -> bool:
