@@ -28,7 +28,7 @@ from prunescope.taxonomy.gemm import Gemm
 _FEWEST, _MOST = 3, 100  # distinct GEMMs from which on a spread is one, and enough of them
 _SMALL = 64  # a K below is no dimension of a model's
 _CURVES, _POINTS = 4, 96
-_Z = 1.96
+_Z = 1.96  # normal: of prediction intervals, and not of measured times (ledger/noise.py)
 _ROOFLINE = ("compute", "memory")  # the bounds whose time it tells
 
 

@@ -1,7 +1,8 @@
 """The ledger: the lost speedup of a pair, split into rows that sum exactly (docs/ledger.md).
 
 In: `Units` and the nominal sparsity. Out: for every row an array [units or parts, replicates] of
-ns a step, in the profiled or the unprofiled domain. Σ rows = pruned, to the ns, by construction.
+ns a step, in the profiled or the unprofiled time base. Σ rows = pruned as an identity of the
+formulas; in floating point up to rounding, which `rows.build_rows` removes from the printed rows.
 """
 
 from __future__ import annotations

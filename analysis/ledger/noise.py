@@ -128,8 +128,8 @@ def observer_share(units: Units, domain: TimeBase) -> float | None:
 
 def bootstrap(units: Units, ratio: Ratios, domain: TimeBase) -> Replicates | None:
     """Replicates of the ledger; None where nothing can be resampled: one step, steps of one
-    placement alone where placement was drawn, or so far apart that a widened draw takes less than
-    no time.
+    placement alone where placement was sampled, or so far apart that a widened sample has negative
+    time.
     """
     drawn = _drawn(units, domain)
     if drawn is None:

@@ -19,10 +19,11 @@ from prunescope.analysis.schema.pareto import SampleCount, SweepPoint, Winner
 
 Array = npt.NDArray[np.float64]
 NUM_SAMPLES, SEED = 2000, 0
-_Z95 = 1.959964
+_Z95 = 1.959964  # normal samples; the intervals themselves come from ledger/noise.py
 _BUDGETS = 16  # losses within a range at which winners are counted
 DENSE = "dense"
-# An order that fewer samples contradict on either side is beyond noise: 95 % in the middle.
+# An order of two points that fewer samples contradict on either side is beyond noise: 95 % in the
+# middle. (`is_beyond_noise` compares one time with 0; here two points vary.)
 NOISE = 0.025
 
 

@@ -67,8 +67,8 @@ class GemmShape(msgspec.Struct, kw_only=True):
     dtype: Annotated[
         str | None,
         meaning(
-            "number format that the products are made in; 3xtf32: fp32 as three "
-            "products of TF32, bound by a third of that peak"
+            "number format that the GEMM multiplies in; 3xtf32: fp32 as three "
+            "multiplications in TF32, bound by a third of that peak"
         ),
     ]
     dense_m: Annotated[int | None, meaning("M of the dense GEMM it is paired with")] = None
@@ -182,8 +182,9 @@ class Row(msgspec.Struct, kw_only=True):
 def is_beyond_noise(row: Row | LedgerPart) -> bool:
     """Whether a row is evidence: it is larger than twice its noise, and its interval excludes 0.
 
-    The one threshold of tables, figures, findings, `check` and `predict`. An interval or a noise
-    that is unknown (one step) counts against no row; a null row is no evidence.
+    The one threshold of tables, figures, findings, `check` and `predict` for times that add up. A
+    speedup has no noise of its own: `Ladder.holds_one`. An interval or a noise that is unknown (one
+    step) counts against no row; a null row is no evidence.
     """
     if row.ns is None or row.noise_ns is not None and abs(row.ns) <= 2 * row.noise_ns:
         return False
@@ -267,9 +268,16 @@ class Ladder(msgspec.Struct, kw_only=True):
 
     @property
     def is_noise(self) -> bool:
-        """Whether two captures of one program may differ as much as the realised speedup."""
+        """Whether two captures of one program may differ as much as the realised speedup. Asked
+        where nothing was pruned: an interval describes one capture, and not how far two are apart,
+        so that excluding 1 is not enough here."""
+        return self.holds_one or 1 / CAPTURES_DIFFER <= self.realised <= CAPTURES_DIFFER
+
+    @property
+    def holds_one(self) -> bool:
+        """Whether the interval of the realised speedup includes 1: no speedup beyond noise."""
         low, high = self.realised_ci95 or (self.realised, self.realised)
-        return low <= 1 <= high or 1 / CAPTURES_DIFFER <= self.realised <= CAPTURES_DIFFER
+        return low <= 1 <= high
 
     @property
     def holds_bound(self) -> bool:
@@ -395,7 +403,9 @@ class Phase(msgspec.Struct, kw_only=True):
     family: FamilyVerdict | None
     ladder: Ladder | None
     domain: str
-    observer_share: Annotated[float | None, meaning("1 - factor of the unprofiled domain")]
+    observer_share: Annotated[
+        float | None, meaning("share of profiler overhead: 1 - factor of the unprofiled time base")
+    ]
     ledger: list[Row] | None
     findings: list[Finding]
     kernels: list[KernelRow] = []
@@ -410,7 +420,7 @@ class Phase(msgspec.Struct, kw_only=True):
     ] = None
     notes: list[str] = []
     predicted: PredictedRun | None = None
-    phase_kind: Annotated[PhaseKind | None, meaning("of a bare trace")] = None
+    phase_kind: Annotated[PhaseKind | None, meaning("of a trace without run.json")] = None
     hta: Annotated[SecondOpinion | None, meaning("with --hta")] = None
     anatomy: Annotated[Anatomy | None, meaning("null: the report is older, or of a prediction")] = (
         None
