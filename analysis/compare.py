@@ -127,7 +127,7 @@ def compare(
         )
     if len(found) > 1 and (options.eager_trace or options.baseline_eager_trace):
         raise PrunescopeError(
-            "--eager-trace belongs to one trace, and several subjects were given",
+            "--eager-trace belongs to one trace, and several were given",
             hint="analyze that trace alone, or capture with `prunescope trace --mode graph`",
         )
     reports: dict[str, Report] = {}

@@ -362,7 +362,7 @@ def _check(
         Path | None,
         Option(
             help="Run or trace of the dense model to compare with; without it, the dense run in "
-            "the folder of the subject.",
+            "the folder of the candidate.",
             metavar="RUN|TRACE",
         ),
     ] = None,
@@ -528,8 +528,8 @@ def _families(
     method: Annotated[
         str | None,
         Option(
-            help="Published method to look up: its family and knobs, what its paper executes, what "
-            "runs here instead, and what was read; without it, all families.",
+            help="Published method to look up: its family and options, what its paper executes, "
+            "what runs here instead, and what was read; without it, all families.",
             metavar="METHOD",
         ),
     ] = None,

@@ -288,7 +288,7 @@ def _mechanisms(traits: Traits) -> list[Mechanism]:
         if differ := differing_layers(shape):
             found.append(Mechanism("different sizes", shape.layers, differ))
     if traits.mixer:
-        text = f"{traits.mixer}{', beside attention' if traits.beside else ''}"
+        text = f"{traits.mixer}{', in parallel with attention' if traits.beside else ''}"
         found.append(Mechanism(_mixer_id(traits.mixer), traits.mixer_layers, text))
     return found
 

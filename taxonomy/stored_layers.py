@@ -46,7 +46,7 @@ def shape_of_weights(shape: ModelShape, stored: StoredTensors) -> tuple[ModelSha
     """The shape with the sizes of the stored weights, and what is to be said of them."""
     if stored.problem:
         return shape, [
-            f"the weights beside the config cannot be read ({stored.problem}): sizes are the "
+            f"the weights next to the config are unreadable ({stored.problem}): sizes are the "
             "config's"
         ]
     tensors = _decoder(stored.shapes)

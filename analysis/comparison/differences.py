@@ -26,7 +26,7 @@ from prunescope.taxonomy.run import PhaseRun
 _SETTINGS = ("batch", "prompt_len", "logits", "attention", "mode", "cache", "context")
 _INPUTS = ("batch", "prompt_len", "context")
 CODE = "code"  # compiled on one side, eager on the other: kernels of other ops
-UNPAIRED = "products that pair"  # of all products of a side, by layer and role: none does
+UNPAIRED = "GEMMs that pair"  # of all GEMMs of a side, by layer and role: none does
 GRAPHS = "CUDA graphs"  # their kernels, or one interval a launch, which holds idle time too
 STEPS = "steps"  # one side has several, the other is all of its trace: these may be any number
 CUT = "file"  # whole or cut off: what stood behind the cut may be anything
@@ -260,7 +260,7 @@ _WHY: dict[str, Callable[[object, object], str]] = {
     ),
     STEPS: lambda dense, pruned: (
         f"steps: {dense} on the dense side, {pruned} on the pruned one; how many a whole trace "
-        "holds is not known: mark them (schedule and step() of the profiler)"
+        "holds is not known: annotate them (schedule and step() of the profiler)"
     ),
     "phase": lambda dense, pruned: f"the pruned side is {pruned}, the dense one {dense}",
     "model type": lambda dense, pruned: (

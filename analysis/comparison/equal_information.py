@@ -297,7 +297,7 @@ def _without_order_of_qkv(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhas
     if not all(_read_one_width(side, parts) for side in sides):
         return dense, pruned
     dense, pruned = (_with_fused_role(side, "qkv", parts) for side in (dense, pruned))
-    note = "the order of kernels does not tell q, k and v apart: they are compared as qkv"
+    note = "the order of kernels does not separate q, k and v: they are compared as qkv"
     kernels = replace(pruned.kernels, notes=[*pruned.kernels.notes, note])
     return dense, replace(pruned, kernels=kernels)
 

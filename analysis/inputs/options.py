@@ -137,7 +137,7 @@ class _Analysis(Options):
         Path | str | None,
         Option(
             help="Run or trace of the dense model to compare with; without it, the dense run in "
-            "the folder of the subject.",
+            "the folder of the candidate.",
             metavar="RUN|TRACE",
         ),
     ] = None

@@ -84,7 +84,7 @@ def comparison_table(comparison: Comparison) -> Table:
         Column("model", drop=20),
         Column("method", drop=3),
         Column("nominal s", numeric=True),
-        Column("FLOPs gone", numeric=True, drop=5),
+        Column("FLOPs removed", numeric=True, drop=5),
         Column("phase"),
         Column("B", numeric=True),
         Column("prompt", numeric=True, drop=4),

@@ -76,7 +76,7 @@ def align(items: Sequence[Item], shape: ModelShape, ranks: int) -> list[Assignme
         items = [item for item in items if item.what != MIXER]
         if shape.other_layers or shape.mixer_layers:
             strategy = [
-                "layers of several kinds cannot be told by the order of kernels: the trace has no "
+                "the order of kernels does not identify layers of several kinds: the trace has no "
                 "modules"
             ]
         elif is_expert_loop(items, shape) and ranks == 1:
@@ -199,7 +199,7 @@ def match_layer(
     if not found:
         counts = sorted({len(way.cycle) for way in ways})
         return Refusal(
-            f"a layer runs {len(sample)} GEMMs beside attention in the trace, "
+            f"a layer runs {len(sample)} GEMMs besides attention in the trace, "
             f"{' or '.join(map(str, counts))} in the config"
         )
     skipped, best, way, chosen = min(found, key=lambda one: (one[0], one[1]))

@@ -65,7 +65,7 @@ def align_uneven(items: Sequence[Item], shape: ModelShape, ranks: int) -> list[A
     """The assignment of every forward pass of a step; one with `problems` where the order of the
     kernels is not that of the config's layers."""
     if shape.mixer_layers or shape.other_layers:
-        why = "layers that differ in size and in kind cannot be told by the order of kernels"
+        why = "the order of kernels does not identify layers that differ in size and in kind"
         return [Assignment(by_order=True, problems=[why])]
     items = [item for item in items if item.what not in (BATCHED, MIXER)]
     ways = list(_ways(shape, ranks))

@@ -176,7 +176,7 @@ class _Reader:
         self.source.meta |= {"deviceProperties": self._properties(), PROFILER: NSYS}
         if self.file.has_wal:
             self.caveats.append(
-                "changes that SQLite keeps in a file beside it (-wal) were not read"
+                "changes that SQLite keeps in a file next to it (-wal) were not read"
             )
 
     def _device_rows(self) -> int:

@@ -136,7 +136,7 @@ def missing(name: str, ranks: Iterable[Rank]) -> str | None:
     if not absent:
         return None
     of = f" of {world}" if world else ""
-    return f"{name} lacks rank {_listed(absent)}{of}: what is said of ranks is of the others"
+    return f"{name} lacks rank {_listed(absent)}{of}: statements on ranks are about the others"
 
 
 def twice(name: str, ranks: Iterable[Rank]) -> str | None:

@@ -202,7 +202,7 @@ def dynamic_nk(e: Evidence) -> Detection | None:
         return None
     share = sum(x.attention or 0.0 for x in attending.values()) / len(attending)
     line = (
-        f"attention of {len(less)} layers does {percent(share)} of the dense products, the linears "
+        f"attention of {len(less)} layers does {percent(share)} of the dense FLOPs, the linears "
         f"all of theirs; {gathers} gathers of keys or values were added"
         f"{counted_in_words(e, 'blocks')}"
     )

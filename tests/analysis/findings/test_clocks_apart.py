@@ -42,8 +42,8 @@ def test_a_skew_is_the_first_warning(tmp_path: Path) -> None:
     report = report_of(tmp_path, shifted(170))
     assert report.warnings[0] == (
         "t.json: 60 of 60 kernels start before their own launch call, by up to 150 µs: the clocks "
-        "of host and device are apart, so causes of idle time and launch delays are not to be "
-        "trusted"
+        "of host and device differ, so causes of idle time and launch delays are "
+        "unreliable"
     )
 
 
