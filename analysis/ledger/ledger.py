@@ -161,8 +161,8 @@ SideTimes = tuple[Floats, Floats, Floats]  # busy and gaps [units, replicates], 
 
 
 def scale_idle(side: SideTimes, wall: Floats) -> SideTimes:
-    """One side of a device trace in the unprofiled domain, whose wall is `wall`: a profiler slows
-    the host and not the kernels, so that idle time alone is scaled."""
+    """One side of a device trace in the unprofiled time base, whose wall is `wall`: a profiler
+    slows the host and not the kernels, so that idle time alone is scaled."""
     busy, gap, tail = side
     idle = gap.sum(axis=0) + tail
     factor = (wall - busy.sum(axis=0)) / np.where(idle > 0, idle, 1.0)
@@ -170,7 +170,7 @@ def scale_idle(side: SideTimes, wall: Floats) -> SideTimes:
 
 
 def subtract_profiler_overhead(side: SideTimes, wall: Floats, cost: Cost | None) -> SideTimes:
-    """One side of a CPU trace in the unprofiled domain: the extra time of its profiled steps is
+    """One side of a CPU trace in the unprofiled time base: the extra time of its profiled steps is
     profiler overhead, divided equally over the recorded events.
 
     The cost of an event is capped at the 5th percentile of time per event, and no part loses more

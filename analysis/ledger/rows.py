@@ -221,7 +221,7 @@ class LargestKernels:
     """The largest kernels of a (role, class) on both sides, dense → pruned, per step, and the main
     cause of their idle time.
 
-    Times are those of the ledger's domain (`AttributionInputs.dense_rows`); idle time is as
+    Times are those of the ledger's time base (`AttributionInputs.dense_rows`); idle time is as
     recorded.
     """
 
