@@ -22,7 +22,7 @@ from prunescope.analysis.inputs.side import BARE
 from prunescope.analysis.pipeline import TOOL, OnDone, analyze
 from prunescope.analysis.pool import jobs_for, run_tasks
 from prunescope.analysis.rank_jobs import plain_options
-from prunescope.analysis.schema.comparison import Comparison, ComparisonRow, FailedSubject
+from prunescope.analysis.schema.comparison import Comparison, ComparisonRow, FailedCandidate
 from prunescope.analysis.schema.report import Report, is_beyond_noise
 from prunescope.taxonomy.errors import PrunescopeError, errors_about
 from prunescope.taxonomy.formats import scrubbed
@@ -132,7 +132,7 @@ def compare(
         )
     reports: dict[str, Report] = {}
     rows: list[ComparisonRow] = []
-    failed: list[FailedSubject] = []
+    failed: list[FailedCandidate] = []
     error: PrunescopeError | None = None
     count = jobs_for(jobs, (_size(one.path) for one in found), engine)
     done = _reports(found, baseline, options, count, engine)
@@ -143,7 +143,7 @@ def compare(
             analysed = next(done)()
         except PrunescopeError as problem:
             error = problem
-            failed.append(FailedSubject(run=one.name, why=problem.problem))
+            failed.append(FailedCandidate(run=one.name, why=problem.problem))
             continue
         reports[one.name] = analysed.report
         rows += [_row(one.name, analysed, phase) for phase in analysed.report.phases]

@@ -19,7 +19,7 @@ from prunescope.analysis.device.hardware import (
 )
 from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.predict.asked import command_asked, options_asked
+from prunescope.analysis.predict.command_line import command_of, options_of_request
 from prunescope.analysis.predict.constants import MARLIN, Constants
 from prunescope.analysis.predict.measured import (
     DensePhase,
@@ -81,8 +81,8 @@ def predict_from(request: PredictRequest) -> FromRun:
         device=report.device,
         phases=phases,
         warnings=list(dict.fromkeys(warnings)),
-        options=options_asked(request),
-        command=command_asked(request),
+        options=options_of_request(request),
+        command=command_of(request),
     )
 
 

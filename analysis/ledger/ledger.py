@@ -15,8 +15,8 @@ from prunescope.analysis.kernels.frame import PRODUCTS
 from prunescope.analysis.ledger.pairing import (
     Cost,
     Floats,
-    Parts,
     PartSums,
+    UnitParts,
     Units,
     UnitSums,
 )
@@ -102,16 +102,16 @@ def ratios(units: Units, sparsity: float | None) -> Ratios:
     return Ratios(r_f, r_r, r_q, promised, total_d / every if total_d and every else None)
 
 
-def one_part_each(units: Units) -> Parts:
+def one_part_each(units: Units) -> UnitParts:
     """Each unit as one part."""
     sides = (
         PartSums(*(_mean(values) for values in (s.busy, s.flop, s.bytes, s.ideal, s.predicted)))
         for s in (units.dense, units.pruned)
     )
-    return Parts(np.arange(len(units.keys)), *sides)
+    return UnitParts(np.arange(len(units.keys)), *sides)
 
 
-def _of_units(ratio: Floats, parts: Parts, count: int) -> Floats:
+def _of_units(ratio: Floats, parts: UnitParts, count: int) -> Floats:
     """The mean ratio of each unit over its parts, weighted by their dense time; where that is 0, by
     their number. The ratio of a unit of one part is exactly that of the part."""
     number = np.bincount(parts.unit, minlength=count)

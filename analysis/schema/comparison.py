@@ -12,7 +12,7 @@ import msgspec
 from prunescope.analysis.schema.encode import json_bytes
 from prunescope.analysis.schema.fields import meaning
 from prunescope.analysis.schema.report import INVALID_TIMES, Ladder, Report
-from prunescope.analysis.schema.sides import SubjectFacts
+from prunescope.analysis.schema.sides import SideFacts
 
 
 class ComparisonRow(msgspec.Struct, kw_only=True):
@@ -59,8 +59,8 @@ class ComparisonRow(msgspec.Struct, kw_only=True):
         return self.comparable and INVALID_TIMES.isdisjoint(self.critical)
 
 
-class FailedSubject(msgspec.Struct, kw_only=True):
-    """A subject that could not be analysed: it has no row."""
+class FailedCandidate(msgspec.Struct, kw_only=True):
+    """A run or trace that could not be analysed: it has no row."""
 
     run: str
     why: str
@@ -72,10 +72,10 @@ class Comparison(msgspec.Struct, kw_only=True):
     schema: int = 1
     tool: str
     baseline: Annotated[
-        SubjectFacts | None, meaning("the one baseline of all; null: each has its own baseline")
+        SideFacts | None, meaning("the one baseline of all; null: each has its own baseline")
     ]
     rows: list[ComparisonRow]
-    failed: list[FailedSubject] = []
+    failed: list[FailedCandidate] = []
     warnings: list[str] = []
     reports: dict[str, Report] = {}
 

@@ -21,7 +21,7 @@ from prunescope.analysis.schema.sides import (
     DeviceUsed,
     PhaseKind,
     PredictedRun,
-    SubjectFacts,
+    SideFacts,
     Totals,
     Unprofiled,
 )
@@ -530,8 +530,8 @@ class Report(msgspec.Struct, kw_only=True):
 
     schema: Literal[1] = 1
     tool: str
-    subject: SubjectFacts
-    baseline: SubjectFacts | None
+    subject: SideFacts
+    baseline: SideFacts | None
     device: DeviceUsed
     phases: dict[str, Phase]
     warnings: list[str] = []

@@ -12,7 +12,7 @@ import msgspec
 from prunescope.analysis.schema.fields import meaning
 
 
-class SubjectFacts(TypedDict, total=False):
+class SideFacts(TypedDict, total=False):
     """A run or a trace. `model`, `method`, ...: null where the manifest says nothing; of a bare
     trace they, and `variant`, are null, and what follows is missing. `ranks`: of several traces."""
 
