@@ -301,7 +301,7 @@ def _number(rule: Rule, phase: Phase) -> tuple[State, str, str]:
 
 
 def _is_no_evidence(rule: Rule, phase: Phase) -> bool:
-    """Whether a rule is about a change of the ledger that cannot be told from 0."""
+    """Whether a rule is about a change of the ledger that is indistinguishable from 0."""
     from prunescope.analysis.schema.report import is_beyond_noise
 
     name = rule.metric.removeprefix("ledger.")

@@ -252,7 +252,7 @@ def described(config: Mapping[str, Any]) -> Described:
 
 
 def of_traits(traits: Traits, notes: Sequence[str] = ()) -> Described:
-    """The same of mechanisms that were read, and `notes` on how."""
+    """What the traits of a config say; `notes`: how they were read."""
     return Described(
         model_type=traits.model_type,
         title=traits.entry.title if traits.entry else None,

@@ -347,7 +347,7 @@ class SidePhase:
         return self.side.phase(self.name)
 
     def without_shapes(self) -> SidePhase:
-        """This phase read again, as if neither its trace nor a config told any shapes."""
+        """This phase read again, as if neither its trace nor a config gave any shapes."""
         again = replace(self.side, model=None).read(self.name, shapes=False)
         return replace(again, diagnostics=self.diagnostics)
 
@@ -358,5 +358,6 @@ class SidePhase:
 
     @cached_property
     def kind(self) -> PhaseKind | None:
-        """Prefill or decode, as a bare trace shows it; None for a run, whose manifest says it."""
+        """Prefill or decode, as a trace without run.json shows it; None for a run, whose manifest
+        says it."""
         return phase_kind(self.kernels) if self.side.run is None else None

@@ -87,7 +87,7 @@ def _annotated(kernels: Kernels) -> tuple[str, str, str | None] | None:
 
 
 def _generated(kernels: Kernels) -> tuple[str, str] | None:
-    """The phase of steps that were told apart as prompts and tokens, and how."""
+    """The phase of steps that were separated into prompts and tokens, and how."""
     if kernels.windows.source != GENERATION:
         return None
     names = kernels.windows.names

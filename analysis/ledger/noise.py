@@ -297,7 +297,7 @@ def realised_interval(base: TimeBase, replicates: Replicates | None) -> list[flo
 
 
 def ratio_interval(top: Floats, bottom: Floats) -> list[float] | None:
-    """95 % interval of the ratio of two times; None where a replicate of one is less than no time,
+    """95 % interval of the ratio of two times; None where a replicate of one is negative,
     or of the bottom none at all: a replicate may hold only steps of 0 ns."""
     return interval(top / bottom) if bool((bottom > 0).all() and (top >= 0).all()) else None
 

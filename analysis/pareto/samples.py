@@ -80,7 +80,7 @@ def random_of(point: SweepPoint) -> np.random.Generator:
 
 def add_frontier_shares(points: Sequence[SweepPoint], on_frontier: Sequence[SweepPoint]) -> None:
     """Into each point the share of samples in which it is on the frontier, and into those of the
-    frontier and their equals with what they cannot be told apart from.
+    frontier and their equals with those that they are indistinguishable from.
 
     A point without both intervals takes part in each sample with its estimate, and has no share.
     """

@@ -114,8 +114,8 @@ class PredictRequest:
     runtime: Annotated[
         Literal["hf", "vllm", "sglang", "trtllm"] | None,
         Option(
-            help="Engine whose host work, graphs, number formats and latent attention count; "
-            "without it, the kernels alone, as transformers runs them."
+            help="Serving engine whose host work, graphs, number formats and latent attention "
+            "count; without it, the kernels alone, as transformers runs them."
         ),
     ] = None
     host_us_per_op: Annotated[

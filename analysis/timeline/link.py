@@ -77,7 +77,7 @@ class Linked:
 
     @property
     def host_runs_ahead(self) -> bool:
-        """Whether the host launched most of the later steps before the device had run dry."""
+        """Whether the host launched most of the later steps before the device was starved."""
         firsts = [np.flatnonzero(self.step == i)[:1] for i in range(1, len(self.wall))]
         late = [bool(self.starved[rows].any()) for rows in firsts]
         return bool(late) and 2 * sum(late) < len(late)
