@@ -22,6 +22,7 @@ from prunescope.analysis.device.wave_aligned import (
     aligned_neighbours,
     wave_aligned_neighbours,
 )
+from prunescope.analysis.findings.allocate import allocation
 from prunescope.analysis.findings.context import Context, role_or_kernel
 from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.kernels.frame import Kernels
@@ -299,7 +300,7 @@ def same_waves(c: Context) -> Found | None:
     return Found(
         text=f"GEMMs that take {ms(busy)} have fewer tiles but as many waves: they are not faster",
         evidence=lines[:4],
-        change=_fewer_waves(axes, narrower),
+        change=_fewer_waves(axes, narrower) + allocation(c),
         predicted_ns=gain or None,
         explains=frozenset(roles[:4]),
     )
