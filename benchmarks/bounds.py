@@ -115,7 +115,7 @@ Prefill of {TOKENS} tokens and decode, dense. Peaks: {rates}, {peaks["byte_per_s
 
 The {ridge} of prefill have 192 columns and lie on the ridge: nothing is claimed of them.
 
-| phase | role | batch | M | N | K | count | ms | bound | of bound |
+| phase | role | batch | M | N | K | count | ms | bound | % of its bound |
 |---|---|---|---|---|---|---|---|---|---|
 {chr(10).join(table)}
 
