@@ -193,7 +193,7 @@ def _attention(
         return {}
     heads, kv_heads, size = _heads(usual, q, k)
     if v % kv_heads:
-        raise ValueError(f"{v} rows of v are no whole heads beside {kv_heads} of k")
+        raise ValueError(f"{v} rows of v are no whole heads, with {kv_heads} of k")
     value = v // kv_heads
     if o is not None and o != heads * value:
         raise ValueError(f"o reads {o} features, {heads} heads of {value} write {heads * value}")

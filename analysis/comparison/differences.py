@@ -130,8 +130,9 @@ def _rank(side: Side) -> int | None:
 
 
 def _phases(dense: SidePhase, pruned: SidePhase) -> Iterator[Difference]:
-    """Prefill against decode, or training against a forward pass, as bare traces may be by mistake;
-    and training with another batch or length, in which K of the weights' gradients moves."""
+    """Prefill against decode, or training against a forward pass, as traces without run.json may be
+    by mistake; and training with another batch or length, in which K of the weights' gradients
+    moves."""
     kinds = [one.name if one.kind is None else one.kind["kind"] for one in (dense, pruned)]
     if "training" in kinds:
         if kinds[0] != kinds[1] and set(kinds) <= {"training", "forward", "prefill", "decode"}:

@@ -50,7 +50,8 @@ PHASES_APART = (
 
 
 def phase_kind(kernels: Kernels) -> PhaseKind:
-    """The phase of a bare trace: by a serving engine's annotations, else by its shapes."""
+    """The phase of a trace without run.json: by a serving engine's annotations, else by its
+    shapes."""
     if found := _annotated(kernels):
         kind, evidence, doubt = found
     elif generated := _generated(kernels):

@@ -32,7 +32,7 @@ from prunescope.analysis.schema.report import (
 )
 from prunescope.analysis.schema.sides import Unprofiled
 
-# What a step of a bare trace is, by the phase that it turned out to be.
+# What a step of a trace without run.json is, by the phase that it turned out to be.
 _STEP_MEANINGS = {
     "prefill": "a step is a forward in prefill (TTFT)",
     "decode": "a step is a token in decode (TPOT)",
