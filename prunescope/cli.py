@@ -342,7 +342,7 @@ def _pareto(
 @app.command("check")
 @from_options
 def _check(
-    subject: Annotated[
+    candidate: Annotated[
         Path,
         Option(
             help="Run, trace or report.json to check.",
@@ -401,7 +401,7 @@ def _check(
 
     check_target(json_target)
     check_target(junit)
-    outcome = prunescope.check(subject, require=require, baseline=baseline)
+    outcome = prunescope.check(candidate, require=require, baseline=baseline)
     marks = {
         "held": ("ok", "green"),
         "failed": ("FAILED", "bold red"),
