@@ -157,7 +157,7 @@ def _compared(
 ) -> _Compared:
     """`family`: the verdict with its caveats."""
     dense, pruned = sides.dense, sides.pruned
-    units, domain = inputs.units, inputs.domain
+    units, domain = inputs.units, inputs.time_base
     known = comparison.has_bounds and is_known(dense.kernels) and is_known(pruned.kernels)
     known = known and replaced(evidence) is None
     # That no FLOPs are gone needs all GEMMs; where some are, those that are read say how many.

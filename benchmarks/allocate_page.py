@@ -29,7 +29,7 @@ sys.path.insert(0, str(HERE.parent))
 
 import prunescope  # noqa: E402
 from prunescope.analysis.report.numbers import loss, ratio, ratios  # noqa: E402
-from prunescope.analysis.schema.comparison import NOT_VALID  # noqa: E402
+from prunescope.analysis.schema.report import INVALID_TIMES  # noqa: E402
 from prunescope.taxonomy.allocation_plan import KeptLayer, PlanOfLayers  # noqa: E402
 from prunescope.taxonomy.run import read_run  # noqa: E402
 
@@ -142,7 +142,7 @@ def of(work: Path) -> Measured:
             report = prunescope.analyze(work / "times" / f"{one.name}-{phase}")
             entry = report.phases[phase]
             low, high = entry.ladder.realised_ci95
-            valid = all(finding.id != NOT_VALID for finding in entry.findings)
+            valid = INVALID_TIMES.isdisjoint(finding.id for finding in entry.findings)
             speeds[phase] = Speed(realised=entry.ladder.realised, ci95=(low, high), valid=valid)
         family = None if one.sparsity is None else one.method
         found.append(

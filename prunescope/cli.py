@@ -363,7 +363,7 @@ def _pareto(
 @app.command("check")
 @from_options
 def _check(
-    subject: Annotated[
+    candidate: Annotated[
         Path,
         Option(
             help="Run, trace or report.json to check.",
@@ -384,7 +384,7 @@ def _check(
         Path | None,
         Option(
             help="Run or trace of the dense model to compare with; without it, the dense run in "
-            "the folder of the subject.",
+            "the folder of the candidate.",
             metavar="RUN|TRACE",
         ),
     ] = None,
@@ -422,7 +422,7 @@ def _check(
 
     check_target(json_target)
     check_target(junit)
-    outcome = prunescope.check(subject, require=require, baseline=baseline)
+    outcome = prunescope.check(candidate, require=require, baseline=baseline)
     marks = {
         "held": ("ok", "green"),
         "failed": ("FAILED", "bold red"),
@@ -550,8 +550,8 @@ def _families(
     method: Annotated[
         str | None,
         Option(
-            help="Published method to look up: its family and knobs, what its paper executes, what "
-            "runs here instead, and what was read; without it, all families.",
+            help="Published method to look up: its family and options, what its paper executes, "
+            "what runs here instead, and what was read; without it, all families.",
             metavar="METHOD",
         ),
     ] = None,

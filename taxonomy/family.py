@@ -179,7 +179,7 @@ class Family:
             if name not in self.knobs:
                 known = ", ".join(self.knobs) or "none"
                 raise PrunescopeError(
-                    f"{self.id} has no knob {name!r}", hint=f"its knobs are: {known}"
+                    f"{self.id} has no option {name!r}", hint=f"its options are: {known}"
                 )
             given[name] = _typed(name, value, self.knobs[name])
         defaults = {
@@ -231,7 +231,7 @@ def _number(text: str, kind: type) -> Value:
 
 def _typed(name: str, value: Value, knob: Knob) -> Value:
     """`value` in the type of the knob's default: the command line gives strings."""
-    kind, bad = type(knob.default), f"knob {name}={value!r}"
+    kind, bad = type(knob.default), f"option {name}={value!r}"
     typed: Value = value
     try:
         if kind is bool and isinstance(value, str):

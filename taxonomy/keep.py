@@ -109,7 +109,7 @@ def named_layers(text: str, layers: int) -> list[int]:
 
 
 def named_share(text: str, layers: int, sparsity: float) -> str | None:
-    """What is to be said where `--set layers=` names another share than the sparsity, else None.
+    """A note where `--set layers=` names another share than the sparsity, else None.
 
     Raises PrunescopeError as `named_layers` does.
     """

@@ -87,7 +87,7 @@ def _less_of(c: Context, part: LedgerPart) -> str:
         return "keep the same dimensions in all layers: then no map is needed"
     if part.cls == MATMUL:
         return (
-            "see which products the dense model lacks (rows `added` of the GEMM table), and merge "
+            "see which GEMMs the dense model lacks (rows `added` of the GEMM table), and merge "
             "or remove them; where another op multiplies in their place, nothing was added"
         )
     if part.cls == ATTENTION and _attends_by_other_kernels(c):
@@ -142,8 +142,8 @@ def _masked_by_shape(c: Context, change: str) -> Found | None:
         return None
     return Found(
         severity=_severity(c, total),
-        text=f"{sum(one.pruned - one.dense for one in found)} products of the size of a weight run "
-        f"in every step that the dense model does not make: {c.ms(total)} a step, "
+        text=f"{sum(one.pruned - one.dense for one in found)} multiplications of the size of a "
+        f"weight run in every step that the dense model does not make: {c.ms(total)} a step, "
         f"{percent(_share(c, total), 1)} of the busy time; masks are applied anew at every call",
         evidence=[one.in_words for one in found[:3]],
         change=change,
@@ -236,12 +236,12 @@ def added_adapter(c: Context) -> Found | None:
     products = rows.filter(pl.col("class") == MATMUL)["instance"].n_unique() / c.kernels.num_steps
     return Found(
         severity=_severity(c, total),
-        text=f"adapters were not merged: {products:g} low-rank products{rank} run beside the "
-        f"linears, {c.ms(total)} a step, {percent(_share(c, total), 1)} of the busy time",
+        text=f"adapters were not merged: {products:g} low-rank GEMMs{rank} run in addition to "
+        f"the linears, {c.ms(total)} a step, {percent(_share(c, total), 1)} of the busy time",
         evidence=[
             f"adapters of {names}"
             if names
-            else "two products through a low rank run where the dense model has the linear alone"
+            else "two GEMMs through a low rank run where the dense model has the linear alone"
         ],
         change="merge the adapters before timing the model: model = model.merge_and_unload() "
         "(peft), or W += s·B·A for a class of your own"

@@ -112,7 +112,7 @@ def _saved(dense: _Side, pruned: _Side, tokens: int) -> float:
 def _memory(c: Context) -> Iterable[str]:
     share = c.phase.sparsity.get("parameters")
     if share:
-        yield f"{percent(share)} of the parameters are gone from memory"
+        yield f"{percent(share)} of the parameters are removed from memory"
 
 
 def _bytes(c: Context, *, of_dense: bool) -> float:
@@ -126,7 +126,7 @@ def _bytes(c: Context, *, of_dense: bool) -> float:
 
 @finding("experts-on-all-tokens", "info")
 def experts_on_all_tokens(c: Context) -> Found | None:
-    """Every token goes through all experts of a layer, in one batched product, not the chosen ones.
+    """Every token goes through all experts of a layer, in one batched GEMM, not the chosen ones.
 
     Its FLOPs then fall with the number of experts, which those of routed experts do not.
     """
@@ -228,7 +228,7 @@ class _Copies:
 
 @finding("experts-copied", "warning")
 def experts_copied(c: Context) -> Found | None:
-    """Every token copies the matrices of its experts, and its products read the copies."""
+    """Every token copies the matrices of its experts, and its GEMMs read the copies."""
     found = _copies(c.kernels)
     if found is None or found.busy < LITTLE * c.phase.wall_ns:
         return None
@@ -241,7 +241,7 @@ def experts_copied(c: Context) -> Found | None:
         f"{percent(c.share(found.busy))} of it",
         evidence=[
             f"{found.op}: {c.ms(found.busy)} in {found.kernels:.0f} kernels a step",
-            "the products read every copy, where grouped kernels read an expert once for all of "
+            "its GEMMs read every copy, where grouped kernels read an expert once for all of "
             "its tokens",
             *(["the dense model makes as many copies: fewer experts save none"] if alike else []),
         ],

@@ -14,8 +14,8 @@ import polars as pl
 from prunescope.analysis.findings.context import Context, communication, without_communication
 from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.inputs.side import Side
-from prunescope.analysis.schema.comparison import NOT_VALID
 from prunescope.analysis.schema.report import (
+    NOT_VALID,
     Phase,
     Row,
     is_beyond_noise,
@@ -104,9 +104,9 @@ def no_speedup(c: Context) -> Found | None:
     ladder = c.phase.ladder
     if ladder is None or ladder.realised_ci95 is None:
         return None
-    low, high = ladder.realised_ci95
-    if not low <= 1 <= high or c.phase.family is None or c.phase.family.id == "dense":
+    if not ladder.holds_one or c.phase.family is None or c.phase.family.id == "dense":
         return None
+    low, high = ladder.realised_ci95
     return Found(
         text=f"no speedup beyond noise: {ladder.realised:.3f}× [{low:.3f}, {high:.3f}]",
         evidence=[_interval_of(c.phase)],
@@ -169,7 +169,7 @@ def profiler_overhead(c: Context) -> Found | None:
         "each side is rescaled to its own unprofiled time; the correction shows up in the kernel "
         "rows"
         if unequal
-        else "gaps and launch findings are doubtful"
+        else "gaps and launch findings are uncertain"
     )
     return Found(
         severity="warning" if unequal else "info",
@@ -325,7 +325,7 @@ def swapped_sides(c: Context) -> Found | None:
             f"pruned: {c.side.path.name}",
             *([] if c.baseline_side is None else [f"dense: {c.baseline_side.path.name}"]),
         ],
-        change="give the dense trace as --baseline, and the pruned one as the subject",
+        change="give the dense trace as --baseline, and the pruned one as the candidate",
     )
 
 
@@ -361,7 +361,8 @@ def _why_it_differs(c: Context, shares: list[float], nominal: float) -> str:
     if family is not None and any(one.changes_experts for one in known(family.ids)):
         return (
             "a token goes through as many experts as before where experts are gone, and no "
-            "parameter is gone where it goes through fewer: parameters, FLOPs and bytes fall apart"
+            "parameter is gone where it goes through fewer: parameters, FLOPs and bytes fall by "
+            "different shares"
         )
     rounding = f"rounding to whole heads, layers and {_aligned_words(c.side.run.pruning)}"
     if all(share <= nominal for share in shares):

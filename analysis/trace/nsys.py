@@ -85,4 +85,4 @@ def _read_all(tables: Tables) -> None:
     add_counters(tables)
     tables.source.meta |= {"deviceProperties": properties(tables), PROFILER: NSYS}
     if tables.file.has_wal:
-        tables.caveats.append("changes that SQLite keeps in a file beside it (-wal) were not read")
+        tables.caveats.append("changes that SQLite keeps in a file next to it (-wal) were not read")

@@ -187,12 +187,12 @@ FAMILY = Family(
         "schedule": Knob(
             "",
             "layers after which tokens leave in steps, as 8,16,24, each time the same share of "
-            "those left; empty: all at once",
+            "those left; empty: all in one step",
         ),
         "stages": Knob(
             1,
             "equal stages of the layers: tokens leave in steps, at the end of each but the last "
-            "(LazyLLM, PyramidDrop); 1: all at once",
+            "(LazyLLM, PyramidDrop); 1: all in one step",
         ),
         "revived": Knob(
             0.0,

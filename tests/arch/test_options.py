@@ -32,7 +32,7 @@ COMMANDS = {
         "--baseline", "--baseline-model", "--no-baseline", "--out", "--overwrite", "--json",
     },
     "analyze": {
-        "subjects", "--baseline", "--sparsity", "--device", "--out", "--format", "--label-prefix",
+        "candidates", "--baseline", "--sparsity", "--device", "--out", "--format", "--label-prefix",
         "--json", "--eager-trace", "--baseline-eager-trace", "--phase-pattern", "--peak",
         "--bandwidth", "--hta", "--model", "--baseline-model", "--batch", "--prompt-len",
         "--context", "--phase", "--gemm", "--jobs", "--engine", "--full",
@@ -56,7 +56,7 @@ COMMANDS = {
         "--print-preset", "--json",
     },
     "pareto": {"folder", "--out", "--figures", "--gemm", "--json"},
-    "check": {"subject", "--require", "-r", "--baseline", "--strict", "--junit", "--json"},
+    "check": {"candidate", "--require", "-r", "--baseline", "--strict", "--junit", "--json"},
     "bundle": {"runs", "--out", "-o", "--anonymous", "--overwrite"},
     "verify": {"path", "--allow-undrawn", "--json"},
     "gemm": {

@@ -69,7 +69,7 @@ def test_knobs_of_a_composite_begin_with_its_family() -> None:
             "static-m.unit=mlp",
         ),
         ("static-m+static-nk", {"dynamic-m.unit": "mlp"}, "does not name one", "static-m.unit=mlp"),
-        ("static-m+static-nk", {"static-m.depth": "3"}, "no knob 'depth'", "unit"),
+        ("static-m+static-nk", {"static-m.depth": "3"}, "no option 'depth'", "unit"),
         ("static-m+static-nk", {"static-m.match": "flop"}, "match=flop", "each part"),
         (
             "static-m+dynamic-depth",

@@ -294,7 +294,7 @@ def test_a_model_inside_a_wrapper_of_peft_is_captured_as_itself(
     out = quick(method="adapted:left_on", sparsity=0.5, phase="prefill", out=tmp_path / "run")
     phase = analyze(out).report.phases["prefill"]
     (one,) = [f for f in phase.findings if f.id == "added-adapter"]
-    assert "16 low-rank products, rank 4" in one.text  # A and B of two linears in 4 layers
+    assert "16 low-rank GEMMs, rank 4" in one.text  # A and B of two linears in 4 layers
     assert "q_proj × 4, up_proj × 4" in one.evidence[0]
     assert phase.family is not None and phase.family.id == "outside"
     from adapted import left_on  # type: ignore[import-not-found]

@@ -217,7 +217,8 @@ class TraceRequest:
         bool,
         Option(
             help="Flush the last-level cache before each sample and profiled step, by a buffer of "
-            "twice its size; without it, caches stay as the step before left them.",
+            "twice its size; a decode sample of several steps only before the first of them. "
+            "Without it, caches stay as the step before left them.",
             in_name="flush",
             default_in_name=False,
         ),
@@ -403,7 +404,7 @@ class TraceRequest:
             if self.knobs:
                 raise PrunescopeError(
                     "--set was given without --method",
-                    hint="it sets a knob of a pruning family: add --method",
+                    hint="it sets an option of a pruning family: add --method",
                 )
             return
         families = self.parts

@@ -172,7 +172,7 @@ def _folder(path: Path) -> Path:
     if not path.is_dir():
         raise PrunescopeError(
             f"tasks_path: there is no folder {path.name}",
-            hint="a folder of task files of lm-evaluation-harness, beside the sweep file",
+            hint="a folder of task files of lm-evaluation-harness, next to the sweep file",
         )
     return path.resolve()  # the harness works inside it, and a worker may stand elsewhere
 
@@ -250,7 +250,7 @@ def _switch(key: str, value: Any) -> bool:
 def _knobs(key: str, value: Any) -> dict[str, tuple[str, ...]]:
     """{KNOB: values} of a mapping whose values are numbers or words, or lists of them."""
     if not isinstance(value, dict) or not all(isinstance(knob, str) for knob in value):
-        raise _wrong(key, value, "knobs with their values, as {align: [1, 16]}")
+        raise _wrong(key, value, "options with their values, as {align: [1, 16]}")
 
     def one(_key: str, item: Any) -> str:
         if not isinstance(item, str | int | float) or not str(item):

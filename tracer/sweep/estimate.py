@@ -64,11 +64,11 @@ def estimate_s(
 ) -> float:
     """Seconds for `results`: samples, profiled steps, quality of each model, and overheads."""
     forward = _Forward(shape, peaks, itemsize)
-    seated = min(config.placements, config.repeats)
-    passes = min(config.steps, seated)  # of the profiler; the first step of each is thrown away
+    placed = min(config.placements, config.repeats)
+    passes = min(config.steps, placed)  # of the profiler; the first step of each is thrown away
     total = 0.0
     for result in results:
-        sampled = result.warmup + seated - 1 + config.repeats + 2  # two more count memory
+        sampled = result.warmup + placed - 1 + config.repeats + 2  # two more count memory
         if result.phase == "prefill":
             step = forward.seconds("prefill", result.batch, result.prompt_len, logits=result.logits)
             profiled = config.steps + passes
@@ -78,7 +78,7 @@ def estimate_s(
             fill = forward.seconds("prefill", result.batch, result.prompt_len)
             profiled = passes * (config.decode_steps + 1)
             total += 2 * (fill * 2 + step * (config.decode_steps * sampled + _PROFILED * profiled))
-        total += _RESULT_S + seated * _PLACEMENT_S + passes * _PASS_S
+        total += _RESULT_S + placed * _PLACEMENT_S + passes * _PASS_S
     total += _scoring_s(results, config, forward, "prefill")
     total += _scoring_s(results, config, forward, "decode")
     return total + len({model_name(result) for result in results}) * _LOAD_S

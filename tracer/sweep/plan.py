@@ -100,7 +100,7 @@ class SweepConfig:
     knobs: Annotated[
         tuple[str, ...],
         Option(
-            help="Knobs of the families, as `families` lists them: FAMILY.KNOB=VALUE.",
+            help="Options of the families, as `families` lists them: FAMILY.OPTION=VALUE.",
             example=f"[{cutting('layers')}.unit=mlp]",
         ),
     ] = ()
@@ -153,8 +153,8 @@ class SweepConfig:
     set: Annotated[
         Mapping[str, tuple[str, ...]],
         Option(
-            help="Knobs by name, each a value or a list of which each makes a point of the "
-            "families that have the knob.",
+            help="Options of families by name, each a value or a list of which each makes a point "
+            "of the families that have the option.",
             lists="knobs",
             example="{align: [1, 16, 128]}",
         ),
@@ -327,7 +327,7 @@ def _check_knobs(config: SweepConfig) -> None:
         name, _, knob = left.partition(".")
         if not (equals and knob) or name not in names:
             raise PrunescopeError(
-                f"knobs: {word!r} is not FAMILY.KNOB=VALUE of a family of this sweep",
+                f"knobs: {word!r} is not FAMILY.OPTION=VALUE of a family of this sweep",
                 hint=f"its families: {', '.join(sorted(names)) or 'none'}",
             )
         family(name).point(0.0, {knob: value})
@@ -337,8 +337,8 @@ def _check_knobs(config: SweepConfig) -> None:
         if not of:
             known = sorted({knob for one in having for knob in one.knobs})
             raise PrunescopeError(
-                f"set: no family of this sweep has a knob {knob!r}",
-                hint=f"their knobs: {', '.join(known) or 'none'}",
+                f"set: no family of this sweep has an option {knob!r}",
+                hint=f"their options: {', '.join(known) or 'none'}",
             )
         for value in values:
             of[0].point(0.0, {knob: value})

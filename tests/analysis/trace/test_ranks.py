@@ -529,7 +529,7 @@ def test_a_rank_that_is_missing_is_named(tmp_path: Path) -> None:
     """By `world_size`, in front of the events or behind them; else by a hole in the names."""
     for rank in (0, 1, 3):
         save(rank_trace(5, 5, rank=rank), tmp_path / f"rank{rank}.json")
-    said = f"{tmp_path.name} lacks rank 2 of 4: what is said of ranks is of the others"
+    said = f"{tmp_path.name} lacks rank 2 of 4: statements on ranks are about the others"
     assert analyze(tmp_path).report.warnings == [said]
     for path in tmp_path.iterdir():
         trace = json.loads(path.read_text())

@@ -66,11 +66,11 @@ def test_knobs_are_those_of_a_method() -> None:
 @pytest.mark.parametrize(
     ("knob", "says"),
     [
-        ("choose=threshold", "is not FAMILY.KNOB=VALUE"),
+        ("choose=threshold", "is not FAMILY.OPTION=VALUE"),
         ("static-m.unit=mlp", "of a family of this sweep"),
-        ("dynamic-m.depth=3", "no knob 'depth'"),
+        ("dynamic-m.depth=3", "no option 'depth'"),
         ("dynamic-m.choose=best", "is no choice"),
-        ("dynamic-m.choose", "is not FAMILY.KNOB=VALUE"),
+        ("dynamic-m.choose", "is not FAMILY.OPTION=VALUE"),
     ],
 )
 def test_a_knob_that_there_is_not(knob: str, says: str) -> None:
@@ -198,7 +198,8 @@ def test_the_axes_of_a_study_make_results(tmp_path: Path) -> None:
     ("line", "says"),
     [
         ("mode: fast", "mode"), ("flush: 1", "flush.*true or false"), ("warmup: [-1]", "warmup"),
-        ("set: align=1", "set"), ("set: {aline: 1}", "no family of this sweep has a knob 'aline'"),
+        ("set: align=1", "set"),
+        ("set: {aline: 1}", "no family of this sweep has an option 'aline'"),
         ("set: {align: 3}", "is no choice"), ("logits: [first]", "logits"),
     ],
 )  # fmt: skip
