@@ -18,6 +18,8 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run_quality import TextDataset
 
 _MOST = 8 << 20  # characters of a part; the first are taken
+# What `datasets` raises for a network, a cache, a missing set or one in another form.
+_NOT_LOADED = (OSError, ValueError, RuntimeError, LookupError, ImportError, TypeError)
 _REVISION = re.compile(r"@([0-9a-f]{7,40})/")
 
 
@@ -86,9 +88,7 @@ def _part(name: str, known: NamedText, split: str, file: str | None) -> Part:
     try:
         found = _library(name).load_dataset(known.repository, known.config, split=split, **words)
         text = known.joined.join(_until(found, _MOST))
-    except PrunescopeError:
-        raise
-    except Exception as error:  # a library that loads from a network may raise anything
+    except _NOT_LOADED as error:
         said = str(error).strip().splitlines() or [""]
         raise PrunescopeError(
             f"the text {name} could not be loaded ({type(error).__name__}: {said[0][:200]})",

@@ -60,9 +60,10 @@ def read_configs(
         )
     if config is None:
         return presets()[str(preset)]
-    of_mapping = isinstance(config, Mapping)
-    path = _MAPPING if isinstance(config, Mapping) else config
-    found = [_with_todays_keys(dict(config))] if of_mapping else _read_yaml(path)
+    if isinstance(config, Mapping):
+        path, found = _MAPPING, [_with_todays_keys(dict(config))]
+    else:
+        path, found = config, _read_yaml(config)
     if preset is None:
         return tuple(SweepConfig(**_from_plain(plain, path)) for plain in found)
     if len(found) > 1:
