@@ -279,29 +279,31 @@ def _sweep(
     prunescope sweep --example > sweep.yaml
     prunescope sweep sweep.yaml --out traces/sweep --dry-run
     prunescope sweep --preset paper --print-preset > paper.yaml
+    prunescope sweep mine.yaml --preset paper --out traces/study --budget 8
     """
     from prunescope.analysis.report.listings import sweep_state
     from prunescope.output import check_target, console_for, show_result
     from prunescope.tracer.capture.progress import Bar
     from prunescope.tracer.sweep.config import preset_text
-    from prunescope.tracer.sweep.sweep import limits_here, plan_of, run_plan, summary
+    from prunescope.tracer.sweep.sweep import before_it_starts, plan_of, run_plan, summary
 
     del example  # it was printed, and the command has ended
     if print_preset:
-        sys.stdout.write(preset_text(request.preset))
+        sys.stdout.write(preset_text(request.preset, request.config))
         return
     check_target(json_target)
     request.argv = sys.argv[1:]
     plan = plan_of(request)
     if not dry_run:
-        for line in limits_here(plan):
+        for line in before_it_starts(plan):
             console_for("-").print(line, markup=False, soft_wrap=True)
         with Bar() as bar:
             run_plan(request, plan, bar)
     result = summary(request, plan, estimate=dry_run)
     show_result(result, json_target, people=sweep_state(result))
     counts = result["plan"]
-    if not dry_run and counts["failed"] + counts["pending"] > counts["impossible"]:
+    undone = counts["failed"] + counts["pending"] - counts["left_out"]
+    if not dry_run and undone > counts["impossible"]:
         raise typer.Exit(3)
 
 

@@ -46,7 +46,7 @@ class Setting(msgspec.Struct, kw_only=True, frozen=True, order=True):
             "attn": f"{self.attn} attention",
             "logits": f"{self.logits} logits",
             "flush": "cache flushed",
-            "warmup": f"{self.warmup} warm-ups",
+            "warmup": f"{self.warmup} warm-up{'s' if self.warmup != 1 else ''}",
             "only": f"one {self.only} alone",
         }
         differing = [name for name in names if getattr(self, name) != getattr(usual, name)]

@@ -12,6 +12,7 @@ from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.replayed import cases_of, with_replays, with_tiles
 from prunescope.analysis.report.figures import plot
 from prunescope.analysis.report.phase_tables import Extent, phase_tables
+from prunescope.analysis.schema.replay import ReplayLine
 from prunescope.analysis.schema.report import GemmRow, Phase, Report
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import plain
@@ -49,9 +50,17 @@ def kernel_ns(phase: Phase, role: str) -> float:
     return sum(one.ns for one in row.parts if one.role == role and one.cls == "matmul")
 
 
-def replays(cases: list[GemmCase], report: Report, *, pruned_as: str) -> Replays:
+def replays(
+    cases: list[GemmCase],
+    report: Report,
+    *,
+    pruned_as: str,
+    apart: float = 0.01,
+    chilled_ns: float = 0.0,
+) -> Replays:
     """As if each GEMM ran alone as it does in the model ("inside"), or as long as work, roofline
-    and shape say of the dense one ("ideal"); cold 1 % longer, placements 1 % apart."""
+    and shape say of the dense one ("ideal"); placements are `apart`, a share, and cold is so much
+    longer; of the pruned one by `chilled_ns` more."""
     found = Replays(device=ReplayDevice(kind="cpu"), peaks=ReplayPeaks())
     for case in cases:
         assert case.dense and case.phase and case.role
@@ -61,7 +70,8 @@ def replays(cases: list[GemmCase], report: Report, *, pruned_as: str) -> Replays
         if pruned_as == "ideal":
             pruned -= kernel_ns(phase, role) / row.count
         for gemm, ns, reason in ((case.pruned, pruned, "pruned"), (case.dense, dense, "dense")):
-            warm = [[0.99 * ns], [ns], [1.01 * ns]]
+            warm = [[(1 - apart) * ns], [ns], [(1 + apart) * ns]]
+            more = chilled_ns if reason == "pruned" else 0.0
             found.gemms.append(
                 ReplayedGemm(
                     reasons=[reason],
@@ -73,7 +83,7 @@ def replays(cases: list[GemmCase], report: Report, *, pruned_as: str) -> Replays
                     k=gemm.k,
                     dtype=case.dtype,
                     warm=times_of(warm),
-                    cold=times_of([[1.01 * one] for (one,) in warm]),
+                    cold=times_of([[(1 + apart) * one + more] for (one,) in warm]),
                     share_of_bound=0.5,
                 )  # fmt: skip
             )
@@ -121,17 +131,24 @@ def test_a_kernel_that_is_slow_only_in_the_model(report: Report) -> None:
         report, phases={"prefill": msgspec.structs.replace(phase, ledger=rows)}
     )
     cases = [c for c in cases_of(lossy)[0] if c.role == "down"]
-    by = {}
-    for pruned_as in ("inside", "ideal"):
-        found = with_replays(lossy, replays(cases, lossy, pruned_as=pruned_as), None)
-        replay = found.phases["prefill"].replay
+
+    def line(pruned_as: str, **more: float) -> ReplayLine:
+        times = replays(cases, lossy, pruned_as=pruned_as, apart=1e-5, **more)
+        replay = with_replays(lossy, times, None).phases["prefill"].replay
         assert replay is not None
-        by[pruned_as] = replay.lines[0]
-    assert by["ideal"].alone_ci95 is not None and by["ideal"].alone_ci95[0] < 0
-    # Alone it takes what the ledger expects of it, so that its 50 µs are lost only in the model;
-    # where it takes as long alone, the library is slow.
-    assert by["ideal"].verdict in ("inside", "unknown")
-    assert by["inside"].verdict in ("library", "unknown")
+        return replay.lines[0]
+
+    # As fast alone as the ledger expects: its 50 µs are lost in the model and nowhere else.
+    found = line("ideal")
+    assert found.verdict == "inside" and found.text.endswith("neighbours or the launch")
+    assert found.alone_ci95 is not None and found.alone_ci95[0] < 0 < found.alone_ci95[1] < 4e4
+    # As slow alone as in the model: the library is.
+    found = line("inside")
+    assert found.verdict == "library" and found.alone_ci95 is not None
+    assert found.alone_ci95 == pytest.approx([5e4, 5e4], rel=0.1)
+    # Slow alone where its operands are cold, and there only.
+    found = line("ideal", chilled_ns=5e4 / found.count)
+    assert found.verdict == "inside" and found.text.endswith("the cache")
 
 
 def test_curves_are_drawn_and_read_back(report: Report, tmp_path: Path) -> None:

@@ -52,8 +52,8 @@ COMMANDS = {
         "--dry-run", "--json",
     },
     "sweep": {
-        "config", "--preset", "--out", "--engine", "--shard", "--dry-run", "--example",
-        "--print-preset", "--json",
+        "config", "--preset", "--out", "--engine", "--shard", "--budget", "--dry-run",
+        "--example", "--print-preset", "--json",
     },
     "pareto": {"folder", "--out", "--figures", "--gemm", "--json"},
     "check": {"candidate", "--require", "-r", "--baseline", "--strict", "--junit", "--json"},

@@ -40,7 +40,7 @@ from prunescope.tracer.capture.placements import (
 )
 from prunescope.tracer.capture.profiled import ProfiledSession, profile_loops
 from prunescope.tracer.capture.progress import Progress
-from prunescope.tracer.capture.request import TraceRequest
+from prunescope.tracer.capture.request import CLOSURE_SAMPLES, TraceRequest
 from prunescope.tracer.capture.routing import count_routing
 from prunescope.tracer.capture.runs import Capture
 from prunescope.tracer.capture.timing import heap_frozen, no_progress, take_samples
@@ -62,8 +62,6 @@ from prunescope.tracer.model.load import WEIGHT_SEED
 
 # Dense and pruned that do not fit in memory together are loaded this often each, in turn.
 _BLOCKS = 2
-# Of a closure, which is read to a percent or two: medians of so few are as near.
-_CLOSURE_SAMPLES = 5
 
 
 def capture(
@@ -337,7 +335,7 @@ class _Session:
 
     def _close_layer(self, phase: str, variants: list[Variant]) -> None:
         """Time the layer, the whole model and the model without its layers, in turns."""
-        self.progress.stage(f"time the whole model, {phase}", _CLOSURE_SAMPLES)
+        self.progress.stage(f"time the whole model, {phase}", CLOSURE_SAMPLES)
         timed = {
             f"{name} {part}": loop
             for name, parts in closure_loops(self.request, phase, variants, self.device).items()
@@ -346,7 +344,7 @@ class _Session:
         taken = take_samples(
             timed,
             warmup=1,
-            repeats=_CLOSURE_SAMPLES,
+            repeats=CLOSURE_SAMPLES,
             device=self.device,
             advance=self.progress.advance,
         )

@@ -40,6 +40,7 @@ from prunescope.tracer.capture.request import (
     not_recorded,
 )
 from prunescope.tracer.recovery.settings import Recovery
+from prunescope.tracer.sweep.budget import Budget
 
 MAX_RESULTS = 100_000
 
@@ -107,14 +108,15 @@ class SweepConfig:
     text: Annotated[
         Path | None,
         Option(
-            help="UTF-8 text: one half scores importance and trains, one measures perplexity.",
+            help="UTF-8 text, or wikitext2 or c4 (extra `datasets`): one half scores importance "
+            "and trains, one measures perplexity.",
             example="text.txt",
         ),
     ] = None
     other_text: Annotated[
         Path | None,
         Option(
-            help="Second text to measure perplexity on; it never selects or trains.",
+            help="Second text, as `text`, to measure perplexity on; it never selects or trains.",
             example="other.txt",
         ),
     ] = None
@@ -265,6 +267,7 @@ class SweepPlan:
     config: SweepConfig
     results: tuple[Planned, ...]
     notes: tuple[str, ...] = ()
+    budget: Budget | None = None  # what of it runs now; None: all that is left
 
     def groups(self) -> dict[str, list[Planned]]:
         """Results by model key, in order."""
