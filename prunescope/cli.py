@@ -19,8 +19,8 @@ import typer
 
 import prunescope
 from prunescope import signals, startup
-from prunescope.allocation import AllocateRequest
 from prunescope.analysis.inputs.options import CompareRequest
+from prunescope.analysis.predict.allocation_request import AllocateRequest
 from prunescope.analysis.predict.request import PredictRequest
 from prunescope.api import answer
 from prunescope.command import from_options
@@ -223,9 +223,10 @@ def _allocate(
 ) -> None:
     """Decide what each layer keeps, so that a target is reached at the least loss: a plan.
 
-    Layers are dropped, or keep some of their KV heads and MLP channels. Times come from a dense run
-    or a device, losses from the model without each part; the same command resumes. `trace --method
-    plan.json` measures the plan. A target that cannot be reached is an error that says why.
+    Layers are dropped, or keep some of their KV heads and MLP channels; ranks, experts and mixers
+    stay as they are. Times come from a dense run or a device, losses from the model without each
+    part; the same command resumes. `trace --method plan.json` measures the plan. A target that
+    cannot be reached is an error that says why.
 
     \b
     prunescope allocate --model ./SmolLM2 --from-run traces/dense --speedup 1.4 --out plan.json
@@ -234,19 +235,19 @@ def _allocate(
     """
     import msgspec
 
-    from prunescope.allocation import allocate, evaluations, problem_of
+    from prunescope.allocation import allocate, evaluations, problem_asked
     from prunescope.analysis.report.allocation_tables import dry_run_sheet, plan_sheet
     from prunescope.output import check_target, show_result
     from prunescope.tracer.capture.progress import Bar
 
     check_target(json_target)
     if dry_run:
-        found = evaluations(problem_of(request))
+        found = evaluations(problem_asked(request))
         show_result(found, json_target, people=dry_run_sheet(found))
         return
     with Bar() as bar:
         plan = allocate(request, bar)
-    shown = plan_sheet(plan, str(request.out))
+    shown = plan_sheet(plan, str(request.out), model=request.model)
     show_result(msgspec.to_builtins(plan), json_target, people=shown)
 
 

@@ -11,7 +11,7 @@ import typer.main
 
 import prunescope
 from prunescope import cli
-from prunescope.allocation import AllocateRequest
+from prunescope.allocate_call import AllocateCall
 from prunescope.analysis.inputs.options import AnalyzeRequest, CompareRequest
 from prunescope.analysis.predict.request import PredictRequest
 from prunescope.command import from_options
@@ -100,7 +100,7 @@ def test_every_command_says_what_it_does() -> None:
 REQUESTS = {
     "trace": TraceCall, "analyze": AnalyzeRequest, "compare": CompareRequest,
     "predict": PredictRequest, "sweep": SweepRequest, "gemm": GemmRequest,
-    "allocate": AllocateRequest,
+    "allocate": AllocateCall,
 }  # fmt: skip
 
 

@@ -4,6 +4,7 @@ Inert, and light: the command line imports it. `check` looks at the values alone
 that a mistake is named at once.
 """
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -297,7 +298,11 @@ class TraceRequest:
             return Path(self.out)
         from prunescope.taxonomy.arguments import run_name
 
-        return Path("traces", run_name(self.model, self.method, self.sparsity))
+        name = run_name(self.model, self.method, self.sparsity)
+        # Plans of several targets have one file name: what is in them tells their runs apart.
+        if self.plan is not None and self.plan.is_file():
+            name += f"-{hashlib.sha256(self.plan.read_bytes()).hexdigest()[:6]}"
+        return Path("traces", name)
 
     @property
     def text_path(self) -> Path | None:
