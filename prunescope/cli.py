@@ -362,6 +362,56 @@ def _pareto(
     console_for(json_target).print(pareto_summary(found, target, missing))
 
 
+@app.command("reproduce")
+@from_options
+def _reproduce(
+    sweep: Annotated[
+        Path | None,
+        Option(
+            help="Folder that a sweep wrote; without it, the numbers stand beside predictions in "
+            "the paper's own setting.",
+            metavar="SWEEP",
+            argument=True,
+        ),
+    ] = None,
+    *,
+    against: Annotated[
+        Literal["paper"],
+        Option(help="Whose published numbers: those of the taxonomy's paper, arXiv 2606.09080."),
+    ] = "paper",
+    out: Annotated[
+        Path | None,
+        Option(
+            help="Folder to write the redrawn figure and a CSV of all numbers to; without it, none "
+            "are written.",
+            metavar="FOLDER",
+        ),
+    ] = None,
+    json_target: Json = None,
+) -> None:
+    """Print a paper's numbers beside those of a sweep and their bounds, and what differs in set-up.
+
+    \b
+    prunescope reproduce traces/sweep --against paper
+    prunescope reproduce --against paper --out redrawn
+    """
+    import msgspec
+
+    from prunescope.analysis.report.reproduction_tables import reproduction
+    from prunescope.output import check_target, show_result
+    from prunescope.reproducing import reproduce_predicted, reproduce_sweep
+
+    del against  # there is one paper so far
+    check_target(json_target)
+    found = reproduce_predicted() if sweep is None else reproduce_sweep(sweep)
+    if out is not None:
+        from prunescope.analysis.report.reproduction_figure import reproduction_files
+        from prunescope.analysis.report.write import write_files
+
+        write_files(reproduction_files(found), out)
+    show_result(msgspec.to_builtins(found), json_target, people=reproduction(found))
+
+
 @app.command("check")
 @from_options
 def _check(

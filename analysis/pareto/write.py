@@ -59,7 +59,7 @@ def paper_set(found: Pareto, sweep: Path | None, gemm: Path | None = None) -> Pa
     """
     from prunescope.analysis.report import paper_figures
 
-    replays = [read_replays(gemm)] if gemm is not None else _replays_in(sweep)
+    replays = [read_replays(gemm)] if gemm is not None else replays_in(sweep)
     return paper_figures.paper_set(found, replays)
 
 
@@ -71,7 +71,7 @@ def paper_files(found: PaperSet, formats: Sequence[str] = USUAL) -> dict[str, by
     return paper_figures.paper_files(found, TOOL, pictures)
 
 
-def _replays_in(sweep: Path | None) -> list[Replays]:
+def replays_in(sweep: Path | None) -> list[Replays]:
     """The replayed GEMMs of a sweep's folder and of its runs, in the order of their names."""
     if sweep is None:
         return []

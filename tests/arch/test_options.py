@@ -57,6 +57,7 @@ COMMANDS = {
     },
     "pareto": {"folder", "--out", "--figures", "--gemm", "--json"},
     "check": {"candidate", "--require", "-r", "--baseline", "--strict", "--junit", "--json"},
+    "reproduce": {"sweep", "--against", "--out", "--json"},
     "bundle": {"runs", "--out", "-o", "--anonymous", "--overwrite"},
     "verify": {"path", "--allow-undrawn", "--json"},
     "gemm": {
