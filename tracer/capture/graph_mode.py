@@ -6,16 +6,20 @@ no hooks: roles come from a separate eager pass of the same loops (`record_nothi
 
 from __future__ import annotations
 
+import types
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch._dynamo.utils import counters
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import family
 from prunescope.tracer.capture.phases import DecodeLoop, Loop, PrefillLoop, prefill
 from prunescope.tracer.capture.request import TraceRequest, not_recorded
 from prunescope.tracer.model import compat
+from prunescope.tracer.model.static_step import StaticStep
 
 Step = Callable[[torch.Tensor], Any]
 # (step, its ids, function that rewinds the cache to the start of the step) -> function to replay
@@ -30,15 +34,34 @@ def record_nothing(step: Step, ids: torch.Tensor, rewind: Callable[[], None]) ->
 
 
 def compiled(step: Step, ids: torch.Tensor, rewind: Callable[[], None]) -> Step:
-    """The step by torch.compile, already compiled."""
+    """The step by torch.compile, already compiled. The returned function says of how many `graphs`
+    it is made, and why it is no single one (`breaks`)."""
     if ids.device.type == "cpu":
         from torch._inductor import config
 
         # Fused kernels of a CPU are functions of one op, of which the profiler shows nothing else.
         config.cpp.enable_kernel_profile = True
-    run: Step = torch.compile(step, dynamic=False)
+    before, known = _num_graphs(), Counter(counters["graph_break"])
+    run: Any = torch.compile(_own_code(step), dynamic=False)
     _warm(run, ids, rewind)
+    run.graphs = _num_graphs() - before
+    run.breaks = sorted(Counter(counters["graph_break"]) - known)
     return run
+
+
+def _num_graphs() -> int:
+    return int(counters["stats"]["unique_graphs"])
+
+
+def _own_code(step: Step) -> Step:
+    """A copy of a bound method with code of its own: torch.compile keeps what it compiled by code,
+    and runs eagerly what it has compiled too often."""
+    function = step.__func__
+    code = function.__code__.replace()
+    copied = types.FunctionType(
+        code, function.__globals__, function.__name__, function.__defaults__, function.__closure__
+    )
+    return types.MethodType(copied, step.__self__)
 
 
 def cuda_graph(step: Step, ids: torch.Tensor, rewind: Callable[[], None]) -> Step:
@@ -107,20 +130,26 @@ class StaticPrefill(PrefillLoop):
     ) -> None:
         super().__init__(model, ids_BS, logits=logits)
         self._record = record
+        self._static = StaticStep(prompt=True, num_forwards=1, device=ids_BS.device)
 
     def prepare(self) -> None:
         """An empty cache; the step is recorded again for a new cache."""
         if self.cache is None:
             self.cache = compat.new_static_cache(self.model, self.ids_BS.shape[1])
+            self._forward(self.ids_BS)  # makes the tensors of the cache, and finds the samplers
             self.run = self._record(self._forward, self.ids_BS, self._empty)
         self._empty()
+        self._static.draw_again()
 
     def sample(self) -> Any:
         """One forward."""
         return self.run(self.ids_BS)
 
     def _forward(self, ids_BS: torch.Tensor) -> Any:
-        return prefill(self.model, ids_BS, cache=self.cache, logits=self.logits)
+        self._static.begin()
+        output = prefill(self.model, ids_BS, cache=self.cache, logits=self.logits)
+        self._static.end()
+        return output
 
     def _empty(self) -> None:
         self.cache.reset()
@@ -140,6 +169,11 @@ class StaticDecode(DecodeLoop):
     ) -> None:
         super().__init__(model, ids_BL, prompt_len=prompt_len, logits=logits)
         self._record = record
+        device = ids_BL.device
+        self._prompt = StaticStep(prompt=True, num_forwards=1, device=device)
+        # The tokens of a sample, and the one of the step that is thrown away.
+        count = self.steps_per_sample + 1
+        self._static = StaticStep(prompt=False, num_forwards=count, device=device)
 
     def _decode(self, first: int, end: int) -> Any:
         output = None
@@ -152,25 +186,42 @@ class StaticDecode(DecodeLoop):
         """Rewind the cache to `length` tokens, or prefill them if it has fewer."""
         fresh = self.cache is None
         if fresh:
-            self.cache = compat.new_static_cache(self.model, self.ids_BL.shape[1])
+            more = self.ids_BL.shape[1] - self.prompt_len
+            self.cache = compat.new_static_cache(self.model, self.prompt_len, more=more)
             self._filled = 0
         self._rewind(length)
         if fresh:
             token = self.ids_BL[:, length : length + 1]
+            self._forward(token)  # finds the samplers
             self.run = self._record(self._forward, token, lambda: self._rewind(length))
             self._rewind(length)
+        self._static.draw_again()
 
     def _rewind(self, length: int) -> None:
         # A recorded step advances the cache itself.
+        self._static.turn.zero_()
         filled = compat.tokens_in(self.cache)
         if filled < length or not compat.try_crop(self.cache, filled - length):
-            self.cache.reset()
-            if length:
-                prefill(self.model, self.ids_BL[:, :length], cache=self.cache, logits="last")
+            self._read(self.prompt_len)
+            if length < self.prompt_len and not compat.try_crop(self.cache, 1):
+                self._read(length)
         self._filled = length
 
+    def _read(self, length: int) -> None:
+        """Fill the cache with the first tokens."""
+        self.cache.reset()
+        if not length:
+            return
+        self._prompt.draw_again()
+        self._prompt.begin()
+        prefill(self.model, self.ids_BL[:, :length], cache=self.cache, logits="last")
+        self._prompt.end()
+
     def _forward(self, ids_B1: torch.Tensor) -> Any:
-        return compat.forward(self.model, ids_B1, cache=self.cache, logits=self.logits)
+        self._static.begin()
+        output = compat.forward(self.model, ids_B1, cache=self.cache, logits=self.logits)
+        self._static.end()
+        return output
 
 
 def static_loop(

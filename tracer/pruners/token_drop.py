@@ -26,6 +26,7 @@ from prunescope.tracer.attention.rotation import taken_rotary
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.forwards import by_name, extend
+from prunescope.tracer.model.static_step import static_step
 from prunescope.tracer.pruners import Applied
 from prunescope.tracer.routing.decisions import Counted, Sampler, Tally, flat_positions
 from prunescope.tracer.routing.learning import NothingTrained
@@ -73,6 +74,7 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
         return rankers
 
     rebuilt(model, build, sparsity=point.sparsity)
+    compat.set_cache_lengths(model, _static_lengths(places, afters, point.sparsity))
     try:
         check_runs(model, _DROPPED, sampler.stream)
     except PrunescopeError:
@@ -94,6 +96,28 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     return Applied(model=model, record={"kept": kept, "notes": notes}, learners=[trained])
 
 
+def _static_lengths(
+    places: list[LayerPlace], afters: list[int], sparsity: float
+) -> compat.CacheLengths:
+    """The lengths of a static cache for a prompt and further tokens, by layer of the cache."""
+
+    def lengths(prompt: int, more: int) -> dict[int, int]:
+        found = {}
+        for place in places:
+            if place.tracked:
+                raise PrunescopeError(
+                    f"layer {place.number} attends by a mask or a window, which counts tokens",
+                    hint="use --mode eager: a static cache cannot leave tokens out of them",
+                )
+            step = sum(after <= place.number for after in afters)
+            if step and place.attends:
+                gone = gone_after(sparsity, step, len(afters))
+                found[place.cached] = kept_count(prompt, gone) + more
+        return found
+
+    return lengths
+
+
 def _listed(numbers: list[int]) -> str:
     return ", ".join(map(str, numbers))
 
@@ -103,7 +127,8 @@ class _Drop:
     """State that the layers share in one forward: its number of tokens, the ranking query (scaled)
     and keys, then the positions [B, k] of the kept tokens (None: all), and the arguments reduced to
     them. `counted`: whether caches count tokens, for masks of windows; `last`: the layer that
-    restores all rows, with zeros for dropped tokens; None: no layer does."""
+    restores all rows, with zeros for dropped tokens; None: no layer does. `mask`: of late layers in
+    a static step; `stale`: it is that of the layers before."""
 
     counted: bool
     last: int | None = None
@@ -111,7 +136,9 @@ class _Drop:
     query: torch.Tensor | None = None
     keys: torch.Tensor | None = None
     positions: torch.Tensor | None = None
-    taken: dict[int, Any] = field(default_factory=dict)
+    taken: list[tuple[Any, Any]] = field(default_factory=list)
+    mask: torch.Tensor | None = None
+    stale: bool = True
 
     def reduced(self, arguments: dict[str, Any], positions: torch.Tensor) -> dict[str, Any]:
         """The arguments of a layer, reduced to the kept tokens at `positions`."""
@@ -119,9 +146,11 @@ class _Drop:
         for name, take in (("position_embeddings", taken_rotary), ("position_ids", _taken_ids)):
             value: Any = arguments.get(name)
             if value is not None:
-                if id(value) not in self.taken:
-                    self.taken[id(value)] = take(value, positions)
-                kept[name] = self.taken[id(value)]
+                known = [taken for given, taken in self.taken if given is value]
+                if not known:
+                    known = [take(value, positions)]
+                    self.taken.append((value, known[0]))
+                kept[name] = known[0]
         return kept
 
 
@@ -195,6 +224,12 @@ class _Dropping(Counted):
         self.tally.add(batch * rows, batch * drop.tokens)
         if not self.place.attends:
             pass  # a mixer takes the remaining tokens, without a mask
+        elif static_step() is not None:
+            if self.late and drop.stale:
+                drop.mask = compat.static_mask(cache, self.place.cached, rows, like=mask)
+                drop.stale = False
+            if self.late:
+                arguments["attention_mask"] = drop.mask
         elif drop.counted:
             cached = self.place.counted(cache) or self.place.empty()
             arguments["attention_mask"] = cached.mask_of(mask, rows, at)
@@ -219,13 +254,13 @@ class _Dropping(Counted):
         drop, query, keys = self.drop, self.drop.query, self.drop.keys
         before = drop.positions if self.router.step > 1 else None
         drop.query = drop.keys = None
-        drop.positions = before
+        drop.positions, drop.stale = before, True
         if query is None or keys is None:
-            drop.taken.clear()
+            drop.taken = []
             return hidden
         hidden, kept = self.router(hidden, query, keys, prompt=drop.tokens)
         drop.positions = kept if before is None else before.gather(1, kept)
-        drop.taken.clear()
+        drop.taken = []
         return hidden
 
 
