@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
 from prunescope.taxonomy.applies import YES, Applies, no_parts, to_layers
 from prunescope.taxonomy.architecture_traits import Traits
-from prunescope.taxonomy.family import Family, FamilyPoint, Knob, pattern
+from prunescope.taxonomy.family import Family, FamilyPoint, Knob, Value, pattern
 from prunescope.taxonomy.keep import removed_layers
 from prunescope.taxonomy.plan import Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
@@ -38,6 +39,11 @@ def applies(traits: Traits) -> Applies:
     return to_layers(traits)
 
 
+def unrecorded(_knobs: Mapping[str, Value]) -> str:
+    """Why a graph cannot hold its steps."""
+    return "the host decides which layers run, and a graph has no branches (conditional nodes)"
+
+
 FAMILY = Family(
     id="dynamic-depth",
     title="Dynamic depth",
@@ -50,6 +56,7 @@ FAMILY = Family(
     mixers="rows",
     scorer="router",
     routes_layers=True,
+    unrecorded=unrecorded,
     methods=("early exit", "layer skipping"),
     plans=plans,
     extension=True,

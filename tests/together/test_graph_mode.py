@@ -293,16 +293,24 @@ def test_what_cannot_be_recorded_is_refused_beforehand(tmp_path: Path) -> None:
     check_mode(request(mode="compile"), cpu)
     for mode in ("graph", "compile"):
         for method in (
-            "dynamic-m",
-            "dynamic-m:0.5",
-            "static-m:0.25+dynamic-m",
-            "dynamic-m+static-m",
+            "dynamic-depth",
+            "dynamic-depth:0.5",
+            "static-m:0.25+dynamic-depth",
+            "dynamic-depth+static-m",
         ):
-            with pytest.raises(
-                PrunescopeError, match="cannot record dynamic-m, which decides anew"
-            ):
+            with pytest.raises(PrunescopeError, match="cannot record dynamic-depth: .*layers"):
                 check_mode(request(mode=mode, method=method), cuda)
-        for method in ("static-nk", "static-nk:0.5", "static-m+static-nk:0.5", "package.module:f"):
+        with pytest.raises(PrunescopeError, match="cannot record dynamic-m: with keys=routed"):
+            check_mode(request(mode=mode, method="dynamic-m", knobs={"keys": "routed"}), cuda)
+        for method in (
+            "dynamic-m",
+            "token-drop:0.5",
+            "static-m:0.25+dynamic-m",
+            "static-nk",
+            "static-nk:0.5",
+            "static-m+static-nk:0.5",
+            "package.module:f",
+        ):
             check_mode(request(mode=mode, method=method), cuda)
     check_mode(request(), cpu)
 

@@ -15,7 +15,6 @@ import torch
 from torch._dynamo.utils import counters
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.families import family
 from prunescope.tracer.capture.phases import DecodeLoop, Loop, PrefillLoop, prefill
 from prunescope.tracer.capture.request import TraceRequest, not_recorded
 from prunescope.tracer.model import compat
@@ -25,6 +24,8 @@ Step = Callable[[torch.Tensor], Any]
 # (step, its ids, function that rewinds the cache to the start of the step) -> function to replay
 # it.
 Record = Callable[[Step, torch.Tensor, Callable[[], None]], Step]
+# Of the first line of the reason for a break, and of the breaks that a run keeps.
+_LONGEST, _MOST_BREAKS = 200, 16
 _WARMUP = 3  # runs before recording: libraries allocate and choose kernels in the first runs
 
 
@@ -45,7 +46,8 @@ def compiled(step: Step, ids: torch.Tensor, rewind: Callable[[], None]) -> Step:
     run: Any = torch.compile(_own_code(step), dynamic=False)
     _warm(run, ids, rewind)
     run.graphs = _num_graphs() - before
-    run.breaks = sorted(Counter(counters["graph_break"]) - known)
+    found = Counter(counters["graph_break"]) - known
+    run.breaks = sorted({reason.splitlines()[0][:_LONGEST] for reason in found})[:_MOST_BREAKS]
     return run
 
 
@@ -89,7 +91,8 @@ def cuda_graph(step: Step, ids: torch.Tensor, rewind: Callable[[], None]) -> Ste
         graph.replay()
         return output
 
-    replay.peak_bytes = peak_bytes  # type: ignore[attr-defined]
+    recorded: Any = replay
+    recorded.peak_bytes, recorded.graphs, recorded.breaks = peak_bytes, 1, []
     return replay
 
 
@@ -202,9 +205,11 @@ class StaticDecode(DecodeLoop):
         self._static.turn.zero_()
         filled = compat.tokens_in(self.cache)
         if filled < length or not compat.try_crop(self.cache, filled - length):
-            self._read(self.prompt_len)
-            if length < self.prompt_len and not compat.try_crop(self.cache, 1):
-                self._read(length)
+            # The whole prompt is read where the cache can be cropped: it was made for its length.
+            crops = getattr(self.cache, "is_croppable", True)
+            self._read(self.prompt_len if crops else length)
+            if crops:
+                compat.try_crop(self.cache, self.prompt_len - length)
         self._filled = length
 
     def _read(self, length: int) -> None:
@@ -236,7 +241,8 @@ def static_loop(
 
 
 def check_mode(request: TraceRequest, device: torch.device) -> None:
-    """Raises PrunescopeError for CUDA graphs on a CPU, and for a dynamic method."""
+    """Raises PrunescopeError for CUDA graphs on a CPU, and for a dynamic family whose steps no
+    graph can hold."""
     if request.mode == "eager":
         return
     if device.type == "cpu" and request.mode == "graph":
@@ -245,8 +251,5 @@ def check_mode(request: TraceRequest, device: torch.device) -> None:
             hint="use --mode compile or eager, or a GPU",
         )
     for part in request.parts or ():
-        if family(part.family).dynamics == "dynamic":
-            raise PrunescopeError(
-                not_recorded(request.mode, part.family),
-                hint="use --mode eager for dynamic methods",
-            )
+        if problem := not_recorded(request.mode, part.family, part.knobs):
+            raise PrunescopeError(problem, hint="use --mode eager")

@@ -136,9 +136,12 @@ Threads = Annotated[
 ]
 
 
-def not_recorded(mode: str, family: str) -> str:
-    """Why a family that decides in every step runs in no recorded mode."""
-    return f"--mode {mode} cannot record {family}, which decides anew in every step"
+def not_recorded(mode: str, family_id: str, knobs: Mapping[str, Any]) -> str | None:
+    """Why a mode cannot record the steps of a family at these knobs; None where it can."""
+    from prunescope.taxonomy.families import family  # loads all of them
+
+    reason = "" if mode == "eager" else family(family_id).not_recorded(knobs)
+    return f"--mode {mode} cannot record {family_id}: {reason}" if reason else None
 
 
 @dataclass(kw_only=True)

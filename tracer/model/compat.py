@@ -15,8 +15,8 @@ from transformers.cache_utils import CacheLayerMixin, StaticLayer
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.tracer.model.calls import CACHE_KEYWORDS, keywords
 
-# Tokens of a prompt, and further ones, to the length of each layer of a cache.
-CacheLengths = Callable[[int, int], dict[int, int]]
+# Tokens of a prompt, and further ones, to layers of a static cache by their number.
+StaticLayers = Callable[[int, int], dict[int, StaticLayer]]
 
 _LAYER_KEYWORDS = (*CACHE_KEYWORDS, "layer_past")  # of a layer or an attention
 
@@ -93,16 +93,15 @@ def new_static_cache(model: torch.nn.Module, prompt_len: int, *, more: int = 0) 
         raise PrunescopeError(
             f"{type(model).__name__} has layers without a static cache", hint="use --mode eager"
         )
-    lengths: CacheLengths | None = getattr(model, "cache_lengths", None)
-    for number, length in (lengths(prompt_len, more) if lengths else {}).items():
-        cache.layers[number] = StaticLayer(length)
+    own: StaticLayers | None = getattr(model, "static_layers", None)
+    for number, layer in (own(prompt_len, more) if own else {}).items():
+        cache.layers[number] = layer
     return cache
 
 
-def set_cache_lengths(model: torch.nn.Module, lengths: CacheLengths) -> None:
-    """Some layers of the model's static caches hold fewer tokens: `lengths`, by layer of the cache,
-    for a prompt and further tokens."""
-    setattr(model, "cache_lengths", lengths)  # noqa: B010
+def set_static_layers(model: torch.nn.Module, layers: StaticLayers) -> None:
+    """Some layers of the model's static caches are its own."""
+    setattr(model, "static_layers", layers)  # noqa: B010
 
 
 def static_mask(

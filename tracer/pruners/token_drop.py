@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.cache_utils import StaticLayer
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families.token_drop import drop_layers, gone_after
@@ -58,7 +59,9 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     places = layer_places(model, layers)
     drop = _Drop(any(place.tracked for place in places))
     sampler = Sampler(point, "token-drop")
-    rankers = [TokenRanker(sampler, step, len(afters)) for step in range(1, len(afters) + 1)]
+    rankers = [
+        TokenRanker(sampler.in_turn(), step, len(afters)) for step in range(1, len(afters) + 1)
+    ]
 
     def build() -> list[TokenRanker]:
         for place, layer in zip(places, layers, strict=True):
@@ -74,7 +77,7 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
         return rankers
 
     rebuilt(model, build, sparsity=point.sparsity)
-    compat.set_cache_lengths(model, _static_lengths(places, afters, point.sparsity))
+    compat.set_static_layers(model, _static_layers(places, afters, point.sparsity))
     try:
         check_runs(model, _DROPPED, sampler.stream)
     except PrunescopeError:
@@ -96,12 +99,12 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     return Applied(model=model, record={"kept": kept, "notes": notes}, learners=[trained])
 
 
-def _static_lengths(
+def _static_layers(
     places: list[LayerPlace], afters: list[int], sparsity: float
-) -> compat.CacheLengths:
-    """The lengths of a static cache for a prompt and further tokens, by layer of the cache."""
+) -> compat.StaticLayers:
+    """The shorter layers of a static cache, behind a drop."""
 
-    def lengths(prompt: int, more: int) -> dict[int, int]:
+    def layers(prompt: int, more: int) -> dict[int, StaticLayer]:
         found = {}
         for place in places:
             if place.tracked:
@@ -112,10 +115,10 @@ def _static_lengths(
             step = sum(after <= place.number for after in afters)
             if step and place.attends:
                 gone = gone_after(sparsity, step, len(afters))
-                found[place.cached] = kept_count(prompt, gone) + more
+                found[place.cached] = StaticLayer(kept_count(prompt, gone) + more)
         return found
 
-    return lengths
+    return layers
 
 
 def _listed(numbers: list[int]) -> str:
