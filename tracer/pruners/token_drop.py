@@ -225,27 +225,30 @@ class _Dropping(Counted):
             arguments = drop.reduced(arguments, at)
         batch, rows = hidden_states.shape[:2]
         self.tally.add(batch * rows, batch * drop.tokens)
-        if not self.place.attends:
-            pass  # a mixer takes the remaining tokens, without a mask
-        elif static_step() is not None:
-            if self.late and drop.stale:
-                drop.mask = compat.static_mask(cache, self.place.cached, rows, like=mask)
-                drop.stale = False
-            if self.late:
-                arguments["attention_mask"] = drop.mask
-        elif drop.counted:
-            cached = self.place.counted(cache) or self.place.empty()
-            arguments["attention_mask"] = cached.mask_of(mask, rows, at)
-            # Positions count all tokens, the dropped ones too.
-            cached.seen += drop.tokens - rows
-        else:
-            arguments["attention_mask"] = last_rows(mask, past + rows)
+        if self.place.attends:  # a mixer takes the remaining tokens, without a mask
+            arguments["attention_mask"] = self._mask_of(mask, cache, past, rows)
         out = super().forward(hidden_states, **arguments)  # type: ignore[misc]
         if at is None or self.place.number != drop.last:
             return out
         if isinstance(out, tuple):
             return (self._restored(out[0], at), *out[1:])
         return self._restored(out, at)
+
+    def _mask_of(self, mask: Any, cache: Any, past: int, rows: int) -> Any:
+        """The mask of the `rows` that are left, of the one given to the layer."""
+        drop, at = self.drop, self.drop.positions if self.late else None
+        if static_step() is not None:
+            if self.late and drop.stale:
+                drop.mask = compat.static_mask(cache, self.place.cached, rows, like=mask)
+                drop.stale = False
+            return drop.mask if self.late else mask
+        if not drop.counted:
+            return last_rows(mask, past + rows)
+        cached = self.place.counted(cache) or self.place.empty()
+        reduced = cached.mask_of(mask, rows, at)
+        # Positions count all tokens, the dropped ones too.
+        cached.seen += drop.tokens - rows
+        return reduced
 
     def _restored(self, hidden: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
         """Rows [B, k, h] at their positions [B, k] in the prompt, [B, S, h], zero elsewhere."""
