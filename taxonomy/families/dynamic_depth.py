@@ -39,9 +39,15 @@ def applies(traits: Traits) -> Applies:
     return to_layers(traits)
 
 
-def unrecorded(_knobs: Mapping[str, Value]) -> str:
-    """Why a graph cannot hold its steps."""
-    return "the host decides which layers run, and a graph has no branches (conditional nodes)"
+def unrecorded(knobs: Mapping[str, Value]) -> str:
+    """Why a graph cannot hold its steps; "" where it can: by numbers of tokens alone, or with every
+    layer computed."""
+    if knobs["exit"] == "lower" or knobs.get("in_graphs") == "masked":
+        return ""
+    return (
+        "the host decides which layers run, and a graph has no branches (conditional nodes); "
+        "in_graphs=masked computes every layer and drops the output of some"
+    )
 
 
 FAMILY = Family(
@@ -65,7 +71,14 @@ FAMILY = Family(
             "skip",
             "which layers an input skips: any, the last, or in decode those behind the first",
             ("skip", "early", "lower"),
-        )
+        ),
+        "in_graphs": Knob(
+            "refused",
+            "what --mode compile and graph do, which cannot leave out a layer by input: refuse, or "
+            "compute every layer and drop the output of those skipped, which saves nothing",
+            ("refused", "masked"),
+            if_given=True,
+        ),
     },
     adds=("routing",),
     keeps_weights=True,

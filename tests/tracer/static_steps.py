@@ -20,6 +20,9 @@ FAMILIES = {
     "token-drop": {},
     "token-drop in steps": {"schedule": "2,5"},
     "dynamic-width": {},
+    "dynamic-depth": {"in_graphs": "masked"},
+    "dynamic-depth by early exit": {"in_graphs": "masked", "exit": "early"},
+    "dynamic-depth of lower layers": {"exit": "lower"},
     "dynamic-nk": {},
     "dynamic-nk of values": {"blocks": "value"},
     "kv-evict": {},
@@ -66,7 +69,8 @@ def loops(model: Any, phase: str, record: Record = record_nothing) -> tuple[Loop
 def restart(model: Any) -> None:
     """Begin the random stream of every router again."""
     for module in model.modules():
-        sampler = getattr(module, "sampler", None)
+        owner = getattr(module, "route", module)  # layers that may be skipped share a sampler
+        sampler = getattr(owner, "sampler", None)
         if sampler is not None:
             sampler.stream.seed(7)
 

@@ -129,6 +129,20 @@ class MassLayer(_Evicting):
         self._count.sub_(over.view(()).to(self._count.dtype))
 
 
+class GatedLayer(StaticLayer):
+    """Holds a key of every token; those of tokens whose layer was skipped are not seen."""
+
+    def show(self, num: int, *, ran: torch.Tensor) -> torch.Tensor:
+        """Before `num` tokens are added: whether they will be seen, by the number `ran` (0 or 1).
+        Returns which places are, [L]."""
+        device = ran.device
+        if not hasattr(self, "shown"):
+            self.shown = torch.zeros(self.max_cache_len, dtype=torch.bool, device=device)
+        places = torch.arange(num, device=device) + self.cumulative_length.to(device)
+        self.shown.index_copy_(0, places, (ran > 0).view(1).expand(num))
+        return self.shown
+
+
 class BlockLayer(StaticLayer):
     """Holds every key, and the sums of the keys in each block of `block` tokens."""
 

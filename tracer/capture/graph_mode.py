@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch._dynamo.utils import counters
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.tracer.capture.phases import DecodeLoop, Loop, PrefillLoop, prefill
@@ -42,20 +41,24 @@ def compiled(step: Step, ids: torch.Tensor, rewind: Callable[[], None]) -> Step:
 
         # Fused kernels of a CPU are functions of one op, of which the profiler shows nothing else.
         config.cpp.enable_kernel_profile = True
-    before, known = _num_graphs(), Counter(counters["graph_break"])
+    before, reasons = _made()
     run: Any = torch.compile(_own_code(step), dynamic=False)
     _warm(run, ids, rewind)
-    run.graphs = _num_graphs() - before
-    found = Counter(counters["graph_break"]) - known
-    run.breaks = sorted({reason.splitlines()[0][:_LONGEST] for reason in found})[:_MOST_BREAKS]
+    graphs, found = _made()
+    run.graphs = graphs - before
+    lines = {reason.splitlines()[0][:_LONGEST] for reason in found - reasons if reason}
+    run.breaks = sorted(lines)[:_MOST_BREAKS]
     return run
 
 
-def _num_graphs() -> int:
-    return int(counters["stats"]["unique_graphs"])
+def _made() -> tuple[int, Counter[str]]:
+    """How many graphs torch.compile has made in this process, and why it broke off others."""
+    from torch._dynamo.utils import counters  # takes a second
+
+    return counters["stats"]["unique_graphs"], Counter(counters["graph_break"])
 
 
-def _own_code(step: Step) -> Step:
+def _own_code(step: Any) -> Step:
     """A copy of a bound method with code of its own: torch.compile keeps what it compiled by code,
     and runs eagerly what it has compiled too often."""
     function = step.__func__

@@ -119,10 +119,10 @@ class Tally:
     """Counts of one module: a pair for each forward since `take`."""
 
     unit: str
-    active: list[int] = field(default_factory=list)
+    active: list[int | torch.Tensor] = field(default_factory=list)
     total: list[int] = field(default_factory=list)
 
-    def add(self, active: int, total: int) -> None:
+    def add(self, active: int | torch.Tensor, total: int) -> None:
         """One forward. A compiled one counts nothing: it does what its eager form does."""
         if torch.compiler.is_compiling():
             return
@@ -131,7 +131,8 @@ class Tally:
 
     def take(self) -> ModuleCounts:
         """The counts so far, which then restart; see `tracer.pruners.Counting`."""
-        taken = ModuleCounts(unit=self.unit, active=self.active, total=self.total)
+        active = [int(count) for count in self.active]
+        taken = ModuleCounts(unit=self.unit, active=active, total=self.total)
         self.active, self.total = [], []
         return taken
 

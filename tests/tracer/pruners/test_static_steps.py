@@ -22,6 +22,8 @@ from tests.tracer.static_steps import BATCH, FAMILIES, PROMPT, ids, loops, prune
 
 pytestmark = pytest.mark.torch
 PHASES = ("prefill", "decode")
+# Each family once where all take long.
+EACH = [pytest.param(name, marks=[pytest.mark.slow] if " " in name else []) for name in FAMILIES]
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +52,7 @@ def whole(backend: str) -> Callable[..., Step]:
 
 
 @pytest.mark.parametrize("phase", PHASES)
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", EACH)
 def test_a_static_step_gives_the_eager_numbers(name: str, phase: str) -> None:
     model = pruned(name)
     eager, static = loops(model, phase)
@@ -59,7 +61,7 @@ def test_a_static_step_gives_the_eager_numbers(name: str, phase: str) -> None:
 
 
 @pytest.mark.parametrize("phase", PHASES)
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", EACH)
 def test_a_static_step_runs_on_tensors_without_values(name: str, phase: str) -> None:
     """FakeTensors have a shape alone: `.item()`, `nonzero`, a mask as an index and a branch by a
     value fail. What comes out has the same shape for every input."""
