@@ -207,6 +207,14 @@ class TraceRequest:
             typed=str,
         ),
     ] = None
+    backend: Annotated[
+        str | None,
+        Option(
+            help="What executes a method that has a choice: torch or flex (dynamic-nk), "
+            "semi-structured or masked (static-k-24); without it, the family decides.",
+            metavar="NAME",
+        ),
+    ] = None
     mode: Annotated[
         Literal["eager", "compile", "graph"],
         Option(
@@ -340,7 +348,11 @@ class TraceRequest:
         from prunescope.tracer.pruners.method import read_method  # knows all families
 
         return read_method(
-            self.method, sparsity=self.sparsity, knobs=self.knobs, select=self.select
+            self.method,
+            sparsity=self.sparsity,
+            knobs=self.knobs,
+            select=self.select,
+            backend=self.backend,
         )
 
     @property
@@ -388,6 +400,11 @@ class TraceRequest:
                     hint="recovery training needs a pruned model: add --method",
                 )
             check_installed()
+        if self.backend is not None and not self.parts:
+            raise PrunescopeError(
+                f"--backend {self.backend} needs a method of this tool",
+                hint="it says what executes a pruning family: add --method, or remove it",
+            )
         if self.method is None:
             if self.knobs:
                 raise PrunescopeError(
