@@ -7,6 +7,7 @@ no hooks: roles come from a separate eager pass of the same loops (`record_nothi
 from __future__ import annotations
 
 import types
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -43,7 +44,10 @@ def compiled(step: Step, ids: torch.Tensor, rewind: Callable[[], None]) -> Step:
         config.cpp.enable_kernel_profile = True
     before, reasons = _made()
     run: Any = torch.compile(_own_code(step), dynamic=False)
-    _warm(run, ids, rewind)
+    with warnings.catch_warnings():
+        # What a cache of signatures of forwards holds does not change.
+        warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru")
+        _warm(run, ids, rewind)
     graphs, found = _made()
     run.graphs = graphs - before
     lines = {reason.splitlines()[0][:_LONGEST] for reason in found - reasons if reason}

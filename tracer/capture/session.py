@@ -48,7 +48,12 @@ from prunescope.tracer.capture.variants import (
     make_variants,
     variant_names,
 )
-from prunescope.tracer.capture.weight_stats import add_stats, dynamic_stats, skips_no_block
+from prunescope.tracer.capture.weight_stats import (
+    add_stats,
+    dynamic_stats,
+    fixed_shares,
+    skips_no_block,
+)
 from prunescope.tracer.machine.device import memory_explained, pick_device, thread_count
 from prunescope.tracer.machine.disturbance import between, device_troubles
 from prunescope.tracer.machine.disturbance import read as read_counters
@@ -315,6 +320,8 @@ class _Session:
             count_routing(variant.model, loops[variant.name], run, phase)
             stats = run.census.dynamic.get(phase, {}) if run.census else {}
             pruning = run.pruning
+            if pruning and stats and self.request.mode != "eager":
+                pruning.notes = [*(pruning.notes or ()), *fixed_shares(phase, stats)]
             if pruning and pruning.sparsity != 0 and skips_no_block(stats):
                 note = (
                     f"{phase}: no block is skipped: a prompt of {self.request.prompt_len} tokens "
