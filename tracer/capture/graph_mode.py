@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.families import family
 from prunescope.tracer.capture.phases import DecodeLoop, Loop, PrefillLoop, prefill
 from prunescope.tracer.capture.request import TraceRequest, not_recorded
 from prunescope.tracer.model import compat
@@ -63,14 +64,14 @@ def _made() -> tuple[int, Counter[str]]:
 
 
 def _own_code(step: Any) -> Step:
-    """A copy of a bound method with code of its own: torch.compile keeps what it compiled by code,
-    and runs eagerly what it has compiled too often."""
-    function = step.__func__
+    """A copy of a function or method with code of its own: torch.compile keeps what it compiled by
+    code, and runs eagerly what it has compiled too often."""
+    function = getattr(step, "__func__", step)
     code = function.__code__.replace()
     copied = types.FunctionType(
         code, function.__globals__, function.__name__, function.__defaults__, function.__closure__
     )
-    return types.MethodType(copied, step.__self__)
+    return types.MethodType(copied, step.__self__) if function is not step else copied
 
 
 def cuda_graph(step: Step, ids: torch.Tensor, rewind: Callable[[], None]) -> Step:
@@ -146,7 +147,8 @@ class StaticPrefill(PrefillLoop):
         """An empty cache; the step is recorded again for a new cache."""
         if self.cache is None:
             self.cache = compat.new_static_cache(self.model, self.ids_BS.shape[1])
-            self._forward(self.ids_BS)  # makes the tensors of the cache, and finds the samplers
+            if self._record is not record_nothing:
+                self._forward(self.ids_BS)  # makes the cache's tensors, and finds the samplers
             self.run = self._record(self._forward, self.ids_BS, self._empty)
         self._empty()
         self._static.draw_again()
@@ -202,7 +204,8 @@ class StaticDecode(DecodeLoop):
         self._rewind(length)
         if fresh:
             token = self.ids_BL[:, length : length + 1]
-            self._forward(token)  # finds the samplers
+            if self._record is not record_nothing:
+                self._forward(token)  # finds the samplers
             self.run = self._record(self._forward, token, lambda: self._rewind(length))
             self._rewind(length)
         self._static.draw_again()
@@ -212,10 +215,10 @@ class StaticDecode(DecodeLoop):
         self._static.turn.zero_()
         filled = compat.tokens_in(self.cache)
         if filled < length or not compat.try_crop(self.cache, filled - length):
-            # The whole prompt is read where the cache can be cropped: it was made for its length.
-            crops = getattr(self.cache, "is_croppable", True)
-            self._read(self.prompt_len if crops else length)
-            if crops:
+            # Layers of a family's own were made for the length of the prompt.
+            whole = compat.has_static_layers(self.model) and self.cache.is_croppable
+            self._read(self.prompt_len if whole else length)
+            if whole:
                 compat.try_crop(self.cache, self.prompt_len - length)
         self._filled = length
 
@@ -260,3 +263,8 @@ def check_mode(request: TraceRequest, device: torch.device) -> None:
     for part in request.parts or ():
         if problem := not_recorded(request.mode, part.family, part.knobs):
             raise PrunescopeError(problem, hint="use --mode eager")
+        if request.only == "layer" and family(part.family).is_dynamic:
+            raise PrunescopeError(
+                f"--only layer cannot record {part.family}: its layers decide together",
+                hint="use --mode eager or --only model",
+            )

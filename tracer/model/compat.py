@@ -99,6 +99,11 @@ def new_static_cache(model: torch.nn.Module, prompt_len: int, *, more: int = 0) 
     return cache
 
 
+def has_static_layers(model: torch.nn.Module) -> bool:
+    """Whether the model's static caches have layers of its own."""
+    return hasattr(model, "static_layers")
+
+
 def set_static_layers(model: torch.nn.Module, layers: StaticLayers) -> None:
     """Some layers of the model's static caches are its own."""
     setattr(model, "static_layers", layers)  # noqa: B010

@@ -146,7 +146,9 @@ def test_random_numbers_of_a_static_step_are_drawn_before_each_sample() -> None:
     model = pruned("dynamic-width")
     static: Any = loops(model, "decode")[1]
     static.prepare()
+    static.sample()  # finds the samplers
     [drawn, *_] = static._static.draws.values()
+    static.prepare()
     first = drawn.clone()
     assert drawn.shape[0] == static.steps_per_sample + 1
     assert not torch.equal(drawn[0], drawn[1])
