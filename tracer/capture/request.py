@@ -211,8 +211,8 @@ class TraceRequest:
     backend: Annotated[
         str | None,
         Option(
-            help="What executes a method that has a choice: torch or flex (dynamic-nk), "
-            "semi-structured or masked (static-k-24); without it, the family decides.",
+            help="What executes a method that has a choice, as its knob backend: torch or flex, "
+            "semi-structured or masked; without it, the family decides.",
             metavar="NAME",
         ),
     ] = None

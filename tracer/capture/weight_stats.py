@@ -54,8 +54,9 @@ def fixed_shares(phase: str, stats: Mapping[str, ModuleCounts]) -> list[str]:
     """What share of their units the recorded steps of a phase work on, by `dynamic_stats`."""
     shares: dict[str, tuple[int, int]] = {}
     for counts in stats.values():
-        active, total = shares.get(counts.unit, (0, 0))
-        shares[counts.unit] = (active + sum(counts.active), total + sum(counts.total))
+        unit = counts.unit or "units"
+        active, total = shares.get(unit, (0, 0))
+        shares[unit] = (active + sum(counts.active), total + sum(counts.total))
     return [
         f"{phase}: each recorded step works on {active / total:.0%} of its {unit}"
         for unit, (active, total) in shares.items()
