@@ -6,7 +6,7 @@ In: a phase of one or both sides. Out: schema.report.Phase; all times ns a step.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import msgspec
@@ -238,6 +238,21 @@ def _took_turns(dense: SidePhase, pruned: SidePhase) -> bool:
     )
 
 
+def _executed(own: SidePhase) -> Iterator[str]:
+    """Of how many graphs a recorded step is made, and on what a method ran that has a choice."""
+    run, manifest = own.run, own.side.run
+    if run is not None and run.graphs is not None:
+        by = "CUDA graph" if run.mode == "graph" else "graph of torch.compile"
+        many = f"{run.graphs} {by}s" if run.graphs != 1 else f"one {by}"
+        breaks = f"; it broke off at: {'; '.join(run.breaks)}" if run.breaks else ""
+        yield f"each step is {many}{breaks}"
+    pruning = manifest.pruning if manifest is not None else None
+    parts = [] if pruning is None else pruning.parts or [pruning]
+    names = sorted({part.backend for part in parts if part.backend})
+    if names:
+        yield f"backend of the method: {', '.join(names)}"
+
+
 def _not_in_turns(dense: SidePhase, pruned: SidePhase) -> tuple[str, ...]:
     """A note where the samples of the two sides were not taken in turns, as in one capture."""
     if (
@@ -287,7 +302,7 @@ def _phase(
     """The phase of the report, without its findings."""
     kernels, linked, sums = own.kernels, own.kernels.linked, totals(own)
     frame, steps = kernels.frame, kernels.num_steps
-    lines = [*notes(kernels), *found.notes]
+    lines = [*notes(kernels), *found.notes, *_executed(own)]
     if own.kind is not None:
         lines.append(f"{own.kind['evidence']}: {own.kind['kind']}")
         lines += [format_split(own.kind["split"])] if "split" in own.kind else []

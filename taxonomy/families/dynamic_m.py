@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from prunescope.taxonomy.applies import NO, PARTLY, YES, Applies, no_parts
 from prunescope.taxonomy.architecture_traits import Traits
-from prunescope.taxonomy.family import Family, FamilyPoint, Knob, pattern
+from prunescope.taxonomy.family import Family, FamilyPoint, Knob, Value, pattern
 from prunescope.taxonomy.plan import Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.theory import dense_plan
@@ -58,6 +59,13 @@ def applies(traits: Traits) -> Applies:
     return Applies(YES)
 
 
+def unrecorded(knobs: Mapping[str, Value]) -> str:
+    """Why a graph cannot hold its steps; "" where it can."""
+    if knobs["keys"] == "routed":
+        return "with keys=routed the cache grows by the active tokens alone, whose number varies"
+    return ""
+
+
 FAMILY = Family(
     id="dynamic-m",
     title="Dynamic M",
@@ -69,6 +77,7 @@ FAMILY = Family(
     not_implemented=no_parts,
     leaves=_KEPT,
     scorer="router",
+    unrecorded=unrecorded,
     routes_layers=True,
     routes_rows=True,
     methods=("MoD", "SkipGPT", "D-LLM"),

@@ -9,7 +9,7 @@ from prunescope.taxonomy.applies import NO, YES, Applies, no_parts
 from prunescope.taxonomy.architecture_traits import Traits
 from prunescope.taxonomy.arguments import whole_number
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.family import Family, FamilyPoint, Knob, Value, pattern
+from prunescope.taxonomy.family import Family, FamilyPoint, Knob, Value, pattern, recorded
 from prunescope.taxonomy.keep import kept_count
 from prunescope.taxonomy.plan import Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
@@ -179,6 +179,7 @@ FAMILY = Family(
     not_implemented=no_parts,
     mixers="rows",
     scored_in="decode",
+    unrecorded=recorded,
     methods=("LazyLLM", "FastV", "PyramidDrop"),
     plans=plans,
     extension=True,

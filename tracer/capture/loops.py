@@ -120,7 +120,7 @@ def layer_loops(
     new_cache: Callable[[Any], Any] = compat.new_cache
     if request.mode != "eager":
         recorder = record or RECORDERS[request.mode]
-        new_cache = partial(compat.new_static_cache, length=length)
+        new_cache = partial(compat.new_static_cache, prompt_len=length)
     return {
         one.name: LayerLoop(
             whole[one.name],

@@ -139,9 +139,12 @@ Threads = Annotated[
 ]
 
 
-def not_recorded(mode: str, family: str) -> str:
-    """Why a family that decides in every step runs in no recorded mode."""
-    return f"--mode {mode} cannot record {family}, which decides anew in every step"
+def not_recorded(mode: str, family_id: str, knobs: Mapping[str, Any]) -> str | None:
+    """Why a mode cannot record the steps of a family at these knobs; None where it can."""
+    from prunescope.taxonomy.families import family  # loads all of them
+
+    reason = "" if mode == "eager" else family(family_id).not_recorded(knobs)
+    return f"--mode {mode} cannot record {family_id}: {reason}" if reason else None
 
 
 @dataclass(kw_only=True)
@@ -205,6 +208,14 @@ class TraceRequest:
             help="LoRA recovery training after pruning, e.g. steps=100,rank=16; without it, none.",
             metavar="steps=N,...",
             typed=str,
+        ),
+    ] = None
+    backend: Annotated[
+        str | None,
+        Option(
+            help="What executes a method that has a choice, as its knob backend: torch or flex, "
+            "semi-structured or masked; without it, the family decides.",
+            metavar="NAME",
         ),
     ] = None
     mode: Annotated[
@@ -354,7 +365,11 @@ class TraceRequest:
         from prunescope.tracer.pruners.method import read_method  # knows all families
 
         return read_method(
-            self.method, sparsity=self.sparsity, knobs=self.knobs, select=self.select
+            self.method,
+            sparsity=self.sparsity,
+            knobs=self.knobs,
+            select=self.select,
+            backend=self.backend,
         )
 
     @property
@@ -402,6 +417,11 @@ class TraceRequest:
                     hint="recovery training needs a pruned model: add --method",
                 )
             check_installed()
+        if self.backend is not None and not self.parts:
+            raise PrunescopeError(
+                f"--backend {self.backend} needs a method of this tool",
+                hint="it says what executes a pruning family: add --method, or remove it",
+            )
         if self.method is None:
             if self.knobs:
                 raise PrunescopeError(

@@ -305,7 +305,8 @@ def make_plan(configs: Sequence[SweepConfig], shape: ModelShape | None) -> Sweep
                 for select in selections:
                     results = list(_results(config, method, point, select))
                     found |= {result.id: result for result in results}
-                    notes |= dict.fromkeys(filter(None, map(_not_recorded, results)))
+                    problems = (_not_recorded(config, result) for result in results)
+                    notes |= dict.fromkeys(filter(None, problems))
     order = {model_name(r): i for i, r in reversed(list(enumerate(found.values())))}
     ordered = sorted(found.values(), key=lambda r: order[model_name(r)])
     return SweepPlan(configs[0], tuple(ordered), tuple(notes))
@@ -616,20 +617,29 @@ def _results(
         if values["logits"] == "all" and values["phase"] == "decode" and "last" in config.logits:
             continue  # a decode step computes the logits of its one token in either way
         if point.problem is None:
-            values["problem"] = recording_problem(family, values["mode"])
+            knobs = knobs_of(config, family, point.set)
+            values["problem"] = recording_problem(family, values["mode"], knobs)
         yield Planned(id=result_name(values), **values)
 
 
-def _not_recorded(result: Planned) -> str | None:
+def _not_recorded(config: SweepConfig, result: Planned) -> str | None:
     """What to say of a result that its mode cannot record."""
-    return recording_problem(result.family, result.mode)
+    knobs = knobs_of(config, result.family, result.set)
+    return recording_problem(result.family, result.mode, knobs)
 
 
-def recording_problem(method: str, mode: str) -> str | None:
-    """Why steps of a method cannot be recorded in a mode; None where they can."""
+def recording_problem(method: str, mode: str, knobs: Mapping[str, str]) -> str | None:
+    """Why steps of a method cannot be recorded in a mode, at the knobs that `knobs_of` gives it;
+    None where they can."""
     by_id = {one.id: one for one in families()}
-    names = [name for name, _ in _parts(method) if name in by_id and by_id[name].is_dynamic]
-    return None if mode == "eager" or not names else not_recorded(mode, names[0])
+    names = [name for name, _ in _parts(method)]
+    for name in names:
+        before = f"{name}." if len(names) > 1 else ""
+        has = by_id[name].knobs if name in by_id else {}
+        own = {knob: knobs[before + knob] for knob in has if before + knob in knobs}
+        if name in by_id and (problem := not_recorded(mode, name, own)):
+            return problem
+    return None
 
 
 def _check_names(names: Iterable[str]) -> None:

@@ -23,6 +23,7 @@ from prunescope.tracer.sweep.plan import (
     make_plan,
     model_name,
     read_shard,
+    recording_problem,
     request_of,
     shard_of,
 )
@@ -175,7 +176,7 @@ def test_every_option_that_varies_is_in_the_name_of_a_result() -> None:
 
 def test_the_axes_of_a_study_make_results(tmp_path: Path) -> None:
     text = (
-        "model: tiny-llama\nfamilies: [static-nk-mlp, static-m, dynamic-m]\nsparsities: 0.5\n"
+        "model: tiny-llama\nfamilies: [static-nk-mlp, dynamic-m, dynamic-depth]\nsparsities: 0.5\n"
         "phases: prefill\nmode: [eager, compile]\nlogits: all\nflush: true\nwarmup: 10\n"
         "attn: [sdpa, eager]\nset: {align: [1, odd]}\n"
     )
@@ -191,7 +192,17 @@ def test_the_axes_of_a_study_make_results(tmp_path: Path) -> None:
     assert (request.flush, request.warmup, request.knobs) == (True, 10, {"align": "odd"})
     assert model_name(one) == "static-nk-mlp-s0.5-d0-attn-eager-alignodd"
     refused = {result.family for result in plan.results if result.problem}
-    assert refused == {"dynamic-m"} and any("cannot record dynamic-m" in n for n in plan.notes)
+    assert refused == {"dynamic-depth"}
+    assert any("cannot record dynamic-depth" in note for note in plan.notes)
+
+
+def test_what_cannot_be_recorded_depends_on_the_knobs() -> None:
+    routed = {"dynamic-m.keys": "routed"}
+    assert recording_problem("dynamic-m+static-m", "eager", routed) is None
+    assert recording_problem("dynamic-m+static-m", "graph", {}) is None
+    problem = recording_problem("dynamic-m+static-m", "graph", routed)
+    assert problem is not None and "keys=routed" in problem
+    assert recording_problem("dynamic-depth", "compile", {"in_graphs": "masked"}) is None
 
 
 @pytest.mark.parametrize(
