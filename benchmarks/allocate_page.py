@@ -129,25 +129,25 @@ def of(work: Path) -> Measured:
     import allocate  # type: ignore[import-not-found]
 
     run = read_run(work / "dense")
-    targets = [target_of(*one) for one in allocate.planned(work)]
-    targets += [
-        Target(phase=phase, speedup=speedup, refused=why)
-        for phase, speedup, why in allocate.refused(work)
-    ]
     found = []
     for one in (allocate.Variant(DENSE, ""), *allocate.variants(work)):
-        nats = json.loads((work / "losses" / f"{one.name}.json").read_bytes())
-        speeds = {}
-        for phase in one.phases if one.name != DENSE else ():
-            report = prunescope.analyze(work / "times" / f"{one.name}-{phase}")
-            entry = report.phases[phase]
-            low, high = entry.ladder.realised_ci95
-            valid = all(finding.id != NOT_VALID for finding in entry.findings)
-            speeds[phase] = Speed(realised=entry.ladder.realised, ci95=(low, high), valid=valid)
+        kept = work / "losses" / f"{one.name}.json"
+        nats = json.loads(kept.read_bytes()) if kept.exists() else {}
+        times = {phase: work / "times" / f"{one.name}-{phase}" for phase in one.phases}
+        speeds = {phase: speed_of(out, phase) for phase, out in times.items() if out.exists()}
+        if nats.keys() < STAGES.keys() or not (speeds or one.name == DENSE):
+            continue  # not measured: not on the page
         family = None if one.sparsity is None else one.method
         found.append(
             Variant(name=one.name, family=family, sparsity=one.sparsity, speeds=speeds, nats=nats)
         )
+    measured = {one.name for one in found}
+    targets = [target_of(*one) for one in allocate.planned(work)]
+    targets = [one for one in targets if one.variant in measured]
+    targets += [
+        Target(phase=phase, speedup=speedup, refused=why)
+        for phase, speedup, why in allocate.refused(work)
+    ]
     timed = json.loads((work / "times.json").read_bytes())
     scored = json.loads((work / "texts.json").read_bytes())
     stamp = max(path.stat().st_mtime for path in (work / "times").iterdir())
@@ -161,6 +161,14 @@ def of(work: Path) -> Measured:
         targets=targets,
         variants=found,
     )
+
+
+def speed_of(folder: Path, phase: str) -> Speed:
+    """The speedup of a capture."""
+    entry = prunescope.analyze(folder).phases[phase]
+    low, high = entry.ladder.realised_ci95
+    valid = all(finding.id != NOT_VALID for finding in entry.findings)
+    return Speed(realised=entry.ladder.realised, ci95=(low, high), valid=valid)
 
 
 def target_of(phase: str, speedup: float, plan: PlanOfLayers) -> Target:
@@ -237,11 +245,15 @@ def _speed_row(target: Target, by_name: Mapping[str, Variant]) -> str:
     speed = by_name[target.variant].speeds[target.phase]
     inside = target.range[0] <= speed.realised <= target.range[1]
     low, high = target.range
-    measured = f"{ratio(speed.realised)}{'' if speed.valid else ' ?'} {ratios(list(speed.ci95))}"
     return (
-        f"| {name} | {ratio(target.expected)} ({low:.2f} to {high:.2f}) | {measured} "
+        f"| {name} | {ratio(target.expected)} ({low:.2f} to {high:.2f}) | {_measured(speed)} "
         f"| {'yes' if inside else 'no'} | {target.kept} |"
     )
+
+
+def _measured(speed: Speed) -> str:
+    """With its interval; marked where its times are no evidence."""
+    return f"{ratio(speed.realised)}{'' if speed.valid else ' ?'} {ratios(list(speed.ci95))}"
 
 
 def _losses(one: Measured, by_name: Mapping[str, Variant], name: str, stage: str) -> Iterator[str]:
@@ -344,7 +356,7 @@ def _points(one: Measured) -> Iterator[str]:
     for v in one.variants:
         if v.family is None:
             continue
-        cells = [f"{ratio(v.speeds[p].realised)} {ratios(list(v.speeds[p].ci95))}" for p in phases]
+        cells = [_measured(v.speeds[p]) if p in v.speeds else "–" for p in phases]
         cells += [
             loss(math.expm1(_mean(v, stage, name) - _mean(dense, stage, name)))
             for name, stage in columns
