@@ -12,9 +12,10 @@ from typing import Any, Literal
 import msgspec
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.formats import Size, decode_file
+from prunescope.taxonomy.formats import decode_file
 from prunescope.taxonomy.own_files import refuse_own_file
 from prunescope.taxonomy.scrub import scrub
+from prunescope.taxonomy.setting import Setting
 
 PLAN, SWEEP = "plan.json", "sweep.json"
 State = Literal["done", "failed", "pending", "running"]
@@ -24,7 +25,7 @@ PENDING: Literal["pending"] = "pending"
 RUNNING: Literal["running"] = "running"  # in a listing only: it ends with the process
 
 
-class Planned(msgspec.Struct, kw_only=True, frozen=True):
+class Planned(Setting, kw_only=True, frozen=True, order=False):
     """A model of one point in one phase. `problem`: why it is infeasible, if so."""
 
     id: str
@@ -32,17 +33,10 @@ class Planned(msgspec.Struct, kw_only=True, frozen=True):
     sparsity: float | None  # nominal; the least of `sparsities`. None: a checkpoint as it is
     sparsities: tuple[float, ...] = ()  # nominal ones that give these dimensions
     phase: Literal["prefill", "decode"]
-    batch: Size
-    prompt_len: Size
     draw: int = 0
     problem: str | None = None
     select: str | None = None  # where a sweep compares several ways to choose
-    mode: str = "eager"
-    attn: str = "sdpa"
-    logits: str = "last"
     set: tuple[str, ...] = ()  # KNOB=VALUE of the family, in which points of it differ
-    flush: bool = False  # whether the last-level cache was flushed before each sample and step
-    warmup: int = 3
 
 
 class SweepResult(Planned, kw_only=True, frozen=True):

@@ -20,7 +20,6 @@ from prunescope.analysis.schema.pareto import (
     FailedResult,
     Pareto,
     ParetoPhase,
-    Setting,
     SweepCell,
     SweepPoint,
     SweepSubject,
@@ -29,6 +28,7 @@ from prunescope.analysis.schema.pareto import (
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import plain, scrubbed
 from prunescope.taxonomy.run import Run, read_run
+from prunescope.taxonomy.setting import Setting
 from prunescope.taxonomy.sweep_files import DONE, FAILED, PENDING, SweepResult, read_sweep
 
 _AnyLoss = TypeVar("_AnyLoss", bound=TextLoss)
@@ -157,7 +157,7 @@ def _phase(runs: Sequence[_Measured]) -> ParetoPhase:
     ]
     timed = [
         SweepCell(
-            **where._asdict(),
+            **msgspec.structs.asdict(where),
             dense_ns=_spread([run.dense_ns for run in in_cell if run.dense_ns is not None]),
         )
         for where, in_cell in sorted(cells.items())

@@ -33,8 +33,6 @@ def point_of(entry: SweepResult, run: Run, phase: Phase) -> SweepPoint:
         sparsity=entry.sparsity,
         select=entry.select and read_selection(entry.select),
         sparsities=list(entry.sparsities) or ([] if entry.sparsity is None else [entry.sparsity]),
-        batch=entry.batch,
-        prompt_len=entry.prompt_len,
         draws=[entry.id],
         realised=ladder.realised,
         realised_ci95=ladder.realised_ci95,
@@ -52,12 +50,9 @@ def point_of(entry: SweepResult, run: Run, phase: Phase) -> SweepPoint:
         ),
         training_stopped=_stopped(run),
         timing_valid=not times_are_invalid(phase),
-        mode=entry.mode,
-        attn=entry.attn,
-        logits=entry.logits,
         set=list(entry.set),
-        flush=entry.flush,
-        warmup=entry.warmup,
+        closure=phase.closure,
+        **msgspec.structs.asdict(entry.setting),
     )
 
 

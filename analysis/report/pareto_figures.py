@@ -154,7 +154,7 @@ def _figure(phase: ParetoPhase, name: str, panel: Panel, ending: str) -> bytes:
         grid = figure.subplots(rows, columns, squeeze=False)
         for axes, cell in zip(grid.flat, phase.cells, strict=False):
             panel(axes, phase.points_in(cell), marks)
-            axes.set_title(f"{clean(name)}, {clean(str(cell.setting))}")
+            axes.set_title(f"{clean(name)}, {clean(cell.where)}")
             axes.spines[["top", "right"]].set_visible(False)
         for axes in grid.flat[len(phase.cells) :]:
             axes.set_visible(False)
@@ -324,7 +324,7 @@ def frontier_plot(found: Pareto, *, most: float = MOST_RATIO) -> Figure:
             for row, cell in enumerate(rows):
                 axes = grid[row][column]
                 points = [p for p in phase.points if p.setting == cell]
-                title = f"{clean(name)}, {clean(str(cell))}"
+                title = f"{clean(name)}, {clean(cell.where)}"
                 axes.set_title(title, loc="left")
                 panels.append((axes, *_frontier_panel(axes, points, marks, most)))
                 if found.subject.on_random_ids:

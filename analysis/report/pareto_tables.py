@@ -117,7 +117,7 @@ def _option_value(name: str, value: Any) -> str:
 
 def _cell(phase: ParetoPhase, cell: SweepCell) -> Iterator[str]:
     points = phase.points_in(cell)
-    yield f"### {text(str(cell.setting).capitalize())}"
+    yield f"### {text(cell.where.capitalize())}"
     yield ""
     if cell.dense_ns:
         low, high = time(cell.dense_ns["low"]), time(cell.dense_ns["high"])

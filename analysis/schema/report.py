@@ -17,6 +17,7 @@ from prunescope.analysis.schema.pair_comparison import PairComparison
 from prunescope.analysis.schema.replay import Replay
 from prunescope.analysis.schema.routing import Routing
 from prunescope.analysis.schema.sides import (
+    Closure,
     ColdSteps,
     DeviceUsed,
     PhaseKind,
@@ -398,6 +399,10 @@ class Phase(msgspec.Struct, kw_only=True):
     kernels_per_step: list[int] = []
     unknown_kernels: Annotated[list[KernelRow], meaning("kind unknown, by time")] = []
     baseline: Annotated[Totals | None, meaning("the dense side")] = None
+    closure: Annotated[
+        dict[str, Closure] | msgspec.UnsetType,
+        meaning("by dense and pruned; absent: the whole model ran, and not one layer alone"),
+    ] = msgspec.UNSET
     sparsity: Annotated[
         dict[str, float | None], meaning("nominal, parameters, flop, bytes: realised shares")
     ] = {}

@@ -26,7 +26,8 @@ COMMANDS = {
         "--model", "--method", "--sparsity", "--set", "--phase", "--batch", "--prompt-len",
         "--decode-steps", "--logits", "--attn", "--dtype", "--device", "--select", "--text",
         "--recover",
-        "--mode", "--flush", "--warmup", "--repeats", "--steps", "--placements", "--max-placements",
+        "--mode", "--flush", "--warmup", "--only", "--repeats", "--steps", "--placements",
+        "--max-placements",
         "--seed", "--threads",
         "--baseline", "--baseline-model", "--no-baseline", "--out", "--overwrite", "--json",
     },
@@ -72,7 +73,8 @@ COMMANDS = {
 DEFAULTS = {
     "sparsity": 0.25, "phase": "both", "batch": 1, "prompt_len": 512, "decode_steps": 8,
     "logits": "last", "attn": "sdpa", "dtype": "auto", "device": "auto", "select": "random",
-    "mode": "eager", "warmup": 3, "repeats": 20, "steps": 5, "placements": 8, "seed": 0,
+    "mode": "eager", "only": "model", "warmup": 3, "repeats": 20, "steps": 5, "placements": 8,
+    "seed": 0,
 }  # fmt: skip
 
 

@@ -233,6 +233,15 @@ class TraceRequest:
             default_in_name=False,
         ),
     ] = 3
+    only: Annotated[
+        Literal["model", "layer"],
+        Option(
+            help="What to run: the whole model, or one decoder layer alone on the inputs that the "
+            "model gives it; what n such layers and the rest make of the whole is measured too.",
+            in_name="",
+            default_in_name=False,
+        ),
+    ] = "model"
     repeats: Repeats = 20
     steps: Steps = 5
     placements: Placements = 8
