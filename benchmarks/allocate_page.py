@@ -41,6 +41,10 @@ HOW = (
     "loses least, which the plans know too. The best family is the one with the least loss on the "
     "very text that judges, which favours families."
 )
+LOSS_HEAD = (
+    "| target | plan | best family at its speed | its loss | plan − family, nats | the plan |",
+    "|:--|--:|:--|--:|:--|:--|",
+)
 STAGES = {"before": "without training", "after": "after training"}
 _SAMPLES, _SEED, _Z95 = 2000, 0, 1.96
 
@@ -128,20 +132,21 @@ def of(work: Path) -> Measured:
     """A model, from the folder of its stages."""
     import allocate  # type: ignore[import-not-found]
 
-    run = read_run(work / "dense")
+    run = read_run(work / "dense" / "dense")
     found = []
     for one in (allocate.Variant(DENSE, ""), *allocate.variants(work)):
         kept = work / "losses" / f"{one.name}.json"
         nats = json.loads(kept.read_bytes()) if kept.exists() else {}
         times = {phase: work / "times" / f"{one.name}-{phase}" for phase in one.phases}
         speeds = {phase: speed_of(out, phase) for phase, out in times.items() if out.exists()}
-        if nats.keys() < STAGES.keys() or not (speeds or one.name == DENSE):
+        if "before" not in nats or not (speeds or one.name == DENSE):
             continue  # not measured: not on the page
         family = None if one.sparsity is None else one.method
         found.append(
             Variant(name=one.name, family=family, sparsity=one.sparsity, speeds=speeds, nats=nats)
         )
     measured = {one.name for one in found}
+    planned_on = next((plan.text for _, _, plan in allocate.planned(work)), {})
     targets = [target_of(*one) for one in allocate.planned(work)]
     targets = [one for one in targets if one.variant in measured]
     targets += [
@@ -155,7 +160,10 @@ def of(work: Path) -> Measured:
     return Measured(
         model=str(run.model.id),
         machine=f"{run.device.name}, {timed['threads']} threads, {run.dtype}, {versions}",
-        setting=f"{timed['said']} {scored['said']}",
+        setting=(
+            f"Plans: removals measured on {planned_on.get('tokens', 0):,} tokens of "
+            f"{planned_on.get('text')}. {timed['said']} {scored['said']}"
+        ),
         texts=scored["texts"],
         ended=datetime.datetime.fromtimestamp(stamp, datetime.UTC).date().isoformat(),
         targets=targets,
@@ -231,8 +239,9 @@ def _model(one: Measured) -> Iterator[str]:
         yield _speed_row(target, by_name)
     for name, title in one.texts.items():
         for stage, when in STAGES.items():
-            yield from ("", f"### Loss on {title}, {when}", "")
-            yield from _losses(one, by_name, name, stage)
+            rows = list(_losses(one, by_name, name, stage))
+            if rows:
+                yield from ("", f"### Loss on {title}, {when}", "", *LOSS_HEAD, *rows)
     yield from ("", "### Points of the families", "")
     yield from _points(one)
 
@@ -257,12 +266,12 @@ def _measured(speed: Speed) -> str:
 
 
 def _losses(one: Measured, by_name: Mapping[str, Variant], name: str, stage: str) -> Iterator[str]:
-    yield "| target | plan | best family at its speed | its loss | plan − family, nats | the plan |"
-    yield "|:--|--:|:--|--:|:--|:--|"
     for target in one.targets:
         if target.variant is None:
             continue
         plan = by_name[target.variant]
+        if stage not in plan.nats or stage not in by_name[DENSE].nats:
+            continue
         base = _mean(by_name[DENSE], stage, name)
         own = math.expm1(_mean(plan, stage, name) - base)
         at = f"| {target.speedup:g}× {target.phase} | {loss(own)} "
@@ -291,7 +300,7 @@ def best_family(
     assert target.variant is not None
     plan = by_name[target.variant]
     best: tuple[str, float] | None = None
-    points = {family: _family(one, family, target.phase) for family in _families(one)}
+    points = {family: _family(one, family, target.phase, stage) for family in _families(one)}
     speed = plan.speeds[target.phase].realised
     for family, known in points.items():
         pairs = [(at.speeds[target.phase].realised, _mean(at, stage, name)) for at in known]
@@ -340,16 +349,17 @@ def _families(one: Measured) -> list[str]:
     return list(dict.fromkeys(v.family for v in one.variants if v.family is not None))
 
 
-def _family(one: Measured, family: str, phase: str) -> list[Variant]:
-    """Its points in a phase, by sparsity."""
+def _family(one: Measured, family: str, phase: str, stage: str) -> list[Variant]:
+    """Its points that were timed in a phase and scored in a stage, by sparsity."""
     found = [v for v in one.variants if v.family == family and phase in v.speeds]
+    found = [v for v in found if stage in v.nats]
     return sorted(found, key=lambda v: v.sparsity or 0.0)
 
 
 def _points(one: Measured) -> Iterator[str]:
     dense = next(v for v in one.variants if v.name == DENSE)
     phases = list(dict.fromkeys(p for v in one.variants for p in v.speeds))
-    columns = [(name, stage) for name in one.texts for stage in STAGES]
+    columns = [(name, stage) for name in one.texts for stage in STAGES if stage in dense.nats]
     heads = [f"{one.texts[name]}, {STAGES[stage]}" for name, stage in columns]
     yield "| family | s | " + " | ".join([*phases, *heads]) + " |"
     yield "|:--|:--|" + "--:|" * (len(phases) + len(heads))
@@ -359,6 +369,8 @@ def _points(one: Measured) -> Iterator[str]:
         cells = [_measured(v.speeds[p]) if p in v.speeds else "–" for p in phases]
         cells += [
             loss(math.expm1(_mean(v, stage, name) - _mean(dense, stage, name)))
+            if stage in v.nats
+            else "–"
             for name, stage in columns
         ]
         yield f"| {v.family} | {v.sparsity:g} | " + " | ".join(cells) + " |"
