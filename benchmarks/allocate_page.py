@@ -239,9 +239,9 @@ def _model(one: Measured) -> Iterator[str]:
         yield _speed_row(target, by_name)
     for name, title in one.texts.items():
         for stage, when in STAGES.items():
-            rows = list(_losses(one, by_name, name, stage))
-            if rows:
-                yield from ("", f"### Loss on {title}, {when}", "", *LOSS_HEAD, *rows)
+            if all(stage in v.nats for v in one.variants):  # else a family is missing
+                yield from ("", f"### Loss on {title}, {when}", "", *LOSS_HEAD)
+                yield from _losses(one, by_name, name, stage)
     yield from ("", "### Points of the families", "")
     yield from _points(one)
 
@@ -270,8 +270,6 @@ def _losses(one: Measured, by_name: Mapping[str, Variant], name: str, stage: str
         if target.variant is None:
             continue
         plan = by_name[target.variant]
-        if stage not in plan.nats or stage not in by_name[DENSE].nats:
-            continue
         base = _mean(by_name[DENSE], stage, name)
         own = math.expm1(_mean(plan, stage, name) - base)
         at = f"| {target.speedup:g}× {target.phase} | {loss(own)} "
@@ -300,7 +298,7 @@ def best_family(
     assert target.variant is not None
     plan = by_name[target.variant]
     best: tuple[str, float] | None = None
-    points = {family: _family(one, family, target.phase, stage) for family in _families(one)}
+    points = {family: _family(one, family, target.phase) for family in _families(one)}
     speed = plan.speeds[target.phase].realised
     for family, known in points.items():
         pairs = [(at.speeds[target.phase].realised, _mean(at, stage, name)) for at in known]
@@ -349,10 +347,9 @@ def _families(one: Measured) -> list[str]:
     return list(dict.fromkeys(v.family for v in one.variants if v.family is not None))
 
 
-def _family(one: Measured, family: str, phase: str, stage: str) -> list[Variant]:
-    """Its points that were timed in a phase and scored in a stage, by sparsity."""
+def _family(one: Measured, family: str, phase: str) -> list[Variant]:
+    """Its points that were timed in a phase, by sparsity."""
     found = [v for v in one.variants if v.family == family and phase in v.speeds]
-    found = [v for v in found if stage in v.nats]
     return sorted(found, key=lambda v: v.sparsity or 0.0)
 
 
