@@ -22,6 +22,7 @@ from prunescope.analysis.inputs.side import SidePhase
 from prunescope.analysis.kernels.anatomy import anatomy
 from prunescope.analysis.kernels.phase_kind import format_split
 from prunescope.analysis.ledger.attribution import AttributionInputs, attribution_inputs
+from prunescope.analysis.ledger.categories import categories
 from prunescope.analysis.ledger.experts import EXPERTS, weight_numbers
 from prunescope.analysis.ledger.gemms import (
     Pair,
@@ -38,6 +39,7 @@ from prunescope.analysis.ledger.pairing import Units, pair
 from prunescope.analysis.ledger.rows import LargestKernels, as_much_work, build_rows, untouched
 from prunescope.analysis.ledger.samples import samples_of
 from prunescope.analysis.routing import routing_of
+from prunescope.analysis.schema.categories import CategoryTime
 from prunescope.analysis.schema.pair_comparison import PairComparison
 from prunescope.analysis.schema.report import (
     FamilyVerdict,
@@ -79,6 +81,7 @@ class _Compared:
     overhead: Overhead | None = None
     dense: SidePhase | None = None
     notes: tuple[str, ...] = ()
+    categories: list[CategoryTime] = field(default_factory=list)
 
 
 def single_phase(own: SidePhase, *, hta: SecondOpinion | None = None) -> Phase:
@@ -191,6 +194,7 @@ def _compared(
         overhead=overhead(inputs, dense.kernels, pruned.kernels, family),
         dense=dense,
         notes=_not_in_turns(dense, pruned),
+        categories=categories(inputs),
     )
 
 
@@ -327,6 +331,7 @@ def _phase(
         first_call_ns=sums.first_call_ns,
         routing=routing_of(own.side.run, found.dense.side.run if found.dense else None, own.name),
         token_ids=_token_ids(own.side.run, decides=found.overhead is not None),
+        categories=found.categories,
     )
 
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -319,6 +319,21 @@ def _pareto(
             metavar="FOLDER",
         ),
     ] = None,
+    figures: Annotated[
+        Literal["paper"] | None,
+        Option(
+            help="Also draw the kinds of figure of the taxonomy's paper, each with its CSV and "
+            "caption; without it, frontier, bounds and ledgers alone."
+        ),
+    ] = None,
+    gemm: Annotated[
+        Path | None,
+        Option(
+            help="File of replayed GEMMs (`prunescope gemm --json FILE`) for --figures paper; "
+            "without it, the gemms.json in the sweep and its runs.",
+            metavar="FILE",
+        ),
+    ] = None,
     json_target: Json = None,
 ) -> None:
     """Compare the prunings of a sweep: frontier of speed and loss, break-even, and bounds reached.
@@ -326,17 +341,23 @@ def _pareto(
     \b
     prunescope pareto traces/sweep
     prunescope pareto traces/sweep --out figures --json pareto.json
+    prunescope pareto traces/sweep --figures paper --out figures
     """
     from prunescope.analysis.pareto.pareto import judge
-    from prunescope.analysis.pareto.write import to_json, write_pareto
+    from prunescope.analysis.pareto.write import paper_files, paper_set, to_json, write_pareto
     from prunescope.analysis.report.pareto_tables import pareto_summary
     from prunescope.output import check_target, console_for, write_json
+    from prunescope.taxonomy.errors import PrunescopeError
 
+    if gemm is not None and figures is None:
+        raise PrunescopeError("--gemm is for --figures paper", hint="add --figures paper")
     check_target(json_target)
     found, target = judge(folder), out or folder / "pareto"
-    write_pareto(found, target)
+    drawn = paper_set(found, folder, gemm) if figures is not None else None
+    write_pareto(found, target, more=paper_files(drawn) if drawn is not None else None)
     write_json(to_json(found), json_target)
-    console_for(json_target).print(pareto_summary(found, target))
+    missing = [str(one) for one in drawn.missing] if drawn is not None else []
+    console_for(json_target).print(pareto_summary(found, target, missing))
 
 
 @app.command("check")

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from prunescope.analysis.schema.categories import CategoryTime
 from prunescope.analysis.schema.fields import meaning
 from prunescope.analysis.schema.sides import Closure
 from prunescope.taxonomy.run_quality import RANDOM_IDS
@@ -66,6 +67,15 @@ class Loss(TextLoss, kw_only=True):
         return isinstance(self.tasks_signed, float | int)
 
 
+class RecoveryLoss(msgspec.Struct, kw_only=True):
+    """The loss on the held-out tokens of a recovery training, before it and after it: relative
+    perplexity against the dense model before the same training, and after it."""
+
+    before_rel: Annotated[float, meaning("pruned / dense - 1, both untrained")]
+    after_rel: Annotated[float, meaning("pruned / dense - 1, both trained alike")]
+    tokens: Annotated[int | None, meaning("held-out tokens that it is the mean of")] = None
+
+
 class AddedPart(msgspec.Struct, kw_only=True):
     """One kind of work that pruning adds."""
 
@@ -80,6 +90,9 @@ class Added(msgspec.Struct, kw_only=True):
 
     saved_ns: float
     added_ns: float
+    added_ci95: Annotated[list[float] | None, meaning("of added_ns; null: one profiled step")] = (
+        None
+    )
     share_of_saved: float | None
     without: Annotated[
         float | None, meaning("the speedup, had nothing been added: dense / (dense - saved_ns)")
@@ -125,6 +138,13 @@ class SweepPoint(Setting, kw_only=True, frozen=False, order=False):  # type: ign
     simulated: Annotated[str | None, meaning("what stands in for hardware that is not there")] = (
         None
     )
+    categories: Annotated[
+        list[CategoryTime],
+        meaning("dense and pruned time by category, of the first random sample"),
+    ] = []
+    recovery: Annotated[
+        RecoveryLoss | None, meaning("null: not trained, or the dense control is not known")
+    ] = None
     training_stopped: Annotated[
         str | None, meaning("why its training ended before the requested steps")
     ] = None

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Required, TypedDict
 import msgspec
 
 from prunescope.analysis.schema.anatomy import Anatomy, Communication
+from prunescope.analysis.schema.categories import CategoryTime
 from prunescope.analysis.schema.encode import json_bytes
 from prunescope.analysis.schema.fields import meaning
 from prunescope.analysis.schema.pair_comparison import PairComparison
@@ -454,6 +455,10 @@ class Phase(msgspec.Struct, kw_only=True):
         str | msgspec.UnsetType,
         meaning("where they came from, of a step whose work depends on them: routers decide"),
     ] = msgspec.UNSET
+    categories: Annotated[
+        list[CategoryTime],
+        meaning("time of both sides by the categories of arXiv 2606.09080; empty: no baseline"),
+    ] = []
 
     @property
     def nothing_moved(self) -> bool:

@@ -55,7 +55,7 @@ COMMANDS = {
         "config", "--preset", "--out", "--engine", "--shard", "--dry-run", "--example",
         "--print-preset", "--json",
     },
-    "pareto": {"folder", "--out", "--json"},
+    "pareto": {"folder", "--out", "--figures", "--gemm", "--json"},
     "check": {"subject", "--require", "-r", "--baseline", "--strict", "--junit", "--json"},
     "bundle": {"runs", "--out", "-o", "--anonymous", "--overwrite"},
     "verify": {"path", "--allow-undrawn", "--json"},
