@@ -80,7 +80,7 @@ def test_a_folder_of_ranks_is_a_phase_each_and_the_straggler_is_named(tmp_path: 
         "collectives"
     ) in found["rank2"].evidence
     # The products are as large as those of the other ranks.
-    assert str(found["rank2"].change).startswith("check its clocks")
+    assert str(found["rank2"].change).startswith("rank2: check its clocks")
     assert any(REDUCE[:40] in line for line in found["rank2"].evidence)
 
 
