@@ -269,7 +269,7 @@ def test_a_rank_that_sleeps_holds_up_ranks_that_idle_in_gloo(tmp_path: Path) -> 
         "it works 0.0 µs longer and idles 50.000 ms longer than the median of the others"
     )
     assert "idle +50.000 ms, idle in collectives of host threads −50.000 ms" in late.evidence[1]
-    assert str(late.change).startswith("find out what its host does")
+    assert str(late.change).startswith("rank1: find out what its host does")
     assert "device" not in str(late.change)
     [waits] = [f for f in phases["rank0"].findings if f.id == "host-collectives"]
     assert waits.text.endswith(
