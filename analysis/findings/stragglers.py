@@ -247,7 +247,7 @@ def straggler(late: Late) -> Found | None:
     if not rank.wall or saved < _WORTH * rank.wall:
         return None
     kernel = next((one.kernel for one in others if one.kernel), None)
-    change = _by_cause(late)
+    change = f"{rank.name}: {_by_cause(late)}"
     lines = [_cause(late)] if found is None else [f"{_cause(late)}; {_others_late(late, found)}"]
     lines += [
         f"{one.name}: wall {ms(one.wall)}, work {ms(one.work)}, idle {ms(one.idle)}, "

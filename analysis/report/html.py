@@ -32,6 +32,7 @@ from prunescope.analysis.schema.report import Phase, Report
 TEMPLATES = Path(__file__).parent / "templates"
 SCRIPT = "sort.js.html"
 _CODE = re.compile(r"`([^`]+)`")
+_OPTION = re.compile(r"(?<!\S)--[\w-]+")  # browsers break lines between its hyphens
 _EXTENT = Extent(kernels=300, kernel_names=True, without=frozenset({"ladder", "ledger"}))
 
 
@@ -92,7 +93,12 @@ class Escaped(str):
 
 def prose(text: str) -> Escaped:
     """A sentence, escaped, with what stands in backticks as code."""
-    return Escaped(_CODE.sub(r"<code>\1</code>", html.escape(clean(text))))
+    return Escaped(_CODE.sub(_code, html.escape(clean(text))))
+
+
+def _code(found: re.Match[str]) -> str:
+    whole = _OPTION.sub(r'<span class="option">\g<0></span>', found[1])
+    return f"<code>{whole}</code>"
 
 
 def spelled_out(value: Any) -> Any:

@@ -80,7 +80,7 @@ def test_a_folder_of_ranks_is_a_phase_each_and_the_straggler_is_named(tmp_path: 
         "collectives"
     ) in found["rank2"].evidence
     # The products are as large as those of the other ranks.
-    assert str(found["rank2"].change).startswith("check its clocks")
+    assert str(found["rank2"].change).startswith("rank2: check its clocks")
     assert any(REDUCE[:40] in line for line in found["rank2"].evidence)
 
 
@@ -269,7 +269,7 @@ def test_a_rank_that_sleeps_holds_up_ranks_that_idle_in_gloo(tmp_path: Path) -> 
         "it works 0.0 µs longer and idles 50.000 ms longer than the median of the others"
     )
     assert "idle +50.000 ms, idle in collectives of host threads −50.000 ms" in late.evidence[1]
-    assert str(late.change).startswith("find out what its host does")
+    assert str(late.change).startswith("rank1: find out what its host does")
     assert "device" not in str(late.change)
     [waits] = [f for f in phases["rank0"].findings if f.id == "host-collectives"]
     assert waits.text.endswith(
