@@ -6,7 +6,7 @@ In: a phase of one or both sides. Out: schema.report.Phase; all times ns a step.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import msgspec
@@ -307,7 +307,6 @@ def _phase(
         lines.append(f"{own.kind['evidence']}: {own.kind['kind']}")
         lines += [format_split(own.kind["split"])] if "split" in own.kind else []
     closures = _closures(own, found.dense)
-    lines += _closure_notes(closures)
     return Phase(
         steps=steps,
         wall_ns=sums.wall_ns,
@@ -373,15 +372,6 @@ def _closures(own: SidePhase, dense: SidePhase | None) -> dict[str, Closure]:
     )
     alone = {name: one.run.alone for name, one in sides.items() if one and one.run}
     return {name: Closure.of(found) for name, found in alone.items() if found is not None}
-
-
-def _closure_notes(found: Mapping[str, Closure]) -> list[str]:
-    return [
-        f"{name}: layer {one.layer} ran alone. {one.layers} such layers "
-        f"({one.layers} × {one.layer_ns / 1e6:,.3g} ms) and the rest ({one.rest_ns / 1e6:,.3g} ms) "
-        f"are {one.ratio:.2f} of the whole model ({one.whole_ns / 1e6:,.3g} ms)"
-        for name, one in found.items()
-    ]
 
 
 def _token_ids(run: Run | None, *, decides: bool) -> str | msgspec.UnsetType:

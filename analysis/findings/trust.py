@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import numpy as np
 import polars as pl
 
@@ -264,6 +265,23 @@ def _beyond(c: Context) -> list[tuple[Row, str, str]]:
     ]
     known = [(row, why, name) for row, why, name in found if row is not None]
     return sorted(known, key=lambda one: one[0].moves_ns)
+
+
+@finding("layer-alone", "info")
+def layer_alone(c: Context) -> Found | None:
+    """One decoder layer ran alone, so that no time is that of the model."""
+    closures = c.phase.closure
+    if closures is msgspec.UNSET or not closures:
+        return None
+    return Found(
+        text="one decoder layer ran alone: every time and speedup is of that layer, not of the "
+        "model",
+        evidence=[
+            f"{name}: {one.layers} × layer {one.layer} ({ms(one.layer_ns)}) and the rest "
+            f"({ms(one.rest_ns)}) are {one.ratio:.2f} of the whole model ({ms(one.whole_ns)})"
+            for name, one in closures.items()
+        ],
+    )
 
 
 @finding("carry-over", "info")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from prunescope.analysis.inputs.options import Options
+from prunescope.analysis.paying_alignment import paying_alignment
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.replayed import cases_of, with_replays, with_tiles
 from prunescope.analysis.report.figures import plot
@@ -149,6 +151,33 @@ def test_a_kernel_that_is_slow_only_in_the_model(report: Report) -> None:
     # Slow alone where its operands are cold, and there only.
     found = line("ideal", chilled_ns=5e4 / found.count)
     assert found.verdict == "inside" and found.text.endswith("the cache")
+
+
+@pytest.mark.parametrize(("faster", "apart", "says"), [
+    (0.8, 0.01, "aligned to 16 take 24.0 µs a step less"),
+    (0.97, 0.001, "none of the alignments 1, 16, 128"),  # beyond noise, but little
+    (0.8, 0.5, "none of the alignments 1, 16, 128"),  # not beyond noise
+])  # fmt: skip
+def test_the_alignment_that_would_have_paid(faster: float, apart: float, says: str) -> None:
+    """N = 1,000 was kept, 1,008 and 1,024 run at `faster` of its time for each number; 3 calls of
+    40 µs each. A third GEMM of the same role that is no aligned one says nothing."""
+
+    def one(n: int, ns: float, spread: float, **more: Any) -> ReplayedGemm:
+        times = times_of([[ns * (1 + spread * i)] for i in (-1, 0, 1)])
+        return ReplayedGemm(role="up", phase="prefill", m=8, n=n, k=64, dtype="fp32", dense_n=2000,
+                            dense_k=64, warm=times, cold=times, **more)  # fmt: skip
+
+    shapes = [
+        one(1000, 4e4, 0.0, reasons=["pruned", "aligned"], align=8),
+        one(1001, 4e4 * 1.001, 0.0, reasons=["aligned"], align=1),
+        one(1008, 4e4 * 1.008 * faster, apart, reasons=["aligned"], align=16),
+        one(1024, 4e4 * 1.024 * faster * 1.01, apart, reasons=["aligned"], align=128),
+        one(960, 1.0, 0.0, reasons=["good"]),
+    ]
+    found = paying_alignment("prefill", shapes, lambda _: 3)
+    assert says.replace("1, 16", "1, 8, 16") in found
+    assert ("--set align=16" in found) == ("aligned to 16" in says)
+    assert paying_alignment("decode", shapes, lambda _: 3) == ""
 
 
 def test_curves_are_drawn_and_read_back(report: Report, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from msgspec import to_builtins
 
 from prunescope.analysis.pareto.pareto import judge
+from prunescope.analysis.pipeline import analyze
 from prunescope.taxonomy.sweep_files import DONE, read_sweep
 from prunescope.tracer.sweep.request import SweepRequest
 from prunescope.tracer.sweep.sweep import plan_of, run_plan, summary
@@ -64,3 +65,10 @@ def test_a_layer_alone_is_a_point_with_its_closure(tmp_path: Path) -> None:
     # One MLP of one layer, and no head: more of its FLOPs are gone than of the model's.
     assert (points["layer"].flop_sparsity or 0) > (points["model"].flop_sparsity or 0)
     assert "one layer alone" in points["layer"].where
+    said = {
+        one.only: analyze(tmp_path / "s" / str(one.run)).report.phases["prefill"] for one in results
+    }
+    assert {
+        name for name, one in said.items() if "layer-alone" in {f.id for f in one.findings}
+    } == {"layer"}
+    assert said["layer"].predicted is None  # the theory is of whole models

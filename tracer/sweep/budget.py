@@ -35,11 +35,11 @@ class Budget:
         total = len(self.kept) + len(self.left_out)
         found = [
             f"--budget {self.hours:g}: {len(self.kept)} of {total} results, about "
-            f"{self.seconds / _HOUR:.2g} h: {_parts(self.kept)}"
+            f"{_time(self.seconds)}: {_parts(self.kept)}"
         ]
         if self.left_out:
             found.append(
-                f"left out, as about {self.left_out_seconds / _HOUR:.2g} h more would not fit: "
+                f"left out, as about {_time(self.left_out_seconds)} more would not fit: "
                 f"{_parts(self.left_out)}"
             )
         return found
@@ -62,11 +62,12 @@ def within(
             break
         kept, seconds = [*kept, *step], longer
     if steps and not kept:
-        first = seconds_of(steps[0]) / _HOUR
+        first = seconds_of(steps[0])
         raise PrunescopeError(
-            f"--budget {hours:g} is too little for the first step, which takes about {first:.2g} h "
-            f"({_parts(steps[0])})",
-            hint=f"--budget {first * 1.1:.2g}, or fewer repeats, shorter prompts, a smaller model",
+            f"--budget {hours:g} is too little for the first step, which takes about "
+            f"{_time(first)}: {_parts(steps[0])}",
+            hint=f"--budget {first / _HOUR * 1.1:.2g}, or fewer repeats, shorter prompts, a "
+            "smaller model",
         )
     left = ordered[len(kept) :]
     whole = seconds_of(ordered) if left else seconds
@@ -91,6 +92,13 @@ def _order(results: Iterable[Planned]) -> Callable[[Planned], tuple[int, ...]]:
         return one.draw, place[one.setting], one.phase != "prefill", share
 
     return key
+
+
+def _time(seconds: float) -> str:
+    """Hours; below one, minutes."""
+    if seconds < _HOUR:
+        return f"{max(1, round(seconds / 60))} min"
+    return f"{seconds / _HOUR:.3g} h"
 
 
 def _parts(results: Sequence[Planned]) -> str:
