@@ -234,7 +234,8 @@ def test_recovery_is_held_against_the_dense_model_trained_alike(tmp_path: Path) 
 def test_the_papers_figures_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """GEMMs that were replayed of a run are found; what the sweep lacks is said, with its key."""
     folder, out = sweep_folder(tmp_path / "s", {}), tmp_path / "out"
-    (folder / "runs/r0/gemms.json").write_bytes(msgspec.json.encode(plain(replays())))
+    for name in ("runs/r0/gemms.json", "gemms-n.json"):
+        (folder / name).write_bytes(msgspec.json.encode(plain(replays())))
     assert prunescope.main(["pareto", str(folder), "--figures", "paper", "--out", str(out)]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "not drawn: layer: no result is of one layer alone; add `only: [model, layer]`" in said
@@ -242,6 +243,7 @@ def test_the_papers_figures_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFi
     drawn = {path.stem for path in out.glob("paper-*.png")}
     assert drawn == {"paper-speedup-0.25", "paper-gemms"}
     assert {path.stem for path in out.glob("paper-*.pdf")} == drawn
+    assert len((out / "paper-gemms.csv").read_text("utf-8").splitlines()) == 1 + 2 * 5
     assert prunescope.main(["pareto", str(folder), "--gemm", "x.json"]) == 2
     found = prunescope.pareto(folder)
     saved = found.save(tmp_path / "again", ["svg"], figures="paper")
