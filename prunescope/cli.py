@@ -332,7 +332,7 @@ def _pareto(
         Path | None,
         Option(
             help="File of replayed GEMMs (`prunescope gemm --json FILE`) for --figures paper; "
-            "without it, the gemms.json in the sweep and its runs.",
+            "without it, each gemms*.json in the sweep and the gemms.json of its runs.",
             metavar="FILE",
         ),
     ] = None,
