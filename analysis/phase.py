@@ -6,7 +6,7 @@ In: a phase of one or both sides. Out: schema.report.Phase; all times ns a step.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import msgspec
@@ -51,8 +51,8 @@ from prunescope.analysis.schema.report import (
     Row,
     SecondOpinion,
 )
-from prunescope.analysis.schema.sides import Closure, PredictedRun, Totals
-from prunescope.analysis.totals import is_known, kernel_rows, total, totals
+from prunescope.analysis.schema.sides import Closure, PredictedRun, TimeScale, Totals
+from prunescope.analysis.totals import is_known, kernel_rows, time_scale, total, totals
 from prunescope.analysis.verdict.caveats import apply_caveats, caveats
 from prunescope.analysis.verdict.evidence import Evidence
 from prunescope.analysis.verdict.outside import gemm_dtypes, is_quantised, replaced
@@ -74,6 +74,7 @@ class _Compared:
     ladder: Ladder | None = None
     domain: str = "profiled"
     observer_share: float | None = None
+    time_scale: TimeScale | None = None
     ledger: list[Row] | None = None
     baseline: Totals | None = None
     sparsity: dict[str, float | None] = field(default_factory=dict)
@@ -87,7 +88,8 @@ class _Compared:
 def single_phase(own: SidePhase, *, hta: SecondOpinion | None = None) -> Phase:
     """A phase without a baseline: no pairing, ladder or ledger."""
     rows = single_rows(calls_of(own.kernels, by_shape=True))
-    phase = _phase(own, rows, _Compared(), hta)
+    scale = time_scale(totals(own), on_device=own.kernels.on_device)
+    phase = _phase(own, rows, _Compared(time_scale=scale), hta)
     return _with_findings(Context(phase=phase, candidate=own, caveats=caveats(own.kernels)))
 
 
@@ -155,7 +157,7 @@ def _compared(
 ) -> _Compared:
     """`family`: the verdict with its caveats."""
     dense, pruned = sides.dense, sides.pruned
-    units, domain = inputs.units, inputs.domain
+    units, domain = inputs.units, inputs.time_base
     known = comparison.has_bounds and is_known(dense.kernels) and is_known(pruned.kernels)
     known = known and replaced(evidence) is None
     # That no FLOPs are gone needs all GEMMs; where some are, those that are read say how many.
@@ -174,6 +176,15 @@ def _compared(
     if not has_ideals(units):
         rows, bounds = without_roofline(rows, bounds)
     sparsity = _realised(sides, evidence, inputs, is_known=known)
+    of_dense = totals(dense)
+    scales = (
+        [None, None]
+        if not domain.unprofiled
+        else [
+            time_scale(of_side, on_device=one.kernels.on_device)
+            for one, of_side in ((dense, of_dense), (pruned, totals(pruned)))
+        ]
+    )
     if _cuts(family, "experts"):
         bounds = msgspec.structs.replace(
             bounds,
@@ -187,8 +198,9 @@ def _compared(
         ladder=bounds,
         domain=domain.name,
         observer_share=observer_share(units, domain),
+        time_scale=scales[1],
         ledger=rows,
-        baseline=totals(dense),
+        baseline=msgspec.structs.replace(of_dense, time_scale=scales[0]),
         sparsity=sparsity,
         predicted=_predicted(dense, pruned, inputs, family, bounds, rows),
         overhead=overhead(inputs, dense.kernels, pruned.kernels, family),
@@ -224,6 +236,21 @@ def _took_turns(dense: SidePhase, pruned: SidePhase) -> bool:
         and pruned.run is not None
         and pruned.run.interleaved in ("alternating", "blocks")
     )
+
+
+def _executed(own: SidePhase) -> Iterator[str]:
+    """Of how many graphs a recorded step is made, and on what a method ran that has a choice."""
+    run, manifest = own.run, own.side.run
+    if run is not None and run.graphs is not None:
+        by = "CUDA graph" if run.mode == "graph" else "graph of torch.compile"
+        many = f"{run.graphs} {by}s" if run.graphs != 1 else f"one {by}"
+        breaks = f"; it broke off at: {'; '.join(run.breaks)}" if run.breaks else ""
+        yield f"each step is {many}{breaks}"
+    pruning = manifest.pruning if manifest is not None else None
+    parts = [] if pruning is None else pruning.parts or [pruning]
+    names = sorted({part.backend for part in parts if part.backend})
+    if names:
+        yield f"backend of the method: {', '.join(names)}"
 
 
 def _not_in_turns(dense: SidePhase, pruned: SidePhase) -> tuple[str, ...]:
@@ -275,12 +302,11 @@ def _phase(
     """The phase of the report, without its findings."""
     kernels, linked, sums = own.kernels, own.kernels.linked, totals(own)
     frame, steps = kernels.frame, kernels.num_steps
-    lines = [*notes(kernels), *found.notes]
+    lines = [*notes(kernels), *found.notes, *_executed(own)]
     if own.kind is not None:
         lines.append(f"{own.kind['evidence']}: {own.kind['kind']}")
         lines += [format_split(own.kind["split"])] if "split" in own.kind else []
     closures = _closures(own, found.dense)
-    lines += _closure_notes(closures)
     return Phase(
         steps=steps,
         wall_ns=sums.wall_ns,
@@ -310,6 +336,7 @@ def _phase(
         ladder=found.ladder,
         domain=found.domain,
         observer_share=found.observer_share,
+        time_scale=found.time_scale,
         ledger=found.ledger,
         findings=[],
         kernels=kernel_rows(frame, steps, _TOP_KERNELS),
@@ -327,6 +354,7 @@ def _phase(
         shapes=sums.shapes,
         comparison=found.comparison,
         step_ns=sums.step_ns,
+        roles_from=kernels.roles_from,
         cold_steps=sums.cold_steps,
         first_call_ns=sums.first_call_ns,
         routing=routing_of(own.side.run, found.dense.side.run if found.dense else None, own.name),
@@ -344,15 +372,6 @@ def _closures(own: SidePhase, dense: SidePhase | None) -> dict[str, Closure]:
     )
     alone = {name: one.run.alone for name, one in sides.items() if one and one.run}
     return {name: Closure.of(found) for name, found in alone.items() if found is not None}
-
-
-def _closure_notes(found: Mapping[str, Closure]) -> list[str]:
-    return [
-        f"{name}: layer {one.layer} ran alone. {one.layers} such layers "
-        f"({one.layers} × {one.layer_ns / 1e6:,.3g} ms) and the rest ({one.rest_ns / 1e6:,.3g} ms) "
-        f"are {one.ratio:.2f} of the whole model ({one.whole_ns / 1e6:,.3g} ms)"
-        for name, one in found.items()
-    ]
 
 
 def _token_ids(run: Run | None, *, decides: bool) -> str | msgspec.UnsetType:

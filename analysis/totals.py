@@ -16,7 +16,7 @@ from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.ledger.noise import wall_interval
 from prunescope.analysis.ledger.samples import Samples, samples_of
 from prunescope.analysis.schema.report import KernelRow, clock
-from prunescope.analysis.schema.sides import ColdSteps, Totals, Unprofiled
+from prunescope.analysis.schema.sides import ColdSteps, TimeScale, Totals, Unprofiled
 from prunescope.taxonomy.roles import UNPLACED
 from prunescope.taxonomy.run import PhaseRun
 
@@ -54,6 +54,20 @@ def totals(one: SidePhase) -> Totals:
         shapes=_shape_sources(frame),
         phase_kind=msgspec.UNSET if one.kind is None else one.kind,
     )
+
+
+def time_scale(one: Totals, *, on_device: bool) -> TimeScale | None:
+    """From recorded times to the unprofiled step, as the ledger scales them: all times of a CPU, on
+    a device the idle ones."""
+    unprofiled, idle = one.unprofiled_ns, one.wall_ns - one.busy_ns
+    if unprofiled is None or one.wall_ns <= 0:
+        return None
+    if not on_device:
+        whole = unprofiled.median / one.wall_ns
+        return TimeScale(busy=whole, idle=whole)
+    if idle <= 0 or unprofiled.median <= one.busy_ns:  # no idle time that could be scaled
+        return None
+    return TimeScale(busy=1.0, idle=(unprofiled.median - one.busy_ns) / idle)
 
 
 def _cold(kernels: Kernels) -> ColdSteps | None:

@@ -47,8 +47,12 @@ def nearest(name: str, known: Iterable[str], *, count: int = 4) -> str:
 
 
 def helpful(function: Callable[P, R]) -> Callable[P, R]:
-    """The function, whose TypeError for an option that it does not have names the nearest ones."""
-    known = [p.name for p in inspect.signature(function).parameters.values()]
+    """The function, whose TypeError for an option that it does not have names the nearest ones, and
+    for a value without a name the options that take a name."""
+    parameters = inspect.signature(function).parameters.values()
+    known = [p.name for p in parameters]
+    by_place = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
+    is_open = any(p.kind is p.VAR_POSITIONAL for p in parameters)
 
     @wraps(function)
     def call(*args: P.args, **options: P.kwargs) -> R:
@@ -58,6 +62,11 @@ def helpful(function: Callable[P, R]) -> Callable[P, R]:
                     f"{function.__name__}() has no option {name!r}; "
                     f"nearest: {nearest(name, known, count=2)}"
                 )
+        if len(args) > len(by_place) and not is_open:
+            raise TypeError(
+                f"{function.__name__}() takes {', '.join(by_place) or 'nothing'} without a name, "
+                f"and {len(args)} values were given; give the others by name, or one list"
+            )
         return function(*args, **options)
 
     return call

@@ -27,7 +27,7 @@ def dense_plan(shape: ModelShape, work: Workload) -> Plan:
         raise PrunescopeError(
             f"{shape.other_layers} of {shape.layers} layers of {shape.model_type} are no attention",
             hint="the theory knows gated delta nets, Mamba-2 and short convolutions of some "
-            "architectures beside attention; trace this one",
+            "architectures in addition to attention; trace this one",
         )
     return Plan(shape=shape, work=work, attention_layers=shape.layers, mlp_layers=shape.layers)
 

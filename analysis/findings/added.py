@@ -49,13 +49,14 @@ _FAKE = re.compile(r"fake_?quant|obs_fq_helper", re.IGNORECASE)
 def second_gemm(c: Context) -> Found | None:
     """Two GEMMs through a low rank take as long as the GEMM that they replace."""
     rows = [g for g in c.phase.gemms if g.axis == "rank"]
-    dense = sum(g.dense_busy_ns or 0 for g in rows)
-    busy = sum(g.busy_ns for g in rows)
-    if not rows or busy < 0.9 * dense or c.is_little(busy):
+    recorded = sum(g.busy_ns for g in rows)
+    dense = c.in_dense_step(sum(g.dense_busy_ns or 0 for g in rows))
+    busy = c.in_step(recorded)
+    if not rows or busy < 0.9 * dense or c.is_little(recorded):
         return None
     return Found(
         text=f"two GEMMs through a low rank take {busy / dense:.2f} × the time of the dense one",
-        evidence=[f"{sized(g)}: {ms(g.busy_ns)}" for g in rows[:4]],
+        evidence=[f"{sized(g)}: {c.ms(g.busy_ns)}" for g in rows[:4]],
         change="use a lower rank, or leave the small matrices (k, v) dense",
         predicted_ns=busy - dense,
         explains=frozenset(g.role for g in rows[:4]),
@@ -86,7 +87,7 @@ def _less_of(c: Context, part: LedgerPart) -> str:
         return "keep the same dimensions in all layers: then no map is needed"
     if part.cls == MATMUL:
         return (
-            "see which products the dense model lacks (rows `added` of the GEMM table), and merge "
+            "see which GEMMs the dense model lacks (rows `added` of the GEMM table), and merge "
             "or remove them; where another op multiplies in their place, nothing was added"
         )
     if part.cls == ATTENTION and _attends_by_other_kernels(c):
@@ -141,12 +142,12 @@ def _masked_by_shape(c: Context, change: str) -> Found | None:
         return None
     return Found(
         severity=_severity(c, total),
-        text=f"{sum(one.pruned - one.dense for one in found)} products of the size of a weight run "
-        f"in every step that the dense model does not make: {ms(total)} a step, "
+        text=f"{sum(one.pruned - one.dense for one in found)} multiplications of the size of a "
+        f"weight run in every step that the dense model does not make: {c.ms(total)} a step, "
         f"{percent(_share(c, total), 1)} of the busy time; masks are applied anew at every call",
         evidence=[one.in_words for one in found[:3]],
         change=change,
-        predicted_ns=total,
+        predicted_ns=c.in_step(total),
     )
 
 
@@ -182,16 +183,16 @@ def fake_quantised(c: Context) -> Found | None:
     largest = sums.sort("busy", descending=True).head(4)
     return Found(
         severity=_severity(c, total),
-        text=f"fake quantisation runs in every step: {ms(total)}, {percent(_share(c, total), 1)} "
+        text=f"fake quantisation runs in every step: {c.ms(total)}, {percent(_share(c, total), 1)} "
         "of the busy time; it rounds as an integer format would, and multiplies as before",
         evidence=[
-            f"{shortened(op or '?')}: {ms(busy / c.kernels.num_steps)}"
+            f"{shortened(op or '?')}: {c.ms(busy / c.kernels.num_steps)}"
             for op, busy in largest.rows()
         ],
         change="time the model that will be deployed: torch.ao.quantization.convert(model), or "
         "without it model.apply(torch.ao.quantization.disable_fake_quant) and .disable_observer; "
         "remove a parametrisation by parametrize.remove_parametrizations(module, 'weight')",
-        predicted_ns=total,
+        predicted_ns=c.in_step(total),
     )
 
 
@@ -208,11 +209,11 @@ def _rounded_by_shape(c: Context) -> Found | None:
         severity=_severity(c, total),
         text="weights are rounded in every step and multiplied as before: "
         f"{sum(one.pruned - one.dense for one in found)} pointwise ops a step that the dense model "
-        f"does not run take {ms(total)}, {percent(_share(c, total), 1)} of the busy time",
+        f"does not run take {c.ms(total)}, {percent(_share(c, total), 1)} of the busy time",
         evidence=[one.in_words for one in found[:4]],
         change="round the weights once before timing, and time the model that will be deployed: "
         "kernels that multiply in the format that was rounded to",
-        predicted_ns=total,
+        predicted_ns=c.in_step(total),
     )
 
 
@@ -235,17 +236,17 @@ def added_adapter(c: Context) -> Found | None:
     products = rows.filter(pl.col("class") == MATMUL)["instance"].n_unique() / c.kernels.num_steps
     return Found(
         severity=_severity(c, total),
-        text=f"adapters were not merged: {products:g} low-rank products{rank} run beside the "
-        f"linears, {ms(total)} a step, {percent(_share(c, total), 1)} of the busy time",
+        text=f"adapters were not merged: {products:g} low-rank GEMMs{rank} run in addition to "
+        f"the linears, {c.ms(total)} a step, {percent(_share(c, total), 1)} of the busy time",
         evidence=[
             f"adapters of {names}"
             if names
-            else "two products through a low rank run where the dense model has the linear alone"
+            else "two GEMMs through a low rank run where the dense model has the linear alone"
         ],
         change="merge the adapters before timing the model: model = model.merge_and_unload() "
         "(peft), or W += s·B·A for a class of your own"
         + ("; then apply the mask again" if masked else ""),
-        predicted_ns=total,
+        predicted_ns=c.in_step(total),
     )
 
 
@@ -274,11 +275,11 @@ def _remade(
     by = ", ".join(sorted({str(m.applied) for m in held}))
     return Found(
         severity=_severity(c, total),
-        text=f"{len(held)} weights are computed anew at every call ({by}): {ms(total)} a step, "
+        text=f"{len(held)} weights are computed anew at every call ({by}): {c.ms(total)} a step, "
         f"{percent(_share(c, total), 1)} of the busy time",
         evidence=[f"{m.name}: {percent(m.zeros or 0)} zeros" for m in held[:3]],
         change=change,
-        predicted_ns=total,
+        predicted_ns=c.in_step(total),
     )
 
 
@@ -407,13 +408,14 @@ def residual_map(c: Context) -> Found | None:
     """GEMMs on the residual stream cost a good part of what narrower GEMMs save."""
     pairs = c.pairs or []
     maps = [p for p in pairs if p.axis == "added" and p.pruned and p.key[1] == "residual"]
-    cost = sum(p.pruned.busy for p in maps if p.pruned is not None)
+    recorded = sum(p.pruned.busy for p in maps if p.pruned is not None)
     saved = sum(
-        p.dense.busy - (p.pruned.busy if p.pruned is not None else 0.0)
+        c.in_dense_step(p.dense.busy) - c.in_step(p.pruned.busy if p.pruned is not None else 0.0)
         for p in pairs
         if p.dense is not None
     )
-    if not maps or cost < _SHARE * c.phase.wall_ns or cost < 0.25 * saved:
+    cost = c.in_step(recorded)
+    if not maps or recorded < _SHARE * c.phase.wall_ns or cost < 0.25 * saved:
         return None
     share = f"{percent(cost / saved)} of the {ms(saved)} that" if saved > 0 else "more than"
     first = maps[0].pruned
@@ -444,19 +446,13 @@ def _new_work_of(c: Context, purpose_: _Purpose) -> Found | None:
         return None
     return Found(
         severity="warning",
-        text=f"{purpose_.what} takes {ms(total)} of a recorded step "
-        f"({percent(total / c.phase.wall_ns, 1)}); the dense model does not do this",
-        evidence=[f"{shortened(e.work)} in {e.role}: {ms(e.ns)}" for e in entries[:4]],
+        text=f"{purpose_.what} takes {c.ms(total)} of the step "
+        f"({percent(c.share(total), 1)}); the dense model does not do this",
+        evidence=[f"{shortened(e.work)} in {e.role}: {c.ms(e.ns)}" for e in entries[:4]],
         change=purpose_.change,
-        predicted_ns=total / _profiler_overhead(c),
+        predicted_ns=c.in_step(total),
         explains=frozenset(role_or_kernel(e.role, e.work) for e in entries[:4]),
     )
-
-
-def _profiler_overhead(c: Context) -> float:
-    """Recorded ÷ unprofiled time of this work: 1 on a device."""
-    ratio = c.phase.observer_ratio
-    return 1.0 if ratio is None or c.kernels.on_device else max(1.0, ratio)
 
 
 def _new_work(c: Context) -> dict[_Purpose, list[_Entry]]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import msgspec
 import numpy as np
 import polars as pl
 
@@ -21,7 +20,7 @@ from prunescope.analysis.verdict.caveats import Caveat
 from prunescope.analysis.verdict.evidence import Detection, Evidence
 from prunescope.taxonomy.roles import UNPLACED
 from prunescope.taxonomy.run import PhaseRun
-from prunescope.taxonomy.words import shortened
+from prunescope.taxonomy.words import ms, shortened
 
 LITTLE = 0.001  # of the recorded wall; less is too little for a warning
 
@@ -82,6 +81,45 @@ class Context:
         """This phase in the baseline's run.json, None for a bare trace or without a baseline."""
         return self.baseline.run if self.baseline else None
 
+    def in_step(self, recorded_ns: float) -> float:
+        """Recorded busy time of the candidate, in the time base of its step in the ledger."""
+        return self.phase.in_step(recorded_ns)
+
+    def idle_in_step(self, recorded_ns: float) -> float:
+        """Recorded idle time of the candidate, in that time base."""
+        return self.phase.idle_in_step(recorded_ns)
+
+    def in_dense_step(self, recorded_ns: float) -> float:
+        """Recorded busy time of the baseline, in that time base."""
+        scale = self.phase.baseline.time_scale if self.phase.baseline else None
+        return recorded_ns if scale is None else scale.busy * recorded_ns
+
+    def ms(self, recorded_ns: float) -> str:
+        """`in_step` as text. Findings print every recorded time by it, so that it compares with the
+        step and its ledger; their rows are in that time base already (`words.ms`)."""
+        return ms(self.in_step(recorded_ns))
+
+    def idle_ms(self, recorded_ns: float) -> str:
+        """`idle_in_step` as text."""
+        return ms(self.idle_in_step(recorded_ns))
+
+    def dense_ms(self, recorded_ns: float) -> str:
+        """`in_dense_step` as text."""
+        return ms(self.in_dense_step(recorded_ns))
+
+    def share(self, recorded_ns: float) -> float:
+        """Recorded busy time as a share of the step, both in that time base."""
+        return self.in_step(recorded_ns) / self.step_ns if self.step_ns > 0 else 0.0
+
+    def idle_share(self, recorded_ns: float) -> float:
+        """Recorded idle time as such a share."""
+        return self.idle_in_step(recorded_ns) / self.step_ns if self.step_ns > 0 else 0.0
+
+    @property
+    def step_ns(self) -> float:
+        """The candidate's step in that time base."""
+        return self.phase.step_time_ns
+
     def is_little(self, ns: float) -> bool:
         """Whether a time is too small a part of the recorded step for a warning."""
         return ns < LITTLE * self.phase.wall_ns
@@ -109,27 +147,40 @@ def is_significant(row: Row | LedgerPart | None, *, of: float | None, share: flo
 def communication(row: Row | None) -> Row:
     """The part of a ledger row that is communication, which includes waiting for other ranks. Its
     interval and noise are the sums of those of its parts."""
-    parts = [part for part in row.parts if part.cls == "comm"] if row is not None else []
+    return _sum("communication", [p for p in row.parts if p.cls == "comm"] if row else [])
+
+
+def without_communication(row: Row | None) -> Row | None:
+    """The row less its communication. Its interval and noise are the narrower of two limits: the
+    sums of those of the parts that are left, which are wide where there are many, and those of the
+    whole row plus those of communication, which are wide where communication varies."""
+    comm = communication(row)
+    if row is None or not comm.moves_ns:
+        return row
+    rest = _sum(row.row, [part for part in row.parts if part.cls != "comm"])
+    if rest.noise_ns is not None and row.noise_ns is not None and comm.noise_ns is not None:
+        rest.noise_ns = min(rest.noise_ns, row.noise_ns + comm.noise_ns)
+    if rest.ci95 is not None and row.ci95 is not None and comm.ci95 is not None:
+        rest.ci95 = [
+            max(rest.ci95[0], row.ci95[0] - comm.ci95[1]),
+            min(rest.ci95[1], row.ci95[1] - comm.ci95[0]),
+        ]
+    return rest
+
+
+def _sum(name: str, parts: list[LedgerPart]) -> Row:
+    """A row of these parts, with the sums of their intervals and noise: upper limits, whatever the
+    parts have in common. Unknown where those of one part are."""
     ends = [part.ci95 for part in parts if part.ci95 is not None]
     noise = [part.noise_ns for part in parts if part.noise_ns is not None]
     known = len(ends) == len(parts) > 0
     return Row(
-        row="communication",
+        row=name,
         ns=sum(part.ns for part in parts),
         ci95=[sum(low for low, _ in ends), sum(high for _, high in ends)] if known else None,
         noise_ns=sum(noise) if len(noise) == len(parts) > 0 else None,
         parts=parts,
     )
-
-
-def without_communication(row: Row | None) -> Row | None:
-    """The row less its communication, with its interval and noise."""
-    comm = communication(row).moves_ns
-    if row is None or not comm:
-        return row
-    ci95 = [bound - comm for bound in row.ci95] if row.ci95 else None
-    parts = [part for part in row.parts if part.cls != "comm"]
-    return msgspec.structs.replace(row, ns=row.moves_ns - comm, ci95=ci95, parts=parts)
 
 
 def gains_nothing(c: Context, dense: pl.DataFrame, pruned: pl.DataFrame, *, least: float) -> bool:

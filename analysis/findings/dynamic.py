@@ -99,7 +99,7 @@ def reads_all_weights(c: Context) -> Found | None:
             f"FLOPs fall to {percent(1 - s)}, weight bytes to {percent(read, 1)} only, and decode "
             "is bound by weight bytes"
         ],
-        change="route whole sequences alike, serve smaller batches, or prune statically"
+        change="route all tokens of a sequence equally, serve smaller batches, or prune statically"
         + allocation(c),
     )
 
@@ -107,8 +107,8 @@ def reads_all_weights(c: Context) -> Found | None:
 @finding("below-break-even", "critical", needs_valid_times=True, compares=True)
 def below_break_even(c: Context) -> Found | None:
     """Block-sparse attention takes as long as dense attention."""
-    dense = _attention_ns(c.phase.baseline.roles) if c.phase.baseline else 0.0
-    pruned = _attention_ns(c.phase.roles)
+    dense = c.in_dense_step(_attention_ns(c.phase.baseline.roles)) if c.phase.baseline else 0.0
+    pruned = c.in_step(_attention_ns(c.phase.roles))
     blocks = any(one.skips_blocks for one in _families(c))
     if not blocks or not dense or pruned < _GAIN * dense or c.baseline_kernels is None:
         return None

@@ -164,11 +164,12 @@ def gemm_outlier(c: Context) -> Found | None:
     first = outliers[0]
     slower = "pruned" if first.pruned > first.dense else "dense"
     return Found(
-        text=f"the same GEMM, {_sized(first.call)}, takes {ms(first.dense)} in the dense run and "
-        f"{ms(first.pruned)} in the pruned one: the kernel chosen, or what ran at the same time, "
-        "differs",
+        text=f"the same GEMM, {_sized(first.call)}, takes {c.dense_ms(first.dense)} in the dense "
+        f"run and {c.ms(first.pruned)} in the pruned one: the kernel chosen, or what ran at the "
+        "same time, differs",
         evidence=[
-            f"{_sized(o.call)}: {ms(o.dense)} → {ms(o.pruned)} a call, {shortened(o.call.kernel)}"
+            f"{_sized(o.call)}: {c.dense_ms(o.dense)} → {c.ms(o.pruned)} a call, "
+            f"{shortened(o.call.kernel)}"
             for o in outliers[:4]
         ],
         change=f"look at this call in the {slower} trace, and capture it again before relying on "

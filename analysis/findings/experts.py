@@ -22,7 +22,7 @@ from prunescope.analysis.schema.report import GemmRow, Phase
 from prunescope.taxonomy.dtypes import itemsize
 from prunescope.taxonomy.expert_routing import expert_load, fullest_expert
 from prunescope.taxonomy.roles import BACKWARD
-from prunescope.taxonomy.words import ms, percent, shortened
+from prunescope.taxonomy.words import percent, shortened
 
 _ALIKE = 0.5  # of the share of experts that are gone: saved reads below it are alike
 _WORTH = 0.1  # of the experts that a step reads: fewer of them are no gain to plan with
@@ -112,7 +112,7 @@ def _saved(dense: _Side, pruned: _Side, tokens: int) -> float:
 def _memory(c: Context) -> Iterable[str]:
     share = c.phase.sparsity.get("parameters")
     if share:
-        yield f"{percent(share)} of the parameters are gone from memory"
+        yield f"{percent(share)} of the parameters are removed from memory"
 
 
 def _bytes(c: Context, *, of_dense: bool) -> float:
@@ -126,7 +126,7 @@ def _bytes(c: Context, *, of_dense: bool) -> float:
 
 @finding("experts-on-all-tokens", "info")
 def experts_on_all_tokens(c: Context) -> Found | None:
-    """Every token goes through all experts of a layer, in one batched product, not the chosen ones.
+    """Every token goes through all experts of a layer, in one batched GEMM, not the chosen ones.
 
     Its FLOPs then fall with the number of experts, which those of routed experts do not.
     """
@@ -144,7 +144,8 @@ def experts_on_all_tokens(c: Context) -> Found | None:
         f"layer{moved}: the FLOPs of experts follow their number, so that fewer experts can save "
         "time; if only the chosen ones ran, FLOPs would stay",
         evidence=[
-            f"batched products of {first.batch} experts with {first.m} rows each: {ms(busy)} a step"
+            f"batched products of {first.batch} experts with {first.m} rows each: {c.ms(busy)} a "
+            "step"
         ],
         change="run the experts with grouped kernels, which multiply a token by its own alone; "
         "there FLOPs stay as they are with fewer experts",
@@ -200,10 +201,10 @@ def routing_cost(c: Context) -> Found | None:
     sums = names.agg(pl.col("busy").sum(), pl.len()).sort("busy", "shown", descending=[True, False])
     products = frame.filter((role == EXPERTS) & (pl.col("class") == "matmul"))
     return Found(
-        text=f"choosing experts and moving rows to them takes {percent(busy / c.phase.wall_ns)} of "
-        f"the step ({ms(busy)}); their GEMMs take {ms(int(products['busy'].sum()) / steps)}",
+        text=f"choosing experts and moving rows to them takes {percent(c.share(busy))} of "
+        f"the step ({c.ms(busy)}); their GEMMs take {c.ms(int(products['busy'].sum()) / steps)}",
         evidence=[
-            f"{shortened(str(row['shown']))}: {ms(row['busy'] / steps)} in "
+            f"{shortened(str(row['shown']))}: {c.ms(row['busy'] / steps)} in "
             f"{row['len'] / steps:.0f} kernels a step"
             for row in sums.head(4).iter_rows(named=True)
         ],
@@ -227,7 +228,7 @@ class _Copies:
 
 @finding("experts-copied", "warning")
 def experts_copied(c: Context) -> Found | None:
-    """Every token copies the matrices of its experts, and its products read the copies."""
+    """Every token copies the matrices of its experts, and its GEMMs read the copies."""
     found = _copies(c.kernels)
     if found is None or found.busy < LITTLE * c.phase.wall_ns:
         return None
@@ -236,18 +237,18 @@ def experts_copied(c: Context) -> Found | None:
     alike = dense is not None and dense.each == found.each
     return Found(
         text="every token copies the matrices of its experts, and multiplies by the copies: "
-        f"{found.each} copies in a layer, {size}{ms(found.busy)} a step, "
-        f"{percent(found.busy / c.phase.wall_ns)} of it",
+        f"{found.each} copies in a layer, {size}{c.ms(found.busy)} a step, "
+        f"{percent(c.share(found.busy))} of it",
         evidence=[
-            f"{found.op}: {ms(found.busy)} in {found.kernels:.0f} kernels a step",
-            "the products read every copy, where grouped kernels read an expert once for all of "
+            f"{found.op}: {c.ms(found.busy)} in {found.kernels:.0f} kernels a step",
+            "its GEMMs read every copy, where grouped kernels read an expert once for all of "
             "its tokens",
             *(["the dense model makes as many copies: fewer experts save none"] if alike else []),
         ],
         change="run the experts with grouped kernels: "
         'model.set_experts_implementation("grouped_mm") in transformers, or the fused kernel of a '
         "serving engine",
-        predicted_ns=found.busy,
+        predicted_ns=c.in_step(found.busy),
         explains=frozenset([EXPERTS]),
     )
 

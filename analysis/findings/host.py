@@ -36,7 +36,7 @@ _LINES = 3
 
 def large_share(c: Context, ns: float) -> float | None:
     """Idle time as a share of the step, None below MUCH and without a device."""
-    share = _share(c, ns)
+    share = c.idle_share(ns)
     return share if c.kernels.on_device and share >= MUCH else None
 
 
@@ -45,25 +45,21 @@ def idle_ns(c: Context, cause: str) -> float:
     return cause_sums(c.kernels.frame)[cause] / c.kernels.num_steps
 
 
-def _share(c: Context, ns: float) -> float:
-    return ns / c.phase.wall_ns if c.phase.wall_ns else 0.0
-
-
 @finding("first-calls", "warning", needs_one_clock=True)
 def first_calls(c: Context) -> Found | None:
     """The device idles during first calls or compilation, which no later step holds."""
     ns = idle_ns(c, "first_call")
-    share = _share(c, ns)
+    share = c.idle_share(ns)
     if share < SOME:
         return None
-    wall, steps = c.phase.wall_ns, c.kernels.num_steps
+    steps = c.kernels.num_steps
     which = "the step is cold" if steps == 1 else f"of {steps} steps, some are cold"
     return Found(
         severity="warning" if share >= MUCH else "info",
-        text=f"{which}: the device waits {ms(ns)} ({percent(share)} of "
+        text=f"{which}: the device waits {c.idle_ms(ns)} ({percent(share)} of "
         f"{'the' if steps == 1 else 'a mean'} step) for first calls or compilation, which a later "
-        f"step does not make; without them it takes {ms(wall - ns)}",
-        evidence=[f"{ms(long)}: {shortened(what)}" for what, long in c.kernels.first_calls],
+        f"step does not make; without them it takes {ms(c.step_ns - c.idle_in_step(ns))}",
+        evidence=[f"{c.idle_ms(long)}: {shortened(what)}" for what, long in c.kernels.first_calls],
         change=f"run a few steps before the profiler starts ({c.kernels.recorder.warm}), and "
         "compare warm steps only",
     )
@@ -73,7 +69,7 @@ def first_calls(c: Context) -> Found | None:
 def allocator_calls(c: Context) -> Found | None:
     """The device idles while the host allocates or frees memory."""
     ns = idle_ns(c, "allocator")
-    share = _share(c, ns)
+    share = c.idle_share(ns)
     if share < SOME:
         return None
     calls, steps = c.kernels.allocations, c.kernels.num_steps
@@ -88,13 +84,16 @@ def allocator_calls(c: Context) -> Found | None:
         severity="warning" if share >= MUCH else "info",
         text=f"the device idles for {percent(share)} of the step while the host allocates or frees "
         f"memory ({', '.join(counts[:_LINES])} a step): {why}",
-        evidence=[f"{ms(ns)} of {ms(c.phase.gap_ns)} idle time lie in calls of the allocator"],
+        evidence=[
+            f"{c.idle_ms(ns)} of {c.idle_ms(c.phase.gap_ns)} idle time lie in calls of the "
+            "allocator"
+        ],
         change="let the caching allocator keep its memory: unset "
         "PYTORCH_NO_CUDA_MEMORY_CACHING (PYTORCH_NO_HIP_MEMORY_CACHING on ROCm), call no "
         "torch.cuda.empty_cache() in a step, and leave memory free"
         if frees
         else "run a few steps before the profiler starts: a pool that has grown makes no calls",
-        predicted_ns=ns if frees else None,
+        predicted_ns=c.idle_in_step(ns) if frees else None,
     )
 
 
@@ -102,7 +101,7 @@ def allocator_calls(c: Context) -> Found | None:
 def host_collectives(c: Context) -> Found | None:
     """The step waits while threads of the host carry out collectives."""
     ns = idle_ns(c, "collective")
-    share = _share(c, ns)
+    share = c.idle_share(ns)
     if share < MUCH:
         return None
     idle = c.phase.gap_ns
@@ -111,7 +110,7 @@ def host_collectives(c: Context) -> Found | None:
     return Found(
         text=f"for {percent(share)} of the step {where} while other threads of the host are in "
         f"{names}",
-        evidence=[f"{ms(ns)} of {ms(idle)} without work ({percent(ns / idle)})"],
+        evidence=[f"{c.idle_ms(ns)} of {c.idle_ms(idle)} without work ({percent(ns / idle)})"],
         change="overlap this communication: start collectives while the backward pass still runs "
         "(buckets of gradients), send less, or use a faster backend between the ranks",
     )
@@ -186,7 +185,8 @@ def host_work(c: Context) -> Found | None:
         text=f"the device idles for {percent(share)} of the step while the host {first.text}: "
         "neither smaller kernels nor a CUDA graph shorten that",
         evidence=[
-            f"{ms(one.shown / steps)} {one.line}{one.around(steps)}" for one in work[:_LINES]
+            f"{c.idle_ms(one.shown / steps)} {one.line}{one.around(c, steps)}"
+            for one in work[:_LINES]
         ],
         change=first.change,
     )
@@ -204,11 +204,11 @@ def long_gaps(frame: pl.DataFrame) -> pl.DataFrame | None:
 
 @finding("long-gap", "warning")
 def long_gap(c: Context) -> Found | None:
-    """On a CPU, most of the time between ops is one gap of a step: that is no dispatch."""
+    """On a CPU, most of the time between ops is one gap of a step: the cause is not dispatch."""
     if c.kernels.on_device or c.kernels.device_unseen:
         return None
     gaps, steps = long_gaps(c.kernels.frame), c.kernels.num_steps
-    if gaps is None or (share := _share(c, int(gaps["long"].sum()) / steps)) < MUCH:
+    if gaps is None or (share := c.idle_share(int(gaps["long"].sum()) / steps)) < MUCH:
         return None
     by = gaps.group_by("host_activity").agg(
         pl.col("long").sum(),
@@ -223,11 +223,11 @@ def long_gap(c: Context) -> Found | None:
     return Found(
         text=f"for {percent(share)} of the step no op runs in one gap"
         f"{'' if steps == 1 else f' a step (in {len(gaps)} of {steps} steps)'}, "
-        f"{_place(names[0])}: that is no dispatch"
+        f"{_place(names[0])}: the cause is not dispatch"
         + ", but an interruption: the call usually takes a small part of this"
         * interrupted,
         evidence=[
-            f"{ms(ns / count)} {_place(name)}, before {before[:100]}"
+            f"{c.idle_ms(ns / count)} {_place(name)}, before {before[:100]}"
             f"{f' ({count} times)' if count > 1 else ''}"
             for name, ns, before, count, _ in by.head(_LINES).iter_rows()
         ],
@@ -265,9 +265,9 @@ class _Work(NamedTuple):
     line: str
     activity: _Activity
 
-    def around(self, steps: int) -> str:
+    def around(self, c: Context, steps: int) -> str:
         """The length of the gaps, where the named work does not fill them."""
-        return f", within gaps of {ms(self.ns / steps)}" if self.shown < self.ns else ""
+        return f", within gaps of {c.idle_ms(self.ns / steps)}" if self.shown < self.ns else ""
 
 
 def _host_work(frame: pl.DataFrame) -> list[_Work]:

@@ -69,25 +69,26 @@ def launch_bound(c: Context) -> Found | None:
     if share is None:
         return None
     stacks = c.kernels.stacks
+    copies = int(c.kernels.frame["idle_copy_launch"].sum()) / steps
+    launches = spared + idle_ns(c, "device") + copies
     return Found(
         severity="critical" if share > _MOST and not stacks else "warning",
         text=f"launch-bound: the device waits for a late host for {percent(share)} of the step "
-        f"(it idles for {percent(idle / phase.wall_ns)}); smaller kernels do not shorten that",
+        f"(it idles for {percent(c.idle_share(idle))}); smaller kernels do not shorten that",
         evidence=[
             *[_stacks(stacks)] * bool(stacks),
-            f"in {ms(spared)} of {ms(idle)} idle time the host ran ops or calls (or nothing, for "
-            "less than 1 ms) before a launch that it began after the device had finished all work",
+            f"in {c.idle_ms(spared)} of {c.idle_ms(idle)} idle time the host ran ops or calls (or "
+            "nothing, for less than 1 ms) before a launch that it began after the device had "
+            "finished all work",
             *_longest(c),
             *[
-                f"in another {ms(other)} it loaded data, computed ops itself, stood still, or did "
-                "other work than dispatch"
+                f"in another {c.idle_ms(other)} it loaded data, computed ops itself, stood still, "
+                "or did other work than dispatch"
             ]
             * bool(other),
         ],
         change=_fewer_launches(c),
-        predicted_ns=spared
-        if c.kernels.is_replay
-        else spared + idle_ns(c, "device") + int(c.kernels.frame["idle_copy_launch"].sum()) / steps,
+        predicted_ns=c.idle_in_step(spared if c.kernels.is_replay else launches),
     )
 
 
@@ -99,7 +100,11 @@ def _longest(c: Context) -> list[str]:
     by = by.sort("ns", "host_activity", descending=[True, False]).head(2)
     least = NAMED * c.kernels.wall
     steps = c.kernels.num_steps
-    return [f"{ms(ns / steps)} of it in {shortened(n)}" for n, ns in by.iter_rows() if ns >= least]
+    return [
+        f"{c.idle_ms(ns / steps)} of it in {shortened(n)}"
+        for n, ns in by.iter_rows()
+        if ns >= least
+    ]
 
 
 def _stacks(calls: int) -> str:
@@ -121,7 +126,7 @@ def _fewer_launches(c: Context) -> str:
         else "torch.cuda.graph, or torch.compile(mode='reduce-overhead')"
     )
     stops = c.kernels.stops
-    first = f", once the {stops} of a step are gone: no graph can hold them" if stops else ""
+    first = f", once the {stops} of a step are removed: no graph can hold them" if stops else ""
     if c.kernels.frame["idle_computed"].sum() >= NAMED * c.kernels.wall:
         first = f", once the ops that the host computes run on the device{first}"
     return f"capture the step in a CUDA graph ({how}){first}, or batch more"
@@ -133,11 +138,10 @@ def late_first_launch(c: Context) -> Found | None:
     linked = c.kernels.linked
     if c.kernels.windows.source == "whole" or linked.launch_latency_ns is None:
         return None
-    idle, steps = (
-        linked.launch_latency_ns - (linked.launch_latency_busy_ns or 0),
-        c.kernels.num_steps,
-    )
-    whole = c.phase.wall_ns + linked.launch_latency_ns / steps
+    steps = c.kernels.num_steps
+    busy = linked.launch_latency_busy_ns or 0
+    idle = c.idle_in_step(linked.launch_latency_ns - busy)
+    whole = c.step_ns + (c.in_step(busy) + idle) / steps
     if not c.kernels.on_device or idle < SOME * whole:
         return None
     if linked.host_runs_ahead:
@@ -150,9 +154,9 @@ def late_first_launch(c: Context) -> Found | None:
         text=f"{begins} with {ms(idle)} on the host in which the device runs nothing "
         f"({_share_of_latency(idle, whole, steps)}), which its wall time does not contain: with it "
         f"{'the' if steps == 1 else 'a mean'} step takes {ms(whole)}, of which the device is "
-        f"busy for {percent(c.phase.busy_ns / whole)}",
+        f"busy for {percent(c.in_step(c.phase.busy_ns) / whole)}",
         evidence=[
-            f"the step's annotation begins {ms(linked.launch_latency_ns)} before its {first}"
+            f"the step's annotation begins {c.idle_ms(linked.launch_latency_ns)} before its {first}"
         ],
         change="find out what the host does before the first kernel (data, preprocessing, the "
         "first call of a kernel)"
@@ -161,17 +165,18 @@ def late_first_launch(c: Context) -> Found | None:
     )
 
 
-def _lead_once(c: Context, idle: int) -> Found:
+def _lead_once(c: Context, idle: float) -> Found:
     """The lead of steps that the host launches while the device still runs the step before."""
     return Found(
         severity="info",
         text=f"the first of {c.kernels.num_steps} steps begins with {ms(idle)} on the host in "
         "which the device runs nothing; the host launches the steps after it before the device "
         f"has finished the one before, so that no later step waits: a step takes "
-        f"{ms(c.phase.wall_ns)}",
+        f"{ms(c.step_ns)}",
         evidence=[
-            f"the annotation of the first step begins {ms(c.kernels.linked.launch_latency_ns or 0)}"
-            " before its first event on the device"
+            "the annotation of the first step begins "
+            f"{c.idle_ms(c.kernels.linked.launch_latency_ns or 0)} before its first event on the "
+            "device"
         ],
         change=None,
     )
@@ -191,8 +196,8 @@ def host_waits(c: Context) -> Found | None:
     share = large_share(c, copies + waits)
     if share is None:
         return None
-    parts = [f"copy calls ({ms(copies)})"] * bool(copies)
-    parts += [f"calls that wait for the device ({ms(waits)})"] * bool(waits)
+    parts = [f"copy calls ({c.idle_ms(copies)})"] * bool(copies)
+    parts += [f"calls that wait for the device ({c.idle_ms(waits)})"] * bool(waits)
     return Found(
         text=f"the device idles for {percent(share)} of the step while the host is in "
         f"{' and '.join(parts)}: neither smaller kernels nor a CUDA graph shorten that",
@@ -209,15 +214,15 @@ def earlier_work(c: Context) -> Found | None:
     share = large_share(c, held)
     if share is None:
         return None
-    rest = c.phase.wall_ns - held
+    rest = c.step_ns - c.idle_in_step(held)
     return Found(
         text=f"the trace shows nothing on the device for {percent(share)} of the step, at its very "
         "beginning, although the next kernel had been launched: most likely work ran that was "
         f"launched before the profiler started; without this time a step takes {ms(rest)}, of "
-        f"which the device is busy for {percent(c.phase.busy_ns / rest)}",
+        f"which the device is busy for {percent(c.in_step(c.phase.busy_ns) / rest)}",
         evidence=[
-            f"{ms(held)} before the first kernel of its stream, which was launched before this "
-            "time or soon after its start"
+            f"{c.idle_ms(held)} before the first kernel of its stream, which was launched before "
+            "this time or soon after its start"
         ],
         change="synchronise before the profiler starts, or skip its first step "
         f"({c.kernels.recorder.warm})",
@@ -267,15 +272,16 @@ def graph_idle(c: Context) -> Found | None:
         return None
     before = int(frame["idle_unknown"].filter(pl.Series(c.kernels.linked.replayed)).sum()) / steps
     return Found(
-        text=f"replays of CUDA graphs idle for {ms(ns)} of the step "
-        f"({percent(ns / c.phase.wall_ns)}) between their own kernels: the trace lacks kernels "
+        text=f"replays of CUDA graphs idle for {c.idle_ms(ns)} of the step "
+        f"({percent(c.idle_share(ns))}) between their own kernels: the trace lacks kernels "
         "that ran there, or the graph contains work of the host; busy time and shares by kind are "
         "lower bounds",
         evidence=[
-            f"{len(gaps) / steps:g} gaps of more than 1 ms a step; the longest is {ms(max(gaps))}",
+            f"{len(gaps) / steps:g} gaps of more than 1 ms a step; the longest is "
+            f"{c.idle_ms(max(gaps))}",
             *[
-                f"another {ms(before)} before the first events of replays that had been launched: "
-                "a stream waited, or the trace lacks kernels there too"
+                f"another {c.idle_ms(before)} before the first events of replays that had been "
+                "launched: a stream waited, or the trace lacks kernels there too"
             ]
             * bool(before),
         ],
@@ -290,7 +296,7 @@ def _largest(c: Context, *causes: str) -> list[str]:
     sums = sums.sort(["gap", "name"], descending=[True, False]).head(3)
     steps = c.kernels.num_steps
     return [
-        f"{ms(gap / steps)} in {count / steps:g} gap{'s' * (count != steps)} before "
+        f"{c.idle_ms(gap / steps)} in {count / steps:g} gap{'s' * (count != steps)} before "
         f"{shortened(name or '?')}"
         for name, gap, count in sums.iter_rows()
     ]

@@ -32,6 +32,7 @@ class _Cost:
     name: str
     busy: float
     efficiency: float | None
+    ideal: float
     untouched: bool
     kernel: str
     kind: str | None
@@ -53,7 +54,7 @@ def largest_cost(c: Context) -> Found | None:
     first = costs[0]
     return Found(
         severity="warning" if first.slow else "info",
-        text="; ".join(_sentence(one, c.phase.wall_ns) for one in costs[:3]),
+        text="; ".join(_sentence(c, one) for one in costs[:3]),
         evidence=[
             *(
                 f"{shortened(one.name, 40)}: its largest kernel is {shortened(one.kernel)}"
@@ -65,8 +66,10 @@ def largest_cost(c: Context) -> Found | None:
     )
 
 
-def _sentence(one: _Cost, wall: float) -> str:
-    text = f"{shortened(one.name)} takes {percent(one.busy / wall)} of the step ({ms(one.busy)})"
+def _sentence(c: Context, one: _Cost) -> str:
+    text = (
+        f"{shortened(one.name)} takes {percent(c.share(one.busy))} of the step ({c.ms(one.busy)})"
+    )
     facts = []
     if one.slow and one.efficiency is not None:
         low = one.efficiency < _LEAST
@@ -80,10 +83,10 @@ def _larger(c: Context, first: _Cost) -> Iterator[str]:
     """The kind of kernel that takes more time than the first cost, at a higher efficiency."""
     kind, ns = max(c.phase.kinds.items(), key=lambda one: one[1], default=("", 0.0))
     rows = [row for _, rows in _groups(c) for row in rows if row["kind"] == kind]
-    share = _efficiency(rows)
+    share = _efficiency(c, rows)
     if ns > first.busy and share is not None and share > (first.efficiency or 0.0):
         yield (
-            f"kernels of kind {kind} take more ({ms(ns)}), with a roofline efficiency of "
+            f"kernels of kind {kind} take more ({c.ms(ns)}), with a roofline efficiency of "
             f"{percent(share)}"
         )
 
@@ -96,10 +99,7 @@ def _change(one: _Cost) -> str:
     closer = "try another kernel, larger batches or fused ops"
     if one.name == ATTENTION:
         closer = "compare the backends of scaled_dot_product_attention, and their tiles"
-    return (
-        f"look at the kernel named: the peaks allow {ms(one.busy * (one.efficiency or 0.0))}; "
-        f"{closer}"
-    )
+    return f"look at the kernel named: the peaks allow {ms(one.ideal)}; {closer}"
 
 
 def _costs(c: Context) -> Iterator[_Cost]:
@@ -115,7 +115,8 @@ def _costs(c: Context) -> Iterator[_Cost]:
         cost = _Cost(
             name=name,
             busy=busy,
-            efficiency=_efficiency(rows),
+            efficiency=_efficiency(c, rows),
+            ideal=sum(row["ideal"] for row in rows),
             untouched=pruned and at <= c.untouched,
             kernel=largest["name"] or "?",
             kind=largest["kind"],
@@ -152,10 +153,11 @@ def _groups(c: Context) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     yield from groups.items()
 
 
-def _efficiency(rows: list[dict[str, Any]]) -> float | None:
-    """Ideal ÷ time; None where most of the time is latency-bound or has no known bound."""
+def _efficiency(c: Context, rows: list[dict[str, Any]]) -> float | None:
+    """Ideal ÷ time of the step; None where most of the time is latency-bound or has no known
+    bound."""
     busy, bounded, short = (sum(row[key] for row in rows) for key in ("busy", "bounded", "short"))
     ideal, ran = (sum(row[key] for row in rows) for key in ("ideal", "ran"))
     if bounded < _MOST * busy or 2 * short > busy:
         return None
-    return float(ideal / clock(busy, ran)) if busy else None
+    return float(ideal / c.in_step(clock(busy, ran))) if busy else None

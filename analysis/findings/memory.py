@@ -23,7 +23,7 @@ from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.ledger.experts import EXPERTS
 from prunescope.taxonomy.gemm import Gemm
 from prunescope.taxonomy.roles import BACKWARD, WEIGHT_ROLES
-from prunescope.taxonomy.words import ms, percent, shortened
+from prunescope.taxonomy.words import percent, shortened
 
 _DECOMPRESS = re.compile(
     r"decompress|sparse\w*_to_dense|(?:^|::)_?to_dense|unpack_?(?:bit|2_?4|24|sparse)",
@@ -69,14 +69,14 @@ def decompressed(c: Context) -> Found | None:
     )
     return Found(
         severity="critical" if total > 0.05 * c.phase.busy_ns else "warning",
-        text=f"weights are made dense again in every step ({ms(total)}), and dense GEMMs read "
+        text=f"weights are made dense again in every step ({c.ms(total)}), and dense GEMMs read "
         "them: the format saves memory, but no time",
         evidence=[
-            f"{role}: {shortened(work)} {ms(busy / steps)}"
+            f"{role}: {shortened(work)} {c.ms(busy / steps)}"
             for role, work, busy in shown.head(4).rows()
         ],
         change="use a kernel that reads compressed weights, or apply the mask once before the run",
-        predicted_ns=total,
+        predicted_ns=c.in_step(total),
         explains=frozenset(shown["role"].head(4)),
     )
 
@@ -158,13 +158,13 @@ def weight_copied(c: Context) -> Found | None:
     return Found(
         severity="critical" if share > _MUCH else "warning",
         text=f"the weight{'s' if several else ''} of {names} {'are' if several else 'is'} copied "
-        f"at every call: {size}{ms(total)} a step, {percent(share)} of it",
+        f"at every call: {size}{c.ms(total)} a step, {percent(c.share(total))} of it",
         evidence=[
-            f"{one.role}: {one.rows}×{one.columns}, {one.count:g} a step, {ms(one.busy)}"
+            f"{one.role}: {one.rows}×{one.columns}, {one.count:g} a step, {c.ms(one.busy)}"
             for one in copies[:4]
         ],
         change=copies[0].change,
-        predicted_ns=total,
+        predicted_ns=c.in_step(total),
         explains=frozenset(one.role for one in copies),
     )
 
@@ -236,22 +236,22 @@ def _change(kernels: Kernels, call: int, gemm: Gemm) -> str:
 
 @finding("unfused-attention", "warning")
 def unfused_attention(c: Context) -> Found | None:
-    """Attention runs as separate matrix products and a softmax, and takes much of the step."""
+    """Attention runs as separate GEMMs and a softmax, and takes much of the step."""
     rows = c.kernels.frame.filter(pl.col("role").is_in(_ROLES))
     steps, kind = c.kernels.num_steps, pl.col("kind").cast(pl.String)
-    named = pl.when(kind.is_in(GEMM_KINDS)).then(pl.lit("products")).otherwise(kind).alias("part")
+    named = pl.when(kind.is_in(GEMM_KINDS)).then(pl.lit("GEMMs")).otherwise(kind).alias("part")
     sums = rows.group_by(named).agg(pl.col("busy").sum()).sort("busy", "part", descending=True)
     parts = {part: busy / steps for part, busy in sums.iter_rows() if busy}
     total = sum(parts.values())
-    products, softmax = parts.get("products", 0.0), parts.get("softmax", 0.0)
+    products, softmax = parts.get("GEMMs", 0.0), parts.get("softmax", 0.0)
     if not products or not softmax or "attention" in parts:  # those score blocks for a fused one
         return None
     if not c.phase.wall_ns or total < _LARGE * c.phase.wall_ns:
         return None
     return Found(
-        text=f"attention runs unfused and takes {percent(total / c.phase.wall_ns)} of the step "
-        f"({ms(total)}): its scores are written to memory and read again",
-        evidence=[f"{name}: {ms(ns)}" for name, ns in parts.items()],
+        text=f"attention runs unfused and takes {percent(c.share(total))} of the step "
+        f"({c.ms(total)}): its scores are written to memory and read again",
+        evidence=[f"{name}: {c.ms(ns)}" for name, ns in parts.items()],
         change=_fuse(c, rows.filter(kind == "softmax").height / steps),
         explains=frozenset(rows["role"].unique()),
     )

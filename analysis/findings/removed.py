@@ -16,7 +16,7 @@ from prunescope.analysis.ledger.gemms import Call
 from prunescope.analysis.verdict.detectors.zeros import MANY_ZEROS
 from prunescope.analysis.verdict.evidence import matrices
 from prunescope.taxonomy.families import cutting, known
-from prunescope.taxonomy.words import ms, percent
+from prunescope.taxonomy.words import percent
 
 _GAIN = 0.95  # of the dense time; 2:4 kernels that take more gain nothing
 
@@ -69,11 +69,12 @@ def nothing_removed(c: Context) -> Found | None:
 def sparse_without_gain(c: Context) -> Found | None:
     """2:4 sparse kernels ran and were no faster than the dense ones."""
     rows = [g for g in c.phase.gemms if g.axis == "2:4" and g.dense_busy_ns]
-    dense = sum(g.dense_busy_ns or 0 for g in rows)
-    busy = sum(g.busy_ns for g in rows)
-    if not rows or busy < _GAIN * dense or c.is_little(busy) or not _is_sure(c):
+    recorded = sum(g.busy_ns for g in rows)
+    dense = c.in_dense_step(sum(g.dense_busy_ns or 0 for g in rows))
+    busy = c.in_step(recorded)
+    if not rows or busy < _GAIN * dense or c.is_little(recorded) or not _is_sure(c):
         return None
-    shapes = [f"{sized(g)}: {ms(g.dense_busy_ns or 0)} → {ms(g.busy_ns)}" for g in rows]
+    shapes = [f"{sized(g)}: {c.dense_ms(g.dense_busy_ns or 0)} → {c.ms(g.busy_ns)}" for g in rows]
     return Found(
         text=f"2:4 kernels ran and take {busy / dense:.2f} × the time of the dense ones",
         evidence=shapes[:4],
@@ -119,7 +120,7 @@ def sparse_padded(c: Context) -> Found | None:
         if grown:
             lines.append(f"{new.role}: {', '.join(grown)}")
             roles.add(new.role)
-            lost += max(0.0, new.busy - old.busy)
+            lost += max(0.0, c.in_step(new.busy) - c.in_dense_step(old.busy))
             busy += new.busy
             wasted = max(wasted, 1 - old.gemm.flop / new.gemm.flop)
     if not lines or c.is_little(busy):

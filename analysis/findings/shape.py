@@ -14,9 +14,14 @@ from typing import Any
 import polars as pl
 
 from prunescope.analysis.device.cores import has_scalar_loads, on_cuda_cores
-from prunescope.analysis.device.good import NEAR, Tiling, aligned_neighbours, good_neighbours
 from prunescope.analysis.device.hardware import Device
 from prunescope.analysis.device.tiles import ALIGNED, GOOD, HALF
+from prunescope.analysis.device.wave_aligned import (
+    NEAR,
+    Tiling,
+    aligned_neighbours,
+    wave_aligned_neighbours,
+)
 from prunescope.analysis.findings.allocate import allocation
 from prunescope.analysis.findings.context import Context, role_or_kernel
 from prunescope.analysis.findings.registry import Found, finding
@@ -92,8 +97,8 @@ def unaligned(c: Context) -> Found | None:
     if not bad or c.is_little(busy):
         return None
     return Found(
-        text=f"{len({id(g) for g, _, _ in bad})} pruned GEMMs ({ms(busy)} a step) have dimensions "
-        "that tensor-core kernels cannot load aligned",
+        text=f"{len({id(g) for g, _, _ in bad})} pruned GEMMs ({c.ms(busy)} a step) have "
+        "dimensions that tensor-core kernels cannot load aligned",
         evidence=[line for _, line, _ in bad[:4]],
         change=f"round the kept dimension up to a multiple of {GOOD} (--set align={GOOD}): "
         f"{_some([where for _, _, where in bad])}",
@@ -124,7 +129,7 @@ def cuda_cores(c: Context) -> Found | None:
     rows = list(shown.iter_rows(named=True))
     is_unaligned = any(_odd(gemm, row["dtype"]) for row in rows if (gemm := _gemm(c, row)))
     return Found(
-        text=f"GEMM kernels that take {ms(busy)} of the busy time run on CUDA cores"
+        text=f"GEMM kernels that take {c.ms(busy)} of the busy time run on CUDA cores"
         f"{_rates(faster)}",
         evidence=[_line(c, row) for row in rows[:4]],
         change=_change(c, formats, faster, is_unaligned=is_unaligned),
@@ -164,7 +169,7 @@ def _rates(faster: dict[str, float]) -> str:
 
 def _line(c: Context, row: dict[str, Any]) -> str:
     """A kernel's name and busy time, and its GEMM and dtype where they are known."""
-    dtype, cost, name = row["dtype"], ms(row["busy"]), shortened(str(row["name"]))
+    dtype, cost, name = row["dtype"], c.ms(row["busy"]), shortened(str(row["name"]))
     gemm = _gemm(c, row)
     if gemm is None or dtype is None:
         return f"{name}: {cost}"
@@ -220,8 +225,8 @@ def unaligned_operands(c: Context) -> Found | None:
         return None
     order = sums.sort("busy", *keys, descending=[True] + [False] * len(keys)).head(4)
     return Found(
-        text=f"{ms(busy)} of GEMM time is in kernels for operands that are not aligned (…align1), "
-        "which load one element at a time",
+        text=f"{c.ms(busy)} of GEMM time is in kernels for operands that are not aligned "
+        "(…align1), which load one element at a time",
         evidence=[_unaligned_line(c, row) for row in order.iter_rows(named=True)],
         change="make leading dimensions a multiple of 16 bytes (8 elements of 16 bits or 4 of 32): "
         "pad them, or prune to such a multiple",
@@ -231,7 +236,7 @@ def unaligned_operands(c: Context) -> Found | None:
 
 def _unaligned_line(c: Context, row: dict[str, Any]) -> str:
     """A kernel of unaligned operands, with the unaligned sizes where they are known."""
-    cost, name = ms(row["busy"] / c.kernels.num_steps), str(row["name"])
+    cost, name = c.ms(row["busy"] / c.kernels.num_steps), str(row["name"])
     text = f"{cost}, {name[: name.index('align1') + len('align1')].split('<')[-1]}"
     gemm = _gemm(c, row)
     if gemm is None:
@@ -293,10 +298,11 @@ def same_waves(c: Context) -> Found | None:
     if busy < _SHARE * c.phase.busy_ns or not lines or c.is_little(busy):
         return None
     return Found(
-        text=f"GEMMs that take {ms(busy)} have fewer tiles but as many waves: they are not faster",
+        text=f"GEMMs that take {c.ms(busy)} have fewer tiles but as many waves: they are not "
+        "faster",
         evidence=lines[:4],
         change=_fewer_waves(axes, narrower) + allocation(c),
-        predicted_ns=gain or None,
+        predicted_ns=c.in_step(gain) or None,
         explains=frozenset(roles[:4]),
     )
 
@@ -392,7 +398,7 @@ class _Dimension:
         """The nearest better size; None where no size nearby is better."""
         if self.axis == "K" and self.is_aligned:
             return None
-        near = good_neighbours(self.tiling, self.axis, self.now, reach=NEAR)
+        near = wave_aligned_neighbours(self.tiling, self.axis, self.now, reach=NEAR)
         if near == (None, None) and not self.is_aligned:
             near = aligned_neighbours(self.now)  # no wave ends nearby, an aligned kernel is faster
         worth = [one for one in near if one and self.saved(one) > _WORTH * self.group.busy]

@@ -21,7 +21,7 @@ import polars as pl
 
 from prunescope.analysis.findings.checks import as_finding
 from prunescope.analysis.findings.host import HOST_COLLECTIVES, that_waits
-from prunescope.analysis.findings.rank_replay import COLUMNS, Replay, replay
+from prunescope.analysis.findings.rank_replay import COLUMNS, RankReplay, replay
 from prunescope.analysis.findings.registry import FINDINGS, Found, finding
 from prunescope.analysis.ledger.noise import speedup_interval
 from prunescope.analysis.schema.report import LATE_RANK, Phase
@@ -75,7 +75,7 @@ class Late:
 
     rank: RankTime
     ranks: list[RankTime]
-    replay: Replay | None = None
+    replay: RankReplay | None = None
     steps: int = 1
 
     @property
@@ -247,7 +247,7 @@ def straggler(late: Late) -> Found | None:
     if not rank.wall or saved < _WORTH * rank.wall:
         return None
     kernel = next((one.kernel for one in others if one.kernel), None)
-    change = _by_cause(late)
+    change = f"{rank.name}: {_by_cause(late)}"
     lines = [_cause(late)] if found is None else [f"{_cause(late)}; {_others_late(late, found)}"]
     lines += [
         f"{one.name}: wall {ms(one.wall)}, work {ms(one.work)}, idle {ms(one.idle)}, "
@@ -302,7 +302,7 @@ def _cause(late: Late) -> str:
     return f"{where}it {' and '.join(more)} than the median of the others"
 
 
-def _others_late(late: Late, found: Replay) -> str:
+def _others_late(late: Late, found: RankReplay) -> str:
     rest = [name for name in found.late if name != late.rank.name]
     if not rest:
         return "no other rank holds them up as much"
@@ -311,7 +311,7 @@ def _others_late(late: Late, found: Replay) -> str:
     return f"so {'does' if len(rest) == 1 else 'do'} {names}{both}"
 
 
-def _times_last(rank: RankTime, found: Replay | None) -> str:
+def _times_last(rank: RankTime, found: RankReplay | None) -> str:
     return "" if found is None else f", last at {found.last[rank.name]:,} collectives"
 
 

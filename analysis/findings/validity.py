@@ -100,10 +100,12 @@ def _scaled_to_batch(c: Context, differences: Sequence[Difference]) -> Iterator[
     old, new = c.phase.baseline, c.phase
     if old is None or ratio is None:
         return
+    idle = c.step_ns - c.in_step(new.busy_ns)
+    dense_idle = (c.baseline_ns or old.wall_ns) - c.in_dense_step(old.busy_ns)
     yield (
-        f"at the batch of the dense run, work takes {ms(new.busy_ns / ratio)} instead of "
-        f"{ms(old.busy_ns)} a step; idle time, {ms(new.wall_ns - new.busy_ns)} and "
-        f"{ms(old.wall_ns - old.busy_ns)}, does not scale with the batch"
+        f"at the batch of the dense run, work takes {c.ms(new.busy_ns / ratio)} instead of "
+        f"{c.dense_ms(old.busy_ns)} a step; idle time, {ms(idle)} and {ms(dense_idle)}, does not "
+        "scale with the batch"
     )
 
 

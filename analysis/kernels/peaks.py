@@ -66,30 +66,40 @@ class Peaks:
     def caveats(self) -> list[str]:
         """Peaks that two measurements give further apart than they may be, and peaks of which no
         measurement was quiet."""
-        messages = [
-            f"the {name} peak was measured as {rate_text(before, name)} before the capture and "
-            f"{rate_text(after, name)} after it: something else ran, or the clock fell; bounds use "
-            f"{_USED[taken['used']]}"
+        moved = [
+            f"{_named(name)} was measured as {rate_text(before, name)} before the capture and "
+            f"{rate_text(after, name)} after it (bounds use {_USED[taken['used']]})"
             for name, taken in self.taken.items()
             if (before := taken["before"]) and (after := taken["after"])
             if max(before, after) > APART * min(before, after)
         ]
-        messages += [
-            f"the {name} peak is {rate_text(rates[name], name)} by `prunescope calibrate`, and was "
-            f"at most {rate_text(most, name)} around this capture: the device was slower then, or "
-            "the calibration is of another time; shares of bounds may be too low"
+        below = [
+            f"{_named(name)} is {rate_text(rates[name], name)}, and was at most "
+            f"{rate_text(most, name)} around this capture"
             for name, taken in self.taken.items()
             if taken["used"] == "calibrated"
             and (most := max(taken["before"] or 0, taken["after"] or 0))
             if (rates := {**self.flop_per_s, BANDWIDTH: self.byte_per_s or 0.0})[name]
             > APART * most
         ]
+        messages = []
+        if moved:
+            messages.append(f"{'; '.join(moved)}: something else ran, or the clock fell")
+        if below:
+            messages.append(
+                f"by `prunescope calibrate` {'; '.join(below)}: the device was slower then, or the "
+                "calibration is of another time; shares of bounds may be too low"
+            )
         if self.disturbed:
             messages.append(
                 f"every measurement of the peaks was disturbed ({', '.join(self.disturbed)}): they "
                 "may be too low, and shares of a bound too high"
             )
         return messages
+
+
+def _named(name: str) -> str:
+    return "the bandwidth" if name == BANDWIDTH else f"the {name} peak"
 
 
 def rate_text(per_s: float, name: str) -> str:
@@ -115,7 +125,7 @@ def sheet_peaks(device: Device) -> Peaks:
 _USED = {
     "before": "the higher one",
     "after": "the higher one",
-    "reached": "what a product of the run reached",
+    "reached": "what a GEMM of the run reached",
     "calibrated": "what `prunescope calibrate` measured",
     "given": "the one that was given",
 }
@@ -142,7 +152,7 @@ def run_peaks(device: DeviceEntry, sheet: Device | None) -> Peaks | None:
     raised = [name for name, one in taken.items() if one["used"] == "reached"]
     rates |= {name: taken[name]["reached"] or 0.0 for name in raised}
     if raised:
-        source += f" ({', '.join(raised)} raised to what a product of this run reached)"
+        source += f" ({', '.join(raised)} raised to what a GEMM of this run reached)"
     calibrated = _calibrated(device.calibration, peaks.threads)
     higher: set[str] = set()
     if calibrated:

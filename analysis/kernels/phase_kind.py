@@ -1,9 +1,10 @@
-"""Prefill or decode: which phase a bare trace is of, why, and how a mixed step divides.
+"""Prefill or decode: which phase a trace without run.json is of, why, and how a mixed step divides.
 
-In: the kernels of a bare trace. Out: {"kind", "evidence"}, and "doubt" where there is one; kind is
-prefill (many query tokens at once), decode (one a sequence), mixed, training, forward (of a model
-that nothing says decodes tokens) or unknown. Mixed steps of a serving engine are split by the
-tokens that their annotation counts: linears by tokens, attention by the names of its kernels.
+In: the kernels of the trace. Out: {"kind", "evidence"}, and "doubt", a caveat, where there is one;
+kind is prefill (many query tokens a sequence), decode (one a sequence), mixed, training, forward
+(of a model that nothing says decodes tokens) or unknown. Mixed steps of a serving engine are split
+by the tokens that their annotation counts: linears by tokens, attention by the names of its
+kernels.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ PHASES_APART = (
 
 
 def phase_kind(kernels: Kernels) -> PhaseKind:
-    """The phase of a bare trace: by a serving engine's annotations, else by its shapes."""
+    """The phase of a trace without run.json: by a serving engine's annotations, else by its
+    shapes."""
     if found := _annotated(kernels):
         kind, evidence, doubt = found
     elif generated := _generated(kernels):
@@ -86,7 +88,7 @@ def _annotated(kernels: Kernels) -> tuple[str, str, str | None] | None:
 
 
 def _generated(kernels: Kernels) -> tuple[str, str] | None:
-    """The phase of steps that were told apart as prompts and tokens, and how."""
+    """The phase of steps that were separated into prompts and tokens, and how."""
     if kernels.windows.source != GENERATION:
         return None
     names = kernels.windows.names
@@ -268,7 +270,7 @@ def _several(kernels: Kernels) -> str | None:
     (first, often), *others = seen
     rest = ", ".join(f"{m or 'unknown (graph replays)'} in {count:,}" for m, count in others[-3:])
     change = (
-        f"record prefill and decode apart, or annotate their steps: {PHASES_APART}"
+        f"record prefill and decode separately, or annotate their steps: {PHASES_APART}"
         if kernels.windows.source == "whole"
         else "--phase-pattern picks the steps of one"
     )

@@ -1,7 +1,8 @@
 """The ledger: the lost speedup of a pair, split into rows that sum exactly (docs/ledger.md).
 
 In: `Units` and the nominal sparsity. Out: for every row an array [units or parts, replicates] of
-ns a step, in the profiled or the unprofiled domain. Σ rows = pruned, to the ns, by construction.
+ns a step, in the profiled or the unprofiled time base. Σ rows = pruned as an identity of the
+formulas; in floating point up to rounding, which `rows.build_rows` removes from the printed rows.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from prunescope.analysis.kernels.frame import PRODUCTS
 from prunescope.analysis.ledger.pairing import (
     Cost,
     Floats,
-    Parts,
     PartSums,
+    UnitParts,
     Units,
     UnitSums,
 )
@@ -101,16 +102,16 @@ def ratios(units: Units, sparsity: float | None) -> Ratios:
     return Ratios(r_f, r_r, r_q, promised, total_d / every if total_d and every else None)
 
 
-def one_part_each(units: Units) -> Parts:
+def one_part_each(units: Units) -> UnitParts:
     """Each unit as one part."""
     sides = (
         PartSums(*(_mean(values) for values in (s.busy, s.flop, s.bytes, s.ideal, s.predicted)))
         for s in (units.dense, units.pruned)
     )
-    return Parts(np.arange(len(units.keys)), *sides)
+    return UnitParts(np.arange(len(units.keys)), *sides)
 
 
-def _of_units(ratio: Floats, parts: Parts, count: int) -> Floats:
+def _of_units(ratio: Floats, parts: UnitParts, count: int) -> Floats:
     """The mean ratio of each unit over its parts, weighted by their dense time; where that is 0, by
     their number. The ratio of a unit of one part is exactly that of the part."""
     number = np.bincount(parts.unit, minlength=count)
@@ -160,8 +161,8 @@ SideTimes = tuple[Floats, Floats, Floats]  # busy and gaps [units, replicates], 
 
 
 def scale_idle(side: SideTimes, wall: Floats) -> SideTimes:
-    """One side of a device trace in the unprofiled domain, whose wall is `wall`: a profiler slows
-    the host and not the kernels, so that idle time alone is scaled."""
+    """One side of a device trace in the unprofiled time base, whose wall is `wall`: a profiler
+    slows the host and not the kernels, so that idle time alone is scaled."""
     busy, gap, tail = side
     idle = gap.sum(axis=0) + tail
     factor = (wall - busy.sum(axis=0)) / np.where(idle > 0, idle, 1.0)
@@ -169,7 +170,7 @@ def scale_idle(side: SideTimes, wall: Floats) -> SideTimes:
 
 
 def subtract_profiler_overhead(side: SideTimes, wall: Floats, cost: Cost | None) -> SideTimes:
-    """One side of a CPU trace in the unprofiled domain: the extra time of its profiled steps is
+    """One side of a CPU trace in the unprofiled time base: the extra time of its profiled steps is
     profiler overhead, divided equally over the recorded events.
 
     The cost of an event is capped at the 5th percentile of time per event, and no part loses more

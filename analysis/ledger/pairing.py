@@ -2,8 +2,8 @@
 
 In: the kernels frames of both sides. Out: `Units`: per unit and step busy, gap, FLOP, bytes, ideal
 and predicted ns of both sides, as arrays; NaN where a model is unknown. No unit is dropped. Within
-a unit, `Parts` are what can be told apart: products of known and of unknown shape, other work by
-its op.
+a unit, `UnitParts` are what can be distinguished: GEMMs of known and of unknown shape, other work
+by its op.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class PartSums:
 
 
 @dataclass(frozen=True)
-class Parts:
+class UnitParts:
     """The parts of the units. A unit on both sides has several where both run the same ones, else
     one; a unit on one side has those of that side. `unit[i]`: the unit of part i."""
 
@@ -81,7 +81,7 @@ class Units:
     dense: UnitSums
     pruned: UnitSums
     alignment: Alignment
-    parts: Parts | None = None
+    parts: UnitParts | None = None
 
     @property
     def matched(self) -> NDArray[np.bool_]:
@@ -146,7 +146,7 @@ _OF_PART = ("busy", "flop", "bytes", "ideal", "predicted")
 
 def _parts(
     frames: tuple[pl.DataFrame, pl.DataFrame], index: dict[Key, int], sides: tuple[Kernels, Kernels]
-) -> Parts:
+) -> UnitParts:
     """The parts of all units. What is known of a part is not diluted by the rest of its unit: bytes
     of an op that shrank are not pooled with those of one that did not."""
     by_order = any(side.is_by_order for side in sides)
@@ -172,7 +172,7 @@ def _parts(
         {c: _column(rows[c + end], absent[i]) for c in _OF_PART}
         for i, end in enumerate(("", "_right"))
     ]
-    return Parts(unit, PartSums(**sums[0]), PartSums(**sums[1]))
+    return UnitParts(unit, PartSums(**sums[0]), PartSums(**sums[1]))
 
 
 def _by_make(

@@ -110,7 +110,7 @@ class AllocateRequest:
         Path | str,
         Option(
             help="File to write the plan to; its picture and the measured losses, from which the "
-            "same command resumes, lie beside it.",
+            "same command resumes, are next to it.",
             metavar="PLAN.json",
         ),
     ] = "plan.json"

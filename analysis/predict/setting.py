@@ -371,7 +371,7 @@ def split_library(knobs: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     library = str(rest.pop("kernel", "torch"))
     if library not in SPARSE_LIBRARIES:
         raise PrunescopeError(
-            f"knob kernel={library!r} is no library of 2:4 kernels",
+            f"option kernel={library!r} is no library of 2:4 kernels",
             hint=f"one of {', '.join(SPARSE_LIBRARIES)}",
         )
     return library, rest
@@ -495,7 +495,7 @@ def _layers_kept(depth: float, layers: int) -> float:
 
 def _extra(ms: float) -> float:
     if not 0 <= ms < 1e9:
-        raise PrunescopeError(f"{ms:g} ms beside the model", hint="--extra-ms 0 or more")
+        raise PrunescopeError(f"{ms:g} ms outside the model", hint="--extra-ms 0 or more")
     return ms * 1e6
 
 

@@ -75,11 +75,11 @@ def _answer(plan: PlanOfLayers) -> Iterator[Line]:
         )
     yield Line(f"loss: {expected.loss:+.3f} nats a token as the sum of its parts{measured}")
     if plan.uniform is None:
-        yield Line("no family that cuts all layers alike reaches this target")
+        yield Line("no uniform cut of all layers reaches this target")
     else:
         best = plan.uniform
         yield Line(
-            f"the best family that cuts all layers alike: {best.family} with {best.kept}, "
+            f"the best uniform cut of all layers: {best.family} with {best.kept}, "
             f"{_reached(best)}, {best.loss:+.3f} nats"
         )
 

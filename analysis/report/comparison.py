@@ -40,8 +40,8 @@ _NOTES = (
     "they sum to the pruned wall",
 )
 _CAVEAT = (
-    "? timing not valid (the samples vary too much or were disturbed), or the two sides ran with "
-    "other settings: the ratio and its rows are no evidence"
+    "? timing not valid (the samples vary too much or were disturbed), no step was timed, or the "
+    "two sides ran with other settings: the ratio and its rows are no evidence"
 )
 
 
@@ -84,7 +84,7 @@ def comparison_table(comparison: Comparison) -> Table:
         Column("model", drop=20),
         Column("method", drop=3),
         Column("nominal s", numeric=True),
-        Column("FLOPs gone", numeric=True, drop=5),
+        Column("FLOPs removed", numeric=True, drop=5),
         Column("phase"),
         Column("B", numeric=True),
         Column("prompt", numeric=True, drop=4),
@@ -179,10 +179,10 @@ def comparison_warnings(comparison: Comparison) -> list[str]:
 
 def render_markdown(comparison: Comparison) -> str:
     """The table as GitHub-flavoured Markdown."""
-    lines = ["# Comparison", ""]
+    lines = ["# Comparison", "", *table_lines(comparison_table(comparison))]
     for warning in comparison_warnings(comparison):
         lines += [f"> ⚠ {escape.markdown(warning)}", ""]
-    return "\n".join([*lines, *table_lines(comparison_table(comparison))]) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def render_latex(comparison: Comparison, *, label_prefix: str = "") -> str:

@@ -32,6 +32,7 @@ from prunescope.analysis.schema.report import Phase, Report
 TEMPLATES = Path(__file__).parent / "templates"
 SCRIPT = "sort.js.html"
 _CODE = re.compile(r"`([^`]+)`")
+_OPTION = re.compile(r"(?<!\S)--[\w-]+")  # browsers break lines between its hyphens
 _EXTENT = Extent(kernels=300, kernel_names=True, without=frozenset({"ladder", "ledger"}))
 
 
@@ -58,7 +59,8 @@ def render_html(report: Report) -> str:
     slugs = phase_slugs(report)
     return env.get_template("report.html.j2").render(
         title=titles.title(report),
-        lines=[titles.against(report), titles.device(report)],
+        against=titles.against(report),
+        device=titles.device(report),
         tool=report.tool,
         warnings=sentences.warnings(report),
         no_finding=sentences.NO_FINDING,
@@ -91,7 +93,12 @@ class Escaped(str):
 
 def prose(text: str) -> Escaped:
     """A sentence, escaped, with what stands in backticks as code."""
-    return Escaped(_CODE.sub(r"<code>\1</code>", html.escape(clean(text))))
+    return Escaped(_CODE.sub(_code, html.escape(clean(text))))
+
+
+def _code(found: re.Match[str]) -> str:
+    whole = _OPTION.sub(r'<span class="option">\g<0></span>', found[1])
+    return f"<code>{whole}</code>"
 
 
 def spelled_out(value: Any) -> Any:
@@ -103,7 +110,7 @@ def phase_view(name: str, slug: str, phase: Phase) -> dict[str, Any]:
     """Template variables of one phase: sentences, bounds, ledger and tables."""
     bounds, one = _ladder_rows(phase)
     outcome, reasons = outcome_and_reasons(phase)
-    doubts = evidence.of_phase(phase)
+    caveats = evidence.of_phase(phase)
     return {
         "name": titles.heading(name, phase),
         "slug": slug,
@@ -114,8 +121,8 @@ def phase_view(name: str, slug: str, phase: Phase) -> dict[str, Any]:
             {"severity": f.severity, "text": sentences.finding(f), "evidence": f.evidence}
             for f in phase.findings
         ],
-        "doubts": ", ".join(doubts),
-        "strokes": evidence.STROKES[evidence.HATCHES[doubts[0]]] if doubts else "",
+        "caveats": ", ".join(caveats),
+        "strokes": evidence.STROKES[evidence.HATCHES[caveats[0]]] if caveats else "",
         "bounds": bounds,
         "spans": any("[" in bound.interval for bound in bounds),
         "one": one,

@@ -24,17 +24,20 @@ def render_markdown(report: Report) -> str:
 def _report(report: Report) -> Iterator[str]:
     yield f"# {text(titles.title(report))}"
     yield ""
-    yield f"{text(titles.against(report))}  "
-    yield f"{text(titles.device(report))}  "
-    yield text(f"written by {report.tool}")
+    yield text(titles.against(report))
     yield ""
-    for warning in sentences.warnings(report):
-        yield f"> ⚠ {text(warning)}"
-        yield ""
     for name, phase in report.phases.items():
         yield f"## {text(titles.heading(name, phase))}"
         yield ""
         yield from _phase(phase)
+    yield "## Peaks and notes"
+    yield ""
+    yield text(titles.device(report))
+    yield ""
+    for warning in sentences.warnings(report):
+        yield f"> ⚠ {text(warning)}"
+        yield ""
+    yield text(f"written by {report.tool}")
 
 
 def _phase(phase: Phase) -> Iterator[str]:

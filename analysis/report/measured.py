@@ -108,11 +108,12 @@ def bounds(phase: Phase) -> str:
     if launch and anatomy is not None and anatomy.graph_speedup is not None:
         launch = min(launch, sum(anatomy.gaps.get(name, 0.0) for name in _LATE))
     if launch:
-        share = numbers.percent(numbers.share_of(launch, phase.wall_ns))
+        launch = phase.idle_in_step(launch)
+        share = numbers.percent(numbers.share_of(launch, phase.step_time_ns))
         where = "between ops" if _on_host(phase) else "idle before kernels not launched in time"
-        text += f"; {where} {numbers.time(launch)} ({share} of the wall)"
+        text += f"; {where} {numbers.time(launch)} ({share} of the step)"
         if phase.is_skewed:
-            text += ", which is doubtful: the clocks of host and device are apart"
+            text += ", which is uncertain: the clocks of host and device differ"
     return text
 
 
@@ -162,14 +163,23 @@ def profiler_overhead(phase: Phase) -> str:
 
 def _time_base(phase: Phase) -> str:
     if phase.domain != "unprofiled":
-        return "all times are as profiled"
+        return "all times are as profiled" if phase.time_scale is None else _scaled(phase)[2:]
     is_placed = all(timed.placements for timed in phase.sampled or ())
     kind = "geometric means over placements of medians" if is_placed else "medians of the samples"
     text = f"the ledger closes to the unprofiled times ({kind})"
     if phase.observer_share is not None:
         share = numbers.percent(phase.observer_share)
         text += f"; {share} of the profiled dense time is profiler overhead"
-    return text
+    return text + _scaled(phase)
+
+
+def _scaled(phase: Phase) -> str:
+    """By what findings scale recorded times, where the step is known without the profiler."""
+    if (scale := phase.time_scale) is None:
+        return ""
+    if phase.is_slowed:
+        return f"; times in findings are recorded ones × {scale.busy:.2f}, as in the step"
+    return f"; idle times in findings are recorded ones × {scale.idle:.2f}, as in the step"
 
 
 def idle_and_tiles(phase: Phase) -> list[str]:
@@ -194,9 +204,10 @@ def _idle(anatomy: Anatomy, phase: Phase) -> str:
         for cause, label in _CAUSES.items()
         if anatomy.gaps.get(cause)
     )
-    text = f"idle {numbers.time(idle)} of {numbers.time(phase.wall_ns)}: {causes}"
+    step = "" if phase.time_scale is None else " of the profiled step"
+    text = f"idle {numbers.time(idle)} of {numbers.time(phase.wall_ns)}{step}: {causes}"
     if phase.is_skewed:
-        return f"the clocks of host and device are apart, so the causes here are doubtful: {text}"
+        return f"the clocks of host and device differ, so the causes here are uncertain: {text}"
     if anatomy.graph_speedup is None:
         return text
     late = anatomy.gaps.get("host", 0.0)

@@ -29,7 +29,7 @@ def _outcome(phase: Phase) -> str:
     if sentences.captured(phase):
         return "no step was timed"
     if phase.ladder is None:
-        return f"{numbers.time(phase.wall_ns)} a step"
+        return f"{numbers.time(phase.step_time_ns)} a step"
     family = phase.family.id if phase.family else "unknown"
     if not sentences.is_valid(phase):
         return f"timing not valid, {family}"
@@ -53,7 +53,8 @@ def render_notebook(report: Report) -> str:
         .get_template("notebook.html.j2")
         .render(
             title=titles.title(report),
-            lines=[titles.against(report), titles.device(report)],
+            lines=[titles.against(report)],
+            notes=[titles.device(report)],
             warnings=sentences.warnings(report),
             phases=phases,
         )
@@ -68,6 +69,7 @@ def render_comparison(comparison: Comparison) -> str:
         .render(
             title="Comparison: dense → pruned, of one step",
             lines=[],
+            notes=[],
             warnings=comparison_warnings(comparison),
             phases=[],
             table=comparison_table(comparison),

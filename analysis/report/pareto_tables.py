@@ -45,7 +45,7 @@ def pareto_summary(found: Pareto, folder: object = None, not_drawn: Sequence[str
     """The sentences of a comparison for a terminal, what of a paper's figures was not drawn, and
     the folder it was written to, if any."""
     written = [] if folder is None else [f"Written to {folder}"]
-    return Sheet(Line(line) for line in (*found.notes, *found.summary, *not_drawn, *written))
+    return Sheet(Line(line) for line in (*found.summary, *found.notes, *not_drawn, *written))
 
 
 def render_pareto(found: Pareto, *, figures: bool = True) -> str:
@@ -57,10 +57,6 @@ def render_pareto(found: Pareto, *, figures: bool = True) -> str:
 def _report(found: Pareto, *, figures: bool) -> Iterator[str]:
     yield f"# Speed against quality: {text(found.subject.model)}"
     yield ""
-    yield from _subject(found.subject)
-    for note in found.notes:
-        yield f"> {text(note)}"
-        yield ""
     yield "## In short"
     yield ""
     yield from (f"- {text(line)}" for line in found.summary)
@@ -86,6 +82,12 @@ def _report(found: Pareto, *, figures: bool) -> Iterator[str]:
         rows = [(result.id, result.error) for result in found.failed]
         columns = [Column("result"), Column("error")]
         yield from table_lines(text_table("failed", "Failed", columns, rows), level=2)
+    yield "## How it was measured"
+    yield ""
+    yield from _subject(found.subject)
+    for note in found.notes:
+        yield f"> {text(note)}"
+        yield ""
 
 
 def _subject(subject: SweepSubject) -> Iterator[str]:
@@ -167,7 +169,7 @@ def points_table(points: Sequence[SweepPoint]) -> Table:
         *numeric("s", "FLOPs removed", "speedup", "95 %"),
         *numeric("of FLOP bound", "of coverage bound", "of roofline bound"),
         *numeric("perplexity", "95 % of it"),
-        *numeric(*(("against dense trained alike", "95 % of it") if recovered else ())),
+        *numeric(*(("against dense trained equally", "95 % of it") if recovered else ())),
         *numeric(*(("on the other text",) if other else ())),
         *numeric(*(("tasks, signed", "95 % of it", "tasks, absolute") if tasks else ())),
         *numeric("KL", "agreement"),

@@ -8,10 +8,11 @@ from statistics import median
 
 from prunescope.analysis.report import numbers
 from prunescope.analysis.report.gemm_table import without_sizes
-from prunescope.analysis.schema.comparison import CAPTURED, NOT_VALID
 from prunescope.analysis.schema.pair_comparison import MODULES
 from prunescope.analysis.schema.report import (
+    CAPTURED,
     CUT_OFF,
+    INVALID_TIMES,
     OTHER_TIME,
     WHOLE_TRACE,
     FamilyVerdict,
@@ -28,7 +29,6 @@ FAMILIES = {
     "outside": "what changed is no pruning of M, N or K",
     "unknown": "the shapes do not say",
 }
-_NO_EVIDENCE = (NOT_VALID, CAPTURED)  # findings that leave times no evidence
 HOLDS_BOUND = "the interval includes the bound"
 PAST_BOUND = "≥ 100 % of the bound: faster than the roofline model allows"
 NO_FINDING = "no finding applies; the tables show where the time goes"
@@ -101,12 +101,12 @@ def headline(phase: Phase) -> str:
 
 def invalidates(finding: Finding) -> bool:
     """Whether a finding makes times of its phase no evidence."""
-    return finding.id in _NO_EVIDENCE
+    return finding.id in INVALID_TIMES
 
 
 def is_valid(phase: Phase) -> bool:
     """Whether no finding makes times of the phase no evidence."""
-    return not any(map(invalidates, phase.findings))
+    return not phase.invalid_times
 
 
 def captured(phase: Phase) -> str:
@@ -133,8 +133,8 @@ def _outcome(phase: Phase) -> str:
         ratio = f"{numbers.ratio(phase.ladder.realised)} is no speedup" if phase.ladder else left
         return f"{damage}; {ratio}"
     if phase.ladder is None:
-        share = numbers.share_of(phase.busy_ns, phase.wall_ns)
-        text = f"{numbers.time(phase.wall_ns)} a step{_beside_median(phase)}, busy "
+        share = numbers.share_of(phase.in_step(phase.busy_ns), phase.step_time_ns)
+        text = f"{_step(phase)}{_beside_median(phase)}, busy "
         text += f"{numbers.percent(share)} of the wall"
         text += _communication(phase)
         earlier = any(finding.id == "earlier-work" for finding in phase.findings)
@@ -161,6 +161,14 @@ def _outcome(phase: Phase) -> str:
     return _realised(phase, ladder)
 
 
+def _step(phase: Phase) -> str:
+    """The time of a step alone, without the profiler where that is known."""
+    if phase.time_scale is None:
+        return f"{numbers.time(phase.wall_ns)} a step"
+    profiled = numbers.time(phase.wall_ns)
+    return f"{numbers.time(phase.step_time_ns)} a step without the profiler ({profiled} with it)"
+
+
 def _beside_median(phase: Phase) -> str:
     """That the time of a step is a mean over unlike steps, with their median."""
     if all(finding.id != "step-outlier" for finding in phase.findings):
@@ -173,8 +181,8 @@ def _communication(phase: Phase) -> str:
     comm = phase.communication
     if comm is None:
         return ""
-    work = phase.busy_ns - comm.exposed_ns
-    shares = (numbers.share_of(ns, phase.wall_ns) for ns in (work, comm.exposed_ns))
+    parts = phase.busy_ns - comm.exposed_ns, comm.exposed_ns
+    shares = (numbers.share_of(phase.in_step(ns), phase.step_time_ns) for ns in parts)
     of_work, exposed = map(numbers.percent, shares)
     text = f" ({of_work} work, {exposed} exposed communication"
     if comm.overlapped_ns:
@@ -188,10 +196,11 @@ def _communication_of_pair(phase: Phase) -> str:
     comm = phase.communication
     if comm is None or phase.ladder is None:
         return ""
-    share = numbers.percent(numbers.share_of(comm.exposed_ns, phase.wall_ns))
+    exposed, overlapped = map(phase.in_step, (comm.exposed_ns, comm.overlapped_ns))
+    share = numbers.percent(numbers.share_of(exposed, phase.step_time_ns))
     return (
-        f"communication of the pruned step: {numbers.time(comm.exposed_ns)} exposed ({share} of "
-        f"the wall), {numbers.time(comm.overlapped_ns)} overlapped"
+        f"communication of the pruned step: {numbers.time(exposed)} exposed ({share} of "
+        f"the wall), {numbers.time(overlapped)} overlapped"
     )
 
 
@@ -312,7 +321,8 @@ def coverage(phase: Phase) -> str:
     known = ", ".join(
         f"{numbers.percent(phase.coverage.get(key))} has {label}" for key, label in names
     )
-    text = f"recognised time, of {numbers.time(phase.busy_ns)} busy: {known}"
+    profiled = " in the profiled step" * phase.is_slowed
+    text = f"recognised time, of {numbers.time(phase.busy_ns)} busy{profiled}: {known}"
     unnamed = 1 - phase.coverage.get("kind", 0.0)
     if phase.unknown_kernels and numbers.percent(unnamed) != numbers.percent(0.0):
         first = phase.unknown_kernels[0]

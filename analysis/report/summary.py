@@ -15,6 +15,7 @@ from prunescope.analysis.report.gemm_table import without_sizes
 from prunescope.analysis.schema.report import (
     LATE_RANK,
     Finding,
+    Ladder,
     Phase,
     Row,
     is_beyond_noise,
@@ -84,20 +85,22 @@ def _reasons(phase: Phase) -> Iterator[str]:
 
 
 def _few_roles(phase: Phase) -> Iterator[str]:
-    """Where a model that attends was recorded with its ops, and most of its GEMMs have no role.
-    (Modules without attention or a head tell no roles either.)"""
+    """Where a model that attends was recorded with its ops and without its modules, and most of
+    its GEMMs have no role. (Modules without attention or a head tell no roles either; the names of
+    those that were recorded may tell none.)"""
     whole = sum(gemm.busy_ns for gemm in phase.gemms)
     named = sum(gemm.busy_ns for gemm in phase.gemms if gemm.role != "unknown")
     attends = "attention" in phase.busy_by_kind
-    if attends and named < _ROLES * whole and any(gemm.op for gemm in phase.gemms):
+    lacks = attends and not phase.has_modules and any(gemm.op for gemm in phase.gemms)
+    if lacks and named < _ROLES * whole:
         share = numbers.percent(numbers.share_of(named, whole), decimals=0)
         fast = any(_FAST_PATH in f"{row.op} {row.name}" for row in phase.kernels)
         yield f"only {share} of the time of GEMMs has a role: {_SLOW_PATH if fast else _MODULES}"
 
 
 def is_evidence(phase: Phase) -> bool:
-    """Whether times of the phase say anything: valid, and of whole steps."""
-    return sentences.is_valid(phase) and not sentences.captured(phase)
+    """Whether times of the phase are evidence: not disturbed, and of whole steps."""
+    return sentences.is_valid(phase)
 
 
 def _family(phase: Phase) -> Iterator[str]:
@@ -126,8 +129,10 @@ def _causes(phase: Phase, rows: list[Row]) -> Iterator[str]:
     longer = f"{numbers.time(abs(over))} {'longer' if over > 0 else 'shorter'}"
     than = f"than the {numbers.time(promised)} {_meaning(phase)}"
     text = f"the step takes {numbers.time(pruned.ns)}, {longer} {than}"
-    if pruned.noise_ns is not None and abs(over) <= 2 * pruned.noise_ns:
-        yield f"{text}, which is inside twice its noise (±{numbers.time(pruned.noise_ns)})"
+    lost = _lost(phase.ladder, dense.moves_ns, promised, pruned)
+    if not is_beyond_noise(lost):
+        why = "the interval of the speedup includes the promised one" if lost.ci95 else _quiet(lost)
+        yield f"{text}, which is no evidence: {why}"
         return
     changes = [
         row
@@ -145,12 +150,31 @@ def _causes(phase: Phase, rows: list[Row]) -> Iterator[str]:
     yield from _unproven(rows, abs(told[0].moves_ns))
 
 
+def _lost(ladder: Ladder | None, dense: float, promised: float, pruned: Row) -> Row:
+    """What the step takes more than promised, as a row that is evidence or not. Its interval is
+    that of the speedup, whose samples took turns, at the dense time: it holds 0 where that of the
+    speedup holds the promised one. Without one it has the noise of the step."""
+    ci95 = ladder.realised_ci95 if ladder is not None else None
+    over = pruned.moves_ns - promised
+    if not ci95 or min(ci95) <= 0:
+        return Row(row="lost", ns=over, noise_ns=pruned.noise_ns)
+    low, high = ci95
+    return Row(row="lost", ns=over, ci95=[dense / high - promised, dense / low - promised])
+
+
+def _quiet(row: Row) -> str:
+    """Why a row is no evidence."""
+    if row.ci95 and row.ci95[0] <= 0 <= row.ci95[1]:
+        return "its interval includes 0"
+    return f"it is inside twice its noise (±{numbers.time(row.noise_ns)})"
+
+
 def _unproven(rows: list[Row], most: float) -> Iterator[str]:
     """The largest row without evidence, where it would be a larger cause than any that is told."""
     quiet = [row for row in rows if ledger_view.tone(row) == "quiet" and abs(row.moves_ns) > most]
     for row in sorted(quiet, key=_size)[:1]:
         label = ledger_view.LEDGER[row.row][0]
-        yield f"no evidence, as it is within its noise: {label} {numbers.time(row.ns, signed=True)}"
+        yield f"no evidence, as {_quiet(row)}: {label} {numbers.time(row.ns, signed=True)}"
 
 
 def _meaning(phase: Phase) -> str:
@@ -190,7 +214,7 @@ def _largest(phase: Phase) -> Iterator[str]:
     """What a step alone spends its busy time on."""
     kinds = sorted(phase.busy_by_kind.items(), key=lambda one: -one[1])
     shown = [
-        f"{kind} {numbers.time(ns)} ({numbers.percent(share, decimals=0)})"
+        f"{kind} {numbers.time(phase.in_step(ns))} ({numbers.percent(share, decimals=0)})"
         for kind, ns in kinds[:_CAUSES]
         if (share := numbers.share_of(ns, phase.busy_ns)) is not None and share >= _LEAST
     ]
@@ -198,21 +222,31 @@ def _largest(phase: Phase) -> Iterator[str]:
         yield f"most of the busy time: {', '.join(shown)}"
 
 
-def _change(phase: Phase) -> Iterator[str]:
-    """The change of a finding that leaves the times no evidence, or else of the one that would gain
-    most."""
+def change_told(phase: Phase) -> Finding | None:
+    """The finding whose change ends the paragraph: one that leaves the times no evidence, a
+    critical one, the one that would gain most, or a warning; None where none has a change."""
     advice = [finding for finding in phase.findings if finding.change]
-    urgent = [finding for finding in advice if finding.severity == "critical"]
-    gains = [finding for finding in advice if finding.predicted_ns]
-    if invalid := [finding for finding in advice if sentences.invalidates(finding)]:
-        yield f"first: {invalid[0].change}"
-    elif urgent:
-        yield f"what to change: {urgent[0].change}"
-    elif gains:
-        best = max(gains, key=_gain)
-        yield f"what would gain most: {best.change} (at most {numbers.time(_gain(best))} a step)"
-    elif warned := [finding for finding in advice if finding.severity == "warning"]:
-        yield f"what to change: {warned[0].change}"
+    gains = sorted((finding for finding in advice if finding.predicted_ns), key=_gain, reverse=True)
+    ranked = [
+        *filter(sentences.invalidates, advice),
+        *(finding for finding in advice if finding.severity == "critical"),
+        *gains,
+        *(finding for finding in advice if finding.severity == "warning"),
+    ]
+    return ranked[0] if ranked else None
+
+
+def _change(phase: Phase) -> Iterator[str]:
+    told = change_told(phase)
+    if told is None:
+        return
+    if sentences.invalidates(told):
+        yield f"first: {told.change}"
+    elif told.severity != "critical" and told.predicted_ns:
+        gain = numbers.time(_gain(told))
+        yield f"what would gain most: {told.change} (at most {gain} a step)"
+    else:
+        yield f"what to change: {told.change}"
 
 
 def _gain(finding: Finding) -> float:

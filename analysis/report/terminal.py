@@ -13,13 +13,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 
+from msgspec.structs import replace as replace_fields
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.rule import Rule
 from rich.table import Table as Grid
 from rich.text import Text
 
 from prunescope.analysis.report import ledger_view, measured, numbers, sentences, summary, titles
-from prunescope.analysis.report.phase_tables import TABLES, Extent, phase_tables
+from prunescope.analysis.report.phase_tables import Extent, phase_table, phase_tables
 from prunescope.analysis.report.sheet import Page, kept_columns, plain_name
 from prunescope.analysis.report.view import Cell, Column, Table, numeric, text_table
 from prunescope.analysis.schema.report import LATE_RANK, Finding, Ladder, Phase, Report
@@ -69,7 +70,6 @@ class _ReportPage(Page):
         if full:
             yield title
             yield self.ink(titles.against(report))
-            yield from self._peaks_and_notes(report)
         else:
             yield title.append_text(self.ink(f", {titles.against(report)}", "not bold"))
         phases = dict(report.phases)
@@ -86,19 +86,14 @@ class _ReportPage(Page):
                 style="dim",
             )
             yield from self.phase(phase) if full else self.brief(phase)
-        if not full:
-            yield Text("")
-            yield from self._peaks_and_notes(report)
-
-    def _peaks_and_notes(self, report: Report) -> Iterator[RenderableType]:
-        """The peaks that bounds use, and what holds of the whole report."""
-        yield self.ink(titles.device(report), "dim")
+        yield Text("")
+        yield self.ink(titles.device(report, brief=not full), "dim")
         for warning in sentences.warnings(report):
             yield self.ink(f"! {warning}", "yellow")
 
     def _overview(self, phases: Mapping[str, Phase], first: str) -> Iterator[RenderableType]:
         """A row a phase, and which of them is shown below."""
-        unit = numbers.scale(phase.wall_ns for phase in phases.values())
+        unit = numbers.scale(phase.step_time_ns for phase in phases.values())
         columns = [
             Column("phase"),
             *numeric("realised"),
@@ -107,7 +102,7 @@ class _ReportPage(Page):
             Column("step", unit.unit, numeric=True),
         ]
         rows = [
-            [titles.heading(name, phase), *_ratios(phase.ladder), unit.text(phase.wall_ns)]
+            [titles.heading(name, phase), *_ratios(phase.ladder), unit.text(phase.step_time_ns)]
             for name, phase in phases.items()
         ]
         late = any(item.id == LATE_RANK for item in phases[first].findings)
@@ -145,9 +140,11 @@ class _ReportPage(Page):
         """The gravest findings that take so many lines, at least one; and how many more there
         are."""
         lines -= self.height([self.section("Findings")]) + 1
-        shown = 0
+        shown, told = 0, summary.change_told(phase)
         for item in phase.findings:
-            part = self._finding(item)
+            # The paragraph above ends with its change.
+            said = replace_fields(item, change=None, predicted_ns=None) if item is told else item
+            part = self._finding(said)
             lines -= self.height([part])
             if shown and (lines < 0 or item.severity == "info"):
                 break
@@ -156,8 +153,8 @@ class _ReportPage(Page):
             yield part
             shown += 1
         more = len(phase.findings) - shown
-        told = f"{more} more finding{'s' * (more != 1)}, all" if more else "All"
-        yield self.ink(f"{told} tables and what was measured: --full", "dim")
+        rest = f"{more} more finding{'s' * (more != 1)}, all" if more else "All"
+        yield self.ink(f"{rest} tables and what was measured: --full", "dim")
 
     def phase(self, phase: Phase) -> Iterator[RenderableType]:
         """Every table, and what was measured."""
@@ -188,7 +185,7 @@ class _ReportPage(Page):
         return text
 
     def _table(self, table_id: str, phase: Phase, extent: Extent) -> Iterator[RenderableType]:
-        table = TABLES[table_id](phase, extent)
+        table = phase_table(table_id, phase, extent)
         if table is not None:
             yield from self._of_phase(table, phase)
 

@@ -33,8 +33,9 @@ def named(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def device(report: Report) -> str:
-    """The peaks that the bounds use, their source, and the share of the data sheet they reach."""
+def device(report: Report, *, brief: bool = False) -> str:
+    """The peaks that the bounds use, their source, and the share of the data sheet they reach;
+    unless `brief`, every measurement of a peak."""
     name = named(report.device.get("name")) or "unknown device"
     peaks, sheet = report.device.get("peaks"), report.device.get("sheet")
     rates = peaks["dense_flop_per_s"] if peaks else {}
@@ -58,7 +59,8 @@ def device(report: Report) -> str:
         return f"device {name}: no peaks known, so bounds are null; name --device or give --peak"
     source = (named(report.device.get("source")) or "source unknown").replace("`", "")
     text = f"device {name}: peaks {', '.join(facts)} ({source})"
-    text += "".join(_peaks_taken(report.device, used | {"bandwidth"}))
+    if not brief:
+        text += "".join(_peaks_taken(report.device, used | {"bandwidth"}))
     return text + (_of_sheet(peaks, sheet) if peaks and sheet else "")
 
 
@@ -122,7 +124,8 @@ def against(report: Report) -> str:
 
 
 def heading(name: str, phase: Phase) -> str:
-    """The name of a phase, and of a bare trace the kind of phase that it turned out to be."""
+    """The name of a phase, and of a trace without run.json the kind of phase that it turned out to
+    be."""
     kind = phase.phase_kind["kind"] if phase.phase_kind else "unknown"
     is_said = kind in ("unknown", name) or name.endswith(f"-{kind}")  # rank0-decode
     return name if is_said else f"{name} ({kind})"

@@ -40,7 +40,7 @@ class Reason:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the detectors read. `stats_*`: None without a run.json (a bare trace)."""
+    """What the detectors read. `stats_*`: None without a run.json."""
 
     pairs: list[Pair]
     units: Units

@@ -192,7 +192,7 @@ def other_work(e: Evidence) -> Reason | None:
 
 def more_ops(e: Evidence) -> Reason | None:
     """No GEMM moved and no unit came, and pointwise ops run more often within the units. Where the
-    activation is another op, these compute it."""
+    activation op differs, these compute it."""
     found = e.more_calls
     if not found or e.activation is not None:
         return None
@@ -211,7 +211,7 @@ def _names(e: Evidence, where: np.ndarray) -> Counter[str]:
 
 
 def activation(e: Evidence) -> Reason | None:
-    """The activation is another op, and the run lists its weights: no zeros in them, none gone."""
+    """The activation op differs, and the run lists its weights: no zeros in them, none removed."""
     return e.activation if e.stats_pruned is not None else None
 
 

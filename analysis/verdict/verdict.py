@@ -187,7 +187,7 @@ def _unmoved(e: Evidence) -> FamilyVerdict:
     if e.stats_pruned is None:
         line = (
             "no GEMM moved and no work was added: nothing was pruned, or zeros are in dense "
-            "tensors, which a bare trace cannot show (the weight statistics in run.json do)"
+            "tensors, which a trace does not show (the weight statistics in run.json do)"
         )
         # These change no shape and no kernel: only weight statistics tell them apart.
         unseen = [one.id for one in families() if not one.cuts or one.zeroes_weights]

@@ -184,7 +184,8 @@ def test_a_sweep_of_a_stranger_tells_nothing(given: Path, tmp_path: Path) -> Non
     (sweep / "sweep.json").write_text(json.dumps({"schema": 1, **told}))
     out = tmp_path / "out"
     out.mkdir()
-    text = said("pareto", sweep, "--out", out / "pareto", "--json", out / "pareto.json")
+    words = ["--figures", "paper", "--out", out / "pareto", "--json", out / "pareto.json"]
+    text = said("pareto", sweep, *words)
     (out / "said.txt").write_text(text.replace(str(tmp_path), ""))
     prunescope.pareto(sweep).save(out / "again", formats=["md", "json", "svg", "png", "pdf"])
     assert list(leaks(out)) == []

@@ -55,6 +55,11 @@ def test_an_option_that_is_not_there_names_the_nearest(function: typing.Any) -> 
         function("x", **{f"{name[:4]}{name[5:]}": 0.5})
 
 
+def test_one_value_too_many_names_the_options_that_need_no_name() -> None:
+    with pytest.raises(TypeError, match=r"compare\(\) takes subjects without a name, and 2 values"):
+        prunescope.compare("a", "b")  # type: ignore[call-arg]
+
+
 def test_a_sparsity_that_nothing_would_use_is_refused() -> None:
     with pytest.raises(PrunescopeError, match="every family in .* sets its own"):
         prunescope.trace("tiny-llama", method="static-m:0.25+static-nk-mlp:0.5", sparsity=0.4)

@@ -76,6 +76,10 @@ COVERED: dict[str, tuple[str, str]] = {
         "test_collectives_of_other_threads_are_named",
         "test_a_warm_step_is_not_cold",
     ),
+    "layer-alone": (
+        "test_a_layer_alone_is_a_point_with_its_closure",
+        "test_a_layer_alone_is_a_point_with_its_closure",
+    ),
     "late-first-launch": (
         "test_long_launch_latency_of_one_step_is_a_finding",
         "test_short_launch_latency_is_none",

@@ -51,7 +51,7 @@ def test_adapters_that_were_not_merged_are_named_and_are_no_pruning(tmp_path: Pa
     assert phase.family is not None and phase.family.id == "outside"
     one = found(phase, "added-adapter")
     assert one is not None and "merge_and_unload()" in str(one.change)
-    assert "8 low-rank products, rank 8" in one.text and "q_proj × 4" in one.evidence[0]
+    assert "8 low-rank GEMMs, rank 8" in one.text and "q_proj × 4" in one.evidence[0]
     assert one.predicted_ns == pytest.approx(4 * 27_000)
     assert found(phase, "zeros-in-dense") is None
     rows = {(g.role, g.n, g.k, g.axis) for g in phase.gemms if g.role in ("adapter", "q")}
@@ -93,7 +93,7 @@ def test_adapters_of_any_class_are_told_by_their_shapes(
         ("q", 256, 256, "none"), ("adapter", 8, 256, "added"), ("adapter", 256, 8, "added"),
     }  # fmt: skip
     one = found(phase, "added-adapter")
-    assert one is not None and "8 low-rank products" in one.text
+    assert one is not None and "8 low-rank GEMMs" in one.text
 
 
 def test_an_untrained_adapter_of_any_class_is_no_mask(tmp_path: Path) -> None:

@@ -188,7 +188,9 @@ def test_a_prompt_and_what_is_generated_after_it_are_mixed(tmp_path: Path) -> No
     said = told(tmp_path, *items, cached=True)["trace"].phase_kind
     assert said is not None
     assert said["kind"] == "mixed"
-    assert "record prefill and decode apart, or annotate their steps: generate(" in said["doubt"]
+    assert (
+        "record prefill and decode separately, or annotate their steps: generate(" in said["doubt"]
+    )
     assert "--phase-pattern" not in said["doubt"]  # there is nothing for it to pick
 
 

@@ -150,4 +150,7 @@ def test_the_legend_names_what_is_drawn() -> None:
 
 def test_backticks_are_code_and_escaped() -> None:
     assert prose("use `a<b` <i>") == "use <code>a&lt;b</code> &lt;i&gt;"
+    # No line ends between the hyphens of an option.
+    option = '<code>trace <span class="option">--prompt-len</span> a--b</code>'
+    assert prose("`trace --prompt-len a--b`") == option
     assert prose("a lone ` stays") == "a lone ` stays"

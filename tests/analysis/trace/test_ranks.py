@@ -80,7 +80,7 @@ def test_a_folder_of_ranks_is_a_phase_each_and_the_straggler_is_named(tmp_path: 
         "collectives"
     ) in found["rank2"].evidence
     # The products are as large as those of the other ranks.
-    assert str(found["rank2"].change).startswith("check its clocks")
+    assert str(found["rank2"].change).startswith("rank2: check its clocks")
     assert any(REDUCE[:40] in line for line in found["rank2"].evidence)
 
 
@@ -269,7 +269,7 @@ def test_a_rank_that_sleeps_holds_up_ranks_that_idle_in_gloo(tmp_path: Path) -> 
         "it works 0.0 µs longer and idles 50.000 ms longer than the median of the others"
     )
     assert "idle +50.000 ms, idle in collectives of host threads −50.000 ms" in late.evidence[1]
-    assert str(late.change).startswith("find out what its host does")
+    assert str(late.change).startswith("rank1: find out what its host does")
     assert "device" not in str(late.change)
     [waits] = [f for f in phases["rank0"].findings if f.id == "host-collectives"]
     assert waits.text.endswith(
@@ -529,7 +529,7 @@ def test_a_rank_that_is_missing_is_named(tmp_path: Path) -> None:
     """By `world_size`, in front of the events or behind them; else by a hole in the names."""
     for rank in (0, 1, 3):
         save(rank_trace(5, 5, rank=rank), tmp_path / f"rank{rank}.json")
-    said = f"{tmp_path.name} lacks rank 2 of 4: what is said of ranks is of the others"
+    said = f"{tmp_path.name} lacks rank 2 of 4: statements on ranks are about the others"
     assert analyze(tmp_path).report.warnings == [said]
     for path in tmp_path.iterdir():
         trace = json.loads(path.read_text())
