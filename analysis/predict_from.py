@@ -112,9 +112,12 @@ def dense_phases(
         invalid = [finding for finding in phase.findings if finding.id == NOT_VALID]
         warnings += [f"{work.phase}: {finding.text}" for finding in invalid]
         setting = _setting(request, run, report)
+        routing = _routing(request, run, setting.shape)
+        if routing is not None and (text := routing.not_counted(work.phase)):
+            warnings.append(text)
         phases[work.phase] = DensePhase(
             setting=setting,
-            work=replace(work, routing=_routing(request, run, setting.shape)),
+            work=replace(work, routing=routing),
             measured=measured_phase(phase, host=_on_host(run, report)),
         )
     if not phases:
