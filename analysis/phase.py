@@ -172,9 +172,11 @@ def _compared(
         rows, bounds = without_roofline(rows, bounds)
     sparsity = _realised(sides, evidence, inputs, is_known=known)
     if _cuts(family, "experts"):
+        of_models = _ratio(sparsity["parameters"])
         bounds = msgspec.structs.replace(
             bounds,
-            parameters=_ratio(sparsity["parameters"]) or _weights_ratio(evidence.pairs),
+            parameters=of_models or _weights_ratio(evidence.pairs),
+            parameters_of="model" if of_models else "gemms",
             bytes=_ratio(sparsity["bytes"]),
         )
     return _Compared(

@@ -112,6 +112,7 @@ def _behind(
             weight
             for i in products
             if (weight := _weight(sizes[i])) is not None
+            and weight != up
             and weight[0] == up[1]
             and up[0] in (weight[1], 2 * weight[1])
         ),

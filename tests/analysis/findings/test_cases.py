@@ -223,6 +223,12 @@ CASES: list[Case] = [
      lambda t: of_pair(t, mixture((8, 8, *[0] * 6)), mixture((8, 8, 0, 0)))),
     ("experts-read-alike", None, (),
      lambda t: of_pair(t, mixture((2,) * 8), mixture((4,) * 4))),
+    # Of eight experts half are gone, and of the six that were read two: less than their share.
+    ("experts-read-alike", "info", ("save less than their share", "33 % fewer, where 50 %"),
+     lambda t: of_pair(t, mixture((3, 3, 3, 3, 2, 2, 0, 0)), mixture((4,) * 4))),
+    # Every token multiplies by copies of its two experts, with eight of them and with 16.
+    ("experts-read-alike", "warning", ("copies of its experts, 12 in a layer, as many as before",),
+     lambda t: of_pair(t, copied(16, 6), copied(8, 6))),
     ("nominal-differs", "info", ("as many experts as before where experts are gone",),
      pruned_run(mixture((2,) * 8), mixture((4,) * 4), method("static-experts"))),
     # The same experts, and others that the router chose.
