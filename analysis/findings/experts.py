@@ -25,7 +25,8 @@ from prunescope.taxonomy.roles import BACKWARD
 from prunescope.taxonomy.words import ms, percent, shortened
 
 _ALIKE = 0.5  # of the share of experts that are gone: saved reads below it are alike
-# Of that share: from here on reads follow the experts. A step reads a tenth more or fewer by chance.
+# Of that share: from here on reads follow the experts, of which a step reads more or fewer by
+# chance.
 _FOLLOWS = 0.9
 _WORTH = 0.1  # of the experts that a step reads: fewer of them are no gain to plan with
 _MOST_TOKENS = 1 << 16  # up to which a gain is looked for
@@ -69,10 +70,10 @@ def experts_read_alike(c: Context) -> Found | None:
         return None
     alike = saved < _ALIKE * gone
     now, before = _bytes(c, of_dense=False), _bytes(c, of_dense=True)
-    at = f"{_tokens(pruned.tokens)} a step"
+    little = "little time" if alike else "less than their share"
     return Found(
-        text=f"fewer experts save {'little time' if alike else 'less than their share'} at {at}: it "
-        f"reads {_count(pruned.read)} of {_count(pruned.experts)} experts a layer, and read "
+        text=f"fewer experts save {little} at {_tokens(pruned.tokens)} a step: it reads "
+        f"{_count(pruned.read)} of {_count(pruned.experts)} experts a layer, and read "
         f"{_count(dense.read)} of {_count(dense.experts)} before"
         + ("" if alike else f": {percent(saved)} fewer, where {percent(gone)} of them are gone"),
         severity=None if alike else "info",
