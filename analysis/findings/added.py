@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from prunescope.analysis.comparison.more_calls import MoreCalls, on_weights
 from prunescope.analysis.findings.context import Context, is_significant, role_or_kernel, sized
 from prunescope.analysis.findings.registry import Found, Severity, finding
 from prunescope.analysis.kernels.frame import ATTENTION, MATMUL, POINT, Kernels
@@ -32,7 +33,6 @@ from prunescope.analysis.ledger.purpose import (
 from prunescope.analysis.schema.report import LedgerPart
 from prunescope.analysis.verdict.detectors.zeros import MANY_ZEROS
 from prunescope.analysis.verdict.evidence import matrices
-from prunescope.analysis.verdict.more_calls import MoreCalls, on_weights
 from prunescope.taxonomy.families import known
 from prunescope.taxonomy.roles import LINEARS
 from prunescope.taxonomy.run_blocks import Matrix

@@ -261,8 +261,7 @@ def pair_calls(dense: dict[Key, Call], pruned: dict[Key, Call]) -> list[Pair]:
     for unit, keys in by_unit.items():
         originals = [k for k in dense if k[:3] == unit]
         if unit[1] in UNPLACED and (known := _ranks_in_order(originals, keys, dense, pruned)):
-            for key, (partner, axis) in known.items():
-                pairs.append(Pair(key, partner, pruned[key], axis))
+            pairs += [Pair(key, old, pruned[key], axis) for key, (old, axis) in known.items()]
             paired |= {*originals}
             continue
         low_rank = _through_a_rank([pruned[k] for k in keys], [dense[k] for k in originals])
