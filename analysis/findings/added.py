@@ -231,6 +231,15 @@ def added_adapter(c: Context) -> Found | None:
     names = ", ".join(f"{leaf} × {count}" for leaf, count in sorted(leaves.items()))
     ranks = sorted({min(m.shape) for m in stats if m.shape})
     rank = f", rank {'–'.join(map(str, dict.fromkeys([ranks[0], ranks[-1]])))}" if ranks else ""
+    if (c.phase.phase_kind or {}).get("kind") == "training":
+        return Found(
+            severity="info",
+            text=f"adapters are trained: their products{rank} take {ms(total)} a step beside the "
+            "linears",
+            evidence=["the step holds backward passes, so that they cannot be merged in it"],
+            change="merge them once they are trained (model.merge_and_unload() of peft), and time "
+            "inference then",
+        )
     masked = any((m.zeros or 0.0) > MANY_ZEROS for m in _weight_stats(c) if m.role in LINEARS)
     products = rows.filter(pl.col("class") == MATMUL)["instance"].n_unique() / c.kernels.num_steps
     return Found(

@@ -238,3 +238,13 @@ def test_masks_of_a_bare_trace_are_added_work(tmp_path: Path) -> None:
     assert found(phase, "added-mask") is not None
     assert phase.family is not None
     assert "aten::mul [64×32] × 1 a step, 0 in the dense trace" in " ".join(phase.family.evidence)
+
+
+def test_adapters_that_are_trained_are_not_to_be_merged(tmp_path: Path) -> None:
+    trained = adapted(FULL)
+    back = op("autograd::engine::evaluate_function: MmBackward0", us=0)
+    events = chrome(step(0, back))["traceEvents"]
+    trained["traceEvents"] += [one for one in events if "MmBackward0" in str(one.get("name"))]
+    one = found(of_pair(tmp_path, model(FULL), trained), "added-adapter")
+    assert one is not None and one.severity == "info"
+    assert "adapters are trained" in one.text and "once they are trained" in str(one.change)
