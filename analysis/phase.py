@@ -6,7 +6,7 @@ In: a phase of one or both sides. Out: schema.report.Phase; all times ns a step.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import msgspec
@@ -22,6 +22,7 @@ from prunescope.analysis.inputs.side import SidePhase
 from prunescope.analysis.kernels.anatomy import anatomy
 from prunescope.analysis.kernels.phase_kind import format_split
 from prunescope.analysis.ledger.attribution import AttributionInputs, attribution_inputs
+from prunescope.analysis.ledger.categories import categories
 from prunescope.analysis.ledger.experts import EXPERTS, weight_numbers
 from prunescope.analysis.ledger.gemms import (
     Pair,
@@ -38,6 +39,7 @@ from prunescope.analysis.ledger.pairing import Units, pair
 from prunescope.analysis.ledger.rows import LargestKernels, as_much_work, build_rows, untouched
 from prunescope.analysis.ledger.samples import samples_of
 from prunescope.analysis.routing import routing_of
+from prunescope.analysis.schema.categories import CategoryTime
 from prunescope.analysis.schema.pair_comparison import PairComparison
 from prunescope.analysis.schema.report import (
     FamilyVerdict,
@@ -49,7 +51,7 @@ from prunescope.analysis.schema.report import (
     Row,
     SecondOpinion,
 )
-from prunescope.analysis.schema.sides import PredictedRun, Totals
+from prunescope.analysis.schema.sides import Closure, PredictedRun, Totals
 from prunescope.analysis.totals import is_known, kernel_rows, total, totals
 from prunescope.analysis.verdict.caveats import apply_caveats, caveats
 from prunescope.analysis.verdict.evidence import Evidence
@@ -79,6 +81,7 @@ class _Compared:
     overhead: Overhead | None = None
     dense: SidePhase | None = None
     notes: tuple[str, ...] = ()
+    categories: list[CategoryTime] = field(default_factory=list)
 
 
 def single_phase(own: SidePhase, *, hta: SecondOpinion | None = None) -> Phase:
@@ -195,6 +198,7 @@ def _compared(
         overhead=overhead(inputs, dense.kernels, pruned.kernels, family),
         dense=dense,
         notes=_not_in_turns(dense, pruned),
+        categories=categories(inputs),
     )
 
 
@@ -250,7 +254,8 @@ def _predicted(
     ladder: Ladder,
     ledger: list[Row],
 ) -> PredictedRun | None:
-    if pruned.run is None:  # a trace alone says neither the model nor the workload
+    # A trace alone says neither the model nor the workload; the theory is of whole models.
+    if pruned.run is None or pruned.run.alone is not None:
         return None
     from prunescope.analysis.predict.run import add_miss, predicted_phase
 
@@ -278,6 +283,8 @@ def _phase(
     if own.kind is not None:
         lines.append(f"{own.kind['evidence']}: {own.kind['kind']}")
         lines += [format_split(own.kind["split"])] if "split" in own.kind else []
+    closures = _closures(own, found.dense)
+    lines += _closure_notes(closures)
     return Phase(
         steps=steps,
         wall_ns=sums.wall_ns,
@@ -313,6 +320,7 @@ def _phase(
         kernels_per_step=sums.kernels_per_step,
         unknown_kernels=kernel_rows(frame.filter(pl.col("kind") == "unknown"), steps, 10),
         baseline=found.baseline,
+        closure=closures or msgspec.UNSET,
         sparsity=found.sparsity,
         notes=lines,
         predicted=found.predicted,
@@ -327,7 +335,28 @@ def _phase(
         first_call_ns=sums.first_call_ns,
         routing=routing_of(own.side.run, found.dense.side.run if found.dense else None, own.name),
         token_ids=_token_ids(own.side.run, decides=found.overhead is not None),
+        categories=found.categories,
     )
+
+
+def _closures(own: SidePhase, dense: SidePhase | None) -> dict[str, Closure]:
+    """Of the sides whose run is one layer alone; "pruned": the side that a phase is about."""
+    sides = (
+        {"dense": dense, "pruned": own}
+        if dense
+        else {own.side.run.variant if own.side.run else "pruned": own}
+    )
+    alone = {name: one.run.alone for name, one in sides.items() if one and one.run}
+    return {name: Closure.of(found) for name, found in alone.items() if found is not None}
+
+
+def _closure_notes(found: Mapping[str, Closure]) -> list[str]:
+    return [
+        f"{name}: layer {one.layer} ran alone. {one.layers} such layers "
+        f"({one.layers} × {one.layer_ns / 1e6:,.3g} ms) and the rest ({one.rest_ns / 1e6:,.3g} ms) "
+        f"are {one.ratio:.2f} of the whole model ({one.whole_ns / 1e6:,.3g} ms)"
+        for name, one in found.items()
+    ]
 
 
 def _token_ids(run: Run | None, *, decides: bool) -> str | msgspec.UnsetType:

@@ -1,175 +1,355 @@
-"""Plans of `allocate` against the families that cut all layers alike, at equal measured speed.
+"""Plans of `allocate` against the families that cut all layers alike: speed and loss, measured.
 
-    python benchmarks/allocate.py --model FOLDER --work FOLDER [--other-text FILE] [--out FILE.md]
+    python benchmarks/allocate.py dense  --model FOLDER --work FOLDER   # nothing else running
+    python benchmarks/allocate.py plans  --model FOLDER --work FOLDER
+    python benchmarks/allocate.py losses --model FOLDER --work FOLDER --other-text FILE
+    python benchmarks/allocate.py times  --model FOLDER --work FOLDER   # nothing else running
+    python benchmarks/allocate_page.py FOLDER...                        # the page
 
-Traces the dense model, makes a plan for each target, and sweeps plans and families in both
-phases, once without recovery training and once after `--recover` steps. The loss of a family at the
-speed of a plan lies on the line between its two nearest points. A call that was cut off goes on
-where it was.
+Each stage goes on where it was, and ends after `--seconds` with exit code 3 where work is left.
+`dense` traces the dense model and `plans` makes a plan for each target from that run. `losses`
+scores plans, families and the dense model on two texts, then trains each alike and scores it again.
+`times` measures all of them against the dense model, both taking turns.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 import prunescope  # noqa: E402
-from prunescope.analysis.pareto.pareto import judge  # noqa: E402
-from prunescope.analysis.report.numbers import loss, ratio, ratios  # noqa: E402
-from prunescope.analysis.schema.pareto import Pareto, SweepPoint  # noqa: E402
-from prunescope.taxonomy.allocation_plan import PlanOfLayers, read_plan  # noqa: E402
+from prunescope.taxonomy.allocation_plan import read_plan  # noqa: E402
 from prunescope.taxonomy.errors import PrunescopeError  # noqa: E402
+from prunescope.taxonomy.formats import changed  # noqa: E402
+from prunescope.taxonomy.run import read_run  # noqa: E402
+from prunescope.tracer.recovery.settings import read_recovery  # noqa: E402
 
 TARGETS = (("prefill", 1.2), ("prefill", 1.4), ("prefill", 1.7), ("decode", 1.2), ("decode", 1.4))
-FAMILIES = ("static-nk", "static-nk-mlp", "static-m")
-SPARSITIES = (0.125, 0.25, 0.375, 0.5, 0.625)
-HEAD = (
-    "| target | expected | measured | loss | loss, other text | best family at this speed "
-    "| its loss | on the other text |",
-    "|---|---|---|---|---|---|---|---|",
-)
+WIDTHS = ("static-nk", "static-nk-mlp")
+DEPTH = "static-m"
+SPARSITIES = (0.25, 0.5)
+DENSE = "dense"
+BLOCK = 128  # tokens in a block of the bootstrap, as neighbours in a text are correlated
+_LEFT = 3  # exit code where work is left
 
 
 @dataclass(frozen=True)
-class Planned:
-    """A target with its plan, or why there is none."""
+class Variant:
+    """A model to measure: a plan, or a family at a sparsity."""
 
-    phase: str
-    speedup: float
-    path: Path
-    plan: PlanOfLayers | None
-    refused: str = ""
+    name: str
+    method: str
+    sparsity: float | None = None
+    knobs: tuple[tuple[str, str], ...] = ()
+    select: str = "random"
+    phases: tuple[str, ...] = ("prefill", "decode")
+
+
+@dataclass
+class Stage:
+    """A call of the command line, and when it ends."""
+
+    asked: argparse.Namespace
+    begun: float
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more may begin."""
+        return time.monotonic() - self.begun > self.asked.seconds
+
+    @property
+    def work(self) -> Path:
+        """The folder of everything."""
+        return Path(self.asked.work)
+
+    def request(self, one: Variant, **options: Any) -> Any:
+        """The capture of a variant."""
+        from prunescope.tracer.sweep.plan import SweptRequest
+
+        chosen = {} if one.sparsity is None else {"sparsity": one.sparsity, "select": one.select}
+        return SweptRequest(
+            self.asked.model,
+            method=one.method,
+            knobs=dict(one.knobs),
+            prompt_len=self.asked.prompt_len,
+            decode_steps=self.asked.decode_steps,
+            repeats=self.asked.repeats,
+            placements=self.asked.placements,
+            max_placements=self.asked.placements,
+            steps=2,
+            threads=self.asked.threads,
+            **chosen,
+            **options,
+        )
 
 
 def main() -> int:
-    """Measure and write the page; exit code 1 where a plan has no valid point."""
+    """Run the stage that the command line names."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("stage", choices=list(STAGES))
     parser.add_argument("--model", required=True)
-    parser.add_argument("--work", type=Path, required=True, help="folder of runs, plans and sweeps")
+    parser.add_argument("--work", type=Path, required=True, help="folder of runs, plans and losses")
+    parser.add_argument("--text", type=Path, help="the text that plans measure losses on")
     parser.add_argument("--other-text", type=Path, help="a second text to judge on")
-    parser.add_argument("--recover", type=int, default=100, help="steps of training; 0: none")
-    parser.add_argument("--prompt-len", type=int, default=512)
-    parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--targets", type=int, default=len(TARGETS), help="the first N of them")
-    parser.add_argument("--sparsities", type=int, default=len(SPARSITIES), help="the first N")
-    parser.add_argument("--out", type=Path, default=HERE / "allocate.md")
+    parser.add_argument("--tokens", type=int, default=2048, help="of each text that judges")
+    parser.add_argument("--recover", default="steps=100,batch=1,length=64")
+    parser.add_argument("--prompt-len", type=int, default=256)
+    parser.add_argument("--decode-steps", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=12)
+    parser.add_argument("--placements", type=int, default=6)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=450, help="after which nothing begins")
     asked = parser.parse_args()
     asked.work.mkdir(parents=True, exist_ok=True)
-    planned = list(plans(asked))
-    pages = [f"# {Path(asked.model).name}: plans against families that cut all layers alike\n"]
-    valid = True
-    for steps in dict.fromkeys((0, asked.recover)):
-        found = swept(asked, [one.path for one in planned if one.plan], steps)
-        title = f"after {steps} steps of recovery" if steps else "without recovery"
-        rows = [row(one, found) for one in planned]
-        valid = valid and all(rows)
-        lines = [line or "| no valid point |" for line in rows]
-        pages.append("\n".join([f"## {title}\n", *HEAD, *lines, ""]))
-    asked.out.write_text("\n".join(pages), encoding="utf-8")
-    sys.stdout.write("\n".join(pages))
-    return 0 if valid else 1
+    return STAGES[asked.stage](Stage(asked, time.monotonic()))
 
 
-def plans(asked: argparse.Namespace) -> Iterator[Planned]:
-    """The plan of each target. They share one file of measured losses, the first plan's."""
-    run = asked.work / "dense"
-    if not run.exists():
-        prunescope.trace(asked.model, prompt_len=asked.prompt_len, repeats=asked.repeats, out=run)
-    first: bytes | None = None
-    for phase, speedup in TARGETS[: asked.targets]:
-        path = asked.work / f"{phase}-{speedup:g}.json"
-        losses = path.with_name(f"{path.stem}.losses.json")
-        if first is not None and not losses.exists():
-            losses.write_bytes(first)
-        try:
-            if not path.exists():
-                prunescope.allocate(
-                    asked.model, from_run=run, speedup=speedup, phase=phase, out=path
-                )
-            first = first or losses.read_bytes()
-            yield Planned(phase, speedup, path, read_plan(path))
-        except PrunescopeError as error:
-            yield Planned(phase, speedup, path, None, f"{error.problem}; {error.hint}")
+def dense(stage: Stage) -> int:
+    """Trace the dense model."""
+    asked = stage.asked
+    if not (stage.work / "dense").exists():
+        prunescope.trace(
+            asked.model, prompt_len=asked.prompt_len, threads=asked.threads, repeats=16, steps=4,
+            placements=4, out=stage.work / "dense",
+        )  # fmt: skip
+    return 0
 
 
-def swept(asked: argparse.Namespace, paths: Sequence[Path], steps: int) -> Pareto:
-    """Plans and families, measured in both phases and judged."""
-    keys = {
-        "model": asked.model,
-        "families": [*(str(path) for path in paths), *FAMILIES],
-        "sparsities": list(SPARSITIES[: asked.sparsities]),
-        "select": "importance",
-        "prompt_lens": [asked.prompt_len],
-        "repeats": asked.repeats,
-    }
-    if asked.other_text:
-        keys["other_text"] = str(asked.other_text.resolve())
-    if steps:
-        keys["recover"] = f"steps={steps}"
-    return judge(prunescope.sweep(keys, out=asked.work / f"sweep-{steps}"))
+def plan_path(work: Path, phase: str, speedup: float) -> Path:
+    """The plan of a target."""
+    return work / f"{phase}-{speedup:g}.json"
 
 
-def row(one: Planned, found: Pareto) -> str:
-    """The row of a target; "" without a valid point."""
-    target = f"{one.speedup:g}× {one.phase}"
-    if one.plan is None:
-        return f"| {target} | {one.refused} | – | – | – | – | – | – |"
-    points = found.phases[one.phase].points if one.phase in found.phases else []
-    mine = next((point for point in points if point.family == one.path.name), None)
-    if mine is None or mine.realised is None:
-        return ""
-    expected = one.plan.expected
-    best = min(at_speed(points, mine.realised), key=lambda it: it[1], default=None)
-    family, own, other = ("–", None, None) if best is None else best
-    cells = [
-        target,
-        f"{ratio(expected.speedup)} {ratios(list(expected.range))}",
-        f"{ratio(mine.realised)} {ratios(mine.realised_ci95)}",
-        loss(relative(mine, other=False)),
-        loss(relative(mine, other=True)),
-        family,
-        loss(own),
-        loss(other),
-    ]
-    return f"| {' | '.join(cells)} |"
-
-
-def relative(point: SweepPoint, *, other: bool) -> float | None:
-    """The relative rise of the perplexity on the sweep's text or on the other one."""
-    if point.loss is None:
-        return None
-    text = point.loss.other_text if other else point.loss
-    return None if text is None else text.perplexity_rel
-
-
-def at_speed(
-    points: Sequence[SweepPoint], speed: float
-) -> Iterator[tuple[str, float, float | None]]:
-    """(family, loss, loss on the other text) of each family at a speed between two of its points,
-    or of its slowest point that is faster."""
-    for family in FAMILIES:
-        known = [
-            (one.realised, relative(one, other=False), relative(one, other=True))
-            for one in points
-            if one.family == family and one.realised is not None
-        ]
-        known = [(1.0, 0.0, 0.0), *known]
-        below = max((one for one in known if one[0] <= speed), default=None)
-        above = min((one for one in known if one[0] >= speed), default=None)
-        if below is None or above is None or below[1] is None or above[1] is None:
+def plans(stage: Stage) -> int:
+    """A plan for each target, or why there is none. They share the losses of the first."""
+    first: Path | None = None
+    for phase, speedup in TARGETS:
+        path = plan_path(stage.work, phase, speedup)
+        refused, losses = path.with_suffix(".refused"), path.with_suffix(".losses.json")
+        if path.exists() or refused.exists():
+            first = first or (losses if losses.exists() else None)
             continue
-        share = 0.0 if above[0] == below[0] else (speed - below[0]) / (above[0] - below[0])
-        other = None
-        if below[2] is not None and above[2] is not None:
-            other = below[2] + share * (above[2] - below[2])
-        yield family, below[1] + share * (above[1] - below[1]), other
+        if stage.over:
+            return _LEFT
+        if first is not None and not losses.exists():
+            losses.write_bytes(first.read_bytes())
+        try:
+            prunescope.allocate(
+                stage.asked.model, from_run=stage.work / "dense", speedup=speedup, phase=phase,
+                out=path, text=stage.asked.text,
+            )  # fmt: skip
+            first = first or losses
+        except PrunescopeError as error:
+            refused.write_text(f"{error.problem}; {error.hint}", encoding="utf-8")
+        _say(f"{phase} {speedup:g}: {'refused' if refused.exists() else 'planned'}")
+    return 0
 
+
+def by_loss(work: Path) -> list[int]:
+    """The layers, those first whose removal alone loses least: what the plans know too."""
+    for phase, speedup in TARGETS:
+        path = plan_path(work, phase, speedup).with_suffix(".losses.json")
+        if path.exists():
+            removed = json.loads(path.read_bytes())["removed"]
+            alone = {key: nats for key, nats in removed.items() if key.endswith(" layer 0")}
+            worst = max(nats for nats in alone.values() if nats is not None)
+            lost = {int(key.split()[0]): nats or worst for key, nats in alone.items()}
+            return sorted(lost, key=lost.__getitem__)
+    return []  # until the first plan is made
+
+
+def variants(work: Path) -> list[Variant]:
+    """All plans and families; of static depth those layers go whose removal alone loses least."""
+    found = []
+    for sparsity in SPARSITIES:
+        for family in WIDTHS:
+            name = f"{family}-{sparsity:g}"
+            found.append(Variant(name, family, sparsity, select="importance"))
+    order = by_loss(work)
+    for sparsity in SPARSITIES if order else ():
+        gone = order[: int(len(order) * sparsity)]
+        knobs = (("layers", ",".join(map(str, sorted(gone)))),)
+        found.append(Variant(f"{DEPTH}-{sparsity:g}", DEPTH, sparsity, knobs))
+    for phase, speedup in TARGETS:
+        path = plan_path(work, phase, speedup)
+        if path.exists():
+            found.append(Variant(path.stem, str(path), phases=(phase,)))
+    return found
+
+
+def losses(stage: Stage) -> int:
+    """Nats a token of every variant on both texts, before and after the same training."""
+    from prunescope.tracer.calibration.collect import statistics_cached
+    from prunescope.tracer.machine.device import thread_count
+
+    with thread_count(stage.asked.threads), statistics_cached({}):
+        scorer = Scorer(stage)
+        scorer.say_texts()
+        for one in (Variant(DENSE, ""), *variants(stage.work)):
+            if not scorer.score(one):
+                return _LEFT
+    return 0
+
+
+class Scorer:
+    """Scores variants; keeps the dense model and the texts."""
+
+    def __init__(self, stage: Stage) -> None:
+        from prunescope.tracer.machine.device import pick_device
+        from prunescope.tracer.model.load import load_model, load_tokenizer
+        from prunescope.tracer.quality.quality import text_passage
+
+        self.stage = stage
+        self.loaded = load_model(
+            stage.asked.model, dtype="auto", device=pick_device("cpu"), attn="sdpa"
+        )
+        texts = {"text": None, "other": stage.asked.other_text}
+        self.passages = {
+            name: text_passage(
+                load_tokenizer(self.loaded),
+                path,
+                vocabulary=self.loaded.model.get_input_embeddings().num_embeddings,
+                longest=None,
+                seed=0,
+                tokens=stage.asked.tokens,
+            )
+            for name, path in texts.items()
+            if name == "text" or path is not None
+        }
+
+    def say_texts(self) -> None:
+        """Keep what the page says of texts and training."""
+        asked, passages = self.stage.asked, self.passages
+        shown = {name: str(passage.record.source) for name, passage in passages.items()}
+        said = (
+            f"Losses: {asked.tokens:,} tokens of each text, intervals over blocks of {BLOCK}; "
+            f"trained alike, the dense model too: {asked.recover}."
+        )
+        _write(self.stage.work / "texts.json", {"texts": shown, "said": said})
+
+    def score(self, one: Variant) -> bool:
+        """Score what is missing of a variant; False where the time was over before."""
+        path = self.stage.work / "losses" / f"{one.name}.json"
+        found = json.loads(path.read_bytes()) if path.exists() else {}
+        wanted = read_recovery(self.stage.asked.recover)
+        names = ["before"] + ["after"] * (wanted is not None)
+        if all(name in found for name in names):
+            return True
+        if self.stage.over:
+            return False
+        loaded, before = self._pruned(one)
+        if "before" not in found:
+            found["before"] = self._blocks(loaded.model)
+            _write(path, found)
+        if wanted is not None:
+            self._train(one, loaded, before)
+            found["after"] = self._blocks(loaded.model)
+            _write(path, found)
+        _say(f"{one.name}: scored")
+        return True
+
+    def _pruned(self, one: Variant) -> tuple[Any, Any]:
+        """A copy of the dense model, pruned, and what of its weights is zero."""
+        import copy
+
+        from prunescope.tracer.capture.application import apply_request
+        from prunescope.tracer.recovery.adapters import zero_shares
+
+        before = zero_shares(self.loaded.model)
+        loaded = replace(self.loaded, model=copy.deepcopy(self.loaded.model))
+        if one.name != DENSE:
+            applied, _ = apply_request(self.stage.request(one), loaded)
+            loaded = replace(loaded, model=applied.model)
+        return loaded, before
+
+    def _train(self, one: Variant, loaded: Any, before: Any) -> None:
+        from prunescope.tracer.model.load import load_tokenizer
+        from prunescope.tracer.recovery.recover import recover
+        from prunescope.tracer.recovery.storage import trainings_stored
+
+        wanted = read_recovery(self.stage.asked.recover)
+        assert wanted is not None
+        with trainings_stored(self.stage.work / "recovery", None):
+            tokenizer = load_tokenizer(self.loaded)
+            recover(loaded.model, tokenizer, wanted, name=one.name, seed=0, before=before)
+        for file in (self.stage.work / "recovery").glob(f"{one.name}.*"):
+            file.unlink()
+
+    def _blocks(self, model: Any) -> dict[str, list[float]]:
+        """Nats a token in each block of neighbouring tokens, by text."""
+        from prunescope.tracer.quality.quality import nats_of
+
+        found = {}
+        for name, passage in self.passages.items():
+            blocks = nats_of(model, passage).split(BLOCK)
+            found[name] = [round(float(block.mean()), 5) for block in blocks]
+        return found
+
+
+def times(stage: Stage) -> int:
+    """Each variant and the dense model in turns, in its phases."""
+    from prunescope.tracer.calibration.collect import statistics_cached
+    from prunescope.tracer.capture.trace import trace
+
+    peaks = read_run(stage.work / "dense").device.peaks
+    assert peaks is not None
+    peaks = changed(peaks, reached=None)
+    asked = stage.asked
+    said = (
+        f"Times: batch 1, prompts of {asked.prompt_len} tokens, {asked.repeats} samples of each "
+        f"model in turns over {asked.placements} placements."
+    )
+    _write(stage.work / "times.json", {"threads": asked.threads, "said": said})
+    with statistics_cached({}):
+        for one in variants(stage.work):
+            for phase in one.phases:
+                out = stage.work / "times" / f"{one.name}-{phase}"
+                if out.exists():
+                    continue
+                if stage.over:
+                    return _LEFT
+                trace(stage.request(one, phase=phase, out=out), peaks=peaks)
+                _say(f"{out.name}: timed")
+    return 0
+
+
+def refused(work: Path) -> Iterator[tuple[str, float, str]]:
+    """Targets without a plan, and why."""
+    for phase, speedup in TARGETS:
+        path = plan_path(work, phase, speedup).with_suffix(".refused")
+        if path.exists():
+            yield phase, speedup, path.read_text(encoding="utf-8")
+
+
+def planned(work: Path) -> Iterator[tuple[str, float, Any]]:
+    """Targets with their plans."""
+    for phase, speedup in TARGETS:
+        path = plan_path(work, phase, speedup)
+        if path.exists():
+            yield phase, speedup, read_plan(path)
+
+
+def _write(path: Path, found: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found), encoding="utf-8")
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+
+
+STAGES: dict[str, Callable[[Stage], int]] = {
+    "dense": dense, "plans": plans, "losses": losses, "times": times,
+}  # fmt: skip
 
 if __name__ == "__main__":
     raise SystemExit(main())

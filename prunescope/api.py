@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from prunescope.allocation import AllocateRequest
+from prunescope.allocate_call import AllocateCall
 from prunescope.analysis.inputs.options import AnalyzeRequest, CompareRequest
 from prunescope.analysis.predict.request import PredictRequest
 from prunescope.taxonomy.errors import PrunescopeError, helpful
@@ -147,8 +147,8 @@ def _predicted(request: PredictRequest) -> Any:
         return run(request)
 
 
-@takes(AllocateRequest)
-def allocate(request: AllocateRequest) -> PlanOfLayers:
+@takes(AllocateCall)
+def allocate(call: AllocateCall) -> PlanOfLayers:
     """Decide which layers to drop and which heads and channels each layer keeps, so that a target
     is reached at the least loss; writes the plan, its picture and the measured losses.
 
@@ -161,7 +161,7 @@ def allocate(request: AllocateRequest) -> PlanOfLayers:
     """
     from prunescope.allocation import allocate as run
 
-    return run(request, request.progress)
+    return run(call, call.progress)
 
 
 @takes(SweepRequest)

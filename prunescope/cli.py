@@ -13,14 +13,14 @@ import sys
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 import prunescope
 from prunescope import signals, startup
-from prunescope.allocation import AllocateRequest
 from prunescope.analysis.inputs.options import CompareRequest
+from prunescope.analysis.predict.allocation_request import AllocateRequest
 from prunescope.analysis.predict.request import PredictRequest
 from prunescope.api import answer
 from prunescope.command import from_options
@@ -223,9 +223,10 @@ def _allocate(
 ) -> None:
     """Decide what each layer keeps, so that a target is reached at the least loss: a plan.
 
-    Layers are dropped, or keep some of their KV heads and MLP channels. Times come from a dense run
-    or a device, losses from the model without each part; the same command resumes. `trace --method
-    plan.json` measures the plan. A target that cannot be reached is an error that says why.
+    Layers are dropped, or keep some of their KV heads and MLP channels; ranks, experts and mixers
+    stay as they are. Times come from a dense run or a device, losses from the model without each
+    part; the same command resumes. `trace --method plan.json` measures the plan. A target that
+    cannot be reached is an error that says why.
 
     \b
     prunescope allocate --model ./SmolLM2 --from-run traces/dense --speedup 1.4 --out plan.json
@@ -234,19 +235,19 @@ def _allocate(
     """
     import msgspec
 
-    from prunescope.allocation import allocate, evaluations, problem_of
+    from prunescope.allocation import allocate, evaluations, problem_asked
     from prunescope.analysis.report.allocation_tables import dry_run_sheet, plan_sheet
     from prunescope.output import check_target, show_result
     from prunescope.tracer.capture.progress import Bar
 
     check_target(json_target)
     if dry_run:
-        found = evaluations(problem_of(request))
+        found = evaluations(problem_asked(request))
         show_result(found, json_target, people=dry_run_sheet(found))
         return
     with Bar() as bar:
         plan = allocate(request, bar)
-    shown = plan_sheet(plan, str(request.out))
+    shown = plan_sheet(plan, str(request.out), model=request.model)
     show_result(msgspec.to_builtins(plan), json_target, people=shown)
 
 
@@ -318,6 +319,21 @@ def _pareto(
             metavar="FOLDER",
         ),
     ] = None,
+    figures: Annotated[
+        Literal["paper"] | None,
+        Option(
+            help="Also draw the kinds of figure of the taxonomy's paper, each with its CSV and "
+            "caption; without it, frontier, bounds and ledgers alone."
+        ),
+    ] = None,
+    gemm: Annotated[
+        Path | None,
+        Option(
+            help="File of replayed GEMMs (`prunescope gemm --json FILE`) for --figures paper; "
+            "without it, the gemms.json in the sweep and its runs.",
+            metavar="FILE",
+        ),
+    ] = None,
     json_target: Json = None,
 ) -> None:
     """Compare the prunings of a sweep: frontier of speed and loss, break-even, and bounds reached.
@@ -325,17 +341,23 @@ def _pareto(
     \b
     prunescope pareto traces/sweep
     prunescope pareto traces/sweep --out figures --json pareto.json
+    prunescope pareto traces/sweep --figures paper --out figures
     """
     from prunescope.analysis.pareto.pareto import judge
-    from prunescope.analysis.pareto.write import to_json, write_pareto
+    from prunescope.analysis.pareto.write import paper_files, paper_set, to_json, write_pareto
     from prunescope.analysis.report.pareto_tables import pareto_summary
     from prunescope.output import check_target, console_for, write_json
+    from prunescope.taxonomy.errors import PrunescopeError
 
+    if gemm is not None and figures is None:
+        raise PrunescopeError("--gemm is for --figures paper", hint="add --figures paper")
     check_target(json_target)
     found, target = judge(folder), out or folder / "pareto"
-    write_pareto(found, target)
+    drawn = paper_set(found, folder, gemm) if figures is not None else None
+    write_pareto(found, target, more=paper_files(drawn) if drawn is not None else None)
     write_json(to_json(found), json_target)
-    console_for(json_target).print(pareto_summary(found, target))
+    missing = [str(one) for one in drawn.missing] if drawn is not None else []
+    console_for(json_target).print(pareto_summary(found, target, missing))
 
 
 @app.command("check")

@@ -286,13 +286,25 @@ class Pareto(pareto_schema.Pareto, kw_only=True, dict=True):
         _print(self.__rich__())
 
     def save(
-        self, folder: Path | str, formats: Sequence[str] | str = ("md", "json", "png", "pdf")
+        self,
+        folder: Path | str,
+        formats: Sequence[str] | str = ("md", "json", "png", "pdf"),
+        *,
+        figures: str | None = None,
+        gemm: Path | str | None = None,
     ) -> list[Path]:
-        """Write pareto.md, pareto.json and figures into `folder`; returns the paths."""
-        from prunescope.analysis.pareto.write import write_pareto
+        """Write pareto.md, pareto.json and figures into `folder`; returns the paths. With
+        `figures="paper"` also the kinds of figure of the taxonomy's paper, those of GEMMs from the
+        file `gemm` that `prunescope gemm --json` wrote; paper.md says what was not drawn."""
+        from prunescope.analysis.pareto.write import paper_files, paper_set, write_pareto
 
         names = _names(formats)
-        return write_pareto(self, _path(folder), formats=names)
+        if figures not in (None, "paper"):
+            raise PrunescopeError(f"figures is {figures!r}", hint='accepted: "paper"')
+        more = None
+        if figures is not None:
+            more = paper_files(paper_set(self, None, as_path(gemm)), names)
+        return write_pareto(self, _path(folder), formats=names, more=more)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as `--json` writes them."""

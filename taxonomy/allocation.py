@@ -24,21 +24,20 @@ _EXACT = 1e-6  # of a unit: sums of floats land a hair above a whole number of u
 class LayerOption:
     """One way to run a layer, with its cost and the loss that it adds. `gone`: the whole layer is
     removed; one layer of a model has to stay. None in `kv_heads` or `channels`: as in the dense
-    layer. `ranks`: of matrices that become two, by role."""
+    layer."""
 
     cost: float
     loss: float
     kv_heads: int | None = None
     channels: int | None = None
-    ranks: tuple[tuple[str, int], ...] = ()
     gone: bool = False
 
     @property
-    def kept(self) -> tuple[bool, float, float, int]:
+    def kept(self) -> tuple[bool, float, float]:
         """The larger, the more of the layer is kept: of two equal options the larger stays."""
         sizes = (math.inf if size is None else size for size in (self.kv_heads, self.channels))
         heads, channels = sizes
-        return (not self.gone, heads, channels, sum(rank for _, rank in self.ranks))
+        return (not self.gone, heads, channels)
 
 
 @dataclass(frozen=True, slots=True)

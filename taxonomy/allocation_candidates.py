@@ -86,6 +86,15 @@ def removals_of(sizes: Sequence[Candidates], dense: Sequence[tuple[int, int]]) -
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LayerLosses:
+    """The rise of the loss at each size of a layer's parts; None: the layer cannot go."""
+
+    kv_heads: Mapping[int, float]
+    channels: Mapping[int, float]
+    gone: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LayerTable:
     """(cost, loss) of each size of a layer's parts, relative to the dense layer, whose own are 0.
     `gone`: of the layer without any of them; None: it has to stay."""
@@ -188,4 +197,4 @@ def _cut(layer: LayerShape, option: LayerOption) -> LayerShape:
         layer = replace(layer, heads=queries, kv_heads=option.kv_heads)
     if option.channels is not None:
         layer = replace(layer, intermediate=option.channels)
-    return replace(layer, ranks=option.ranks) if option.ranks else layer
+    return layer

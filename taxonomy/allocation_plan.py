@@ -46,7 +46,6 @@ class KeptLayer(msgspec.Struct, kw_only=True, omit_defaults=True):
     dense_channels: Size | None = None
     kept_kv_heads: Indices | None = None
     kept_channels: Indices | None = None
-    ranks: dict[Name, Size] = {}
     loss: Number = 0.0
     saves_ns: dict[Name, Number] = {}
 

@@ -35,6 +35,7 @@ from prunescope.taxonomy.run_blocks import (
     BaselineRef,
     DeviceEntry,
     InputText,
+    LayerAlone,
     ModelEntry,
     Pruning,
     TimingNote,
@@ -96,6 +97,8 @@ class PhaseRun(Block, kw_only=True):
     placements_requested: OmitDefault[Size | None] = None
     # Of the buffer that flushed the last-level cache before each sample and step; None: no flush.
     flush_bytes: OmitDefault[Count | None] = None
+    # One decoder layer ran alone, and samples, steps and traces are its; None: the whole model.
+    alone: OmitDefault[LayerAlone | None] = None
 
     @property
     def has_disturbed_samples(self) -> bool:

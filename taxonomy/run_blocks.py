@@ -23,6 +23,7 @@ from prunescope.taxonomy.formats import (
     Numbers,
     OmitDefault,
     Share,
+    Size,
 )
 from prunescope.taxonomy.shape import ModelShape
 
@@ -171,6 +172,23 @@ class TimingNote(Block, kw_only=True):
     load_average: dict[str, float | None] = {}  # before, after
     cores: int | None = None
     notes: list[str] | None = None
+
+
+class LayerAlone(Block, kw_only=True):
+    """One decoder layer that ran alone, and what it says of its model: median ns of a step, of
+    samples that were taken in turns."""
+
+    layer: Layer  # its number in this model
+    layers: Size  # of this model
+    layer_ns: Number
+    rest_ns: Number  # of the model with its layers skipped: embedding, masks, last norm, head
+    whole_ns: Number
+
+    @property
+    def closure(self) -> float:
+        """All layers by this one, with the rest, over the whole model: 1 where it stands for
+        all."""
+        return (self.layers * self.layer_ns + self.rest_ns) / self.whole_ns
 
 
 class InputText(Block, kw_only=True):

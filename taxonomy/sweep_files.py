@@ -1,4 +1,5 @@
-"""The files of a sweep's folder that join tracer and analysis: plan.json and sweep.json, version 1.
+"""The files of a sweep's folder that join tracer and analysis: plan.json, sweep.json and the losses
+of the trained dense model, version 1.
 
 `tracer` plans results and records what came of each; `analysis` reads the results that are done.
 """
@@ -6,17 +7,23 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.formats import Size, decode_file
+from prunescope.taxonomy.formats import Block, decode_file
 from prunescope.taxonomy.own_files import refuse_own_file
+from prunescope.taxonomy.run_blocks import Recovered
 from prunescope.taxonomy.scrub import scrub
+from prunescope.taxonomy.setting import Setting
 
 PLAN, SWEEP = "plan.json", "sweep.json"
+# In `quality`: by the way of scoring, and what tells passages of another length.
+CONTROL = "control-{}{}.json"
 State = Literal["done", "failed", "pending", "running"]
 DONE: Literal["done"] = "done"
 FAILED: Literal["failed"] = "failed"
@@ -24,7 +31,7 @@ PENDING: Literal["pending"] = "pending"
 RUNNING: Literal["running"] = "running"  # in a listing only: it ends with the process
 
 
-class Planned(msgspec.Struct, kw_only=True, frozen=True):
+class Planned(Setting, kw_only=True, frozen=True, order=False):
     """A model of one point in one phase. `problem`: why it is infeasible, if so."""
 
     id: str
@@ -32,17 +39,10 @@ class Planned(msgspec.Struct, kw_only=True, frozen=True):
     sparsity: float | None  # nominal; the least of `sparsities`. None: a checkpoint as it is
     sparsities: tuple[float, ...] = ()  # nominal ones that give these dimensions
     phase: Literal["prefill", "decode"]
-    batch: Size
-    prompt_len: Size
     draw: int = 0
     problem: str | None = None
     select: str | None = None  # where a sweep compares several ways to choose
-    mode: str = "eager"
-    attn: str = "sdpa"
-    logits: str = "last"
     set: tuple[str, ...] = ()  # KNOB=VALUE of the family, in which points of it differ
-    flush: bool = False  # whether the last-level cache was flushed before each sample and step
-    warmup: int = 3
 
 
 class SweepResult(Planned, kw_only=True, frozen=True):
@@ -69,6 +69,24 @@ class SweepFile(msgspec.Struct, kw_only=True):
     config: dict[str, Any] = {}
     notes: list[str] = []
     results: list[SweepResult]
+
+
+class ControlLosses(Block, kw_only=True):
+    """A CONTROL file: what a training of the dense model gave."""
+
+    schema: Literal[1] = 1
+    of: str  # a digest of the model, the training, and the passages
+    recovery: Recovered
+    nats: dict[str, list[float]]  # of each token, by passage
+
+
+def read_controls(folder: Path) -> Iterator[Recovered]:
+    """The trainings of the dense model in a sweep's folder; a file that is damaged is none."""
+    for path in sorted((folder / "quality").glob(CONTROL.format("*", ""))):
+        with suppress(PrunescopeError, OSError):
+            found = decode_file(path, ControlLosses, where=path.name, hint="sweep again")
+            if found is not None:
+                yield found.recovery
 
 
 def read_sweep(folder: Path) -> SweepFile:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import polars as pl
 
+from prunescope.analysis.findings.allocate import allocation
 from prunescope.analysis.findings.context import Context, gains_nothing
 from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.kernels.frame import Kernels
@@ -98,7 +99,8 @@ def reads_all_weights(c: Context) -> Found | None:
             f"FLOPs fall to {percent(1 - s)}, weight bytes to {percent(read, 1)} only, and decode "
             "is bound by weight bytes"
         ],
-        change="route whole sequences alike, serve smaller batches, or prune statically",
+        change="route whole sequences alike, serve smaller batches, or prune statically"
+        + allocation(c),
     )
 
 

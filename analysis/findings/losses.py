@@ -6,8 +6,7 @@ In: a Context. Out: Found, or None. Times are ns a step.
 
 from __future__ import annotations
 
-import polars as pl
-
+from prunescope.analysis.findings.allocate import allocation
 from prunescope.analysis.findings.context import (
     Context,
     communication,
@@ -21,10 +20,8 @@ from prunescope.analysis.findings.trust import timing_not_valid
 from prunescope.analysis.kernels.frame import PRODUCTS
 from prunescope.analysis.kernels.idle import cause_sums
 from prunescope.analysis.kernels.replay import LEAST
-from prunescope.analysis.ledger.experts import EXPERTS
 from prunescope.analysis.schema.report import LedgerPart, Row, is_beyond_noise
 from prunescope.taxonomy.families import cutting
-from prunescope.taxonomy.plan import PHASES
 from prunescope.taxonomy.roles import UNPLACED
 from prunescope.taxonomy.words import ms, percent
 
@@ -97,7 +94,7 @@ def coverage_limited(c: Context) -> Found | None:
     return Found(
         text=f"{ms(missed)} of the {saving} is missed: {where}{net}{_limit(c)}",
         evidence=[f"{p.name}: {ms(p.ns)}" for p in parts],
-        change=_coverage_change(c) + _allocation(c),
+        change=_coverage_change(c) + allocation(c),
         explains=_roles(parts),
     )
 
@@ -187,30 +184,6 @@ def _kept_more(c: Context, role: str) -> bool:
     return sums[1] / sums[0] > (1 + _SAME) / ladder.nominal
 
 
-def _allocation(c: Context) -> str:
-    """The command that decides layer by layer, and the most that it can expect: the dense step over
-    its part outside of all layers, which no cut of layers shortens. Of our own runs alone, whose
-    kernels know their layers."""
-    kernels, ladder = c.baseline_kernels, c.phase.ladder
-    if c.baseline_run is None or kernels is None or ladder is None or c.name not in PHASES:
-        return ""
-    if (kernels.frame["role"] == EXPERTS).any():
-        return ""  # `allocate` cuts no experts
-    took = pl.col("busy") + pl.col("gap")
-    whole = int(kernels.frame.select(took.sum()).item())
-    outside = int(kernels.frame.filter(pl.col("layer").is_null()).select(took.sum()).item())
-    promised = ladder.nominal or ladder.flop
-    if not outside or not promised or promised <= 1:
-        return ""
-    most = whole / outside
-    share = f"{percent(outside / whole)} of the dense step lies outside of the layers"
-    limit = f"no cut of layers exceeds {most:.2f}×: {share}"
-    if promised >= most:
-        return f"; {limit}"
-    asked = f"--from-run RUN --model MODEL --speedup {promised:.2f} --phase {c.name}"
-    return f"; `prunescope allocate {asked}` decides what each layer keeps; {limit}"
-
-
 def _gap_change(c: Context) -> str:
     """How to shorten gaps, by their main cause where it is known."""
     longer = f"longer kernels: {_longer_ops(c)}"
@@ -249,7 +222,8 @@ def roofline_shift(c: Context) -> Found | None:
         text=f"FLOPs fall more than bytes: {ms(row.moves_ns)} of the saving is lost to memory "
         "traffic",
         evidence=[f"{p.name}: {ms(p.ns)}" for p in row.parts[:4]],
-        change="remove bytes too (N or K of the weights, layers), or batch more rows",
+        change="remove bytes too (N or K of the weights, layers), or batch more rows"
+        + allocation(c),
         explains=_roles(row.parts[:4]),
     )
 

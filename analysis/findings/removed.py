@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import polars as pl
 
+from prunescope.analysis.findings.allocate import allocation
 from prunescope.analysis.findings.context import Context, gains_nothing, sized
 from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.kernels.frame import MATMUL, Kernels
@@ -41,7 +42,7 @@ def zeros_in_dense(c: Context) -> Found | None:
         "nothing was removed, and the multiplications by zero are executed",
         evidence=family.evidence,
         change=f"remove whole heads or MLP channels ({cutting('heads', 'channels')}), or store 2:4 "
-        "weights in a format whose sparse kernels run on this device",
+        f"weights in a format whose sparse kernels run on this device{allocation(c)}",
         predicted_ns=gain or None,
         explains=frozenset(zeros),
     )

@@ -17,6 +17,7 @@ from prunescope.analysis.device.cores import has_scalar_loads, on_cuda_cores
 from prunescope.analysis.device.good import NEAR, Tiling, aligned_neighbours, good_neighbours
 from prunescope.analysis.device.hardware import Device
 from prunescope.analysis.device.tiles import ALIGNED, GOOD, HALF
+from prunescope.analysis.findings.allocate import allocation
 from prunescope.analysis.findings.context import Context, role_or_kernel
 from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.kernels.frame import Kernels
@@ -294,7 +295,7 @@ def same_waves(c: Context) -> Found | None:
     return Found(
         text=f"GEMMs that take {ms(busy)} have fewer tiles but as many waves: they are not faster",
         evidence=lines[:4],
-        change=_fewer_waves(axes, narrower),
+        change=_fewer_waves(axes, narrower) + allocation(c),
         predicted_ns=gain or None,
         explains=frozenset(roles[:4]),
     )

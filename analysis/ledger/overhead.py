@@ -138,9 +138,10 @@ def of_saved(rows: Iterable[Row] | None, overhead: Overhead | None = None) -> Ad
     if overhead is not None:
         parts = [(part.name, part.ns) for part in overhead.parts if part.added and part.ns]
         added, saved = overhead.added_ns, overhead.saved_ns
+        ends = overhead.added_ci95
     else:
         parts = [(part.name, part.ns) for part in ledger["added_work"].parts]
-        added = ledger["added_work"].moves_ns
+        added, ends = ledger["added_work"].moves_ns, ledger["added_work"].ci95
         saved = ledger["dense"].moves_ns - ledger["pruned"].moves_ns + added
     if added <= 0:
         return None
@@ -153,6 +154,7 @@ def of_saved(rows: Iterable[Row] | None, overhead: Overhead | None = None) -> Ad
     return Added(
         saved_ns=saved,
         added_ns=added,
+        added_ci95=ends,
         share_of_saved=share(added),
         without=dense / (dense - saved) if dense > saved else None,
         sparsity=overhead.sparsity if overhead else None,

@@ -54,7 +54,7 @@ def _cell(cell: SweepCell, points: list[SweepPoint]) -> SweepCell:
     wins = frontier.winners(best, batch=cell.batch, prompt_len=cell.prompt_len)
     add_winning_shares(wins, points)
     return SweepCell(
-        **cell.setting._asdict(),
+        **msgspec.structs.asdict(cell.setting),
         dense_ns=cell.dense_ns,
         winners=wins,
         break_even=frontier.break_even(points),

@@ -59,6 +59,7 @@ HOLDS, FAILS, UNDECIDED, UNTESTED = "holds", "does not hold", "undecided", "cann
 def hypotheses(found: Pareto) -> list[Hypothesis]:
     """The three claims, in every cell in which they can be tested; those about losses by the loss
     on the other text too, where there is one and they can be judged."""
+    found = _of_models(found)
     tested = _tested(found)
     other = on_other_text(found)
     for one in [] if other is None else _tested(other):
@@ -66,6 +67,19 @@ def hypotheses(found: Pareto) -> list[Hypothesis]:
             one.loss_on = str(found.subject.config.get("other_text") or "the other text")
             tested.append(one)
     return tested
+
+
+def _of_models(found: Pareto) -> Pareto:
+    """Without layers that ran alone: the claims are about whole models."""
+    phases = {
+        name: replace(
+            phase,
+            points=[point for point in phase.points if point.only == "model"],
+            cells=[cell for cell in phase.cells if cell.only == "model"],
+        )
+        for name, phase in found.phases.items()
+    }
+    return replace(found, phases={name: phase for name, phase in phases.items() if phase.cells})
 
 
 def _tested(found: Pareto) -> list[Hypothesis]:

@@ -14,11 +14,11 @@ from prunescope.analysis.schema.pareto import (
     AtFlops,
     AtSparsity,
     Loss,
-    Setting,
     SpeedLoss,
     SweepPoint,
     Winner,
 )
+from prunescope.taxonomy.setting import Setting
 
 DENSE = "dense"
 # At equal FLOPs: FLOP sparsities at which the families are compared, by interpolation.

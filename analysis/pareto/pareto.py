@@ -20,7 +20,6 @@ from prunescope.analysis.schema.pareto import (
     FailedResult,
     Pareto,
     ParetoPhase,
-    Setting,
     SweepCell,
     SweepPoint,
     SweepSubject,
@@ -29,7 +28,16 @@ from prunescope.analysis.schema.pareto import (
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import plain, scrubbed
 from prunescope.taxonomy.run import Run, read_run
-from prunescope.taxonomy.sweep_files import DONE, FAILED, PENDING, SweepResult, read_sweep
+from prunescope.taxonomy.run_blocks import Recovered
+from prunescope.taxonomy.setting import Setting
+from prunescope.taxonomy.sweep_files import (
+    DONE,
+    FAILED,
+    PENDING,
+    SweepResult,
+    read_controls,
+    read_sweep,
+)
 
 _AnyLoss = TypeVar("_AnyLoss", bound=TextLoss)
 
@@ -49,7 +57,7 @@ def judge(folder: Path, on_result: Callable[[str], None] | None = None) -> Paret
 
     Raises PrunescopeError where there is no sweep or nothing in it is done.
     """
-    sweep = read_sweep(folder)
+    sweep, controls = read_sweep(folder), tuple(read_controls(folder))
     measured: dict[str, list[_Measured]] = {}
     failed = [
         FailedResult(id=e.id, error=e.error or "unknown")
@@ -62,7 +70,7 @@ def judge(folder: Path, on_result: Callable[[str], None] | None = None) -> Paret
         if on_result is not None:
             on_result(entry.id)
         try:
-            measured.setdefault(entry.phase, []).append(_measure(folder, entry))
+            measured.setdefault(entry.phase, []).append(_measure(folder, entry, controls))
         except PrunescopeError as error:
             failed.append(FailedResult(id=entry.id, error=error.problem))
     if not measured:
@@ -101,7 +109,7 @@ def _busy_note(runs: list[_Measured]) -> list[str]:
     ]
 
 
-def _measure(folder: Path, entry: SweepResult) -> _Measured:
+def _measure(folder: Path, entry: SweepResult, controls: Sequence[Recovered]) -> _Measured:
     run_folder = _inside(folder, entry)
     run = read_run(run_folder)
     report = analyze(run_folder).report
@@ -122,7 +130,7 @@ def _measure(folder: Path, entry: SweepResult) -> _Measured:
         command=" ".join(["prunescope", *run.argv]) if run.argv else None,
     )
     return _Measured(
-        point=point_of(entry, run, phase),
+        point=point_of(entry, run, phase, controls),
         dense_ns=None if dense is None else dense.median,
         subject=subject,
         busy=times_are_invalid(phase) or _was_loaded(run, entry.phase),
@@ -157,7 +165,7 @@ def _phase(runs: Sequence[_Measured]) -> ParetoPhase:
     ]
     timed = [
         SweepCell(
-            **where._asdict(),
+            **msgspec.structs.asdict(where),
             dense_ns=_spread([run.dense_ns for run in in_cell if run.dense_ns is not None]),
         )
         for where, in_cell in sorted(cells.items())

@@ -110,7 +110,7 @@ def _named_losses(points: list[SweepPoint]) -> Iterator[str]:
 
 
 def _frontier_lines(name: str, phase: ParetoPhase, cell: SweepCell) -> Iterator[str]:
-    where = f"{name}, {cell.setting}"
+    where = f"{name}, {cell.where}"
     points = phase.points_in(cell)
     best = sorted((p for p in points if p.on_frontier), key=lambda p: loss_of(p) or 0.0)
     not_valid = sum(not p.timing_valid for p in points)

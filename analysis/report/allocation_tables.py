@@ -6,6 +6,7 @@ losses add.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,14 +18,18 @@ from prunescope.taxonomy.allocation_plan import Additivity, KeptLayer, PlanOfLay
 _FRONTIER = 8  # points shown
 
 
-def plan_sheet(plan: PlanOfLayers, where: str) -> Sheet:
-    """The tables of a plan, written to `where`."""
-    return Sheet([*_answer(plan), _layers(plan), *_frontier(plan), *_checks(plan, where)])
+def plan_sheet(plan: PlanOfLayers, where: str, *, model: str) -> Sheet:
+    """The tables of a plan, written to `where`; `model`: as it was asked for."""
+    command = shlex.join(["prunescope", "trace", "--model", model, "--method", where])
+    written = Line(f"Written to {where}; {command} measures it")
+    return Sheet([*_answer(plan), _layers(plan), *_frontier(plan), *_checks(plan), written])
 
 
 def dry_run_sheet(found: dict[str, Any]) -> Sheet:
     """What `--dry-run` found."""
     known = f", {found['measured']:,} of them in {found['losses']}" if found["measured"] else ""
+    if found["losses_of"] is not None:
+        known = f"; {found['losses']} has those of {found['losses_of']}, and none counts here"
     return Sheet(
         [
             Line(f"target {found['target']}, within reach by {found['costs']}"),
@@ -119,12 +124,11 @@ def _frontier(plan: PlanOfLayers) -> Iterator[Table]:
     yield text_table("frontier", "least loss at other targets", columns, rows)
 
 
-def _checks(plan: PlanOfLayers, where: str) -> Iterator[Line]:
+def _checks(plan: PlanOfLayers) -> Iterator[Line]:
     if plan.additivity is not None and plan.additivity.pairs:
         yield Line(_additivity(plan.additivity))
     for note in plan.notes:
         yield Line(note, "dim")
-    yield Line(f"Written to {where}; prunescope trace --model MODEL --method {where} measures it")
 
 
 def _additivity(found: Additivity) -> str:

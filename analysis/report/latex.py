@@ -93,7 +93,7 @@ def _snippets(report: Report, prefix: str) -> dict[str, str]:
             if getattr(phase, kind):
                 label, file = f"fig:{prefix}{kind}-{slug}", f"{kind}-{slug}"
                 text = f"{title}, {subject}: {sentences.headline(phase)}. {_statistic(phase)}"
-                found[f"figure-{kind}-{slug}.tex"] = "\n".join(_figure(file, text, label))
+                found[f"figure-{kind}-{slug}.tex"] = "\n".join(figure_snippet(file, text, label))
     return found
 
 
@@ -104,7 +104,8 @@ def _subject(report: Report, name: str) -> str:
     return ", ".join(filter(None, [*facts, device]))
 
 
-def _figure(file: str, text: str, label: str) -> Iterator[str]:
+def figure_snippet(file: str, text: str, label: str) -> Iterator[str]:
+    """The lines that show a figure with its caption."""
     yield rf"\prunescopefigure{{{file}}}{{%"
     yield rf"\caption{{{latex(text)}}}\label{{{label}}}}}"
     yield ""

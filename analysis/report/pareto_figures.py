@@ -154,7 +154,7 @@ def _figure(phase: ParetoPhase, name: str, panel: Panel, ending: str) -> bytes:
         grid = figure.subplots(rows, columns, squeeze=False)
         for axes, cell in zip(grid.flat, phase.cells, strict=False):
             panel(axes, phase.points_in(cell), marks)
-            axes.set_title(f"{clean(name)}, {clean(str(cell.setting))}")
+            axes.set_title(f"{clean(name)}, {clean(cell.where)}")
             axes.spines[["top", "right"]].set_visible(False)
         for axes in grid.flat[len(phase.cells) :]:
             axes.set_visible(False)
@@ -296,7 +296,7 @@ def _share(point: SweepPoint) -> str:
 
 
 @dataclass
-class _Obstacles:
+class Obstacles:
     """What labels should not hide, in units of the axes: marks, and ends of lines."""
 
     marks: list[tuple[float, float]] = field(default_factory=list)
@@ -324,11 +324,11 @@ def frontier_plot(found: Pareto, *, most: float = MOST_RATIO) -> Figure:
             for row, cell in enumerate(rows):
                 axes = grid[row][column]
                 points = [p for p in phase.points if p.setting == cell]
-                title = f"{clean(name)}, {clean(str(cell))}"
+                title = f"{clean(name)}, {clean(cell.where)}"
                 axes.set_title(title, loc="left")
                 panels.append((axes, *_frontier_panel(axes, points, marks, most)))
                 if found.subject.on_random_ids:
-                    _say_random_ids(axes)
+                    say_random_ids(axes)
         shown = [
             p
             for ph in found.phases.values()
@@ -339,7 +339,7 @@ def frontier_plot(found: Pareto, *, most: float = MOST_RATIO) -> Figure:
         figure.set_size_inches(wide, high + 0.14 * lines + 0.25)
         figure.draw_without_rendering()
         for axes, labels, obstacles in panels:
-            _place_labels(axes, labels, obstacles)
+            place_labels(axes, labels, obstacles)
     return figure
 
 
@@ -356,12 +356,12 @@ def shown_loss(point: SweepPoint) -> tuple[float | None, list[float] | None]:
 
 def _frontier_panel(
     axes: Axes, points: Sequence[SweepPoint], marks: Marks, most: float
-) -> tuple[list[tuple[float, float, str]], _Obstacles]:
+) -> tuple[list[tuple[float, float, str]], Obstacles]:
     """Points and frontier of a cell; gives the labels with their places, and what they should not
     hide."""
     best: list[tuple[float, float]] = []
     labels: list[tuple[float, float, str]] = []
-    obstacles = _Obstacles()
+    obstacles = Obstacles()
     beyond: list[float] = []
     for point in points:
         x, spread = shown_loss(point)
@@ -433,7 +433,7 @@ def _frontier_line(axes: Axes, best: Sequence[tuple[float, float]], right: float
     return list(pairwise(path))
 
 
-def _say_random_ids(axes: Axes) -> None:
+def say_random_ids(axes: Axes) -> None:
     """That the losses of a panel mean nothing."""
     whole = Rectangle((0, 0), 1, 1, transform=axes.transAxes, zorder=-1, **ground([RANDOM_IDS]))
     axes.add_patch(whole)
@@ -487,10 +487,10 @@ def _frontier_legend(
     return legend_below(figure, handles, columns=4)
 
 
-def _place_labels(
+def place_labels(
     axes: Axes,
     labels: Sequence[tuple[float, float, str]],
-    obstacles: _Obstacles,
+    obstacles: Obstacles,
 ) -> None:
     """Write each label where it hides no other label, no mark and no line; where there is no such
     place, it may lie on a line. A label far from its mark gets a line to it."""

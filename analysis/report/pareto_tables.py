@@ -41,10 +41,11 @@ _OPTION_NAMES = {"seatings": "placements", "max_seatings": "max_placements"}
 _OPTION_VALUES = {("select", "calibrated"): "importance"}
 
 
-def pareto_summary(found: Pareto, folder: object = None) -> Sheet:
-    """The sentences of a comparison for a terminal, and the folder it was written to, if any."""
+def pareto_summary(found: Pareto, folder: object = None, not_drawn: Sequence[str] = ()) -> Sheet:
+    """The sentences of a comparison for a terminal, what of a paper's figures was not drawn, and
+    the folder it was written to, if any."""
     written = [] if folder is None else [f"Written to {folder}"]
-    return Sheet(Line(line) for line in (*found.notes, *found.summary, *written))
+    return Sheet(Line(line) for line in (*found.notes, *found.summary, *not_drawn, *written))
 
 
 def render_pareto(found: Pareto, *, figures: bool = True) -> str:
@@ -117,7 +118,7 @@ def _option_value(name: str, value: Any) -> str:
 
 def _cell(phase: ParetoPhase, cell: SweepCell) -> Iterator[str]:
     points = phase.points_in(cell)
-    yield f"### {text(str(cell.setting).capitalize())}"
+    yield f"### {text(cell.where.capitalize())}"
     yield ""
     if cell.dense_ns:
         low, high = time(cell.dense_ns["low"]), time(cell.dense_ns["high"])

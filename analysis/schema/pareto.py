@@ -6,12 +6,15 @@ perplexities (pruned / dense - 1). Null means "not known"; it is never 0. Additi
 
 from __future__ import annotations
 
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import msgspec
 
+from prunescope.analysis.schema.categories import CategoryTime
 from prunescope.analysis.schema.fields import meaning
+from prunescope.analysis.schema.sides import Closure
 from prunescope.taxonomy.run_quality import RANDOM_IDS
+from prunescope.taxonomy.setting import Setting
 
 MOST_RATIO = 4.0  # perplexity, pruned over dense: beyond it nobody would use a model
 
@@ -64,6 +67,15 @@ class Loss(TextLoss, kw_only=True):
         return isinstance(self.tasks_signed, float | int)
 
 
+class RecoveryLoss(msgspec.Struct, kw_only=True):
+    """The loss on the held-out tokens of a recovery training, before it and after it: relative
+    perplexity against the dense model before the same training, and after it."""
+
+    before_rel: Annotated[float, meaning("pruned / dense - 1, both untrained")]
+    after_rel: Annotated[float, meaning("pruned / dense - 1, both trained alike")]
+    tokens: Annotated[int | None, meaning("held-out tokens that it is the mean of")] = None
+
+
 class AddedPart(msgspec.Struct, kw_only=True):
     """One kind of work that pruning adds."""
 
@@ -78,6 +90,9 @@ class Added(msgspec.Struct, kw_only=True):
 
     saved_ns: float
     added_ns: float
+    added_ci95: Annotated[list[float] | None, meaning("of added_ns; null: one profiled step")] = (
+        None
+    )
     share_of_saved: float | None
     without: Annotated[
         float | None, meaning("the speedup, had nothing been added: dense / (dense - saved_ns)")
@@ -91,35 +106,8 @@ class Added(msgspec.Struct, kw_only=True):
     parts: list[AddedPart]
 
 
-class Setting(NamedTuple):
-    """A batch and a length, and how the models ran."""
-
-    batch: int
-    prompt_len: int
-    mode: str = "eager"
-    attn: str = "sdpa"
-    logits: str = "last"
-    flush: bool = False
-    warmup: int = 3
-
-    @classmethod
-    def of(cls, one: SweepPoint | SweepCell) -> Setting:
-        """That of a point or a cell."""
-        return cls(**{name: getattr(one, name) for name in cls._fields})
-
-    def __str__(self) -> str:
-        """`batch 1, 64 tokens`, and what is not as usual."""
-        usual = self._field_defaults
-        words = [f"batch {self.batch}", f"{self.prompt_len} tokens"]
-        words += [self.mode] if self.mode != usual["mode"] else []
-        words += [f"{self.attn} attention"] if self.attn != usual["attn"] else []
-        words += [f"{self.logits} logits"] if self.logits != usual["logits"] else []
-        words += ["cache flushed"] if self.flush else []
-        words += [f"{self.warmup} warm-ups"] if self.warmup != usual["warmup"] else []
-        return ", ".join(words)
-
-
-class SweepPoint(msgspec.Struct, kw_only=True):
+# A struct may thaw a frozen one, which type checkers know of dataclasses alone.
+class SweepPoint(Setting, kw_only=True, frozen=False, order=False):  # type: ignore[misc]
     """A family at a sparsity in one phase, batch and length; the median over its random samples
     (draws)."""
 
@@ -132,8 +120,6 @@ class SweepPoint(msgspec.Struct, kw_only=True):
     select: Annotated[
         str | None, meaning("how parts were chosen, where a sweep compares several ways")
     ] = None
-    batch: int
-    prompt_len: int
     draws: Annotated[list[str], meaning("ids of the results")] = []
     realised: float
     realised_ci95: Annotated[
@@ -152,6 +138,13 @@ class SweepPoint(msgspec.Struct, kw_only=True):
     simulated: Annotated[str | None, meaning("what stands in for hardware that is not there")] = (
         None
     )
+    categories: Annotated[
+        list[CategoryTime],
+        meaning("dense and pruned time by category, of the first random sample"),
+    ] = []
+    recovery: Annotated[
+        RecoveryLoss | None, meaning("null: not trained, or the dense control is not known")
+    ] = None
     training_stopped: Annotated[
         str | None, meaning("why its training ended before the requested steps")
     ] = None
@@ -173,23 +166,17 @@ class SweepPoint(msgspec.Struct, kw_only=True):
         ),
     ] = []
     timing_valid: Annotated[bool, meaning("of all random samples")] = True
-    mode: Annotated[str, meaning("eager, compile or graph")] = "eager"
-    attn: Annotated[str, meaning("attention implementation")] = "sdpa"
-    logits: Annotated[str, meaning("positions whose logits prefill computes")] = "last"
+    closure: Annotated[
+        dict[str, Closure] | msgspec.UnsetType,
+        meaning("by dense and pruned, of the first random sample; absent: the whole model ran"),
+    ] = msgspec.UNSET
     set: Annotated[list[str], meaning("KNOB=VALUE, in which points of the family differ")] = []
-    flush: Annotated[bool, meaning("the last-level cache was flushed before each sample")] = False
-    warmup: Annotated[int, meaning("samples that were discarded")] = 3
 
     @property
     def label(self) -> str:
         """The family, with the way to choose and the knobs where there are several."""
         words = [*([self.select] if self.select else []), *self.set]
         return f"{self.family} ({', '.join(words)})" if words else self.family
-
-    @property
-    def setting(self) -> Setting:
-        """What it ran on and how: points are compared with those of one setting alone."""
-        return Setting.of(self)
 
     @property
     def removed_nothing(self) -> bool:
@@ -264,12 +251,10 @@ class AtSparsity(msgspec.Struct, kw_only=True):
     families: dict[str, SpeedLoss]
 
 
-class SweepCell(msgspec.Struct, kw_only=True):
+class SweepCell(Setting, kw_only=True, frozen=False, order=False):  # type: ignore[misc]
     """One batch and length of a phase, and one way to run: points are compared inside a cell
     alone."""
 
-    batch: int
-    prompt_len: int
     dense_ns: Annotated[
         dict[str, float], meaning("over the results: median, low, high, spread = (high-low)/median")
     ]
@@ -277,16 +262,6 @@ class SweepCell(msgspec.Struct, kw_only=True):
     break_even: dict[str, float | None] = {}
     equal_flops: list[AtFlops] = []
     equal_sparsity: list[AtSparsity] = []
-    mode: str = "eager"
-    attn: str = "sdpa"
-    logits: str = "last"
-    flush: bool = False
-    warmup: int = 3
-
-    @property
-    def setting(self) -> Setting:
-        """What tells it from the other cells."""
-        return Setting.of(self)
 
 
 class ParetoPhase(msgspec.Struct, kw_only=True):

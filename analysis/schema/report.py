@@ -11,12 +11,14 @@ from typing import Annotated, Any, Literal, Required, TypedDict
 import msgspec
 
 from prunescope.analysis.schema.anatomy import Anatomy, Communication
+from prunescope.analysis.schema.categories import CategoryTime
 from prunescope.analysis.schema.encode import json_bytes
 from prunescope.analysis.schema.fields import meaning
 from prunescope.analysis.schema.pair_comparison import PairComparison
 from prunescope.analysis.schema.replay import Replay
 from prunescope.analysis.schema.routing import Routing
 from prunescope.analysis.schema.sides import (
+    Closure,
     ColdSteps,
     DeviceUsed,
     PhaseKind,
@@ -405,6 +407,10 @@ class Phase(msgspec.Struct, kw_only=True):
     kernels_per_step: list[int] = []
     unknown_kernels: Annotated[list[KernelRow], meaning("kind unknown, by time")] = []
     baseline: Annotated[Totals | None, meaning("the dense side")] = None
+    closure: Annotated[
+        dict[str, Closure] | msgspec.UnsetType,
+        meaning("by dense and pruned; absent: the whole model ran, and not one layer alone"),
+    ] = msgspec.UNSET
     sparsity: Annotated[
         dict[str, float | None], meaning("nominal, parameters, flop, bytes: realised shares")
     ] = {}
@@ -456,6 +462,10 @@ class Phase(msgspec.Struct, kw_only=True):
         str | msgspec.UnsetType,
         meaning("where they came from, of a step whose work depends on them: routers decide"),
     ] = msgspec.UNSET
+    categories: Annotated[
+        list[CategoryTime],
+        meaning("time of both sides by the categories of arXiv 2606.09080; empty: no baseline"),
+    ] = []
 
     @property
     def nothing_moved(self) -> bool:

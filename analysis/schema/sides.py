@@ -10,6 +10,7 @@ from typing import Annotated, Any, NotRequired, Required, TypedDict
 import msgspec
 
 from prunescope.analysis.schema.fields import meaning
+from prunescope.taxonomy.run_blocks import LayerAlone
 
 
 class SubjectFacts(TypedDict, total=False):
@@ -69,6 +70,24 @@ class DeviceUsed(TypedDict, total=False):
     measured: bool
     sheet: DeviceRates | None
     taken: NotRequired[dict[str, PeakTaken]]  # by dtype and "bandwidth"; absent: not kept
+
+
+class Closure(msgspec.Struct, kw_only=True):
+    """What one decoder layer that ran alone says of its model: ns of a step, without the profiler,
+    of samples taken in turns."""
+
+    layer: Annotated[int, meaning("its number in this model")]
+    layers: Annotated[int, meaning("of this model")]
+    layer_ns: float
+    rest_ns: Annotated[float, meaning("the model with its layers skipped: embedding, norm, head")]
+    whole_ns: float
+    ratio: Annotated[float, meaning("(layers x layer_ns + rest_ns) / whole_ns")]
+
+    @classmethod
+    def of(cls, found: LayerAlone) -> Closure:
+        """That of a run."""
+        known = {name: getattr(found, name) for name in LayerAlone.__struct_fields__}
+        return cls(**known, ratio=found.closure)
 
 
 class OfTokens(TypedDict):

@@ -11,7 +11,7 @@ import typer.main
 
 import prunescope
 from prunescope import cli
-from prunescope.allocation import AllocateRequest
+from prunescope.allocate_call import AllocateCall
 from prunescope.analysis.inputs.options import AnalyzeRequest, CompareRequest
 from prunescope.analysis.predict.request import PredictRequest
 from prunescope.command import from_options
@@ -26,7 +26,8 @@ COMMANDS = {
         "--model", "--method", "--sparsity", "--set", "--phase", "--batch", "--prompt-len",
         "--decode-steps", "--logits", "--attn", "--dtype", "--device", "--select", "--text",
         "--recover",
-        "--mode", "--flush", "--warmup", "--repeats", "--steps", "--placements", "--max-placements",
+        "--mode", "--flush", "--warmup", "--only", "--repeats", "--steps", "--placements",
+        "--max-placements",
         "--seed", "--threads",
         "--baseline", "--baseline-model", "--no-baseline", "--out", "--overwrite", "--json",
     },
@@ -54,7 +55,7 @@ COMMANDS = {
         "config", "--preset", "--out", "--engine", "--shard", "--dry-run", "--example",
         "--print-preset", "--json",
     },
-    "pareto": {"folder", "--out", "--json"},
+    "pareto": {"folder", "--out", "--figures", "--gemm", "--json"},
     "check": {"subject", "--require", "-r", "--baseline", "--strict", "--junit", "--json"},
     "bundle": {"runs", "--out", "-o", "--anonymous", "--overwrite"},
     "verify": {"path", "--allow-undrawn", "--json"},
@@ -72,7 +73,8 @@ COMMANDS = {
 DEFAULTS = {
     "sparsity": 0.25, "phase": "both", "batch": 1, "prompt_len": 512, "decode_steps": 8,
     "logits": "last", "attn": "sdpa", "dtype": "auto", "device": "auto", "select": "random",
-    "mode": "eager", "warmup": 3, "repeats": 20, "steps": 5, "placements": 8, "seed": 0,
+    "mode": "eager", "only": "model", "warmup": 3, "repeats": 20, "steps": 5, "placements": 8,
+    "seed": 0,
 }  # fmt: skip
 
 
@@ -97,7 +99,7 @@ def test_every_command_says_what_it_does() -> None:
 REQUESTS = {
     "trace": TraceCall, "analyze": AnalyzeRequest, "compare": CompareRequest,
     "predict": PredictRequest, "sweep": SweepRequest, "gemm": GemmRequest,
-    "allocate": AllocateRequest,
+    "allocate": AllocateCall,
 }  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Options of layers in, the choice with the least loss out: against every combination of a small
 model, a MILP, and uniform choices."""
 
+import importlib
 import itertools
 import math
 
@@ -119,7 +120,7 @@ def test_a_width_that_costs_as_much_as_the_next_larger_one_goes() -> None:
 
 
 def test_the_same_optimum_as_a_mixed_integer_program() -> None:
-    optimize = pytest.importorskip("scipy.optimize")
+    optimize = importlib.import_module("scipy.optimize")  # of the extra dev
     options = [
         layer((41.5, 30.2 + n, 22.9, 14.1), (0, 0.02 * (n % 4), 0.09 + 0.01 * n, 0.5 / (n + 1)))
         for n in range(12)

@@ -12,6 +12,9 @@ import prunescope
 from prunescope import cli
 from prunescope.taxonomy.allocation_plan import read_plan
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.run import read_run
+from prunescope.taxonomy.shape import ModelShape
+from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.sweep.plan import request_of
 from prunescope.tracer.sweep.request import SweepRequest
 from prunescope.tracer.sweep.sweep import plan_of
@@ -59,10 +62,15 @@ def test_a_plan_reaches_its_target_and_a_second_one_measures_nothing(
     assert all(key.startswith("plan") for key in set(now) - known if " + " not in key)
 
 
-def test_a_workload_weighs_both_phases(model: str, tmp_path: Path) -> None:
-    plan = prunescope.allocate(
-        model, speedup=1.2, workload="agent", out=tmp_path / "plan.json", **H100
-    )
+def test_a_workload_weighs_both_phases(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "plan.json")
+    words = ["allocate", "--model", model, "--device", "h100-sxm", "--dtype", "bf16"]
+    assert cli.main([*words, "--speedup", "1.2", "--workload", "agent", "--out", out]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"prunescope trace --model {model} --method {out} measures it" in said
+    plan = read_plan(out)
     weights = {name: one.weight for name, one in plan.expected.phases.items()}
     assert weights == {"prefill": 1, "decode": 1024}
     assert plan.expected.speedup >= 1.2
@@ -104,6 +112,57 @@ def test_a_plan_is_one_point_of_a_sweep(model: str, tmp_path: Path) -> None:
     request = request_of(plan.config, result, out=tmp_path / "run")
     request.check()
     assert request.plan == tmp_path / "plan.json"
+
+
+def test_a_dry_run_does_not_count_losses_of_another_model(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = {"weights": "0", "text": {"text": None}, "dense": 4.0, "removed": {"0 layer 0": 4.5}}
+    file = tmp_path / "plan.losses.json"
+    words = ["allocate", "--model", model, "--device", "h100-sxm", "--speedup", "1.2"]
+    words += ["--out", str(tmp_path / "plan.json"), "--dry-run"]
+    for name, measured, of in (("dense", 1, None), ("other", 0, "other")):
+        file.write_text(json.dumps({**kept, "model": name}))
+        assert cli.main([*words, "--json", "-"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert (found["measured"], found["losses_of"]) == (measured, of)
+    assert cli.main(words) == 0
+    assert "plan.losses.json has those of other, and none counts here" in capsys.readouterr().out
+
+
+def test_plans_of_one_file_name_get_runs_of_their_own(tmp_path: Path) -> None:
+    """By what is in them: the same plan gives the same folder again."""
+    paths = [tmp_path / name / "plan.json" for name in ("a", "b", "c")]
+    for path, text in zip(paths, ("{}", "{} ", "{}"), strict=True):
+        path.parent.mkdir()
+        path.write_text(text)
+    first, second, again = (TraceRequest("tiny-llama", method=str(path)).folder for path in paths)
+    assert first == again != second
+    assert first.name.startswith("tiny-llama-plan-")
+
+
+def test_a_planned_model_is_trained(model: str, tmp_path: Path) -> None:
+    """A dropped layer, narrower ones, and adapters on what is left: the run says all three, and
+    its layers have the sizes of the plan after the training."""
+    path = tmp_path / "plan.json"
+    plan = prunescope.allocate(model, speedup=1.35, out=path, **H100)
+    run = read_run(
+        prunescope.trace(
+            model, method=str(path), recover="steps=2,batch=1,length=16,rank=2", phase="prefill",
+            prompt_len=8, repeats=2, steps=1, placements=2, warmup=0, out=tmp_path / "planned",
+        ) / "pruned"
+    )  # fmt: skip
+    pruning = run.pruning
+    assert pruning is not None and pruning.recovery is not None
+    assert (pruning.method, pruning.recovery.steps_done) == ("plan.json", 2)
+    held = pruning.recovery.losses.held_out
+    assert held.before is not None and held.after is not None and held.before != held.after
+    shape = ModelShape.of_fields(run.model.shape)
+    left = [one for one in plan.layers if not one.dropped]
+    assert shape is not None and shape.layers == len(left)
+    now = [(shape.layer(i).kv_heads, shape.layer(i).intermediate) for i in range(shape.layers)]
+    assert now == [(one.kv_heads, one.channels) for one in left]
+    assert any(one != (2, 96) for one in now) or plan.removed
 
 
 def test_a_dry_run_counts_evaluations(

@@ -12,7 +12,7 @@ import hashlib
 import math
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -26,6 +26,7 @@ from msgspec import Meta
 from prunescope.taxonomy.allocation import LayerOption
 from prunescope.taxonomy.allocation_candidates import (
     Candidates,
+    LayerLosses,
     Removal,
     measured_sizes,
     removals_of,
@@ -37,6 +38,7 @@ from prunescope.taxonomy.formats import Name, Number, decode_file
 from prunescope.tracer.allocation.parts import ModelParts, Ranked, find_parts
 from prunescope.tracer.calibration.greedy import Stack
 from prunescope.tracer.calibration.point import Calibration
+from prunescope.tracer.calibration.texts import read_text
 from prunescope.tracer.model.layers import counts_without
 from prunescope.tracer.model.weights import weights_fingerprint
 
@@ -56,29 +58,38 @@ class LossFile(msgspec.Struct, kw_only=True):
     a token; null where the model gave no number. They hold for one model and one text."""
 
     schema: Literal[1] = 1
+    model: Name | None = None  # the last part of its path; null in older files
     weights: Name
     text: dict[str, Any]
     dense: Number
     removed: Annotated[dict[Name, Number | None], Meta(max_length=1 << 20)] = {}
 
 
-@dataclass(frozen=True, kw_only=True)
-class LayerLosses:
-    """The rise of the loss at each size of a layer's parts; None: the layer cannot go."""
+def read_losses(path: Path) -> LossFile | None:
+    """The measured losses of a file; None where there is none. Raises PrunescopeError for a damaged
+    one."""
+    return decode_file(path, LossFile, where=path.name, hint=f"remove {path.name}: it is made anew")
 
-    kv_heads: Mapping[int, float]
-    channels: Mapping[int, float]
-    gone: float | None
+
+def losses_of_others(found: LossFile, *, model: str, text: Path | None) -> str:
+    """Whose losses a file has, if they are those of another model or text; else "". By the names
+    and the text alone: the weights are compared once the model is loaded."""
+    if found.model not in (None, model):
+        return str(found.model)
+    known = found.text.get("sha256")
+    return str(found.text.get("text")) if known not in (None, read_text(text).sha256) else ""
 
 
 @dataclass(kw_only=True)
 class ModelLosses:
-    """Losses of one model on one text; `measure` fills them in."""
+    """Losses of one model on one text; `measure` fills them in. `name`: of the model, kept with
+    them."""
 
     model: Any
     calibration: Calibration
     sizes: Sequence[Candidates]
     path: Path | None = None
+    name: str | None = None
     parts: ModelParts = field(init=False)
     file: LossFile = field(init=False)
     resumed: int = field(init=False)  # removals that the file had
@@ -94,7 +105,7 @@ class ModelLosses:
             text = {**self.calibration.record, "tokens": tokens}
             text["sequences"] = len(self._stack.batches)
             weights = weights_fingerprint(self.model)
-            found = self._read()
+            found = None if self.path is None else read_losses(self.path)
             if found is None or (found.weights, found.text) != (weights, text):
                 dense = self._stack.loss([])
                 if not math.isfinite(dense):
@@ -102,15 +113,9 @@ class ModelLosses:
                         "the dense model gives no finite loss on this text",
                         hint="give another --dtype or --text",
                     )
-                found = LossFile(weights=weights, text=text, dense=dense)
+                found = LossFile(model=self.name, weights=weights, text=text, dense=dense)
         self.file, self.resumed = found, len(found.removed)
         self.sizes = [self._possible(i, one) for i, one in enumerate(self.sizes)]
-
-    def _read(self) -> LossFile | None:
-        if self.path is None:
-            return None
-        hint = f"remove {self.path.name}: it is measured again"
-        return decode_file(self.path, LossFile, where=self.path.name, hint=hint)
 
     def _possible(self, number: int, sizes: Candidates) -> Candidates:
         """The sizes whose parts were found in the model, which the config alone does not tell."""

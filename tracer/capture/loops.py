@@ -6,7 +6,9 @@ runs depends on them, else random; Loops by variant, eager or recorded.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 
@@ -14,11 +16,25 @@ from prunescope.taxonomy.families import family
 from prunescope.taxonomy.run_blocks import InputText
 from prunescope.taxonomy.run_quality import RANDOM_IDS
 from prunescope.tracer.calibration.texts import random_ids, read_text
-from prunescope.tracer.capture.graph_mode import RECORDERS, Record, static_loop
-from prunescope.tracer.capture.phases import DecodeLoop, FlushedLoop, Loop, PrefillLoop
+from prunescope.tracer.capture.graph_mode import (
+    RECORDERS,
+    Record,
+    record_nothing,
+    static_loop,
+)
+from prunescope.tracer.capture.one_layer import LayerLoop, RestLoop, layers_alone
+from prunescope.tracer.capture.phases import (
+    DecodeLoop,
+    FlushedLoop,
+    Loop,
+    PrefillLoop,
+    Sampled,
+)
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.capture.variants import Variant
 from prunescope.tracer.machine.timed_calls import CacheFlush
+from prunescope.tracer.model import compat
+from prunescope.tracer.model.layers import decoder_layers
 from prunescope.tracer.model.load import load_tokenizer
 
 
@@ -30,10 +46,53 @@ def loops_of(
     record: Record | None = None,
 ) -> dict[str, Loop]:
     """The loops of a phase, by variant; `record`: replaces the recorder of the request's mode."""
+    if request.only == "layer":
+        loops: dict[str, Loop] = dict(layer_loops(request, phase, variants, device, record))
+    else:
+        loops = whole_loops(request, phase, variants, device, record)
+    return _flushed(request, loops, device)
+
+
+def _flushed(
+    request: TraceRequest, loops: Mapping[str, Loop], device: torch.device
+) -> dict[str, Loop]:
+    """The loops, flushed where the request asks for it."""
+    if not request.flush:
+        return dict(loops)
+    flush = CacheFlush(device)
+    return {name: FlushedLoop(loop, flush) for name, loop in loops.items()}
+
+
+def closure_loops(
+    request: TraceRequest, phase: str, variants: list[Variant], device: torch.device
+) -> dict[str, dict[str, Sampled]]:
+    """By variant: one "layer" alone, the "rest" without the layers, and the "whole" model."""
+    layers = layer_loops(request, phase, variants, device)
+    layer = _flushed(request, layers, device)
+    whole, rest = (
+        _flushed(request, whole_loops(request, phase, variants, device), device) for _ in range(2)
+    )
+    return {
+        one.name: {
+            "layer": layer[one.name],
+            "rest": RestLoop(rest[one.name], decoder_layers(one.model)[1], layers[one.name].form),
+            "whole": whole[one.name],
+        }
+        for one in variants
+    }
+
+
+def whole_loops(
+    request: TraceRequest,
+    phase: str,
+    variants: list[Variant],
+    device: torch.device,
+    record: Record | None = None,
+) -> dict[str, Loop]:
+    """The loops of the whole models, none of them flushed."""
     length = request.prompt_len + (request.decode_steps if phase == "decode" else 0)
     ids = input_ids(request, variants, length=length)[0].to(device)
     loops: dict[str, Loop] = {}
-    flush = CacheFlush(device) if request.flush else None
     for variant in variants:
         if request.mode != "eager":
             recorder = record or RECORDERS[request.mode]
@@ -44,9 +103,34 @@ def loops_of(
             loops[variant.name] = DecodeLoop(
                 variant.model, ids, prompt_len=request.prompt_len, logits=request.logits
             )
-    if flush is None:
-        return loops
-    return {name: FlushedLoop(loop, flush) for name, loop in loops.items()}
+    return loops
+
+
+def layer_loops(
+    request: TraceRequest,
+    phase: str,
+    variants: list[Variant],
+    device: torch.device,
+    record: Record | None = None,
+) -> dict[str, LayerLoop]:
+    """The loops of one layer of each model, the same one, none of them flushed."""
+    whole = whole_loops(request, phase, variants, device, record_nothing)
+    length = request.prompt_len + (request.decode_steps if phase == "decode" else 0)
+    numbers, recorder = layers_alone(variants), None
+    new_cache: Callable[[Any], Any] = compat.new_cache
+    if request.mode != "eager":
+        recorder = record or RECORDERS[request.mode]
+        new_cache = partial(compat.new_static_cache, length=length)
+    return {
+        one.name: LayerLoop(
+            whole[one.name],
+            decoder_layers(one.model)[1][numbers[one.name]],
+            decodes=phase == "decode",
+            new_cache=partial(new_cache, one.model),
+            record=recorder,
+        )
+        for one in variants
+    }
 
 
 def input_ids(

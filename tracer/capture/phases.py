@@ -30,18 +30,23 @@ def decode(
     return output
 
 
-class Loop(Protocol):
-    """A phase of one model, step by step. `prepare*` are never timed or profiled."""
+class Sampled(Protocol):
+    """What is timed, sample by sample. `prepare` is never timed."""
 
     steps_per_sample: int
-    cache: Any
-    run: Any  # the recorded step; None for a new cache, and in eager mode
 
     def prepare(self) -> None:
         """Bring the cache to the start of a sample."""
 
     def sample(self) -> Any:
         """Run what one unprofiled sample times."""
+
+
+class Loop(Sampled, Protocol):
+    """A phase of one model, step by step. `prepare*` are never timed or profiled."""
+
+    cache: Any
+    run: Any  # the recorded step; None for a new cache, and in eager mode
 
     def prepare_step(self, index: int) -> None:
         """Bring the cache to the start of profiled step `index`; -1 is the step thrown away."""

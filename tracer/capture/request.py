@@ -4,6 +4,7 @@ Inert, and light: the command line imports it. `check` looks at the values alone
 that a mistake is named at once.
 """
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -232,6 +233,15 @@ class TraceRequest:
             default_in_name=False,
         ),
     ] = 3
+    only: Annotated[
+        Literal["model", "layer"],
+        Option(
+            help="What to run: the whole model, or one decoder layer alone on the inputs that the "
+            "model gives it; what n such layers and the rest make of the whole is measured too.",
+            in_name="",
+            default_in_name=False,
+        ),
+    ] = "model"
     repeats: Repeats = 20
     steps: Steps = 5
     placements: Placements = 8
@@ -288,7 +298,11 @@ class TraceRequest:
             return Path(self.out)
         from prunescope.taxonomy.arguments import run_name
 
-        return Path("traces", run_name(self.model, self.method, self.sparsity))
+        name = run_name(self.model, self.method, self.sparsity)
+        # Plans of several targets have one file name: what is in them tells their runs apart.
+        if self.plan is not None and self.plan.is_file():
+            name += f"-{hashlib.sha256(self.plan.read_bytes()).hexdigest()[:6]}"
+        return Path("traces", name)
 
     @property
     def text_path(self) -> Path | None:

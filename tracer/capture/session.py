@@ -12,20 +12,23 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from statistics import median
 from typing import Any
 
 import torch
 
 from prunescope.taxonomy.collection import no_collection
+from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import changed, plain, read
 from prunescope.taxonomy.run import PhaseRun, Placement, Run
-from prunescope.taxonomy.run_blocks import DeviceEntry, MeasuredPeaks, Pruning
+from prunescope.taxonomy.run_blocks import DeviceEntry, LayerAlone, MeasuredPeaks, Pruning
 from prunescope.tracer.capture.chrome import ChromeTrace
 from prunescope.tracer.capture.device_state import AchievedRates, DeviceState
 from prunescope.tracer.capture.graph_mode import check_mode, record_nothing
-from prunescope.tracer.capture.loops import input_ids, loops_of
+from prunescope.tracer.capture.loops import closure_loops, input_ids, loops_of
 from prunescope.tracer.capture.manifest import as_json, manifest, phase_entry
 from prunescope.tracer.capture.memory import peak_and_cache_bytes
+from prunescope.tracer.capture.one_layer import layers_alone
 from prunescope.tracer.capture.phases import Loop
 from prunescope.tracer.capture.placements import (
     PlacementPlan,
@@ -54,10 +57,13 @@ from prunescope.tracer.machine.disturbance import between, device_troubles
 from prunescope.tracer.machine.disturbance import read as read_counters
 from prunescope.tracer.machine.timed_calls import flush_size
 from prunescope.tracer.model import compat
+from prunescope.tracer.model.layers import decoder_layers
 from prunescope.tracer.model.load import WEIGHT_SEED
 
 # Dense and pruned that do not fit in memory together are loaded this often each, in turn.
 _BLOCKS = 2
+# Of a closure, which is read to a percent or two: medians of so few are as near.
+_CLOSURE_SAMPLES = 5
 
 
 def capture(
@@ -80,9 +86,15 @@ def capture(
         names = variant_names(request)
         try:
             session.run(_Block(names=names, plans=planned_placements(request), last=True))
-        except (BaselineDoesNotFit, torch.OutOfMemoryError):
+        except (BaselineDoesNotFit, torch.OutOfMemoryError) as error:
             if len(names) == 1:
                 raise
+            if request.only == "layer":
+                raise PrunescopeError(
+                    "--only layer runs the same layer of dense and pruned, and the two models do "
+                    "not fit in memory together",
+                    hint="use a smaller --batch or --prompt-len, or --only model",
+                ) from error
             state.achieved = AchievedRates()  # those of the attempt do not count
             session = _Session(request, progress, state)
             _run_in_blocks(session)
@@ -298,6 +310,8 @@ class _Session:
     def _finish(self, phase: str, variants: list[Variant], loops: dict[str, Loop]) -> None:
         """After the last placement: the memory of a step, the eager pass of a recorded one, and the
         tokens of each expert."""
+        if self.request.only == "layer":
+            self._close_layer(phase, variants)
         for variant in variants:
             captured, entry = self.captures[variant.name], self._entry(phase, variant)
             peak, cache = peak_and_cache_bytes(loops[variant.name], variant.model, self.device)
@@ -319,6 +333,32 @@ class _Session:
         for variant in variants:
             count_routing(
                 variant.model, loops[variant.name], self.captures[variant.name].run, phase
+            )
+
+    def _close_layer(self, phase: str, variants: list[Variant]) -> None:
+        """Time the layer, the whole model and the model without its layers, in turns."""
+        self.progress.stage(f"time the whole model, {phase}", _CLOSURE_SAMPLES)
+        timed = {
+            f"{name} {part}": loop
+            for name, parts in closure_loops(self.request, phase, variants, self.device).items()
+            for part, loop in parts.items()
+        }
+        taken = take_samples(
+            timed,
+            warmup=1,
+            repeats=_CLOSURE_SAMPLES,
+            device=self.device,
+            advance=self.progress.advance,
+        )
+        numbers = layers_alone(variants)
+        for one in variants:
+            self._entry(phase, one).alone = LayerAlone(
+                layer=numbers[one.name],
+                layers=len(decoder_layers(one.model)[1]),
+                **{
+                    f"{part}_ns": median(taken.samples[f"{one.name} {part}"])
+                    for part in ("layer", "rest", "whole")
+                },
             )
 
     def _profile_eagerly(self, phase: str, variants: list[Variant], loops: dict[str, Loop]) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import torch
 
 from prunescope.taxonomy.collection import no_collection
-from prunescope.tracer.capture.phases import Loop
+from prunescope.tracer.capture.phases import Sampled
 from prunescope.tracer.machine.device import synchronize
 from prunescope.tracer.machine.disturbance import DisturbanceMonitor
 
@@ -53,7 +53,7 @@ class _Round:
 
 
 def take_samples(  # noqa: PLR0913
-    loops: Mapping[str, Loop],
+    loops: Mapping[str, Sampled],
     *,
     warmup: int,
     repeats: int,
@@ -111,7 +111,7 @@ def _is_imprecise(rounds: list[_Round]) -> bool:
 
 
 def _rounds(
-    loops: Mapping[str, Loop], device: torch.device, turns: range, advance: Callable[[], None]
+    loops: Mapping[str, Sampled], device: torch.device, turns: range, advance: Callable[[], None]
 ) -> list[_Round]:
     """Consecutive rounds, with what disturbed each."""
     watch, taken = DisturbanceMonitor(device), []
@@ -126,7 +126,7 @@ def no_progress() -> None:
     """The `advance` of rounds and steps that no progress bar has planned."""
 
 
-def _take(loops: Mapping[str, Loop], device: torch.device, *, backwards: bool) -> dict[str, int]:
+def _take(loops: Mapping[str, Sampled], device: torch.device, *, backwards: bool) -> dict[str, int]:
     """One sample of every variant, ns a step."""
     names = list(loops)[::-1] if backwards else list(loops)
     times = {name: _sample(loops[name], device) / loops[name].steps_per_sample for name in names}
@@ -151,7 +151,7 @@ def timed(device: torch.device) -> Iterator[Timed]:
     result.ns = max(1, time.perf_counter_ns() - start)
 
 
-def _sample(loop: Loop, device: torch.device) -> int:
+def _sample(loop: Sampled, device: torch.device) -> int:
     loop.prepare()
     with timed(device) as elapsed:
         output = loop.sample()

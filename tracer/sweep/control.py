@@ -11,13 +11,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-from prunescope.taxonomy.formats import Block, plain
+from prunescope.taxonomy.formats import plain
 from prunescope.taxonomy.plan import PHASES
-from prunescope.taxonomy.run_blocks import Recovered
+from prunescope.taxonomy.sweep_files import CONTROL, ControlLosses
 from prunescope.tracer.capture.variants import Variant
 from prunescope.tracer.model.load import load_tokenizer
 from prunescope.tracer.quality.quality import Passage, nats_of
@@ -28,15 +28,6 @@ from prunescope.tracer.recovery.storage import exclusive
 from prunescope.tracer.sweep.state import read_json, write_json
 
 NAME = "dense control"
-
-
-class ControlLosses(Block, kw_only=True):
-    """quality/control-*.json: what a training of the dense model gave."""
-
-    schema: Literal[1] = 1
-    of: str  # a digest of the model, the training, and the passages
-    recovery: Recovered
-    nats: dict[str, list[float]]  # of each token, by passage
 
 
 def control_nats(  # noqa: PLR0913
@@ -55,7 +46,7 @@ def control_nats(  # noqa: PLR0913
     way at once: it takes longer than all of them."""
     judged = {name: _record(passage) for name, passage in passages.items()}
     digests = {way: _digest([mark, wanted.plain(), seed, way, judged]) for way in PHASES}
-    paths = {way: folder / "quality" / f"control-{way}{part}.json" for way in PHASES}
+    paths = {way: folder / "quality" / CONTROL.format(way, part) for way in PHASES}
     with exclusive(paths[PHASES[0]]):
         found = read_json(paths[scoring], ControlLosses)
         if found is None or found.of != digests[scoring]:

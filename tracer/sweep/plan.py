@@ -24,6 +24,7 @@ from prunescope.taxonomy.family import GEMM_GROUPS, Family, read_selection
 from prunescope.taxonomy.option import Option, Phase, options_of
 from prunescope.taxonomy.plan import Workload
 from prunescope.taxonomy.scrub import scrub_values
+from prunescope.taxonomy.setting import Setting
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.sweep_files import Planned, family_slug
 from prunescope.tracer.capture.request import (
@@ -166,6 +167,14 @@ class SweepConfig:
         tuple[int, ...],
         Option(help="Numbers of samples to discard before timing.", least=0, lists="warmup"),
     ] = (TraceRequest.warmup,)
+    only: Annotated[
+        tuple[Literal["model", "layer"], ...],
+        Option(
+            help="What runs: the whole model, or one decoder layer alone on the inputs that the "
+            "model gives it.",
+            lists="only",
+        ),
+    ] = (TraceRequest.only,)
 
     @property
     def selections(self) -> tuple[str, ...]:
@@ -217,6 +226,7 @@ VARIED = {
     "knobs": "set",
     "flush": "flush",
     "warmup": "warmup",
+    "only": "only",
 }
 _DEFAULTS = {named.name: named.default for named in options_of(TraceRequest)}
 
@@ -299,10 +309,8 @@ def make_plan(configs: Sequence[SweepConfig], shape: ModelShape | None) -> Sweep
 
 
 def _check_count(config: SweepConfig) -> None:
-    sizes = (
-        config.families, config.sparsities, config.phases, config.batches, config.prompt_lens,
-        config.mode, config.attn, config.logits, config.flush, config.warmup, *config.set.values(),
-    )  # fmt: skip
+    axes = _axes(config).values()
+    sizes = (config.families, config.sparsities, config.phases, *axes, *config.set.values())
     count = math.prod(map(len, sizes)) * config.draws
     if count > MAX_RESULTS:
         raise PrunescopeError(
@@ -409,14 +417,8 @@ def request_of(
         knobs=knobs_of(config, result.family, result.set),
         out=out,
         phase=result.phase,
-        batch=result.batch,
-        prompt_len=result.prompt_len,
+        **msgspec.structs.asdict(result.setting),
         decode_steps=config.decode_steps,
-        logits=cast(Any, result.logits),
-        attn=result.attn,
-        mode=cast(Any, result.mode),
-        flush=result.flush,
-        warmup=result.warmup,
         dtype=config.dtype,
         select=select,
         text=config.text if reads or recover is not None else None,
@@ -580,19 +582,26 @@ def _dimensions(
     return tuple((op.name, op.layers, op.gemms, op.flop, op.parameters) for op in ops)
 
 
+# The keys of a sweep file that list the values of each field of a setting.
+_AXES = {
+    named.option.lists: named.name
+    for named in options_of(SweepConfig)
+    if named.option.lists in Setting.__struct_fields__
+}
+
+
+def _axes(config: SweepConfig) -> dict[str, tuple[Any, ...]]:
+    """The values of each field of a setting that a sweep asks for."""
+    return {field: getattr(config, key) for field, key in _AXES.items()}
+
+
 def _results(
     config: SweepConfig, family: str, point: _Point, select: str | None
 ) -> Iterable[Planned]:
     axes = {
         "draw": range(1 if point.sparsity is None else config.draws),
-        "attn": config.attn,
-        "batch": config.batches,
-        "prompt_len": config.prompt_lens,
+        **_axes(config),
         "phase": config.phases,
-        "mode": config.mode,
-        "logits": config.logits,
-        "flush": config.flush,
-        "warmup": config.warmup,
     }
     for combined in itertools.product(*axes.values()):
         values = {

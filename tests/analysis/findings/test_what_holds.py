@@ -16,7 +16,7 @@ from prunescope.analysis.report.comparison_figure import plot_comparison
 from prunescope.analysis.report.sentences import headline
 from prunescope.analysis.schema.report import Phase
 from tests.analysis.decoder import Layer, census
-from tests.analysis.finding_cases import FULL, MANY, NARROW, found, model, of_run
+from tests.analysis.finding_cases import FULL, MANY, NARROW, found, method, model, of_run
 from tests.chrome import chrome, k, op, save, step
 
 TINY = Path(__file__).resolve().parents[3] / "traces" / "tiny-static-nk"
@@ -140,15 +140,24 @@ def test_masks_of_torch_that_were_left_on(tmp_path: Path) -> None:
     assert found(phase, "added-mask") is None
 
 
+def test_zeros_in_dense_tensors_name_allocate_too(tmp_path: Path) -> None:
+    """With the folder of the dense run, its model and phase, and the speedup that was promised."""
+    phase = of_run(tmp_path, model(FULL), model(FULL), census=census(0.5, 0.6),
+                   dense_census=census(0.0), **method("static-k-mask"))  # fmt: skip
+    masked = found(phase, "zeros-in-dense")
+    assert masked is not None
+    assert "`prunescope allocate --from-run r/dense --model " in str(masked.change)
+    assert "--speedup 2.00 --phase prefill`" in str(masked.change)
+
+
 def test_missed_coverage_names_allocate_and_the_most_that_it_can_expect() -> None:
     """A run of ours that keeps half of heads and channels: lm_head and the ends of the step, a
     tenth of it, lie outside of all layers."""
     report = analyze(TINY).report
     limited = found(report.phases["decode"], "coverage-limited")
     change = str(limited and limited.change)
-    assert (
-        "prunescope allocate --from-run RUN --model MODEL --speedup 2.00 --phase decode" in change
-    )
+    words = ["--from-run", f"{TINY.name}/dense", "--model", "tiny-llama", "--speedup", "2.00"]
+    assert f"`prunescope allocate {' '.join(words)} --phase decode`" in change
     most = re.search(r"no cut of layers exceeds ([\d.]+)×: (\d+) % of the dense step", change)
     assert most is not None
     assert float(most[1]) == pytest.approx(100 / int(most[2]), rel=0.06)

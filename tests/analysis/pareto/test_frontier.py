@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import asdict
 
 from prunescope.analysis.pareto import frontier
 from prunescope.analysis.pareto.cells import judged
@@ -31,7 +32,7 @@ def test_points_that_ran_in_another_way_are_not_compared() -> None:
     """A cell is a batch, a length and a way to run; knobs make another label in the same cell."""
     eager, flushed = point("a", 1.1, 0.1), point("b", 1.3, 0.1, mode="compile", flush=True)
     aligned = point("a", 1.2, 0.1, set=["align=128"])
-    cells = [SweepCell(**one.setting._asdict(), dense_ns={}) for one in (eager, flushed)]
+    cells = [SweepCell(**asdict(one.setting), dense_ns={}) for one in (eager, flushed)]
     subject = SweepSubject(
         model="m", device=None, dtype="fp32", threads=1, versions={}, text=None, command=None
     )
@@ -39,7 +40,7 @@ def test_points_that_ran_in_another_way_are_not_compared() -> None:
     found = judged(Pareto(tool="t", subject=subject, phases=phases)).phases["prefill"]
     assert [one.on_frontier for one in found.points] == [False, True, True]
     assert [w.family for w in found.winners if w.realised > 1] == ["a (align=128)", "b"]
-    assert str(found.cells[1].setting).endswith("tokens, compile, cache flushed")
+    assert found.cells[1].where.endswith("tokens, compile, cache flushed")
 
 
 def test_what_is_not_faster_than_dense_is_not_on_it() -> None:

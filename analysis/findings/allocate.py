@@ -1,0 +1,51 @@
+"""The `allocate` command that a finding names where its advice is another pruning.
+
+In: a Context. Out: text that follows the advice; "" where no such command can be given: only runs
+of our own know the layers of their kernels, and `allocate` cuts no experts.
+"""
+
+from __future__ import annotations
+
+import shlex
+
+import polars as pl
+
+from prunescope.analysis.findings.context import Context
+from prunescope.analysis.ledger.experts import EXPERTS
+from prunescope.taxonomy.plan import PHASES
+from prunescope.taxonomy.scrub import scrub
+from prunescope.taxonomy.words import percent
+
+
+def allocation(c: Context) -> str:
+    """The command for the promised speedup, and the most that it can expect: the dense step over
+    its part outside of all layers, which no cut of layers shortens."""
+    kernels, ladder = c.baseline_kernels, c.phase.ladder
+    if c.baseline_run is None or kernels is None or ladder is None or c.name not in PHASES:
+        return ""
+    if (kernels.frame["role"] == EXPERTS).any():
+        return ""
+    took = pl.col("busy") + pl.col("gap")
+    whole = int(kernels.frame.select(took.sum()).item())
+    outside = int(kernels.frame.filter(pl.col("layer").is_null()).select(took.sum()).item())
+    promised = ladder.nominal or ladder.flop
+    if not 0 < outside < whole or not promised or promised <= 1:
+        return ""  # nothing is known to lie in a layer, or outside of one
+    most = whole / outside
+    share = f"{percent(outside / whole)} of the dense step lies outside of the layers"
+    limit = f"no cut of layers exceeds {most:.2f}×: {share}"
+    if promised >= most:
+        return f"; {limit}"
+    return f"; `{_command(c, promised)}` decides what each layer keeps; {limit}"
+
+
+def _command(c: Context, speedup: float) -> str:
+    """With the names of run and model as the report has them, which are no paths of a machine."""
+    side = c.baseline_side
+    assert side is not None
+    model = side.run.model.id if side.run is not None else None
+    words = [
+        "prunescope", "allocate", "--from-run", f"{side.path.parent.name}/{side.path.name}",
+        "--model", model or "MODEL", "--speedup", f"{speedup:.2f}", "--phase", c.name,
+    ]  # fmt: skip
+    return shlex.join(scrub(word) for word in words)

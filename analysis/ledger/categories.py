@@ -1,0 +1,82 @@
+"""The time of a step by the categories of arXiv 2606.09080, dense and pruned.
+
+In: the attribution inputs of a phase. Out: a CategoryTime a category that either side has, ns a
+step in the ledger's time base, with 95 % intervals from the ledger's replicates.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from prunescope.analysis.kernels.frame import ATTENTION, MATMUL
+from prunescope.analysis.ledger.attribution import AttributionInputs
+from prunescope.analysis.ledger.ledger import Times
+from prunescope.analysis.ledger.noise import interval
+from prunescope.analysis.ledger.pairing import Floats, Key
+from prunescope.analysis.schema.categories import CATEGORIES, CategoryTime
+from prunescope.taxonomy.roles import BACKWARD, GROUPS, MLP_ROLES
+
+_MLP = (*MLP_ROLES, "experts", "shared_expert")
+_QKVO = ("qkv", "o")  # groups
+# Kinds that move or reorder what a kernel then reads, and compute nothing.
+_MOVES = ("layout", "memcpy", "memset")
+_NEITHER = ("comm", "conv", "scan", "unknown")
+
+
+def category(key: Key, *, added: bool) -> str:
+    """The category of a unit. `added`: only the pruned side runs it: what moves data is then the
+    preprocessing of a kernel (a transposed layout, a reordered mask), all else an extra op (a
+    projection of the residual, a router, a gather)."""
+    _, role, kind = key
+    role = role.removesuffix(BACKWARD)
+    if added:
+        return "preprocess" if kind in _MOVES else "extra"
+    if role == "router" or kind == "routing":
+        return "extra"
+    if role == "kv_update":
+        return "cache_update"
+    if role == "attention" or kind == ATTENTION:
+        return "attention"
+    if kind == MATMUL:
+        return _of_gemm(role)
+    return "other" if kind in _NEITHER else "elementwise"
+
+
+def _of_gemm(role: str) -> str:
+    if role in _MLP:
+        return "mlp"
+    if role == "lm_head":
+        return "lm_head"
+    return "qkvo" if GROUPS.get(role) in _QKVO else "other_gemm"
+
+
+def categories(inputs: AttributionInputs) -> list[CategoryTime]:
+    """The categories that take any time, in the order of CATEGORIES."""
+    units = inputs.units
+    added = units.added.tolist()
+    names = [category(key, added=new) for key, new in zip(units.keys, added, strict=True)]
+    at = {name: np.flatnonzero([one == name for one in names]) for name in CATEGORIES}
+    point = _of_sides(inputs.times, at)
+    spread = None if inputs.replicates is None else _of_sides(inputs.replicates.times, at)
+    found = []
+    for name, (dense, pruned) in point.items():
+        if not (dense.any() or pruned.any()):
+            continue
+        ends = [None, None] if spread is None else [interval(side) for side in spread[name]]
+        found.append(
+            CategoryTime(
+                name=name,
+                dense_ns=float(dense[0]),
+                dense_ci95=ends[0],
+                pruned_ns=float(pruned[0]),
+                pruned_ci95=ends[1],
+            )
+        )
+    return found
+
+
+def _of_sides(t: Times, at: dict[str, np.ndarray]) -> dict[str, tuple[Floats, Floats]]:
+    """[replicates] of each category, dense and pruned."""
+    found = {name: (t.t_d[rows].sum(axis=0), t.t_p[rows].sum(axis=0)) for name, rows in at.items()}
+    idle = (t.g_d.sum(axis=0) + t.tail_d, t.g_p.sum(axis=0) + t.tail_p)
+    return {**found, "idle": idle}

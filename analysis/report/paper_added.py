@@ -1,0 +1,387 @@
+"""What pruning costs beside GEMMs, and what recovery training gives back: two figures of a sweep.
+
+Work that a family adds, by its parts, as a share of the dense step. Speed against loss before and
+after recovery training, each with its frontier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from prunescope.analysis.report import evidence
+from prunescope.analysis.report.escape import clean
+from prunescope.analysis.report.figures import no_evidence
+from prunescope.analysis.report.numbers import percent
+from prunescope.analysis.report.paper_figure import (
+    NotDrawn,
+    Panel,
+    PaperFigure,
+    Value,
+    families_of,
+    family_label,
+    grid_of,
+    looks_of,
+    mark_words,
+    named,
+    not_shown,
+    of_sweep,
+    on_a_page,
+    panels,
+    patch,
+    reason_patches,
+    shade,
+    slanted,
+    usually_aligned,
+    with_marks,
+)
+from prunescope.analysis.report.pareto_figures import (
+    Obstacles,
+    dot,
+    legend_below,
+    place_labels,
+    say_random_ids,
+)
+from prunescope.analysis.schema.pareto import Pareto, RecoveryLoss, SweepPoint
+from prunescope.taxonomy.run_quality import RANDOM_IDS
+
+_COLOURS = (
+    ("#D55E00", ""),
+    ("#56B4E9", ""),
+    ("#009E73", ""),
+    ("#E69F00", ""),
+    ("#CC79A7", ""),
+    ("#0072B2", "////"),
+    ("#F0E442", "...."),
+)
+_REST = "other parts"
+_MOST_WHISKER = 1.3  # times the highest bar or point: where an interval leaves the panel
+
+
+def overhead(found: Pareto) -> PaperFigure | NotDrawn:
+    """Added work by part, as a share of the dense step."""
+    shown = [
+        Panel(panel.phase, panel.cell, points)
+        for panel in panels(found)
+        if (points := [p for p in usually_aligned(panel.points) if _adds(p)])
+    ]
+    name, title = "overhead", "Work that a family adds"
+    if not shown:
+        return NotDrawn(
+            name=name,
+            reason="no family of the sweep adds work to the step",
+            key="add one that decides at run time to `families` (see `prunescope families`)",
+        )
+    points = [p for panel in shown for p in panel.points]
+    return PaperFigure(
+        name=name,
+        title=title,
+        caption=f"{title}, as a share of the dense step, by part; above each bar, the same time as "
+        "a share of what the family saves before it. Whiskers: the 95 % interval of the sum, cut "
+        "where it leaves the panel."
+        f"{mark_words(points)}{not_shown(shown)} {of_sweep(found, points)}",
+        columns=[
+            "phase",
+            "setting",
+            "family",
+            "sparsity",
+            "part",
+            "ns",
+            "of_dense",
+            "of_saved",
+            "sum_ns",
+            "sum_low",
+            "sum_high",
+            "realised",
+            "without",
+            "timing_valid",
+        ],
+        rows=[row for panel in shown for p in panel.points for row in _added_rows(panel, p)],
+        draw=lambda: _overhead_figure(on_a_page(shown)),
+    )
+
+
+def _adds(point: SweepPoint) -> bool:
+    return point.overhead is not None and bool(point.ledger.get("dense"))
+
+
+def _added_rows(panel: Panel, point: SweepPoint) -> list[list[Value]]:
+    added = point.overhead
+    assert added is not None
+    low, high = added.added_ci95 or (None, None)
+    return [
+        [
+            panel.phase,
+            panel.cell.where,
+            family_label(point),
+            point.sparsity,
+            part.name,
+            part.ns,
+            part.ns / point.ledger["dense"],
+            part.share_of_saved,
+            added.added_ns,
+            low,
+            high,
+            point.realised,
+            added.without,
+            point.timing_valid,
+        ]
+        for part in added.parts
+    ]
+
+
+def _overhead_figure(shown: Sequence[Panel]) -> Figure:
+    figure, every = grid_of(shown, 2.3)
+    points = [p for panel in shown for p in panel.points]
+    looks = _looks(points)
+    for axes, panel in zip(every, shown, strict=True):
+        tops = [_added_bar(axes, i, point, looks) for i, point in enumerate(panel.points)]
+        for i, point in enumerate(panel.points):
+            shade(axes, i, point)
+        slanted(axes, [named(p) for p in panel.points])
+        axes.set_ylim(0, _MOST_WHISKER * max(tops))
+        axes.set_ylabel("added, % of the dense step")
+    handles: list[Any] = [patch(colour, clean(n), hatch) for n, (colour, hatch) in looks.items()]
+    handles += reason_patches(points)
+    legend_below(figure, handles, columns=4)
+    return figure
+
+
+def _looks(points: Sequence[SweepPoint]) -> dict[str, tuple[str, str]]:
+    """A look for each part that takes time, the largest first; one for all that are too many."""
+    sums: dict[str, float] = {}
+    for point in points:
+        for part in point.overhead.parts if point.overhead else ():
+            sums[part.name] = sums.get(part.name, 0.0) + part.ns / point.ledger["dense"]
+    names = sorted((n for n, share in sums.items() if share > 0), key=lambda n: -sums[n])
+    if len(names) > len(_COLOURS):
+        names = [*names[: len(_COLOURS) - 1], _REST]
+    return dict(zip(names, _COLOURS, strict=False))
+
+
+def _added_bar(axes: Axes, at: int, point: SweepPoint, looks: dict[str, tuple[str, str]]) -> float:
+    """A stacked bar; gives its height."""
+    added, dense = point.overhead, point.ledger["dense"]
+    assert added is not None
+    parts: dict[str, float] = {}
+    for part in added.parts:
+        name = part.name if part.name in looks else _REST
+        parts[name] = parts.get(name, 0.0) + 100 * part.ns / dense
+    top = 0.0
+    for name, (colour, hatch) in looks.items():
+        height = parts.get(name, 0.0)
+        axes.bar(
+            at,
+            height,
+            0.66,
+            bottom=top,
+            color=colour,
+            hatch=hatch,
+            edgecolor="black",
+            linewidth=0.4,
+        )
+        top += height
+    if added.added_ci95 is not None:
+        ends = [100 * end / dense for end in added.added_ci95]
+        axes.plot([at + 0.25] * 2, ends, color="black", linewidth=0.8)
+    share = added.share_of_saved
+    text = "nothing saved" if share is None else f"{percent(share, decimals=0)} of saved"
+    axes.text(at, top, text, ha="center", va="bottom", fontsize=5)
+    return top
+
+
+def recovery(found: Pareto) -> PaperFigure | NotDrawn:
+    """Speed against loss before and after recovery training."""
+    shown = [
+        Panel(panel.phase, panel.cell, points)
+        for panel in panels(found)
+        if (points := [p for p in usually_aligned(panel.points) if p.recovery is not None])
+    ]
+    name, title = "recovery", "Frontier before and after recovery"
+    if not shown:
+        return NotDrawn(
+            name=name,
+            reason="no pruned model was trained",
+            key="add `recover: steps=100,rank=16` to the sweep",
+        )
+    points = [p for panel in shown for p in panel.points]
+    tokens = max((p.recovery.tokens or 0 for p in points if p.recovery), default=0)
+    return PaperFigure(
+        name=name,
+        title=title,
+        caption=f"{title} training: perplexity on {tokens:,} held-out tokens over that of the dense"
+        " model, trained alike where the pruned one is, against the realised speedup. Losses on "
+        "held-out tokens have no interval; whiskers: 95 % intervals of the speedup, cut where they "
+        "leave the panel."
+        f"{mark_words(points)}{not_shown(shown)} {of_sweep(found, points)}",
+        columns=[
+            "phase",
+            "setting",
+            "family",
+            "sparsity",
+            "realised",
+            "low",
+            "high",
+            "before_rel",
+            "after_rel",
+            "frontier_before",
+            "frontier_after",
+            "tokens",
+            "timing_valid",
+        ],
+        rows=[row for panel in shown for row in _recovery_rows(panel)],
+        draw=lambda: _recovery_figure(on_a_page(shown), on_random_ids=found.subject.on_random_ids),
+    )
+
+
+def _before(point: SweepPoint) -> float:
+    return 1 + _trained(point).before_rel
+
+
+def _after(point: SweepPoint) -> float:
+    return 1 + _trained(point).after_rel
+
+
+def _trained(point: SweepPoint) -> RecoveryLoss:
+    assert point.recovery is not None
+    return point.recovery
+
+
+def _best(points: Sequence[SweepPoint], loss: Callable[[SweepPoint], float]) -> list[SweepPoint]:
+    """The frontier by point estimates: faster than dense, and none as fast loses less."""
+    best: list[SweepPoint] = []
+    able = [p for p in points if p.timing_valid and not p.removed_nothing and p.realised > 1]
+    for point in sorted(able, key=lambda p: (loss(p), -p.realised)):
+        if not best or point.realised > best[-1].realised:
+            best.append(point)
+    return best
+
+
+def _recovery_rows(panel: Panel) -> list[list[Value]]:
+    ids = [{p.id for p in _best(panel.points, loss)} for loss in (_before, _after)]
+    return [
+        [
+            panel.phase,
+            panel.cell.where,
+            family_label(p),
+            p.sparsity,
+            p.realised,
+            *(p.realised_ci95 or (None, None)),
+            _trained(p).before_rel,
+            _trained(p).after_rel,
+            p.id in ids[0],
+            p.id in ids[1],
+            _trained(p).tokens,
+            p.timing_valid,
+        ]
+        for p in panel.points
+    ]
+
+
+def _recovery_figure(shown: Sequence[Panel], *, on_random_ids: bool) -> Figure:
+    figure, every = grid_of(shown, 2.3)
+    points = [p for panel in shown for p in panel.points]
+    looks = looks_of(families_of(points))
+    placed = []
+    for axes, panel in zip(every, shown, strict=True):
+        for point in panel.points:
+            colour, marker = looks[family_label(point)]
+            xs, y = (_before(point), _after(point)), point.realised
+            axes.annotate(
+                "",
+                (xs[1], y),
+                (xs[0], y),
+                arrowprops={"arrowstyle": "->", "color": colour, "linewidth": 0.6},
+            )
+            for x, full in zip(xs, (False, True), strict=True):
+                dot(
+                    axes,
+                    (x, y),
+                    (None, point.realised_ci95 if full else None),
+                    colour,
+                    marker,
+                    full=full,
+                    label=None,
+                    reasons=evidence.of_point(point) if full else (),
+                )
+        axes.autoscale_view()
+        highest = max(p.realised for p in panel.points)
+        axes.set_ylim(top=min(axes.get_ylim()[1], _MOST_WHISKER * max(1.0, highest)))
+        placed.append((axes, *_labels(panel)))
+        right = axes.get_xlim()[1]
+        for loss, style in ((_before, (0, (3, 2))), (_after, "-")):
+            _steps(axes, _best(panel.points, loss), loss, (right, style))
+        axes.axhline(1.0, color="black", linewidth=0.6, linestyle=(0, (1, 1)))
+        axes.set_xlabel("perplexity on held-out tokens, pruned ÷ dense")
+        axes.set_ylabel("speedup, dense ÷ pruned")
+        if on_random_ids:
+            say_random_ids(axes)
+    handles: list[Any] = [
+        Line2D(
+            [],
+            [],
+            color=colour,
+            marker=marker,
+            linestyle="none",
+            markersize=5,
+            label=with_marks(label, points),
+        )
+        for label, (colour, marker) in looks.items()
+    ]
+    handles += [
+        Line2D(
+            [],
+            [],
+            color="black",
+            marker="o",
+            markersize=5,
+            markerfacecolor="white",
+            linewidth=0.8,
+            linestyle=(0, (3, 2)),
+            label="before training",
+        ),
+        Line2D(
+            [], [], color="black", marker="o", markersize=5, linewidth=0.8, label="after training"
+        ),
+    ]
+    handles += reason_patches(points)
+    if on_random_ids:
+        handles.append(no_evidence([RANDOM_IDS], f"{RANDOM_IDS}: no loss means anything"))
+    legend_below(figure, handles, columns=4)
+    figure.draw_without_rendering()
+    for axes, labels, obstacles in placed:
+        place_labels(axes, labels, obstacles)
+    return figure
+
+
+def _labels(panel: Panel) -> tuple[list[tuple[float, float, str]], Obstacles]:
+    """The sparsity of each trained point, and what it should not hide."""
+    obstacles, labels = Obstacles(), []
+    for point in panel.points:
+        after, before, y = _after(point), _before(point), point.realised
+        obstacles.marks += [(before, y), (after, y)]
+        low, high = point.realised_ci95 or (y, y)
+        obstacles.lines += [((before, y), (after, y)), ((after, low), (after, high))]
+        if point.sparsity is not None:
+            labels.append((after, y, f"{point.sparsity:g}"))
+    return labels, obstacles
+
+
+def _steps(
+    axes: Axes,
+    best: Sequence[SweepPoint],
+    loss: Callable[[SweepPoint], float],
+    end: tuple[float, Any],
+) -> None:
+    """A frontier in steps, from the dense model on to the right end of the axis."""
+    right, style = end
+    at = [(loss(p), p.realised) for p in best]
+    if not at or at[0][0] > 1:
+        at.insert(0, (1.0, 1.0))  # the dense model itself
+    at.append((max(right, at[-1][0]), at[-1][1]))
+    xs, ys = zip(*at, strict=True)
+    axes.step(xs, ys, where="post", color="black", linewidth=0.8, linestyle=style, zorder=0)

@@ -1,0 +1,325 @@
+"""Figs. 2 and 6 of the paper: the dense step, and one layer dense and pruned, in its categories."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from prunescope.analysis.report import evidence
+from prunescope.analysis.report.escape import clean
+from prunescope.analysis.report.figures import ground, no_evidence
+from prunescope.analysis.report.numbers import Scale, scale, time
+from prunescope.analysis.report.paper_figure import (
+    LAYER,
+    PAGE,
+    NotDrawn,
+    Panel,
+    PaperFigure,
+    Value,
+    family_label,
+    grid_of,
+    mark_words,
+    named,
+    not_shown,
+    of_sweep,
+    on_a_page,
+    page,
+    panels,
+    patch,
+    reason_patches,
+    shade,
+    slanted,
+    usually_aligned,
+)
+from prunescope.analysis.report.pareto_figures import legend_below
+from prunescope.analysis.schema.categories import CATEGORIES, GEMMS
+from prunescope.analysis.schema.pareto import Pareto, SweepPoint
+
+_LOOKS = {
+    "mlp": ("#0072B2", ""), "qkvo": ("#56B4E9", ""), "other_gemm": ("#56B4E9", "////"),
+    "lm_head": ("#CC79A7", ""), "attention": ("#E69F00", ""), "cache_update": ("#F0E442", ""),
+    "extra": ("#D55E00", ""), "preprocess": ("#D55E00", "////"), "elementwise": ("#009E73", ""),
+    "other": ("#FFFFFF", "...."), "idle": ("#BBBBBB", ""),
+}  # fmt: skip
+_DARK = ("mlp", "elementwise", "extra")  # with white numbers in them
+_LEAST_SHOWN = 0.06  # of a step: a share that has room for its number
+_GEMM = "gemm"
+_MOST_WHISKER = 1.3  # times the highest bar: where an interval leaves the panel
+_ROW = 0.21  # inches
+Spread = tuple[float, float, float]  # of the median result, lowest, highest
+
+
+def shares(found: Pareto) -> PaperFigure | NotDrawn:
+    """Shares of the dense step, a bar a phase and setting."""
+    shown = [panel for panel in panels(found) if _of_dense(panel)]
+    name, title = "shares", "Shares of the dense step"
+    if not shown:
+        return NotDrawn(
+            name=name,
+            reason="no result has the time of its dense step by category",
+            key="sweep with profiled steps, as `steps: 2`",
+        )
+    every = [(panel, _shares(panel)) for panel in shown]
+    apart = max(high - low for _, of in every for _, low, high in of.values())
+    points = [point for panel in shown for point in panel.points]
+    return PaperFigure(
+        name=name,
+        title=title,
+        caption=f"{title} in the categories of arXiv 2606.09080, of the result whose dense step "
+        f"takes the median time; results of one setting differ by up to {100 * apart:.1f} points. "
+        f"{of_sweep(found, points)}",
+        columns=[
+            "phase",
+            "setting",
+            "category",
+            "share",
+            "lowest",
+            "highest",
+            "dense_ns",
+            "n",
+            "timing_valid",
+        ],
+        rows=[
+            [
+                panel.phase,
+                panel.cell.where,
+                category,
+                *spread,
+                _wall(panel),
+                len(_of_dense(panel)),
+                not _reasons(panel),
+            ]
+            for panel, of_panel in every
+            for category, spread in of_panel.items()
+        ],
+        draw=lambda: _shares_figure(every),
+    )
+
+
+def _of_dense(panel: Panel) -> list[SweepPoint]:
+    """The points that know the categories of their dense step; those with valid times, if any."""
+    known = [p for p in panel.points if p.categories and p.ledger.get("dense")]
+    return [p for p in known if p.timing_valid] or known
+
+
+def _reasons(panel: Panel) -> list[str]:
+    """Why the dense times of a panel are no evidence: no result has valid ones."""
+    every = [evidence.of_point(p) for p in _of_dense(panel)]
+    return min(every, key=len, default=[])
+
+
+def _median(panel: Panel) -> SweepPoint:
+    """The result whose dense step takes the median time, the lower one of two: its shares add up,
+    which medians of shares do not."""
+    points = sorted(_of_dense(panel), key=lambda p: p.ledger["dense"])
+    return points[(len(points) - 1) // 2]
+
+
+def _shares(panel: Panel) -> dict[str, Spread]:
+    """Each category's share of the dense wall."""
+    points = [_median(panel), *_of_dense(panel)]
+    names = [n for n in CATEGORIES if any(n == c.name for p in points for c in p.categories)]
+    found = {}
+    for name in names:
+        values = [
+            sum(c.dense_ns for c in p.categories if c.name == name) / p.ledger["dense"]
+            for p in points
+        ]
+        found[name] = (values[0], min(values), max(values))
+    return {name: spread for name, spread in found.items() if spread[2] > 0}
+
+
+def _wall(panel: Panel) -> float:
+    return _median(panel).ledger["dense"]
+
+
+def _shares_figure(every: Sequence[tuple[Panel, dict[str, Spread]]]) -> Figure:
+    figure, grid = page(1, 1, (PAGE, 0.85 + _ROW * len(every)))
+    axes = grid[0][0]
+    for i, (panel, of_panel) in enumerate(every):
+        _stack(axes, i, {name: spread[0] for name, spread in of_panel.items()})
+        axes.text(1.01, i, time(_wall(panel)), va="center")
+        if reasons := _reasons(panel):
+            axes.axhspan(i - 0.5, i + 0.5, zorder=-1, **ground(reasons))
+    axes.set_xlim(0, 1.1)
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"])
+    axes.set_yticks(range(len(every)), [panel.title for panel, _ in every])
+    axes.set_ylim(len(every) - 0.45, -0.55)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel("share of the dense step; at the right, its time")
+    present = [n for n in CATEGORIES if any(n in of for _, of in every)]
+    handles = [patch(_LOOKS[n][0], CATEGORIES[n], _LOOKS[n][1]) for n in present]
+    of_all = evidence.first_reasons(_reasons(panel) for panel, _ in every)
+    handles += [no_evidence([reason], reason) for reason in of_all]
+    legend_below(figure, handles, columns=len(handles))
+    return figure
+
+
+def _stack(axes: Axes, at: int, of_panel: dict[str, float]) -> None:
+    left = 0.0
+    for name, share in of_panel.items():
+        colour, hatch = _LOOKS[name]
+        axes.barh(
+            at, share, 0.72, left=left, color=colour, hatch=hatch, edgecolor="black", linewidth=0.4
+        )
+        if share >= _LEAST_SHOWN:
+            axes.text(
+                left + share / 2,
+                at,
+                f"{100 * share:.0f}",
+                ha="center",
+                va="center",
+                fontsize=6,
+                color="white" if name in _DARK else "black",
+            )
+        left += share
+
+
+def layer(found: Pareto) -> PaperFigure | NotDrawn:
+    """One layer alone: the dense one beside that of each family, in the categories of Fig. 6."""
+    shown = [
+        Panel(panel.phase, panel.cell, points)
+        for panel in panels(found, only=LAYER)
+        if (points := _largest(panel.points))
+    ]
+    name, title = "layer", "One layer alone"
+    if not shown:
+        return NotDrawn(
+            name=name,
+            reason="no result is of one layer alone",
+            key="add `only: [model, layer]` to the sweep",
+        )
+    points = [point for panel in shown for point in panel.points]
+    return PaperFigure(
+        name=name,
+        title=title,
+        caption=f"{title}, dense and of each family at its largest sparsity, in the categories of "
+        "arXiv 2606.09080. Whiskers: the 95 % interval of the speedup, on the time of the layer, "
+        "cut where it leaves the panel."
+        f"{mark_words(points)}{not_shown(shown)} {of_sweep(found, points)}",
+        columns=[
+            "phase",
+            "setting",
+            "side",
+            "sparsity",
+            "category",
+            "ns",
+            "low",
+            "high",
+            "realised",
+            "realised_low",
+            "realised_high",
+            "timing_valid",
+        ],
+        rows=[row for panel in shown for row in _layer_rows(panel)],
+        draw=lambda: _layer_figure(on_a_page(shown)),
+    )
+
+
+def _largest(points: Sequence[SweepPoint]) -> list[SweepPoint]:
+    """The point of each family at its largest sparsity, with its categories."""
+    best: dict[str, SweepPoint] = {}
+    for point in usually_aligned(p for p in points if p.categories):
+        key = family_label(point)
+        if key not in best or (point.sparsity or 0.0) > (best[key].sparsity or 0.0):
+            best[key] = point
+    return list(best.values())
+
+
+def _parts(point: SweepPoint, *, dense: bool) -> dict[str, float]:
+    """Category to ns, the GEMMs as one."""
+    found: dict[str, float] = {}
+    for one in point.categories:
+        name = _GEMM if one.name in GEMMS else one.name
+        found[name] = found.get(name, 0.0) + (one.dense_ns if dense else one.pruned_ns)
+    return {name: found[name] for name in _ORDER if found.get(name)}
+
+
+_ORDER = (_GEMM, *(name for name in CATEGORIES if name not in GEMMS))
+
+
+def _layer_rows(panel: Panel) -> list[list[Value]]:
+    dense = _median(panel)
+    rows: list[list[Value]] = []
+    for side, sparsity, point in (
+        ("dense", None, dense),
+        *((family_label(p), p.sparsity, p) for p in panel.points),
+    ):
+        is_dense = side == "dense"
+        speed: list[Value] = [1.0, None, None]
+        if not is_dense:
+            speed = [point.realised, *(point.realised_ci95 or (None, None))]
+        for one in point.categories:
+            ns = one.dense_ns if is_dense else one.pruned_ns
+            ends = one.dense_ci95 if is_dense else one.pruned_ci95
+            rows.append(
+                [
+                    panel.phase,
+                    panel.cell.where,
+                    side,
+                    sparsity,
+                    one.name,
+                    ns,
+                    *(ends or (None, None)),
+                    *speed,
+                    point.timing_valid,
+                ]
+            )
+    return rows
+
+
+def _layer_figure(shown: Sequence[Panel]) -> Figure:
+    figure, every = grid_of(shown, 2.5)
+    present: dict[str, None] = {}
+    for axes, panel in zip(every, shown, strict=True):
+        sides = [(_median(panel), True), *((p, False) for p in panel.points)]
+        unit = scale(p.ledger["dense" if dense else "pruned"] for p, dense in sides)
+        tops = []
+        for i, (point, dense) in enumerate(sides):
+            parts = _parts(point, dense=dense)
+            present |= dict.fromkeys(parts)
+            tops.append(_column(axes, i, parts, unit))
+            shade(axes, i, point)
+            if not dense:
+                _whisker(axes, i, (tops[-1], point), unit)
+        axes.set_ylim(0, _MOST_WHISKER * max(tops) / unit.per)
+        slanted(axes, ["dense", *map(named, panel.points)])
+        axes.set_ylabel(f"time of a layer ({unit.unit})")
+    looks = {_GEMM: ("#0072B2", "", "GEMM, GEMV")}
+    looks |= {name: (*_LOOKS[name], CATEGORIES[name]) for name in CATEGORIES}
+    handles = [patch(looks[n][0], looks[n][2], looks[n][1]) for n in _ORDER if n in present]
+    handles += reason_patches(point for panel in shown for point in panel.points)
+    legend_below(figure, handles, columns=len(handles))
+    return figure
+
+
+def _column(axes: Axes, at: int, parts: dict[str, float], unit: Scale) -> float:
+    """A stacked bar; gives its height in ns."""
+    top = 0.0
+    for name, ns in parts.items():
+        colour, hatch = ("#0072B2", "") if name == _GEMM else _LOOKS[name]
+        axes.bar(
+            at,
+            ns / unit.per,
+            0.7,
+            bottom=top / unit.per,
+            color=colour,
+            hatch=hatch,
+            edgecolor="black",
+            linewidth=0.4,
+        )
+        top += ns
+    axes.text(at, top / unit.per, clean(unit.text(top)), ha="center", va="bottom", fontsize=6)
+    return top
+
+
+def _whisker(axes: Axes, at: int, of: tuple[float, SweepPoint], unit: Scale) -> None:
+    """The interval of the speedup as one of the pruned time, beside the number on top."""
+    top, point = of
+    if point.realised_ci95 is None:
+        return
+    low, high = (point.realised / end * top / unit.per for end in reversed(point.realised_ci95))
+    axes.plot([at + 0.28] * 2, [low, high], color="black", linewidth=0.8)

@@ -1,0 +1,245 @@
+"""One of the paper's kinds of figure as a value: picture, numbers, caption; or why there is none.
+
+Also what these figures share: which points they show, bars with intervals and validity, panels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from prunescope.analysis.report import evidence
+from prunescope.analysis.report.escape import clean
+from prunescope.analysis.report.figures import drawing, ground, no_evidence
+from prunescope.analysis.report.pareto_marks import SIMULATED, ZEROS, marked, marks_of_point
+from prunescope.analysis.schema.pareto import Pareto, SweepCell, SweepPoint
+
+Value = str | int | float | bool | None
+PAGE, COLUMN = 7.0, 3.35  # inches: both columns of a page, and one
+MODEL, LAYER = "model", "layer"  # what ran
+ALIGN = "align="
+_USUAL_ALIGNMENT = ("paper", "16")  # what families round to without the knob
+# Okabe-Ito without black, in which whiskers and bounds are drawn, dark and light in turns.
+_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#56B4E9", "#D55E00", "#CC79A7", "#888888", "#F0E442")
+_MARKERS = "osD^vP*X<>hpd8"
+_MOST_PANELS = 8  # four rows of two: a page
+_MARKS = {
+    SIMULATED: f"{SIMULATED} simulated",
+    ZEROS: f"{ZEROS} zeros or nothing: the dense work",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperFigure:
+    """A figure. `caption`: what it shows, of what, n and which interval; `columns` and `rows`: the
+    numbers that it draws, for a CSV. `draw` is called within `drawing()`."""
+
+    name: str
+    title: str
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Value]]
+    draw: Callable[[], Figure]
+
+    def plotted(self) -> Figure:
+        """The figure in our style."""
+        with drawing():
+            return self.draw()
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotDrawn:
+    """A figure that the sweep has no data for. `key`: what to add to the sweep, or to run."""
+
+    name: str
+    reason: str
+    key: str
+
+    def __str__(self) -> str:
+        return f"not drawn: {self.name}: {self.reason}; {self.key}"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A phase and a cell, with the points that are shown there."""
+
+    phase: str
+    cell: SweepCell
+    points: list[SweepPoint]
+
+    @property
+    def title(self) -> str:
+        """`prefill, batch 1, 64 tokens`."""
+        return clean(f"{self.phase}, {self.cell.where}")
+
+
+def panels(found: Pareto, *, only: str = MODEL) -> list[Panel]:
+    """The cells of whole models, or of one layer alone, that have points."""
+    every = (
+        Panel(name, cell, phase.points_in(cell))
+        for name, phase in found.phases.items()
+        for cell in phase.cells
+        if cell.only == only
+    )
+    return [panel for panel in every if panel.points]
+
+
+def alignment(point: SweepPoint) -> str | None:
+    """The alignment of a point of a sweep that varies it."""
+    return next((one.removeprefix(ALIGN) for one in point.set if one.startswith(ALIGN)), None)
+
+
+def usually_aligned(points: Iterable[SweepPoint]) -> list[SweepPoint]:
+    """The points without those of another alignment than the usual one; where a family has none of
+    that, of its largest."""
+    points = list(points)
+    kept: dict[str, str] = {}
+    for point in points:
+        found = alignment(point)
+        if found is not None and _rank(found) > _rank(kept.get(point.family)):
+            kept[point.family] = found
+    return [p for p in points if alignment(p) in (None, kept.get(p.family))]
+
+
+def _rank(align: str | None) -> int:
+    if align in _USUAL_ALIGNMENT:
+        return 1 << 30
+    return int(align) if align is not None and align.isdigit() else -(align is None)
+
+
+def families_of(points: Iterable[SweepPoint]) -> list[str]:
+    """Labels without the alignment, in the order of the sweep."""
+    return list(dict.fromkeys(map(family_label, points)))
+
+
+def family_label(point: SweepPoint) -> str:
+    """The label of a point without its alignment."""
+    words = [*([point.select] if point.select else [])]
+    words += [one for one in point.set if not one.startswith(ALIGN)]
+    return f"{point.family} ({', '.join(words)})" if words else point.family
+
+
+def looks_of(labels: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Colour and marker of each family, in the order of the sweep."""
+    return {
+        label: (_COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)])
+        for i, label in enumerate(labels)
+    }
+
+
+def on_a_page(shown: Sequence[Panel]) -> list[Panel]:
+    """As many panels as a page has room for, of each phase alike."""
+    phases = list(dict.fromkeys(panel.phase for panel in shown))
+    each = max(1, _MOST_PANELS // len(phases))
+    return [p for phase in phases for p in [q for q in shown if q.phase == phase][:each]]
+
+
+def not_shown(shown: Sequence[Panel]) -> str:
+    """How many panels a page has no room for, for a caption."""
+    left = len(shown) - len(on_a_page(shown))
+    return f" {left} more settings are in the CSV." if left else ""
+
+
+def bar(axes: Axes, at: float, height: float, width: float, look: dict[str, Any]) -> None:
+    """A bar from 0; `look`: colour, reasons and interval."""
+    reasons, ends = look["reasons"], look["ci95"]
+    hatch = evidence.HATCHES[reasons[0]] if reasons else ""
+    axes.bar(
+        at,
+        height,
+        width,
+        color="white" if reasons else look["colour"],
+        edgecolor=look["colour"] if reasons else "black",
+        hatch=hatch,
+        linewidth=0.4,
+    )
+    if ends is not None:
+        axes.plot([at, at], ends, color="black", linewidth=0.7)
+
+
+def patch(colour: str, label: str, hatch: str = "") -> Patch:
+    """The entry of a legend for bars."""
+    return Patch(facecolor=colour, edgecolor="black", linewidth=0.4, hatch=hatch, label=label)
+
+
+def reason_patches(points: Iterable[SweepPoint]) -> list[Patch]:
+    """Why points are no evidence, as entries of a legend."""
+    reasons = evidence.first_reasons(map(evidence.of_point, points))
+    return [no_evidence([reason], reason) for reason in reasons]
+
+
+def mark_words(points: Iterable[SweepPoint]) -> str:
+    """What the marks behind the names of points mean, for a caption."""
+    found = "".join(map(marks_of_point, points))
+    return "".join(f" {words}." for mark, words in _MARKS.items() if mark in found)
+
+
+def with_marks(family: str, points: Iterable[SweepPoint]) -> str:
+    """A family with the marks of its points, for a legend."""
+    found = "".join(marks_of_point(p) for p in points if family_label(p) == family)
+    marks = "".join(mark for mark in _MARKS if mark in found)
+    return f"{clean(family)} {marks}" if marks else clean(family)
+
+
+def named(point: SweepPoint) -> str:
+    """Family and nominal sparsity, with the marks of the point."""
+    share = "" if point.sparsity is None else f" {point.sparsity:g}"
+    return marked(f"{clean(family_label(point))}{share}", point)
+
+
+def shade(axes: Axes, at: float, point: SweepPoint) -> None:
+    """The ground behind a bar that is no evidence."""
+    if reasons := evidence.of_point(point):
+        axes.axvspan(at - 0.5, at + 0.5, zorder=-1, **ground(reasons))
+
+
+def slanted(axes: Axes, names: Sequence[str]) -> None:
+    """Names below bars."""
+    axes.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")
+    axes.tick_params(axis="x", labelsize=6, length=0)
+    axes.set_xlim(-0.6, len(names) - 0.4)
+
+
+def page(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[list[Axes]]]:
+    """A figure of so many panels, each of so many inches, without spines at top and right."""
+    figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(length=2.5)
+    return figure, grid.tolist()
+
+
+def grid_of(figure_panels: Sequence[Panel], height: float) -> tuple[Figure, list[Axes]]:
+    """A figure of panels in two columns, or one for a single panel; each with its title."""
+    columns = min(2, len(figure_panels))
+    rows = -(-len(figure_panels) // columns)
+    figure, grid = page(rows, columns, (COLUMN if columns > 1 else 1.3 * COLUMN, height))
+    flat = [axes for row in grid for axes in row]
+    for axes, panel in zip(flat, figure_panels, strict=False):
+        axes.set_title(panel.title, loc="left", fontsize=7)
+    for axes in flat[len(figure_panels) :]:
+        axes.set_visible(False)
+    return figure, flat[: len(figure_panels)]
+
+
+def of_sweep(found: Pareto, points: Iterable[SweepPoint]) -> str:
+    """Model, device and what each result was measured with, for a caption."""
+    subject, config = found.subject, found.subject.config
+    facts = [subject.model, subject.device, subject.dtype]
+    count = sum(max(1, len(point.draws)) for point in points)
+    measured = f"n = {count} results"
+    if repeats := config.get("repeats"):
+        measured += f" of {repeats} unprofiled samples"
+        placements = config.get("placements", config.get("seatings"))
+        measured += f" in {placements} placements" if placements else ""
+    if steps := config.get("steps"):
+        measured += f" and at most {steps} profiled steps"
+    return f"{', '.join(str(fact) for fact in facts if fact)}; {measured}."

@@ -1,0 +1,103 @@
+"""The paper's kinds of figure from one sweep: in, a Pareto and replayed GEMMs; out, files by name.
+
+Each figure is a picture in the formats asked for, a CSV of its numbers and a LaTeX snippet with its
+caption; paper.tex has all of them, and paper.md too, with what was not drawn and why.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from prunescope.analysis.report.escape import cell
+from prunescope.analysis.report.escape import markdown as text
+from prunescope.analysis.report.figures import drawing, saved
+from prunescope.analysis.report.latex import figure_snippet, head
+from prunescope.analysis.report.paper_added import overhead, recovery
+from prunescope.analysis.report.paper_categories import layer, shares
+from prunescope.analysis.report.paper_figure import NotDrawn, PaperFigure
+from prunescope.analysis.report.paper_gemms import gemm_steps
+from prunescope.analysis.report.paper_speedup import alignments, speedups
+from prunescope.analysis.report.titles import figure_name
+from prunescope.analysis.schema.pareto import Pareto
+from prunescope.taxonomy.replays import Replays
+
+_KIND = "paper"
+
+
+@dataclass(frozen=True)
+class PaperSet:
+    """The figures of a sweep, and those that it has no data for."""
+
+    figures: list[PaperFigure]
+    missing: list[NotDrawn]
+
+
+def paper_set(found: Pareto, replays: Sequence[Replays] = ()) -> PaperSet:
+    """The figures in the order of the paper."""
+    every = list(_every(found, replays))
+    return PaperSet(
+        [one for one in every if isinstance(one, PaperFigure)],
+        [one for one in every if isinstance(one, NotDrawn)],
+    )
+
+
+def _every(found: Pareto, replays: Sequence[Replays]) -> Iterator[PaperFigure | NotDrawn]:
+    yield shares(found)
+    yield from speedups(found)
+    yield layer(found)
+    yield alignments(found)
+    yield gemm_steps(replays)
+    yield recovery(found)
+    yield overhead(found)
+
+
+def paper_files(found: PaperSet, tool: str, endings: Sequence[str]) -> dict[str, bytes]:
+    """File name to bytes of all figures; `endings`: png, pdf or svg."""
+    files: dict[str, bytes] = {}
+    snippets = []
+    for one in found.figures:
+        with drawing():
+            figure = one.draw()
+            for ending in endings:
+                files[figure_name(_KIND, one.name, ending)] = saved(figure, ending)
+        files[figure_name(_KIND, one.name, "csv")] = _csv(one)
+        stem = figure_name(_KIND, one.name, "tex").removesuffix(".tex")
+        snippet = "\n".join(figure_snippet(stem, one.caption, f"fig:{stem}"))
+        files[f"figure-{stem}.tex"] = f"{head(tool)}\n{snippet}".encode()
+        snippets.append(snippet)
+    files["paper.tex"] = "\n".join([head(tool), *snippets]).encode()
+    files["paper.md"] = ("\n".join(_page(found)) + "\n").encode()
+    return files
+
+
+def _page(found: PaperSet) -> Iterator[str]:
+    yield "# The paper's kinds of figure"
+    yield ""
+    for one in found.figures:
+        yield f"## {text(one.title)}"
+        yield ""
+        yield f"![{text(one.title)}]({figure_name(_KIND, one.name, 'png')})"
+        yield ""
+        yield f"{text(one.caption)} Numbers: [{figure_name(_KIND, one.name, 'csv')}]" + (
+            f"({figure_name(_KIND, one.name, 'csv')})."
+        )
+        yield ""
+    if found.missing:
+        yield "## Not drawn"
+        yield ""
+        yield from (
+            f"- {text(one.name)}: {text(one.reason)}; {text(one.key)}" for one in found.missing
+        )
+
+
+def _csv(one: PaperFigure) -> bytes:
+    out = io.StringIO()
+    writer = csv.writer(out, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
+    writer.writerow(one.columns)
+    writer.writerows(
+        [cell(v) if isinstance(v, str) else "" if v is None else v for v in row] for row in one.rows
+    )
+    return out.getvalue().encode()

@@ -1,0 +1,329 @@
+"""Fig. 5 of the paper, and its study of alignment: realised speedups beside their bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from prunescope.analysis.report import evidence
+from prunescope.analysis.report.escape import clean
+from prunescope.analysis.report.paper_figure import (
+    PAGE,
+    NotDrawn,
+    Panel,
+    PaperFigure,
+    Value,
+    alignment,
+    bar,
+    families_of,
+    family_label,
+    grid_of,
+    looks_of,
+    mark_words,
+    not_shown,
+    of_sweep,
+    on_a_page,
+    page,
+    panels,
+    patch,
+    reason_patches,
+    usually_aligned,
+    with_marks,
+)
+from prunescope.analysis.report.pareto_figures import dot, legend_below
+from prunescope.analysis.schema.pareto import Pareto, SweepPoint
+from prunescope.taxonomy.setting import Setting
+
+_GROUP = 0.84  # of the distance of two groups of bars
+_COLUMNS = [
+    "phase",
+    "setting",
+    "family",
+    "sparsity",
+    "align",
+    "realised",
+    "low",
+    "high",
+    "nominal",
+    "flop_bound",
+    "coverage_bound",
+    "roofline_bound",
+    "flop_sparsity",
+    "n",
+    "timing_valid",
+]
+_BOUND = Line2D([], [], color="black", linewidth=1.2, label="roofline bound")
+_BAND = 0.94  # of a panel's height that the largest speedup takes
+_MOST_WHISKER = 1.4  # times the largest speedup: where an interval leaves the panel
+
+
+@dataclass(frozen=True)
+class _Strip:
+    """A panel of bars: groups along one axis of the workload, all else fixed."""
+
+    phase: str
+    how: Setting  # with the batch and length that stay
+    axis: str  # "prompt_len" or "batch"
+    points: list[SweepPoint]
+
+    @property
+    def values(self) -> list[int]:
+        """Where there are bars."""
+        return sorted({getattr(p, self.axis) for p in self.points})
+
+    @property
+    def title(self) -> str:
+        """The phase and what is fixed."""
+        fixed = {
+            "batch": f"{self.how.prompt_len:,} tokens",
+            "prompt_len": f"batch {self.how.batch}",
+        }
+        how = self.how.where.split(", ")[2:]
+        return clean(", ".join([self.phase, fixed[self.axis], *how]))
+
+
+def speedups(found: Pareto) -> Iterator[PaperFigure | NotDrawn]:
+    """A figure a sparsity: families over length and over batch, with nominal and bound."""
+    every = [p for panel in panels(found) for p in panel.points]
+    sparsities = sorted({p.sparsity for p in every if p.sparsity is not None})
+    if not sparsities:
+        yield NotDrawn(
+            name="speedup",
+            reason="no point has a nominal sparsity",
+            key="give `families` and `sparsities`",
+        )
+    for sparsity in sparsities:
+        yield _speedup(found, sparsity)
+
+
+def _speedup(found: Pareto, sparsity: float) -> PaperFigure:
+    shown = [
+        Panel(panel.phase, panel.cell, usually_aligned(points))
+        for panel in panels(found)
+        if (points := [p for p in panel.points if sparsity in (p.sparsity, *p.sparsities)])
+    ]
+    strips = _strips(shown)
+    points = [p for panel in shown for p in panel.points]
+    title = f"Speedup at s = {sparsity:g}"
+    return PaperFigure(
+        name=f"speedup-{sparsity:g}",
+        title=title,
+        caption=f"{title} by family, batch and length: realised (bars), nominal 1/(1 − s) "
+        "(dotted) and roofline bound of each (line at its bar). Whiskers: 95 % intervals"
+        f"{_of_draws(points)}, cut where they leave the panel.{mark_words(points)} "
+        f"{of_sweep(found, points)}",
+        columns=_COLUMNS,
+        rows=[_row(panel, p, sparsity) for panel in shown for p in panel.points],
+        draw=lambda: _speedup_figure(strips, sparsity),
+    )
+
+
+def _of_draws(points: Sequence[SweepPoint]) -> str:
+    """What an interval is where a point has several random samples."""
+    draws = max((len(p.draws) for p in points), default=1)
+    return f", the hull over {draws} random selections" if draws > 1 else ""
+
+
+def _row(panel: Panel, p: SweepPoint, sparsity: float | None) -> list[Value]:
+    low, high = p.realised_ci95 or (None, None)
+    nominal = None if sparsity is None else 1 / (1 - sparsity)
+    bounds = [p.bounds.get(name) for name in ("flop", "coverage", "roofline")]
+    return [
+        panel.phase,
+        panel.cell.where,
+        family_label(p),
+        sparsity,
+        alignment(p),
+        p.realised,
+        low,
+        high,
+        nominal,
+        *bounds,
+        p.flop_sparsity,
+        max(1, len(p.draws)),
+        p.timing_valid,
+    ]
+
+
+def _strips(shown: Sequence[Panel]) -> list[_Strip]:
+    """Lengths at the smallest batch and batches at the smallest length, for each phase and way to
+    run; a batch or length that has no other is no strip of its own."""
+    ways: dict[tuple[str, Setting], list[SweepPoint]] = {}
+    for panel in shown:
+        how = msgspec.structs.replace(panel.cell.setting, batch=1, prompt_len=1)
+        ways.setdefault((panel.phase, how), []).extend(panel.points)
+    found = []
+    for (phase, how), points in ways.items():
+        batch, length = min(p.batch for p in points), min(p.prompt_len for p in points)
+        fixed = msgspec.structs.replace(how, batch=batch, prompt_len=length)
+        strips = [
+            _Strip(phase, fixed, "prompt_len", [p for p in points if p.batch == batch]),
+            _Strip(phase, fixed, "batch", [p for p in points if p.prompt_len == length]),
+        ]
+        found += [s for s in strips if len(s.values) > 1] or strips[:1]
+    return found
+
+
+def _speedup_figure(strips: Sequence[_Strip], sparsity: float) -> Figure:
+    points = [p for strip in strips for p in strip.points]
+    families = families_of(points)
+    colours = {name: colour for name, (colour, _) in looks_of(families).items()}
+    columns = min(2, len(strips))
+    rows = -(-len(strips) // columns)
+    figure, grid = page(rows, columns, (PAGE / columns if columns > 1 else 0.75 * PAGE, 1.9))
+    every = [axes for row in grid for axes in row]
+    for axes, strip in zip(every, strips, strict=False):
+        _bars(axes, strip, colours, sparsity)
+    for axes in every[len(strips) :]:
+        axes.set_visible(False)
+    handles: list[Any] = [patch(colours[name], with_marks(name, points)) for name in families]
+    nominal = f"nominal, {1 / (1 - sparsity):.2f}×"
+    handles += [_BOUND, Line2D([], [], color="black", linewidth=0.8, linestyle=":", label=nominal)]
+    handles += reason_patches(points)
+    legend_below(figure, handles, columns=6)
+    return figure
+
+
+def _bars(axes: Axes, strip: _Strip, colours: dict[str, str], sparsity: float) -> None:
+    width = _GROUP / len(colours)
+    nominal = 1 / (1 - sparsity)
+    highest, ends = [nominal], [nominal]
+    for i, value in enumerate(strip.values):
+        for point in (p for p in strip.points if getattr(p, strip.axis) == value):
+            j = list(colours).index(family_label(point))
+            at = i + (j - (len(colours) - 1) / 2) * width
+            look = {
+                "colour": colours[family_label(point)],
+                "reasons": evidence.of_point(point),
+                "ci95": point.realised_ci95,
+            }
+            bar(axes, at, point.realised, 0.9 * width, look)
+            highest.append(point.realised)
+            ends += point.realised_ci95 or []
+            if (bound := point.bounds.get("roofline")) is not None:
+                half = 0.45 * width
+                axes.plot([at - half, at + half], [bound] * 2, color="black", linewidth=1.2)
+                highest.append(bound)
+    axes.axhline(1.0, color="black", linewidth=0.6, linestyle=(0, (3, 2)))
+    axes.axhline(nominal, color="black", linewidth=0.8, linestyle=":")
+    axes.set_xticks(range(len(strip.values)), [f"{value:,}" for value in strip.values])
+    axes.set_xlim(-0.5, len(strip.values) - 0.5)
+    axes.set_ylim(0, min(max(ends), _MOST_WHISKER * max(highest)) / _BAND)
+    axes.tick_params(axis="x", length=0)
+    names = {"batch": "batch (sequences)", "prompt_len": "length (tokens)"}
+    axes.set_xlabel(names[strip.axis])
+    axes.set_ylabel("speedup, dense ÷ pruned")
+    axes.set_title(strip.title, loc="left", fontsize=7)
+
+
+def alignments(found: Pareto) -> PaperFigure | NotDrawn:
+    """Realised speedup over the alignment of the kept dimensions."""
+    shown = [
+        Panel(panel.phase, panel.cell, points)
+        for panel in panels(found)
+        if (points := _aligned(panel.points))
+    ]
+    name, title = "alignment", "Alignment"
+    if not shown:
+        return NotDrawn(
+            name=name,
+            reason="no family has points of two alignments at one sparsity",
+            key="add `set: {align: [1, 2, 4, 8, 16, 128]}` to the sweep",
+        )
+    points = [p for panel in shown for p in panel.points]
+    return PaperFigure(
+        name=name,
+        title=title,
+        caption=f"{title}: realised speedup over what kept dimensions are rounded up to a multiple "
+        "of, each family at the sparsity with the most alignments; its roofline bound dotted. "
+        f"Whiskers: 95 % intervals{_of_draws(points)}.{mark_words(points)}{not_shown(shown)} "
+        f"{of_sweep(found, points)}",
+        columns=_COLUMNS,
+        rows=[_row(panel, p, p.sparsity) for panel in shown for p in panel.points],
+        draw=lambda: _alignment_figure(on_a_page(shown)),
+    )
+
+
+def _aligned(points: Sequence[SweepPoint]) -> list[SweepPoint]:
+    """Of each family the points of the sparsity with the most alignments, the largest of several;
+    none of a family with one alignment."""
+    groups: dict[str, dict[float, list[SweepPoint]]] = {}
+    for point in points:
+        if alignment(point) is not None and point.sparsity is not None:
+            of_family = groups.setdefault(family_label(point), {})
+            of_family.setdefault(point.sparsity, []).append(point)
+    best = [max(by.items(), key=lambda one: (len(one[1]), one[0]))[1] for by in groups.values()]
+    return [point for of_family in best if len(of_family) > 1 for point in of_family]
+
+
+def _order(align: str) -> tuple[int, int]:
+    """Odd and even first, then numbers by size, then what families do without the knob."""
+    words = ("odd", "even")
+    if align in words:
+        return 0, words.index(align)
+    return (1, int(align)) if align.isdigit() else (2, 0)
+
+
+def _alignment_figure(shown: Sequence[Panel]) -> Figure:
+    figure, every = grid_of(shown, 2.1)
+    points = [p for panel in shown for p in panel.points]
+    aligns = sorted({align for p in points if (align := alignment(p))}, key=_order)
+    looks = looks_of(families_of(points))
+    for axes, panel in zip(every, shown, strict=True):
+        for i, (name, look) in enumerate(looks.items()):
+            aside = 0.08 * (i - (len(looks) - 1) / 2)
+            at = {
+                aligns.index(alignment(p) or "") + aside: p
+                for p in panel.points
+                if family_label(p) == name
+            }
+            _line(axes, dict(sorted(at.items())), look)
+        axes.axhline(1.0, color="black", linewidth=0.6, linestyle=(0, (3, 2)))
+        axes.set_xticks(range(len(aligns)), aligns)
+        axes.set_xlim(-0.4, len(aligns) - 0.6)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("kept dimensions are multiples of")
+        axes.set_ylabel("speedup, dense ÷ pruned")
+    handles: list[Any] = [
+        Line2D(
+            [],
+            [],
+            color=colour,
+            marker=marker,
+            markersize=5,
+            linewidth=0.9,
+            label=_with_sparsity(name, points),
+        )
+        for name, (colour, marker) in looks.items()
+    ]
+    handles += [Line2D([], [], color="black", linewidth=0.8, linestyle=":", label="roofline bound")]
+    handles += reason_patches(points)
+    legend_below(figure, handles, columns=5)
+    return figure
+
+
+def _with_sparsity(name: str, points: Sequence[SweepPoint]) -> str:
+    """A family and the sparsity that is shown of it, where that is one everywhere."""
+    found = {p.sparsity for p in points if family_label(p) == name}
+    label = with_marks(name, points)
+    return f"{label}, s = {found.pop():g}" if len(found) == 1 else label
+
+
+def _line(axes: Axes, points: dict[float, SweepPoint], look: tuple[str, str]) -> None:
+    """The points of a family by their places on the axis, and their bounds."""
+    colour, marker = look
+    speeds = [p.realised for p in points.values()]
+    axes.plot(list(points), speeds, color=colour, linewidth=0.9)
+    bounds = [(x, bound) for x, p in points.items() if (bound := p.bounds.get("roofline"))]
+    if bounds:
+        axes.plot(*zip(*bounds, strict=True), color=colour, linewidth=0.9, linestyle=":")
+    for x, point in points.items():
+        spreads, reasons = (None, point.realised_ci95), evidence.of_point(point)
+        at = (x, point.realised)
+        dot(axes, at, spreads, colour, marker, full=True, label=None, reasons=reasons)

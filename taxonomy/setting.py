@@ -1,0 +1,53 @@
+"""How a point of a sweep was run: a batch and a length, and each axis of its sweep.
+
+Written once: planned results, points and cells have these fields. Only points of one setting are
+compared with each other.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from prunescope.taxonomy.formats import Size
+
+
+class Setting(msgspec.Struct, kw_only=True, frozen=True, order=True):
+    """A batch and a length, and how the models ran."""
+
+    batch: Size
+    prompt_len: Size
+    mode: Annotated[str, Meta(description="eager, compile or graph")] = "eager"
+    attn: Annotated[str, Meta(description="attention implementation")] = "sdpa"
+    logits: Annotated[str, Meta(description="positions whose logits prefill computes")] = "last"
+    flush: Annotated[
+        bool, Meta(description="the last-level cache was flushed before each sample and step")
+    ] = False
+    warmup: Annotated[int, Meta(description="samples that were discarded")] = 3
+    only: Annotated[
+        Literal["model", "layer"],
+        Meta(description='what ran: the whole "model", or one decoder "layer" of it alone'),
+    ] = "model"
+
+    @property
+    def setting(self) -> Setting:
+        """How a point, a cell or a planned result ran, without what else it holds."""
+        return Setting(**{name: getattr(self, name) for name in Setting.__struct_fields__})
+
+    @property
+    def where(self) -> str:
+        """`batch 1, 64 tokens`, and what is not as usual."""
+        words = [f"batch {self.batch}", f"{self.prompt_len} tokens"]
+        usual = Setting(batch=self.batch, prompt_len=self.prompt_len)
+        names = {
+            "mode": f"{self.mode}",
+            "attn": f"{self.attn} attention",
+            "logits": f"{self.logits} logits",
+            "flush": "cache flushed",
+            "warmup": f"{self.warmup} warm-ups",
+            "only": f"one {self.only} alone",
+        }
+        differing = [name for name in names if getattr(self, name) != getattr(usual, name)]
+        return ", ".join(words + [names[name] for name in differing])

@@ -1,0 +1,299 @@
+"""The paper's kinds of figure of a sweep made by hand: what is drawn, what is not, and why."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import Any
+
+import pytest
+from matplotlib.figure import Figure
+
+from prunescope.analysis.pareto.write import paper_files
+from prunescope.analysis.report.paper_figure import NotDrawn, PaperFigure, usually_aligned
+from prunescope.analysis.report.paper_figures import PaperSet, paper_set
+from prunescope.analysis.schema.categories import CategoryTime
+from prunescope.analysis.schema.pareto import (
+    Added,
+    AddedPart,
+    Pareto,
+    ParetoPhase,
+    RecoveryLoss,
+    SweepCell,
+    SweepPoint,
+    SweepSubject,
+)
+from prunescope.taxonomy.replays import (
+    ReplayDevice,
+    ReplayedGemm,
+    ReplayPeaks,
+    Replays,
+    ReplayTimes,
+    StepCurve,
+)
+from tests.analysis.pareto_points import MS, point
+
+HOSTILE = "a_b{}$&%\\x"
+
+
+def parts(**ms: tuple[float, float]) -> list[CategoryTime]:
+    """Categories by name: dense and pruned, in ms."""
+    return [
+        CategoryTime(name=name, dense_ns=dense * MS, pruned_ns=pruned * MS)
+        for name, (dense, pruned) in ms.items()
+    ]
+
+
+STEP = parts(mlp=(4, 2), qkvo=(2, 1), attention=(1, 1), elementwise=(1, 1), idle=(2, 3.5))
+
+
+def at(family: str, speed: float, **more: Any) -> SweepPoint:
+    """A point at s = 0.5 with the categories of STEP: 10 ms dense."""
+    plain = {"sparsity": 0.5, "sparsities": [0.5], "categories": STEP}
+    found = point(family, speed, None, **{**plain, **more})
+    found.id = f"{family} {sorted(more.items(), key=str)}"[:200]
+    return found
+
+
+def sweep(points: dict[str, list[SweepPoint]], **subject: Any) -> Pareto:
+    phases = {}
+    for name, of_phase in points.items():
+        settings = dict.fromkeys(p.setting for p in of_phase)
+        cells = [SweepCell(**{n: getattr(s, n) for n in s.__struct_fields__}, dense_ns={})
+                 for s in settings]  # fmt: skip
+        phases[name] = ParetoPhase(points=of_phase, cells=cells)
+    about = {"model": "m", "device": "d", "config": {"repeats": 20, "placements": 8, "steps": 5}}
+    return Pareto(tool="t", subject=SweepSubject(**{**about, **subject}), phases=phases)
+
+
+def added(ns: float = 1.5 * MS) -> Added:
+    made = [AddedPart(name="router", ns=ns - 0.5 * MS, share_of_saved=0.3),
+            AddedPart(name="host time", ns=0.5 * MS, share_of_saved=0.2)]  # fmt: skip
+    ends = [ns - 0.1 * MS, ns + 0.1 * MS]
+    return Added(saved_ns=3 * MS, added_ns=ns, added_ci95=ends, share_of_saved=0.5, parts=made)
+
+
+def everything() -> Pareto:
+    """Two phases, two batches, two lengths, alignments, a layer alone, recovery and added work."""
+    points = []
+    for batch, length in ((1, 64), (1, 128), (2, 64), (2, 128)):
+        where = {"batch": batch, "prompt_len": length}
+        trained = RecoveryLoss(before_rel=0.5, after_rel=0.1, tokens=2048)
+        points += [
+            at("static-nk", 1.5, set=["align=1"], **where),
+            at("static-nk", 1.7, set=["align=16"], recovery=trained, **where),
+            at("static-nk", 1.72, set=["align=odd"], **where),
+            at(HOSTILE, 1.2, timing_valid=False, simulated="zeros", **where),
+            at("dynamic-m", 1.1, overhead=added(), **where),
+        ]
+    points += [
+        at("static-nk", 1.8, set=["align=16"], only="layer"),
+        at("dynamic-m", 1.2, only="layer", realised_ci95=None),
+    ]
+    return sweep({"prefill": points, "decode": points})
+
+
+def replays(**more: Any) -> Replays:
+    """A GEMM whose time falls in steps of 64."""
+    sizes, ns = [64, 96, 128, 192, 256], [1e3, 2e3, 2e3, 3e3, 4e3]
+    curve = StepCurve(axis="N", role="up", phase="prefill", m=128, k=512, dtype="fp32", sizes=sizes,
+                      ns=ns, width=64, step_ns=1e3, base_ns=0.0)  # fmt: skip
+    one = ReplayedGemm(
+        m=128, n=128, k=512, dtype="fp32", warm=ReplayTimes(ns=2e3, ci95=[1.9e3, 2.1e3])
+    )
+    peaks = ReplayPeaks(flop_per_s={"fp32": 1e11}, byte_per_s=1e10)
+    device = ReplayDevice(name="d")
+    return Replays(device=device, peaks=peaks, placements=5, repeats=15, gemms=[one],
+                   curves=[curve], **more)  # fmt: skip
+
+
+def figure(of: PaperSet, name: str) -> PaperFigure:
+    return next(one for one in of.figures if one.name == name)
+
+
+def plotted(of: PaperSet, name: str) -> Figure:
+    drawn = figure(of, name).plotted()
+    drawn.draw_without_rendering()
+    return drawn
+
+
+def rows(of: PaperSet, name: str) -> list[dict[str, Any]]:
+    one = figure(of, name)
+    return [dict(zip(one.columns, row, strict=True)) for row in one.rows]
+
+
+@pytest.fixture(scope="module")
+def whole() -> PaperSet:
+    return paper_set(everything(), [replays()])
+
+
+def test_every_kind_is_drawn(whole: PaperSet) -> None:
+    names = ["shares", "speedup-0.5", "layer", "alignment", "gemms", "recovery", "overhead"]
+    assert [one.name for one in whole.figures] == names
+    assert not whole.missing
+    for one in whole.figures:
+        assert "n = " in one.caption and ("interval" in one.caption or one.name == "shares")
+        assert all(len(row) == len(one.columns) for row in one.rows)
+
+
+def test_what_has_no_data_is_not_drawn_and_names_its_key() -> None:
+    found = paper_set(sweep({"prefill": [at("static-nk", 1.5, categories=[])]}))
+    assert [one.name for one in found.figures] == ["speedup-0.5"]
+    keys = {one.name: str(one) for one in found.missing}
+    assert set(keys) == {"shares", "layer", "alignment", "gemms", "recovery", "overhead"}
+    assert "`only: [model, layer]`" in keys["layer"] and "`recover: " in keys["recovery"]
+    assert "align: [" in keys["alignment"] and "`families`" in keys["overhead"]
+    assert "prunescope gemm" in keys["gemms"] and all("not drawn" in one for one in keys.values())
+    bare = paper_set(sweep({"prefill": [at("x", 1.5, sparsity=None, sparsities=[])]}))
+    assert any(isinstance(one, NotDrawn) and one.name == "speedup" for one in bare.missing)
+
+
+def test_nothing_is_wider_than_its_figure(whole: PaperSet) -> None:
+    for one in whole.figures:
+        drawn = plotted(whole, one.name)
+        (legend,) = drawn.legends
+        boxes = [
+            legend.get_window_extent(),
+            *(a.get_tightbbox() for a in drawn.axes if a.get_visible()),
+        ]
+        for box in filter(None, boxes):
+            assert drawn.bbox.x0 - 1 <= box.x0 and box.x1 <= drawn.bbox.x1 + 1, one.name
+
+
+def test_names_of_bars_do_not_overlap(whole: PaperSet) -> None:
+    for name in ("layer", "overhead"):
+        for axes in plotted(whole, name).axes:
+            if axes.get_visible():
+                ends = [label.get_window_extent().x1 for label in axes.get_xticklabels()]
+                assert ends == sorted(ends)
+
+
+def test_shares_add_up_to_the_step(whole: PaperSet) -> None:
+    found = [r for r in rows(whole, "shares") if r["phase"] == "prefill"]
+    first = [r for r in found if r["setting"] == "batch 1, 64 tokens"]
+    shares = {r["category"]: r["share"] for r in first}
+    assert shares == pytest.approx(
+        {"mlp": 0.4, "qkvo": 0.2, "attention": 0.1, "elementwise": 0.1, "idle": 0.2}
+    )
+    assert {r["n"] for r in first} == {4}  # the fifth result's times are not valid
+
+
+def test_speedups_are_those_of_the_points(whole: PaperSet) -> None:
+    found = rows(whole, "speedup-0.5")
+    assert {r["family"]: r["realised"] for r in found} == {
+        "static-nk": 1.7, HOSTILE: 1.2, "dynamic-m": 1.1,
+    }  # fmt: skip
+    assert {(r["nominal"], r["roofline_bound"], r["n"]) for r in found} == {(2.0, 1.2, 1)}
+    axes = [one.get_title(loc="left") for one in plotted(whole, "speedup-0.5").axes]
+    assert axes == [
+        "prefill, batch 1", "prefill, 64 tokens", "decode, batch 1", "decode, 64 tokens",
+    ]  # fmt: skip
+
+
+def test_times_that_are_no_evidence_are_hatched(whole: PaperSet) -> None:
+    for name in ("speedup-0.5", "layer"):
+        drawn = plotted(whole, name)
+        legend = [text.get_text() for text in drawn.legends[0].get_texts()]
+        reason = {"layer": "no interval"}.get(name, "timing not valid")
+        assert reason in legend
+        assert any(p.get_hatch() for axes in drawn.axes for p in axes.patches)
+    assert "simulated" in figure(whole, "speedup-0.5").caption
+
+
+def test_the_usual_alignment_stands_for_a_family() -> None:
+    many = [at("a", 1.0, set=[f"align={n}"]) for n in ("1", "16", "128")]
+    others = [at("b", 1.0, set=[f"align={n}", "unit=mlp"]) for n in ("odd", "8", "2")]
+    kept = usually_aligned([*many, *others, at("c", 1.0)])
+    assert [(p.family, p.set) for p in kept] == [
+        ("a", ["align=16"]), ("b", ["align=8", "unit=mlp"]), ("c", []),
+    ]  # fmt: skip
+
+
+def test_alignments_stand_in_their_order(whole: PaperSet) -> None:
+    axes = plotted(whole, "alignment").axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["odd", "1", "16"]
+    assert {r["family"] for r in rows(whole, "alignment")} == {"static-nk"}
+
+
+def test_a_layer_is_stacked_from_its_categories(whole: PaperSet) -> None:
+    axes = plotted(whole, "layer").axes[0]
+    heights = {}
+    for bar in (p for p in axes.patches if p.get_width() == pytest.approx(0.7)):
+        at_x = round(bar.get_x() + 0.35)
+        heights[at_x] = heights.get(at_x, 0.0) + bar.get_height()
+    assert heights == pytest.approx({0: 10, 1: 8.5, 2: 8.5})
+    names = [label.get_text() for label in axes.get_xticklabels()]
+    assert names == ["dense", "static-nk 0.5", "dynamic-m 0.5"]
+
+
+def test_gemm_steps_over_what_is_gone(whole: PaperSet) -> None:
+    """From N = 256, 4 us: 64 take 1 us, so that three quarters less are 4 times as fast; at 96 the
+    step of 128 still counts, 2 times where the size says 2.67."""
+    found = {r["size"]: r for r in rows(whole, "gemms")}
+    assert found[64]["speedup"] == 4.0 and found[64]["gone"] == 0.75
+    assert found[96]["speedup"] == 2.0 and found[96]["proportional"] == pytest.approx(8 / 3)
+    assert (found[128]["low"], found[128]["high"]) == (1.9e3, 2.1e3)
+    legend = [t.get_text() for t in plotted(whole, "gemms").legends[0].get_texts()]
+    assert "steps" in legend and not any("disturbed" in text for text in legend)
+    busy = paper_set(everything(), [replays(disturbed=["other processes"])])
+    legend = [t.get_text() for t in plotted(busy, "gemms").legends[0].get_texts()]
+    assert "disturbed by other processes" in legend
+
+
+def test_recovery_has_a_frontier_before_and_one_after() -> None:
+    """b is faster than a and loses more before training, so that both are on the frontier; after it
+    b loses less, and a is not on it any more."""
+    a = at("a", 1.3, recovery=RecoveryLoss(before_rel=0.2, after_rel=0.1, tokens=9))
+    b = at("b", 1.5, recovery=RecoveryLoss(before_rel=0.9, after_rel=0.05, tokens=9))
+    c = at("c", 0.9, recovery=RecoveryLoss(before_rel=0.0, after_rel=0.0, tokens=9))
+    found = paper_set(sweep({"prefill": [a, b, c]}))
+    on = {r["family"]: (r["frontier_before"], r["frontier_after"]) for r in rows(found, "recovery")}
+    assert on == {"a": (True, False), "b": (True, True), "c": (False, False)}
+    random = sweep({"prefill": [a, b]}, text={"source": "random token ids"})
+    legend = [t.get_text() for t in plotted(paper_set(random), "recovery").legends[0].get_texts()]
+    assert legend[-1] == "random token ids: no loss means anything"
+
+
+def test_added_work_is_a_share_of_the_dense_step(whole: PaperSet) -> None:
+    found = [r for r in rows(whole, "overhead") if r["setting"] == "batch 1, 64 tokens"]
+    assert [(r["part"], r["of_dense"]) for r in found[:2]] == [
+        ("router", pytest.approx(0.1)), ("host time", pytest.approx(0.05)),
+    ]  # fmt: skip
+    axes = plotted(whole, "overhead").axes[0]
+    assert [text.get_text() for text in axes.texts] == ["50 % of saved"]
+
+
+def test_a_page_has_no_more_than_eight_panels() -> None:
+    many = [
+        at("static-nk", 1.5, set=[f"align={n}"], batch=b) for b in range(1, 13) for n in (1, 16)
+    ]
+    found = paper_set(sweep({"prefill": many}))
+    assert len(plotted(found, "alignment").axes) == 8
+    assert "4 more settings are in the CSV" in figure(found, "alignment").caption
+    assert len(rows(found, "alignment")) == 24
+
+
+def test_files_of_a_set(whole: PaperSet) -> None:
+    files = paper_files(whole, ["png", "md"])
+    for one in whole.figures:
+        assert (
+            files[f"paper-{one.name}.png"][:4] == b"\x89PNG"
+            and len(files[f"paper-{one.name}.png"]) > 5000
+        )
+        lines = list(csv.reader(io.StringIO(files[f"paper-{one.name}.csv"].decode())))
+        assert len(lines) == 1 + len(one.rows)
+        assert (
+            rf"\prunescopefigure{{paper-{one.name}}}"
+            in files[f"figure-paper-{one.name}.tex"].decode()
+        )
+    tex = files["paper.tex"].decode()
+    assert (
+        tex.count(r"\caption{") == len(whole.figures)
+        and tex.count(r"\providecommand{\prunescopeshow}") == 1
+    )
+    assert "(paper-shares.png)" in files["paper.md"].decode()
+
+
+def test_two_sets_of_one_sweep_are_equal() -> None:
+    first, second = (paper_files(paper_set(everything()), ["svg"]) for _ in range(2))
+    assert first == second

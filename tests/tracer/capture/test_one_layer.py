@@ -1,0 +1,85 @@
+"""One decoder layer alone: the same numbers as inside its model, and a whole made of n of them."""
+
+from __future__ import annotations
+
+import copy
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from prunescope.tracer.capture.graph_mode import record_nothing
+from prunescope.tracer.capture.loops import layer_loops, whole_loops
+from prunescope.tracer.capture.one_layer import RestLoop, layers_alone
+from prunescope.tracer.capture.request import TraceRequest
+from prunescope.tracer.model.layers import decoder_layers
+
+CPU = torch.device("cpu")
+
+
+def variant(model: Any, name: str = "dense", layer_map: list[int] | None = None) -> Any:
+    return SimpleNamespace(name=name, model=model, layer_map=layer_map)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("mode", ["eager", "graph"])
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_it_computes_what_the_model_computes_in_it(tiny: Any, phase: Any, mode: Any) -> None:
+    """Recorded, every token of a decode has the mask and position of the first, which is equal."""
+    request = TraceRequest(
+        "tiny-llama", phase=phase, prompt_len=6, decode_steps=3, only="layer", mode=mode
+    )
+    inside: list[torch.Tensor] = []
+    (number,) = layers_alone([variant(tiny)]).values()
+    assert number == 3  # the middle of 0 ... 7, the lower of two
+    layer = decoder_layers(tiny)[1][number]
+    (whole,) = whole_loops(request, phase, [variant(tiny)], CPU, record_nothing).values()
+    whole.prepare()
+    hook = layer.register_forward_hook(lambda *told: inside.append(told[2]))
+    whole.sample()
+    hook.remove()
+    (loop,) = layer_loops(request, phase, [variant(tiny)], CPU, record_nothing).values()
+    calls: list[Any] = []
+    hook = layer.register_forward_hook(lambda *told: calls.append(told[2]))
+    for _ in range(2):  # a second sample begins where the first began
+        loop.prepare()
+        calls.clear()
+        loop.sample()
+        assert len(calls) == len(inside) == loop.steps_per_sample
+        same = 1 if mode == "graph" and phase == "decode" else len(calls)
+        for alone, of_model in list(zip(calls, inside, strict=True))[:same]:
+            torch.testing.assert_close(alone, of_model)
+    hook.remove()
+    loop.prepare_step(-1)
+    loop.step(-1)  # recorded, it is at the position of the first token too
+    loop.prepare_step(0)
+    found = loop.step(0)
+    assert found.shape == inside[0].shape
+    if same == len(calls):
+        torch.testing.assert_close(found, inside[0])
+
+
+@torch.inference_mode()
+def test_the_rest_is_the_model_without_its_layers(tiny: Any) -> None:
+    request = TraceRequest("tiny-llama", phase="prefill", prompt_len=6, only="layer")
+    layers = decoder_layers(tiny)[1]
+    (whole,) = whole_loops(request, "prefill", [variant(tiny)], CPU).values()
+    (loop,) = layer_loops(request, "prefill", [variant(tiny)], CPU).values()
+    rest = RestLoop(whole, layers, loop.form)
+    rest.prepare()
+    found = rest.sample().logits
+    bare = copy.deepcopy(tiny)
+    bare.model.layers = torch.nn.ModuleList()
+    ids = whole.ids_BS  # type: ignore[attr-defined]
+    torch.testing.assert_close(found, bare(input_ids=ids, logits_to_keep=1).logits)
+    assert "forward" not in vars(layers[0])
+
+
+def test_the_layer_is_one_that_all_variants_have(tiny: Any) -> None:
+    """Of the dense layers 0 ... 7, pruning left 0, 1, 6 and 7: layer 1 and 6 are the nearest to the
+    middle."""
+    found = layers_alone([variant(tiny), variant(tiny, "pruned", [0, 1, 6, 7])])
+    assert found == {"dense": 1, "pruned": 1}
+    found = layers_alone([variant(tiny), variant(tiny, "pruned", [0, 6, 7])])
+    assert found == {"dense": 6, "pruned": 1}

@@ -1,0 +1,190 @@
+"""One decoder layer alone, on the inputs that its model gave it; and the model without its layers.
+
+In: a loop of the whole model. Out: a loop of one layer, and a loop of the rest. The inputs are kept
+from one untimed pass of the whole loop. n layers and the rest make the whole, if the layer is like
+the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.tracer.capture.graph_mode import Record
+from prunescope.tracer.capture.phases import Loop
+from prunescope.tracer.capture.variants import Variant
+from prunescope.tracer.model.forwards import forward_replaced
+from prunescope.tracer.model.layers import decoder_layers
+
+
+def layers_alone(variants: Sequence[Variant]) -> dict[str, int]:
+    """The number of the layer to run, in each variant: the same layer of the dense model, the
+    nearest to its middle that all variants have."""
+    maps = {v.name: v.layer_map or range(len(decoder_layers(v.model)[1])) for v in variants}
+    common = set.intersection(*(set(numbers) for numbers in maps.values()))
+    middle = max(max(numbers) for numbers in maps.values()) / 2
+    chosen = min(common, key=lambda number: (abs(number - middle), number))
+    return {name: list(numbers).index(chosen) for name, numbers in maps.items()}
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments that a layer was called with, the model's cache at the time, and what the layer
+    returned beside the hidden states (None: it returned them alone)."""
+
+    args: tuple[Any, ...]
+    keywords: Mapping[str, Any]
+    cache: Any
+    beside: tuple[Any, ...] | None
+
+    @property
+    def hidden(self) -> torch.Tensor:
+        """The hidden states [B, S, H]: the first argument."""
+        found: torch.Tensor = self.args[0] if self.args else self.keywords["hidden_states"]
+        return found
+
+    def again(self, layer: Any, cache: Any, hidden: torch.Tensor | None = None) -> Any:
+        """Call the layer with another cache; `hidden`: other hidden states of the same shape."""
+        other = {id(self.cache): cache}
+        if hidden is not None:
+            other[id(self.hidden)] = hidden
+        args = [other.get(id(value), value) for value in self.args]
+        return layer(*args, **{k: other.get(id(v), v) for k, v in self.keywords.items()})
+
+
+class LayerLoop:
+    """A phase of one layer, as a Loop. Before a decode the layer itself reads the prompt, so that
+    the cache holds the keys of this layer alone.
+
+    With a recorder one call is recorded. In a decode each token replays it, with hidden states of
+    its own and the mask and position of the first.
+    """
+
+    def __init__(
+        self,
+        whole: Loop,
+        layer: torch.nn.Module,
+        *,
+        decodes: bool,
+        new_cache: Callable[[], Any],
+        record: Record | None,
+    ) -> None:
+        self.steps_per_sample = whole.steps_per_sample
+        self.cache: Any = None
+        self.run: Any = None
+        self._layer, self._new_cache, self._record = layer, new_cache, record
+        self._lead = int(decodes)  # tokens before the first of a sample
+        calls = _calls(whole, layer, decodes=decodes)
+        count = self._lead + self.steps_per_sample
+        self._prompt, self._steps = calls[:-count], calls[-count:]
+        if len(self._steps) < count or len(self._prompt) > self._lead:
+            raise PrunescopeError(
+                "a step of this model does not call its middle layer exactly once",
+                hint="--only model runs the whole model",
+            )
+
+    @property
+    def form(self) -> Call:
+        """One of the calls."""
+        return self._steps[0]
+
+    def prepare(self) -> None:
+        """An empty cache, or one that holds the prompt."""
+        self._fill()
+        for call in self._steps[: self._lead]:
+            call.again(self._layer, self.cache)
+
+    def sample(self) -> Any:
+        """A call of the layer; in a decode, one for each token."""
+        output = None
+        for call in self._steps[self._lead :]:
+            output = self._call(call)
+        return output
+
+    def prepare_step(self, index: int) -> None:
+        """An empty cache; in a decode, one without the last token of the prompt, before the step
+        that is thrown away."""
+        if index < 0 or not self._lead:
+            self._fill()
+
+    def step(self, index: int) -> Any:
+        """A call of the layer."""
+        return self._call(self._steps[index + 1 if self._lead else 0])
+
+    def _fill(self) -> None:
+        if self._record is None:
+            self.cache = self._new_cache()
+        elif self.cache is None:
+            self.cache, first = self._new_cache(), self._steps[self._lead]
+            self._rewind()
+            self.run = self._record(
+                lambda hidden: first.again(self._layer, self.cache, hidden),
+                first.hidden,
+                self._rewind,
+            )
+        self._rewind()
+
+    def _rewind(self) -> None:
+        if self._record is not None:
+            self.cache.reset()
+        for call in self._prompt:
+            call.again(self._layer, self.cache)
+
+    def _call(self, call: Call) -> Any:
+        if self.run is not None:
+            return self.run(call.hidden)
+        return call.again(self._layer, self.cache)
+
+
+def _calls(whole: Loop, layer: torch.nn.Module, *, decodes: bool) -> list[Call]:
+    """The calls of a layer in an untimed pass: of the prompt, and in a decode of each token, from
+    the last of the prompt on."""
+    found: list[Call] = []
+
+    def keep(_layer: Any, args: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
+        beside = output[1:] if isinstance(output, tuple) else None
+        found.append(Call(args, dict(keywords), whole.cache, beside))
+
+    hook = layer.register_forward_hook(keep, with_kwargs=True)
+    try:
+        for index in range(-1, whole.steps_per_sample if decodes else 0):
+            whole.prepare_step(index)
+            whole.step(index)
+    finally:
+        hook.remove()
+        whole.cache = None
+    return found
+
+
+class RestLoop:
+    """The samples of a loop of the whole model, its layers skipped: each returns the hidden states
+    that it is given, in the form that one of them returned its own."""
+
+    def __init__(self, whole: Loop, layers: Iterable[torch.nn.Module], form: Call) -> None:
+        self.steps_per_sample = whole.steps_per_sample
+        self._whole, self._layers, self._beside = whole, list(layers), form.beside
+
+    def prepare(self) -> None:
+        """As the whole model."""
+        with self._skipped():
+            self._whole.prepare()
+
+    def sample(self) -> Any:
+        """As the whole model."""
+        with self._skipped():
+            return self._whole.sample()
+
+    @contextmanager
+    def _skipped(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for layer in self._layers:
+                stack.enter_context(forward_replaced(layer, self._unchanged))
+            yield
+
+    def _unchanged(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> Any:
+        return hidden_states if self._beside is None else (hidden_states, *self._beside)
