@@ -14,6 +14,7 @@ import polars as pl
 import pytest
 
 from prunescope.analysis.findings.rank_replay import replay
+from prunescope.analysis.findings.registry import FINDINGS
 from prunescope.analysis.findings.stragglers import Late, RankTime, rank_does_more, straggler
 from prunescope.analysis.inputs import open as opened
 from prunescope.analysis.inputs import side
@@ -116,6 +117,7 @@ def test_a_rank_that_does_more_is_named_where_times_do_not_show_it() -> None:
     found = rank_does_more(Late(ranks[1], ranks))
     assert found is not None
     assert found.text.startswith("rank1 does 1.50 × the FLOPs of the other ranks a step")
+    assert FINDINGS["rank-does-more"].severity == "info"
 
 
 def test_a_rank_that_was_cut_off_before_its_kernels_is_left_out(tmp_path: Path) -> None:
