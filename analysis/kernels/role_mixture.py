@@ -79,13 +79,18 @@ def _routes(
             return False
         call = calls[i]
         if call is not None and call.shapes and call.name.startswith("aten::"):
-            scores = call.shapes[0] if isinstance(call.shapes[0], tuple) else ()
-            whole = size is not None and scores and math.prod(scores) == size[0] * size[1]
-            if whole and call.name in _CHOOSE:
+            if call.name in _CHOOSE and size is not None and _numel(call) == size[0] * size[1]:
                 return True
         elif kinds[i] == "routing":
             return True
     return False
+
+
+def _numel(call: OpCall) -> int | None:
+    """Elements of the first operand of a call; None where that is no tensor."""
+    shape = call.shapes[0]
+    is_tensor = isinstance(shape, tuple) and shape and all(isinstance(n, int) for n in shape)
+    return math.prod(shape) if is_tensor else None
 
 
 def _behind(

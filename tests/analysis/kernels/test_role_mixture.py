@@ -59,10 +59,14 @@ def test_a_shared_expert_as_wide_as_those_of_a_batched_product() -> None:
 def test_tokens_that_are_chosen_are_no_experts() -> None:
     """Between o and the MLP the best 60 of 64 tokens are picked by their norms, and sorted: o is no
     router; what a sort of the router's own scores reads is one."""
-    picked = [("routing", "aten::topk", ((T,),), None), ("routing", "aten::sort", ((60,),), None)]
+    tensors = (((T, H), (T, H)),)  # of a list, which no product made
+    picked: list[Ran] = [
+        ("routing", "aten::topk", ((T,),), None), ("routing", "aten::sort", ((60,),), None),
+        ("layout", "aten::cat", tensors, None),  # type: ignore[list-item]
+    ]  # fmt: skip
     mlp = [product(60, F, H), product(60, H, F)]
-    plain = [product(T, 3 * H, H), ("attention", "aten::sdpa", ((T, H),), None)]
-    assert roles([*plain, product(T, H, H), *picked, *mlp]) == [""] * 7
-    by_sort = [product(T, E, H), ("routing", "aten::sort", ((T, E),), None)]
+    plain: list[Ran] = [product(T, 3 * H, H), ("attention", "aten::sdpa", ((T, H),), None)]
+    assert roles([*plain, product(T, H, H), *picked, *mlp]) == [""] * 8
+    by_sort: list[Ran] = [product(T, E, H), ("routing", "aten::sort", ((T, E),), None)]
     expert = [product(9, 2 * F, H), product(9, H, F)]
     assert roles([routed()[0], *by_sort, *expert]) == ["", "router", "", "experts", "experts"]
