@@ -169,6 +169,9 @@ CASES: list[Case] = [
      lambda t: alone(t, one_gemm(k(us=990, stream=9), k(us=1000, gap_us=-990)))),
     ("above-bound", "info", ("of the roofline bound",), full_and(NARROW, us=2)),
     ("above-bound", None, (), full_and(FULL)),
+    # Without the peaks of a CPU its coverage bound is the only one.
+    ("above-bound", "info", ("of the coverage bound",),
+     lambda t: of_pair(t, model(FULL, cpu=True), model(NARROW, cpu=True, us=2))),
     ("carry-over", "info", ("1 device events", "60.0 %"),
      lambda t: alone(t, chrome(module("ProfilerStep#0", k(us=30), MM, MM)))),
     ("carry-over", None, (), lambda t: alone(t, chrome(module("ProfilerStep#0", MM, MM)))),
