@@ -197,7 +197,7 @@ def _compared(
         predicted=_predicted(dense, pruned, inputs, family, bounds, rows),
         overhead=overhead(inputs, dense.kernels, pruned.kernels, family),
         dense=dense,
-        notes=_not_in_turns(dense, pruned),
+        notes=(*_not_in_turns(dense, pruned), *_other_steps(dense, pruned)),
         categories=categories(inputs),
     )
 
@@ -217,6 +217,17 @@ def _weights_ratio(pairs: Sequence[Pair]) -> float | None:
 def _ratio(removed: float | None) -> float | None:
     """Dense over pruned, of a share that is gone."""
     return None if removed is None or removed >= 1 else 1 / (1 - removed)
+
+
+def _other_steps(dense: SidePhase, pruned: SidePhase) -> tuple[str, ...]:
+    """A note where the means of the two sides are over unequal numbers of steps."""
+    old, new = dense.kernels.num_steps, pruned.kernels.num_steps
+    if old == new:
+        return ()
+    return (
+        f"profiled steps: {old} of the dense side, {new} of the pruned one; each mean is over its "
+        "own, and they differ where keys grow or first steps are slow",
+    )
 
 
 def _took_turns(dense: SidePhase, pruned: SidePhase) -> bool:

@@ -13,7 +13,7 @@ from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.sentences import headline, setup
 from prunescope.analysis.schema.pair_comparison import Difference
 from prunescope.analysis.schema.report import Phase
-from tests.chrome import chrome, k, op, save
+from tests.chrome import chrome, k, op, save, step
 
 N_ODD = 71  # particles a jet: no dimension that pruning left
 
@@ -165,3 +165,11 @@ def forwards(times: int) -> Any:
         for n, k_in in ((96, 64), (64, 96)) * times
     ]
     return chrome(*linears)
+
+
+def test_unequal_numbers_of_steps_are_said(tmp_path: Path) -> None:
+    linear = op("aten::mm", [64, 64], [64, 64], kernels=[k(us=10, name="gemm")])
+    three, two = (chrome(*(step(i, linear) for i in range(n))) for n in (3, 2))
+    said = "profiled steps: 3 of the dense side, 2 of the pruned one"
+    assert any(said in note for note in compared(three, two, tmp_path).notes)
+    assert not any("profiled steps:" in note for note in compared(two, two, tmp_path).notes)
