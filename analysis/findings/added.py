@@ -231,7 +231,7 @@ def added_adapter(c: Context) -> Found | None:
     names = ", ".join(f"{leaf} × {count}" for leaf, count in sorted(leaves.items()))
     ranks = sorted({min(m.shape) for m in stats if m.shape})
     rank = f", rank {'–'.join(map(str, dict.fromkeys([ranks[0], ranks[-1]])))}" if ranks else ""
-    if (c.phase.phase_kind or {}).get("kind") == "training":
+    if c.phase.phase_kind is not None and c.phase.phase_kind["kind"] == "training":
         return Found(
             severity="info",
             text=f"adapters are trained: their products{rank} take {ms(total)} a step beside the "
