@@ -122,7 +122,9 @@ def compare_phase(
         samples_ns=(samples_of(dense.run), samples_of(pruned.run)),
         on_device=pruned.kernels.on_device,
         in_turns=_took_turns(dense, pruned),
-        promises=comparison.shows_pruning,
+        # What most kernels multiply is not known: neither is what the few known ones promise.
+        promises=comparison.shows_pruning
+        and (nominal is not None or (is_known(dense.kernels) and is_known(pruned.kernels))),
     )
     compared = _compared(sides, inputs, evidence, comparison, family)
     exact = units.alignment.exact
@@ -186,9 +188,11 @@ def _compared(
         ]
     )
     if _cuts(family, "experts"):
+        of_models = _ratio(sparsity["parameters"])
         bounds = msgspec.structs.replace(
             bounds,
-            parameters=_ratio(sparsity["parameters"]) or _weights_ratio(evidence.pairs),
+            parameters=of_models or _weights_ratio(evidence.pairs),
+            parameters_of="model" if of_models else "gemms",
             bytes=_ratio(sparsity["bytes"]),
         )
     return _Compared(
@@ -205,7 +209,7 @@ def _compared(
         predicted=_predicted(dense, pruned, inputs, family, bounds, rows),
         overhead=overhead(inputs, dense.kernels, pruned.kernels, family),
         dense=dense,
-        notes=_not_in_turns(dense, pruned),
+        notes=(*_not_in_turns(dense, pruned), *_other_steps(dense, pruned)),
         categories=categories(inputs),
     )
 
@@ -225,6 +229,17 @@ def _weights_ratio(pairs: Sequence[Pair]) -> float | None:
 def _ratio(removed: float | None) -> float | None:
     """Dense over pruned, of a share that is gone."""
     return None if removed is None or removed >= 1 else 1 / (1 - removed)
+
+
+def _other_steps(dense: SidePhase, pruned: SidePhase) -> tuple[str, ...]:
+    """A note where the means of the two sides are over unequal numbers of steps."""
+    old, new = dense.kernels.num_steps, pruned.kernels.num_steps
+    if old == new:
+        return ()
+    return (
+        f"profiled steps: {old} of the dense side, {new} of the pruned one; each mean is over its "
+        "own, and they differ where keys grow or first steps are slow",
+    )
 
 
 def _took_turns(dense: SidePhase, pruned: SidePhase) -> bool:

@@ -110,9 +110,12 @@ def dense_phases(
         # Invalid measured times, which all others are scaled from.
         warnings += [f"{work.phase}: {finding.text}" for finding in phase.invalid_times]
         setting = _setting(request, run, report)
+        routing = _routing(request, run, setting.shape)
+        if routing is not None and (text := routing.not_counted(work.phase)):
+            warnings.append(text)
         phases[work.phase] = DensePhase(
             setting=setting,
-            work=replace(work, routing=_routing(request, run, setting.shape)),
+            work=replace(work, routing=routing),
             measured=measured_phase(phase, host=_on_host(run, report)),
         )
     if not phases:

@@ -288,6 +288,8 @@ def _summary(
         f"{_range(*alone)} of the {ms(ledger)} (95 %: {_range(*ends)}) that the ledger calls "
         "their kernel efficiency"
     )
+    if _has_zero(alone) and _has_zero(ends):
+        return f"{text}: both intervals include 0, so that neither shows a loss or a gain."
     if _meet(alone, ends):
         return f"{text}: within its interval."
     apart = ends[0] - alone[1] if ends[0] > alone[1] else alone[0] - ends[1]
@@ -338,6 +340,10 @@ def _hull(warm: Sequence[float], cold: Sequence[float]) -> list[float] | None:
 def _summed(by_placement: Iterable[Sequence[float]]) -> list[float]:
     """The sums over GEMMs or roles, placement by placement."""
     return [sum(each) for each in zip(*by_placement, strict=False)]
+
+
+def _has_zero(ends: Sequence[float]) -> bool:
+    return ends[0] <= 0 <= ends[1]
 
 
 def _meet(one: Sequence[float], other: Sequence[float]) -> bool:

@@ -209,6 +209,9 @@ def spared_share(sparsity: float, full_heads: float) -> float:
     return sparsity * (1 - full_heads)
 
 
+ALL_THAT_CAN_GO = 0.999999  # a sparsity at which only those experts stay that a router needs
+
+
 def kept_experts(
     experts: int,
     per_token: int,

@@ -389,6 +389,7 @@ def expert_ops(plan: Plan, layers: float) -> Iterable[Op]:
         layers=layers,
         flop=0,
         bytes=work.itemsize * (2 + shape.gated) * shape.expert_intermediate * rows,
+        experts=load.distinct,
     )
     if shape.shared_intermediate:
         for matrix in _matrices(shape):
@@ -432,6 +433,7 @@ def _routed(
             stored_bytes=b * (count * piece.stored * numbers + extra),
             rows=share,
             spread=load.spread,
+            experts=active,
             runs=plan.runs if share < 1 else 1,
             sparse=piece.numbers < min(1, piece.stored),
         )

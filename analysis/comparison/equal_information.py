@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import polars as pl
 
+from prunescope.analysis.comparison.more_calls import with_work_on_weights
 from prunescope.analysis.comparison.replacements import with_replacements
 from prunescope.analysis.inputs.side import Diagnostics, SidePhase
 from prunescope.analysis.kernels.frame import ATTENTION, MATMUL, Kernels
@@ -62,6 +63,8 @@ def with_equal_information(dense: SidePhase, pruned: SidePhase) -> ComparableSid
         replace(dense, kernels=with_replacements(dense.kernels, pruned.kernels)),
         replace(pruned, kernels=with_replacements(pruned.kernels, dense.kernels)),
     )
+    own = with_work_on_weights(pruned.kernels, dense.kernels)
+    pruned = replace(pruned, kernels=own)
     return ComparableSides(dense, pruned, (*shapes, *replays, *modules))
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from prunescope.analysis.comparison.more_calls import MoreCalls, on_weights
 from prunescope.analysis.findings.context import Context, is_significant, role_or_kernel, sized
 from prunescope.analysis.findings.registry import Found, Severity, finding
 from prunescope.analysis.kernels.frame import ATTENTION, MATMUL, POINT, Kernels
@@ -32,7 +33,6 @@ from prunescope.analysis.ledger.purpose import (
 from prunescope.analysis.schema.report import LedgerPart
 from prunescope.analysis.verdict.detectors.zeros import MANY_ZEROS
 from prunescope.analysis.verdict.evidence import matrices
-from prunescope.analysis.verdict.more_calls import MoreCalls, on_weights
 from prunescope.taxonomy.families import known
 from prunescope.taxonomy.roles import LINEARS
 from prunescope.taxonomy.run_blocks import Matrix
@@ -232,6 +232,15 @@ def added_adapter(c: Context) -> Found | None:
     names = ", ".join(f"{leaf} × {count}" for leaf, count in sorted(leaves.items()))
     ranks = sorted({min(m.shape) for m in stats if m.shape})
     rank = f", rank {'–'.join(map(str, dict.fromkeys([ranks[0], ranks[-1]])))}" if ranks else ""
+    if c.phase.phase_kind is not None and c.phase.phase_kind["kind"] == "training":
+        return Found(
+            severity="info",
+            text=f"adapters are trained: their products{rank} take {ms(total)} a step beside the "
+            "linears",
+            evidence=["the step holds backward passes, so that they cannot be merged in it"],
+            change="merge them once they are trained (model.merge_and_unload() of peft), and time "
+            "inference then",
+        )
     masked = any((m.zeros or 0.0) > MANY_ZEROS for m in _weight_stats(c) if m.role in LINEARS)
     products = rows.filter(pl.col("class") == MATMUL)["instance"].n_unique() / c.kernels.num_steps
     return Found(

@@ -28,10 +28,12 @@ from prunescope.analysis.schema.report import LATE_RANK, Phase
 from prunescope.analysis.timeline.intervals import cover
 from prunescope.taxonomy.words import ms, percent, shortened
 
+LARGER_RANK = "rank-does-more"
 _OF_HOST = "idle in collectives of host threads"
 _PARTS = 5  # of a difference between two ranks that are listed
 _WORTH = 0.02  # of the wall of the late rank: a delay worth a finding
 _SAME = 0.5  # of the kernels of a step: pipeline stages have more in common
+_LARGER = 0.05  # of the FLOPs of the other ranks: more of them are no rounding of shards
 _EQUAL = 0.02  # of the FLOPs of another rank: no more work than that
 
 
@@ -130,10 +132,28 @@ def with_straggler(
             first = [f for f in phases[name].findings if f.severity == "critical"]
             rest = [f for f in phases[name].findings if f.severity != "critical"]
             marked[name] = msgspec.structs.replace(phases[name], findings=[*first, result, *rest])
-    for rank in ranks if behind else []:
-        if rank not in behind:
+    for rank in ranks:
+        if behind and rank not in behind:
             marked[rank.name] = _waiting(marked[rank.name], rank, behind)
+        if rank not in behind and (more := rank_does_more(Late(rank, ranks))) is not None:
+            phase = marked[rank.name]
+            result = as_finding(FINDINGS[LARGER_RANK], more)
+            result.evidence.insert(0, _most_of_more(rank, ranks, frames))
+            marked[rank.name] = msgspec.structs.replace(phase, findings=[*phase.findings, result])
     return marked, warnings
+
+
+def _most_of_more(rank: RankTime, ranks: list[RankTime], frames: Mapping[str, pl.DataFrame]) -> str:
+    """The op that makes most of a rank's FLOPs beyond those of the median of the others."""
+    others = sorted((one for one in ranks if one is not rank), key=lambda one: one.flop)
+    usual = others[(len(others) - 1) // 2]
+    sums = [
+        dict(frames[one.name].group_by("op").agg(pl.col("flop").sum()).iter_rows())
+        for one in (rank, usual)
+    ]
+    more = {op: flop - (sums[1].get(op) or 0.0) for op, flop in sums[0].items() if flop}
+    op = max(sorted(more, key=str), key=lambda op: more[op])
+    return f"most of it is {op}: {more[op] / 1e9:,.3f} GFLOP more than in {usual.name}, all steps"
 
 
 def _waiting(phase: Phase, rank: RankTime, late: list[RankTime]) -> Phase:
@@ -273,6 +293,26 @@ def straggler(late: Late) -> Found | None:
         text += f"; they wait {ms(wait)} for it in communication"
         text += f" ({shortened(kernel)})" if kernel is not None else ""
     return Found(text=text, evidence=lines, change=change, predicted_ns=saved)
+
+
+@finding(LARGER_RANK, "info", reads="ranks")
+def rank_does_more(late: Late) -> Found | None:
+    """One rank does more work than the others, however long its steps take."""
+    rank = late.rank
+    usual = statistics.median(one.flop for one in late.others)
+    if not usual or rank.flop <= (1 + _LARGER) * usual:
+        return None
+    return Found(
+        text=f"{rank.name} does {rank.flop / usual:.2f} × the FLOPs of the other ranks a step "
+        f"({rank.flop / 1e9:,.3f} and {usual / 1e9:,.3f} GFLOP, their median)",
+        evidence=[
+            f"{one.name}: {one.flop / 1e9:,.3f} GFLOP; without communication a step takes it "
+            f"{ms(one.usual_own)}{_over_steps(one)}"
+            for one in sorted(late.ranks, key=lambda one: -one.flop)[:8]
+        ],
+        change="balance the work of the ranks (shards, kept heads and layers), or find out what "
+        "this one does that the others do not",
+    )
 
 
 def _over_steps(rank: RankTime) -> str:

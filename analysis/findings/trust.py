@@ -224,11 +224,18 @@ def above_peak(c: Context) -> Found | None:
 
 @finding("above-bound", "info", compares=True)
 def above_bound(c: Context) -> Found | None:
-    """The speedup exceeds the roofline bound; the ledger rows that explain it are named."""
+    """The speedup exceeds the roofline bound; the ledger rows that explain it are named.
+
+    Without the peaks of the device, its coverage bound.
+    """
     ladder = c.phase.ladder if c.phase.is_speedup else None
-    if ladder is None or ladder.share_of_bound is None or ladder.share_of_bound <= _ABOVE:
+    if ladder is None:
         return None
-    if ladder.holds_bound:
+    name, bound, share, holds = "roofline", ladder.roofline, ladder.share_of_bound, False
+    if bound is None and ladder.coverage:
+        name, bound, share = "coverage", ladder.coverage, ladder.realised / ladder.coverage
+        holds = (ladder.realised_ci95 or [ladder.realised])[0] <= bound
+    if bound is None or share is None or share <= _ABOVE or holds or ladder.holds_bound:
         return None
     gains = [one for one in _beyond(c) if one[0].moves_ns < 0]
     total = sum(row.moves_ns for row, _, _ in gains)
@@ -240,11 +247,9 @@ def above_bound(c: Context) -> Found | None:
     why = "; ".join(why for why, _ in reasons) or "no ledger row beyond twice its noise explains it"
     if timing_not_valid(c) is not None:
         why, reasons = "the times of this run are not valid, which may be the whole reason", []
-    bound = f"roofline bound {ladder.roofline:.2f}×" if ladder.roofline else ""
     return Found(
-        text=f"realised {ladder.realised:.2f}× is {percent(ladder.share_of_bound)} of the roofline "
-        f"bound: {why}",
-        evidence=[bound, *(line for _, line in reasons)],
+        text=f"realised {ladder.realised:.2f}× is {percent(share)} of the {name} bound: {why}",
+        evidence=[f"{name} bound {bound:.2f}×", *(line for _, line in reasons)],
     )
 
 

@@ -43,6 +43,7 @@ _SHARE = 0.05  # of the linears, or of their time: fewer are no phase
 _RUN = 8  # linears of one M in a row, on average: shorter runs are layers of one forward
 _NO_LINEARS = ("attention", "lm_head", "router")
 _SHOWN = 80
+_IDS = 2  # dimensions of ids of tokens
 PHASES_APART = (
     "generate(max_new_tokens=1) is a prompt alone, and record_function('decode') around each "
     "forward of one token marks the others"
@@ -166,6 +167,10 @@ def _by_shape(kernels: Kernels) -> tuple[str, str]:
             kind,
             f"{rows}; attention has {queries} quer{'y' if queries == 1 else 'ies'} at a time",
         )
+    tokens = _tokens_a_sequence(kernels)
+    if tokens is not None and linear is not None:
+        each = "1 token" if tokens == 1 else f"{tokens} tokens"
+        return ("decode" if tokens == 1 else "prefill"), f"{rows}; {each} a sequence are embedded"
     if linear is None:
         return "unknown", "no shapes of linears or attention in the trace"
     if linear >= _MANY:
@@ -178,6 +183,18 @@ def _by_shape(kernels: Kernels) -> tuple[str, str]:
     attends = (kernels.frame["class"] == ATTENTION).any()
     other = "attention has no shapes" if attends else "no attention is known"
     return "unknown", f"{rows}, which both phases may have, and {other}"
+
+
+def _tokens_a_sequence(kernels: Kernels) -> int | None:
+    """S of the ids [B, S] that are embedded, the most of all calls; None where none has that form
+    (serving engines embed the tokens of all sequences in one row)."""
+    ids = [
+        call.shapes[1]
+        for call in kernels.calls
+        if call.name == "aten::embedding" and len(call.shapes) > 1
+    ]
+    known = [shape[1] for shape in ids if isinstance(shape, tuple) and len(shape) == _IDS]
+    return max((size for size in known if isinstance(size, int)), default=None)
 
 
 def _prompts_and_tokens(kernels: Kernels) -> bool:

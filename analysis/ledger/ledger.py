@@ -80,7 +80,7 @@ def ratios(units: Units, sparsity: float | None) -> Ratios:
     counted = np.array([k[2] in PRODUCTS for k in units.keys], bool)[parts.unit]
     by_bytes = _ratio(p.bytes, d.bytes)
     r_f = np.where(counted, _ratio(p.flop, d.flop), np.nan)
-    r_f = _first_known(r_f, by_bytes, np.ones(len(r_f)))
+    r_f = _first_known(r_f, by_bytes, units.kept_calls[parts.unit])
     r_r = _first_known(_ratio(p.ideal, d.ideal), r_f)
     r_q = _first_known(_ratio(p.predicted, d.predicted), r_r)
     # Of work that is no product, bytes say little where there are few: where they grew, no more is
@@ -199,14 +199,15 @@ def split(units: Units, ratio: Ratios, t: Times) -> Split:
     r_f, r_r, r_q = (r[:, None] for r in (ratio.flop, ratio.roofline, ratio.shape))
     dense = t.t_d.sum(axis=0) + t.g_d.sum(axis=0) + t.tail_d
     pruned = t.t_p.sum(axis=0) + t.g_p.sum(axis=0) + t.tail_p
-    gaps = (t.g_d * matched).sum(axis=0) * (1 - p) - (t.g_d * removed).sum(axis=0) * p
+    kept = units.kept_calls[:, None]
+    gaps = (t.g_d * matched * (kept - p)).sum(axis=0) - (t.g_d * removed).sum(axis=0) * p
     rows = {
         "coverage": (t.t_d * (r_f - p), gaps + t.tail_d * (1 - p)),
         "roofline_shift": (t.t_d * (r_r - r_f), None),
         "shape": (t.t_d * (r_q - r_r), None),
         "kernel_efficiency": (matched * (t.t_p - t.t_d * r_q), None),
         "added_work": (added * t.t_p, None),
-        "launch_idle": (matched * (t.g_p - t.g_d) + added * t.g_p, t.tail_p - t.tail_d),
+        "launch_idle": (matched * (t.g_p - kept * t.g_d) + added * t.g_p, t.tail_p - t.tail_d),
     }
     zero = np.zeros_like(dense)
     stacked = {

@@ -321,7 +321,7 @@ def halves(units: Units, base: TimeBase) -> Split | None:
     if steps < 2:
         return None
     of_step, walls = _halves_of_capture(np.random.default_rng(SEED), base, steps)
-    dense_twice = replace(units, pruned=units.dense)
+    dense_twice = replace(units, pruned=units.dense, kept=None)
     ones = np.ones(len(units.keys))
     same = Ratios(ones, ones, ones, 1.0, 1.0)
     t = times(dense_twice, *of_step)

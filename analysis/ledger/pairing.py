@@ -75,13 +75,20 @@ class UnitParts:
 @dataclass(frozen=True)
 class Units:
     """The units of a pair; `keys[i]` names unit i, whose layer is that of the dense model. `parts`:
-    None takes each unit as one part."""
+    None takes each unit as one part. `kept`, [units]: where layers are gone, the share of the calls
+    that is left of matched work which no layer is known of; None: all of every unit's."""
 
     keys: list[Key]
     dense: UnitSums
     pruned: UnitSums
     alignment: Alignment
     parts: UnitParts | None = None
+    kept: Floats | None = None
+
+    @property
+    def kept_calls(self) -> Floats:
+        """`kept`, 1 where it is not known."""
+        return np.ones(len(self.keys)) if self.kept is None else self.kept
 
     @property
     def matched(self) -> NDArray[np.bool_]:
@@ -117,7 +124,22 @@ def pair(dense: Kernels, pruned: Kernels, layer_map: list[int] | None = None) ->
         _side(p, index, pruned),
         alignment,
         _parts(frames, index, (dense, pruned)),
+        _kept_calls(keys, frames, (dense, pruned)) if alignment.removed else None,
     )
+
+
+def _kept_calls(
+    keys: list[Key], frames: tuple[pl.DataFrame, pl.DataFrame], sides: tuple[Kernels, Kernels]
+) -> Floats:
+    """The share of the calls of each unit that is left: of norms and the like, which no module puts
+    into a layer, those of layers that are gone went with these, and the gaps before them too."""
+    calls = []
+    for frame, side in zip(frames, sides, strict=True):
+        rows = frame.filter(pl.col("unit_layer").is_null()).select(*_UNIT, "step", "instance")
+        counts = rows.unique().group_by(_UNIT).len()
+        calls.append({(a, b, c): n / side.num_steps for a, b, c, n in counts.iter_rows()})
+    before, after = calls
+    return np.array([min(1.0, after.get(k, 0.0) / before[k]) if k in before else 1.0 for k in keys])
 
 
 _UNIT = ["unit_layer", "role", "class"]

@@ -29,6 +29,7 @@ _BY_WORK = ("coverage", "roofline_shift", "shape", "kernel_efficiency")
 NOT_EXPLAINED = "not_explained"
 # Names of the part of a row that belongs to no unit.
 _RESTS = {"coverage": "gaps kept", "launch_idle": "trailing idle", NOT_EXPLAINED: "gaps kept"}
+_UNKNOWN = "unknown"  # class of work of which nobody knows whether it shrank
 _NOTHING = 1e-6  # ns: below it a part is a rounding error and not listed
 _SAME_BYTES = 0.01  # results of other routes are written to other places
 
@@ -109,7 +110,7 @@ def untouched(
     return frozenset(
         key
         for key, rows in _whole(units, ratio)
-        if key[0] not in regrouped and not _reads_less(units, rows)
+        if key[0] not in regrouped and key[1] != _UNKNOWN and not _reads_less(units, rows)
     )
 
 
@@ -213,6 +214,8 @@ def _part_name(row: str, role: str, cls: str, kept: float | None, *, regrouped: 
     if row != "coverage" or kept is None:
         return where
     if _is_whole(kept):
+        if cls == _UNKNOWN:
+            return f"of unknown size: {where}"
         return f"{'as much work' if regrouped else 'untouched'}: {where}"
     return f"granularity: {where} keeps {percent(kept, 1)} of its time"
 

@@ -128,7 +128,12 @@ def plot(report: Report, name: str, kind: str) -> Figure | None:
             "layers": _layers_figure,
             "waves": _waves_figure,
         }
-        return anatomy_figures[kind](phase.anatomy, subject)
+        return anatomy_figures[kind](phase.anatomy, subject, _of_step(phase))
+
+
+def _of_step(phase: Phase) -> str:
+    """Of which step busy times are: a profiler slows the ops of a CPU."""
+    return "a profiled step" if phase.is_slowed else "a step"
 
 
 def _title(report: Report, name: str, what: str) -> str:
@@ -373,7 +378,7 @@ def kinds_figure(phase: Phase, name: str, *, title: str = "") -> Figure | None:
     axes.set_xlim(0, 1.25 * top)
     labels(axes, [short(kind) for kind, _ in ranked])
     _headed(axes, title, [])
-    axes.set_xlabel(f"busy time of a step ({unit.unit}), {short(name)}")
+    axes.set_xlabel(f"busy time of {_of_step(phase)} ({unit.unit}), {short(name)}")
     return figure
 
 
@@ -515,7 +520,7 @@ def _decades(values: list[float]) -> tuple[float, float]:
     return 10 ** math.floor(low), 10 ** math.ceil(high)
 
 
-def _bounds_figure(anatomy: Anatomy, of: str) -> Figure | None:
+def _bounds_figure(anatomy: Anatomy, of: str, of_step: str) -> Figure | None:
     kinds = list(anatomy.kind_bounds.items())[:_MOST_KINDS]
     totals = [sum(parts.values()) for _, parts in kinds]
     if not kinds or not max(totals):
@@ -544,7 +549,7 @@ def _bounds_figure(anatomy: Anatomy, of: str) -> Figure | None:
     axes.set_xlim(0, 1.2 * top)
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    axes.set_xlabel(f"busy time of a step ({unit.unit})")
+    axes.set_xlabel(f"busy time of {of_step} ({unit.unit})")
     present = {bound for _, parts in kinds for bound, ns in parts.items() if ns}
     handles = [
         Patch(facecolor=c, hatch=h, edgecolor="black", linewidth=0.4, label=bound)
@@ -555,7 +560,7 @@ def _bounds_figure(anatomy: Anatomy, of: str) -> Figure | None:
     return figure
 
 
-def _layers_figure(anatomy: Anatomy, of: str) -> Figure | None:
+def _layers_figure(anatomy: Anatomy, of: str, of_step: str) -> Figure | None:
     layers = [one for one in anatomy.layers if one.layer is not None]
     roles = _ranked(layers)[:_MOST_ROLES]
     if len(layers) < _FEWEST_LAYERS or not roles:
@@ -571,7 +576,7 @@ def _layers_figure(anatomy: Anatomy, of: str) -> Figure | None:
     axes.spines[:].set_visible(False)
     axes.set_xlabel("layer")
     bar = figure.colorbar(image, ax=axes, pad=0.02, aspect=30)
-    bar.set_label(f"{unit.unit} a step")
+    bar.set_label(f"{unit.unit}, {of_step}")
     bar.outline.set_linewidth(0.4)
     bar.ax.tick_params(length=2, width=_THIN)
     return figure
@@ -587,7 +592,7 @@ def _ranked(layers: list[LayerTime]) -> list[str]:
     return [role for role in sorted(time, key=lambda r: (-time[r], r)) if time[role] > top / 100]
 
 
-def _waves_figure(anatomy: Anatomy, of: str) -> Figure | None:
+def _waves_figure(anatomy: Anatomy, of: str, of_step: str) -> Figure | None:
     shapes = [one for one in anatomy.shapes if one.curve]
     if not shapes:
         return None
@@ -633,7 +638,7 @@ def _waves_figure(anatomy: Anatomy, of: str) -> Figure | None:
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("N, output features")
-    axes.set_ylabel(f"{unit.unit} a step")
+    axes.set_ylabel(f"{unit.unit}, {of_step}")
     _wrapped_legend(figure, handles, min(len(handles), 5))
     return figure
 

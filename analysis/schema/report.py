@@ -252,6 +252,13 @@ class Ladder(msgspec.Struct, kw_only=True):
         float | None | msgspec.UnsetType,
         meaning("dense / pruned parameters, of a family that keeps FLOPs; absent: another one"),
     ] = msgspec.UNSET
+    parameters_of: Annotated[
+        Literal["model", "gemms"] | msgspec.UnsetType,
+        meaning(
+            "whose numbers `parameters` counts: all of the model, as runs list them, or those of "
+            "weights that GEMMs multiply by, which leaves out embeddings and norms"
+        ),
+    ] = msgspec.UNSET
     bytes: Annotated[
         float | None | msgspec.UnsetType,
         meaning("dense / pruned bytes at this batch, of a family that keeps FLOPs"),

@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 
 from prunescope.analysis.comparison.differences import not_comparable_text
+from prunescope.analysis.comparison.more_calls import ON_WEIGHTS
 from prunescope.analysis.comparison.other_inputs import other_inputs
 from prunescope.analysis.comparison.parallelism import PARALLELISM
 from prunescope.analysis.kernels.frame import MATMUL, Kernels
@@ -207,7 +208,9 @@ def more_ops(e: Evidence) -> Reason | None:
 
 def _names(e: Evidence, where: np.ndarray) -> Counter[str]:
     keys = zip(e.units.keys, where, strict=True)
-    return Counter(f"{role} ({cls})" for (_, role, cls), there in keys if there)
+    # Work on weights that no module places is named op by op, by `more_ops`.
+    named = ((role, cls) for (_, role, cls), there in keys if there and cls != ON_WEIGHTS)
+    return Counter(f"{role} ({cls})" for role, cls in named)
 
 
 def activation(e: Evidence) -> Reason | None:

@@ -11,7 +11,7 @@ import pytest
 from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.paying_alignment import paying_alignment
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.replayed import cases_of, with_replays, with_tiles
+from prunescope.analysis.replayed import _summary, cases_of, with_replays, with_tiles
 from prunescope.analysis.report.figures import plot
 from prunescope.analysis.report.phase_tables import Extent, phase_tables
 from prunescope.analysis.schema.replay import ReplayLine
@@ -151,6 +151,14 @@ def test_a_kernel_that_is_slow_only_in_the_model(report: Report) -> None:
     # Slow alone where its operands are cold, and there only.
     found = line("ideal", chilled_ns=5e4 / found.count)
     assert found.verdict == "inside" and found.text.endswith("the cache")
+
+
+def test_intervals_that_say_nothing_explain_nothing() -> None:
+    """Replayed on a busy machine: -563 to 237 ms of -46 ms, which is -151 to 59 ms itself."""
+    wide, row = [-563e6, 237e6], [-151e6, 59e6]
+    found = _summary(8, -46e6, row, wide, [])
+    assert found.endswith("both intervals include 0, so that neither shows a loss or a gain.")
+    assert _summary(8, 46e6, [31e6, 59e6], wide, []).endswith("within its interval.")
 
 
 @pytest.mark.parametrize(("faster", "apart", "says"), [

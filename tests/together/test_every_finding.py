@@ -116,6 +116,10 @@ COVERED: dict[str, tuple[str, str]] = {
     ),
     "skipped-layers-executed": ("test_layers_that_are_skipped_and_executed", CASES),
     "sparse-padded": ("test_sparse_rows_padded_to_eight_are_named", CASES),
+    "rank-does-more": (
+        "test_a_rank_that_does_more_is_named_where_times_do_not_show_it",
+        "test_equal_ranks_have_no_straggler",
+    ),
     "straggler": (
         "test_a_folder_of_ranks_is_a_phase_each_and_the_straggler_is_named",
         "test_equal_ranks_have_no_straggler",

@@ -13,7 +13,7 @@ import torch
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.capture.trace import trace
 from prunescope.tracer.model.load import load_model
-from tests.small_capture import PEAKS
+from tests.small_capture import PEAKS, set_aside
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -47,6 +47,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
     def run(**options: Any) -> Path:
         out = options.pop("out", None) or tmp_path_factory.mktemp("runs") / "run"
+        set_aside()
         return trace(replace(small, out=out, **options), peaks=PEAKS)
 
     return run
