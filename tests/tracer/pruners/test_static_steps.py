@@ -118,6 +118,32 @@ def test_a_compiled_step_has_the_loss_of_the_eager_one(name: str, dtype: str) ->
     assert losses[1] == pytest.approx(losses[0], rel=1e-5 if dtype == "float32" else 2e-2)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dynamic-m"])
+def test_torch_export_takes_a_static_prompt(name: str) -> None:
+    with torch.inference_mode(mode=False), torch.no_grad():
+        model = pruned(name)
+        loop = loops(model, "prefill")[1]
+        loop.prepare()
+        loop.step(0)
+
+    class Exported(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = loop._forward(tokens).logits
+            return logits
+
+    tokens = ids()[:, :PROMPT]
+    with torch.inference_mode(mode=False), torch.no_grad():
+        program = torch.export.export(Exported(), (tokens,), strict=False)
+    names = {str(node.target) for node in program.graph.nodes}
+    reads = ("aten.item", "local_scalar", "nonzero")
+    assert not {name for name in names if any(word in name for word in reads)}
+
+
 def test_random_numbers_of_a_static_step_are_drawn_before_each_sample() -> None:
     """The steps of a sample differ in them, and so do samples; replays of one sample do not."""
     model = pruned("dynamic-width")
