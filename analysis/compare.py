@@ -22,7 +22,7 @@ from prunescope.analysis.inputs.side import BARE
 from prunescope.analysis.pipeline import TOOL, OnDone, analyze
 from prunescope.analysis.pool import jobs_for, run_tasks
 from prunescope.analysis.rank_jobs import plain_options
-from prunescope.analysis.schema.comparison import Comparison, ComparisonRow, FailedSubject
+from prunescope.analysis.schema.comparison import Comparison, ComparisonRow, FailedCandidate
 from prunescope.analysis.schema.report import Report, is_beyond_noise
 from prunescope.taxonomy.errors import PrunescopeError, errors_about
 from prunescope.taxonomy.formats import scrubbed
@@ -40,26 +40,26 @@ class NamedRun:
     name: str
 
 
-def find_runs(subjects: Iterable[Path]) -> list[NamedRun]:
+def find_runs(candidates: Iterable[Path]) -> list[NamedRun]:
     """All runs that are named: a trace or run itself, of any other folder all runs inside.
 
     A run and the folder of a pair count once. A folder without runs stands for itself.
     """
     paths: list[Path] = []
-    for subject in subjects:
-        inside = [subject] if not subject.is_dir() else _inside(subject, _DEPTH)
-        paths += inside or [subject]
+    for candidate in candidates:
+        inside = [candidate] if not candidate.is_dir() else _inside(candidate, _DEPTH)
+        paths += inside or [candidate]
     distinct = {_identity(path): path for path in reversed(paths)}
     kept = [path for path in paths if distinct.get(_identity(path)) is path]
     names = unique_suffixes([_identity(path) for path in kept])
     return [NamedRun(path, name) for path, name in zip(kept, names, strict=True)]
 
 
-def left_out(subjects: Iterable[Path]) -> list[str]:
+def left_out(candidates: Iterable[Path]) -> list[str]:
     """Notes on paths that are in no comparison: traces next to runs, and a run given twice."""
-    subjects = list(subjects)
+    candidates = list(candidates)
     notes = []
-    for folder in (path for path in subjects if path.is_dir()):
+    for folder in (path for path in candidates if path.is_dir()):
         loose = sorted(path.name for path in _loose(folder, _DEPTH)) if _inside(folder, 1) else []
         if loose:
             shown = ", ".join(loose[:3]) + (", …" if len(loose) > 3 else "")
@@ -69,8 +69,9 @@ def left_out(subjects: Iterable[Path]) -> list[str]:
             )
     runs = Counter(
         _identity(path)
-        for subject in subjects
-        for path in (_inside(subject, _DEPTH) if subject.is_dir() else [subject]) or [subject]
+        for candidate in candidates
+        for path in (_inside(candidate, _DEPTH) if candidate.is_dir() else [candidate])
+        or [candidate]
     )
     notes += [f"{p.name} is named {n} times: counted once" for p, n in runs.items() if n > 1]
     return notes
@@ -103,7 +104,7 @@ def _is_trace(path: Path) -> bool:
 
 
 def compare(
-    subjects: Sequence[Path | NamedRun],
+    candidates: Sequence[Path | NamedRun],
     *,
     baseline: Path | None = None,
     options: Options | None = None,
@@ -118,8 +119,8 @@ def compare(
 
     A run that cannot be analysed is listed in `failed`. Raises PrunescopeError where none can.
     """
-    found = [s for s in subjects if isinstance(s, NamedRun)]
-    found += find_runs(s for s in subjects if isinstance(s, Path))
+    found = [s for s in candidates if isinstance(s, NamedRun)]
+    found += find_runs(s for s in candidates if isinstance(s, Path))
     options = options or Options()
     if not found:
         raise PrunescopeError(
@@ -127,12 +128,12 @@ def compare(
         )
     if len(found) > 1 and (options.eager_trace or options.baseline_eager_trace):
         raise PrunescopeError(
-            "--eager-trace belongs to one trace, and several subjects were given",
+            "--eager-trace belongs to one trace, and several were given",
             hint="analyze that trace alone, or capture with `prunescope trace --mode graph`",
         )
     reports: dict[str, Report] = {}
     rows: list[ComparisonRow] = []
-    failed: list[FailedSubject] = []
+    failed: list[FailedCandidate] = []
     error: PrunescopeError | None = None
     count = jobs_for(jobs, (_size(one.path) for one in found), engine)
     done = _reports(found, baseline, options, count, engine)
@@ -143,7 +144,7 @@ def compare(
             analysed = next(done)()
         except PrunescopeError as problem:
             error = problem
-            failed.append(FailedSubject(run=one.name, why=problem.problem))
+            failed.append(FailedCandidate(run=one.name, why=problem.problem))
             continue
         reports[one.name] = analysed.report
         rows += [_row(one.name, analysed, phase) for phase in analysed.report.phases]
@@ -310,8 +311,8 @@ def _order(row: ComparisonRow) -> tuple[object, ...]:
     )
 
 
-def comparison_folder(subjects: Sequence[Path]) -> Path | None:
+def comparison_folder(candidates: Sequence[Path]) -> Path | None:
     """Where a comparison goes by default: into the one folder that was named."""
-    if len(subjects) == 1 and subjects[0].is_dir():
-        return Path(os.path.normpath(subjects[0])) / "comparison"
+    if len(candidates) == 1 and candidates[0].is_dir():
+        return Path(os.path.normpath(candidates[0])) / "comparison"
     return None

@@ -6,7 +6,7 @@ In: a phase of one or both sides. Out: schema.report.Phase; all times ns a step.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import msgspec
@@ -122,7 +122,9 @@ def compare_phase(
         samples_ns=(samples_of(dense.run), samples_of(pruned.run)),
         on_device=pruned.kernels.on_device,
         in_turns=_took_turns(dense, pruned),
-        promises=comparison.shows_pruning,
+        # What most kernels multiply is not known: neither is what the few known ones promise.
+        promises=comparison.shows_pruning
+        and (nominal is not None or (is_known(dense.kernels) and is_known(pruned.kernels))),
     )
     compared = _compared(sides, inputs, evidence, comparison, family)
     exact = units.alignment.exact
@@ -157,7 +159,7 @@ def _compared(
 ) -> _Compared:
     """`family`: the verdict with its caveats."""
     dense, pruned = sides.dense, sides.pruned
-    units, domain = inputs.units, inputs.domain
+    units, domain = inputs.units, inputs.time_base
     known = comparison.has_bounds and is_known(dense.kernels) and is_known(pruned.kernels)
     known = known and replaced(evidence) is None
     # That no FLOPs are gone needs all GEMMs; where some are, those that are read say how many.
@@ -186,9 +188,11 @@ def _compared(
         ]
     )
     if _cuts(family, "experts"):
+        of_models = _ratio(sparsity["parameters"])
         bounds = msgspec.structs.replace(
             bounds,
-            parameters=_ratio(sparsity["parameters"]) or _weights_ratio(evidence.pairs),
+            parameters=of_models or _weights_ratio(evidence.pairs),
+            parameters_of="model" if of_models else "gemms",
             bytes=_ratio(sparsity["bytes"]),
         )
     return _Compared(
@@ -205,7 +209,7 @@ def _compared(
         predicted=_predicted(dense, pruned, inputs, family, bounds, rows),
         overhead=overhead(inputs, dense.kernels, pruned.kernels, family),
         dense=dense,
-        notes=_not_in_turns(dense, pruned),
+        notes=(*_not_in_turns(dense, pruned), *_other_steps(dense, pruned)),
         categories=categories(inputs),
     )
 
@@ -227,6 +231,17 @@ def _ratio(removed: float | None) -> float | None:
     return None if removed is None or removed >= 1 else 1 / (1 - removed)
 
 
+def _other_steps(dense: SidePhase, pruned: SidePhase) -> tuple[str, ...]:
+    """A note where the means of the two sides are over unequal numbers of steps."""
+    old, new = dense.kernels.num_steps, pruned.kernels.num_steps
+    if old == new:
+        return ()
+    return (
+        f"profiled steps: {old} of the dense side, {new} of the pruned one; each mean is over its "
+        "own, and they differ where keys grow or first steps are slow",
+    )
+
+
 def _took_turns(dense: SidePhase, pruned: SidePhase) -> bool:
     """Whether both sides are of one capture, which took them in turns."""
     recorded = pruned.side.run.twin if pruned.side.run else None
@@ -236,6 +251,21 @@ def _took_turns(dense: SidePhase, pruned: SidePhase) -> bool:
         and pruned.run is not None
         and pruned.run.interleaved in ("alternating", "blocks")
     )
+
+
+def _executed(own: SidePhase) -> Iterator[str]:
+    """Of how many graphs a recorded step is made, and on what a method ran that has a choice."""
+    run, manifest = own.run, own.side.run
+    if run is not None and run.graphs is not None:
+        by = "CUDA graph" if run.mode == "graph" else "graph of torch.compile"
+        many = f"{run.graphs} {by}s" if run.graphs != 1 else f"one {by}"
+        breaks = f"; it broke off at: {'; '.join(run.breaks)}" if run.breaks else ""
+        yield f"each step is {many}{breaks}"
+    pruning = manifest.pruning if manifest is not None else None
+    parts = [] if pruning is None else pruning.parts or [pruning]
+    names = sorted({part.backend for part in parts if part.backend})
+    if names:
+        yield f"backend of the method: {', '.join(names)}"
 
 
 def _not_in_turns(dense: SidePhase, pruned: SidePhase) -> tuple[str, ...]:
@@ -287,12 +317,11 @@ def _phase(
     """The phase of the report, without its findings."""
     kernels, linked, sums = own.kernels, own.kernels.linked, totals(own)
     frame, steps = kernels.frame, kernels.num_steps
-    lines = [*notes(kernels), *found.notes]
+    lines = [*notes(kernels), *found.notes, *_executed(own)]
     if own.kind is not None:
         lines.append(f"{own.kind['evidence']}: {own.kind['kind']}")
         lines += [format_split(own.kind["split"])] if "split" in own.kind else []
     closures = _closures(own, found.dense)
-    lines += _closure_notes(closures)
     return Phase(
         steps=steps,
         wall_ns=sums.wall_ns,
@@ -358,15 +387,6 @@ def _closures(own: SidePhase, dense: SidePhase | None) -> dict[str, Closure]:
     )
     alone = {name: one.run.alone for name, one in sides.items() if one and one.run}
     return {name: Closure.of(found) for name, found in alone.items() if found is not None}
-
-
-def _closure_notes(found: Mapping[str, Closure]) -> list[str]:
-    return [
-        f"{name}: layer {one.layer} ran alone. {one.layers} such layers "
-        f"({one.layers} × {one.layer_ns / 1e6:,.3g} ms) and the rest ({one.rest_ns / 1e6:,.3g} ms) "
-        f"are {one.ratio:.2f} of the whole model ({one.whole_ns / 1e6:,.3g} ms)"
-        for name, one in found.items()
-    ]
 
 
 def _token_ids(run: Run | None, *, decides: bool) -> str | msgspec.UnsetType:

@@ -158,7 +158,8 @@ def _open(candidate: Path, baseline: Path | None, options: Options) -> tuple[_Do
 
 
 def _phases(pruned: Side, dense: Side | None) -> tuple[list[str], Diagnostics]:
-    """Phases of the candidate that the baseline has too; a bare trace stands for the only one."""
+    """Phases of the candidate that the baseline has too; a trace without run.json stands for the
+    only one."""
     if (
         dense is None
         or len(pruned.phases) == 1 == len(dense.phases)

@@ -180,7 +180,7 @@ def serve(function: str) -> None:
         try:
             _write(replies, msgspec.msgpack.encode(_reply(function, task)))
         except BrokenPipeError:  # who asked was killed
-            # Nothing is to be said of what Python would still write at its end.
+            # What Python would still write at its end is discarded.
             os.dup2(os.open(os.devnull, os.O_WRONLY), replies.fileno())
             return
 

@@ -19,7 +19,7 @@ from prunescope.analysis.device.hardware import (
 )
 from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.predict.asked import command_asked, options_asked
+from prunescope.analysis.predict.command_line import command_of, options_of_request
 from prunescope.analysis.predict.constants import MARLIN, Constants
 from prunescope.analysis.predict.measured import (
     DensePhase,
@@ -47,7 +47,6 @@ from prunescope.analysis.predict.setting import (
     terms_of,
 )
 from prunescope.analysis.predict.side import predicted_side
-from prunescope.analysis.schema.comparison import NOT_VALID
 from prunescope.analysis.schema.prediction import FamilyRow, FromRun, MeasuredPhase
 from prunescope.analysis.schema.report import Phase, Report
 from prunescope.analysis.shapes.config import read_model
@@ -82,8 +81,8 @@ def predict_from(request: PredictRequest) -> FromRun:
         device=report.device,
         phases=phases,
         warnings=list(dict.fromkeys(warnings)),
-        options=options_asked(request),
-        command=command_asked(request),
+        options=options_of_request(request),
+        command=command_of(request),
     )
 
 
@@ -109,12 +108,14 @@ def dense_phases(
         if work is None:
             continue
         # Invalid measured times, which all others are scaled from.
-        invalid = [finding for finding in phase.findings if finding.id == NOT_VALID]
-        warnings += [f"{work.phase}: {finding.text}" for finding in invalid]
+        warnings += [f"{work.phase}: {finding.text}" for finding in phase.invalid_times]
         setting = _setting(request, run, report)
+        routing = _routing(request, run, setting.shape)
+        if routing is not None and (text := routing.not_counted(work.phase)):
+            warnings.append(text)
         phases[work.phase] = DensePhase(
             setting=setting,
-            work=replace(work, routing=_routing(request, run, setting.shape)),
+            work=replace(work, routing=routing),
             measured=measured_phase(phase, host=_on_host(run, report)),
         )
     if not phases:

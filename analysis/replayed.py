@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import msgspec
 
 from prunescope.analysis.device.tiles import tile_of
+from prunescope.analysis.paying_alignment import paying_alignment
 from prunescope.analysis.schema.replay import AlignedTime, Replay, ReplayLine
 from prunescope.analysis.schema.report import GemmRow, LedgerPart, Phase, Report, is_beyond_noise
 from prunescope.taxonomy.errors import PrunescopeError
@@ -161,7 +163,15 @@ def _replay(name: str, phase: Phase, replays: Replays, *, on_cpu: bool) -> Repla
         ledger_ci95=ends,
         alone_ci95=alone,
         explains=explains,
-        text=_summary(len(told), ledger, ends, alone, [one.line for one in roles]),
+        text=" ".join(
+            filter(
+                None,
+                (
+                    _summary(len(told), ledger, ends, alone, [one.line for one in roles]),
+                    paying_alignment(name, replays.gemms, partial(_calls, phase)),
+                ),
+            )
+        ),
         curves=[one for one in replays.curves if one.phase == name],
         alignments=_alignments(name, replays.gemms),
         device=replays.device.name,
@@ -278,6 +288,8 @@ def _summary(
         f"{_range(*alone)} of the {ms(ledger)} (95 %: {_range(*ends)}) that the ledger calls "
         "their kernel efficiency"
     )
+    if _has_zero(alone) and _has_zero(ends):
+        return f"{text}: both intervals include 0, so that neither shows a loss or a gain."
     if _meet(alone, ends):
         return f"{text}: within its interval."
     apart = ends[0] - alone[1] if ends[0] > alone[1] else alone[0] - ends[1]
@@ -330,6 +342,10 @@ def _summed(by_placement: Iterable[Sequence[float]]) -> list[float]:
     return [sum(each) for each in zip(*by_placement, strict=False)]
 
 
+def _has_zero(ends: Sequence[float]) -> bool:
+    return ends[0] <= 0 <= ends[1]
+
+
 def _meet(one: Sequence[float], other: Sequence[float]) -> bool:
     return one[0] <= other[1] and other[0] <= one[1]
 
@@ -359,6 +375,11 @@ def _alignments(phase: str, gemms: Sequence[ReplayedGemm]) -> list[AlignedTime]:
                     )
                 )
     return sorted(found, key=lambda each: (each.role, each.axis, each.align))
+
+
+def _calls(phase: Phase, one: ReplayedGemm) -> float:
+    """How often a pruned GEMM runs in a step of a phase."""
+    return sum(row.count for row in phase.gemms if _gemm(row) == one.gemm)
 
 
 def _share_of_dense(row: GemmRow, rows: Sequence[GemmRow]) -> float:

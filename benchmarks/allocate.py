@@ -118,8 +118,9 @@ def dense(stage: Stage) -> int:
     asked = stage.asked
     if not (stage.work / "dense").exists():
         prunescope.trace(
-            asked.model, prompt_len=asked.prompt_len, threads=asked.threads, repeats=16, steps=4,
-            placements=4, out=stage.work / "dense",
+            asked.model, prompt_len=asked.prompt_len, threads=asked.threads, steps=4,
+            repeats=asked.repeats, placements=asked.placements,
+            max_placements=asked.placements, out=stage.work / "dense",
         )  # fmt: skip
     return 0
 
@@ -300,7 +301,7 @@ def times(stage: Stage) -> int:
     from prunescope.tracer.calibration.collect import statistics_cached
     from prunescope.tracer.capture.trace import trace
 
-    peaks = read_run(stage.work / "dense").device.peaks
+    peaks = read_run(stage.work / "dense" / "dense").device.peaks
     assert peaks is not None
     peaks = changed(peaks, reached=None)
     asked = stage.asked
@@ -310,7 +311,7 @@ def times(stage: Stage) -> int:
     )
     _write(stage.work / "times.json", {"threads": asked.threads, "said": said})
     with statistics_cached({}):
-        for one in variants(stage.work):
+        for one in sorted(variants(stage.work), key=lambda v: v.sparsity is not None):
             for phase in one.phases:
                 out = stage.work / "times" / f"{one.name}-{phase}"
                 if out.exists():

@@ -29,7 +29,7 @@ sys.path.insert(0, str(HERE.parent))
 
 import prunescope  # noqa: E402
 from prunescope.analysis.report.numbers import loss, ratio, ratios  # noqa: E402
-from prunescope.analysis.schema.comparison import NOT_VALID  # noqa: E402
+from prunescope.analysis.schema.report import INVALID_TIMES  # noqa: E402
 from prunescope.taxonomy.allocation_plan import KeptLayer, PlanOfLayers  # noqa: E402
 from prunescope.taxonomy.run import read_run  # noqa: E402
 
@@ -40,6 +40,10 @@ HOW = (
     "static-nk and static-nk-mlp by importance, static-m without the layers whose removal alone "
     "loses least, which the plans know too. The best family is the one with the least loss on the "
     "very text that judges, which favours families."
+)
+LOSS_HEAD = (
+    "| target | plan | best family at its speed | its loss | plan − family, nats | the plan |",
+    "|:--|--:|:--|--:|:--|:--|",
 )
 STAGES = {"before": "without training", "after": "after training"}
 _SAMPLES, _SEED, _Z95 = 2000, 0, 1.96
@@ -128,26 +132,27 @@ def of(work: Path) -> Measured:
     """A model, from the folder of its stages."""
     import allocate  # type: ignore[import-not-found]
 
-    run = read_run(work / "dense")
-    targets = [target_of(*one) for one in allocate.planned(work)]
-    targets += [
-        Target(phase=phase, speedup=speedup, refused=why)
-        for phase, speedup, why in allocate.refused(work)
-    ]
+    run = read_run(work / "dense" / "dense")
     found = []
     for one in (allocate.Variant(DENSE, ""), *allocate.variants(work)):
-        nats = json.loads((work / "losses" / f"{one.name}.json").read_bytes())
-        speeds = {}
-        for phase in one.phases if one.name != DENSE else ():
-            report = prunescope.analyze(work / "times" / f"{one.name}-{phase}")
-            entry = report.phases[phase]
-            low, high = entry.ladder.realised_ci95
-            valid = all(finding.id != NOT_VALID for finding in entry.findings)
-            speeds[phase] = Speed(realised=entry.ladder.realised, ci95=(low, high), valid=valid)
+        kept = work / "losses" / f"{one.name}.json"
+        nats = json.loads(kept.read_bytes()) if kept.exists() else {}
+        times = {phase: work / "times" / f"{one.name}-{phase}" for phase in one.phases}
+        speeds = {phase: speed_of(out, phase) for phase, out in times.items() if out.exists()}
+        if "before" not in nats or not (speeds or one.name == DENSE):
+            continue  # not measured: not on the page
         family = None if one.sparsity is None else one.method
         found.append(
             Variant(name=one.name, family=family, sparsity=one.sparsity, speeds=speeds, nats=nats)
         )
+    measured = {one.name for one in found}
+    planned_on = next((plan.text for _, _, plan in allocate.planned(work)), {})
+    targets = [target_of(*one) for one in allocate.planned(work)]
+    targets = [one for one in targets if one.variant in measured]
+    targets += [
+        Target(phase=phase, speedup=speedup, refused=why)
+        for phase, speedup, why in allocate.refused(work)
+    ]
     timed = json.loads((work / "times.json").read_bytes())
     scored = json.loads((work / "texts.json").read_bytes())
     stamp = max(path.stat().st_mtime for path in (work / "times").iterdir())
@@ -155,12 +160,23 @@ def of(work: Path) -> Measured:
     return Measured(
         model=str(run.model.id),
         machine=f"{run.device.name}, {timed['threads']} threads, {run.dtype}, {versions}",
-        setting=f"{timed['said']} {scored['said']}",
+        setting=(
+            f"Plans: removals measured on {planned_on.get('tokens', 0):,} tokens of "
+            f"{planned_on.get('text')}. {timed['said']} {scored['said']}"
+        ),
         texts=scored["texts"],
         ended=datetime.datetime.fromtimestamp(stamp, datetime.UTC).date().isoformat(),
         targets=targets,
         variants=found,
     )
+
+
+def speed_of(folder: Path, phase: str) -> Speed:
+    """The speedup of a capture."""
+    entry = prunescope.analyze(folder).phases[phase]
+    low, high = entry.ladder.realised_ci95
+    valid = INVALID_TIMES.isdisjoint(finding.id for finding in entry.findings)
+    return Speed(realised=entry.ladder.realised, ci95=(low, high), valid=valid)
 
 
 def target_of(phase: str, speedup: float, plan: PlanOfLayers) -> Target:
@@ -223,8 +239,9 @@ def _model(one: Measured) -> Iterator[str]:
         yield _speed_row(target, by_name)
     for name, title in one.texts.items():
         for stage, when in STAGES.items():
-            yield from ("", f"### Loss on {title}, {when}", "")
-            yield from _losses(one, by_name, name, stage)
+            if all(stage in v.nats for v in one.variants):  # else a family is missing
+                yield from ("", f"### Loss on {title}, {when}", "", *LOSS_HEAD)
+                yield from _losses(one, by_name, name, stage)
     yield from ("", "### Points of the families", "")
     yield from _points(one)
 
@@ -237,16 +254,18 @@ def _speed_row(target: Target, by_name: Mapping[str, Variant]) -> str:
     speed = by_name[target.variant].speeds[target.phase]
     inside = target.range[0] <= speed.realised <= target.range[1]
     low, high = target.range
-    measured = f"{ratio(speed.realised)}{'' if speed.valid else ' ?'} {ratios(list(speed.ci95))}"
     return (
-        f"| {name} | {ratio(target.expected)} ({low:.2f} to {high:.2f}) | {measured} "
+        f"| {name} | {ratio(target.expected)} ({low:.2f} to {high:.2f}) | {_measured(speed)} "
         f"| {'yes' if inside else 'no'} | {target.kept} |"
     )
 
 
+def _measured(speed: Speed) -> str:
+    """With its interval; marked where its times are no evidence."""
+    return f"{ratio(speed.realised)}{'' if speed.valid else ' ?'} {ratios(list(speed.ci95))}"
+
+
 def _losses(one: Measured, by_name: Mapping[str, Variant], name: str, stage: str) -> Iterator[str]:
-    yield "| target | plan | best family at its speed | its loss | plan − family, nats | the plan |"
-    yield "|:--|--:|:--|--:|:--|:--|"
     for target in one.targets:
         if target.variant is None:
             continue
@@ -329,7 +348,7 @@ def _families(one: Measured) -> list[str]:
 
 
 def _family(one: Measured, family: str, phase: str) -> list[Variant]:
-    """Its points in a phase, by sparsity."""
+    """Its points that were timed in a phase, by sparsity."""
     found = [v for v in one.variants if v.family == family and phase in v.speeds]
     return sorted(found, key=lambda v: v.sparsity or 0.0)
 
@@ -337,16 +356,18 @@ def _family(one: Measured, family: str, phase: str) -> list[Variant]:
 def _points(one: Measured) -> Iterator[str]:
     dense = next(v for v in one.variants if v.name == DENSE)
     phases = list(dict.fromkeys(p for v in one.variants for p in v.speeds))
-    columns = [(name, stage) for name in one.texts for stage in STAGES]
+    columns = [(name, stage) for name in one.texts for stage in STAGES if stage in dense.nats]
     heads = [f"{one.texts[name]}, {STAGES[stage]}" for name, stage in columns]
     yield "| family | s | " + " | ".join([*phases, *heads]) + " |"
     yield "|:--|:--|" + "--:|" * (len(phases) + len(heads))
     for v in one.variants:
         if v.family is None:
             continue
-        cells = [f"{ratio(v.speeds[p].realised)} {ratios(list(v.speeds[p].ci95))}" for p in phases]
+        cells = [_measured(v.speeds[p]) if p in v.speeds else "–" for p in phases]
         cells += [
             loss(math.expm1(_mean(v, stage, name) - _mean(dense, stage, name)))
+            if stage in v.nats
+            else "–"
             for name, stage in columns
         ]
         yield f"| {v.family} | {v.sparsity:g} | " + " | ".join(cells) + " |"

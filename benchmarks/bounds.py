@@ -24,8 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 import prunescope  # noqa: E402
 from prunescope.analysis.kernels.role import GEMM_KINDS  # noqa: E402
-from prunescope.analysis.schema.comparison import NOT_VALID  # noqa: E402
-from prunescope.analysis.schema.report import GemmRow, Report  # noqa: E402
+from prunescope.analysis.schema.report import NOT_VALID, GemmRow, Report  # noqa: E402
 from prunescope.taxonomy.formats import plain  # noqa: E402
 from prunescope.tracer.machine.calibrate import calibrate  # noqa: E402
 from prunescope.tracer.model.load import DEMO  # noqa: E402
@@ -116,7 +115,7 @@ Prefill of {TOKENS} tokens and decode, dense. Peaks: {rates}, {peaks["byte_per_s
 
 The {ridge} of prefill have 192 columns and lie on the ridge: nothing is claimed of them.
 
-| phase | role | batch | M | N | K | count | ms | bound | of bound |
+| phase | role | batch | M | N | K | count | ms | bound | % of its bound |
 |---|---|---|---|---|---|---|---|---|---|
 {chr(10).join(table)}
 

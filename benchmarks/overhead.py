@@ -104,9 +104,7 @@ def measured(options: argparse.Namespace) -> tuple[Measured, DeviceEntry, bool]:
 
 
 def _is_valid(phase: Phase) -> bool:
-    from prunescope.analysis.schema.comparison import NOT_VALID
-
-    return all(finding.id != NOT_VALID for finding in phase.findings)
+    return not phase.invalid_times
 
 
 def _name(family: str, sparsity: float) -> str:

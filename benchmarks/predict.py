@@ -2,8 +2,8 @@
 
     python benchmarks/predict.py
 
-Reads paper_figures.json and published.json, writes predict.md beside this file. No GPU, no weights;
-under a minute. Exit code 1 where a goal of accuracy or of coverage is missed.
+Reads taxonomy/paper.json and published.json, writes predict.md beside this file. No GPU, no
+weights; under a minute. Exit code 1 where a goal of accuracy or of coverage is missed.
 """
 
 from __future__ import annotations

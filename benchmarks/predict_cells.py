@@ -1,6 +1,6 @@
 """Published measurements as cells: what was measured, and what the model expects there.
 
-In: paper_figures.json (the seed paper), published.json (papers that constants were read from) and
+In: taxonomy/paper.json (the seed paper), published.json (papers that constants were read from) and
 published_commands.csv (other publications, each cell with the options of the command that expresses
 it, decided before its prediction was seen). Out: Cell, with a function that gives the expected
 speedup for any constants. A group is a phase of a figure, or a publication: what shares a set-up is
@@ -33,7 +33,7 @@ from prunescope.taxonomy.option import options_of
 from prunescope.taxonomy.plan import Workload
 
 HERE = Path(__file__).parent
-PAPER = json.loads((HERE / "paper_figures.json").read_text(encoding="utf-8"))
+PAPER = json.loads((HERE.parent / "taxonomy/paper.json").read_text(encoding="utf-8"))
 PUBLISHED = json.loads((HERE / "published.json").read_text(encoding="utf-8"))
 MODEL, DEVICE = "llama-3.1-8b", "rtx-pro-6000-blackwell"
 # Fig. 5 at batch 1 and 32k: Figs. 2 and 6, from which constants are read, are of that point.

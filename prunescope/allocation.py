@@ -30,6 +30,7 @@ from prunescope.taxonomy.allocation import LayerOption
 from prunescope.taxonomy.allocation_candidates import (
     allocated_shape,
     changed_layer,
+    layer_ranks,
     removals_of,
 )
 from prunescope.taxonomy.allocation_plan import (
@@ -223,6 +224,9 @@ def _kept_layers(problem: Problem, losses: ModelLosses, chosen: Sequence[LayerOp
                 dense_channels=layer.intermediate or None,
                 kept_kv_heads=cut_heads.kept(one.kv_heads or 1) if cut_heads else None,
                 kept_channels=cut_channels.kept(one.channels or 1) if cut_channels else None,
+                ranks=layer_ranks(dense, number, one),
+                attention_lowrank=one.attention_lowrank,
+                mlp_lowrank=one.mlp_lowrank,
                 loss=one.loss,
                 saves_ns=alone[key],
             )

@@ -279,29 +279,31 @@ def _sweep(
     prunescope sweep --example > sweep.yaml
     prunescope sweep sweep.yaml --out traces/sweep --dry-run
     prunescope sweep --preset paper --print-preset > paper.yaml
+    prunescope sweep mine.yaml --preset paper --out traces/study --budget 8
     """
     from prunescope.analysis.report.listings import sweep_state
     from prunescope.output import check_target, console_for, show_result
     from prunescope.tracer.capture.progress import Bar
     from prunescope.tracer.sweep.config import preset_text
-    from prunescope.tracer.sweep.sweep import limits_here, plan_of, run_plan, summary
+    from prunescope.tracer.sweep.sweep import before_it_starts, plan_of, run_plan, summary
 
     del example  # it was printed, and the command has ended
     if print_preset:
-        sys.stdout.write(preset_text(request.preset))
+        sys.stdout.write(preset_text(request.preset, request.config))
         return
     check_target(json_target)
     request.argv = sys.argv[1:]
     plan = plan_of(request)
     if not dry_run:
-        for line in limits_here(plan):
+        for line in before_it_starts(plan):
             console_for("-").print(line, markup=False, soft_wrap=True)
         with Bar() as bar:
             run_plan(request, plan, bar)
     result = summary(request, plan, estimate=dry_run)
     show_result(result, json_target, people=sweep_state(result))
     counts = result["plan"]
-    if not dry_run and counts["failed"] + counts["pending"] > counts["impossible"]:
+    undone = counts["failed"] + counts["pending"] - counts["left_out"]
+    if not dry_run and undone > counts["impossible"]:
         raise typer.Exit(3)
 
 
@@ -330,7 +332,7 @@ def _pareto(
         Path | None,
         Option(
             help="File of replayed GEMMs (`prunescope gemm --json FILE`) for --figures paper; "
-            "without it, the gemms.json in the sweep and its runs.",
+            "without it, each gemms*.json in the sweep and the gemms.json of its runs.",
             metavar="FILE",
         ),
     ] = None,
@@ -360,10 +362,60 @@ def _pareto(
     console_for(json_target).print(pareto_summary(found, target, missing))
 
 
+@app.command("reproduce")
+@from_options
+def _reproduce(
+    sweep: Annotated[
+        Path | None,
+        Option(
+            help="Folder that a sweep wrote; without it, the numbers stand beside predictions in "
+            "the paper's own setting.",
+            metavar="SWEEP",
+            argument=True,
+        ),
+    ] = None,
+    *,
+    against: Annotated[
+        Literal["paper"],
+        Option(help="Whose published numbers: those of the taxonomy's paper, arXiv 2606.09080."),
+    ] = "paper",
+    out: Annotated[
+        Path | None,
+        Option(
+            help="Folder to write the redrawn figure and a CSV of all numbers to; without it, none "
+            "are written.",
+            metavar="FOLDER",
+        ),
+    ] = None,
+    json_target: Json = None,
+) -> None:
+    """Print a paper's numbers beside those of a sweep and their bounds, and what differs in set-up.
+
+    \b
+    prunescope reproduce traces/sweep --against paper
+    prunescope reproduce --against paper --out redrawn
+    """
+    import msgspec
+
+    from prunescope.analysis.report.reproduction_tables import reproduction
+    from prunescope.output import check_target, show_result
+    from prunescope.reproducing import reproduce_predicted, reproduce_sweep
+
+    del against  # there is one paper so far
+    check_target(json_target)
+    found = reproduce_predicted() if sweep is None else reproduce_sweep(sweep)
+    if out is not None:
+        from prunescope.analysis.report.reproduction_figure import reproduction_files
+        from prunescope.analysis.report.write import write_files
+
+        write_files(reproduction_files(found), out)
+    show_result(msgspec.to_builtins(found), json_target, people=reproduction(found))
+
+
 @app.command("check")
 @from_options
 def _check(
-    subject: Annotated[
+    candidate: Annotated[
         Path,
         Option(
             help="Run, trace or report.json to check.",
@@ -384,7 +436,7 @@ def _check(
         Path | None,
         Option(
             help="Run or trace of the dense model to compare with; without it, the dense run in "
-            "the folder of the subject.",
+            "the folder of the candidate.",
             metavar="RUN|TRACE",
         ),
     ] = None,
@@ -422,7 +474,7 @@ def _check(
 
     check_target(json_target)
     check_target(junit)
-    outcome = prunescope.check(subject, require=require, baseline=baseline)
+    outcome = prunescope.check(candidate, require=require, baseline=baseline)
     marks = {
         "held": ("ok", "green"),
         "failed": ("FAILED", "bold red"),
@@ -550,8 +602,8 @@ def _families(
     method: Annotated[
         str | None,
         Option(
-            help="Published method to look up: its family and knobs, what its paper executes, what "
-            "runs here instead, and what was read; without it, all families.",
+            help="Published method to look up: its family and options, what its paper executes, "
+            "what runs here instead, and what was read; without it, all families.",
             metavar="METHOD",
         ),
     ] = None,

@@ -57,7 +57,7 @@ _TIMED = (
 )  # fmt: skip
 # Metrics that are a ratio or difference of both sides.
 _COMPARES = ("coverage", "roofline", "busy", "realised", "share_of_bound", "ledger.")
-NOT_VALID, _FINDING = "timing-not-valid", "findings."
+_FINDING = "findings."
 _VERDICTS = ("outside", "unknown")  # of `family`, beside the families
 
 
@@ -262,8 +262,8 @@ def _caveat(rule: Rule, phase: Phase) -> str:
         return f"dense and pruned do not compare{kinds}"
     if not rule.metric.startswith(_TIMED) or _is_nothing(rule, phase):
         return ""
-    invalid = [f.text for f in phase.findings if f.id == NOT_VALID]
-    return f"its times are not valid: {invalid[0]}" if invalid else ""
+    invalid = phase.invalid_times
+    return f"its times are not valid: {invalid[0].text}" if invalid else ""
 
 
 def _is_nothing(rule: Rule, phase: Phase) -> bool:
@@ -301,7 +301,7 @@ def _number(rule: Rule, phase: Phase) -> tuple[State, str, str]:
 
 
 def _is_no_evidence(rule: Rule, phase: Phase) -> bool:
-    """Whether a rule is about a change of the ledger that cannot be told from 0."""
+    """Whether a rule is about a change of the ledger that is indistinguishable from 0."""
     from prunescope.analysis.schema.report import is_beyond_noise
 
     name = rule.metric.removeprefix("ledger.")

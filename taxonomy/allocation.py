@@ -17,27 +17,39 @@ from operator import add
 # Units in all that can be saved: one is then 0.01 % of it, where two captures of one model differ
 # by a percent.
 UNITS = 10_000
+# Ways to cut a layer, by the name of the size that is kept: two of an attention, two of an MLP.
+ATTENTION_PARTS = ("kv_heads", "attention_lowrank")
+MLP_PARTS = ("channels", "mlp_lowrank")
+PARTS = ("kv_heads", "channels", "attention_lowrank", "mlp_lowrank")
 _EXACT = 1e-6  # of a unit: sums of floats land a hair above a whole number of units
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerOption:
     """One way to run a layer, with its cost and the loss that it adds. `gone`: the whole layer is
-    removed; one layer of a model has to stay. None in `kv_heads` or `channels`: as in the dense
-    layer."""
+    removed; one layer of a model has to stay. `attention_lowrank`, `mlp_lowrank`: percent of the
+    numbers of its matrices that stay, each matrix stored as two of a low rank. None: as in the
+    dense layer."""
 
     cost: float
     loss: float
     kv_heads: int | None = None
     channels: int | None = None
+    attention_lowrank: int | None = None
+    mlp_lowrank: int | None = None
     gone: bool = False
 
     @property
-    def kept(self) -> tuple[bool, float, float]:
+    def sizes(self) -> dict[str, int]:
+        """What is kept of each part that is cut, by the name of the part."""
+        every = {name: getattr(self, name) for name in PARTS}
+        return {name: size for name, size in every.items() if size is not None}
+
+    @property
+    def kept(self) -> tuple[float, ...]:
         """The larger, the more of the layer is kept: of two equal options the larger stays."""
-        sizes = (math.inf if size is None else size for size in (self.kv_heads, self.channels))
-        heads, channels = sizes
-        return (not self.gone, heads, channels)
+        sizes = self.sizes
+        return (not self.gone, *(sizes.get(name, math.inf) for name in PARTS))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,35 +2,49 @@
 
 In: a ModelShape; costs and losses of each size of each layer. Out: the sizes to try, a LayerTable a
 layer, and the uniform choices that an allocation is compared with. Heads are cut as whole KV heads
-with their queries, channels as multiples of 16.
+with their queries, channels as multiples of 16; where low ranks are asked for, all matrices of an
+attention or of an MLP keep the same share of their numbers, as two matrices each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
-from prunescope.taxonomy.allocation import LayerOption
+from prunescope.taxonomy.allocation import ATTENTION_PARTS, MLP_PARTS, PARTS, LayerOption
+from prunescope.taxonomy.architecture_table import BY_ID
 from prunescope.taxonomy.families import cutting
-from prunescope.taxonomy.keep import aligned
+from prunescope.taxonomy.keep import aligned, low_rank_or_dense
+from prunescope.taxonomy.roles import GROUPS
 from prunescope.taxonomy.shape import LayerShape, ModelShape
 
 _WIDTHS = 32  # widths that are tried of an MLP, and counts of KV heads of an attention
 _MEASURED = (0.0, 0.25, 0.5, 0.75)  # of the dense size: where losses are measured, 0 the smallest
+_LOWRANK = (25, 50, 75)  # percent of the numbers of a matrix
+_GROUPS = {"attention_lowrank": ("qkv", "o"), "mlp_lowrank": ("gate_up", "down")}
 
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """The sizes below the dense one that a layer may keep, ascending, and whether it may go."""
+    """The sizes below the dense one that a layer may keep, ascending, and whether it may go.
+    Those of a low rank are percent of the numbers of the matrices."""
 
     kv_heads: tuple[int, ...]
     channels: tuple[int, ...]
+    attention_lowrank: tuple[int, ...] = ()
+    mlp_lowrank: tuple[int, ...] = ()
     may_go: bool = True
 
+    def of(self, part: str) -> tuple[int, ...]:
+        """The sizes of one of PARTS."""
+        sizes: tuple[int, ...] = getattr(self, part)
+        return sizes
 
-def candidates(shape: ModelShape, number: int) -> Candidates:
-    """Of one layer. A part that cannot be cut has none: latent attention, a mixer, experts, a
-    single KV head."""
+
+def candidates(shape: ModelShape, number: int, *, low_rank: bool = False) -> Candidates:
+    """Of one layer; with `low_rank` its matrices may be stored as two each. A part that cannot be
+    cut has none: latent attention, a mixer, experts, a single KV head."""
     layer, letter = shape.layer(number), shape.layout[number]
     heads: tuple[int, ...] = ()
     if letter.lower() != "m" and shape.kv_rank is None and layer.attention_kind == "usual":
@@ -41,7 +55,35 @@ def candidates(shape: ModelShape, number: int) -> Candidates:
         channels = tuple(range(step, layer.intermediate, step))
     # Positions are counted by the cache of an attention: a hybrid keeps its first one.
     first = bool(shape.other_layers) and number == shape.order.replace("s", "f").find("f")
-    return Candidates(heads, channels, may_go=not first)
+    found = Candidates(heads, channels, may_go=not first)
+    if not low_rank:
+        return found
+    usual = letter.lower() != "m" and shape.kv_rank is None and layer.attention_kind == "usual"
+    attention = _lowrank(shape, number, "attention_lowrank") if usual else ()
+    mlp = _lowrank(shape, number, "mlp_lowrank") if channels else ()
+    return replace(found, attention_lowrank=attention, mlp_lowrank=mlp)
+
+
+def _lowrank(shape: ModelShape, number: int, part: str) -> tuple[int, ...]:
+    """The percentages at which two matrices are smaller than one, for some matrix of the part.
+    None where q, k, v or gate and up are one matrix: their rank would be a common one."""
+    entry = BY_ID.get(shape.model_type)
+    fused = entry and (entry.qkv if part == "attention_lowrank" else entry.gate_up)
+    if fused or shape.layer(number).ranks:
+        return ()
+    return tuple(share for share in _LOWRANK if ranks_of(shape, number, part, share))
+
+
+def ranks_of(shape: ModelShape, number: int, part: str, percent: int) -> dict[str, int]:
+    """The rank of each matrix of an attention or MLP, by role, where it keeps this share of its
+    numbers. Those that no such rank would make smaller are left out, and stay as they are."""
+    found = {}
+    for role, (n, k) in shape.like(number).linears().items():
+        if GROUPS[role] in _GROUPS[part]:
+            rank = low_rank_or_dense(n, k, 1 - percent / 100)
+            if rank is not None:
+                found[role] = rank
+    return found
 
 
 def _spread(sizes: range) -> tuple[int, ...]:
@@ -62,7 +104,7 @@ def measured_sizes(sizes: Sequence[int], dense: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """A part of a layer cut to a size; `what` is "kv_heads", "channels", or "layer" for all."""
+    """A part of a layer cut to a size; `what` is one of PARTS, or "layer" for all."""
 
     layer: int
     what: str
@@ -80,6 +122,8 @@ def removals_of(sizes: Sequence[Candidates], dense: Sequence[tuple[int, int]]) -
     for number, (layer, (heads, width)) in enumerate(zip(sizes, dense, strict=True)):
         found += [Removal(number, "kv_heads", n) for n in measured_sizes(layer.kv_heads, heads)]
         found += [Removal(number, "channels", n) for n in measured_sizes(layer.channels, width)]
+        for part in _GROUPS:
+            found += [Removal(number, part, n) for n in measured_sizes(layer.of(part), 100)]
         if layer.may_go:
             found.append(Removal(number, "layer"))
     return found
@@ -87,37 +131,39 @@ def removals_of(sizes: Sequence[Candidates], dense: Sequence[tuple[int, int]]) -
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerLosses:
-    """The rise of the loss at each size of a layer's parts; None: the layer cannot go."""
+    """The rise of the loss at each size of a layer's parts, by part; None: the layer cannot go."""
 
-    kv_heads: Mapping[int, float]
-    channels: Mapping[int, float]
+    parts: Mapping[str, Mapping[int, float]]
     gone: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerTable:
-    """(cost, loss) of each size of a layer's parts, relative to the dense layer, whose own are 0.
-    `gone`: of the layer without any of them; None: it has to stay."""
+    """(cost, loss) of each size of a layer's parts, by part, relative to the dense layer, whose own
+    are 0. `gone`: of the layer without any of them; None: it has to stay."""
 
-    kv_heads: Mapping[int, tuple[float, float]] = field(default_factory=dict)
-    channels: Mapping[int, tuple[float, float]] = field(default_factory=dict)
+    parts: Mapping[str, Mapping[int, tuple[float, float]]] = field(default_factory=dict)
     gone: tuple[float, float] | None = None
 
-    def option(self, kv_heads: int | None, channels: int | None) -> LayerOption:
-        """The layer with these sizes; None: as in the dense one."""
-        cost, loss = 0.0, 0.0
-        for size, table in ((kv_heads, self.kv_heads), (channels, self.channels)):
-            if size is not None:
-                cost, loss = cost + table[size][0], loss + table[size][1]
-        return LayerOption(cost=cost, loss=loss, kv_heads=kv_heads, channels=channels)
+    def of(self, part: str) -> Mapping[int, tuple[float, float]]:
+        """(cost, loss) of each size of one of PARTS."""
+        return self.parts.get(part, {})
+
+    def option(self, **sizes: int) -> LayerOption:
+        """The layer with these sizes of some of PARTS; the others are as in the dense one."""
+        found = [self.of(part)[size] for part, size in sizes.items()]
+        cost, loss = sum(one[0] for one in found), sum(one[1] for one in found)
+        kept: dict[str, Any] = sizes
+        return LayerOption(cost=cost, loss=loss, **kept)
 
     def options(self) -> list[LayerOption]:
-        """Every combination of sizes, and the layer that is gone."""
-        found = [
-            self.option(heads, width)
-            for heads in (None, *self.kv_heads)
-            for width in (None, *self.channels)
-        ]
+        """Every combination of a size of the attention and one of the MLP, and the layer that is
+        gone."""
+        attention, mlp = (
+            [{}, *({part: size} for part in parts for size in self.of(part))]
+            for parts in (ATTENTION_PARTS, MLP_PARTS)
+        )
+        found = [self.option(**a, **b) for a in attention for b in mlp]
         if self.gone is not None:
             found.append(LayerOption(cost=self.gone[0], loss=self.gone[1], gone=True))
         return found
@@ -137,22 +183,28 @@ class UniformChoice:
 def uniform_choices(shape: ModelShape, tables: Sequence[LayerTable]) -> Iterator[UniformChoice]:
     """What families leave that cut every layer alike, at each size that all layers have; of whole
     layers those go whose removal loses least."""
-    widths = _common([table.channels for table in tables])
-    heads = _common([table.kv_heads for table in tables])
+    common = {part: _common([table.of(part) for table in tables]) for part in PARTS}
+    widths, heads = common["channels"], common["kv_heads"]
     for width in widths:
-        yield _choice(cutting("channels"), f"{width:,} channels", _all(tables, None, width))
+        yield _choice(cutting("channels"), f"{width:,} channels", _all(tables, channels=width))
     for count in heads:
-        yield _choice(cutting("heads"), f"{count} KV heads", _all(tables, count, None))
+        yield _choice(cutting("heads"), f"{count} KV heads", _all(tables, kv_heads=count))
     for width in widths:
         count = max(1, round(shape.kv_heads * width / shape.intermediate))
         if count in heads:
             text = f"{count} KV heads, {width:,} channels"
-            yield _choice(cutting("heads", "channels"), text, _all(tables, count, width))
+            both = _all(tables, kv_heads=count, channels=width)
+            yield _choice(cutting("heads", "channels"), text, both)
+    for share in common["attention_lowrank"]:
+        if share in common["mlp_lowrank"]:
+            text = f"low ranks, {share} % of the numbers"
+            both = _all(tables, attention_lowrank=share, mlp_lowrank=share)
+            yield _choice(cutting("ranks"), text, both)
     ranked = sorted(
         (number for number, table in enumerate(tables) if table.gone is not None),
         key=lambda number: tables[number].gone[1],  # type: ignore[index]
     )
-    dense = [table.option(None, None) for table in tables]
+    dense = [table.option() for table in tables]
     for count in range(1, min(len(ranked) + 1, len(tables))):
         chosen = list(dense)
         for number in ranked[:count]:
@@ -167,8 +219,8 @@ def _common(tables: Sequence[Mapping[int, object]]) -> list[int]:
     return sorted(set.intersection(*(set(table) for table in tables)))
 
 
-def _all(tables: Sequence[LayerTable], heads: int | None, width: int | None) -> list[LayerOption]:
-    return [table.option(heads, width) for table in tables]
+def _all(tables: Sequence[LayerTable], **sizes: int) -> list[LayerOption]:
+    return [table.option(**sizes) for table in tables]
 
 
 def _choice(family: str, kept: str, options: Sequence[LayerOption]) -> UniformChoice:
@@ -178,18 +230,18 @@ def _choice(family: str, kept: str, options: Sequence[LayerOption]) -> UniformCh
 
 def allocated_shape(shape: ModelShape, options: Sequence[LayerOption]) -> ModelShape:
     """The model with an option a layer."""
-    layers = [_cut(shape.layer(number), one) for number, one in enumerate(options)]
-    return shape.with_layers(layers)
+    return shape.with_layers([_cut(shape, number, one) for number, one in enumerate(options)])
 
 
 def changed_layer(shape: ModelShape, number: int, option: LayerOption) -> ModelShape:
     """The model with one layer changed."""
     layers = [shape.layer(i) for i in range(shape.layers)]
-    layers[number] = _cut(layers[number], option)
+    layers[number] = _cut(shape, number, option)
     return shape.with_layers(layers)
 
 
-def _cut(layer: LayerShape, option: LayerOption) -> LayerShape:
+def _cut(shape: ModelShape, number: int, option: LayerOption) -> LayerShape:
+    layer = shape.layer(number)
     if option.gone:
         return LayerShape(attention_kind="none", mlp_kind="none")
     if option.kv_heads is not None:
@@ -197,4 +249,15 @@ def _cut(layer: LayerShape, option: LayerOption) -> LayerShape:
         layer = replace(layer, heads=queries, kv_heads=option.kv_heads)
     if option.channels is not None:
         layer = replace(layer, intermediate=option.channels)
-    return layer
+    ranks = layer_ranks(shape, number, option)
+    return replace(layer, ranks=(*layer.ranks, *sorted(ranks.items()))) if ranks else layer
+
+
+def layer_ranks(shape: ModelShape, number: int, option: LayerOption) -> dict[str, int]:
+    """The rank of each matrix of a layer that an option stores as two, by role."""
+    found: dict[str, int] = {}
+    for part in _GROUPS:
+        percent = getattr(option, part)
+        if percent is not None:
+            found |= ranks_of(shape, number, part, percent)
+    return found

@@ -33,8 +33,10 @@ Indices = Annotated[list[Count], Meta(min_length=1, max_length=_MOST)]
 class KeptLayer(msgspec.Struct, kw_only=True, omit_defaults=True):
     """What stays of one layer of the dense model. Sizes are null where it has no such part.
 
-    `kept_kv_heads`, `kept_channels`: their indices in the dense layer; null: all stay. `loss`: what
-    the layer gives up; `saves_ns`: a forward, by phase.
+    `kept_kv_heads`, `kept_channels`: their indices in the dense layer; null: all stay. `ranks`: of
+    the matrices that are stored as two, by role; `attention_lowrank`, `mlp_lowrank`: the percent of
+    their numbers that this is, null where none is. `loss`: what the layer gives up; `saves_ns`: a
+    forward, by phase.
     """
 
     layer: Layer
@@ -46,6 +48,9 @@ class KeptLayer(msgspec.Struct, kw_only=True, omit_defaults=True):
     dense_channels: Size | None = None
     kept_kv_heads: Indices | None = None
     kept_channels: Indices | None = None
+    ranks: Annotated[dict[Name, Size], Meta(max_length=16)] = {}
+    attention_lowrank: Size | None = None
+    mlp_lowrank: Size | None = None
     loss: Number = 0.0
     saves_ns: dict[Name, Number] = {}
 
@@ -128,6 +133,11 @@ class PlanOfLayers(msgspec.Struct, kw_only=True):
     text: dict[str, Any] = {}  # the tokens that losses were measured on
     notes: list[str] = []
     command: str = ""
+
+    @property
+    def has_ranks(self) -> bool:
+        """Whether any matrix is stored as two of a low rank."""
+        return any(one.ranks for one in self.layers)
 
     @property
     def removed(self) -> list[int]:

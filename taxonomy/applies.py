@@ -111,7 +111,7 @@ def to_keys(traits: Traits) -> Applies:
         sliding = f"{shape.sliding_layers} layers see {shape.window} keys as they are"
         return Applies(PARTLY, sliding)
     if traits.beside:
-        return Applies(PARTLY, f"attention alone: {traits.mixer} beside it reads no keys")
+        return Applies(PARTLY, f"attention alone: the {traits.mixer} in parallel reads no keys")
     return Applies(YES)
 
 

@@ -252,7 +252,7 @@ def described(config: Mapping[str, Any]) -> Described:
 
 
 def of_traits(traits: Traits, notes: Sequence[str] = ()) -> Described:
-    """The same of mechanisms that were read, and `notes` on how."""
+    """What the traits of a config say; `notes`: how they were read."""
     return Described(
         model_type=traits.model_type,
         title=traits.entry.title if traits.entry else None,
@@ -288,7 +288,7 @@ def _mechanisms(traits: Traits) -> list[Mechanism]:
         if differ := differing_layers(shape):
             found.append(Mechanism("different sizes", shape.layers, differ))
     if traits.mixer:
-        text = f"{traits.mixer}{', beside attention' if traits.beside else ''}"
+        text = f"{traits.mixer}{', in parallel with attention' if traits.beside else ''}"
         found.append(Mechanism(_mixer_id(traits.mixer), traits.mixer_layers, text))
     return found
 

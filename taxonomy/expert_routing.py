@@ -43,6 +43,15 @@ class Routing:
             return (zipf_weights(experts, self.exponent),)
         return self.phases.get(phase) or next(iter(self.phases.values()))
 
+    def not_counted(self, phase: str) -> str | None:
+        """A sentence where the counts of another phase stand for those of `phase`; else None."""
+        if not self.phases or self.phases.get(phase):
+            return None
+        return (
+            f"{self.source} counts no experts in {phase}: they are taken as chosen as often as in "
+            f"{next(iter(self.phases))}"
+        )
+
 
 def counted(phases: Mapping[str, Mapping[str, Sequence[float]]], *, source: str) -> Routing | None:
     """The routing of counts by phase and layer, as run.json holds them; None for no counts."""

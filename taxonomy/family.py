@@ -66,6 +66,11 @@ ALIGNMENT = Knob(
 )
 
 
+def recorded(_knobs: Mapping[str, Value]) -> str:
+    """For `Family.unrecorded`: a graph can hold the steps at all knobs."""
+    return ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FamilyPoint:
     """What is asked of a family: nominal sparsity s in [0, 1) and knobs by name. `removed`: the
@@ -128,6 +133,9 @@ class Family:
     routes_layers: bool = False  # each layer decides for itself, and may happen to skip nothing
     routes_rows: bool = False  # each row alone; the layer's k and v are computed for all rows
     without_sparse_units: str = ""  # the family that runs where a device has no units for 2:4
+    # Of a dynamic family, by its knobs: why a graph cannot hold its steps, "" where it can (fixed
+    # shapes, no decision of the host); None: no form of it can be recorded.
+    unrecorded: Callable[[Mapping[str, Value]], str] | None = None
 
     @property
     def is_dynamic(self) -> bool:
@@ -169,6 +177,14 @@ class Family:
         """Whether weights become zero and keep their place, so that no shape shows it."""
         return "weights" in self.cuts
 
+    def not_recorded(self, knobs: Mapping[str, Value]) -> str:
+        """Why a graph cannot hold steps of this family at these knobs; "" where it can."""
+        if not self.is_dynamic:
+            return ""
+        if self.unrecorded is None:
+            return "it decides anew in every step, on the host"
+        return self.unrecorded(self.point(0.0, knobs).knobs)
+
     def point(self, sparsity: float, knobs: Mapping[str, Value] | None = None) -> FamilyPoint:
         """A checked point with every knob filled in.
 
@@ -179,7 +195,7 @@ class Family:
             if name not in self.knobs:
                 known = ", ".join(self.knobs) or "none"
                 raise PrunescopeError(
-                    f"{self.id} has no knob {name!r}", hint=f"its knobs are: {known}"
+                    f"{self.id} has no option {name!r}", hint=f"its options are: {known}"
                 )
             given[name] = _typed(name, value, self.knobs[name])
         defaults = {
@@ -231,7 +247,7 @@ def _number(text: str, kind: type) -> Value:
 
 def _typed(name: str, value: Value, knob: Knob) -> Value:
     """`value` in the type of the knob's default: the command line gives strings."""
-    kind, bad = type(knob.default), f"knob {name}={value!r}"
+    kind, bad = type(knob.default), f"option {name}={value!r}"
     typed: Value = value
     try:
         if kind is bool and isinstance(value, str):

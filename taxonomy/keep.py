@@ -19,6 +19,10 @@ ROUNDINGS = ("nearest", "paper")
 # a sparsity may miss: aligned to 1 and to 2, and to no more. "paper": 16, as in its code.
 ALIGNMENTS = ("1", "2", "4", "8", "16", "32", "64", "128", "odd", "even", "paper")
 ALIGN = "16"
+_ALIGNED = {
+    "1": "whole numbers", "odd": "odd numbers", "even": "numbers that 2 divides and 4 does not",
+    "paper": "multiples of 16",
+}  # fmt: skip
 # Products such as 10·(1 − 0.9) land a hair below the integer that is meant.
 _EPSILON = 1e-9
 # Shares that differ by less are not worth a sentence.
@@ -65,6 +69,11 @@ def aligned(x: float, align: str = ALIGN) -> int:
     return whole and whole + (remainder - whole) % step
 
 
+def aligned_words(align: str) -> str:
+    """What dimensions of an alignment are, for a sentence: `multiples of 16`."""
+    return _ALIGNED.get(align, f"multiples of {align}")
+
+
 def floor_of(x: float) -> int:
     """int(x), but 2.9999999999 (an exact 3 in decimal) is 3."""
     return int(x + _EPSILON)
@@ -100,7 +109,7 @@ def named_layers(text: str, layers: int) -> list[int]:
 
 
 def named_share(text: str, layers: int, sparsity: float) -> str | None:
-    """What is to be said where `--set layers=` names another share than the sparsity, else None.
+    """A note where `--set layers=` names another share than the sparsity, else None.
 
     Raises PrunescopeError as `named_layers` does.
     """
@@ -198,6 +207,9 @@ def spared_share(sparsity: float, full_heads: float) -> float:
             hint="for example --set full_heads=0.5: half of them read every key",
         )
     return sparsity * (1 - full_heads)
+
+
+ALL_THAT_CAN_GO = 0.999999  # a sparsity at which only those experts stay that a router needs
 
 
 def kept_experts(

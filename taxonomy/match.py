@@ -14,7 +14,7 @@ from typing import Any
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.family import Family, Value, identity
-from prunescope.taxonomy.plan import Op, Workload
+from prunescope.taxonomy.plan import Op, Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.theory import dense_plan, flop, forward, traffic
 from prunescope.taxonomy.words import percent
@@ -65,7 +65,7 @@ def take_match(knobs: Mapping[str, Value]) -> tuple[str, dict[str, Value]]:
     by = str(rest.pop(KNOB, NOMINAL))
     if by not in (NOMINAL, *MATCHES):
         raise PrunescopeError(
-            f"knob {KNOB}={by!r} is no choice", hint=f"one of {NOMINAL}, {', '.join(MATCHES)}"
+            f"option {KNOB}={by!r} is no choice", hint=f"one of {NOMINAL}, {', '.join(MATCHES)}"
         )
     if by != NOMINAL and rest.get("layers"):
         raise PrunescopeError(
@@ -86,9 +86,14 @@ def removed_shares(
 ) -> dict[str, float]:
     """Shares that a family removes at its own sparsity: {"flop", "param", "byte"}. `removed`: the
     layers that went, by kind, where they are known."""
-    dense = _sums(shape, work)
     point = replace(chosen.point(sparsity, knobs), removed=removed or {})
-    plans = chosen.plans(shape, work, point)
+    return _removed_by(chosen, chosen.plans(shape, work, point), shape, work)
+
+
+def _removed_by(
+    chosen: Family, plans: list[Plan], shape: ModelShape, work: Workload
+) -> dict[str, float]:
+    dense = _sums(shape, work)
     ops = forward(plans)
     left = _of_ops(ops)
     if chosen.keeps_weights:
@@ -111,10 +116,17 @@ def solve(
     share that it can; RemovesNothing where it removes nothing of it.
     """
 
+    last: tuple[list[Plan], dict[str, float]] | None = None
+
     @cache
     def share(sparsity: float) -> float | None:
+        nonlocal last
         try:
-            return removed_shares(chosen, sparsity, shape=shape, work=work, knobs=knobs)[by]
+            plans = chosen.plans(shape, work, chosen.point(sparsity, knobs))
+            # A staircase: half of the points keep as much as the one before.
+            if last is None or plans != last[0]:
+                last = plans, _removed_by(chosen, plans, shape, work)
+            return last[1][by]
         except PrunescopeError:  # no point of the family: no rank that saves, 2:4 at other than 0.5
             return None
 

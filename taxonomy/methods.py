@@ -92,7 +92,8 @@ class PublishedMethod:
         elif self.runs is not None:
             ours = f"{self.family} runs instead: {self.runs}"
         if self.predict_only:
-            ours += f"; predict prices what runs, and with{_options(self.predict_only)} the paper's"
+            ours += "; predict estimates the time of what runs, and with"
+            ours += f"{_options(self.predict_only)} that of the paper's form"
         placed_by = "by extension" if self.by_extension else "by arXiv 2606.09080"
         return [f"{self.name} executes {self.executes}", f"{ours} (placed {placed_by})", read]
 

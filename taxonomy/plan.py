@@ -198,6 +198,7 @@ class Op:
     rows: float = 1  # share of the tokens that it sees
     spread: float = 0  # standard deviation of the rows of a group, where a router deals them out
     runs: float = 1  # probability that it runs in this forward
+    experts: float = 0  # that get a token, of a layer: expected, of an op of routed experts; else 0
     # Of a GEMM whose rows need other inputs each: the share of K that any of them needs; else 0.
     union: float = 0
     sparse: bool = False  # a 2:4 GEMM: it stores indices beside its numbers

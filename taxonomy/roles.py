@@ -137,7 +137,7 @@ def locate(path: str, architecture: str | None = None) -> Place:
 
 def locate_all(paths: Iterable[str]) -> dict[str, Place]:
     """`locate` of the module paths of one model whose type is not known: a name that some
-    architectures use otherwise is told by the modules beside it."""
+    architectures use otherwise is identified by the modules next to it."""
     names = list(paths)
     leaves = {name.rpartition(".")[2] for name in names}
     marked = next(

@@ -25,6 +25,7 @@ from prunescope.taxonomy.formats import (
     Share,
     Size,
 )
+from prunescope.taxonomy.run_quality import TextDataset
 from prunescope.taxonomy.shape import ModelShape
 
 # What a family, a calibration or a training says of itself, in keys of its own: plain JSON values.
@@ -198,6 +199,7 @@ class InputText(Block, kw_only=True):
     sha256: OmitDefault[str | None] = None  # of the text
     part: OmitDefault[str | None] = None
     seed: OmitDefault[int | None] = None
+    dataset: OmitDefault[TextDataset | None] = None
 
 
 # The fields of ModelShape, each of which may be absent.

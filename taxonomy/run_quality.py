@@ -11,6 +11,18 @@ from prunescope.taxonomy.formats import Block, Count, Interval, Name, Number, Nu
 RANDOM_IDS = "random token ids"  # the source of what stands for a text where none can be read
 
 
+class TextDataset(Block, kw_only=True):
+    """The part of a data set that a text is, as the library `datasets` loaded it."""
+
+    repository: str | None = None
+    config: OmitDefault[str | None] = None
+    split: str | None = None
+    file: OmitDefault[str | None] = None
+    revision: str | None = None  # the commit of the repository; null: the library does not tell it
+    version: OmitDefault[str | None] = None
+    fingerprint: str | None = None  # of the library, over the data and what was done to it
+
+
 class TextSource(Block, kw_only=True):
     """Where the tokens that were scored are from: a part of a text, or random ids."""
 
@@ -19,6 +31,7 @@ class TextSource(Block, kw_only=True):
     part: OmitDefault[str | None] = None
     seed: OmitDefault[int | None] = None  # of random ids
     tokens: Count | None = None
+    dataset: OmitDefault[TextDataset | None] = None  # where the text is one of `datasets`
 
 
 class TaskMetric(Block, kw_only=True):

@@ -6,7 +6,7 @@ compared with each other.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -14,7 +14,7 @@ from msgspec import Meta
 from prunescope.taxonomy.formats import Size
 
 
-class Setting(msgspec.Struct, kw_only=True, frozen=True, order=True):
+class Setting(msgspec.Struct, kw_only=True, frozen=True):
     """A batch and a length, and how the models ran."""
 
     batch: Size
@@ -31,6 +31,15 @@ class Setting(msgspec.Struct, kw_only=True, frozen=True, order=True):
         Meta(description='what ran: the whole "model", or one decoder "layer" of it alone'),
     ] = "model"
 
+    def __lt__(self, other: Setting) -> bool:
+        """Whole models before layers, then in the order of the fields."""
+        return self._rank < other._rank
+
+    @property
+    def _rank(self) -> tuple[Any, ...]:
+        values = tuple(getattr(self, name) for name in Setting.__struct_fields__)
+        return self.only != "model", *values
+
     @property
     def setting(self) -> Setting:
         """How a point, a cell or a planned result ran, without what else it holds."""
@@ -46,7 +55,7 @@ class Setting(msgspec.Struct, kw_only=True, frozen=True, order=True):
             "attn": f"{self.attn} attention",
             "logits": f"{self.logits} logits",
             "flush": "cache flushed",
-            "warmup": f"{self.warmup} warm-ups",
+            "warmup": f"{self.warmup} warm-up{'s' if self.warmup != 1 else ''}",
             "only": f"one {self.only} alone",
         }
         differing = [name for name in names if getattr(self, name) != getattr(usual, name)]

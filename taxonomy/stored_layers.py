@@ -43,10 +43,10 @@ class _Layer:
 
 
 def shape_of_weights(shape: ModelShape, stored: StoredTensors) -> tuple[ModelShape, list[str]]:
-    """The shape with the sizes of the stored weights, and what is to be said of them."""
+    """The shape with the sizes of the stored weights, and notes on them."""
     if stored.problem:
         return shape, [
-            f"the weights beside the config cannot be read ({stored.problem}): sizes are the "
+            f"the weights next to the config are unreadable ({stored.problem}): sizes are the "
             "config's"
         ]
     tensors = _decoder(stored.shapes)
@@ -72,13 +72,13 @@ def shape_of_weights(shape: ModelShape, stored: StoredTensors) -> tuple[ModelSha
             odd.append(f"layer {number}: {error}")
             read.append(usual)
     found = found.with_layers(read)
-    said = _differences(shape, found)
+    notes = _differences(shape, found)
     if odd:
-        said.append(
+        notes.append(
             f"{len(odd)} layers keep the sizes of the config, for their weights do not add up "
             f"({odd[0]})"
         )
-    return found, said
+    return found, notes
 
 
 def _decoder(shapes: Mapping[str, Matrix]) -> dict[str, Matrix]:
@@ -193,7 +193,7 @@ def _attention(
         return {}
     heads, kv_heads, size = _heads(usual, q, k)
     if v % kv_heads:
-        raise ValueError(f"{v} rows of v are no whole heads beside {kv_heads} of k")
+        raise ValueError(f"{v} rows of v are no whole heads, with {kv_heads} of k")
     value = v // kv_heads
     if o is not None and o != heads * value:
         raise ValueError(f"o reads {o} features, {heads} heads of {value} write {heads * value}")

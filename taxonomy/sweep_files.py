@@ -31,7 +31,7 @@ PENDING: Literal["pending"] = "pending"
 RUNNING: Literal["running"] = "running"  # in a listing only: it ends with the process
 
 
-class Planned(Setting, kw_only=True, frozen=True, order=False):
+class Planned(Setting, kw_only=True, frozen=True):
     """A model of one point in one phase. `problem`: why it is infeasible, if so."""
 
     id: str

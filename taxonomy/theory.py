@@ -27,7 +27,7 @@ def dense_plan(shape: ModelShape, work: Workload) -> Plan:
         raise PrunescopeError(
             f"{shape.other_layers} of {shape.layers} layers of {shape.model_type} are no attention",
             hint="the theory knows gated delta nets, Mamba-2 and short convolutions of some "
-            "architectures beside attention; trace this one",
+            "architectures in addition to attention; trace this one",
         )
     return Plan(shape=shape, work=work, attention_layers=shape.layers, mlp_layers=shape.layers)
 
@@ -389,6 +389,7 @@ def expert_ops(plan: Plan, layers: float) -> Iterable[Op]:
         layers=layers,
         flop=0,
         bytes=work.itemsize * (2 + shape.gated) * shape.expert_intermediate * rows,
+        experts=load.distinct,
     )
     if shape.shared_intermediate:
         for matrix in _matrices(shape):
@@ -432,6 +433,7 @@ def _routed(
             stored_bytes=b * (count * piece.stored * numbers + extra),
             rows=share,
             spread=load.spread,
+            experts=active,
             runs=plan.runs if share < 1 else 1,
             sparse=piece.numbers < min(1, piece.stored),
         )

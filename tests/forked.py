@@ -28,7 +28,9 @@ ROOT = Path(__file__).resolve().parents[1]
 # With these a child begins at once; what else a module imports, it imports as ever.
 PRELOADED = ("torch", "transformers.models.llama.modeling_llama", "prunescope.cli",
              "prunescope.tracer.capture.session", "prunescope.analysis.pipeline",
-             "prunescope.analysis.report.write", "prunescope.deliver")  # fmt: skip
+             "prunescope.analysis.report.write", "prunescope.deliver", "matplotlib.figure",
+             "matplotlib.backends.backend_agg", "matplotlib.backends.backend_pdf",
+             "matplotlib.backends.backend_svg")  # fmt: skip
 
 
 class Forked:

@@ -43,7 +43,7 @@ def _readme(
     yield ""
     yield "`verify` compares every file with SHA256SUMS, rebuilds each report, figure and annotated"
     yield "trace from the traces, and compares them. A figure that another matplotlib than that of"
-    yield "bundle.json draws elsewhere is compared by its labels, and the result is partial. To"
+    yield "bundle.json plots elsewhere is compared by its labels, and the result is partial. To"
     yield "look yourself: unpack the zip and run the commands below there."
     yield ""
     yield "## Claims, and what rebuilds each"
@@ -109,7 +109,7 @@ def _limits(reports: Mapping[str, Report], runs: Runs) -> Iterator[str]:
             f"{markdown(name)}: one device ({markdown(report.device.get('name') or 'unknown')})"
         ]
         if how == "random":
-            facts.append("parts to prune were drawn at random: speed, not quality")
+            facts.append("parts to prune were chosen at random: speed, not quality")
         if any(g.simulated for phase in report.phases.values() for g in phase.gemms):
             facts.append("some kernels are stand-ins (marked simulated)")
         facts += [markdown(warning) for warning in report.warnings]

@@ -44,7 +44,7 @@ _ANNOTATION, _PYTHON = "user_annotation", "python_function"
 _KEPT = {
     *OP_CATEGORIES, _ANNOTATION, _PYTHON, OVERHEAD, *DEVICE_CATEGORIES, *LAUNCH_CATEGORIES,
 }  # fmt: skip
-# Files whose names say nothing of a user; compilers and tuners are told by them.
+# Files whose names say nothing of a user; compilers and tuners are identified by them.
 _PUBLIC = re.compile(r"(?:^|/)((?:torch|triton|transformers)/[\w/.-]+\.py\(\d+\): \w+)$")
 _WHOLE = re.compile(rb"-?\d{1,19}")
 _PLAIN = re.compile(rb'-?\d{1,19}|"\w{1,40}"')  # a number, or a word without spaces

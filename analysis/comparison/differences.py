@@ -26,7 +26,7 @@ from prunescope.taxonomy.run import PhaseRun
 _SETTINGS = ("batch", "prompt_len", "logits", "attention", "mode", "cache", "context")
 _INPUTS = ("batch", "prompt_len", "context")
 CODE = "code"  # compiled on one side, eager on the other: kernels of other ops
-UNPAIRED = "products that pair"  # of all products of a side, by layer and role: none does
+UNPAIRED = "GEMMs that pair"  # of all GEMMs of a side, by layer and role: none does
 GRAPHS = "CUDA graphs"  # their kernels, or one interval a launch, which holds idle time too
 STEPS = "steps"  # one side has several, the other is all of its trace: these may be any number
 CUT = "file"  # whole or cut off: what stood behind the cut may be anything
@@ -130,8 +130,9 @@ def _rank(side: Side) -> int | None:
 
 
 def _phases(dense: SidePhase, pruned: SidePhase) -> Iterator[Difference]:
-    """Prefill against decode, or training against a forward pass, as bare traces may be by mistake;
-    and training with another batch or length, in which K of the weights' gradients moves."""
+    """Prefill against decode, or training against a forward pass, as traces without run.json may be
+    by mistake; and training with another batch or length, in which K of the weights' gradients
+    moves."""
     kinds = [one.name if one.kind is None else one.kind["kind"] for one in (dense, pruned)]
     if "training" in kinds:
         if kinds[0] != kinds[1] and set(kinds) <= {"training", "forward", "prefill", "decode"}:
@@ -260,7 +261,7 @@ _WHY: dict[str, Callable[[object, object], str]] = {
     ),
     STEPS: lambda dense, pruned: (
         f"steps: {dense} on the dense side, {pruned} on the pruned one; how many a whole trace "
-        "holds is not known: mark them (schedule and step() of the profiler)"
+        "holds is not known: annotate them (schedule and step() of the profiler)"
     ),
     "phase": lambda dense, pruned: f"the pruned side is {pruned}, the dense one {dense}",
     "model type": lambda dense, pruned: (

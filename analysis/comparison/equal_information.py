@@ -2,7 +2,7 @@
 
 In: a phase of both sides. Out: the two phases, and what was removed: information that one side
 lacks (recorded shapes, the ops of graph replays, modules) is removed from the other side too.
-Without that, every GEMM would seem gone on one side and added on the other. Layers get one
+Without that, every GEMM would seem removed on one side and added on the other. Layers get one
 numbering, and modules with other names on one side get the roles of the other side's.
 """
 
@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import polars as pl
 
+from prunescope.analysis.comparison.more_calls import with_work_on_weights
 from prunescope.analysis.comparison.replacements import with_replacements
 from prunescope.analysis.inputs.side import Diagnostics, SidePhase
 from prunescope.analysis.kernels.frame import ATTENTION, MATMUL, Kernels
@@ -36,11 +37,19 @@ class ComparableSides:
 
 def with_equal_information(dense: SidePhase, pruned: SidePhase) -> ComparableSides:
     """Both sides without recorded shapes, ops of replays or modules, where one side lacks them;
-    with one numbering of layers, and the roles that the modules of either side tell."""
+    with one numbering of layers, and the roles that the modules of either side identify.
+
+    The order matters: each step reads what the ones before it left."""
+    # A graph that is one interval has no kernels to which anything below could apply.
     dense, pruned = _equal_graphs(dense, pruned)
+    # These read a side again without what the other one lacks: a new frame, in which no rewrite of
+    # a column survives. So they come before the rewrites, and shapes, which roles follow from,
+    # first.
     dense, pruned, shapes = _equal_shapes(dense, pruned)
     dense, pruned, replays = _equal_replays(dense, pruned)
     dense, pruned, modules = _equal_modules(dense, pruned)
+    # Rewrites of layers and roles. Layers without a number cannot be folded, GEMMs are compared
+    # with those of the same layer, and fused roles are the ones that a reference may hand on.
     dense, pruned = _equal_places(dense, pruned)
     dense, pruned = fold_layers(dense, pruned)
     dense, pruned = with_equal_fusion(dense, pruned)
@@ -49,10 +58,13 @@ def with_equal_information(dense: SidePhase, pruned: SidePhase) -> ComparableSid
             replace(dense, kernels=with_roles_of(dense.kernels, pruned.kernels)),
             replace(pruned, kernels=with_roles_of(pruned.kernels, dense.kernels)),
         )
+    # Last: a kernel of unknown kind is placed by the final roles and layers of both sides.
     dense, pruned = (
         replace(dense, kernels=with_replacements(dense.kernels, pruned.kernels)),
         replace(pruned, kernels=with_replacements(pruned.kernels, dense.kernels)),
     )
+    own = with_work_on_weights(pruned.kernels, dense.kernels)
+    pruned = replace(pruned, kernels=own)
     return ComparableSides(dense, pruned, (*shapes, *replays, *modules))
 
 
@@ -129,8 +141,7 @@ def _equal_shapes(
         dense = dense.without_shapes()
     else:
         pruned = pruned.without_shapes()
-    notes = [*pruned.kernels.notes, one_sided_text(found)]
-    return dense, replace(pruned, kernels=replace(pruned.kernels, notes=notes)), (found,)
+    return dense, _noted(pruned, one_sided_text(found)), (found,)
 
 
 def _equal_replays(
@@ -170,8 +181,7 @@ def _equal_modules(
         dense = dense.without_modules()
     else:
         pruned = pruned.without_modules()
-    notes = [*pruned.kernels.notes, one_sided_text(found)]
-    return dense, replace(pruned, kernels=replace(pruned.kernels, notes=notes)), (found,)
+    return dense, _noted(pruned, one_sided_text(found)), (found,)
 
 
 def _equal_places(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SidePhase]:
@@ -196,7 +206,7 @@ def _equal_places(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SideP
 
 
 def _replays_have_no_places(kernels: Kernels) -> bool:
-    """Whether graph replays without a layer or a role make most of the time of products."""
+    """Whether graph replays without a layer or a role make most of the time of GEMMs."""
     rows = kernels.frame.select("class", "layer", "role", "busy").with_columns(
         replayed=pl.Series(kernels.linked.replayed)
     )
@@ -204,7 +214,7 @@ def _replays_have_no_places(kernels: Kernels) -> bool:
     bare = rows.filter(
         pl.col("replayed")
         & pl.col("layer").is_null()
-        & pl.col("role").is_in(["unknown", "attention"])  # what a kernel's own name tells
+        & pl.col("role").is_in(["unknown", "attention"])  # what a kernel's own name identifies
     )
     return bool(2 * bare["busy"].sum() > rows["busy"].sum())
 
@@ -219,6 +229,8 @@ def _launched_alone(bare: SidePhase) -> str:
 
 
 def _noted(phase: SidePhase, note: str) -> SidePhase:
+    """A side with one more note. Those on both sides go to the pruned one, so that a report prints
+    them once."""
     return replace(phase, kernels=replace(phase.kernels, notes=[*phase.kernels.notes, note]))
 
 
@@ -252,11 +264,8 @@ def fold_layers(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SidePha
         f"both sides run {runs_d:g} layers a step, numbered to {layers_d} and to {layers_p} by the "
         f"order of kernels: taken for {fewer} layers, {runs_d / fewer:g} times a step"
     )
-    folded = _folded(pruned.kernels, fewer)
-    return (
-        replace(dense, kernels=_folded(dense.kernels, fewer)),
-        replace(pruned, kernels=replace(folded, notes=[*folded.notes, note])),
-    )
+    dense, pruned = (replace(one, kernels=_folded(one.kernels, fewer)) for one in (dense, pruned))
+    return dense, _noted(pruned, note)
 
 
 # What one GEMM may multiply in the place of several: they read the same inputs.
@@ -266,10 +275,10 @@ _FUSED = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
 def with_equal_fusion(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SidePhase]:
     """Both sides with q, k and v (gate and up) as one role where one of them multiplies these in
     one GEMM and the other in several: the work is the same. Where the order of kernels alone gives
-    roles, it does not tell q, k and v apart: two compilations run them in any order."""
+    roles, it does not separate q, k and v: two compilations run them in any order."""
     if any(side.kernels.is_by_order for side in (dense, pruned)):
         dense, pruned = _without_order_of_qkv(dense, pruned)
-    roles = [_roles_of_products(side.kernels) for side in (dense, pruned)]
+    roles = [_roles_of_gemms(side.kernels) for side in (dense, pruned)]
     for fused, parts in _FUSED.items():
         whole = [fused in found and not found & {*parts} for found in roles]
         apart = [fused not in found and {*parts} <= found for found in roles]
@@ -280,30 +289,28 @@ def with_equal_fusion(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, S
         else:
             continue
         side = "dense" if whole[1] else "pruned"
-        note = (
+        pruned = _noted(
+            pruned,
             f"the {side} side multiplies {', '.join(parts)} in GEMMs of their own, the other one "
-            f"in one: they are compared as {fused}"
+            f"in one: they are compared as {fused}",
         )
-        kernels = replace(pruned.kernels, notes=[*pruned.kernels.notes, note])
-        pruned = replace(pruned, kernels=kernels)
     return dense, pruned
 
 
 def _without_order_of_qkv(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SidePhase]:
     parts = _FUSED["qkv"]
     sides = dense.kernels, pruned.kernels
-    if not all({*parts} <= _roles_of_products(side) for side in sides):
+    if not all({*parts} <= _roles_of_gemms(side) for side in sides):
         return dense, pruned
     if not all(_read_one_width(side, parts) for side in sides):
         return dense, pruned
     dense, pruned = (_with_fused_role(side, "qkv", parts) for side in (dense, pruned))
-    note = "the order of kernels does not tell q, k and v apart: they are compared as qkv"
-    kernels = replace(pruned.kernels, notes=[*pruned.kernels.notes, note])
-    return dense, replace(pruned, kernels=kernels)
+    note = "the order of kernels does not separate q, k and v: they are compared as qkv"
+    return dense, _noted(pruned, note)
 
 
 def _read_one_width(kernels: Kernels, roles: tuple[str, ...]) -> bool:
-    """Whether the products of some roles have one K in each layer, or no known one at all: those
+    """Whether the GEMMs of some roles have one K in each layer, or no known one at all: those
     through a rank do not."""
     rows = kernels.frame.filter(
         pl.col("kind").is_in(_PLAIN) & pl.col("primary") & pl.col("role").is_in(roles)
@@ -315,7 +322,7 @@ def _read_one_width(kernels: Kernels, roles: tuple[str, ...]) -> bool:
     return all(len(found) == 1 for found in widths.values())
 
 
-def _roles_of_products(kernels: Kernels) -> set[str]:
+def _roles_of_gemms(kernels: Kernels) -> set[str]:
     """The roles of the GEMMs of a side."""
     return {*kernels.frame.filter(pl.col("kind").is_in(_PLAIN) & pl.col("primary"))["role"]}
 
@@ -341,7 +348,7 @@ def _folded(kernels: Kernels, layers: int) -> Kernels:
 
 @dataclass(frozen=True)
 class _Linear:
-    """A product by a weight of a layer: where it ran, its role and its sizes."""
+    """A GEMM with a weight of a layer: where it ran, its role and its sizes."""
 
     instance: int
     role: str

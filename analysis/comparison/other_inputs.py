@@ -1,4 +1,5 @@
-"""Another batch or length, read from shapes: every product has other rows, all in one ratio.
+"""Another batch or length, read from shapes: every product has other rows, all in one ratio, or
+the same rows and runs more often, all in one ratio (micro-batches whose gradients add up).
 
 In: GEMM pairs and convolutions of both sides. Out: the Difference that says so, or None. Pruning
 moves rows in one ratio too where tokens are dropped: a verdict looks for that first.
@@ -17,6 +18,7 @@ from prunescope.taxonomy.roles import MLP_ROLES, QKV_ROLES
 
 # Kinds of Difference. The values are 1 and the ratio: shapes do not say which sizes these are of.
 ROWS, BATCH_SIZE, LENGTH = "rows", "size of the batch", "length of the sequences"
+FORWARDS = "forwards a step"
 _WHICH = {ROWS: "batch or length", BATCH_SIZE: "the batch", LENGTH: "the length"}
 _TIMES = {0.5: "half", 2.0: "twice"}
 # Of the dense time of all products: tables of positions and the like depend on no batch.
@@ -27,6 +29,8 @@ def other_inputs(pairs: list[Pair], convolutions: Sequence[Convolution] = ()) ->
     """That all linears multiply other rows than the dense ones, in one ratio; where no role is
     known, that all products and convolutions do and nothing else moved. A convolution of as many
     pixels as before (a patch embedding) shows that the inputs are the same: tokens were dropped."""
+    if (times := _more_often(pairs)) is not None:
+        return Difference(FORWARDS, 1, times, hides_pruning=True)
     pixels = {one.ratio for one in convolutions}
     if 1.0 in pixels:
         return None
@@ -44,6 +48,11 @@ def other_inputs(pairs: list[Pair], convolutions: Sequence[Convolution] = ()) ->
 
 def input_text(one: Difference) -> str | None:
     """A difference of inputs in words; None for another kind of difference."""
+    if one.kind == FORWARDS:
+        return (
+            f"every GEMM runs {one.pruned:g} × as often a step, in the same shapes: other inputs "
+            f"({one.pruned:g} × the forwards a step, as of gradients that are accumulated)"
+        )
     if one.kind not in _WHICH or not isinstance(one.pruned, int | float):
         return None
     which = _WHICH[one.kind]
@@ -57,12 +66,36 @@ def batch_ratio(differences: Sequence[Difference]) -> float | None:
     """Pruned over dense batch, from a manifest or from shapes, where that is the only difference
     that changes what is computed; else None."""
     others = [one for one in differences if one.hides_pruning]
-    if len(others) != 1 or others[0].kind not in ("batch", BATCH_SIZE):
+    if len(others) != 1 or others[0].kind not in ("batch", BATCH_SIZE, FORWARDS):
         return None
     old, new = others[0].dense, others[0].pruned
     if not isinstance(old, int | float) or not isinstance(new, int | float):
         return None
     return new / old if old > 0 and new > 0 else None
+
+
+def _more_often(pairs: list[Pair]) -> float | None:
+    """How many times as often every product runs, where all of them do and none has another shape;
+    less often only where layers are known to be the same: fewer layers run all of theirs less."""
+    dense, pruned = (_counts([p.dense for p in pairs]), _counts([p.pruned for p in pairs]))
+    if not dense or dense.keys() != pruned.keys():
+        return None
+    ratios = {round(pruned[key] / count, 6) for key, count in dense.items()}
+    (ratio,) = ratios if len(ratios) == 1 else (1.0,)
+    layers = {p.key[0] for p in pairs if p.dense is not None} - {None}
+    same_layers = layers and layers == {p.key[0] for p in pairs if p.pruned is not None} - {None}
+    return ratio if ratio > 1 or (ratio < 1 and same_layers) else None
+
+
+def _counts(calls: Sequence[Call | None]) -> dict[tuple[str, Gemm], float]:
+    """Calls a step by role and shape; empty where the shapes of some of their time are unknown."""
+    found: dict[tuple[str, Gemm], float] = defaultdict(float)
+    known = {id(call): call for call in calls if call is not None}.values()
+    for call in known:
+        if call.gemm is not None and call.count:
+            found[call.role, call.gemm] += call.count
+    unknown = sum(call.busy for call in known if call.gemm is None)
+    return {} if unknown > _REST * sum(call.busy for call in known) else found
 
 
 def _of_linears(linears: list[Pair]) -> float | None:

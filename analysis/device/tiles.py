@@ -2,6 +2,8 @@
 
 In: a kernel's name, its GEMM, its launch (blocks, threads, registers, bytes) and device limits.
 Out: a Tile, and a WaveEstimate: tiles, waves and the two efficiencies (0..1]; None is unknown.
+This is of a kernel that ran, whose name gives its tile; predict/kernels.py has the model of one
+that did not, which picks the best of a few tiles.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from prunescope.analysis.comparison.more_calls import MoreCalls, on_weights
 from prunescope.analysis.findings.context import Context, is_significant, role_or_kernel, sized
 from prunescope.analysis.findings.registry import Found, Severity, finding
 from prunescope.analysis.kernels.frame import ATTENTION, MATMUL, POINT, Kernels
@@ -32,7 +33,6 @@ from prunescope.analysis.ledger.purpose import (
 from prunescope.analysis.schema.report import LedgerPart
 from prunescope.analysis.verdict.detectors.zeros import MANY_ZEROS
 from prunescope.analysis.verdict.evidence import matrices
-from prunescope.analysis.verdict.more_calls import MoreCalls, on_weights
 from prunescope.taxonomy.families import known
 from prunescope.taxonomy.roles import LINEARS
 from prunescope.taxonomy.run_blocks import Matrix
@@ -87,7 +87,7 @@ def _less_of(c: Context, part: LedgerPart) -> str:
         return "keep the same dimensions in all layers: then no map is needed"
     if part.cls == MATMUL:
         return (
-            "see which products the dense model lacks (rows `added` of the GEMM table), and merge "
+            "see which GEMMs the dense model lacks (rows `added` of the GEMM table), and merge "
             "or remove them; where another op multiplies in their place, nothing was added"
         )
     if part.cls == ATTENTION and _attends_by_other_kernels(c):
@@ -142,8 +142,8 @@ def _masked_by_shape(c: Context, change: str) -> Found | None:
         return None
     return Found(
         severity=_severity(c, total),
-        text=f"{sum(one.pruned - one.dense for one in found)} products of the size of a weight run "
-        f"in every step that the dense model does not make: {c.ms(total)} a step, "
+        text=f"{sum(one.pruned - one.dense for one in found)} multiplications of the size of a "
+        f"weight run in every step that the dense model does not make: {c.ms(total)} a step, "
         f"{percent(_share(c, total), 1)} of the busy time; masks are applied anew at every call",
         evidence=[one.in_words for one in found[:3]],
         change=change,
@@ -232,16 +232,25 @@ def added_adapter(c: Context) -> Found | None:
     names = ", ".join(f"{leaf} × {count}" for leaf, count in sorted(leaves.items()))
     ranks = sorted({min(m.shape) for m in stats if m.shape})
     rank = f", rank {'–'.join(map(str, dict.fromkeys([ranks[0], ranks[-1]])))}" if ranks else ""
+    if c.phase.phase_kind is not None and c.phase.phase_kind["kind"] == "training":
+        return Found(
+            severity="info",
+            text=f"adapters are trained: their products{rank} take {ms(total)} a step beside the "
+            "linears",
+            evidence=["the step holds backward passes, so that they cannot be merged in it"],
+            change="merge them once they are trained (model.merge_and_unload() of peft), and time "
+            "inference then",
+        )
     masked = any((m.zeros or 0.0) > MANY_ZEROS for m in _weight_stats(c) if m.role in LINEARS)
     products = rows.filter(pl.col("class") == MATMUL)["instance"].n_unique() / c.kernels.num_steps
     return Found(
         severity=_severity(c, total),
-        text=f"adapters were not merged: {products:g} low-rank products{rank} run beside the "
-        f"linears, {c.ms(total)} a step, {percent(_share(c, total), 1)} of the busy time",
+        text=f"adapters were not merged: {products:g} low-rank GEMMs{rank} run in addition to "
+        f"the linears, {c.ms(total)} a step, {percent(_share(c, total), 1)} of the busy time",
         evidence=[
             f"adapters of {names}"
             if names
-            else "two products through a low rank run where the dense model has the linear alone"
+            else "two GEMMs through a low rank run where the dense model has the linear alone"
         ],
         change="merge the adapters before timing the model: model = model.merge_and_unload() "
         "(peft), or W += s·B·A for a class of your own"

@@ -10,8 +10,7 @@ from dataclasses import replace
 
 from prunescope.analysis.findings.context import Context
 from prunescope.analysis.findings.registry import SEVERITIES, Found, Registered, registered
-from prunescope.analysis.schema.comparison import NOT_VALID
-from prunescope.analysis.schema.report import Finding
+from prunescope.analysis.schema.report import INVALID_TIMES, Finding
 
 
 def find(context: Context) -> list[Finding]:
@@ -26,7 +25,7 @@ def find(context: Context) -> list[Finding]:
     found = list(_ask(applicable, context, reads="phase"))
     explained = frozenset[str]().union(*(answer.explains for _, answer in found))
     found += _ask(applicable, replace(context, explained=explained), reads="findings")
-    times_are_valid = all(one.id != NOT_VALID for one, _ in found)
+    times_are_valid = INVALID_TIMES.isdisjoint(one.id for one, _ in found)
     findings = []
     for one, answer in found:
         finding = as_finding(one, answer)

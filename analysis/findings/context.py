@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import msgspec
 import numpy as np
 import polars as pl
 
@@ -148,27 +147,40 @@ def is_significant(row: Row | LedgerPart | None, *, of: float | None, share: flo
 def communication(row: Row | None) -> Row:
     """The part of a ledger row that is communication, which includes waiting for other ranks. Its
     interval and noise are the sums of those of its parts."""
-    parts = [part for part in row.parts if part.cls == "comm"] if row is not None else []
+    return _sum("communication", [p for p in row.parts if p.cls == "comm"] if row else [])
+
+
+def without_communication(row: Row | None) -> Row | None:
+    """The row less its communication. Its interval and noise are the narrower of two limits: the
+    sums of those of the parts that are left, which are wide where there are many, and those of the
+    whole row plus those of communication, which are wide where communication varies."""
+    comm = communication(row)
+    if row is None or not comm.moves_ns:
+        return row
+    rest = _sum(row.row, [part for part in row.parts if part.cls != "comm"])
+    if rest.noise_ns is not None and row.noise_ns is not None and comm.noise_ns is not None:
+        rest.noise_ns = min(rest.noise_ns, row.noise_ns + comm.noise_ns)
+    if rest.ci95 is not None and row.ci95 is not None and comm.ci95 is not None:
+        rest.ci95 = [
+            max(rest.ci95[0], row.ci95[0] - comm.ci95[1]),
+            min(rest.ci95[1], row.ci95[1] - comm.ci95[0]),
+        ]
+    return rest
+
+
+def _sum(name: str, parts: list[LedgerPart]) -> Row:
+    """A row of these parts, with the sums of their intervals and noise: upper limits, whatever the
+    parts have in common. Unknown where those of one part are."""
     ends = [part.ci95 for part in parts if part.ci95 is not None]
     noise = [part.noise_ns for part in parts if part.noise_ns is not None]
     known = len(ends) == len(parts) > 0
     return Row(
-        row="communication",
+        row=name,
         ns=sum(part.ns for part in parts),
         ci95=[sum(low for low, _ in ends), sum(high for _, high in ends)] if known else None,
         noise_ns=sum(noise) if len(noise) == len(parts) > 0 else None,
         parts=parts,
     )
-
-
-def without_communication(row: Row | None) -> Row | None:
-    """The row less its communication, with its interval and noise."""
-    comm = communication(row).moves_ns
-    if row is None or not comm:
-        return row
-    ci95 = [bound - comm for bound in row.ci95] if row.ci95 else None
-    parts = [part for part in row.parts if part.cls != "comm"]
-    return msgspec.structs.replace(row, ns=row.moves_ns - comm, ci95=ci95, parts=parts)
 
 
 def gains_nothing(c: Context, dense: pl.DataFrame, pruned: pl.DataFrame, *, least: float) -> bool:

@@ -99,7 +99,7 @@ def reads_all_weights(c: Context) -> Found | None:
             f"FLOPs fall to {percent(1 - s)}, weight bytes to {percent(read, 1)} only, and decode "
             "is bound by weight bytes"
         ],
-        change="route whole sequences alike, serve smaller batches, or prune statically"
+        change="route all tokens of a sequence equally, serve smaller batches, or prune statically"
         + allocation(c),
     )
 

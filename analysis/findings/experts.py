@@ -25,6 +25,9 @@ from prunescope.taxonomy.roles import BACKWARD
 from prunescope.taxonomy.words import percent, shortened
 
 _ALIKE = 0.5  # of the share of experts that are gone: saved reads below it are alike
+# Of that share: from here on reads follow the experts, of which a step reads more or fewer by
+# chance.
+_FOLLOWS = 0.9
 _WORTH = 0.1  # of the experts that a step reads: fewer of them are no gain to plan with
 _MOST_TOKENS = 1 << 16  # up to which a gain is looked for
 _UNEVEN = 2.0  # times the fullest expert of an even router, which chance makes fuller than the mean
@@ -58,22 +61,44 @@ def experts_read_alike(c: Context) -> Found | None:
     before either.
     """
     dense, pruned = _sides(c)
-    if dense is None or pruned is None or not pruned.experts < dense.experts:
+    if dense is None or pruned is None:
+        return _copies_alike(c)
+    if not pruned.experts < dense.experts:
         return None
     gone, saved = 1 - pruned.experts / dense.experts, 1 - pruned.read / dense.read
-    if saved >= _ALIKE * gone:
+    if saved >= _FOLLOWS * gone:
         return None
+    alike = saved < _ALIKE * gone
     now, before = _bytes(c, of_dense=False), _bytes(c, of_dense=True)
+    little = "little time" if alike else "less than their share"
     return Found(
-        text=f"fewer experts save little time at {_tokens(pruned.tokens)} a step: it reads "
+        text=f"fewer experts save {little} at {_tokens(pruned.tokens)} a step: it reads "
         f"{_count(pruned.read)} of {_count(pruned.experts)} experts a layer, and read "
-        f"{_count(dense.read)} of {_count(dense.experts)} before",
+        f"{_count(dense.read)} of {_count(dense.experts)} before"
+        + ("" if alike else f": {percent(saved)} fewer, where {percent(gone)} of them are gone"),
+        severity=None if alike else "info",
         evidence=[
             f"each token goes to {pruned.per_token} experts of a layer",
             *([f"GEMMs of experts move {now / before:.2f} × the dense bytes"] if before else []),
             *_memory(c),
         ],
         change=_from_where(dense, pruned),
+        explains=frozenset([EXPERTS]),
+    )
+
+
+def _copies_alike(c: Context) -> Found | None:
+    """Where the products of both sides read copies of the experts, as many as tokens take."""
+    fewer = any(g.role == ROUTER and (g.dense_n or 0) > (g.n or 0) > 1 for g in c.phase.gemms)
+    now = _copies(c.kernels) if fewer else None
+    before = _copies(c.baseline_kernels) if now and c.baseline_kernels is not None else None
+    if now is None or before is None or now.each != before.each:
+        return None
+    return Found(
+        text="fewer experts save little time: every token multiplies by copies of its experts, "
+        f"{now.each} in a layer, as many as before",
+        evidence=[f"{now.op}: {now.kernels:.0f} kernels a step", *_memory(c)],
+        change="run the experts with grouped kernels, which read an expert once for all its tokens",
         explains=frozenset([EXPERTS]),
     )
 
@@ -112,7 +137,7 @@ def _saved(dense: _Side, pruned: _Side, tokens: int) -> float:
 def _memory(c: Context) -> Iterable[str]:
     share = c.phase.sparsity.get("parameters")
     if share:
-        yield f"{percent(share)} of the parameters are gone from memory"
+        yield f"{percent(share)} of the parameters are removed from memory"
 
 
 def _bytes(c: Context, *, of_dense: bool) -> float:
@@ -126,14 +151,15 @@ def _bytes(c: Context, *, of_dense: bool) -> float:
 
 @finding("experts-on-all-tokens", "info")
 def experts_on_all_tokens(c: Context) -> Found | None:
-    """Every token goes through all experts of a layer, in one batched product, not the chosen ones.
+    """Every token goes through all experts of a layer, in one batched GEMM, not the chosen ones.
 
     Its FLOPs then fall with the number of experts, which those of routed experts do not.
     """
     routers = [g for g in c.phase.gemms if g.role == ROUTER and g.n and g.n > 1 and g.m]
     choices = {(g.n, g.m) for g in routers}
     rows = [g for g in c.phase.gemms if g.role == EXPERTS and (g.batch, g.m) in choices]
-    if not rows:
+    # Copies for the experts of a single token may be as many as there are experts.
+    if not rows or _copies(c.kernels) is not None:
         return None
     first = rows[0]
     fewer = first.axis == "G" and first.dense_batch is not None
@@ -228,7 +254,7 @@ class _Copies:
 
 @finding("experts-copied", "warning")
 def experts_copied(c: Context) -> Found | None:
-    """Every token copies the matrices of its experts, and its products read the copies."""
+    """Every token copies the matrices of its experts, and its GEMMs read the copies."""
     found = _copies(c.kernels)
     if found is None or found.busy < LITTLE * c.phase.wall_ns:
         return None
@@ -241,7 +267,7 @@ def experts_copied(c: Context) -> Found | None:
         f"{percent(c.share(found.busy))} of it",
         evidence=[
             f"{found.op}: {c.ms(found.busy)} in {found.kernels:.0f} kernels a step",
-            "the products read every copy, where grouped kernels read an expert once for all of "
+            "its GEMMs read every copy, where grouped kernels read an expert once for all of "
             "its tokens",
             *(["the dense model makes as many copies: fewer experts save none"] if alike else []),
         ],

@@ -204,7 +204,7 @@ def long_gaps(frame: pl.DataFrame) -> pl.DataFrame | None:
 
 @finding("long-gap", "warning")
 def long_gap(c: Context) -> Found | None:
-    """On a CPU, most of the time between ops is one gap of a step: that is no dispatch."""
+    """On a CPU, most of the time between ops is one gap of a step: the cause is not dispatch."""
     if c.kernels.on_device or c.kernels.device_unseen:
         return None
     gaps, steps = long_gaps(c.kernels.frame), c.kernels.num_steps
@@ -223,7 +223,7 @@ def long_gap(c: Context) -> Found | None:
     return Found(
         text=f"for {percent(share)} of the step no op runs in one gap"
         f"{'' if steps == 1 else f' a step (in {len(gaps)} of {steps} steps)'}, "
-        f"{_place(names[0])}: that is no dispatch"
+        f"{_place(names[0])}: the cause is not dispatch"
         + ", but an interruption: the call usually takes a small part of this"
         * interrupted,
         evidence=[

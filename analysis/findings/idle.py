@@ -126,7 +126,7 @@ def _fewer_launches(c: Context) -> str:
         else "torch.cuda.graph, or torch.compile(mode='reduce-overhead')"
     )
     stops = c.kernels.stops
-    first = f", once the {stops} of a step are gone: no graph can hold them" if stops else ""
+    first = f", once the {stops} of a step are removed: no graph can hold them" if stops else ""
     if c.kernels.frame["idle_computed"].sum() >= NAMED * c.kernels.wall:
         first = f", once the ops that the host computes run on the device{first}"
     return f"capture the step in a CUDA graph ({how}){first}, or batch more"

@@ -89,7 +89,7 @@ def coverage_limited(c: Context) -> Found | None:
         rest = missed - some
         whole = f"{ms(rest)} {where} and " if rest > _NET * row.moves_ns else ""
         where = f"{whole}{ms(some)} in work that it shrinks by less"
-    net = f"; other work, which shrank by more, makes up for {ms(more)}" if has_both else ""
+    net = f"; other work shrank more and offsets {ms(more)}" if has_both else ""
     saving = "promised saving" if c.phase.sparsity.get("nominal") else "saving that its FLOPs allow"
     return Found(
         text=f"{ms(missed)} of the {saving} is missed: {where}{net}{_limit(c)}",
@@ -159,17 +159,18 @@ def _coverage_change(c: Context) -> str:
         return "combine with a family that shrinks attention (heads, or fewer keys)"
     if whole:
         return f"combine with a family that touches {largest.role}, or promise less"
-    if not _kept_more(c, largest.role):
+    if (shares := _kept_as_promised(c, largest.role)) is not None:
+        kept, promised = (percent(share, 1) for share in shares)
         return (
-            f"promise less: {largest.role} kept no more of its FLOPs than was promised, and what "
-            "is left took a larger part of its time"
+            f"promise less: {largest.role} keeps {kept} of its FLOPs and {promised} was promised, "
+            "but what it keeps takes a larger share of its dense time"
         )
     return f"prune more of {largest.role}, which shrank by less than was promised"
 
 
-def _kept_more(c: Context, role: str) -> bool:
-    """Whether the GEMMs of a role kept a larger share of their FLOPs than was promised; True where
-    that is not known."""
+def _kept_as_promised(c: Context, role: str) -> tuple[float, float] | None:
+    """The share of their FLOPs that the GEMMs of a role keep, and the promised one, where the first
+    is not larger; None where it is, or is not known."""
     ladder = c.phase.ladder
     pairs = [p for p in c.pairs or [] if p.key[1] == role]
     sums = [
@@ -180,8 +181,9 @@ def _kept_more(c: Context, role: str) -> bool:
         )
     ]
     if ladder is None or not ladder.nominal or not sums[0]:
-        return True
-    return sums[1] / sums[0] > (1 + _SAME) / ladder.nominal
+        return None
+    kept, promised = sums[1] / sums[0], 1 / ladder.nominal
+    return None if kept > (1 + _SAME) * promised else (kept, promised)
 
 
 def _gap_change(c: Context) -> str:
@@ -242,7 +244,7 @@ def slower_kernels(c: Context) -> Found | None:
     lost = [p for p in row.parts if p.ns > 0]
     parts = ([p for p in lost if is_beyond_noise(p)] or lost)[:4]
     return Found(
-        text=f"the remaining kernels take {ms(row.moves_ns)} longer than their shapes promise",
+        text=f"the remaining kernels take {ms(row.moves_ns)} longer than expected of their shapes",
         evidence=[f"{p.name}: {ms(p.ns)}; {'; '.join(p.evidence)}" for p in parts],
         change=_faster_kernels(c, parts, row),
         predicted_ns=row.ns,

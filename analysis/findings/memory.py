@@ -236,14 +236,14 @@ def _change(kernels: Kernels, call: int, gemm: Gemm) -> str:
 
 @finding("unfused-attention", "warning")
 def unfused_attention(c: Context) -> Found | None:
-    """Attention runs as separate matrix products and a softmax, and takes much of the step."""
+    """Attention runs as separate GEMMs and a softmax, and takes much of the step."""
     rows = c.kernels.frame.filter(pl.col("role").is_in(_ROLES))
     steps, kind = c.kernels.num_steps, pl.col("kind").cast(pl.String)
-    named = pl.when(kind.is_in(GEMM_KINDS)).then(pl.lit("products")).otherwise(kind).alias("part")
+    named = pl.when(kind.is_in(GEMM_KINDS)).then(pl.lit("GEMMs")).otherwise(kind).alias("part")
     sums = rows.group_by(named).agg(pl.col("busy").sum()).sort("busy", "part", descending=True)
     parts = {part: busy / steps for part, busy in sums.iter_rows() if busy}
     total = sum(parts.values())
-    products, softmax = parts.get("products", 0.0), parts.get("softmax", 0.0)
+    products, softmax = parts.get("GEMMs", 0.0), parts.get("softmax", 0.0)
     if not products or not softmax or "attention" in parts:  # those score blocks for a fused one
         return None
     if not c.phase.wall_ns or total < _LARGE * c.phase.wall_ns:

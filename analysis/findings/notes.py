@@ -51,11 +51,15 @@ def notes(kernels: Kernels) -> list[str]:
 
 
 def _steps_from(kernels: Kernels) -> list[str]:
-    """What the steps are where no profiler or engine marked them, or its marks hold no work."""
+    """What the steps are where no profiler or engine annotated them, or its annotations contain no
+    launches."""
     source, names = kernels.windows.source, kernels.windows.names
     if kernels.windows.ignored is not None:
-        marked = f"no work was launched in {shortened(kernels.windows.ignored)} and the like"
-        return [f"{marked}: these are not the steps", *_unmarked(source, names)]
+        annotations = f"{shortened(kernels.windows.ignored)} and similar annotations"
+        return [
+            f"{annotations}: these annotations contain no launches, so they are not the steps",
+            *_unmarked(source, names),
+        ]
     return _unmarked(source, names)
 
 
@@ -260,9 +264,9 @@ def _captures_differ(name: str, phase: Phase) -> list[str]:
     ladder, family = phase.ladder, phase.family
     if ladder is None or family is None or family.id != "dense" or not ladder.realised_ci95:
         return []
-    low, high = ladder.realised_ci95
-    if low <= 1 <= high:
+    if ladder.holds_one:
         return []
+    low, high = ladder.realised_ci95
     return [
         f"{name}: nothing was pruned, and the two captures differ by {ladder.realised:.2f}× "
         f"[{low:.2f}×, {high:.2f}×]: the cause is not in the shapes (a hook, a wait, another "

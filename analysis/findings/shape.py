@@ -14,9 +14,14 @@ from typing import Any
 import polars as pl
 
 from prunescope.analysis.device.cores import has_scalar_loads, on_cuda_cores
-from prunescope.analysis.device.good import NEAR, Tiling, aligned_neighbours, good_neighbours
 from prunescope.analysis.device.hardware import Device
 from prunescope.analysis.device.tiles import ALIGNED, GOOD, HALF
+from prunescope.analysis.device.wave_aligned import (
+    NEAR,
+    Tiling,
+    aligned_neighbours,
+    wave_aligned_neighbours,
+)
 from prunescope.analysis.findings.allocate import allocation
 from prunescope.analysis.findings.context import Context, role_or_kernel
 from prunescope.analysis.findings.registry import Found, finding
@@ -393,7 +398,7 @@ class _Dimension:
         """The nearest better size; None where no size nearby is better."""
         if self.axis == "K" and self.is_aligned:
             return None
-        near = good_neighbours(self.tiling, self.axis, self.now, reach=NEAR)
+        near = wave_aligned_neighbours(self.tiling, self.axis, self.now, reach=NEAR)
         if near == (None, None) and not self.is_aligned:
             near = aligned_neighbours(self.now)  # no wave ends nearby, an aligned kernel is faster
         worth = [one for one in near if one and self.saved(one) > _WORTH * self.group.busy]

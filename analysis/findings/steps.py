@@ -24,7 +24,7 @@ _ODD, _USUAL = 0.25, 5  # of the median step; times the median distance from it
 def step_outlier(c: Context) -> Found | None:
     """Some steps take far longer or shorter than the others."""
     if c.phase.unprofiled_ns is not None:
-        return None  # samples describe the step, and finding them disturbed is said elsewhere
+        return None  # samples describe the step, and timing-not-valid names disturbed ones
     texts, lines = [], []
     for name, kernels in (("dense", c.baseline_kernels), ("pruned", c.kernels)):
         if kernels is None or not len(odd := odd_steps(kernels.linked.wall)):

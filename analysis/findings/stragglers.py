@@ -21,17 +21,19 @@ import polars as pl
 
 from prunescope.analysis.findings.checks import as_finding
 from prunescope.analysis.findings.host import HOST_COLLECTIVES, that_waits
-from prunescope.analysis.findings.rank_replay import COLUMNS, Replay, replay
+from prunescope.analysis.findings.rank_replay import COLUMNS, RankReplay, replay
 from prunescope.analysis.findings.registry import FINDINGS, Found, finding
 from prunescope.analysis.ledger.noise import speedup_interval
 from prunescope.analysis.schema.report import LATE_RANK, Phase
 from prunescope.analysis.timeline.intervals import cover
 from prunescope.taxonomy.words import ms, percent, shortened
 
+LARGER_RANK = "rank-does-more"
 _OF_HOST = "idle in collectives of host threads"
 _PARTS = 5  # of a difference between two ranks that are listed
 _WORTH = 0.02  # of the wall of the late rank: a delay worth a finding
 _SAME = 0.5  # of the kernels of a step: pipeline stages have more in common
+_LARGER = 0.05  # of the FLOPs of the other ranks: more of them are no rounding of shards
 _EQUAL = 0.02  # of the FLOPs of another rank: no more work than that
 
 
@@ -75,7 +77,7 @@ class Late:
 
     rank: RankTime
     ranks: list[RankTime]
-    replay: Replay | None = None
+    replay: RankReplay | None = None
     steps: int = 1
 
     @property
@@ -130,10 +132,28 @@ def with_straggler(
             first = [f for f in phases[name].findings if f.severity == "critical"]
             rest = [f for f in phases[name].findings if f.severity != "critical"]
             marked[name] = msgspec.structs.replace(phases[name], findings=[*first, result, *rest])
-    for rank in ranks if behind else []:
-        if rank not in behind:
+    for rank in ranks:
+        if behind and rank not in behind:
             marked[rank.name] = _waiting(marked[rank.name], rank, behind)
+        if rank not in behind and (more := rank_does_more(Late(rank, ranks))) is not None:
+            phase = marked[rank.name]
+            result = as_finding(FINDINGS[LARGER_RANK], more)
+            result.evidence.insert(0, _most_of_more(rank, ranks, frames))
+            marked[rank.name] = msgspec.structs.replace(phase, findings=[*phase.findings, result])
     return marked, warnings
+
+
+def _most_of_more(rank: RankTime, ranks: list[RankTime], frames: Mapping[str, pl.DataFrame]) -> str:
+    """The op that makes most of a rank's FLOPs beyond those of the median of the others."""
+    others = sorted((one for one in ranks if one is not rank), key=lambda one: one.flop)
+    usual = others[(len(others) - 1) // 2]
+    sums = [
+        dict(frames[one.name].group_by("op").agg(pl.col("flop").sum()).iter_rows())
+        for one in (rank, usual)
+    ]
+    more = {op: flop - (sums[1].get(op) or 0.0) for op, flop in sums[0].items() if flop}
+    op = max(sorted(more, key=str), key=lambda op: more[op])
+    return f"most of it is {op}: {more[op] / 1e9:,.3f} GFLOP more than in {usual.name}, all steps"
 
 
 def _waiting(phase: Phase, rank: RankTime, late: list[RankTime]) -> Phase:
@@ -275,6 +295,26 @@ def straggler(late: Late) -> Found | None:
     return Found(text=text, evidence=lines, change=change, predicted_ns=saved)
 
 
+@finding(LARGER_RANK, "info", reads="ranks")
+def rank_does_more(late: Late) -> Found | None:
+    """One rank does more work than the others, however long its steps take."""
+    rank = late.rank
+    usual = statistics.median(one.flop for one in late.others)
+    if not usual or rank.flop <= (1 + _LARGER) * usual:
+        return None
+    return Found(
+        text=f"{rank.name} does {rank.flop / usual:.2f} × the FLOPs of the other ranks a step "
+        f"({rank.flop / 1e9:,.3f} and {usual / 1e9:,.3f} GFLOP, their median)",
+        evidence=[
+            f"{one.name}: {one.flop / 1e9:,.3f} GFLOP; without communication a step takes it "
+            f"{ms(one.usual_own)}{_over_steps(one)}"
+            for one in sorted(late.ranks, key=lambda one: -one.flop)[:8]
+        ],
+        change="balance the work of the ranks (shards, kept heads and layers), or find out what "
+        "this one does that the others do not",
+    )
+
+
 def _over_steps(rank: RankTime) -> str:
     """That a time is a median, where it is one."""
     steps = len(rank.own_by_step)
@@ -302,7 +342,7 @@ def _cause(late: Late) -> str:
     return f"{where}it {' and '.join(more)} than the median of the others"
 
 
-def _others_late(late: Late, found: Replay) -> str:
+def _others_late(late: Late, found: RankReplay) -> str:
     rest = [name for name in found.late if name != late.rank.name]
     if not rest:
         return "no other rank holds them up as much"
@@ -311,7 +351,7 @@ def _others_late(late: Late, found: Replay) -> str:
     return f"so {'does' if len(rest) == 1 else 'do'} {names}{both}"
 
 
-def _times_last(rank: RankTime, found: Replay | None) -> str:
+def _times_last(rank: RankTime, found: RankReplay | None) -> str:
     return "" if found is None else f", last at {found.last[rank.name]:,} collectives"
 
 

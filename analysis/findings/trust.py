@@ -8,20 +8,23 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import numpy as np
 import polars as pl
 
 from prunescope.analysis.findings.context import Context, communication, without_communication
 from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.inputs.side import Side
-from prunescope.analysis.schema.comparison import NOT_VALID
 from prunescope.analysis.schema.report import (
+    NOT_VALID,
     Phase,
     Row,
     is_beyond_noise,
 )
 from prunescope.taxonomy.families import known
+from prunescope.taxonomy.keep import ALIGN, aligned_words
 from prunescope.taxonomy.run import RECORDER, PhaseRun
+from prunescope.taxonomy.run_blocks import Pruning
 from prunescope.taxonomy.words import ms, percent, shortened
 
 _OVERHEAD = 1.3  # profiled ÷ unprofiled time worth a finding
@@ -102,9 +105,9 @@ def no_speedup(c: Context) -> Found | None:
     ladder = c.phase.ladder
     if ladder is None or ladder.realised_ci95 is None:
         return None
-    low, high = ladder.realised_ci95
-    if not low <= 1 <= high or c.phase.family is None or c.phase.family.id == "dense":
+    if not ladder.holds_one or c.phase.family is None or c.phase.family.id == "dense":
         return None
+    low, high = ladder.realised_ci95
     return Found(
         text=f"no speedup beyond noise: {ladder.realised:.3f}× [{low:.3f}, {high:.3f}]",
         evidence=[_interval_of(c.phase)],
@@ -167,7 +170,7 @@ def profiler_overhead(c: Context) -> Found | None:
         "each side is rescaled to its own unprofiled time; the correction shows up in the kernel "
         "rows"
         if unequal
-        else "gaps and launch findings are doubtful"
+        else "gaps and launch findings are uncertain"
     )
     return Found(
         severity="warning" if unequal else "info",
@@ -221,11 +224,18 @@ def above_peak(c: Context) -> Found | None:
 
 @finding("above-bound", "info", compares=True)
 def above_bound(c: Context) -> Found | None:
-    """The speedup exceeds the roofline bound; the ledger rows that explain it are named."""
+    """The speedup exceeds the roofline bound; the ledger rows that explain it are named.
+
+    Without the peaks of the device, its coverage bound.
+    """
     ladder = c.phase.ladder if c.phase.is_speedup else None
-    if ladder is None or ladder.share_of_bound is None or ladder.share_of_bound <= _ABOVE:
+    if ladder is None:
         return None
-    if ladder.holds_bound:
+    name, bound, share, holds = "roofline", ladder.roofline, ladder.share_of_bound, False
+    if bound is None and ladder.coverage:
+        name, bound, share = "coverage", ladder.coverage, ladder.realised / ladder.coverage
+        holds = (ladder.realised_ci95 or [ladder.realised])[0] <= bound
+    if bound is None or share is None or share <= _ABOVE or holds or ladder.holds_bound:
         return None
     gains = [one for one in _beyond(c) if one[0].moves_ns < 0]
     total = sum(row.moves_ns for row, _, _ in gains)
@@ -237,11 +247,9 @@ def above_bound(c: Context) -> Found | None:
     why = "; ".join(why for why, _ in reasons) or "no ledger row beyond twice its noise explains it"
     if timing_not_valid(c) is not None:
         why, reasons = "the times of this run are not valid, which may be the whole reason", []
-    bound = f"roofline bound {ladder.roofline:.2f}×" if ladder.roofline else ""
     return Found(
-        text=f"realised {ladder.realised:.2f}× is {percent(ladder.share_of_bound)} of the roofline "
-        f"bound: {why}",
-        evidence=[bound, *(line for _, line in reasons)],
+        text=f"realised {ladder.realised:.2f}× is {percent(share)} of the {name} bound: {why}",
+        evidence=[f"{name} bound {bound:.2f}×", *(line for _, line in reasons)],
     )
 
 
@@ -262,6 +270,23 @@ def _beyond(c: Context) -> list[tuple[Row, str, str]]:
     ]
     known = [(row, why, name) for row, why, name in found if row is not None]
     return sorted(known, key=lambda one: one[0].moves_ns)
+
+
+@finding("layer-alone", "info")
+def layer_alone(c: Context) -> Found | None:
+    """One decoder layer ran alone, so that no time is that of the model."""
+    closures = c.phase.closure
+    if closures is msgspec.UNSET or not closures:
+        return None
+    return Found(
+        text="one decoder layer ran alone: every time and speedup is of that layer, not of the "
+        "model",
+        evidence=[
+            f"{name}: {one.layers} × layer {one.layer} ({ms(one.layer_ns)}) and the rest "
+            f"({ms(one.rest_ns)}) are {one.ratio:.2f} of the whole model ({ms(one.whole_ns)})"
+            for name, one in closures.items()
+        ],
+    )
 
 
 @finding("carry-over", "info")
@@ -323,7 +348,7 @@ def swapped_sides(c: Context) -> Found | None:
             f"pruned: {c.side.path.name}",
             *([] if c.baseline_side is None else [f"dense: {c.baseline_side.path.name}"]),
         ],
-        change="give the dense trace as --baseline, and the pruned one as the subject",
+        change="give the dense trace as --baseline, and the pruned one as the candidate",
     )
 
 
@@ -359,17 +384,22 @@ def _why_it_differs(c: Context, shares: list[float], nominal: float) -> str:
     if family is not None and any(one.changes_experts for one in known(family.ids)):
         return (
             "a token goes through as many experts as before where experts are gone, and no "
-            "parameter is gone where it goes through fewer: parameters, FLOPs and bytes fall apart"
+            "parameter is gone where it goes through fewer: parameters, FLOPs and bytes fall by "
+            "different shares"
         )
+    rounding = f"rounding to whole heads, layers and {_aligned_words(c.side.run.pruning)}"
     if all(share <= nominal for share in shares):
         return (
-            "unpruned parts (embeddings, lm_head and the like) and rounding to whole heads, layers "
-            "and multiples of 16 make the difference"
+            f"unpruned parts (embeddings, lm_head and the like) and {rounding} make the difference"
         )
-    return (
-        "rounding to whole heads, layers and multiples of 16 makes the difference, and so does the "
-        "base that s is a share of"
-    )
+    return f"{rounding} makes the difference, and so does the base that s is a share of"
+
+
+def _aligned_words(pruning: Pruning | None) -> str:
+    """What the run's families rounded kept dimensions up to, in words."""
+    families = (pruning.parts or [pruning]) if pruning is not None else []
+    asked = [str((one.knobs or {}).get("align", ALIGN)) for one in families] or [ALIGN]
+    return " or ".join(dict.fromkeys(map(aligned_words, asked)))
 
 
 @finding("unsteady-clocks", "warning")

@@ -9,21 +9,21 @@ from pathlib import Path
 from prunescope.analysis.inputs.side import Diagnostics, Side
 from prunescope.analysis.kernels.work_split import crosses_link
 from prunescope.analysis.schema.report import Phase
-from prunescope.analysis.schema.sides import DeviceUsed, SubjectFacts
+from prunescope.analysis.schema.sides import DeviceUsed, SideFacts
 from prunescope.taxonomy.family import read_selection
 from prunescope.taxonomy.run_blocks import Pruning
 
 
-def facts_of(side: Side, diagnostics: Diagnostics) -> SubjectFacts:
+def facts_of(side: Side, diagnostics: Diagnostics) -> SideFacts:
     """The `subject` or `baseline` object of a report, with the ranks that are not left out."""
     if side.run is None:
         name = side.path.name or side.path.resolve().name
-        bare = SubjectFacts(name=name, model=None, method=None, variant=None)
+        bare = SideFacts(name=name, model=None, method=None, variant=None)
         if side.ranks:
             bare["ranks"] = [rank for rank in side.ranks if rank not in diagnostics.left_out]
         return bare
     run, pruning = side.run, side.run.pruning or Pruning()
-    return SubjectFacts(
+    return SideFacts(
         name=f"{side.path.parent.name}/{side.path.name}",
         variant=run.variant,
         model=run.model.id,

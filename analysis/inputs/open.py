@@ -101,7 +101,7 @@ def recorded_baseline(folder: Path, run: Run | None) -> Path | None:
     if not is_there(dense) or not (dense / MANIFEST).is_file():
         raise PrunescopeError(
             f"the dense baseline of {folder.name}/ is missing ({str(run.twin.path)[:200]})",
-            hint="keep F/dense beside F/pruned, or name a dense run with --baseline RUN",
+            hint="keep F/dense next to F/pruned, or name a dense run with --baseline RUN",
         )
     return dense
 

@@ -137,7 +137,7 @@ class _Analysis(Options):
         Path | str | None,
         Option(
             help="Run or trace of the dense model to compare with; without it, the dense run in "
-            "the folder of the subject.",
+            "the folder of the candidate.",
             metavar="RUN|TRACE",
         ),
     ] = None
@@ -161,7 +161,7 @@ class _Analysis(Options):
 class AnalyzeRequest(_Analysis):
     """What `prunescope.analyze` takes."""
 
-    subject: Annotated[
+    candidate: Annotated[
         Path | str,
         Option(
             help="Run folder, Chrome trace or SQLite export of Nsight Systems to explain.",
@@ -175,7 +175,7 @@ class AnalyzeRequest(_Analysis):
 class CompareRequest(_Analysis):
     """What `prunescope.compare` and the command `analyze` take."""
 
-    subjects: Annotated[
+    candidates: Annotated[
         Sequence[Path | str] | Path | str,
         Option(
             help="Run folders, Chrome traces or SQLite exports of Nsight Systems; several, or a "
@@ -188,6 +188,6 @@ class CompareRequest(_Analysis):
 
     @property
     def paths(self) -> list[Path]:
-        """The subjects, at least one."""
-        given = [self.subjects] if isinstance(self.subjects, str | Path) else self.subjects
-        return [Path(subject) for subject in given]
+        """The runs and traces, at least one."""
+        given = [self.candidates] if isinstance(self.candidates, str | Path) else self.candidates
+        return [Path(candidate) for candidate in given]

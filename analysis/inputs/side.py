@@ -29,7 +29,7 @@ from prunescope.taxonomy.errors import PrunescopeError, errors_about
 from prunescope.taxonomy.recorder import PROFILER, Recorder, recorder_called
 from prunescope.taxonomy.run import PhaseRun, Run, sha256_of
 
-BARE = "trace"  # the phase of a bare trace
+BARE = "trace"  # the phase of a trace without run.json
 
 
 @dataclass(frozen=True)
@@ -127,22 +127,23 @@ class Side:
 
     @property
     def takes_model(self) -> bool:
-        """Whether --model would help: a bare trace with kernels, and no config given."""
+        """Whether --model would help: a trace without run.json with kernels, and no config
+        given."""
         return self.model is None and self.bare is not None and self.bare.on_device
 
     @property
     def asked_for_shapes(self) -> bool:
-        """Whether a bare trace says that shapes were recorded."""
+        """Whether a trace without run.json says that shapes were recorded."""
         return self.bare is not None and bool(self.bare.source.meta.get("record_shapes"))
 
     @property
     def kinds(self) -> list[str]:
-        """The phases of a bare trace, or of its ranks, that holds steps of several."""
+        """The phases of a trace without run.json, or of its ranks, that holds steps of several."""
         return list(dict.fromkeys(kind for _, kind in self.mixed.values())) or list(self._kinds)
 
     @property
     def profiler(self) -> str | None:
-        """The profiler of a bare trace, where its file says it."""
+        """The profiler of a trace without run.json, where its file says it."""
         known = None if self.bare is None else self.bare.source.meta.get(PROFILER)
         return known if isinstance(known, str) else None
 
@@ -251,8 +252,8 @@ class Side:
 
     @property
     def told_phases(self) -> list[str]:
-        """The phases of the steps of a bare trace, or of its first rank, as far as its annotations
-        or its kernels tell them."""
+        """The phases of the steps of a trace without run.json, or of its first rank, as far as its
+        annotations or its kernels tell them."""
         is_bare = self.run is None and self.bare is not None
         return phases_of(self._windows_of_bare) if is_bare else []
 
@@ -343,11 +344,11 @@ class SidePhase:
 
     @property
     def run(self) -> PhaseRun | None:
-        """What the manifest says of this phase, None for a bare trace."""
+        """What the manifest says of this phase, None for a trace without run.json."""
         return self.side.phase(self.name)
 
     def without_shapes(self) -> SidePhase:
-        """This phase read again, as if neither its trace nor a config told any shapes."""
+        """This phase read again, as if neither its trace nor a config gave any shapes."""
         again = replace(self.side, model=None).read(self.name, shapes=False)
         return replace(again, diagnostics=self.diagnostics)
 
@@ -358,5 +359,6 @@ class SidePhase:
 
     @cached_property
     def kind(self) -> PhaseKind | None:
-        """Prefill or decode, as a bare trace shows it; None for a run, whose manifest says it."""
+        """Prefill or decode, as a trace without run.json shows it; None for a run, whose manifest
+        says it."""
         return phase_kind(self.kernels) if self.side.run is None else None

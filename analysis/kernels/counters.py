@@ -96,9 +96,9 @@ def counter_notes(trace: Trace, linked: Linked, needed: Needed) -> list[str]:
             "what tensor cores can",
             100 * needed.tensor / span,
             means[TENSOR],
-            fewer="a part of the products does not run on tensor cores, or their peak is higher "
+            fewer="a part of the GEMMs does not run on tensor cores, or their peak is higher "
             "than the one given, so less is compute-bound than the bounds say",
-            more="the models lack products, or the peak given is too high, so more is "
+            more="the models lack GEMMs, or the peak given is too high, so more is "
             "compute-bound than the bounds say",
         )
     return [text]

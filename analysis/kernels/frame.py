@@ -29,7 +29,7 @@ from prunescope.analysis.kernels.idle import add_waits, first_call_ns, host_coll
 from prunescope.analysis.kernels.memory_held import memory_notes
 from prunescope.analysis.kernels.number_formats import format_notes, with_formats
 from prunescope.analysis.kernels.peaks import Peaks
-from prunescope.analysis.kernels.replay import LEAST, Replay, read_eager
+from prunescope.analysis.kernels.replay import LEAST, GraphReplay, read_eager
 from prunescope.analysis.kernels.role import GEMM_KINDS, POINTWISE, find_roles
 from prunescope.analysis.kernels.roofline import add_bound, add_waves
 from prunescope.analysis.kernels.work_split import add_work
@@ -210,10 +210,10 @@ def build(  # noqa: PLR0913
     calls = list(trace.calls)
     observer = recorded(trace, linked, windows)
     frame = _rows(trace, linked, observer)
-    replay: Replay | None = None
+    replay: GraphReplay | None = None
     if eager is not None and linked.replayed.any():
         graph = taken(trace.device["correlation"], linked.event)
-        replay = Replay(read_eager(eager), linked, frame, graph, trace)
+        replay = GraphReplay(read_eager(eager), linked, frame, graph, trace)
         frame = replay.add_ops(frame, first_call=len(calls))
         calls += eager.calls
     calls = with_formats(frame, calls)

@@ -380,7 +380,8 @@ def host_activities(
     rows = order[host[order] >= _LEAST]
     if not len(rows):
         return out, within, what
-    begin, end, thread, names = _spans(trace, blocks)
+    shown = [_label(name) for name in trace.names]
+    begin, end, thread, names = _spans(trace, blocks, shown)
     is_op = np.array(["::" in name for name in names], bool)
     loads = np.array([_LOADER.search(name) is not None for name in names], bool)
     for row in rows.tolist():
@@ -398,17 +399,18 @@ def host_activities(
             since, until = max(int(begin[span]), first), min(int(end[span]), int(linked.start[row]))
             blocked = _blocked(blocks, int(linked.thread[row]), since, until)
             within[row] = min(int(shared[span]) - blocked, int(host[row]))
-            if _is_far_above(trace, names[inner], int(end[inner] - begin[inner])):
+            alike = [i for i, name in enumerate(shown) if name == names[inner]]
+            if _is_far_above(trace, alike, int(end[inner] - begin[inner])):
                 what[row] = INTERRUPTED
             elif end[span] > linked.start[row]:
                 what[row] = AROUND
     return out, within, what
 
 
-def _is_far_above(trace: Trace, shown: str, ns: int) -> bool:
-    """Whether an op, annotation or frame takes far longer than the median of its name, of at least
-    _FEW. Frames that are too short to be kept are not among them: of these nothing is known."""
-    ids = [i for i, name in enumerate(trace.names) if _label(name) == shown]
+def _is_far_above(trace: Trace, ids: list[int], ns: int) -> bool:
+    """Whether an op, annotation or frame takes far longer than the median of those with one of the
+    names `ids`, of at least _FEW. Frames that are too short to be kept are not among them: of these
+    nothing is known."""
     tables = (trace.ops, trace.annotations, trace.frames)
     all_ns = np.concatenate([t["dur"][np.isin(t["name"], ids)] for t in tables])
     return len(all_ns) > _FEW and ns >= max(_LONG_OP, _FAR * float(np.median(all_ns)))
@@ -423,10 +425,11 @@ def _blocked(blocks: Table, thread: int, begin: int, end: int) -> int:
     return int(cover(at[rows], until, begin)[0].sum())
 
 
-def _spans(trace: Trace, blocks: Table) -> tuple[Ints, Ints, Ints, list[str]]:
+def _spans(
+    trace: Trace, blocks: Table, shown: list[str | None]
+) -> tuple[Ints, Ints, Ints, list[str]]:
     """Annotations (also those that older profilers wrote among the ops), frames and long ops:
-    begin, end, thread and name."""
-    shown = [_label(name) for name in trace.names]
+    begin, end, thread and name. `shown`: the label of each name of the trace."""
     is_annotation = np.array(["#" in name and "::" not in name for name in trace.names], bool)
     tables = [
         (trace.annotations, np.arange(len(trace.annotations["ts"]))),

@@ -21,6 +21,6 @@ def memory_notes(trace: Trace, windows: Windows) -> list[str]:
         return []
     of = f" ({reserved.max() / _GB:,.3g} GB were reserved)" if reserved.max() > 0 else ""
     return [
-        f"the allocator held at most {allocated.max() / _GB:,.3g} GB of device memory at once in "
+        f"the allocator held at most {allocated.max() / _GB:,.3g} GB of device memory in "
         f"the steps{of}, by {len(allocated):,} snapshots"
     ]

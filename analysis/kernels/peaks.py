@@ -125,7 +125,7 @@ def sheet_peaks(device: Device) -> Peaks:
 _USED = {
     "before": "the higher one",
     "after": "the higher one",
-    "reached": "what a product of the run reached",
+    "reached": "what a GEMM of the run reached",
     "calibrated": "what `prunescope calibrate` measured",
     "given": "the one that was given",
 }
@@ -152,7 +152,7 @@ def run_peaks(device: DeviceEntry, sheet: Device | None) -> Peaks | None:
     raised = [name for name, one in taken.items() if one["used"] == "reached"]
     rates |= {name: taken[name]["reached"] or 0.0 for name in raised}
     if raised:
-        source += f" ({', '.join(raised)} raised to what a product of this run reached)"
+        source += f" ({', '.join(raised)} raised to what a GEMM of this run reached)"
     calibrated = _calibrated(device.calibration, peaks.threads)
     higher: set[str] = set()
     if calibrated:

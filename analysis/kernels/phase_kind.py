@@ -1,9 +1,10 @@
-"""Prefill or decode: which phase a bare trace is of, why, and how a mixed step divides.
+"""Prefill or decode: which phase a trace without run.json is of, why, and how a mixed step divides.
 
-In: the kernels of a bare trace. Out: {"kind", "evidence"}, and "doubt" where there is one; kind is
-prefill (many query tokens at once), decode (one a sequence), mixed, training, forward (of a model
-that nothing says decodes tokens) or unknown. Mixed steps of a serving engine are split by the
-tokens that their annotation counts: linears by tokens, attention by the names of its kernels.
+In: the kernels of the trace. Out: {"kind", "evidence"}, and "doubt", a caveat, where there is one;
+kind is prefill (many query tokens a sequence), decode (one a sequence), mixed, training, forward
+(of a model that nothing says decodes tokens) or unknown. Mixed steps of a serving engine are split
+by the tokens that their annotation counts: linears by tokens, attention by the names of its
+kernels.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ _SHARE = 0.05  # of the linears, or of their time: fewer are no phase
 _RUN = 8  # linears of one M in a row, on average: shorter runs are layers of one forward
 _NO_LINEARS = ("attention", "lm_head", "router")
 _SHOWN = 80
+_IDS = 2  # dimensions of ids of tokens
 PHASES_APART = (
     "generate(max_new_tokens=1) is a prompt alone, and record_function('decode') around each "
     "forward of one token marks the others"
@@ -49,7 +51,8 @@ PHASES_APART = (
 
 
 def phase_kind(kernels: Kernels) -> PhaseKind:
-    """The phase of a bare trace: by a serving engine's annotations, else by its shapes."""
+    """The phase of a trace without run.json: by a serving engine's annotations, else by its
+    shapes."""
     if found := _annotated(kernels):
         kind, evidence, doubt = found
     elif generated := _generated(kernels):
@@ -86,7 +89,7 @@ def _annotated(kernels: Kernels) -> tuple[str, str, str | None] | None:
 
 
 def _generated(kernels: Kernels) -> tuple[str, str] | None:
-    """The phase of steps that were told apart as prompts and tokens, and how."""
+    """The phase of steps that were separated into prompts and tokens, and how."""
     if kernels.windows.source != GENERATION:
         return None
     names = kernels.windows.names
@@ -164,6 +167,10 @@ def _by_shape(kernels: Kernels) -> tuple[str, str]:
             kind,
             f"{rows}; attention has {queries} quer{'y' if queries == 1 else 'ies'} at a time",
         )
+    tokens = _tokens_a_sequence(kernels)
+    if tokens is not None and linear is not None:
+        each = "1 token" if tokens == 1 else f"{tokens} tokens"
+        return ("decode" if tokens == 1 else "prefill"), f"{rows}; {each} a sequence are embedded"
     if linear is None:
         return "unknown", "no shapes of linears or attention in the trace"
     if linear >= _MANY:
@@ -176,6 +183,18 @@ def _by_shape(kernels: Kernels) -> tuple[str, str]:
     attends = (kernels.frame["class"] == ATTENTION).any()
     other = "attention has no shapes" if attends else "no attention is known"
     return "unknown", f"{rows}, which both phases may have, and {other}"
+
+
+def _tokens_a_sequence(kernels: Kernels) -> int | None:
+    """S of the ids [B, S] that are embedded, the most of all calls; None where none has that form
+    (serving engines embed the tokens of all sequences in one row)."""
+    ids = [
+        call.shapes[1]
+        for call in kernels.calls
+        if call.name == "aten::embedding" and len(call.shapes) > 1
+    ]
+    known = [shape[1] for shape in ids if isinstance(shape, tuple) and len(shape) == _IDS]
+    return max((size for size in known if isinstance(size, int)), default=None)
 
 
 def _prompts_and_tokens(kernels: Kernels) -> bool:
@@ -268,7 +287,7 @@ def _several(kernels: Kernels) -> str | None:
     (first, often), *others = seen
     rest = ", ".join(f"{m or 'unknown (graph replays)'} in {count:,}" for m, count in others[-3:])
     change = (
-        f"record prefill and decode apart, or annotate their steps: {PHASES_APART}"
+        f"record prefill and decode separately, or annotate their steps: {PHASES_APART}"
         if kernels.windows.source == "whole"
         else "--phase-pattern picks the steps of one"
     )

@@ -17,10 +17,10 @@ import polars as pl
 
 from prunescope.analysis.kernels.replay_match import (
     UNNAMED,
-    Found,
     GraphPart,
     Grid,
     Launches,
+    MatchedLaunches,
     Order,
     Size,
 )
@@ -158,16 +158,16 @@ def _grids_of_gemms(trace: Trace, event: Ints, names: list[str]) -> list[Grid]:
 
 def map_replay(
     frame: pl.DataFrame, linked: Linked, graph: Ints, eager: EagerPass, trace: Trace
-) -> list[Found]:
+) -> list[MatchedLaunches]:
     """The eager launches behind the kernels of every graph launch; `graph`: the graph launch of a
     row. Kernels are taken in order of time, or of their graph nodes where more is found so. What
     the eager trace annotates with the batch of a step comes before the rest of it.
     """
-    out: list[Found] = []
+    out: list[MatchedLaunches] = []
     names, nodes = frame["name"].to_list(), frame["node"].fill_null(NONE).to_numpy()
     grids = _grids(trace, linked.event)
 
-    def found_in(order: Order, rows: Ints) -> list[Found]:
+    def found_in(order: Order, rows: Ints) -> list[MatchedLaunches]:
         order.next = 0
         as_one = not order.launches.named and len(rows) == len(order.launches.names)
         launches = [rows] if as_one else _launches(rows, graph[rows])
@@ -235,7 +235,7 @@ def _ways(part: Ints, nodes: Ints) -> list[Ints]:
     return [part, part[np.argsort(nodes)]]
 
 
-class Replay:
+class GraphReplay:
     """The mapping of one trace's replays onto an eager pass, and the columns that it gives.
 
     `graph`: the graph launch of every row. `rate`: share of replayed busy time that was found;

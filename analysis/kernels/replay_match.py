@@ -66,7 +66,7 @@ class GraphPart:
 
 
 @dataclass
-class Found:
+class MatchedLaunches:
     """`at`: the eager launch behind each row of `rows`, -1 where there is none. `compared`: how
     many GEMMs have a grid on both sides. `rivals`: M of the passes that match as well and have
     other shapes. `batch`: that of the step, by its annotation."""
@@ -102,7 +102,7 @@ class Order:
         self.places: dict[tuple[str, ...], list[Ints]] = {}
         self.known: dict[tuple[Any, ...], _Best] = {}
 
-    def find(self, ways: list[GraphPart]) -> Found:
+    def find(self, ways: list[GraphPart]) -> MatchedLaunches:
         """The best of several orders of one launch's kernels, and where they are."""
         if not self.launches.named:
             return self._counted(ways[-1])
@@ -112,12 +112,12 @@ class Order:
         self.next = max(self.next if (found < 0).all() else 0, int(found.max(initial=NONE)) + 1)
         same, other = self._grids(way, found)
         at = np.where((found >= 0) & ~other, self.launches.at[np.maximum(found, 0)], NONE)
-        return Found(way.rows, at, int((same | other).sum()), best.rivals)
+        return MatchedLaunches(way.rows, at, int((same | other).sum()), best.rivals)
 
-    def _counted(self, part: GraphPart) -> Found:
+    def _counted(self, part: GraphPart) -> MatchedLaunches:
         count = len(self.launches.names)
         at = self.launches.at if len(part.rows) == count else np.full(len(part.rows), NONE)
-        return Found(part.rows, at)
+        return MatchedLaunches(part.rows, at)
 
     def _best(self, part: GraphPart) -> _Best:
         """The places that hold the most of a launch's kernels, with the grids of its GEMMs."""

@@ -18,6 +18,7 @@ from prunescope.analysis.kernels.role_shapes import (
     added_back,
     gated,
     heads_only,
+    is_adapter,
     is_fused_qkv,
     is_sum,
     is_through_rank,
@@ -351,13 +352,14 @@ class _Pass:
     """The rows of the attentions and weight GEMMs of one forward pass, and how many of its GEMMs
     stand before each attention, but for those of `mixture`: routers and experts, with their roles.
     Two GEMMs through a rank are one: `seconds` has the row of the second one by that of the
-    first."""
+    first. `adapters` are no GEMMs of the model: rows of the linears that they are added to."""
 
     attention: Ints
     gemms: Ints
     before: Ints
     seconds: dict[int, int]
     mixture: Mapping[int, str]
+    adapters: Mapping[int, int]
 
 
 _ATTENDED = "attended"  # the rows of an attention of separate ops behind its first one
@@ -384,13 +386,36 @@ def _by_order(
 
     Between two attentions of a pass stand o, the MLP's GEMMs and the projections of the next layer;
     layers are numbered anew in every pass. A sequence whose segments differ in length (an encoder
-    next to a decoder) is left unknown.
+    next to a decoder) is left unknown. Where no model has as many GEMMs, two of them through a rank
+    next to a linear of the same inputs and outputs may be its adapter (LoRA).
     """
+    plain = _in_order(kinds, calls, step, sizes, vocabulary, adapted=False)
+    if plain.source == "order":
+        return plain
+    adapted = _in_order(kinds, calls, step, sizes, vocabulary, adapted=True)
+    return adapted if adapted.source == "order" else plain
+
+
+def _in_order(
+    kinds: list[str],
+    calls: list[OpCall | None],
+    step: Ints,
+    sizes: list[Size | None],
+    vocabulary: set[int],
+    *,
+    adapted: bool,
+) -> Roles:
+    """The roles by order, with adapters next to linears or without (`adapted`)."""
     layer = np.full(len(kinds), NONE)
     named = {_ATTENDED: "attention", **{k: k for k in ("attention", "embedding", "sampling")}}
     role = [named.get(kind, "unknown") for kind in kinds]
-    found = (_pass(kinds, calls, rows, sizes, vocabulary) for rows in _passes(kinds, step))
+    found = (
+        _pass(kinds, calls, rows, sizes, vocabulary, adapted=adapted)
+        for rows in _passes(kinds, step)
+    )
     passes = [p for p in found if len(p.attention)]
+    if adapted and not any(p.adapters for p in passes):
+        return Roles(layer, role, "none")
     inner = np.concatenate([np.diff(p.before) for p in passes]) if passes else np.zeros(0, int)
     if not len(inner):
         return Roles(layer, role, "none")
@@ -450,6 +475,8 @@ def _name_pass(
             for first, label in zip(rows.tolist(), labels, strict=False):
                 for j in (first, forward.seconds.get(first, first)):
                     layer[j], role[j] = n, label
+    for i, linear in forward.adapters.items():
+        layer[i], role[i] = layer[linear], "adapter"
 
 
 def _pass(
@@ -458,13 +485,32 @@ def _pass(
     rows: Ints,
     sizes: list[Size | None],
     vocabulary: set[int],
+    *,
+    adapted: bool,
 ) -> _Pass:
     attention = np.array([i for i in rows if kinds[i] == "attention"], np.int64)
     mixture = find_mixture(kinds, calls, sizes, rows.tolist(), vocabulary)
     every = [i for i in rows.tolist() if kinds[i] in _WEIGHED and i not in mixture]
     seconds = _through_ranks(kinds, np.array([i for i in rows if i not in mixture]), sizes)
-    gemms = np.array([i for i in every if i not in {*seconds.values()}], np.int64)
-    return _Pass(attention, gemms, np.searchsorted(gemms, attention), seconds, mixture)
+    adapters = _adapters(every, sizes, seconds) if adapted else {}
+    rest = {*seconds.values(), *adapters}
+    gemms = np.array([i for i in every if i not in rest], np.int64)
+    return _Pass(attention, gemms, np.searchsorted(gemms, attention), seconds, mixture, adapters)
+
+
+def _adapters(
+    products: list[int], sizes: list[Size | None], seconds: Mapping[int, int]
+) -> dict[int, int]:
+    """The rows of both GEMMs of each adapter, with the row of the linear that they run next to."""
+    found: dict[int, int] = {}
+    at = {i: n for n, i in enumerate(products)}
+    for first, second in seconds.items():
+        near = [at[first] - 1, at[second] + 1]
+        for linear in (products[n] for n in near if 0 <= n < len(products)):
+            if is_adapter(sizes[linear], sizes[first], sizes[second]):
+                found[first] = found[second] = linear
+                break
+    return found
 
 
 def _through_ranks(kinds: list[str], rows: Ints, sizes: list[Size | None]) -> dict[int, int]:

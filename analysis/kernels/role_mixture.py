@@ -18,7 +18,8 @@ from prunescope.analysis.ops.work import work_of
 _PLAIN = ("gemm", "gemv", "sparse_gemm")
 _GROUPED = "grouped_gemm"
 _OF_MANY = (_GROUPED, "batched_gemm")
-_TOP_K = "aten::topk"
+# Ops that choose the best of some scores. Of other scores than a product made they choose tokens.
+_CHOOSE = ("aten::topk", "aten::sort", "aten::argsort")
 
 
 def find_mixture(
@@ -66,8 +67,9 @@ def _routes(
     calls: Sequence[OpCall | None],
     sizes: Sequence[Size | None],
 ) -> bool:
-    """Whether a top-k reads the result of a product, before the next product: as many values as it
-    made. A kernel that routes by itself (a gating softmax of a serving engine) says so by name."""
+    """Whether a top-k or a sort reads the result of a product, before the next product: as many
+    values as it made. A kernel that routes by itself (a gating softmax of a serving engine) says so
+    by name."""
     size = sizes[rows[at]]
     if kinds[rows[at]] not in _PLAIN:
         return False
@@ -76,13 +78,19 @@ def _routes(
         if kinds[i] in (*_PLAIN, *_OF_MANY, "attention"):
             return False
         call = calls[i]
-        if call is not None and call.name == _TOP_K:
-            scores = call.shapes[0] if call.shapes and isinstance(call.shapes[0], tuple) else ()
-            if size is not None and scores and math.prod(scores) == size[0] * size[1]:
+        if call is not None and call.shapes and call.name.startswith("aten::"):
+            if call.name in _CHOOSE and size is not None and _numel(call) == size[0] * size[1]:
                 return True
         elif kinds[i] == "routing":
             return True
     return False
+
+
+def _numel(call: OpCall) -> int | None:
+    """Elements of the first operand of a call; None where that is no tensor."""
+    shape = call.shapes[0]
+    is_tensor = isinstance(shape, tuple) and shape and all(isinstance(n, int) for n in shape)
+    return math.prod(shape) if is_tensor else None
 
 
 def _behind(
@@ -112,6 +120,7 @@ def _behind(
             weight
             for i in products
             if (weight := _weight(sizes[i])) is not None
+            and weight != up
             and weight[0] == up[1]
             and up[0] in (weight[1], 2 * weight[1])
         ),

@@ -215,7 +215,7 @@ def mark_adapters(role: list[str], layer: Ints, sizes: Sequence[Size | None]) ->
         for first in range(0, len(run) - len(run) % _ADAPTED, _ADAPTED):
             a, b, c = run[first : first + _ADAPTED]
             for down, up, whole in ((b, c, a), (a, b, c)):
-                if _is_adapter(sizes[whole], sizes[down], sizes[up]):
+                if is_adapter(sizes[whole], sizes[down], sizes[up]):
                     role[down] = role[up] = "adapter"
 
     for i, found in enumerate(role):
@@ -230,7 +230,9 @@ def mark_adapters(role: list[str], layer: Ints, sizes: Sequence[Size | None]) ->
     mark_run()
 
 
-def _is_adapter(whole: Size | None, down: Size | None, up: Size | None) -> bool:
+def is_adapter(whole: Size | None, down: Size | None, up: Size | None) -> bool:
+    """Whether two GEMMs through a rank, `down` and `up`, read and make what the linear `whole`
+    does."""
     if whole is None or down is None or up is None or not is_through_rank(down, up):
         return False
     return whole == (down[0], up[1], down[2])

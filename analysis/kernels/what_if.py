@@ -16,8 +16,8 @@ from typing import Any
 
 import polars as pl
 
-from prunescope.analysis.device.good import FAR, Tiling, good_neighbours
 from prunescope.analysis.device.tiles import ALIGNED, GOOD
+from prunescope.analysis.device.wave_aligned import FAR, Tiling, wave_aligned_neighbours
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.schema.anatomy import Fit, Good, Shape
@@ -28,7 +28,7 @@ from prunescope.taxonomy.gemm import Gemm
 _FEWEST, _MOST = 3, 100  # distinct GEMMs from which on a spread is one, and enough of them
 _SMALL = 64  # a K below is no dimension of a model's
 _CURVES, _POINTS = 4, 96
-_Z = 1.96
+_Z = 1.96  # normal: of prediction intervals, and not of measured times (ledger/noise.py)
 _ROOFLINE = ("compute", "memory")  # the bounds whose time it tells
 
 
@@ -267,7 +267,7 @@ def _shape(row: Row, axis: str, summaries: GemmSummaries, fit: Fit | None) -> Sh
         shape.refused = "latency-bound: as short as any kernel, whatever its N"
         return shape
     shape.tile, shape.waves = ran.tile, ran.tiles / ran.slots
-    below, above = good_neighbours(ran.tiling, axis, now, reach=FAR)
+    below, above = wave_aligned_neighbours(ran.tiling, axis, now, reach=FAR)
     aligned = [s for s in summaries.gemms.values() if s.aligned and s.bound in _ROOFLINE]
     model = None if fit is None else _Model(fit, aligned)
     shape.below = None if below is None else _good(ran, axis, below, row.busy_ns, model)

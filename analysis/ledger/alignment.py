@@ -122,7 +122,7 @@ def _content(kernels: Kernels, layers: list[int]) -> _Content:
 
 
 def _by_content(dense: _Content, pruned: _Content) -> tuple[dict[int, int], str]:
-    """The alignment in order of the layers that are most alike, and how equal layers were told
+    """The alignment in order of the layers that are most similar, and how equal layers were told
     apart: from the front, or by their times where these leave no doubt."""
     # Routers and other work that pruning adds say nothing of which layer this was.
     pruned = pruned.of(dense.units)

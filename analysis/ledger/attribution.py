@@ -1,4 +1,4 @@
-"""The inputs of a comparison: units, what should remain of them, and the ledger in its domain.
+"""The inputs of a comparison: units, what should remain of them, and the ledger in its time base.
 
 In: units, the nominal sparsity and the unprofiled samples (ns) of both sides. Out:
 AttributionInputs.
@@ -37,7 +37,7 @@ class AttributionInputs:
     units: Units
     nominal: float | None
     ratio: Ratios
-    domain: TimeBase
+    time_base: TimeBase
     times: Times  # of the ledger, one replicate
     ledger: Split
     replicates: Replicates | None
@@ -45,17 +45,17 @@ class AttributionInputs:
 
     def dense_rows(self, dense: Kernels) -> pl.DataFrame:
         """The frame of the dense side with `unit_layer`, and `ns`: busy time in the ledger's
-        domain, so that no loss of an op exceeds the time of its row."""
+        time base, so that no loss of an op exceeds the time of its row."""
         frame = dense.frame.with_columns(unit_layer=pl.col("layer"))
-        return self._in_domain(frame, self.units.dense, self.times.t_d)
+        return self._in_time_base(frame, self.units.dense, self.times.t_d)
 
     def pruned_rows(self, pruned: Kernels) -> pl.DataFrame:
         """The frame of the pruned side with `unit_layer`, the layer of the dense model, and
         `ns`."""
         frame = with_dense_layer(pruned.frame, self.units.alignment)
-        return self._in_domain(frame, self.units.pruned, self.times.t_p)
+        return self._in_time_base(frame, self.units.pruned, self.times.t_p)
 
-    def _in_domain(self, frame: pl.DataFrame, side: UnitSums, scaled: Floats) -> pl.DataFrame:
+    def _in_time_base(self, frame: pl.DataFrame, side: UnitSums, scaled: Floats) -> pl.DataFrame:
         recorded = side.busy.mean(axis=1)
         factor = scaled[:, 0] / np.where(recorded > 0, recorded, 1.0)
         table = pl.DataFrame(self.units.keys, schema=_UNIT, orient="row")
@@ -78,14 +78,14 @@ def attribution_inputs(
     `in_turns`: taken in turns, as the run says. Not `promises`: no pruning was shown, so that the
     whole dense time is what was promised."""
     ratio = ratios(units, nominal if promises else 0.0)
-    domain = choose_time_base(units, *samples_ns, on_device=on_device, in_turns=in_turns)
+    base = choose_time_base(units, *samples_ns, on_device=on_device, in_turns=in_turns)
     return AttributionInputs(
         units=units,
         nominal=nominal,
         ratio=ratio,
-        domain=domain,
-        times=mean_times(units, domain),
-        ledger=point(units, ratio, domain),
-        replicates=bootstrap(units, ratio, domain),
+        time_base=base,
+        times=mean_times(units, base),
+        ledger=point(units, ratio, base),
+        replicates=bootstrap(units, ratio, base),
         promises=promises,
     )

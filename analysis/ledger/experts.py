@@ -2,7 +2,8 @@
 
 A router chooses how many experts of a layer see tokens, and how many tokens each: the position of a
 call tells nothing of which expert it was. Calls of one N and K are summed, gate and up together
-where they are apart; what moved is told by N and K, and by the rows of all experts together.
+where they are separate; what moved is identified by N and K, and by the rows of all experts
+together.
 """
 
 from __future__ import annotations

@@ -253,19 +253,44 @@ class Pair:
 
 def pair_calls(dense: dict[Key, Call], pruned: dict[Key, Call]) -> list[Pair]:
     """Dense and pruned GEMMs by key. Two GEMMs through a rank pair with the one they replace."""
-    pairs = []
+    pairs: list[Pair] = []
+    paired: set[Key] = set()  # dense keys whose partners have other positions
     by_unit: dict[tuple[object, ...], list[Key]] = defaultdict(list)
     for key in pruned:
         by_unit[key[:3]].append(key)
     for unit, keys in by_unit.items():
         originals = [k for k in dense if k[:3] == unit]
+        if unit[1] in UNPLACED and (known := _ranks_in_order(originals, keys, dense, pruned)):
+            pairs += [Pair(key, old, pruned[key], axis) for key, (old, axis) in known.items()]
+            paired |= {*originals}
+            continue
         low_rank = _through_a_rank([pruned[k] for k in keys], [dense[k] for k in originals])
         for key in keys:
             partner = dense.get((*key[:3], 0)) if low_rank else dense.get(key)
             axis = "rank" if low_rank else _axis(partner, pruned[key])
             pairs.append(Pair(key, partner, pruned[key], axis))
-    pairs += [Pair(k, call, None, "gone") for k, call in dense.items() if k not in pruned]
+    alone = (k for k in dense if k not in pruned and k not in paired)
+    pairs += [Pair(k, dense[k], None, "gone") for k in alone]
     return pairs
+
+
+def _ranks_in_order(
+    originals: list[Key], keys: list[Key], dense: dict[Key, Call], pruned: dict[Key, Call]
+) -> dict[Key, tuple[Call, str]]:
+    """The dense partner and axis of each pruned GEMM of a unit without a role, where every dense
+    one, in order, is there in its shape or as two through a rank; empty where some is neither."""
+    found: dict[Key, tuple[Call, str]] = {}
+    rest = sorted(keys, key=lambda key: key[3])
+    for original in (dense[key] for key in sorted(originals, key=lambda key: key[3])):
+        if rest and original.gemm is not None and pruned[rest[0]].gemm == original.gemm:
+            found[rest.pop(0)] = original, "none"
+        elif _through_a_rank([pruned[key] for key in rest[:2]], [original]):
+            found |= dict.fromkeys(rest[:2], (original, "rank"))
+            rest = rest[2:]
+        else:
+            return {}
+    moved = any(axis == "rank" for _, axis in found.values())
+    return found if moved and not rest else {}
 
 
 def along_groups(pairs: list[Pair]) -> list[Pair]:

@@ -24,13 +24,13 @@ def ladder(
 ) -> Ladder:
     """The ladder. `is_known`: most of the work has a model; `is_bounded`: shapes, or kernels that
     are gone, say what could have got faster."""
-    units, ratio, domain = inputs.units, inputs.ratio, inputs.domain
+    units, ratio, base = inputs.units, inputs.ratio, inputs.time_base
     ns = {row.row: row.moves_ns for row in rows}
     covered = ns["promised"] + ns["coverage"]
     bound = covered + ns["roofline_shift"]
     realised = ns["dense"] / ns["pruned"]
-    if len(domain.dense) and len(domain.pruned):
-        realised = domain.dense.wall / domain.pruned.wall
+    if len(base.dense) and len(base.pruned):
+        realised = base.dense.wall / base.pruned.wall
     busy_d = units.dense.busy.sum(axis=0).mean()
     busy_p = units.pruned.busy.sum(axis=0).mean()
     # Without a sparsity, nominal is the ratio of FLOPs, where that one is known.
@@ -42,7 +42,7 @@ def ladder(
         roofline=ns["dense"] / bound if bound > 0 and is_bounded else None,
         busy=float(busy_d / busy_p) if busy_p > 0 else None,
         realised=realised,
-        realised_ci95=realised_interval(domain, inputs.replicates),
+        realised_ci95=realised_interval(base, inputs.replicates),
         share_of_bound=None,
     )
     found.share_of_bound = realised / found.roofline if found.roofline else None
@@ -51,21 +51,23 @@ def ladder(
     return found
 
 
-def _add_intervals(found: Ladder, units: Units, drawn: Replicates) -> None:
+def _add_intervals(found: Ladder, units: Units, replicates: Replicates) -> None:
     """Add intervals of the bounds that are known. Busy time is as recorded."""
-    covered = drawn.promised + drawn.total("coverage")
-    bound = covered + drawn.total("roofline_shift")
+    covered = replicates.promised + replicates.total("coverage")
+    bound = covered + replicates.total("roofline_shift")
     if found.coverage is not None:
-        found.coverage_ci95 = ratio_interval(drawn.dense, covered)
+        found.coverage_ci95 = ratio_interval(replicates.dense, covered)
     if found.roofline is not None:
-        found.roofline_ci95 = ratio_interval(drawn.dense, bound)
+        found.roofline_ci95 = ratio_interval(replicates.dense, bound)
     if found.busy is not None:
         busy = (side.busy.sum(axis=0) for side in (units.dense, units.pruned))
-        found.busy_ci95 = ratio_interval(*(b @ w for b, w in zip(busy, drawn.steps, strict=True)))
+        found.busy_ci95 = ratio_interval(
+            *(b @ w for b, w in zip(busy, replicates.steps, strict=True))
+        )
     if found.share_of_bound is not None:
         # Realised is of the samples where there are some, also where the ledger is as profiled.
-        dense, pruned = drawn.walls or (drawn.dense, drawn.pruned)
-        found.share_of_bound_ci95 = ratio_interval(dense * bound, pruned * drawn.dense)
+        dense, pruned = replicates.walls or (replicates.dense, replicates.pruned)
+        found.share_of_bound_ci95 = ratio_interval(dense * bound, pruned * replicates.dense)
 
 
 def has_ideals(units: Units) -> bool:

@@ -1,7 +1,8 @@
 """The ledger: the lost speedup of a pair, split into rows that sum exactly (docs/ledger.md).
 
 In: `Units` and the nominal sparsity. Out: for every row an array [units or parts, replicates] of
-ns a step, in the profiled or the unprofiled domain. Σ rows = pruned, to the ns, by construction.
+ns a step, in the profiled or the unprofiled time base. Σ rows = pruned as an identity of the
+formulas; in floating point up to rounding, which `rows.build_rows` removes from the printed rows.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from prunescope.analysis.kernels.frame import PRODUCTS
 from prunescope.analysis.ledger.pairing import (
     Cost,
     Floats,
-    Parts,
     PartSums,
+    UnitParts,
     Units,
     UnitSums,
 )
@@ -79,7 +80,7 @@ def ratios(units: Units, sparsity: float | None) -> Ratios:
     counted = np.array([k[2] in PRODUCTS for k in units.keys], bool)[parts.unit]
     by_bytes = _ratio(p.bytes, d.bytes)
     r_f = np.where(counted, _ratio(p.flop, d.flop), np.nan)
-    r_f = _first_known(r_f, by_bytes, np.ones(len(r_f)))
+    r_f = _first_known(r_f, by_bytes, units.kept_calls[parts.unit])
     r_r = _first_known(_ratio(p.ideal, d.ideal), r_f)
     r_q = _first_known(_ratio(p.predicted, d.predicted), r_r)
     # Of work that is no product, bytes say little where there are few: where they grew, no more is
@@ -101,16 +102,16 @@ def ratios(units: Units, sparsity: float | None) -> Ratios:
     return Ratios(r_f, r_r, r_q, promised, total_d / every if total_d and every else None)
 
 
-def one_part_each(units: Units) -> Parts:
+def one_part_each(units: Units) -> UnitParts:
     """Each unit as one part."""
     sides = (
         PartSums(*(_mean(values) for values in (s.busy, s.flop, s.bytes, s.ideal, s.predicted)))
         for s in (units.dense, units.pruned)
     )
-    return Parts(np.arange(len(units.keys)), *sides)
+    return UnitParts(np.arange(len(units.keys)), *sides)
 
 
-def _of_units(ratio: Floats, parts: Parts, count: int) -> Floats:
+def _of_units(ratio: Floats, parts: UnitParts, count: int) -> Floats:
     """The mean ratio of each unit over its parts, weighted by their dense time; where that is 0, by
     their number. The ratio of a unit of one part is exactly that of the part."""
     number = np.bincount(parts.unit, minlength=count)
@@ -160,8 +161,8 @@ SideTimes = tuple[Floats, Floats, Floats]  # busy and gaps [units, replicates], 
 
 
 def scale_idle(side: SideTimes, wall: Floats) -> SideTimes:
-    """One side of a device trace in the unprofiled domain, whose wall is `wall`: a profiler slows
-    the host and not the kernels, so that idle time alone is scaled."""
+    """One side of a device trace in the unprofiled time base, whose wall is `wall`: a profiler
+    slows the host and not the kernels, so that idle time alone is scaled."""
     busy, gap, tail = side
     idle = gap.sum(axis=0) + tail
     factor = (wall - busy.sum(axis=0)) / np.where(idle > 0, idle, 1.0)
@@ -169,7 +170,7 @@ def scale_idle(side: SideTimes, wall: Floats) -> SideTimes:
 
 
 def subtract_profiler_overhead(side: SideTimes, wall: Floats, cost: Cost | None) -> SideTimes:
-    """One side of a CPU trace in the unprofiled domain: the extra time of its profiled steps is
+    """One side of a CPU trace in the unprofiled time base: the extra time of its profiled steps is
     profiler overhead, divided equally over the recorded events.
 
     The cost of an event is capped at the 5th percentile of time per event, and no part loses more
@@ -198,14 +199,15 @@ def split(units: Units, ratio: Ratios, t: Times) -> Split:
     r_f, r_r, r_q = (r[:, None] for r in (ratio.flop, ratio.roofline, ratio.shape))
     dense = t.t_d.sum(axis=0) + t.g_d.sum(axis=0) + t.tail_d
     pruned = t.t_p.sum(axis=0) + t.g_p.sum(axis=0) + t.tail_p
-    gaps = (t.g_d * matched).sum(axis=0) * (1 - p) - (t.g_d * removed).sum(axis=0) * p
+    kept = units.kept_calls[:, None]
+    gaps = (t.g_d * matched * (kept - p)).sum(axis=0) - (t.g_d * removed).sum(axis=0) * p
     rows = {
         "coverage": (t.t_d * (r_f - p), gaps + t.tail_d * (1 - p)),
         "roofline_shift": (t.t_d * (r_r - r_f), None),
         "shape": (t.t_d * (r_q - r_r), None),
         "kernel_efficiency": (matched * (t.t_p - t.t_d * r_q), None),
         "added_work": (added * t.t_p, None),
-        "launch_idle": (matched * (t.g_p - t.g_d) + added * t.g_p, t.tail_p - t.tail_d),
+        "launch_idle": (matched * (t.g_p - kept * t.g_d) + added * t.g_p, t.tail_p - t.tail_d),
     }
     zero = np.zeros_like(dense)
     stacked = {

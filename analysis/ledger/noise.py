@@ -2,7 +2,16 @@
 
 In: units, ratios, unprofiled samples (ns). Out: 95 % bootstrap intervals over placements (over
 steps and samples in a run of one placement), and the noise of dense against dense over the ways to
-split the dense capture in halves: docs/ledger.md.
+split the dense capture in halves: docs/ledger.md. What is resampled, or split:
+
+    what the capture has                      profiled steps         samples, for W
+    placements, all of them profiled          placements             the same placements
+    placements, several of them profiled      those placements       placements, of their own
+    no placements, or steps of unknown ones   steps                  placements if known, or samples
+    one side has placements, one has not      each side as above     each side as above
+
+`_resampled` decides it for steps, `_resampled_walls` and `_resampled_wall` for samples;
+`_halves_of_capture` and `_walls_of_halves` split by the same table.
 """
 
 from __future__ import annotations
@@ -36,7 +45,7 @@ from prunescope.analysis.ledger.samples import (
 
 REPLICATES = 1000
 HALVES = 50
-# Draws of n steps reach no further than the fastest and the slowest, and these hold the median
+# Samples of n steps reach no further than the fastest and the slowest, and these hold the median
 # between them in 1 - 2^(1 - n) of captures: in half with two steps, in 94 % with five.
 LEAST_STEPS = 5
 SEED = 0  # of the resampling: the same capture always prints the same interval
@@ -46,7 +55,7 @@ Both = tuple[Floats, Floats]  # of the dense side and of the pruned one, or of t
 @dataclass(kw_only=True)
 class Replicates(Split):
     """Replicates of the ledger, and what they are made of: weights of the profiled steps of both
-    sides [steps, replicates], W of their samples (ns; None without), times in the ledger's domain.
+    sides [steps, replicates], W of their samples (ns; None without), times in the ledger's base.
     """
 
     steps: Both
@@ -99,53 +108,53 @@ def choose_time_base(
     return TimeBase("unprofiled" if scalable else "profiled", on_device, d, p, in_turns)
 
 
-def mean_times(units: Units, domain: TimeBase) -> Times:
-    """Means over all steps, one replicate, in the ledger's domain: with W of all samples."""
+def mean_times(units: Units, base: TimeBase) -> Times:
+    """Means over all steps, one replicate, in the ledger's time base: with W of all samples."""
     t = times(units, uniform(units.dense), uniform(units.pruned))
-    if not domain.unprofiled:
+    if not base.unprofiled:
         return t
-    walls = np.asarray(domain.dense.wall), np.asarray(domain.pruned.wall)
-    return _scaled(t, walls, units, domain)
+    walls = np.asarray(base.dense.wall), np.asarray(base.pruned.wall)
+    return _scaled(t, walls, units, base)
 
 
-def point(units: Units, ratio: Ratios, domain: TimeBase) -> Split:
+def point(units: Units, ratio: Ratios, base: TimeBase) -> Split:
     """The ledger itself, one replicate."""
-    return split(units, ratio, mean_times(units, domain))
+    return split(units, ratio, mean_times(units, base))
 
 
-def observer_share(units: Units, domain: TimeBase) -> float | None:
+def observer_share(units: Units, base: TimeBase) -> float | None:
     """1 - the factor by which the dense side's recorded time is scaled; None when it is not."""
-    if not domain.unprofiled:
+    if not base.unprofiled:
         return None
     side = units.dense
     busy = float(side.busy.sum(axis=0).mean())
     wall = busy + float(side.gap.sum(axis=0).mean()) + float(side.tail.mean())
-    target = domain.dense.wall
-    if domain.on_device:
+    target = base.dense.wall
+    if base.on_device:
         return 1 - (target - busy) / (wall - busy) if wall > busy else None
     return 1 - target / wall if wall else None
 
 
-def bootstrap(units: Units, ratio: Ratios, domain: TimeBase) -> Replicates | None:
+def bootstrap(units: Units, ratio: Ratios, base: TimeBase) -> Replicates | None:
     """Replicates of the ledger; None where nothing can be resampled: one step, steps of one
-    placement alone where placement was drawn, or so far apart that a widened draw takes less than
-    no time.
+    placement alone where placement was sampled, or so far apart that a widened sample has negative
+    time.
     """
-    drawn = _drawn(units, domain)
-    if drawn is None:
+    resampled = _resampled(units, base)
+    if resampled is None:
         return None
-    steps, walls = drawn
+    steps, walls = resampled
     t = times(units, *steps)
-    if _is_below_zero(t, domain):
+    if _is_below_zero(t, base):
         return None
-    t = _scaled(t, walls if domain.unprofiled else None, units, domain)
+    t = _scaled(t, walls if base.unprofiled else None, units, base)
     one = split(units, ratio, t)
     return Replicates(
         one.dense, one.promised, one.pruned, one.rows, steps=steps, walls=walls, times=t
     )
 
 
-def _drawn(units: Units, domain: TimeBase) -> tuple[Both, Both | None] | None:
+def _resampled(units: Units, base: TimeBase) -> tuple[Both, Both | None] | None:
     """Weights of the profiled steps of both sides, and W of their samples.
 
     Where dense and pruned took turns, in steps, samples and placements, they are resampled in pairs
@@ -153,7 +162,7 @@ def _drawn(units: Units, domain: TimeBase) -> tuple[Both, Both | None] | None:
     replicate samples placements with everything measured in them; if only some were profiled, steps
     are resampled over those alone. Without placements, steps and samples are resampled.
     """
-    sides = domain.dense, domain.pruned
+    sides = base.dense, base.pruned
     counts = units.dense.busy.shape[1], units.pruned.busy.shape[1]
     placements = sides[0].placement_of_step(counts[0]), sides[1].placement_of_step(counts[1])
     if min(counts) < 2 or any(
@@ -166,79 +175,81 @@ def _drawn(units: Units, domain: TimeBase) -> tuple[Both, Both | None] | None:
         and placements[1] is not None
         and all(s.all_profiled for s in sides)
     ):
-        picks = _picks(
+        picks = _sample_sides(
             rng,
             len(sides[0].per_placement),
             len(sides[1].per_placement),
-            in_turns=domain.in_turns,
+            in_turns=base.in_turns,
         )
         steps = _step_weights(picks[0], placements[0]), _step_weights(picks[1], placements[1])
-        return steps, _walls(domain, picks)
+        return steps, _walls_of_placements(base, picks)
     groups = [
         n if placement is None else int(placement[-1]) + 1
         for n, placement in zip(counts, placements, strict=True)
     ]
     one_kind = (placements[0] is None) == (placements[1] is None)
-    picks = _picks(rng, groups[0], groups[1], in_turns=domain.in_turns and one_kind)
+    picks = _sample_sides(rng, groups[0], groups[1], in_turns=base.in_turns and one_kind)
     steps = _step_weights(picks[0], placements[0]), _step_weights(picks[1], placements[1])
-    return steps, _sample_walls(rng, domain) if len(sides[0]) and len(sides[1]) else None
+    return steps, _resampled_walls(rng, base) if len(sides[0]) and len(sides[1]) else None
 
 
 def _step_weights(picks: NDArray[np.int64], placement: NDArray[np.int64] | None) -> Floats:
-    """Weights of steps [steps, replicates] of draws of the placements that profiled them,
+    """Weights of steps [steps, replicates] from samples of the placements that profiled them,
     widened; of steps themselves where no placement is known."""
     shares = sampled_shares(picks)
     return shares if placement is None else widened(of_steps(shares, placement), picks.shape[1])
 
 
-def _is_below_zero(t: Times, domain: TimeBase) -> bool:
-    """Whether a draw leaves a side less than no time, or none that could be scaled to W."""
+def _is_below_zero(t: Times, base: TimeBase) -> bool:
+    """Whether a side has negative time in a replicate, or none that could be scaled to W."""
     for busy, gap, tail in ((t.t_d, t.g_d, t.tail_d), (t.t_p, t.g_p, t.tail_p)):
         left = gap.sum(axis=0) + tail
-        if not (domain.on_device and domain.unprofiled):
+        if not (base.on_device and base.unprofiled):
             left = left + busy.sum(axis=0)
         if bool((left < 0).any()):
             return True
     return False
 
 
-def _picks(
+def _sample_sides(
     rng: np.random.Generator, dense: int, pruned: int, *, in_turns: bool
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Draws of both sides [replicates, number]; the same ones where they took turns and their
+    """Samples of both sides [replicates, number]; the same ones where they took turns and their
     numbers agree."""
     picks = sample_placements(rng, dense, REPLICATES)
     same = in_turns and dense == pruned
     return picks, picks if same else sample_placements(rng, pruned, REPLICATES)
 
 
-def _walls(domain: TimeBase, picks: tuple[NDArray[np.int64], NDArray[np.int64]]) -> Both:
-    """Replicates of W of both sides, of draws of their placements."""
+def _walls_of_placements(
+    base: TimeBase, picks: tuple[NDArray[np.int64], NDArray[np.int64]]
+) -> Both:
+    """Replicates of W of both sides, from samples of their placements."""
     dense, pruned = (widened_weights(one) for one in picks)
-    return domain.dense.walls(dense), domain.pruned.walls(pruned)
+    return base.dense.walls(dense), base.pruned.walls(pruned)
 
 
-def _sample_walls(rng: np.random.Generator, domain: TimeBase) -> Both:
-    """Replicates of W of both sides: over placements where both drew them, else over samples."""
-    if domain.has_placements:
-        return _walls(
-            domain,
-            _picks(
+def _resampled_walls(rng: np.random.Generator, base: TimeBase) -> Both:
+    """Replicates of W of both sides: over placements where both have them, else over samples."""
+    if base.has_placements:
+        return _walls_of_placements(
+            base,
+            _sample_sides(
                 rng,
-                len(domain.dense.per_placement),
-                len(domain.pruned.per_placement),
-                in_turns=domain.in_turns,
+                len(base.dense.per_placement),
+                len(base.pruned.per_placement),
+                in_turns=base.in_turns,
             ),
         )
-    if domain.dense.has_placements or domain.pruned.has_placements:  # each as it was taken
-        dense, pruned = (_alone(rng, side) for side in (domain.dense, domain.pruned))
+    if base.dense.has_placements or base.pruned.has_placements:  # each as it was taken
+        dense, pruned = (_resampled_wall(rng, side) for side in (base.dense, base.pruned))
         return dense, pruned
-    d, p = domain.dense.ns, domain.pruned.ns
-    picks, other = _picks(rng, len(d), len(p), in_turns=domain.in_turns)
+    d, p = base.dense.ns, base.pruned.ns
+    picks, other = _sample_sides(rng, len(d), len(p), in_turns=base.in_turns)
     return np.median(d[picks], axis=1), np.median(p[other], axis=1)
 
 
-def _alone(rng: np.random.Generator, samples: Samples) -> Floats:
+def _resampled_wall(rng: np.random.Generator, samples: Samples) -> Floats:
     """Replicates of W of one side."""
     if samples.has_placements:
         return samples.walls(
@@ -248,14 +259,14 @@ def _alone(rng: np.random.Generator, samples: Samples) -> Floats:
     return np.asarray(np.median(samples.ns[picks], axis=1))
 
 
-def _scaled(t: Times, walls: Both | None, units: Units, domain: TimeBase) -> Times:
+def _scaled(t: Times, walls: Both | None, units: Units, base: TimeBase) -> Times:
     if walls is None:
         return t
     sides = (t.t_d, t.g_d, t.tail_d), (t.t_p, t.g_p, t.tail_p)
     out: list[Floats] = []
     for side, wall, sums in zip(sides, walls, (units.dense, units.pruned), strict=True):
         target = np.atleast_1d(np.asarray(wall, np.float64))
-        if domain.on_device:
+        if base.on_device:
             out += scale_idle(side, target)
         else:
             out += subtract_profiler_overhead(side, target, sums.recorded)
@@ -266,34 +277,34 @@ def speedup_interval(
     dense: Samples | list[int], pruned: Samples | list[int], *, in_turns: bool = False
 ) -> list[float] | None:
     """95 % interval of W of `dense` ÷ W of `pruned`, by bootstrap of placements, or of samples
-    where none were drawn (of pairs where both sides took turns); None with fewer than two."""
+    where there are none (of pairs where both sides took turns); None with fewer than two."""
     d, p = (s if isinstance(s, Samples) else Samples.of([s]) for s in (dense, pruned))
     if min(len(d), len(p)) < 2:
         return None
-    domain = TimeBase("unprofiled", False, d, p, in_turns)  # noqa: FBT003
-    return ratio_interval(*_sample_walls(np.random.default_rng(SEED), domain))
+    base = TimeBase("unprofiled", False, d, p, in_turns)  # noqa: FBT003
+    return ratio_interval(*_resampled_walls(np.random.default_rng(SEED), base))
 
 
-def realised_interval(domain: TimeBase, replicates: Replicates | None) -> list[float] | None:
+def realised_interval(base: TimeBase, replicates: Replicates | None) -> list[float] | None:
     """95 % interval of dense / pruned: of W of the samples, else of the profiled walls over the
     steps; None with one sample, with fewer than five steps of a side, or with steps of 0
     ns."""
-    if len(domain.dense) and len(domain.pruned):
-        return speedup_interval(domain.dense, domain.pruned, in_turns=domain.in_turns)
+    if len(base.dense) and len(base.pruned):
+        return speedup_interval(base.dense, base.pruned, in_turns=base.in_turns)
     if replicates is None or min(len(side) for side in replicates.steps) < LEAST_STEPS:
         return None
     return ratio_interval(replicates.dense, replicates.pruned)
 
 
 def ratio_interval(top: Floats, bottom: Floats) -> list[float] | None:
-    """95 % interval of the ratio of two times; None where a replicate of one is less than no time,
-    or of the bottom none at all: steps of 0 ns can be drawn alone."""
+    """95 % interval of the ratio of two times; None where a replicate of one is negative,
+    or of the bottom none at all: a replicate may hold only steps of 0 ns."""
     return interval(top / bottom) if bool((bottom > 0).all() and (top >= 0).all()) else None
 
 
 def wall_interval(samples: Samples) -> list[float]:
-    """95 % bootstrap interval of W: over placements, or over samples where none were drawn."""
-    return interval(_alone(np.random.default_rng(SEED), samples))
+    """95 % bootstrap interval of W: over placements, or over samples where there are none."""
+    return interval(_resampled_wall(np.random.default_rng(SEED), samples))
 
 
 def interval(replicates: Floats) -> list[float]:
@@ -302,31 +313,33 @@ def interval(replicates: Floats) -> list[float]:
     return [float(low), float(high)]
 
 
-def halves(units: Units, domain: TimeBase) -> Split | None:
+def halves(units: Units, base: TimeBase) -> Split | None:
     """Dense against dense, one replicate a way to split the dense placements that profiled in
     halves, or the steps where only one did or that is unknown (all ways, or 50 at random). None
     with one step."""
     steps = units.dense.busy.shape[1]
     if steps < 2:
         return None
-    of_step, walls = _halved(np.random.default_rng(SEED), domain, steps)
-    dense_twice = replace(units, pruned=units.dense)
+    of_step, walls = _halves_of_capture(np.random.default_rng(SEED), base, steps)
+    dense_twice = replace(units, pruned=units.dense, kept=None)
     ones = np.ones(len(units.keys))
     same = Ratios(ones, ones, ones, 1.0, 1.0)
     t = times(dense_twice, *of_step)
     return split(
-        dense_twice, same, _scaled(t, walls if domain.unprofiled else None, dense_twice, domain)
+        dense_twice, same, _scaled(t, walls if base.unprofiled else None, dense_twice, base)
     )
 
 
-def _halved(rng: np.random.Generator, domain: TimeBase, steps: int) -> tuple[Both, Both | None]:
+def _halves_of_capture(
+    rng: np.random.Generator, base: TimeBase, steps: int
+) -> tuple[Both, Both | None]:
     """Weights of the steps of both halves [steps, ways], and W of their samples: those of the same
     placements where all profiled, else halves of their own."""
-    dense = domain.dense
+    dense = base.dense
     placement = dense.placement_of_step(steps)
     if placement is None or placement[-1] == 0:
         one, other = _half_weights(rng, steps)
-        return (one, other), _half_walls(rng, domain, one.shape[1])
+        return (one, other), _walls_of_halves(rng, base, one.shape[1])
     one, other = _half_weights(rng, int(placement[-1]) + 1)
     if dense.all_profiled:
         return (of_steps(one, placement), of_steps(other, placement)), (
@@ -336,15 +349,15 @@ def _halved(rng: np.random.Generator, domain: TimeBase, steps: int) -> tuple[Bot
     # Two placements can be split in two ways: too few for all that the samples of eight have.
     again = -(-HALVES // one.shape[1])
     one, other = np.tile(one, again), np.tile(other, again)
-    return (of_steps(one, placement), of_steps(other, placement)), _half_walls(
-        rng, domain, one.shape[1]
+    return (of_steps(one, placement), of_steps(other, placement)), _walls_of_halves(
+        rng, base, one.shape[1]
     )
 
 
-def _half_walls(rng: np.random.Generator, domain: TimeBase, ways: int) -> Both | None:
-    """W of one half of the dense samples and of the other: of placements where they were drawn."""
-    samples = domain.dense
-    if not domain.unprofiled:
+def _walls_of_halves(rng: np.random.Generator, base: TimeBase, ways: int) -> Both | None:
+    """W of one half of the dense samples and of the other: of placements where there are any."""
+    samples = base.dense
+    if not base.unprofiled:
         return None
     if not samples.has_placements:
         return _half_medians(rng, samples.ns, ways)

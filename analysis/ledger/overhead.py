@@ -1,8 +1,8 @@
 """What a dynamic family pays to skip work, part by part, and the sparsity at which it pays.
 
 In: the attribution inputs of a phase, its pruned kernels and its verdict. Out: an Overhead, ns a
-step in the ledger's domain. Parts follow from role, kind and op of what only the pruned side does,
-never from what the run says that it did.
+step in the ledger's time base. Parts follow from role, kind and op of what only the pruned side
+does, never from what the run says that it did.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def overhead(
         part.share = None if part.ns is None or wall <= 0 else part.ns / wall
     added = sum(part.ns or 0.0 for part in parts if part.added)
     saved = wall - float(inputs.ledger.pruned[0]) + added
-    drawn = any(one.routes_layers for one in seen)
-    sparsity = touched_sparsity(inputs.units, inputs.ratio, drawn=drawn)
+    layers_decide = any(one.routes_layers for one in seen)
+    sparsity = touched_sparsity(inputs.units, inputs.ratio, layers_decide=layers_decide)
     kept = sum(added_parts[purpose].ns or 0.0 for purpose in _WITH_KEPT)
     at, why = break_even(gain=saved, fixed=added - kept, kept=kept, sparsity=sparsity)
     ci95 = _interval(inputs, sparsity, kept / added if added else 0.0)
@@ -108,17 +108,17 @@ def break_even(
     return (fixed + falling) / (slope + falling), None
 
 
-def touched_sparsity(units: Units, ratio: Ratios, *, drawn: bool = False) -> float | None:
+def touched_sparsity(units: Units, ratio: Ratios, *, layers_decide: bool = False) -> float | None:
     """Share of the FLOPs that is gone, over the GEMMs and attention that do less than the dense
-    ones; 0.0 where none does, None where no FLOPs are known. `drawn`: each layer decides for
-    itself, so that one that happened to skip nothing counts with the others of its role."""
+    ones; 0.0 where none does, None where no FLOPs are known. `layers_decide`: each layer decides
+    for itself, so that one that happened to skip nothing counts with the others of its role."""
     flop = units.dense.flop.mean(axis=1)
     modelled = np.array([key[2] in PRODUCTS for key in units.keys], bool)
     modelled &= units.dense.present & ~np.isnan(flop)
     if not modelled.any():
         return None
     less = modelled & (ratio.flop < 1 - _SAME)
-    if drawn:
+    if layers_decide:
         fell = {key[1:] for key in _keys(units, less)}
         less = modelled & np.array([key[1:] in fell for key in units.keys], bool)
     total = float(flop[less].sum())
@@ -240,7 +240,7 @@ def _added_intervals(
 def _of_each_part(
     inputs: AttributionInputs, replicates: Replicates, spent: pl.DataFrame
 ) -> dict[str, Floats]:
-    """Replicates of the time of each part, ns a step in the ledger's domain. `spent`: a row for
+    """Replicates of the time of each part, ns a step in the ledger's time base. `spent`: a row for
     each unit (its index), step and part, with `busy` (ns, as recorded on the pruned side).
 
     A part takes its mean share of a unit's time, and what it took above that share in the sampled

@@ -2,8 +2,8 @@
 
 In: the kernels frames of both sides. Out: `Units`: per unit and step busy, gap, FLOP, bytes, ideal
 and predicted ns of both sides, as arrays; NaN where a model is unknown. No unit is dropped. Within
-a unit, `Parts` are what can be told apart: products of known and of unknown shape, other work by
-its op.
+a unit, `UnitParts` are what can be distinguished: GEMMs of known and of unknown shape, other work
+by its op.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class PartSums:
 
 
 @dataclass(frozen=True)
-class Parts:
+class UnitParts:
     """The parts of the units. A unit on both sides has several where both run the same ones, else
     one; a unit on one side has those of that side. `unit[i]`: the unit of part i."""
 
@@ -75,13 +75,20 @@ class Parts:
 @dataclass(frozen=True)
 class Units:
     """The units of a pair; `keys[i]` names unit i, whose layer is that of the dense model. `parts`:
-    None takes each unit as one part."""
+    None takes each unit as one part. `kept`, [units]: where layers are gone, the share of the calls
+    that is left of matched work which no layer is known of; None: all of every unit's."""
 
     keys: list[Key]
     dense: UnitSums
     pruned: UnitSums
     alignment: Alignment
-    parts: Parts | None = None
+    parts: UnitParts | None = None
+    kept: Floats | None = None
+
+    @property
+    def kept_calls(self) -> Floats:
+        """`kept`, 1 where it is not known."""
+        return np.ones(len(self.keys)) if self.kept is None else self.kept
 
     @property
     def matched(self) -> NDArray[np.bool_]:
@@ -117,7 +124,22 @@ def pair(dense: Kernels, pruned: Kernels, layer_map: list[int] | None = None) ->
         _side(p, index, pruned),
         alignment,
         _parts(frames, index, (dense, pruned)),
+        _kept_calls(keys, frames, (dense, pruned)) if alignment.removed else None,
     )
+
+
+def _kept_calls(
+    keys: list[Key], frames: tuple[pl.DataFrame, pl.DataFrame], sides: tuple[Kernels, Kernels]
+) -> Floats:
+    """The share of the calls of each unit that is left: of norms and the like, which no module puts
+    into a layer, those of layers that are gone went with these, and the gaps before them too."""
+    calls = []
+    for frame, side in zip(frames, sides, strict=True):
+        rows = frame.filter(pl.col("unit_layer").is_null()).select(*_UNIT, "step", "instance")
+        counts = rows.unique().group_by(_UNIT).len()
+        calls.append({(a, b, c): n / side.num_steps for a, b, c, n in counts.iter_rows()})
+    before, after = calls
+    return np.array([min(1.0, after.get(k, 0.0) / before[k]) if k in before else 1.0 for k in keys])
 
 
 _UNIT = ["unit_layer", "role", "class"]
@@ -146,7 +168,7 @@ _OF_PART = ("busy", "flop", "bytes", "ideal", "predicted")
 
 def _parts(
     frames: tuple[pl.DataFrame, pl.DataFrame], index: dict[Key, int], sides: tuple[Kernels, Kernels]
-) -> Parts:
+) -> UnitParts:
     """The parts of all units. What is known of a part is not diluted by the rest of its unit: bytes
     of an op that shrank are not pooled with those of one that did not."""
     by_order = any(side.is_by_order for side in sides)
@@ -172,7 +194,7 @@ def _parts(
         {c: _column(rows[c + end], absent[i]) for c in _OF_PART}
         for i, end in enumerate(("", "_right"))
     ]
-    return Parts(unit, PartSums(**sums[0]), PartSums(**sums[1]))
+    return UnitParts(unit, PartSums(**sums[0]), PartSums(**sums[1]))
 
 
 def _by_make(

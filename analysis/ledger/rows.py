@@ -28,7 +28,8 @@ T = TypeVar("T")
 _BY_WORK = ("coverage", "roofline_shift", "shape", "kernel_efficiency")
 NOT_EXPLAINED = "not_explained"
 # Names of the part of a row that belongs to no unit.
-_RESTS = {"coverage": "gaps kept", "launch_idle": "tail", NOT_EXPLAINED: "gaps kept"}
+_RESTS = {"coverage": "gaps kept", "launch_idle": "trailing idle", NOT_EXPLAINED: "gaps kept"}
+_UNKNOWN = "unknown"  # class of work of which nobody knows whether it shrank
 _NOTHING = 1e-6  # ns: below it a part is a rounding error and not listed
 _SAME_BYTES = 0.01  # results of other routes are written to other places
 
@@ -77,7 +78,7 @@ def build_rows(
         in_ledger = name in splits.ledger.rows
         parts = _parts(name, inputs, splits, evidence, regrouped) if in_ledger else []
         ns = float(splits.ledger.total(name)[0])
-        if name in splits.ledger.rows:
+        if name in splits.ledger.rows:  # as printed: parts below _NOTHING are not in the sum
             ns = float(sum(part.ns for part in parts)) if parts else 0.0
         out.append(
             Row(
@@ -92,8 +93,11 @@ def build_rows(
         )
     total = float(sum(r.moves_ns for r in out[1:-1]))
     largest = max(abs(r.moves_ns) for r in out)  # a forged shape gives ratios that cancel badly
+    # The wall was computed from its own side alone, so that this checks the identity of `split`.
     assert abs(total - out[-1].moves_ns) <= max(1e-3, 1e-9 * largest), "the ledger does not close"
-    out[-1].ns = total  # the last digits of floating point stay in the wall
+    # Rounding, 0.001 ns or 1e-9 of the largest row at most, goes into the printed pruned wall, so
+    # that the printed rows sum to it exactly.
+    out[-1].ns = total
     return out
 
 
@@ -106,7 +110,7 @@ def untouched(
     return frozenset(
         key
         for key, rows in _whole(units, ratio)
-        if key[0] not in regrouped and not _reads_less(units, rows)
+        if key[0] not in regrouped and key[1] != _UNKNOWN and not _reads_less(units, rows)
     )
 
 
@@ -210,6 +214,8 @@ def _part_name(row: str, role: str, cls: str, kept: float | None, *, regrouped: 
     if row != "coverage" or kept is None:
         return where
     if _is_whole(kept):
+        if cls == _UNKNOWN:
+            return f"of unknown size: {where}"
         return f"{'as much work' if regrouped else 'untouched'}: {where}"
     return f"granularity: {where} keeps {percent(kept, 1)} of its time"
 
@@ -218,7 +224,7 @@ class LargestKernels:
     """The largest kernels of a (role, class) on both sides, dense → pruned, per step, and the main
     cause of their idle time.
 
-    Times are those of the ledger's domain (`AttributionInputs.dense_rows`); idle time is as
+    Times are those of the ledger's time base (`AttributionInputs.dense_rows`); idle time is as
     recorded.
     """
 

@@ -80,18 +80,18 @@ class Samples:
 
 
 def samples_of(run: PhaseRun | None) -> Samples:
-    """The samples of a phase; none for a bare trace."""
+    """The samples of a phase; none for a trace without run.json."""
     if run is None:
         return Samples.of([])
     return Samples.of(run.samples_by_placement, [placement.steps for placement in run.placements])
 
 
 def sample_placements(
-    draw: np.random.Generator, placements: int, replicates: int
+    rng: np.random.Generator, placements: int, replicates: int
 ) -> NDArray[np.int64]:
-    """Which placements (or steps, or samples) a replicate draws, [replicates, placements], with
+    """Which placements (or steps, or samples) a replicate holds, [replicates, placements], with
     replacement."""
-    return draw.integers(0, placements, (replicates, placements))
+    return rng.integers(0, placements, (replicates, placements))
 
 
 def sampled_shares(picks: NDArray[np.int64]) -> Floats:
@@ -102,15 +102,15 @@ def sampled_shares(picks: NDArray[np.int64]) -> Floats:
 
 
 def widened(weights: Floats, groups: int) -> Floats:
-    """Weights [any, replicates] of draws of `groups` placements, as far from equal ones as so few
+    """Weights [any, replicates] of samples of `groups` placements, as far from equal ones as so few
     ask for; columns that sum to 1 still do.
 
     A bootstrap of R groups is too narrow by √((R−1)/R), and its percentiles are those of a normal
-    where Student's t with R−1 degrees of freedom is due: 5 groups cover 83 % for 95. Each draw's
-    distance from equal weights is widened by t/z · √(R/(R−1)); rows and log W are linear in the
-    weights, so that every interval is widened alike and each replicate still closes. Simulated
-    with 2 to 12 placements of 2 to 10 samples, with spikes: 93 to 96 %. Drawing the samples within
-    a placement as well counts their spread twice: 98 to 100 %.
+    where Student's t with R−1 degrees of freedom is due: 5 groups cover 83 % for 95. Each
+    replicate's distance from equal weights is widened by t/z · √(R/(R−1)); rows and log W are
+    linear in the weights, so that every interval is widened by the same factor and each replicate
+    still closes. Simulated with 2 to 12 placements of 2 to 10 samples, with spikes: 93 to 96 %.
+    Resampling the samples within a placement as well counts their spread twice: 98 to 100 %.
     """
     equal = 1 / len(weights)
     factor = t_quantile_975(groups - 1) / NORMAL * sqrt(groups / (groups - 1))
@@ -118,7 +118,7 @@ def widened(weights: Floats, groups: int) -> Floats:
 
 
 def widened_weights(picks: NDArray[np.int64]) -> Floats:
-    """Stretched weights of placements [placements, replicates] of draws."""
+    """Widened weights of placements [placements, replicates]."""
     return widened(sampled_shares(picks), picks.shape[1])
 
 

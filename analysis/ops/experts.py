@@ -124,7 +124,7 @@ def custom_grouped(name: str) -> Model | None:
 def by_stack(call: OpCall) -> Work:
     """Rows [S, k] sorted by expert, and the only stack [E, n, k] or [E, k, n] among the arguments
     (its scales apart), wherever they stand; the result [S, n] may be one of them. Where n is not
-    sure, none is told."""
+    sure, none is given."""
     known = [t for i in range(len(call.shapes)) if (t := optional(call, i)) is not None]
     stacks = [t for t in known if len(t.shape) == _STACKED and min(t.shape[1:]) > 1]
     flat = [t for t in known if len(t.shape) == 2]

@@ -1,7 +1,7 @@
 """Work of products with quantised or packed weights, of torch.ao, torchao, bitsandbytes, AWQ, GPTQ,
 FBGEMM, GGUF and the engines that use them.
 
-K is the width of the activations. N is told by the weight, its scales, an argument, or what the
+K is the width of the activations. N is given by the weight, its scales, an argument, or what the
 call was seen to make (`OpCall.result`); where none of them tells it, the call has no model. Bytes
 count the weight as it is stored. FLOPs are those of the product; unpacking is not counted.
 """
@@ -264,8 +264,8 @@ def custom_product(name: str) -> Model | None:
 
 
 def by_sizes(call: OpCall) -> Work:
-    """Activations [.., k] first, and n told by two numbers in a row among the arguments, n and k;
-    else by the only other matrix with a side of k. Where the shapes fit in two ways, none is told.
+    """Activations [.., k] first, and n given by two numbers in a row among the arguments, n and k;
+    else by the only other matrix with a side of k. Where the shapes fit in two ways, none is given.
     """
     a = tensor(call, 0)
     if len(a.shape) < 2:

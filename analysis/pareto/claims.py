@@ -233,6 +233,7 @@ def _missed(points: list[SweepPoint]) -> dict[str, Array]:
     found: dict[str, list[Array]] = {}
     for point in filter(_misses, points):
         low, high = np.log(point.realised_ci95 or ())
+        # A normal sample as wide as the 95 % interval: 2 × 1.96 standard errors (samples.py).
         noise = (high - low) / 3.92 * random_of(point).standard_normal(NUM_SAMPLES)
         share = np.exp(np.log(point.realised) + noise) / (point.bounds["roofline"] or 1.0)
         found.setdefault(point.family, []).append(np.abs(share - 1))

@@ -11,7 +11,6 @@ from collections.abc import Iterable
 import msgspec
 
 from prunescope.analysis.ledger.overhead import of_saved
-from prunescope.analysis.schema.comparison import NOT_VALID
 from prunescope.analysis.schema.pareto import Loss, RecoveryLoss, SweepPoint, TextLoss
 from prunescope.analysis.schema.report import Phase
 from prunescope.taxonomy.families import known
@@ -66,7 +65,7 @@ def point_of(
 
 def times_are_invalid(phase: Phase) -> bool:
     """Whether a finding makes the times of a phase no evidence."""
-    return any(finding.id == NOT_VALID for finding in phase.findings)
+    return bool(phase.invalid_times)
 
 
 def loss_in(quality: Quality | None, phase: str) -> Loss | None:

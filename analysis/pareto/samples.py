@@ -19,10 +19,11 @@ from prunescope.analysis.schema.pareto import SampleCount, SweepPoint, Winner
 
 Array = npt.NDArray[np.float64]
 NUM_SAMPLES, SEED = 2000, 0
-_Z95 = 1.959964
+_Z95 = 1.959964  # normal samples; the intervals themselves come from ledger/noise.py
 _BUDGETS = 16  # losses within a range at which winners are counted
 DENSE = "dense"
-# An order that fewer samples contradict on either side is beyond noise: 95 % in the middle.
+# An order of two points that fewer samples contradict on either side is beyond noise: 95 % in the
+# middle. (`is_beyond_noise` compares one time with 0; here two points vary.)
 NOISE = 0.025
 
 
@@ -79,7 +80,7 @@ def random_of(point: SweepPoint) -> np.random.Generator:
 
 def add_frontier_shares(points: Sequence[SweepPoint], on_frontier: Sequence[SweepPoint]) -> None:
     """Into each point the share of samples in which it is on the frontier, and into those of the
-    frontier and their equals with what they cannot be told apart from.
+    frontier and their equals with those that they are indistinguishable from.
 
     A point without both intervals takes part in each sample with its estimate, and has no share.
     """

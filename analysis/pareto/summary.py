@@ -67,7 +67,7 @@ def _compared(found: Pareto) -> Iterator[str]:
     )
     if found.samples is not None:
         yield (
-            f"Shares of samples: each point is drawn {found.samples.count:,} times from its"
+            f"Shares of samples: each point is sampled {found.samples.count:,} times from its"
             " intervals, independent of the others. A point is on the frontier if it is faster than"
             " dense and no other is as fast and loses as little."
         )
@@ -104,8 +104,8 @@ def _named_losses(points: list[SweepPoint]) -> Iterator[str]:
     """Which losses were measured; none of them is called the quality."""
     if any(p.loss and p.loss.has_tasks for p in points):
         yield (
-            "Three losses: relative perplexity, by which the frontier is drawn; the mean signed and"
-            " the mean absolute relative change over tasks (signed: below zero is worse)."
+            "Three losses: relative perplexity, by which the frontier is computed; the mean signed"
+            " and the mean absolute relative change over tasks (signed: below zero is worse)."
         )
 
 
@@ -125,7 +125,7 @@ def _frontier_lines(name: str, phase: ParetoPhase, cell: SweepCell) -> Iterator[
     yield f"{where}: the frontier, by loss{left}: {steps}."
     pairs = _equal_pairs(points)
     if pairs:
-        yield f"{where}: neither speed nor loss tells apart: {'; '.join(pairs)}."
+        yield f"{where}: indistinguishable in speed and in loss: {'; '.join(pairs)}."
 
 
 def _equal_pairs(points: list[SweepPoint]) -> list[str]:
@@ -237,7 +237,7 @@ def _unjudged(subject: SweepSubject, points: list[SweepPoint]) -> Iterator[str]:
     if len(contexts) > 1:
         yield (
             f"Confounded: losses in windows of {_listed(contexts)} tokens were read on"
-            " different stretches of the text, so length and text cannot be told apart in them."
+            " different stretches of the text, so they do not separate length from text."
         )
     if subject.on_random_ids:
         yield f"No loss here means anything: the text that judges is {RANDOM_IDS}."

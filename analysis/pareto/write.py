@@ -53,13 +53,13 @@ def write_pareto(
 
 def paper_set(found: Pareto, sweep: Path | None, gemm: Path | None = None) -> PaperSet:
     """The paper's kinds of figure of a sweep, and those that it has no data for. GEMMs are those of
-    the file `gemm`, else of the gemms.json in the sweep's folder and in its runs.
+    the file `gemm`, else of each gemms*.json in the sweep's folder and of gemms.json in its runs.
 
     Raises PrunescopeError where `gemm` is no file of replayed GEMMs.
     """
     from prunescope.analysis.report import paper_figures
 
-    replays = [read_replays(gemm)] if gemm is not None else _replays_in(sweep)
+    replays = [read_replays(gemm)] if gemm is not None else replays_in(sweep)
     return paper_figures.paper_set(found, replays)
 
 
@@ -71,12 +71,13 @@ def paper_files(found: PaperSet, formats: Sequence[str] = USUAL) -> dict[str, by
     return paper_figures.paper_files(found, TOOL, pictures)
 
 
-def _replays_in(sweep: Path | None) -> list[Replays]:
+def replays_in(sweep: Path | None) -> list[Replays]:
     """The replayed GEMMs of a sweep's folder and of its runs, in the order of their names."""
     if sweep is None:
         return []
-    paths = [sweep / REPLAYS, *sorted(sweep.glob(f"runs/*/{REPLAYS}"))]
-    return [read_replays(path) for path in paths[: 1 + _MOST_REPLAYS] if path.is_file()]
+    stem, _, ending = REPLAYS.rpartition(".")
+    paths = [*sorted(sweep.glob(f"{stem}*.{ending}")), *sorted(sweep.glob(f"runs/*/{REPLAYS}"))]
+    return [read_replays(path) for path in paths[:_MOST_REPLAYS] if path.is_file()]
 
 
 def to_json(found: Pareto) -> bytes:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from prunescope.analysis.predict.constants import Constants
 from prunescope.analysis.predict.costs import cost_estimate, total_ns
@@ -20,7 +21,7 @@ from prunescope.analysis.predict.rank import WORKLOADS
 from prunescope.analysis.predict.request import PredictRequest
 from prunescope.analysis.predict.setting import Setting, resolve, workloads
 from prunescope.analysis.predict.side import PredictedSide, predicted_side
-from prunescope.taxonomy.allocation import LayerOption
+from prunescope.taxonomy.allocation import PARTS, LayerOption
 from prunescope.taxonomy.allocation_candidates import Candidates, changed_layer
 from prunescope.taxonomy.allocation_plan import ExpectedPhase
 from prunescope.taxonomy.errors import PrunescopeError
@@ -156,10 +157,9 @@ class Costs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerCosts:
-    """What each size of a layer's parts costs, less what the dense layer does."""
+    """What each size of a layer's parts costs, by part, less what the dense layer does."""
 
-    kv_heads: Mapping[int, float]
-    channels: Mapping[int, float]
+    parts: Mapping[str, Mapping[int, float]]
     gone: float | None
 
 
@@ -235,7 +235,8 @@ def layer_costs(costs: Costs, sizes: Sequence[Candidates], *, memory: bool) -> l
     shape, dense = costs.shape, costs.cost(costs.shape, memory=memory)
     seen: dict[object, LayerCosts] = {}
 
-    def change(number: int, option: LayerOption) -> float:
+    def change(number: int, **kept: Any) -> float:
+        option = LayerOption(cost=0.0, loss=0.0, **kept)
         return costs.cost(changed_layer(shape, number, option), memory=memory) - dense
 
     found = []
@@ -243,15 +244,11 @@ def layer_costs(costs: Costs, sizes: Sequence[Candidates], *, memory: bool) -> l
         key = shape.layout[number], shape.layer(number), candidates
         if key not in seen:
             seen[key] = LayerCosts(
-                kv_heads={n: change(number, _option(kv_heads=n)) for n in candidates.kv_heads},
-                channels={n: change(number, _option(channels=n)) for n in candidates.channels},
-                gone=change(number, _option(gone=True)) if candidates.may_go else None,
+                parts={
+                    part: {n: change(number, **{part: n}) for n in candidates.of(part)}
+                    for part in PARTS
+                },
+                gone=change(number, gone=True) if candidates.may_go else None,
             )
         found.append(seen[key])
     return found
-
-
-def _option(
-    *, kv_heads: int | None = None, channels: int | None = None, gone: bool = False
-) -> LayerOption:
-    return LayerOption(cost=0.0, loss=0.0, kv_heads=kv_heads, channels=channels, gone=gone)

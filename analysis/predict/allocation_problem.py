@@ -20,7 +20,7 @@ from prunescope.analysis.predict.allocation import (
 from prunescope.analysis.predict.allocation_request import AllocateRequest
 from prunescope.analysis.predict.measured import DensePhase
 from prunescope.analysis.predict.request import PredictRequest
-from prunescope.taxonomy.allocation import Allocation, LayerOption
+from prunescope.taxonomy.allocation import PARTS, Allocation, LayerOption
 from prunescope.taxonomy.allocation_candidates import (
     Candidates,
     LayerLosses,
@@ -98,7 +98,10 @@ def problem_of(
     dense model has reached."""
     asked, new_tokens = predicted(request)
     costs = costs_of(asked, new_tokens, measured=measured, notes=list(notes))
-    sizes = [candidates(costs.shape, number) for number in range(costs.shape.layers)]
+    sizes = [
+        candidates(costs.shape, number, low_rank=request.low_rank)
+        for number in range(costs.shape.layers)
+    ]
     memory = request.memory_gb is not None
     dense = costs.cost(costs.shape, memory=memory)
     problem = Problem(
@@ -167,11 +170,12 @@ def _tables(
         gone = cost.gone if one.may_go else None
         found.append(
             LayerTable(
-                kv_heads={
-                    n: (cost.kv_heads[n], loss.kv_heads[n] if loss else 0.0) for n in one.kv_heads
-                },
-                channels={
-                    n: (cost.channels[n], loss.channels[n] if loss else 0.0) for n in one.channels
+                parts={
+                    part: {
+                        n: (cost.parts[part][n], loss.parts[part][n] if loss else 0.0)
+                        for n in one.of(part)
+                    }
+                    for part in PARTS
                 },
                 gone=None if gone is None else (gone, (loss.gone or 0.0) if loss else 0.0),
             )

@@ -91,6 +91,13 @@ class AllocateRequest:
             metavar="NAME",
         ),
     ] = None
+    low_rank: Annotated[
+        bool,
+        Option(
+            help="Matrices of a layer may also be stored as two of a low rank each; without it, "
+            "heads, channels and whole layers alone, which every engine can load."
+        ),
+    ] = False
     text: Annotated[
         Path | str | None,
         Option(
@@ -103,7 +110,7 @@ class AllocateRequest:
         Path | str,
         Option(
             help="File to write the plan to; its picture and the measured losses, from which the "
-            "same command resumes, lie beside it.",
+            "same command resumes, are next to it.",
             metavar="PLAN.json",
         ),
     ] = "plan.json"

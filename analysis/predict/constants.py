@@ -155,12 +155,12 @@ TABLE: dict[str, Constant] = {
         "what a sequence adds to that", f"{_LLM_BENCH}: the same four steps"),
     "prompt_ns": Constant(
         21e6, 10e6, 36e6, "ns a prefill step", "engine",
-        "a prompt's way through the host, beside which the device works",
+        "a prompt's way through the host, while the device works",
         f"{_LLM_BENCH}: prefill is never below 21 ms (B200), 25 (H100), 43 (A100), 53 (RTX 4090), "
         "however short, with 16 layers; less what the layers add"),
     "uncaptured_ns": Constant(
         30e3, 10e3, 45e3, "ns a kernel that no graph holds", "engine",
-        "the host launches the kernels of a prefill one by one, beside the device",
+        "the host launches the kernels of a prefill one by one, while the device works",
         f"{_LLM_BENCH}: prefill of 28 layers is never below 28 to 36 ms where that of 16 is "
         "never below 25 to 28 (H100), 53 and 43 (A100)"),
     "sparse_rate": Constant(

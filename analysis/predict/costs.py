@@ -358,6 +358,10 @@ _EAGER = {
     "activation": EagerOp(2, 0, 1, 10 / 6),
     "attention": EagerOp(9, 10, 1),
 }
+# An expert in a loop calls its linear layers and its activation; and it finds its tokens (a number
+# compared, four read back, a mask searched), gathers their rows and gates, multiplies by the gates
+# and adds to the output (Qwen3MoeExperts.forward, by the ops of a profile).
+_EXPERT_ACTIVATION = EagerOp(2 + 10, 8, 2, 10 / 6)
 _FUSED_ATTENTION = EagerOp(4, 6, 1)  # two concatenations, the fused kernel, a copy
 _LINEAR, _OTHER = EagerOp(1, 2, 1), EagerOp(1, 0, 0)
 
@@ -365,6 +369,8 @@ _LINEAR, _OTHER = EagerOp(1, 2, 1), EagerOp(1, 0, 0)
 def _eager_op(op: Op, setting: Setting) -> EagerOp:
     if op.cls == "attention" and setting.fused_attention:
         return _FUSED_ATTENTION
+    if op.experts and op.role == "activation" and setting.loops_experts:
+        return _EXPERT_ACTIVATION
     return _EAGER.get(op.role) or (_LINEAR if op.cls == "matmul" else _OTHER)
 
 
@@ -373,6 +379,8 @@ def _host_ops(side: PredictedSide) -> tuple[float, float]:
     launches = calls = 0.0
     for op in side.bounded:
         eager, times = _eager_op(op, side.setting), op.layers * op.runs
+        if side.setting.loops_experts:
+            times *= op.experts or 1.0
         launches += times * (eager.launches + _kv_copies(side, op))
         calls += times * (eager.modules + 0.5 * eager.views)
     return launches, calls

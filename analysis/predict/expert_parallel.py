@@ -70,6 +70,7 @@ def _of_device(op: Op, *, rows: float, held: float) -> Op:
     )
     return replace(
         _held(op, held),
+        experts=op.experts * held,
         gemms=gemms,
         flop=op.flop * rows,
         bytes=(op.bytes - op.weight_bytes) * rows + op.weight_bytes * held,

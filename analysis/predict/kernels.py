@@ -3,7 +3,8 @@
 In: a side and an Op, and the names of the active terms. Out: an OpCost before constants, and ns of
 one layer without the start of its kernels. A GEMM computes whole tiles in whole waves, with the
 best of a few tiles, or evens out the last wave; `TileChoice.factor` is computed over useful work,
-in units of the largest tile's rate. What a cost needs to know of a family it reads from the op
+in units of the largest tile's rate. (device/tiles.py has the waves of a kernel that ran, whose name
+gives its tile.) What a cost needs to know of a family it reads from the op
 (sparse, gathered, estimated, added): no family is known by name here.
 """
 

@@ -108,7 +108,7 @@ def check_knobs(knobs: Iterable[str], names: Iterable[str | None]) -> None:
     for knob in knobs:
         if knob not in known:
             raise PrunescopeError(
-                f"{whose} knob {knob!r}", hint=f"known here: {', '.join(sorted(known))}"
+                f"{whose} option {knob!r}", hint=f"known here: {', '.join(sorted(known))}"
             )
 
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from prunescope.analysis.predict.answers import predicted_answer
-from prunescope.analysis.predict.asked import command_asked, options_asked
 from prunescope.analysis.predict.break_even import Speedups
+from prunescope.analysis.predict.command_line import command_of, options_of_request
 from prunescope.analysis.predict.phase import predict_phase
 from prunescope.analysis.predict.points import (
     check_knobs,
@@ -157,8 +157,8 @@ def _prediction(
         warnings=warnings,
         answer=only.answer if only else None,
         assumed=assumptions(setting),
-        options=options_asked(request),
-        command=command_asked(request),
+        options=options_of_request(request),
+        command=command_of(request),
     )
 
 

@@ -20,7 +20,7 @@ from prunescope.analysis.predict.answers import (
     prompt_of,
     speed_of,
 )
-from prunescope.analysis.predict.asked import command_asked, options_asked
+from prunescope.analysis.predict.command_line import command_of, options_of_request
 from prunescope.analysis.predict.losses import SweepLosses, read_losses
 from prunescope.analysis.predict.points import check_knobs, check_options, of_images, sparsities
 from prunescope.analysis.predict.request import PredictRequest
@@ -131,8 +131,8 @@ def rank(request: PredictRequest) -> Ranking:
         by=tables,
         left_out=left_out,
         warnings=list(dict.fromkeys(warnings)),
-        options=options_asked(request),
-        command=command_asked(request),
+        options=options_of_request(request),
+        command=command_of(request),
     )
 
 

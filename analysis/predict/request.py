@@ -114,8 +114,8 @@ class PredictRequest:
     runtime: Annotated[
         Literal["hf", "vllm", "sglang", "trtllm"] | None,
         Option(
-            help="Engine whose host work, graphs, number formats and latent attention count; "
-            "without it, the kernels alone, as transformers runs them."
+            help="Serving engine whose host work, graphs, number formats and latent attention "
+            "count; without it, the kernels alone, as transformers runs them."
         ),
     ] = None
     host_us_per_op: Annotated[
@@ -136,15 +136,15 @@ class PredictRequest:
     depth: Annotated[
         float,
         Option(
-            help="Fraction of whole layers that the pruned model lacks beside what the method "
-            "removes.",
+            help="Fraction of whole layers that the pruned model lacks in addition to what the "
+            "method removes.",
             metavar="D",
         ),
     ] = 0.0
     extra_ms: Annotated[
         float,
         Option(
-            help="Time in milliseconds beside the model that pruning leaves as it is, such as a "
+            help="Time in milliseconds outside the model, which pruning does not change, such as a "
             "vision encoder.",
             metavar="MS",
         ),

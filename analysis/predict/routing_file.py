@@ -1,7 +1,7 @@
 """How often each expert is chosen, from what `--routing` names: a file of counts, a run, or Zipf.
 
-In: a path of a JSON file ({"decode": {"0": [counts]}}, or {"0": [counts]}), a run.json, a run
-folder, or `zipf:EXPONENT`. Out: a Routing. A file is untrusted: sizes are bounded.
+In: a path of a JSON file ({"decode": {"0": [counts]}}, or {"0": [counts]} for every phase), a
+run.json, a run folder, or `zipf:EXPONENT`. Out: a Routing. A file is untrusted: sizes are bounded.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def read_routing(given: str) -> Routing:
 
 
 def _counted(counts: Any, name: str) -> Routing:
-    by_phase = counts if _is_by_phase(counts) else {"decode": counts}
+    by_phase = counts if _is_by_phase(counts) else dict.fromkeys(PHASES, counts)
     # A run names its phases itself: "training" stands for both where there is no other.
     other = [phase for phase in by_phase if phase not in PHASES]
     if other and name != MANIFEST:

@@ -96,7 +96,9 @@ def add_miss(predicted: PredictedRun, ladder: Ladder, ledger: list[Row]) -> Pred
             ratio = realised / predicted_bound
             terms.append(MissTerm(name=bound, ratio=ratio / before, says=says))
             ci95 = ladder.interval_of(bound)
-            # A bound without an interval is arithmetic, or too little was measured to excuse it.
+            # A bound is a ratio and no row of the ledger (`is_beyond_noise`): it misses where its
+            # interval lies below what is predicted of it. One without an interval is arithmetic, or
+            # too little was measured to excuse it.
             if ci95 is None or ci95[1] < predicted_bound * before:
                 beyond_noise.add(bound)
             before = ratio

@@ -18,6 +18,8 @@ class Runtime:
     holds, below which no prefill falls. `mixed`: with weights of 8 bits or fewer, lm_head,
     attention, its cache and what lies between GEMMs stay in 16 bits. `library`: its 2:4 kernels.
     `absorbs`: decode of latent attention multiplies queries into the cached latents.
+    `loops_experts`: the experts of a layer that got a token are called one after another, not all
+    of them by one grouped kernel.
     """
 
     name: str
@@ -26,6 +28,7 @@ class Runtime:
     library: str
     mixed: bool = True
     absorbs: bool = True
+    loops_experts: bool = False
     step: float = 0.0
     prompt: float = 0.0
     uncaptured: float = 0.0
@@ -40,7 +43,7 @@ class Runtime:
 _ROWS = (
     Runtime(
         name="hf", versions="transformers 4.x, PyTorch eager", launch="eager", library="torch",
-        absorbs=False,
+        absorbs=False, loops_experts=True,
         figure="modules run op by op, and nothing is captured; 8-bit formats replace the "
         "linear layers of the blocks alone"),
     Runtime(

@@ -95,6 +95,12 @@ class Setting:
         return self.runtime is not None and self.runtime.absorbs
 
     @property
+    def loops_experts(self) -> bool:
+        """Whether the host calls the experts of a layer one after another."""
+        engine_loops = self.runtime is None or self.runtime.loops_experts
+        return self.launch == "eager" and engine_loops and self.shape.experts > 0
+
+    @property
     def host_is_known(self) -> bool:
         """Whether the time of an eager dispatch was given."""
         return self.constants.dispatch_ns != DEFAULT.dispatch_ns
@@ -112,14 +118,17 @@ def _preset(name: str) -> NamedModel:
 
 def workloads(request: PredictRequest, setting: Setting) -> list[Workload]:
     """The workload of each phase of a request."""
-    phases = PHASES if request.phase == "both" else (request.phase,)
     size = itemsize(setting.dtype) or 2
     return [
         Workload.of(
             phase, request, itemsize=size, routing=setting.routing, absorbed=setting.absorbs
         )
-        for phase in phases
+        for phase in _phases(request)
     ]
+
+
+def _phases(request: PredictRequest) -> tuple[str, ...]:
+    return PHASES if request.phase == "both" else (request.phase,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,6 +166,9 @@ def model_on_device(request: PredictRequest, warnings: list[str]) -> ModelOnDevi
     model = _model(request.model)
     pruned = None if request.pruned_model is None else _model(request.pruned_model)
     warnings += [*model.notes, *(pruned.notes if pruned else ())]
+    routing = _routing(model.shape, request.routing)
+    if routing is not None:
+        warnings += [text for one in _phases(request) if (text := routing.not_counted(one))]
     known = find_device(request.device) if request.device else None
     device = with_overrides(known, peaks=request.peaks, bandwidth_gb_per_s=request.bandwidth)
     name = _dtype(request.dtype, model.dtype, device, warnings)
@@ -188,7 +200,7 @@ def model_on_device(request: PredictRequest, warnings: list[str]) -> ModelOnDevi
         byte_per_s=device.byte_per_s,
         gemm_ceiling=best_gemm_share(device, name),
         pruned=pruned,
-        routing=_routing(model.shape, request.routing),
+        routing=routing,
     )
 
 
@@ -349,6 +361,18 @@ def _of_experts(setting: Setting) -> list[str]:
             f"experts are chosen as often as in {setting.routing.source}"
             + "; of experts that are removed, the least chosen go first" * goes
         )
+        most = max((len(one) for by in setting.routing.phases.values() for one in by), default=0)
+        if most > setting.shape.experts:
+            found.append(
+                f"{setting.routing.source} counts {most} experts of a layer, and the model has "
+                f"{setting.shape.experts}: taken for those that were chosen most"
+            )
+    if setting.loops_experts:
+        found.append(
+            "the host calls each expert that got a token on its own, as eager experts of "
+            "transformers do; grouped ones (its default from 5.0 on where it has them) take as "
+            "many calls for any number of experts"
+        )
     if setting.ep > 1:
         whose = (
             "each has sequences of its own, --batch of them"
@@ -371,7 +395,7 @@ def split_library(knobs: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     library = str(rest.pop("kernel", "torch"))
     if library not in SPARSE_LIBRARIES:
         raise PrunescopeError(
-            f"knob kernel={library!r} is no library of 2:4 kernels",
+            f"option kernel={library!r} is no library of 2:4 kernels",
             hint=f"one of {', '.join(SPARSE_LIBRARIES)}",
         )
     return library, rest
@@ -439,7 +463,23 @@ def routing_of_model(given: str, shape: ModelShape) -> Routing:
                 f"{shape.moe_layers} with experts",
                 hint="give the counts of each of them, or of one that stands for all",
             )
+        there = _experts_by_layer(shape) if len(layers) > 1 else [shape.experts]
+        for number, (counts, experts) in enumerate(zip(layers, there, strict=True)):
+            if len(counts) < experts:
+                where = f" of layer {number} of those with experts" if len(layers) > 1 else ""
+                raise PrunescopeError(
+                    f"{found.source} counts {len(counts)} experts{where}, and the model has "
+                    f"{experts} there",
+                    hint="give --routing the counts of the dense model",
+                )
     return found
+
+
+def _experts_by_layer(shape: ModelShape) -> list[int]:
+    """Of the layers that have experts."""
+    if not shape.layer_shapes:
+        return [shape.experts] * shape.moe_layers
+    return [layer.experts for layer in shape.layer_shapes if layer.experts]
 
 
 def _stages(pp: int, layers: int) -> int:
@@ -495,7 +535,7 @@ def _layers_kept(depth: float, layers: int) -> float:
 
 def _extra(ms: float) -> float:
     if not 0 <= ms < 1e9:
-        raise PrunescopeError(f"{ms:g} ms beside the model", hint="--extra-ms 0 or more")
+        raise PrunescopeError(f"{ms:g} ms outside the model", hint="--extra-ms 0 or more")
     return ms * 1e6
 
 

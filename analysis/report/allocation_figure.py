@@ -50,17 +50,32 @@ def _figure(plan: PlanOfLayers) -> Figure:
 
 
 def _kept(axes: Axes, layers: list[KeptLayer]) -> None:
-    """The share of its channels and KV heads that each layer keeps."""
+    """The share of its channels and KV heads that each layer keeps, or of the numbers of matrices
+    of low rank."""
     numbers = [one.layer for one in layers]
-    for name, colour, label, shift in (
-        ("channels", _CHANNELS, "MLP channels", -0.2),
-        ("kv_heads", _HEADS, "KV heads", 0.2),
+    for name, lowrank, colour, label, shift in (
+        ("channels", "mlp_lowrank", _CHANNELS, "MLP channels", -0.2),
+        ("kv_heads", "attention_lowrank", _HEADS, "KV heads", 0.2),
     ):
         if not any(getattr(one, f"dense_{name}") for one in layers):
             continue
         sizes = [(getattr(one, name), getattr(one, f"dense_{name}")) for one in layers]
         shares = [(left or 0) / (dense or 1) for left, dense in sizes]
         axes.bar([n + shift for n in numbers], shares, width=0.38, color=colour, label=label)
+        ranked = [one for one in layers if getattr(one, lowrank) is not None]
+        if ranked:  # over the full bar, the share of the numbers that two matrices have
+            at = [one.layer + shift for one in ranked]
+            axes.bar(at, [1.0] * len(ranked), width=0.38, color="white")
+            axes.bar(
+                at,
+                [getattr(one, lowrank) / 100 for one in ranked],
+                width=0.38,
+                color=colour,
+                alpha=0.5,
+                hatch="////",
+                edgecolor="white",
+                label=f"{'MLP' if name == 'channels' else 'attention'} of low rank, numbers",
+            )
     for one in layers:
         if one.dropped:
             axes.text(one.layer, 0.03, "×", ha="center", va="bottom", color=_LOSS, fontsize=8)

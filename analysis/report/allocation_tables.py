@@ -75,11 +75,11 @@ def _answer(plan: PlanOfLayers) -> Iterator[Line]:
         )
     yield Line(f"loss: {expected.loss:+.3f} nats a token as the sum of its parts{measured}")
     if plan.uniform is None:
-        yield Line("no family that cuts all layers alike reaches this target")
+        yield Line("no uniform cut of all layers reaches this target")
     else:
         best = plan.uniform
         yield Line(
-            f"the best family that cuts all layers alike: {best.family} with {best.kept}, "
+            f"the best uniform cut of all layers: {best.family} with {best.kept}, "
             f"{_reached(best)}, {best.loss:+.3f} nats"
         )
 
@@ -110,7 +110,11 @@ def _layers(plan: PlanOfLayers) -> Table:
 def _sizes(one: KeptLayer) -> list[str]:
     if one.dropped:
         return ["dropped", "", ""]
-    return [numbers.count(size) for size in (one.kv_heads, one.heads, one.channels)]
+    heads = [numbers.count(size) for size in (one.kv_heads, one.heads)]
+    if one.attention_lowrank is not None:
+        heads[1] += f", low rank {one.attention_lowrank} %"
+    width = numbers.count(one.channels)
+    return [*heads, width if one.mlp_lowrank is None else f"{width}, low rank {one.mlp_lowrank} %"]
 
 
 def _frontier(plan: PlanOfLayers) -> Iterator[Table]:
@@ -125,6 +129,11 @@ def _frontier(plan: PlanOfLayers) -> Iterator[Table]:
 
 
 def _checks(plan: PlanOfLayers) -> Iterator[Line]:
+    if plan.has_ranks:
+        yield Line(
+            "low rank P %: each matrix is stored as two, which together have P % of its numbers; "
+            "serving engines load no such layers"
+        )
     if plan.additivity is not None and plan.additivity.pairs:
         yield Line(_additivity(plan.additivity))
     for note in plan.notes:

@@ -40,8 +40,8 @@ _NOTES = (
     "they sum to the pruned wall",
 )
 _CAVEAT = (
-    "? timing not valid (the samples vary too much or were disturbed), or the two sides ran with "
-    "other settings: the ratio and its rows are no evidence"
+    "? timing not valid (the samples vary too much or were disturbed), no step was timed, or the "
+    "two sides ran with other settings: the ratio and its rows are no evidence"
 )
 
 
@@ -84,7 +84,7 @@ def comparison_table(comparison: Comparison) -> Table:
         Column("model", drop=20),
         Column("method", drop=3),
         Column("nominal s", numeric=True),
-        Column("FLOPs gone", numeric=True, drop=5),
+        Column("FLOPs removed", numeric=True, drop=5),
         Column("phase"),
         Column("B", numeric=True),
         Column("prompt", numeric=True, drop=4),

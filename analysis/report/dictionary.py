@@ -18,7 +18,7 @@ from prunescope.analysis.schema.fields import unit_of as unit_of_name
 from prunescope.analysis.schema.report import GemmRow, KernelRow, Phase
 from prunescope.analysis.schema.routing import LayerRouting
 
-PHASE = FieldInfo("phase", "", "prefill, decode, or trace for a bare trace")
+PHASE = FieldInfo("phase", "", "prefill, decode, or trace for a trace without run.json")
 Rows: TypeAlias = Callable[[Phase], Iterable[msgspec.Struct]]
 
 # File to the struct of its rows and what gives them for a phase, in the order of the columns.
@@ -58,7 +58,7 @@ FRAME: dict[str, str] = {
     "other_step (the device ran work of a later step)",
     "idle_first_call": "part in a first call or a compilation, which no later step holds",
     "idle_memcpy": "part of the gap in which the launching thread was in a copy call that blocks",
-    "idle_copy_launch": "part in a copy call that returns at once",
+    "idle_copy_launch": "part in a copy call that returns immediately",
     "idle_sync": "part in a call that waits for the device",
     "idle_allocation": "part in a call that allocates or frees memory",
     "idle_computed": "part in an operator that the host computed itself",
@@ -99,7 +99,7 @@ FRAME: dict[str, str] = {
     "parts": "how many rows share the operator's work",
     "flop": "work of the call",
     "bytes": "compulsory traffic of the call",
-    "dtype": "number format that the products are made in; 3xtf32: fp32 as three of TF32",
+    "dtype": "number format that the GEMM multiplies in; 3xtf32: fp32 as three of TF32",
     "modelled": "whether a work model exists for the call",
     "compute_ns": "FLOPs over the peak of their format",
     "memory_ns": "bytes over the bandwidth",

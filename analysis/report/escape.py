@@ -59,7 +59,7 @@ _ASCII = str.maketrans({
 def clean(text: object) -> str:
     r"""The text with every invisible or control character spelled out (ESC becomes `\x1b`)."""
     plain = str(text)
-    if plain.isascii() and plain.isprintable():
+    if plain.isprintable():  # none of _HIDDEN is
         return plain
     return "".join(_spelled(c) if unicodedata.category(c) in _HIDDEN else c for c in plain)
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from prunescope.analysis.report import sentences
-from prunescope.analysis.schema.comparison import CAPTURED, NOT_VALID, ComparisonRow
+from prunescope.analysis.schema.comparison import ComparisonRow
 from prunescope.analysis.schema.pareto import SweepPoint
-from prunescope.analysis.schema.report import CUT_OFF, Ladder, Phase
+from prunescope.analysis.schema.report import CAPTURED, CUT_OFF, NOT_VALID, Ladder, Phase
 from prunescope.taxonomy.run_quality import RANDOM_IDS
 
 NO_STEP, CUT = "no step was timed", "a trace is cut off"

@@ -110,7 +110,7 @@ def phase_view(name: str, slug: str, phase: Phase) -> dict[str, Any]:
     """Template variables of one phase: sentences, bounds, ledger and tables."""
     bounds, one = _ladder_rows(phase)
     outcome, reasons = outcome_and_reasons(phase)
-    doubts = evidence.of_phase(phase)
+    caveats = evidence.of_phase(phase)
     return {
         "name": titles.heading(name, phase),
         "slug": slug,
@@ -121,8 +121,8 @@ def phase_view(name: str, slug: str, phase: Phase) -> dict[str, Any]:
             {"severity": f.severity, "text": sentences.finding(f), "evidence": f.evidence}
             for f in phase.findings
         ],
-        "doubts": ", ".join(doubts),
-        "strokes": evidence.STROKES[evidence.HATCHES[doubts[0]]] if doubts else "",
+        "caveats": ", ".join(caveats),
+        "strokes": evidence.STROKES[evidence.HATCHES[caveats[0]]] if caveats else "",
         "bounds": bounds,
         "spans": any("[" in bound.interval for bound in bounds),
         "one": one,

@@ -59,10 +59,14 @@ LADDER = {
 # Of a family that keeps FLOPs: what it promises instead, and what of that this batch shows.
 _INSTEAD = {
     "parameters": ("parameters", "dense parameters ÷ pruned parameters: memory, no time by itself"),
+    "gemms": (
+        "parameters in GEMMs",
+        "dense ÷ pruned numbers of the weights of GEMMs, embeddings and norms left out: memory",
+    ),
     "bytes": ("bytes", "dense bytes ÷ pruned bytes of a step, at this batch"),
 }
 EXACT = frozenset(
-    {"nominal", "flop", *_INSTEAD}
+    {"nominal", "flop", "parameters", "bytes"}
 )  # bounds that are arithmetic: they have no interval
 
 
@@ -157,10 +161,11 @@ def is_seen(ci95: list[float] | None, across: float) -> bool:
 
 def shown_bounds(ladder: Ladder) -> dict[str, tuple[str, str]]:
     """LADDER, with parameters and bytes beside the FLOPs where the family keeps these."""
-    has = [name for name in _INSTEAD if getattr(ladder, name) is not UNSET]
+    has = ladder.parameters is not UNSET
+    counted = "gemms" if ladder.parameters_of == "gemms" else "parameters"
     out: dict[str, tuple[str, str]] = {}
     for name, words in LADDER.items():
-        out |= {"parameters": _INSTEAD["parameters"]} if name == "flop" and has else {}
+        out |= {"parameters": _INSTEAD[counted]} if name == "flop" and has else {}
         out[name] = words
         out |= {"bytes": _INSTEAD["bytes"]} if name == "flop" and has else {}
     return out

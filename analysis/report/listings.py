@@ -95,7 +95,7 @@ def families(
         "G: the groups of a grouped GEMM, which are experts; fewer channels in each expert are "
         f"{cutting('channels')}",
         "* not in the paper's taxonomy, added here",
-        "families --method NAME: knobs of a published method, and what was read of it",
+        "families --method NAME: options of a published method, and what was read of it",
         f"presets of --model: {', '.join(preset_names())}",
     )
     differ = _table("method", "its paper executes", "runs here instead")
@@ -155,7 +155,7 @@ def _measurement(measured: CalibrationPasses) -> str:
     text = (
         f"copy {_rate(measured.copy_byte_per_s)}, in cache "
         f"{_rate(measured.cache_byte_per_s)}, an op from call to call "
-        f"{_us(measured.dispatch_ns)}; {measured.passes} passes are at most {percent(apart)} apart"
+        f"{_us(measured.dispatch_ns)}; {measured.passes} passes differ by at most {percent(apart)}"
     )
     caveats = [] if measured.agree else ["the passes differ"]
     if measured.disturbed:

@@ -113,7 +113,7 @@ def bounds(phase: Phase) -> str:
         where = "between ops" if _on_host(phase) else "idle before kernels not launched in time"
         text += f"; {where} {numbers.time(launch)} ({share} of the wall)"
         if phase.is_skewed:
-            text += ", which is doubtful: the clocks of host and device are apart"
+            text += ", which is uncertain: the clocks of host and device differ"
     return text
 
 
@@ -207,7 +207,7 @@ def _idle(anatomy: Anatomy, phase: Phase) -> str:
     step = "" if phase.time_scale is None else " of the profiled step"
     text = f"idle {numbers.time(idle)} of {numbers.time(phase.wall_ns)}{step}: {causes}"
     if phase.is_skewed:
-        return f"the clocks of host and device are apart, so the causes here are doubtful: {text}"
+        return f"the clocks of host and device differ, so the causes here are uncertain: {text}"
     if anatomy.graph_speedup is None:
         return text
     late = anatomy.gaps.get("host", 0.0)

@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from prunescope.analysis.report import evidence
-from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.figures import no_evidence
 from prunescope.analysis.report.numbers import percent
 from prunescope.analysis.report.paper_figure import (
@@ -46,6 +45,7 @@ from prunescope.analysis.report.pareto_figures import (
     place_labels,
     say_random_ids,
 )
+from prunescope.analysis.report.titles import short
 from prunescope.analysis.schema.pareto import Pareto, RecoveryLoss, SweepPoint
 from prunescope.taxonomy.run_quality import RANDOM_IDS
 
@@ -145,7 +145,9 @@ def _overhead_figure(shown: Sequence[Panel]) -> Figure:
         slanted(axes, [named(p) for p in panel.points])
         axes.set_ylim(0, _MOST_WHISKER * max(tops))
         axes.set_ylabel("added, % of the dense step")
-    handles: list[Any] = [patch(colour, clean(n), hatch) for n, (colour, hatch) in looks.items()]
+    handles: list[Any] = [
+        patch(colour, short(n, 32), hatch) for n, (colour, hatch) in looks.items()
+    ]
     handles += reason_patches(points)
     legend_below(figure, handles, columns=4)
     return figure

@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from prunescope.analysis.report import evidence
-from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.figures import drawing, ground, no_evidence
 from prunescope.analysis.report.pareto_marks import SIMULATED, ZEROS, marked, marks_of_point
+from prunescope.analysis.report.titles import short
 from prunescope.analysis.schema.pareto import Pareto, SweepCell, SweepPoint
 
 Value = str | int | float | bool | None
@@ -28,6 +28,8 @@ _USUAL_ALIGNMENT = ("paper", "16")  # what families round to without the knob
 # Okabe-Ito without black, in which whiskers and bounds are drawn, dark and light in turns.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#56B4E9", "#D55E00", "#CC79A7", "#888888", "#F0E442")
 _MARKERS = "osD^vP*X<>hpd8"
+_LONGEST_TITLE = 64  # characters of the title of a panel
+_LONGEST_NAME = 32  # characters of a family: more leave no room for its panel
 _MOST_PANELS = 8  # four rows of two: a page
 _MARKS = {
     SIMULATED: f"{SIMULATED} simulated",
@@ -76,7 +78,7 @@ class Panel:
     @property
     def title(self) -> str:
         """`prefill, batch 1, 64 tokens`."""
-        return clean(f"{self.phase}, {self.cell.where}")
+        return short(f"{self.phase}, {self.cell.where}", _LONGEST_TITLE)
 
 
 def panels(found: Pareto, *, only: str = MODEL) -> list[Panel]:
@@ -184,13 +186,14 @@ def with_marks(family: str, points: Iterable[SweepPoint]) -> str:
     """A family with the marks of its points, for a legend."""
     found = "".join(marks_of_point(p) for p in points if family_label(p) == family)
     marks = "".join(mark for mark in _MARKS if mark in found)
-    return f"{clean(family)} {marks}" if marks else clean(family)
+    name = short(family, _LONGEST_NAME)
+    return f"{name} {marks}" if marks else name
 
 
 def named(point: SweepPoint) -> str:
     """Family and nominal sparsity, with the marks of the point."""
     share = "" if point.sparsity is None else f" {point.sparsity:g}"
-    return marked(f"{clean(family_label(point))}{share}", point)
+    return marked(f"{short(family_label(point), _LONGEST_NAME)}{share}", point)
 
 
 def shade(axes: Axes, at: float, point: SweepPoint) -> None:

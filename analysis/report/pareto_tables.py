@@ -169,7 +169,7 @@ def points_table(points: Sequence[SweepPoint]) -> Table:
         *numeric("s", "FLOPs removed", "speedup", "95 %"),
         *numeric("of FLOP bound", "of coverage bound", "of roofline bound"),
         *numeric("perplexity", "95 % of it"),
-        *numeric(*(("against dense trained alike", "95 % of it") if recovered else ())),
+        *numeric(*(("against dense trained equally", "95 % of it") if recovered else ())),
         *numeric(*(("on the other text",) if other else ())),
         *numeric(*(("tasks, signed", "95 % of it", "tasks, absolute") if tasks else ())),
         *numeric("KL", "agreement"),

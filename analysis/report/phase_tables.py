@@ -32,7 +32,7 @@ from prunescope.analysis.schema.report import (
 )
 from prunescope.analysis.schema.sides import Unprofiled
 
-# What a step of a bare trace is, by the phase that it turned out to be.
+# What a step of a trace without run.json is, by the phase that it turned out to be.
 _STEP_MEANINGS = {
     "prefill": "a step is a forward in prefill (TTFT)",
     "decode": "a step is a token in decode (TPOT)",
@@ -256,12 +256,12 @@ def _break_even(found: Overhead) -> str:
             "break-even is not known: within the interval of these times it lies anywhere, or "
             "nowhere; more placements or repeats narrow it"
         )
-    here = "" if found.sparsity is None else f"; here {numbers.percent(found.sparsity)} are gone"
+    here = "" if found.sparsity is None else f"; here {numbers.percent(found.sparsity)} are removed"
     if found.break_even < _NONE and _break_even_interval(found.break_even_ci95) == "":
         return f"gain exceeds the overhead from the first FLOPs that go{here}"
     at = numbers.percent(found.break_even) + _break_even_interval(found.break_even_ci95)
     return (
-        f"gain equals overhead where {at} of the FLOPs that the family touches are gone{here} "
+        f"gain equals overhead where {at} of the FLOPs that the family touches are removed{here} "
         "(gain taken as proportional to them, gather and scatter to what is kept, the rest as "
         "constant)"
     )
@@ -289,7 +289,7 @@ def kinds_table(phase: Phase, top: int | None) -> Table:
     if comm is not None and comm.overlapped_ns:
         table.notes.append(
             f"Another {numbers.time(comm.overlapped_ns)} of communication is overlapped: other "
-            "kernels run beside it, and the time is theirs."
+            "kernels run concurrently, and the time is theirs."
         )
     return table
 
@@ -411,11 +411,12 @@ def host_table(phase: Phase) -> Table | None:
     notes = [
         "Host time is that since the launch before, by any thread: the first of a step has none. "
         + (
-            "What of it lies in calls that copy or wait for the device is apart (blocked), with "
-            "the op around the call, or under the call's own name where it is in none. "
+            "What of it lies in calls that copy or wait for the device is a separate part "
+            "(blocked), with the op around the call, or under the call's own name where it is in "
+            "none. "
         )
         * is_split
         + "The device waits where the call of a launch had not ended when it ran out of work."
-        + " The clocks of host and device are apart: that wait is doubtful." * is_skewed
+        + " The clocks of host and device differ: that wait is uncertain." * is_skewed
     ]
     return Table("host", "Host time by op and role", columns, rows, notes)

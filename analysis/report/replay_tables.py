@@ -53,7 +53,7 @@ def shapes_table(title: str, gemms: Sequence[ReplayedGemm]) -> Table:
         Column("95 % interval", unit.unit, numeric=True, drop=1),
         Column("cold", unit.unit, numeric=True),
         Column("95 % interval, cold", unit.unit, numeric=True, drop=4),
-        Column("of bound", numeric=True),
+        Column("% of its bound", numeric=True),
         Column("tile", drop=3),
     ]
 

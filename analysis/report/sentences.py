@@ -8,10 +8,11 @@ from statistics import median
 
 from prunescope.analysis.report import numbers
 from prunescope.analysis.report.gemm_table import without_sizes
-from prunescope.analysis.schema.comparison import CAPTURED, NOT_VALID
 from prunescope.analysis.schema.pair_comparison import MODULES
 from prunescope.analysis.schema.report import (
+    CAPTURED,
     CUT_OFF,
+    INVALID_TIMES,
     OTHER_TIME,
     WHOLE_TRACE,
     FamilyVerdict,
@@ -28,7 +29,6 @@ FAMILIES = {
     "outside": "what changed is no pruning of M, N or K",
     "unknown": "the shapes do not say",
 }
-_NO_EVIDENCE = (NOT_VALID, CAPTURED)  # findings that leave times no evidence
 HOLDS_BOUND = "the interval includes the bound"
 PAST_BOUND = "≥ 100 % of the bound: faster than the roofline model allows"
 NO_FINDING = "no finding applies; the tables show where the time goes"
@@ -101,12 +101,12 @@ def headline(phase: Phase) -> str:
 
 def invalidates(finding: Finding) -> bool:
     """Whether a finding makes times of its phase no evidence."""
-    return finding.id in _NO_EVIDENCE
+    return finding.id in INVALID_TIMES
 
 
 def is_valid(phase: Phase) -> bool:
     """Whether no finding makes times of the phase no evidence."""
-    return not any(map(invalidates, phase.findings))
+    return not phase.invalid_times
 
 
 def captured(phase: Phase) -> str:

@@ -99,8 +99,8 @@ def _few_roles(phase: Phase) -> Iterator[str]:
 
 
 def is_evidence(phase: Phase) -> bool:
-    """Whether times of the phase say anything: valid, and of whole steps."""
-    return sentences.is_valid(phase) and not sentences.captured(phase)
+    """Whether times of the phase are evidence: not disturbed, and of whole steps."""
+    return sentences.is_valid(phase)
 
 
 def _family(phase: Phase) -> Iterator[str]:

@@ -124,7 +124,8 @@ def against(report: Report) -> str:
 
 
 def heading(name: str, phase: Phase) -> str:
-    """The name of a phase, and of a bare trace the kind of phase that it turned out to be."""
+    """The name of a phase, and of a trace without run.json the kind of phase that it turned out to
+    be."""
     kind = phase.phase_kind["kind"] if phase.phase_kind else "unknown"
     is_said = kind in ("unknown", name) or name.endswith(f"-{kind}")  # rank0-decode
     return name if is_said else f"{name} ({kind})"

@@ -18,7 +18,7 @@ class RooflinePoint(msgspec.Struct, kw_only=True):
     name: Annotated[str, meaning("the longest of the kernels")]
     kind: Annotated[str, meaning("what they do")]
     role: Annotated[str, meaning("where in the model")]
-    dtype: Annotated[str | None, meaning("number format that the products are made in")]
+    dtype: Annotated[str | None, meaning("number format that the GEMM multiplies in")]
     count: Annotated[
         float, meaning("calls of one shape: one point of roofline-PHASE", "calls a step")
     ]

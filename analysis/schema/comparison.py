@@ -11,11 +11,8 @@ import msgspec
 
 from prunescope.analysis.schema.encode import json_bytes
 from prunescope.analysis.schema.fields import meaning
-from prunescope.analysis.schema.report import Ladder, Report
-from prunescope.analysis.schema.sides import SubjectFacts
-
-# The findings that make times no evidence: they were disturbed, or no step was timed.
-NOT_VALID, CAPTURED = "timing-not-valid", "captured-step"
+from prunescope.analysis.schema.report import INVALID_TIMES, Ladder, Report
+from prunescope.analysis.schema.sides import SideFacts
 
 
 class ComparisonRow(msgspec.Struct, kw_only=True):
@@ -59,11 +56,11 @@ class ComparisonRow(msgspec.Struct, kw_only=True):
     @property
     def is_evidence(self) -> bool:
         """Whether its speedup is one of the pruning: valid times, and sides that compare."""
-        return self.comparable and NOT_VALID not in self.critical
+        return self.comparable and INVALID_TIMES.isdisjoint(self.critical)
 
 
-class FailedSubject(msgspec.Struct, kw_only=True):
-    """A subject that could not be analysed: it has no row."""
+class FailedCandidate(msgspec.Struct, kw_only=True):
+    """A run or trace that could not be analysed: it has no row."""
 
     run: str
     why: str
@@ -75,10 +72,10 @@ class Comparison(msgspec.Struct, kw_only=True):
     schema: int = 1
     tool: str
     baseline: Annotated[
-        SubjectFacts | None, meaning("the one baseline of all; null: each has its own baseline")
+        SideFacts | None, meaning("the one baseline of all; null: each has its own baseline")
     ]
     rows: list[ComparisonRow]
-    failed: list[FailedSubject] = []
+    failed: list[FailedCandidate] = []
     warnings: list[str] = []
     reports: dict[str, Report] = {}
 

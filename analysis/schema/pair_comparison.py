@@ -34,7 +34,7 @@ class OneSided(msgspec.Struct, frozen=True):
 
 
 class PairComparison(msgspec.Struct, kw_only=True, frozen=True):
-    """Whether dense and pruned ran under equal conditions, why not, and what may still be said.
+    """Whether dense and pruned ran under equal conditions, why not, and what may still be stated.
 
     `is_speedup`: the ratio of the two times is a speedup of the pruning; False where any setting
     differs. `shows_pruning`: differences of shapes and kernels are the pruning's, so that a family

@@ -107,7 +107,7 @@ class Added(msgspec.Struct, kw_only=True):
 
 
 # A struct may thaw a frozen one, which type checkers know of dataclasses alone.
-class SweepPoint(Setting, kw_only=True, frozen=False, order=False):  # type: ignore[misc]
+class SweepPoint(Setting, kw_only=True, frozen=False):  # type: ignore[misc]
     """A family at a sparsity in one phase, batch and length; the median over its random samples
     (draws)."""
 
@@ -251,7 +251,7 @@ class AtSparsity(msgspec.Struct, kw_only=True):
     families: dict[str, SpeedLoss]
 
 
-class SweepCell(Setting, kw_only=True, frozen=False, order=False):  # type: ignore[misc]
+class SweepCell(Setting, kw_only=True, frozen=False):  # type: ignore[misc]
     """One batch and length of a phase, and one way to run: points are compared inside a cell
     alone."""
 

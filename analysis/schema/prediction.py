@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from prunescope.analysis.schema.report import GemmShape
-from prunescope.analysis.schema.sides import DeviceUsed, SubjectFacts
+from prunescope.analysis.schema.sides import DeviceUsed, SideFacts
 
 Span = dict[str, int]  # {"from", "to"}, both included
 FASTER = 1.005  # a speedup that is shown as 1.00× is none
@@ -325,7 +325,7 @@ class FromRun(msgspec.Struct, kw_only=True):
 
     schema: int = 1
     tool: str = "prunescope predict --from-run"
-    subject: SubjectFacts
+    subject: SideFacts
     baseline: None = None
     device: DeviceUsed
     phases: dict[str, MeasuredPhase]

@@ -23,7 +23,7 @@ from prunescope.analysis.schema.sides import (
     DeviceUsed,
     PhaseKind,
     PredictedRun,
-    SubjectFacts,
+    SideFacts,
     TimeScale,
     Totals,
     Unprofiled,
@@ -34,6 +34,10 @@ from prunescope.taxonomy.formats import decode, scrubbed
 BESIDE = 0.99
 CLOCK_SKEW = "clock-skew"  # the finding that makes causes of idle time doubtful
 CUT_OFF = "truncated-trace"  # the finding that a file ends before its trace does
+NOT_VALID, CAPTURED = "timing-not-valid", "captured-step"
+# The findings that make the times of a phase no evidence: they were disturbed, or no step was
+# timed. (A cut-off trace is a difference between the sides: `Phase.is_speedup`.)
+INVALID_TIMES = frozenset({NOT_VALID, CAPTURED})
 LATE_RANK = "straggler"  # the finding on the rank that the others wait for
 OTHER_TIME = "unexplained-difference"  # the finding that names a ratio of two captures
 # Two captures of one program on one machine differ by less: placement in memory moves a model by 1
@@ -66,8 +70,8 @@ class GemmShape(msgspec.Struct, kw_only=True):
     dtype: Annotated[
         str | None,
         meaning(
-            "number format that the products are made in; 3xtf32: fp32 as three "
-            "products of TF32, bound by a third of that peak"
+            "number format that the GEMM multiplies in; 3xtf32: fp32 as three "
+            "multiplications in TF32, bound by a third of that peak"
         ),
     ]
     dense_m: Annotated[int | None, meaning("M of the dense GEMM it is paired with")] = None
@@ -181,8 +185,9 @@ class Row(msgspec.Struct, kw_only=True):
 def is_beyond_noise(row: Row | LedgerPart) -> bool:
     """Whether a row is evidence: it is larger than twice its noise, and its interval excludes 0.
 
-    The one threshold of tables, figures, findings, `check` and `predict`. An interval or a noise
-    that is unknown (one step) counts against no row; a null row is no evidence.
+    The one threshold of tables, figures, findings, `check` and `predict` for times that add up. A
+    speedup has no noise of its own: `Ladder.holds_one`. An interval or a noise that is unknown (one
+    step) counts against no row; a null row is no evidence.
     """
     if row.ns is None or row.noise_ns is not None and abs(row.ns) <= 2 * row.noise_ns:
         return False
@@ -247,6 +252,13 @@ class Ladder(msgspec.Struct, kw_only=True):
         float | None | msgspec.UnsetType,
         meaning("dense / pruned parameters, of a family that keeps FLOPs; absent: another one"),
     ] = msgspec.UNSET
+    parameters_of: Annotated[
+        Literal["model", "gemms"] | msgspec.UnsetType,
+        meaning(
+            "whose numbers `parameters` counts: all of the model, as runs list them, or those of "
+            "weights that GEMMs multiply by, which leaves out embeddings and norms"
+        ),
+    ] = msgspec.UNSET
     bytes: Annotated[
         float | None | msgspec.UnsetType,
         meaning("dense / pruned bytes at this batch, of a family that keeps FLOPs"),
@@ -266,9 +278,16 @@ class Ladder(msgspec.Struct, kw_only=True):
 
     @property
     def is_noise(self) -> bool:
-        """Whether two captures of one program may differ as much as the realised speedup."""
+        """Whether two captures of one program may differ as much as the realised speedup. Asked
+        where nothing was pruned: an interval describes one capture, and not how far two are apart,
+        so that excluding 1 is not enough here."""
+        return self.holds_one or 1 / CAPTURES_DIFFER <= self.realised <= CAPTURES_DIFFER
+
+    @property
+    def holds_one(self) -> bool:
+        """Whether the interval of the realised speedup includes 1: no speedup beyond noise."""
         low, high = self.realised_ci95 or (self.realised, self.realised)
-        return low <= 1 <= high or 1 / CAPTURES_DIFFER <= self.realised <= CAPTURES_DIFFER
+        return low <= 1 <= high
 
     @property
     def holds_bound(self) -> bool:
@@ -394,7 +413,9 @@ class Phase(msgspec.Struct, kw_only=True):
     family: FamilyVerdict | None
     ladder: Ladder | None
     domain: str
-    observer_share: Annotated[float | None, meaning("1 - factor of the unprofiled domain")]
+    observer_share: Annotated[
+        float | None, meaning("share of profiler overhead: 1 - factor of the unprofiled time base")
+    ]
     ledger: list[Row] | None
     findings: list[Finding]
     kernels: list[KernelRow] = []
@@ -413,7 +434,7 @@ class Phase(msgspec.Struct, kw_only=True):
     ] = None
     notes: list[str] = []
     predicted: PredictedRun | None = None
-    phase_kind: Annotated[PhaseKind | None, meaning("of a bare trace")] = None
+    phase_kind: Annotated[PhaseKind | None, meaning("of a trace without run.json")] = None
     hta: Annotated[SecondOpinion | None, meaning("with --hta")] = None
     anatomy: Annotated[Anatomy | None, meaning("null: the report is older, or of a prediction")] = (
         None
@@ -496,6 +517,11 @@ class Phase(msgspec.Struct, kw_only=True):
         return self.time_scale is not None and self.time_scale.busy != 1
 
     @property
+    def invalid_times(self) -> list[Finding]:
+        """The findings that make its times no evidence; empty where they are valid."""
+        return [finding for finding in self.findings if finding.id in INVALID_TIMES]
+
+    @property
     def nothing_moved(self) -> bool:
         """Whether nothing was pruned, or nothing that shapes and kernels show."""
         verdict, pairs = self.family, self.pairing
@@ -556,8 +582,8 @@ class Report(msgspec.Struct, kw_only=True):
 
     schema: Literal[1] = 1
     tool: str
-    subject: SubjectFacts
-    baseline: SubjectFacts | None
+    subject: SideFacts
+    baseline: SideFacts | None
     device: DeviceUsed
     phases: dict[str, Phase]
     warnings: list[str] = []

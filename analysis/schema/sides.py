@@ -1,6 +1,7 @@
-"""Each side of a report: what it is, its device, its totals, the phase of a bare trace.
+"""Each side of a report: what it is, its device, its totals, the phase of a trace without run.json.
 
-Typed dicts have keys that come and go, or that are in a different order for runs and bare traces.
+Typed dicts have keys that come and go, or that are in a different order for runs and traces without
+run.json.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from prunescope.analysis.schema.fields import meaning
 from prunescope.taxonomy.run_blocks import LayerAlone
 
 
-class SubjectFacts(TypedDict, total=False):
+class SideFacts(TypedDict, total=False):
     """A run or a trace. `model`, `method`, ...: null where the manifest says nothing; of a bare
     trace they, and `variant`, are null, and what follows is missing. `ranks`: of several traces."""
 
@@ -107,9 +108,9 @@ class TokenSplit(TypedDict):
 
 
 class PhaseKind(TypedDict):
-    """Which phase a bare trace shows: prefill, decode, mixed, training, forward (of a model
-    that nothing says decodes tokens) or unknown; the evidence, and
-    `doubt`: a caveat against reading it as a step of one phase."""
+    """Which phase a trace without run.json shows: prefill, decode, mixed, training, forward (of a
+    model that nothing says decodes tokens) or unknown; the evidence, and `doubt`: a caveat against
+    reading it as a step of one phase."""
 
     kind: str
     evidence: str

@@ -1,15 +1,25 @@
 """Which GEMM of which layer each kernel of a step runs, by the order of the kernels alone.
 
 In: items of a step in launch order, the config. Out: an `Assignment` a forward pass: GEMMs with
-slots and layers, attentions with layers, or why the order does not tell. Times in ns.
+slots and layers, attentions with layers, or why the order does not identify them. Times in ns.
 
-Marks (an attention, or a mixer's run of kernels) cut a pass into stretches. Layers repeat: what
-most stretches between two kinds of marks run is their `Pattern`, and `match_layer` says which of
-its kernels runs which of the GEMMs that the config predicts. Every stretch is then aligned with its
-pattern. Three kinds of models differ in how: layers that are all alike (a damaged stretch is
-aligned by dynamic programming, and a kernel is placed only where every best alignment agrees),
-hybrids of attention and mixers (a pattern for each pair of marks; a damaged stretch is left out),
-and experts that run one after the other (`_ExpertLoop`: as many GEMMs a layer as tokens chose).
+Terms, from the largest to the smallest:
+
+    pass      one forward of the model; a step of a speculative decode has several
+    anchor    a kernel that every layer of its kind has once: an attention, or a mixer's run of
+              kernels. Anchors cut a pass into segments.
+    segment   the kernels between two anchors: the end of one layer and the begin of the next one.
+              It is damaged where it differs from its pattern, as where the profiler lost kernels.
+    pattern   what most segments between two kinds of anchors run; a place is an index into it
+    repeat    a pattern inside a segment that lost anchors: two repeats are one lost anchor
+    slot      a GEMM that the config predicts: role, N and K. A way is an order of the slots of a
+              layer; `match_layer` finds the way, and which kernel of a pattern runs which slot.
+
+Every segment is aligned with its pattern (sequence alignment). Three kinds of models differ in how:
+layers of one kind (a damaged segment is aligned by dynamic programming, and a kernel is placed only
+where every best alignment agrees), hybrids of attention and mixers (a pattern for each pair of
+anchors; a damaged segment is left out), and experts that run one after the other (`_ExpertLoop`: as
+many GEMMs a layer as tokens chose).
 """
 
 from __future__ import annotations
@@ -31,8 +41,8 @@ from prunescope.analysis.shapes.items import (
     Item,
     Placed,
     Token,
+    anchors_of,
     can_run,
-    marks_of,
 )
 from prunescope.analysis.shapes.slots import (
     EXPERT,
@@ -55,9 +65,9 @@ _SKIP = 0.5  # cost of a kernel that no slot explains, on top of its share of th
 _SURE = 0.25  # by which the best match must beat a different one
 _LEAST = 0.8  # of the GEMM time of a layer that must be explained
 _MOST = 48  # GEMMs of a layer that are looked at: seven linears with two of an adapter are 21
-# How much alike the layers are.
+# How similar the layers are.
 _APART = 1.06  # times: durations of one kernel beyond its least and most are of another one
-_ALIKE = 0.5  # of the stretches between two marks: fewer are no pattern
+_ALIKE = 0.5  # of the segments between two anchors: fewer are no pattern
 _ALIKE_EDGES = 0.8  # of the layers of a loop over experts
 _LONGEST = 256  # GEMMs of a layer
 _CELLS = 250_000  # of one alignment
@@ -70,13 +80,13 @@ def align(items: Sequence[Item], shape: ModelShape, ranks: int) -> list[Assignme
     items = [item for item in items if item.what != BATCHED]
     strategy: _Strategy | list[str]
     if shape.mixer and ranks == 1:
-        items = _one_mark_a_mixer(items)
+        items = _one_anchor_a_mixer(items)
         strategy = _hybrid(items, shape)
     else:
         items = [item for item in items if item.what != MIXER]
         if shape.other_layers or shape.mixer_layers:
             strategy = [
-                "layers of several kinds cannot be told by the order of kernels: the trace has no "
+                "the order of kernels does not identify layers of several kinds: the trace has no "
                 "modules"
             ]
         elif is_expert_loop(items, shape) and ranks == 1:
@@ -94,10 +104,10 @@ def wrong_layers(found: int, shape: ModelShape) -> str:
 
 
 @dataclass(frozen=True)
-class _Stretch:
-    """What is known of the kernels between two marks. `slots`: by kernel its slot, and the mark
-    whose layer it belongs to, counted from the mark before the stretch. `lost`: marks between the
-    two that the trace lacks. `damaged`: it differs from its pattern."""
+class _Segment:
+    """What is known of the kernels between two anchors. `slots`: by kernel its slot, and the anchor
+    whose layer it belongs to, counted from the anchor before the segment. `lost`: anchors between
+    the two that the trace lacks. `damaged`: it differs from its pattern."""
 
     slots: Mapping[int, tuple[Slot, int]]
     lost: int = 0
@@ -105,11 +115,11 @@ class _Stretch:
 
 
 class _Strategy(Protocol):
-    """How the stretches of a model are aligned."""
+    """How the segments of a model are aligned."""
 
     @property
     def per_layer(self) -> int:
-        """Marks a layer."""
+        """Anchors a layer."""
 
     @property
     def by_time(self) -> bool:
@@ -123,8 +133,8 @@ class _Strategy(Protocol):
         """The forward passes of a step, each with the strategy for it; None where its kernels
         differ from those of the step."""
 
-    def stretch(self, items: Sequence[Item], number: int, *, last: bool) -> _Stretch:
-        """The kernels before mark `number`, or behind the last mark."""
+    def segment(self, items: Sequence[Item], number: int, *, last: bool) -> _Segment:
+        """The kernels before anchor `number`, or behind the last anchor."""
 
 
 def _assign(items: Sequence[Item], strategy: _Strategy | None, shape: ModelShape) -> Assignment:
@@ -132,23 +142,23 @@ def _assign(items: Sequence[Item], strategy: _Strategy | None, shape: ModelShape
     if strategy is None:
         return Assignment(by_order=True, problems=["the passes of a step differ in their kernels"])
     out = Assignment(by_order=True, explained=strategy.explained)
-    marks, per_layer = marks_of(items), strategy.per_layer
-    mark, damaged = -1, 0  # the mark before a stretch
-    for number, (before, after) in enumerate(pairwise([-1, *marks, len(items)])):
+    anchors, per_layer = anchors_of(items), strategy.per_layer
+    anchor, damaged = -1, 0  # the anchor before a segment
+    for number, (before, after) in enumerate(pairwise([-1, *anchors, len(items)])):
         part = items[before + 1 : after]
-        found = strategy.stretch(part, number, last=number == len(marks))
+        found = strategy.segment(part, number, last=number == len(anchors))
         for i, item in enumerate(part):
             if i in found.slots:
                 slot, offset = found.slots[i]
-                layer = None if slot.role == "lm_head" else (mark + offset) // per_layer
+                layer = None if slot.role == "lm_head" else (anchor + offset) // per_layer
                 out.gemms.append(Placed(item, slot, layer))
             else:
                 out.unsure.append(item)
-        mark += 1 + found.lost
+        anchor += 1 + found.lost
         damaged += found.damaged
-        if number < len(marks) and items[after].what == ATTENTION:
-            out.attentions.append((items[after], mark // per_layer))
-    layers = mark // per_layer
+        if number < len(anchors) and items[after].what == ATTENTION:
+            out.attentions.append((items[after], anchor // per_layer))
+    layers = anchor // per_layer
     if layers != shape.layers:
         note = f" (or so: {damaged} of them lack kernels)" if damaged else ""
         return Assignment(by_order=True, problems=[wrong_layers(layers, shape) + note])
@@ -199,7 +209,7 @@ def match_layer(
     if not found:
         counts = sorted({len(way.cycle) for way in ways})
         return Refusal(
-            f"a layer runs {len(sample)} GEMMs beside attention in the trace, "
+            f"a layer runs {len(sample)} GEMMs besides attention in the trace, "
             f"{' or '.join(map(str, counts))} in the config"
         )
     skipped, best, way, chosen = min(found, key=lambda one: (one[0], one[1]))
@@ -308,14 +318,14 @@ def _is_sure(
     return True
 
 
-# What runs between two marks.
+# What runs between two anchors.
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """What most stretches between two marks run: a `sample` of the kernels, their `tokens`, and
+    """What most segments between two anchors run: a `sample` of the kernels, their `tokens`, and
     usual, least and most durations (ns). `slots`: of each kernel, as `match_layer` found them; the
-    first `split` kernels belong to the layer of the mark before."""
+    first `split` kernels belong to the layer of the anchor before."""
 
     sample: list[Item]
     tokens: list[Token]
@@ -327,7 +337,7 @@ class Pattern:
 
     @property
     def ahead(self) -> int:
-        """How many kernels precede a mark in its own layer."""
+        """How many kernels precede an anchor in its own layer."""
         return len(self.tokens) - self.split
 
     def matched(self, match: LayerMatch) -> Pattern:
@@ -336,18 +346,18 @@ class Pattern:
         split = next(i for i, s in enumerate(match.slots) if s is not None and s in before)
         return replace(self, match=match, split=split)
 
-    def stretch(
+    def segment(
         self, places: Mapping[int, tuple[int, int]], *, lost: int = 0, damaged: bool = False
-    ) -> _Stretch:
-        """A stretch by the turn and place of its kernels."""
+    ) -> _Segment:
+        """A segment by the repeat and place of its kernels."""
         assert self.match is not None
         slots = self.match.slots
         found = {
-            i: (slot, turn + (place >= self.split))
-            for i, (turn, place) in places.items()
+            i: (slot, repeat + (place >= self.split))
+            for i, (repeat, place) in places.items()
             if (slot := slots[place]) is not None
         }
-        return _Stretch(found, lost, damaged)
+        return _Segment(found, lost, damaged)
 
     def is_run(self, items: Sequence[Item], first: int = 0) -> bool:
         """Whether items are its kernels from place `first` on, by name and grid."""
@@ -381,16 +391,16 @@ class Pattern:
         return self.low[place] / slack <= item.ns <= self.high[place] * slack
 
     def lost(self, surplus: int) -> int:
-        """Layers whose mark was lost, where so many kernels more than expected run."""
+        """Layers whose anchor was lost, where so many kernels more than expected run."""
         return max(0, round(surplus / (len(self.tokens) + 1)))
 
     def aligned(
-        self, items: Sequence[Item], turns: int, *, first: int = 0
+        self, items: Sequence[Item], repeats: int, *, first: int = 0
     ) -> dict[int, tuple[int, int]]:
-        """The turn and place of items of a stretch of so many turns, where every best alignment
-        agrees; the first turn begins at place `first`."""
+        """The repeat and place of items of a segment of so many repeats, where every best alignment
+        agrees; the first repeat begins at place `first`."""
         size = len(self.tokens)
-        places = [(turn, place) for turn in range(turns) for place in range(size)][first:]
+        places = [(repeat, place) for repeat in range(repeats) for place in range(size)][first:]
         rows, columns = len(items), len(places)
         if rows * columns > _CELLS:
             return {}
@@ -430,7 +440,7 @@ def _most_pairs(can: list[list[bool]], rows: int, columns: int) -> list[list[int
 
 
 def find_pattern(items: Sequence[Item], spans: Sequence[range]) -> Pattern | None:
-    """What most of several stretches run; None where no more than half of them are alike."""
+    """What most of several segments run; None where no more than half of them are equal."""
     made = [tuple(items[i].token for i in span) for span in spans]
     if not made:
         return None
@@ -453,18 +463,18 @@ def _usual_range(times: list[int]) -> tuple[float, float]:
 
 # Layers of one kind, or of two.
 
-Pair = tuple[str, str]  # letters of two marks: f attention, m mixer
+Pair = tuple[str, str]  # letters of two anchors: f attention, m mixer
 
 
 @dataclass(frozen=True)
 class _Patterns:
-    """A pattern for each pair of marks. `order`: letters of the marks, repeated through a pass of
-    `num_marks`. `by_time`: times are compared too, and a damaged stretch is aligned with its
+    """A pattern for each pair of anchors. `order`: letters of the anchors, repeated through a pass
+    of `num_anchors`. `by_time`: times are compared too, and a damaged segment is aligned with its
     pattern; else it is left out."""
 
     patterns: Mapping[Pair, Pattern]
     order: str
-    num_marks: int
+    num_anchors: int
     per_layer: int
     head: Slot
     by_time: bool
@@ -476,25 +486,25 @@ class _Patterns:
 
     @property
     def into(self) -> Pattern:
-        """What precedes the first mark, at its end."""
+        """What precedes the first anchor, at its end."""
         return next(p for (_, right), p in self.patterns.items() if right == self.order[0])
 
     @property
     def out(self) -> Pattern:
-        """What follows the last mark, at its begin."""
+        """What follows the last anchor, at its begin."""
         return next(p for (left, _), p in self.patterns.items() if left == self.order[-1])
 
     def passes(self, items: Sequence[Item]) -> list[tuple[Sequence[Item], _Strategy | None]]:
         """More than one where a step holds a whole number of them: between two, more runs than
         between two layers (the head, another embedding)."""
-        marks = marks_of(items)
-        ends = range(self.num_marks, len(marks), self.num_marks)
-        is_cut = len(marks) % self.num_marks == 0
+        anchors = anchors_of(items)
+        ends = range(self.num_anchors, len(anchors), self.num_anchors)
+        is_cut = len(anchors) % self.num_anchors == 0
         if is_cut and self.by_time:
-            between = _num_gemms(items, marks[0], marks[1])
-            is_cut = all(_num_gemms(items, marks[i - 1], marks[i]) > between for i in ends)
+            between = _num_gemms(items, anchors[0], anchors[1])
+            is_cut = all(_num_gemms(items, anchors[i - 1], anchors[i]) > between for i in ends)
         ahead = self.into.ahead
-        cuts = [max(marks[i - 1] + 1, marks[i] - ahead) for i in ends] if is_cut else []
+        cuts = [max(anchors[i - 1] + 1, anchors[i] - ahead) for i in ends] if is_cut else []
         parts = [items[a:b] for a, b in pairwise([0, *cuts, len(items)])]
         return [(part, self._of_pass(part)) for part in parts]
 
@@ -503,14 +513,14 @@ class _Patterns:
         if not self.by_time:
             return self
         ((pair, pattern),) = self.patterns.items()
-        found = find_pattern(items, [range(a + 1, b) for a, b in pairwise(marks_of(items))])
+        found = find_pattern(items, [range(a + 1, b) for a, b in pairwise(anchors_of(items))])
         if found is None or len(found.tokens) != len(pattern.tokens):
             return None
         found = replace(found, match=pattern.match, split=pattern.split)
         return replace(self, patterns={pair: found})
 
-    def stretch(self, items: Sequence[Item], number: int, *, last: bool) -> _Stretch:
-        """The kernels before mark `number`, or behind the last mark."""
+    def segment(self, items: Sequence[Item], number: int, *, last: bool) -> _Segment:
+        """The kernels before anchor `number`, or behind the last anchor."""
         if number == 0:
             return self._opening(items)
         if last:
@@ -519,32 +529,32 @@ class _Patterns:
         pattern = self.patterns[left, right]
         is_whole = len(items) == len(pattern.tokens) and pattern.is_run(items)
         if is_whole and not (self.by_time and pattern.is_swapped(items)):
-            return pattern.stretch({i: (0, i) for i in range(len(items))})
+            return pattern.segment({i: (0, i) for i in range(len(items))})
         if not self.by_time:
-            return _Stretch({}, damaged=True)
-        turns = max(1, round((len(items) + 1) / (len(pattern.tokens) + 1)))
-        return pattern.stretch(pattern.aligned(items, turns), lost=turns - 1, damaged=True)
+            return _Segment({}, damaged=True)
+        repeats = max(1, round((len(items) + 1) / (len(pattern.tokens) + 1)))
+        return pattern.segment(pattern.aligned(items, repeats), lost=repeats - 1, damaged=True)
 
     def _is_run(self, pattern: Pattern, items: Sequence[Item], first: int, count: int) -> bool:
         """Whether items are `count` kernels of a pattern from place `first` on."""
         alike = len(items) == count and pattern.is_run(items, first)
         return alike and (not self.by_time or pattern.takes_as_long(items, first))
 
-    def _opening(self, items: Sequence[Item]) -> _Stretch:
-        """What stands before the first mark ends with the projections of the first layer."""
+    def _opening(self, items: Sequence[Item]) -> _Segment:
+        """What stands before the first anchor ends with the projections of the first layer."""
         pattern = self.into
         begin = max(0, len(items) - pattern.ahead)
         lost = pattern.lost(len(items) - pattern.ahead) if self.by_time else 0
         if not lost and self._is_run(pattern, items[begin:], pattern.split, pattern.ahead):
-            return pattern.stretch(
+            return pattern.segment(
                 {begin + n: (0, pattern.split + n) for n in range(pattern.ahead)}
             )
         if not self.by_time:
-            return _Stretch({})
-        return pattern.stretch(pattern.aligned(items, lost + 1, first=pattern.split), lost=lost)
+            return _Segment({})
+        return pattern.segment(pattern.aligned(items, lost + 1, first=pattern.split), lost=lost)
 
-    def _closing(self, items: Sequence[Item]) -> _Stretch:
-        """What follows the last mark: the end of the last layer, then the head of the model where
+    def _closing(self, items: Sequence[Item]) -> _Segment:
+        """What follows the last anchor: the end of the last layer, then the head of the model where
         it is the only GEMM there."""
         pattern = self.out
         split = pattern.split
@@ -554,11 +564,11 @@ class _Patterns:
         is_whole = self._is_run(pattern, items[:split], 0, split)
         places = {n: (0, n) for n in range(split)} if is_whole else {}
         if not self.by_time or is_whole and not pattern.lost(len(rest) - 1):
-            return _Stretch({**pattern.stretch(places).slots, **heads})
+            return _Segment({**pattern.segment(places).slots, **heads})
         lost = pattern.lost(len(items) - split - 1)
         places = pattern.aligned(items, lost + 1)
         places = {i: at for i, at in places.items() if at[0] < lost or at[1] < split}
-        return pattern.stretch(places, lost=lost)
+        return pattern.segment(places, lost=lost)
 
 
 def _num_gemms(items: Sequence[Item], first: int, last: int) -> int:
@@ -566,34 +576,34 @@ def _num_gemms(items: Sequence[Item], first: int, last: int) -> int:
 
 
 def _uniform(items: Sequence[Item], shape: ModelShape, ranks: int) -> _Patterns | list[str]:
-    """Layers that are all alike: attention by attention."""
-    marks = marks_of(items)
-    pattern = find_pattern(items, [range(a + 1, b) for a, b in pairwise(marks)])
+    """Layers of one kind: attention by attention."""
+    anchors = anchors_of(items)
+    pattern = find_pattern(items, [range(a + 1, b) for a, b in pairwise(anchors)])
     if pattern is None:
         return [
-            f"no repetition of layers is found in the order of kernels ({len(marks)} attentions, "
+            f"no repetition of layers is found in the order of kernels ({len(anchors)} attentions, "
             f"{shape.layers} layers in the config)"
         ]
     experts = shape.moe_layers > shape.layers // 2
     match = match_layer(pattern.sample, pattern.ns, layer_ways(shape, ranks, experts=experts))
     if isinstance(match, Refusal):
-        spans = [items[a + 1 : b] for a, b in pairwise(marks)]
+        spans = [items[a + 1 : b] for a, b in pairwise(anchors)]
         is_whole = all(
             len(span) == len(pattern.tokens)
             and pattern.is_run(span)
             and not pattern.is_swapped(span)
             for span in spans
         )
-        if is_whole and len(marks) % shape.layers:
-            return [wrong_layers(len(marks), shape), match.why]
+        if is_whole and len(anchors) % shape.layers:
+            return [wrong_layers(len(anchors), shape), match.why]
         return [match.why]
     head = role_slots(shape, ranks)["lm_head"]
     patterns = {("f", "f"): pattern.matched(match)}
     return _Patterns(patterns, "f", shape.layers, per_layer=1, head=head, by_time=True)
 
 
-def _one_mark_a_mixer(items: Sequence[Item]) -> list[Item]:
-    """One mark for a run of mixer kernels; one next to an attention belongs to no mixer."""
+def _one_anchor_a_mixer(items: Sequence[Item]) -> list[Item]:
+    """One anchor for a run of mixer kernels; one next to an attention belongs to no mixer."""
     out: list[Item] = []
     for item in items:
         last = out[-1].what if out else None
@@ -607,8 +617,8 @@ def _one_mark_a_mixer(items: Sequence[Item]) -> list[Item]:
 
 def _hybrid(items: Sequence[Item], shape: ModelShape) -> _Patterns | list[str]:
     """Layers of attention and of mixers, in the order of the config; or both in every layer."""
-    marks = marks_of(items)
-    letters = "".join("f" if items[i].what == ATTENTION else "m" for i in marks)
+    anchors = anchors_of(items)
+    letters = "".join("f" if items[i].what == ATTENTION else "m" for i in anchors)
     if shape.other_layers:
         orders = [shape.order.replace("s", "f")]
     else:
@@ -622,10 +632,10 @@ def _hybrid(items: Sequence[Item], shape: ModelShape) -> _Patterns | list[str]:
             f"{shape.attention_layers} and {mixers} in the config, or in another order"
         ]
     groups: dict[Pair, list[range]] = defaultdict(list)
-    for n in range(1, len(marks)):
+    for n in range(1, len(anchors)):
         if n % len(order):
             pair = order[n % len(order) - 1], order[n % len(order)]
-            groups[pair].append(range(marks[n - 1] + 1, marks[n]))
+            groups[pair].append(range(anchors[n - 1] + 1, anchors[n]))
     patterns: dict[Pair, Pattern] = {}
     for pair, spans in groups.items():
         pattern = find_pattern(items, spans)
@@ -650,7 +660,7 @@ def _hybrid(items: Sequence[Item], shape: ModelShape) -> _Patterns | list[str]:
 
 
 def is_expert_loop(items: Sequence[Item], shape: ModelShape) -> bool:
-    """Whether every layer has experts, and no kernel multiplies several of them at once."""
+    """Whether every layer has experts, and no kernel multiplies several of them."""
     return shape.moe_layers == shape.layers and not any(item.what == GROUPED for item in items)
 
 
@@ -681,13 +691,13 @@ def in_turns(items: Sequence[Item], turn: Sequence[Slot]) -> list[Slot]:
 
 
 def _expert_loop(items: Sequence[Item], shape: ModelShape) -> _ExpertLoop | list[str]:
-    """What surrounds the loop is alike in all layers: output projection and router before it, the
-    next layer's projections behind it. N and K of an expert are known, its rows are not: the router
-    chose them."""
-    marks = marks_of(items)
-    if len(marks) != shape.layers:
-        return [wrong_layers(len(marks), shape)]
-    spans = [items[a + 1 : b] for a, b in pairwise(marks)]
+    """What surrounds the loop is the same in all layers: output projection and router before it,
+    the next layer's projections behind it. N and K of an expert are known, its rows are not: the
+    router chose them."""
+    anchors = anchors_of(items)
+    if len(anchors) != shape.layers:
+        return [wrong_layers(len(anchors), shape)]
+    spans = [items[a + 1 : b] for a, b in pairwise(anchors)]
     slots = role_slots(shape)
     after = (slots["o"], slots["router"])
     found = []
@@ -704,7 +714,9 @@ def _expert_loop(items: Sequence[Item], shape: ModelShape) -> _ExpertLoop | list
             edges = ((after, tokens[0]), (before, tokens[1]))
             found.append(_ExpertLoop(edges, expert, slots["lm_head"]))
     if len(found) != 1 or shape.shared_intermediate:
-        why = "beside a shared one" if shape.shared_intermediate else f"{len(found)} ways fit"
+        why = (
+            "in addition to a shared one" if shape.shared_intermediate else f"{len(found)} ways fit"
+        )
         return [f"experts run one after the other, {why}: their order is not sure"]
     return found[0]
 
@@ -734,7 +746,7 @@ class _ExpertLoop:
         """A step is one pass."""
         return [(items, self)]
 
-    def stretch(self, items: Sequence[Item], number: int, *, last: bool) -> _Stretch:
+    def segment(self, items: Sequence[Item], number: int, *, last: bool) -> _Segment:
         """The end of the layer before, its experts, then the projections of the next attention. An
         edge or a loop that is damaged is left out."""
         (after, after_tokens), (before, before_tokens) = self.edges
@@ -751,7 +763,7 @@ class _ExpertLoop:
         if number:
             turns = in_turns(items[first:end], self.expert)
             slots |= {first + n: (slot, 0) for n, slot in enumerate(turns)}
-        return _Stretch(slots)
+        return _Segment(slots)
 
 
 _ADAPTED = 3  # GEMMs of a linear with an adapter: its own and two of a low rank

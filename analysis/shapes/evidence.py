@@ -235,7 +235,7 @@ def against_narrow(placed: Sequence[Placed], rows: int | None, device: Device | 
             if usual[narrow] > fair * time_limit(fair, usual[wide], same=True):
                 return [
                     f"{narrow.role} with N = {narrow.n:,} takes {usual[narrow] / 1e3:.1f} µs; "
-                    f"beside {wide.role} with N = {wide.n:,}, which takes "
+                    f"compared with {wide.role} with N = {wide.n:,}, which takes "
                     f"{usual[wide] / 1e3:.1f} µs on the same kernel, it would take "
                     f"{fair / 1e3:.1f} µs"
                 ]

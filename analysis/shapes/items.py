@@ -95,7 +95,7 @@ def can_run(item: Item, slot: Slot) -> bool:
     return item.what == slot.what and item.what in (GEMM, GROUPED)
 
 
-def marks_of(items: Sequence[Item]) -> list[int]:
+def anchors_of(items: Sequence[Item]) -> list[int]:
     """Where a pass is cut: the indices of attentions and of mixers."""
     return [i for i, item in enumerate(items) if item.what in (ATTENTION, MIXER)]
 

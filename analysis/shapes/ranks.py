@@ -2,7 +2,7 @@
 
 In: a trace, the config, the grouped products of a pass with the tiles of their grids, the
 collectives of a step. Out: the degrees to try (one without a collective; else the trace's grids
-decide), and `Experts`: the products that a rank runs, its part of every expert's channels or whole
+decide), and `ExpertSlots`: the GEMMs that a rank runs, its part of every expert's channels or whole
 experts, or why they are not known.
 """
 
@@ -47,7 +47,7 @@ _NAME_LIMIT = 400
 
 
 @dataclass(frozen=True)
-class Experts:
+class ExpertSlots:
     """`slots`: by the slot of one of `ranks`, the product that a rank runs; `all_rows`: whether it
     runs every pair of a token and an expert; `reason`: how this is known, else why it is not."""
 
@@ -58,26 +58,26 @@ class Experts:
 
 def experts_of(
     gemms: Iterable[Placed], shape: ModelShape, ranks: int, collectives: Mapping[str, float]
-) -> Experts:
+) -> ExpertSlots:
     """What a rank runs of the experts. `collectives`: how often a step runs each; where there are
     none, one rank runs all."""
     part, whole = expert_slots(shape, ranks), expert_slots(shape)
     if not collectives:
-        return Experts(dict(zip(part, part, strict=True)), all_rows=True)
+        return ExpertSlots(dict(zip(part, part, strict=True)), all_rows=True)
     covered = _covered([one for one in gemms if one.slot == part[0]])
     by_grid = "" if covered is None else f"the grid of its kernel, {covered:,} channels in tiles"
     if ranks > 1 and covered is not None and part[0].n <= covered < 2 * part[0].n:
         reason = (
             f"each of {ranks} ranks runs its part of the channels of every expert, by {by_grid}"
         )
-        return Experts(dict(zip(part, part, strict=True)), all_rows=True, reason=reason)
+        return ExpertSlots(dict(zip(part, part, strict=True)), all_rows=True, reason=reason)
     shared = sum(n for name, n in collectives.items() if _ALL_TO_ALL.search(name[:_NAME_LIMIT]))
     by_collectives = shared >= shape.moe_layers > 0
     if covered is not None and covered >= whole[0].n or covered is None and by_collectives:
         how = by_grid or "an all-to-all a layer"
         reason = f"a rank runs whole experts, by {how}: M is what the router chose, and null"
-        return Experts(dict(zip(part, whole, strict=True)), all_rows=False, reason=reason)
-    return Experts(
+        return ExpertSlots(dict(zip(part, whole, strict=True)), all_rows=False, reason=reason)
+    return ExpertSlots(
         {},
         all_rows=False,
         reason="M, N and K of the experts are null: ranks share out whole experts or their "

@@ -107,8 +107,8 @@ def layer_ways(shape: ModelShape, ranks: int = 1, *, experts: bool = False) -> l
 
 
 def pair_ways(shape: ModelShape, left: str, right: str) -> list[Layer]:
-    """The ways in which a hybrid runs what follows a mark and precedes the next one; f: attention,
-    m: mixer. Where both are in every layer, the MLP follows the second."""
+    """The ways in which a hybrid runs what follows an anchor and precedes the next one; f:
+    attention, m: mixer. Where both are in every layer, the MLP follows the second."""
     slots = role_slots(shape)
     mixer = shape.mixer_linears()
     into = [Slot("mixer_in", *nk) for role, nk in mixer.items() if role.startswith("mixer_in")]

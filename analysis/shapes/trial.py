@@ -19,7 +19,7 @@ from prunescope.analysis.shapes.align import align, assign_by_modules
 from prunescope.analysis.shapes.counts import Count, CountingKernels, RowCounts
 from prunescope.analysis.shapes.grids import Intervals, holds, meet, only, written
 from prunescope.analysis.shapes.items import Assignment, Item, Placed
-from prunescope.analysis.shapes.ranks import Experts, experts_of
+from prunescope.analysis.shapes.ranks import ExpertSlots, experts_of
 from prunescope.analysis.shapes.slots import formats
 from prunescope.analysis.shapes.uneven import align_uneven
 from prunescope.analysis.shapes.workload import UNKNOWN, ModelConfig, Tokens, annotated
@@ -261,7 +261,7 @@ class Trial:
         return tokens.heads == (tokens.rows,)
 
     @cached_property
-    def experts(self) -> Experts:
+    def experts(self) -> ExpertSlots:
         """What a rank runs of the experts."""
         gemms = [one for assignment in self.placed.values() for one in assignment.gemms]
         return experts_of(gemms, self.model.shape, self.ranks, self.traced.collectives)

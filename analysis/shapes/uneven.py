@@ -1,9 +1,9 @@
 """Which GEMM of which layer each kernel of a step runs, in a model whose layers differ.
 
 In: items of a step in launch order, the config. Out: an `Assignment` a forward pass, as `align`
-gives it. No stretch between two attentions need be like another, so each is compared with what its
-own layers run: a stretch with as many GEMMs, of the same kinds, gets their slots, any other none.
-Layers without attention make a stretch longer.
+gives it. No segment between two attentions need be like another, so each is compared with what its
+own layers run: a segment with as many GEMMs, of the same kinds, gets their slots, any other none.
+Layers without attention make a segment longer.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from prunescope.analysis.shapes.items import (
     Assignment,
     Item,
     Placed,
+    anchors_of,
     can_run,
-    marks_of,
 )
 from prunescope.analysis.shapes.slots import Slot, attention_ways, mlp_ways, role_slots
 from prunescope.taxonomy.shape import ModelShape
 
 _SURE = 0.25  # by which the times of one way must beat those of another
-_MOST = 0.5  # of the stretches, that must match for the order to be believed
+_MOST = 0.5  # of the segments, that must match for the order to be believed
 Place = tuple[Slot, int | None]  # a slot and its layer; None for the head
 
 
@@ -36,14 +36,14 @@ class _Way:
     """One way to run the model: what stands before the first attention, between two, and behind
     the last, where the head comes last."""
 
-    stretches: list[list[Place]]
+    segments: list[list[Place]]
     attending: list[int]  # layers with attention
 
     def matched(self, parts: Sequence[Sequence[Item]]) -> list[list[Place] | None]:
-        """The places of each stretch's items, as many at its end (the first) or its begin (the
+        """The places of each segment's items, as many at its end (the first) or its begin (the
         last) as the way has; None where they differ."""
         found: list[list[Place] | None] = []
-        for number, (items, places) in enumerate(zip(parts, self.stretches, strict=True)):
+        for number, (items, places) in enumerate(zip(parts, self.segments, strict=True)):
             wanted = places
             if number == len(parts) - 1 and len(items) == len(places) - 1:
                 wanted = places[:-1]  # no head
@@ -55,7 +55,7 @@ class _Way:
 
 
 def _own(items: Sequence[Item], count: int, *, first: bool, last: bool) -> Sequence[Item]:
-    """The items of a stretch that belong to layers: others may come before all and behind all."""
+    """The items of a segment that belong to layers: others may come before all and behind all."""
     if first and len(items) > count:
         return items[len(items) - count :]
     return items[:count] if last and len(items) > count else items
@@ -65,51 +65,48 @@ def align_uneven(items: Sequence[Item], shape: ModelShape, ranks: int) -> list[A
     """The assignment of every forward pass of a step; one with `problems` where the order of the
     kernels is not that of the config's layers."""
     if shape.mixer_layers or shape.other_layers:
-        why = "layers that differ in size and in kind cannot be told by the order of kernels"
+        why = "the order of kernels does not identify layers that differ in size and in kind"
         return [Assignment(by_order=True, problems=[why])]
     items = [item for item in items if item.what not in (BATCHED, MIXER)]
     ways = list(_ways(shape, ranks))
-    marks, attending = marks_of(items), len(ways[0].attending)
-    if not marks or not attending or len(marks) % attending:
+    anchors, attending = anchors_of(items), len(ways[0].attending)
+    if not anchors or not attending or len(anchors) % attending:
         why = (
-            f"{len(marks)} attentions in the trace, {attending} layers with attention in the config"
+            f"{len(anchors)} attentions in the trace, {attending} layers with attention in the "
+            "config"
         )
         return [Assignment(by_order=True, problems=[why])]
-    passes = _passes(items, marks, ways)
+    passes = _passes(items, anchors, ways)
     chosen = _chosen(ways, [_parts(one) for one in passes])
     if isinstance(chosen, str):
         return [Assignment(by_order=True, problems=[chosen])]
     return [_assigned(one, chosen) for one in passes]
 
 
-def _passes(items: Sequence[Item], marks: list[int], ways: list[_Way]) -> list[Sequence[Item]]:
+def _passes(items: Sequence[Item], anchors: list[int], ways: list[_Way]) -> list[Sequence[Item]]:
     """The forward passes of a step: between two, what follows the last attention comes first."""
     each = len(ways[0].attending)
-    behind = {
-        len(way.stretches[-1]) + len(way.stretches[0]): len(way.stretches[-1]) for way in ways
-    }
+    behind = {len(way.segments[-1]) + len(way.segments[0]): len(way.segments[-1]) for way in ways}
     cuts = [0]
-    for i in range(each, len(marks), each):
-        between = marks[i] - marks[i - 1] - 1
-        cuts.append(marks[i - 1] + 1 + behind.get(between, between))
+    for i in range(each, len(anchors), each):
+        between = anchors[i] - anchors[i - 1] - 1
+        cuts.append(anchors[i - 1] + 1 + behind.get(between, between))
     return [items[a:b] for a, b in pairwise([*cuts, len(items)])]
 
 
 def _parts(items: Sequence[Item]) -> list[Sequence[Item]]:
-    return [items[a + 1 : b] for a, b in pairwise([-1, *marks_of(items), len(items)])]
+    return [items[a + 1 : b] for a, b in pairwise([-1, *anchors_of(items), len(items)])]
 
 
 def _chosen(ways: list[_Way], passes: list[list[Sequence[Item]]]) -> _Way | str:
-    """The way that most stretches match; of several, the one that the times fit."""
+    """The way that most segments match; of several, the one that the times fit."""
     counts = []
     for way in ways:
         matched = [one for parts in passes for one in way.matched(parts)]
         counts.append(sum(one is not None for one in matched))
     most, total = max(counts), sum(map(len, passes))
     if most <= _MOST * total:
-        return (
-            f"{most} of {total} stretches between attentions run as many GEMMs as the config says"
-        )
+        return f"{most} of {total} segments between attentions run as many GEMMs as the config says"
     best = [way for way, count in zip(ways, counts, strict=True) if count == most]
     costs = sorted((_cost(way, passes), number) for number, way in enumerate(best))
     if len(costs) > 1 and costs[1][0] < costs[0][0] + _SURE:
@@ -168,21 +165,21 @@ def _ways(shape: ModelShape, ranks: int) -> Iterator[_Way]:
     usual = next((n for n, one in enumerate(layers) if one.attention_kind == "usual"), None)
     fusions = 1 if usual is None else len(attention_ways(layers[usual], slots[usual]))
     for fused, mlp, route in product(range(fusions), range(plain), range(routes)):
-        stretches: list[list[Place]] = [[]]
+        segments: list[list[Place]] = [[]]
         attending = []
         for number, layer in enumerate(layers):
             own = slots[number]
             if layer.attention_kind == "usual":
-                stretches[-1] += _places(attention_ways(layer, own)[fused], number, layer, ranks)
+                segments[-1] += _places(attention_ways(layer, own)[fused], number, layer, ranks)
                 attending.append(number)
-                stretches.append([])
+                segments.append([])
             if layer.attention_kind != "none":
-                stretches[-1] += _places((own["o"],), number, layer, ranks)
+                segments[-1] += _places((own["o"],), number, layer, ranks)
             tail = tails[number]
             chosen = tail[min(route if experts[number] else mlp, len(tail) - 1)]
-            stretches[-1] += _places(chosen, number, layer, ranks)
-        stretches[-1].append((slots[0]["lm_head"], None))
-        yield _Way(stretches, attending)
+            segments[-1] += _places(chosen, number, layer, ranks)
+        segments[-1].append((slots[0]["lm_head"], None))
+        yield _Way(segments, attending)
 
 
 def _tails(

@@ -39,8 +39,8 @@ class ClockSkew:
     def warning(self) -> str:
         """A warning with the consequence."""
         return (
-            f"{self.seen}: the clocks of host and device are apart, so causes of idle time and "
-            "launch delays are not to be trusted"
+            f"{self.seen}: the clocks of host and device differ, so causes of idle time and "
+            "launch delays are unreliable"
         )
 
 

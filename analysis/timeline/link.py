@@ -77,7 +77,7 @@ class Linked:
 
     @property
     def host_runs_ahead(self) -> bool:
-        """Whether the host launched most of the later steps before the device had run dry."""
+        """Whether the host launched most of the later steps before the device was starved."""
         firsts = [np.flatnonzero(self.step == i)[:1] for i in range(1, len(self.wall))]
         late = [bool(self.starved[rows].any()) for rows in firsts]
         return bool(late) and 2 * sum(late) < len(late)
@@ -157,9 +157,9 @@ def _begin_of_steps(
 ) -> list[int]:
     """Where the wall of each step begins: the end of the last device event of the step before.
 
-    The first step of our own runs follows one that was thrown away; that of a bare trace starts
-    at its first linked device event after the carry-over; the launch latency before it is
-    reported apart.
+    The first step of our own runs follows one that was thrown away; that of a trace without
+    run.json starts at its first linked device event after the carry-over; the launch latency before
+    it is reported apart.
     """
     begins: list[int] = []
     end = out.start + out.duration

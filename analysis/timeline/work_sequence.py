@@ -63,7 +63,7 @@ class WorkSequence:
         return self.alike_rows(windows.step_of(self.begin), len(windows))
 
     def alike_rows(self, part: Ints, count: int) -> bool:
-        """The same of `count` parts, given the part of each row, -1 for none."""
+        """Whether `count` parts hold the same work; `part`: the part of each row, -1 for none."""
         distinct, row = self.kinds
         inside = part >= 0
         at = part[inside] * len(distinct) + row[inside]

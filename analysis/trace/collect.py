@@ -267,7 +267,7 @@ class Collector:
         ]
 
     def _collectives(self, args: list[Args]) -> list[int]:
-        """Ids of what collectives are said to send."""
+        """Ids of what collectives report to send."""
         found = [bytes(a.collective) for a in args]
         if not any(found):
             return [NONE] * len(args)

@@ -58,7 +58,7 @@ class Trace:
     that are allocated and reserved on the device, by the host's time (ts); `counters`: times and
     values of samples of the device, by the name that the profiler gives them; `stacks`: recorded
     calls of Python functions, short ones included; `untimed`: kernels with hardware counters and
-    without times of their own; `caveats`: other doubts about its times, as sentences.
+    without times of their own; `caveats`: caveats about its times, as sentences.
     """
 
     source: Source

@@ -1,8 +1,9 @@
 """The traces of several ranks: in, a folder, zip or tar of them, or an export of Nsight Systems, of
 which a device is a rank; out, the file of each rank.
 
-A rank is told by `distributedInfo` in the trace, else by the file's name; where these do not tell
-all of them apart, traces go by their file names. Files that are no trace are left out and named.
+A rank is identified by `distributedInfo` in the trace, else by the file's name; where these do not
+tell all of them apart, traces go by their file names. Files that are no trace are left out and
+named.
 """
 
 from __future__ import annotations
@@ -136,7 +137,7 @@ def missing(name: str, ranks: Iterable[Rank]) -> str | None:
     if not absent:
         return None
     of = f" of {world}" if world else ""
-    return f"{name} lacks rank {_listed(absent)}{of}: what is said of ranks is of the others"
+    return f"{name} lacks rank {_listed(absent)}{of}: statements on ranks are about the others"
 
 
 def twice(name: str, ranks: Iterable[Rank]) -> str | None:

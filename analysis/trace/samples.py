@@ -77,7 +77,7 @@ def factor(kind: str, name: str) -> float | None:
 
 
 def rows_of(samples: Sequence[Sample]) -> Iterator[Row]:
-    """Time (in the unit of the file), name, device (-1: not said) and value of what is kept."""
+    """Time (in the unit of the file), name, device (-1: unknown) and value of what is kept."""
     for sample in samples:
         values = _values(sample.args) if isinstance(sample.name, str) else {}
         for key, value in values.items():

@@ -55,7 +55,7 @@ _DECODER = msgspec.msgpack.Decoder(ReadShare)
 def read_share(path: Path, member: str | None, *, index: int, count: int) -> bytes:
     """The `index`-th of `count` shares of a trace.
 
-    Raises NotSharedError where the blocks cannot be told apart without decoding all of them, and
+    Raises NotSharedError where the blocks cannot be separated without decoding all of them, and
     what the reading of a trace raises.
     """
     source = Source(path, member, share=(index, count), decoder=LEAN)

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from prunescope.analysis.comparison.convolutions import Convolution
+from prunescope.analysis.comparison.more_calls import MoreCalls
 from prunescope.analysis.ledger.gemms import Pair
 from prunescope.analysis.ledger.pairing import Units
 from prunescope.analysis.schema.pair_comparison import Difference
 from prunescope.analysis.schema.report import FamilyVerdict
 from prunescope.analysis.verdict.gathers import Gather
-from prunescope.analysis.verdict.more_calls import MoreCalls
 from prunescope.analysis.verdict.unread import Unread
 from prunescope.taxonomy.roles import locate
 from prunescope.taxonomy.run_blocks import Matrix, ModuleCounts, WeightStats
@@ -40,7 +40,7 @@ class Reason:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the detectors read. `stats_*`: None without a run.json (a bare trace)."""
+    """What the detectors read. `stats_*`: None without a run.json."""
 
     pairs: list[Pair]
     units: Units

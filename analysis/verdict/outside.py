@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 
 from prunescope.analysis.comparison.differences import not_comparable_text
+from prunescope.analysis.comparison.more_calls import ON_WEIGHTS
 from prunescope.analysis.comparison.other_inputs import other_inputs
 from prunescope.analysis.comparison.parallelism import PARALLELISM
 from prunescope.analysis.kernels.frame import MATMUL, Kernels
@@ -192,7 +193,7 @@ def other_work(e: Evidence) -> Reason | None:
 
 def more_ops(e: Evidence) -> Reason | None:
     """No GEMM moved and no unit came, and pointwise ops run more often within the units. Where the
-    activation is another op, these compute it."""
+    activation op differs, these compute it."""
     found = e.more_calls
     if not found or e.activation is not None:
         return None
@@ -207,11 +208,13 @@ def more_ops(e: Evidence) -> Reason | None:
 
 def _names(e: Evidence, where: np.ndarray) -> Counter[str]:
     keys = zip(e.units.keys, where, strict=True)
-    return Counter(f"{role} ({cls})" for (_, role, cls), there in keys if there)
+    # Work on weights that no module places is named op by op, by `more_ops`.
+    named = ((role, cls) for (_, role, cls), there in keys if there and cls != ON_WEIGHTS)
+    return Counter(f"{role} ({cls})" for role, cls in named)
 
 
 def activation(e: Evidence) -> Reason | None:
-    """The activation is another op, and the run lists its weights: no zeros in them, none gone."""
+    """The activation op differs, and the run lists its weights: no zeros in them, none removed."""
     return e.activation if e.stats_pruned is not None else None
 
 

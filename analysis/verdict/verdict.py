@@ -14,6 +14,7 @@ import polars as pl
 from prunescope.analysis.comparison.convolutions import convolutions
 from prunescope.analysis.comparison.differences import UNREADABLE, differences, unpaired
 from prunescope.analysis.comparison.equal_information import ComparableSides
+from prunescope.analysis.comparison.more_calls import more_calls
 from prunescope.analysis.comparison.parallelism import ranks_of
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.kernels.role import GEMM_KINDS
@@ -26,7 +27,6 @@ from prunescope.analysis.verdict.detectors.run_time import fewer_keys
 from prunescope.analysis.verdict.detectors.widths import families_by_order, narrower_heads
 from prunescope.analysis.verdict.evidence import Detection, Evidence, Reason, Verdict, stored_shapes
 from prunescope.analysis.verdict.gathers import gathers
-from prunescope.analysis.verdict.more_calls import more_calls
 from prunescope.analysis.verdict.outside import (
     FIRST,
     NO_DYNAMIC,
@@ -187,7 +187,7 @@ def _unmoved(e: Evidence) -> FamilyVerdict:
     if e.stats_pruned is None:
         line = (
             "no GEMM moved and no work was added: nothing was pruned, or zeros are in dense "
-            "tensors, which a bare trace cannot show (the weight statistics in run.json do)"
+            "tensors, which a trace does not show (the weight statistics in run.json do)"
         )
         # These change no shape and no kernel: only weight statistics tell them apart.
         unseen = [one.id for one in families() if not one.cuts or one.zeroes_weights]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
 from prunescope.taxonomy.applies import YES, Applies, no_parts, to_layers
 from prunescope.taxonomy.architecture_traits import Traits
-from prunescope.taxonomy.family import Family, FamilyPoint, Knob, pattern
+from prunescope.taxonomy.family import Family, FamilyPoint, Knob, Value, pattern
 from prunescope.taxonomy.keep import removed_layers
 from prunescope.taxonomy.plan import Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
@@ -38,6 +39,17 @@ def applies(traits: Traits) -> Applies:
     return to_layers(traits)
 
 
+def unrecorded(knobs: Mapping[str, Value]) -> str:
+    """Why a graph cannot hold its steps; "" where it can: by numbers of tokens alone, or with every
+    layer computed."""
+    if knobs["exit"] == "lower" or knobs.get("in_graphs") == "masked":
+        return ""
+    return (
+        "the host decides which layers run, and a graph has no branches (conditional nodes); "
+        "in_graphs=masked computes every layer and drops the output of some"
+    )
+
+
 FAMILY = Family(
     id="dynamic-depth",
     title="Dynamic depth",
@@ -50,6 +62,7 @@ FAMILY = Family(
     mixers="rows",
     scorer="router",
     routes_layers=True,
+    unrecorded=unrecorded,
     methods=("early exit", "layer skipping"),
     plans=plans,
     extension=True,
@@ -58,7 +71,14 @@ FAMILY = Family(
             "skip",
             "which layers an input skips: any, the last, or in decode those behind the first",
             ("skip", "early", "lower"),
-        )
+        ),
+        "in_graphs": Knob(
+            "refused",
+            "what --mode compile and graph do, which cannot leave out a layer by input: refuse, or "
+            "compute every layer and drop the output of those skipped, which saves nothing",
+            ("refused", "masked"),
+            if_given=True,
+        ),
     },
     adds=("routing",),
     keeps_weights=True,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from prunescope.taxonomy.applies import NO, PARTLY, YES, Applies, no_parts
 from prunescope.taxonomy.architecture_traits import Traits
-from prunescope.taxonomy.family import Family, FamilyPoint, Knob, pattern
+from prunescope.taxonomy.family import Family, FamilyPoint, Knob, Value, pattern
 from prunescope.taxonomy.plan import Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.theory import dense_plan
@@ -51,11 +52,18 @@ def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
 def applies(traits: Traits) -> Applies:
     """To tokens of attention and MLP: a recurrence takes every one."""
     if traits.shape is None:
-        return Applies(NO, "a recurrent state needs every token, and there is no MLP beside it")
+        return Applies(NO, "a recurrent state needs every token, and there is no MLP next to it")
     if traits.mixer:
         state = f"attention and MLP: {traits.mixer} keeps a state, which needs every token"
         return Applies(PARTLY, state)
     return Applies(YES)
+
+
+def unrecorded(knobs: Mapping[str, Value]) -> str:
+    """Why a graph cannot hold its steps; "" where it can."""
+    if knobs["keys"] == "routed":
+        return "with keys=routed the cache grows by the active tokens alone, whose number varies"
+    return ""
 
 
 FAMILY = Family(
@@ -69,6 +77,7 @@ FAMILY = Family(
     not_implemented=no_parts,
     leaves=_KEPT,
     scorer="router",
+    unrecorded=unrecorded,
     routes_layers=True,
     routes_rows=True,
     methods=("MoD", "SkipGPT", "D-LLM"),

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from prunescope.taxonomy.applies import YES, Applies, no_keys, to_keys
 from prunescope.taxonomy.architecture_traits import Traits
-from prunescope.taxonomy.family import Family, FamilyPoint, Knob, pattern
+from prunescope.taxonomy.family import Family, FamilyPoint, Knob, pattern, recorded
 from prunescope.taxonomy.keep import spared_share
 from prunescope.taxonomy.plan import Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
@@ -40,6 +40,7 @@ FAMILY = Family(
     applies=applies,
     not_implemented=no_keys,
     scorer="estimator",
+    unrecorded=recorded,
     methods=("SeerAttention", "BLASST"),
     plans=plans,
     knobs={

@@ -8,7 +8,7 @@ from prunescope.taxonomy.applies import NO, Applies, to_mlp
 from prunescope.taxonomy.architecture_traits import Traits
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families.static_nk import with_channels
-from prunescope.taxonomy.family import ALIGNMENT, Family, FamilyPoint, Knob, pattern
+from prunescope.taxonomy.family import ALIGNMENT, Family, FamilyPoint, Knob, pattern, recorded
 from prunescope.taxonomy.keep import kept_kv_heads
 from prunescope.taxonomy.plan import Piece, Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
@@ -100,4 +100,5 @@ FAMILY = Family(
     },
     adds=("reduction", "routing", "gather_scatter"),
     keeps_weights=True,
+    unrecorded=recorded,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from prunescope.taxonomy.applies import no_keys, to_keys
-from prunescope.taxonomy.family import Family, FamilyPoint, Knob, pattern
+from prunescope.taxonomy.family import Family, FamilyPoint, Knob, pattern, recorded
 from prunescope.taxonomy.keep import kept_count, spared_share
 from prunescope.taxonomy.plan import Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
@@ -33,6 +33,7 @@ FAMILY = Family(
     not_implemented=no_keys,
     scorer="estimator",
     scored_in="decode",
+    unrecorded=recorded,
     methods=("H2O", "SnapKV", "StreamingLLM", "sliding window"),
     plans=plans,
     extension=True,

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from prunescope.taxonomy.applies import DENSE_MATRICES, to_experts
+from prunescope.taxonomy.applies import DENSE_MATRICES, NO, Applies, to_experts
+from prunescope.taxonomy.architecture_traits import Traits
 from prunescope.taxonomy.family import Family, FamilyPoint, Knob, pattern
+from prunescope.taxonomy.keep import ALL_THAT_CAN_GO
 from prunescope.taxonomy.plan import Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.theory import dense_plan
@@ -27,6 +29,23 @@ def with_experts(shape: ModelShape, point: FamilyPoint) -> ModelShape:
     return shape.map_layers(fewer)
 
 
+def applies(traits: Traits) -> Applies:
+    """To layers of more experts than their router needs: the k that a token goes to, and in
+    group-limited routing the share of them that each of its groups has to serve."""
+    found = to_experts(traits)
+    shape = traits.shape
+    if found.answer == NO or shape is None:
+        return found
+    parts = [part for part in shape.mlp_parts() if part.moe_layers]
+    if any(part.kept_experts(ALL_THAT_CAN_GO) < part.experts for part in parts):
+        return found
+    needs = f"a token goes to {shape.experts_per_token} of {shape.experts} experts"
+    if shape.expert_groups > 1:
+        size = shape.experts // shape.expert_groups
+        needs += f", in {shape.open_groups} of {shape.expert_groups} groups of {size}"
+    return Applies(NO, f"{needs}, so that none can go")
+
+
 def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
     """E' groups of M·E/E' rows each where all experts get tokens. Dropped or merged, the same
     kernels run."""
@@ -40,7 +59,7 @@ FAMILY = Family(
     axes=pattern("- - - - G G"),
     unit="experts, dropped or merged",
     cuts=("experts",),
-    applies=to_experts,
+    applies=applies,
     leaves=DENSE_MATRICES,
     methods=("REAP", "Not All Experts are Equal", "EEP", "DiEP", "M-SMoE", "HC-SMoE"),
     plans=plans,

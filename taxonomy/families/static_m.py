@@ -59,7 +59,7 @@ FAMILY = Family(
             "what is removed: whole layers, sublayers of one kind, or both, sampled independently",
             ("layer", "attention", "mlp", "sublayers"),
         ),
-        "layers": Knob("", "which ones, as 3,4,5; int(n·s) drawn with the seed where empty"),
+        "layers": Knob("", "which ones, as 3,4,5; int(n·s) random ones by the seed where empty"),
     },
     calibration="text",
     greedy=True,

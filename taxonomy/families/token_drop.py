@@ -9,7 +9,7 @@ from prunescope.taxonomy.applies import NO, YES, Applies, no_parts
 from prunescope.taxonomy.architecture_traits import Traits
 from prunescope.taxonomy.arguments import whole_number
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.family import Family, FamilyPoint, Knob, Value, pattern
+from prunescope.taxonomy.family import Family, FamilyPoint, Knob, Value, pattern, recorded
 from prunescope.taxonomy.keep import kept_count
 from prunescope.taxonomy.plan import Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
@@ -179,6 +179,7 @@ FAMILY = Family(
     not_implemented=no_parts,
     mixers="rows",
     scored_in="decode",
+    unrecorded=recorded,
     methods=("LazyLLM", "FastV", "PyramidDrop"),
     plans=plans,
     extension=True,
@@ -187,12 +188,12 @@ FAMILY = Family(
         "schedule": Knob(
             "",
             "layers after which tokens leave in steps, as 8,16,24, each time the same share of "
-            "those left; empty: all at once",
+            "those left; empty: all in one step",
         ),
         "stages": Knob(
             1,
             "equal stages of the layers: tokens leave in steps, at the end of each but the last "
-            "(LazyLLM, PyramidDrop); 1: all at once",
+            "(LazyLLM, PyramidDrop); 1: all in one step",
         ),
         "revived": Knob(
             0.0,

@@ -149,7 +149,7 @@ def test_the_command_compares_several_and_writes_into_the_one_folder(
     assert [r["run"] for r in json.loads((tmp_path / "x.json").read_bytes())["rows"]] == ["a", "c"]
     with pytest.raises(PrunescopeError, match="add --out FOLDER"):
         deliver_all(two, Delivery(formats="md"))
-    with pytest.raises(PrunescopeError, match="several subjects"):
+    with pytest.raises(PrunescopeError, match="several were given"):
         deliver_all(replace(two, eager_trace="e.json"), Delivery())
 
 

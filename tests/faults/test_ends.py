@@ -14,25 +14,12 @@ import pytest
 
 from prunescope.analysis.bundle.bundle import bundle
 from prunescope.taxonomy.uninterrupted import uninterrupted
+from tests import forked
 from tests.hostile.material import write_pair
 
 ROOT = Path(__file__).resolve().parents[2]
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 both = pytest.mark.parametrize("number", CODES)
-# A command in which {then} happens when a function is called for the {nth} time.
-HOOKED = """
-import os, signal, sys
-import prunescope
-import {module} as owner
-held, calls = owner.{name}, []
-def called(*args, **options):
-    calls.append(0)
-    if len(calls) == {nth}:
-        {then}
-    return held(*args, **options)
-owner.{name} = called
-sys.exit(prunescope.main(sys.argv[1:]))
-"""
 REPORT = "prunescope.analysis.report.write:_place"
 
 
@@ -42,16 +29,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(
-    *words: object, at: str = "", then: str = "", nth: int = 1, **env: str
+    *words: object, at: str, what: str = "kill", number: int = 0, nth: int = 1, **env: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command; at the nth call of `module:a.b`, `then` happens."""
-    module, _, name = at.partition(":")
-    code = HOOKED.format(module=module, name=name, then=then, nth=nth)
-    start = ["-c", code] if at else ["-m", "prunescope"]
-    return subprocess.run(
-        [sys.executable, *start, *map(str, words)], cwd=ROOT, capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **env}, timeout=120, check=False,
-    )  # fmt: skip
+    """Run a command; at the nth call of `module:a.b`, `what` of `hooked.EVENTS` happens."""
+    given = [at, nth, what, int(number), *words]
+    return forked.run(
+        "tests.faults.hooked", [*map(str, given)], env={**os.environ, **env}, timeout=120
+    )
 
 
 @both
@@ -61,11 +45,10 @@ def test_while_a_picture_is_drawn(
     number: signal.Signals, swallows: bool, format_: str, run: Path, tmp_path: Path
 ) -> None:
     """Matplotlib may make another exception of one that a handler raises, or lose it: as here."""
-    kill = f"os.kill(os.getpid(), {int(number)})"
-    swallowed = f"\n        try: {kill}\n        except BaseException: pass"
     done = command(
         "analyze", run, "--out", tmp_path / "out", "--format", format_,
-        at="matplotlib.text:Text.draw", then=swallowed if swallows else kill, nth=9,
+        at="matplotlib.text:Text.draw", what="swallow" if swallows else "kill", number=number,
+        nth=9,
     )  # fmt: skip
     assert done.returncode == CODES[number], done.stderr
     assert done.stderr.startswith("error: interrupted\n")
@@ -77,17 +60,13 @@ def test_while_a_picture_is_drawn(
 def test_what_a_library_makes_of_a_signal_is_a_signal(
     number: signal.Signals, run: Path, tmp_path: Path
 ) -> None:
-    then = (
-        f"\n        try: os.kill(os.getpid(), {int(number)})"
-        "\n        except BaseException as e: raise ValueError('no glyph') from e"
-    )
-    done = command("analyze", run, "--out", tmp_path / "out", at=REPORT, then=then)
+    out = tmp_path / "out"
+    done = command("analyze", run, "--out", out, at=REPORT, what="make_another", number=number)
     assert (done.returncode, "Traceback" in done.stderr) == (CODES[number], False), done.stderr
 
 
 def test_an_error_without_a_signal_is_shown_as_it_is(run: Path, tmp_path: Path) -> None:
-    then = "raise ValueError('a bug of ours')"
-    done = command("analyze", run, "--out", tmp_path / "out", at=REPORT, then=then)
+    done = command("analyze", run, "--out", tmp_path / "out", at=REPORT, what="fail")
     assert done.returncode == 1 and "a bug of ours" in done.stderr
 
 
@@ -121,12 +100,14 @@ def test_what_a_killed_one_leaves_goes_with_the_next(what: str, run: Path, tmp_p
     words = {
         "bundle": ["bundle", run, "-o", tmp_path / "new.zip"], "verify": ["verify", evidence]
     }[what]  # fmt: skip
-    kill = f"os.kill(os.getpid(), {int(signal.SIGKILL)})"
-    done = command(*words, at=REPORT, then=kill, TMPDIR=str(temporary))
+    done = command(*words, at=REPORT, number=signal.SIGKILL, TMPDIR=str(temporary))
     assert done.returncode == -signal.SIGKILL
     (left,) = temporary.iterdir()
     assert re.fullmatch(r"prunescope-\d+-[0-9a-f]{8}\.scratch", left.name)
-    assert command(*words, TMPDIR=str(temporary)).returncode == 0
+    again = forked.run(
+        "prunescope", [*map(str, words)], env={**os.environ, "TMPDIR": str(temporary)}
+    )
+    assert again.returncode == 0
     assert list(temporary.iterdir()) == []
 
 

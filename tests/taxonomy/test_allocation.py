@@ -10,7 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunescope.taxonomy.allocation import Allocation, LayerOption, undominated
-from prunescope.taxonomy.allocation_candidates import LayerTable, candidates, uniform_choices
+from prunescope.taxonomy.allocation_candidates import (
+    LayerTable,
+    candidates,
+    changed_layer,
+    layer_ranks,
+    uniform_choices,
+)
 from prunescope.taxonomy.shape import ModelShape
 
 WIDTHS = (352, 256, 192, 128)
@@ -141,6 +147,29 @@ def test_the_same_optimum_as_a_mixed_integer_program() -> None:
     assert sum(one.loss for one in chosen) == pytest.approx(result.fun)
 
 
+def test_low_ranks_by_hand() -> None:
+    """q and o are [128, 128], k and v [64, 128], gate, up and down 352 by 128. A half of the
+    numbers: ranks of 0.5·128·128/256 = 32, 0.5·64·128/192 = 21.3 and 0.5·352·128/480 = 46.9, which
+    are cut off to 21 and 46 and rounded up to 16s."""
+    config = {
+        "model_type": "llama", "hidden_size": 128, "intermediate_size": 352,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "vocab_size": 512,
+    }  # fmt: skip
+    shape = ModelShape.from_config(config)
+    both = LayerOption(cost=0, loss=0, attention_lowrank=50, mlp_lowrank=50)
+    attention = {"q": 32, "k": 32, "v": 32, "o": 32}
+    assert layer_ranks(shape, 1, both) == attention | dict.fromkeys(("gate", "up", "down"), 48)
+    changed = changed_layer(shape, 1, both)
+    assert changed.layer(0).ranks == () and dict(changed.layer(1).ranks)["down"] == 48
+    # A pair of rank r has r·(N + K) numbers.
+    pairs = 2 * 32 * 256 + 2 * 32 * 192 + 3 * 48 * 480
+    matrices = 2 * 128 * 128 + 2 * 64 * 128 + 3 * 352 * 128
+    assert shape.parameters() - changed.parameters() == matrices - pairs
+    fused = ModelShape.from_config({**config, "model_type": "phi3"})
+    assert candidates(fused, 0, low_rank=True).attention_lowrank == ()
+
+
 def test_never_worse_than_a_uniform_family_at_the_same_cost() -> None:
     """Eight layers of 4 KV heads and 352 channels, the outer ones more sensitive; the budget is
     what each uniform choice costs, in whole units."""
@@ -152,12 +181,19 @@ def test_never_worse_than_a_uniform_family_at_the_same_cost() -> None:
     shape = ModelShape.from_config(config)
     tables = []
     for number in range(shape.layers):
-        sizes, worse = candidates(shape, number), 1 + 3 * (number in (0, 7)) + number % 3
+        sizes = candidates(shape, number, low_rank=True)
+        worse = 1 + 3 * (number in (0, 7)) + number % 3
         tables.append(
             LayerTable(
-                kv_heads={n: (-30.0 * (4 - n), 0.01 * worse * (4 - n)) for n in sizes.kv_heads},
-                channels={
-                    n: (-float(352 - n), worse * 1e-6 * (352 - n) ** 2) for n in sizes.channels
+                parts={
+                    "kv_heads": {n: (-30.0 * (4 - n), 0.01 * worse * (4 - n)) for n in (1, 2, 3)},
+                    "channels": {
+                        n: (-float(352 - n), worse * 1e-6 * (352 - n) ** 2) for n in sizes.channels
+                    },
+                    "attention_lowrank": {
+                        n: (100.0 - n, 0.1 * worse) for n in sizes.attention_lowrank
+                    },
+                    "mlp_lowrank": {n: (2.0 * n - 240, 0.003 * worse) for n in sizes.mlp_lowrank},
                 },
                 gone=(-500.0, 0.2 * worse),
             )
@@ -170,5 +206,6 @@ def test_never_worse_than_a_uniform_family_at_the_same_cost() -> None:
         assert sum(one.cost for one in chosen) <= uniform.cost
         assert sum(one.loss for one in chosen) <= uniform.loss + 1e-12
         seen[uniform.family] = uniform.loss - sum(one.loss for one in chosen)
-    assert set(seen) == {"static-nk", "static-nk-heads", "static-nk-mlp", "static-m"}
+    static = {"static-nk", "static-nk-heads", "static-nk-mlp", "static-m", "static-k-lowrank"}
+    assert set(seen) == static
     assert max(seen.values()) > 0.1

@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
+from prunescope.taxonomy.architecture_traits import read_traits
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.families import family
 from prunescope.taxonomy.plan import Workload
 from prunescope.taxonomy.presets import preset_config, preset_names, preset_source
 from prunescope.taxonomy.shape import ModelShape
@@ -231,3 +233,20 @@ def test_groups_of_a_router() -> None:
     for wrong in ({"n_group": 7}, {"topk_group": 9}):
         with pytest.raises(PrunescopeError, match="groups of 256 experts"):
             groups(**wrong)
+
+
+def test_experts_that_groups_need_all_cannot_go() -> None:
+    """4 experts of 2 groups: 2 of each, and a group of two has no more; of four, two can go."""
+    plain = {**preset_config("deepseek-v3"), "num_experts_per_tok": 4, "topk_group": 2}
+    applies = family("static-experts").applies
+    for experts, groups, answer in (
+        (16, 8, "no"),
+        (16, 4, "partly"),
+        (4, 1, "no"),
+        (5, 1, "partly"),
+    ):
+        found = applies(read_traits({**plain, "n_routed_experts": experts, "n_group": groups,
+                                     "topk_group": min(2, groups)}))  # fmt: skip
+        assert found.answer == answer
+        assert ("so that none can go" in found.why) == (answer == "no")
+    assert "in 2 of 8 groups of 2" in applies(read_traits({**plain, "n_routed_experts": 16})).why

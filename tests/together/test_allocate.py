@@ -165,6 +165,37 @@ def test_a_planned_model_is_trained(model: str, tmp_path: Path) -> None:
     assert any(one != (2, 96) for one in now) or plan.removed
 
 
+def test_a_plan_of_low_ranks_is_priced_loaded_and_traced(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where all but ranks loses much, the MLPs are of low rank; the run has the ranks of the plan.
+    (Random weights lose next to nothing by anything: the losses are written here.)"""
+    path = tmp_path / "plan.json"
+    words = ["allocate", "--model", model, "--device", "h100-sxm", "--dtype", "bf16", "--low-rank"]
+    words += ["--memory-gb", "1.75e-4", "--out", str(path)]
+    assert cli.main(words) == 0
+    losses = path.with_name("plan.losses.json")
+    found = json.loads(losses.read_bytes())
+    for key in found["removed"]:
+        found["removed"][key] = found["dense"] + (0.01 if "lowrank" in key else 9.0)
+    losses.write_text(json.dumps(found))
+    capsys.readouterr()
+    assert cli.main([*words, "--overwrite"]) == 0
+    plan = read_plan(path)
+    assert plan.has_ranks and not plan.removed
+    assert "low rank" in capsys.readouterr().out and "--low-rank" in plan.command
+    run = read_run(
+        prunescope.trace(
+            model, method=str(path), phase="prefill", prompt_len=8, repeats=2, steps=1,
+            placements=2, warmup=0, out=tmp_path / "planned",
+        ) / "pruned"
+    )  # fmt: skip
+    shape = ModelShape.of_fields(run.model.shape)
+    left = [one for one in plan.layers if not one.dropped]
+    assert shape is not None
+    assert [dict(shape.layer(i).ranks) for i in range(shape.layers)] == [one.ranks for one in left]
+
+
 def test_a_dry_run_counts_evaluations(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

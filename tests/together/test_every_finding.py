@@ -76,6 +76,10 @@ COVERED: dict[str, tuple[str, str]] = {
         "test_collectives_of_other_threads_are_named",
         "test_a_warm_step_is_not_cold",
     ),
+    "layer-alone": (
+        "test_a_layer_alone_is_a_point_with_its_closure",
+        "test_a_layer_alone_is_a_point_with_its_closure",
+    ),
     "late-first-launch": (
         "test_long_launch_latency_of_one_step_is_a_finding",
         "test_short_launch_latency_is_none",
@@ -112,6 +116,10 @@ COVERED: dict[str, tuple[str, str]] = {
     ),
     "skipped-layers-executed": ("test_layers_that_are_skipped_and_executed", CASES),
     "sparse-padded": ("test_sparse_rows_padded_to_eight_are_named", CASES),
+    "rank-does-more": (
+        "test_a_rank_that_does_more_is_named_where_times_do_not_show_it",
+        "test_equal_ranks_have_no_straggler",
+    ),
     "straggler": (
         "test_a_folder_of_ranks_is_a_phase_each_and_the_straggler_is_named",
         "test_equal_ranks_have_no_straggler",

@@ -293,16 +293,24 @@ def test_what_cannot_be_recorded_is_refused_beforehand(tmp_path: Path) -> None:
     check_mode(request(mode="compile"), cpu)
     for mode in ("graph", "compile"):
         for method in (
-            "dynamic-m",
-            "dynamic-m:0.5",
-            "static-m:0.25+dynamic-m",
-            "dynamic-m+static-m",
+            "dynamic-depth",
+            "dynamic-depth:0.5",
+            "static-m:0.25+dynamic-depth",
+            "dynamic-depth+static-m",
         ):
-            with pytest.raises(
-                PrunescopeError, match="cannot record dynamic-m, which decides anew"
-            ):
+            with pytest.raises(PrunescopeError, match="cannot record dynamic-depth: .*layers"):
                 check_mode(request(mode=mode, method=method), cuda)
-        for method in ("static-nk", "static-nk:0.5", "static-m+static-nk:0.5", "package.module:f"):
+        with pytest.raises(PrunescopeError, match="cannot record dynamic-m: with keys=routed"):
+            check_mode(request(mode=mode, method="dynamic-m", knobs={"keys": "routed"}), cuda)
+        for method in (
+            "dynamic-m",
+            "token-drop:0.5",
+            "static-m:0.25+dynamic-m",
+            "static-nk",
+            "static-nk:0.5",
+            "static-m+static-nk:0.5",
+            "package.module:f",
+        ):
             check_mode(request(mode=mode, method=method), cuda)
     check_mode(request(), cpu)
 
@@ -352,3 +360,58 @@ def test_a_capture_in_graph_mode_keeps_an_eager_pass(
     report = analyze(folder).report
     assert set(report.phases) == {"prefill", "decode"}
     assert report.phases["decode"].ladder is not None
+
+
+SLOW = pytest.mark.slow
+CHAIN = ("dynamic-m", "token-drop", "dynamic-width", "dynamic-nk", "kv-evict")
+
+
+def checked_report(folder: Path, method: str) -> None:
+    """The verdict of a capture of a dynamic family in recorded steps, and its counts."""
+    run, report = read_run(folder / "pruned"), analyze(folder).report
+    phase = "decode" if method == "kv-evict" else "prefill"
+    verdict = report.phases[phase].family
+    assert verdict is not None
+    assert verdict.id == method, verdict.evidence
+    assert run.census is not None
+    counts = run.census.dynamic[phase]
+    assert counts
+    for module in counts.values():  # of the eager pass, for each step
+        assert len(module.active) == run.phases[phase].steps
+        assert 0 < sum(module.active) <= sum(module.total)
+    assert sum(sum(module.active) for module in counts.values()) < sum(
+        sum(module.total) for module in counts.values()
+    )
+    assert (run.phases[phase].graphs, run.phases[phase].breaks) == (1, [])
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=[] if name == "dynamic-m" else SLOW) for name in CHAIN]
+)
+def test_a_dynamic_family_in_graph_mode_is_named(
+    quick: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """The graph is faked: kernels of replays, on a CPU, still have their ops."""
+    monkeypatch.setattr("prunescope.tracer.capture.session.check_mode", lambda *_: None)
+
+    def one_graph(step: Step, ids: torch.Tensor, rewind: Callable[[], None]) -> Step:
+        run: Any = replayed(step, ids, rewind)
+        run.graphs, run.breaks = 1, []
+        return run
+
+    monkeypatch.setitem(RECORDERS, "graph", one_graph)
+    phase = "both" if method == "kv-evict" else "prefill"
+    checked_report(
+        quick(method=method, sparsity=0.5, mode="graph", phase=phase, prompt_len=64), method
+    )
+
+
+@SLOW
+@pytest.mark.parametrize("method", CHAIN)
+def test_a_dynamic_family_that_is_compiled_is_named(
+    quick: Callable[..., Path], method: str
+) -> None:
+    phase = "both" if method == "kv-evict" else "prefill"
+    checked_report(
+        quick(method=method, sparsity=0.5, mode="compile", phase=phase, prompt_len=64), method
+    )

@@ -24,6 +24,8 @@ from prunescope.tracer.model.load import Loaded, load_model
 from prunescope.tracer.pruners.method import MethodPart, read_method
 from tests.tracer.dynamic_reference import steps
 
+pytestmark = pytest.mark.whole  # shares that 8 layers can have
+
 
 def read(method: str, select: str = "random", **knobs: str) -> list[MethodPart] | None:
     plain = {key.replace("__", "."): value for key, value in knobs.items()}
@@ -67,7 +69,7 @@ def test_knobs_of_a_composite_begin_with_its_family() -> None:
             "static-m.unit=mlp",
         ),
         ("static-m+static-nk", {"dynamic-m.unit": "mlp"}, "does not name one", "static-m.unit=mlp"),
-        ("static-m+static-nk", {"static-m.depth": "3"}, "no knob 'depth'", "unit"),
+        ("static-m+static-nk", {"static-m.depth": "3"}, "no option 'depth'", "unit"),
         ("static-m+static-nk", {"static-m.match": "flop"}, "match=flop", "each part"),
         (
             "static-m+dynamic-depth",

@@ -1,4 +1,4 @@
-"""One threshold for "no evidence" in tables, figures, findings, `check` and `predict`."""
+"""One rule for "no evidence" in tables, figures, findings, `check`, `predict` and sweeps."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from typing import Any
 import pytest
 
 from prunescope.analysis.findings.context import is_significant
+from prunescope.analysis.pareto.points import times_are_invalid
 from prunescope.analysis.predict.run import add_miss
-from prunescope.analysis.report import ledger_view
-from prunescope.analysis.schema.report import Ladder, Report, Row, is_beyond_noise
+from prunescope.analysis.report import evidence, ledger_view, summary
+from prunescope.analysis.report.comparison import comparison_table
+from prunescope.analysis.schema.comparison import Comparison
+from prunescope.analysis.schema.report import Finding, Ladder, Report, Row, is_beyond_noise
 from prunescope.analysis.schema.sides import PredictedRun
 from prunescope.rules import check_report, parse_rules
 from tests.analysis.report import example
+from tests.analysis.test_compare import rows
 
 MS = 1e6
 LADDER = Ladder(nominal=None, flop=None, coverage=None, roofline=None, busy=None, realised=1.0,
@@ -86,3 +90,28 @@ def test_a_rule_that_holds_for_0_too_is_decided() -> None:
     found = check_report(report, rules).verdicts
     assert [one.state for one in found] == ["held", "failed", "undecided"]
     assert found[2].why == "the row is inside twice its noise, and may as well be 0"
+
+
+@pytest.mark.parametrize(
+    ("finding", "invalid"),
+    [("timing-not-valid", True), ("captured-step", True), ("no-speedup", False)],
+)
+def test_the_same_findings_leave_times_no_evidence_everywhere(
+    finding: str, *, invalid: bool
+) -> None:
+    report = example.two_phases()
+    phase = report.phases["prefill"]
+    phase.findings = [Finding(id=finding, severity="critical", text="busy", evidence=[],
+                              change=None, predicted_ns=None)]  # fmt: skip
+    (row,) = rows(1)
+    row.critical = [finding]
+    table = comparison_table(Comparison(tool="t", baseline=None, rows=[row]))
+    rule = parse_rules(["prefill.realised >= 0.1"])
+    assert {
+        "table": any("× ?" in cell.text for cell in table.rows[0]),
+        "figure": bool(evidence.of_row(row)),
+        "report": bool(evidence.of_phase(phase)),
+        "check": check_report(report, rule).verdicts[0].state == "undecided",
+        "sweep": times_are_invalid(phase),
+        "summary": not summary.is_evidence(phase),
+    } == dict.fromkeys(("table", "figure", "report", "check", "sweep", "summary"), invalid)

@@ -310,7 +310,7 @@ def test_the_summary_says_shares_ties_and_windows() -> None:
     assert (
         "c 0.25 1.50× [1.47, 1.53] at +40.0 % [+39.0 %, +41.0 %] perplexity, on it in 100" in lines
     )
-    assert "tokens: neither speed nor loss tells apart: a 0.25 and b 0.25." in lines
+    assert "tokens: indistinguishable in speed and in loss: a 0.25 and b 0.25." in lines
     assert "Losses in prefill were scored so: c one token after another; a, b, d (random)" in lines
     assert "Confounded: losses in windows of 1,024, 4,096 tokens were read on different" in lines
     assert "Simulated: d (random): random decisions." in lines

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+import prunescope
 from prunescope.analysis.pareto import pareto
 from prunescope.analysis.pipeline import Analysis
 from prunescope.analysis.schema.sides import Totals
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.formats import read
+from prunescope.taxonomy.formats import plain, read
 from prunescope.taxonomy.run import PhaseRun, Placement, Run
-from prunescope.taxonomy.run_blocks import TimingNote
+from prunescope.taxonomy.run_blocks import HeldOut, Losses, Pruning, Recovered, TimingNote
 from prunescope.taxonomy.run_quality import Quality
+from prunescope.taxonomy.sweep_files import ControlLosses
 from tests.analysis.pareto_points import MS
 from tests.analysis.report import example
+from tests.analysis.report.test_paper_figures import replays
 
 
 def run_json(placements: int = 0, notes: list[str] | None = None, **quality: Any) -> str:
@@ -39,14 +43,14 @@ def run_json(placements: int = 0, notes: list[str] | None = None, **quality: Any
 
 def sweep_folder(folder: Path, *entries: dict[str, Any], schema: int = 1) -> Path:
     """A sweep.json with these entries and a manifest for each that is done."""
-    plain = []
+    results = []
     for number, entry in enumerate(entries):
         full = {
             "id": f"r{number}", "family": "static-nk", "sparsity": 0.25, "phase": "prefill",
             "batch": 1, "prompt_len": 512, "draw": 0, "state": "done", "error": None,
             "run": f"runs/r{number}/pruned", **entry,
         }  # fmt: skip
-        plain.append(full)
+        results.append(full)
         if full["state"] == "done":
             place = folder / "runs" / f"r{number}" / "pruned"
             place.mkdir(parents=True)
@@ -56,14 +60,14 @@ def sweep_folder(folder: Path, *entries: dict[str, Any], schema: int = 1) -> Pat
             )  # fmt: skip
             (place / "run.json").write_text(text)
     folder.mkdir(exist_ok=True)
-    (folder / "sweep.json").write_text(json.dumps({"schema": schema, "results": plain}))
+    (folder / "sweep.json").write_text(json.dumps({"schema": schema, "results": results}))
     return folder
 
 
 def dense_side(unprofiled: Any) -> Totals:
     """The dense baseline of a phase: 70 % memory-bound."""
-    plain = example.phase()
-    same = {name: getattr(plain, name) for name in Totals.__struct_fields__ if hasattr(plain, name)}
+    phase = example.phase()
+    same = {name: getattr(phase, name) for name in Totals.__struct_fields__ if hasattr(phase, name)}
     bound = {"compute": 30.0, "memory": 70.0}
     return Totals(**{**same, "unprofiled_ns": unprofiled, "bound": bound})
 
@@ -199,3 +203,50 @@ def test_bad_folders_are_named(tmp_path: Path) -> None:
     (tmp_path / "a" / "sweep.json").write_bytes(b'{"schema": 1, "results"')
     with pytest.raises(PrunescopeError, match="sweep.json is not JSON"):
         pareto.judge(tmp_path / "a")
+
+
+def trained(before: float, after: float, text: str = "t") -> Recovered:
+    held_out = HeldOut(before=before, after=after, tokens=2048)
+    return Recovered(steps=3, eval_sha256=text, losses=Losses(held_out=held_out))
+
+
+@pytest.mark.usefixtures("analysed")
+def test_recovery_is_held_against_the_dense_model_trained_alike(tmp_path: Path) -> None:
+    """Untrained e^(2.5 - 2.0) - 1 worse than dense, trained alike e^(2.1 - 1.9) - 1."""
+    folder = sweep_folder(tmp_path / "s", {}, {"draw": 1, "family": "static-m"})
+    for name, text in (("r0", "t"), ("r1", "another")):
+        path = folder / "runs" / name / "pruned" / "run.json"
+        run = Run.from_json(path.read_bytes())
+        run.pruning = Pruning(method="static-nk", recovery=trained(2.5, 2.1, text))
+        path.write_text(run.to_json())
+    (folder / "quality").mkdir()
+    control = ControlLosses(of="x", recovery=trained(2.0, 1.9), nats={"text": [2.0]})
+    (folder / "quality/control-prefill.json").write_bytes(msgspec.json.encode(plain(control)))
+    (folder / "quality/control-decode.json").write_text("{damaged")
+    one, other = pareto.judge(folder).phases["prefill"].points
+    assert one.recovery is not None and other.recovery is None
+    assert one.recovery.before_rel == pytest.approx(math.expm1(0.5))
+    assert one.recovery.after_rel == pytest.approx(math.expm1(0.2))
+    assert one.recovery.tokens == 2048
+
+
+@pytest.mark.usefixtures("analysed")
+def test_the_papers_figures_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """GEMMs that were replayed of a run are found; what the sweep lacks is said, with its key."""
+    folder, out = sweep_folder(tmp_path / "s", {}), tmp_path / "out"
+    for name in ("runs/r0/gemms.json", "gemms-n.json"):
+        (folder / name).write_bytes(msgspec.json.encode(plain(replays())))
+    assert prunescope.main(["pareto", str(folder), "--figures", "paper", "--out", str(out)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "not drawn: layer: no result is of one layer alone; add `only: [model, layer]`" in said
+    assert "not drawn: gemms" not in said
+    drawn = {path.stem for path in out.glob("paper-*.png")}
+    assert drawn == {"paper-speedup-0.25", "paper-gemms"}
+    assert {path.stem for path in out.glob("paper-*.pdf")} == drawn
+    assert len((out / "paper-gemms.csv").read_text("utf-8").splitlines()) == 1 + 2 * 5
+    assert prunescope.main(["pareto", str(folder), "--gemm", "x.json"]) == 2
+    found = prunescope.pareto(folder)
+    saved = found.save(tmp_path / "again", ["svg"], figures="paper")
+    assert any(path.name == "paper-speedup-0.25.svg" for path in saved)
+    with pytest.raises(PrunescopeError, match='accepted: "paper"'):
+        found.save(tmp_path / "again", figures="other")

@@ -74,8 +74,8 @@ def test_a_run_in_place_of_a_device() -> None:
     [
         ((*POINT, "--method", "static-m", "--sparsity", "0.1:x:0.1"), "invalid sparsity"),
         ((*POINT, "--method", "static-m", "--without", "lunch"), "lunch"),
-        ((*POINT, "--method", "static-m", "--set", "colour=red"), "has no knob 'colour'"),
-        ((*POINT, "--set", "unit=layer"), "has no knob 'unit'"),
+        ((*POINT, "--method", "static-m", "--set", "colour=red"), "has no option 'colour'"),
+        ((*POINT, "--set", "unit=layer"), "has no option 'unit'"),
         ((*POINT, "--out", "x"), "--method"),
         (("--device", "h100-sxm"), "--model"),
         (("--model", "llama-3.1-8b"), "--device"),

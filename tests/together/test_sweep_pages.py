@@ -21,7 +21,7 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The benchmarks where imports find them."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     yield
-    for name in ("sweep", "contexts", "sizes"):
+    for name in ("sweep", "contexts", "sizes", "allocate_page"):
         sys.modules.pop(name, None)
 
 
@@ -127,6 +127,39 @@ def test_no_change_of_order_says_how_many_pairs_and_how_far_apart() -> None:
     assert "no change of order could be shown (1 pair; half of them would have to be 5 %" in told
     (told,) = sizes._moves("prefill", size("s", far), size("t", {"a": family(1.3), **_b(far)}))
     assert told == "- from s to t: b before a turns round (predicted)."
+
+
+@pytest.mark.usefixtures("scripts")
+def test_a_plan_is_held_against_the_best_family_at_its_speed() -> None:
+    """At 1.25×, half way between dense (3 nats) and 1.5× (4 nats): 3.5; the plan has 3.3. A family
+    that is slower than the plan is no choice, and speeds without width leave the difference of the
+    blocks alone, which is the same in each."""
+    import allocate_page as page  # type: ignore[import-not-found]
+
+    def variant(name: str, nats: float, speed: float | None, family: str | None = None) -> object:
+        blocks = {"text": [nats - 0.5, nats + 0.5, nats, nats]}
+        known = page.Speed(realised=speed or 1.0, ci95=(speed or 1.0,) * 2, valid=True)
+        return page.Variant(
+            name=name, family=family, sparsity=0.5 if family else None,
+            speeds={"prefill": known} if speed else {}, nats={"before": blocks, "after": blocks},
+        )  # fmt: skip
+
+    target = page.Target(phase="prefill", speedup=1.25, variant="plan", expected=1.3,
+                         range=(1.2, 1.4), summed=0.2, kept="all")  # fmt: skip
+    dense, plan = variant("dense", 3.0, None), variant("plan", 3.3, 1.25)
+    fast, slow = variant("a", 4.0, 1.5, "fast"), variant("b", 3.1, 1.2, "slow")
+    one = page.Measured(model="m", machine="here", setting="", texts={"text": "prose"}, ended="",
+                        targets=[target], variants=[dense, plan, fast, slow])  # fmt: skip
+    by_name = {v.name: v for v in one.variants}
+    found = page.best_family(one, by_name, target, "text", "before")
+    assert found == ("fast", pytest.approx(3.5), pytest.approx(-0.2), pytest.approx(-0.2))
+    shown = page.text(page.Published(models=[one]))
+    assert "| 1.25× prefill | 1.30× (1.20 to 1.40) | 1.25× [1.25×, 1.25×] | yes | all |" in shown
+    assert "| fast | +64.9 % | −0.200 [−0.200, −0.200] | loses less |" in shown
+    again = page.Published(models=[one])
+    assert page.stored(page.msgspec.json.decode(page.stored(again), type=page.Published)) == (
+        page.stored(again)
+    )
 
 
 def size(name: str, families: dict[str, object]) -> object:

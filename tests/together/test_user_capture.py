@@ -294,8 +294,8 @@ def test_a_model_inside_a_wrapper_of_peft_is_captured_as_itself(
     out = quick(method="adapted:left_on", sparsity=0.5, phase="prefill", out=tmp_path / "run")
     phase = analyze(out).report.phases["prefill"]
     (one,) = [f for f in phase.findings if f.id == "added-adapter"]
-    assert "32 low-rank products, rank 4" in one.text  # A and B of two linears in 8 layers
-    assert "q_proj × 8, up_proj × 8" in one.evidence[0]
+    assert "16 low-rank GEMMs, rank 4" in one.text  # A and B of two linears in 4 layers
+    assert "q_proj × 4, up_proj × 4" in one.evidence[0]
     assert phase.family is not None and phase.family.id == "outside"
     from adapted import left_on  # type: ignore[import-not-found]
 
@@ -380,8 +380,8 @@ def test_a_method_of_ones_own(
     assert run.pruning.method == "mymethods:zero"
     assert run.census is not None
     rows = {row.name: row for row in run.census.matrices}
-    assert rows["model.layers.7.mlp.up_proj"].zero_rows == 0.5
-    assert rows["model.layers.7.mlp.down_proj"].zeros == 0
+    assert rows["model.layers.3.mlp.up_proj"].zero_rows == 0.5
+    assert rows["model.layers.3.mlp.down_proj"].zeros == 0
     with pytest.raises(PrunescopeError, match="returned NoneType"):
         quick(method="mymethods:clear_failure", out=tmp_path / "other")
     assert not (tmp_path / "other").exists()

@@ -13,7 +13,7 @@ import torch
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.capture.trace import trace
 from prunescope.tracer.model.load import load_model
-from tests.small_capture import PEAKS
+from tests.small_capture import PEAKS, set_aside
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -27,7 +27,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def tiny() -> Any:
-    """A tiny Llama of its own for each test: 8 layers, 8 heads, 4 KV heads, f 352."""
+    """A tiny Llama of its own for each test: 4 layers, 8 heads, 4 KV heads, f 352."""
     return load_model("tiny-llama", dtype="auto", device=torch.device("cpu"), attn="sdpa").model
 
 
@@ -47,6 +47,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
     def run(**options: Any) -> Path:
         out = options.pop("out", None) or tmp_path_factory.mktemp("runs") / "run"
+        set_aside()
         return trace(replace(small, out=out, **options), peaks=PEAKS)
 
     return run

@@ -23,7 +23,7 @@ import msgspec
 import torch
 from msgspec import Meta
 
-from prunescope.taxonomy.allocation import LayerOption
+from prunescope.taxonomy.allocation import PARTS, LayerOption
 from prunescope.taxonomy.allocation_candidates import (
     Candidates,
     LayerLosses,
@@ -35,7 +35,9 @@ from prunescope.taxonomy.allocation_plan import Additivity
 from prunescope.taxonomy.atomic_write import write_file
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import Name, Number, decode_file
+from prunescope.tracer.allocation.low_ranks import Factorable
 from prunescope.tracer.allocation.parts import ModelParts, Ranked, find_parts
+from prunescope.tracer.calibration.collect import statistics_cached
 from prunescope.tracer.calibration.greedy import Stack
 from prunescope.tracer.calibration.point import Calibration
 from prunescope.tracer.calibration.texts import read_text
@@ -121,8 +123,7 @@ class ModelLosses:
         """The sizes whose parts were found in the model, which the config alone does not tell."""
         parts = self.parts.layers[number]
         return Candidates(
-            kv_heads=sizes.kv_heads if parts.kv_heads else (),
-            channels=sizes.channels if parts.channels else (),
+            **{part: sizes.of(part) if parts.of(part) else () for part in PARTS},
             may_go=sizes.may_go and counts_without(self.model, [number]),
         )
 
@@ -130,14 +131,16 @@ class ModelLosses:
     def dense_sizes(self) -> list[tuple[int, int]]:
         """KV heads and channels of each layer; 0 where none can be cut."""
         found = [(one.kv_heads, one.channels) for one in self.parts.layers]
-        return [(len(a.order) if a else 0, len(b.order) if b else 0) for a, b in found]
+        return [(a.total if a else 0, b.total if b else 0) for a, b in found]
 
     def measure(self, advance: Advance) -> None:
         """Measure each removal that the file does not have; `advance` is called after each."""
         try:
-            for one in removals_of(self.sizes, self.dense_sizes):
-                self._rise([one])
-                advance()
+            # Sizes of one part in a row need the same second moments.
+            with statistics_cached({}):
+                for one in removals_of(self.sizes, self.dense_sizes):
+                    self._rise([one])
+                    advance()
         finally:
             self._save()
 
@@ -182,8 +185,9 @@ class ModelLosses:
     def _layer(self, number: int, sizes: Candidates) -> LayerLosses:
         parts = self.parts.layers[number]
         return LayerLosses(
-            kv_heads=self._curve(number, "kv_heads", sizes.kv_heads, parts.kv_heads),
-            channels=self._curve(number, "channels", sizes.channels, parts.channels),
+            parts={
+                part: self._curve(number, part, sizes.of(part), parts.of(part)) for part in PARTS
+            },
             gone=self._gone(number) if sizes.may_go else None,
         )
 
@@ -191,14 +195,14 @@ class ModelLosses:
         return max(2 * _LEAST, self._rise([Removal(number, "layer")]))  # of both parts
 
     def _curve(
-        self, number: int, what: str, sizes: Sequence[int], ranked: Ranked | None
+        self, number: int, what: str, sizes: Sequence[int], ranked: Ranked | Factorable | None
     ) -> dict[int, float]:
         """Losses of all sizes. A narrower part never loses less than a wider one, and none less
         than nothing: on so short a text such a gain is chance."""
         if ranked is None or not sizes:
             return {}
         points, most = [(0.0, 0.0)], 0.0
-        for size in sorted(measured_sizes(sizes, len(ranked.order)), reverse=True):
+        for size in sorted(measured_sizes(sizes, ranked.total), reverse=True):
             most = max(most, self._rise([Removal(number, what, size)]))
             points.append((ranked.lost_share(size), most))
         lost = {size: ranked.lost_share(size) for size in sizes}
@@ -221,11 +225,13 @@ class ModelLosses:
     @torch.no_grad()
     def _loss(self, removals: Sequence[Removal]) -> float:
         gone = [one.layer for one in removals if one.what == "layer"]
+        cut = [one for one in removals if one.what in PARTS]
+        found = [(self.parts.layers[one.layer].of(one.what), one.size) for one in cut]
+        # Low ranks are fitted to what the whole model gives, before anything is masked.
+        changes = [part.masked(size) for part, size in found if part is not None]
         with ExitStack() as masks:
-            for one in removals:
-                ranked = getattr(self.parts.layers[one.layer], one.what, None)
-                if ranked is not None:
-                    masks.enter_context(ranked.masked(one.size))
+            for change in changes:
+                masks.enter_context(change)
             return self._stack.loss_from(min(one.layer for one in removals), gone)
 
     def _save(self) -> None:
@@ -237,8 +243,7 @@ class ModelLosses:
 def _removals(number: int, option: LayerOption) -> list[Removal]:
     if option.gone:
         return [Removal(number, "layer")]
-    sizes = {"kv_heads": option.kv_heads, "channels": option.channels}
-    return [Removal(number, what, size) for what, size in sizes.items() if size is not None]
+    return [Removal(number, what, size) for what, size in option.sizes.items()]
 
 
 def _between(points: Sequence[tuple[float, float]], share: float) -> float:

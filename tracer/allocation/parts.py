@@ -13,8 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from transformers.pytorch_utils import Conv1D
 
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.roles import GROUPS, locate
+from prunescope.tracer.allocation.low_ranks import Factorable
 from prunescope.tracer.calibration.collect import collect
 from prunescope.tracer.calibration.scores import input_scores
 from prunescope.tracer.model.channels import Channels, find_channels
@@ -31,6 +34,11 @@ class Ranked:
     part: Heads | Channels
     order: list[int]
     shares: list[float]
+
+    @property
+    def total(self) -> int:
+        """The size of the dense part."""
+        return len(self.order)
 
     def kept(self, size: int) -> list[int]:
         """The indices of the `size` most important ones, ascending."""
@@ -70,6 +78,13 @@ class LayerParts:
 
     kv_heads: Ranked | None = None
     channels: Ranked | None = None
+    attention_lowrank: Factorable | None = None
+    mlp_lowrank: Factorable | None = None
+
+    def of(self, part: str) -> Ranked | Factorable | None:
+        """One of taxonomy's PARTS."""
+        found: Ranked | Factorable | None = getattr(self, part)
+        return found
 
 
 @dataclass(kw_only=True)
@@ -93,8 +108,29 @@ def find_parts(model: Any, batches: Sequence[torch.Tensor]) -> ModelParts:
     parts = [part for pair in found for part in pair if part is not None]
     names = [_last(part).path for part in parts]
     squares = collect(model, batches, squares=names).squares
-    ranked = [LayerParts(kv_heads=_rank(a, squares), channels=_rank(b, squares)) for a, b in found]
+    ranked = [
+        LayerParts(
+            kv_heads=_rank(a, squares),
+            channels=_rank(b, squares),
+            attention_lowrank=_factorable(model, f"{name}.{index}", ("qkv", "o"), batches),
+            mlp_lowrank=_factorable(model, f"{name}.{index}", ("gate_up", "down"), batches),
+        )
+        for index, (a, b) in enumerate(found)
+    ]
     return ModelParts(layers=ranked, notes=list(notes))
+
+
+def _factorable(
+    model: Any, path: str, groups: tuple[str, str], batches: Sequence[torch.Tensor]
+) -> Factorable | None:
+    """The linear modules of a layer whose roles are of these groups; None without any."""
+    layer = model.get_submodule(path)
+    matrices = {
+        at: module
+        for at, module in layer.named_modules(prefix=path)
+        if isinstance(module, torch.nn.Linear | Conv1D) and GROUPS.get(locate(at).role) in groups
+    }
+    return Factorable(model=model, matrices=matrices, batches=batches) if matrices else None
 
 
 def _found(find: Any, notes: dict[str, None]) -> Any:

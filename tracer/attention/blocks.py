@@ -126,6 +126,14 @@ def groups(scores: torch.Tensor, *, block: int, length: int, sparsity: float) ->
     return found
 
 
+def static_group(chosen: torch.Tensor, own: torch.Tensor, *, block: int, length: int) -> Group:
+    """The keys of one token in block `own` [1] of a static cache of L places: those of earlier
+    blocks [B, n_kv, 1, c], and its own block. Keys behind the last place are that place."""
+    mine = own.view(1, 1, 1, 1).expand(*chosen.shape[:3], 1)
+    tokens = _tokens(chosen, mine, block, block).clamp(max=length - 1)
+    return Group(0, 1, chosen.shape[-1] + 1, 1, tokens, _flat(tokens, length), None)
+
+
 def with_masks(found: list[Group], *, like: torch.Tensor) -> list[Group]:
     """The groups with the causal mask of their own block, in the format of `like`."""
     return [replace(g, mask=lower_right(g.own, g.tokens.shape[-1], like=like)) for g in found]

@@ -23,12 +23,13 @@ from prunescope.taxonomy.families import cutting
 from prunescope.tracer.attention.parts import observe
 from prunescope.tracer.attention.pruned import refuse_padding
 from prunescope.tracer.model import compat
+from prunescope.tracer.model.static_step import static_step
 
 
 def past_length(cache: Any, layer_idx: int) -> int:
-    """Number of tokens in a layer's cache; 0 without a cache."""
-    if cache is None or layer_idx >= len(cache.layers):
-        return 0
+    """Number of tokens in a layer's cache; 0 without a cache, and in a static step."""
+    if cache is None or layer_idx >= len(cache.layers) or static_step() is not None:
+        return 0  # the length of a static cache is on the device, and masks are read instead
     return int(cache.get_seq_length(layer_idx))
 
 
@@ -184,7 +185,7 @@ class LayerPlace:
 
     def refuse_padding(self, mask: Any, num_queries: int, past: int) -> None:
         """Raises PrunescopeError on a mask that can only come from padding."""
-        if not self.tracked:
+        if not self.tracked and static_step() is None:
             refuse_padding(mask, num_queries, past)
 
 

@@ -17,6 +17,7 @@ from prunescope.tracer.attention.projections import split_rows, steps_of
 from prunescope.tracer.attention.rotation import Rotary, own_function, rotated
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.forwards import extend
+from prunescope.tracer.model.static_step import static_step
 
 
 class PlainAttention(compat.TakesCache):
@@ -96,11 +97,27 @@ class PlainAttention(compat.TakesCache):
     def appended(
         self, cache: Any, k: torch.Tensor, v: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append to the cache; returns all that it holds."""
+        """Append to the cache; returns all that it holds: of a prompt in a static cache, which
+        has room for more, the keys and values of the prompt."""
         if cache is None:
             return k, v
         keys, values = cache.update(k, v, self.layer_idx)
-        return keys, values
+        step = static_step()
+        return (k, v) if step is not None and step.prompt else (keys, values)
+
+    def mask_of(self, given: Any, num_queries: int, past: int) -> Any:
+        """The mask to attend by, of the one `given` to the layer; None for a causal one. A static
+        cache has empty places, which only the mask shows.
+
+        Raises PrunescopeError for a mask that can only come from padding.
+        """
+        step = static_step()
+        if step is not None:
+            return given[..., :num_queries] if step.prompt and given is not None else given
+        if self.masked:
+            return given
+        refuse_padding(given, num_queries, past)
+        return None
 
     def attend(
         self,
@@ -154,7 +171,7 @@ class PlainAttention(compat.TakesCache):
         """Each of the T queries, the newest tokens, attends to the keys up to its own, or to those
         of the mask `given` to a layer with a window."""
         num_queries, num_keys = q.shape[2], k.shape[2]
-        if self.masked and given is not None:
+        if given is not None and (self.masked or static_step() is not None):
             return self.attend(q, k, v, given[..., -num_keys:])
         if num_queries == 1 or num_queries == num_keys:
             return self.attend(q, k, v, causal=num_queries > 1)
@@ -171,6 +188,8 @@ class PlainAttention(compat.TakesCache):
         """[B, T, h] to [B, T, h], like the original."""
         q, k, v = self.projected(hidden_states, position_embeddings)
         k, v = self.expanded(*self.appended(cache, k, v))
+        if static_step() is not None:
+            attention_mask = self.mask_of(attention_mask, q.shape[2], 0)
         return self.output(self.attend_causally(q, k, v, attention_mask)), None
 
 

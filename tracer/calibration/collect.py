@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from prunescope.taxonomy.formats import plain
 from prunescope.taxonomy.run_blocks import Record
 from prunescope.tracer.calibration.point import Calibration, Point
-from prunescope.tracer.calibration.texts import random_ids, read_text, token_rows
+from prunescope.tracer.calibration.texts import Text, random_ids, read_text, token_rows
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.forwards import first_tensor
 from prunescope.tracer.model.layers import PRE_NORM, decoder_layers, text_config
@@ -79,12 +80,18 @@ def text_calibration(model: Any, tokenizer: Any, text: Path | None = None) -> Ca
     ids = token_rows(tokenizer, source.calibration, rows=ROWS, length=length)
     record = {
         "text": source.name,
-        "part": "first half",
+        "part": source.calibration_part,
         "sha256": source.sha256,
+        **_of_dataset(source),
         "tokens": ids.numel(),
         "sequences": len(ids),
     }
     return Calibration(batches=ids.split(1), record=record)
+
+
+def _of_dataset(source: Text) -> dict[str, Any]:
+    found = source.calibration_dataset
+    return {} if found is None else {"dataset": plain(found)}
 
 
 def collect(

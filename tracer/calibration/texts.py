@@ -14,6 +14,12 @@ from typing import Any
 import torch
 
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.run_quality import TextDataset
+from prunescope.tracer.calibration.named_texts import (
+    NAMED_TEXTS,
+    is_named_text,
+    read_named_text,
+)
 
 _MAX_BYTES = 64 << 20
 DEFAULT = "pydoc_data.topics"
@@ -21,19 +27,28 @@ DEFAULT = "pydoc_data.topics"
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """A text in two halves. `name` has no local path; `sha256` is of the whole text."""
+    """A text in two parts. `name` has no local path; `sha256` is of the whole text; `dataset`: what
+    the library `datasets` loaded for each part, of a text that is no file."""
 
     name: str
     sha256: str
     calibration: str
     evaluation: str
+    calibration_part: str = "first half"
+    evaluation_part: str = "evaluation half"
+    calibration_dataset: TextDataset | None = None
+    evaluation_dataset: TextDataset | None = None
 
 
 def read_text(path: Path | None = None) -> Text:
-    """The text of a file, or of the standard library's `pydoc_data.topics` (English prose).
+    """The text of a file, of a data set that has a name (wikitext2, c4), or of the standard
+    library's `pydoc_data.topics` (English prose).
 
-    Raises PrunescopeError if the file is missing, too large or not UTF-8.
+    Raises PrunescopeError if the file is missing, too large or not UTF-8, or the data set cannot be
+    loaded.
     """
+    if path is not None and is_named_text(path):
+        return _of_dataset(str(path))
     if path is None:
         from pydoc_data.topics import topics
 
@@ -42,7 +57,8 @@ def read_text(path: Path | None = None) -> Text:
         if not path.is_file() or path.stat().st_size > _MAX_BYTES:
             raise PrunescopeError(
                 f"the text {path.name} is not a file of at most {_MAX_BYTES >> 20} MiB",
-                hint="--text takes a UTF-8 text file; a few pages are enough",
+                hint="--text takes a UTF-8 text file, of which a few pages are enough, or "
+                f"{' or '.join(NAMED_TEXTS)}",
             )
         whole = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -73,6 +89,21 @@ def random_ids(vocabulary: int, *, batch: int, length: int, seed: int) -> torch.
     """Random ids [batch, length] below `vocabulary`, the same for a seed on every device."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(vocabulary, (batch, length), generator=generator)
+
+
+def _of_dataset(name: str) -> Text:
+    calibration, evaluation = read_named_text(name)
+    digest = hashlib.sha256((calibration.text + evaluation.text).encode()).hexdigest()
+    return Text(
+        name=name,
+        sha256=digest,
+        calibration=calibration.text,
+        evaluation=evaluation.text,
+        calibration_part=f"{calibration.dataset.split} split",
+        evaluation_part=f"{evaluation.dataset.split} split",
+        calibration_dataset=calibration.dataset,
+        evaluation_dataset=evaluation.dataset,
+    )
 
 
 def _halves(name: str, whole: str) -> Text:

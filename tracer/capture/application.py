@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from prunescope.taxonomy.allocation_plan import read_plan
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import family
 from prunescope.taxonomy.family import Family
@@ -20,7 +22,7 @@ from prunescope.taxonomy.match import KNOB, NOMINAL, Match, RemovesNothing, remo
 from prunescope.taxonomy.plan import PHASES, Workload
 from prunescope.taxonomy.run_blocks import Pruning, Record
 from prunescope.taxonomy.shape import ModelShape
-from prunescope.tracer.calibration.collect import text_calibration
+from prunescope.tracer.calibration.collect import calibration_of, text_calibration
 from prunescope.tracer.calibration.point import Calibration, Point
 from prunescope.tracer.calibration.requests import decided_by
 from prunescope.tracer.capture.manifest import phase_entry
@@ -49,7 +51,7 @@ def apply_request(request: TraceRequest, loaded: Loaded) -> tuple[Applied, Pruni
     zeros = zero_shares(loaded.model) if request.recovery is not None else None
     pruning: Record = {"method": request.method, "sparsity": request.sparsity}
     if request.plan is not None:
-        applied = apply_plan(request.plan, loaded.model)
+        applied = _planned(request.plan, request, loaded)
         # A plan has no single sparsity; the shapes give the removed FLOPs.
         pruning |= {"method": request.plan.name, "sparsity": None}
         pruning |= {"knobs": {}, **applied.record}
@@ -81,6 +83,17 @@ def apply_request(request: TraceRequest, loaded: Loaded) -> tuple[Applied, Pruni
     pruning["seed"] = request.seed
     pruning["realised"] = {"parameters": 1 - _numbers(applied.model) / before}
     return applied, read(Pruning, pruning)
+
+
+def _planned(path: Path, request: TraceRequest, loaded: Loaded) -> Applied:
+    """The model as a plan says; matrices of low rank are fitted to the tokens that `allocate`
+    measures losses on, or to those of `--text`."""
+    calibration = None
+    if read_plan(path).has_ranks:
+        found = _calibration("importance", request, loaded)
+        calibration = calibration_of(loaded.model, found, seed=0)
+    with torch.no_grad():
+        return apply_plan(path, loaded.model, calibration)
 
 
 def _numbers(model: torch.nn.Module) -> int:

@@ -6,6 +6,9 @@ no hooks: roles come from a separate eager pass of the same loops (`record_nothi
 
 from __future__ import annotations
 
+import types
+import warnings
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -16,11 +19,14 @@ from prunescope.taxonomy.families import family
 from prunescope.tracer.capture.phases import DecodeLoop, Loop, PrefillLoop, prefill
 from prunescope.tracer.capture.request import TraceRequest, not_recorded
 from prunescope.tracer.model import compat
+from prunescope.tracer.model.static_step import StaticStep
 
 Step = Callable[[torch.Tensor], Any]
 # (step, its ids, function that rewinds the cache to the start of the step) -> function to replay
 # it.
 Record = Callable[[Step, torch.Tensor, Callable[[], None]], Step]
+# Of the first line of the reason for a break, and of the breaks that a run keeps.
+_LONGEST, _MOST_BREAKS = 200, 16
 _WARMUP = 3  # runs before recording: libraries allocate and choose kernels in the first runs
 
 
@@ -30,15 +36,42 @@ def record_nothing(step: Step, ids: torch.Tensor, rewind: Callable[[], None]) ->
 
 
 def compiled(step: Step, ids: torch.Tensor, rewind: Callable[[], None]) -> Step:
-    """The step by torch.compile, already compiled."""
+    """The step by torch.compile, already compiled. The returned function says of how many `graphs`
+    it is made, and why it is no single one (`breaks`)."""
     if ids.device.type == "cpu":
         from torch._inductor import config
 
         # Fused kernels of a CPU are functions of one op, of which the profiler shows nothing else.
         config.cpp.enable_kernel_profile = True
-    run: Step = torch.compile(step, dynamic=False)
-    _warm(run, ids, rewind)
+    before, reasons = _made()
+    run: Any = torch.compile(_own_code(step), dynamic=False)
+    with warnings.catch_warnings():
+        # What a cache of signatures of forwards holds does not change.
+        warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru")
+        _warm(run, ids, rewind)
+    graphs, found = _made()
+    run.graphs = graphs - before
+    lines = {reason.splitlines()[0][:_LONGEST] for reason in found - reasons if reason}
+    run.breaks = sorted(lines)[:_MOST_BREAKS]
     return run
+
+
+def _made() -> tuple[int, Counter[str]]:
+    """How many graphs torch.compile has made in this process, and why it broke off others."""
+    from torch._dynamo.utils import counters  # takes a second
+
+    return counters["stats"]["unique_graphs"], Counter(counters["graph_break"])
+
+
+def _own_code(step: Any) -> Step:
+    """A copy of a function or method with code of its own: torch.compile keeps what it compiled by
+    code, and runs eagerly what it has compiled too often."""
+    function = getattr(step, "__func__", step)
+    code = function.__code__.replace()
+    copied = types.FunctionType(
+        code, function.__globals__, function.__name__, function.__defaults__, function.__closure__
+    )
+    return types.MethodType(copied, step.__self__) if function is not step else copied
 
 
 def cuda_graph(step: Step, ids: torch.Tensor, rewind: Callable[[], None]) -> Step:
@@ -66,7 +99,8 @@ def cuda_graph(step: Step, ids: torch.Tensor, rewind: Callable[[], None]) -> Ste
         graph.replay()
         return output
 
-    replay.peak_bytes = peak_bytes  # type: ignore[attr-defined]
+    recorded: Any = replay
+    recorded.peak_bytes, recorded.graphs, recorded.breaks = peak_bytes, 1, []
     return replay
 
 
@@ -107,20 +141,27 @@ class StaticPrefill(PrefillLoop):
     ) -> None:
         super().__init__(model, ids_BS, logits=logits)
         self._record = record
+        self._static = StaticStep(prompt=True, num_forwards=1, device=ids_BS.device)
 
     def prepare(self) -> None:
         """An empty cache; the step is recorded again for a new cache."""
         if self.cache is None:
             self.cache = compat.new_static_cache(self.model, self.ids_BS.shape[1])
+            if self._record is not record_nothing:
+                self._forward(self.ids_BS)  # makes the cache's tensors, and finds the samplers
             self.run = self._record(self._forward, self.ids_BS, self._empty)
         self._empty()
+        self._static.draw_again()
 
     def sample(self) -> Any:
         """One forward."""
         return self.run(self.ids_BS)
 
     def _forward(self, ids_BS: torch.Tensor) -> Any:
-        return prefill(self.model, ids_BS, cache=self.cache, logits=self.logits)
+        self._static.begin()
+        output = prefill(self.model, ids_BS, cache=self.cache, logits=self.logits)
+        self._static.end()
+        return output
 
     def _empty(self) -> None:
         self.cache.reset()
@@ -140,6 +181,11 @@ class StaticDecode(DecodeLoop):
     ) -> None:
         super().__init__(model, ids_BL, prompt_len=prompt_len, logits=logits)
         self._record = record
+        device = ids_BL.device
+        self._prompt = StaticStep(prompt=True, num_forwards=1, device=device)
+        # The tokens of a sample, and the one of the step that is thrown away.
+        count = self.steps_per_sample + 1
+        self._static = StaticStep(prompt=False, num_forwards=count, device=device)
 
     def _decode(self, first: int, end: int) -> Any:
         output = None
@@ -152,25 +198,45 @@ class StaticDecode(DecodeLoop):
         """Rewind the cache to `length` tokens, or prefill them if it has fewer."""
         fresh = self.cache is None
         if fresh:
-            self.cache = compat.new_static_cache(self.model, self.ids_BL.shape[1])
+            more = self.ids_BL.shape[1] - self.prompt_len
+            self.cache = compat.new_static_cache(self.model, self.prompt_len, more=more)
             self._filled = 0
         self._rewind(length)
         if fresh:
             token = self.ids_BL[:, length : length + 1]
+            if self._record is not record_nothing:
+                self._forward(token)  # finds the samplers
             self.run = self._record(self._forward, token, lambda: self._rewind(length))
             self._rewind(length)
+        self._static.draw_again()
 
     def _rewind(self, length: int) -> None:
         # A recorded step advances the cache itself.
+        self._static.turn.zero_()
         filled = compat.tokens_in(self.cache)
         if filled < length or not compat.try_crop(self.cache, filled - length):
-            self.cache.reset()
-            if length:
-                prefill(self.model, self.ids_BL[:, :length], cache=self.cache, logits="last")
+            # Layers of a family's own were made for the length of the prompt.
+            whole = compat.has_static_layers(self.model) and self.cache.is_croppable
+            self._read(self.prompt_len if whole else length)
+            if whole:
+                compat.try_crop(self.cache, self.prompt_len - length)
         self._filled = length
 
+    def _read(self, length: int) -> None:
+        """Fill the cache with the first tokens."""
+        self.cache.reset()
+        if not length:
+            return
+        self._prompt.draw_again()
+        self._prompt.begin()
+        prefill(self.model, self.ids_BL[:, :length], cache=self.cache, logits="last")
+        self._prompt.end()
+
     def _forward(self, ids_B1: torch.Tensor) -> Any:
-        return compat.forward(self.model, ids_B1, cache=self.cache, logits=self.logits)
+        self._static.begin()
+        output = compat.forward(self.model, ids_B1, cache=self.cache, logits=self.logits)
+        self._static.end()
+        return output
 
 
 def static_loop(
@@ -185,7 +251,8 @@ def static_loop(
 
 
 def check_mode(request: TraceRequest, device: torch.device) -> None:
-    """Raises PrunescopeError for CUDA graphs on a CPU, and for a dynamic method."""
+    """Raises PrunescopeError for CUDA graphs on a CPU, and for a dynamic family whose steps no
+    graph can hold."""
     if request.mode == "eager":
         return
     if device.type == "cpu" and request.mode == "graph":
@@ -194,8 +261,10 @@ def check_mode(request: TraceRequest, device: torch.device) -> None:
             hint="use --mode compile or eager, or a GPU",
         )
     for part in request.parts or ():
-        if family(part.family).dynamics == "dynamic":
+        if problem := not_recorded(request.mode, part.family, part.knobs):
+            raise PrunescopeError(problem, hint="use --mode eager")
+        if request.only == "layer" and family(part.family).is_dynamic:
             raise PrunescopeError(
-                not_recorded(request.mode, part.family),
-                hint="use --mode eager for dynamic methods",
+                f"--only layer cannot record {part.family}: its layers decide together",
+                hint="use --mode eager or --only model",
             )

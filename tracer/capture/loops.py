@@ -120,7 +120,7 @@ def layer_loops(
     new_cache: Callable[[Any], Any] = compat.new_cache
     if request.mode != "eager":
         recorder = record or RECORDERS[request.mode]
-        new_cache = partial(compat.new_static_cache, length=length)
+        new_cache = partial(compat.new_static_cache, prompt_len=length)
     return {
         one.name: LayerLoop(
             whole[one.name],
@@ -146,7 +146,12 @@ def input_ids(
         ids = tokenizer(source.evaluation[: 16 * count], add_special_tokens=False)["input_ids"]
         if len(ids) > 1 and max(ids) < vocabulary:
             whole = torch.tensor(ids).repeat(-(-count // len(ids)))[:count]
-            record = InputText(source=source.name, sha256=source.sha256, part="evaluation half")
+            record = InputText(
+                source=source.name,
+                sha256=source.sha256,
+                part=source.evaluation_part,
+                dataset=source.evaluation_dataset,
+            )
             return whole.view(request.batch, length), record
     ids_BL = random_ids(vocabulary, batch=request.batch, length=length, seed=request.seed)
     return ids_BL, InputText(source=RANDOM_IDS, seed=request.seed)

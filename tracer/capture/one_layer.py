@@ -121,6 +121,7 @@ class LayerLoop:
             self.cache = self._new_cache()
         elif self.cache is None:
             self.cache, first = self._new_cache(), self._steps[self._lead]
+            first.again(self._layer, self.cache)  # allocates it: a recorded step finds it so
             self._rewind()
             self.run = self._record(
                 lambda hidden: first.again(self._layer, self.cache, hidden),

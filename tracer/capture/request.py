@@ -36,6 +36,8 @@ from prunescope.tracer.recovery.settings import Recovery, check_installed, read_
 if TYPE_CHECKING:
     from prunescope.tracer.pruners.method import MethodPart
 
+# Of a closure, which is read to a percent or two: medians of so few are as near.
+CLOSURE_SAMPLES = 5
 _JUDGED = 6  # placements from which on the width of an interval says something
 # More threads than this are a slip of the finger, and the libraries of a CPU die of too many.
 _MOST_THREADS, _THREADS_A_CORE = 256, 8
@@ -82,8 +84,8 @@ Selection = Literal["random", "importance", "greedy", "frequency"]
 Text = Annotated[
     Path | str | None,
     Option(
-        help="UTF-8 text to measure importance on, and to train on; without it, prose of Python's "
-        "own documentation.",
+        help="UTF-8 text to measure importance on, and to train on, or wikitext2 or c4 (extra "
+        "`datasets`); without it, prose of Python's own documentation.",
         metavar="FILE",
         example="text.txt",
     ),
@@ -137,9 +139,12 @@ Threads = Annotated[
 ]
 
 
-def not_recorded(mode: str, family: str) -> str:
-    """Why a family that decides in every step runs in no recorded mode."""
-    return f"--mode {mode} cannot record {family}, which decides anew in every step"
+def not_recorded(mode: str, family_id: str, knobs: Mapping[str, Any]) -> str | None:
+    """Why a mode cannot record the steps of a family at these knobs; None where it can."""
+    from prunescope.taxonomy.families import family  # loads all of them
+
+    reason = "" if mode == "eager" else family(family_id).not_recorded(knobs)
+    return f"--mode {mode} cannot record {family_id}: {reason}" if reason else None
 
 
 @dataclass(kw_only=True)
@@ -205,6 +210,14 @@ class TraceRequest:
             typed=str,
         ),
     ] = None
+    backend: Annotated[
+        str | None,
+        Option(
+            help="What executes a method that has a choice, as its knob backend: torch or flex, "
+            "semi-structured or masked; without it, the family decides.",
+            metavar="NAME",
+        ),
+    ] = None
     mode: Annotated[
         Literal["eager", "compile", "graph"],
         Option(
@@ -217,7 +230,8 @@ class TraceRequest:
         bool,
         Option(
             help="Flush the last-level cache before each sample and profiled step, by a buffer of "
-            "twice its size; without it, caches stay as the step before left them.",
+            "twice its size; a decode sample of several steps only before the first of them. "
+            "Without it, caches stay as the step before left them.",
             in_name="flush",
             default_in_name=False,
         ),
@@ -351,7 +365,11 @@ class TraceRequest:
         from prunescope.tracer.pruners.method import read_method  # knows all families
 
         return read_method(
-            self.method, sparsity=self.sparsity, knobs=self.knobs, select=self.select
+            self.method,
+            sparsity=self.sparsity,
+            knobs=self.knobs,
+            select=self.select,
+            backend=self.backend,
         )
 
     @property
@@ -399,11 +417,16 @@ class TraceRequest:
                     hint="recovery training needs a pruned model: add --method",
                 )
             check_installed()
+        if self.backend is not None and not self.parts:
+            raise PrunescopeError(
+                f"--backend {self.backend} needs a method of this tool",
+                hint="it says what executes a pruning family: add --method, or remove it",
+            )
         if self.method is None:
             if self.knobs:
                 raise PrunescopeError(
                     "--set was given without --method",
-                    hint="it sets a knob of a pruning family: add --method",
+                    hint="it sets an option of a pruning family: add --method",
                 )
             return
         families = self.parts

@@ -40,7 +40,7 @@ from prunescope.tracer.capture.placements import (
 )
 from prunescope.tracer.capture.profiled import ProfiledSession, profile_loops
 from prunescope.tracer.capture.progress import Progress
-from prunescope.tracer.capture.request import TraceRequest
+from prunescope.tracer.capture.request import CLOSURE_SAMPLES, TraceRequest
 from prunescope.tracer.capture.routing import count_routing
 from prunescope.tracer.capture.runs import Capture
 from prunescope.tracer.capture.timing import heap_frozen, no_progress, take_samples
@@ -51,7 +51,12 @@ from prunescope.tracer.capture.variants import (
     make_variants,
     variant_names,
 )
-from prunescope.tracer.capture.weight_stats import add_stats, dynamic_stats, skips_no_block
+from prunescope.tracer.capture.weight_stats import (
+    add_stats,
+    dynamic_stats,
+    fixed_shares,
+    skips_no_block,
+)
 from prunescope.tracer.machine.device import memory_explained, pick_device, thread_count
 from prunescope.tracer.machine.disturbance import between, device_troubles
 from prunescope.tracer.machine.disturbance import read as read_counters
@@ -62,8 +67,6 @@ from prunescope.tracer.model.load import WEIGHT_SEED
 
 # Dense and pruned that do not fit in memory together are loaded this often each, in turn.
 _BLOCKS = 2
-# Of a closure, which is read to a percent or two: medians of so few are as near.
-_CLOSURE_SAMPLES = 5
 
 
 def capture(
@@ -284,7 +287,8 @@ class _Session:
             entry.placements[-1].steps_disturbed = reasons
             # The counts of a dynamic family's modules in the profiled steps.
             stats = dynamic_stats(variant.model)
-            if stats and captured.run.census is not None:
+            # Recorded steps count nothing: the eager pass counts for them.
+            if stats and captured.run.census is not None and self.request.mode == "eager":
                 add_stats(captured.run.census.dynamic.setdefault(phase, {}), stats)
 
     def _undisturbed_profile(
@@ -313,31 +317,33 @@ class _Session:
         if self.request.only == "layer":
             self._close_layer(phase, variants)
         for variant in variants:
-            captured, entry = self.captures[variant.name], self._entry(phase, variant)
+            entry, run = self._entry(phase, variant), loops[variant.name].run
+            entry.graphs, entry.breaks = getattr(run, "graphs", None), getattr(run, "breaks", [])
             peak, cache = peak_and_cache_bytes(loops[variant.name], variant.model, self.device)
             entry.peak_memory_bytes, entry.kv_bytes = peak, cache
             measured, requested = len(entry.placements), self.request.placements
             if measured > requested or self.request.first_placements <= measured < requested:
                 entry.placements_requested = requested
-            stats = captured.run.census.dynamic.get(phase, {}) if captured.run.census else {}
-            pruning = captured.run.pruning
+        if self.request.mode != "eager":
+            loops = loops_of(self.request, phase, variants, self.device, record_nothing)
+            self._profile_eagerly(phase, variants, loops)
+        for variant in variants:
+            run = self.captures[variant.name].run
+            count_routing(variant.model, loops[variant.name], run, phase)
+            stats = run.census.dynamic.get(phase, {}) if run.census else {}
+            pruning = run.pruning
+            if pruning and stats and self.request.mode != "eager":
+                pruning.notes = [*(pruning.notes or ()), *fixed_shares(phase, stats)]
             if pruning and pruning.sparsity != 0 and skips_no_block(stats):
                 note = (
                     f"{phase}: no block is skipped: a prompt of {self.request.prompt_len} tokens "
                     "has too few of them at this sparsity"
                 )
                 pruning.notes = [*(pruning.notes or ()), note]
-        if self.request.mode != "eager":
-            loops = loops_of(self.request, phase, variants, self.device, record_nothing)
-            self._profile_eagerly(phase, variants, loops)
-        for variant in variants:
-            count_routing(
-                variant.model, loops[variant.name], self.captures[variant.name].run, phase
-            )
 
     def _close_layer(self, phase: str, variants: list[Variant]) -> None:
         """Time the layer, the whole model and the model without its layers, in turns."""
-        self.progress.stage(f"time the whole model, {phase}", _CLOSURE_SAMPLES)
+        self.progress.stage(f"time the whole model, {phase}", CLOSURE_SAMPLES)
         timed = {
             f"{name} {part}": loop
             for name, parts in closure_loops(self.request, phase, variants, self.device).items()
@@ -346,7 +352,7 @@ class _Session:
         taken = take_samples(
             timed,
             warmup=1,
-            repeats=_CLOSURE_SAMPLES,
+            repeats=CLOSURE_SAMPLES,
             device=self.device,
             advance=self.progress.advance,
         )
@@ -363,15 +369,26 @@ class _Session:
 
     def _profile_eagerly(self, phase: str, variants: list[Variant], loops: dict[str, Loop]) -> None:
         """One step of the same `loops` with hooks and nothing recorded: it shows the module and the
-        shapes of each kernel, which a replay does not."""
+        shapes of each kernel, which a replay does not, and what the modules of dynamic families
+        count in every step."""
         models = [v.model for v in variants]
         self.progress.stage(f"profile {phase}, eager", 2)
         traces = _profiled(
-            loops, models, steps=range(1), device=self.device, advance=self.progress.advance
+            loops,
+            models,
+            steps=range(1),
+            device=self.device,
+            advance=_Pass(models, self.progress.advance).advance,
         ).traces()
         for variant in variants:
             self.state.achieved.add(traces[variant.name])
-            self.captures[variant.name].eager[phase].add(traces.pop(variant.name))
+            captured = self.captures[variant.name]
+            captured.eager[phase].add(traces.pop(variant.name))
+            stats = dynamic_stats(variant.model)
+            if stats and captured.run.census is not None:
+                counted = captured.run.census.dynamic.setdefault(phase, {})
+                for _ in range(self._entry(phase, variant).steps):
+                    add_stats(counted, stats)
 
 
 class _Pass:

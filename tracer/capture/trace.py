@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from prunescope.tracer.capture.variants import Prepared
 
 __all__ = ["TraceRequest", "trace"]
+_OPTIONS_OF_BASELINE = "trace the pruned model with the options of its baseline"
 
 
 def trace(
@@ -96,5 +97,13 @@ def _check_same_inputs(run: Run, request: TraceRequest) -> None:
             if getattr(entry, name) != value:
                 raise PrunescopeError(
                     f"the baseline's {phase} has {name} {getattr(entry, name)}, this one {value}",
-                    hint="trace the pruned model with the options of its baseline",
+                    hint=_OPTIONS_OF_BASELINE,
                 )
+        was_flushed = entry.flush_bytes is not None
+        if request.flush != was_flushed:
+            how = {True: "with", False: "without"}
+            raise PrunescopeError(
+                f"the baseline's {phase} was timed {how[was_flushed]} a flushed cache, this one "
+                f"{how[request.flush]} it",
+                hint=_OPTIONS_OF_BASELINE,
+            )

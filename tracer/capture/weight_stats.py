@@ -48,3 +48,17 @@ def skips_no_block(stats: Mapping[str, ModuleCounts]) -> bool:
     """Whether, by `dynamic_stats`, there are blocks and all of them were read."""
     blocks = [counts for counts in stats.values() if counts.unit == "blocks"]
     return bool(blocks) and all(counts.active == counts.total for counts in blocks)
+
+
+def fixed_shares(phase: str, stats: Mapping[str, ModuleCounts]) -> list[str]:
+    """What share of their units the recorded steps of a phase work on, by `dynamic_stats`."""
+    shares: dict[str, tuple[int, int]] = {}
+    for counts in stats.values():
+        unit = counts.unit or "units"
+        active, total = shares.get(unit, (0, 0))
+        shares[unit] = (active + sum(counts.active), total + sum(counts.total))
+    return [
+        f"{phase}: each recorded step works on {active / total:.0%} of its {unit}"
+        for unit, (active, total) in shares.items()
+        if total
+    ]

@@ -57,7 +57,7 @@ class GemmTimer(Protocol):
         """ns of a call."""
 
     def kernel(self, gemm: Gemm) -> str | None:
-        """The kernel's name, where it is told."""
+        """The kernel's name, where it is known."""
 
 
 @dataclass(frozen=True, kw_only=True)

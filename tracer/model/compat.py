@@ -5,15 +5,18 @@ In 5.x `past_key_values=` is becoming `cache=`, and a cache is cropped by a nega
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from transformers import DynamicCache, StaticCache
-from transformers.cache_utils import CacheLayerMixin
+from transformers.cache_utils import CacheLayerMixin, StaticLayer
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.tracer.model.calls import CACHE_KEYWORDS, keywords
+
+# Tokens of a prompt, and further ones, to layers of a static cache by their number.
+StaticLayers = Callable[[int, int], dict[int, StaticLayer]]
 
 _LAYER_KEYWORDS = (*CACHE_KEYWORDS, "layer_past")  # of a layer or an attention
 
@@ -79,18 +82,46 @@ def new_cache(model: torch.nn.Module) -> Any:
     return _used_layers(model, DynamicCache(config=model.config))
 
 
-def new_static_cache(model: torch.nn.Module, length: int) -> Any:
-    """An empty static cache for `length` tokens, whose tensors keep their addresses.
+def new_static_cache(model: torch.nn.Module, prompt_len: int, *, more: int = 0) -> Any:
+    """An empty static cache for a prompt and `more` tokens, whose tensors keep their addresses.
 
     Raises PrunescopeError if a layer of the model has no static cache.
     """
     config: Any = model.config
-    cache = _used_layers(model, StaticCache(config=config, max_cache_len=length))
+    cache = _used_layers(model, StaticCache(config=config, max_cache_len=prompt_len + more))
     if not all(getattr(layer, "is_compileable", False) for layer in cache.layers):
         raise PrunescopeError(
             f"{type(model).__name__} has layers without a static cache", hint="use --mode eager"
         )
+    own: StaticLayers | None = getattr(model, "static_layers", None)
+    for number, layer in (own(prompt_len, more) if own else {}).items():
+        cache.layers[number] = layer
     return cache
+
+
+def has_static_layers(model: torch.nn.Module) -> bool:
+    """Whether the model's static caches have layers of its own."""
+    return hasattr(model, "static_layers")
+
+
+def set_static_layers(model: torch.nn.Module, layers: StaticLayers) -> None:
+    """Some layers of the model's static caches are its own."""
+    setattr(model, "static_layers", layers)  # noqa: B010
+
+
+def static_mask(
+    cache: Any, layer: int, num: int, *, like: torch.Tensor | None
+) -> torch.Tensor | None:
+    """The causal mask [1, 1, num, L] of `num` new tokens over the L places of a static layer, in
+    the format of a mask of its model, `like`; None where that has none."""
+    if like is None:
+        return None
+    held = cache.layers[layer].cumulative_length.to(like.device)
+    places = torch.arange(cache.layers[layer].max_cache_len, device=like.device)
+    seen = places <= held + torch.arange(num, device=like.device).unsqueeze(-1)
+    if like.dtype != torch.bool:
+        seen = torch.where(seen, 0.0, float("-inf")).to(like.dtype)
+    return seen[None, None]
 
 
 def tokens_in(cache: Any) -> int:

@@ -46,18 +46,18 @@ def extend(module: Any, mixin: type) -> None:
 
 @functools.lru_cache(maxsize=256)
 def _extended(kind: Any, mixin: Any) -> type:
-    return type(kind.__name__, (mixin, kind), {"__module__": kind.__module__, "_extends": kind})
+    # Read here: a forward that torch.compile traces cannot inspect a signature.
+    names = getattr(kind, "_argument_names", None)
+    if names is None:
+        names = tuple(inspect.signature(kind.forward).parameters)[1:]  # without self
+    own = {"__module__": kind.__module__, "_extends": kind, "_argument_names": names}
+    return type(kind.__name__, (mixin, kind), own)
 
 
 def by_name(module: Any, args: tuple[Any, ...], arguments: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a call of an extended module after the first, all by their names."""
-    named = dict(zip(_parameter_names(module._extends)[1:], args, strict=False))
+    named = dict(zip(module._argument_names[1:], args, strict=False))
     return {**named, **arguments}
-
-
-@functools.lru_cache(maxsize=256)
-def _parameter_names(kind: Any) -> tuple[str, ...]:
-    return tuple(inspect.signature(kind.forward).parameters)[1:]  # without self
 
 
 def first_tensor(args: Any, kwargs: Any) -> torch.Tensor:

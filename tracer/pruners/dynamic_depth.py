@@ -11,6 +11,7 @@ sequence.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,15 +20,18 @@ from torch import nn
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
+from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.keep import removed_layers, rounding
 from prunescope.taxonomy.run_blocks import RouterTraining
 from prunescope.tracer.attention.counted_cache import LayerPlace, layer_places
+from prunescope.tracer.attention.static_layers import GatedLayer
 from prunescope.tracer.calibration.greedy import costs_of_layers
 from prunescope.tracer.calibration.point import Calibration, Point
 from prunescope.tracer.calibration.router_fit import Site, at_routers, fit_routers, quantile
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.forwards import by_name, extend
 from prunescope.tracer.model.layers import text_config
+from prunescope.tracer.model.static_step import StaticStep, static_step
 from prunescope.tracer.pruners import Applied
 from prunescope.tracer.routing.decisions import (
     Counted,
@@ -69,6 +73,8 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
         return [route]
 
     rebuilt(model, build, sparsity=point.sparsity)
+    if leave != "lower":
+        compat.set_static_layers(model, functools.partial(_static_layers, places))
     check_runs(model, "with layers skipped", route.sampler.stream)
     gone = removed_layers(len(layers), point.sparsity)
     state = " and updates no state" if has_mixers(model) else ""
@@ -87,6 +93,19 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     elif leave == "skip":
         learners = [_DepthLearner(model, list(layers), route)]
     return Applied(model=model, record=record, learners=learners)
+
+
+def _static_layers(places: list[LayerPlace], prompt: int, more: int) -> dict[int, Any]:
+    """The layers of a static cache, all of which may be skipped.
+
+    Raises PrunescopeError for a mixer: its state would go on in a layer that is skipped.
+    """
+    if not all(place.attends and place.window is None for place in places):
+        raise PrunescopeError(
+            "a mixer or a window goes on in a layer whose output is dropped",
+            hint="use --mode eager",
+        )
+    return {place.cached: GatedLayer(prompt + more) for place in places}
 
 
 @dataclass
@@ -119,6 +138,25 @@ class _Route:
             self.skipped = set(range(self.num_layers - count, self.num_layers))
         else:
             self.skipped = set(self.sampler.stream.sample(range(self.num_layers), count))
+
+    def held(self, step: StaticStep) -> torch.Tensor:
+        """Which layers of a static step run, 0 or 1 for each: drawn as `start` draws.
+
+        Raises PrunescopeError for trained routers, which decide one after the other.
+        """
+        if self.learned:
+            raise PrunescopeError(
+                "trained routers of layers decide on the host, and a recorded step cannot",
+                hint="use --mode eager",
+            )
+        if self.sampler.number not in step.draws:
+            step.hold(self.sampler.number, functools.partial(self._drawn, step.turn.device))
+        return step.held(self.sampler.number)
+
+    def _drawn(self, device: torch.device) -> torch.Tensor:
+        self.start(past=0)
+        runs = [float(index not in self.skipped) for index in range(self.num_layers)]
+        return torch.tensor(runs, device=device)
 
     def decide(self, index: int, *, wanted: bool) -> None:
         """Skip layer `index` if it is not `wanted`, or if too few later layers could be skipped
@@ -185,6 +223,8 @@ class _Skippable(Counted):
         """[B, T, h] to [B, T, h]."""
         arguments = by_name(self, args, kwargs)
         index, mask = self.place.number, arguments.get("attention_mask")
+        if static_step() is not None:
+            return self._static(hidden_states, arguments)
         cached = self.place.counted(compat.cache_in(arguments))
         tokens = hidden_states.shape[1]
         if index == 0:
@@ -209,6 +249,34 @@ class _Skippable(Counted):
         out = super().forward(hidden_states, **arguments)  # type: ignore[misc]
         self.outputs = len(out) if isinstance(out, tuple) else 0
         return out
+
+    def _static(self, x: torch.Tensor, arguments: dict[str, Any]) -> Any:
+        """The layer in a static step, where the host decides nothing: left out by the number of
+        tokens alone, or computed, and its output dropped where it is skipped."""
+        step, index = static_step(), self.place.number
+        assert step is not None
+        if self.route.leave == "lower":
+            count = removed_layers(self.route.num_layers, self.route.sparsity)
+            runs = step.prompt or not 1 <= index <= count
+            self.tally.add(int(runs), 1)
+            if not runs:
+                return (x, *[None] * (self.outputs - 1)) if self.outputs else x
+            out = super().forward(x, **arguments)  # type: ignore[misc]
+            self.outputs = len(out) if isinstance(out, tuple) else 0
+            return out
+        ran = self.route.held(step)[index]
+        self.tally.add(ran.clone(), 1)
+        self.router(x)
+        layer = compat.cache_in(arguments).layers[self.place.cached]
+        shown, mask = layer.show(x.shape[1], ran=ran), arguments.get("attention_mask")
+        if mask is not None and not step.prompt:
+            hidden = False if mask.dtype == torch.bool else float("-inf")
+            arguments["attention_mask"] = mask.masked_fill(~shown, hidden)
+        out = super().forward(x, **arguments)  # type: ignore[misc]
+        self.outputs = len(out) if isinstance(out, tuple) else 0
+        if self.outputs:
+            return (torch.where(ran > 0, out[0], x), *out[1:])
+        return torch.where(ran > 0, out, x)
 
     def _scored(self, x: torch.Tensor) -> torch.Tensor:
         """The router's mean score of [B, T, h]. Random decisions were made in `start`; those of a

@@ -179,10 +179,8 @@ class _RoutedAttention(PlainAttention, Counted):
         without a residual to the attention's output, zero for inactive rows."""
         batch, tokens, _width = hidden_states.shape
         past, self.seen = past_length(cache, self.layer_idx), (batch, tokens)
-        if not self.masked:
-            refuse_padding(attention_mask, tokens, past)
-            attention_mask = None
-        rows = self.router(hidden_states, past=past, masked=True, given=attention_mask)
+        mask = self.mask_of(attention_mask, tokens, past)
+        rows = self.router(hidden_states, past=past, masked=True, given=mask)
         k, v = self.keys_values(hidden_states, position_embeddings)
         k, v = self.appended(cache, k, v)
         self.tally.add(0 if rows is None else rows.flat.numel(), batch * tokens)
@@ -204,9 +202,10 @@ class _RoutedAttention(PlainAttention, Counted):
         """The attention output of the active rows over the whole cache: [.., k, h]."""
         width, (k, v) = hidden.shape[-1], keys_values
         x = hidden.reshape(-1, width).index_select(0, rows.flat).view(*rows.positions.shape, width)
-        if rows.mask is not None and rotary is not None:
+        in_step = hidden.shape[1] == 1  # rows are sequences, not tokens of them
+        if not in_step and rotary is not None:
             rotary = taken_rotary(rotary, rows.positions)
-        if rows.mask is None and x.shape[0] < hidden.shape[0]:
+        if in_step and x.shape[0] < hidden.shape[0]:
             k, v = k.index_select(0, rows.flat), v.index_select(0, rows.flat)
             rotary = None if rotary is None else of_first(rotary)
         k, v = self.expanded(k, v)

@@ -11,17 +11,20 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.tracer.attention import flex
 from prunescope.tracer.attention.blocks import (
     Group,
+    budget,
     groups,
     longest_block,
     num_seen,
     pooled,
     pooled_keys,
+    static_group,
     usual_block,
     with_masks,
 )
@@ -29,7 +32,10 @@ from prunescope.tracer.attention.counted_cache import past_length
 from prunescope.tracer.attention.parts import AttentionParts
 from prunescope.tracer.attention.pruned import PlainAttention, lower_right, refuse_padding
 from prunescope.tracer.attention.rotation import Rotary
+from prunescope.tracer.attention.static_layers import BlockLayer
 from prunescope.tracer.calibration.point import Point
+from prunescope.tracer.model import compat
+from prunescope.tracer.model.static_step import static_step
 from prunescope.tracer.pruners import Applied
 from prunescope.tracer.routing.decisions import Counted, Sampler, Tally
 from prunescope.tracer.routing.prenorm import rebuilt, whole_attentions
@@ -57,6 +63,8 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
         return [attention.router for attention in found]
 
     rebuilt(model, build, sparsity=point.sparsity)
+    numbers = [parts.layer_idx for parts in attentions]
+    compat.set_static_layers(model, lambda s, more: {i: BlockLayer(s + more) for i in numbers})
     sizes.requested, sizes.sparsity = block, point.sparsity
     kept = {"blocks": 1 - point.sparsity, "block": block or "by prompt"}
     notes = []
@@ -141,6 +149,21 @@ class BlockRouter(nn.Module):
         found = groups(scores, block=block, length=length, sparsity=self.sparsity)
         return with_masks(found, like=like) if like.shape[2] > 1 else found
 
+    def static(
+        self, scores: torch.Tensor, layer: Any, own: torch.Tensor
+    ) -> tuple[Group, torch.Tensor]:
+        """The blocks of one token by scores [B, n_kv, 1, blocks] of a static cache: as many as any
+        token attends to, and which of their keys [m] this one, in block `own` [1], sees."""
+        block, length, most = layer.block, layer.max_cache_len, layer.most
+        places = torch.arange(scores.shape[-1], device=scores.device)
+        scores = self.sampler.replace(scores).masked_fill(places >= own, float("-inf"))
+        chosen = scores.topk(most, dim=-1).indices  # the best first
+        found = static_group(chosen, own, block=block, length=length)
+        earlier = torch.arange(most, device=own.device) < layer.num_earlier(own)
+        offsets = torch.arange(block, device=own.device)
+        newest = own * block + offsets < layer.cumulative_length
+        return found, torch.cat((earlier.repeat_interleave(block), newest))
+
 
 class ValueRouter(BlockRouter):
     """Ranks value blocks by the attention of a query block to them."""
@@ -175,6 +198,12 @@ class _BlockAttention(PlainAttention, Counted):
         **_: Any,
     ) -> tuple[torch.Tensor, None]:
         """[B, T, h] to [B, T, h]."""
+        step = static_step()
+        if step is not None:
+            q, k, v = self.projected(hidden_states, position_embeddings)
+            layer = cache.layers[self.layer_idx]
+            act = self._static_prompt if step.prompt else self._static_token
+            return self.output(act(layer, q, self.expanded(*self.appended(cache, k, v)))), None
         past, tokens = past_length(cache, self.layer_idx), hidden_states.shape[1]
         if not self.masked:
             refuse_padding(attention_mask, tokens, past)
@@ -192,6 +221,54 @@ class _BlockAttention(PlainAttention, Counted):
         total = whole if past else whole * (whole + 1) // 2
         self.tally.add(seen, total)
         return self.output(out), None
+
+    def _static_prompt(
+        self, layer: Any, q: torch.Tensor, kv: tuple[torch.Tensor, torch.Tensor]
+    ) -> torch.Tensor:
+        """A prompt on an empty static cache: [B, T, n_q·d]."""
+        tokens = q.shape[2]
+        block = self.sizes.of_prompt(tokens)
+        out, seen = self.attend_blocks((q, *kv), layer=None, past=0, block=block)
+        layer.fill_sums(kv[0], block, self.router.sparsity)
+        whole = -(-tokens // block)
+        self._count_blocks(layer, tokens, seen, whole * (whole + 1) // 2)
+        return out
+
+    def _static_token(
+        self, layer: Any, q: torch.Tensor, kv: tuple[torch.Tensor, torch.Tensor]
+    ) -> torch.Tensor:
+        """One token on a filled static cache: [B, 1, n_q·d]."""
+        own = layer.add_newest(kv[0])
+        out = self.attend_static(q, kv, layer, own)
+        if not torch.compiler.is_compiling():
+            length = layer.tokens + 1
+            number = -(-length // layer.block)
+            read = budget(number - 1, self.router.sparsity)
+            self._count_blocks(layer, length, read, number)
+        return out
+
+    def _count_blocks(self, layer: Any, tokens: int, read: int, total: int) -> None:
+        """Of a static cache the host knows the number of tokens by counting."""
+        if not torch.compiler.is_compiling():
+            layer.tokens = tokens
+            self.tally.add(read, total)
+
+    def attend_static(
+        self,
+        q: torch.Tensor,
+        kv: tuple[torch.Tensor, torch.Tensor],
+        layer: Any,
+        own: torch.Tensor,
+    ) -> torch.Tensor:
+        """[B, 1, n_q·d] of one token, in block `own` [1], over all places of a static cache."""
+        k, v = kv
+        grouped = q.unflatten(1, (k.shape[1], -1)).mean(2)  # [B, n_kv, 1, d]
+        means = layer.means().to(k.dtype)
+        scores = grouped @ means.transpose(-1, -2) * q.shape[-1] ** -0.5
+        scores = scores.masked_fill(~layer.complete(), float("-inf")).softmax(-1)
+        group, valid = self.router.static(scores, layer, own)
+        mask = torch.where(valid, 0.0, float("-inf")).to(q.dtype).view(1, 1, 1, -1)
+        return self.attend(q, group.gathered(k), group.gathered(v), mask)
 
     def attend_blocks(
         self,
@@ -279,6 +356,26 @@ class _ValueAttention(_BlockAttention):
         found = self.router(weights.mean(2), block=block)
         parts = [self._valued(weights, v, group, 0 if past else block) for group in found]
         return (torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]), num_seen(found)
+
+    def attend_static(
+        self,
+        q: torch.Tensor,
+        kv: tuple[torch.Tensor, torch.Tensor],
+        layer: Any,
+        own: torch.Tensor,
+    ) -> torch.Tensor:
+        """As of a _BlockAttention, with all scores."""
+        k, v = kv
+        heads, length = k.shape[1], k.shape[2]
+        scores = q.unflatten(1, (heads, -1)).flatten(2, 3) @ k.transpose(-1, -2) * self.scaling
+        seen = torch.arange(length, device=q.device) < layer.cumulative_length
+        weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)  # [B, n_kv, G, L]
+        rest = layer.sums.shape[2] * layer.block - length
+        mass = pad(weights.mean(2), (0, rest)).unflatten(-1, (-1, layer.block)).mean(-1)
+        group, valid = self.router.static(mass.unsqueeze(2), layer, own)
+        places = group.tokens.expand(-1, -1, weights.shape[2], -1)
+        chosen = weights.gather(-1, places) * valid.to(weights.dtype)
+        return (chosen @ group.gathered(v)).flatten(1).unsqueeze(1)
 
     def _valued(
         self, weights: torch.Tensor, v: torch.Tensor, group: Group, block: int

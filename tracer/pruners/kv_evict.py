@@ -22,7 +22,10 @@ from prunescope.tracer.attention.counted_cache import CountedKeys, counted_layer
 from prunescope.tracer.attention.parts import AttentionParts
 from prunescope.tracer.attention.pruned import PlainAttention, lower_right, refuse_padding
 from prunescope.tracer.attention.rotation import Rotary
+from prunescope.tracer.attention.static_layers import MassLayer, QueueLayer
 from prunescope.tracer.calibration.point import Point
+from prunescope.tracer.model import compat
+from prunescope.tracer.model.static_step import static_step
 from prunescope.tracer.pruners import Applied
 from prunescope.tracer.routing.decisions import Counted, Sampler, Tally, taken, token_rows
 from prunescope.tracer.routing.learning import NothingTrained
@@ -46,9 +49,20 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
         return found
 
     rebuilt(model, build, sparsity=point.sparsity)
+    compat.set_static_layers(model, _static_layers(model))
     trained = NothingTrained("trained on forwards without a cache, which evict nothing")
     record = {"kept": {"keys": 1 - point.sparsity}}
     return Applied(model=model, record=record, learners=[trained])
+
+
+def _static_layers(model: Any) -> compat.StaticLayers:
+    """The layers of a static cache whose keys are evicted."""
+
+    def layers(prompt: int, more: int) -> dict[int, Any]:
+        found = [one for one in model.modules() if isinstance(one, _EvictingAttention)]
+        return {one.layer_idx: one.static_layer(prompt + more) for one in found}
+
+    return layers
 
 
 class KeyRanker(nn.Module):
@@ -151,6 +165,11 @@ class _EvictingAttention(PlainAttention, Counted):
     ) -> tuple[torch.Tensor, None]:
         """[B, T, h] to [B, T, h]."""
         q, k, v = self.projected(hidden_states, position_embeddings)
+        step = static_step()
+        if step is not None:
+            layer = cache.layers[self.layer_idx]
+            act = self._static_prompt if step.prompt else self._static_token
+            return self.output(act(layer, q, (k, v))), None
         if cache is None:
             k, v = self.expanded(k, v)
             return self.output(self.attend_causally(q, k, v, attention_mask)), None
@@ -166,6 +185,77 @@ class _EvictingAttention(PlainAttention, Counted):
         self.tally.add(min(budget, held.held), held.seen)
         self.evict(held, q, k, first=first)
         return self.output(out), None
+
+    def _static_prompt(
+        self, layer: Any, q: torch.Tensor, kv: tuple[torch.Tensor, torch.Tensor]
+    ) -> torch.Tensor:
+        """A prompt on an empty static cache, which it then fills: [B, T, n_q·d]."""
+        tokens = q.shape[2]
+        keys, values = self.expanded(*kv)
+        out = self.attend_causally(q, keys, values)
+        self.fill(layer, q, kv, keys)
+        self._count_keys(layer, tokens, first=True)
+        return out
+
+    def _static_token(
+        self, layer: Any, q: torch.Tensor, kv: tuple[torch.Tensor, torch.Tensor]
+    ) -> torch.Tensor:
+        """One token on a filled static cache: [B, 1, n_q·d]."""
+        k, v = self.expanded(*layer.update(*kv))
+        seen = layer.seen()  # [1 or B, 1 or sets, L]
+        mask = torch.where(seen, 0.0, float("-inf")).to(q.dtype).unsqueeze(2)
+        if mask.shape[1] > 1:
+            mask = mask.repeat_interleave(q.shape[1] // mask.shape[1], dim=1)
+        out = self.attend(q, k, v, mask)
+        self.static_evict(layer, q, k, mask)
+        self._count_keys(layer, 1, first=False)
+        return out
+
+    def _count_keys(self, layer: Any, new: int, *, first: bool) -> None:
+        """Of a static cache the host knows the number of tokens by counting."""
+        if not torch.compiler.is_compiling():
+            layer.tokens = new if first else layer.tokens + new
+            self.tally.add(self._budget(layer.tokens), layer.tokens)
+
+    def static_layer(self, length: int) -> Any:
+        """A layer of a static cache for `length` tokens."""
+        return QueueLayer([self._budget(n) for n in range(length + 1)])
+
+    def fill(
+        self,
+        layer: Any,
+        q: torch.Tensor,
+        kv: tuple[torch.Tensor, torch.Tensor],
+        keys: torch.Tensor,
+    ) -> None:
+        """After a prompt of a static cache, with its queries, cached and expanded keys: keep its
+        budget."""
+        tokens = q.shape[2]
+        budget = self._budget(tokens)
+        k, v = self.kept(q, kv, keys, budget)
+        # In decode one place behind the pinned keys is that of the newest.
+        pinned = min(self.kept_first, max(0, budget - 2))
+        layer.fill(k, v, tokens=tokens, pinned=pinned)
+
+    def kept(
+        self,
+        q: torch.Tensor,  # noqa: ARG002
+        kv: tuple[torch.Tensor, torch.Tensor],
+        keys: torch.Tensor,  # noqa: ARG002
+        budget: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The `budget` keys and values of a prompt that stay, the first to leave in front behind
+        the sinks."""
+        gone = kv[0].shape[2] - budget
+        if not gone:
+            return kv
+        first = min(self.kept_first, budget - 1)
+        return _without(kv[0], first, gone), _without(kv[1], first, gone)
+
+    def static_evict(
+        self, layer: Any, q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor
+    ) -> None:
+        """After a token, on a static cache: a queue needs nothing."""
 
     def make_room(self, held: CountedKeys, count: int) -> None:
         """Before new keys: drop `count` keys, but never all; the next update copies the rest."""
@@ -210,6 +300,20 @@ class _RankedAttention(_EvictingAttention):
         """One ranking, at the end of the prompt."""
         self.router = KeyRanker(sampler)
 
+    def kept(
+        self,
+        q: torch.Tensor,
+        kv: tuple[torch.Tensor, torch.Tensor],
+        keys: torch.Tensor,
+        budget: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Those that the end of the prompt attends to most."""
+        if budget == kv[0].shape[2]:
+            return kv
+        queries, sets = q[:, :, -_WINDOW:], kv[0].shape[1]
+        rows = self.router(queries, keys, count=budget, scaling=self.scaling, sets=sets)
+        return taken(kv[0], rows), taken(kv[1], rows)
+
     def evict(self, held: CountedKeys, q: torch.Tensor, k: torch.Tensor, *, first: bool) -> None:
         """After the prompt: order the keys, and reduce them to the budget."""
         budget = self._budget(held.seen)
@@ -225,6 +329,36 @@ class _AccumulatingAttention(_EvictingAttention):
     def add_router(self, sampler: Sampler) -> None:
         """A ranking in every forward."""
         self.router = MassRanker(sampler)
+
+    def static_layer(self, length: int) -> Any:
+        """A layer of a static cache for `length` tokens."""
+        return MassLayer([self._budget(n) for n in range(length + 2)])
+
+    def fill(
+        self,
+        layer: Any,
+        q: torch.Tensor,
+        kv: tuple[torch.Tensor, torch.Tensor],
+        keys: torch.Tensor,
+    ) -> None:
+        """After a prompt: keep the keys that it attended to most."""
+        tokens, sets = q.shape[2], kv[0].shape[1]
+        count = max(1, self._budget(tokens + 1) - 1)
+        rows, mass = self.router(q, keys, None, count=count, scaling=self.scaling, sets=sets)
+        k, v = kv if rows is None else (taken(kv[0], rows), taken(kv[1], rows))
+        layer.fill(k, v, mass, tokens=tokens)
+
+    def static_evict(
+        self, layer: Any, q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor
+    ) -> None:
+        """After a token: add its attention, and make room for the next."""
+        sets = layer.mass.shape[1]
+        scores = q.unflatten(1, (k.shape[1], -1)).squeeze(3) @ k.transpose(-1, -2)
+        mask = mask.expand(-1, q.shape[1], -1, -1).unflatten(1, (k.shape[1], -1))
+        scores = scores * self.scaling + mask.squeeze(3)
+        added = scores.softmax(-1, dtype=torch.float32).mean(2)  # [B, n_kv, L]
+        layer.mass.add_(added.unflatten(1, (sets, -1)).mean(2))
+        layer.evict(self.router.sampler.replace(layer.mass))
 
     def make_room(self, held: CountedKeys, count: int) -> None:
         """The forward before made room."""

@@ -39,9 +39,15 @@ class MethodPart:
 
 
 def read_method(
-    method: str, *, sparsity: float, knobs: Mapping[str, str], select: str
+    method: str,
+    *,
+    sparsity: float,
+    knobs: Mapping[str, str],
+    select: str,
+    backend: str | None = None,
 ) -> list[MethodPart] | None:
-    """The families of a method; None where it is a function of the user's own.
+    """The families of a method; None where it is a function of the user's own. `backend`: of the
+    families that have a choice.
 
     With several families, each takes the knobs that begin with its name: `--set FAMILY.KNOB=mlp`,
     and `FAMILY.select=importance`. Raises PrunescopeError on the first mistake.
@@ -67,9 +73,17 @@ def read_method(
             )
         chosen = read_selection(str(rest.pop("select", select))) if len(names) > 1 else select
         typed = {key: str(value) for key, value in rest.items()}
+        if backend is not None and "backend" in family(name).knobs:
+            typed["backend"] = backend
         part = MethodPart(family=name, sparsity=share, knobs=typed, select=chosen, match=by)
         _check(part)
         parts.append(part)
+    if backend is not None and not any("backend" in family(name).knobs for name in names):
+        having = ", ".join(one.id for one in families() if "backend" in one.knobs)
+        raise PrunescopeError(
+            f"--backend {backend} has no effect on {method}, which runs on ordinary torch ops",
+            hint=f"remove it; {having} have a choice",
+        )
     return parts
 
 

@@ -1,7 +1,7 @@
 """Prunes a model by a plan of `prunescope allocate`: each layer as its entry says.
 
 In: plan.json and the dense model that it was made for, or another one of its dimensions. Out:
-Applied. Layers then differ in KV heads and channels; dropped ones go from the cache too.
+Applied. Layers then differ in KV heads, channels and ranks; dropped ones go from the cache too.
 """
 
 from __future__ import annotations
@@ -12,22 +12,26 @@ from typing import Any
 
 import torch
 
-from prunescope.taxonomy.allocation_plan import KeptLayer, read_plan
+from prunescope.taxonomy.allocation_plan import KeptLayer, PlanOfLayers, read_plan
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.roles import locate
 from prunescope.taxonomy.run_blocks import Record
+from prunescope.tracer.calibration.point import Calibration
 from prunescope.tracer.model.channels import Channels, find_channels
 from prunescope.tracer.model.depth import keep_layers
 from prunescope.tracer.model.heads import Heads, find_heads
 from prunescope.tracer.model.layers import decoder_layers, text_config
 from prunescope.tracer.model.logits import probe
-from prunescope.tracer.model.weights import weights_fingerprint
+from prunescope.tracer.model.weights import layer_matrices, weight_of, weights_fingerprint
 from prunescope.tracer.pruners import Applied
+from prunescope.tracer.pruners.static_k_lowrank import factor
 
 _HINT = "give the model that the plan was made for, or run `prunescope allocate` for this one"
 
 
-def apply_plan(path: Path | str, model: Any) -> Applied:
-    """Prune `model` in place. Raises PrunescopeError where its layers are not those of the plan."""
+def apply_plan(path: Path | str, model: Any, calibration: Calibration | None = None) -> Applied:
+    """Prune `model` in place; `calibration`: the tokens that matrices of low rank are fitted to, of
+    the dense model. Raises PrunescopeError where its layers are not those of the plan."""
     plan = read_plan(path)
     name, layers = decoder_layers(model)
     if len(layers) != len(plan.layers):
@@ -43,13 +47,18 @@ def apply_plan(path: Path | str, model: Any) -> Applied:
         )
     # All parts are found before any is cut: an error leaves no half-cut model.
     cuts = [cut for one in plan.layers for cut in _cuts(model, name, one)]
+    pairs = factor(model, _ranks(model, name, plan), calibration) if plan.has_ranks else {}
     for part, kept in cuts:
         if isinstance(part, Heads):
             part.cut(kept)
         else:
             part.cut(torch.tensor(kept, device=part.down.tensor.device))
+    for path_of_matrix, pair in pairs.items():
+        model.set_submodule(path_of_matrix, pair)
     _set_head_dim(model)
     record: Record = {"kept": _kept(plan.layers), "notes": notes}
+    if pairs and calibration is not None:
+        record["calibration"] = calibration.record
     kept_layers = [one.layer for one in plan.layers if not one.dropped]
     if not plan.removed:
         probe(model, f"pruned by {Path(path).name}")
@@ -78,6 +87,27 @@ def _cuts(model: Any, name: str, one: KeptLayer) -> list[tuple[Heads | Channels,
     return found
 
 
+def _ranks(model: Any, name: str, plan: PlanOfLayers) -> dict[str, int]:
+    """The rank of each matrix that is stored as two, by the path of its linear module."""
+    wanted = {(one.layer, role): r for one in plan.layers for role, r in one.ranks.items()}
+    found = {}
+    for path, module in layer_matrices(model).items():
+        place = locate(path, str(text_config(model).model_type))
+        rank = wanted.pop((int(path.removeprefix(f"{name}.").split(".")[0]), place.role), None)
+        if rank is not None:
+            if rank >= min(weight_of(module).shape):
+                raise PrunescopeError(
+                    f"the plan gives {path} rank {rank}, and it has no more", hint=_HINT
+                )
+            found[path] = rank
+    if wanted:
+        layer, role = next(iter(wanted))
+        raise PrunescopeError(
+            f"the plan factors {role} of layer {layer}, which this model does not have", hint=_HINT
+        )
+    return found
+
+
 def _checked(
     part: Any, kept: list[int], total: int, what: str
 ) -> tuple[Heads | Channels, list[int]]:
@@ -99,8 +129,12 @@ def _set_head_dim(model: Any) -> None:
 
 def _kept(layers: Sequence[KeptLayer]) -> dict[str, Any]:
     """The sizes of each layer of the dense model; null of one that is dropped."""
-    return {
+    found: dict[str, Any] = {
         "layers": [one.layer for one in layers if not one.dropped],
         "kv_heads": [one.kv_heads for one in layers],
         "intermediate": [one.channels for one in layers],
     }
+    roles = dict.fromkeys(role for one in layers for role in one.ranks)
+    if roles:
+        found["rank"] = {role: [one.ranks.get(role) for one in layers] for role in roles}
+    return found

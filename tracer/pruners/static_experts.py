@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.keep import kept_experts, rounding
+from prunescope.taxonomy.keep import ALL_THAT_CAN_GO, kept_experts, rounding
 from prunescope.taxonomy.run_blocks import Record
 from prunescope.tracer.calibration.collect import calibration_of, collect_experts
 from prunescope.tracer.calibration.point import Point
@@ -27,7 +27,6 @@ from prunescope.tracer.model.layers import decoder_layers, is_known
 from prunescope.tracer.model.logits import check_same, probe
 from prunescope.tracer.pruners import Applied
 
-_ALL_BUT_NONE = 0.999999  # a sparsity at which only those stay that a router needs
 _LINEARS = (nn.functional.linear, torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__)
 
 
@@ -102,7 +101,7 @@ def _chosen(mixture: Mixture, point: Point, scores: torch.Tensor | None) -> list
             ranked_by=mixture.ranked_by,
         )
         // mixture.groups
-        for sparsity in (point.sparsity, _ALL_BUT_NONE)
+        for sparsity in (point.sparsity, ALL_THAT_CAN_GO)
     )
     if point.sparsity and mixture.groups > 1 and least == size:
         raise PrunescopeError(

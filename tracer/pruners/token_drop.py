@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.cache_utils import StaticLayer
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families.token_drop import drop_layers, gone_after
@@ -26,6 +27,7 @@ from prunescope.tracer.attention.rotation import taken_rotary
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.forwards import by_name, extend
+from prunescope.tracer.model.static_step import static_step
 from prunescope.tracer.pruners import Applied
 from prunescope.tracer.routing.decisions import Counted, Sampler, Tally, flat_positions
 from prunescope.tracer.routing.learning import NothingTrained
@@ -57,7 +59,9 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     places = layer_places(model, layers)
     drop = _Drop(any(place.tracked for place in places))
     sampler = Sampler(point, "token-drop")
-    rankers = [TokenRanker(sampler, step, len(afters)) for step in range(1, len(afters) + 1)]
+    rankers = [
+        TokenRanker(sampler.in_turn(), step, len(afters)) for step in range(1, len(afters) + 1)
+    ]
 
     def build() -> list[TokenRanker]:
         for place, layer in zip(places, layers, strict=True):
@@ -73,6 +77,7 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
         return rankers
 
     rebuilt(model, build, sparsity=point.sparsity)
+    compat.set_static_layers(model, _static_layers(places, afters, point.sparsity))
     try:
         check_runs(model, _DROPPED, sampler.stream)
     except PrunescopeError:
@@ -94,6 +99,28 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     return Applied(model=model, record={"kept": kept, "notes": notes}, learners=[trained])
 
 
+def _static_layers(
+    places: list[LayerPlace], afters: list[int], sparsity: float
+) -> compat.StaticLayers:
+    """The shorter layers of a static cache, behind a drop."""
+
+    def layers(prompt: int, more: int) -> dict[int, StaticLayer]:
+        found = {}
+        for place in places:
+            if place.tracked:
+                raise PrunescopeError(
+                    f"layer {place.number} attends by a mask or a window, which counts tokens",
+                    hint="use --mode eager: a static cache cannot leave tokens out of them",
+                )
+            step = sum(after <= place.number for after in afters)
+            if step and place.attends:
+                gone = gone_after(sparsity, step, len(afters))
+                found[place.cached] = StaticLayer(kept_count(prompt, gone) + more)
+        return found
+
+    return layers
+
+
 def _listed(numbers: list[int]) -> str:
     return ", ".join(map(str, numbers))
 
@@ -103,7 +130,8 @@ class _Drop:
     """State that the layers share in one forward: its number of tokens, the ranking query (scaled)
     and keys, then the positions [B, k] of the kept tokens (None: all), and the arguments reduced to
     them. `counted`: whether caches count tokens, for masks of windows; `last`: the layer that
-    restores all rows, with zeros for dropped tokens; None: no layer does."""
+    restores all rows, with zeros for dropped tokens; None: no layer does. `mask`: of late layers in
+    a static step; `stale`: it is that of the layers before."""
 
     counted: bool
     last: int | None = None
@@ -111,7 +139,9 @@ class _Drop:
     query: torch.Tensor | None = None
     keys: torch.Tensor | None = None
     positions: torch.Tensor | None = None
-    taken: dict[int, Any] = field(default_factory=dict)
+    taken: list[tuple[Any, Any]] = field(default_factory=list)
+    mask: torch.Tensor | None = None
+    stale: bool = True
 
     def reduced(self, arguments: dict[str, Any], positions: torch.Tensor) -> dict[str, Any]:
         """The arguments of a layer, reduced to the kept tokens at `positions`."""
@@ -119,9 +149,11 @@ class _Drop:
         for name, take in (("position_embeddings", taken_rotary), ("position_ids", _taken_ids)):
             value: Any = arguments.get(name)
             if value is not None:
-                if id(value) not in self.taken:
-                    self.taken[id(value)] = take(value, positions)
-                kept[name] = self.taken[id(value)]
+                known = [taken for given, taken in self.taken if given is value]
+                if not known:
+                    known = [take(value, positions)]
+                    self.taken.append((value, known[0]))
+                kept[name] = known[0]
         return kept
 
 
@@ -193,21 +225,30 @@ class _Dropping(Counted):
             arguments = drop.reduced(arguments, at)
         batch, rows = hidden_states.shape[:2]
         self.tally.add(batch * rows, batch * drop.tokens)
-        if not self.place.attends:
-            pass  # a mixer takes the remaining tokens, without a mask
-        elif drop.counted:
-            cached = self.place.counted(cache) or self.place.empty()
-            arguments["attention_mask"] = cached.mask_of(mask, rows, at)
-            # Positions count all tokens, the dropped ones too.
-            cached.seen += drop.tokens - rows
-        else:
-            arguments["attention_mask"] = last_rows(mask, past + rows)
+        if self.place.attends:  # a mixer takes the remaining tokens, without a mask
+            arguments["attention_mask"] = self._mask_of(mask, cache, past, rows)
         out = super().forward(hidden_states, **arguments)  # type: ignore[misc]
         if at is None or self.place.number != drop.last:
             return out
         if isinstance(out, tuple):
             return (self._restored(out[0], at), *out[1:])
         return self._restored(out, at)
+
+    def _mask_of(self, mask: Any, cache: Any, past: int, rows: int) -> Any:
+        """The mask of the `rows` that are left, of the one given to the layer."""
+        drop, at = self.drop, self.drop.positions if self.late else None
+        if static_step() is not None:
+            if self.late and drop.stale:
+                drop.mask = compat.static_mask(cache, self.place.cached, rows, like=mask)
+                drop.stale = False
+            return drop.mask if self.late else mask
+        if not drop.counted:
+            return last_rows(mask, past + rows)
+        cached = self.place.counted(cache) or self.place.empty()
+        reduced = cached.mask_of(mask, rows, at)
+        # Positions count all tokens, the dropped ones too.
+        cached.seen += drop.tokens - rows
+        return reduced
 
     def _restored(self, hidden: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
         """Rows [B, k, h] at their positions [B, k] in the prompt, [B, S, h], zero elsewhere."""
@@ -219,13 +260,13 @@ class _Dropping(Counted):
         drop, query, keys = self.drop, self.drop.query, self.drop.keys
         before = drop.positions if self.router.step > 1 else None
         drop.query = drop.keys = None
-        drop.positions = before
+        drop.positions, drop.stale = before, True
         if query is None or keys is None:
-            drop.taken.clear()
+            drop.taken = []
             return hidden
         hidden, kept = self.router(hidden, query, keys, prompt=drop.tokens)
         drop.positions = kept if before is None else before.gather(1, kept)
-        drop.taken.clear()
+        drop.taken = []
         return hidden
 
 

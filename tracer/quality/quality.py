@@ -162,7 +162,7 @@ def text_passage(  # noqa: PLR0913
     ids = torch.tensor(made["input_ids"][:tokens])
     if len(ids) < 2:
         raise PrunescopeError(
-            f"{source.name} has fewer than two tokens in its evaluation half",
+            f"{source.name} has fewer than two tokens in its {source.evaluation_part}",
             hint="give a longer text",
         )
     if ends:  # whole windows only, so that the prompts before all ends have one length
@@ -171,7 +171,11 @@ def text_passage(  # noqa: PLR0913
         ids = ids[:tokens]
     offsets = made["offset_mapping"][:tokens] if tokenizer.is_fast else None
     record = TextSource(
-        source=source.name, sha256=source.sha256, part="evaluation half", tokens=len(ids)
+        source=source.name,
+        sha256=source.sha256,
+        part=source.evaluation_part,
+        tokens=len(ids),
+        dataset=source.evaluation_dataset,
     )
     return Passage(
         ids=ids,

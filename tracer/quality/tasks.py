@@ -33,7 +33,7 @@ from prunescope.tracer.quality.quality import logits_by_token
 # their last token, which none of their tokens sees: another number changes the rounding alone.
 _BATCH = 8
 _BOOTSTRAP_SAMPLES = 1000  # of the harness, for standard errors without a closed form
-_Z95 = 1.96
+_Z95 = 1.96  # normal: tasks give standard errors and no values to resample (statistics.py)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,8 @@ decision replaces the scores alone, by one addition. Shapes: B batch, T tokens, 
 
 from __future__ import annotations
 
+import copy
+import functools
 import math
 import random
 from dataclasses import dataclass, field
@@ -19,6 +21,7 @@ from prunescope.taxonomy.run_blocks import ModuleCounts
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.calibration.requests import Request, current_request
 from prunescope.tracer.calibration.scores import seeded
+from prunescope.tracer.model.static_step import StaticStep, static_step
 
 _TABLE = 1 << 16
 
@@ -44,11 +47,18 @@ class Sampler:
         self._request: Request | None = None
         self._root: Sampler = shared._root if shared is not None else self
         self._table: torch.Tensor | None = None
+        # In a static step each sampler has random numbers of its own, by number.
+        self._count = 0
+        self._root._count += 1
+        self.number = self._root._count
+        self._turns: Sampler | None = None
 
     @property
     def stream(self) -> random.Random:
         """The stream of the request being scored, from its start; outside of scoring one stream
         that goes on from forward to forward."""
+        if self._turns is not None:
+            return self._turns.stream
         request = current_request()
         if request is None:
             return self._stream
@@ -61,15 +71,34 @@ class Sampler:
         """A sampler with an independent stream over the same table."""
         return Sampler(point, what, self)
 
+    def in_turn(self) -> Sampler:
+        """A sampler that takes turns with this one: it continues the same stream."""
+        other = copy.copy(self)
+        self._root._count += 1
+        other.number, other._turns = self._root._count, self
+        return other
+
     def replace(self, scores: torch.Tensor) -> torch.Tensor:
         """Uniform numbers in place of `scores`; `scores` themselves if parts are not random."""
         if not self.is_random:
             return scores
-        count = scores.numel()
-        table = self._root._uniform(count, scores.device)
+        step = static_step()
+        numbers = self._drawn(scores) if step is None else self._held(step, scores)
+        return torch.add(numbers, scores, alpha=0)
+
+    def _drawn(self, like: torch.Tensor) -> torch.Tensor:
+        """Random numbers of the shape of `like`, from the host's stream."""
+        count = like.numel()
+        table = self._root._uniform(count, like.device)
         # Never the whole table: for a power of two the stream would use a different number of bits.
         start = self.stream.randrange(table.numel() - max(1, count))
-        return torch.add(table[start : start + count].view(scores.shape), scores, alpha=0)
+        return table[start : start + count].view(like.shape)
+
+    def _held(self, step: StaticStep, like: torch.Tensor) -> torch.Tensor:
+        """Random numbers of a static step, which were drawn before the sample."""
+        if self.number not in step.draws:
+            step.hold(self.number, functools.partial(self._drawn, torch.empty_like(like)))
+        return step.held(self.number)
 
     def count_successes(self, trials: int, share: float) -> int:
         """How many of `trials` succeed, each with probability `share`."""
@@ -90,17 +119,20 @@ class Tally:
     """Counts of one module: a pair for each forward since `take`."""
 
     unit: str
-    active: list[int] = field(default_factory=list)
+    active: list[int | torch.Tensor] = field(default_factory=list)
     total: list[int] = field(default_factory=list)
 
-    def add(self, active: int, total: int) -> None:
-        """One forward."""
+    def add(self, active: int | torch.Tensor, total: int) -> None:
+        """One forward. A compiled one counts nothing: it does what its eager form does."""
+        if torch.compiler.is_compiling():
+            return
         self.active.append(active)
         self.total.append(total)
 
     def take(self) -> ModuleCounts:
         """The counts so far, which then restart; see `tracer.pruners.Counting`."""
-        taken = ModuleCounts(unit=self.unit, active=self.active, total=self.total)
+        active = [int(count) for count in self.active]
+        taken = ModuleCounts(unit=self.unit, active=active, total=self.total)
         self.active, self.total = [], []
         return taken
 

@@ -16,6 +16,7 @@ from torch.nn.functional import linear
 from prunescope.taxonomy.keep import kept_count
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.calibration.requests import Request, current_request
+from prunescope.tracer.model.static_step import static_step
 from prunescope.tracer.routing.decisions import Sampler, flat_positions, score_weight
 from prunescope.tracer.routing.learning import straight_through
 
@@ -26,7 +27,8 @@ _GAIN = 0.5
 @dataclass(frozen=True)
 class Rows:
     """The active rows of a forward. `positions`: in each sequence, [B, k]; `flat`: in [B·T],
-    sorted. `mask`: additive [B, 1, k, L], None in decode, where the rows are sequences.
+    sorted. `mask`: of attention, [B, 1, k, L]; in decode, where the rows are sequences, None, or in
+    a static step [k, 1, 1, L].
     `gate` [B·k, 1]: in training ones, through which the router's weight gets a gradient; otherwise
     zero for rows that only fill a sequence up to the k of the longest."""
 
@@ -78,8 +80,7 @@ class RowRouter(nn.Module):
         scores = linear(x.to(self.weight.dtype), self.weight).squeeze(-1)  # [B, T]
         scores = self.sampler.replace(scores)
         if tokens == 1:
-            flat = self._of_step(scores.view(-1))
-            return None if flat is None else Rows(flat, flat.unsqueeze(-1), None)
+            return self._of_step(scores.view(-1), given)
         positions, gate = self._of_prompt(scores)
         if not positions.shape[1]:
             return None
@@ -98,8 +99,7 @@ class RowRouter(nn.Module):
         best = scores.topk(kept_count(scores.shape[1], self.sparsity))
         positions = best.indices.sort().values
         if self.tracks:
-            self.tracked = best.values[:, -1], _GAIN * scores.std(-1)
-            self._tracked_for = current_request()
+            self._track(best.values[:, -1], _GAIN * scores.std(-1))
         if not self.learns:
             return positions, None
         # By the distance from the lowest score that goes through.
@@ -109,9 +109,13 @@ class RowRouter(nn.Module):
     def _above(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The positions whose score reaches the threshold: of random numbers in [0, 1), s. A
         sequence with fewer than the others is filled up with its first other tokens, whose gate is
-        zero. Their number depends on the data: the host waits for the device."""
+        zero. Their number depends on the data: the host waits for the device. A static step has
+        all positions, with a gate of zero for those that do not pass."""
         self.tracked = None  # decode goes on with the same threshold
         passes = scores >= (self.sparsity if self.threshold is None else self.threshold)
+        if static_step() is not None:
+            every = torch.arange(scores.shape[1], device=scores.device).expand_as(scores)
+            return every, passes.flatten().unsqueeze(-1).float()
         counts = passes.sum(1)
         most = int(counts.max())
         order = passes.to(torch.int8).argsort(dim=1, descending=True, stable=True)
@@ -120,26 +124,61 @@ class RowRouter(nn.Module):
             return positions, None
         return positions, passes.gather(1, positions).flatten().unsqueeze(-1).float()
 
-    def _of_step(self, scores: torch.Tensor) -> torch.Tensor | None:
-        """The active rows of a decode step, given its scores [B]; None if there are none."""
+    def _of_step(self, scores: torch.Tensor, given: torch.Tensor | None) -> Rows | None:
+        """The active rows of a decode step, by its scores [B] and the mask of its attention."""
+        if static_step() is not None:
+            return self._of_static_step(scores, given)
         if self.threshold is not None:
             # Their number depends on the data: the host waits for the device.
             flat = self._passes(scores, self.threshold).nonzero().view(-1)
-            return flat if flat.numel() else None
+            return Rows(flat, flat.unsqueeze(-1), None) if flat.numel() else None
         count = self.sampler.count_successes(len(scores), 1 - self.sparsity)
-        return scores.topk(count).indices.sort().values if count else None
+        if not count:
+            return None
+        flat = scores.topk(count).indices.sort().values
+        return Rows(flat, flat.unsqueeze(-1), None)
+
+    def _of_static_step(self, scores: torch.Tensor, given: torch.Tensor | None) -> Rows:
+        """max(1, int(p·B)) of the B rows; by a threshold all of them, with a gate of zero for
+        those that it does not let through."""
+        gate = None
+        if self.threshold is None:
+            count = kept_count(len(scores), self.sparsity)
+            flat = scores.topk(count).indices.sort().values
+        else:
+            flat = torch.arange(len(scores), device=scores.device)
+            gate = self._passes(scores, self.threshold).unsqueeze(-1).float()
+        if given is not None and len(given) > 1:
+            given = given.index_select(0, flat)
+        return Rows(flat, flat.unsqueeze(-1), given, gate)
+
+    def _track(self, least: torch.Tensor, gain: torch.Tensor) -> None:
+        """Thresholds [B] of sequences for decode, and by how much they move. A static step, whose
+        tensors stay where they are, writes them into those of before."""
+        if static_step() is None:
+            self.tracked, self._tracked_for = (least, gain), current_request()
+        elif self.tracked is None or self.tracked[0].shape != least.shape:
+            self.tracked = least.clone(), gain
+        else:
+            self.tracked[0].copy_(least)
+            self.tracked[1].copy_(gain)
 
     def _passes(self, scores: torch.Tensor, threshold: float) -> torch.Tensor:
         """Which of [B] go through. A tracked threshold rises by g·s with each that does, and falls
         by g·(1−s) with each that does not, so that the share over t tokens is off by at most the
         threshold's total change / (g·t): online quantile tracking (Gibbs and Candès, arXiv
         2106.00193)."""
-        ours = self._tracked_for is current_request()
+        static = static_step() is not None
+        ours = static or self._tracked_for is current_request()
         if self.tracked is None or not ours or len(self.tracked[0]) != len(scores):
             return scores >= threshold
         least, gain = self.tracked
         passes = scores >= least
-        self.tracked = least + gain * (passes.to(gain.dtype) - (1 - self.sparsity)), gain
+        moved = least + gain * (passes.to(gain.dtype) - (1 - self.sparsity))
+        if static:
+            least.copy_(moved)
+        else:
+            self.tracked = moved, gain
         return passes
 
     def _mask(

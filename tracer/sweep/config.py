@@ -20,7 +20,8 @@ import yaml
 from prunescope.taxonomy.arguments import home_path
 from prunescope.taxonomy.errors import PrunescopeError, nearest
 from prunescope.taxonomy.keep import check_sparsity
-from prunescope.taxonomy.option import MOST, NamedOption, options_of
+from prunescope.taxonomy.option import MOST, NamedOption, as_path, options_of
+from prunescope.tracer.calibration.named_texts import is_named_text
 from prunescope.tracer.recovery.settings import Recovery, read_recovery
 from prunescope.tracer.sweep.plan import SweepConfig, is_file
 
@@ -45,24 +46,33 @@ def _preset(plain: dict[str, Any]) -> SweepConfig:
 def read_configs(
     config: Path | Mapping[str, Any] | None, preset: str | None
 ) -> tuple[SweepConfig, ...]:
-    """The configurations of a file, of its keys as a mapping, or of a preset. Paths are relative to
-    the file; those of a mapping, to the working directory. Raises PrunescopeError on the first
-    mistake."""
-    if (config is None) == (preset is None):
+    """The configurations of a file, of its keys as a mapping, or of a preset; of both, those of the
+    preset with the keys of the file in place of its own. Paths are relative to the file; those of a
+    mapping, to the working directory. Raises PrunescopeError on the first mistake."""
+    if config is None and preset is None:
         raise PrunescopeError(
-            "a sweep takes a CONFIG.yaml or --preset, one of the two",
+            "a sweep takes a CONFIG.yaml, --preset, or both",
             hint=f"presets: {', '.join(presets())}",
         )
-    if preset is not None:
-        if preset not in presets():
-            raise PrunescopeError(
-                f"no sweep preset is called {preset!r}", hint=f"one of {', '.join(presets())}"
-            )
-        return presets()[preset]
-    assert config is not None
+    if preset is not None and preset not in presets():
+        raise PrunescopeError(
+            f"no sweep preset is called {preset!r}", hint=f"one of {', '.join(presets())}"
+        )
+    if config is None:
+        return presets()[str(preset)]
     if isinstance(config, Mapping):
-        return (_from_plain(_with_todays_keys(dict(config)), _MAPPING),)
-    return tuple(_from_plain(plain, config) for plain in _read_yaml(config))
+        path, found = _MAPPING, [_with_todays_keys(dict(config))]
+    else:
+        path, found = config, _read_yaml(config)
+    if preset is None:
+        return tuple(SweepConfig(**_from_plain(plain, path)) for plain in found)
+    if len(found) > 1:
+        raise PrunescopeError(
+            f"{path.name} holds {len(found)} sweeps, and --preset takes the keys of one",
+            hint="remove the lines from `---` on, or leave --preset out",
+        )
+    own = _from_plain(found[0], path, whole=False)
+    return tuple(dict.fromkeys(dataclasses.replace(one, **own) for one in presets()[preset]))
 
 
 def _read_yaml(path: Path) -> list[dict[str, Any]]:
@@ -138,41 +148,51 @@ for _tag, _form in _NUMBERS.items():
     )
 
 
-def _from_plain(plain: dict[str, Any], path: Path) -> SweepConfig:
+def _from_plain(plain: dict[str, Any], path: Path, *, whole: bool = True) -> dict[str, Any]:
+    """The values of the keys, paths beside the file. `whole`: with those that a sweep needs."""
     for key in plain:
         if key not in _KEYS:
             raise PrunescopeError(
                 f"{path.name} has an unknown key {reprlib.repr(key)}",
                 hint=f"nearest: {nearest(str(key)[:99], _KEYS)}; known: {', '.join(_KEYS)}",
             )
-    for key in ("model", "families"):
+    for key in ("model", "families") if whole else ():
         if plain.get(key) in (None, []):
             raise PrunescopeError(f"{path.name} has no {key}", hint=f"add `{key}: ...`")
     values = {key: _READ[key](key, value) for key, value in plain.items() if value is not None}
-    values["model"] = _beside(values["model"], path, when=True)
-    values["families"] = tuple(
-        _beside(name, path, when=is_file(name)) for name in values["families"]
-    )
-    for key in ("text", "other_text"):
-        if key in values:
-            values[key] = path.parent / home_path(values[key])
-    if "recover" in values and values["recover"].text is not None:
-        own = values["recover"]
-        values["recover"] = dataclasses.replace(own, text=path.parent / own.text)
-    if "tasks_path" in values:
-        values["tasks_path"] = _folder(path.parent / home_path(values["tasks_path"]))
-        if "tasks" not in values:
-            raise PrunescopeError(
-                "tasks_path was given without tasks", hint="tasks: [NAME, ...], as its files say"
-            )
-    return SweepConfig(**values)
+    if "tasks_path" in values and "tasks" not in values:
+        raise PrunescopeError(
+            "tasks_path was given without tasks", hint="tasks: [NAME, ...], as its files say"
+        )
+    return {key: _located(key, value, path) for key, value in values.items()}
+
+
+def _located(key: str, value: Any, path: Path) -> Any:
+    """A value that names a file or folder, beside the sweep file; any other as it is."""
+    if key == "model":
+        return _beside(value, path, when=True)
+    if key == "families":
+        return tuple(_beside(name, path, when=is_file(name)) for name in value)
+    if key in ("text", "other_text"):
+        return _text(value, path)
+    if key == "recover" and value is not None and value.text is not None:
+        return dataclasses.replace(value, text=_text(value.text, path))
+    if key == "tasks_path":
+        return _folder(path.parent / home_path(value))
+    return value
+
+
+def _text(value: Path | str, path: Path) -> Path:
+    """A text beside the sweep file, or the name of a data set."""
+    there = path.parent / home_path(str(value))
+    return Path(value) if is_named_text(value) and not there.exists() else there
 
 
 def _folder(path: Path) -> Path:
     if not path.is_dir():
         raise PrunescopeError(
             f"tasks_path: there is no folder {path.name}",
-            hint="a folder of task files of lm-evaluation-harness, beside the sweep file",
+            hint="a folder of task files of lm-evaluation-harness, next to the sweep file",
         )
     return path.resolve()  # the harness works inside it, and a worker may stand elsewhere
 
@@ -250,7 +270,7 @@ def _switch(key: str, value: Any) -> bool:
 def _knobs(key: str, value: Any) -> dict[str, tuple[str, ...]]:
     """{KNOB: values} of a mapping whose values are numbers or words, or lists of them."""
     if not isinstance(value, dict) or not all(isinstance(knob, str) for knob in value):
-        raise _wrong(key, value, "knobs with their values, as {align: [1, 16]}")
+        raise _wrong(key, value, "options with their values, as {align: [1, 16]}")
 
     def one(_key: str, item: Any) -> str:
         if not isinstance(item, str | int | float) or not str(item):
@@ -303,15 +323,17 @@ def example() -> str:
     return "\n".join(lines) + "\n"
 
 
-def preset_text(name: str | None) -> str:
-    """A preset as YAML: a document for each of its sweeps, with the keys that list values and
-    those that differ from their default. Raises PrunescopeError for a preset that there is not."""
+def preset_text(name: str | None, config: Path | str | Mapping[str, Any] | None = None) -> str:
+    """A preset as YAML, with the keys of `config` in place of its own: a document for each of its
+    sweeps, with the keys that list values and those that differ from their default. Raises
+    PrunescopeError for a preset that there is not."""
     documents = []
-    for config in read_configs(None, name):
+    own = config if isinstance(config, Mapping) else as_path(config)
+    for one in read_configs(own, name):
         lines = [
             f"{named.name}: {_yaml(value)}"
             for named in options_of(SweepConfig)
-            if (value := getattr(config, named.name)) != named.default
+            if (value := getattr(one, named.name)) != named.default
             or (named.option.lists and value)
         ]
         documents.append("\n".join(lines) + "\n")

@@ -18,6 +18,7 @@ from prunescope.taxonomy.run_blocks import MeasuredPeaks
 from prunescope.taxonomy.scoring import scoring_of
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.sweep_files import Planned
+from prunescope.tracer.capture.request import CLOSURE_SAMPLES
 from prunescope.tracer.machine import peaks as machine_peaks
 from prunescope.tracer.machine.device import pick_device, thread_count
 from prunescope.tracer.quality.quality import decoded_of, windows_of
@@ -54,50 +55,41 @@ def _kept(folder: Path, pattern: str) -> list[MeasuredPeaks]:
     return [peaks for peaks in kept if peaks is not None]
 
 
-def estimate_s(
-    results: Sequence[Planned],
-    config: SweepConfig,
-    shape: ModelShape,
-    *,
-    peaks: MeasuredPeaks,
-    itemsize: float,
-) -> float:
+def estimate_s(results: Sequence[Planned], config: SweepConfig, forward: Forward) -> float:
     """Seconds for `results`: samples, profiled steps, quality of each model, and overheads."""
-    forward = _Forward(shape, peaks, itemsize)
-    seated = min(config.placements, config.repeats)
-    passes = min(config.steps, seated)  # of the profiler; the first step of each is thrown away
+    placed = min(config.placements, config.repeats)
+    passes = min(config.steps, placed)  # of the profiler; the first step of each is thrown away
     total = 0.0
     for result in results:
-        sampled = result.warmup + seated - 1 + config.repeats + 2  # two more count memory
+        sampled = result.warmup + placed - 1 + config.repeats + 2  # two more count memory
+        # A layer alone is a share of a step; the whole model runs once in each placement, for the
+        # inputs of the layer, and for its closure.
+        share = 1 / forward.shape.layers if result.only == "layer" else 1.0
+        whole = placed + 2 * (CLOSURE_SAMPLES + 1) if result.only == "layer" else 0
         if result.phase == "prefill":
             step = forward.seconds("prefill", result.batch, result.prompt_len, logits=result.logits)
             profiled = config.steps + passes
-            total += 2 * step * (sampled + _PROFILED * profiled)
+            total += 2 * step * (share * (sampled + _PROFILED * profiled) + whole)
         else:
             step = forward.seconds("decode", result.batch, result.prompt_len)
             fill = forward.seconds("prefill", result.batch, result.prompt_len)
             profiled = passes * (config.decode_steps + 1)
-            total += 2 * (fill * 2 + step * (config.decode_steps * sampled + _PROFILED * profiled))
-        total += _RESULT_S + seated * _PLACEMENT_S + passes * _PASS_S
+            steps = share * (config.decode_steps * sampled + _PROFILED * profiled)
+            total += 2 * (fill * (2 + placed * (whole > 0)) + step * steps)
+            total += 2 * step * config.decode_steps * whole
+        total += _RESULT_S + placed * _PLACEMENT_S + passes * _PASS_S
     total += _scoring_s(results, config, forward, "prefill")
     total += _scoring_s(results, config, forward, "decode")
     return total + len({model_name(result) for result in results}) * _LOAD_S
 
 
-def decode_scoring_s(
-    results: Sequence[Planned],
-    config: SweepConfig,
-    shape: ModelShape,
-    *,
-    peaks: MeasuredPeaks,
-    itemsize: float,
-) -> float:
+def decode_scoring_s(results: Sequence[Planned], config: SweepConfig, forward: Forward) -> float:
     """Of the seconds of `estimate_s`, those to score models one token after another."""
-    return _scoring_s(results, config, _Forward(shape, peaks, itemsize), "decode")
+    return _scoring_s(results, config, forward, "decode")
 
 
 def _scoring_s(
-    results: Sequence[Planned], config: SweepConfig, forward: _Forward, scoring: str
+    results: Sequence[Planned], config: SweepConfig, forward: Forward, scoring: str
 ) -> float:
     """Seconds to score each model, and the dense one, in one way: behind each length of prompts."""
     of_way = [r for r in results if scoring_of(r.family, r.phase) == scoring]
@@ -123,32 +115,33 @@ def num_trainings(results: Sequence[Planned], config: SweepConfig) -> int:
     return len(keys) + 1 if keys else 0
 
 
-def training_s(
-    results: Sequence[Planned],
-    config: SweepConfig,
-    shape: ModelShape,
-    *,
-    peaks: MeasuredPeaks,
-    itemsize: float,
-) -> float:
+def training_s(results: Sequence[Planned], config: SweepConfig, forward: Forward) -> float:
     """Seconds for the trainings that `results` need, by dense steps; pruned ones are shorter."""
     wanted = config.recover
     if wanted is None:
         return 0.0
-    forward = _Forward(shape, peaks, itemsize)
     step = forward.seconds("prefill", wanted.batch, wanted.length, logits="all")
     return num_trainings(results, config) * wanted.steps * step * _STEP_FORWARDS
 
 
-class _Forward:
+class Forward:
+    """The seconds of dense forwards of one model on one device, each computed once."""
+
     def __init__(self, shape: ModelShape, peaks: MeasuredPeaks, itemsize: float) -> None:
         assert peaks.byte_per_s is not None
         self.shape, self.itemsize = shape, itemsize
         self.flop_per_s = max(peaks.dense_flop_per_s.values()) * ATTAINED
         self.byte_per_s = peaks.byte_per_s * ATTAINED
+        self._known: dict[tuple[str, int, int, str], float] = {}
 
     def seconds(self, phase: str, batch: int, length: int, *, logits: str = "last") -> float:
         """Of one dense forward."""
+        key = phase, batch, length, logits
+        if key not in self._known:
+            self._known[key] = self._seconds(phase, batch, length, logits)
+        return self._known[key]
+
+    def _seconds(self, phase: str, batch: int, length: int, logits: str) -> float:
         dense = family("dense")
         work = Workload(
             phase=phase,

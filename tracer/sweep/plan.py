@@ -40,6 +40,7 @@ from prunescope.tracer.capture.request import (
     not_recorded,
 )
 from prunescope.tracer.recovery.settings import Recovery
+from prunescope.tracer.sweep.budget import Budget
 
 MAX_RESULTS = 100_000
 
@@ -100,21 +101,22 @@ class SweepConfig:
     knobs: Annotated[
         tuple[str, ...],
         Option(
-            help="Knobs of the families, as `families` lists them: FAMILY.KNOB=VALUE.",
+            help="Options of the families, as `families` lists them: FAMILY.OPTION=VALUE.",
             example=f"[{cutting('layers')}.unit=mlp]",
         ),
     ] = ()
     text: Annotated[
         Path | None,
         Option(
-            help="UTF-8 text: one half scores importance and trains, one measures perplexity.",
+            help="UTF-8 text, or wikitext2 or c4 (extra `datasets`): one half scores importance "
+            "and trains, one measures perplexity.",
             example="text.txt",
         ),
     ] = None
     other_text: Annotated[
         Path | None,
         Option(
-            help="Second text to measure perplexity on; it never selects or trains.",
+            help="Second text, as `text`, to measure perplexity on; it never selects or trains.",
             example="other.txt",
         ),
     ] = None
@@ -153,8 +155,8 @@ class SweepConfig:
     set: Annotated[
         Mapping[str, tuple[str, ...]],
         Option(
-            help="Knobs by name, each a value or a list of which each makes a point of the "
-            "families that have the knob.",
+            help="Options of families by name, each a value or a list of which each makes a point "
+            "of the families that have the option.",
             lists="knobs",
             example="{align: [1, 16, 128]}",
         ),
@@ -265,6 +267,7 @@ class SweepPlan:
     config: SweepConfig
     results: tuple[Planned, ...]
     notes: tuple[str, ...] = ()
+    budget: Budget | None = None  # what of it runs now; None: all that is left
 
     def groups(self) -> dict[str, list[Planned]]:
         """Results by model key, in order."""
@@ -302,7 +305,8 @@ def make_plan(configs: Sequence[SweepConfig], shape: ModelShape | None) -> Sweep
                 for select in selections:
                     results = list(_results(config, method, point, select))
                     found |= {result.id: result for result in results}
-                    notes |= dict.fromkeys(filter(None, map(_not_recorded, results)))
+                    problems = (_not_recorded(config, result) for result in results)
+                    notes |= dict.fromkeys(filter(None, problems))
     order = {model_name(r): i for i, r in reversed(list(enumerate(found.values())))}
     ordered = sorted(found.values(), key=lambda r: order[model_name(r)])
     return SweepPlan(configs[0], tuple(ordered), tuple(notes))
@@ -327,7 +331,7 @@ def _check_knobs(config: SweepConfig) -> None:
         name, _, knob = left.partition(".")
         if not (equals and knob) or name not in names:
             raise PrunescopeError(
-                f"knobs: {word!r} is not FAMILY.KNOB=VALUE of a family of this sweep",
+                f"knobs: {word!r} is not FAMILY.OPTION=VALUE of a family of this sweep",
                 hint=f"its families: {', '.join(sorted(names)) or 'none'}",
             )
         family(name).point(0.0, {knob: value})
@@ -337,8 +341,8 @@ def _check_knobs(config: SweepConfig) -> None:
         if not of:
             known = sorted({knob for one in having for knob in one.knobs})
             raise PrunescopeError(
-                f"set: no family of this sweep has a knob {knob!r}",
-                hint=f"their knobs: {', '.join(known) or 'none'}",
+                f"set: no family of this sweep has an option {knob!r}",
+                hint=f"their options: {', '.join(known) or 'none'}",
             )
         for value in values:
             of[0].point(0.0, {knob: value})
@@ -613,20 +617,29 @@ def _results(
         if values["logits"] == "all" and values["phase"] == "decode" and "last" in config.logits:
             continue  # a decode step computes the logits of its one token in either way
         if point.problem is None:
-            values["problem"] = recording_problem(family, values["mode"])
+            knobs = knobs_of(config, family, point.set)
+            values["problem"] = recording_problem(family, values["mode"], knobs)
         yield Planned(id=result_name(values), **values)
 
 
-def _not_recorded(result: Planned) -> str | None:
+def _not_recorded(config: SweepConfig, result: Planned) -> str | None:
     """What to say of a result that its mode cannot record."""
-    return recording_problem(result.family, result.mode)
+    knobs = knobs_of(config, result.family, result.set)
+    return recording_problem(result.family, result.mode, knobs)
 
 
-def recording_problem(method: str, mode: str) -> str | None:
-    """Why steps of a method cannot be recorded in a mode; None where they can."""
+def recording_problem(method: str, mode: str, knobs: Mapping[str, str]) -> str | None:
+    """Why steps of a method cannot be recorded in a mode, at the knobs that `knobs_of` gives it;
+    None where they can."""
     by_id = {one.id: one for one in families()}
-    names = [name for name, _ in _parts(method) if name in by_id and by_id[name].is_dynamic]
-    return None if mode == "eager" or not names else not_recorded(mode, names[0])
+    names = [name for name, _ in _parts(method)]
+    for name in names:
+        before = f"{name}." if len(names) > 1 else ""
+        has = by_id[name].knobs if name in by_id else {}
+        own = {knob: knobs[before + knob] for knob in has if before + knob in knobs}
+        if name in by_id and (problem := not_recorded(mode, name, own)):
+            return problem
+    return None
 
 
 def _check_names(names: Iterable[str]) -> None:

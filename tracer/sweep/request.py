@@ -17,7 +17,8 @@ class SweepRequest:
     config: Annotated[
         Path | str | Mapping[str, Any] | None,
         Option(
-            help="Sweep file that names the model, the families and the sparsities; or --preset.",
+            help="Sweep file that names the model, the families and the sparsities; with --preset, "
+            "the keys in which it differs from the preset.",
             metavar="CONFIG.yaml",
             argument=True,
         ),
@@ -30,7 +31,11 @@ class SweepRequest:
     ] = None
     preset: Annotated[
         str | None,
-        Option(help="Built-in sweep to run in place of a file, such as paper.", metavar="NAME"),
+        Option(
+            help="Built-in sweep to run, such as paper, with the keys of a file in place of "
+            "its own.",
+            metavar="NAME",
+        ),
     ] = None
     engine: Engine = "local"
     shard: Annotated[
@@ -39,6 +44,15 @@ class SweepRequest:
             help="Part I of N to run, counted from 0, to split a sweep over machines; without it, "
             "all of it.",
             metavar="I/N",
+        ),
+    ] = None
+    budget: Annotated[
+        float | None,
+        Option(
+            help="Hours that this call may take, by estimate: of what is left runs what answers "
+            "the claims first; without it, all of it.",
+            metavar="HOURS",
+            least=0,
         ),
     ] = None
     progress: Progress | None = None

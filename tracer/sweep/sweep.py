@@ -7,12 +7,11 @@ resumes: finished results are neither lost nor repeated.
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, cast
@@ -22,18 +21,17 @@ from prunescope.taxonomy.atomic_write import clean_termination
 from prunescope.taxonomy.dtypes import ITEMSIZE
 from prunescope.taxonomy.dtypes import dtype as dtype_name
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.families import families
 from prunescope.taxonomy.family import SELECTIONS, read_selection
 from prunescope.taxonomy.formats import plain
 from prunescope.taxonomy.option import as_path, check_options
-from prunescope.taxonomy.plan import Workload
-from prunescope.taxonomy.presets import preset_config, preset_names
+from prunescope.taxonomy.presets import preset_names
 from prunescope.taxonomy.scrub import scrub_values
-from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.sweep_files import DONE, FAILED, PENDING, PLAN, RUNNING, PlanFile, Planned
-from prunescope.taxonomy.theory import dense_plan, forward
 from prunescope.tracer.capture.progress import Progress, Silent
+from prunescope.tracer.sweep.budget import Budget, within
 from prunescope.tracer.sweep.config import read_configs
+from prunescope.tracer.sweep.limits import check_possible, limits_here
+from prunescope.tracer.sweep.model_facts import config_of, shape_of
 from prunescope.tracer.sweep.plan import (
     SweepConfig,
     SweepPlan,
@@ -48,6 +46,7 @@ from prunescope.tracer.sweep.request import SweepRequest
 from prunescope.tracer.sweep.state import SweepFolder, read_json
 
 if TYPE_CHECKING:
+    from prunescope.tracer.sweep.estimate import Forward
     from prunescope.tracer.sweep.job import Job
 
 
@@ -64,6 +63,8 @@ def run_plan(request: SweepRequest, plan: SweepPlan, progress: Progress | None =
     progress = progress or Silent()
     shard = read_shard(request.shard)
     folder = SweepFolder(request.folder)
+    if request.engine == "local":
+        check_possible([one for one in shard_of(plan, shard) if folder.state(one) != DONE])
     with clean_termination():
         # Kineto writes to standard error at every start and stop, unless this is set beforehand.
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")
@@ -74,6 +75,8 @@ def run_plan(request: SweepRequest, plan: SweepPlan, progress: Progress | None =
             # What failed or hung before comes last: it must not stand in the way of the others.
             order = (PENDING, FAILED)
             left = [r for state in order for r in mine if states[r] == state]
+            if plan.budget is not None:
+                left = [r for r in left if r.problem is not None or r in plan.budget.kept]
             if left:
                 engine = importlib.import_module(
                     f"prunescope.tracer.sweep.engines.{request.engine}"
@@ -99,9 +102,25 @@ def plan_of(request: SweepRequest) -> SweepPlan:
     configs = tuple(_named_as_stored(config, folder) for config in configs)
     for model in dict.fromkeys([configs[0].model, *filter(is_checkpoint, configs[0].families)]):
         _check_model(model)
-    plan = make_plan(configs, _shape(configs[0].model))
+    plan = make_plan(configs, shape_of(configs[0].model))
     _check(plan)
-    return plan
+    return plan if request.budget is None else replace(plan, budget=_budget(request, plan))
+
+
+def _budget(request: SweepRequest, plan: SweepPlan) -> Budget:
+    """What is left of a request's part of a sweep, as far as its hours reach."""
+    assert request.budget is not None
+    folder = SweepFolder(request.folder)
+    mine = shard_of(plan, read_shard(request.shard))
+    left = [one for one in mine if one.problem is None and folder.state(one) != DONE]
+    times = _durations(request.folder, plan.config) if left else None
+    if times is None and left:
+        raise PrunescopeError(
+            f"--budget needs an estimate, and the dimensions of {plan.config.model} are not known "
+            "before it is loaded",
+            hint="give a folder with a config.json, or leave --budget out",
+        )
+    return within(left, request.budget, times.seconds if times else lambda _: 0.0)
 
 
 def _named_as_stored(config: SweepConfig, folder: Path) -> SweepConfig:
@@ -115,41 +134,10 @@ def _named_as_stored(config: SweepConfig, folder: Path) -> SweepConfig:
     return replace(config, select=ways if isinstance(config.select, tuple) else ways[0])
 
 
-def limits_here(plan: SweepPlan) -> list[str]:
-    """What this machine cannot do of a sweep, in sentences; empty where it can do all of it."""
-    from prunescope.tracer.machine.device import free_bytes, pick_device, total_bytes
-
-    device = pick_device("auto")
-    left = [result for result in plan.results if result.problem is None]
-    found = [
-        f"{one.id}: no units for 2:4 here: zeros in dense tensors run instead"
-        for one in families()
-        if one.without_sparse_units and one.id in plan.config.families and device.type == "cpu"
-    ]
-    graphs = sum(result.mode == "graph" for result in left)
-    if graphs and device.type == "cpu":
-        found.append(
-            f"{graphs} of {len(plan.results)} results record CUDA graphs (mode: graph), and this "
-            "machine has no GPU: they will fail; mode: compile runs on a CPU"
-        )
-    needed = _weight_bytes(plan.config)
-    memory = total_bytes() if device.type == "cpu" else free_bytes(device)
-    if needed is not None and needed > memory:
-        found.append(
-            f"{plan.config.model} and a pruned copy need {needed / 1e9:.1f} GB for their weights, "
-            f"and this machine has {memory / 1e9:.1f} GB"
-        )
-    return [f"this machine: {text}" for text in found]
-
-
-def _weight_bytes(config: SweepConfig) -> float | None:
-    """Bytes of the dense weights and of half as many; None where they are not known."""
-    shape = _shape(config.model)
-    if shape is None:
-        return None
-    ops = forward([dense_plan(shape, Workload(phase="prefill", prompt_len=1))])
-    size = ITEMSIZE.get(dtype_name(config.dtype) or "bf16", 2)
-    return 1.5 * size * sum(op.layers * op.parameters for op in ops)
+def before_it_starts(plan: SweepPlan) -> list[str]:
+    """What to say of a plan before it runs: what this machine cannot do of it, and what its budget
+    leaves out."""
+    return [*limits_here(plan), *(plan.budget.lines() if plan.budget else ())]
 
 
 class Duration(TypedDict):
@@ -178,6 +166,7 @@ class Counts(Duration):
     pending: int
     running: int
     impossible: int
+    left_out: int  # by --budget: possible, not done, and not in this call
     notes: list[str]
 
 
@@ -201,6 +190,8 @@ def summary(request: SweepRequest, plan: SweepPlan, *, estimate: bool = False) -
     state_of = {entry.id: entry.state for entry in results}
     states = [state_of[result.id] for result in mine]
     left = [r for r, state in zip(mine, states, strict=True) if state != DONE and not r.problem]
+    left_out = plan.budget.left_out if plan.budget else ()
+    left = [r for r in left if r not in left_out]
     counts: Counts = {
         "results": len(mine),
         "models": len({model_name(result) for result in mine}),
@@ -209,8 +200,9 @@ def summary(request: SweepRequest, plan: SweepPlan, *, estimate: bool = False) -
         "pending": states.count(PENDING),
         "running": states.count(RUNNING),
         "impossible": sum(result.problem is not None for result in mine),
+        "left_out": len(left_out),
         **_estimate(request.folder, left, plan.config, estimate=estimate),
-        "notes": scrub_values([*plan.notes, *(limits_here(plan) if estimate else ())]),
+        "notes": scrub_values([*plan.notes, *(before_it_starts(plan) if estimate else ())]),
     }
     rows = [scrub_values(plain(entry)) for entry in results]
     return {"schema": 1, "out": str(request.folder), "plan": counts, "results": rows}
@@ -233,35 +225,58 @@ def _estimate(
     if not left and estimate:  # the peaks of this machine take seconds to measure
         names = ("seconds", "seconds_most", "recovery_seconds", "decode_scoring_seconds")
         return cast(Duration, {**unknown, **dict.fromkeys(names, 0.0)})
-    shape = _shape(config.model) if estimate else None
-    if shape is None:
+    times = _durations(folder, config) if estimate else None
+    if times is None:
         return unknown
-    from prunescope.tracer.machine.peaks import better_peaks
-    from prunescope.tracer.sweep.estimate import (
-        decode_scoring_s,
-        estimate_s,
-        peaks_here,
-        training_s,
-    )
+    from prunescope.tracer.sweep.estimate import decode_scoring_s, training_s
 
-    dtype = dtype_name(config.dtype) or dtype_name(str(_config_of(config.model).get("dtype")))
+    return {
+        **unknown,
+        "seconds": times.seconds(left),
+        "seconds_most": max(times.seconds(left, one) for one in times.each),
+        "peaks_measured": len(times.each),
+        "peaks_disturbed": times.disturbed,
+        "recovery_seconds": training_s(left, config, times.best),
+        "decode_scoring_seconds": decode_scoring_s(left, config, times.best),
+    }
+
+
+@dataclass(frozen=True)
+class _Durations:
+    """What estimates results of a sweep: forwards by the best measurement of the peaks here, and by
+    each; `disturbed`: by what the best one was."""
+
+    config: SweepConfig
+    best: Forward
+    each: list[Forward]
+    disturbed: list[str]
+
+    def seconds(self, results: Sequence[Planned], forward: Forward | None = None) -> float:
+        """Of results, with their trainings."""
+        from prunescope.tracer.sweep.estimate import estimate_s, training_s
+
+        by = forward or self.best
+        return estimate_s(results, self.config, by) + training_s(results, self.config, by)
+
+
+def _durations(folder: Path, config: SweepConfig) -> _Durations | None:
+    """None where the dimensions of the model are not known before it is loaded."""
+    shape = shape_of(config.model)
+    if shape is None:
+        return None
+    from prunescope.tracer.machine.peaks import better_peaks
+    from prunescope.tracer.sweep.estimate import Forward, peaks_here
+
+    dtype = dtype_name(config.dtype) or dtype_name(str(config_of(config.model).get("dtype")))
     dtype = dtype or "fp32"
     each, itemsize = peaks_here(folder, config, dtype), ITEMSIZE[dtype]
     best = reduce(better_peaks, each)
-    trained = training_s(left, config, shape, peaks=best, itemsize=itemsize)
-    rest = [estimate_s(left, config, shape, peaks=one, itemsize=itemsize) for one in (best, *each)]
-    most = [training_s(left, config, shape, peaks=one, itemsize=itemsize) for one in each]
-    return {
-        **unknown,
-        "seconds": rest[0] + trained,
-        "seconds_most": max(map(sum, zip(rest[1:], most, strict=True))),
-        "peaks_measured": len(each),
-        "peaks_disturbed": best.disturbed,
-        "recovery_seconds": trained,
-        "decode_scoring_seconds": decode_scoring_s(
-            left, config, shape, peaks=best, itemsize=itemsize
-        ),
-    }
+    return _Durations(
+        config,
+        Forward(shape, best, itemsize),
+        [Forward(shape, one, itemsize) for one in each],
+        best.disturbed,
+    )
 
 
 def _jobs(request: SweepRequest, plan: SweepPlan, left: Sequence[Planned]) -> list[Job]:
@@ -351,34 +366,3 @@ def _check_model(model: str) -> None:
         check_gguf(path)
     elif name != DEMO:
         check_hub_id(model)
-
-
-def _shape(model: str) -> ModelShape | None:
-    """The dense dimensions, or None where they are not known before the model is loaded."""
-    try:
-        return ModelShape.from_config(_config_of(model))
-    except PrunescopeError:
-        return None
-
-
-def _config_of(model: str) -> dict[str, Any]:
-    """A model's config without its weights; empty where only loading it would tell."""
-    name = model.lower()
-    if name in preset_names():
-        return preset_config(name)
-    folder = home_path(model)
-    if name.endswith(".gguf") or not folder.is_dir():
-        from prunescope.tracer.model.load import DEMO, demo_file
-
-        if name == DEMO:
-            folder = demo_file()
-        if folder.suffix != ".gguf" or not folder.is_file():
-            return {}
-        from prunescope.tracer.model.load import gguf_folder
-
-        folder = gguf_folder(folder)
-    try:
-        plain: dict[str, Any] = json.loads((folder / "config.json").read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return plain

@@ -28,7 +28,7 @@ def check_together(method: str) -> None:
     problem = _problem("+".join(name for name, _ in method_parts(method)))
     if problem is not None:
         raise PrunescopeError(
-            f"{method} cannot be: {problem}",
+            f"{method} is infeasible: {problem}",
             hint="families are applied from left to right: another order may work; else sweep them "
             "one by one",
         )

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from prunescope.analysis.ledger.gemms import Call, Pair
 from prunescope.analysis.verdict.detectors import detector
 from prunescope.analysis.verdict.evidence import Detection, Evidence, most_common
+from prunescope.taxonomy.roles import UNPLACED
 
 _Size = tuple[int, int, int]  # M, N, K
 # What a sublayer ends with: linear attention and state-space mixers stand in attention's place.
@@ -64,9 +65,9 @@ def _listed(values: list[int]) -> str:
 @detector("static-k-lowrank")
 def static_k_lowrank(e: Evidence) -> Detection | None:
     """GEMMs that became two, through a rank."""
-    found = [p for p in e.pairs if p.axis == "rank"]
+    found = [p for p in e.pairs if p.axis == "rank" and p.key[1] not in UNPLACED]
     if not found:
-        return _by_shapes(e)
+        return _by_shapes(e) or _in_order(e)
     roles = Counter(p.key[1] for p in found if p.key[3] == 0)
     line = f"{sum(roles.values())} GEMMs became two through a rank: {most_common(roles)}"
     return Detection([line], lambda p: float(p.axis == "rank"))
@@ -96,6 +97,17 @@ def _by_shapes(e: Evidence) -> Detection | None:
             touches = _touches({*lacks}, {*halves})
             return Detection([line], touches, confidence=0.8, explains=_NARROWED)
     return None
+
+
+def _in_order(e: Evidence) -> Detection | None:
+    """Every GEMM is there in its shape or as two through a rank of its own, in order, with no
+    module that names them."""
+    replaced = {id(p.dense): p.dense for p in e.pairs if p.axis == "rank" and p.dense is not None}
+    if not replaced:
+        return None
+    count = round(sum(call.count for call in replaced.values()))
+    line = f"{count} GEMMs became two through a rank, read from their shapes in order"
+    return Detection([line], lambda p: float(p.axis == "rank"), confidence=0.8, explains=_NARROWED)
 
 
 def _plain(calls: Iterable[Call | None]) -> Counter[_Size]:

@@ -1,7 +1,7 @@
 """Families that skip work at run time, read back: layers, rows, keys, blocks of keys, channels.
 
-In: Evidence. Out: a Detection, or None; `fewer_keys` gives a verdict on a bare trace, in which keys
-that left the cache and keys that were skipped look alike.
+In: Evidence. Out: a Detection, or None; `fewer_keys` gives a verdict on a trace without run.json,
+in which keys that left the cache and keys that were skipped look alike.
 """
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ def dynamic_nk(e: Evidence) -> Detection | None:
         return None
     share = sum(x.attention or 0.0 for x in attending.values()) / len(attending)
     line = (
-        f"attention of {len(less)} layers does {percent(share)} of the dense products, the linears "
+        f"attention of {len(less)} layers does {percent(share)} of the dense FLOPs, the linears "
         f"all of theirs; {gathers} gathers of keys or values were added"
         f"{counted_in_words(e, 'blocks')}"
     )
@@ -271,7 +271,7 @@ def fewer_keys(e: Evidence) -> FamilyVerdict | None:
     line = (
         f"attention of {len(layers)} of {len(attending)} layers reads fewer keys "
         f"({before:g} → {after:g}), no linear moved: they left the cache or were "
-        "skipped; a shorter context looks alike where the other layers have a window"
+        "skipped; a shorter context looks the same where the other layers have a window"
     )
     return FamilyVerdict(
         id="unknown",

@@ -1,6 +1,7 @@
 """Families that zero weights, read back: 2:4 and masks, from the weight statistics of both runs.
 
-In: Evidence. Out: a Detection, or None. A bare trace shows no zeros, only sparse kernels.
+In: Evidence. Out: a Detection, or None. A trace without run.json shows no zeros, only sparse
+kernels.
 """
 
 from __future__ import annotations

@@ -192,27 +192,35 @@ def test_numbers_edited_with_their_sums_are_seen_by_the_rebuild(
     assert list(wrong) == ["reports/my-run/report.json"]
 
 
-@pytest.mark.parametrize(
-    ("name", "old", "new"),
-    [
-        ("samples.csv", b"61000", b"51000"),
-        ("README.md", b"## Limitations", b"## No limitations"),
-        ("environment.json", b'"dtype"', b'"type"'),
-        ("CITATION.cff", b"The prunescope authors", b"A. N. Other"),
-        ("bundle.json", b'"anonymous": false', b'"anonymous": true'),
-        ("reports/my-run/ledger-prefill.svg", b"</svg>", b"<script>1</script></svg>"),
-    ],
-)
+EDITS = {
+    "samples.csv": (b"61000", b"51000"),
+    "README.md": (b"## Limitations", b"## No limitations"),
+    "environment.json": (b'"dtype"', b'"type"'),
+    "CITATION.cff": (b"The prunescope authors", b"A. N. Other"),
+}
+DRAWN = "reports/my-run/ledger-prefill.svg"
+
+
 def test_files_beside_the_reports_edited_with_their_sums_are_seen(
-    evidence: Path, tmp_path: Path, name: str, old: bytes, new: bytes
+    evidence: Path, tmp_path: Path
 ) -> None:
     def edited(files: dict[str, bytes]) -> None:
-        assert old in files[name]
-        files[name] = files[name].replace(old, new)
+        for name, (old, new) in EDITS.items():
+            assert old in files[name]
+            files[name] = files[name].replace(old, new)
 
-    wrong = failed(rewritten(evidence, tmp_path / "a.zip", edited))
+    def active(files: dict[str, bytes]) -> None:
+        files[DRAWN] = files[DRAWN].replace(b"</svg>", b"<script>1</script></svg>")
+
+    def named(files: dict[str, bytes]) -> None:
+        old, new = b'"anonymous": false', b'"anonymous": true'
+        assert old in files["bundle.json"]
+        files["bundle.json"] = files["bundle.json"].replace(old, new)
+
+    assert set(failed(rewritten(evidence, tmp_path / "a.zip", edited))) == set(EDITS)
+    assert set(failed(rewritten(evidence, tmp_path / "c.zip", active))) == {DRAWN}
     # Whether it is anonymous, README.md says too.
-    assert set(wrong) == {"README.md" if name == "bundle.json" else name}
+    assert set(failed(rewritten(evidence, tmp_path / "b.zip", named))) == {"README.md"}
 
 
 def test_a_bundle_that_was_zipped_anew_is_told_so(evidence: Path, tmp_path: Path) -> None:

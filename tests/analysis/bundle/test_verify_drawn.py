@@ -7,7 +7,6 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +63,16 @@ def gone(files: Files) -> str:
     return name
 
 
-@pytest.mark.parametrize("change", [svg, png, pixels, perfetto, gone])
-def test_what_is_drawn_differs_though_the_sums_were_redone(
-    evidence: Path, tmp_path: Path, change: Callable[[Files], str]
-) -> None:
-    changed: list[str] = []
-    path = rewritten(evidence, tmp_path / "a.zip", lambda files: changed.append(change(files)))
-    assert list(failed(path)) == changed
+def test_what_is_drawn_differs_though_the_sums_were_redone(evidence: Path, tmp_path: Path) -> None:
+    """Each change is found, those of one bundle all at once: every figure is drawn in each case."""
+    for changes in ((svg, png, perfetto), (gone, pixels)):
+        changed: list[str] = []
+
+        def each(files: Files, changes: Any = changes, changed: list[str] = changed) -> None:
+            changed.extend(change(files) for change in changes)
+
+        path = rewritten(evidence, tmp_path / "a.zip", each)
+        assert sorted(failed(path)) == sorted(changed)
 
 
 def test_packed_anew_it_is_the_same(evidence: Path, tmp_path: Path) -> None:
@@ -121,13 +123,16 @@ def test_a_forged_version_changes_nothing_that_is_compared(evidence: Path, tmp_p
         left = {one["file"] for one in result["not_compared"]}
         # The words of another version name that version.
         assert result["ok"] and left <= {"README.md", "CITATION.cff", "bundle.json"}
-        for change in (svg, png, pixels):
-            changed = rewritten(path, tmp_path / "b.zip", change)
-            result = verify(changed)
-            told = {one["file"] for one in (*result["failed"], *result["not_compared"])}
-            assert told & {f"{PLACE}/ladder-prefill{end}" for end in (".svg", ".png")}
-            assert result["partial"] or not result["ok"]
-            assert prunescope.main(["verify", str(tmp_path / "b.zip")]) == 3
+        changed: list[str] = []
+
+        def each(files: Files, changed: list[str] = changed) -> None:
+            changed.extend(change(files) for change in (svg, pixels))
+
+        result = verify(rewritten(path, tmp_path / "b.zip", each))
+        told = {one["file"] for one in (*result["failed"], *result["not_compared"])}
+        assert told >= set(changed)
+        assert result["partial"] or not result["ok"]
+    assert prunescope.main(["verify", str(tmp_path / "b.zip")]) == 3
 
 
 @pytest.mark.usefixtures("draws_otherwise")

@@ -13,7 +13,7 @@ from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.sentences import headline, setup
 from prunescope.analysis.schema.pair_comparison import Difference
 from prunescope.analysis.schema.report import Phase
-from tests.chrome import chrome, k, op, save
+from tests.chrome import chrome, k, op, save, step
 
 N_ODD = 71  # particles a jet: no dimension that pruning left
 
@@ -143,3 +143,33 @@ def test_convolutions_alone_tell_the_batch(tmp_path: Path) -> None:
         "channels of convolutions: 1 of 1 convolutions have fewer, as implicit GEMMs N 16 → 8 in "
         "the largest; families are of linears, and the table of GEMMs lists no convolution"
     ]
+
+
+def test_micro_batches_run_every_product_more_often(tmp_path: Path) -> None:
+    """Gradients of three batches in a step, where the dense step has one: 3 x the products, in the
+    same shapes. A third of them may as well be a model of a third of the layers."""
+    one, three = forwards(1), forwards(3)
+    phase = compared(one, three, tmp_path)
+    assert "every GEMM runs 3 × as often a step, in the same shapes: other inputs" in headline(
+        phase
+    )
+    assert phase.family is not None and phase.family.id == "outside"
+    assert phase.ladder is not None and phase.ladder.nominal is None
+    assert "other inputs" not in headline(compared(three, one, tmp_path))
+
+
+def forwards(times: int) -> Any:
+    """As many forwards of two linears."""
+    linears = [
+        op("aten::mm", [64, k_in], [k_in, n], kernels=[k(us=10, name="gemm")])
+        for n, k_in in ((96, 64), (64, 96)) * times
+    ]
+    return chrome(*linears)
+
+
+def test_unequal_numbers_of_steps_are_said(tmp_path: Path) -> None:
+    linear = op("aten::mm", [64, 64], [64, 64], kernels=[k(us=10, name="gemm")])
+    three, two = (chrome(*(step(i, linear) for i in range(n))) for n in (3, 2))
+    said = "profiled steps: 3 of the dense side, 2 of the pruned one"
+    assert any(said in note for note in compared(three, two, tmp_path).notes)
+    assert not any("profiled steps:" in note for note in compared(two, two, tmp_path).notes)

@@ -169,6 +169,9 @@ CASES: list[Case] = [
      lambda t: alone(t, one_gemm(k(us=990, stream=9), k(us=1000, gap_us=-990)))),
     ("above-bound", "info", ("of the roofline bound",), full_and(NARROW, us=2)),
     ("above-bound", None, (), full_and(FULL)),
+    # Without the peaks of a CPU its coverage bound is the only one.
+    ("above-bound", "info", ("of the coverage bound",),
+     lambda t: of_pair(t, model(FULL, cpu=True), model(NARROW, cpu=True, us=2))),
     ("carry-over", "info", ("1 device events", "60.0 %"),
      lambda t: alone(t, chrome(module("ProfilerStep#0", k(us=30), MM, MM)))),
     ("carry-over", None, (), lambda t: alone(t, chrome(module("ProfilerStep#0", MM, MM)))),
@@ -223,6 +226,12 @@ CASES: list[Case] = [
      lambda t: of_pair(t, mixture((8, 8, *[0] * 6)), mixture((8, 8, 0, 0)))),
     ("experts-read-alike", None, (),
      lambda t: of_pair(t, mixture((2,) * 8), mixture((4,) * 4))),
+    # Of eight experts half are gone, and of the six that were read two: less than their share.
+    ("experts-read-alike", "info", ("save less than their share", "33 % fewer, where 50 %"),
+     lambda t: of_pair(t, mixture((3, 3, 3, 3, 2, 2, 0, 0)), mixture((4,) * 4))),
+    # Every token multiplies by copies of its two experts, with eight of them and with 16.
+    ("experts-read-alike", "warning", ("copies of its experts, 12 in a layer, as many as before",),
+     lambda t: of_pair(t, copied(16, 6), copied(8, 6))),
     ("nominal-differs", "info", ("as many experts as before where experts are gone",),
      pruned_run(mixture((2,) * 8), mixture((4,) * 4), method("static-experts"))),
     # The same experts, and others that the router chose.

@@ -42,8 +42,8 @@ def test_a_skew_is_the_first_warning(tmp_path: Path) -> None:
     report = report_of(tmp_path, shifted(170))
     assert report.warnings[0] == (
         "t.json: 60 of 60 kernels start before their own launch call, by up to 150 µs: the clocks "
-        "of host and device are apart, so causes of idle time and launch delays are not to be "
-        "trusted"
+        "of host and device differ, so causes of idle time and launch delays are "
+        "unreliable"
     )
 
 
@@ -65,7 +65,7 @@ def test_the_report_says_so_where_it_gives_causes(tmp_path: Path) -> None:
     causes = next(line for line in skewed.splitlines() if "the host was late" in line)
     assert causes.index("clocks") < causes.index("the host was late")
     launches = next(line for line in skewed.splitlines() if "not launched in time" in line)
-    assert "doubtful" in launches
+    assert "uncertain" in launches
     assert "between ops" not in skewed
     assert "a CUDA graph gives at most" not in skewed
     straight = render_markdown(report_of(tmp_path, shifted(0)))

@@ -66,7 +66,7 @@ def test_added_products_are_no_routing(tmp_path: Path) -> None:
     finding = found(told, "added-work")
     assert finding is not None and finding.change is not None
     assert finding.predicted_ns == pytest.approx(2 * 100_000)
-    assert "products" in finding.change
+    assert "GEMMs" in finding.change
     assert "routing" not in finding.change and "gather" not in finding.change
 
 

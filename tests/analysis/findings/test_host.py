@@ -174,8 +174,8 @@ def test_one_long_gap_is_named_and_no_dispatch(tmp_path: Path) -> None:
     found = finding(phase, "long-gap")
     assert found is not None and finding(phase, "dispatch-bound") is None
     assert found.text == (
-        "for 69 % of the step no op runs in one gap, in <built-in function sleep>: that is no "
-        "dispatch"
+        "for 69 % of the step no op runs in one gap, in <built-in function sleep>: the cause "
+        "is not dispatch"
     )
     assert found.evidence == ["50.000 ms in <built-in function sleep>, before aten::mm"]
     assert "larger batch" not in str(found.change)

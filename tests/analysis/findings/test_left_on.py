@@ -51,7 +51,7 @@ def test_adapters_that_were_not_merged_are_named_and_are_no_pruning(tmp_path: Pa
     assert phase.family is not None and phase.family.id == "outside"
     one = found(phase, "added-adapter")
     assert one is not None and "merge_and_unload()" in str(one.change)
-    assert "8 low-rank products, rank 8" in one.text and "q_proj × 4" in one.evidence[0]
+    assert "8 low-rank GEMMs, rank 8" in one.text and "q_proj × 4" in one.evidence[0]
     assert one.predicted_ns == pytest.approx(4 * 27_000)
     assert found(phase, "zeros-in-dense") is None
     rows = {(g.role, g.n, g.k, g.axis) for g in phase.gemms if g.role in ("adapter", "q")}
@@ -93,7 +93,7 @@ def test_adapters_of_any_class_are_told_by_their_shapes(
         ("q", 256, 256, "none"), ("adapter", 8, 256, "added"), ("adapter", 256, 8, "added"),
     }  # fmt: skip
     one = found(phase, "added-adapter")
-    assert one is not None and "8 low-rank products" in one.text
+    assert one is not None and "8 low-rank GEMMs" in one.text
 
 
 def test_an_untrained_adapter_of_any_class_is_no_mask(tmp_path: Path) -> None:
@@ -216,3 +216,35 @@ def test_ops_on_weights_are_seen_in_a_bare_trace(
     assert all(found(phase, other) is None for other in others)
     (same,) = analyze(paths[1], baseline=paths[1]).report.phases.values()
     assert found(same, name) is None
+
+
+def test_masks_of_a_bare_trace_are_added_work(tmp_path: Path) -> None:
+    """No module says where they stand, and the dense step has pointwise work too: 2 masks of 40 us
+    are what was added, and no part of the bound."""
+
+    def trace(*, masked: bool) -> dict[str, Any]:
+        items = []
+        for n, width in ((64, 32), (32, 64)):
+            mask = op("aten::mul", [n, width], [n, width], kernels=[k(us=40, name="elementwise")])
+            relu = op("aten::relu", [9, n], kernels=[k(us=3, name="elementwise")])
+            mm = op("aten::mm", [9, width], [width, n], kernels=[k(us=10, name="gemm")])
+            items += [*([mask] if masked else []), mm, relu]
+        return chrome(step(0, *items))
+
+    phase = of_pair(tmp_path, trace(masked=False), trace(masked=True))
+    rows = {row.row: row.ns for row in phase.ledger or []}
+    assert rows["added_work"] == 80_000
+    assert phase.ladder is not None and phase.ladder.coverage == 1
+    assert found(phase, "added-mask") is not None
+    assert phase.family is not None
+    assert "aten::mul [64×32] × 1 a step, 0 in the dense trace" in " ".join(phase.family.evidence)
+
+
+def test_adapters_that_are_trained_are_not_to_be_merged(tmp_path: Path) -> None:
+    trained = adapted(FULL)
+    back = op("autograd::engine::evaluate_function: MmBackward0", us=0)
+    events = chrome(step(0, back))["traceEvents"]
+    trained["traceEvents"] += [one for one in events if "MmBackward0" in str(one.get("name"))]
+    one = found(of_pair(tmp_path, model(FULL), trained), "added-adapter")
+    assert one is not None and one.severity == "info"
+    assert "adapters are trained" in one.text and "once they are trained" in str(one.change)

@@ -43,7 +43,7 @@ def test_products_and_a_softmax_are_unfused(tmp_path: Path) -> None:
     assert said is not None and said.severity == "warning"
     assert "takes 60 % of the step (151.0 µs)" in said.text  # 151 of 251 us
     assert said.evidence == [
-        "products: 100.0 µs", "softmax: 50.0 µs", "elementwise: 1.0 µs",
+        "GEMMs: 100.0 µs", "softmax: 50.0 µs", "elementwise: 1.0 µs",
     ]  # fmt: skip
     assert said.change is not None and "attn_implementation='sdpa'" in said.change
 

@@ -275,7 +275,7 @@ def test_a_step_with_waits_is_advised_to_remove_them_before_a_graph(
     bound = finding(told(save(trace, tmp_path / "t.json")), "launch-bound")
     assert bound is not None and bound.change is not None
     waits_said = (
-        "once the 2 waits (cudaStreamSynchronize) of a step are gone: no graph can hold them"
+        "once the 2 waits (cudaStreamSynchronize) of a step are removed: no graph can hold them"
     )
     said = waits_said in bound.change
     assert said is (waits == 2)
@@ -317,7 +317,7 @@ def test_stops_are_counted_by_call_and_kind(in_step: int, tmp_path: Path) -> Non
                 )  # fmt: skip
     bound = finding(told(save(trace, tmp_path / "t.json")), "launch-bound")
     assert bound is not None and bound.change is not None
-    counted = "once the 3 waits (cudaStreamSynchronize) and 3 copies of a step are gone"
+    counted = "once the 3 waits (cudaStreamSynchronize) and 3 copies of a step are removed"
     assert (counted in bound.change) is (in_step == 3)
     assert ("no graph can hold" in bound.change) is (in_step == 3)
 

@@ -30,7 +30,7 @@ def of(allocated: Any, device_type: Any = 1) -> dict[str, Any]:
 
 def test_the_most_of_a_device_counts(tmp_path: Path) -> None:
     assert noted(tmp_path / "t.json", of(2 * 10**9), of(3 * 10**9), of(9 * 10**9, 0)) == [
-        "the allocator held at most 3 GB of device memory at once in the steps (5 GB were "
+        "the allocator held at most 3 GB of device memory in the steps (5 GB were "
         "reserved), by 2 snapshots"
     ]
 

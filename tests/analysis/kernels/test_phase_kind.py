@@ -188,7 +188,9 @@ def test_a_prompt_and_what_is_generated_after_it_are_mixed(tmp_path: Path) -> No
     said = told(tmp_path, *items, cached=True)["trace"].phase_kind
     assert said is not None
     assert said["kind"] == "mixed"
-    assert "record prefill and decode apart, or annotate their steps: generate(" in said["doubt"]
+    assert (
+        "record prefill and decode separately, or annotate their steps: generate(" in said["doubt"]
+    )
     assert "--phase-pattern" not in said["doubt"]  # there is nothing for it to pick
 
 
@@ -341,3 +343,18 @@ def test_a_mask_is_causal_by_the_name_of_its_op(name: str, kind: str, tmp_path: 
     phase = told(tmp_path, linear(2048), mask)["trace"]
     assert phase.phase_kind is not None
     assert phase.phase_kind["kind"] == kind
+
+
+@pytest.mark.parametrize(("tokens", "phase"), [(32, "prefill"), (1, "decode")])
+def test_ids_tell_a_prompt_from_tokens_without_attention(
+    tokens: int, phase: str, tmp_path: Path
+) -> None:
+    """Mamba: no attention, and 32 rows are a short prompt or a batch."""
+    ids = [32 // tokens, tokens]
+    embed = op("aten::embedding", [512, 64], ids, kernels=[k(us=1, name="embedding_kernel")])
+    head = module("lm_head", linear(32, n=512))
+    trace = chrome(step(0, embed, *[linear(32)] * 4, CACHE, head))
+    found = next(iter(analyze(save(trace, tmp_path / "t.json")).report.phases.values())).phase_kind
+    assert found is not None
+    assert found["kind"] == phase
+    assert "a sequence are embedded" in found["evidence"]

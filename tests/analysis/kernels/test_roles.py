@@ -125,6 +125,28 @@ def test_passes_of_a_cpu_trace_are_cut_where_tokens_are_picked() -> None:
     assert found.layer.tolist() == [-1, *[0] * 8, *[1] * 8, -1] * 3
 
 
+def test_two_products_next_to_a_linear_are_its_adapter() -> None:
+    """LoRA on q and v by the order of kernels, of two layers: each linear, then A and B. Of a model
+    that has as many products as others, two through a rank are one linear: k of width 64."""
+
+    def mm(n: int, k: int) -> OpCall:
+        return OpCall("aten::mm", ((9, k), (k, n)), ("float",) * 2)
+
+    def roles(q: list[OpCall], k: list[OpCall], v: list[OpCall]) -> list[str]:
+        mlp = [mm(64, 64), mm(256, 64), mm(256, 64), mm(64, 256)]
+        calls = [*q, *k, *v, None, *mlp] * 2
+        kinds = ["attention" if call is None else "gemm" for call in calls]
+        none = np.full(len(calls), -1)
+        return find_roles(Scopes(none, none, [], "none"), kinds, calls).role
+
+    pair = [mm(8, 64), mm(64, 8)]
+    rest = ["attention", "o", "gate", "up", "down"]
+    adapted, plain = ["adapter"] * 2, [mm(64, 64)]
+    found = roles([*plain, *pair], plain, [*plain, *pair])
+    assert found == ["q", *adapted, "k", "v", *adapted, *rest] * 2
+    assert roles(plain, pair, plain) == ["q", "k", "k", "v", *rest] * 2
+
+
 def test_a_leaf_names_all_its_work() -> None:
     """A gather that pruning put into q_proj's scope has role q."""
     for kind in ("gemm", "gather_scatter", "layout", "unknown"):

@@ -10,6 +10,7 @@ from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.ops.work import work_of
 from prunescope.analysis.pipeline import Analysis, analyze
 from prunescope.analysis.report.gemm_table import gemm_table
+from prunescope.analysis.report.ledger_view import shown_bounds
 from prunescope.analysis.schema.report import GemmRow, Phase
 from prunescope.analysis.trace.load import load
 from tests.analysis.mixture import F, H, V, copied, layer, mixture, mm, on_all_tokens
@@ -121,6 +122,8 @@ def test_parameters_by_the_weights_of_a_trace(named: bool, tmp_path: Path) -> No
     dense, pruned = (4 * H * H + n * H + n * 3 * F * H for n in (8, 4))
     assert phase.ladder is not None
     assert phase.ladder.parameters == pytest.approx(dense / pruned)
+    assert phase.ladder.parameters_of == "gemms"  # embeddings and norms are not among them
+    assert shown_bounds(phase.ladder)["parameters"][0] == "parameters in GEMMs"
 
 
 def test_the_rows_of_linears_are_not_those_of_an_expert(tmp_path: Path) -> None:
@@ -165,5 +168,7 @@ def test_one_product_of_all_experts_is_along_their_number(tmp_path: Path) -> Non
     (text,) = [one.text for one in phase.findings if one.id == "experts-on-all-tokens"]
     assert "every token by all 4 experts of a layer, 8 before" in text
     # Copies for the experts of a token are no product of all experts.
-    phase = only(analyze(save(copied(8, 6), tmp_path / "copied.json")))
-    assert "experts-on-all-tokens" not in {one.id for one in phase.findings}
+    for experts, tokens, each in ((8, 6, 2), (4, 1, 4)):  # one token that takes all: as many
+        trace = save(copied(experts, tokens, each), tmp_path / "copied.json")
+        phase = only(analyze(trace))
+        assert "experts-on-all-tokens" not in {one.id for one in phase.findings}

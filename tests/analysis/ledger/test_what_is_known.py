@@ -101,3 +101,23 @@ def test_without_peaks_there_is_no_roofline(tmp_path: Path) -> None:
     assert {r.row: r.ns for r in phase.ledger or []}["coverage"] == pytest.approx(
         {r.row: r.ns for r in told.ledger or []}["coverage"]
     )
+
+
+def test_a_small_known_part_promises_nothing_of_the_rest(tmp_path: Path) -> None:
+    """One product of 10 us is half as wide; what an op of 90 us does, nobody knows: nothing was
+    promised, and what may have shrunk is not called untouched."""
+
+    def trace(width: int, us: float) -> dict[str, Any]:
+        return chrome(
+            step(0, op("mine::recurrent", [8, width], us=us),
+                 op("aten::mm", [8, width], [width, 512], dtype=BF16, us=10)),
+            cpu=True,
+        )  # fmt: skip
+
+    phase = compared(tmp_path, trace(64, 90), trace(32, 50)).phases["trace"]
+    rows = {row.row: row for row in phase.ledger or []}
+    assert rows["promised"].ns == rows["dense"].ns
+    assert phase.ladder is not None
+    assert phase.ladder.flop is None and phase.ladder.nominal is None
+    assert not any("untouched" in part.name for part in rows["coverage"].parts)
+    closes(phase)

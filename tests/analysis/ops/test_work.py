@@ -395,3 +395,14 @@ def test_a_sparse_matrix_has_the_shape_of_the_dense_one_and_unknown_work() -> No
         work = work_of(OpCall("aten::addmm", shapes, dtypes, strides))
         assert work is not None and work.flop == 2 * 512 * 64 * 512
     assert work_of(OpCall("aten::_sparse_mm", ((512, 512), (512, 64)), dtypes[:2])) is None
+
+
+def test_a_recurrent_layer_multiplies_inputs_and_states() -> None:
+    """An LSTM of 128 on 24 steps of 4 x 64: 96 rows by 512 x (64 + 128) numbers."""
+    gates, states = [(512, 64), (512, 128), (512,), (512,)], [(4, 128), (4, 128)]
+    shapes = [(24, 4, 64), *gates, *states]
+    found = work_of(OpCall("aten::mkldnn_rnn_layer", tuple(shapes), ("float",) * len(shapes)))
+    assert found is not None
+    assert found.flop == 2 * 96 * 512 * (64 + 128)
+    assert found.bytes == 4 * (96 * 64 + 512 * 64 + 512 * 128 + 2 * 512 + 96 * 128)
+    assert work_of(OpCall("aten::mkldnn_rnn_layer", ((24, 4, 64),), ("float",))) is None

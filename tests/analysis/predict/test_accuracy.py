@@ -27,7 +27,7 @@ from prunescope.analysis.predict.side import predicted_side
 from prunescope.taxonomy.families import families
 
 ROOT = Path(__file__).resolve().parents[3]
-PAPER = json.loads((ROOT / "benchmarks/paper_figures.json").read_text(encoding="utf-8"))
+PAPER = json.loads((ROOT / "taxonomy/paper.json").read_text(encoding="utf-8"))
 
 
 @cache

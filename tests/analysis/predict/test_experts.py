@@ -218,6 +218,8 @@ def test_experts_are_ranked_with_the_other_families() -> None:
         ({"warm": {"0": [1, 2, 3, 4]}}, "in no phase: 'warm'"),
         ({"decode": {"0": [0, 0, 0, 0]}}, "counts no experts"),
         ({"decode": {str(i): [1] * 128 for i in range(5)}}, "of 5 layers, and the model has 48"),
+        ({str(i): [1] * (96 if i == 7 else 128) for i in range(48)}, "96 experts of layer 7"),
+        ({"decode": {"0": [1] * 96}}, "counts 96 experts, and the model has 128"),
     ],
 )
 def test_counts_of_another_model_are_no_routing(
@@ -325,3 +327,39 @@ def test_the_table_of_gemms_says_how_many_experts() -> None:
     assert re.search(r"experts +48 +5 +768 +2048 +96 +G", text)
     assert "experts: how many get a token" in text
     assert "of 96" in text
+
+
+def test_an_eager_host_calls_each_expert() -> None:
+    """Qwen3-30B-A3B in transformers, 64 sequences: 128 (1 - (15/16)^64) = 125.9 experts are called
+    in each of 48 layers, or 64 (1 - (7/8)^64) = 64.0. Each is three linear layers (1 op, 2 views,
+    1 module), an activation of 2 ops, and 10 ops, 8 views and 2 modules in all beside: 15 ops and
+    5 + 14 / 2 = 12 halves of calls."""
+    hf = {"runtime": "hf", "host_us_per_op": 20, "sparsity": 0.5}
+    fewer, one = ask(**hf, batch=64), ask(**hf, batch=1)
+    found = fewer["predicted"]["execution"]
+    calls = 48 * (125.9 - 64.0) * (15 + 0.5 * 12)
+    assert found["dense_ns"] - found["pruned_ns"] == pytest.approx(calls * 20e3, rel=0.01)
+    assert found["speedup"] > 1.5
+    # One token goes to 8 experts on both sides, and an engine with grouped kernels calls none.
+    assert one["predicted"]["execution"]["speedup"] == pytest.approx(1.0, abs=0.01)
+    answer = prunescope.predict(**{**QWEN, **DROPPED, **hf, "phase": "decode"})
+    assert any(
+        "calls each expert that got a token on its own" in text for text in answer["assumed"]
+    )
+    answer = prunescope.predict(**{**QWEN, **DROPPED, "runtime": "vllm", "phase": "decode"})
+    assert not any("calls each expert" in text for text in answer["assumed"])
+
+
+def test_counts_that_stand_for_others_are_said(tmp_path: Path) -> None:
+    """Of another phase, and of more experts than the model has (before its own were removed)."""
+    file = tmp_path / "counts.json"
+    file.write_text(json.dumps({"prefill": {"0": [1] * 160}}), encoding="utf-8")
+    asked = {**QWEN, **DROPPED, "routing": str(file)}
+    for phase, warned in (("decode", True), ("both", True), ("prefill", False)):
+        answer = prunescope.predict(**asked, phase=phase)
+        said = "counts.json counts no experts in decode: they are taken as chosen as often as in"
+        assert any(said in text for text in answer["warnings"]) == warned
+        assert any("counts 160 experts of a layer, and the model" in t for t in answer["assumed"])
+    file.write_text(json.dumps({"0": [1] * 128}), encoding="utf-8")  # of no phase: of each
+    answer = prunescope.predict(**asked, phase="both")
+    assert not any("no experts in" in text for text in answer["warnings"])

@@ -1,7 +1,7 @@
 """Pages in headless Chromium, as a reader sees them. No test in it.
 
-In: a page and a width in CSS pixels. Out: what a harness around it saw: overflow, the order of a
-table after clicks on its heading, dialogs and console messages.
+In: a page, and one of WIDTHS in CSS pixels. Out: what a harness around it saw: overflow, the order
+of a table after clicks on its heading, dialogs and console messages.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from pathlib import Path
 
 import pytest
 
-HARNESS = """<!doctype html><meta charset="utf-8"><pre id="out"></pre>
-<iframe id="page" src="page.html" style="border:0;width:WIDTHpx;height:900px"></iframe>
+WIDTHS = (1280, 390)  # of a window on a desk, and of a telephone
+FRAME = '<iframe src="page.html" style="border:0;width:{}px;height:900px"></iframe>'
+HARNESS = """<!doctype html><meta charset="utf-8"><pre id="out"></pre>FRAMES
 <script>
-const seen = {dialogs: 0, ready: false};
-document.getElementById('page').addEventListener('load', event => {
+const all = [], frames = [...document.querySelectorAll('iframe')];
+for (const frame of frames) frame.addEventListener('load', event => {
+  const seen = {dialogs: 0};
   const view = event.target.contentWindow, page = view.document;
   for (const name of ['alert', 'confirm', 'prompt']) view[name] = () => { seen.dialogs += 1; };
   const root = page.documentElement;
@@ -57,8 +59,9 @@ document.getElementById('page').addEventListener('load', event => {
   }).map(cell => cell.textContent);
   seen.text = page.body.innerText;
   seen.title = page.title;
-  seen.ready = true;
-  document.getElementById('out').textContent = JSON.stringify(seen);
+  all.push(seen);
+  if (all.length < frames.length) return;
+  document.getElementById('out').textContent = JSON.stringify(all);
 });
 </script>
 """
@@ -88,31 +91,31 @@ _seen: dict[tuple[str, int], Detection] = {}
 
 
 def opened(page: str, folder: Path, width: int) -> Detection:
-    """The page at a width, opened once. Skips where there is no Chromium."""
+    """The page at a width, opened once at all of them. Skips where there is no Chromium."""
     if (page, width) not in _seen:
-        _seen[page, width] = _open(page, folder, width)
+        _seen.update({(page, one.width): one for one in _open(page, folder)})
     return _seen[page, width]
 
 
-def _open(page: str, folder: Path, width: int) -> Detection:
+def _open(page: str, folder: Path) -> list[Detection]:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
         pytest.skip("chromium is not installed")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "page.html").write_text(page, encoding="utf-8")
-    (folder / "harness.html").write_text(HARNESS.replace("WIDTH", str(width)), encoding="utf-8")
+    frames = "".join(map(FRAME.format, WIDTHS))
+    (folder / "harness.html").write_text(HARNESS.replace("FRAMES", frames), encoding="utf-8")
     done = subprocess.run(
         [chromium, "--headless", "--no-sandbox", "--hide-scrollbars", "--disable-gpu",
          "--disable-dev-shm-usage",
          f"--user-data-dir={folder / 'profile'}", "--enable-logging=stderr", "--v=0",
          # The harness and the page are two files: each would be a stranger to the other.
          "--allow-file-access-from-files", "--disable-web-security", "--virtual-time-budget=5000",
-         f"--window-size={width + 40},1000", "--dump-dom", (folder / "harness.html").as_uri()],
+         f"--window-size={max(WIDTHS) + 40},2000", "--dump-dom",
+         (folder / "harness.html").as_uri()],
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     found = re.search(r'<pre id="out">(.*?)</pre>', done.stdout, flags=re.DOTALL)
     assert found and found[1], done.stderr[-2000:]
-    told = json.loads(unescape(found[1]))
-    assert told.pop("ready")
     console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    return Detection(**told, console=console)
+    return [Detection(**told, console=console) for told in json.loads(unescape(found[1]))]

@@ -12,10 +12,9 @@ from prunescope.analysis.report import comparison
 from prunescope.analysis.report.html import render_html
 from prunescope.analysis.report.notebook import render_comparison, render_notebook
 from tests.analysis.report import example
-from tests.analysis.report.browser import opened
+from tests.analysis.report.browser import WIDTHS, opened
 
 ROOT = Path(__file__).resolve().parents[3]
-WIDTHS = [1280, 390]
 
 
 def ordered(column: list[str]) -> list[float]:

@@ -50,7 +50,9 @@ STEP = parts(mlp=(4, 2), qkvo=(2, 1), attention=(1, 1), elementwise=(1, 1), idle
 def at(family: str, speed: float, **more: Any) -> SweepPoint:
     """A point at s = 0.5 with the categories of STEP: 10 ms dense."""
     plain = {"sparsity": 0.5, "sparsities": [0.5], "categories": STEP}
+    loss = more.pop("loss", None)
     found = point(family, speed, None, **{**plain, **more})
+    found.loss = loss
     found.id = f"{family} {sorted(more.items(), key=str)}"[:200]
     return found
 

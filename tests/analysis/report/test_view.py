@@ -260,7 +260,7 @@ def test_the_table_has_a_row_a_part_and_a_total() -> None:
         ["total added", "1.400", "1.0 %", "added"],
     ]
     assert "where 10.4 % (5.0 % at least, and it may never pay) of the FLOPs" in table.notes[0]
-    assert "here 50.0 % are gone" in table.notes[0]
+    assert "here 50.0 % are removed" in table.notes[0]
 
 
 def test_of_an_unknown_family_the_overhead_is_of_what_decides() -> None:

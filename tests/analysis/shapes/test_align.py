@@ -140,7 +140,7 @@ def test_experts_in_a_loop_have_widths_and_no_rows(tmp_path: Path) -> None:
 def test_a_loop_with_a_shared_expert_is_refused(tmp_path: Path) -> None:
     trace, _ = traced("qwen2_moe", loop=True)
     told = read(trace, "qwen2_moe", tmp_path)
-    assert not widths(told) and "beside a shared one" in " ".join(told.warnings)
+    assert not widths(told) and "in addition to a shared one" in " ".join(told.warnings)
 
 
 def test_mixers_in_another_order_are_refused(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_the_weights_beside_a_config_count_and_it_is_said(tmp_path: Path) -> Non
     assert any("512–1408 MLP channels (config: 1408)" in text for text in told.warnings)
 
 
-def test_a_stretch_that_lacks_a_kernel_is_left_out(tmp_path: Path) -> None:
+def test_a_segment_that_lacks_a_kernel_is_left_out(tmp_path: Path) -> None:
     trace, truth = written(PLAIN)
     kernels = [e for e in trace["traceEvents"] if e["cat"] == "kernel"]
     launches = [e for e in trace["traceEvents"] if e["cat"] != "kernel"]

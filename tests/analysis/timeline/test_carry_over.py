@@ -186,7 +186,8 @@ def test_steps_without_any_link_are_no_steps(tmp_path: Path) -> None:
     made = phase(trace(TWO, Event(100, 10, None, 1), Event(200, 10, None, 2)), tmp_path)
     assert (made.steps, made.wall_ns, made.busy_ns) == (1, 110_000, 20_000)
     assert made.notes[1:3] == [
-        "no work was launched in ProfilerStep#0 and the like: these are not the steps",
+        "ProfilerStep#0 and similar annotations: these annotations contain no launches, so they "
+        "are not the steps",
         "no step marker in the trace: all of it counts as one step",
     ]
 

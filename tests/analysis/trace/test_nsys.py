@@ -20,7 +20,7 @@ from prunescope.analysis.report.formats import FORMATS, RequestedFormats
 from prunescope.analysis.schema.pair_comparison import SHAPES, OneSided
 from prunescope.analysis.schema.report import to_json
 from prunescope.analysis.trace.load import load
-from prunescope.analysis.trace.nsys import plain_kernel
+from prunescope.analysis.trace.nsys_work import plain_kernel
 from prunescope.analysis.trace.nvtx import read_range
 from prunescope.analysis.trace.ranks import find_parts
 from prunescope.taxonomy.errors import PrunescopeError

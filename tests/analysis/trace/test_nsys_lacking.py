@@ -9,7 +9,7 @@ import pytest
 
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.schema.report import Report
-from prunescope.analysis.trace import nsys
+from prunescope.analysis.trace import nsys_tables, nsys_work
 from prunescope.analysis.trace.load import load
 from prunescope.taxonomy.errors import PrunescopeError
 from tests.analysis.trace.test_nsys import (
@@ -180,7 +180,7 @@ def test_a_kernel_without_a_process_is_of_the_gpu_that_all_call_so(tmp_path: Pat
 def test_more_work_than_memory_is_meant_for_is_refused_before_it_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nsys, "MAX_DEVICE_ROWS", 3)
+    monkeypatch.setattr(nsys_work, "MAX_DEVICE_ROWS", 3)
     with pytest.raises(PrunescopeError) as found:
         load(made(tmp_path / "t.sqlite", three))
     assert found.value.problem == (
@@ -188,7 +188,7 @@ def test_more_work_than_memory_is_meant_for_is_refused_before_it_is_read(
     )
     assert "--duration" in found.value.hint
     monkeypatch.undo()
-    monkeypatch.setattr(nsys, "MAX_ROWS", 3)
+    monkeypatch.setattr(nsys_tables, "MAX_ROWS", 3)
     with pytest.raises(PrunescopeError, match="more than 3 events"):
         load(tmp_path / "t.sqlite")
 

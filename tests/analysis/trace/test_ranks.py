@@ -14,7 +14,8 @@ import polars as pl
 import pytest
 
 from prunescope.analysis.findings.rank_replay import replay
-from prunescope.analysis.findings.stragglers import Late, RankTime, straggler
+from prunescope.analysis.findings.registry import FINDINGS
+from prunescope.analysis.findings.stragglers import Late, RankTime, rank_does_more, straggler
 from prunescope.analysis.inputs import open as opened
 from prunescope.analysis.inputs import side
 from prunescope.analysis.pipeline import analyze
@@ -100,7 +101,23 @@ def test_each_rank_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_equal_ranks_have_no_straggler(tmp_path: Path) -> None:
     folder = four(tmp_path / "r", slow=9)
     phases = analyze(folder).report.phases.values()
-    assert not any(f.id == "straggler" for p in phases for f in p.findings)
+    late = ("straggler", "rank-does-more")
+    assert not any(f.id in late for p in phases for f in p.findings)
+
+
+def test_a_rank_that_does_more_is_named_where_times_do_not_show_it() -> None:
+    """Steps that vary more than the ranks differ, and 1.5 x the FLOPs."""
+    noisy = (7e6, 36e6, 32e6, 32e6, 8e6), (11e6, 13e6, 24e6, 15e6, 11e6)
+    ranks = [
+        RankTime(name, 32e6, 9e6, None, flop=flop, on_device=False, own_by_step=own)
+        for name, flop, own in zip(("rank0", "rank1"), (1e9, 1.5e9), noisy, strict=True)
+    ]
+    assert straggler(Late(ranks[0], ranks)) is None
+    assert rank_does_more(Late(ranks[0], ranks)) is None
+    found = rank_does_more(Late(ranks[1], ranks))
+    assert found is not None
+    assert found.text.startswith("rank1 does 1.50 × the FLOPs of the other ranks a step")
+    assert FINDINGS["rank-does-more"].severity == "info"
 
 
 def test_a_rank_that_was_cut_off_before_its_kernels_is_left_out(tmp_path: Path) -> None:
@@ -529,7 +546,7 @@ def test_a_rank_that_is_missing_is_named(tmp_path: Path) -> None:
     """By `world_size`, in front of the events or behind them; else by a hole in the names."""
     for rank in (0, 1, 3):
         save(rank_trace(5, 5, rank=rank), tmp_path / f"rank{rank}.json")
-    said = f"{tmp_path.name} lacks rank 2 of 4: what is said of ranks is of the others"
+    said = f"{tmp_path.name} lacks rank 2 of 4: statements on ranks are about the others"
     assert analyze(tmp_path).report.warnings == [said]
     for path in tmp_path.iterdir():
         trace = json.loads(path.read_text())

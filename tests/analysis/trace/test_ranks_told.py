@@ -63,7 +63,7 @@ def test_ranks_of_the_baseline_that_are_not_compared_are_not_missing(tmp_path: P
     assert report.partial
     assert report.warnings == [
         "rank2, rank3: on one side only, left out",
-        "p lacks rank 2, 3 of 4: what is said of ranks is of the others",
+        "p lacks rank 2, 3 of 4: statements on ranks are about the others",
     ]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.schema.report import FamilyVerdict
+from prunescope.analysis.schema.report import FamilyVerdict, Phase
 from tests.small_capture import saved_model, small_trace
 
 pytestmark = pytest.mark.torch
@@ -54,13 +54,12 @@ def weight_only(model, sparsity):
 trace = partial(small_trace, warmup=1)
 
 
-def families(subject: Path, baseline: Path | None = None) -> dict[str, FamilyVerdict]:
-    phases = analyze(subject, baseline=baseline).report.phases
+def phases_of(subject: Path, baseline: Path | None = None) -> dict[str, Phase]:
+    return analyze(subject, baseline=baseline).report.phases
+
+
+def families(phases: dict[str, Phase]) -> dict[str, FamilyVerdict]:
     return {name: phase.family for name, phase in phases.items() if phase.family is not None}
-
-
-def removed(subject: Path) -> dict[str, float | None]:
-    return analyze(subject).report.phases["prefill"].sparsity
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -89,9 +88,11 @@ def test_a_model_that_is_quantised_or_compiled(
     monkeypatch.chdir(tmp_path)
     with config.patch(compile_threads=1):  # no pool of processes, each with a torch of its own
         run = trace(tmp_path / "run", method=f"{module}:{name}", phase="prefill")
-    found = families(run)
+    phases = phases_of(run)
+    found = families(phases)
     if name in ("int8", "weight_only"):
-        shares = {key: share for key, share in removed(run).items() if key != "nominal"}
+        removed = phases["prefill"].sparsity
+        shares = {key: share for key, share in removed.items() if key != "nominal"}
         assert [key for key, share in shares.items() if share is None] == ["parameters"]
         assert shares["flop"] == 0
     assert {f.id for f in found.values()} == {"outside"}
@@ -117,14 +118,15 @@ def test_other_conditions_both_ways(
     options: dict[str, Any], says: str, plain: Path, tmp_path: Path
 ) -> None:
     other = trace(tmp_path / "other", **options) / "dense"
-    for found in (families(other, plain), families(plain, other)):
+    for pair in ((other, plain), (plain, other)):
+        found = families(phases_of(*pair))
         assert {f.id for f in found.values()} == {"outside"}
         assert all(says in family.evidence[0] for family in found.values()), found
 
 
 def test_the_same_model_twice_is_dense(plain: Path, tmp_path: Path) -> None:
     again = trace(tmp_path / "again", seed=1) / "dense"
-    assert {f.id for f in families(again, plain).values()} == {"dense"}
+    assert {f.id for f in families(phases_of(again, plain)).values()} == {"dense"}
 
 
 MOE = {
@@ -156,8 +158,10 @@ def mixtral(at: Path, **fields: Any) -> str:
 def test_experts(fields: dict[str, Any], wanted: str, says: list[str], tmp_path: Path) -> None:
     dense, pruned = mixtral(tmp_path / "dense"), mixtral(tmp_path / "pruned", **fields)
     run = trace(tmp_path / "run", model=pruned, baseline_model=dense)
-    assert None not in (removed(run)["parameters"], removed(run)["flop"])
-    for family in families(run).values():
+    phases = phases_of(run)
+    removed = phases["prefill"].sparsity
+    assert None not in (removed["parameters"], removed["flop"])
+    for family in families(phases).values():
         assert family.id == wanted
         assert all(text in family.evidence[0] for text in says)
 
@@ -183,7 +187,7 @@ def test_other_models_are_not_comparable(fields: Any, says: str, tmp_path: Path)
     dense = saved_model(tmp_path / "dense", **GEMMA)
     pruned = saved_model(tmp_path / "pruned", **{**GEMMA, **fields})
     run = trace(tmp_path / "run", model=str(pruned), baseline_model=str(dense), phase="prefill")
-    for family in families(run).values():
+    for family in families(phases_of(run)).values():
         assert family.id == "outside"
         assert family.evidence[0].startswith("not comparable: ")
         assert says in family.evidence[0]
@@ -194,7 +198,7 @@ def test_a_layer_that_is_gone_takes_its_window_along(tmp_path: Path) -> None:
     full = {**GEMMA, "layer_types": ["full_attention"], "num_hidden_layers": 1}
     dense, pruned = (saved_model(tmp_path / n, **m) for n, m in (("d", mixed), ("p", full)))
     run = trace(tmp_path / "run", model=str(pruned), baseline_model=str(dense), phase="prefill")
-    assert {f.id for f in families(run).values()} == {"static-m"}
+    assert {f.id for f in families(phases_of(run)).values()} == {"static-m"}
 
 
 def test_windows_that_hold_every_token_are_alike(tmp_path: Path) -> None:
@@ -202,7 +206,7 @@ def test_windows_that_hold_every_token_are_alike(tmp_path: Path) -> None:
         str(saved_model(tmp_path / str(w), **{**GEMMA, "sliding_window": w})) for w in (64, 99)
     )
     run = trace(tmp_path / "run", model=pruned, baseline_model=dense, phase="prefill")
-    assert {f.id for f in families(run).values()} == {"dense"}
+    assert {f.id for f in families(phases_of(run)).values()} == {"dense"}
 
 
 @pytest.mark.parametrize("turned", [False, True])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.schema.report import FamilyVerdict
+from prunescope.analysis.schema.report import FamilyVerdict, Phase
 from tests.analysis.finding_cases import FULL, NARROW, model
 from tests.chrome import chrome, k, op, save
 
@@ -21,14 +21,19 @@ def mm(m: int, n: int, inner: int, us: float = 10) -> Any:
     return op("aten::mm", [m, inner], [inner, n], kernels=[k(us=us, name="ampere_sgemm_64x64_nt")])
 
 
-def family(dense: list[Any], pruned: list[Any], tmp_path: Path) -> FamilyVerdict:
+def compared(dense: list[Any], pruned: list[Any], tmp_path: Path) -> Phase:
     paths = [
         save(chrome(*items), tmp_path / f"{name}.json")
         for name, items in (("dense", dense), ("pruned", pruned))
     ]
     (phase,) = analyze(paths[1], baseline=paths[0]).report.phases.values()
-    assert phase.family is not None
-    return phase.family
+    return phase
+
+
+def family(dense: list[Any], pruned: list[Any], tmp_path: Path) -> FamilyVerdict:
+    found = compared(dense, pruned, tmp_path).family
+    assert found is not None
+    return found
 
 
 def trained(tokens: int, width: int = F, slow_us: float = 10) -> list[Any]:
@@ -51,6 +56,20 @@ def test_low_rank_is_read_from_shapes_alone(rank: int, tmp_path: Path) -> None:
     found = family(dense, pruned, tmp_path)
     assert found.id == "static-k-lowrank", found.evidence
     assert f"6 GEMMs became two through a rank of {rank}" in " ".join(found.evidence)
+    phase = compared(dense, pruned, tmp_path)
+    assert {row.axis for row in phase.gemms} == {"rank"}  # each pairs with the one it replaces
+    assert {(row.dense_n, row.dense_k) for row in phase.gemms} == {(F, H), (H, F)}
+
+
+def test_ranks_that_differ_are_read_in_order(tmp_path: Path) -> None:
+    """A rank for each; what was not factorised is there as it was."""
+    dense = [mm(1024, F, H), mm(1024, H, F), mm(1024, F, H)]
+    pruned = [
+        mm(1024, 64, H), mm(1024, F, 64), mm(1024, 192, F), mm(1024, H, 192), mm(1024, F, H)
+    ]  # fmt: skip
+    found = family(dense, pruned, tmp_path)
+    assert found.id == "static-k-lowrank", found.evidence
+    assert "2 GEMMs became two through a rank, read from their shapes in order" in found.evidence
 
 
 def test_a_rank_that_not_all_have_is_none(tmp_path: Path) -> None:

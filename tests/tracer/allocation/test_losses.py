@@ -11,7 +11,12 @@ import pytest
 import torch
 
 from prunescope.taxonomy.allocation import LayerOption
-from prunescope.taxonomy.allocation_candidates import Candidates, allocated_shape, candidates
+from prunescope.taxonomy.allocation_candidates import (
+    Candidates,
+    allocated_shape,
+    candidates,
+    layer_ranks,
+)
 from prunescope.taxonomy.allocation_plan import (
     KIND,
     Expected,
@@ -31,15 +36,15 @@ IDS = torch.randint(512, (2, 48), generator=torch.Generator().manual_seed(1))
 CALIBRATION = Calibration(batches=IDS.split(1), record={"text": None})
 
 
-def losses_of(model: Any, path: Path | None = None) -> ModelLosses:
+def losses_of(model: Any, path: Path | None = None, *, low_rank: bool = False) -> ModelLosses:
     shape = model_shape(model)
-    sizes = [candidates(shape, number) for number in range(shape.layers)]
+    sizes = [candidates(shape, number, low_rank=low_rank) for number in range(shape.layers)]
     return ModelLosses(model=model, calibration=CALIBRATION, sizes=sizes, path=path)
 
 
 def written(path: Path, losses: ModelLosses, options: list[LayerOption]) -> Path:
     """A plan of these options, with as little else as a plan can have."""
-    layers = []
+    layers, shape = [], model_shape(losses.model)
     for number, one in enumerate(options):
         heads, channels = losses.parts.layers[number].kv_heads, losses.parts.layers[number].channels
         layers.append(
@@ -50,6 +55,7 @@ def written(path: Path, losses: ModelLosses, options: list[LayerOption]) -> Path
                 channels=one.channels,
                 kept_kv_heads=heads.kept(one.kv_heads) if heads and one.kv_heads else None,
                 kept_channels=channels.kept(one.channels) if channels and one.channels else None,
+                ranks=layer_ranks(shape, number, one),
             )
         )
     nothing = Expected(
@@ -82,6 +88,34 @@ def test_a_masked_model_loses_what_the_cut_one_does(name: str, tmp_path: Path) -
     assert model_shape(applied.model).parameters() == shape.parameters()
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_a_model_of_low_ranks_loses_what_its_products_do(name: str, tmp_path: Path) -> None:
+    """An attention in half of its numbers beside an MLP of fewer channels, and an MLP in a
+    quarter: fitted to the whole model, as `trace` does before it cuts anything."""
+    model = tiny_model(name)
+    losses = losses_of(model, low_rank=True)
+    sizes = losses.sizes[0]
+    options = [
+        LayerOption(cost=0, loss=0, attention_lowrank=sizes.attention_lowrank[-1], channels=32),
+        LayerOption(cost=0, loss=0, mlp_lowrank=sizes.mlp_lowrank[0]),
+    ]
+    before = copy.deepcopy(model.state_dict())
+    rise = losses.together(options)
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    curves = losses.layers()[0].parts["mlp_lowrank"]
+    assert list(curves) == list(sizes.mlp_lowrank)
+    assert sorted(curves.values(), reverse=True) == list(curves.values())
+    shape = allocated_shape(model_shape(model), options)
+    plan = written(tmp_path / "plan.json", losses, options)
+    applied = apply_plan(plan, model, CALIBRATION)
+    cut = Stack(applied.model, CALIBRATION.batches).loss([])
+    assert rise == pytest.approx(cut - losses.file.dense, abs=2e-5)
+    assert model_shape(applied.model).parameters() == shape.parameters()
+    assert {role for role, ranks in applied.record["kept"]["rank"].items() if ranks[1]} <= {
+        "gate", "up", "down"
+    }  # fmt: skip
+
+
 def test_a_dropped_layer_and_a_plan_for_another_model(tiny: Any, tmp_path: Path) -> None:
     losses = losses_of(tiny)
     plain = LayerOption(cost=0, loss=0)
@@ -107,7 +141,7 @@ def test_what_was_measured_is_not_measured_again(
     first.measure(lambda: steps.append(1))
     assert len(steps) == 2 * (3 + 4 + 1)  # KV heads, widths, the whole layer
     for one in first.layers()[:2]:
-        for table in (one.kv_heads, one.channels):
+        for table in (one.parts["kv_heads"], one.parts["channels"]):
             lost = [table[size] for size in sorted(table)]
             assert lost == sorted(lost, reverse=True)
             assert min(lost) > 0

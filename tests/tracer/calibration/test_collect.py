@@ -29,8 +29,8 @@ from prunescope.tracer.calibration.scores import best, input_scores, weight_scor
 from prunescope.tracer.calibration.texts import DEFAULT, random_ids, read_text, token_rows
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.model.load import DEMO, Loaded, load_model, load_tokenizer
+from prunescope.tracer.model.low_rank import factors
 from prunescope.tracer.pruners import Applied, family_point, pruner
-from prunescope.tracer.pruners.static_k_lowrank import factors
 from prunescope.tracer.quality.quality import quality, text_passage
 from tests.tracer.architectures import FEW, apply, build, logits
 from tests.tracer.tiny_models import WITHOUT_EXPERTS, tiny_model

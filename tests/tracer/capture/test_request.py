@@ -69,7 +69,7 @@ def test_bad_values(options: dict[str, Any], problem: str, tmp_path: Path) -> No
         ({"device": "mps"}, "cpu and cuda"),
         ({"attn": "magic"}, "has no such attention"),
         ({"device": "cpu", "mode": "graph"}, "a CPU has none"),
-        ({"method": "static-m", "knobs": {"depth": "3"}}, "no knob 'depth'"),
+        ({"method": "static-m", "knobs": {"depth": "3"}}, "no option 'depth'"),
         ({"method": "nomodule.here:prune"}, "cannot be imported"),
         ({"method": "json:prune"}, "no function 'prune'"),
         ({"method": "operator:mul", "knobs": {"a": "b"}}, "--set has no effect"),

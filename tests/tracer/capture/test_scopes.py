@@ -51,9 +51,9 @@ def test_scoped_names(tiny: Any) -> None:
     assert "model" not in names  # no parameters of its own, and children
     for name in ("layers.0", "layers.0.self_attn", "layers.0.mlp", "layers.0.mlp.act_fn", "norm"):
         assert f"model.{name}" in names
-    # 8 layers of 12: itself, attention, its 4 linears, MLP, its 3 linears and activation,
+    # 4 layers of 12: itself, attention, its 4 linears, MLP, its 3 linears and activation,
     # 2 norms make 13; and embedding, rotary, final norm, lm_head.
-    assert len(names) == 8 * 13 + 4
+    assert len(names) == 4 * 13 + 4
 
 
 def test_experts_and_mixers_are_no_leaves() -> None:

@@ -50,7 +50,7 @@ def test_blocks_where_both_do_not_fit(
             assert phase.interleaved == "blocks"
             assert len(phase.samples_ns) == 3
             assert phase.peak_memory_bytes is not None
-    assert len(read_run(folder / "pruned").layer_map or ()) == 4
+    assert len(read_run(folder / "pruned").layer_map or ()) == 2
 
 
 def test_running_out_of_memory_twice_is_an_error(

@@ -58,7 +58,7 @@ def test_pruned_run_names_its_baseline(static_m: Path) -> None:
     assert run.pruning is not None
     assert run.pruning.method == "static-m"
     assert run.layer_map == (run.pruning.kept or {})["layers"]
-    assert len(run.layer_map) == 4  # 8 - int(8 * .5)
+    assert len(run.layer_map) == 2  # 4 - int(4 * .5)
 
 
 def test_too_few_blocks_to_skip_one_are_noted(quick: Callable[..., Path]) -> None:
@@ -74,13 +74,13 @@ def test_too_few_blocks_to_skip_one_are_noted(quick: Callable[..., Path]) -> Non
 def test_memory_shrinks_with_the_layers(static_m: Path) -> None:
     dense, pruned = read_run(static_m / "dense"), read_run(static_m / "pruned")
     kv = 2 * 4 * 16 * 4  # K and V, 4 KV heads of 16 in fp32: bytes a token and layer
-    assert dense.phases["prefill"].kv_bytes == 8 * kv * 16
-    assert pruned.phases["prefill"].kv_bytes == 4 * kv * 16
-    assert dense.phases["decode"].kv_bytes == 8 * kv * 19
+    assert dense.phases["prefill"].kv_bytes == 4 * kv * 16
+    assert pruned.phases["prefill"].kv_bytes == 2 * kv * 16
+    assert dense.phases["decode"].kv_bytes == 4 * kv * 19
     layer = 128 * 128 * 2 + 64 * 128 * 2 + 3 * 128 * 352 + 2 * 128
     assert dense.parameters is not None
     assert pruned.parameters is not None
-    assert dense.parameters - pruned.parameters == 4 * layer
+    assert dense.parameters - pruned.parameters == 2 * layer
     for run in (dense, pruned):
         assert run.weight_bytes is not None
         for phase in run.phases.values():
@@ -118,7 +118,7 @@ def test_annotations_and_scopes(static_m: Path) -> None:
     assert names.count("prunescope.phase") == 1
     steps = [n for n in names if n.startswith("prunescope.step#")]
     assert steps == ["prunescope.step#warmup", "prunescope.step#0", "prunescope.step#1"]
-    for scope in ("model.layers.3", "model.layers.3.self_attn", "model.layers.7.mlp.gate_proj"):
+    for scope in ("model.layers.3", "model.layers.3.self_attn", "model.layers.3.mlp.gate_proj"):
         assert names.count(scope) == 2
     assert {"model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head"} <= set(names)
     phase = next(e for e in spans if e["name"] == "prunescope.phase")
@@ -127,7 +127,7 @@ def test_annotations_and_scopes(static_m: Path) -> None:
         for e in spans
     )
     mm = [e for e in spans if e["name"] == "aten::mm"]
-    assert len(mm) == 2 * (8 * 7 + 1)  # as in a plain loop, lm_head is one product too
+    assert len(mm) == 2 * (4 * 7 + 1)  # as in a plain loop, lm_head is one product too
     assert "aten::bmm" not in {e["name"] for e in spans}
     assert [[16, 128], [128, 352]] in [e["args"]["Input Dims"] for e in mm]
 
@@ -146,8 +146,8 @@ def test_every_op_lies_in_a_step(static_m: Path) -> None:
 
 def test_removed_layers_are_renumbered(static_m: Path) -> None:
     names = {e["name"] for e in events(static_m / "pruned" / "decode.trace.json.gz")}
-    assert "model.layers.3" in names
-    assert "model.layers.4" not in names
+    assert "model.layers.1" in names
+    assert "model.layers.2" not in names
 
 
 def test_dense_alone_without_a_method(quick: Callable[..., Path]) -> None:
@@ -171,6 +171,12 @@ def test_baseline_of_other_inputs_is_refused(quick: Callable[..., Path], tmp_pat
     dense = quick(phase="decode")
     with pytest.raises(PrunescopeError, match="prompt_len 16, this one 8"):
         quick(method="static-m", phase="decode", baseline=dense, prompt_len=8, out=tmp_path / "x")
+    for options, says in (
+        ({"flush": True}, "decode was timed without a flushed cache, this one with it"),
+        ({"mode": "compile"}, "mode eager, this one compile"),
+    ):
+        with pytest.raises(PrunescopeError, match=says):
+            quick(method="static-m", phase="decode", baseline=dense, out=tmp_path / "x", **options)
     with pytest.raises(PrunescopeError, match="no prefill phase"):
         quick(method="static-m", baseline=dense, out=tmp_path / "x")
     assert not (tmp_path / "x").exists()

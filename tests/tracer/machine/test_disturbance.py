@@ -24,7 +24,7 @@ from prunescope.tracer.machine.disturbance import (
     watched,
 )
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.machine]
 MS = 1_000_000
 CPU = torch.device("cpu")
 

@@ -239,7 +239,7 @@ def test_static_k_mask(tiny: Any) -> None:
 
 
 def test_unknown_knobs_and_choices(tiny: Any) -> None:
-    with pytest.raises(PrunescopeError, match="no knob 'deepth'"):
+    with pytest.raises(PrunescopeError, match="no option 'deepth'"):
         apply("static-m", tiny, 0.5, deepth="1")
     with pytest.raises(PrunescopeError, match="unit"):
         apply("static-m", tiny, 0.5, unit="block")

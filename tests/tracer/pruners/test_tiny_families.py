@@ -16,11 +16,11 @@ from prunescope.taxonomy.families import family
 from prunescope.tracer.capture.weight_stats import dynamic_stats
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.load import load_model
-from prunescope.tracer.pruners.static_k_lowrank import LowRank
+from prunescope.tracer.model.low_rank import LowRank
 from tests.tracer.dynamic_reference import prune, reference, steps, tokens
 from tests.tracer.tiny_models import WITHOUT_EXPERTS
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.whole]
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.03, torch.float16: 0.01}
 STATIC = tuple(name for name in WITHOUT_EXPERTS if family(name).dynamics == "static")
 DYNAMIC = tuple(name for name in WITHOUT_EXPERTS if family(name).dynamics == "dynamic")

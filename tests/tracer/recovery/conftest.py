@@ -38,6 +38,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
     plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     folder = tmp_path_factory.mktemp("reader")
     loaded = load_model("tiny-llama", dtype="auto", device=torch.device("cpu"), attn="sdpa")
+    loaded.model.config.max_position_embeddings = 512
     loaded.model.save_pretrained(folder / "model")
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, bos_token="<s>", eos_token="<s>")
     tokenizer.save_pretrained(folder / "model")

@@ -23,6 +23,7 @@ from prunescope.tracer.sweep.plan import (
     make_plan,
     model_name,
     read_shard,
+    recording_problem,
     request_of,
     shard_of,
 )
@@ -66,11 +67,11 @@ def test_knobs_are_those_of_a_method() -> None:
 @pytest.mark.parametrize(
     ("knob", "says"),
     [
-        ("choose=threshold", "is not FAMILY.KNOB=VALUE"),
+        ("choose=threshold", "is not FAMILY.OPTION=VALUE"),
         ("static-m.unit=mlp", "of a family of this sweep"),
-        ("dynamic-m.depth=3", "no knob 'depth'"),
+        ("dynamic-m.depth=3", "no option 'depth'"),
         ("dynamic-m.choose=best", "is no choice"),
-        ("dynamic-m.choose", "is not FAMILY.KNOB=VALUE"),
+        ("dynamic-m.choose", "is not FAMILY.OPTION=VALUE"),
     ],
 )
 def test_a_knob_that_there_is_not(knob: str, says: str) -> None:
@@ -175,7 +176,7 @@ def test_every_option_that_varies_is_in_the_name_of_a_result() -> None:
 
 def test_the_axes_of_a_study_make_results(tmp_path: Path) -> None:
     text = (
-        "model: tiny-llama\nfamilies: [static-nk-mlp, static-m, dynamic-m]\nsparsities: 0.5\n"
+        "model: tiny-llama\nfamilies: [static-nk-mlp, dynamic-m, dynamic-depth]\nsparsities: 0.5\n"
         "phases: prefill\nmode: [eager, compile]\nlogits: all\nflush: true\nwarmup: 10\n"
         "attn: [sdpa, eager]\nset: {align: [1, odd]}\n"
     )
@@ -191,14 +192,25 @@ def test_the_axes_of_a_study_make_results(tmp_path: Path) -> None:
     assert (request.flush, request.warmup, request.knobs) == (True, 10, {"align": "odd"})
     assert model_name(one) == "static-nk-mlp-s0.5-d0-attn-eager-alignodd"
     refused = {result.family for result in plan.results if result.problem}
-    assert refused == {"dynamic-m"} and any("cannot record dynamic-m" in n for n in plan.notes)
+    assert refused == {"dynamic-depth"}
+    assert any("cannot record dynamic-depth" in note for note in plan.notes)
+
+
+def test_what_cannot_be_recorded_depends_on_the_knobs() -> None:
+    routed = {"dynamic-m.keys": "routed"}
+    assert recording_problem("dynamic-m+static-m", "eager", routed) is None
+    assert recording_problem("dynamic-m+static-m", "graph", {}) is None
+    problem = recording_problem("dynamic-m+static-m", "graph", routed)
+    assert problem is not None and "keys=routed" in problem
+    assert recording_problem("dynamic-depth", "compile", {"in_graphs": "masked"}) is None
 
 
 @pytest.mark.parametrize(
     ("line", "says"),
     [
         ("mode: fast", "mode"), ("flush: 1", "flush.*true or false"), ("warmup: [-1]", "warmup"),
-        ("set: align=1", "set"), ("set: {aline: 1}", "no family of this sweep has a knob 'aline'"),
+        ("set: align=1", "set"),
+        ("set: {aline: 1}", "no family of this sweep has an option 'aline'"),
         ("set: {align: 3}", "is no choice"), ("logits: [first]", "logits"),
     ],
 )  # fmt: skip
@@ -283,9 +295,8 @@ def test_mistakes_in_a_file_are_named(text: str, problem: str, tmp_path: Path) -
 
 
 def test_a_file_or_a_preset() -> None:
-    for given in ({"config": None, "preset": None}, {"config": Path("x"), "preset": "paper"}):
-        with pytest.raises(PrunescopeError, match="one of the two"):
-            read_configs(**given)  # type: ignore[arg-type]
+    with pytest.raises(PrunescopeError, match="a CONFIG.yaml, --preset, or both"):
+        read_configs(None, None)
     with pytest.raises(PrunescopeError, match="no sweep preset"):
         read_configs(None, "papper")
     with pytest.raises(PrunescopeError, match="cannot be read"):
@@ -294,7 +305,7 @@ def test_a_file_or_a_preset() -> None:
 
 @pytest.mark.torch
 def test_an_estimate_grows_with_the_plan() -> None:
-    from prunescope.tracer.sweep.estimate import estimate_s
+    from prunescope.tracer.sweep.estimate import Forward, estimate_s
 
     shape = ModelShape.from_config(preset_config("smollm2-135m"))
     peaks = MeasuredPeaks(dense_flop_per_s={"bf16": 1e12}, byte_per_s=2e10)
@@ -302,7 +313,7 @@ def test_an_estimate_grows_with_the_plan() -> None:
     def seconds(**options: Any) -> float:
         config = SweepConfig(model="m", families=("static-m",), **options)
         plan = make_plan([config], shape)
-        return estimate_s(plan.results, config, shape, peaks=peaks, itemsize=2)
+        return estimate_s(plan.results, config, Forward(shape, peaks, 2))
 
     least = seconds(batches=(1,), repeats=5)
     assert least < seconds(batches=(1,), repeats=50) < seconds(batches=(1, 8), repeats=50)

@@ -6,13 +6,15 @@ place in the model is one unit on each side, so that no unit counts as added whe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import polars as pl
 
 from prunescope.analysis.kernels.frame import POINT, Kernels
 from prunescope.taxonomy.gemm import Gemm
+from prunescope.taxonomy.roles import UNPLACED
 
+ON_WEIGHTS = "on weights"  # class of pointwise work on whole weights, which the dense side lacks
 Shapes = tuple[tuple[int, ...], ...]
 _KEY = ["op", "shapes"]
 
@@ -67,6 +69,24 @@ def on_weights(calls: tuple[MoreCalls, ...], kernels: Kernels) -> tuple[MoreCall
     return tuple(one for one in calls if one.shapes[:1] and one.shapes[0] in weights - others)
 
 
+def with_work_on_weights(kernels: Kernels, reference: Kernels) -> Kernels:
+    """`kernels`, in which pointwise work of no known place on whole weights, such as a mask, has a
+    class of its own where `reference` never does it: it is added work, and no part of a unit that
+    the dense side has too."""
+    new = on_weights(more_calls(reference, kernels), kernels)
+    made = {(one.op, one.shapes) for one in new if not one.dense}
+    calls = [
+        i
+        for i, call in enumerate(kernels.calls)
+        if (call.name.rstrip("_"), call.shapes[:2]) in made
+    ]
+    if not calls:
+        return kernels
+    here = pl.col("class") == POINT, pl.col("role").is_in(UNPLACED), pl.col("call").is_in(calls)
+    of_weights = pl.when(*here).then(pl.lit(ON_WEIGHTS)).otherwise("class")
+    return replace(kernels, frame=kernels.frame.with_columns(of_weights.alias("class")))
+
+
 def _activations(gemm: Gemm) -> tuple[tuple[int, int], tuple[int, int]]:
     return (gemm.m, gemm.k), (gemm.m, gemm.n)
 
@@ -81,7 +101,7 @@ def _counts(kernels: Kernels) -> pl.DataFrame:
         },
         schema={"call": pl.Int64, "op": pl.String, "shapes": pl.String},
     )
-    rows = kernels.frame.filter(pl.col("class") == POINT).select(
+    rows = kernels.frame.filter(pl.col("class").is_in([POINT, ON_WEIGHTS])).select(
         "step", "busy", "instance", pl.col("call").cast(pl.Int64)
     )
     rows = rows.join(table, on="call", how="inner")

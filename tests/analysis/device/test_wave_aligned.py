@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunescope.analysis.device.good import FAR, NEAR, Tiling, good_neighbours
+from prunescope.analysis.device.wave_aligned import FAR, NEAR, Tiling, wave_aligned_neighbours
 
 # Columns of 32 tiles on 188 slots, as of a 4096-row GEMM with 128 x 256 tiles.
 LARGE = Tiling(side=256, column=32, slots=188)
@@ -28,14 +28,14 @@ LARGE = Tiling(side=256, column=32, slots=188)
 def test_the_nearest_ends_of_waves(
     now: int, reach: float, wanted: tuple[int | None, int | None]
 ) -> None:
-    assert good_neighbours(LARGE, "N", now, reach=reach) == wanted
+    assert wave_aligned_neighbours(LARGE, "N", now, reach=reach) == wanted
 
 
 @pytest.mark.parametrize(
     ("now", "wanted"), [(3435, (3424, 3440)), (3440, (3424, 3440)), (9, (None, 16))]
 )
 def test_a_good_k_is_a_multiple_of_16(now: int, wanted: tuple[int | None, int]) -> None:
-    assert good_neighbours(LARGE, "K", now, reach=NEAR) == wanted
+    assert wave_aligned_neighbours(LARGE, "K", now, reach=NEAR) == wanted
 
 
 def test_the_widest_of_so_many_waves() -> None:
@@ -57,7 +57,7 @@ def test_no_good_dimension_is_nearer(
     side: int, column: int, slots: int, now: int, reach: float
 ) -> None:
     tiling = Tiling(side=side, column=column, slots=slots)
-    below, above = good_neighbours(tiling, "N", now, reach=reach)
+    below, above = wave_aligned_neighbours(tiling, "N", now, reach=reach)
     step = math.lcm(side, 16)
     good = [n for n in range(step, 2 * now + step, step) if tiling.waves(n + 1) > tiling.waves(n)]
     near = [n for n in good if abs(n - now) <= reach * now]

@@ -37,7 +37,7 @@ class Tiling:
         return int(waves * (self.slots or 1.0) / self.column + _EPS) * self.side or None
 
 
-def good_neighbours(
+def wave_aligned_neighbours(
     tiling: Tiling, axis: str, now: int, *, reach: float
 ) -> tuple[int | None, int | None]:
     """The nearest good dimension below `now`, and at or above it; None where there is none."""

@@ -14,12 +14,12 @@ from prunescope.analysis.predict.request import PredictRequest
 from prunescope.taxonomy.option import NamedOption, options_of
 
 
-def options_asked(request: PredictRequest) -> dict[str, Any]:
+def options_of_request(request: PredictRequest) -> dict[str, Any]:
     """Every option by its name in Python, given or not."""
     return {one.name: _plain(getattr(request, one.name)) for one in options_of(PredictRequest)}
 
 
-def command_asked(request: PredictRequest) -> str:
+def command_of(request: PredictRequest) -> str:
     """The command line of a request: the options that differ from their defaults."""
     words = ["prunescope", "predict"]
     for option in options_of(PredictRequest):

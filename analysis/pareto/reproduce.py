@@ -1,0 +1,273 @@
+"""The paper's numbers beside those of a sweep.
+
+In: a Pareto, replayed GEMMs, and the published values. Out: a Reproduction. Where a sweep lacks the
+batch or length of a number, its closest setting stands for it, and is named.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from prunescope.analysis.pipeline import TOOL
+from prunescope.analysis.schema.pareto import Pareto, SweepPoint
+from prunescope.analysis.schema.reproduction import (
+    ReproducedValue,
+    Reproduction,
+    SetupDifference,
+)
+from prunescope.taxonomy.paper import (
+    ALIGNMENT,
+    FIGURE_2,
+    FIGURE_5,
+    FIGURE_6,
+    GEMM_STEPS,
+    PERPLEXITY,
+    QUANTITIES,
+    Paper,
+    PublishedValue,
+    published,
+)
+from prunescope.taxonomy.replays import Replays, StepCurve
+
+PAPER = "paper"
+_ALIGN = "align="
+_USUAL = ("16", "paper")  # what families round to without the knob
+_NEAR = 0.05  # of N or K: a size of a curve that stands for a pruned share
+# What a sweep without any number of a figure lacks.
+_LACKS = {
+    FIGURE_5: "`families` of the paper at s = 0.5",
+    FIGURE_6: "`only: [model, layer]`",
+    ALIGNMENT: "`set: {align: [odd, 2, 4, 8, 16, 128]}`",
+    GEMM_STEPS: "GEMMs replayed over N and K: `prunescope gemm RUN`",
+    PERPLEXITY: "`recover: steps=100,rank=16`",
+}
+# Categories of ours that the paper's Fig. 2 has no name for, and where their time is there.
+_INSIDE = {"cache_update": "elementwise", "other": "elementwise", "other_gemm": "qkvo"}
+
+
+def bare(of: Paper) -> Reproduction:
+    """The published values alone."""
+    values = [
+        ReproducedValue(
+            figure=one.figure,
+            quantity=QUANTITIES[one.figure],
+            name=one.name,
+            phase=one.phase,
+            batch=one.batch,
+            prompt_len=one.prompt_len,
+            sparsity=one.sparsity,
+            at=one.at,
+            published=one.value,
+        )
+        for one in published(of)
+    ]
+    return Reproduction(tool=TOOL, against=PAPER, source=of.source, values=values)
+
+
+def reproduce(found: Pareto, of: Paper, replays: Sequence[Replays] = ()) -> Reproduction:
+    """Each published value with ours, its interval and its bound; and what differs in set-up."""
+    ways = {
+        FIGURE_2: _share,
+        FIGURE_5: _speedup,
+        FIGURE_6: _layer,
+        ALIGNMENT: _aligned,
+        PERPLEXITY: _perplexity,
+    }
+    made = bare(of)
+    for value, one in zip(made.values, published(of), strict=True):
+        if one.figure == GEMM_STEPS:
+            _gemm(value, one, replays)
+        else:
+            ways[one.figure](value, one, found)
+    made.differences = _differences(found, of)
+    made.notes = _notes(made)
+    return made
+
+
+def _points(found: Pareto, phase: str | None, *, only: str = "model") -> list[SweepPoint]:
+    """Of whole models, or of one layer, in a phase; null: in any."""
+    names = found.phases if phase is None else [phase] if phase in found.phases else []
+    return [p for name in names for p in found.phases[name].points if p.only == only]
+
+
+def _closest(points: Iterable[SweepPoint], one: PublishedValue) -> list[SweepPoint]:
+    """The points of the setting whose batch and length are the closest, by their ratio; of equally
+    close ones the first, and those with valid times before others."""
+    points = list(points)
+
+    def far(point: SweepPoint) -> tuple[float, bool]:
+        batch = abs(math.log(point.batch / (one.batch or point.batch)))
+        length = abs(math.log(point.prompt_len / (one.prompt_len or point.prompt_len)))
+        return batch + length, not point.timing_valid
+
+    best = min(points, key=far, default=None)
+    return [] if best is None else [p for p in points if p.setting == best.setting]
+
+
+def _align_of(point: SweepPoint) -> str | None:
+    return next((s.removeprefix(_ALIGN) for s in point.set if s.startswith(_ALIGN)), None)
+
+
+def _is_plain(point: SweepPoint) -> bool:
+    """Whether a family has no knob but its usual alignment."""
+    return all(s.startswith(_ALIGN) for s in point.set) and _align_of(point) in (None, *_USUAL)
+
+
+def _of_family(points: Iterable[SweepPoint], one: PublishedValue) -> list[SweepPoint]:
+    return [
+        p for p in points if p.family == one.name and one.sparsity in (p.sparsity, *p.sparsities)
+    ]
+
+
+def _speedup(value: ReproducedValue, one: PublishedValue, found: Pareto) -> None:
+    _measured(value, one, [p for p in _of_family(_points(found, one.phase), one) if _is_plain(p)])
+
+
+def _layer(value: ReproducedValue, one: PublishedValue, found: Pareto) -> None:
+    points = _of_family(_points(found, one.phase, only="layer"), one)
+    _measured(value, one, [p for p in points if _is_plain(p)])
+
+
+def _measured(value: ReproducedValue, one: PublishedValue, points: list[SweepPoint]) -> None:
+    for point in _closest(points, one)[:1]:
+        value.ours, value.ours_ci95 = point.realised, point.realised_ci95
+        value.bound = point.bounds.get("roofline")
+        value.where, value.timing_valid = point.where, point.timing_valid
+
+
+def _share(value: ReproducedValue, one: PublishedValue, found: Pareto) -> None:
+    """Of the result whose dense step takes the median time."""
+    every = [p for p in _points(found, one.phase) if p.categories and p.ledger.get("dense")]
+    points = sorted(_closest(every, one), key=lambda p: p.ledger["dense"])
+    if not points:
+        return
+    point = points[(len(points) - 1) // 2]
+    parts = [c for c in point.categories if one.name in (c.name, _INSIDE.get(c.name))]
+    dense = point.ledger["dense"]
+    value.ours = sum(c.dense_ns for c in parts) / dense
+    if len(parts) == 1 and parts[0].dense_ci95 is not None:
+        value.ours_ci95 = [end / dense for end in parts[0].dense_ci95]
+    value.where, value.timing_valid = point.where, point.timing_valid
+
+
+def _aligned(value: ReproducedValue, one: PublishedValue, found: Pareto) -> None:
+    """Of the closest setting that has this alignment, over the usual one there."""
+    points = _of_family(_points(found, one.phase), one)
+    wanted = next(iter(_closest((p for p in points if _align_of(p) == one.at), one)), None)
+    if wanted is None:
+        return
+    by_align = {_align_of(p): p for p in points if p.setting == wanted.setting}
+    usual = next((by_align[a] for a in (*_USUAL, None) if a in by_align), None)
+    if usual is None:
+        return
+    value.ours = wanted.realised / usual.realised
+    value.where = wanted.where
+    value.timing_valid = wanted.timing_valid and usual.timing_valid
+    bounds = [p.bounds.get("roofline") for p in (wanted, usual)]
+    if bounds[0] and bounds[1]:
+        value.bound = bounds[0] / bounds[1]
+
+
+def _perplexity(value: ReproducedValue, one: PublishedValue, found: Pareto) -> None:
+    points = [p for p in _of_family(_points(found, None), one) if _is_plain(p)]
+    for point in points:
+        loss = point.loss
+        if loss is None or loss.perplexity_rel_recovered is None:
+            continue
+        value.ours = 1 + loss.perplexity_rel_recovered
+        ends = loss.recovered_ci95
+        value.ours_ci95 = None if ends is None else [1 + end for end in ends]
+        value.where = f"window of {loss.context} tokens" if loss.context else None
+        return
+
+
+def _gemm(value: ReproducedValue, one: PublishedValue, replays: Sequence[Replays]) -> None:
+    """The size of a curve over this axis whose share is the closest."""
+    gone = float(one.at or 0)
+    best: tuple[float, StepCurve, float] | None = None
+    for curve in (c for of in replays for c in of.curves if c.axis == one.name):
+        times = dict(zip(curve.sizes, curve.ns, strict=True))
+        dense = max(times, default=0)
+        for size, ns in times.items():
+            apart = abs(1 - size / dense - gone)
+            if apart <= _NEAR and (best is None or apart < best[0]):
+                best = apart, curve, times[dense] / ns
+    if best is not None:
+        _, curve, value.ours = best
+        value.where = f"{curve.role or 'GEMM'}, M = {curve.m}, {curve.dtype}"
+
+
+def _differences(found: Pareto, of: Paper) -> list[SetupDifference]:
+    """The settings in which sweep and paper differ."""
+    points = [p for phase in found.phases.values() for p in phase.points]
+    subject, setup, config = found.subject, of.setup, found.subject.config
+
+    def seen(name: str) -> list[object]:
+        return sorted({getattr(p, name) for p in points})
+
+    ours: dict[str, list[object]] = {
+        "model": [subject.model],
+        "device": [subject.device],
+        "dtype": [subject.dtype],
+        "torch": [subject.versions.get("torch")],
+        "mode": seen("mode"),
+        "logits": seen("logits"),
+        "flush": seen("flush"),
+        "warmup": seen("warmup"),
+        "repeats": [config.get("repeats")],
+        "draws": [max((len(p.draws) for p in points), default=0)],
+        "sparsities": [*sorted({s for p in points for s in p.sparsities})],
+        "batches": seen("batch"),
+        "prompt_lens": seen("prompt_len"),
+    }
+    theirs = msgspec.structs.asdict(setup)
+    return [
+        SetupDifference(name=name, paper=_text(_listed(theirs[name])), ours=_text(values))
+        for name, values in ours.items()
+        if not _same(_listed(theirs[name]), values)
+    ]
+
+
+def _listed(value: object) -> list[object]:
+    return list(value) if isinstance(value, list) else [value]
+
+
+def _same(theirs: list[object], ours: list[object]) -> bool:
+    short = {"bfloat16": "bf16"}
+    return [short.get(str(one), str(one)) for one in theirs] == [str(one) for one in ours]
+
+
+def _text(values: Sequence[object]) -> str:
+    words = {True: "yes", False: "no", None: "unknown"}
+    shown = [words[v] if v is None or isinstance(v, bool) else f"{v}" for v in values]
+    return ", ".join(shown) or "unknown"
+
+
+def _setting(one: ReproducedValue) -> str:
+    """How `where` begins for the batch and length of a published number, if it has any."""
+    return "" if one.batch is None else f"batch {one.batch}, {one.prompt_len} tokens"
+
+
+def _notes(made: Reproduction) -> list[str]:
+    """How many numbers have one of ours, and what is compared otherwise than printed."""
+    known = [one for one in made.values if one.ours is not None]
+    notes = [f"{len(known)} of {len(made.values)} published numbers have one of this sweep"]
+    elsewhere = [one for one in known if one.where and not one.where.startswith(_setting(one))]
+    if elsewhere:
+        notes.append(
+            f"{len(elsewhere)} of ours are of another batch or length, the closest of the sweep: "
+            "the column ours at, and `where` of --json"
+        )
+    seen = {one.figure for one in known}
+    notes += [
+        f"{figure}: the sweep lacks {key}" for figure, key in _LACKS.items() if figure not in seen
+    ]
+    if FIGURE_2 in seen:
+        notes.append("Fig. 2 has no cache update: ours is in elementwise here")
+    invalid = sum(one.timing_valid is False for one in known)
+    if invalid:
+        notes.append(f"? {invalid} of ours are of times that are not valid: no evidence")
+    return notes

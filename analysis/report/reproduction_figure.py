@@ -1,0 +1,125 @@
+"""The paper's Fig. 5 redrawn: published speedups as bars, ours or the predicted ones as points.
+
+In: a Reproduction. Out: files: reproduction.png and .pdf, and reproduction.csv of all numbers.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from prunescope.analysis.report import evidence
+from prunescope.analysis.report.escape import cell
+from prunescope.analysis.report.figures import drawing, saved
+from prunescope.analysis.report.paper_figure import PAGE, looks_of, page, patch
+from prunescope.analysis.report.pareto_figures import legend_below
+from prunescope.analysis.schema.reproduction import ReproducedValue, Reproduction
+from prunescope.taxonomy.paper import FIGURE_5
+
+_NAME, _GROUP = "reproduction", 0.86
+_BLACK: dict[str, Any] = {"color": "black", "linestyle": "none", "markersize": 3}
+
+
+def reproduction_files(
+    found: Reproduction, endings: Sequence[str] = ("png", "pdf")
+) -> dict[str, bytes]:
+    """File name to bytes."""
+    files = {f"{_NAME}.csv": _csv(found)}
+    with drawing():
+        figure = _figure(found)
+        for ending in endings:
+            files[f"{_NAME}.{ending}"] = saved(figure, ending)
+    return files
+
+
+def _csv(found: Reproduction) -> bytes:
+    out = io.StringIO()
+    writer = csv.writer(out, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
+    pairs = ("ours_ci95", "predicted_range")
+    names = [name for name in ReproducedValue.__struct_fields__ if name not in pairs]
+    ends = [f"{pair}_{end}" for pair in pairs for end in ("low", "high")]
+    writer.writerow([*names, *ends])
+    for one in found.values:
+        plain = msgspec.structs.asdict(one)
+        row = [plain[name] for name in names]
+        row += [end for pair in pairs for end in plain[pair] or (None, None)]
+        writer.writerow([cell(v) if isinstance(v, str) else "" if v is None else v for v in row])
+    return out.getvalue().encode()
+
+
+def _figure(found: Reproduction) -> Figure:
+    values = [one for one in found.values if one.figure == FIGURE_5]
+    phases = list(dict.fromkeys(str(one.phase) for one in values))
+    colours = {name: colour for name, (colour, _) in looks_of(list(_families(values))).items()}
+    figure, grid = page(len(phases), 1, (PAGE, 2.0))
+    for (axes,), phase in zip(grid, phases, strict=True):
+        _panel(axes, [one for one in values if one.phase == phase], colours)
+        axes.set_title(f"{phase}, s = 0.5", loc="left", fontsize=7)
+    handles: list[Any] = [patch(colour, name) for name, colour in colours.items()]
+    if any(one.predicted is not None for one in values):
+        handles.append(Line2D([], [], marker="o", label="predicted, with its range", **_BLACK))
+    if any(one.ours is not None for one in values):
+        words = "ours at the closest setting of the sweep, 95 % interval"
+        handles.append(Line2D([], [], marker="D", label=words, **_BLACK))
+    if any(one.timing_valid is False for one in values):
+        look = {**_BLACK, "markerfacecolor": "white"}
+        words = f"ours, {evidence.NOT_VALID_TIMING}"
+        handles.append(Line2D([], [], marker="D", label=words, **look))
+    if any(one.bound is not None for one in values):
+        bound = "roofline bound of the prediction" if not _measured(values) else "our bound"
+        handles.append(Line2D([], [], color="black", linewidth=1.2, label=bound))
+    legend_below(figure, handles, columns=7)
+    return figure
+
+
+def _measured(values: Sequence[ReproducedValue]) -> bool:
+    return any(one.ours is not None for one in values)
+
+
+def _families(values: Sequence[ReproducedValue]) -> dict[str, None]:
+    return dict.fromkeys(one.name for one in values)
+
+
+def _panel(axes: Axes, values: Sequence[ReproducedValue], colours: dict[str, str]) -> None:
+    """A group of bars a batch and length."""
+    groups = sorted({(one.batch or 0, one.prompt_len or 0) for one in values})
+    width = _GROUP / len(colours)
+    for one in values:
+        at = groups.index((one.batch or 0, one.prompt_len or 0))
+        at_x = at + (list(colours).index(one.name) - (len(colours) - 1) / 2) * width
+        axes.bar(
+            at_x,
+            one.published,
+            0.9 * width,
+            color=colours[one.name],
+            edgecolor="black",
+            linewidth=0.3,
+        )
+        if one.bound is not None:
+            half = 0.45 * width
+            axes.plot([at_x - half, at_x + half], [one.bound] * 2, color="black", linewidth=1.2)
+        ours, ends, marker = one.ours, one.ours_ci95, "D"
+        if ours is None:
+            ours, ends, marker = one.predicted, one.predicted_range, "o"
+        if ours is None:
+            continue
+        face = "white" if one.timing_valid is False else "black"
+        axes.plot(at_x, ours, marker=marker, markerfacecolor=face, **_BLACK)
+        if ends is not None:
+            axes.plot([at_x, at_x], ends, color="black", linewidth=0.6)
+    axes.axhline(1.0, color="black", linewidth=0.6, linestyle=(0, (3, 2)))
+    shown = [v for one in values for v in (one.published, one.ours, one.predicted, one.bound) if v]
+    axes.set_ylim(0, 1.12 * max(shown))
+    axes.set_xticks(
+        range(len(groups)), [f"batch {batch}\n{length:,} tokens" for batch, length in groups]
+    )
+    axes.set_xlim(-0.5, len(groups) - 0.5)
+    axes.tick_params(axis="x", length=0)
+    axes.set_ylabel("speedup, dense ÷ pruned")

@@ -1,0 +1,252 @@
+"""What one device of an export of Nsight Systems ran: kernels, copies, fills, graphs, and waits of
+its streams.
+
+In: `Tables`. Out: rows of the table of device events of their Collector.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import cached_property, lru_cache
+
+import numpy as np
+
+from prunescope.analysis.trace.collect import (
+    COLUMNS,
+    DEVICE_ROWS,
+    MAX_DEVICE_ROWS,
+    NONE,
+    Ids,
+    Ints,
+    interned,
+)
+from prunescope.analysis.trace.event import DEVICE_CATEGORIES, WHOLE_GRAPH
+from prunescope.analysis.trace.nsys_devices import COPY, FILL, GRAPH, KERNEL, UNPLACED
+from prunescope.analysis.trace.nsys_file import AGAIN, STRINGS
+from prunescope.analysis.trace.nsys_tables import (
+    DEVICE,
+    NO_NAME,
+    NO_TIME,
+    Tables,
+    placed_tables,
+    places_in,
+    processes_of,
+)
+from prunescope.analysis.trace.stream_waits import begins_of_waits
+
+NODES = "CUDA_GRAPH_NODE_EVENTS"
+SYNCS, EVENTS = "CUPTI_ACTIVITY_KIND_SYNCHRONIZATION", "CUPTI_ACTIVITY_KIND_CUDA_EVENT"
+_NAMES = ("demangledName", "shortName", "mangledName")  # of a kernel, the best first
+_STREAM_BITS = 32  # where contexts share a device, their numbers stand before those of streams
+_CLONES = 16  # times that a graph is made from another one
+_UNKNOWN = "Unknown"
+_STREAM_WAITS, _STREAM_WAIT = 2, "Stream Wait Event"  # of ENUM_CUPTI_SYNC_TYPE
+# As kineto names copies; of ENUM_CUDA_MEMCPY_OPER and ENUM_CUDA_MEM_KIND.
+_COPIES = {1: "HtoD", 2: "DtoH", 3: "HtoA", 4: "AtoH", 5: "AtoA", 6: "AtoD", 7: "DtoA", 8: "DtoD",
+           9: "HtoH", 10: "PtoP", 11: "HtoD", 12: "DtoH", 13: "DtoD"}  # fmt: skip
+_MEMORY = {0: "Pageable", 1: "Pinned", 2: "Device", 3: "Array", 4: "Managed", 5: "Device Static",
+           6: "Managed Static"}  # fmt: skip
+_CAST = re.compile(r"\(((?:unsigned |signed )?(?:bool|char|short|int|long long|long))\)(-?\d+)")
+_LITERALS = {"unsigned int": "u", "long": "l", "unsigned long": "ul", "long long": "ll",
+             "unsigned long long": "ull"}  # fmt: skip
+
+
+class DeviceWork:
+    """Fills the device's table, told apart by streams and the nodes of graphs."""
+
+    def __init__(self, tables: Tables) -> None:
+        self.tables = tables
+        self._contexts: Ids[tuple[int, int]] = Ids()
+
+    def read(self) -> None:
+        """All that the device ran, as far as the file has it."""
+        self.tables.collect.tables[DEVICE].reserve(self._device_rows())
+        for rows in self._work():
+            self._add_device(rows)
+        self._graphs()
+        self._stream_waits()
+        self._say_unnamed()
+
+    def _device_rows(self) -> int:
+        """How many rows of the device's work there are at most. Those that name no device are
+        counted apart."""
+        tables = placed_tables(self.tables.file)
+        self.tables.collect.unplaced = sum(
+            self.tables.file.count(table, UNPLACED) for table in tables
+        )
+        of_device = f'"deviceId" IN ({self.tables.device.numbers})'
+        work = sum(self.tables.file.count(table, of_device) for table in tables)
+        if work > MAX_DEVICE_ROWS:
+            raise self.tables.source.error(
+                f"it holds {work:,} {DEVICE_ROWS} of one device, more than {MAX_DEVICE_ROWS:,}",
+                "profile fewer steps: three say as much as a thousand (`nsys profile` takes "
+                "--delay and --duration in seconds, or --capture-range)",
+            )
+        return work + self.tables.file.count(SYNCS)
+
+    def _add_device(self, rows: dict[str, Ints]) -> None:
+        """Work of the device into its table."""
+        none = np.full(len(rows["ts"]), NONE)
+        rows = {**dict.fromkeys(COLUMNS[DEVICE], none), **rows}
+        rows |= {
+            "device": np.full(len(none), self.tables.device.index),
+            "stream": self._streams(rows),
+        }
+        rows |= self._captured(rows["node"])
+        self.tables.add(DEVICE, rows, COLUMNS[DEVICE])
+
+    def _work(self) -> Iterator[dict[str, Ints]]:
+        """Kernels, copies and fills of the device, a block at a time."""
+        yield from self._kernels()
+        yield from self._copies()
+        yield from self._fills()
+
+    def _kernels(self) -> Iterator[dict[str, Ints]]:
+        name = next((n for n in _NAMES if self.tables.file.has(KERNEL, n)), _NAMES[0])
+        sizes = {f"{what}{axis}": f"{what}{axis}" for what in ("grid", "block") for axis in "XYZ"}
+        others = {"registers": "registersPerThread", "node": "graphNodeId",
+                  "fixed": "staticSharedMemory", "asked": "dynamicSharedMemory"}  # fmt: skip
+        for rows in self.tables.events(KERNEL, name=name, **others, **sizes):
+            known = (rows["fixed"] >= 0) & (rows["asked"] >= 0)
+            yield {
+                **rows,
+                "name": self.tables.named(rows["name"], plain_kernel, of="kernels"),
+                "category": np.full(len(known), DEVICE_CATEGORIES["kernel"]),
+                "grid": self.tables.sizes_of([rows[f"grid{axis}"] for axis in "XYZ"]),
+                "block": self.tables.sizes_of([rows[f"block{axis}"] for axis in "XYZ"]),
+                "shared_memory": np.where(known, rows["fixed"] + rows["asked"], NONE),
+            }
+
+    def _copies(self) -> Iterator[dict[str, Ints]]:
+        kinds = {"copy": "copyKind", "source": "srcKind", "target": "dstKind"}
+        for rows in self.tables.events(COPY, bytes="bytes", node="graphNodeId", **kinds):
+            distinct = zip(*(rows[name].tolist() for name in kinds), strict=True)
+            names = interned(self.tables.collect.names, [_copy_name(*kind) for kind in distinct])
+            category = np.full(len(names), DEVICE_CATEGORIES["gpu_memcpy"])
+            yield {**rows, "name": np.array(names, np.int64), "category": category}
+
+    def _fills(self) -> Iterator[dict[str, Ints]]:
+        for rows in self.tables.events(FILL, bytes="bytes", node="graphNodeId", memory="memKind"):
+            kinds = (f"Memset ({_MEMORY.get(kind, _UNKNOWN)})" for kind in rows["memory"].tolist())
+            names = interned(self.tables.collect.names, list(kinds))
+            category = np.full(len(names), DEVICE_CATEGORIES["gpu_memset"])
+            yield {**rows, "name": np.array(names, np.int64), "category": category}
+
+    def _graphs(self) -> None:
+        """Launches of graphs that were recorded as one interval each: those whose kernels are not
+        there."""
+        known = np.sort(self.tables.device_columns("correlation")[0])
+        launches = 0
+        for rows in self.tables.events(GRAPH, graph="graphId"):
+            alone = places_in(known, rows["correlation"]) < 0
+            rows = {name: column[alone] for name, column in rows.items()}
+            names = [f"{WHOLE_GRAPH}{graph}" for graph in rows["graph"].tolist()]
+            launches += len(names)
+            name = np.array(interned(self.tables.collect.names, names), np.int64)
+            self._add_device({**rows, "name": name, "category": np.zeros(len(names), np.int64)})
+        if launches:
+            self.tables.caveats.append(
+                f"{launches:,} launches of CUDA graphs are one interval each, without their "
+                "kernels: profile with --cuda-graph-trace=node"
+            )
+
+    def _stream_waits(self) -> None:
+        """Times in which a stream waits for an event, of events whose completion was recorded."""
+        columns = {"process": "globalPid", "sync": "eventSyncId"}
+        events = self.tables.columns(EVENTS, columns, end="timestamp", start="timestamp")
+        events["process"] = processes_of(events["process"])
+        known = (events["ts"] > 0) & (events["sync"] >= 0)  # 0: its completion was not recorded
+        complete = {
+            (process, sync): ts
+            for process, sync, ts in zip(
+                *(events[name][known].tolist() for name in ("process", "sync", "ts")), strict=True
+            )
+        }
+        if not complete:
+            return
+        ts, dur, streams = self.tables.device_columns("ts", "dur", "stream")
+        work = ts.copy(), ts + dur, streams.copy()
+        for rows in self.tables.events(SYNCS, kind="syncType", sync="eventSyncId"):
+            ids = zip(rows["process"].tolist(), rows["sync"].tolist(), strict=True)
+            until = np.array([complete.get(one, NONE) for one in ids], np.int64)
+            wanted = (rows["kind"] == _STREAM_WAITS) & (rows["ts"] != NO_TIME) & (until >= 0)
+            rows, until = {name: column[wanted] for name, column in rows.items()}, until[wanted]
+            called = rows["ts"] + rows["dur"]
+            begin = begins_of_waits(called, until, self._streams(rows), work)
+            waits = begin >= 0
+            rows = {name: column[waits] for name, column in rows.items()}
+            name = interned(self.tables.collect.names, [_STREAM_WAIT] * len(rows["ts"]))
+            none = np.full(len(name), NONE)
+            rows |= {"ts": begin[waits], "dur": (until - begin)[waits], "correlation": none}
+            rows |= {"name": np.array(name, np.int64), "category": np.zeros(len(name), np.int64)}
+            self._add_device(rows)
+
+    def _streams(self, rows: dict[str, Ints]) -> Ints:
+        """Streams, told apart where several contexts number theirs alike: those of the first
+        context keep their numbers."""
+        places = list(zip(rows["process"].tolist(), rows["context"].tolist(), strict=True))
+        context = np.array(interned(self._contexts, places), np.int64)
+        stream = rows["stream"]
+        return np.where(stream >= 0, stream + (context << _STREAM_BITS), NONE)
+
+    @cached_property
+    def _nodes(self) -> dict[str, Ints]:
+        """The nodes of graphs as they were captured, by their numbers."""
+        columns = {"thread": "globalTid", "node": "graphNodeId", "original": "originalGraphNodeId"}
+        rows = self.tables.columns(NODES, columns, self.tables.of_processes(NODES), end="start")
+        order = np.lexsort((rows["ts"], rows["node"]))
+        rows = {name: column[order] for name, column in rows.items()}
+        return {**rows, "thread": self.tables.threads_of(rows["thread"])}
+
+    def _captured(self, node: Ints) -> dict[str, Ints]:
+        """When and on which thread the node of each graph kernel was captured. A node of a graph
+        that was made from another graph is followed to its original."""
+        none = np.full(len(node), NONE)
+        is_node = node >= 0
+        if not is_node.any() or not len(self._nodes["ts"]):
+            return {"captured": none, "captured_on": none}
+        rows = self._nodes
+        for _ in range(_CLONES):
+            at = places_in(rows["node"], node)
+            original = np.where(at >= 0, rows["original"][at], NONE)
+            further = (
+                (original >= 0) & (original != node) & (places_in(rows["node"], original) >= 0)
+            )
+            if not further.any():
+                break
+            node = np.where(further, original, node)
+        at = places_in(rows["node"], node)
+        known = (at >= 0) & is_node
+        return {
+            "captured": np.where(known, rows["ts"][at], NONE),
+            "captured_on": np.where(known, rows["thread"][at], NONE),
+        }
+
+    def _say_unnamed(self) -> None:
+        """A caveat where names of kernels are not in the file."""
+        if count := self.tables.unnamed["kernels"]:
+            self.tables.caveats.append(
+                f"{count:,} of its kernels have no name in the file ({STRINGS}): they are shown "
+                f"as {NO_NAME}, and what they do is unknown; {AGAIN}"
+            )
+
+
+def _copy_name(kind: int, source: int, target: int) -> str:
+    """As kineto names a copy."""
+    ends = f"({_MEMORY.get(source, _UNKNOWN)} -> {_MEMORY.get(target, _UNKNOWN)})"
+    return f"Memcpy {_COPIES.get(kind, _UNKNOWN)} {ends}"
+
+
+@lru_cache(maxsize=4096)
+def plain_kernel(name: str) -> str:
+    """A kernel's name as other profilers demangle it: `<(int)8, (bool)0>` is `<8, false>`."""
+    name = name.replace("<unnamed>", "(anonymous namespace)")
+    return _CAST.sub(_literal, name)
+
+
+def _literal(found: re.Match[str]) -> str:
+    kind, number = found[1], found[2]
+    if kind == "bool":
+        return "false" if number == "0" else "true"
+    return f"{number}{_LITERALS.get(kind, '')}"

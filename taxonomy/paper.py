@@ -1,0 +1,140 @@
+"""The numbers that arXiv 2606.09080 prints, as values: what `prunescope reproduce` compares with.
+
+`paper.json` holds them as the paper does; a test recomputes what follows from others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import msgspec
+
+FIGURE_2, FIGURE_5, FIGURE_6 = "Fig. 2", "Fig. 5", "Fig. 6"
+ALIGNMENT, GEMM_STEPS, PERPLEXITY = "alignment", "GEMM steps", "perplexity"
+# What each figure has numbers of.
+QUANTITIES = {
+    FIGURE_2: "share of the dense step",
+    FIGURE_5: "speedup of the model",
+    FIGURE_6: "speedup of one layer alone",
+    ALIGNMENT: "speedup, relative to multiples of 16",
+    GEMM_STEPS: "speedup of one GEMM alone",
+    PERPLEXITY: "perplexity over dense, after recovery",
+}
+# Of Figs. 2 and 6, and of the study of alignment.
+_LONGEST = 32768
+
+
+class Setup(msgspec.Struct, kw_only=True, frozen=True):
+    """How the paper measured."""
+
+    model: str
+    device: str
+    dtype: str
+    torch: str
+    mode: str
+    logits: str
+    flush: bool
+    warmup: int
+    repeats: int
+    draws: int
+    sparsities: list[float]
+    batches: list[int]
+    prompt_lens: list[int]
+
+
+class Step(msgspec.Struct, kw_only=True, frozen=True):
+    """The dense step of Fig. 2: shares by category; `gap`: launches."""
+
+    wall_ns: float
+    shares: dict[str, float]
+    gap: float
+
+
+class Steps(msgspec.Struct, kw_only=True, frozen=True):
+    """The speedup of one GEMM over the pruned shares of N and of K."""
+
+    m: int
+    n: int
+    k: int
+    pruned: list[float]
+    of_n: list[float] = msgspec.field(name="N")
+    of_k: list[float] = msgspec.field(name="K")
+
+
+class Paper(msgspec.Struct, kw_only=True, frozen=True):
+    """paper.json. Rows of `figure_5`: family, phase, batch, length, speedup at s = 0.5."""
+
+    source: str
+    setup: Setup
+    figure_2: dict[str, Step]
+    figure_5: list[tuple[str, str, int, int, float]]
+    figure_6_ns: dict[str, dict[str, float]]
+    alignment: list[tuple[str, str, float]]  # align, family, relative speedup
+    gemm: Steps
+    dense_perplexity: float
+    perplexity: list[tuple[str, float, float]]  # family, sparsity, perplexity
+
+
+class PublishedValue(msgspec.Struct, kw_only=True, frozen=True):
+    """One number of the paper. `name`: a family, a category, or an axis of a GEMM; `at`: what else
+    places it, an alignment or a share."""
+
+    figure: str
+    name: str
+    value: float
+    phase: str | None = None
+    batch: int | None = None
+    prompt_len: int | None = None
+    sparsity: float | None = None
+    at: str | None = None
+
+
+@cache
+def paper() -> Paper:
+    """The numbers of the paper."""
+    data = resources.files("prunescope.taxonomy").joinpath("paper.json").read_bytes()
+    return msgspec.json.decode(data, type=Paper)
+
+
+def published(of: Paper) -> Iterator[PublishedValue]:
+    """Every number of the paper, in the order of its figures."""
+    whole: dict[str, Any] = {"batch": 1, "prompt_len": _LONGEST}
+    for phase, step in of.figure_2.items():
+        for name, share in [*step.shares.items(), ("idle", step.gap)]:
+            yield PublishedValue(figure=FIGURE_2, name=name, value=share, phase=phase, **whole)
+    for family, phase, batch, length, speedup in of.figure_5:
+        yield PublishedValue(
+            figure=FIGURE_5,
+            name=family,
+            value=speedup,
+            phase=phase,
+            batch=batch,
+            prompt_len=length,
+            sparsity=0.5,
+        )
+    for phase, layer in of.figure_6_ns.items():
+        for family in [name for name in layer if name != "dense"]:
+            speedup = layer["dense"] / layer[family]
+            yield PublishedValue(
+                figure=FIGURE_6, name=family, value=speedup, phase=phase, sparsity=0.5, **whole
+            )
+    usual = {family: value for align, family, value in of.alignment if align == "16"}
+    for align, family, value in of.alignment:
+        yield PublishedValue(
+            figure=ALIGNMENT,
+            name=family,
+            value=value / usual[family],
+            phase="prefill",
+            sparsity=0.5,
+            at=align,
+            **whole,
+        )
+    for axis, speedups in (("N", of.gemm.of_n), ("K", of.gemm.of_k)):
+        for share, speedup in zip(of.gemm.pruned, speedups, strict=True):
+            yield PublishedValue(figure=GEMM_STEPS, name=axis, value=speedup, at=f"{share:g}")
+    for family, sparsity, perplexity in of.perplexity:
+        ratio = perplexity / of.dense_perplexity
+        yield PublishedValue(figure=PERPLEXITY, name=family, value=ratio, sparsity=sparsity)

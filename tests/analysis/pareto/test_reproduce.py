@@ -1,0 +1,131 @@
+"""The paper's numbers beside a sweep made by hand, and beside predictions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import prunescope
+from prunescope.analysis.pareto.reproduce import bare, reproduce
+from prunescope.analysis.report.reproduction_figure import reproduction_files
+from prunescope.analysis.report.reproduction_tables import reproduction
+from prunescope.analysis.report.sheet import Line
+from prunescope.analysis.schema.pareto import Loss, Pareto
+from prunescope.analysis.schema.reproduction import ReproducedValue, Reproduction
+from prunescope.reproducing import reproduce_predicted
+from prunescope.taxonomy.paper import paper
+from tests.analysis.report.test_paper_figures import at, replays, sweep
+
+
+def value(found: Reproduction, figure: str, name: str, **more: Any) -> ReproducedValue:
+    (one,) = (
+        v
+        for v in found.values
+        if v.figure == figure and v.name == name
+        and all(getattr(v, key) == wanted for key, wanted in more.items())
+    )  # fmt: skip
+    return one
+
+
+def of(points: list[Any], **subject: Any) -> Pareto:
+    return sweep({"prefill": points}, **subject)
+
+
+@pytest.fixture(scope="module")
+def found() -> Reproduction:
+    loss = Loss(perplexity_rel_recovered=0.5, recovered_ci95=[0.4, 0.6], context=1024)
+    points = [
+        at("static-nk", 1.6, batch=1, prompt_len=1024, set=["align=16"], loss=loss),
+        at("static-nk", 1.2, batch=1, prompt_len=1024, set=["align=odd"]),
+        at("static-nk", 1.7, batch=1, prompt_len=8192, set=["align=16"], timing_valid=False),
+        at("static-nk", 1.8, batch=1, prompt_len=8192, set=["align=16"], only="layer"),
+        at("static-nk", 9.0, batch=1, prompt_len=1024, sparsity=0.25, sparsities=[0.25]),
+        at("dynamic-m", 9.0, batch=1, prompt_len=1024, set=["choose=threshold"]),
+    ]
+    return reproduce(of(points), paper(), [replays()])
+
+
+def test_a_number_stands_beside_the_point_of_its_setting(found: Reproduction) -> None:
+    one = value(found, "Fig. 5", "static-nk", phase="prefill", batch=1, prompt_len=1024)
+    assert (one.published, one.ours, one.bound, one.timing_valid) == (1.62, 1.6, 1.2, True)
+    assert one.ours_ci95 == pytest.approx([1.568, 1.632]) and one.where == "batch 1, 1024 tokens"
+
+
+def test_the_closest_setting_stands_in_and_is_named(found: Reproduction) -> None:
+    one = value(found, "Fig. 5", "static-nk", phase="prefill", batch=1, prompt_len=32768)
+    assert (one.ours, one.where, one.timing_valid) == (1.7, "batch 1, 8192 tokens", False)
+    assert any("of another batch or length" in note for note in found.notes)
+    assert any(note.startswith("? ") for note in found.notes)
+
+
+def test_other_knobs_and_sparsities_are_not_the_papers(found: Reproduction) -> None:
+    one = value(found, "Fig. 5", "dynamic-m", phase="prefill", batch=1, prompt_len=1024)
+    assert one.ours is None and one.where is None
+
+
+def test_a_layer_an_alignment_a_gemm_and_a_perplexity(found: Reproduction) -> None:
+    """1.2 at odd sizes over 1.6 at multiples of 16: 0.75, where the paper has .71 / 1.07."""
+    assert value(found, "Fig. 6", "static-nk", phase="prefill").ours == 1.8
+    odd = value(found, "alignment", "static-nk", at="odd")
+    assert (odd.published, odd.ours) == (pytest.approx(0.71 / 1.07), pytest.approx(0.75))
+    assert value(found, "GEMM steps", "N", at="0.5").ours == 2.0
+    assert value(found, "GEMM steps", "K", at="0.5").ours is None
+    lost = value(found, "perplexity", "static-nk", sparsity=0.5)
+    assert (lost.ours, lost.ours_ci95) == (1.5, [1.4, 1.6])
+    assert lost.published == pytest.approx(19.80 / 7.54)
+
+
+def test_shares_of_the_step(found: Reproduction) -> None:
+    shares = [v.ours for v in found.values if v.figure == "Fig. 2" and v.phase == "prefill"]
+    assert shares == pytest.approx([0.4, 0.2, 0.1, 0.1, 0.0, 0.2])
+    assert value(found, "Fig. 2", "mlp", phase="decode").ours is None
+
+
+def test_what_differs_in_set_up() -> None:
+    setup = paper().setup
+    same = {"model": setup.model, "device": setup.device, "dtype": "bf16",
+            "versions": {"torch": setup.torch}, "config": {"repeats": 50}}  # fmt: skip
+    how = {"mode": "graph", "logits": "all", "flush": True, "warmup": 10}
+    found = reproduce(of([at("static-nk", 1.5, batch=1, prompt_len=1024, **how)], **same), paper())
+    names = [one.name for one in found.differences]
+    assert names == ["draws", "sparsities", "batches", "prompt_lens"]
+    other = reproduce(of([at("static-nk", 1.5)]), paper())
+    by_name = {one.name: (one.paper, one.ours) for one in other.differences}
+    assert by_name["mode"] == ("graph", "eager") and by_name["flush"] == ("yes", "no")
+    assert by_name["torch"] == ("2.9.1", "unknown") and by_name["model"] == (setup.model, "m")
+
+
+def test_a_sweep_names_what_it_lacks() -> None:
+    notes = " ".join(reproduce(of([at("static-nk", 1.5)]), paper()).notes)
+    assert "Fig. 6: the sweep lacks `only: [model, layer]`" in notes
+    assert "recover:" in notes and "prunescope gemm" in notes and "align" in notes
+
+
+def test_predictions_stand_beside_every_speedup_of_the_model() -> None:
+    found = reproduce_predicted()
+    speedups = [v for v in found.values if v.figure == "Fig. 5"]
+    assert len(speedups) == 98 and all(v.predicted and v.bound for v in speedups)
+    errors = sorted(abs(v.predicted / v.published - 1) for v in speedups if v.predicted)
+    assert errors[49] < 0.05  # half are within 5 %
+    assert all(v.predicted is None for v in found.values if v.figure != "Fig. 5")
+
+
+def test_tables_and_files(found: Reproduction) -> None:
+    sheet = reproduction(found)
+    titles = [part.title for part in sheet.parts if not isinstance(part, Line)]
+    assert titles[:2] == ["What differs in set-up", "Fig. 2: share of the dense step"]
+    table = next(p for p in sheet.parts if not isinstance(p, Line) and p.id == "Fig. 5")
+    assert "1.70 ?" in {cell.text for row in table.rows for cell in row}
+    files = reproduction_files(found, ["png"])
+    assert files["reproduction.png"][:4] == b"\x89PNG"
+    assert len(files["reproduction.csv"].splitlines()) == 1 + len(bare(paper()).values)
+
+
+def test_the_command_without_a_sweep(tmp_path: Path) -> None:
+    target = tmp_path / "found.json"
+    assert prunescope.main(["reproduce", "--against", "paper", "--json", str(target)]) == 0
+    plain = json.loads(target.read_text("utf-8"))
+    assert plain["schema"] == 1 and len(plain["values"]) == 164 and plain["against"] == "paper"

@@ -1,0 +1,66 @@
+"""The paper's numbers have a second witness: what follows from others, and the facts as they
+were noted from the paper, where these are at hand."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from prunescope.taxonomy.families import known
+from prunescope.taxonomy.paper import FIGURE_5, FIGURE_6, QUANTITIES, paper, published
+
+NOTES = Path(__file__).resolve().parents[3] / "shared/PAPER.md"
+
+
+def test_every_number_is_published_once() -> None:
+    """12 shares; 7 families x 2 phases x 7 settings; 6 x 2 layers; 6 x 3 alignments; 7 x 2 steps;
+    10 perplexities."""
+    counts = Counter(one.figure for one in published(paper()))
+    assert list(counts.values()) == [12, 98, 12, 18, 14, 10] and list(counts) == list(QUANTITIES)
+    keys = [(o.figure, o.name, o.phase, o.batch, o.prompt_len, o.sparsity, o.at)
+            for o in published(paper())]  # fmt: skip
+    assert len(set(keys)) == len(keys)
+
+
+def test_shares_of_the_step_add_up() -> None:
+    for step in paper().figure_2.values():
+        assert sum(step.shares.values()) + step.gap == pytest.approx(1, abs=0.002)
+
+
+def test_a_layer_agrees_with_the_model() -> None:
+    """At batch 1 and 32k a layer alone gains at least what the model gains, whose LM head and
+    elementwise work stay, and at most its share of the step more."""
+    whole = {(o.name, o.phase): o.value for o in published(paper())
+             if o.figure == FIGURE_5 and (o.batch, o.prompt_len) == (1, 32768)}  # fmt: skip
+    for one in (o for o in published(paper()) if o.figure == FIGURE_6):
+        assert one.value == pytest.approx(whole[one.name, one.phase], rel=0.08), one
+
+
+def test_families_are_those_of_the_taxonomy() -> None:
+    names = {o.name for o in published(paper()) if o.sparsity is not None}
+    assert {one.id for one in known(names)} == names
+
+
+def test_the_numbers_are_those_of_the_notes() -> None:
+    if not NOTES.is_file():
+        pytest.skip("needs ../shared/PAPER.md beside the checkout")
+    text = NOTES.read_text(encoding="utf-8")
+    cells = [(1, n) for n in (1024, 8192, 16384, 32768)] + [(b, 1024) for b in (1, 8, 16, 32)]
+    ours = {(o.name, o.phase, o.batch, o.prompt_len): o.value
+            for o in published(paper()) if o.figure == FIGURE_5}  # fmt: skip
+    rows = re.findall(
+        r"^\| ([a-z0-9-]+) \| ([\d./]+) \| ([\d./]+) \| ([\d./]+) \| ([\d./]+) \|", text, re.M
+    )
+    assert len(rows) == 7
+    for family, *columns in rows:
+        for phase, noted in (("prefill", columns[:2]), ("decode", columns[2:])):
+            speeds = [float(one) for column in noted for one in column.split("/")]
+            for (batch, length), speed in zip(cells, speeds, strict=True):
+                assert ours[family, phase, batch, length] == speed
+    for number in (*paper().gemm.of_n, *paper().gemm.of_k):
+        assert f"{number:.2f}" in text
+    for _, _, perplexity in paper().perplexity:
+        assert f"{perplexity:.2f}" in text

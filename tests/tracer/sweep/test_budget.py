@@ -1,0 +1,112 @@
+"""A sweep within hours: what comes first, what is left out, and the preset that it scales."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.presets import preset_config
+from prunescope.taxonomy.run_blocks import MeasuredPeaks
+from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.sweep_files import Planned
+from prunescope.tracer.sweep import sweep as sweep_module
+from prunescope.tracer.sweep.budget import within
+from prunescope.tracer.sweep.config import presets, read_configs
+from prunescope.tracer.sweep.limits import check_possible, limits_here
+from prunescope.tracer.sweep.plan import SweepConfig, SweepPlan, make_plan
+from prunescope.tracer.sweep.request import SweepRequest
+from prunescope.tracer.sweep.sweep import plan_of, summary
+
+HOUR = 3600.0
+SMALL = {"model": "tiny-llama", "mode": ["eager"], "batches": [1, 2], "prompt_lens": [8, 16]}
+
+
+def each_an_hour(results: Sequence[Planned]) -> float:
+    return HOUR * len(results)
+
+
+def plan(**options: object) -> SweepPlan:
+    config = SweepConfig(
+        model="m", families=("static-m", "dynamic-m"), batches=(1, 8), draws=2, **options
+    )  # type: ignore[arg-type]
+    return make_plan([config], None)
+
+
+def test_a_cell_is_whole_before_the_next_and_samples_come_last() -> None:
+    """4 sparsities × 2 families, in 2 phases of 2 batches, drawn twice: 64 results."""
+    results = plan().results
+    found = within(results, 19.5, each_an_hour)
+    assert (len(found.kept), len(found.left_out)) == (18, 46)
+    assert {(one.batch, one.draw) for one in found.kept[:16]} == {(1, 0)}
+    assert {one.phase for one in found.kept[:8]} == {"prefill"}
+    # The ends of the sparsities first, and all families at each.
+    assert [(one.sparsity, one.family) for one in found.kept[:4]] == [
+        (0.5, "static-m"), (0.5, "dynamic-m"), (0.125, "static-m"), (0.125, "dynamic-m")
+    ]  # fmt: skip
+    assert {(one.batch, one.sparsity) for one in found.kept[16:]} == {(8, 0.5)}
+    assert all(one.draw == 1 for one in found.left_out[-32:])
+    first, second = found.lines()
+    assert first.startswith("--budget 19.5: 18 of 64 results, about 18 h: batch 1, 512 tokens pre")
+    assert "about 46 h more would not fit" in second and "random sample 2 (32)" in second
+
+
+def test_layers_come_after_whole_models_and_all_may_fit() -> None:
+    results = plan(only=("layer", "model")).results
+    assert [one.only for one in within(results, 64, each_an_hour).kept] == ["model"] * 32 + [
+        "layer"
+    ] * 32
+    whole = within(results, 1e3, each_an_hour)
+    assert len(whole.kept) == 128 and not whole.left_out and len(whole.lines()) == 1
+    with pytest.raises(PrunescopeError, match="too little for the first step") as caught:
+        within(results, 0.5, each_an_hour)
+    assert "--budget 2.2" in str(caught.value.hint)
+    assert within([], 1, each_an_hour).kept == ()
+
+
+def test_the_keys_of_a_file_replace_those_of_a_preset(tmp_path: Path) -> None:
+    before, after = presets()["paper"], read_configs(SMALL, "paper")
+    assert len(after) == 1  # both sweeps of the study have become the same one
+    assert (after[0].model, after[0].mode) == ("tiny-llama", ("eager",))
+    assert (after[0].families, after[0].warmup) == (before[0].families, (10,))
+    two = tmp_path / "two.yaml"
+    two.write_text("model: tiny-llama\n---\nmodel: tiny-gpt2\n")
+    for config, says in (({"modle": "x"}, "unknown key"), (two, "takes the keys of one")):
+        with pytest.raises(PrunescopeError, match=says):
+            read_configs(config, "paper")  # type: ignore[arg-type]
+
+
+def test_what_a_machine_without_a_gpu_cannot_do() -> None:
+    shape = ModelShape.from_config(preset_config("llama-3.1-8b"))
+    study = make_plan(presets()["paper"], shape)
+    assert any("CUDA graphs" in line for line in limits_here(study))
+    with pytest.raises(PrunescopeError, match="no GPU") as caught:
+        check_possible(study.results)
+    assert "--preset" in str(caught.value.hint)
+    small = make_plan(read_configs({**SMALL, "prompt_lens": [8, 8192]}, "paper"), None)
+    check_possible(small.results)
+    assert not any("CUDA graphs" in line for line in limits_here(small))
+    assert any(
+        "was made for" in line and "8,192 tokens" in line and "4,096" in line
+        for line in limits_here(small)
+    )
+
+
+def test_a_request_with_a_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    peaks = MeasuredPeaks(dense_flop_per_s={"fp32": 1e6}, byte_per_s=1e6)  # of a slow machine
+    monkeypatch.setattr("prunescope.tracer.sweep.estimate.peaks_here", lambda *_: [peaks])
+    request = SweepRequest({**SMALL, "dtype": "float32"}, out=tmp_path / "s", preset="paper")
+    whole = summary(request, plan_of(request), estimate=True)["plan"]
+    request.budget = (whole["seconds"] or 0) / HOUR / 2
+    part = summary(request, found := plan_of(request), estimate=True)["plan"]
+    assert found.budget is not None and 0 < len(found.budget.kept) < whole["pending"]
+    assert part["left_out"] == len(found.budget.left_out)
+    assert part["seconds"] == pytest.approx(found.budget.seconds)
+    assert request.budget * HOUR >= found.budget.seconds > 0.3 * (whole["seconds"] or 0)
+    assert any("left out" in line for line in part["notes"])
+    monkeypatch.setattr(sweep_module, "shape_of", lambda _: None)
+    request.config = {**SMALL, "families": ["static-m"]}
+    with pytest.raises(PrunescopeError, match="--budget needs an estimate"):
+        plan_of(request)

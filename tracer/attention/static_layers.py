@@ -1,0 +1,187 @@
+"""Layers of a static cache that hold fewer keys than there were tokens, or know more of them.
+
+In: the keys of a prompt, then one token after the other. Out: all places of the layer, and which of
+them hold a key to be seen. All decisions are tensors: no length is read back from the device.
+Shapes: B batch, n cached heads, L places, d head_dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.nn.functional import pad
+from transformers.cache_utils import StaticLayer
+
+from prunescope.tracer.attention.blocks import budget
+
+_LEAST = 2  # an eager cache never drops its last key to make room for a new one
+
+
+class _Evicting(StaticLayer):
+    """Holds as many keys as `budgets` [tokens] says, at most."""
+
+    is_croppable = False  # evicted keys cannot be restored
+
+    def __init__(self, budgets: Sequence[int]) -> None:
+        super().__init__(max(_LEAST, *budgets))
+        self._budgets = torch.tensor(budgets).clamp(min=_LEAST)
+        self._count = torch.tensor(0)  # of the keys that were added, or that are held
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Make the tensors, on the device of the keys."""
+        super().lazy_initialization(key_states, value_states)
+        self._budgets = self._budgets.to(self.device)
+        self._count = self._count.to(self.device)
+
+    def _fill(self, k: torch.Tensor, v: torch.Tensor, tokens: int) -> None:
+        if not self.is_initialized:
+            self.lazy_initialization(k, v)
+        self.keys[:, :, : k.shape[2]].copy_(k)
+        self.values[:, :, : k.shape[2]].copy_(v)
+        self._count.fill_(k.shape[2])
+        self.cumulative_length.fill_(tokens)
+
+    def _budget(self, ahead: int = 0) -> torch.Tensor:
+        """The budget [1] of the tokens so far, or of some more."""
+        return self._budgets.index_select(0, (self.cumulative_length + ahead).view(1))
+
+
+class QueueLayer(_Evicting):
+    """The oldest key in a queue leaves first, except for the first `pinned` ones, which stay."""
+
+    pinned = 0
+
+    def fill(self, k: torch.Tensor, v: torch.Tensor, *, tokens: int, pinned: int) -> None:
+        """The keys and values [B, n, k, d] that stay of a prompt of `tokens`, in the order in which
+        they leave behind those that are pinned."""
+        self.pinned = pinned
+        self._fill(k, v, tokens)
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: Any, **_kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add one token in the place of the oldest; returns all places [B, n, L, d]."""
+        room = self.max_cache_len - self.pinned
+        place = ((self._count - self.pinned) % room + self.pinned).view(1)
+        self.keys.index_copy_(2, place, key_states)
+        self.values.index_copy_(2, place, value_states)
+        self._count.add_(1)
+        self.cumulative_length.add_(1)
+        return self.keys, self.values
+
+    def seen(self) -> torch.Tensor:
+        """Which places a query sees, [1, 1, L]: the pinned ones and the newest."""
+        places = torch.arange(self.max_cache_len, device=self.device)
+        age = (self._count - 1 - places) % (self.max_cache_len - self.pinned)
+        return ((places < self.pinned) | (age < self._budget() - self.pinned)).view(1, 1, -1)
+
+
+class MassLayer(_Evicting):
+    """The key leaves that got the least attention so far. `budgets` go one token further than the
+    tokens: each step makes room for the next."""
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Make the tensors, on the device of the keys."""
+        super().lazy_initialization(key_states, value_states)
+        shape = self.keys.shape[:3]
+        self.mass = torch.zeros(shape, device=self.device)
+        self.order = torch.full(shape, -1, device=self.device)  # by age; -1: an empty place
+
+    def fill(self, k: torch.Tensor, v: torch.Tensor, mass: torch.Tensor, *, tokens: int) -> None:
+        """The keys and values [B, n, k, d] that stay of a prompt of `tokens`, in their order, and
+        the attention [B, n, k] that they got."""
+        self._fill(k, v, tokens)
+        count = k.shape[2]
+        self.mass.zero_()
+        self.mass[..., :count].copy_(mass)
+        self.order.fill_(-1)
+        self.order[..., :count].copy_(torch.arange(count, device=self.device).expand_as(mass))
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: Any, **_kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add one token in an empty place of each head; returns all places [B, n, L, d]."""
+        place = self.order.argmin(-1, keepdim=True)
+        self.order.scatter_(2, place, self.cumulative_length.expand_as(place))
+        self.mass.scatter_(2, place, 0.0)
+        for held, new in ((self.keys, key_states), (self.values, value_states)):
+            held.scatter_(2, place.unsqueeze(-1).expand_as(new), new)
+        self._count.add_(1)
+        self.cumulative_length.add_(1)
+        return self.keys, self.values
+
+    def seen(self) -> torch.Tensor:
+        """Which places hold a key, [B, n, L]."""
+        return self.order >= 0
+
+    def evict(self, scores: torch.Tensor) -> None:
+        """Empty the place with the lowest of `scores` [B, n, L], if the budget asks for it. The
+        newest half of the keys stay."""
+        stay = self._budget(ahead=1) - 1
+        # Empty places come first in the order.
+        rank = self.order.argsort(-1).argsort(-1) - (self.max_cache_len - self._count)
+        kept = (rank < 0) | (rank >= self._count - stay // 2)
+        lowest = scores.masked_fill(kept, float("inf")).argmin(-1, keepdim=True)
+        over = self._count > stay
+        self.order.scatter_(2, lowest, torch.where(over, -1, self.order.gather(2, lowest)))
+        self._count.sub_(over.view(()).to(self._count.dtype))
+
+
+class GatedLayer(StaticLayer):
+    """Holds a key of every token; those of tokens whose layer was skipped are not seen."""
+
+    def show(self, num: int, *, ran: torch.Tensor) -> torch.Tensor:
+        """Before `num` tokens are added: whether they will be seen, by the number `ran` (0 or 1).
+        Returns which places are, [L]."""
+        device = ran.device
+        if not hasattr(self, "shown"):
+            self.shown = torch.zeros(self.max_cache_len, dtype=torch.bool, device=device)
+        places = torch.arange(num, device=device) + self.cumulative_length.to(device)
+        self.shown.index_copy_(0, places, (ran > 0).view(1).expand(num))
+        return self.shown
+
+
+class BlockLayer(StaticLayer):
+    """Holds every key, and the sums of the keys in each block of `block` tokens."""
+
+    block = 0
+    most = 0  # earlier blocks that any token attends to
+
+    def fill_sums(self, keys: torch.Tensor, block: int, sparsity: float) -> None:
+        """Add up the expanded keys [B, n, S, d] of a prompt."""
+        self.block = block
+        if not hasattr(self, "sums"):
+            number = -(-self.max_cache_len // block)
+            shape = (*keys.shape[:2], number, keys.shape[3])
+            self.sums = torch.zeros(shape, device=keys.device)
+            counts = [budget(i, sparsity) - 1 for i in range(number)]
+            self.most, self._counts = max(counts), torch.tensor(counts, device=keys.device)
+        whole = self.sums.shape[2] * block
+        padded = pad(keys.float(), (0, 0, 0, whole - keys.shape[2]))
+        self.sums.copy_(padded.unflatten(2, (-1, block)).sum(3))
+
+    def add_newest(self, keys: torch.Tensor) -> torch.Tensor:
+        """Add up the block of the newest token, of all expanded keys [B, n, L, d]; returns its
+        number [1]. A block that was cropped is added up again."""
+        newest = (self.cumulative_length - 1).view(1)
+        own = newest // self.block
+        places = own * self.block + torch.arange(self.block, device=keys.device)
+        of_block = keys.index_select(2, places.clamp(max=keys.shape[2] - 1)).float()
+        of_block = of_block * (places <= newest).view(1, 1, -1, 1)
+        self.sums.index_copy_(2, own, of_block.sum(2, keepdim=True))
+        return own
+
+    def means(self) -> torch.Tensor:
+        """The mean key of each block, [B, n, blocks, d]."""
+        return self.sums / self.block
+
+    def complete(self) -> torch.Tensor:
+        """Which blocks are complete, [blocks]."""
+        places = torch.arange(self.sums.shape[2], device=self.sums.device)
+        return places < self.cumulative_length // self.block
+
+    def num_earlier(self, own: torch.Tensor) -> torch.Tensor:
+        """How many earlier blocks a token in block `own` [1] attends to, [1]."""
+        return self._counts.index_select(0, own)

@@ -1,0 +1,67 @@
+"""Steps that a graph can hold: every shape is known beforehand, and the host decides nothing.
+
+In: the forwards of one sample. Out: a StaticStep, which the modules of dynamic families find while
+it runs (`static_step`). They then keep a fixed number of rows, blocks or keys, read masks instead
+of lengths, and take random numbers that were drawn before the sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+
+class StaticStep:
+    """A forward with static shapes on a static cache. `prompt`: whether it fills an empty cache.
+
+    `turn` [1] counts the forwards of a sample on the device; `draws` holds a tensor
+    [num_forwards, ..] of random numbers for each number of a sampler.
+    """
+
+    def __init__(self, *, prompt: bool, num_forwards: int, device: torch.device) -> None:
+        self.prompt, self.num_forwards = prompt, num_forwards
+        self.turn = torch.zeros(1, dtype=torch.long, device=device)
+        self.draws: dict[int, torch.Tensor] = {}
+        self._fills: list[tuple[torch.Tensor, Callable[[], torch.Tensor]]] = []
+
+    def begin(self) -> None:
+        """From now on modules run in their static form."""
+        _RUNNING.step = self
+
+    def end(self) -> None:
+        """A forward is done."""
+        _RUNNING.step = None
+        if self.num_forwards > 1:
+            self.turn.add_(1)
+
+    def hold(self, number: int, draw: Callable[[], torch.Tensor]) -> None:
+        """Give the sampler `number` a tensor [num_forwards, ..] of what `draw` returns."""
+        self.draws[number] = torch.stack([draw() for _ in range(self.num_forwards)])
+        self._fills.append((self.draws[number], draw))
+
+    def held(self, number: int) -> torch.Tensor:
+        """The random numbers of this forward, for the sampler `number`."""
+        drawn = self.draws[number]
+        return drawn[0] if self.num_forwards == 1 else drawn.index_select(0, self.turn)[0]
+
+    def draw_again(self) -> None:
+        """Before a sample: new random numbers, in the order in which an eager model draws them."""
+        self.turn.zero_()
+        for row in range(self.num_forwards):
+            for held, draw in self._fills:
+                held[row].copy_(draw())
+
+
+class _Running:
+    """The static step that runs now."""
+
+    step: StaticStep | None = None
+
+
+_RUNNING = _Running()
+
+
+def static_step() -> StaticStep | None:
+    """The static step that runs now; None where the host may decide."""
+    return _RUNNING.step

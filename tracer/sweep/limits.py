@@ -1,0 +1,117 @@
+"""What this machine cannot do of a sweep, before it starts.
+
+In: a plan. Out: sentences, each with the number of results that it is about; a PrunescopeError
+where nothing of it can run here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from prunescope.taxonomy.dtypes import ITEMSIZE
+from prunescope.taxonomy.dtypes import dtype as dtype_name
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.families import families
+from prunescope.taxonomy.plan import Workload
+from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.sweep_files import Planned
+from prunescope.taxonomy.theory import dense_plan, forward
+from prunescope.tracer.sweep.model_facts import config_of, shape_of
+from prunescope.tracer.sweep.plan import SweepPlan
+
+_HINT = "run it on a GPU, or put `mode: eager` or `compile` into a file: sweep FILE --preset NAME"
+
+
+def limits_here(plan: SweepPlan) -> list[str]:
+    """Sentences; empty where this machine can do all of it."""
+    left = [result for result in plan.results if result.problem is None]
+    found = [*_of_device(plan, left), *_of_memory(plan, left), *_of_lengths(plan, left)]
+    return [f"this machine: {text}" for text in found]
+
+
+def check_possible(left: Sequence[Planned]) -> None:
+    """Raises PrunescopeError where none of the results can run on the devices of this machine."""
+    from prunescope.tracer.machine.device import pick_device
+
+    able = [result for result in left if result.problem is None]
+    if able and pick_device("auto").type == "cpu" and all(one.mode == "graph" for one in able):
+        raise PrunescopeError(
+            f"all {len(able)} results that are left record CUDA graphs (mode: graph), and this "
+            "machine has no GPU",
+            hint=_HINT,
+        )
+
+
+def _of_device(plan: SweepPlan, left: Sequence[Planned]) -> list[str]:
+    from prunescope.tracer.machine.device import pick_device
+
+    if pick_device("auto").type != "cpu":
+        return []
+    found = [
+        f"{one.id}: no units for 2:4 here: zeros in dense tensors run instead"
+        for one in families()
+        if one.without_sparse_units and one.id in plan.config.families
+    ]
+    graphs = sum(result.mode == "graph" for result in left)
+    if graphs:
+        found.append(
+            f"{graphs} of {len(plan.results)} results record CUDA graphs (mode: graph), and this "
+            "machine has no GPU: they will fail; mode: compile runs on a CPU"
+        )
+    return found
+
+
+def _of_memory(plan: SweepPlan, left: Sequence[Planned]) -> list[str]:
+    """The weights of both models, or what the steps of some results need beside them."""
+    from prunescope.tracer.machine.device import free_bytes, pick_device, total_bytes
+
+    shape = shape_of(plan.config.model)
+    if shape is None:
+        return []
+    device = pick_device("auto")
+    memory = total_bytes() if device.type == "cpu" else free_bytes(device)
+    size = ITEMSIZE.get(dtype_name(plan.config.dtype) or "bf16", 2)
+    weights = 1.5 * size * _parameters(shape)  # of the dense model, and of half of it
+    if weights > memory:
+        return [
+            f"{plan.config.model} and a pruned copy need {weights / 1e9:.1f} GB for their weights, "
+            f"and this machine has {memory / 1e9:.1f} GB"
+        ]
+    needed = [weights + size * _step_numbers(shape, result) for result in left]
+    large = [one for one in needed if one > memory]
+    if not large:
+        return []
+    return [
+        f"{len(large)} of {len(plan.results)} results need up to {max(large) / 1e9:.1f} GB for "
+        "weights, keys, values and logits, and this machine has "
+        f"{memory / 1e9:.1f} GB: they will fail"
+    ]
+
+
+def _parameters(shape: ModelShape) -> float:
+    ops = forward([dense_plan(shape, Workload(phase="prefill", prompt_len=1))])
+    return sum(op.layers * op.parameters for op in ops)
+
+
+def _step_numbers(shape: ModelShape, result: Planned) -> float:
+    """Numbers in the caches of both models, which are alive together, and in the logits of one."""
+    tokens = result.batch * result.prompt_len
+    a_token = shape.layers * shape.kv_heads * (shape.head_dim + shape.value_dim)
+    all_logits = result.logits == "all" and result.phase == "prefill"
+    return 2 * tokens * a_token + (tokens if all_logits else result.batch) * shape.vocab
+
+
+def _of_lengths(plan: SweepPlan, left: Sequence[Planned]) -> list[str]:
+    """Not of this machine, but of the model: positions that it was not trained for."""
+    config = config_of(plan.config.model)
+    most = config.get("max_position_embeddings")
+    if not isinstance(most, int):
+        return []
+    longer = [result for result in left if result.prompt_len > most]
+    if not longer:
+        return []
+    return [
+        f"{len(longer)} of {len(plan.results)} results have prompts of up to "
+        f"{max(one.prompt_len for one in longer):,} tokens, and {plan.config.model} was made for "
+        f"{most:,} positions: their losses mean nothing, and a model with learnt positions fails"
+    ]
