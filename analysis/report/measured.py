@@ -111,7 +111,7 @@ def bounds(phase: Phase) -> str:
         launch = phase.idle_in_step(launch)
         share = numbers.percent(numbers.share_of(launch, phase.step_time_ns))
         where = "between ops" if _on_host(phase) else "idle before kernels not launched in time"
-        text += f"; {where} {numbers.time(launch)} ({share} of the step)"
+        text += f"; {where} {numbers.time(launch)} ({share} of the wall)"
         if phase.is_skewed:
             text += ", which is uncertain: the clocks of host and device differ"
     return text
