@@ -40,26 +40,26 @@ class NamedRun:
     name: str
 
 
-def find_runs(candidates: Iterable[Path]) -> list[NamedRun]:
+def find_runs(subjects: Iterable[Path]) -> list[NamedRun]:
     """All runs that are named: a trace or run itself, of any other folder all runs inside.
 
     A run and the folder of a pair count once. A folder without runs stands for itself.
     """
     paths: list[Path] = []
-    for candidate in candidates:
-        inside = [candidate] if not candidate.is_dir() else _inside(candidate, _DEPTH)
-        paths += inside or [candidate]
+    for subject in subjects:
+        inside = [subject] if not subject.is_dir() else _inside(subject, _DEPTH)
+        paths += inside or [subject]
     distinct = {_identity(path): path for path in reversed(paths)}
     kept = [path for path in paths if distinct.get(_identity(path)) is path]
     names = unique_suffixes([_identity(path) for path in kept])
     return [NamedRun(path, name) for path, name in zip(kept, names, strict=True)]
 
 
-def left_out(candidates: Iterable[Path]) -> list[str]:
+def left_out(subjects: Iterable[Path]) -> list[str]:
     """Notes on paths that are in no comparison: traces next to runs, and a run given twice."""
-    candidates = list(candidates)
+    subjects = list(subjects)
     notes = []
-    for folder in (path for path in candidates if path.is_dir()):
+    for folder in (path for path in subjects if path.is_dir()):
         loose = sorted(path.name for path in _loose(folder, _DEPTH)) if _inside(folder, 1) else []
         if loose:
             shown = ", ".join(loose[:3]) + (", …" if len(loose) > 3 else "")
@@ -69,9 +69,8 @@ def left_out(candidates: Iterable[Path]) -> list[str]:
             )
     runs = Counter(
         _identity(path)
-        for candidate in candidates
-        for path in (_inside(candidate, _DEPTH) if candidate.is_dir() else [candidate])
-        or [candidate]
+        for subject in subjects
+        for path in (_inside(subject, _DEPTH) if subject.is_dir() else [subject]) or [subject]
     )
     notes += [f"{p.name} is named {n} times: counted once" for p, n in runs.items() if n > 1]
     return notes
@@ -104,7 +103,7 @@ def _is_trace(path: Path) -> bool:
 
 
 def compare(
-    candidates: Sequence[Path | NamedRun],
+    subjects: Sequence[Path | NamedRun],
     *,
     baseline: Path | None = None,
     options: Options | None = None,
@@ -119,8 +118,8 @@ def compare(
 
     A run that cannot be analysed is listed in `failed`. Raises PrunescopeError where none can.
     """
-    found = [s for s in candidates if isinstance(s, NamedRun)]
-    found += find_runs(s for s in candidates if isinstance(s, Path))
+    found = [s for s in subjects if isinstance(s, NamedRun)]
+    found += find_runs(s for s in subjects if isinstance(s, Path))
     options = options or Options()
     if not found:
         raise PrunescopeError(
@@ -311,8 +310,8 @@ def _order(row: ComparisonRow) -> tuple[object, ...]:
     )
 
 
-def comparison_folder(candidates: Sequence[Path]) -> Path | None:
+def comparison_folder(subjects: Sequence[Path]) -> Path | None:
     """Where a comparison goes by default: into the one folder that was named."""
-    if len(candidates) == 1 and candidates[0].is_dir():
-        return Path(os.path.normpath(candidates[0])) / "comparison"
+    if len(subjects) == 1 and subjects[0].is_dir():
+        return Path(os.path.normpath(subjects[0])) / "comparison"
     return None

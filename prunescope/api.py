@@ -68,9 +68,9 @@ def analyze(request: AnalyzeRequest) -> Report:
     from prunescope.public import Report
     from prunescope.taxonomy.arguments import refuse_empty
 
-    refuse_empty(path for path in (request.candidate, request.baseline) if isinstance(path, str))
+    refuse_empty(path for path in (request.subject, request.baseline) if isinstance(path, str))
     done = run(
-        Path(request.candidate),
+        Path(request.subject),
         baseline=as_path(request.baseline),
         options=request.options,
         jobs=request.jobs,
@@ -83,7 +83,7 @@ def analyze(request: AnalyzeRequest) -> Report:
 def compare(request: CompareRequest) -> Comparison:
     """Compare several runs or traces, or all runs of a folder: a row per run and phase.
 
-    The options are those of `analyze`. A run that cannot be analysed stands in `failed`;
+    The options are those of `analyze`. A subject that cannot be analysed stands in `failed`;
     PrunescopeError is raised where none can.
 
     Examples:
@@ -212,7 +212,7 @@ def pareto(folder: Path | str) -> Pareto:
 
 @helpful
 def check(
-    candidate: Report | Path | str,
+    subject: Report | Path | str,
     *,
     require: Sequence[str] | str,
     baseline: Path | str | None = None,
@@ -235,9 +235,9 @@ def check(
             f"require is {reprlib.repr(require)}", hint="accepted: a rule, or a list of rules"
         )
     parsed = parse_rules(rules)
-    if not isinstance(candidate, PlainReport):
-        candidate = _report_of(_path(candidate), as_path(baseline))
-    return check_report(candidate, parsed)
+    if not isinstance(subject, PlainReport):
+        subject = _report_of(_path(subject), as_path(baseline))
+    return check_report(subject, parsed)
 
 
 def _path(given: Path | str) -> Path:
@@ -247,16 +247,16 @@ def _path(given: Path | str) -> Path:
     return path
 
 
-def _report_of(candidate: Path, baseline: Path | None) -> Report:
+def _report_of(subject: Path, baseline: Path | None) -> Report:
     """The report of a report.json, or of what `analyze` takes."""
     from prunescope.public import Report
 
-    if candidate.is_file() and candidate.suffix == ".json":
-        with candidate.open("rb") as file:
+    if subject.is_file() and subject.suffix == ".json":
+        with subject.open("rb") as file:
             head = file.read(200)
         if b'"schema"' in head and b'"tool"' in head:
-            return Report.load(candidate)
-    return analyze(candidate, baseline=baseline)
+            return Report.load(subject)
+    return analyze(subject, baseline=baseline)
 
 
 @overload

@@ -415,7 +415,7 @@ def _reproduce(
 @app.command("check")
 @from_options
 def _check(
-    candidate: Annotated[
+    subject: Annotated[
         Path,
         Option(
             help="Run, trace or report.json to check.",
@@ -474,7 +474,7 @@ def _check(
 
     check_target(json_target)
     check_target(junit)
-    outcome = prunescope.check(candidate, require=require, baseline=baseline)
+    outcome = prunescope.check(subject, require=require, baseline=baseline)
     marks = {
         "held": ("ok", "green"),
         "failed": ("FAILED", "bold red"),

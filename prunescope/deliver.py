@@ -64,9 +64,9 @@ class Delivery:
 
 
 def deliver_all(request: CompareRequest, to: Delivery) -> bool:
-    """Analyze one run or trace, or compare several (and the runs of a folder that is none itself).
+    """Analyze one subject, or compare several (and the runs of a folder that is none itself).
 
-    Returns whether anything is partial: a trace that is cut off, a run without a row.
+    Returns whether anything is partial: a trace that is cut off, a subject without a row.
     """
     found = find_runs(request.paths)
     if len(found) == 1:
@@ -77,16 +77,16 @@ def deliver_all(request: CompareRequest, to: Delivery) -> bool:
     return bool(done.failed) or any(report.partial for report in done.reports.values())
 
 
-def deliver(request: CompareRequest, candidate: Path, to: Delivery) -> Report:
-    """Analyze `candidate`, write and show the report. Raises PrunescopeError before any writing."""
+def deliver(request: CompareRequest, subject: Path, to: Delivery) -> Report:
+    """Analyze `subject`, write and show the report. Raises PrunescopeError before any writing."""
     check_target(to.json)
     names = format_names(to.formats)
     check_formats(names)
-    folder = to.folder or report_folder(candidate)
+    folder = to.folder or report_folder(subject)
     to.check_folder(folder, subject="a trace")
     with progress_bar("ranks") as on_done:
         done = analyze(
-            candidate,
+            subject,
             baseline=as_path(request.baseline),
             options=request.options,
             jobs=request.jobs,
@@ -118,7 +118,7 @@ def answers(folder: Path) -> dict[str, str]:
 def deliver_comparison(
     request: CompareRequest, found: Sequence[NamedRun], to: Delivery
 ) -> Comparison:
-    """Compare the runs `found` among the candidates, write and show the comparison.
+    """Compare the runs `found` among the subjects, write and show the comparison.
 
     Raises PrunescopeError before any writing.
     """
@@ -162,25 +162,25 @@ def format_names(formats: str | None) -> list[str]:
     return names
 
 
-def report_folder(candidate: Path) -> Path | None:
-    """Where the report of `candidate` goes by default.
+def report_folder(subject: Path) -> Path | None:
+    """Where the report of `subject` goes by default.
 
     F/report for F and F/pruned alike (and F/dense where it is alone); `report` inside any other
     run; None for a trace file or a folder of them.
     """
-    if not candidate.is_dir() or not any(
-        (candidate / name / MANIFEST).is_file() for name in (".", "pruned", "dense")
+    if not subject.is_dir() or not any(
+        (subject / name / MANIFEST).is_file() for name in (".", "pruned", "dense")
     ):
         return None
-    name = Path(os.path.abspath(candidate)).name  # noqa: PTH100 - Path.absolute() keeps ".."
-    alone = name == "dense" and not (candidate / ".." / "pruned").exists()
-    if (candidate / MANIFEST).is_file() and (name == "pruned" or alone):
-        folder = Path(os.path.normpath(candidate / ".." / "report"))
+    name = Path(os.path.abspath(subject)).name  # noqa: PTH100 - Path.absolute() keeps ".."
+    alone = name == "dense" and not (subject / ".." / "pruned").exists()
+    if (subject / MANIFEST).is_file() and (name == "pruned" or alone):
+        folder = Path(os.path.normpath(subject / ".." / "report"))
     else:
-        folder = candidate / "report"
+        folder = subject / "report"
     if folder.is_symlink():  # the run may be a stranger's, and the target anything
         raise PrunescopeError(
-            f"{candidate.name}/report is a link, and nothing is written through it",
+            f"{subject.name}/report is a link, and nothing is written through it",
             hint="remove the link, or name a folder with --out",
         )
     return folder

@@ -161,7 +161,7 @@ class _Analysis(Options):
 class AnalyzeRequest(_Analysis):
     """What `prunescope.analyze` takes."""
 
-    candidate: Annotated[
+    subject: Annotated[
         Path | str,
         Option(
             help="Run folder, Chrome trace or SQLite export of Nsight Systems to explain.",
@@ -175,7 +175,7 @@ class AnalyzeRequest(_Analysis):
 class CompareRequest(_Analysis):
     """What `prunescope.compare` and the command `analyze` take."""
 
-    candidates: Annotated[
+    subjects: Annotated[
         Sequence[Path | str] | Path | str,
         Option(
             help="Run folders, Chrome traces or SQLite exports of Nsight Systems; several, or a "
@@ -188,6 +188,6 @@ class CompareRequest(_Analysis):
 
     @property
     def paths(self) -> list[Path]:
-        """The runs and traces, at least one."""
-        given = [self.candidates] if isinstance(self.candidates, str | Path) else self.candidates
-        return [Path(candidate) for candidate in given]
+        """The subjects, at least one."""
+        given = [self.subjects] if isinstance(self.subjects, str | Path) else self.subjects
+        return [Path(subject) for subject in given]

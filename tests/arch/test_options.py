@@ -33,7 +33,7 @@ COMMANDS = {
         "--baseline", "--baseline-model", "--no-baseline", "--out", "--overwrite", "--json",
     },
     "analyze": {
-        "candidates", "--baseline", "--sparsity", "--device", "--out", "--format", "--label-prefix",
+        "subjects", "--baseline", "--sparsity", "--device", "--out", "--format", "--label-prefix",
         "--json", "--eager-trace", "--baseline-eager-trace", "--phase-pattern", "--peak",
         "--bandwidth", "--hta", "--model", "--baseline-model", "--batch", "--prompt-len",
         "--context", "--phase", "--gemm", "--jobs", "--engine", "--full",
@@ -57,7 +57,7 @@ COMMANDS = {
         "--example", "--print-preset", "--json",
     },
     "pareto": {"folder", "--out", "--figures", "--gemm", "--json"},
-    "check": {"candidate", "--require", "-r", "--baseline", "--strict", "--junit", "--json"},
+    "check": {"subject", "--require", "-r", "--baseline", "--strict", "--junit", "--json"},
     "reproduce": {"sweep", "--against", "--out", "--json"},
     "bundle": {"runs", "--out", "-o", "--anonymous", "--overwrite"},
     "verify": {"path", "--allow-undrawn", "--json"},
