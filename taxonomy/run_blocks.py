@@ -175,7 +175,7 @@ class TimingNote(Block, kw_only=True):
     notes: list[str] | None = None
 
 
-class LayerAlone(Block, kw_only=True):
+class LayerAlone(msgspec.Struct, kw_only=True):
     """One decoder layer that ran alone, and what it says of its model: median ns of a step, of
     samples that were taken in turns."""
 

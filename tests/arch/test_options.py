@@ -49,7 +49,7 @@ COMMANDS = {
     },
     "allocate": {
         "--model", "--from-run", "--device", "--speedup", "--latency-ms", "--memory-gb", "--phase",
-        "--workload", "--batch", "--prompt-len", "--dtype", "--text", "--out", "--overwrite",
+        "--workload", "--batch", "--prompt-len", "--dtype", "--low-rank", "--text", "--out", "--overwrite",
         "--dry-run", "--json",
     },
     "sweep": {

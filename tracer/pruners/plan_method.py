@@ -16,6 +16,7 @@ from prunescope.taxonomy.allocation_plan import KeptLayer, PlanOfLayers, read_pl
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.roles import locate
 from prunescope.taxonomy.run_blocks import Record
+from prunescope.tracer.calibration.factoring import factor
 from prunescope.tracer.calibration.point import Calibration
 from prunescope.tracer.model.channels import Channels, find_channels
 from prunescope.tracer.model.depth import keep_layers
@@ -24,7 +25,6 @@ from prunescope.tracer.model.layers import decoder_layers, text_config
 from prunescope.tracer.model.logits import probe
 from prunescope.tracer.model.weights import layer_matrices, weight_of, weights_fingerprint
 from prunescope.tracer.pruners import Applied
-from prunescope.tracer.pruners.static_k_lowrank import factor
 
 _HINT = "give the model that the plan was made for, or run `prunescope allocate` for this one"
 

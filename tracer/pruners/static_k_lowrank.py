@@ -7,7 +7,6 @@ replaces; the bias stays on the second factor.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -16,15 +15,12 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.keep import low_rank_or_dense, rank_hint, rounding
 from prunescope.taxonomy.roles import locate
 from prunescope.taxonomy.run_blocks import Record
-from prunescope.tracer.calibration.collect import calibration_of, collect
-from prunescope.tracer.calibration.point import Calibration, Point
+from prunescope.tracer.calibration.collect import calibration_of
+from prunescope.tracer.calibration.factoring import factor
+from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.model.logits import probe
-from prunescope.tracer.model.low_rank import LowRank, factored
 from prunescope.tracer.model.weights import expert_notes, layer_matrices, weight_of
 from prunescope.tracer.pruners import Applied
-
-# Bytes of second moments [K, K] in float32 held at a time; layers are measured in such portions.
-_MOMENT_BYTES = 4 << 30
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
@@ -61,22 +57,6 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     return Applied(model=model, record=record)
 
 
-def factor(
-    model: PreTrainedModel, ranks: dict[str, int], calibration: Calibration | None
-) -> dict[str, LowRank]:
-    """The pair of each matrix, by the path of its linear module; the model stays as it is. With a
-    calibration those of least error on its tokens, else of least error in their numbers."""
-    matrices = layer_matrices(model)
-    if calibration is None:
-        return {name: factored(matrices[name], rank, None) for name, rank in ranks.items()}
-    pairs: dict[str, LowRank] = {}
-    for names in _portions({name: matrices[name] for name in ranks}):
-        moments = collect(model, calibration.batches, moments=names).moments
-        for name in names:
-            pairs[name] = factored(matrices[name], ranks[name], moments[name])
-    return pairs
-
-
 def _rank(module: nn.Module, point: Point) -> int | None:
     outputs, inputs = weight_of(module).shape
     return low_rank_or_dense(outputs, inputs, point.sparsity, point.align)
@@ -98,18 +78,3 @@ def _by_role(ranks: dict[str, int]) -> dict[str, list[int]]:
     for name, rank in ranks.items():
         found[locate(name).role].append(rank)
     return dict(found)
-
-
-def _portions(matrices: dict[str, nn.Module]) -> Iterator[list[str]]:
-    """Names of matrices whose second moments fit into memory together, in order."""
-    portion: list[str] = []
-    held = 0
-    for name, module in matrices.items():
-        size = 4 * weight_of(module).shape[1] ** 2
-        if portion and held + size > _MOMENT_BYTES:
-            yield portion
-            portion, held = [], 0
-        portion.append(name)
-        held += size
-    if portion:
-        yield portion
