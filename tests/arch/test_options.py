@@ -49,8 +49,8 @@ COMMANDS = {
     },
     "allocate": {
         "--model", "--from-run", "--device", "--speedup", "--latency-ms", "--memory-gb", "--phase",
-        "--workload", "--batch", "--prompt-len", "--dtype", "--low-rank", "--text", "--out", "--overwrite",
-        "--dry-run", "--json",
+        "--workload", "--batch", "--prompt-len", "--dtype", "--low-rank", "--text", "--out",
+        "--overwrite", "--dry-run", "--json",
     },
     "sweep": {
         "config", "--preset", "--out", "--engine", "--shard", "--budget", "--dry-run",
