@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from statistics import fmean
 
 from prunescope.analysis.report import ledger_view, numbers, sentences
 from prunescope.analysis.report.gemm_table import without_sizes
@@ -156,18 +157,21 @@ def _causes(phase: Phase, rows: list[Row]) -> Iterator[str]:
 
 
 def _spread(phase: Phase) -> Iterator[str]:
-    """Of a ratio without an interval, the range of the steps that it is made of, where they have
-    one."""
-    no_interval = phase.ladder is not None and phase.ladder.realised_ci95 is None
-    if no_interval and phase.unprofiled_ns is None and phase.shows_pruning and phase.step_ns:
-        sides = {"pruned": phase.step_ns, "dense": phase.baseline.step_ns if phase.baseline else []}
-        ranges = [
-            f"{name} steps take {numbers.time(min(ns))} to {numbers.time(max(ns))}"
-            for name, ns in sides.items()
-            if len(ns) > 1 and numbers.time(min(ns)) != numbers.time(max(ns))
-        ]
-        if ranges:
-            yield f"the speedup has no interval: {', '.join(ranges)}"
+    """Of a ratio without an interval, the range of the steps that it is made of, on the sides where
+    that is not small beside the difference of the two."""
+    if phase.ladder is None or phase.ladder.realised_ci95 is not None or phase.unprofiled_ns:
+        return
+    sides = {"pruned": phase.step_ns, "dense": phase.baseline.step_ns if phase.baseline else []}
+    if not all(sides.values()) or phase.nothing_moved:
+        return
+    apart = abs(fmean(sides["pruned"]) - fmean(sides["dense"]))
+    ranges = [
+        f"{len(ns)} {name} steps take {numbers.time(min(ns))} to {numbers.time(max(ns))}"
+        for name, ns in sides.items()
+        if max(ns) - min(ns) > _LEAST * apart
+    ]
+    if ranges:
+        yield f"so few steps give no interval of the speedup: {', '.join(ranges)}"
 
 
 def _overlaps(phase: Phase, promised: float, dense: float) -> bool:

@@ -146,7 +146,9 @@ def _rows_of_layers(layers: Mapping[int, LayerShares], late: list[int]) -> str:
     first, last = (layers[n].left(*LAYER_LINEARS)[0] for n in (min(late), max(late)))
     if abs(first - last) < SAME:
         return f"{percent(last)} of the rows"
-    return f"fewer rows: {percent(first)} in layer {min(late)}, {percent(last)} in layer {max(late)}"
+    return (
+        f"fewer rows: {percent(first)} in layer {min(late)}, {percent(last)} in layer {max(late)}"
+    )
 
 
 def rows_left(layers: Mapping[int, LayerShares]) -> list[float]:
