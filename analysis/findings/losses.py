@@ -22,7 +22,7 @@ from prunescope.analysis.kernels.idle import cause_sums
 from prunescope.analysis.kernels.replay import LEAST
 from prunescope.analysis.schema.report import LedgerPart, Row, is_beyond_noise
 from prunescope.taxonomy.families import cutting
-from prunescope.taxonomy.roles import UNPLACED
+from prunescope.taxonomy.roles import RESIDUAL, UNPLACED
 from prunescope.taxonomy.words import ms, percent
 
 _DECODE = "decode"
@@ -144,7 +144,7 @@ def _coverage_change(c: Context) -> str:
     whole = (largest.role, largest.cls) in c.untouched
     if largest.role is None:
         return _gap_change(c)
-    if largest.cls not in PRODUCTS and largest.role in UNPLACED:
+    if largest.cls not in PRODUCTS and largest.role in (*UNPLACED, RESIDUAL):
         return "fuse that work (torch.compile), or promise less: no pruning removes it alone"
     if largest.role in UNPLACED:
         return "prune what is untouched, or promise less"

@@ -56,6 +56,17 @@ def test_a_mask_multiplied_into_the_weight_in_every_step(tmp_path: Path) -> None
     assert finding.evidence[0].startswith(f"aten::mul [{N}×{K}] × 2 a step")
 
 
+def test_sums_of_the_residual_are_of_no_family(tmp_path: Path) -> None:
+    """They stay as they are while the MLP halves: no family touches them alone."""
+    kept = ("mlp_residual", pointwise("aten::add", [N, K], [N, K], us=400))
+    dense = layers(("mlp.up_proj", mm(us=400)), kept)
+    pruned = layers(("mlp.up_proj", mm(n=N // 2, us=200)), kept)
+    phase = report(tmp_path, dense, pruned, 0.5)
+    changes = [str(one.change) for p in phase.phases.values() for one in p.findings]
+    assert not any("touches residual" in change for change in changes), changes
+    assert any("fuse that work" in change for change in changes), changes
+
+
 # -- waves and dimensions ----------------------------------------------------------------------
 
 
