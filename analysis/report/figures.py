@@ -121,6 +121,8 @@ def plot(report: Report, name: str, kind: str) -> Figure | None:
             return replay_figure(found.curves, found.alignments, subject) if found else None
         if phase.anatomy is None:
             return None
+        if evidence.NOT_VALID_TIMING in evidence.of_phase(phase):
+            subject = f"{evidence.NOT_VALID_TIMING}: {short(of_what(report, name), 40)}"
         if kind == "roofline":
             return _roofline_figure(phase.anatomy, report.device, subject)
         anatomy_figures = {

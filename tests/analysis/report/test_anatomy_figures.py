@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from prunescope.analysis.report import figures
 from prunescope.analysis.report.measured import idle_and_tiles
@@ -22,7 +23,7 @@ from prunescope.analysis.schema.anatomy import (
     RooflinePoint,
     Shape,
 )
-from prunescope.analysis.schema.report import Report
+from prunescope.analysis.schema.report import Finding, Report
 from prunescope.analysis.schema.routing import LayerRouting, Routing
 from tests.analysis.report import example
 from tests.analysis.report.drawn import drawn
@@ -256,3 +257,19 @@ def test_experts_are_drawn_layer_by_layer(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(table.rows) == 5
     brief = experts_table(report(anatomy(2)).phases["trace"], brief=True)
     assert brief is not None and len(brief.rows) == 3
+
+
+@pytest.mark.parametrize("kind", ["layers", "bounds"])
+def test_a_figure_of_a_phase_whose_timing_is_not_valid_says_so(kind: str) -> None:
+    report = example.two_phases()
+    phase = report.phases["prefill"]
+    phase.anatomy = anatomy(2)
+    invalid = Finding(
+        id="timing-not-valid", severity="critical", text="disturbed", evidence=[], change=None,
+        predicted_ns=None,
+    )  # fmt: skip
+    phase.findings = [invalid]
+    drawing = figures.plot(report, "prefill", kind)
+    assert drawing is not None
+    texts = [text.get_text() for text in drawing.findobj(Text)]
+    assert any("timing not valid" in text for text in texts), texts
