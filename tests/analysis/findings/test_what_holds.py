@@ -141,13 +141,14 @@ def test_masks_of_torch_that_were_left_on(tmp_path: Path) -> None:
 
 
 def test_zeros_in_dense_tensors_name_allocate_too(tmp_path: Path) -> None:
-    """With the folder of the dense run, its model and phase, and the speedup that was promised."""
+    """With its model and phase and the speedup that was promised; the folder is a placeholder, for
+    a report holds no paths."""
     phase = of_run(tmp_path, model(FULL), model(FULL), census=census(0.5, 0.6),
                    dense_census=census(0.0), **method("static-k-mask"))  # fmt: skip
     masked = found(phase, "zeros-in-dense")
     assert masked is not None
-    assert "`prunescope allocate --from-run r/dense --model " in str(masked.change)
-    assert "--speedup 2.00 --phase prefill`" in str(masked.change)
+    assert "`prunescope allocate --from-run RUN/dense --model " in str(masked.change)
+    assert "--speedup 2.00 --phase prefill` (RUN: the folder of both runs)" in str(masked.change)
 
 
 def test_missed_coverage_names_allocate_and_the_most_that_it_can_expect() -> None:
@@ -156,7 +157,7 @@ def test_missed_coverage_names_allocate_and_the_most_that_it_can_expect() -> Non
     report = analyze(TINY).report
     limited = found(report.phases["decode"], "coverage-limited")
     change = str(limited and limited.change)
-    words = ["--from-run", f"{TINY.name}/dense", "--model", "tiny-llama", "--speedup", "2.00"]
+    words = ["--from-run", "RUN/dense", "--model", "tiny-llama", "--speedup", "2.00"]
     assert f"`prunescope allocate {' '.join(words)} --phase decode`" in change
     most = re.search(r"no cut of layers exceeds ([\d.]+)×: (\d+) % of the dense step", change)
     assert most is not None
