@@ -45,7 +45,7 @@ def _command(c: Context, speedup: float) -> tuple[str, str]:
     a part of one would be looked for, in vain, where the reader stands."""
     side = c.baseline_side
     assert side is not None
-    if side.path.parent == c.side.path.parent:
+    if side.path.resolve().parent == c.side.path.resolve().parent:
         dense, folder = f"RUN/{side.path.name}", "RUN: the folder of both runs"
     else:
         dense, folder = "BASELINE", "BASELINE: the folder of the dense run"

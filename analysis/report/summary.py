@@ -24,8 +24,8 @@ from prunescope.analysis.schema.report import (
 _CAUSES = 3  # rows of the ledger, or kinds of work, that are named
 _ROLES = 0.5  # of the time of GEMMs: with less of it in roles, the answer lacks them
 _MODULES = (
-    "record modules (with_stack=True, or scopes as prunescope.capture makes them; NVTX ranges for "
-    "Nsight Systems)"
+    "record modules (torch.profiler: with_stack=True, or record_function scopes as "
+    "prunescope.capture makes them; NVTX ranges only with Nsight Systems)"
 )
 # The kernel that torch runs for the fast path of its attention, in encoder layers and alone.
 _FAST_PATH = "transform_bias_rescale_qkv"

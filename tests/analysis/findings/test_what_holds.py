@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -154,7 +155,7 @@ def test_zeros_in_dense_tensors_name_allocate_too(tmp_path: Path) -> None:
 def test_missed_coverage_names_allocate_and_the_most_that_it_can_expect() -> None:
     """A run of ours that keeps half of heads and channels: lm_head and the ends of the step, a
     tenth of it, lie outside of all layers."""
-    report = analyze(TINY).report
+    report = analyze(Path(os.path.relpath(TINY))).report
     limited = found(report.phases["decode"], "coverage-limited")
     change = str(limited and limited.change)
     words = ["--from-run", "RUN/dense", "--model", "tiny-llama", "--speedup", "2.00"]
