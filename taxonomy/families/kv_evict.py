@@ -19,7 +19,7 @@ def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
     them all; on the mean over the heads where some keep every key. What ranks keys needs scores of
     its own: of the end of a prompt once, or of all queries in every forward."""
     sparsity = spared_share(point.sparsity, float(point.knobs.get("full_heads", 0.0)))
-    keep = point.knobs["keep"] if sparsity else None
+    keep = str(point.knobs["keep"]) if sparsity else ""
     dense = dense_plan(shape, work)
     if work.prefill:
         ranking = {"attention": min(OBSERVED, work.keys), "accumulated": work.keys}
