@@ -78,7 +78,7 @@ def _reasons(phase: Phase) -> Iterator[str]:
         yield from _largest(phase)
     elif phase.is_speedup:
         yield from _family(phase)  # read from shapes, whatever the times are
-        if phase.ledger and is_evidence(phase):
+        if phase.ledger and is_evidence(phase) and not sentences.is_doubted(phase):
             yield from _causes(phase, phase.ledger)
     yield from _few_roles(phase)
     yield from _change(phase)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from dataclasses import replace
@@ -15,6 +16,7 @@ from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.comparison import comparison_table
 from prunescope.analysis.report.comparison_figure import plot_comparison
 from prunescope.analysis.report.sentences import headline
+from prunescope.analysis.report.summary import summary
 from prunescope.analysis.schema.report import Phase
 from tests.analysis.decoder import Layer, census
 from tests.analysis.finding_cases import FULL, MANY, NARROW, found, method, model, of_run
@@ -163,3 +165,22 @@ def test_missed_coverage_names_allocate_and_the_most_that_it_can_expect() -> Non
     most = re.search(r"no cut of layers exceeds ([\d.]+)×: (\d+) % of the dense step", change)
     assert most is not None
     assert float(most[1]) == pytest.approx(100 / int(most[2]), rel=0.06)
+
+
+def test_a_config_whose_tiles_do_not_fit_leads_the_answer(tmp_path: Path) -> None:
+    """Without --baseline-model the dense run gets the config of the pruned one: 57 tiles where it
+    ran 76 blocks. What its shapes would say of kernels is left out."""
+    served = TINY.parent / "stories" / "nsys"
+    config = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": 896,
+              "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
+              "intermediate_size": 3648, "vocab_size": 151936, "tie_word_embeddings": True,
+              "dtype": "bfloat16"}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    ask: dict[str, Any] = {"baseline": served / "dense.sqlite", "model": str(tmp_path)}
+    phase = prunescope.analyze(served / "pruned.sqlite", **ask).phases["trace"]
+    assert found(phase, "config-in-doubt") is not None
+    assert summary(phase).startswith("the config may be that of another model")
+    assert "faster kernels" not in summary(phase)
+    ask["baseline_model"] = "qwen2.5-0.5b"
+    phase = prunescope.analyze(served / "pruned.sqlite", **ask).phases["trace"]
+    assert found(phase, "config-in-doubt") is None and "1.08× realised" in summary(phase)[:20]
