@@ -16,6 +16,7 @@ from prunescope.analysis.findings.context import Context, communication, without
 from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.inputs.side import Side
 from prunescope.analysis.schema.report import (
+    CONFIG_IN_DOUBT,
     NOT_VALID,
     Phase,
     Row,
@@ -53,6 +54,24 @@ def timing_not_valid(c: Context) -> Found | None:
         "for a speedup",
         evidence=lines,
         change="stop everything else that runs on this machine, and trace again",
+    )
+
+
+@finding(CONFIG_IN_DOUBT, "warning")
+def config_in_doubt(c: Context) -> Found | None:
+    """The tiles of a GEMM do not fit the config that the shapes come from."""
+    lines = []
+    for name, kernels in (("dense", c.baseline_kernels), ("pruned", c.kernels)):
+        if kernels is not None:
+            lines += [f"{name}: {line}" if c.baseline else line for line in kernels.doubts]
+    if not lines:
+        return None
+    return Found(
+        text="the config that the shapes come from may be that of another model: its tiles do not "
+        "fit the blocks of the trace",
+        evidence=lines,
+        change="give the config of each checkpoint (--model, and --baseline-model for the dense "
+        "run)",
     )
 
 

@@ -24,8 +24,8 @@ from prunescope.analysis.schema.report import (
 _CAUSES = 3  # rows of the ledger, or kinds of work, that are named
 _ROLES = 0.5  # of the time of GEMMs: with less of it in roles, the answer lacks them
 _MODULES = (
-    "record modules (with_stack=True, or scopes as prunescope.capture makes them; NVTX ranges for "
-    "Nsight Systems)"
+    "record modules (torch.profiler: with_stack=True, or record_function scopes as "
+    "prunescope.capture makes them; NVTX ranges only with Nsight Systems)"
 )
 # The kernel that torch runs for the fast path of its attention, in encoder layers and alone.
 _FAST_PATH = "transform_bias_rescale_qkv"
@@ -78,7 +78,7 @@ def _reasons(phase: Phase) -> Iterator[str]:
         yield from _largest(phase)
     elif phase.is_speedup:
         yield from _family(phase)  # read from shapes, whatever the times are
-        if phase.ledger and is_evidence(phase):
+        if phase.ledger and is_evidence(phase) and not sentences.is_doubted(phase):
             yield from _causes(phase, phase.ledger)
     yield from _few_roles(phase)
     yield from _change(phase)

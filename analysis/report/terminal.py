@@ -33,6 +33,7 @@ _BRIEF = Extent(gemms=6, kernels=0, kinds=6, brief=True)
 _LEFT_OUT = frozenset({"sides", "parts", "role", "shapes", "host"})
 _IN_LEDGER = frozenset({"kind", "kernels"})  # left out where there is a ledger
 _SHORTEST = 8  # characters of a bar
+_BAR_DROP = 5  # a bar repeats numbers: it leaves after the largest part, before any number
 _SEVERITY = {"critical": ("!!", "bold red"), "warning": ("!", "yellow"), "info": ("i", "cyan")}
 
 
@@ -242,7 +243,7 @@ class _ReportPage(Page):
         spare = self.width - (100 if self.width >= WIDE else 62) + 11 * (6 - len(table.columns))
         room = max(10, min(30, spare))
         bar_cells = [Cell(_bar_text(bar, room), tone=bar.tone) for bar in bars]
-        columns = [*table.columns[:3], Column(""), *table.columns[3:]]
+        columns = [*table.columns[:3], Column("", drop=_BAR_DROP), *table.columns[3:]]
         lines = [[*r[:3], bar, *r[3:]] for r, bar in zip(table.rows, bar_cells, strict=True)]
         for line, bar in zip(lines, bars, strict=True):
             is_change = bar.tone not in ("quiet", "total")
@@ -251,7 +252,11 @@ class _ReportPage(Page):
         unit = ledger_view.ledger_scale(rows).unit
         yield self.section(f"Ledger: {unit} a step; shares are of the dense wall")
         yield from self.fitted(table)
-        if len(columns) - 1 not in kept_columns(table, self.width) and not brief:
+        kept = kept_columns(table, self.width)
+        left = [c.title for i, c in enumerate(columns[:-1]) if i not in kept and c.title]
+        if left:
+            yield from self.notes([f"a wider terminal also shows: {', '.join(left)}"])
+        if len(columns) - 1 not in kept and not brief:
             for line in lines:
                 if line[-1].text:
                     yield self.ink(f" ↳ {line[0].text}: {line[-1].text}", "dim")

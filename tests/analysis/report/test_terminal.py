@@ -70,6 +70,20 @@ def test_a_ledger_row_has_time_share_bar_interval_and_noise(width: int) -> None:
     assert "lm_head untouched +7.10 ms" in text
 
 
+def test_at_80_columns_no_interval_of_the_ledger_leaves_in_silence() -> None:
+    """The bar, which says nothing that the numbers do not, leaves before the interval; what leaves
+    beside it is named."""
+    report = example.two_phases()
+    for row in report.phases["prefill"].ledger or []:
+        row.ns, row.ci95 = row.ns * 1000, [row.ns * 999, row.ns * 1001]
+        row.noise_ns = row.noise_ns and row.noise_ns * 1000
+    for full in (True, False):
+        ledger = shown(report, full=full).split("\nLedger")[1].split("\nFindings")[0]
+        assert "95 % interval" in ledger
+        narrow = shown(report, 60, full=full).split("\nLedger")[1].split("\nFindings")[0]
+        assert "95 % interval" in narrow
+
+
 def test_gains_and_losses_differ_without_colour() -> None:
     lines = shown(example.two_phases()).splitlines()
     gain = next(line for line in lines if line.startswith(" added work"))
