@@ -16,6 +16,10 @@ from prunescope.taxonomy.plan import PHASES
 from prunescope.taxonomy.scrub import scrub
 from prunescope.taxonomy.words import percent
 
+# Of the dense step: what lies outside of the layers is told in whole percent, and less than half a
+# percent would be 0 %, with a limit of more than 200x that no pruning comes near.
+_LEAST_OUTSIDE = 0.005
+
 
 def allocation(c: Context) -> str:
     """The command for the promised speedup, and the most that it can expect: the dense step over
@@ -33,6 +37,8 @@ def allocation(c: Context) -> str:
         return ""  # nothing is known to lie in a layer, or outside of one
     most = whole / outside
     share = f"{percent(outside / whole)} of the dense step lies outside of the layers"
+    if outside / whole < _LEAST_OUTSIDE:
+        return f"; `{_command(c, promised)}` decides what each layer keeps"
     limit = f"no cut of layers exceeds {most:.2f}×: {share}"
     if promised >= most:
         return f"; {limit}"

@@ -185,6 +185,8 @@ def profiler_overhead(c: Context) -> Found | None:
     if ratio < _OVERHEAD and not unequal:
         return None
     other = f" (dense: {dense:.2f}×)" if dense is not None else ""
+    by_recorder = c.side.run is not None and c.side.run.model.source == RECORDER
+    again = "record again" if by_recorder else "trace again"
     doubtful = (
         "each side is rescaled to its own unprofiled time; the correction shows up in the kernel "
         "rows"
@@ -198,7 +200,7 @@ def profiler_overhead(c: Context) -> Found | None:
             f"profiled {ms(c.phase.wall_ns)}, unprofiled "
             f"{ms(c.phase.unprofiled_ns.median if c.phase.unprofiled_ns else 0)}"
         ],
-        change=f"trace again with {_narrower(c)}"
+        change=f"{again} with {_narrower(c)}"
         if unequal
         else "rely on the ledger, which sums to the unprofiled time, not on the recorded gaps",
     )

@@ -39,6 +39,7 @@ NOT_VALID, CAPTURED = "timing-not-valid", "captured-step"
 # The findings that make the times of a phase no evidence: they were disturbed, or no step was
 # timed. (A cut-off trace is a difference between the sides: `Phase.is_speedup`.)
 INVALID_TIMES = frozenset({NOT_VALID, CAPTURED})
+SLOWER_KERNELS = "slower-kernels"  # the finding on kernels slower than their shapes let expect
 LATE_RANK = "straggler"  # the finding on the rank that the others wait for
 OTHER_TIME = "unexplained-difference"  # the finding that names a ratio of two captures
 # Two captures of one program on one machine differ by less: placement in memory moves a model by 1

@@ -137,6 +137,11 @@ def test_masks_of_torch_that_were_left_on(tmp_path: Path) -> None:
     mask = found(phase, "added-mask")
     assert mask is not None and "prune.remove" in str(mask.change)
     assert mask.predicted_ns == pytest.approx(4 * 40_000)  # one in each of four layers
+    more = found(phase, "added-work")
+    assert more is None or "fuse" not in str(more.change)
+    zeros = of_run(tmp_path / "z", trace, extra, census={"matrices": [row]},
+                   dense_census=census(0.0), **method("static-k-mask"))  # fmt: skip
+    assert "prune.remove" in str(getattr(found(zeros, "zeros-in-dense"), "change", ""))
     row.pop("applied")
     phase = of_run(tmp_path / "b", trace, extra, census={"matrices": [row]},
                    dense_census=census(0.0))  # fmt: skip

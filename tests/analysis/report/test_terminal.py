@@ -10,7 +10,10 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
+from prunescope.analysis.report.html import render_html
 from prunescope.analysis.report.ledger_view import LADDER, LEDGER, NOT_EXPLAINED
+from prunescope.analysis.report.markdown import render_markdown
+from prunescope.analysis.report.notebook import render_notebook
 from prunescope.analysis.report.terminal import TerminalReport, print_report
 from prunescope.analysis.schema.report import Finding, Report
 from tests.analysis.report import example
@@ -212,7 +215,18 @@ def test_of_many_ranks_each_has_a_row_and_the_late_one_its_answer() -> None:
     assert "it holds the other ranks up" in text
     assert len(text.splitlines()) <= 45 + 20
     assert "the slowest" in shown(of_ranks(None), full=False)
-    assert shown(of_ranks("rank5"), full=True).count("Ladder") == 8
+    full = shown(of_ranks("rank5"), full=True)
+    assert full.count("Ladder") == 8
+    assert "rank5, which the others wait for" in full.partition("Ladder")[0]
+    assert full.index("\nrank5 ─") < full.index("\nrank0 ─")
+
+
+def test_files_and_a_notebook_begin_with_the_late_rank_too() -> None:
+    report = of_ranks("rank5")
+    for text in (render_markdown(report), render_html(report), render_notebook(report)):
+        first = text.index("below: rank5, which the others wait for")
+        late = text.index("it holds the other ranks up")
+        assert first < late < text.rindex("rank0")
 
 
 @pytest.mark.parametrize("width", [120, 200])
