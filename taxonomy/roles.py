@@ -30,6 +30,7 @@ LINEARS = (*QKV_ROLES, "o", *MLP_ROLES)
 # Behind the role of an op: its gradient's work, in the backward pass of a training step.
 BACKWARD = " backward"
 
+RESIDUAL = "residual"  # its sums follow the rows and the width: no family touches them alone
 # What says of no work where it belongs.
 UNPLACED = ("unknown", f"unknown{BACKWARD}")
 

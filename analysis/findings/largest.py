@@ -16,7 +16,9 @@ import polars as pl
 from prunescope.analysis.findings.context import Context, role_or_kernel
 from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.kernels.frame import ATTENTION
+from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.schema.report import clock
+from prunescope.taxonomy.roles import RESIDUAL
 from prunescope.taxonomy.words import ms, percent, shortened
 
 _LARGE = 0.2  # of the step: a large cost
@@ -94,6 +96,8 @@ def _larger(c: Context, first: _Cost) -> Iterator[str]:
 def _change(one: _Cost) -> str:
     if not one.slow and one.kind == "conv":
         return "prune channels of convolutions, which are of no family here, or promise less"
+    if not one.slow and one.name == RESIDUAL and one.kind not in GEMM_KINDS:
+        return "fuse that work (torch.compile), or promise less: no pruning removes it alone"
     if not one.slow:
         return f"combine with a family that touches {one.name}, or promise less"
     closer = "try another kernel, larger batches or fused ops"

@@ -22,7 +22,7 @@ from prunescope.analysis.kernels.idle import cause_sums
 from prunescope.analysis.kernels.replay import LEAST
 from prunescope.analysis.schema.report import SLOWER_KERNELS, LedgerPart, Row, is_beyond_noise
 from prunescope.taxonomy.families import cutting
-from prunescope.taxonomy.roles import UNPLACED
+from prunescope.taxonomy.roles import RESIDUAL, UNPLACED
 from prunescope.taxonomy.words import ms, percent
 
 _DECODE = "decode"
@@ -144,7 +144,7 @@ def _coverage_change(c: Context) -> str:
     whole = (largest.role, largest.cls) in c.untouched
     if largest.role is None:
         return _gap_change(c)
-    if largest.cls not in PRODUCTS and largest.role in UNPLACED:
+    if largest.cls not in PRODUCTS and largest.role in (*UNPLACED, RESIDUAL):
         return "fuse that work (torch.compile), or promise less: no pruning removes it alone"
     if largest.role in UNPLACED:
         return "prune what is untouched, or promise less"
@@ -243,32 +243,36 @@ def slower_kernels(c: Context) -> Found | None:
         return None  # what disturbed the samples of a CPU disturbed its ops too
     lost = [p for p in row.parts if p.ns > 0]
     parts = ([p for p in lost if is_beyond_noise(p)] or lost)[:4]
+    change, saved = _faster_kernels(c, parts, row)
     return Found(
         text=f"the remaining kernels take {ms(row.moves_ns)} longer than expected of their shapes",
         evidence=[f"{p.name}: {ms(p.ns)}; {'; '.join(p.evidence)}" for p in parts],
-        change=_faster_kernels(c, parts, row),
-        predicted_ns=row.ns,
+        change=change,
+        predicted_ns=row.ns if saved is None else saved,
         explains=_roles(parts),
     )
 
 
-def _faster_kernels(c: Context, parts: list[LedgerPart], row: Row) -> str:
-    """What may help the kernels of these parts: their shapes, if the pruning moved any of them."""
+def _faster_kernels(c: Context, parts: list[LedgerPart], row: Row) -> tuple[str, float | None]:
+    """What may help the kernels of these parts: their shapes, if the pruning moved any of them.
+    With it what that saves, in ns a step, where it is predicted by itself; else None."""
     roles = _roles(parts)
     if not any(p.axis not in ("none", "unknown") and p.key[1] in roles for p in c.pairs or ()):
         return (
             "no shape of the ops named has moved: compare clocks, threads, libraries and what else "
             "ran, and capture both models in turns in one process"
-        )
+        ), None
     better = nearest_dimension(c)
     if better is not None and better.change and (better.predicted_ns or 0.0) >= row.moves_ns / 2:
-        return better.change  # most of the loss has a cause with a name
+        return better.change, better.predicted_ns  # most of the loss has a cause with a name
     where = parts[0].name if parts else "the step"
     if c.kernels.on_device:
         return (
             f"for the kernels of {where} try another tile, an aligned dimension or a larger batch"
-        )
-    return f"for the ops of {where} try an aligned dimension, another layout or a larger batch"
+        ), None
+    return (
+        f"for the ops of {where} try an aligned dimension, another layout or a larger batch"
+    ), None
 
 
 @finding("longer-communication", "info", compares=True)

@@ -357,11 +357,12 @@ def nearest_dimension(c: Context) -> Found | None:
             )
     if gain < _SHARE * c.phase.busy_ns or not lines or c.is_little(gain):
         return None
+    aligned, with_alignment = _paying_alignment(moved, gain)
     return Found(
         text=f"dimensions close to the kept ones are predicted to run {ms(gain)} faster",
         evidence=lines[:5],
-        change=f"keep {_some(better)}{_paying_alignment(moved, gain)}",
-        predicted_ns=gain,
+        change=f"keep {_some(better)}{aligned}",
+        predicted_ns=max(gain, with_alignment),
         explains=frozenset(roles[:5]),
     )
 
@@ -423,21 +424,24 @@ class _Dimension:
         return g.busy_dense * k / g.old.k * wide
 
 
-def _paying_alignment(dimensions: list[_Dimension], gain: float) -> str:
-    """The smallest alignment that gets nearly the most of a gain, as text; "" where none does.
+def _paying_alignment(dimensions: list[_Dimension], gain: float) -> tuple[str, float]:
+    """The smallest alignment that gets nearly the most of a gain, as text, and what it saves in ns;
+    "" and 0 where none does.
 
-    Below ALIGNED kernels load element by element, which no model of the tiles predicts.
+    From GOOD on, which `unaligned` advises too: below ALIGNED kernels load element by element,
+    which no model of the tiles predicts.
     """
     saved = {
         align: sum(one.saved(-(-one.now // align) * align) for one in dimensions)
         for align in map(int, filter(str.isdecimal, ALIGNMENTS))
-        if align >= ALIGNED
+        if align >= GOOD
     }
     most = max(saved.values())
     if most < _WORTH * gain:
-        return ""
+        return "", 0.0
     align = next(align for align, ns in saved.items() if ns >= most - _WORTH * abs(most))
-    return f", or round up to multiples of {align} (--set align={align}, {ms(saved[align])} faster)"
+    how = f"--set align={align}, {ms(saved[align])} faster"
+    return f", or round up to multiples of {align} ({how})", saved[align]
 
 
 def _groups(c: Context, axes: tuple[str, ...]) -> list[_Group]:

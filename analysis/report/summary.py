@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from statistics import fmean
 
 from prunescope.analysis.report import ledger_view, numbers, sentences
 from prunescope.analysis.report.gemm_table import without_sizes
@@ -99,6 +100,8 @@ def _reasons(phase: Phase, late: Finding | None) -> Iterator[str]:
         yield from _largest(phase)
     elif phase.is_speedup:
         yield from _family(phase)  # read from shapes, whatever the times are
+        if is_evidence(phase):
+            yield from _spread(phase)
         if phase.ledger and is_evidence(phase) and not sentences.is_doubted(phase):
             yield from _causes(phase, phase.ledger)
     yield from _few_roles(phase)
@@ -154,6 +157,9 @@ def _causes(phase: Phase, rows: list[Row]) -> Iterator[str]:
     than = f"than the {numbers.time(promised)} {_meaning(phase)}"
     text = f"the step takes {numbers.time(pruned.ns)}, {longer} {than}"
     lost = _lost(phase.ladder, dense.moves_ns, promised, pruned)
+    if _overlaps(phase, promised, dense.moves_ns):
+        yield f"{text}, which is no evidence: single steps of both sides overlap"
+        return
     if not is_beyond_noise(lost):
         why = "the interval of the speedup includes the promised one" if lost.ci95 else _quiet(lost)
         yield f"{text}, which is no evidence: {why}"
@@ -172,6 +178,36 @@ def _causes(phase: Phase, rows: list[Row]) -> Iterator[str]:
     if against:
         yield f"against it: {_cause(against[0], dense)}"
     yield from _unproven(rows, abs(told[0].moves_ns))
+
+
+def _spread(phase: Phase) -> Iterator[str]:
+    """Of a ratio without an interval, the range of the steps that it is made of, on the sides where
+    that is not small beside the difference of the two."""
+    if phase.ladder is None or phase.ladder.realised_ci95 is not None or phase.unprofiled_ns:
+        return
+    sides = {"pruned": phase.step_ns, "dense": phase.baseline.step_ns if phase.baseline else []}
+    if not all(sides.values()) or phase.nothing_moved:
+        return
+    apart = abs(fmean(sides["pruned"]) - fmean(sides["dense"]))
+    ranges = [
+        f"{len(ns)} {name} steps take {numbers.time(min(ns))} to {numbers.time(max(ns))}"
+        for name, ns in sides.items()
+        if max(ns) - min(ns) > _LEAST * apart
+    ]
+    if ranges:
+        yield f"so few steps give no interval of the speedup: {', '.join(ranges)}"
+
+
+def _overlaps(phase: Phase, promised: float, dense: float) -> bool:
+    """Whether, without an interval, some step of the pruned side is no longer than a dense one at
+    the promised ratio, and another no shorter: single steps then tell no difference."""
+    without = phase.ladder is None or phase.ladder.realised_ci95 is None
+    steps = phase.step_ns if without and phase.unprofiled_ns is None else []
+    others = phase.baseline.step_ns if phase.baseline else []
+    if len(steps) < 2 or not others or dense <= 0:
+        return False
+    expected = [ns * promised / dense for ns in others]
+    return min(steps) <= max(expected) and min(expected) <= max(steps)
 
 
 def _lost(ladder: Ladder | None, dense: float, promised: float, pruned: Row) -> Row:

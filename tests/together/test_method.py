@@ -93,6 +93,12 @@ def test_knobs_of_a_composite_begin_with_its_family() -> None:
             "REAP is a published method of the family static-experts",
             "--method static-experts --set how=drop --select importance; which selects as",
         ),
+        (
+            "wanda-2:4",
+            {},
+            "Wanda is a published method of the family static-k-24",
+            "--method static-k-24 --sparsity 0.5; ",
+        ),
         ("TEAL", {}, "dynamic-k cannot be traced", "predict"),
         ("static-k-24", {}, "2:4 sparsity is 0.5, not 0.25", "0.5"),
         ("static-k-24:0.75+static-m:0.5", {}, "2:4 sparsity is 0.5, not 0.75", "0.5"),

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 _QUIET_S = 10.0
+_BAR_WIDTH = 12  # columns: the rest of 80 is for the words
 
 
 class Progress(Protocol):
@@ -102,10 +103,12 @@ def _rich_bar() -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as RichBar
+    from rich.table import Column
 
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
+        # A long line goes on below: a sweep's says why a result repeats behind the result's key.
+        TextColumn("{task.description}", table_column=Column(overflow="fold")),
+        BarColumn(bar_width=_BAR_WIDTH),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )

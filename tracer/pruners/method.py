@@ -103,6 +103,8 @@ def _refuse_published(method: str) -> None:
         own = "for the method's own selection: package.module:function"
         if found.select is not None:
             knobs, own = f"{knobs} --select {found.select}", "which selects as its paper does"
+        only = family(found.family).only
+        knobs += "" if only is None else f" --sparsity {only:g}"
         raise PrunescopeError(
             f"{found.name} is a published method of the family {found.family} ({found.because}), "
             "and --method takes families",

@@ -187,7 +187,7 @@ class Worker:
                 if peaks is None:
                     peaks = self._kept(_peaks_file(job, device, prepared), request.folder)
                 if _was_disturbed(request.folder):
-                    self.watch.describe(f"{result.id} repeated: other work disturbed it")
+                    self.watch.describe("repeats: other work disturbed it")
                     again = replace(request, overwrite=True)
                     trace(again, progress=self.watch, peaks=peaks, prepared=prepared)
         except FAILURES as error:

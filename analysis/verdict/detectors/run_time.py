@@ -121,8 +121,7 @@ def token_drop(e: Evidence) -> Detection | None:
     late = [n for n, layer in layers.items() if layer.has_fewer_rows]
     early = [n for n, layer in layers.items() if layer.whole]
     if late and early and max(early) < min(late) and len(late) + len(early) == len(layers):
-        share = layers[late[-1]].left(*LAYER_LINEARS)[0]
-        what = f"every GEMM sees {percent(share)} of the rows{counted_in_words(e, 'rows')}"
+        what = f"every GEMM sees {_rows_of_layers(layers, late)}{counted_in_words(e, 'rows')}"
         line = f"from layer {min(late)} on {what}"
         return Detection([line], lambda p: float(p.key[0] in late))
     if (left := rows_left(layers)) and left[-1] < 1 - SAME:
@@ -139,6 +138,17 @@ def token_drop(e: Evidence) -> Detection | None:
         return None
     line = f"from layer {min(shorter)} on the cache is shorter: tokens were dropped in prefill"
     return Detection([line], of_attention(shorter))
+
+
+def _rows_of_layers(layers: Mapping[int, LayerShares], late: list[int]) -> str:
+    """The share of the rows that the first and the last of the layers see: one where no more
+    tokens leave between them."""
+    first, last = (layers[n].left(*LAYER_LINEARS)[0] for n in (min(late), max(late)))
+    if abs(first - last) < SAME:
+        return f"{percent(last)} of the rows"
+    return (
+        f"fewer rows: {percent(first)} in layer {min(late)}, {percent(last)} in layer {max(late)}"
+    )
 
 
 def rows_left(layers: Mapping[int, LayerShares]) -> list[float]:

@@ -88,6 +88,24 @@ def test_the_miss_goes_by_the_interval_of_the_speedup() -> None:
     assert f"{missed}, {inside}" in summary(noisy)
 
 
+def test_few_steps_without_an_interval_give_their_range_and_no_cause() -> None:
+    """Dense steps of 100 and 180 ms promise 75 to 135 ms; pruned ones take 80 and 162 ms."""
+    few = msgspec.structs.replace(phase(), unprofiled_ns=None, step_ns=[80_000_000, 162_000_000])
+    assert few.ladder is not None and few.baseline is not None
+    few.ladder.realised_ci95 = None
+    few.baseline.step_ns = [100_000_000, 180_000_000]
+    text = summary(few)
+    assert (
+        "So few steps give no interval of the speedup: 2 pruned steps take 80.000 ms to 162.00 ms, "
+        "2 dense steps take 100.00 ms to 180.00 ms."
+    ) in text
+    assert "which is no evidence: single steps of both sides overlap" in text
+    assert "(coverage)" not in text
+    few.step_ns, few.baseline.step_ns = [120_000_000, 122_000_000], [140_000_000, 140_000_000]
+    assert "(coverage)" in summary(few) and "2 pruned steps take 120" in summary(few)
+    assert "dense steps take" not in summary(few)
+
+
 def test_where_times_are_no_evidence_the_paragraph_explains_none() -> None:
     invalid = Finding(
         id="timing-not-valid", severity="critical", text="disturbed", evidence=[],

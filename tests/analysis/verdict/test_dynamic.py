@@ -167,6 +167,16 @@ def test_not_named_as_dynamic(wanted: str, rows: float, edits: Any, extra: dict[
     assert verdict(evidence(dense, changed(dense, edits), **extra)).id == wanted
 
 
+def test_tokens_that_leave_after_each_layer_have_the_rows_of_the_first_and_the_last() -> None:
+    """64 rows: 56 from layer 1 on, 48 from 2, 40 in 3, and not 40 of 64 from layer 1 on."""
+    edits = {k: v for i, m in ((1, 56), (2, 48), (3, 40)) for k, v in on(NAMES, [i], m=m).items()}
+    dense = model(64)
+    found = verdict(evidence(dense, changed(dense, edits)))
+    assert found.id == "token-drop"
+    assert "from layer 1 on every GEMM sees fewer rows" in found.evidence[0]
+    assert "88 % in layer 1, 62 % in layer 3" in found.evidence[0]
+
+
 def test_fewer_keys_in_some_layers_may_be_two_families() -> None:
     """Layers 2 and 3 of 4 read 8 of 16 keys; the others, with windows of their own, as many as
     before."""

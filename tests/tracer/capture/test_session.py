@@ -130,6 +130,17 @@ def test_the_bar_writes_to_standard_error_only(capsys: pytest.CaptureFixture[str
     assert "time prefill" in written.err
 
 
+def test_a_line_longer_than_the_terminal_goes_on_below(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with Bar() as bar:
+        bar.stage("1/4 static-m-s0.25-decode-b1-p32-d0")
+        bar.describe("1/4 static-m-s0.25-decode-b1-p32-d0: repeats: other work disturbed it")
+    assert "…" not in (written := capsys.readouterr().err)
+    assert "work disturbed it" in written
+
+
 @pytest.mark.parametrize(
     ("told", "kept"), [([[]], []), ([["waits"], []], []), ([["waits"], ["waits"]], ["waits"])]
 )
