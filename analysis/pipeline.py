@@ -38,7 +38,7 @@ from prunescope.analysis.inputs.side import Diagnostics, Side
 from prunescope.analysis.pool import jobs_for
 from prunescope.analysis.rank_jobs import Frames, Outcome, Sides, outcome_of, shared
 from prunescope.analysis.replayed import with_replays
-from prunescope.analysis.report.summary import summary
+from prunescope.analysis.report.summary import summary, waits_for
 from prunescope.analysis.schema.report import Phase, Report
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import scrubbed
@@ -213,7 +213,10 @@ def _report(pruned: _Done, dense: _Done | None, phases: Mapping[str, Phase]) -> 
         subject=described[0],
         baseline=None if dense is None else described[1],
         device=device_of(pruned.side, phases.values()),
-        phases={n: replace_fields(p, summary=summary(p)) for n, p in phases.items()},
+        phases={
+            n: replace_fields(p, summary=summary(p, waits_for(p, phases)))
+            for n, p in phases.items()
+        },
         warnings=list(dict.fromkeys([*warnings, *of_dense])),
         partial=any(done.diagnostics.partial for done in sides),
     )

@@ -580,11 +580,22 @@ def _verify(
             + (f"compared, {len(skipped)} not compared, " if skipped else "compared, ")
             + f"{unchanged} (traces, manifests, SHA-256 checksums) as they were bundled"
         )
+        lines += map(_on_trust, result["samples_on_trust"])
     else:
         lines.append(f"failed: {len(result['failed'])} of {result['checked']} files")
     show_result(result, json_target, people=Text("\n".join(clean(line) for line in lines)))
     if not result["ok"] or (result["partial"] and not allow_undrawn):
         raise typer.Exit(3)
+
+
+def _on_trust(samples: dict[str, Any]) -> str:
+    """`run-1, prefill: unprofiled samples are taken on trust; …`"""
+    ratios = samples["profiled_over_unprofiled"]
+    known = [f"{ratio:.2f}× ({side})" for side, ratio in ratios.items() if ratio is not None]
+    return (
+        f"{samples['run']}, {samples['phase']}: unprofiled samples are taken on trust; a profiled "
+        f"step, as in the trace, takes {' and '.join(known)} as long"
+    )
 
 
 @app.command("families")

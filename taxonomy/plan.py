@@ -140,7 +140,8 @@ class Plan:
     Attention: `scores` is the share of the query-key pairs computed, `queries` of the queries read,
     `keys` of the cache read in decode, `heads` of the query heads that a query uses, `cached` of
     the tokens that leave keys in the cache; `held` the keys that the cache of a layer without a
-    window holds, None for all of the context. `attention_layers` counts the sublayers that mix
+    window holds, None for all of the context; `ranking` counts the last queries of each sequence
+    whose scores rank the keys of such a layer. `attention_layers` counts the sublayers that mix
     tokens, by attention or by another mixer.
     """
 
@@ -156,6 +157,7 @@ class Plan:
     heads: float = 1
     cached: float = 1
     held: int | None = None
+    ranking: int = 0
     runs: float = 1  # probability that an op on fewer rows runs at all in this forward
     linear: Callable[[str, int, int], tuple[Piece, ...]] = whole
     routers: tuple[str, ...] = ()  # sublayers ("attention", "mlp") with a router [T, h] -> 1
@@ -203,6 +205,7 @@ class Op:
     union: float = 0
     sparse: bool = False  # a 2:4 GEMM: it stores indices beside its numbers
     estimated: bool = False  # which keys it reads is estimated in each forward
+    ranked: float = 0  # scores that rank keys, beside those of the attention itself
 
     @property
     def gathered(self) -> bool:

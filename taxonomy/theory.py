@@ -169,8 +169,8 @@ def _latents(plan: Plan) -> int:
 
 def _windowed(plan: Plan) -> Plan:
     """Keys are skipped and evicted where all are seen: a layer with a window stays as it is."""
-    if plan.held is not None:
-        plan = replace(plan, held=None)
+    if plan.held is not None or plan.ranking:
+        plan = replace(plan, held=None, ranking=0)
     if plan.scores < plan.queries * plan.cached:
         return replace(plan, scores=plan.queries, keys=plan.queries)
     return plan
@@ -222,6 +222,7 @@ def _attention(plan: Plan, window: int | None, layers: float, name: str) -> Op:
         rows=plan.queries,
         runs=plan.runs if plan.queries < 1 else 1,
         estimated=plan.scores < plan.queries * plan.cached,
+        ranked=heads * (plan.ranking * keys - plan.ranking * (plan.ranking - 1) / 2),
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from prunescope.analysis.bundle.local_names import is_public_architecture
 from prunescope.analysis.bundle.secrets import cleared, names_here, names_in
 from prunescope.analysis.ops.call import MODELS
 from prunescope.analysis.ops.kind import OP_KINDS
@@ -230,7 +231,11 @@ class Scrubber:
 
     def _model(self, model: dict[str, Any]) -> dict[str, Any]:
         kept = {k: self.value(k, model.get(k)) for k in ("architecture", "config", "shape")}
+        if not is_public_architecture(kept["architecture"]):
+            kept["architecture"] = None  # a class of the authors' own may be named after them
         named = str(model.get("id") or "")
+        if named == model.get("architecture") != kept["architecture"]:
+            named = ""
         owner, _, name = named.rpartition("/")
         public = (
             owner.lower() in _PUBLIC
@@ -261,7 +266,7 @@ class Scrubber:
         if pruning is None:
             return None
         kept = self.value("pruning", plain(pruning))
-        method = pruning.method if _of_families(pruning.method) else "custom"
+        method = pruning.method if of_families(pruning.method) else "custom"
         return read(Pruning, {"method": method, **kept})
 
     def _block(self, key: str, block: T | None) -> T | None:
@@ -271,7 +276,7 @@ class Scrubber:
         option, _, value = word.partition("=") if word.startswith("--") else ("", "", word)
         if option and not re.fullmatch(r"--[a-z-]+", option):
             return False
-        known = not value or value in {*_WORDS, *preset_names()} or _of_families(value)
+        known = not value or value in {*_WORDS, *preset_names()} or of_families(value)
         return known or bool(re.fullmatch(r"-?\d+(?:\.\d+)?", value))
 
 
@@ -281,7 +286,7 @@ def _modelled() -> frozenset[str]:
     return frozenset(name.partition("::")[0] for name in {**MODELS, **OP_KINDS} if "::" in name)
 
 
-def _of_families(method: Any) -> bool:
+def of_families(method: Any) -> bool:
     """Whether a method names only families and their sparsities."""
     parts = method_parts(method) if isinstance(method, str) else []
     shares = [number(own) for _, own in parts if own is not None]

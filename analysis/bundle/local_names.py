@@ -27,6 +27,16 @@ _OF_TORCH = frozenset({
 })  # fmt: skip
 _MODELS = tuple(re.sub(r"\W|_", "", one).lower() for one in BY_ID)
 
+# What transformers appends to the name of a model for the class that is loaded.
+_LOADED = re.compile(r"(?:text)?(?:model|lmheadmodel|for[a-z]+)")
+
+
+def is_public_architecture(name: str | None) -> bool:
+    """Whether the class of a whole model is one of a public library: `LlamaForCausalLM`."""
+    lower = (name or "").lower()
+    public = (lower[len(one) :] for one in _MODELS if lower.startswith(one))
+    return name in _OF_TORCH or any(map(_LOADED.fullmatch, public))
+
 
 def local_names(bundle: Path) -> dict[str, list[str]]:
     """Kind of name -> those that no public library is known to have, in order."""

@@ -10,6 +10,7 @@ import io
 import json
 from collections.abc import Iterator, Mapping
 
+from prunescope.analysis.bundle.anonymise import of_families
 from prunescope.analysis.report import measured, sentences
 from prunescope.analysis.report.escape import markdown, markdown_code
 from prunescope.analysis.report.titles import phase_slugs
@@ -45,6 +46,10 @@ def _readme(
     yield "trace from the traces, and compares them. A figure that another matplotlib than that of"
     yield "bundle.json plots elsewhere is compared by its labels, and the result is partial. To"
     yield "look yourself: unpack the zip and run the commands below there."
+    yield ""
+    yield "`verify` takes run.json on trust, unprofiled samples too, which the realised speedup is"
+    yield "computed from: the traces hold other steps, the profiled ones. Compare the two in the"
+    yield "report (profiler overhead: a profiled step ÷ an unprofiled one, on each side)."
     yield ""
     yield "## Claims, and what rebuilds each"
     yield ""
@@ -108,7 +113,9 @@ def _limits(reports: Mapping[str, Report], runs: Runs) -> Iterator[str]:
         facts = [
             f"{markdown(name)}: one device ({markdown(report.device.get('name') or 'unknown')})"
         ]
-        if how == "random":
+        if how and pruned and pruned.pruning and not of_families(pruned.pruning.method):
+            facts.append("a function of the authors' own chose what to prune")
+        elif how == "random":
             facts.append("parts to prune were chosen at random: speed, not quality")
         if any(g.simulated for phase in report.phases.values() for g in phase.gemms):
             facts.append("some kernels are stand-ins (marked simulated)")

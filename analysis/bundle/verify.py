@@ -142,9 +142,11 @@ _SAME = {".gz": same_packed, ".png": same_pixels}  # every other file is a text
 
 def verify(path: Path) -> dict[str, Any]:
     """{"ok", "partial", "checked", "rebuilt", "not_compared": [{"file", "why"}],
-    "failed": [{"file", "why"}]}: whether nothing is wrong, whether something was not compared, how
-    many files, how many of them were rebuilt from the traces and compared, which ones could not be,
-    and what is wrong. The other files are inputs of the rebuild; only their checksums are compared.
+    "failed": [{"file", "why"}], "samples_on_trust": [{"run", "phase", "profiled_over_unprofiled":
+    {"pruned", "dense"}}]}: whether nothing is wrong, whether something was not compared, how many
+    files, how many of them were rebuilt from the traces and compared, which ones could not be, and
+    what is wrong. The other files are inputs of the rebuild; only their checksums are compared.
+    Unprofiled samples are taken on trust: what the traces hold of them are the profiled steps.
 
     Raises PrunescopeError where there is no such file, or one that is no zip at all.
     """
@@ -154,12 +156,13 @@ def verify(path: Path) -> dict[str, Any]:
     checked = len(unpacked.files) + len(failed)
     rebuilt: set[str] = set()
     apart: dict[str, str] = {}
+    trusted: list[dict[str, Any]] = []
     if unpacked.files or not failed:
         for name, why in _sums(unpacked.files):
             if name not in failed or name in unpacked.files:  # it could be read: a better reason
                 failed[name] = why
     if not failed:
-        rebuilt, apart, problems = _rebuilt(unpacked.files)
+        rebuilt, apart, problems, trusted = _rebuilt(unpacked.files)
         failed.update(problems)
     return {
         "ok": not failed,
@@ -168,7 +171,19 @@ def verify(path: Path) -> dict[str, Any]:
         "rebuilt": len(rebuilt),
         "not_compared": _listed(apart),
         "failed": _listed(failed),
+        "samples_on_trust": trusted,
     }
+
+
+def _on_trust(reports: Mapping[str, Report]) -> Iterator[dict[str, Any]]:
+    """Each phase with unprofiled samples, which no trace holds: how many times as long a profiled
+    step takes, on each side. Samples that were changed on one side move its ratio alone."""
+    for name, report in reports.items():
+        for phase_name, phase in report.phases.items():
+            if phase.observer_ratio is not None:
+                dense = phase.baseline.observer_ratio if phase.baseline else None
+                ratios = {"pruned": phase.observer_ratio, "dense": dense}
+                yield {"run": name, "phase": phase_name, "profiled_over_unprofiled": ratios}
 
 
 def _listed(reasons: Mapping[str, str]) -> list[dict[str, str]]:
@@ -205,24 +220,27 @@ def _sums(files: Mapping[str, bytes]) -> Iterator[tuple[str, str]]:
         yield SUMS, "not in the form in which it was written"
 
 
-def _rebuilt(files: Mapping[str, bytes]) -> tuple[set[str], dict[str, str], dict[str, str]]:
-    """The files that were rebuilt, those that could not be compared, and what differs."""
+def _rebuilt(
+    files: Mapping[str, bytes],
+) -> tuple[set[str], dict[str, str], dict[str, str], list[dict[str, Any]]]:
+    """The files that were rebuilt, those that could not be compared, what differs, and the samples
+    that are taken on trust."""
     try:
         hint = "bundle the runs again"
         index = decode(files.get(INDEX, b""), BundleIndex, where=INDEX, hint=hint)
     except UnknownVersion:
         raise
     except PrunescopeError:
-        return set(), {}, {INDEX: "does not say what the bundle holds"}
+        return set(), {}, {INDEX: "does not say what the bundle holds"}, []
     names = list(index.runs)
     if not all(map(_FOLDER.fullmatch, names)):  # they become paths
-        return set(), {}, {INDEX: "names a run that is no plain folder name"}
+        return set(), {}, {INDEX: "names a run that is no plain folder name"}, []
     there = {n.split("/")[1] for n in files if n.startswith(("runs/", "reports/"))}
     if not names or there - set(names):  # what it does not name would not be rebuilt
-        return set(), {}, {INDEX: "does not name every run of the bundle"}
+        return set(), {}, {INDEX: "does not name every run of the bundle"}, []
     active = [n for n, data in files.items() if n.endswith(".svg") and _ACTIVE.search(data)]
     if active:
-        return set(), {}, dict.fromkeys(active, "refused: a figure that runs a script")
+        return set(), {}, dict.fromkeys(active, "refused: a figure that runs a script"), []
     with scratch_folder() as stage:
         rebuild = _Rebuild(files, stage.resolve(), tool=index.tool, plotted=index.drawn_with)
         rebuild.unpack()
@@ -231,7 +249,7 @@ def _rebuilt(files: Mapping[str, bytes]) -> tuple[set[str], dict[str, str], dict
         rebuild.beside(anonymous=index.anonymous)
         if not rebuild.failed:
             rebuild.rest()
-    return rebuild.done, rebuild.apart, rebuild.failed
+    return rebuild.done, rebuild.apart, rebuild.failed, list(_on_trust(rebuild.reports))
 
 
 class _Rebuild:

@@ -42,6 +42,7 @@ _SHARE = 0.01  # of the recorded wall: new work worth a finding
 _MUCH = 0.05  # of the busy time: hooks and adapters that are critical
 # What run.json says applies a mask or a rounding to a weight.
 _PRUNE, _QUANTISE = "torch.nn.utils.prune", "torch.ao.quantization"
+UNMASK = "call torch.nn.utils.prune.remove(module, 'weight') on each"
 _FAKE = re.compile(r"fake_?quant|obs_fq_helper", re.IGNORECASE)
 
 
@@ -72,10 +73,19 @@ def added_work(c: Context) -> Found | None:
     maps = sum(part.ns for part in row.parts if part.role == "residual")
     if 2 * maps > (row.ns or 0.0) and residual_map(c) is not None:
         return None  # residual-map reports it, with better advice
+    pointwise = sum(part.ns for part in row.parts if part.cls == POINT)
+    masks = _masks_left_on(c)
+    # Then most of what is multiplied element by element goes with the masks, and is not to be fused
+    of_masks = masks is not None and 2 * (masks.predicted_ns or 0.0) > pointwise
     return Found(
         text=f"work that the dense model does not have takes {ms(row.moves_ns)}",
         evidence=[f"{p.name}: {ms(p.ns)}" for p in row.parts[:5]],
-        change="; ".join(dict.fromkeys(_less_of(c, part) for part in row.parts[:2])),
+        change="; ".join(
+            dict.fromkeys(
+                UNMASK if of_masks and part.cls == POINT else _less_of(c, part)
+                for part in row.parts[:2]
+            )
+        ),
         predicted_ns=row.ns,
         explains=frozenset(p.role for p in row.parts[:5] if p.role is not None),
     )
@@ -126,11 +136,15 @@ def added_mask(c: Context) -> Found | None:
 
 def _masks_left_on(c: Context) -> Found | None:
     """Masks of torch.nn.utils.prune: a product of the weight's size before every GEMM."""
-    change = "call torch.nn.utils.prune.remove(module, 'weight') on each before timing the model"
+    change = f"{UNMASK} before timing the model"
     if c.side.run is None:
         return _masked_by_shape(c, change)
-    held = [m for m in _hooked(c) if m.applied == _PRUNE]
-    return _remade(c, held, change, only="aten::mul")
+    return _remade(c, masked_weights(c), change, only="aten::mul")
+
+
+def masked_weights(c: Context) -> list[Matrix]:
+    """Matrices that masks of torch.nn.utils.prune were left on; empty where no run tells."""
+    return [m for m in _hooked(c) if m.applied == _PRUNE]
 
 
 def _masked_by_shape(c: Context, change: str) -> Found | None:

@@ -16,6 +16,10 @@ from prunescope.taxonomy.plan import PHASES
 from prunescope.taxonomy.scrub import scrub
 from prunescope.taxonomy.words import percent
 
+# Of the dense step: what lies outside of the layers is told in whole percent, and less than half a
+# percent would be 0 %, with a limit of more than 200x that no pruning comes near.
+_LEAST_OUTSIDE = 0.005
+
 
 def allocation(c: Context) -> str:
     """The command for the promised speedup, and the most that it can expect: the dense step over
@@ -33,19 +37,27 @@ def allocation(c: Context) -> str:
         return ""  # nothing is known to lie in a layer, or outside of one
     most = whole / outside
     share = f"{percent(outside / whole)} of the dense step lies outside of the layers"
+    if outside / whole < _LEAST_OUTSIDE:
+        return f"; `{_command(c, promised)}` decides what each layer keeps"
     limit = f"no cut of layers exceeds {most:.2f}×: {share}"
     if promised >= most:
         return f"; {limit}"
-    return f"; `{_command(c, promised)}` decides what each layer keeps; {limit}"
+    command, folder = _command(c, promised)
+    return f"; `{command}` ({folder}) decides what each layer keeps; {limit}"
 
 
-def _command(c: Context, speedup: float) -> str:
-    """With the names of run and model as the report has them, which are no paths of a machine."""
+def _command(c: Context, speedup: float) -> tuple[str, str]:
+    """The command, and what its placeholder stands for: a report holds no paths of a machine, and
+    a part of one would be looked for, in vain, where the reader stands."""
     side = c.baseline_side
     assert side is not None
+    if side.path.resolve().parent == c.side.path.resolve().parent:
+        dense, folder = f"RUN/{side.path.name}", "RUN: the folder of both runs"
+    else:
+        dense, folder = "BASELINE", "BASELINE: the folder of the dense run"
     model = side.run.model.id if side.run is not None else None
     words = [
-        "prunescope", "allocate", "--from-run", f"{side.path.parent.name}/{side.path.name}",
+        "prunescope", "allocate", "--from-run", dense,
         "--model", model or "MODEL", "--speedup", f"{speedup:.2f}", "--phase", c.name,
     ]  # fmt: skip
-    return shlex.join(scrub(word) for word in words)
+    return shlex.join(scrub(word) for word in words), folder

@@ -35,7 +35,11 @@ def find(context: Context) -> list[Finding]:
             _mark_doubtful(finding)
         findings.append(finding)
     rank: dict[str, int] = {severity: i for i, severity in enumerate(SEVERITIES)}
-    return sorted(findings, key=lambda f: (rank[f.severity], -(f.predicted_ns or 0)))
+    findings.sort(key=lambda f: (rank[f.severity], -(f.predicted_ns or 0)))
+    if not times_are_valid:
+        for finding in findings:
+            finding.predicted_ns = None  # no gain can be read from times that are not valid
+    return findings
 
 
 def _ask(

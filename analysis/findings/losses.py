@@ -20,7 +20,7 @@ from prunescope.analysis.findings.trust import timing_not_valid
 from prunescope.analysis.kernels.frame import PRODUCTS
 from prunescope.analysis.kernels.idle import cause_sums
 from prunescope.analysis.kernels.replay import LEAST
-from prunescope.analysis.schema.report import LedgerPart, Row, is_beyond_noise
+from prunescope.analysis.schema.report import SLOWER_KERNELS, LedgerPart, Row, is_beyond_noise
 from prunescope.taxonomy.families import cutting
 from prunescope.taxonomy.roles import RESIDUAL, UNPLACED
 from prunescope.taxonomy.words import ms, percent
@@ -230,7 +230,7 @@ def roofline_shift(c: Context) -> Found | None:
     )
 
 
-@finding("slower-kernels", "warning", compares=True)
+@finding(SLOWER_KERNELS, "warning", compares=True)
 def slower_kernels(c: Context) -> Found | None:
     """The remaining kernels are less efficient than the dense ones.
 

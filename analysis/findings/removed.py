@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import polars as pl
 
+from prunescope.analysis.findings.added import UNMASK, masked_weights
 from prunescope.analysis.findings.allocate import allocation
 from prunescope.analysis.findings.context import Context, gains_nothing, sized
 from prunescope.analysis.findings.registry import Found, finding
@@ -37,12 +38,14 @@ def zeros_in_dense(c: Context) -> Found | None:
     shares = [(m.role, m.zeros) for m in stats if m.role is not None and m.zeros is not None]
     zeros = {role: share for role, share in shares if share > MANY_ZEROS}
     gain = sum(p.pruned.busy * zeros[p.key[1]] for p in wasted if p.pruned and p.key[1] in zeros)
+    unmask = f"{UNMASK}; then " if masked_weights(c) else ""
+    cut = f"{unmask}remove whole heads or MLP channels ({cutting('heads', 'channels')})"
     return Found(
         text=f"zeros are in dense tensors: 0 sparse kernels in {total} GEMMs; "
         "nothing was removed, and the multiplications by zero are executed",
         evidence=family.evidence,
-        change=f"remove whole heads or MLP channels ({cutting('heads', 'channels')}), or store 2:4 "
-        f"weights in a format whose sparse kernels run on this device{allocation(c)}",
+        change=f"{cut}, or store 2:4 weights in a "
+        f"format whose sparse kernels run on this device{allocation(c)}",
         predicted_ns=gain or None,
         explains=frozenset(zeros),
     )

@@ -24,7 +24,7 @@ from prunescope.analysis.findings.host import HOST_COLLECTIVES, that_waits
 from prunescope.analysis.findings.rank_replay import COLUMNS, RankReplay, replay
 from prunescope.analysis.findings.registry import FINDINGS, Found, finding
 from prunescope.analysis.ledger.noise import speedup_interval
-from prunescope.analysis.schema.report import LATE_RANK, Phase
+from prunescope.analysis.schema.report import LATE_RANK, SLOWER_KERNELS, Finding, Phase
 from prunescope.analysis.timeline.intervals import cover
 from prunescope.taxonomy.words import ms, percent, shortened
 
@@ -101,6 +101,13 @@ class Late:
             return self.replay.idles[self.rank.name] / self.steps
         return self.rank.idle - statistics.median(one.idle for one in self.others)
 
+    @property
+    def is_slow(self) -> bool:
+        """Whether its kernels take longer than those of the others for as many FLOPs."""
+        usual = statistics.median(one.flop for one in self.others)
+        equal = bool(usual) and self.rank.flop <= (1 + _EQUAL) * usual
+        return equal and self.more_work > max(self.more_idle, 0.0)
+
 
 def with_straggler(
     phases: Mapping[str, Phase], frames: Mapping[str, pl.DataFrame]
@@ -130,7 +137,9 @@ def with_straggler(
             result = as_finding(FINDINGS[LATE_RANK], found)
             result.evidence.insert(1, _against(name, _usual(late), compared, frames))
             first = [f for f in phases[name].findings if f.severity == "critical"]
-            rest = [f for f in phases[name].findings if f.severity != "critical"]
+            rest = [
+                _of_slow_rank(f, late) for f in phases[name].findings if f.severity != "critical"
+            ]
             marked[name] = msgspec.structs.replace(phases[name], findings=[*first, result, *rest])
     for rank in ranks:
         if behind and rank not in behind:
@@ -141,6 +150,18 @@ def with_straggler(
             result.evidence.insert(0, _most_of_more(rank, ranks, frames))
             marked[rank.name] = msgspec.structs.replace(phase, findings=[*phase.findings, result])
     return marked, warnings
+
+
+def _of_slow_rank(item: Finding, late: Late) -> Finding:
+    """A finding of a late rank; without a change of its own, and without a gain, where it is on
+    kernels that take longer than their shapes let expect by no more than the rank works longer
+    than the others do for as many FLOPs: mending the rank gives that time once."""
+    if item.id != SLOWER_KERNELS or not late.is_slow:
+        return item
+    if (item.predicted_ns or 0.0) > late.more_work:
+        return item
+    change = f"mend {late.rank.name} first: its kernels take longer than those of the other ranks"
+    return msgspec.structs.replace(item, change=change, predicted_ns=None)
 
 
 def _most_of_more(rank: RankTime, ranks: list[RankTime], frames: Mapping[str, pl.DataFrame]) -> str:

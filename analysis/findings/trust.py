@@ -16,6 +16,7 @@ from prunescope.analysis.findings.context import Context, communication, without
 from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.inputs.side import Side
 from prunescope.analysis.schema.report import (
+    CONFIG_IN_DOUBT,
     NOT_VALID,
     Phase,
     Row,
@@ -53,6 +54,24 @@ def timing_not_valid(c: Context) -> Found | None:
         "for a speedup",
         evidence=lines,
         change="stop everything else that runs on this machine, and trace again",
+    )
+
+
+@finding(CONFIG_IN_DOUBT, "warning")
+def config_in_doubt(c: Context) -> Found | None:
+    """The tiles of a GEMM do not fit the config that the shapes come from."""
+    lines = []
+    for name, kernels in (("dense", c.baseline_kernels), ("pruned", c.kernels)):
+        if kernels is not None:
+            lines += [f"{name}: {line}" if c.baseline else line for line in kernels.doubts]
+    if not lines:
+        return None
+    return Found(
+        text="the config that the shapes come from may be that of another model: its tiles do not "
+        "fit the blocks of the trace",
+        evidence=lines,
+        change="give the config of each checkpoint (--model, and --baseline-model for the dense "
+        "run)",
     )
 
 
@@ -166,6 +185,8 @@ def profiler_overhead(c: Context) -> Found | None:
     if ratio < _OVERHEAD and not unequal:
         return None
     other = f" (dense: {dense:.2f}×)" if dense is not None else ""
+    by_recorder = c.side.run is not None and c.side.run.model.source == RECORDER
+    again = "record again" if by_recorder else "trace again"
     doubtful = (
         "each side is rescaled to its own unprofiled time; the correction shows up in the kernel "
         "rows"
@@ -179,7 +200,7 @@ def profiler_overhead(c: Context) -> Found | None:
             f"profiled {ms(c.phase.wall_ns)}, unprofiled "
             f"{ms(c.phase.unprofiled_ns.median if c.phase.unprofiled_ns else 0)}"
         ],
-        change=f"trace again with {_narrower(c)}"
+        change=f"{again} with {_narrower(c)}"
         if unequal
         else "rely on the ledger, which sums to the unprofiled time, not on the recorded gaps",
     )

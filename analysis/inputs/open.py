@@ -43,7 +43,7 @@ from prunescope.taxonomy.errors import PrunescopeError, errors_about
 from prunescope.taxonomy.keep import check_sparsity
 from prunescope.taxonomy.option import as_path
 from prunescope.taxonomy.recorder import recorder_of
-from prunescope.taxonomy.run import MANIFEST, Run, read_run, sha256_of
+from prunescope.taxonomy.run import MANIFEST, RECORDER, Run, read_run, sha256_of
 
 _SIDES = ("dense", "baseline"), ("pruned",)  # how files of two sides are called
 _MOST = 10**7  # sequences or tokens
@@ -336,7 +336,8 @@ def _peaks(side: Side) -> tuple[Peaks | None, Diagnostics]:
     peaks = sheet_peaks(given) if given else None
     if peaks is None and side.run is not None:
         sheet = device_in_trace(side.run.device.name or "")
-        peaks = run_peaks(side.run.device, sheet) or (sheet_peaks(sheet) if sheet else None)
+        by = "`record()`" if side.run.model.source == RECORDER else "`prunescope trace`"
+        peaks = run_peaks(side.run.device, sheet, by=by) or (sheet_peaks(sheet) if sheet else None)
     if peaks is None and side.bare is not None:
         peaks, diagnostics = _trace_peaks(side, side.bare)
     peaks = override(

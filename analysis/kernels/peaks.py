@@ -135,11 +135,13 @@ def _of_sheet(device: Device) -> DeviceRates:
     return DeviceRates(dense_flop_per_s=dict(device.dense_flop_per_s), byte_per_s=device.byte_per_s)
 
 
-def run_peaks(device: DeviceEntry, sheet: Device | None) -> Peaks | None:
+def run_peaks(
+    device: DeviceEntry, sheet: Device | None, *, by: str = "`prunescope trace`"
+) -> Peaks | None:
     """Peaks that `trace` measured and kept in run.json, or those of `calibrate` with as many
     threads where they are higher; None where `trace` measured none.
 
-    A peak is a ceiling: what disturbs a measurement lowers it.
+    A peak is a ceiling: what disturbs a measurement lowers it. `by`: what recorded the run.
     """
     peaks = device.peaks
     if peaks is None:
@@ -147,7 +149,7 @@ def run_peaks(device: DeviceEntry, sheet: Device | None) -> Peaks | None:
     rates, floor = _rates_of(peaks), peaks.kernel_floor_ns
     if not rates:
         return None
-    source = "measured on this device by `prunescope trace`"
+    source = f"measured on this device by {by}"
     taken = _taken(peaks)
     raised = [name for name, one in taken.items() if one["used"] == "reached"]
     rates |= {name: taken[name]["reached"] or 0.0 for name in raised}

@@ -260,11 +260,12 @@ def expected_speedup(setting: Setting, work: Workload, sparsity: float | None = 
 
 # Added kernels: a routed sublayer gathers its rows and scatters them back; a 2:4 GEMM converts
 # layouts where its library makes its caller do so; an estimated attention pools, scores and picks;
-# attention on gathered rows passes its cache once more.
+# attention on gathered rows passes its cache once more; keys are ranked by scores of their own.
 _ROUTE_KERNELS = 2  # gather and scatter
 _LAYOUT_KERNELS = 2  # into the layout of the sparse kernel and out of it
 _ROW_MULTIPLE = 8  # rows of a 2:4 GEMM; one more kernel pads the others
 _ESTIMATE_KERNELS = 3  # pooled scores, softmax, top-k
+_RANK_KERNELS = 8  # scores, scale, mask, softmax, their sum, top-k, gathered keys and values
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,7 +294,8 @@ def _added_kernels(side: PredictedSide) -> float:
             total += op.layers * per_sparse
         elif op.cls == "attention":
             cache_pass = op.rows < 1 and not work.prefill
-            total += op.layers * (_ESTIMATE_KERNELS * op.estimated + cache_pass)
+            ranks = _RANK_KERNELS * (op.ranked > 0)
+            total += op.layers * (_ESTIMATE_KERNELS * op.estimated + cache_pass + ranks)
     return total
 
 
@@ -316,12 +318,22 @@ def _added_bytes(side: PredictedSide) -> AddedBytes:
             gemm = op.gemms[0]  # the output, read and written
             streamed += op.layers * 2 * gemm.batch * gemm.m * gemm.n * work.itemsize
         elif op.cls == "attention":
+            streamed += op.layers * op.ranked * _bytes_of_a_rank_score(side)
             if op.estimated and work.prefill:  # queries pooled
                 heads = op.gemms[0].batch // work.batch
                 streamed += op.layers * work.rows * heads * op.gemms[0].k * work.itemsize
             if op.rows < 1 and not work.prefill:  # the whole cache, of which it reads a part
                 cached += op.layers * (op.kv_read / _active_rows(ops))
     return AddedBytes(streamed, gathered, cached)
+
+
+def _bytes_of_a_rank_score(side: PredictedSide) -> float:
+    """Traffic of a score that ranks keys: written, scaled, masked, its softmax taken in float32,
+    and added up over the queries (as tracer.pruners.kv_evict does). Writing it takes longer than
+    the 2d FLOPs that make it. Eager attention writes its scores anyway, and they are added up."""
+    b, setting = side.work.itemsize, side.setting
+    unfused = setting.launch == "eager" and not setting.fused_attention
+    return b if unfused else 6 * b + 8
 
 
 def _is_added_router(op: Op) -> bool:

@@ -100,7 +100,7 @@ def labels(
 def check_knobs(knobs: Iterable[str], names: Iterable[str | None]) -> None:
     """Raise PrunescopeError for a knob that none of the methods has."""
     names = list(names)
-    whose = "none of these methods has a" if len(names) > 1 else f"{names[0] or 'dense'} has no"
+    whose = "none of these methods has an" if len(names) > 1 else f"{names[0] or 'dense'} has no"
     known = {
         knob for name in names if _is_family(name) for knob in named_family(str(name))[0].knobs
     }

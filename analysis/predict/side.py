@@ -331,6 +331,7 @@ def _fewer_heads(op: Op, devices: int, kv_share: float) -> Op:
         bytes=(op.bytes - op.kv_read) / devices + op.kv_read * kv_share,
         kv_read=op.kv_read * kv_share,
         kv_write=op.kv_write * kv_share,
+        ranked=op.ranked / devices,
     )
 
 

@@ -34,6 +34,7 @@ from prunescope.analysis.schema.sides import DeviceUsed
 from prunescope.taxonomy.dtypes import THREE_TF32, three_tf32_rate
 from prunescope.taxonomy.errors import PrunescopeError, nearest
 from prunescope.taxonomy.replays import StepCurve
+from prunescope.taxonomy.run_quality import RANDOM_IDS
 from prunescope.taxonomy.uninterrupted import uninterrupted
 
 WIDTH = 3.35  # inches: one column of a two-column page
@@ -705,11 +706,17 @@ def _experts_figure(phase: Phase, of: str) -> Figure | None:
         last = axes is strips[-1]
         axes.set_xticks(places[::step], names if last else [""] * len(names))
     strips[-1].set_xlabel("layer")
+    marks: list[Patch | Line2D] = []
     if len(sides) > 1:
-        marks = [
+        marks += [
             Line2D([], [], color=colour, marker=marker, markersize=2.5, linewidth=0.9, label=name)
             for _, name, colour, marker in sides
         ]
+    if phase.token_ids == RANDOM_IDS:  # which experts tokens go to depends on the text above all
+        for axes in strips:
+            axes.axhspan(*axes.get_ylim(), zorder=-1, **ground([RANDOM_IDS]))
+        marks.append(no_evidence([RANDOM_IDS], RANDOM_IDS))
+    if marks:
         legend(figure, marks, len(marks))
     return figure
 

@@ -23,11 +23,12 @@ from prunescope.analysis.report import (
     titles,
 )
 from prunescope.analysis.report.escape import clean
+from prunescope.analysis.report.overview import overview
 from prunescope.analysis.report.phase_tables import Extent, phase_tables
-from prunescope.analysis.report.summary import outcome_and_reasons
+from prunescope.analysis.report.summary import in_reading_order, outcome_and_reasons, waits_for
 from prunescope.analysis.report.titles import phase_slugs
 from prunescope.analysis.report.view import Table
-from prunescope.analysis.schema.report import Phase, Report
+from prunescope.analysis.schema.report import Finding, Phase, Report
 
 TEMPLATES = Path(__file__).parent / "templates"
 SCRIPT = "sort.js.html"
@@ -64,7 +65,11 @@ def render_html(report: Report) -> str:
         tool=report.tool,
         warnings=sentences.warnings(report),
         no_finding=sentences.NO_FINDING,
-        phases=[phase_view(name, slugs[name], phase) for name, phase in report.phases.items()],
+        overview=overview(report.phases),
+        phases=[
+            phase_view(name, slugs[name], phase, waits_for(phase, report.phases))
+            for name, phase in in_reading_order(report.phases).items()
+        ],
         script=script,
         digest=digest,
     )
@@ -106,10 +111,11 @@ def spelled_out(value: Any) -> Any:
     return clean(value) if type(value) is str else value
 
 
-def phase_view(name: str, slug: str, phase: Phase) -> dict[str, Any]:
-    """Template variables of one phase: sentences, bounds, ledger and tables."""
+def phase_view(name: str, slug: str, phase: Phase, late: Finding | None = None) -> dict[str, Any]:
+    """Template variables of one phase: sentences, bounds, ledger and tables. `late`: the finding
+    on the rank that this one waits for."""
     bounds, one = _ladder_rows(phase)
-    outcome, reasons = outcome_and_reasons(phase)
+    outcome, reasons = outcome_and_reasons(phase, late)
     caveats = evidence.of_phase(phase)
     return {
         "name": titles.heading(name, phase),

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Iterator
 from prunescope.analysis.report import measured, sentences, titles
 from prunescope.analysis.report.escape import markdown as text
 from prunescope.analysis.report.escape import markdown_code
+from prunescope.analysis.report.overview import overview
 from prunescope.analysis.report.phase_tables import Extent, phase_tables
-from prunescope.analysis.report.summary import outcome_and_reasons
+from prunescope.analysis.report.summary import in_reading_order, outcome_and_reasons, waits_for
 from prunescope.analysis.report.view import Cell, Table
-from prunescope.analysis.schema.report import Phase, Report
+from prunescope.analysis.schema.report import Finding, Phase, Report
 
 _EXTENT = Extent(kernels=40)
 _FIRST = ("ladder", "ledger")  # tables that are part of the answer
@@ -26,10 +27,13 @@ def _report(report: Report) -> Iterator[str]:
     yield ""
     yield text(titles.against(report))
     yield ""
-    for name, phase in report.phases.items():
+    table = overview(report.phases)
+    if table is not None:
+        yield from table_lines(table, level=2)
+    for name, phase in in_reading_order(report.phases).items():
         yield f"## {text(titles.heading(name, phase))}"
         yield ""
-        yield from _phase(phase)
+        yield from _phase(phase, waits_for(phase, report.phases))
     yield "## Peaks and notes"
     yield ""
     yield text(titles.device(report))
@@ -40,9 +44,9 @@ def _report(report: Report) -> Iterator[str]:
     yield text(f"written by {report.tool}")
 
 
-def _phase(phase: Phase) -> Iterator[str]:
+def _phase(phase: Phase, late: Finding | None) -> Iterator[str]:
     """The paragraph, ladder, ledger and findings; the other tables folded."""
-    outcome, reasons = outcome_and_reasons(phase)
+    outcome, reasons = outcome_and_reasons(phase, late)
     yield f"**{text(outcome)}** {text(reasons)}".rstrip()
     yield ""
     tables = {table.id: table for table in phase_tables(phase, _EXTENT)}

@@ -10,6 +10,8 @@ from prunescope.analysis.report import gemm_table, numbers, sentences, titles
 from prunescope.analysis.report.comparison import comparison_table, comparison_warnings
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.html import phase_view, templates
+from prunescope.analysis.report.overview import overview
+from prunescope.analysis.report.summary import in_reading_order, waits_for
 from prunescope.analysis.report.titles import phase_slugs
 from prunescope.analysis.schema.comparison import Comparison
 from prunescope.analysis.schema.report import Phase, Report
@@ -19,7 +21,9 @@ _TOP_GEMMS = 12
 
 def brief(report: Report) -> str:
     """What was measured and what came of it, in at most 300 characters."""
-    lines = [f"{name}: {_outcome(phase)}" for name, phase in report.phases.items()]
+    lines = [
+        f"{name}: {_outcome(phase)}" for name, phase in in_reading_order(report.phases).items()
+    ]
     shown = lines[:2] + ([f"{len(lines) - 2} more phases"] if len(lines) > 2 else [])
     text = "; ".join([clean(titles.title(report))[:120], *(clean(t)[:90] for t in shown)])
     return text[:300]
@@ -44,9 +48,9 @@ def render_notebook(report: Report) -> str:
     """Headline, findings, ladder, ledger and the largest GEMMs of every phase."""
     slugs = phase_slugs(report)
     phases = [
-        phase_view(name, slugs[name], phase)
+        phase_view(name, slugs[name], phase, waits_for(phase, report.phases))
         | {"gemms": gemm_table.gemm_table(phase, top=_TOP_GEMMS) if phase.gemms else None}
-        for name, phase in report.phases.items()
+        for name, phase in in_reading_order(report.phases).items()
     ]
     return (
         templates()
@@ -57,6 +61,7 @@ def render_notebook(report: Report) -> str:
             notes=[titles.device(report)],
             warnings=sentences.warnings(report),
             phases=phases,
+            table=overview(report.phases),
         )
     )
 

@@ -22,11 +22,12 @@ from prunescope.analysis.schema.report import (
     is_beyond_noise,
 )
 
+FEW_PHASES = 3  # of more (ranks), each has a row, and the one to read first comes first
 _CAUSES = 3  # rows of the ledger, or kinds of work, that are named
 _ROLES = 0.5  # of the time of GEMMs: with less of it in roles, the answer lacks them
 _MODULES = (
-    "record modules (with_stack=True, or scopes as prunescope.capture makes them; NVTX ranges for "
-    "Nsight Systems)"
+    "record modules (torch.profiler: with_stack=True, or record_function scopes as "
+    "prunescope.capture makes them; NVTX ranges only with Nsight Systems)"
 )
 # The kernel that torch runs for the fast path of its attention, in encoder layers and alone.
 _FAST_PATH = "transform_bias_rescale_qkv"
@@ -47,9 +48,29 @@ _IN_WORDS = {
 }
 
 
-def summary(phase: Phase) -> str:
-    """The paragraph. Times are of one step, with their units."""
-    return " ".join(filter(None, outcome_and_reasons(phase)))
+def summary(phase: Phase, late: Finding | None = None) -> str:
+    """The paragraph. Times are of one step, with their units. `late`: what `waits_for` gives."""
+    return " ".join(filter(None, outcome_and_reasons(phase, late)))
+
+
+def in_reading_order(phases: Mapping[str, Phase]) -> dict[str, Phase]:
+    """All phases; the one that answers for all comes first where there are many or one is a rank
+    that the others wait for, and the rest keep their order."""
+    if len(phases) <= FEW_PHASES and not any(map(_late, phases.values())):
+        return dict(phases)
+    first = first_to_read(phases)
+    return {first: phases[first], **phases}
+
+
+def waits_for(phase: Phase, phases: Mapping[str, Phase]) -> Finding | None:
+    """The finding on the rank among `phases` that this one waits for; None where there is none,
+    and for that rank itself."""
+    found = next(filter(None, map(_late, phases.values())), None)
+    return None if _late(phase) else found
+
+
+def _late(phase: Phase) -> Finding | None:
+    return next((finding for finding in phase.findings if finding.id == LATE_RANK), None)
 
 
 def first_to_read(phases: Mapping[str, Phase]) -> str:
@@ -58,33 +79,36 @@ def first_to_read(phases: Mapping[str, Phase]) -> str:
 
     def order(name: str) -> tuple[bool, float, float]:
         phase = phases[name]
-        is_late = any(finding.id == LATE_RANK for finding in phase.findings)
         ratio = phase.ladder.realised if phase.ladder is not None else None
-        return not is_late, math.inf if ratio is None else ratio, -phase.wall_ns
+        return _late(phase) is None, math.inf if ratio is None else ratio, -phase.wall_ns
 
     return min(phases, key=order)
 
 
-def outcome_and_reasons(phase: Phase) -> tuple[str, str]:
-    """The first sentence of the paragraph, which formats set off, and the others."""
-    return f"{sentences.headline(phase)}.", " ".join(map(_sentence, _reasons(phase)))
+def outcome_and_reasons(phase: Phase, late: Finding | None = None) -> tuple[str, str]:
+    """The first sentence of the paragraph, which formats set off, and the others. `late`: what
+    `waits_for` gives; its change is the one to make first, before any of this rank."""
+    return f"{sentences.headline(phase)}.", " ".join(map(_sentence, _reasons(phase, late)))
 
 
 def _sentence(text: str) -> str:
     return f"{text[0].upper()}{text[1:]}{'' if text.endswith('.') else '.'}"
 
 
-def _reasons(phase: Phase) -> Iterator[str]:
+def _reasons(phase: Phase, late: Finding | None) -> Iterator[str]:
     if phase.ladder is None:
         yield from _largest(phase)
     elif phase.is_speedup:
         yield from _family(phase)  # read from shapes, whatever the times are
         if is_evidence(phase):
             yield from _spread(phase)
-        if phase.ledger and is_evidence(phase):
+        if phase.ledger and is_evidence(phase) and not sentences.is_doubted(phase):
             yield from _causes(phase, phase.ledger)
     yield from _few_roles(phase)
-    yield from _change(phase)
+    if late is not None and late.change:
+        yield f"first mend the rank that the others wait for, {late.change}"
+    else:
+        yield from _change(phase)
 
 
 def _few_roles(phase: Phase) -> Iterator[str]:

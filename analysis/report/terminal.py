@@ -20,19 +20,20 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from prunescope.analysis.report import ledger_view, measured, numbers, sentences, summary, titles
+from prunescope.analysis.report.overview import overview
 from prunescope.analysis.report.phase_tables import Extent, phase_table, phase_tables
 from prunescope.analysis.report.sheet import Page, kept_columns, plain_name
-from prunescope.analysis.report.view import Cell, Column, Table, numeric, text_table
-from prunescope.analysis.schema.report import LATE_RANK, Finding, Ladder, Phase, Report
+from prunescope.analysis.report.view import Cell, Column, Table
+from prunescope.analysis.schema.report import Finding, Phase, Report
 
 WIDE = 110  # columns from which evidence stands beside its row
 _EXTENT = Extent(gemms=14, kernels=8, kinds=8, brief=True)
-_PHASES = 3  # shown in brief; of more (ranks), a row each and the one to read first
 _LINES = 45  # of a phase, unless it is shown in full
 _BRIEF = Extent(gemms=6, kernels=0, kinds=6, brief=True)
 _LEFT_OUT = frozenset({"sides", "parts", "role", "shapes", "host"})
 _IN_LEDGER = frozenset({"kind", "kernels"})  # left out where there is a ledger
 _SHORTEST = 8  # characters of a bar
+_BAR_DROP = 5  # a bar repeats numbers: it leaves after the largest part, before any number
 _SEVERITY = {"critical": ("!!", "bold red"), "warning": ("!", "yellow"), "info": ("i", "cyan")}
 
 
@@ -60,6 +61,7 @@ class _ReportPage(Page):
     def __init__(self, console: Console, options: ConsoleOptions) -> None:
         super().__init__(options.max_width, ascii_only=options.ascii_only)
         self._console, self._options = console, options
+        self._all: Mapping[str, Phase] = {}
 
     def height(self, parts: Iterable[RenderableType]) -> int:
         """The lines that parts take."""
@@ -72,11 +74,14 @@ class _ReportPage(Page):
             yield self.ink(titles.against(report))
         else:
             yield title.append_text(self.ink(f", {titles.against(report)}", "not bold"))
-        phases = dict(report.phases)
-        if len(phases) > _PHASES and not full:
-            name = summary.first_to_read(phases)
-            yield from self._overview(phases, name)
-            phases = {name: phases[name]}
+        self._all = report.phases
+        phases = summary.in_reading_order(report.phases)
+        table = overview(report.phases, **({} if full else {"rest": "the other {}: --full"}))
+        if table is not None:
+            yield self.section(table.title)
+            yield from self.table(table)
+            if not full:
+                phases = dict([next(iter(phases.items()))])
         for name, phase in phases.items():
             yield Text("")
             yield Rule(
@@ -90,26 +95,6 @@ class _ReportPage(Page):
         yield self.ink(titles.device(report, brief=not full), "dim")
         for warning in sentences.warnings(report):
             yield self.ink(f"! {warning}", "yellow")
-
-    def _overview(self, phases: Mapping[str, Phase], first: str) -> Iterator[RenderableType]:
-        """A row a phase, and which of them is shown below."""
-        unit = numbers.scale(phase.step_time_ns for phase in phases.values())
-        columns = [
-            Column("phase"),
-            *numeric("realised"),
-            Column("95 % interval"),
-            *numeric("of the bound"),
-            Column("step", unit.unit, numeric=True),
-        ]
-        rows = [
-            [titles.heading(name, phase), *_ratios(phase.ladder), unit.text(phase.step_time_ns)]
-            for name, phase in phases.items()
-        ]
-        late = any(item.id == LATE_RANK for item in phases[first].findings)
-        why = "which the others wait for" if late else "the slowest"
-        note = f"below: {first}, {why}; the other {len(phases) - 1}: --full"
-        yield self.section(f"{len(phases)} phases: dense ÷ pruned; {unit.unit} a step")
-        yield from self.table(text_table("overview", "", columns, rows, [note]))
 
     def brief(self, phase: Phase) -> Iterator[RenderableType]:
         """At most 45 lines where there are few findings; one that is grave is always shown."""
@@ -140,7 +125,9 @@ class _ReportPage(Page):
         """The gravest findings that take so many lines, at least one; and how many more there
         are."""
         lines -= self.height([self.section("Findings")]) + 1
-        shown, told = 0, summary.change_told(phase)
+        shown = 0
+        waits = summary.waits_for(phase, self._all) is not None
+        told = None if waits else summary.change_told(phase)
         for item in phase.findings:
             # The paragraph above ends with its change.
             said = replace_fields(item, change=None, predicted_ns=None) if item is told else item
@@ -178,7 +165,7 @@ class _ReportPage(Page):
 
     def _summary(self, phase: Phase) -> Text:
         """The paragraph, its outcome in bold."""
-        outcome, reasons = summary.outcome_and_reasons(phase)
+        outcome, reasons = summary.outcome_and_reasons(phase, summary.waits_for(phase, self._all))
         text = self.ink(outcome, "bold")
         if reasons:
             text.append_text(self.ink(f" {reasons}", "not bold"))
@@ -242,7 +229,7 @@ class _ReportPage(Page):
         spare = self.width - (100 if self.width >= WIDE else 62) + 11 * (6 - len(table.columns))
         room = max(10, min(30, spare))
         bar_cells = [Cell(_bar_text(bar, room), tone=bar.tone) for bar in bars]
-        columns = [*table.columns[:3], Column(""), *table.columns[3:]]
+        columns = [*table.columns[:3], Column("", drop=_BAR_DROP), *table.columns[3:]]
         lines = [[*r[:3], bar, *r[3:]] for r, bar in zip(table.rows, bar_cells, strict=True)]
         for line, bar in zip(lines, bars, strict=True):
             is_change = bar.tone not in ("quiet", "total")
@@ -251,7 +238,11 @@ class _ReportPage(Page):
         unit = ledger_view.ledger_scale(rows).unit
         yield self.section(f"Ledger: {unit} a step; shares are of the dense wall")
         yield from self.fitted(table)
-        if len(columns) - 1 not in kept_columns(table, self.width) and not brief:
+        kept = kept_columns(table, self.width)
+        left = [c.title for i, c in enumerate(columns[:-1]) if i not in kept and c.title]
+        if left:
+            yield from self.notes([f"a wider terminal also shows: {', '.join(left)}"])
+        if len(columns) - 1 not in kept and not brief:
             for line in lines:
                 if line[-1].text:
                     yield self.ink(f" ↳ {line[0].text}: {line[-1].text}", "dim")
@@ -286,14 +277,6 @@ class _ReportPage(Page):
     def _finding(self, item: Finding) -> RenderableType:
         mark, style = _SEVERITY.get(item.severity, ("-", ""))
         return _hanging(self.ink(f"{mark:>3} ", style), self.ink(sentences.finding(item)))
-
-
-def _ratios(ladder: Ladder | None) -> list[str]:
-    """The realised ratio, its interval, and its share of the roofline bound."""
-    if ladder is None:
-        return ["–"] * 3
-    interval = numbers.ratios(ladder.realised_ci95) if ladder.realised_ci95 else "–"
-    return [numbers.ratio(ladder.realised), interval, numbers.percent(ladder.share_of_bound)]
 
 
 def _hanging(mark: Text, text: Text) -> RenderableType:

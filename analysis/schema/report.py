@@ -34,10 +34,12 @@ from prunescope.taxonomy.formats import decode, scrubbed
 BESIDE = 0.99
 CLOCK_SKEW = "clock-skew"  # the finding that makes causes of idle time doubtful
 CUT_OFF = "truncated-trace"  # the finding that a file ends before its trace does
+CONFIG_IN_DOUBT = "config-in-doubt"
 NOT_VALID, CAPTURED = "timing-not-valid", "captured-step"
 # The findings that make the times of a phase no evidence: they were disturbed, or no step was
 # timed. (A cut-off trace is a difference between the sides: `Phase.is_speedup`.)
 INVALID_TIMES = frozenset({NOT_VALID, CAPTURED})
+SLOWER_KERNELS = "slower-kernels"  # the finding on kernels slower than their shapes let expect
 LATE_RANK = "straggler"  # the finding on the rank that the others wait for
 OTHER_TIME = "unexplained-difference"  # the finding that names a ratio of two captures
 # Two captures of one program on one machine differ by less: placement in memory moves a model by 1

@@ -232,5 +232,6 @@ class Filled:
     works: list[Work | None] = field(default_factory=list)
     known: dict[int, tuple[int, int]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)  # the doubts among them
+    doubts: list[str] = field(default_factory=list)  # signs that the config is another model's
     tokens: float | None = None  # a step, where all steps are known

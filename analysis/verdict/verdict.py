@@ -165,7 +165,8 @@ def _unmoved(e: Evidence) -> FamilyVerdict:
             line = (
                 f"GEMMs became smaller ({shown}), but which is which is known from the order of "
                 "kernels alone, and not by what one makes and the next reads: record modules "
-                "(with_stack=True; NVTX ranges for Nsight Systems) to name the family"
+                "(torch.profiler: with_stack=True; NVTX ranges only with Nsight Systems) to name "
+                "the family"
             )
             return FamilyVerdict(
                 id="unknown", confidence=0.3, evidence=[line], alternatives=fitting, by_order=True

@@ -11,15 +11,21 @@ from prunescope.taxonomy.plan import Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.theory import dense_plan
 
+OBSERVED = 32  # last queries of a prompt whose attention ranks its keys (SnapKV's window)
+
 
 def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
     """Prefill as dense, on the whole prompt; decode on max(1, int(L·p)) keys in the layers that see
-    them all; on the mean over the heads where some keep every key."""
+    them all; on the mean over the heads where some keep every key. What ranks keys needs scores of
+    its own: of the end of a prompt once, or of all queries in every forward."""
+    sparsity = spared_share(point.sparsity, float(point.knobs.get("full_heads", 0.0)))
+    keep = str(point.knobs["keep"]) if sparsity else ""
     dense = dense_plan(shape, work)
     if work.prefill:
-        return [dense]
-    sparsity = spared_share(point.sparsity, float(point.knobs.get("full_heads", 0.0)))
-    return [replace(dense, held=kept_count(work.keys, sparsity))]
+        ranking = {"attention": min(OBSERVED, work.keys), "accumulated": work.keys}
+        return [replace(dense, ranking=ranking.get(keep, 0))]
+    held = kept_count(work.keys, sparsity)
+    return [replace(dense, held=held, ranking=int(keep == "accumulated"))]
 
 
 FAMILY = Family(

@@ -125,7 +125,7 @@ def test_a_tail_is_launch_and_idle(tmp_path: Path) -> None:
         told = {r.row: r for r in phase.ledger or []}
         assert told["launch_idle"].ns == pytest.approx(sign * (2_000 - 5_000))
         parts = {p.name: p.ns for p in told["launch_idle"].parts}
-        assert parts == {"tail": sign * -5_000, "unknown (matmul)": sign * 2_000}
+        assert parts == {"trailing idle": sign * -5_000, "unknown (matmul)": sign * 2_000}
         for row in ("coverage", "kernel_efficiency", "added_work"):
             assert told[row].ns == 0
         for row in ("roofline_shift", "shape"):  # no peaks are known here

@@ -148,7 +148,7 @@ def test_methods_by_the_names_that_people_type() -> None:
             {"from_run": TRACES / "tiny-static-m", "model": "llama-3.1-8b"},
             "does not match this run of",
         ),
-        ({"from_run": TRACES / "tiny-static-m", "knobs": {"colour": "red"}}, "knob 'colour'"),
+        ({"from_run": TRACES / "tiny-static-m", "knobs": {"colour": "red"}}, "option 'colour'"),
         (
             {"from_run": TRACES / "tiny-static-m", "method": "static-m", "knobs": {"unit": "head"}},
             "unit",

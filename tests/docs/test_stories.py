@@ -31,15 +31,6 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def mixture(folder: Path) -> None:
-    """A mixture of four experts of which a token goes to two."""
-    from tests.small_capture import saved_model
-
-    saved_model(folder, model_type="mixtral", hidden_size=64, num_hidden_layers=2, vocab_size=128,
-                num_attention_heads=4, num_key_value_heads=2, intermediate_size=64,
-                num_local_experts=4, num_experts_per_tok=2)  # fmt: skip
-
-
 def marked(page: Path) -> object:
     slow = [pytest.mark.slow] if page.stem in SLOW else []
     return pytest.param(page, id=page.stem, marks=slow)
@@ -76,8 +67,6 @@ def test_what_a_page_measures_runs(
     if not kinds & {"sh", "python"}:
         pytest.skip("nothing is measured")
     monkeypatch.syspath_prepend(str(checkout))
-    if "./my-mixture" in page.read_text(encoding="utf-8"):
-        mixture(checkout / "my-mixture")
     pages.run(page, folder=checkout)
 
 

@@ -138,7 +138,7 @@ def test_dense_against_itself_is_zero(units: Units) -> None:
 def test_parts_sum_to_their_row(units: Units, sparsity: float | None) -> None:
     inputs = attribution_inputs(units, nominal=sparsity, samples_ns=([], []), on_device=True)
     ledger = inputs.ledger
-    rows = build_rows(inputs, halves(units, inputs.domain), lambda *_: ["a kernel"])
+    rows = build_rows(inputs, halves(units, inputs.time_base), lambda *_: ["a kernel"])
     assert [r.row for r in rows] == list(ROWS)
     slack = max(1e-2, 1e-9 * sum(float(np.abs(r).sum()) for r in ledger.rows.values()))
     for row in rows:

@@ -316,7 +316,7 @@ def test_hostile_headers_leave_the_sizes_of_the_config(text: bytes, tmp_path: Pa
     folder = folder_of(tmp_path, {})
     (folder / "model.safetensors").write_bytes(text)
     shape, notes = read(folder)
-    assert shape == of() and "cannot be read (model.safetensors" in notes[0]
+    assert shape == of() and "unreadable (model.safetensors" in notes[0]
 
 
 def test_shards_that_are_missing_say_nothing_of_their_layers(tmp_path: Path) -> None:

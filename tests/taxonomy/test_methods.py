@@ -153,7 +153,7 @@ def test_predict_prices_what_a_trace_runs(
     assert found.to_dict()["predict_only"] == predict_only
     only = "".join(f" --set {key}={value}" for key, value in predict_only.items())
     assert (f"(predict only:{only})" in found.heading()) == bool(predict_only)
-    assert (f"with{only} the paper's" in found.sentences()[1]) == bool(predict_only)
+    assert (f"with{only} that of the paper's" in found.sentences()[1]) == bool(predict_only)
 
 
 def test_a_method_whose_family_has_no_pruner_is_predicted_only() -> None:

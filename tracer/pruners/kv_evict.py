@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from prunescope.taxonomy.families.kv_evict import OBSERVED
 from prunescope.taxonomy.keep import kept_count
 from prunescope.tracer.attention.counted_cache import CountedKeys, counted_layer
 from prunescope.tracer.attention.parts import AttentionParts
@@ -31,7 +32,6 @@ from prunescope.tracer.routing.decisions import Counted, Sampler, Tally, taken, 
 from prunescope.tracer.routing.learning import NothingTrained
 from prunescope.tracer.routing.prenorm import rebuilt, whole_attentions
 
-_WINDOW = 32  # last prompt tokens, whose attention ranks the keys (SnapKV's observation window)
 SINKS = 4  # first keys that keep=sinks never evicts (StreamingLLM's start_size)
 _CHUNK = 64  # queries whose attention to all keys is added up at once: bounds the memory
 
@@ -310,7 +310,7 @@ class _RankedAttention(_EvictingAttention):
         """Those that the end of the prompt attends to most."""
         if budget == kv[0].shape[2]:
             return kv
-        queries, sets = q[:, :, -_WINDOW:], kv[0].shape[1]
+        queries, sets = q[:, :, -OBSERVED:], kv[0].shape[1]
         rows = self.router(queries, keys, count=budget, scaling=self.scaling, sets=sets)
         return taken(kv[0], rows), taken(kv[1], rows)
 
@@ -318,7 +318,7 @@ class _RankedAttention(_EvictingAttention):
         """After the prompt: order the keys, and reduce them to the budget."""
         budget = self._budget(held.seen)
         if first and budget < held.held:
-            queries, sets = q[:, :, -_WINDOW:], held.keys.shape[1]
+            queries, sets = q[:, :, -OBSERVED:], held.keys.shape[1]
             rows = self.router(queries, k, count=budget, scaling=self.scaling, sets=sets)
             held.keys, held.values = taken(held.keys, rows), taken(held.values, rows)
 

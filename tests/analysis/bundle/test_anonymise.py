@@ -245,8 +245,25 @@ def test_a_public_model_keeps_its_name() -> None:
     assert kept("meta-llama/Llama-3.1-8B") == "meta-llama/Llama-3.1-8B"
     assert kept("tiny-llama") == "tiny-llama"
     assert kept("smollm2-135m-instruct") == "smollm2-135m-instruct"
-    assert kept("somebody/Llama-3.1-8B-pruned") == "X"
-    assert kept("our-secret-model") == "X"
+    assert kept("somebody/Llama-3.1-8B-pruned") == "model"
+    assert kept("our-secret-model") == "model"
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        ("LlamaForCausalLM", "LlamaForCausalLM"),
+        ("GPT2LMHeadModel", "GPT2LMHeadModel"),
+        ("Gemma3TextModel", "Gemma3TextModel"),
+        ("AnnaSecretMLP", None),
+        ("LlamaOfAnna", None),
+        (None, None),
+    ],
+)
+def test_a_class_of_the_authors_own_is_not_kept(name: str | None, kept: str | None) -> None:
+    model = Scrubber(set())._model({"id": name, "architecture": name})
+    assert model["architecture"] == kept
+    assert model["id"] == (kept or "model")
 
 
 def test_what_disturbed_a_run_stays_and_says_no_more() -> None:

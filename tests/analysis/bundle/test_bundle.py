@@ -307,7 +307,12 @@ def test_a_bundle_that_exists_is_replaced_only_when_asked(tmp_path: Path) -> Non
         bundle([tmp_path / "run"], out)
     assert list(members(out)) == ["mine.txt"]
     assert prunescope.main(["bundle", run, "-o", str(out), "--overwrite"]) == 0
-    assert verify(out)["ok"]
+    found = verify(out)
+    assert found["ok"]
+    # Samples that no trace holds: 22 + 4 + 22 of 61 us, and 44 + 4 + 44 of 91 us.
+    (told,) = found["samples_on_trust"]
+    ratios = told["profiled_over_unprofiled"]
+    assert ratios == {"pruned": pytest.approx(48 / 61), "dense": pytest.approx(92 / 91)}
 
 
 def test_a_bundle_of_another_ending_is_refused(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_findings_are_ordered_by_module_and_line() -> None:
     ids = [one.id for one in registered()]
     assert sorted(ids) == sorted(FINDINGS)
     assert ids[:3] == ["truncated-trace", "not-comparable", "captured-step"]
-    assert ids[-2:] == ["largest-cost", "straggler"]
+    assert ids[-3:] == ["largest-cost", "straggler", "rank-does-more"]
 
 
 def test_what_a_finding_declares_fits_together() -> None:

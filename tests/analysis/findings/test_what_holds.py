@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,7 @@ from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.comparison import comparison_table
 from prunescope.analysis.report.comparison_figure import plot_comparison
 from prunescope.analysis.report.sentences import headline
+from prunescope.analysis.report.summary import summary
 from prunescope.analysis.schema.report import Phase
 from tests.analysis.decoder import Layer, census
 from tests.analysis.finding_cases import FULL, MANY, NARROW, found, method, model, of_run
@@ -134,6 +137,11 @@ def test_masks_of_torch_that_were_left_on(tmp_path: Path) -> None:
     mask = found(phase, "added-mask")
     assert mask is not None and "prune.remove" in str(mask.change)
     assert mask.predicted_ns == pytest.approx(4 * 40_000)  # one in each of four layers
+    more = found(phase, "added-work")
+    assert more is None or "fuse" not in str(more.change)
+    zeros = of_run(tmp_path / "z", trace, extra, census={"matrices": [row]},
+                   dense_census=census(0.0), **method("static-k-mask"))  # fmt: skip
+    assert "prune.remove" in str(getattr(found(zeros, "zeros-in-dense"), "change", ""))
     row.pop("applied")
     phase = of_run(tmp_path / "b", trace, extra, census={"matrices": [row]},
                    dense_census=census(0.0))  # fmt: skip
@@ -141,23 +149,43 @@ def test_masks_of_torch_that_were_left_on(tmp_path: Path) -> None:
 
 
 def test_zeros_in_dense_tensors_name_allocate_too(tmp_path: Path) -> None:
-    """With the folder of the dense run, its model and phase, and the speedup that was promised."""
+    """With its model and phase and the speedup that was promised; the folder is a placeholder, for
+    a report holds no paths."""
     phase = of_run(tmp_path, model(FULL), model(FULL), census=census(0.5, 0.6),
                    dense_census=census(0.0), **method("static-k-mask"))  # fmt: skip
     masked = found(phase, "zeros-in-dense")
     assert masked is not None
-    assert "`prunescope allocate --from-run r/dense --model " in str(masked.change)
-    assert "--speedup 2.00 --phase prefill`" in str(masked.change)
+    assert "`prunescope allocate --from-run RUN/dense --model " in str(masked.change)
+    assert "--speedup 2.00 --phase prefill` (RUN: the folder of both runs)" in str(masked.change)
 
 
 def test_missed_coverage_names_allocate_and_the_most_that_it_can_expect() -> None:
     """A run of ours that keeps half of heads and channels: lm_head and the ends of the step, a
     tenth of it, lie outside of all layers."""
-    report = analyze(TINY).report
+    report = analyze(Path(os.path.relpath(TINY))).report
     limited = found(report.phases["decode"], "coverage-limited")
     change = str(limited and limited.change)
-    words = ["--from-run", f"{TINY.name}/dense", "--model", "tiny-llama", "--speedup", "2.00"]
+    words = ["--from-run", "RUN/dense", "--model", "tiny-llama", "--speedup", "2.00"]
     assert f"`prunescope allocate {' '.join(words)} --phase decode`" in change
     most = re.search(r"no cut of layers exceeds ([\d.]+)×: (\d+) % of the dense step", change)
     assert most is not None
     assert float(most[1]) == pytest.approx(100 / int(most[2]), rel=0.06)
+
+
+def test_a_config_whose_tiles_do_not_fit_leads_the_answer(tmp_path: Path) -> None:
+    """Without --baseline-model the dense run gets the config of the pruned one: 57 tiles where it
+    ran 76 blocks. What its shapes would say of kernels is left out."""
+    served = TINY.parent / "stories" / "nsys"
+    config = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": 896,
+              "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
+              "intermediate_size": 3648, "vocab_size": 151936, "tie_word_embeddings": True,
+              "dtype": "bfloat16"}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    ask: dict[str, Any] = {"baseline": served / "dense.sqlite", "model": str(tmp_path)}
+    phase = prunescope.analyze(served / "pruned.sqlite", **ask).phases["trace"]
+    assert found(phase, "config-in-doubt") is not None
+    assert summary(phase).startswith("the config may be that of another model")
+    assert "faster kernels" not in summary(phase)
+    ask["baseline_model"] = "qwen2.5-0.5b"
+    phase = prunescope.analyze(served / "pruned.sqlite", **ask).phases["trace"]
+    assert found(phase, "config-in-doubt") is None and "1.08× realised" in summary(phase)[:20]

@@ -28,7 +28,7 @@ TIMED = ("coverage", "roofline", "busy", "share_of_bound")
 
 def bounds(inputs: AttributionInputs, *, is_bounded: bool = True) -> Ladder:
     rows = build_rows(
-        inputs, halves(inputs.units, inputs.domain), lambda *_: [], is_known=is_bounded
+        inputs, halves(inputs.units, inputs.time_base), lambda *_: [], is_known=is_bounded
     )
     return ladder(rows, inputs, is_known=is_bounded, is_bounded=is_bounded)
 
@@ -108,7 +108,7 @@ def test_one_step_or_no_shapes_leave_bounds_without_intervals() -> None:
 def test_a_device_busy_for_longer_than_its_samples_has_a_share_of_those() -> None:
     """The ledger stays as profiled, and realised is the ratio of W: so is what it is a share of."""
     inputs = captured(np.random.default_rng(7), on_device=True)
-    assert inputs.domain.name == "profiled" and inputs.replicates is not None
+    assert inputs.time_base.name == "profiled" and inputs.replicates is not None
     found, drawn = bounds(inputs), inputs.replicates
     assert drawn.walls is not None
     bound = drawn.promised + drawn.total("coverage") + drawn.total("roofline_shift")

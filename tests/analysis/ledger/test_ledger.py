@@ -165,6 +165,6 @@ def test_parts_are_named_and_sorted() -> None:
     assert [(p.name, p.cls, p.ns) for p in by_name["added_work"].parts] == [
         ("q (gather_scatter)", "gather_scatter", 9.0)
     ]
-    assert [(p.name, p.ns) for p in by_name["launch_idle"].parts] == [("tail", 5.0)]
+    assert [(p.name, p.ns) for p in by_name["launch_idle"].parts] == [("trailing idle", 5.0)]
     assert by_name["coverage"].parts[0].evidence == ["of coverage"]
     assert all(r.ci95 is None and r.noise_ns is None for r in told)

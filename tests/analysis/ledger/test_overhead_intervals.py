@@ -120,7 +120,7 @@ def test_parts_of_a_replicate_sum_to_its_added_work(on_device: bool) -> None:
     samples = tuple(Samples.of(one, [1] * 4) for one in walls)
     inputs = attribution_inputs(units, nominal=0.5, samples_ns=samples, on_device=on_device)
     drawn = inputs.replicates
-    assert inputs.domain.unprofiled and drawn is not None
+    assert inputs.time_base.unprofiled and drawn is not None
     share = draw.uniform(0.3, 0.7, 4)
     busy = units.pruned.busy
     rows = [(1, s, "gather", share[s] * busy[1, s]) for s in range(4)]

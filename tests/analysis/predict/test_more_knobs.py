@@ -65,6 +65,28 @@ def test_heads_that_read_every_key_by_hand(method: str) -> None:
         ask(method, sparsity=0.5, knobs={"full_heads": 1.0}, **options)
 
 
+def added_ms(keep: str, **options: Any) -> float:
+    found = phase(ask("kv-evict", sparsity=0.5, knobs={"keep": keep}, **options))
+    terms = found["predicted"]["execution"]["terms"]
+    (added,) = (row["pruned_ns"] for row in terms if row["name"] == "added")
+    return float(added) / 1e6
+
+
+def test_scores_that_rank_keys_are_added_work_by_hand() -> None:
+    """32 layers of 32 heads rank by the scores of all 4,096 queries, 4,096 x 4,097 / 2 = 8.39 M
+    each, or of the last 32, 130,576; a score of 16 bits is 6 x 2 + 8 bytes of traffic beside the
+    fused kernel, 2 where attention writes its scores anyway; the A100 moves 2,039 GB/s at most."""
+    at_peak = 1024 * 8_390_656 * 20 / 2039e6  # 84 ms
+    assert at_peak < added_ms("accumulated") < 1.5 * at_peak
+    at_end = 1024 * 130_576 * 20 / 2039e6
+    assert at_end < added_ms("attention") < 4 * at_end
+    assert added_ms("recent") == added_ms("sinks") == 0
+    eager = {"launch": "eager", "attn": "eager"}
+    assert added_ms("accumulated", **eager) < 0.2 * added_ms("accumulated")
+    decode = {"phase": "decode", "context": 4096}
+    assert added_ms("accumulated", **decode) > added_ms("attention", **decode) == 0
+
+
 @pytest.mark.parametrize(
     ("method", "knob", "value"),
     [

@@ -40,7 +40,10 @@ POINT = {"model": "tiny-llama", "device": "h100-sxm"}
             {"rank": True, "workload": "rag", "new_tokens": 9},
             "--new-tokens cannot be combined with --work",
         ),
-        ({"rank": True, "knobs": {"colour": "red"}}, "none of these methods has a knob 'colour'"),
+        (
+            {"rank": True, "knobs": {"colour": "red"}},
+            "none of these methods has an option 'colour'",
+        ),
         ({"from_run": "run", "rank": True}, "--rank cannot be combined with --from-run"),
         ({"from_run": "run", "new_tokens": 9}, "--new-tokens cannot be combined with --from-run"),
         ({"from_run": "run", "tp": 2}, "--tp cannot be combined with --from-run"),

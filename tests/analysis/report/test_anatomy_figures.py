@@ -239,6 +239,18 @@ def test_fp32_as_three_products_of_tf32_has_a_peak_and_a_ceiling_of_its_own() ->
     assert "3xtf32, data sheet" in {t.get_text() for t in figure.legends[0].get_texts()}
 
 
+def test_experts_chosen_for_random_token_ids_stand_on_hatched_ground(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    random = report(anatomy(3))
+    random.phases["trace"].token_ids = "random token ids"
+    figure = kept_figures(monkeypatch, random)["experts"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()][-1] == "random token ids"
+    assert all(axes.patches[0].get_hatch() == "oo" for axes in figure.axes)
+    plain = kept_figures(monkeypatch, report(anatomy(3)))["experts"]
+    assert not any(axes.patches for axes in plain.axes)
+
+
 def test_experts_are_drawn_layer_by_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three strips, dense and pruned in each; a phase without counts or with one layer has none."""
     strips = kept_figures(monkeypatch, report(anatomy(3)))["experts"].axes

@@ -81,6 +81,7 @@ def test_latex_has_no_active_character_but_in_known_commands(text: str) -> None:
         r"\\(textbackslash|textasciicircum|textasciitilde|textless|textgreater|textbar|dots|dag"
         r"|textasciigrave|textquotesingle|textendash)\{\}|\\ensuremath\{(\\[a-z]+|-|\^\{T\})\}"
         r"|\\ensuremath\{\\Sigma\}|\\[{}$&#%_]|\{\\char34\}|-\{\}"
+        r"|(?<=\d)~(?=\\%|[nmkMGTsBF])|\bn~=~(?=\d)"  # no line ends before a unit
     )
     assert not re.search(r"[\\{}$&#%_^~<>|\"`']", re.sub(known, "", shown))
 

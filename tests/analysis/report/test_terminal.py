@@ -10,7 +10,10 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
+from prunescope.analysis.report.html import render_html
 from prunescope.analysis.report.ledger_view import LADDER, LEDGER, NOT_EXPLAINED
+from prunescope.analysis.report.markdown import render_markdown
+from prunescope.analysis.report.notebook import render_notebook
 from prunescope.analysis.report.terminal import TerminalReport, print_report
 from prunescope.analysis.schema.report import Finding, Report
 from tests.analysis.report import example
@@ -68,6 +71,20 @@ def test_a_ledger_row_has_time_share_bar_interval_and_noise(width: int) -> None:
     for part in ("+9.20", "+6.6 %", "█", "[8.90, 9.60]", "±0.11"):  # 9.2 of 140 = 6.6 %
         assert part in row
     assert "lm_head untouched +7.10 ms" in text
+
+
+def test_at_80_columns_no_interval_of_the_ledger_leaves_in_silence() -> None:
+    """The bar, which says nothing that the numbers do not, leaves before the interval; what leaves
+    beside it is named."""
+    report = example.two_phases()
+    for row in report.phases["prefill"].ledger or []:
+        row.ns, row.ci95 = row.ns * 1000, [row.ns * 999, row.ns * 1001]
+        row.noise_ns = row.noise_ns and row.noise_ns * 1000
+    for full in (True, False):
+        ledger = shown(report, full=full).split("\nLedger")[1].split("\nFindings")[0]
+        assert "95 % interval" in ledger
+        narrow = shown(report, 60, full=full).split("\nLedger")[1].split("\nFindings")[0]
+        assert "95 % interval" in narrow
 
 
 def test_gains_and_losses_differ_without_colour() -> None:
@@ -198,7 +215,18 @@ def test_of_many_ranks_each_has_a_row_and_the_late_one_its_answer() -> None:
     assert "it holds the other ranks up" in text
     assert len(text.splitlines()) <= 45 + 20
     assert "the slowest" in shown(of_ranks(None), full=False)
-    assert shown(of_ranks("rank5"), full=True).count("Ladder") == 8
+    full = shown(of_ranks("rank5"), full=True)
+    assert full.count("Ladder") == 8
+    assert "rank5, which the others wait for" in full.partition("Ladder")[0]
+    assert full.index("\nrank5 ─") < full.index("\nrank0 ─")
+
+
+def test_files_and_a_notebook_begin_with_the_late_rank_too() -> None:
+    report = of_ranks("rank5")
+    for text in (render_markdown(report), render_html(report), render_notebook(report)):
+        first = text.index("below: rank5, which the others wait for")
+        late = text.index("it holds the other ranks up")
+        assert first < late < text.rindex("rank0")
 
 
 @pytest.mark.parametrize("width", [120, 200])

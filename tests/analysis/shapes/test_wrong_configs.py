@@ -32,7 +32,7 @@ WRONG: list[tuple[Case, dict[str, Any], str]] = [
     (H100, {"intermediate_size": 4864}, "their rates"),
     (H100, {"num_key_value_heads": 4}, "their rates"),
     (H100, {"num_key_value_heads": 8}, "their rates"),
-    (H100, {"num_key_value_heads": 1}, "beside"),  # narrower than a tile, and as slow as q
+    (H100, {"num_key_value_heads": 1}, "compared with"),  # narrower than a tile, and as slow as q
     (H100, {"intermediate_size": 2560}, "activations have 2"),
     (H100, {"num_attention_heads": 8, "num_key_value_heads": 8}, "heads"),
     (H100, {"head_dim": 128}, "heads of 64"),

@@ -183,7 +183,7 @@ def test_a_bare_trace_cannot_show_zeros(tmp_path: Path) -> None:
     family = told(compared(tmp_path, FOUR, FOUR))
     assert family.id == "unknown"
     assert family.alternatives == ["dense", "static-k-24", "static-k-mask"]
-    assert "bare trace" in family.evidence[0]
+    assert "which a trace does not show" in family.evidence[0]
     assert not family.parts
 
 
