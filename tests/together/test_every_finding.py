@@ -44,6 +44,10 @@ COVERED: dict[str, tuple[str, str]] = {
     ),
     "clock-skew": ("test_nothing_critical_rests_on_a_skew", "test_clocks_that_agree"),
     "unsteady-clocks": ("test_clocks_that_moved_or_differ", CASES),
+    "config-in-doubt": (
+        "test_a_config_whose_tiles_do_not_fit_leads_the_answer",
+        "test_a_config_whose_tiles_do_not_fit_leads_the_answer",
+    ),
     "coverage-limited": ("test_coverage_limited", "test_coverage_limited"),
     "cuda-cores": ("test_no_format_is_advised_that_the_device_lacks", "test_not_named"),
     "truncated-trace": (
