@@ -23,7 +23,7 @@ class StaticStep:
         self.prompt, self.num_forwards = prompt, num_forwards
         self.turn = torch.zeros(1, dtype=torch.long, device=device)
         self.draws: dict[int, torch.Tensor] = {}
-        self._fills: list[tuple[torch.Tensor, Callable[[], torch.Tensor]]] = []
+        self._fills: dict[int, Callable[[], torch.Tensor]] = {}
 
     def begin(self) -> None:
         """From now on modules run in their static form."""
@@ -36,9 +36,10 @@ class StaticStep:
             self.turn.add_(1)
 
     def hold(self, number: int, draw: Callable[[], torch.Tensor]) -> None:
-        """Give the sampler `number` a tensor [num_forwards, ..] of what `draw` returns."""
+        """Give the sampler `number` a tensor [num_forwards, ..] of what `draw` returns, in place of
+        one of another shape."""
         self.draws[number] = torch.stack([draw() for _ in range(self.num_forwards)])
-        self._fills.append((self.draws[number], draw))
+        self._fills[number] = draw
 
     def held(self, number: int) -> torch.Tensor:
         """The random numbers of this forward, for the sampler `number`."""
@@ -49,8 +50,8 @@ class StaticStep:
         """Before a sample: new random numbers, in the order in which an eager model draws them."""
         self.turn.zero_()
         for row in range(self.num_forwards):
-            for held, draw in self._fills:
-                held[row].copy_(draw())
+            for number, draw in self._fills.items():
+                self.draws[number][row].copy_(draw())
 
 
 class _Running:

@@ -96,7 +96,8 @@ class Sampler:
 
     def _held(self, step: StaticStep, like: torch.Tensor) -> torch.Tensor:
         """Random numbers of a static step, which were drawn before the sample."""
-        if self.number not in step.draws:
+        # Prompts of another length, which no graph holds, need other ones.
+        if self.number not in step.draws or step.held(self.number).shape != like.shape:
             step.hold(self.number, functools.partial(self._drawn, torch.empty_like(like)))
         return step.held(self.number)
 

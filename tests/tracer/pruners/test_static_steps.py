@@ -23,7 +23,9 @@ from tests.tracer.static_steps import BATCH, FAMILIES, PROMPT, ids, loops, prune
 pytestmark = pytest.mark.torch
 PHASES = ("prefill", "decode")
 # Each family once where all take long.
-EACH = [pytest.param(name, marks=[pytest.mark.slow] if " " in name else []) for name in FAMILIES]
+# Variants need all layers of the model: tokens leave behind several of them.
+VARIANT = [pytest.mark.slow, pytest.mark.whole]
+EACH = [pytest.param(name, marks=VARIANT if " " in name else []) for name in FAMILIES]
 
 
 @pytest.fixture(autouse=True)
