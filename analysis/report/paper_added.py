@@ -41,6 +41,7 @@ from prunescope.analysis.report.paper_figure import (
 from prunescope.analysis.report.pareto_figures import (
     Obstacles,
     dot,
+    in_legend,
     legend_below,
     place_labels,
     say_random_ids,
@@ -64,11 +65,7 @@ _MOST_WHISKER = 1.3  # times the highest bar or point: where an interval leaves 
 
 def overhead(found: Pareto) -> PaperFigure | NotDrawn:
     """Added work by part, as a share of the dense step."""
-    shown = [
-        Panel(panel.phase, panel.cell, points)
-        for panel in panels(found)
-        if (points := [p for p in usually_aligned(panel.points) if _adds(p)])
-    ]
+    shown = panels(found, lambda points: [p for p in usually_aligned(points) if _adds(p)])
     name, title = "overhead", "Work that a family adds"
     if not shown:
         return NotDrawn(
@@ -198,11 +195,9 @@ def _added_bar(axes: Axes, at: int, point: SweepPoint, looks: dict[str, tuple[st
 
 def recovery(found: Pareto) -> PaperFigure | NotDrawn:
     """Speed against loss before and after recovery training."""
-    shown = [
-        Panel(panel.phase, panel.cell, points)
-        for panel in panels(found)
-        if (points := [p for p in usually_aligned(panel.points) if p.recovery is not None])
-    ]
+    shown = panels(
+        found, lambda points: [p for p in usually_aligned(points) if p.recovery is not None]
+    )
     name, title = "recovery", "Frontier before and after recovery"
     if not shown:
         return NotDrawn(
@@ -323,15 +318,7 @@ def _recovery_figure(shown: Sequence[Panel], *, on_random_ids: bool) -> Figure:
         if on_random_ids:
             say_random_ids(axes)
     handles: list[Any] = [
-        Line2D(
-            [],
-            [],
-            color=colour,
-            marker=marker,
-            linestyle="none",
-            markersize=5,
-            label=with_marks(label, points),
-        )
+        in_legend(with_marks(label, points), colour, marker)
         for label, (colour, marker) in looks.items()
     ]
     handles += [

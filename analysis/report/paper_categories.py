@@ -180,11 +180,7 @@ def _stack(axes: Axes, at: int, of_panel: dict[str, float]) -> None:
 
 def layer(found: Pareto) -> PaperFigure | NotDrawn:
     """One layer alone: the dense one beside that of each family, in the categories of Fig. 6."""
-    shown = [
-        Panel(panel.phase, panel.cell, points)
-        for panel in panels(found, only=LAYER)
-        if (points := _largest(panel.points))
-    ]
+    shown = panels(found, _largest, only=LAYER)
     name, title = "layer", "One layer alone"
     if not shown:
         return NotDrawn(

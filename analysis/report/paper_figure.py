@@ -81,10 +81,15 @@ class Panel:
         return short(f"{self.phase}, {self.cell.where}", _LONGEST_TITLE)
 
 
-def panels(found: Pareto, *, only: str = MODEL) -> list[Panel]:
-    """The cells of whole models, or of one layer alone, that have points."""
+def panels(
+    found: Pareto,
+    choose: Callable[[list[SweepPoint]], list[SweepPoint]] = list,
+    *,
+    only: str = MODEL,
+) -> list[Panel]:
+    """The cells of whole models, or of one layer alone, that have points of those chosen."""
     every = (
-        Panel(name, cell, phase.points_in(cell))
+        Panel(name, cell, choose(phase.points_in(cell)))
         for name, phase in found.phases.items()
         for cell in phase.cells
         if cell.only == only
@@ -184,10 +189,8 @@ def mark_words(points: Iterable[SweepPoint]) -> str:
 
 def with_marks(family: str, points: Iterable[SweepPoint]) -> str:
     """A family with the marks of its points, for a legend."""
-    found = "".join(marks_of_point(p) for p in points if family_label(p) == family)
-    marks = "".join(mark for mark in _MARKS if mark in found)
-    name = short(family, _LONGEST_NAME)
-    return f"{name} {marks}" if marks else name
+    own = [point for point in points if family_label(point) == family]
+    return marked(short(family, _LONGEST_NAME), *own)
 
 
 def named(point: SweepPoint) -> str:

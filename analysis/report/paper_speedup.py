@@ -103,11 +103,10 @@ def speedups(found: Pareto) -> Iterator[PaperFigure | NotDrawn]:
 
 
 def _speedup(found: Pareto, sparsity: float) -> PaperFigure:
-    shown = [
-        Panel(panel.phase, panel.cell, usually_aligned(points))
-        for panel in panels(found)
-        if (points := [p for p in panel.points if sparsity in (p.sparsity, *p.sparsities)])
-    ]
+    def chosen(points: list[SweepPoint]) -> list[SweepPoint]:
+        return usually_aligned(p for p in points if sparsity in (p.sparsity, *p.sparsities))
+
+    shown = panels(found, chosen)
     strips = _strips(shown)
     points = [p for panel in shown for p in panel.points]
     title = f"Speedup at s = {sparsity:g}"
@@ -224,11 +223,7 @@ def _bars(axes: Axes, strip: _Strip, colours: dict[str, str], sparsity: float) -
 
 def alignments(found: Pareto) -> PaperFigure | NotDrawn:
     """Realised speedup over the alignment of the kept dimensions."""
-    shown = [
-        Panel(panel.phase, panel.cell, points)
-        for panel in panels(found)
-        if (points := _aligned(panel.points))
-    ]
+    shown = panels(found, _aligned)
     name, title = "alignment", "Alignment"
     if not shown:
         return NotDrawn(

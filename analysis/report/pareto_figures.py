@@ -256,12 +256,7 @@ def _ledger(axes: Axes, points: list[SweepPoint], marks: dict[str, tuple[str, st
 
 def _label_with_marks(label: str, points: Iterable[SweepPoint]) -> str:
     """A label of the legend, with the marks of its points."""
-    found = "".join(
-        mark
-        for mark in (SIMULATED, ZEROS)
-        if any(mark in marks_of_point(p) for p in points if p.label == label)
-    )
-    return f"{clean(label)} {found}" if found else clean(label)
+    return marked(clean(label), *(point for point in points if point.label == label))
 
 
 def _mark_notes(points: Iterable[SweepPoint]) -> list[Line2D]:
@@ -457,20 +452,17 @@ def _say_all_beyond(axes: Axes, ratios: Sequence[float], most: float) -> None:
     )
 
 
+def in_legend(label: str, colour: str, marker: str) -> Line2D:
+    """The entry of a legend for points of this colour and marker."""
+    return Line2D([], [], color=colour, marker=marker, linestyle="none", markersize=5, label=label)
+
+
 def _frontier_legend(
     figure: Figure, marks: Marks, points: Sequence[SweepPoint], *, on_random_ids: bool
 ) -> int:
     """The legend of all panels, whose points these are; gives its number of rows."""
     handles: list[Any] = [
-        Line2D(
-            [],
-            [],
-            color=colour,
-            marker=marker,
-            linestyle="none",
-            markersize=5,
-            label=_label_with_marks(label, points),
-        )
+        in_legend(_label_with_marks(label, points), colour, marker)
         for label, (colour, marker) in marks.items()
         if any(point.label == label for point in points)
     ]

@@ -15,7 +15,8 @@ def marks_of_point(point: SweepPoint) -> str:
     return SIMULATED * (point.simulated is not None) + ZEROS * point.removed_nothing
 
 
-def marked(name: str, point: SweepPoint) -> str:
-    """A name with the marks of a point."""
-    marks = marks_of_point(point)
+def marked(name: str, *points: SweepPoint) -> str:
+    """A name with the marks of its points, each once."""
+    found = "".join(map(marks_of_point, points))
+    marks = "".join(mark for mark in (SIMULATED, ZEROS) if mark in found)
     return f"{name} {marks}" if marks else name
