@@ -52,9 +52,13 @@ def test_the_advised_change_gains_what_was_predicted(
     if not before.roles["lm_head"] > 2 * after.roles["lm_head"]:
         pytest.skip("this processor multiplies bf16 in batches without a copy")
     copied = found(before, "weight-copied")
-    assert copied is not None and copied.predicted_ns is not None
+    assert copied is not None
     assert f"lm_head: {WORDS}×{HIDDEN}, 1 a step" in copied.evidence[0]
     assert "logits_to_keep an index tensor" in str(copied.change)
+    if before.invalid_times:  # then no gain is predicted
+        assert copied.predicted_ns is None
+        pytest.skip("other work disturbed the timing of this capture")
+    assert copied.predicted_ns is not None
     gained = before.wall_ns - after.wall_ns
     # Of the same size: what else runs on the machine moves a wall by more than this gain.
     assert copied.predicted_ns / 4 < gained < 4 * copied.predicted_ns
