@@ -12,8 +12,8 @@ Terms, from the largest to the smallest:
               It is damaged where it differs from its pattern, as where the profiler lost kernels.
     pattern   what most segments between two kinds of anchors run; a place is an index into it
     repeat    a pattern inside a segment that lost anchors: two repeats are one lost anchor
-    slot      a GEMM that the config predicts: role, N and K. A way is an order of the slots of a
-              layer; `match_layer` finds the way, and which kernel of a pattern runs which slot.
+    slot      a GEMM that the config predicts: role, N and K. `match_layer` finds which kernel of a
+              pattern runs which slot.
 
 Every segment is aligned with its pattern (sequence alignment). Three kinds of models differ in how:
 layers of one kind (a damaged segment is aligned by dynamic programming, and a kernel is placed only
@@ -32,7 +32,7 @@ from itertools import pairwise
 from statistics import median
 from typing import Protocol
 
-from prunescope.analysis.shapes.evidence import misfit, misplaced
+from prunescope.analysis.shapes.evidence import misplaced
 from prunescope.analysis.shapes.items import (
     ATTENTION,
     BATCHED,
@@ -42,29 +42,26 @@ from prunescope.analysis.shapes.items import (
     Placed,
     Token,
     anchors_of,
-    can_run,
+    wrong_layers,
+)
+from prunescope.analysis.shapes.layer_match import (
+    LayerMatch,
+    Refusal,
+    in_turns,
+    match_layer,
+    one_expert,
 )
 from prunescope.analysis.shapes.slots import (
-    EXPERT,
     GEMM,
     GROUPED,
-    Layer,
     Slot,
     attention_ways,
-    expert_slots,
     layer_ways,
     pair_ways,
     role_slots,
-    shared_ways,
 )
 from prunescope.taxonomy.shape import ModelShape
-from prunescope.taxonomy.words import percent
 
-# How well a kernel and a GEMM of the config match.
-_SKIP = 0.5  # cost of a kernel that no slot explains, on top of its share of the time
-_SURE = 0.25  # by which the best match must beat a different one
-_LEAST = 0.8  # of the GEMM time of a layer that must be explained
-_MOST = 48  # GEMMs of a layer that are looked at: seven linears with two of an adapter are 21
 # How similar the layers are.
 _APART = 1.06  # times: durations of one kernel beyond its least and most are of another one
 _ALIKE = 0.5  # of the segments between two anchors: fewer are no pattern
@@ -96,11 +93,6 @@ def align(items: Sequence[Item], shape: ModelShape, ranks: int) -> list[Assignme
     if isinstance(strategy, list):
         return [Assignment(by_order=True, problems=strategy)]
     return [_assign(part, usual, shape) for part, usual in strategy.passes(items)]
-
-
-def wrong_layers(found: int, shape: ModelShape) -> str:
-    """The problem of a trace with another number of layers."""
-    return f"{found} layers in the trace, {shape.layers} in the config"
 
 
 @dataclass(frozen=True)
@@ -166,156 +158,6 @@ def _assign(items: Sequence[Item], strategy: _Strategy | None, shape: ModelShape
         out.unsure += [one.item for one in out.gemms if one.item.row in moved]
         out.gemms = [one for one in out.gemms if one.item.row not in moved]
     return out
-
-
-# Which kernel of a layer runs which GEMM of the config.
-
-
-@dataclass(frozen=True)
-class LayerMatch:
-    """`slots`: of each kernel of a layer, None for one that is left out (an adapter, a helper).
-    `explained`: the share of their time that has a slot."""
-
-    layer: Layer
-    slots: tuple[Slot | None, ...]
-    explained: float
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Why no way to run a layer matches its kernels."""
-
-    why: str
-
-
-def match_layer(
-    sample: Sequence[Item], times: Sequence[float], ways: Sequence[Layer]
-) -> LayerMatch | Refusal:
-    """The way to run a layer that leaves out the fewest of its kernels (`sample`, with their usual
-    times): slots in order, each at a kernel of its kind. Kernels are left out where their times fit
-    N·K less well. A Refusal where no way matches, or more than one does."""
-    if len(sample) > _MOST:
-        return Refusal(f"a layer runs {len(sample)} GEMMs, more than any that the config predicts")
-    exact = _same_kinds(sample, times, ways)
-    if isinstance(exact, Refusal):
-        return exact
-    if exact is not None:
-        return LayerMatch(exact, exact.cycle, 1.0)
-    found = []
-    for way in ways:
-        match = _cheapest(sample, times, way.cycle)
-        if match is not None:
-            found.append((sum(j is None for j in match[1]), match[0], way, match[1]))
-    if not found:
-        counts = sorted({len(way.cycle) for way in ways})
-        return Refusal(
-            f"a layer runs {len(sample)} GEMMs besides attention in the trace, "
-            f"{' or '.join(map(str, counts))} in the config"
-        )
-    skipped, best, way, chosen = min(found, key=lambda one: (one[0], one[1]))
-    slots = tuple(None if j is None else way.cycle[j] for j in chosen)
-    total = sum(times)
-    explained = sum(t for t, slot in zip(times, slots, strict=True) if slot) / total if total else 0
-    if explained < _LEAST:
-        return Refusal(
-            f"{percent(explained)} of the GEMM time of a layer is explained by the config, less "
-            f"than {percent(_LEAST)}"
-        )
-    rivals = [other for other in found if other[0] == skipped and other[2] is not way]
-    tied = any(cost < best + _SURE for _, cost, *_ in rivals)
-    if skipped and (tied or not _is_sure(sample, times, way.cycle, chosen)):
-        return Refusal(
-            f"a layer runs {len(sample)} GEMMs, the config predicts {len(way.cycle)}, and more "
-            "than one choice of them fits"
-        )
-    return LayerMatch(way, slots, explained)
-
-
-def _same_kinds(
-    sample: Sequence[Item], times: Sequence[float], ways: Sequence[Layer]
-) -> Layer | Refusal | None:
-    """The way with as many GEMMs as there are kernels, of the same kinds; of several, the one that
-    the times fit. None where there is none."""
-    fit = [w for w in ways if len(w.cycle) == len(sample) and all(map(can_run, sample, w.cycle))]
-    if len(fit) < 2:
-        return fit[0] if fit else None
-    costs = sorted((misfit(times, way.cycle), n) for n, way in enumerate(fit))
-    if costs[1][0] < costs[0][0] + _SURE:
-        return Refusal(f"the GEMMs of a layer may run in {len(fit)} orders, by their times")
-    return fit[costs[0][1]]
-
-
-Choice = tuple[float, list[int | None]]  # its cost, and the slot of each kernel
-
-
-def _cheapest(
-    sample: Sequence[Item],
-    times: Sequence[float],
-    slots: Sequence[Slot],
-    banned: tuple[int, int] | None = None,
-) -> Choice | None:
-    """The cheapest choice of kernels for all slots; None where there are too few kernels.
-
-    The rate that N·K and times should share is not known: that of every possible pair is tried."""
-    if len(sample) < len(slots):
-        return None
-    rates = {
-        slot.size / ns
-        for item, ns in zip(sample, times, strict=True)
-        for slot in slots
-        if can_run(item, slot) and ns > 0
-    }
-    tried = (_cheapest_at(rate, sample, times, slots, banned) for rate in sorted(rates))
-    return min((one for one in tried if one is not None), key=lambda one: one[0], default=None)
-
-
-def _cheapest_at(
-    rate: float,
-    sample: Sequence[Item],
-    times: Sequence[float],
-    slots: Sequence[Slot],
-    banned: tuple[int, int] | None,
-) -> Choice | None:
-    """By dynamic programming: cost[i][j] of the first i kernels on the first j slots."""
-    rows, columns, total = len(sample), len(slots), sum(times) or 1.0
-    skip = [_SKIP + 4 * ns / total for ns in times]
-    cost = [[math.inf] * (columns + 1) for _ in range(rows + 1)]
-    cost[0][0] = 0.0
-    for i in range(rows):
-        for j in range(columns + 1):
-            cost[i + 1][j] = cost[i][j] + skip[i]
-            if j and (i, j - 1) != banned and can_run(sample[i], slots[j - 1]):
-                off = abs(math.log(slots[j - 1].size / max(times[i], 1.0) / rate))
-                cost[i + 1][j] = min(cost[i + 1][j], cost[i][j - 1] + off)
-    if cost[rows][columns] == math.inf:
-        return None
-    j = columns
-    chosen: list[int | None] = []
-    for i in range(rows - 1, -1, -1):
-        if cost[i + 1][j] == cost[i][j] + skip[i]:
-            chosen.append(None)
-        else:
-            j -= 1
-            chosen.append(j)
-    return cost[rows][columns], chosen[::-1]
-
-
-def _is_sure(
-    sample: Sequence[Item],
-    times: Sequence[float],
-    slots: Sequence[Slot],
-    chosen: Sequence[int | None],
-) -> bool:
-    """Whether every choice without one of the chosen pairs costs clearly more."""
-    best = _cheapest(sample, times, slots)
-    assert best is not None
-    for i, j in enumerate(chosen):
-        if j is None:
-            continue
-        other = _cheapest(sample, times, slots, banned=(i, j))
-        if other is not None and other[0] < best[0] + _SURE:
-            return False
-    return True
 
 
 # What runs between two anchors.
@@ -664,32 +506,6 @@ def is_expert_loop(items: Sequence[Item], shape: ModelShape) -> bool:
     return shape.moe_layers == shape.layers and not any(item.what == GROUPED for item in items)
 
 
-def one_expert(shape: ModelShape, counts: Sequence[int]) -> tuple[Slot, ...] | None:
-    """The GEMMs of one expert, by how many the layers run; None where more than one way divides
-    them all, or none does."""
-    width, hidden = shape.expert_intermediate, shape.hidden
-    up, down = Slot("experts", width, hidden, EXPERT), Slot("experts", hidden, width, EXPERT)
-    ways = [(up, up, down), (Slot("experts", 2 * width, hidden, EXPERT), down)]
-    fit = [
-        way
-        for way in (ways if shape.gated else [(up, down)])
-        if all(count and count % len(way) == 0 for count in counts)
-    ]
-    return fit[0] if len(fit) == 1 else None
-
-
-def in_turns(items: Sequence[Item], turn: Sequence[Slot]) -> list[Slot]:
-    """The slot of each item where they run the same GEMMs turn after turn; empty where they do not:
-    two GEMMs of one size run on one kernel and grid."""
-    size = len(turn)
-    if len(items) % size:
-        return []
-    for n in range(0, len(items), size):
-        if size > 2 and turn[0] == turn[1] and items[n].token != items[n + 1].token:
-            return []
-    return [turn[n % size] for n in range(len(items))]
-
-
 def _expert_loop(items: Sequence[Item], shape: ModelShape) -> _ExpertLoop | list[str]:
     """What surrounds the loop is the same in all layers: output projection and router before it,
     the next layer's projections behind it. N and K of an expert are known, its rows are not: the
@@ -764,123 +580,3 @@ class _ExpertLoop:
             turns = in_turns(items[first:end], self.expert)
             slots |= {first + n: (slot, 0) for n, slot in enumerate(turns)}
         return _Segment(slots)
-
-
-_ADAPTED = 3  # GEMMs of a linear with an adapter: its own and two of a low rank
-_SMALL = 0.5  # of its own time, that each of those takes at most
-
-
-def assign_by_modules(items: Sequence[Item], shape: ModelShape, ranks: int) -> list[Assignment]:
-    """The assignment of every call of the model in a step: each begins where the first layer
-    follows another one."""
-    items = [item for item in items if item.what != MIXER]
-    cuts, last = [0], 0
-    for i, item in enumerate(items):
-        if item.layer == 0 and last:
-            cuts.append(i)
-        last = last if item.layer is None else item.layer
-    return [_assign_call(items[a:b], shape, ranks) for a, b in pairwise([*cuts, len(items)])]
-
-
-def _assign_call(items: Sequence[Item], shape: ModelShape, ranks: int) -> Assignment:
-    out = Assignment()
-    layers = {item.layer for item in items if item.layer is not None}
-    beyond = shape.layer_shapes and max(layers, default=0) >= shape.layers
-    if len(layers) != shape.layers or beyond:
-        out.problems.append(wrong_layers(len(layers), shape))
-        return out
-    slots, experts = _slots_by_layer(shape, ranks), expert_slots(shape, ranks)
-    calls = Counter(item.layer for item in items if item.what == ATTENTION)
-    out.attentions = [
-        (item, item.layer) for item in items if item.what == ATTENTION and item.layer is not None
-    ]
-    groups = _by_role(items, shape)
-    counts = [len(members) for (_, role), members in groups.items() if role == "experts"]
-    turns = one_expert(shape, counts) if ranks == 1 and counts else None
-    for (layer, role), members in groups.items():
-        like = shape if layer is None else shape.like(layer)
-        chosen = _longest_of_each(members, max(1, calls[layer]))
-        if role in ("experts", "shared_expert") and all(item.what == GEMM for item in members):
-            found = turns if role == "experts" else _shared(members, shape, ranks)
-            taken = [] if found is None else in_turns(members, found)
-            if taken:
-                out.gemms += [Placed(m, s, layer) for m, s in zip(members, taken, strict=True)]
-            else:
-                out.unsure += members
-            continue
-        if role == "experts" and all(item.what == GROUPED for item in members):
-            if len(members) == len(experts) * max(1, calls[layer]):
-                own = expert_slots(like, ranks)
-                out.gemms += [Placed(m, own[i % 2], layer) for i, m in enumerate(members)]
-            continue
-        slot = slots[layer].get(role)
-        pair = like.stored(role, slot.n, slot.k) if slot and ranks == 1 else []
-        if len(pair) == 2 and len(members) == 2 * max(1, calls[layer]):
-            out.gemms += [
-                Placed(item, Slot(role, *pair[i % 2]), layer) for i, item in enumerate(members)
-            ]
-            continue
-        if slot is None or chosen is None:
-            out.unsure += members
-            continue
-        out.gemms += [Placed(item, slot, layer) for item in chosen if item.what == GEMM]
-    return out
-
-
-def _slots_by_layer(shape: ModelShape, ranks: int) -> dict[int | None, dict[str, Slot]]:
-    """The slots of each layer by role; under None those of the model, for its head."""
-    whole = role_slots(shape, ranks)
-    layers: dict[int | None, dict[str, Slot]] = dict.fromkeys([*range(shape.layers), None], whole)
-    if shape.layer_shapes:
-        layers |= {n: role_slots(shape.like(n), ranks) for n in range(shape.layers)}
-    return layers
-
-
-def _shared(members: Sequence[Item], shape: ModelShape, ranks: int) -> tuple[Slot, ...] | None:
-    """The GEMMs of the shared experts, their gate perhaps among them; None where not sure."""
-    gate = [(Slot("shared_expert", 1, shape.hidden),)] if shape.shared_gate else []
-    ways = [Layer((), own) for own in shared_ways(shape, ranks)]
-    ways += [Layer((), (*own.after, *one)) for own in ways[:] for one in gate]
-    ways += [Layer((), (*one, *own)) for own in shared_ways(shape, ranks) for one in gate]
-    found = match_layer(members, [item.ns for item in members], ways) if ways else None
-    return found.layer.after if isinstance(found, LayerMatch) else None
-
-
-def _by_role(items: Sequence[Item], shape: ModelShape) -> dict[tuple[int | None, str], list[Item]]:
-    """GEMMs by layer and role. Of a layer with experts the first one of no role is the router."""
-    groups: dict[tuple[int | None, str], list[Item]] = defaultdict(list)
-    routed: set[int | None] = set()
-    for item in items:
-        role = item.role
-        if shape.experts and role == "unknown" and item.layer is not None and item.what == GEMM:
-            role = "router" if item.layer not in routed else role
-            routed.add(item.layer)
-        if item.what in (GEMM, GROUPED) and (item.layer is not None) != (role == "lm_head"):
-            groups[item.layer, role].append(item)
-    if not groups.get((None, "lm_head")) and (head := _last(items)) is not None:
-        groups[None, "lm_head"] = [head]
-    return groups
-
-
-def _last(items: Sequence[Item]) -> Item | None:
-    """The only GEMM of no role after all layers: the head of the model."""
-    layered = [i for i, item in enumerate(items) if item.layer is not None]
-    after = [item for item in items[layered[-1] + 1 :] if item.what == GEMM]
-    return after[0] if len(after) == 1 and after[0].role == "unknown" else None
-
-
-def _longest_of_each(members: list[Item], passes: int) -> list[Item] | None:
-    """The GEMMs of the matrix itself among those of a module, one a pass. Three are a matrix with
-    an adapter if two of them are small; None where not sure (two are a matrix of a low rank)."""
-    each, rest = divmod(len(members), passes)
-    if rest or each not in (1, _ADAPTED):
-        return None
-    if each == 1:
-        return members
-    out = []
-    for at in range(0, len(members), each):
-        *small, longest = sorted(members[at : at + each], key=lambda item: item.ns)
-        if any(item.ns > _SMALL * longest.ns for item in small):
-            return None
-        out.append(longest)
-    return out

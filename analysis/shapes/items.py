@@ -18,6 +18,7 @@ from prunescope.analysis.ops.kind import MATMUL_KINDS, op_kind
 from prunescope.analysis.shapes.slots import GEMM, GROUPED, Slot
 from prunescope.analysis.timeline.grid_units import ITEMS, UNKNOWN_UNIT, grid_units
 from prunescope.analysis.trace.events import Trace
+from prunescope.taxonomy.shape import ModelShape
 
 ATTENTION, BATCHED, MIXER = "attention", "batched", "mixer"
 _PRODUCTS = (*MATMUL_KINDS, "attention")
@@ -88,6 +89,11 @@ class Assignment:
         yield from (one.item.row for one in self.gemms)
         yield from (item.row for item, _ in self.attentions)
         yield from (item.row for item in self.unsure)
+
+
+def wrong_layers(found: int, shape: ModelShape) -> str:
+    """The problem of a trace with another number of layers."""
+    return f"{found} layers in the trace, {shape.layers} in the config"
 
 
 def can_run(item: Item, slot: Slot) -> bool:

@@ -15,7 +15,8 @@ import polars as pl
 from prunescope.analysis.device.hardware import Device
 from prunescope.analysis.ops.call import Work
 from prunescope.analysis.shapes import evidence
-from prunescope.analysis.shapes.align import align, assign_by_modules
+from prunescope.analysis.shapes.align import align
+from prunescope.analysis.shapes.by_modules import assign_by_modules
 from prunescope.analysis.shapes.counts import Count, CountingKernels, RowCounts
 from prunescope.analysis.shapes.grids import Intervals, holds, meet, only, written
 from prunescope.analysis.shapes.items import Assignment, Item, Placed

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from prunescope.analysis.shapes.align import LayerMatch, Refusal, match_layer
 from prunescope.analysis.shapes.items import Item
+from prunescope.analysis.shapes.layer_match import LayerMatch, Refusal, match_layer
 from prunescope.analysis.shapes.slots import (
     GEMM,
     GROUPED,
