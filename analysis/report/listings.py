@@ -215,6 +215,37 @@ def doctor(checks: Iterable[MachineCheck]) -> RenderableType:
     return table
 
 
+def verified(result: Mapping[str, Any], *, allow_undrawn: bool) -> Text:
+    """What `verify` found in a bundle: the files that failed or were not compared, how many were,
+    and what is taken on trust."""
+    lines = [f"{file['file']}: {file['why']}" for file in result["failed"]]
+    if result["ok"]:
+        skipped = result["not_compared"]
+        lines += [f"{file['file']}: not compared: {file['why']}" for file in skipped]
+        unchanged = result["checked"] - result["rebuilt"] - len(skipped)
+        outcome = "ok" if allow_undrawn or not skipped else "partial"
+        of = f"{outcome}: {result['checked']} files: {result['rebuilt']}"
+        lines.append(
+            f"{of} rebuilt from the traces and "
+            + (f"compared, {len(skipped)} not compared, " if skipped else "compared, ")
+            + f"{unchanged} (traces, manifests, SHA-256 checksums) as they were bundled"
+        )
+        lines += map(_on_trust, result["samples_on_trust"])
+    else:
+        lines.append(f"failed: {len(result['failed'])} of {result['checked']} files")
+    return Text("\n".join(clean(line) for line in lines))
+
+
+def _on_trust(samples: dict[str, Any]) -> str:
+    """`run-1, prefill: unprofiled samples are taken on trust; …`"""
+    ratios = samples["profiled_over_unprofiled"]
+    known = [f"{ratio:.2f}× ({side})" for side, ratio in ratios.items() if ratio is not None]
+    return (
+        f"{samples['run']}, {samples['phase']}: unprofiled samples are taken on trust; a profiled "
+        f"step, as in the trace, takes {' and '.join(known)} as long"
+    )
+
+
 def verdict(report: Report, *, name: str, folder: Path) -> RenderableType:
     """A report in a few lines: the answer of each phase."""
     lines = [(0, name, "bold")]
