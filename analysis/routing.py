@@ -1,7 +1,7 @@
 """The spread of tokens over experts, from the counts of runs.
 
-In: the runs of one or two sides and the name of a phase. Out: schema.routing.Routing; None where
-the run counted no experts, as of a trace alone.
+In: the runs of one or two sides and the name of a phase. Out: PhaseRouting of the schema; None
+where the run counted no experts, as of a trace alone.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log2
 
-from prunescope.analysis.schema.routing import LayerRouting, Routing
+from prunescope.analysis.schema.routing import LayerRouting, PhaseRouting
 from prunescope.taxonomy.run import Run
 
 
@@ -37,7 +37,7 @@ class _Spread:
         return sum(-share * log2(share) for share in shares) / log2(len(self.counts))
 
 
-def routing_of(run: Run | None, dense: Run | None, phase: str) -> Routing | None:
+def routing_of(run: Run | None, dense: Run | None, phase: str) -> PhaseRouting | None:
     """The routing of a phase of `run`, beside that of its `dense` baseline where it has one. A
     pruned run without layers of the dense one is compared by where its layers were."""
     own = _spreads(run, phase)
@@ -49,7 +49,7 @@ def routing_of(run: Run | None, dense: Run | None, phase: str) -> Routing | None
     for number, spread in own.items():
         was = kept[number] if kept is not None and number < len(kept) else number
         layers.append(_layer(was, spread, before.get(was)))
-    return Routing(layers=layers)
+    return PhaseRouting(layers=layers)
 
 
 def _layer(number: int, own: _Spread, dense: _Spread | None) -> LayerRouting:

@@ -36,8 +36,8 @@ from prunescope.taxonomy.allocation_candidates import (
 from prunescope.taxonomy.allocation_plan import (
     KIND,
     Additivity,
-    Expected,
     KeptLayer,
+    PlanEstimate,
     PlanOfLayers,
     Uniform,
 )
@@ -166,7 +166,7 @@ def _described(
         model=problem.request.model_name,
         weights=losses.file.weights,
         target=problem.target,
-        expected=Expected(
+        expected=PlanEstimate(
             speedup=speedup,
             range=[low, high],
             phases=phases,

@@ -324,7 +324,7 @@ def _pareto(
     figures: Annotated[
         Literal["paper"] | None,
         Option(
-            help="Also draw the kinds of figure of the taxonomy's paper, each with its CSV and "
+            help="Also plot the kinds of figure of the taxonomy's paper, each with its CSV and "
             "caption; without it, frontier, bounds and ledgers alone."
         ),
     ] = None,
@@ -382,7 +382,7 @@ def _reproduce(
     out: Annotated[
         Path | None,
         Option(
-            help="Folder to write the redrawn figure and a CSV of all numbers to; without it, none "
+            help="Folder to write the figure and a CSV of all numbers to; without it, none "
             "are written.",
             metavar="FOLDER",
         ),
@@ -393,7 +393,7 @@ def _reproduce(
 
     \b
     prunescope reproduce traces/sweep --against paper
-    prunescope reproduce --against paper --out redrawn
+    prunescope reproduce --against paper --out plotted
     """
     import msgspec
 
@@ -560,42 +560,16 @@ def _verify(
     prunescope verify evidence.zip --allow-undrawn
     prunescope verify review.zip --json -
     """
-    from rich.text import Text
-
     from prunescope.analysis.bundle.verify import verify
-    from prunescope.analysis.report.escape import clean
+    from prunescope.analysis.report.listings import verified
     from prunescope.output import check_target, show_result
 
     check_target(json_target)
     result = verify(path)
-    lines = [f"{file['file']}: {file['why']}" for file in result["failed"]]
-    if result["ok"]:
-        skipped = result["not_compared"]
-        lines += [f"{file['file']}: not compared: {file['why']}" for file in skipped]
-        unchanged = result["checked"] - result["rebuilt"] - len(skipped)
-        outcome = "ok" if allow_undrawn or not skipped else "partial"
-        of = f"{outcome}: {result['checked']} files: {result['rebuilt']}"
-        lines.append(
-            f"{of} rebuilt from the traces and "
-            + (f"compared, {len(skipped)} not compared, " if skipped else "compared, ")
-            + f"{unchanged} (traces, manifests, SHA-256 checksums) as they were bundled"
-        )
-        lines += map(_on_trust, result["samples_on_trust"])
-    else:
-        lines.append(f"failed: {len(result['failed'])} of {result['checked']} files")
-    show_result(result, json_target, people=Text("\n".join(clean(line) for line in lines)))
+    shown = verified(result, allow_undrawn=allow_undrawn)
+    show_result(result, json_target, people=shown)
     if not result["ok"] or (result["partial"] and not allow_undrawn):
         raise typer.Exit(3)
-
-
-def _on_trust(samples: dict[str, Any]) -> str:
-    """`run-1, prefill: unprofiled samples are taken on trust; …`"""
-    ratios = samples["profiled_over_unprofiled"]
-    known = [f"{ratio:.2f}× ({side})" for side, ratio in ratios.items() if ratio is not None]
-    return (
-        f"{samples['run']}, {samples['phase']}: unprofiled samples are taken on trust; a profiled "
-        f"step, as in the trace, takes {' and '.join(known)} as long"
-    )
 
 
 @app.command("families")
@@ -620,7 +594,7 @@ def _families(
     ] = None,
     json_target: Json = None,
 ) -> None:
-    """List the pruning families: which axis of which GEMM each one shrinks, and its knobs.
+    """List the pruning families: which axis of which GEMM each one shrinks, and its options.
 
     \b
     prunescope families

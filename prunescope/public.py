@@ -1,6 +1,6 @@
 """What the Python API returns: the values of analysis/schema with methods for people.
 
-In: results of `analysis`. Out: objects that print, draw, save and turn into data frames. They are
+In: results of `analysis`. Out: objects that print, plot, save and turn into data frames. They are
 the schema's own structs, so that whatever takes a Report takes these.
 """
 
@@ -295,7 +295,7 @@ class Pareto(pareto_schema.Pareto, kw_only=True, dict=True):
     ) -> list[Path]:
         """Write pareto.md, pareto.json and figures into `folder`; returns the paths. With
         `figures="paper"` also the kinds of figure of the taxonomy's paper, those of GEMMs from the
-        file `gemm` that `prunescope gemm --json` wrote; paper.md says what was not drawn."""
+        file `gemm` that `prunescope gemm --json` wrote; paper.md says what was not plotted."""
         from prunescope.analysis.pareto.write import paper_files, paper_set, write_pareto
 
         names = _names(formats)

@@ -75,7 +75,7 @@ class ExpectedPhase(msgspec.Struct, kw_only=True):
     weight: Number
 
 
-class Expected(msgspec.Struct, kw_only=True):
+class PlanEstimate(msgspec.Struct, kw_only=True):
     """What the plan gives. `loss`: the sum over layers; `loss_measured`: of the planned model on
     the same text; null: not measured. `perplexity_rel`: exp(loss) − 1 of the measured one."""
 
@@ -124,7 +124,7 @@ class PlanOfLayers(msgspec.Struct, kw_only=True):
     model: Name
     weights: Name | None = None  # fingerprint of the dense model's weights
     target: Target
-    expected: Expected
+    expected: PlanEstimate
     layers: Annotated[list[KeptLayer], Meta(min_length=1, max_length=MAX_LAYERS)]
     frontier: list[TradeOff] = []
     uniform: Uniform | None = None  # null: none reaches the target

@@ -53,7 +53,7 @@ class Step(msgspec.Struct, kw_only=True, frozen=True):
     gap: float
 
 
-class Steps(msgspec.Struct, kw_only=True, frozen=True):
+class GemmSteps(msgspec.Struct, kw_only=True, frozen=True):
     """The speedup of one GEMM over the pruned shares of N and of K."""
 
     m: int
@@ -73,7 +73,7 @@ class Paper(msgspec.Struct, kw_only=True, frozen=True):
     figure_5: list[tuple[str, str, int, int, float]]
     figure_6_ns: dict[str, dict[str, float]]
     alignment: list[tuple[str, str, float]]  # align, family, relative speedup
-    gemm: Steps
+    gemm: GemmSteps
     dense_perplexity: float
     perplexity: list[tuple[str, float, float]]  # family, sparsity, perplexity
 

@@ -14,7 +14,7 @@ from msgspec import Meta
 from prunescope.taxonomy.formats import Size
 
 
-class Setting(msgspec.Struct, kw_only=True, frozen=True):
+class RunSetting(msgspec.Struct, kw_only=True, frozen=True):
     """A batch and a length, and how the models ran."""
 
     batch: Size
@@ -31,25 +31,25 @@ class Setting(msgspec.Struct, kw_only=True, frozen=True):
         Meta(description='what ran: the whole "model", or one decoder "layer" of it alone'),
     ] = "model"
 
-    def __lt__(self, other: Setting) -> bool:
+    def __lt__(self, other: RunSetting) -> bool:
         """Whole models before layers, then in the order of the fields."""
         return self._rank < other._rank
 
     @property
     def _rank(self) -> tuple[Any, ...]:
-        values = tuple(getattr(self, name) for name in Setting.__struct_fields__)
+        values = tuple(getattr(self, name) for name in RunSetting.__struct_fields__)
         return self.only != "model", *values
 
     @property
-    def setting(self) -> Setting:
+    def setting(self) -> RunSetting:
         """How a point, a cell or a planned result ran, without what else it holds."""
-        return Setting(**{name: getattr(self, name) for name in Setting.__struct_fields__})
+        return RunSetting(**{name: getattr(self, name) for name in RunSetting.__struct_fields__})
 
     @property
     def where(self) -> str:
         """`batch 1, 64 tokens`, and what is not as usual."""
         words = [f"batch {self.batch}", f"{self.prompt_len} tokens"]
-        usual = Setting(batch=self.batch, prompt_len=self.prompt_len)
+        usual = RunSetting(batch=self.batch, prompt_len=self.prompt_len)
         names = {
             "mode": f"{self.mode}",
             "attn": f"{self.attn} attention",

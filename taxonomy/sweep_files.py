@@ -18,8 +18,8 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import Block, decode_file
 from prunescope.taxonomy.own_files import refuse_own_file
 from prunescope.taxonomy.run_blocks import Recovered
+from prunescope.taxonomy.run_setting import RunSetting
 from prunescope.taxonomy.scrub import scrub
-from prunescope.taxonomy.setting import Setting
 
 PLAN, SWEEP = "plan.json", "sweep.json"
 # In `quality`: by the way of scoring, and what tells passages of another length.
@@ -31,7 +31,7 @@ PENDING: Literal["pending"] = "pending"
 RUNNING: Literal["running"] = "running"  # in a listing only: it ends with the process
 
 
-class Planned(Setting, kw_only=True, frozen=True):
+class Planned(RunSetting, kw_only=True, frozen=True):
     """A model of one point in one phase. `problem`: why it is infeasible, if so."""
 
     id: str

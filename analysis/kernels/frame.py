@@ -50,7 +50,7 @@ from prunescope.analysis.timeline.overhead import Recorded, profiler_notes, reco
 from prunescope.analysis.timeline.parts import find_parts
 from prunescope.analysis.timeline.passes import Passes, find_passes
 from prunescope.analysis.timeline.phase_steps import (
-    ColdSteps,
+    ColdStepTimes,
     only_phase,
     only_picked,
     only_warm,
@@ -112,7 +112,7 @@ class Kernels:
     allocations: AllocatorCalls = field(default_factory=lambda: AllocatorCalls({}))
     host_collectives: list[str] = field(default_factory=list)  # by their names, of any thread
     device_unseen: bool = False  # whether it ran on a device of which the trace holds no events
-    cold: ColdSteps = ColdSteps()  # steps that were left out
+    cold: ColdStepTimes = ColdStepTimes()  # steps that were left out
     # Whether launches of graphs, each one interval without its kernels, make most of the busy time;
     # and whether the work is compared as a whole, because it is so on the other side.
     whole_graphs: bool = False

@@ -18,7 +18,7 @@ from prunescope.analysis.schema.pareto import (
     SweepPoint,
     Winner,
 )
-from prunescope.taxonomy.setting import Setting
+from prunescope.taxonomy.run_setting import RunSetting
 
 DENSE = "dense"
 # At equal FLOPs: FLOP sparsities at which the families are compared, by interpolation.
@@ -103,7 +103,7 @@ def break_even(points: Iterable[SweepPoint]) -> dict[str, float | None]:
 
 def not_judged(points: Iterable[SweepPoint]) -> list[str]:
     """The families all of whose points in a cell have times that are not valid."""
-    is_judged: dict[tuple[str, Setting], bool] = {}
+    is_judged: dict[tuple[str, RunSetting], bool] = {}
     for p in points:
         cell = p.label, p.setting
         is_judged[cell] = is_judged.get(cell, False) or p.timing_valid

@@ -29,7 +29,7 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import plain, scrubbed
 from prunescope.taxonomy.run import Run, read_run
 from prunescope.taxonomy.run_blocks import Recovered
-from prunescope.taxonomy.setting import Setting
+from prunescope.taxonomy.run_setting import RunSetting
 from prunescope.taxonomy.sweep_files import (
     DONE,
     FAILED,
@@ -157,7 +157,7 @@ def _inside(folder: Path, entry: SweepResult) -> Path:
 
 def _phase(runs: Sequence[_Measured]) -> ParetoPhase:
     """The points of a phase, and the times of its dense baseline by cell; not compared yet."""
-    cells: dict[Setting, list[_Measured]] = {}
+    cells: dict[RunSetting, list[_Measured]] = {}
     for run in runs:
         cells.setdefault(run.point.setting, []).append(run)
     points = [

@@ -64,7 +64,7 @@ class NotDrawn:
     key: str
 
     def __str__(self) -> str:
-        return f"not drawn: {self.name}: {self.reason}; {self.key}"
+        return f"not plotted: {self.name}: {self.reason}; {self.key}"
 
 
 @dataclass(frozen=True)

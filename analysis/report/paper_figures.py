@@ -1,7 +1,7 @@
 """The paper's kinds of figure from one sweep: in, a Pareto and replayed GEMMs; out, files by name.
 
 Each figure is a picture in the formats asked for, a CSV of its numbers and a LaTeX snippet with its
-caption; paper.tex has all of them, and paper.md too, with what was not drawn and why.
+caption; paper.tex has all of them, and paper.md too, with what was not plotted and why.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def _page(found: PaperSet) -> Iterator[str]:
         )
         yield ""
     if found.missing:
-        yield "## Not drawn"
+        yield "## Not plotted"
         yield ""
         yield from (
             f"- {text(one.name)}: {text(one.reason)}; {text(one.key)}" for one in found.missing

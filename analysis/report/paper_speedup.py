@@ -38,7 +38,7 @@ from prunescope.analysis.report.paper_figure import (
 )
 from prunescope.analysis.report.pareto_figures import dot, legend_below
 from prunescope.analysis.schema.pareto import Pareto, SweepPoint
-from prunescope.taxonomy.setting import Setting
+from prunescope.taxonomy.run_setting import RunSetting
 
 _GROUP = 0.84  # of the distance of two groups of bars
 _COLUMNS = [
@@ -68,7 +68,7 @@ class _Strip:
     """A panel of bars: groups along one axis of the workload, all else fixed."""
 
     phase: str
-    how: Setting  # with the batch and length that stay
+    how: RunSetting  # with the batch and length that stay
     axis: str  # "prompt_len" or "batch"
     points: list[SweepPoint]
 
@@ -153,7 +153,7 @@ def _row(panel: Panel, p: SweepPoint, sparsity: float | None) -> list[Value]:
 def _strips(shown: Sequence[Panel]) -> list[_Strip]:
     """Lengths at the smallest batch and batches at the smallest length, for each phase and way to
     run; a batch or length that has no other is no strip of its own."""
-    ways: dict[tuple[str, Setting], list[SweepPoint]] = {}
+    ways: dict[tuple[str, RunSetting], list[SweepPoint]] = {}
     for panel in shown:
         how = msgspec.structs.replace(panel.cell.setting, batch=1, prompt_len=1)
         ways.setdefault((panel.phase, how), []).extend(panel.points)

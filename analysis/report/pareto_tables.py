@@ -41,11 +41,11 @@ _OPTION_NAMES = {"seatings": "placements", "max_seatings": "max_placements"}
 _OPTION_VALUES = {("select", "calibrated"): "importance"}
 
 
-def pareto_summary(found: Pareto, folder: object = None, not_drawn: Sequence[str] = ()) -> Sheet:
-    """The sentences of a comparison for a terminal, what of a paper's figures was not drawn, and
+def pareto_summary(found: Pareto, folder: object = None, not_plotted: Sequence[str] = ()) -> Sheet:
+    """The sentences of a comparison for a terminal, what of a paper's figures was not plotted, and
     the folder it was written to, if any."""
     written = [] if folder is None else [f"Written to {folder}"]
-    return Sheet(Line(line) for line in (*found.summary, *found.notes, *not_drawn, *written))
+    return Sheet(Line(line) for line in (*found.summary, *found.notes, *not_plotted, *written))
 
 
 def render_pareto(found: Pareto, *, figures: bool = True) -> str:

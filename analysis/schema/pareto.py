@@ -14,7 +14,7 @@ from prunescope.analysis.schema.categories import CategoryTime
 from prunescope.analysis.schema.fields import meaning
 from prunescope.analysis.schema.sides import Closure
 from prunescope.taxonomy.run_quality import RANDOM_IDS
-from prunescope.taxonomy.setting import Setting
+from prunescope.taxonomy.run_setting import RunSetting
 
 MOST_RATIO = 4.0  # perplexity, pruned over dense: beyond it nobody would use a model
 
@@ -107,7 +107,7 @@ class Added(msgspec.Struct, kw_only=True):
 
 
 # A struct may thaw a frozen one, which type checkers know of dataclasses alone.
-class SweepPoint(Setting, kw_only=True, frozen=False):  # type: ignore[misc]
+class SweepPoint(RunSetting, kw_only=True, frozen=False):  # type: ignore[misc]
     """A family at a sparsity in one phase, batch and length; the median over its random samples
     (draws)."""
 
@@ -170,11 +170,13 @@ class SweepPoint(Setting, kw_only=True, frozen=False):  # type: ignore[misc]
         dict[str, Closure] | msgspec.UnsetType,
         meaning("by dense and pruned, of the first random sample; absent: the whole model ran"),
     ] = msgspec.UNSET
-    set: Annotated[list[str], meaning("KNOB=VALUE, in which points of the family differ")] = []
+    set: Annotated[
+        list[str], meaning("OPTION=VALUE of the family, in which its points differ")
+    ] = []
 
     @property
     def label(self) -> str:
-        """The family, with the way to choose and the knobs where there are several."""
+        """The family, with the way to choose and the options where there are several."""
         words = [*([self.select] if self.select else []), *self.set]
         return f"{self.family} ({', '.join(words)})" if words else self.family
 
@@ -251,7 +253,7 @@ class AtSparsity(msgspec.Struct, kw_only=True):
     families: dict[str, SpeedLoss]
 
 
-class SweepCell(Setting, kw_only=True, frozen=False):  # type: ignore[misc]
+class SweepCell(RunSetting, kw_only=True, frozen=False):  # type: ignore[misc]
     """One batch and length of a phase, and one way to run: points are compared inside a cell
     alone."""
 

@@ -16,7 +16,7 @@ from prunescope.analysis.schema.encode import json_bytes
 from prunescope.analysis.schema.fields import meaning
 from prunescope.analysis.schema.pair_comparison import PairComparison
 from prunescope.analysis.schema.replay import Replay
-from prunescope.analysis.schema.routing import Routing
+from prunescope.analysis.schema.routing import PhaseRouting
 from prunescope.analysis.schema.sides import (
     Closure,
     ColdSteps,
@@ -472,7 +472,7 @@ class Phase(msgspec.Struct, kw_only=True):
         meaning("the answer in one paragraph: promised, realised, causes, what to change"),
     ] = ""
     routing: Annotated[
-        Routing | None, meaning("tokens of experts; null: a run without experts, or no run")
+        PhaseRouting | None, meaning("tokens of experts; null: a run without experts, or no run")
     ] = None
     replay: Annotated[Replay | None, meaning("GEMMs alone; null: none were replayed")] = None
     time_scale: Annotated[

@@ -34,7 +34,7 @@ class LayerRouting(msgspec.Struct, kw_only=True):
     dense_entropy: Annotated[float | None, meaning("of the dense layer", "share")] = None
 
 
-class Routing(msgspec.Struct, kw_only=True):
+class PhaseRouting(msgspec.Struct, kw_only=True):
     """The experts of a phase, layer by layer."""
 
     layers: list[LayerRouting]

@@ -55,7 +55,7 @@ def only_picked(trace: Trace, linked: Linked, windows: Windows) -> tuple[Linked,
 
 
 @dataclass(frozen=True)
-class ColdSteps:
+class ColdStepTimes:
     """Steps that were left out because the host made first calls in them or compiled: their walls,
     and for how long the device waited for that (on a CPU: how long it took), ns."""
 
@@ -65,14 +65,14 @@ class ColdSteps:
 
 def only_warm(
     trace: Trace, linked: Linked, windows: Windows, first: HostSpans
-) -> tuple[Linked, Windows, ColdSteps]:
+) -> tuple[Linked, Windows, ColdStepTimes]:
     """The steps without first calls, where there are any; all of them where none is warm, and in
     our own runs, which are warmed up before they are profiled."""
     spent = _first_calls(trace, linked, windows, first)
     cold = spent > _SEEN * linked.wall
     if windows.source == "prunescope" or not cold.any() or cold.all():
-        return linked, windows, ColdSteps()
-    found = ColdSteps(linked.wall[cold].tolist(), spent[cold].tolist())
+        return linked, windows, ColdStepTimes()
+    found = ColdStepTimes(linked.wall[cold].tolist(), spent[cold].tolist())
     return *_only(trace, linked, windows, np.flatnonzero(~cold)), found
 
 

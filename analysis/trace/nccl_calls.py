@@ -36,7 +36,7 @@ Layout = dict[str, tuple[int, str]]  # of a field: where it begins, and its form
 Key = tuple[bytes, ...]  # of a collective, as a Collector interns it
 
 
-class Row(NamedTuple):
+class NcclRange(NamedTuple):
     """A range of NCCL's domain: ns, its thread, the function, the fields of its payload."""
 
     start: int
@@ -53,7 +53,7 @@ class _Span:
     thread: int
     start: int
     end: int
-    calls: tuple[Row, ...]
+    calls: tuple[NcclRange, ...]
 
 
 class Payloads:
@@ -127,7 +127,9 @@ def _whole(value: Any) -> int | None:
         return None
 
 
-def collectives_of(rows: Sequence[Row], launched: Ints, threads: Ints) -> Iterator[tuple[int, Key]]:
+def collectives_of(
+    rows: Sequence[NcclRange], launched: Ints, threads: Ints
+) -> Iterator[tuple[int, Key]]:
     """For launches of NCCL's kernels (`launched`: when, ns, and on which thread): the index of one
     that is the only one of its call or group, and what it sends."""
     ranks = {
@@ -148,10 +150,10 @@ def collectives_of(rows: Sequence[Row], launched: Ints, threads: Ints) -> Iterat
                 yield index, _key(own[which].calls, ranks)
 
 
-def _spans(rows: Sequence[Row]) -> Iterator[_Span]:
+def _spans(rows: Sequence[NcclRange]) -> Iterator[_Span]:
     """Calls on their own, and the ends of groups, in which the calls of a group are launched."""
     depth: dict[int, int] = {}
-    waiting: dict[int, list[Row]] = {}
+    waiting: dict[int, list[NcclRange]] = {}
     for row in sorted(rows, key=lambda one: (one.start, -one.end)):
         thread = row.thread
         if row.name == _GROUP_START:
@@ -167,7 +169,7 @@ def _spans(rows: Sequence[Row]) -> Iterator[_Span]:
                 yield _Span(thread, row.start, row.end, (row,))
 
 
-def _key(calls: Sequence[Row], ranks: dict[int, int]) -> Key:
+def _key(calls: Sequence[NcclRange], ranks: dict[int, int]) -> Key:
     """Name, bytes sent and received, ranks and number format of what a kernel sends, as JSON. Of a
     communicator that was made before the capture the number of ranks is not known."""
     names = list(dict.fromkeys(row.name.removeprefix(_PREFIX) for row in calls))

@@ -1,6 +1,6 @@
 """The GPUs of an export of Nsight Systems, and what its tables of GPU work lack.
 
-In: an open `Database`. Out: `Device`s: what the processes of the file call each GPU that ran
+In: an open `Database`. Out: `NsysDevice`s: what the processes of the file call each GPU that ran
 kernels; SQL for rows that name no device; caveats as sentences. Names of tables stand here too.
 """
 
@@ -41,7 +41,7 @@ _MOST_DEVICES = 1024
 
 
 @dataclass(frozen=True)
-class Device:
+class NsysDevice:
     """One GPU of a file: what its processes call it. `index`: its number among those of the
     file."""
 
@@ -59,7 +59,7 @@ class Device:
         return sorted({process for process, _ in self.names})
 
 
-def find_devices(file: Database) -> list[Device]:
+def find_devices(file: Database) -> list[NsysDevice]:
     """The GPUs that ran kernels or graphs, by their numbers.
 
     Raises PrunescopeError where there is none, or a table of kernels lacks a column.
@@ -86,7 +86,7 @@ def find_devices(file: Database) -> list[Device]:
             f"{file.path.name} holds {len(groups):,} devices, more than {_MOST_DEVICES}",
             hint="give the export of one node",
         )
-    return [Device(i, frozenset(group)) for i, group in enumerate(groups.values())]
+    return [NsysDevice(i, frozenset(group)) for i, group in enumerate(groups.values())]
 
 
 def _no_kernels(file: Database) -> PrunescopeError:

@@ -12,7 +12,7 @@ import numpy as np
 
 from prunescope.analysis.trace.collect import COLUMNS, NONE, Ints, interned
 from prunescope.analysis.trace.event import OVERHEAD
-from prunescope.analysis.trace.nccl_calls import Payloads, Row, collectives_of
+from prunescope.analysis.trace.nccl_calls import NcclRange, Payloads, collectives_of
 from prunescope.analysis.trace.nsys_devices import RANGES
 from prunescope.analysis.trace.nsys_tables import Tables, as_ids, places_in
 from prunescope.analysis.trace.nvtx import Range, read_range
@@ -83,7 +83,7 @@ def add_collectives(tables: Tables) -> None:
         collective[of_nccl[index]] = one
 
 
-def _nccl_rows(tables: Tables, payloads: Payloads) -> Iterator[Row]:
+def _nccl_rows(tables: Tables, payloads: Payloads) -> Iterator[NcclRange]:
     """The ranges of NCCL's functions."""
     columns = ("start", "end", "globalTid", "text", "textId", "binaryData", "jsonText")
     numbers = ", ".join(map(str, sorted(payloads.domains)))
@@ -97,7 +97,7 @@ def _nccl_rows(tables: Tables, payloads: Payloads) -> Iterator[Row]:
         for i, (start, end, _, text, text_id, binary, plain) in enumerate(block):
             name = text if isinstance(text, str) and text else registered.get(text_id, "")
             if type(start) is type(end) is int and _NCCL_CALL.fullmatch(name):
-                yield Row(start, end, int(thread[i]), name, payloads.fields(binary, plain))
+                yield NcclRange(start, end, int(thread[i]), name, payloads.fields(binary, plain))
 
 
 def add_overheads(tables: Tables) -> None:

@@ -23,7 +23,7 @@ from prunescope.analysis.trace.collect import (
     Ints,
     interned,
 )
-from prunescope.analysis.trace.nsys_devices import PLACED, TID_BITS, WORK, Device
+from prunescope.analysis.trace.nsys_devices import PLACED, TID_BITS, WORK, NsysDevice
 from prunescope.analysis.trace.nsys_file import Database
 from prunescope.analysis.trace.reader import Source
 
@@ -42,7 +42,7 @@ class Tables:
     CUDA's numbers that no other device has; `others`: what these processes call the others."""
 
     def __init__(
-        self, file: Database, source: Source, device: Device, devices: Sequence[Device]
+        self, file: Database, source: Source, device: NsysDevice, devices: Sequence[NsysDevice]
     ) -> None:
         self.file, self.source, self.device = file, source, device
         self.collect = Collector()

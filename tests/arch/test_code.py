@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,6 +65,17 @@ def test_the_rules_see_what_they_forbid(code: str, tmp_path: Path) -> None:
 
 def test_no_file_has_a_vague_name() -> None:
     assert not [path for path in ALL if path.name in VAGUE]
+
+
+def test_a_class_has_a_name_of_its_own() -> None:
+    """One name, one thing: but for private classes, and what the Python API shows of the schema."""
+    files: dict[str, list[str]] = defaultdict(list)
+    for path in SOURCES:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                files[node.name].append(path.relative_to(ROOT).as_posix())
+    twice = {name: paths for name, paths in files.items() if len(paths) > 1}
+    assert {name for name, paths in twice.items() if "prunescope/public.py" not in paths} == set()
 
 
 def test_nothing_names_a_machine() -> None:

@@ -238,8 +238,8 @@ def test_the_papers_figures_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFi
         (folder / name).write_bytes(msgspec.json.encode(plain(replays())))
     assert prunescope.main(["pareto", str(folder), "--figures", "paper", "--out", str(out)]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "not drawn: layer: no result is of one layer alone; add `only: [model, layer]`" in said
-    assert "not drawn: gemms" not in said
+    assert "not plotted: layer: no result is of one layer alone; add `only: [model, layer]`" in said
+    assert "not plotted: gemms" not in said
     drawn = {path.stem for path in out.glob("paper-*.png")}
     assert drawn == {"paper-speedup-0.25", "paper-gemms"}
     assert {path.stem for path in out.glob("paper-*.pdf")} == drawn

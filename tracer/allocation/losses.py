@@ -36,7 +36,7 @@ from prunescope.taxonomy.atomic_write import write_file
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import Name, Number, decode_file
 from prunescope.tracer.allocation.low_ranks import Factorable
-from prunescope.tracer.allocation.parts import ModelParts, Ranked, find_parts
+from prunescope.tracer.allocation.parts import ModelParts, RankedParts, find_parts
 from prunescope.tracer.calibration.collect import statistics_cached
 from prunescope.tracer.calibration.greedy import Stack
 from prunescope.tracer.calibration.point import Calibration
@@ -195,7 +195,7 @@ class ModelLosses:
         return max(2 * _LEAST, self._rise([Removal(number, "layer")]))  # of both parts
 
     def _curve(
-        self, number: int, what: str, sizes: Sequence[int], ranked: Ranked | Factorable | None
+        self, number: int, what: str, sizes: Sequence[int], ranked: RankedParts | Factorable | None
     ) -> dict[int, float]:
         """Losses of all sizes. A narrower part never loses less than a wider one, and none less
         than nothing: on so short a text such a gain is chance."""

@@ -27,7 +27,7 @@ from prunescope.tracer.model.weights import Weight, weight_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ranked:
+class RankedParts:
     """Heads or channels of a layer, the most important first, and the share of the importance that
     the first n of them have, for n from 0."""
 
@@ -76,14 +76,14 @@ class Ranked:
 class LayerParts:
     """What can be cut of a layer; None where there is no such part, or no way to cut it."""
 
-    kv_heads: Ranked | None = None
-    channels: Ranked | None = None
+    kv_heads: RankedParts | None = None
+    channels: RankedParts | None = None
     attention_lowrank: Factorable | None = None
     mlp_lowrank: Factorable | None = None
 
-    def of(self, part: str) -> Ranked | Factorable | None:
+    def of(self, part: str) -> RankedParts | Factorable | None:
         """One of taxonomy's PARTS."""
-        found: Ranked | Factorable | None = getattr(self, part)
+        found: RankedParts | Factorable | None = getattr(self, part)
         return found
 
 
@@ -159,7 +159,7 @@ def _weights(part: Heads | Channels) -> list[Weight]:
     return [part.down, *(part.ups if part.norms else ())]
 
 
-def _rank(part: Heads | Channels | None, squares: dict[str, torch.Tensor]) -> Ranked | None:
+def _rank(part: Heads | Channels | None, squares: dict[str, torch.Tensor]) -> RankedParts | None:
     if part is None or _last(part).path not in squares:
         return None
     last = _last(part)
@@ -169,4 +169,4 @@ def _rank(part: Heads | Channels | None, squares: dict[str, torch.Tensor]) -> Ra
     ordered = scores.double().cpu().sort(descending=True, stable=True)
     total = float(ordered.values.sum()) or 1.0
     shares = (ordered.values.cumsum(0) / total).tolist()
-    return Ranked(part=part, order=ordered.indices.tolist(), shares=[0.0, *shares])
+    return RankedParts(part=part, order=ordered.indices.tolist(), shares=[0.0, *shares])

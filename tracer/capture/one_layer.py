@@ -33,7 +33,7 @@ def layers_alone(variants: Sequence[Variant]) -> dict[str, int]:
 
 
 @dataclass(frozen=True)
-class Call:
+class LayerCall:
     """The arguments that a layer was called with, the model's cache at the time, and what the layer
     returned beside the hidden states (None: it returned them alone)."""
 
@@ -89,7 +89,7 @@ class LayerLoop:
             )
 
     @property
-    def form(self) -> Call:
+    def form(self) -> LayerCall:
         """One of the calls."""
         return self._steps[0]
 
@@ -136,20 +136,20 @@ class LayerLoop:
         for call in self._prompt:
             call.again(self._layer, self.cache)
 
-    def _call(self, call: Call) -> Any:
+    def _call(self, call: LayerCall) -> Any:
         if self.run is not None:
             return self.run(call.hidden)
         return call.again(self._layer, self.cache)
 
 
-def _calls(whole: Loop, layer: torch.nn.Module, *, decodes: bool) -> list[Call]:
+def _calls(whole: Loop, layer: torch.nn.Module, *, decodes: bool) -> list[LayerCall]:
     """The calls of a layer in an untimed pass: of the prompt, and in a decode of each token, from
     the last of the prompt on."""
-    found: list[Call] = []
+    found: list[LayerCall] = []
 
     def keep(_layer: Any, args: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
         beside = output[1:] if isinstance(output, tuple) else None
-        found.append(Call(args, dict(keywords), whole.cache, beside))
+        found.append(LayerCall(args, dict(keywords), whole.cache, beside))
 
     hook = layer.register_forward_hook(keep, with_kwargs=True)
     try:
@@ -166,7 +166,7 @@ class RestLoop:
     """The samples of a loop of the whole model, its layers skipped: each returns the hidden states
     that it is given, in the form that one of them returned its own."""
 
-    def __init__(self, whole: Loop, layers: Iterable[torch.nn.Module], form: Call) -> None:
+    def __init__(self, whole: Loop, layers: Iterable[torch.nn.Module], form: LayerCall) -> None:
         self.steps_per_sample = whole.steps_per_sample
         self._whole, self._layers, self._beside = whole, list(layers), form.beside
 

@@ -213,7 +213,7 @@ class TraceRequest:
     backend: Annotated[
         str | None,
         Option(
-            help="What executes a method that has a choice, as its knob backend: torch or flex, "
+            help="What executes a method that has a choice, as its option backend: torch or flex, "
             "semi-structured or masked; without it, the family decides.",
             metavar="NAME",
         ),

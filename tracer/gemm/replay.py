@@ -31,7 +31,7 @@ from prunescope.tracer.capture.timing import DisturbanceMonitor, collector_pause
 from prunescope.tracer.gemm.device_timer import DeviceTimer
 from prunescope.tracer.gemm.request import GemmRequest
 from prunescope.tracer.gemm.steps import fit
-from prunescope.tracer.gemm.variants import Variant, curve_of, moved, variants
+from prunescope.tracer.gemm.variants import GemmVariant, curve_of, moved, variants
 from prunescope.tracer.machine.calibrate import newest
 from prunescope.tracer.machine.device import (
     device_info,
@@ -211,7 +211,7 @@ def _round(
 
 
 def _replayed(
-    case: GemmCase, variant: Variant, samples: _Samples, timer: GemmTimer, peaks: ReplayPeaks
+    case: GemmCase, variant: GemmVariant, samples: _Samples, timer: GemmTimer, peaks: ReplayPeaks
 ) -> ReplayedGemm:
     gemm = variant.gemm
     warm, cold = times_of(samples.warm[gemm]), times_of(samples.cold[gemm])

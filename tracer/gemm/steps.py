@@ -1,6 +1,6 @@
 """The law of a curve over N or K: time in steps of whole tiles and waves, or a straight line.
 
-In: sizes and ns a call. Out: Steps, or None where a line describes the times as well.
+In: sizes and ns a call. Out: Staircase, or None where a line describes the times as well.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _FLOOR = 1e-3
 
 
 @dataclass(frozen=True)
-class Steps:
+class Staircase:
     """`base_ns` and, for each `width` begun, `step_ns`."""
 
     width: int
@@ -26,7 +26,7 @@ class Steps:
     base_ns: float
 
 
-def fit(sizes: Sequence[int], ns: Sequence[float]) -> Steps | None:
+def fit(sizes: Sequence[int], ns: Sequence[float]) -> Staircase | None:
     """The width of steps under which base + step·⌈size/width⌉ is nearest to the times.
 
     Relative errors, least squares; n·ln(error of the line ÷ error of the steps) / 2 is the log
@@ -39,11 +39,11 @@ def fit(sizes: Sequence[int], ns: Sequence[float]) -> Steps | None:
     if len(set(sizes)) < _FEWEST or not widths:
         return None
     line = _line([float(size) for size in sizes], ns)[2]
-    found: tuple[float, Steps] | None = None
+    found: tuple[float, Staircase] | None = None
     for width in widths:
         base, step, error = _line([float(math.ceil(size / width)) for size in sizes], ns)
         if step > 0 and (found is None or error < found[0]):
-            found = error, Steps(width, step, base)
+            found = error, Staircase(width, step, base)
     if found is None:
         return None
     error, steps = found

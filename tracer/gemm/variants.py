@@ -21,7 +21,7 @@ _GRAIN = 8  # points lie on multiples of it, so that alignment makes no step
 
 
 @dataclass(kw_only=True)
-class Variant:
+class GemmVariant:
     """A shape, why it is replayed, and of an aligned one the alignment."""
 
     gemm: Gemm
@@ -29,12 +29,14 @@ class Variant:
     align: int | None = None
 
 
-def variants(case: GemmCase) -> list[Variant]:
+def variants(case: GemmCase) -> list[GemmVariant]:
     """The pruned shape first; then, where it was pruned along N or K, what lies near it."""
-    found = {case.pruned: Variant(gemm=case.pruned, reasons=["pruned" if case.role else "given"])}
+    found = {
+        case.pruned: GemmVariant(gemm=case.pruned, reasons=["pruned" if case.role else "given"])
+    }
 
     def add(gemm: Gemm, reason: str, align: int | None = None) -> None:
-        variant = found.setdefault(gemm, Variant(gemm=gemm))
+        variant = found.setdefault(gemm, GemmVariant(gemm=gemm))
         variant.reasons += [reason] if reason not in variant.reasons else []
         variant.align = variant.align or align
 

@@ -78,7 +78,7 @@ def record(  # noqa: PLR0913 - the options of `prunescope.capture`
     repeats: int = 20,
     steps: int = 5,
     overwrite: bool = False,
-) -> Iterator[Steps]:
+) -> Iterator[RecordedSteps]:
     """Record `step.count` steps into FOLDER/SIDE when the block ends without an exception.
 
     `phase` is its name in the report; None: "training", "prefill", "decode" or "forward", by what
@@ -96,7 +96,7 @@ def record(  # noqa: PLR0913 - the options of `prunescope.capture`
     run_folder = Path(folder) / side
     _check_free(run_folder, phase, overwrite=overwrite)
     with ExitStack() as stack:
-        recorded = Steps(model, (warmup, repeats, steps), stack)
+        recorded = RecordedSteps(model, (warmup, repeats, steps), stack)
         yield recorded
     run, trace = recorded.finish(side, phase)
     _write(run_folder, run, trace, overwrite=overwrite)
@@ -113,7 +113,7 @@ def _check_free(run_folder: Path, phase: str | None, *, overwrite: bool) -> None
         )
 
 
-class Steps:
+class RecordedSteps:
     """The steps of a loop: `with step():` goes around each of the first `count`."""
 
     def __init__(

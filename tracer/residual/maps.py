@@ -17,13 +17,13 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.tracer.model.logits import agree, probe
 from prunescope.tracer.model.narrow import successor
 from prunescope.tracer.residual.ports import Basis
-from prunescope.tracer.residual.stream import Block, Stream, Sublayer
+from prunescope.tracer.residual.stream import ResidualBlock, Stream, Sublayer
 
 
 class MappedLayer(nn.Module):
     """A decoder layer as a chain of blocks, each with a map of its residual."""
 
-    def __init__(self, layer: Any, blocks: Sequence[Block], *, gives_tuple: bool) -> None:
+    def __init__(self, layer: Any, blocks: Sequence[ResidualBlock], *, gives_tuple: bool) -> None:
         super().__init__()
         self.names = list(inspect.signature(layer.forward).parameters)[1:]
         self.steps = [
@@ -96,7 +96,7 @@ def add_maps(model: Any, stream: Stream, bases: list[Basis]) -> None:
         f"the layers of {type(model).__name__} do more than norm, sublayer and residual add",
         hint="use --set junctions=same, which keeps the code of the layers",
     )
-    inside: dict[str, list[Block]] = {}
+    inside: dict[str, list[ResidualBlock]] = {}
     for block in stream.blocks:
         inside.setdefault(block.layer, []).append(block)
     parts = [(block.layer, one) for block in stream.blocks for one in block.sublayers]
@@ -121,7 +121,7 @@ def add_maps(model: Any, stream: Stream, bases: list[Basis]) -> None:
             layer.add_module(name, _map(*next(junctions), stream.hidden, table))
 
 
-def _map_name(block: Block) -> str:
+def _map_name(block: ResidualBlock) -> str:
     kinds = {sublayer.kind for sublayer in block.sublayers}
     return "attn_residual" if "attention" in kinds else "mlp_residual"
 

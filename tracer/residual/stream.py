@@ -48,7 +48,7 @@ class Sublayer:
 
 
 @dataclass(kw_only=True)
-class Block:
+class ResidualBlock:
     """The sublayers of a layer between two junctions."""
 
     layer: str  # qualified name
@@ -71,7 +71,7 @@ class Stream:
     """A decoder as a chain of blocks around one stream of width `hidden`."""
 
     layers: str  # qualified name of the layer list
-    blocks: list[Block]
+    blocks: list[ResidualBlock]
     tables: list[Port]  # of tokens and of positions
     table_norm: str  # qualified name of a norm right after the table, or ""
     head: Port
@@ -125,7 +125,7 @@ def read_stream(model: nn.Module) -> Stream:
     if not any(port.holder is embedding for port in tables) or head.in_features != hidden:
         raise unsupported(model, "its embedding, its layers and its head differ in width")
     seen = watch(model, (path for path, _ in layers.named_modules(prefix=name) if path != name))
-    blocks: list[Block] = []
+    blocks: list[ResidualBlock] = []
     for index, layer in enumerate(layers):
         blocks += _blocks(model, layer, f"{name}.{index}", hidden, seen)
     return Stream(
@@ -141,7 +141,9 @@ def read_stream(model: nn.Module) -> Stream:
     )
 
 
-def _blocks(model: Any, layer: nn.Module, path: str, hidden: int, seen: FirstCalls) -> list[Block]:
+def _blocks(
+    model: Any, layer: nn.Module, path: str, hidden: int, seen: FirstCalls
+) -> list[ResidualBlock]:
     kinds = {root: kind for kind, found in roots(layer, path).items() for root in found}
     norms = [
         name
@@ -156,14 +158,14 @@ def _blocks(model: Any, layer: nn.Module, path: str, hidden: int, seen: FirstCal
     for one in sublayers:
         one.before = fed(seen.taken[one.chain[0]], given)
     free = [name for name in norms if all(name != one.before for one in sublayers)]
-    blocks: list[Block] = []
+    blocks: list[ResidualBlock] = []
     last: Value | None = None
     for one in sublayers:
         left = {one.chain[-1]: seen.given[one.chain[-1]]}
         one.after = next((name for name in free if fed(seen.taken[name], left)), "")
         junction = seen.taken[one.entrance]
         if last is None or not same(junction, last):
-            blocks.append(Block(layer=path, sublayers=[]))
+            blocks.append(ResidualBlock(layer=path, sublayers=[]))
         blocks[-1].sublayers.append(one)
         last = junction
     used = {name for one in sublayers for name in one.modules}

@@ -55,7 +55,7 @@ def _kept(folder: Path, pattern: str) -> list[MeasuredPeaks]:
     return [peaks for peaks in kept if peaks is not None]
 
 
-def estimate_s(results: Sequence[Planned], config: SweepConfig, forward: Forward) -> float:
+def estimate_s(results: Sequence[Planned], config: SweepConfig, forward: ForwardTimes) -> float:
     """Seconds for `results`: samples, profiled steps, quality of each model, and overheads."""
     placed = min(config.placements, config.repeats)
     passes = min(config.steps, placed)  # of the profiler; the first step of each is thrown away
@@ -83,13 +83,15 @@ def estimate_s(results: Sequence[Planned], config: SweepConfig, forward: Forward
     return total + len({model_name(result) for result in results}) * _LOAD_S
 
 
-def decode_scoring_s(results: Sequence[Planned], config: SweepConfig, forward: Forward) -> float:
+def decode_scoring_s(
+    results: Sequence[Planned], config: SweepConfig, forward: ForwardTimes
+) -> float:
     """Of the seconds of `estimate_s`, those to score models one token after another."""
     return _scoring_s(results, config, forward, "decode")
 
 
 def _scoring_s(
-    results: Sequence[Planned], config: SweepConfig, forward: Forward, scoring: str
+    results: Sequence[Planned], config: SweepConfig, forward: ForwardTimes, scoring: str
 ) -> float:
     """Seconds to score each model, and the dense one, in one way: behind each length of prompts."""
     of_way = [r for r in results if scoring_of(r.family, r.phase) == scoring]
@@ -115,7 +117,7 @@ def num_trainings(results: Sequence[Planned], config: SweepConfig) -> int:
     return len(keys) + 1 if keys else 0
 
 
-def training_s(results: Sequence[Planned], config: SweepConfig, forward: Forward) -> float:
+def training_s(results: Sequence[Planned], config: SweepConfig, forward: ForwardTimes) -> float:
     """Seconds for the trainings that `results` need, by dense steps; pruned ones are shorter."""
     wanted = config.recover
     if wanted is None:
@@ -124,7 +126,7 @@ def training_s(results: Sequence[Planned], config: SweepConfig, forward: Forward
     return num_trainings(results, config) * wanted.steps * step * _STEP_FORWARDS
 
 
-class Forward:
+class ForwardTimes:
     """The seconds of dense forwards of one model on one device, each computed once."""
 
     def __init__(self, shape: ModelShape, peaks: MeasuredPeaks, itemsize: float) -> None:

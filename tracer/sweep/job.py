@@ -104,7 +104,7 @@ class Job:
         return request_of(self.config, result, out=out, argv=self.argv)
 
 
-class Worker:
+class JobRunner:
     """Runs jobs one after another. `on_result` is called with each result before it begins. Between
     jobs it keeps what they share: text, the dense model's logits and scores, statistics, peaks."""
 

@@ -23,8 +23,8 @@ from prunescope.taxonomy.families import cutting, families, family
 from prunescope.taxonomy.family import GEMM_GROUPS, Family, read_selection
 from prunescope.taxonomy.option import Option, Phase, options_of
 from prunescope.taxonomy.plan import Workload
+from prunescope.taxonomy.run_setting import RunSetting
 from prunescope.taxonomy.scrub import scrub_values
-from prunescope.taxonomy.setting import Setting
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.sweep_files import Planned, family_slug
 from prunescope.tracer.capture.request import (
@@ -319,7 +319,7 @@ def _check_count(config: SweepConfig) -> None:
     if count > MAX_RESULTS:
         raise PrunescopeError(
             f"the sweep asks for {count:,} results, and {MAX_RESULTS:,} are the most",
-            hint="fewer draws, sparsities, batches or prompt lengths; or several sweeps",
+            hint="fewer `draws`, sparsities, batches or prompt lengths; or several sweeps",
         )
 
 
@@ -349,8 +349,8 @@ def _check_knobs(config: SweepConfig) -> None:
 
 
 def knob_points(config: SweepConfig, method: str) -> list[tuple[str, ...]]:
-    """The KNOB=VALUE of each point of a method under `set`: each value with each, of the knobs that
-    one of its families has; a single empty one where it has none."""
+    """The OPTION=VALUE of each point of a method under `set`: each value with each, of the knobs
+    that one of its families has; a single empty one where it has none."""
     known = {one.id: one for one in families()}
     has = {knob for name, _ in _parts(method) if name in known for knob in known[name].knobs}
     lists = [
@@ -363,7 +363,7 @@ def knob_points(config: SweepConfig, method: str) -> list[tuple[str, ...]]:
 
 def knobs_of(config: SweepConfig, method: str, words: Sequence[str] = ()) -> dict[str, str]:
     """The knobs of a method's families, as `--set` takes them: with the name of their family where
-    the method has several. `words`: KNOB=VALUE of a point, of the families that have the knob."""
+    the method has several. `words`: OPTION=VALUE of a point, of the families that have the knob."""
     names = [name for name, _ in _parts(method)]
     known = {one.id: one for one in families()}
     found = {}
@@ -590,7 +590,7 @@ def _dimensions(
 _AXES = {
     named.option.lists: named.name
     for named in options_of(SweepConfig)
-    if named.option.lists in Setting.__struct_fields__
+    if named.option.lists in RunSetting.__struct_fields__
 }
 
 

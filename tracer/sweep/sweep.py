@@ -46,7 +46,7 @@ from prunescope.tracer.sweep.request import SweepRequest
 from prunescope.tracer.sweep.state import SweepFolder, read_json
 
 if TYPE_CHECKING:
-    from prunescope.tracer.sweep.estimate import Forward
+    from prunescope.tracer.sweep.estimate import ForwardTimes
     from prunescope.tracer.sweep.job import Job
 
 
@@ -247,11 +247,11 @@ class _Durations:
     each; `disturbed`: by what the best one was."""
 
     config: SweepConfig
-    best: Forward
-    each: list[Forward]
+    best: ForwardTimes
+    each: list[ForwardTimes]
     disturbed: list[str]
 
-    def seconds(self, results: Sequence[Planned], forward: Forward | None = None) -> float:
+    def seconds(self, results: Sequence[Planned], forward: ForwardTimes | None = None) -> float:
         """Of results, with their trainings."""
         from prunescope.tracer.sweep.estimate import estimate_s, training_s
 
@@ -265,7 +265,7 @@ def _durations(folder: Path, config: SweepConfig) -> _Durations | None:
     if shape is None:
         return None
     from prunescope.tracer.machine.peaks import better_peaks
-    from prunescope.tracer.sweep.estimate import Forward, peaks_here
+    from prunescope.tracer.sweep.estimate import ForwardTimes, peaks_here
 
     dtype = dtype_name(config.dtype) or dtype_name(str(config_of(config.model).get("dtype")))
     dtype = dtype or "fp32"
@@ -273,8 +273,8 @@ def _durations(folder: Path, config: SweepConfig) -> _Durations | None:
     best = reduce(better_peaks, each)
     return _Durations(
         config,
-        Forward(shape, best, itemsize),
-        [Forward(shape, one, itemsize) for one in each],
+        ForwardTimes(shape, best, itemsize),
+        [ForwardTimes(shape, one, itemsize) for one in each],
         best.disturbed,
     )
 

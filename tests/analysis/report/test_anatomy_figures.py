@@ -24,7 +24,7 @@ from prunescope.analysis.schema.anatomy import (
     Shape,
 )
 from prunescope.analysis.schema.report import Finding, Report
-from prunescope.analysis.schema.routing import LayerRouting, Routing
+from prunescope.analysis.schema.routing import LayerRouting, PhaseRouting
 from tests.analysis.report import example
 from tests.analysis.report.drawn import drawn
 
@@ -83,7 +83,7 @@ def report(of: Anatomy | None = None, **device: Any) -> Report:
     out = example.alone()
     out.phases["trace"].anatomy = found = of or anatomy()
     numbered = [one.layer for one in found.layers if one.layer is not None]
-    out.phases["trace"].routing = Routing(layers=[routed(number) for number in numbered])
+    out.phases["trace"].routing = PhaseRouting(layers=[routed(number) for number in numbered])
     out.device = {**out.device, **device}
     return out
 
@@ -258,7 +258,7 @@ def test_experts_are_drawn_layer_by_layer(monkeypatch: pytest.MonkeyPatch) -> No
         lines = [list(line.get_ydata()) for line in axes.get_lines()]
         assert lines == [[dense] * 3, [pruned] * 3]
     one = report(anatomy(3))
-    one.phases["trace"].routing = Routing(layers=[routed(0)])
+    one.phases["trace"].routing = PhaseRouting(layers=[routed(0)])
     assert "experts" not in kept_figures(monkeypatch, one)
     assert experts_table(example.alone().phases["trace"]) is None
     table = experts_table(report(anatomy(2)).phases["trace"])

@@ -145,7 +145,7 @@ def test_what_has_no_data_is_not_drawn_and_names_its_key() -> None:
     assert set(keys) == {"shares", "layer", "alignment", "gemms", "recovery", "overhead"}
     assert "`only: [model, layer]`" in keys["layer"] and "`recover: " in keys["recovery"]
     assert "align: [" in keys["alignment"] and "`families`" in keys["overhead"]
-    assert "prunescope gemm" in keys["gemms"] and all("not drawn" in one for one in keys.values())
+    assert "prunescope gemm" in keys["gemms"] and all("not plotted" in one for one in keys.values())
     bare = paper_set(sweep({"prefill": [at("x", 1.5, sparsity=None, sparsities=[])]}))
     assert any(isinstance(one, NotDrawn) and one.name == "speedup" for one in bare.missing)
 

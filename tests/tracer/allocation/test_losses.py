@@ -19,8 +19,8 @@ from prunescope.taxonomy.allocation_candidates import (
 )
 from prunescope.taxonomy.allocation_plan import (
     KIND,
-    Expected,
     KeptLayer,
+    PlanEstimate,
     PlanOfLayers,
     Target,
 )
@@ -58,7 +58,7 @@ def written(path: Path, losses: ModelLosses, options: list[LayerOption]) -> Path
                 ranks=layer_ranks(shape, number, one),
             )
         )
-    nothing = Expected(
+    nothing = PlanEstimate(
         speedup=1, range=[1, 1], phases={}, memory_bytes=0, dense_memory_bytes=0, loss=0
     )
     plan = PlanOfLayers(

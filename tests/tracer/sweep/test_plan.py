@@ -305,7 +305,7 @@ def test_a_file_or_a_preset() -> None:
 
 @pytest.mark.torch
 def test_an_estimate_grows_with_the_plan() -> None:
-    from prunescope.tracer.sweep.estimate import Forward, estimate_s
+    from prunescope.tracer.sweep.estimate import ForwardTimes, estimate_s
 
     shape = ModelShape.from_config(preset_config("smollm2-135m"))
     peaks = MeasuredPeaks(dense_flop_per_s={"bf16": 1e12}, byte_per_s=2e10)
@@ -313,7 +313,7 @@ def test_an_estimate_grows_with_the_plan() -> None:
     def seconds(**options: Any) -> float:
         config = SweepConfig(model="m", families=("static-m",), **options)
         plan = make_plan([config], shape)
-        return estimate_s(plan.results, config, Forward(shape, peaks, 2))
+        return estimate_s(plan.results, config, ForwardTimes(shape, peaks, 2))
 
     least = seconds(batches=(1,), repeats=5)
     assert least < seconds(batches=(1,), repeats=50) < seconds(batches=(1, 8), repeats=50)

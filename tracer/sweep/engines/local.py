@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from prunescope.taxonomy.sweep_files import Planned
-from prunescope.tracer.sweep.job import Job, Worker
+from prunescope.tracer.sweep.job import Job, JobRunner
 
 
 def run(jobs: Sequence[Job], on_result: Callable[[Planned], None]) -> None:
     """Run every job; `on_result` is called with each result before it starts."""
-    worker = Worker(on_result)
+    worker = JobRunner(on_result)
     for job in jobs:
         worker.run(job)

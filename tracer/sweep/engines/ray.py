@@ -15,7 +15,7 @@ import torch
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.sweep_files import DONE, Planned
 from prunescope.tracer.machine.disturbance import num_cores
-from prunescope.tracer.sweep.job import Job, Worker
+from prunescope.tracer.sweep.job import Job, JobRunner
 from prunescope.tracer.sweep.state import SweepFolder
 
 RETRIES = 3
@@ -71,4 +71,4 @@ def _work(job: Job) -> None:
     if job.config.threads is None:
         # Ray gives a task one thread; a model is timed with those it would have on its own.
         torch.set_num_threads(num_cores())
-    Worker(lambda *_: None).run(job)
+    JobRunner(lambda *_: None).run(job)
