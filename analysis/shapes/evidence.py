@@ -32,7 +32,6 @@ _WIDEST_NUMBER = 4  # bytes of a number, where a time should not be taken for to
 # Kernels of quantised weights (llama.cpp's; Marlin, AWQ, GPTQ): a weight has fewer bits than the
 # config's number format says, and their names do not say how many for all of them.
 _PACKED = re.compile(r"mul_mat_(?:vec_)?q|marlin|awq|gptq|gemm_4bit|gemv_4bit", re.IGNORECASE)
-_LAUNCH = 3_000.0  # ns, of a kernel that has next to nothing to do
 _SUPPORTED = 0.5  # of the difference between two widths, by which times must fit one better
 _NAMED = 8  # ranges of widths in one sentence: a plain layer has seven GEMMs, and there is the head
 _MLP = ("gate", "up", "gate_up", "down")
@@ -191,17 +190,6 @@ def misplaced(placed: Iterable[Placed]) -> set[int]:
                 and any(_near(one.item.ns, ns) for ns in others)
             )
     return out
-
-
-def misfit(times: Sequence[float], slots: Sequence[Slot]) -> float:
-    """By how much times differ from N·K at one rate and a launch each; experts have rows of their
-    own."""
-    known = [(t, s.size) for t, s in zip(times, slots, strict=True) if s.what == GEMM and t > 0]
-    rates = [size / max(t - _LAUNCH, t / 2) for t, size in known]
-    return min(
-        (sum(abs(math.log(t / (size / rate + _LAUNCH))) for t, size in known) for rate in rates),
-        default=0.0,
-    )
 
 
 def _near(a: float, b: float) -> bool:

@@ -12,15 +12,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from prunescope.analysis.shapes.evidence import misfit
 from prunescope.analysis.shapes.items import Item, can_run
-from prunescope.analysis.shapes.slots import EXPERT, Layer, Slot
+from prunescope.analysis.shapes.slots import EXPERT, GEMM, Layer, Slot
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.words import percent
 
 _SKIP = 0.5  # cost of a kernel that no slot explains, on top of its share of the time
 _SURE = 0.25  # by which the best match must beat a different one
 _LEAST = 0.8  # of the GEMM time of a layer that must be explained
+_LAUNCH = 3_000.0  # ns, of a kernel that has next to nothing to do
 _MOST = 48  # GEMMs of a layer that are looked at: seven linears with two of an adapter are 21
 
 
@@ -96,6 +96,17 @@ def _same_kinds(
     if costs[1][0] < costs[0][0] + _SURE:
         return Refusal(f"the GEMMs of a layer may run in {len(fit)} orders, by their times")
     return fit[costs[0][1]]
+
+
+def misfit(times: Sequence[float], slots: Sequence[Slot]) -> float:
+    """By how much times differ from N·K at one rate and a launch each; experts have rows of their
+    own."""
+    known = [(t, s.size) for t, s in zip(times, slots, strict=True) if s.what == GEMM and t > 0]
+    rates = [size / max(t - _LAUNCH, t / 2) for t, size in known]
+    return min(
+        (sum(abs(math.log(t / (size / rate + _LAUNCH))) for t, size in known) for rate in rates),
+        default=0.0,
+    )
 
 
 Choice = tuple[float, list[int | None]]  # its cost, and the slot of each kernel

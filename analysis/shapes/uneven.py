@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
 
-from prunescope.analysis.shapes.evidence import misfit, misplaced
+from prunescope.analysis.shapes.evidence import misplaced
 from prunescope.analysis.shapes.items import (
     ATTENTION,
     BATCHED,
@@ -23,6 +23,7 @@ from prunescope.analysis.shapes.items import (
     anchors_of,
     can_run,
 )
+from prunescope.analysis.shapes.layer_match import misfit
 from prunescope.analysis.shapes.slots import Slot, attention_ways, mlp_ways, role_slots
 from prunescope.taxonomy.shape import ModelShape
 
