@@ -59,12 +59,12 @@ from prunescope.analysis.trace import load
 timed(load, "load", "read into columns")
 from prunescope.analysis import phase
 timed(phase, "single_phase", "pairs, ledger, findings")
-from prunescope.analysis.inputs import subject
-timed(subject.Side, "read", "steps, links, kernels, work")
-from prunescope.analysis.report import terminal, write
+from prunescope.analysis.inputs import side
+timed(side.Side, "read", "steps, links, kernels, work")
+from prunescope.analysis.report import write
 timed(write, "write_report", "write md, json and html")
-timed(terminal, "print_report", "print")
-import prunescope.deliver
+from prunescope import deliver
+timed(deliver.Delivery, "show", "print")
 from prunescope.cli import main
 times["start and imports"] = time.time() - begun
 code = main(["analyze", path, "--out", report])

@@ -65,11 +65,6 @@ def is_named_text(text: Path | str | None) -> bool:
     return text is not None and str(text) in NAMED_TEXTS and not Path(text).exists()
 
 
-def check_datasets_installed(name: str) -> None:
-    """Raises PrunescopeError if `datasets` is not installed."""
-    _library(name)
-
-
 @cache
 def read_named_text(name: str) -> tuple[Part, Part]:
     """The part that calibrates and the part that judges.
