@@ -15,6 +15,9 @@ from hypothesis import settings
 
 from prunescope.taxonomy import presets
 
+# Collecting makes a million objects that stay; looks for garbage among them took 40 % of its time.
+gc.disable()
+
 # How long an example takes says nothing but what else runs here.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
@@ -71,6 +74,14 @@ def _libraries_set_aside() -> None:
         # It counts them one by one, 0.06 s for each capture, which only wants to know whether.
         gc.get_freeze_count = _known.__len__  # type: ignore[assignment]
         _known[0] = len(sys.modules)
+
+
+def pytest_collection_finish() -> None:
+    """From here on garbage is looked for, though not among the tests, nor as often as by default:
+    what a test makes is mostly gone without it."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
+    gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)

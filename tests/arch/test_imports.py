@@ -294,19 +294,22 @@ def loaded_by(code: str) -> set[str]:
     return set(done.stdout.rsplit("LOADED", 1)[1].split())
 
 
-@pytest.mark.parametrize(
-    "command", ["--help", "trace --help", "analyze --help", "check --help", "--version"]
-)
-def test_help_loads_nothing_heavy(command: str) -> None:
-    loaded = loaded_by(f"import prunescope; assert prunescope.main({command.split()}) == 0")
+def loaded_by_commands(*commands: str) -> set[str]:
+    """The same after all of these commands in one process: what none loaded is not there."""
+    told = [f"assert prunescope.main({command.split()}) == 0" for command in commands]
+    return loaded_by("\n".join(["import prunescope", *told]))
+
+
+def test_help_loads_nothing_heavy() -> None:
+    commands = ("--help", "trace --help", "analyze --help", "check --help", "--version")
+    loaded = loaded_by_commands(*commands)
     assert "typer" in loaded
     assert loaded & HEAVY == set()
 
 
-@pytest.mark.parametrize("command", ["families", "devices", "families --json", "devices --json"])
-def test_listings_load_nothing_heavy(command: str) -> None:
-    loaded = loaded_by(f"import prunescope; assert prunescope.main({command.split()}) == 0")
-    assert loaded & (HEAVY - {"numpy"}) == set()
+def test_listings_load_nothing_heavy() -> None:
+    commands = ("families", "devices", "families --json", "devices --json")
+    assert loaded_by_commands(*commands) & (HEAVY - {"numpy"}) == set()
 
 
 def test_rules_load_no_findings_until_one_is_named() -> None:

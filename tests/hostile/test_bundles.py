@@ -12,11 +12,13 @@ import pytest
 import prunescope
 from prunescope.analysis.bundle.archive import zip_bytes
 from prunescope.analysis.bundle.bundle import bundle, sums_text
+from tests.analysis.bundle.rebuilt_once import rebuilt_once
 from tests.hostile.case import ATTACK
 from tests.hostile.files import repeated
 from tests.hostile.material import write_pair
 
 Files = dict[str, bytes]
+__all__ = ["rebuilt_once"]  # a fixture
 _INDEX, _REPORT = "bundle.json", "reports/run/report.json"
 _TRACE = "runs/run/pruned/prefill.trace.json.gz"
 

@@ -16,6 +16,7 @@ import prunescope
 from prunescope.analysis.bundle import bundle as bundling
 from prunescope.analysis.bundle.archive import zip_bytes
 from prunescope.analysis.bundle.verify import verify
+from tests.analysis.bundle.rebuilt_once import write_formats_once
 from tests.analysis.bundle.test_bundle import evidence, failed, make, members, rewritten
 
 Files = dict[str, bytes]
@@ -102,7 +103,7 @@ def draws_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     """This machine draws every figure a little to the right, with the same texts."""
 
     def drawn(*args: Any) -> list[Path]:
-        paths = bundling.write_formats(*args)
+        paths = write_formats_once(*args)
         for path in paths:
             if path.suffix == ".svg":
                 path.write_bytes(

@@ -50,6 +50,12 @@ def weight_only(model, sparsity):
     return model
 """
 
+# No pool of processes, each with a torch of its own; no headers compiled ahead for one kernel, and
+# no trial of the vector instructions: 5 s of CPU time in place of 17.
+QUICK_COMPILE = {
+    "compile_threads": 1, "cpp_cache_precompile_headers": False, "cpp.vec_isa_ok": True,
+}  # fmt: skip
+
 
 trace = partial(small_trace, warmup=1)
 
@@ -86,7 +92,7 @@ def test_a_model_that_is_quantised_or_compiled(
     module = f"methods_{name}"
     (tmp_path / f"{module}.py").write_text(METHODS)
     monkeypatch.chdir(tmp_path)
-    with config.patch(compile_threads=1):  # no pool of processes, each with a torch of its own
+    with config.patch(QUICK_COMPILE):
         run = trace(tmp_path / "run", method=f"{module}:{name}", phase="prefill")
     phases = phases_of(run)
     found = families(phases)
