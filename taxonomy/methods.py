@@ -44,7 +44,7 @@ class PublishedMethod:
 
     @property
     def predict_only(self) -> dict[str, str]:
-        """Of its knobs those that no pruner realises: with them `predict` prices what the paper
+        """Of its knobs those that no pruner realises: with them `predict` computes what the paper
         executes, and not what a trace of the family runs."""
         found = known([self.family or ""])
         unreal = {name for one in found for name, knob in one.knobs.items() if knob.predicted_only}

@@ -209,8 +209,8 @@ def build(  # noqa: PLR0913
     unusual = unusual_calls(trace)
     linked, windows, cold = only_warm(trace, linked, windows, unusual.first)
     calls = list(trace.calls)
-    observer = recorded(trace, linked, windows)
-    frame = _rows(trace, linked, observer)
+    overhead = recorded(trace, linked, windows)
+    frame = _rows(trace, linked, overhead)
     replay: GraphReplay | None = None
     if eager is not None and linked.replayed.any():
         graph = taken(trace.device["correlation"], linked.event)
@@ -280,7 +280,7 @@ def build(  # noqa: PLR0913
         sdpa_math=_calls_a_step(trace, windows, _SDPA_MATH),
         apart=apart,
         sampled=sampled_clock(trace, linked),
-        recorded_after=observer.after,
+        recorded_after=overhead.after,
         blocked=blocked_by_op(trace, linked),
         first_calls=unusual.first.longest(
             Spans.of(linked.start - linked.gap, linked.start), _FIRST_CALLS
@@ -338,7 +338,7 @@ def _devices(trace: Trace, linked: Linked) -> list[str]:
     ]
 
 
-def _rows(trace: Trace, linked: Linked, observer: Recorded) -> pl.DataFrame:
+def _rows(trace: Trace, linked: Linked, overhead: Recorded) -> pl.DataFrame:
     """The linked rows with their names. `instance` is the op that launched a row, else its own."""
     event, op = linked.event, linked.op
     device = trace.device
@@ -362,7 +362,7 @@ def _rows(trace: Trace, linked: Linked, observer: Recorded) -> pl.DataFrame:
         "category": of_event("category"), "stream": of_event("stream"), "grid": of_event("grid"),
         "block": of_event("block"), "registers": of_event("registers"),
         "shared_memory": of_event("shared_memory"), "node": of_event("node"),
-        "recorded_inside": observer.inside, "recorded_before": observer.before,
+        "recorded_inside": overhead.inside, "recorded_before": overhead.before,
     }  # fmt: skip
     frame = pl.DataFrame(columns)
     names = pl.Series("names", trace.names, dtype=pl.String)

@@ -22,7 +22,7 @@ RETRIES = 3
 
 
 def run(jobs: Sequence[Job], on_result: Callable[[Planned], None]) -> None:
-    """Run every job; `on_result` hears of each job's first result when the job is done.
+    """Run every job; `on_result` is told of each job's first result when the job is done.
 
     A result in which a worker dies more than RETRIES times is recorded as failed, and the others go
     on. Raises PrunescopeError where ray is not installed.
