@@ -187,9 +187,7 @@ def _generated(trace: Trace) -> Windows | None:
     """The prompts and tokens of generated text, if the trace holds both."""
     if not may_generate(trace):
         return None
-    work = work_sequence(trace)
-    repeated = repeated_sequence(trace, work)
-    return None if repeated is None else prompts_and_tokens(trace, work, repeated)
+    return prompts_and_tokens(trace, work_sequence(trace))
 
 
 def _repeated(trace: Trace) -> Windows | None:
