@@ -23,6 +23,7 @@ from prunescope.analysis.ops.call import (
     tensor,
     total,
 )
+from prunescope.analysis.ops.sparse import indexed_operand, indexed_product
 from prunescope.taxonomy.gemm import Gemm
 
 
@@ -77,32 +78,26 @@ def _added(call: OpCall, index: int, beta: int) -> Operand | None:
     return None if number(call, beta) == 0 else optional(call, index)
 
 
-@op_model("aten::mm", kind="gemm")
+@op_model("aten::mm", kind="gemm", needs_result=True)
 def mm(call: OpCall) -> Work:
     """[m, k] x [k, n]."""
     a, b = tensor(call, 0), tensor(call, 1)
-    _need_dense(call, 0, 1)
+    if (sparse := indexed_operand(call)) is not None:
+        return indexed_product(call, sparse)
     return gemm_work(pair(a, b), a, b)
 
 
-@op_model("aten::_sparse_mm", "aten::_sparse_addmm", "aten::sparse_sampled_addmm", kind="gemm")
-def sparse_mm(_: OpCall) -> Work:
-    """A sparse matrix (CSR, COO) is written with the shape of the dense one, and not with how many
-    numbers it holds, which the work depends on."""
-    raise NoModel
-
-
-def _need_dense(call: OpCall, *operands: int) -> None:
-    """Raise NoModel where one of the operands is sparse: it has no strides, and others have."""
-    if any(call.strides) and not all(call.strides[i : i + 1] and call.strides[i] for i in operands):
-        raise NoModel
-
-
-@op_model("aten::addmm", "aten::addmm_", "aten::_addmm_activation", kind="gemm")
+@op_model("aten::addmm", kind="gemm", needs_result=True)
 def addmm(call: OpCall) -> Work:
     """[n] + [m, k] x [k, n]."""
+    if (sparse := indexed_operand(call)) is not None:
+        return indexed_product(call, sparse)
+    return _addmm(call)
+
+
+@op_model("aten::addmm_", "aten::_addmm_activation", kind="gemm")
+def _addmm(call: OpCall) -> Work:
     a, b = tensor(call, 1), tensor(call, 2)
-    _need_dense(call, 1, 2)
     return gemm_work(pair(a, b), a, b, _added(call, 0, beta=3))
 
 
