@@ -39,9 +39,7 @@ Shape = tuple[int, ...]
 def with_results(trace: Trace) -> Trace:
     """The trace, in which calls of ops with a packed weight that make different things differ."""
     needing = [
-        i
-        for i, call in enumerate(trace.calls)
-        if call.name in NEED_RESULT and _is_asked(call)
+        i for i, call in enumerate(trace.calls) if call.name in NEED_RESULT and _is_asked(call)
     ]
     rows = np.flatnonzero(np.isin(trace.ops["call"], needing))
     if not len(rows):
