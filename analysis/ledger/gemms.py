@@ -13,10 +13,10 @@ from dataclasses import dataclass, field, replace
 import polars as pl
 
 from prunescope.analysis.kernels.frame import Kernels
+from prunescope.analysis.kernels.phase_kind import trained_tokens
 from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.ledger.alignment import Alignment, with_dense_layer
 from prunescope.analysis.ledger.call import Call, Key
-from prunescope.analysis.kernels.phase_kind import trained_tokens
 from prunescope.analysis.ledger.experts import (
     EXPERTS,
     ROUTER,

@@ -28,7 +28,6 @@ from prunescope.analysis.ops.call import (
 )
 from prunescope.taxonomy.gemm import Gemm
 
-
 # The position of the first of the two operands of a product.
 PRODUCTS = {
     "aten::mm": 0,

@@ -67,7 +67,7 @@ class WorkSequence:
         return bool(np.median(shared) >= _ALIKE and shared.min() >= _ALL_ALIKE)
 
     def is_alike(self, windows: Windows, one: int, others: Ints) -> bool:
-        """Whether a window holds the same work as the usual one of some `others`, but for little."""
+        """Whether a window holds the same work as the usual one of `others`, but for little."""
         held = self._held(windows)
         return bool(_shared(held[[one]], np.median(held[others], axis=0))[0] >= _ALL_ALIKE)
 

@@ -26,7 +26,7 @@ from tests.analysis.finding_cases import (
     present,
 )
 from tests.analysis.report import example
-from tests.chrome import chrome, gap, k, op, save, step
+from tests.chrome import chrome, gap, k, module, op, save, step
 
 NCCL = "ncclDevKernel_AllReduce_Sum_bf16_RING_LL(ncclDevComm*, unsigned long, ncclWork*)"
 
@@ -58,6 +58,37 @@ def test_communication_that_waits_is_no_slow_kernel(tmp_path: Path) -> None:
     assert found(slow, "longer-communication") is not None
     assert found(of_pair(tmp_path, dense, dense), "longer-communication") is None
     assert any("the 200.0 µs of them" in note for note in phase.notes)
+
+
+@pytest.mark.parametrize(("slow", "moved"), [("norm", False), ("act_fn", True)])
+def test_alignment_is_advised_where_a_dimension_moved(
+    tmp_path: Path, slow: str, *, moved: bool
+) -> None:
+    """Half of the channels of an MLP are gone. The norm in front of it, as wide as before, or its
+    activation, half as wide, takes 60 us more; GEMMs take 10 more than their shapes let expect."""
+
+    def layer(channels: int, us: float) -> list[Any]:
+        times = {"norm": 20.0, "act_fn": 20.0} | {slow: us}
+        sizes = {"norm": [512, 2048], "act_fn": [512, channels]}
+        norm, act = (
+            module(f"model.layers.0.{path}",
+                   op(name, sizes[key], dtype="c10::BFloat16", kernels=[k(us=times[key])]))
+            for path, key, name in (("post_attention_layernorm", "norm", "aten::native_layer_norm"),
+                                    ("mlp.act_fn", "act_fn", "aten::silu"))
+        )  # fmt: skip
+        products = [
+            module(f"model.layers.0.mlp.{path}",
+                   op("aten::mm", [512, n_in], [n_in, n], dtype="c10::BFloat16",
+                      kernels=[k(us=100 if channels == 8192 else 60, name="a_gemm_kernel")]))
+            for path, n_in, n in (("up_proj", 2048, channels), ("down_proj", channels, 2048))
+        ]  # fmt: skip
+        return [norm, products[0], act, products[1]]
+
+    phase = of_pair(tmp_path, steps_of(*layer(8192, 20)), steps_of(*layer(4096, 80)))
+    advice = found(phase, "slower-kernels")
+    assert advice is not None and advice.change is not None
+    assert ("an aligned dimension" in advice.change) is moved
+    assert ("has moved: compare clocks" in advice.change) is not moved
 
 
 def test_a_speedup_above_its_bound_is_blamed_on_what_gave_it(tmp_path: Path) -> None:
