@@ -90,7 +90,7 @@ def _repeated(trace: Trace, work: WorkSequence) -> Windows | None:
         at = np.array(rows)[np.argsort(notes["ts"][rows], kind="stable")]
         start, end = notes["ts"][at], notes["ts"][at] + notes["dur"][at]
         names = [trace.names[i] for i in notes["name"][at]]
-        windows = Windows(start, end, ANNOTATION, names)
+        windows = Windows(start, end, ANNOTATION, names, are_ranges=True)
         if (start[1:] >= end[:-1]).all() and work.covered(windows) >= NEARLY_ALL:
             found.append(windows)
     return min(found, key=lambda one: (len(one), int(one.start[0])), default=None)
