@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace as replace_fields
 
 from prunescope.analysis.findings.context import Context
 from prunescope.analysis.findings.registry import registered
@@ -149,6 +150,23 @@ def test_the_finding_and_the_headline_hold_the_bound_by_one_rule(
     assert ("the interval includes the bound" in headline(phase)) is holds
     phase.ladder.share_of_bound_ci95 = None
     assert (above_bound(Context(phase=phase, candidate=side, caveats=[])) is None) is not holds
+
+
+def test_a_share_that_prints_above_its_bound_is_explained() -> None:
+    """102 % of the roofline bound; and 99 % of it, but 104 % of the coverage bound, which is lower
+    where bytes fell by more than FLOPs."""
+    phase, side = example.phase(), SimpleNamespace(run=None)
+    assert phase.ladder is not None
+    for ladder, said in (
+        ({"roofline": 1.0, "coverage": 1.1, "realised": 1.02}, "102 % of the roofline bound"),
+        ({"roofline": 1.05, "coverage": 1.0, "realised": 1.04}, "104 % of the coverage bound"),
+        ({"roofline": 1.05, "coverage": 1.1, "realised": 1.05}, None),
+    ):
+        share = {"share_of_bound": ladder["realised"] / ladder["roofline"]}
+        phase.ladder = replace_fields(phase.ladder, realised_ci95=None, share_of_bound_ci95=None,
+                                      **ladder, **share)  # fmt: skip
+        answer = above_bound(Context(phase=phase, candidate=side, caveats=[]))  # type: ignore[arg-type]
+        assert answer is None if said is None else answer is not None and said in answer.text
 
 
 def test_a_row_inside_its_noise_is_not_blamed(tmp_path: Path) -> None:
