@@ -18,8 +18,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from prunescope.taxonomy.families.kv_evict import OBSERVED
-from prunescope.taxonomy.plan import RANKED_AT_ONCE
 from prunescope.taxonomy.keep import kept_count
+from prunescope.taxonomy.plan import RANKED_AT_ONCE
 from prunescope.tracer.attention.counted_cache import CountedKeys, counted_layer
 from prunescope.tracer.attention.parts import AttentionParts
 from prunescope.tracer.attention.pruned import PlainAttention, lower_right, refuse_padding
