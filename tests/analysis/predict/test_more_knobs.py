@@ -92,7 +92,7 @@ def test_scores_that_rank_keys_are_added_work_by_hand() -> None:
 
 
 def test_keys_are_ranked_in_pieces_of_64_queries() -> None:
-    """By all 4,096 queries in 64 pieces of five kernels, by the last 32 in one; and three kernels to
+    """By all 4,096 queries in 64 pieces of five kernels, by the last 32 in one; three kernels more
     pick, in each of 32 layers."""
 
     def kernels(keep: str, **options: Any) -> float:
