@@ -49,6 +49,8 @@ def prompts_and_tokens(trace: Trace, work: WorkSequence) -> Windows | None:
     """The passes of a trace as steps of two phases. What is called before each prompt, and before
     no token, belongs to the prompt; before a single one, all that is."""
     for passes in parts_of_whole_passes(trace, work):
+        if not work.most_alike(passes):  # tokens are: what follows reads all kernels of a trace
+            continue
         windows = _with_first(trace, work, passes)
         phases = phases_of_spans(trace, windows.start, windows.end)
         prompts, tokens = (

@@ -66,6 +66,10 @@ class WorkSequence:
         shared = _shared(held if among is None else held[among])
         return bool(np.median(shared) >= _ALIKE and shared.min() >= _ALL_ALIKE)
 
+    def most_alike(self, windows: Windows) -> bool:
+        """Whether most of the windows hold the same work, but for some, whatever the others do."""
+        return bool(np.median(_shared(self._held(windows))) >= _ALL_ALIKE)
+
     def is_alike(self, windows: Windows, one: int, others: Ints) -> bool:
         """Whether a window holds the same work as the usual one of `others`, but for little."""
         held = self._held(windows)
