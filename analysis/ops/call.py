@@ -97,8 +97,7 @@ class Operand:
 Model = Callable[[OpCall], Work]
 MODELS: dict[str, Model] = {}
 USUAL_KINDS: dict[str, str] = {}  # of an op whose call cannot be modelled
-# Ops whose weight has no shape (`OpCall.result` tells N), or stores some of its numbers alone.
-NEED_RESULT: set[str] = set()
+NEED_RESULT: set[str] = set()  # ops whose weight has no shape: `OpCall.result` tells N
 
 
 def op_model(*names: str, kind: str, needs_result: bool = False) -> Callable[[Model], Model]:

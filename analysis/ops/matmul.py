@@ -23,7 +23,6 @@ from prunescope.analysis.ops.call import (
     tensor,
     total,
 )
-from prunescope.analysis.ops.sparse import indexed_operand, indexed_product
 from prunescope.taxonomy.gemm import Gemm
 
 
@@ -78,25 +77,16 @@ def _added(call: OpCall, index: int, beta: int) -> Operand | None:
     return None if number(call, beta) == 0 else optional(call, index)
 
 
-@op_model("aten::mm", kind="gemm", needs_result=True)
+@op_model("aten::mm", kind="gemm")
 def mm(call: OpCall) -> Work:
     """[m, k] x [k, n]."""
     a, b = tensor(call, 0), tensor(call, 1)
-    if (sparse := indexed_operand(call)) is not None:
-        return indexed_product(call, sparse)
     return gemm_work(pair(a, b), a, b)
 
 
-@op_model("aten::addmm", kind="gemm", needs_result=True)
+@op_model("aten::addmm", "aten::addmm_", "aten::_addmm_activation", kind="gemm")
 def addmm(call: OpCall) -> Work:
     """[n] + [m, k] x [k, n]."""
-    if (sparse := indexed_operand(call)) is not None:
-        return indexed_product(call, sparse)
-    return _addmm(call)
-
-
-@op_model("aten::addmm_", "aten::_addmm_activation", kind="gemm")
-def _addmm(call: OpCall) -> Work:
     a, b = tensor(call, 1), tensor(call, 2)
     return gemm_work(pair(a, b), a, b, _added(call, 0, beta=3))
 

@@ -47,11 +47,12 @@ def indexed_operand(call: OpCall) -> int | None:
     return first + bare.index(True) if any(bare) and not all(bare) else None
 
 
-def indexed_product(call: OpCall, sparse: int) -> Work:
+@op_model("aten::_sparse_mm", "aten::_sparse_addmm", kind="gemm")
+def indexed_product(call: OpCall) -> Work:
     """The product of a dense matrix and one that stores `call.result` = (numbers, bytes of their
-    indices). Raises NoModel where these are not known."""
-    first = PRODUCTS[call.name]
-    if len(call.result) != len(("numbers", "bytes")):
+    indices); also of `aten::mm` and `aten::addmm` with such an operand."""
+    first, sparse = PRODUCTS[call.name], indexed_operand(call)
+    if sparse is None or len(call.result) != len(("numbers", "bytes")):
         raise NoModel
     stored, index_bytes = call.result
     a, b = tensor(call, first, rank=2), tensor(call, first + 1, rank=2)
@@ -66,15 +67,6 @@ def indexed_product(call: OpCall, sparse: int) -> Work:
     return Work(
         flop=2 * stored * times, bytes=total(moved), gemms=(), dtype=dense.dtype, kind="gemm"
     )
-
-
-@op_model("aten::_sparse_mm", "aten::_sparse_addmm", kind="gemm", needs_result=True)
-def sparse_mm(call: OpCall) -> Work:
-    """Products of a matrix with indices and a dense one."""
-    sparse = indexed_operand(call)
-    if sparse is None:
-        raise NoModel
-    return indexed_product(call, sparse)
 
 
 @op_model("aten::sparse_sampled_addmm", kind="gemm")

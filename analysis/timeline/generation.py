@@ -9,7 +9,7 @@ are the prompt together.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -18,9 +18,7 @@ from prunescope.analysis.ops.kind import MATMUL_KINDS
 from prunescope.analysis.ops.work import work_of
 from prunescope.analysis.timeline.engines import phases_of_spans
 from prunescope.analysis.timeline.intervals import GENERATION, Windows
-from prunescope.analysis.timeline.markers import NEARLY_ALL
-from prunescope.analysis.timeline.repeats import parts_of_whole_passes
-from prunescope.analysis.timeline.work_sequence import WorkSequence, host_span
+from prunescope.analysis.timeline.work_sequence import NEARLY_ALL, WorkSequence, host_span
 from prunescope.analysis.trace.collect import Ints
 from prunescope.analysis.trace.events import Trace
 
@@ -45,10 +43,12 @@ def may_generate(trace: Trace) -> bool:
     return any(max(m) >= _APART * min(m) for m in rows.values())
 
 
-def prompts_and_tokens(trace: Trace, work: WorkSequence) -> Windows | None:
-    """The passes of a trace as steps of two phases. What is called before each prompt, and before
-    no token, belongs to the prompt; before a single one, all that is."""
-    for passes in parts_of_whole_passes(trace, work):
+def prompts_and_tokens(
+    trace: Trace, work: WorkSequence, parts: Iterable[Windows]
+) -> Windows | None:
+    """The first of the `parts` that are prompts and tokens, as steps of two phases. What is called
+    before each prompt, and before no token, belongs to it; before a single one, all that is."""
+    for passes in parts:
         if not work.most_alike(passes):  # tokens are: what follows reads all kernels of a trace
             continue
         windows = _with_first(trace, work, passes)

@@ -20,11 +20,10 @@ from prunescope.analysis.timeline.intervals import (
     ZERO_GRAD,
     Windows,
 )
-from prunescope.analysis.timeline.work_sequence import WorkSequence, host_span
+from prunescope.analysis.timeline.work_sequence import NEARLY_ALL, WorkSequence, host_span
 from prunescope.analysis.trace.collect import Ints
 from prunescope.analysis.trace.events import Trace
 
-NEARLY_ALL = 0.9  # of the time that the device runs: what repeats beside it is no step
 _UPDATE, _ZERO = "Optimizer.step#", "Optimizer.zero_grad#"
 _OPTIMIZERS = 4  # updates an iteration: a generator and a discriminator are two
 _NUMBER = re.compile(r"\d+")

@@ -15,8 +15,7 @@ import numpy as np
 
 from prunescope.analysis.ops.kind import kernel_kind, op_kind
 from prunescope.analysis.timeline.intervals import SEQUENCE, Windows
-from prunescope.analysis.timeline.markers import NEARLY_ALL
-from prunescope.analysis.timeline.work_sequence import WorkSequence, host_span
+from prunescope.analysis.timeline.work_sequence import NEARLY_ALL, WorkSequence, host_span
 from prunescope.analysis.trace.collect import Ints
 from prunescope.analysis.trace.events import Trace
 

@@ -28,7 +28,7 @@ from prunescope.analysis.timeline.engines import (
 from prunescope.analysis.timeline.generation import may_generate, prompts_and_tokens
 from prunescope.analysis.timeline.intervals import SEQUENCE, WHOLE, Windows, innermost
 from prunescope.analysis.timeline.markers import marked_steps
-from prunescope.analysis.timeline.repeats import repeated_sequence
+from prunescope.analysis.timeline.repeats import parts_of_whole_passes, repeated_sequence
 from prunescope.analysis.timeline.work_sequence import work_sequence
 from prunescope.analysis.trace.collect import OWN_PREFIX, OWN_STEP, Ints
 from prunescope.analysis.trace.events import Trace
@@ -187,7 +187,8 @@ def _generated(trace: Trace) -> Windows | None:
     """The prompts and tokens of generated text, if the trace holds both."""
     if not may_generate(trace):
         return None
-    return prompts_and_tokens(trace, work_sequence(trace))
+    work = work_sequence(trace)
+    return prompts_and_tokens(trace, work, parts_of_whole_passes(trace, work))
 
 
 def _repeated(trace: Trace) -> Windows | None:

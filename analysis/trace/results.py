@@ -38,9 +38,7 @@ Shape = tuple[int, ...]
 
 def with_results(trace: Trace) -> Trace:
     """The trace, in which calls of ops with a packed weight that make different things differ."""
-    needing = [
-        i for i, call in enumerate(trace.calls) if call.name in NEED_RESULT and _is_asked(call)
-    ]
+    needing = [i for i, call in enumerate(trace.calls) if _is_asked(call)]
     rows = np.flatnonzero(np.isin(trace.ops["call"], needing))
     if not len(rows):
         return trace
@@ -78,10 +76,10 @@ def _behind(ops: dict[str, Ints], rows: Ints) -> tuple[Ints, Ints]:
 
 def _is_asked(call: OpCall) -> bool:
     """Whether the result of a call is looked for: most tensors that are indexed are no stacks, and
-    most products dense, and they are many."""
+    they are many."""
     if call.name == _INDEX:
         return _is_stack(call)
-    return call.name not in PRODUCTS or indexed_operand(call) is not None
+    return call.name in NEED_RESULT or indexed_operand(call) is not None
 
 
 def _is_stack(call: OpCall) -> bool:
