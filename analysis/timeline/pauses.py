@@ -35,10 +35,9 @@ def pauses(trace: Trace, windows: Windows) -> Pauses:
     if not windows.are_ranges or len(windows) < 2:
         return none
     calls = runtime_calls(trace)
-    active = Spans.of(*(
-        np.concatenate([f(table) for table in (trace.ops, calls)])
-        for f in (lambda t: t["ts"], lambda t: t["ts"] + t["dur"])
-    ))  # fmt: skip
+    tables = trace.ops, calls
+    begins = np.concatenate([table["ts"] for table in tables])
+    active = Spans.of(begins, begins + np.concatenate([table["dur"] for table in tables]))
     from_, to = active.end[:-1], active.begin[1:]  # the host is idle
     longest = _longest_inside(from_, to, windows)
     long = np.flatnonzero(to - from_ > max(longest, BETWEEN_OPS))
