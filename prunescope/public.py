@@ -359,7 +359,7 @@ class Prediction(dict[str, Any]):
     ) -> list[Path]:
         """Write prediction.md, prediction.json, prediction.csv, and curves as png, pdf or svg, into
         `folder`; returns the paths. Raises PrunescopeError for another format."""
-        from prunescope.analysis.report.figures import drawing, saved
+        from prunescope.analysis.report.figure_style import drawing, saved
         from prunescope.analysis.report.predict_records import render_prediction
         from prunescope.analysis.report.write import check_formats, write_files
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from prunescope.analysis.report import evidence
-from prunescope.analysis.report.figures import drawing, ground, no_evidence, saved
+from prunescope.analysis.report.figure_style import drawing, ground, no_evidence, saved
 from prunescope.analysis.report.ledger_view import LEDGER
 from prunescope.analysis.report.titles import short
 from prunescope.analysis.schema.comparison import Comparison, ComparisonRow

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from prunescope.analysis.report import evidence
-from prunescope.analysis.report.figures import no_evidence
+from prunescope.analysis.report.figure_style import no_evidence
 from prunescope.analysis.report.numbers import percent
 from prunescope.analysis.report.paper_figure import (
     NotDrawn,

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from prunescope.analysis.report import evidence
 from prunescope.analysis.report.escape import clean
-from prunescope.analysis.report.figures import ground, no_evidence
+from prunescope.analysis.report.figure_style import ground, no_evidence
 from prunescope.analysis.report.numbers import Scale, scale, time
 from prunescope.analysis.report.paper_figure import (
     LAYER,

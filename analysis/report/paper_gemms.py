@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 
 from prunescope.analysis.report import evidence
 from prunescope.analysis.report.escape import clean
-from prunescope.analysis.report.figures import ground, no_evidence
+from prunescope.analysis.report.figure_style import ground, no_evidence
 from prunescope.analysis.report.paper_figure import COLUMN, NotDrawn, PaperFigure, Value, page
 from prunescope.analysis.report.pareto_figures import legend_below
 from prunescope.taxonomy.gemm import Gemm

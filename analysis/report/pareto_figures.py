@@ -25,7 +25,7 @@ from matplotlib.transforms import Bbox
 
 from prunescope.analysis.report import evidence
 from prunescope.analysis.report.escape import clean
-from prunescope.analysis.report.figures import drawing, ground, no_evidence, saved
+from prunescope.analysis.report.figure_style import drawing, ground, no_evidence, saved
 from prunescope.analysis.report.ledger_view import LEDGER
 from prunescope.analysis.report.pareto_marks import SIMULATED, ZEROS, marked, marks_of_point
 from prunescope.analysis.report.titles import figure_name

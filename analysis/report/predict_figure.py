@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from prunescope.analysis.report.escape import cell, clean
-from prunescope.analysis.report.figures import drawing, saved
+from prunescope.analysis.report.figure_style import drawing, saved
 from prunescope.analysis.schema.prediction import Prediction
 from prunescope.taxonomy.errors import PrunescopeError
 

@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 
 from prunescope.analysis.report import evidence
 from prunescope.analysis.report.escape import cell
-from prunescope.analysis.report.figures import drawing, saved
+from prunescope.analysis.report.figure_style import drawing, saved
 from prunescope.analysis.report.paper_figure import PAGE, looks_of, page, patch
 from prunescope.analysis.report.pareto_figures import legend_below
 from prunescope.analysis.schema.reproduction import ReproducedValue, Reproduction
