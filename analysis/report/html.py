@@ -164,7 +164,7 @@ def _ladder_rows(phase: Phase) -> tuple[list[_LadderRow], float]:
                 width=full * (value or 0.0),
                 low=None if low is None else full * low,
                 high=None if high is None else full * high,
-                is_measured=name in ("busy", "realised"),
+                is_measured=name in ledger_view.MEASURED,
             )
         )
     return bounds, full

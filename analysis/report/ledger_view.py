@@ -56,6 +56,7 @@ LADDER = {
     "busy": ("kernel (busy)", "measured kernel time, without gaps"),
     "realised": ("realised", "measured wall time"),
 }
+MEASURED = frozenset({"busy", "realised"})  # bounds of the ladder that were measured
 # Of a family that keeps FLOPs: what it promises instead, and what of that this batch shows.
 _INSTEAD = {
     "parameters": ("parameters", "dense parameters ÷ pruned parameters: memory, no time by itself"),

@@ -38,7 +38,7 @@ def ladder_figure(phase: Phase, name: str, *, title: str = "") -> Figure | None:
     shown = ledger_view.shown_bounds(ladder)
     bounds = [(label, getattr(ladder, key)) for key, (label, _) in shown.items()]
     spans = [ledger_view.telling_interval(ladder, key) for key in shown]
-    measured = [i for i, key in enumerate(shown) if key in ("busy", "realised")]
+    measured = [i for i, key in enumerate(shown) if key in ledger_view.MEASURED]
     figure, axes = row_axes(len(bounds))
     reasons = evidence.of_phase(phase)
     ends = [end for ci95 in spans for end in ci95 or ()]
@@ -129,7 +129,7 @@ def ledger_figure(phase: Phase, name: str, *, title: str = "") -> Figure | None:
 def _legend(bars: list[ledger_view.WaterfallBar], *, is_whiskered: bool) -> list[Patch | Line2D]:
     """Colours of the bars, and the whiskers where one is seen."""
     labels_by_tone = {"loss": "lost", "gain": "gained", "quiet": "no evidence"}
-    tones = {bar.tone for bar in bars if bar.start != bar.end}
+    tones = {bar.tone for bar in bars if ledger_view.is_seen(sorted((bar.start, bar.end)), 1.0)}
     marks: list[Patch | Line2D] = [
         Patch(
             facecolor=COLOURS[tone],

@@ -138,8 +138,9 @@ def _figure(curves: Sequence[tuple[StepCurve, Replays]]) -> Figure:
     handles: list[Any] = [
         Line2D([], [], color=_MEASURED, marker="o", markersize=3, linewidth=0.6, label="measured"),
         Line2D([], [], linestyle=":", label="in proportion to the size", **black),
-        Line2D([], [], linestyle=(0, (4, 2)), label="roofline", **black),
     ]
+    if any(len(_ideals(curve, one)) == len(curve.sizes) for curve, one in curves):
+        handles.append(Line2D([], [], linestyle=(0, (4, 2)), label="roofline", **black))
     if any(curve.width for curve, _ in curves):
         handles.append(Line2D([], [], color=_LAW, linewidth=0.9, label="steps"))
     disturbed = dict.fromkeys(why for _, one in curves for why in one.disturbed)

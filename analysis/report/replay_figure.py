@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -51,9 +52,8 @@ def _plot_curve(axes: Axes, curve: StepCurve) -> None:
     unit = numbers.scale(curve.ns)
     order = sorted(zip(curve.sizes, curve.ns, strict=True))
     sizes, ns = zip(*order, strict=True)
-    axes.plot(
-        sizes, [y / unit.per for y in ns], color=REALISED, marker="o", markersize=2, linewidth=0.5
-    )
+    measured: dict[str, Any] = {"color": REALISED, "marker": "o", "markersize": 2, "linewidth": 0.5}
+    axes.plot(sizes, [y / unit.per for y in ns], label="measured", **measured)
     name = titles.short(curve.role or "")
     fixed = f"K = {curve.k}" if curve.axis == "N" else f"N = {curve.n}"
     law = "no steps"
@@ -61,7 +61,9 @@ def _plot_curve(axes: Axes, curve: StepCurve) -> None:
         law = f"steps of {curve.width}"
         fine = range(sizes[0], sizes[-1] + 1)
         law_ns = [curve.base_ns + curve.step_ns * math.ceil(x / curve.width) for x in fine]
-        axes.plot(fine, [y / unit.per for y in law_ns], color=COLOURS["loss"], linewidth=0.9)
+        law_line: dict[str, Any] = {"color": COLOURS["loss"], "linewidth": 0.9}
+        axes.plot(fine, [y / unit.per for y in law_ns], label="steps", **law_line)
+        axes.legend(fontsize=5, frameon=False, loc="lower right")
     axes.set_ylim(bottom=0)
     axes.set_ylabel(f"{unit.unit} a call")
     what = f"{name}, M = {curve.m}, {fixed}: {law}".removeprefix(", ")

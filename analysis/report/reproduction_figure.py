@@ -63,12 +63,12 @@ def _figure(found: Reproduction) -> Figure:
         _panel(axes, [one for one in values if one.phase == phase], colours)
         axes.set_title(f"{phase}, s = 0.5", loc="left", fontsize=7)
     handles: list[Any] = [patch(colour, name) for name, colour in colours.items()]
-    if any(one.predicted is not None for one in values):
+    if any(one.predicted is not None and one.ours is None for one in values):
         handles.append(Line2D([], [], marker="o", label="predicted, with its range", **_BLACK))
-    if any(one.ours is not None for one in values):
+    if any(one.ours is not None and one.timing_valid is not False for one in values):
         words = "ours at the closest setting of the sweep, 95 % interval"
         handles.append(Line2D([], [], marker="D", label=words, **_BLACK))
-    if any(one.timing_valid is False for one in values):
+    if any(one.ours is not None and one.timing_valid is False for one in values):
         look = {**_BLACK, "markerfacecolor": "white"}
         words = f"ours, {evidence.NOT_VALID_TIMING}"
         handles.append(Line2D([], [], marker="D", label=words, **look))

@@ -32,6 +32,7 @@ from prunescope.analysis.report.figure_style import (
     row_axes,
     wrapped_legend,
 )
+from prunescope.analysis.report.ledger_view import is_seen
 from prunescope.analysis.report.titles import short
 from prunescope.analysis.schema.anatomy import Anatomy, LayerTime, RooflinePoint, Shape
 from prunescope.analysis.schema.report import Phase
@@ -87,6 +88,9 @@ def roofline_figure(anatomy: Anatomy, device: DeviceUsed, of: str) -> Figure | N
     figure, axes = page_axes(2.9, "Roofline: calls with FLOPs as points, area by time", of)
     kinds = list(dict.fromkeys(p.kind for p in points))
     colour = {kind: PALETTE[min(i, len(PALETTE) - 1)] for i, kind in enumerate(kinds)}
+    names = [short(kind) for kind in kinds]
+    if len(names) > len(PALETTE):  # the last colour is that of all others
+        names[len(PALETTE) - 1 :] = ["other kinds"]
     most = max(p.busy_ns for p in points)
     x = [p.flop / p.bytes for p in points]
     rates = [p.flop * p.count / p.clock_ns * 1e9 for p in points]
@@ -123,8 +127,8 @@ def roofline_figure(anatomy: Anatomy, device: DeviceUsed, of: str) -> Figure | N
     axes.set_xlabel("FLOP per compulsory byte")
     axes.set_ylabel(unit)
     handles = [
-        Line2D([], [], marker="o", linestyle="", color=colour[k], markersize=4, label=short(k))
-        for k in kinds[: len(PALETTE)]
+        Line2D([], [], marker="o", linestyle="", color=PALETTE[i], markersize=4, label=label)
+        for i, label in enumerate(names)
     ]
     handles += [
         Line2D([], [], color="black", linewidth=0.8, linestyle=style, label=name)
@@ -184,11 +188,13 @@ def bounds_figure(anatomy: Anatomy, of: str, of_step: str) -> Figure | None:
     unit = numbers.scale(totals)
     figure, axes = page_axes(1.0 + 0.19 * len(kinds), "Busy time by kind and bound", of)
     top = max(totals) / unit.per
+    present = set()
     for i, ((_, parts), total) in enumerate(zip(kinds, totals, strict=True)):
         left = 0.0
         for bound, (colour, hatch) in _BOUND_LOOKS.items():
             width = parts.get(bound, 0.0) / unit.per
-            if width:
+            if is_seen([0.0, width], 1.2 * top):
+                present.add(bound)
                 axes.barh(
                     i,
                     width,
@@ -206,7 +212,6 @@ def bounds_figure(anatomy: Anatomy, of: str, of_step: str) -> Figure | None:
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel(f"busy time of {of_step} ({unit.unit})")
-    present = {bound for _, parts in kinds for bound, ns in parts.items() if ns}
     handles = [
         Patch(facecolor=c, hatch=h, edgecolor="black", linewidth=0.4, label=bound)
         for bound, (c, h) in _BOUND_LOOKS.items()
@@ -257,6 +262,7 @@ def waves_figure(anatomy: Anatomy, of: str, of_step: str) -> Figure | None:
     unit = numbers.scale(ns for one in shapes for _, ns in one.curve)
     figure, axes = page_axes(2.6, "Predicted time over N: tiles, waves, roofline", of)
     handles: list[Any] = []
+    is_dense_shown = False
     for i, one in enumerate(shapes):
         n, ns = zip(*one.curve, strict=True)
         # Two GEMMs of one shape would lie on each other.
@@ -268,19 +274,20 @@ def waves_figure(anatomy: Anatomy, of: str, of_step: str) -> Figure | None:
             drawstyle="steps-pre",
             alpha=0.85,
         )
-        _mark_sizes(axes, one, i, unit)
+        sizes = _mark_sizes(axes, one, i, unit)
+        is_dense_shown |= one.dense in sizes - {one.n}
         handles.append(
             Line2D(
                 [],
                 [],
                 color=PALETTE[i],
-                marker=MARKERS[i],
+                marker=MARKERS[i] if one.n in sizes else "",
                 markersize=4,
                 linewidth=0.9,
                 label=short(one.role),
             )
         )
-    if any(one.dense not in (None, one.n) for one in shapes):
+    if is_dense_shown:
         handles.append(
             Line2D(
                 [],
@@ -301,8 +308,8 @@ def waves_figure(anatomy: Anatomy, of: str, of_step: str) -> Figure | None:
     return figure
 
 
-def _mark_sizes(axes: Axes, one: Shape, i: int, unit: numbers.Scale) -> None:
-    """The N that ran, filled, and the dense one, hollow."""
+def _mark_sizes(axes: Axes, one: Shape, i: int, unit: numbers.Scale) -> set[int]:
+    """The N that ran, filled, and the dense one, hollow; gives those that lie on the curve."""
     at = {int(n): ns for n, ns in one.curve}
     if one.n in at:
         axes.plot(
@@ -325,6 +332,7 @@ def _mark_sizes(axes: Axes, one: Shape, i: int, unit: numbers.Scale) -> None:
             markeredgecolor=PALETTE[i],
             zorder=4,
         )
+    return at.keys() & {n for n in (one.n, one.dense) if n is not None}
 
 
 def experts_figure(phase: Phase, of: str) -> Figure | None:
@@ -338,8 +346,9 @@ def experts_figure(phase: Phase, of: str) -> Figure | None:
     places = range(len(layers))
     step = max(1, -(-len(layers) // 8))
     names = [str(one.layer) for one in layers[::step]]
-    sides = [("", "pruned", REALISED, "o")]
-    if any(one.dense_experts for one in layers):
+    is_pair = any(one.dense_experts for one in layers)
+    sides = [("", "pruned" if is_pair else "this run", REALISED, "o")]
+    if is_pair:
         sides.insert(0, ("dense_", "dense", BOUND, "s"))
     for axes, (key, label) in zip(strips, _EXPERT_STRIPS.items(), strict=True):
         axes.spines[["top", "right"]].set_visible(False)
@@ -362,7 +371,7 @@ def experts_figure(phase: Phase, of: str) -> Figure | None:
         axes.set_xticks(places[::step], names if last else [""] * len(names))
     strips[-1].set_xlabel("layer")
     marks: list[Patch | Line2D] = []
-    if len(sides) > 1:
+    if is_pair or phase.token_ids == RANDOM_IDS:
         marks += [
             Line2D([], [], color=colour, marker=marker, markersize=2.5, linewidth=0.9, label=name)
             for _, name, colour, marker in sides
