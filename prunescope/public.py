@@ -429,9 +429,13 @@ def _html(view: RenderableType) -> str:
 
     from rich.console import Console
 
+    from prunescope.analysis.report.records import in_a_box
+
     console = Console(record=True, width=100, file=io.StringIO(), force_jupyter=False)
     console.print(view)
-    return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+    return console.export_html(
+        inline_styles=True, code_format=in_a_box('<pre style="overflow: visible">{code}</pre>')
+    )
 
 
 def _print(view: RenderableType) -> None:
