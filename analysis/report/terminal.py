@@ -220,12 +220,11 @@ class _ReportPage(Page):
         apart = any(ends[n] for n in ends if n != "realised") and room - widest >= _SHORTEST
         room = max(_SHORTEST, min(40, room - widest * apart))
         grid = self._grid(columns=4 + apart)
-        holds = phase.is_speedup and sentences.is_valid(phase)  # else no share of it is realised
+        shares = ledger_view.realised_shares(phase)
         for name, (label, _) in labels.items():
             value, span, realised = values[name], spans[name], name == "realised"
-            share = numbers.percent(numbers.share_of(ladder.realised, value), decimals=0)
-            extra = share if value is None else f"realised is {share} of it"
-            extra = extra if holds else ""
+            share = numbers.percent(shares.get(name), decimals=0)
+            extra = f"realised is {share} of it" if name in shares else ""
             alone = span if ends[name] else ""  # no column whose unknown cells want a sign
             cells = [span, "" if realised else extra] if apart else [alone if realised else extra]
             measured = stroke if name in ledger_view.MEASURED else ""
