@@ -70,7 +70,7 @@ def test_rows_are_no_taller_than_what_they_say(width: int, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_what_a_notebook_shows_scrolls_in_a_box_of_its_own(width: int, tmp_path: Path) -> None:
-    """Tables of 100 columns of text and of all fields of a record."""
+    """Tables of a prediction, and of all fields of its records; lines wrap."""
     found = prunescope.predict(model="llama-3.1-8b", device="h100-sxm", method="static-nk")
     head = '<!doctype html><meta charset="utf-8"><body style="margin:8px">'
     for name, shown in {
