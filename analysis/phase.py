@@ -105,8 +105,8 @@ def compare_phase(
     pairs = pair_calls(calls_of(dense.kernels), calls_of(pruned.kernels, units.alignment))
     evidence = evidence_of(sides, pairs, units)
     seen = verdict(evidence)
-    doubted = caveats(pruned.kernels, dense=dense.kernels, evidence=evidence, family=seen.family)
-    family = apply_caveats(seen.family, doubted)
+    weighed = caveats(pruned.kernels, dense=dense.kernels, evidence=evidence, family=seen.family)
+    family = apply_caveats(seen.family, weighed)
     # Rows in one ratio may be a pruning of tokens, which the verdict names.
     other = other_inputs(evidence.pairs, evidence.convolutions)
     comparison = pair_comparison(
@@ -143,7 +143,7 @@ def compare_phase(
             pairs=pairs,
             evidence=evidence,
             detections=seen.seen,
-            caveats=doubted,
+            caveats=weighed,
             untouched=untouched(units, inputs.ratio, fewer),
             regrouped=as_much_work(units, inputs.ratio, fewer),
         )

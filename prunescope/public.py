@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from prunescope.analysis.report.pareto_figures import ParetoPlots
     from prunescope.analysis.report.predict_figure import PredictionPlots
     from prunescope.analysis.report.records import Frame, Records
+    from prunescope.analysis.report.sheet import Sheet
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -314,13 +315,15 @@ class Pareto(pareto_schema.Pareto, kw_only=True, dict=True):
         counts = (f"{name} {len(phase.points)} points" for name, phase in self.phases.items())
         return f"<Pareto: {', '.join(counts)}, {len(self.failed)} failed>"
 
-    def __rich__(self) -> RenderableType:
+    def __rich__(self) -> Sheet:
         from prunescope.analysis.report.pareto_tables import pareto_summary
 
         return pareto_summary(self)
 
     def _repr_html_(self) -> str:
-        return _html(self.__rich__())
+        from prunescope.analysis.report.notebook import render_sheet
+
+        return render_sheet(self.__rich__())
 
 
 class Prediction(dict[str, Any]):
@@ -359,7 +362,7 @@ class Prediction(dict[str, Any]):
     ) -> list[Path]:
         """Write prediction.md, prediction.json, prediction.csv, and curves as png, pdf or svg, into
         `folder`; returns the paths. Raises PrunescopeError for another format."""
-        from prunescope.analysis.report.figures import drawing, saved
+        from prunescope.analysis.report.figure_style import drawing, saved
         from prunescope.analysis.report.predict_records import render_prediction
         from prunescope.analysis.report.write import check_formats, write_files
 
@@ -385,13 +388,15 @@ class Prediction(dict[str, Any]):
         counted = f", {rows} row{'s' * (rows != 1)}" if rows else ""
         return f"<Prediction of {name}{counted}; show() prints it, its keys: {', '.join(self)}>"
 
-    def __rich__(self) -> RenderableType:
+    def __rich__(self) -> Sheet:
         from prunescope.analysis.report.predict_tables import prediction
 
         return prediction(self)
 
     def _repr_html_(self) -> str:
-        return _html(self.__rich__())
+        from prunescope.analysis.report.notebook import render_sheet
+
+        return render_sheet(self.__rich__())
 
 
 _PICTURES = ("png", "pdf", "svg")
@@ -421,17 +426,6 @@ def _same_fields(value: msgspec.Struct, kind: type[T]) -> T:
 def _plain(value: msgspec.Struct) -> dict[str, Any]:
     plain: dict[str, Any] = msgspec.to_builtins(value)
     return plain
-
-
-def _html(view: RenderableType) -> str:
-    """What `show` prints, for a notebook; rich escapes every string."""
-    import io
-
-    from rich.console import Console
-
-    console = Console(record=True, width=100, file=io.StringIO(), force_jupyter=False)
-    console.print(view)
-    return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
 
 
 def _print(view: RenderableType) -> None:

@@ -249,7 +249,7 @@ def added_adapter(c: Context) -> Found | None:
     if c.phase.phase_kind is not None and c.phase.phase_kind["kind"] == "training":
         return Found(
             severity="info",
-            text=f"adapters are trained: their products{rank} take {ms(total)} a step beside the "
+            text=f"adapters are trained: their products{rank} take {c.ms(total)} a step beside the "
             "linears",
             evidence=["the step holds backward passes, so that they cannot be merged in it"],
             change="merge them once they are trained (model.merge_and_unload() of peft), and time "

@@ -11,6 +11,7 @@ import shlex
 import polars as pl
 
 from prunescope.analysis.findings.context import Context
+from prunescope.analysis.findings.trust import timing_not_valid
 from prunescope.analysis.ledger.experts import EXPERTS
 from prunescope.taxonomy.plan import PHASES
 from prunescope.taxonomy.scrub import scrub
@@ -35,15 +36,14 @@ def allocation(c: Context) -> str:
     promised = ladder.nominal or ladder.flop
     if not 0 < outside < whole or not promised or promised <= 1:
         return ""  # nothing is known to lie in a layer, or outside of one
+    command, folder = _command(c, promised)
+    advice = f"; `{command}` ({folder}) decides what each layer keeps"
+    if outside / whole < _LEAST_OUTSIDE or timing_not_valid(c) is not None:
+        return advice  # the limit would be far away, or of times that are no evidence
     most = whole / outside
     share = f"{percent(outside / whole)} of the dense step lies outside of the layers"
-    if outside / whole < _LEAST_OUTSIDE:
-        return f"; `{_command(c, promised)}` decides what each layer keeps"
-    limit = f"no cut of layers exceeds {most:.2f}×: {share}"
-    if promised >= most:
-        return f"; {limit}"
-    command, folder = _command(c, promised)
-    return f"; `{command}` ({folder}) decides what each layer keeps; {limit}"
+    limit = f"; no cut of layers exceeds {most:.2f}×: {share}"
+    return limit if promised >= most else advice + limit
 
 
 def _command(c: Context, speedup: float) -> tuple[str, str]:

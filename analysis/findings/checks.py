@@ -32,7 +32,7 @@ def find(context: Context) -> list[Finding]:
         if one.needs_valid_times and not times_are_valid and finding.severity == "critical":
             finding.severity = "warning"
         if one.needs_one_clock and context.kernels.apart is not None:
-            _mark_doubtful(finding)
+            _mark_unreliable(finding)
         findings.append(finding)
     rank: dict[str, int] = {severity: i for i, severity in enumerate(SEVERITIES)}
     findings.sort(key=lambda f: (rank[f.severity], -(f.predicted_ns or 0)))
@@ -62,7 +62,7 @@ def as_finding(one: Registered, found: Found) -> Finding:
     )
 
 
-def _mark_doubtful(finding: Finding) -> None:
+def _mark_unreliable(finding: Finding) -> None:
     """Nothing critical and no predicted gain rests on clocks that differ."""
     if finding.severity == "critical":
         finding.severity = "warning"

@@ -47,7 +47,9 @@ def masked_tokens(c: Context) -> Found | None:
         text=f"tokens are masked, not removed: M is unchanged in all {len(routed)} GEMMs",
         evidence=[reason, f"M = {_first_m(routed)} dense and pruned"],
         change="gather the active rows before the GEMMs and scatter the results after them",
-        predicted_ns=None if counted is None else (1 - counted) * sum(_busy(p) for p in routed),
+        predicted_ns=None
+        if counted is None
+        else c.in_step((1 - counted) * sum(map(_busy, routed))),
     )
 
 
@@ -77,7 +79,7 @@ def skipped_layers_executed(c: Context) -> Found | None:
         "dense shapes",
         evidence=lines,
         change="leave the layers out of the forward pass (with their norms and residual adds)",
-        predicted_ns=share * sum(_busy(p) for p in pairs),
+        predicted_ns=c.in_step(share * sum(map(_busy, pairs))),
     )
 
 

@@ -232,8 +232,8 @@ def phase_warnings(name: str, phase: Phase) -> list[str]:
     warnings = []
     of_dense = phase.baseline.phase_kind if phase.baseline else None
     for side, kind in (("", phase.phase_kind), ("baseline: ", of_dense)):
-        if kind and (doubt := kind.get("doubt")):
-            warnings.append(f"{side}{name}: {doubt}")
+        if kind and (caveat := kind.get("doubt")):
+            warnings.append(f"{side}{name}: {caveat}")
     if name == "mixed":  # a run's own phase: its steps hold a prompt and what follows it
         warnings.append(f"{name}: a step is a prompt and tokens after it: {PHASES_APART}")
     warnings += _captures_differ(name, phase)

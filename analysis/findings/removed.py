@@ -46,7 +46,7 @@ def zeros_in_dense(c: Context) -> Found | None:
         evidence=family.evidence,
         change=f"{cut}, or store 2:4 weights in a "
         f"format whose sparse kernels run on this device{allocation(c)}",
-        predicted_ns=gain or None,
+        predicted_ns=c.in_step(gain) or None,
         explains=frozenset(zeros),
     )
 

@@ -30,7 +30,8 @@ def step_outlier(c: Context) -> Found | None:
         if kernels is None or not len(odd := odd_steps(kernels.linked.wall)):
             continue
         side = f"{name}: " if c.baseline is not None else ""
-        texts.append(f"{side}{_apart(kernels, odd)}")
+        profiled = "profiled " * (c.phase.unprofiled_ns is not None)
+        texts.append(f"{side}{profiled}{_apart(kernels, odd)}")
         lines += [f"{side}{line}" for line in _parts(kernels, odd)]
     if not texts:
         return None

@@ -16,8 +16,8 @@ from prunescope.analysis.findings.context import Context, communication, without
 from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.inputs.side import Side
 from prunescope.analysis.schema.report import (
-    CONFIG_IN_DOUBT,
     NOT_VALID,
+    UNCERTAIN_CONFIG,
     Ladder,
     Phase,
     Row,
@@ -59,13 +59,13 @@ def timing_not_valid(c: Context) -> Found | None:
     )
 
 
-@finding(CONFIG_IN_DOUBT, "warning")
-def config_in_doubt(c: Context) -> Found | None:
+@finding(UNCERTAIN_CONFIG, "warning")
+def uncertain_config(c: Context) -> Found | None:
     """The tiles of a GEMM do not fit the config that the shapes come from."""
     lines = []
     for name, kernels in (("dense", c.baseline_kernels), ("pruned", c.kernels)):
         if kernels is not None:
-            lines += [f"{name}: {line}" if c.baseline else line for line in kernels.doubts]
+            lines += [f"{name}: {line}" if c.baseline else line for line in kernels.config_caveats]
     if not lines:
         return None
     return Found(
@@ -189,7 +189,7 @@ def profiler_overhead(c: Context) -> Found | None:
     other = f" (dense: {dense:.2f}×)" if dense is not None else ""
     by_recorder = c.side.run is not None and c.side.run.model.source == RECORDER
     again = "record again" if by_recorder else "trace again"
-    doubtful = (
+    caveat = (
         "each side is rescaled to its own unprofiled time; the correction shows up in the kernel "
         "rows"
         if unequal
@@ -197,7 +197,7 @@ def profiler_overhead(c: Context) -> Found | None:
     )
     return Found(
         severity="warning" if unequal else "info",
-        text=f"a profiled step takes {ratio:.2f}× an unprofiled one{other}: {doubtful}",
+        text=f"a profiled step takes {ratio:.2f}× an unprofiled one{other}: {caveat}",
         evidence=[
             f"profiled {ms(c.phase.wall_ns)}, unprofiled "
             f"{ms(c.phase.unprofiled_ns.median if c.phase.unprofiled_ns else 0)}"
@@ -230,9 +230,10 @@ def above_peak(c: Context) -> Found | None:
         )
         .sort("sum", descending=True, maintain_order=True)
     )
+    profiled = " in the profile" * c.phase.is_slowed
     lines = [
-        f"{shortened(r['name'])} × {r['len']:,}: the longest takes {ms(r['took'])}, its peaks need "
-        f"{ms(r['ideal'])}"
+        f"{shortened(r['name'])} × {r['len']:,}: the longest takes {ms(r['took'])}{profiled}, its "
+        f"peaks need {ms(r['ideal'])}"
         for r in shown.head(3).iter_rows(named=True)
     ]
     measured = c.side.peaks is not None and c.side.peaks.measured

@@ -93,7 +93,7 @@ class Kernels:
     # GEMMs that are compared as one, by role: the other side multiplies their inputs in one
     fused: dict[str, int] = field(default_factory=dict)
     known: dict[int, tuple[int, int]] = field(default_factory=dict)  # N, K of calls without M
-    doubts: list[str] = field(default_factory=list)  # signs that the config is another model's
+    config_caveats: list[str] = field(default_factory=list)  # signs of another model's config
     stacks: int = 0  # calls of Python functions that were recorded; 0: too few to matter
     stops: GraphBlockers = GraphBlockers()  # calls of a step that no CUDA graph holds
     tokens: float | None = None  # a step, where a model's config and workload say so
@@ -270,7 +270,7 @@ def build(  # noqa: PLR0913
         compiled=any(name.startswith(COMPILED_CODE) for name in trace.names),
         decoder_modules=any(_DECODER.match(name) for name in trace.names),
         known=filled.known,
-        doubts=filled.doubts,
+        config_caveats=filled.config_caveats,
         stacks=trace.stacks if trace.stacks > len(trace.launches["ts"]) else 0,
         stops=graph_blockers(trace, windows, linked),
         tokens=filled.tokens,

@@ -66,29 +66,29 @@ class Peaks:
     def caveats(self) -> list[str]:
         """Peaks that two measurements give further apart than they may be, and peaks of which no
         measurement was quiet."""
+        rates = {**self.flop_per_s, BANDWIDTH: self.byte_per_s or 0.0}
+        below = {
+            name: f"{_named(name)} is {rate_text(rates[name], name)}, and was at most "
+            f"{rate_text(most, name)} around this capture"
+            for name, taken in self.taken.items()
+            if taken["used"] == "calibrated"
+            and (most := max(taken["before"] or 0, taken["after"] or 0))
+            if rates[name] > APART * most
+        }
         moved = [
             f"{_named(name)} was measured as {rate_text(before, name)} before the capture and "
             f"{rate_text(after, name)} after it (bounds use {_USED[taken['used']]})"
             for name, taken in self.taken.items()
             if (before := taken["before"]) and (after := taken["after"])
-            if max(before, after) > APART * min(before, after)
-        ]
-        below = [
-            f"{_named(name)} is {rate_text(rates[name], name)}, and was at most "
-            f"{rate_text(most, name)} around this capture"
-            for name, taken in self.taken.items()
-            if taken["used"] == "calibrated"
-            and (most := max(taken["before"] or 0, taken["after"] or 0))
-            if (rates := {**self.flop_per_s, BANDWIDTH: self.byte_per_s or 0.0})[name]
-            > APART * most
+            if max(before, after) > APART * min(before, after) and name not in below
         ]
         messages = []
         if moved:
             messages.append(f"{'; '.join(moved)}: something else ran, or the clock fell")
         if below:
             messages.append(
-                f"by `prunescope calibrate` {'; '.join(below)}: the device was slower then, or the "
-                "calibration is of another time; shares of bounds may be too low"
+                f"by `prunescope calibrate` {'; '.join(below.values())}: the device was slower "
+                "then, or the calibration is of another time; shares of bounds may be too low"
             )
         if self.disturbed:
             messages.append(

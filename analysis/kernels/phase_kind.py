@@ -54,26 +54,26 @@ def phase_kind(kernels: Kernels) -> PhaseKind:
     """The phase of a trace without run.json: by a serving engine's annotations, else by its
     shapes."""
     if found := _annotated(kernels):
-        kind, evidence, doubt = found
+        kind, evidence, caveat = found
     elif generated := _generated(kernels):
-        kind, evidence, doubt = *generated, None
+        kind, evidence, caveat = *generated, None
     elif trained := _trained(kernels):
-        kind, evidence, doubt = *trained, None
+        kind, evidence, caveat = *trained, None
     elif not _decodes_tokens(kernels):
-        kind, evidence, doubt = *_NO_DECODER, None
+        kind, evidence, caveat = *_NO_DECODER, None
     else:
-        kind, evidence, doubt = *_by_shape(kernels), _several(kernels)
-        kind = "mixed" if doubt and _prompts_and_tokens(kernels) else kind
+        kind, evidence, caveat = *_by_shape(kernels), _several(kernels)
+        kind = "mixed" if caveat and _prompts_and_tokens(kernels) else kind
     answer = PhaseKind(kind=kind, evidence=evidence)
-    if doubt:
-        answer["doubt"] = doubt
+    if caveat:
+        answer["doubt"] = caveat
     if kind == "mixed" and (split := split_of(kernels)) is not None:
         answer["split"] = split
     return answer
 
 
 def _annotated(kernels: Kernels) -> tuple[str, str, str | None] | None:
-    """The phase, evidence and doubt where all steps are annotated, as one phase or several."""
+    """The phase, evidence and caveat where all steps are annotated, as one phase or several."""
     names = kernels.windows.names
     if kernels.windows.source == GENERATION:
         return None
@@ -84,8 +84,8 @@ def _annotated(kernels: Kernels) -> tuple[str, str, str | None] | None:
     kind = next(iter(seen)) if len(seen) == 1 else "mixed"
     name = names[0] if len(names[0]) <= _SHOWN else f"{names[0][: _SHOWN - 1]}…"
     each = ", ".join(f"{count} of {phase}" for phase, count in seen.most_common())
-    doubt = f"a step here is the mean over {each}: narrow --phase-pattern, or leave it out"
-    return str(kind), f"{steps} annotated {name}", doubt if len(seen) > 1 else None
+    caveat = f"a step here is the mean over {each}: narrow --phase-pattern, or leave it out"
+    return str(kind), f"{steps} annotated {name}", caveat if len(seen) > 1 else None
 
 
 def _generated(kernels: Kernels) -> tuple[str, str] | None:

@@ -293,7 +293,7 @@ class GraphReplay:
         )
 
     def warnings(self) -> list[str]:
-        """Messages on an eager pass that leaves some of the replay unknown or in doubt."""
+        """Messages on an eager pass that leaves some of the replay unknown or uncertain."""
         name, rate = self.eager.trace.source.name, self.rate
         messages = [*self._rivals(name)]
         if rate is None or (messages and rate + self.unsure >= LEAST):

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from prunescope.analysis.report.allocation_tables import target_text
 from prunescope.analysis.report.escape import clean
-from prunescope.analysis.report.figures import drawing, saved
+from prunescope.analysis.report.figure_style import drawing, saved
 from prunescope.taxonomy.allocation_plan import KeptLayer, PlanOfLayers
 
 _CHANNELS, _HEADS, _LOSS, _SAVES, _UNIFORM = "#0072B2", "#E69F00", "#D55E00", "#009E73", "#555555"
@@ -76,9 +76,10 @@ def _kept(axes: Axes, layers: list[KeptLayer]) -> None:
                 edgecolor="white",
                 label=f"{'MLP' if name == 'channels' else 'attention'} of low rank, numbers",
             )
-    for one in layers:
-        if one.dropped:
-            axes.text(one.layer, 0.03, "×", ha="center", va="bottom", color=_LOSS, fontsize=8)
+    dropped = [one.layer for one in layers if one.dropped]
+    if dropped:
+        cross: dict[str, Any] = {"marker": "x", "markersize": 3, "color": _LOSS, "linestyle": ""}
+        axes.plot(dropped, [0.05] * len(dropped), label="dropped", **cross)
     axes.set_ylim(0, 1.05)
     axes.set_ylabel("kept")
     axes.spines[["top", "right"]].set_visible(False)
@@ -111,7 +112,8 @@ def _trade(axes: Axes, plan: PlanOfLayers) -> None:
 
     reached, losses = [at(one) for one in plan.frontier], [one.loss for one in plan.frontier]
     line: dict[str, Any] = {"linewidth": 0.9, "marker": ".", "markersize": 3}
-    axes.plot(reached, losses, color=_CHANNELS, label="allocate", **line)
+    if reached:
+        axes.plot(reached, losses, color=_CHANNELS, label="allocate", **line)
     square: dict[str, Any] = {"marker": "s", "markersize": 4, "linestyle": ""}
     dot: dict[str, Any] = {"marker": "o", "markersize": 5, "linestyle": ""}
     axes.plot([at(plan.expected)], [plan.expected.loss], color=_CHANNELS, label="this plan", **dot)

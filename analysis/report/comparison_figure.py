@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from prunescope.analysis.report import evidence
-from prunescope.analysis.report.figures import drawing, ground, no_evidence, saved
-from prunescope.analysis.report.ledger_view import LEDGER
+from prunescope.analysis.report.figure_style import drawing, ground, no_evidence, saved
+from prunescope.analysis.report.ledger_view import LEDGER, is_seen
 from prunescope.analysis.report.titles import short
 from prunescope.analysis.schema.comparison import Comparison, ComparisonRow
 from prunescope.taxonomy.errors import PrunescopeError
@@ -25,6 +25,7 @@ WIDTH = 7.0  # inches: both columns of a two-column page
 _CURVES, _BAR = 1.9, 0.16  # inches: height of the curves, and of a bar
 _MOST_BARS, _MOST_CURVES = 30, 14  # what one page has room for
 _SMALL = 6
+_PROMISED = "#DDDDDD"
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = "osD^vP*"
 _ROWS = {
@@ -169,12 +170,13 @@ def plot_bars(axes: Axes, rows: Sequence[ComparisonRow], *, left_out: int) -> No
     axes.set_xlim(left=0)
     note = f"; {left_out} more left out" if left_out > 0 else ""
     axes.set_xlabel(f"% of the dense wall; | promised, ◆ pruned{note}")
-    handles = [
+    handles = [Patch(facecolor=_PROMISED, label="promised")] if rows else []
+    handles += [
         Patch(
             facecolor=colour, hatch=hatch, edgecolor="black", linewidth=0.3, label=LEDGER[name][0]
         )
         for name, (colour, hatch) in _ROWS.items()
-        if any((row.ledger or {}).get(name) for row in rows)
+        if any(_is_seen(row, name) for row in rows)
     ]
     reasons = evidence.first_reasons(map(evidence.of_row, rows))
     handles += [no_evidence([reason], reason) for reason in reasons]
@@ -192,11 +194,17 @@ def plot_bars(axes: Axes, rows: Sequence[ComparisonRow], *, left_out: int) -> No
     )
 
 
+def _is_seen(row: ComparisonRow, name: str) -> bool:
+    """Whether a row of its ledger is a bar that is seen."""
+    ledger = row.ledger or {}
+    return is_seen([0.0, abs(ledger.get(name, 0.0) / ledger["dense"])], 1.0)
+
+
 def _bar_of(axes: Axes, i: int, row: ComparisonRow) -> None:
     ledger = row.ledger or {}
     per = 100 / ledger["dense"]
     promised = right = left = ledger["promised"] * per
-    axes.barh(i, promised, 0.62, color="#DDDDDD", edgecolor="none", zorder=0)
+    axes.barh(i, promised, 0.62, color=_PROMISED, edgecolor="none", zorder=0)
     for name, (colour, hatch) in _ROWS.items():
         share = ledger.get(name, 0.0) * per
         axes.barh(

@@ -19,6 +19,7 @@ _WIDTHS = ("none", "N", "K", "NK", "heads")
 _SUMS = ("count", "dense_count", "busy_ns", "helper_ns", "ideal_ns", "duration_ns", "dense_busy_ns",
          "promised_ns", "loss_ns")  # fmt: skip
 GROUPS = ("qkv", "qk", "pv", "o", "gate_up", "down", "lm_head", "router", "other", "added")
+_GATES = ("gate", "gate_up")  # roles of an MLP that multiplies up by a gate
 _MUCH_AUXILIARY = 0.05  # share of a GEMM's time from which on auxiliary kernels get a mark
 _SHOWN = 1e-3  # of busy time: less that a table leaves out is not worth a note
 _ABOVE = "! ≥ 100 % of the roofline: operands stay in a cache, or a peak is too low"
@@ -158,10 +159,12 @@ def gemm_table(phase: Phase, *, top: int | None = None, names: bool = False) -> 
     ]
     ordered = gemm_order(shown)
     rows = [_gemm_row(of_row[id(g)], unit, compared=compared) for g in ordered]
-    if names:
-        for row, gemm in zip(rows, ordered, strict=True):
-            del row[1]
+    is_gated = any(g.role in _GATES for g in phase.gemms)
+    for row, gemm in zip(rows, ordered, strict=True):
+        if names:
             row.append(Cell("; ".join(gemm.kernels), code=True))
+        else:
+            row.insert(1, Cell(gemm.group if is_gated or gemm.role != "up" else "up"))
     notes = _gemm_notes(gemms, shown, unit)
     return Table("gemms", "GEMMs", columns, rows, notes, {_ABOVE: ("efficiency",)})
 
@@ -186,7 +189,6 @@ def _gemm_row(merged: MergedRow, unit: numbers.Scale, *, compared: bool) -> list
         ]
     return [
         Cell(f"{gemm.role}{f' {gemm.group}' if gemm.group in _LOGICAL else ''}{marks}"),
-        Cell(gemm.group),
         *moved,
         _dimension(gemm.batch, gemm.dense_batch, merged.span.get("batch")),
         _dimension(gemm.m, gemm.dense_m),

@@ -149,7 +149,7 @@ def _ladder_rows(phase: Phase) -> tuple[list[_LadderRow], float]:
     ends = [v for v in values.values() if v is not None]
     ends += [end for ci95 in spans.values() for end in ci95 or ()]
     full = 100 / (1.04 * max(1.0, *ends))
-    bounds = []
+    bounds, shares = [], ledger_view.realised_shares(phase)
     for name, (label, meaning) in shown.items():
         value, ci95 = values[name], spans[name]
         seen = ci95 if ledger_view.is_seen(ci95, 100 / full) else None
@@ -160,11 +160,11 @@ def _ladder_rows(phase: Phase) -> tuple[list[_LadderRow], float]:
                 meaning=meaning,
                 text=numbers.ratio(value),
                 interval=ledger_view.interval_span(ladder, name),
-                share=numbers.percent(numbers.share_of(ladder.realised, value), decimals=0),
+                share=numbers.percent(shares.get(name), decimals=0),
                 width=full * (value or 0.0),
                 low=None if low is None else full * low,
                 high=None if high is None else full * high,
-                is_measured=name in ("busy", "realised"),
+                is_measured=name in ledger_view.MEASURED,
             )
         )
     return bounds, full

@@ -56,6 +56,7 @@ LADDER = {
     "busy": ("kernel (busy)", "measured kernel time, without gaps"),
     "realised": ("realised", "measured wall time"),
 }
+MEASURED = frozenset({"busy", "realised"})  # bounds of the ladder that were measured
 # Of a family that keeps FLOPs: what it promises instead, and what of that this batch shows.
 _INSTEAD = {
     "parameters": ("parameters", "dense parameters ÷ pruned parameters: memory, no time by itself"),
@@ -309,25 +310,17 @@ def ladder_table(phase: Phase) -> Table | None:
     ladder = phase.ladder
     if ladder is None:
         return None
-    # FLOPs of two number formats go at two rates: what was realised is no share of them.
-    two_rates = phase.comparison is not None and phase.comparison.formats is not None
-    by_flops = ["flop", "coverage"]
-    by_flops += ["nominal"] * (phase.sparsity.get("nominal") is None)
-    rows = []
-    for name, (label, assumption) in shown_bounds(ladder).items():
-        value = getattr(ladder, name)
-        share = None
-        if not (two_rates and name in by_flops):
-            share = numbers.share_of(ladder.realised, value)
-        rows.append(
-            [
-                Cell(label),
-                Cell(numbers.ratio(value), value),
-                _ladder_interval(ladder, name),
-                Cell(numbers.percent(share), share),
-                Cell(assumption),
-            ]
-        )
+    shares = realised_shares(phase)
+    rows = [
+        [
+            Cell(label),
+            Cell(numbers.ratio(value := getattr(ladder, name)), value),
+            _ladder_interval(ladder, name),
+            Cell(numbers.percent(shares.get(name)), shares.get(name)),
+            Cell(assumption),
+        ]
+        for name, (label, assumption) in shown_bounds(ladder).items()
+    ]
     columns = [
         Column("bound or measured ratio"),
         Column("speedup", numeric=True),
@@ -336,6 +329,23 @@ def ladder_table(phase: Phase) -> Table | None:
         Column("meaning", drop=1),
     ]
     return without_unknown(Table("ladder", "Ladder", columns, rows))
+
+
+def realised_shares(phase: Phase) -> dict[str, float]:
+    """The share of each bound that was realised, by name. None of any where the ratio is no speedup
+    or its times are not valid; none of FLOPs in two number formats, which go at two rates."""
+    ladder = phase.ladder
+    if ladder is None or not phase.is_speedup or phase.invalid_times:
+        return {}
+    two_rates = phase.comparison is not None and phase.comparison.formats is not None
+    by_flops = ["flop", "coverage"]
+    by_flops += ["nominal"] * (phase.sparsity.get("nominal") is None)
+    found = {
+        name: numbers.share_of(ladder.realised, getattr(ladder, name))
+        for name in shown_bounds(ladder)
+        if not (two_rates and name in by_flops)
+    }
+    return {name: share for name, share in found.items() if share is not None}
 
 
 def _ladder_interval(ladder: Ladder, name: str) -> Cell:

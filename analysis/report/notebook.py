@@ -1,4 +1,4 @@
-"""A report and a comparison in a notebook: in, plain values; out, an HTML fragment.
+"""A report, a comparison or a sheet in a notebook: in, plain values; out, an HTML fragment.
 
 It brings its own style, scoped to itself, no script, and takes the colours of the page around it.
 jinja2 escapes every string.
@@ -6,11 +6,14 @@ jinja2 escapes every string.
 
 from __future__ import annotations
 
+from typing import Any
+
 from prunescope.analysis.report import gemm_table, numbers, sentences, titles
 from prunescope.analysis.report.comparison import comparison_table, comparison_warnings
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.html import phase_view, templates
 from prunescope.analysis.report.overview import overview
+from prunescope.analysis.report.sheet import Sheet
 from prunescope.analysis.report.summary import in_reading_order, waits_for
 from prunescope.analysis.report.titles import phase_slugs
 from prunescope.analysis.schema.comparison import Comparison
@@ -52,31 +55,32 @@ def render_notebook(report: Report) -> str:
         | {"gemms": gemm_table.gemm_table(phase, top=_TOP_GEMMS) if phase.gemms else None}
         for name, phase in in_reading_order(report.phases).items()
     ]
-    return (
-        templates()
-        .get_template("notebook.html.j2")
-        .render(
-            title=titles.title(report),
-            lines=[titles.against(report)],
-            notes=[titles.device(report)],
-            warnings=sentences.warnings(report),
-            phases=phases,
-            table=overview(report.phases),
-        )
+    return _fragment(
+        title=titles.title(report),
+        lines=[titles.against(report)],
+        notes=[titles.device(report)],
+        warnings=sentences.warnings(report),
+        phases=phases,
+        table=overview(report.phases),
     )
+
+
+def render_sheet(sheet: Sheet) -> str:
+    """Lines, which wrap, and tables, which scroll in a box of their own where they are wide."""
+    return _fragment(parts=sheet.parts)
+
+
+def _fragment(**values: Any) -> str:
+    """The template, whatever it is given of a report, a comparison or a sheet."""
+    empty: dict[str, Any] = {"title": "", "lines": [], "parts": [], "table": None, "phases": []}
+    page = templates().get_template("notebook.html.j2")
+    return page.render(**{**empty, "notes": [], "warnings": [], **values})
 
 
 def render_comparison(comparison: Comparison) -> str:
     """The table of a comparison."""
-    return (
-        templates()
-        .get_template("notebook.html.j2")
-        .render(
-            title="Comparison: dense → pruned, of one step",
-            lines=[],
-            notes=[],
-            warnings=comparison_warnings(comparison),
-            phases=[],
-            table=comparison_table(comparison),
-        )
+    return _fragment(
+        title="Comparison: dense → pruned, of one step",
+        warnings=comparison_warnings(comparison),
+        table=comparison_table(comparison),
     )

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from prunescope.analysis.report import evidence
-from prunescope.analysis.report.figures import no_evidence
+from prunescope.analysis.report.figure_style import no_evidence
+from prunescope.analysis.report.ledger_view import is_seen
 from prunescope.analysis.report.numbers import percent
 from prunescope.analysis.report.paper_figure import (
     NotDrawn,
@@ -156,7 +157,9 @@ def _looks(points: Sequence[SweepPoint]) -> dict[str, tuple[str, str]]:
     for point in points:
         for part in point.overhead.parts if point.overhead else ():
             sums[part.name] = sums.get(part.name, 0.0) + part.ns / point.ledger["dense"]
-    names = sorted((n for n, share in sums.items() if share > 0), key=lambda n: -sums[n])
+    most = max(sums.values(), default=0.0)
+    seen = (n for n, share in sums.items() if is_seen([0.0, share], most))
+    names = sorted(seen, key=lambda n: -sums[n])
     if len(names) > len(_COLOURS):
         names = [*names[: len(_COLOURS) - 1], _REST]
     return dict(zip(names, _COLOURS, strict=False))

@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 
 from prunescope.analysis.report import evidence
 from prunescope.analysis.report.escape import clean
-from prunescope.analysis.report.figures import ground, no_evidence
+from prunescope.analysis.report.figure_style import ground, no_evidence
+from prunescope.analysis.report.ledger_view import is_seen
 from prunescope.analysis.report.numbers import Scale, scale, time
 from prunescope.analysis.report.paper_figure import (
     LAYER,
@@ -276,7 +277,8 @@ def _layer_figure(shown: Sequence[Panel]) -> Figure:
         tops = []
         for i, (point, dense) in enumerate(sides):
             parts = _parts(point, dense=dense)
-            present |= dict.fromkeys(parts)
+            whole = sum(parts.values())
+            present |= {name: None for name, ns in parts.items() if is_seen([0.0, ns], whole)}
             tops.append(_column(axes, i, parts, unit))
             shade(axes, i, point)
             if not dense:

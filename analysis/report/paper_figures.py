@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from prunescope.analysis.report.escape import cell
 from prunescope.analysis.report.escape import markdown as text
-from prunescope.analysis.report.figures import drawing, saved
+from prunescope.analysis.report.figure_style import drawing, saved
 from prunescope.analysis.report.latex import figure_snippet, head
 from prunescope.analysis.report.paper_added import overhead, recovery
 from prunescope.analysis.report.paper_categories import layer, shares

@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 
 from prunescope.analysis.report import evidence
 from prunescope.analysis.report.escape import clean
-from prunescope.analysis.report.figures import ground, no_evidence
+from prunescope.analysis.report.figure_style import ground, no_evidence
 from prunescope.analysis.report.paper_figure import COLUMN, NotDrawn, PaperFigure, Value, page
 from prunescope.analysis.report.pareto_figures import legend_below
 from prunescope.taxonomy.gemm import Gemm
@@ -138,8 +138,9 @@ def _figure(curves: Sequence[tuple[StepCurve, Replays]]) -> Figure:
     handles: list[Any] = [
         Line2D([], [], color=_MEASURED, marker="o", markersize=3, linewidth=0.6, label="measured"),
         Line2D([], [], linestyle=":", label="in proportion to the size", **black),
-        Line2D([], [], linestyle=(0, (4, 2)), label="roofline", **black),
     ]
+    if any(len(_ideals(curve, one)) == len(curve.sizes) for curve, one in curves):
+        handles.append(Line2D([], [], linestyle=(0, (4, 2)), label="roofline", **black))
     if any(curve.width for curve, _ in curves):
         handles.append(Line2D([], [], color=_LAW, linewidth=0.9, label="steps"))
     disturbed = dict.fromkeys(why for _, one in curves for why in one.disturbed)

@@ -183,7 +183,8 @@ def _speedup_figure(strips: Sequence[_Strip], sparsity: float) -> Figure:
         axes.set_visible(False)
     handles: list[Any] = [patch(colours[name], with_marks(name, points)) for name in families]
     nominal = f"nominal, {1 / (1 - sparsity):.2f}×"
-    handles += [_BOUND, Line2D([], [], color="black", linewidth=0.8, linestyle=":", label=nominal)]
+    handles += [_BOUND] if any(p.bounds.get("roofline") for p in points) else []
+    handles += [Line2D([], [], color="black", linewidth=0.8, linestyle=":", label=nominal)]
     handles += reason_patches(points)
     legend_below(figure, handles, columns=6)
     return figure
@@ -297,7 +298,9 @@ def _alignment_figure(shown: Sequence[Panel]) -> Figure:
         )
         for name, (colour, marker) in looks.items()
     ]
-    handles += [Line2D([], [], color="black", linewidth=0.8, linestyle=":", label="roofline bound")]
+    if any(p.bounds.get("roofline") for p in points):
+        dots: dict[str, Any] = {"color": "black", "linewidth": 0.8, "linestyle": ":"}
+        handles.append(Line2D([], [], label="roofline bound", **dots))
     handles += reason_patches(points)
     legend_below(figure, handles, columns=5)
     return figure

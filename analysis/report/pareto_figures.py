@@ -25,8 +25,8 @@ from matplotlib.transforms import Bbox
 
 from prunescope.analysis.report import evidence
 from prunescope.analysis.report.escape import clean
-from prunescope.analysis.report.figures import drawing, ground, no_evidence, saved
-from prunescope.analysis.report.ledger_view import LEDGER
+from prunescope.analysis.report.figure_style import drawing, ground, no_evidence, saved
+from prunescope.analysis.report.ledger_view import LEDGER, is_seen
 from prunescope.analysis.report.pareto_marks import SIMULATED, ZEROS, marked, marks_of_point
 from prunescope.analysis.report.titles import figure_name
 from prunescope.analysis.schema.pareto import (
@@ -172,10 +172,10 @@ def _bound(axes: Axes, points: list[SweepPoint], marks: dict[str, tuple[str, str
     low, top = 1.0, 1.0
     for family, (colour, marker) in marks.items():
         label: str | None = _label_with_marks(family, points)
-        for point in (p for p in points if p.label == family):
-            bound = point.bounds.get("roofline")
-            if bound is None:
-                continue
+        bounded = [p for p in points if p.label == family and p.bounds.get("roofline") is not None]
+        for point in bounded:
+            bound = point.bounds["roofline"]
+            assert bound is not None
             dot(
                 axes,
                 (bound, point.realised),
@@ -188,14 +188,16 @@ def _bound(axes: Axes, points: list[SweepPoint], marks: dict[str, tuple[str, str
             )
             label = label if reasons else None
             low, top = min(low, bound, point.realised), max(top, bound, point.realised)
-        if label is not None:
+        if bounded and label is not None:
             axes.plot([], [], color=colour, marker=marker, linestyle="none", label=label)
-    for note in _mark_notes(points):
+    shown = [p for p in points if p.bounds.get("roofline") is not None]
+    for note in _mark_notes(shown):
         axes.add_line(note)
-    for patch in _reasons(points):
+    for patch in _reasons(shown):
         axes.add_patch(patch)
     ends = [0.95 * low, 1.05 * top]
-    axes.plot(ends, ends, color="black", linewidth=0.6, linestyle=(0, (3, 2)))
+    line: dict[str, Any] = {"color": "black", "linewidth": 0.6, "linestyle": (0, (3, 2))}
+    axes.plot(ends, ends, label="all of the bound realised", **line)
     axes.set_xlabel("roofline bound (speedup)")
     axes.set_ylabel("realised (speedup)")
 
@@ -203,7 +205,12 @@ def _bound(axes: Axes, points: list[SweepPoint], marks: dict[str, tuple[str, str
 def _ledger(axes: Axes, points: list[SweepPoint], marks: dict[str, tuple[str, str]]) -> None:
     """A bar a family, at its largest sparsity: the promise, then losses up and gains down."""
     bars = [p for p in (_largest(points, family) for family in marks) if p is not None]
-    rows = {row for point in bars for row, ns in point.ledger.items() if ns}
+    rows = {
+        row
+        for point in bars
+        for row, ns in point.ledger.items()
+        if is_seen([0.0, abs(ns / point.ledger["dense"])], 1.0)
+    }
     for i, point in enumerate(bars):
         dense = point.ledger["dense"]
         up, down = point.ledger["promised"] / dense, 0.0
@@ -245,7 +252,7 @@ def _ledger(axes: Axes, points: list[SweepPoint], marks: dict[str, tuple[str, st
             axes.axvspan(i - 0.5, i + 0.5, zorder=-1, **ground(reasons))
     for patch in _reasons(bars):
         axes.add_patch(patch)
-    axes.axhline(1.0, color="black", linewidth=0.6, linestyle=(0, (3, 2)))
+    axes.axhline(1.0, color="black", linewidth=0.6, linestyle=(0, (3, 2)), label="dense, measured")
     axes.axhline(0.0, color="black", linewidth=0.6)
     axes.set_xticks(range(len(bars)), [marked(f"{clean(p.label)} {_share(p)}", p) for p in bars])
     axes.tick_params(axis="x", rotation=40, labelsize=6)

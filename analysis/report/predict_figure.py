@@ -15,9 +15,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from prunescope.analysis.report.escape import cell, clean
-from prunescope.analysis.report.figures import drawing, saved
+from prunescope.analysis.report.figure_style import drawing, saved
 from prunescope.analysis.schema.prediction import Prediction
 from prunescope.taxonomy.errors import PrunescopeError
 
@@ -69,7 +70,7 @@ def _curves(result: Prediction) -> Figure:
         if i == 0:
             axes.set_ylabel("speedup (dense ÷ pruned)")
     figure.legend(
-        handles=_handles(known),
+        handles=_handles(known, curves),
         loc="upper left",
         frameon=False,
         fontsize=6,
@@ -105,8 +106,8 @@ def _panel(axes: Axes, methods: dict[str, dict[str, list[float]]], known: list[s
     axes.locator_params(nbins=5)
 
 
-def _handles(known: list[str]) -> list[Line2D]:
-    handles = []
+def _handles(known: list[str], curves: Curves) -> list[Any]:
+    handles: list[Any] = []
     for i, name in enumerate(known):
         colour, marker = _look(i)
         handles.append(
@@ -116,9 +117,14 @@ def _handles(known: list[str]) -> list[Line2D]:
         )
     grey = "#555555"
     handles.append(Line2D([], [], color=grey, linewidth=0.9, label="expected"))
-    handles.append(
-        Line2D([], [], color=grey, linewidth=0.7, linestyle=(0, (1, 1.5)), label="roofline")
-    )
+    every = [curve for methods in curves.values() for curve in methods.values()]
+    is_line = any(len(curve["sparsity"]) > 1 for curve in every)  # one sparsity: a dot
+    roofline: dict[str, Any] = {"linestyle": (0, (1, 1.5))} if is_line else {"linestyle": ""}
+    roofline |= {"marker": "" if is_line else ".", "markersize": 2, "linewidth": 0.7}
+    handles.append(Line2D([], [], color=grey, label="roofline", **roofline))
+    alone = [methods for methods in curves.values() if len(methods) == 1]
+    if is_line and alone:
+        handles.append(Patch(facecolor=_look(0)[0], alpha=0.18, label="range"))
     return handles
 
 

@@ -86,7 +86,13 @@ class Records:
         )
         more = len(self.rows) - _SHOWN
         note = f"<p>{more} more rows: to_polars(), to_pandas()</p>" if more > 0 else ""
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{note}"
+        table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        return f"{in_a_box(table)}{note}"
+
+
+def in_a_box(fragment: str) -> str:
+    """HTML that scrolls in a box of its own where it is wider than the page around it."""
+    return f'<div class="scroll" style="overflow-x: auto; max-width: 100%">{fragment}</div>'
 
 
 def _cell(value: Any) -> str:

@@ -7,7 +7,8 @@ import io
 from collections.abc import Iterable, Sequence
 
 from prunescope.analysis.report.escape import cell
-from prunescope.analysis.report.figures import drawing, replay_figure, saved
+from prunescope.analysis.report.figure_style import drawing, saved
+from prunescope.analysis.report.replay_figure import replay_figure
 from prunescope.analysis.schema.report import Report
 from prunescope.taxonomy.replays import ReplayedGemm, Replays, StepCurve
 

@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 
 from prunescope.analysis.report import evidence
 from prunescope.analysis.report.escape import cell
-from prunescope.analysis.report.figures import drawing, saved
+from prunescope.analysis.report.figure_style import drawing, saved
 from prunescope.analysis.report.paper_figure import PAGE, looks_of, page, patch
 from prunescope.analysis.report.pareto_figures import legend_below
 from prunescope.analysis.schema.reproduction import ReproducedValue, Reproduction
@@ -63,12 +63,12 @@ def _figure(found: Reproduction) -> Figure:
         _panel(axes, [one for one in values if one.phase == phase], colours)
         axes.set_title(f"{phase}, s = 0.5", loc="left", fontsize=7)
     handles: list[Any] = [patch(colour, name) for name, colour in colours.items()]
-    if any(one.predicted is not None for one in values):
+    if any(one.predicted is not None and one.ours is None for one in values):
         handles.append(Line2D([], [], marker="o", label="predicted, with its range", **_BLACK))
-    if any(one.ours is not None for one in values):
+    if any(one.ours is not None and one.timing_valid is not False for one in values):
         words = "ours at the closest setting of the sweep, 95 % interval"
         handles.append(Line2D([], [], marker="D", label=words, **_BLACK))
-    if any(one.timing_valid is False for one in values):
+    if any(one.ours is not None and one.timing_valid is False for one in values):
         look = {**_BLACK, "markerfacecolor": "white"}
         words = f"ours, {evidence.NOT_VALID_TIMING}"
         handles.append(Line2D([], [], marker="D", label=words, **look))

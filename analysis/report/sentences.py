@@ -11,10 +11,10 @@ from prunescope.analysis.report.gemm_table import without_sizes
 from prunescope.analysis.schema.pair_comparison import MODULES
 from prunescope.analysis.schema.report import (
     CAPTURED,
-    CONFIG_IN_DOUBT,
     CUT_OFF,
     INVALID_TIMES,
     OTHER_TIME,
+    UNCERTAIN_CONFIG,
     WHOLE_TRACE,
     FamilyVerdict,
     Finding,
@@ -97,14 +97,14 @@ def headline(phase: Phase) -> str:
     sides = [phase.shapes, phase.baseline.shapes if phase.baseline else {}]
     modelled = any(shares.get("model") for shares in sides)
     text = "" if is_valid(phase) or captured(phase) else "timing not valid: "
-    if is_doubted(phase):
+    if has_uncertain_config(phase):
         text += "the config may be that of another model (tiles do not fit it): "
     return text + _outcome(phase) + (", shapes from the model's config" if modelled else "")
 
 
-def is_doubted(phase: Phase) -> bool:
+def has_uncertain_config(phase: Phase) -> bool:
     """Whether the config that shapes come from may be that of another model."""
-    return any(finding.id == CONFIG_IN_DOUBT for finding in phase.findings)
+    return any(finding.id == UNCERTAIN_CONFIG for finding in phase.findings)
 
 
 def invalidates(finding: Finding) -> bool:

@@ -102,7 +102,7 @@ def _reasons(phase: Phase, late: Finding | None) -> Iterator[str]:
         yield from _family(phase)  # read from shapes, whatever the times are
         if is_evidence(phase):
             yield from _spread(phase)
-        if phase.ledger and is_evidence(phase) and not sentences.is_doubted(phase):
+        if phase.ledger and is_evidence(phase) and not sentences.has_uncertain_config(phase):
             yield from _causes(phase, phase.ledger)
     yield from _few_roles(phase)
     if late is not None and late.change:
@@ -282,31 +282,42 @@ def _largest(phase: Phase) -> Iterator[str]:
         yield f"most of the busy time: {', '.join(shown)}"
 
 
-def change_told(phase: Phase) -> Finding | None:
-    """The finding whose change ends the paragraph: one that leaves the times no evidence, a
-    critical one, the one that would gain most, or a warning; None where none has a change."""
+def changes_told(phase: Phase) -> list[Finding]:
+    """The findings whose changes end the paragraph: a critical one, else the one that would gain
+    most, else a warning; none where none has a change. One that leaves the times no evidence comes
+    first, and behind it the first that is critical whatever the times are."""
     advice = [finding for finding in phase.findings if finding.change]
     gains = sorted((finding for finding in advice if finding.predicted_ns), key=_gain, reverse=True)
-    ranked = [
-        *filter(sentences.invalidates, advice),
-        *(finding for finding in advice if finding.severity == "critical"),
-        *gains,
-        *(finding for finding in advice if finding.severity == "warning"),
+    invalid = list(filter(sentences.invalidates, advice))[:1]
+    # Where times are not valid, what is critical by a measured time alone is a warning.
+    critical = [
+        finding
+        for finding in advice
+        if finding.severity == "critical" and not sentences.invalidates(finding)
     ]
-    return ranked[0] if ranked else None
+    if invalid:
+        return invalid + critical[:1]
+    warnings = (finding for finding in advice if finding.severity == "warning")
+    return [*critical, *gains, *warnings][:1]
 
 
 def _change(phase: Phase) -> Iterator[str]:
-    told = change_told(phase)
-    if told is None:
-        return
-    if sentences.invalidates(told):
-        yield f"first: {told.change}"
-    elif told.severity != "critical" and told.predicted_ns:
+    is_valid = is_evidence(phase)
+    for told in changes_told(phase):
+        if sentences.invalidates(told):
+            yield f"first: {told.change}"
+        elif not is_valid:
+            yield f"whatever the times are: {told.change}"
+        else:
+            yield _pays(told)
+
+
+def _pays(told: Finding) -> str:
+    """The change with what it gains at most, where that is known."""
+    if told.severity != "critical" and told.predicted_ns:
         gain = numbers.time(_gain(told))
-        yield f"what would gain most: {told.change} (at most {gain} a step)"
-    else:
-        yield f"what to change: {told.change}"
+        return f"what would gain most: {told.change} (at most {gain} a step)"
+    return f"what to change: {told.change}"
 
 
 def _gain(finding: Finding) -> float:

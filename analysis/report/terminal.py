@@ -19,7 +19,15 @@ from rich.rule import Rule
 from rich.table import Table as Grid
 from rich.text import Text
 
-from prunescope.analysis.report import ledger_view, measured, numbers, sentences, summary, titles
+from prunescope.analysis.report import (
+    evidence,
+    ledger_view,
+    measured,
+    numbers,
+    sentences,
+    summary,
+    titles,
+)
 from prunescope.analysis.report.overview import overview
 from prunescope.analysis.report.phase_tables import Extent, phase_table, phase_tables
 from prunescope.analysis.report.sheet import Page, kept_columns, plain_name
@@ -109,8 +117,7 @@ class _ReportPage(Page):
         if text := sentences.statistic(phase):
             yield self.ink(text, "dim")
         if phase.ladder is not None:
-            yield self.section("Ladder: dense ÷ pruned")
-            yield self._ladder(phase, without=("busy",))
+            yield from self._ladder(phase, without=("busy",))
         ledger = ledger_view.ledger_table(phase)
         if ledger is not None:
             yield from self._ledger(ledger, phase, brief=True)
@@ -127,10 +134,11 @@ class _ReportPage(Page):
         lines -= self.height([self.section("Findings")]) + 1
         shown = 0
         waits = summary.waits_for(phase, self._all) is not None
-        told = None if waits else summary.change_told(phase)
+        told = [] if waits else summary.changes_told(phase)
         for item in phase.findings:
-            # The paragraph above ends with its change.
-            said = replace_fields(item, change=None, predicted_ns=None) if item is told else item
+            # The paragraph above ends with their changes.
+            is_told = any(item is one for one in told)
+            said = replace_fields(item, change=None, predicted_ns=None) if is_told else item
             part = self._finding(said)
             lines -= self.height([part])
             if shown and (lines < 0 or item.severity == "info"):
@@ -150,8 +158,7 @@ class _ReportPage(Page):
         left_out = _LEFT_OUT | (_IN_LEDGER if phase.ledger else frozenset())
         for table in phase_tables(phase, replace(_EXTENT, without=left_out)):
             if table.id == "ladder":
-                yield self.section("Ladder: dense ÷ pruned")
-                yield self._ladder(phase)
+                yield from self._ladder(phase)
             elif table.id == "ledger":
                 yield from self._ledger(table, phase)
             else:
@@ -192,8 +199,16 @@ class _ReportPage(Page):
         for line in lines:
             yield self.ink(line)
 
-    def _ladder(self, phase: Phase, without: Collection[str] = ()) -> RenderableType:
-        ladder = phase.ladder
+    def _ladder(self, phase: Phase, without: Collection[str] = ()) -> Iterator[RenderableType]:
+        """Its bars; a measured one that is no evidence has strokes, which the last line names."""
+        yield self.section("Ladder: dense ÷ pruned")
+        yield self._bounds(phase, without)
+        if reasons := evidence.of_phase(phase):
+            where = " (here and in the ledger)" if phase.ledger else ""
+            yield from self.notes([f"{3 * _stroke(phase)} {', '.join(reasons)}{where}"])
+
+    def _bounds(self, phase: Phase, without: Collection[str]) -> Grid:
+        ladder, stroke = phase.ladder, _stroke(phase)
         assert ladder is not None
         labels = {n: r for n, r in ledger_view.shown_bounds(ladder).items() if n not in without}
         values = {name: getattr(ladder, name) for name in labels}
@@ -205,13 +220,15 @@ class _ReportPage(Page):
         apart = any(ends[n] for n in ends if n != "realised") and room - widest >= _SHORTEST
         room = max(_SHORTEST, min(40, room - widest * apart))
         grid = self._grid(columns=4 + apart)
+        shares = ledger_view.realised_shares(phase)
         for name, (label, _) in labels.items():
             value, span, realised = values[name], spans[name], name == "realised"
-            share = numbers.percent(numbers.share_of(ladder.realised, value), decimals=0)
-            extra = share if value is None else f"realised is {share} of it"
+            share = numbers.percent(shares.get(name), decimals=0)
+            extra = f"realised is {share} of it" if name in shares else ""
             alone = span if ends[name] else ""  # no column whose unknown cells want a sign
             cells = [span, "" if realised else extra] if apart else [alone if realised else extra]
-            bar = ("█" if realised else "░") * round(room * (value or 0.0) / top)
+            measured = stroke if name in ledger_view.MEASURED else ""
+            bar = (measured or ("█" if realised else "░")) * round(room * (value or 0.0) / top)
             style = "bold" if realised else ""
             grid.add_row(
                 self.ink(f" {label}", style),
@@ -228,7 +245,7 @@ class _ReportPage(Page):
         bars, _ = ledger_view.waterfall(rows)
         spare = self.width - (100 if self.width >= WIDE else 62) + 11 * (6 - len(table.columns))
         room = max(10, min(30, spare))
-        bar_cells = [Cell(_bar_text(bar, room), tone=bar.tone) for bar in bars]
+        bar_cells = [Cell(_bar_text(bar, room, _stroke(phase)), tone=bar.tone) for bar in bars]
         columns = [*table.columns[:3], Column("", drop=_BAR_DROP), *table.columns[3:]]
         lines = [[*r[:3], bar, *r[3:]] for r, bar in zip(table.rows, bar_cells, strict=True)]
         for line, bar in zip(lines, bars, strict=True):
@@ -279,6 +296,13 @@ class _ReportPage(Page):
         return _hanging(self.ink(f"{mark:>3} ", style), self.ink(sentences.finding(item)))
 
 
+def _stroke(phase: Phase) -> str:
+    """The character that fills what is measured and no evidence, as the hatch of a picture does;
+    empty where it is evidence."""
+    reasons = evidence.of_phase(phase)
+    return evidence.HATCHES[reasons[0]][0] if reasons else ""
+
+
 def _hanging(mark: Text, text: Text) -> RenderableType:
     grid = Grid.grid()
     grid.add_column(no_wrap=True)
@@ -287,12 +311,13 @@ def _hanging(mark: Text, text: Text) -> RenderableType:
     return grid
 
 
-def _bar_text(bar: ledger_view.WaterfallBar, room: int) -> str:
-    """A waterfall bar as text: a mark for a wall, full blocks for a loss, light for a gain."""
+def _bar_text(bar: ledger_view.WaterfallBar, room: int, stroke: str) -> str:
+    """A waterfall bar as text: a mark for a wall, full blocks for a loss, light for a gain, strokes
+    for both where times are no evidence."""
     low, high = sorted((bar.start, bar.end))
     first = min(room - 1, int(low * room))
     if bar.tone in ("total", "promise"):
         return " " * first + ("◆" if bar.tone == "total" else "│")
     length = max(1, round(high * room) - first) if bar.start != bar.end else 0
-    glyph = {"loss": "█", "gain": "░", "quiet": "·"}[bar.tone]
+    glyph = {"loss": stroke or "█", "gain": stroke or "░", "quiet": "·"}[bar.tone]
     return " " * first + glyph * length

@@ -98,8 +98,8 @@ def _filled(out: Filled, trial: Trial) -> Filled:
         writer.add(key, assignment)
     out.calls, out.works, out.known = writer.calls, writer.works, writer.known
     out.frame = writer.written(trial.traced.frame)
-    out.doubts = list(dict.fromkeys(trial.doubts))
-    out.warnings += list(dict.fromkeys([*trial.warnings, *trial.doubts]))
+    out.config_caveats = list(dict.fromkeys(trial.config_caveats))
+    out.warnings += list(dict.fromkeys([*trial.warnings, *trial.config_caveats]))
     out.source = "order" if trial.by_order else trial.traced.source
     rows = [trial.rows[key] for key in trial.placed]
     known = [m for m in rows if m is not None]

@@ -88,7 +88,7 @@ class Trial:
         self.headless: set[Pass] = set()  # where the head's grid fits no number of its rows
         self.problems: list[str] = []
         self.warnings: list[str] = []
-        self.doubts: list[str] = []
+        self.config_caveats: list[str] = []
         for step, items in steps.items():
             # A graph's kernels are in no module, also where the host's frames are in the trace.
             in_modules = sum(item.layer is not None for item in items)
@@ -144,7 +144,7 @@ class Trial:
                 f"config's widths, and M is {tokens.rows:,} ({tokens.source}): one of them is wrong"
             ]
         self._check_head(key)
-        self.doubts += [
+        self.config_caveats += [
             f"the config {self.model.name} may be that of another model: {why}"
             for why in evidence.off_the_tiles(gemms)
         ]

@@ -232,6 +232,6 @@ class Filled:
     works: list[Work | None] = field(default_factory=list)
     known: dict[int, tuple[int, int]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)  # the doubts among them
-    doubts: list[str] = field(default_factory=list)  # signs that the config is another model's
+    warnings: list[str] = field(default_factory=list)  # those on the config among them
+    config_caveats: list[str] = field(default_factory=list)  # signs of another model's config
     tokens: float | None = None  # a step, where all steps are known

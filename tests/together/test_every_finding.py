@@ -44,7 +44,7 @@ COVERED: dict[str, tuple[str, str]] = {
     ),
     "clock-skew": ("test_nothing_critical_rests_on_a_skew", "test_clocks_that_agree"),
     "unsteady-clocks": ("test_clocks_that_moved_or_differ", CASES),
-    "config-in-doubt": (
+    "uncertain-config": (
         "test_a_config_whose_tiles_do_not_fit_leads_the_answer",
         "test_a_config_whose_tiles_do_not_fit_leads_the_answer",
     ),

@@ -19,7 +19,16 @@ from prunescope.analysis.report.sentences import headline
 from prunescope.analysis.report.summary import summary
 from prunescope.analysis.schema.report import Phase
 from tests.analysis.decoder import Layer, census
-from tests.analysis.finding_cases import FULL, MANY, NARROW, found, method, model, of_run
+from tests.analysis.finding_cases import (
+    FULL,
+    MANY,
+    NARROW,
+    found,
+    method,
+    model,
+    of_run,
+    two_placements,
+)
 from tests.chrome import chrome, k, op, save, step
 
 TINY = Path(__file__).resolve().parents[3] / "traces" / "tiny-static-nk"
@@ -148,15 +157,34 @@ def test_masks_of_torch_that_were_left_on(tmp_path: Path) -> None:
     assert found(phase, "added-mask") is None
 
 
-def test_zeros_in_dense_tensors_name_allocate_too(tmp_path: Path) -> None:
+DISTURBED = {"dense_samples_ns": MANY, "samples_ns": MANY,
+             "both_placements": two_placements(len(MANY) // 2)}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("setting", "more", "has_limit"),
+    [
+        ({}, {}, True),
+        ({"head": False, "us": 1000.0}, {}, False),  # a norm of 2 us lies outside of the layers
+        ({}, DISTURBED, False),
+    ],
+)
+def test_zeros_in_dense_tensors_name_allocate_too(
+    setting: dict[str, Any], more: dict[str, Any], has_limit: bool, tmp_path: Path
+) -> None:
     """With its model and phase and the speedup that was promised; the folder is a placeholder, for
-    a report holds no paths."""
-    phase = of_run(tmp_path, model(FULL), model(FULL), census=census(0.5, 0.6),
-                   dense_census=census(0.0), **method("static-k-mask"))  # fmt: skip
+    a report holds no paths. The most that it can expect is told where times are evidence of one
+    that is in sight."""
+    trace = model(FULL, **setting)
+    phase = of_run(tmp_path, trace, trace, census=census(0.5, 0.6),
+                   dense_census=census(0.0), **method("static-k-mask"), **more)  # fmt: skip
     masked = found(phase, "zeros-in-dense")
     assert masked is not None
     assert "`prunescope allocate --from-run RUN/dense --model " in str(masked.change)
     assert "--speedup 2.00 --phase prefill` (RUN: the folder of both runs)" in str(masked.change)
+    assert ("no cut of layers exceeds" in str(masked.change)) == has_limit
+    if more:
+        assert f"Whatever the times are: {masked.change}" in summary(phase)
 
 
 def test_missed_coverage_names_allocate_and_the_most_that_it_can_expect() -> None:
@@ -183,9 +211,9 @@ def test_a_config_whose_tiles_do_not_fit_leads_the_answer(tmp_path: Path) -> Non
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     ask: dict[str, Any] = {"baseline": served / "dense.sqlite", "model": str(tmp_path)}
     phase = prunescope.analyze(served / "pruned.sqlite", **ask).phases["trace"]
-    assert found(phase, "config-in-doubt") is not None
+    assert found(phase, "uncertain-config") is not None
     assert summary(phase).startswith("the config may be that of another model")
     assert "faster kernels" not in summary(phase)
     ask["baseline_model"] = "qwen2.5-0.5b"
     phase = prunescope.analyze(served / "pruned.sqlite", **ask).phases["trace"]
-    assert found(phase, "config-in-doubt") is None and "1.08× realised" in summary(phase)[:20]
+    assert found(phase, "uncertain-config") is None and "1.08× realised" in summary(phase)[:20]

@@ -207,7 +207,7 @@ def test_one_phase_is_not_doubted(items: list[Any], tmp_path: Path) -> None:
     assert said is not None and "doubt" not in said
 
 
-def test_a_pattern_that_mixes_phases_is_doubted(tmp_path: Path) -> None:
+def test_a_pattern_that_mixes_phases_has_a_caveat(tmp_path: Path) -> None:
     options = Options(phase_pattern="execute_")
     report = analyze(save(chrome(*serving()[:5]), tmp_path / "t.json"), options=options).report
     said = report.phases["trace"].phase_kind
@@ -269,7 +269,7 @@ def test_heads_that_share_a_key_are_no_queries(tmp_path: Path) -> None:
     assert "2 queries" in phase.phase_kind["evidence"]
 
 
-def test_a_baseline_of_two_phases_is_doubted(tmp_path: Path) -> None:
+def test_a_baseline_of_two_phases_has_a_caveat(tmp_path: Path) -> None:
     mixed = save(chrome(CACHE, *[linear(512)] * 20, *[linear(1)] * 30), tmp_path / "m.json")
     one = save(chrome(*[linear(512)] * 20), tmp_path / "o.json")
     report = analyze(one, baseline=mixed).report

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import prunescope
 from prunescope.analysis.compare import compare
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report import comparison
@@ -65,6 +66,19 @@ def test_rows_are_no_taller_than_what_they_say(width: int, tmp_path: Path) -> No
         assert seen.overflow == 0, name
         assert seen.tallest <= 120, name  # five lines, and the padding
         assert not seen.parted, name
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_what_a_notebook_shows_scrolls_in_a_box_of_its_own(width: int, tmp_path: Path) -> None:
+    """Tables of a prediction, and of all fields of its records; lines wrap."""
+    found = prunescope.predict(model="llama-3.1-8b", device="h100-sxm", method="static-nk")
+    head = '<!doctype html><meta charset="utf-8"><body style="margin:8px">'
+    for name, shown in {
+        "tables": found._repr_html_(),
+        "records": found.table._repr_html_(),
+    }.items():
+        seen = opened(head + shown, tmp_path / name, width)
+        assert (seen.width, seen.overflow, seen.outside) == (width, 0, []), name
 
 
 def test_the_harness_sees_what_it_is_there_to_see(tmp_path: Path) -> None:

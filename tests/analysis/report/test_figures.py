@@ -14,7 +14,7 @@ import msgspec
 import pytest
 from matplotlib.figure import Figure
 
-from prunescope.analysis.report import figures, titles
+from prunescope.analysis.report import figure_style, figures, titles
 from prunescope.analysis.report.ledger_view import waterfall
 from prunescope.analysis.report.write import write_report
 from prunescope.analysis.schema.report import Finding, Row
@@ -29,7 +29,7 @@ def test_png_is_one_column_wide_at_300_dpi() -> None:
     for data in files.values():
         assert data.startswith(b"\x89PNG")
         (width,) = struct.unpack(">I", data[16:20])
-        assert width == round(figures.WIDTH * 300)
+        assert width == round(figure_style.WIDTH * 300)
 
 
 def test_pdf_fonts_are_type_42() -> None:

@@ -12,12 +12,12 @@ from rich.console import Console
 
 from prunescope.analysis.report import records, sentences
 from prunescope.analysis.report.escape import latex, markdown
-from prunescope.analysis.report.figures import ladder_figure
 from prunescope.analysis.report.html import render_html
 from prunescope.analysis.report.latex import render_latex
 from prunescope.analysis.report.ledger_view import ladder_table, telling_interval
 from prunescope.analysis.report.markdown import render_markdown
 from prunescope.analysis.report.notebook import render_notebook
+from prunescope.analysis.report.pair_figures import ladder_figure
 from prunescope.analysis.report.tables import csv_tables
 from prunescope.analysis.report.terminal import print_report
 from prunescope.analysis.schema.report import Ladder, Phase

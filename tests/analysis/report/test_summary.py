@@ -240,5 +240,25 @@ def test_invalid_times_leave_the_family_and_their_own_change_first() -> None:
                       change="stop everything else", predicted_ns=None)  # fmt: skip
     broken.findings[:0] = [masks, invalid]
     told = summary(broken)
-    assert "First: stop everything else" in told and "remove whole heads" not in told
+    assert told.endswith("First: stop everything else. Whatever the times are: remove whole heads.")
+    masks.severity = "warning"  # of a finding that is critical by a measured time
+    told = summary(broken)
+    assert told.endswith("First: stop everything else.") and "remove whole heads" not in told
     assert broken.family is not None and f"those of {broken.family.id}" in told
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_bars_of_times_that_are_no_evidence_have_the_strokes_of_the_pictures(full: bool) -> None:
+    """Crosses, named below the ladder; bounds are no times. No share of a bound is realised."""
+    report = example.two_phases()
+    report.phases.pop("decode")
+    assert "xx" not in shown(report, full=full) and "realised is" in shown(report, full=full)
+    invalid = Finding(id="timing-not-valid", severity="critical", text="disturbed", evidence=[],
+                      change=None, predicted_ns=None)  # fmt: skip
+    report.phases["prefill"].findings[:0] = [invalid]
+    text = shown(report, full=full)
+    ladder, _, ledger = text[text.index("Ladder:") :].partition("Ledger:")
+    assert re.search(r"realised +1\.16× x{4,} ", ladder)
+    assert re.search(r"roofline bound +[\d.]+× ░+ ", ladder) and "realised is" not in ladder
+    assert "xxx timing not valid (here and in the ledger)" in ladder
+    assert re.search(r"coverage .* x+ ", ledger) and "█" not in ladder + ledger

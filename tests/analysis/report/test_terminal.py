@@ -10,6 +10,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
+from prunescope.analysis.report.gemm_table import gemm_table
 from prunescope.analysis.report.html import render_html
 from prunescope.analysis.report.ledger_view import LADDER, LEDGER, NOT_EXPLAINED
 from prunescope.analysis.report.markdown import render_markdown
@@ -252,3 +253,18 @@ def test_the_answer_stands_below_one_line_and_peaks_and_notes_behind_it() -> Non
     assert ", against " in first
     assert len(text[: text.index("1.16× realised")].splitlines()) <= 3
     assert text.index("1.16× realised") < text.index("\ndevice ") < text.index("! half of it was")
+
+
+def test_an_mlp_without_a_gate_is_in_no_group_of_gates() -> None:
+    """Of an encoder, a vision transformer, a UNet; with a gate beside it, up is of that group."""
+    phase = example.two_phases().phases["prefill"]
+    up = example.gemm("up", "gate_up", None, 64, 256, 64)
+
+    def groups(*roles: str) -> list[str]:
+        phase.gemms = [msgspec.structs.replace(up, role=role) for role in roles]
+        table = gemm_table(phase)
+        at = [column.title for column in table.columns].index("group")
+        return [row[at].text for row in table.rows]
+
+    assert groups("up") == ["up"]
+    assert groups("gate", "up") == ["gate_up", "gate_up"]

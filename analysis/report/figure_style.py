@@ -1,0 +1,144 @@
+"""The look of figures, and what several of them are made of: axes, legends, hatched grounds.
+
+In: names, marks and reasons; out: matplotlib objects, or the bytes of a figure without a date.
+Okabe-Ito colours, hatches for grey, Type 42 fonts.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+
+from prunescope.analysis.report import evidence
+from prunescope.taxonomy.uninterrupted import uninterrupted
+
+WIDTH = 3.35  # inches: one column of a two-column page
+STYLE: dict[Any, Any] = {
+    "pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "prunescope",
+    "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 7,
+    "axes.linewidth": 0.6, "xtick.major.width": 0.6, "hatch.linewidth": 0.5,
+    "text.parse_math": False, "axes.unicode_minus": True,
+}  # fmt: skip
+BOUND, REALISED = "#56B4E9", "#0072B2"
+COLOURS = {"loss": "#D55E00", "gain": "#009E73", "quiet": "#BBBBBB"}
+# A creation date would make two reports of one run differ.
+_METADATA: dict[str, dict[str, str | None]] = {
+    "png": {"Software": None},
+    "pdf": {"CreationDate": None},
+    "svg": {"Date": None},
+}
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
+MARKERS = "osD^"
+THIN = 0.6
+_LETTER_WIDTH, _MARK_WIDTH = 0.05, 0.33  # inches in a legend
+
+
+class Drawn(Figure):
+    """A figure that a notebook shows though pyplot was never imported."""
+
+    def _repr_png_(self) -> bytes:
+        return saved(self, "png")
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """Around one figure, plotted and saved: our style, and signals wait for its end."""
+    with uninterrupted(), matplotlib.rc_context(STYLE):
+        yield
+
+
+def saved(figure: Figure, ending: str) -> bytes:
+    """The bytes of a figure, without a date: two reports of one run are equal."""
+    out = io.BytesIO()
+    figure.savefig(out, format=ending, dpi=300, metadata=_METADATA[ending])
+    return out.getvalue()
+
+
+def row_axes(num_rows: int) -> tuple[Figure, Axes]:
+    """A figure and its axes for rows of bars, with room for so many."""
+    figure = Drawn(figsize=(WIDTH, 0.98 + 0.19 * num_rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="x", length=2.5)
+    return figure, axes
+
+
+def page_axes(height: float, what: str, of: str) -> tuple[Figure, Axes]:
+    """A figure of so many inches and its axes, under a title of two lines: what, and of what."""
+    figure = Drawn(figsize=(WIDTH, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(length=2.5, width=THIN)
+    figure.suptitle(f"{what}\n{of}" if of else what, x=0.01, ha="left", fontsize=7)
+    return figure, axes
+
+
+def labels(axes: Axes, names: list[str]) -> None:
+    """Names of rows, the first one on top."""
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.45, -0.55)
+    axes.locator_params(axis="x", nbins=5)
+
+
+def headed(axes: Axes, title: str, marks: list[Any]) -> None:
+    """Title above the axes, legend below them."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=7)
+    if marks:
+        widest = _MARK_WIDTH + _LETTER_WIDTH * sum(len(m.get_label()) for m in marks) / len(marks)
+        legend(figure, marks, max(1, min(len(marks), int(WIDTH / widest))))
+
+
+def legend(figure: Figure, marks: list[Any], columns: int) -> None:
+    """A legend below the axes."""
+    figure.legend(
+        handles=marks,
+        loc="outside lower center",
+        ncols=columns,
+        fontsize=6,
+        frameon=False,
+        handlelength=1.4,
+        columnspacing=1.2,
+        borderpad=0.1,
+        handletextpad=0.5,
+    )
+
+
+def wrapped_legend(figure: Figure, handles: list[Any], columns: int) -> None:
+    """A legend below the axes of at most so many columns, fewer where its words are long."""
+    widest = _MARK_WIDTH + _LETTER_WIDTH * max(len(handle.get_label()) for handle in handles)
+    legend(figure, handles, max(1, min(columns, int(WIDTH / widest))))
+
+
+def hatch_of(reasons: list[str]) -> str:
+    """The hatch of the gravest reason why times are no evidence; empty without one."""
+    return evidence.HATCHES[reasons[0]] if reasons else ""
+
+
+def ground(reasons: list[str]) -> dict[str, Any]:
+    """The look of the ground behind what is no evidence."""
+    return {
+        "facecolor": "white",
+        "edgecolor": "#CCCCCC",
+        "hatch": hatch_of(reasons),
+        "linewidth": 0.0,
+    }
+
+
+def no_evidence(reasons: list[str], label: str) -> Patch:
+    """The entry of a legend for what stands on such ground."""
+    look = {**ground(reasons), "edgecolor": "black", "linewidth": 0.4}
+    return Rectangle((0, 0), 0, 0, label=label, **look)  # without extent, where it is in the axes

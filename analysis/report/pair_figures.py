@@ -1,0 +1,206 @@
+"""Figures of a pair: in, a Phase with a baseline; out, its ladder as bars and its ledger as a
+waterfall, one column wide, or None where it has none.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from prunescope.analysis.report import evidence, ledger_view, numbers
+from prunescope.analysis.report.figure_style import (
+    BOUND,
+    COLOURS,
+    REALISED,
+    ground,
+    hatch_of,
+    headed,
+    labels,
+    no_evidence,
+    row_axes,
+)
+from prunescope.analysis.report.titles import short
+from prunescope.analysis.schema.report import Phase, Row
+
+_UNSURE = "#DDDDDD"  # a measured bar that is no evidence
+_HATCHES = {"loss": "", "gain": "/////", "quiet": ""}
+
+
+def ladder_figure(phase: Phase, name: str, *, title: str = "") -> Figure | None:
+    """The speedup ladder as horizontal bars from 0, with the intervals of bounds that have one."""
+    ladder = phase.ladder
+    if ladder is None:
+        return None
+    shown = ledger_view.shown_bounds(ladder)
+    bounds = [(label, getattr(ladder, key)) for key, (label, _) in shown.items()]
+    spans = [ledger_view.telling_interval(ladder, key) for key in shown]
+    measured = [i for i, key in enumerate(shown) if key in ledger_view.MEASURED]
+    figure, axes = row_axes(len(bounds))
+    reasons = evidence.of_phase(phase)
+    ends = [end for ci95 in spans for end in ci95 or ()]
+    top = max([1.0, *(v for _, v in bounds if v is not None), *ends])
+    for i, ((_, value), ci95) in enumerate(zip(bounds, spans, strict=True)):
+        if value is not None:
+            axes.barh(
+                i,
+                value,
+                0.68,
+                color=BOUND if i not in measured else _UNSURE if reasons else REALISED,
+                hatch=hatch_of(reasons) if i in measured else "",
+                edgecolor="black",
+                linewidth=0.4,
+            )
+        end = value or 0.0
+        if ci95 and ledger_view.is_seen(ci95, 1.2 * top):
+            low, high = ci95
+            axes.plot([low, high], [i, i], color="black", linewidth=1.0, marker="|", markersize=4)
+            end = max(end, high)
+        axes.text(end + 0.02 * top, i, numbers.ratio(value), va="center")
+    axes.axvline(1.0, color="black", linewidth=0.6, linestyle=(0, (3, 2)))
+    axes.set_xlim(0, 1.2 * top)
+    labels(axes, [label for label, _ in bounds])
+    sure = [True for i, (_, value) in enumerate(bounds) if value is not None and i not in measured]
+    marks: list[Any] = [Patch(facecolor=BOUND, edgecolor="black", linewidth=0.4, label="bound")]
+    marks = marks if sure else []
+    marks.append(
+        Patch(
+            facecolor=_UNSURE if reasons else REALISED,
+            hatch=hatch_of(reasons),
+            edgecolor="black",
+            linewidth=0.4,
+            label=", ".join(reasons) or "measured",
+        )
+    )
+    if any(ledger_view.is_seen(ci95, 1.2 * top) for ci95 in spans):
+        marks.append(
+            Line2D(
+                [],
+                [],
+                color="black",
+                linewidth=1.0,
+                marker="|",
+                markersize=4,
+                label="95 % interval",
+            )
+        )
+    marks.append(
+        Line2D([], [], color="black", linewidth=0.6, linestyle=(0, (3, 2)), label="1× (dense)")
+    )
+    headed(axes, title, marks)
+    axes.set_xlabel(f"speedup (dense ÷ pruned), {short(name)}")
+    return figure
+
+
+def ledger_figure(phase: Phase, name: str, *, title: str = "") -> Figure | None:
+    """The ledger as a waterfall: walls and the promise as lines, changes as bars between them."""
+    rows = phase.ledger
+    if not rows:
+        return None
+    bars, (low, high) = ledger_view.waterfall(rows)
+    unit = ledger_view.ledger_scale(rows)
+    span = (high - low) / unit.per
+    figure, axes = row_axes(len(rows))
+    axes.set_xlim(low / unit.per, high / unit.per)
+    reasons = evidence.of_phase(phase)
+    for i, (row, bar) in enumerate(zip(rows, bars, strict=True)):
+        start, end = (low / unit.per + at * span for at in (bar.start, bar.end))
+        _change(axes, i, (start, end), bar.tone)
+        _whisker(axes, i, row, end, unit=unit, rows=rows)
+        if i + 1 < len(rows) and row.row != "dense":
+            axes.plot([end, end], [i, i + 1], color="black", linewidth=0.4, zorder=0)
+        _amount(axes, i, row, unit)
+    labels(axes, [ledger_view.LEDGER.get(row.row, (row.row, ""))[0] for row in rows])
+    axes.text(1.2, -0.85, unit.unit, transform=axes.get_yaxis_transform(), va="center", ha="right")
+    left, right = axes.get_xlim()
+    marks = _legend(bars, is_whiskered=_is_whiskered(rows, (right - left) * unit.per))
+    if reasons:
+        axes.axhspan(-0.5, len(rows) - 0.5, zorder=-1, **ground(reasons))
+        marks.append(no_evidence(reasons, ", ".join(reasons)))
+    headed(axes, title, marks)
+    kind = "unprofiled" if phase.domain == "unprofiled" else "profiled"
+    axes.set_xlabel(f"time of a step ({unit.unit}), {short(name)}, {kind}")
+    return figure
+
+
+def _legend(bars: list[ledger_view.WaterfallBar], *, is_whiskered: bool) -> list[Patch | Line2D]:
+    """Colours of the bars, and the whiskers where one is seen."""
+    labels_by_tone = {"loss": "lost", "gain": "gained", "quiet": "no evidence"}
+    tones = {bar.tone for bar in bars if ledger_view.is_seen(sorted((bar.start, bar.end)), 1.0)}
+    marks: list[Patch | Line2D] = [
+        Patch(
+            facecolor=COLOURS[tone],
+            hatch=_HATCHES[tone],
+            edgecolor="black",
+            linewidth=0.4,
+            label=label,
+        )
+        for tone, label in labels_by_tone.items()
+        if tone in tones
+    ]
+    if is_whiskered:
+        marks.append(Line2D([], [], color="black", linewidth=0.7, label="95 % interval"))
+    return marks
+
+
+def _is_whiskered(rows: list[Row], across: float) -> bool:
+    """Whether an interval is seen on an axis of so many ns; a wall's line is thrice as wide."""
+    return any(
+        ledger_view.is_seen(
+            ledger_view.telling(row, rows), across * (3 if row.row in ledger_view.TOTALS else 1)
+        )
+        for row in rows
+    )
+
+
+def _change(axes: Axes, i: int, ends: tuple[float, float], tone: str) -> None:
+    start, end = ends
+    if tone in ("total", "promise"):
+        axes.plot(
+            [end, end],
+            [i - 0.38, i + 0.38],
+            color="black",
+            linewidth=2.2 if tone == "total" else 1.2,
+        )
+        return
+    axes.barh(
+        i,
+        end - start,
+        0.62,
+        left=start,
+        color=COLOURS[tone],
+        hatch=_HATCHES[tone],
+        edgecolor="black",
+        linewidth=0.4,
+    )
+
+
+def _whisker(
+    axes: Axes, i: int, row: Row, end: float, *, unit: numbers.Scale, rows: list[Row]
+) -> None:
+    """The interval of a row around the end of its bar; the axis grows to hold it."""
+    ci95 = ledger_view.telling(row, rows)
+    if ci95 is None:
+        return
+    low, high = (end + (bound - row.moves_ns) / unit.per for bound in ci95)
+    axes.plot([low, high], [i, i], color="black", linewidth=0.7)
+    left, right = axes.get_xlim()
+    room = 0.02 * (right - left)
+    axes.set_xlim(min(left, low - room), max(right, high + room))
+
+
+def _amount(axes: Axes, i: int, row: Row, unit: numbers.Scale) -> None:
+    """The number of a row in a column of its own at the right, where nothing can overlap it."""
+    signed = row.row not in ledger_view.TOTALS and row.row != "promised"
+    axes.text(
+        1.2,
+        i,
+        unit.text(row.ns, signed=signed),
+        transform=axes.get_yaxis_transform(),
+        va="center",
+        ha="right",
+        weight="bold" if row.row in ledger_view.TOTALS else "normal",
+    )

@@ -1,0 +1,92 @@
+"""The figure of GEMMs replayed alone: in, curves and alignments; out, one column wide: time of a
+call over N or K, and time a kept number at each alignment.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from prunescope.analysis.report import numbers, titles
+from prunescope.analysis.report.figure_style import (
+    COLOURS,
+    MARKERS,
+    PALETTE,
+    REALISED,
+    THIN,
+    page_axes,
+)
+from prunescope.analysis.schema.replay import AlignedTime
+from prunescope.taxonomy.replays import StepCurve
+
+_MOST_CURVES = 4
+
+
+def replay_figure(
+    curves: Sequence[StepCurve], alignments: Sequence[AlignedTime], of: str
+) -> Figure | None:
+    """Time of a call alone over N or K, with the steps that describe it; below, time a kept number
+    at each alignment. None without either."""
+    shown = curves[:_MOST_CURVES]
+    count = len(shown) + bool(alignments)
+    if not count:
+        return None
+    figure, first = page_axes(0.4 + 1.5 * count, "GEMMs replayed alone, operands warm", of)
+    first.remove()
+    strips = figure.subplots(count, 1, squeeze=False)[:, 0]
+    for axes in strips:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(length=2.5, width=THIN)
+    for axes, curve in zip(strips, shown, strict=False):
+        _plot_curve(axes, curve)
+    if alignments:
+        _plot_alignments(strips[-1], alignments)
+    return figure
+
+
+def _plot_curve(axes: Axes, curve: StepCurve) -> None:
+    unit = numbers.scale(curve.ns)
+    order = sorted(zip(curve.sizes, curve.ns, strict=True))
+    sizes, ns = zip(*order, strict=True)
+    measured: dict[str, Any] = {"color": REALISED, "marker": "o", "markersize": 2, "linewidth": 0.5}
+    axes.plot(sizes, [y / unit.per for y in ns], label="measured", **measured)
+    name = titles.short(curve.role or "")
+    fixed = f"K = {curve.k}" if curve.axis == "N" else f"N = {curve.n}"
+    law = "no steps"
+    if curve.width and curve.step_ns is not None and curve.base_ns is not None:
+        law = f"steps of {curve.width}"
+        fine = range(sizes[0], sizes[-1] + 1)
+        law_ns = [curve.base_ns + curve.step_ns * math.ceil(x / curve.width) for x in fine]
+        law_line: dict[str, Any] = {"color": COLOURS["loss"], "linewidth": 0.9}
+        axes.plot(fine, [y / unit.per for y in law_ns], label="steps", **law_line)
+        axes.legend(fontsize=5, frameon=False, loc="lower right")
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel(f"{unit.unit} a call")
+    what = f"{name}, M = {curve.m}, {fixed}: {law}".removeprefix(", ")
+    axes.set_xlabel(f"{curve.axis}; {what}")
+
+
+def _plot_alignments(axes: Axes, times: Sequence[AlignedTime]) -> None:
+    keys = list(dict.fromkeys((one.role, one.axis, one.now) for one in times))[: len(PALETTE)]
+    aligns = sorted({one.align for one in times})
+    for i, key in enumerate(keys):
+        at = {one.align: one.relative for one in times if (one.role, one.axis, one.now) == key}
+        axes.plot(
+            range(len(aligns)),
+            [at.get(align, math.nan) for align in aligns],
+            color=PALETTE[i],
+            marker=MARKERS[i % len(MARKERS)],
+            markersize=3,
+            linewidth=0.9,
+            label=f"{titles.short(key[0])} {key[1]} = {key[2]}",
+        )
+    axes.axhline(1.0, color="black", linewidth=THIN, linestyle=(0, (3, 2)))
+    axes.set_xticks(range(len(aligns)), [str(align) for align in aligns])
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("alignment of the kept dimension")
+    axes.set_ylabel("time a kept number")
+    axes.legend(fontsize=5, frameon=False, ncols=2)
