@@ -553,7 +553,9 @@ def _verify(
 ) -> None:
     """Verify a bundle: every file, and reports and figures rebuilt from its traces.
 
-    The exit code is 3 if a file differs, and if one could not be rebuilt and compared.
+    Unprofiled samples are in no trace: their speedup is compared with that of the profiled steps.
+    The exit code is 3 if a file differs, if one could not be rebuilt and compared, and if a
+    speedup by samples is more than 1.3 times what the profiled steps allow, or less than 1 / 1.3.
 
     \b
     prunescope verify evidence.zip
@@ -562,6 +564,7 @@ def _verify(
     """
     from rich.text import Text
 
+    from prunescope.analysis.bundle.samples import sample_line
     from prunescope.analysis.bundle.verify import verify
     from prunescope.analysis.report.escape import clean
     from prunescope.output import check_target, show_result
@@ -580,22 +583,13 @@ def _verify(
             + (f"compared, {len(skipped)} not compared, " if skipped else "compared, ")
             + f"{unchanged} (traces, manifests, SHA-256 checksums) as they were bundled"
         )
-        lines += map(_on_trust, result["samples_on_trust"])
+        lines += map(sample_line, result["samples_on_trust"])
     else:
         lines.append(f"failed: {len(result['failed'])} of {result['checked']} files")
     show_result(result, json_target, people=Text("\n".join(clean(line) for line in lines)))
-    if not result["ok"] or (result["partial"] and not allow_undrawn):
+    undrawn = result["partial"] and not allow_undrawn
+    if not result["ok"] or undrawn or result["samples_agree"] is False:
         raise typer.Exit(3)
-
-
-def _on_trust(samples: dict[str, Any]) -> str:
-    """`run-1, prefill: unprofiled samples are taken on trust; …`"""
-    ratios = samples["profiled_over_unprofiled"]
-    known = [f"{ratio:.2f}× ({side})" for side, ratio in ratios.items() if ratio is not None]
-    return (
-        f"{samples['run']}, {samples['phase']}: unprofiled samples are taken on trust; a profiled "
-        f"step, as in the trace, takes {' and '.join(known)} as long"
-    )
 
 
 @app.command("families")
