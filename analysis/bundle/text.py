@@ -50,7 +50,7 @@ def _readme(
     yield ""
     yield "Unprofiled samples, which the realised speedup is computed from, are in run.json and in"
     yield "no trace: the traces hold other steps, the profiled ones. `verify` fails where the two"
-    yield f"speedups are more than {MOST_APART:g} times apart, and takes run.json on trust otherwise."
+    yield f"speedups are more than {MOST_APART:g} times apart, and else takes run.json on trust."
     yield ""
     yield "## Claims, and what rebuilds each"
     yield ""

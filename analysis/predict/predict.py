@@ -18,7 +18,7 @@ from prunescope.analysis.predict.points import (
     check_options,
     labels,
     methods,
-    of_images,
+    of_one_pass,
     sparsities,
 )
 from prunescope.analysis.predict.request import PredictRequest
@@ -38,6 +38,7 @@ from prunescope.analysis.schema.prediction import (
 from prunescope.analysis.shapes.config import model_name
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.methods import placed
+from prunescope.taxonomy.plan import FORWARD
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.stored_layers import differing_layers
 
@@ -58,7 +59,7 @@ def predict(request: PredictRequest) -> Prediction:
         raise PrunescopeError("curves need a --method", hint="one or several of `families`")
     check_knobs(request.knobs, names)
     target = model_on_device(request, warnings)
-    request = of_images(request, target.shape)
+    request = of_one_pass(request, target.shape)
     speedups = Speedups() if request.break_even else None
     single = len(names) * len(grid_sparsities) == 1  # of a grid the batches would take most time
     found: list[tuple[Setting, str, PredictedPoint]] = []
@@ -87,7 +88,9 @@ def _point(
 ) -> PredictedPoint:
     method = setting.family
     phases = {
-        work.phase: predict_phase(setting, work, speedups, gains=gains)
+        FORWARD if request.phase == FORWARD else work.phase: predict_phase(
+            setting, work, speedups, gains=gains
+        )
         for work in workloads(request, setting)
     }
     return PredictedPoint(

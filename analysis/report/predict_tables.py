@@ -67,8 +67,9 @@ def prediction(values: dict[str, Any], *, explain: bool = False) -> Sheet:
     elif result.phases is None:
         parts += grid_tables(result)
     else:
+        of_images = bool(result.subject.model["shape"].get("image_tokens"))
         for name, phase in result.phases.items():
-            parts += phase_tables(name, phase)
+            parts += phase_tables(name, phase, of_images=of_images)
         if explain:
             parts += [gemm_table(name, phase) for name, phase in result.phases.items()]
         if result.answer is not None:
@@ -92,14 +93,15 @@ def _different_layers(model: dict[str, Any]) -> Iterator[Line]:
             yield Line(f"layers of {one['id']} differ: {one['layers_differ']}")
 
 
-def phase_tables(name: str, phase: PredictedPhase) -> Parts:
+def phase_tables(name: str, phase: PredictedPhase, *, of_images: bool = False) -> Parts:
     """One phase: ladder, break-even and cost of execution; then time and bytes of both sides."""
     where = f"batch {phase.batch}, {phase.prompt_len} tokens"
     if name == "decode":
         where = f"batch {phase.batch}, context of {phase.context} tokens"
     title = f"{name}: {where}, {phase.logits} logits"
     if not _caches(phase):
-        title = f"forward: {_images(phase.batch, phase.prompt_len)}"
+        given = _images(phase.batch, phase.prompt_len) if of_images else where
+        title = f"forward: {given}"
     if phase.ladder is None:
         yield _sides_table(phase, title)
         return

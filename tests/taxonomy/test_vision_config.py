@@ -72,6 +72,8 @@ def test_predict_takes_images_and_no_tokens(
         assert word not in text
     with pytest.raises(PrunescopeError, match="decodes no tokens"):
         prunescope.predict(**asked, phase="decode")
+    forward = prunescope.predict(**asked, phase="forward")
+    assert forward["phases"]["forward"] == phase and "--phase forward" in forward["command"]
     with pytest.raises(PrunescopeError, match="an image is 197 tokens"):
         prunescope.predict(**asked, prompt_len=64)
     ranked = prunescope.predict(**{**asked, "method": None}, rank=True)
@@ -83,5 +85,5 @@ def test_predict_takes_images_and_no_tokens(
     # One forward is all: images by the time of it.
     dense = ranked["dense"]
     assert dense["tokens_per_s"] == pytest.approx(8 / dense["ttft_ns"] * 1e9)
-    with pytest.raises(PrunescopeError, match="--workload chat is one of texts"):
+    with pytest.raises(PrunescopeError, match="--workload chat is a prompt with its answer"):
         prunescope.predict(model=str(tmp_path), device="h100-sxm", rank=True, workload="chat")
