@@ -189,6 +189,9 @@ def _sides_table(phase: PredictedPhase, title: str) -> Table:
         ["bound by memory", *(numbers.percent(s.bound["memory"] / s.ideal_ns) for s in sides)],
         *_expert_rows(sides),
     ]
+    if phase.items_per_s is not None:
+        rates = (numbers.rate(phase.batch * 1e9 / side.ideal_ns) for side in sides)
+        rows.insert(1, ["images/s", *rates])
     rows += [
         [f"  {role}, {unit.unit}", *(unit.text(side.roles.get(role, 0.0)) for side in sides)]
         for role in [*roles[:_MOST_ROLES], *added]

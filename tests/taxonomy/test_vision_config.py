@@ -68,6 +68,7 @@ def test_predict_takes_images_and_no_tokens(
     found.show()
     text = capsys.readouterr().out
     assert "forward: 8 images of 197 tokens" in text
+    assert "images/s" in text
     for word in ("KV cache", "decode", "gate", "rope"):
         assert word not in text
     with pytest.raises(PrunescopeError, match="decodes no tokens"):
@@ -76,6 +77,9 @@ def test_predict_takes_images_and_no_tokens(
     assert forward["phases"]["forward"] == phase and "--phase forward" in forward["command"]
     with pytest.raises(PrunescopeError, match="an image is 197 tokens"):
         prunescope.predict(**asked, prompt_len=64)
+    # Of images whose tokens leave, those that were given count.
+    (dropped,) = prunescope.predict(**{**asked, "method": "token-drop"})["phases"].values()
+    assert dropped["items_per_s"] == pytest.approx(8e9 / dropped["ideal_ns"])
     ranked = prunescope.predict(**{**asked, "method": None}, rank=True)
     ranked.show()
     text = capsys.readouterr().out
