@@ -84,7 +84,11 @@ def predict(request: PredictRequest) -> Prediction:
         f"{name}: {len(errors)} of {len(grid_sparsities)} points left out ({errors[0].problem})"
         for name, errors in refused.items()
     ]
-    return _prediction(request, found, [*left_out, *dict.fromkeys([*warnings, *_too_large(found), *_unaligned(found)])])
+    return _prediction(
+        request,
+        found,
+        [*left_out, *dict.fromkeys([*warnings, *_too_large(found), *_unaligned(found)])],
+    )
 
 
 def _point(
@@ -207,7 +211,10 @@ def _unaligned(found: list[tuple[Setting, str, PredictedPoint]]) -> Iterator[str
             for gemm in phase.gemms:
                 if not gemm.count or gemm.role == "attention":
                     continue
-                for axis, size, before in (("N", gemm.n, gemm.dense_n), ("K", gemm.k, gemm.dense_k)):
+                for axis, size, before in (
+                    ("N", gemm.n, gemm.dense_n),
+                    ("K", gemm.k, gemm.dense_k),
+                ):
                     if size and before and size != before and size % _ALIGNED:
                         widths[f"{gemm.role} {axis} {size}"] = None
     if widths:
