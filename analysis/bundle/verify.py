@@ -39,6 +39,7 @@ from prunescope.analysis.schema.report import Report, to_json
 from prunescope.taxonomy.atomic_write import scratch_folder
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import UnknownVersion, decode
+from prunescope.taxonomy.own_files import refuse_own_file
 from prunescope.taxonomy.run import MANIFEST, Run, read_run
 
 _CLOSE = 1e-6  # relative: the last digits of a sum may differ between machines
@@ -193,6 +194,7 @@ def _check_file(path: Path) -> None:
         raise PrunescopeError(f"{path.name} is a folder, not a zip", hint=hint)
     if not path.is_file():
         raise PrunescopeError(f"no such file: {path.name}", hint=hint)
+    refuse_own_file(path)
     with path.open("rb") as file:
         if file.read(2) != b"PK":  # a damaged bundle still begins like one
             raise PrunescopeError(f"{path.name} is no bundle: no readable zip", hint=hint)
