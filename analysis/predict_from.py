@@ -107,13 +107,13 @@ def dense_phases(
         work = _work(request, run, name, phase)
         if work is None:
             continue
+        label = name if name == FORWARD else work.phase
         # Invalid measured times, which all others are scaled from.
-        warnings += [f"{work.phase}: {finding.text}" for finding in phase.invalid_times]
+        warnings += [f"{label}: {finding.text}" for finding in phase.invalid_times]
         setting = _setting(request, run, report)
         routing = _routing(request, run, setting.shape)
         if routing is not None and (text := routing.not_counted(work.phase)):
             warnings.append(text)
-        label = name if name == FORWARD else work.phase
         phases[label] = DensePhase(
             setting=setting,
             work=replace(work, routing=routing),

@@ -124,6 +124,7 @@ def rank(request: PredictRequest) -> Ranking:
             "new_tokens": load.new_tokens,
             "text": load.text,
             "image_tokens": base.shape.image_tokens or None,
+            "one_pass": base.shape.one_pass or None,
         },
         share=share,
         loss=loss,

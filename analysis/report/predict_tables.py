@@ -367,6 +367,8 @@ def ranking_tables(result: Ranking) -> Parts:
     rate = "tokens/s"
     if load.get("image_tokens"):  # the time of its forward is all of its answer
         what, rate = _images(load["batch"], load["image_tokens"]), "images/s"
+    elif load.get("one_pass"):
+        what, rate = f"batch {load['batch']}, {load['prompt_len']} tokens", "sequences/s"
     yield Line(f"{name}{what}; dense {numbers.time(result.dense.total_ns)}", "bold")
     columns = [
         Column("family"),

@@ -45,6 +45,10 @@ def test_predict_takes_one_pass_of_an_encoder(
     assert "forward: batch 8, 128 tokens" in text and "--phase forward" in text
     for word in ("KV cache", "lm_head", "rope", "decode", "image"):
         assert word not in text
+    ranked = prunescope.predict(**{**asked, "method": None}, prompt_len=128, rank=True)
+    ranked.show()
+    text = capsys.readouterr().out
+    assert "batch 8, 128 tokens;" in text and "sequences/s" in text and "new ones" not in text
     with pytest.raises(PrunescopeError, match="an encoder decodes no tokens"):
         prunescope.predict(**asked, phase="decode")
     asked["model"] = "llama-3.1-8b"
