@@ -35,9 +35,8 @@ def allocation(c: Context) -> str:
     whole, stays = outside + int(layers.sum()), min(layers.to_list())
     most = whole / (outside + stays)
     limit = (
-        f"dropping all layers but one reaches {most:.2f}×: {percent(outside / whole, 1)} of the "
-        f"dense step lies outside of the layers, {percent(stays / whole, 1)} in the layer that "
-        "stays"
+        f"dropping all layers but one reaches {most:.2f}× ({percent(outside / whole, 1)} of the "
+        f"dense step is outside of the layers, {percent(stays / whole, 1)} in one)"
     )
     if promised >= most:
         return f"; {limit}"
