@@ -57,7 +57,7 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.expert_routing import Routing, counted
 from prunescope.taxonomy.families import pruning_families
 from prunescope.taxonomy.family import Family
-from prunescope.taxonomy.plan import PHASES, Workload
+from prunescope.taxonomy.plan import FORWARD, PHASES, Workload
 from prunescope.taxonomy.run import MANIFEST, Run, read_run
 from prunescope.taxonomy.shape import ModelShape
 
@@ -107,13 +107,14 @@ def dense_phases(
         work = _work(request, run, name, phase)
         if work is None:
             continue
+        label = name if name == FORWARD else work.phase
         # Invalid measured times, which all others are scaled from.
-        warnings += [f"{work.phase}: {finding.text}" for finding in phase.invalid_times]
+        warnings += [f"{label}: {finding.text}" for finding in phase.invalid_times]
         setting = _setting(request, run, report)
         routing = _routing(request, run, setting.shape)
         if routing is not None and (text := routing.not_counted(work.phase)):
             warnings.append(text)
-        phases[work.phase] = DensePhase(
+        phases[label] = DensePhase(
             setting=setting,
             work=replace(work, routing=routing),
             measured=measured_phase(phase, host=_on_host(run, report)),
@@ -121,7 +122,8 @@ def dense_phases(
     if not phases:
         raise PrunescopeError(
             "it has no phase to predict from",
-            hint="give a dense prefill or decode; --phase, --batch and --prompt-len say which",
+            hint="give a dense prefill, decode or forward; --phase, --batch and --prompt-len say "
+            "which",
         )
     return report, phases
 
@@ -251,6 +253,8 @@ def _dense_folder(path: Path) -> Path:
 def _work(request: PredictRequest, run: Run | None, name: str, phase: Phase) -> Workload | None:
     """The workload of a phase, from the manifest, else from the request and the trace's shapes."""
     size = itemsize(_dtype(request, run)) or 2
+    if name == FORWARD:
+        return _one_pass(request, run, size)
     if run is not None:
         if name not in PHASES or request.phase not in (name, "both"):
             return None
@@ -259,6 +263,15 @@ def _work(request: PredictRequest, run: Run | None, name: str, phase: Phase) -> 
     if request.phase in PHASES:
         kind = request.phase
     return Workload.of(kind, request, itemsize=size) if kind in PHASES else None
+
+
+def _one_pass(request: PredictRequest, run: Run | None, size: float) -> Workload | None:
+    """The forward of a run whose model decodes nothing; an image is its tokens."""
+    shape = ModelShape.of_fields(run.model.shape) if run else None
+    if run is None or shape is None or not shape.one_pass or request.phase not in (FORWARD, "both"):
+        return None
+    work = Workload.of("prefill", run.phases[FORWARD], itemsize=size)
+    return replace(work, prompt_len=shape.image_tokens or work.prompt_len)
 
 
 def _routing(request: PredictRequest, run: Run | None, shape: ModelShape) -> Routing | None:

@@ -32,11 +32,12 @@ from prunescope.api import (
 from prunescope.taxonomy.errors import PrunescopeError
 
 if TYPE_CHECKING:
-    from prunescope.public import Comparison, Pareto, Prediction, Report
+    from prunescope.public import AllocationPlan, Comparison, Pareto, Prediction, Report
     from prunescope.tracer.capture.user_capture import capture
 
 __version__ = "0.2.0"
 __all__ = [
+    "AllocationPlan",
     "Comparison",
     "Pareto",
     "Prediction",
@@ -56,6 +57,7 @@ __all__ = [
     "trace",
 ]
 _LAZY = {
+    "AllocationPlan": "prunescope.public",
     "Comparison": "prunescope.public",
     "Pareto": "prunescope.public",
     "Prediction": "prunescope.public",

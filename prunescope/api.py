@@ -24,10 +24,9 @@ from prunescope.tracer.sweep.request import SweepRequest
 
 if TYPE_CHECKING:
     from prunescope.analysis.device.hardware import Device
-    from prunescope.public import Comparison, Pareto, Prediction, Report
+    from prunescope.public import AllocationPlan, Comparison, Pareto, Prediction, Report
     from prunescope.replaying import Replayed
     from prunescope.rules import Check
-    from prunescope.taxonomy.allocation_plan import PlanOfLayers
     from prunescope.taxonomy.family import Family
 
 
@@ -148,7 +147,7 @@ def _predicted(request: PredictRequest) -> Any:
 
 
 @takes(AllocateCall)
-def allocate(call: AllocateCall) -> PlanOfLayers:
+def allocate(call: AllocateCall) -> AllocationPlan:
     """Decide which layers to drop and which heads and channels each layer keeps, so that a target
     is reached at the least loss; writes the plan, its picture and the measured losses.
 
@@ -158,10 +157,12 @@ def allocate(call: AllocateCall) -> PlanOfLayers:
     Examples:
         >>> plan = prunescope.allocate("./SmolLM2", from_run="traces/dense", speedup=1.4)
         >>> plan.expected.speedup, [layer.channels for layer in plan.layers]
+        >>> plan.show()
     """
     from prunescope.allocation import allocate as run
+    from prunescope.public import AllocationPlan
 
-    return run(call, call.progress)
+    return AllocationPlan.of(run(call, call.progress), call.out, call.model)
 
 
 @takes(SweepRequest)

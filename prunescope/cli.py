@@ -553,7 +553,9 @@ def _verify(
 ) -> None:
     """Verify a bundle: every file, and reports and figures rebuilt from its traces.
 
-    The exit code is 3 if a file differs, and if one could not be rebuilt and compared.
+    Unprofiled samples are in no trace: their speedup is compared with that of the profiled steps.
+    The exit code is 3 if a file differs, if one could not be rebuilt and compared, and if a
+    speedup by samples is more than 1.3 times what the profiled steps allow, or less than 1 / 1.3.
 
     \b
     prunescope verify evidence.zip
@@ -568,7 +570,8 @@ def _verify(
     result = verify(path)
     shown = verified(result, allow_undrawn=allow_undrawn)
     show_result(result, json_target, people=shown)
-    if not result["ok"] or (result["partial"] and not allow_undrawn):
+    undrawn = result["partial"] and not allow_undrawn
+    if not result["ok"] or undrawn or result["samples_agree"] is False:
         raise typer.Exit(3)
 
 

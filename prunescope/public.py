@@ -16,6 +16,7 @@ import msgspec
 from prunescope.analysis.schema import comparison as comparison_schema
 from prunescope.analysis.schema import pareto as pareto_schema
 from prunescope.analysis.schema import report as report_schema
+from prunescope.taxonomy.allocation_plan import KeptLayer, PlanOfLayers, read_plan
 from prunescope.taxonomy.errors import PrunescopeError, nearest
 from prunescope.taxonomy.option import as_path
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from prunescope.analysis.pipeline import Analysis
+    from prunescope.analysis.report.allocation_figure import AllocationPlots
     from prunescope.analysis.report.comparison_figure import ComparisonPlots
     from prunescope.analysis.report.figures import Plots
     from prunescope.analysis.report.pareto_figures import ParetoPlots
@@ -168,10 +170,10 @@ class Report(report_schema.Report, kw_only=True, dict=True):
         return render_notebook(self)
 
 
-class Phases(dict[str, report_schema.Phase]):
-    """The phases of a report by name; a KeyError for another name gives the nearest."""
+class Phases(dict[str, Any]):
+    """The phases of a result by name; a KeyError for another name gives the nearest."""
 
-    def __missing__(self, name: str) -> report_schema.Phase:
+    def __missing__(self, name: str) -> Any:
         raise KeyError(f"no phase is called {name!r}; nearest: {nearest(str(name)[:99], self)}")
 
 
@@ -190,7 +192,7 @@ class Comparison(comparison_schema.Comparison, kw_only=True, dict=True):
     def of(cls, found: comparison_schema.Comparison) -> Self:
         """The comparison with methods, and so its reports."""
         made = _same_fields(found, cls)
-        made.reports = {n: _same_fields(r, Report) for n, r in found.reports.items()}
+        made.reports = {n: _with_phases(_same_fields(r, Report)) for n, r in found.reports.items()}
         return made
 
     @property
@@ -253,7 +255,9 @@ class Pareto(pareto_schema.Pareto, kw_only=True, dict=True):
     @classmethod
     def of(cls, found: pareto_schema.Pareto) -> Self:
         """The judgement with methods."""
-        return _same_fields(found, cls)
+        made = _same_fields(found, cls)
+        made.phases = Phases(made.phases)
+        return made
 
     @property
     def points(self) -> Records:
@@ -335,6 +339,11 @@ class Prediction(dict[str, Any]):
         >>> found.plot.curves()
     """
 
+    def __init__(self, *values: Any, **more: Any) -> None:
+        super().__init__(*values, **more)
+        if isinstance(self.get("phases"), dict):
+            self["phases"] = Phases(self["phases"])
+
     @property
     def table(self) -> Records:
         """A row a method, sparsity and phase: speedups with their range, ns, bytes."""
@@ -392,6 +401,96 @@ class Prediction(dict[str, Any]):
         from prunescope.analysis.report.predict_tables import prediction
 
         return prediction(self)
+
+    def _repr_html_(self) -> str:
+        from prunescope.analysis.report.notebook import render_sheet
+
+        return render_sheet(self.__rich__())
+
+
+class AllocationPlan(PlanOfLayers, kw_only=True, dict=True):
+    """The plan of `allocate`: what each layer keeps for a target, and what it is expected to give.
+
+    Examples:
+        >>> plan = prunescope.allocate("./SmolLM2", from_run="traces/dense", speedup=1.4)
+        >>> plan.table.to_polars()
+        >>> prunescope.trace("./SmolLM2", method="plan.json", out="traces/planned")
+    """
+
+    @classmethod
+    def of(cls, plan: PlanOfLayers, path: Path | str = "plan.json", model: str = "") -> Self:
+        """The plan with methods. `path`: where it was written; `model`: as it was asked for."""
+        made = _same_fields(plan, cls)
+        made.__dict__["_where"] = str(path), model or plan.model
+        return made
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """A plan.json read back. Raises PrunescopeError for another file, or none at all."""
+        return cls.of(read_plan(_path(path)), path)
+
+    @property
+    def table(self) -> Records:
+        """A row a layer: what stays of it, and the loss that this adds, in nats a token."""
+        from prunescope.analysis.report.records import structs
+
+        return structs("layers", KeptLayer, self.layers)
+
+    def to_polars(self) -> Frame:
+        """`table` as a polars DataFrame."""
+        return self.table.to_polars()
+
+    @property
+    def plot(self) -> AllocationPlots:
+        """Figures: `plan.plot.layers()`."""
+        from prunescope.analysis.report.allocation_figure import AllocationPlots
+
+        return AllocationPlots(self)
+
+    def show(self) -> None:
+        """Print the tables that the command prints."""
+        _print(self.__rich__())
+
+    def save(
+        self, folder: Path | str, formats: Sequence[str] | str = ("md", "json", "png")
+    ) -> list[Path]:
+        """Write plan.md, plan.json, and its picture as png, pdf or svg, into `folder`;
+        returns the paths. Raises PrunescopeError for another format."""
+        from prunescope.analysis.report.allocation_figure import plan_figure
+        from prunescope.analysis.report.markdown import sheet_text
+        from prunescope.analysis.report.write import check_formats, write_files
+
+        names = _names(formats)
+        check_formats(names, ("md", "json", *_PICTURES))
+        files: dict[str, bytes] = {}
+        for name in names:
+            if name == "md":
+                data = sheet_text("Plan of layers", self.__rich__()).encode()
+            elif name == "json":
+                data = msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n"
+            else:
+                data = plan_figure(self, name)
+            files[f"plan.{name}"] = data
+        return write_files(files, _path(folder))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as in plan.json."""
+        return _plain(self)
+
+    def __repr__(self) -> str:
+        from prunescope.analysis.report.allocation_tables import target_text
+
+        gone = len(self.removed)
+        text = f"{target_text(self.target)}, {self.expected.speedup:.2f}× expected"
+        return (
+            f"<AllocationPlan of {self.model}: {text}, {gone} of {len(self.layers)} layers dropped>"
+        )
+
+    def __rich__(self) -> Sheet:
+        from prunescope.analysis.report.allocation_tables import plan_sheet
+
+        where, model = self.__dict__.get("_where", ("plan.json", self.model))
+        return plan_sheet(self, where, model=model)
 
     def _repr_html_(self) -> str:
         from prunescope.analysis.report.notebook import render_sheet

@@ -23,6 +23,7 @@ from prunescope.taxonomy.formats import (
     Size,
     decode_file,
 )
+from prunescope.taxonomy.own_files import refuse_own_file
 
 KIND: Literal["allocation"] = "allocation"
 _HINT = "make it again with `prunescope allocate`"
@@ -148,6 +149,7 @@ class PlanOfLayers(msgspec.Struct, kw_only=True):
 def read_plan(path: Path | str) -> PlanOfLayers:
     """A plan file. Raises PrunescopeError where it is absent, damaged, or another JSON file."""
     file = Path(path)
+    refuse_own_file(file)
     found = decode_file(file, PlanOfLayers, where=file.name, hint=_HINT)
     if found is None:
         raise PrunescopeError(

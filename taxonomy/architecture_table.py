@@ -48,6 +48,7 @@ class Unwritten:
     positions: tuple[str, int, int] | None = None  # a table: key, its default, rows more
     window_pattern: int = 0  # every so many-th layer sees all keys
     mixer_code: str = ""  # a mixer whose sizes `config` reads
+    encoder: bool = False  # where `is_decoder` is not written: all tokens attend to all
     beside: bool = False  # the mixer stands beside attention, in every layer
 
     @property
@@ -277,8 +278,19 @@ ARCHITECTURES = (
 # Model types whose layers nobody read: what their configs leave unwritten is known, no more.
 OTHERS: tuple[tuple[tuple[str, ...], Unwritten], ...] = (
     (
-        ("apertus", "arcee", "bart", "bert", "fuyu", "gpt_neox_japanese", "roberta", "vit"),
+        ("apertus", "arcee", "bart", "fuyu", "gpt_neox_japanese", "vit"),
         Unwritten(ungated=True),
+    ),
+    (
+        ("bert", "camembert", "distilbert", "electra", "ernie", "roberta", "xlm-roberta"),
+        Unwritten(
+            ungated=True,
+            biased=True,
+            tied=True,
+            encoder=True,
+            embedding_norm=True,
+            positions=("max_position_embeddings", 512, 0),
+        ),
     ),
     (
         ("biogpt",),

@@ -44,7 +44,8 @@ READ = frozenset(
     new_decoder_architecture num_attention_heads num_decoder_layers num_dense_layers num_experts
     num_experts_per_tok num_experts_per_token num_heads num_hidden_layers num_key_value_heads
     num_key_value_heads_per_layer num_kv_heads num_layers num_local_experts num_query_heads
-    image_size mlp_ratio num_labels num_register_tokens patch_size projection_dim use_swiglu_ffn
+    image_size is_decoder
+    mlp_ratio num_labels num_register_tokens patch_size projection_dim use_swiglu_ffn
     num_transformer_layers padded_vocab_size parallel_attn projectors_bias
     q_lora_rank qk_layernorm qk_nope_head_dim qk_rope_head_dim qkv_bias residual_multiplier
     shared_expert_intermediate_size shared_intermediate_size sliding_window sliding_window_pattern
@@ -126,6 +127,8 @@ def read_config(config: Mapping[str, Any]) -> Fields:
     fields |= _layer_kinds(cfg, own, known["layers"])
     fields |= _experts(cfg, own, fields)
     fields |= _norms(cfg, own, fields)
+    if own.encoder and not cfg.get("is_decoder"):
+        fields["encoder"] = True
     return fields
 
 

@@ -17,6 +17,7 @@ from prunescope.taxonomy.gemm import Gemm
 from prunescope.taxonomy.shape import ModelShape
 
 PHASES = ("prefill", "decode")
+FORWARD = "forward"  # the one pass of a model that decodes nothing
 LOGITS = ("last", "all")
 
 

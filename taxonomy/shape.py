@@ -114,7 +114,8 @@ class ModelShape:
     qk_norm_parameters: Count = 0  # a layer
     sinks: bool = False  # one learnt logit a query head
     positions: Count = 0  # rows of a learnt position table
-    image_tokens: Count = 0  # of an image, which attend to each other; 0: a decoder of text
+    image_tokens: Count = 0  # of an image, which attend to each other; 0: a model of text
+    encoder: bool = False  # of text: all tokens attend to all
     embedding_norm: bool = False
     query_gate: bool = False  # q has as many rows again, a gate of what attention puts out
     mixer: Literal["", "linear", "ssm", "conv"] = ""
@@ -141,6 +142,12 @@ class ModelShape:
         if not changes:
             return shape
         return shape.with_layers([replace(shape.layer(i), **one) for i, one in enumerate(changes)])
+
+    @property
+    def one_pass(self) -> bool:
+        """Whether one forward is all of its work, as of an encoder or a vision transformer: every
+        token attends to every other, and nothing is cached or decoded."""
+        return self.encoder or self.image_tokens > 0
 
     def layer(self, number: int) -> LayerShape:
         """The dimensions of one layer."""
@@ -420,7 +427,7 @@ class ModelShape:
     def cache_elements(self) -> int:
         """Elements that one layer caches a token: keys and values; with latent attention the latent
         and the rotated part of the key, from which each step expands both anew."""
-        if self.image_tokens:
+        if self.one_pass:
             return 0
         return self.c + self.v if self.kv_rank is None else self.kv_rank + self.rope_dim
 
@@ -490,6 +497,7 @@ _MLP_SIZES = (
 )  # fmt: skip
 _LAYER_SIZES = (*_ATTENTION_SIZES, *_MLP_SIZES)
 _USUAL: dict[str, Any] = {
+    "encoder": False,
     "expert_groups": 1,
     "open_groups": 1,
     "group_ranked_by": 1,

@@ -89,7 +89,7 @@ def _attending(plan: Plan, layers: float) -> Iterable[Op]:
     share = plan.rows.get("q", 1)
     rope = 2 * (share * plan.heads * shape.q + _share_of_keys(plan) * shape.c)
     extras = shape.qk_norm_parameters + shape.heads * shape.sinks
-    if not shape.image_tokens:
+    if not (shape.one_pass and shape.positions):  # a learnt table is added once
         yield _pointwise(plan, "rope", rope, layers, extras)
     kinds = ((None, shape.full_layers, "full"), (shape.window, shape.sliding_layers, "sliding"))
     for window, count, name in kinds:
@@ -183,8 +183,8 @@ def _attention(plan: Plan, window: int | None, layers: float, name: str) -> Op:
     Absorbed latent attention (arXiv 2405.04434, 2.1.2): d = r + d_rope, d_v = r, and all heads read
     the latents of one.
 
-    Pairs that causality leaves, S(S+1)/2; of images all, S². A kernel that masks executes S²: on a
-    CPU that of latent attention, whose values are narrower than its keys.
+    Pairs that causality leaves, S(S+1)/2; of images and encoders all, S². A kernel that masks
+    executes S²: on a CPU that of latent attention, whose values are narrower than its keys.
     """
     shape, work = plan.shape, plan.work
     b, batch, keys = work.itemsize, work.batch, plan.context
@@ -193,7 +193,7 @@ def _attention(plan: Plan, window: int | None, layers: float, name: str) -> Op:
     queries = work.prompt_len if work.prefill else 1
     if work.prefill:
         pairs = seen * (seen + 1) / 2 + (keys - seen) * seen
-        pairs = keys * keys if shape.image_tokens else pairs
+        pairs = keys * keys if shape.one_pass else pairs
     key, value, cached = shape.head_dim, shape.value_dim, shape.kv_elements()
     if plan.absorbed:
         key, value, cached = shape.cache_elements(), shape.kv_rank or 0, shape.cache_elements()
@@ -300,6 +300,8 @@ def _head(plan: Plan) -> Iterable[Op]:
         stored_bytes=b * norm,
         bounded=False,
     )
+    if shape.encoder and work.logits == "last":
+        return  # poolers and classifiers are not counted; all logits are those of a masked LM
     numbers = (0 if shape.tied else vocab * h) + shape.head_bias * vocab
     yield Op(
         name="lm_head",

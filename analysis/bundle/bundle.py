@@ -34,6 +34,7 @@ from prunescope.analysis.schema.report import Report
 from prunescope.taxonomy.atomic_write import scratch_folder, write_file
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import changed, plain
+from prunescope.taxonomy.own_files import refuse_own_file
 from prunescope.taxonomy.run import MANIFEST, PhaseRun, Run, read_run
 from prunescope.taxonomy.run_blocks import BaselineRef
 from prunescope.taxonomy.scrub import scrub
@@ -131,6 +132,7 @@ def _variants(found: NamedRun) -> dict[str, Path]:
     """The folders of a run and its dense baseline."""
     folder = locate(found.path)
     if not (folder / MANIFEST).is_file():
+        refuse_own_file(found.path)
         raise PrunescopeError(
             f"{found.name} is a trace, not a run: its workload and device are unknown",
             hint="capture a run with `prunescope trace`, or around your own loop with "

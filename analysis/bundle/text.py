@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 
 from prunescope.analysis.bundle.anonymise import of_families
+from prunescope.analysis.bundle.samples import MOST_APART
 from prunescope.analysis.report import measured, sentences
 from prunescope.analysis.report.escape import markdown, markdown_code
 from prunescope.analysis.report.titles import phase_slugs
@@ -47,9 +48,9 @@ def _readme(
     yield "bundle.json plots elsewhere is compared by its labels, and the result is partial. To"
     yield "look yourself: unpack the zip and run the commands below there."
     yield ""
-    yield "`verify` takes run.json on trust, unprofiled samples too, which the realised speedup is"
-    yield "computed from: the traces hold other steps, the profiled ones. Compare the two in the"
-    yield "report (profiler overhead: a profiled step ÷ an unprofiled one, on each side)."
+    yield "Unprofiled samples, which the realised speedup is computed from, are in run.json and in"
+    yield "no trace: the traces hold other steps, the profiled ones. `verify` fails where the two"
+    yield f"speedups are more than {MOST_APART:g} times apart, and else takes run.json on trust."
     yield ""
     yield "## Claims, and what rebuilds each"
     yield ""

@@ -32,12 +32,14 @@ from prunescope.analysis.bundle.bundle import (
     write_formats,
 )
 from prunescope.analysis.bundle.frontier import without_places
+from prunescope.analysis.bundle.samples import on_trust
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.figures import most_apart, plotted_with
 from prunescope.analysis.schema.report import Report, to_json
 from prunescope.taxonomy.atomic_write import scratch_folder
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import UnknownVersion, decode
+from prunescope.taxonomy.own_files import refuse_own_file
 from prunescope.taxonomy.run import MANIFEST, Run, read_run
 
 _CLOSE = 1e-6  # relative: the last digits of a sum may differ between machines
@@ -142,11 +144,12 @@ _SAME = {".gz": same_packed, ".png": same_pixels}  # every other file is a text
 
 def verify(path: Path) -> dict[str, Any]:
     """{"ok", "partial", "checked", "rebuilt", "not_compared": [{"file", "why"}],
-    "failed": [{"file", "why"}], "samples_on_trust": [{"run", "phase", "profiled_over_unprofiled":
-    {"pruned", "dense"}}]}: whether nothing is wrong, whether something was not compared, how many
-    files, how many of them were rebuilt from the traces and compared, which ones could not be, and
-    what is wrong. The other files are inputs of the rebuild; only their checksums are compared.
-    Unprofiled samples are taken on trust: what the traces hold of them are the profiled steps.
+    "failed": [{"file", "why"}], "samples_on_trust": [...], "samples_agree"}: whether no file is
+    wrong, whether something was not compared, how many files, how many of them were rebuilt from
+    the traces and compared, which ones could not be, and what is wrong. The other files are inputs
+    of the rebuild; only their checksums are compared. Unprofiled samples are in no trace: an entry
+    a phase (`on_trust`) says whether the profiled steps allow their speedup. `samples_agree`: False
+    where one of them does not, None where nothing could be judged.
 
     Raises PrunescopeError where there is no such file, or one that is no zip at all.
     """
@@ -172,18 +175,13 @@ def verify(path: Path) -> dict[str, Any]:
         "not_compared": _listed(apart),
         "failed": _listed(failed),
         "samples_on_trust": trusted,
+        "samples_agree": _all_agree([one["agree"] for one in trusted]),
     }
 
 
-def _on_trust(reports: Mapping[str, Report]) -> Iterator[dict[str, Any]]:
-    """Each phase with unprofiled samples, which no trace holds: how many times as long a profiled
-    step takes, on each side. Samples that were changed on one side move its ratio alone."""
-    for name, report in reports.items():
-        for phase_name, phase in report.phases.items():
-            if phase.observer_ratio is not None:
-                dense = phase.baseline.observer_ratio if phase.baseline else None
-                ratios = {"pruned": phase.observer_ratio, "dense": dense}
-                yield {"run": name, "phase": phase_name, "profiled_over_unprofiled": ratios}
+def _all_agree(verdicts: list[bool | None]) -> bool | None:
+    judged = [one for one in verdicts if one is not None]
+    return all(judged) if judged else None
 
 
 def _listed(reasons: Mapping[str, str]) -> list[dict[str, str]]:
@@ -196,6 +194,7 @@ def _check_file(path: Path) -> None:
         raise PrunescopeError(f"{path.name} is a folder, not a zip", hint=hint)
     if not path.is_file():
         raise PrunescopeError(f"no such file: {path.name}", hint=hint)
+    refuse_own_file(path)
     with path.open("rb") as file:
         if file.read(2) != b"PK":  # a damaged bundle still begins like one
             raise PrunescopeError(f"{path.name} is no bundle: no readable zip", hint=hint)
@@ -249,7 +248,7 @@ def _rebuilt(
         rebuild.beside(anonymous=index.anonymous)
         if not rebuild.failed:
             rebuild.rest()
-    return rebuild.done, rebuild.apart, rebuild.failed, list(_on_trust(rebuild.reports))
+    return rebuild.done, rebuild.apart, rebuild.failed, list(on_trust(rebuild.reports))
 
 
 class _Rebuild:

@@ -17,32 +17,32 @@ from prunescope.taxonomy.plan import PHASES
 from prunescope.taxonomy.scrub import scrub
 from prunescope.taxonomy.words import percent
 
-# Of the dense step: what lies outside of the layers is told in whole percent, and less than half a
-# percent would be 0 %, with a limit of more than 200x that no pruning comes near.
-_LEAST_OUTSIDE = 0.005
-
 
 def allocation(c: Context) -> str:
-    """The command for the promised speedup, and the most that it can expect: the dense step over
-    its part outside of all layers, which no cut of layers shortens."""
+    """The command for the promised speedup, and what dropping layers alone can reach: the dense
+    step over its part outside of all layers and the cheapest of them, as one layer has to stay."""
     kernels, ladder = c.baseline_kernels, c.phase.ladder
     if c.baseline_run is None or kernels is None or ladder is None or c.name not in PHASES:
         return ""
     if (kernels.frame["role"] == EXPERTS).any():
         return ""
     took = pl.col("busy") + pl.col("gap")
-    whole = int(kernels.frame.select(took.sum()).item())
-    outside = int(kernels.frame.filter(pl.col("layer").is_null()).select(took.sum()).item())
+    by_layer = kernels.frame.group_by("layer").agg(took.sum().alias("ns"))
+    outside = int(by_layer.filter(pl.col("layer").is_null())["ns"].sum())
+    layers = by_layer.filter(pl.col("layer").is_not_null())["ns"]
     promised = ladder.nominal or ladder.flop
-    if not 0 < outside < whole or not promised or promised <= 1:
+    if not outside or not layers.sum() or not promised or promised <= 1:
         return ""  # nothing is known to lie in a layer, or outside of one
     command, folder = _command(c, promised)
     advice = f"; `{command}` ({folder}) decides what each layer keeps"
-    if outside / whole < _LEAST_OUTSIDE or timing_not_valid(c) is not None:
-        return advice  # the limit would be far away, or of times that are no evidence
-    most = whole / outside
-    share = f"{percent(outside / whole)} of the dense step lies outside of the layers"
-    limit = f"; no cut of layers exceeds {most:.2f}×: {share}"
+    whole, stays = outside + int(layers.sum()), min(layers.to_list())
+    if timing_not_valid(c) is not None:
+        return advice  # the limit would be one of times that are no evidence
+    most = whole / (outside + stays)
+    limit = (
+        f"; dropping all layers but one reaches {most:.2f}× ({percent(outside / whole, 1)} of the "
+        f"dense step is outside of the layers, {percent(stays / whole, 1)} in one)"
+    )
     return limit if promised >= most else advice + limit
 
 

@@ -34,6 +34,7 @@ from prunescope.taxonomy.allocation_plan import Target, TradeOff
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.option import as_path
 from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.words import spread
 
 _POINTS = 24  # of the frontier, in a plan
 _TRIES = 20
@@ -144,11 +145,25 @@ def check_reachable(problem: Problem, sizes: Sequence[Candidates]) -> None:
         return
     asked = problem.shown(problem.cost)
     where = f" in {problem.target.phase}" * (not problem.memory)
+    shape = allocated_shape(problem.costs.shape, cheapest)
+    together = problem.costs.cost(shape, memory=problem.memory) - problem.dense_cost
     raise PrunescopeError(
         f"no allocation of {problem.request.model_name} reaches {asked}{where}: "
-        f"{problem.shown(least)} is the most",
-        hint=_what_holds(problem, allocated_shape(problem.costs.shape, cheapest)),
+        f"{problem.shown(max(least, together))} is the most, with "
+        f"{_smallest(cheapest, len(problem.sizes))}",
+        hint=_what_holds(problem, shape),
     )
+
+
+def _smallest(options: Sequence[LayerOption], layers: int) -> str:
+    """What the cheapest plan keeps: `1 of 32 layers left, of 1 KV head, of 448 channels`."""
+    left = [one for one in options if not one.gone]
+    words = [f"{len(left)} of {layers} layers left"]
+    for name, unit in (("kv_heads", "KV head"), ("channels", "channel")):
+        sizes = {size for one in left if (size := one.sizes.get(name)) is not None}
+        if sizes:
+            words.append(f"of {spread(min(sizes), max(sizes))} {unit}{'s' * (max(sizes) > 1)}")
+    return ", ".join(words)
 
 
 def _what_holds(problem: Problem, shape: ModelShape) -> str:

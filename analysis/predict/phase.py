@@ -63,6 +63,7 @@ def predict_phase(
         **msgspec.structs.asdict(sums(pruned)),
         tokens_per_s=work.rows * 1e9 / pruned.ns,  # at the roofline: no run is faster
         gemms=gemm_rows(dense, pruned, setting.family, dtype=setting.dtype),
+        items_per_s=work.batch * 1e9 / pruned.ns if setting.shape.image_tokens else None,
     )
     if not setting.prunes:
         return result

@@ -18,6 +18,7 @@ from prunescope.analysis.shapes.config import read_model
 from prunescope.taxonomy.arguments import is_function, number
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.keep import check_sparsity
+from prunescope.taxonomy.plan import FORWARD
 from prunescope.taxonomy.run import Run
 from prunescope.taxonomy.shape import ModelShape
 
@@ -224,24 +225,35 @@ def check_matches_run(request: PredictRequest, run: Run) -> None:
         )
 
 
-def of_images(request: PredictRequest, shape: ModelShape) -> PredictRequest:
-    """The request with the tokens of an image as its prompt, where the model takes images. Raises
-    PrunescopeError for what only a text has: a decode step, new tokens, a prompt's length."""
-    if not shape.image_tokens:
+def of_one_pass(request: PredictRequest, shape: ModelShape) -> PredictRequest:
+    """The request as one forward, where the model decodes nothing, with the tokens of an image as
+    its prompt where it takes images. Raises PrunescopeError for what only a decoder has: a decode
+    step, new tokens; and for one forward of a decoder."""
+    if not shape.one_pass:
+        if request.phase == FORWARD:
+            raise PrunescopeError(
+                "this model decodes tokens, so that its forwards are of two kinds",
+                hint="--phase prefill, decode or both",
+            )
         return request
     if request.phase == "decode" or request.new_tokens or request.context is not None:
+        kind = "a vision transformer" if shape.image_tokens else "an encoder"
         raise PrunescopeError(
-            "a vision transformer decodes no tokens",
-            hint="remove --phase decode, --new-tokens and --context: --batch counts images",
+            f"{kind} decodes no tokens",
+            hint="remove --new-tokens and --context, and give --phase forward: one pass",
         )
     if request.workload is not None:
         raise PrunescopeError(
-            f"--workload {request.workload} is one of texts, and the model takes images",
-            hint="give --batch, the images at a time, in place of --workload",
+            f"--workload {request.workload} is a prompt with its answer, and the model decodes "
+            "nothing",
+            hint="give --batch, the images or sequences at a time, in place of --workload",
         )
+    phase = FORWARD if request.phase == FORWARD else "prefill"
+    if not shape.image_tokens:
+        return dataclasses.replace(request, phase=phase)
     if request.prompt_len not in (_DEFAULT.prompt_len, shape.image_tokens):
         raise PrunescopeError(
             f"an image is {shape.image_tokens} tokens to this model",
             hint="remove --prompt-len: image_size and patch_size of its config give it",
         )
-    return dataclasses.replace(request, phase="prefill", prompt_len=shape.image_tokens)
+    return dataclasses.replace(request, phase=phase, prompt_len=shape.image_tokens)

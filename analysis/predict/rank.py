@@ -22,7 +22,7 @@ from prunescope.analysis.predict.answers import (
 )
 from prunescope.analysis.predict.command_line import command_of, options_of_request
 from prunescope.analysis.predict.losses import SweepLosses, read_losses
-from prunescope.analysis.predict.points import check_knobs, check_options, of_images, sparsities
+from prunescope.analysis.predict.points import check_knobs, check_options, of_one_pass, sparsities
 from prunescope.analysis.predict.request import PredictRequest
 from prunescope.analysis.predict.setting import (
     Setting,
@@ -88,7 +88,7 @@ def rank(request: PredictRequest) -> Ranking:
     check_knobs(request.knobs, [family.id for family in known])
     library, knobs = split_library(request.knobs)
     base, _ = resolve(replace(request, knobs={"kernel": library}), None, None, warnings)
-    load = _serving_workload(of_images(request, base.shape))
+    load = _serving_workload(of_one_pass(request, base.shape))
     work = prompt_of(base, batch=load.batch, prompt_len=load.prompt_len, logits=request.logits)
     dense = answer(base, work, new_tokens=load.new_tokens, chunk=request.chunk, pruned=False)
     if answer_memory(dense, pruned=False).fits is False:
@@ -124,6 +124,7 @@ def rank(request: PredictRequest) -> Ranking:
             "new_tokens": load.new_tokens,
             "text": load.text,
             "image_tokens": base.shape.image_tokens or None,
+            "one_pass": base.shape.one_pass or None,
         },
         share=share,
         loss=loss,

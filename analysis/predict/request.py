@@ -16,7 +16,6 @@ from prunescope.taxonomy.option import (
     Logits,
     Option,
     Peaks,
-    Phases,
     PromptLen,
     fill_missing,
 )
@@ -73,7 +72,13 @@ class PredictRequest:
         ),
     ] = None
     knobs: Knobs = field(default_factory=dict)
-    phase: Phases = "both"
+    phase: Annotated[
+        Literal["prefill", "decode", "both", "forward"],
+        Option(
+            help="Phase of inference to predict: prefill, decode, or both; forward: the one pass "
+            "of a model that decodes nothing, such as an encoder or a vision transformer."
+        ),
+    ] = "both"
     batch: Batch = 1
     prompt_len: PromptLen = 512
     context: Annotated[

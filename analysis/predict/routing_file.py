@@ -15,6 +15,7 @@ from prunescope.taxonomy.arguments import number
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.expert_routing import Routing
 from prunescope.taxonomy.formats import MAX_LAYERS
+from prunescope.taxonomy.own_files import refuse_own_file
 from prunescope.taxonomy.plan import PHASES
 from prunescope.taxonomy.run import MANIFEST
 
@@ -34,6 +35,8 @@ def read_routing(given: str) -> Routing:
         return zipf(_exponent(exponent) if exponent else ZIPF_EXPONENT)
     file = _file(Path(given).expanduser())
     held = _read(file)
+    if file.name != MANIFEST and not held.get("routing"):
+        refuse_own_file(file)
     if file.name == MANIFEST and not held.get("routing"):
         raise PrunescopeError(
             f"{file.name} counts no experts", hint="trace a model with experts, or give a file"

@@ -40,7 +40,7 @@ from prunescope.taxonomy.families import families, family
 from prunescope.taxonomy.family import Family
 from prunescope.taxonomy.keep import check_sparsity, kept_routes, named_share
 from prunescope.taxonomy.methods import family_of, method_names, slug
-from prunescope.taxonomy.plan import PHASES, Workload
+from prunescope.taxonomy.plan import FORWARD, PHASES, Workload
 from prunescope.taxonomy.presets import preset_named
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.words import spread
@@ -128,6 +128,8 @@ def workloads(request: PredictRequest, setting: Setting) -> list[Workload]:
 
 
 def _phases(request: PredictRequest) -> tuple[str, ...]:
+    if request.phase == FORWARD:
+        return ("prefill",)  # its work is that of a prompt, without causality and cache
     return PHASES if request.phase == "both" else (request.phase,)
 
 
@@ -150,9 +152,9 @@ class ModelOnDevice:
 def model_on_device(request: PredictRequest, warnings: list[str]) -> ModelOnDevice:
     """The model and the device of a request. Raises PrunescopeError where one is unknown or
     incomplete."""
-    if request.phase not in (*PHASES, "both"):
+    if request.phase not in (*PHASES, "both", FORWARD):
         raise PrunescopeError(
-            f"no phase is called {request.phase!r}", hint="prefill, decode or both"
+            f"no phase is called {request.phase!r}", hint="prefill, decode, both or forward"
         )
     if request.model is None:
         raise PrunescopeError(

@@ -28,6 +28,17 @@ def plan_figure(plan: PlanOfLayers, ending: str) -> bytes:
         return saved(_figure(plan), ending)
 
 
+class AllocationPlots:
+    """The figures of a plan, as matplotlib Figures."""
+
+    def __init__(self, plan: PlanOfLayers) -> None:
+        self._plan = plan
+
+    def layers(self) -> Figure:
+        """What each layer keeps, gives up and saves, and the least loss over the target."""
+        return _figure(self._plan)
+
+
 def _figure(plan: PlanOfLayers) -> Figure:
     figure = Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained")
     FigureCanvasAgg(figure)

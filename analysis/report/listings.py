@@ -230,19 +230,27 @@ def verified(result: Mapping[str, Any], *, allow_undrawn: bool) -> Text:
             + (f"compared, {len(skipped)} not compared, " if skipped else "compared, ")
             + f"{unchanged} (traces, manifests, SHA-256 checksums) as they were bundled"
         )
-        lines += map(_on_trust, result["samples_on_trust"])
+        lines += map(_sample_line, result["samples_on_trust"])
     else:
         lines.append(f"failed: {len(result['failed'])} of {result['checked']} files")
     return Text("\n".join(clean(line) for line in lines))
 
 
-def _on_trust(samples: dict[str, Any]) -> str:
-    """`run-1, prefill: unprofiled samples are taken on trust; …`"""
-    ratios = samples["profiled_over_unprofiled"]
+def _sample_line(entry: Mapping[str, Any]) -> str:
+    """An entry in words: `run-1, prefill: unprofiled samples agree with the trace: …`."""
+    ratios = entry["profiled_over_unprofiled"]
     known = [f"{ratio:.2f}× ({side})" for side, ratio in ratios.items() if ratio is not None]
+    overhead = f"a profiled step takes {' and '.join(known)} as long as an unprofiled one"
+    where = f"{entry['run']}, {entry['phase']}: unprofiled samples"
+    if entry["speedup"] is None or entry["agree"] is None:
+        return f"{where} are taken on trust: {entry['why']}; {overhead}"
+    samples, (low, high) = entry["speedup"]["samples"], entry["speedup"]["profiled"]
+    steps = f"{low:.2f}×" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f}× to {high:.2f}×"
+    if entry["agree"]:
+        return f"{where} agree with the trace: {samples:.2f}×, profiled steps {steps}; {overhead}"
     return (
-        f"{samples['run']}, {samples['phase']}: unprofiled samples are taken on trust; a profiled "
-        f"step, as in the trace, takes {' and '.join(known)} as long"
+        f"{where} do not agree with the trace: {samples:.2f}×, profiled steps {steps}, "
+        f"{entry['why']}; {overhead}: ask for the samples, or measure again"
     )
 
 

@@ -9,6 +9,7 @@ from prunescope.analysis.report.escape import markdown as text
 from prunescope.analysis.report.escape import markdown_code
 from prunescope.analysis.report.overview import overview
 from prunescope.analysis.report.phase_tables import Extent, phase_tables
+from prunescope.analysis.report.sheet import Line, Sheet
 from prunescope.analysis.report.summary import in_reading_order, outcome_and_reasons, waits_for
 from prunescope.analysis.report.view import Cell, Table
 from prunescope.analysis.schema.report import Finding, Phase, Report
@@ -20,6 +21,17 @@ _FIRST = ("ladder", "ledger")  # tables that are part of the answer
 def render_markdown(report: Report) -> str:
     """The report as Markdown, tables in full but for the kernels (the first 40 names)."""
     return "\n".join(_report(report)) + "\n"
+
+
+def sheet_text(title: str, sheet: Sheet) -> str:
+    """What a command prints, as Markdown under a title."""
+    lines = [f"# {text(title)}", ""]
+    for part in sheet.parts:
+        if isinstance(part, Line):
+            lines += [text(part.text), ""]
+        else:
+            lines += table_lines(part, level=2, title=bool(part.title))
+    return "\n".join(lines) + "\n"
 
 
 def _report(report: Report) -> Iterator[str]:

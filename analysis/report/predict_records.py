@@ -11,11 +11,9 @@ from typing import Any
 
 import msgspec
 
-from prunescope.analysis.report.escape import markdown as text
-from prunescope.analysis.report.markdown import table_lines
+from prunescope.analysis.report.markdown import sheet_text
 from prunescope.analysis.report.predict_tables import prediction
 from prunescope.analysis.report.records import Records, Row
-from prunescope.analysis.report.sheet import Line
 from prunescope.analysis.schema.prediction import FromRun, Prediction, Ranking
 
 _COLUMNS: dict[str, Any] = {
@@ -113,10 +111,4 @@ def _of_run(result: FromRun) -> Iterator[Row]:
 
 def render_prediction(values: dict[str, Any]) -> str:
     """What the command prints, as Markdown."""
-    lines: list[str] = ["# Prediction", ""]
-    for part in prediction(values).parts:
-        if isinstance(part, Line):
-            lines += [text(part.text), ""]
-        else:
-            lines += table_lines(part, level=2, title=bool(part.title))
-    return "\n".join(lines) + "\n"
+    return sheet_text("Prediction", prediction(values))

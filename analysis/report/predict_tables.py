@@ -67,8 +67,9 @@ def prediction(values: dict[str, Any], *, explain: bool = False) -> Sheet:
     elif result.phases is None:
         parts += grid_tables(result)
     else:
+        of_images = bool(result.subject.model["shape"].get("image_tokens"))
         for name, phase in result.phases.items():
-            parts += phase_tables(name, phase)
+            parts += phase_tables(name, phase, of_images=of_images)
         if explain:
             parts += [gemm_table(name, phase) for name, phase in result.phases.items()]
         if result.answer is not None:
@@ -92,14 +93,15 @@ def _different_layers(model: dict[str, Any]) -> Iterator[Line]:
             yield Line(f"layers of {one['id']} differ: {one['layers_differ']}")
 
 
-def phase_tables(name: str, phase: PredictedPhase) -> Parts:
+def phase_tables(name: str, phase: PredictedPhase, *, of_images: bool = False) -> Parts:
     """One phase: ladder, break-even and cost of execution; then time and bytes of both sides."""
     where = f"batch {phase.batch}, {phase.prompt_len} tokens"
     if name == "decode":
         where = f"batch {phase.batch}, context of {phase.context} tokens"
     title = f"{name}: {where}, {phase.logits} logits"
     if not _caches(phase):
-        title = f"forward: {_images(phase.batch, phase.prompt_len)}"
+        given = _images(phase.batch, phase.prompt_len) if of_images else where
+        title = f"forward: {given}"
     if phase.ladder is None:
         yield _sides_table(phase, title)
         return
@@ -187,6 +189,9 @@ def _sides_table(phase: PredictedPhase, title: str) -> Table:
         ["bound by memory", *(numbers.percent(s.bound["memory"] / s.ideal_ns) for s in sides)],
         *_expert_rows(sides),
     ]
+    if phase.items_per_s is not None:
+        rates = (numbers.rate(phase.batch * 1e9 / side.ideal_ns) for side in sides)
+        rows.insert(1, ["images/s", *rates])
     rows += [
         [f"  {role}, {unit.unit}", *(unit.text(side.roles.get(role, 0.0)) for side in sides)]
         for role in [*roles[:_MOST_ROLES], *added]
@@ -362,6 +367,8 @@ def ranking_tables(result: Ranking) -> Parts:
     rate = "tokens/s"
     if load.get("image_tokens"):  # the time of its forward is all of its answer
         what, rate = _images(load["batch"], load["image_tokens"]), "images/s"
+    elif load.get("one_pass"):
+        what, rate = f"batch {load['batch']}, {load['prompt_len']} tokens", "sequences/s"
     yield Line(f"{name}{what}; dense {numbers.time(result.dense.total_ns)}", "bold")
     columns = [
         Column("family"),

@@ -198,6 +198,8 @@ class PredictedPhase(Sums, kw_only=True):
     sparsity: dict[str, float | None] | None = None
     baseline: Sums | None = None
     predicted: Expected | None = None
+    # Images at the roofline, as many as are given: tokens may leave. Null: a model of text.
+    items_per_s: float | None = None
 
 
 class Subject(msgspec.Struct, kw_only=True):

@@ -221,6 +221,8 @@ def test_predict_shows_and_is_the_dict_of_the_command() -> None:
     assert "tiny-llama" in repr(found) and len(repr(found)) < 300 and found["points"]
     assert found["phases"]["prefill"]["ladder"]["nominal"] == pytest.approx(2.0)
     assert json.dumps(found)
+    with pytest.raises(KeyError, match="no phase is called 'decod'; nearest: decode"):
+        found["phases"]["decod"]
 
 
 def test_families_and_devices_are_typed() -> None:

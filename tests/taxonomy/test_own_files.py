@@ -25,6 +25,10 @@ LLAMA = ["--model", "llama-3.1-8b", "--device", "h100-sxm"]
         ["predict", "--rank", *LLAMA, "--losses", "q.json"],
         ["families", "--architecture", "q.json"],
         ["pareto", "q.json"],
+        ["verify", "q.json"],
+        ["bundle", "q.json", "-o", "q.zip"],
+        ["sweep", "q.json", "--out", "s"],
+        ["predict", "--model", "qwen3-30b-a3b", "--device", "h100-sxm", "--routing", "q.json"],
         ["check", "q.json", "-r", "realised >= 1"],
     ],
 )

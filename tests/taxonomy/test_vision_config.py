@@ -68,12 +68,18 @@ def test_predict_takes_images_and_no_tokens(
     found.show()
     text = capsys.readouterr().out
     assert "forward: 8 images of 197 tokens" in text
+    assert "images/s" in text
     for word in ("KV cache", "decode", "gate", "rope"):
         assert word not in text
     with pytest.raises(PrunescopeError, match="decodes no tokens"):
         prunescope.predict(**asked, phase="decode")
+    forward = prunescope.predict(**asked, phase="forward")
+    assert forward["phases"]["forward"] == phase and "--phase forward" in forward["command"]
     with pytest.raises(PrunescopeError, match="an image is 197 tokens"):
         prunescope.predict(**asked, prompt_len=64)
+    # Of images whose tokens leave, those that were given count.
+    (dropped,) = prunescope.predict(**{**asked, "method": "token-drop"})["phases"].values()
+    assert dropped["items_per_s"] == pytest.approx(8e9 / dropped["ideal_ns"])
     ranked = prunescope.predict(**{**asked, "method": None}, rank=True)
     ranked.show()
     text = capsys.readouterr().out
@@ -83,5 +89,5 @@ def test_predict_takes_images_and_no_tokens(
     # One forward is all: images by the time of it.
     dense = ranked["dense"]
     assert dense["tokens_per_s"] == pytest.approx(8 / dense["ttft_ns"] * 1e9)
-    with pytest.raises(PrunescopeError, match="--workload chat is one of texts"):
+    with pytest.raises(PrunescopeError, match="--workload chat is a prompt with its answer"):
         prunescope.predict(model=str(tmp_path), device="h100-sxm", rank=True, workload="chat")

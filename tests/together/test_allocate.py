@@ -62,6 +62,27 @@ def test_a_plan_reaches_its_target_and_a_second_one_measures_nothing(
     assert all(key.startswith("plan") for key in set(now) - known if " + " not in key)
 
 
+def test_a_plan_is_shown_drawn_saved_and_read_back(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "plan.json"
+    plan = prunescope.allocate(model, speedup=1.25, out=out, **H100)
+    again = prunescope.AllocationPlan.load(out)
+    assert again.to_dict() == plan.to_dict()
+    plan.show()
+    said = capsys.readouterr().out
+    assert "target 1.25× in prefill" in said and "--method" in said
+    assert [row["layer"] for row in plan.table] == [0, 1, 2]
+    assert plan.to_polars().height == 3
+    assert plan.plot.layers().axes
+    assert "1.25× in prefill" in repr(plan) and "target 1.25×" in plan._repr_html_()
+    written = plan.save(tmp_path / "saved", ["md", "json", "svg"])
+    assert [one.name for one in written] == ["plan.md", "plan.json", "plan.svg"]
+    assert prunescope.AllocationPlan.load(tmp_path / "saved" / "plan.json") == plan
+    with pytest.raises(PrunescopeError, match="docx"):
+        plan.save(tmp_path / "saved", "docx")
+
+
 def test_a_workload_weighs_both_phases(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -83,7 +104,8 @@ def test_a_target_out_of_reach_is_refused_with_what_holds_it(
     words = ["allocate", "--model", model, "--device", "h100-sxm", "--speedup", "90"]
     assert cli.main([*words, "--out", str(out)]) == 2
     said = capsys.readouterr().err
-    assert "× is the most" in said and "what holds it:" in said
+    assert "× is the most, with 1 of 3 layers left, of 1 KV head, of " in said
+    assert "what holds it:" in said
     assert list(tmp_path.iterdir()) == []
 
 

@@ -34,6 +34,7 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import MAX_LAYERS
 from prunescope.taxonomy.gguf_header import stored_elements
 from prunescope.taxonomy.hub import reach
+from prunescope.taxonomy.own_files import refuse_own_file
 from prunescope.taxonomy.presets import nearest_presets, preset_config, preset_names
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.words import whole_sentences
@@ -193,6 +194,7 @@ def check_hub_id(name: str) -> None:
             f"there is no model folder {name[:200]}",
             hint="give a folder written by save_pretrained, a .gguf file, a hub id or a preset",
         )
+    refuse_own_file(Path(name))
     if "/" not in name:
         raise PrunescopeError(
             f"no folder and no preset is called {name!r}",

@@ -21,6 +21,7 @@ from prunescope.taxonomy.arguments import home_path
 from prunescope.taxonomy.errors import PrunescopeError, nearest
 from prunescope.taxonomy.keep import check_sparsity
 from prunescope.taxonomy.option import MOST, NamedOption, as_path, options_of
+from prunescope.taxonomy.own_files import refuse_own_file
 from prunescope.tracer.calibration.named_texts import is_named_text
 from prunescope.tracer.recovery.settings import Recovery, read_recovery
 from prunescope.tracer.sweep.plan import SweepConfig, is_file
@@ -63,6 +64,7 @@ def read_configs(
     if isinstance(config, Mapping):
         path, found = _MAPPING, [_with_todays_keys(dict(config))]
     else:
+        refuse_own_file(config)
         path, found = config, _read_yaml(config)
     if preset is None:
         return tuple(SweepConfig(**_from_plain(plain, path)) for plain in found)

@@ -313,6 +313,39 @@ def test_a_bundle_that_exists_is_replaced_only_when_asked(tmp_path: Path) -> Non
     (told,) = found["samples_on_trust"]
     ratios = told["profiled_over_unprofiled"]
     assert ratios == {"pruned": pytest.approx(48 / 61), "dense": pytest.approx(92 / 91)}
+    # On a device the profiler slows no kernel: 88 us at least of dense, and of pruned 44 us.
+    assert told["speedup"]["profiled"] == [pytest.approx(88 / 48), pytest.approx(92 / 44)]
+    assert told["speedup"]["samples"] == pytest.approx(91 / 61)
+    assert told["agree"] and found["samples_agree"]
+
+
+@pytest.mark.parametrize(
+    ("dense", "pruned", "agree", "says"),
+    [
+        (91, 33, False, "do not agree with the trace: 2.76×, profiled steps 1.83× to 2.09×, more"),
+        (91, 34, True, "agree with the trace: 2.68×, profiled steps 1.83× to 2.09×; a profiled"),
+        (61, 61, None, "are taken on trust: the samples claim no speedup"),
+    ],
+)
+def test_samples_that_the_profiled_steps_do_not_allow(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    dense: int,
+    pruned: int,
+    agree: bool | None,
+    says: str,
+) -> None:
+    """Up to 1.3 times the largest speedup that the steps allow, 92 / 44 = 2.09."""
+    sides = ({"samples_ns": [us * 1000 + i for i in range(3)]} for us in (dense, pruned))
+    fields = [{"phase_fields": one} for one in sides]
+    run = write_pair(
+        tmp_path / "run", trace(704), trace(352), dense_run=fields[0], pruned_run=fields[1]
+    )
+    found = verify(bundle([run], tmp_path / "e.zip"))
+    assert found["ok"] and found["samples_agree"] is agree
+    code = prunescope.main(["verify", str(tmp_path / "e.zip")])
+    assert code == (3 if agree is False else 0)
+    assert says in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_bundle_of_another_ending_is_refused(tmp_path: Path) -> None:

@@ -64,6 +64,18 @@ def test_methods() -> None:
     assert methods(None) == [None]
 
 
+def test_widths_that_are_not_aligned_have_a_caveat() -> None:
+    """Their slower kernels are not in the prediction; numbers of tokens are no widths."""
+    odd = ask(method="static-nk-mlp", sparsity=0.25, phase="prefill", knobs={"align": "odd"})
+    (caveat,) = odd["warnings"]
+    assert caveat.startswith(
+        "widths that 8 does not divide (gate N 10753, up N 10753, down K 10753"
+    )
+    assert "0.66 to 0.71" in caveat and "keep multiples of 16" in caveat
+    assert ask(method="static-nk-mlp", sparsity=0.25, phase="prefill")["warnings"] == []
+    assert ask(method="token-drop", sparsity=0.3, phase="prefill")["warnings"] == []
+
+
 def test_a_grid_holds_every_point_as_a_single_request_gives_it() -> None:
     grid = ask()
     assert [(p["method"], p["sparsity"]) for p in grid["points"]] == [

@@ -1,0 +1,84 @@
+"""Whether the unprofiled samples of a run agree with its traces, which hold other steps.
+
+In: reports that were rebuilt from a bundle. Out: an entry a phase, with the speedup that the
+samples give and the speedups that the profiled steps allow. Samples that were changed on one side
+move the first alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from prunescope.analysis.schema.report import Phase, Report
+from prunescope.analysis.schema.sides import Totals
+
+# How many times the two speedups may be apart. The profiler slows two models unequally: in 57
+# captures on CPUs whose report called the times valid and claimed a speedup (1 to 64 profiled
+# steps), the ratio of pruned to dense overhead lay between 0.66 and 1.22, and with the intervals of
+# samples and steps none was further apart than this. `profiler-overhead` warns from the same
+# number on.
+MOST_APART = 1.3
+_MOST_STEPS = (10, 90)  # percentiles of the profiled steps: one odd step is not the phase
+
+
+def on_trust(reports: Mapping[str, Report]) -> Iterator[dict[str, Any]]:
+    """{"run", "phase", "profiled_over_unprofiled": {"pruned", "dense"}, "speedup": {"samples",
+    "ci95", "profiled": [low, high]}, "agree", "why"} of each phase with unprofiled samples.
+    `agree` is None where nothing can be judged; `why` says why, and why they do not agree."""
+    for name, report in reports.items():
+        for phase_name, phase in report.phases.items():
+            if phase.observer_ratio is None:
+                continue
+            dense = phase.baseline.observer_ratio if phase.baseline else None
+            ratios = {"pruned": phase.observer_ratio, "dense": dense}
+            entry = {"run": name, "phase": phase_name, "profiled_over_unprofiled": ratios}
+            yield {**entry, **_judged(phase, dense)}
+
+
+def _judged(phase: Phase, dense_ratio: float | None) -> dict[str, Any]:
+    ladder, dense = phase.ladder, phase.baseline
+    if ladder is None or dense is None or dense_ratio is None:
+        return {"speedup": None, "agree": None, "why": "one side alone has samples"}
+    low, high = allowed(phase, dense)
+    ends = ladder.realised_ci95 or [ladder.realised, ladder.realised]
+    speedup = {
+        "samples": ladder.realised,
+        "ci95": ladder.realised_ci95,
+        "profiled": [low, high],
+    }
+    why = _not_judged(phase)
+    apart = ends[1] < low / MOST_APART or ends[0] > high * MOST_APART
+    if apart and not why:
+        return {"speedup": speedup, "agree": False, "why": f"more than {MOST_APART:g} times apart"}
+    return {"speedup": speedup, "agree": None if why else True, "why": why}
+
+
+def _not_judged(phase: Phase) -> str | None:
+    if phase.invalid_times:
+        return "the report says itself that its times are no evidence"
+    if phase.ladder is not None and phase.ladder.holds_one:
+        return "the samples claim no speedup"
+    return None
+
+
+def allowed(phase: Phase, dense: Totals) -> tuple[float, float]:
+    """The least and the largest speedup that the profiled steps allow.
+
+    On a CPU the profiler slows all work, on both sides alike within `MOST_APART`. On a device it
+    slows the host and no kernel: an unprofiled step takes at least the time of its kernels and at
+    most that of a profiled step, so that one side may be slowed more where the host sets its pace.
+    """
+    least, most = zip(*map(_walls, (dense, phase)), strict=True)
+    if not phase.is_slowed:
+        least = (dense.busy_ns, phase.busy_ns)
+    return least[0] / most[1], most[0] / least[1]
+
+
+def _walls(side: Phase | Totals) -> tuple[float, float]:
+    """The profiled step from its short to its long end."""
+    walls = side.step_ns or [side.wall_ns]
+    low, high = np.percentile(walls, _MOST_STEPS)
+    return float(low), float(high)
