@@ -18,7 +18,7 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.tracer.capture.graph_mode import Record
 from prunescope.tracer.capture.phases import Loop
 from prunescope.tracer.capture.variants import Variant
-from prunescope.tracer.model.forwards import forward_replaced
+from prunescope.tracer.model.forwards import forward_replaced, forward_state
 from prunescope.tracer.model.layers import decoder_layers
 
 
@@ -34,12 +34,14 @@ def layers_alone(variants: Sequence[Variant]) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Call:
-    """The arguments that a layer was called with, the model's cache at the time, and what the layer
-    returned beside the hidden states (None: it returned them alone)."""
+    """The arguments that a layer was called with, the model's cache at the time, what the layers
+    before it left (None: nothing), and what the layer returned beside the hidden states (None: it
+    returned them alone)."""
 
     args: tuple[Any, ...]
     keywords: Mapping[str, Any]
     cache: Any
+    found: dict[str, Any] | None
     beside: tuple[Any, ...] | None
 
     @property
@@ -54,6 +56,9 @@ class Call:
         if hidden is not None:
             other[id(self.hidden)] = hidden
         args = [other.get(id(value), value) for value in self.args]
+        state = forward_state(layer)
+        if state is not None and self.found is not None:
+            state.restore(self.found)
         return layer(*args, **{k: other.get(id(v), v) for k, v in self.keywords.items()})
 
 
@@ -145,21 +150,29 @@ class LayerLoop:
 def _calls(whole: Loop, layer: torch.nn.Module, *, decodes: bool) -> list[Call]:
     """The calls of a layer in an untimed pass: of the prompt, and in a decode of each token, from
     the last of the prompt on."""
-    found: list[Call] = []
+    calls: list[Call] = []
+    state, found = forward_state(layer), list[dict[str, Any]]()
+
+    def look(*_: Any) -> None:
+        found[:] = [] if state is None else [state.saved()]
 
     def keep(_layer: Any, args: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
         beside = output[1:] if isinstance(output, tuple) else None
-        found.append(Call(args, dict(keywords), whole.cache, beside))
+        calls.append(Call(args, dict(keywords), whole.cache, next(iter(found), None), beside))
 
-    hook = layer.register_forward_hook(keep, with_kwargs=True)
+    hooks = [
+        layer.register_forward_pre_hook(look),
+        layer.register_forward_hook(keep, with_kwargs=True),
+    ]
     try:
         for index in range(-1, whole.steps_per_sample if decodes else 0):
             whole.prepare_step(index)
             whole.step(index)
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
         whole.cache = None
-    return found
+    return calls
 
 
 class RestLoop:

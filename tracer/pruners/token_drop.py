@@ -143,6 +143,14 @@ class _Drop:
     mask: torch.Tensor | None = None
     stale: bool = True
 
+    def saved(self) -> dict[str, Any]:
+        """A copy of the state: see ForwardState."""
+        return {**vars(self), "taken": list(self.taken)}
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Set it to a copy that `saved` made."""
+        vars(self).update(saved, taken=list(saved["taken"]))
+
     def reduced(self, arguments: dict[str, Any], positions: torch.Tensor) -> dict[str, Any]:
         """The arguments of a layer, reduced to the kept tokens at `positions`."""
         kept = dict(arguments)
@@ -209,6 +217,11 @@ class _Dropping(Counted):
     drop: _Drop
     place: LayerPlace
     late: bool
+
+    @property
+    def forward_state(self) -> _Drop:
+        """What layers before this one leave: which tokens are left."""
+        return self.drop
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """[B, S, h] to [B, S, h]; after the drop [B, k, h]."""

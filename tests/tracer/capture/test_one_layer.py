@@ -14,6 +14,7 @@ from prunescope.tracer.capture.loops import layer_loops, whole_loops
 from prunescope.tracer.capture.one_layer import RestLoop, layers_alone
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.model.layers import decoder_layers
+from tests.tracer.static_steps import pruned
 
 CPU = torch.device("cpu")
 
@@ -58,6 +59,27 @@ def test_it_computes_what_the_model_computes_in_it(tiny: Any, phase: Any, mode: 
     assert found.shape == inside[0].shape
     if same == len(calls):
         torch.testing.assert_close(found, inside[0])
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+@pytest.mark.parametrize("name", ["token-drop", "dynamic-depth"])
+def test_a_layer_finds_what_layers_before_it_decided(name: str, phase: Any) -> None:
+    """Which tokens are left, and which layers run: alone it does what it did in the model."""
+    request = TraceRequest("tiny-llama", phase=phase, prompt_len=12, decode_steps=6, only="layer")
+    model = pruned(name)
+    (number,) = layers_alone([variant(model)]).values()
+    outputs: list[Any] = []
+    decoder_layers(model)[1][number].register_forward_hook(lambda *told: outputs.append(told[2]))
+    (loop,) = layer_loops(request, phase, [variant(model)], CPU).values()
+    inside = list(outputs)  # of the pass that its inputs are kept from
+    for _ in range(2):
+        outputs.clear()
+        loop.prepare()
+        loop.sample()
+        torch.testing.assert_close(outputs, inside)
+    if name == "token-drop":
+        assert inside[0].shape[1] == (6 if phase == "prefill" else 5)  # of 12 tokens, of 11
 
 
 @torch.inference_mode()
