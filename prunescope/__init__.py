@@ -26,13 +26,14 @@ from prunescope.api import (
     gemm,
     pareto,
     predict,
+    reproduce,
     sweep,
     trace,
 )
 from prunescope.taxonomy.errors import PrunescopeError
 
 if TYPE_CHECKING:
-    from prunescope.public import Comparison, Pareto, Prediction, Report
+    from prunescope.public import Comparison, Pareto, Prediction, Report, Reproduction
     from prunescope.tracer.capture.user_capture import capture
 
 __version__ = "0.2.0"
@@ -42,6 +43,7 @@ __all__ = [
     "Prediction",
     "PrunescopeError",
     "Report",
+    "Reproduction",
     "allocate",
     "analyze",
     "capture",
@@ -52,6 +54,7 @@ __all__ = [
     "gemm",
     "pareto",
     "predict",
+    "reproduce",
     "sweep",
     "trace",
 ]
@@ -60,6 +63,7 @@ _LAZY = {
     "Pareto": "prunescope.public",
     "Prediction": "prunescope.public",
     "Report": "prunescope.public",
+    "Reproduction": "prunescope.public",
     "capture": "prunescope.tracer.capture.user_capture",
     "main": "prunescope.cli",
 }

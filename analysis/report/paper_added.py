@@ -211,9 +211,8 @@ def recovery(found: Pareto) -> PaperFigure | NotDrawn:
         name=name,
         title=title,
         caption=f"{title} training: perplexity on {tokens:,} held-out tokens over that of the dense"
-        " model, trained alike where the pruned one is, against the realised speedup. Losses on "
-        "held-out tokens have no interval; whiskers: 95 % intervals of the speedup, cut where they "
-        "leave the panel."
+        f" model, trained alike where the pruned one is, against the realised speedup. {_of_losses(points)}"
+        "Whiskers: 95 % intervals, those of speedups cut where they leave the panel."
         f"{mark_words(points)}{not_shown(shown)} {of_sweep(found, points)}",
         columns=[
             "phase",
@@ -225,6 +224,11 @@ def recovery(found: Pareto) -> PaperFigure | NotDrawn:
             "high",
             "before_rel",
             "after_rel",
+            "before_low",
+            "before_high",
+            "after_low",
+            "after_high",
+            "blocks",
             "frontier_before",
             "frontier_after",
             "tokens",
@@ -246,6 +250,23 @@ def _after(point: SweepPoint) -> float:
 def _trained(point: SweepPoint) -> RecoveryLoss:
     assert point.recovery is not None
     return point.recovery
+
+
+def _ratios(ends: list[float] | None) -> list[float] | None:
+    """Ends of a relative loss as those of pruned over dense."""
+    return None if ends is None else [1 + end for end in ends]
+
+
+def _of_losses(points: Sequence[SweepPoint]) -> str:
+    """What the intervals of the losses rest on, as the end of a caption."""
+    counts = sorted({p.recovery.blocks for p in points if p.recovery and p.recovery.after_ci95})
+    if not counts:
+        return "Losses on held-out tokens have no interval here. "
+    blocks = " to ".join(f"{n}" for n in dict.fromkeys((counts[0], counts[-1])))
+    return (
+        f"Intervals of losses: a bootstrap over {blocks} blocks of neighbouring tokens, the same "
+        "of both models. "
+    )
 
 
 def _best(points: Sequence[SweepPoint], loss: Callable[[SweepPoint], float]) -> list[SweepPoint]:
@@ -270,6 +291,9 @@ def _recovery_rows(panel: Panel) -> list[list[Value]]:
             *(p.realised_ci95 or (None, None)),
             _trained(p).before_rel,
             _trained(p).after_rel,
+            *(_trained(p).before_ci95 or (None, None)),
+            *(_trained(p).after_ci95 or (None, None)),
+            _trained(p).blocks,
             p.id in ids[0],
             p.id in ids[1],
             _trained(p).tokens,
@@ -294,11 +318,13 @@ def _recovery_figure(shown: Sequence[Panel], *, on_random_ids: bool) -> Figure:
                 (xs[0], y),
                 arrowprops={"arrowstyle": "->", "color": colour, "linewidth": 0.6},
             )
-            for x, full in zip(xs, (False, True), strict=True):
+            trained = _trained(point)
+            spreads = [_ratios(trained.before_ci95), _ratios(trained.after_ci95)]
+            for x, across, full in zip(xs, spreads, (False, True), strict=True):
                 dot(
                     axes,
                     (x, y),
-                    (None, point.realised_ci95 if full else None),
+                    (across, point.realised_ci95 if full else None),
                     colour,
                     marker,
                     full=full,
@@ -355,6 +381,9 @@ def _labels(panel: Panel) -> tuple[list[tuple[float, float, str]], Obstacles]:
         obstacles.marks += [(before, y), (after, y)]
         low, high = point.realised_ci95 or (y, y)
         obstacles.lines += [((before, y), (after, y)), ((after, low), (after, high))]
+        for across in (_trained(point).before_ci95, _trained(point).after_ci95):
+            if across is not None:
+                obstacles.lines.append(((1 + across[0], y), (1 + across[1], y)))
         if point.sparsity is not None:
             labels.append((after, y, f"{point.sparsity:g}"))
     return labels, obstacles
