@@ -120,13 +120,9 @@ def test_a_compiled_step_has_the_loss_of_the_eager_one(name: str, dtype: str) ->
     assert losses[1] == pytest.approx(losses[0], rel=1e-5 if dtype == "float32" else 2e-2)
 
 
-# Those of a family each; one by one they take a second or more.
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[] if name == "dynamic-m" else pytest.mark.slow)
-        for name in ("dynamic-m", "token-drop", "dynamic-width", "dynamic-nk", "kv-evict")
-    ],
+    "name", ["dynamic-m", "token-drop", "dynamic-width", "dynamic-nk", "kv-evict"]
 )
 def test_torch_export_takes_a_static_prompt(name: str) -> None:
     with torch.inference_mode(mode=False), torch.no_grad():
