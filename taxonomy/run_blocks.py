@@ -241,7 +241,7 @@ class Matched(Block, kw_only=True):
 
 
 class HeldOut(Block, kw_only=True):
-    """The loss on tokens that were not trained on, in nats a token. Intervals of 95 % by a bootstrap
+    """The loss on tokens that were not trained on, in nats a token. Intervals of 95 %: a bootstrap
     over blocks of `block` neighbouring tokens; null: a single block. By block: the tokens that were
     scored, and their mean loss."""
 

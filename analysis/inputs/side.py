@@ -36,9 +36,9 @@ BARE = "trace"  # the phase of a trace without run.json
 class Diagnostics:
     """Warnings and losses found while an input was read; a sum keeps their order.
 
-    `partial`: a part of what ran is missing. `eager_used`: a phase has graph replays, or took roles from an eager
-    pass. `ranks`: what
-    the trace of each rank says of itself. `left_out`: ranks that cannot be analysed.
+    `partial`: a part of what ran is missing. `eager_used`: a phase has graph replays, or took roles
+    from an eager pass. `ranks`: what the trace of each rank says of itself. `left_out`: ranks that
+    cannot be analysed.
     """
 
     warnings: tuple[str, ...] = ()

@@ -72,9 +72,7 @@ def _first_step(eager: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _keys(
-    frame: pl.DataFrame, calls: Sequence[OpCall], works: Sequence[Work | None]
-) -> list[str]:
+def _keys(frame: pl.DataFrame, calls: Sequence[OpCall], works: Sequence[Work | None]) -> list[str]:
     """What a row is matched by: the shapes of its products, else its op and what it was called
     with; its name where it has no op."""
     made: dict[tuple[str, int | None, str | None], str] = {}

@@ -15,6 +15,7 @@ import polars as pl
 
 from prunescope.analysis.kernels.collectives import collective_notes
 from prunescope.analysis.kernels.counters import Needed, SampledClock, counter_notes, sampled_clock
+from prunescope.analysis.kernels.eager_roles import roles_of_pass
 from prunescope.analysis.kernels.expected_experts import with_expected_experts
 from prunescope.analysis.kernels.grouped_queries import unfold_queries
 from prunescope.analysis.kernels.host_calls import (
@@ -29,7 +30,6 @@ from prunescope.analysis.kernels.idle import add_waits, first_call_ns, host_coll
 from prunescope.analysis.kernels.memory_held import memory_notes
 from prunescope.analysis.kernels.number_formats import format_notes, with_formats
 from prunescope.analysis.kernels.peaks import Peaks
-from prunescope.analysis.kernels.eager_roles import roles_of_pass
 from prunescope.analysis.kernels.replay import LEAST, GraphReplay, read_eager
 from prunescope.analysis.kernels.role import GEMM_KINDS, POINTWISE, find_roles
 from prunescope.analysis.kernels.roofline import add_bound, add_waves

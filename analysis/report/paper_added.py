@@ -211,7 +211,8 @@ def recovery(found: Pareto) -> PaperFigure | NotDrawn:
         name=name,
         title=title,
         caption=f"{title} training: perplexity on {tokens:,} held-out tokens over that of the dense"
-        f" model, trained alike where the pruned one is, against the realised speedup. {_of_losses(points)}"
+        " model, trained alike where the pruned one is, against the realised speedup. "
+        f"{_of_losses(points)}"
         "Whiskers: 95 % intervals, those of speedups cut where they leave the panel."
         f"{mark_words(points)}{not_shown(shown)} {of_sweep(found, points)}",
         columns=[
@@ -259,7 +260,9 @@ def _ratios(ends: list[float] | None) -> list[float] | None:
 
 def _of_losses(points: Sequence[SweepPoint]) -> str:
     """What the intervals of the losses rest on, as the end of a caption."""
-    counts = sorted({p.recovery.blocks for p in points if p.recovery and p.recovery.after_ci95})
+    counts = sorted(
+        {p.recovery.blocks or 0 for p in points if p.recovery and p.recovery.after_ci95}
+    )
     if not counts:
         return "Losses on held-out tokens have no interval here. "
     blocks = " to ".join(f"{n}" for n in dict.fromkeys((counts[0], counts[-1])))

@@ -88,15 +88,15 @@ def recover(  # noqa: PLR0913
 def token_losses(model: Any, rows: torch.Tensor) -> torch.Tensor | None:
     """Nats [n·(L − 1)] of all tokens of [n, L] but the first ones, each sequence by itself; None if
     one is not finite, or if the model dropped tokens and has no logits for them."""
-    found = []
+    parts = []
     for row in rows.split(1):
         given = _logits_and_targets(model, row)
         if given is None:
             return None
         nats = [cross_entropy(x.float(), y, reduction="none") for x, y in given]
-        found.append(torch.cat(nats)[:-1].double().cpu())
-    nats = torch.cat(found)
-    return nats if bool(nats.isfinite().all()) else None
+        parts.append(torch.cat(nats)[:-1].double().cpu())
+    found = torch.cat(parts)
+    return found if bool(found.isfinite().all()) else None
 
 
 def held_out_losses(

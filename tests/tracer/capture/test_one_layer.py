@@ -13,6 +13,7 @@ from prunescope.tracer.capture.graph_mode import record_nothing
 from prunescope.tracer.capture.loops import layer_loops, whole_loops
 from prunescope.tracer.capture.one_layer import RestLoop, layers_alone
 from prunescope.tracer.capture.request import TraceRequest
+from prunescope.tracer.model import compat
 from prunescope.tracer.model.layers import decoder_layers
 from tests.tracer.static_steps import pruned
 
@@ -80,6 +81,35 @@ def test_a_layer_finds_what_layers_before_it_decided(name: str, phase: Any) -> N
         torch.testing.assert_close(outputs, inside)
     if name == "token-drop":
         assert inside[0].shape[1] == (6 if phase == "prefill" else 5)  # of 12 tokens, of 11
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+@pytest.mark.parametrize("name", ["token-drop", "dynamic-nk", "kv-evict but the latest"])
+def test_a_recorded_layer_of_a_dynamic_family(name: str, phase: Any) -> None:
+    """Of what the model gave it, the prompt and the first tokens; the others have their mask."""
+    request = TraceRequest(
+        "tiny-llama", phase=phase, prompt_len=40, decode_steps=4, only="layer", mode="graph"
+    )
+    model = pruned(name)
+    (number,) = layers_alone([variant(model)]).values()
+    outputs: list[Any] = []
+    decoder_layers(model)[1][number].register_forward_hook(lambda *told: outputs.append(told[2]))
+    (loop,) = layer_loops(request, phase, [variant(model)], CPU, record_nothing).values()
+    inside = outputs[-5:] if phase == "decode" else list(outputs)
+    for _ in range(2):
+        loop.prepare()
+        lead = outputs[-1:] if phase == "decode" else []
+        loop.sample()
+        found = [*lead, *outputs[-loop.steps_per_sample :]]
+        torch.testing.assert_close(found[:2], inside[:2])
+        assert [one.shape for one in found] == [one.shape for one in inside]
+    for index in range(-1, loop.steps_per_sample):
+        loop.prepare_step(index)
+        assert loop.step(index).isfinite().all()
+    if phase == "decode":
+        held = compat.static_lengths(loop.cache)[number]
+        assert held == (24 if name == "token-drop" else 44)
 
 
 @torch.inference_mode()
