@@ -324,16 +324,19 @@ def _recovery_figure(shown: Sequence[Panel], *, on_random_ids: bool) -> Figure:
             trained = _trained(point)
             spreads = [_ratios(trained.before_ci95), _ratios(trained.after_ci95)]
             for x, across, full in zip(xs, spreads, (False, True), strict=True):
+                if across is not None:  # with ends, as the arrow lies on it
+                    axes.plot(across, [y, y], color=colour, linewidth=0.7, marker="|", markersize=4)
                 dot(
                     axes,
                     (x, y),
-                    (across, point.realised_ci95 if full else None),
+                    (None, point.realised_ci95 if full else None),
                     colour,
                     marker,
                     full=full,
                     label=None,
                     reasons=evidence.of_point(point) if full else (),
                 )
+        axes.update_datalim([(1.0, 1.0)])  # the dense model
         axes.autoscale_view()
         highest = max(p.realised for p in panel.points)
         axes.set_ylim(top=min(axes.get_ylim()[1], _MOST_WHISKER * max(1.0, highest)))
