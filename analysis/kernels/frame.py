@@ -229,7 +229,7 @@ def build(  # noqa: PLR0913
     named = None
     if eager is not None and replay is None and modules and source in ("order", "none"):
         named = _named_by_pass(frame, (calls, works), eager)
-        frame, source = (frame, source) if named is None else (named, "modules")
+        frame, source = (frame, source) if named is None else named
     works = with_expected_experts(frame, works, experts_read)
     filled = Filled(frame, source)
     if model is not None:
@@ -461,9 +461,9 @@ def _add_role(
 
 def _named_by_pass(
     frame: pl.DataFrame, of: tuple[list[OpCall], list[Work | None]], eager: Trace
-) -> pl.DataFrame | None:
-    """The frame with the roles of an eager pass that recorded modules; None where the pass has
-    none, or is of another step."""
+) -> tuple[pl.DataFrame, str] | None:
+    """The frame with the roles of an eager pass that recorded modules, and where it has them from;
+    None where the pass has none, or is of another step."""
     windows = find_windows(eager)
     linked = link(eager, windows)
     if linked.replayed.any() or not len(linked.step):
@@ -472,7 +472,10 @@ def _named_by_pass(
     works = unfold_queries(calls, [work_of(call) for call in calls])
     rows = _add_kind(_rows(eager, linked, recorded(eager, linked, windows)), calls)
     rows, named_by = _add_role(rows, eager, linked, calls, modules=True)
-    return None if named_by != "modules" else roles_of_pass(frame, of, rows, (calls, works))
+    if named_by not in ("modules", "nn.Module"):
+        return None
+    named = roles_of_pass(frame, of, rows, (calls, works))
+    return None if named is None else (named, named_by)
 
 
 def _add_graph_places(layer: np.ndarray, role: np.ndarray, found: GraphPlaces | None) -> None:
