@@ -157,7 +157,7 @@ class _Drop:
         for name, take in (("position_embeddings", taken_rotary), ("position_ids", _taken_ids)):
             value: Any = arguments.get(name)
             if value is not None:
-                known = [taken for given, taken in self.taken if given is value]
+                known = [taken for given, taken in self.taken if _first(given) is _first(value)]
                 if not known:
                     known = [take(value, positions)]
                     self.taken.append((value, known[0]))
@@ -281,6 +281,11 @@ class _Dropping(Counted):
         drop.positions = kept if before is None else before.gather(1, kept)
         drop.taken = []
         return hidden
+
+
+def _first(value: Any) -> Any:
+    """What tells one argument from another: torch.compile compares tensors, and no tuples."""
+    return value[0] if isinstance(value, tuple) else value
 
 
 def _taken_ids(ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

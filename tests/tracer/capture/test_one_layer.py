@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from prunescope.tracer.capture import graph_mode
 from prunescope.tracer.capture.graph_mode import record_nothing
 from prunescope.tracer.capture.loops import layer_loops, whole_loops
 from prunescope.tracer.capture.one_layer import RestLoop, layers_alone
@@ -110,6 +111,31 @@ def test_a_recorded_layer_of_a_dynamic_family(name: str, phase: Any) -> None:
     if phase == "decode":
         held = compat.static_lengths(loop.cache)[number]
         assert held == (24 if name == "token-drop" else 44)
+
+
+def _whole(step: Any, tokens: torch.Tensor, rewind: Any) -> Any:
+    """A recorder that fails where torch.compile cannot take the step whole."""
+    run = torch.compile(graph_mode._own_code(step), dynamic=False, fullgraph=True, backend="eager")
+    graph_mode._warm(run, tokens, rewind)
+    return run
+
+
+@torch.inference_mode()
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+@pytest.mark.parametrize(
+    "name", ["dynamic-m", "token-drop", "dynamic-width", "dynamic-nk", "kv-evict"]
+)
+def test_torch_compile_takes_a_layer_whole(name: str, phase: Any) -> None:
+    request = TraceRequest(
+        "tiny-llama", phase=phase, prompt_len=40, decode_steps=3, only="layer", mode="compile"
+    )
+    (loop,) = layer_loops(request, phase, [variant(pruned(name))], CPU, _whole).values()
+    for _ in range(2):
+        loop.prepare()
+        found = loop.sample()
+        found = found[0] if isinstance(found, tuple) else found
+        assert found.isfinite().all()
 
 
 @torch.inference_mode()
