@@ -26,13 +26,21 @@ from prunescope.api import (
     gemm,
     pareto,
     predict,
+    reproduce,
     sweep,
     trace,
 )
 from prunescope.taxonomy.errors import PrunescopeError
 
 if TYPE_CHECKING:
-    from prunescope.public import AllocationPlan, Comparison, Pareto, Prediction, Report
+    from prunescope.public import (
+        AllocationPlan,
+        Comparison,
+        Pareto,
+        Prediction,
+        Report,
+        Reproduction,
+    )
     from prunescope.tracer.capture.user_capture import capture
 
 __version__ = "0.2.0"
@@ -43,6 +51,7 @@ __all__ = [
     "Prediction",
     "PrunescopeError",
     "Report",
+    "Reproduction",
     "allocate",
     "analyze",
     "capture",
@@ -53,6 +62,7 @@ __all__ = [
     "gemm",
     "pareto",
     "predict",
+    "reproduce",
     "sweep",
     "trace",
 ]
@@ -62,6 +72,7 @@ _LAZY = {
     "Pareto": "prunescope.public",
     "Prediction": "prunescope.public",
     "Report": "prunescope.public",
+    "Reproduction": "prunescope.public",
     "capture": "prunescope.tracer.capture.user_capture",
     "main": "prunescope.cli",
 }

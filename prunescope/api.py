@@ -24,7 +24,14 @@ from prunescope.tracer.sweep.request import SweepRequest
 
 if TYPE_CHECKING:
     from prunescope.analysis.device.hardware import Device
-    from prunescope.public import AllocationPlan, Comparison, Pareto, Prediction, Report
+    from prunescope.public import (
+        AllocationPlan,
+        Comparison,
+        Pareto,
+        Prediction,
+        Report,
+        Reproduction,
+    )
     from prunescope.replaying import Replayed
     from prunescope.rules import Check
     from prunescope.taxonomy.family import Family
@@ -209,6 +216,27 @@ def pareto(folder: Path | str) -> Pareto:
     from prunescope.public import Pareto
 
     return Pareto.of(judge(_path(folder)))
+
+
+@helpful
+def reproduce(sweep: Path | str | None = None, *, against: str = "paper") -> Reproduction:
+    """The numbers of the taxonomy's paper (arXiv 2606.09080) beside those of a sweep and their
+    bounds, and what differs in set-up; without a sweep, beside predictions in its own setting.
+
+    Raises PrunescopeError where there is no sweep, none of its results is done, or `against` is not
+    "paper".
+
+    Examples:
+        >>> prunescope.reproduce("traces/sweep").show()
+        >>> prunescope.reproduce().to_polars()
+    """
+    from prunescope.public import Reproduction
+    from prunescope.reproducing import reproduce_predicted, reproduce_sweep
+
+    if against != "paper":
+        raise PrunescopeError(f"against is {reprlib.repr(against)}", hint='accepted: "paper"')
+    found = reproduce_predicted() if sweep is None else reproduce_sweep(_path(sweep))
+    return Reproduction.of(found)
 
 
 @helpful

@@ -16,6 +16,7 @@ import msgspec
 from prunescope.analysis.schema import comparison as comparison_schema
 from prunescope.analysis.schema import pareto as pareto_schema
 from prunescope.analysis.schema import report as report_schema
+from prunescope.analysis.schema import reproduction as reproduction_schema
 from prunescope.taxonomy.allocation_plan import KeptLayer, PlanOfLayers, read_plan
 from prunescope.taxonomy.errors import PrunescopeError, nearest
 from prunescope.taxonomy.option import as_path
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from prunescope.analysis.report.pareto_figures import ParetoPlots
     from prunescope.analysis.report.predict_figure import PredictionPlots
     from prunescope.analysis.report.records import Frame, Records
+    from prunescope.analysis.report.reproduction_figure import ReproductionPlots
     from prunescope.analysis.report.sheet import Sheet
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -323,6 +325,78 @@ class Pareto(pareto_schema.Pareto, kw_only=True, dict=True):
         from prunescope.analysis.report.pareto_tables import pareto_summary
 
         return pareto_summary(self)
+
+    def _repr_html_(self) -> str:
+        from prunescope.analysis.report.notebook import render_sheet
+
+        return render_sheet(self.__rich__())
+
+
+class Reproduction(reproduction_schema.Reproduction, kw_only=True, dict=True):
+    """A paper's numbers beside those of a sweep or of `predict`, as `prunescope reproduce` prints
+    them.
+
+    Examples:
+        >>> found = prunescope.reproduce("traces/sweep")
+        >>> found.to_polars()
+        >>> found.save("redrawn", formats=["csv", "pdf"])
+    """
+
+    @classmethod
+    def of(cls, found: reproduction_schema.Reproduction) -> Self:
+        """The numbers with methods."""
+        return _same_fields(found, cls)
+
+    @property
+    def table(self) -> Records:
+        """A row a published number: figure, setting, published, ours, bound, predicted."""
+        from prunescope.analysis.report.records import structs
+
+        return structs("values", reproduction_schema.ReproducedValue, self.values)
+
+    def to_polars(self) -> Frame:
+        """`table` as a polars DataFrame."""
+        return self.table.to_polars()
+
+    @property
+    def plot(self) -> ReproductionPlots:
+        """Figures: `found.plot.speedups()`."""
+        from prunescope.analysis.report.reproduction_figure import ReproductionPlots
+
+        return ReproductionPlots(self)
+
+    def show(self) -> None:
+        """Print what the command prints."""
+        _print(self.__rich__())
+
+    def save(
+        self, folder: Path | str, formats: Sequence[str] | str = ("csv", "png", "pdf")
+    ) -> list[Path]:
+        """Write reproduction.csv (all numbers), .json and the redrawn figure (png, pdf, svg) into
+        `folder`; returns the paths."""
+        from prunescope.analysis.report.reproduction_figure import FORMATS, reproduction_files
+        from prunescope.analysis.report.write import check_formats, write_files
+
+        names = _names(formats)
+        check_formats(names, FORMATS)
+        return write_files(reproduction_files(self, names), _path(folder))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as `--json` writes them."""
+        return _plain(self)
+
+    def __repr__(self) -> str:
+        ours = sum(one.ours is not None for one in self.values)
+        predicted = sum(one.predicted is not None for one in self.values)
+        return (
+            f"<Reproduction of {len(self.values)} published numbers, {ours} measured, "
+            f"{predicted} predicted>"
+        )
+
+    def __rich__(self) -> RenderableType:
+        from prunescope.analysis.report.reproduction_tables import reproduction
+
+        return reproduction(self)
 
     def _repr_html_(self) -> str:
         from prunescope.analysis.report.notebook import render_sheet

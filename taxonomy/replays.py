@@ -95,7 +95,8 @@ class StepCurve(Block, kw_only=True):
     k: Size | None = None
     dtype: Name
     sizes: list[Size] = []
-    ns: list[Number] = []
+    ns: list[Number] = []  # the median over placements
+    ci95: list[Interval | None] = []  # of the mean over placements, by size; null: one placement
     width: Size | None = None
     step_ns: Number | None = None
     base_ns: Number | None = None

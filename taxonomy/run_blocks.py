@@ -30,6 +30,7 @@ from prunescope.taxonomy.shape import ModelShape
 
 # What a family, a calibration or a training says of itself, in keys of its own: plain JSON values.
 Record = dict[str, Any]
+_MOST_BLOCKS = 1024  # of held-out tokens
 
 
 class Matrix(Block, kw_only=True):
@@ -240,11 +241,19 @@ class Matched(Block, kw_only=True):
 
 
 class HeldOut(Block, kw_only=True):
-    """The loss on tokens that were not trained on, in nats a token."""
+    """The loss on tokens that were not trained on, in nats a token. Intervals of 95 %: a bootstrap
+    over blocks of `block` neighbouring tokens; null: a single block. By block: the tokens that were
+    scored, and their mean loss."""
 
     before: Number | None = None
     after: Number | None = None
     tokens: Count | None = None
+    before_ci95: OmitDefault[Interval | None] = None
+    after_ci95: OmitDefault[Interval | None] = None
+    block: OmitDefault[Count | None] = None
+    block_tokens: OmitDefault[Annotated[list[Count], Meta(max_length=_MOST_BLOCKS)]] = []
+    before_by_block: OmitDefault[Annotated[list[Number], Meta(max_length=_MOST_BLOCKS)]] = []
+    after_by_block: OmitDefault[Annotated[list[Number], Meta(max_length=_MOST_BLOCKS)]] = []
 
 
 class Losses(Block, kw_only=True):

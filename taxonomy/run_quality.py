@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from prunescope.taxonomy.formats import Block, Count, Interval, Name, Number, Numbers, OmitDefault
 
+# Neighbouring tokens of a text that a bootstrap takes together: they are correlated.
+BLOCK = 128
 RANDOM_IDS = "random token ids"  # the source of what stands for a text where none can be read
 
 

@@ -17,7 +17,7 @@ import msgspec
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import Block, decode_file
 from prunescope.taxonomy.own_files import refuse_own_file
-from prunescope.taxonomy.run_blocks import Recovered
+from prunescope.taxonomy.run_blocks import HeldOut, Recovered
 from prunescope.taxonomy.run_setting import RunSetting
 from prunescope.taxonomy.scrub import scrub
 
@@ -46,11 +46,13 @@ class Planned(RunSetting, kw_only=True, frozen=True):
 
 
 class SweepResult(Planned, kw_only=True, frozen=True):
-    """What came of a planned result. `run`: its folder, relative to the sweep's."""
+    """What came of a planned result. `run`: its folder, relative to the sweep's; `held_out`: losses
+    on the held-out tokens of its recovery training, nats a token; null: it was not trained."""
 
     state: State
     run: str | None = None
     error: str | None = None
+    held_out: HeldOut | None = None
 
 
 class PlanFile(msgspec.Struct, kw_only=True):

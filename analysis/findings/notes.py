@@ -108,7 +108,7 @@ def _without_modules(kernels: Kernels) -> list[str]:
     seen = {*rows["kind"].unique(), *rows["role"].unique()}
     if kernels.calls and unnamed > _HIDDEN * busy and seen & {"attention", "lm_head"}:
         change = (
-            "torch.compile records no modules: name them in an eager capture"
+            "torch.compile records no modules: name an eager capture by --eager-trace"
             if kernels.compiled
             else f"capture with {kernels.recorder.both}"
         )

@@ -51,8 +51,8 @@ class Options:
         Path | str | None,
         Option(
             help="Eager trace of the same model, or trace of the CUDA-graph capture, which names "
-            "the ops of graph replays; of a folder with a trace for each batch, that of the steps' "
-            "batch; without it, the one in the run folder.",
+            "the ops of graph replays and the modules of compiled steps; of a folder with a trace "
+            "for each batch, that of the steps' batch; without it, the one in the run folder.",
             metavar="TRACE|FOLDER",
         ),
     ] = None

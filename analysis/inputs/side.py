@@ -36,13 +36,14 @@ BARE = "trace"  # the phase of a trace without run.json
 class Diagnostics:
     """Warnings and losses found while an input was read; a sum keeps their order.
 
-    `partial`: a part of what ran is missing. `replays`: a phase holds graph replays. `ranks`: what
-    the trace of each rank says of itself. `left_out`: ranks that cannot be analysed.
+    `partial`: a part of what ran is missing. `eager_used`: a phase has graph replays, or took roles
+    from an eager pass. `ranks`: what the trace of each rank says of itself. `left_out`: ranks that
+    cannot be analysed.
     """
 
     warnings: tuple[str, ...] = ()
     partial: bool = False
-    replays: bool = False
+    eager_used: bool = False
     ranks: Mapping[str, Rank] = field(default_factory=dict)
     left_out: frozenset[str] = frozenset()
 
@@ -50,7 +51,7 @@ class Diagnostics:
         return Diagnostics(
             (*self.warnings, *other.warnings),
             self.partial or other.partial,
-            self.replays or other.replays,
+            self.eager_used or other.eager_used,
             {**self.ranks, **other.ranks},
             self.left_out | other.left_out,
         )
@@ -95,7 +96,8 @@ class Side:
     kind of a phase).
 
     `manifest_sha256`: of its run.json, None without one. `bare`: the only trace without a manifest,
-    or that of the first rank. `eager`: an eager trace that names the ops of graph replays.
+    or that of the first rank. `eager`: an eager trace that names the ops of graph replays and
+    the modules of compiled steps.
     `model`: its config infers shapes that the trace did not record. `diagnostics`: of opening it.
     """
 
@@ -201,8 +203,8 @@ class Side:
                 "into a graph and did not run"
             )
             diagnostics += Diagnostics((warning,), partial=kernels.is_captured)
-        replays = bool(kernels.linked.replayed.any())
-        diagnostics += Diagnostics(tuple(kernels.warnings), replays=replays)
+        eager_used = bool(kernels.linked.replayed.any()) or kernels.named_by_pass
+        diagnostics += Diagnostics(tuple(kernels.warnings), eager_used=eager_used)
         return SidePhase(self, name, kernels, diagnostics, shapes=shapes)
 
     def _peaks_of(self, name: str, trace: Trace) -> tuple[Peaks | None, Diagnostics]:
@@ -240,7 +242,7 @@ class Side:
         """Diagnostics that need all phases: an eager trace (given as `option`) that no replays use;
         ranks that are missing, or occur twice."""
         warnings = []
-        if self.eager is not None and not diagnostics.replays:
+        if self.eager is not None and not diagnostics.eager_used:
             warnings.append(
                 f"{option} is not used: {self.path.name} holds no graph replays, its kernels have "
                 "ops of their own"

@@ -15,6 +15,7 @@ import polars as pl
 
 from prunescope.analysis.kernels.collectives import collective_notes
 from prunescope.analysis.kernels.counters import Needed, SampledClock, counter_notes, sampled_clock
+from prunescope.analysis.kernels.eager_roles import roles_of_pass
 from prunescope.analysis.kernels.expected_experts import with_expected_experts
 from prunescope.analysis.kernels.grouped_queries import unfold_queries
 from prunescope.analysis.kernels.host_calls import (
@@ -56,6 +57,7 @@ from prunescope.analysis.timeline.phase_steps import (
     only_warm,
 )
 from prunescope.analysis.timeline.scopes import find_scopes, modules_that_ran, no_scopes
+from prunescope.analysis.timeline.steps import find_windows
 from prunescope.analysis.trace.collect import NONE, Ints
 from prunescope.analysis.trace.event import WHOLE_GRAPH
 from prunescope.analysis.trace.events import Trace, lacks_device_events, recorded_waits
@@ -117,6 +119,7 @@ class Kernels:
     # and whether the work is compared as a whole, because it is so on the other side.
     whole_graphs: bool = False
     is_folded: bool = False
+    named_by_pass: bool = False  # whether an eager pass gave the roles (kernels/eager_roles.py)
     # Idle time of the device in first calls or compilation; on a CPU trace the time of compilers.
     first_call_ns: int = 0
 
@@ -223,6 +226,10 @@ def build(  # noqa: PLR0913
     frame, source = _add_role(frame, trace, linked, calls, modules=modules)
     if replay is not None:
         frame, source = replay.add_roles(frame)
+    named = None
+    if eager is not None and replay is None and modules and source in ("order", "none"):
+        named = _named_by_pass(frame, (calls, works), eager)
+        frame, source = (frame, source) if named is None else named
     works = with_expected_experts(frame, works, experts_read)
     filled = Filled(frame, source)
     if model is not None:
@@ -287,6 +294,7 @@ def build(  # noqa: PLR0913
         ),
         cold=cold,
         whole_graphs=_are_whole(frame),
+        named_by_pass=named is not None,
         first_call_ns=int(
             first_call_ns(frame).sum()
             if trace.on_device
@@ -449,6 +457,25 @@ def _add_role(
     return frame.with_columns(
         layer=pl.when(pl.col("layer") >= 0).then(pl.col("layer"))
     ), roles.source
+
+
+def _named_by_pass(
+    frame: pl.DataFrame, of: tuple[list[OpCall], list[Work | None]], eager: Trace
+) -> tuple[pl.DataFrame, str] | None:
+    """The frame with the roles of an eager pass that recorded modules, and where it has them from;
+    None where the pass has none, or is of another step."""
+    windows = find_windows(eager)
+    linked = link(eager, windows)
+    if linked.replayed.any() or not len(linked.step):
+        return None
+    calls = list(eager.calls)
+    works = unfold_queries(calls, [work_of(call) for call in calls])
+    rows = _add_kind(_rows(eager, linked, recorded(eager, linked, windows)), calls)
+    rows, named_by = _add_role(rows, eager, linked, calls, modules=True)
+    if named_by not in ("modules", "nn.Module"):
+        return None
+    named = roles_of_pass(frame, of, rows, (calls, works))
+    return None if named is None else (named, named_by)
 
 
 def _add_graph_places(layer: np.ndarray, role: np.ndarray, found: GraphPlaces | None) -> None:

@@ -166,6 +166,10 @@ _PATTERNS: tuple[tuple[str, str], ...] = (
     ("reduction", r"^triton_(red|per|split_scan)_"),
     ("layout", r"^(triton_poi|graph_\d+_cpp)_fused_(cat|clone|_to_copy|copy|constant_pad_nd"
                r"|transpose)+_?\d*$"),
+    # Nothing but gathers and views; atomic, as `index_select` reads as one word and as two.
+    ("gather_scatter", r"^(triton_poi|graph_\d+_cpp)_fused_(?=\w{0,99}(index|gather))(?>_?"
+                       r"(?:index_select|index|gather|unsafe_view|view|reshape|transpose|permute"
+                       r"|t|expand|unsqueeze|squeeze|select|slice)_)++\d+$"),
     ("elementwise", r"^(triton_(poi|for|unk)|graph_\d+_cpp)_"),
     ("comm", r"nccl|rccl|all_?reduce|all_?gather|reduce_?scatter|all_?to_?all|all2all|multimem"
              r"|cross_device|nvshmem|oneshot|twoshot"),

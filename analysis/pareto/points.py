@@ -5,13 +5,13 @@ In: a result of a sweep, its manifest and the report of its phase. Out: a SweepP
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 import msgspec
 
 from prunescope.analysis.ledger.overhead import of_saved
-from prunescope.analysis.schema.pareto import Loss, RecoveryLoss, SweepPoint, TextLoss
+from prunescope.analysis.pareto.held_out import recovery_loss
+from prunescope.analysis.schema.pareto import Loss, SweepPoint, TextLoss
 from prunescope.analysis.schema.report import Phase
 from prunescope.taxonomy.families import known
 from prunescope.taxonomy.family import read_selection
@@ -54,7 +54,7 @@ def point_of(
             decides=bool(run.census and run.census.dynamic),
         ),
         categories=phase.categories,
-        recovery=_recovery(run, controls),
+        recovery=recovery_loss(run.pruning.recovery if run.pruning else None, controls),
         training_stopped=_stopped(run),
         timing_valid=not times_are_invalid(phase),
         set=list(entry.set),
@@ -146,26 +146,3 @@ def _stopped(run: Run) -> str | None:
     """Why the training of the pruned model ended early; None where it did not, or was none."""
     recovery = run.pruning.recovery if run.pruning else None
     return recovery.stopped if recovery else None
-
-
-def _recovery(run: Run, controls: Iterable[Recovered]) -> RecoveryLoss | None:
-    """The loss on held-out tokens, before and after training, beside a dense model that was trained
-    and judged on the same tokens."""
-    own = run.pruning.recovery if run.pruning else None
-    if own is None or own.eval_sha256 is None:
-        return None
-    dense = next((one for one in controls if one.eval_sha256 == own.eval_sha256), None)
-    sides = [_held_out(one) for one in (own, dense)]
-    if sides[0] is None or sides[1] is None:
-        return None
-    before, after = (math.expm1(pruned - plain) for pruned, plain in zip(*sides, strict=True))
-    tokens = own.losses.held_out.tokens if own.losses and own.losses.held_out else None
-    return RecoveryLoss(before_rel=before, after_rel=after, tokens=tokens)
-
-
-def _held_out(one: Recovered | None) -> tuple[float, float] | None:
-    """Nats a token before and after a training; None where one is not known."""
-    losses = one.losses.held_out if one is not None and one.losses is not None else None
-    if losses is None or losses.before is None or losses.after is None:
-        return None
-    return losses.before, losses.after

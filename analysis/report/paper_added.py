@@ -214,9 +214,9 @@ def recovery(found: Pareto) -> PaperFigure | NotDrawn:
         name=name,
         title=title,
         caption=f"{title} training: perplexity on {tokens:,} held-out tokens over that of the dense"
-        " model, trained alike where the pruned one is, against the realised speedup. Losses on "
-        "held-out tokens have no interval; whiskers: 95 % intervals of the speedup, cut where they "
-        "leave the panel."
+        " model, trained alike where the pruned one is, against the realised speedup. "
+        f"{_of_losses(points)}"
+        "Whiskers: 95 % intervals, those of speedups cut where they leave the panel."
         f"{mark_words(points)}{not_shown(shown)} {of_sweep(found, points)}",
         columns=[
             "phase",
@@ -228,6 +228,11 @@ def recovery(found: Pareto) -> PaperFigure | NotDrawn:
             "high",
             "before_rel",
             "after_rel",
+            "before_low",
+            "before_high",
+            "after_low",
+            "after_high",
+            "blocks",
             "frontier_before",
             "frontier_after",
             "tokens",
@@ -249,6 +254,25 @@ def _after(point: SweepPoint) -> float:
 def _trained(point: SweepPoint) -> RecoveryLoss:
     assert point.recovery is not None
     return point.recovery
+
+
+def _ratios(ends: list[float] | None) -> list[float] | None:
+    """Ends of a relative loss as those of pruned over dense."""
+    return None if ends is None else [1 + end for end in ends]
+
+
+def _of_losses(points: Sequence[SweepPoint]) -> str:
+    """What the intervals of the losses rest on, as the end of a caption."""
+    counts = sorted(
+        {p.recovery.blocks or 0 for p in points if p.recovery and p.recovery.after_ci95}
+    )
+    if not counts:
+        return "Losses on held-out tokens have no interval here. "
+    blocks = " to ".join(f"{n}" for n in dict.fromkeys((counts[0], counts[-1])))
+    return (
+        f"Intervals of losses: a bootstrap over {blocks} blocks of neighbouring tokens, the same "
+        "of both models. "
+    )
 
 
 def _best(points: Sequence[SweepPoint], loss: Callable[[SweepPoint], float]) -> list[SweepPoint]:
@@ -273,6 +297,9 @@ def _recovery_rows(panel: Panel) -> list[list[Value]]:
             *(p.realised_ci95 or (None, None)),
             _trained(p).before_rel,
             _trained(p).after_rel,
+            *(_trained(p).before_ci95 or (None, None)),
+            *(_trained(p).after_ci95 or (None, None)),
+            _trained(p).blocks,
             p.id in ids[0],
             p.id in ids[1],
             _trained(p).tokens,
@@ -297,7 +324,11 @@ def _recovery_figure(shown: Sequence[Panel], *, on_random_ids: bool) -> Figure:
                 (xs[0], y),
                 arrowprops={"arrowstyle": "->", "color": colour, "linewidth": 0.6},
             )
-            for x, full in zip(xs, (False, True), strict=True):
+            trained = _trained(point)
+            spreads = [_ratios(trained.before_ci95), _ratios(trained.after_ci95)]
+            for x, across, full in zip(xs, spreads, (False, True), strict=True):
+                if across is not None:  # with ends, as the arrow lies on it
+                    axes.plot(across, [y, y], color=colour, linewidth=0.7, marker="|", markersize=4)
                 dot(
                     axes,
                     (x, y),
@@ -308,6 +339,7 @@ def _recovery_figure(shown: Sequence[Panel], *, on_random_ids: bool) -> Figure:
                     label=None,
                     reasons=evidence.of_point(point) if full else (),
                 )
+        axes.update_datalim([(1.0, 1.0)])  # the dense model
         axes.autoscale_view()
         highest = max(p.realised for p in panel.points)
         axes.set_ylim(top=min(axes.get_ylim()[1], _MOST_WHISKER * max(1.0, highest)))
@@ -358,6 +390,9 @@ def _labels(panel: Panel) -> tuple[list[tuple[float, float, str]], Obstacles]:
         obstacles.marks += [(before, y), (after, y)]
         low, high = point.realised_ci95 or (y, y)
         obstacles.lines += [((before, y), (after, y)), ((after, low), (after, high))]
+        for across in (_trained(point).before_ci95, _trained(point).after_ci95):
+            if across is not None:
+                obstacles.lines.append(((1 + across[0], y), (1 + across[1], y)))
         if point.sparsity is not None:
             labels.append((after, y, f"{point.sparsity:g}"))
     return labels, obstacles

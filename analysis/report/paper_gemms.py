@@ -51,7 +51,7 @@ def gemm_steps(replays: Sequence[Replays]) -> PaperFigure | NotDrawn:
         " of N or K that is gone (points), in proportion to the size (dotted) and by roofline "
         f"(dashed); steps of tiles and waves where they describe it better than a line. "
         f"{', '.join(devices)}; {samples} of each size, the median over placements; whiskers: 95 % "
-        "intervals, where the sizes were given.",
+        "intervals, cut where they leave the panel.",
         columns=[
             "role",
             "phase",
@@ -82,7 +82,11 @@ def _gemm(curve: StepCurve, size: int) -> Gemm:
 
 
 def _intervals(curve: StepCurve, replays: Replays) -> dict[int, Sequence[float]]:
-    """The 95 % interval of the time of each size that was replayed as a shape of its own."""
+    """The 95 % interval of the time of each size; of a file without, of those sizes that were
+    replayed as shapes of their own."""
+    own = zip(curve.sizes, curve.ci95, strict=False)
+    if any(curve.ci95):
+        return {size: ends for size, ends in own if ends is not None}
     found = {
         (one.gemm, one.dtype): one.warm.ci95
         for one in replays.gemms
@@ -193,4 +197,4 @@ def _panel(axes: Axes, curve: StepCurve, replays: Replays) -> None:
         clean(f"{', '.join(what)}: M = {curve.m:,}, {fixed}, {curve.dtype}"), loc="left", fontsize=7
     )
     axes.set_xlabel(f"share of {curve.axis} = {dense:,} {_SIZES[curve.axis]} that is gone")
-    axes.set_ylabel("speedup")
+    axes.set_ylabel("speedup over the largest size")

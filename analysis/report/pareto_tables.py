@@ -140,6 +140,8 @@ def cell_tables(cell: SweepCell, points: Sequence[SweepPoint]) -> Iterator[Table
     yield from equal_tables(cell)
     if any(point.overhead is not None for point in points):
         yield added_work_table(points)
+    if any(point.recovery is not None for point in points):
+        yield held_out_table(points)
 
 
 def break_even_table(phase: ParetoPhase) -> Table:
@@ -182,6 +184,34 @@ def points_table(points: Sequence[SweepPoint]) -> Table:
     notes += [_SIMULATED] if any(point.simulated for point in points) else []
     notes += [_ZEROS] if any(point.removed_nothing for point in points) else []
     return text_table("points", "Speed and loss", columns, rows, notes)
+
+
+def held_out_table(points: Sequence[SweepPoint]) -> Table:
+    """A row a trained point: perplexity on held-out tokens before and after training."""
+    columns = [
+        Column("family"),
+        *numeric("s", "speedup", "before training", "95 %", "after training", "95 %", "tokens"),
+    ]
+    rows = [
+        [
+            marked(point.label, point),
+            "" if point.sparsity is None else " = ".join(f"{s:g}" for s in point.sparsities),
+            _speedup(point),
+            loss(one.before_rel),
+            _interval(one.before_ci95, loss),
+            loss(one.after_rel),
+            _interval(one.after_ci95, loss),
+            UNKNOWN if one.tokens is None else f"{one.tokens:,}",
+        ]
+        for point in points
+        if (one := point.recovery) is not None
+    ]
+    note = (
+        "Perplexity over that of the dense model, trained alike where the pruned one is, on the "
+        "held-out tokens of the training. 95 %: bootstrap over blocks of neighbouring tokens, the "
+        "same of both models; none for a single block."
+    )
+    return text_table("held-out", "Before and after recovery training", columns, rows, [note])
 
 
 def _point_row(point: SweepPoint, *, recovered: bool, other: bool, tasks: bool) -> list[str]:

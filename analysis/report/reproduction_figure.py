@@ -27,15 +27,22 @@ _NAME, _GROUP = "reproduction", 0.86
 _BLACK: dict[str, Any] = {"color": "black", "linestyle": "none", "markersize": 3}
 
 
+FORMATS = ("csv", "json", "png", "pdf", "svg")
+
+
 def reproduction_files(
-    found: Reproduction, endings: Sequence[str] = ("png", "pdf")
+    found: Reproduction, formats: Sequence[str] = ("csv", "png", "pdf")
 ) -> dict[str, bytes]:
-    """File name to bytes."""
-    files = {f"{_NAME}.csv": _csv(found)}
-    with drawing():
-        figure = _figure(found)
-        for ending in endings:
-            files[f"{_NAME}.{ending}"] = saved(figure, ending)
+    """File name to bytes, of some of FORMATS."""
+    files = {}
+    for name in dict.fromkeys(formats):
+        if name == "csv":
+            files[f"{_NAME}.csv"] = _csv(found)
+        elif name == "json":
+            files[f"{_NAME}.json"] = msgspec.json.format(msgspec.json.encode(found), indent=2)
+        else:
+            with drawing():
+                files[f"{_NAME}.{name}"] = saved(speedups_figure(found), name)
     return files
 
 
@@ -54,7 +61,19 @@ def _csv(found: Reproduction) -> bytes:
     return out.getvalue().encode()
 
 
-def _figure(found: Reproduction) -> Figure:
+class ReproductionPlots:
+    """The figure of a reproduction, as a matplotlib Figure."""
+
+    def __init__(self, found: Reproduction) -> None:
+        self._found = found
+
+    def speedups(self) -> Figure:
+        """The published speedups as bars, ours or the predicted ones as points."""
+        return speedups_figure(self._found)
+
+
+def speedups_figure(found: Reproduction) -> Figure:
+    """Fig. 5 redrawn, a panel a phase."""
     values = [one for one in found.values if one.figure == FIGURE_5]
     phases = list(dict.fromkeys(str(one.phase) for one in values))
     colours = {name: colour for name, (colour, _) in looks_of(list(_families(values))).items()}

@@ -74,6 +74,15 @@ class RecoveryLoss(msgspec.Struct, kw_only=True):
     before_rel: Annotated[float, meaning("pruned / dense - 1, both untrained")]
     after_rel: Annotated[float, meaning("pruned / dense - 1, both trained alike")]
     tokens: Annotated[int | None, meaning("held-out tokens that it is the mean of")] = None
+    before_ci95: Annotated[
+        list[float] | None,
+        meaning(
+            "bootstrap over blocks of neighbouring tokens, the same blocks of both models; null: a "
+            "single block"
+        ),
+    ] = None
+    after_ci95: Annotated[list[float] | None, meaning("as before_ci95")] = None
+    blocks: Annotated[int | None, meaning("of neighbouring tokens, that intervals rest on")] = None
 
 
 class AddedPart(msgspec.Struct, kw_only=True):

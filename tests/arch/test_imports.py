@@ -49,7 +49,7 @@ ALLOWED: dict[str, str] = {
     "tracer/quality": "taxonomy model calibration",
     "tracer/routing": "taxonomy model attention residual calibration",
     "tracer/pruners": "taxonomy model attention residual calibration routing",
-    "tracer/recovery": "taxonomy model calibration routing",
+    "tracer/recovery": "taxonomy model calibration quality routing",
     "tracer/capture": "taxonomy machine model calibration routing pruners recovery",
     "tracer/recorder": "taxonomy machine model capture",
     "tracer/gemm": "taxonomy machine capture",

@@ -366,14 +366,6 @@ SLOW = pytest.mark.slow
 CHAIN = ("dynamic-m", "token-drop", "dynamic-width", "dynamic-nk", "kv-evict")
 
 
-def in_chain(method: str, slow: bool) -> Any:
-    """A family of the chain. Roles of recorded steps come from the order of kernels, and those that
-    gather weights or blocks are no family by order: the verdict is unknown."""
-    unknown = method in ("dynamic-width", "dynamic-nk")
-    marks = [pytest.mark.xfail(reason="unknown by order", strict=True)] if unknown else []
-    return pytest.param(method, marks=[*marks, *([SLOW] if slow else [])])
-
-
 def checked_report(folder: Path, method: str) -> None:
     """The verdict of a capture of a dynamic family in recorded steps, and its counts."""
     run, report = read_run(folder / "pruned"), analyze(folder).report
@@ -393,7 +385,9 @@ def checked_report(folder: Path, method: str) -> None:
     assert (run.phases[phase].graphs, run.phases[phase].breaks) == (1, [])
 
 
-@pytest.mark.parametrize("method", [in_chain(name, name != "dynamic-m") for name in CHAIN])
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=[] if name == "dynamic-m" else SLOW) for name in CHAIN]
+)
 def test_a_dynamic_family_in_graph_mode_is_named(
     quick: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
@@ -412,7 +406,8 @@ def test_a_dynamic_family_in_graph_mode_is_named(
     )
 
 
-@pytest.mark.parametrize("method", [in_chain(name, True) for name in CHAIN])
+@SLOW
+@pytest.mark.parametrize("method", CHAIN)
 def test_a_dynamic_family_that_is_compiled_is_named(
     quick: Callable[..., Path], method: str
 ) -> None:

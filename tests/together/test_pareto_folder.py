@@ -12,6 +12,7 @@ import pytest
 
 import prunescope
 from prunescope.analysis.pareto import pareto
+from prunescope.analysis.pareto.held_out import recovery_loss
 from prunescope.analysis.pipeline import Analysis
 from prunescope.analysis.schema.sides import Totals
 from prunescope.taxonomy.errors import PrunescopeError
@@ -205,8 +206,18 @@ def test_bad_folders_are_named(tmp_path: Path) -> None:
         pareto.judge(tmp_path / "a")
 
 
-def trained(before: float, after: float, text: str = "t") -> Recovered:
-    held_out = HeldOut(before=before, after=after, tokens=2048)
+def trained(
+    before: float, after: float, text: str = "t", *, blocks: tuple[float, ...] = ()
+) -> Recovered:
+    """`blocks`: by how much the loss of each differs from the mean; of 100 tokens each."""
+    held_out = HeldOut(
+        before=before,
+        after=after,
+        tokens=2048,
+        block_tokens=[100] * len(blocks),
+        before_by_block=[before + more for more in blocks],
+        after_by_block=[after + more for more in blocks],
+    )
     return Recovered(steps=3, eval_sha256=text, losses=Losses(held_out=held_out))
 
 
@@ -228,6 +239,28 @@ def test_recovery_is_held_against_the_dense_model_trained_alike(tmp_path: Path) 
     assert one.recovery.before_rel == pytest.approx(math.expm1(0.5))
     assert one.recovery.after_rel == pytest.approx(math.expm1(0.2))
     assert one.recovery.tokens == 2048
+    assert (one.recovery.before_ci95, one.recovery.after_ci95) == (None, None)  # of no block
+
+
+def test_held_out_losses_have_an_interval_over_blocks() -> None:
+    """Blocks that are hard for both models are no spread of their difference; one block has none.
+    Of blocks at 0.5 ± 0.1 nats apart, 4 of each sign, no sample of 8 leaves [0.4, 0.6], and the
+    mean of 8 has a deviation of 0.1/√8: 95 % within 0.5 ± 2·0.035."""
+    up = (0.1, -0.1) * 4
+    control = trained(2.0, 1.9, blocks=(0.0,) * 8)
+    found = recovery_loss(trained(2.5, 2.1, blocks=up), [control])
+    assert found is not None and found.blocks == 8
+    low, high = found.before_ci95 or (0.0, 0.0)
+    assert math.log1p(low) == pytest.approx(0.5 - 0.07, abs=0.02)
+    assert math.log1p(high) == pytest.approx(0.5 + 0.07, abs=0.02)
+    assert found.after_ci95 is not None and found.after_ci95[0] < found.after_rel
+    both = recovery_loss(trained(2.5, 2.1, blocks=up), [trained(2.0, 1.9, blocks=up)])
+    assert both is not None
+    assert both.before_ci95 == pytest.approx([math.expm1(0.5)] * 2)
+    single = recovery_loss(trained(2.5, 2.1, blocks=(0.0,)), [trained(2.0, 1.9, blocks=(0.0,))])
+    assert single is not None and single.after_ci95 is None
+    other = recovery_loss(trained(2.5, 2.1, blocks=up), [trained(2.0, 1.9, blocks=(0.0,) * 7)])
+    assert other is not None and other.after_ci95 is None and other.blocks is None
 
 
 @pytest.mark.usefixtures("analysed")

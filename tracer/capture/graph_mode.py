@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.families import family
 from prunescope.tracer.capture.phases import DecodeLoop, Loop, PrefillLoop, prefill
 from prunescope.tracer.capture.request import TraceRequest, not_recorded
 from prunescope.tracer.model import compat
@@ -263,8 +262,3 @@ def check_mode(request: TraceRequest, device: torch.device) -> None:
     for part in request.parts or ():
         if problem := not_recorded(request.mode, part.family, part.knobs):
             raise PrunescopeError(problem, hint="use --mode eager")
-        if request.only == "layer" and family(part.family).is_dynamic:
-            raise PrunescopeError(
-                f"--only layer cannot record {part.family}: its layers decide together",
-                hint="use --mode eager or --only model",
-            )

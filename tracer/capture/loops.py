@@ -120,7 +120,8 @@ def layer_loops(
     new_cache: Callable[[Any], Any] = compat.new_cache
     if request.mode != "eager":
         recorder = record or RECORDERS[request.mode]
-        new_cache = partial(compat.new_static_cache, prompt_len=length)
+        more = length - request.prompt_len
+        new_cache = partial(compat.new_static_cache, prompt_len=request.prompt_len, more=more)
     return {
         one.name: LayerLoop(
             whole[one.name],

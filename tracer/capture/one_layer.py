@@ -18,8 +18,10 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.tracer.capture.graph_mode import Record
 from prunescope.tracer.capture.phases import Loop
 from prunescope.tracer.capture.variants import Variant
-from prunescope.tracer.model.forwards import forward_replaced
+from prunescope.tracer.model import compat
+from prunescope.tracer.model.forwards import forward_replaced, forward_state
 from prunescope.tracer.model.layers import decoder_layers
+from prunescope.tracer.model.static_step import StaticStep
 
 
 def layers_alone(variants: Sequence[Variant]) -> dict[str, int]:
@@ -34,12 +36,15 @@ def layers_alone(variants: Sequence[Variant]) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class LayerCall:
-    """The arguments that a layer was called with, the model's cache at the time, and what the layer
-    returned beside the hidden states (None: it returned them alone)."""
+    """The arguments that a layer was called with, the model's cache at the time, the tokens `held`
+    in each layer of a static one, what the layers before it left (None: nothing), and what the
+    layer returned beside the hidden states (None: it returned them alone)."""
 
     args: tuple[Any, ...]
     keywords: Mapping[str, Any]
     cache: Any
+    held: list[int]
+    found: dict[str, Any] | None
     beside: tuple[Any, ...] | None
 
     @property
@@ -48,8 +53,21 @@ class LayerCall:
         found: torch.Tensor = self.args[0] if self.args else self.keywords["hidden_states"]
         return found
 
+    def restore(self, layer: Any) -> None:
+        """Before a call: what the layers before it left."""
+        state = forward_state(layer)
+        if state is not None and self.found is not None:
+            state.restore(self.found)
+
+    def crop(self, cache: Any) -> None:
+        """Shorten those layers of a static cache that hold more tokens than the model's did."""
+        for layer, held in zip(cache.layers, self.held, strict=False):
+            surplus = int(layer.get_seq_length()) - held
+            if surplus > 0 and layer.is_initialized:
+                layer.crop(-surplus)
+
     def again(self, layer: Any, cache: Any, hidden: torch.Tensor | None = None) -> Any:
-        """Call the layer with another cache; `hidden`: other hidden states of the same shape."""
+        """LayerCall the layer with another cache; `hidden`: other hidden states of the same shape."""
         other = {id(self.cache): cache}
         if hidden is not None:
             other[id(self.hidden)] = hidden
@@ -82,6 +100,11 @@ class LayerLoop:
         calls = _calls(whole, layer, decodes=decodes)
         count = self._lead + self.steps_per_sample
         self._prompt, self._steps = calls[:-count], calls[-count:]
+        if record is not None:  # a static cache that cannot be cropped reads its prompt again
+            self._prompt = self._prompt[-self._lead :] if decodes else self._prompt
+            device = self.form.hidden.device
+            self._reads = StaticStep(prompt=True, num_forwards=1, device=device)
+            self._static = StaticStep(prompt=not decodes, num_forwards=count, device=device)
         if len(self._steps) < count or len(self._prompt) > self._lead:
             raise PrunescopeError(
                 "a step of this model does not call its middle layer exactly once",
@@ -97,7 +120,7 @@ class LayerLoop:
         """An empty cache, or one that holds the prompt."""
         self._fill()
         for call in self._steps[: self._lead]:
-            call.again(self._layer, self.cache)
+            self._eagerly(call)
 
     def sample(self) -> Any:
         """A call of the layer; in a decode, one for each token."""
@@ -120,46 +143,83 @@ class LayerLoop:
         if self._record is None:
             self.cache = self._new_cache()
         elif self.cache is None:
-            self.cache, first = self._new_cache(), self._steps[self._lead]
-            first.again(self._layer, self.cache)  # allocates it: a recorded step finds it so
+            self.cache = self._new_cache()
+            # Allocates it, and finds the samplers: a recorded step finds it so.
             self._rewind()
-            self.run = self._record(
-                lambda hidden: first.again(self._layer, self.cache, hidden),
-                first.hidden,
-                self._rewind,
-            )
+            self._eagerly(self._steps[self._lead])
+            self._rewind()
+            self.run = self._record(self._static_call, self._steps[self._lead].hidden, self._rewind)
         self._rewind()
+        if self._record is not None:
+            self._static.draw_again()
 
     def _rewind(self) -> None:
         if self._record is not None:
             self.cache.reset()
+            self._static.turn.zero_()
         for call in self._prompt:
+            call.restore(self._layer)
+            if self._record is not None:
+                self._reads.draw_again()
+                self._reads.begin()
             call.again(self._layer, self.cache)
+            if self._record is not None:
+                self._reads.end()
+                self._steps[0].crop(self.cache)
+        self._steps[self._lead].restore(self._layer)
+
+    def _eagerly(self, call: LayerCall) -> Any:
+        """A call by the arguments that the model gave it, in the form of the mode."""
+        call.restore(self._layer)
+        if self._record is None:
+            return call.again(self._layer, self.cache)
+        self._static.begin()
+        output = call.again(self._layer, self.cache)
+        self._static.end()
+        return output
+
+    def _static_call(self, hidden: torch.Tensor) -> Any:
+        """The step that is recorded: of other hidden states, otherwise as the first."""
+        self._static.begin()
+        output = self._steps[self._lead].again(self._layer, self.cache, hidden)
+        self._static.end()
+        return output
 
     def _call(self, call: LayerCall) -> Any:
-        if self.run is not None:
-            return self.run(call.hidden)
-        return call.again(self._layer, self.cache)
+        if self.run is None:
+            return self._eagerly(call)
+        self._steps[self._lead].restore(self._layer)
+        return self.run(call.hidden)
 
 
 def _calls(whole: Loop, layer: torch.nn.Module, *, decodes: bool) -> list[LayerCall]:
     """The calls of a layer in an untimed pass: of the prompt, and in a decode of each token, from
     the last of the prompt on."""
-    found: list[LayerCall] = []
+    calls: list[LayerCall] = []
+    state, found, held = forward_state(layer), list[dict[str, Any]](), list[int]()
+
+    def look(*_: Any) -> None:
+        found[:] = [] if state is None else [state.saved()]
+        held[:] = compat.static_lengths(whole.cache)
 
     def keep(_layer: Any, args: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
         beside = output[1:] if isinstance(output, tuple) else None
-        found.append(LayerCall(args, dict(keywords), whole.cache, beside))
+        state_before = next(iter(found), None)
+        calls.append(LayerCall(args, dict(keywords), whole.cache, list(held), state_before, beside))
 
-    hook = layer.register_forward_hook(keep, with_kwargs=True)
+    hooks = [
+        layer.register_forward_pre_hook(look),
+        layer.register_forward_hook(keep, with_kwargs=True),
+    ]
     try:
         for index in range(-1, whole.steps_per_sample if decodes else 0):
             whole.prepare_step(index)
             whole.step(index)
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
         whole.cache = None
-    return found
+    return calls
 
 
 class RestLoop:

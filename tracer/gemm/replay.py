@@ -149,7 +149,7 @@ def replay_cases(
     for case, axis in curved:
         points = curve_of(case, axis)
         samples = _samples(points, timer, rounds, device=device, cold=False)
-        times = {gemm: _middle(times_of(samples.warm[gemm])) for gemm in points}
+        times = {gemm: times_of(samples.warm[gemm]) for gemm in points}
         found.curves.append(_curve(case, axis, times))
         progress.advance()
 
@@ -264,7 +264,7 @@ def _curves_of_given(
     cases: Sequence[GemmCase], replayed: Sequence[ReplayedGemm]
 ) -> Iterable[StepCurve]:
     """A curve over N of the shapes that differ in it alone, and over K."""
-    times = {one.gemm: _middle(one.warm) for one in replayed if one.warm is not None}
+    times = {one.gemm: one.warm for one in replayed if one.warm is not None}
     for axis, fixed in (("n", "k"), ("k", "n")):
         lines: dict[tuple[int, int], list[GemmCase]] = {}
         for case in cases:
@@ -274,8 +274,8 @@ def _curves_of_given(
                 yield _curve(line[0], axis, {case.pruned: times[case.pruned] for case in line})
 
 
-def _curve(case: GemmCase, axis: str, times: Mapping[Gemm, float]) -> StepCurve:
-    sizes, ns = [getattr(gemm, axis) for gemm in times], list(times.values())
+def _curve(case: GemmCase, axis: str, times: Mapping[Gemm, ReplayTimes]) -> StepCurve:
+    sizes, ns = [getattr(gemm, axis) for gemm in times], [_middle(one) for one in times.values()]
     steps = fit(sizes, ns)
     gemm = case.pruned
     return StepCurve(
@@ -289,6 +289,7 @@ def _curve(case: GemmCase, axis: str, times: Mapping[Gemm, float]) -> StepCurve:
         dtype=case.dtype,
         sizes=sizes,
         ns=ns,
+        ci95=[one.ci95 for one in times.values()],
         width=steps.width if steps else None,
         step_ns=steps.step_ns if steps else None,
         base_ns=steps.base_ns if steps else None,

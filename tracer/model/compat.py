@@ -124,6 +124,13 @@ def static_mask(
     return seen[None, None]
 
 
+def static_lengths(cache: Any) -> list[int]:
+    """Number of tokens in each layer of a static cache; empty for another one."""
+    if not all(isinstance(layer, StaticLayer) for layer in cache.layers):
+        return []
+    return [int(layer.get_seq_length()) for layer in cache.layers]
+
+
 def tokens_in(cache: Any) -> int:
     """Number of tokens in a cache."""
     return int(cache.get_seq_length()) if cache.layers else 0

@@ -10,12 +10,30 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 Forward = Callable[..., Any]
+
+
+class ForwardState(Protocol):
+    """What layers of one forward leave for those after them. A layer that reads such has it as its
+    attribute `forward_state`, so that it can run alone on what it found."""
+
+    def saved(self) -> dict[str, Any]:
+        """A copy of it, as `restore` takes it."""
+        ...
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Set it again."""
+        ...
+
+
+def forward_state(layer: nn.Module) -> ForwardState | None:
+    """What a layer finds of the layers before it, beside its arguments; None for nothing."""
+    return getattr(layer, "forward_state", None)
 
 
 @contextmanager

@@ -139,6 +139,14 @@ class _Route:
         else:
             self.skipped = set(self.sampler.stream.sample(range(self.num_layers), count))
 
+    def saved(self) -> dict[str, Any]:
+        """What it has decided of a forward: see ForwardState."""
+        return {"skipped": set(self.skipped), "left": self.left}
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Set it to a copy that `saved` made."""
+        self.skipped, self.left = set(saved["skipped"]), saved["left"]
+
     def held(self, step: StaticStep) -> torch.Tensor:
         """Which layers of a static step run, 0 or 1 for each: drawn as `start` draws.
 
@@ -218,6 +226,11 @@ class _Skippable(Counted):
     route: _Route
     place: LayerPlace
     outputs: int  # length of the layer's output tuple; 0 if it returns a tensor
+
+    @property
+    def forward_state(self) -> _Route:
+        """What was decided before this layer: which are skipped."""
+        return self.route
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """[B, T, h] to [B, T, h]."""

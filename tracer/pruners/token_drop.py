@@ -143,13 +143,21 @@ class _Drop:
     mask: torch.Tensor | None = None
     stale: bool = True
 
+    def saved(self) -> dict[str, Any]:
+        """A copy of the state: see ForwardState."""
+        return {**vars(self), "taken": list(self.taken)}
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Set it to a copy that `saved` made."""
+        vars(self).update(saved, taken=list(saved["taken"]))
+
     def reduced(self, arguments: dict[str, Any], positions: torch.Tensor) -> dict[str, Any]:
         """The arguments of a layer, reduced to the kept tokens at `positions`."""
         kept = dict(arguments)
         for name, take in (("position_embeddings", taken_rotary), ("position_ids", _taken_ids)):
             value: Any = arguments.get(name)
             if value is not None:
-                known = [taken for given, taken in self.taken if given is value]
+                known = [taken for given, taken in self.taken if _first(given) is _first(value)]
                 if not known:
                     known = [take(value, positions)]
                     self.taken.append((value, known[0]))
@@ -210,6 +218,11 @@ class _Dropping(Counted):
     place: LayerPlace
     late: bool
 
+    @property
+    def forward_state(self) -> _Drop:
+        """What layers before this one leave: which tokens are left."""
+        return self.drop
+
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """[B, S, h] to [B, S, h]; after the drop [B, k, h]."""
         arguments = by_name(self, args, kwargs)
@@ -268,6 +281,11 @@ class _Dropping(Counted):
         drop.positions = kept if before is None else before.gather(1, kept)
         drop.taken = []
         return hidden
+
+
+def _first(value: Any) -> Any:
+    """What tells one argument from another: torch.compile compares tensors, and no tuples."""
+    return value[0] if isinstance(value, tuple) else value
 
 
 def _taken_ids(ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

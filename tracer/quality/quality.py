@@ -22,7 +22,7 @@ import torch
 from torch.nn import functional as F
 
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.run_quality import RANDOM_IDS, Quality, TextSource
+from prunescope.taxonomy.run_quality import BLOCK, RANDOM_IDS, Quality, TextSource
 from prunescope.tracer.calibration.requests import decided_by
 from prunescope.tracer.calibration.texts import random_ids, read_text
 from prunescope.tracer.model import compat
@@ -30,8 +30,6 @@ from prunescope.tracer.model.logits import REBUILT, within
 from prunescope.tracer.quality.statistics import Blocks, mean_ci95, perplexity_ci95, relative_ci95
 
 TOKENS, CONTEXT = 8192, 1024
-# Tokens in a block of the bootstrap: neighbours in a text are correlated.
-BLOCK = 128
 # Decode scoring: the share of a window that is the prompt, and the tokens scored after it.
 _PROMPT, _DECODED = 0.5, 32
 # Windows as long as a prompt: the least number, and the tokens scored at the end of each. 4 times

@@ -17,9 +17,11 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from prunescope.taxonomy.run_blocks import HeldOut, Losses, Recovered
+from prunescope.taxonomy.run_quality import BLOCK
 from prunescope.tracer.calibration.point import Calibration
 from prunescope.tracer.model.layers import text_config
 from prunescope.tracer.model.weights import expert_notes, stored_tensors, weights_fingerprint
+from prunescope.tracer.quality.statistics import Blocks, mean_ci95
 from prunescope.tracer.recovery.adapters import Adapters, attach
 from prunescope.tracer.recovery.examples import Examples, examples
 from prunescope.tracer.recovery.settings import Recovery, check_installed
@@ -63,7 +65,7 @@ def recover(  # noqa: PLR0913
         seed=seed,
     )
     fingerprint = weights_fingerprint(model)
-    held_out = [mean_loss(model, read.held_out)]
+    before_nats = token_losses(model, read.held_out)
     calibration = Calibration(batches=read.rows[:_ROUTED].split(1), record={})
     for learner in learners:
         learner.begin(calibration)
@@ -74,7 +76,7 @@ def recover(  # noqa: PLR0913
     adapters.merge()
     for learner in learners:
         learner.finish(calibration)
-    held_out.append(mean_loss(model, read.held_out))
+    held_out = held_out_losses(before_nats, token_losses(model, read.held_out), read.held_out)
     record = _record(wanted, seed, read, training, held_out)
     record.weights_sha256 = weights_sha256(model)
     record.notes = _notes(model, adapters, learners, training)
@@ -82,17 +84,49 @@ def recover(  # noqa: PLR0913
     return record
 
 
-def mean_loss(model: Any, rows: torch.Tensor) -> float | None:
-    """Nats a token of [n, L], each sequence by itself; None if it is not finite."""
-    total, count = 0.0, 0
-    with torch.no_grad():
-        for row in rows.split(1):
-            scored = _loss(model, row)
-            if scored is None:
-                return None
-            total, count = total + float(scored[0]), count + scored[1]
-    mean = total / count
-    return mean if mean == mean and abs(mean) != float("inf") else None
+@torch.no_grad()
+def token_losses(model: Any, rows: torch.Tensor) -> torch.Tensor | None:
+    """Nats [n·(L − 1)] of all tokens of [n, L] but the first ones, each sequence by itself; None if
+    one is not finite, or if the model dropped tokens and has no logits for them."""
+    parts = []
+    for row in rows.split(1):
+        given = _logits_and_targets(model, row)
+        if given is None:
+            return None
+        nats = [cross_entropy(x.float(), y, reduction="none") for x, y in given]
+        parts.append(torch.cat(nats)[:-1].double().cpu())
+    found = torch.cat(parts)
+    return found if bool(found.isfinite().all()) else None
+
+
+def held_out_losses(
+    before: torch.Tensor | None, after: torch.Tensor | None, rows: torch.Tensor
+) -> HeldOut:
+    """The record of what `token_losses` gave of rows [n, L] before and after a training."""
+    places = torch.arange(rows.numel()).view(rows.shape)[:, 1:].flatten()  # in the text
+    blocks = Blocks.of(places, BLOCK)
+    tokens = torch.bincount(blocks.block_of)
+    means, ends, by_block = list[float | None](), list[list[float] | None](), list[list[float]]()
+    for nats in (before, after):
+        means.append(None if nats is None else float(nats.mean()))
+        ends.append(None if nats is None else mean_ci95(blocks, nats))
+        sums = None if nats is None else tokens.new_zeros(len(tokens), dtype=torch.float64)
+        by_block.append(
+            []
+            if sums is None or nats is None
+            else (sums.index_add_(0, blocks.block_of, nats) / tokens).tolist()
+        )
+    return HeldOut(
+        before=means[0],
+        after=means[1],
+        tokens=rows.numel(),
+        before_ci95=ends[0],
+        after_ci95=ends[1],
+        block=BLOCK,
+        block_tokens=tokens.tolist(),
+        before_by_block=by_block[0],
+        after_by_block=by_block[1],
+    )
 
 
 @torch.no_grad()
@@ -169,6 +203,18 @@ class _Backward:
 def _loss(model: Any, rows: torch.Tensor) -> tuple[torch.Tensor, int] | None:
     """The summed loss of all tokens of [n, L] but the first ones, and their number; None if the
     model dropped tokens and has no logits for them."""
+    parts = _logits_and_targets(model, rows)
+    if parts is None:
+        return None
+    losses = [checkpoint(_nats, *part, use_reentrant=False) for part in parts]
+    return torch.stack(losses).sum(), rows.shape[0] * (rows.shape[1] - 1)
+
+
+def _logits_and_targets(
+    model: Any, rows: torch.Tensor
+) -> list[tuple[torch.Tensor, torch.Tensor]] | None:
+    """Logits [.., V] and next tokens [..] of rows [n, L], a part at a time; None if the model
+    dropped tokens and has no logits for them."""
     rows = rows.to(model.get_input_embeddings().weight.device)
     logits = model(input_ids=rows, use_cache=False).logits
     if logits.shape[1] < rows.shape[1]:
@@ -177,9 +223,7 @@ def _loss(model: Any, rows: torch.Tensor) -> tuple[torch.Tensor, int] | None:
     targets = rows.roll(-1, dims=1)
     targets[:, -1] = _NO_TARGET
     size = max(1, _PART_BYTES // (4 * logits.shape[-1]))
-    parts = zip(logits.flatten(0, 1).split(size), targets.flatten().split(size), strict=True)
-    losses = [checkpoint(_nats, *part, use_reentrant=False) for part in parts]
-    return torch.stack(losses).sum(), rows.shape[0] * (rows.shape[1] - 1)
+    return list(zip(logits.flatten(0, 1).split(size), targets.flatten().split(size), strict=True))
 
 
 def _nats(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -188,11 +232,10 @@ def _nats(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 def _record(
-    wanted: Recovery, seed: int, read: Examples, training: Training, held_out: list[float | None]
+    wanted: Recovery, seed: int, read: Examples, training: Training, held_out: HeldOut
 ) -> Recovered:
     losses = training.state.losses
     every = max(1, -(-len(losses) // _CURVE))
-    before, after = held_out
     return Recovered(
         steps=wanted.steps,
         rank=wanted.rank,
@@ -210,7 +253,7 @@ def _record(
         stopped=training.state.stopped,
         losses=Losses(
             train=[[i + 1, losses[i]] for i in range(0, len(losses), every)],
-            held_out=HeldOut(before=before, after=after, tokens=read.held_out.numel()),
+            held_out=held_out,
         ),
     )
 

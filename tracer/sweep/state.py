@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import json
 import os
 import re
@@ -23,8 +24,8 @@ import msgspec
 from prunescope.taxonomy.atomic_write import write_file
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import Block, OmitDefault, decode_file, plain
-from prunescope.taxonomy.run import MANIFEST
-from prunescope.taxonomy.run_blocks import MeasuredPeaks
+from prunescope.taxonomy.run import MANIFEST, read_run
+from prunescope.taxonomy.run_blocks import HeldOut, MeasuredPeaks
 from prunescope.taxonomy.run_quality import Quality, TaskSource
 from prunescope.taxonomy.scrub import scrub_values
 from prunescope.taxonomy.sweep_files import (
@@ -139,6 +140,8 @@ class SweepFolder:
             plan = self._read_plan()
             assert plan is not None
             results = [self._entry(result) for result in plan.results]
+            if plan.config.get("recover"):
+                results = [self._with_held_out(entry) for entry in results]
             after = SweepFile(config=plan.config, notes=plan.notes, results=results)
             write_json(self.path / SWEEP, after)
 
@@ -201,6 +204,14 @@ class SweepFolder:
             error=failure.error if failure else None,
         )
 
+    def _with_held_out(self, entry: SweepResult) -> SweepResult:
+        """A result that is done, with the held-out losses of its training."""
+        if entry.run is None:
+            return entry
+        run = self.path / entry.run
+        found = _held_out(run, (run / MANIFEST).stat().st_mtime_ns)
+        return msgspec.structs.replace(entry, held_out=found)
+
     def _read_failure(self, result: Planned) -> Failure | None:
         return read_json(self._failure(result.id), Failure)
 
@@ -226,6 +237,18 @@ class SweepFolder:
         with (self.path / ".sweep.lock").open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+@functools.lru_cache(maxsize=4096)
+def _held_out(run: Path, _changed: int) -> HeldOut | None:
+    """The held-out losses of a run, without those of each block; read once for every change."""
+    pruning = read_run(run).pruning
+    losses = pruning.recovery.losses if pruning is not None and pruning.recovery else None
+    if losses is None or losses.held_out is None:
+        return None
+    return msgspec.structs.replace(
+        losses.held_out, block_tokens=[], before_by_block=[], after_by_block=[]
+    )
 
 
 @contextlib.contextmanager

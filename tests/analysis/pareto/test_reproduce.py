@@ -16,6 +16,7 @@ from prunescope.analysis.report.sheet import Line
 from prunescope.analysis.schema.pareto import Loss, Pareto
 from prunescope.analysis.schema.reproduction import ReproducedValue, Reproduction
 from prunescope.reproducing import reproduce_predicted
+from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.paper import paper
 from tests.analysis.report.test_paper_figures import at, replays, sweep
 
@@ -129,3 +130,21 @@ def test_the_command_without_a_sweep(tmp_path: Path) -> None:
     assert prunescope.main(["reproduce", "--against", "paper", "--json", str(target)]) == 0
     plain = json.loads(target.read_text("utf-8"))
     assert plain["schema"] == 1 and len(plain["values"]) == 164 and plain["against"] == "paper"
+
+
+def test_the_python_function_gives_what_the_command_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = prunescope.reproduce()
+    assert prunescope.main(["reproduce", "--against", "paper", "--json", "-"]) == 0
+    assert made.to_dict() == json.loads(capsys.readouterr().out)
+    assert made.to_polars().height == len(made.values)
+    assert {"figure", "published", "predicted", "bound"} <= set(made.to_polars().columns)
+    assert "Fig. 5" in made._repr_html_() and "predicted>" in repr(made)
+    names = [path.name for path in made.save(tmp_path, formats="csv,json")]
+    assert names == ["reproduction.csv", "reproduction.json"]
+    assert json.loads((tmp_path / "reproduction.json").read_bytes()) == made.to_dict()
+    with pytest.raises(PrunescopeError, match="against is 'peers'"):
+        prunescope.reproduce(against="peers")
+    with pytest.raises(PrunescopeError, match="md"):
+        made.save(tmp_path, formats=["md"])

@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 import torch
 
+from prunescope.tracer.capture import graph_mode
 from prunescope.tracer.capture.graph_mode import record_nothing
 from prunescope.tracer.capture.loops import layer_loops, whole_loops
 from prunescope.tracer.capture.one_layer import RestLoop, layers_alone
 from prunescope.tracer.capture.request import TraceRequest
+from prunescope.tracer.model import compat
 from prunescope.tracer.model.layers import decoder_layers
+from tests.tracer.static_steps import pruned
 
 CPU = torch.device("cpu")
 
@@ -58,6 +61,81 @@ def test_it_computes_what_the_model_computes_in_it(tiny: Any, phase: Any, mode: 
     assert found.shape == inside[0].shape
     if same == len(calls):
         torch.testing.assert_close(found, inside[0])
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+@pytest.mark.parametrize("name", ["token-drop", "dynamic-depth"])
+def test_a_layer_finds_what_layers_before_it_decided(name: str, phase: Any) -> None:
+    """Which tokens are left, and which layers run: alone it does what it did in the model."""
+    request = TraceRequest("tiny-llama", phase=phase, prompt_len=12, decode_steps=6, only="layer")
+    model = pruned(name)
+    (number,) = layers_alone([variant(model)]).values()
+    outputs: list[Any] = []
+    decoder_layers(model)[1][number].register_forward_hook(lambda *told: outputs.append(told[2]))
+    (loop,) = layer_loops(request, phase, [variant(model)], CPU).values()
+    inside = list(outputs)  # of the pass that its inputs are kept from
+    for _ in range(2):
+        outputs.clear()
+        loop.prepare()
+        loop.sample()
+        torch.testing.assert_close(outputs, inside)
+    if name == "token-drop":
+        assert inside[0].shape[1] == (6 if phase == "prefill" else 5)  # of 12 tokens, of 11
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+@pytest.mark.parametrize("name", ["token-drop", "dynamic-nk", "kv-evict but the latest"])
+def test_a_recorded_layer_of_a_dynamic_family(name: str, phase: Any) -> None:
+    """Of what the model gave it, the prompt and the first tokens; the others have their mask."""
+    request = TraceRequest(
+        "tiny-llama", phase=phase, prompt_len=40, decode_steps=4, only="layer", mode="graph"
+    )
+    model = pruned(name)
+    (number,) = layers_alone([variant(model)]).values()
+    outputs: list[Any] = []
+    decoder_layers(model)[1][number].register_forward_hook(lambda *told: outputs.append(told[2]))
+    (loop,) = layer_loops(request, phase, [variant(model)], CPU, record_nothing).values()
+    inside = outputs[-5:] if phase == "decode" else list(outputs)
+    for _ in range(2):
+        loop.prepare()
+        lead = outputs[-1:] if phase == "decode" else []
+        loop.sample()
+        found = [*lead, *outputs[-loop.steps_per_sample :]]
+        torch.testing.assert_close(found[:2], inside[:2])
+        assert [one.shape for one in found] == [one.shape for one in inside]
+    for index in range(-1, loop.steps_per_sample):
+        loop.prepare_step(index)
+        assert loop.step(index).isfinite().all()
+    if phase == "decode":
+        held = compat.static_lengths(loop.cache)[number]
+        assert held == (24 if name == "token-drop" else 44)
+
+
+def _whole(step: Any, tokens: torch.Tensor, rewind: Any) -> Any:
+    """A recorder that fails where torch.compile cannot take the step whole."""
+    run = torch.compile(graph_mode._own_code(step), dynamic=False, fullgraph=True, backend="eager")
+    graph_mode._warm(run, tokens, rewind)
+    return run
+
+
+@torch.inference_mode()
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+@pytest.mark.parametrize(
+    "name", ["dynamic-m", "token-drop", "dynamic-width", "dynamic-nk", "kv-evict"]
+)
+def test_torch_compile_takes_a_layer_whole(name: str, phase: Any) -> None:
+    request = TraceRequest(
+        "tiny-llama", phase=phase, prompt_len=40, decode_steps=3, only="layer", mode="compile"
+    )
+    (loop,) = layer_loops(request, phase, [variant(pruned(name))], CPU, _whole).values()
+    for _ in range(2):
+        loop.prepare()
+        found = loop.sample()
+        found = found[0] if isinstance(found, tuple) else found
+        assert found.isfinite().all()
 
 
 @torch.inference_mode()

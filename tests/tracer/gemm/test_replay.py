@@ -60,6 +60,8 @@ def test_the_law_of_a_kernel_with_64_wide_steps_is_recovered() -> None:
     assert curve.step_ns == pytest.approx(4_000, rel=0.05)
     assert curve.base_ns == pytest.approx(10_000, rel=0.1)
     assert len(found.gemms) == len(cases) and found.gemms[0].reasons == ["given"]
+    for ns, ends in zip(curve.ns, curve.ci95, strict=True):
+        assert ends is not None and ends[0] < ns < ends[1]
 
 
 def test_a_straight_line_has_no_steps() -> None:

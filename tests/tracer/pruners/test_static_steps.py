@@ -121,7 +121,9 @@ def test_a_compiled_step_has_the_loss_of_the_eager_one(name: str, dtype: str) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["dynamic-m"])
+@pytest.mark.parametrize(
+    "name", ["dynamic-m", "token-drop", "dynamic-width", "dynamic-nk", "kv-evict"]
+)
 def test_torch_export_takes_a_static_prompt(name: str) -> None:
     with torch.inference_mode(mode=False), torch.no_grad():
         model = pruned(name)

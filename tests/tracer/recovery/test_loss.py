@@ -63,3 +63,40 @@ def test_dropped_tokens_have_no_loss() -> None:
     from prunescope.tracer.recovery.recover import _loss
 
     assert _loss(Fixed(torch.float32, dropped=2), torch.arange(14).reshape(2, 7)) is None
+
+
+class Counting(torch.nn.Module):  # type: ignore[misc]
+    """Logits by the id of a token alone: that of the next id is as large as the id, in tenths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = torch.nn.Embedding(V, 4)
+
+    def get_input_embeddings(self) -> Any:
+        return self.embed
+
+    def forward(self, input_ids: Any, *, use_cache: bool) -> Any:
+        assert not use_cache
+        logits = torch.zeros(*input_ids.shape, V)
+        logits[..., :-1, 0] = -input_ids[..., 1:].float() / 10
+        return SimpleNamespace(logits=logits)
+
+
+def test_held_out_losses_have_means_of_blocks() -> None:
+    """Three rows of 100 tokens, 99 scored each: blocks 0-127, 128-255 and 256-299 of the text hold
+    126, 127 and 44 scored tokens (positions 0, 100 and 200 have none)."""
+    from prunescope.tracer.recovery.recover import held_out_losses, token_losses
+
+    rows = torch.zeros(3, 100, dtype=torch.long)
+    nats = token_losses(Counting(), rows)
+    assert nats is not None
+    assert nats.tolist() == pytest.approx([torch.tensor(50.0).log().item()] * 297)
+    before = nats + torch.arange(297)
+    found = held_out_losses(before, None, rows)
+    assert (found.tokens, found.block, found.block_tokens) == (300, 128, [126, 127, 44])
+    assert found.before == pytest.approx(float(before.mean()))
+    assert found.before_by_block[0] == pytest.approx(float(before[:126].mean()))
+    assert found.before_ci95 is not None and found.before_ci95[0] < found.before
+    assert (found.after, found.after_ci95, found.after_by_block) == (None, None, [])
+    single = held_out_losses(before[:99], before[:99], rows[:1])
+    assert (single.block_tokens, single.before_ci95, single.after_ci95) == ([99], None, None)

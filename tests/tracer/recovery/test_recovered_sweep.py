@@ -13,6 +13,7 @@ from prunescope.analysis.report.listings import sweep_state
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import read_run
 from prunescope.taxonomy.run_blocks import Recovered
+from prunescope.taxonomy.sweep_files import read_sweep
 from prunescope.tracer.recovery import training
 from prunescope.tracer.sweep import control, job
 from prunescope.tracer.sweep.request import SweepRequest
@@ -79,6 +80,11 @@ def test_one_training_a_model_and_one_of_the_dense_control(
     plan = json.loads((request.out / "plan.json").read_bytes())
     assert plan["config"]["recover"]["steps"] == 8
     assert plan["config"]["other_text"] == "other.txt"
+    for entry in read_sweep(request.out).results:
+        held_out = entry.held_out
+        assert held_out is not None and held_out.tokens and held_out.before and held_out.after
+        assert held_out.after < held_out.before and held_out.block_tokens == []
+    assert all(p.recovery for phase in found.phases.values() for p in phase.points)
 
 
 def test_every_selection_keeps_a_training_of_its_own(asked: Any) -> None:
