@@ -37,13 +37,13 @@ def allocation(c: Context) -> str:
         return ""  # nothing is known to lie in a layer, or outside of one
     most = whole / outside
     share = f"{percent(outside / whole)} of the dense step lies outside of the layers"
+    limit = f"; no cut of layers exceeds {most:.2f}×: {share}"
     if outside / whole < _LEAST_OUTSIDE:
-        return f"; `{_command(c, promised)}` decides what each layer keeps"
-    limit = f"no cut of layers exceeds {most:.2f}×: {share}"
-    if promised >= most:
-        return f"; {limit}"
+        limit = ""
+    elif promised >= most:
+        return limit
     command, folder = _command(c, promised)
-    return f"; `{command}` ({folder}) decides what each layer keeps; {limit}"
+    return f"; `{command}` ({folder}) decides what each layer keeps{limit}"
 
 
 def _command(c: Context, speedup: float) -> tuple[str, str]:

@@ -159,17 +159,25 @@ def test_zeros_in_dense_tensors_name_allocate_too(tmp_path: Path) -> None:
     assert "--speedup 2.00 --phase prefill` (RUN: the folder of both runs)" in str(masked.change)
 
 
-def test_missed_coverage_names_allocate_and_the_most_that_it_can_expect() -> None:
+def test_missed_coverage_names_allocate_and_the_most_that_it_can_expect(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A run of ours that keeps half of heads and channels: lm_head and the ends of the step, a
-    tenth of it, lie outside of all layers."""
+    tenth of it, lie outside of all layers. Where next to nothing does, no limit is named."""
     report = analyze(Path(os.path.relpath(TINY))).report
     limited = found(report.phases["decode"], "coverage-limited")
     change = str(limited and limited.change)
     words = ["--from-run", "RUN/dense", "--model", "tiny-llama", "--speedup", "2.00"]
-    assert f"`prunescope allocate {' '.join(words)} --phase decode`" in change
+    command = f"`prunescope allocate {' '.join(words)} --phase decode`"
+    command += " (RUN: the folder of both runs) decides what each layer keeps"
+    assert command in change
     most = re.search(r"no cut of layers exceeds ([\d.]+)×: (\d+) % of the dense step", change)
     assert most is not None
     assert float(most[1]) == pytest.approx(100 / int(most[2]), rel=0.06)
+    monkeypatch.setattr("prunescope.analysis.findings.allocate._LEAST_OUTSIDE", 0.5)
+    report = analyze(Path(os.path.relpath(TINY))).report
+    limited = found(report.phases["decode"], "coverage-limited")
+    assert str(limited and limited.change).endswith(command)
 
 
 def test_a_config_whose_tiles_do_not_fit_leads_the_answer(tmp_path: Path) -> None:
