@@ -46,11 +46,12 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.option import as_path, options_of
 from prunescope.taxonomy.scrub import scrub, scrub_all
 from prunescope.tracer.allocation.losses import (
+    PAIR,
     PAIRS,
     SEQUENCES,
     ModelLosses,
+    losses_nearby,
     losses_of_others,
-    read_losses,
 )
 from prunescope.tracer.calibration.collect import calibration_of, text_calibration
 from prunescope.tracer.capture.progress import Progress, Silent
@@ -62,7 +63,11 @@ _MOST_NATS = 700.0  # the largest whose exponential is a number
 
 def problem_asked(request: AllocateRequest) -> Problem:
     """The problem of a request, whose dense run is read. Raises PrunescopeError for a bad request,
-    and as `problem_of`."""
+    for a plan that exists, and as `problem_of`."""
+    if request.path.exists() and not request.overwrite:
+        raise PrunescopeError(
+            f"{request.path.name} exists", hint="--overwrite replaces it, or name another --out"
+        )
     request.check()
     asked, _ = predicted(request)
     notes: list[str] = []
@@ -75,17 +80,23 @@ def evaluations(problem: Problem) -> dict[str, Any]:
     shape, request = problem.costs.shape, problem.request
     layers = [shape.layer(number) for number in range(shape.layers)]
     wanted = removals_of(problem.sizes, [(one.kv_heads, one.intermediate) for one in layers])
-    found = read_losses(request.losses_path)
-    others = ""
-    if found is not None:
-        others = losses_of_others(found, model=request.model_name, text=as_path(request.text))
-    known = set() if found is None or others else set(found.removed)
+    keys = {one.key for one in wanted}
+    measured, losses, others = 0, request.losses_path, None
+    for path, found in losses_nearby(request.losses_path):
+        whose = losses_of_others(found, model=request.model_name, text=as_path(request.text))
+        if not whose:
+            pairs = sum(keys.issuperset(key.split(PAIR)) for key in found.removed if PAIR in key)
+            measured = 1 + len(keys & found.removed.keys()) + min(PAIRS, pairs)
+            losses, others = path, None
+            break
+        if path == request.losses_path:
+            others = whose
     return {
         "evaluations": len(wanted) + PAIRS + 2,  # the dense model, and the planned one
-        "measured": len(known & {one.key for one in wanted}),
-        "losses_of": others or None,  # those that the file has, where they are of no use here
+        "measured": measured,
+        "losses_of": others,  # those that the file has, where they are of no use here
         "sequences": SEQUENCES,
-        "losses": request.losses_path.name,
+        "losses": losses.name,
         "layers": shape.layers,
         "target": problem.shown(problem.cost),
         "costs": problem.costs.source,
@@ -95,10 +106,6 @@ def evaluations(problem: Problem) -> dict[str, Any]:
 def allocate(request: AllocateRequest, progress: Progress | None = None) -> PlanOfLayers:
     """Decide and write the plan. Raises PrunescopeError for a bad request, before a model is
     loaded, and for a target that cannot be reached."""
-    if request.path.exists() and not request.overwrite:
-        raise PrunescopeError(
-            f"{request.path.name} exists", hint="--overwrite replaces it, or name another --out"
-        )
     problem = problem_asked(request)
     shown = progress or Silent()
     losses = _measured(problem, shown)

@@ -35,8 +35,8 @@ LEDGER = {
     "pruned": ("pruned, measured", "wall time of a step of the pruned model: the sum of the rows"),
 }
 WITHOUT_SHAPES = (
-    "unknown without shapes; --model CONFIG gives those of a decoder, and record_shapes=True "
-    "records them (torch's profile, or emit_nvtx for Nsight Systems)"
+    "unknown without shapes; --model CONFIG gives those of a decoder on a GPU, and "
+    "record_shapes=True records them (torch's profile, or emit_nvtx for Nsight Systems)"
 )
 WITHOUT_PEAKS = (
     "unknown without the peaks of the device (--device, or --peak and --bandwidth) and the bytes "

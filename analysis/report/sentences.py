@@ -155,8 +155,8 @@ def _outcome(phase: Phase) -> str:
         return f"{ratio} is no evidence: the samples vary too much or were disturbed"
     if without_sizes(phase):
         why = (
-            "no shapes, so what was pruned is unknown (capture again with shapes, or give "
-            "--model CONFIG)"
+            "no shapes, so what was pruned is unknown (capture again with shapes, or for a GPU's "
+            "trace give --model CONFIG)"
         )
         return f"{why}: {ratio} is the ratio of the two traces"
     if phase.nothing_moved:

@@ -10,6 +10,8 @@ import pytest
 
 import prunescope
 from prunescope import cli
+from prunescope.allocation import evaluations, problem_asked
+from prunescope.analysis.predict.allocation_request import AllocateRequest
 from prunescope.taxonomy.allocation_plan import read_plan
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.run import read_run
@@ -53,7 +55,12 @@ def test_a_plan_reaches_its_target_and_a_second_one_measures_nothing(
     assert out.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
     assert json.loads(out.read_bytes())["schema"] == 1
     with pytest.raises(PrunescopeError, match=r"plan\.json exists"):
-        prunescope.allocate(model, speedup=1.25, out=out, **H100)
+        problem_asked(AllocateRequest(model, speedup=1.25, out=out, **H100))
+    # Another plan in the folder has all but itself from there.
+    other = AllocateRequest(model, speedup=1.3, out=tmp_path / "other.json", **H100)
+    counts = evaluations(problem_asked(other))
+    assert counts["losses"] == "plan.losses.json"
+    assert counts["measured"] == counts["evaluations"] - 1
     known = set(json.loads(out.with_name("plan.losses.json").read_bytes())["removed"])
     memory = plan.expected.dense_memory_bytes * 0.8 / 1e9
     again = prunescope.allocate(model, memory_gb=memory, out=out, overwrite=True, **H100)
@@ -143,7 +150,8 @@ def test_a_dry_run_does_not_count_losses_of_another_model(
     file = tmp_path / "plan.losses.json"
     words = ["allocate", "--model", model, "--device", "h100-sxm", "--speedup", "1.2"]
     words += ["--out", str(tmp_path / "plan.json"), "--dry-run"]
-    for name, measured, of in (("dense", 1, None), ("other", 0, "other")):
+    # The dense model and one removal.
+    for name, measured, of in (("dense", 2, None), ("other", 0, "other")):
         file.write_text(json.dumps({**kept, "model": name}))
         assert cli.main([*words, "--json", "-"]) == 0
         found = json.loads(capsys.readouterr().out)

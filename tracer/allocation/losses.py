@@ -3,7 +3,7 @@
 In: a model, calibration tokens and the sizes that each layer may keep. Out: ModelLosses, the rise
 of the loss in nats a token at each size. A few sizes of each part are measured one by one, the
 others lie on lines between them over the share of the importance that goes. What was measured is
-kept in a file, and a later call goes on from it.
+kept in a file, and a later call goes on from it, also for another plan in the same folder.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import hashlib
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -31,7 +31,7 @@ from prunescope.taxonomy.allocation_candidates import (
     measured_sizes,
     removals_of,
 )
-from prunescope.taxonomy.allocation_plan import Additivity
+from prunescope.taxonomy.allocation_plan import LOSSES, Additivity
 from prunescope.taxonomy.atomic_write import write_file
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import Name, Number, decode_file
@@ -46,6 +46,7 @@ from prunescope.tracer.model.weights import weights_fingerprint
 
 SEQUENCES = 4  # of the calibration, 512 tokens each where the model has as many positions
 PAIRS = 8  # of removals that are measured together
+PAIR = " + "  # between the keys of two removals
 # Nats a token of a removal after which the model gives no number: far above a random guess.
 _BROKEN = 100.0
 # Nats a token that removing all of a part loses at least: far below what so few tokens can tell, it
@@ -71,6 +72,18 @@ def read_losses(path: Path) -> LossFile | None:
     """The measured losses of a file; None where there is none. Raises PrunescopeError for a damaged
     one."""
     return decode_file(path, LossFile, where=path.name, hint=f"remove {path.name}: it is made anew")
+
+
+def losses_nearby(path: Path) -> Iterator[tuple[Path, LossFile]]:
+    """The measured losses of a file, then those of the other plans in its folder: plans for other
+    targets need the same ones. Damaged files of other plans are passed over."""
+    if (found := read_losses(path)) is not None:
+        yield path, found
+    for other in sorted(path.parent.glob(f"*{LOSSES}")):
+        if other.name != path.name:
+            with suppress(PrunescopeError):
+                if (found := read_losses(other)) is not None:
+                    yield other, found
 
 
 def losses_of_others(found: LossFile, *, model: str, text: Path | None) -> str:
@@ -107,8 +120,10 @@ class ModelLosses:
             text = {**self.calibration.record, "tokens": tokens}
             text["sequences"] = len(self._stack.batches)
             weights = weights_fingerprint(self.model)
-            found = None if self.path is None else read_losses(self.path)
-            if found is None or (found.weights, found.text) != (weights, text):
+            nearby = () if self.path is None else losses_nearby(self.path)
+            ours = (one for _, one in nearby if (one.weights, one.text) == (weights, text))
+            found = next(ours, None)
+            if found is None:
                 dense = self._stack.loss([])
                 if not math.isfinite(dense):
                     raise PrunescopeError(
@@ -212,7 +227,7 @@ class ModelLosses:
         """Of the loss by these removals together, from the file where it has them."""
         if not removals:
             return 0.0
-        key = " + ".join(one.key for one in removals)
+        key = PAIR.join(one.key for one in removals)
         key = key if len(removals) <= 2 else f"plan {_digest(key)}"
         if key not in self.file.removed:
             loss = self._loss(removals)

@@ -78,7 +78,8 @@ class Stack:
     """Losses of a model without some layers, which then return their input.
 
     The input of each layer is kept for a round: to remove one more, the layers before it need not
-    run again.
+    run again. Inputs are kept on the CPU in the model's dtype: layers · tokens · hidden numbers,
+    0.5 GB for the 2,048 tokens of an allocation of a model of 8 billion parameters in 16 bits.
     """
 
     def __init__(self, model: Any, batches: Sequence[torch.Tensor]) -> None:
@@ -175,10 +176,10 @@ def _values_returned(model: Any, layer: Any, ids: torch.Tensor) -> int:
 
 
 def _noted(seen: list[torch.Tensor], _layer: Any, args: Any, kwargs: dict[str, Any]) -> None:
-    seen.append(first_tensor(args, kwargs))
+    seen.append(first_tensor(args, kwargs).to("cpu"))
 
 
 def _given(
-    run: Forward, given: torch.Tensor, _hidden_states: torch.Tensor, *_args: Any, **_kwargs: Any
+    run: Forward, given: torch.Tensor, hidden_states: torch.Tensor, *_args: Any, **_kwargs: Any
 ) -> Any:
-    return run(given)
+    return run(given.to(hidden_states.device))

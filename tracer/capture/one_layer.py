@@ -67,7 +67,7 @@ class LayerCall:
                 layer.crop(-surplus)
 
     def again(self, layer: Any, cache: Any, hidden: torch.Tensor | None = None) -> Any:
-        """LayerCall the layer with another cache; `hidden`: other hidden states of the same shape."""
+        """Call the layer with another cache; `hidden`: other hidden states of the same shape."""
         other = {id(self.cache): cache}
         if hidden is not None:
             other[id(self.hidden)] = hidden

@@ -182,7 +182,7 @@ def test_zeros_in_dense_tensors_name_allocate_too(
     assert masked is not None
     assert "`prunescope allocate --from-run RUN/dense --model " in str(masked.change)
     assert "--speedup 2.00 --phase prefill` (RUN: the folder of both runs)" in str(masked.change)
-    assert ("no cut of layers exceeds" in str(masked.change)) == has_limit
+    assert ("dropping all layers but one" in str(masked.change)) == has_limit
     if more:
         assert f"Whatever the times are: {masked.change}" in summary(phase)
 

@@ -16,6 +16,7 @@ from prunescope.taxonomy.allocation_candidates import (
     allocated_shape,
     candidates,
     layer_ranks,
+    removals_of,
 )
 from prunescope.taxonomy.allocation_plan import (
     KIND,
@@ -88,6 +89,27 @@ def test_a_masked_model_loses_what_the_cut_one_does(name: str, tmp_path: Path) -
     assert model_shape(applied.model).parameters() == shape.parameters()
 
 
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [("llama", {"num_hidden_layers": 4}), ("gpt2", {"num_hidden_layers": 4}),
+     ("gemma3", {"num_hidden_layers": 4, "layer_types": ["full_attention"] * 4}),
+     ("cohere", {"num_hidden_layers": 4}), ("qwen3_moe", {"num_hidden_layers": 4}),
+     ("lfm2", {}), ("granite4", {})],
+)  # fmt: skip
+def test_layers_before_a_removal_need_not_run(
+    name: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the kept input of the layer that changes, the loss is that of a whole run, bit by
+    bit."""
+    model = tiny_model(name, **changes)
+    losses = losses_of(model, low_rank=True)
+    removals = removals_of(losses.sizes, losses.dense_sizes)
+    kept = [losses._loss([one]) for one in removals]
+    assert losses._stack._entering and len({one.layer for one in removals}) > 1
+    monkeypatch.setattr(losses._stack, "_entering", [])
+    assert kept == [losses._loss([one]) for one in removals]
+
+
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
 def test_a_model_of_low_ranks_loses_what_its_products_do(name: str, tmp_path: Path) -> None:
     """An attention in half of its numbers beside an MLP of fewer channels, and an MLP in a
@@ -147,9 +169,14 @@ def test_what_was_measured_is_not_measured_again(
             assert min(lost) > 0
     second = losses_of(tiny, path)
     second.sizes = first.sizes
+    (tmp_path / "damaged.losses.json").write_text("{")
+    beside = losses_of(tiny, tmp_path / "another.losses.json")
+    beside.sizes = first.sizes
     monkeypatch.setattr(Stack, "loss_from", lambda *_: pytest.fail("measured again"))
     second.measure(lambda: None)
     assert second.layers() == first.layers()
+    beside.measure(lambda: None)
+    assert beside.layers() == first.layers()
 
 
 def test_a_file_of_another_model_is_not_used(tiny: Any, tmp_path: Path) -> None:
