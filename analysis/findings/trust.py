@@ -15,6 +15,8 @@ import polars as pl
 from prunescope.analysis.findings.context import Context, communication, without_communication
 from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.inputs.side import Side
+from prunescope.analysis.kernels.frame import PRODUCTS
+from prunescope.analysis.ledger.gemms import Pair
 from prunescope.analysis.schema.report import (
     CONFIG_IN_DOUBT,
     NOT_VALID,
@@ -278,19 +280,50 @@ def _beyond(c: Context) -> list[tuple[Row, str, str]]:
     """Ledger rows that the bound assumes unchanged, what each means where it is negative, and its
     name; the largest gain first."""
     kernels, shape, idle = (c.row(n) for n in ("kernel_efficiency", "shape", "launch_idle"))
+    idles = "the device idles less" if c.kernels.on_device else "less time passes between ops"
     found = [
         (
             without_communication(kernels),
-            "the pruned kernels are more efficient than the dense ones, or their data moved into a "
-            "cache",
+            _why_faster(c),
             "kernel efficiency without communication",
         ),
         (communication(kernels), "communication takes less time or waits less", "communication"),
         (shape, "tiles and waves fit the pruned shapes better", "shape"),
-        (idle, "the device idles less than in the dense run", "launch and idle"),
+        (idle, f"{idles} than in the dense run", "launch and idle"),
     ]
     known = [(row, why, name) for row, why, name in found if row is not None]
     return sorted(known, key=lambda one: one[0].moves_ns)
+
+
+def _why_faster(c: Context) -> str:
+    """Why the kernels of the pruned side are faster: what no pruning gives, where products that it
+    did not touch are so too."""
+    row = c.row("kernel_efficiency")
+    moved = {pair.key[1] for pair in c.pairs or () if not _is_as_before(pair)}
+    as_before = [
+        part
+        for part in (row.parts if row is not None else ())
+        if part.ns < 0 and part.cls in PRODUCTS and part.role not in moved and is_beyond_noise(part)
+    ]
+    gain = sum(part.ns for part in as_before)
+    if row is None or gain > _NAMED * min(row.moves_ns, 0.0):
+        return (
+            "the pruned kernels are more efficient than the dense ones, or their data moved into a "
+            "cache"
+        )
+    what = "kernels" if c.kernels.on_device else "ops"
+    names = ", ".join(dict.fromkeys(part.role for part in as_before[:3] if part.role is not None))
+    return (
+        f"{what} whose shapes did not move are faster too ({names}: {ms(gain)}): another clock, "
+        "other threads or libraries, or less other work on the machine, which no pruning gives"
+    )
+
+
+def _is_as_before(pair: Pair) -> bool:
+    """Whether a GEMM has the shape, the op and the number format of the dense one."""
+    one, other = pair.dense, pair.pruned
+    same = one is not None and other is not None and (one.op, one.dtype) == (other.op, other.dtype)
+    return same and pair.axis == "none"
 
 
 @finding("layer-alone", "info")
