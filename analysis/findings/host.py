@@ -208,7 +208,7 @@ def long_gap(c: Context) -> Found | None:
     if c.kernels.on_device or c.kernels.device_unseen:
         return None
     gaps, steps = long_gaps(c.kernels.frame), c.kernels.num_steps
-    if gaps is None or (share := c.idle_share(int(gaps["long"].sum()) / steps)) < MUCH:
+    if gaps is None or c.idle_share(int(gaps["long"].sum()) / steps) < MUCH:
         return None
     by = gaps.group_by("host_activity").agg(
         pl.col("long").sum(),
@@ -220,12 +220,14 @@ def long_gap(c: Context) -> Found | None:
     names = by["host_activity"].to_list()
     doing = _activity_of(names[0])
     interrupted = by["is"][0] == INTERRUPTED
+    # What is said of the work with the largest part holds for its own gaps alone.
+    share = percent(c.idle_share(by["long"][0] / steps))
+    where = "the step no op runs in one gap"
+    if steps > 1:
+        where = f"a mean step no op runs in one gap a step (in {by['count'][0]} of {steps} steps)"
     return Found(
-        text=f"for {percent(share)} of the step no op runs in one gap"
-        f"{'' if steps == 1 else f' a step (in {len(gaps)} of {steps} steps)'}, "
-        f"{_place(names[0])}: the cause is not dispatch"
-        + ", but an interruption: the call usually takes a small part of this"
-        * interrupted,
+        text=f"for {share} of {where}, {_place(names[0])}: the cause is not dispatch"
+        + ", but an interruption: the call usually takes a small part of this" * interrupted,
         evidence=[
             f"{c.idle_ms(ns / count)} {_place(name)}, before {before[:100]}"
             f"{f' ({count} times)' if count > 1 else ''}"

@@ -124,16 +124,20 @@ def _limit(c: Context) -> str:
 
 
 def _beyond(c: Context) -> str:
-    """Which ledger row contributed most to a speedup beyond the coverage bound."""
+    """Which ledger row contributed most to a speedup beyond the coverage bound; only a row that is
+    evidence did."""
+    what = "kernels" if c.kernels.on_device else "ops"
     gains = {
-        "kernel_efficiency": "because the remaining kernels ran faster",
-        "launch_idle": "because there was less idle time between kernels",
+        "kernel_efficiency": f"because the remaining {what} ran faster",
+        "launch_idle": f"because there was less idle time between {what}",
         "shape": "because tiles and waves fit the pruned shapes better",
         "roofline_shift": "because bytes fell more than FLOPs",
     }
     rows = [row for name in gains if (row := c.row(name)) is not None and row.moves_ns < 0]
-    most = min(rows, key=lambda row: row.moves_ns, default=None)
-    return "which no row of the ledger explains" if most is None else gains[most.row]
+    most = min(filter(is_beyond_noise, rows), key=lambda row: row.moves_ns, default=None)
+    if most is None:
+        return f"which no row of the ledger{' beyond its noise' * bool(rows)} explains"
+    return gains[most.row]
 
 
 def _coverage_change(c: Context) -> str:

@@ -157,8 +157,10 @@ def _causes(phase: Phase, rows: list[Row]) -> Iterator[str]:
     than = f"than the {numbers.time(promised)} {_meaning(phase)}"
     text = f"the step takes {numbers.time(pruned.ns)}, {longer} {than}"
     lost = _lost(phase.ladder, dense.moves_ns, promised, pruned)
-    if _overlaps(phase, promised, dense.moves_ns):
-        yield f"{text}, which is no evidence: single steps of both sides overlap"
+    if (expected := _overlapping(phase, promised, dense.moves_ns)) is not None:
+        low, high = map(numbers.time, expected)
+        why = f"at that ratio single dense steps take {low} to {high}, and so do pruned ones"
+        yield f"{text}, which is no evidence: {why}"
         return
     if not is_beyond_noise(lost):
         why = "the interval of the speedup includes the promised one" if lost.ci95 else _quiet(lost)
@@ -198,16 +200,18 @@ def _spread(phase: Phase) -> Iterator[str]:
         yield f"so few steps give no interval of the speedup: {', '.join(ranges)}"
 
 
-def _overlaps(phase: Phase, promised: float, dense: float) -> bool:
-    """Whether, without an interval, some step of the pruned side is no longer than a dense one at
-    the promised ratio, and another no shorter: single steps then tell no difference."""
+def _overlapping(phase: Phase, promised: float, dense: float) -> tuple[float, float] | None:
+    """The shortest and the longest dense step at the promised ratio, ns, where without an interval
+    some step of the pruned side is no longer than one of them, and another no shorter: single steps
+    then tell no difference."""
     without = phase.ladder is None or phase.ladder.realised_ci95 is None
     steps = phase.step_ns if without and phase.unprofiled_ns is None else []
     others = phase.baseline.step_ns if phase.baseline else []
     if len(steps) < 2 or not others or dense <= 0:
-        return False
+        return None
     expected = [ns * promised / dense for ns in others]
-    return min(steps) <= max(expected) and min(expected) <= max(steps)
+    low, high = min(expected), max(expected)
+    return (low, high) if min(steps) <= high and low <= max(steps) else None
 
 
 def _lost(ladder: Ladder | None, dense: float, promised: float, pruned: Row) -> Row:

@@ -163,21 +163,53 @@ def _class_places(trace: Trace, modules: Ints) -> list[Place]:
     begin, dur, name, thread = (
         trace.annotations[column][modules] for column in ("ts", "dur", "name", "thread")
     )
+    found: list[tuple[Ints, list[str], list[int]]] = []  # of each thread: rows, labels, parents
     for t in np.unique(thread):
         rows = np.flatnonzero(thread == t)
         rows = rows[np.lexsort((-dur[rows], begin[rows]))]
-        up = parents(begin[rows], begin[rows] + dur[rows])
-        labels = [trace.names[i][len(MODULE) :] for i in name[rows]]
-        for row, place in zip(rows, _nested_places(labels, up.tolist()), strict=True):
+        up = parents(begin[rows], begin[rows] + dur[rows]).tolist()
+        found.append((rows, [trace.names[i][len(MODULE) :] for i in name[rows]], up))
+    distinct = {_class_of(trace.names[i][len(MODULE) :]) for i in np.unique(name)}
+    numbers: dict[str, int] = {}
+    if sum(map(_is_layer, distinct)) > 1:
+        outer = [(int(begin[rows[i]]), labels[i]) for rows, labels, up in found
+                 for i in _outer_layers(labels, up)]  # fmt: skip
+        numbers = _numbers_of_classes([label for _, label in sorted(outer)])
+    for rows, labels, up in found:
+        for row, place in zip(rows, _nested_places(labels, up, numbers), strict=True):
             places[int(row)] = place
     return places
+
+
+def _outer_layers(labels: list[str], up: list[int]) -> list[int]:
+    """The calls of layers that are in no other layer."""
+    is_inside = [False] * len(labels)
+    found = []
+    for i, label in enumerate(labels):
+        is_inside[i] = up[i] >= 0 and is_inside[up[i]]
+        if not is_inside[i] and _is_layer(_class_of(label)):
+            is_inside[i] = True
+            found.append(i)
+    return found
+
+
+def _numbers_of_classes(labels: list[str]) -> dict[str, int]:
+    """The number of each layer, by the calls of all layers in order; empty where they are of one
+    class. PyTorch counts the modules of a class, so that layers of several classes (an encoder and
+    a decoder, a vision tower and a language model, attention and scans in turns) have the same
+    numbers: these are counted in the order of their first calls."""
+    distinct = list(dict.fromkeys(labels))
+    if len({_class_of(label) for label in distinct}) <= 1:
+        return {}
+    return {label: i for i, label in enumerate(distinct)}
 
 
 _WITH_ADAPTER = 3  # linears: the one that is adapted, and two through a rank
 
 
-def _nested_places(labels: list[str], up: list[int]) -> list[Place]:
-    nest = _nest(labels, up)
+def _nested_places(labels: list[str], up: list[int], numbers: dict[str, int]) -> list[Place]:
+    """`numbers`: of the layers whose own is not theirs, by label."""
+    nest = _nest(labels, up, numbers)
     out = [Place(nest.layer[i], _UNKNOWN, nest.scope[i]) for i in range(len(labels))]
     behind = _behind_layers(nest.layer, up)
     for around, children in nest.inside.items():
@@ -218,8 +250,8 @@ class _Nest:
     whole: set[int]
 
 
-def _nest(labels: list[str], up: list[int]) -> _Nest:
-    classes = [label.rsplit("_", 1)[0] for label in labels]
+def _nest(labels: list[str], up: list[int], numbers: dict[str, int]) -> _Nest:
+    classes = [_class_of(label) for label in labels]
     layer: list[int | None] = [None] * len(labels)
     scope = ["model"] * len(labels)
     inside: dict[int, list[int]] = defaultdict(list)
@@ -227,7 +259,7 @@ def _nest(labels: list[str], up: list[int]) -> _Nest:
         above = up[i]
         layer[i], scope[i] = (layer[above], scope[above]) if above >= 0 else (None, "model")
         if layer[i] is None and _is_layer(name):
-            layer[i], scope[i] = _number(labels[i]), "layer"
+            layer[i], scope[i] = numbers.get(labels[i], _number(labels[i])), "layer"
         elif layer[i] is not None and scope[i] == "layer":
             scope[i] = _scope_of_class(name)
         inside[above].append(i)
@@ -300,6 +332,11 @@ def _inherit(places: list[Place], up: list[int], classes: list[str]) -> list[Pla
         if not (above.role.endswith("norm") and _is_linear(classes[i])):
             places[i] = Place(place.layer, above.role, place.scope)
     return places
+
+
+def _class_of(label: str) -> str:
+    """`Linear` of `Linear_5`."""
+    return label.rsplit("_", 1)[0]
 
 
 def _number(label: str) -> int | None:

@@ -36,11 +36,22 @@ def dynamic_depth(e: Evidence) -> Detection | None:
     sometimes = [n for n in skipped if max(layers[n].calls.values()) > 0]
     if not (sometimes or is_routed(e) or is_less(e.counted("layers"))):
         return None
-    ran = sum(max(layer.calls.values()) for layer in layers.values()) / len(layers)
-    line = (
-        f"{len(skipped)} of {len(layers)} layers do not run in every step ({len(sometimes)} in "
-        f"some), {percent(ran)} of the layers run in a step{counted_in_words(e, 'layers')}"
-    )
+    calls = [max(layer.calls.values()) for layer in layers.values()]
+    ran = f"{percent(sum(calls) / len(layers))} of the layers run in a step"
+    if e.by_order:
+        # Numbered by their places in each step: a place that some steps lack is no layer that they
+        # left out. The places of all steps, and of any, are the fewest and the most that ran.
+        fewest, most = sum(map(is_one, calls)), sum(call > 0 for call in calls)
+        number = f"{fewest} to {most}" if fewest < most else f"{most}"
+        line = (
+            f"{number} of {len(layers)} layers run in a step, {ran}; which ones, the order of "
+            f"kernels does not say{counted_in_words(e, 'layers')}"
+        )
+    else:
+        line = (
+            f"{len(skipped)} of {len(layers)} layers do not run in every step ({len(sometimes)} in "
+            f"some), {ran}{counted_in_words(e, 'layers')}"
+        )
     return Detection([line], lambda p: float(p.key[0] in skipped), explains=("static-m",))
 
 

@@ -192,6 +192,19 @@ def test_a_call_that_is_interrupted_once_is_not_to_be_shortened(tmp_path: Path) 
     assert "shorten" not in str(found.change) and "cores of its own" in str(found.change)
 
 
+def test_the_share_of_one_long_gap_is_that_of_the_work_it_is_named_after(tmp_path: Path) -> None:
+    """Two steps of 105 and 65 ms: 90 ms of the first in time.sleep, 50 of the second elsewhere."""
+    host = slow_loop(90, 0, 50)
+    for number, (start, ms_long) in enumerate(((0, 105), (105, 60))):
+        name = f"ProfilerStep#{number}"
+        host.span("user_annotation", name, 1000 + start * MS, ms_long * MS)
+    host.span("python_function", "<built-in function sleep>", 1000 + 5 * MS, 90 * MS)
+    found = finding(phase_of(host.file(tmp_path)), "long-gap")
+    assert found is not None
+    assert "a mean step no op runs in one gap a step (in 1 of 2 steps), in <built-in" in found.text
+    assert found.text.startswith("for 55 % of")  # 90 of 165
+
+
 def test_a_call_that_holds_the_work_behind_the_gap_is_no_cause(tmp_path: Path) -> None:
     host = slow_loop(1, 50, 1)
     host.span("user_annotation", "## Call CompiledFxGraph abc ##", 1000 + 10.5 * MS, 60 * MS)

@@ -52,5 +52,16 @@ def test_a_run_beyond_the_coverage_bound(
     ladder = Ladder(nominal=1.5, flop=1.5, coverage=1.35, roofline=1.35, busy=1.4,
                     realised=realised, realised_ci95=ci95, share_of_bound=None)  # fmt: skip
     ledger = {name: Row(row=name, ns=ns, ci95=None, noise_ns=None) for name, ns in rows.items()}
-    c = cast("Any", SimpleNamespace(phase=SimpleNamespace(ladder=ladder), row=ledger.get))
+    c = cast(
+        "Any",
+        SimpleNamespace(
+            phase=SimpleNamespace(ladder=ladder),
+            row=ledger.get,
+            kernels=SimpleNamespace(on_device=True),
+        ),
+    )
     assert losses._limit(c).endswith(ends)
+    for row in ledger.values():
+        row.noise_ns = 5e6  # twice of it is more than any of them
+    if "because" in ends:
+        assert losses._limit(c).endswith("which no row of the ledger beyond its noise explains")

@@ -22,10 +22,12 @@ from tests.analysis.finding_cases import (
     ROLES,
     alone,
     found,
+    layers,
     model,
     of_pair,
     present,
 )
+from tests.analysis.finding_cases import mm as sized_mm
 from tests.analysis.report import example
 from tests.chrome import chrome, gap, k, module, op, save, step
 
@@ -101,6 +103,20 @@ def test_a_speedup_above_its_bound_is_blamed_on_what_gave_it(tmp_path: Path) -> 
     assert said is not None and "efficient" not in said.text
     fast = found(of_pair(tmp_path, steps_of(mm(100)), steps_of(mm(50))), "above-bound")
     assert fast is not None and "more efficient" in fast.text and "idles" not in fast.text
+
+
+def test_what_did_not_move_and_is_faster_too_is_no_gain_of_pruning(tmp_path: Path) -> None:
+    """N of one GEMM halves, and the other one, as before, takes half of its time too."""
+    dense = layers(("mlp.up_proj", sized_mm(us=100)), ("self_attn.o_proj", sized_mm(us=100)))
+    narrow = ("mlp.up_proj", sized_mm(n=2048, us=50))
+    pruned = layers(narrow, ("self_attn.o_proj", sized_mm(us=50)))
+    said = found(of_pair(tmp_path, dense, pruned), "above-bound")
+    assert said is not None and "whose shapes did not move are faster too (o: -1" in said.text
+    pruned = layers(
+        ("mlp.up_proj", sized_mm(n=2048, us=20)), ("self_attn.o_proj", sized_mm(us=100))
+    )
+    said = found(of_pair(tmp_path, dense, pruned), "above-bound")
+    assert said is not None and "more efficient" in said.text
 
 
 def in_turn(make: Callable[[float], tuple[Any, ...]], *times: float) -> dict[str, Any]:

@@ -97,6 +97,17 @@ def test_norms_before_an_attention_without_linears_are_of_q_and_k(tmp_path: Path
     assert [role for role, _ in found] == ["qkv", "qk_norm", "qk_norm", "attention", "o"]
 
 
+def test_layers_of_several_classes_are_counted_as_they_are_called(tmp_path: Path) -> None:
+    """PyTorch counts the modules of each class: both an encoder and a decoder have a layer 0."""
+    stacks = [nn(f"{kind}Layer_{i}", attn(f"Attention_{i}")) for kind in ("Encoder", "Decoder")
+              for i in range(2)]  # fmt: skip
+    rows = frame(pytorch(chrome(*stacks)), tmp_path)
+    assert rows["layer"].to_list() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+    # Blocks in a layer are no layers, and one class keeps its numbers.
+    nested = nn("DecoderLayer_5", nn("MixtralSparseMoeBlock_0", attn()))
+    assert set(frame(pytorch(chrome(nested)), tmp_path)["layer"]) == {5}
+
+
 def expert(i: int) -> Any:
     return nn(
         f"FeedForward_{i}",

@@ -167,6 +167,21 @@ def test_not_named_as_dynamic(wanted: str, rows: float, edits: Any, extra: dict[
     assert verdict(evidence(dense, changed(dense, edits), **extra)).id == wanted
 
 
+def test_layers_of_which_the_order_alone_tells_are_counted_and_not_named() -> None:
+    """Steps of 4, 3 and 2 of 4 layers: their places say how many ran, and not which."""
+    dense = model(64)
+    names = (*NAMES, "attention")
+    edits = {**on(names, [2], count=2 / 3), **on(names, [3], count=1 / 3)}
+    known = evidence(dense, changed(dense, edits))
+    assert "2 of 4 layers do not run in every step (2 in some)" in verdict(known).evidence[0]
+    by_order = verdict(replace(known, by_order=True))
+    assert by_order.id == "dynamic-depth"
+    assert by_order.evidence[0] == (
+        "2 to 4 of 4 layers run in a step, 75 % of the layers run in a step; which ones, the order "
+        "of kernels does not say"
+    )
+
+
 def test_tokens_that_leave_after_each_layer_have_the_rows_of_the_first_and_the_last() -> None:
     """64 rows: 56 from layer 1 on, 48 from 2, 40 in 3, and not 40 of 64 from layer 1 on."""
     edits = {k: v for i, m in ((1, 56), (2, 48), (3, 40)) for k, v in on(NAMES, [i], m=m).items()}
