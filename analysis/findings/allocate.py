@@ -19,7 +19,8 @@ from prunescope.taxonomy.words import percent
 
 def allocation(c: Context) -> str:
     """The command for the promised speedup, and what dropping layers alone can reach: the dense
-    step over its part outside of all layers and the cheapest of them, as one layer has to stay."""
+    step over its part outside of all layers and their mean, as one layer has to stay. The mean, as
+    equal layers cost the same, and one of them may have been disturbed or have few known kernels."""
     kernels, ladder = c.baseline_kernels, c.phase.ladder
     if c.baseline_run is None or kernels is None or ladder is None or c.name not in PHASES:
         return ""
@@ -32,11 +33,11 @@ def allocation(c: Context) -> str:
     promised = ladder.nominal or ladder.flop
     if not outside or not layers.sum() or not promised or promised <= 1:
         return ""  # nothing is known to lie in a layer, or outside of one
-    whole, stays = outside + int(layers.sum()), min(layers.to_list())
+    whole, stays = outside + int(layers.sum()), layers.sum() / len(layers)
     most = whole / (outside + stays)
     limit = (
         f"dropping all layers but one reaches {most:.2f}× ({percent(outside / whole, 1)} of the "
-        f"dense step is outside of the layers, {percent(stays / whole, 1)} in one)"
+        f"dense step is outside of the layers, {percent(stays / whole, 1)} in each)"
     )
     if promised >= most:
         return f"; {limit}"
