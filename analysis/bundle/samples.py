@@ -71,14 +71,14 @@ def allowed(phase: Phase, dense: Totals) -> tuple[float, float]:
     slows the host and no kernel: an unprofiled step takes at least the time of its kernels and at
     most that of a profiled step, so that one side may be slowed more where the host sets its pace.
     """
-    least, most = zip(*map(_walls, (dense, phase)), strict=True)
+    (dense_low, dense_high), (low, high) = _walls(dense), _walls(phase)
     if not phase.is_slowed:
-        least = (dense.busy_ns, phase.busy_ns)
-    return least[0] / most[1], most[0] / least[1]
+        dense_low, low = dense.busy_ns, phase.busy_ns
+    return dense_low / high, dense_high / low
 
 
 def _walls(side: Phase | Totals) -> tuple[float, float]:
     """The profiled step from its short to its long end."""
-    walls = side.step_ns or [side.wall_ns]
+    walls: list[int] | list[float] = side.step_ns or [side.wall_ns]
     low, high = np.percentile(walls, _MOST_STEPS)
     return float(low), float(high)

@@ -20,7 +20,8 @@ from prunescope.taxonomy.words import percent
 
 def allocation(c: Context) -> str:
     """The command for the promised speedup, and what dropping layers alone can reach: the dense
-    step over its part outside of all layers and the cheapest of them, as one layer has to stay."""
+    step over its part outside of all layers and their mean, as one layer has to stay. Equal
+    layers cost the same, and a single one may have been disturbed or have few known kernels."""
     kernels, ladder = c.baseline_kernels, c.phase.ladder
     if c.baseline_run is None or kernels is None or ladder is None or c.name not in PHASES:
         return ""
@@ -30,18 +31,18 @@ def allocation(c: Context) -> str:
     by_layer = kernels.frame.group_by("layer").agg(took.sum().alias("ns"))
     outside = int(by_layer.filter(pl.col("layer").is_null())["ns"].sum())
     layers = by_layer.filter(pl.col("layer").is_not_null())["ns"]
-    promised = ladder.nominal or ladder.flop
-    if not outside or not layers.sum() or not promised or promised <= 1:
+    inside, promised = int(layers.sum()), ladder.nominal or ladder.flop
+    if not outside or not inside or not promised or promised <= 1:
         return ""  # nothing is known to lie in a layer, or outside of one
     command, folder = _command(c, promised)
     advice = f"; `{command}` ({folder}) decides what each layer keeps"
-    whole, stays = outside + int(layers.sum()), min(layers.to_list())
+    whole, stays = outside + inside, inside / len(layers)
     if timing_not_valid(c) is not None:
         return advice  # the limit would be one of times that are no evidence
     most = whole / (outside + stays)
     limit = (
         f"; dropping all layers but one reaches {most:.2f}× ({percent(outside / whole, 1)} of the "
-        f"dense step is outside of the layers, {percent(stays / whole, 1)} in one)"
+        f"dense step is outside of the layers, {percent(stays / whole, 1)} in each)"
     )
     return limit if promised >= most else advice + limit
 

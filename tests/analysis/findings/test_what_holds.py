@@ -197,7 +197,7 @@ def test_missed_coverage_names_allocate_and_the_most_that_it_can_expect() -> Non
     assert f"`prunescope allocate {' '.join(words)} --phase decode`" in change
     most = re.search(
         r"dropping all layers but one reaches ([\d.]+)× \(([\d.]+) % of the dense step is outside "
-        r"of the layers, ([\d.]+) % in one\)",
+        r"of the layers, ([\d.]+) % in each\)",
         change,
     )
     assert most is not None
