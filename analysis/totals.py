@@ -28,7 +28,8 @@ def totals(one: SidePhase) -> Totals:
     frame, steps, run = one.kernels.frame, one.kernels.num_steps, one.run
     wall = one.kernels.wall / steps
     unprofiled = _unprofiled(samples_of(run), run)
-    tokens = _tokens(run) if run else one.kernels.tokens
+    rows = run.tokens_per_step if run else one.kernels.tokens
+    tokens, items = (None, rows) if run and _is_of_items(run) else (rows, None)
     took = unprofiled.median if unprofiled else wall
     return Totals(
         steps=steps,
@@ -37,7 +38,7 @@ def totals(one: SidePhase) -> Totals:
         gap_ns=total(frame, "gap") / steps,
         tail_ns=one.kernels.trailing_idle / steps,
         tokens_per_s=tokens * 1e9 / took if tokens and took else None,
-        items_per_s=run.batch * 1e9 / took if run and _is_of_items(run) and took else None,
+        items_per_s=items * 1e9 / took if items and took else None,
         weight_bytes=one.side.run.weight_bytes if one.side.run else None,
         peak_memory_bytes=run.peak_memory_bytes if run else None,
         kv_bytes=run.kv_bytes if run else None,
@@ -76,14 +77,10 @@ def _cold(kernels: Kernels) -> ColdSteps | None:
     return ColdSteps(step_ns=cold.walls, first_call_ns=cold.first_calls) if cold.walls else None
 
 
-def _tokens(run: PhaseRun) -> int | None:
-    """Of a step; None where it is of items."""
-    return None if _is_of_items(run) else run.tokens_per_step
-
-
 def _is_of_items(run: PhaseRun) -> bool:
-    """Whether a model without a cache was given one row an item, as images are."""
-    return run.cache == "none" and run.tokens_per_step == run.batch
+    """Whether a model without a cache was given one row an item, as images are, in one call of a
+    step or in several, as a loop that denoises them makes."""
+    return run.cache == "none" and run.prompt_len == 1
 
 
 def total(frame: pl.DataFrame, column: str) -> int:

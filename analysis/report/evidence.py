@@ -46,6 +46,13 @@ def of_phase(phase: Phase) -> list[str]:
     return reasons
 
 
+def of_ledger(phase: Phase) -> list[str]:
+    """Those of the rows of its ledger, which may have intervals where the speedup has none."""
+    known = any(row.ci95 for row in phase.ledger or ())
+    without = {ONE_STEP, NO_INTERVAL} if known else set()
+    return [reason for reason in of_phase(phase) if reason not in without]
+
+
 def of_row(row: ComparisonRow) -> list[str]:
     """The reasons of a row of a comparison."""
     reasons = [NO_STEP] * (CAPTURED in row.critical) + [CUT] * (CUT_OFF in row.critical)

@@ -128,7 +128,7 @@ def phase_view(name: str, slug: str, phase: Phase, late: Finding | None = None) 
             for f in phase.findings
         ],
         "caveats": ", ".join(caveats),
-        "strokes": evidence.STROKES[evidence.HATCHES[caveats[0]]] if caveats else "",
+        "strokes": _strokes(caveats),
         "bounds": bounds,
         "spans": any("[" in bound.interval for bound in bounds),
         "one": one,
@@ -136,6 +136,11 @@ def phase_view(name: str, slug: str, phase: Phase, late: Finding | None = None) 
         "tables": list(phase_tables(phase, _EXTENT)),
         "measured": measured.lines(phase),
     }
+
+
+def _strokes(caveats: list[str]) -> str:
+    """The class of the strokes of the gravest caveat; empty without one."""
+    return evidence.STROKES[evidence.HATCHES[caveats[0]]] if caveats else ""
 
 
 def _ladder_rows(phase: Phase) -> tuple[list[_LadderRow], float]:
@@ -184,6 +189,8 @@ def _ledger(phase: Phase) -> dict[str, Any] | None:
     return {
         "table": table,
         "rows": list(zip(table.rows, spans, meanings, strict=True)),
+        "caveats": ", ".join(caveats := evidence.of_ledger(phase)),
+        "strokes": _strokes(caveats),
         "tones": {bar.tone for bar in bars if bar.start != bar.end},
         "range": f"{unit.text(low)} to {unit.text(high)} {unit.unit}",
     }

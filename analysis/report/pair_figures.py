@@ -105,7 +105,7 @@ def ledger_figure(phase: Phase, name: str, *, title: str = "") -> Figure | None:
     span = (high - low) / unit.per
     figure, axes = row_axes(len(rows))
     axes.set_xlim(low / unit.per, high / unit.per)
-    reasons = evidence.of_phase(phase)
+    reasons = evidence.of_ledger(phase)
     for i, (row, bar) in enumerate(zip(rows, bars, strict=True)):
         start, end = (low / unit.per + at * span for at in (bar.start, bar.end))
         _change(axes, i, (start, end), bar.tone)

@@ -204,11 +204,12 @@ class _ReportPage(Page):
         yield self.section("Ladder: dense ÷ pruned")
         yield self._bounds(phase, without)
         if reasons := evidence.of_phase(phase):
-            where = " (here and in the ledger)" if phase.ledger else ""
-            yield from self.notes([f"{3 * _stroke(phase)} {', '.join(reasons)}{where}"])
+            marked = phase.ledger and evidence.of_ledger(phase)
+            where = " (here and in the ledger)" if marked else ""
+            yield from self.notes([f"{3 * _stroke(reasons)} {', '.join(reasons)}{where}"])
 
     def _bounds(self, phase: Phase, without: Collection[str]) -> Grid:
-        ladder, stroke = phase.ladder, _stroke(phase)
+        ladder, stroke = phase.ladder, _stroke(evidence.of_phase(phase))
         assert ladder is not None
         labels = {n: r for n, r in ledger_view.shown_bounds(ladder).items() if n not in without}
         values = {name: getattr(ladder, name) for name in labels}
@@ -245,7 +246,8 @@ class _ReportPage(Page):
         bars, _ = ledger_view.waterfall(rows)
         spare = self.width - (100 if self.width >= WIDE else 62) + 11 * (6 - len(table.columns))
         room = max(10, min(30, spare))
-        bar_cells = [Cell(_bar_text(bar, room, _stroke(phase)), tone=bar.tone) for bar in bars]
+        stroke = _stroke(evidence.of_ledger(phase))
+        bar_cells = [Cell(_bar_text(bar, room, stroke), tone=bar.tone) for bar in bars]
         columns = [*table.columns[:3], Column("", drop=_BAR_DROP), *table.columns[3:]]
         lines = [[*r[:3], bar, *r[3:]] for r, bar in zip(table.rows, bar_cells, strict=True)]
         for line, bar in zip(lines, bars, strict=True):
@@ -296,10 +298,9 @@ class _ReportPage(Page):
         return _hanging(self.ink(f"{mark:>3} ", style), self.ink(sentences.finding(item)))
 
 
-def _stroke(phase: Phase) -> str:
-    """The character that fills what is measured and no evidence, as the hatch of a picture does;
-    empty where it is evidence."""
-    reasons = evidence.of_phase(phase)
+def _stroke(reasons: list[str]) -> str:
+    """The character that fills what is measured and no evidence for these reasons, as the hatch of
+    a picture does; empty where there is none."""
     return evidence.HATCHES[reasons[0]][0] if reasons else ""
 
 

@@ -283,14 +283,17 @@ def test_what_stands_behind_a_trace_is_said_and_loses_nothing(tmp_path: Path) ->
     assert (report.device, report.phases, report.partial) == (once.device, once.phases, False)
 
 
-def test_a_model_of_images_has_items_a_second(tmp_path: Path) -> None:
-    """Four images a step of 10 ms dense, of 8 ms pruned: 400 and 500 a second, and no tokens."""
-    images = {"both_cache": "none", "both_batch": 4, "both_tokens_per_step": 4}
+@pytest.mark.parametrize("calls", [1, 3])
+def test_a_model_of_images_has_items_a_second(calls: int, tmp_path: Path) -> None:
+    """Four images a step of 10 ms dense, of 8 ms pruned: 400 and 500 a second, and no tokens; or
+    three times as many, where a step denoises them thrice."""
+    images = {"both_cache": "none", "both_batch": 4, "both_prompt_len": 1,
+              "both_tokens_per_step": 4 * calls}  # fmt: skip
     run = write_pair(tmp_path / "r", decoder([FULL] * 4), decoder([NARROW] * 4), **images,
                      dense_samples_ns=[10_000_000] * 3, samples_ns=[8_000_000] * 3)  # fmt: skip
     report = analyze(run).report
     (phase,) = report.phases.values()
     assert phase.baseline is not None
-    assert (phase.baseline.items_per_s, phase.items_per_s) == (400, 500)
+    assert (phase.baseline.items_per_s, phase.items_per_s) == (400 * calls, 500 * calls)
     assert phase.tokens_per_s is None
-    assert "items/s 400 → 500" in throughput(phase)
+    assert f"items/s {400 * calls:,} → {500 * calls:,}" in throughput(phase)
