@@ -37,9 +37,14 @@ HOSTILE = "a_b{}$&%\\x"
 
 
 def parts(**ms: tuple[float, float]) -> list[CategoryTime]:
-    """Categories by name: dense and pruned, in ms."""
+    """Categories by name: dense, ± 0.1 of it, and pruned, in ms."""
     return [
-        CategoryTime(name=name, dense_ns=dense * MS, pruned_ns=pruned * MS)
+        CategoryTime(
+            name=name,
+            dense_ns=dense * MS,
+            dense_ci95=[0.9 * dense * MS, 1.1 * dense * MS],
+            pruned_ns=pruned * MS,
+        )
         for name, (dense, pruned) in ms.items()
     ]
 
@@ -134,7 +139,7 @@ def test_every_kind_is_drawn(whole: PaperSet) -> None:
     assert [one.name for one in whole.figures] == names
     assert not whole.missing
     for one in whole.figures:
-        assert "n = " in one.caption and ("interval" in one.caption or one.name == "shares")
+        assert "n = " in one.caption and "interval" in one.caption
         assert all(len(row) == len(one.columns) for row in one.rows)
 
 
@@ -177,6 +182,9 @@ def test_shares_add_up_to_the_step(whole: PaperSet) -> None:
     assert shares == pytest.approx(
         {"mlp": 0.4, "qkvo": 0.2, "attention": 0.1, "elementwise": 0.1, "idle": 0.2}
     )
+    assert (first[0]["low"], first[0]["high"]) == pytest.approx((0.36, 0.44))
+    caption = figure(whole, "shares").caption
+    assert "the 95 % interval of a share is at most 8.0 points wide" in caption
     assert {r["n"] for r in first} == {4}  # the fifth result's times are not valid
 
 
