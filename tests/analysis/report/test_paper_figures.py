@@ -175,6 +175,22 @@ def test_names_of_bars_do_not_overlap(whole: PaperSet) -> None:
                 assert ends == sorted(ends)
 
 
+def test_titles_say_what_differs_and_captions_what_is_alike() -> None:
+    """Batch and length, and the mode, of which there are two; flushed are all."""
+    points = [
+        at("static-nk", 1.5, batch=1, prompt_len=64, flush=True, warmup=10, logits="all", mode=mode)
+        for mode in ("eager", "graph")
+    ]
+    found = paper_set(sweep({"prefill": points}))
+    for name in ("shares", "speedup-0.5"):
+        caption = figure(found, name).caption
+        assert "d, all logits, cache flushed, 10 warm-ups; n = 2 results" in caption
+    labels = [t.get_text() for t in plotted(found, "shares").axes[0].get_yticklabels()]
+    assert labels == ["prefill, batch 1, 64 tokens", "prefill, batch 1, 64 tokens, graph"]
+    titles = [axes.get_title(loc="left") for axes in plotted(found, "speedup-0.5").axes]
+    assert titles == ["prefill, batch 1", "prefill, batch 1, graph"]
+
+
 def test_shares_add_up_to_the_step(whole: PaperSet) -> None:
     found = [r for r in rows(whole, "shares") if r["phase"] == "prefill"]
     first = [r for r in found if r["setting"] == "batch 1, 64 tokens"]
