@@ -260,9 +260,11 @@ def _verdict(
         more = f", and {ms(ends[0] - high)} more inside" if ends[0] > high else ""
         return "library", f"{here} and {_range(low, high)} alone: the library{more}"
     if chilled[0] > 0:
+        rest = ends[0] - high
+        more = f", and {ms(rest)} at least are neighbours or the launch" if rest > 0 else ""
         return (
             "inside",
-            f"{here}, and alone only with a cold cache ({_range(*chilled)}): the cache",
+            f"{here}, and alone only with a cold cache ({_range(*chilled)}): the cache{more}",
         )
     if high < ends[0]:
         return (

@@ -342,7 +342,10 @@ def _recovery_figure(shown: Sequence[Panel], *, on_random_ids: bool) -> Figure:
         axes.update_datalim([(1.0, 1.0)])  # the dense model
         axes.autoscale_view()
         highest = max(p.realised for p in panel.points)
-        axes.set_ylim(top=min(axes.get_ylim()[1], _MOST_WHISKER * max(1.0, highest)))
+        lows = [(p.realised_ci95 or [p.realised])[0] for p in panel.points]
+        lowest = max(0.0, min(1.0, *lows))
+        top = min(axes.get_ylim()[1], _MOST_WHISKER * max(1.0, highest))
+        axes.set_ylim(lowest - 0.05 * (top - lowest), top)
         placed.append((axes, *_labels(panel)))
         right = axes.get_xlim()[1]
         for loss, style in ((_before, (0, (3, 2))), (_after, "-")):

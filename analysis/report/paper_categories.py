@@ -69,8 +69,8 @@ def shares(found: Pareto) -> PaperFigure | NotDrawn:
         name=name,
         title=title,
         caption=f"{title} in the categories of arXiv 2606.09080, of the result whose dense step "
-        f"takes the median time; results of one setting differ by up to {100 * apart:.1f} points. "
-        f"{of_sweep(found, points)}",
+        f"takes the median time; results of one setting differ by up to {100 * apart:.1f} points"
+        f"{_widest(shown)}. {of_sweep(found, points)}",
         columns=[
             "phase",
             "setting",
@@ -78,6 +78,8 @@ def shares(found: Pareto) -> PaperFigure | NotDrawn:
             "share",
             "lowest",
             "highest",
+            "low",
+            "high",
             "dense_ns",
             "n",
             "timing_valid",
@@ -88,6 +90,7 @@ def shares(found: Pareto) -> PaperFigure | NotDrawn:
                 panel.cell.where,
                 category,
                 *spread,
+                *(_interval(panel, category) or (None, None)),
                 _wall(panel),
                 len(_of_dense(panel)),
                 not _reasons(panel),
@@ -130,6 +133,23 @@ def _shares(panel: Panel) -> dict[str, Spread]:
         ]
         found[name] = (values[0], min(values), max(values))
     return {name: spread for name, spread in found.items() if spread[2] > 0}
+
+
+def _interval(panel: Panel, category: str) -> list[float] | None:
+    """The 95 % interval of a category's time in the median result, as shares of its dense wall."""
+    ends = [c.dense_ci95 for c in _median(panel).categories if c.name == category]
+    if len(ends) != 1 or ends[0] is None:
+        return None
+    return [end / _wall(panel) for end in ends[0]]
+
+
+def _widest(shown: Sequence[Panel]) -> str:
+    """How wide the widest interval of a share is, as the end of a sentence; empty without any."""
+    every = [_interval(panel, name) for panel in shown for name in _shares(panel)]
+    widths = [ends[1] - ends[0] for ends in every if ends is not None]
+    if not widths:
+        return ""
+    return f", and the 95 % interval of a share is at most {100 * max(widths):.1f} points wide"
 
 
 def _wall(panel: Panel) -> float:

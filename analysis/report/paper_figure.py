@@ -6,7 +6,7 @@ Also what these figures share: which points they show, bars with intervals and v
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -69,16 +69,32 @@ class NotDrawn:
 
 @dataclass(frozen=True)
 class Panel:
-    """A phase and a cell, with the points that are shown there."""
+    """A phase and a cell, with the points that are shown there. `shared`: what the settings of all
+    panels have in common beside batch and length, which the caption says."""
 
     phase: str
     cell: SweepCell
     points: list[SweepPoint]
+    shared: frozenset[str] = frozenset()
 
     @property
     def title(self) -> str:
         """`prefill, batch 1, 64 tokens`."""
-        return short(f"{self.phase}, {self.cell.where}", _LONGEST_TITLE)
+        size, how = _words(self.cell.where)
+        own = [word for word in how if word not in self.shared]
+        return short(", ".join([self.phase, *size, *own]), _LONGEST_TITLE)
+
+
+def _words(where: str) -> tuple[list[str], list[str]]:
+    """A setting as words: batch and length, and what is not as usual."""
+    words = where.split(", ")
+    return words[:2], words[2:]
+
+
+def _shared(settings: Iterable[str]) -> list[str]:
+    """What all settings have in common beside batch and length, in the order of the first."""
+    every = [_words(where)[1] for where in settings]
+    return [word for word in (every[0] if every else []) if all(word in one for one in every)]
 
 
 def panels(
@@ -94,7 +110,9 @@ def panels(
         for cell in phase.cells
         if cell.only == only
     )
-    return [panel for panel in every if panel.points]
+    shown = [panel for panel in every if panel.points]
+    shared = frozenset(_shared(panel.cell.where for panel in shown))
+    return [replace(panel, shared=shared) for panel in shown]
 
 
 def alignment(point: SweepPoint) -> str | None:
@@ -237,9 +255,10 @@ def grid_of(figure_panels: Sequence[Panel], height: float) -> tuple[Figure, list
 
 
 def of_sweep(found: Pareto, points: Iterable[SweepPoint]) -> str:
-    """Model, device and what each result was measured with, for a caption."""
-    subject, config = found.subject, found.subject.config
-    facts = [subject.model, subject.device, subject.dtype]
+    """Model, device, what all settings have in common, and what each result was measured with, for
+    a caption."""
+    subject, config, points = found.subject, found.subject.config, list(points)
+    facts = [subject.model, subject.device, subject.dtype, *_shared(p.where for p in points)]
     count = sum(max(1, len(point.draws)) for point in points)
     measured = f"n = {count} results"
     if repeats := config.get("repeats"):

@@ -71,6 +71,7 @@ class _Strip:
     how: RunSetting  # with the batch and length that stay
     axis: str  # "prompt_len" or "batch"
     points: list[SweepPoint]
+    shared: frozenset[str] = frozenset()  # as of a Panel
 
     @property
     def values(self) -> list[int]:
@@ -84,7 +85,7 @@ class _Strip:
             "batch": f"{self.how.prompt_len:,} tokens",
             "prompt_len": f"batch {self.how.batch}",
         }
-        how = self.how.where.split(", ")[2:]
+        how = [word for word in self.how.where.split(", ")[2:] if word not in self.shared]
         return clean(", ".join([self.phase, fixed[self.axis], *how]))
 
 
@@ -158,12 +159,13 @@ def _strips(shown: Sequence[Panel]) -> list[_Strip]:
         how = msgspec.structs.replace(panel.cell.setting, batch=1, prompt_len=1)
         ways.setdefault((panel.phase, how), []).extend(panel.points)
     found = []
+    shared = shown[0].shared if shown else frozenset[str]()
     for (phase, how), points in ways.items():
         batch, length = min(p.batch for p in points), min(p.prompt_len for p in points)
         fixed = msgspec.structs.replace(how, batch=batch, prompt_len=length)
         strips = [
-            _Strip(phase, fixed, "prompt_len", [p for p in points if p.batch == batch]),
-            _Strip(phase, fixed, "batch", [p for p in points if p.prompt_len == length]),
+            _Strip(phase, fixed, "prompt_len", [p for p in points if p.batch == batch], shared),
+            _Strip(phase, fixed, "batch", [p for p in points if p.prompt_len == length], shared),
         ]
         found += [s for s in strips if len(s.values) > 1] or strips[:1]
     return found
@@ -238,8 +240,8 @@ def alignments(found: Pareto) -> PaperFigure | NotDrawn:
         title=title,
         caption=f"{title}: realised speedup over what kept dimensions are rounded up to a multiple "
         "of, each family at the sparsity with the most alignments; its roofline bound dotted. "
-        f"Whiskers: 95 % intervals{_of_draws(points)}.{mark_words(points)}{not_shown(shown)} "
-        f"{of_sweep(found, points)}",
+        f"Whiskers: 95 % intervals{_of_draws(points)}, cut where they leave the panel."
+        f"{mark_words(points)}{not_shown(shown)} {of_sweep(found, points)}",
         columns=_COLUMNS,
         rows=[_row(panel, p, p.sparsity) for panel in shown for p in panel.points],
         draw=lambda: _alignment_figure(on_a_page(shown)),
@@ -283,7 +285,10 @@ def _alignment_figure(shown: Sequence[Panel]) -> Figure:
         axes.axhline(1.0, color="black", linewidth=0.6, linestyle=(0, (3, 2)))
         axes.set_xticks(range(len(aligns)), aligns)
         axes.set_xlim(-0.4, len(aligns) - 0.6)
-        axes.set_ylim(bottom=0)
+        speeds = [p.realised for p in panel.points]
+        speeds += [p.bounds.get("roofline") or 0.0 for p in panel.points]
+        most = _MOST_WHISKER * max(1.0, *speeds)
+        axes.set_ylim(0, min(axes.get_ylim()[1], most))
         axes.set_xlabel("kept dimensions are multiples of")
         axes.set_ylabel("speedup, dense ÷ pruned")
     handles: list[Any] = [

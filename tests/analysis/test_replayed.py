@@ -11,11 +11,11 @@ import pytest
 from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.paying_alignment import paying_alignment
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.replayed import _summary, cases_of, with_replays, with_tiles
+from prunescope.analysis.replayed import _summary, _verdict, cases_of, with_replays, with_tiles
 from prunescope.analysis.report.figures import plot
 from prunescope.analysis.report.phase_tables import Extent, phase_tables
 from prunescope.analysis.schema.replay import ReplayLine
-from prunescope.analysis.schema.report import GemmRow, Phase, Report
+from prunescope.analysis.schema.report import GemmRow, LedgerPart, Phase, Report
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import plain
 from prunescope.taxonomy.replays import (
@@ -159,6 +159,18 @@ def test_intervals_that_say_nothing_explain_nothing() -> None:
     found = _summary(8, -46e6, row, wide, [])
     assert found.endswith("both intervals include 0, so that neither shows a loss or a gain.")
     assert _summary(8, 46e6, [31e6, 59e6], wide, []).endswith("within its interval.")
+
+
+def test_a_cold_cache_explains_no_more_than_it_takes() -> None:
+    """6 ms [5, 7] are lost in the model, and 0.4 to 0.6 ms alone with a cold cache: t(2 degrees of
+    freedom) = 4.3, so that the interval of 0.5 ± 0.1 is ± 0.25 wide."""
+    warm, cold = [-1e3, 0.0, 1e3], [0.4e6, 0.5e6, 0.6e6]
+    part = LedgerPart(name="up", role="up", cls="matmul", ns=6e6, ci95=[5e6, 7e6], noise_ns=0.1e6)
+    kind, text = _verdict("up", part, warm, cold)
+    assert kind == "inside"
+    assert text.endswith(": the cache, and 4.252 ms at least are neighbours or the launch")
+    part.ci95 = [0.2e6, 9e6]
+    assert _verdict("up", part, warm, cold)[1].endswith(": the cache")
 
 
 @pytest.mark.parametrize(("faster", "apart", "says"), [

@@ -10,9 +10,11 @@ from msgspec import to_builtins
 
 from prunescope.analysis.pareto.pareto import judge
 from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.report.paper_figures import paper_set
 from prunescope.taxonomy.sweep_files import DONE, read_sweep
 from prunescope.tracer.sweep.request import SweepRequest
 from prunescope.tracer.sweep.sweep import plan_of, run_plan, summary
+from tests.analysis.report.test_paper_figures import replays
 from tests.small_capture import same_peaks
 
 SCALED: dict[str, Any] = {
@@ -42,6 +44,23 @@ def test_the_study_runs_end_to_end_on_a_cpu(tmp_path: Path) -> None:
     found = judge(tmp_path / "s")
     assert [len(phase.points) for phase in found.phases.values()] == [7, 7]
     assert all(one.flush and one.logits == "all" for one in found.phases["prefill"].points)
+
+
+@pytest.mark.slow
+def test_every_kind_of_figure_is_drawn_of_a_scaled_study(tmp_path: Path) -> None:
+    """As docs/paper.md scales it, in one phase; the GEMM's curve is made up."""
+    own = {**SCALED, "families": ["static-nk", "dynamic-m"], "phases": ["prefill"],
+           "batches": [1, 2], "prompt_lens": [16, 32], "only": ["model", "layer"],
+           "set": {"align": [1, 16]}, "recover": "steps=2,rank=4,length=128", "placements": 2,
+           "steps": 2}  # fmt: skip
+    request = SweepRequest(own, out=tmp_path / "s", preset="paper")
+    run_plan(request, plan_of(request))
+    found = paper_set(judge(tmp_path / "s"), [replays()])
+    names = ["shares", "speedup-0.5", "layer", "alignment", "gemms", "recovery", "overhead"]
+    assert ([one.name for one in found.figures], found.missing) == (names, [])
+    for one in found.figures:
+        assert "n = " in one.caption and "interval" in one.caption, one.name
+        assert one.rows
 
 
 def test_a_layer_alone_is_a_point_with_its_closure(tmp_path: Path) -> None:

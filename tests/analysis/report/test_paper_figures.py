@@ -37,9 +37,14 @@ HOSTILE = "a_b{}$&%\\x"
 
 
 def parts(**ms: tuple[float, float]) -> list[CategoryTime]:
-    """Categories by name: dense and pruned, in ms."""
+    """Categories by name: dense, ± 0.1 of it, and pruned, in ms."""
     return [
-        CategoryTime(name=name, dense_ns=dense * MS, pruned_ns=pruned * MS)
+        CategoryTime(
+            name=name,
+            dense_ns=dense * MS,
+            dense_ci95=[0.9 * dense * MS, 1.1 * dense * MS],
+            pruned_ns=pruned * MS,
+        )
         for name, (dense, pruned) in ms.items()
     ]
 
@@ -134,7 +139,7 @@ def test_every_kind_is_drawn(whole: PaperSet) -> None:
     assert [one.name for one in whole.figures] == names
     assert not whole.missing
     for one in whole.figures:
-        assert "n = " in one.caption and ("interval" in one.caption or one.name == "shares")
+        assert "n = " in one.caption and "interval" in one.caption
         assert all(len(row) == len(one.columns) for row in one.rows)
 
 
@@ -170,6 +175,22 @@ def test_names_of_bars_do_not_overlap(whole: PaperSet) -> None:
                 assert ends == sorted(ends)
 
 
+def test_titles_say_what_differs_and_captions_what_is_alike() -> None:
+    """Batch and length, and the mode, of which there are two; flushed are all."""
+    points = [
+        at("static-nk", 1.5, batch=1, prompt_len=64, flush=True, warmup=10, logits="all", mode=mode)
+        for mode in ("eager", "graph")
+    ]
+    found = paper_set(sweep({"prefill": points}))
+    for name in ("shares", "speedup-0.5"):
+        caption = figure(found, name).caption
+        assert "d, all logits, cache flushed, 10 warm-ups; n = 2 results" in caption
+    labels = [t.get_text() for t in plotted(found, "shares").axes[0].get_yticklabels()]
+    assert labels == ["prefill, batch 1, 64 tokens", "prefill, batch 1, 64 tokens, graph"]
+    titles = [axes.get_title(loc="left") for axes in plotted(found, "speedup-0.5").axes]
+    assert titles == ["prefill, batch 1", "prefill, batch 1, graph"]
+
+
 def test_shares_add_up_to_the_step(whole: PaperSet) -> None:
     found = [r for r in rows(whole, "shares") if r["phase"] == "prefill"]
     first = [r for r in found if r["setting"] == "batch 1, 64 tokens"]
@@ -177,6 +198,9 @@ def test_shares_add_up_to_the_step(whole: PaperSet) -> None:
     assert shares == pytest.approx(
         {"mlp": 0.4, "qkvo": 0.2, "attention": 0.1, "elementwise": 0.1, "idle": 0.2}
     )
+    assert (first[0]["low"], first[0]["high"]) == pytest.approx((0.36, 0.44))
+    caption = figure(whole, "shares").caption
+    assert "the 95 % interval of a share is at most 8.0 points wide" in caption
     assert {r["n"] for r in first} == {4}  # the fifth result's times are not valid
 
 
