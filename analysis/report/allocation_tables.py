@@ -70,18 +70,22 @@ def _answer(plan: PlanOfLayers) -> Iterator[Line]:
     measured = ""
     if expected.loss_measured is not None:
         measured = (
-            f"; all together {expected.loss_measured:+.3f} measured, perplexity "
+            f"; all together {_nats(expected.loss_measured)} measured, perplexity "
             f"{numbers.percent(expected.perplexity_rel, signed=True)}"
         )
-    yield Line(f"loss: {expected.loss:+.3f} nats a token as the sum of its parts{measured}")
+    yield Line(f"loss: {_nats(expected.loss)} nats a token as the sum of its parts{measured}")
     if plan.uniform is None:
         yield Line("no uniform cut of all layers reaches this target")
     else:
         best = plan.uniform
         yield Line(
             f"the best uniform cut of all layers: {best.family} with {best.kept}, "
-            f"{_reached(best)}, {best.loss:+.3f} nats"
+            f"{_reached(best)}, {_nats(best.loss)} nats"
         )
+
+
+def _nats(value: float) -> str:
+    return f"{value:+.3f}".replace("-", numbers.MINUS)
 
 
 def _reached(one: Any) -> str:
@@ -141,9 +145,9 @@ def _checks(plan: PlanOfLayers) -> Iterator[Line]:
 
 
 def _additivity(found: Additivity) -> str:
-    text = f"losses add: {found.pairs} pairs of removals measured together against their sums"
+    text = f"how well losses add: {found.pairs} pairs of removals, measured together against sums"
     if found.correlation is not None:
         text += f", correlation {found.correlation:.2f}"
     if found.worst_error is not None:
-        text += f", largest error {found.worst_error:+.3f} nats"
+        text += f", largest error {_nats(found.worst_error)} nats"
     return text
