@@ -227,8 +227,7 @@ def long_gap(c: Context) -> Found | None:
         where = f"a mean step no op runs in one gap a step (in {by['count'][0]} of {steps} steps)"
     return Found(
         text=f"for {share} of {where}, {_place(names[0])}: the cause is not dispatch"
-        + ", but an interruption: the call usually takes a small part of this"
-        * interrupted,
+        + ", but an interruption: the call usually takes a small part of this" * interrupted,
         evidence=[
             f"{c.idle_ms(ns / count)} {_place(name)}, before {before[:100]}"
             f"{f' ({count} times)' if count > 1 else ''}"

@@ -36,10 +36,14 @@ def interrupted_ops(c: Context) -> Found | None:
         if share < SOME:
             continue
         side = f"{name}: " if c.baseline is not None else ""
-        many = f"{len(rows):,} calls take" if len(rows) > 1 else "one call takes"
+        many = f"{len(rows):,} calls" if len(rows) > 1 else "one call"
+        takes = "take" if len(rows) > 1 else "takes"
+        of, a_step = "", ""
+        if kernels.num_steps > 1:
+            of, a_step = f" of {kernels.num_steps} steps", " a step"
         texts.append(
-            f"{side}{many} {ms(over)} a step ({percent(share)}) more than the others of the same "
-            "op and sizes"
+            f"{side}{many}{of} {takes} {ms(over)}{a_step} ({percent(share)}) more than the others "
+            "of the same op and sizes"
         )
         lines += [f"{side}{line}" for line in _lines(rows)]
     if not texts:

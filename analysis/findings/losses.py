@@ -251,7 +251,7 @@ def slower_kernels(c: Context) -> Found | None:
     change, saved = _faster_kernels(c, parts, row)
     gain, stopped = row.ns if saved is None else saved, ""
     if (stood := c.in_step(interrupted_ns(c.kernels))) >= row.moves_ns / 2:
-        stopped = f", {ms(stood)} of it in calls that were interrupted"
+        stopped = f"; calls that were interrupted hold {ms(stood)} of the step"
         change, gain = CORES, None  # whatever their shapes are
     return Found(
         text=f"the remaining kernels take {ms(row.moves_ns)} longer than expected of their shapes"

@@ -296,8 +296,8 @@ def _beyond(c: Context) -> list[tuple[Row, str, str]]:
 
 
 def _why_faster(c: Context) -> str:
-    """Why the kernels of the pruned side are faster: what no pruning gives, where most of that is in
-    products that it did not touch."""
+    """Why the kernels of the pruned side are faster: what no pruning gives, where most of the gain
+    is in products that it did not touch."""
     row = c.row("kernel_efficiency")
     moved = {pair.key[1] for pair in c.pairs or () if not _is_as_before(pair)}
     as_before = [

@@ -201,7 +201,7 @@ def test_a_call_that_is_interrupted_within_is_named_by_its_like(tmp_path: Path) 
     assert phase.wall_ns == 120e6
     found = finding(phase, "interrupted-ops")
     assert found is not None and found.severity == "warning"
-    assert found.text.startswith("one call takes 90.000 ms a step (75 %) more than the others of")
+    assert found.text.startswith("one call takes 90.000 ms (75 %) more than the others of the same")
     assert found.evidence == [
         "aten::mm (unknown) takes 95.000 ms in step 0, 5.000 ms as the median of 6 calls"
     ]

@@ -28,7 +28,7 @@ from tests.analysis.finding_cases import (
 )
 from tests.analysis.finding_cases import mm as sized_mm
 from tests.analysis.report import example
-from tests.chrome import chrome, gap, k, op, save, step
+from tests.chrome import chrome, gap, k, module, op, save, step
 
 NCCL = "ncclDevKernel_AllReduce_Sum_bf16_RING_LL(ncclDevComm*, unsigned long, ncclWork*)"
 
@@ -80,9 +80,21 @@ def test_what_did_not_move_and_is_faster_too_is_no_gain_of_pruning(tmp_path: Pat
     pruned = layers(narrow, ("self_attn.o_proj", sized_mm(us=50)))
     said = found(of_pair(tmp_path, dense, pruned), "above-bound")
     assert said is not None and "whose shapes did not move are faster too (o: -1" in said.text
-    pruned = layers(("mlp.up_proj", sized_mm(n=2048, us=20)), ("self_attn.o_proj", sized_mm(us=100)))
+    pruned = layers(
+        ("mlp.up_proj", sized_mm(n=2048, us=20)), ("self_attn.o_proj", sized_mm(us=100))
+    )
     said = found(of_pair(tmp_path, dense, pruned), "above-bound")
     assert said is not None and "more efficient" in said.text
+
+
+def test_linears_of_two_models_at_one_place_are_two(tmp_path: Path) -> None:
+    """A head of K 256 in the first step and one of K 128 in the second: none has K 192."""
+    heads = [op("aten::mm", [1, width], [width, 1000], kernels=[k(us=9)]) for width in (256, 128)]
+    trace = chrome(*(step(i, module("lm_head", head)) for i, head in enumerate(heads)))
+    rows = alone(tmp_path, trace).gemms
+    assert sorted((row.role, row.k, row.count) for row in rows) == [
+        ("lm_head", 128, 0.5), ("lm_head", 256, 0.5),
+    ]  # fmt: skip
 
 
 def in_turn(make: Callable[[float], tuple[Any, ...]], *times: float) -> dict[str, Any]:
