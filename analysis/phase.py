@@ -334,6 +334,7 @@ def _phase(
         spill=linked.carry_over,
         late=linked.late,
         left_out=linked.left_out,
+        between_ns=int(linked.between.sum()) / steps,
         tokens_per_s=sums.tokens_per_s,
         items_per_s=sums.items_per_s,
         peak_memory_bytes=sums.peak_memory_bytes,

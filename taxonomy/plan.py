@@ -131,6 +131,9 @@ def whole(_role: str, n: int, k: int) -> tuple[Piece, ...]:
     return (Piece(n, k),)
 
 
+RANKED_AT_ONCE = 64  # queries whose scores rank keys in one piece: bounds their memory
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """What a family makes of a stack of equal layers.
@@ -206,6 +209,7 @@ class Op:
     sparse: bool = False  # a 2:4 GEMM: it stores indices beside its numbers
     estimated: bool = False  # which keys it reads is estimated in each forward
     ranked: float = 0  # scores that rank keys, beside those of the attention itself
+    ranked_in: int = 0  # pieces that they are computed in, one after the other
 
     @property
     def gathered(self) -> bool:

@@ -10,13 +10,14 @@ whole sublayers or narrow the stream.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.expert_routing import ExpertLoad, expert_load
 from prunescope.taxonomy.gemm import Gemm
-from prunescope.taxonomy.plan import Op, Plan, Workload, whole_gemm
+from prunescope.taxonomy.plan import RANKED_AT_ONCE, Op, Plan, Workload, whole_gemm
 from prunescope.taxonomy.roles import GROUPS
 from prunescope.taxonomy.shape import STATE_ITEMSIZE, ModelShape
 
@@ -223,6 +224,7 @@ def _attention(plan: Plan, window: int | None, layers: float, name: str) -> Op:
         runs=plan.runs if plan.queries < 1 else 1,
         estimated=plan.scores < plan.queries * plan.cached,
         ranked=heads * (plan.ranking * keys - plan.ranking * (plan.ranking - 1) / 2),
+        ranked_in=math.ceil(plan.ranking / RANKED_AT_ONCE),
     )
 
 

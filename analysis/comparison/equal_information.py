@@ -48,6 +48,8 @@ def with_equal_information(dense: SidePhase, pruned: SidePhase) -> ComparableSid
     dense, pruned, shapes = _equal_shapes(dense, pruned)
     dense, pruned, replays = _equal_replays(dense, pruned)
     dense, pruned, modules = _equal_modules(dense, pruned)
+    for one in (*shapes, *modules):  # now that no side is read again, which would lose them
+        pruned = _noted(pruned, one_sided_text(one))
     # Rewrites of layers and roles. Layers without a number cannot be folded, GEMMs are compared
     # with those of the same layer, and fused roles are the ones that a reference may hand on.
     dense, pruned = _equal_places(dense, pruned)
@@ -141,7 +143,7 @@ def _equal_shapes(
         dense = dense.without_shapes()
     else:
         pruned = pruned.without_shapes()
-    return dense, _noted(pruned, one_sided_text(found)), (found,)
+    return dense, pruned, (found,)
 
 
 def _equal_replays(
@@ -181,7 +183,7 @@ def _equal_modules(
         dense = dense.without_modules()
     else:
         pruned = pruned.without_modules()
-    return dense, _noted(pruned, one_sided_text(found)), (found,)
+    return dense, pruned, (found,)
 
 
 def _equal_places(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SidePhase]:

@@ -16,7 +16,6 @@ from prunescope.analysis.findings.context import Context
 from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.kernels.idle import (
     AROUND,
-    BETWEEN_OPS,
     INTERRUPTED,
     LOADER,
     cause_sums,
@@ -25,6 +24,7 @@ from prunescope.analysis.kernels.idle import (
     host_late,
 )
 from prunescope.analysis.schema.report import Finding
+from prunescope.analysis.timeline.pauses import BETWEEN_OPS
 from prunescope.taxonomy.words import ms, percent, shortened
 
 SOME, MUCH = 0.05, 0.25  # of the step: idle time worth a finding, and worth a warning

@@ -6,6 +6,8 @@ In: a Context. Out: Found, or None. Times are ns a step.
 
 from __future__ import annotations
 
+import polars as pl
+
 from prunescope.analysis.findings.allocate import allocation
 from prunescope.analysis.findings.context import (
     Context,
@@ -264,25 +266,41 @@ def slower_kernels(c: Context) -> Found | None:
 
 
 def _faster_kernels(c: Context, parts: list[LedgerPart], row: Row) -> tuple[str, float | None]:
-    """What may help the kernels of these parts: their shapes, if the pruning moved any of them.
-    With it what that saves, in ns a step, where it is predicted by itself; else None."""
-    roles = _roles(parts)
-    if not any(p.axis not in ("none", "unknown") and p.key[1] in roles for p in c.pairs or ()):
-        return (
-            "no shape of the ops named has moved: compare clocks, threads, libraries and what else "
-            "ran, and capture both models in turns in one process"
-        ), None
+    """What may help the kernels of these parts: their shapes, if the pruning moved those of the
+    largest. With it what that saves, in ns a step, where it is predicted by itself; else None."""
+    as_before = (
+        "compare clocks, threads, libraries and what else ran, and capture both models in turns in "
+        "one process"
+    )
+    moved = [part for part in parts if _has_moved(c, part)]
+    if not moved:
+        return f"no shape of the ops named has moved: {as_before}", None
     better = nearest_dimension(c)
     if better is not None and better.change and (better.predicted_ns or 0.0) >= row.moves_ns / 2:
         return better.change, better.predicted_ns  # most of the loss has a cause with a name
-    where = parts[0].name if parts else "the step"
-    if c.kernels.on_device:
+    where = parts[0].name
+    if moved[0] is not parts[0]:
+        return f"no shape of {where} has moved: {as_before}", None
+    if not c.kernels.on_device or parts[0].cls not in PRODUCTS:
+        ops = "kernels" if c.kernels.on_device else "ops"
         return (
-            f"for the kernels of {where} try another tile, an aligned dimension or a larger batch"
+            f"for the {ops} of {where} try an aligned dimension, another layout or a larger batch"
         ), None
     return (
-        f"for the ops of {where} try an aligned dimension, another layout or a larger batch"
+        f"for the kernels of {where} try another tile, an aligned dimension or a larger batch"
     ), None
+
+
+def _has_moved(c: Context, part: LedgerPart) -> bool:
+    """Whether the pruning moved a dimension of the ops of a part: an axis of its GEMMs, else how
+    much a call of the others moves."""
+    if part.cls in PRODUCTS:
+        axes = {p.axis for p in c.pairs or () if p.key[1] == part.role}
+        return not axes <= {"none", "unknown"}
+    sides = [side for side in (c.kernels, c.baseline_kernels) if side is not None]
+    of_part = (pl.col("role") == part.role) & (pl.col("class") == part.cls)
+    sizes = [set(side.frame.filter(of_part)["bytes"].drop_nulls().unique()) for side in sides]
+    return all(sizes) and sizes[0] != sizes[-1]
 
 
 @finding("longer-communication", "info", compares=True)

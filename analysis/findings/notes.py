@@ -12,6 +12,7 @@ from prunescope.analysis.comparison.equal_information import one_sided_text
 from prunescope.analysis.kernels.frame import ATTENTION, MATMUL, Kernels
 from prunescope.analysis.kernels.phase_kind import PHASES_APART
 from prunescope.analysis.kernels.replay import replayed_begin
+from prunescope.analysis.kernels.sparse_products import sparse_products
 from prunescope.analysis.schema.pair_comparison import MODULES, SHAPES
 from prunescope.analysis.schema.report import WHOLE_TRACE, Phase
 from prunescope.analysis.timeline.intervals import (
@@ -46,7 +47,7 @@ def notes(kernels: Kernels) -> list[str]:
         lines.append("all times of the trace are whole µs: each may be off by up to 1 µs")
     if not kernels.calls:
         lines.append(f"no host ops in the trace: kinds come from kernel names, {_shapes(kernels)}")
-    lines += _without_modules(kernels)
+    lines += _without_modules(kernels) + _sparse(kernels)
     return lines + _early(kernels) + _concurrent(kernels) + _communication(kernels)
 
 
@@ -116,6 +117,26 @@ def _without_modules(kernels: Kernels) -> list[str]:
             f"module was recorded: {change}"
         )
     return lines + (_unequal_layers(kernels) if by_order else [])
+
+
+_SPARSE = "products with matrices that store some of their numbers (CSR, CSC, COO"
+
+
+def _sparse(kernels: Kernels) -> list[str]:
+    """What is known of the work of products with sparse matrices."""
+    found = sparse_products(kernels)
+    if found is None:
+        return []
+    line = (
+        f"{_SPARSE}; {', '.join(found.ops)}) take {ms(found.busy)} a step, and M, N, K do not say "
+        "how much they multiply"
+    )
+    if found.unknown:
+        return [
+            f"{line}: the trace does not hold how many numbers are stored, so FLOPs and bytes of "
+            f"{ms(found.unknown)} are unknown"
+        ]
+    return [f"{line}: their FLOPs and bytes count the numbers that are stored"]
 
 
 def _in_whole_us(kernels: Kernels) -> bool:
@@ -245,6 +266,8 @@ def missing_shapes(
     if lacking := [one for one in ignored if one.kind == SHAPES]:
         return [f"{name}: {one_sided_text(one)}" for one in lacking]
     gemms = [g for g in phase.gemms if g.op is not None]
+    if any(_SPARSE in note for note in phase.notes):
+        return []
     if not gemms or any(n is not None for g in gemms for n in (g.m, g.n, g.k)):
         return []
     of_tokens = not _OF_TOKENS.isdisjoint([*phase.kinds, *(g.role for g in gemms)])

@@ -23,7 +23,7 @@ from prunescope.analysis.findings.checks import as_finding
 from prunescope.analysis.findings.host import HOST_COLLECTIVES, that_waits
 from prunescope.analysis.findings.rank_replay import COLUMNS, RankReplay, replay
 from prunescope.analysis.findings.registry import FINDINGS, Found, finding
-from prunescope.analysis.ledger.noise import speedup_interval
+from prunescope.analysis.ledger.noise import median_interval, speedup_interval
 from prunescope.analysis.schema.report import LATE_RANK, SLOWER_KERNELS, Finding, Phase
 from prunescope.analysis.timeline.intervals import cover
 from prunescope.taxonomy.words import ms, percent, shortened
@@ -41,7 +41,8 @@ _EQUAL = 0.02  # of the FLOPs of another rank: no more work than that
 class RankTime:
     """A step of a rank, ns: its wall, the part in which only communication runs, on the device or
     by host threads, the name of the communication kernel with the most time, the part in which
-    nothing runs at all, by cause, and the FLOPs that are known."""
+    nothing runs at all, by cause, and the FLOPs that are known; and of each step the part without
+    communication (`own_by_step`) and the rest (`comm_by_step`)."""
 
     name: str
     wall: float
@@ -52,6 +53,7 @@ class RankTime:
     flop: float = 0.0
     on_device: bool = True
     own_by_step: tuple[float, ...] = ()
+    comm_by_step: tuple[float, ...] = ()
 
     @property
     def own(self) -> float:
@@ -247,6 +249,8 @@ def rank_time(name: str, phase: Phase, frame: pl.DataFrame) -> RankTime:
     hidden = _union(frame) - _union(frame.filter(~comm))
     sums = frame.filter(comm).group_by("name").agg(pl.col("duration").sum())
     top = sums.sort(["duration", "name"], descending=[True, False])["name"].to_list()
+    in_host = pl.col("idle_collective").sum()
+    own = pl.col("busy").filter(~comm).sum() + pl.col("gap").sum() - in_host
     return RankTime(
         name,
         phase.wall_ns,
@@ -256,15 +260,15 @@ def rank_time(name: str, phase: Phase, frame: pl.DataFrame) -> RankTime:
         causes=phase.anatomy.gaps if phase.anatomy is not None else None,
         flop=float(frame["flop"].sum() or 0.0) / phase.steps,
         on_device=_on_device(frame),
-        own_by_step=_own_by_step(frame),
+        own_by_step=_by_step(frame, own),
+        comm_by_step=_by_step(frame, pl.col("busy").filter(comm).sum() + in_host),
     )
 
 
-def _own_by_step(frame: pl.DataFrame) -> tuple[float, ...]:
-    """ns of each step in which the rank works or idles, without collectives of any kind."""
-    own = pl.col("busy").filter(pl.col("kind") != "comm").sum() + pl.col("gap").sum()
-    sums = frame.group_by("step").agg(own=own - pl.col("idle_collective").sum())
-    return tuple(sums.sort("step")["own"].cast(pl.Float64).to_list())
+def _by_step(frame: pl.DataFrame, ns: pl.Expr) -> tuple[float, ...]:
+    """A sum over the rows of each step, ns."""
+    sums = frame.group_by("step").agg(ns=ns).sort("step")
+    return tuple(sums["ns"].cast(pl.Float64).to_list())
 
 
 def _own_idle(phase: Phase) -> float:
@@ -344,13 +348,26 @@ def _over_steps(rank: RankTime) -> str:
 
 def _is_beyond_spread(late: Late) -> bool:
     """Whether the late rank is slower than the median one by more than their steps differ: the 95 %
-    interval of the ratio of the medians lies above 1. True where steps are not known apart."""
+    interval of the ratio of the medians lies above 1, or that of what the others wait for it, step
+    by step, above 0. True where steps are not known apart."""
     others = sorted(late.others, key=lambda one: (one.usual_own, one.name))
     pair = late.rank.own_by_step, others[(len(others) - 1) // 2].own_by_step
     if min(map(len, pair)) < 2:
         return True
     ratio = speedup_interval(*([round(ns) for ns in steps] for steps in pair))
-    return ratio is None or ratio[0] > 1
+    return ratio is None or ratio[0] > 1 or _is_waited_for(late)
+
+
+def _is_waited_for(late: Late) -> bool:
+    """Whether the median of the others is in communication longer than the late rank, in one step
+    as in the next. An interruption of another rank makes that one's own time differ between steps,
+    and not what it waits for: collectives keep the steps of all ranks together."""
+    steps = [rank.comm_by_step for rank in (late.rank, *late.others)]
+    if len({len(each) for each in steps}) > 1 or not steps[0]:
+        return False
+    own, *others = (np.array(each) for each in steps)
+    waits = median_interval(np.median(others, axis=0) - own)
+    return waits is not None and waits[0] > 0
 
 
 def _cause(late: Late) -> str:

@@ -31,6 +31,7 @@ from prunescope.analysis.timeline.engines import engine_step
 from prunescope.analysis.timeline.first_calls import UnusualCalls
 from prunescope.analysis.timeline.intervals import Spans, cover
 from prunescope.analysis.timeline.link import Linked
+from prunescope.analysis.timeline.pauses import BETWEEN_OPS
 from prunescope.analysis.timeline.runtime_calls import (
     ALLOCATION,
     COPY,
@@ -66,7 +67,6 @@ CAUSE_WORDS = {
 }  # fmt: skip
 # ns from the end of a launch call: the longest that an idle device takes to start the kernel.
 _LAUNCHED = 1_000_000
-BETWEEN_OPS = 1_000_000  # ns of Python between two ops: more is other work
 _PRODUCTS = (*MATMUL_KINDS, "attention", "conv")
 # ns: an op that launches nothing and takes ten times as long as a dispatch computes on the host.
 _COMPUTES = 100_000

@@ -39,6 +39,7 @@ class Call:
     spans: tuple[tuple[float, float], ...] = ()
     groups: float | None = None  # experts that saw tokens, a step; of other GEMMs None
     stack: int | None = None  # experts whose matrices one call of a grouped GEMM holds
+    of_weight: bool | None = None  # of a gradient: whether it is a weight's; None where unknown
     rows: float | None = None  # of experts: rows a step, of all calls; M is that of those with rows
 
     @property

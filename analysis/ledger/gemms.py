@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 import polars as pl
 
 from prunescope.analysis.kernels.frame import Kernels
+from prunescope.analysis.kernels.phase_kind import trained_tokens
 from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.ledger.alignment import Alignment, with_dense_layer
 from prunescope.analysis.ledger.call import Call, Key
@@ -25,11 +26,12 @@ from prunescope.analysis.ledger.experts import (
     with_groups,
     with_rows,
 )
+from prunescope.analysis.ledger.gradients import is_gradient, is_of_weight, partners
 from prunescope.analysis.ops.call import Work
 from prunescope.analysis.schema.report import GemmRow as Row
 from prunescope.analysis.schema.report import clock
 from prunescope.taxonomy.gemm import Gemm, axis_moved
-from prunescope.taxonomy.roles import GROUPS, UNPLACED
+from prunescope.taxonomy.roles import BACKWARD, GROUPS, UNPLACED
 
 __all__ = ["Call", "Key", "Pair", "calls_of", "pair_calls", "report_rows", "single_rows"]
 
@@ -65,6 +67,7 @@ class _Sum:
     known: tuple[int, int] | None = None  # N and K, where M of some call is not known
     groups: float | None = None  # of a grouped GEMM
     stack: int | None = None
+    of_weight: bool | None = None
     bounds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
 
@@ -85,6 +88,7 @@ def calls_of(
     gemms = _op_calls(frame if kernels.on_device else frame.with_columns(duration="busy"))
     products = [_products(work) for work in kernels.works]
     makes: dict[tuple[object, ...], int] = {}
+    tokens = trained_tokens(kernels) if gemms["role"].str.ends_with(BACKWARD).any() else None
     sums: dict[Key, _Sum] = defaultdict(_Sum)
     position: dict[tuple[object, ...], int] = defaultdict(int)
     weights: dict[tuple[object, ...], dict[tuple[int, int], int]] = defaultdict(dict)
@@ -110,6 +114,9 @@ def calls_of(
             work = kernels.works[row["call"]] if row["call"] is not None else None
             sums[key].groups = work.groups if work is not None else None
             sums[key].stack = work.stack if work is not None else None
+            if is_gradient(row["role"]):
+                op = kernels.calls[row["call"]] if row["call"] is not None else None
+                sums[key].of_weight = is_of_weight(op, gemm, tokens)
     calls = {key: _call(key, s, kernels.num_steps) for key, s in sums.items()}
     with_tokens = {
         key: sum(dims[1] > 0 for dims in s.dims) / kernels.num_steps for key, s in sums.items()
@@ -223,6 +230,7 @@ def _call(key: Key, total: _Sum, num_steps: int) -> Call:
         spans=tuple((min(sizes), max(sizes)) for sizes in zip(*dims, strict=True)),
         groups=total.groups,
         stack=total.stack,
+        of_weight=total.of_weight,
         rows=None if total.known is not None else rows,
         count=total.calls / num_steps,
         flop=mean_of(total.flop),
@@ -263,6 +271,15 @@ def pair_calls(dense: dict[Key, Call], pruned: dict[Key, Call]) -> list[Pair]:
         originals = [k for k in dense if k[:3] == unit]
         if unit[1] in UNPLACED and (known := _ranks_in_order(originals, keys, dense, pruned)):
             pairs += [Pair(key, old, pruned[key], axis) for key, (old, axis) in known.items()]
+            paired |= {*originals}
+            continue
+        if is_gradient(str(unit[1])):
+            of = partners(originals, keys, dense, pruned)
+            old = {key: dense[of[key]] if key in of else None for key in keys}
+            pairs += [
+                Pair(key, old[key], pruned[key], _axis(old[key], pruned[key])) for key in keys
+            ]
+            pairs += [Pair(k, dense[k], None, "gone") for k in originals if k not in of.values()]
             paired |= {*originals}
             continue
         low_rank = _through_a_rank([pruned[k] for k in keys], [dense[k] for k in originals])

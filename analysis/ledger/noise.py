@@ -307,6 +307,14 @@ def wall_interval(samples: Samples) -> list[float]:
     return interval(_resampled_wall(np.random.default_rng(SEED), samples))
 
 
+def median_interval(values: Floats) -> list[float] | None:
+    """95 % interval of the median of values that may be negative, by bootstrap; None with one."""
+    if len(values) < 2:
+        return None
+    picks = sample_placements(np.random.default_rng(SEED), len(values), REPLICATES)
+    return interval(np.median(values[picks], axis=1))
+
+
 def interval(replicates: Floats) -> list[float]:
     """The 2.5th and 97.5th percentile."""
     low, high = np.percentile(replicates, [2.5, 97.5])

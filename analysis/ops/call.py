@@ -43,7 +43,9 @@ class OpCall:
     dtypes: tuple[str, ...]  # as in the trace: "c10::BFloat16", "Scalar", "", "TensorList"
     strides: tuple[Any, ...] = ()  # empty: unknown
     concrete: tuple[str, ...] = ()  # "Concrete Inputs": "[1, -1]", "True", "0.125"; may be empty
-    result: tuple[int, ...] = ()  # shape of what it makes, as ops inside or behind it show it
+    # Shape of what it makes, as ops inside or behind it show it; of a product with a sparse matrix
+    # how many numbers that stores, and the bytes of their indices.
+    result: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

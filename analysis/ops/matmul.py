@@ -81,28 +81,13 @@ def _added(call: OpCall, index: int, beta: int) -> Operand | None:
 def mm(call: OpCall) -> Work:
     """[m, k] x [k, n]."""
     a, b = tensor(call, 0), tensor(call, 1)
-    _need_dense(call, 0, 1)
     return gemm_work(pair(a, b), a, b)
-
-
-@op_model("aten::_sparse_mm", "aten::_sparse_addmm", "aten::sparse_sampled_addmm", kind="gemm")
-def sparse_mm(_: OpCall) -> Work:
-    """A sparse matrix (CSR, COO) is written with the shape of the dense one, and not with how many
-    numbers it holds, which the work depends on."""
-    raise NoModel
-
-
-def _need_dense(call: OpCall, *operands: int) -> None:
-    """Raise NoModel where one of the operands is sparse: it has no strides, and others have."""
-    if any(call.strides) and not all(call.strides[i : i + 1] and call.strides[i] for i in operands):
-        raise NoModel
 
 
 @op_model("aten::addmm", "aten::addmm_", "aten::_addmm_activation", kind="gemm")
 def addmm(call: OpCall) -> Work:
     """[n] + [m, k] x [k, n]."""
     a, b = tensor(call, 1), tensor(call, 2)
-    _need_dense(call, 1, 2)
     return gemm_work(pair(a, b), a, b, _added(call, 0, beta=3))
 
 

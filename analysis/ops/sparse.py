@@ -1,7 +1,13 @@
-"""Work of 2:4 sparse GEMMs. The sparse weight comes first (W·Xᵀ), so M is a column count.
+"""Work of 2:4 sparse GEMMs, and of matrices that store their numbers with indices (CSR, CSC, COO).
 
-FLOPs count what sparse tensor cores do: 2·M·N·(K/2). The Gemm keeps the logical K. Bytes read the
-kept values with their indices: 9/16 of the dense weight at 16 bits (5/8 at 8 bits).
+2:4: the sparse weight comes first (W·Xᵀ), so M is a column count. FLOPs count what sparse tensor
+cores do: 2·M·N·(K/2). The Gemm keeps the logical K. Bytes read the kept values with their indices:
+9/16 of the dense weight at 16 bits (5/8 at 8 bits).
+
+With indices: an operand of the shape of the dense matrix, and without strides. FLOPs are 2 × the
+stored numbers × the rows or columns of the dense operand. How many are stored is in no argument:
+`OpCall.result` has it where ops inside of the call show it, else the work is unknown. No M, N, K
+say how much such a product multiplies, so that it has no Gemm.
 """
 
 from __future__ import annotations
@@ -13,6 +19,7 @@ from prunescope.analysis.ops.call import (
     OpCall,
     Operand,
     Work,
+    number,
     op_model,
     optional,
     size,
@@ -20,6 +27,52 @@ from prunescope.analysis.ops.call import (
     total,
 )
 from prunescope.taxonomy.gemm import Gemm
+
+# The position of the first of the two operands of a product.
+PRODUCTS = {
+    "aten::mm": 0,
+    "aten::addmm": 1,
+    "aten::_sparse_mm": 0,
+    "aten::_sparse_addmm": 1,
+}
+
+
+def indexed_operand(call: OpCall) -> int | None:
+    """Which operand of a product stores its numbers with indices: it has no strides, where the
+    other one has. None where none does, or both do."""
+    first = PRODUCTS.get(call.name)
+    if first is None or not any(call.strides):
+        return None
+    bare = [not any(call.strides[i : i + 1]) for i in (first, first + 1)]
+    return first + bare.index(True) if any(bare) and not all(bare) else None
+
+
+@op_model("aten::_sparse_mm", "aten::_sparse_addmm", kind="gemm")
+def indexed_product(call: OpCall) -> Work:
+    """The product of a dense matrix and one that stores `call.result` = (numbers, bytes of their
+    indices); also of `aten::mm` and `aten::addmm` with such an operand."""
+    first, sparse = PRODUCTS[call.name], indexed_operand(call)
+    if sparse is None or len(call.result) != len(("numbers", "bytes")):
+        raise NoModel
+    stored, index_bytes = call.result
+    a, b = tensor(call, first, rank=2), tensor(call, first + 1, rank=2)
+    if a.shape[1] != b.shape[0] or stored > (b if sparse > first else a).numel:
+        raise NoModel
+    dense = a if sparse > first else b
+    times = a.shape[0] if sparse > first else b.shape[1]
+    added = optional(call, 0) if first and number(call, first + 2) != 0 else None
+    written = size(a.shape[0] * b.shape[1], dense.dtype)
+    moved = [size(stored, dense.dtype), float(index_bytes), dense.bytes, written]
+    moved += [] if added is None else [added.bytes]
+    return Work(
+        flop=2 * stored * times, bytes=total(moved), gemms=(), dtype=dense.dtype, kind="gemm"
+    )
+
+
+@op_model("aten::sparse_sampled_addmm", kind="gemm")
+def sampled_addmm(_: OpCall) -> Work:
+    """A dense product at the places of a sparse one, whose count a trace does not hold."""
+    raise NoModel
 
 
 def _sparse_work(gemm: Gemm, *read: Operand | None, dtype: str | None, out: str | None) -> Work:

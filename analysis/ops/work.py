@@ -43,7 +43,9 @@ def work_of(call: OpCall) -> Work | None:
     of its inputs, or they do not fit."""
     if not call.shapes:
         return None
-    model = MODELS.get(call.name) or pointwise.generated(call.name)
+    is_indexed = sparse.indexed_operand(call) is not None
+    model = sparse.indexed_product if is_indexed else MODELS.get(call.name)
+    model = model or pointwise.generated(call.name)
     model = model or quantised.custom_product(call.name) or experts.custom_grouped(call.name)
     if model is None:
         return None

@@ -260,12 +260,14 @@ def expected_speedup(setting: Setting, work: Workload, sparsity: float | None = 
 
 # Added kernels: a routed sublayer gathers its rows and scatters them back; a 2:4 GEMM converts
 # layouts where its library makes its caller do so; an estimated attention pools, scores and picks;
-# attention on gathered rows passes its cache once more; keys are ranked by scores of their own.
+# attention on gathered rows passes its cache once more; keys are ranked by scores of their own, of
+# a piece of the queries at a time.
 _ROUTE_KERNELS = 2  # gather and scatter
 _LAYOUT_KERNELS = 2  # into the layout of the sparse kernel and out of it
 _ROW_MULTIPLE = 8  # rows of a 2:4 GEMM; one more kernel pads the others
 _ESTIMATE_KERNELS = 3  # pooled scores, softmax, top-k
-_RANK_KERNELS = 8  # scores, scale, mask, softmax, their sum, top-k, gathered keys and values
+_SCORE_KERNELS = 5  # scores, scale, mask, softmax, their sum: of each piece of the queries
+_PICK_KERNELS = 3  # top-k, gathered keys and values
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,7 +296,7 @@ def _added_kernels(side: PredictedSide) -> float:
             total += op.layers * per_sparse
         elif op.cls == "attention":
             cache_pass = op.rows < 1 and not work.prefill
-            ranks = _RANK_KERNELS * (op.ranked > 0)
+            ranks = _SCORE_KERNELS * op.ranked_in + _PICK_KERNELS * (op.ranked > 0)
             total += op.layers * (_ESTIMATE_KERNELS * op.estimated + cache_pass + ranks)
     return total
 

@@ -283,6 +283,11 @@ def outside_steps(phase: Phase) -> list[str]:
         for name, part, why in groups
         if part.get("events")
     ]
+    if phase.between_ns:
+        found.append(
+            f"between steps: {numbers.time(phase.between_ns)} before a step (mean) in which the "
+            "device idles and the host waits outside of all ranges, in the wall of no step"
+        )
     return [*found, _launch_latency(phase)] if phase.lead_ns else found
 
 

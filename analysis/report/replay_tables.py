@@ -73,8 +73,10 @@ def shapes_table(title: str, gemms: Sequence[ReplayedGemm]) -> Table:
         ]
         for one in gemms
     ]
-    note = "warm: the operands were just used; cold: the last-level cache was flushed"
-    return Table("shapes-alone", title, columns, rows, [note])
+    notes = ["warm: the operands were just used; cold: the last-level cache was flushed"]
+    if any((one.share_of_bound or 0.0) > 1 for one in gemms):
+        notes.append("above 100 % of its bound: warm operands come from a cache, not from memory")
+    return Table("shapes-alone", title, columns, rows, notes)
 
 
 def replay_table(replay: Replay | None, phase: str = "") -> Table | None:

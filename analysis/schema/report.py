@@ -398,6 +398,9 @@ class Phase(msgspec.Struct, kw_only=True):
     spill: Annotated[dict[str, float], meaning("carry-over of the step before: events, ns")]
     late: Annotated[dict[str, float], meaning("after the last linked event: events, ns")]
     left_out: Annotated[dict[str, float], meaning("outside of every step: events, ns")]
+    between_ns: Annotated[
+        float, meaning("idle before a step while the host waits outside of every step, not in wall")
+    ] = 0.0
     tokens_per_s: float | None
     peak_memory_bytes: int | None
     weight_bytes: int | None

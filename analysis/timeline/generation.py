@@ -1,13 +1,15 @@
 """The forwards of generated text: a prompt, and the tokens after it, each a step of its own.
 
-In: a Trace and the windows of its repeated work. Out: the same windows, each named after its phase
-(`generate#3 [decode]`), or None where they are not prompts and tokens.
+In: a Trace and its work in order. Out: windows of the steps, each named after its phase
+(`generate#3 [decode]`), or None where they are not prompts and tokens. The encoder of an
+encoder–decoder and the decoder's pass for the first token, which multiplies what the encoder made,
+are the prompt together.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +18,8 @@ from prunescope.analysis.ops.kind import MATMUL_KINDS
 from prunescope.analysis.ops.work import work_of
 from prunescope.analysis.timeline.engines import phases_of_spans
 from prunescope.analysis.timeline.intervals import GENERATION, Windows
-from prunescope.analysis.timeline.work_sequence import WorkSequence
+from prunescope.analysis.timeline.work_sequence import NEARLY_ALL, WorkSequence, host_span
+from prunescope.analysis.trace.collect import Ints
 from prunescope.analysis.trace.events import Trace
 
 _LINEARS = ("aten::linear", "aten::addmm", "aten::mm")
@@ -40,14 +43,60 @@ def may_generate(trace: Trace) -> bool:
     return any(max(m) >= _APART * min(m) for m in rows.values())
 
 
-def prompts_and_tokens(trace: Trace, work: WorkSequence, windows: Windows) -> Windows | None:
-    """The windows as steps of two phases. What is called before each prompt, and before no token,
-    belongs to the prompt; before a single one, all that is."""
-    phases = phases_of_spans(trace, windows.start, windows.end)
-    if set(phases) != {"prefill", "decode"}:
-        return None
-    if not _one_query(trace, windows, phases):
-        return None
+def prompts_and_tokens(
+    trace: Trace, work: WorkSequence, parts: Iterable[Windows]
+) -> Windows | None:
+    """The first of the `parts` that are prompts and tokens, as steps of two phases. What is called
+    before each prompt, and before no token, belongs to it; before a single one, all that is."""
+    for passes in parts:
+        if not work.most_alike(passes):  # tokens are: what follows reads all kernels of a trace
+            continue
+        windows = _with_first(trace, work, passes)
+        phases = phases_of_spans(trace, windows.start, windows.end)
+        prompts, tokens = (
+            np.flatnonzero(np.array(phases) == phase) for phase in ("prefill", "decode")
+        )
+        if (
+            len(prompts) * len(tokens) > 0
+            and len(prompts) + len(tokens) == len(windows)
+            and work.alike(windows, prompts)
+            and work.alike(windows, tokens)
+            and _one_query(trace, windows, phases)
+        ):
+            return _named(work, _with_encoders(work, windows, prompts, tokens))
+    return None
+
+
+def _with_first(trace: Trace, work: WorkSequence, passes: Windows) -> Windows:
+    """The passes; where they hold too little of the trace to be all of it, with what runs before
+    them as the first one: an encoder of sounds or images begins in another way."""
+    if work.covered(passes) >= NEARLY_ALL:
+        return passes
+    begin = host_span(trace)[0]
+    if begin >= passes.start[0]:
+        return passes
+    start = np.append(begin, passes.start)
+    end = np.append(passes.start[0], passes.end)
+    return replace(passes, start=start, end=end, names=["step", *passes.names])
+
+
+def _with_encoders(work: WorkSequence, windows: Windows, prompts: Ints, tokens: Ints) -> Windows:
+    """The windows, named after their phase. An encoder makes no token: where a prompt is other work
+    than a token is, it is one step with the pass behind it, which makes the first token."""
+    is_prompt = np.zeros(len(windows), bool)
+    is_prompt[prompts] = True
+    joined = np.zeros(len(windows), bool)  # with the window before
+    for one in prompts[prompts < len(windows) - 1].tolist():
+        joined[one + 1] = not work.is_alike(windows, one, tokens)
+    first = np.flatnonzero(~joined)
+    last = np.append(first[1:] - 1, len(windows) - 1)
+    names = ["prefill" if is_prompt[one] else "decode" for one in first]
+    return replace(windows, start=windows.start[first], end=windows.end[last], names=names)
+
+
+def _named(work: WorkSequence, windows: Windows) -> Windows:
+    """The windows with their final names, and with what is called before each prompt."""
+    phases = windows.names
     names = [f"generate#{i} [{phase}]" for i, phase in enumerate(phases)]
     prompts = np.flatnonzero(np.array(phases) == "prefill")
     start, end = windows.start.copy(), windows.end.copy()

@@ -29,7 +29,8 @@ class Windows:
     """Host windows of the steps, in time order. `source`: "prunescope" | "pattern" | "engine" |
     "ProfilerStep" | "numbered", or one of those above. `picked`: those of them that a pattern
     keeps, None where it names annotations that are no steps otherwise, and without a pattern.
-    `ignored`: an annotation that is called as a step is, in none of which work was launched."""
+    `ignored`: an annotation that is called as a step is, in none of which work was launched.
+    `are_ranges`: a user put a range around each step, and time between two may be of none."""
 
     start: Ints
     end: Ints
@@ -37,6 +38,7 @@ class Windows:
     names: list[str]
     picked: Ints | None = None
     ignored: str | None = None
+    are_ranges: bool = False
 
     def __len__(self) -> int:
         return len(self.start)

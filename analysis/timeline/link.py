@@ -23,6 +23,7 @@ from prunescope.analysis.timeline.correlate import (
 )
 from prunescope.analysis.timeline.intervals import Windows, cover, parents
 from prunescope.analysis.timeline.launches import lost_launches
+from prunescope.analysis.timeline.pauses import Pauses, pauses
 from prunescope.analysis.trace.collect import NONE, OWN_PREFIX, Ints
 from prunescope.analysis.trace.events import Trace
 
@@ -60,6 +61,8 @@ class Linked:
     trailing_idle: Ints
     replayed: NDArray[np.bool_]  # launched by a graph replay
     above: Ints  # row of the work op around a row, -1 at the top and on a device
+    # Idle time of the device before each step in which the host waited outside of every step.
+    between: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
     launch_latency_ns: int | None = None
     launch_latency_busy_ns: int | None = None  # of it, what the device ran before
     # Work of the step inside the launch latency, which no row's busy time holds: run time
@@ -128,6 +131,7 @@ def link_device(trace: Trace, windows: Windows) -> Linked:
     out.thread = np.where(by_op >= 0, taken(trace.ops["thread"], by_op), on)
     begins = _begin_of_steps(out, linked, placed.carry_over, trace, windows)
     others = _reach(out, np.flatnonzero(out.step < 0))
+    begins = _without_pauses(out, begins, others, pauses(trace, windows))
     for i in range(len(windows)):
         _fill_step(out, np.flatnonzero(out.step == i), i, begins[i], others, returned)
     out.starved &= linked
@@ -181,6 +185,25 @@ def _begin_of_steps(
                 out, trace, windows, begins[0]
             )
     return begins
+
+
+def _without_pauses(
+    out: Linked, begins: list[int], others: tuple[Ints, Ints], waits: Pauses
+) -> list[int]:
+    """Where the walls begin without the waits of the host between steps. What is idle before a wait
+    is the trailing idle time of the step before it, and what is idle behind it the next step's."""
+    found = list(begins)
+    out.between = np.zeros(len(begins), np.int64)
+    for i in np.flatnonzero(waits.end > waits.begin).tolist():
+        if not ((out.step == i).any() and (out.step == i - 1).any()):
+            continue
+        at = int(np.searchsorted(others[0], waits.begin[i]))
+        busy_until = max(begins[i], int(others[1][at - 1]) if at else begins[i])
+        until = max(int(waits.begin[i]), busy_until)
+        out.trailing_idle[i - 1] = until - busy_until
+        out.between[i] = max(0, int(waits.end[i]) - until)
+        found[i] = max(begins[i], int(waits.end[i]))
+    return found
 
 
 def _behind_carry_over(out: Linked, rows: Ints, carry_over: Ints) -> int:
@@ -248,7 +271,7 @@ def _fill_step(
     starved_since = np.maximum(reached, others_reached)
     out.gap[rows] = np.minimum(gap, np.maximum(0, start - starved_since))
     out.starved[rows] = (returned[rows] >= starved_since) & (out.gap[rows] > 0)
-    out.wall[step] = int(out.busy[rows].sum() + out.gap[rows].sum())
+    out.wall[step] = int(out.busy[rows].sum() + out.gap[rows].sum()) + out.trailing_idle[step]
 
 
 def is_graph_launch(name: str) -> bool:
@@ -317,6 +340,7 @@ def link_host(trace: Trace, windows: Windows) -> Linked:
         thread=ops["thread"][work],
         wall=wall,
         trailing_idle=tail,
+        between=np.zeros(len(windows), np.int64),
         left_out=left_out,
         replayed=np.zeros(len(work), bool),
         above=above,

@@ -20,11 +20,10 @@ from prunescope.analysis.timeline.intervals import (
     ZERO_GRAD,
     Windows,
 )
-from prunescope.analysis.timeline.work_sequence import WorkSequence, host_span
+from prunescope.analysis.timeline.work_sequence import NEARLY_ALL, WorkSequence, host_span
 from prunescope.analysis.trace.collect import Ints
 from prunescope.analysis.trace.events import Trace
 
-NEARLY_ALL = 0.9  # of the time that the device runs: what repeats beside it is no step
 _UPDATE, _ZERO = "Optimizer.step#", "Optimizer.zero_grad#"
 _OPTIMIZERS = 4  # updates an iteration: a generator and a discriminator are two
 _NUMBER = re.compile(r"\d+")
@@ -90,7 +89,7 @@ def _repeated(trace: Trace, work: WorkSequence) -> Windows | None:
         at = np.array(rows)[np.argsort(notes["ts"][rows], kind="stable")]
         start, end = notes["ts"][at], notes["ts"][at] + notes["dur"][at]
         names = [trace.names[i] for i in notes["name"][at]]
-        windows = Windows(start, end, ANNOTATION, names)
+        windows = Windows(start, end, ANNOTATION, names, are_ranges=True)
         if (start[1:] >= end[:-1]).all() and work.covered(windows) >= NEARLY_ALL:
             found.append(windows)
     return min(found, key=lambda one: (len(one), int(one.start[0])), default=None)

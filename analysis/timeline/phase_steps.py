@@ -105,6 +105,7 @@ def _only(trace: Trace, linked: Linked, windows: Windows, steps: Ints) -> tuple[
         wall=linked.wall[steps],
         above=np.where(above >= 0, moved[np.maximum(above, 0)], NONE),
         trailing_idle=linked.trailing_idle[steps],
+        between=linked.between[steps],
         launch_latency_ns=linked.launch_latency_ns if first else None,
         launch_latency_busy_ns=linked.launch_latency_busy_ns if first else None,
         launch_latency_work=linked.launch_latency_work if first else {},

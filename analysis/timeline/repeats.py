@@ -15,8 +15,7 @@ import numpy as np
 
 from prunescope.analysis.ops.kind import kernel_kind, op_kind
 from prunescope.analysis.timeline.intervals import SEQUENCE, Windows
-from prunescope.analysis.timeline.markers import NEARLY_ALL
-from prunescope.analysis.timeline.work_sequence import WorkSequence, host_span
+from prunescope.analysis.timeline.work_sequence import NEARLY_ALL, WorkSequence, host_span
 from prunescope.analysis.trace.collect import Ints
 from prunescope.analysis.trace.events import Trace
 
@@ -32,6 +31,15 @@ _TRIES = 4  # names that occur as often: the first that begins a step is enough
 
 def repeated_sequence(trace: Trace, work: WorkSequence) -> Windows | None:
     """The smallest parts of a trace that repeat, hold nearly all of its time and are no layers."""
+    for windows in parts_of_whole_passes(trace, work):
+        if work.covered(windows) >= NEARLY_ALL and work.alike(windows):
+            return windows
+    return None
+
+
+def parts_of_whole_passes(trace: Trace, work: WorkSequence) -> Iterator[Windows]:
+    """Parts of a trace that begin alike and are no layers, the most of them first: whether they do
+    the same work, and how much of the trace they hold, is not looked at."""
     signs = _signs(trace, work)
     most = max(min(len(at) // least for at, least in sign) for sign in signs)
     distinct, row = work.kinds
@@ -39,14 +47,9 @@ def repeated_sequence(trace: Trace, work: WorkSequence) -> Windows | None:
     for often in sorted({int(n) for n in count if 2 <= n <= most}, reverse=True):
         for start in _beginnings(work, np.flatnonzero(count == often)):
             windows = _windows(trace, work, start)
-            if (
-                (np.diff(windows.start) > 0).all()  # not so where threads launch side by side
-                and work.covered(windows) >= NEARLY_ALL
-                and any(_in_each(windows, sign) for sign in signs)
-                and work.alike(windows)
-            ):
-                return windows
-    return None
+            # The begins do not rise where threads launch side by side.
+            if (np.diff(windows.start) > 0).all() and any(_in_each(windows, s) for s in signs):
+                yield windows
 
 
 def _signs(trace: Trace, work: WorkSequence) -> list[Sign]:

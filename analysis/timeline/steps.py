@@ -28,7 +28,7 @@ from prunescope.analysis.timeline.engines import (
 from prunescope.analysis.timeline.generation import may_generate, prompts_and_tokens
 from prunescope.analysis.timeline.intervals import SEQUENCE, WHOLE, Windows, innermost
 from prunescope.analysis.timeline.markers import marked_steps
-from prunescope.analysis.timeline.repeats import repeated_sequence
+from prunescope.analysis.timeline.repeats import parts_of_whole_passes, repeated_sequence
 from prunescope.analysis.timeline.work_sequence import work_sequence
 from prunescope.analysis.trace.collect import OWN_PREFIX, OWN_STEP, Ints
 from prunescope.analysis.trace.events import Trace
@@ -96,7 +96,7 @@ def _of_one_phase(trace: Trace, notes: Ints, names: dict[int, str], found: Windo
         return found
     busy = busy[busy >= 0]
     if found.source in (SEQUENCE, WHOLE) and len(busy) >= len(found):
-        found = Windows(ranges.start[busy], ranges.end[busy], "engine", [])
+        found = Windows(ranges.start[busy], ranges.end[busy], "engine", [], are_ranges=True)
     step_names = [f"{phase}#{i} [{phase}]" for i in range(len(found))]
     return replace(found, names=step_names)
 
@@ -117,7 +117,7 @@ def _named_phases(trace: Trace, notes: Ints, names: dict[int, str]) -> Windows |
                 f"{word}#{i} [{phases[name]}]"
                 for i, (word, name) in enumerate(zip(words, found.names, strict=True))
             ]
-            return replace(found, names=called)
+            return replace(found, names=called, are_ranges=True)
     return None
 
 
@@ -188,8 +188,7 @@ def _generated(trace: Trace) -> Windows | None:
     if not may_generate(trace):
         return None
     work = work_sequence(trace)
-    repeated = repeated_sequence(trace, work)
-    return None if repeated is None else prompts_and_tokens(trace, work, repeated)
+    return prompts_and_tokens(trace, work, parts_of_whole_passes(trace, work))
 
 
 def _repeated(trace: Trace) -> Windows | None:
@@ -260,4 +259,5 @@ def _disjoint(trace: Trace, hits: Ints, source: str) -> Windows:
         if not kept or start[i] >= end[kept[-1]]:
             kept.append(int(i))
     names = [trace.names[trace.annotations["name"][hits[i]]] for i in kept]
-    return Windows(start[kept], end[kept], source, names)
+    are_ranges = source in ("pattern", "numbered") and not any(map(engine_step, names))
+    return Windows(start[kept], end[kept], source, names, are_ranges=are_ranges)

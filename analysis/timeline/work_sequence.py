@@ -21,6 +21,8 @@ from prunescope.analysis.trace.events import Trace
 # Of the launches of a usual part: the first pass of a loop builds masks and caches beside them, and
 # a prompt is masked where a single token is not. Most parts do the same work but for a few.
 _ALIKE, _ALL_ALIKE = 0.95, 0.75
+NEARLY_ALL = 0.9  # of the time that the device runs: what repeats beside it is no step
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -58,22 +60,38 @@ class WorkSequence:
         whole = int(self.ns.sum())
         return int(self.ns[windows.step_of(self.begin) >= 0].sum()) / whole if whole else 0.0
 
-    def alike(self, windows: Windows) -> bool:
-        """Whether the windows hold the same work by name, as often, but for little."""
-        return self.alike_rows(windows.step_of(self.begin), len(windows))
+    def alike(self, windows: Windows, among: Ints | None = None) -> bool:
+        """Whether the windows, or those `among` them, hold the same work by name, as often, but for
+        little."""
+        held = self._held(windows)
+        shared = _shared(held if among is None else held[among])
+        return bool(np.median(shared) >= _ALIKE and shared.min() >= _ALL_ALIKE)
 
-    def alike_rows(self, part: Ints, count: int) -> bool:
-        """Whether `count` parts hold the same work; `part`: the part of each row, -1 for none."""
+    def most_alike(self, windows: Windows) -> bool:
+        """Whether most of the windows hold the same work, but for some, whatever the others do."""
+        return bool(np.median(_shared(self._held(windows))) >= _ALL_ALIKE)
+
+    def is_alike(self, windows: Windows, one: int, others: Ints) -> bool:
+        """Whether a window holds the same work as the usual one of `others`, but for little."""
+        held = self._held(windows)
+        return bool(_shared(held[[one]], np.median(held[others], axis=0))[0] >= _ALL_ALIKE)
+
+    def _held(self, windows: Windows) -> Ints:
+        """How often each window holds each name: [windows, names]."""
         distinct, row = self.kinds
+        part = windows.step_of(self.begin)
         inside = part >= 0
         at = part[inside] * len(distinct) + row[inside]
-        held = np.bincount(at, minlength=count * len(distinct)).reshape(count, len(distinct))
-        usual = np.median(held, axis=0)
-        larger = np.maximum(held.sum(axis=1), usual.sum())
-        if not larger.all():
-            return False
-        shared = np.minimum(held, usual).sum(axis=1) / larger
-        return bool(np.median(shared) >= _ALIKE and shared.min() >= _ALL_ALIKE)
+        held = np.bincount(at, minlength=len(windows) * len(distinct))
+        return held.reshape(len(windows), len(distinct))
+
+
+def _shared(held: Ints, usual: Floats | None = None) -> Floats:
+    """The share of each part's work that the usual part holds too, their median where none is
+    given; 0 where both are empty. `held`: [parts, names]."""
+    usual = np.median(held, axis=0) if usual is None else usual
+    larger = np.maximum(held.sum(axis=1), usual.sum())
+    return np.asarray(np.minimum(held, usual).sum(axis=1) / np.maximum(larger, 1))
 
 
 def work_sequence(trace: Trace) -> WorkSequence:

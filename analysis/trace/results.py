@@ -3,18 +3,29 @@
 In: a trace. Out: the trace, the calls of such ops with their `result`. Of a packed weight: what the
 op allocates for as many rows as it reads, else the operand of the op behind it that has as many. Of
 an indexed stack of matrices, of which experts make copies: the view through which it is indexed,
-else the operand of the batched product behind it. A result that is shown in neither way stays
-unknown.
+else the operand of the batched product behind it. Of a product with a matrix that stores its
+numbers with indices (CSR, CSC, COO): how many, and the bytes of the indices, by the views of them
+inside of the op. A result that is shown in none of these ways stays unknown.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 
-from prunescope.analysis.ops.call import NEED_RESULT, NoModel, OpCall, integers, operands, tensor
+from prunescope.analysis.ops.call import (
+    NEED_RESULT,
+    NoModel,
+    OpCall,
+    integers,
+    operands,
+    tensor,
+    total,
+)
+from prunescope.analysis.ops.sparse import PRODUCTS, indexed_operand
 from prunescope.analysis.trace.collect import Ints
 from prunescope.analysis.trace.events import Trace
 
@@ -27,11 +38,7 @@ Shape = tuple[int, ...]
 
 def with_results(trace: Trace) -> Trace:
     """The trace, in which calls of ops with a packed weight that make different things differ."""
-    needing = [
-        i
-        for i, call in enumerate(trace.calls)
-        if call.name in NEED_RESULT and (call.name != _INDEX or _is_stack(call))
-    ]
+    needing = [i for i, call in enumerate(trace.calls) if _is_asked(call)]
     rows = np.flatnonzero(np.isin(trace.ops["call"], needing))
     if not len(rows):
         return trace
@@ -67,9 +74,16 @@ def _behind(ops: dict[str, Ints], rows: Ints) -> tuple[Ints, Ints]:
     return np.where(same, ops["call"][next_ones], _ABSENT), inside
 
 
+def _is_asked(call: OpCall) -> bool:
+    """Whether the result of a call is looked for: most tensors that are indexed are no stacks, and
+    they are many."""
+    if call.name == _INDEX:
+        return _is_stack(call)
+    return call.name in NEED_RESULT or indexed_operand(call) is not None
+
+
 def _is_stack(call: OpCall) -> bool:
-    """Whether a call's first operand is a stack of matrices: most tensors that are indexed are not,
-    and are many."""
+    """Whether a call's first operand is a stack of matrices."""
     return len(call.shapes) > 0 and isinstance(call.shapes[0], tuple) and len(call.shapes[0]) == 3
 
 
@@ -87,11 +101,32 @@ def _copies(call: OpCall, inside: list[OpCall | None], behind: list[OpCall | Non
     return read
 
 
+_INDICES = tuple(f"aten::{axis}_indices" for axis in ("crow", "col", "ccol", "row"))
+_VALUES = "aten::values"
+
+
+def _stored(inside: list[OpCall | None]) -> Shape:
+    """How many numbers the sparse operand of a product stores, and the bytes of their indices, by
+    the views that ops inside of it make of them."""
+    index_bytes: list[float | None] = []
+    for one, view in pairwise(inside):
+        if one is None or view is None or one.name not in (*_INDICES, _VALUES):
+            continue
+        part = tensor(view, 0, rank=1)
+        if one.name == _VALUES:
+            known = total(index_bytes) if index_bytes else None
+            return () if known is None else (part.numel, int(known))
+        index_bytes.append(part.bytes)
+    return ()
+
+
 def _result(call: OpCall, inside: list[OpCall | None], behind: list[OpCall | None]) -> Shape:
     """The shape of what a call makes; empty where nothing shows it."""
     if call.name == _INDEX:
         return _copies(call, inside, behind)
     try:
+        if call.name in PRODUCTS:
+            return _stored(inside)
         read = tensor(call, 0).shape
     except NoModel:
         return ()

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from prunescope.taxonomy.families.kv_evict import OBSERVED
 from prunescope.taxonomy.keep import kept_count
+from prunescope.taxonomy.plan import RANKED_AT_ONCE
 from prunescope.tracer.attention.counted_cache import CountedKeys, counted_layer
 from prunescope.tracer.attention.parts import AttentionParts
 from prunescope.tracer.attention.pruned import PlainAttention, lower_right, refuse_padding
@@ -33,7 +34,6 @@ from prunescope.tracer.routing.learning import NothingTrained
 from prunescope.tracer.routing.prenorm import rebuilt, whole_attentions
 
 SINKS = 4  # first keys that keep=sinks never evicts (StreamingLLM's start_size)
-_CHUNK = 64  # queries whose attention to all keys is added up at once: bounds the memory
 
 
 def prune(model: PreTrainedModel, point: Point) -> Applied:
@@ -130,8 +130,8 @@ def attention_mass(q: torch.Tensor, keys: torch.Tensor, *, scaling: float) -> to
     over the queries, means over the heads of a group: [B, n_kv, L] in float32."""
     batch, heads, length, width = keys.shape
     mass = torch.zeros(batch, heads, length, device=keys.device)
-    for first in range(0, q.shape[2], _CHUNK):
-        part = q[:, :, first : first + _CHUNK]
+    for first in range(0, q.shape[2], RANKED_AT_ONCE):
+        part = q[:, :, first : first + RANKED_AT_ONCE]
         rows = part.shape[2]
         seen = length - q.shape[2] + first + rows
         scores = part.reshape(batch, heads, -1, width) @ keys[:, :, :seen].transpose(-1, -2)

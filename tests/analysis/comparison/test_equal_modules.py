@@ -13,6 +13,7 @@ from prunescope.analysis.schema.pair_comparison import MODULES, ROLES, OneSided
 from prunescope.analysis.schema.report import Phase, Report
 from tests.analysis.decoder import Layer, decoder
 from tests.analysis.kernels.test_bare_roles import SEPARATE
+from tests.analysis.ledger.test_what_is_known import without_shapes
 from tests.analysis.timeline.test_scopes import nn, nn_layer, pytorch
 from tests.chrome import chrome, save
 
@@ -58,6 +59,15 @@ def test_one_model_twice_is_one_model(lacking: str, tmp_path: Path) -> None:
     assert phase.family.evidence[0].startswith("no GEMM moved and no work was added")
     assert {gemm.axis for gemm in phase.gemms} == {"none"}
     assert phase.comparison.one_sided == [OneSided(MODULES, lacking, f"{lacking}.json")]
+
+
+def test_missing_shapes_of_the_other_side_are_still_said(tmp_path: Path) -> None:
+    """The pruned side is read again without its modules, which the dense one lacks."""
+    dense = save(without_modules(decoder(FULL)), tmp_path / "dense.json")
+    pruned = save(without_shapes(decoder(FULL)), tmp_path / "pruned.json")
+    phase = phase_of(prunescope.analyze(pruned, baseline=dense))
+    for said in ("only one side recorded shapes", "only the pruned side recorded modules"):
+        assert sum(said in note for note in phase.notes) == 1
 
 
 @pytest.mark.parametrize("lacking", ["dense", "pruned"])

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace as replace_fields
 
 from prunescope.analysis.findings.context import Context
 from prunescope.analysis.findings.registry import registered
@@ -60,6 +61,37 @@ def test_communication_that_waits_is_no_slow_kernel(tmp_path: Path) -> None:
     assert found(slow, "longer-communication") is not None
     assert found(of_pair(tmp_path, dense, dense), "longer-communication") is None
     assert any("the 200.0 µs of them" in note for note in phase.notes)
+
+
+@pytest.mark.parametrize(("slow", "moved"), [("norm", False), ("act_fn", True)])
+def test_alignment_is_advised_where_a_dimension_moved(
+    tmp_path: Path, slow: str, *, moved: bool
+) -> None:
+    """Half of the channels of an MLP are gone. The norm in front of it, as wide as before, or its
+    activation, half as wide, takes 60 us more; GEMMs take 10 more than their shapes let expect."""
+
+    def layer(channels: int, us: float) -> list[Any]:
+        times = {"norm": 20.0, "act_fn": 20.0} | {slow: us}
+        sizes = {"norm": [512, 2048], "act_fn": [512, channels]}
+        norm, act = (
+            module(f"model.layers.0.{path}",
+                   op(name, sizes[key], dtype="c10::BFloat16", kernels=[k(us=times[key])]))
+            for path, key, name in (("post_attention_layernorm", "norm", "aten::native_layer_norm"),
+                                    ("mlp.act_fn", "act_fn", "aten::silu"))
+        )  # fmt: skip
+        products = [
+            module(f"model.layers.0.mlp.{path}",
+                   op("aten::mm", [512, n_in], [n_in, n], dtype="c10::BFloat16",
+                      kernels=[k(us=100 if channels == 8192 else 60, name="a_gemm_kernel")]))
+            for path, n_in, n in (("up_proj", 2048, channels), ("down_proj", channels, 2048))
+        ]  # fmt: skip
+        return [norm, products[0], act, products[1]]
+
+    phase = of_pair(tmp_path, steps_of(*layer(8192, 20)), steps_of(*layer(4096, 80)))
+    advice = found(phase, "slower-kernels")
+    assert advice is not None and advice.change is not None
+    assert ("an aligned dimension" in advice.change) is moved
+    assert ("has moved: compare clocks" in advice.change) is not moved
 
 
 def test_a_speedup_above_its_bound_is_blamed_on_what_gave_it(tmp_path: Path) -> None:
@@ -144,6 +176,23 @@ def test_the_finding_and_the_headline_hold_the_bound_by_one_rule(
     assert ("the interval includes the bound" in headline(phase)) is holds
     phase.ladder.share_of_bound_ci95 = None
     assert (above_bound(Context(phase=phase, candidate=side, caveats=[])) is None) is not holds
+
+
+def test_a_share_that_prints_above_its_bound_is_explained() -> None:
+    """102 % of the roofline bound; and 99 % of it, but 104 % of the coverage bound, which is lower
+    where bytes fell by more than FLOPs."""
+    phase, side = example.phase(), SimpleNamespace(run=None)
+    assert phase.ladder is not None
+    for ladder, said in (
+        ({"roofline": 1.0, "coverage": 1.1, "realised": 1.02}, "102 % of the roofline bound"),
+        ({"roofline": 1.05, "coverage": 1.0, "realised": 1.04}, "104 % of the coverage bound"),
+        ({"roofline": 1.05, "coverage": 1.1, "realised": 1.05}, None),
+    ):
+        share = {"share_of_bound": ladder["realised"] / ladder["roofline"]}
+        phase.ladder = replace_fields(phase.ladder, realised_ci95=None, share_of_bound_ci95=None,
+                                      **ladder, **share)  # fmt: skip
+        answer = above_bound(Context(phase=phase, candidate=side, caveats=[]))  # type: ignore[arg-type]
+        assert answer is None if said is None else answer is not None and said in answer.text
 
 
 def test_a_row_inside_its_noise_is_not_blamed(tmp_path: Path) -> None:

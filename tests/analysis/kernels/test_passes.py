@@ -53,6 +53,36 @@ def of_pair(tmp_path: Path, dense: Any, pruned: Any) -> Phase:
     return analyze(p, baseline=d).report.phases["trace"]
 
 
+def adapted(*, is_trained: bool) -> dict[str, Any]:
+    """up of one layer, whose input is as wide as it has tokens: trained, or frozen beside an
+    adapter of rank 8."""
+    at, rank, tokens = "model.layers.0.mlp.up_proj", 8, TOKENS
+
+    def of_weight(m: int, n: int) -> Any:
+        return op("aten::mm", [m, tokens], [tokens, n], strides=[[1, m], [n, 1]],
+                  kernels=[k(us=10, name="gemm")])  # fmt: skip
+
+    base = module(at, mm(tokens, WIDTH, tokens, sequence=1))
+    whole = node("MmBackward0", 1, *[of_weight(WIDTH, tokens)] * is_trained,
+                 mm(tokens, tokens, WIDTH))  # fmt: skip
+    if is_trained:
+        return chrome(step(0, base, whole))
+    adapter = module(at, mm(tokens, rank, tokens, sequence=2), mm(tokens, WIDTH, rank, sequence=3))
+    backward = (
+        node("MmBackward0", 3, of_weight(WIDTH, rank), mm(tokens, rank, WIDTH)),
+        node("MmBackward0", 2, of_weight(rank, tokens), mm(tokens, tokens, rank)),
+    )
+    return chrome(step(0, base, adapter, *backward, whole))
+
+
+def test_gradients_pair_by_what_they_multiply(tmp_path: Path) -> None:
+    """Of a frozen weight the gradient of its input stays, and that of the weight is gone, though
+    those of the adapter come first and have their places."""
+    phase = of_pair(tmp_path, adapted(is_trained=True), adapted(is_trained=False))
+    rows = {(g.axis, g.m, g.n, g.k) for g in phase.gemms if g.role == "up backward"}
+    assert rows == {("none", TOKENS, TOKENS, WIDTH), ("gone", WIDTH, TOKENS, TOKENS)}
+
+
 def test_gradients_have_the_role_of_their_op_and_the_pass(tmp_path: Path) -> None:
     phase = of_pair(tmp_path, training(512), training(256))
     assert phase.phase_kind is not None and phase.phase_kind["kind"] == "training"

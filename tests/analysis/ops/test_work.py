@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from prunescope.analysis.ops.attention import pairs
@@ -387,10 +389,14 @@ def test_a_second_model_of_an_op_is_refused() -> None:
 
 def test_a_sparse_matrix_has_the_shape_of_the_dense_one_and_unknown_work() -> None:
     """A CSR matrix has no strides, where the other operand has; with no strides at all nothing is
-    said."""
+    said. 100 numbers of 4 bytes and 900 bytes of indices: 2 * 100 * 64 FLOPs, and of the dense
+    operand, the one that is added and the result 512 * 64 * 4 bytes each."""
     shapes, dtypes = ((512, 64), (512, 512), (512, 64)), ("float",) * 3
     sparse = OpCall("aten::addmm", shapes, dtypes, ((64, 1), (), (1, 512)))
     assert work_of(sparse) is None
+    found = work_of(replace(sparse, result=(100, 900)))
+    assert found is not None and found.gemms == ()
+    assert (found.flop, found.bytes) == (12_800, 400 + 900 + 3 * 131_072)
     for strides in ((), ((64, 1), (512, 1), (1, 512))):
         work = work_of(OpCall("aten::addmm", shapes, dtypes, strides))
         assert work is not None and work.flop == 2 * 512 * 64 * 512

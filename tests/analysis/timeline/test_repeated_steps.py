@@ -287,6 +287,48 @@ def test_what_is_called_before_each_prompt_belongs_to_it(tmp_path: Path) -> None
     assert phases["prefill"].step_ns == [41_000]
 
 
+def product(rows: int) -> Op:
+    return op("aten::mm", [rows, 64], [64, 64], kernels=[k(us=rows / 8)])
+
+
+def attended(queries: int, keys: int) -> Op:
+    q, kv = [1, 4, queries, 16], [1, 4, keys, 16]
+    return op("aten::_scaled_dot_product_flash_attention", q, kv, kv, [], [],
+              kernels=[k(us=2, name="flash_kernel")])  # fmt: skip
+
+
+def translated(tokens: int, *, lookup: bool) -> tuple[Op, ...]:
+    """An encoder of 64 tokens, or of sounds where it looks nothing up, and the tokens of a decoder,
+    of which the first pass multiplies what the encoder made: two layers of 64 channels each."""
+
+    def table(rows: int) -> Op:
+        return op("aten::embedding", [99, 64], [1, rows], inner=[ran("index_select", 1)])
+
+    encoder = (table(64) if lookup else ran("conv1d", 1), *(product(64), attended(64, 64)) * 2)
+    passes = []
+    for i in range(tokens):
+        encoded = (product(64),) * (i == 0)
+        layer = (product(1), attended(1, i + 1), product(1), *encoded, attended(1, 64), product(1))
+        passes += [table(1), *layer * 2, ran("argmax", 1)]
+    return (*encoder, *passes)
+
+
+@pytest.mark.parametrize("lookup", [True, False])
+def test_an_encoder_and_the_first_token_are_the_prompt(tmp_path: Path, *, lookup: bool) -> None:
+    """Encoder: 1 + 2 * (8 + 2) us. A token: 1 + 2 * (3 / 8 + 4) + 1, 2 * 8 more for the first."""
+    path = save(chrome(*translated(4, lookup=lookup)), tmp_path / "t.json")
+    phases = analyze(path).report.phases
+    assert phases["prefill"].step_ns == [21_000 + 10_750 + 16_000]
+    assert phases["decode"].step_ns == [10_750] * 3
+
+
+def test_encoders_of_two_calls_are_two_prompts(tmp_path: Path) -> None:
+    path = save(chrome(*translated(3, lookup=True) * 2), tmp_path / "t.json")
+    phases = analyze(path).report.phases
+    assert phases["prefill"].step_ns == [47_750] * 2
+    assert phases["decode"].step_ns == [10_750] * 4
+
+
 def test_generated_text_within_one_profiler_step(tmp_path: Path) -> None:
     trace = chrome(module("ProfilerStep#0", *generated(64, 3)))
     phases = analyze(save(trace, tmp_path / "t.json")).report.phases

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 import sqlite3
@@ -247,6 +248,22 @@ def test_a_rank_is_late_beyond_the_spread_of_its_steps() -> None:
         for name, own in (("a", (50.0, 90.0, 60.0)), ("b", (95.0, 50.0, 64.0)))
     ]
     assert straggler(Late(noisy[1], noisy)) is None
+
+
+def test_a_late_rank_is_told_by_what_the_others_wait_for_in_each_step() -> None:
+    """b sleeps for 20 ms in each step. a is interrupted for 25 ms in the first, so that its own
+    time of five steps reaches that of b, and waits for b all the same: 17 to 25 ms a step."""
+    a = {"own": (29.9, 5.6, 3.2, 6.1, 10.7), "comm": (19.0, 23.0, 25.0, 22.0, 26.0)}
+    b = {"own": (24.5, 24.5, 29.3, 24.5, 29.3), "comm": (2.0, 1.0, 1.0, 1.0, 1.0)}
+    ranks = [
+        RankTime(name, 35.0, sum(by["comm"]) / 5, None, own_by_step=by["own"],
+                 comm_by_step=by["comm"])
+        for name, by in (("a", a), ("b", b))
+    ]  # fmt: skip
+    found = straggler(Late(ranks[1], ranks))
+    assert found is not None and found.text.startswith("b is the slowest of 2 ranks")
+    by_turns = dataclasses.replace(ranks[0], comm_by_step=(19.0, 0.0, 25.0, 0.0, 26.0))
+    assert straggler(Late(ranks[1], [by_turns, ranks[1]])) is None
 
 
 def test_a_rank_with_less_work_is_not_to_be_balanced() -> None:

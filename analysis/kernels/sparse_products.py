@@ -1,0 +1,45 @@
+"""Products with matrices that store some of their numbers (CSR, CSC, COO), and how long they take.
+
+In: Kernels. Out: SparseProducts, ns a step, or None. M, N, K of such a product are those of the
+dense matrices: its work is known where the trace shows how many numbers are stored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from prunescope.analysis.kernels.frame import MATMUL, Kernels
+from prunescope.analysis.ops.sparse import indexed_operand
+
+
+@dataclass(frozen=True)
+class SparseProducts:
+    """The ops, their busy time, and that of those whose work is unknown."""
+
+    ops: list[str]
+    busy: float
+    unknown: float
+
+
+def sparse_products(kernels: Kernels) -> SparseProducts | None:
+    """The products with sparse matrices of a phase; those inside another one count alone."""
+    calls = [i for i, call in enumerate(kernels.calls) if indexed_operand(call) is not None]
+    if not calls:
+        return None
+    product = pl.col("call").is_in(calls) & (pl.col("class") == MATMUL)
+    is_product = kernels.frame.select(product.fill_null(value=False)).to_series().to_numpy()
+    outer = np.zeros(len(is_product), bool)
+    above = kernels.linked.above[is_product]
+    outer[above[above >= 0]] = True
+    rows = kernels.frame.filter(is_product & ~outer)
+    if rows.is_empty():
+        return None
+    unknown = rows.filter(pl.col("modelled").not_())
+    return SparseProducts(
+        ops=sorted(rows["op"].unique().drop_nulls()),
+        busy=int(rows["busy"].sum()) / kernels.num_steps,
+        unknown=int(unknown["busy"].sum()) / kernels.num_steps,
+    )
