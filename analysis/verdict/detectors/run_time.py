@@ -23,6 +23,7 @@ from prunescope.taxonomy.words import percent
 
 _QUERY = ("q", "q_a", "q_b", "o")
 _UNITS = {"keys", "blocks"}  # what attention alone reads fewer of
+_BY_ORDER = 0.7  # where the order of kernels gives the layers
 _CONFIDENCE = 0.5  # that it is one of two families: a shorter context looks alike
 
 
@@ -52,7 +53,8 @@ def dynamic_depth(e: Evidence) -> Detection | None:
             f"{len(skipped)} of {len(layers)} layers do not run in every step ({len(sometimes)} in "
             f"some), {ran}{counted_in_words(e, 'layers')}"
         )
-    return Detection([line], lambda p: float(p.key[0] in skipped), explains=("static-m",))
+    confidence = _BY_ORDER if e.by_order else 1.0
+    return Detection([line], lambda p: float(p.key[0] in skipped), confidence, ("static-m",))
 
 
 @detector("dynamic-m")
