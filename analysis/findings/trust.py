@@ -333,7 +333,7 @@ def _why_faster(c: Context) -> str:
     faster = [part.role for part in as_before if part.role is not None and part.ns < 0]
     names = ", ".join(dict.fromkeys(faster[:3]))
     return (
-        f"{what} whose shapes did not move are faster too ({names}: {ms(gain)}): another clock, "
+        f"{what} whose shapes did not move are faster ({names}: {ms(gain)}): another clock, "
         "other threads or libraries, or less other work on the machine, which no pruning gives"
     )
 
