@@ -31,7 +31,8 @@ def masked_tokens(c: Context) -> Found | None:
     """Tokens are masked, not removed: M of the GEMMs is unchanged."""
     counted = _counted(c, "rows")
     # Dropped prompt tokens leave a decode step its rows, and a single row runs or does not.
-    tokens = any(one.skips_tokens for one in _families(c))
+    # The method claims it: where the shapes do, fewer rows were seen.
+    tokens = any(one.skips_tokens for one in known([_method(c)]))
     by_tokens = counted is None and tokens and c.name != "decode"
     if not by_tokens and (counted is None or counted > _ALL):
         return None

@@ -221,13 +221,17 @@ def long_gap(c: Context) -> Found | None:
     doing = _activity_of(names[0])
     interrupted = by["is"][0] == INTERRUPTED
     # What is said of the work with the largest part holds for its own gaps alone.
-    share = percent(c.idle_share(by["long"][0] / steps))
+    own, every, count, place = by["long"][0], by["long"].sum(), by["count"][0], _place(names[0])
+    if 2 * own < every:
+        own, count, place = every, len(gaps), f"at {len(by)} places, most of it {place}"
     where = "the step no op runs in one gap"
     if steps > 1:
-        where = f"a mean step no op runs in one gap a step (in {by['count'][0]} of {steps} steps)"
+        where = f"a mean step no op runs in one gap a step (in {count} of {steps} steps)"
     return Found(
-        text=f"for {share} of {where}, {_place(names[0])}: the cause is not dispatch"
-        + ", but an interruption: the call usually takes a small part of this" * interrupted,
+        text=f"for {percent(c.idle_share(own / steps))} of {where}, {place}: the cause is not "
+        "dispatch"
+        + ", but an interruption: the call usually takes a small part of this"
+        * interrupted,
         evidence=[
             f"{c.idle_ms(ns / count)} {_place(name)}, before {before[:100]}"
             f"{f' ({count} times)' if count > 1 else ''}"

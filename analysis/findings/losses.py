@@ -16,6 +16,7 @@ from prunescope.analysis.findings.context import (
     without_communication,
 )
 from prunescope.analysis.findings.host import long_gaps
+from prunescope.analysis.findings.interruptions import CORES, interrupted_ns
 from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.findings.shape import nearest_dimension
 from prunescope.analysis.findings.trust import timing_not_valid
@@ -250,11 +251,16 @@ def slower_kernels(c: Context) -> Found | None:
     lost = [p for p in row.parts if p.ns > 0]
     parts = ([p for p in lost if is_beyond_noise(p)] or lost)[:4]
     change, saved = _faster_kernels(c, parts, row)
+    gain, stopped = row.ns if saved is None else saved, ""
+    if (stood := c.in_step(interrupted_ns(c.kernels))) >= row.moves_ns / 2:
+        stopped = f"; calls that were interrupted hold {ms(stood)} of the step"
+        change, gain = CORES, None  # whatever their shapes are
     return Found(
-        text=f"the remaining kernels take {ms(row.moves_ns)} longer than expected of their shapes",
+        text=f"the remaining kernels take {ms(row.moves_ns)} longer than expected of their shapes"
+        f"{stopped}",
         evidence=[f"{p.name}: {ms(p.ns)}; {'; '.join(p.evidence)}" for p in parts],
         change=change,
-        predicted_ns=row.ns if saved is None else saved,
+        predicted_ns=gain,
         explains=_roles(parts),
     )
 

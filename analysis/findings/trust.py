@@ -315,8 +315,8 @@ def _beyond(c: Context, bound: str) -> list[tuple[Row, str, str]]:
 
 
 def _why_faster(c: Context) -> str:
-    """Why the pruned kernels are faster: what no pruning gives, where most of that is in
-    products that it did not touch."""
+    """Why the kernels of the pruned side are faster: what no pruning gives, where most of the gain
+    is in products that it did not touch."""
     row = c.row("kernel_efficiency")
     moved = {pair.key[1] for pair in c.pairs or () if not _is_as_before(pair)}
     as_before = [
@@ -334,7 +334,7 @@ def _why_faster(c: Context) -> str:
     faster = [part.role for part in as_before if part.role is not None and part.ns < 0]
     names = ", ".join(dict.fromkeys(faster[:3]))
     return (
-        f"{what} whose shapes did not move are faster too ({names}: {ms(gain)}): another clock, "
+        f"{what} whose shapes did not move are faster ({names}: {ms(gain)}): another clock, "
         "other threads or libraries, or less other work on the machine, which no pruning gives"
     )
 

@@ -94,9 +94,11 @@ def _generated(kernels: Kernels) -> tuple[str, str] | None:
         return None
     names = kernels.windows.names
     kind = engine_step(names[0]) or "unknown"
-    _, shown = _by_shape(kernels)
+    by_shape, shown = _by_shape(kernels)
     what = "prompt" if kind == "prefill" else "token"
     each = f"each step is one {what} a sequence" if len(names) > 1 else f"the step is a {what}"
+    if kind == "decode" and by_shape == "prefill":  # several queries of a sequence at a time
+        each += ", or a few that were drafted and are checked together"
     return kind, f"the trace generates text, {each}: {shown}"
 
 

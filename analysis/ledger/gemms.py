@@ -38,6 +38,7 @@ __all__ = ["Call", "Key", "Pair", "calls_of", "pair_calls", "report_rows", "sing
 # Positions of calls with neither role nor shape (replays among ops): counted apart, or steps that
 # hold more or fewer of them lend it the shapes of other GEMMs.
 _APART = 1 << 32
+_OF_ATTENTION = ("qk", "pv")  # whose N or K is the number of keys, which grows step by step
 Parts = list[tuple[Gemm | None, float]]
 _UNREAD: Parts = [(None, 1.0)]  # of a call that no model reads
 # What is read of an op's row.
@@ -76,7 +77,8 @@ def calls_of(
     """The logical GEMMs of one side by (layer, role, group, position in the unit).
 
     `by_shape`, for a side without a baseline: GEMMs without a role are keyed by their op and shape,
-    not by their position, where steps may hold different ones.
+    not by their position, where steps may hold different ones; linears by N and K too, so that
+    those of two models in one trace are not one.
     """
     frame = kernels.frame
     if alignment is None:
@@ -101,10 +103,9 @@ def calls_of(
             place = (row["step"], row["unit_layer"], row["role"], group, apart)
             key = (row["unit_layer"], row["role"], group, apart + position[place])
             position[place] += 1
-            if by_shape and row["role"] in UNPLACED:
-                make = (row["op"], row["kind"], row["dtype"], gemm, row["name"])
-                key = (*key[:3], makes.setdefault(make, len(makes)))
             size = (gemm.n, gemm.k) if gemm is not None else kernels.known.get(row["call"])
+            if by_shape and (make := _make_of(row, gemm, size, key)) is not None:
+                key = (*key[:3], makes.setdefault(make, len(makes)))
             if row["role"] == EXPERTS and size is not None:
                 shapes = weights[key[:3]]
                 key = (*key[:3], shapes.setdefault(size, len(shapes)))
@@ -462,6 +463,15 @@ def single_rows(calls: dict[Key, Call]) -> list[Row]:
             groups[_make(call)].append(Pair(key, None, call, ""))
     rows = [_row(members, promised=None, exact_layers=True) for members in groups.values()]
     return sorted(rows, key=lambda r: -r.busy_ns)
+
+
+def _make_of(
+    row: dict[str, object], gemm: Gemm | None, size: tuple[int, int] | None, key: Key
+) -> tuple[object, ...] | None:
+    """What tells a GEMM from others at its place in other steps; None where its place does."""
+    if row["role"] in UNPLACED:
+        return (row["op"], row["kind"], row["dtype"], gemm, row["name"])
+    return (key[3], size) if size is not None and key[2] not in _OF_ATTENTION else None
 
 
 def _is_attention_of_unknown_shape(call: Call) -> bool:

@@ -281,7 +281,9 @@ _SPLIT = {
 
 
 def _is_split(gemm: GemmRow, group: str) -> bool:
-    return gemm.split and ("pv" if gemm.group in ("qk", "pv") else "down") == group
+    # Attention whose place is another role's (computed again in a backward pass) has no such group.
+    of_experts = gemm.role == "experts" and gemm.group not in ("qk", "pv")
+    return gemm.split and ("down" if of_experts else "pv") == group
 
 
 def _gemm_notes(gemms: list[GemmRow], shown: list[GemmRow], unit: numbers.Scale) -> list[str]:

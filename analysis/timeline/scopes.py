@@ -172,8 +172,11 @@ def _class_places(trace: Trace, modules: Ints) -> list[Place]:
     distinct = {_class_of(trace.names[i][len(MODULE) :]) for i in np.unique(name)}
     numbers: dict[str, int] = {}
     if sum(map(_is_layer, distinct)) > 1:
-        outer = [(int(begin[rows[i]]), labels[i]) for rows, labels, up in found
-                 for i in _outer_layers(labels, up)]  # fmt: skip
+        outer = [
+            (int(begin[rows[i]]), labels[i])
+            for rows, labels, up in found
+            for i in _outer_layers(labels, up)
+        ]
         numbers = _numbers_of_classes([label for _, label in sorted(outer)])
     for rows, labels, up in found:
         for row, place in zip(rows, _nested_places(labels, up, numbers), strict=True):

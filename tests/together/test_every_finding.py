@@ -133,6 +133,10 @@ COVERED: dict[str, tuple[str, str]] = {
         "test_kernels_for_operands_that_are_not_aligned",
         "test_no_kernel_for_aligned_operands_or_of_little_time",
     ),
+    "interrupted-ops": (
+        "test_a_call_that_is_interrupted_within_is_named_by_its_like",
+        "test_a_call_that_is_interrupted_within_is_named_by_its_like",
+    ),
     "long-gap": ("test_one_long_gap_is_named_and_no_dispatch", "test_many_gaps_are_dispatch"),
     "step-outlier": (
         "test_an_odd_step_is_named_and_stays",

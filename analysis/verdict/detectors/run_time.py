@@ -23,6 +23,7 @@ from prunescope.taxonomy.words import percent
 
 _QUERY = ("q", "q_a", "q_b", "o")
 _UNITS = {"keys", "blocks"}  # what attention alone reads fewer of
+_BY_ORDER = 0.7  # where the order of kernels gives the layers
 _CONFIDENCE = 0.5  # that it is one of two families: a shorter context looks alike
 
 
@@ -52,7 +53,8 @@ def dynamic_depth(e: Evidence) -> Detection | None:
             f"{len(skipped)} of {len(layers)} layers do not run in every step ({len(sometimes)} in "
             f"some), {ran}{counted_in_words(e, 'layers')}"
         )
-    return Detection([line], lambda p: float(p.key[0] in skipped), explains=("static-m",))
+    confidence = _BY_ORDER if e.by_order else 1.0
+    return Detection([line], lambda p: float(p.key[0] in skipped), confidence, ("static-m",))
 
 
 @detector("dynamic-m")
@@ -405,13 +407,15 @@ def _add_linear(
 
 def _add_fused(layer: LayerShares, pairs: list[Pair]) -> None:
     """A fused q, k, v of the dense size. Two GEMMs in its place, on fewer outputs each, are keys
-    and values, then queries; one on fewer outputs, those of the keys and values alone."""
+    and values, then queries; one on fewer outputs, those of the keys and values alone, where o
+    shows that queries were left out. Else there are fewer heads."""
     dense = next((p.dense for p in pairs if p.dense is not None), None)
     if dense is None or dense.gemm is None:
         return
     parts = [p.pruned for p in pairs if p.pruned is not None]
     sizes = [part.gemm.n for part in parts if part.gemm is not None]
-    split = sum(sizes) == dense.gemm.n if len(parts) == len(_SPLIT) else bool(parts)
+    without_queries = bool(parts) and min(layer.left("o"), default=1.0) < 1 - SAME
+    split = sum(sizes) == dense.gemm.n if len(parts) == len(_SPLIT) else without_queries
     if not split or len(sizes) != len(parts) or max(sizes) >= dense.gemm.n:
         _add_linear(layer, "qkv", dense, parts[0] if parts else None, whole=True)
         return

@@ -192,6 +192,26 @@ def test_a_call_that_is_interrupted_once_is_not_to_be_shortened(tmp_path: Path) 
     assert "shorten" not in str(found.change) and "cores of its own" in str(found.change)
 
 
+def test_a_call_that_is_interrupted_within_is_named_by_its_like(tmp_path: Path) -> None:
+    """One of six products of 5 ms takes 95: 90 of the 120 ms are no product."""
+    host = slow_loop(*[0] * 4)
+    shapes = {"Input Dims": [[64, 64], [64, 64]], "Input type": ["float", "float"]}
+    host.span("cpu_op", "aten::mm", 1000 + 25 * MS, 95 * MS, more=shapes)
+    phase = phase_of(host.file(tmp_path))
+    assert phase.wall_ns == 120e6
+    found = finding(phase, "interrupted-ops")
+    assert found is not None and found.severity == "warning"
+    assert found.text.startswith("one call takes 90.000 ms (75 %) more than the others of the same")
+    assert found.evidence == [
+        "aten::mm (unknown) takes 95.000 ms in step 0, 5.000 ms as the median of 6 calls"
+    ]
+    assert "cores of its own" in str(found.change)
+    # Nine times as long is no interruption: sizes of caches, and clocks, move times so far.
+    host = slow_loop(*[0] * 4)
+    host.span("cpu_op", "aten::mm", 1000 + 25 * MS, 45 * MS, more=shapes)
+    assert finding(phase_of(host.file(tmp_path)), "interrupted-ops") is None
+
+
 def test_the_share_of_one_long_gap_is_that_of_the_work_it_is_named_after(tmp_path: Path) -> None:
     """Two steps of 105 and 65 ms: 90 ms of the first in time.sleep, 50 of the second elsewhere."""
     host = slow_loop(90, 0, 50)

@@ -235,8 +235,9 @@ def test_one_forward_stays_one_step(name: str, real_trace: Real) -> None:
     assert find_windows(load(real_trace(f"../strangers2/{name}.json.gz"))).source == "whole"
 
 
-def generated(length: int, tokens: int) -> tuple[Any, ...]:
-    """A prompt, and single tokens with one key more each: two layers of 64 channels, 4 heads."""
+def generated(length: int, tokens: int, each: int = 1) -> tuple[Any, ...]:
+    """A prompt, and steps of `each` tokens on as many keys more: two layers of 64 channels, 4
+    heads."""
 
     def forward(rows: int, keys: int) -> tuple[Op, ...]:
         table = op("aten::embedding", [99, 64], [1, rows], inner=[ran("index_select", 1)])
@@ -249,7 +250,7 @@ def generated(length: int, tokens: int) -> tuple[Any, ...]:
         )  # fmt: skip
         return (table, *layer * 2, op("aten::argmax", [1, 99], kernels=[k(us=1)]))
 
-    lengths = [(length, length), *((1, length + 1 + i) for i in range(tokens))]
+    lengths = [(length, length), *((each, length + each * (1 + i)) for i in range(tokens))]
     return tuple(one for rows, keys in lengths for one in forward(rows, keys))
 
 
@@ -266,6 +267,14 @@ def test_prompt_and_tokens_of_generated_text_are_two_phases(tmp_path: Path, *, c
     decode = phases["decode"].phase_kind
     assert decode is not None and "each step is one token a sequence" in decode["evidence"]
     assert {row.m for row in phases["decode"].gemms if row.role != "attention"} == {1}
+
+
+def test_steps_of_several_tokens_are_said_to_be_checked_drafts(tmp_path: Path) -> None:
+    """Four queries of one sequence a step: what a draft model proposed is checked at once."""
+    phases = analyze(save(chrome(*generated(64, 3, each=4)), tmp_path / "t.json")).report.phases
+    decode = phases["decode"].phase_kind
+    assert decode is not None
+    assert "or a few that were drafted and are checked together: M of" in decode["evidence"]
 
 
 def test_what_is_called_before_each_prompt_belongs_to_it(tmp_path: Path) -> None:

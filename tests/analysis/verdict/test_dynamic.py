@@ -175,7 +175,7 @@ def test_layers_of_which_the_order_alone_tells_are_counted_and_not_named() -> No
     known = evidence(dense, changed(dense, edits))
     assert "2 of 4 layers do not run in every step (2 in some)" in verdict(known).evidence[0]
     by_order = verdict(replace(known, by_order=True))
-    assert by_order.id == "dynamic-depth"
+    assert (by_order.id, by_order.confidence) == ("dynamic-depth", 0.7)
     assert by_order.evidence[0] == (
         "2 to 4 of 4 layers run in a step, 75 % of the layers run in a step; which ones, the order "
         "of kernels does not say"
@@ -409,3 +409,24 @@ def test_fewer_outputs_of_q_k_and_v_are_no_fewer_rows_where_the_weights_are_smal
     )
     (layer,) = layer_shares(seen).values()
     assert ("q" in layer.calls or bool(layer.reshaped)) is (not smaller)
+
+
+@pytest.mark.parametrize(("rows", "without_queries"), [(64, False), (32, True)])
+def test_one_smaller_product_for_q_k_and_v_leaves_queries_out_only_where_o_does(
+    rows: int, *, without_queries: bool
+) -> None:
+    """N of q, k and v together fell from 768 to 384: fewer KV heads, unless o sees fewer rows."""
+
+    def gemm(m: int, n: int, k: int) -> Any:
+        return SimpleNamespace(gemm=Gemm(m, n, k), m=m, n=n, k=k, count=1.0)
+
+    qkv = SimpleNamespace(
+        key=(0, "qkv", "qkv", 0), dense=gemm(64, 768, 256), pruned=gemm(64, 384, 256)
+    )
+    o = SimpleNamespace(key=(0, "o", "o", 0), dense=gemm(64, 256, 256), pruned=gemm(rows, 256, 256))
+    seen: Any = SimpleNamespace(
+        pairs=[qkv, o], removed_weights=frozenset, smaller_weights=frozenset
+    )
+    (layer,) = layer_shares(seen).values()
+    assert ("q" in layer.calls) is without_queries
+    assert ("qkv" in layer.reshaped) is not without_queries

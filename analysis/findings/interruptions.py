@@ -1,0 +1,93 @@
+"""Ops of a CPU that stand still: one call of many that takes far longer than its like.
+
+In: a Context, or the kernels of a side. Out: Found, or None. Times are ns a step, as recorded.
+"""
+
+from __future__ import annotations
+
+import polars as pl
+
+from prunescope.analysis.findings.context import Context
+from prunescope.analysis.findings.host import SOME
+from prunescope.analysis.findings.registry import Found, finding
+from prunescope.analysis.kernels.frame import Kernels
+from prunescope.taxonomy.words import ms, percent, shortened
+
+# As for stalled calls of the host: times the median of the calls of one op and size, of how many
+# calls, and ns, from which no busy core explains it.
+_FAR, _FEW, _LONG = 10, 4, 1_000_000
+_LINES = 3
+CORES = (
+    "give the process cores of its own: other processes, a limit of CPU time or a page fault stop "
+    "it; capture again on a quiet machine"
+)
+
+
+@finding("interrupted-ops", "warning")
+def interrupted_ops(c: Context) -> Found | None:
+    """On a CPU, single calls of ops take far longer than others of their sizes."""
+    texts, lines = [], []
+    for name, kernels in (("dense", c.baseline_kernels), ("pruned", c.kernels)):
+        rows = None if kernels is None else interrupted(kernels)
+        if kernels is None or rows is None:
+            continue
+        over = int(rows["over"].sum()) / kernels.num_steps
+        share = over * kernels.num_steps / int(kernels.linked.wall.sum())
+        if share < SOME:
+            continue
+        side = f"{name}: " if c.baseline is not None else ""
+        many = f"{len(rows):,} calls" if len(rows) > 1 else "one call"
+        takes = "take" if len(rows) > 1 else "takes"
+        of, a_step = "", ""
+        if kernels.num_steps > 1:
+            of, a_step = f" of {kernels.num_steps} steps", " a step"
+        texts.append(
+            f"{side}{many}{of} {takes} {ms(over)}{a_step} ({percent(share)}) more than the others "
+            "of the same op and sizes"
+        )
+        lines += [f"{side}{line}" for line in _lines(rows)]
+    if not texts:
+        return None
+    return Found(
+        text=f"{'; '.join(texts)}: the process was interrupted there, and no shape is the cause",
+        evidence=lines,
+        change=CORES,
+    )
+
+
+def interrupted(kernels: Kernels) -> pl.DataFrame | None:
+    """The calls that were interrupted, with their time beyond the median of their like (`over`) and
+    that median (`usual`); the largest first. None on a device, and where there is none."""
+    if kernels.on_device:
+        return None
+    rows = (
+        kernels.frame.filter(pl.col("call").is_not_null() & pl.col("carries_work"))
+        .select("call", "op", "role", "layer", "step", "busy")
+        .with_columns(usual=pl.col("busy").median().over("call"), calls=pl.len().over("call"))
+        .filter(
+            (pl.col("calls") >= _FEW)
+            & (pl.col("busy") >= _LONG)
+            & (pl.col("busy") >= _FAR * pl.col("usual"))
+        )
+        .with_columns(over=pl.col("busy") - pl.col("usual"))
+        .sort("over", descending=True)
+    )
+    return rows if len(rows) else None
+
+
+def interrupted_ns(kernels: Kernels) -> float:
+    """Time of the interruptions, ns a step."""
+    rows = interrupted(kernels)
+    return 0.0 if rows is None else int(rows["over"].sum()) / kernels.num_steps
+
+
+def _lines(rows: pl.DataFrame) -> list[str]:
+    return [
+        f"{shortened(r['op'] or '?')} ({r['role']}{_at(r['layer'])}) takes {ms(r['busy'])} in step "
+        f"{r['step']}, {ms(r['usual'])} as the median of {r['calls']} calls"
+        for r in rows.head(_LINES).iter_rows(named=True)
+    ]
+
+
+def _at(layer: int | None) -> str:
+    return "" if layer is None else f" of layer {layer}"
