@@ -393,7 +393,7 @@ class Reproduction(reproduction_schema.Reproduction, kw_only=True, dict=True):
             f"{predicted} predicted>"
         )
 
-    def __rich__(self) -> RenderableType:
+    def __rich__(self) -> Sheet:
         from prunescope.analysis.report.reproduction_tables import reproduction
 
         return reproduction(self)

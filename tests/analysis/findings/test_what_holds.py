@@ -161,19 +161,13 @@ DISTURBED = {"dense_samples_ns": MANY, "samples_ns": MANY,
              "both_placements": two_placements(len(MANY) // 2)}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("setting", "more", "has_limit"),
-    [
-        ({}, {}, True),
-        ({}, DISTURBED, False),
-    ],
-)
+@pytest.mark.parametrize(("more", "has_limit"), [({}, True), (DISTURBED, False)])
 def test_zeros_in_dense_tensors_name_allocate_too(
-    setting: dict[str, Any], more: dict[str, Any], has_limit: bool, tmp_path: Path
+    more: dict[str, Any], has_limit: bool, tmp_path: Path
 ) -> None:
     """With its model and phase and the speedup that was promised; the folder is a placeholder, for
     a report holds no paths. The most that it can expect is told where times are evidence."""
-    trace = model(FULL, **setting)
+    trace = model(FULL)
     phase = of_run(tmp_path, trace, trace, census=census(0.5, 0.6),
                    dense_census=census(0.0), **method("static-k-mask"), **more)  # fmt: skip
     masked = found(phase, "zeros-in-dense")
