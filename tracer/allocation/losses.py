@@ -120,7 +120,7 @@ class ModelLosses:
             text = {**self.calibration.record, "tokens": tokens}
             text["sequences"] = len(self._stack.batches)
             weights = weights_fingerprint(self.model)
-            nearby = () if self.path is None else losses_nearby(self.path)
+            nearby = iter(()) if self.path is None else losses_nearby(self.path)
             ours = (one for _, one in nearby if (one.weights, one.text) == (weights, text))
             found = next(ours, None)
             if found is None:
