@@ -81,7 +81,8 @@ def evaluations(problem: Problem) -> dict[str, Any]:
     layers = [shape.layer(number) for number in range(shape.layers)]
     wanted = removals_of(problem.sizes, [(one.kv_heads, one.intermediate) for one in layers])
     keys = {one.key for one in wanted}
-    measured, losses, others = 0, request.losses_path, None
+    measured, losses = 0, request.losses_path
+    others: str | None = None
     for path, found in losses_nearby(request.losses_path):
         whose = losses_of_others(found, model=request.model_name, text=as_path(request.text))
         if not whose:

@@ -26,7 +26,6 @@ from prunescope.taxonomy.formats import (
 from prunescope.taxonomy.own_files import refuse_own_file
 
 KIND: Literal["allocation"] = "allocation"
-LOSSES = ".losses.json"  # in the place of the ending of a plan: its measured losses
 _HINT = "make it again with `prunescope allocate`"
 _MOST = 1 << 20  # heads or channels of a layer
 Indices = Annotated[list[Count], Meta(min_length=1, max_length=_MOST)]

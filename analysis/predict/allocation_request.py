@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from prunescope.taxonomy.allocation_plan import LOSSES
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.option import (
     Batch,
@@ -162,4 +161,4 @@ class AllocateRequest:
     @property
     def losses_path(self) -> Path:
         """Where the measured losses are kept."""
-        return self.path.with_name(f"{self.path.stem}{LOSSES}")
+        return self.path.with_name(f"{self.path.stem}.losses.json")

@@ -56,11 +56,11 @@ def test_a_plan_reaches_its_target_and_a_second_one_measures_nothing(
     assert json.loads(out.read_bytes())["schema"] == 1
     with pytest.raises(PrunescopeError, match=r"plan\.json exists"):
         problem_asked(AllocateRequest(model, speedup=1.25, out=out, **H100))
-    # Another plan in the folder has all but itself from there.
+    # Another plan in the folder has the dense model, 15 removals and their pairs from there.
     other = AllocateRequest(model, speedup=1.3, out=tmp_path / "other.json", **H100)
     counts = evaluations(problem_asked(other))
     assert counts["losses"] == "plan.losses.json"
-    assert counts["measured"] == counts["evaluations"] - 1
+    assert 1 + 15 < counts["measured"] < counts["evaluations"]
     known = set(json.loads(out.with_name("plan.losses.json").read_bytes())["removed"])
     memory = plan.expected.dense_memory_bytes * 0.8 / 1e9
     again = prunescope.allocate(model, memory_gb=memory, out=out, overwrite=True, **H100)

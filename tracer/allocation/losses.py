@@ -31,7 +31,7 @@ from prunescope.taxonomy.allocation_candidates import (
     measured_sizes,
     removals_of,
 )
-from prunescope.taxonomy.allocation_plan import LOSSES, Additivity
+from prunescope.taxonomy.allocation_plan import Additivity
 from prunescope.taxonomy.atomic_write import write_file
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import Name, Number, decode_file
@@ -75,11 +75,11 @@ def read_losses(path: Path) -> LossFile | None:
 
 
 def losses_nearby(path: Path) -> Iterator[tuple[Path, LossFile]]:
-    """The measured losses of a file, then those of the other plans in its folder: plans for other
-    targets need the same ones. Damaged files of other plans are passed over."""
+    """The measured losses of a file, PLAN.losses.json, then those of the other plans in its folder:
+    plans for other targets need the same ones. Damaged files of other plans are passed over."""
     if (found := read_losses(path)) is not None:
         yield path, found
-    for other in sorted(path.parent.glob(f"*{LOSSES}")):
+    for other in sorted(path.parent.glob("*" + "".join(path.suffixes[-2:]))):
         if other.name != path.name:
             with suppress(PrunescopeError):
                 if (found := read_losses(other)) is not None:
@@ -120,7 +120,7 @@ class ModelLosses:
             text = {**self.calibration.record, "tokens": tokens}
             text["sequences"] = len(self._stack.batches)
             weights = weights_fingerprint(self.model)
-            nearby = () if self.path is None else losses_nearby(self.path)
+            nearby = iter(()) if self.path is None else losses_nearby(self.path)
             ours = (one for _, one in nearby if (one.weights, one.text) == (weights, text))
             found = next(ours, None)
             if found is None:

@@ -89,23 +89,14 @@ def test_a_masked_model_loses_what_the_cut_one_does(name: str, tmp_path: Path) -
     assert model_shape(applied.model).parameters() == shape.parameters()
 
 
-@pytest.mark.parametrize(
-    ("name", "changes"),
-    [("llama", {"num_hidden_layers": 4}), ("gpt2", {"num_hidden_layers": 4}),
-     ("gemma3", {"num_hidden_layers": 4, "layer_types": ["full_attention"] * 4}),
-     ("cohere", {"num_hidden_layers": 4}), ("qwen3_moe", {"num_hidden_layers": 4}),
-     ("lfm2", {}), ("granite4", {})],
-)  # fmt: skip
-def test_layers_before_a_removal_need_not_run(
-    name: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_layers_before_a_removal_need_not_run(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the kept input of the layer that changes, the loss is that of a whole run, bit by
     bit."""
-    model = tiny_model(name, **changes)
-    losses = losses_of(model, low_rank=True)
+    losses = losses_of(tiny_model(name, num_hidden_layers=4))
     removals = removals_of(losses.sizes, losses.dense_sizes)
     kept = [losses._loss([one]) for one in removals]
-    assert losses._stack._entering and len({one.layer for one in removals}) > 1
+    assert losses._stack._entering and len({one.layer for one in removals}) == 4
     monkeypatch.setattr(losses._stack, "_entering", [])
     assert kept == [losses._loss([one]) for one in removals]
 
