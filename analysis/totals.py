@@ -29,16 +29,17 @@ def totals(one: SidePhase) -> Totals:
     wall = one.kernels.wall / steps
     unprofiled = _unprofiled(samples_of(run), run)
     rows = run.tokens_per_step if run else one.kernels.tokens
-    tokens, items = (None, rows) if run and _is_of_items(run) else (rows, None)
     took = unprofiled.median if unprofiled else wall
+    rate = rows * 1e9 / took if rows and took else None
+    of_items = run is not None and _is_of_items(run)
     return Totals(
         steps=steps,
         wall_ns=wall,
         busy_ns=total(frame, "busy") / steps,
         gap_ns=total(frame, "gap") / steps,
         tail_ns=one.kernels.trailing_idle / steps,
-        tokens_per_s=tokens * 1e9 / took if tokens and took else None,
-        items_per_s=items * 1e9 / took if items and took else None,
+        tokens_per_s=None if of_items else rate,
+        items_per_s=rate if of_items else None,
         weight_bytes=one.side.run.weight_bytes if one.side.run else None,
         peak_memory_bytes=run.peak_memory_bytes if run else None,
         kv_bytes=run.kv_bytes if run else None,
