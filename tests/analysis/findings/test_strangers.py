@@ -130,6 +130,24 @@ def test_linears_of_two_models_at_one_place_are_two(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def attends(name: str) -> Any:
+    q = [1, 16, 512, 64]
+    return op(f"aten::_scaled_dot_product_flash_attention{name}", q, q, q, [], [],
+              dtype="c10::BFloat16", kernels=[k(us=20, name=f"flash{name}_kernel")])  # fmt: skip
+
+
+def test_a_forward_that_is_computed_again_is_no_work_to_fuse(tmp_path: Path) -> None:
+    """Two forward calls of attention for each backward one, one in the dense run."""
+    once = steps_of(mm(100), attends(""), attends("_backward"))
+    again = steps_of(mm(100), attends(""), attends(""), attends("_backward"))
+    present(of_pair(tmp_path, once, again), "recomputed-forward", "warning",
+            "attention runs forward 2 times for each time backward, 1 in the dense run",
+            )  # fmt: skip
+    assert found(of_pair(tmp_path, again, again), "recomputed-forward") is None
+    assert found(alone(tmp_path, again), "recomputed-forward") is not None
+    assert found(alone(tmp_path, once), "recomputed-forward") is None
+
+
 def in_turn(make: Callable[[float], tuple[Any, ...]], *times: float) -> dict[str, Any]:
     """A step a time, of the items that it makes."""
     return chrome(*(step(i, *make(us)) for i, us in enumerate(times)))
