@@ -10,42 +10,46 @@ import polars as pl
 from prunescope.analysis.findings.context import Context
 from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.kernels.frame import ATTENTION, Kernels
+from prunescope.taxonomy.roles import BACKWARD
+from prunescope.taxonomy.words import shortened
 
 WITHOUT = (
     "turn gradient checkpointing off, or on in both runs (it trades time for memory, and no "
     "pruning removes it)"
 )
-_AGAIN = 1.01  # forward calls of attention for each backward one; more is no odd call at an end
+_BACKWARD_OP = "backward|bwd"
 
 
 @finding("recomputed-forward", "warning")
 def recomputed_forward(c: Context) -> Found | None:
     """The backward pass computes forward ops again."""
-    more = forwards(c.kernels)
-    if more is None or not is_recomputed(c):
+    if not is_recomputed(c):
         return None
-    dense = None if c.baseline_kernels is None else forwards(c.baseline_kernels)
-    beside = "" if dense is None else f", {dense:.3g} in the dense run"
+    calls = recomputed(c.kernels)
+    names = calls["op"].drop_nulls().unique().sort().to_list()
+    often = len(calls) / c.kernels.num_steps
     return Found(
-        text="the backward pass computes forward ops again: attention runs forward "
-        f"{more:.3g} times for each time backward{beside}",
-        evidence=[f"{more:.3g} forward calls of attention a backward call"],
+        text="the backward pass computes forward ops again: attention runs forward in it, "
+        f"{often:,.4g} × a step",
+        evidence=[shortened(name) for name in names[:3]],
         change=WITHOUT,
     )
 
 
 def is_recomputed(c: Context) -> bool:
-    """Whether a step runs more forwards of attention than backwards; of a pair, than a dense step
-    does."""
-    dense = None if c.baseline_kernels is None else forwards(c.baseline_kernels)
-    return (forwards(c.kernels) or 0.0) > _AGAIN * (dense or 1.0)
+    """Whether the backward pass attends forward; of a pair, whether that of the dense step does
+    not."""
+    dense = c.baseline_kernels
+    return len(recomputed(c.kernels)) > 0 and (dense is None or not len(recomputed(dense)))
 
 
-def forwards(kernels: Kernels) -> float | None:
-    """Forward calls of fused attention for each backward one; None where one of them is not
-    there."""
-    rows = kernels.frame.filter((pl.col("class") == ATTENTION) & pl.col("carries_work"))
+def recomputed(kernels: Kernels) -> pl.DataFrame:
+    """The calls of fused attention in the backward pass that compute no gradient. (A forward that
+    has no backward pass, of frozen layers or of a teacher, is in none.)"""
     op = pl.coalesce("op", "name").str.to_lowercase()
-    back = int(rows.select(op.str.contains("backward|bwd").sum()).item() or 0)
-    ahead = len(rows) - back
-    return ahead / back if ahead and back else None
+    return kernels.frame.filter(
+        (pl.col("class") == ATTENTION)
+        & pl.col("carries_work")
+        & pl.col("role").str.ends_with(BACKWARD)
+        & op.str.contains(_BACKWARD_OP).not_()
+    )
