@@ -16,6 +16,7 @@ import polars as pl
 
 from prunescope.analysis.comparison.more_calls import MoreCalls, on_weights
 from prunescope.analysis.findings.context import Context, is_significant, role_or_kernel, sized
+from prunescope.analysis.findings.recomputed_forward import WITHOUT, is_recomputed
 from prunescope.analysis.findings.registry import Found, Severity, finding
 from prunescope.analysis.kernels.frame import ATTENTION, MATMUL, POINT, Kernels
 from prunescope.analysis.ledger.purpose import (
@@ -80,7 +81,9 @@ def added_work(c: Context) -> Found | None:
     return Found(
         text=f"work that the dense model does not have takes {ms(row.moves_ns)}",
         evidence=[f"{p.name}: {ms(p.ns)}" for p in row.parts[:5]],
-        change="; ".join(
+        change=WITHOUT
+        if is_recomputed(c)
+        else "; ".join(
             dict.fromkeys(
                 UNMASK if of_masks and part.cls == POINT else _less_of(c, part)
                 for part in row.parts[:2]

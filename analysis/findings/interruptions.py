@@ -26,6 +26,8 @@ CORES = (
 @finding("interrupted-ops", "warning")
 def interrupted_ops(c: Context) -> Found | None:
     """On a CPU, single calls of ops take far longer than others of their sizes."""
+    if c.phase.unprofiled_ns is not None:
+        return None  # samples describe the step, and timing-not-valid names disturbed ones
     texts, lines = [], []
     for name, kernels in (("dense", c.baseline_kernels), ("pruned", c.kernels)):
         rows = None if kernels is None else interrupted(kernels)

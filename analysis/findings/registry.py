@@ -19,7 +19,8 @@ SEVERITIES: tuple[Severity, ...] = get_args(Severity)
 # A new module of findings gets its row here; a new finding in one of them needs none.
 MODULES = (
     "validity", "removed", "memory", "dynamic", "shape", "host", "interruptions", "idle", "steps",
-    "losses", "added", "experts", "trust", "equal_work", "largest", "stragglers",
+    "losses", "recomputed_forward", "added", "experts", "trust", "equal_work", "largest",
+    "stragglers",
 )  # fmt: skip
 
 # Ids of earlier versions, in stored reports and in rules of `prunescope check`, and today's.

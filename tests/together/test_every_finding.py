@@ -118,6 +118,10 @@ COVERED: dict[str, tuple[str, str]] = {
         "test_kernels_that_all_run_twice_as_fast",
         "test_a_small_difference_is_noise",
     ),
+    "recomputed-forward": (
+        "test_a_forward_that_is_computed_again_is_no_work_to_fuse",
+        "test_a_forward_that_is_computed_again_is_no_work_to_fuse",
+    ),
     "skipped-layers-executed": ("test_layers_that_are_skipped_and_executed", CASES),
     "sparse-padded": ("test_sparse_rows_padded_to_eight_are_named", CASES),
     "rank-does-more": (

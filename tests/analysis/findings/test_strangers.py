@@ -130,6 +130,36 @@ def test_linears_of_two_models_at_one_place_are_two(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def attends(name: str) -> Any:
+    q = [1, 16, 512, 64]
+    return op(f"aten::_scaled_dot_product_flash_attention{name}", q, q, q, [], [],
+              dtype="c10::BFloat16", kernels=[k(us=20, name=f"flash{name}_kernel")])  # fmt: skip
+
+
+def test_a_forward_that_is_computed_again_is_no_work_to_fuse(tmp_path: Path) -> None:
+    """The backward pass attends forward before it computes gradients; a teacher's forward, which
+    has no backward pass, is before it."""
+
+    def training(*before: Any, inner: list[Any]) -> dict[str, Any]:
+        product = op("aten::mm", [512, 2048], [2048, 2048], sequence=1,
+                     kernels=[k(us=100, name="a_gemm_kernel")])  # fmt: skip
+        node = op("MmBackward0", inner=inner, us=0, sequence=1)
+        called = op(
+            "autograd::engine::evaluate_function: MmBackward0", inner=[node], us=0, sequence=1
+        )
+        return steps_of(product, attends(""), *before, called)
+
+    gradient = attends("_backward")
+    once, teacher = training(inner=[gradient]), training(attends(""), inner=[gradient])
+    again = training(inner=[attends(""), gradient])
+    present(of_pair(tmp_path, once, again), "recomputed-forward", "warning",
+            "attention runs forward in it, 1 × a step")  # fmt: skip
+    assert found(alone(tmp_path, again), "recomputed-forward") is not None
+    for phase in (of_pair(tmp_path, again, again), of_pair(tmp_path, once, teacher),
+                  alone(tmp_path, teacher)):  # fmt: skip
+        assert found(phase, "recomputed-forward") is None
+
+
 def in_turn(make: Callable[[float], tuple[Any, ...]], *times: float) -> dict[str, Any]:
     """A step a time, of the items that it makes."""
     return chrome(*(step(i, *make(us)) for i, us in enumerate(times)))
