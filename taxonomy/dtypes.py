@@ -24,6 +24,9 @@ ITEMSIZE: dict[str, float] = {
     "bool": 1,
 }
 
+# Formats that weights and inputs are converted to before a product runs in them.
+QUANTISED = frozenset({"int8", "fp8", "fp4"})
+
 # Left: as kineto ("c10::BFloat16"), torch ("torch.bfloat16"), configs and kernel names write it.
 _SPELLINGS: dict[str, str] = {
     "double": "fp64",

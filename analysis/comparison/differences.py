@@ -19,6 +19,7 @@ from prunescope.analysis.kernels.phase_kind import rows_of_linears, trained_toke
 from prunescope.analysis.ledger.gemms import Call, Pair
 from prunescope.analysis.ledger.pairing import Units
 from prunescope.analysis.schema.pair_comparison import Difference, OneSided, PairComparison
+from prunescope.taxonomy.dtypes import QUANTISED
 from prunescope.taxonomy.roles import LINEARS
 from prunescope.taxonomy.run import PhaseRun
 
@@ -28,6 +29,7 @@ _INPUTS = ("batch", "prompt_len", "context")
 CODE = "code"  # compiled on one side, eager on the other: kernels of other ops
 UNPAIRED = "GEMMs that pair"  # of all GEMMs of a side, by layer and role: none does
 GRAPHS = "CUDA graphs"  # their kernels, or one interval a launch, which holds idle time too
+DTYPE = "dtype"  # number format of the model, or of products that are quantised on one side alone
 STEPS = "steps"  # one side has several, the other is all of its trace: these may be any number
 CUT = "file"  # whole or cut off: what stood behind the cut may be anything
 UNREADABLE = (CUT, UNPAIRED)  # after these nothing is known of what was changed
@@ -64,6 +66,9 @@ def differences(dense: SidePhase, pruned: SidePhase, pairs: list[Pair]) -> tuple
     else:
         found += _settings(dense.run, pruned.run)
         found += _models(dense.side, pruned.side, length=max(pruned.run.positions, default=0))
+        # A manifest names the format of the model's parameters, which packed weights are none of.
+        if all(one.kind != DTYPE for one in found) and (formats := quantised_formats(pairs)):
+            found.append(Difference(DTYPE, *formats))
     other = other_model(pairs)
     return (*found, *([] if other is None else [other]))
 
@@ -160,7 +165,7 @@ def _models(dense: Side, pruned: Side, *, length: int) -> Iterator[Difference]:
     """Number format, model type, and the window of attention in a context of `length` tokens."""
     assert dense.run is not None and pruned.run is not None
     if dense.run.dtype != pruned.run.dtype:
-        yield Difference("dtype", dense.run.dtype, pruned.run.dtype)
+        yield Difference(DTYPE, dense.run.dtype, pruned.run.dtype)
     old, new = dense.run.model.shape or {}, pruned.run.model.shape or {}
     types = old.get("model_type"), new.get("model_type")
     if all(types) and types[0] != types[1]:
@@ -181,6 +186,20 @@ def _windows(dense: dict[str, Any], pruned: dict[str, Any], *, length: int) -> I
         return  # the layers with a window may be those that are gone
     texts = [f"{w} tokens" if w else "all tokens" for w in windows]
     yield Difference("window", texts[0], texts[1], hides_pruning=True)
+
+
+def gemm_formats(pairs: Iterable[Pair]) -> set[tuple[str, str]]:
+    """The formats that GEMMs of both sides multiply in, dense and pruned, where they differ."""
+    both = [(p.dense, p.pruned) for p in pairs if p.dense is not None and p.pruned is not None]
+    return {(d.dtype, p.dtype) for d, p in both if d.dtype and p.dtype and d.dtype != p.dtype}
+
+
+def quantised_formats(pairs: Iterable[Pair]) -> tuple[str, str] | None:
+    """Formats of GEMMs that are quantised on one side and wider, or otherwise quantised, on the
+    other, whatever a manifest says of the model. No library picks these for a shape, as it may pick
+    TF32 or FP32, so that they are a setting."""
+    found = {pair for pair in gemm_formats(pairs) if not QUANTISED.isdisjoint(pair)}
+    return min(found, default=None)
 
 
 def other_model(pairs: list[Pair]) -> Difference | None:

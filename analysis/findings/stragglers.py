@@ -393,15 +393,21 @@ def _times_last(rank: RankTime, found: RankReplay | None) -> str:
     return "" if found is None else f", last at {found.last[rank.name]:,} collectives"
 
 
+_HOST = (
+    "find out what its host does in that time (its findings on idle time say), and give its "
+    "process cores of its own"
+)
 # What makes a rank idle, by the cause that differs most from other ranks: what to do about it.
 _IDLE = {
-    "host": "find out what its host does in that time (its findings on idle time say), and give "
-    "its process cores of its own",
+    "host": f"{_HOST}: its device waits for launches that come late",
     "first_call": "warm up before the profiler starts: this rank makes first calls or compiles",
     "allocator": "keep its memory in the caching allocator: it allocates or frees within a step",
     "memcpy": "copy less between host and device on this rank",
     "sync": "wait for the device less often on this rank",
     "held": "find out what its streams wait for",
+    "device": "find out why its device idles before kernels that were launched in time: its "
+    "clocks, or what else runs on it",
+    "unknown": "find out what it waits for: the trace does not say why its device idles",
 }
 
 
@@ -409,9 +415,8 @@ def _by_cause(late: Late) -> str:
     """What to change, by what a late rank does more of than the others."""
     if late.more_idle > max(late.more_work, 0.0):
         cause = _idle_cause(late)
-        waits = ": its device waits for launches that come late"
-        known = cause in _IDLE and cause != "host"
-        return _IDLE[cause] if known else _IDLE["host"] + waits * late.rank.on_device
+        no_launches = cause == "host" and not late.rank.on_device
+        return _HOST if no_launches else _IDLE.get(cause, _HOST)
     if late.more_work <= 0:
         return (
             "look at the collectives that it reaches last: it neither works nor idles longer than "
@@ -439,7 +444,9 @@ def _idle_cause(late: Late) -> str:
         for cause, ns in own.items()
         if cause != "collective"
     }
-    return max(more, key=lambda cause: more[cause], default="host")
+    return max(
+        more, key=lambda cause: more[cause], default="unknown" if late.rank.on_device else "host"
+    )
 
 
 def _usual(late: Late) -> str:

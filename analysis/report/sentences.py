@@ -152,7 +152,8 @@ def _outcome(phase: Phase) -> str:
     if why := _not_comparable(phase):
         return f"{ratio} is no speedup: {why}"
     if not is_valid(phase):
-        return f"{ratio} is no evidence: the samples vary too much or were disturbed"
+        why = "the samples vary too much or were disturbed"
+        return f"{_of_formats(phase)}{ratio} is no evidence: {why}"
     if without_sizes(phase):
         why = (
             "no shapes, so what was pruned is unknown (capture again with shapes, or for a GPU's "
@@ -215,10 +216,7 @@ def _communication_of_pair(phase: Phase) -> str:
 def _realised(phase: Phase, ladder: Ladder) -> str:
     """The speedup next to the promised one, and the share of its bound; of two number formats, that
     first: they change the time of every FLOP and byte, whatever was pruned."""
-    text = f"{numbers.ratio(ladder.realised)} realised{_interval(ladder)}"
-    if (formats := _formats(phase)) is not None:
-        old, new = formats
-        text = f"not comparable as a pruning: GEMMs in {new} against {old}; {text}"
+    text = f"{_of_formats(phase)}{numbers.ratio(ladder.realised)} realised{_interval(ladder)}"
     if _has_nominal(phase, ladder):
         text += f" of {numbers.ratio(ladder.nominal)} "
         text += "promised" if has_promise(phase) else "that its FLOPs allow"
@@ -284,6 +282,15 @@ def _formats(phase: Phase) -> tuple[str, str] | None:
     """The number formats of GEMMs, dense and pruned, where they differ: FLOPs at two rates bound no
     speedup."""
     return phase.comparison.formats if phase.comparison else None
+
+
+def _of_formats(phase: Phase) -> str:
+    """That GEMMs run in two number formats, before what is said of the ratio; empty if they do
+    not."""
+    formats = _formats(phase)
+    if formats is None:
+        return ""
+    return f"not comparable as a pruning: GEMMs in {formats[1]} against {formats[0]}; "
 
 
 def _was_promised(phase: Phase, ladder: Ladder) -> str:

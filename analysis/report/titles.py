@@ -15,7 +15,7 @@ from prunescope.analysis.schema.report import (
     Report,
 )
 from prunescope.analysis.schema.sides import DeviceRates, DeviceUsed
-from prunescope.taxonomy.dtypes import THREE_TF32, three_tf32_rate
+from prunescope.taxonomy.dtypes import QUANTISED, THREE_TF32, three_tf32_rate
 
 # Where bounds use a peak that is none of those measured around the run or in it.
 _USED = {
@@ -104,13 +104,27 @@ def title(report: Report) -> str:
     """What was measured, in one line."""
     subject = report.subject
     name = named(subject.get("name")) or named(subject.get("model")) or "report"
-    facts = [named(subject.get(key)) for key in ("model", "method", "dtype")]
+    facts = [named(subject.get(key)) for key in ("model", "method")]
+    facts.append(_formats(report))
     facts.append(named(report.device.get("name")))
     parts = [name]
     for fact in facts:
         if fact and fact not in parts:
             parts.append(fact)
     return " · ".join(parts)
+
+
+def _formats(report: Report) -> str:
+    """The number format of the model; where products run in packed or quantised weights, of which
+    a manifest knows nothing, theirs first: `int8 products (torch.ao), fp32 else`."""
+    dtype = named(report.subject.get("dtype"))
+    gemms = [gemm for phase in report.phases.values() for gemm in phase.gemms]
+    quantised = [gemm for gemm in gemms if gemm.dtype in QUANTISED and gemm.dtype != dtype]
+    if not dtype or not quantised:
+        return dtype
+    formats = " and ".join(sorted({str(gemm.dtype) for gemm in quantised}))
+    by_torch = all(str(gemm.op).startswith("quantized::") for gemm in quantised)
+    return f"{formats} products{' (torch.ao)' * by_torch}, {dtype} else"
 
 
 def against(report: Report) -> str:

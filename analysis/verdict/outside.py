@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import polars as pl
 
-from prunescope.analysis.comparison.differences import not_comparable_text
+from prunescope.analysis.comparison.differences import gemm_formats, not_comparable_text
 from prunescope.analysis.comparison.more_calls import ON_WEIGHTS
 from prunescope.analysis.comparison.other_inputs import other_inputs
 from prunescope.analysis.comparison.parallelism import PARALLELISM
 from prunescope.analysis.kernels.frame import MATMUL, Kernels
 from prunescope.analysis.ledger.gemms import Call, Pair
 from prunescope.analysis.verdict.evidence import Evidence, Reason, most_common
+from prunescope.taxonomy.dtypes import QUANTISED
 from prunescope.taxonomy.roles import GROUPS
 from prunescope.taxonomy.words import percent
 
@@ -61,7 +62,6 @@ def _distinct(calls: Iterable[Call | None]) -> dict[int, Call]:
 
 
 OTHER_WORK = "other-work"  # a kind of Reason
-_QUANTISED = ("int8", "fp8", "fp4")
 
 
 def replaced(e: Evidence) -> Reason | None:
@@ -117,13 +117,11 @@ def quantised_too(e: Evidence) -> str | None:
 
 def gemm_dtypes(e: Evidence) -> tuple[str, str] | None:
     """The formats of the GEMMs of both sides, where they differ."""
-    both = [(p.dense, p.pruned) for p in e.pairs if p.dense is not None and p.pruned is not None]
-    dtypes = {(d.dtype, p.dtype) for d, p in both if d.dtype and p.dtype and d.dtype != p.dtype}
-    return min(dtypes, default=None)
+    return min(gemm_formats(e.pairs), default=None)
 
 
 def _dtypes_text(old: str, new: str) -> str:
-    what = "quantisation" if new in _QUANTISED else "another number format"
+    what = "quantisation" if new in QUANTISED else "another number format"
     return f"the GEMMs run in {new}, the dense ones in {old}: {what}"
 
 
@@ -268,7 +266,7 @@ def is_quantised(e: Evidence) -> bool:
     # A list of experts is smaller where there are fewer of them, each as large as before.
     whole = {p.key[:2] for p in e.pairs if p.axis == "none" and p.key[1] != "experts"}
     dtypes = gemm_dtypes(e)
-    fewer_bits = dtypes is not None and dtypes[1] in _QUANTISED
+    fewer_bits = dtypes is not None and dtypes[1] in QUANTISED
     return bool(replaced(e) or fewer_bits or packed & whole)
 
 

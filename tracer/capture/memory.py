@@ -12,6 +12,7 @@ import gc
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from prunescope.tracer.capture.packed_weights import packed_bytes
 from prunescope.tracer.capture.phases import Loop
 from prunescope.tracer.machine.device import synchronize
 from prunescope.tracer.model import compat
@@ -28,10 +29,12 @@ def release() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def weight_bytes(model: torch.nn.Module) -> int:
-    """Bytes of parameters and buffers; tied ones count once."""
+def weight_bytes(model: torch.nn.Module) -> int | None:
+    """Bytes of parameters, buffers and packed weights; tied ones count once. None where packed
+    weights cannot be counted."""
+    packed = packed_bytes(model)
     tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    return sum(_bytes(tensor) for tensor in tensors.values())
+    return None if packed is None else packed + sum(_bytes(tensor) for tensor in tensors.values())
 
 
 def peak_and_cache_bytes(
@@ -39,7 +42,8 @@ def peak_and_cache_bytes(
 ) -> tuple[int | None, int]:
     """(peak of one step with weights and cache, bytes of the cache after a sample).
 
-    The peak is None if neither the allocator nor the profiler counted anything.
+    The peak is None if neither the allocator nor the profiler counted anything, or the weights are
+    not known.
     """
     loop.cache = None
     loop.run = None  # a recorded step holds its old cache and the memory of a graph
@@ -47,7 +51,8 @@ def peak_and_cache_bytes(
     loop.prepare()
     output = loop.sample()
     del output
-    peak = None if used is None else weight_bytes(model) + used
+    weights = weight_bytes(model)
+    peak = None if used is None or weights is None else weights + used
     return peak, compat.cache_bytes(loop.cache)
 
 

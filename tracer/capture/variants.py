@@ -100,7 +100,7 @@ def make_variants(
         _check_runs(loaded.model, "unpruned")
         variants.append(Variant(name="dense", model=loaded.model, loaded=loaded))
     if "pruned" in names:
-        if variants and weight_bytes(variants[0].model) * _ROOM > free_bytes(device):
+        if variants and (weight_bytes(variants[0].model) or 0) * _ROOM > free_bytes(device):
             raise BaselineDoesNotFit
         if variants and request.baseline_model is None:
             loaded = replace(variants[0].loaded, model=copy.deepcopy(variants[0].model))

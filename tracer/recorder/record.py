@@ -39,6 +39,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from prunescope.taxonomy.scrub import scrub_values
 from prunescope.tracer.capture.chrome import PHASE, STEP, WARMUP, Turn, split
 from prunescope.tracer.capture.joined import Joined
+from prunescope.tracer.capture.packed_weights import packed_bytes
 from prunescope.tracer.capture.weight_zeros import weight_rows
 from prunescope.tracer.machine.disturbance import DisturbanceMonitor, load_average, num_cores
 from prunescope.tracer.machine.gpu_tools import nvidia_smi
@@ -333,10 +334,13 @@ def _num_parameters(module: torch.nn.Module) -> int:
     return sum(one.numel() for one in module.parameters())
 
 
-def _weight_bytes(model: torch.nn.Module) -> int:
-    """Bytes of parameters and buffers; tied ones count once."""
+def _weight_bytes(model: torch.nn.Module) -> int | None:
+    """Bytes of parameters, buffers and packed weights; tied ones count once. None where packed
+    weights cannot be counted."""
+    packed = packed_bytes(model)
     tensors = {id(one): one for one in (*model.parameters(), *model.buffers())}
-    return sum(one.numel() * one.element_size() for one in tensors.values())
+    plain = sum(one.numel() * one.element_size() for one in tensors.values())
+    return None if packed is None else packed + plain
 
 
 @contextmanager

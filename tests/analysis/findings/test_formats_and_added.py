@@ -10,9 +10,11 @@ import pytest
 import prunescope
 from prunescope.analysis.report.ledger_view import ladder_table
 from prunescope.analysis.report.sentences import headline
+from prunescope.analysis.report.titles import title
 from prunescope.analysis.schema.report import Phase
+from tests.analysis.decoder import write_pair
 from tests.analysis.finding_cases import found, layers, mm, pointwise, report
-from tests.chrome import chrome, op, save, step
+from tests.chrome import chrome, module, op, save, step
 
 M, K, INT8 = 64, 256, "signed char"
 
@@ -57,6 +59,35 @@ def test_nothing_realised_is_a_share_of_flops_at_two_rates(tmp_path: Path) -> No
 
 def test_a_promise_stays_one(tmp_path: Path) -> None:
     assert "of 2.00× promised" in headline(quantised(tmp_path, 0.5))
+
+
+def test_ops_tell_the_format_of_a_run_whose_manifest_names_that_of_its_parameters(
+    tmp_path: Path,
+) -> None:
+    """A captured model in fp32 whose up has half its rows and whose linears are packed in int8."""
+
+    def linear_of(n: int, *, int8: bool) -> Any:
+        if not int8:
+            return op("aten::addmm", [n], [M, K], [K, n], [], [], us=100)
+        shapes = ([M, K], [], [], [K, n], [n])
+        dtypes = (INT8, "Scalar", "Scalar", INT8, "float")
+        return op("onednn::qlinear_pointwise", *shapes, dtypes=dtypes, us=100)
+
+    def model(n: int, *, int8: bool) -> Any:
+        scopes = [
+            module(f"model.layers.{i}.mlp.up_proj", linear_of(n, int8=int8)) for i in range(4)
+        ]
+        return chrome(*[step(i, *scopes) for i in range(2)], cpu=True)
+
+    dense, pruned = model(K, int8=False), model(K // 2, int8=True)
+    report = prunescope.analyze(write_pair(tmp_path, dense, pruned, both_dtype="fp32") / "pruned")
+    phase = report.phases["prefill"]
+    assert phase.comparison is not None and not phase.is_speedup
+    (one,) = phase.comparison.differences
+    assert (one.kind, one.dense, one.pruned) == ("dtype", "fp32", "int8")
+    assert "not comparable (dtype: fp32 dense, int8 pruned)" in headline(phase)
+    assert any(finding.id == "not-comparable" for finding in phase.findings)
+    assert " · int8 products, fp32 else · " in title(report)
 
 
 def test_added_products_are_no_routing(tmp_path: Path) -> None:

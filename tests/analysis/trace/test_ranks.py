@@ -223,6 +223,11 @@ def test_straggler_by_hand() -> None:
         ({"idle": 40.0, "causes": {"host": 40.0, "sync": 0.0}}, "find out what its host does"),
         ({"idle": 40.0, "causes": {"host": 5.0, "allocator": 35.0}}, "caching allocator"),
         ({"idle": 40.0, "causes": {"first_call": 40.0}}, "warm up"),
+        ({"idle": 40.0, "causes": {"host": 40.0}}, "waits for launches that come late"),
+        ({"idle": 40.0, "causes": {"device": 40.0, "host": 0.0}}, "were launched in time"),
+        ({"idle": 40.0, "causes": {"held": 40.0}}, "what its streams wait for"),
+        ({"idle": 40.0, "causes": {"unknown": 40.0}}, "does not say why its device idles"),
+        ({"idle": 40.0}, "does not say why its device idles"),
     ],
 )
 def test_advice_follows_what_makes_a_rank_late(late: dict[str, Any], advice: str) -> None:

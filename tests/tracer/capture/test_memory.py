@@ -6,6 +6,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from torch import nn
+
+from prunescope.tracer.capture.memory import weight_bytes
 
 pytestmark = pytest.mark.torch
 # Blocks too small to be mapped on their own, and one above them that keeps the heap from shrinking.
@@ -25,3 +29,15 @@ print(full - psutil.Process().memory_info().rss)
 def test_freed_blocks_go_back_to_the_system() -> None:
     done = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, check=True)
     assert int(done.stdout) > 150e6
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_packed_weights_are_counted() -> None:
+    """An embedding of 4 x 8 in fp32; a linear of 3 x 8 in one byte each and a bias of 3 in fp32. A
+    packed LSTM does not tell its weights."""
+    linears = nn.Sequential(nn.Embedding(4, 8), nn.Linear(8, 3))
+    packed = torch.ao.quantization.quantize_dynamic(linears, {nn.Linear}, dtype=torch.qint8)
+    assert weight_bytes(packed) == 4 * 8 * 4 + 3 * 8 + 3 * 4
+    lstm = nn.Sequential(nn.LSTM(4, 4))
+    packed = torch.ao.quantization.quantize_dynamic(lstm, {nn.LSTM}, dtype=torch.qint8)
+    assert weight_bytes(packed) is None
