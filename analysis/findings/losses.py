@@ -227,6 +227,9 @@ def roofline_shift(c: Context) -> Found | None:
     row = c.row("roofline_shift")
     if row is None or row.moves_ns <= 0 or not is_significant(row, of=c.baseline_ns, share=_MUCH):
         return None
+    ladder = c.phase.ladder
+    if ladder is not None and ladder.flop is not None and ladder.flop <= 1 + _SAME:
+        return None  # FLOPs did not fall, so no bytes stayed behind
     return Found(
         text=f"FLOPs fall more than bytes: {ms(row.moves_ns)} of the saving is lost to memory "
         "traffic",

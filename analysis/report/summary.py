@@ -37,6 +37,7 @@ _SLOW_PATH = (
 )
 _LEAST = 0.05  # of the difference, or of the busy time: a cause, or a kind of work, worth naming
 # Rows of the ledger in plain words: where time was lost, and where it was gained.
+_MORE_FLOPS = ("bytes that grew more than the FLOPs", "bytes that grew less than the FLOPs")
 _IN_WORDS = {
     "coverage": ("work that the pruning did not touch", "work that shrank more than promised"),
     "roofline_shift": ("bytes that did not fall with the FLOPs", "bytes that fell with the FLOPs"),
@@ -175,10 +176,10 @@ def _causes(phase: Phase, rows: list[Row]) -> Iterator[str]:
     if not told:
         yield f"{text}; no row of the ledger that explains it is beyond its noise"
         return
-    yield f"{text}: {', '.join(_cause(row, dense) for row in told)}"
+    yield f"{text}: {', '.join(_cause(phase, row, dense) for row in told)}"
     against = sorted((row for row in changes if row.moves_ns * over < 0), key=_size)[:1]
     if against:
-        yield f"against it: {_cause(against[0], dense)}"
+        yield f"against it: {_cause(phase, against[0], dense)}"
     yield from _unproven(rows, abs(told[0].moves_ns))
 
 
@@ -254,10 +255,13 @@ def _size(row: Row) -> float:
     return -abs(row.moves_ns)
 
 
-def _cause(row: Row, dense: Row) -> str:
+def _cause(phase: Phase, row: Row, dense: Row) -> str:
     """`work that the pruning did not touch (coverage) +1.296 ms, +20.4 % of the dense step
     (largest part: gaps kept, +1.048 ms)`."""
     label, words = ledger_view.LEDGER[row.row][0], _IN_WORDS[row.row][row.moves_ns < 0]
+    flop = phase.ladder.flop if phase.ladder is not None else None
+    if row.row == "roofline_shift" and flop is not None and flop <= 1:
+        words = _MORE_FLOPS[row.moves_ns < 0]
     if row.row == "kernel_efficiency" and _is_communication(row):
         words = "communication that takes longer" if row.moves_ns > 0 else "shorter communication"
     share = numbers.percent(numbers.share_of(row.ns, dense.ns), signed=True)

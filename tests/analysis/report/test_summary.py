@@ -70,6 +70,19 @@ def test_a_row_without_evidence_is_no_cause() -> None:
     assert "coverage" in summary(phase()) and "(coverage)" not in summary(quiet)
 
 
+def test_bytes_are_not_said_to_stay_behind_flops_that_grew() -> None:
+    """Bytes that stay behind cost 1.6 ms of 140; with a FLOP ratio of 0.85x there are more FLOPs."""
+    fell, grew = phase(), phase()
+    for one, flop in ((fell, 1.33), (grew, 0.85)):
+        assert one.ladder is not None
+        one.ladder.flop = flop
+        for row in one.ledger or []:
+            if row.row == "coverage":
+                row.ns, row.parts = 0.0, []
+    assert "bytes that did not fall with the FLOPs (roofline shift) +1.600 ms" in summary(fell)
+    assert "bytes that grew more than the FLOPs (roofline shift) +1.600 ms" in summary(grew)
+
+
 def test_the_miss_goes_by_the_interval_of_the_speedup() -> None:
     """16 ms above the promise. Samples that took turns exclude 1.33× however far single steps of
     one side lie apart; only without an interval does their noise say what is evidence."""
