@@ -88,7 +88,8 @@ def finding(
     `needs_valid_times`: it is critical by a measured time, and a warning where times are not valid.
     `needs_one_clock`: it says who waited for whom; it is doubtful where the clocks of host and
     device differ, and left out of a graph capture.
-    `compares`: it says what pruning did to the dense step; left out where the runs do not compare.
+    `compares`: it says what pruning did to the dense step; left out where what differs
+    between the runs hides it (`Phase.shows_pruning`).
     `reads`: a Context ("phase"), one whose `explained` holds what the other findings explain
     ("findings"), or a Late rank among several ("ranks").
     """

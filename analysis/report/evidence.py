@@ -74,5 +74,24 @@ def first_reasons(every: Iterable[list[str]]) -> list[str]:
     return [reason for reason in HATCHES if reason in used]
 
 
+def with_further_reasons(every: Iterable[list[str]]) -> dict[str, str]:
+    """Every reason by which something is hatched, in the order of HATCHES, with the words of a
+    legend: that reason, and the further ones of what is hatched by it, whether of all or some."""
+    groups: dict[str, list[list[str]]] = {}
+    for reasons in every:
+        if reasons:
+            groups.setdefault(reasons[0], []).append(reasons)
+    return {
+        first: ", ".join([first, *_further(groups[first])]) for first in HATCHES if first in groups
+    }
+
+
+def _further(group: list[list[str]]) -> Iterable[str]:
+    for reason in HATCHES:
+        having = [reason in reasons[1:] for reasons in group]
+        if any(having):
+            yield reason if all(having) else f"some {reason}"
+
+
 def _without_interval(ladder: Ladder | None) -> list[str]:
     return [NO_INTERVAL] if ladder is not None and ladder.realised_ci95 is None else []

@@ -191,7 +191,8 @@ class _ReportPage(Page):
             return
         unit = next((c.unit for c in table.columns if c.unit), "")
         # Some of its columns are of a call.
-        per_step = "" if table.id == "replayed" else f": {unit} a step"
+        per_step = f": {unit} a step" if unit else ", a step"
+        per_step = "" if table.id == "replayed" else per_step
         yield self.section(f"{table.title}{per_step}")
         yield from self.table(table)
 
@@ -204,9 +205,7 @@ class _ReportPage(Page):
         yield self.section("Ladder: dense ÷ pruned")
         yield self._bounds(phase, without)
         if reasons := evidence.of_phase(phase):
-            marked = phase.ledger and evidence.of_ledger(phase)
-            where = " (here and in the ledger)" if marked else ""
-            yield from self.notes([f"{3 * _stroke(reasons)} {', '.join(reasons)}{where}"])
+            yield from self.notes([f"{3 * _stroke(reasons)} {', '.join(reasons)}"])
 
     def _bounds(self, phase: Phase, without: Collection[str]) -> Grid:
         ladder, stroke = phase.ladder, _stroke(evidence.of_phase(phase))

@@ -25,7 +25,7 @@ def conditions(one: Registered) -> str:
     needs = {
         "valid times": one.needs_valid_times,
         "one clock of host and device": one.needs_one_clock,
-        "runs that compare": one.compares,
+        "runs that show the pruning": one.compares,
         "several ranks": one.reads == "ranks",
     }
     return ", ".join(name for name, is_needed in needs.items() if is_needed) or "–"
