@@ -70,7 +70,7 @@ def _longer_ops(c: Context) -> str:
     return "larger batches" + " or longer prompts" * (_kind(c) in _WITH_PROMPTS)
 
 
-@finding("coverage-limited", "warning", compares=True)
+@finding("coverage-limited", "warning", needs_valid_times=True, compares=True)
 def coverage_limited(c: Context) -> Found | None:
     """Part of the dense step is not pruned, or shrinks by less than was promised."""
     row = c.row("coverage")
@@ -221,7 +221,7 @@ def _more_logits_than_needed(c: Context) -> bool:
     return run.positions[1] - run.positions[0] > 1
 
 
-@finding("roofline-shift", "warning", compares=True)
+@finding("roofline-shift", "warning", needs_valid_times=True, compares=True)
 def roofline_shift(c: Context) -> Found | None:
     """FLOPs fell, but bytes fell less."""
     row = c.row("roofline_shift")
@@ -240,7 +240,7 @@ def roofline_shift(c: Context) -> Found | None:
     )
 
 
-@finding(SLOWER_KERNELS, "warning", compares=True)
+@finding(SLOWER_KERNELS, "warning", needs_valid_times=True, compares=True)
 def slower_kernels(c: Context) -> Found | None:
     """The remaining kernels are less efficient than the dense ones.
 

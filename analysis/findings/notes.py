@@ -239,7 +239,11 @@ def phase_warnings(name: str, phase: Phase) -> list[str]:
     warnings += _captures_differ(name, phase)
     ignored = phase.comparison.one_sided if phase.comparison else ()
     warnings += [f"{name}: {one_sided_text(one)}" for one in ignored if one.kind == MODULES]
-    warnings += [f"{name}: {f.text}" for f in phase.findings if f.id == "earlier-work"]
+    if any(f.id == "earlier-work" for f in phase.findings):
+        warnings.append(
+            f"{name}: a step holds time in which most likely earlier work ran (finding "
+            "earlier-work)"
+        )
     late, kept = phase.late, phase.busy_ns * phase.steps
     if late["events"] and late["ns"] > _LATE * (late["ns"] + kept):
         of = late["events"] + sum(phase.kernels_per_step)

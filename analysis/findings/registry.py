@@ -85,7 +85,8 @@ def finding(
     """Register a function as the finding `id`. Raises RuntimeError for an id that is taken.
 
     `severity`: the highest that it may have; the function may return a lower one.
-    `needs_valid_times`: it is critical by a measured time, and a warning where times are not valid.
+    `needs_valid_times`: it rests on a measured time; where times are not valid, a critical one is a
+    warning, and one registered as a warning is information.
     `needs_one_clock`: it says who waited for whom; it is doubtful where the clocks of host and
     device differ, and left out of a graph capture.
     `compares`: it says what pruning did to the dense step; left out where what differs

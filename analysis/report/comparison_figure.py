@@ -9,6 +9,7 @@ from __future__ import annotations
 import textwrap
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import pairwise
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -23,11 +24,11 @@ from prunescope.analysis.schema.comparison import Comparison, ComparisonRow
 from prunescope.taxonomy.errors import PrunescopeError
 
 WIDTH = 7.0  # inches: both columns of a two-column page
-_CURVES, _BAR = 1.9, 0.16  # inches: height of the curves, and of a bar
+_CURVES, _BAR, _LINE = 1.9, 0.16, 0.13  # inches: height of the curves, a bar, a line of a legend
 _MOST_BARS, _MOST_CURVES = 30, 14  # what one page has room for
 _SMALL = 6
 _LABEL = 44  # letters left of the bars
-_LEGEND_LETTERS = 105  # above them
+_LEGEND_LETTERS, _MARK = 88, 4  # above them, a mark being as wide as so many
 _BESIDE = 48  # letters right of the curves
 _PROMISED = "#DDDDDD"
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -38,7 +39,7 @@ _ROWS = {
     "roofline_shift": ("#56B4E9", "////"),
     "shape": ("#CC79A7", "...."),
     "kernel_efficiency": ("#D55E00", ""),
-    "added_work": ("#F0E442", "**"),
+    "added_work": ("#F0E442", ""),
     "launch_idle": ("#999999", "\\\\\\\\"),
     "not_explained": ("#FFFFFF", "++++"),
 }
@@ -58,7 +59,9 @@ def comparison_figure(rows: Sequence[ComparisonRow]) -> Figure | None:
     if not known:
         return None
     low = 0.5 + _BAR * max(1, len(bars))
-    height = 0.15 + _CURVES + 0.85 + low + 0.05
+    handles = _handles(bars)
+    above = -(-len(handles) // _columns(handles)) * _LINE  # inches of the legend of the bars
+    height = 0.15 + _CURVES + 0.5 + max(0.35, above) + low + 0.05
     figure = Figure(figsize=(WIDTH, height))
     FigureCanvasAgg(figure)
 
@@ -124,7 +127,10 @@ def plot_curves(axes: Axes, rows: Sequence[ComparisonRow]) -> None:
 
 
 def _left_out(
-    rows: Sequence[ComparisonRow], curves: dict[str, list[tuple[float, ComparisonRow]]], *, shown: int
+    rows: Sequence[ComparisonRow],
+    curves: dict[str, list[tuple[float, ComparisonRow]]],
+    *,
+    shown: int,
 ) -> str | None:
     """Which runs have no point in the curves, and how many curves have no room."""
     hidden = len(curves) - shown
@@ -189,16 +195,7 @@ def plot_bars(axes: Axes, rows: Sequence[ComparisonRow], *, left_out: int) -> No
     axes.set_xlim(left=0)
     note = f"; {left_out} more left out" if left_out > 0 else ""
     axes.set_xlabel(f"% of the dense wall; | promised, ◆ pruned{note}")
-    handles = [Patch(facecolor=_PROMISED, label="promised")] if rows else []
-    handles += [
-        Patch(
-            facecolor=colour, hatch=hatch, edgecolor="black", linewidth=0.3, label=LEDGER[name][0]
-        )
-        for name, (colour, hatch) in _ROWS.items()
-        if any(_is_seen(row, name) for row in rows)
-    ]
-    reasons = evidence.with_further_reasons(map(evidence.of_row, rows))
-    handles += [no_evidence([reason], words) for reason, words in reasons.items()]
+    handles = _handles(rows)
     axes.legend(
         handles=handles,
         loc="lower left",
@@ -213,10 +210,31 @@ def plot_bars(axes: Axes, rows: Sequence[ComparisonRow], *, left_out: int) -> No
     )
 
 
-def _columns(handles: list[Patch]) -> int:
-    """Columns of the legend above the bars: as many as its longest words leave room for."""
-    longest = max((len(handle.get_label()) for handle in handles), default=0)
-    return max(1, min(6, int(_LEGEND_LETTERS / (longest + 4))))
+def _handles(rows: Sequence[ComparisonRow]) -> list[Patch]:
+    """The legend of the bars: rows of ledgers that are seen, and why some are no evidence."""
+    handles = [Patch(facecolor=_PROMISED, label="promised")] if rows else []
+    handles += [
+        Patch(
+            facecolor=colour, hatch=hatch, edgecolor="black", linewidth=0.3, label=LEDGER[name][0]
+        )
+        for name, (colour, hatch) in _ROWS.items()
+        if any(_is_seen(row, name) for row in rows)
+    ]
+    reasons = evidence.with_further_reasons(map(evidence.of_row, rows))
+    handles += [no_evidence([reason], words) for reason, words in reasons.items()]
+    return handles
+
+
+def _columns(handles: Sequence[Patch]) -> int:
+    """Columns of that legend: as many as have room, each as wide as its longest words."""
+    longest = [len(str(handle.get_label())) + _MARK for handle in handles]
+    for columns in range(6, 1, -1):
+        rows, more = divmod(len(longest), columns)  # matplotlib fills the first columns
+        ends = [0, *(rows * (i + 1) + min(i + 1, more) for i in range(columns))]
+        parts = (longest[a:b] for a, b in pairwise(ends))
+        if sum(max(part, default=0) for part in parts) <= _LEGEND_LETTERS:
+            return columns
+    return 1
 
 
 def _is_seen(row: ComparisonRow, name: str) -> bool:

@@ -27,7 +27,7 @@ from prunescope.analysis.report.run_figures import (
     step_name,
     waves_figure,
 )
-from prunescope.analysis.report.titles import figure_name, of_what, phase_slugs, short
+from prunescope.analysis.report.titles import figure_name, of_what, phase_slugs
 from prunescope.analysis.schema.report import Report
 from prunescope.taxonomy.errors import PrunescopeError, nearest
 from prunescope.taxonomy.uninterrupted import uninterrupted

@@ -71,7 +71,7 @@ def test_a_row_without_evidence_is_no_cause() -> None:
 
 
 def test_bytes_are_not_said_to_stay_behind_flops_that_grew() -> None:
-    """Bytes that stay behind cost 1.6 ms of 140; with a FLOP ratio of 0.85x there are more FLOPs."""
+    """Bytes that stay behind cost 1.6 ms of 140; at a FLOP ratio of 0.85x the FLOPs grew."""
     fell, grew = phase(), phase()
     for one, flop in ((fell, 1.33), (grew, 0.85)):
         assert one.ladder is not None
