@@ -265,7 +265,7 @@ def _without_scores(c: Context, rows: pl.DataFrame, total: float) -> float | Non
     products = rows.filter(pl.col("kind").cast(pl.String).is_in(GEMM_KINDS))["compute_ns"]
     if products.null_count():
         return None
-    saved = c.in_step(total - products.sum() / c.kernels.num_steps)
+    saved = c.in_step(total - float(products.sum()) / c.kernels.num_steps)
     return saved if saved > 0 else None
 
 
