@@ -147,9 +147,10 @@ def check_reachable(problem: Problem, sizes: Sequence[Candidates]) -> None:
     where = f" in {problem.target.phase}" * (not problem.memory)
     shape = allocated_shape(problem.costs.shape, cheapest)
     together = problem.costs.cost(shape, memory=problem.memory) - problem.dense_cost
+    limit = "most" if problem.request.speedup is not None else "least"
     raise PrunescopeError(
         f"no allocation of {problem.request.model_name} reaches {asked}{where}: "
-        f"{problem.shown(max(least, together))} is the most, with "
+        f"{problem.shown(max(least, together))} is the {limit}, with "
         f"{_smallest(cheapest, len(problem.sizes))}",
         hint=_what_holds(problem, shape),
     )
@@ -169,8 +170,8 @@ def _smallest(options: Sequence[LayerOption], layers: int) -> str:
 def _what_holds(problem: Problem, shape: ModelShape) -> str:
     """The parts that keep most of the cheapest model's time, or memory."""
     if problem.memory:
-        outside = shape.outside_parameters() * 2 / 1e9
-        return f"embeddings and lm_head stay, {outside:.3g} GB in 16 bits"
+        outside = problem.costs.outside_bytes(shape) / 1e9
+        return f"embeddings and lm_head stay, {outside:.3g} GB of it"
     held = list(problem.costs.holds(shape).items())[:_NAMED]
     return "what holds it: " + ", ".join(f"{name} {ns / 1e6:.3g} ms" for name, ns in held)
 
