@@ -70,9 +70,10 @@ class Routing:
         if counted in self.few:
             picks = f"{self.picks[counted]:,.0f} picks a layer in {counted}"
             yield (
-                f"{self.source} counts {picks}, fewer than {ENOUGH_PICKS} an expert: an expert that was not picked may well be chosen, "
-                "so that the shares are estimates, (picks + 1) ÷ (all picks + experts), and the "
-                "range also counts an uneven router; give counts of more tokens"
+                f"{self.source} counts {picks}, fewer than {ENOUGH_PICKS} an expert: an expert "
+                "that was not picked may well be chosen, so that the shares are estimates, (picks "
+                "+ 1) ÷ (all picks + experts), and the range also counts an uneven router; give "
+                "counts of more tokens"
             )
         if self.random_ids:
             yield (
