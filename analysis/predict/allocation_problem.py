@@ -34,7 +34,7 @@ from prunescope.taxonomy.allocation_plan import Target, TradeOff
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.option import as_path
 from prunescope.taxonomy.shape import ModelShape
-from prunescope.taxonomy.words import spread
+from prunescope.taxonomy.words import significant, spread
 
 _POINTS = 24  # of the frontier, in a plan
 _TRIES = 20
@@ -68,9 +68,9 @@ class Problem:
         """A change of the cost in words: the speedup, or the memory, that it gives."""
         cost = self.dense_cost + change
         if self.memory:
-            return f"{cost / 1e9:.3g} GB"
+            return f"{significant(cost / 1e9)} GB"
         if self.request.latency_ms is not None:
-            return f"{cost / 1e6:.3g} ms"
+            return f"{significant(cost / 1e6)} ms"
         return f"{self.dense_cost / cost:.2f}×"
 
 
@@ -171,9 +171,9 @@ def _what_holds(problem: Problem, shape: ModelShape) -> str:
     """The parts that keep most of the cheapest model's time, or memory."""
     if problem.memory:
         outside = problem.costs.outside_bytes(shape) / 1e9
-        return f"embeddings and lm_head stay, {outside:.3g} GB of it"
+        return f"embeddings and lm_head stay, {significant(outside)} GB of it"
     held = list(problem.costs.holds(shape).items())[:_NAMED]
-    return "what holds it: " + ", ".join(f"{name} {ns / 1e6:.3g} ms" for name, ns in held)
+    return "what holds it: " + ", ".join(f"{name} {significant(ns / 1e6)} ms" for name, ns in held)
 
 
 def _tables(
