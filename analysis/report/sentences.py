@@ -22,7 +22,7 @@ from prunescope.analysis.schema.report import (
     Phase,
     Report,
 )
-from prunescope.analysis.schema.sides import ColdSteps, Unprofiled
+from prunescope.analysis.schema.sides import ColdSteps, Totals, Unprofiled
 from prunescope.taxonomy.run import NARROW
 
 FAMILIES = {
@@ -119,7 +119,7 @@ def without_earlier_work(phase: Phase) -> str:
     dense = phase.baseline
     if dense is None:
         return ""
-    sides = {"dense": dense, "pruned": phase}
+    sides: dict[str, Totals | Phase] = {"dense": dense, "pruned": phase}
     shares = [
         f"{numbers.percent(numbers.share_of(one.earlier_work_ns, one.wall_ns), decimals=0)} of the "
         f"{name} step"
