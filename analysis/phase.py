@@ -373,6 +373,7 @@ def _phase(
         roles_from=kernels.roles_from,
         cold_steps=sums.cold_steps,
         first_call_ns=sums.first_call_ns,
+        earlier_work_ns=sums.earlier_work_ns,
         routing=routing_of(own.side.run, found.dense.side.run if found.dense else None, own.name),
         token_ids=_token_ids(own.side.run, decides=found.overhead is not None),
         categories=found.categories,

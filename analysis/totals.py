@@ -12,6 +12,7 @@ import msgspec
 import polars as pl
 
 from prunescope.analysis.inputs.side import SidePhase
+from prunescope.analysis.kernels.earlier_work import earlier_work_ns
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.ledger.noise import wall_interval
 from prunescope.analysis.ledger.samples import Samples, samples_of
@@ -53,6 +54,7 @@ def totals(one: SidePhase) -> Totals:
         step_ns=one.kernels.linked.wall.tolist(),
         cold_steps=_cold(one.kernels),
         first_call_ns=one.kernels.first_call_ns / steps,
+        earlier_work_ns=earlier_work_ns(one.kernels),
         shapes=_shape_sources(frame),
         phase_kind=msgspec.UNSET if one.kind is None else one.kind,
     )

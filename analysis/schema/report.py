@@ -470,6 +470,10 @@ class Phase(msgspec.Struct, kw_only=True):
     first_call_ns: Annotated[
         float, meaning("of the steps: idle for first calls or compilation; on a CPU in compilers")
     ] = 0.0
+    earlier_work_ns: Annotated[
+        float,
+        meaning("of the wall: idle at the very beginning, most likely while earlier work ran"),
+    ] = 0.0
     summary: Annotated[
         str,
         meaning("the answer in one paragraph: promised, realised, causes, what to change"),

@@ -23,7 +23,7 @@ from prunescope.analysis.ledger.pairing import Units
 from prunescope.analysis.schema.pair_comparison import SHAPES
 from prunescope.analysis.schema.report import FamilyPart, FamilyVerdict
 from prunescope.analysis.verdict.detectors import detectors
-from prunescope.analysis.verdict.detectors.run_time import fewer_keys
+from prunescope.analysis.verdict.detectors.run_time import shorter_cache
 from prunescope.analysis.verdict.detectors.widths import families_by_order, narrower_heads
 from prunescope.analysis.verdict.evidence import Detection, Evidence, Reason, Verdict, stored_shapes
 from prunescope.analysis.verdict.gathers import gathers
@@ -156,7 +156,7 @@ def _unmoved(e: Evidence) -> FamilyVerdict:
         return FamilyVerdict(id="unknown", confidence=0.1, evidence=[_unread(e, blind)])
     channels = _of_channels(e)
     unclear = [p for p in e.pairs if p.axis != "none"] if not other_routes(e) else []
-    if (fewer := fewer_keys(e)) is not None:
+    if (fewer := shorter_cache(e)) is not None:
         return fewer
     if unclear:
         names = Counter(f"{p.key[1]}: {p.axis}" for p in unclear)

@@ -1,7 +1,7 @@
 """Families that skip work at run time, read back: layers, rows, keys, blocks of keys, channels.
 
-In: Evidence. Out: a Detection, or None; `fewer_keys` gives a verdict on a trace without run.json,
-in which keys that left the cache and keys that were skipped look alike.
+In: Evidence. Out: a Detection, or None; `shorter_cache` gives a verdict where no run counted keys,
+so that keys that left the cache and keys that were skipped look alike.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from prunescope.analysis.comparison.fewer_keys import fewer_keys
 from prunescope.analysis.ledger.gemms import Call, Pair
 from prunescope.analysis.schema.report import FamilyVerdict
 from prunescope.analysis.verdict.detectors import detector
@@ -192,7 +193,7 @@ def _dropped_along(layers: Mapping[int, LayerShares], left: list[float]) -> Dete
 @detector("kv-evict")
 def kv_evict(e: Evidence) -> Detection | None:
     """No linear moved and the run counted keys that left the cache: attention of decode reads
-    fewer. (Without the count it might as well be a shorter context.)"""
+    fewer. (Without the count `shorter_cache` says so, and that it may be a shorter context.)"""
     layers = layer_shares(e)
     counted = e.counted("keys")
     if not layers or not all(x.whole for x in layers.values()) or not is_less(counted):
@@ -275,32 +276,37 @@ def _weights_are_whole(e: Evidence) -> bool:
     return e.stats_pruned is None or shapes(e.stats_pruned) == shapes(e.stats_dense)
 
 
-def fewer_keys(e: Evidence) -> FamilyVerdict | None:
-    """The rest of the layers keeps its keys: those with a window of their own see no more of a
-    long context than of a short one. Where all layers read fewer, the context is shorter for all
-    that a trace says."""
-    moved = [p for p in e.pairs if p.axis != "none"]
-    axis = {"qk": {"N"}, "pv": {"K"}}
-    if not moved or any(fell(p).keys() != axis.get(p.key[2], {""}) for p in moved):
+def shorter_cache(e: Evidence) -> FamilyVerdict | None:
+    """kv-evict where a decode reads fewer keys and nothing else fell: that they were not skipped,
+    and that both sides saw the same prompt, is for the reader to know. Layers with windows of
+    their own may read as many keys of a shorter prompt as before. Of a prompt, which M shows to be
+    the same, it may be either family."""
+    steps = e.units.dense.busy.shape[1] + e.units.pruned.busy.shape[1]
+    found = fewer_keys(e.pairs, steps=steps)
+    if found is None:
         return None
-    layers = {p.key[0] for p in moved}
     attending = {n for n, one in layer_shares(e).items() if one.attention is not None}
-    if None in layers or not layers < attending:
+    some = found.layers < attending
+    if not (some or (found.is_decode and found.layers == attending)):
         return None
-    first = next((p for p in moved if p.key[2] == "qk"), None)
-    if first is None or first.dense is None or first.pruned is None:
-        return None
-    before, after = (round(call.n or 0, 1) for call in (first.dense, first.pruned))
     line = (
-        f"attention of {len(layers)} of {len(attending)} layers reads fewer keys "
-        f"({before:g} → {after:g}), no linear moved: they left the cache or were "
-        "skipped; a shorter context looks the same where the other layers have a window"
+        f"attention of {len(found.layers)} of {len(attending)} layers reads fewer keys "
+        f"({found.dense:g} → {found.pruned:g}), no linear moved: they "
     )
+    either = [one.id for one in families() if _UNITS & {*one.cuts}]
+    if not found.is_decode:
+        line += "left the cache or were skipped"
+        return FamilyVerdict(
+            id="unknown", confidence=_CONFIDENCE, evidence=[line], alternatives=either
+        )
+    line += "left the cache, if both sides saw the same prompt; a shorter one looks the same"
+    line += " where the other layers have a window" * some
+    line += ", and nothing that was recorded tells which"
     return FamilyVerdict(
-        id="unknown",
+        id="kv-evict",
         confidence=_CONFIDENCE,
         evidence=[line],
-        alternatives=[one.id for one in families() if _UNITS & {*one.cuts}],
+        alternatives=[one for one in either if one != "kv-evict"],
     )
 
 
