@@ -23,7 +23,6 @@ from prunescope.taxonomy.words import percent
 
 _QUERY = ("q", "q_a", "q_b", "o")
 _UNITS = {"keys", "blocks"}  # what attention alone reads fewer of
-_BY_ORDER = 0.7  # where the order of kernels gives the layers
 _CONFIDENCE = 0.5  # that it is one of two families: a shorter context looks alike
 
 
@@ -53,8 +52,7 @@ def dynamic_depth(e: Evidence) -> Detection | None:
             f"{len(skipped)} of {len(layers)} layers do not run in every step ({len(sometimes)} in "
             f"some), {ran}{counted_in_words(e, 'layers')}"
         )
-    confidence = _BY_ORDER if e.by_order else 1.0
-    return Detection([line], lambda p: float(p.key[0] in skipped), confidence, ("static-m",))
+    return Detection([line], lambda p: float(p.key[0] in skipped), explains=("static-m",))
 
 
 @detector("dynamic-m")
@@ -87,9 +85,10 @@ def dynamic_m(e: Evidence) -> Detection | None:
     def touches(pair: Pair) -> float:
         return float(pair.key[0] in touched and not (every and pair.key[1] in EVERY))
 
-    confidence = 1.0 if is_routed(e) or is_less(e.counted("rows")) else 0.7
+    is_counted = is_less(e.counted("rows"))
+    confidence = 1.0 if is_routed(e) or is_counted else 0.7
     explains = ("static-m", "static-nk-heads")  # gone sublayers and sequences of single steps
-    return Detection([line], touches, confidence, explains)
+    return Detection([line], touches, confidence, explains, proven=is_counted)
 
 
 def _routes_keys(e: Evidence, layers: dict[int, LayerShares]) -> bool:
@@ -136,7 +135,8 @@ def token_drop(e: Evidence) -> Detection | None:
     if late and early and max(early) < min(late) and len(late) + len(early) == len(layers):
         what = f"every GEMM sees {_rows_of_layers(layers, late)}{counted_in_words(e, 'rows')}"
         line = f"from layer {min(late)} on {what}"
-        return Detection([line], lambda p: float(p.key[0] in late))
+        is_counted = is_less(e.counted("rows"))
+        return Detection([line], lambda p: float(p.key[0] in late), proven=is_counted)
     if (left := rows_left(layers)) and left[-1] < 1 - SAME:
         return _dropped_along(layers, left)
     shorter = [n for n, x in layers.items() if attends_to_less(x)]
@@ -150,7 +150,7 @@ def token_drop(e: Evidence) -> Detection | None:
     if not is_less(e.counted("rows", any_phase=True)):
         return None
     line = f"from layer {min(shorter)} on the cache is shorter: tokens were dropped in prefill"
-    return Detection([line], of_attention(shorter))
+    return Detection([line], of_attention(shorter), proven=True)
 
 
 def _rows_of_layers(layers: Mapping[int, LayerShares], late: list[int]) -> str:
@@ -206,7 +206,7 @@ def kv_evict(e: Evidence) -> Detection | None:
     ]
     if shorter:
         lines.append(f"attention of {len(shorter)} of {len(layers)} layers reads fewer keys")
-    return Detection(lines, of_attention(list(layers)))
+    return Detection(lines, of_attention(list(layers)), proven=True)
 
 
 @detector("dynamic-nk")
@@ -230,7 +230,8 @@ def dynamic_nk(e: Evidence) -> Detection | None:
         f"{counted_in_words(e, 'blocks')}"
     )
     confidence = 1.0 if blocks or gathers else 0.6
-    return Detection([line], of_attention(less), confidence, ("static-nk-heads",))
+    explains = ("static-nk-heads",)
+    return Detection([line], of_attention(less), confidence, explains, proven=bool(blocks))
 
 
 @detector("dynamic-width")
@@ -263,7 +264,13 @@ def dynamic_width(e: Evidence) -> Detection | None:
         f"gathers were added{counted_in_words(e, 'channels')}"
     )
     explains = ("static-nk-mlp",)
-    return Detection([line], lambda p: float(p.key[1] in MLP_ROLES), confidence, explains)
+    return Detection(
+        [line],
+        lambda p: float(p.key[1] in MLP_ROLES),
+        confidence,
+        explains,
+        proven=e.stats_pruned is not None,
+    )
 
 
 def _weights_are_whole(e: Evidence) -> bool:
