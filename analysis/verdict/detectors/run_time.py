@@ -39,13 +39,9 @@ def dynamic_depth(e: Evidence) -> Detection | None:
     calls = [max(layer.calls.values()) for layer in layers.values()]
     ran = f"{percent(sum(calls) / len(layers))} of the layers run in a step"
     if e.by_order:
-        # Numbered by their places in each step: a place that some steps lack is no layer that they
-        # left out. The places of all steps, and of any, are the fewest and the most that ran.
-        fewest, most = sum(map(is_one, calls)), sum(call > 0 for call in calls)
-        number = f"{fewest} to {most}" if fewest < most else f"{most}"
         line = (
-            f"{number} of {len(layers)} layers run in a step, {ran}; which ones, the order of "
-            f"kernels does not say{counted_in_words(e, 'layers')}"
+            f"{layers_that_run(e)}, {ran}; which ones, the order of kernels does not say"
+            f"{counted_in_words(e, 'layers')}"
         )
     else:
         line = (
@@ -53,6 +49,19 @@ def dynamic_depth(e: Evidence) -> Detection | None:
             f"some), {ran}{counted_in_words(e, 'layers')}"
         )
     return Detection([line], lambda p: float(p.key[0] in skipped), explains=("static-m",))
+
+
+def layers_that_run(e: Evidence) -> str:
+    """How many layers of the dense model run, where some do not in each step, in words. By order
+    they are numbered by their places in each step, and a place that some steps lack is no layer
+    that they left out: the places of all steps, and of any, are the fewest and the most that
+    ran."""
+    calls = [max(layer.calls.values()) for layer in layer_shares(e).values()]
+    fewest, most = sum(map(is_one, calls)), sum(call > 0 for call in calls)
+    if not e.by_order:
+        return f"{fewest} of {len(calls)} layers run in every step, {most} in some"
+    number = f"{fewest} to {most}" if fewest < most else f"{most}"
+    return f"{number} of {len(calls)} layers run in a step"
 
 
 @detector("dynamic-m")
