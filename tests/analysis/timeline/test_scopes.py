@@ -314,3 +314,24 @@ def test_linears_by_the_class_of_their_parents(
     ]
     rows = frame(pytorch(chrome(nn("Model_0", nn("TimesformerLayer_0", *parts)))), tmp_path)
     assert rows["role"].to_list() == want
+
+
+@pytest.mark.parametrize(("width", "told"), [(H, False), (H // 2, True)])
+def test_heads_of_two_widths_are_of_two_models(width: int, told: bool, tmp_path: Path) -> None:
+    """A target of two layers and its draft of one."""
+
+    def model(number: int, first: int, layers: int, h: int) -> Any:
+        inner = [
+            nn(f"LlamaDecoderLayer_{i}",
+               nn(f"LlamaAttention_{i}", *(nn(f"Linear_{4 * i + j}", mm(h, h)) for j in range(4))))
+            for i in range(first, first + layers)
+        ]  # fmt: skip
+        return nn(f"LlamaForCausalLM_{number}", *inner, nn(f"Linear_{90 + number}", mm(100, h)))
+
+    embed = op("aten::embedding", [100, H], [T], kernels=[k(us=1, name="indexSelect")])
+    whole = chrome(embed, model(0, 0, 2, H), model(1, 2, 1, width))
+    (phase,) = analyze(save(pytorch(whole), tmp_path / "t.json")).report.phases.values()
+    lines = [line for line in phase.notes if "several models" in line]
+    assert len(lines) == told
+    if told:
+        assert f"read states of the widths {H} (layers: 2), {width} (layers: 1);" in lines[0]
