@@ -17,6 +17,7 @@ import datetime
 import itertools
 import json
 import math
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -45,6 +46,7 @@ LOSS_HEAD = (
     "| target | plan | best family at its speed | its loss | plan − family, nats | the plan |",
     "|:--|--:|:--|--:|:--|:--|",
 )
+VERDICTS = ("loses less", "undecided", "loses more")
 STAGES = {"before": "without training", "after": "after training"}
 _SAMPLES, _SEED, _Z95 = 2000, 0, 1.96
 
@@ -154,12 +156,13 @@ def of(work: Path) -> Measured:
         for phase, speedup, why in allocate.refused(work)
     ]
     timed = json.loads((work / "times.json").read_bytes())
+    threads = f"{timed['threads']} thread{'s' * (timed['threads'] != 1)}"
     scored = json.loads((work / "texts.json").read_bytes())
     stamp = max(path.stat().st_mtime for path in (work / "times").iterdir())
     versions = ", ".join(f"{name} {run.versions[name]}" for name in ("torch", "transformers"))
     return Measured(
-        model=str(run.model.id),
-        machine=f"{run.device.name}, {timed['threads']} threads, {run.dtype}, {versions}",
+        model=re.sub(r"\.(Q\w+-[0-9a-f]{12}|gguf)$", "", str(run.model.id)),  # as of a GGUF file
+        machine=f"{run.device.name}, {threads}, {run.dtype}, {versions}",
         setting=(
             f"Plans: removals measured on {planned_on.get('tokens', 0):,} tokens of "
             f"{planned_on.get('text')}. {timed['said']} {scored['said']}"
@@ -219,7 +222,7 @@ def _head(found: Published) -> Iterator[str]:
     yield "# Plans of `allocate` against families that cut all layers alike"
     yield ""
     yield f"{names}. {HOW}"
-    yield ""
+    yield from ("", *_outcome(found), "")
     yield "```"
     yield from (
         line.strip()
@@ -228,13 +231,54 @@ def _head(found: Published) -> Iterator[str]:
     yield "```"
 
 
+def _outcome(found: Published) -> Iterator[str]:
+    """How many plans reach their speed, and what they lose on each text."""
+    timed = [(one, target) for one in found.models for target in one.targets if target.variant]
+    inside = sum(_is_inside(target, _by_name(one)) for one, target in timed)
+    yield f"- {inside} of {len(timed)} plans are as fast as they expect, within their range."
+    held: dict[tuple[str, str], list[str]] = {}
+    for one in found.models:
+        for name, stage in itertools.product(one.texts, STAGES):
+            if all(stage in v.nats for v in one.variants):
+                told = [_verdict(one, target, name, stage) for target in one.targets]
+                held.setdefault((one.texts[name], stage), []).extend(v for v in told if v)
+    for (title, stage), verdicts in held.items():
+        less, undecided, more = map(verdicts.count, VERDICTS)
+        yield (
+            f"- On {title}, {STAGES[stage]}: less is lost by {less} of {len(verdicts)} plans, more "
+            f"by {more}; {undecided} are undecided."
+        )
+
+
+def _verdict(one: Measured, target: Target, name: str, stage: str) -> str | None:
+    """How a plan does against the best family; None where none is as fast."""
+    by_name = _by_name(one)
+    held = best_family(one, by_name, target, name, stage) if target.variant else None
+    return None if held is None else _told(held[2], held[3])
+
+
+def _told(low: float, high: float) -> str:
+    less, undecided, more = VERDICTS
+    return less if high < 0 else more if low > 0 else undecided
+
+
+def _by_name(one: Measured) -> dict[str, Variant]:
+    return {v.name: v for v in one.variants}
+
+
+def _is_inside(target: Target, by_name: Mapping[str, Variant]) -> bool:
+    assert target.variant is not None and target.range is not None
+    low, high = target.range
+    return low <= by_name[target.variant].speeds[target.phase].realised <= high
+
+
 def _model(one: Measured) -> Iterator[str]:
     yield from ("", f"## {one.model}", "")
     yield f"{one.machine}. {one.setting} Timed on {one.ended}."
     yield from ("", "### Does a plan reach its speed?", "")
-    yield "| target | expected (range) | measured [95 %] | in the range | keeps |"
-    yield "|:--|:--|:--|:--|:--|"
-    by_name = {v.name: v for v in one.variants}
+    yield "| target | expected (range) | measured [95 %] | inside | its losses add up to | keeps |"
+    yield "|:--|:--|:--|:--|--:|:--|"
+    by_name = _by_name(one)
     for target in one.targets:
         yield _speed_row(target, by_name)
     for name, title in one.texts.items():
@@ -249,14 +293,15 @@ def _model(one: Measured) -> Iterator[str]:
 def _speed_row(target: Target, by_name: Mapping[str, Variant]) -> str:
     name = f"{target.speedup:g}× {target.phase}"
     if target.variant is None:
-        return f"| {name} | refused: {target.refused} | – | – | – |"
+        return f"| {name} | refused: {target.refused} | – | – | – | – |"
     assert target.range is not None
     speed = by_name[target.variant].speeds[target.phase]
-    inside = target.range[0] <= speed.realised <= target.range[1]
+    inside = _is_inside(target, by_name)
     low, high = target.range
     return (
         f"| {name} | {ratio(target.expected)} ({low:.2f} to {high:.2f}) | {_measured(speed)} "
-        f"| {'yes' if inside else 'no'} | {target.kept} |"
+        f"| {'yes' if inside else 'no'} | {loss(math.expm1(target.summed or 0.0))} "
+        f"| {target.kept} |"
     )
 
 
@@ -279,11 +324,16 @@ def _losses(one: Measured, by_name: Mapping[str, Variant], name: str, stage: str
             continue
         family, nats, low, high = held
         difference = _mean(plan, stage, name) - nats
-        verdict = "loses less" if high < 0 else "loses more" if low > 0 else "undecided"
+        verdict = _told(low, high)
         yield (
-            f"{at}| {family} | {loss(math.expm1(nats - base))} "
-            f"| {difference:+.3f} [{low:+.3f}, {high:+.3f}] | {verdict} |"
-        ).replace("-0.", "−0.")
+            (
+                f"{at}| {family} | {loss(math.expm1(nats - base))} "
+                f"| {difference:+.3f} [{low:+.3f}, {high:+.3f}] | {verdict} |"
+            )
+            .replace("| -", "| −")
+            .replace("[-", "[−")
+            .replace(", -", ", −")
+        )
 
 
 def _mean(one: Variant, stage: str, name: str) -> float:

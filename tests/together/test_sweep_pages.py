@@ -154,7 +154,11 @@ def test_a_plan_is_held_against_the_best_family_at_its_speed() -> None:
     found = page.best_family(one, by_name, target, "text", "before")
     assert found == ("fast", pytest.approx(3.5), pytest.approx(-0.2), pytest.approx(-0.2))
     shown = page.text(page.Published(models=[one]))
-    assert "| 1.25× prefill | 1.30× (1.20 to 1.40) | 1.25× [1.25×, 1.25×] | yes | all |" in shown
+    assert (
+        "| 1.25× prefill | 1.30× (1.20 to 1.40) | 1.25× [1.25×, 1.25×] | yes | +22.1 % | all |"
+        in shown
+    )
+    assert "- On prose, without training: less is lost by 1 of 1 plans, more by 0; 0 are" in shown
     assert "| fast | +64.9 % | −0.200 [−0.200, −0.200] | loses less |" in shown
     again = page.Published(models=[one])
     assert page.stored(page.msgspec.json.decode(page.stored(again), type=page.Published)) == (
