@@ -17,6 +17,8 @@ from typing import Any
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.gguf_header import gguf_tensors
 
+_PICKLES = "pytorch_model*.bin"
+_NEVER_OPENED = "a pickle, which is never opened: convert it to safetensors, see docs/loading.md"
 _INDEX, _WEIGHTS = "model.safetensors.index.json", "model.safetensors"
 # Of a header: a tensor takes about 120 bytes, and no file holds a quarter of a million.
 _LONGEST = 32 << 20
@@ -44,7 +46,10 @@ def stored_tensors(config: Path) -> StoredTensors | None:
     if files:
         return _of_safetensors(files, complete=complete)
     single = sorted(config.parent.glob("*.gguf"))[:2]
-    return _of_gguf(single[0]) if len(single) == 1 else None
+    if len(single) == 1:
+        return _of_gguf(single[0])
+    pickled = sorted(config.parent.glob(_PICKLES))[:1]
+    return StoredTensors(complete=False, problem=_NEVER_OPENED) if pickled else None
 
 
 def _of_gguf(path: Path) -> StoredTensors:

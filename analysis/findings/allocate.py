@@ -41,8 +41,8 @@ def allocation(c: Context) -> str:
         return advice  # the limit would be one of times that are no evidence
     most = whole / (outside + stays)
     limit = (
-        f"; dropping all layers but one reaches {most:.2f}× ({percent(outside / whole, 1)} of the "
-        f"dense step is outside of the layers, {percent(stays / whole, 1)} in each)"
+        f"; one layer left would reach {most:.2f}× ({percent(outside / whole, 1)} of the step is "
+        f"outside of layers, {percent(stays / whole, 1)} in each)"
     )
     return limit if promised >= most else advice + limit
 

@@ -188,7 +188,8 @@ def _without_model(side: Side) -> Side:
     given = [
         name
         for name in ("batch", "prompt_len", "context", "phase")
-        if getattr(side.options, name) is not None and not (name == "phase" and kinds)
+        if getattr(side.options, name) is not None
+        and not (name == "phase" and (kinds or side.run is not None))
     ]
     if side.options.phase is not None and not kinds and side.run is None:
         given.remove("phase")
@@ -321,6 +322,11 @@ def _check_phases(side: Side) -> None:
     assert side.run is not None
     if not side.run.phases:
         raise PrunescopeError(f"{side.path.name}/ holds no phase", hint="trace the model again")
+    if not side.phases:
+        raise PrunescopeError(
+            f"{side.path.name}/ has no phase {side.options.phase}",
+            hint=f"it has {' and '.join(side.run.phases)}",
+        )
 
 
 def _peaks(side: Side) -> tuple[Peaks | None, Diagnostics]:

@@ -110,9 +110,9 @@ class Options:
     phase: Annotated[
         Phase | None,
         Option(
-            help="Phase to analyse, prefill or decode, of a trace whose steps say theirs: those of "
-            "a serving engine or of generated text, or ranges called prefill and decode. With "
-            "--model, the phase of steps that do not say it. Without it, all phases of the trace."
+            help="Phase to analyse, prefill or decode, of a run, or of a trace whose steps say "
+            "theirs: those of a serving engine or of generated text, or ranges called prefill and "
+            "decode. With --model, the phase of steps that do not say it. Without it, all phases."
         ),
     ] = None
 

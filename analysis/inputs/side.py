@@ -118,7 +118,8 @@ class Side:
     def phases(self) -> list[str]:
         """Names of the phases that this side has."""
         if self.run is not None:
-            return list(self.run.phases)
+            wanted = self.options.phase
+            return [name for name in self.run.phases if wanted in (None, name)]
         if self.options.phase in self._kinds:
             return [self.options.phase]
         return list(self.mixed) or list(self.ranks) or list(self._kinds) or [BARE]

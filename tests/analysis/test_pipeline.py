@@ -35,6 +35,15 @@ def rows(phase: Phase) -> dict[str, float]:
     return {r.row: r.ns for r in phase.ledger or []}
 
 
+def test_a_phase_of_a_run_is_chosen(pair: Path) -> None:
+    """A run of two phases, pruned and dense; a phase that is not there is an error."""
+    run = Path("traces/tiny-static-nk")
+    assert list(analyze(run, options=Options(phase="decode")).report.phases) == ["decode"]
+    assert list(analyze(run).report.phases) == ["prefill", "decode"]
+    with pytest.raises(PrunescopeError, match="has no phase decode"):
+        analyze(pair, options=Options(phase="decode"))
+
+
 def test_a_run_finds_its_baseline(pair: Path) -> None:
     """The folder of a pair, its pruned run, and its run.json are one subject."""
     reports = [analyze(p).report for p in (pair, pair / "pruned", pair / "pruned" / "run.json")]

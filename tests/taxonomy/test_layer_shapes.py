@@ -319,6 +319,14 @@ def test_hostile_headers_leave_the_sizes_of_the_config(text: bytes, tmp_path: Pa
     assert shape == of() and "unreadable (model.safetensors" in notes[0]
 
 
+def test_a_pickle_beside_a_config_is_not_opened_and_it_is_said(tmp_path: Path) -> None:
+    """Its layers may be narrower than the config says: what pruners of LLMs leave."""
+    folder = folder_of(tmp_path, {})
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    shape, (note,) = read(folder)
+    assert shape == of() and "a pickle, which is never opened: convert it to safetensors" in note
+
+
 def test_shards_that_are_missing_say_nothing_of_their_layers(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, {n: s for n, s in model().items() if ".0." in n or ".1." in n})
     (folder / "model.safetensors").rename(folder / "a.safetensors")

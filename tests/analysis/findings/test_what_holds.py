@@ -174,7 +174,7 @@ def test_zeros_in_dense_tensors_name_allocate_too(
     assert masked is not None
     assert "`prunescope allocate --from-run RUN/dense --model " in str(masked.change)
     assert "--speedup 2.00 --phase prefill` (RUN: the folder of both runs)" in str(masked.change)
-    assert ("dropping all layers but one" in str(masked.change)) == has_limit
+    assert ("one layer left would reach" in str(masked.change)) == has_limit
     if more:
         assert f"Whatever the times are: {masked.change}" in summary(phase)
 
@@ -188,8 +188,8 @@ def test_missed_coverage_names_allocate_and_the_most_that_it_can_expect() -> Non
     words = ["--from-run", "RUN/dense", "--model", "tiny-llama", "--speedup", "2.00"]
     assert f"`prunescope allocate {' '.join(words)} --phase decode`" in change
     most = re.search(
-        r"dropping all layers but one reaches ([\d.]+)× \(([\d.]+) % of the dense step is outside "
-        r"of the layers, ([\d.]+) % in each\)",
+        r"one layer left would reach ([\d.]+)× \(([\d.]+) % of the step is outside of layers, "
+        r"([\d.]+) % in each\)",
         change,
     )
     assert most is not None

@@ -120,7 +120,7 @@ def test_tables_and_files(found: Reproduction) -> None:
     assert titles[:2] == ["What differs in set-up", "Fig. 2: share of the dense step"]
     table = next(p for p in sheet.parts if not isinstance(p, Line) and p.id == "Fig. 5")
     assert "1.70 ?" in {cell.text for row in table.rows for cell in row}
-    files = reproduction_files(found, ["png"])
+    files = reproduction_files(found, ["csv", "png"])
     assert files["reproduction.png"][:4] == b"\x89PNG"
     assert len(files["reproduction.csv"].splitlines()) == 1 + len(bare(paper()).values)
 

@@ -28,9 +28,9 @@ from prunescope.analysis.report.reproduction_figure import reproduction_files
 from prunescope.analysis.schema.report import Finding, Report
 from prunescope.analysis.schema.reproduction import Reproduction
 from prunescope.taxonomy.allocation_plan import (
-    Expected,
     ExpectedPhase,
     KeptLayer,
+    PlanEstimate,
     PlanOfLayers,
     Target,
 )
@@ -187,7 +187,7 @@ def plan() -> PlanOfLayers:
         KeptLayer(layer=2, kv_heads=4, channels=32, **dense),
     ]
     phases = {"prefill": ExpectedPhase(dense_ns=4e6, ns=2e6, speedup=2, range=[1.8, 2.1], weight=1)}
-    expected = Expected(speedup=2, range=[1.8, 2.1], phases=phases, memory_bytes=1,
+    expected = PlanEstimate(speedup=2, range=[1.8, 2.1], phases=phases, memory_bytes=1,
                         dense_memory_bytes=2, loss=0.3)  # fmt: skip
     return PlanOfLayers(kind="allocation", model="m", target=Target(phase="prefill", speedup=2),
                         expected=expected, layers=layers)  # fmt: skip
