@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+import msgspec
+
 from prunescope.analysis.findings.context import Context
 from prunescope.analysis.findings.registry import SEVERITIES, Found, Registered, registered
 from prunescope.analysis.schema.report import INVALID_TIMES, Finding
@@ -59,6 +61,7 @@ def as_finding(one: Registered, found: Found) -> Finding:
         evidence=found.evidence,
         change=found.change,
         predicted_ns=found.predicted_ns,
+        accounts_for=found.accounts_for or msgspec.UNSET,
     )
 
 

@@ -205,6 +205,10 @@ class Finding(msgspec.Struct, kw_only=True):
     evidence: list[str]
     change: str | None
     predicted_ns: Annotated[float | None, meaning("gain of the change, ns a step")]
+    accounts_for: Annotated[
+        dict[str, float] | msgspec.UnsetType,
+        meaning("what it accounts for of rows of the ledger, ns a step; absent: of none"),
+    ] = msgspec.UNSET
 
 
 class FamilyPart(TypedDict, total=False):
@@ -305,7 +309,10 @@ class Pairing(msgspec.Struct, kw_only=True):
     removed: int
     added: int
     alignment: str
-    layers: Annotated[str | None, meaning('e.g. "4 of 24 layers removed"')] = None
+    layers: Annotated[
+        str | None,
+        meaning('e.g. "4 of 24 layers removed", or "5 to 7 of 8 layers run in a step"'),
+    ] = None
 
 
 class KernelRow(msgspec.Struct, kw_only=True):

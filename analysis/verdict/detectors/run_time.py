@@ -24,7 +24,6 @@ from prunescope.taxonomy.words import percent
 
 _QUERY = ("q", "q_a", "q_b", "o")
 _UNITS = {"keys", "blocks"}  # what attention alone reads fewer of
-_BY_ORDER = 0.7  # where the order of kernels gives the layers
 _CONFIDENCE = 0.5  # that it is one of two families: a shorter context looks alike
 
 
@@ -41,21 +40,29 @@ def dynamic_depth(e: Evidence) -> Detection | None:
     calls = [max(layer.calls.values()) for layer in layers.values()]
     ran = f"{percent(sum(calls) / len(layers))} of the layers run in a step"
     if e.by_order:
-        # Numbered by their places in each step: a place that some steps lack is no layer that they
-        # left out. The places of all steps, and of any, are the fewest and the most that ran.
-        fewest, most = sum(map(is_one, calls)), sum(call > 0 for call in calls)
-        number = f"{fewest} to {most}" if fewest < most else f"{most}"
         line = (
-            f"{number} of {len(layers)} layers run in a step, {ran}; which ones, the order of "
-            f"kernels does not say{counted_in_words(e, 'layers')}"
+            f"{layers_that_run(e)}, {ran}; which ones, the order of kernels does not say"
+            f"{counted_in_words(e, 'layers')}"
         )
     else:
         line = (
             f"{len(skipped)} of {len(layers)} layers do not run in every step ({len(sometimes)} in "
             f"some), {ran}{counted_in_words(e, 'layers')}"
         )
-    confidence = _BY_ORDER if e.by_order else 1.0
-    return Detection([line], lambda p: float(p.key[0] in skipped), confidence, ("static-m",))
+    return Detection([line], lambda p: float(p.key[0] in skipped), explains=("static-m",))
+
+
+def layers_that_run(e: Evidence) -> str:
+    """How many layers of the dense model run, where some do not in each step, in words. By order
+    they are numbered by their places in each step, and a place that some steps lack is no layer
+    that they left out: the places of all steps, and of any, are the fewest and the most that
+    ran."""
+    calls = [max(layer.calls.values()) for layer in layer_shares(e).values()]
+    fewest, most = sum(map(is_one, calls)), sum(call > 0 for call in calls)
+    if not e.by_order:
+        return f"{fewest} of {len(calls)} layers run in every step, {most} in some"
+    number = f"{fewest} to {most}" if fewest < most else f"{most}"
+    return f"{number} of {len(calls)} layers run in a step"
 
 
 @detector("dynamic-m")
@@ -88,9 +95,10 @@ def dynamic_m(e: Evidence) -> Detection | None:
     def touches(pair: Pair) -> float:
         return float(pair.key[0] in touched and not (every and pair.key[1] in EVERY))
 
-    confidence = 1.0 if is_routed(e) or is_less(e.counted("rows")) else 0.7
+    is_counted = is_less(e.counted("rows"))
+    confidence = 1.0 if is_routed(e) or is_counted else 0.7
     explains = ("static-m", "static-nk-heads")  # gone sublayers and sequences of single steps
-    return Detection([line], touches, confidence, explains)
+    return Detection([line], touches, confidence, explains, proven=is_counted)
 
 
 def _routes_keys(e: Evidence, layers: dict[int, LayerShares]) -> bool:
@@ -137,7 +145,8 @@ def token_drop(e: Evidence) -> Detection | None:
     if late and early and max(early) < min(late) and len(late) + len(early) == len(layers):
         what = f"every GEMM sees {_rows_of_layers(layers, late)}{counted_in_words(e, 'rows')}"
         line = f"from layer {min(late)} on {what}"
-        return Detection([line], lambda p: float(p.key[0] in late))
+        is_counted = is_less(e.counted("rows"))
+        return Detection([line], lambda p: float(p.key[0] in late), proven=is_counted)
     if (left := rows_left(layers)) and left[-1] < 1 - SAME:
         return _dropped_along(layers, left)
     shorter = [n for n, x in layers.items() if attends_to_less(x)]
@@ -151,7 +160,7 @@ def token_drop(e: Evidence) -> Detection | None:
     if not is_less(e.counted("rows", any_phase=True)):
         return None
     line = f"from layer {min(shorter)} on the cache is shorter: tokens were dropped in prefill"
-    return Detection([line], of_attention(shorter))
+    return Detection([line], of_attention(shorter), proven=True)
 
 
 def _rows_of_layers(layers: Mapping[int, LayerShares], late: list[int]) -> str:
@@ -207,7 +216,7 @@ def kv_evict(e: Evidence) -> Detection | None:
     ]
     if shorter:
         lines.append(f"attention of {len(shorter)} of {len(layers)} layers reads fewer keys")
-    return Detection(lines, of_attention(list(layers)))
+    return Detection(lines, of_attention(list(layers)), proven=True)
 
 
 @detector("dynamic-nk")
@@ -231,7 +240,8 @@ def dynamic_nk(e: Evidence) -> Detection | None:
         f"{counted_in_words(e, 'blocks')}"
     )
     confidence = 1.0 if blocks or gathers else 0.6
-    return Detection([line], of_attention(less), confidence, ("static-nk-heads",))
+    explains = ("static-nk-heads",)
+    return Detection([line], of_attention(less), confidence, explains, proven=bool(blocks))
 
 
 @detector("dynamic-width")
@@ -264,7 +274,13 @@ def dynamic_width(e: Evidence) -> Detection | None:
         f"gathers were added{counted_in_words(e, 'channels')}"
     )
     explains = ("static-nk-mlp",)
-    return Detection([line], lambda p: float(p.key[1] in MLP_ROLES), confidence, explains)
+    return Detection(
+        [line],
+        lambda p: float(p.key[1] in MLP_ROLES),
+        confidence,
+        explains,
+        proven=e.stats_pruned is not None,
+    )
 
 
 def _weights_are_whole(e: Evidence) -> bool:

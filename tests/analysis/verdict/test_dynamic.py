@@ -141,9 +141,13 @@ def test_nothing_changed_is_dense() -> None:
 )  # fmt: skip
 def test_named(wanted: str, rows: float, edits: Any, extra: dict[str, Any]) -> None:
     dense = model(rows)
-    found = verdict(evidence(dense, changed(dense, edits), **extra))
+    known = evidence(dense, changed(dense, edits), **extra)
+    found = verdict(known)
     assert found.id == wanted
     assert found.evidence
+    # Order tells less, but for what the run counted.
+    most = 1.0 if "census" in extra else 0.7
+    assert verdict(replace(known, by_order=True)).confidence <= most
 
 
 @pytest.mark.parametrize(
