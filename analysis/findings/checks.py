@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+import msgspec
+
 from prunescope.analysis.findings.context import Context
 from prunescope.analysis.findings.registry import (
     SEVERITIES,
@@ -65,6 +67,7 @@ def as_finding(one: Registered, found: Found) -> Finding:
         evidence=found.evidence,
         change=found.change,
         predicted_ns=found.predicted_ns,
+        accounts_for=found.accounts_for or msgspec.UNSET,
     )
 
 

@@ -28,13 +28,13 @@ def interrupted_ops(c: Context) -> Found | None:
     """On a CPU, single calls of ops take far longer than others of their sizes."""
     if c.phase.unprofiled_ns is not None:
         return None  # samples describe the step, and timing-not-valid names disturbed ones
-    texts, lines = [], []
+    texts, lines, over = [], [], {"dense": 0.0, "pruned": 0.0}
     for name, kernels in (("dense", c.baseline_kernels), ("pruned", c.kernels)):
         rows = None if kernels is None else interrupted(kernels)
         if kernels is None or rows is None:
             continue
-        over = int(rows["over"].sum()) / kernels.num_steps
-        share = over * kernels.num_steps / int(kernels.linked.wall.sum())
+        over[name] = int(rows["over"].sum()) / kernels.num_steps
+        share = over[name] * kernels.num_steps / int(kernels.linked.wall.sum())
         if share < SOME:
             continue
         side = f"{name}: " if c.baseline is not None else ""
@@ -44,8 +44,8 @@ def interrupted_ops(c: Context) -> Found | None:
         if kernels.num_steps > 1:
             of, a_step = f" of {kernels.num_steps} steps", " a step"
         texts.append(
-            f"{side}{many}{of} {takes} {ms(over)}{a_step} ({percent(share)}) more than the others "
-            "of the same op and sizes"
+            f"{side}{many}{of} {takes} {ms(over[name])}{a_step} ({percent(share)}) more than the "
+            "others of the same op and sizes"
         )
         lines += [f"{side}{line}" for line in _lines(rows)]
     if not texts:
@@ -54,6 +54,7 @@ def interrupted_ops(c: Context) -> Found | None:
         text=f"{'; '.join(texts)}: the process was interrupted there, and no shape is the cause",
         evidence=lines,
         change=CORES,
+        accounts_for=c.accounted("kernel_efficiency", pruned=over["pruned"], dense=over["dense"]),
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Literal, TypeVar, get_args
 
@@ -40,6 +40,8 @@ class Found:
 
     `severity`: where it is lower than the registered one. `explains`: the roles, or the names of
     kernels without a role, whose time the finding is about; `largest-cost` leaves these out.
+    `accounts_for`: ns a step of rows of the ledger that it is the cause of, with their sign; the
+    summary then names no other cause of them.
     """
 
     text: str
@@ -48,6 +50,7 @@ class Found:
     predicted_ns: float | None = None
     severity: Severity | None = None
     explains: frozenset[str] = frozenset()
+    accounts_for: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -212,6 +212,31 @@ def test_a_call_that_is_interrupted_within_is_named_by_its_like(tmp_path: Path) 
     assert finding(phase_of(host.file(tmp_path)), "interrupted-ops") is None
 
 
+def narrowed(folder: Path, host: Host, width: int, at_ms: float) -> Path:
+    """A trace with one more product, of this width."""
+    shapes = {"Input Dims": [[64, 64], [64, width]], "Input type": ["float", "float"]}
+    host.span("cpu_op", "aten::mm", 1000 + at_ms * MS, 5 * MS, more=shapes)
+    folder.mkdir()
+    return host.file(folder)
+
+
+def test_rows_of_the_ledger_that_interruptions_and_single_gaps_make(tmp_path: Path) -> None:
+    """90 ms of one call, then a gap of 50 ms, which the pruned side alone has."""
+    shapes = {"Input Dims": [[64, 64], [64, 64]], "Input type": ["float", "float"]}
+    dense = narrowed(tmp_path / "dense", slow_loop(*[0] * 6), 128, 35)
+    host = slow_loop(*[0] * 3, 95)
+    host.span("cpu_op", "aten::mm", 1000 + 20 * MS, 95 * MS, more=shapes)
+    path = narrowed(tmp_path / "pruned", host, 64, 120)
+    (phase,) = analyze(path, baseline=dense).report.phases.values()
+    found = finding(phase, "interrupted-ops")
+    assert found is not None and found.accounts_for == {"kernel_efficiency": 90e6}
+    dense = narrowed(tmp_path / "whole", slow_loop(*[0] * 4), 128, 25)
+    path = narrowed(tmp_path / "waits", slow_loop(0, 50, 0, 0), 64, 75)
+    (phase,) = analyze(path, baseline=dense).report.phases.values()
+    found = finding(phase, "long-gap")
+    assert found is not None and found.accounts_for == {"launch_idle": 50e6}
+
+
 def test_the_share_of_one_long_gap_is_that_of_the_work_it_is_named_after(tmp_path: Path) -> None:
     """Two steps of 105 and 65 ms: 90 ms of the first in time.sleep, 50 of the second elsewhere."""
     host = slow_loop(90, 0, 50)

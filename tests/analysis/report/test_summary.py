@@ -83,6 +83,18 @@ def test_bytes_are_not_said_to_stay_behind_flops_that_grew() -> None:
     assert "bytes that grew more than the FLOPs (roofline shift) +1.600 ms" in summary(grew)
 
 
+@pytest.mark.parametrize(("ns", "words"), [(3, "mostly calls that were"), (2, "slower kernels")])
+def test_what_a_finding_accounts_for_has_no_other_cause(ns: float, words: str) -> None:
+    """3 of 4.75 ms were interruptions: the kernels are no slower; 2 of them are less than half."""
+    stopped = phase()
+    found = Finding(id="interrupted-ops", severity="warning", text="", evidence=[], change=None,
+                    predicted_ns=None, accounts_for={"kernel_efficiency": ns * MS})  # fmt: skip
+    stopped.findings = [*stopped.findings, found]
+    assert "slower kernels (kernel efficiency) +4.750 ms" in summary(phase())
+    assert words in summary(stopped)
+    assert ("slower kernels" in summary(stopped)) == (words == "slower kernels")
+
+
 def test_the_miss_goes_by_the_interval_of_the_speedup() -> None:
     """16 ms above the promise. Samples that took turns exclude 1.33× however far single steps of
     one side lie apart; only without an interval does their noise say what is evidence."""
