@@ -183,6 +183,8 @@ def _outcome(phase: Phase) -> str:
     if why := _not_comparable(phase):
         return f"{ratio} is no speedup: {why}"
     if not is_valid(phase):
+        if phase.unprofiled_ns is None:
+            return f"{ratio} is no evidence: the steps were interrupted"
         return f"{ratio} is no evidence: the samples vary too much or were disturbed"
     if without_sizes(phase):
         why = (

@@ -204,6 +204,7 @@ class _ReportPage(Page):
         """Its bars; a measured one that is no evidence has strokes, which the last line names."""
         yield self.section("Ladder: dense ÷ pruned")
         yield self._bounds(phase, without)
+        yield from self.notes(ledger_view.ladder_notes(phase.ladder) if phase.ladder else [])
         if reasons := evidence.of_phase(phase):
             yield from self.notes([f"{3 * _stroke(reasons)} {', '.join(reasons)}"])
 
@@ -264,7 +265,13 @@ class _ReportPage(Page):
             for line in lines:
                 if line[-1].text:
                     yield self.ink(f" ↳ {line[0].text}: {line[-1].text}", "dim")
-        yield from self.notes(table.notes[:1] if brief else table.notes)
+        yield from self.notes(self._brief_notes(table, phase) if brief else table.notes)
+
+    def _brief_notes(self, table: Table, phase: Phase) -> list[str]:
+        """The first note, and why intervals are missing where the strokes do not say it."""
+        said = {evidence.ONE_STEP, evidence.NO_INTERVAL} & set(evidence.of_ledger(phase))
+        missing = [] if said else ledger_view.interval_notes(phase.ledger or [])
+        return list(dict.fromkeys([*table.notes[:1], *missing]))
 
     def _shares(self, table: Table, busy_ns: float) -> RenderableType:
         room = max(8, min(40, self.width - 40))
