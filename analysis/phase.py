@@ -35,7 +35,7 @@ from prunescope.analysis.ledger.gemms import (
 from prunescope.analysis.ledger.ladder import has_ideals, ladder, without_roofline
 from prunescope.analysis.ledger.noise import halves, observer_share
 from prunescope.analysis.ledger.overhead import overhead
-from prunescope.analysis.ledger.pairing import Units, pair
+from prunescope.analysis.ledger.pairing import pair
 from prunescope.analysis.ledger.rows import LargestKernels, as_much_work, build_rows, untouched
 from prunescope.analysis.ledger.samples import samples_of
 from prunescope.analysis.routing import routing_of
@@ -54,6 +54,7 @@ from prunescope.analysis.schema.report import (
 from prunescope.analysis.schema.sides import Closure, PredictedRun, TimeScale, Totals
 from prunescope.analysis.totals import is_known, kernel_rows, time_scale, total, totals
 from prunescope.analysis.verdict.caveats import apply_caveats, caveats
+from prunescope.analysis.verdict.detectors.run_time import layers_that_run
 from prunescope.analysis.verdict.evidence import Evidence
 from prunescope.analysis.verdict.outside import gemm_dtypes, is_quantised, replaced
 from prunescope.analysis.verdict.verdict import evidence_of, verdict
@@ -197,7 +198,7 @@ def _compared(
         )
     return _Compared(
         comparison=comparison,
-        pairing=_pairing(units),
+        pairing=_pairing(evidence, family),
         family=family,
         ladder=bounds,
         domain=domain.name,
@@ -373,6 +374,7 @@ def _phase(
         roles_from=kernels.roles_from,
         cold_steps=sums.cold_steps,
         first_call_ns=sums.first_call_ns,
+        earlier_work_ns=sums.earlier_work_ns,
         routing=routing_of(own.side.run, found.dense.side.run if found.dense else None, own.name),
         token_ids=_token_ids(own.side.run, decides=found.overhead is not None),
         categories=found.categories,
@@ -428,9 +430,12 @@ def _nominal(pruned: SidePhase) -> float | None:
     return float(value) if value is not None and 0 <= value < 1 else None
 
 
-def _pairing(units: Units) -> Pairing:
-    a = units.alignment
+def _pairing(evidence: Evidence, family: FamilyVerdict) -> Pairing:
+    """How units pair; layers that are left out at run time were not removed."""
+    units, a = evidence.units, evidence.units.alignment
     layers = f"{len(a.removed)} of {a.num_dense} layers removed" if a.num_dense else None
+    if any("layers" in one.cuts and one.is_dynamic for one in known(family.id.split("+"))):
+        layers = layers_that_run(evidence)
     return Pairing(
         matched=int(units.matched.sum()),
         removed=int(units.removed.sum()),

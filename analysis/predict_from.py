@@ -112,8 +112,8 @@ def dense_phases(
         warnings += [f"{label}: {finding.text}" for finding in phase.invalid_times]
         setting = _setting(request, run, report)
         routing = _routing(request, run, setting.shape)
-        if routing is not None and (text := routing.not_counted(work.phase)):
-            warnings.append(text)
+        if routing is not None:
+            warnings += routing.caveats(work.phase)
         phases[label] = DensePhase(
             setting=setting,
             work=replace(work, routing=routing),

@@ -12,7 +12,9 @@ import msgspec
 import polars as pl
 
 from prunescope.analysis.inputs.side import SidePhase
+from prunescope.analysis.kernels.earlier_work import earlier_work_ns
 from prunescope.analysis.kernels.frame import Kernels
+from prunescope.analysis.kernels.images import images_a_step
 from prunescope.analysis.ledger.noise import wall_interval
 from prunescope.analysis.ledger.samples import Samples, samples_of
 from prunescope.analysis.schema.report import KernelRow, clock
@@ -21,6 +23,7 @@ from prunescope.taxonomy.roles import UNPLACED
 from prunescope.taxonomy.run import PhaseRun
 
 _MOST = 0.5  # of the busy time
+_OF_IMAGES = ("forward", "training")  # kinds of phases of a model of images
 
 
 def totals(one: SidePhase) -> Totals:
@@ -28,10 +31,11 @@ def totals(one: SidePhase) -> Totals:
     frame, steps, run = one.kernels.frame, one.kernels.num_steps, one.run
     wall = one.kernels.wall / steps
     unprofiled = _unprofiled(samples_of(run), run)
-    rows = run.tokens_per_step if run else one.kernels.tokens
+    images = _images(one)
+    rows = images or (run.tokens_per_step if run else one.kernels.tokens)
     took = unprofiled.median if unprofiled else wall
     rate = rows * 1e9 / took if rows and took else None
-    of_items = run is not None and _is_of_items(run)
+    of_items = images is not None or (run is not None and _is_of_items(run))
     return Totals(
         steps=steps,
         wall_ns=wall,
@@ -53,6 +57,7 @@ def totals(one: SidePhase) -> Totals:
         step_ns=one.kernels.linked.wall.tolist(),
         cold_steps=_cold(one.kernels),
         first_call_ns=one.kernels.first_call_ns / steps,
+        earlier_work_ns=earlier_work_ns(one.kernels),
         shapes=_shape_sources(frame),
         phase_kind=msgspec.UNSET if one.kind is None else one.kind,
     )
@@ -76,6 +81,13 @@ def _cold(kernels: Kernels) -> ColdSteps | None:
     """The steps that were left out for their first calls."""
     cold = kernels.cold
     return ColdSteps(step_ns=cold.walls, first_call_ns=cold.first_calls) if cold.walls else None
+
+
+def _images(one: SidePhase) -> float | None:
+    """Images a step of a trace alone, whose model decodes no tokens."""
+    if one.run is not None or one.kernels.tokens is not None or one.kind is None:
+        return None
+    return images_a_step(one.kernels) if one.kind["kind"] in _OF_IMAGES else None
 
 
 def _is_of_items(run: PhaseRun) -> bool:

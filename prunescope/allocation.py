@@ -121,6 +121,7 @@ def allocate(request: AllocateRequest, progress: Progress | None = None) -> Plan
 def _measured(problem: Problem, progress: Progress) -> ModelLosses:
     """The losses of every removal, from the file beside the plan as far as it has them."""
     request = problem.request
+    request.losses_path.parent.mkdir(parents=True, exist_ok=True)
     progress.stage("loading the model")
     device = pick_device("auto")
     loaded = load_model(request.model, dtype="auto", device=device, attn="sdpa")

@@ -2,9 +2,9 @@
 
 In: a Report and rules. Out: a Check with a RuleOutcome a rule and phase: held, failed or undecided.
 Intervals decide: a rule holds where the whole 95 % interval does, fails where none of it does, and
-is undecided between, where a value is not known, and where the report is partial, its times are
-not valid or its two sides do not compare. A ledger row that is no evidence (`is_beyond_noise`) may
-as well be 0.
+is undecided between, where a value or the interval of a time is not known, and where the report is
+partial, its times are not valid or its two sides do not compare. A ledger row that is no evidence
+(`is_beyond_noise`) may as well be 0.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ _TIMED = (
 )  # fmt: skip
 # Metrics that are a ratio or difference of both sides.
 _COMPARES = ("coverage", "roofline", "busy", "realised", "share_of_bound", "ledger.")
+_NO_INTERVAL = "it has no interval, which takes five steps a side or unprofiled samples"
 _FINDING = "findings."
 _VERDICTS = ("outside", "unknown")  # of `family`, beside the families
 
@@ -286,6 +287,8 @@ def _number(rule: Rule, phase: Phase) -> tuple[State, str, str]:
     why = "the 95 % interval holds both answers"
     if low is not None and high is not None:
         seen += f" [{_format_value(low, rule)}, {_format_value(high, rule)}]"
+    elif _needs_interval(rule, phase):
+        return "undecided", seen, _NO_INTERVAL
     else:
         low = high = value
     if _is_no_evidence(rule, phase):
@@ -298,6 +301,18 @@ def _number(rule: Rule, phase: Phase) -> tuple[State, str, str]:
     if len(answers) > 1:
         return "undecided", seen, why
     return "held" if answers == {True} else "failed", seen, ""
+
+
+def _needs_interval(rule: Rule, phase: Phase) -> bool:
+    """Whether a single value decides nothing: a ratio or difference of two times, and the time of
+    so few steps that none could have an interval."""
+    from prunescope.analysis.ledger.noise import LEAST_STEPS  # imports numpy
+
+    if rule.metric.startswith(_COMPARES):
+        return True
+    return (
+        rule.metric.startswith(_TIMED) and phase.unprofiled_ns is None and phase.steps < LEAST_STEPS
+    )
 
 
 def _is_no_evidence(rule: Rule, phase: Phase) -> bool:

@@ -1,4 +1,4 @@
-"""How sentences write a share, a range, a loss of perplexity, a time in ns, and a long name."""
+"""How sentences write a share, a range, a loss, a number, a time in ns, and a long name."""
 
 from __future__ import annotations
 
@@ -43,6 +43,12 @@ def factor(loss: float) -> str | None:
         return f"{float(f'{times:.3g}'):,.0f}×"
     digits, _, power = f"{times:.1e}".partition("e")
     return f"{digits}e{int(power)}×"
+
+
+def significant(value: float) -> str:
+    """`0.012`, `290`, `1,490`: three significant digits, and no power of ten in a large number."""
+    rounded = float(f"{value:.3g}")
+    return f"{rounded:,.0f}" if abs(rounded) >= 100 else f"{rounded:g}"
 
 
 def ms(ns: float) -> str:

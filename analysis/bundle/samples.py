@@ -49,11 +49,10 @@ def _judged(phase: Phase, dense_ratio: float | None) -> dict[str, Any]:
         "ci95": ladder.realised_ci95,
         "profiled": [low, high],
     }
-    why = _not_judged(phase)
+    why = not_judged = _not_judged(phase)
     apart = ends[1] < low / MOST_APART or ends[0] > high * MOST_APART
-    if apart and not why:
-        return {"speedup": speedup, "agree": False, "why": f"more than {MOST_APART:g} times apart"}
-    return {"speedup": speedup, "agree": None if why else True, "why": why}
+    why = why or f"{'more than' if apart else 'within'} {MOST_APART:g} times"
+    return {"speedup": speedup, "agree": None if not_judged else not apart, "why": why}
 
 
 def _not_judged(phase: Phase) -> str | None:

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from prunescope.analysis.comparison.fewer_keys import is_context_of_fewer_keys
 from prunescope.analysis.comparison.first_calls import first_calls_text, unequal_first_calls
 from prunescope.analysis.comparison.other_inputs import input_text
 from prunescope.analysis.comparison.parallelism import PARALLELISM, parallelism
@@ -64,7 +65,12 @@ def differences(dense: SidePhase, pruned: SidePhase, pairs: list[Pair]) -> tuple
     if dense.run is None or pruned.run is None:
         found += _phases(dense, pruned)
     else:
-        found += _settings(dense.run, pruned.run)
+        evicted = is_context_of_fewer_keys(dense, pruned, pairs)
+        found += [
+            one
+            for one in _settings(dense.run, pruned.run)
+            if not (evicted and one.kind == "context")
+        ]
         found += _models(dense.side, pruned.side, length=max(pruned.run.positions, default=0))
         # A manifest names the format of the model's parameters, which packed weights are none of.
         if all(one.kind != DTYPE for one in found) and (formats := quantised_formats(pairs)):

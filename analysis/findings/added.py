@@ -47,7 +47,7 @@ UNMASK = "call torch.nn.utils.prune.remove(module, 'weight') on each"
 _FAKE = re.compile(r"fake_?quant|obs_fq_helper", re.IGNORECASE)
 
 
-@finding("second-gemm", "warning", compares=True)
+@finding("second-gemm", "warning", needs_valid_times=True, compares=True)
 def second_gemm(c: Context) -> Found | None:
     """Two GEMMs through a low rank take as long as the GEMM that they replace."""
     rows = [g for g in c.phase.gemms if g.axis == "rank"]
@@ -65,7 +65,7 @@ def second_gemm(c: Context) -> Found | None:
     )
 
 
-@finding("added-work", "warning", compares=True)
+@finding("added-work", "warning", needs_valid_times=True, compares=True)
 def added_work(c: Context) -> Found | None:
     """Kernels without a counterpart in the dense model take time."""
     row = c.row("added_work")
@@ -405,25 +405,25 @@ _BY_CLASS = {
 }
 
 
-@finding("added-routing", "warning", compares=True)
+@finding("added-routing", "warning", needs_valid_times=True, compares=True)
 def added_routing(c: Context) -> Found | None:
     """Routers, top-k, sorts and index building, which the dense model does not have, take time."""
     return _new_work_of(c, _ROUTING)
 
 
-@finding("added-gather-scatter", "warning", compares=True)
+@finding("added-gather-scatter", "warning", needs_valid_times=True, compares=True)
 def added_gather_scatter(c: Context) -> Found | None:
     """Gathers and scatters, which the dense model does not have, take time."""
     return _new_work_of(c, _GATHER)
 
 
-@finding("added-estimator", "warning", compares=True)
+@finding("added-estimator", "warning", needs_valid_times=True, compares=True)
 def added_estimator(c: Context) -> Found | None:
     """The choice of attention blocks by pooled scores takes time."""
     return _new_work_of(c, _ESTIMATOR)
 
 
-@finding("added-layout", "warning", compares=True)
+@finding("added-layout", "warning", needs_valid_times=True, compares=True)
 def added_layout(c: Context) -> Found | None:
     """Copies, casts and transposes, which the dense model does not have, take time."""
     return _new_work_of(c, _COPIES)

@@ -8,8 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+import msgspec
+
 from prunescope.analysis.findings.context import Context
-from prunescope.analysis.findings.registry import SEVERITIES, Found, Registered, registered
+from prunescope.analysis.findings.registry import (
+    SEVERITIES,
+    Found,
+    Registered,
+    Severity,
+    registered,
+)
 from prunescope.analysis.schema.report import INVALID_TIMES, Finding
 
 
@@ -29,8 +37,8 @@ def find(context: Context) -> list[Finding]:
     findings = []
     for one, answer in found:
         finding = as_finding(one, answer)
-        if one.needs_valid_times and not times_are_valid and finding.severity == "critical":
-            finding.severity = "warning"
+        if one.needs_valid_times and not times_are_valid:
+            _lower(finding, below=one.severity)
         if one.needs_one_clock and context.kernels.apart is not None:
             _mark_unreliable(finding)
         findings.append(finding)
@@ -59,7 +67,16 @@ def as_finding(one: Registered, found: Found) -> Finding:
         evidence=found.evidence,
         change=found.change,
         predicted_ns=found.predicted_ns,
+        accounts_for=found.accounts_for or msgspec.UNSET,
     )
+
+
+def _lower(finding: Finding, *, below: Severity) -> None:
+    """A finding that rests on measured times is at most one below its registered severity where
+    these are not valid."""
+    highest = min(SEVERITIES.index(below) + 1, len(SEVERITIES) - 1)
+    if SEVERITIES.index(finding.severity) < highest:
+        finding.severity = SEVERITIES[highest]
 
 
 def _mark_unreliable(finding: Finding) -> None:

@@ -130,6 +130,15 @@ class Context:
             (r for r in self.phase.ledger or [] if r.row == name and r.ns is not None), None
         )
 
+    def accounted(self, name: str, *, pruned: float, dense: float) -> dict[str, float]:
+        """Of the row `name`, what recorded time accounts for, ns a step: that of the pruned side
+        where the row is a loss, that of the dense side where it is a gain."""
+        row = self.row(name)
+        if row is None or not row.moves_ns:
+            return {}
+        ns = self.in_step(pruned) if row.moves_ns > 0 else -self.in_dense_step(dense)
+        return {name: ns} if ns else {}
+
     @property
     def baseline_ns(self) -> float | None:
         """Wall of the baseline in the ledger, ns a step; None without a ledger."""

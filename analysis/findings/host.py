@@ -14,6 +14,7 @@ import polars as pl
 
 from prunescope.analysis.findings.context import Context
 from prunescope.analysis.findings.registry import Found, finding
+from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.kernels.idle import (
     AROUND,
     INTERRUPTED,
@@ -246,7 +247,18 @@ def long_gap(c: Context) -> Found | None:
         else _OUT_OF_STEP
         if doing is _OTHER
         else doing.change,
+        accounts_for=c.accounted(
+            "launch_idle",
+            pruned=_long_ns(c.kernels),
+            dense=0.0 if c.baseline_kernels is None else _long_ns(c.baseline_kernels),
+        ),
     )
+
+
+def _long_ns(kernels: Kernels) -> float:
+    """The time in long gaps, ns a step."""
+    gaps = long_gaps(kernels.frame)
+    return 0.0 if gaps is None else int(gaps["long"].sum()) / kernels.num_steps
 
 
 _WITHIN = (

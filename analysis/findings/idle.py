@@ -19,7 +19,10 @@ from prunescope.taxonomy.families import known
 from prunescope.taxonomy.words import ms, percent, shortened
 
 _MOST = 0.4  # of the step
-_HARDLY = 0.01  # of the idle time: what ran before it
+_MOST_LIKELY = (
+    "although the next kernel had been launched: most likely work ran that was launched before the "
+    "profiler started"
+)
 
 
 @finding("unequal-steps", "warning")
@@ -210,45 +213,52 @@ def host_waits(c: Context) -> Found | None:
 @finding("earlier-work", "warning", needs_one_clock=True)
 def earlier_work(c: Context) -> Found | None:
     """The trace begins while the device runs work that was launched before the profiler started."""
-    held = _blocked_at_start(c)
+    held, dense = c.phase.earlier_work_ns, c.phase.baseline
     share = large_share(c, held)
     if share is None:
-        return None
+        return _earlier_work_of_dense(c)
     rest = c.step_ns - c.idle_in_step(held)
+    evidence = [
+        f"{c.idle_ms(held)} before the first kernel of its stream, which was launched before "
+        "this time or soon after its start"
+    ]
+    if dense is not None and dense.earlier_work_ns:
+        evidence.append(f"{ms(dense.earlier_work_ns)} of the recorded dense step likewise")
     return Found(
         text=f"the trace shows nothing on the device for {percent(share)} of the step, at its very "
-        "beginning, although the next kernel had been launched: most likely work ran that was "
-        f"launched before the profiler started; without this time a step takes {ms(rest)}, of "
+        f"beginning, {_MOST_LIKELY}; without this time a step takes {ms(rest)}, of "
         f"which the device is busy for {percent(c.in_step(c.phase.busy_ns) / rest)}",
-        evidence=[
-            f"{c.idle_ms(held)} before the first kernel of its stream, which was launched before "
-            "this time or soon after its start"
-        ],
-        change="synchronise before the profiler starts, or skip its first step "
-        f"({c.kernels.recorder.warm})",
+        evidence=evidence,
+        change=_warm_start(c),
     )
 
 
-def _blocked_at_start(c: Context) -> float:
-    """ns a step in which a kernel of the first step was blocked before the first event of its
-    stream and hardly anything ran before."""
-    frame = c.kernels.frame
-    if not c.kernels.on_device or frame.is_empty():
-        return 0.0
-    first = frame.filter(pl.col("step") == pl.col("step").min())
-    longest = first.sort("idle_blocked").tail(1).row(0, named=True)
-    before = frame.filter(pl.col("start") < longest["start"])
-    held: int = longest["idle_blocked"]
-    follows = longest["stream"] in before["stream"] or c.kernels.linked.carry_over["events"]
-    if follows or before["busy"].sum() > _HARDLY * held:
-        return 0.0
-    return held / c.kernels.num_steps
+def _earlier_work_of_dense(c: Context) -> Found | None:
+    """The same of the dense trace alone."""
+    dense = c.phase.baseline
+    if dense is None or dense.earlier_work_ns < MUCH * dense.wall_ns:
+        return None
+    return Found(
+        text="the dense trace shows nothing on the device for "
+        f"{percent(dense.earlier_work_ns / dense.wall_ns)} of the step, at its very beginning, "
+        f"{_MOST_LIKELY}; without this time a dense step takes "
+        f"{ms(dense.wall_ns - dense.earlier_work_ns)}",
+        evidence=[f"{ms(dense.earlier_work_ns)} before the first kernel of its stream"],
+        change=_warm_start(c),
+    )
+
+
+def _warm_start(c: Context) -> str:
+    return (
+        "synchronise before the profiler starts, or skip its first step "
+        f"({c.kernels.recorder.warm})"
+    )
 
 
 @finding("stream-blocked", "warning", needs_one_clock=True)
 def stream_blocked(c: Context) -> Found | None:
     """The device idles although the next kernel had been launched: its stream is blocked."""
-    share = large_share(c, idle_ns(c, "blocked") - _blocked_at_start(c))
+    share = large_share(c, idle_ns(c, "blocked") - c.phase.earlier_work_ns)
     if share is None:
         return None
     elsewhere = ", as it does within replays of graphs" * (graph_idle(c) is not None)

@@ -17,6 +17,7 @@ from prunescope.taxonomy.words import ms, percent, shortened
 # calls, and ns, from which no busy core explains it.
 _FAR, _FEW, _LONG = 10, 4, 1_000_000
 _LINES = 3
+_MOST = 0.5  # of a step: from there on it shows what stopped the process, and not its work
 CORES = (
     "give the process cores of its own: other processes, a limit of CPU time or a page fault stop "
     "it; capture again on a quiet machine"
@@ -28,13 +29,13 @@ def interrupted_ops(c: Context) -> Found | None:
     """On a CPU, single calls of ops take far longer than others of their sizes."""
     if c.phase.unprofiled_ns is not None:
         return None  # samples describe the step, and timing-not-valid names disturbed ones
-    texts, lines = [], []
+    texts, lines, over = [], [], {"dense": 0.0, "pruned": 0.0}
     for name, kernels in (("dense", c.baseline_kernels), ("pruned", c.kernels)):
         rows = None if kernels is None else interrupted(kernels)
         if kernels is None or rows is None:
             continue
-        over = int(rows["over"].sum()) / kernels.num_steps
-        share = over * kernels.num_steps / int(kernels.linked.wall.sum())
+        over[name] = int(rows["over"].sum()) / kernels.num_steps
+        share = over[name] * kernels.num_steps / int(kernels.linked.wall.sum())
         if share < SOME:
             continue
         side = f"{name}: " if c.baseline is not None else ""
@@ -44,8 +45,8 @@ def interrupted_ops(c: Context) -> Found | None:
         if kernels.num_steps > 1:
             of, a_step = f" of {kernels.num_steps} steps", " a step"
         texts.append(
-            f"{side}{many}{of} {takes} {ms(over)}{a_step} ({percent(share)}) more than the others "
-            "of the same op and sizes"
+            f"{side}{many}{of} {takes} {ms(over[name])}{a_step} ({percent(share)}) more than the "
+            "others of the same op and sizes"
         )
         lines += [f"{side}{line}" for line in _lines(rows)]
     if not texts:
@@ -54,6 +55,7 @@ def interrupted_ops(c: Context) -> Found | None:
         text=f"{'; '.join(texts)}: the process was interrupted there, and no shape is the cause",
         evidence=lines,
         change=CORES,
+        accounts_for=c.accounted("kernel_efficiency", pruned=over["pruned"], dense=over["dense"]),
     )
 
 
@@ -81,6 +83,30 @@ def interrupted_ns(kernels: Kernels) -> float:
     """Time of the interruptions, ns a step."""
     rows = interrupted(kernels)
     return 0.0 if rows is None else int(rows["over"].sum()) / kernels.num_steps
+
+
+def hide_the_work(c: Context) -> list[str]:
+    """Why interruptions make the recorded times no evidence, in words: they hold most of a step, or
+    as much as the two walls differ by. Empty where they do not, and where samples tell the step."""
+    if c.phase.unprofiled_ns is not None:
+        return []
+    walls = {"pruned": (c.kernels, c.phase.wall_ns)}
+    if c.baseline_kernels is not None and c.phase.baseline is not None:
+        walls = {"dense": (c.baseline_kernels, c.phase.baseline.wall_ns), **walls}
+    over = {name: interrupted_ns(kernels) for name, (kernels, _) in walls.items()}
+    shares = {name: over[name] / wall if wall > 0 else 0.0 for name, (_, wall) in walls.items()}
+    lines = [
+        f"{f'{name}: ' * (c.baseline is not None)}interruptions hold {percent(share)} of the step"
+        for name, share in shares.items()
+        if share > _MOST
+    ]
+    if len(walls) == 2 and max(shares.values()) >= SOME:
+        apart = abs(walls["dense"][1] - walls["pruned"][1])
+        if (total := sum(over.values())) >= apart:
+            lines.append(
+                f"interruptions hold {ms(total)} of the two steps, which differ by {ms(apart)}"
+            )
+    return lines
 
 
 def _lines(rows: pl.DataFrame) -> list[str]:

@@ -70,7 +70,7 @@ def _longer_ops(c: Context) -> str:
     return "larger batches" + " or longer prompts" * (_kind(c) in _WITH_PROMPTS)
 
 
-@finding("coverage-limited", "warning", compares=True)
+@finding("coverage-limited", "warning", needs_valid_times=True, compares=True)
 def coverage_limited(c: Context) -> Found | None:
     """Part of the dense step is not pruned, or shrinks by less than was promised."""
     row = c.row("coverage")
@@ -94,6 +94,14 @@ def coverage_limited(c: Context) -> Found | None:
         where = f"{whole}{ms(some)} in work that it shrinks by less"
     net = f"; other work shrank more and offsets {ms(more)}" if has_both else ""
     saving = "promised saving" if c.phase.sparsity.get("nominal") else "saving that its FLOPs allow"
+    if timing_not_valid(c) is not None:
+        return Found(
+            text=f"part of the {saving} is missed in work that this pruning does not shrink, or "
+            "shrinks by less; how much is not known, as the timing is not valid",
+            evidence=[p.name for p in parts],
+            change=_coverage_change(c) + allocation(c),
+            explains=_roles(parts),
+        )
     return Found(
         text=f"{ms(missed)} of the {saving} is missed: {where}{net}{_limit(c)}",
         evidence=[f"{p.name}: {ms(p.ns)}" for p in parts],
@@ -221,23 +229,27 @@ def _more_logits_than_needed(c: Context) -> bool:
     return run.positions[1] - run.positions[0] > 1
 
 
-@finding("roofline-shift", "warning", compares=True)
+@finding("roofline-shift", "warning", needs_valid_times=True, compares=True)
 def roofline_shift(c: Context) -> Found | None:
     """FLOPs fell, but bytes fell less."""
     row = c.row("roofline_shift")
     if row is None or row.moves_ns <= 0 or not is_significant(row, of=c.baseline_ns, share=_MUCH):
         return None
+    ladder = c.phase.ladder
+    if ladder is not None and ladder.flop is not None and ladder.flop <= 1 + _SAME:
+        return None  # FLOPs did not fall, so no bytes stayed behind
+    is_valid = timing_not_valid(c) is None
+    lost = ms(row.moves_ns) if is_valid else "part"
     return Found(
-        text=f"FLOPs fall more than bytes: {ms(row.moves_ns)} of the saving is lost to memory "
-        "traffic",
-        evidence=[f"{p.name}: {ms(p.ns)}" for p in row.parts[:4]],
+        text=f"FLOPs fall more than bytes: {lost} of the saving is lost to memory traffic",
+        evidence=[p.name + f": {ms(p.ns)}" * is_valid for p in row.parts[:4]],
         change="remove bytes too (N or K of the weights, layers), or batch more rows"
         + allocation(c),
         explains=_roles(row.parts[:4]),
     )
 
 
-@finding(SLOWER_KERNELS, "warning", compares=True)
+@finding(SLOWER_KERNELS, "warning", needs_valid_times=True, compares=True)
 def slower_kernels(c: Context) -> Found | None:
     """The remaining kernels are less efficient than the dense ones.
 

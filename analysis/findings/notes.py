@@ -47,7 +47,7 @@ def notes(kernels: Kernels) -> list[str]:
         lines.append("all times of the trace are whole µs: each may be off by up to 1 µs")
     if not kernels.calls:
         lines.append(f"no host ops in the trace: kinds come from kernel names, {_shapes(kernels)}")
-    lines += _without_modules(kernels) + _sparse(kernels)
+    lines += _without_modules(kernels) + _two_models(kernels) + _sparse(kernels)
     return lines + _early(kernels) + _concurrent(kernels) + _communication(kernels)
 
 
@@ -117,6 +117,43 @@ def _without_modules(kernels: Kernels) -> list[str]:
             f"module was recorded: {change}"
         )
     return lines + (_unequal_layers(kernels) if by_order else [])
+
+
+def _two_models(kernels: Kernels) -> list[str]:
+    """That heads read states of two widths: one model has one width of states."""
+    heads = _sizes(kernels, pl.col("role") == "lm_head")
+    made = {n for n, _ in heads}
+    # The second of two products through a rank reads what the first one makes.
+    widths = sorted({k for _, k in heads if k not in made}, reverse=True)
+    if len(widths) < 2:
+        return []
+    layers = {
+        width: len({layer for layer, k in _reading_layers(kernels) if k == width})
+        for width in widths
+    }
+    each = ", ".join(
+        f"{width}{f' (layers: {count})' if count else ''}" for width, count in layers.items()
+    )
+    return [
+        f"the trace holds several models, such as a target and the draft that it checks: their "
+        f"heads read states of the widths {each}; a step, its shares and its tables are of all of "
+        "them together"
+    ]
+
+
+def _sizes(kernels: Kernels, which: pl.Expr) -> set[tuple[int, int]]:
+    """N and K of the plain GEMMs of these rows."""
+    calls = kernels.frame.filter(which & pl.col("primary"))["call"].drop_nulls().unique()
+    works = [work for call in calls.to_list() if (work := kernels.works[call]) is not None]
+    gemms = [work.gemms[0] for work in works if len(work.gemms) == 1]
+    return {(gemm.n, gemm.k) for gemm in gemms if gemm.batch == 1}
+
+
+def _reading_layers(kernels: Kernels) -> set[tuple[int, int]]:
+    """Layers with the widths of the states that their first projections read."""
+    of = pl.col("role").is_in(["q", "qkv"])
+    layers = kernels.frame.filter(of)["layer"].drop_nulls().unique().to_list()
+    return {(i, k) for i in layers for _, k in _sizes(kernels, of & (pl.col("layer") == i))}
 
 
 _SPARSE = "products with matrices that store some of their numbers (CSR, CSC, COO"
@@ -239,7 +276,11 @@ def phase_warnings(name: str, phase: Phase) -> list[str]:
     warnings += _captures_differ(name, phase)
     ignored = phase.comparison.one_sided if phase.comparison else ()
     warnings += [f"{name}: {one_sided_text(one)}" for one in ignored if one.kind == MODULES]
-    warnings += [f"{name}: {f.text}" for f in phase.findings if f.id == "earlier-work"]
+    if any(f.id == "earlier-work" for f in phase.findings):
+        warnings.append(
+            f"{name}: a step holds time in which most likely earlier work ran (finding "
+            "earlier-work)"
+        )
     late, kept = phase.late, phase.busy_ns * phase.steps
     if late["events"] and late["ns"] > _LATE * (late["ns"] + kept):
         of = late["events"] + sum(phase.kernels_per_step)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Literal, TypeVar, get_args
 
@@ -40,6 +40,8 @@ class Found:
 
     `severity`: where it is lower than the registered one. `explains`: the roles, or the names of
     kernels without a role, whose time the finding is about; `largest-cost` leaves these out.
+    `accounts_for`: ns a step of rows of the ledger that it is the cause of, with their sign; the
+    summary then names no other cause of them.
     """
 
     text: str
@@ -48,6 +50,7 @@ class Found:
     predicted_ns: float | None = None
     severity: Severity | None = None
     explains: frozenset[str] = frozenset()
+    accounts_for: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +88,12 @@ def finding(
     """Register a function as the finding `id`. Raises RuntimeError for an id that is taken.
 
     `severity`: the highest that it may have; the function may return a lower one.
-    `needs_valid_times`: it is critical by a measured time, and a warning where times are not valid.
+    `needs_valid_times`: it rests on a measured time; where times are not valid, a critical one is a
+    warning, and one registered as a warning is information.
     `needs_one_clock`: it says who waited for whom; it is doubtful where the clocks of host and
     device differ, and left out of a graph capture.
-    `compares`: it says what pruning did to the dense step; left out where the runs do not compare.
+    `compares`: it says what pruning did to the dense step; left out where what differs
+    between the runs hides it (`Phase.shows_pruning`).
     `reads`: a Context ("phase"), one whose `explained` holds what the other findings explain
     ("findings"), or a Late rank among several ("ranks").
     """

@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from prunescope.analysis.findings.context import Context, communication, without_communication
+from prunescope.analysis.findings.interruptions import hide_the_work
 from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.inputs.side import Side
 from prunescope.analysis.kernels.frame import PRODUCTS
@@ -44,13 +45,14 @@ _CLOCK = 0.05  # relative difference of clocks worth a finding
 
 @finding(NOT_VALID, "critical")
 def timing_not_valid(c: Context) -> Found | None:
-    """Something else ran while samples were taken, or they vary by half of their median."""
+    """Something else ran while samples were taken, or they vary by half of their median. Without
+    samples, on a CPU: interruptions hold most of a step, or as much as the two steps differ by."""
     lines = []
     for name, run in (("dense", c.baseline_run), ("pruned", c.run)):
         if run is not None:
             side = f"{name}: " if c.baseline is not None else ""
             lines += [f"{side}{line}" for line in _disturbed(run)]
-    lines += _wide(c)
+    lines += [*_wide(c), *hide_the_work(c)]
     if not lines:
         return None
     return Found(

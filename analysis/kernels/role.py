@@ -25,6 +25,7 @@ from prunescope.analysis.kernels.role_shapes import (
     last_vocabulary,
     mark_adapters,
     no_heads_of_activations,
+    rename_adapted,
     sizes_of,
     tied_heads,
     vocabularies,
@@ -156,6 +157,10 @@ def _in_modules(
     _only_rotations(role, guessed, kinds, calls, scope_calls)
     no_heads_of_activations(role, kinds, calls, scope_calls, layer)
     heads_only(role, sizes, named, vocabulary)
+    if scopes.source == "nn.Module":  # whose classes tell roles by the number of linears
+        products = [i for i, size in enumerate(sizes) if size is not None and numbers[i] >= 0]
+        parts = {i: scopes.places[numbers[i]].scope for i in products}
+        rename_adapted(role, layer, parts, sizes)
     mark_adapters(role, layer, sizes)
     gated(role, layer, sizes)
     added_back(role, layer, calls)

@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 
 from prunescope.analysis.ops.call import NoModel, OpCall, operands, tensor
 from prunescope.analysis.ops.kind import op_kind
 from prunescope.analysis.ops.work import work_of
+from prunescope.analysis.timeline.scopes import roles_by_number
 from prunescope.analysis.trace.collect import Ints
 from prunescope.taxonomy.roles import LINEARS, MLP_ROLES
 
 Size = tuple[int, int, int]
+_PARTS = ("attention", "mlp")
+_IN_PARTS = (*LINEARS, "unknown")
 _ADAPTED = 3  # products of a linear with an adapter: its own and two through a rank
 _PLAIN = ("gemm", "gemv", "sparse_gemm")
 _PRODUCTS = ("gemm", "gemv", "batched_gemm")
@@ -228,6 +232,41 @@ def mark_adapters(role: list[str], layer: Ints, sizes: Sequence[Size | None]) ->
         if found in LINEARS:
             run.append(i)
     mark_run()
+
+
+def rename_adapted(
+    role: list[str], layer: Ints, parts: Mapping[int, str], sizes: Sequence[Size | None]
+) -> None:
+    """Roles in an attention or MLP one of whose modules holds a linear and its adapter, where the
+    number of linears in a module made q, k and v, or gate, up and down, of the three. Shapes tell:
+    no q, k and v multiply through a rank. The linears that are left are named by their own number.
+    `parts`: the part of its layer that each product is in, by row in time order."""
+    products = [i for i, part in parts.items() if part in _PARTS and role[i] in _IN_PARTS]
+    for (_, part), rows in groupby(products, key=lambda i: (int(layer[i]), parts[i])):
+        run = list(rows)
+        adapters = _adapters_by_number(run, role, roles_by_number(part, _ADAPTED), sizes)
+        if not adapters:
+            continue
+        linears = [i for i in run if i not in adapters]
+        names = roles_by_number(part, len(linears)) or ("unknown",) * len(linears)
+        for i, name in zip(linears, names, strict=True):
+            role[i] = name
+        for i in adapters:
+            role[i] = "adapter"
+
+
+def _adapters_by_number(
+    run: list[int], role: list[str], names: tuple[str, ...], sizes: Sequence[Size | None]
+) -> set[int]:
+    """Both products of each adapter among three in a row that have these names."""
+    found: set[int] = set()
+    for a, b, c in zip(run, run[1:], run[2:], strict=False):
+        if (role[a], role[b], role[c]) != names:
+            continue
+        for down, up, whole in ((b, c, a), (a, b, c)):
+            if is_adapter(sizes[whole], sizes[down], sizes[up]):
+                found |= {down, up}
+    return found
 
 
 def is_adapter(whole: Size | None, down: Size | None, up: Size | None) -> bool:

@@ -27,6 +27,7 @@ from prunescope.analysis.ledger.experts import (
     with_rows,
 )
 from prunescope.analysis.ledger.gradients import is_gradient, is_of_weight, partners
+from prunescope.analysis.ledger.in_order import partners_in_order
 from prunescope.analysis.ops.call import Work
 from prunescope.analysis.schema.report import GemmRow as Row
 from prunescope.analysis.schema.report import clock
@@ -273,8 +274,9 @@ def pair_calls(dense: dict[Key, Call], pruned: dict[Key, Call]) -> list[Pair]:
             pairs += [Pair(key, old, pruned[key], axis) for key, (old, axis) in known.items()]
             paired |= {*originals}
             continue
-        if is_gradient(str(unit[1])):
-            of = partners(originals, keys, dense, pruned)
+        if is_gradient(str(unit[1])) or unit[1] in UNPLACED:
+            find = partners if is_gradient(str(unit[1])) else partners_in_order
+            of = find(originals, keys, dense, pruned)
             old = {key: dense[of[key]] if key in of else None for key in keys}
             pairs += [
                 Pair(key, old[key], pruned[key], _axis(old[key], pruned[key])) for key in keys

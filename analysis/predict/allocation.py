@@ -138,6 +138,11 @@ class Costs:
         forwards = (one.side(shape).forward for one in self.phases.values())
         return max(one.weight_bytes + one.kv_bytes for one in forwards)
 
+    def outside_bytes(self, shape: ModelShape) -> float:
+        """Weights outside of the layers, each number as large as the mean of all."""
+        forward = next(iter(self.phases.values())).side(shape).forward
+        return forward.weight_bytes * shape.outside_parameters() / shape.parameters()
+
     def cost(self, shape: ModelShape, *, memory: bool) -> float:
         """ns of a request, or bytes."""
         return self.memory_bytes(shape) if memory else self.ns(shape)

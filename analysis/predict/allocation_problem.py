@@ -34,7 +34,7 @@ from prunescope.taxonomy.allocation_plan import Target, TradeOff
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.option import as_path
 from prunescope.taxonomy.shape import ModelShape
-from prunescope.taxonomy.words import spread
+from prunescope.taxonomy.words import significant, spread
 
 _POINTS = 24  # of the frontier, in a plan
 _TRIES = 20
@@ -68,9 +68,9 @@ class Problem:
         """A change of the cost in words: the speedup, or the memory, that it gives."""
         cost = self.dense_cost + change
         if self.memory:
-            return f"{cost / 1e9:.3g} GB"
+            return f"{significant(cost / 1e9)} GB"
         if self.request.latency_ms is not None:
-            return f"{cost / 1e6:.3g} ms"
+            return f"{significant(cost / 1e6)} ms"
         return f"{self.dense_cost / cost:.2f}×"
 
 
@@ -147,9 +147,10 @@ def check_reachable(problem: Problem, sizes: Sequence[Candidates]) -> None:
     where = f" in {problem.target.phase}" * (not problem.memory)
     shape = allocated_shape(problem.costs.shape, cheapest)
     together = problem.costs.cost(shape, memory=problem.memory) - problem.dense_cost
+    limit = "most" if problem.request.speedup is not None else "least"
     raise PrunescopeError(
         f"no allocation of {problem.request.model_name} reaches {asked}{where}: "
-        f"{problem.shown(max(least, together))} is the most, with "
+        f"{problem.shown(max(least, together))} is the {limit}, with "
         f"{_smallest(cheapest, len(problem.sizes))}",
         hint=_what_holds(problem, shape),
     )
@@ -169,10 +170,10 @@ def _smallest(options: Sequence[LayerOption], layers: int) -> str:
 def _what_holds(problem: Problem, shape: ModelShape) -> str:
     """The parts that keep most of the cheapest model's time, or memory."""
     if problem.memory:
-        outside = shape.outside_parameters() * 2 / 1e9
-        return f"embeddings and lm_head stay, {outside:.3g} GB in 16 bits"
+        outside = problem.costs.outside_bytes(shape) / 1e9
+        return f"embeddings and lm_head stay, {significant(outside)} GB of it"
     held = list(problem.costs.holds(shape).items())[:_NAMED]
-    return "what holds it: " + ", ".join(f"{name} {ns / 1e6:.3g} ms" for name, ns in held)
+    return "what holds it: " + ", ".join(f"{name} {significant(ns / 1e6)} ms" for name, ns in held)
 
 
 def _tables(

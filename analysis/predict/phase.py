@@ -37,7 +37,7 @@ from prunescope.taxonomy.expert_routing import expert_load, fullest_expert
 from prunescope.taxonomy.family import Family
 from prunescope.taxonomy.gemm import axis_moved
 from prunescope.taxonomy.plan import Op, Workload
-from prunescope.taxonomy.words import percent
+from prunescope.taxonomy.words import percent, significant
 
 _SOURCES = {
     name: "; ".join(c.figure for c in TABLE.values() if c.term == name) or "shapes and SMs alone"
@@ -217,7 +217,7 @@ def execution(
     speedup = before[0] / before[1]
     found = uncertainty(dense, pruned, terms)
     low, high = found.range_of(speedup)
-    notes = _host_notes(dense, found, terms)
+    notes = _host_notes(dense, pruned, found, terms)
     if high / speedup - 1 < _NARROW or 1 - low / speedup < _NARROW:
         same = percent(1 - found.differences.reshaped_share)
         notes.append(
@@ -264,32 +264,47 @@ def _pipeline(
 def _pipeline_note(pipeline: Pipeline) -> str:
     low, high = pipeline.range
     return (
-        f"with {pipeline.stages} stages full, a forward ends every {pipeline.pruned_ns / 1e6:.3g} "
-        f"ms instead of {pipeline.dense_ns / 1e6:.3g}, the time of the slowest stage: throughput "
-        f"gains {pipeline.speedup:.2f} ({low:.2f} to {high:.2f})"
+        f"with {pipeline.stages} stages full, a forward ends every "
+        f"{significant(pipeline.pruned_ns / 1e6)} ms instead of "
+        f"{significant(pipeline.dense_ns / 1e6)}, the time of the slowest stage: throughput gains "
+        f" {pipeline.speedup:.2f} ({low:.2f} to {high:.2f})"
     )
 
 
 _APART = 1.02  # two modes that are nearer are one
 
 
-def _host_notes(dense: PredictedSide, found: Uncertainty, terms: Collection[str]) -> list[str]:
-    """On which host an eager forward gains, where both are possible."""
-    if not found.modes or max(found.modes) < _APART * min(found.modes):
+def _host_notes(
+    dense: PredictedSide, pruned: PredictedSide, found: Uncertainty, terms: Collection[str]
+) -> list[str]:
+    """On which host an eager forward gains: where some published hosts set the pace of a side, and
+    on others the device does."""
+    if not found.modes:
+        return []
+    slow, fast, *_ = found.modes
+    device = max(found.modes[-1], fast)
+    if max(slow, device) < _APART * min(slow, device):
         return []
     active, c = frozenset(terms), dense.setting.constants
-    estimate = cost_estimate(dense)
-    device_ns = estimate.total_ns(replace(c, dispatch_ns=0.0), active)
-    us_per_op = device_ns / estimate.dispatch_ns(replace(c, dispatch_ns=1e3), active)
-    a_layer = device_ns / 1e6 / dense.setting.shape.layers
-    slow, fast, *_ = found.modes
-    device = found.modes[-1]
+    us_per_op = min(_fastest_host_us(side, active) for side in (dense, pruned))
+    slowest = TABLE["dispatch_ns"].high / 1e3
+    if us_per_op >= slowest:  # the device sets the pace on all of them
+        return []
+    a_layer = us_per_op * cost_estimate(dense).dispatch_ns(replace(c, dispatch_ns=1e3), active)
+    a_layer_ms = a_layer / 1e6 / dense.setting.shape.layers
     return [
-        f"two modes: on a host that needs less than {us_per_op:.2g} us an op ({a_layer:.2g} ms a "
-        f"layer) the device sets the pace, and the speedup comes to {max(device, fast):.2f}; on "
-        f"one that needs {TABLE['dispatch_ns'].high / 1e3:g} us it is {slow:.2f}. --host-us-per-op "
-        "or --from-run decides"
+        f"two modes: on a host that needs less than {significant(us_per_op)} us an op "
+        f"({significant(a_layer_ms)} ms a layer) the device sets the pace, and the speedup comes "
+        f"to {device:.2f}; on one that needs {slowest:g} us it is {slow:.2f}. --host-us-per-op or "
+        "--from-run decides"
     ]
+
+
+def _fastest_host_us(side: PredictedSide, active: frozenset[str]) -> float:
+    """us an op below which the device sets the pace of a side."""
+    c, estimate = side.setting.constants, cost_estimate(side)
+    device_ns = estimate.total_ns(replace(c, dispatch_ns=0.0), active)
+    return device_ns / estimate.dispatch_ns(replace(c, dispatch_ns=1e3), active)
 
 
 def _above_roofline(

@@ -45,6 +45,8 @@ from prunescope.taxonomy.stored_layers import differing_layers
 # Numbers of 16 bits that one load of 16 bytes takes; the finding `unaligned` asks for as many.
 _ALIGNED = 8
 _WIDTHS_SHOWN = 3
+# Sizes that count tokens or experts are no widths that could be aligned.
+_WITHOUT_WIDTH = frozenset({"attention", "router"})
 
 __all__ = ["PredictRequest", "Setting", "predict", "predict_phase"]
 
@@ -209,7 +211,7 @@ def _unaligned(found: list[tuple[Setting, str, PredictedPoint]]) -> Iterator[str
     for _, _, point in found:
         for phase in point.phases.values():
             for gemm in phase.gemms:
-                if not gemm.count or gemm.role == "attention":
+                if not gemm.count or gemm.role in _WITHOUT_WIDTH:
                     continue
                 for axis, size, before in (
                     ("N", gemm.n, gemm.dense_n),

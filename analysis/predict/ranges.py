@@ -25,6 +25,7 @@ from prunescope.analysis.predict.kernels import cut_of, op_cost_ns, rates
 from prunescope.analysis.predict.routing_file import ZIPF_EXPONENT, zipf
 from prunescope.analysis.predict.side import PredictedSide, predicted_side
 from prunescope.analysis.schema.prediction import Sensitivity
+from prunescope.taxonomy.expert_routing import Routing
 from prunescope.taxonomy.plan import Op
 
 Speedup = Callable[[Constants], float]
@@ -216,19 +217,27 @@ def _routing_spread(pruned: PredictedSide, terms: Collection[str]) -> float:
 
 
 def _skew_spread(dense: PredictedSide, pruned: PredictedSide, terms: Collection[str]) -> float:
-    """Standard deviation of the logarithm of the speedup where experts are cut and nothing says how
-    often each is chosen: its change under Zipf's law is two of them."""
+    """Standard deviation of the logarithm of the speedup where experts are cut and no counts of a
+    text say how often each is chosen: its change under Zipf's law is two of them."""
     setting, work = pruned.setting, pruned.work
-    if setting.family is None or not setting.family.changes_experts or work.routing is not None:
+    if setting.family is None or not setting.family.changes_experts:
         return 0.0
-    skewed = replace(work, routing=SKEWED)
-    sides = (
-        predicted_side(dense.setting, replace(dense.work, routing=SKEWED), pruned=False),
-        predicted_side(setting, skewed),
-    )
-    before, after = (total_ns(side, terms) for side in sides)
-    uniform = total_ns(dense, terms) / total_ns(pruned, terms)
-    return abs(math.log(before / after / uniform)) / 2
+    if work.routing is not None and work.routing.is_of_a_text(work.phase):
+        return 0.0
+
+    def speedup(routing: Routing | None) -> float:
+        sides = (
+            predicted_side(dense.setting, replace(dense.work, routing=routing), pruned=False),
+            predicted_side(setting, replace(work, routing=routing)),
+        )
+        before, after = (total_ns(side, terms) for side in sides)
+        return before / after
+
+    if work.routing is None:
+        uniform = total_ns(dense, terms) / total_ns(pruned, terms)
+    else:
+        uniform = speedup(None)
+    return abs(math.log(speedup(SKEWED) / uniform)) / 2
 
 
 def _kernel_key(op: Op) -> tuple[object, ...]:

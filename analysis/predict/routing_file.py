@@ -13,11 +13,12 @@ from typing import Any
 
 from prunescope.taxonomy.arguments import number
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.expert_routing import Routing
+from prunescope.taxonomy.expert_routing import ENOUGH_PICKS, Routing
 from prunescope.taxonomy.formats import MAX_LAYERS
 from prunescope.taxonomy.own_files import refuse_own_file
 from prunescope.taxonomy.plan import PHASES
 from prunescope.taxonomy.run import MANIFEST
+from prunescope.taxonomy.run_quality import RANDOM_IDS
 
 _ZIPF = "zipf"
 # The most chosen of 128 experts then gets 6 times the mean: assumed where nothing was counted.
@@ -41,10 +42,12 @@ def read_routing(given: str) -> Routing:
         raise PrunescopeError(
             f"{file.name} counts no experts", hint="trace a model with experts, or give a file"
         )
-    return _counted(held.get("routing", held), file.name)
+    inputs = held.get("inputs")
+    random_ids = isinstance(inputs, dict) and inputs.get("source") == RANDOM_IDS
+    return _counted(held.get("routing", held), file.name, random_ids=random_ids)
 
 
-def _counted(counts: Any, name: str) -> Routing:
+def _counted(counts: Any, name: str, *, random_ids: bool) -> Routing:
     by_phase = counts if _is_by_phase(counts) else dict.fromkeys(PHASES, counts)
     # A run names its phases itself: "training" stands for both where there is no other.
     other = [phase for phase in by_phase if phase not in PHASES]
@@ -55,7 +58,29 @@ def _counted(counts: Any, name: str) -> Routing:
     }
     if not any(count for layers in phases.values() for counts in layers for count in counts):
         raise PrunescopeError(f"{name} counts no experts", hint=_FORM)
-    return Routing(source=name, phases=phases)
+    picks = {
+        phase: sum(map(sum, layers)) / len(layers)
+        for phase, layers in phases.items()
+        if all(count.is_integer() for counts in layers for count in counts)  # else they are shares
+    }
+    few = frozenset(
+        phase
+        for phase, picked in picks.items()
+        if picked * len(phases[phase]) < ENOUGH_PICKS * sum(map(len, phases[phase]))
+    )
+    return Routing(
+        source=name,
+        phases={p: _estimated(found) if p in few else found for p, found in phases.items()},
+        picks=picks,
+        few=few,
+        random_ids=random_ids,
+    )
+
+
+def _estimated(layers: tuple[tuple[float, ...], ...]) -> tuple[tuple[float, ...], ...]:
+    """One more pick of every expert: the mean of the shares behind few picks where any shares were
+    as likely before (a Dirichlet(1) prior, Laplace's rule of succession)."""
+    return tuple(tuple(count + 1 for count in counts) for counts in layers)
 
 
 def zipf(exponent: float) -> Routing:

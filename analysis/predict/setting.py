@@ -170,7 +170,7 @@ def model_on_device(request: PredictRequest, warnings: list[str]) -> ModelOnDevi
     warnings += [*model.notes, *(pruned.notes if pruned else ())]
     routing = _routing(model.shape, request.routing)
     if routing is not None:
-        warnings += [text for one in _phases(request) if (text := routing.not_counted(one))]
+        warnings += [text for one in _phases(request) for text in routing.caveats(one)]
     known = find_device(request.device) if request.device else None
     device = with_overrides(known, peaks=request.peaks, bandwidth_gb_per_s=request.bandwidth)
     name = _dtype(request.dtype, model.dtype, device, warnings)
@@ -361,6 +361,7 @@ def _of_experts(setting: Setting) -> list[str]:
         goes = setting.family is not None and setting.family.cuts_experts
         found.append(
             f"experts are chosen as often as in {setting.routing.source}"
+            + _picks(setting.routing)
             + "; of experts that are removed, the least chosen go first" * goes
         )
         most = max((len(one) for by in setting.routing.phases.values() for one in by), default=0)
@@ -386,6 +387,17 @@ def _of_experts(setting: Setting) -> list[str]:
             "are those of the device whose experts get most tokens"
         )
     return found
+
+
+def _picks(routing: Routing) -> str:
+    """How many picks were counted, in brackets; empty where none were."""
+    if not routing.picks:
+        return ""
+    sizes = {f"{picks:,.0f}" for picks in routing.picks.values()}
+    if len(sizes) == 1:
+        return f" ({sizes.pop()} picks a layer)"
+    by_phase = ", ".join(f"{phase} {picks:,.0f}" for phase, picks in routing.picks.items())
+    return f" (picks a layer: {by_phase})"
 
 
 def split_library(knobs: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

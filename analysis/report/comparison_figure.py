@@ -6,8 +6,10 @@ the dense wall went, a bar for each run and phase; losses stand right of the pro
 
 from __future__ import annotations
 
+import textwrap
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import pairwise
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -22,18 +24,22 @@ from prunescope.analysis.schema.comparison import Comparison, ComparisonRow
 from prunescope.taxonomy.errors import PrunescopeError
 
 WIDTH = 7.0  # inches: both columns of a two-column page
-_CURVES, _BAR = 1.9, 0.16  # inches: height of the curves, and of a bar
+_CURVES, _BAR, _LINE = 1.9, 0.16, 0.13  # inches: height of the curves, a bar, a line of a legend
 _MOST_BARS, _MOST_CURVES = 30, 14  # what one page has room for
 _SMALL = 6
+_LABEL = 44  # letters left of the bars
+_LEGEND_LETTERS, _MARK = 88, 4  # above them, a mark being as wide as so many
+_BESIDE = 48  # letters right of the curves
 _PROMISED = "#DDDDDD"
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = "osD^vP*"
+# Other strokes than those of what is no evidence (evidence.HATCHES).
 _ROWS = {
     "coverage": ("#E69F00", ""),
     "roofline_shift": ("#56B4E9", "////"),
     "shape": ("#CC79A7", "...."),
     "kernel_efficiency": ("#D55E00", ""),
-    "added_work": ("#F0E442", "xxxx"),
+    "added_work": ("#F0E442", ""),
     "launch_idle": ("#999999", "\\\\\\\\"),
     "not_explained": ("#FFFFFF", "++++"),
 }
@@ -53,7 +59,9 @@ def comparison_figure(rows: Sequence[ComparisonRow]) -> Figure | None:
     if not known:
         return None
     low = 0.5 + _BAR * max(1, len(bars))
-    height = 0.15 + _CURVES + 0.85 + low + 0.05
+    handles = _handles(bars)
+    above = -(-len(handles) // _columns(handles)) * _LINE  # inches of the legend of the bars
+    height = 0.15 + _CURVES + 0.5 + max(0.35, above) + low + 0.05
     figure = Figure(figsize=(WIDTH, height))
     FigureCanvasAgg(figure)
 
@@ -92,11 +100,10 @@ def plot_curves(axes: Axes, rows: Sequence[ComparisonRow]) -> None:
         linestyle=(0, (1, 1.5)),
         label="promised, 1/(1 − s)",
     )
-    reasons = evidence.first_reasons(
-        evidence.of_row(row) for _, points in shown for _, row in points
-    )
+    found = [evidence.of_row(row) for _, points in shown for _, row in points]
+    reasons = [one for one in evidence.HATCHES if any(one in each for each in found)]
     if reasons:
-        words = f"open: {', '.join(reasons)}"
+        words = textwrap.fill(f"open: {', '.join(reasons)}", _BESIDE)
         axes.plot([], [], "o", color="black", markersize=3, markerfacecolor="white", label=words)
     axes.set_xlim(left, right)
     axes.axhline(1.0, color="black", linewidth=0.6, linestyle=(0, (3, 2)))
@@ -106,7 +113,6 @@ def plot_curves(axes: Axes, rows: Sequence[ComparisonRow]) -> None:
     axes.locator_params(nbins=5)
     if len(ends) == 1:
         axes.set_xticks(ends)
-    hidden = len(curves) - len(shown)
     axes.legend(
         loc="upper left",
         bbox_to_anchor=(1.02, 1.0),
@@ -115,8 +121,27 @@ def plot_curves(axes: Axes, rows: Sequence[ComparisonRow]) -> None:
         frameon=False,
         labelspacing=0.25,
         title_fontsize=_SMALL,
-        title=f"{hidden} more curves left out" if hidden > 0 else None,
+        alignment="left",
+        title=_left_out(rows, curves, shown=len(shown)),
     )
+
+
+def _left_out(
+    rows: Sequence[ComparisonRow],
+    curves: dict[str, list[tuple[float, ComparisonRow]]],
+    *,
+    shown: int,
+) -> str | None:
+    """Which runs have no point in the curves, and how many curves have no room."""
+    hidden = len(curves) - shown
+    lines = [f"{hidden} more curves left out"] if hidden > 0 else []
+    placed = {id(row) for points in curves.values() for _, row in points}
+    without = [f"{short(row.run, 24)} {row.phase}" for row in rows if id(row) not in placed]
+    if without:
+        more = f" and {len(without) - 2} more" if len(without) > 2 else ""
+        text = f"no point, as its sparsity is unknown: {', '.join(without[:2])}{more}"
+        lines.append(textwrap.fill(text, _BESIDE))
+    return "\n".join(lines) or None
 
 
 def _curve_of(axes: Axes, i: int, label: str, points: list[tuple[float, ComparisonRow]]) -> None:
@@ -170,6 +195,23 @@ def plot_bars(axes: Axes, rows: Sequence[ComparisonRow], *, left_out: int) -> No
     axes.set_xlim(left=0)
     note = f"; {left_out} more left out" if left_out > 0 else ""
     axes.set_xlabel(f"% of the dense wall; | promised, ◆ pruned{note}")
+    handles = _handles(rows)
+    axes.legend(
+        handles=handles,
+        loc="lower left",
+        bbox_to_anchor=(0, 1.0),
+        ncols=_columns(handles),
+        handlelength=1,
+        fontsize=_SMALL,
+        frameon=False,
+        borderaxespad=0.2,
+        columnspacing=0.9,
+        handletextpad=0.4,
+    )
+
+
+def _handles(rows: Sequence[ComparisonRow]) -> list[Patch]:
+    """The legend of the bars: rows of ledgers that are seen, and why some are no evidence."""
     handles = [Patch(facecolor=_PROMISED, label="promised")] if rows else []
     handles += [
         Patch(
@@ -178,20 +220,21 @@ def plot_bars(axes: Axes, rows: Sequence[ComparisonRow], *, left_out: int) -> No
         for name, (colour, hatch) in _ROWS.items()
         if any(_is_seen(row, name) for row in rows)
     ]
-    reasons = evidence.first_reasons(map(evidence.of_row, rows))
-    handles += [no_evidence([reason], reason) for reason in reasons]
-    axes.legend(
-        handles=handles,
-        loc="lower left",
-        bbox_to_anchor=(0, 1.0),
-        ncols=6 if not reasons else 4,
-        handlelength=1,
-        fontsize=_SMALL,
-        frameon=False,
-        borderaxespad=0.2,
-        columnspacing=0.9,
-        handletextpad=0.4,
-    )
+    reasons = evidence.with_further_reasons(map(evidence.of_row, rows))
+    handles += [no_evidence([reason], words) for reason, words in reasons.items()]
+    return handles
+
+
+def _columns(handles: Sequence[Patch]) -> int:
+    """Columns of that legend: as many as have room, each as wide as its longest words."""
+    longest = [len(str(handle.get_label())) + _MARK for handle in handles]
+    for columns in range(6, 1, -1):
+        rows, more = divmod(len(longest), columns)  # matplotlib fills the first columns
+        ends = [0, *(rows * (i + 1) + min(i + 1, more) for i in range(columns))]
+        parts = (longest[a:b] for a, b in pairwise(ends))
+        if sum(max(part, default=0) for part in parts) <= _LEGEND_LETTERS:
+            return columns
+    return 1
 
 
 def _is_seen(row: ComparisonRow, name: str) -> bool:
@@ -240,19 +283,15 @@ def _curve(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> str:
 
 
 def _bar_labels(rows: Sequence[ComparisonRow]) -> list[str]:
-    """Method, sparsity and setting; the run's name where two bars would be named alike."""
+    """The run's name in the table and its phase; then method and sparsity, where there is room."""
     labels = []
     for row in rows:
         nominal = row.sparsity.get("nominal")
-        name, _, rest = _curve(row, rows).partition(" ")
-        labels.append(
-            " ".join(filter(None, (name, "" if nominal is None else f"{nominal:g}", rest)))
-        )
-    named = (
-        f"{row.run} {row.phase}" if labels.count(label) > 1 else label
-        for row, label in zip(rows, labels, strict=True)
-    )
-    return [short(label, 44) for label in named]
+        run = f"{short(row.run, 34)} {row.phase}"
+        method = row.method or row.family or "?"
+        label = f"{run}: {method}{'' if nominal is None else f' {nominal:g}'}"
+        labels.append(short(label if len(label) <= _LABEL else run, _LABEL))
+    return labels
 
 
 class ComparisonPlots:

@@ -16,6 +16,7 @@ from prunescope.taxonomy.run_quality import RANDOM_IDS
 
 NO_STEP, CUT = "no step was timed", "a trace is cut off"
 NOT_COMPARABLE, NOT_VALID_TIMING = "sides not comparable", "timing not valid"
+EARLIER_WORK = "holds earlier work, most likely"
 ONE_STEP, NO_INTERVAL = "one step: no interval", "no interval"
 # In grey, and with strokes of their own: figures use other hatches for what takes the time.
 HATCHES = {
@@ -23,6 +24,7 @@ HATCHES = {
     CUT: "xxxx",
     NOT_COMPARABLE: "||||",
     NOT_VALID_TIMING: "xxxx",
+    EARLIER_WORK: "xxxx",
     RANDOM_IDS: "oo",
     ONE_STEP: "----",
     NO_INTERVAL: "----",
@@ -38,6 +40,7 @@ def of_phase(phase: Phase) -> list[str]:
     reasons = [NO_STEP] * bool(sentences.captured(phase)) + [CUT] * (CUT_OFF in found)
     reasons += [NOT_COMPARABLE] * (not phase.is_speedup)
     reasons += [NOT_VALID_TIMING] * (NOT_VALID in found)
+    reasons += [EARLIER_WORK] * sentences.holds_earlier_work(phase)
     reasons += [RANDOM_IDS] * (phase.token_ids == RANDOM_IDS)
     ladder = phase.ladder
     if ladder is not None and ladder.realised_ci95 is None:
@@ -72,6 +75,25 @@ def first_reasons(every: Iterable[list[str]]) -> list[str]:
     """The reasons by which something is hatched, in the order of HATCHES."""
     used = {reasons[0] for reasons in every if reasons}
     return [reason for reason in HATCHES if reason in used]
+
+
+def with_further_reasons(every: Iterable[list[str]]) -> dict[str, str]:
+    """Every reason by which something is hatched, in the order of HATCHES, with the words of a
+    legend: that reason, and the further ones of what is hatched by it, whether of all or some."""
+    groups: dict[str, list[list[str]]] = {}
+    for reasons in every:
+        if reasons:
+            groups.setdefault(reasons[0], []).append(reasons)
+    return {
+        first: ", ".join([first, *_further(groups[first])]) for first in HATCHES if first in groups
+    }
+
+
+def _further(group: list[list[str]]) -> Iterable[str]:
+    for reason in HATCHES:
+        having = [reason in reasons[1:] for reasons in group]
+        if any(having):
+            yield reason if all(having) else f"some {reason}"
 
 
 def _without_interval(ladder: Ladder | None) -> list[str]:

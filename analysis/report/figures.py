@@ -27,7 +27,7 @@ from prunescope.analysis.report.run_figures import (
     step_name,
     waves_figure,
 )
-from prunescope.analysis.report.titles import figure_name, of_what, phase_slugs, short
+from prunescope.analysis.report.titles import figure_name, of_what, phase_slugs
 from prunescope.analysis.schema.report import Report
 from prunescope.taxonomy.errors import PrunescopeError, nearest
 from prunescope.taxonomy.uninterrupted import uninterrupted
@@ -60,7 +60,7 @@ def plot(report: Report, name: str, kind: str) -> Figure | None:
             return ledger_figure(phase, name, title=_title(report, name, "where the time went"))
         if kind == "kinds":
             return kinds_figure(phase, name, title=_title(report, name, "busy time by kind"))
-        subject = short(of_what(report, name), 60)
+        subject = of_what(report, name, 55)
         if kind == "experts":
             return experts_figure(phase, subject)
         if kind == "replay":
@@ -69,7 +69,7 @@ def plot(report: Report, name: str, kind: str) -> Figure | None:
         if phase.anatomy is None:
             return None
         if evidence.NOT_VALID_TIMING in evidence.of_phase(phase):
-            subject = f"{evidence.NOT_VALID_TIMING}: {short(of_what(report, name), 40)}"
+            subject = f"{evidence.NOT_VALID_TIMING}: {of_what(report, name, 38)}"
         if kind == "roofline":
             return roofline_figure(phase.anatomy, report.device, subject)
         anatomy_figures = {
@@ -82,7 +82,7 @@ def plot(report: Report, name: str, kind: str) -> Figure | None:
 
 def _title(report: Report, name: str, what: str) -> str:
     """Two lines: what is plotted, and of which model, method and phase."""
-    subject = short(of_what(report, name), 50)
+    subject = of_what(report, name, 55)
     return f"{what[0].upper()}{what[1:]}\n{subject}" if subject else what
 
 

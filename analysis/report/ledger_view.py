@@ -86,6 +86,7 @@ _FAR = 10.0  # times the longer wall: an interval that reaches further is too wi
 NO_INTERVAL = (
     "no intervals: a side has one step, steps of one placement alone, or steps that differ too much"
 )
+TOO_WIDE = "intervals too wide to be of use are not shown: more placements narrow them"
 NEITHER = "no interval and no noise: they need more than one step"
 
 
@@ -255,12 +256,14 @@ def ledger_notes(rows: list[Row]) -> list[str]:
     notes += [f"{why}: {', '.join(quiet)}"] if quiet else []
     if any(row.row in NO_NOISE and row.noise_ns == 0 for row in rows):
         notes.append("noise is not shown where it is 0 by definition (dense against dense)")
-    if any(row.ci95 and telling(row, rows) is None for row in rows):
-        notes.append("intervals too wide to be of use are not shown: more placements narrow them")
+    return notes + interval_notes(rows)
+
+
+def interval_notes(rows: list[Row]) -> list[str]:
+    """Why rows have no interval that is shown."""
     if all(row.ci95 is None for row in rows):
-        noise = any(row.noise_ns is not None for row in rows)
-        notes.append(NO_INTERVAL if noise else NEITHER)
-    return notes
+        return [NO_INTERVAL if any(row.noise_ns is not None for row in rows) else NEITHER]
+    return [TOO_WIDE] * any(row.ci95 and telling(row, rows) is None for row in rows)
 
 
 def _unknown(rows: list[Row]) -> list[str]:
@@ -328,7 +331,13 @@ def ladder_table(phase: Phase) -> Table | None:
         Column("share realised", numeric=True),
         Column("meaning", drop=1),
     ]
-    return without_unknown(Table("ladder", "Ladder", columns, rows))
+    return without_unknown(Table("ladder", "Ladder", columns, rows, ladder_notes(ladder)))
+
+
+def ladder_notes(ladder: Ladder) -> list[str]:
+    """Why a bound has no interval that is shown."""
+    known = (name for name in shown_bounds(ladder) if ladder.interval_of(name))
+    return [TOO_WIDE] * any(telling_interval(ladder, name) is None for name in known)
 
 
 def realised_shares(phase: Phase) -> dict[str, float]:

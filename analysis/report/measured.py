@@ -167,7 +167,7 @@ def _time_base(phase: Phase) -> str:
     is_placed = all(timed.placements for timed in phase.sampled or ())
     kind = "geometric means over placements of medians" if is_placed else "medians of the samples"
     text = f"the ledger closes to the unprofiled times ({kind})"
-    if phase.observer_share is not None:
+    if phase.observer_share is not None and not phase.invalid_times:
         share = numbers.percent(phase.observer_share)
         text += f"; {share} of the profiled dense time is profiler overhead"
     return text + _scaled(phase)

@@ -59,7 +59,9 @@ def ladder_figure(phase: Phase, name: str, *, title: str = "") -> Figure | None:
             low, high = ci95
             axes.plot([low, high], [i, i], color="black", linewidth=1.0, marker="|", markersize=4)
             end = max(end, high)
-        axes.text(end + 0.02 * top, i, numbers.ratio(value), va="center")
+        # The line at 1x would strike through a number that stands on it.
+        behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
+        axes.text(end + 0.02 * top, i, numbers.ratio(value), va="center", zorder=3, bbox=behind)
     axes.axvline(1.0, color="black", linewidth=0.6, linestyle=(0, (3, 2)))
     axes.set_xlim(0, 1.2 * top)
     labels(axes, [label for label, _ in bounds])

@@ -58,8 +58,8 @@ _ROWS = (
     ("roofline_shift", "#CC79A7", ""),
     ("shape", "#F0E442", "....."),
     ("kernel_efficiency", "#E69F00", ""),
-    ("added_work", "#56B4E9", "xxxxx"),
-    ("launch_idle", "#999999", "-----"),
+    ("added_work", "#56B4E9", "+++++"),
+    ("launch_idle", "#999999", "\\\\\\\\\\"),
     ("not_explained", "#FFFFFF", "++++"),
 )
 _PROMISED = "#DDDDDD"

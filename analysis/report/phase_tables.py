@@ -231,7 +231,7 @@ def overhead_table(phase: Phase, *, brief: bool = False) -> Table | None:
     rows.append(_overhead_row(total, unit, ledger))
     known = phase.family is not None and phase.family.id != "unknown"
     name = phase.family.id if phase.family and known else "what decides at run time"
-    table = Table("overhead", f"Overhead of {name}", columns, rows, [_break_even(found)])
+    table = Table("overhead", f"Overhead of {name}", columns, rows, [_break_even(phase, found)])
     return without_unknown(table)
 
 
@@ -247,8 +247,10 @@ def _overhead_row(part: OverheadPart, unit: numbers.Scale, ledger: list[Row]) ->
     ]
 
 
-def _break_even(found: Overhead) -> str:
+def _break_even(phase: Phase, found: Overhead) -> str:
     """Where gain equals overhead, in a sentence."""
+    if phase.invalid_times:
+        return "break-even is not known: the timing is not valid"
     if found.break_even is None:
         return f"no break-even: {found.why}"
     if found.break_even_ci95 is not None and _says_nothing(*found.break_even_ci95):

@@ -22,7 +22,7 @@ from prunescope.analysis.schema.report import (
     Phase,
     Report,
 )
-from prunescope.analysis.schema.sides import ColdSteps, Unprofiled
+from prunescope.analysis.schema.sides import ColdSteps, Totals, Unprofiled
 from prunescope.taxonomy.run import NARROW
 
 FAMILIES = {
@@ -99,7 +99,39 @@ def headline(phase: Phase) -> str:
     text = "" if is_valid(phase) or captured(phase) else "timing not valid: "
     if has_uncertain_config(phase):
         text += "the config may be that of another model (tiles do not fit it): "
-    return text + _outcome(phase) + (", shapes from the model's config" if modelled else "")
+    text += _outcome(phase) + (", shapes from the model's config" if modelled else "")
+    return text + (f"; {without_earlier_work(phase)}" if holds_earlier_work(phase) else "")
+
+
+def _has_earlier_work(phase: Phase) -> bool:
+    """Whether much of a step is time in which work ran that was launched before the profiler."""
+    return any(finding.id == "earlier-work" for finding in phase.findings)
+
+
+def holds_earlier_work(phase: Phase) -> bool:
+    """Whether much of a speedup's two times is that. Samples without the profiler hold none."""
+    is_ratio = phase.ladder is not None and phase.is_speedup and phase.sampled is None
+    return is_ratio and _has_earlier_work(phase)
+
+
+def without_earlier_work(phase: Phase) -> str:
+    """How much of each step is earlier work, and what the speedup is without it."""
+    dense = phase.baseline
+    if dense is None:
+        return ""
+    sides: dict[str, Totals | Phase] = {"dense": dense, "pruned": phase}
+    shares = [
+        f"{numbers.percent(numbers.share_of(one.earlier_work_ns, one.wall_ns), decimals=0)} of the "
+        f"{name} step"
+        for name, one in sides.items()
+        if one.earlier_work_ns
+    ]
+    before, after = (one.wall_ns - one.earlier_work_ns for one in sides.values())
+    ratio = numbers.ratio(numbers.share_of(before, after))
+    return (
+        f"{' and '.join(shares)} is earlier work, most likely: without it "
+        f"{numbers.time(before)} → {numbers.time(after)}, {ratio}"
+    )
 
 
 def has_uncertain_config(phase: Phase) -> bool:
@@ -145,14 +177,16 @@ def _outcome(phase: Phase) -> str:
         text = f"{_step(phase)}{_beside_median(phase)}, busy "
         text += f"{numbers.percent(share)} of the wall"
         text += _communication(phase)
-        earlier = any(finding.id == "earlier-work" for finding in phase.findings)
-        return text + ", much of which is earlier work, most likely" * earlier
+        return text + ", much of which is earlier work, most likely" * _has_earlier_work(phase)
     ladder = phase.ladder
     ratio = f"{numbers.ratio(ladder.realised)}{_interval(ladder)}"
     if why := _not_comparable(phase):
         return f"{ratio} is no speedup: {why}"
     if not is_valid(phase):
-        why = "the samples vary too much or were disturbed"
+        timed = phase.unprofiled_ns is not None
+        why = (
+            "the samples vary too much or were disturbed" if timed else "the steps were interrupted"
+        )
         return f"{_of_formats(phase)}{ratio} is no evidence: {why}"
     if without_sizes(phase):
         why = (

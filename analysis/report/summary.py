@@ -11,6 +11,8 @@ import math
 from collections.abc import Iterator, Mapping
 from statistics import fmean
 
+import msgspec
+
 from prunescope.analysis.report import ledger_view, numbers, sentences
 from prunescope.analysis.report.gemm_table import without_sizes
 from prunescope.analysis.schema.report import (
@@ -37,6 +39,7 @@ _SLOW_PATH = (
 )
 _LEAST = 0.05  # of the difference, or of the busy time: a cause, or a kind of work, worth naming
 # Rows of the ledger in plain words: where time was lost, and where it was gained.
+_MORE_FLOPS = ("bytes that grew more than the FLOPs", "bytes that grew less than the FLOPs")
 _IN_WORDS = {
     "coverage": ("work that the pruning did not touch", "work that shrank more than promised"),
     "roofline_shift": ("bytes that did not fall with the FLOPs", "bytes that fell with the FLOPs"),
@@ -45,6 +48,11 @@ _IN_WORDS = {
     "added_work": ("kernels that only the pruned model runs", "kernels that only dense runs"),
     "launch_idle": ("longer gaps between kernels", "shorter gaps between kernels"),
     "not_explained": ("what no shapes explain", "what no shapes explain"),
+}
+# What of a row is no kernel and no gap of the model's own, by the finding that says so.
+_FOUND = {
+    "interrupted-ops": "calls that were interrupted",
+    "long-gap": "single long gaps",
 }
 
 
@@ -175,10 +183,10 @@ def _causes(phase: Phase, rows: list[Row]) -> Iterator[str]:
     if not told:
         yield f"{text}; no row of the ledger that explains it is beyond its noise"
         return
-    yield f"{text}: {', '.join(_cause(row, dense) for row in told)}"
+    yield f"{text}: {', '.join(_cause(row, dense, _told_by(phase, row)) for row in told)}"
     against = sorted((row for row in changes if row.moves_ns * over < 0), key=_size)[:1]
     if against:
-        yield f"against it: {_cause(against[0], dense)}"
+        yield f"against it: {_cause(against[0], dense, _told_by(phase, against[0]))}"
     yield from _unproven(rows, abs(told[0].moves_ns))
 
 
@@ -254,11 +262,25 @@ def _size(row: Row) -> float:
     return -abs(row.moves_ns)
 
 
-def _cause(row: Row, dense: Row) -> str:
+def _told_by(phase: Phase, row: Row) -> str:
+    """What a finding, or the FLOPs, say most of a row is, in words; empty where none does."""
+    for finding in phase.findings:
+        rows = finding.accounts_for
+        ns = 0.0 if rows is msgspec.UNSET else rows.get(row.row, 0.0)
+        if finding.id in _FOUND and ns * row.moves_ns > 0 and 2 * abs(ns) >= abs(row.moves_ns):
+            return f"mostly {_FOUND[finding.id]}{' of the dense run' * (ns < 0)}"
+    flop = phase.ladder.flop if phase.ladder is not None else None
+    if row.row == "roofline_shift" and flop is not None and flop <= 1:
+        return _MORE_FLOPS[row.moves_ns < 0]
+    return ""
+
+
+def _cause(row: Row, dense: Row, told: str) -> str:
     """`work that the pruning did not touch (coverage) +1.296 ms, +20.4 % of the dense step
     (largest part: gaps kept, +1.048 ms)`."""
     label, words = ledger_view.LEDGER[row.row][0], _IN_WORDS[row.row][row.moves_ns < 0]
-    if row.row == "kernel_efficiency" and _is_communication(row):
+    words = told or words
+    if not told and row.row == "kernel_efficiency" and _is_communication(row):
         words = "communication that takes longer" if row.moves_ns > 0 else "shorter communication"
     share = numbers.percent(numbers.share_of(row.ns, dense.ns), signed=True)
     text = f"{words} ({label}) {numbers.time(row.ns, signed=True)}, {share} of the dense step"

@@ -191,7 +191,8 @@ class _ReportPage(Page):
             return
         unit = next((c.unit for c in table.columns if c.unit), "")
         # Some of its columns are of a call.
-        per_step = "" if table.id == "replayed" else f": {unit} a step"
+        per_step = f": {unit} a step" if unit else ", a step"
+        per_step = "" if table.id == "replayed" else per_step
         yield self.section(f"{table.title}{per_step}")
         yield from self.table(table)
 
@@ -203,10 +204,9 @@ class _ReportPage(Page):
         """Its bars; a measured one that is no evidence has strokes, which the last line names."""
         yield self.section("Ladder: dense ÷ pruned")
         yield self._bounds(phase, without)
+        yield from self.notes(ledger_view.ladder_notes(phase.ladder) if phase.ladder else [])
         if reasons := evidence.of_phase(phase):
-            marked = phase.ledger and evidence.of_ledger(phase)
-            where = " (here and in the ledger)" if marked else ""
-            yield from self.notes([f"{3 * _stroke(reasons)} {', '.join(reasons)}{where}"])
+            yield from self.notes([f"{3 * _stroke(reasons)} {', '.join(reasons)}"])
 
     def _bounds(self, phase: Phase, without: Collection[str]) -> Grid:
         ladder, stroke = phase.ladder, _stroke(evidence.of_phase(phase))
@@ -265,7 +265,13 @@ class _ReportPage(Page):
             for line in lines:
                 if line[-1].text:
                     yield self.ink(f" ↳ {line[0].text}: {line[-1].text}", "dim")
-        yield from self.notes(table.notes[:1] if brief else table.notes)
+        yield from self.notes(self._brief_notes(table, phase) if brief else table.notes)
+
+    def _brief_notes(self, table: Table, phase: Phase) -> list[str]:
+        """The first note, and why intervals are missing where the strokes do not say it."""
+        said = {evidence.ONE_STEP, evidence.NO_INTERVAL} & set(evidence.of_ledger(phase))
+        missing = [] if said else ledger_view.interval_notes(phase.ledger or [])
+        return list(dict.fromkeys([*table.notes[:1], *missing]))
 
     def _shares(self, table: Table, busy_ns: float) -> RenderableType:
         room = max(8, min(40, self.width - 40))

@@ -161,9 +161,14 @@ def figure_name(kind: str, slug: str, ending: str) -> str:
     return f"{kind}-{slug}.{ending}"
 
 
-def of_what(report: Report, phase: str) -> str:
-    """Model, method and phase, each cut to what a figure has room for."""
-    return ", ".join(short(fact, 24) for fact in facts_of(report, phase))
+def of_what(report: Report, phase: str, most: int = 60) -> str:
+    """Model, method and phase in at most so many characters: the longest of them are cut."""
+    facts = [clean(fact) for fact in facts_of(report, phase)]
+    room = most - 2 * (len(facts) - 1)  # less the commas
+    longest = max(map(len, facts), default=0)
+    while sum(min(len(fact), longest) for fact in facts) > room and longest > 1:
+        longest -= 1
+    return ", ".join(short(fact, longest) for fact in facts)
 
 
 def facts_of(report: Report, name: str) -> list[str]:

@@ -205,6 +205,10 @@ class Finding(msgspec.Struct, kw_only=True):
     evidence: list[str]
     change: str | None
     predicted_ns: Annotated[float | None, meaning("gain of the change, ns a step")]
+    accounts_for: Annotated[
+        dict[str, float] | msgspec.UnsetType,
+        meaning("what it accounts for of rows of the ledger, ns a step; absent: of none"),
+    ] = msgspec.UNSET
 
 
 class FamilyPart(TypedDict, total=False):
@@ -305,7 +309,10 @@ class Pairing(msgspec.Struct, kw_only=True):
     removed: int
     added: int
     alignment: str
-    layers: Annotated[str | None, meaning('e.g. "4 of 24 layers removed"')] = None
+    layers: Annotated[
+        str | None,
+        meaning('e.g. "4 of 24 layers removed", or "5 to 7 of 8 layers run in a step"'),
+    ] = None
 
 
 class KernelRow(msgspec.Struct, kw_only=True):
@@ -469,6 +476,10 @@ class Phase(msgspec.Struct, kw_only=True):
     cold_steps: Annotated[ColdSteps | None, meaning("null: none was left out")] = None
     first_call_ns: Annotated[
         float, meaning("of the steps: idle for first calls or compilation; on a CPU in compilers")
+    ] = 0.0
+    earlier_work_ns: Annotated[
+        float,
+        meaning("of the wall: idle at the very beginning, most likely while earlier work ran"),
     ] = 0.0
     summary: Annotated[
         str,

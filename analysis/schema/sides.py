@@ -225,6 +225,10 @@ class Totals(msgspec.Struct, kw_only=True):
     first_call_ns: Annotated[
         float, meaning("of the steps: idle for first calls or compilation; on a CPU in compilers")
     ] = 0.0
+    earlier_work_ns: Annotated[
+        float,
+        meaning("of the wall: idle at the very beginning, most likely while earlier work ran"),
+    ] = 0.0
     time_scale: Annotated[
         TimeScale | None, meaning("from recorded times to the ledger's; null: they are the same")
     ] = None

@@ -465,12 +465,14 @@ _BY_CLASS = tuple(
         ("router", r"Router|TopK|Gate$|Gating"), ("experts", _EXPERTS_CLASS.pattern),
     )
 )  # fmt: skip
-_BY_COUNT = {
+_UP_DOWN = ("up", "down")  # or a fused gate and up: the shapes tell
+_BY_COUNT: dict[tuple[str, int], tuple[str, ...]] = {
     ("attention", 4): ("q", "k", "v", "o"),
     ("attention", 3): ("q", "k", "v"),  # with o in a module of its own
     ("attention", 2): ("qkv", "o"),
     ("attention", 1): ("o",),
     ("mlp", 3): ("gate", "up", "down"),
+    ("mlp", 2): _UP_DOWN,
 }
 
 
@@ -497,12 +499,15 @@ def _linear_roles(
 
 def _by_count(linears: list[int], scope: str, around: str) -> dict[int, str]:
     """Roles of linears in one call of `around`, a part of a layer, by how many they are."""
-    known: tuple[str, ...] | None = _BY_COUNT.get((scope, len(linears)))
+    known = roles_by_number(scope, len(linears))
     if scope == "mlp" and len(linears) == 1:
-        known = ("up",) if _UP_CLASS.search(around) else None
+        known = ("up",) if _UP_CLASS.search(around) else ()
         known = ("down",) if _DOWN_CLASS.search(around) else known
-    elif len(linears) == 2 and (
-        scope == "mlp" or scope == "layer" and around in ("Sequential", _BESIDE_ATTENTION)
-    ):
-        known = ("up", "down")  # or a fused gate and up: the shapes tell
+    elif scope == "layer" and around in ("Sequential", _BESIDE_ATTENTION):
+        known = _UP_DOWN if len(linears) == len(_UP_DOWN) else known
     return dict(zip(linears, known, strict=True)) if known else {}
+
+
+def roles_by_number(scope: str, number: int) -> tuple[str, ...]:
+    """The roles of so many linears in one part of a layer; empty where their number tells none."""
+    return _BY_COUNT.get((scope, number), ())

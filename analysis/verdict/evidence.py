@@ -146,9 +146,10 @@ Touches = Callable[[Pair], float]
 @dataclass(frozen=True)
 class Detection:
     """A family that was seen: where, and how much of each pair it touches, 0..1. `explains` names
-    families that the same traces would show if the method were a static one; `proven`: the weights
-    show this one, so that no other explains it; `broken`: the evidence that one side of a removed
-    dimension did not follow the other."""
+    families that the same traces would show if the method were a static one; `proven`: the weights,
+    the run's counts or sparse kernels show this one, so that no other explains it and it rests on
+    no role; `broken`: the evidence that one side of a removed dimension did not follow the
+    other."""
 
     evidence: list[str]
     touches: Touches

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import polars as pl
 
@@ -23,7 +24,7 @@ from prunescope.analysis.ledger.pairing import Units
 from prunescope.analysis.schema.pair_comparison import SHAPES
 from prunescope.analysis.schema.report import FamilyPart, FamilyVerdict
 from prunescope.analysis.verdict.detectors import detectors
-from prunescope.analysis.verdict.detectors.run_time import fewer_keys
+from prunescope.analysis.verdict.detectors.run_time import shorter_cache
 from prunescope.analysis.verdict.detectors.widths import families_by_order, narrower_heads
 from prunescope.analysis.verdict.evidence import Detection, Evidence, Reason, Verdict, stored_shapes
 from prunescope.analysis.verdict.gathers import gathers
@@ -42,6 +43,8 @@ from prunescope.taxonomy.families import families
 from prunescope.taxonomy.roles import BACKWARD
 from prunescope.taxonomy.words import percent
 
+# Confidence in what rests on roles and layers that the order of kernels alone gives, at most.
+_BY_ORDER = 0.7
 _MOSTLY = 0.5  # of the busy time: where as much is not read, what is read says little
 
 
@@ -113,7 +116,14 @@ def _detected(e: Evidence, *, dynamic: bool) -> dict[str, Detection]:
     """What the dynamic or the static detectors found, by the id of the family, in their order."""
     half = [one for one in detectors() if one.family.is_dynamic == dynamic]
     found = {one.family.id: one.detect(e) for one in half}
-    return {name: seen for name, seen in found.items() if seen is not None}
+    return {name: _limited(seen, e) for name, seen in found.items() if seen is not None}
+
+
+def _limited(seen: Detection, e: Evidence) -> Detection:
+    """A detection, with no more confidence than the order of kernels gives where it rests on it."""
+    if seen.proven or not e.by_order:
+        return seen
+    return replace(seen, confidence=min(seen.confidence, _BY_ORDER))
 
 
 def _outside(why: Reason) -> FamilyVerdict:
@@ -156,7 +166,7 @@ def _unmoved(e: Evidence) -> FamilyVerdict:
         return FamilyVerdict(id="unknown", confidence=0.1, evidence=[_unread(e, blind)])
     channels = _of_channels(e)
     unclear = [p for p in e.pairs if p.axis != "none"] if not other_routes(e) else []
-    if (fewer := fewer_keys(e)) is not None:
+    if (fewer := shorter_cache(e)) is not None:
         return fewer
     if unclear:
         names = Counter(f"{p.key[1]}: {p.axis}" for p in unclear)

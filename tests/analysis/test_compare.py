@@ -17,6 +17,7 @@ import pytest
 
 from prunescope.analysis.compare import compare, find_runs
 from prunescope.analysis.inputs.options import CompareRequest, Options
+from prunescope.analysis.report import evidence
 from prunescope.analysis.report.comparison import (
     COMPARISON_FORMATS,
     comparison_table,
@@ -26,7 +27,9 @@ from prunescope.analysis.report.comparison import (
     render_markdown,
     write_comparison,
 )
+from prunescope.analysis.report.comparison_figure import _ROWS as comparison_figure_rows
 from prunescope.analysis.report.comparison_figure import comparison_figure, plot_comparison
+from prunescope.analysis.report.pareto_figures import _ROWS as pareto_rows
 from prunescope.analysis.schema.comparison import Comparison, ComparisonRow
 from prunescope.analysis.schema.report import Ladder
 from prunescope.deliver import Delivery, deliver_all
@@ -223,6 +226,32 @@ def test_what_is_no_evidence_is_drawn_open(*, doubted: bool) -> None:
     below = bars.get_legend()
     assert below is not None
     assert ("timing not valid" in [text.get_text() for text in below.get_texts()]) == doubted
+
+
+def test_every_run_and_every_reason_of_the_figure_is_named() -> None:
+    """Rows have the names of the table; a run without a point, and all reasons, are in legends."""
+    some = rows(3, "run")
+    some[0].comparable, some[0].critical, some[0].sparsity = False, ["timing-not-valid"], {}
+    some[1].critical = ["timing-not-valid"]
+    some[2].critical, some[2].token_ids = ["timing-not-valid"], "random token ids"
+    figure = comparison_figure(some)
+    assert figure is not None
+    curves, bars = figure.axes
+    labels = [label.get_text() for label in bars.get_yticklabels()]
+    assert [label.split(":")[0] for label in labels] == [f"{one.run} decode" for one in some]
+    above, below = curves.get_legend(), bars.get_legend()
+    assert above is not None and below is not None
+    assert "unknown: run run 0 decode" in above.get_title().get_text().replace("\n", " ")
+    assert "open: timing not valid, random token ids" in [t.get_text() for t in above.get_texts()]
+    said = [text.get_text() for text in below.get_texts()]
+    assert "sides not comparable, timing not valid" in said
+    assert "timing not valid, some random token ids" in said
+
+
+def test_no_row_of_a_ledger_has_the_strokes_of_what_is_no_evidence() -> None:
+    strokes = {hatch[0] for hatch in evidence.HATCHES.values()}
+    for looks in (comparison_figure_rows.values(), (look[1:] for look in pareto_rows)):
+        assert not strokes & {hatch[0] for _, hatch in looks if hatch}
 
 
 def test_at_one_sparsity_the_promise_is_seen_too() -> None:

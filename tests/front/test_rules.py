@@ -238,3 +238,18 @@ def test_junit_skips_what_is_undecided(report: Report, tmp_path: Path) -> None:
 def test_check_in_python(report: Report) -> None:
     found = prunescope.check(report, require="prefill.realised >= 1.1")  # type: ignore[arg-type]
     assert found.passed and found and found.decided
+
+
+def test_a_time_without_an_interval_decides_nothing(report: Report) -> None:
+    """Three steps a side and no samples; FLOPs are exact. Five steps tell their own time."""
+    phase = report.phases["prefill"]
+    assert phase.ladder is not None
+    phase.ladder.realised_ci95 = phase.ladder.busy_ci95 = None
+    phase.unprofiled_ns, phase.steps = None, 3
+    rules = ("prefill.realised >= 1.1", "prefill.realised >= 50", "prefill.busy >= 0.1",
+             "prefill.wall <= 1s", "prefill.flop >= 1.1")  # fmt: skip
+    assert states(report, *rules) == ["undecided"] * 4 + ["held"]
+    (first, *_) = check_report(report, parse_rules(rules)).verdicts
+    assert "no interval" in first.why
+    phase.steps = 5
+    assert states(report, *rules[2:4]) == ["undecided", "held"]

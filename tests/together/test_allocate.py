@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,15 @@ def test_a_target_out_of_reach_is_refused_with_what_holds_it(
     said = capsys.readouterr().err
     assert "× is the most, with 1 of 3 layers left, of 1 KV head, of " in said
     assert "what holds it:" in said
+    memory = [*words[:-2], "--memory-gb", "1e-6"]
+    sizes = []
+    for dtype in ("bf16", "fp32"):
+        assert cli.main([*memory, "--dtype", dtype, "--out", str(out)]) == 2
+        said = " ".join(capsys.readouterr().err.split())
+        found = re.search(r"([\d.e-]+) GB is the least,.* lm_head stay, ([\d.e-]+) GB of it", said)
+        assert found is not None
+        sizes.append([float(found[1]), float(found[2])])
+    assert sizes[1] == pytest.approx([2 * size for size in sizes[0]], rel=0.01)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -131,7 +141,10 @@ def test_what_leaves_nothing_to_do_is_refused(
 
 
 def test_a_plan_is_one_point_of_a_sweep(model: str, tmp_path: Path) -> None:
-    prunescope.allocate(model, speedup=1.2, out=tmp_path / "plan.json", **H100)
+    """Its folder is made, before a loss is measured."""
+    made = tmp_path / "plans" / "plan.json"
+    prunescope.allocate(model, speedup=1.2, out=made, **H100)
+    made.rename(tmp_path / "plan.json")
     sweep = tmp_path / "sweep.yaml"
     sizes = "phases: [prefill]\nprompt_lens: [16]\nsparsities: [0.25, 0.5]\n"
     sweep.write_text(f"model: {model}\nfamilies: [plan.json]\n{sizes}")

@@ -22,7 +22,6 @@ from prunescope.taxonomy.run_blocks import WeightStats
 _ONE_OF_MANY = re.compile(r"(?:^|\.)experts\.(\d+)\.")
 _STACKED = 3  # dimensions of the matrices of all experts of a layer in one tensor
 _SAME = 0.01  # of the rows: a trace whose steps are cut differently has as many but for that
-_BY_ORDER = 0.8  # confidence where order alone tells which GEMM is a router's
 _ONE_SOURCE = 0.9  # confidence where either the router or the weights say it, and the other is mute
 _ROUTER_IS_WHOLE = 0.6  # confidence where the weights fell, and the router still has all outputs
 _UNEVEN = 0.7  # confidence where tokens go to another number of experts on average alone
@@ -69,8 +68,6 @@ def static_experts(e: Evidence) -> Detection | None:
         if found[-1].source != _WEIGHTS:
             return None  # a rank of several holds a part of the experts, and routes to all
         confidence = _ROUTER_IS_WHOLE
-    if e.by_order:
-        confidence = min(confidence, _BY_ORDER)
     lines = [f"fewer experts in {_layers(one)}: {one.source} {one.arrow}" for one in found]
     layers = {n for one in found for n, (old, new) in one.numbers.items() if new < old}
 
@@ -90,8 +87,6 @@ def static_topk(e: Evidence) -> Detection | None:
     fallen = [pair for pair in routes.numbers.values() if pair[1] < pair[0]]
     whole = routes.source == _PER_TOKEN and all(_is_whole(x) for pair in fallen for x in pair)
     confidence = 1.0 if whole else _UNEVEN
-    if e.by_order:
-        confidence = min(confidence, _BY_ORDER)
     line = f"fewer experts a token in {_layers(routes)}: {routes.source} {routes.arrow}"
     layers = {n for n, (old, new) in routes.numbers.items() if new < old}
 

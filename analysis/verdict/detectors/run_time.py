@@ -1,7 +1,7 @@
 """Families that skip work at run time, read back: layers, rows, keys, blocks of keys, channels.
 
-In: Evidence. Out: a Detection, or None; `fewer_keys` gives a verdict on a trace without run.json,
-in which keys that left the cache and keys that were skipped look alike.
+In: Evidence. Out: a Detection, or None; `shorter_cache` gives a verdict where no run counted keys,
+so that keys that left the cache and keys that were skipped look alike.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from prunescope.analysis.comparison.fewer_keys import fewer_keys
 from prunescope.analysis.ledger.gemms import Call, Pair
 from prunescope.analysis.schema.report import FamilyVerdict
 from prunescope.analysis.verdict.detectors import detector
@@ -23,7 +24,6 @@ from prunescope.taxonomy.words import percent
 
 _QUERY = ("q", "q_a", "q_b", "o")
 _UNITS = {"keys", "blocks"}  # what attention alone reads fewer of
-_BY_ORDER = 0.7  # where the order of kernels gives the layers
 _CONFIDENCE = 0.5  # that it is one of two families: a shorter context looks alike
 
 
@@ -40,21 +40,29 @@ def dynamic_depth(e: Evidence) -> Detection | None:
     calls = [max(layer.calls.values()) for layer in layers.values()]
     ran = f"{percent(sum(calls) / len(layers))} of the layers run in a step"
     if e.by_order:
-        # Numbered by their places in each step: a place that some steps lack is no layer that they
-        # left out. The places of all steps, and of any, are the fewest and the most that ran.
-        fewest, most = sum(map(is_one, calls)), sum(call > 0 for call in calls)
-        number = f"{fewest} to {most}" if fewest < most else f"{most}"
         line = (
-            f"{number} of {len(layers)} layers run in a step, {ran}; which ones, the order of "
-            f"kernels does not say{counted_in_words(e, 'layers')}"
+            f"{layers_that_run(e)}, {ran}; which ones, the order of kernels does not say"
+            f"{counted_in_words(e, 'layers')}"
         )
     else:
         line = (
             f"{len(skipped)} of {len(layers)} layers do not run in every step ({len(sometimes)} in "
             f"some), {ran}{counted_in_words(e, 'layers')}"
         )
-    confidence = _BY_ORDER if e.by_order else 1.0
-    return Detection([line], lambda p: float(p.key[0] in skipped), confidence, ("static-m",))
+    return Detection([line], lambda p: float(p.key[0] in skipped), explains=("static-m",))
+
+
+def layers_that_run(e: Evidence) -> str:
+    """How many layers of the dense model run, where some do not in each step, in words. By order
+    they are numbered by their places in each step, and a place that some steps lack is no layer
+    that they left out: the places of all steps, and of any, are the fewest and the most that
+    ran."""
+    calls = [max(layer.calls.values()) for layer in layer_shares(e).values()]
+    fewest, most = sum(map(is_one, calls)), sum(call > 0 for call in calls)
+    if not e.by_order:
+        return f"{fewest} of {len(calls)} layers run in every step, {most} in some"
+    number = f"{fewest} to {most}" if fewest < most else f"{most}"
+    return f"{number} of {len(calls)} layers run in a step"
 
 
 @detector("dynamic-m")
@@ -87,9 +95,10 @@ def dynamic_m(e: Evidence) -> Detection | None:
     def touches(pair: Pair) -> float:
         return float(pair.key[0] in touched and not (every and pair.key[1] in EVERY))
 
-    confidence = 1.0 if is_routed(e) or is_less(e.counted("rows")) else 0.7
+    is_counted = is_less(e.counted("rows"))
+    confidence = 1.0 if is_routed(e) or is_counted else 0.7
     explains = ("static-m", "static-nk-heads")  # gone sublayers and sequences of single steps
-    return Detection([line], touches, confidence, explains)
+    return Detection([line], touches, confidence, explains, proven=is_counted)
 
 
 def _routes_keys(e: Evidence, layers: dict[int, LayerShares]) -> bool:
@@ -136,7 +145,8 @@ def token_drop(e: Evidence) -> Detection | None:
     if late and early and max(early) < min(late) and len(late) + len(early) == len(layers):
         what = f"every GEMM sees {_rows_of_layers(layers, late)}{counted_in_words(e, 'rows')}"
         line = f"from layer {min(late)} on {what}"
-        return Detection([line], lambda p: float(p.key[0] in late))
+        is_counted = is_less(e.counted("rows"))
+        return Detection([line], lambda p: float(p.key[0] in late), proven=is_counted)
     if (left := rows_left(layers)) and left[-1] < 1 - SAME:
         return _dropped_along(layers, left)
     shorter = [n for n, x in layers.items() if attends_to_less(x)]
@@ -150,7 +160,7 @@ def token_drop(e: Evidence) -> Detection | None:
     if not is_less(e.counted("rows", any_phase=True)):
         return None
     line = f"from layer {min(shorter)} on the cache is shorter: tokens were dropped in prefill"
-    return Detection([line], of_attention(shorter))
+    return Detection([line], of_attention(shorter), proven=True)
 
 
 def _rows_of_layers(layers: Mapping[int, LayerShares], late: list[int]) -> str:
@@ -192,7 +202,7 @@ def _dropped_along(layers: Mapping[int, LayerShares], left: list[float]) -> Dete
 @detector("kv-evict")
 def kv_evict(e: Evidence) -> Detection | None:
     """No linear moved and the run counted keys that left the cache: attention of decode reads
-    fewer. (Without the count it might as well be a shorter context.)"""
+    fewer. (Without the count `shorter_cache` says so, and that it may be a shorter context.)"""
     layers = layer_shares(e)
     counted = e.counted("keys")
     if not layers or not all(x.whole for x in layers.values()) or not is_less(counted):
@@ -206,7 +216,7 @@ def kv_evict(e: Evidence) -> Detection | None:
     ]
     if shorter:
         lines.append(f"attention of {len(shorter)} of {len(layers)} layers reads fewer keys")
-    return Detection(lines, of_attention(list(layers)))
+    return Detection(lines, of_attention(list(layers)), proven=True)
 
 
 @detector("dynamic-nk")
@@ -230,7 +240,8 @@ def dynamic_nk(e: Evidence) -> Detection | None:
         f"{counted_in_words(e, 'blocks')}"
     )
     confidence = 1.0 if blocks or gathers else 0.6
-    return Detection([line], of_attention(less), confidence, ("static-nk-heads",))
+    explains = ("static-nk-heads",)
+    return Detection([line], of_attention(less), confidence, explains, proven=bool(blocks))
 
 
 @detector("dynamic-width")
@@ -263,7 +274,13 @@ def dynamic_width(e: Evidence) -> Detection | None:
         f"gathers were added{counted_in_words(e, 'channels')}"
     )
     explains = ("static-nk-mlp",)
-    return Detection([line], lambda p: float(p.key[1] in MLP_ROLES), confidence, explains)
+    return Detection(
+        [line],
+        lambda p: float(p.key[1] in MLP_ROLES),
+        confidence,
+        explains,
+        proven=e.stats_pruned is not None,
+    )
 
 
 def _weights_are_whole(e: Evidence) -> bool:
@@ -275,32 +292,37 @@ def _weights_are_whole(e: Evidence) -> bool:
     return e.stats_pruned is None or shapes(e.stats_pruned) == shapes(e.stats_dense)
 
 
-def fewer_keys(e: Evidence) -> FamilyVerdict | None:
-    """The rest of the layers keeps its keys: those with a window of their own see no more of a
-    long context than of a short one. Where all layers read fewer, the context is shorter for all
-    that a trace says."""
-    moved = [p for p in e.pairs if p.axis != "none"]
-    axis = {"qk": {"N"}, "pv": {"K"}}
-    if not moved or any(fell(p).keys() != axis.get(p.key[2], {""}) for p in moved):
+def shorter_cache(e: Evidence) -> FamilyVerdict | None:
+    """kv-evict where a decode reads fewer keys and nothing else fell: that they were not skipped,
+    and that both sides saw the same prompt, is for the reader to know. Layers with windows of
+    their own may read as many keys of a shorter prompt as before. Of a prompt, which M shows to be
+    the same, it may be either family."""
+    steps = e.units.dense.busy.shape[1] + e.units.pruned.busy.shape[1]
+    found = fewer_keys(e.pairs, steps=steps)
+    if found is None:
         return None
-    layers = {p.key[0] for p in moved}
     attending = {n for n, one in layer_shares(e).items() if one.attention is not None}
-    if None in layers or not layers < attending:
+    some = found.layers < attending
+    if not (some or (found.is_decode and found.layers == attending)):
         return None
-    first = next((p for p in moved if p.key[2] == "qk"), None)
-    if first is None or first.dense is None or first.pruned is None:
-        return None
-    before, after = (round(call.n or 0, 1) for call in (first.dense, first.pruned))
     line = (
-        f"attention of {len(layers)} of {len(attending)} layers reads fewer keys "
-        f"({before:g} → {after:g}), no linear moved: they left the cache or were "
-        "skipped; a shorter context looks the same where the other layers have a window"
+        f"attention of {len(found.layers)} of {len(attending)} layers reads fewer keys "
+        f"({found.dense:g} → {found.pruned:g}), no linear moved: they "
     )
+    either = [one.id for one in families() if _UNITS & {*one.cuts}]
+    if not found.is_decode:
+        line += "left the cache or were skipped"
+        return FamilyVerdict(
+            id="unknown", confidence=_CONFIDENCE, evidence=[line], alternatives=either
+        )
+    line += "left the cache, if both sides saw the same prompt; a shorter one looks the same"
+    line += " where the other layers have a window" * some
+    line += ", and nothing that was recorded tells which"
     return FamilyVerdict(
-        id="unknown",
+        id="kv-evict",
         confidence=_CONFIDENCE,
         evidence=[line],
-        alternatives=[one.id for one in families() if _UNITS & {*one.cuts}],
+        alternatives=[one for one in either if one != "kv-evict"],
     )
 
 

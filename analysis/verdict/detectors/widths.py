@@ -137,7 +137,7 @@ def _fewer_units(e: Evidence, *fallen: _Fallen) -> Detection:
         return moved * (1.0 - _of_stream(pair, stream))
 
     broken = tuple(one.line for one in fallen if not one.is_whole)
-    confidence = 0.6 if broken else 0.7 if e.by_order else 1.0
+    confidence = 0.6 if broken else 1.0
     return Detection([one.line for one in fallen], touches, confidence, broken=broken)
 
 

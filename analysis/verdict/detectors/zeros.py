@@ -34,6 +34,7 @@ def static_k_24(e: Evidence) -> Detection | None:
         return Detection(
             [f"{len(sparse)} GEMMs run as 2:4 sparse ones: {most_common(roles)}"],
             lambda p: float(p.axis == "2:4"),
+            proven=True,
         )
     fresh = fresh_zeros(e)
     half = [m for m in fresh if two_of_four(m)]
@@ -42,7 +43,7 @@ def static_k_24(e: Evidence) -> Detection | None:
             f"{len(half)} matrices hold 2 zeros in every 4 along K, and run on dense kernels: "
             "zeros are in dense tensors, nothing was removed"
         )
-        return Detection([line], of_roles(half))
+        return Detection([line], of_roles(half), proven=True)
     return None
 
 
@@ -57,7 +58,7 @@ def static_k_mask(e: Evidence) -> Detection | None:
         f"{percent(share, 1)} of the weights of {len(fresh)} matrices are zero in dense tensors; "
         "no dimension moved, nothing was removed"
     )
-    return Detection([line], of_roles(fresh))
+    return Detection([line], of_roles(fresh), proven=True)
 
 
 def fresh_zeros(e: Evidence) -> list[Matrix]:

@@ -322,8 +322,8 @@ def test_a_bundle_that_exists_is_replaced_only_when_asked(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("dense", "pruned", "agree", "says"),
     [
-        (91, 33, False, "do not agree with the trace: 2.76×, profiled steps 1.83× to 2.09×, more"),
-        (91, 34, True, "agree with the trace: 2.68×, profiled steps 1.83× to 2.09×; a profiled"),
+        (91, 33, False, "2.76×, more than 1.3 times of what the trace allows, 1.83× to 2.09×"),
+        (91, 34, True, "2.68×, within 1.3 times of what the trace allows, 1.83× to 2.09×; a prof"),
         (61, 61, None, "are taken on trust: the samples claim no speedup"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,13 +13,15 @@ from prunescope.analysis.comparison.differences import (
     pair_comparison,
 )
 from prunescope.analysis.comparison.other_inputs import ROWS
+from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.sentences import headline
 from prunescope.analysis.schema.pair_comparison import Difference, PairComparison
-from prunescope.analysis.schema.report import Finding, Report, from_json, to_json
+from prunescope.analysis.schema.report import Finding, Phase, Report, from_json, to_json
 from prunescope.rules import check_report, parse_rules
-from tests.analysis.finding_cases import mm, of_pair, plain
+from tests.analysis import run_folder
+from tests.analysis.finding_cases import layers, mm, of_pair, plain
 from tests.analysis.report import example
-from tests.chrome import chrome, module, step
+from tests.chrome import chrome, k, module, op, step
 
 DTYPE = Difference("dtype", "bfloat16", "float32")
 BATCH = Difference("batch", 1, 2, hides_pruning=True)
@@ -94,6 +97,61 @@ def test_a_whole_trace_against_several_steps_is_no_speedup(
 def test_one_step_compares_with_a_whole_trace(tmp_path: Path) -> None:
     phase = of_pair(tmp_path, chrome(step(0, mm())), chrome(mm()))
     assert phase.is_speedup
+
+
+def own_decode(tmp_path: Path, keys: int, **fields: Any) -> Phase:
+    """A step of one token of a user's own loop, whose cache held 256 keys, against one with fewer:
+    the run says nothing of the prompt."""
+
+    def trace(num: int) -> dict[str, Any]:
+        q, kv = [1, 4, 1, 64], [1, 4, num, 64]
+        attention = op("aten::_scaled_dot_product_flash_attention", q, kv, kv, [], [],
+                       dtype="c10::BFloat16", kernels=[k(us=20, name="flash_fwd")])  # fmt: skip
+        return layers(("self_attn", attention), ("mlp.up_proj", mm(m=1)))
+
+    def told(num: int, **more: Any) -> dict[str, Any]:
+        here = {"prompt_len": 1, "tokens_per_step": 1, "positions": [num - 1, num], "context": num}
+        return {"phase_fields": {**here, **more}}
+
+    folder = run_folder.write_pair(
+        tmp_path / "r",
+        trace(257),
+        trace(keys),
+        phase="decode",
+        dense_run=told(257),
+        pruned_run=told(keys, **fields),
+    )
+    return analyze(folder).report.phases["decode"]
+
+
+def test_fewer_keys_alone_in_a_loop_of_ones_own_compare(tmp_path: Path) -> None:
+    """257 keys against 129, as a cache that was cut leaves them."""
+    phase = own_decode(tmp_path, 129)
+    assert phase.is_speedup and phase.family is not None
+    assert (phase.family.id, phase.family.confidence) == ("kv-evict", 0.5)
+    assert "(257 → 129), no linear moved: they left the cache, if both" in headline_and_family(
+        phase
+    )
+
+
+@pytest.mark.parametrize(
+    ("keys", "fields"),
+    [
+        (300, {}),  # more keys: nothing was evicted
+        (255, {}),  # two steps earlier in one generation
+        (129, {"batch": 2}),  # another batch too
+        (129, {"prompt_len": 128}),  # a run that knows its prompt: another prompt
+    ],
+)
+def test_another_context_of_other_causes_does_not(
+    keys: int, fields: dict[str, Any], tmp_path: Path
+) -> None:
+    phase = own_decode(tmp_path, keys, **fields)
+    assert not phase.is_speedup and "context: 257 dense" in str(phase.findings)
+
+
+def headline_and_family(phase: Phase) -> str:
+    return f"{headline(phase)}. {phase.family.evidence[0] if phase.family else ''}"
 
 
 def compared(comparison: PairComparison | None, *findings: str) -> Report:

@@ -206,10 +206,55 @@ def test_a_call_that_is_interrupted_within_is_named_by_its_like(tmp_path: Path) 
         "aten::mm (unknown) takes 95.000 ms in step 0, 5.000 ms as the median of 6 calls"
     ]
     assert "cores of its own" in str(found.change)
+    invalid = finding(phase, "timing-not-valid")  # 75 %: most of the step
+    assert invalid is not None and invalid.severity == "critical"
+    assert invalid.evidence == ["interruptions hold 75 % of the step"]
     # Nine times as long is no interruption: sizes of caches, and clocks, move times so far.
     host = slow_loop(*[0] * 4)
     host.span("cpu_op", "aten::mm", 1000 + 25 * MS, 45 * MS, more=shapes)
     assert finding(phase_of(host.file(tmp_path)), "interrupted-ops") is None
+
+
+def narrowed(folder: Path, host: Host, width: int, at_ms: float) -> Path:
+    """A trace with one more product, of this width."""
+    shapes = {"Input Dims": [[64, 64], [64, width]], "Input type": ["float", "float"]}
+    host.span("cpu_op", "aten::mm", 1000 + at_ms * MS, 5 * MS, more=shapes)
+    folder.mkdir()
+    return host.file(folder)
+
+
+def test_rows_of_the_ledger_that_interruptions_and_single_gaps_make(tmp_path: Path) -> None:
+    """90 ms of one call, then a gap of 50 ms, which the pruned side alone has."""
+    shapes = {"Input Dims": [[64, 64], [64, 64]], "Input type": ["float", "float"]}
+    dense = narrowed(tmp_path / "dense", slow_loop(*[0] * 6), 128, 35)
+    host = slow_loop(*[0] * 3, 95)
+    host.span("cpu_op", "aten::mm", 1000 + 20 * MS, 95 * MS, more=shapes)
+    path = narrowed(tmp_path / "pruned", host, 64, 120)
+    (phase,) = analyze(path, baseline=dense).report.phases.values()
+    found = finding(phase, "interrupted-ops")
+    assert found is not None and found.accounts_for == {"kernel_efficiency": 90e6}
+    dense = narrowed(tmp_path / "whole", slow_loop(*[0] * 4), 128, 25)
+    path = narrowed(tmp_path / "waits", slow_loop(0, 50, 0, 0), 64, 75)
+    (phase,) = analyze(path, baseline=dense).report.phases.values()
+    found = finding(phase, "long-gap")
+    assert found is not None and found.accounts_for == {"launch_idle": 50e6}
+
+
+@pytest.mark.parametrize(("products", "apart_ms"), [(3, 115), (9, 25)])
+def test_interruptions_as_long_as_the_steps_differ_leave_no_evidence(
+    products: int, apart_ms: int, tmp_path: Path
+) -> None:
+    """One of eight dense products takes 50 ms instead of 5: 45 of a step of 150 ms."""
+    (tmp_path / "dense").mkdir()
+    dense = slow_loop(*[10] * 6)
+    shapes = {"Input Dims": [[64, 64], [64, 64]], "Input type": ["float", "float"]}
+    dense.span("cpu_op", "aten::mm", 1000 + 100 * MS, 50 * MS, more=shapes)
+    pruned = slow_loop(*[10] * (products - 1))
+    found = analyze(pruned.file(tmp_path), baseline=dense.file(tmp_path / "dense"))
+    (phase,) = found.report.phases.values()
+    assert phase.baseline is not None
+    assert phase.baseline.wall_ns - phase.wall_ns == apart_ms * 1e6
+    assert (finding(phase, "timing-not-valid") is not None) == (apart_ms < 45)
 
 
 def test_the_share_of_one_long_gap_is_that_of_the_work_it_is_named_after(tmp_path: Path) -> None:

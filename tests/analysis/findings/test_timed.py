@@ -37,7 +37,7 @@ from tests.analysis.finding_cases import (
 from tests.analysis.findings.test_left_on import FAKE, SIZE, adapted, lora
 from tests.chrome import chrome, gap, k, module, op, step
 
-TIMED = {one.id for one in registered() if one.needs_valid_times}
+TIMED = {one.id for one in registered() if one.needs_valid_times and one.severity == "critical"}
 Case = tuple[dict[str, Any], dict[str, Any], dict[str, Any]]  # dense, pruned, fields of the runs
 
 
@@ -113,3 +113,13 @@ def test_what_is_critical_by_time_is_a_warning_where_time_is_not_valid(
                        **fields)  # fmt: skip
         present(phase, name, severity)
         assert (found(phase, "timing-not-valid") is not None) == (severity == "warning")
+
+
+def test_milliseconds_of_a_ledger_are_information_where_time_is_not_valid(tmp_path: Path) -> None:
+    """A gather of 30 us that the dense model does not have."""
+    gather = op("aten::index_select", [32, 256], [], [16], kernels=[k(us=30, name="indexSelect")])
+    for disturbed, severity in ((0, "warning"), (len(MANY) // 2, "info")):
+        phase = of_run(tmp_path / severity, model(FULL), model(replace(FULL, added=(gather,))),
+                       both_placements=two_placements(disturbed), dense_samples_ns=MANY,
+                       samples_ns=MANY)  # fmt: skip
+        present(phase, "added-work", severity)

@@ -19,6 +19,7 @@ from tests.analysis.decoder import Layer, Setting, decoder
 from tests.analysis.finding_cases import (
     BF16,
     FULL,
+    MANY,
     NARROW,
     K,
     M,
@@ -33,6 +34,7 @@ from tests.analysis.finding_cases import (
     pair,
     pointwise,
     present,
+    two_placements,
 )
 from tests.analysis.run_folder import write_run
 from tests.chrome import chrome, gap, k, module, op, save, step
@@ -137,6 +139,18 @@ def test_what_shrank_by_less_is_not_called_untouched(tmp_path: Path) -> None:
     assert " in work that this pruning does not shrink and " in finding.text
     assert " in work that it shrinks by less" in finding.text
     assert any("of its time" in line for line in finding.evidence)
+    fields = {"pruning": {"method": "x", "sparsity": 0.5}, "dense_samples_ns": MANY}
+    phase = of_run(
+        tmp_path / "disturbed",
+        model(FULL, us=60),
+        model(some, us=40),
+        both_placements=two_placements(len(MANY) // 2),
+        samples_ns=MANY,
+        **fields,
+    )
+    finding = found(phase, "coverage-limited")
+    assert found(phase, "timing-not-valid") is not None and finding is not None
+    assert " ms" not in str([finding.text, *finding.evidence]) and "realised" not in finding.text
 
 
 def test_a_slow_op_without_a_role_loses_no_kernels(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.report.evidence import EARLIER_WORK, of_ledger, of_phase
 from prunescope.analysis.report.measured import bounds, idle_and_tiles
 from prunescope.analysis.schema.report import Finding, Phase, Report
 from tests.analysis.replays import replayed
@@ -68,7 +69,25 @@ def test_a_trace_that_begins_within_earlier_work(before: str, tmp_path: Path) ->
         # 30 us of kernels, and the 60 ns of the op and its launch, before it was held back
         assert "100 % of the step" in earlier.text
         assert "a step takes 0.030 ms" in earlier.text.replace("30.1 µs", "0.030 ms")
-        assert any("at its very beginning" in warning for warning in report.warnings)
+        assert any("(finding earlier-work)" in warning for warning in report.warnings)
+        assert not any(earlier.text in warning for warning in report.warnings)  # told once
+
+
+def test_a_pair_in_which_both_traces_begin_within_earlier_work(tmp_path: Path) -> None:
+    """50 ms of nothing in both, and kernels of 10 + 20 ms against 10 + 10: 1.14× of the walls,
+    1.50× without it."""
+    paths = []
+    for name, us in (("d", 20_000), ("p", 10_000)):
+        slow, last = (op("aten::mm", [64, 64], [64, n], kernels=[k(us=us_)])
+                      for n, us_ in ((64, 10_000), (us // 100, us)))  # fmt: skip
+        trace = chrome(step(0, MM, gap(us=50_000, launch=True), slow, last))
+        paths.append(save(on_stream(trace, 9, first=1), tmp_path / f"{name}.json"))
+    phase = phase_of(analyze(paths[1], baseline=paths[0]).report)
+    assert phase.ladder is not None and round(phase.ladder.realised, 2) == 1.14
+    first = phase.summary.split(". ")[0]
+    assert "62 % of the dense step and 71 % of the pruned step is earlier work" in phase.summary
+    assert "without it 30.01" in phase.summary and "1.50×" in phase.summary, first
+    assert EARLIER_WORK in of_phase(phase) and EARLIER_WORK in of_ledger(phase)
 
 
 @pytest.mark.parametrize("name", [DECODE, "mi300x_sglang_qwen3-8b_prefilldecode.json.gz"])

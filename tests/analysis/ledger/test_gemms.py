@@ -212,6 +212,41 @@ def test_two_gemms_that_are_no_rank(a: Gemm, b: Gemm) -> None:
     assert pairs[1].axis == "added"
 
 
+IN, OUT, UP, DOWN = (Gemm(64, n, k) for n, k in ((384, 128), (128, 160), (512, 128), (128, 512)))
+HEAD = Gemm(8, 10, 128)
+
+
+@pytest.mark.parametrize(
+    ("dense", "pruned", "axes"),
+    [
+        # a layer of two is gone: the head is no projection of the second one
+        ([IN, OUT, UP, DOWN] * 2 + [HEAD], [IN, OUT, UP, DOWN, HEAD], ["none"] * 5 + ["gone"] * 4),
+        # the same, and `up` of what is left is narrower
+        ([IN, OUT, UP, DOWN] * 2 + [HEAD], [IN, OUT, Gemm(64, 500, 128), DOWN, HEAD],
+         ["none", "none", "N", "none", "none"] + ["gone"] * 4),
+        # as many, in another order
+        ([IN, OUT, DOWN], [OUT, IN, DOWN], ["none", "added", "none", "gone"]),
+        # every one is narrower, in as many places
+        ([IN, DOWN], [Gemm(64, 192, 64), Gemm(64, 64, 256)], ["NK", "NK"]),
+        # nothing in common, and not as many
+        ([IN], [Gemm(64, 10, 20), Gemm(64, 30, 40)], ["added", "added", "gone"]),
+    ],
+)  # fmt: skip
+def test_gemms_without_a_role_pair_by_order_and_size(
+    dense: list[Gemm], pruned: list[Gemm], axes: list[str]
+) -> None:
+    sides = [
+        {(None, "unknown", "other", i): call(gemm) for i, gemm in enumerate(side)}
+        for side in (dense, pruned)
+    ]
+    pairs = pair_calls(*sides)
+    assert sorted(p.axis for p in pairs) == sorted(axes)
+    for one in pairs:
+        if one.axis == "none":
+            assert one.dense is not None and one.pruned is not None
+            assert one.dense.gemm == one.pruned.gemm
+
+
 def test_rows_gather_layers_of_one_make() -> None:
     def keyed(n: int, layers: range) -> dict[tuple[int | None, str, str, int], Call]:
         return {(i, "up", "gate_up", 0): call(Gemm(64, n, 96), layer=i) for i in layers}

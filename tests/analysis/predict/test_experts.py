@@ -141,6 +141,40 @@ def test_counts_of_a_file(tmp_path: Path) -> None:
         read_routing(str(tmp_path))
 
 
+def test_few_picks_are_an_estimate_and_say_so(tmp_path: Path) -> None:
+    """Three tokens to 8 of 128 experts pick 24: an expert that was not picked may be chosen. Its
+    share is 1 of 24 + 128, that of one picked three times 4 of them."""
+    picked = [3] * 8 + [0] * 120
+    run = tmp_path / "run.json"
+    run.write_text(json.dumps({"routing": {"decode": {"0": picked}}}), "utf-8")
+    few = {"batch": 64, "routing": str(tmp_path)}
+    weights = read_routing(str(tmp_path)).weights("decode", 128)[0]
+    assert weights == (*[4] * 8, *[1] * 120)
+    found = ask(**few)
+    shares = [8 * weight / 152 for weight in weights]
+    distinct = sum(1 - (1 - share) ** 64 for share in shares)
+    assert found["baseline"]["experts"]["distinct"] == pytest.approx(distinct)
+    # The range counts an uneven router, as without any counts.
+    low, high = found["predicted"]["execution"]["range"]
+    wide = ask(batch=64)["predicted"]["execution"]["range"]
+    assert high / low == pytest.approx(wide[1] / wide[0], rel=0.01)
+    answer = prunescope.predict(**{**QWEN, **DROPPED, **few, "phase": "decode"})
+    (caveat,) = answer["warnings"]
+    assert "counts 24 picks a layer in decode, fewer than 8 an expert" in caveat
+    assert any("as often as in run.json (24 picks a layer)" in t for t in answer["assumed"])
+    # Shares that sum up to 1 are no counts: nothing says that they are few.
+    run.write_text(json.dumps({"routing": {"decode": {"0": [1 / 128] * 128}}}), "utf-8")
+    assert prunescope.predict(**{**QWEN, **DROPPED, **few, "phase": "decode"})["warnings"] == []
+
+
+def test_experts_of_random_token_ids_have_a_caveat(tmp_path: Path) -> None:
+    held = {"routing": {"decode": {"0": [99] * 128}}, "inputs": {"source": "random token ids"}}
+    (tmp_path / "run.json").write_text(json.dumps(held), "utf-8")
+    answer = prunescope.predict(**{**QWEN, **DROPPED}, phase="decode", routing=str(tmp_path))
+    (caveat,) = answer["warnings"]
+    assert "counts the experts of random token ids: your text chooses other ones" in caveat
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [

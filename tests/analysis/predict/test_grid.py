@@ -76,6 +76,12 @@ def test_widths_that_are_not_aligned_have_a_caveat() -> None:
     assert ask(method="token-drop", sparsity=0.3, phase="prefill")["warnings"] == []
 
 
+def test_experts_of_a_router_are_no_width_to_align() -> None:
+    asked = {"model": "mixtral-8x7b", "method": "static-experts", "sparsity": 0.5}
+    warnings = ask(**asked, phase="decode")["warnings"]
+    assert not [text for text in warnings if text.startswith("widths")]
+
+
 def test_a_grid_holds_every_point_as_a_single_request_gives_it() -> None:
     grid = ask()
     assert [(p["method"], p["sparsity"]) for p in grid["points"]] == [

@@ -218,6 +218,13 @@ def test_a_figure_is_shown_or_its_absence_told(
     assert ("Package prunescope Warning" in log) is (shown is None)
 
 
+def test_a_long_model_name_is_cut_before_the_phase() -> None:
+    report = example.two_phases()
+    report.subject = {**report.subject, "model": "a" * 90, "method": "static-m"}
+    title = titles.of_what(report, "prefill", 55)
+    assert len(title) == 55 and title.endswith("a…, static-m, prefill")
+
+
 @pytest.mark.parametrize("no_family", ["outside", "unknown"])
 def test_what_is_no_family_is_no_word_of_a_title(no_family: str) -> None:
     report = example.two_phases()

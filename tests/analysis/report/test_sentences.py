@@ -298,6 +298,19 @@ def test_an_interval_that_says_nothing_is_left_out_and_drawn_nowhere() -> None:
     assert -1e3 < low < high < 1e3  # ms
 
 
+def test_the_terminal_names_intervals_that_it_leaves_out() -> None:
+    """In the ladder and in the ledger."""
+    report = example.two_phases()
+    phase = report.phases["prefill"]
+    assert phase.ladder is not None
+    said = "intervals too wide to be of use are not shown"
+    assert said not in " ".join(in_terminal(report).split())
+    phase.ladder.realised_ci95 = [0.01, 186.0]
+    for row in phase.ledger or []:
+        row.ci95 = [-2e17, 2e17]
+    assert " ".join(in_terminal(report).split()).count(said) >= 2
+
+
 # Every MLP is half as wide; attention stays.
 HALF = replace(FULL, f=FULL.f // 2)
 

@@ -233,6 +233,29 @@ def test_two_linears_through_a_rank_have_the_role_of_the_one_they_replace(tmp_pa
     assert rows["role"].to_list() == [*twice, "down"]
 
 
+def test_a_linear_with_its_adapter_in_a_class_of_its_own_is_no_q_k_and_v(tmp_path: Path) -> None:
+    """LoRA on q, v and up, its linears in either order: q, k and v share their inputs."""
+    rank, numbers = 8, iter(range(100))
+
+    def linear(n: int, kk: int) -> Any:
+        return nn(f"Linear_{next(numbers)}", mm(n, kk))
+
+    def lora(i: int, n: int, kk: int, *, last: bool = False) -> Any:
+        pair, whole = [linear(rank, kk), linear(n, rank)], [linear(n, kk)]
+        items = [*pair, *whole] if last else [*whole, *pair]
+        return nn(f"LoRA_{i}", *items[:1], nn(f"Dropout_{i}", add()), *items[1:])
+
+    layer = nn(
+        "LlamaDecoderLayer_0",
+        nn("LlamaAttention_0", lora(0, Q, H), linear(KV, H), lora(1, KV, H, last=True),
+           attention(), linear(H, Q)),
+        nn("LlamaMLP_0", lora(2, F, H), nn("GELU_0", add()), linear(H, F)),
+    )  # fmt: skip
+    rows = frame(pytorch(chrome(layer)), tmp_path).filter(pl.col("kind") == "gemm")
+    pair = ["adapter"] * 2
+    assert rows["role"].to_list() == ["q", *pair, "k", *pair, "v", "o", "up", *pair, "down"]
+
+
 def test_two_linears_in_the_only_module_of_an_mlp_are_its_own(tmp_path: Path) -> None:
     inner = nn("Inner_0", nn("Linear_0", mm(F, H)), nn("Linear_1", mm(H, F)))
     layer = nn("Block_0", nn("LlamaAttention_0", attention()), nn("LlamaMLP_0", inner))
@@ -291,3 +314,24 @@ def test_linears_by_the_class_of_their_parents(
     ]
     rows = frame(pytorch(chrome(nn("Model_0", nn("TimesformerLayer_0", *parts)))), tmp_path)
     assert rows["role"].to_list() == want
+
+
+@pytest.mark.parametrize(("width", "told"), [(H, False), (H // 2, True)])
+def test_heads_of_two_widths_are_of_two_models(width: int, told: bool, tmp_path: Path) -> None:
+    """A target of two layers and its draft of one."""
+
+    def model(number: int, first: int, layers: int, h: int) -> Any:
+        inner = [
+            nn(f"LlamaDecoderLayer_{i}",
+               nn(f"LlamaAttention_{i}", *(nn(f"Linear_{4 * i + j}", mm(h, h)) for j in range(4))))
+            for i in range(first, first + layers)
+        ]  # fmt: skip
+        return nn(f"LlamaForCausalLM_{number}", *inner, nn(f"Linear_{90 + number}", mm(100, h)))
+
+    embed = op("aten::embedding", [100, H], [T], kernels=[k(us=1, name="indexSelect")])
+    whole = chrome(embed, model(0, 0, 2, H), model(1, 2, 1, width))
+    (phase,) = analyze(save(pytorch(whole), tmp_path / "t.json")).report.phases.values()
+    lines = [line for line in phase.notes if "several models" in line]
+    assert len(lines) == told
+    if told:
+        assert f"read states of the widths {H} (layers: 2), {width} (layers: 1);" in lines[0]

@@ -1,0 +1,86 @@
+"""Another number of keys alone: decode steps in which attention reads fewer, and nothing else fell.
+
+In: GEMM pairs of both sides, and what both manifests say. Out: FewerKeys, or None; whether another
+context of two manifests is that. Evicting keys from the cache leaves two sides like that, and so
+does a shorter prompt: the steps do not show which, so they compare and the words say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from prunescope.analysis.inputs.side import SidePhase
+from prunescope.analysis.ledger.gemms import Pair
+from prunescope.taxonomy.gemm import Gemm
+from prunescope.taxonomy.run import PhaseRun
+
+# A decode step reads one key more than the one before. Two captures of one generation that begin a
+# few steps apart, after other warm-ups, differ by less than this share of a prompt worth evicting.
+_LEAST = 0.05
+
+
+@dataclass(frozen=True)
+class FewerKeys:
+    """The most keys that a query reads on either side, in the layers that read fewer."""
+
+    dense: float
+    pruned: float
+    layers: frozenset[int]
+    is_decode: bool  # one query: else another length would be another M of every linear
+
+
+def fewer_keys(pairs: Sequence[Pair], *, steps: int) -> FewerKeys | None:
+    """What attention reads less of, where N of its Q·Kᵀ and K of its P·V fell and every other
+    product is as large as before. `steps`: of both sides together, each of which adds a key in
+    decode: fewer keys than those may be other steps of one generation."""
+    moved = [one for one in pairs if one.axis != "none"]
+    read = [_keys(one) for one in moved]
+    layers = {one.key[0] for one in moved}
+    known = [one for one in read if one is not None]
+    if not moved or len(known) < len(read) or None in layers:
+        return None
+    dense, pruned = max(known, key=lambda one: one[0] - one[1])
+    is_decode = all(one.dense is not None and one.dense.m == 1 for one in moved)
+    if is_decode and dense - pruned <= max(steps, _LEAST * dense):
+        return None
+    numbers = frozenset(layer for layer in layers if layer is not None)
+    return FewerKeys(dense, pruned, numbers, is_decode)
+
+
+def _keys(pair: Pair) -> tuple[float, float] | None:
+    """The keys of a product of attention, dense and pruned; None where anything else
+    is another one, or no size is known."""
+    old, new = (None if call is None else call.gemm for call in (pair.dense, pair.pruned))
+    if old is None or new is None:
+        return None
+    sizes = {"qk": (old.n, new.n), "pv": (old.k, new.k)}.get(pair.key[2])
+    if sizes is None or not 0 < sizes[1] < sizes[0]:
+        return None
+    same = (
+        Gemm(old.m, new.n, old.k, old.batch)
+        if pair.key[2] == "qk"
+        else Gemm(old.m, old.n, new.k, old.batch)
+    )
+    return sizes if same == new else None
+
+
+def is_context_of_fewer_keys(dense: SidePhase, pruned: SidePhase, pairs: Sequence[Pair]) -> bool:
+    """Whether another context of two manifests is fewer keys alone. Code of one's own records the
+    tokens of a step and what its cache holds, and no prompt: a cache that was cut looks like one
+    of a shorter prompt. A run of `prunescope trace` records its prompt, so that another context is
+    another position in it."""
+    old, new = dense.run, pruned.run
+    if old is None or new is None or not (_records_no_prompt(old) and _records_no_prompt(new)):
+        return False
+    steps = dense.kernels.num_steps + pruned.kernels.num_steps
+    found = fewer_keys(pairs, steps=steps)
+    return new.context < old.context and found is not None and found.is_decode
+
+
+def _records_no_prompt(run: PhaseRun) -> bool:
+    """Whether what the manifest has for a prompt is the tokens of a step, behind those in the
+    cache."""
+    first, last = run.positions[0], run.positions[-1]
+    step = run.batch * run.prompt_len
+    return first > 0 and last - first == run.prompt_len and run.tokens_per_step == step
