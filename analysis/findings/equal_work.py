@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from prunescope.analysis.findings.context import Context
+from prunescope.analysis.findings.context import Context, communication
 from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.ledger.gemms import Call
@@ -25,6 +25,7 @@ _HOLDS = 0.1  # of the difference: a smaller ledger row is not named
 _APART = 3.0
 _SHARE = 0.01  # of the longer step: less time is not worth a sentence
 _KERNELS = "other kernels, clocks, device, contention or overlap"
+_COMMUNICATION = "its links, or waits for other ranks"
 # Ledger row -> its name, and what moves it where no shape moved.
 _ROWS = {
     "kernel_efficiency": ("kernel efficiency", _KERNELS),
@@ -42,7 +43,7 @@ def unexplained_difference(c: Context) -> Found | None:
     if not c.phase.is_speedup:
         return None  # a setting that differs is the reason: not-comparable says which
     rows = _rows(c)
-    named = [(*_ROWS[row.row], ms(row.moves_ns)) for row in rows]
+    named = [_named(row) for row in rows]
     held = ", ".join(f"{name} {ns} ({why})" for name, why, ns in named)
     differ = f"no shape moved, and the two runs differ by {ladder.realised:.2f}×"
     return Found(
@@ -53,6 +54,14 @@ def unexplained_difference(c: Context) -> Found | None:
         change="compare clocks, device, library versions and what else ran, and capture both in "
         "one session, in turns",
     )
+
+
+def _named(row: Row) -> tuple[str, str, str]:
+    """A ledger row, what moves it, and its time; communication alone where that is most of it."""
+    comm = communication(row)
+    if abs(comm.moves_ns) > _MOST * abs(row.moves_ns):
+        return "communication", _COMMUNICATION, ms(comm.moves_ns)
+    return (*_ROWS[row.row], ms(row.moves_ns))
 
 
 def _rows(c: Context) -> list[Row]:

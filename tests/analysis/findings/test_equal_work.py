@@ -12,7 +12,7 @@ from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.sentences import headline
 from tests.analysis.finding_cases import FULL, found, layers, mm, model, of_pair, present
-from tests.chrome import chrome, k, step
+from tests.chrome import chrome, k, module, op, step
 
 OTHER, OUTLIER = "unexplained-difference", "gemm-outlier"
 
@@ -107,3 +107,16 @@ def test_gemms_that_changed_alike_or_little_are_no_outliers(
         return chrome(step(0, *[mm(us=one, n=4096 + 64 * i) for i, one in enumerate(times)]))
 
     assert found(of_pair(tmp_path, steps_of((40, 40, 40)), steps_of(us)), OUTLIER) is None
+
+
+def test_communication_that_takes_longer_is_named(tmp_path: Path) -> None:
+    """A GEMM of 100 us and an all-reduce of 20 us, which becomes one of 120."""
+
+    def rank(us: float) -> dict[str, Any]:
+        reduce = op("nccl:all_reduce", [64], kernels=[k(us=us, name="ncclDevKernel_AllReduce_Sum")])
+        return chrome(*[step(i, module("model.layers.0.mlp.up_proj", mm()), reduce)
+                        for i in range(3)])  # fmt: skip
+
+    finding = found(of_pair(tmp_path, rank(20), rank(120)), OTHER)
+    assert finding is not None
+    assert "communication 100.0 µs (its links, or waits for other ranks)" in finding.text
