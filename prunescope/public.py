@@ -327,9 +327,7 @@ class Pareto(pareto_schema.Pareto, kw_only=True, dict=True):
         return pareto_summary(self)
 
     def _repr_html_(self) -> str:
-        from prunescope.analysis.report.notebook import render_sheet
-
-        return render_sheet(self.__rich__())
+        return _html(self.__rich__())
 
 
 class Reproduction(reproduction_schema.Reproduction, kw_only=True, dict=True):
@@ -399,9 +397,7 @@ class Reproduction(reproduction_schema.Reproduction, kw_only=True, dict=True):
         return reproduction(self)
 
     def _repr_html_(self) -> str:
-        from prunescope.analysis.report.notebook import render_sheet
-
-        return render_sheet(self.__rich__())
+        return _html(self.__rich__())
 
 
 class Prediction(dict[str, Any]):
@@ -477,9 +473,7 @@ class Prediction(dict[str, Any]):
         return prediction(self)
 
     def _repr_html_(self) -> str:
-        from prunescope.analysis.report.notebook import render_sheet
-
-        return render_sheet(self.__rich__())
+        return _html(self.__rich__())
 
 
 class AllocationPlan(PlanOfLayers, kw_only=True, dict=True):
@@ -567,9 +561,7 @@ class AllocationPlan(PlanOfLayers, kw_only=True, dict=True):
         return plan_sheet(self, where, model=model)
 
     def _repr_html_(self) -> str:
-        from prunescope.analysis.report.notebook import render_sheet
-
-        return render_sheet(self.__rich__())
+        return _html(self.__rich__())
 
 
 _PICTURES = ("png", "pdf", "svg")
@@ -599,6 +591,12 @@ def _same_fields(value: msgspec.Struct, kind: type[T]) -> T:
 def _plain(value: msgspec.Struct) -> dict[str, Any]:
     plain: dict[str, Any] = msgspec.to_builtins(value)
     return plain
+
+
+def _html(view: Sheet) -> str:
+    from prunescope.analysis.report.notebook import render_sheet
+
+    return render_sheet(view)
 
 
 def _print(view: RenderableType) -> None:

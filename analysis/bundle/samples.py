@@ -12,15 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from prunescope.analysis.schema.report import Phase, Report
+from prunescope.analysis.schema.report import MUCH_SLOWED, Phase, Report
 from prunescope.analysis.schema.sides import Totals
 
-# How many times the two speedups may be apart. The profiler slows two models unequally: in 57
-# captures on CPUs whose report called the times valid and claimed a speedup (1 to 64 profiled
-# steps), the ratio of pruned to dense overhead lay between 0.66 and 1.22, and with the intervals of
-# samples and steps none was further apart than this. `profiler-overhead` warns from the same
-# number on.
-MOST_APART = 1.3
 _MOST_STEPS = (10, 90)  # percentiles of the profiled steps: one odd step is not the phase
 
 
@@ -50,8 +44,8 @@ def _judged(phase: Phase, dense_ratio: float | None) -> dict[str, Any]:
         "profiled": [low, high],
     }
     why = not_judged = _not_judged(phase)
-    apart = ends[1] < low / MOST_APART or ends[0] > high * MOST_APART
-    why = why or f"{'more than' if apart else 'within'} {MOST_APART:g} times"
+    apart = ends[1] < low / MUCH_SLOWED or ends[0] > high * MUCH_SLOWED
+    why = why or f"{'more than' if apart else 'within'} {MUCH_SLOWED:g} times"
     return {"speedup": speedup, "agree": None if not_judged else not apart, "why": why}
 
 
@@ -66,7 +60,7 @@ def _not_judged(phase: Phase) -> str | None:
 def allowed(phase: Phase, dense: Totals) -> tuple[float, float]:
     """The least and the largest speedup that the profiled steps allow.
 
-    On a CPU the profiler slows all work, on both sides alike within `MOST_APART`. On a device it
+    On a CPU the profiler slows all work, on both sides alike within `MUCH_SLOWED`. On a device it
     slows the host and no kernel: an unprofiled step takes at least the time of its kernels and at
     most that of a profiled step, so that one side may be slowed more where the host sets its pace.
     """

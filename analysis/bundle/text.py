@@ -11,11 +11,10 @@ import json
 from collections.abc import Iterator, Mapping
 
 from prunescope.analysis.bundle.anonymise import of_families
-from prunescope.analysis.bundle.samples import MOST_APART
 from prunescope.analysis.report import measured, sentences
 from prunescope.analysis.report.escape import markdown, markdown_code
 from prunescope.analysis.report.titles import phase_slugs
-from prunescope.analysis.schema.report import Phase, Report
+from prunescope.analysis.schema.report import MUCH_SLOWED, Phase, Report
 from prunescope.taxonomy.formats import plain
 from prunescope.taxonomy.run import Run
 
@@ -50,7 +49,7 @@ def _readme(
     yield ""
     yield "Unprofiled samples, which the realised speedup is computed from, are in run.json and in"
     yield "no trace: the traces hold other steps, the profiled ones. `verify` fails where the two"
-    yield f"speedups are more than {MOST_APART:g} times apart, and else takes run.json on trust."
+    yield f"speedups are more than {MUCH_SLOWED:g} times apart, and else takes run.json on trust."
     yield ""
     yield "## Claims, and what rebuilds each"
     yield ""

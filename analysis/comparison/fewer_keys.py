@@ -50,7 +50,7 @@ def fewer_keys(pairs: Sequence[Pair], *, steps: int) -> FewerKeys | None:
 
 def _keys(pair: Pair) -> tuple[float, float] | None:
     """The keys of a product of attention, dense and pruned; None where anything else
-    is another one, or no size is known."""
+    differs, or no size is known."""
     old, new = (None if call is None else call.gemm for call in (pair.dense, pair.pruned))
     if old is None or new is None:
         return None

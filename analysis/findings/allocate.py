@@ -11,7 +11,6 @@ import shlex
 import polars as pl
 
 from prunescope.analysis.findings.context import Context
-from prunescope.analysis.findings.trust import timing_not_valid
 from prunescope.analysis.ledger.experts import EXPERTS
 from prunescope.taxonomy.plan import PHASES
 from prunescope.taxonomy.scrub import scrub
@@ -37,7 +36,7 @@ def allocation(c: Context) -> str:
     command, folder = _command(c, promised)
     advice = f"; `{command}` ({folder}) decides what each layer keeps"
     whole, stays = outside + inside, inside / len(layers)
-    if timing_not_valid(c) is not None:
+    if c.is_disturbed:
         return advice  # the limit would be one of times that are no evidence
     most = whole / (outside + stays)
     limit = (

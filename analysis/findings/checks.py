@@ -18,14 +18,17 @@ from prunescope.analysis.findings.registry import (
     Severity,
     registered,
 )
-from prunescope.analysis.schema.report import INVALID_TIMES, Finding
+from prunescope.analysis.schema.report import INVALID_TIMES, NOT_VALID, Finding
 
 
 def find(context: Context) -> list[Finding]:
     """All findings of a phase, most severe first."""
+    known = registered()
+    disturbed = next(one.check(context) for one in known if one.id == NOT_VALID)
+    context = replace(context, is_disturbed=disturbed is not None)
     applicable = [
         one
-        for one in registered()
+        for one in known
         if not (one.compares and not context.phase.shows_pruning)
         # Idle time is meaningless during graph capture.
         and not (one.needs_one_clock and context.kernels.is_captured)

@@ -32,7 +32,8 @@ class Context:
     `phase`: the report's, without findings; `detections`: the families that the verdict saw;
     `untouched`: the (role, class) of work that the pruning does not shrink; `regrouped`: of
     work that fewer matrices do, no less of it; `explained`: what the
-    findings so far explain, for those that read findings.
+    findings so far explain, for those that read findings; `is_disturbed`: the finding
+    timing-not-valid applies.
     """
 
     phase: Phase
@@ -45,6 +46,7 @@ class Context:
     untouched: frozenset[tuple[str, str]] = frozenset()
     regrouped: frozenset[tuple[str, str]] = frozenset()
     explained: frozenset[str] = frozenset()
+    is_disturbed: bool = False
 
     @property
     def name(self) -> str:

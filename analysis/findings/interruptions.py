@@ -11,11 +11,10 @@ from prunescope.analysis.findings.context import Context
 from prunescope.analysis.findings.host import SOME
 from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.kernels.frame import Kernels
+from prunescope.analysis.timeline.first_calls import FAR
 from prunescope.taxonomy.words import ms, percent, shortened
 
-# As for stalled calls of the host: times the median of the calls of one op and size, of how many
-# calls, and ns, from which no busy core explains it.
-_FAR, _FEW, _LONG = 10, 4, 1_000_000
+_FEW, _LONG = 4, 1_000_000  # calls of one op and size; ns from which no busy core explains it
 _LINES = 3
 _MOST = 0.5  # of a step: from there on it shows what stopped the process, and not its work
 CORES = (
@@ -71,7 +70,7 @@ def interrupted(kernels: Kernels) -> pl.DataFrame | None:
         .filter(
             (pl.col("calls") >= _FEW)
             & (pl.col("busy") >= _LONG)
-            & (pl.col("busy") >= _FAR * pl.col("usual"))
+            & (pl.col("busy") >= FAR * pl.col("usual"))
         )
         .with_columns(over=pl.col("busy") - pl.col("usual"))
         .sort("over", descending=True)

@@ -19,7 +19,6 @@ from prunescope.analysis.findings.host import long_gaps
 from prunescope.analysis.findings.interruptions import CORES, interrupted_ns
 from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.findings.shape import nearest_dimension
-from prunescope.analysis.findings.trust import timing_not_valid
 from prunescope.analysis.kernels.frame import PRODUCTS
 from prunescope.analysis.kernels.idle import cause_sums
 from prunescope.analysis.kernels.replay import LEAST
@@ -94,7 +93,7 @@ def coverage_limited(c: Context) -> Found | None:
         where = f"{whole}{ms(some)} in work that it shrinks by less"
     net = f"; other work shrank more and offsets {ms(more)}" if has_both else ""
     saving = "promised saving" if c.phase.sparsity.get("nominal") else "saving that its FLOPs allow"
-    if timing_not_valid(c) is not None:
+    if c.is_disturbed:
         return Found(
             text=f"part of the {saving} is missed in work that this pruning does not shrink, or "
             "shrinks by less; how much is not known, as the timing is not valid",
@@ -238,7 +237,7 @@ def roofline_shift(c: Context) -> Found | None:
     ladder = c.phase.ladder
     if ladder is not None and ladder.flop is not None and ladder.flop <= 1 + _SAME:
         return None  # FLOPs did not fall, so no bytes stayed behind
-    is_valid = timing_not_valid(c) is None
+    is_valid = not c.is_disturbed
     lost = ms(row.moves_ns) if is_valid else "part"
     return Found(
         text=f"FLOPs fall more than bytes: {lost} of the saving is lost to memory traffic",
@@ -258,7 +257,7 @@ def slower_kernels(c: Context) -> Found | None:
     row = without_communication(c.row("kernel_efficiency"))
     if row is None or row.moves_ns <= 0 or not is_significant(row, of=c.baseline_ns, share=_MUCH):
         return None
-    if not c.kernels.on_device and timing_not_valid(c) is not None:
+    if not c.kernels.on_device and c.is_disturbed:
         return None  # what disturbed the samples of a CPU disturbed its ops too
     lost = [p for p in row.parts if p.ns > 0]
     parts = ([p for p in lost if is_beyond_noise(p)] or lost)[:4]

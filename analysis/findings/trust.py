@@ -19,6 +19,7 @@ from prunescope.analysis.inputs.side import Side
 from prunescope.analysis.kernels.frame import PRODUCTS
 from prunescope.analysis.ledger.gemms import Pair
 from prunescope.analysis.schema.report import (
+    MUCH_SLOWED,
     NOT_VALID,
     UNCERTAIN_CONFIG,
     Ladder,
@@ -32,7 +33,6 @@ from prunescope.taxonomy.run import RECORDER, PhaseRun
 from prunescope.taxonomy.run_blocks import Pruning
 from prunescope.taxonomy.words import ms, percent, shortened
 
-_OVERHEAD = 1.3  # profiled ÷ unprofiled time worth a finding
 _WIDE = 0.5  # 10th to 90th percentile ÷ median from which samples are too wide
 _FEW = 3  # samples; fewer have no percentiles
 _ROUNDED = 1.005  # times a bound: less prints as the bound
@@ -187,8 +187,8 @@ def profiler_overhead(c: Context) -> Found | None:
     if ratio is None:
         return None
     dense = c.phase.baseline.observer_ratio if c.phase.baseline else None
-    unequal = dense is not None and max(ratio, dense) > _OVERHEAD * min(ratio, dense)
-    if ratio < _OVERHEAD and not unequal:
+    unequal = dense is not None and max(ratio, dense) > MUCH_SLOWED * min(ratio, dense)
+    if ratio < MUCH_SLOWED and not unequal:
         return None
     other = f" (dense: {dense:.2f}×)" if dense is not None else ""
     by_recorder = c.side.run is not None and c.side.run.model.source == RECORDER
@@ -273,7 +273,7 @@ def above_bound(c: Context) -> Found | None:
         if row.moves_ns <= _NAMED * total and is_beyond_noise(row)
     ]
     why = "; ".join(why for why, _ in reasons) or "no ledger row beyond twice its noise explains it"
-    if timing_not_valid(c) is not None:
+    if c.is_disturbed:
         why, reasons = "the times of this run are not valid, which may be the whole reason", []
     return Found(
         text=f"realised {ladder.realised:.2f}× is {percent(share)} of the {name} bound: {why}",

@@ -28,7 +28,7 @@ from prunescope.analysis.kernels.host_calls import (
 from prunescope.analysis.ops.kind import MATMUL_KINDS, kind_of, op_kind
 from prunescope.analysis.timeline.correlate import launch_of, taken
 from prunescope.analysis.timeline.engines import engine_step
-from prunescope.analysis.timeline.first_calls import UnusualCalls
+from prunescope.analysis.timeline.first_calls import FAR, UnusualCalls
 from prunescope.analysis.timeline.intervals import Spans, cover
 from prunescope.analysis.timeline.link import Linked
 from prunescope.analysis.timeline.pauses import BETWEEN_OPS
@@ -361,7 +361,7 @@ _LONG_OP = 1_000_000  # ns: no op takes so long to dispatch
 # What the host was in, where that is no reason for a gap: a call that usually takes a small part of
 # this time, so that the host was interrupted in it; one that holds the work behind the gap too.
 INTERRUPTED, AROUND = "interrupted", "around"
-_FAR, _FEW = 10, 3  # times the median of a name, and of how many others; as for stalled calls
+_FEW = 3  # others of a name, from which on there is a median
 
 
 def host_activities(
@@ -413,7 +413,7 @@ def _is_far_above(trace: Trace, ids: list[int], ns: int) -> bool:
     nothing is known."""
     tables = (trace.ops, trace.annotations, trace.frames)
     all_ns = np.concatenate([t["dur"][np.isin(t["name"], ids)] for t in tables])
-    return len(all_ns) > _FEW and ns >= max(_LONG_OP, _FAR * float(np.median(all_ns)))
+    return len(all_ns) > _FEW and ns >= max(_LONG_OP, FAR * float(np.median(all_ns)))
 
 
 def _blocked(blocks: Table, thread: int, begin: int, end: int) -> int:

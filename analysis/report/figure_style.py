@@ -38,6 +38,7 @@ _METADATA: dict[str, dict[str, str | None]] = {
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
 MARKERS = "osD^"
 THIN = 0.6
+EDGE: dict[str, Any] = {"edgecolor": "black", "linewidth": 0.4}  # of bars and their keys
 _LETTER_WIDTH, _MARK_WIDTH = 0.05, 0.33  # inches in a legend
 
 

@@ -281,7 +281,7 @@ _SPLIT = {
 
 
 def _is_split(gemm: GemmRow, group: str) -> bool:
-    # Attention whose place is another role's (computed again in a backward pass) has no such group.
+    # Attention in the place of another role (computed again in a backward pass) has no such group.
     of_experts = gemm.role == "experts" and gemm.group not in ("qk", "pv")
     return gemm.split and ("down" if of_experts else "pv") == group
 

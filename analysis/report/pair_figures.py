@@ -15,6 +15,7 @@ from prunescope.analysis.report import evidence, ledger_view, numbers
 from prunescope.analysis.report.figure_style import (
     BOUND,
     COLOURS,
+    EDGE,
     REALISED,
     ground,
     hatch_of,
@@ -51,8 +52,7 @@ def ladder_figure(phase: Phase, name: str, *, title: str = "") -> Figure | None:
                 0.68,
                 color=BOUND if i not in measured else _UNSURE if reasons else REALISED,
                 hatch=hatch_of(reasons) if i in measured else "",
-                edgecolor="black",
-                linewidth=0.4,
+                **EDGE,
             )
         end = value or 0.0
         if ci95 and ledger_view.is_seen(ci95, 1.2 * top):
@@ -66,14 +66,13 @@ def ladder_figure(phase: Phase, name: str, *, title: str = "") -> Figure | None:
     axes.set_xlim(0, 1.2 * top)
     labels(axes, [label for label, _ in bounds])
     sure = [True for i, (_, value) in enumerate(bounds) if value is not None and i not in measured]
-    marks: list[Any] = [Patch(facecolor=BOUND, edgecolor="black", linewidth=0.4, label="bound")]
+    marks: list[Any] = [Patch(facecolor=BOUND, **EDGE, label="bound")]
     marks = marks if sure else []
     marks.append(
         Patch(
             facecolor=_UNSURE if reasons else REALISED,
             hatch=hatch_of(reasons),
-            edgecolor="black",
-            linewidth=0.4,
+            **EDGE,
             label=", ".join(reasons) or "measured",
         )
     )
@@ -136,8 +135,7 @@ def _legend(bars: list[ledger_view.WaterfallBar], *, is_whiskered: bool) -> list
         Patch(
             facecolor=COLOURS[tone],
             hatch=_HATCHES[tone],
-            edgecolor="black",
-            linewidth=0.4,
+            **EDGE,
             label=label,
         )
         for tone, label in labels_by_tone.items()
@@ -175,8 +173,7 @@ def _change(axes: Axes, i: int, ends: tuple[float, float], tone: str) -> None:
         left=start,
         color=COLOURS[tone],
         hatch=_HATCHES[tone],
-        edgecolor="black",
-        linewidth=0.4,
+        **EDGE,
     )
 
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from prunescope.analysis.report import evidence
-from prunescope.analysis.report.figure_style import no_evidence
+from prunescope.analysis.report.figure_style import EDGE, no_evidence
 from prunescope.analysis.report.ledger_view import is_seen
 from prunescope.analysis.report.numbers import percent
 from prunescope.analysis.report.paper_figure import (
@@ -183,8 +183,7 @@ def _added_bar(axes: Axes, at: int, point: SweepPoint, looks: dict[str, tuple[st
             bottom=top,
             color=colour,
             hatch=hatch,
-            edgecolor="black",
-            linewidth=0.4,
+            **EDGE,
         )
         top += height
     if added.added_ci95 is not None:

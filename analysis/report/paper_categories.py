@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from prunescope.analysis.report import evidence
 from prunescope.analysis.report.escape import clean
-from prunescope.analysis.report.figure_style import ground, no_evidence
+from prunescope.analysis.report.figure_style import EDGE, ground, no_evidence
 from prunescope.analysis.report.ledger_view import is_seen
 from prunescope.analysis.report.numbers import Scale, scale, time
 from prunescope.analysis.report.paper_figure import (
@@ -183,9 +183,7 @@ def _stack(axes: Axes, at: int, of_panel: dict[str, float]) -> None:
     left = 0.0
     for name, share in of_panel.items():
         colour, hatch = _LOOKS[name]
-        axes.barh(
-            at, share, 0.72, left=left, color=colour, hatch=hatch, edgecolor="black", linewidth=0.4
-        )
+        axes.barh(at, share, 0.72, left=left, color=colour, hatch=hatch, **EDGE)
         if share >= _LEAST_SHOWN:
             axes.text(
                 left + share / 2,
@@ -326,8 +324,7 @@ def _column(axes: Axes, at: int, parts: dict[str, float], unit: Scale) -> float:
             bottom=top / unit.per,
             color=colour,
             hatch=hatch,
-            edgecolor="black",
-            linewidth=0.4,
+            **EDGE,
         )
         top += ns
     axes.text(at, top / unit.per, clean(unit.text(top)), ha="center", va="bottom", fontsize=6)

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from prunescope.analysis.report import evidence
-from prunescope.analysis.report.figure_style import drawing, ground, no_evidence
+from prunescope.analysis.report.figure_style import EDGE, drawing, ground, no_evidence
 from prunescope.analysis.report.pareto_marks import SIMULATED, ZEROS, marked, marks_of_point
 from prunescope.analysis.report.titles import short
 from prunescope.analysis.schema.pareto import Pareto, SweepCell, SweepPoint
@@ -190,7 +190,7 @@ def bar(axes: Axes, at: float, height: float, width: float, look: dict[str, Any]
 
 def patch(colour: str, label: str, hatch: str = "") -> Patch:
     """The entry of a legend for bars."""
-    return Patch(facecolor=colour, edgecolor="black", linewidth=0.4, hatch=hatch, label=label)
+    return Patch(facecolor=colour, **EDGE, hatch=hatch, label=label)
 
 
 def reason_patches(points: Iterable[SweepPoint]) -> list[Patch]:

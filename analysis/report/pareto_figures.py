@@ -25,7 +25,7 @@ from matplotlib.transforms import Bbox
 
 from prunescope.analysis.report import evidence
 from prunescope.analysis.report.escape import clean
-from prunescope.analysis.report.figure_style import drawing, ground, no_evidence, saved
+from prunescope.analysis.report.figure_style import EDGE, drawing, ground, no_evidence, saved
 from prunescope.analysis.report.ledger_view import LEDGER, is_seen
 from prunescope.analysis.report.pareto_marks import SIMULATED, ZEROS, marked, marks_of_point
 from prunescope.analysis.report.titles import figure_name
@@ -219,8 +219,7 @@ def _ledger(axes: Axes, points: list[SweepPoint], marks: dict[str, tuple[str, st
             up,
             0.7,
             color=_PROMISED,
-            edgecolor="black",
-            linewidth=0.4,
+            **EDGE,
             label="promised" if i == 0 else None,
         )
         for row, colour, hatch in (look for look in _ROWS if look[0] in rows):
@@ -233,8 +232,7 @@ def _ledger(axes: Axes, points: list[SweepPoint], marks: dict[str, tuple[str, st
                 bottom=base,
                 color=colour,
                 hatch=hatch,
-                edgecolor="black",
-                linewidth=0.4,
+                **EDGE,
                 label=LEDGER[row][0] if i == 0 else None,
             )
             up, down = up + max(0.0, share), down + min(0.0, share)

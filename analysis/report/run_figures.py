@@ -19,6 +19,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from prunescope.analysis.report import numbers
 from prunescope.analysis.report.figure_style import (
     BOUND,
+    EDGE,
     MARKERS,
     PALETTE,
     REALISED,
@@ -69,7 +70,7 @@ def kinds_figure(phase: Phase, name: str, *, title: str = "") -> Figure | None:
     figure, axes = row_axes(len(ranked))
     top = max(ns for _, ns in ranked) / unit.per or 1.0
     for i, (_, ns) in enumerate(ranked):
-        axes.barh(i, ns / unit.per, 0.68, color=BOUND, edgecolor="black", linewidth=0.4)
+        axes.barh(i, ns / unit.per, 0.68, color=BOUND, **EDGE)
         axes.text(ns / unit.per + 0.02 * top, i, unit.text(ns), va="center")
     axes.set_xlim(0, 1.25 * top)
     labels(axes, [short(kind) for kind, _ in ranked])
@@ -202,8 +203,7 @@ def bounds_figure(anatomy: Anatomy, of: str, of_step: str) -> Figure | None:
                     left=left,
                     color=colour,
                     hatch=hatch,
-                    edgecolor="black",
-                    linewidth=0.4,
+                    **EDGE,
                 )
             left += width
         axes.text(left + 0.02 * top, i, unit.text(total), va="center")
@@ -213,7 +213,7 @@ def bounds_figure(anatomy: Anatomy, of: str, of_step: str) -> Figure | None:
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel(f"busy time of {of_step} ({unit.unit})")
     handles = [
-        Patch(facecolor=c, hatch=h, edgecolor="black", linewidth=0.4, label=bound)
+        Patch(facecolor=c, hatch=h, **EDGE, label=bound)
         for bound, (c, h) in _BOUND_LOOKS.items()
         if bound in present
     ]

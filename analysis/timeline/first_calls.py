@@ -46,7 +46,7 @@ from prunescope.analysis.trace.collect import NONE, Ints
 from prunescope.analysis.trace.events import Trace
 
 LONG = 1_000_000  # ns: no call of a warm process takes so long, unless it waits
-_FAR = 10  # times the median
+FAR = 10  # times the median of its like: a call, an op or a gap that was held up
 _FEW = 3  # calls from which on there is a median
 _MOSTLY = 0.5  # of a span
 
@@ -183,7 +183,7 @@ def _launches(trace: Trace, warm: int) -> Found:
     is_launch = named(trace, calls["name"], LAUNCH)
     if not is_launch.any():
         return
-    least = max(LONG, _FAR * float(np.median(calls["dur"][is_launch])))
+    least = max(LONG, FAR * float(np.median(calls["dur"][is_launch])))
     long = np.flatnonzero(is_launch & (calls["dur"] >= least))
     if not len(long):
         return
@@ -217,7 +217,7 @@ def _far_above(name: Ints, dur: Ints, own: Ints) -> tuple[Mask, Mask]:
         usual=pl.col("dur").median().over("name"), count=pl.len().over("name")
     )
     known = groups["count"].to_numpy() >= _FEW
-    far = own >= np.maximum(LONG, _FAR * groups["usual"].to_numpy() * known)
+    far = own >= np.maximum(LONG, FAR * groups["usual"].to_numpy() * known)
     return far, known
 
 

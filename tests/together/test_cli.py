@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 import prunescope
-from prunescope import cli
 from prunescope.analysis.schema.report import Report
+from prunescope.demo import prunings
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import plain
 from prunescope.taxonomy.run_blocks import MeasuredPeaks
@@ -417,7 +417,7 @@ def test_demo_gives_a_verdict_on_each_way_of_pruning(
     noisy = report(warnings=["timing not valid \x1b[1m"])
     monkeypatch.setattr("prunescope.deliver.deliver", lambda *_, **__: noisy)
     code, out, _ = run("demo", "--out", tmp_path)
-    assert [options["out"] for options in asked] == [tmp_path / m for m, _ in cli.demo()["methods"]]
-    assert code == 0 and all(f"{method} {s:g}" in out for method, s in cli.demo()["methods"])
+    assert [options["out"] for options in asked] == [tmp_path / m for m, _ in prunings()["methods"]]
+    assert code == 0 and all(f"{method} {s:g}" in out for method, s in prunings()["methods"])
     assert {options["dtype"] for options in asked} == {"fp32"} and "dequantised to fp32" in out
     assert (out.count("timing not valid"), out.count("\x1b")) == (3, 0)

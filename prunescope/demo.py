@@ -1,0 +1,60 @@
+"""What `prunescope demo` does: prunings of one model, each traced and explained.
+
+In: demo.json beside this file, and a folder. Out: a run with its report a pruning, in the folder.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import prunescope
+from prunescope.analysis.inputs.options import CompareRequest
+
+
+def run(out: Path) -> None:
+    """Trace each pruning on this machine, and print its verdict."""
+    from prunescope.analysis.report.listings import verdict
+    from prunescope.deliver import Delivery, deliver
+    from prunescope.output import console_for
+    from prunescope.tracer.capture.progress import Bar
+    from prunescope.tracer.machine.device import pick_device
+    from prunescope.tracer.machine.peaks import faster_dtype
+
+    console, chosen = console_for(None), prunings()
+    model, methods = chosen["model"], chosen["methods"]
+    dtype = faster_dtype(pick_device("auto"), "bf16", "fp32")
+    console.print(
+        f"{model}, weights of 4 bits dequantised to {dtype}: {len(methods)} times a minute or so"
+    )
+    for method, sparsity in methods:
+        with Bar() as bar:
+            folder = prunescope.trace(
+                model=model,
+                method=method,
+                sparsity=sparsity,
+                prompt_len=128,
+                decode_steps=4,
+                dtype=dtype,
+                warmup=1,
+                repeats=10,
+                steps=5,
+                placements=5,
+                max_placements=5,
+                out=out / method,
+                overwrite=True,
+                argv=["demo"],
+                progress=bar,
+            )
+        to = Delivery(quiet=True, formats="md,json,html")
+        report = deliver(CompareRequest(folder), folder, to)
+        console.print(verdict(report, name=f"{method} {sparsity:g}", folder=folder))
+
+
+def prunings() -> dict[str, Any]:
+    """{"model", "methods": [[family, sparsity], ...]}."""
+    text = resources.files("prunescope").joinpath("demo.json").read_text(encoding="utf-8")
+    plain: dict[str, Any] = json.loads(text)
+    return plain
