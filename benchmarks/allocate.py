@@ -31,6 +31,7 @@ from prunescope.taxonomy.allocation_plan import read_plan  # noqa: E402
 from prunescope.taxonomy.errors import PrunescopeError  # noqa: E402
 from prunescope.taxonomy.formats import changed  # noqa: E402
 from prunescope.taxonomy.run import read_run  # noqa: E402
+from prunescope.taxonomy.run_quality import BLOCK  # noqa: E402
 from prunescope.tracer.recovery.settings import read_recovery  # noqa: E402
 
 TARGETS = (("prefill", 1.2), ("prefill", 1.4), ("prefill", 1.7), ("decode", 1.2), ("decode", 1.4))
@@ -38,7 +39,6 @@ WIDTHS = ("static-nk", "static-nk-mlp")
 DEPTH = "static-m"
 SPARSITIES = (0.2, 0.35, 0.5)
 DENSE = "dense"
-BLOCK = 128  # tokens in a block of the bootstrap, as neighbours in a text are correlated
 _LEFT = 3  # exit code where work is left
 
 
