@@ -1,4 +1,4 @@
-"""Words of a command line that are more than one value: pairs, peaks, a method, a run's name.
+"""Words of a command line that are more than one value: pairs, peaks, sizes, numbers.
 
 In: the words as typed. Out: plain dicts and names, or a PrunescopeError that shows the right form.
 """
@@ -64,29 +64,6 @@ def _no_rate(given: str) -> PrunescopeError:
     )
 
 
-def is_function(method: str) -> bool:
-    """Whether `--method` names `package.module:function`, not families."""
-    from prunescope.taxonomy.families import families  # here: `--help` need not load the theory
-
-    name, colon, tail = method.partition(":")
-    plain = "+" not in method and name not in {f.id for f in families()}
-    return plain and bool(colon) and number(tail) is None
-
-
-def is_plan(method: str) -> bool:
-    """Whether `--method` names a plan that `allocate` wrote."""
-    return method.lower().endswith(".json")
-
-
-def method_parts(method: str) -> list[tuple[str, str | None]]:
-    """(family, its own sparsity or None) in order, as typed in `FAMILY:0.25+FAMILY`; empty for a
-    function and for a plan. Whether there are such families and sparsities is not looked at."""
-    if is_function(method) or is_plan(method):
-        return []
-    words = (word.partition(":") for word in method.split("+"))
-    return [(name.strip(), own.strip() if colon else None) for name, colon, own in words]
-
-
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _WHOLE = re.compile(r"[+-]?[0-9]{1,400}")  # Python spells out and reads no more than 4,300 digits
 
@@ -118,18 +95,6 @@ def sizes(text: str) -> list[int]:
         assert first and last and step
         found += range(first, min(last, first + 10_000 * step) + 1, step)
     return found
-
-
-def run_name(model: str, method: str | None = None, sparsity: float | None = None) -> str:
-    """A folder name such as tiny-llama-FAMILY-0.5, from what was asked for."""
-    from prunescope.taxonomy.scrub import scrub  # here: `--help` need not compile its patterns
-
-    words = [Path(model).name, method or "dense"]
-    if method and is_plan(method):
-        words[1] = Path(method).stem
-    elif method and sparsity is not None and not any(own for _, own in method_parts(method)[-1:]):
-        words.append(f"{sparsity:g}")
-    return re.sub(r"[^A-Za-z0-9._]+", "-", scrub("-".join(words))).strip("-.")
 
 
 def refuse_empty(args: Iterable[str]) -> None:

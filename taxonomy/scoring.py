@@ -7,9 +7,9 @@ decode where one of them is: what that one does would not show in one forward.
 
 from __future__ import annotations
 
-from prunescope.taxonomy.arguments import is_function, method_parts
 from prunescope.taxonomy.families import known
 from prunescope.taxonomy.family import Family
+from prunescope.taxonomy.method_names import is_function, method_parts
 
 
 def scoring_of(method: str, phase: str) -> str:

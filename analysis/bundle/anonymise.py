@@ -19,9 +19,10 @@ from prunescope.analysis.bundle.secrets import cleared, names_here, names_in
 from prunescope.analysis.ops.call import MODELS
 from prunescope.analysis.ops.kind import OP_KINDS
 from prunescope.analysis.trace.unpack import unpacked
-from prunescope.taxonomy.arguments import method_parts, number
+from prunescope.taxonomy.arguments import number
 from prunescope.taxonomy.families import families
 from prunescope.taxonomy.formats import plain, read
+from prunescope.taxonomy.method_names import method_parts
 from prunescope.taxonomy.presets import preset_names
 from prunescope.taxonomy.roles import locate
 from prunescope.taxonomy.run import PhaseRun, Placement, Run

@@ -15,9 +15,10 @@ from typing import Any
 from prunescope.analysis.predict.request import PredictRequest
 from prunescope.analysis.predict.setting import named_family
 from prunescope.analysis.shapes.config import read_model
-from prunescope.taxonomy.arguments import is_function, number
+from prunescope.taxonomy.arguments import number
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.keep import check_sparsity
+from prunescope.taxonomy.method_names import is_function
 from prunescope.taxonomy.plan import FORWARD
 from prunescope.taxonomy.run import Run
 from prunescope.taxonomy.shape import ModelShape

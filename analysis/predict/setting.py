@@ -32,13 +32,13 @@ from prunescope.analysis.predict.runtimes import RUNTIMES, Runtime
 from prunescope.analysis.shapes.config import NamedModel, read_model
 from prunescope.taxonomy.applies import check_applies
 from prunescope.taxonomy.architecture_traits import Traits
-from prunescope.taxonomy.arguments import is_function, method_parts
 from prunescope.taxonomy.dtypes import dtype, itemsize
 from prunescope.taxonomy.errors import PrunescopeError, nearest
 from prunescope.taxonomy.expert_routing import Routing
 from prunescope.taxonomy.families import families, family
 from prunescope.taxonomy.family import Family
 from prunescope.taxonomy.keep import check_sparsity, kept_routes, named_share
+from prunescope.taxonomy.method_names import is_function, method_parts
 from prunescope.taxonomy.methods import family_of, method_names, slug
 from prunescope.taxonomy.plan import FORWARD, PHASES, Workload
 from prunescope.taxonomy.presets import preset_named

@@ -180,10 +180,10 @@ def _dotted(path: Path) -> list[str]:
 
 
 def graph() -> dict[str, set[str]]:
-    """Which modules each imports, those imported for their types included; packages left out,
-    which import nothing but the API."""
+    """Which modules each imports, those imported for their types and inside functions included; of
+    packages all but the top one, which is the API."""
     known = modules()
-    files = {name for name, path in known.items() if path.name != "__init__.py"}
+    files = set(known) - {"prunescope"}
     edges: dict[str, set[str]] = {}
     for name, path in known.items():
         found = {other for _, full in imported(path) for other in (full, full.rpartition(".")[0])}

@@ -12,9 +12,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from prunescope.taxonomy.arguments import is_function
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import plain
+from prunescope.taxonomy.method_names import is_function
 from prunescope.taxonomy.run import read_run
 from prunescope.tracer.capture.application import apply_request
 from prunescope.tracer.capture.request import TraceRequest

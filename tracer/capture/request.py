@@ -12,10 +12,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from prunescope.taxonomy.arguments import is_plan
 from prunescope.taxonomy.dtypes import dtype as dtype_name
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.keep import check_sparsity
+from prunescope.taxonomy.method_names import is_plan
 from prunescope.taxonomy.option import (
     MOST,
     MOST_SAMPLES,
@@ -310,7 +310,7 @@ class TraceRequest:
         """Where both runs go."""
         if self.out is not None:
             return Path(self.out)
-        from prunescope.taxonomy.arguments import run_name
+        from prunescope.taxonomy.method_names import run_name
 
         name = run_name(self.model, self.method, self.sparsity)
         # Plans of several targets have one file name: what is in them tells their runs apart.
@@ -469,7 +469,7 @@ class TraceCall(TraceRequest):
         super().check()
 
     def _check_sparsity_is_used(self) -> None:
-        from prunescope.taxonomy.arguments import method_parts
+        from prunescope.taxonomy.method_names import method_parts
 
         if self.method is None:
             raise PrunescopeError(

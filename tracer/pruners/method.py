@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from prunescope.taxonomy.arguments import method_parts, number
+from prunescope.taxonomy.arguments import number
 from prunescope.taxonomy.errors import PrunescopeError, nearest
 from prunescope.taxonomy.families import cutting, families, family
 from prunescope.taxonomy.family import CALIBRATIONS, SELECTIONS, read_selection
 from prunescope.taxonomy.keep import check_sparsity
 from prunescope.taxonomy.match import KNOB, NOMINAL, take_match
+from prunescope.taxonomy.method_names import method_parts
 from prunescope.taxonomy.methods import placed
 from prunescope.tracer.pruners import family_ids, refuse_predicted_only
 

@@ -17,10 +17,11 @@ import msgspec
 
 from prunescope.taxonomy.applies import check_applies
 from prunescope.taxonomy.architecture_traits import Traits, traits_of
-from prunescope.taxonomy.arguments import is_plan, method_parts, number
+from prunescope.taxonomy.arguments import number
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import cutting, families, family
 from prunescope.taxonomy.family import GEMM_GROUPS, Family, read_selection
+from prunescope.taxonomy.method_names import is_plan, method_parts
 from prunescope.taxonomy.option import Option, Phase, options_of
 from prunescope.taxonomy.plan import Workload
 from prunescope.taxonomy.run_setting import RunSetting

@@ -11,8 +11,8 @@ from functools import cache
 
 import torch
 
-from prunescope.taxonomy.arguments import method_parts
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.method_names import method_parts
 from prunescope.taxonomy.presets import preset_config, preset_names
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.tracer.capture.application import apply_request

@@ -1,0 +1,43 @@
+"""What `--method` says: families with their sparsities, a function of the user's, a plan's file."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from prunescope.taxonomy.arguments import number
+
+
+def is_function(method: str) -> bool:
+    """Whether `--method` names `package.module:function`, not families."""
+    from prunescope.taxonomy.families import families  # here: `--help` need not load the theory
+
+    name, colon, tail = method.partition(":")
+    plain = "+" not in method and name not in {f.id for f in families()}
+    return plain and bool(colon) and number(tail) is None
+
+
+def is_plan(method: str) -> bool:
+    """Whether `--method` names a plan that `allocate` wrote."""
+    return method.lower().endswith(".json")
+
+
+def method_parts(method: str) -> list[tuple[str, str | None]]:
+    """(family, its own sparsity or None) in order, as typed in `FAMILY:0.25+FAMILY`; empty for a
+    function and for a plan. Whether there are such families and sparsities is not looked at."""
+    if is_function(method) or is_plan(method):
+        return []
+    words = (word.partition(":") for word in method.split("+"))
+    return [(name.strip(), own.strip() if colon else None) for name, colon, own in words]
+
+
+def run_name(model: str, method: str | None = None, sparsity: float | None = None) -> str:
+    """A folder name such as tiny-llama-FAMILY-0.5, from what was asked for."""
+    from prunescope.taxonomy.scrub import scrub  # here: `--help` need not compile its patterns
+
+    words = [Path(model).name, method or "dense"]
+    if method and is_plan(method):
+        words[1] = Path(method).stem
+    elif method and sparsity is not None and not any(own for _, own in method_parts(method)[-1:]):
+        words.append(f"{sparsity:g}")
+    return re.sub(r"[^A-Za-z0-9._]+", "-", scrub("-".join(words))).strip("-.")
