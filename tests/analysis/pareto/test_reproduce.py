@@ -153,7 +153,15 @@ def test_predictions_stand_beside_every_speedup_of_the_model() -> None:
     assert len(speedups) == 98 and all(v.predicted and v.bound for v in speedups)
     errors = sorted(abs(v.predicted / v.published - 1) for v in speedups if v.predicted)
     assert errors[49] < 0.05  # half are within 5 %
-    assert all(v.predicted is None for v in found.values if v.figure != "Fig. 5")
+    for phase in ("prefill", "decode"):
+        step = value(found, "Fig. 2, whole step", "dense", phase=phase)
+        assert step.predicted == pytest.approx(step.published, rel=0.15)
+    low, high = (
+        value(found, "Fig. 5, all settings", "dynamic-m", at=end) for end in ("lowest", "highest")
+    )
+    assert low.predicted and high.predicted and low.predicted < high.predicted
+    others = ("Fig. 2", "Fig. 6", "alignment", "GEMM steps", "perplexity", "tasks")
+    assert all(v.predicted is None for v in found.values if v.figure in others)
 
 
 def test_tables_and_files(found: Reproduction) -> None:
