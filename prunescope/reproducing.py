@@ -84,7 +84,7 @@ def _predicted(
         "launch": of.setup.mode,
         "break_even": False,
     }
-    expected = {}
+    expected: dict[tuple[str, str], tuple[Execution, float | None]] = {}
     for point in predict(PredictRequest(**options)).points:
         for name, phase in point.phases.items():
             assert phase.ladder is not None and phase.predicted is not None  # a method was given

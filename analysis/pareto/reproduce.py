@@ -43,7 +43,7 @@ _NEAR = 0.05  # of N or K: a size of a curve that stands for a pruned share
 # What a sweep without any number of a figure lacks.
 _LACKS = {
     FIGURE_5: "`families` of the paper at s = 0.5",
-    ALL_SETTINGS: "static-k-lowrank or dynamic-m at s = 0.125 in decode",
+    ALL_SETTINGS: "the `families` of the paper at s = 0.125 in decode",
     FIGURE_6: "`only: [model, layer]`",
     ALIGNMENT: "`set: {align: [odd, 2, 4, 8, 16, 128]}`",
     GEMM_STEPS: "GEMMs replayed over N and K: `prunescope gemm RUN`",
