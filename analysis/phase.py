@@ -261,6 +261,8 @@ def _executed(own: SidePhase) -> Iterator[str]:
         by = "CUDA graph" if run.mode == "graph" else "graph of torch.compile"
         many = f"{run.graphs} {by}s" if run.graphs != 1 else f"one {by}"
         breaks = f"; it broke off at: {'; '.join(run.breaks)}" if run.breaks else ""
+        if run.mode == "compile" and run.breaks == []:
+            breaks = ", without a break"
         yield f"each step is {many}{breaks}"
     pruning = manifest.pruning if manifest is not None else None
     parts = [] if pruning is None else pruning.parts or [pruning]

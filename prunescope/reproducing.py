@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from prunescope.analysis.pareto.reproduce import bare, reproduce
-from prunescope.analysis.schema.prediction import PredictedPoint
+from prunescope.analysis.schema.prediction import Execution
 from prunescope.analysis.schema.reproduction import ReproducedValue, Reproduction
-from prunescope.taxonomy.paper import FIGURE_5, Paper, paper
+from prunescope.taxonomy.paper import ALL_SETTINGS, FIGURE_5, LOWEST, STEP_TIME, Paper, paper
 
 
 def reproduce_sweep(sweep: Path) -> Reproduction:
@@ -25,20 +25,24 @@ def reproduce_sweep(sweep: Path) -> Reproduction:
 
 
 def reproduce_predicted() -> Reproduction:
-    """The speedups of whole models, predicted; other numbers of the paper stand alone."""
+    """The speedups of whole models and the time of the dense step, predicted; other numbers of the
+    paper stand alone."""
     found = bare(paper())
     cells: dict[tuple[int, int], list[ReproducedValue]] = defaultdict(list)
     for one in found.values:
-        if one.figure == FIGURE_5 and one.batch and one.prompt_len:
+        if one.figure in (FIGURE_5, STEP_TIME) and one.batch and one.prompt_len:
             cells[one.batch, one.prompt_len].append(one)
     for (batch, length), values in cells.items():
-        expected = _predicted(paper(), batch, length, [one.name for one in values])
+        families = [one.name for one in values if one.figure == FIGURE_5]
+        expected = _predicted(paper(), batch, length, families, sparsity=0.5)
         for one in values:
-            phase = expected[one.name].phases[str(one.phase)]
-            assert phase.ladder is not None and phase.predicted is not None  # a method was given
-            execution = phase.predicted.execution
-            one.bound = phase.ladder.roofline
+            if one.figure == STEP_TIME:  # the dense side is the same beside each family
+                execution, _ = expected[families[0], str(one.phase)]
+                one.predicted = execution.dense_ns / 1e6
+                continue
+            execution, one.bound = expected[one.name, str(one.phase)]
             one.predicted, one.predicted_range = execution.speedup, execution.range
+    _predict_ends(found, list(cells))
     found.notes = [
         "predicted: by `prunescope predict` in the paper's setting, of whole models; some of its "
         "constants were read from this paper's Figs. 2 and 6 (batch 1, 32k)"
@@ -46,10 +50,25 @@ def reproduce_predicted() -> Reproduction:
     return found
 
 
+def _predict_ends(found: Reproduction, cells: list[tuple[int, int]]) -> None:
+    """The lowest and the highest prediction over the settings of the paper."""
+    ends = [one for one in found.values if one.figure == ALL_SETTINGS]
+    for sparsity in {one.sparsity for one in ends}:
+        values = [one for one in ends if one.sparsity == sparsity]
+        families = [one.name for one in values]
+        expected = [_predicted(paper(), *cell, families, sparsity=sparsity) for cell in cells]
+        for one in values:
+            of_all = sorted(
+                (cell[one.name, str(one.phase)] for cell in expected), key=lambda of: of[0].speedup
+            )
+            execution, one.bound = of_all[0] if one.at == LOWEST else of_all[-1]
+            one.predicted, one.predicted_range = execution.speedup, execution.range
+
+
 def _predicted(
-    of: Paper, batch: int, length: int, families: list[str]
-) -> dict[str, PredictedPoint]:
-    """The point of each family at s = 0.5, both phases."""
+    of: Paper, batch: int, length: int, families: list[str], *, sparsity: float | None
+) -> dict[tuple[str, str], tuple[Execution, float | None]]:
+    """The expected time, and the roofline bound, of each family and phase."""
     from prunescope.analysis.predict.predict import predict
     from prunescope.analysis.predict.request import PredictRequest
 
@@ -57,7 +76,7 @@ def _predicted(
         "model": of.setup.model,
         "device": of.setup.device,
         "method": list(dict.fromkeys(families)),
-        "sparsity": 0.5,
+        "sparsity": sparsity,
         "phase": "both",
         "batch": batch,
         "prompt_len": length,
@@ -65,4 +84,9 @@ def _predicted(
         "launch": of.setup.mode,
         "break_even": False,
     }
-    return {str(point.method): point for point in predict(PredictRequest(**options)).points}
+    expected: dict[tuple[str, str], tuple[Execution, float | None]] = {}
+    for point in predict(PredictRequest(**options)).points:
+        for name, phase in point.phases.items():
+            assert phase.ladder is not None and phase.predicted is not None  # a method was given
+            expected[str(point.method), name] = phase.predicted.execution, phase.ladder.roofline
+    return expected

@@ -13,18 +13,23 @@ from typing import Any
 import msgspec
 
 FIGURE_2, FIGURE_5, FIGURE_6 = "Fig. 2", "Fig. 5", "Fig. 6"
-ALIGNMENT, GEMM_STEPS, PERPLEXITY = "alignment", "GEMM steps", "perplexity"
+STEP_TIME, ALL_SETTINGS = "Fig. 2, whole step", "Fig. 5, all settings"
+ALIGNMENT, GEMM_STEPS, PERPLEXITY, TASKS = "alignment", "GEMM steps", "perplexity", "tasks"
 # What each figure has numbers of.
 QUANTITIES = {
     FIGURE_2: "share of the dense step",
+    STEP_TIME: "time of the dense step, ms",
     FIGURE_5: "speedup of the model",
+    ALL_SETTINGS: "lowest and highest speedup of the model over batches and lengths",
     FIGURE_6: "speedup of one layer alone",
     ALIGNMENT: "speedup, relative to multiples of 16",
     GEMM_STEPS: "speedup of one GEMM alone",
     PERPLEXITY: "perplexity over dense, after recovery",
+    TASKS: "mean relative change of the scores of tasks, after recovery",
 }
-# Of Figs. 2 and 6, and of the study of alignment.
-_LONGEST = 32768
+# The setting of Figs. 2 and 6, and of the study of alignment.
+_AT_32K: dict[str, Any] = {"batch": 1, "prompt_len": 32768}
+LOWEST, HIGHEST = "lowest", "highest"
 
 
 class Setup(msgspec.Struct, kw_only=True, frozen=True):
@@ -65,22 +70,25 @@ class GemmSteps(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class Paper(msgspec.Struct, kw_only=True, frozen=True):
-    """paper.json. Rows of `figure_5`: family, phase, batch, length, speedup at s = 0.5."""
+    """paper.json. Rows of `figure_5`: family, phase, batch, length, speedup at s = 0.5; of its
+    `ends`: family, phase, sparsity, the lowest and the highest speedup over batches and lengths."""
 
     source: str
     setup: Setup
     figure_2: dict[str, Step]
     figure_5: list[tuple[str, str, int, int, float]]
+    figure_5_ends: list[tuple[str, str, float, float, float]]
     figure_6_ns: dict[str, dict[str, float]]
     alignment: list[tuple[str, str, float]]  # align, family, relative speedup
     gemm: GemmSteps
     dense_perplexity: float
     perplexity: list[tuple[str, float, float]]  # family, sparsity, perplexity
+    tasks_percent: list[tuple[str, float, float]]  # family, sparsity, mean change of seven tasks
 
 
 class PublishedValue(msgspec.Struct, kw_only=True, frozen=True):
     """One number of the paper. `name`: a family, a category, or an axis of a GEMM; `at`: what else
-    places it, an alignment or a share."""
+    places it, an alignment, a share, or which end."""
 
     figure: str
     name: str
@@ -101,10 +109,23 @@ def paper() -> Paper:
 
 def published(of: Paper) -> Iterator[PublishedValue]:
     """Every number of the paper, in the order of its figures."""
-    whole: dict[str, Any] = {"batch": 1, "prompt_len": _LONGEST}
+    yield from _of_steps(of)
+    yield from _of_models(of)
+    yield from _of_layers(of)
+    yield from _of_shapes(of)
+    yield from _of_quality(of)
+
+
+def _of_steps(of: Paper) -> Iterator[PublishedValue]:
     for phase, step in of.figure_2.items():
         for name, share in [*step.shares.items(), ("idle", step.gap)]:
-            yield PublishedValue(figure=FIGURE_2, name=name, value=share, phase=phase, **whole)
+            yield PublishedValue(figure=FIGURE_2, name=name, value=share, phase=phase, **_AT_32K)
+    for phase, step in of.figure_2.items():
+        ms = step.wall_ns / 1e6
+        yield PublishedValue(figure=STEP_TIME, name="dense", value=ms, phase=phase, **_AT_32K)
+
+
+def _of_models(of: Paper) -> Iterator[PublishedValue]:
     for family, phase, batch, length, speedup in of.figure_5:
         yield PublishedValue(
             figure=FIGURE_5,
@@ -115,12 +136,28 @@ def published(of: Paper) -> Iterator[PublishedValue]:
             prompt_len=length,
             sparsity=0.5,
         )
+    for family, phase, sparsity, *ends in of.figure_5_ends:
+        for at, speedup in zip((LOWEST, HIGHEST), ends, strict=True):
+            yield PublishedValue(
+                figure=ALL_SETTINGS,
+                name=family,
+                value=speedup,
+                phase=phase,
+                sparsity=sparsity,
+                at=at,
+            )
+
+
+def _of_layers(of: Paper) -> Iterator[PublishedValue]:
     for phase, layer in of.figure_6_ns.items():
         for family in [name for name in layer if name != "dense"]:
             speedup = layer["dense"] / layer[family]
             yield PublishedValue(
-                figure=FIGURE_6, name=family, value=speedup, phase=phase, sparsity=0.5, **whole
+                figure=FIGURE_6, name=family, value=speedup, phase=phase, sparsity=0.5, **_AT_32K
             )
+
+
+def _of_shapes(of: Paper) -> Iterator[PublishedValue]:
     usual = {family: value for align, family, value in of.alignment if align == "16"}
     for align, family, value in of.alignment:
         yield PublishedValue(
@@ -130,11 +167,16 @@ def published(of: Paper) -> Iterator[PublishedValue]:
             phase="prefill",
             sparsity=0.5,
             at=align,
-            **whole,
+            **_AT_32K,
         )
     for axis, speedups in (("N", of.gemm.of_n), ("K", of.gemm.of_k)):
         for share, speedup in zip(of.gemm.pruned, speedups, strict=True):
             yield PublishedValue(figure=GEMM_STEPS, name=axis, value=speedup, at=f"{share:g}")
+
+
+def _of_quality(of: Paper) -> Iterator[PublishedValue]:
     for family, sparsity, perplexity in of.perplexity:
         ratio = perplexity / of.dense_perplexity
         yield PublishedValue(figure=PERPLEXITY, name=family, value=ratio, sparsity=sparsity)
+    for family, sparsity, percent in of.tasks_percent:
+        yield PublishedValue(figure=TASKS, name=family, value=percent / 100, sparsity=sparsity)

@@ -95,10 +95,10 @@ class PhaseRun(Block, kw_only=True):
     # The number requested, where it differs from the number measured: more because intervals were
     # wide, or fewer because each placement needs a sample.
     placements_requested: OmitDefault[Size | None] = None
-    # Of how many graphs a recorded step is made (None: it is not recorded, or an older version
-    # wrote the run), and why torch.compile made more than one.
+    # Of how many graphs a recorded step is made, and why torch.compile broke off, a line a reason:
+    # empty where it never did. None: the step is not recorded, or an older version wrote the run.
     graphs: OmitDefault[Count | None] = None
-    breaks: OmitDefault[Names] = []
+    breaks: OmitDefault[Names | None] = None
     # Of the buffer that flushed the last-level cache before each sample and step; None: no flush.
     flush_bytes: OmitDefault[Count | None] = None
     # One decoder layer ran alone, and samples, steps and traces are its; None: the whole model.

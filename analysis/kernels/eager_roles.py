@@ -2,15 +2,17 @@
 leaves out the hooks that name modules, and the eager pass beside it has them.
 
 In: the rows of the recorded step and of the eager pass, both with kinds, calls and works. Out:
-columns `layer` and `role`. The products of both run in the same order, with the same shapes, and
-so do other ops that were not fused: rows are matched by these, step by step. A gather that was
-fused has the role of the product behind it, which reads it; any other row that has no match stays
-without, as where roles come from the order of kernels.
+columns `layer` and `role`. Products of one shape run in the same order in both; a compiler moves
+those that need not wait for each other (q behind k and v, a router before the MLP), so that shapes
+change places. Other ops that were not fused are matched by their order, step by step. A gather that
+was fused has the role of the product behind it, which reads it; any other row that has no match
+stays without, as where roles come from the order of kernels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 import polars as pl
@@ -38,6 +40,8 @@ def roles_of_pass(
     here, there = frame.sort("launched", maintain_order=True), _first_step(eager)
     here = here.with_row_index("at_here")
     wanted, known = _keys(here, *of), _keys(there, *of_eager)
+    product = here["kind"].is_in(_PRODUCTS).to_numpy()
+    products = {wanted[i] for i in np.flatnonzero(product)}
     at = np.full(len(here), NONE)
     steps = here["step"].to_numpy()
     found: dict[tuple[str, ...], Ints] = {}
@@ -45,9 +49,8 @@ def roles_of_pass(
         rows = np.flatnonzero(steps == step)
         names = tuple(wanted[i] for i in rows)
         if names not in found:
-            found[names] = align(list(names), known)
+            found[names] = _matched(names, known, products)
         at[rows] = found[names]
-    product = here["kind"].is_in(_PRODUCTS).to_numpy()
     busy = here["busy"].to_numpy()
     if busy[product & (at >= 0)].sum() < _LEAST * busy[product].sum():
         return None
@@ -64,6 +67,24 @@ def roles_of_pass(
     back = np.empty(len(order), np.int64)
     back[order] = np.arange(len(order))
     return named.drop("at_here")[back]
+
+
+def _matched(names: Sequence[str], known: list[str], products: Collection[str]) -> Ints:
+    """The row of the pass that each row of a step repeats: of products whose shape both have
+    equally often, in the order of that shape; of all others by the order of the step."""
+    at = align(list(names), known)
+    here, there = _places(names), _places(known)
+    for key in here.keys() & products:
+        if len(here[key]) == len(there.get(key, ())):
+            at[here[key]] = there[key]
+    return at
+
+
+def _places(names: Iterable[str]) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = defaultdict(list)
+    for place, name in enumerate(names):
+        found[name].append(place)
+    return found
 
 
 def _first_step(eager: pl.DataFrame) -> pl.DataFrame:

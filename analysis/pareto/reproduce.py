@@ -20,12 +20,16 @@ from prunescope.analysis.schema.reproduction import (
 )
 from prunescope.taxonomy.paper import (
     ALIGNMENT,
+    ALL_SETTINGS,
     FIGURE_2,
     FIGURE_5,
     FIGURE_6,
     GEMM_STEPS,
+    LOWEST,
     PERPLEXITY,
     QUANTITIES,
+    STEP_TIME,
+    TASKS,
     Paper,
     PublishedValue,
     published,
@@ -39,10 +43,12 @@ _NEAR = 0.05  # of N or K: a size of a curve that stands for a pruned share
 # What a sweep without any number of a figure lacks.
 _LACKS = {
     FIGURE_5: "`families` of the paper at s = 0.5",
+    ALL_SETTINGS: "the `families` of the paper at s = 0.125 in decode",
     FIGURE_6: "`only: [model, layer]`",
     ALIGNMENT: "`set: {align: [odd, 2, 4, 8, 16, 128]}`",
     GEMM_STEPS: "GEMMs replayed over N and K: `prunescope gemm RUN`",
     PERPLEXITY: "`recover: steps=100,rank=16`",
+    TASKS: "`tasks: [...]` with `recover`",
 }
 # Categories of ours that the paper's Fig. 2 has no name for, and where their time is there.
 _INSIDE = {"cache_update": "elementwise", "other": "elementwise", "other_gemm": "qkvo"}
@@ -71,10 +77,13 @@ def reproduce(found: Pareto, of: Paper, replays: Sequence[Replays] = ()) -> Repr
     """Each published value with ours, its interval and its bound; and what differs in set-up."""
     ways = {
         FIGURE_2: _share,
+        STEP_TIME: _step_time,
         FIGURE_5: _speedup,
+        ALL_SETTINGS: _end,
         FIGURE_6: _layer,
         ALIGNMENT: _aligned,
         PERPLEXITY: _perplexity,
+        TASKS: _tasks,
     }
     made = bare(of)
     for value, one in zip(made.values, published(of), strict=True):
@@ -138,13 +147,31 @@ def _measured(value: ReproducedValue, one: PublishedValue, points: list[SweepPoi
         value.where, value.timing_valid = point.where, point.timing_valid
 
 
-def _share(value: ReproducedValue, one: PublishedValue, found: Pareto) -> None:
-    """Of the result whose dense step takes the median time."""
+def _end(value: ReproducedValue, one: PublishedValue, found: Pareto) -> None:
+    """The setting of the sweep with the lowest or the highest speedup."""
+    points = [p for p in _of_family(_points(found, one.phase), one) if _is_plain(p)]
+    points.sort(key=lambda p: p.realised, reverse=one.at != LOWEST)
+    _measured(value, one, points[:1])
+
+
+def _dense_step(one: PublishedValue, found: Pareto) -> SweepPoint | None:
+    """Of the closest setting, the result whose dense step takes the median time."""
     every = [p for p in _points(found, one.phase) if p.categories and p.ledger.get("dense")]
     points = sorted(_closest(every, one), key=lambda p: p.ledger["dense"])
-    if not points:
+    return points[(len(points) - 1) // 2] if points else None
+
+
+def _step_time(value: ReproducedValue, one: PublishedValue, found: Pareto) -> None:
+    point = _dense_step(one, found)
+    if point is not None:
+        value.ours = point.ledger["dense"] / 1e6
+        value.where, value.timing_valid = point.where, point.timing_valid
+
+
+def _share(value: ReproducedValue, one: PublishedValue, found: Pareto) -> None:
+    point = _dense_step(one, found)
+    if point is None:
         return
-    point = points[(len(points) - 1) // 2]
     parts = [c for c in point.categories if one.name in (c.name, _INSIDE.get(c.name))]
     dense = point.ledger["dense"]
     value.ours = sum(c.dense_ns for c in parts) / dense
@@ -182,6 +209,15 @@ def _perplexity(value: ReproducedValue, one: PublishedValue, found: Pareto) -> N
         value.ours_ci95 = None if ends is None else [1 + end for end in ends]
         value.where = f"window of {loss.context} tokens" if loss.context else None
         return
+
+
+def _tasks(value: ReproducedValue, one: PublishedValue, found: Pareto) -> None:
+    """Of models that were trained; the tasks are those of the sweep."""
+    for point in (p for p in _of_family(_points(found, None), one) if _is_plain(p)):
+        change = None if point.loss is None else point.loss.tasks_absolute
+        if point.recovery is not None and isinstance(change, float | int):
+            value.ours, value.where = change, "tasks of the sweep"
+            return
 
 
 def _gemm(value: ReproducedValue, one: PublishedValue, replays: Sequence[Replays]) -> None:

@@ -8,9 +8,9 @@ from prunescope.analysis.report.numbers import UNKNOWN, percent
 from prunescope.analysis.report.sheet import Line, Sheet
 from prunescope.analysis.report.view import Cell, Column, Table
 from prunescope.analysis.schema.reproduction import ReproducedValue, Reproduction
-from prunescope.taxonomy.paper import FIGURE_2, QUANTITIES
+from prunescope.taxonomy.paper import FIGURE_2, QUANTITIES, TASKS
 
-_SHARES = (FIGURE_2,)
+_SHARES = (FIGURE_2, TASKS)
 
 
 def reproduction(found: Reproduction) -> Sheet:

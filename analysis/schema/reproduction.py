@@ -23,14 +23,22 @@ class SetupDifference(msgspec.Struct, kw_only=True):
 class ReproducedValue(msgspec.Struct, kw_only=True):
     """One published number, and ours."""
 
-    figure: Annotated[str, meaning("Fig. 2, Fig. 5, Fig. 6, alignment, GEMM steps, perplexity")]
+    figure: Annotated[
+        str,
+        meaning(
+            "Fig. 2; Fig. 2, whole step; Fig. 5; Fig. 5, all settings; Fig. 6; alignment; GEMM "
+            "steps; perplexity; tasks"
+        ),
+    ]
     quantity: Annotated[str, meaning("what the number is of")]
     name: Annotated[str, meaning("a family, a category of the step, or N or K of a GEMM")]
     phase: str | None = None
     batch: int | None = None
     prompt_len: int | None = None
     sparsity: float | None = None
-    at: Annotated[str | None, meaning("an alignment, or the pruned share of a GEMM")] = None
+    at: Annotated[
+        str | None, meaning("an alignment, the pruned share of a GEMM, lowest or highest")
+    ] = None
     published: float
     ours: float | None = None
     ours_ci95: list[float] | None = None

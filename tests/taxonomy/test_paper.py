@@ -16,10 +16,12 @@ NOTES = Path(__file__).resolve().parents[3] / "shared/PAPER.md"
 
 
 def test_every_number_is_published_once() -> None:
-    """12 shares; 7 families x 2 phases x 7 settings; 6 x 2 layers; 6 x 3 alignments; 7 x 2 steps;
-    10 perplexities."""
+    """12 shares of 2 steps; 7 families x 2 phases x 7 settings; 2 x 2 ends; 6 x 2 layers; 6 x 3
+    alignments; 7 x 2 steps; 10 perplexities; 20 changes of tasks."""
     counts = Counter(one.figure for one in published(paper()))
-    assert list(counts.values()) == [12, 98, 12, 18, 14, 10] and list(counts) == list(QUANTITIES)
+    assert list(counts.values()) == [12, 2, 98, 4, 12, 18, 14, 10, 20] and list(counts) == list(
+        QUANTITIES
+    )
     keys = [(o.figure, o.name, o.phase, o.batch, o.prompt_len, o.sparsity, o.at)
             for o in published(paper())]  # fmt: skip
     assert len(set(keys)) == len(keys)
@@ -60,7 +62,15 @@ def test_the_numbers_are_those_of_the_notes() -> None:
             speeds = [float(one) for column in noted for one in column.split("/")]
             for (batch, length), speed in zip(cells, speeds, strict=True):
                 assert ours[family, phase, batch, length] == speed
+    for phase, step in paper().figure_2.items():
+        ms = f"{step.wall_ns / 1e6:.2f} ms" if phase == "decode" else f"{step.wall_ns / 1e9:.2f} s"
+        assert f"| {phase} | {ms} |" in text
+    for _, _, _, *ends in paper().figure_5_ends:
+        assert "–".join(f"{end:.2f}" for end in ends) in text
     for number in (*paper().gemm.of_n, *paper().gemm.of_k):
         assert f"{number:.2f}" in text
+    quality = text[text.index("## Quality") :]
+    for _, _, gap in paper().tasks_percent:
+        assert f"{gap:.2f}" in quality
     for _, _, perplexity in paper().perplexity:
         assert f"{perplexity:.2f}" in text

@@ -348,6 +348,7 @@ def test_a_capture_in_graph_mode_keeps_an_eager_pass(
         run = read_run(folder / name)
         for phase, entry in run.phases.items():
             assert (entry.mode, entry.cache) == ("graph", "static")
+            assert (entry.graphs, entry.breaks) == (None, None)  # of this recorder: not known
             assert entry.kv_bytes
             assert entry.eager_trace == f"{phase}.eager.trace.json.gz"
             scoped = annotations(folder / name / entry.eager_trace)
@@ -383,6 +384,9 @@ def checked_report(folder: Path, method: str) -> None:
         sum(module.total) for module in counts.values()
     )
     assert (run.phases[phase].graphs, run.phases[phase].breaks) == (1, [])
+    # No break is a fact that the file states; a missing key is what is not known.
+    stored = json.loads((folder / "pruned" / "run.json").read_bytes())["phases"][phase]
+    assert stored["breaks"] == []
 
 
 @pytest.mark.parametrize(

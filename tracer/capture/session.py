@@ -318,7 +318,7 @@ class _Session:
             self._close_layer(phase, variants)
         for variant in variants:
             entry, run = self._entry(phase, variant), loops[variant.name].run
-            entry.graphs, entry.breaks = getattr(run, "graphs", None), getattr(run, "breaks", [])
+            entry.graphs, entry.breaks = getattr(run, "graphs", None), getattr(run, "breaks", None)
             peak, cache = peak_and_cache_bytes(loops[variant.name], variant.model, self.device)
             entry.peak_memory_bytes, entry.kv_bytes = peak, cache
             measured, requested = len(entry.placements), self.request.placements

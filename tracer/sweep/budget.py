@@ -3,7 +3,8 @@
 In: results that are left, and what estimates the seconds of any of them. Out: a Budget. The claims
 compare families within one batch, length and way to run: all families at one sparsity are a step,
 and the steps are in the order of cells, so that one cell is whole before the next begins. Further
-random samples come last: they narrow what is known of a point, and answer nothing new.
+random samples come last: they narrow what is known of a point, and answer nothing new. Points that
+ask what an option of a family is worth come after those without the option.
 """
 
 from __future__ import annotations
@@ -76,8 +77,10 @@ def within(
 
 def _order(results: Iterable[Planned]) -> Callable[[Planned], tuple[int, ...]]:
     """By random sample, then whole models before layers, cells with few tokens first, prefill
-    before decode (two of the three claims are about it), and the ends of the sparsities first."""
+    before decode (two of the three claims are about it), and the ends of the sparsities first.
+    Points of a family under options of `set` follow where it is there without them too."""
     results = list(results)
+    usual = {_point(one) for one in results if not one.set}
     cells = sorted(
         {one.setting for one in results},
         key=lambda cell: (cell.only != "model", cell.batch * cell.prompt_len, cell),
@@ -89,9 +92,15 @@ def _order(results: Iterable[Planned]) -> Callable[[Planned], tuple[int, ...]]:
 
     def key(one: Planned) -> tuple[int, ...]:
         share = -1 if one.sparsity is None else rank[one.sparsity]
-        return one.draw, place[one.setting], one.phase != "prefill", share
+        varies = bool(one.set) and _point(one) in usual
+        return one.draw, varies, place[one.setting], one.phase != "prefill", share
 
     return key
+
+
+def _point(one: Planned) -> tuple[object, ...]:
+    """What a result measures, without the options of its family."""
+    return one.family, one.sparsity, one.select, one.draw, one.phase, one.setting
 
 
 def _time(seconds: float) -> str:
@@ -103,10 +112,12 @@ def _time(seconds: float) -> str:
 
 def _parts(results: Sequence[Planned]) -> str:
     """Results by random sample and cell, with how many of each."""
-    counts = Counter(
-        f"random sample {one.draw + 1}" if one.draw else f"{one.where} {one.phase}"
-        for one in results
-    )
+    counts = Counter(f"random sample {one.draw + 1}" if one.draw else _cell(one) for one in results)
     shown = [f"{name} ({count})" for name, count in list(counts.items())[:_SHOWN]]
     more = len(counts) - len(shown)
     return "; ".join([*shown, f"and {more} more"] if more else shown)
+
+
+def _cell(one: Planned) -> str:
+    options = ", ".join(word.partition("=")[0] for word in one.set)
+    return f"{one.where} {one.phase}" + (f" by {options}" if options else "")

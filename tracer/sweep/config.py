@@ -9,6 +9,7 @@ import dataclasses
 import re
 import reprlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache, partial
 from importlib import resources
 from pathlib import Path
@@ -24,7 +25,7 @@ from prunescope.taxonomy.option import MOST, NamedOption, as_path, options_of
 from prunescope.taxonomy.own_files import refuse_own_file
 from prunescope.tracer.calibration.named_texts import is_named_text
 from prunescope.tracer.recovery.settings import Recovery, read_recovery
-from prunescope.tracer.sweep.plan import SweepConfig, is_file
+from prunescope.tracer.sweep.plan import SweepConfig, is_file, settable
 
 _MAPPING = Path("the sweep")  # named in messages about keys that come from no file
 _MAX_BYTES = 1 << 20
@@ -32,16 +33,33 @@ _MOST_BITS = 1000  # of a number that is quoted; Python spells out 14,000 of the
 _KEYS = tuple(named.name for named in options_of(SweepConfig))
 
 
+@dataclass(frozen=True)
+class _Preset:
+    """`about`: a line on each of its sweeps; `also`: what is said above them."""
+
+    sweeps: tuple[SweepConfig, ...]
+    about: tuple[str, ...]
+    also: str
+
+
 @cache
+def _presets() -> dict[str, _Preset]:
+    text = resources.files(__package__).joinpath("presets.yaml").read_text(encoding="utf-8")
+    return {name: _preset(**listed) for name, listed in yaml.safe_load(text).items()}
+
+
+def _preset(sweeps: list[dict[str, Any]], also: str) -> _Preset:
+    values = [
+        {key: _READ[key](key, value) for key, value in plain.items() if key != "about"}
+        for plain in sweeps
+    ]
+    about = tuple(plain["about"] for plain in sweeps)
+    return _Preset(tuple(SweepConfig(**one) for one in values), about, also)
+
+
 def presets() -> dict[str, tuple[SweepConfig, ...]]:
     """The sweeps of presets.yaml by name."""
-    text = resources.files(__package__).joinpath("presets.yaml").read_text(encoding="utf-8")
-    listed: dict[str, list[dict[str, Any]]] = yaml.safe_load(text)
-    return {name: tuple(map(_preset, sweeps)) for name, sweeps in listed.items()}
-
-
-def _preset(plain: dict[str, Any]) -> SweepConfig:
-    return SweepConfig(**{key: _READ[key](key, value) for key, value in plain.items()})
+    return {name: one.sweeps for name, one in _presets().items()}
 
 
 def read_configs(
@@ -74,7 +92,17 @@ def read_configs(
             hint="remove the lines from `---` on, or leave --preset out",
         )
     own = _from_plain(found[0], path, whole=False)
-    return tuple(dict.fromkeys(dataclasses.replace(one, **own) for one in presets()[preset]))
+    return tuple(dict.fromkeys(_scaled(one, own) for one in presets()[preset]))
+
+
+def _scaled(config: SweepConfig, own: Mapping[str, Any]) -> SweepConfig:
+    """A sweep of a preset with keys in place of its own. Where the families are others, what none
+    of them has of the options that the preset sets is not asked of them."""
+    found = dataclasses.replace(config, **own)
+    if "families" not in own or "set" in own:
+        return found
+    known = settable(found.families)
+    return dataclasses.replace(found, set={k: v for k, v in found.set.items() if k in known})
 
 
 def _read_yaml(path: Path) -> list[dict[str, Any]]:
@@ -180,7 +208,7 @@ def _located(key: str, value: Any, path: Path) -> Any:
     if key == "recover" and value is not None and value.text is not None:
         return dataclasses.replace(value, text=_text(value.text, path))
     if key == "tasks_path":
-        return _folder(path.parent / home_path(value))
+        return _folder(path.parent / home_path(str(value)))
     return value
 
 
@@ -214,6 +242,10 @@ def _wrong(key: str, value: Any, wanted: str) -> PrunescopeError:
     huge = isinstance(value, int) and value.bit_length() > _MOST_BITS
     shown = "a number of hundreds of digits" if huge else reprlib.repr(value)
     return PrunescopeError(f"{key}: {shown} is not {wanted}", hint=f"give {key} as {wanted}")
+
+
+def _path(key: str, value: Any) -> Path:
+    return Path(_word(key, value))
 
 
 def _word(key: str, value: Any) -> str:
@@ -297,6 +329,8 @@ def _reader(named: NamedOption) -> Callable[[str, Any], Any]:
         read = partial(_count, least=int(least), most=int(most))
     elif kind is bool:
         read = _switch
+    elif kind is Path:
+        read = _path
     elif get_origin(kind) is Literal:
         read = partial(_choice, choices=get_args(kind))
     return _many(read) if get_origin(named.type) is tuple else read
@@ -327,24 +361,36 @@ def example() -> str:
 
 def preset_text(name: str | None, config: Path | str | Mapping[str, Any] | None = None) -> str:
     """A preset as YAML, with the keys of `config` in place of its own: a document for each of its
-    sweeps, with the keys that list values and those that differ from their default. Raises
-    PrunescopeError for a preset that there is not."""
+    sweeps, with the keys that list values and those that differ from their default; of a preset as
+    it is, with comments on what each shows, and the commands for the rest. Raises PrunescopeError
+    for a preset that there is not."""
     documents = []
     own = config if isinstance(config, Mapping) else as_path(config)
-    for one in read_configs(own, name):
-        lines = [
+    preset = _presets().get(str(name))
+    whole = preset is not None and config is None  # scaled sweeps show other things
+    for number, one in enumerate(read_configs(own, name)):
+        lines = [f"# {preset.about[number]}"] if preset and whole else []
+        lines += [
             f"{named.name}: {_yaml(value)}"
             for named in options_of(SweepConfig)
             if (value := getattr(one, named.name)) != named.default
             or (named.option.lists and value)
         ]
         documents.append("\n".join(lines) + "\n")
-    return "---\n".join(documents)
+    also = preset.also.splitlines() if preset and whole else []
+    above = "".join(f"# {line}\n" for line in also)
+    return (above + "\n" if above else "") + "---\n".join(documents)
 
 
 def _yaml(value: Any) -> str:
     if isinstance(value, tuple):
         return f"[{', '.join(map(_yaml, value))}]"
+    if isinstance(value, Recovery):
+        value = {
+            field.name: getattr(value, field.name)
+            for field in dataclasses.fields(value)
+            if getattr(value, field.name) != field.default
+        }
     if isinstance(value, Mapping):
         return f"{{{', '.join(f'{key}: {_yaml(one)}' for key, one in value.items())}}}"
     return str(value).lower() if isinstance(value, bool) else str(value)

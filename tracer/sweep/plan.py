@@ -279,7 +279,7 @@ class SweepPlan:
 
 
 def make_plan(configs: Sequence[SweepConfig], shape: ModelShape | None) -> SweepPlan:
-    """The results of all `configs` (those of a preset differ in batches and lengths alone), once.
+    """The results of all `configs` (those of a folder differ in what they list alone), once.
 
     `shape`: of the dense model, or None where it is not known; then nothing is merged.
     """
@@ -336,17 +336,26 @@ def _check_knobs(config: SweepConfig) -> None:
                 hint=f"its families: {', '.join(sorted(names)) or 'none'}",
             )
         family(name).point(0.0, {knob: value})
-    having = [one for one in families() if one.id in names]
+    having = settable(config.families)
     for knob, values in config.set.items():
-        of = [one for one in having if knob in one.knobs]
-        if not of:
-            known = sorted({knob for one in having for knob in one.knobs})
+        if knob not in having:
             raise PrunescopeError(
                 f"set: no family of this sweep has an option {knob!r}",
-                hint=f"their options: {', '.join(known) or 'none'}",
+                hint=f"their options: {', '.join(sorted(having)) or 'none'}",
             )
         for value in values:
-            of[0].point(0.0, {knob: value})
+            having[knob].point(0.0, {knob: value})
+
+
+def settable(methods: Sequence[str]) -> dict[str, Family]:
+    """The options that `set` may give to one of the families of these methods, each with the first
+    family that has it."""
+    names = {name for method in methods for name, _ in _parts(method)}
+    found: dict[str, Family] = {}
+    for one in families():
+        if one.id in names:
+            found = {**dict.fromkeys(one.knobs, one), **found}
+    return found
 
 
 def knob_points(config: SweepConfig, method: str) -> list[tuple[str, ...]]:

@@ -80,6 +80,32 @@ def test_rows_get_the_roles_of_the_pass_and_a_fused_gather_that_of_its_product()
     assert found.sort("launched")["layer"].to_list() == 2 * [None, 0, 0, 0, 0, 0]
 
 
+def layer_of(*roles: str, named: bool = True) -> Side:
+    """Products in this order: q and o of one shape, k and v of another, a router of a third."""
+    shapes = {"q": (128, 128), "o": (128, 128), "k": (64, 128), "v": (64, 128), "router": (2, 16)}
+    made = Side()
+    for role in roles:
+        made.product(*shapes[role], role if named else "unknown")
+    return made
+
+
+def test_what_a_compiler_moved_keeps_its_role() -> None:
+    """q behind k and v, a router before o: products of one shape keep their order."""
+    recorded = layer_of("q", "k", "v", "o", "router")
+    moved = ("k", "v", "q", "router", "o")
+    step = layer_of(*moved, named=False)
+    found = roles_of_pass(step.frame, step.of, recorded.frame, recorded.of)
+    assert found is not None and found.sort("launched")["role"].to_list() == list(moved)
+
+
+def test_what_runs_less_often_than_in_the_pass_is_matched_by_the_order_of_the_step() -> None:
+    """One of two products of one shape is gone: it is o, as nothing of its shape follows v."""
+    recorded, left = layer_of("q", "k", "v", "o"), ("q", "k", "v")
+    step = layer_of(*left, named=False)
+    found = roles_of_pass(step.frame, step.of, recorded.frame, recorded.of)
+    assert found is not None and found.sort("launched")["role"].to_list() == list(left)
+
+
 def test_a_pass_of_another_step_names_nothing() -> None:
     other = Side()
     other.product(512, 64)

@@ -13,7 +13,7 @@ from prunescope.analysis.pareto.reproduce import bare, reproduce
 from prunescope.analysis.report.reproduction_figure import reproduction_files
 from prunescope.analysis.report.reproduction_tables import reproduction
 from prunescope.analysis.report.sheet import Line
-from prunescope.analysis.schema.pareto import Loss, Pareto
+from prunescope.analysis.schema.pareto import Loss, Pareto, RecoveryLoss
 from prunescope.analysis.schema.reproduction import ReproducedValue, Reproduction
 from prunescope.reproducing import reproduce_predicted
 from prunescope.taxonomy.errors import PrunescopeError
@@ -37,9 +37,20 @@ def of(points: list[Any], **subject: Any) -> Pareto:
 
 @pytest.fixture(scope="module")
 def found() -> Reproduction:
-    loss = Loss(perplexity_rel_recovered=0.5, recovered_ci95=[0.4, 0.6], context=1024)
+    loss = Loss(
+        perplexity_rel_recovered=0.5, recovered_ci95=[0.4, 0.6], context=1024, tasks_absolute=0.3
+    )
+    trained = RecoveryLoss(before_rel=0.9, after_rel=0.5)
     points = [
-        at("static-nk", 1.6, batch=1, prompt_len=1024, set=["align=16"], loss=loss),
+        at(
+            "static-nk",
+            1.6,
+            batch=1,
+            prompt_len=1024,
+            set=["align=16"],
+            loss=loss,
+            recovery=trained,
+        ),
         at("static-nk", 1.2, batch=1, prompt_len=1024, set=["align=odd"]),
         at("static-nk", 1.7, batch=1, prompt_len=8192, set=["align=16"], timing_valid=False),
         at("static-nk", 1.8, batch=1, prompt_len=8192, set=["align=16"], only="layer"),
@@ -77,12 +88,43 @@ def test_a_layer_an_alignment_a_gemm_and_a_perplexity(found: Reproduction) -> No
     lost = value(found, "perplexity", "static-nk", sparsity=0.5)
     assert (lost.ours, lost.ours_ci95) == (1.5, [1.4, 1.6])
     assert lost.published == pytest.approx(19.80 / 7.54)
+    tasks = value(found, "tasks", "static-nk", sparsity=0.5)
+    assert (tasks.published, tasks.ours, tasks.where) == (0.264, 0.3, "tasks of the sweep")
 
 
 def test_shares_of_the_step(found: Reproduction) -> None:
     shares = [v.ours for v in found.values if v.figure == "Fig. 2" and v.phase == "prefill"]
     assert shares == pytest.approx([0.4, 0.2, 0.1, 0.1, 0.0, 0.2])
     assert value(found, "Fig. 2", "mlp", phase="decode").ours is None
+
+
+def test_the_time_of_the_whole_step(found: Reproduction) -> None:
+    """2.19 s; the dense step of the closest setting takes 10 ms."""
+    one = value(found, "Fig. 2, whole step", "dense", phase="prefill")
+    assert (one.published, one.ours, one.where) == (2190.0, 10.0, "batch 1, 8192 tokens")
+    assert one.timing_valid is False
+    assert value(found, "Fig. 2, whole step", "dense", phase="decode").ours is None
+
+
+def test_the_ends_over_all_settings() -> None:
+    """At s = 0.125 alone, of plain points: 0.8 with another knob, and 0.7 at one half, are none."""
+    least: dict[str, Any] = {"sparsity": 0.125, "sparsities": [0.125], "prompt_len": 1024}
+    points = [
+        at("dynamic-m", 0.95, batch=1, **least),
+        at("dynamic-m", 0.90, batch=8, timing_valid=False, **least),
+        at("dynamic-m", 1.05, batch=16, **least),
+        at("dynamic-m", 0.80, batch=32, set=["choose=threshold"], **least),
+        at("dynamic-m", 0.70, batch=32, prompt_len=1024),
+    ]
+    found = reproduce(sweep({"decode": points}), paper())
+    low, high = (
+        value(found, "Fig. 5, all settings", "dynamic-m", at=end) for end in ("lowest", "highest")
+    )
+    assert (low.published, low.ours, low.where) == (0.74, 0.9, "batch 8, 1024 tokens")
+    assert (low.timing_valid, high.published, high.ours, high.timing_valid) == (
+        False, 0.91, 1.05, True,
+    )  # fmt: skip
+    assert value(found, "Fig. 5, all settings", "static-k-lowrank", at="lowest").ours is None
 
 
 def test_what_differs_in_set_up() -> None:
@@ -111,7 +153,15 @@ def test_predictions_stand_beside_every_speedup_of_the_model() -> None:
     assert len(speedups) == 98 and all(v.predicted and v.bound for v in speedups)
     errors = sorted(abs(v.predicted / v.published - 1) for v in speedups if v.predicted)
     assert errors[49] < 0.05  # half are within 5 %
-    assert all(v.predicted is None for v in found.values if v.figure != "Fig. 5")
+    for phase in ("prefill", "decode"):
+        step = value(found, "Fig. 2, whole step", "dense", phase=phase)
+        assert step.predicted == pytest.approx(step.published, rel=0.15)
+    low, high = (
+        value(found, "Fig. 5, all settings", "dynamic-m", at=end) for end in ("lowest", "highest")
+    )
+    assert low.predicted and high.predicted and low.predicted < high.predicted
+    others = ("Fig. 2", "Fig. 6", "alignment", "GEMM steps", "perplexity", "tasks")
+    assert all(v.predicted is None for v in found.values if v.figure in others)
 
 
 def test_tables_and_files(found: Reproduction) -> None:
@@ -129,7 +179,7 @@ def test_the_command_without_a_sweep(tmp_path: Path) -> None:
     target = tmp_path / "found.json"
     assert prunescope.main(["reproduce", "--against", "paper", "--json", str(target)]) == 0
     plain = json.loads(target.read_text("utf-8"))
-    assert plain["schema"] == 1 and len(plain["values"]) == 164 and plain["against"] == "paper"
+    assert plain["schema"] == 1 and len(plain["values"]) == 190 and plain["against"] == "paper"
 
 
 def test_the_python_function_gives_what_the_command_does(

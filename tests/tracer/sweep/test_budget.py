@@ -66,11 +66,33 @@ def test_layers_come_after_whole_models_and_all_may_fit() -> None:
     assert within([], 1, each_an_hour).kept == ()
 
 
+def test_what_an_option_is_worth_comes_after_the_families_without_it() -> None:
+    """Alignments of two families that stand there themselves; in a sweep of alignments alone they
+    are its points, in their cells."""
+    usual = SweepConfig(model="m", families=("static-nk", "dynamic-m"), batches=(1, 8))
+    aligned = SweepConfig(model="m", families=("static-nk",), set={"align": ("1", "16")})
+    whole = within(make_plan([aligned, usual], None).results, 99, each_an_hour)
+    assert [bool(one.set) for one in whole.kept] == [False] * 32 + [True] * 16
+    assert "prefill by align (8)" in whole.lines()[0]
+    alone = make_plan([SweepConfig(**{**vars(usual), "set": {"align": ("1", "16")}})], None)
+    first = within(alone.results, 3, each_an_hour).kept
+    assert {(one.family, one.sparsity, one.batch) for one in first} == {
+        ("static-nk", 0.5, 1), ("dynamic-m", 0.5, 1),
+    }  # fmt: skip
+
+
 def test_the_keys_of_a_file_replace_those_of_a_preset(tmp_path: Path) -> None:
     before, after = presets()["paper"], read_configs(SMALL, "paper")
-    assert len(after) == 1  # both sweeps of the study have become the same one
+    assert len(after) == len(before) - 1  # the sweeps of whole models have become the same one
     assert (after[0].model, after[0].mode) == ("tiny-llama", ("eager",))
     assert (after[0].families, after[0].warmup) == (before[0].families, (10,))
+    assert [(one.only, one.set) for one in after[1:]] == [(one.only, one.set) for one in before[2:]]
+    # What a preset sets is not asked of families that do not have it; what a file sets is.
+    by_layers = read_configs({**SMALL, "families": ["static-m"]}, "paper")
+    assert not any(one.set for one in by_layers) and make_plan(by_layers, None)
+    with pytest.raises(PrunescopeError, match="has an option 'align'"):
+        own = {**SMALL, "families": ["static-m"], "set": {"align": [1]}}
+        make_plan(read_configs(own, "paper"), None)
     two = tmp_path / "two.yaml"
     two.write_text("model: tiny-llama\n---\nmodel: tiny-gpt2\n")
     for config, says in (({"modle": "x"}, "unknown key"), (two, "takes the keys of one")):

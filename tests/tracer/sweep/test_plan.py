@@ -17,6 +17,7 @@ from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.sweep_files import Planned
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.sweep.config import preset_text, presets, read_configs
+from prunescope.tracer.sweep.estimate import num_trainings
 from prunescope.tracer.sweep.plan import (
     VARIED,
     SweepConfig,
@@ -223,7 +224,15 @@ def test_a_mistake_in_an_axis(line: str, says: str, tmp_path: Path) -> None:
 def test_a_printed_preset_is_read_back(tmp_path: Path) -> None:
     text = preset_text("paper")
     assert "mode: [graph]" in text and "32768" in text and "sparsities: [0.125, " in text
-    assert read_configs(config(tmp_path, text), None) == presets()["paper"]
+    assert "only: [layer]" in text and "set: {align: [odd, 2, 4, 8, 16, 128]}" in text
+    for command in ("gemm --m 4096 --n ", "sweep --preset paper-recovery", "reproduce"):
+        assert f"#   prunescope {command}" in text
+    for name in presets():
+        assert read_configs(config(tmp_path, preset_text(name)), None) == presets()[name]
+    assert "recover: {steps: 1000}" in preset_text("paper-recovery")
+    scaled = preset_text("paper-recovery", {"recover": "steps=3,length=64", "text": "mine.txt"})
+    assert "#" not in scaled and "recover: {steps: 3, length: 64}\n" in scaled
+    assert "text: mine.txt" in scaled
     plan = make_plan(presets()["paper"], ModelShape.from_config(preset_config("llama-3.1-8b")))
     graphs = sum(result.problem is None for result in plan.results)
     (of_graphs, *rest) = [line for line in limits_here(plan) if "CUDA graphs" in line]
@@ -243,14 +252,30 @@ def test_shards_are_disjoint_and_whole() -> None:
             read_shard(bad)
 
 
-def test_the_paper_is_seven_families_of_its_grid() -> None:
+def test_the_paper_is_seven_families_of_its_grid_a_layer_and_alignments() -> None:
     shape = ModelShape.from_config(preset_config("llama-3.1-8b"))
     plan = make_plan(presets()["paper"], shape)
+    aligned = [one for one in plan.results if one.set]
+    layers = [one for one in plan.results if one.only == "layer"]
     # 6 families x 4 sparsities + 2:4 at 4 (3 impossible), 7 cells, 2 phases, 3 draws.
-    assert len(plan.results) == 7 * 4 * 7 * 2 * 3
+    assert len(plan.results) - len(aligned) - len(layers) == 7 * 4 * 7 * 2 * 3
     assert {(r.batch, r.prompt_len) for r in plan.results} == {
         (1, 1024), (8, 1024), (16, 1024), (32, 1024), (1, 8192), (1, 16384), (1, 32768),
     }  # fmt: skip
+    assert len(layers) == 6 * 2 * 3 and len(aligned) == 3 * 6 * 3
+    at = {(one.prompt_len, one.sparsity) for one in layers + aligned}
+    assert at == {(32768, 0.5)} and {one.phase for one in aligned} == {"prefill"}
+
+
+def test_the_papers_recovery_trains_each_model_once(tmp_path: Path) -> None:
+    shape = ModelShape.from_config(preset_config("llama-3.1-8b"))
+    (config,) = presets()["paper-recovery"]
+    plan = make_plan([config], shape)
+    able = [one for one in plan.results if one.problem is None]
+    assert num_trainings(able, config) == 6 * 4 + 1 + 1  # 2:4 at one half alone, and dense
+    request = request_of(config, able[0], out=tmp_path)
+    assert request.recover is not None and request.recover.steps == 1000
+    assert (str(request.recover.text), request.select) == ("wikitext2", "importance")
 
 
 def test_a_folder_is_a_family_of_one_point(tmp_path: Path) -> None:
