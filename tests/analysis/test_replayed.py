@@ -14,8 +14,10 @@ from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.replayed import _summary, _verdict, cases_of, with_replays, with_tiles
 from prunescope.analysis.report.figures import plot
 from prunescope.analysis.report.phase_tables import Extent, phase_tables
+from prunescope.analysis.report.replay_tables import replay_table, replayed
+from prunescope.analysis.report.sheet import Line, kept_columns
 from prunescope.analysis.schema.replay import ReplayLine
-from prunescope.analysis.schema.report import GemmRow, LedgerPart, Phase, Report
+from prunescope.analysis.schema.report import NOT_VALID, Finding, GemmRow, LedgerPart, Phase, Report
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import plain
 from prunescope.taxonomy.replays import (
@@ -112,15 +114,15 @@ def test_gemms_that_run_alone_as_in_the_model_explain_the_ledger(report: Report)
         assert [row[0].text for row in table.rows] == [one.role for one in replay.lines]
 
 
-def test_a_kernel_that_is_slow_only_in_the_model(report: Report) -> None:
-    """With noise and intervals of the ledger narrowed, each verdict is that of its times."""
+def with_parts(report: Report, role: str, **fields: Any) -> Report:
+    """The report with other fields of a role's part of the kernel row, in prefill."""
     phase = report.phases["prefill"]
     rows = [
         msgspec.structs.replace(
             row,
             parts=[
-                msgspec.structs.replace(part, ns=5e4, ci95=[4e4, 6e4], noise_ns=1e3)
-                if part.role in ("down", "q") and part.cls == "matmul"
+                msgspec.structs.replace(part, **fields)
+                if part.role == role and part.cls == "matmul"
                 else part
                 for part in row.parts
             ],
@@ -129,9 +131,13 @@ def test_a_kernel_that_is_slow_only_in_the_model(report: Report) -> None:
         else row
         for row in phase.ledger or []
     ]
-    lossy = msgspec.structs.replace(
-        report, phases={"prefill": msgspec.structs.replace(phase, ledger=rows)}
-    )
+    changed = msgspec.structs.replace(phase, ledger=rows)
+    return msgspec.structs.replace(report, phases={"prefill": changed})
+
+
+def test_a_kernel_that_is_slow_only_in_the_model(report: Report) -> None:
+    """With noise and intervals of the ledger narrowed, each verdict is that of its times."""
+    lossy = with_parts(report, "down", ns=5e4, ci95=[4e4, 6e4], noise_ns=1e3)
     cases = [c for c in cases_of(lossy)[0] if c.role == "down"]
 
     def line(pruned_as: str, **more: float) -> ReplayLine:
@@ -151,6 +157,70 @@ def test_a_kernel_that_is_slow_only_in_the_model(report: Report) -> None:
     # Slow alone where its operands are cold, and there only.
     found = line("ideal", chilled_ns=5e4 / found.count)
     assert found.verdict == "inside" and found.text.endswith("the cache")
+
+
+@pytest.mark.parametrize(("ends", "says"), [
+    ([-2e4, 6e4], "differ by 20.0 µs (95 %: -20.0 µs to 60.0 µs), within noise as they should"),
+    ([1e4, 3e4], "beyond noise: so much comes from what runs around a GEMM, not its shape"),
+])  # fmt: skip
+def test_a_gemm_that_was_not_pruned_loses_nothing_by_it(
+    report: Report, ends: list[float], says: str
+) -> None:
+    """The LM head is one GEMM measured twice, dense and pruned, 20 µs apart."""
+    twice = with_parts(report, "lm_head", ns=2e4, ci95=ends, noise_ns=None)
+    cases = [case for case in cases_of(twice)[0] if case.role in ("lm_head", "down")]
+    assert [case.dense == case.pruned for case in cases if case.role == "lm_head"] == [True]
+    replay = with_replays(twice, replays(cases, twice, pruned_as="inside"), None)
+    found = replay.phases["prefill"].replay
+    assert found is not None
+    head = next(line for line in found.lines if line.role == "lm_head")
+    assert head.verdict == "unpruned" and head.alone_ci95 is None and says in head.text
+    assert found.ledger_ns == pytest.approx(kernel_ns(twice.phases["prefill"], "down"))
+    assert "the GEMMs of 1 role account" in found.text
+    cases = [case for case in cases if case.role == "lm_head"]
+    alone = with_replays(twice, replays(cases, twice, pruned_as="inside"), None)
+    found = alone.phases["prefill"].replay
+    assert found is not None and found.text.startswith("None of the replayed GEMMs was pruned")
+
+
+def test_no_verdict_rests_on_times_that_are_not_valid(report: Report) -> None:
+    """Of the run, or of the GEMMs alone: marked, in every table, with the reason."""
+    cases = [case for case in cases_of(report)[0] if case.phase == "prefill"]
+    text, line = "timing not valid: something else ran", "9 of 20 samples disturbed: waits"
+    not_valid = Finding(
+        id=NOT_VALID, severity="critical", text=text, evidence=[line], change=None,
+        predicted_ns=None,
+    )  # fmt: skip
+    phase = report.phases["prefill"]
+    valid = msgspec.structs.replace(report, phases={"prefill": phase})
+    phase = msgspec.structs.replace(phase, findings=[not_valid, *phase.findings])
+    invalid = msgspec.structs.replace(report, phases={"prefill": phase})
+    for of, disturbed, reason in (
+        (invalid, [], f"{text} ({line})"),
+        (valid, ["waits"], "the GEMMs alone were disturbed by waits"),
+    ):
+        times = replays(cases, of, pruned_as="inside")
+        times.disturbed = disturbed
+        explained = with_replays(of, times, None)
+        shown = explained.phases["prefill"]
+        assert shown.replay is not None and shown.replay.withheld == reason
+        assert {line.verdict for line in shown.replay.lines} == {"withheld", "unpruned"}
+        assert shown.replay.text == f"No GEMM has a verdict: {reason}."
+        assert shown.replay.explains is None
+        table = replay_table(shown, "prefill")
+        assert table is not None and any(note.startswith("? ") for note in table.notes)
+        titles = [column.title for column in table.columns]
+        inside, warm, slow = (
+            [row[titles.index(title)].text for row in table.rows]
+            for title in ("in the model", "alone, warm", "slow")
+        )
+        assert all(one.endswith(" ?") for one in (warm if disturbed else inside))
+        assert not any(one.endswith(" ?") for one in (inside if disturbed else warm))
+        assert set(slow) == {"no verdict", "not pruned"}
+        # What it is about stays where the terminal is narrow.
+        assert {table.columns[i].title for i in kept_columns(table, 80)} >= {"slow", "lost inside"}
+        printed = [part for part in replayed(times, explained).parts if isinstance(part, Line)]
+        assert sum(reason in part.text for part in printed) == 1  # once, not a line a GEMM
 
 
 def test_intervals_that_say_nothing_explain_nothing() -> None:
@@ -215,7 +285,14 @@ def test_curves_are_drawn_and_read_back(report: Report, tmp_path: Path) -> None:
     path = tmp_path / "gemms.json"
     path.write_bytes(msgspec.json.encode(plain(found)))
     read = analyze(RUN, options=Options(gemm=path)).report
-    assert plot(read, "prefill", "replay") is not None
+    clear = plot(read, "prefill", "replay")
+    assert clear is not None and not clear.legends
+    kept = read.phases["prefill"].replay
+    assert kept is not None
+    kept.disturbed = ["waits"]
+    hatched = plot(read, "prefill", "replay")
+    assert hatched is not None and hatched.axes[0].patches[0].get_hatch()
+    assert [text.get_text() for text in hatched.legends[0].get_texts()] == ["disturbed by waits"]
     assert read.phases["decode"].replay is None
     path.write_text('{"schema": 1, "gemms": [{"m": -1}]}')
     with pytest.raises(PrunescopeError, match="gemms"):
