@@ -80,9 +80,7 @@ def with_replays(report: Report, replays: Replays, run: Run | None) -> Report:
             hint="replay them where the run was traced: prunescope gemm RUN",
         )
     phases = {
-        name: msgspec.structs.replace(
-            phase, replay=_replay(name, phase, replays, on_cpu=replays.device.kind == "cpu")
-        )
+        name: msgspec.structs.replace(phase, replay=_replay(name, phase, replays))
         for name, phase in report.phases.items()
     }
     if all(phase.replay is None for phase in phases.values()):
@@ -125,7 +123,7 @@ class _Role:
     cold: list[float]
 
 
-def _replay(name: str, phase: Phase, replays: Replays, *, on_cpu: bool) -> Replay | None:
+def _replay(name: str, phase: Phase, replays: Replays) -> Replay | None:
     by_shape = {
         (one.gemm, one.dtype): one
         for one in replays.gemms
@@ -146,10 +144,9 @@ def _replay(name: str, phase: Phase, replays: Replays, *, on_cpu: bool) -> Repla
         rows.setdefault(row.role, []).append(_Alone(row, pruned, base, calls))
     if not rows:
         return None
-    scale = _Scale.of(phase, on_cpu=on_cpu)
     withheld = _withheld(phase, replays)
     roles = [
-        _role(phase, role, found, scale, is_whole=role not in unknown, withheld=withheld)
+        _role(phase, role, found, is_whole=role not in unknown, withheld=withheld)
         for role, found in rows.items()
     ]
     roles.sort(key=lambda one: -(one.line.inside_ns * one.line.count))
@@ -192,30 +189,10 @@ def _withheld(phase: Phase, replays: Replays) -> str | None:
     return "; ".join(reasons) or None
 
 
-@dataclass(frozen=True)
-class _Scale:
-    """From recorded busy times to those of the ledger: on a CPU all times of a side are scaled to
-    its unprofiled time, on a device no busy time is."""
-
-    pruned: float = 1.0
-    dense: float = 1.0
-
-    @classmethod
-    def of(cls, phase: Phase, *, on_cpu: bool) -> _Scale:
-        walls = {row.row: row.ns for row in phase.ledger or []}
-        dense, pruned = walls.get("dense"), walls.get("pruned")
-        if not on_cpu or phase.domain != "unprofiled" or phase.baseline is None:
-            return cls()
-        if not dense or not pruned or not phase.wall_ns or not phase.baseline.wall_ns:
-            return cls()
-        return cls(pruned / phase.wall_ns, dense / phase.baseline.wall_ns)
-
-
 def _role(
     phase: Phase,
     role: str,
     found: Sequence[_Alone],
-    scale: _Scale,
     *,
     is_whole: bool,
     withheld: str | None,
@@ -223,12 +200,10 @@ def _role(
     largest = max(found, key=lambda one: one.row.busy_ns)
     row, alone = largest.row, largest.pruned
     part = _kernel_part(phase, role) if is_whole else None
-    before = sum(one.row.dense_busy_ns or 0.0 for one in found) * scale.dense
-    now = sum(one.row.busy_ns for one in found) * scale.pruned
     warm, cold = list[float](), list[float]()
     unpruned = is_whole and all(_gemm(one.row) == _dense_gemm(one.row) for one in found)
-    if part is not None and before and not unpruned:
-        kept = (now - part.ns) / before
+    if part is not None and isinstance(part.expected, float) and not unpruned:
+        kept = part.expected
         warm, cold = (
             _summed(one.kernel_ns(kept, cold=state) for one in found) for state in (False, True)
         )
@@ -248,7 +223,7 @@ def _role(
         dense_k=row.dense_k,
         dtype=alone.dtype,
         count=row.count,
-        inside_ns=row.busy_ns * scale.pruned / row.count,
+        inside_ns=phase.in_step(row.busy_ns) / row.count,
         warm_ns=_times(alone, cold=False).ns,
         warm_ci95=_times(alone, cold=False).ci95,
         cold_ns=_times(alone, cold=True).ns,
@@ -339,7 +314,8 @@ def _summary(
 
 
 def _kernel_part(phase: Phase, role: str) -> LedgerPart | None:
-    """The role's part of the kernel row for matrix products; one of 0 where the row has none."""
+    """The role's part of the kernel row for matrix products; one of 0 where the row has none, of
+    which it is not known what was expected."""
     rows = [row for row in phase.ledger or [] if row.row == "kernel_efficiency"]
     if not rows or rows[0].ns is None:
         return None
