@@ -241,6 +241,26 @@ def test_alignments_stand_in_their_order(whole: PaperSet) -> None:
     assert {r["family"] for r in rows(whole, "alignment")} == {"static-nk"}
 
 
+def test_points_of_equal_dimensions_are_named_as_one_model() -> None:
+    """7,168 channels are a multiple of 2, 16 and 128, and 7,172 of 4 alone; odd is not known."""
+    channels = {"2": 7168, "16": 7168, "128": 7168, "just-4": 7172}
+    points = [
+        at("static-nk", 1.5, set=[f"align={a}"], dimensions={"gate": [[n, 4096, 32]]})
+        for a, n in channels.items()
+    ]
+    points += [at("static-nk", 1.4, set=["align=odd"]), at("b", 1.4, set=["align=16"])]
+    found = paper_set(sweep({"prefill": points}))
+    assert "are the same model" in (caption := figure(found, "alignment").caption)
+    assert "equal: static-nk 2 = 16 = 128." in caption
+    same = {r["align"]: r["same_model_as"] for r in rows(found, "alignment")}
+    assert same == {"2": "16, 128", "16": "2, 128", "128": "2, 16", "just-4": None, "odd": None}
+    (axes,) = plotted(found, "alignment").axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == [
+        "odd", "2", "just-4", "16", "128",
+    ]  # fmt: skip
+    assert [(text.get_text(), text.xy[0]) for text in axes.texts] == [("=", i) for i in (1, 3, 4)]
+
+
 def test_a_layer_is_stacked_from_its_categories(whole: PaperSet) -> None:
     axes = plotted(whole, "layer").axes[0]
     heights = {}
