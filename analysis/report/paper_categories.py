@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from prunescope.analysis.report import evidence
 from prunescope.analysis.report.escape import clean
@@ -212,14 +213,18 @@ def layer(found: Pareto) -> PaperFigure | NotDrawn:
         name=name,
         title=title,
         caption=f"{title}, dense and of each family at its largest sparsity, in the categories of "
-        "arXiv 2606.09080. Whiskers: the 95 % interval of the speedup, on the time of the layer, "
-        "cut where it leaves the panel."
+        "arXiv 2606.09080. Each result measures a dense layer of its own, at the line across its "
+        "bar; the dense bar is the one of the median time, its whisker from the lowest to the "
+        "highest of all. Whiskers of families: the 95 % interval of the speedup, on the time of "
+        f"the layer, cut where it leaves the panel.{_own_words(points)}{_closure_words(points)}"
         f"{mark_words(points)}{not_shown(shown)} {of_sweep(found, points)}",
         columns=[
             "phase",
             "setting",
+            "result",
             "side",
             "sparsity",
+            "own_sparsity",
             "category",
             "ns",
             "low",
@@ -227,6 +232,10 @@ def layer(found: Pareto) -> PaperFigure | NotDrawn:
             "realised",
             "realised_low",
             "realised_high",
+            "closure",
+            "closure_low",
+            "closure_high",
+            "drawn",
             "timing_valid",
         ],
         rows=[row for panel in shown for row in _layer_rows(panel)],
@@ -256,34 +265,76 @@ def _parts(point: SweepPoint, *, dense: bool) -> dict[str, float]:
 _ORDER = (_GEMM, *(name for name in CATEGORIES if name not in GEMMS))
 
 
+def _own_words(points: Sequence[SweepPoint]) -> str:
+    """What `here` in a name means, for a caption; empty where no layer has a share of its own."""
+    if not any(map(_here, points)):
+        return ""
+    return " Here: the share that this layer left out of what it decides on, where it is not s."
+
+
+def _here(point: SweepPoint) -> str:
+    """The sparsity of a layer of a dynamic family, where it is not the nominal one; else empty."""
+    own, nominal = point.own_sparsity, point.sparsity
+    if own is None or nominal is None or f"{own:.2f}" == f"{nominal:.2f}":
+        return ""
+    return f", here {own:.2f}"
+
+
+def _closure_words(points: Sequence[SweepPoint]) -> str:
+    """How near all layers by this one are to the whole model; empty where that is not known."""
+    found = [one for p in points for one in (p.closure or {}).values()]
+    if not found:
+        return ""
+    ratios = [one.ratio for one in found]
+    ends = [end for one in found for end in one.ratio_ci95 or ()]
+    within = (
+        f", with 95 % intervals (over rounds of one placement) from {min(ends):.2f} to "
+        f"{max(ends):.2f}"
+        if ends
+        else ""
+    )
+    return (
+        f" Closure: as many of this layer as the model has, with the rest, take {min(ratios):.2f} "
+        f"to {max(ratios):.2f} of the time of the whole model{within}; each is in the CSV."
+    )
+
+
 def _layer_rows(panel: Panel) -> list[list[Value]]:
-    dense = _median(panel)
+    """Of each result its dense layer and its pruned one, by category."""
     rows: list[list[Value]] = []
-    for side, sparsity, point in (
-        ("dense", None, dense),
-        *((family_label(p), p.sparsity, p) for p in panel.points),
-    ):
-        is_dense = side == "dense"
-        speed: list[Value] = [1.0, None, None]
-        if not is_dense:
-            speed = [point.realised, *(point.realised_ci95 or (None, None))]
-        for one in point.categories:
-            ns = one.dense_ns if is_dense else one.pruned_ns
-            ends = one.dense_ci95 if is_dense else one.pruned_ci95
-            rows.append(
-                [
-                    panel.phase,
-                    panel.cell.where,
-                    side,
-                    sparsity,
-                    one.name,
-                    ns,
-                    *(ends or (None, None)),
-                    *speed,
-                    point.timing_valid,
-                ]
-            )
+    median = _median(panel)
+    for point in panel.points:
+        for side in ("dense", "pruned"):
+            rows += _rows_of_side(panel, point, side, drawn=side == "pruned" or point is median)
     return rows
+
+
+def _rows_of_side(panel: Panel, point: SweepPoint, side: str, *, drawn: bool) -> list[list[Value]]:
+    is_dense = side == "dense"
+    speed: list[Value] = [1.0, None, None]
+    if not is_dense:
+        speed = [point.realised, *(point.realised_ci95 or (None, None))]
+    closure: list[Value] = [None, None, None]
+    if one := (point.closure or {}).get(side):
+        closure = [one.ratio, *(one.ratio_ci95 or (None, None))]
+    return [
+        [
+            panel.phase,
+            panel.cell.where,
+            family_label(point),
+            side,
+            None if is_dense else point.sparsity,
+            None if is_dense else point.own_sparsity,
+            one.name,
+            one.dense_ns if is_dense else one.pruned_ns,
+            *((one.dense_ci95 if is_dense else one.pruned_ci95) or (None, None)),
+            *speed,
+            *closure,
+            drawn,
+            point.timing_valid,
+        ]
+        for one in point.categories
+    ]
 
 
 def _layer_figure(shown: Sequence[Panel]) -> Figure:
@@ -301,15 +352,28 @@ def _layer_figure(shown: Sequence[Panel]) -> Figure:
             shade(axes, i, point)
             if not dense:
                 _whisker(axes, i, (tops[-1], point), unit)
+        tops += _own_dense(axes, panel, unit)
         axes.set_ylim(0, _MOST_WHISKER * max(tops) / unit.per)
-        slanted(axes, ["dense", *map(named, panel.points)])
+        slanted(axes, ["dense", *(f"{named(p)}{_here(p)}" for p in panel.points)])
         axes.set_ylabel(f"time of a layer ({unit.unit})")
     looks = {_GEMM: ("#0072B2", "", "GEMM, GEMV")}
     looks |= {name: (*_LOOKS[name], CATEGORIES[name]) for name in CATEGORIES}
     handles = [patch(looks[n][0], looks[n][2], looks[n][1]) for n in _ORDER if n in present]
+    handles += [Line2D([], [], color="black", linewidth=1.2, label="dense, of the same result")]
     handles += reason_patches(point for panel in shown for point in panel.points)
     legend_below(figure, handles, columns=len(handles))
     return figure
+
+
+def _own_dense(axes: Axes, panel: Panel, unit: Scale) -> list[float]:
+    """The time of the dense layer of each result, across its bar, and how far they spread, beside
+    the dense bar; gives the times in ns."""
+    times = [sum(_parts(point, dense=True).values()) for point in panel.points]
+    for i, ns in enumerate(times, start=1):
+        axes.plot([i - 0.4, i + 0.4], [ns / unit.per] * 2, color="black", linewidth=1.2)
+    spread = [sum(_parts(point, dense=True).values()) / unit.per for point in _of_dense(panel)]
+    axes.plot([0.28] * 2, [min(spread), max(spread)], color="black", linewidth=0.8)
+    return times
 
 
 def _column(axes: Axes, at: int, parts: dict[str, float], unit: Scale) -> float:
