@@ -62,8 +62,8 @@ class Knob:
 # Of every family that chooses how many numbers a dimension keeps.
 ALIGNMENT = Knob(
     ALIGN,
-    "what the kept dimension is rounded up to: a multiple of N; just-N, of N and of no larger power "
-    "of two; odd and even, which are just-1 and just-2; or paper, which is 16",
+    "what the kept dimension is rounded up to: a multiple of N; just-N, of N and of no larger "
+    "power of two; odd and even, which are just-1 and just-2; or paper, which is 16",
     ALIGNMENTS,
     if_given=True,
     only_sizes=True,

@@ -202,9 +202,7 @@ class LayerAlone(msgspec.Struct, kw_only=True):
     def closure_ci95(self) -> list[float] | None:
         """The 95 % interval of the closure, by Student's t over the logarithms of its rounds; None
         with fewer than two. All rounds have one placement of the weights."""
-        made = [
-            (self.layers * layer + rest, whole) for layer, rest, whole in self.rounds_ns
-        ]
+        made = [(self.layers * layer + rest, whole) for layer, rest, whole in self.rounds_ns]
         logs = [math.log(sums / whole) for sums, whole in made if sums > 0 and whole > 0]
         if len(logs) < 2 or self.closure <= 0:
             return None

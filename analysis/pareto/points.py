@@ -75,12 +75,12 @@ def _counts(run: Run, phase: str) -> dict[str, ModuleCounts]:
 def _dimensions(run: Run, phase: str) -> dict[str, list[list[int]]]:
     """The sizes of the weights by role, and those of what is chosen at run time."""
     weights = Counter(
-        (one.role, *one.shape)
+        (one.role, tuple(one.shape))
         for one in (run.census.matrices if run.census else ())
         if one.role is not None and one.shape
     )
     found: dict[str, list[list[int]]] = {}
-    for (role, *shape), count in sorted(weights.items()):
+    for (role, shape), count in sorted(weights.items()):
         found.setdefault(role, []).append([*shape, count])
     channels = {
         pair

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -277,7 +278,7 @@ def _here(point: SweepPoint) -> str:
     own, nominal = point.own_sparsity, point.sparsity
     if own is None or nominal is None or f"{own:.2f}" == f"{nominal:.2f}":
         return ""
-    return f", here {own:.2f}"
+    return f"\nhere {own:.2f}"
 
 
 def _closure_words(points: Sequence[SweepPoint]) -> str:
@@ -348,36 +349,36 @@ def _layer_figure(shown: Sequence[Panel]) -> Figure:
             parts = _parts(point, dense=dense)
             whole = sum(parts.values())
             present |= {name: None for name, ns in parts.items() if is_seen([0.0, ns], whole)}
-            tops.append(_column(axes, i, parts, unit))
+            own = sum(_parts(point, dense=True).values())
+            top = _column(axes, i, parts, unit, clear=own)
+            tops += [top, own]
             shade(axes, i, point)
             if not dense:
-                _whisker(axes, i, (tops[-1], point), unit)
-        tops += _own_dense(axes, panel, unit)
+                axes.plot([i - 0.4, i + 0.4], [own / unit.per] * 2, color="black", linewidth=1.2)
+                _whisker(axes, i, (top, point), unit)
+        _dense_spread(axes, panel, unit)
         axes.set_ylim(0, _MOST_WHISKER * max(tops) / unit.per)
         slanted(axes, ["dense", *(f"{named(p)}{_here(p)}" for p in panel.points)])
         axes.set_ylabel(f"time of a layer ({unit.unit})")
     looks = {_GEMM: ("#0072B2", "", "GEMM, GEMV")}
     looks |= {name: (*_LOOKS[name], CATEGORIES[name]) for name in CATEGORIES}
-    handles = [patch(looks[n][0], looks[n][2], looks[n][1]) for n in _ORDER if n in present]
+    handles: list[Any] = [
+        patch(looks[n][0], looks[n][2], looks[n][1]) for n in _ORDER if n in present
+    ]
     handles += [Line2D([], [], color="black", linewidth=1.2, label="dense, of the same result")]
     handles += reason_patches(point for panel in shown for point in panel.points)
     legend_below(figure, handles, columns=len(handles))
     return figure
 
 
-def _own_dense(axes: Axes, panel: Panel, unit: Scale) -> list[float]:
-    """The time of the dense layer of each result, across its bar, and how far they spread, beside
-    the dense bar; gives the times in ns."""
-    times = [sum(_parts(point, dense=True).values()) for point in panel.points]
-    for i, ns in enumerate(times, start=1):
-        axes.plot([i - 0.4, i + 0.4], [ns / unit.per] * 2, color="black", linewidth=1.2)
-    spread = [sum(_parts(point, dense=True).values()) / unit.per for point in _of_dense(panel)]
-    axes.plot([0.28] * 2, [min(spread), max(spread)], color="black", linewidth=0.8)
-    return times
+def _dense_spread(axes: Axes, panel: Panel, unit: Scale) -> None:
+    """From the lowest to the highest time of the dense layer, beside the dense bar."""
+    times = [sum(_parts(point, dense=True).values()) / unit.per for point in _of_dense(panel)]
+    axes.plot([0.28] * 2, [min(times), max(times)], color="black", linewidth=0.8)
 
 
-def _column(axes: Axes, at: int, parts: dict[str, float], unit: Scale) -> float:
-    """A stacked bar; gives its height in ns."""
+def _column(axes: Axes, at: int, parts: dict[str, float], unit: Scale, *, clear: float) -> float:
+    """A stacked bar, with its height above it, and above the line at `clear` ns; gives it in ns."""
     top = 0.0
     for name, ns in parts.items():
         colour, hatch = ("#0072B2", "") if name == _GEMM else _LOOKS[name]
@@ -391,7 +392,8 @@ def _column(axes: Axes, at: int, parts: dict[str, float], unit: Scale) -> float:
             **EDGE,
         )
         top += ns
-    axes.text(at, top / unit.per, clean(unit.text(top)), ha="center", va="bottom", fontsize=6)
+    look: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": 6}
+    axes.text(at, max(top, clear) / unit.per, clean(unit.text(top)), **look)
     return top
 
 

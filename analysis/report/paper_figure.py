@@ -137,7 +137,11 @@ def _rank(align: str | None) -> tuple[int, bool]:
     """The usual one first, then the largest, and of two a multiple before just that."""
     if align in _USUAL_ALIGNMENT:
         return 1 << 30, True
-    return (0, False) if align is None else (size_of(align), align in ALIGNMENTS and not is_just(align))
+    return (
+        (0, False)
+        if align is None
+        else (size_of(align), align in ALIGNMENTS and not is_just(align))
+    )
 
 
 def size_of(align: str) -> int:

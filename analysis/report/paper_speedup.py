@@ -365,8 +365,8 @@ def _alignment_figure(shown: Sequence[Panel]) -> Figure:
 def _join(axes: Axes, at: Sequence[tuple[float, float]], colour: str) -> None:
     """Mark points that are the same model."""
     for x, y in at:
-        look: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": 7, "color": colour}
-        axes.annotate("=", (x, y), (0, 3), textcoords="offset points", **look)
+        look: dict[str, Any] = {"ha": "left", "va": "bottom", "fontsize": 7, "color": colour}
+        axes.annotate("=", (x, y), (4, 1), textcoords="offset points", **look)
 
 
 def _with_sparsity(name: str, points: Sequence[SweepPoint]) -> str:

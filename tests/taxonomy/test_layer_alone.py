@@ -17,7 +17,7 @@ def alone(rounds: list[tuple[float, float, float]]) -> LayerAlone:
 
 
 def test_a_closure_is_as_sure_as_its_rounds_agree() -> None:
-    """Rounds of 1, 1.1 and 1 / 1.1: a standard deviation of log 1.1, and t of two degrees, 4.303."""
+    """1, 1.1 and 1 / 1.1: a standard deviation of log 1.1, and t of two degrees, 4.303."""
     found = alone([(10.0, 10.0, 50.0), (10.0, 10.0, 50 / 1.1), (10.0, 10.0, 55.0)])
     half = 4.30265 * math.log(1.1) / math.sqrt(3)
     assert found.closure == 1.0

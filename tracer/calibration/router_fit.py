@@ -91,10 +91,10 @@ def fit_routers(
     """Fit the routers in place; they must let every token through while this runs.
 
     A sublayer gets the share of the tokens whose change is among the 1 − s largest of its kind, so
-    that shares differ between sublayers and average 1 − s; or, if `equal`, 1 − s itself. `costs`, in any unit: the mean cost of
-    skipping each site for a token; changes are shifted to match them. Returns the median R² of the
-    routers on the last quarter of the sequences, which is held out; None with fewer than four
-    sequences.
+    that shares differ between sublayers and average 1 − s; if `equal`, 1 − s itself. `costs`, in
+    any unit: the mean cost of skipping each site for a token; changes are shifted to match them.
+    Returns the median R² of the routers on the last quarter of the sequences, which is held out;
+    None with fewer than four sequences.
     """
     seen = [_SiteData() for _ in sites]
     count = len(calibration.batches)
@@ -148,9 +148,7 @@ def _shift_to(found: _SiteData, cost: float) -> None:
     found.changes = [change + shift for change in found.changes]
 
 
-def _set_shares(
-    sites: Sequence[tuple[Site, _SiteData]], sparsity: float, *, equal: bool
-) -> None:
+def _set_shares(sites: Sequence[tuple[Site, _SiteData]], sparsity: float, *, equal: bool) -> None:
     """Set the sparsity and threshold of each router of a kind."""
     if equal:
         for site, found in sites:

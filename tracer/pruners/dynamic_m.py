@@ -80,8 +80,8 @@ def _fitted(model: Any, sites: list[Site], point: Point) -> Record:
         "calibration": calibration.record,
         "notes": [
             f"each {point.knobs['unit']} has a share p of its own, by how much it changes tokens "
-            "(rows_by_layer; their mean is 1 − s); prefill: the int(p·S) best rows of each sequence; decode: rows that score as the best "
-            "p of the text",
+            "(rows_by_layer; their mean is 1 − s); prefill: the int(p·S) best rows of each "
+            "sequence; decode: rows that score as the best p of the text",
             f"{len(sites)} routers fitted to how much each changes a token{fit}",
         ],
     }

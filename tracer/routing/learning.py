@@ -94,9 +94,9 @@ class RowLearner:
 
     how = (
         "routers trained with the adapters: the int(p·S) best rows of each sequence go through, p "
-        "being the router's share, and the sigmoid of a score gets the gradient of its row (straight-through, arXiv 1308.3432; top-k "
-        "as in MoD, arXiv 2404.02258); decode: rows that score as the best p of their "
-        "prompt, by a threshold that moves so that p is kept"
+        "being the router's share, and the sigmoid of a score gets the gradient of its row "
+        "(straight-through, arXiv 1308.3432; top-k as in MoD, arXiv 2404.02258); decode: rows that "
+        "score as the best p of their prompt, by a threshold that moves so that p is kept"
     )
 
     def __init__(self, model: Any, sites: Sequence[Site], sparsity: float, *, fitted: bool) -> None:

@@ -294,9 +294,10 @@ def test_each_layer_has_the_dense_one_of_its_own_result() -> None:
     assert own == {"a": None, "b": pytest.approx(0.13), "c": None}
     (axes,) = plotted(found, "layer").axes
     names = [label.get_text() for label in axes.get_xticklabels()]
-    assert names == ["dense", "a 0.5", "b 0.5, here 0.13", "c 0.5"]
-    lines = [list(line.get_ydata()) for line in axes.lines]
-    assert lines[-4:] == [[10, 10], [12, 12], [11, 11], [10, 12]]  # and the whisker of the bar
+    assert names == ["dense", "a 0.5", "b 0.5\nhere 0.13", "c 0.5"]
+    (of_dense, *lines) = [list(line.get_ydata()) for line in reversed(axes.lines)]
+    assert of_dense == [10, 12]  # the whisker of the bar
+    assert [ends for ends in lines if ends[0] == ends[1]] == [[11, 11], [12, 12], [10, 10]]
     caption = figure(found, "layer").caption
     assert "take 1.04 to 1.04 of the time of the whole model" in caption
     assert "from 1.00 to 1.25; each" in caption and "Here: the share" in caption
