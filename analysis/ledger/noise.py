@@ -7,7 +7,7 @@ split the dense capture in halves: docs/ledger.md. What is resampled, or split:
     what the capture has                      profiled steps         samples, for W
     placements, all of them profiled          placements             the same placements
     placements, several of them profiled      those placements       placements, of their own
-    no placements, or steps of unknown ones   steps                  placements if known, or samples
+    no placements, or steps of unknown ones   steps, five at least   placements if known, or samples
     one side has placements, one has not      each side as above     each side as above
 
 `_resampled` decides it for steps, `_resampled_walls` and `_resampled_wall` for samples;
@@ -136,9 +136,9 @@ def observer_share(units: Units, base: TimeBase) -> float | None:
 
 
 def bootstrap(units: Units, ratio: Ratios, base: TimeBase) -> Replicates | None:
-    """Replicates of the ledger; None where nothing can be resampled: one step, steps of one
-    placement alone where placement was sampled, or so far apart that a widened sample has negative
-    time.
+    """Replicates of the ledger; None where nothing can be resampled: fewer than LEAST_STEPS single
+    steps, steps of one placement alone where placement was sampled, or steps so far apart that a
+    widened sample has negative time.
     """
     resampled = _resampled(units, base)
     if resampled is None:
@@ -165,9 +165,7 @@ def _resampled(units: Units, base: TimeBase) -> tuple[Both, Both | None] | None:
     sides = base.dense, base.pruned
     counts = units.dense.busy.shape[1], units.pruned.busy.shape[1]
     placements = sides[0].placement_of_step(counts[0]), sides[1].placement_of_step(counts[1])
-    if min(counts) < 2 or any(
-        placement is not None and placement[-1] == 0 for placement in placements
-    ):
+    if not all(map(_can_resample, counts, placements)):
         return None
     rng = np.random.default_rng(SEED)
     if (
@@ -191,6 +189,12 @@ def _resampled(units: Units, base: TimeBase) -> tuple[Both, Both | None] | None:
     picks = _sample_sides(rng, groups[0], groups[1], in_turns=base.in_turns and one_kind)
     steps = _step_weights(picks[0], placements[0]), _step_weights(picks[1], placements[1])
     return steps, _resampled_walls(rng, base) if len(sides[0]) and len(sides[1]) else None
+
+
+def _can_resample(steps: int, placement: NDArray[np.int64] | None) -> bool:
+    """Whether the steps of a side give intervals: of two placements or more, which are widened for
+    their number, or so many single steps that they need no widening."""
+    return steps >= LEAST_STEPS if placement is None else placement[-1] > 0
 
 
 def _step_weights(picks: NDArray[np.int64], placement: NDArray[np.int64] | None) -> Floats:
@@ -287,11 +291,10 @@ def speedup_interval(
 
 def realised_interval(base: TimeBase, replicates: Replicates | None) -> list[float] | None:
     """95 % interval of dense / pruned: of W of the samples, else of the profiled walls over the
-    steps; None with one sample, with fewer than five steps of a side, or with steps of 0
-    ns."""
+    steps; None with one sample, without replicates, or with steps of 0 ns."""
     if len(base.dense) and len(base.pruned):
         return speedup_interval(base.dense, base.pruned, in_turns=base.in_turns)
-    if replicates is None or min(len(side) for side in replicates.steps) < LEAST_STEPS:
+    if replicates is None:
         return None
     return ratio_interval(replicates.dense, replicates.pruned)
 

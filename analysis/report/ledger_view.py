@@ -84,7 +84,8 @@ _NOTHING = 0.0005  # of the dense wall: a row that reads 0.0 % has no part to na
 _SEEN = 0.005  # of an axis one column wide: the width of the line that draws an interval
 _FAR = 10.0  # times the longer wall: an interval that reaches further is too wide to show
 NO_INTERVAL = (
-    "no intervals: a side has one step, steps of one placement alone, or steps that differ too much"
+    "no intervals: a side has fewer than five steps, steps of one placement alone, or steps that "
+    "differ too much"
 )
 TOO_WIDE = "intervals too wide to be of use are not shown: more placements narrow them"
 NEITHER = "no interval and no noise: they need more than one step"
