@@ -249,7 +249,8 @@ def test_a_time_without_an_interval_decides_nothing(report: Report) -> None:
     for row in phase.ledger or []:
         row.ci95 = None  # its noise alone, of a few ways to split three steps, decides nothing
     rules = ("prefill.realised >= 1.1", "prefill.realised >= 50", "prefill.busy >= 0.1",
-             "prefill.wall <= 1s", "prefill.ledger.coverage <= 1s", "prefill.flop >= 1.1")  # fmt: skip
+             "prefill.wall <= 1s", "prefill.ledger.coverage <= 1s",
+             "prefill.flop >= 1.1")  # fmt: skip
     assert states(report, *rules) == ["undecided"] * 5 + ["held"]
     (first, *_) = check_report(report, parse_rules(rules)).verdicts
     assert "no interval" in first.why
