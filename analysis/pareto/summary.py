@@ -49,8 +49,10 @@ def _compared(found: Pareto) -> Iterator[str]:
     subject = found.subject
     missing = {"failed": len(found.failed), "not run yet": found.pending}
     not_done = ", ".join(f"{count} {why}" for why, count in missing.items() if count)
+    results = sum(len(p.draws) or 1 for p in points)
+    merged = f" (of {results} results: random samples are one point)" * (results > len(points))
     yield (
-        f"{len(points)} points of {len(families)} families of {subject.model}"
+        f"{len(points)} points{merged} of {len(families)} families of {subject.model}"
         f" ({subject.dtype}) on {subject.device}{f'; {not_done}' if not_done else ''}."
     )
     if found.source == "page":
