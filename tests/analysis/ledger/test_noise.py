@@ -21,11 +21,12 @@ from prunescope.analysis.ledger.noise import (
     observer_share,
     point,
     realised_interval,
+    scatter,
     speedup_interval,
     wall_interval,
 )
 from prunescope.analysis.ledger.pairing import Cost, Units, UnitSums
-from prunescope.analysis.ledger.samples import Samples
+from prunescope.analysis.ledger.samples import Samples, sample_placements
 
 KEYS = [(0, "up", "matmul"), (0, "residual", "pointwise")]
 
@@ -250,3 +251,11 @@ def test_fewer_than_five_steps_have_no_interval_of_anything(count: int) -> None:
     few = units(side([busy, [1] * count], [[0] * count] * 2, [0] * count))
     boot = bootstrap(few, ratios(few, None), PROFILED)
     assert (boot is None) == (realised_interval(PROFILED, boot) is None) == (count < 5)
+
+
+def test_the_noise_of_few_steps_holds_what_they_differ() -> None:
+    """Rows of -40 ± 60.8 over three steps: t(2) · 60.8/√3 = 151 is half of the interval, and half
+    of that the noise. Two halves of the dense steps, which are equal, would give 0."""
+    picks = sample_placements(np.random.default_rng(0), 3, 10**5)
+    replicates = np.array([-80.0, 30.0, -70.0])[picks].mean(axis=1)
+    assert scatter(replicates, 3) == pytest.approx(4.3027 * 60.83 / sqrt(3) / 2, rel=0.01)

@@ -275,6 +275,27 @@ def test_invalid_times_leave_the_family_and_their_own_change_first() -> None:
     assert broken.family is not None and f"those of {broken.family.id}" in told
 
 
+def test_masks_promise_no_gain_whatever_the_times_are() -> None:
+    """Every GEMM keeps its shape; a layer less, or a step of which kernels lack, says less."""
+    masked = phase()
+    invalid = Finding(id="timing-not-valid", severity="critical", text="disturbed", evidence=[],
+                      change="stop everything else", predicted_ns=None)  # fmt: skip
+    masked.findings = [invalid]
+    assert masked.family is not None and masked.pairing is not None
+    masked.family.id, masked.pairing.removed = "static-k-mask", 0
+    for gemm in masked.gemms:
+        gemm.axis = "none"
+    told = "First: stop everything else. Whatever the times are: {} in the shape of its dense one, "
+    told += "so no gain is to be expected."
+    assert summary(masked).endswith(told.format("zeros leave every GEMM"))
+    masked.family.id = "dense"
+    assert summary(masked).endswith(told.format("every GEMM is left"))
+    masked.pairing.removed = 3
+    assert summary(masked).endswith("First: stop everything else.")
+    masked.pairing.removed, masked.gemms[0].axis = 0, "unknown"
+    assert summary(masked).endswith("First: stop everything else.")
+
+
 @pytest.mark.parametrize("full", [False, True])
 def test_bars_of_times_that_are_no_evidence_have_the_strokes_of_the_pictures(full: bool) -> None:
     """Crosses, named below the ladder; bounds are no times. No share of a bound is realised."""
