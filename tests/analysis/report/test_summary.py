@@ -298,7 +298,8 @@ def test_masks_promise_no_gain_whatever_the_times_are() -> None:
 
 @pytest.mark.parametrize("full", [False, True])
 def test_bars_of_times_that_are_no_evidence_have_the_strokes_of_the_pictures(full: bool) -> None:
-    """Crosses, named below the ladder; bounds are no times. No share of a bound is realised."""
+    """Crosses, named below the ladder, on all that rests on times; a FLOP ratio does not. No share
+    of a bound is realised."""
     report = example.two_phases()
     report.phases.pop("decode")
     assert "xx" not in shown(report, full=full) and "realised is" in shown(report, full=full)
@@ -308,7 +309,8 @@ def test_bars_of_times_that_are_no_evidence_have_the_strokes_of_the_pictures(ful
     text = shown(report, full=full)
     ladder, _, ledger = text[text.index("Ladder:") :].partition("Ledger:")
     assert re.search(r"realised +1\.16× x{4,} ", ladder)
-    assert re.search(r"roofline bound +[\d.]+× ░+ ", ladder) and "realised is" not in ladder
+    assert re.search(r"roofline bound +[\d.]+× x+ ", ladder) and "realised is" not in ladder
+    assert re.search(r"FLOP ratio +[\d.]+× ░+", ladder)
     assert "xxx timing not valid" in ladder
     assert re.search(r"coverage .* x+ ", ledger) and "█" not in ladder + ledger
     shares = re.findall(r'class="n share">([^<]+)<', render_html(report))
