@@ -66,7 +66,7 @@ def of_bounds(phase: Phase) -> dict[str, list[str]]:
     if ladder is None:
         return {}
     found = {}
-    for name in (*ARITHMETIC, "coverage", "roofline", *MEASURED):
+    for name in (*sorted(ARITHMETIC), "coverage", "roofline", *sorted(MEASURED)):
         reasons = [] if name in ARITHMETIC else _of_times(phase)
         if name not in MEASURED:
             reasons = [why for why in reasons if why != NOT_COMPARABLE]

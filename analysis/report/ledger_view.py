@@ -315,14 +315,11 @@ def ladder_table(phase: Phase) -> Table | None:
     if ladder is None:
         return None
     shares = realised_shares(phase)
-    marks = {
-        name: [why for why in reasons if why in evidence.INVALID]
-        for name, reasons in evidence.of_bounds(phase).items()
-    }
+    marks = evidence.of_bounds(phase)
     rows = [
         [
             Cell(label),
-            Cell(_marked(value := getattr(ladder, name), marks[name]), value),
+            Cell(marked(value := getattr(ladder, name), marks[name]), value),
             _ladder_interval(ladder, name),
             Cell(numbers.percent(shares.get(name)), shares.get(name)),
             Cell(assumption),
@@ -336,15 +333,17 @@ def ladder_table(phase: Phase) -> Table | None:
         Column("share realised", numeric=True),
         Column("meaning", drop=1),
     ]
-    words = dict.fromkeys(why for each in marks.values() for why in each)
+    every = (why for each in marks.values() for why in each)
+    words = dict.fromkeys(why for why in every if why in evidence.INVALID)
     notes = [f"? {', '.join(words)}"] if words else []
     notes += ladder_notes(phase)
     return without_unknown(Table("ladder", "Ladder", columns, rows, notes))
 
 
-def _marked(value: float | None, reasons: list[str]) -> str:
+def marked(value: float | None, reasons: list[str]) -> str:
     """A ratio as text, with a question mark where its times are no evidence."""
-    return numbers.ratio(value) + (" ?" if reasons and value is not None else "")
+    invalid = any(why in evidence.INVALID for why in reasons)
+    return numbers.ratio(value) + " ?" * (invalid and value is not None)
 
 
 def ladder_notes(phase: Phase) -> list[str]:
