@@ -49,14 +49,13 @@ from prunescope.analysis.predict.setting import (
 from prunescope.analysis.predict.side import predicted_side
 from prunescope.analysis.schema.prediction import FamilyRow, FromRun, MeasuredPhase
 from prunescope.analysis.schema.report import Phase, Report
-from prunescope.analysis.shapes.config import read_model
+from prunescope.analysis.shapes.config import model_name, read_model
 from prunescope.taxonomy.applies import check_applies
 from prunescope.taxonomy.architecture_traits import Traits, traits_of
 from prunescope.taxonomy.dtypes import dtype, itemsize
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.expert_routing import Routing, counted
 from prunescope.taxonomy.families import pruning_families
-from prunescope.taxonomy.family import Family
 from prunescope.taxonomy.plan import FORWARD, PHASES, Workload
 from prunescope.taxonomy.run import MANIFEST, Run, read_run
 from prunescope.taxonomy.shape import ModelShape
@@ -135,12 +134,58 @@ def table(
     measured: Measured,
     warnings: list[str],
 ) -> MeasuredPhase:
-    """One phase: the measured dense time by part, and a row for each family, the fastest first."""
+    """One phase: the measured dense time by part, and a row for each family, the fastest first, or
+    for the pruned model of the request."""
     wall = measured.wall_ns
     if wall <= 0:
         raise PrunescopeError(
             f"its {work.phase} contains no time", hint="give a run or trace with kernels"
         )
+    notes = measured.notes
+    if request.pruned_model is not None:
+        rows = [_pruned_model(request.pruned_model, setting, work, measured, warnings)]
+        notes = [*notes, "s of a pruned model: the share of the parameters that it lacks"]
+    else:
+        rows = _families(request, setting, work, measured, warnings)
+    return MeasuredPhase(
+        batch=work.batch,
+        prompt_len=work.prompt_len,
+        context=work.keys,
+        logits=work.logits,
+        wall_ns=wall,
+        shares={name: ns / wall for name, ns in measured.parts.items()},
+        gap_share=measured.gap_ns / wall,
+        families=sorted(rows, key=lambda row: -row.expected),
+        notes=notes,
+    )
+
+
+def _pruned_model(
+    name: str, setting: Setting, work: Workload, measured: Measured, warnings: list[str]
+) -> FamilyRow:
+    """The row of a model that was pruned already: its shape in place of a family, and the share of
+    the parameters that it lacks as its sparsity."""
+    named = read_model(name)
+    warnings += named.notes
+    if named.shape.one_pass != setting.shape.one_pass:
+        raise PrunescopeError(
+            f"--pruned-model {name} is another kind of model than the one that was measured",
+            hint="one decodes tokens and the other does not: give the pruned form of that model",
+        )
+    dense, pruned = setting.shape.parameters(), named.shape.parameters()
+    at = replace(setting, pruned_shape=named.shape, sparsity=1 - pruned / dense)
+    label = model_name(name)
+    return _row(at, label, label, work, measured)
+
+
+def _families(
+    request: PredictRequest,
+    setting: Setting,
+    work: Workload,
+    measured: Measured,
+    warnings: list[str],
+) -> list[FamilyRow]:
+    """A row for each family of a request."""
     rows: list[FamilyRow] = []
     seen: set[tuple[str, str, float]] = set()
     refused: list[PrunescopeError] = []
@@ -157,23 +202,13 @@ def table(
             check_applies(chosen.id, chosen.applies, setting.traits or traits_of(setting.shape))
             point = chosen.point(sparsity, knobs)
             at = replace(setting, family=chosen, sparsity=point.sparsity, knobs=point.knobs)
-            rows.append(_row(at, chosen, label, work, measured))
+            rows.append(_row(at, chosen.id, label, work, measured))
         except PrunescopeError as error:
             refused.append(error)
             warnings.append(f"{label} at {sparsity:g} is left out: {error.problem}")
     if not rows:
         raise refused[0]
-    return MeasuredPhase(
-        batch=work.batch,
-        prompt_len=work.prompt_len,
-        context=work.keys,
-        logits=work.logits,
-        wall_ns=wall,
-        shares={name: ns / wall for name, ns in measured.parts.items()},
-        gap_share=measured.gap_ns / wall,
-        families=sorted(rows, key=lambda row: -row.expected),
-        notes=measured.notes,
-    )
+    return rows
 
 
 def measured_phase(phase: Phase, *, host: bool) -> Measured:
@@ -201,10 +236,8 @@ def measured_phase(phase: Phase, *, host: bool) -> Measured:
     return Measured(parts=ranked, gap_ns=gap, kernels=kernels, notes=notes)
 
 
-def _row(
-    setting: Setting, family: Family, label: str, work: Workload, measured: Measured
-) -> FamilyRow:
-    """The row of a setting's family."""
+def _row(setting: Setting, name: str, label: str, work: Workload, measured: Measured) -> FamilyRow:
+    """The row of a setting's family, or of its pruned model."""
     dense, pruned = predicted_side(setting, work, pruned=False), predicted_side(setting, work)
     terms = setting.terms
     found = scaled(measured, dense, pruned, terms)
@@ -217,9 +250,9 @@ def _row(
     uncertainty = uncertainty_of(speedup, pruned, terms, differences=unknown)
     weights, cache = round(pruned.forward.weight_bytes), round(pruned.forward.kv_bytes)
     return FamilyRow(
-        id=family.id,
+        id=name,
         label=label,
-        extension=family.extension,
+        extension=setting.family is not None and setting.family.extension,
         sparsity=setting.sparsity,
         bound=found.bound,
         expected=found.expected,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,8 @@ from rich.console import Console, RenderableType
 
 from prunescope.taxonomy.atomic_write import write_file
 from prunescope.taxonomy.errors import PrunescopeError
+
+QUIET_S = 10.0  # between two lines of progress in a file
 
 
 def show_result(
@@ -34,11 +37,11 @@ def console_for(target: str | None) -> Console:
 
 
 @contextmanager
-def progress_bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on standard error, moved by `on_done(done, total)`; None where standard error is no
-    terminal. A total of one shows no bar."""
+def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error, moved by `on_done(done, total)`; where that is no terminal, a line
+    at most every ten seconds. A total of one shows neither."""
     if not sys.stderr.isatty():
-        yield None
+        yield _lines_of(what)
         return
     from rich.progress import Progress
 
@@ -51,6 +54,20 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
                 bar.update(tasks[0], completed=done)
 
         yield on_done
+
+
+def _lines_of(what: str) -> Callable[[int, int], None]:
+    """Progress as lines on standard error, none in the first seconds."""
+    last = [time.monotonic()]
+
+    def on_done(done: int, total: int) -> None:
+        now = time.monotonic()
+        if total > 1 and now - last[0] > QUIET_S:
+            last[0] = now
+            sys.stderr.write(f"{what}: {done} of {total}\n")
+            sys.stderr.flush()
+
+    return on_done
 
 
 def check_target(target: str | Path | None) -> None:

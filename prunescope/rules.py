@@ -308,9 +308,6 @@ def _needs_interval(rule: Rule, phase: Phase) -> bool:
     so few steps that none could have an interval."""
     from prunescope.analysis.ledger.noise import LEAST_STEPS  # imports numpy
 
-    head, _, name = rule.metric.partition(".")
-    if head == "ledger":  # a row whose noise is known is decided by that
-        return any(row.row == name and row.noise_ns is None for row in phase.ledger or ())
     if rule.metric.startswith(_COMPARES):
         return True
     return (

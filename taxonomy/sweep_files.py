@@ -2,11 +2,14 @@
 of the trained dense model, version 1.
 
 `tracer` plans results and records what came of each; `analysis` reads the results that are done.
+What came of a result is what lies in the folder (`state_of`), for both: sweep.json is a view of it,
+which a process that was killed leaves behind.
 """
 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -17,11 +20,14 @@ import msgspec
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import Block, decode_file
 from prunescope.taxonomy.own_files import refuse_own_file
+from prunescope.taxonomy.run import MANIFEST
 from prunescope.taxonomy.run_blocks import HeldOut, Recovered
 from prunescope.taxonomy.run_setting import RunSetting
 from prunescope.taxonomy.scrub import scrub
 
 PLAN, SWEEP = "plan.json", "sweep.json"
+RUNS, FAILURES = "runs", "failed"  # folders, by the ids of results
+BEGUN = "begun and not ended: a process is at it, or died there"
 # In `quality`: by the way of scoring, and what tells passages of another length.
 CONTROL = "control-{}{}.json"
 State = Literal["done", "failed", "pending", "running"]
@@ -73,6 +79,15 @@ class SweepFile(msgspec.Struct, kw_only=True):
     results: list[SweepResult]
 
 
+class Failure(Block, kw_only=True):
+    """failed/<id>.json: a result that was started or has failed, and in which call."""
+
+    schema: Literal[1] = 1
+    id: str
+    error: str = "unknown"
+    call: str = ""
+
+
 class ControlLosses(Block, kw_only=True):
     """A CONTROL file: what a training of the dense model gave."""
 
@@ -91,9 +106,45 @@ def read_controls(folder: Path) -> Iterator[Recovered]:
                 yield found.recovery
 
 
+def run_of(result: Planned) -> str:
+    """The pruned run of a result, relative to the sweep's folder."""
+    return f"{RUNS}/{result.id}/pruned"
+
+
+def failure_of(folder: Path, result: Planned) -> Path:
+    """The record that a result was started or has failed."""
+    return folder / FAILURES / f"{result.id}.json"
+
+
+def state_of(folder: Path, result: Planned) -> State:
+    """Done where its run is whole, failed where a failure is recorded or the plan says that it is
+    infeasible, else pending. (A result that a process is at counts as failed: `held_shards`.)"""
+    if (folder / run_of(result) / MANIFEST).is_file():
+        return DONE
+    has_failed = result.problem is not None or failure_of(folder, result).is_file()
+    return FAILED if has_failed else PENDING
+
+
+def held_shards(folder: Path) -> Iterator[tuple[int, int]]:
+    """The shards that a process of this machine has claimed."""
+    if sys.platform == "win32":
+        return
+    import fcntl
+
+    for path in folder.glob(".shard-*-of-*.lock"):
+        numbers = re.fullmatch(r"\.shard-(\d+)-of-(\d+)\.lock", path.name)
+        if numbers is None:
+            continue
+        with path.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield int(numbers[1]), int(numbers[2])
+
+
 def read_sweep(folder: Path) -> SweepFile:
-    """sweep.json of a folder. Raises PrunescopeError where it is absent, damaged or of another
-    version."""
+    """sweep.json of a folder, brought up to what lies there. Raises PrunescopeError where it is
+    absent, damaged or of another version."""
     hint = "run `prunescope sweep` again: it rewrites it"
     if folder.is_file():
         refuse_own_file(folder)
@@ -105,7 +156,26 @@ def read_sweep(folder: Path) -> SweepFile:
         raise PrunescopeError(
             f"there is no {SWEEP} in {folder}", hint="give the --out folder of `prunescope sweep`"
         )
-    return found
+    is_at_work = any(True for _ in held_shards(folder))
+    results = [_brought_up(folder, one, is_at_work=is_at_work) for one in found.results]
+    return msgspec.structs.replace(found, results=results)
+
+
+def _brought_up(folder: Path, entry: SweepResult, *, is_at_work: bool) -> SweepResult:
+    """An entry of sweep.json that is not done there, by what lies in the folder."""
+    if entry.state == DONE or Path(entry.id).name != entry.id:  # the file is untrusted
+        return entry
+    state = state_of(folder, entry)
+    if state == DONE:
+        return msgspec.structs.replace(entry, state=DONE, run=run_of(entry), error=None)
+    if state == PENDING:
+        return entry
+    path = failure_of(folder, entry)
+    failure = decode_file(path, Failure, where=path.name, hint="sweep again")
+    if failure is not None and failure.error == BEGUN and is_at_work:
+        return msgspec.structs.replace(entry, state=RUNNING, error=None)
+    error = failure.error if failure is not None else entry.problem
+    return msgspec.structs.replace(entry, state=FAILED, error=error)
 
 
 def family_slug(family: str) -> str:

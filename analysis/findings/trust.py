@@ -272,6 +272,9 @@ def above_bound(c: Context) -> Found | None:
         for row, why, name in gains
         if row.moves_ns <= _NAMED * total and is_beyond_noise(row)
     ]
+    has_none = ladder.realised_ci95 is None and c.phase.sampled is None
+    if has_none and not reasons and not c.is_disturbed:
+        return None  # of profiled steps without an interval, only what a row of the ledger proves
     why = "; ".join(why for why, _ in reasons) or "no ledger row beyond twice its noise explains it"
     if c.is_disturbed:
         why, reasons = "the times of this run are not valid, which may be the whole reason", []

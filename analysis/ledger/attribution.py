@@ -15,10 +15,12 @@ from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.ledger.alignment import with_dense_layer
 from prunescope.analysis.ledger.ledger import Ratios, Split, Times, ratios
 from prunescope.analysis.ledger.noise import (
+    FewSteps,
     Replicates,
     TimeBase,
     bootstrap,
     choose_time_base,
+    few_steps,
     mean_times,
     point,
 )
@@ -32,7 +34,8 @@ _UNIT = {"unit_layer": pl.Int64, "role": pl.String, "class": pl.String}
 class AttributionInputs:
     """What rows, ladder and overhead of a phase are computed from. `nominal`: the requested
     sparsity, None where it is unknown; `promises`: whether a speedup was promised at all;
-    `replicates`: of the ledger, None where nothing can be resampled."""
+    `replicates`: of the ledger, None where nothing can be resampled; `few_steps`: those of single
+    steps that are too few for intervals."""
 
     units: Units
     nominal: float | None
@@ -41,6 +44,7 @@ class AttributionInputs:
     times: Times  # of the ledger, one replicate
     ledger: Split
     replicates: Replicates | None
+    few_steps: FewSteps | None = None
     promises: bool = True
 
     def dense_rows(self, dense: Kernels) -> pl.DataFrame:
@@ -79,6 +83,7 @@ def attribution_inputs(
     whole dense time is what was promised."""
     ratio = ratios(units, nominal if promises else 0.0)
     base = choose_time_base(units, *samples_ns, on_device=on_device, in_turns=in_turns)
+    replicates = bootstrap(units, ratio, base)
     return AttributionInputs(
         units=units,
         nominal=nominal,
@@ -86,6 +91,7 @@ def attribution_inputs(
         time_base=base,
         times=mean_times(units, base),
         ledger=point(units, ratio, base),
-        replicates=bootstrap(units, ratio, base),
+        replicates=replicates,
+        few_steps=few_steps(units, ratio, base) if replicates is None else None,
         promises=promises,
     )

@@ -7,7 +7,7 @@ split the dense capture in halves: docs/ledger.md. What is resampled, or split:
     what the capture has                      profiled steps         samples, for W
     placements, all of them profiled          placements             the same placements
     placements, several of them profiled      those placements       placements, of their own
-    no placements, or steps of unknown ones   steps                  placements if known, or samples
+    no placements, or steps of unknown ones   steps, five at least   placements if known, or samples
     one side has placements, one has not      each side as above     each side as above
 
 `_resampled` decides it for steps, `_resampled_walls` and `_resampled_wall` for samples;
@@ -42,6 +42,7 @@ from prunescope.analysis.ledger.samples import (
     widened,
     widened_weights,
 )
+from prunescope.taxonomy.student_t import t_quantile_975
 
 REPLICATES = 1000
 HALVES = 50
@@ -61,6 +62,15 @@ class Replicates(Split):
     steps: Both
     walls: Both | None
     times: Times
+
+
+@dataclass(frozen=True)
+class FewSteps:
+    """Replicates of `steps` single steps a side, which give no interval: what they differ is in the
+    noise of each row."""
+
+    replicates: Split
+    steps: int
 
 
 @dataclass(frozen=True)
@@ -135,12 +145,14 @@ def observer_share(units: Units, base: TimeBase) -> float | None:
     return 1 - target / wall if wall else None
 
 
-def bootstrap(units: Units, ratio: Ratios, base: TimeBase) -> Replicates | None:
-    """Replicates of the ledger; None where nothing can be resampled: one step, steps of one
-    placement alone where placement was sampled, or so far apart that a widened sample has negative
-    time.
+def bootstrap(
+    units: Units, ratio: Ratios, base: TimeBase, *, least: int = LEAST_STEPS
+) -> Replicates | None:
+    """Replicates of the ledger; None where nothing can be resampled: fewer than `least` single
+    steps, steps of one placement alone where placement was sampled, or steps so far apart that a
+    widened sample has negative time.
     """
-    resampled = _resampled(units, base)
+    resampled = _resampled(units, base, least)
     if resampled is None:
         return None
     steps, walls = resampled
@@ -154,7 +166,7 @@ def bootstrap(units: Units, ratio: Ratios, base: TimeBase) -> Replicates | None:
     )
 
 
-def _resampled(units: Units, base: TimeBase) -> tuple[Both, Both | None] | None:
+def _resampled(units: Units, base: TimeBase, least: int) -> tuple[Both, Both | None] | None:
     """Weights of the profiled steps of both sides, and W of their samples.
 
     Where dense and pruned took turns, in steps, samples and placements, they are resampled in pairs
@@ -165,9 +177,7 @@ def _resampled(units: Units, base: TimeBase) -> tuple[Both, Both | None] | None:
     sides = base.dense, base.pruned
     counts = units.dense.busy.shape[1], units.pruned.busy.shape[1]
     placements = sides[0].placement_of_step(counts[0]), sides[1].placement_of_step(counts[1])
-    if min(counts) < 2 or any(
-        placement is not None and placement[-1] == 0 for placement in placements
-    ):
+    if not all(_can_resample(*one, least) for one in zip(counts, placements, strict=True)):
         return None
     rng = np.random.default_rng(SEED)
     if (
@@ -191,6 +201,29 @@ def _resampled(units: Units, base: TimeBase) -> tuple[Both, Both | None] | None:
     picks = _sample_sides(rng, groups[0], groups[1], in_turns=base.in_turns and one_kind)
     steps = _step_weights(picks[0], placements[0]), _step_weights(picks[1], placements[1])
     return steps, _resampled_walls(rng, base) if len(sides[0]) and len(sides[1]) else None
+
+
+def _can_resample(steps: int, placement: NDArray[np.int64] | None, least: int) -> bool:
+    """Whether the steps of a side can be resampled: of two placements or more, which are widened
+    for their number, or at least so many single steps."""
+    return steps >= least if placement is None else bool(placement[-1] > 0)
+
+
+def few_steps(units: Units, ratio: Ratios, base: TimeBase) -> FewSteps | None:
+    """Replicates over single steps that are too few for `bootstrap`; None of one step."""
+    steps = min(units.dense.busy.shape[1], units.pruned.busy.shape[1])
+    if not 2 <= steps < LEAST_STEPS:
+        return None
+    replicates = bootstrap(units, ratio, base, least=2)
+    return None if replicates is None else FewSteps(replicates, steps)
+
+
+def scatter(replicates: Floats, steps: int) -> float:
+    """The noise of a row over few single steps: half of half of the interval of Student's t around
+    their mean, so that what is beyond twice its noise is beyond that interval too. A bootstrap of n
+    steps is too narrow by √((n−1)/n)."""
+    error = float(np.std(replicates)) * np.sqrt(steps / (steps - 1))
+    return float(t_quantile_975(steps - 1) * error / 2)
 
 
 def _step_weights(picks: NDArray[np.int64], placement: NDArray[np.int64] | None) -> Floats:
@@ -287,11 +320,10 @@ def speedup_interval(
 
 def realised_interval(base: TimeBase, replicates: Replicates | None) -> list[float] | None:
     """95 % interval of dense / pruned: of W of the samples, else of the profiled walls over the
-    steps; None with one sample, with fewer than five steps of a side, or with steps of 0
-    ns."""
+    steps; None with one sample, without replicates, or with steps of 0 ns."""
     if len(base.dense) and len(base.pruned):
         return speedup_interval(base.dense, base.pruned, in_turns=base.in_turns)
-    if replicates is None or min(len(side) for side in replicates.steps) < LEAST_STEPS:
+    if replicates is None:
         return None
     return ratio_interval(replicates.dense, replicates.pruned)
 

@@ -18,7 +18,7 @@ from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.kernels.idle import CAUSE_WORDS, causes_by
 from prunescope.analysis.ledger.attribution import AttributionInputs
 from prunescope.analysis.ledger.ledger import ROWS, Ratios, Split
-from prunescope.analysis.ledger.noise import interval, noise
+from prunescope.analysis.ledger.noise import FewSteps, interval, noise, scatter
 from prunescope.analysis.ledger.pairing import Floats, Units
 from prunescope.analysis.schema.report import LedgerPart, Row
 from prunescope.taxonomy.words import percent
@@ -42,6 +42,23 @@ class _Splits:
     ledger: Split
     replicates: Split | None
     halves: Split | None
+    few: FewSteps | None = None
+
+    def noise_of(self, name: str, rows: list[int] | None = None) -> float | None:
+        """The noise of a row, or of a part of it: dense against dense; over steps that are too few
+        for an interval also what these differ, whichever is larger."""
+        if self.halves is None:
+            return None
+        apart = noise(
+            _dense_against_dense(name, self.halves)
+            if rows is None
+            else self.halves.rows[name][rows].sum(axis=0)
+        )
+        if self.few is None:
+            return apart
+        split = self.few.replicates
+        own = split.total(name) if rows is None else split.rows[name][rows].sum(axis=0)
+        return max(apart, scatter(own, self.few.steps))
 
 
 def _with_sum(split: Split) -> Split:
@@ -61,13 +78,15 @@ def build_rows(
     """All rows in order; `evidence(row, role, class)` names the largest kernels of a part. Not
     `is_known`: no shape says what became of the work, so that its rows are null and one more,
     `not_explained`, is their sum. `regrouped`: roles with fewer matrices for the same work."""
-    splits = _Splits(inputs.ledger, inputs.replicates, halves)
+    few = inputs.few_steps
+    splits = _Splits(inputs.ledger, inputs.replicates, halves, few)
     names = list(ROWS)
     if not is_known:
         splits = _Splits(
             _with_sum(inputs.ledger),
             None if inputs.replicates is None else _with_sum(inputs.replicates),
             None if halves is None else _with_sum(halves),
+            None if few is None else FewSteps(_with_sum(few.replicates), few.steps),
         )
         names.insert(-1, NOT_EXPLAINED)
     out = []
@@ -86,9 +105,7 @@ def build_rows(
                 row=name,
                 ns=ns,
                 ci95=None if boot is None else interval(boot),
-                noise_ns=None
-                if splits.halves is None
-                else noise(_dense_against_dense(name, splits.halves)),
+                noise_ns=splits.noise_of(name),
                 parts=parts,
             )
         )
@@ -174,7 +191,7 @@ def _parts(
                 cls=cls,
                 ns=ns,
                 ci95=_statistic_of(splits.replicates, name, rows, interval),
-                noise_ns=_statistic_of(splits.halves, name, rows, noise),
+                noise_ns=splits.noise_of(name, rows),
                 evidence=evidence(name, role, cls),
                 expected=_expected(inputs, rows) if name == "kernel_efficiency" else UNSET,
             )
@@ -188,7 +205,7 @@ def _parts(
                 role=None,
                 ns=rest,
                 ci95=_statistic_of(splits.replicates, name, last, interval),
-                noise_ns=_statistic_of(splits.halves, name, last, noise),
+                noise_ns=splits.noise_of(name, last),
             )
         )
     return sorted(parts, key=lambda part: -abs(part.ns))

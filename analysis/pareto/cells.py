@@ -16,7 +16,13 @@ from prunescope.analysis.pareto.samples import (
     samples_used,
 )
 from prunescope.analysis.pareto.summary import summary
-from prunescope.analysis.schema.pareto import Pareto, ParetoPhase, SweepCell, SweepPoint
+from prunescope.analysis.schema.pareto import (
+    Pareto,
+    ParetoPhase,
+    SweepCell,
+    SweepPoint,
+    not_judged,
+)
 
 
 def judged(found: Pareto) -> Pareto:
@@ -36,7 +42,7 @@ def _phase(phase: ParetoPhase) -> ParetoPhase:
         points=bare.points,
         winners=[winner for cell in cells for winner in cell.winners],
         break_even=frontier.in_every_cell(
-            [cell.break_even for cell in cells], frontier.not_judged(bare.points)
+            [cell.break_even for cell in cells], not_judged(bare.points)
         ),
         cells=cells,
     )

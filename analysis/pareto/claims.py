@@ -19,7 +19,6 @@ from msgspec.structs import asdict, replace
 from prunescope.analysis.pareto.frontier import (
     frontier,
     loss_of,
-    not_judged,
     winners,
 )
 from prunescope.analysis.pareto.samples import (
@@ -34,12 +33,14 @@ from prunescope.analysis.pareto.samples import (
 )
 from prunescope.analysis.report.numbers import MINUS, loss, percent
 from prunescope.analysis.schema.pareto import (
+    NOT_VALID,
     Hypothesis,
     Loss,
     Pareto,
     ParetoPhase,
     SweepCell,
     SweepPoint,
+    not_judged,
 )
 
 _PAPER = json.loads(resources.files(__package__).joinpath("paper.json").read_text(encoding="utf-8"))
@@ -190,7 +191,7 @@ def _closest(name: str, phase: ParetoPhase, cell: SweepCell) -> Iterator[Hypothe
     missed = _missed(points)
     if DEPTH not in missed or len(missed) < 2:
         return
-    unknown = [p for p in points if p.family in missed and p.label in not_judged(points)]
+    unknown = [p for p in points if p.family in missed and p.label in _invalid(points)]
     if unknown:
         yield _hypothesis(CLOSEST, name, cell, UNDECIDED, _not_valid(unknown))
         return
@@ -260,7 +261,7 @@ def _order(phase: ParetoPhase) -> Iterator[Hypothesis]:
             if len(missing) < len(PAPER_ORDER):
                 yield _hypothesis(claim, "prefill", cell, UNTESTED, _not_measured(missing))
             continue
-        gone = not_judged(points)
+        gone = _invalid(points)
         unknown = [p for p in points if p.family in PAPER_ORDER and p.label in gone]
         if unknown:
             yield _hypothesis(claim, "prefill", cell, UNDECIDED, _not_valid(unknown))
@@ -325,6 +326,11 @@ def _weaker_step(drawn: SampledPoints) -> Array:
         steps.append(np.max(gains, axis=0) if gains else np.full(len(drawn.speeds), -np.inf))
     weaker: Array = np.min(steps, axis=0)
     return weaker
+
+
+def _invalid(points: Iterable[SweepPoint]) -> list[str]:
+    """The families none of whose points in a cell have valid times."""
+    return [family for family, why in not_judged(points).items() if why == NOT_VALID]
 
 
 def _not_valid(points: Iterable[SweepPoint]) -> str:

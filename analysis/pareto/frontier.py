@@ -18,7 +18,6 @@ from prunescope.analysis.schema.pareto import (
     SweepPoint,
     Winner,
 )
-from prunescope.taxonomy.run_setting import RunSetting
 
 DENSE = "dense"
 # At equal FLOPs: FLOP sparsities at which the families are compared, by interpolation.
@@ -88,26 +87,18 @@ def winners(on_frontier: Sequence[SweepPoint], *, batch: int, prompt_len: int) -
 
 def break_even(points: Iterable[SweepPoint]) -> dict[str, float | None]:
     """By family, the smallest nominal sparsity from which it and all larger measured ones are
-    faster than dense beyond noise; None where the largest is not. Points whose times are not valid
-    are left out, and a family that has no others."""
+    faster than dense beyond noise; None where the largest is not. Points that cannot be judged, or
+    have no nominal sparsity, are left out, and a family that has no others."""
     found: dict[str, float | None] = {}
-    for family, of_family in _by_family(p for p in points if p.timing_valid).items():
+    judged = [p for p in points if p.is_judged and p.sparsity is not None]
+    for family, of_family in _by_family(judged).items():
         pays: float | None = None
         for point in sorted(of_family, key=lambda p: -(p.sparsity or 0)):
-            if point.sparsity is None or not _speeds(point) or _speeds(point)[0] <= 1:
+            if not point.is_faster:
                 break
             pays = point.sparsity
         found[family] = pays
     return found
-
-
-def not_judged(points: Iterable[SweepPoint]) -> list[str]:
-    """The families all of whose points in a cell have times that are not valid."""
-    is_judged: dict[tuple[str, RunSetting], bool] = {}
-    for p in points:
-        cell = p.label, p.setting
-        is_judged[cell] = is_judged.get(cell, False) or p.timing_valid
-    return list(dict.fromkeys(family for (family, *_), valid in is_judged.items() if not valid))
 
 
 def in_every_cell(
@@ -174,10 +165,6 @@ def _by_family(points: Iterable[SweepPoint]) -> dict[str, list[SweepPoint]]:
     for point in points:
         found.setdefault(point.label, []).append(point)
     return found
-
-
-def _speeds(point: SweepPoint) -> tuple[float, ...]:
-    return tuple(point.realised_ci95 or ())
 
 
 def loss_of(point: SweepPoint) -> float | None:

@@ -34,6 +34,7 @@ from prunescope.taxonomy.sweep_files import (
     DONE,
     FAILED,
     PENDING,
+    RUNNING,
     SweepResult,
     read_controls,
     read_sweep,
@@ -89,7 +90,7 @@ def judge(folder: Path, on_result: Callable[[str], None] | None = None) -> Paret
                 ),
                 phases=phases,
                 failed=failed,
-                pending=sum(e.state == PENDING for e in sweep.results),
+                pending=sum(e.state in (PENDING, RUNNING) for e in sweep.results),
                 notes=[
                     *sweep.notes,
                     *_busy_note([m for runs in measured.values() for m in runs]),

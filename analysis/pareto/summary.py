@@ -10,19 +10,23 @@ from collections.abc import Iterator
 
 from prunescope.analysis.pareto.claims import sentence
 from prunescope.analysis.pareto.frontier import (
+    comparable,
     loss_ci95,
     loss_of,
-    not_judged,
 )
 from prunescope.analysis.pareto.scoring import scoring_notes
 from prunescope.analysis.report import numbers
 from prunescope.analysis.report.numbers import percent, ratio
 from prunescope.analysis.schema.pareto import (
+    NO_INTERVAL,
+    NOT_VALID,
     Pareto,
     ParetoPhase,
     SweepCell,
     SweepPoint,
     SweepSubject,
+    not_judged,
+    without_sparsity,
 )
 from prunescope.taxonomy.run_quality import RANDOM_IDS
 
@@ -45,8 +49,10 @@ def _compared(found: Pareto) -> Iterator[str]:
     subject = found.subject
     missing = {"failed": len(found.failed), "not run yet": found.pending}
     not_done = ", ".join(f"{count} {why}" for why, count in missing.items() if count)
+    results = sum(len(p.draws) or 1 for p in points)
+    merged = f" (of {results} results: random samples are one point)" * (results > len(points))
     yield (
-        f"{len(points)} points of {len(families)} families of {subject.model}"
+        f"{len(points)} points{merged} of {len(families)} families of {subject.model}"
         f" ({subject.dtype}) on {subject.device}{f'; {not_done}' if not_done else ''}."
     )
     if found.source == "page":
@@ -116,7 +122,11 @@ def _frontier_lines(name: str, phase: ParetoPhase, cell: SweepCell) -> Iterator[
     not_valid = sum(not p.timing_valid for p in points)
     left = f" ({not_valid} left out: their times are not valid)" if not_valid else ""
     if not best:
-        yield f"{where}: no point is faster than dense{left}."
+        able = comparable(points)
+        if any(p.is_judged for p in able) or all(p.removed_nothing for p in points):
+            yield f"{where}: no point is faster than dense{left}."
+        else:
+            yield f"{where}: no point could be judged: {_why_none(points)}."
         return
     steps = " → ".join(
         f"{p.name} {ratio(p.realised)}{_interval(p)} at {_loss_text(p)}, {_share_text(p)}"
@@ -126,6 +136,20 @@ def _frontier_lines(name: str, phase: ParetoPhase, cell: SweepCell) -> Iterator[
     pairs = _equal_pairs(points)
     if pairs:
         yield f"{where}: indistinguishable in speed and in loss: {'; '.join(pairs)}."
+
+
+def _why_none(points: list[SweepPoint]) -> str:
+    """Why none of the points of a cell could be judged, with counts."""
+    valid = [p for p in points if p.timing_valid]
+    counts = {
+        "with times that are not valid": len(points) - len(valid),
+        "without an interval": sum(not p.is_judged for p in valid),
+        "without a known loss": sum(p.is_judged and loss_of(p) is None for p in valid),
+        "that removed nothing": sum(
+            p.is_judged and loss_of(p) is not None and p.removed_nothing for p in valid
+        ),
+    }
+    return ", ".join(f"{count} {why}" for why, count in counts.items() if count)
 
 
 def _equal_pairs(points: list[SweepPoint]) -> list[str]:
@@ -148,20 +172,33 @@ def _share_text(point: SweepPoint) -> str:
 
 
 def _pays_line(name: str, phase: ParetoPhase) -> str:
-    pays = {f: s for f, s in phase.break_even.items() if s is not None}
-    never = [f for f, s in phase.break_even.items() if s is None]
     where = "at every batch and length" if len(phase.cells) > 1 else "here"
+    alone = without_sparsity(phase.points)
+    pays = [f"{f} from s = {s:g}" for f, s in sorted(_known(phase.break_even))]
+    pays += [family for family, faster in alone.items() if faster]
+    never = [family for family, s in phase.break_even.items() if s is None]
+    slower = [family for family, faster in alone.items() if not faster]
     parts = []
     if pays:
-        words = ", ".join(f"{f} from s = {s:g}" for f, s in sorted(pays.items()))
-        parts.append(f"faster than dense beyond noise {where}: {words}")
+        parts.append(f"faster than dense beyond noise {where}: {', '.join(pays)}")
     if never:
         up_to = f"not faster beyond noise {where}, up to the largest s measured"
         parts.append(f"{up_to}: {', '.join(never)}")
-    unknown = not_judged(phase.points)
-    if unknown:
-        parts.append(f"not judged, as their times are not valid: {', '.join(unknown)}")
+    if slower:
+        parts.append(f"not faster beyond noise {where}: {', '.join(slower)}")
+    gone = not_judged(phase.points)
+    for reason, words in (
+        (NOT_VALID, "their times are not valid"),
+        (NO_INTERVAL, "they have no interval"),
+    ):
+        families = [family for family, why in gone.items() if why == reason]
+        if families:
+            parts.append(f"not judged, as {words}: {', '.join(families)}")
     return f"{name}: {'; '.join(parts)}."
+
+
+def _known(found: dict[str, float | None]) -> Iterator[tuple[str, float]]:
+    return ((family, s) for family, s in found.items() if s is not None)
 
 
 def control(points: list[SweepPoint]) -> Iterator[str]:

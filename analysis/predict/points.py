@@ -132,7 +132,7 @@ def _kernel_key(name: str | None, knobs: Mapping[str, Any]) -> object:
     return family.id, given.get("kernel"), tuple(sorted(filled.items()))
 
 
-_NOT_WITH_FROM_RUN = ("--pruned-model", "--rank", "--workload", "--losses", "--loss",
+_NOT_WITH_FROM_RUN = ("--rank", "--workload", "--losses", "--loss",
                       "--new-tokens", "--pruned-batch", "--chunk", "--tp", "--pp", "--ep",
                       "--launch", "--runtime", "--attn", "--host-us-per-op", "--weights",
                       "--extra-ms", "--depth")  # fmt: skip
@@ -196,10 +196,10 @@ def check_options(request: PredictRequest) -> None:
         refuse(("--workload", "--losses", "--loss"), "needs --rank", "add --rank")
         if request.new_tokens is None:
             refuse(("--pruned-batch", "--chunk"), "needs --new-tokens", "add --new-tokens N")
-        if request.pruned_model is not None:
-            refuse(_NOT_WITH_PRUNED_MODEL, "cannot be combined with --pruned-model")
-        elif request.method is None:
+        if request.pruned_model is None and request.method is None:
             refuse(("--pruned-batch", "--depth"), "needs --method", "add --method")
+    if request.pruned_model is not None:
+        refuse(_NOT_WITH_PRUNED_MODEL, "cannot be combined with --pruned-model")
 
 
 def check_matches_run(request: PredictRequest, run: Run) -> None:

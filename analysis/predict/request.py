@@ -37,8 +37,8 @@ class PredictRequest:
     pruned_model: Annotated[
         str | None,
         Option(
-            help="Pruned model to compare with --model, by a config.json, folder, run.json or GGUF "
-            "file; without it, --method prunes --model.",
+            help="Pruned model to compare with --model, or with the model of --from-run, by a "
+            "config.json, folder, run.json or GGUF file; without it, --method prunes the model.",
             metavar="MODEL",
             complete="models",
         ),

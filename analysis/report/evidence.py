@@ -11,13 +11,23 @@ from collections.abc import Iterable
 from prunescope.analysis.report import sentences
 from prunescope.analysis.schema.comparison import ComparisonRow
 from prunescope.analysis.schema.pareto import SweepPoint
-from prunescope.analysis.schema.report import CAPTURED, CUT_OFF, NOT_VALID, Ladder, Phase
+from prunescope.analysis.schema.report import (
+    ARITHMETIC,
+    CAPTURED,
+    CUT_OFF,
+    MEASURED,
+    NOT_VALID,
+    Ladder,
+    Phase,
+)
 from prunescope.taxonomy.run_quality import RANDOM_IDS
 
 NO_STEP, CUT = "no step was timed", "a trace is cut off"
 NOT_COMPARABLE, NOT_VALID_TIMING = "sides not comparable", "timing not valid"
 EARLIER_WORK = "holds earlier work, most likely"
 ONE_STEP, NO_INTERVAL = "one step: no interval", "no interval"
+# Those by which a time is no evidence of how long a step takes.
+INVALID = (NO_STEP, CUT, NOT_VALID_TIMING, EARLIER_WORK)
 # In grey, and with strokes of their own: figures use other hatches for what takes the time.
 HATCHES = {
     NO_STEP: "xxxx",
@@ -36,24 +46,49 @@ STROKES = {"xxxx": "crossed", "||||": "upright", "oo": "dotted", "----": "level"
 
 def of_phase(phase: Phase) -> list[str]:
     """The reasons of a phase of a report."""
+    ladder = phase.ladder
+    none = ladder is not None and ladder.realised_ci95 is None
+    return _of_times(phase) + _no_interval(phase) * none
+
+
+def of_ledger(phase: Phase) -> list[str]:
+    """Those of the rows of its ledger, which may have intervals where the speedup has none, or none
+    where it has one."""
+    rows = phase.ledger or ()
+    none = bool(rows) and not any(row.ci95 for row in rows)
+    return _of_times(phase) + _no_interval(phase) * none
+
+
+def of_bounds(phase: Phase) -> dict[str, list[str]]:
+    """Those of each bar of its ladder. Bounds that rest on the dense times are no evidence where
+    these are not; they hold where the sides do not compare. Arithmetic needs no times."""
+    ladder = phase.ladder
+    if ladder is None:
+        return {}
+    found = {}
+    for name in (*sorted(ARITHMETIC), "coverage", "roofline", *sorted(MEASURED)):
+        reasons = [] if name in ARITHMETIC else _of_times(phase)
+        if name not in MEASURED:
+            reasons = [why for why in reasons if why != NOT_COMPARABLE]
+        if name not in ARITHMETIC and ladder.interval_of(name) is None:
+            reasons += _no_interval(phase)
+        found[name] = reasons
+    return found
+
+
+def _of_times(phase: Phase) -> list[str]:
+    """The reasons that all times of a phase share."""
     found = {finding.id for finding in phase.findings}
     reasons = [NO_STEP] * bool(sentences.captured(phase)) + [CUT] * (CUT_OFF in found)
     reasons += [NOT_COMPARABLE] * (not phase.is_speedup)
     reasons += [NOT_VALID_TIMING] * (NOT_VALID in found)
     reasons += [EARLIER_WORK] * sentences.holds_earlier_work(phase)
-    reasons += [RANDOM_IDS] * (phase.token_ids == RANDOM_IDS)
-    ladder = phase.ladder
-    if ladder is not None and ladder.realised_ci95 is None:
-        samples = phase.unprofiled_ns.samples if phase.unprofiled_ns else ()
-        reasons.append(ONE_STEP if max(phase.steps, len(samples)) == 1 else NO_INTERVAL)
-    return reasons
+    return reasons + [RANDOM_IDS] * (phase.token_ids == RANDOM_IDS)
 
 
-def of_ledger(phase: Phase) -> list[str]:
-    """Those of the rows of its ledger, which may have intervals where the speedup has none."""
-    known = any(row.ci95 for row in phase.ledger or ())
-    without = {ONE_STEP, NO_INTERVAL} if known else set()
-    return [reason for reason in of_phase(phase) if reason not in without]
+def _no_interval(phase: Phase) -> list[str]:
+    samples = phase.unprofiled_ns.samples if phase.unprofiled_ns else ()
+    return [ONE_STEP if max(phase.steps, len(samples)) == 1 else NO_INTERVAL]
 
 
 def of_row(row: ComparisonRow) -> list[str]:

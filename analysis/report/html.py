@@ -28,7 +28,7 @@ from prunescope.analysis.report.phase_tables import Extent, phase_tables
 from prunescope.analysis.report.summary import in_reading_order, outcome_and_reasons, waits_for
 from prunescope.analysis.report.titles import phase_slugs
 from prunescope.analysis.report.view import Table
-from prunescope.analysis.schema.report import Finding, Phase, Report
+from prunescope.analysis.schema.report import MEASURED, Finding, Phase, Report
 
 TEMPLATES = Path(__file__).parent / "templates"
 SCRIPT = "sort.js.html"
@@ -50,6 +50,8 @@ class _LadderRow:
     low: float | None = None  # None: no whisker is seen
     high: float | None = None
     is_measured: bool = False
+    caveats: str = ""  # why it is no evidence, and the class of its strokes
+    strokes: str = ""
 
 
 def render_html(report: Report) -> str:
@@ -116,7 +118,11 @@ def phase_view(name: str, slug: str, phase: Phase, late: Finding | None = None) 
     on the rank that this one waits for."""
     bounds, one = _ladder_rows(phase)
     outcome, reasons = outcome_and_reasons(phase, late)
-    caveats = evidence.of_phase(phase)
+    named = evidence.with_further_reasons(
+        why
+        for bound, why in evidence.of_bounds(phase).items()
+        if getattr(phase.ladder, bound) is not None
+    )
     return {
         "name": titles.heading(name, phase),
         "slug": slug,
@@ -127,8 +133,8 @@ def phase_view(name: str, slug: str, phase: Phase, late: Finding | None = None) 
             {"severity": f.severity, "text": sentences.finding(f), "evidence": f.evidence}
             for f in phase.findings
         ],
-        "caveats": ", ".join(caveats),
-        "strokes": _strokes(caveats),
+        "caveats": [(_strokes([reason]), words) for reason, words in named.items()],
+        "ladder_notes": ledger_view.ladder_notes(phase),
         "bounds": bounds,
         "spans": any("[" in bound.interval for bound in bounds),
         "one": one,
@@ -154,7 +160,7 @@ def _ladder_rows(phase: Phase) -> tuple[list[_LadderRow], float]:
     ends = [v for v in values.values() if v is not None]
     ends += [end for ci95 in spans.values() for end in ci95 or ()]
     full = 100 / (1.04 * max(1.0, *ends))
-    bounds, shares = [], ledger_view.realised_shares(phase)
+    bounds, shares, unsure = [], ledger_view.realised_shares(phase), evidence.of_bounds(phase)
     for name, (label, meaning) in shown.items():
         value, ci95 = values[name], spans[name]
         seen = ci95 if ledger_view.is_seen(ci95, 100 / full) else None
@@ -169,7 +175,9 @@ def _ladder_rows(phase: Phase) -> tuple[list[_LadderRow], float]:
                 width=full * (value or 0.0),
                 low=None if low is None else full * low,
                 high=None if high is None else full * high,
-                is_measured=name in ledger_view.MEASURED,
+                is_measured=name in MEASURED,
+                caveats=", ".join(unsure[name]),
+                strokes=_strokes(unsure[name]),
             )
         )
     return bounds, full

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 from msgspec import UNSET
 
-from prunescope.analysis.report import numbers
+from prunescope.analysis.report import evidence, numbers
 from prunescope.analysis.report.view import Cell, Column, Table
 from prunescope.analysis.schema.report import (
+    ARITHMETIC,
     Ladder,
     LedgerPart,
     OverheadPart,
@@ -56,7 +57,6 @@ LADDER = {
     "busy": ("kernel (busy)", "measured kernel time, without gaps"),
     "realised": ("realised", "measured wall time"),
 }
-MEASURED = frozenset({"busy", "realised"})  # bounds of the ladder that were measured
 # Of a family that keeps FLOPs: what it promises instead, and what of that this batch shows.
 _INSTEAD = {
     "parameters": ("parameters", "dense parameters ÷ pruned parameters: memory, no time by itself"),
@@ -66,9 +66,6 @@ _INSTEAD = {
     ),
     "bytes": ("bytes", "dense bytes ÷ pruned bytes of a step, at this batch"),
 }
-EXACT = frozenset(
-    {"nominal", "flop", "parameters", "bytes"}
-)  # bounds that are arithmetic: they have no interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +81,8 @@ _NOTHING = 0.0005  # of the dense wall: a row that reads 0.0 % has no part to na
 _SEEN = 0.005  # of an axis one column wide: the width of the line that draws an interval
 _FAR = 10.0  # times the longer wall: an interval that reaches further is too wide to show
 NO_INTERVAL = (
-    "no intervals: a side has one step, steps of one placement alone, or steps that differ too much"
+    "no intervals: a side has fewer than five steps, steps of one placement alone, or steps that "
+    "differ too much"
 )
 TOO_WIDE = "intervals too wide to be of use are not shown: more placements narrow them"
 NEITHER = "no interval and no noise: they need more than one step"
@@ -226,7 +224,10 @@ def ledger_table(phase: Phase) -> Table | None:
         Column("largest part", drop=9, flexible=True, folds=True),
     ]
     cells = [_ledger_cells(row, rows) for row in rows]
-    return without_unknown(Table("ledger", "Ledger", columns, cells, ledger_notes(rows)))
+    notes = ledger_notes(rows)
+    if disturbed := [why for why in evidence.of_ledger(phase) if why in evidence.INVALID]:
+        notes.append(f"no row is evidence: {', '.join(disturbed)}")
+    return without_unknown(Table("ledger", "Ledger", columns, cells, notes))
 
 
 def without_unknown(table: Table) -> Table:
@@ -314,10 +315,11 @@ def ladder_table(phase: Phase) -> Table | None:
     if ladder is None:
         return None
     shares = realised_shares(phase)
+    marks = evidence.of_bounds(phase)
     rows = [
         [
             Cell(label),
-            Cell(numbers.ratio(value := getattr(ladder, name)), value),
+            Cell(marked(value := getattr(ladder, name), marks[name]), value),
             _ladder_interval(ladder, name),
             Cell(numbers.percent(shares.get(name)), shares.get(name)),
             Cell(assumption),
@@ -331,13 +333,41 @@ def ladder_table(phase: Phase) -> Table | None:
         Column("share realised", numeric=True),
         Column("meaning", drop=1),
     ]
-    return without_unknown(Table("ladder", "Ladder", columns, rows, ladder_notes(ladder)))
+    every = (why for each in marks.values() for why in each)
+    words = dict.fromkeys(why for why in every if why in evidence.INVALID)
+    notes = [f"? {', '.join(words)}"] if words else []
+    notes += ladder_notes(phase)
+    return without_unknown(Table("ladder", "Ladder", columns, rows, notes))
 
 
-def ladder_notes(ladder: Ladder) -> list[str]:
-    """Why a bound has no interval that is shown."""
+def marked(value: float | None, reasons: list[str]) -> str:
+    """A ratio as text, with a question mark where its times are no evidence."""
+    invalid = any(why in evidence.INVALID for why in reasons)
+    return numbers.ratio(value) + " ?" * (invalid and value is not None)
+
+
+def ladder_notes(phase: Phase) -> list[str]:
+    """Why a bound has no interval that is shown, and why the speedup has none where rows of the
+    ledger have one. (Where neither has, the ledger says it.)"""
+    ladder = phase.ladder
+    if ladder is None:
+        return []
     known = (name for name in shown_bounds(ladder) if ladder.interval_of(name))
-    return [TOO_WIDE] * any(telling_interval(ladder, name) is None for name in known)
+    notes = [TOO_WIDE] * any(telling_interval(ladder, name) is None for name in known)
+    if ladder.realised_ci95 is None and any(row.ci95 for row in phase.ledger or ()):
+        notes.append(f"no interval of the speedup: {_why_none(phase)}")
+    return notes
+
+
+def _why_none(phase: Phase) -> str:
+    steps = [phase.steps, len(phase.baseline.step_ns) if phase.baseline else phase.steps]
+    if phase.sampled is not None:
+        few = min(len(side.samples) for side in phase.sampled)
+        if few < 2:
+            return "a side has one sample without the profiler; the ledger's are over its steps"
+    elif min(steps) < 5:  # of a report before 0.2.1: rows had intervals from two steps on
+        return f"it takes five steps a side, and these have {' and '.join(map(str, steps))}"
+    return "in some replicates a step takes no time"
 
 
 def realised_shares(phase: Phase) -> dict[str, float]:
@@ -364,4 +394,4 @@ def _ladder_interval(ladder: Ladder, name: str) -> Cell:
 
 def interval_span(ladder: Ladder, name: str) -> str:
     """The interval of a bound as text; empty for a bound that is arithmetic."""
-    return "" if name in EXACT else numbers.ratios(telling_interval(ladder, name))
+    return "" if name in ARITHMETIC else numbers.ratios(telling_interval(ladder, name))

@@ -25,9 +25,9 @@ from prunescope.analysis.report.figure_style import (
     row_axes,
 )
 from prunescope.analysis.report.titles import short
-from prunescope.analysis.schema.report import Phase, Row
+from prunescope.analysis.schema.report import MEASURED, Phase, Row
 
-_UNSURE = "#DDDDDD"  # a measured bar that is no evidence
+_UNSURE = "#DDDDDD"  # a bar that is no evidence
 _HATCHES = {"loss": "", "gain": "/////", "quiet": ""}
 
 
@@ -39,19 +39,21 @@ def ladder_figure(phase: Phase, name: str, *, title: str = "") -> Figure | None:
     shown = ledger_view.shown_bounds(ladder)
     bounds = [(label, getattr(ladder, key)) for key, (label, _) in shown.items()]
     spans = [ledger_view.telling_interval(ladder, key) for key in shown]
-    measured = [i for i, key in enumerate(shown) if key in ledger_view.MEASURED]
+    unsure = evidence.of_bounds(phase)
+    looks = [(key in MEASURED, unsure[key]) for key in shown]
     figure, axes = row_axes(len(bounds))
-    reasons = evidence.of_phase(phase)
     ends = [end for ci95 in spans for end in ci95 or ()]
     top = max([1.0, *(v for _, v in bounds if v is not None), *ends])
-    for i, ((_, value), ci95) in enumerate(zip(bounds, spans, strict=True)):
+    for i, ((_, value), ci95, (is_measured, reasons)) in enumerate(
+        zip(bounds, spans, looks, strict=True)
+    ):
         if value is not None:
             axes.barh(
                 i,
                 value,
                 0.68,
-                color=BOUND if i not in measured else _UNSURE if reasons else REALISED,
-                hatch=hatch_of(reasons) if i in measured else "",
+                color=_UNSURE if reasons else REALISED if is_measured else BOUND,
+                hatch=hatch_of(reasons),
                 **EDGE,
             )
         end = value or 0.0
@@ -65,17 +67,16 @@ def ladder_figure(phase: Phase, name: str, *, title: str = "") -> Figure | None:
     axes.axvline(1.0, color="black", linewidth=0.6, linestyle=(0, (3, 2)))
     axes.set_xlim(0, 1.2 * top)
     labels(axes, [label for label, _ in bounds])
-    sure = [True for i, (_, value) in enumerate(bounds) if value is not None and i not in measured]
-    marks: list[Any] = [Patch(facecolor=BOUND, **EDGE, label="bound")]
-    marks = marks if sure else []
-    marks.append(
-        Patch(
-            facecolor=_UNSURE if reasons else REALISED,
-            hatch=hatch_of(reasons),
-            **EDGE,
-            label=", ".join(reasons) or "measured",
-        )
-    )
+    seen = [look for look, (_, value) in zip(looks, bounds, strict=True) if value is not None]
+    marks: list[Any] = [
+        Patch(facecolor=colour, **EDGE, label=label)
+        for colour, label, kind in ((BOUND, "bound", False), (REALISED, "measured", True))
+        if (kind, []) in seen
+    ]
+    marks += [
+        Patch(facecolor=_UNSURE, hatch=evidence.HATCHES[reason], **EDGE, label=words)
+        for reason, words in evidence.with_further_reasons(why for _, why in seen).items()
+    ]
     if any(ledger_view.is_seen(ci95, 1.2 * top) for ci95 in spans):
         marks.append(
             Line2D(

@@ -17,6 +17,8 @@ from prunescope.analysis.report.sheet import Line, Sheet
 from prunescope.analysis.report.titles import figure_name
 from prunescope.analysis.report.view import Column, Table, numeric, text_table
 from prunescope.analysis.schema.pareto import (
+    NO_INTERVAL,
+    NOT_VALID,
     Loss,
     Pareto,
     ParetoPhase,
@@ -26,13 +28,16 @@ from prunescope.analysis.schema.pareto import (
     SweepSubject,
     TextLoss,
     Winner,
+    not_judged,
+    without_sparsity,
 )
 
 T = TypeVar("T")
-_NOT_VALID = (
+_DISTURBED = (
     "? timing not valid: the samples vary too much or were disturbed, so that the speedup is no "
     "evidence."
 )
+_UNJUDGED = {NOT_VALID: "its times are not valid", NO_INTERVAL: "it has no interval"}
 _PLACES = "of samples: in which share of samples within the intervals the point is on the frontier."
 _SIMULATED = f"{SIMULATED} simulated: a stand-in for what this device or these weights cannot do."
 _ZEROS = f"{ZEROS} removed no work: zeros in dense tensors, or rounded to nothing."
@@ -150,8 +155,9 @@ def break_even_table(phase: ParetoPhase) -> Table:
         (family, "none measured" if s is None else f"{s:g}")
         for family, s in phase.break_even.items()
     ]
-    unknown = dict.fromkeys(p.label for p in phase.points if p.label not in phase.break_even)
-    rows += [(family, "its times are not valid") for family in unknown]
+    for family, faster in without_sparsity(phase.points).items():
+        rows.append((family, f"no s: {'faster' if faster else 'not faster'}"))
+    rows += [(family, _UNJUDGED[why]) for family, why in not_judged(phase.points).items()]
     note = (
         "s: the smallest nominal sparsity from which all measured ones are faster than dense "
         "beyond noise, at every batch and length."
@@ -180,7 +186,7 @@ def points_table(points: Sequence[SweepPoint]) -> Table:
     ]
     rows = [_point_row(p, recovered=recovered, other=other, tasks=tasks) for p in points]
     notes = [_PLACES] if any(point.frontier_share is not None for point in points) else []
-    notes += [] if all(point.timing_valid for point in points) else [_NOT_VALID]
+    notes += [] if all(point.timing_valid for point in points) else [_DISTURBED]
     notes += [_SIMULATED] if any(point.simulated for point in points) else []
     notes += [_ZEROS] if any(point.removed_nothing for point in points) else []
     return text_table("points", "Speed and loss", columns, rows, notes)
@@ -222,7 +228,11 @@ def _point_row(point: SweepPoint, *, recovered: bool, other: bool, tasks: bool) 
         percent(point.flop_sparsity),
         _speedup(point),
         _interval(point.realised_ci95, "{:.2f}".format),
-        *(percent(point.shares.get(b), decimals=0) for b in ("flop", "coverage", "roofline")),
+        # A share of a bound rests on the time, as the speedup does.
+        *(
+            percent(point.shares.get(b) if point.timing_valid else None, decimals=0)
+            for b in ("flop", "coverage", "roofline")
+        ),
         loss(lost.perplexity_rel),
         _interval(lost.ci95, loss),
     ]

@@ -422,7 +422,7 @@ def from_run_tables(result: FromRun) -> Parts:
         rows = [
             [
                 f"{row.label} *" if row.extension else row.label,
-                f"{row.sparsity:g}",
+                f"{row.sparsity:.3g}",
                 f"{row.bound:.2f}",
                 f"{row.expected:.2f}",
                 _between(row.range),

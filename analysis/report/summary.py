@@ -17,12 +17,14 @@ from prunescope.analysis.report import ledger_view, numbers, sentences
 from prunescope.analysis.report.gemm_table import without_sizes
 from prunescope.analysis.schema.report import (
     LATE_RANK,
+    NOT_VALID,
     Finding,
     Ladder,
     Phase,
     Row,
     is_beyond_noise,
 )
+from prunescope.taxonomy.families import known
 
 FEW_PHASES = 3  # of more (ranks), each has a row, and the one to read first comes first
 _CAUSES = 3  # rows of the ledger, or kinds of work, that are named
@@ -328,14 +330,36 @@ def changes_told(phase: Phase) -> list[Finding]:
 
 
 def _change(phase: Phase) -> Iterator[str]:
-    is_valid = is_evidence(phase)
+    """The changes that end the paragraph; where times are not valid, behind the one that mends
+    them, what the shapes say of the gain and what to change all the same."""
+    if is_evidence(phase):
+        yield from map(_pays, changes_told(phase))
+        return
+    sure = [_no_gain(phase)] if _keeps_shapes(phase) else []
     for told in changes_told(phase):
         if sentences.invalidates(told):
             yield f"first: {told.change}"
-        elif not is_valid:
-            yield f"whatever the times are: {told.change}"
         else:
-            yield _pays(told)
+            sure.append(str(told.change))
+    if sure:
+        yield f"whatever the times are: {'; '.join(sure)}"
+
+
+def _keeps_shapes(phase: Phase) -> bool:
+    """Whether every GEMM of the dense step runs in the pruned one, in the same shape and format. A
+    step that was captured or cut off does not show all of them."""
+    whole = all(finding.id == NOT_VALID for finding in phase.invalid_times)
+    pairs, compared = phase.pairing, phase.comparison
+    alike = pairs is not None and not pairs.removed
+    alike = alike and (compared is None or compared.formats is None)
+    axes = {gemm.axis for gemm in phase.gemms}
+    return whole and alike and phase.is_speedup and "none" in axes and axes <= {"none", "added"}
+
+
+def _no_gain(phase: Phase) -> str:
+    zeroed = phase.family is not None and any(one.zeroes_weights for one in known(phase.family.ids))
+    why = "zeros leave every GEMM" if zeroed else "every GEMM is left"
+    return f"{why} in the shape of its dense one, so no gain is to be expected"
 
 
 def _pays(told: Finding) -> str:

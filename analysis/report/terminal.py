@@ -201,15 +201,19 @@ class _ReportPage(Page):
             yield self.ink(line)
 
     def _ladder(self, phase: Phase, without: Collection[str] = ()) -> Iterator[RenderableType]:
-        """Its bars; a measured one that is no evidence has strokes, which the last line names."""
+        """Its bars; one that is no evidence has strokes, which the last line names."""
         yield self.section("Ladder: dense ÷ pruned")
         yield self._bounds(phase, without)
-        yield from self.notes(ledger_view.ladder_notes(phase.ladder) if phase.ladder else [])
-        if reasons := evidence.of_phase(phase):
-            yield from self.notes([f"{3 * _stroke(reasons)} {', '.join(reasons)}"])
+        yield from self.notes(ledger_view.ladder_notes(phase))
+        every = evidence.with_further_reasons(
+            why
+            for name, why in evidence.of_bounds(phase).items()
+            if name not in without and getattr(phase.ladder, name) is not None
+        )
+        yield from self.notes([f"{3 * _stroke([one])} {words}" for one, words in every.items()])
 
     def _bounds(self, phase: Phase, without: Collection[str]) -> Grid:
-        ladder, stroke = phase.ladder, _stroke(evidence.of_phase(phase))
+        ladder, unsure = phase.ladder, evidence.of_bounds(phase)
         assert ladder is not None
         labels = {n: r for n, r in ledger_view.shown_bounds(ladder).items() if n not in without}
         values = {name: getattr(ladder, name) for name in labels}
@@ -228,8 +232,9 @@ class _ReportPage(Page):
             extra = f"realised is {share} of it" if name in shares else ""
             alone = span if ends[name] else ""  # no column whose unknown cells want a sign
             cells = [span, "" if realised else extra] if apart else [alone if realised else extra]
-            measured = stroke if name in ledger_view.MEASURED else ""
-            bar = (measured or ("█" if realised else "░")) * round(room * (value or 0.0) / top)
+            bar = (_stroke(unsure[name]) or ("█" if realised else "░")) * round(
+                room * (value or 0.0) / top
+            )
             style = "bold" if realised else ""
             grid.add_row(
                 self.ink(f" {label}", style),

@@ -6,6 +6,7 @@ perplexities (pruned / dense - 1). Null means "not known"; it is never 0. Additi
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import msgspec
@@ -215,6 +216,16 @@ class SweepPoint(RunSetting, kw_only=True, frozen=False):  # type: ignore[misc]
         return self.flop_sparsity == 0 and self.parameter_sparsity == 0
 
     @property
+    def is_judged(self) -> bool:
+        """Whether anything can be said of its speed: a valid time with an interval."""
+        return self.timing_valid and self.realised_ci95 is not None
+
+    @property
+    def is_faster(self) -> bool:
+        """Whether it is faster than dense beyond noise: all of its interval is."""
+        return self.is_judged and (self.realised_ci95 or [0.0])[0] > 1
+
+    @property
     def name(self) -> str:
         """The label with the nominal sparsity, where one is known."""
         return self.label if self.sparsity is None else f"{self.label} {self.sparsity:g}"
@@ -299,7 +310,7 @@ class ParetoPhase(msgspec.Struct, kw_only=True):
 
     `break_even`: the smallest sparsity from which all measured ones are faster than dense beyond
     noise in every cell; null where there is none. A family is absent where a cell has none of its
-    points with valid times.
+    points with valid times and an interval, or where it has no nominal sparsity.
     """
 
     points: list[SweepPoint]
@@ -310,6 +321,35 @@ class ParetoPhase(msgspec.Struct, kw_only=True):
     def points_in(self, cell: SweepCell) -> list[SweepPoint]:
         """The points of one batch and length, and of one way to run."""
         return [point for point in self.points if point.setting == cell.setting]
+
+
+NOT_VALID, NO_INTERVAL = "times not valid", "no interval"  # why points of a family are not judged
+
+
+def not_judged(points: Iterable[SweepPoint]) -> dict[str, str]:
+    """The families none of whose points in some cell can be judged, with the reason: NOT_VALID
+    where no point there has valid times, else NO_INTERVAL."""
+    cells: dict[tuple[str, RunSetting], list[SweepPoint]] = {}
+    for point in points:
+        cells.setdefault((point.label, point.setting), []).append(point)
+    return {
+        family: NO_INTERVAL if any(p.timing_valid for p in there) else NOT_VALID
+        for (family, _), there in cells.items()
+        if not any(p.is_judged for p in there)
+    }
+
+
+def without_sparsity(points: Iterable[SweepPoint]) -> dict[str, bool]:
+    """The families that have no nominal sparsity and so no break-even (a plan, a checkpoint, parts
+    with one each), and whether all of their points are faster than dense beyond noise. Those that
+    cannot be judged are left out."""
+    points = list(points)
+    gone = not_judged(points)
+    found: dict[str, bool] = {}
+    for point in points:
+        if point.sparsity is None and point.is_judged and point.label not in gone:
+            found[point.label] = found.get(point.label, True) and point.is_faster
+    return found
 
 
 class SweepSubject(msgspec.Struct, kw_only=True):

@@ -289,7 +289,9 @@ class Ranking(msgspec.Struct, kw_only=True):
 
 
 class FamilyRow(msgspec.Struct, kw_only=True):
-    """A family on a measured dense forward. `parts`: ns by measured part; `label` as in a grid."""
+    """A family on a measured dense forward, or a pruned model, whose `id` is its name and whose
+    `sparsity` the share of parameters that it lacks. `parts`: ns by measured part; `label` as in a
+    grid."""
 
     id: str
     label: str

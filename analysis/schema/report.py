@@ -316,6 +316,11 @@ class Ladder(msgspec.Struct, kw_only=True):
         return ends is not None and ends[0] <= 1
 
 
+# Bounds of the ladder that are arithmetic and so exact; the others rest on measured times.
+ARITHMETIC = frozenset({"nominal", "flop", "parameters", "bytes"})
+MEASURED = frozenset({"busy", "realised"})  # these are no bounds
+
+
 class Pairing(msgspec.Struct, kw_only=True):
     """How units of dense and pruned were matched."""
 

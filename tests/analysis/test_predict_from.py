@@ -98,6 +98,21 @@ def test_a_mask_changes_nothing_and_half_the_layers_halve_what_they_hold() -> No
     assert rows["static-m"]["added_ns"] == 0
 
 
+def test_a_pruned_model_stands_in_place_of_a_family() -> None:
+    """The measured dense side, and the shape of the run that static-m pruned: half of its layers,
+    as the family at 0.5, though it says its parameters."""
+    at = {"phase": "prefill"}
+    (half,) = ask(method="static-m", sparsity=0.5, **at)["phases"]["prefill"]["families"]
+    pruned = TRACES / "tiny-static-m" / "pruned" / "run.json"
+    (row,) = ask(pruned_model=str(pruned), **at)["phases"]["prefill"]["families"]
+    assert (row["id"], row["label"]) == ("pruned", "pruned") and not row["extension"]
+    assert row["expected"] == pytest.approx(half["expected"])
+    assert row["memory_bytes"] == half["memory_bytes"] and row["range"] == half["range"]
+    assert 0 < row["sparsity"] < 0.5  # the embedding stays
+    with pytest.raises(PrunescopeError, match="--method cannot be combined with --pruned-model"):
+        ask(pruned_model=str(pruned), method="static-m", **at)
+
+
 def test_terms_can_be_left_out_of_a_run_too() -> None:
     def cross(**options: Any) -> dict[str, Any]:
         found = ask(method="static-nk-cross,dynamic-m", phase="decode", **options)["phases"]

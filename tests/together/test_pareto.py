@@ -167,6 +167,24 @@ def test_nothing_faster_is_said_so() -> None:
     assert "no point is faster than dense." in lines
 
 
+def test_points_without_an_interval_are_neither_faster_nor_not() -> None:
+    found = whole([point("a", 0.9, 0.1, realised_ci95=None), point("b", 1.2, None)])
+    lines = "\n".join(found.summary)
+    assert "no point could be judged: 1 without an interval, 1 without a known loss." in lines
+    assert "faster than dense beyond noise here: b from s = 0.25; not judged, as they h" in lines
+    assert found.phases["prefill"].break_even == {"b": 0.25}
+    assert "| a | it has no interval |" in render_pareto(found)
+
+
+def test_a_plan_has_no_sparsity_and_is_judged_by_its_interval() -> None:
+    found = whole([point("fast.json", 1.26, 0.1, sparsity=None, sparsities=[]),
+                   point("slow.json", 1.01, 0.2, sparsity=None, sparsities=[])])  # fmt: skip
+    lines, text = "\n".join(found.summary), render_pareto(found)
+    assert "faster than dense beyond noise here: fast.json; not faster bey" in lines
+    assert "not faster beyond noise here: slow.json." in lines
+    assert "| fast.json | no s: faster |" in text and "| slow.json | no s: not faster |" in text
+
+
 def test_files(tmp_path: Path) -> None:
     found = whole(
         [point("static-m", 1.2, 0.1), point("dynamic-m", 1.3, 40.0), point("x", 1.1, None)],
@@ -287,7 +305,7 @@ def test_what_is_not_valid_is_said_and_decides_nothing() -> None:
     ]
     found = whole(points)
     lines, text = "\n".join(found.summary), render_pareto(found)
-    assert "no point is faster than dense (2 left out: their times are not v" in lines
+    assert "no point could be judged: 2 with times that are not valid." in lines
     assert "prefill: not judged, as their times are not valid: static-m, static-nk." in lines
     assert "faster than dense beyond noise here" not in lines and "holds" not in lines
     assert "| static-m | its times are not valid |" in text

@@ -1,7 +1,7 @@
 """Progress of a capture: a small protocol, and a bar on standard error.
 
-The bar is rich's. Without rich each stage is a line of text: a machine that only captures needs
-torch and transformers alone.
+The bar is rich's, on a terminal. In a file, and without rich, each stage is a line of text: a
+machine that only captures needs torch and transformers alone.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class Silent:
 
 
 class Bar:
-    """A progress bar on standard error, one line a stage: `with Bar() as bar: trace(r, bar)`."""
+    """A progress bar on standard error, one line a stage: `with Bar() as bar: trace(r, bar)`. What
+    ends with an exception stays where it was."""
 
     def __init__(self) -> None:
         self._bar = _rich_bar()
@@ -59,7 +60,8 @@ class Bar:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._finish()
+        if kind is None:
+            self._finish()
         if self._bar is not None and self._task is not None:  # else it ends with an empty line
             self._bar.stop()
 
@@ -97,10 +99,15 @@ class Bar:
 
 
 def _rich_bar() -> Any:
-    """None if rich is not installed."""
+    """None if rich is not installed, or standard error is no terminal: rich would write nothing
+    there before the end."""
     if importlib.util.find_spec("rich") is None:
         return None
     from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        return None
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as RichBar
     from rich.table import Column
@@ -113,4 +120,4 @@ def _rich_bar() -> Any:
         TimeElapsedColumn(),
     )
     # No refresh thread, which would disturb the timed code: the bar is updated between samples.
-    return RichBar(*columns, console=Console(stderr=True), auto_refresh=False)
+    return RichBar(*columns, console=console, auto_refresh=False)

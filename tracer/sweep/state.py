@@ -12,7 +12,6 @@ import fcntl
 import functools
 import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -29,33 +28,29 @@ from prunescope.taxonomy.run_blocks import HeldOut, MeasuredPeaks
 from prunescope.taxonomy.run_quality import Quality, TaskSource
 from prunescope.taxonomy.scrub import scrub_values
 from prunescope.taxonomy.sweep_files import (
+    BEGUN,
     DONE,
     FAILED,
-    PENDING,
     PLAN,
     RUNNING,
+    RUNS,
     SWEEP,
+    Failure,
     PlanFile,
     Planned,
     State,
     SweepFile,
     SweepResult,
+    failure_of,
     family_slug,
+    held_shards,
+    run_of,
+    state_of,
 )
 from prunescope.tracer.sweep.config import OLD_KEYS
 from prunescope.tracer.sweep.plan import SweepPlan, is_file, shard_of
 
-BEGUN = "begun and not ended: a process is at it, or died there"
 T = TypeVar("T")
-
-
-class Failure(Block, kw_only=True):
-    """failed/<id>.json: a result that was started or has failed, and in which call."""
-
-    schema: Literal[1] = 1
-    id: str
-    error: str = "unknown"
-    call: str = ""
 
 
 class EvaluatedModel(Block, kw_only=True):
@@ -82,13 +77,11 @@ class SweepFolder:
 
     def run(self, result: Planned) -> Path:
         """The folder of a result's runs."""
-        return self.path / "runs" / result.id
+        return self.path / RUNS / result.id
 
     def state(self, result: Planned) -> State:
         """done, failed or pending, by what is on disk."""
-        if (self.run(result) / "pruned" / MANIFEST).is_file():
-            return DONE
-        return FAILED if self._failure(result.id).is_file() else PENDING
+        return state_of(self.path, result)
 
     def begin(self, result: Planned) -> None:
         """Record that a result was started, so that a process that dies in it leaves a trace."""
@@ -96,7 +89,7 @@ class SweepFolder:
 
     def fail(self, result: Planned, error: str, call: str = "") -> None:
         """Record that a result failed, and in which call of the command."""
-        write_json(self._failure(result.id), Failure(id=result.id, error=error, call=call))
+        write_json(failure_of(self.path, result), Failure(id=result.id, error=error, call=call))
 
     def failed_in(self, result: Planned, call: str) -> bool:
         """Whether it failed in this call."""
@@ -110,7 +103,7 @@ class SweepFolder:
 
     def clear_failure(self, result: Planned) -> None:
         """Remove the record of a failure: the result is done, or was interrupted."""
-        self._failure(result.id).unlink(missing_ok=True)
+        failure_of(self.path, result).unlink(missing_ok=True)
 
     def quality(self, key: str) -> Path:
         """Where the quality of a model is kept."""
@@ -151,25 +144,13 @@ class SweepFolder:
         found = [self._entry(result) for result in plan.results]
         if not any(entry.error == BEGUN for entry in found):
             return found
-        held = {result.id for shard in self._held() for result in shard_of(plan, shard)}
+        held = {result.id for shard in held_shards(self.path) for result in shard_of(plan, shard)}
         return [
             msgspec.structs.replace(entry, state=RUNNING, error=None)
             if entry.error == BEGUN and entry.id in held
             else entry
             for entry in found
         ]
-
-    def _held(self) -> Iterator[tuple[int, int]]:
-        """The shards that a process of this machine has claimed."""
-        for path in self.path.glob(".shard-*-of-*.lock"):
-            numbers = re.fullmatch(r"\.shard-(\d+)-of-(\d+)\.lock", path.name)
-            if numbers is None:
-                continue
-            with path.open() as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    yield int(numbers[1]), int(numbers[2])
 
     @contextlib.contextmanager
     def claimed(self, shard: tuple[int, int]) -> Iterator[None]:
@@ -200,8 +181,8 @@ class SweepFolder:
         return SweepResult(
             **msgspec.structs.asdict(_without_path(result)),
             state=state,
-            run=f"runs/{result.id}/pruned" if state == DONE else None,
-            error=failure.error if failure else None,
+            run=run_of(result) if state == DONE else None,
+            error=failure.error if failure else result.problem if state == FAILED else None,
         )
 
     def _with_held_out(self, entry: SweepResult) -> SweepResult:
@@ -213,13 +194,10 @@ class SweepFolder:
         return msgspec.structs.replace(entry, held_out=found)
 
     def _read_failure(self, result: Planned) -> Failure | None:
-        return read_json(self._failure(result.id), Failure)
+        return read_json(failure_of(self.path, result), Failure)
 
     def _read_plan(self) -> PlanFile | None:
         return read_json(self.path / PLAN, PlanFile)
-
-    def _failure(self, result_id: str) -> Path:
-        return self.path / "failed" / f"{result_id}.json"
 
     def _check_ours(self) -> None:
         path = self.path

@@ -81,8 +81,10 @@ def run_plan(request: SweepRequest, plan: SweepPlan, progress: Progress | None =
                 engine = importlib.import_module(
                     f"prunescope.tracer.sweep.engines.{request.engine}"
                 )
-                engine.run(_jobs(request, plan, left), _reporter(progress, left))
-        folder.refresh()
+                try:
+                    engine.run(_jobs(request, plan, left), _reporter(progress, left))
+                finally:  # also where a signal ends it: sweep.json says what is done
+                    folder.refresh()
     return request.folder
 
 

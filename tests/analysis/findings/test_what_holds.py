@@ -118,7 +118,7 @@ def check_not_explained(phase: Phase) -> None:
     one = rows["not_explained"]
     assert one.ns is not None and one.ns < -1000  # the kernels are shorter, nobody knows why
     assert sum(part.ns for part in one.parts) == pytest.approx(one.ns)
-    assert one.ci95 is not None and one.noise_ns is not None
+    assert one.noise_ns is not None
 
 
 def check_consumers(report: prunescope.Report, folder: Path) -> None:
@@ -133,7 +133,7 @@ def check_consumers(report: prunescope.Report, folder: Path) -> None:
     assert report.ledger.to_polars().filter(row="shape")["ns"].to_list() == [None]
     rules = ["ledger.shape <= 5%", "ledger.not_explained <= 5%"]
     verdicts = prunescope.check(report, require=rules).verdicts
-    assert [verdict.state for verdict in verdicts] == ["undecided", "held"]
+    assert [verdict.state for verdict in verdicts] == ["undecided", "undecided"]  # of two steps
 
 
 def test_masks_of_torch_that_were_left_on(tmp_path: Path) -> None:
@@ -176,7 +176,8 @@ def test_zeros_in_dense_tensors_name_allocate_too(
     assert "--speedup 2.00 --phase prefill` (RUN: the folder of both runs)" in str(masked.change)
     assert ("one layer left would reach" in str(masked.change)) == has_limit
     if more:
-        assert f"Whatever the times are: {masked.change}" in summary(phase)
+        told = "Whatever the times are: zeros leave every GEMM in the shape of its dense one, "
+        assert f"{told}so no gain is to be expected; {masked.change}" in summary(phase)
 
 
 def test_missed_coverage_names_allocate_and_the_most_that_it_can_expect() -> None:

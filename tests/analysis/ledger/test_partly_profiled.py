@@ -64,6 +64,7 @@ def test_rows_of_a_model_against_itself_hold_0(
     """Two or four steps over eight placements, or two loops of eight: of 3,000 captures 0.72, 0.55
     and 0.87 held 0 before, and 0.96 by placement (docs/ledger.md)."""
     monkeypatch.setattr(noise, "REPLICATES", 300)
+    monkeypatch.setattr(noise, "LEAST_STEPS", 2)  # to show why single steps take more
     found = coverage(profiled, each, 300)
     assert found["as they are"] < before
     assert 0.91 <= found["by placement"] <= 0.99
@@ -128,10 +129,10 @@ def test_an_old_side_beside_one_of_placements_is_drawn_by_steps_and_the_other_by
     None
 ):
     old, new = Samples.of([[120, 122, 121]]), Samples.of([[60, 61], [62, 63]], [1, 1])
-    pair = units(side([[100, 102], [20] * 2]), side([[50, 51], [10, 10]]))
+    pair = units(side([[100, 102, 99, 101, 100], [20] * 5]), side([[50, 51], [10, 10]]))
     boot = bootstrap(pair, ratios(pair, None), choose_time_base(pair, old, new, on_device=False))
     assert boot is not None
-    assert set(boot.steps[0].ravel().round(3)) == {0.0, 0.5, 1.0}
+    assert set(boot.steps[0].ravel().round(3)) <= {0.0, 0.2, 0.4, 0.6, 0.8, 1.0}
     assert boot.steps[1].max() == pytest.approx(0.5 + 0.5 * 9.168, abs=1e-2)
 
 

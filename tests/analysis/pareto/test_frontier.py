@@ -10,11 +10,14 @@ from msgspec.structs import asdict
 from prunescope.analysis.pareto import frontier
 from prunescope.analysis.pareto.cells import judged
 from prunescope.analysis.schema.pareto import (
+    NOT_VALID,
     Pareto,
     ParetoPhase,
     SweepCell,
     SweepPoint,
     SweepSubject,
+    not_judged,
+    without_sparsity,
 )
 from tests.analysis.pareto_points import point
 
@@ -177,7 +180,8 @@ def test_break_even_needs_every_larger_sparsity() -> None:
     points = [point("a", speed, 0.1, sparsity=s) for s, speed in curve.items()]
     points += [point("b", 1.5, 0.1, sparsity=0.25), point("b", 1.01, 0.1, sparsity=0.5)]
     points += [point("c", 1.5, 0.1, sparsity=None)]
-    assert frontier.break_even(points) == {"a": 0.375, "b": None, "c": None}
+    assert frontier.break_even(points) == {"a": 0.375, "b": None}
+    assert without_sparsity(points) == {"c": True}  # a plan: no sparsity pays off, it is faster
     assert frontier.in_every_cell([{"a": 0.25, "b": None}, {"a": 0.5, "b": 0.5}]) == {
         "a": 0.5, "b": None,
     }  # fmt: skip
@@ -213,8 +217,8 @@ def test_times_that_are_not_valid_are_not_beyond_noise() -> None:
     assert names(frontier.frontier([a, b])) == ["a"]
     pays = [frontier.break_even([a, b, c, *d]), frontier.break_even([other])]
     assert pays == [{"a": 0.25, "c": 0.25, "d": 0.25}, {}]
-    unknown = frontier.not_judged([a, b, c, *d, other])
-    assert unknown == ["b", "c"]
+    unknown = not_judged([a, b, c, *d, other])
+    assert unknown == {"b": NOT_VALID, "c": NOT_VALID}
     assert frontier.in_every_cell(pays, unknown) == {"a": 0.25, "d": 0.25}
     (row,) = frontier.equal_sparsity([a, b])
     assert {name: one.timing_valid for name, one in row.families.items()} == {"a": True, "b": False}

@@ -121,10 +121,11 @@ def prefill_with(**changes: Any) -> Report:
 def test_what_is_no_evidence_is_hatched_and_named(
     changes: dict[str, Any], said: str, strokes: str
 ) -> None:
-    """Ladder: busy and realised; ledger: the ground behind its nine rows."""
+    """Ladder: all that rests on times, two bounds, busy and realised; ledger: the ground behind its
+    nine rows."""
     page = render_html(prefill_with(**changes))
     assert page.count(f'<span class="key hatch {strokes}"></span> {said}') == 2
-    assert page.count(f'<i class="hatch {strokes}"') == 2
+    assert page.count(f'<i class="hatch {strokes}"') == 4
     assert page.count(f'<td class="bar hatch {strokes}">') == 9
     assert 'class="realised"' not in page and "</span> measured" not in page
     brief = render_notebook(prefill_with(**changes))

@@ -14,13 +14,18 @@ from prunescope.analysis.report import records, sentences
 from prunescope.analysis.report.escape import latex, markdown
 from prunescope.analysis.report.html import render_html
 from prunescope.analysis.report.latex import render_latex
-from prunescope.analysis.report.ledger_view import ladder_table, telling_interval
+from prunescope.analysis.report.ledger_view import (
+    ladder_notes,
+    ladder_table,
+    ledger_table,
+    telling_interval,
+)
 from prunescope.analysis.report.markdown import render_markdown
 from prunescope.analysis.report.notebook import render_notebook
 from prunescope.analysis.report.pair_figures import ladder_figure
 from prunescope.analysis.report.tables import csv_tables
 from prunescope.analysis.report.terminal import print_report
-from prunescope.analysis.schema.report import Ladder, Phase
+from prunescope.analysis.schema.report import Finding, Ladder, Phase
 from tests.analysis.report import example
 
 WANT = {"nominal": "", "FLOP ratio": "", "coverage bound": "[1.22×, 1.24×]",
@@ -134,3 +139,35 @@ def test_the_headline_has_the_interval_of_the_share() -> None:
     assert beyond.endswith("bound [98.0 %, 120.0 %] (the interval includes the bound)")
     past = sentences.headline(with_ladder(share_of_bound=1.1, share_of_bound_ci95=[1.02, 1.2]))
     assert past.endswith("(≥ 100 % of the bound: faster than the roofline model allows)")
+
+
+def test_a_speedup_without_an_interval_says_why_where_the_ledger_has_some() -> None:
+    """One unprofiled sample a side, over whose steps the rows have intervals."""
+    phase = with_ladder(realised_ci95=None)
+    assert phase.unprofiled_ns is not None and phase.baseline is not None
+    one = msgspec.structs.replace(phase.unprofiled_ns, samples=[70_000_000])
+    dense = msgspec.structs.replace(phase.baseline, unprofiled_ns=one)
+    phase = msgspec.structs.replace(phase, unprofiled_ns=one, baseline=dense)
+    table = ladder_table(phase)
+    assert table is not None and table.notes == [
+        "no interval of the speedup: a side has one sample without the profiler; the ledger's are "
+        "over its steps"
+    ]
+    phase.ledger = None
+    assert ladder_notes(phase) == []
+
+
+@pytest.mark.parametrize("finding", ["timing-not-valid", "captured-step", "no-speedup"])
+def test_what_rests_on_invalid_times_is_marked_in_tables(finding: str) -> None:
+    phase = example.phase()
+    phase.findings = [Finding(id=finding, severity="critical", text="busy", evidence=["x"],
+                              change=None, predicted_ns=None)]  # fmt: skip
+    ladder, ledger = ladder_table(phase), ledger_table(phase)
+    assert ladder is not None and ledger is not None
+    marked = [row[0].text for row in ladder.rows if row[1].text.endswith(" ?")]
+    none = finding == "no-speedup"
+    assert marked == (
+        [] if none else ["coverage bound", "roofline bound", "kernel (busy)", "realised"]
+    )
+    assert any(note.startswith("? ") for note in ladder.notes) is not none
+    assert any(note.startswith("no row is evidence: ") for note in ledger.notes) is not none

@@ -275,9 +275,31 @@ def test_invalid_times_leave_the_family_and_their_own_change_first() -> None:
     assert broken.family is not None and f"those of {broken.family.id}" in told
 
 
+def test_masks_promise_no_gain_whatever_the_times_are() -> None:
+    """Every GEMM keeps its shape; a layer less, or a step of which kernels lack, says less."""
+    masked = phase()
+    invalid = Finding(id="timing-not-valid", severity="critical", text="disturbed", evidence=[],
+                      change="stop everything else", predicted_ns=None)  # fmt: skip
+    masked.findings = [invalid]
+    assert masked.family is not None and masked.pairing is not None
+    masked.family.id, masked.pairing.removed = "static-k-mask", 0
+    for gemm in masked.gemms:
+        gemm.axis = "none"
+    told = "First: stop everything else. Whatever the times are: {} in the shape of its dense one, "
+    told += "so no gain is to be expected."
+    assert summary(masked).endswith(told.format("zeros leave every GEMM"))
+    masked.family.id = "dense"
+    assert summary(masked).endswith(told.format("every GEMM is left"))
+    masked.pairing.removed = 3
+    assert summary(masked).endswith("First: stop everything else.")
+    masked.pairing.removed, masked.gemms[0].axis = 0, "unknown"
+    assert summary(masked).endswith("First: stop everything else.")
+
+
 @pytest.mark.parametrize("full", [False, True])
 def test_bars_of_times_that_are_no_evidence_have_the_strokes_of_the_pictures(full: bool) -> None:
-    """Crosses, named below the ladder; bounds are no times. No share of a bound is realised."""
+    """Crosses, named below the ladder, on all that rests on times; a FLOP ratio does not. No share
+    of a bound is realised."""
     report = example.two_phases()
     report.phases.pop("decode")
     assert "xx" not in shown(report, full=full) and "realised is" in shown(report, full=full)
@@ -287,7 +309,8 @@ def test_bars_of_times_that_are_no_evidence_have_the_strokes_of_the_pictures(ful
     text = shown(report, full=full)
     ladder, _, ledger = text[text.index("Ladder:") :].partition("Ledger:")
     assert re.search(r"realised +1\.16× x{4,} ", ladder)
-    assert re.search(r"roofline bound +[\d.]+× ░+ ", ladder) and "realised is" not in ladder
+    assert re.search(r"roofline bound +[\d.]+× x+ ", ladder) and "realised is" not in ladder
+    assert re.search(r"FLOP ratio +[\d.]+× ░+", ladder)
     assert "xxx timing not valid" in ladder
     assert re.search(r"coverage .* x+ ", ledger) and "█" not in ladder + ledger
     shares = re.findall(r'class="n share">([^<]+)<', render_html(report))

@@ -127,13 +127,28 @@ def test_the_bar_writes_to_standard_error_only(capsys: pytest.CaptureFixture[str
         bar.stage("profile")
     written = capsys.readouterr()
     assert written.out == ""
-    assert "time prefill" in written.err
+    assert [line[10:] for line in written.err.splitlines()] == ["time prefill (2)", "profile"]
+
+
+def test_a_bar_that_is_interrupted_does_not_show_its_end(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of two steps, on a terminal and then interrupted; the stage before it was done."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with pytest.raises(KeyboardInterrupt), Bar() as bar:
+        bar.stage("load", 3)
+        bar.stage("time prefill", 2)
+        bar.advance()
+        raise KeyboardInterrupt
+    written = capsys.readouterr().err
+    assert "3/3" in written and "1/2" in written and "2/2" not in written
 
 
 def test_a_line_longer_than_the_terminal_goes_on_below(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # a terminal
     with Bar() as bar:
         bar.stage("1/4 static-m-s0.25-decode-b1-p32-d0")
         bar.describe("1/4 static-m-s0.25-decode-b1-p32-d0: repeats: other work disturbed it")

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from rich.console import Console
 
 from prunescope.analysis.report.listings import sweep_state
 from prunescope.taxonomy.run_blocks import MeasuredPeaks
+from prunescope.taxonomy.sweep_files import read_sweep
 from prunescope.tracer.machine import peaks
 from prunescope.tracer.sweep.request import SweepRequest
 from prunescope.tracer.sweep.state import SweepFolder, write_json
@@ -51,6 +55,32 @@ def test_what_another_process_is_at_runs_and_has_not_failed(tmp_path: Path) -> N
     found = summary(request, plan_of(request))
     assert [found["plan"][k] for k in ("running", "failed", "pending")] == [0, 1, 1]
     assert "or died there" in shown(found)
+
+
+def test_a_killed_sweep_is_counted_alike_by_its_plan_and_by_its_readers(tmp_path: Path) -> None:
+    """Killed between a run and the next sweep.json, with one begun and one that can never run."""
+    text = _SWEEP + "draws: 2\n"
+    (tmp_path / "sweep.yaml").write_text(text, encoding="utf-8")
+    request = SweepRequest(config=tmp_path / "sweep.yaml", out=tmp_path / "s")
+    plan, folder = plan_of(request), SweepFolder(request.out)
+    bad = msgspec.structs.replace(plan.results[-1], problem="no such layer")
+    plan = replace(plan, results=(*plan.results[:-1], bad))
+    folder.start(plan)
+    done, begun = plan.results[:2]
+    (folder.run(done) / "pruned").mkdir(parents=True)
+    (folder.run(done) / "pruned" / "run.json").touch()
+    folder.begin(begun)
+
+    def counted() -> list[Counter[str]]:
+        named = summary(request, plan)["results"], read_sweep(request.out).results
+        rows = [[e["state"] for e in named[0]], [e.state for e in named[1]]]
+        return [Counter(states) for states in rows]
+
+    told, read = counted()
+    assert told == read == {"done": 1, "failed": 2, "pending": len(plan.results) - 3}
+    with folder.claimed((0, 1)):
+        told, read = counted()
+        assert told == read and read["running"] == read["failed"] == 1
 
 
 def test_the_time_rests_on_the_best_of_peaks_that_other_work_made_slow(
