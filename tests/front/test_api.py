@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import pickle
 import typing
 from pathlib import Path
 
@@ -236,6 +237,23 @@ def test_a_phase_that_is_not_there_names_the_nearest(report: public.Report) -> N
     with pytest.raises(KeyError, match="no phase is called 'decod'; nearest: decode"):
         report.phases["decod"]
     assert report.phases.get("decod") is None
+
+
+def test_whatever_has_names_gives_the_nearest(report: public.Report) -> None:
+    found = prunescope.predict("tiny-llama", device="h100-sxm", method="static-m", sparsity=0.5)
+    phase = next(iter(report.phases.values()))
+    both = prunescope.compare([RUNS / "tiny-static-nk", RUNS / "tiny-static-m"])
+    for holder, wrong, near in (
+        (found, "phase", "phases"),
+        (found["phases"]["prefill"], "laddr", "ladder"),
+        (phase.busy_by_kind, "gem", "gemm"),
+        (report.ledger[0], "phas", "phase"),
+        (both.reports, "tiny-static-n", "tiny-static-m"),
+        (both.rows[0].ledger or {}, "coverag", "coverage"),
+    ):
+        with pytest.raises(KeyError, match=f"is called '{wrong}'; nearest: {near}"):
+            holder[wrong]
+    assert pickle.loads(pickle.dumps(found)) == found  # what was made here
 
 
 def test_a_prediction_is_a_table_a_figure_and_files(tmp_path: Path) -> None:
