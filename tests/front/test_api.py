@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import pickle
 import typing
 from pathlib import Path
 
@@ -253,7 +252,6 @@ def test_whatever_has_names_gives_the_nearest(report: public.Report) -> None:
     ):
         with pytest.raises(KeyError, match=f"is called '{wrong}'; nearest: .*{near}"):
             holder[wrong]
-    assert pickle.loads(pickle.dumps(found)) == found  # what was made here
 
 
 def test_a_prediction_is_a_table_a_figure_and_files(tmp_path: Path) -> None:
