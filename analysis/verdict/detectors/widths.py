@@ -85,7 +85,9 @@ class _Fallen:
     def line(self) -> str:
         """All in one line: `fewer heads: N of 24 projections and K of 8 o, v N 64 → 32`."""
         stay = self.stay and f", {self.stay}"
-        return f"fewer {self.what}{stay}: {self.where}{self.sizes and f', {self.sizes}'}{self._note}"
+        return (
+            f"fewer {self.what}{stay}: {self.where}{self.sizes and f', {self.sizes}'}{self._note}"
+        )
 
     @property
     def detail(self) -> str:
