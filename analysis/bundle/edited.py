@@ -48,7 +48,7 @@ def _of_index(inputs: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
         yield name, digest, "bundle.json"
 
 
-def _of_runs(runs: Runs) -> Iterator[tuple[str, str, str]]:
+def _of_runs(runs: Runs) -> Iterator[tuple[str, str | None, str]]:
     """What a manifest says of its traces, and of the dense manifest."""
     for run, variants in runs.items():
         for variant, manifest in variants.items():
