@@ -40,7 +40,8 @@ def with_edited(
                 edited[name] += f"; {what}"
             elif what is not None:
                 other[report] += f"; {name} may be what was edited: {what}"
-    return {**edited, **{name: why for name, why in other.items() if name not in edited}}
+    both = {name: f"{other.pop(name)}; {why}" for name, why in edited.items() if name in other}
+    return {**edited, **both, **other}
 
 
 def _of_index(inputs: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
