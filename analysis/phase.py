@@ -52,7 +52,14 @@ from prunescope.analysis.schema.report import (
     SecondOpinion,
 )
 from prunescope.analysis.schema.sides import Closure, PredictedRun, TimeScale, Totals
-from prunescope.analysis.totals import is_known, kernel_rows, time_scale, total, totals
+from prunescope.analysis.totals import (
+    is_known,
+    kernel_rows,
+    pass_kind,
+    time_scale,
+    total,
+    totals,
+)
 from prunescope.analysis.verdict.caveats import apply_caveats, caveats
 from prunescope.analysis.verdict.detectors.run_time import layers_that_run
 from prunescope.analysis.verdict.evidence import Evidence
@@ -340,6 +347,7 @@ def _phase(
         between_ns=int(linked.between.sum()) / steps,
         tokens_per_s=sums.tokens_per_s,
         items_per_s=sums.items_per_s,
+        pass_kind=pass_kind(own),
         peak_memory_bytes=sums.peak_memory_bytes,
         weight_bytes=sums.weight_bytes,
         kv_bytes=sums.kv_bytes,

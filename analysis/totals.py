@@ -23,7 +23,7 @@ from prunescope.taxonomy.roles import UNPLACED
 from prunescope.taxonomy.run import PhaseRun
 
 _MOST = 0.5  # of the busy time
-_OF_IMAGES = ("forward", "training")  # kinds of phases of a model of images
+_PASSES = ("forward", "training")  # kinds of phases that decode nothing
 
 
 def totals(one: SidePhase) -> Totals:
@@ -87,7 +87,18 @@ def _images(one: SidePhase) -> float | None:
     """Images a step of a trace alone, whose model decodes no tokens."""
     if one.run is not None or one.kernels.tokens is not None or one.kind is None:
         return None
-    return images_a_step(one.kernels) if one.kind["kind"] in _OF_IMAGES else None
+    return images_a_step(one.kernels) if one.kind["kind"] in _PASSES else None
+
+
+def pass_kind(one: SidePhase) -> str | msgspec.UnsetType:
+    """ "forward" or "training" where a step is one; unset where it may be a prompt or a token."""
+    if one.run is None:
+        kind = one.kind["kind"] if one.kind is not None else None
+        return kind if kind in _PASSES else msgspec.UNSET
+    decodes = one.name in ("prefill", "decode") and not _is_of_items(one.run)
+    if one.name == "training":
+        return one.name
+    return msgspec.UNSET if decodes or one.run.cache != "none" else "forward"
 
 
 def _is_of_items(run: PhaseRun) -> bool:

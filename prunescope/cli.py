@@ -168,7 +168,11 @@ def _predict(
     request: PredictRequest,
     *,
     explain: Annotated[
-        bool, Option(help="Show the expected time of each GEMM; needs one method at one sparsity.")
+        bool,
+        Option(
+            help="Show every role, and the expected time of each GEMM; needs one method at one "
+            "sparsity."
+        ),
     ] = False,
     out: Annotated[
         Path | None,

@@ -19,7 +19,8 @@ from prunescope.analysis.schema import pareto as pareto_schema
 from prunescope.analysis.schema import report as report_schema
 from prunescope.analysis.schema import reproduction as reproduction_schema
 from prunescope.taxonomy.allocation_plan import KeptLayer, PlanOfLayers, read_plan
-from prunescope.taxonomy.errors import PrunescopeError, nearest
+from prunescope.taxonomy.by_name import ByName, by_name
+from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import plain
 from prunescope.taxonomy.option import as_path
 
@@ -55,7 +56,7 @@ class Report(report_schema.Report, kw_only=True, dict=True):
     @classmethod
     def of(cls, done: Analysis) -> Self:
         """The report of an analysis, which keeps the kernels frames for csv and parquet."""
-        made = _with_phases(_same_fields(done.report, cls))
+        made = _same_fields(done.report, cls)
         made.__dict__["_done"] = done
         return made
 
@@ -68,9 +69,7 @@ class Report(report_schema.Report, kw_only=True, dict=True):
             raise PrunescopeError(
                 f"no such file: {file.name}", hint="give the report.json that analyze wrote"
             )
-        return _with_phases(
-            _same_fields(report_schema.from_json(file.read_bytes(), where=file.name), cls)
-        )
+        return _same_fields(report_schema.from_json(file.read_bytes(), where=file.name), cls)
 
     def show(self, *, full: bool = False) -> None:
         """Print what `prunescope analyze` prints; `full` as its --full."""
@@ -176,30 +175,14 @@ class Report(report_schema.Report, kw_only=True, dict=True):
         return render_notebook(self)
 
 
-class Phases(dict[str, Any]):
-    """The phases of a result by name; a KeyError for another name gives the nearest."""
-
-    def __missing__(self, name: str) -> Any:
-        raise KeyError(f"no phase is called {name!r}; nearest: {nearest(str(name)[:99], self)}")
-
-
-def _with_phases(report: R) -> R:
-    report.phases = Phases(report.phases)
-    return report
-
-
-R = TypeVar("R", bound=Report)
-
-
 class Comparison(comparison_schema.Comparison, kw_only=True, dict=True):
     """Several runs side by side, as `prunescope analyze A B` compares them."""
 
     @classmethod
     def of(cls, found: comparison_schema.Comparison) -> Self:
         """The comparison with methods, and so its reports."""
-        made = _same_fields(found, cls)
-        made.reports = {n: _with_phases(_same_fields(r, Report)) for n, r in found.reports.items()}
-        return made
+        reports = {name: _same_fields(one, Report) for name, one in found.reports.items()}
+        return _same_fields(msgspec.structs.replace(found, reports=reports), cls)
 
     @property
     def table(self) -> Records:
@@ -261,9 +244,7 @@ class Pareto(pareto_schema.Pareto, kw_only=True, dict=True):
     @classmethod
     def of(cls, found: pareto_schema.Pareto) -> Self:
         """The judgement with methods."""
-        made = _same_fields(found, cls)
-        made.phases = Phases(made.phases)
-        return made
+        return _same_fields(found, cls)
 
     @property
     def points(self) -> Records:
@@ -404,7 +385,7 @@ class Reproduction(reproduction_schema.Reproduction, kw_only=True, dict=True):
         return _html(self.__rich__())
 
 
-class Prediction(dict[str, Any]):
+class Prediction(ByName):
     """What `predict` gives: the dict of `--json`, which can show itself.
 
     Examples:
@@ -413,10 +394,10 @@ class Prediction(dict[str, Any]):
         >>> found.plot.curves()
     """
 
+    what = "entry of a prediction"
+
     def __init__(self, *values: Any, **more: Any) -> None:
-        super().__init__(*values, **more)
-        if isinstance(self.get("phases"), dict):
-            self["phases"] = Phases(self["phases"])
+        super().__init__(by_name(dict(*values, **more), "prediction"))
 
     @property
     def table(self) -> Records:
@@ -694,7 +675,9 @@ def _path(given: Path | str) -> Path:
 
 
 def _same_fields(value: msgspec.Struct, kind: type[T]) -> T:
-    return kind(**{name: getattr(value, name) for name in value.__struct_fields__})
+    made = kind(**{name: getattr(value, name) for name in value.__struct_fields__})
+    named: T = by_name(made, kind.__name__)  # a name that is not there gets the nearest one
+    return named
 
 
 def _plain(value: msgspec.Struct) -> dict[str, Any]:

@@ -48,7 +48,8 @@ _TEXT = (".md", ".html", ".json", ".tex", ".csv", ".svg", ".cff", "SUMS")
 
 
 class BundleIndex(msgspec.Struct, kw_only=True):
-    """bundle.json: what a bundle holds. `runs`: the phases of each."""
+    """bundle.json: what a bundle holds. `runs`: the phases of each; `inputs`: SHA-256 of each
+    run.json and trace, which all else is rebuilt from (none in bundles of older versions)."""
 
     schema: Literal[1] = 1
     tool: str
@@ -56,6 +57,7 @@ class BundleIndex(msgspec.Struct, kw_only=True):
     formats: list[str] = []
     drawn_with: str = "None"
     runs: dict[str, list[str]]
+    inputs: dict[str, str] = {}
 
 
 def bundle(
@@ -92,6 +94,12 @@ def sums_text(files: Mapping[str, bytes]) -> str:
     """SHA256SUMS of all files but itself, in the form of sha256sum."""
     names = sorted(name for name in files if name != SUMS)
     return "".join(f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in names)
+
+
+def inputs_of(files: Mapping[str, bytes]) -> dict[str, str]:
+    """SHA-256 of the files that all others are rebuilt from: run.json and traces."""
+    names = sorted(name for name in files if name.startswith("runs/"))
+    return {name: hashlib.sha256(files[name]).hexdigest() for name in names}
 
 
 def tool_version() -> str:
@@ -181,9 +189,12 @@ def _build(
             )
         reports[name] = done.report
         write_formats(done, stage / "reports" / name, label_prefixes(sources)[name])
-    files = texts(reports, runs, anonymous=scrubber is not None, plotted=plotted_with())
+    files: dict[str, bytes] = {}
     for path in sorted(p for p in stage.rglob("*") if p.is_file()):
         files[path.relative_to(stage).as_posix()] = path.read_bytes()
+    anonymous = scrubber is not None
+    inputs = inputs_of(files)
+    files |= texts(reports, runs, anonymous=anonymous, plotted=plotted_with(), inputs=inputs)
     files[SUMS] = sums_text(files).encode()
     return files
 
@@ -204,17 +215,22 @@ def label_prefixes(names: Iterable[str]) -> dict[str, str]:
 
 
 def texts(
-    reports: Mapping[str, Report], runs: Runs, *, anonymous: bool, plotted: str
+    reports: Mapping[str, Report],
+    runs: Runs,
+    *,
+    anonymous: bool,
+    plotted: str,
+    inputs: Mapping[str, str],
 ) -> dict[str, bytes]:
     """README, citation, samples and other files made from the runs and reports. `plotted`: the
-    versions that the figures were plotted with."""
+    versions that the figures were plotted with; `inputs`: as `inputs_of` gives them."""
     version = tool_version()
     files = {
         "README.md": readme(reports, runs, version=version, anonymous=anonymous),
         "CITATION.cff": citation(version),
         "samples.csv": samples_csv(runs),
         "environment.json": environment_json(runs),
-        INDEX: _index(reports, version, anonymous=anonymous, plotted=plotted),
+        INDEX: _index(reports, version, anonymous=anonymous, plotted=plotted, inputs=inputs),
     }
     table = frontier_csv(reports, runs)
     if table is not None:
@@ -222,13 +238,21 @@ def texts(
     return {name: text.encode() for name, text in files.items()}
 
 
-def _index(reports: Mapping[str, Report], version: str, *, anonymous: bool, plotted: str) -> str:
+def _index(
+    reports: Mapping[str, Report],
+    version: str,
+    *,
+    anonymous: bool,
+    plotted: str,
+    inputs: Mapping[str, str],
+) -> str:
     index = BundleIndex(
         tool=f"prunescope {version}",
         anonymous=anonymous,
         formats=[*FORMATS, *FRAMED],
         drawn_with=plotted,
         runs={name: list(report.phases) for name, report in reports.items()},
+        inputs=dict(inputs),
     )
     return json.dumps(plain(index), indent=1) + "\n"
 

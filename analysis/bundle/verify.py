@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import math
 import re
 import zlib
 from collections.abc import Iterator, Mapping
@@ -25,12 +24,15 @@ from prunescope.analysis.bundle.bundle import (
     INDEX,
     SUMS,
     BundleIndex,
+    inputs_of,
     label_prefixes,
     sums_text,
     texts,
     tool_version,
     write_formats,
 )
+from prunescope.analysis.bundle.differences import difference, same_text
+from prunescope.analysis.bundle.edited import with_edited
 from prunescope.analysis.bundle.frontier import without_places
 from prunescope.analysis.bundle.samples import on_trust
 from prunescope.analysis.pipeline import analyze
@@ -42,9 +44,7 @@ from prunescope.taxonomy.formats import UnknownVersion, decode
 from prunescope.taxonomy.own_files import refuse_own_file
 from prunescope.taxonomy.run import MANIFEST, Run, read_run
 
-_CLOSE = 1e-6  # relative: the last digits of a sum may differ between machines
 _LARGEST = 1 << 30  # decompressed bytes of one trace
-_DIGITS = re.compile(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 _PNG_HEAD = 33  # bytes of signature and header: the size and the kind of pixels
 _SHADE = 0.04  # of full brightness
 _FOLDER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,120}")
@@ -70,44 +70,6 @@ def fits(data: bytes) -> bool:
         if stream.eof:  # another member may follow
             stream, data = zlib.decompressobj(31), stream.unused_data
     return True
-
-
-def difference(old: Any, new: Any, skipped: frozenset[str], where: str = "report") -> str | None:
-    """The first value (or missing part) in which two reports differ; parts of a name in `skipped`
-    are not compared."""
-    if isinstance(old, str) and isinstance(new, str):
-        same = same_text(old.encode("utf-8", "replace"), new.encode("utf-8", "replace"))
-        return None if same else f"{where}: {old[:60]} and {new[:60]}"
-    if isinstance(old, bool) or isinstance(new, bool) or old is None or isinstance(old, str):
-        return None if old == new else f"{where}: {old} and {new}"
-    if isinstance(old, int | float):
-        same = isinstance(new, int | float) and _close(float(old), float(new))
-        return None if same else f"{where}: {old} and {new}"
-    if isinstance(old, list):
-        if not isinstance(new, list) or len(old) != len(new):
-            return f"{where}: lists of other lengths"
-        pairs = [(str(i), a, b) for i, (a, b) in enumerate(zip(old, new, strict=True))]
-    elif isinstance(new, dict) and not old.keys() - new.keys():
-        pairs = [(key, old[key], new[key]) for key in old if key not in skipped]
-    else:
-        return f"{where}: parts are missing"
-    found = (difference(a, b, skipped, f"{where}.{key}") for key, a, b in pairs)
-    return next((d for d in found if d is not None), None)
-
-
-def same_text(old: bytes, new: bytes) -> bool:
-    """Whether two texts agree, numbers within a rounding error."""
-    a, b = (data.decode("utf-8", "replace") for data in (old, new))
-    if a == b:
-        return True
-    if _DIGITS.sub("#", a) != _DIGITS.sub("#", b):
-        return False
-    pairs = zip(_DIGITS.findall(a), _DIGITS.findall(b), strict=True)
-    return all(_close(float(x), float(y)) for x, y in pairs)
-
-
-def _close(a: float, b: float) -> bool:
-    return math.isclose(a, b, rel_tol=_CLOSE, abs_tol=1e-6)
 
 
 def same_packed(old: bytes, new: bytes) -> bool:
@@ -248,7 +210,8 @@ def _rebuilt(
         rebuild.beside(anonymous=index.anonymous)
         if not rebuild.failed:
             rebuild.rest()
-    return rebuild.done, rebuild.apart, rebuild.failed, list(on_trust(rebuild.reports))
+    failed = with_edited(files, index.inputs, rebuild.runs, rebuild.failed)
+    return rebuild.done, rebuild.apart, failed, list(on_trust(rebuild.reports))
 
 
 class _Rebuild:
@@ -287,9 +250,9 @@ class _Rebuild:
         if self.failed or self._lacks(f"{place}/report.json"):
             return
         try:
-            done = analyze(folder)
             manifests = sorted(folder.glob(f"*/{MANIFEST}"))
             self.runs[name] = {m.parent.name: read_run(m.parent) for m in manifests}
+            done = analyze(folder)
         except PrunescopeError as error:
             self.failed[f"runs/{name}"] = f"cannot be analysed: {error.problem}"
             return
@@ -305,7 +268,13 @@ class _Rebuild:
         """The files that follow from all runs."""
         if self.failed:
             return
-        wanted = texts(self.reports, self.runs, anonymous=anonymous, plotted=self.plotted)
+        wanted = texts(
+            self.reports,
+            self.runs,
+            anonymous=anonymous,
+            plotted=self.plotted,
+            inputs=inputs_of(self.files),
+        )
         for name, text in wanted.items():
             self._compare(name, text, "not what the bundled runs give")
 

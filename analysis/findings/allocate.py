@@ -41,7 +41,7 @@ def allocation(c: Context) -> str:
     most = whole / (outside + stays)
     limit = (
         f"; one layer left would reach {most:.2f}× ({percent(outside / whole, 1)} of the step is "
-        f"outside of layers, {percent(stays / whole, 1)} in each)"
+        f"outside layers, {percent(stays / whole, 1)} in each)"
     )
     return limit if promised >= most else advice + limit
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 import numpy as np
@@ -75,12 +75,19 @@ class RankTime:
 @dataclass(frozen=True)
 class Late:
     """A late rank among `ranks`; `replay`: of their collectives, None where they are not the same;
-    `steps`: how many it is over."""
+    `steps`: how many it is over; `turns`: the ranks that hold the others up at other collectives,
+    or in other groups, about as much."""
 
     rank: RankTime
     ranks: list[RankTime]
     replay: RankReplay | None = None
     steps: int = 1
+    turns: tuple[RankTime, ...] = ()
+
+    @property
+    def each(self) -> list[Late]:
+        """Itself, and those of the ranks in turns with it."""
+        return [replace(self, rank=one, turns=()) for one in (self.rank, *self.turns)]
 
     @property
     def others(self) -> list[RankTime]:
@@ -114,7 +121,7 @@ class Late:
 def with_straggler(
     phases: Mapping[str, Phase], frames: Mapping[str, pl.DataFrame]
 ) -> tuple[dict[str, Phase], list[str]]:
-    """The phases of several ranks, those of late ranks with the finding `straggler`; and warnings
+    """The phases of several ranks, that of the late rank with the finding `straggler`; and warnings
     about ranks that are not compared: those that run another program, and those with host ops only
     where others have kernels."""
     with_kernels = {name: phase for name, phase in phases.items() if _on_device(frames[name])}
@@ -131,18 +138,19 @@ def with_straggler(
     ranks = [rank_time(name, phase, frames[name]) for name, phase in compared.items()]
     marked = dict(phases)
     behind: list[RankTime] = []
-    for late in late_ranks(ranks, compared, frames):
-        found = straggler(late)
-        if found is not None:
-            name = late.rank.name
-            behind.append(late.rank)
-            result = as_finding(FINDINGS[LATE_RANK], found)
-            result.evidence.insert(1, _against(name, _usual(late), compared, frames))
+    late = late_rank(ranks, compared, frames)
+    if late is not None and (found := straggler(late)) is not None:
+        result = as_finding(FINDINGS[LATE_RANK], found)
+        result.evidence.insert(1, _against(late.rank.name, _usual(late), compared, frames))
+        for one in late.each:
+            name = one.rank.name
+            behind.append(one.rank)
             first = [f for f in phases[name].findings if f.severity == "critical"]
+            own = [result] if one.rank is late.rank else []
             rest = [
-                _of_slow_rank(f, late) for f in phases[name].findings if f.severity != "critical"
+                _of_slow_rank(f, one) for f in phases[name].findings if f.severity != "critical"
             ]
-            marked[name] = msgspec.structs.replace(phases[name], findings=[*first, result, *rest])
+            marked[name] = msgspec.structs.replace(phases[name], findings=[*first, *own, *rest])
     for rank in ranks:
         if behind and rank not in behind:
             marked[rank.name] = _waiting(marked[rank.name], rank, behind)
@@ -194,11 +202,12 @@ def _waiting(phase: Phase, rank: RankTime, late: list[RankTime]) -> Phase:
     return msgspec.structs.replace(phase, findings=findings)
 
 
-def late_ranks(
+def late_rank(
     ranks: list[RankTime], phases: Mapping[str, Phase], frames: Mapping[str, pl.DataFrame]
-) -> list[Late]:
-    """The ranks that the others may wait for: those by the replay of their collectives, else the
-    one with the most time outside of communication."""
+) -> Late | None:
+    """The rank that the others may wait for, with those in turns with it: by the replay of their
+    collectives, else the one with the most time outside of communication. One rank alone is the
+    last to reach a collective."""
     steps = {phase.steps for phase in phases.values()}
     wall = max(rank.wall for rank in ranks)
     # Ops of a host only start the collectives of its other threads: their ends mean nothing.
@@ -207,13 +216,20 @@ def late_ranks(
         columns = {name: frames[name].select(COLUMNS) for name in phases}
         found = replay(columns, _WORTH * wall * count)
         if found is not None:
-            # A rank that ends last without being the last at a collective is slow behind them all.
-            return [
-                Late(one, ranks, found if found.last[one.name] else None, count)
-                for one in ranks
-                if one.name in found.late
-            ]
-    return [Late(max(ranks, key=lambda one: one.usual_own), ranks)]
+            return _replayed(found, ranks, count)
+    return Late(max(ranks, key=lambda one: one.usual_own), ranks)
+
+
+def _replayed(found: RankReplay, ranks: list[RankTime], steps: int) -> Late | None:
+    by_name = {one.name: one for one in ranks}
+    late = [by_name[name] for name in found.late]
+    if not late:
+        return None
+    if not found.last[late[0].name]:
+        # A rank that ends last without being the last at a collective is slow behind them all.
+        return Late(late[0], ranks, None, steps)
+    turns = tuple(one for one in late[1:] if found.last[one.name])
+    return Late(late[0], ranks, found, steps, turns)
 
 
 def _on_device(frame: pl.DataFrame) -> bool:
@@ -292,8 +308,7 @@ def straggler(late: Late) -> Found | None:
     if not rank.wall or saved < _WORTH * rank.wall:
         return None
     kernel = next((one.kernel for one in others if one.kernel), None)
-    change = f"{rank.name}: {_by_cause(late)}"
-    lines = [_cause(late)] if found is None else [f"{_cause(late)}; {_others_late(late, found)}"]
+    lines = [_cause(late)] if found is None else _causes(late)
     lines += [
         f"{one.name}: wall {ms(one.wall)}, work {ms(one.work)}, idle {ms(one.idle)}, "
         f"communication {ms(one.comm)}{_times_last(one, found)}"
@@ -307,6 +322,9 @@ def straggler(late: Late) -> Found | None:
             f"takes it {ms(rank.usual_own)}{_over_steps(rank)}, {ms(behind)} more than the median "
             "of the others"
         )
+    elif late.turns:
+        text = _in_turns(late, found)
+        saved = max(saved, found.together / late.steps)
     else:
         text = (
             f"{rank.name} holds the other ranks up: it is the last to reach "
@@ -317,7 +335,50 @@ def straggler(late: Late) -> Found | None:
     if found is None and wait > 0:
         text += f"; they wait {ms(wait)} for it in communication"
         text += f" ({shortened(kernel)})" if kernel is not None else ""
-    return Found(text=text, evidence=lines, change=change, predicted_ns=saved)
+    return Found(text=text, evidence=lines, change=_changes(late), predicted_ns=saved)
+
+
+def _in_turns(late: Late, found: RankReplay) -> str:
+    """What several late ranks cost, each with the share of the collectives that it reaches last."""
+    names = [one.rank.name for one in late.each]
+    lasts = [found.last[name] for name in names]
+    whom = "each other" if len(names) == len(late.ranks) else "the other ranks"
+    # A collective has one last rank in each group: more of them are of several groups.
+    where = "in turns" if sum(lasts) <= found.collectives else "each in its group"
+    shares = _and([f"{last:,} ({percent(last / found.collectives)})" for last in lasts])
+    saved = {name: found.saved[name] for name in names}
+    if found.together:
+        saved["either" if len(names) == 2 else "any of them"] = found.together
+    most = max(saved.values())
+    (first, less), *rest = ((whose, ms(ns / late.steps)) for whose, ns in saved.items())
+    return "".join(
+        (
+            f"{_and(names)} hold {whom} up {where}, as the last to reach {shares} of "
+            f"{found.collectives:,} collectives: if no rank waited for {first}, a step would take "
+            f"{less} less",
+            *(f", for {whose} {ns}" for whose, ns in rest),
+            f" ({percent(most / late.steps / late.rank.wall)})",
+        )
+    )
+
+
+def _and(words: list[str]) -> str:
+    return " and ".join((", ".join(words[:-1]), words[-1])) if len(words) > 1 else words[0]
+
+
+def _changes(late: Late) -> str:
+    """What to change in each late rank; once where it is the same."""
+    causes: dict[str, list[str]] = {}
+    for one in late.each:
+        causes.setdefault(_by_cause(one), []).append(one.rank.name)
+    return "; ".join(f"{_and(names)}: {change}" for change, names in causes.items())
+
+
+def _causes(late: Late) -> list[str]:
+    """Why each late rank is late."""
+    if late.turns:
+        return [f"{one.rank.name}: {_cause(one)}" for one in late.each]
+    return [f"{_cause(late)}; no other rank holds them up as much"]
 
 
 @finding(LARGER_RANK, "info", reads="ranks")
@@ -378,15 +439,6 @@ def _cause(late: Late) -> str:
     ]
     where = "" if late.replay is None else "before these "
     return f"{where}it {' and '.join(more)} than the median of the others"
-
-
-def _others_late(late: Late, found: RankReplay) -> str:
-    rest = [name for name in found.late if name != late.rank.name]
-    if not rest:
-        return "no other rank holds them up as much"
-    names = ", ".join(rest)
-    both = f": without all of them {ms(found.together / late.steps)}" if found.together else ""
-    return f"so {'does' if len(rest) == 1 else 'do'} {names}{both}"
 
 
 def _times_last(rank: RankTime, found: RankReplay | None) -> str:

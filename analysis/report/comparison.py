@@ -28,14 +28,23 @@ from prunescope.analysis.schema.comparison import Comparison, ComparisonRow, to_
 
 COMPARISON_FORMATS = ("md", "html", "json", "tex", "csv", "png", "pdf", "svg")
 ROWS = tuple(row for row in LEDGER if row not in TOTALS and row != "promised")
+_OF_DECODERS = ("prompt_len", "context", "kv_bytes", "dense_kv_bytes")  # in CSV
+_OF_TOKENS = ("tokens_per_s", "dense_tokens_per_s")
+_OF_ITEMS = ("items_per_s", "dense_items_per_s")
 # Paper has no room for every column: what was measured, and what became of the promise.
-_WHICH = ("run", "method", "nominal s", "phase", "B", "prompt")
-_MEASURED = ("TTFT or TPOT", "tokens/s", "weights", "KV cache", "peak memory")
-_HIDDEN = (*_MEASURED, "model", "context", "nominal", "kernel (busy)", "prompt")
+_TOKENS = "tokens of an item"  # of an encoder, which has no prompt
+_TIMES = ("TTFT or TPOT", "TTFT, TPOT or step", "step")
+_WHICH = ("run", "method", "nominal s", "phase", "B", "prompt", _TOKENS)
+_MEASURED = (*_TIMES, "tokens/s", "items/s", "weights", "KV cache", "peak memory")
+_HIDDEN = (*_MEASURED, "model", "context", "nominal", "kernel (busy)", "prompt", _TOKENS)
 _TITLE = "Comparison: dense → pruned, of one step"
+_WALLS = "TTFT and TPOT are the wall of one prefill forward and of one decoded token"
+_MEDIANS = "medians of unprofiled samples, or profiled means where a run has none (marked p)"
+_STEP = {
+    "forward": "a step is one forward pass",
+    "training": "a step is one of training: forward, backward and optimizer, where they are there",
+}
 _NOTES = (
-    "TTFT and TPOT are the wall of one prefill forward and of one decoded token: medians of "
-    "unprofiled samples, or profiled means where a run has none (marked p)",
     "coverage to launch and idle: rows of the ledger as shares of the dense wall; with the promise "
     "they sum to the pruned wall",
 )
@@ -76,10 +85,58 @@ def _rendered(comparison: Comparison, name: str, label_prefix: str) -> dict[str,
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """One row for each run and phase."""
-    unexplained = any(NOT_EXPLAINED in (row.ledger or {}) for row in comparison.rows)
-    moved = [name for name in ROWS if name != NOT_EXPLAINED or unexplained]
-    columns = [
+    """One row for each run and phase. Of models that decode nothing there is no prompt, no context
+    and no cache: columns of which no row has anything are left out."""
+    rows = comparison.rows
+    columns = _columns(rows)
+    has_marks = not all(row.is_evidence for row in rows)
+    (timed,) = (column.title for column in columns if column.title in _TIMES)
+    moved = tuple(LEDGER[row][0] for row in _moved(rows))
+    about_times = "; ".join([*_what_steps_are(rows), _MEDIANS])
+    about_rows = f"{_NOTES[0]}; {_CAVEAT}" if has_marks else _NOTES[0]
+    needs = {about_times: (timed,), _NOTES[0]: moved}
+    failed = [f"{one.run} has no row: {one.why}" for one in comparison.failed]
+    cells = [
+        [_cells(row)[column.title if column.title != timed else _TIMES[0]] for column in columns]
+        for row in rows
+    ]
+    return Table("comparison", _TITLE, columns, cells, [about_times, about_rows, *failed], needs)
+
+
+def _moved(rows: Sequence[ComparisonRow]) -> list[str]:
+    """The rows of the ledger that have a column."""
+    unexplained = any(NOT_EXPLAINED in (row.ledger or {}) for row in rows)
+    return [name for name in ROWS if name != NOT_EXPLAINED or unexplained]
+
+
+def _what_steps_are(rows: Sequence[ComparisonRow]) -> Iterator[str]:
+    passes = {row.pass_kind for row in rows if row.pass_kind}
+    if len(passes) == 0 or not all(row.pass_kind for row in rows):
+        yield _WALLS
+    yield from (text for kind, text in _STEP.items() if kind in passes)
+
+
+def _columns(rows: Sequence[ComparisonRow]) -> list[Column]:
+    passes = [row for row in rows if row.pass_kind]
+    decodes = len(passes) < len(rows) or not rows
+    encodes = any(row.items_per_s is None and row.prompt_len is not None for row in passes)
+    timed = _TIMES[0] if not passes else _TIMES[1] if decodes else _TIMES[2]
+    maybe = [
+        (decodes, Column("prompt", numeric=True, drop=4)),
+        (encodes, Column(_TOKENS, numeric=True, drop=4)),
+        (decodes, Column("context", numeric=True, drop=19)),
+    ]
+    rates = [
+        (
+            decodes or any(row.tokens_per_s is not None for row in rows),
+            Column("tokens/s", numeric=True, drop=7),
+        ),
+        (
+            any(row.items_per_s is not None for row in rows),
+            Column("items/s", numeric=True, drop=7),
+        ),
+    ]
+    return [
         Column("run", flexible=False),
         Column("model", drop=20),
         Column("method", drop=3),
@@ -87,64 +144,68 @@ def comparison_table(comparison: Comparison) -> Table:
         Column("FLOPs removed", numeric=True, drop=5),
         Column("phase"),
         Column("B", numeric=True),
-        Column("prompt", numeric=True, drop=4),
-        Column("context", numeric=True, drop=19),
+        *(column for is_there, column in maybe if is_there),
         *(Column(LADDER[key][0], numeric=True, drop=drop) for key, drop in _DROP.items()),
         Column("95 %", numeric=True, drop=1),
-        *(Column(LEDGER[row][0], numeric=True, drop=10 + i) for i, row in enumerate(moved)),
-        Column("TTFT or TPOT", numeric=True, drop=6),
-        Column("tokens/s", numeric=True, drop=7),
+        *(Column(LEDGER[row][0], numeric=True, drop=10 + i) for i, row in enumerate(_moved(rows))),
+        Column(timed, numeric=True, drop=6),
+        *(column for is_there, column in rates if is_there),
         Column("weights", numeric=True, drop=16),
-        Column("KV cache", numeric=True, drop=17),
+        *([Column("KV cache", numeric=True, drop=17)] if decodes else []),
         Column("peak memory", numeric=True, drop=18),
-    ]  # fmt: skip
-    failed = [f"{one.run} has no row: {one.why}" for one in comparison.failed]
-    rows = [_cells(row, moved) for row in comparison.rows]
-    has_marks = not all(row.is_evidence for row in comparison.rows)
-    needs = {
-        _NOTES[0]: ("TTFT or TPOT",),
-        _NOTES[1]: tuple(LEDGER[row][0] for row in moved),
-    }
-    explained = f"{_NOTES[1]}; {_CAVEAT}" if has_marks else _NOTES[1]
-    notes = [_NOTES[0], explained, *failed]
-    return Table("comparison", _TITLE, columns, rows, notes, needs)
+    ]
 
 
 _DROP = {"nominal": 15, "flop": 9, "coverage": 8, "roofline": 2, "busy": 14, "realised": 0}
 
 
-def _cells(row: ComparisonRow, moved: Sequence[str]) -> list[Cell]:
+def _cells(row: ComparisonRow) -> dict[str, Cell]:
+    """By the title of its column."""
     ladder = row.ladder
     values = {key: getattr(ladder, key) if ladder else None for key in LADDER}
     ci95 = ladder.realised_ci95 if ladder else None
     method = row.method or (row.family and f"({row.family})") or numbers.UNKNOWN
     mark = {} if row.is_evidence else {"realised": " ?"}
     profiled = " p" if row.timed == "profiled" else ""
-    return [
-        Cell(row.run),
-        Cell(row.model or numbers.UNKNOWN),
-        Cell(method),
-        _share(row.sparsity.get("nominal")),
-        _share(row.sparsity.get("flop")),
-        Cell(row.phase),
-        _count(row.batch),
-        _count(row.prompt_len),
-        _count(row.context),
-        *(Cell(numbers.ratio(value) + mark.get(key, ""), value) for key, value in values.items()),
-        Cell(
+    tokens = row.prompt_len if row.items_per_s is None else None
+    return {
+        "run": Cell(row.run),
+        "model": Cell(row.model or numbers.UNKNOWN),
+        "method": Cell(method),
+        "nominal s": _share(row.sparsity.get("nominal")),
+        "FLOPs removed": _share(row.sparsity.get("flop")),
+        "phase": Cell(row.phase),
+        "B": _count(row.batch),
+        "prompt": _count(None if row.pass_kind else row.prompt_len),
+        _TOKENS: _count(tokens if row.pass_kind else None),
+        "context": _count(None if row.pass_kind else row.context),
+        **{
+            LADDER[key][0]: Cell(numbers.ratio(value) + mark.get(key, ""), value)
+            for key, value in values.items()
+        },
+        "95 %": Cell(
             f"[{ci95[0]:.2f}, {ci95[1]:.2f}]" if ci95 else numbers.UNKNOWN,
             ci95[0] if ci95 else None,
         ),
-        *(_ledger(row, name) for name in moved),
-        Cell(_both(row.dense_wall_ns, row.wall_ns, numbers.time) + profiled, row.wall_ns),
-        Cell(_both(row.dense_tokens_per_s, row.tokens_per_s, numbers.rate), row.tokens_per_s),
-        Cell(_both(row.dense_weight_bytes, row.weight_bytes, numbers.size), row.weight_bytes),
-        Cell(_both(row.dense_kv_bytes, row.kv_bytes, numbers.size), row.kv_bytes),
-        Cell(
+        **{LEDGER[name][0]: _ledger(row, name) for name in ROWS},
+        _TIMES[0]: Cell(
+            _both(row.dense_wall_ns, row.wall_ns, numbers.time) + profiled, row.wall_ns
+        ),
+        "tokens/s": Cell(
+            _both(row.dense_tokens_per_s, row.tokens_per_s, numbers.rate), row.tokens_per_s
+        ),
+        "items/s": Cell(
+            _both(row.dense_items_per_s, row.items_per_s, numbers.rate), row.items_per_s
+        ),
+        "weights": Cell(
+            _both(row.dense_weight_bytes, row.weight_bytes, numbers.size), row.weight_bytes
+        ),
+        "KV cache": Cell(_both(row.dense_kv_bytes, row.kv_bytes, numbers.size), row.kv_bytes),
+        "peak memory": Cell(
             _both(row.dense_peak_memory_bytes, row.peak_memory_bytes, numbers.size),
             row.peak_memory_bytes,
         ),
-    ]
+    }
 
 
 def _share(value: float | None) -> Cell:
@@ -234,8 +295,16 @@ def render_csv(comparison: Comparison) -> str:
 
 
 def _flat(row: ComparisonRow) -> Iterator[tuple[str, Any]]:
+    """The columns of a row: those of prompts and caches are of models that decode, and those of
+    items or tokens of models that take them."""
+    other = _OF_TOKENS if row.items_per_s is not None else _OF_ITEMS
+    left_out = {*other, *(_OF_DECODERS if row.pass_kind else ("pass_kind",))}
     for key, value in msgspec.structs.asdict(row).items():
-        if key == "sparsity":
+        if key == "prompt_len" and row.pass_kind and row.items_per_s is None:
+            yield "item_tokens", value
+        elif key in left_out:
+            continue
+        elif key == "sparsity":
             yield from (
                 (f"sparsity_{k}", row.sparsity.get(k))
                 for k in ("nominal", "parameters", "flop", "bytes")
@@ -248,7 +317,8 @@ def _flat(row: ComparisonRow) -> Iterator[tuple[str, Any]]:
         elif key == "wall_ci95":
             yield from _ends("wall_ns", value)
         else:
-            yield key, " ".join(value) if isinstance(value, list) else value
+            text = " ".join(value) if isinstance(value, list) else value
+            yield key, None if text is msgspec.UNSET else text
 
 
 def _ends(name: str, ci95: list[float] | None) -> Iterator[tuple[str, float | None]]:

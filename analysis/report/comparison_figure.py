@@ -277,7 +277,8 @@ def _curve(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> str:
     """Method and phase, with the settings in which the rows differ."""
     words = [row.method or row.family or "?", row.phase]
     for key, label in (("batch", "B"), ("prompt_len", "S"), ("model", "")):
-        if len({getattr(r, key) for r in rows}) > 1:
+        of_items = key == "prompt_len" and row.items_per_s is not None
+        if len({getattr(r, key) for r in rows}) > 1 and not of_items:
             words.append(f"{label}{getattr(row, key)}")
     return short(" ".join(str(w) for w in words), 40)
 

@@ -133,7 +133,7 @@ def sides_table(phase: Phase) -> Table | None:
         Column("pruned ÷ dense", numeric=True),
     ]
     known = [row for row in rows if row is not None]
-    kind = phase.phase_kind["kind"] if phase.phase_kind else ""
+    kind = phase.pass_kind or (phase.phase_kind["kind"] if phase.phase_kind else "")
     note = _STEP_MEANINGS.get(
         kind, "a step is a forward in prefill (TTFT) and a token in decode (TPOT)"
     )

@@ -52,7 +52,8 @@ _EQUAL = {"flop": "equal FLOPs", "param": "equal parameters", "loss": "equal los
 
 def prediction(values: dict[str, Any], *, explain: bool = False) -> Sheet:
     """The tables of a point, of a grid, of a ranking, or of the families from a run; then the
-    warnings. `values`: the plain values of --json; `explain`: also the GEMMs of a point."""
+    warnings. `values`: the plain values of --json; `explain`: also every role and the
+    GEMMs of a point."""
     kind: type[Prediction | Ranking | FromRun] = (
         FromRun if "from-run" in values["tool"] else Ranking if "by" in values else Prediction
     )
@@ -69,7 +70,7 @@ def prediction(values: dict[str, Any], *, explain: bool = False) -> Sheet:
     else:
         of_images = bool(result.subject.model["shape"].get("image_tokens"))
         for name, phase in result.phases.items():
-            parts += phase_tables(name, phase, of_images=of_images)
+            parts += phase_tables(name, phase, of_images=of_images, every_role=explain)
         if explain:
             parts += [gemm_table(name, phase) for name, phase in result.phases.items()]
         if result.answer is not None:
@@ -93,7 +94,9 @@ def _different_layers(model: dict[str, Any]) -> Iterator[Line]:
             yield Line(f"layers of {one['id']} differ: {one['layers_differ']}")
 
 
-def phase_tables(name: str, phase: PredictedPhase, *, of_images: bool = False) -> Parts:
+def phase_tables(
+    name: str, phase: PredictedPhase, *, of_images: bool = False, every_role: bool = False
+) -> Parts:
     """One phase: ladder, break-even and cost of execution; then time and bytes of both sides."""
     where = f"batch {phase.batch}, {phase.prompt_len} tokens"
     if name == "decode":
@@ -103,7 +106,7 @@ def phase_tables(name: str, phase: PredictedPhase, *, of_images: bool = False) -
         given = _images(phase.batch, phase.prompt_len) if of_images else where
         title = f"forward: {given}"
     if phase.ladder is None:
-        yield _sides_table(phase, title)
+        yield _sides_table(phase, title, every_role=every_role)
         return
     assert phase.predicted is not None
     expected = phase.predicted.execution
@@ -117,7 +120,7 @@ def phase_tables(name: str, phase: PredictedPhase, *, of_images: bool = False) -
     if expected.break_even is not None:
         yield _break_even_table(phase)
     yield _execution_table(phase, expected)
-    yield _sides_table(phase, "")
+    yield _sides_table(phase, "", every_role=every_role)
 
 
 def _images(batch: int, tokens: int) -> str:
@@ -177,8 +180,9 @@ def _caches(phase: PredictedPhase) -> bool:
     return (phase.baseline or phase).kv_bytes > 0
 
 
-def _sides_table(phase: PredictedPhase, title: str) -> Table:
-    """What a forward moves, where its time goes at the roofline, and what lies in memory."""
+def _sides_table(phase: PredictedPhase, title: str, *, every_role: bool) -> Table:
+    """What a forward moves, where its time goes at the roofline, and what lies in memory. Without
+    `every_role`, smaller roles are one row, and a note names them: the roles sum to the time."""
     dense = phase.baseline
     sides: list[Sums | PredictedPhase] = [*([dense] if dense else []), phase]
     unit = numbers.scale([side.ideal_ns for side in sides])
@@ -192,10 +196,20 @@ def _sides_table(phase: PredictedPhase, title: str) -> Table:
     if phase.items_per_s is not None:
         rates = (numbers.rate(phase.batch * 1e9 / side.ideal_ns) for side in sides)
         rows.insert(1, ["images/s", *rates])
+    named = [role for role in roles if any(side.roles.get(role) for side in sides)]
+    most = len(named) if every_role or len(named) <= _MOST_ROLES + 1 else _MOST_ROLES
+    rest = named[most:]
+    groups = [(role, [role]) for role in named[:most]]
+    groups += [(f"{len(rest)} other roles", rest)] if rest else []
+    groups += [(role, [role]) for role in added]
     rows += [
-        [f"  {role}, {unit.unit}", *(unit.text(side.roles.get(role, 0.0)) for side in sides)]
-        for role in [*roles[:_MOST_ROLES], *added]
+        [
+            f"  {label}, {unit.unit}",
+            *(unit.text(sum(side.roles.get(role, 0.0) for role in within)) for side in sides),
+        ]
+        for label, within in groups
     ]
+    notes = [f"{len(rest)} other roles: {', '.join(rest)}; --explain shows each"] if rest else []
     for label, sizes in (
         ("bytes moved", [side.bytes for side in sides]),
         ("  of them weights", [side.weight_read_bytes for side in sides]),
@@ -206,7 +220,7 @@ def _sides_table(phase: PredictedPhase, title: str) -> Table:
         if label != "KV cache" or _caches(phase):
             rows.append([label, *map(numbers.size, sizes)])
     names = ("dense", "pruned") if dense else ("dense",)
-    return text_table("sides", title, [Column("at the roofline"), *numeric(*names)], rows)
+    return text_table("sides", title, [Column("at the roofline"), *numeric(*names)], rows, notes)
 
 
 def _expert_rows(sides: Sequence[Sums]) -> list[list[str]]:

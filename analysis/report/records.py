@@ -18,6 +18,7 @@ from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.rows import LadderLine, LedgerLine, ladder_lines, ledger_lines
 from prunescope.analysis.schema.anatomy import RooflinePoint
 from prunescope.analysis.schema.report import Finding, GemmRow, KernelRow, Phase, Report
+from prunescope.taxonomy.by_name import ByName
 from prunescope.taxonomy.errors import PrunescopeError
 
 if TYPE_CHECKING:
@@ -41,6 +42,10 @@ class Records:
     name: str
     columns: Mapping[str, Any]
     rows: tuple[Row, ...]
+
+    def __post_init__(self) -> None:
+        rows = tuple(ByName.of(row, f"column of {self.name}") for row in self.rows)
+        object.__setattr__(self, "rows", rows)
 
     def to_polars(self) -> pl.DataFrame:
         """As a polars DataFrame: the same columns and types whether there are rows or not."""

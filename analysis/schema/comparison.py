@@ -28,7 +28,7 @@ class ComparisonRow(msgspec.Struct, kw_only=True):
     context: int | None
     sparsity: Annotated[dict[str, float | None], meaning("nominal, parameters, flop, bytes")]
     timed: Annotated[str, meaning('"unprofiled" (median of samples) | "profiled" (mean wall)')]
-    wall_ns: Annotated[float, meaning("TTFT of a prefill, TPOT of a decode step")]
+    wall_ns: Annotated[float, meaning("of a step: TTFT of a prefill, TPOT of a decode step")]
     wall_ci95: list[float] | None
     dense_wall_ns: float | None
     tokens_per_s: float | None
@@ -51,6 +51,15 @@ class ComparisonRow(msgspec.Struct, kw_only=True):
     token_ids: Annotated[
         str | msgspec.UnsetType,
         meaning("where they came from, of a step whose work depends on them: routers decide"),
+    ] = msgspec.UNSET
+
+    items_per_s: Annotated[
+        float | None, meaning("images and the like, of a model without a cache")
+    ] = None
+    dense_items_per_s: float | None = None
+    pass_kind: Annotated[
+        str | msgspec.UnsetType,
+        meaning("forward or training, where a step is one and decodes nothing: it has no prompt"),
     ] = msgspec.UNSET
 
     @property

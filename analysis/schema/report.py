@@ -463,6 +463,10 @@ class Phase(msgspec.Struct, kw_only=True):
     items_per_s: Annotated[
         float | None, meaning("images and the like, of a model without a cache")
     ] = None
+    pass_kind: Annotated[
+        str | msgspec.UnsetType,
+        meaning("forward or training, where a step is one and decodes nothing: it has no prompt"),
+    ] = msgspec.UNSET
     notes: list[str] = []
     predicted: PredictedRun | None = None
     phase_kind: Annotated[PhaseKind | None, meaning("of a trace without run.json")] = None

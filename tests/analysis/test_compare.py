@@ -30,6 +30,7 @@ from prunescope.analysis.report.comparison import (
 from prunescope.analysis.report.comparison_figure import _ROWS as comparison_figure_rows
 from prunescope.analysis.report.comparison_figure import comparison_figure, plot_comparison
 from prunescope.analysis.report.pareto_figures import _ROWS as pareto_rows
+from prunescope.analysis.report.phase_tables import sides_table
 from prunescope.analysis.schema.comparison import Comparison, ComparisonRow
 from prunescope.analysis.schema.report import Ladder
 from prunescope.deliver import Delivery, deliver_all
@@ -288,6 +289,37 @@ def test_unknown_is_a_dash_and_never_zero() -> None:
     assert texts["weights"] == "–" and texts["tokens/s"] == "–" and texts["context"] == "–"
     assert texts["coverage"] == "+20.0 %" and texts["launch and idle"] == "−6.0 %"
     assert texts["TTFT or TPOT"].endswith(" p")
+
+
+def test_what_decodes_nothing_has_items_and_no_prompt_and_no_cache(tmp_path: Path) -> None:
+    """Images (one row an item), and an encoder of 32 tokens: alone, and beside a language model."""
+    for name, tokens in (("vit", 1), ("bert", 32)):
+        fields = {"batch": 4, "cache": "none", "prompt_len": tokens, "context": tokens,
+                  "tokens_per_step": 4 * tokens, "kv_bytes": None}  # fmt: skip
+        sides = [{"phase_fields": {**fields, "samples_ns": [us * 1000] * 3}} for us in (60, 40)]
+        write_pair(tmp_path / name, trace(704), trace(352), dense_run=sides[0], pruned_run=sides[1],
+                   phase="forward")  # fmt: skip
+    make(tmp_path / "llm", 0.5)
+    images, tokens = (compare([tmp_path / name]) for name in ("vit", "bert"))
+    assert images.rows[0].items_per_s == pytest.approx(4e9 / 40_000)
+    of_text = re.compile(r"prompt|context|TTFT|TPOT|KV cache|kv_bytes|token[s_]")
+    for render in (render_markdown, render_html, render_latex, render_csv):
+        assert not of_text.search(
+            re.sub(r"<style>.*</style>|token_ids", "", render(images), flags=re.S)
+        )
+        shown = render(tokens)
+        assert "item_tokens" in shown or "tokens of an item" in shown
+        assert not re.search(r"prompt_len|>prompt<|TTFT|KV cache|kv_bytes", shown)
+    both = comparison_table(compare([tmp_path / "vit", tmp_path / "llm"]))
+    titles = [column.title for column in both.columns]
+    assert {"prompt", "items/s", "tokens/s", "KV cache", "TTFT, TPOT or step"} <= set(titles)
+    cells = {row[0].text: dict(zip(titles, row, strict=True)) for row in both.rows}
+    assert cells["vit"]["prompt"].text == "–" and cells["llm"]["items/s"].text == "–"
+    assert "a step is one forward pass" in " ".join(both.notes)
+    report = images.reports["vit"].phases["forward"]
+    assert report.pass_kind == "forward"
+    sides_of = sides_table(report)
+    assert sides_of is not None and sides_of.notes == ["a step is a forward pass"]
 
 
 def test_the_page_loads_nothing() -> None:

@@ -19,6 +19,10 @@ ROOT = Path(__file__).resolve().parents[2]
 STORIES = sorted((ROOT / "docs" / "stories").glob("*.md"))
 SLOW = {"a-bundle-to-review"}  # draws and compares every figure
 MOST_LINES = 80
+NEEDS_TRACES = (
+    "The commands read `traces/` of the repository: run them in a clone, or copy it into your "
+    "folder (`cp -r prunescope/traces .`).\n"
+)
 
 
 @pytest.fixture
@@ -78,6 +82,9 @@ def test_a_page_is_short_linked_and_says_what_is_simulated(page: Path) -> None:
     assert f"stories/{page.name}" in (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     if "traces/stories/" in text:
         assert re.search(r"\bsimulated\b", text)
+    reads = re.search(r"traces/(stories|tiny-)", text) is not None  # what the repository holds
+    assert text.count(NEEDS_TRACES) == reads
+    assert not reads or text.index(NEEDS_TRACES) < text.index("```")
     for title in ("## What to change", "## What it gained"):
         assert title in text
 

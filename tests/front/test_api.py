@@ -262,6 +262,22 @@ def test_a_phase_that_is_not_there_names_the_nearest(report: public.Report) -> N
     assert report.phases.get("decod") is None
 
 
+def test_whatever_has_names_gives_the_nearest(report: public.Report) -> None:
+    found = prunescope.predict("tiny-llama", device="h100-sxm", method="static-m", sparsity=0.5)
+    phase = next(iter(report.phases.values()))
+    both = prunescope.compare([RUNS / "tiny-static-nk", RUNS / "tiny-static-m"])
+    for holder, wrong, near in (
+        (found, "phase", "phases"),
+        (found["phases"]["prefill"], "laddr", "ladder"),
+        (phase.busy_by_kind, "gem", "gemm"),
+        (report.ledger[0], "phas", "phase"),
+        (both.reports, "tiny-static-n", "tiny-static-m"),
+        (both.rows[0].ledger or {}, "coverag", "coverage"),
+    ):
+        with pytest.raises(KeyError, match=f"is called '{wrong}'; nearest: .*{near}"):
+            holder[wrong]
+
+
 def test_a_prediction_is_a_table_a_figure_and_files(tmp_path: Path) -> None:
     found = prunescope.predict(
         model="llama-3.1-8b", device="h100-sxm", method="static-m,static-nk", sparsity="0.25,0.5"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,20 @@ def test_what_went_whole_is_not_said_to_be_untouched() -> None:
     assert gate[1] == "16" and gate[5] == "gone"
     (head,) = [line.split() for line in table.splitlines() if line.split()[:1] == ["lm_head"]]
     assert head[5] == "none"
+
+
+def test_the_roles_of_a_forward_sum_to_its_time() -> None:
+    """Six roles have rows; the others are one row, and a note names them."""
+    words = (*POINT, "--method", "static-m", "--sparsity", "0.5", "--phase", "prefill")
+    for more, count in ((), 7), (("--explain",), 13):
+        shown = run(*words, *more).stdout
+        table = shown[shown.index("time of a forward") : shown.index("bytes moved")]
+        times = [float(dense) for dense in re.findall(r"^   \S.*, ms +(\S+)", table, re.M)]
+        whole = re.search(r"time of a forward +(\S+) ms", table)
+        assert whole is not None and len(times) == count
+        assert sum(times) == pytest.approx(float(whole[1]), abs=0.001 * count)
+        names = " ".join(re.findall(r"7 other roles: (.*?) --explain\s+shows", shown, re.S))
+        assert ("lm_head" in names) == (not more)
 
 
 def test_a_run_in_place_of_a_device() -> None:

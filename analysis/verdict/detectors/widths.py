@@ -66,10 +66,43 @@ def static_nk_cross(e: Evidence) -> Detection | None:
 
 @dataclass(frozen=True)
 class _Fallen:
-    """Heads or channels that fell, in words; `is_whole`: in the producer and in its consumer."""
+    """Heads or channels that fell, in words. `what`: of which there are fewer; `where`: the GEMMs
+    that lost them; `sizes`: of one, empty where none is known; `broken`: where they fell in the
+    producer or in its consumer alone; `stay`: what is as it was."""
 
-    line: str
-    is_whole: bool = True
+    what: str
+    where: str
+    sizes: str = ""
+    broken: str = ""
+    stay: str = ""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether they fell in the producer and in its consumer."""
+        return not self.broken
+
+    @property
+    def line(self) -> str:
+        """All in one line: `fewer heads: N of 24 projections and K of 8 o, v N 64 → 32`."""
+        stay = self.stay and f", {self.stay}"
+        return (
+            f"fewer {self.what}{stay}: {self.where}{self.sizes and f', {self.sizes}'}{self._note}"
+        )
+
+    @property
+    def detail(self) -> str:
+        """`N of 24 projections and K of 8 o`."""
+        stay = self.stay and f"{self.stay}: "
+        return f"{stay}{self.where}{self._note}"
+
+    @property
+    def _note(self) -> str:
+        return self.broken and f" (propagation broken: {self.broken})"
+
+    @property
+    def in_short(self) -> str:
+        """`heads (v N 64 → 32)`."""
+        return f"{self.what}{self.sizes and f' ({self.sizes})'}"
 
 
 def _fallen(e: Evidence) -> tuple[_Fallen | None, _Fallen | None]:
@@ -138,7 +171,11 @@ def _fewer_units(e: Evidence, *fallen: _Fallen) -> Detection:
 
     broken = tuple(one.line for one in fallen if not one.is_whole)
     confidence = 0.6 if broken else 1.0
-    return Detection([one.line for one in fallen], touches, confidence, broken=broken)
+    lines = [one.line for one in fallen]
+    if len(fallen) > 1:  # the first line names both: it is the one that a paragraph has room for
+        both = " and ".join(one.in_short for one in fallen)
+        lines = [f"fewer {both}", "; ".join(one.detail for one in fallen)]
+    return Detection(lines, touches, confidence, broken=broken)
 
 
 def _of_stream(pair: Pair, stream: Widths) -> float:
@@ -172,15 +209,13 @@ def _heads(e: Evidence) -> _Fallen | None:
         return None
     if not fewer and narrower_heads(e) is not None:
         return None
-    dims = _sizes_kept(e, ("v", "qkv"), "N")
+    sizes = _sizes_kept(e, ("v", "qkv"), "N")
     if _shares_keys(e):
-        what = _both(narrow, "projections", 0, "") or f"in {fewer} attentions alone"
-        return _Fallen(f"fewer KV heads, all query heads stay: {what}{dims}")
-    is_whole = bool(down and fewer)
-    broken = "" if is_whole else " (propagation broken: o or the heads did not follow)"
-    what = _both(narrow, "projections", down, "o") or f"in {fewer} attentions alone"
-    line = f"fewer heads: {what}{dims}{broken}"
-    return _Fallen(line, is_whole=is_whole)
+        where = _both(narrow, "projections", 0, "") or f"in {fewer} attentions alone"
+        return _Fallen("KV heads", where, sizes, stay="all query heads stay")
+    where = _both(narrow, "projections", down, "o") or f"in {fewer} attentions alone"
+    broken = "" if down and fewer else "o or the heads did not follow"
+    return _Fallen("heads", where, sizes, broken)
 
 
 def _shares_keys(e: Evidence) -> bool:
@@ -223,13 +258,11 @@ def _channels(e: Evidence) -> _Fallen | None:
     narrow, down = _count(e, _MLP, "N") + of_experts[0], _count(e, ("down",), "K") + of_experts[1]
     if not narrow and not down:
         return None
-    is_whole = bool(narrow and down)
     gated = any(p.key[1] in ("gate", "gate_up") for p in e.pairs) or of_experts != (0, 0)
     into = "gate/up" if gated else "up"
-    broken = "" if is_whole else f" (propagation broken: {into} and down did not move together)"
-    dims = _sizes_kept(e, ("down",), "K")
-    line = f"fewer MLP channels: {_both(narrow, into, down, 'down')}{dims}{broken}"
-    return _Fallen(line, is_whole=is_whole)
+    where = _both(narrow, into, down, "down")
+    broken = "" if narrow and down else f"{into} and down did not move together"
+    return _Fallen("MLP channels", where, _sizes_kept(e, ("down",), "K"), broken)
 
 
 def _count(e: Evidence, roles: tuple[str, ...], axis: str) -> int:
@@ -238,7 +271,7 @@ def _count(e: Evidence, roles: tuple[str, ...], axis: str) -> int:
 
 
 def _sizes_kept(e: Evidence, roles: tuple[str, ...], axis: str) -> str:
-    """ ", down K 512 → 256"; from the smallest to the largest where layers keep different widths,
+    """ "down K 512 → 256"; from the smallest to the largest where layers keep different widths,
     of the GEMM that lost most in as many layers. Empty where none fell."""
     fallen = [p for p in e.pairs if _shrank(p, roles, axis)]
     example = max(fallen, key=lambda p: fell(p)[axis], default=None)
@@ -248,7 +281,7 @@ def _sizes_kept(e: Evidence, roles: tuple[str, ...], axis: str) -> str:
     widths = [_sizes(p, axis) for p in fallen if p.key[1] == role]
     before, least = _sizes(example, axis)
     most = max(new for old, new in widths if old == before)
-    text = f", {role} {axis} {before} → {least}"
+    text = f"{role} {axis} {before} → {least}"
     return text if most == least else f"{text} to {most}, by layer"
 
 

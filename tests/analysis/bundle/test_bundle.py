@@ -232,15 +232,39 @@ def test_a_bundle_that_was_zipped_anew_is_told_so(evidence: Path, tmp_path: Path
     assert "with compression" in wrong["re.zip"]
 
 
-def test_samples_edited_with_their_sums_are_seen_by_the_rebuild(
-    evidence: Path, tmp_path: Path
-) -> None:
+RUN = "runs/my-run/pruned/run.json"
+TRACE = "runs/my-run/pruned/prefill.trace.json.gz"
+
+
+def test_an_edited_run_or_trace_is_named_before_its_report(evidence: Path, tmp_path: Path) -> None:
+    """The checksums were made anew; bundle.json and run.json hold hashes too."""
+
     def faster(files: dict[str, bytes]) -> None:
-        name = "runs/my-run/pruned/run.json"
-        files[name] = files[name].replace(b"61000", b"51000")
+        files[RUN] = files[RUN].replace(b"61000", b"51000")
+
+    def hidden(files: dict[str, bytes]) -> None:
+        faster(files)
+        index = json.loads(files["bundle.json"])
+        index["inputs"][RUN] = hashlib.sha256(files[RUN]).hexdigest()
+        files["bundle.json"] = json.dumps(index, indent=1).encode() + b"\n"
+
+    def shorter(files: dict[str, bytes]) -> None:
+        text = gzip.decompress(files[TRACE])
+        assert b'"dur":22' in text
+        files[TRACE] = gzip.compress(text.replace(b'"dur":22', b'"dur":11'), mtime=0)
 
     wrong = failed(rewritten(evidence, tmp_path / "a.zip", faster))
-    assert set(wrong) == {"reports/my-run/report.json"}
+    assert list(wrong) == [RUN, "reports/my-run/report.json"]
+    assert wrong[RUN] == (
+        "edited: its SHA-256 is not the one in bundle.json; sample 1 of prefill is 51000 ns, in "
+        "samples.csv 61000"
+    )
+    wrong = failed(rewritten(evidence, tmp_path / "b.zip", hidden))
+    assert list(wrong) == ["reports/my-run/report.json"]
+    assert f"{RUN} may be what was edited: sample 1 of" in wrong["reports/my-run/report.json"]
+    wrong = failed(rewritten(evidence, tmp_path / "c.zip", shorter))
+    assert list(wrong) == [TRACE, "reports/my-run/report.json"]
+    assert wrong[TRACE] == "edited: its SHA-256 is not the one in bundle.json"
 
 
 def evil(tmp_path: Path, name: str, *, data: bytes = b"x", **fields: Any) -> Path:

@@ -189,7 +189,7 @@ def test_missed_coverage_names_allocate_and_the_most_that_it_can_expect() -> Non
     words = ["--from-run", "RUN/dense", "--model", "tiny-llama", "--speedup", "2.00"]
     assert f"`prunescope allocate {' '.join(words)} --phase decode`" in change
     most = re.search(
-        r"one layer left would reach ([\d.]+)× \(([\d.]+) % of the step is outside of layers, "
+        r"one layer left would reach ([\d.]+)× \(([\d.]+) % of the step is outside layers, "
         r"([\d.]+) % in each\)",
         change,
     )

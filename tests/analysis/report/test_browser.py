@@ -16,6 +16,7 @@ from tests.analysis.report import example
 from tests.analysis.report.browser import WIDTHS, opened
 
 ROOT = Path(__file__).resolve().parents[3]
+RANKS = ROOT / "traces" / "stories" / "slow-rank"
 
 
 def ordered(column: list[str]) -> list[float]:
@@ -70,12 +71,14 @@ def test_rows_are_no_taller_than_what_they_say(width: int, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_what_a_notebook_shows_scrolls_in_a_box_of_its_own(width: int, tmp_path: Path) -> None:
-    """Tables of a prediction, and of all fields of its records; lines wrap."""
+    """Tables of a prediction, and of all fields of its records; lines wrap, also those of a report
+    that hold the long names of kernels."""
     found = prunescope.predict(model="llama-3.1-8b", device="h100-sxm", method="static-nk")
     head = '<!doctype html><meta charset="utf-8"><body style="margin:8px">'
     for name, shown in {
         "tables": found._repr_html_(),
         "records": found.table._repr_html_(),
+        "report": prunescope.analyze(RANKS / "pruned", baseline=RANKS / "dense")._repr_html_(),
     }.items():
         seen = opened(head + shown, tmp_path / name, width)
         assert (seen.width, seen.overflow, seen.outside) == (width, 0, []), name

@@ -154,6 +154,7 @@ def test_it_is_in_the_report_and_in_every_format() -> None:
     for one in report.phases.values():
         assert 40 < len(one.summary) < 900
         assert one.summary == summary(one)
+        assert "fewer heads (v N 64 → 32) and MLP channels (down K 352 → 176)." in one.summary
         begins = one.summary[:40]
         assert begins in " ".join(shown(report).split())
         assert begins.split(" [")[0] in render_markdown(report)  # which escapes brackets

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+import re
 import sqlite3
 import zipfile
 from collections.abc import Callable
@@ -84,7 +85,7 @@ def test_a_folder_of_ranks_is_a_phase_each_and_the_straggler_is_named(tmp_path: 
     # The products are as large as those of the other ranks.
     assert str(found["rank2"].change).startswith("rank2: check its clocks")
     assert any(REDUCE[:40] in line for line in found["rank2"].evidence)
-    waits = "First mend the rank that the others wait for, rank2: check its clocks"
+    waits = "First mend what the others wait for, rank2: check its clocks"
     assert [waits in phase.summary for phase in report.phases.values()] == [True, True, False, True]
 
 
@@ -419,17 +420,41 @@ def test_a_collective_that_other_work_hides_delays_nobody() -> None:
 
 def test_real_ranks_that_are_late_in_turns(real_trace: Real, tmp_path: Path) -> None:
     """Two of eight ranks of one model: equal work (131.5 and 133.7 ms), 222.5 and 208.7 ms idle;
-    their hosts stand still in turns, and both are late."""
+    their hosts stand still in turns: one finding names both, and the share of each."""
     for rank in (0, 6):
         name = f"../strangers2/megatron_a100_tp8_rank{rank}.json.gz"
         (tmp_path / f"rank{rank}.json.gz").write_bytes(real_trace(name).read_bytes())
     phases = analyze(tmp_path).report.phases
     found = {n: f for n, p in phases.items() for f in p.findings if f.id == "straggler"}
-    assert list(found) == ["rank0", "rank6"]
-    for one in found.values():
-        assert "of 84 collectives" in one.text
-        assert "find out what its host does" in str(one.change)
-        assert 150e6 < (one.predicted_ns or 0) < 180e6
+    ((name, one),) = found.items()
+    both = re.fullmatch(
+        r"(rank\d) and (rank\d) hold each other up in turns, as the last to reach (\d+) \(\d+ %\) "
+        r"and (\d+) \(\d+ %\) of 84 collectives: if no rank waited for (rank\d), a step would take "
+        r"[\d.]+ ms less, for rank\d [\d.]+ ms \(\d+ %\)",
+        one.text,
+    )
+    assert both is not None and both[1] == both[5] == name
+    assert {both[1], both[2]} == {"rank0", "rank6"}
+    assert int(both[3]) + int(both[4]) == 84
+    assert "find out what its host does" in str(one.change)
+    assert 150e6 < (one.predicted_ns or 0) < 180e6
+
+
+def test_two_late_ranks_are_one_finding_with_the_share_of_each() -> None:
+    """Of three collectives b is last at one, and c at another."""
+    found = replay(of_ranks(OWN), least=NS)
+    ranks = [RankTime(name, 71.0 * NS, 0.0, None, own_by_step=(sum(own) * NS,))
+             for name, own in OWN.items()]  # fmt: skip
+    told = straggler(Late(ranks[1], ranks, found, turns=(ranks[2],)))
+    assert told is not None
+    assert told.text == (
+        "b and c hold the other ranks up in turns, as the last to reach 1 (33 %) and 1 (33 %) of 3 "
+        "collectives: if no rank waited for b, a step would take 20.000 ms less, for c 15.000 ms, "
+        "for either 35.000 ms (49 %)"
+    )
+    assert told.predicted_ns == 35 * NS
+    assert str(told.change).startswith("b and c: ")
+    assert told.evidence[1].startswith("c: before these it works 15.000 ms longer")
 
 
 @pytest.mark.parametrize(
