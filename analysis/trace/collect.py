@@ -46,6 +46,7 @@ _MAX_US = 2_300_000_000_000_000  # 73 years: the ns between any two times fit 63
 MAX_EVENT_NS = 3600 * 10**9  # of a kernel, op or launch
 MAX_ANNOTATION_NS = 1 << 62  # an annotation may hold a whole run
 _MAX_ID = 1 << 62
+_SPARSE = 16  # numbers for each row, from which on to count them takes longer than to sort the rows
 _NO_TIME = -(1 << 63)
 _MOST_DIGITS = 19  # of a whole number in 63 bits
 _NO_ARGS = Args()
@@ -372,6 +373,17 @@ def _label(raw: msgspec.Raw) -> str:
 def interned(table: Ids[Key], keys: list[Key]) -> list[int]:
     """The id of every key; new ones get the next ids, in their order."""
     return list(map(table.__getitem__, keys))
+
+
+def unique_ids(ids: Ints) -> Ints:
+    """The distinct values of a column, in order. numpy's `unique` of values without a count imports
+    numpy.ma (7 ms), and takes ten times as long as to count ids, most of which are small."""
+    if not len(ids):
+        return ids
+    least, most = int(ids.min()), int(ids.max())
+    if most - least > _SPARSE * len(ids):
+        return np.asarray(np.unique(ids, return_counts=True)[0])
+    return np.flatnonzero(np.bincount(ids - least)) + least
 
 
 def is_long_frame(us: Any) -> bool:
