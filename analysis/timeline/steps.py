@@ -30,7 +30,7 @@ from prunescope.analysis.timeline.intervals import SEQUENCE, WHOLE, Windows, inn
 from prunescope.analysis.timeline.markers import marked_steps
 from prunescope.analysis.timeline.repeats import parts_of_whole_passes, repeated_sequence
 from prunescope.analysis.timeline.work_sequence import work_sequence
-from prunescope.analysis.trace.collect import OWN_PREFIX, OWN_STEP, Ints, unique_ids
+from prunescope.analysis.trace.collect import OWN_PREFIX, OWN_STEP, Ints, are_among, unique_ids
 from prunescope.analysis.trace.events import Trace
 from prunescope.taxonomy.errors import PrunescopeError
 
@@ -127,7 +127,7 @@ def _work(trace: Trace) -> Ints:
     if not trace.on_device:
         return trace.ops["ts"]
     ops, device = trace.ops, trace.device
-    by_op = np.isin(ops["external"], device["external"][device["external"] >= 0])
+    by_op = are_among(ops["external"], device["external"][device["external"] >= 0])
     return np.concatenate([trace.launches["ts"][trace.launches_named], ops["ts"][by_op]])
 
 

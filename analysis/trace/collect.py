@@ -376,14 +376,24 @@ def interned(table: Ids[Key], keys: list[Key]) -> list[int]:
 
 
 def unique_ids(ids: Ints) -> Ints:
-    """The distinct values of a column, in order. numpy's `unique` of values without a count imports
-    numpy.ma (7 ms), and takes ten times as long as to count ids, most of which are small."""
+    """The distinct values of a column, in order. Most ids are small: to count them takes a tenth of
+    the time of numpy's `unique`."""
     if not len(ids):
         return ids
     least, most = int(ids.min()), int(ids.max())
     if most - least > _SPARSE * len(ids):
-        return np.asarray(np.unique(ids, return_counts=True)[0])
+        return np.unique(ids)
     return np.flatnonzero(np.bincount(ids - least)) + least
+
+
+def are_among(values: Ints, ids: Ints) -> NDArray[np.bool_]:
+    """Which of the values are among the ids, of which there are many: numpy's `isin` sorts the
+    values as well."""
+    known = unique_ids(ids)
+    if not len(known):
+        return np.zeros(len(values), bool)
+    at = np.searchsorted(known, values)
+    return np.asarray(known[np.minimum(at, len(known) - 1)] == values)
 
 
 def is_long_frame(us: Any) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunescope.analysis.ops.call import OpCall
-from prunescope.analysis.trace.collect import COLUMNS, Floats, Ints, unique_ids
+from prunescope.analysis.trace.collect import COLUMNS, Floats, Ints, are_among, unique_ids
 from prunescope.analysis.trace.reader import Source
 from prunescope.taxonomy.recorder import recorder_of
 from prunescope.taxonomy.scrub import scrub_all, scrub_values
@@ -111,7 +111,7 @@ class Trace:
     @cached_property
     def launches_named(self) -> NDArray[np.bool_]:
         """Which launches the device's events name. Valid once the trace is loaded."""
-        return np.isin(self.launches["correlation"], self.device["correlation"])
+        return are_among(self.launches["correlation"], self.device["correlation"])
 
     def without_shapes(self) -> Trace:
         """A copy of the trace as if no shapes had been recorded."""
