@@ -101,18 +101,20 @@ def _fields(of: type[msgspec.Struct], names: Sequence[str]) -> list[tuple[str, A
     ]
 
 
-def _args(of: str, *names: str) -> Any:
+def _args(of: str, names: Sequence[str]) -> Any:
     """A struct for the arguments that are read of one kind of events."""
     return msgspec.defstruct(f"Args_{of}", _fields(Args, names), gc=False)
 
 
 _TIMED = _fields(Event, ("name", "pid", "tid", "ts", "dur"))
 _LINKED = ("external_id", "external_id_legacy")
-_DEVICE = _args("device", *_LINKED, "correlation", "stream", "device", "grid", "block", "registers",
-                "shared_memory", "bytes", "graph_node", "module", "label", "label_legacy",
-                "collective", "sent", "received", "group", "dtype")  # fmt: skip
-_LAUNCH = _args("launch", *_LINKED, "correlation", "kernel")
-_OP = _args("op", *_LINKED, "dims", "dims_legacy", "types", "strides", "concrete", "sequence")
+_OF_DEVICE = (*_LINKED, "correlation", "stream", "device", "grid", "block", "registers",
+              "shared_memory", "bytes", "graph_node", "module", "label", "label_legacy",
+              "collective", "sent", "received", "group", "dtype")  # fmt: skip
+_OF_OP = (*_LINKED, "dims", "dims_legacy", "types", "strides", "concrete", "sequence")
+_DEVICE = _args("device", _OF_DEVICE)
+_LAUNCH = _args("launch", (*_LINKED, "correlation", "kernel"))
+_OP = _args("op", _OF_OP)
 
 
 class _Snapshot(msgspec.Struct, gc=False):
