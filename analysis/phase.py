@@ -96,8 +96,9 @@ class _Compared:
 def single_phase(own: SidePhase, *, hta: SecondOpinion | None = None) -> Phase:
     """A phase without a baseline: no pairing, ladder or ledger."""
     rows = single_rows(calls_of(own.kernels, by_shape=True))
-    scale = time_scale(totals(own), on_device=own.kernels.on_device)
-    phase = _phase(own, rows, _Compared(time_scale=scale), hta)
+    sums = totals(own)
+    scale = time_scale(sums, on_device=own.kernels.on_device)
+    phase = _phase(own, sums, rows, _Compared(time_scale=scale), hta)
     return _with_findings(Context(phase=phase, candidate=own, caveats=caveats(own.kernels)))
 
 
@@ -134,7 +135,8 @@ def compare_phase(
         promises=comparison.shows_pruning
         and (nominal is not None or (is_known(dense.kernels) and is_known(pruned.kernels))),
     )
-    compared = _compared(sides, inputs, evidence, comparison, family)
+    sums = totals(pruned)
+    compared = _compared(sides, sums, inputs, evidence, comparison, family)
     exact = units.alignment.exact
     fewer = _regrouped(family)
     shown = along_groups(pairs) if fewer else pairs
@@ -145,7 +147,7 @@ def compare_phase(
     gemms = report_rows(shown, promised=inputs.ratio.promised, exact_layers=exact)
     return _with_findings(
         Context(
-            phase=_phase(pruned, gemms, compared, hta),
+            phase=_phase(pruned, sums, gemms, compared, hta),
             candidate=pruned,
             baseline=dense,
             pairs=pairs,
@@ -160,12 +162,13 @@ def compare_phase(
 
 def _compared(
     sides: ComparableSides,
+    sums: Totals,
     inputs: AttributionInputs,
     evidence: Evidence,
     comparison: PairComparison,
     family: FamilyVerdict,
 ) -> _Compared:
-    """`family`: the verdict with its caveats."""
+    """`sums`: of the pruned side; `family`: the verdict with its caveats."""
     dense, pruned = sides.dense, sides.pruned
     units, domain = inputs.units, inputs.time_base
     known = comparison.has_bounds and is_known(dense.kernels) and is_known(pruned.kernels)
@@ -192,7 +195,7 @@ def _compared(
         if not domain.unprofiled
         else [
             time_scale(of_side, on_device=one.kernels.on_device)
-            for one, of_side in ((dense, of_dense), (pruned, totals(pruned)))
+            for one, of_side in ((dense, of_dense), (pruned, sums))
         ]
     )
     if _cuts(family, "experts"):
@@ -322,10 +325,14 @@ def _predicted(
 
 
 def _phase(
-    own: SidePhase, gemms: list[GemmRow], found: _Compared, hta: SecondOpinion | None
+    own: SidePhase,
+    sums: Totals,
+    gemms: list[GemmRow],
+    found: _Compared,
+    hta: SecondOpinion | None,
 ) -> Phase:
     """The phase of the report, without its findings."""
-    kernels, linked, sums = own.kernels, own.kernels.linked, totals(own)
+    kernels, linked = own.kernels, own.kernels.linked
     frame, steps = kernels.frame, kernels.num_steps
     lines = [*notes(kernels), *found.notes, *_executed(own)]
     if own.kind is not None:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from prunescope.analysis.timeline.link import Linked
-from prunescope.analysis.trace.collect import Floats, Ints
+from prunescope.analysis.trace.collect import Floats, Ints, unique_ids
 from prunescope.analysis.trace.events import Trace
 from prunescope.analysis.trace.samples import (
     CLOCK,
@@ -152,7 +152,7 @@ def _is_share(values: Floats) -> bool:
 def _spans(linked: Linked) -> list[tuple[int, int]]:
     """Begin and end of the device's work in each step, ns."""
     spans = []
-    for step in np.unique(linked.step).tolist():
+    for step in unique_ids(linked.step).tolist():
         rows = linked.step == step
         end = linked.start[rows] + linked.duration[rows]
         spans.append((int(linked.start[rows].min()), int(end.max())))

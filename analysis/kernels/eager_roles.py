@@ -21,7 +21,7 @@ from prunescope.analysis.kernels.replay_match import align
 from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.ops.call import OpCall
 from prunescope.analysis.ops.work import Work
-from prunescope.analysis.trace.collect import NONE, Ints
+from prunescope.analysis.trace.collect import NONE, Ints, unique_ids
 
 # Of the products' time: where less of it is matched, the pass is of another step.
 _LEAST = 0.5
@@ -45,7 +45,7 @@ def roles_of_pass(
     at = np.full(len(here), NONE)
     steps = here["step"].to_numpy()
     found: dict[tuple[str, ...], Ints] = {}
-    for step in np.unique(steps):
+    for step in unique_ids(steps):
         rows = np.flatnonzero(steps == step)
         names = tuple(wanted[i] for i in rows)
         if names not in found:

@@ -309,6 +309,7 @@ def build(  # noqa: PLR0913
 def _needed(frame: pl.DataFrame) -> Needed:
     """What memory and tensor cores need for the work of a frame; None where the models know less
     than half of the busy time, or of that of the products."""
+    frame = frame.select("flop", "dtype", "class", "crosses", "busy", "memory_ns", "compute_ns")
     on_tensor = frame.filter((pl.col("flop") > 0) & pl.col("dtype").is_in(_SIMT).not_())
     products = frame.filter(pl.col("class").is_in([MATMUL, ATTENTION]))
     here = frame.filter(pl.col("crosses").not_())  # a copy to the host goes at its link's rate

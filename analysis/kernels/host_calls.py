@@ -8,6 +8,7 @@ launches and time in blocking calls (ns) by row and by op; the column `first_of_
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +25,7 @@ from prunescope.analysis.timeline.runtime_calls import (
     named,
     runtime_calls,
 )
-from prunescope.analysis.trace.collect import NONE, Ints
+from prunescope.analysis.trace.collect import NONE, Ints, unique_ids
 from prunescope.analysis.trace.events import Trace
 
 _PAGEABLE = re.compile(r"Memcpy.*Pageable")
@@ -70,9 +71,7 @@ def host_time(linked: Linked, launched: Mask, calls: dict[str, Ints]) -> tuple[I
     of a step."""
     out, blocked = (np.full(len(linked.start), NONE) for _ in range(2))
     before, after = launches_in_turn(linked, launched)
-    threads = np.stack((linked.thread[before], linked.thread[after]), axis=1)
-    for pair in np.unique(threads, axis=0):
-        rows = (threads == pair).all(axis=1)
+    for pair, rows in _by_threads(linked, before, after):
         own = np.isin(calls["thread"], pair)
         begin = calls["ts"][own]
         spans = Spans.of(begin, begin + calls["dur"][own])
@@ -90,6 +89,15 @@ def launches_in_turn(linked: Linked, launched: Mask) -> tuple[Ints, Ints]:
     before, after = order[:-1], order[1:]
     same = linked.step[after] == linked.step[before]
     return before[same], after[same]
+
+
+def _by_threads(linked: Linked, before: Ints, after: Ints) -> Iterator[tuple[list[int], Mask]]:
+    """Pairs of rows by the threads that launched them: the two threads, and which pairs."""
+    first, second = linked.thread[before], linked.thread[after]
+    for one in unique_ids(first).tolist():
+        of_one = first == one
+        for other in unique_ids(second[of_one]).tolist():
+            yield [one, other], of_one & (second == other)
 
 
 _BLOCKED = {"instance": pl.Int64, "op": pl.String, "ns": pl.Int64}
@@ -112,9 +120,7 @@ def blocked_by_op(trace: Trace, linked: Linked) -> pl.DataFrame:
         return pl.DataFrame(schema=_BLOCKED)
     spent = np.zeros(len(calls["ts"]), np.int64)
     before, after = launches_in_turn(linked, launch_of(trace, linked.event) >= 0)
-    threads = np.stack((linked.thread[before], linked.thread[after]), axis=1)
-    for pair in np.unique(threads, axis=0):
-        wanted = (threads == pair).all(axis=1)
+    for pair, wanted in _by_threads(linked, before, after):
         own = np.flatnonzero(np.isin(calls["thread"], pair))
         own = own[np.argsort(calls["ts"][own], kind="stable")]
         spans = Spans.of(calls["ts"][own], calls["ts"][own] + calls["dur"][own])
@@ -209,7 +215,7 @@ def graph_blockers(trace: Trace, windows: Windows, linked: Linked) -> GraphBlock
     work = ~named(trace, name, _FETCH)
     last = np.full(len(windows), np.iinfo(np.int64).min)
     np.maximum.at(last, linked.step[work], linked.launched[work])
-    threads = np.unique(linked.thread[work])
+    threads = unique_ids(linked.thread[work])
     calls = runtime_calls(trace)
     sync = named(trace, calls["name"], SYNC)
     step = windows.step_of(calls["ts"])

@@ -10,6 +10,7 @@ thread, without `host_blocked_ns`, the time in calls that copy or wait.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -41,7 +42,7 @@ from prunescope.analysis.timeline.runtime_calls import (
     runtime_calls,
 )
 from prunescope.analysis.timeline.steps import OWN_PREFIX
-from prunescope.analysis.trace.collect import NONE, Ints
+from prunescope.analysis.trace.collect import NONE, Ints, unique_ids
 from prunescope.analysis.trace.events import FRAME, Trace
 
 CAUSES = (
@@ -237,7 +238,7 @@ def _of_threads(
     until = np.clip(end, begin, linked.start)
     rest = linked.start - until - (ran.spent(linked.start) - ran.spent(until))
     out = {name: np.zeros_like(linked.gap) for name in (*_OF_THREADS, "blocked")}
-    for thread in np.unique(linked.thread[late]):
+    for thread in unique_ids(linked.thread[late]):
         rows = np.flatnonzero(late & (linked.thread == thread))
         below = ran.spent(until[rows]) - ran.spent(begin[rows])
         for name, spans in _layers(trace, int(thread), linked.op, ran, unusual):
@@ -317,7 +318,7 @@ def _computed(trace: Trace, rows: Ints, calls: Ints, launching: Ints) -> Ints:
     others that take longer than any dispatch; nothing was launched inside, by calls, links and ids,
     and no operand is empty. `calls`: when the thread made calls."""
     ops = trace.ops
-    names = np.unique(ops["name"][rows]).tolist()
+    names = unique_ids(ops["name"][rows]).tolist()
     products = [i for i in names if op_kind(trace.names[i], None) in _PRODUCTS]
     works = [i for i in names if kind_of(trace.names[i], None, None) not in _UNKNOWN]
     long = np.isin(ops["name"][rows], works) & (ops["dur"][rows] >= _COMPUTES)
@@ -344,7 +345,7 @@ def _is_empty(shape: Any) -> bool:
 
 def _ids(trace: Trace) -> Ints:
     """External ids of the ops that device events name."""
-    ids = np.unique(trace.device["external"])
+    ids = unique_ids(trace.device["external"])
     return np.asarray(ids[ids > 0])
 
 
@@ -384,6 +385,7 @@ def host_activities(
     begin, end, thread, names = _spans(trace, blocks, shown)
     is_op = np.array(["::" in name for name in names], bool)
     loads = np.array([_LOADER.search(name) is not None for name in names], bool)
+    usual: dict[str, float] = {}
     for row in rows.tolist():
         first = linked.start[row] - linked.gap[row]
         shared = np.minimum(end, linked.start[row]) - np.maximum(begin, first)
@@ -399,21 +401,23 @@ def host_activities(
             since, until = max(int(begin[span]), first), min(int(end[span]), int(linked.start[row]))
             blocked = _blocked(blocks, int(linked.thread[row]), since, until)
             within[row] = min(int(shared[span]) - blocked, int(host[row]))
-            alike = [i for i, name in enumerate(shown) if name == names[inner]]
-            if _is_far_above(trace, alike, int(end[inner] - begin[inner])):
+            name = names[inner]
+            if name not in usual:
+                usual[name] = _usual_ns(trace, [i for i, one in enumerate(shown) if one == name])
+            if end[inner] - begin[inner] >= max(_LONG_OP, FAR * usual[name]):
                 what[row] = INTERRUPTED
             elif end[span] > linked.start[row]:
                 what[row] = AROUND
     return out, within, what
 
 
-def _is_far_above(trace: Trace, ids: list[int], ns: int) -> bool:
-    """Whether an op, annotation or frame takes far longer than the median of those with one of the
-    names `ids`, of at least _FEW. Frames that are too short to be kept are not among them: of these
-    nothing is known."""
+def _usual_ns(trace: Trace, ids: list[int]) -> float:
+    """The median time of the ops, annotations and frames with one of the names `ids`, ns; infinite
+    for _FEW or fewer. Frames that are too short to be kept are not among them: of these nothing is
+    known."""
     tables = (trace.ops, trace.annotations, trace.frames)
     all_ns = np.concatenate([t["dur"][np.isin(t["name"], ids)] for t in tables])
-    return len(all_ns) > _FEW and ns >= max(_LONG_OP, FAR * float(np.median(all_ns)))
+    return float(np.median(all_ns)) if len(all_ns) > _FEW else math.inf
 
 
 def _blocked(blocks: Table, thread: int, begin: int, end: int) -> int:
@@ -453,7 +457,7 @@ def _spans(
 def _long_ops(ops: Table, blocks: Table) -> NDArray[np.bool_]:
     """Ops that the host itself was long in, with no call inside that copies or waits."""
     long = ops["dur"] >= _LONG_OP
-    for thread in np.unique(ops["thread"][long]):
+    for thread in unique_ids(ops["thread"][long]):
         rows = np.flatnonzero(long & (ops["thread"] == thread))
         at = np.sort(blocks["ts"][blocks["thread"] == thread])
         begin = ops["ts"][rows]

@@ -33,7 +33,7 @@ from prunescope.analysis.timeline.engines import decode_batch, names_batch
 from prunescope.analysis.timeline.link import Linked, is_graph_launch, op_of_launch, taken
 from prunescope.analysis.timeline.scopes import find_scopes
 from prunescope.analysis.timeline.steps import OWN_PREFIX, find_windows
-from prunescope.analysis.trace.collect import NONE, Ints
+from prunescope.analysis.trace.collect import NONE, Ints, unique_ids
 from prunescope.analysis.trace.event import DEVICE_CATEGORIES
 from prunescope.analysis.trace.events import Trace
 from prunescope.taxonomy.errors import PrunescopeError
@@ -65,7 +65,7 @@ class EagerPass:
         notes = np.flatnonzero(annotations["module"] == 0)
         is_ours = {
             i: not names[i].startswith(OWN_PREFIX) and names_batch(names[i], batch)
-            for i in np.unique(annotations["name"][notes])
+            for i in unique_ids(annotations["name"][notes])
         }
         for note in notes[[is_ours[i] for i in annotations["name"][notes]]] if len(notes) else ():
             begin = annotations["ts"][note]
@@ -134,7 +134,7 @@ def _roles(trace: Trace, launch: Ints, kinds: list[str], calls: list[OpCall | No
 def _sizes(kinds: list[str], call: Ints, calls: list[OpCall]) -> list[Size]:
     """M, N, K of each launch of a plain GEMM."""
     known: dict[int, Size] = {NONE: None}
-    for i in np.unique(call[call >= 0]).tolist():
+    for i in unique_ids(call[call >= 0]).tolist():
         work = work_of(calls[i])
         gemm = work.gemms[0] if work is not None and len(work.gemms) == 1 else None
         known[i] = None if gemm is None or gemm.batch != 1 else (gemm.m, gemm.n, gemm.k)
@@ -187,7 +187,7 @@ def map_replay(
         ]
 
     orders: dict[int | None, Order] = {None: Order(eager.launches)}  # by batch
-    for step in np.unique(linked.step[linked.replayed]):
+    for step in unique_ids(linked.step[linked.replayed]):
         rows = np.flatnonzero(linked.replayed & (linked.step == step))
         batch = batch_around(trace, int(linked.launched[rows[0]]))
         if batch is not None and batch not in orders:
@@ -203,7 +203,7 @@ def batch_around(trace: Trace, ts: int) -> int | None:
     begin, dur, name, module = (
         trace.annotations[column] for column in ("ts", "dur", "name", "module")
     )
-    around = np.unique(name[(module == 0) & (begin <= ts) & (ts < begin + dur)])
+    around = unique_ids(name[(module == 0) & (begin <= ts) & (ts < begin + dur)])
     batches = {decode_batch(trace.names[i]) for i in around} - {None}
     return batches.pop() if len(batches) == 1 else None
 
@@ -230,7 +230,7 @@ def _launches(rows: Ints, graph: Ints) -> list[Ints]:
 def _ways(part: Ints, nodes: Ints) -> list[Ints]:
     """A launch's rows in order of time; and of graph nodes, which a profiler numbers in the order
     of the capture, where all are known: branches of a graph run side by side."""
-    if (nodes < 0).any() or len(np.unique(nodes)) < len(nodes):
+    if (nodes < 0).any() or len(unique_ids(nodes)) < len(nodes):
         return [part]
     return [part, part[np.argsort(nodes)]]
 

@@ -35,7 +35,7 @@ from prunescope.analysis.kernels.role_shapes import (
 from prunescope.analysis.ops.call import OpCall
 from prunescope.analysis.timeline.parts import Parts
 from prunescope.analysis.timeline.scopes import Scopes
-from prunescope.analysis.trace.collect import NONE, Ints
+from prunescope.analysis.trace.collect import NONE, Ints, unique_ids
 from prunescope.taxonomy.roles import BACKWARD, UNPLACED, Place
 
 GEMM_KINDS = ("gemm", "gemv", "batched_gemm", "sparse_gemm", "grouped_gemm")
@@ -541,7 +541,7 @@ def _through_ranks(kinds: list[str], rows: Ints, sizes: list[Size | None]) -> di
 def _passes(kinds: list[str], step: Ints) -> Iterator[Ints]:
     """The rows of each forward pass: of a step, cut where tokens are embedded again, if that gives
     passes of as many layers (the last of several may be cut off)."""
-    for number in np.unique(step):
+    for number in unique_ids(step):
         rows = np.flatnonzero(step == number)
         begins, layers = _beginnings([kinds[i] for i in rows])
         whole, last = layers[:-1], layers[-1]

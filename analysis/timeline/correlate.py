@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunescope.analysis.timeline.intervals import Windows, innermost
-from prunescope.analysis.trace.collect import NONE, Ints
+from prunescope.analysis.trace.collect import NONE, Ints, unique_ids
 from prunescope.analysis.trace.events import Trace
 
 _AS_A_RULE = 0.5  # share of correlation ids that name a launch
@@ -52,7 +52,7 @@ def op_by_external_id(trace: Trace, events: Ints, launch: Ints) -> Ints:
     if counted.any() and (launch >= 0)[counted].mean() >= _AS_A_RULE:
         alone &= ~counted
     stream = device["stream"][events]
-    for one in np.unique(stream[alone]):  # a stream runs in the order of launch
+    for one in unique_ids(stream[alone]):  # a stream runs in the order of launch
         rows = np.flatnonzero(alone & (stream == one))
         right.append(np.maximum.accumulate(begin[rows]) <= end[rows])
     checks = np.concatenate(right)

@@ -22,7 +22,7 @@ import numpy as np
 
 from prunescope.analysis.ops.kind import MATMUL_KINDS, kernel_kind
 from prunescope.analysis.ops.work import work_of
-from prunescope.analysis.trace.collect import Ints
+from prunescope.analysis.trace.collect import Ints, unique_ids
 from prunescope.analysis.trace.events import Trace
 
 PHASES = ("prefill", "decode", "mixed", "unknown")
@@ -93,7 +93,7 @@ def _called(word: str, names: Collection[str]) -> list[str]:
 def convolves(trace: Trace) -> bool:
     """Whether kernels convolve: what decodes then may be a decoder of images."""
     return any(
-        kernel_kind(trace.names[i]) == "conv" for i in np.unique(trace.device["name"]).tolist()
+        kernel_kind(trace.names[i]) == "conv" for i in unique_ids(trace.device["name"]).tolist()
     )
 
 
@@ -216,7 +216,7 @@ def _steps(trace: Trace, start: Ints, end: Ints) -> list[_Step]:
     linked = known[at] == device["correlation"]
     step = _within(launches["ts"][order[at]], start, end)
     step[~linked] = -1
-    kinds = {int(i): kernel_kind(trace.names[i]) for i in np.unique(device["name"])}
+    kinds = {int(i): kernel_kind(trace.names[i]) for i in unique_ids(device["name"])}
     columns = (step, device["name"], device["dur"], device["grid"])
     for s, name, ns, grid in zip(*columns, strict=True):
         kind = kinds[int(name)]

@@ -42,7 +42,7 @@ from prunescope.analysis.timeline.runtime_calls import (
     named,
     runtime_calls,
 )
-from prunescope.analysis.trace.collect import NONE, Ints
+from prunescope.analysis.trace.collect import NONE, Ints, unique_ids
 from prunescope.analysis.trace.events import Trace
 
 LONG = 1_000_000  # ns: no call of a warm process takes so long, unless it waits
@@ -251,7 +251,7 @@ def _ops(trace: Trace, warm: int) -> Found:
     if not len(long):
         return
     key = ops["name"] if trace.on_device else ops["call"]  # the time of a host op is that of shapes
-    rows = np.flatnonzero(np.isin(key, np.unique(key[long])))
+    rows = np.flatnonzero(np.isin(key, unique_ids(key[long])))
     own = ops["dur"][rows] - _in_calls(trace, rows)
     far, known = _far_above(key[rows], ops["dur"][rows], own)
     first = _firsts(key[rows], ops["ts"][rows], warm)
@@ -271,7 +271,7 @@ def _in_calls(trace: Trace, rows: Ints) -> Ints:
     for pattern in (COPY, SYNC, ALLOCATION):
         other |= named(trace, calls["name"], pattern)
     out = np.zeros(len(rows), np.int64)
-    for thread in np.unique(ops["thread"][rows]):
+    for thread in unique_ids(ops["thread"][rows]):
         own = other & (calls["thread"] == thread)
         at = np.flatnonzero(ops["thread"][rows] == thread)
         spans = Spans.of(calls["ts"][own], (calls["ts"] + calls["dur"])[own])
@@ -283,7 +283,7 @@ def _in_calls(trace: Trace, rows: Ints) -> Ints:
 def _innermost(ops: dict[str, Ints], rows: Ints) -> Mask:
     """Which of these ops do not hold another of them for most of their time."""
     wraps = np.zeros(len(rows), bool)
-    for thread in np.unique(ops["thread"][rows]):
+    for thread in unique_ids(ops["thread"][rows]):
         at = np.flatnonzero(ops["thread"][rows] == thread)
         begin, dur = ops["ts"][rows[at]], ops["dur"][rows[at]]
         order = np.lexsort((-dur, begin))
@@ -299,7 +299,7 @@ def _launches_inside(trace: Trace, rows: Ints) -> Mask:
     """Which of these ops launch something, by the calls of their thread."""
     ops, calls = trace.ops, trace.launches
     found = np.zeros(len(rows), bool)
-    for thread in np.unique(ops["thread"][rows]):
+    for thread in unique_ids(ops["thread"][rows]):
         at = np.flatnonzero(ops["thread"][rows] == thread)
         launched = np.sort(calls["ts"][calls["thread"] == thread])
         begin = ops["ts"][rows[at]]
@@ -367,13 +367,13 @@ def _first_compiled_ops(trace: Trace, warm: int) -> Iterator[Point]:
     """The first outermost op of each name in which the code of a compiler runs."""
     ops = trace.ops
     inner = named(trace, ops["name"], _COMPILED_OP)
-    for thread in np.unique(ops["thread"][inner]).tolist():
+    for thread in unique_ids(ops["thread"][inner]).tolist():
         rows = np.flatnonzero(ops["thread"] == thread)
         rows = rows[np.lexsort((-ops["dur"][rows], ops["ts"][rows]))]
         reached = np.maximum.accumulate(ops["ts"][rows] + ops["dur"][rows])
         outer = np.concatenate(([True], ops["ts"][rows][1:] >= reached[:-1]))
         root = rows[np.maximum.accumulate(np.where(outer, np.arange(len(rows)), 0))]
-        holds = np.unique(root[inner[rows]])
+        holds = unique_ids(root[inner[rows]])
         first = holds[_firsts(ops["name"][holds], ops["ts"][holds], warm)]
         for row in first.tolist():
             yield thread, int(ops["ts"][row]), trace.names[ops["name"][row]]

@@ -19,7 +19,7 @@ from prunescope.analysis.ops.work import work_of
 from prunescope.analysis.timeline.engines import phases_of_spans
 from prunescope.analysis.timeline.intervals import GENERATION, Windows
 from prunescope.analysis.timeline.work_sequence import NEARLY_ALL, WorkSequence, host_span
-from prunescope.analysis.trace.collect import Ints
+from prunescope.analysis.trace.collect import Ints, unique_ids
 from prunescope.analysis.trace.events import Trace
 
 _LINEARS = ("aten::linear", "aten::addmm", "aten::mm")
@@ -113,7 +113,7 @@ def _one_query(trace: Trace, windows: Windows, phases: list[str]) -> bool:
     queries: dict[str, set[int]] = {"prefill": set(), "decode": set()}
     for call, m in _attention_rows(trace):
         ops = trace.ops["ts"][trace.ops["call"] == call]
-        for step in np.unique(windows.step_of(ops)):
+        for step in unique_ids(windows.step_of(ops)):
             if step >= 0:
                 queries[phases[step]].add(m)
     if not queries["decode"]:

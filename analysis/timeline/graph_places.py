@@ -13,7 +13,7 @@ import numpy as np
 
 from prunescope.analysis.timeline.link import Linked, taken
 from prunescope.analysis.timeline.scopes import find_scopes, module_path
-from prunescope.analysis.trace.collect import NONE, Ints
+from prunescope.analysis.trace.collect import NONE, Ints, unique_ids
 from prunescope.analysis.trace.events import Trace
 from prunescope.taxonomy.roles import Place, locate_all
 
@@ -36,7 +36,7 @@ def find_graph_places(trace: Trace, linked: Linked) -> GraphPlaces | None:
         for name in ("label", "captured", "captured_on")
     )
     found = np.full(len(label), NONE)
-    paths = {i: module_path(trace.names[i]) for i in np.unique(label[label >= 0]).tolist()}
+    paths = {i: module_path(trace.names[i]) for i in unique_ids(label[label >= 0]).tolist()}
     known = locate_all(path for path in paths.values() if path)
     places = list(dict.fromkeys(known.values()))
     number = {i: places.index(known[path]) for i, path in paths.items() if path}

@@ -13,7 +13,7 @@ import re
 import numpy as np
 
 from prunescope.analysis.timeline.correlate import launch_of, taken
-from prunescope.analysis.trace.collect import Ints
+from prunescope.analysis.trace.collect import Ints, unique_ids
 from prunescope.analysis.trace.events import Trace
 
 BLOCKS, ITEMS, UNKNOWN_UNIT = 0, 1, 2
@@ -26,7 +26,7 @@ _ENOUGH = 8
 
 def is_rocm(trace: Trace) -> bool:
     """Whether a trace is of ROCm: its runtime calls say so, else the name of its device."""
-    names = np.unique(trace.launches["name"])
+    names = unique_ids(trace.launches["name"])
     if any(trace.names[i].startswith("hip") for i in names):
         return True
     device = (trace.device_name or "").lower()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from prunescope.analysis.trace.collect import NONE, Ints
+from prunescope.analysis.trace.collect import NONE, Ints, unique_ids
 
 _DEEP = 256  # rounds of jumps: calls nest less deep, and each is a pass over what is left
 
@@ -136,7 +136,7 @@ def innermost(spans: dict[str, Ints], thread: Ints, ts: Ints) -> Ints:
     that is a column of `spans`, else the first one) is the outer one.
     """
     out = np.full(len(ts), NONE)
-    for t in np.unique(thread):
+    for t in unique_ids(thread):
         if t < 0:
             continue
         rows = np.flatnonzero(spans["thread"] == t)

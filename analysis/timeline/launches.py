@@ -30,7 +30,7 @@ def lost_launches(trace: Trace, windows: Windows) -> dict[str, int]:
         return {"events": 0, "lost": 0, "captured": 0}
     wanted = _of_kernels(trace)
     wanted &= windows.step_of(launches["ts"]) >= 0
-    absent = wanted & _have_none(trace)
+    absent = wanted & ~trace.launches_named
     captured = absent & _in_captures(trace, launches["ts"])
     recorded = int(captured.sum())
     return {
@@ -44,7 +44,7 @@ def nameless_notes(trace: Trace) -> list[str]:
     """That kernels which name no launch are those of launches that seem to have none."""
     kernels, launches = (
         _nameless_kernels(trace),
-        int((_of_kernels(trace) & _have_none(trace)).sum()),
+        int((_of_kernels(trace) & ~trace.launches_named).sum()),
     )
     if not kernels or not launches:
         return []
@@ -62,10 +62,6 @@ def _nameless_kernels(trace: Trace) -> int:
 
 def _of_kernels(trace: Trace) -> NDArray[np.bool_]:
     return _called(trace, "launchkernel")[trace.launches["name"]]
-
-
-def _have_none(trace: Trace) -> NDArray[np.bool_]:
-    return ~np.isin(trace.launches["correlation"], trace.device["correlation"])
 
 
 def _called(trace: Trace, part: str) -> NDArray[np.bool_]:

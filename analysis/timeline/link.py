@@ -24,7 +24,7 @@ from prunescope.analysis.timeline.correlate import (
 from prunescope.analysis.timeline.intervals import Windows, cover, parents
 from prunescope.analysis.timeline.launches import lost_launches
 from prunescope.analysis.timeline.pauses import Pauses, pauses
-from prunescope.analysis.trace.collect import NONE, OWN_PREFIX, Ints
+from prunescope.analysis.trace.collect import NONE, OWN_PREFIX, Ints, unique_ids
 from prunescope.analysis.trace.events import Trace
 
 __all__ = ["Linked", "is_graph_launch", "link", "link_device", "link_host", "lookup",
@@ -350,7 +350,7 @@ def link_host(trace: Trace, windows: Windows) -> Linked:
 def _work_above(thread: Ints, start: Ints, end: Ints) -> Ints:
     """The work op directly around each one on its thread, -1 at the top."""
     up = np.full(len(start), NONE)
-    for t in np.unique(thread):
+    for t in unique_ids(thread):
         rows = np.flatnonzero(thread == t)
         local = parents(start[rows], end[rows])
         up[rows] = np.where(local >= 0, rows[np.maximum(local, 0)], NONE)

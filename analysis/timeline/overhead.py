@@ -18,7 +18,7 @@ import numpy as np
 
 from prunescope.analysis.timeline.intervals import Spans, Windows, innermost
 from prunescope.analysis.timeline.link import Linked
-from prunescope.analysis.trace.collect import Ints
+from prunescope.analysis.trace.collect import Ints, unique_ids
 from prunescope.analysis.trace.events import Trace
 from prunescope.taxonomy.words import ms
 
@@ -88,7 +88,7 @@ def _around(linked: Linked, row: Ints, begin: Ints, end: Ints) -> Ints:
 
 def _add_gaps(out: Recorded, linked: Linked, begin: Ints, step: Ints, weight: int) -> None:
     """To the gap of the next outermost row of the step, or what follows the last one."""
-    for i in np.unique(step):
+    for i in unique_ids(step):
         top = np.flatnonzero((linked.step == i) & (linked.above < 0))
         at = np.searchsorted(linked.start[top], begin[step == i])
         np.add.at(out.before, top[at[at < len(top)]], weight)
@@ -100,7 +100,7 @@ def profiler_notes(trace: Trace, linked: Linked) -> list[str]:
     work = trace.overhead
     gaps = Spans.of(linked.start - linked.gap, linked.start)
     spent = {}
-    for i in np.unique(work["name"]).tolist() if trace.on_device else ():
+    for i in unique_ids(work["name"]).tolist() if trace.on_device else ():
         if _PROFILER.search(trace.names[i]):
             rows = work["name"] == i
             spans = Spans.of(work["ts"][rows], (work["ts"] + work["dur"])[rows])

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunescope.analysis.timeline.intervals import innermost
-from prunescope.analysis.trace.collect import NONE, Ints
+from prunescope.analysis.trace.collect import NONE, Ints, unique_ids
 from prunescope.analysis.trace.events import Trace
 from prunescope.taxonomy.roles import Place, locate
 
@@ -48,7 +48,7 @@ def find_parts(trace: Trace, thread: Ints, ts: Ints) -> Parts | None:
     """The parts that rows are in, from the host thread and time of their launch or op; None where
     no annotation names one."""
     names, notes = trace.annotations["name"], np.flatnonzero(trace.annotations["module"] == 0)
-    ids = np.unique(names[notes]).tolist()
+    ids = unique_ids(names[notes]).tolist()
     known = {i: found for i in ids if (found := part(trace.names[i])) is not None}
     if not known:
         return None

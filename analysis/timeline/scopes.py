@@ -15,7 +15,7 @@ from functools import lru_cache
 import numpy as np
 
 from prunescope.analysis.timeline.intervals import innermost, parents
-from prunescope.analysis.trace.collect import MODULE, NONE, OWN_PREFIX, Ints
+from prunescope.analysis.trace.collect import MODULE, NONE, OWN_PREFIX, Ints, unique_ids
 from prunescope.analysis.trace.events import Trace
 from prunescope.taxonomy.roles import Place, locate_all
 
@@ -100,7 +100,7 @@ def modules_that_ran(trace: Trace) -> frozenset[tuple[int, str]]:
 def _closed_last(spans: dict[str, Ints], thread: Ints, ts: Ints) -> Ints:
     end = spans["ts"] + spans["dur"]
     out = np.full(len(ts), NONE)
-    for t in np.unique(thread):
+    for t in unique_ids(thread):
         rows = np.flatnonzero(spans["thread"] == t)
         rows = rows[np.argsort(end[rows], kind="stable")]
         wanted = np.flatnonzero(thread == t)
@@ -122,7 +122,7 @@ def _places(trace: Trace) -> tuple[Ints, list[Place], str]:
             [bool(_PATH.match(n)) and not n.startswith(OWN_PREFIX) for n in trace.names], bool
         )
         rows = np.flatnonzero((module == 0) & path[names])
-        known = locate_all(trace.names[i] for i in np.unique(names[rows]))
+        known = locate_all(trace.names[i] for i in unique_ids(names[rows]))
         return rows, [known[trace.names[i]] for i in names[rows]], "modules"
     rows = np.flatnonzero(module == 1)
     if len(rows):
@@ -133,7 +133,7 @@ def _places(trace: Trace) -> tuple[Ints, list[Place], str]:
 def _range_places(trace: Trace) -> tuple[Ints, list[Place], str]:
     """Ranges named by module paths; where they tell no more than layers, "layers"."""
     names = trace.annotations["name"]
-    paths = {i: module_path(trace.names[i]) for i in np.unique(names).tolist()}
+    paths = {i: module_path(trace.names[i]) for i in unique_ids(names).tolist()}
     known = locate_all(path for path in paths.values() if path)
     if all(place.layer is None for place in known.values()):
         return np.empty(0, np.int64), [], "nn.Module"
@@ -164,12 +164,12 @@ def _class_places(trace: Trace, modules: Ints) -> list[Place]:
         trace.annotations[column][modules] for column in ("ts", "dur", "name", "thread")
     )
     found: list[tuple[Ints, list[str], list[int]]] = []  # of each thread: rows, labels, parents
-    for t in np.unique(thread):
+    for t in unique_ids(thread):
         rows = np.flatnonzero(thread == t)
         rows = rows[np.lexsort((-dur[rows], begin[rows]))]
         up = parents(begin[rows], begin[rows] + dur[rows]).tolist()
         found.append((rows, [trace.names[i][len(MODULE) :] for i in name[rows]], up))
-    distinct = {_class_of(trace.names[i][len(MODULE) :]) for i in np.unique(name)}
+    distinct = {_class_of(trace.names[i][len(MODULE) :]) for i in unique_ids(name)}
     numbers: dict[str, int] = {}
     if sum(map(_is_layer, distinct)) > 1:
         outer = [

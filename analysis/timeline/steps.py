@@ -30,7 +30,7 @@ from prunescope.analysis.timeline.intervals import SEQUENCE, WHOLE, Windows, inn
 from prunescope.analysis.timeline.markers import marked_steps
 from prunescope.analysis.timeline.repeats import parts_of_whole_passes, repeated_sequence
 from prunescope.analysis.timeline.work_sequence import work_sequence
-from prunescope.analysis.trace.collect import OWN_PREFIX, OWN_STEP, Ints
+from prunescope.analysis.trace.collect import OWN_PREFIX, OWN_STEP, Ints, are_among, unique_ids
 from prunescope.analysis.trace.events import Trace
 from prunescope.taxonomy.errors import PrunescopeError
 
@@ -49,7 +49,7 @@ def find_windows(trace: Trace, *, phase_pattern: str | None = None) -> Windows:
     annotations = trace.annotations
     notes = np.flatnonzero(annotations["module"] == 0)
     ids = annotations["name"][notes]
-    distinct = {int(i): trace.names[i] for i in np.unique(ids)}
+    distinct = {int(i): trace.names[i] for i in unique_ids(ids)}
     ignored: str | None = None
     for source, is_step in _candidates(phase_pattern, [*distinct.values()]):
         steps = [i for i, name in distinct.items() if is_step(name)]
@@ -85,7 +85,7 @@ def _of_one_phase(trace: Trace, notes: Ints, names: dict[int, str], found: Windo
     if not len(hits) or convolves(trace):
         return found
     ranges, work = _disjoint(trace, hits, "engine"), _work(trace)
-    busy = np.unique(ranges.step_of(work))
+    busy = unique_ids(ranges.step_of(work))
     called = {phases[ranges.names[i]] for i in busy.tolist() if i >= 0}
     if len(called) != 1 or found.source in ("prunescope", "engine"):
         return found
@@ -103,8 +103,8 @@ def _of_one_phase(trace: Trace, notes: Ints, names: dict[int, str], found: Windo
 
 def _named_phases(trace: Trace, notes: Ints, names: dict[int, str]) -> Windows | None:
     """The annotations that are called as prefill and decode are, if work was launched in both."""
-    work = np.sort(_work(trace))
     for phases in named_phases(names.values()):
+        work = np.sort(_work(trace))
         ids = [i for i, name in names.items() if name in phases]
         hits = notes[np.isin(trace.annotations["name"][notes], ids)]
         begin = trace.annotations["ts"][hits]
@@ -126,15 +126,14 @@ def _work(trace: Trace) -> Ints:
     of the host alone, all ops."""
     if not trace.on_device:
         return trace.ops["ts"]
-    launches, ops, device = trace.launches, trace.ops, trace.device
-    named = np.isin(launches["correlation"], device["correlation"])
-    by_op = np.isin(ops["external"], device["external"][device["external"] >= 0])
-    return np.concatenate([launches["ts"][named], ops["ts"][by_op]])
+    ops, device = trace.ops, trace.device
+    by_op = are_among(ops["external"], device["external"][device["external"] >= 0])
+    return np.concatenate([trace.launches["ts"][trace.launches_named], ops["ts"][by_op]])
 
 
 def _without_match(trace: Trace, pattern: str, notes: set[str]) -> PrunescopeError:
     """The annotations nearest to a pattern that matches none, or the ops that it matches."""
-    ops = [trace.names[i] for i in np.unique(trace.ops["name"]).tolist()]
+    ops = [trace.names[i] for i in unique_ids(trace.ops["name"]).tolist()]
     if found := matching(pattern, ops):
         matched = _shortened(min(found))
         return PrunescopeError(
@@ -155,7 +154,7 @@ def nothing_picked(trace: Trace, windows: Windows, pattern: str) -> PrunescopeEr
     notes = trace.annotations
     spans = {name: notes[name][notes["module"] == 0] for name in ("ts", "dur", "thread", "name")}
     around = innermost(spans, work["thread"], work["ts"])
-    names = {trace.names[i] for i in np.unique(spans["name"][around[around >= 0]]).tolist()}
+    names = {trace.names[i] for i in unique_ids(spans["name"][around[around >= 0]]).tolist()}
     there = ", ".join(_nearest(pattern, names)) or "none"
     return PrunescopeError(
         f"{trace.source.name}: nothing ran {'on the device ' if trace.on_device else ''}in the "

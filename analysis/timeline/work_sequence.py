@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from prunescope.analysis.ops.kind import is_work_op
 from prunescope.analysis.timeline.correlate import launch_of, op_of_launch, taken
 from prunescope.analysis.timeline.intervals import Windows, parents
-from prunescope.analysis.trace.collect import Ints
+from prunescope.analysis.trace.collect import Ints, unique_ids
 from prunescope.analysis.trace.events import Trace
 
 # Of the launches of a usual part: the first pass of a loop builds masks and caches beside them, and
@@ -128,7 +128,7 @@ def _of_host(trace: Trace) -> WorkSequence:
     rows = np.flatnonzero(work[ops["name"]]) if len(ops["name"]) else np.zeros(0, np.int64)
     rows = rows[np.lexsort((-ops["dur"][rows], ops["ts"][rows]))]
     top = np.zeros(len(rows), bool)
-    for thread in np.unique(ops["thread"][rows]):
+    for thread in unique_ids(ops["thread"][rows]):
         own = np.flatnonzero(ops["thread"][rows] == thread)
         start = ops["ts"][rows[own]]
         top[own] = parents(start, start + ops["dur"][rows[own]]) < 0
@@ -142,7 +142,7 @@ def _outermost_begin(trace: Trace, thread: Ints, ts: Ints) -> Ints:
     where that op holds an earlier time too: a scripted model is one op for all that it runs."""
     ops = trace.ops
     out = ts.copy()
-    for one in np.unique(thread):
+    for one in unique_ids(thread):
         rows, own = np.flatnonzero(thread == one), np.flatnonzero(ops["thread"] == one)
         if not len(own):
             continue

@@ -8,7 +8,7 @@ columns of a block, for one event after the other costs more than decoding it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Hashable, Iterable
 from decimal import Decimal
 from typing import Any, TypeVar
 
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from prunescope.analysis.trace.event import (
     DEVICE_CATEGORIES,
     LAUNCH_CATEGORIES,
+    LEAN_STRUCTS,
     MEMORY,
     OP_CATEGORIES,
     OVERHEAD,
@@ -45,6 +46,7 @@ _MAX_US = 2_300_000_000_000_000  # 73 years: the ns between any two times fit 63
 MAX_EVENT_NS = 3600 * 10**9  # of a kernel, op or launch
 MAX_ANNOTATION_NS = 1 << 62  # an annotation may hold a whole run
 _MAX_ID = 1 << 62
+_SPARSE = 16  # numbers for each row, from which on to count them takes longer than to sort the rows
 _NO_TIME = -(1 << 63)
 _MOST_DIGITS = 19  # of a whole number in 63 bits
 _NO_ARGS = Args()
@@ -52,15 +54,17 @@ _DECIMAL = re.compile(r"-?\d{1,18}(?:\.\d{0,20})?", re.ASCII)
 _DEVICE, _LAUNCH, _OP, _ANNOTATION, _FRAME = "device", "launch", "op", "annotation", "frame"
 SAMPLES = "samples"
 DEVICE_ROWS = "kernels, copies and fills"
-_MEMORY, _HOST = "memory", b"0"  # the table, a type of device
+_MEMORY, _HOST = "memory", msgspec.Raw(b"0")  # the table, a type of device
 _LONG_FRAME = 100  # us: shorter frames of Python say nothing that is of use, and are most of them
 # CUPTI's range profiler: kineto spreads its kernels evenly over the span of the capture.
 _COUNTERS = "cuda_profiler_range"
 _GROUPS = {
     **dict.fromkeys(OP_CATEGORIES, _OP),
     "user_annotation": _ANNOTATION, "python_function": _ANNOTATION, OVERHEAD: OVERHEAD,
+    MEMORY: _MEMORY,
     **dict.fromkeys(DEVICE_CATEGORIES, _DEVICE), **dict.fromkeys(LAUNCH_CATEGORIES, _LAUNCH),
 }  # fmt: skip
+_LEAN_GROUPS = [(kind, _GROUPS.get(category, "")) for category, kind in LEAN_STRUCTS.items()]
 COLUMNS = {
     _DEVICE: ("ts", "dur", "name", "category", "correlation", "external", "stream", "device",
               "grid", "block", "registers", "shared_memory", "bytes", "node", "label", "captured",
@@ -75,7 +79,10 @@ COLUMNS = {
 }  # fmt: skip
 _TEXT = msgspec.json.Decoder(str)
 Key = TypeVar("Key", bound=Hashable)
-Call = tuple[str, bytes, bytes, bytes, bytes]
+# Name; dims, types, strides and concrete inputs as JSON, with a byte between that no JSON has: one
+# text is made in a fifth of the time of four.
+Call = tuple[str, bytes]
+_BETWEEN = b"\xff"
 
 
 class Ids(dict[Key, int]):
@@ -156,24 +163,16 @@ class Collector:
 
     def add(self, events: list[Event]) -> None:
         """Take what is of use in a block: a third of a trace with stacks, or less."""
-        groups: dict[str, list[Event]] = {
-            group: [] for group in COLUMNS if group not in (_MEMORY, SAMPLES)
-        }
-        append: dict[str | None, Callable[[Event], None]] = {
-            cat: groups[group].append for cat, group in _GROUPS.items()
-        }
-        # Lean structs have a category, or no fields at all.
+        groups: dict[str, list[Event]] = {group: [] for group in COLUMNS if group != SAMPLES}
         whole = bool(events) and isinstance(events[0], Event)
-        for event in events:
-            take_it = append.get(event.cat)
-            if take_it is not None and event.ph == "X":
-                take_it(event)
-            elif whole and event.cat is None and (group := table_of(event)) is not None:
-                groups[group].append(event)
-                self.uncategorised += 1
         if whole:
-            self.untimed += sum(event.cat == _COUNTERS for event in events)
-        self._memory([e for e in events if e.cat == MEMORY and e.name == SNAPSHOT])
+            self._sort(events, groups)
+        else:
+            ignored: list[Event] = []
+            add_to = {kind: groups.get(group, ignored).append for kind, group in _LEAN_GROUPS}
+            for event in events:
+                add_to[type(event)](event)
+        self._memory([e for e in groups.pop(_MEMORY) if e.name == SNAPSHOT])
         annotations = groups[_ANNOTATION]
         groups[_ANNOTATION] = [
             e for e in annotations if e.name.startswith(MODULE) or e.cat != "python_function"
@@ -208,12 +207,21 @@ class Collector:
                 named = interned(self.names, names)
                 self.tables[group].add(ts, dur, named, *take[group](timed, args, names))
 
+    def _sort(self, events: list[Event], groups: dict[str, list[Event]]) -> None:
+        """Whole events of a block by the table that they are for."""
+        for event in events:
+            group = _GROUPS.get(event.cat) if event.cat is not None else table_of(event)
+            if group is not None and (event.ph == "X" or group == _MEMORY):
+                groups[group].append(event)
+                self.uncategorised += event.cat is None
+        self.untimed += sum(event.cat == _COUNTERS for event in events)
+
     def _memory(self, events: list[Event]) -> None:
         """Snapshots of what is allocated and reserved on a device."""
         found = [
             (e.ts, _size(e.args.allocated), _size(e.args.reserved))
             for e in events
-            if e.args is not None and bytes(e.args.device_type) != _HOST
+            if e.args is not None and e.args.device_type != _HOST
         ]
         if found:
             times, *sizes = zip(*found, strict=True)
@@ -268,20 +276,19 @@ class Collector:
 
     def _collectives(self, args: list[Args]) -> list[int]:
         """Ids of what collectives report to send."""
-        found = [bytes(a.collective) for a in args]
-        if not any(found):
+        found = [a for a in args if a.collective]
+        if not found:
             return [NONE] * len(args)
         keys = [
-            (name, *(bytes(raw) for raw in (a.sent, a.received, a.group, a.dtype)))
-            for name, a in zip(found, args, strict=True)
-            if name
+            tuple(bytes(raw) for raw in (a.collective, a.sent, a.received, a.group, a.dtype))
+            for a in found
         ]
         ids = iter(interned(self.collectives, keys))
-        return [next(ids) if name else NONE for name in found]
+        return [next(ids) if a.collective else NONE for a in args]
 
     def _labels(self, args: list[Args]) -> list[int]:
         """Ids of what kernels of a graph are annotated with."""
-        found = [bytes(a.module) or bytes(a.label) or bytes(a.label_legacy) for a in args]
+        found = [a.module or a.label or a.label_legacy for a in args]
         if not any(found):
             return [NONE] * len(args)
         words = [_label(raw) if a.graph_node else "" for raw, a in zip(found, args, strict=True)]
@@ -309,13 +316,7 @@ class Collector:
 
     def _op(self, events: list[Event], args: list[Args], names: list[str]) -> list[Iterable[int]]:
         calls = [
-            (
-                name,
-                bytes(a.dims) or bytes(a.dims_legacy),
-                bytes(a.types),
-                bytes(a.strides),
-                bytes(a.concrete),
-            )
+            (name, _BETWEEN.join((a.dims or a.dims_legacy, a.types, a.strides, a.concrete)))
             for name, a in zip(names, args, strict=True)
         ]
         return [
@@ -343,13 +344,25 @@ class Collector:
         return [next(ids) if size else NONE for size in sizes]
 
 
-def _size(raw: msgspec.Raw) -> int:
+def call_of(name: str, dims: bytes) -> Call:
+    """The key of an op call of which no more is known than the sizes of its inputs, as JSON."""
+    return name, _BETWEEN.join((dims, b"", b"", b""))
+
+
+def parts_of(call: Call) -> list[bytes]:
+    """Dims, types, strides and concrete inputs of an op call as JSON, empty for none."""
+    return call[1].split(_BETWEEN, 3)
+
+
+def _size(raw: int | msgspec.Raw | None) -> int:
     """A number of bytes, NONE for what is none."""
+    if not isinstance(raw, msgspec.Raw):
+        return NONE if raw is None else raw
     text = bytes(raw)
     return int(text) if text.isdigit() and len(text) < _MOST_DIGITS else NONE
 
 
-def _label(raw: bytes) -> str:
+def _label(raw: msgspec.Raw) -> str:
     """A JSON string, empty for any other value."""
     try:
         return _TEXT.decode(raw) if raw else ""
@@ -360,6 +373,27 @@ def _label(raw: bytes) -> str:
 def interned(table: Ids[Key], keys: list[Key]) -> list[int]:
     """The id of every key; new ones get the next ids, in their order."""
     return list(map(table.__getitem__, keys))
+
+
+def unique_ids(ids: Ints) -> Ints:
+    """The distinct values of a column, in order. Most ids are small: to count them takes a tenth of
+    the time of numpy's `unique`."""
+    if not len(ids):
+        return ids
+    least, most = int(ids.min()), int(ids.max())
+    if most - least > _SPARSE * len(ids):
+        return np.unique(ids)
+    return np.flatnonzero(np.bincount(ids - least)) + least
+
+
+def are_among(values: Ints, ids: Ints) -> NDArray[np.bool_]:
+    """Which of the values are among the ids, of which there are many: numpy's `isin` sorts the
+    values as well."""
+    known = unique_ids(ids)
+    if not len(known):
+        return np.zeros(len(values), bool)
+    at = np.searchsorted(known, values)
+    return np.asarray(known[np.minimum(at, len(known) - 1)] == values)
 
 
 def is_long_frame(us: Any) -> bool:

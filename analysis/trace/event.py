@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import reduce
 from operator import or_
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -27,6 +27,7 @@ LAUNCH_CATEGORIES = ("cuda_runtime", "cuda_driver", "hip_runtime", "hip_driver",
 EXACT_FROM_US = float(1 << 42)
 
 Number = int | float | str | None
+Size = Annotated[int, msgspec.Meta(ge=0, lt=10**18)]
 Near = Annotated[float, msgspec.Meta(gt=-EXACT_FROM_US, lt=EXACT_FROM_US)]
 
 
@@ -89,14 +90,6 @@ OVERHEAD = "overhead"  # what the profiler and the driver do beside the program
 WHOLE_GRAPH = "CUDA graph "
 # Arrows and spans that become no column: most events of many traces.
 SKIPPED = ("ac2g", "fwdbwd", "gpu_user_annotation", "Trace")
-_TIMED = ("ph", "name", "pid", "tid", "ts", "dur")
-_LINKED = ("external_id", "external_id_legacy")
-_DEVICE = (*_LINKED, "correlation", "stream", "device", "grid", "block", "registers",
-           "shared_memory", "bytes", "graph_node", "module", "label", "label_legacy",
-           "collective", "sent", "received", "group", "dtype")  # fmt: skip
-_LAUNCH = (*_LINKED, "correlation", "kernel")
-_SNAPSHOT = ("allocated", "reserved", "device_type")
-_OP = (*_LINKED, "dims", "dims_legacy", "types", "strides", "concrete", "sequence")
 
 
 def _fields(of: type[msgspec.Struct], names: Sequence[str]) -> list[tuple[str, Any, Any]]:
@@ -108,14 +101,37 @@ def _fields(of: type[msgspec.Struct], names: Sequence[str]) -> list[tuple[str, A
     ]
 
 
-def _event(category: str, args: Sequence[str] | None = None) -> Any:
-    """A struct for the events of one category (`cat`); `args`: the arguments that are read."""
-    fields, known = _fields(Event, _TIMED), {"cat": category, "args": None}
-    if args is not None:
-        kind = msgspec.defstruct(f"Args_{category}", _fields(Args, args), gc=False)
-        fields.append(("args", kind | None, None))
-        del known["args"]
-    return _tagged(category, fields, known)
+def _args(of: str, names: Sequence[str]) -> Any:
+    """A struct for the arguments that are read of one kind of events."""
+    return msgspec.defstruct(f"Args_{of}", _fields(Args, names), gc=False)
+
+
+_TIMED = _fields(Event, ("name", "pid", "tid", "ts", "dur"))
+_LINKED = ("external_id", "external_id_legacy")
+_OF_DEVICE = (*_LINKED, "correlation", "stream", "device", "grid", "block", "registers",
+              "shared_memory", "bytes", "graph_node", "module", "label", "label_legacy",
+              "collective", "sent", "received", "group", "dtype")  # fmt: skip
+_OF_OP = (*_LINKED, "dims", "dims_legacy", "types", "strides", "concrete", "sequence")
+_DEVICE = _args("device", _OF_DEVICE)
+_LAUNCH = _args("launch", (*_LINKED, "correlation", "kernel"))
+_OP = _args("op", _OF_OP)
+
+
+class _Snapshot(msgspec.Struct, gc=False):
+    """Arguments of a snapshot of memory whose sizes are numbers of bytes."""
+
+    allocated: Size | None = msgspec.field(default=None, name="Total Allocated")
+    reserved: Size | None = msgspec.field(default=None, name="Total Reserved")
+    device_type: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="Device Type")
+
+
+def _event(category: str, args: Any = None, ph: str = "X") -> Any:
+    """A struct for the events of one category (`cat`); `args`: of the arguments that are read.
+    `ph`: that of all of them, so that counters are none."""
+    fields, known = [("ph", Literal[ph]), *_TIMED], {"cat": category}
+    if args is None:
+        return _tagged(category, fields, {**known, "args": None})
+    return _tagged(category, [*fields, ("args", args | None, None)], known)
 
 
 def _skipped(category: str) -> Any:
@@ -123,21 +139,22 @@ def _skipped(category: str) -> Any:
     return _tagged(category, [], {"cat": None})
 
 
-def _tagged(category: str, fields: list[tuple[str, Any, Any]], known: dict[str, Any]) -> Any:
+def _tagged(category: str, fields: list[Any], known: dict[str, Any]) -> Any:
     return msgspec.defstruct(
         f"Event_{category}", fields, namespace=known, gc=False, tag_field="cat", tag=category
     )
 
 
-_EVENT: Any = reduce(
-    or_,
-    [
-        *(_event(category, _DEVICE) for category in DEVICE_CATEGORIES),
-        *(_event(category, _LAUNCH) for category in LAUNCH_CATEGORIES),
-        *(_event(category, _OP) for category in OP_CATEGORIES),
-        _event(MEMORY, _SNAPSHOT),
-        *(_event(category) for category in ("user_annotation", "python_function", OVERHEAD)),
-        *(_skipped(category) for category in SKIPPED),
-    ],
+# The structs of LEAN by the category of their events.
+LEAN_STRUCTS: dict[str, Any] = {
+    **{category: _event(category, _DEVICE) for category in DEVICE_CATEGORIES},
+    **{category: _event(category, _LAUNCH) for category in LAUNCH_CATEGORIES},
+    **{category: _event(category, _OP) for category in OP_CATEGORIES},
+    MEMORY: _event(MEMORY, _Snapshot, ph="i"),
+    **{category: _event(category) for category in ("user_annotation", "python_function", OVERHEAD)},
+    **{category: _skipped(category) for category in SKIPPED},
+}
+LEAN: msgspec.json.Decoder[Any] = msgspec.json.Decoder(
+    list[reduce(or_, LEAN_STRUCTS.values())],  # type: ignore[misc]
+    strict=True,
 )
-LEAN: msgspec.json.Decoder[Any] = msgspec.json.Decoder(list[_EVENT], strict=True)

@@ -12,9 +12,10 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from prunescope.analysis.ops.call import OpCall
-from prunescope.analysis.trace.collect import COLUMNS, Floats, Ints
+from prunescope.analysis.trace.collect import COLUMNS, Floats, Ints, are_among, unique_ids
 from prunescope.analysis.trace.reader import Source
 from prunescope.taxonomy.recorder import recorder_of
 from prunescope.taxonomy.scrub import scrub_all, scrub_values
@@ -107,6 +108,11 @@ class Trace:
         rows = np.lexsort((-self.launches["dur"], self.launches["ts"], ids))
         return ids[rows], rows
 
+    @cached_property
+    def launches_named(self) -> NDArray[np.bool_]:
+        """Which launches the device's events name. Valid once the trace is loaded."""
+        return are_among(self.launches["correlation"], self.device["correlation"])
+
     def without_shapes(self) -> Trace:
         """A copy of the trace as if no shapes had been recorded."""
         return replace(self, calls=[OpCall(call.name, (), ()) for call in self.calls])
@@ -146,7 +152,7 @@ class Trace:
         ids, times = self.device["device"][events], self.device["dur"][events]
         known = self._properties()
         found: dict[str, int] = {}
-        for one in np.unique(ids[ids >= 0]).tolist():
+        for one in unique_ids(ids[ids >= 0]).tolist():
             name = next((p.get("name") for p in known if p.get("id") == one), None)
             label = f"{one} ({name[:80]})" if isinstance(name, str) and name else str(one)
             found[label] = int(times[ids == one].sum())

@@ -17,7 +17,15 @@ from typing import Any
 import msgspec
 
 from prunescope.analysis.ops.call import OpCall
-from prunescope.analysis.trace.collect import MODULE, NONE, SAMPLES, Call, Collector, Ints
+from prunescope.analysis.trace.collect import (
+    MODULE,
+    NONE,
+    SAMPLES,
+    Call,
+    Collector,
+    Ints,
+    parts_of,
+)
 from prunescope.analysis.trace.event import DEVICE_CATEGORIES, LAUNCH_CATEGORIES, LEAN
 from prunescope.analysis.trace.events import Collective, Trace, stacks_left_out
 from prunescope.analysis.trace.nsys import read
@@ -201,12 +209,12 @@ def _plain(raw: bytes) -> Any:
 
 
 def _decode_call(key: Call) -> OpCall:
-    name, *raw = key
+    raw = parts_of(key)
     dims, types, strides, concrete = (_nested(part) for part in raw)
     if not dims and raw[0]:
         dims, types = _as_texts(raw[0], raw[1])
     return OpCall(
-        name=name,
+        name=key[0],
         shapes=dims,
         dtypes=tuple(t if isinstance(t, str) else "" for t in types),
         strides=strides,

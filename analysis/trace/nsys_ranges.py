@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from prunescope.analysis.trace.collect import COLUMNS, NONE, Ints, interned
+from prunescope.analysis.trace.collect import COLUMNS, NONE, Ints, call_of, interned
 from prunescope.analysis.trace.event import OVERHEAD
 from prunescope.analysis.trace.nccl_calls import NcclRange, Payloads, collectives_of
 from prunescope.analysis.trace.nsys_devices import RANGES
@@ -54,7 +54,7 @@ def _add_ops(tables: Tables, rows: dict[str, Ints], ranges: list[Range | None]) 
     which = [i for i, one in enumerate(ranges) if one is not None and one.op]
     found = [one for one in ranges if one is not None and one.op]
     ops = {name: rows[name][which] for name in ("ts", "dur", "thread")}
-    calls = [(one.op, one.sizes.encode(), b"", b"", b"") for one in found]
+    calls = [call_of(one.op, one.sizes.encode()) for one in found]
     ops |= {
         "name": np.array(interned(tables.collect.names, [one.op for one in found]), np.int64),
         "external": np.array([one.op_id for one in found], np.int64),

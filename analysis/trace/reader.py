@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from prunescope.analysis.trace.event import Event
+from prunescope.analysis.trace.event import LEAN, Event
 from prunescope.analysis.trace.samples import Sample
 from prunescope.analysis.trace.unpack import MAX_RATIO, Prefetched, is_bomb, unpacked
 from prunescope.taxonomy.errors import PrunescopeError
@@ -340,8 +340,9 @@ class _Splitter:
     def typed(self, listed: bytes) -> list[Event]:
         for decoder in dict.fromkeys((self.source.decoder, _EVENTS, _EXACT)):
             with suppress(msgspec.ValidationError):
-                events = list(decoder.decode(listed))
-                self.source.keep_samples(listed)
+                events: list[Event] = decoder.decode(listed)
+                if decoder is not LEAN:
+                    self.source.keep_samples(listed)
                 return events
         self.source.keep_samples(listed)
         return self.one_by_one(bytes(raw) for raw in _RAWS.decode(listed))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prunescope.analysis.trace.collect import Ints, ids_of, nanoseconds
+from prunescope.analysis.trace.collect import Ints, ids_of, nanoseconds, unique_ids
 from prunescope.analysis.trace.events import Trace
 from prunescope.analysis.trace.reader import Source
 
@@ -109,7 +109,7 @@ def _fill(table: dict[str, Ints], arrows: dict[Place, int], first: Ints, second:
 def set_waits_apart(trace: Trace) -> None:
     """Move device events in which a stream waits for another one from `device` to `waits`: the
     device does no work then."""
-    names = np.unique(trace.device["name"])
+    names = unique_ids(trace.device["name"])
     waits = [i for i in names.tolist() if _WAIT.search(trace.names[i])]
     rows = np.isin(trace.device["name"], waits)
     trace.waits = _kept(trace.device, rows)

@@ -128,6 +128,8 @@ def counters_of(
     """Times and values by name, of the device of a trace: where several ones are sampled and none
     of them is its only one, nothing says which is meant."""
     found: dict[str, tuple[Ints, Floats]] = {}
+    if not len(table["name"]):
+        return found
     used = np.unique(devices)
     for i in np.unique(table["name"])[:_MOST_SERIES].tolist():
         rows = table["name"] == i

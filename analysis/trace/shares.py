@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from prunescope.analysis.trace.collect import COLUMNS, NONE, Collector, Ints
+from prunescope.analysis.trace.collect import COLUMNS, NONE, Call, Collector, Ints
 from prunescope.analysis.trace.event import LEAN
 from prunescope.analysis.trace.reader import Source
 
@@ -42,7 +42,7 @@ class ReadShare(msgspec.Struct, array_like=True):
     uncategorised: int
     names: list[str]
     threads: list[tuple[Any, Any]]
-    calls: list[tuple[str, bytes, bytes, bytes, bytes]]
+    calls: list[Call]
     grids: list[tuple[int, ...]]
     collectives: list[tuple[bytes, ...]]
     known: list[tuple[int, ...]]
