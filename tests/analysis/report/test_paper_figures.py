@@ -233,6 +233,10 @@ def test_the_usual_alignment_stands_for_a_family() -> None:
     assert [(p.family, p.set) for p in kept] == [
         ("a", ["align=16"]), ("b", ["align=8", "unit=mlp"]), ("c", []),
     ]  # fmt: skip
+    # A sweep of alignments beside the families as they are shows each family once.
+    assert usually_aligned([at("a", 1.0), *many]) == [at("a", 1.0)]
+    other = at("a", 1.0, sparsity=0.25)
+    assert usually_aligned([other, *many]) == [other, many[1]]
 
 
 def test_alignments_stand_in_their_order(whole: PaperSet) -> None:
