@@ -201,6 +201,9 @@ def test_shares_add_up_to_the_step(whole: PaperSet) -> None:
     assert (first[0]["low"], first[0]["high"]) == pytest.approx((0.36, 0.44))
     caption = figure(whole, "shares").caption
     assert "the 95 % interval of a share is at most 8.0 points wide" in caption
+    bare = [CategoryTime(name=one.name, dense_ns=one.dense_ns, pruned_ns=1.0) for one in STEP]
+    unknown = paper_set(sweep({"prefill": [at("a", 1.0, categories=bare)]}))
+    assert "no share has a 95 % interval" in figure(unknown, "shares").caption
     assert {r["n"] for r in first} == {4}  # the fifth result's times are not valid
 
 
