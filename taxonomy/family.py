@@ -46,7 +46,9 @@ class Knob:
     """A setting of a family: its default, what it means, and its choices where they are few.
     `assumed`: what the default takes for granted, where published methods differ in it.
     `if_given`: a point holds it only where it is given, as in runs of versions without the knob.
-    `predicted_only`: so too, and no pruner realises another value."""
+    `predicted_only`: so too, and no pruner realises another value.
+    `only_sizes`: it says how many numbers dimensions keep and nothing else, so that points of equal
+    dimensions are one model."""
 
     default: Value
     text: str
@@ -54,15 +56,17 @@ class Knob:
     assumed: str = ""
     if_given: bool = False
     predicted_only: bool = False
+    only_sizes: bool = False
 
 
 # Of every family that chooses how many numbers a dimension keeps.
 ALIGNMENT = Knob(
     ALIGN,
-    "what the kept dimension is rounded up to: a multiple; odd or even, aligned to 1 or 2 and no "
-    "more; or paper, which is 16",
+    "what the kept dimension is rounded up to: a multiple of N; just-N, of N and of no larger "
+    "power of two; odd and even, which are just-1 and just-2; or paper, which is 16",
     ALIGNMENTS,
     if_given=True,
+    only_sizes=True,
 )
 
 

@@ -15,14 +15,15 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.words import percent
 
 ROUNDINGS = ("nearest", "paper")
-# What kept dimensions are made multiples of. "odd" and "even" make sure of the worst cases, which
-# a sparsity may miss: aligned to 1 and to 2, and to no more. "paper": 16, as in its code.
-ALIGNMENTS = ("1", "2", "4", "8", "16", "32", "64", "128", "odd", "even", "paper")
+_POWERS = (1, 2, 4, 8, 16, 32, 64, 128)
+_JUST = "just-"
+# Names of alignments, each with a spelling by numbers that means the same. "paper": in its code.
+_NAMED = {"odd": f"{_JUST}1", "even": f"{_JUST}2", "paper": "16"}
+# What kept dimensions are made multiples of: N, or "just-N": of N and of no larger power of two.
+# A multiple of N may be one of more: 7,168 channels are aligned to 1 as well as to 1,024.
+ALIGNMENTS = (*map(str, _POWERS), *_NAMED, *(f"{_JUST}{n}" for n in _POWERS))
 ALIGN = "16"
-_ALIGNED = {
-    "1": "whole numbers", "odd": "odd numbers", "even": "numbers that 2 divides and 4 does not",
-    "paper": "multiples of 16",
-}  # fmt: skip
+_ALIGNED = {"1": "whole numbers", f"{_JUST}1": "odd numbers"}
 # Products such as 10·(1 − 0.9) land a hair below the integer that is meant.
 _EPSILON = 1e-9
 # Shares that differ by less are not worth a sentence.
@@ -61,17 +62,30 @@ def aligned(x: float, align: str = ALIGN) -> int:
         raise PrunescopeError(
             f"no alignment is called {align!r}", hint=f"one of {', '.join(ALIGNMENTS)}"
         )
-    step, remainder = {"odd": (2, 1), "even": (4, 2), "paper": (16, 0)}.get(align) or (
-        int(align),
-        0,
-    )
+    least = alignment_size(align)
+    step, remainder = (2 * least, least) if is_just(align) else (least, 0)
     whole = int(x)
     return whole and whole + (remainder - whole) % step
 
 
+def alignment_size(align: str) -> int:
+    """The number that divides dimensions of an alignment: 8 for `8` and `just-8`."""
+    return int(_NAMED.get(align, align).removeprefix(_JUST))
+
+
+def is_just(align: str) -> bool:
+    """Whether twice that number divides no dimension of an alignment, as of `odd` and `just-8`."""
+    return _NAMED.get(align, align).startswith(_JUST)
+
+
 def aligned_words(align: str) -> str:
     """What dimensions of an alignment are, for a sentence: `multiples of 16`."""
-    return _ALIGNED.get(align, f"multiples of {align}")
+    if align not in ALIGNMENTS:  # of a run folder, which may hold anything
+        return f"multiples of {align}"
+    size = alignment_size(align)
+    many = f"numbers that {size} divides and {2 * size} does not"
+    plain = many if is_just(align) else f"multiples of {size}"
+    return _ALIGNED.get(_NAMED.get(align, align), plain)
 
 
 def floor_of(x: float) -> int:

@@ -5,6 +5,8 @@ Null and absent: not known. Types hold the limits that a file from a stranger is
 
 from __future__ import annotations
 
+import math
+import statistics
 from typing import Annotated, Any, Literal, get_type_hints
 
 import msgspec
@@ -27,10 +29,12 @@ from prunescope.taxonomy.formats import (
 )
 from prunescope.taxonomy.run_quality import TextDataset
 from prunescope.taxonomy.shape import ModelShape
+from prunescope.taxonomy.student_t import t_quantile_975
 
 # What a family, a calibration or a training says of itself, in keys of its own: plain JSON values.
 Record = dict[str, Any]
 _MOST_BLOCKS = 1024  # of held-out tokens
+_MOST_ROUNDS = 1024  # of a layer alone, in turns with its model
 
 
 class Matrix(Block, kw_only=True):
@@ -178,19 +182,32 @@ class TimingNote(Block, kw_only=True):
 
 class LayerAlone(msgspec.Struct, kw_only=True):
     """One decoder layer that ran alone, and what it says of its model: median ns of a step, of
-    samples that were taken in turns."""
+    samples that were taken in turns. `rounds_ns`: layer, rest and whole of each turn; empty: an
+    older version wrote the run."""
 
     layer: Layer  # its number in this model
     layers: Size  # of this model
     layer_ns: Number
     rest_ns: Number  # of the model with its layers skipped: embedding, masks, last norm, head
     whole_ns: Number
+    rounds_ns: Annotated[list[tuple[Number, Number, Number]], Meta(max_length=_MOST_ROUNDS)] = []
 
     @property
     def closure(self) -> float:
         """All layers by this one, with the rest, over the whole model: 1 where it stands for
         all."""
         return (self.layers * self.layer_ns + self.rest_ns) / self.whole_ns
+
+    @property
+    def closure_ci95(self) -> list[float] | None:
+        """The 95 % interval of the closure, by Student's t over the logarithms of its rounds; None
+        with fewer than two. All rounds have one placement of the weights."""
+        made = [(self.layers * layer + rest, whole) for layer, rest, whole in self.rounds_ns]
+        logs = [math.log(sums / whole) for sums, whole in made if sums > 0 and whole > 0]
+        if len(logs) < 2 or self.closure <= 0:
+            return None
+        half = t_quantile_975(len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
+        return [self.closure * math.exp(-half), self.closure * math.exp(half)]
 
 
 class InputText(Block, kw_only=True):

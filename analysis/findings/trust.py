@@ -359,7 +359,7 @@ def layer_alone(c: Context) -> Found | None:
         "model",
         evidence=[
             f"{name}: {one.layers} × layer {one.layer} ({ms(one.layer_ns)}) and the rest "
-            f"({ms(one.rest_ns)}) are {one.ratio:.2f} of the whole model ({ms(one.whole_ns)})"
+            f"({ms(one.rest_ns)}) are {one.text} of the whole model ({ms(one.whole_ns)})"
             for name, one in closures.items()
         ],
     )

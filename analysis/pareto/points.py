@@ -5,6 +5,7 @@ In: a result of a sweep, its manifest and the report of its phase. Out: a SweepP
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 import msgspec
@@ -16,7 +17,7 @@ from prunescope.analysis.schema.report import Phase
 from prunescope.taxonomy.families import known
 from prunescope.taxonomy.family import read_selection
 from prunescope.taxonomy.run import Run
-from prunescope.taxonomy.run_blocks import Pruning, Recovered
+from prunescope.taxonomy.run_blocks import ModuleCounts, Pruning, Recovered
 from prunescope.taxonomy.run_quality import Quality
 from prunescope.taxonomy.sweep_files import SweepResult
 
@@ -59,8 +60,44 @@ def point_of(
         timing_valid=not times_are_invalid(phase),
         set=list(entry.set),
         closure=phase.closure,
+        dimensions=_dimensions(run, entry.phase),
+        ran=_ran(run, entry.phase),
         **msgspec.structs.asdict(entry.setting),
     )
+
+
+def _counts(run: Run, phase: str) -> dict[str, ModuleCounts]:
+    """What modules of a dynamic family counted in a phase; a layer alone leaves the others out."""
+    counted = run.census.dynamic.get(phase, {}) if run.census else {}
+    return {name: one for name, one in counted.items() if one.total}
+
+
+def _dimensions(run: Run, phase: str) -> dict[str, list[list[int]]]:
+    """The sizes of the weights by role, and those of what is chosen at run time."""
+    weights = Counter(
+        (one.role, tuple(one.shape))
+        for one in (run.census.matrices if run.census else ())
+        if one.role is not None and one.shape
+    )
+    found: dict[str, list[list[int]]] = {}
+    for (role, shape), count in sorted(weights.items()):
+        found.setdefault(role, []).append([*shape, count])
+    channels = {
+        pair
+        for one in _counts(run, phase).values()
+        if one.unit == "channels"
+        for pair in zip(one.active, one.total, strict=False)
+    }
+    return found | ({"channels": [list(pair) for pair in sorted(channels)]} if channels else {})
+
+
+def _ran(run: Run, phase: str) -> dict[str, float]:
+    """By the name of a module in its layer, the share of what it decides on that ran."""
+    sums: dict[str, list[int]] = {}
+    for name, one in _counts(run, phase).items():
+        of = sums.setdefault(f"{one.unit} of {name.rpartition('.')[2]}", [0, 0])
+        of[0], of[1] = of[0] + sum(one.active), of[1] + sum(one.total)
+    return {name: active / total for name, (active, total) in sums.items() if total}
 
 
 def times_are_invalid(phase: Phase) -> bool:

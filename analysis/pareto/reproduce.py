@@ -18,6 +18,7 @@ from prunescope.analysis.schema.reproduction import (
     Reproduction,
     SetupDifference,
 )
+from prunescope.taxonomy.keep import ALIGN, ALIGNMENTS, alignment_size, is_just
 from prunescope.taxonomy.paper import (
     ALIGNMENT,
     ALL_SETTINGS,
@@ -45,7 +46,7 @@ _LACKS = {
     FIGURE_5: "`families` of the paper at s = 0.5",
     ALL_SETTINGS: "the `families` of the paper at s = 0.125 in decode",
     FIGURE_6: "`only: [model, layer]`",
-    ALIGNMENT: "`set: {align: [odd, 2, 4, 8, 16, 128]}`",
+    ALIGNMENT: "`set: {align: [odd, just-2, just-4, just-8, 16, 128]}`",
     GEMM_STEPS: "GEMMs replayed over N and K: `prunescope gemm RUN`",
     PERPLEXITY: "`recover: steps=100,rank=16`",
     TASKS: "`tasks: [...]` with `recover`",
@@ -120,6 +121,19 @@ def _align_of(point: SweepPoint) -> str | None:
     return next((s.removeprefix(_ALIGN) for s in point.set if s.startswith(_ALIGN)), None)
 
 
+def _is_multiple(point: SweepPoint) -> bool:
+    """Whether larger powers of two may divide the dimensions of a point, too."""
+    align = _align_of(point)
+    return align not in ALIGNMENTS or not is_just(align)
+
+
+def _stands_for(align: str | None, at: str | None) -> bool:
+    """Whether an alignment of ours is one of the paper: odd, or a number."""
+    if align not in ALIGNMENTS or at not in ALIGNMENTS:
+        return False
+    return alignment_size(align) == alignment_size(at) and (is_just(align) or not is_just(at))
+
+
 def _is_plain(point: SweepPoint) -> bool:
     """Whether a family has no knob but its usual alignment."""
     return all(s.startswith(_ALIGN) for s in point.set) and _align_of(point) in (None, *_USUAL)
@@ -181,14 +195,20 @@ def _share(value: ReproducedValue, one: PublishedValue, found: Pareto) -> None:
 
 
 def _aligned(value: ReproducedValue, one: PublishedValue, found: Pareto) -> None:
-    """Of the closest setting that has this alignment, over the usual one there."""
-    points = _of_family(_points(found, one.phase), one)
-    wanted = next(iter(_closest((p for p in points if _align_of(p) == one.at), one)), None)
+    """Of the closest setting that has this alignment, over the usual one there: of dimensions that
+    no larger power of two divides, else of multiples. Multiples of 2 that are the usual dimensions
+    are multiples of 16, and stand for those alone."""
+    points = sorted(_of_family(_points(found, one.phase), one), key=_is_multiple)
+    aligned = (p for p in points if _stands_for(_align_of(p), one.at))
+    wanted = next(iter(_closest(aligned, one)), None)
     if wanted is None:
         return
     by_align = {_align_of(p): p for p in points if p.setting == wanted.setting}
     usual = next((by_align[a] for a in (*_USUAL, None) if a in by_align), None)
     if usual is None:
+        return
+    finer = alignment_size(one.at or ALIGN) < alignment_size(ALIGN)
+    if finer and wanted.dimensions and wanted.dimensions == usual.dimensions:
         return
     value.ours = wanted.realised / usual.realised
     value.where = wanted.where

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from prunescope.analysis.report import evidence
 from prunescope.analysis.report.escape import clean
@@ -212,14 +214,18 @@ def layer(found: Pareto) -> PaperFigure | NotDrawn:
         name=name,
         title=title,
         caption=f"{title}, dense and of each family at its largest sparsity, in the categories of "
-        "arXiv 2606.09080. Whiskers: the 95 % interval of the speedup, on the time of the layer, "
-        "cut where it leaves the panel."
+        "arXiv 2606.09080. Each result measures a dense layer of its own, at the line across its "
+        "bar; the dense bar is the one of the median time, its whisker from the lowest to the "
+        "highest of all. Whiskers of families: the 95 % interval of the speedup, on the time of "
+        f"the layer, cut where it leaves the panel.{_own_words(points)}{_closure_words(points)}"
         f"{mark_words(points)}{not_shown(shown)} {of_sweep(found, points)}",
         columns=[
             "phase",
             "setting",
+            "result",
             "side",
             "sparsity",
+            "own_sparsity",
             "category",
             "ns",
             "low",
@@ -227,6 +233,10 @@ def layer(found: Pareto) -> PaperFigure | NotDrawn:
             "realised",
             "realised_low",
             "realised_high",
+            "closure",
+            "closure_low",
+            "closure_high",
+            "drawn",
             "timing_valid",
         ],
         rows=[row for panel in shown for row in _layer_rows(panel)],
@@ -256,34 +266,76 @@ def _parts(point: SweepPoint, *, dense: bool) -> dict[str, float]:
 _ORDER = (_GEMM, *(name for name in CATEGORIES if name not in GEMMS))
 
 
+def _own_words(points: Sequence[SweepPoint]) -> str:
+    """What `here` in a name means, for a caption; empty where no layer has a share of its own."""
+    if not any(map(_here, points)):
+        return ""
+    return " Here: the share that this layer left out of what it decides on, where it is not s."
+
+
+def _here(point: SweepPoint) -> str:
+    """The sparsity of a layer of a dynamic family, where it is not the nominal one; else empty."""
+    own, nominal = point.own_sparsity, point.sparsity
+    if own is None or nominal is None or f"{own:.2f}" == f"{nominal:.2f}":
+        return ""
+    return f"\nhere {own:.2f}"
+
+
+def _closure_words(points: Sequence[SweepPoint]) -> str:
+    """How near all layers by this one are to the whole model; empty where that is not known."""
+    found = [one for p in points for one in (p.closure or {}).values()]
+    if not found:
+        return ""
+    ratios = [one.ratio for one in found]
+    ends = [end for one in found for end in one.ratio_ci95 or ()]
+    within = (
+        f", with 95 % intervals (over rounds of one placement) from {min(ends):.2f} to "
+        f"{max(ends):.2f}"
+        if ends
+        else ""
+    )
+    return (
+        f" Closure: as many of this layer as the model has, with the rest, take {min(ratios):.2f} "
+        f"to {max(ratios):.2f} of the time of the whole model{within}; each is in the CSV."
+    )
+
+
 def _layer_rows(panel: Panel) -> list[list[Value]]:
-    dense = _median(panel)
+    """Of each result its dense layer and its pruned one, by category."""
     rows: list[list[Value]] = []
-    for side, sparsity, point in (
-        ("dense", None, dense),
-        *((family_label(p), p.sparsity, p) for p in panel.points),
-    ):
-        is_dense = side == "dense"
-        speed: list[Value] = [1.0, None, None]
-        if not is_dense:
-            speed = [point.realised, *(point.realised_ci95 or (None, None))]
-        for one in point.categories:
-            ns = one.dense_ns if is_dense else one.pruned_ns
-            ends = one.dense_ci95 if is_dense else one.pruned_ci95
-            rows.append(
-                [
-                    panel.phase,
-                    panel.cell.where,
-                    side,
-                    sparsity,
-                    one.name,
-                    ns,
-                    *(ends or (None, None)),
-                    *speed,
-                    point.timing_valid,
-                ]
-            )
+    median = _median(panel)
+    for point in panel.points:
+        for side in ("dense", "pruned"):
+            rows += _rows_of_side(panel, point, side, drawn=side == "pruned" or point is median)
     return rows
+
+
+def _rows_of_side(panel: Panel, point: SweepPoint, side: str, *, drawn: bool) -> list[list[Value]]:
+    is_dense = side == "dense"
+    speed: list[Value] = [1.0, None, None]
+    if not is_dense:
+        speed = [point.realised, *(point.realised_ci95 or (None, None))]
+    closure: list[Value] = [None, None, None]
+    if one := (point.closure or {}).get(side):
+        closure = [one.ratio, *(one.ratio_ci95 or (None, None))]
+    return [
+        [
+            panel.phase,
+            panel.cell.where,
+            family_label(point),
+            side,
+            None if is_dense else point.sparsity,
+            None if is_dense else point.own_sparsity,
+            one.name,
+            one.dense_ns if is_dense else one.pruned_ns,
+            *((one.dense_ci95 if is_dense else one.pruned_ci95) or (None, None)),
+            *speed,
+            *closure,
+            drawn,
+            point.timing_valid,
+        ]
+        for one in point.categories
+    ]
 
 
 def _layer_figure(shown: Sequence[Panel]) -> Figure:
@@ -297,23 +349,36 @@ def _layer_figure(shown: Sequence[Panel]) -> Figure:
             parts = _parts(point, dense=dense)
             whole = sum(parts.values())
             present |= {name: None for name, ns in parts.items() if is_seen([0.0, ns], whole)}
-            tops.append(_column(axes, i, parts, unit))
+            own = sum(_parts(point, dense=True).values())
+            top = _column(axes, i, parts, unit, clear=own)
+            tops += [top, own]
             shade(axes, i, point)
             if not dense:
-                _whisker(axes, i, (tops[-1], point), unit)
+                axes.plot([i - 0.4, i + 0.4], [own / unit.per] * 2, color="black", linewidth=1.2)
+                _whisker(axes, i, (top, point), unit)
+        _dense_spread(axes, panel, unit)
         axes.set_ylim(0, _MOST_WHISKER * max(tops) / unit.per)
-        slanted(axes, ["dense", *map(named, panel.points)])
+        slanted(axes, ["dense", *(f"{named(p)}{_here(p)}" for p in panel.points)])
         axes.set_ylabel(f"time of a layer ({unit.unit})")
     looks = {_GEMM: ("#0072B2", "", "GEMM, GEMV")}
     looks |= {name: (*_LOOKS[name], CATEGORIES[name]) for name in CATEGORIES}
-    handles = [patch(looks[n][0], looks[n][2], looks[n][1]) for n in _ORDER if n in present]
+    handles: list[Any] = [
+        patch(looks[n][0], looks[n][2], looks[n][1]) for n in _ORDER if n in present
+    ]
+    handles += [Line2D([], [], color="black", linewidth=1.2, label="dense, of the same result")]
     handles += reason_patches(point for panel in shown for point in panel.points)
     legend_below(figure, handles, columns=len(handles))
     return figure
 
 
-def _column(axes: Axes, at: int, parts: dict[str, float], unit: Scale) -> float:
-    """A stacked bar; gives its height in ns."""
+def _dense_spread(axes: Axes, panel: Panel, unit: Scale) -> None:
+    """From the lowest to the highest time of the dense layer, beside the dense bar."""
+    times = [sum(_parts(point, dense=True).values()) / unit.per for point in _of_dense(panel)]
+    axes.plot([0.28] * 2, [min(times), max(times)], color="black", linewidth=0.8)
+
+
+def _column(axes: Axes, at: int, parts: dict[str, float], unit: Scale, *, clear: float) -> float:
+    """A stacked bar, with its height above it, and above the line at `clear` ns; gives it in ns."""
     top = 0.0
     for name, ns in parts.items():
         colour, hatch = ("#0072B2", "") if name == _GEMM else _LOOKS[name]
@@ -327,7 +392,8 @@ def _column(axes: Axes, at: int, parts: dict[str, float], unit: Scale) -> float:
             **EDGE,
         )
         top += ns
-    axes.text(at, top / unit.per, clean(unit.text(top)), ha="center", va="bottom", fontsize=6)
+    look: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": 6}
+    axes.text(at, max(top, clear) / unit.per, clean(unit.text(top)), **look)
     return top
 
 

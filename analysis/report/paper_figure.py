@@ -19,6 +19,7 @@ from prunescope.analysis.report.figure_style import EDGE, drawing, ground, no_ev
 from prunescope.analysis.report.pareto_marks import SIMULATED, ZEROS, marked, marks_of_point
 from prunescope.analysis.report.titles import short
 from prunescope.analysis.schema.pareto import Pareto, SweepCell, SweepPoint
+from prunescope.taxonomy.keep import ALIGNMENTS, alignment_size, is_just
 
 Value = str | int | float | bool | None
 PAGE, COLUMN = 7.0, 3.35  # inches: both columns of a page, and one
@@ -138,10 +139,21 @@ def usually_aligned(points: Iterable[SweepPoint]) -> list[SweepPoint]:
     ]
 
 
-def _rank(align: str | None) -> int:
+def _rank(align: str | None) -> tuple[int, bool]:
+    """The usual one first, then the largest, and of two a multiple before just that."""
     if align in _USUAL_ALIGNMENT:
-        return 1 << 30
-    return int(align) if align is not None and align.isdigit() else -(align is None)
+        return 1 << 30, True
+    return (
+        (0, False)
+        if align is None
+        else (size_of(align), align in ALIGNMENTS and not is_just(align))
+    )
+
+
+def size_of(align: str) -> int:
+    """The number that divides dimensions of an alignment; 0 for a name of none, which a folder may
+    hold."""
+    return alignment_size(align) if align in ALIGNMENTS else 0
 
 
 def families_of(points: Iterable[SweepPoint]) -> list[str]:

@@ -33,11 +33,13 @@ from prunescope.analysis.report.paper_figure import (
     panels,
     patch,
     reason_patches,
+    size_of,
     usually_aligned,
     with_marks,
 )
 from prunescope.analysis.report.pareto_figures import dot, legend_below
 from prunescope.analysis.schema.pareto import Pareto, SweepPoint
+from prunescope.taxonomy.keep import is_just
 from prunescope.taxonomy.run_setting import RunSetting
 
 _GROUP = 0.84  # of the distance of two groups of bars
@@ -232,20 +234,66 @@ def alignments(found: Pareto) -> PaperFigure | NotDrawn:
         return NotDrawn(
             name=name,
             reason="no family has points of two alignments at one sparsity",
-            key="add `set: {align: [1, 2, 4, 8, 16, 128]}` to the sweep",
+            key="add `set: {align: [odd, just-2, just-4, just-8, 16, 128]}` to the sweep",
         )
+    same = [_same_models(panel.points) for panel in shown]
     points = [p for panel in shown for p in panel.points]
     return PaperFigure(
         name=name,
         title=title,
         caption=f"{title}: realised speedup over what kept dimensions are rounded up to a multiple "
-        "of, each family at the sparsity with the most alignments; its roofline bound dotted. "
+        "of (odd, even and just-N: of no larger power of two), each family at the sparsity with "
+        "the most alignments; its roofline bound dotted. "
         f"Whiskers: 95 % intervals{_of_draws(points)}, cut where they leave the panel."
-        f"{mark_words(points)}{not_shown(shown)} {of_sweep(found, points)}",
-        columns=_COLUMNS,
-        rows=[_row(panel, p, p.sparsity) for panel in shown for p in panel.points],
+        f"{_same_words(same)}{mark_words(points)}{not_shown(shown)} {of_sweep(found, points)}",
+        columns=[*_COLUMNS, "same_model_as"],
+        rows=[
+            [*_row(panel, p, p.sparsity), ", ".join(_others(p, groups)) or None]
+            for panel, groups in zip(shown, same, strict=True)
+            for p in panel.points
+        ],
         draw=lambda: _alignment_figure(on_a_page(shown)),
     )
+
+
+def _same_models(points: Sequence[SweepPoint]) -> list[list[SweepPoint]]:
+    """The groups of a panel's points that are one model under several alignments, by their
+    dimensions; none of points whose dimensions are not known."""
+    groups: list[list[SweepPoint]] = []
+    for point in points:
+        for group in groups:
+            one = group[0]
+            if point.dimensions and (family_label(one), one.dimensions) == (
+                family_label(point),
+                point.dimensions,
+            ):
+                group.append(point)
+                break
+        else:
+            groups.append([point])
+    return [sorted(group, key=_place) for group in groups if len(group) > 1]
+
+
+def _others(point: SweepPoint, groups: Sequence[Sequence[SweepPoint]]) -> list[str]:
+    """The alignments of the points that are the same model as this one."""
+    own = next((group for group in groups if any(one is point for one in group)), ())
+    return [alignment(one) or "" for one in own if one is not point]
+
+
+def _same_words(of_panels: Sequence[Sequence[Sequence[SweepPoint]]]) -> str:
+    """A sentence for a caption; empty where every point is a model of its own."""
+    words = dict.fromkeys(
+        f"{family_label(group[0])} {' = '.join(alignment(one) or '' for one in group)}"
+        for groups in of_panels
+        for group in groups
+    )
+    if not words:
+        return ""
+    return f" Points with = are the same model, as all dimensions are equal: {'; '.join(words)}."
+
+
+def _place(point: SweepPoint) -> tuple[int, int]:
+    return _order(alignment(point) or "")
 
 
 def _aligned(points: Sequence[SweepPoint]) -> list[SweepPoint]:
@@ -261,11 +309,12 @@ def _aligned(points: Sequence[SweepPoint]) -> list[SweepPoint]:
 
 
 def _order(align: str) -> tuple[int, int]:
-    """Odd and even first, then numbers by size, then what families do without the knob."""
-    words = ("odd", "even")
-    if align in words:
-        return 0, words.index(align)
-    return (1, int(align)) if align.isdigit() else (2, 0)
+    """By size: just that (odd, even), then multiples, then the name of what families round to; last
+    what is no alignment."""
+    size = size_of(align)
+    if not size:
+        return 1 << 30, 0
+    return size, 0 if is_just(align) else 1 if align.isdigit() else 2
 
 
 def _alignment_figure(shown: Sequence[Panel]) -> Figure:
@@ -282,6 +331,8 @@ def _alignment_figure(shown: Sequence[Panel]) -> Figure:
                 if family_label(p) == name
             }
             _line(axes, dict(sorted(at.items())), look)
+            for group in _same_models([p for p in panel.points if family_label(p) == name]):
+                _join(axes, [(x, p.realised) for x, p in at.items() if p in group], look[0])
         axes.axhline(1.0, color="black", linewidth=0.6, linestyle=(0, (3, 2)))
         axes.set_xticks(range(len(aligns)), aligns)
         axes.set_xlim(-0.4, len(aligns) - 0.6)
@@ -289,7 +340,7 @@ def _alignment_figure(shown: Sequence[Panel]) -> Figure:
         speeds += [p.bounds.get("roofline") or 0.0 for p in panel.points]
         most = _MOST_WHISKER * max(1.0, *speeds)
         axes.set_ylim(0, min(axes.get_ylim()[1], most))
-        axes.set_xlabel("kept dimensions are multiples of")
+        axes.set_xlabel("alignment of kept dimensions")
         axes.set_ylabel("speedup, dense ÷ pruned")
     handles: list[Any] = [
         Line2D(
@@ -309,6 +360,13 @@ def _alignment_figure(shown: Sequence[Panel]) -> Figure:
     handles += reason_patches(points)
     legend_below(figure, handles, columns=5)
     return figure
+
+
+def _join(axes: Axes, at: Sequence[tuple[float, float]], colour: str) -> None:
+    """Mark points that are the same model."""
+    for x, y in at:
+        look: dict[str, Any] = {"ha": "left", "va": "bottom", "fontsize": 7, "color": colour}
+        axes.annotate("=", (x, y), (4, 1), textcoords="offset points", **look)
 
 
 def _with_sparsity(name: str, points: Sequence[SweepPoint]) -> str:

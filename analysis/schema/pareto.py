@@ -182,6 +182,25 @@ class SweepPoint(RunSetting, kw_only=True, frozen=False):  # type: ignore[misc]
     set: Annotated[
         list[str], meaning("OPTION=VALUE of the family, in which its points differ")
     ] = []
+    dimensions: Annotated[
+        dict[str, list[list[int]]],
+        meaning(
+            "by role, N, K and number of the pruned weights; of channels chosen at run time how "
+            "many of how many. Points of a family with equal ones are the same model"
+        ),
+    ] = {}
+    ran: Annotated[
+        dict[str, float],
+        meaning(
+            "of rows, blocks, layers ... of a dynamic family, by module of a layer, the share that "
+            "ran; of a layer alone, its own"
+        ),
+    ] = {}
+
+    @property
+    def own_sparsity(self) -> float | None:
+        """What a dynamic family left out, the mean over its modules; None for another."""
+        return 1 - sum(self.ran.values()) / len(self.ran) if self.ran else None
 
     @property
     def label(self) -> str:

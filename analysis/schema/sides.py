@@ -83,12 +83,23 @@ class Closure(msgspec.Struct, kw_only=True):
     rest_ns: Annotated[float, meaning("the model with its layers skipped: embedding, norm, head")]
     whole_ns: float
     ratio: Annotated[float, meaning("(layers x layer_ns + rest_ns) / whole_ns")]
+    ratio_ci95: Annotated[
+        list[float] | None,
+        meaning("Student's t over the rounds, all in one placement; null: not known"),
+    ] = None
 
     @classmethod
     def of(cls, found: LayerAlone) -> Closure:
         """That of a run."""
-        known = {name: getattr(found, name) for name in LayerAlone.__struct_fields__}
-        return cls(**known, ratio=found.closure)
+        shared = [name for name in cls.__struct_fields__ if name in LayerAlone.__struct_fields__]
+        known = {name: getattr(found, name) for name in shared}
+        return cls(**known, ratio=found.closure, ratio_ci95=found.closure_ci95)
+
+    @property
+    def text(self) -> str:
+        """The ratio with its interval: `1.03 [0.98, 1.08]`."""
+        ends = "" if self.ratio_ci95 is None else " [{:.2f}, {:.2f}]".format(*self.ratio_ci95)
+        return f"{self.ratio:.2f}{ends}"
 
 
 class OfTokens(TypedDict):

@@ -12,7 +12,9 @@ from prunescope.taxonomy.plan import Plan, Workload
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.theory import dense_plan
 
-ROUNDING = Knob("nearest", "how the kept share of the KV heads becomes whole", ROUNDINGS)
+ROUNDING = Knob(
+    "nearest", "how the kept share of the KV heads becomes whole", ROUNDINGS, only_sizes=True
+)
 LATENTS = ("q_a", "kv_a")  # they belong to no head
 
 

@@ -45,9 +45,23 @@ def test_alignment_of_what_a_sparsity_aligns_by_itself() -> None:
     assert keep.kept_intermediate(14_336, 0.5, "odd") == 7169
     assert keep.kept_intermediate(14_336, 0.5, "even") == 7170  # 2 · 3585
     assert keep.kept_intermediate(352, 0.1, "128") == 352  # 316 -> 384 > 352
+    just = [f"just-{n}" for n in (1, 2, 4, 8, 16, 128)]
+    kept = [keep.kept_intermediate(14_336, 0.5, align) for align in just]
+    assert kept == [7169, 7170, 7172, 7176, 7184, 7296]  # 7168 is a multiple of 256 too
+    assert [keep.kept_hidden(4096, 0.5, align) for align in just[:3]] == [2049, 2050, 2052]
     assert [keep.low_rank(14_336, 4096, 0.5, a) for a in ("1", "odd", "128")] == [1592, 1593, 1664]
+    assert keep.low_rank(14_336, 4096, 0.5, "just-16") == 1616  # 1600 = 64 · 25
     with pytest.raises(PrunescopeError, match="align"):
         family("static-nk-mlp").point(0.3, {"align": "3"})
+
+
+def test_alignments_in_words() -> None:
+    words = {a: keep.aligned_words(a) for a in ("1", "16", "odd", "even", "just-8", "paper", "x%s")}
+    assert words == {
+        "1": "whole numbers", "16": "multiples of 16", "odd": "odd numbers", "paper":
+        "multiples of 16", "even": "numbers that 2 divides and 4 does not", "just-8":
+        "numbers that 8 divides and 16 does not", "x%s": "multiples of x%s",
+    }  # fmt: skip
 
 
 def test_layers_by_name() -> None:

@@ -85,6 +85,8 @@ def test_a_layer_alone_is_a_point_with_its_closure(tmp_path: Path) -> None:
         assert (side["layer"], side["layers"]) == (3, 8)
         whole = side["layers"] * side["layer_ns"] + side["rest_ns"]
         assert side["ratio"] == pytest.approx(whole / side["whole_ns"])
+        low, high = side["ratio_ci95"]
+        assert low <= side["ratio"] <= high
         assert side["whole_ns"] > side["layer_ns"]
     # One MLP of one layer, and no head: more of its FLOPs are gone than of the model's.
     assert (points["layer"].flop_sparsity or 0) > (points["model"].flop_sparsity or 0)

@@ -86,14 +86,15 @@ def fit_routers(
     *,
     sparsity: float,
     costs: Sequence[float] | None = None,
+    equal: bool = False,
 ) -> float | None:
     """Fit the routers in place; they must let every token through while this runs.
 
     A sublayer gets the share of the tokens whose change is among the 1 − s largest of its kind, so
-    that shares differ between sublayers and average 1 − s. `costs`, in any unit: the mean cost of
-    skipping each site for a token; changes are shifted to match them. Returns the median R² of the
-    routers on the last quarter of the sequences, which is held out; None with fewer than four
-    sequences.
+    that shares differ between sublayers and average 1 − s; if `equal`, 1 − s itself. `costs`, in
+    any unit: the mean cost of skipping each site for a token; changes are shifted to match them.
+    Returns the median R² of the routers on the last quarter of the sequences, which is held out;
+    None with fewer than four sequences.
     """
     seen = [_SiteData() for _ in sites]
     count = len(calibration.batches)
@@ -108,7 +109,8 @@ def fit_routers(
     for found, cost in zip(seen, costs or (), strict=costs is not None):
         _shift_to(found, cost)
     for kind in {site.kind for site in sites}:
-        _set_shares([(t, s) for t, s in zip(sites, seen, strict=True) if t.kind == kind], sparsity)
+        own = [(t, s) for t, s in zip(sites, seen, strict=True) if t.kind == kind]
+        _set_shares(own, sparsity, equal=equal)
     r2 = [_r2(s.held, w) for s, w in zip(seen, weights, strict=True) if s.held.count]
     return statistics.median(r2) if r2 else None
 
@@ -146,8 +148,13 @@ def _shift_to(found: _SiteData, cost: float) -> None:
     found.changes = [change + shift for change in found.changes]
 
 
-def _set_shares(sites: Sequence[tuple[Site, _SiteData]], sparsity: float) -> None:
+def _set_shares(sites: Sequence[tuple[Site, _SiteData]], sparsity: float, *, equal: bool) -> None:
     """Set the sparsity and threshold of each router of a kind."""
+    if equal:
+        for site, found in sites:
+            site.router.sparsity = sparsity
+            site.router.threshold = quantile(torch.cat(found.scores), sparsity)
+        return
     changes = [torch.cat(found.changes) for _, found in sites]
     least = quantile(torch.cat(changes), sparsity)
     for (site, found), change in zip(sites, changes, strict=True):

@@ -358,13 +358,16 @@ class _Session:
         )
         numbers = layers_alone(variants)
         for one in variants:
+            layer, rest, whole = (
+                taken.samples[f"{one.name} {part}"] for part in ("layer", "rest", "whole")
+            )
             self._entry(phase, one).alone = LayerAlone(
                 layer=numbers[one.name],
                 layers=len(decoder_layers(one.model)[1]),
-                **{
-                    f"{part}_ns": median(taken.samples[f"{one.name} {part}"])
-                    for part in ("layer", "rest", "whole")
-                },
+                layer_ns=median(layer),
+                rest_ns=median(rest),
+                whole_ns=median(whole),
+                rounds_ns=list(zip(layer, rest, whole, strict=True)),
             )
 
     def _profile_eagerly(self, phase: str, variants: list[Variant], loops: dict[str, Loop]) -> None:

@@ -59,8 +59,9 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
 
 def _random_record(point: Point) -> Record:
     note = (
-        "prefill: the int(p·S) best rows of each sequence; decode: a random number of the B rows, "
-        "each with probability p, the best ones by the router's score"
+        "prefill: the int(p·S) best rows of each sequence; decode, where no recovery trained the "
+        "routers: a random number of the B rows, each with probability p, the best ones by the "
+        "router's score"
     )
     return {"kept": {"rows": 1 - point.sparsity}, "notes": [note]}
 
@@ -78,9 +79,9 @@ def _fitted(model: Any, sites: list[Site], point: Point) -> Record:
         "kept": {"rows": 1 - point.sparsity, "rows_by_layer": shares},
         "calibration": calibration.record,
         "notes": [
-            f"each {point.knobs['unit']} has a share p of its own, by how much it changes tokens; "
-            "prefill: the int(p·S) best rows of each sequence; decode: rows that score as the best "
-            "p of the text",
+            f"each {point.knobs['unit']} has a share p of its own, by how much it changes tokens "
+            "(rows_by_layer; their mean is 1 − s); prefill: the int(p·S) best rows of each "
+            "sequence; decode: rows that score as the best p of the text",
             f"{len(sites)} routers fitted to how much each changes a token{fit}",
         ],
     }

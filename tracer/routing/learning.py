@@ -89,14 +89,14 @@ class NothingTrained:
 
 
 class RowLearner:
-    """Trains the routers of rows. `fitted`: they were fitted to a text already; otherwise `begin`
-    does it."""
+    """Trains the routers of rows. `fitted`: they were fitted to a text already, which gave each a
+    share of its own; otherwise `begin` fits them, and each keeps the share that it has, 1 − s."""
 
     how = (
-        "routers trained with the adapters: the best rows of each sequence go through, and the "
-        "sigmoid of a score gets the gradient of its row (straight-through, arXiv 1308.3432; top-k "
-        "as in MoD, arXiv 2404.02258); decode: rows that score as the best p of their "
-        "prompt, by a threshold that moves so that p is kept"
+        "routers trained with the adapters: the int(p·S) best rows of each sequence go through, p "
+        "being the router's share, and the sigmoid of a score gets the gradient of its row "
+        "(straight-through, arXiv 1308.3432; top-k as in MoD, arXiv 2404.02258); decode: rows that "
+        "score as the best p of their prompt, by a threshold that moves so that p is kept"
     )
 
     def __init__(self, model: Any, sites: Sequence[Site], sparsity: float, *, fitted: bool) -> None:
@@ -110,7 +110,7 @@ class RowLearner:
         if not self.fitted:
             for router in routers:
                 router.sparsity = 0.0
-            fit_routers(self.model, self.sites, calibration, sparsity=self.sparsity)
+            fit_routers(self.model, self.sites, calibration, sparsity=self.sparsity, equal=True)
         for router in routers:
             in_float32(router)
             router.learns = True

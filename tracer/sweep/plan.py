@@ -158,7 +158,7 @@ class SweepConfig:
             help="Options of families by name, each a value or a list of which each makes a point "
             "of the families that have the option.",
             lists="knobs",
-            example="{align: [1, 16, 128]}",
+            example="{align: [odd, just-8, 16]}",
         ),
     ] = dataclasses.field(default_factory=dict, hash=False)
     flush: Annotated[
@@ -511,7 +511,36 @@ def _all_points(
         found, said = _points(config, name, shape, words)
         points += [dataclasses.replace(point, set=words) for point in found]
         notes += [f"{note} ({', '.join(words)})" if words else note for note in said]
-    return points, notes
+    return points, notes + _one_model(config, name, shape, points)
+
+
+def _one_model(
+    config: SweepConfig, name: str, shape: ModelShape | None, points: Sequence[_Point]
+) -> list[str]:
+    """Which points of a family are one model under several names, as their dimensions are equal: a
+    sparsity may align by itself to more than an option asks for."""
+    same: dict[Any, list[_Point]] = {}
+    for point in points:
+        if point.set and point.sparsity is not None and point.problem is None and shape is not None:
+            knobs = knobs_of(config, name, point.set)
+            same.setdefault(_signature(name, point.sparsity, shape, knobs), []).append(point)
+    return [_named_one_model(name, group) for group in same.values() if len(group) > 1]
+
+
+def _named_one_model(name: str, group: Sequence[_Point]) -> str:
+    """A sentence for points of equal dimensions."""
+    sparsities = list(dict.fromkeys(f"{point.sparsity:g}" for point in group))
+    one_s = len(sparsities) == 1
+    names = [
+        " ".join(point.set) + ("" if one_s else f" at s = {point.sparsity:g}") for point in group
+    ]
+    where = f"{name}, s = {sparsities[0]}" if one_s else name
+    aligned = any(word.startswith("align=") for word in group[0].set)
+    instead = "; align=just-4 is a multiple of 4 and of no larger power of two" if aligned else ""
+    return (
+        f"{where}: {', '.join(names)} give equal dimensions: {len(group)} points are the same "
+        f"model{instead}"
+    )
 
 
 def _points(
@@ -581,18 +610,40 @@ def _composite_problem(name: str, sparsity: float, shape: ModelShape | None) -> 
     return None
 
 
+def _signature(
+    method: str, sparsity: float, shape: ModelShape, knobs: Mapping[str, str]
+) -> tuple[Any, ...]:
+    """Equal for two points of a method that make the same model: `_dimensions` of its parts; of
+    one that is no family of ours, which may do anything, with every option."""
+    by_id = {one.id: one for one in families()}
+    parts = method_parts(method)
+    found: list[Any] = []
+    for part, own in parts:
+        share = sparsity if own is None else number(own)
+        before = f"{part}." if len(parts) > 1 else ""
+        if part not in by_id or share is None:
+            return method, sparsity, *sorted(knobs.items())
+        has = by_id[part].knobs
+        own_knobs = {knob: knobs[before + knob] for knob in has if before + knob in knobs}
+        found.append((part, _dimensions(by_id[part], share, shape, own_knobs)))
+    return tuple(found)
+
+
 def _dimensions(
     family: Family, sparsity: float, shape: ModelShape | None, knobs: Mapping[str, str]
 ) -> Any:
-    """Equal for two sparsities that make the same model; the sparsity where that is not known."""
+    """Equal for two points of a family that make the same model: its dimensions, and every option
+    that says more than how large they are. Also the sparsity, where dimensions do not say all; and
+    it and all options alone where they are not known."""
     point = family.point(sparsity, knobs)
     if shape is None:
-        return sparsity
+        return sparsity, *sorted(point.knobs.items())
     ops = family.theory(shape, Workload(phase="prefill", prompt_len=64), point)
+    others = [one for one in sorted(point.knobs.items()) if not family.knobs[one[0]].only_sizes]
     moves = any(family.axes[group] != "none" for group in GEMM_GROUPS)
-    if family.dynamics == "dynamic" or not moves:
-        return sparsity
-    return tuple((op.name, op.layers, op.gemms, op.flop, op.parameters) for op in ops)
+    nominal = () if moves and not family.is_dynamic else (sparsity,)
+    sizes = ((op.name, op.layers, op.gemms, op.flop, op.parameters) for op in ops)
+    return *nominal, *others, *sizes
 
 
 # The keys of a sweep file that list the values of each field of a setting.

@@ -92,6 +92,20 @@ def test_a_layer_an_alignment_a_gemm_and_a_perplexity(found: Reproduction) -> No
     assert (tasks.published, tasks.ours, tasks.where) == (0.264, 0.3, "tasks of the sweep")
 
 
+def test_multiples_of_the_usual_size_stand_for_no_finer_alignment() -> None:
+    """7,168 channels at align=2 are those of 16, so that they say nothing of ×2; 7,172 of ×4 do."""
+    channels = {"16": 7168, "2": 7168, "4": 7168, "just-4": 7172, "128": 7168, "1": 7167}
+    points = [
+        at("static-nk", 1.5 + i / 10, set=[f"align={a}"], dimensions={"up": [[n, 4096, 32]]})
+        for i, (a, n) in enumerate(channels.items())
+    ]
+    found = reproduce(of(points), paper())
+    ours = {a: value(found, "alignment", "static-nk", at=a).ours for a in ("odd", "2", "8")}
+    assert set(ours.values()) == {None}
+    assert value(found, "alignment", "static-nk", at="4").ours == pytest.approx(1.8 / 1.5)
+    assert value(found, "alignment", "static-nk", at="128").ours == pytest.approx(1.9 / 1.5)
+
+
 def test_shares_of_the_step(found: Reproduction) -> None:
     shares = [v.ours for v in found.values if v.figure == "Fig. 2" and v.phase == "prefill"]
     assert shares == pytest.approx([0.4, 0.2, 0.1, 0.1, 0.0, 0.2])

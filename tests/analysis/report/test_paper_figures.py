@@ -23,6 +23,7 @@ from prunescope.analysis.schema.pareto import (
     SweepPoint,
     SweepSubject,
 )
+from prunescope.analysis.schema.sides import Closure
 from prunescope.taxonomy.replays import (
     ReplayDevice,
     ReplayedGemm,
@@ -248,6 +249,26 @@ def test_alignments_stand_in_their_order(whole: PaperSet) -> None:
     assert {r["family"] for r in rows(whole, "alignment")} == {"static-nk"}
 
 
+def test_points_of_equal_dimensions_are_named_as_one_model() -> None:
+    """7,168 channels are a multiple of 2, 16 and 128, and 7,172 of 4 alone; odd is not known."""
+    channels = {"2": 7168, "16": 7168, "128": 7168, "just-4": 7172}
+    points = [
+        at("static-nk", 1.5, set=[f"align={a}"], dimensions={"gate": [[n, 4096, 32]]})
+        for a, n in channels.items()
+    ]
+    points += [at("static-nk", 1.4, set=["align=odd"]), at("b", 1.4, set=["align=16"])]
+    found = paper_set(sweep({"prefill": points}))
+    assert "are the same model" in (caption := figure(found, "alignment").caption)
+    assert "equal: static-nk 2 = 16 = 128." in caption
+    same = {r["align"]: r["same_model_as"] for r in rows(found, "alignment")}
+    assert same == {"2": "16, 128", "16": "2, 128", "128": "2, 16", "just-4": None, "odd": None}
+    (axes,) = plotted(found, "alignment").axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == [
+        "odd", "2", "just-4", "16", "128",
+    ]  # fmt: skip
+    assert [(text.get_text(), text.xy[0]) for text in axes.texts] == [("=", i) for i in (1, 3, 4)]
+
+
 def test_a_layer_is_stacked_from_its_categories(whole: PaperSet) -> None:
     axes = plotted(whole, "layer").axes[0]
     heights = {}
@@ -257,6 +278,36 @@ def test_a_layer_is_stacked_from_its_categories(whole: PaperSet) -> None:
     assert heights == pytest.approx({0: 10, 1: 8.5, 2: 8.5})
     names = [label.get_text() for label in axes.get_xticklabels()]
     assert names == ["dense", "static-nk 0.5", "dynamic-m 0.5"]
+
+
+def test_each_layer_has_the_dense_one_of_its_own_result() -> None:
+    """Dense layers of 10, 12 and 11 ms: the bar is that of 11. The router of b let .87 of its rows
+    through, where s = .5 says .5; the closure of c is not known."""
+    made = []
+    for name, ms in (("a", 10), ("b", 12), ("c", 11)):
+        one = at(name, 1.2, only="layer", categories=parts(mlp=(ms, 5)))
+        one.ledger = {**one.ledger, "dense": ms * MS}
+        one.ran = {"rows of self_attn": 0.94, "rows of mlp": 0.8} if name == "b" else {}
+        if name != "c":
+            sides = {"layer": 3, "layers": 8, "layer_ns": 1.0, "rest_ns": 2.0, "whole_ns": 9.6}
+            ends = [1.0, 1.25] if name == "b" else None
+            one.closure = {"dense": Closure(**sides, ratio=10 / 9.6, ratio_ci95=ends)}
+        made.append(one)
+    found = paper_set(sweep({"prefill": made}))
+    dense = {r["result"]: (r["ns"] / MS, r["drawn"], r["closure_high"])
+             for r in rows(found, "layer") if r["side"] == "dense"}  # fmt: skip
+    assert dense == {"a": (10, False, None), "b": (12, False, 1.25), "c": (11, True, None)}
+    own = {r["result"]: r["own_sparsity"] for r in rows(found, "layer") if r["side"] == "pruned"}
+    assert own == {"a": None, "b": pytest.approx(0.13), "c": None}
+    (axes,) = plotted(found, "layer").axes
+    names = [label.get_text() for label in axes.get_xticklabels()]
+    assert names == ["dense", "a 0.5", "b 0.5\nhere 0.13", "c 0.5"]
+    (of_dense, *lines) = [list(line.get_ydata()) for line in reversed(axes.lines)]
+    assert of_dense == [10, 12]  # the whisker of the bar
+    assert [ends for ends in lines if ends[0] == ends[1]] == [[11, 11], [12, 12], [10, 10]]
+    caption = figure(found, "layer").caption
+    assert "take 1.04 to 1.04 of the time of the whole model" in caption
+    assert "from 1.00 to 1.25; each" in caption and "Here: the share" in caption
 
 
 def test_gemm_steps_over_what_is_gone(whole: PaperSet) -> None:

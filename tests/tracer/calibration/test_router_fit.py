@@ -10,6 +10,8 @@ import torch
 
 from prunescope.taxonomy.keep import kept_count
 from prunescope.tracer.calibration.point import Calibration
+from prunescope.tracer.capture.graph_mode import StaticPrefill, record_nothing
+from prunescope.tracer.capture.phases import PrefillLoop
 from prunescope.tracer.capture.weight_stats import dynamic_stats
 from prunescope.tracer.model.layers import decoder_layers
 from prunescope.tracer.pruners import Applied
@@ -90,6 +92,34 @@ def test_each_kind_of_sublayer_keeps_its_share_of_the_text(sparsity: float) -> N
         assert len(own) == 4
         assert statistics.mean(own) == pytest.approx(sparsity, abs=1e-3)
         assert len(set(own)) > 1  # by how much each matters, not equal
+
+
+@pytest.mark.parametrize("select", ["random", "importance"])
+def test_training_leaves_every_router_the_rows_that_the_record_says(select: str) -> None:
+    """int(p·S) of 20 rows at s = .4: 12 in each sublayer, as before the training, eager and static;
+    by importance as many as its own share says."""
+    applied = fitted(small("llama"), 0.4, select)
+    model, record, (learner,) = applied.model, applied.record, applied.learners
+    learner.begin(TEXT)
+    learner.finish(TEXT)
+    dynamic_stats(model)
+    shares = learner.record().kept_by_layer
+    assert shares is not None
+    if select == "random":
+        assert shares == {"attention": [record["kept"]["rows"]] * 4, "mlp": [0.6] * 4}
+    else:
+        assert shares == record["kept"]["rows_by_layer"] and len(set(shares["mlp"])) > 1
+    own = [share for pair in zip(*shares.values(), strict=True) for share in pair]
+    logits, ids = [], tokens(1, 20)
+    for loop in (
+        PrefillLoop(model, ids, logits="all"),
+        StaticPrefill(model, ids, logits="all", record=record_nothing),
+    ):
+        loop.prepare()
+        logits.append(loop.sample().logits)
+        counted = [set(one.active) for one in dynamic_stats(model).values()]
+        assert counted == [{kept_count(20, 1 - share)} for share in own]
+    torch.testing.assert_close(*logits)
 
 
 def test_it_equals_the_dense_model_with_the_same_rows_masked() -> None:

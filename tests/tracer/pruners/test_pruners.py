@@ -134,7 +134,7 @@ def test_static_nk_shapes(tiny: Any) -> None:
 def test_families_keep_what_their_theory_aligns(tiny: Any) -> None:
     shape, work = model_shape(tiny), Workload(phase="prefill", prompt_len=16)
     for name in ("static-nk-mlp", "static-nk-cross", "static-k-lowrank"):
-        for align in ("1", "odd", "32"):
+        for align in ("1", "odd", "just-4", "32"):
             chosen = family_of(name)
             ops = chosen.theory(shape, work, chosen.point(0.4, {"align": align}))
             gate = [gemm for op in ops if op.role == "gate" for gemm in op.gemms]

@@ -197,6 +197,27 @@ def test_the_axes_of_a_study_make_results(tmp_path: Path) -> None:
     assert any("cannot record dynamic-depth" in note for note in plan.notes)
 
 
+def test_points_that_are_the_same_model_are_named_before_a_sweep(tmp_path: Path) -> None:
+    """176 of 352 channels at s = .5 are 16 · 11, so that all alignments up to 16 keep as many."""
+    text = (
+        "model: tiny-llama\nfamilies: [static-nk-mlp, static-nk, static-m:0.25+static-nk-mlp, "
+        "dynamic-width, dynamic-nk]\nphases: prefill\nsparsities: 0.5\n"
+        "set: {align: [1, 4, 16, just-4, even, just-2], rounding: [nearest, paper], "
+        "block: [16, 32]}\n"
+    )
+    plan = plan_of(SweepRequest(config=config(tmp_path, text), out=tmp_path / "s"))
+    same = "s = 0.5: align=1, align=4, align=16 give equal dimensions: 3 points"
+    for family in ("static-nk-mlp", "static-m:0.25+static-nk-mlp", "dynamic-width"):
+        of_family = [note for note in plan.notes if note.startswith(f"{family}, ")]
+        assert [same in note for note in of_family] == [True, False], of_family
+        assert "align=even, align=just-2 give equal dimensions: 2 points" in of_family[1]
+        assert "just-4 is a multiple of 4 and of no larger power" in of_family[0]
+    of_heads = [note for note in plan.notes if note.startswith("static-nk, ")]
+    assert "rounding=paper give equal dimensions: 6 points" in of_heads[0]  # 2 of 4 by either
+    assert not any(note.startswith("dynamic-nk, ") for note in plan.notes)  # other blocks
+    assert len(plan.results) == 6 + 12 + 6 + 6 + 2
+
+
 def test_what_cannot_be_recorded_depends_on_the_knobs() -> None:
     routed = {"dynamic-m.keys": "routed"}
     assert recording_problem("dynamic-m+static-m", "eager", routed) is None
