@@ -80,9 +80,7 @@ def with_replays(report: Report, replays: Replays, run: Run | None) -> Report:
             hint="replay them where the run was traced: prunescope gemm RUN",
         )
     phases = {
-        name: msgspec.structs.replace(
-            phase, replay=_replay(name, phase, replays, on_cpu=replays.device.kind == "cpu")
-        )
+        name: msgspec.structs.replace(phase, replay=_replay(name, phase, replays))
         for name, phase in report.phases.items()
     }
     if all(phase.replay is None for phase in phases.values()):
@@ -125,7 +123,7 @@ class _Role:
     cold: list[float]
 
 
-def _replay(name: str, phase: Phase, replays: Replays, *, on_cpu: bool) -> Replay | None:
+def _replay(name: str, phase: Phase, replays: Replays) -> Replay | None:
     by_shape = {
         (one.gemm, one.dtype): one
         for one in replays.gemms
@@ -146,9 +144,9 @@ def _replay(name: str, phase: Phase, replays: Replays, *, on_cpu: bool) -> Repla
         rows.setdefault(row.role, []).append(_Alone(row, pruned, base, calls))
     if not rows:
         return None
-    scale = _Scale.of(phase, on_cpu=on_cpu)
+    withheld = _withheld(phase, replays)
     roles = [
-        _role(phase, role, found, scale, is_whole=role not in unknown)
+        _role(phase, role, found, is_whole=role not in unknown, withheld=withheld)
         for role, found in rows.items()
     ]
     roles.sort(key=lambda one: -(one.line.inside_ns * one.line.count))
@@ -156,65 +154,65 @@ def _replay(name: str, phase: Phase, replays: Replays, *, on_cpu: bool) -> Repla
     ledger = sum(one.part.ns for one in told if one.part) if told else None
     ends = _sum_ends(told)
     alone = _hull(_summed(one.warm for one in told), _summed(one.cold for one in told))
-    explains = None if ends is None or alone is None else _meet(alone, ends)
+    lines = [one.line for one in roles]
+    if withheld is not None:
+        text = f"No GEMM has a verdict: {withheld}."
+    else:
+        text = _summary(len(told), ledger, ends, alone, lines)
+    # Alignments compare GEMMs alone, whatever the times of the run are.
+    aligned = paying_alignment(name, replays.gemms, partial(_calls, phase))
     return Replay(
-        lines=[one.line for one in roles],
+        lines=lines,
         ledger_ns=ledger,
         ledger_ci95=ends,
         alone_ci95=alone,
-        explains=explains,
-        text=" ".join(
-            filter(
-                None,
-                (
-                    _summary(len(told), ledger, ends, alone, [one.line for one in roles]),
-                    paying_alignment(name, replays.gemms, partial(_calls, phase)),
-                ),
-            )
-        ),
+        explains=None if ends is None or alone is None or withheld else _meet(alone, ends),
+        text=f"{text} {aligned}".rstrip() if replays.timing_valid else text,
         curves=[one for one in replays.curves if one.phase == name],
         alignments=_alignments(name, replays.gemms),
         device=replays.device.name,
         placements=replays.placements,
         repeats=replays.repeats,
         disturbed=replays.disturbed,
+        withheld=withheld,
     )
 
 
-@dataclass(frozen=True)
-class _Scale:
-    """From recorded busy times to those of the ledger: on a CPU all times of a side are scaled to
-    its unprofiled time, on a device no busy time is."""
-
-    pruned: float = 1.0
-    dense: float = 1.0
-
-    @classmethod
-    def of(cls, phase: Phase, *, on_cpu: bool) -> _Scale:
-        walls = {row.row: row.ns for row in phase.ledger or []}
-        dense, pruned = walls.get("dense"), walls.get("pruned")
-        if not on_cpu or phase.domain != "unprofiled" or phase.baseline is None:
-            return cls()
-        if not dense or not pruned or not phase.wall_ns or not phase.baseline.wall_ns:
-            return cls()
-        return cls(pruned / phase.wall_ns, dense / phase.baseline.wall_ns)
+def _withheld(phase: Phase, replays: Replays) -> str | None:
+    """Why no GEMM gets a verdict; None where the times of the run and those alone are valid, and
+    what differs between the two runs is the pruning."""
+    reasons = [f"{one.text} ({'; '.join(one.evidence)})" for one in phase.invalid_times]
+    if not phase.shows_pruning:
+        reasons.append("the two runs differ in more than the pruning")
+    if not replays.timing_valid:
+        reasons.append(f"the GEMMs alone were disturbed by {', '.join(replays.disturbed)}")
+    return "; ".join(reasons) or None
 
 
 def _role(
-    phase: Phase, role: str, found: Sequence[_Alone], scale: _Scale, *, is_whole: bool
+    phase: Phase,
+    role: str,
+    found: Sequence[_Alone],
+    *,
+    is_whole: bool,
+    withheld: str | None,
 ) -> _Role:
     largest = max(found, key=lambda one: one.row.busy_ns)
     row, alone = largest.row, largest.pruned
     part = _kernel_part(phase, role) if is_whole else None
-    before = sum(one.row.dense_busy_ns or 0.0 for one in found) * scale.dense
-    now = sum(one.row.busy_ns for one in found) * scale.pruned
     warm, cold = list[float](), list[float]()
-    if part is not None and before:
-        kept = (now - part.ns) / before
+    unpruned = is_whole and all(_gemm(one.row) == _dense_gemm(one.row) for one in found)
+    if part is not None and isinstance(part.expected, float) and not unpruned:
+        kept = part.expected
         warm, cold = (
             _summed(one.kernel_ns(kept, cold=state) for one in found) for state in (False, True)
         )
-    verdict, text = _verdict(role, part, warm, cold)
+    if unpruned:
+        verdict, text = "unpruned", _same_twice(role, part, is_valid=withheld is None)
+    elif withheld is not None:
+        verdict, text = "withheld", f"{role}: no verdict: {withheld}"
+    else:
+        verdict, text = _verdict(role, part, warm, cold)
     line = ReplayLine(
         role=role,
         axis=row.axis,
@@ -225,7 +223,7 @@ def _role(
         dense_k=row.dense_k,
         dtype=alone.dtype,
         count=row.count,
-        inside_ns=row.busy_ns * scale.pruned / row.count,
+        inside_ns=phase.in_step(row.busy_ns) / row.count,
         warm_ns=_times(alone, cold=False).ns,
         warm_ci95=_times(alone, cold=False).ci95,
         cold_ns=_times(alone, cold=True).ns,
@@ -275,6 +273,18 @@ def _verdict(
     return "unknown", f"{here}, and {_range(low, high)} alone, which decides nothing"
 
 
+def _same_twice(role: str, part: LedgerPart | None, *, is_valid: bool) -> str:
+    """A GEMM that both models run: two measurements of one thing in the model."""
+    text = f"{role}: not pruned, both models run the same GEMM"
+    ends = _part_ends(part)
+    if part is None or ends is None or not is_valid:
+        return text
+    apart = f"{text}; its two times in the model differ by {ms(part.ns)} (95 %: {_range(*ends)})"
+    if is_beyond_noise(part):
+        return f"{apart}, beyond noise: so much comes from what runs around a GEMM, not its shape"
+    return f"{apart}, within noise as they should"
+
+
 def _summary(
     count: int,
     ledger: float | None,
@@ -283,6 +293,8 @@ def _summary(
     lines: Sequence[ReplayLine],
 ) -> str:
     """The outcome in one sentence."""
+    if lines and all(line.verdict == "unpruned" for line in lines):
+        return "None of the replayed GEMMs was pruned: both models run the same ones."
     if ledger is None or alone is None or ends is None:
         return "The ledger has no kernel row to hold the replayed GEMMs against."
     text = (
@@ -302,7 +314,8 @@ def _summary(
 
 
 def _kernel_part(phase: Phase, role: str) -> LedgerPart | None:
-    """The role's part of the kernel row for matrix products; one of 0 where the row has none."""
+    """The role's part of the kernel row for matrix products; one of 0 where the row has none, of
+    which it is not known what was expected."""
     rows = [row for row in phase.ledger or [] if row.row == "kernel_efficiency"]
     if not rows or rows[0].ns is None:
         return None

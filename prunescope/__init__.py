@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         Comparison,
         Pareto,
         Prediction,
+        Replayed,
         Report,
         Reproduction,
     )
@@ -50,6 +51,7 @@ __all__ = [
     "Pareto",
     "Prediction",
     "PrunescopeError",
+    "Replayed",
     "Report",
     "Reproduction",
     "allocate",
@@ -71,6 +73,7 @@ _LAZY = {
     "Comparison": "prunescope.public",
     "Pareto": "prunescope.public",
     "Prediction": "prunescope.public",
+    "Replayed": "prunescope.public",
     "Report": "prunescope.public",
     "Reproduction": "prunescope.public",
     "capture": "prunescope.tracer.capture.user_capture",

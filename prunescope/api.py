@@ -29,10 +29,10 @@ if TYPE_CHECKING:
         Comparison,
         Pareto,
         Prediction,
+        Replayed,
         Report,
         Reproduction,
     )
-    from prunescope.replaying import Replayed
     from prunescope.rules import Check
     from prunescope.taxonomy.family import Family
 
@@ -190,17 +190,18 @@ def sweep(request: SweepRequest) -> Path:
 
 @takes(GemmRequest)
 def gemm(request: GemmRequest) -> Replayed:
-    """Replay GEMMs alone, of a run or of shapes: `.replays` has the times, `.report` of a run
-    says whether a kernel of the ledger is slow alone, too.
+    """Replay GEMMs alone, of a run or of shapes: `.table` and `.curves` have the times, `.verdicts`
+    of a run say whether a kernel of the ledger is slow alone, too.
 
     Raises PrunescopeError for a run without GEMMs of a known shape.
 
     Examples:
-        >>> prunescope.gemm(m=128, n=[384, 400, 512], k=576).replays.gemms[0].warm.ns
+        >>> prunescope.gemm(m=128, n=[384, 400, 512], k=576).table.to_polars()
     """
+    from prunescope.public import Replayed
     from prunescope.replaying import replay_request
 
-    return replay_request(request)
+    return Replayed.of(*replay_request(request))
 
 
 @helpful

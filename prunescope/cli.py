@@ -746,20 +746,20 @@ def _gemm(
     prunescope gemm --m 128 --n 384,400,512 --k 576 --dtype fp32
     prunescope gemm --m 4096 --n 1024:4096:64 --k 4096 --dtype bf16 --out curves
     """
-    from prunescope.analysis.report.replay_tables import replayed
     from prunescope.output import check_target, show_result
+    from prunescope.public import Replayed
     from prunescope.replaying import replay_request
     from prunescope.tracer.capture.progress import Bar
 
     check_target(json_target)
     with Bar() as bar:
-        found = replay_request(dataclasses.replace(request, progress=bar))
+        found = Replayed.of(*replay_request(dataclasses.replace(request, progress=bar)))
     if out is not None:
         from prunescope.analysis.report.replay_files import replay_files
         from prunescope.analysis.report.write import write_files
 
         write_files(replay_files(found.replays, found.report), out)
-    show_result(found.to_dict(), json_target, people=replayed(found.replays, found.report))
+    show_result(found.to_dict(), json_target, people=found.__rich__())
 
 
 @app.command("doctor")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -19,6 +20,7 @@ from prunescope.analysis.schema import report as report_schema
 from prunescope.analysis.schema import reproduction as reproduction_schema
 from prunescope.taxonomy.allocation_plan import KeptLayer, PlanOfLayers, read_plan
 from prunescope.taxonomy.errors import PrunescopeError, nearest
+from prunescope.taxonomy.formats import plain
 from prunescope.taxonomy.option import as_path
 
 if TYPE_CHECKING:
@@ -31,8 +33,10 @@ if TYPE_CHECKING:
     from prunescope.analysis.report.pareto_figures import ParetoPlots
     from prunescope.analysis.report.predict_figure import PredictionPlots
     from prunescope.analysis.report.records import Frame, Records
+    from prunescope.analysis.report.replay_files import ReplayPlots
     from prunescope.analysis.report.reproduction_figure import ReproductionPlots
     from prunescope.analysis.report.sheet import Sheet
+    from prunescope.taxonomy.replays import Replays
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -559,6 +563,111 @@ class AllocationPlan(PlanOfLayers, kw_only=True, dict=True):
 
         where, model = self.__dict__.get("_where", ("plan.json", self.model))
         return plan_sheet(self, where, model=model)
+
+    def _repr_html_(self) -> str:
+        return _html(self.__rich__())
+
+
+@dataclass(frozen=True, repr=False)
+class Replayed:
+    """GEMMs that `gemm` replayed alone: `replays` has every time; of a run, `report` is its report
+    with what they explain, and None for shapes that were given.
+
+    Examples:
+        >>> found = prunescope.gemm(m=128, n=[384, 400, 512], k=576)
+        >>> found.table.to_polars()
+        >>> found.replays.gemms[0].warm.ns
+    """
+
+    replays: Replays
+    report: Report | None = None
+
+    @classmethod
+    def of(cls, replays: Replays, done: Analysis | None = None) -> Self:
+        """With the report of the run's analysis, if it was one of a run."""
+        return cls(replays, None if done is None else Report.of(done))
+
+    @property
+    def table(self) -> Records:
+        """A row a shape: warm and cold, ns a call with their intervals, and its bound."""
+        from prunescope.analysis.report.replay_records import shape_records
+
+        return shape_records(self.replays)
+
+    @property
+    def curves(self) -> Records:
+        """A row a size of a curve over N or K."""
+        from prunescope.analysis.report.replay_records import curve_records
+
+        return curve_records(self.replays)
+
+    @property
+    def verdicts(self) -> Records:
+        """A row a role and phase of the run: whether its GEMMs lose time alone, too."""
+        from prunescope.analysis.report.replay_records import verdict_records
+
+        return verdict_records(self.report)
+
+    def to_polars(self) -> Frame:
+        """`table` as a polars DataFrame."""
+        return self.table.to_polars()
+
+    @property
+    def plot(self) -> ReplayPlots:
+        """Figures: `found.plot.curves()`."""
+        from prunescope.analysis.report.replay_files import ReplayPlots
+
+        return ReplayPlots(self.replays, self.report)
+
+    def show(self) -> None:
+        """Print the tables that the command prints."""
+        _print(self.__rich__())
+
+    def save(
+        self, folder: Path | str, formats: Sequence[str] | str = ("md", "json", "csv", "png")
+    ) -> list[Path]:
+        """Write gemms.md, gemms.json, gemms.csv, curves.csv, and curves and alignments, where there
+        are any, as png, pdf or svg, into `folder`; returns the paths."""
+        from prunescope.analysis.report.markdown import sheet_text
+        from prunescope.analysis.report.replay_files import replay_files
+        from prunescope.analysis.report.write import check_formats, write_files
+
+        names = _names(formats)
+        check_formats(names, ("md", "json", "csv", *_PICTURES))
+        files: dict[str, bytes] = {}
+        if "md" in names:
+            files["gemms.md"] = sheet_text("GEMMs alone", self.__rich__()).encode()
+        if "json" in names:
+            files["gemms.json"] = msgspec.json.format(msgspec.json.encode(self.to_dict())) + b"\n"
+        return write_files(files | replay_files(self.replays, self.report, names), _path(folder))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as `--json` writes them: those of gemms.json, whether its times are valid,
+        and of a run what they explain, by phase."""
+        phases = self.report.phases if self.report is not None else {}
+        explained = {
+            name: msgspec.to_builtins(phase.replay)
+            for name, phase in phases.items()
+            if phase.replay is not None
+        }
+        return {
+            **plain(self.replays),
+            "timing_valid": self.replays.timing_valid,
+            **({"explained": explained} if explained else {}),
+        }
+
+    def __repr__(self) -> str:
+        from prunescope.analysis.report.escape import clean
+
+        shapes, curves = len(self.replays.gemms), len(self.replays.curves)
+        valid = "" if self.replays.timing_valid else ", timing not valid"
+        where = clean(str(self.replays.device.name))[:80]
+        return f"<Replayed: {shapes} shapes and {curves} curves on {where}{valid}>"
+
+    def __rich__(self) -> Sheet:
+        from prunescope.analysis.report.replay_tables import replayed
+
+        return replayed(self.replays, self.report)
 
     def _repr_html_(self) -> str:
         return _html(self.__rich__())

@@ -1,18 +1,17 @@
 """`prunescope gemm`: GEMMs of a run, or shapes given, replayed alone and held against the report.
 
-In: a GemmRequest. Out: Replays, and the report of the run that explains with them.
+In: a GemmRequest. Out: Replays, and the analysis of the run that explains with them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from prunescope.analysis.replayed import cases_of, with_tiles
-from prunescope.analysis.schema.report import Report
 from prunescope.taxonomy.atomic_write import write_file
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import plain
@@ -21,28 +20,12 @@ from prunescope.taxonomy.replays import REPLAYS, Replays
 from prunescope.taxonomy.run import MANIFEST, Run, read_run
 from prunescope.tracer.gemm.request import GemmRequest
 
-
-@dataclass(frozen=True)
-class Replayed:
-    """What was replayed, and the report of the run with it; None for shapes given."""
-
-    replays: Replays
-    report: Report | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, as `--json` writes them: those of gemms.json, and of a run what they
-        explain, by phase."""
-        phases = self.report.phases if self.report is not None else {}
-        explained = {
-            name: msgspec.to_builtins(phase.replay)
-            for name, phase in phases.items()
-            if phase.replay is not None
-        }
-        return {**plain(self.replays), **({"explained": explained} if explained else {})}
+if TYPE_CHECKING:
+    from prunescope.analysis.pipeline import Analysis
 
 
-def replay_request(request: GemmRequest) -> Replayed:
-    """Replay what a request asks for, and write RUN/gemms.json and scripts.
+def replay_request(request: GemmRequest) -> tuple[Replays, Analysis | None]:
+    """Replay what a request asks for, and write RUN/gemms.json and scripts; None for shapes given.
 
     Raises PrunescopeError for a run without GEMMs that can be replayed.
     """
@@ -52,7 +35,7 @@ def replay_request(request: GemmRequest) -> Replayed:
     if run is None:
         replays = with_tiles(replay(cases, request))
         _write_scripts(replays, request)
-        return Replayed(replays)
+        return replays, None
     from prunescope.analysis.inputs.options import Options
     from prunescope.analysis.pipeline import analyze
 
@@ -69,7 +52,7 @@ def replay_request(request: GemmRequest) -> Replayed:
     path = run / REPLAYS
     write_file(path, msgspec.json.format(msgspec.json.encode(plain(replays)), indent=1))
     _write_scripts(replays, request)
-    return Replayed(replays, analyze(run, options=Options(gemm=path)).report)
+    return replays, analyze(run, options=Options(gemm=path))
 
 
 def _threads(folder: Path) -> int | None:

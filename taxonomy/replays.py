@@ -1,7 +1,7 @@
 """GEMMs replayed alone (`prunescope gemm`): the file that the tracer writes and the analysis reads.
 
-Times are ns a call; null: not known. A time is exp of the mean over placements of the logarithm of
-a placement's median, and its interval the t interval of that mean.
+Times are ns a call; null: not known. A time is the geometric mean over placements of a placement's
+median, and its interval the t interval of the mean of their logarithms.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ class ReplayedGemm(Block, kw_only=True):
 
 class StepCurve(Block, kw_only=True):
     """Time over N or K with the other dimensions fixed, operands warm. `width`: one more step every
-    so many, null where time is as well described by a straight line."""
+    so many, null where time is as well described by a straight line; fitted to the median over
+    placements, so that one that was disturbed makes no step."""
 
     axis: Name
     role: Name | None = None
@@ -95,11 +96,17 @@ class StepCurve(Block, kw_only=True):
     k: Size | None = None
     dtype: Name
     sizes: list[Size] = []
-    ns: list[Number] = []  # the median over placements
-    ci95: list[Interval | None] = []  # of the mean over placements, by size; null: one placement
+    ns: list[Number] = []  # the time of each size
+    ci95: list[Interval | None] = []  # its interval; null: one placement
+    placements_ns: list[Annotated[list[Number], Meta(max_length=5000)]] = []  # the median of each
     width: Size | None = None
     step_ns: Number | None = None
     base_ns: Number | None = None
+
+    def gemm(self, size: int) -> Gemm:
+        """The shape of a point."""
+        n, k = (size, self.k) if self.axis == "N" else (self.n, size)
+        return Gemm(self.m, n or 1, k or 1, self.batch)
 
 
 class ReplayPeaks(Block, kw_only=True):
@@ -144,6 +151,12 @@ class Replays(Block, kw_only=True):
     curves: Annotated[list[StepCurve], Meta(max_length=1000)] = []
     disturbed: Names = []
     left_out: Annotated[list[str], Meta(max_length=1000)] = []
+
+    @property
+    def timing_valid(self) -> bool:
+        """Whether its times are evidence: no round that counts was disturbed, though disturbed ones
+        were taken again."""
+        return not self.disturbed
 
 
 def read_replays(path: Path) -> Replays:

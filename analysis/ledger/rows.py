@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 import polars as pl
+from msgspec import UNSET, UnsetType
 
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.kernels.idle import CAUSE_WORDS, causes_by
@@ -175,6 +176,7 @@ def _parts(
                 ci95=_statistic_of(splits.replicates, name, rows, interval),
                 noise_ns=_statistic_of(splits.halves, name, rows, noise),
                 evidence=evidence(name, role, cls),
+                expected=_expected(inputs, rows) if name == "kernel_efficiency" else UNSET,
             )
         )
     rest = float(splits.ledger.rows[name][-1, 0])
@@ -203,6 +205,14 @@ def _kept(units: Units, ratio: Ratios, rows: list[int]) -> float | None:
     t = units.dense.busy[rows].mean(axis=1)
     total = float(t.sum())
     return float((t * ratio.flop[rows]).sum()) / total if total > 0 else None
+
+
+def _expected(inputs: AttributionInputs, rows: list[int]) -> float | UnsetType:
+    """r̄_Q of a (role, class): Σ t_d·r_Q / Σ t_d over the units on both sides, in the time base of
+    the ledger, so that the part of kernel efficiency is Σ t_p - r̄_Q·Σ t_d."""
+    t = inputs.times.t_d[rows, 0] * inputs.units.matched[rows]
+    total = float(t.sum())
+    return float((t * inputs.ratio.shape[rows]).sum()) / total if total > 0 else UNSET
 
 
 def _is_whole(kept: float | None) -> bool:

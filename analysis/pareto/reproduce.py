@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from prunescope.analysis.pareto.gemm_speedups import speedup_curves
 from prunescope.analysis.pipeline import TOOL
 from prunescope.analysis.schema.pareto import Pareto, SweepPoint
 from prunescope.analysis.schema.reproduction import (
@@ -18,6 +19,7 @@ from prunescope.analysis.schema.reproduction import (
     Reproduction,
     SetupDifference,
 )
+from prunescope.analysis.schema.speedup_curve import SpeedupCurve, SpeedupPoint
 from prunescope.taxonomy.keep import ALIGN, ALIGNMENTS, alignment_size, is_just
 from prunescope.taxonomy.paper import (
     ALIGNMENT,
@@ -35,7 +37,7 @@ from prunescope.taxonomy.paper import (
     PublishedValue,
     published,
 )
-from prunescope.taxonomy.replays import Replays, StepCurve
+from prunescope.taxonomy.replays import Replays
 
 PAPER = "paper"
 _ALIGN = "align="
@@ -86,10 +88,10 @@ def reproduce(found: Pareto, of: Paper, replays: Sequence[Replays] = ()) -> Repr
         PERPLEXITY: _perplexity,
         TASKS: _tasks,
     }
-    made = bare(of)
+    made, curves = bare(of), speedup_curves(replays)
     for value, one in zip(made.values, published(of), strict=True):
         if one.figure == GEMM_STEPS:
-            _gemm(value, one, replays)
+            _gemm(value, one, curves)
         else:
             ways[one.figure](value, one, found)
     made.differences = _differences(found, of)
@@ -240,20 +242,22 @@ def _tasks(value: ReproducedValue, one: PublishedValue, found: Pareto) -> None:
             return
 
 
-def _gemm(value: ReproducedValue, one: PublishedValue, replays: Sequence[Replays]) -> None:
-    """The size of a curve over this axis whose share is the closest."""
+def _gemm(value: ReproducedValue, one: PublishedValue, curves: Sequence[SpeedupCurve]) -> None:
+    """The size of a curve over this axis whose share is the closest; of equally close ones the
+    first, and those with valid times before others."""
     gone = float(one.at or 0)
-    best: tuple[float, StepCurve, float] | None = None
-    for curve in (c for of in replays for c in of.curves if c.axis == one.name):
-        times = dict(zip(curve.sizes, curve.ns, strict=True))
-        dense = max(times, default=0)
-        for size, ns in times.items():
-            apart = abs(1 - size / dense - gone)
-            if apart <= _NEAR and (best is None or apart < best[0]):
-                best = apart, curve, times[dense] / ns
-    if best is not None:
-        _, curve, value.ours = best
-        value.where = f"{curve.role or 'GEMM'}, M = {curve.m}, {curve.dtype}"
+
+    def far(found: tuple[SpeedupCurve, SpeedupPoint]) -> tuple[float, bool]:
+        return abs(found[1].gone - gone), not found[0].timing_valid
+
+    every = [(curve, p) for curve in curves if curve.curve.axis == one.name for p in curve.points]
+    near = [found for found in every if far(found)[0] <= _NEAR]
+    if not near:
+        return
+    of, point = min(near, key=far)
+    value.ours, value.ours_ci95, value.bound = point.speedup, point.speedup_ci95, point.roofline
+    value.where = f"{of.curve.role or 'GEMM'}, M = {of.curve.m}, {of.curve.dtype}"
+    value.timing_valid = of.timing_valid
 
 
 def _differences(found: Pareto, of: Paper) -> list[SetupDifference]:

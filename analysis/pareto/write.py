@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prunescope.analysis.pareto.gemm_speedups import speedup_curves
 from prunescope.analysis.pipeline import TOOL
 from prunescope.analysis.report.pareto_tables import render_pareto
 from prunescope.analysis.report.write import check_formats, write_files
@@ -60,7 +61,7 @@ def paper_set(found: Pareto, sweep: Path | None, gemm: Path | None = None) -> Pa
     from prunescope.analysis.report import paper_figures
 
     replays = [read_replays(gemm)] if gemm is not None else replays_in(sweep)
-    return paper_figures.paper_set(found, replays)
+    return paper_figures.paper_set(found, speedup_curves(replays))
 
 
 def paper_files(found: PaperSet, formats: Sequence[str] = USUAL) -> dict[str, bytes]:

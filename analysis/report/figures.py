@@ -64,8 +64,9 @@ def plot(report: Report, name: str, kind: str) -> Figure | None:
         if kind == "experts":
             return experts_figure(phase, subject)
         if kind == "replay":
-            found = phase.replay
-            return replay_figure(found.curves, found.alignments, subject) if found else None
+            if (found := phase.replay) is None:
+                return None
+            return replay_figure(found.curves, found.alignments, subject, found.disturbed)
         if phase.anatomy is None:
             return None
         if evidence.NOT_VALID_TIMING in evidence.of_phase(phase):

@@ -1,4 +1,4 @@
-"""The paper's kinds of figure from one sweep: in, a Pareto and replayed GEMMs; out, files by name.
+"""The paper's kinds of figure from one sweep: in, a Pareto and GEMM speedups; out, files by name.
 
 Each figure is a picture in the formats asked for, a CSV of its numbers and a LaTeX snippet with its
 caption; paper.tex has all of them, and paper.md too, with what was not plotted and why.
@@ -22,7 +22,7 @@ from prunescope.analysis.report.paper_gemms import gemm_steps
 from prunescope.analysis.report.paper_speedup import alignments, speedups
 from prunescope.analysis.report.titles import figure_name
 from prunescope.analysis.schema.pareto import Pareto
-from prunescope.taxonomy.replays import Replays
+from prunescope.analysis.schema.speedup_curve import SpeedupCurve
 
 _KIND = "paper"
 
@@ -35,21 +35,21 @@ class PaperSet:
     missing: list[NotDrawn]
 
 
-def paper_set(found: Pareto, replays: Sequence[Replays] = ()) -> PaperSet:
+def paper_set(found: Pareto, curves: Sequence[SpeedupCurve] = ()) -> PaperSet:
     """The figures in the order of the paper."""
-    every = list(_every(found, replays))
+    every = list(_every(found, curves))
     return PaperSet(
         [one for one in every if isinstance(one, PaperFigure)],
         [one for one in every if isinstance(one, NotDrawn)],
     )
 
 
-def _every(found: Pareto, replays: Sequence[Replays]) -> Iterator[PaperFigure | NotDrawn]:
+def _every(found: Pareto, curves: Sequence[SpeedupCurve]) -> Iterator[PaperFigure | NotDrawn]:
     yield shares(found)
     yield from speedups(found)
     yield layer(found)
     yield alignments(found)
-    yield gemm_steps(replays)
+    yield gemm_steps(curves)
     yield recovery(found)
     yield overhead(found)
 

@@ -68,7 +68,7 @@ TABLES: dict[str, Callable[[Phase, Extent], Table | None]] = {
         gemm_table(phase, top=extent.gemms, names=extent.kernel_names) if phase.gemms else None
     ),
     "experts": lambda phase, extent: experts_table(phase, brief=extent.brief),
-    "replayed": lambda phase, _: replay_table(phase.replay),
+    "replayed": lambda phase, _: replay_table(phase),
     "parts": lambda phase, _: parts_table(phase),
     "kind": lambda phase, extent: kinds_table(phase, extent.kinds),
     "role": lambda phase, _: split_table("role", phase.roles, phase.busy_ns),

@@ -11,13 +11,17 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from prunescope.analysis.report import numbers, titles
+from prunescope.analysis.report import evidence, numbers, titles
+from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.figure_style import (
     COLOURS,
     MARKERS,
     PALETTE,
     REALISED,
     THIN,
+    ground,
+    legend,
+    no_evidence,
     page_axes,
 )
 from prunescope.analysis.schema.replay import AlignedTime
@@ -27,10 +31,13 @@ _MOST_CURVES = 4
 
 
 def replay_figure(
-    curves: Sequence[StepCurve], alignments: Sequence[AlignedTime], of: str
+    curves: Sequence[StepCurve],
+    alignments: Sequence[AlignedTime],
+    of: str,
+    disturbed: Sequence[str] = (),
 ) -> Figure | None:
     """Time of a call alone over N or K, with the steps that describe it; below, time a kept number
-    at each alignment. None without either."""
+    at each alignment. None without either. `disturbed`: by what, where times are not valid."""
     shown = curves[:_MOST_CURVES]
     count = len(shown) + bool(alignments)
     if not count:
@@ -45,6 +52,14 @@ def replay_figure(
         _plot_curve(axes, curve)
     if alignments:
         _plot_alignments(strips[-1], alignments)
+    if disturbed:
+        reasons = [evidence.NOT_VALID_TIMING]
+        for axes in strips:
+            ends = axes.get_xlim()
+            axes.axvspan(*ends, zorder=-1, **ground(reasons))
+            axes.set_xlim(ends)
+        words = clean(f"disturbed by {', '.join(disturbed)}")
+        legend(figure, [no_evidence(reasons, words)], 1)
     return figure
 
 

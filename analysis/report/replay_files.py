@@ -4,62 +4,72 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
 
 from prunescope.analysis.report.escape import cell
 from prunescope.analysis.report.figure_style import drawing, saved
+from prunescope.analysis.report.records import Records
 from prunescope.analysis.report.replay_figure import replay_figure
+from prunescope.analysis.report.replay_records import curve_records, shape_records
 from prunescope.analysis.schema.report import Report
-from prunescope.taxonomy.replays import ReplayedGemm, Replays, StepCurve
+from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.replays import Replays
 
-_ENDINGS = ("png", "pdf", "svg")
-_SHAPE = ["phase", "role", "batch", "m", "n", "k", "dtype"]
-_OF_GEMM = [*_SHAPE, "align", "ideal_ns", "bound", "share_of_bound", "kernel", "tile"]
-_TIMES = ["warm_ns", "warm_low", "warm_high", "cold_ns", "cold_low", "cold_high"]
-_OF_CURVE = ["phase", "role", "axis", "m", "n", "k", "dtype", "width", "step_ns", "base_ns"]
+PICTURES = ("png", "pdf", "svg")
 
 
-def replay_files(replays: Replays, report: Report | None) -> dict[str, bytes]:
+def replay_files(
+    replays: Replays, report: Report | None, formats: Sequence[str] = ("csv", *PICTURES)
+) -> dict[str, bytes]:
     """File name to bytes: gemms.csv and curves.csv; gemms.png, .pdf and .svg where there are curves
     or alignments."""
-    aligned = [
-        one
-        for phase in (report.phases.values() if report is not None else ())
-        for one in (phase.replay.alignments if phase.replay is not None else ())
-    ]
-    files = {"gemms.csv": _gemms_csv(replays.gemms), "curves.csv": _curves_csv(replays.curves)}
-    for ending in _ENDINGS:
+    files: dict[str, bytes] = {}
+    if "csv" in formats:
+        files["gemms.csv"] = _csv(shape_records(replays))
+        files["curves.csv"] = _csv(curve_records(replays))
+    for ending in (name for name in PICTURES if name in formats):
         with drawing():
-            figure = replay_figure(replays.curves, aligned, replays.device.name or "")
+            figure = _figure(replays, report)
             if figure is not None:
                 files[f"gemms.{ending}"] = saved(figure, ending)
     return files
 
 
-def _gemms_csv(gemms: Iterable[ReplayedGemm]) -> bytes:
-    rows = []
-    for one in gemms:
-        times = [
-            value
-            for state in (one.warm, one.cold)
-            for value in ((state.ns, *(state.ci95 or (None, None))) if state else (None,) * 3)
-        ]
-        rows.append([" ".join(one.reasons), *(getattr(one, name) for name in _OF_GEMM), *times])
-    return _csv(["reasons", *_OF_GEMM, *_TIMES], rows)
+class ReplayPlots:
+    """The figure of replayed GEMMs, as a matplotlib Figure."""
+
+    def __init__(self, replays: Replays, report: Report | None) -> None:
+        self._of = replays, report
+
+    def curves(self) -> Figure:
+        """Time over N or K, and time a kept number at each alignment. Raises PrunescopeError where
+        neither was replayed."""
+        with drawing():
+            figure = _figure(*self._of)
+        if figure is None:
+            raise PrunescopeError(
+                "no GEMM was replayed over N or K, or at several alignments",
+                hint="give four sizes of n= or k= or more, or a run whose GEMMs were pruned",
+            )
+        return figure
 
 
-def _curves_csv(curves: Iterable[StepCurve]) -> bytes:
-    rows = [
-        [*(getattr(one, name) for name in _OF_CURVE), size, ns]
-        for one in curves
-        for size, ns in zip(one.sizes, one.ns, strict=True)
+def _figure(replays: Replays, report: Report | None) -> Figure | None:
+    aligned = [
+        one
+        for phase in (report.phases.values() if report is not None else ())
+        for one in (phase.replay.alignments if phase.replay is not None else ())
     ]
-    return _csv([*_OF_CURVE, "size", "ns"], rows)
+    device = replays.device.name or ""
+    return replay_figure(replays.curves, aligned, device, replays.disturbed)
 
 
-def _csv(head: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
+def _csv(table: Records) -> bytes:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows([cell(one) if isinstance(one, str) else one for one in row] for row in rows)
+    writer.writerow(table.columns)
+    for row in table:
+        writer.writerow([cell(one) if isinstance(one, str) else one for one in row.values()])
     return out.getvalue().encode()

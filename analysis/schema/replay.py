@@ -40,14 +40,15 @@ class ReplayLine(msgspec.Struct, kw_only=True):
         list[float] | None,
         meaning(
             "that part as the GEMMs alone have it, a step: from the lower end of its 95 % interval "
-            "with warm or cold operands to the upper end"
+            "with warm or cold operands to the upper end; null: none, or an unpruned GEMM"
         ),
     ]
     verdict: Annotated[
         str,
         meaning(
             "library: slower than its shape alone too; inside: only in the model; faster; none: "
-            "no loss beyond the intervals; unknown"
+            "no loss beyond the intervals; unpruned: the same GEMM in both models; withheld: "
+            "times are not valid; unknown"
         ),
     ]
     text: Annotated[str, meaning("the verdict in a sentence")]
@@ -69,7 +70,9 @@ class Replay(msgspec.Struct, kw_only=True):
     """The replayed GEMMs of a phase."""
 
     lines: list[ReplayLine]
-    ledger_ns: Annotated[float | None, meaning("what `lines` have of kernel_efficiency")]
+    ledger_ns: Annotated[
+        float | None, meaning("what `lines` of pruned GEMMs have of kernel_efficiency")
+    ]
     ledger_ci95: list[float] | None
     alone_ci95: list[float] | None
     explains: Annotated[bool | None, meaning("whether the two intervals meet")]
@@ -80,3 +83,11 @@ class Replay(msgspec.Struct, kw_only=True):
     placements: int = 0
     repeats: int = 0
     disturbed: list[str] = []
+    withheld: Annotated[
+        str | None, meaning("why no GEMM has a verdict; null: the times are valid")
+    ] = None
+
+    @property
+    def timing_valid(self) -> bool:
+        """Whether the times of the GEMMs alone are evidence."""
+        return not self.disturbed

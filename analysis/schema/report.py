@@ -165,6 +165,14 @@ class LedgerPart(msgspec.Struct, kw_only=True):
     ci95: list[float] | None = None
     noise_ns: float | None = None
     evidence: list[str] = []
+    expected: Annotated[
+        float | msgspec.UnsetType,
+        meaning(
+            "of kernel_efficiency: what work, roofline and shape leave of the dense time; absent: "
+            "of other rows",
+            "share",
+        ),
+    ] = msgspec.UNSET
 
 
 class Row(msgspec.Struct, kw_only=True):

@@ -14,9 +14,11 @@ from prunescope import api, public
 from prunescope.analysis.schema.report import Report as Plain
 from prunescope.analysis.schema.report import to_json
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.replays import ReplayDevice, ReplayPeaks, Replays, read_replays
 from prunescope.tracer.sweep.request import SweepRequest
 from prunescope.tracer.sweep.sweep import plan_of
 from tests.analysis.report import example
+from tests.analysis.report.test_paper_figures import replays
 
 RUNS = Path(__file__).resolve().parents[2] / "traces"
 FUNCTIONS = [
@@ -87,6 +89,28 @@ def test_a_prediction_shows_itself_in_a_notebook() -> None:
     shown = prunescope.predict(model="tiny-llama", device="h100-sxm")._repr_html_()
     assert "<table" in shown and "speedups are dense" in shown
     assert "prefill: batch 1, 512 tokens" in shown
+
+
+def test_replayed_gemms_are_a_result_like_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = prunescope.Replayed(replays())
+    assert repr(found) == "<Replayed: 1 shapes and 1 curves on d>"
+    assert found.to_polars().select("m", "warm_ns", "timing_valid").row(0) == (128, 2e3, True)
+    assert (
+        len(found.curves) == 5 and len(found.verdicts) == 0 and "verdict" in found.verdicts.columns
+    )
+    found.show()
+    assert "GEMMs alone" in capsys.readouterr().out
+    assert "<table" in found._repr_html_() and found.plot.curves().axes
+    paths = found.save(tmp_path, formats=["md", "json", "csv", "svg"])
+    assert {path.name for path in paths} == {
+        "gemms.md", "gemms.json", "gemms.csv", "curves.csv", "gemms.svg",
+    }  # fmt: skip
+    assert read_replays(tmp_path / "gemms.json").curves == found.replays.curves
+    assert json.loads((tmp_path / "gemms.json").read_text("utf-8")) == found.to_dict()
+    with pytest.raises(PrunescopeError, match="no GEMM was replayed over N or K"):
+        prunescope.Replayed(Replays(device=ReplayDevice(), peaks=ReplayPeaks())).plot.curves()
 
 
 def test_a_report_is_the_one_of_the_command(report: public.Report) -> None:

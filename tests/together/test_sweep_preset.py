@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from msgspec import to_builtins
 
+from prunescope.analysis.pareto.gemm_speedups import speedup_curves
 from prunescope.analysis.pareto.pareto import judge
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.paper_figures import paper_set
@@ -60,7 +61,7 @@ def test_every_kind_of_figure_is_drawn_of_a_scaled_study(tmp_path: Path) -> None
            "steps": 2}  # fmt: skip
     request = SweepRequest(own, out=tmp_path / "s", preset="paper")
     run_plan(request, plan_of(request))
-    found = paper_set(judge(tmp_path / "s"), [replays()])
+    found = paper_set(judge(tmp_path / "s"), speedup_curves([replays()]))
     names = ["shares", "speedup-0.5", "layer", "alignment", "gemms", "recovery", "overhead"]
     assert ([one.name for one in found.figures], found.missing) == (names, [])
     for one in found.figures:

@@ -242,11 +242,6 @@ def _replayed(
     )
 
 
-def _middle(times: ReplayTimes) -> float:
-    """The median over placements: one that was disturbed makes no step of a curve."""
-    return statistics.median(times.placements_ns)
-
-
 def _share(ideal: tuple[float, str] | None, times: ReplayTimes) -> float | None:
     return None if ideal is None else ideal[0] / times.ns
 
@@ -275,8 +270,9 @@ def _curves_of_given(
 
 
 def _curve(case: GemmCase, axis: str, times: Mapping[Gemm, ReplayTimes]) -> StepCurve:
-    sizes, ns = [getattr(gemm, axis) for gemm in times], [_middle(one) for one in times.values()]
-    steps = fit(sizes, ns)
+    sizes = [getattr(gemm, axis) for gemm in times]
+    # The median over placements: one that was disturbed makes no step.
+    steps = fit(sizes, [statistics.median(one.placements_ns) for one in times.values()])
     gemm = case.pruned
     return StepCurve(
         axis=axis.upper(),
@@ -288,8 +284,9 @@ def _curve(case: GemmCase, axis: str, times: Mapping[Gemm, ReplayTimes]) -> Step
         k=None if axis == "k" else gemm.k,
         dtype=case.dtype,
         sizes=sizes,
-        ns=ns,
+        ns=[one.ns for one in times.values()],
         ci95=[one.ci95 for one in times.values()],
+        placements_ns=[one.placements_ns for one in times.values()],
         width=steps.width if steps else None,
         step_ns=steps.step_ns if steps else None,
         base_ns=steps.base_ns if steps else None,

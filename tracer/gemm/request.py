@@ -95,11 +95,13 @@ class GemmRequest:
                     hint="remove one of them",
                 )
             return []
-        if not all(given):
+        if not any(given):
             raise PrunescopeError(
                 "no GEMM is given",
                 hint="name a run, or a shape: --m 128 --n 384,400,512 --k 576",
             )
+        if not all(given):
+            raise _incomplete(dict(zip(("--m", "--n", "--k"), given, strict=True)))
         ms, ns, ks = given
         if len(ms) * len(ns) * len(ks) > MOST_SHAPES:
             raise PrunescopeError(
@@ -109,6 +111,20 @@ class GemmRequest:
         return [
             GemmCase(pruned=Gemm(m, n, k), dtype=self.dtype) for m in ms for n in ns for k in ks
         ]
+
+
+def _incomplete(given: dict[str, list[int]]) -> PrunescopeError:
+    """Which of the dimensions is missing, with the command completed by an example."""
+    usual = {"--m": "128", "--n": "384,400,512", "--k": "576"}
+    missing = [name for name, sizes in given.items() if not sizes]
+    verb = "is" if len(missing) == 1 else "are"
+    shown = (
+        f"{name} {','.join(map(str, sizes[:3])) or usual[name]}" for name, sizes in given.items()
+    )
+    return PrunescopeError(
+        f"a GEMM has three dimensions, and {' and '.join(missing)} {verb} missing",
+        hint=f"for example: prunescope gemm {' '.join(shown)}",
+    )
 
 
 def _listed(value: Sizes) -> list[int]:

@@ -83,7 +83,9 @@ def test_a_layer_an_alignment_a_gemm_and_a_perplexity(found: Reproduction) -> No
     assert value(found, "Fig. 6", "static-nk", phase="prefill").ours == 1.8
     odd = value(found, "alignment", "static-nk", at="odd")
     assert (odd.published, odd.ours) == (pytest.approx(0.71 / 1.07), pytest.approx(0.75))
-    assert value(found, "GEMM steps", "N", at="0.5").ours == 2.0
+    gemm = value(found, "GEMM steps", "N", at="0.5")
+    assert (gemm.ours, gemm.timing_valid) == (2.0, True) and gemm.ours_ci95 is not None
+    assert gemm.ours_ci95[0] < 2.0 < gemm.ours_ci95[1]
     assert value(found, "GEMM steps", "K", at="0.5").ours is None
     lost = value(found, "perplexity", "static-nk", sparsity=0.5)
     assert (lost.ours, lost.ours_ci95) == (1.5, [1.4, 1.6])
@@ -104,6 +106,19 @@ def test_multiples_of_the_usual_size_stand_for_no_finer_alignment() -> None:
     assert set(ours.values()) == {None}
     assert value(found, "alignment", "static-nk", at="4").ours == pytest.approx(1.8 / 1.5)
     assert value(found, "alignment", "static-nk", at="128").ours == pytest.approx(1.9 / 1.5)
+
+
+def test_a_gemm_that_was_disturbed_is_no_evidence() -> None:
+    """Of two curves of the same sizes, the one with valid times stands beside the paper's."""
+    busy, sole = replays(disturbed=["waits"]), {"figure": "GEMM steps", "name": "N", "at": "0.5"}
+    points = [at("static-nk", 1.6, batch=1, prompt_len=1024)]
+    marked = reproduce(of(points), paper(), [busy])
+    assert value(marked, **sole).timing_valid is False
+    assert any(note.startswith("? ") for note in marked.notes)
+    tables = [part for part in reproduction(marked).parts if not isinstance(part, Line)]
+    texts = [cell.text for table in tables for row in table.rows for cell in row]
+    assert "2.00 ?" in texts
+    assert value(reproduce(of(points), paper(), [busy, replays()]), **sole).timing_valid is True
 
 
 def test_shares_of_the_step(found: Reproduction) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
+from prunescope.analysis.pareto.gemm_speedups import speedup_curves
 from prunescope.analysis.pareto.write import paper_files
 from prunescope.analysis.report.paper_figure import NotDrawn, PaperFigure, usually_aligned
 from prunescope.analysis.report.paper_figures import PaperSet, paper_set
@@ -102,10 +103,14 @@ def everything() -> Pareto:
 
 
 def replays(**more: Any) -> Replays:
-    """A GEMM whose time falls in steps of 64."""
+    """A GEMM whose time falls in steps of 64. Placements move the dense time by 5 % and that of 192
+    with it, so that this ratio has no noise; the other sizes take the same in each."""
     sizes, ns = [64, 96, 128, 192, 256], [1e3, 2e3, 2e3, 3e3, 4e3]
+    moved = (1 / 1.05, 1 / 1.05, 1.0, 1.05, 1.05)
+    placed = [[one * (by if one >= 3e3 else 1.0) for by in moved] for one in ns]
     curve = StepCurve(axis="N", role="up", phase="prefill", m=128, k=512, dtype="fp32", sizes=sizes,
-                      ns=ns, width=64, step_ns=1e3, base_ns=0.0)  # fmt: skip
+                      ns=ns, ci95=[[0.95 * one, 1.05 * one] for one in ns], placements_ns=placed,
+                      width=64, step_ns=1e3, base_ns=0.0)  # fmt: skip
     one = ReplayedGemm(
         m=128, n=128, k=512, dtype="fp32", warm=ReplayTimes(ns=2e3, ci95=[1.9e3, 2.1e3])
     )
@@ -132,7 +137,7 @@ def rows(of: PaperSet, name: str) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def whole() -> PaperSet:
-    return paper_set(everything(), [replays()])
+    return paper_set(everything(), speedup_curves([replays()]))
 
 
 def test_every_kind_is_drawn(whole: PaperSet) -> None:
@@ -317,9 +322,18 @@ def test_gemm_steps_over_what_is_gone(whole: PaperSet) -> None:
     assert found[64]["speedup"] == 4.0 and found[64]["gone"] == 0.75
     assert found[96]["speedup"] == 2.0 and found[96]["proportional"] == pytest.approx(8 / 3)
     assert (found[128]["low"], found[128]["high"]) == (1.9e3, 2.1e3)
+    # Of a size whose own time is the same in each placement, the noise is that of the dense one.
+    assert found[128]["speedup_low"] < 0.98 * 2 and found[128]["speedup_high"] > 1.02 * 2
+    assert found[192]["speedup_low"] == pytest.approx(4 / 3, rel=1e-3)
+    assert found[192]["speedup_high"] == pytest.approx(4 / 3, rel=1e-3)
+    assert found[256]["speedup_low"] is None and found[256]["timing_valid"] is True
+    assert "ratio of geometric means over placements of medians" in figure(whole, "gemms").caption
     legend = [t.get_text() for t in plotted(whole, "gemms").legends[0].get_texts()]
     assert "steps" in legend and not any("disturbed" in text for text in legend)
-    busy = paper_set(everything(), [replays(disturbed=["other processes"])])
+    busy = paper_set(everything(), speedup_curves([replays(disturbed=["other processes"])]))
+    assert not any(row["timing_valid"] for row in rows(busy, "gemms"))
+    assert "1 of 1 curves, disturbed by other processes" in figure(busy, "gemms").caption
+    assert any(patch.get_hatch() for patch in plotted(busy, "gemms").axes[0].patches)
     legend = [t.get_text() for t in plotted(busy, "gemms").legends[0].get_texts()]
     assert "disturbed by other processes" in legend
 

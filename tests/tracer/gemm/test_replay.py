@@ -8,12 +8,15 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.gemm import Gemm
 from prunescope.taxonomy.replays import GemmCase, ReplayDevice, ReplayPeaks, Replays
 from prunescope.tracer.gemm.replay import Rounds, replay_cases
+from prunescope.tracer.gemm.request import GemmRequest
 from prunescope.tracer.gemm.script import write_scripts
 from prunescope.tracer.gemm.steps import fit
 from prunescope.tracer.gemm.variants import curve_of, nearest_aligned, variants
@@ -60,8 +63,9 @@ def test_the_law_of_a_kernel_with_64_wide_steps_is_recovered() -> None:
     assert curve.step_ns == pytest.approx(4_000, rel=0.05)
     assert curve.base_ns == pytest.approx(10_000, rel=0.1)
     assert len(found.gemms) == len(cases) and found.gemms[0].reasons == ["given"]
-    for ns, ends in zip(curve.ns, curve.ci95, strict=True):
+    for ns, ends, placed in zip(curve.ns, curve.ci95, curve.placements_ns, strict=True):
         assert ends is not None and ends[0] < ns < ends[1]
+        assert ns == pytest.approx(math.prod(placed) ** (1 / 3))  # the geometric mean of three
 
 
 def test_a_straight_line_has_no_steps() -> None:
@@ -108,6 +112,16 @@ def test_shapes_near_a_pruned_one() -> None:
     ]
     sizes = [gemm.n for gemm in curve_of(case, "n")]
     assert sizes[0] == 176 and sizes[-1] == 352 and all(n % 8 == 0 for n in sizes)
+
+
+@pytest.mark.parametrize(("given", "missing", "example"), [
+    ({"m": 12, "n": [64, 96]}, "--k is missing", "--m 12 --n 64,96 --k 576"),
+    ({"k": 32}, "--m and --n are missing", "--m 128 --n 384,400,512 --k 32"),
+])  # fmt: skip
+def test_a_missing_dimension_is_named(given: dict[str, Any], missing: str, example: str) -> None:
+    with pytest.raises(PrunescopeError, match=missing) as found:
+        GemmRequest(**given).shapes()
+    assert str(found.value.hint).endswith(f"prunescope gemm {example}")
 
 
 def test_a_script_reproduces_a_gemm_without_prunescope(tmp_path: Path) -> None:
