@@ -146,11 +146,11 @@ def _interval(panel: Panel, category: str) -> list[float] | None:
 
 
 def _widest(shown: Sequence[Panel]) -> str:
-    """How wide the widest interval of a share is, as the end of a sentence; empty without any."""
+    """How wide the widest interval of a share is, as the end of a sentence."""
     every = [_interval(panel, name) for panel in shown for name in _shares(panel)]
     widths = [ends[1] - ends[0] for ends in every if ends is not None]
     if not widths:
-        return ""
+        return ", and no share has a 95 % interval, as too few steps were profiled"
     return f", and the 95 % interval of a share is at most {100 * max(widths):.1f} points wide"
 
 

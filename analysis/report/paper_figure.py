@@ -123,14 +123,20 @@ def alignment(point: SweepPoint) -> str | None:
 
 def usually_aligned(points: Iterable[SweepPoint]) -> list[SweepPoint]:
     """The points without those of another alignment than the usual one; where a family has none of
-    that, of its largest."""
+    that, of its largest. One without the knob stands for its family alone."""
     points = list(points)
     kept: dict[str, str] = {}
     for point in points:
         found = alignment(point)
         if found is not None and _rank(found) > _rank(kept.get(point.family)):
             kept[point.family] = found
-    return [p for p in points if alignment(p) in (None, kept.get(p.family))]
+    plain = {(family_label(p), p.sparsity) for p in points if alignment(p) is None}
+    return [
+        p
+        for p in points
+        if alignment(p) is None
+        or (alignment(p) == kept[p.family] and (family_label(p), p.sparsity) not in plain)
+    ]
 
 
 def _rank(align: str | None) -> tuple[int, bool]:

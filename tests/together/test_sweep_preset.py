@@ -71,7 +71,7 @@ def test_every_kind_of_figure_is_drawn_of_a_scaled_study(tmp_path: Path) -> None
 
 def test_a_layer_alone_is_a_point_with_its_closure(tmp_path: Path) -> None:
     """A key of the sweep file, of sweep.json and of a point; other settings are other cells."""
-    own = {**SCALED, "families": ["static-nk-mlp"], "only": ["model", "layer"]}
+    own = {**SCALED, "families": ["static-nk-mlp"], "only": ["model", "layer"], "set": {}}
     request = SweepRequest({**own, "phases": ["prefill"]}, out=tmp_path / "s", preset="paper")
     run_plan(request, plan_of(request))
     results = read_sweep(tmp_path / "s").results

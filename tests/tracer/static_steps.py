@@ -18,7 +18,7 @@ FAMILIES = {
     "dynamic-m by layer": {"unit": "layer"},
     "dynamic-m by threshold": {"choose": "threshold"},
     "token-drop": {},
-    "token-drop in steps": {"schedule": "2,5"},
+    "token-drop in steps": {"schedule": "1,3"},
     "dynamic-width": {},
     "dynamic-depth": {"in_graphs": "masked"},
     "dynamic-depth by early exit": {"in_graphs": "masked", "exit": "early"},

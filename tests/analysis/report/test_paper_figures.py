@@ -207,6 +207,9 @@ def test_shares_add_up_to_the_step(whole: PaperSet) -> None:
     assert (first[0]["low"], first[0]["high"]) == pytest.approx((0.36, 0.44))
     caption = figure(whole, "shares").caption
     assert "the 95 % interval of a share is at most 8.0 points wide" in caption
+    bare = [CategoryTime(name=one.name, dense_ns=one.dense_ns, pruned_ns=1.0) for one in STEP]
+    unknown = paper_set(sweep({"prefill": [at("a", 1.0, categories=bare)]}))
+    assert "no share has a 95 % interval" in figure(unknown, "shares").caption
     assert {r["n"] for r in first} == {4}  # the fifth result's times are not valid
 
 
@@ -239,6 +242,10 @@ def test_the_usual_alignment_stands_for_a_family() -> None:
     assert [(p.family, p.set) for p in kept] == [
         ("a", ["align=16"]), ("b", ["align=8", "unit=mlp"]), ("c", []),
     ]  # fmt: skip
+    # A sweep of alignments beside the families as they are shows each family once.
+    assert usually_aligned([at("a", 1.0), *many]) == [at("a", 1.0)]
+    other = at("a", 1.0, sparsity=0.25)
+    assert usually_aligned([other, *many]) == [other, many[1]]
 
 
 def test_alignments_stand_in_their_order(whole: PaperSet) -> None:

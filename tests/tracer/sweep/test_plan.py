@@ -245,7 +245,9 @@ def test_a_mistake_in_an_axis(line: str, says: str, tmp_path: Path) -> None:
 def test_a_printed_preset_is_read_back(tmp_path: Path) -> None:
     text = preset_text("paper")
     assert "mode: [graph]" in text and "32768" in text and "sparsities: [0.125, " in text
-    assert "only: [layer]" in text and "set: {align: [odd, 2, 4, 8, 16, 128]}" in text
+    assert (
+        "only: [layer]" in text and "set: {align: [odd, just-2, just-4, just-8, 16, 128]}" in text
+    )
     for command in ("gemm --m 4096 --n ", "sweep --preset paper-recovery", "reproduce"):
         assert f"#   prunescope {command}" in text
     for name in presets():
