@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterable, Sequence
 
 from prunescope.analysis.report.escape import cell
-from prunescope.analysis.report.figure_style import drawing, saved
+from prunescope.analysis.report.figure_style import drawing, saved_as
 from prunescope.analysis.report.replay_figure import replay_figure
 from prunescope.analysis.schema.report import Report
 from prunescope.taxonomy.replays import ReplayedGemm, Replays, StepCurve
@@ -28,11 +28,11 @@ def replay_files(replays: Replays, report: Report | None) -> dict[str, bytes]:
         for one in (phase.replay.alignments if phase.replay is not None else ())
     ]
     files = {"gemms.csv": _gemms_csv(replays.gemms), "curves.csv": _curves_csv(replays.curves)}
-    for ending in _ENDINGS:
-        with drawing():
-            figure = replay_figure(replays.curves, aligned, replays.device.name or "")
-            if figure is not None:
-                files[f"gemms.{ending}"] = saved(figure, ending)
+    with drawing():
+        figure = replay_figure(replays.curves, aligned, replays.device.name or "")
+        if figure is not None:
+            for ending, data in saved_as(figure, _ENDINGS).items():
+                files[f"gemms.{ending}"] = data
     return files
 
 
