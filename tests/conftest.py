@@ -7,14 +7,17 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
 
 from prunescope.taxonomy import presets
+
+if TYPE_CHECKING:
+    from prunescope.analysis.schema.report import Report
 
 # Collecting makes a million objects that stay; looks for garbage among them took 40 % of its time.
 gc.disable()
@@ -57,6 +60,18 @@ def real_trace() -> Callable[[str], Path]:
         return path
 
     return find
+
+
+@pytest.fixture(scope="session")
+def real_report(real_trace: Callable[[str], Path]) -> Callable[[str], Report]:
+    """The report of a real trace as it is, by its file name: many tests read the same ones."""
+    from prunescope.analysis.pipeline import analyze
+
+    @cache
+    def of(path: Path) -> Report:
+        return analyze(path).report
+
+    return lambda name: of(real_trace(name))
 
 
 @pytest.fixture(autouse=True)
