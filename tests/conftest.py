@@ -7,13 +7,17 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
 
 from prunescope.taxonomy import presets
+
+if TYPE_CHECKING:
+    from prunescope.analysis.schema.report import Report
 
 # Collecting makes a million objects that stay; looks for garbage among them took 40 % of its time.
 gc.disable()
@@ -58,6 +62,18 @@ def real_trace() -> Callable[[str], Path]:
     return find
 
 
+@pytest.fixture(scope="session")
+def real_report(real_trace: Callable[[str], Path]) -> Callable[[str], Report]:
+    """The report of a real trace as it is, by its file name: many tests read the same ones."""
+    from prunescope.analysis.pipeline import analyze
+
+    @cache
+    def of(path: Path) -> Report:
+        return analyze(path).report
+
+    return lambda name: of(real_trace(name))
+
+
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is kept between runs goes to a folder of the tests."""
@@ -86,11 +102,12 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """What runs a model runs half of it, and once: see _half and _UNTOLD."""
+    """What runs a model runs a quarter of it, and once: see _cut and _UNTOLD."""
     if item.get_closest_marker("torch") is None:
         presets._read = _read
         return
-    presets._read = _read if item.get_closest_marker("whole") else _half
+    layers = 4 if item.get_closest_marker("half") else 2
+    presets._read = _read if item.get_closest_marker("whole") else partial(_cut, layers)
     from prunescope.tracer.machine import disturbance
 
     if not _told:
@@ -100,11 +117,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         setattr(disturbance, name, _told[name] if is_told else untold)
 
 
-def _half(name: str) -> dict[str, Any]:
-    """The preset, but tiny-llama with 4 of its 8 layers: the same code in half of the time."""
+def _cut(layers: int, name: str) -> dict[str, Any]:
+    """The preset, but tiny-llama with few of its 8 layers: the same code in less time."""
     found = _read(name)
     if name == "tiny-llama":
-        found["config"]["num_hidden_layers"] = 4
+        found["config"]["num_hidden_layers"] = layers
     return found
 
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from prunescope.analysis.report import evidence
-from prunescope.analysis.report.figure_style import drawing, saved
+from prunescope.analysis.report.figure_style import drawing, saved_as
 from prunescope.analysis.report.pair_figures import ladder_figure, ledger_figure
 from prunescope.analysis.report.replay_figure import replay_figure
 from prunescope.analysis.report.run_figures import (
@@ -35,9 +35,9 @@ from prunescope.taxonomy.uninterrupted import uninterrupted
 KINDS = ("ladder", "ledger", "kinds", "roofline", "bounds", "layers", "waves", "experts", "replay")
 
 
-def figure_files(report: Report, ending: str) -> dict[str, bytes]:
-    """File name to bytes of every figure that a phase has data for; busy time by kind only where
-    there is neither a ladder nor an anatomy."""
+def figure_files(report: Report, *endings: str) -> dict[str, bytes]:
+    """File name to bytes of every figure that a phase has data for, each plotted once; busy time by
+    kind only where there is neither a ladder nor an anatomy. `endings`: png, pdf or svg."""
     files: dict[str, bytes] = {}
     slugs = phase_slugs(report)
     for name, phase in report.phases.items():
@@ -46,7 +46,8 @@ def figure_files(report: Report, ending: str) -> dict[str, bytes]:
             with drawing():
                 figure = plot(report, name, kind) if kind != "kinds" or alone else None
                 if figure is not None:
-                    files[figure_name(kind, slugs[name], ending)] = saved(figure, ending)
+                    for ending, data in saved_as(figure, endings).items():
+                        files[figure_name(kind, slugs[name], ending)] = data
     return files
 
 

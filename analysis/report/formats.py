@@ -20,13 +20,15 @@ Frames = Mapping[str, pl.DataFrame]
 @dataclass(frozen=True, kw_only=True)
 class RequestedFormats:
     """A report and what goes into one of its formats, `name`. `frames`: the kernels frame of each
-    phase; `hosts`: the host's events of each; `label_prefix`: of the labels in LaTeX."""
+    phase; `hosts`: the host's events of each; `label_prefix`: of the labels in LaTeX; `figures`:
+    the formats of figures, all of which one rendering gives."""
 
     report: Report
     name: str
     frames: Frames | None = None
     hosts: Frames | None = None
     label_prefix: str = ""
+    figures: tuple[str, ...] = ()
 
     def needed_frames(self) -> Frames:
         """The frames. Raises PrunescopeError where there are none."""
@@ -40,10 +42,12 @@ class RequestedFormats:
 
 @dataclass(frozen=True)
 class Format:
-    """How a format is rendered; `shows_hosts`: with the host's events, where they are known."""
+    """How a format is rendered; `shows_hosts`: with the host's events, where they are known;
+    `is_figure`: as pictures."""
 
     render: Callable[[RequestedFormats], dict[str, bytes]]
     shows_hosts: bool = False
+    is_figure: bool = False
 
 
 def _markdown(request: RequestedFormats) -> dict[str, bytes]:
@@ -98,7 +102,7 @@ def _perfetto(request: RequestedFormats) -> dict[str, bytes]:
 def _figures(request: RequestedFormats) -> dict[str, bytes]:
     from prunescope.analysis.report.figures import figure_files
 
-    return figure_files(request.report, request.name)
+    return figure_files(request.report, *(request.figures or (request.name,)))
 
 
 FORMATS: dict[str, Format] = {
@@ -109,9 +113,9 @@ FORMATS: dict[str, Format] = {
     "csv": Format(_csv),
     "parquet": Format(_parquet),
     "perfetto": Format(_perfetto, shows_hosts=True),
-    "png": Format(_figures),
-    "pdf": Format(_figures),
-    "svg": Format(_figures),
+    "png": Format(_figures, is_figure=True),
+    "pdf": Format(_figures, is_figure=True),
+    "svg": Format(_figures, is_figure=True),
 }
 
 

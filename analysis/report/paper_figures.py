@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from prunescope.analysis.report.escape import cell
 from prunescope.analysis.report.escape import markdown as text
-from prunescope.analysis.report.figure_style import drawing, saved
+from prunescope.analysis.report.figure_style import drawing, saved_as
 from prunescope.analysis.report.latex import figure_snippet, head
 from prunescope.analysis.report.paper_added import overhead, recovery
 from prunescope.analysis.report.paper_categories import layer, shares
@@ -61,8 +61,8 @@ def paper_files(found: PaperSet, tool: str, endings: Sequence[str]) -> dict[str,
     for one in found.figures:
         with drawing():
             figure = one.draw()
-            for ending in endings:
-                files[figure_name(_KIND, one.name, ending)] = saved(figure, ending)
+            for ending, data in saved_as(figure, endings).items():
+                files[figure_name(_KIND, one.name, ending)] = data
         files[figure_name(_KIND, one.name, "csv")] = _csv(one)
         stem = figure_name(_KIND, one.name, "tex").removesuffix(".tex")
         snippet = "\n".join(figure_snippet(stem, one.caption, f"fig:{stem}"))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from prunescope.analysis.report.escape import cell
-from prunescope.analysis.report.figure_style import drawing, saved
+from prunescope.analysis.report.figure_style import drawing, saved_as
 from prunescope.analysis.report.records import Records
 from prunescope.analysis.report.replay_figure import replay_figure
 from prunescope.analysis.report.replay_records import curve_records, shape_records
@@ -29,11 +29,13 @@ def replay_files(
     if "csv" in formats:
         files["gemms.csv"] = _csv(shape_records(replays))
         files["curves.csv"] = _csv(curve_records(replays))
-    for ending in (name for name in PICTURES if name in formats):
+    endings = [name for name in PICTURES if name in formats]
+    if endings:
         with drawing():
             figure = _figure(replays, report)
             if figure is not None:
-                files[f"gemms.{ending}"] = saved(figure, ending)
+                for ending, data in saved_as(figure, endings).items():
+                    files[f"gemms.{ending}"] = data
     return files
 
 

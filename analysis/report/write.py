@@ -41,9 +41,18 @@ def write_report(
     """
     check_formats(formats)
     files: dict[str, bytes] = {}
-    for name in dict.fromkeys(formats):
+    names = list(dict.fromkeys(formats))
+    figures = tuple(name for name in names if FORMATS[name].is_figure)
+    for name in names:
+        if name in figures[1:]:
+            continue  # saved with the first of them: each figure is plotted once
         request = RequestedFormats(
-            report=report, name=name, frames=frames, hosts=hosts, label_prefix=label_prefix
+            report=report,
+            name=name,
+            frames=frames,
+            hosts=hosts,
+            label_prefix=label_prefix,
+            figures=figures,
         )
         files |= FORMATS[name].render(request)
     return write_files(files, folder)

@@ -3,6 +3,7 @@
     python -m tests.faults.hooked MODULE:a.b NTH WHAT SIGNAL WORD...
 
 At the NTH call of `a.b` of the module, WHAT of `EVENTS` happens, with the number of a signal.
+Bundles have no pictures where the environment says NO_FIGURES.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from collections.abc import Callable
 from typing import Any
 
 import prunescope
+
+TEXT_FORMATS = ("md", "html", "json", "tex", "csv")  # as in hostile/case.py, without its imports
 
 
 def kill(number: int) -> None:
@@ -63,6 +66,8 @@ def main() -> int | None:
         return held(*args, **options)
 
     setattr(owner, name, called)
+    if "NO_FIGURES" in os.environ:
+        importlib.import_module("prunescope.analysis.bundle.bundle").FORMATS = TEXT_FORMATS
     return prunescope.main(words)
 
 

@@ -15,6 +15,7 @@ import pytest
 from prunescope.analysis.bundle.bundle import bundle
 from prunescope.taxonomy.uninterrupted import uninterrupted
 from tests import forked
+from tests.faults.hooked import TEXT_FORMATS
 from tests.hostile.material import write_pair
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -93,7 +94,11 @@ def test_a_signal_inside_waits_for_the_end(number: signal.Signals) -> None:
 
 
 @pytest.mark.parametrize("what", ["bundle", "verify"])
-def test_what_a_killed_one_leaves_goes_with_the_next(what: str, run: Path, tmp_path: Path) -> None:
+def test_what_a_killed_one_leaves_goes_with_the_next(
+    what: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_FIGURES", "1")
+    monkeypatch.setattr("prunescope.analysis.bundle.bundle.FORMATS", TEXT_FORMATS)
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     evidence = bundle([run], tmp_path / "evidence.zip")
@@ -104,9 +109,7 @@ def test_what_a_killed_one_leaves_goes_with_the_next(what: str, run: Path, tmp_p
     assert done.returncode == -signal.SIGKILL
     (left,) = temporary.iterdir()
     assert re.fullmatch(r"prunescope-\d+-[0-9a-f]{8}\.scratch", left.name)
-    again = forked.run(
-        "prunescope", [*map(str, words)], env={**os.environ, "TMPDIR": str(temporary)}
-    )
+    again = command(*words, at=REPORT, nth=99, TMPDIR=str(temporary))
     assert again.returncode == 0
     assert list(temporary.iterdir()) == []
 

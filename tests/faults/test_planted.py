@@ -20,11 +20,13 @@ from typing import Any
 import pytest
 
 import prunescope
+from prunescope.analysis.bundle import bundle as bundling
 from prunescope.analysis.trace.load import load
 from prunescope.taxonomy.presets import preset_config
 from prunescope.taxonomy.run import sha256_of
 from tests import nsys
 from tests.faults.test_secrets import readings
+from tests.hostile.case import TEXT_FORMATS
 from tests.hostile.material import changed as with_value
 from tests.hostile.material import places, write_pair
 
@@ -147,7 +149,11 @@ def said(*words: object, code: tuple[int, ...] = (0, 3)) -> str:
     return out.buffer.getvalue().decode() + err.getvalue()  # type: ignore[attr-defined]
 
 
-def test_analyses_tell_nothing(given: Path, tmp_path: Path) -> None:
+def test_analyses_tell_nothing(
+    given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The pictures of a run are in its report; those of a bundle have other texts, as in the SVG.
+    monkeypatch.setattr(bundling, "FORMATS", (*TEXT_FORMATS, "svg"))
     run, bare = next(given.glob("run-*")), next(given.glob("trace-*"))
     out = tmp_path / "out"
     out.mkdir()

@@ -41,12 +41,12 @@ NOTES = {
 TRACE = ["trace", "--model", "{model}", "--method", "static-nk", "--sparsity", "0.5",
          "--phase", "prefill", "--prompt-len", "8", "--repeats", "3", "--warmup", "0", "--steps",
          "2", "--threads", "1", "--out", "{out}/run"]  # fmt: skip
-FORMATS = "md,html,json,tex,csv,parquet,perfetto,png,pdf,svg"
+FORMATS = "md,html,json,tex,csv,parquet,perfetto,svg,png,pdf"
 ANALYZE = ["analyze", "{out}/run", "--format", FORMATS, "--json", "{out}/told.json"]
 COMMANDS = (
     TRACE,
     ANALYZE,
-    ["analyze", "{foreign}", "--out", "{out}/foreign", "--format", FORMATS,
+    ["analyze", "{foreign}", "--out", "{out}/foreign", "--format", FORMATS.removesuffix(",png,pdf"),
      "--json", "{out}/foreign.json"],
     ["bundle", "{out}/run", "-o", "{out}/evidence.zip"],
     ["predict", "--model", "{model}", "--device", "h100-sxm", "--json", "{out}/predicted.json"],

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.cells import cell_len
@@ -34,6 +37,26 @@ COMMANDS = [
 ]
 
 
+@pytest.fixture
+def computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that is given again shows the same result again, at another width."""
+
+    def kept(function: Callable[..., Any]) -> Callable[..., Any]:
+        results: list[Any] = []
+
+        def call(*args: Any, **options: Any) -> Any:
+            results[:] = results or [function(*args, **options)]
+            return results[0]
+
+        return call
+
+    for module, name in (("deliver", "analyze"), ("deliver", "compare"),
+                         ("analysis.predict.rank", "rank")):  # fmt: skip
+        place = import_module(f"prunescope.{module}")
+        monkeypatch.setattr(place, name, kept(getattr(place, name)))
+
+
+@pytest.mark.usefixtures("computed_once")
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_number_is_whole_at_every_width(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]

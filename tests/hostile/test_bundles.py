@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,13 +12,11 @@ import pytest
 import prunescope
 from prunescope.analysis.bundle.archive import zip_bytes
 from prunescope.analysis.bundle.bundle import bundle, sums_text
-from tests.analysis.bundle.rebuilt_once import rebuilt_once
-from tests.hostile.case import ATTACK
+from tests.hostile.case import ATTACK, TEXT_FORMATS
 from tests.hostile.files import repeated
 from tests.hostile.material import write_pair
 
 Files = dict[str, bytes]
-__all__ = ["rebuilt_once"]  # a fixture
 _INDEX, _REPORT = "bundle.json", "reports/run/report.json"
 _TRACE = "runs/run/pruned/prefill.trace.json.gz"
 
@@ -63,6 +61,14 @@ CHANGES: dict[str, Callable[[Files], None]] = {
 NAMES = ("../evil", "/evil", "a/../../evil", "C:\\evil", ATTACK, "x" * 300)
 NO_ZIPS = (b"", b"PK\x03\x04", b"PK\x05\x06" + bytes(18), b"x" * 1000)
 HARMLESS = ("a file that nobody names", "a file for a folder")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_figures() -> Iterator[None]:
+    """Forged pictures are tested in analysis/bundle."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("prunescope.analysis.bundle.bundle.FORMATS", TEXT_FORMATS)
+        yield
 
 
 @pytest.fixture(scope="module")

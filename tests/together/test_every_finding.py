@@ -12,6 +12,7 @@ import pytest
 
 from prunescope.analysis.findings.registry import registered
 from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.schema.report import Report
 from tests.analysis.findings import test_cases
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -221,9 +222,9 @@ def names_of_real_traces() -> list[str]:
 
 @pytest.mark.parametrize("name", names_of_real_traces())
 def test_no_real_trace_is_accused_of_more_than_idling(
-    name: str, real_trace: Callable[[str], Path]
+    name: str, real_report: Callable[[str], Report]
 ) -> None:
-    for phase in analyze(real_trace(name)).report.phases.values():
+    for phase in real_report(name).phases.values():
         critical = [f for f in phase.findings if f.severity == "critical"]
         assert {f.id for f in critical} <= {"launch-bound"}
         if critical:

@@ -17,11 +17,18 @@ from prunescope.analysis.bundle import bundle as bundling
 from prunescope.analysis.bundle.archive import zip_bytes
 from prunescope.analysis.bundle.verify import verify
 from tests.analysis.bundle.rebuilt_once import write_formats_once
-from tests.analysis.bundle.test_bundle import evidence, failed, make, members, rewritten
+from tests.analysis.bundle.test_bundle import (
+    evidence,
+    failed,
+    make,
+    members,
+    no_figures,
+    rewritten,
+)
 
 Files = dict[str, bytes]
 PLACE = "reports/my-run"
-__all__ = ["evidence"]  # a fixture
+__all__ = ["evidence", "no_figures"]  # fixtures
 
 
 def svg(files: Files) -> str:
@@ -205,6 +212,7 @@ def test_a_file_that_was_added_is_named_so(evidence: Path, tmp_path: Path) -> No
     assert failed(path) == {"evil.sh": "not listed in SHA256SUMS"}
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_two_runs_have_no_label_in_common(tmp_path: Path) -> None:
     runs = [make(tmp_path / name) for name in ("my_run", "other.run")]
     files = members(bundling.bundle(runs, tmp_path / "e.zip"))

@@ -160,9 +160,9 @@ def test_a_capture_is_no_late_host(tmp_path: Path) -> None:
     assert found(phase, "launch-bound") is found(phase, "host-work") is None
 
 
-def test_a_real_capture(real_trace: Callable[[str], Path]) -> None:
+def test_a_real_capture(real_report: Callable[[str], Report]) -> None:
     """SGLang captures a decode step: two fills ran before, and 544 launches did not."""
-    report = analyze(real_trace(CAPTURE)).report
+    report = real_report(CAPTURE)
     (phase,) = report.phases.values()
     counted = "544 of 546 kernel launches were captured into a graph and did not run"
     assert report.warnings == [f"{CAPTURE}: {counted}"]

@@ -12,7 +12,7 @@ import pytest
 from prunescope.analysis.findings.context import is_significant
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.sentences import headline, setup
-from prunescope.analysis.schema.report import LedgerPart, Row
+from prunescope.analysis.schema.report import LedgerPart, Report, Row
 from prunescope.taxonomy.words import ms
 from tests.analysis.decoder import Layer, Setting, decoder, write_run
 from tests.analysis.finding_cases import (
@@ -199,11 +199,11 @@ def test_times_for_people() -> None:
 
 
 def test_a_real_trace_that_waits_for_its_host_is_told_so(
-    real_trace: Callable[[str], Path],
+    real_report: Callable[[str], Report],
 ) -> None:
     """The B200 waits for its host 86 % of the time, 9 % for first calls of cuBLAS, and is accused
     of nothing else; the profiler, which recorded 15,230 calls of Python, has a part in that."""
-    phase = analyze(real_trace("b200_eager.json.gz")).report.phases["trace"]
+    phase = real_report("b200_eager.json.gz").phases["trace"]
     assert {f.id for f in phase.findings} == {"launch-bound", "first-calls"}
     present(phase, "launch-bound", "warning", "15,230 calls of Python (with_stack)")
     assert phase.gap_ns / phase.wall_ns == pytest.approx(0.86, abs=0.01)

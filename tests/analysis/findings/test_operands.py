@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from prunescope.analysis.pipeline import analyze
-from prunescope.analysis.schema.report import Finding, Phase
+from prunescope.analysis.schema.report import Finding, Phase, Report
 from tests.chrome import Op, chrome, gap, k, op, save, step
 
 ID = "unaligned-operands"
@@ -84,9 +84,9 @@ def test_no_kernel_for_aligned_operands_or_of_little_time(
     [("a100_training_graphs_nccl", "19.8"), ("h100_owlv2-large", "229.6"),
      ("h100_vit", None), ("h100_qwen1.5-0.5b_prefill", None)],
 )  # fmt: skip
-def test_real_traces(name: str, said: str | None, real_trace: Callable[[str], Path]) -> None:
+def test_real_traces(name: str, said: str | None, real_report: Callable[[str], Report]) -> None:
     """The sum of the rows of align1 kernels, of 215 and of 1,078 ms."""
-    finding = of(analyze(real_trace(f"{name}.json.gz")).report.phases["trace"])
+    finding = of(real_report(f"{name}.json.gz").phases["trace"])
     assert (finding is None) is (said is None)
     if finding is not None and said is not None:
         assert finding.text.startswith(said)

@@ -16,6 +16,7 @@ from prunescope.analysis.findings.registry import registered
 from prunescope.analysis.findings.trust import above_bound
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.sentences import headline
+from prunescope.analysis.schema.report import Report
 from tests.analysis.finding_cases import (
     FULL,
     NARROW,
@@ -317,7 +318,7 @@ def test_a_graph_is_advised_by_the_means_at_hand(tmp_path: Path) -> None:
     assert late is None or "--mode" not in str(late.change)
 
 
-def test_real_traces_that_were_wrongly_advised(real_trace: Callable[[str], Path]) -> None:
+def test_real_traces_that_were_wrongly_advised(real_report: Callable[[str], Report]) -> None:
     """16 rows of DLRM on CUDA cores wait for memory; half of the A100's batched products too."""
-    phase = analyze(real_trace("../strangers/param_v100_dlrm_rank0.json.gz")).report.phases["trace"]
+    phase = real_report("../strangers/param_v100_dlrm_rank0.json.gz").phases["trace"]
     assert {f.id for f in phase.findings} == {"late-first-launch", "launch-bound"}

@@ -12,7 +12,7 @@ import pytest
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report import measured
 from prunescope.analysis.schema.anatomy import Anatomy, Shape
-from prunescope.analysis.schema.report import Phase
+from prunescope.analysis.schema.report import Phase, Report
 from tests.chrome import chrome, gap, k, module, op, save, step
 
 FITS = ("exact", "padded", "split", "persistent")
@@ -45,10 +45,10 @@ def told(tmp_path: Path, trace: dict[str, Any]) -> Phase:
 
 @pytest.mark.parametrize("name", TESTABLE)
 def test_tiles_explain_the_grids_of_real_traces(
-    name: str, real_trace: Callable[[str], Path]
+    name: str, real_report: Callable[[str], Report]
 ) -> None:
     """Of the GEMM time that can be tested at least 90 %; here all of it."""
-    phase = analyze(real_trace(f"{name}.json.gz")).report.phases["trace"]
+    phase = real_report(f"{name}.json.gz").phases["trace"]
     tiles = anatomy_of(phase).tiles
     explained = sum(tiles.get(fit, 0.0) for fit in FITS)
     tested = explained + tiles.get("unexplained", 0.0)
@@ -205,8 +205,8 @@ _LATE = ("host", "first_call", "allocator", "collective", "sync", "memcpy", "hel
 
 @pytest.mark.parametrize("name", ["h100_qwen1.5-0.5b_prefill", "b200_eager", "a100_legacy_flows",
                                   "mi300x_sglang_qwen3-8b_decode_graph"])  # fmt: skip
-def test_the_parts_sum_to_the_phase(name: str, real_trace: Callable[[str], Path]) -> None:
-    phase = analyze(real_trace(f"{name}.json.gz")).report.phases["trace"]
+def test_the_parts_sum_to_the_phase(name: str, real_report: Callable[[str], Report]) -> None:
+    phase = real_report(f"{name}.json.gz").phases["trace"]
     anatomy = anatomy_of(phase)
     for kind, parts in anatomy.kind_bounds.items():
         assert sum(parts.values()) == pytest.approx(phase.kinds[kind])
@@ -221,10 +221,10 @@ def test_the_parts_sum_to_the_phase(name: str, real_trace: Callable[[str], Path]
     assert sum(one.ns for one in anatomy.idle) == pytest.approx(phase.gap_ns)
 
 
-def test_the_intervals_of_a_real_trace(real_trace: Callable[[str], Path]) -> None:
+def test_the_intervals_of_a_real_trace(real_report: Callable[[str], Report]) -> None:
     """Qwen's 128 x 128 tiles on 132 SMs: 1024 columns are 8·70 = 560 tiles, 5 waves; 7·70 = 490 are
     4, and 9·70 = 630 still 5."""
-    phase = analyze(real_trace("h100_qwen1.5-0.5b_prefill.json.gz")).report.phases["trace"]
+    phase = real_report("h100_qwen1.5-0.5b_prefill.json.gz").phases["trace"]
     q = next(s for s in anatomy_of(phase).shapes if s.role == "q")
     assert q.below is not None
     assert q.above is not None

@@ -91,10 +91,12 @@ def test_a_pair_in_which_both_traces_begin_within_earlier_work(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", [DECODE, "mi300x_sglang_qwen3-8b_prefilldecode.json.gz"])
-def test_real_traces_that_begin_within_earlier_work(name: str, real_trace: Real) -> None:
+def test_real_traces_that_begin_within_earlier_work(
+    name: str, real_report: Callable[[str], Report]
+) -> None:
     """SGLang's first kernel is launched 43 us after the one before, behind hipStreamWaitEvent, on a
     stream without an event before, and begins 463 and 494 ms later: 10.5 and 494 ms are a step."""
-    phase = phase_of(analyze(real_trace(name)).report)
+    phase = phase_of(real_report(name))
     earlier = finding(phase, "earlier-work")
     assert earlier is not None
     assert ("takes 10.498 ms" if name == DECODE else "takes 494.") in earlier.text
@@ -134,11 +136,11 @@ def test_no_graph_is_promised_to_a_step_that_is_one(tmp_path: Path) -> None:
     assert "in a CUDA graph" not in idle_and_tiles(phase)[0]
 
 
-def test_holes_of_real_replays(real_trace: Real) -> None:
+def test_holes_of_real_replays(real_report: Callable[[str], Report]) -> None:
     """A100: 51 gaps of more than 1 ms in 5 steps lie between two kernels of one graph launch, and
     in 0.9 ms of them a step the device ran copies for a later step. In others NCCL ran between the
     two kernels. What such a graph lacks may also have run before its first kernel that is there."""
-    phase = phase_of(analyze(real_trace("a100_training_graphs_nccl.json.gz")).report)
+    phase = phase_of(real_report("a100_training_graphs_nccl.json.gz"))
     holes = finding(phase, "graph-idle")
     assert holes is not None
     assert "32.225 ms of the step (15 %)" in holes.text

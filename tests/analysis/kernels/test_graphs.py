@@ -90,9 +90,9 @@ def test_a_replay_alone_has_kinds_and_nulls(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["v100_legacy_graphs", "a100_training_graphs_nccl"])
-def test_graphs_of_real_traces_alone(name: str, real_trace: Real) -> None:
+def test_graphs_of_real_traces_alone(name: str, real_report: Callable[[str], Report]) -> None:
     """A compiled function that launches a graph lends its shapes to none of its kernels."""
-    phase = analyze(real_trace(f"{name}.json.gz")).report.phases["trace"]
+    phase = real_report(f"{name}.json.gz").phases["trace"]
     kinds = sum(phase.kinds.get(kind, 0.0) for kind in (*GEMM_KINDS, "attention"))
     assert not any("CompiledFunction" in (g.op or "") for g in phase.gemms)
     # Steps that run eagerly hold ops; none of their shapes may fall on the kernels of a replay.
@@ -261,9 +261,9 @@ def test_what_a_replay_copies_and_fills_is_no_kernel(tmp_path: Path, *, eager: b
     )
 
 
-def test_replayed_kernels_of_a_real_trace(real_trace: Real) -> None:
+def test_replayed_kernels_of_a_real_trace(real_report: Callable[[str], Report]) -> None:
     """The A100's steps replay 27 kernels and 42 memsets."""
-    (phase,) = analyze(real_trace("a100_training_graphs_nccl.json.gz")).report.phases.values()
+    (phase,) = real_report("a100_training_graphs_nccl.json.gz").phases.values()
     assert any(
         note.startswith("27 kernels and 42 copies and memsets a step were launched by graph")
         for note in phase.notes

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.schema.report import Report
 from tests.chrome import chrome, k, op, save, step
 
 
@@ -40,7 +41,7 @@ def test_other_values_are_left_out(value: Any, tmp_path: Path) -> None:
     assert noted(tmp_path / "t.json", of(value)) == []
 
 
-def test_a_real_trace(real_trace: Callable[[str], Path]) -> None:
-    report = analyze(real_trace("h100_qwen1.5-0.5b_prefill.json.gz")).report
+def test_a_real_trace(real_report: Callable[[str], Report]) -> None:
+    report = real_report("h100_qwen1.5-0.5b_prefill.json.gz")
     (text,) = [t for t in report.phases["trace"].notes if t.startswith("the allocator")]
     assert "at most 2.09 GB" in text and "2,250 snapshots" in text

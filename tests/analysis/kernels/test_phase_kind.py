@@ -11,7 +11,7 @@ import pytest
 from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.sentences import headline
-from prunescope.analysis.schema.report import Phase
+from prunescope.analysis.schema.report import Phase, Report
 from prunescope.analysis.timeline.engines import engine_step
 from tests.chrome import chrome, gap, k, module, op, save, step
 
@@ -233,8 +233,8 @@ def test_a_long_annotation_is_shortened(tmp_path: Path) -> None:
         ("h100_vit", "forward"), ("h100_owlv2-large", "forward"),
     ],
 )  # fmt: skip
-def test_real_traces(name: str, kind: str, real_trace: Callable[[str], Path]) -> None:
-    phase = analyze(real_trace(f"{name}.json.gz")).report.phases["trace"]
+def test_real_traces(name: str, kind: str, real_report: Callable[[str], Report]) -> None:
+    phase = real_report(f"{name}.json.gz").phases["trace"]
     assert phase.phase_kind is not None
     assert phase.phase_kind["kind"] == kind
 

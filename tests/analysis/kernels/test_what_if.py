@@ -12,7 +12,7 @@ import pytest
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report import measured, phase_tables
 from prunescope.analysis.schema.anatomy import Anatomy
-from prunescope.analysis.schema.report import Phase
+from prunescope.analysis.schema.report import Phase, Report
 from tests.chrome import Op, chrome, k, op, save, step
 
 TILE = "ampere_bf16_s16816gemm_bf16_128x256_ldg8_f2f_stages_32x3_tn"
@@ -69,7 +69,7 @@ def test_the_fit_is_of_the_time_that_kernels_ran(tmp_path: Path) -> None:
 
 
 def test_a_trace_without_registers_says_that_they_are_what_is_missing(
-    tmp_path: Path, real_trace: Callable[[str], Path]
+    tmp_path: Path, real_report: Callable[[str], Report]
 ) -> None:
     trace = chrome(step(0, mm(4096)), step(1, mm(4096)))
     for event in trace["traceEvents"]:
@@ -78,7 +78,7 @@ def test_a_trace_without_registers_says_that_they_are_what_is_missing(
     (shape,) = anatomy_of(found).shapes
     assert (shape.refused or "").startswith("the trace tells no registers or shared memory")
     for name in ("mi300x_compile_triton", "mi300x_sglang_qwen3-8b_prefilldecode"):
-        phase = analyze(real_trace(f"{name}.json.gz")).report.phases["trace"]
+        phase = real_report(f"{name}.json.gz").phases["trace"]
         told = {s.refused for s in anatomy_of(phase).shapes if s.role != "attention"}
         assert told == {shape.refused}
         assert phase_tables.shapes_table(phase) is None
@@ -129,10 +129,10 @@ def test_what_alignment_is_worth_is_as_uncertain_as_the_aligned_gemms_differ(
 
 
 def test_two_unaligned_gemms_of_a_real_trace_promise_no_sure_gain(
-    real_trace: Callable[[str], Path],
+    real_report: Callable[[str], Report],
 ) -> None:
     """OWLv2's scores, 5185 tokens: all other GEMMs of the trace have a K 16 times as large."""
-    phase = analyze(real_trace("h100_owlv2-large.json.gz")).report.phases["trace"]
+    phase = real_report("h100_owlv2-large.json.gz").phases["trace"]
     scores = next(s for s in anatomy_of(phase).shapes if s.n == 5185)
     assert scores.below is not None
     assert scores.below.change_ns is not None

@@ -10,7 +10,7 @@ import pytest
 
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.gemm_table import gemm_table
-from prunescope.analysis.schema.report import Phase
+from prunescope.analysis.schema.report import Phase, Report
 from tests.chrome import Op, chrome, k, op, save, step
 
 SGEMM, ADD = "ampere_sgemm_128x64_nn", "void at::native::vectorized_elementwise_kernel<4>"
@@ -125,10 +125,10 @@ def test_a_gemm_alone_ran_as_long_as_it_was_busy(tmp_path: Path) -> None:
     assert not [n for n in gemm_table(phase).notes if "‖" in n]
 
 
-def test_gemms_of_a_real_trace_with_streams(real_trace: Callable[[str], Path]) -> None:
+def test_gemms_of_a_real_trace_with_streams(real_report: Callable[[str], Report]) -> None:
     """5.5 ms a step of the V100's GEMMs run beside other kernels, 3.7 ms in rows mostly so. Each
     step covered anew, from the end of the one before or of the spill: 32.779 ms in six steps."""
-    phase = analyze(real_trace("v100_legacy_graphs.json.gz")).report.phases["trace"]
+    phase = real_report("v100_legacy_graphs.json.gz").phases["trace"]
     beside = [g for g in phase.gemms if g.busy_ns < 0.5 * (g.duration_ns or 0)]
     assert sum(g.duration_ns or 0 for g in beside) == pytest.approx(3_692_500)
     hidden = sum((g.duration_ns or 0) - g.busy_ns for g in phase.gemms)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 from matplotlib.figure import Figure
@@ -17,11 +17,11 @@ def drawn(
     """The figures that `files` draws of a report at 300 dpi, by the name of their file."""
     kept: list[Figure] = []
 
-    def keep(figure: Figure, _: str) -> bytes:
+    def keep(figure: Figure, endings: Sequence[str]) -> dict[str, bytes]:
         figure.set_dpi(300)
         figure.draw_without_rendering()
         kept.append(figure)
-        return b""
+        return dict.fromkeys(endings, b"")
 
-    monkeypatch.setattr(figures, "saved", keep)
+    monkeypatch.setattr(figures, "saved_as", keep)
     return dict(zip(files(of, "png"), kept, strict=True))

@@ -155,12 +155,17 @@ def test_a_real_trace_links_by_external_id_alone(
 )
 @pytest.mark.parametrize("bare", [False, True])
 def test_a_real_trace_links_by_its_arrows_alone(
-    name: str, real_trace: Callable[[str], Path], tmp_path: Path, *, bare: bool
+    name: str,
+    real_trace: Callable[[str], Path],
+    real_report: Callable[[str], Report],
+    tmp_path: Path,
+    *,
+    bare: bool,
 ) -> None:
     """Without ids, and without the stream and device that say where an arrow ends: those are the
     rows that an event is drawn on. The same answer, to the last note."""
     trace = json.loads(gzip.decompress(real_trace(name).read_bytes()))
-    want = analyze(real_trace(name)).report.phases["trace"]
+    want = real_report(name).phases["trace"]
     for event in trace["traceEvents"]:
         if event.get("ph") == "X" and event.get("cat") != "cpu_op":
             dropped = ["correlation", "External id", "external id"]

@@ -12,7 +12,7 @@ import pytest
 
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.sentences import headline
-from prunescope.analysis.schema.report import FamilyVerdict, Phase
+from prunescope.analysis.schema.report import FamilyVerdict, Phase, Report
 from prunescope.analysis.verdict import caveats
 from prunescope.analysis.verdict.caveats import Caveat, apply_caveats
 from tests.analysis import mixture
@@ -95,8 +95,8 @@ def test_a_real_pruning_of_layers_is_not_doubted(
 
 @pytest.mark.parametrize("name", ["a100_legacy_flows", "b200_eager", "h100_owlv2-large", "h100_vit",
                                   "mi210_gpu_only", "mi300x_compile_triton"])  # fmt: skip
-def test_whole_traces_lack_nothing(name: str, real_trace: Callable[[str], Path]) -> None:
-    phase = analyze(real_trace(f"{name}.json.gz")).report.phases["trace"]
+def test_whole_traces_lack_nothing(name: str, real_report: Callable[[str], Report]) -> None:
+    phase = real_report(f"{name}.json.gz").phases["trace"]
     assert not finding(phase)
 
 

@@ -371,7 +371,7 @@ def test_a_hostile_weight_statistics_is_refused_when_it_is_read() -> None:
 DYNAMIC = [
     ("dynamic-m", {}), ("dynamic-nk", {}), ("dynamic-nk", {"blocks": "value"}),
     ("dynamic-depth", {}), ("dynamic-depth", {"exit": "early"}), ("dynamic-width", {}),
-    ("token-drop", {}), ("kv-evict", {}), ("kv-evict", {"keep": "recent"}),
+    ("token-drop", {"after": "1"}), ("kv-evict", {}), ("kv-evict", {"keep": "recent"}),
 ]  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import plain
 from prunescope.taxonomy.run import read_run, sha256_of
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.half]
 
 
 def events(path: Path) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ pytest.importorskip("torch")
 
 import prunescope
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.half]
 
 CODE = """\
 import sys
