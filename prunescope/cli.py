@@ -457,11 +457,12 @@ def _check(
     """Check a run against rules, as a gate of CI: a line per rule, and exit code 3 if one fails.
 
     A path is a metric, or PHASE.metric. Speedups: realised, nominal, flop, coverage, roofline,
-    busy. Others: share_of_bound, family, wall, tokens_per_s, weight_bytes, kv_bytes,
-    peak_memory_bytes, ledger.ROW, sparsity.NAME, findings, findings.SEVERITY, findings.ID. Where
-    the 95 % interval of a value holds both answers, or a speedup has none, the rule is undecided;
-    so is every rule of a partial report, and one on a speedup or a ledger row where dense and
-    pruned do not compare. A name that does not exist, in a path or as a family, is an error.
+    busy. Others: share_of_bound, family, wall, tokens_per_s, items_per_s, weight_bytes,
+    kv_bytes, peak_memory_bytes, ledger.ROW, sparsity.NAME, findings, findings.SEVERITY,
+    findings.ID. Where the 95 % interval of a value holds both answers, or a speedup has none, the
+    rule is undecided; so is every rule of a partial report, and one on a speedup or a ledger row
+    where dense and pruned do not compare. A name that does not exist, in a path or as a family, is
+    an error.
 
     \b
     prunescope check traces/first --require 'prefill.realised >= 1.2'

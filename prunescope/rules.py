@@ -47,13 +47,14 @@ _ROWS = (
     "launch_idle", "not_explained", "pruned",
 )  # fmt: skip
 METRICS = (
-    *_LADDER, "family", "wall", "tokens_per_s", *_SIZES,
+    *_LADDER, "family", "wall", "tokens_per_s", "items_per_s", *_SIZES,
     *(f"ledger.{row}" for row in _ROWS),
     *(f"sparsity.{name}" for name in _REMOVED),
     "findings", *(f"findings.{name}" for name in SEVERITIES),
 )  # fmt: skip
 _TIMED = (
-    "coverage", "roofline", "busy", "realised", "share_of_bound", "wall", "tokens_per_s", "ledger.",
+    "coverage", "roofline", "busy", "realised", "share_of_bound", "wall", "tokens_per_s",
+    "items_per_s", "ledger.",
 )  # fmt: skip
 # Metrics that are a ratio or difference of both sides.
 _COMPARES = ("coverage", "roofline", "busy", "realised", "share_of_bound", "ledger.")

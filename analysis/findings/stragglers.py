@@ -349,15 +349,16 @@ def _in_turns(late: Late, found: RankReplay) -> str:
     saved = {name: found.saved[name] for name in names}
     if found.together:
         saved["either" if len(names) == 2 else "any of them"] = found.together
-    most = max(saved.values())
-    (first, less), *rest = ((whose, ms(ns / late.steps)) for whose, ns in saved.items())
+    wall = late.rank.wall * late.steps
+    (first, less), *rest = (
+        (whose, f"{ms(ns / late.steps)} ({percent(ns / wall)})") for whose, ns in saved.items()
+    )
     return "".join(
         (
             f"{_and(names)} hold {whom} up {where}, as the last to reach {shares} of "
             f"{found.collectives:,} collectives: if no rank waited for {first}, a step would take "
             f"{less} less",
             *(f", for {whose} {ns}" for whose, ns in rest),
-            f" ({percent(most / late.steps / late.rank.wall)})",
         )
     )
 
