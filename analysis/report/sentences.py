@@ -31,6 +31,7 @@ FAMILIES = {
     "unknown": "the shapes do not say",
 }
 HOLDS_BOUND = "the interval includes the bound"
+BOUND_WITHOUT_INTERVAL = "the bound has no interval"
 PAST_BOUND = "≥ 100 % of the bound: faster than the roofline model allows"
 NO_FINDING = "no finding applies; the tables show where the time goes"
 _PROMISED = 1.005  # a nominal speedup from which on one was promised
@@ -268,8 +269,12 @@ def holds_one(phase: Phase) -> bool:
 
 
 def _beyond(ladder: Ladder) -> str:
-    """What more than the bound means: nothing, where the interval includes the bound."""
-    return HOLDS_BOUND if ladder.holds_bound else PAST_BOUND
+    """What more than the bound means: nothing, where the interval includes the bound, or where the
+    bound, which rests on few steps, has none beside a speedup that has one."""
+    if ladder.holds_bound:
+        return HOLDS_BOUND
+    is_known = ladder.realised_ci95 is None or ladder.share_of_bound_ci95 is not None
+    return PAST_BOUND if is_known else BOUND_WITHOUT_INTERVAL
 
 
 def _not_comparable(phase: Phase) -> str:

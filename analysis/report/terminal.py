@@ -274,7 +274,7 @@ class _ReportPage(Page):
 
     def _brief_notes(self, table: Table, phase: Phase) -> list[str]:
         """The first note, and why intervals are missing where the strokes do not say it."""
-        said = {evidence.ONE_STEP, evidence.NO_INTERVAL} & set(evidence.of_ledger(phase))
+        said = evidence.ONE_STEP in evidence.of_ledger(phase)
         missing = [] if said else ledger_view.interval_notes(phase.ledger or [])
         return list(dict.fromkeys([*table.notes[:1], *missing]))
 
