@@ -4,7 +4,7 @@
   (n = 15).
 - The garbage collector looks for cycles rarely: imports and tables make millions of objects that
   are in none. 0.07 s of CPU time on a trace of 363,000 events, 0.10 s on a small run. Nor does it
-  look when the process ends: XXX s of CPU time.
+  look when the process ends: 0.15 s of CPU time on both.
 - Values of options that are plain texts and paths are taken unchanged: typer has pydantic look at
   every value, and importing that takes 0.06 s of CPU time.
 - Processes that read a large trace begin before the options are parsed: 0.24 s of wall time on a
