@@ -6,7 +6,6 @@ resumes: finished results are neither lost nor repeated.
 
 from __future__ import annotations
 
-import importlib
 import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -78,10 +77,9 @@ def run_plan(request: SweepRequest, plan: SweepPlan, progress: Progress | None =
             if plan.budget is not None:
                 left = [r for r in left if r.problem is not None or r in plan.budget.kept]
             if left:
-                engine = importlib.import_module(
-                    f"prunescope.tracer.sweep.engines.{request.engine}"
-                )
-                engine.run(_jobs(request, plan, left), _reporter(progress, left))
+                from prunescope.tracer.sweep.engines import ENGINES  # torch
+
+                ENGINES[request.engine](_jobs(request, plan, left), _reporter(progress, left))
         folder.refresh()
     return request.folder
 
