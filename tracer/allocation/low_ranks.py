@@ -15,7 +15,7 @@ import torch
 
 from prunescope.taxonomy.keep import low_rank_or_dense
 from prunescope.tracer.calibration.collect import collect
-from prunescope.tracer.model.low_rank import factors
+from prunescope.tracer.calibration.low_rank import factors
 from prunescope.tracer.model.weights import weight_of
 
 PERCENT = 100  # sizes are percent of the numbers of each matrix

@@ -16,7 +16,7 @@ from prunescope.taxonomy.keep import low_rank_or_dense, rank_hint, rounding
 from prunescope.taxonomy.roles import locate
 from prunescope.taxonomy.run_blocks import Record
 from prunescope.tracer.calibration.collect import calibration_of
-from prunescope.tracer.calibration.factoring import factor
+from prunescope.tracer.calibration.low_rank import factor
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.model.logits import probe
 from prunescope.tracer.model.weights import expert_notes, layer_matrices, weight_of
