@@ -187,7 +187,29 @@ def _with_phases(report: R) -> R:
 R = TypeVar("R", bound=Report)
 
 
-class Comparison(comparison_schema.Comparison, kw_only=True, dict=True):
+class _Shown:
+    """What results do alike: print what their command prints, here or in a notebook."""
+
+    __slots__ = ()
+
+    def __rich__(self) -> Any:
+        raise NotImplementedError
+
+    def show(self) -> None:
+        """Print what the command prints."""
+        _print(self.__rich__())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as in the JSON that the command writes."""
+        return _plain(self)
+
+    def _repr_html_(self) -> str:
+        from prunescope.analysis.report.notebook import render_sheet
+
+        return render_sheet(self.__rich__())
+
+
+class Comparison(_Shown, comparison_schema.Comparison, kw_only=True, dict=True):
     """Several runs side by side, as `prunescope analyze A B` compares them."""
 
     @classmethod
@@ -215,10 +237,6 @@ class Comparison(comparison_schema.Comparison, kw_only=True, dict=True):
 
         return ComparisonPlots(self)
 
-    def show(self) -> None:
-        """Print the table that the command prints."""
-        _print(self.__rich__())
-
     def save(
         self,
         folder: Path | str,
@@ -231,10 +249,6 @@ class Comparison(comparison_schema.Comparison, kw_only=True, dict=True):
 
         names = _names(formats)
         return write_comparison(self, _path(folder), formats=names, label_prefix=label_prefix)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, as `--json` writes them."""
-        return _plain(self)
 
     def __repr__(self) -> str:
         runs = dict.fromkeys(row.run for row in self.rows)
@@ -251,7 +265,7 @@ class Comparison(comparison_schema.Comparison, kw_only=True, dict=True):
         return render_comparison(self)
 
 
-class Pareto(pareto_schema.Pareto, kw_only=True, dict=True):
+class Pareto(_Shown, pareto_schema.Pareto, kw_only=True, dict=True):
     """Speed against loss of a sweep, as `prunescope pareto` judges it."""
 
     @classmethod
@@ -288,10 +302,6 @@ class Pareto(pareto_schema.Pareto, kw_only=True, dict=True):
 
         return ParetoPlots(self)
 
-    def show(self) -> None:
-        """Print the sentences that the command prints."""
-        _print(self.__rich__())
-
     def save(
         self,
         folder: Path | str,
@@ -313,10 +323,6 @@ class Pareto(pareto_schema.Pareto, kw_only=True, dict=True):
             more = paper_files(paper_set(self, None, as_path(gemm)), names)
         return write_pareto(self, _path(folder), formats=names, more=more)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, as `--json` writes them."""
-        return _plain(self)
-
     def __repr__(self) -> str:
         counts = (f"{name} {len(phase.points)} points" for name, phase in self.phases.items())
         return f"<Pareto: {', '.join(counts)}, {len(self.failed)} failed>"
@@ -326,11 +332,8 @@ class Pareto(pareto_schema.Pareto, kw_only=True, dict=True):
 
         return pareto_summary(self)
 
-    def _repr_html_(self) -> str:
-        return _html(self.__rich__())
 
-
-class Reproduction(reproduction_schema.Reproduction, kw_only=True, dict=True):
+class Reproduction(_Shown, reproduction_schema.Reproduction, kw_only=True, dict=True):
     """A paper's numbers beside those of a sweep or of `predict`, as `prunescope reproduce` prints
     them.
 
@@ -363,10 +366,6 @@ class Reproduction(reproduction_schema.Reproduction, kw_only=True, dict=True):
 
         return ReproductionPlots(self)
 
-    def show(self) -> None:
-        """Print what the command prints."""
-        _print(self.__rich__())
-
     def save(
         self, folder: Path | str, formats: Sequence[str] | str = ("csv", "png", "pdf")
     ) -> list[Path]:
@@ -378,10 +377,6 @@ class Reproduction(reproduction_schema.Reproduction, kw_only=True, dict=True):
         names = _names(formats)
         check_formats(names, FORMATS)
         return write_files(reproduction_files(self, names), _path(folder))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, as `--json` writes them."""
-        return _plain(self)
 
     def __repr__(self) -> str:
         ours = sum(one.ours is not None for one in self.values)
@@ -396,11 +391,8 @@ class Reproduction(reproduction_schema.Reproduction, kw_only=True, dict=True):
 
         return reproduction(self)
 
-    def _repr_html_(self) -> str:
-        return _html(self.__rich__())
 
-
-class Prediction(dict[str, Any]):
+class Prediction(_Shown, dict[str, Any]):
     """What `predict` gives: the dict of `--json`, which can show itself.
 
     Examples:
@@ -431,10 +423,6 @@ class Prediction(dict[str, Any]):
         from prunescope.analysis.report.predict_figure import PredictionPlots
 
         return PredictionPlots(self)
-
-    def show(self) -> None:
-        """Print the tables that the command prints."""
-        _print(self.__rich__())
 
     def save(
         self, folder: Path | str, formats: Sequence[str] | str = ("md", "json", "csv")
@@ -472,11 +460,8 @@ class Prediction(dict[str, Any]):
 
         return prediction(self)
 
-    def _repr_html_(self) -> str:
-        return _html(self.__rich__())
 
-
-class AllocationPlan(PlanOfLayers, kw_only=True, dict=True):
+class AllocationPlan(_Shown, PlanOfLayers, kw_only=True, dict=True):
     """The plan of `allocate`: what each layer keeps for a target, and what it is expected to give.
 
     Examples:
@@ -515,10 +500,6 @@ class AllocationPlan(PlanOfLayers, kw_only=True, dict=True):
 
         return AllocationPlots(self)
 
-    def show(self) -> None:
-        """Print the tables that the command prints."""
-        _print(self.__rich__())
-
     def save(
         self, folder: Path | str, formats: Sequence[str] | str = ("md", "json", "png")
     ) -> list[Path]:
@@ -541,10 +522,6 @@ class AllocationPlan(PlanOfLayers, kw_only=True, dict=True):
             files[f"plan.{name}"] = data
         return write_files(files, _path(folder))
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, as in plan.json."""
-        return _plain(self)
-
     def __repr__(self) -> str:
         from prunescope.analysis.report.allocation_tables import target_text
 
@@ -559,9 +536,6 @@ class AllocationPlan(PlanOfLayers, kw_only=True, dict=True):
 
         where, model = self.__dict__.get("_where", ("plan.json", self.model))
         return plan_sheet(self, where, model=model)
-
-    def _repr_html_(self) -> str:
-        return _html(self.__rich__())
 
 
 _PICTURES = ("png", "pdf", "svg")
@@ -588,15 +562,9 @@ def _same_fields(value: msgspec.Struct, kind: type[T]) -> T:
     return kind(**{name: getattr(value, name) for name in value.__struct_fields__})
 
 
-def _plain(value: msgspec.Struct) -> dict[str, Any]:
+def _plain(value: object) -> dict[str, Any]:
     plain: dict[str, Any] = msgspec.to_builtins(value)
     return plain
-
-
-def _html(view: Sheet) -> str:
-    from prunescope.analysis.report.notebook import render_sheet
-
-    return render_sheet(view)
 
 
 def _print(view: RenderableType) -> None:
