@@ -348,7 +348,8 @@ def best_family(
     assert target.variant is not None
     plan = by_name[target.variant]
     best: tuple[str, float] | None = None
-    points = {family: _family(one, family, target.phase) for family in _families(one)}
+    families = dict.fromkeys(v.family for v in one.variants if v.family is not None)
+    points = {family: _family(one, family, target.phase) for family in families}
     speed = plan.speeds[target.phase].realised
     for family, known in points.items():
         pairs = [(at.speeds[target.phase].realised, _mean(at, stage, name)) for at in known]
@@ -391,10 +392,6 @@ def at_speed(points: Sequence[tuple[float, float]], speed: float) -> float | Non
             share = (speed - a) / (b - a) if a != b else 0.0
             found.append(low + share * (high - low))
     return min(found, default=None)
-
-
-def _families(one: Measured) -> list[str]:
-    return list(dict.fromkeys(v.family for v in one.variants if v.family is not None))
 
 
 def _family(one: Measured, family: str, phase: str) -> list[Variant]:

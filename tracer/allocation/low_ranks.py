@@ -41,7 +41,10 @@ class Factorable:
     def masked(self, size: int) -> AbstractContextManager[None]:
         """Within, the sublayer computes as if its matrices were of low rank. They are factored by
         this call, on the model as it is now."""
-        ranks = {path: _rank(module, size) for path, module in self.matrices.items()}
+        ranks = {
+            path: low_rank_or_dense(*weight_of(module).shape, self.lost_share(size))
+            for path, module in self.matrices.items()
+        }
         chosen = {path: rank for path, rank in ranks.items() if rank is not None}
         moments = collect(self.model, self.batches, moments=list(chosen)).moments
         products = {}
@@ -61,8 +64,3 @@ class Factorable:
         finally:
             for path, weight in weights.items():
                 weight.copy_(before[path])
-
-
-def _rank(module: Any, size: int) -> int | None:
-    outputs, inputs = weight_of(module).shape
-    return low_rank_or_dense(outputs, inputs, 1 - size / PERCENT)

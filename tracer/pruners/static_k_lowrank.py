@@ -28,7 +28,10 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     if point.sparsity == 0:
         return Applied(model=model, record={"kept": {"rank": {}}, "notes": ["nothing to factor"]})
     matrices = layer_matrices(model)
-    ranks = {name: _rank(module, point) for name, module in matrices.items()}
+    ranks = {
+        name: low_rank_or_dense(*weight_of(module).shape, point.sparsity, point.align)
+        for name, module in matrices.items()
+    }
     chosen = {name: rank for name, rank in ranks.items() if rank is not None}
     if not chosen:
         raise PrunescopeError(
@@ -55,11 +58,6 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
         model.set_submodule(name, pair)
     probe(model, "with low-rank factors")
     return Applied(model=model, record=record)
-
-
-def _rank(module: nn.Module, point: Point) -> int | None:
-    outputs, inputs = weight_of(module).shape
-    return low_rank_or_dense(outputs, inputs, point.sparsity, point.align)
 
 
 def _rounded(matrices: dict[str, nn.Module], ranks: dict[str, int], sparsity: float) -> list[str]:

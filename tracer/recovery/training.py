@@ -145,7 +145,8 @@ class Training:
             if moments:
                 tensors[f"first/{name}"] = moments["exp_avg"]
                 tensors[f"second/{name}"] = moments["exp_avg_sq"]
-        state = {**vars(self.state), "best": _finite(self.state.best)}
+        best_loss = self.state.best
+        state = {**vars(self.state), "best": best_loss if math.isfinite(best_loss) else None}
         write_checkpoint(self.file, self.key, Checkpoint(tensors=tensors, state=state))
 
 
@@ -154,7 +155,3 @@ def _share_of_rate(step: int, steps: int) -> float:
     warm = max(1, round(_WARMUP * steps))
     cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
     return min(1.0, (step + 1) / warm) * cosine
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
