@@ -16,10 +16,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunescope.tracer.recovery.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from prunescope.tracer.recovery.examples import Examples
 from prunescope.tracer.recovery.settings import Recovery
-from prunescope.tracer.recovery.storage import TrainingStorage
+from prunescope.tracer.recovery.storage import (
+    Checkpoint,
+    TrainingStorage,
+    read_checkpoint,
+    write_checkpoint,
+)
 
 SAVE_S = 15.0  # between checkpoints: a kill loses at most this much, and the current step
 _CLIP = 1.0  # norm of the gradient
