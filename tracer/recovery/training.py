@@ -31,7 +31,6 @@ _SMOOTH = 0.2  # weight of the newest loss in the running mean
 # Nats a token by which the running loss may rise above its minimum before the training stops.
 _RISE = 1.0
 _WARMUP = 0.05  # share of the steps
-Loss = Callable[[torch.Tensor], None]
 
 
 @dataclass(kw_only=True)
