@@ -48,7 +48,7 @@ READ = frozenset(
     image_size is_decoder
     mlp_ratio num_labels num_register_tokens patch_size projection_dim use_swiglu_ffn
     num_transformer_layers padded_vocab_size parallel_attn projectors_bias
-    q_lora_rank qk_layernorm qk_nope_head_dim qk_rope_head_dim qkv_bias residual_multiplier
+    q_lora_rank qk_layernorm qk_nope_head_dim qk_rope_head_dim qkv_bias
     shared_expert_intermediate_size shared_intermediate_size sliding_window sliding_window_pattern
     state_size tie_embedding tie_word_embeddings time_step_rank top_k use_bias use_parallel_residual
     use_qkv_bias use_sliding_window v_head_dim vocab_size word_embed_proj_dim

@@ -41,10 +41,10 @@ class Factorable:
     def masked(self, size: int) -> AbstractContextManager[None]:
         """Within, the sublayer computes as if its matrices were of low rank. They are factored by
         this call, on the model as it is now."""
-        ranks = {
-            path: low_rank_or_dense(*weight_of(module).shape, self.lost_share(size))
-            for path, module in self.matrices.items()
-        }
+        ranks: dict[str, int | None] = {}
+        for path, module in self.matrices.items():
+            outputs, inputs = weight_of(module).shape
+            ranks[path] = low_rank_or_dense(outputs, inputs, self.lost_share(size))
         chosen = {path: rank for path, rank in ranks.items() if rank is not None}
         moments = collect(self.model, self.batches, moments=list(chosen)).moments
         products = {}

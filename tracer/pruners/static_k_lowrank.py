@@ -28,10 +28,10 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     if point.sparsity == 0:
         return Applied(model=model, record={"kept": {"rank": {}}, "notes": ["nothing to factor"]})
     matrices = layer_matrices(model)
-    ranks = {
-        name: low_rank_or_dense(*weight_of(module).shape, point.sparsity, point.align)
-        for name, module in matrices.items()
-    }
+    ranks: dict[str, int | None] = {}
+    for name, module in matrices.items():
+        outputs, inputs = weight_of(module).shape
+        ranks[name] = low_rank_or_dense(outputs, inputs, point.sparsity, point.align)
     chosen = {name: rank for name, rank in ranks.items() if rank is not None}
     if not chosen:
         raise PrunescopeError(

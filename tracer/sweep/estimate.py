@@ -43,7 +43,8 @@ def peaks_here(folder: Path, config: SweepConfig, dtype: str) -> list[MeasuredPe
     work ran beside, which lowers a peak and never raises one."""
     with thread_count(config.threads):
         kept = sorted(folder.glob(f"peaks-*-{dtype}-{torch.get_num_threads()}.json"))
-        found = [peaks for path in kept if (peaks := read_json(path, KeptPeaks)) is not None]
+        read = (read_json(path, KeptPeaks) for path in kept)
+        found: list[MeasuredPeaks] = [peaks for peaks in read if peaks is not None]
         while not found or (found[-1].disturbed and len(found) < _TURNS):
             found.append(
                 machine_peaks.measure_peaks(pick_device("auto"), dtype, budget_s=_BUDGET_S)
