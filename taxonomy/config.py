@@ -117,8 +117,8 @@ def read_config(config: Mapping[str, Any]) -> Fields:
         "intermediate": MLP,
     }
     missing = [names[field][0] for field, value in size.items() if value is None]
-    if missing and (said := own_document(config)) is not None:
-        raise PrunescopeError(f"this file {said[0]}, no model config", hint=said[1])
+    if missing and (recognised := own_document(config)) is not None:
+        raise PrunescopeError(f"this file {recognised[0]}, no model config", hint=recognised[1])
     if missing:
         raise PrunescopeError(
             f"the config of a {kind or 'model'} lacks {', '.join(missing)}",
@@ -475,7 +475,7 @@ def _own_attention(own: dict[str, Any], known: Mapping[str, Any], kind: str) -> 
 
 
 def _own_mlp(own: dict[str, Any], kind: str, letter: str) -> dict[str, Any]:
-    """Of a layer whose MLP are experts, a width of 0 says nothing."""
+    """Of a layer whose MLP are experts, a width of 0 means that it has no plain one."""
     plain = letter.islower()
     if kind == "usual" and plain and own.get("intermediate") == 0:
         kind = "none"
