@@ -240,8 +240,8 @@ def _outcome(found: Published) -> Iterator[str]:
     for one in found.models:
         for name, stage in itertools.product(one.texts, STAGES):
             if all(stage in v.nats for v in one.variants):
-                verdicts = [_verdict(one, target, name, stage) for target in one.targets]
-                held.setdefault((one.texts[name], stage), []).extend(v for v in verdicts if v)
+                of_targets = [_verdict(one, target, name, stage) for target in one.targets]
+                held.setdefault((one.texts[name], stage), []).extend(v for v in of_targets if v)
     for (title, stage), verdicts in held.items():
         less, undecided, more = map(verdicts.count, VERDICTS)
         yield (
