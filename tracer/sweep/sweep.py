@@ -29,8 +29,13 @@ from prunescope.taxonomy.sweep_files import DONE, FAILED, PENDING, PLAN, RUNNING
 from prunescope.tracer.capture.progress import Progress, Silent
 from prunescope.tracer.sweep.budget import Budget, within
 from prunescope.tracer.sweep.config import read_configs
-from prunescope.tracer.sweep.limits import check_possible, limits_here
-from prunescope.tracer.sweep.model_facts import config_of, shape_of
+from prunescope.tracer.sweep.limits import (
+    check_possible,
+    check_together,
+    config_of,
+    limits_here,
+    shape_of,
+)
 from prunescope.tracer.sweep.plan import (
     SweepConfig,
     SweepPlan,
@@ -316,7 +321,6 @@ def _check(plan: SweepPlan) -> None:
     recorded as failed instead."""
     from prunescope.tracer.calibration.texts import read_text
     from prunescope.tracer.capture.variants import check_method
-    from prunescope.tracer.sweep.trial import check_together
 
     config = plan.config
     trained_on = None if config.recover is None else config.recover.text
