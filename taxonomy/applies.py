@@ -128,14 +128,6 @@ def to_projections(traits: Traits, *also: str) -> Applies:
     return Applies(PARTLY, "; ".join(reasons)) if reasons else Applies(YES)
 
 
-def no_matrices(traits: Traits) -> str:
-    """Why a family that changes matrices of attention and MLP alone is not realised: a mixer has
-    others."""
-    if traits.shape is None:
-        return "only projections of attention and MLP are taken; static-k-mask takes all"
-    return ""
-
-
 def no_parts(traits: Traits, *, whole_layers: bool = False) -> str:
     """Why a family that decides at run time is not realised: its attention cannot be taken apart,
     or (for `whole_layers`) not be left out."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from prunescope.taxonomy.applies import EXPERT_MATRICES, no_matrices, to_projections
+from prunescope.taxonomy.applies import EXPERT_MATRICES, to_projections
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.families.static_k_mask import no_matrices
 from prunescope.taxonomy.family import Family, FamilyPoint, Knob, pattern
 from prunescope.taxonomy.keep import check_sparsity
 from prunescope.taxonomy.plan import Piece, Plan, Workload

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from prunescope.taxonomy.applies import EXPERT_MATRICES, Applies, no_matrices, to_projections
+from prunescope.taxonomy.applies import EXPERT_MATRICES, Applies, to_projections
 from prunescope.taxonomy.architecture_table import BY_ID
 from prunescope.taxonomy.architecture_traits import Traits
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.families.static_k_mask import no_matrices
 from prunescope.taxonomy.family import ALIGNMENT, Family, FamilyPoint, pattern
 from prunescope.taxonomy.keep import low_rank_or_dense, rank_hint
 from prunescope.taxonomy.plan import Piece, Plan, Workload
