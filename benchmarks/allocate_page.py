@@ -240,8 +240,8 @@ def _outcome(found: Published) -> Iterator[str]:
     for one in found.models:
         for name, stage in itertools.product(one.texts, STAGES):
             if all(stage in v.nats for v in one.variants):
-                told = [_verdict(one, target, name, stage) for target in one.targets]
-                held.setdefault((one.texts[name], stage), []).extend(v for v in told if v)
+                of_targets = [_verdict(one, target, name, stage) for target in one.targets]
+                held.setdefault((one.texts[name], stage), []).extend(v for v in of_targets if v)
     for (title, stage), verdicts in held.items():
         less, undecided, more = map(verdicts.count, VERDICTS)
         yield (
@@ -254,10 +254,10 @@ def _verdict(one: Measured, target: Target, name: str, stage: str) -> str | None
     """How a plan does against the best family; None where none is as fast."""
     by_name = _by_name(one)
     held = best_family(one, by_name, target, name, stage) if target.variant else None
-    return None if held is None else _told(held[2], held[3])
+    return None if held is None else _interval_text(held[2], held[3])
 
 
-def _told(low: float, high: float) -> str:
+def _interval_text(low: float, high: float) -> str:
     less, undecided, more = VERDICTS
     return less if high < 0 else more if low > 0 else undecided
 
@@ -324,7 +324,7 @@ def _losses(one: Measured, by_name: Mapping[str, Variant], name: str, stage: str
             continue
         family, nats, low, high = held
         difference = _mean(plan, stage, name) - nats
-        verdict = _told(low, high)
+        verdict = _interval_text(low, high)
         yield (
             (
                 f"{at}| {family} | {loss(math.expm1(nats - base))} "
@@ -348,7 +348,8 @@ def best_family(
     assert target.variant is not None
     plan = by_name[target.variant]
     best: tuple[str, float] | None = None
-    points = {family: _family(one, family, target.phase) for family in _families(one)}
+    families = dict.fromkeys(v.family for v in one.variants if v.family is not None)
+    points = {family: _family(one, family, target.phase) for family in families}
     speed = plan.speeds[target.phase].realised
     for family, known in points.items():
         pairs = [(at.speeds[target.phase].realised, _mean(at, stage, name)) for at in known]
@@ -391,10 +392,6 @@ def at_speed(points: Sequence[tuple[float, float]], speed: float) -> float | Non
             share = (speed - a) / (b - a) if a != b else 0.0
             found.append(low + share * (high - low))
     return min(found, default=None)
-
-
-def _families(one: Measured) -> list[str]:
-    return list(dict.fromkeys(v.family for v in one.variants if v.family is not None))
 
 
 def _family(one: Measured, family: str, phase: str) -> list[Variant]:

@@ -182,7 +182,7 @@ def result(model: Any, name: str, family: str, row: dict[str, Any]) -> str:
 
 
 def traced(model: Any, name: str, family: str, out: Path) -> None:
-    """One capture of both phases, of the dense model and, but for "dense", of its pruned twin."""
+    """One capture of both phases: the dense model and, but for "dense", its pruned counterpart."""
     import copy
 
     import torch

@@ -173,8 +173,8 @@ def inputs(
             [sys.executable, "-c", REPEAT, *words], cwd=Path(__file__).parent,
             stdout=subprocess.PIPE, check=True,
         ).stdout  # fmt: skip
-        for path, said in ((plain, ""), (packed, "gzipped, ")):
-            size = f"{said}{path.stat().st_size / 1e6:.0f} MB"
+        for path, packing in ((plain, ""), (packed, "gzipped, ")):
+            size = f"{packing}{path.stat().st_size / 1e6:.0f} MB"
             yield f"h100_qwen repeated, {int(count):,} events, {size}", path
             path.unlink()
 

@@ -103,7 +103,7 @@ def mark(cell: Cell, reasons: dict[str, int]) -> str:
 
 
 def general(why: str) -> str:
-    """A reason without the class that it was said of, so that one serves many."""
+    """A reason without the class that it names, so that one serves many."""
     why = re.sub(r"[A-Z]\w*(ForCausalLM|LMHeadModel)", "the model", why)
     why = re.sub(r"layers of (the model|[A-Z]\w*)", "its layers", why)
     return why.partition(": ")[0]

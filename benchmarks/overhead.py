@@ -194,9 +194,9 @@ def table(rows: list[tuple[str, float, Phase]]) -> Iterator[str]:
             named = phase.family.id if phase.family else "unknown"
             rest = [f"read as {named}", *[""] * (len(heads) - len(start) - 1)]
         else:
-            told = {part.name: _time(part.ns, walls["dense"]) for part in paid.parts}
-            rest = [*(told[name] for name in parts), _time(paid.added_ns, walls["dense"])]
-            rest += [told[KEY_VALUE], told[WEIGHTS], percent(paid.sparsity), _break_even(phase)]
+            shown = {part.name: _time(part.ns, walls["dense"]) for part in paid.parts}
+            rest = [*(shown[name] for name in parts), _time(paid.added_ns, walls["dense"])]
+            rest += [shown[KEY_VALUE], shown[WEIGHTS], percent(paid.sparsity), _break_even(phase)]
         yield "| " + " | ".join([*start, *rest]) + " |"
 
 

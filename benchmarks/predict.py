@@ -271,7 +271,7 @@ def _winners() -> str:
         "these layers' mixers dense.\n",
     ]
     for model, kind in MODELS:
-        heads = " | ".join(f"{phase} {b}×{_short(n)}" for phase, b, n in LOADS)
+        heads = " | ".join(f"{phase} {b}×{n // 1024}k" for phase, b, n in LOADS)
         rows += [f"**{model}** ({kind})\n", f"| device | {heads} |", "|---" * 7 + "|"]
         for device in DEVICES:
             cells = [_winner(model, device, load) for load in LOADS]
@@ -298,10 +298,6 @@ def _winner(model: str, device: str, load: tuple[str, int, int]) -> str:
 
 def _name(family: str) -> str:
     return SHORT.get(family, family)
-
-
-def _short(tokens: int) -> str:
-    return f"{tokens // 1024}k"
 
 
 if __name__ == "__main__":

@@ -155,9 +155,9 @@ def ranges(known: tuple[Cell, ...]) -> str:
         "|---|---|---|---|---|",
     ]  # fmt: skip
     found = outside(known)
-    rows += [f"| {name} | {_told(cells)} |" for name, cells in _by(found[LEVEL], group).items()]
-    rows += [f"| {name} | {_told(cells)} |" for name, cells in _by(found[LEVEL], device).items()]
-    rows += [f"| **all** | {_told(found[LEVEL])} |", ""]
+    rows += [f"| {name} | {_listed(cells)} |" for name, cells in _by(found[LEVEL], group).items()]
+    rows += [f"| {name} | {_listed(cells)} |" for name, cells in _by(found[LEVEL], device).items()]
+    rows += [f"| **all** | {_listed(found[LEVEL])} |", ""]
     rows += [
         "| family | device | cells | held | median width | median error | its family left out |",
         "|---|---|---|---|---|---|---|",
@@ -168,7 +168,7 @@ def ranges(known: tuple[Cell, ...]) -> str:
         by[family(one.cell), device(one.cell)].append(one)
     for (name, where), cells in by.items():
         alone = held(apart[one.cell] for one in cells)
-        rows.append(f"| {name} | {where} | {_told(cells)} | {alone:.0%} |")
+        rows.append(f"| {name} | {where} | {_listed(cells)} | {alone:.0%} |")
     rows += ["", _short(found[LEVEL])]
     rows += ["", "Reliability:\n", "| meant to hold | " + _row(f"{v:.0%}" for v in LEVELS),
              "|---" * (len(LEVELS) + 1) + "|"]  # fmt: skip
@@ -181,19 +181,19 @@ def ranges(known: tuple[Cell, ...]) -> str:
 
 
 def _short(cells: Sequence[Outside]) -> str:
-    """Families of ten cells or more whose ranges hold too few: said, not averaged."""
+    """Families of ten cells or more whose ranges hold too few: listed, not averaged."""
     by = _by(cells, family)
     few = [f"{name} {held(own):.0%}" for name, own in by.items()
            if len(own) >= LARGE and held(own) < COVERED]  # fmt: skip
-    told = ", ".join(few) or "none"
-    return f"Families of ten cells or more below {COVERED:.0%}: {told}."
+    names = ", ".join(few) or "none"
+    return f"Families of ten cells or more below {COVERED:.0%}: {names}."
 
 
 def _row(cells: Iterable[str]) -> str:
     return " | ".join(cells) + " |"
 
 
-def _told(cells: Sequence[Outside]) -> str:
+def _listed(cells: Sequence[Outside]) -> str:
     error = statistics.median(abs(one.off) for one in cells)
     return f"{len(cells)} | {held(cells):.0%} | {_width(cells):.2f} | {error:.1%}"
 

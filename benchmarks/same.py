@@ -117,7 +117,8 @@ def capture(options: Any) -> None:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / f"{options.model}.jsonl"
-    ours = [x for x in lines_of(options.out) if key_of(x) == _wanted(options)]
+    wanted = options.model, options.case, BESIDE[options.busy]
+    ours = [x for x in lines_of(options.out) if key_of(x) == wanted]
     end = time.monotonic() + 60 * options.minutes
     for number in range(len(ours), options.captures):
         if time.monotonic() > end:
@@ -140,10 +141,6 @@ def _busy(loops: int) -> Iterator[None]:
         for process in running:
             process.kill()
             process.wait()
-
-
-def _wanted(options: Any) -> tuple[str, str, str]:
-    return options.model, options.case, BESIDE[options.busy]
 
 
 def _captured(options: Any, number: int, out: Path) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def costs(out: Path) -> None:
     sys.stderr.write(f"{found}\n")
 
 
-def told(folder: Path) -> list[str]:
+def cost_lines(folder: Path) -> list[str]:
     """What the page says of them, where they were measured."""
     file = folder / "costs.json"
     if not file.is_file():

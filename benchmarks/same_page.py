@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import same_plain
 from same_cases import CASES, PHASES, ROWS, SCALINGS, SETTINGS, WORDS, key_of
-from same_costs import told
+from same_costs import cost_lines
 from same_places import spread
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ def page_of(lines: list[dict[str, Any]], folder: Path) -> str:
         "",
         *_same(lines, models),
         *_known(lines, models),
-        *told(folder),
-        *same_plain.told(folder),
+        *cost_lines(folder),
+        *same_plain.lines(folder),
         *spread(folder),
         *_beside(lines, models),
     ]

@@ -48,11 +48,11 @@ def spread(folder: Path) -> list[str]:
     for found in kept(folder, FILE):
         for phase in ("prefill", "decode"):
             own = {way: [one[phase] for one in found[way]] for way in WAYS}
-            told = [f"{_spread(v):.2%} | {statistics.fmean(v):+.2%}" for v in own.values()]
+            cells = [f"{_spread(v):.2%} | {statistics.fmean(v):+.2%}" for v in own.values()]
             low, high = _ratio(own["placements"], own["processes"])
             ratio = _spread(own["placements"]) / _spread(own["processes"])
             rows.append(
-                f"| {found['model']} | {phase} | {' | '.join(told)} | {ratio:.2f} [{low:.2f}, "
+                f"| {found['model']} | {phase} | {' | '.join(cells)} | {ratio:.2f} [{low:.2f}, "
                 f"{high:.2f}] |"
             )
     if not rows:

@@ -46,7 +46,7 @@ def measure(model: str, out: Path) -> None:
     keep(out, FILE, {"model": model, "places": json.loads(ran.stdout.splitlines()[-1])})
 
 
-def told(folder: Path) -> list[str]:
+def lines(folder: Path) -> list[str]:
     """What the page says of it, where it was measured."""
     rows = []
     for found in kept(folder, FILE):

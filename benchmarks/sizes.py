@@ -114,8 +114,8 @@ def size_of(folder: Path) -> Size:
     for name, phase in found.phases.items():
         points = {p.family: p for p in phase.points if p.realised_ci95 is not None}
         dense = folder / "runs" / next(iter(points.values())).draws[0] / "dense"
-        told = prunescope.predict(from_run=dense, method=list(points), sparsity=sparsity)
-        rows = {row["id"]: row for row in told["phases"][name]["families"]}
+        predicted = prunescope.predict(from_run=dense, method=list(points), sparsity=sparsity)
+        rows = {row["id"]: row for row in predicted["phases"][name]["families"]}
         phases[name] = {}
         for family, point in points.items():
             assert point.realised_ci95 is not None
@@ -184,8 +184,8 @@ def _phase(phase: str, sizes: list[Size]) -> Iterator[str]:
 def _cell(one: Family | None) -> str:
     if one is None:
         return ""
-    doubt = "" if one.valid else " ?"
-    measured = f"**{one.measured:.2f}×**{doubt} [{one.ci95[0]:.2f}, {one.ci95[1]:.2f}]"
+    uncertain = "" if one.valid else " ?"
+    measured = f"**{one.measured:.2f}×**{uncertain} [{one.ci95[0]:.2f}, {one.ci95[1]:.2f}]"
     low, high = one.expected
     return f"{measured}<br>{one.predicted:.2f}× ({low:.2f} to {high:.2f})"
 
@@ -202,12 +202,12 @@ def _moves(phase: str, one: Size, other: Size) -> Iterator[str]:
     for i, j in itertools.combinations(common, 2):
         gaps = [_gap(own[i], own[j]) for own in (a, b)]
         if gaps[0] * gaps[1] < 0:
-            said = [own[i].predicted - own[j].predicted for own in (a, b)]
-            told = [gap * guess > 0 for gap, guess in zip(gaps, said, strict=True)]
+            guesses = [own[i].predicted - own[j].predicted for own in (a, b)]
+            agree = [gap * guess > 0 for gap, guess in zip(gaps, guesses, strict=True)]
             first, second = (i, j) if gaps[0] > 0 else (j, i)
             moved.append(
                 f"{first} before {second} turns round "
-                f"({'predicted' if all(told) else 'not predicted'})"
+                f"({'predicted' if all(agree) else 'not predicted'})"
             )
     names = f"from {one.name} to {other.name}"
     yield f"- {names}: {'; '.join(moved) or _no_change(a, b, common)}."

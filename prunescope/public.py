@@ -175,7 +175,29 @@ class Report(report_schema.Report, kw_only=True, dict=True):
         return render_notebook(self)
 
 
-class Comparison(comparison_schema.Comparison, kw_only=True, dict=True):
+class _Shown:
+    """What results do alike: print what their command prints, here or in a notebook."""
+
+    __slots__ = ()
+
+    def __rich__(self) -> Any:
+        raise NotImplementedError
+
+    def show(self) -> None:
+        """Print what the command prints."""
+        _print(self.__rich__())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as in the JSON that the command writes."""
+        return _plain(self)
+
+    def _repr_html_(self) -> str:
+        from prunescope.analysis.report.notebook import render_sheet
+
+        return render_sheet(self.__rich__())
+
+
+class Comparison(_Shown, comparison_schema.Comparison, kw_only=True, dict=True):
     """Several runs side by side, as `prunescope analyze A B` compares them."""
 
     @classmethod
@@ -202,10 +224,6 @@ class Comparison(comparison_schema.Comparison, kw_only=True, dict=True):
 
         return ComparisonPlots(self)
 
-    def show(self) -> None:
-        """Print the table that the command prints."""
-        _print(self.__rich__())
-
     def save(
         self,
         folder: Path | str,
@@ -218,10 +236,6 @@ class Comparison(comparison_schema.Comparison, kw_only=True, dict=True):
 
         names = _names(formats)
         return write_comparison(self, _path(folder), formats=names, label_prefix=label_prefix)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, as `--json` writes them."""
-        return _plain(self)
 
     def __repr__(self) -> str:
         runs = dict.fromkeys(row.run for row in self.rows)
@@ -238,7 +252,7 @@ class Comparison(comparison_schema.Comparison, kw_only=True, dict=True):
         return render_comparison(self)
 
 
-class Pareto(pareto_schema.Pareto, kw_only=True, dict=True):
+class Pareto(_Shown, pareto_schema.Pareto, kw_only=True, dict=True):
     """Speed against loss of a sweep, as `prunescope pareto` judges it."""
 
     @classmethod
@@ -273,10 +287,6 @@ class Pareto(pareto_schema.Pareto, kw_only=True, dict=True):
 
         return ParetoPlots(self)
 
-    def show(self) -> None:
-        """Print the sentences that the command prints."""
-        _print(self.__rich__())
-
     def save(
         self,
         folder: Path | str,
@@ -298,10 +308,6 @@ class Pareto(pareto_schema.Pareto, kw_only=True, dict=True):
             more = paper_files(paper_set(self, None, as_path(gemm)), names)
         return write_pareto(self, _path(folder), formats=names, more=more)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, as `--json` writes them."""
-        return _plain(self)
-
     def __repr__(self) -> str:
         counts = (f"{name} {len(phase.points)} points" for name, phase in self.phases.items())
         return f"<Pareto: {', '.join(counts)}, {len(self.failed)} failed>"
@@ -311,11 +317,8 @@ class Pareto(pareto_schema.Pareto, kw_only=True, dict=True):
 
         return pareto_summary(self)
 
-    def _repr_html_(self) -> str:
-        return _html(self.__rich__())
 
-
-class Reproduction(reproduction_schema.Reproduction, kw_only=True, dict=True):
+class Reproduction(_Shown, reproduction_schema.Reproduction, kw_only=True, dict=True):
     """A paper's numbers beside those of a sweep or of `predict`, as `prunescope reproduce` prints
     them.
 
@@ -348,10 +351,6 @@ class Reproduction(reproduction_schema.Reproduction, kw_only=True, dict=True):
 
         return ReproductionPlots(self)
 
-    def show(self) -> None:
-        """Print what the command prints."""
-        _print(self.__rich__())
-
     def save(
         self, folder: Path | str, formats: Sequence[str] | str = ("csv", "png", "pdf")
     ) -> list[Path]:
@@ -363,10 +362,6 @@ class Reproduction(reproduction_schema.Reproduction, kw_only=True, dict=True):
         names = _names(formats)
         check_formats(names, FORMATS)
         return write_files(reproduction_files(self, names), _path(folder))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, as `--json` writes them."""
-        return _plain(self)
 
     def __repr__(self) -> str:
         ours = sum(one.ours is not None for one in self.values)
@@ -381,11 +376,8 @@ class Reproduction(reproduction_schema.Reproduction, kw_only=True, dict=True):
 
         return reproduction(self)
 
-    def _repr_html_(self) -> str:
-        return _html(self.__rich__())
 
-
-class Prediction(ByName):
+class Prediction(_Shown, ByName):
     """What `predict` gives: the dict of `--json`, which can show itself.
 
     Examples:
@@ -416,10 +408,6 @@ class Prediction(ByName):
         from prunescope.analysis.report.predict_figure import PredictionPlots
 
         return PredictionPlots(self)
-
-    def show(self) -> None:
-        """Print the tables that the command prints."""
-        _print(self.__rich__())
 
     def save(
         self, folder: Path | str, formats: Sequence[str] | str = ("md", "json", "csv")
@@ -457,11 +445,8 @@ class Prediction(ByName):
 
         return prediction(self)
 
-    def _repr_html_(self) -> str:
-        return _html(self.__rich__())
 
-
-class AllocationPlan(PlanOfLayers, kw_only=True, dict=True):
+class AllocationPlan(_Shown, PlanOfLayers, kw_only=True, dict=True):
     """The plan of `allocate`: what each layer keeps for a target, and what it is expected to give.
 
     Examples:
@@ -500,10 +485,6 @@ class AllocationPlan(PlanOfLayers, kw_only=True, dict=True):
 
         return AllocationPlots(self)
 
-    def show(self) -> None:
-        """Print the tables that the command prints."""
-        _print(self.__rich__())
-
     def save(
         self, folder: Path | str, formats: Sequence[str] | str = ("md", "json", "png")
     ) -> list[Path]:
@@ -526,10 +507,6 @@ class AllocationPlan(PlanOfLayers, kw_only=True, dict=True):
             files[f"plan.{name}"] = data
         return write_files(files, _path(folder))
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, as in plan.json."""
-        return _plain(self)
-
     def __repr__(self) -> str:
         from prunescope.analysis.report.allocation_tables import target_text
 
@@ -545,12 +522,9 @@ class AllocationPlan(PlanOfLayers, kw_only=True, dict=True):
         where, model = self.__dict__.get("_where", ("plan.json", self.model))
         return plan_sheet(self, where, model=model)
 
-    def _repr_html_(self) -> str:
-        return _html(self.__rich__())
-
 
 @dataclass(frozen=True, repr=False)
-class Replayed:
+class Replayed(_Shown):
     """GEMMs that `gemm` replayed alone: `replays` has every time; of a run, `report` is its report
     with what they explain, and None for shapes that were given.
 
@@ -600,10 +574,6 @@ class Replayed:
 
         return ReplayPlots(self.replays, self.report)
 
-    def show(self) -> None:
-        """Print the tables that the command prints."""
-        _print(self.__rich__())
-
     def save(
         self, folder: Path | str, formats: Sequence[str] | str = ("md", "json", "csv", "png")
     ) -> list[Path]:
@@ -650,9 +620,6 @@ class Replayed:
 
         return replayed(self.replays, self.report)
 
-    def _repr_html_(self) -> str:
-        return _html(self.__rich__())
-
 
 _PICTURES = ("png", "pdf", "svg")
 
@@ -680,15 +647,9 @@ def _same_fields(value: msgspec.Struct, kind: type[T]) -> T:
     return named
 
 
-def _plain(value: msgspec.Struct) -> dict[str, Any]:
+def _plain(value: object) -> dict[str, Any]:
     plain: dict[str, Any] = msgspec.to_builtins(value)
     return plain
-
-
-def _html(view: Sheet) -> str:
-    from prunescope.analysis.report.notebook import render_sheet
-
-    return render_sheet(view)
 
 
 def _print(view: RenderableType) -> None:

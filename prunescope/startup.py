@@ -85,7 +85,8 @@ def _is_plain(parameter: Any, value: Any) -> bool:
         isinstance(text, str)
         and text.isascii()
         and text.isprintable()
-        and not (is_path and _is_unreadable(text))
+        # os.path: it is asked once for each file of a long list.
+        and not (is_path and os.path.exists(text) and not os.access(text, os.R_OK))  # noqa: PTH110
         for text in texts
     )
 
@@ -94,7 +95,3 @@ def _kind(parameter: Any) -> Any:
     """The type of one value; None where typer keeps it elsewhere than it did in 0.29."""
     annotation = getattr(getattr(parameter, "type_descriptor", None), "annotation", None)
     return (get_args(annotation) or (annotation,))[0]
-
-
-def _is_unreadable(path: str) -> bool:
-    return os.path.exists(path) and not os.access(path, os.R_OK)  # noqa: PTH110 - once for each

@@ -183,7 +183,9 @@ class UniformChoice:
 def uniform_choices(shape: ModelShape, tables: Sequence[LayerTable]) -> Iterator[UniformChoice]:
     """What families leave that cut every layer alike, at each size that all layers have; of whole
     layers those go whose removal loses least."""
-    common = {part: _common([table.of(part) for table in tables]) for part in PARTS}
+    common = {
+        part: sorted(set.intersection(*(set(table.of(part)) for table in tables))) for part in PARTS
+    }
     widths, heads = common["channels"], common["kv_heads"]
     for width in widths:
         yield _choice(cutting("channels"), f"{width:,} channels", _all(tables, channels=width))
@@ -212,11 +214,6 @@ def uniform_choices(shape: ModelShape, tables: Sequence[LayerTable]) -> Iterator
             chosen[number] = LayerOption(cost=cost, loss=loss, gone=True)
         left = len(tables) - count
         yield _choice(cutting("layers"), f"{left} layer{'s' * (left > 1)}", chosen)
-
-
-def _common(tables: Sequence[Mapping[int, object]]) -> list[int]:
-    """The sizes that every layer may keep."""
-    return sorted(set.intersection(*(set(table) for table in tables)))
 
 
 def _all(tables: Sequence[LayerTable], **sizes: int) -> list[LayerOption]:

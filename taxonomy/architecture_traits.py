@@ -39,7 +39,6 @@ class Traits:
     mixer_linears: Mapping[str, tuple[int | None, int | None]]
     beside: bool  # the mixer stands beside attention, in every layer
     alibi: bool
-    scaled: bool  # what a sublayer puts out is scaled before it is added
     outside: str  # what keeps the residual stream from being narrowed, or ""
 
 
@@ -76,7 +75,6 @@ def read_traits(config: Mapping[str, Any]) -> Traits:
         mixer_linears=_mixer_linears(cfg, shape, hidden) if mixer else {},
         beside=beside,
         alibi=bool(cfg.get("alibi")),
-        scaled=cfg.get("residual_multiplier", 1) not in (1, None),
         outside=_outside(cfg, hidden),
     )
 
@@ -99,7 +97,6 @@ def traits_of(shape: ModelShape) -> Traits:
         mixer_linears=_mixer_linears({}, shape, shape.hidden) if has_mixer else {},
         beside=has_mixer and not shape.other_layers,
         alibi=False,
-        scaled=False,
         outside="",
     )
 

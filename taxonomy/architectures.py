@@ -289,7 +289,8 @@ def _mechanisms(traits: Traits) -> list[Mechanism]:
             found.append(Mechanism("different sizes", shape.layers, differ))
     if traits.mixer:
         text = f"{traits.mixer}{', in parallel with attention' if traits.beside else ''}"
-        found.append(Mechanism(_mixer_id(traits.mixer), traits.mixer_layers, text))
+        ids = {"state space": "SSM", "short convolution": "convolution"}
+        found.append(Mechanism(ids.get(traits.mixer, "linear"), traits.mixer_layers, text))
     return found
 
 
@@ -299,10 +300,6 @@ def _attention(shape: ModelShape) -> str:
     if shape.kv_heads == 1 and shape.heads > 1:
         return "MQA"
     return "MHA" if shape.kv_heads == shape.heads else "GQA"
-
-
-def _mixer_id(mixer: str) -> str:
-    return {"state space": "SSM", "short convolution": "convolution"}.get(mixer, "linear")
 
 
 def _verdict(one: Family, traits: Traits) -> Applicable:

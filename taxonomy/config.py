@@ -1,6 +1,7 @@
 """How Hugging Face configs spell a decoder's dimensions, read into the fields of ModelShape.
 
-In: a config dict. Out: a dict of ModelShape fields. What a config leaves to the model's code
+In: a config dict. Out: a dict of ModelShape fields; of a config whose layers differ also the fields
+of LayerShape that are each layer's own. What a config leaves to the model's code
 (gates, biases, norms) is in the row of `architecture_table`; the rest comes from its own keys,
 which are listed here: a run keeps them. Only mixers of a hybrid whose code was read, `mixer_code`
 of the table, are known. `linears_alone` is for models that have a mixer and no attention.
@@ -13,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from prunescope.taxonomy.architecture_table import Unwritten, unwritten
-from prunescope.taxonomy.block_configs import as_lists
+from prunescope.taxonomy.block_configs import ATTENTION_KINDS, MLP_KINDS, as_lists
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.formats import MAX_LAYERS
 from prunescope.taxonomy.own_files import own_document
@@ -47,7 +48,7 @@ READ = frozenset(
     image_size is_decoder
     mlp_ratio num_labels num_register_tokens patch_size projection_dim use_swiglu_ffn
     num_transformer_layers padded_vocab_size parallel_attn projectors_bias
-    q_lora_rank qk_layernorm qk_nope_head_dim qk_rope_head_dim qkv_bias residual_multiplier
+    q_lora_rank qk_layernorm qk_nope_head_dim qk_rope_head_dim qkv_bias
     shared_expert_intermediate_size shared_intermediate_size sliding_window sliding_window_pattern
     state_size tie_embedding tie_word_embeddings time_step_rank top_k use_bias use_parallel_residual
     use_qkv_bias use_sliding_window v_head_dim vocab_size word_embed_proj_dim
@@ -74,8 +75,16 @@ TOP_K = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "t
 
 GROUPS = ("n_group", "num_group")  # of experts, where a token first chooses some of the groups
 EXPERT_WIDTHS = ("moe_intermediate_size", "intermediate_size_moe")
-# Sizes that a config may give for each layer by itself, in a list.
-_EACH_LAYER = frozenset((*HEADS, *KV_HEADS, *MLP, *EXPERTS, *TOP_K, *EXPERT_WIDTHS))
+# Fields of LayerShape that a config may give for each layer by itself, in a list.
+_LAYER_SIZES = {
+    "heads": HEADS,
+    "kv_heads": KV_HEADS,
+    "intermediate": MLP,
+    "experts": EXPERTS,
+    "experts_per_token": TOP_K,
+    "expert_intermediate": EXPERT_WIDTHS,
+}
+_EACH_LAYER = frozenset(key for keys in _LAYER_SIZES.values() for key in keys)
 
 _MOST_EXPERTS = 1 << 16  # of a layer: each has a place in the expectation of what is read
 
@@ -108,8 +117,8 @@ def read_config(config: Mapping[str, Any]) -> Fields:
         "intermediate": MLP,
     }
     missing = [names[field][0] for field, value in size.items() if value is None]
-    if missing and (said := own_document(config)) is not None:
-        raise PrunescopeError(f"this file {said[0]}, no model config", hint=said[1])
+    if missing and (recognised := own_document(config)) is not None:
+        raise PrunescopeError(f"this file {recognised[0]}, no model config", hint=recognised[1])
     if missing:
         raise PrunescopeError(
             f"the config of a {kind or 'model'} lacks {', '.join(missing)}",
@@ -422,6 +431,59 @@ def _norms(cfg: Mapping[str, Any], own: Unwritten, known: Fields) -> Fields:
         "positions": positions,
         "embedding_norm": own.embedding_norm,
     }
+
+
+def read_layers(cfg: Mapping[str, Any], known: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The fields of each layer that are its own; empty where the config has one size for all.
+
+    Raises PrunescopeError for a list that is not one entry a layer, or heads that do not divide.
+    """
+    layers, layout = known["layers"], known.get("layout", "")
+    sizes = {name: found for name, keys in _LAYER_SIZES.items() if (found := sizes_in(cfg, keys))}
+    kinds = {name: list(cfg[name]) for name in (ATTENTION_KINDS, MLP_KINDS) if name in cfg}
+    for name, found in {**sizes, **kinds}.items():
+        if len(found) != layers:
+            raise PrunescopeError(
+                f"the config lists {len(found)} sizes of {name} for {layers} layers",
+                hint="check the lists of its config.json: one entry a layer",
+            )
+    if not (sizes or kinds) or len(layout) != layers:
+        return []
+    out = []
+    for number in range(layers):
+        own: Fields = {name: found[number] for name, found in sizes.items()}
+        own |= _own_attention(own, known, kinds.get(ATTENTION_KINDS, ["usual"] * layers)[number])
+        own |= _own_mlp(own, kinds.get(MLP_KINDS, ["usual"] * layers)[number], layout[number])
+        out.append(own)
+    return out
+
+
+def _own_attention(own: dict[str, Any], known: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    heads, kv_heads = own.get("heads", known["heads"]), own.get("kv_heads", known["kv_heads"])
+    if kind == "usual" and not kv_heads:  # llama.cpp writes a matrix in place of attention so
+        kind = "linear" if heads else "none"
+    if kind != "usual" or not heads:
+        kind = kind if kind != "usual" else "none"
+        gone = dict.fromkeys(("heads", "kv_heads", "head_dim", "value_dim"), 0)
+        return {**gone, "attention_kind": kind}
+    if heads % kv_heads:
+        raise PrunescopeError(
+            f"{heads} query heads are no multiple of {kv_heads} KV heads",
+            hint="check num_attention_heads and num_key_value_heads",
+        )
+    return {"heads": heads, "kv_heads": kv_heads}
+
+
+def _own_mlp(own: dict[str, Any], kind: str, letter: str) -> dict[str, Any]:
+    """Of a layer whose MLP are experts, a width of 0 means that it has no plain one."""
+    plain = letter.islower()
+    if kind == "usual" and plain and own.get("intermediate") == 0:
+        kind = "none"
+    if kind != "usual":
+        gone = ("intermediate", "experts", "experts_per_token", "expert_intermediate",
+                "shared_intermediate")  # fmt: skip
+        return {**dict.fromkeys(gone, 0), "mlp_kind": kind}
+    return {}
 
 
 def read_mixer(cfg: Mapping[str, Any], known: Fields) -> Fields:

@@ -31,10 +31,6 @@ class Gemm:
         """Compulsory bytes: A, W and O once each, `itemsize` bytes an element."""
         return itemsize * self.batch * (self.m * self.k + self.n * self.k + self.m * self.n)
 
-    def intensity(self, itemsize: float) -> float:
-        """FLOP per compulsory byte."""
-        return self.flop / self.bytes(itemsize)
-
 
 def axis_moved(dense: Gemm, pruned: Gemm) -> str:
     """Which of the axes moved between a dense GEMM and the pruned one that replaces it.

@@ -49,7 +49,7 @@ def own_document(content: Any) -> tuple[str, str] | None:
     """What a document of ours is, and which command takes it; None for another."""
     if not isinstance(content, Mapping):
         return None
-    return next((said for keys, said in _KNOWN if keys <= content.keys()), None)
+    return next((text for keys, text in _KNOWN if keys <= content.keys()), None)
 
 
 def refuse_own_file(path: Path) -> None:
@@ -61,5 +61,5 @@ def refuse_own_file(path: Path) -> None:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return
-    if (said := own_document(content)) is not None:
-        raise PrunescopeError(f"{path.name} {said[0]}", hint=said[1])
+    if (recognised := own_document(content)) is not None:
+        raise PrunescopeError(f"{path.name} {recognised[0]}", hint=recognised[1])

@@ -24,9 +24,6 @@ from prunescope.taxonomy.student_t import t_quantile_975
 REPLAYS = "gemms.json"
 MAX_BYTES = 64 << 20
 _HINT = "give the gemms.json that `prunescope gemm` wrote"
-# Why a shape was replayed: given on the command line, a GEMM of the pruned model, the dense GEMM
-# that it replaces, a good dimension near it, one of each alignment near it, a point of its curve.
-REASONS = ("given", "pruned", "dense", "good", "aligned", "curve")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +50,9 @@ class ReplayTimes(Block, kw_only=True):
 class ReplayedGemm(Block, kw_only=True):
     """One shape. `warm`: its operands were just used; `cold`: the last-level cache was flushed."""
 
+    # Why it was replayed: "given" on the command line, a GEMM of the "pruned" model, the "dense"
+    # one that it replaces, a "good" dimension near it, one of each alignment near it ("aligned"),
+    # a point of its "curve".
     reasons: Names = []
     role: Name | None = None
     phase: Name | None = None

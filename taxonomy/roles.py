@@ -153,7 +153,8 @@ def matrix_role(path: str) -> str:
     scope = _scope(inner, inside_layer=layer is not None)
     names = inner.split(".")
     for depth in range(len(names), 0, -1):
-        role = _named(names[depth - 1], names[:depth], scope)
+        leaf = names[depth - 1]
+        role = _in_context(_usual(leaf), leaf, names[:depth], scope)
         if role != "unknown":
             return role
     return "unknown"
@@ -177,10 +178,6 @@ def _scope(inner: str, *, inside_layer: bool) -> str:
     if _ATTENTION.search(inner):
         return "attention"
     return "mlp" if _MLP.search(inner) else "layer"
-
-
-def _named(leaf: str, names: list[str], scope: str) -> str:
-    return _in_context(_usual(leaf), leaf, names, scope)
 
 
 def _usual(leaf: str) -> str:

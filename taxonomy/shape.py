@@ -14,8 +14,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
-from prunescope.taxonomy.config import language_part, read_config, read_mixer
-from prunescope.taxonomy.config_layers import read_layers
+from prunescope.taxonomy.config import language_part, read_config, read_layers, read_mixer
 from prunescope.taxonomy.formats import MAX_LAYERS, Count, Layer, Name, Size
 from prunescope.taxonomy.keep import kept_experts
 

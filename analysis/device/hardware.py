@@ -197,7 +197,8 @@ def device_in_trace(properties_name: str | None, memory: Any = None) -> Device |
         return found
     chip = (found.sm, found.dense_flop_per_s, found.link, found.vendor)
     others = [d for d in DEVICES if (d.sm, d.dense_flop_per_s, d.link, d.vendor) == chip]
-    fitting = [d for d in others if _holds(d, memory) and d.name.endswith(_form(found))]
+    form = found.name.rpartition("-")[2]
+    fitting = [d for d in others if _holds(d, memory) and d.name.endswith(form)]
     return next(iter(fitting), found)
 
 
@@ -205,10 +206,6 @@ def _holds(device: Device, memory: int) -> bool:
     """Whether a process may see this many bytes of a board's memory: less than it has, or a little
     more where error correction is off."""
     return device.memory_bytes is not None and 0.85 < memory / device.memory_bytes < 1.1
-
-
-def _form(device: Device) -> str:
-    return device.name.rpartition("-")[2]
 
 
 def device_of_capability(properties: Mapping[str, Any]) -> Device | None:

@@ -2,6 +2,7 @@
 
 In: a kernel's name, its GEMM, its launch (blocks, threads, registers, bytes) and device limits.
 Out: a Tile, and a WaveEstimate: tiles, waves and the two efficiencies (0..1]; None is unknown.
+Of a Tiling and a dimension: the nearest N or K that fill their waves.
 This is of a kernel that ran, whose name gives its tile; predict/kernels.py has the model of one
 that did not, which picks the best of a few tiles.
 """
@@ -18,6 +19,11 @@ from prunescope.taxonomy.gemm import Gemm
 HALF = ("bf16", "fp16")  # the 16-bit formats of tensor cores
 ALIGNED = 8  # elements at 16 bit: N and K that tensor cores load in whole 16-byte accesses
 GOOD = 16  # elements at 16 bit: N and K that they run best with
+# How far away a good N may lie, relative. NEAR: in a finding, which proposes a change that keeps
+# nearly the same weights. FAR: in a table for planning the next pruning.
+NEAR, FAR = 0.03, 0.125
+_STEPS = 512  # tiles to either side; a forged shape has more
+_EPS = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,3 +240,48 @@ def _padded(x: int, y: int, tile: Tile) -> set[int]:
     for s in _SWIZZLES:
         sizes |= {x * s * -(-y // s), y * s * -(-x // s)}
     return sizes
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """The tiles of a GEMM's kernel: each is `side` wide along N, `column` of them share a column,
+    `slots` run at a time (None: unknown, and each tile counts as a wave)."""
+
+    side: int
+    column: float
+    slots: float | None
+
+    def waves(self, n: int) -> int:
+        """Whole waves at N = n."""
+        return math.ceil(self.column * math.ceil(n / self.side) / (self.slots or 1.0) - _EPS)
+
+    def widest(self, waves: int) -> int | None:
+        """The largest N of that many waves; None where a wave holds no column."""
+        return int(waves * (self.slots or 1.0) / self.column + _EPS) * self.side or None
+
+
+def wave_aligned_neighbours(
+    tiling: Tiling, axis: str, now: int, *, reach: float
+) -> tuple[int | None, int | None]:
+    """The nearest good dimension below `now`, and at or above it; None where there is none. A good
+    N is the largest with its number of waves, and a multiple of the tile width and of 16; a good K
+    is a multiple of 16."""
+    if axis == "K":
+        return aligned_neighbours(now)
+    step = math.lcm(tiling.side, GOOD)
+    tried = range(2 + min(_STEPS, int(now * reach) // step))
+
+    def ends(n: int) -> bool:
+        near = n > 0 and abs(n - now) <= reach * now
+        return near and tiling.waves(n + 1) > tiling.waves(n)
+
+    highest, lowest = now // step * step, -(-now // step) * step
+    below = (highest - i * step for i in tried)
+    above = (lowest + i * step for i in tried)
+    return next((n for n in below if n < now and ends(n)), None), next(filter(ends, above), None)
+
+
+def aligned_neighbours(now: int) -> tuple[int | None, int]:
+    """The nearest multiple of 16 below `now`, and that at or above it."""
+    above = -(-now // GOOD) * GOOD
+    return (now - 1) // GOOD * GOOD or None, above

@@ -15,8 +15,10 @@ import polars as pl
 
 from prunescope.analysis.device.cores import has_scalar_loads, on_cuda_cores
 from prunescope.analysis.device.hardware import Device
-from prunescope.analysis.device.tiles import ALIGNED, GOOD, HALF
-from prunescope.analysis.device.wave_aligned import (
+from prunescope.analysis.device.tiles import (
+    ALIGNED,
+    GOOD,
+    HALF,
     NEAR,
     Tiling,
     aligned_neighbours,

@@ -16,8 +16,7 @@ from typing import Any
 
 import polars as pl
 
-from prunescope.analysis.device.tiles import ALIGNED, GOOD
-from prunescope.analysis.device.wave_aligned import FAR, Tiling, wave_aligned_neighbours
+from prunescope.analysis.device.tiles import ALIGNED, FAR, GOOD, Tiling, wave_aligned_neighbours
 from prunescope.analysis.kernels.frame import Kernels
 from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.schema.anatomy import Fit, Good, Shape

@@ -17,7 +17,7 @@ from prunescope.analysis.predict.constants import Constants
 from prunescope.analysis.predict.costs import cost_estimate, total_ns
 from prunescope.analysis.predict.measured import DensePhase, Measured, scaled, scaled_speedup
 from prunescope.analysis.predict.ranges import differences, uncertainty, uncertainty_of
-from prunescope.analysis.predict.rank import WORKLOADS
+from prunescope.analysis.predict.rank import workload_named
 from prunescope.analysis.predict.request import PredictRequest
 from prunescope.analysis.predict.setting import Setting, resolve, workloads
 from prunescope.analysis.predict.side import PredictedSide, predicted_side
@@ -218,11 +218,7 @@ def _weighed(phases: dict[str, PhaseCosts], new_tokens: int) -> dict[str, PhaseC
 def workload_request(request: PredictRequest, name: str) -> tuple[PredictRequest, int]:
     """A request with the sizes of a workload, and the tokens of an answer. A run keeps its own
     sizes: the workload weighs its phases. Raises PrunescopeError for an unknown name."""
-    if name not in WORKLOADS:
-        raise PrunescopeError(
-            f"no workload is called {name!r}", hint=f"one of {', '.join(WORKLOADS)}"
-        )
-    load = WORKLOADS[name]
+    load = workload_named(name)
     if request.from_run is not None:
         return replace(request, phase="both"), load.new_tokens
     sized = replace(

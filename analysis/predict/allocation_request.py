@@ -5,8 +5,9 @@ Inert, and light: the command line imports it.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
+from prunescope.analysis.predict.request import WorkloadName
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.option import (
     Batch,
@@ -75,7 +76,7 @@ class AllocateRequest:
         Phase, Option(help="Phase that the target is for: prefill, or a step of decode.")
     ] = "prefill"
     workload: Annotated[
-        Literal["chat", "rag", "batch", "long", "agent"] | None,
+        WorkloadName | None,
         Option(
             help="Workload whose prompt and answer the target is for, so that both phases count; "
             "without it, --phase alone."

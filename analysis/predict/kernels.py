@@ -73,10 +73,6 @@ class TileChoice:
     even: float
     adds_up: bool = False
 
-    def stretch(self, idle: float) -> float:
-        """The factor where a share `idle` of the idle part costs time."""
-        return self.even + idle * (self.factor - self.even)
-
 
 class SplitCosts(NamedTuple):
     """What decides whether K is split, in one unit of time: the useful work at the largest tile's

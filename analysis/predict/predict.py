@@ -76,7 +76,8 @@ def predict(request: PredictRequest) -> Prediction:
                 setting, source = resolve(request, name, sparsity, warnings, target)
                 point = _point(request, setting, speedups, gains=single and request.break_even)
                 point.label = label or _pruned_name(request)
-                point.published = _published(name)
+                published = placed(name or "")  # None for a family
+                point.published = None if published is None else published.to_dict()
                 found.append((setting, source, point))
             except PrunescopeError as error:
                 refused.setdefault(str(name), []).append(error)
@@ -117,12 +118,6 @@ def _point(
 
 def _pruned_name(request: PredictRequest) -> str | None:
     return None if request.pruned_model is None else model_name(request.pruned_model)
-
-
-def _published(name: str | None) -> dict[str, Any] | None:
-    """What is known of the published method that was asked for; None for a family."""
-    found = placed(name or "")
-    return None if found is None else found.to_dict()
 
 
 def _taken_for_granted(setting: Setting, request: PredictRequest) -> list[str]:

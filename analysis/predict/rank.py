@@ -61,17 +61,22 @@ WORKLOADS = {
 _BY = ("flop", "param")
 
 
+def workload_named(name: str) -> ServingWorkload:
+    """One of WORKLOADS. Raises PrunescopeError for an unknown name."""
+    if name not in WORKLOADS:
+        raise PrunescopeError(
+            f"no workload is called {name!r}", hint=f"one of {', '.join(WORKLOADS)}"
+        )
+    return WORKLOADS[name]
+
+
 def _serving_workload(request: PredictRequest) -> ServingWorkload:
     """The named workload of a request, or the one of its sizes."""
     if request.workload is None:
         return ServingWorkload(
             request.batch, request.prompt_len, request.new_tokens or 1, "as given"
         )
-    if request.workload not in WORKLOADS:
-        raise PrunescopeError(
-            f"no workload is called {request.workload!r}", hint=f"one of {', '.join(WORKLOADS)}"
-        )
-    return WORKLOADS[request.workload]
+    return workload_named(request.workload)
 
 
 def rank(request: PredictRequest) -> Ranking:

@@ -20,6 +20,8 @@ from prunescope.taxonomy.option import (
     fill_missing,
 )
 
+WorkloadName = Literal["chat", "rag", "batch", "long", "agent"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class PredictRequest:
@@ -208,7 +210,7 @@ class PredictRequest:
         bool, Option(help="Rank all families by their expected speedup on one workload.")
     ] = False
     workload: Annotated[
-        Literal["chat", "rag", "batch", "long", "agent"] | None,
+        WorkloadName | None,
         Option(
             help="Workload used by --rank; without it, that of --batch, --prompt-len and "
             "--new-tokens."

@@ -19,7 +19,7 @@ from prunescope.analysis.schema.report import Ladder, Row, is_beyond_noise
 from prunescope.analysis.schema.sides import Miss, MissTerm, PredictedRun
 from prunescope.taxonomy.dtypes import itemsize
 from prunescope.taxonomy.errors import PrunescopeError
-from prunescope.taxonomy.expert_routing import Routing, counted
+from prunescope.taxonomy.expert_routing import counted
 from prunescope.taxonomy.families import family, pruning_families
 from prunescope.taxonomy.family import Family
 from prunescope.taxonomy.plan import PHASES, Workload
@@ -57,7 +57,8 @@ def predicted_phase(
         if setting is None:
             return None
         size = itemsize(setting.dtype) or 2
-        work = Workload.of(name, run, itemsize=size, routing=_routing(dense))
+        routing = counted(dense.run.routing, source="the dense run") if dense.run else None
+        work = Workload.of(name, run, itemsize=size, routing=routing)
         sides = predicted_side(setting, work, pruned=False), predicted_side(setting, work)
         bounds = predicted_ladder(setting, *sides)
         known = {(work, sparsity): bounds.roofline}
@@ -123,11 +124,6 @@ def add_miss(predicted: PredictedRun, ladder: Ladder, ledger: list[Row]) -> Pred
         largest=worst["name"] if worst else None,
     )
     return {**predicted, "miss": miss}
-
-
-def _routing(dense: Side) -> Routing | None:
-    """What the dense run counted of its experts."""
-    return counted(dense.run.routing, source="the dense run") if dense.run else None
 
 
 def _family(side: Side, verdict: str | None) -> Family | None:

@@ -168,7 +168,8 @@ def model_on_device(request: PredictRequest, warnings: list[str]) -> ModelOnDevi
     model = _model(request.model)
     pruned = None if request.pruned_model is None else _model(request.pruned_model)
     warnings += [*model.notes, *(pruned.notes if pruned else ())]
-    routing = _routing(model.shape, request.routing)
+    given = request.routing
+    routing = None if given is None else routing_of_model(given, model.shape)
     if routing is not None:
         warnings += [text for one in _phases(request) for text in routing.caveats(one)]
     known = find_device(request.device) if request.device else None
@@ -457,12 +458,6 @@ def _expert_devices(ep: int, tp: int, shape: ModelShape) -> int:
             "sequences of its own)",
         )
     return ep
-
-
-def _routing(shape: ModelShape, given: str | None) -> Routing | None:
-    if given is None:
-        return None
-    return routing_of_model(given, shape)
 
 
 def routing_of_model(given: str, shape: ModelShape) -> Routing:

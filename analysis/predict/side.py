@@ -141,9 +141,12 @@ def predicted_side(
         whole = whole.once(key, partial(expert_parallel, whole, everyone, setting.ep))
     if setting.tp > 1:
         key = "tp", setting.tp
-        whole = whole.once(key, _split_over(whole, setting))
+        apart = is_expert if setting.ep > 1 else None
+        split = partial(_one_device, whole, setting.tp, setting.shape, apart)
+        whole = whole.once(key, split)
     if setting.pp > 1:
-        whole = whole.once(("pp", setting.pp), partial(_in_stages, whole, setting.pp))
+        staged = partial(replace, whole, stages=setting.pp, memo={})
+        whole = whole.once(("pp", setting.pp), staged)
     stored = setting.stored_itemsize
     if stored is not None:
         shrink = setting.sparse_library != MARLIN
@@ -152,10 +155,6 @@ def predicted_side(
     if setting.wide_flop_per_s is not None:
         whole = whole.once("mixed", partial(mixed, whole))
     return PredictedSide(setting=setting, forward=whole)
-
-
-def _in_stages(whole: Forward, stages: int) -> Forward:
-    return replace(whole, stages=stages, memo={})
 
 
 def roofline_speedup(setting: Setting, work: Workload, sparsity: float | None = None) -> float:
@@ -225,11 +224,6 @@ _ALONG_N = frozenset({"q", "k", "v", "q_b", "kv_b", "gate", "up", "lm_head", "mi
 _ALONG_K = frozenset({"o", "down", "mixer_out"})
 _WITH_WIDTH = frozenset({"rope", "activation", "attention", "conv", "scan", "kv_update"})
 _EXPERTS = frozenset({"experts", "shared_expert"})
-
-
-def _split_over(whole: Forward, setting: Setting) -> Callable[[], Forward]:
-    apart = is_expert if setting.ep > 1 else None
-    return partial(_one_device, whole, setting.tp, setting.shape, apart)
 
 
 def _one_device(

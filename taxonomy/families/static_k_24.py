@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from prunescope.taxonomy.applies import EXPERT_MATRICES, to_projections
-from prunescope.taxonomy.architecture_traits import Traits
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.families.static_k_mask import no_matrices
 from prunescope.taxonomy.family import Family, FamilyPoint, Knob, pattern
 from prunescope.taxonomy.keep import check_sparsity
 from prunescope.taxonomy.plan import Piece, Plan, Workload
@@ -43,12 +43,6 @@ def plans(shape: ModelShape, work: Workload, point: FamilyPoint) -> list[Plan]:
     return [replace(dense_plan(shape, work), linear=linear)]
 
 
-def _not_realised(traits: Traits) -> str:
-    if traits.shape is None:
-        return "only projections of attention and MLP are taken; static-k-mask takes all"
-    return ""
-
-
 FAMILY = Family(
     id="static-k-24",
     title="Static K, 2:4",
@@ -57,7 +51,7 @@ FAMILY = Family(
     unit="2 of every 4 weights along K",
     cuts=("weights",),
     applies=to_projections,
-    not_implemented=_not_realised,
+    not_implemented=no_matrices,
     leaves=EXPERT_MATRICES,
     without_sparse_units="static-k-mask",
     methods=("SparseGPT", "Wanda", "MaskLLM"),

@@ -8,6 +8,7 @@ from prunescope.taxonomy.applies import EXPERT_MATRICES, Applies, to_projections
 from prunescope.taxonomy.architecture_table import BY_ID
 from prunescope.taxonomy.architecture_traits import Traits
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.families.static_k_mask import no_matrices
 from prunescope.taxonomy.family import ALIGNMENT, Family, FamilyPoint, pattern
 from prunescope.taxonomy.keep import low_rank_or_dense, rank_hint
 from prunescope.taxonomy.plan import Piece, Plan, Workload
@@ -60,12 +61,6 @@ def applies(traits: Traits) -> Applies:
     return to_projections(traits, f"kv_a and kv_b are two low-rank GEMMs already{both}")
 
 
-def _not_realised(traits: Traits) -> str:
-    if traits.shape is None:
-        return "only projections of attention and MLP are taken; static-k-mask takes all"
-    return ""
-
-
 FAMILY = Family(
     id="static-k-lowrank",
     title="Static K, low rank",
@@ -74,7 +69,7 @@ FAMILY = Family(
     unit="rank: one GEMM becomes two",
     cuts=("ranks",),
     applies=applies,
-    not_implemented=_not_realised,
+    not_implemented=no_matrices,
     leaves=EXPERT_MATRICES,
     methods=("SVD-LLM", "Dobi-SVD"),
     plans=plans,

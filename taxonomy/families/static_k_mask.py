@@ -14,6 +14,14 @@ def applies(traits: Traits) -> Applies:
     return Applies(YES, "zeros in dense tensors: no dimension moves")
 
 
+def no_matrices(traits: Traits) -> str:
+    """Why a family that changes matrices of attention and MLP alone is not realised: a mixer has
+    others."""
+    if traits.shape is None:
+        return "only projections of attention and MLP are taken; static-k-mask takes all"
+    return ""
+
+
 FAMILY = Family(
     id="static-k-mask",
     title="Static K, masked",

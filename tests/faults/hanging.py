@@ -16,9 +16,9 @@ from typing import Any
 
 import prunescope
 from prunescope.taxonomy.run_blocks import MeasuredPeaks
+from prunescope.tracer.sweep import engines
 from prunescope.tracer.sweep import job as sweep_job
 from prunescope.tracer.sweep import watch as watch
-from prunescope.tracer.sweep.engines import ray
 from prunescope.tracer.sweep.job import Job
 from tests.faults.driver import write_both
 
@@ -65,7 +65,7 @@ def main() -> None:
     """Parse the words and run the command."""
     config, out, way, engine, *more = sys.argv[1:]
     arm(way)
-    work = ray._work
+    work = engines._work
 
     def armed(job: Job) -> None:
         from tests.faults import hanging
@@ -73,7 +73,7 @@ def main() -> None:
         hanging.arm(way)
         work(job)
 
-    ray._work = armed  # what a worker of another process is given
+    engines._work = armed  # what a worker of another process is given
     sys.exit(prunescope.main(["sweep", config, "--out", out, "--engine", engine, *more]))
 
 

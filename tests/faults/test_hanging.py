@@ -182,7 +182,7 @@ def test_a_worker_that_dies_ends_neither_the_sweep_nor_its_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The engine for ray, without ray: the result in hand failed, what was not begun is pending."""
-    from prunescope.tracer.sweep.engines import ray
+    from prunescope.tracer.sweep import engines
     from prunescope.tracer.sweep.request import SweepRequest
     from prunescope.tracer.sweep.sweep import plan_of, summary, sweep
 
@@ -197,7 +197,7 @@ def test_a_worker_that_dies_ends_neither_the_sweep_nor_its_record(
                 raise Died
             folder.fail(result, "no luck", job.call)
 
-    monkeypatch.setattr(ray, "_work", work)
+    monkeypatch.setattr(engines, "_work", work)
     monkeypatch.setitem(sys.modules, "ray", FakeRay())  # type: ignore[arg-type]
     (tmp_path / "s.yaml").write_text(CONFIG)
     request = SweepRequest(config=tmp_path / "s.yaml", out=tmp_path / "s", engine="ray")

@@ -228,7 +228,8 @@ class ModelLosses:
         if not removals:
             return 0.0
         key = PAIR.join(one.key for one in removals)
-        key = key if len(removals) <= 2 else f"plan {_digest(key)}"
+        if len(removals) > 2:
+            key = f"plan {hashlib.sha256(key.encode()).hexdigest()[:16]}"
         if key not in self.file.removed:
             loss = self._loss(removals)
             self.file.removed[key] = loss if math.isfinite(loss) else None
@@ -267,10 +268,6 @@ def _between(points: Sequence[tuple[float, float]], share: float) -> float:
         if share <= y:
             return low + (high - low) * (share - x) / (y - x) if y > x else low
     return points[-1][1]
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _correlation(first: Sequence[float], second: Sequence[float]) -> float | None:

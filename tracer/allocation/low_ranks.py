@@ -15,7 +15,7 @@ import torch
 
 from prunescope.taxonomy.keep import low_rank_or_dense
 from prunescope.tracer.calibration.collect import collect
-from prunescope.tracer.model.low_rank import factors
+from prunescope.tracer.calibration.low_rank import factors
 from prunescope.tracer.model.weights import weight_of
 
 PERCENT = 100  # sizes are percent of the numbers of each matrix
@@ -41,7 +41,10 @@ class Factorable:
     def masked(self, size: int) -> AbstractContextManager[None]:
         """Within, the sublayer computes as if its matrices were of low rank. They are factored by
         this call, on the model as it is now."""
-        ranks = {path: _rank(module, size) for path, module in self.matrices.items()}
+        ranks: dict[str, int | None] = {}
+        for path, module in self.matrices.items():
+            outputs, inputs = weight_of(module).shape
+            ranks[path] = low_rank_or_dense(outputs, inputs, self.lost_share(size))
         chosen = {path: rank for path, rank in ranks.items() if rank is not None}
         moments = collect(self.model, self.batches, moments=list(chosen)).moments
         products = {}
@@ -61,8 +64,3 @@ class Factorable:
         finally:
             for path, weight in weights.items():
                 weight.copy_(before[path])
-
-
-def _rank(module: Any, size: int) -> int | None:
-    outputs, inputs = weight_of(module).shape
-    return low_rank_or_dense(outputs, inputs, 1 - size / PERCENT)

@@ -122,7 +122,7 @@ class Stack:
             with ExitStack() as stack:
                 for layer in self.layers:
                     hook = layer.register_forward_pre_hook(
-                        partial(_noted, entering), with_kwargs=True
+                        partial(_record_input, entering), with_kwargs=True
                     )
                     stack.callback(hook.remove)
                 self._logits(ids, dict.fromkeys(gone, self._identity))
@@ -175,7 +175,7 @@ def _values_returned(model: Any, layer: Any, ids: torch.Tensor) -> int:
     return seen[0]
 
 
-def _noted(seen: list[torch.Tensor], _layer: Any, args: Any, kwargs: dict[str, Any]) -> None:
+def _record_input(seen: list[torch.Tensor], _layer: Any, args: Any, kwargs: dict[str, Any]) -> None:
     seen.append(first_tensor(args, kwargs).to("cpu"))
 
 

@@ -84,9 +84,9 @@ def _part(name: str, known: NamedText, split: str, file: str | None) -> Part:
         found = _library(name).load_dataset(known.repository, known.config, split=split, **words)
         text = known.joined.join(_until(found, _MOST))
     except _NOT_LOADED as error:
-        said = str(error).strip().splitlines() or [""]
+        lines = str(error).strip().splitlines() or [""]
         raise PrunescopeError(
-            f"the text {name} could not be loaded ({type(error).__name__}: {said[0][:200]})",
+            f"the text {name} could not be loaded ({type(error).__name__}: {lines[0][:200]})",
             hint=f"`datasets` downloads {known.repository} once, and reads it from its cache then; "
             "without a network give a UTF-8 text file",
         ) from error

@@ -6,7 +6,6 @@ modules of torch.ao keep weights in a torch.ScriptObject, which is no parameter 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,7 +15,8 @@ from torch import nn
 def packed_bytes(model: nn.Module) -> int | None:
     """Bytes of the weights and biases in packed parameters, 0 without any; None where some cannot
     be unpacked (those of recurrent layers)."""
-    packed = {id(one): one for module in model.modules() for one in _packed(module)}
+    held = (one for module in model.modules() for one in vars(module).values())
+    packed = {id(one): one for one in held if isinstance(one, torch.ScriptObject)}
     total = 0
     for one in packed.values():
         unpack: Any = getattr(one, "unpack", None)
@@ -25,7 +25,3 @@ def packed_bytes(model: nn.Module) -> int | None:
         tensors = (each for each in unpack() if isinstance(each, torch.Tensor))
         total += sum(each.numel() * each.element_size() for each in tensors)
     return total
-
-
-def _packed(module: nn.Module) -> Iterator[Any]:
-    return (one for one in vars(module).values() if isinstance(one, torch.ScriptObject))

@@ -99,21 +99,13 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", _NOT_IN_SLUG.sub(" ", name).lower()).strip("-")
 
 
-def _spreads(passes: list[MeasuredPeaks]) -> dict[str, float]:
-    names = passes[0].dense_flop_per_s
-    return {name: _spread([one.dense_flop_per_s[name] for one in passes]) for name in names}
-
-
-def _bandwidths(passes: list[MeasuredPeaks]) -> list[float]:
-    return [one.byte_per_s for one in passes if one.byte_per_s is not None]
-
-
 def _measured(
     passes: list[MeasuredPeaks], memory: list[MemoryRates], disturbed: list[str]
 ) -> CalibrationPasses:
+    dense = passes[0].dense_flop_per_s
     spread = Spread(
-        dense_flop_per_s=_spreads(passes),
-        byte_per_s=_spread(_bandwidths(passes)),
+        dense_flop_per_s={n: _spread([one.dense_flop_per_s[n] for one in passes]) for n in dense},
+        byte_per_s=_spread([one.byte_per_s for one in passes if one.byte_per_s is not None]),
         copy_byte_per_s=_spread([one.copy_byte_per_s for one in memory]),
         cache_byte_per_s=_spread([one.cache_byte_per_s for one in memory]),
         dispatch_ns=_spread([one.dispatch_ns for one in memory]),

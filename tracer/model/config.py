@@ -52,7 +52,8 @@ def _kept(plain: dict[str, Any], config: Any, depth: int) -> dict[str, Any]:
             found[key] = _kept(value, part if hasattr(part, "to_dict") else value, depth - 1)
             continue
         by_name = key in READ or key in (known or ())
-        if key in _NOT_KEPT or not (by_name or (known is None and _is_number(value))):
+        is_number = isinstance(value, bool | int | float)
+        if key in _NOT_KEPT or not (by_name or (known is None and is_number)):
             continue
         clean = _clean(value, words=True)
         if clean is not _DROPPED and _KEY.fullmatch(str(key)) and not _is_secret(str(key)):
@@ -75,7 +76,10 @@ def _clean(value: Any, *, words: bool) -> Any:
     """A value without anything that could identify a person, host or path; _DROPPED if it does.
     `words`: whether strings are kept at all."""
     if isinstance(value, dict):
-        named = [(str(k), _clean(v, words=_takes_word(str(k)))) for k, v in value.items()]
+        named = [
+            (str(k), _clean(v, words=_WORD_KEYS.fullmatch(str(k)) is not None))
+            for k, v in value.items()
+        ]
         return {k: v for k, v in named if v is not _DROPPED and _is_word(k)}
     if isinstance(value, list | tuple | set):
         listed = [_clean(item, words=words) for item in value]
@@ -86,14 +90,6 @@ def _clean(value: Any, *, words: bool) -> Any:
         return value
     text = str(value)
     return text if words and _is_word(text) else _DROPPED
-
-
-def _takes_word(key: str) -> bool:
-    return _WORD_KEYS.fullmatch(key) is not None
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, bool | int | float)
 
 
 def _is_word(text: str) -> bool:

@@ -239,8 +239,8 @@ def _pretrained(where: str, model_id: str, source: str, options: LoadOptions) ->
         counts = uneven_experts(Path(where), config) if Path(where).is_dir() else {}
         if counts:
             model = load_uneven_experts(Path(where), config, counts, dict(options))
-            said = [experts_note(counts)]
-            return Loaded(model=model, id=model_id, source=source, notes=said, where=where)
+            note = experts_note(counts)
+            return Loaded(model=model, id=model_id, source=source, notes=[note], where=where)
         model, seen = _attempt(where, config, options)
         notes: list[str] = []
         if Path(where).is_dir() and (seen is None or seen["missing_keys"]):

@@ -16,7 +16,7 @@ from prunescope.taxonomy.allocation_plan import KeptLayer, PlanOfLayers, read_pl
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.roles import locate
 from prunescope.taxonomy.run_blocks import Record
-from prunescope.tracer.calibration.factoring import factor
+from prunescope.tracer.calibration.low_rank import factor
 from prunescope.tracer.calibration.point import Calibration
 from prunescope.tracer.model.channels import Channels, find_channels
 from prunescope.tracer.model.depth import keep_layers

@@ -147,15 +147,12 @@ def _note(
         share = left // first.groups
         record["notes"].append(f"{share} experts stay of each of {first.groups} groups")
     if point.knobs["how"] == "merge":
-        by = "equal parts" if point.is_random else f"parts by {_measure(point)}"
+        measure = "score" if point.by_importance else "frequency"
+        by = "equal parts" if point.is_random else f"parts by {measure}"
         record["notes"].append(
             f"experts are merged in {by} into the one with the nearest router row, channel by "
             "channel as they stand"
         )
-
-
-def _measure(point: Point) -> str:
-    return "score" if point.by_importance else "frequency"
 
 
 @contextmanager

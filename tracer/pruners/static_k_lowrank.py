@@ -16,7 +16,7 @@ from prunescope.taxonomy.keep import low_rank_or_dense, rank_hint, rounding
 from prunescope.taxonomy.roles import locate
 from prunescope.taxonomy.run_blocks import Record
 from prunescope.tracer.calibration.collect import calibration_of
-from prunescope.tracer.calibration.factoring import factor
+from prunescope.tracer.calibration.low_rank import factor
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.model.logits import probe
 from prunescope.tracer.model.weights import expert_notes, layer_matrices, weight_of
@@ -28,7 +28,10 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
     if point.sparsity == 0:
         return Applied(model=model, record={"kept": {"rank": {}}, "notes": ["nothing to factor"]})
     matrices = layer_matrices(model)
-    ranks = {name: _rank(module, point) for name, module in matrices.items()}
+    ranks: dict[str, int | None] = {}
+    for name, module in matrices.items():
+        outputs, inputs = weight_of(module).shape
+        ranks[name] = low_rank_or_dense(outputs, inputs, point.sparsity, point.align)
     chosen = {name: rank for name, rank in ranks.items() if rank is not None}
     if not chosen:
         raise PrunescopeError(
@@ -55,11 +58,6 @@ def prune(model: PreTrainedModel, point: Point) -> Applied:
         model.set_submodule(name, pair)
     probe(model, "with low-rank factors")
     return Applied(model=model, record=record)
-
-
-def _rank(module: nn.Module, point: Point) -> int | None:
-    outputs, inputs = weight_of(module).shape
-    return low_rank_or_dense(outputs, inputs, point.sparsity, point.align)
 
 
 def _rounded(matrices: dict[str, nn.Module], ranks: dict[str, int], sparsity: float) -> list[str]:

@@ -16,10 +16,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from prunescope.tracer.recovery.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from prunescope.tracer.recovery.examples import Examples
 from prunescope.tracer.recovery.settings import Recovery
-from prunescope.tracer.recovery.storage import TrainingStorage
+from prunescope.tracer.recovery.storage import (
+    Checkpoint,
+    TrainingStorage,
+    read_checkpoint,
+    write_checkpoint,
+)
 
 SAVE_S = 15.0  # between checkpoints: a kill loses at most this much, and the current step
 _CLIP = 1.0  # norm of the gradient
@@ -27,7 +31,6 @@ _SMOOTH = 0.2  # weight of the newest loss in the running mean
 # Nats a token by which the running loss may rise above its minimum before the training stops.
 _RISE = 1.0
 _WARMUP = 0.05  # share of the steps
-Loss = Callable[[torch.Tensor], None]
 
 
 @dataclass(kw_only=True)
@@ -145,7 +148,8 @@ class Training:
             if moments:
                 tensors[f"first/{name}"] = moments["exp_avg"]
                 tensors[f"second/{name}"] = moments["exp_avg_sq"]
-        state = {**vars(self.state), "best": _finite(self.state.best)}
+        best_loss = self.state.best
+        state = {**vars(self.state), "best": best_loss if math.isfinite(best_loss) else None}
         write_checkpoint(self.file, self.key, Checkpoint(tensors=tensors, state=state))
 
 
@@ -154,7 +158,3 @@ def _share_of_rate(step: int, steps: int) -> float:
     warm = max(1, round(_WARMUP * steps))
     cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
     return min(1.0, (step + 1) / warm) * cosine
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -121,7 +121,7 @@ def read_stream(model: nn.Module) -> Stream:
     if not isinstance(embedding, nn.Embedding) or not isinstance(head, nn.Linear):
         raise unsupported(model, "its embedding or head is not a plain table")
     hidden = embedding.embedding_dim
-    tables, table_norm, final = _around(model, name, hidden)
+    tables, table_norm, final = _outer_ports(model, name, hidden)
     if not any(port.holder is embedding for port in tables) or head.in_features != hidden:
         raise unsupported(model, "its embedding, its layers and its head differ in width")
     seen = watch(model, (path for path, _ in layers.named_modules(prefix=name) if path != name))
@@ -218,7 +218,7 @@ def _unread(layer: nn.Module, path: str, used: set[str], seen: FirstCalls) -> li
     ]
 
 
-def _around(model: nn.Module, layers: str, hidden: int) -> tuple[list[Port], str, str]:
+def _outer_ports(model: nn.Module, layers: str, hidden: int) -> tuple[list[Port], str, str]:
     """Outside the layers: tables of width h, the name of a norm after the table, the final norm."""
     path = layers.rpartition(".")[0]
     tables: list[Port] = []

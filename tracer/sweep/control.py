@@ -11,7 +11,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -44,8 +43,14 @@ def control_nats(  # noqa: PLR0913
     """Losses of the trained dense model on each passage. `mark`: fingerprint of the dense one;
     `part`: of the name of the file, for passages of another length. A training is scored in every
     way at once: it takes longer than all of them."""
-    judged = {name: _record(passage) for name, passage in passages.items()}
-    digests = {way: _digest([mark, wanted.plain(), seed, way, judged]) for way in PHASES}
+    judged = {
+        name: {**plain(passage.record), "context": passage.context, "stride": passage.stride}
+        for name, passage in passages.items()
+    }
+    digests = {}
+    for way in PHASES:
+        identity = json.dumps([mark, wanted.plain(), seed, way, judged], sort_keys=True)
+        digests[way] = hashlib.sha256(identity.encode()).hexdigest()
     paths = {way: folder / "quality" / CONTROL.format(way, part) for way in PHASES}
     with exclusive(paths[PHASES[0]]):
         found = read_json(paths[scoring], ControlLosses)
@@ -66,11 +71,3 @@ def control_nats(  # noqa: PLR0913
                 write_json(paths[way], losses[way])
             found = losses[scoring]
     return {n: torch.tensor(v, dtype=torch.float64) for n, v in found.nats.items()}
-
-
-def _digest(identity: list[Any]) -> str:
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-
-
-def _record(passage: Passage) -> dict[str, Any]:
-    return {**plain(passage.record), "context": passage.context, "stride": passage.stride}

@@ -42,17 +42,14 @@ def peaks_here(folder: Path, config: SweepConfig, dtype: str) -> list[MeasuredPe
     threads beyond the cores that are free wait for each other, and up to three times where other
     work ran beside, which lowers a peak and never raises one."""
     with thread_count(config.threads):
-        found = _kept(folder, f"peaks-*-{dtype}-{torch.get_num_threads()}.json")
+        kept = sorted(folder.glob(f"peaks-*-{dtype}-{torch.get_num_threads()}.json"))
+        read = (read_json(path, KeptPeaks) for path in kept)
+        found: list[MeasuredPeaks] = [peaks for peaks in read if peaks is not None]
         while not found or (found[-1].disturbed and len(found) < _TURNS):
             found.append(
                 machine_peaks.measure_peaks(pick_device("auto"), dtype, budget_s=_BUDGET_S)
             )
     return found
-
-
-def _kept(folder: Path, pattern: str) -> list[MeasuredPeaks]:
-    kept = [read_json(path, KeptPeaks) for path in sorted(folder.glob(pattern))]
-    return [peaks for peaks in kept if peaks is not None]
 
 
 def estimate_s(results: Sequence[Planned], config: SweepConfig, forward: ForwardTimes) -> float:

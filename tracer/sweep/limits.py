@@ -1,24 +1,31 @@
-"""What this machine cannot do of a sweep, before it starts.
+"""What of a sweep cannot run, before it starts: on this machine, or of families one after another.
 
-In: a plan. Out: sentences, each with the number of results that it is about; a PrunescopeError
-where nothing of it can run here.
+In: a plan, a method, a model's name. Out: sentences, each with the number of results that it is
+about; a PrunescopeError where nothing can run; what is known of a model before it is loaded.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from functools import cache
+from typing import Any
 
+from prunescope.taxonomy.arguments import home_path
 from prunescope.taxonomy.dtypes import ITEMSIZE
 from prunescope.taxonomy.dtypes import dtype as dtype_name
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import families
+from prunescope.taxonomy.method_names import method_parts
 from prunescope.taxonomy.plan import Workload
+from prunescope.taxonomy.presets import preset_config, preset_names
 from prunescope.taxonomy.shape import ModelShape
 from prunescope.taxonomy.sweep_files import Planned
 from prunescope.taxonomy.theory import dense_plan, forward
-from prunescope.tracer.sweep.model_facts import config_of, shape_of
+from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.sweep.plan import SweepPlan
 
+_SHARE = 0.5  # every family has this sparsity, whatever it counts
 _HINT = "run it on a GPU, or put `mode: eager` or `compile` into a file: sweep FILE --preset NAME"
 
 
@@ -115,3 +122,67 @@ def _of_lengths(plan: SweepPlan, left: Sequence[Planned]) -> list[str]:
         f"{max(one.prompt_len for one in longer):,} tokens, and {plan.config.model} was made for "
         f"{most:,} positions: their losses mean nothing, and a model with learnt positions fails"
     ]
+
+
+def check_together(method: str) -> None:
+    """Raises PrunescopeError where the families of `FAMILY:S+FAMILY` cannot follow one another.
+    Their sparsities are not looked at: they depend on the model."""
+    problem = _problem_of("+".join(name for name, _ in method_parts(method)))
+    if problem is not None:
+        raise PrunescopeError(
+            f"{method} is infeasible: {problem}",
+            hint="families are applied from left to right: another order may work; else sweep them "
+            "one by one",
+        )
+
+
+@cache
+def _problem_of(names: str) -> str | None:
+    """Why families cannot follow one another. What one leaves of a layer (factors in place of a
+    matrix, a router in an attention) may be nothing that the next one finds its way in, whatever
+    the model: it is tried on the smallest preset, which takes a second."""
+    import torch
+
+    from prunescope.tracer.capture.application import apply_request
+    from prunescope.tracer.model.load import load_model
+
+    shapes = {name: ModelShape.from_config(preset_config(name)) for name in preset_names()}
+    model = min(shapes, key=lambda name: shapes[name].parameters())
+    request = TraceRequest(model, method=names, sparsity=_SHARE, phase="prefill", prompt_len=16)
+    loaded = load_model(model, dtype="float32", device=torch.device("cpu"), attn="sdpa")
+    try:
+        apply_request(request, loaded)
+    except PrunescopeError as error:
+        return f"{error.problem} (tried on {model})"
+    return None
+
+
+def shape_of(model: str) -> ModelShape | None:
+    """The dense dimensions, or None where they are not known before the model is loaded."""
+    try:
+        return ModelShape.from_config(config_of(model))
+    except PrunescopeError:
+        return None
+
+
+def config_of(model: str) -> dict[str, Any]:
+    """A model's config without its weights; empty where only loading it would tell."""
+    name = model.lower()
+    if name in preset_names():
+        return preset_config(name)
+    folder = home_path(model)
+    if name.endswith(".gguf") or not folder.is_dir():
+        from prunescope.tracer.model.load import DEMO, demo_file
+
+        if name == DEMO:
+            folder = demo_file()
+        if folder.suffix != ".gguf" or not folder.is_file():
+            return {}
+        from prunescope.tracer.model.load import gguf_folder
+
+        folder = gguf_folder(folder)
+    try:
+        plain: dict[str, Any] = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return plain

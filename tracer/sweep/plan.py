@@ -509,9 +509,9 @@ def _all_points(
     points: list[_Point] = []
     notes: list[str] = []
     for words in knob_points(config, name):
-        found, said = _points(config, name, shape, words)
+        found, point_notes = _points(config, name, shape, words)
         points += [dataclasses.replace(point, set=words) for point in found]
-        notes += [f"{note} ({', '.join(words)})" if words else note for note in said]
+        notes += [f"{note} ({', '.join(words)})" if words else note for note in point_notes]
     return points, notes + _one_model(config, name, shape, points)
 
 

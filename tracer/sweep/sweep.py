@@ -6,7 +6,6 @@ resumes: finished results are neither lost nor repeated.
 
 from __future__ import annotations
 
-import importlib
 import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -30,8 +29,13 @@ from prunescope.taxonomy.sweep_files import DONE, FAILED, PENDING, PLAN, RUNNING
 from prunescope.tracer.capture.progress import Progress, Silent
 from prunescope.tracer.sweep.budget import Budget, within
 from prunescope.tracer.sweep.config import read_configs
-from prunescope.tracer.sweep.limits import check_possible, limits_here
-from prunescope.tracer.sweep.model_facts import config_of, shape_of
+from prunescope.tracer.sweep.limits import (
+    check_possible,
+    check_together,
+    config_of,
+    limits_here,
+    shape_of,
+)
 from prunescope.tracer.sweep.plan import (
     SweepConfig,
     SweepPlan,
@@ -78,11 +82,10 @@ def run_plan(request: SweepRequest, plan: SweepPlan, progress: Progress | None =
             if plan.budget is not None:
                 left = [r for r in left if r.problem is not None or r in plan.budget.kept]
             if left:
-                engine = importlib.import_module(
-                    f"prunescope.tracer.sweep.engines.{request.engine}"
-                )
+                from prunescope.tracer.sweep.engines import ENGINES  # torch
+
                 try:
-                    engine.run(_jobs(request, plan, left), _reporter(progress, left))
+                    ENGINES[request.engine](_jobs(request, plan, left), _reporter(progress, left))
                 finally:  # also where a signal ends it: sweep.json says what is done
                     folder.refresh()
     return request.folder
@@ -320,7 +323,6 @@ def _check(plan: SweepPlan) -> None:
     recorded as failed instead."""
     from prunescope.tracer.calibration.texts import read_text
     from prunescope.tracer.capture.variants import check_method
-    from prunescope.tracer.sweep.trial import check_together
 
     config = plan.config
     trained_on = None if config.recover is None else config.recover.text

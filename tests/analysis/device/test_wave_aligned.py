@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunescope.analysis.device.wave_aligned import FAR, NEAR, Tiling, wave_aligned_neighbours
+from prunescope.analysis.device.tiles import FAR, NEAR, Tiling, wave_aligned_neighbours
 
 # Columns of 32 tiles on 188 slots, as of a 4096-row GEMM with 128 x 256 tiles.
 LARGE = Tiling(side=256, column=32, slots=188)

@@ -24,12 +24,12 @@ from prunescope.tracer.calibration.collect import (
     statistics_cached,
     text_calibration,
 )
+from prunescope.tracer.calibration.low_rank import factors
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.calibration.scores import best, input_scores, weight_scores
 from prunescope.tracer.calibration.texts import DEFAULT, random_ids, read_text, token_rows
 from prunescope.tracer.capture.request import TraceRequest
 from prunescope.tracer.model.load import DEMO, Loaded, load_model, load_tokenizer
-from prunescope.tracer.model.low_rank import factors
 from prunescope.tracer.pruners import Applied, family_point, pruner
 from prunescope.tracer.quality.quality import quality, text_passage
 from tests.tracer.architectures import FEW, apply, build, logits

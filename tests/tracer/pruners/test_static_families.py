@@ -16,9 +16,9 @@ from prunescope.taxonomy.families import family
 from prunescope.taxonomy.plan import Workload
 from prunescope.taxonomy.roles import locate
 from prunescope.taxonomy.shape import ModelShape
+from prunescope.tracer.calibration.low_rank import LowRank, factors
 from prunescope.tracer.calibration.point import Point
 from prunescope.tracer.capture.weight_stats import weight_stats
-from prunescope.tracer.model.low_rank import LowRank, factors
 from prunescope.tracer.pruners import family_point, pruner
 from prunescope.tracer.pruners.static_k_24 import lowest_two_of_four
 from tests.tracer.architectures import (

@@ -13,10 +13,10 @@ import torch
 
 from prunescope.taxonomy.errors import PrunescopeError
 from prunescope.taxonomy.families import family
+from prunescope.tracer.calibration.low_rank import LowRank
 from prunescope.tracer.capture.weight_stats import dynamic_stats
 from prunescope.tracer.model import compat
 from prunescope.tracer.model.load import load_model
-from prunescope.tracer.model.low_rank import LowRank
 from tests.tracer.dynamic_reference import prune, reference, steps, tokens
 from tests.tracer.tiny_models import WITHOUT_EXPERTS
 

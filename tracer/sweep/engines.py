@@ -1,7 +1,10 @@
-"""The ray engine: jobs on the workers of a cluster (address in RAY_ADDRESS), or of a local one.
+"""Where the jobs of a sweep run: `local` in this process, `ray` on a cluster's workers.
 
-Workers share the sweep's folder. A worker that dies is retried and skips what is done; jobs wait
-for each other where they would time on one device (`tracer.sweep.state.timing_slot`).
+An engine is a function of jobs and `on_result`, which is called with each result before it starts;
+ray calls it with a job's first result when the job is done. Jobs write their results to the folder
+of the sweep. Workers of ray (address in RAY_ADDRESS, else a local cluster) share that folder; one
+that dies is retried and skips what is done. Jobs wait for each other where they would time on one
+device (`tracer.sweep.state.timing_slot`).
 """
 
 from __future__ import annotations
@@ -21,8 +24,15 @@ from prunescope.tracer.sweep.state import SweepFolder
 RETRIES = 3
 
 
-def run(jobs: Sequence[Job], on_result: Callable[[Planned], None]) -> None:
-    """Run every job; `on_result` is told of each job's first result when the job is done.
+def run_here(jobs: Sequence[Job], on_result: Callable[[Planned], None]) -> None:
+    """Run one job after another in this process."""
+    worker = JobRunner(on_result)
+    for job in jobs:
+        worker.run(job)
+
+
+def run_on_ray(jobs: Sequence[Job], on_result: Callable[[Planned], None]) -> None:
+    """Run every job on a worker.
 
     A result in which a worker dies more than RETRIES times is recorded as failed, and the others go
     on. Raises PrunescopeError where ray is not installed.
@@ -72,3 +82,6 @@ def _work(job: Job) -> None:
         # Ray gives a task one thread; a model is timed with those it would have on its own.
         torch.set_num_threads(num_cores())
     JobRunner(lambda *_: None).run(job)
+
+
+ENGINES = {"local": run_here, "ray": run_on_ray}
