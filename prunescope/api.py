@@ -10,16 +10,14 @@ from __future__ import annotations
 import reprlib
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
+from prunescope.allocate_call import AllocateCall
 from prunescope.analysis.inputs.options import AnalyzeRequest, CompareRequest
-from prunescope.analysis.predict.allocation_request import AllocateRequest
 from prunescope.analysis.predict.request import PredictRequest
 from prunescope.taxonomy.errors import PrunescopeError, helpful
 from prunescope.taxonomy.option import as_path, takes
-from prunescope.tracer.capture.progress import Progress
 from prunescope.tracer.capture.request import TraceCall
 from prunescope.tracer.gemm.request import GemmRequest
 from prunescope.tracer.sweep.request import SweepRequest
@@ -153,13 +151,6 @@ def _predicted(request: PredictRequest) -> Any:
 
     with no_collection():
         return run(request)
-
-
-@dataclass(kw_only=True)
-class AllocateCall(AllocateRequest):
-    """A request, and what shows its progress."""
-
-    progress: Progress | None = None
 
 
 @takes(AllocateCall)
