@@ -146,13 +146,13 @@ def observer_share(units: Units, base: TimeBase) -> float | None:
 
 
 def bootstrap(
-    units: Units, ratio: Ratios, base: TimeBase, *, least: int = LEAST_STEPS
+    units: Units, ratio: Ratios, base: TimeBase, *, least: int | None = None
 ) -> Replicates | None:
     """Replicates of the ledger; None where nothing can be resampled: fewer than `least` single
-    steps, steps of one placement alone where placement was sampled, or steps so far apart that a
-    widened sample has negative time.
+    steps (None: LEAST_STEPS), steps of one placement alone where placement was sampled, or steps so
+    far apart that a widened sample has negative time.
     """
-    resampled = _resampled(units, base, least)
+    resampled = _resampled(units, base, LEAST_STEPS if least is None else least)
     if resampled is None:
         return None
     steps, walls = resampled

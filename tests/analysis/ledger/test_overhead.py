@@ -175,9 +175,9 @@ def test_a_static_family_has_none(tmp_path: Path) -> None:
 
 
 def test_copied_steps_are_means(tmp_path: Path) -> None:
-    """Two steps of one layer each: parts are those of a step."""
-    dense = chrome(*(step(i, *_layer(0, routed=False)) for i in range(2)))
-    pruned = chrome(*(step(i, *_layer(0, routed=True)) for i in range(2)))
+    """Five steps of one layer each: parts are those of a step."""
+    dense = chrome(*(step(i, *_layer(0, routed=False)) for i in range(5)))
+    pruned = chrome(*(step(i, *_layer(0, routed=True)) for i in range(5)))
     found, _ = paid(tmp_path, dense, pruned)
     assert parts(found)["router"] == pytest.approx(4 * US)
     assert found.break_even_ci95 is not None

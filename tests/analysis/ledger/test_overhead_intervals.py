@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from prunescope.analysis.ledger import overhead
+from prunescope.analysis.ledger import noise, overhead
 from prunescope.analysis.ledger.alignment import Alignment
 from prunescope.analysis.ledger.attribution import attribution_inputs
 from prunescope.analysis.ledger.overhead import ADDED, HOST, KEY_VALUE, WEIGHTS
@@ -24,6 +24,12 @@ from tests.analysis.ledger.test_overhead import ACTIVE, US, B, K, paid
 from tests.chrome import chrome, gap, k, module, op, step
 
 AT = "model.layers.0.self_attn"
+
+
+@pytest.fixture(autouse=True)
+def _two_steps_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that intervals follow by hand."""
+    monkeypatch.setattr(noise, "LEAST_STEPS", 2)
 
 
 def layer(*, gather_us: float | None = None, wait_us: float = 0) -> list[Any]:
