@@ -105,7 +105,7 @@ def test_realised_is_the_ratio_of_the_medians(
 
 def test_every_phase_closes(tmp_path: Path) -> None:
     for cpu in (False, True):
-        setting = Setting(cpu=cpu, steps=3)
+        setting = Setting(cpu=cpu, steps=5)
         run = write_pair(tmp_path / str(cpu), decoder([FULL] * 4, setting),
                          decoder([NARROW] * 3, setting), dense_samples_ns=DENSE,
                          samples_ns=PRUNED)  # fmt: skip

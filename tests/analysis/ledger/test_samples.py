@@ -91,9 +91,9 @@ def test_noise_splits_placements() -> None:
 
 @pytest.mark.parametrize("steps", [[1, 1], [0, 2], []])
 def test_steps_of_no_known_placement_are_drawn_alone(steps: list[int]) -> None:
-    """Three steps: the manifest says two, or nothing."""
+    """Five steps: the manifest says two, or nothing."""
     samples = Samples.of([[120, 122], [118, 121]], steps)
-    pair = units(side([[100, 102, 98], [20] * 3]))
+    pair = units(side([[100, 102, 98, 101, 99], [20] * 5]))
     domain = choose_time_base(pair, samples, samples, on_device=False)
     boot = bootstrap(pair, ratios(pair, None), domain)
     assert boot is not None
