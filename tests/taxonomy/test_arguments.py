@@ -6,15 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunescope.taxonomy.arguments import (
-    bare_json,
-    is_function,
-    method_parts,
-    pairs,
-    peaks,
-    run_name,
-)
+from prunescope.taxonomy.arguments import bare_json, pairs, peaks
 from prunescope.taxonomy.errors import PrunescopeError
+from prunescope.taxonomy.method_names import is_function, method_parts, run_name
 
 
 def test_pairs_keep_what_follows_the_first_equals_sign() -> None:

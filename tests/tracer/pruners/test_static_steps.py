@@ -20,7 +20,7 @@ from prunescope.tracer.capture.phases import PrefillLoop
 from prunescope.tracer.routing.decisions import Sampler
 from tests.tracer.static_steps import BATCH, FAMILIES, PROMPT, ids, loops, pruned, sampled
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.half]
 PHASES = ("prefill", "decode")
 # Each family once where all take long.
 # Variants need all layers of the model: tokens leave behind several of them.
