@@ -61,7 +61,7 @@ def second_gemm(c: Context) -> Found | None:
         evidence=[f"{sized(g)}: {c.ms(g.busy_ns)}" for g in rows[:4]],
         change="use a lower rank, or leave the small matrices (k, v) dense",
         predicted_ns=busy - dense,
-        explains=frozenset(g.role for g in rows[:4]),
+        explains_roles=frozenset(g.role for g in rows[:4]),
     )
 
 
@@ -90,7 +90,7 @@ def added_work(c: Context) -> Found | None:
             )
         ),
         predicted_ns=row.ns,
-        explains=frozenset(p.role for p in row.parts[:5] if p.role is not None),
+        explains_roles=frozenset(p.role for p in row.parts[:5] if p.role is not None),
     )
 
 
@@ -452,7 +452,7 @@ def residual_map(c: Context) -> Found | None:
         change="keep the same dimensions in all layers (--set junctions=same): then no map is "
         "needed",
         predicted_ns=cost,
-        explains=frozenset({"residual"}),
+        explains_roles=frozenset({"residual"}),
     )
 
 
@@ -477,7 +477,7 @@ def _new_work_of(c: Context, purpose_: _Purpose) -> Found | None:
         evidence=[f"{shortened(e.work)} in {e.role}: {c.ms(e.ns)}" for e in entries[:4]],
         change=purpose_.change,
         predicted_ns=c.in_step(total),
-        explains=frozenset(role_or_kernel(e.role, e.work) for e in entries[:4]),
+        explains_roles=frozenset(role_or_kernel(e.role, e.work) for e in entries[:4]),
     )
 
 

@@ -48,7 +48,7 @@ def timing_not_valid(c: Context) -> Found | None:
     """Something else ran while samples were taken, or they vary by half of their median. Without
     samples, on a CPU: interruptions hold most of a step, or as much as the two steps differ by."""
     lines = []
-    for name, run in (("dense", c.baseline_run), ("pruned", c.run)):
+    for name, run in (("dense", c.baseline_phase_run), ("pruned", c.phase_run)):
         if run is not None:
             side = f"{name}: " if c.baseline is not None else ""
             lines += [f"{side}{line}" for line in _disturbed(run)]
@@ -84,7 +84,7 @@ def uncertain_config(c: Context) -> Found | None:
 def _wide(c: Context) -> list[str]:
     """Samples that vary by half of their median. Where the two runs took turns, the ratios of their
     samples: a machine that slows down and recovers changes both alike."""
-    dense, pruned = c.baseline_run, c.run
+    dense, pruned = c.baseline_phase_run, c.phase_run
     if dense is not None and pruned is not None and _took_turns(dense, pruned):
         ratios = np.divide(dense.samples_ns, pruned.samples_ns)
         low, mid, high = np.percentile(ratios, [10, 50, 90])
@@ -175,7 +175,7 @@ def _narrower(c: Context) -> str:
     command = c.side.run is not None and c.side.run.argv
     if c.side.run is not None and c.side.run.model.source == RECORDER:
         return "record(..., repeats=40), or more, on a quiet machine"
-    if c.run is not None and c.run.interleaved == "alone" and not command:
+    if c.phase_run is not None and c.phase_run.interleaved == "alone" and not command:
         return "capture(..., placements=8, repeats=40), or more, on a quiet machine"
     return "more --placements and --repeats on a quiet machine"
 

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from prunescope.analysis.report import evidence
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.figure_style import EDGE, ground, no_evidence
-from prunescope.analysis.report.ledger_view import is_seen
+from prunescope.analysis.report.ledger_view import is_visible
 from prunescope.analysis.report.numbers import Scale, scale, time
 from prunescope.analysis.report.paper_figure import (
     LAYER,
@@ -348,7 +348,7 @@ def _layer_figure(shown: Sequence[Panel]) -> Figure:
         for i, (point, dense) in enumerate(sides):
             parts = _parts(point, dense=dense)
             whole = sum(parts.values())
-            present |= {name: None for name, ns in parts.items() if is_seen([0.0, ns], whole)}
+            present |= {name: None for name, ns in parts.items() if is_visible([0.0, ns], whole)}
             own = sum(_parts(point, dense=True).values())
             top = _column(axes, i, parts, unit, clear=own)
             tops += [top, own]

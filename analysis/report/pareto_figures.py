@@ -26,7 +26,7 @@ from matplotlib.transforms import Bbox
 from prunescope.analysis.report import evidence
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.figure_style import EDGE, drawing, ground, no_evidence, saved
-from prunescope.analysis.report.ledger_view import LEDGER, is_seen
+from prunescope.analysis.report.ledger_view import LEDGER, is_visible
 from prunescope.analysis.report.pareto_marks import SIMULATED, ZEROS, marked, marks_of_point
 from prunescope.analysis.report.titles import figure_name
 from prunescope.analysis.schema.pareto import (
@@ -209,7 +209,7 @@ def _ledger(axes: Axes, points: list[SweepPoint], marks: dict[str, tuple[str, st
         row
         for point in bars
         for row, ns in point.ledger.items()
-        if is_seen([0.0, abs(ns / point.ledger["dense"])], 1.0)
+        if is_visible([0.0, abs(ns / point.ledger["dense"])], 1.0)
     }
     for i, point in enumerate(bars):
         dense = point.ledger["dense"]

@@ -180,9 +180,14 @@ class Unprofiled(msgspec.Struct, kw_only=True):
     ] = msgspec.field(name="seating_cost_ns", default=msgspec.UNSET)
 
     @property
+    def samples_in_words(self) -> str:
+        """How many samples there are: `12 unprofiled samples`, `1 unprofiled sample`."""
+        return f"{len(self.samples)} unprofiled sample{'s' * (len(self.samples) != 1)}"
+
+    @property
     def in_words(self) -> str:
         """What `median` is, in the words of sentences and of evidence."""
-        samples = f"{len(self.samples)} unprofiled samples"
+        samples = self.samples_in_words
         if not self.placements:
             return f"the median of {samples}"
         return (
