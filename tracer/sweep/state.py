@@ -71,7 +71,8 @@ class KeptPeaks(MeasuredPeaks, kw_only=True):
 
 @dataclasses.dataclass(frozen=True)
 class SweepFolder:
-    """Paths, states and locks of a sweep folder."""
+    """Paths, states and locks of a sweep folder. A *result* is a Planned, before it ran as after;
+    a *call* is the id of one run of the command `sweep`."""
 
     path: Path
 
@@ -89,11 +90,11 @@ class SweepFolder:
         self.fail(result, BEGUN)  # of no call of the command: the next one tries it again
 
     def fail(self, result: Planned, error: str, call: str = "") -> None:
-        """Record that a result failed. `call`: the id of the run of `sweep` in which it did."""
+        """Record that a result failed, and in which call."""
         write_json(failure_of(self.path, result), Failure(id=result.id, error=error, call=call))
 
     def failed_in(self, result: Planned, call: str) -> bool:
-        """Whether it failed in this run of `sweep`."""
+        """Whether it failed in this call."""
         found = self._read_failure(result)
         return found is not None and found.call == call != ""
 
