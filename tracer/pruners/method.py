@@ -17,7 +17,7 @@ from prunescope.taxonomy.family import CALIBRATIONS, SELECTIONS, read_selection
 from prunescope.taxonomy.keep import check_sparsity
 from prunescope.taxonomy.match import KNOB, NOMINAL, take_match
 from prunescope.taxonomy.method_names import method_parts
-from prunescope.taxonomy.methods import placed
+from prunescope.taxonomy.methods import find_published
 from prunescope.tracer.pruners import family_ids, refuse_predicted_only
 
 
@@ -94,7 +94,7 @@ def _refuse_published(method: str) -> None:
     `--select` and not by the paper's criterion."""
     parts = [name for name, _ in method_parts(method)]
     for name in (method, *parts) if parts else ():
-        found = placed(name)
+        found = find_published(name)
         if found is None or name in family_ids():
             continue
         if found.family not in family_ids():
