@@ -96,8 +96,17 @@ class Judged:
         s = error.scale
         return min(-s * below, low - s * own), max(s * above, high + s * own)
 
+    @cached_property
+    def _scores(self) -> dict[ModelError, float]:
+        return {}
+
     def score(self, error: ModelError) -> float:
-        """The least scale whose range holds the measurement."""
+        """The least scale whose range holds the measurement; every choice of groups asks it."""
+        if error not in self._scores:
+            self._scores[error] = self._score(error)
+        return self._scores[error]
+
+    def _score(self, error: ModelError) -> float:
         below, above = self.spreads(error)
         own = self.uncertainty.of_model(error, measured=True)
         low, high = self.hull
