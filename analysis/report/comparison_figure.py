@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from prunescope.analysis.report import evidence
-from prunescope.analysis.report.figure_style import drawing, ground, no_evidence, saved
+from prunescope.analysis.report.figure_style import drawing, ground, no_evidence, saved_as
 from prunescope.analysis.report.ledger_view import LEDGER, is_visible
 from prunescope.analysis.report.titles import short
 from prunescope.analysis.schema.comparison import Comparison, ComparisonRow
@@ -45,11 +45,11 @@ _ROWS = {
 }
 
 
-def plot_comparison(rows: Sequence[ComparisonRow], ending: str) -> bytes | None:
-    """The figure; None where no row has a ladder."""
+def plot_comparison(rows: Sequence[ComparisonRow], *endings: str) -> dict[str, bytes]:
+    """The figure by format, plotted once; empty where no row has a ladder."""
     with drawing():
         figure = comparison_figure(rows)
-        return None if figure is None else saved(figure, ending)
+        return {} if figure is None else saved_as(figure, endings)
 
 
 def comparison_figure(rows: Sequence[ComparisonRow]) -> Figure | None:
