@@ -460,9 +460,9 @@ def _check(
     busy. Others: share_of_bound, family, wall, tokens_per_s, items_per_s, weight_bytes,
     kv_bytes, peak_memory_bytes, ledger.ROW, sparsity.NAME, findings, findings.SEVERITY,
     findings.ID. Where the 95 % interval of a value contains the threshold, or a speedup has none,
-    the rule is undecided; so is every rule of a partial report, and one on a speedup or a ledger
-    row where dense and pruned do not compare. A name that does not exist, in a path or as a family, is
-    an error.
+    the rule is undecided; so is every rule of a partial report, and one on a speedup or a row of
+    the ledger where dense and pruned do not compare. A name that does not exist, in a path or as
+    a family, is an error.
 
     \b
     prunescope check traces/first --require 'prefill.realised >= 1.2'
