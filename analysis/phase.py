@@ -51,7 +51,7 @@ from prunescope.analysis.schema.report import (
     Row,
     SecondOpinion,
 )
-from prunescope.analysis.schema.sides import Closure, PredictedRun, TimeScale, Totals
+from prunescope.analysis.schema.sides import LayerSum, PredictedRun, TimeScale, Totals
 from prunescope.analysis.totals import (
     is_known,
     kernel_rows,
@@ -338,7 +338,7 @@ def _phase(
     if own.kind is not None:
         lines.append(f"{own.kind['evidence']}: {own.kind['kind']}")
         lines += [format_split(own.kind["split"])] if "split" in own.kind else []
-    closures = _closures(own, found.dense)
+    closures = _layer_sums(own, found.dense)
     return Phase(
         steps=steps,
         wall_ns=sums.wall_ns,
@@ -398,7 +398,7 @@ def _phase(
     )
 
 
-def _closures(own: SidePhase, dense: SidePhase | None) -> dict[str, Closure]:
+def _layer_sums(own: SidePhase, dense: SidePhase | None) -> dict[str, LayerSum]:
     """Of the sides whose run is one layer alone; "pruned": the side that a phase is about."""
     sides = (
         {"dense": dense, "pruned": own}
@@ -406,7 +406,7 @@ def _closures(own: SidePhase, dense: SidePhase | None) -> dict[str, Closure]:
         else {own.side.run.variant if own.side.run else "pruned": own}
     )
     alone = {name: one.run.alone for name, one in sides.items() if one and one.run}
-    return {name: Closure.of(found) for name, found in alone.items() if found is not None}
+    return {name: LayerSum.of(found) for name, found in alone.items() if found is not None}
 
 
 def _token_ids(run: Run | None, *, decides: bool) -> str | msgspec.UnsetType:

@@ -354,8 +354,8 @@ def _is_as_before(pair: Pair) -> bool:
 @finding("layer-alone", "info")
 def layer_alone(c: Context) -> Found | None:
     """One decoder layer ran alone, so that no time is that of the model."""
-    closures = c.phase.closure
-    if closures is msgspec.UNSET or not closures:
+    sums = c.phase.closure
+    if sums is msgspec.UNSET or not sums:
         return None
     return Found(
         text="one decoder layer ran alone: every time and speedup is of that layer, not of the "
@@ -363,7 +363,7 @@ def layer_alone(c: Context) -> Found | None:
         evidence=[
             f"{name}: {one.layers} × layer {one.layer} ({ms(one.layer_ns)}) and the rest "
             f"({ms(one.rest_ns)}) are {one.text} of the whole model ({ms(one.whole_ns)})"
-            for name, one in closures.items()
+            for name, one in sums.items()
         ],
     )
 

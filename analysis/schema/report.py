@@ -18,9 +18,9 @@ from prunescope.analysis.schema.pair_comparison import PairComparison
 from prunescope.analysis.schema.replay import Replay
 from prunescope.analysis.schema.routing import PhaseRouting
 from prunescope.analysis.schema.sides import (
-    Closure,
     ColdSteps,
     DeviceUsed,
+    LayerSum,
     PhaseKind,
     PredictedRun,
     SideFacts,
@@ -201,9 +201,9 @@ MUCH_SLOWED = 1.3
 def is_beyond_noise(row: Row | LedgerPart) -> bool:
     """Whether a row is evidence: it is larger than twice its noise, and its interval excludes 0.
 
-    The one threshold of tables, figures, findings, `check` and `predict` for times that add up. A
-    speedup has no noise of its own: `Ladder.holds_one`. An interval or a noise that is unknown (one
-    step) counts against no row; a null row is no evidence.
+    Tables, figures, findings, `check` and `predict` use this one threshold for rows and parts of
+    the ledger; for a speedup, whose noise is unknown, they use `Ladder.holds_one`. An unknown
+    interval or noise (one step) is not tested. A null row is no evidence.
     """
     if row.ns is None or row.noise_ns is not None and abs(row.ns) <= 2 * row.noise_ns:
         return False
@@ -454,7 +454,7 @@ class Phase(msgspec.Struct, kw_only=True):
     unknown_kernels: Annotated[list[KernelRow], meaning("kind unknown, by time")] = []
     baseline: Annotated[Totals | None, meaning("the dense side")] = None
     closure: Annotated[
-        dict[str, Closure] | msgspec.UnsetType,
+        dict[str, LayerSum] | msgspec.UnsetType,
         meaning("by dense and pruned; absent: the whole model ran, and not one layer alone"),
     ] = msgspec.UNSET
     sparsity: Annotated[
