@@ -365,8 +365,8 @@ def _change(phase: Phase) -> Iterator[str]:
 
 def _keeps_shapes(phase: Phase) -> bool:
     """Whether every GEMM of the dense step runs in the pruned one, in the same shape and format. A
-    step that was captured or cut off does not show all of them; where products were added that choose what a later
-    step leaves out, or a family does, that step has others."""
+    step that was captured or cut off does not show all of them. Where products were added that
+    choose what later steps leave out, or a family does, those steps have others."""
     whole = all(finding.id == NOT_VALID for finding in phase.invalid_times)
     pairs, compared = phase.pairing, phase.comparison
     alike = pairs is not None and not pairs.removed
