@@ -23,6 +23,12 @@ from prunescope.analysis.kernels.anatomy import anatomy
 from prunescope.analysis.kernels.phase_kind import format_split
 from prunescope.analysis.ledger.attribution import AttributionInputs, attribution_inputs
 from prunescope.analysis.ledger.categories import categories
+from prunescope.analysis.ledger.estimator import (
+    is_estimator,
+    kernels_with_estimator,
+    pairs_with_estimator,
+    units_with_estimator,
+)
 from prunescope.analysis.ledger.experts import EXPERTS, weight_numbers
 from prunescope.analysis.ledger.gemms import (
     Pair,
@@ -116,6 +122,11 @@ def compare_phase(
     seen = verdict(evidence)
     weighed = caveats(pruned.kernels, dense=dense.kernels, evidence=evidence, family=seen.family)
     family = apply_caveats(seen.family, weighed)
+    scorers = {one.scorer for one in known(family.ids)} - {""}
+    if is_estimator(units, scorers):
+        units, pairs = units_with_estimator(units), pairs_with_estimator(pairs)
+        pruned = replace(pruned, kernels=kernels_with_estimator(pruned.kernels))
+        sides = replace(sides, pruned=pruned)
     # Rows in one ratio may be a pruning of tokens, which the verdict names.
     other = other_inputs(evidence.pairs, evidence.convolutions)
     comparison = pair_comparison(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import polars as pl
@@ -75,6 +76,7 @@ def added_work(c: Context) -> Found | None:
     if 2 * maps > (row.ns or 0.0) and residual_map(c) is not None:
         return None  # residual-map reports it, with better advice
     pointwise = sum(part.ns for part in row.parts if part.cls == POINT)
+    scores = {one.role for one in _new_work(c).get(_ESTIMATOR, [])}
     masks = _masks_left_on(c)
     # Then most of what is multiplied element by element goes with the masks, and is not to be fused
     of_masks = masks is not None and 2 * (masks.predicted_ns or 0.0) > pointwise
@@ -85,7 +87,7 @@ def added_work(c: Context) -> Found | None:
         if is_recomputed(c)
         else "; ".join(
             dict.fromkeys(
-                UNMASK if of_masks and part.cls == POINT else _less_of(c, part)
+                UNMASK if of_masks and part.cls == POINT else _less_of(c, part, scores=scores)
                 for part in row.parts[:2]
             )
         ),
@@ -94,8 +96,11 @@ def added_work(c: Context) -> Found | None:
     )
 
 
-def _less_of(c: Context, part: LedgerPart) -> str:
-    """How to have less of a part of added work, by its class."""
+def _less_of(c: Context, part: LedgerPart, *, scores: Collection[str | None]) -> str:
+    """How to have less of a part of added work, by its class; `scores`: roles in which only the
+    pruned side scores keys."""
+    if part.cls in (MATMUL, POINT) and part.role in scores:
+        return _ESTIMATOR.change
     if part.role == "residual" and part.cls == MATMUL:
         return "keep the same dimensions in all layers: then no map is needed"
     if part.cls == MATMUL:

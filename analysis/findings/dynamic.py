@@ -22,7 +22,7 @@ from prunescope.taxonomy.words import ms, percent
 
 _ALL = 0.999  # share from which everything counts as active
 _ROUTED = ("q", "o", *MLP_ROLES)
-_ATTENTION_ROLES = ("attention", "router")  # attention, and the choice of its blocks
+_ATTENTION_ROLES = ("attention", "router", "estimator")  # and the choice of its blocks
 _GAIN = 0.98  # of the dense time; block-sparse attention that takes more does not pay
 
 

@@ -335,6 +335,11 @@ def _why_faster(c: Context) -> str:
             "the pruned kernels are more efficient than the dense ones, or their data moved into a "
             "cache"
         )
+    if c.phase.is_mostly_of_unknown_keys(row):
+        return (
+            "attention is shorter: the trace does not say how many keys it read; key eviction "
+            "would look like this"
+        )
     what = "kernels" if c.kernels.on_device else "ops"
     faster = [part.role for part in as_before if part.role is not None and part.ns < 0]
     names = ", ".join(dict.fromkeys(faster[:3]))

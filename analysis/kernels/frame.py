@@ -536,12 +536,15 @@ def _add_class(frame: pl.DataFrame) -> pl.DataFrame:
     """Columns `class`: matmul | attention | pointwise | the kind; `auxiliary`: a row that the op of
     a GEMM or an attention launched without carrying its work, which gets the op's class;
     `wrapper`: the op is neither and has no shapes (a compiled region): none of its rows is
-    auxiliary to another."""
+    auxiliary to another. Products and softmax of a layer whose attention is a fused kernel are no
+    part of it: they score its keys."""
     products = [*GEMM_KINDS, "attention"]
     others = [op for op in frame["op"].unique().drop_nulls() if op_kind(op, None) not in products]
     wrapper = pl.col("op").is_in(others).fill_null(value=False) & pl.col("modelled").not_()
     kind, role = pl.col("kind"), pl.col("role")
-    in_attention = (role == "attention") & kind.is_in([*GEMM_KINDS, "softmax"])
+    of_attention = role == "attention"
+    has_fused = (of_attention & (kind == "attention")).any().over("step", "layer")
+    in_attention = of_attention & kind.is_in([*GEMM_KINDS, "softmax"]) & has_fused.not_()
     kind_class = (
         pl.when((kind == "attention") | in_attention)
         .then(pl.lit(ATTENTION))

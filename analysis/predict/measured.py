@@ -31,7 +31,7 @@ _PARTS: dict[str, tuple[str, ...]] = {
     "mlp": ("gate", "up", "down"),
     "experts": ("experts",),
     "shared_expert": ("shared_expert",),
-    "router": ("router",),
+    "router": ("router", "estimator"),
     "mixer_in": ("mixer_in",),
     "conv": ("conv",),
     "scan": ("scan",),

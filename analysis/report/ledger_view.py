@@ -228,7 +228,7 @@ def ledger_table(phase: Phase) -> Table | None:
     ]
     cells = [_ledger_cells(row, rows) for row in rows]
     notes = ledger_notes(rows)
-    if disturbed := [why for why in evidence.of_ledger(phase) if why in evidence.INVALID]:
+    if disturbed := evidence.why_no_row(phase):
         notes.append(f"no row is evidence: {', '.join(disturbed)}")
     return without_unknown(Table("ledger", "Ledger", columns, cells, notes))
 

@@ -12,6 +12,7 @@ from prunescope.analysis.schema.pair_comparison import MODULES
 from prunescope.analysis.schema.report import (
     CAPTURED,
     CUT_OFF,
+    EARLIER_WORK,
     INVALID_TIMES,
     OTHER_TIME,
     UNCERTAIN_CONFIG,
@@ -101,12 +102,14 @@ def headline(phase: Phase) -> str:
     if has_uncertain_config(phase):
         text += "the config may be that of another model (tiles do not fit it): "
     text += _outcome(phase) + (", shapes from the model's config" if modelled else "")
-    return text + (f"; {without_earlier_work(phase)}" if holds_earlier_work(phase) else "")
+    return (
+        f"{without_earlier_work(phase)}; as recorded {text}" if holds_earlier_work(phase) else text
+    )
 
 
 def _has_earlier_work(phase: Phase) -> bool:
     """Whether much of a step is time in which work ran that was launched before the profiler."""
-    return any(finding.id == "earlier-work" for finding in phase.findings)
+    return any(finding.id == EARLIER_WORK for finding in phase.findings)
 
 
 def holds_earlier_work(phase: Phase) -> bool:

@@ -40,6 +40,7 @@ NOT_VALID, CAPTURED = "timing-not-valid", "captured-step"
 # timed. (A cut-off trace is a difference between the sides: `Phase.is_speedup`.)
 INVALID_TIMES = frozenset({NOT_VALID, CAPTURED})
 SLOWER_KERNELS = "slower-kernels"  # the finding on kernels slower than their shapes let expect
+EARLIER_WORK = "earlier-work"  # the finding on time in which work of before the trace ran
 LATE_RANK = "straggler"  # the finding on the rank that the others wait for
 OTHER_TIME = "unexplained-difference"  # the finding that names a ratio of two captures
 # Two captures of one program on one machine differ by less: placement in memory moves a model by 1
@@ -569,6 +570,15 @@ class Phase(msgspec.Struct, kw_only=True):
         unmoved = bool(self.gemms) and all(gemm.axis == "none" for gemm in self.gemms)
         unmoved = unmoved and "dense" in verdict.alternatives  # else not all GEMMs are known
         return unmoved and not pairs.added and not pairs.removed
+
+    def is_mostly_of_unknown_keys(self, row: Row) -> bool:
+        """Whether most of a row is attention of which the trace does not say how many keys it
+        read: it has no shapes, or those of a config, which knows no cache."""
+        read = [gemm.shapes for gemm in self.gemms if gemm.group in ("qk", "pv")]
+        if read and all(shapes not in (None, "model") for shapes in read):
+            return False
+        attention = sum(part.ns for part in row.parts if part.cls == "attention")
+        return 2 * attention * row.moves_ns > row.moves_ns**2
 
     @property
     def is_speedup(self) -> bool:

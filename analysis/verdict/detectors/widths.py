@@ -15,6 +15,7 @@ from prunescope.analysis.ledger.gemms import Call, Pair
 from prunescope.analysis.verdict.detectors import detector
 from prunescope.analysis.verdict.evidence import Detection, Evidence, fell
 from prunescope.taxonomy.roles import QKV_ROLES
+from prunescope.taxonomy.words import fell_to
 
 Widths = frozenset[tuple[int, int]]  # (dense, pruned)
 
@@ -320,10 +321,8 @@ def _sizes_kept(e: Evidence, roles: tuple[str, ...], axis: str) -> str:
         return ""
     role = example.key[1]
     widths = [_sizes(p, axis) for p in fallen if p.key[1] == role]
-    before, least = _sizes(example, axis)
-    most = max(new for old, new in widths if old == before)
-    text = f"{role} {axis} {before} → {least}"
-    return text if most == least else f"{text} to {most}, by layer"
+    before, _ = _sizes(example, axis)
+    return f"{role} {axis} {fell_to(before, [new for old, new in widths if old == before])}"
 
 
 def _shrank(pair: Pair, roles: tuple[str, ...], axis: str) -> bool:
