@@ -78,7 +78,7 @@ def test_a_real_trace_of_which_every_kernel_takes_half_of_its_time(
         baseline=real_trace("h100_qwen1.5-0.5b_prefill.json.gz"),
         options=Options(device="h100-sxm"),
     ).report.phases["trace"]
-    present(phase, OTHER, "warning", "1.84×", "kernel efficiency -15.953 ms", "0.50 × the dense")
+    present(phase, OTHER, "warning", "1.84×", "kernel efficiency −15.953 ms", "0.50 × the dense")
     assert "the noise between two captures" not in headline(phase)
 
 
