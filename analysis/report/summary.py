@@ -15,9 +15,12 @@ import msgspec
 
 from prunescope.analysis.report import ledger_view, numbers, sentences
 from prunescope.analysis.report.gemm_table import without_sizes
+from prunescope.analysis.schema.pair_comparison import OWN_CONFIG
 from prunescope.analysis.schema.report import (
+    DOUBTED_SIDES,
     LATE_RANK,
     NOT_VALID,
+    UNCERTAIN_CONFIG,
     Finding,
     Ladder,
     Phase,
@@ -102,17 +105,18 @@ def outcome_and_reasons(phase: Phase, late: Finding | None = None) -> tuple[str,
 
 
 def _sentence(text: str) -> str:
-    return f"{text[0].upper()}{text[1:]}{'' if text.endswith('.') else '.'}"
+    return f"{text[0].upper()}{text[1:]}{'' if text.endswith(('.', '?')) else '.'}"
 
 
 def _reasons(phase: Phase, late: Finding | None) -> Iterator[str]:
     if phase.ladder is None:
         yield from _largest(phase)
     elif phase.is_speedup:
+        yield from _refused(phase)
         yield from _family(phase)  # read from shapes, whatever the times are
         if is_evidence(phase):
             yield from _spread(phase)
-        if phase.ledger and is_evidence(phase) and not sentences.has_uncertain_config(phase):
+        if phase.ledger and is_evidence(phase) and not _doubted(phase):
             yield from _causes(phase, phase.ledger)
     yield from _few_roles(phase)
     if late is not None and late.change:
@@ -135,6 +139,13 @@ def _few_roles(phase: Phase) -> Iterator[str]:
         yield f"only {share} of the time of GEMMs has a role: {_SLOW_PATH if fast else _MODULES}"
 
 
+def _refused(phase: Phase) -> Iterator[str]:
+    """Why a side takes no shapes from the config that was given, and which config it needs."""
+    for one in phase.comparison.one_sided if phase.comparison else ():
+        if one.refused is not None:
+            yield f"for {one.trace} {one.refused}: {OWN_CONFIG[one.missing]}"
+
+
 def is_evidence(phase: Phase) -> bool:
     """Whether times of the phase are evidence: not disturbed, and of whole steps."""
     return sentences.is_valid(phase)
@@ -150,7 +161,9 @@ def _family(phase: Phase) -> Iterator[str]:
             yield f"which family it is{perhaps}, the order of kernels does not say: {_MODULES}"
         return
     confidence = numbers.percent(verdict.confidence, decimals=0)
-    text = f"the shapes are those of {verdict.id} (confidence {confidence})"
+    sized = any(n is not None for gemm in phase.gemms for n in (gemm.m, gemm.n, gemm.k))
+    what = "the shapes are those" if sized else "the calls that are gone are those"
+    text = f"{what} of {verdict.id} (confidence {confidence})"
     yield f"{text}: {verdict.evidence[0]}" if verdict.evidence else text
 
 
@@ -313,7 +326,10 @@ def _largest(phase: Phase) -> Iterator[str]:
 def changes_told(phase: Phase) -> list[Finding]:
     """The findings whose changes end the paragraph: a critical one, else the one that would gain
     most, else a warning; none where none has a change. One that leaves the times no evidence comes
-    first, and behind it the first that is critical whatever the times are."""
+    first, and behind it the first that is critical whatever the times are. One that doubts the
+    sides leaves no other: it would be of another comparison."""
+    if (doubted := _doubted(phase)) and is_evidence(phase):
+        return doubted[:1]
     advice = [finding for finding in phase.findings if finding.change]
     gains = sorted((finding for finding in advice if finding.predicted_ns), key=_gain, reverse=True)
     invalid = list(filter(sentences.invalidates, advice))[:1]
@@ -329,10 +345,18 @@ def changes_told(phase: Phase) -> list[Finding]:
     return [*critical, *gains, *warnings][:1]
 
 
+def _doubted(phase: Phase) -> list[Finding]:
+    """The findings that the sides may not be what they are taken for."""
+    return [finding for finding in phase.findings if finding.id in DOUBTED_SIDES]
+
+
 def _change(phase: Phase) -> Iterator[str]:
     """The changes that end the paragraph; where times are not valid, behind the one that mends
     them, what the shapes say of the gain and what to change all the same."""
     if is_evidence(phase):
+        doubted = _doubted(phase)[:1]
+        # The headline says that of a config.
+        yield from (told.text for told in doubted if told.id != UNCERTAIN_CONFIG)
         yield from map(_pays, changes_told(phase))
         return
     sure = [_no_gain(phase)] if _keeps_shapes(phase) else []
@@ -364,6 +388,8 @@ def _no_gain(phase: Phase) -> str:
 
 def _pays(told: Finding) -> str:
     """The change with what it gains at most, where that is known."""
+    if told.id in DOUBTED_SIDES:
+        return f"first: {told.change}"
     if told.severity != "critical" and told.predicted_ns:
         gain = numbers.time(_gain(told))
         return f"what would gain most: {told.change} (at most {gain} a step)"

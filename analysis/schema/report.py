@@ -34,7 +34,10 @@ from prunescope.taxonomy.formats import decode, scrubbed
 BESIDE = 0.99
 CLOCK_SKEW = "clock-skew"  # the finding that makes causes of idle time doubtful
 CUT_OFF = "truncated-trace"  # the finding that a file ends before its trace does
-UNCERTAIN_CONFIG = "uncertain-config"
+UNCERTAIN_CONFIG, SWAPPED_SIDES = "uncertain-config", "swapped-sides"
+# The findings that the sides, or the shapes of one, may not be what the reader takes them for: what
+# the ledger and other findings say of a pruning is then in doubt.
+DOUBTED_SIDES = frozenset({UNCERTAIN_CONFIG, SWAPPED_SIDES})
 NOT_VALID, CAPTURED = "timing-not-valid", "captured-step"
 # The findings that make the times of a phase no evidence: they were disturbed, or no step was
 # timed. (A cut-off trace is a difference between the sides: `Phase.is_speedup`.)
