@@ -78,20 +78,31 @@ def added_work(c: Context) -> Found | None:
     masks = _masks_left_on(c)
     # Then most of what is multiplied element by element goes with the masks, and is not to be fused
     of_masks = masks is not None and 2 * (masks.predicted_ns or 0.0) > pointwise
+    again = is_recomputed(c)
+    changes = [
+        (part, UNMASK if of_masks and part.cls == POINT else _less_of(c, part))
+        for part in row.parts[:2]
+    ]
     return Found(
         text=f"work that the dense model does not have takes {ms(row.moves_ns)}",
         evidence=[f"{p.name}: {ms(p.ns)}" for p in row.parts[:5]],
-        change=WITHOUT
-        if is_recomputed(c)
-        else "; ".join(
-            dict.fromkeys(
-                UNMASK if of_masks and part.cls == POINT else _less_of(c, part)
-                for part in row.parts[:2]
-            )
-        ),
-        predicted_ns=row.ns,
+        change=WITHOUT if again else "; ".join(_with_kernels(changes)),
+        predicted_ns=row.ns if again else min(row.ns or 0.0, sum(part.ns for part, _ in changes)),
         explains=frozenset(p.role for p in row.parts[:5] if p.role is not None),
     )
+
+
+def _with_kernels(changes: list[tuple[LedgerPart, str]]) -> list[str]:
+    """Each change once, those of "the kernels named" with the largest kernel: the evidence, which
+    names all of them, is not in every output."""
+    first = {change: part for part, change in reversed(changes)}
+    out = []
+    for change in dict.fromkeys(change for _, change in changes):
+        # Evidence of a part begins with its largest kernel: "NAME: TIME in COUNT".
+        kernel = first[change].evidence[0].rpartition(": ")[0] if first[change].evidence else ""
+        is_named = kernel and "kernels named" in change
+        out.append(f"{change} (the largest: {shortened(kernel)})" if is_named else change)
+    return out
 
 
 def _less_of(c: Context, part: LedgerPart) -> str:

@@ -52,7 +52,9 @@ def find(context: Context) -> list[Finding]:
     )
     if not times_are_valid or doubted:
         for finding in findings:
-            finding.predicted_ns = None  # no gain can be read from times or shapes that may be wrong
+            finding.predicted_ns = (
+                None  # no gain can be read from times or shapes that may be wrong
+            )
     return findings
 
 

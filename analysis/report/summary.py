@@ -28,6 +28,7 @@ from prunescope.analysis.schema.report import (
     is_beyond_noise,
 )
 from prunescope.taxonomy.families import known
+from prunescope.taxonomy.recorder import NSYS, recorder_called
 
 FEW_PHASES = 3  # of more (ranks), each has a row, and the one to read first comes first
 _CAUSES = 3  # rows of the ledger, or kinds of work, that are named
@@ -42,6 +43,7 @@ _SLOW_PATH = (
     "torch's fast path runs a whole layer as one operator, without its modules: record with "
     "torch.backends.mha.set_fastpath_enabled(False)"
 )
+_SAME = 5e-4  # of FLOPs and bytes: a share that prints as 0.0 %
 _LEAST = 0.05  # of the difference, or of the busy time: a cause, or a kind of work, worth naming
 # Rows of the ledger in plain words: where time was lost, and where it was gained.
 _MORE_FLOPS = ("bytes that grew more than the FLOPs", "bytes that grew less than the FLOPs")
@@ -125,6 +127,13 @@ def _reasons(phase: Phase, late: Finding | None) -> Iterator[str]:
         yield from _change(phase)
 
 
+def _modules(phase: Phase) -> str:
+    """How to record modules, by what the trace was recorded with."""
+    if phase.profiler == NSYS:
+        return f"record {recorder_called(NSYS).modules}, or trace with torch.profiler and stacks"
+    return _MODULES
+
+
 def _few_roles(phase: Phase) -> Iterator[str]:
     """Where a model that attends was recorded with its ops and without its modules, and most of
     its GEMMs have no role. (Modules without attention or a head tell no roles either; the names of
@@ -136,7 +145,7 @@ def _few_roles(phase: Phase) -> Iterator[str]:
     if lacks and named < _ROLES * whole:
         share = numbers.percent(numbers.share_of(named, whole), decimals=0)
         fast = any(_FAST_PATH in f"{row.op} {row.name}" for row in phase.kernels)
-        yield f"only {share} of the time of GEMMs has a role: {_SLOW_PATH if fast else _MODULES}"
+        yield f"only {share} of the time of GEMMs has a role: {_SLOW_PATH if fast else _modules(phase)}"
 
 
 def _refused(phase: Phase) -> Iterator[str]:
@@ -158,13 +167,28 @@ def _family(phase: Phase) -> Iterator[str]:
     if verdict.id in sentences.FAMILIES:
         if verdict.by_order:
             perhaps = f", perhaps {verdict.alternatives[0]}" if verdict.alternatives else ""
-            yield f"which family it is{perhaps}, the order of kernels does not say: {_MODULES}"
+            unsaid = f"which family it is{perhaps}, the order of kernels does not say"
+            yield f"{unsaid}: {_modules(phase)}"
+        elif verdict.id == "unknown" and not without_sizes(phase):  # else the headline says it
+            yield from _few_shapes(phase)
         return
     confidence = numbers.percent(verdict.confidence, decimals=0)
     sized = any(n is not None for gemm in phase.gemms for n in (gemm.m, gemm.n, gemm.k))
     what = "the shapes are those" if sized else "the calls that are gone are those"
     text = f"{what} of {verdict.id} (confidence {confidence})"
     yield f"{text}: {verdict.evidence[0]}" if verdict.evidence else text
+
+
+def _few_shapes(phase: Phase) -> Iterator[str]:
+    """That few shapes of GEMMs are known, and so no family."""
+    sized = sum(gemm.busy_ns for gemm in phase.gemms if gemm.n is not None)
+    whole = sum(gemm.busy_ns for gemm in phase.gemms)
+    if sized < _ROLES * whole:
+        share = numbers.percent(numbers.share_of(sized, whole), decimals=0)
+        yield (
+            f"the family is unknown, as only {share} of the time of GEMMs has shapes: record them "
+            "on both sides (record_shapes=True)"
+        )
 
 
 def _causes(phase: Phase, rows: list[Row]) -> Iterator[str]:
@@ -359,7 +383,7 @@ def _change(phase: Phase) -> Iterator[str]:
         yield from (told.text for told in doubted if told.id != UNCERTAIN_CONFIG)
         yield from map(_pays, changes_told(phase))
         return
-    sure = [_no_gain(phase)] if _keeps_shapes(phase) else []
+    sure = [_no_gain(phase)] if _keeps_shapes(phase) else list(_shares(phase))
     for told in changes_told(phase):
         if sentences.invalidates(told):
             yield f"first: {told.change}"
@@ -378,6 +402,27 @@ def _keeps_shapes(phase: Phase) -> bool:
     alike = alike and (compared is None or compared.formats is None)
     axes = {gemm.axis for gemm in phase.gemms}
     return whole and alike and phase.is_speedup and "none" in axes and axes <= {"none", "added"}
+
+
+def _shares(phase: Phase) -> Iterator[str]:
+    """What the shapes of a known family leave of the dense FLOPs and bytes; nothing of a step that
+    is not whole, or of sides that do not compare."""
+    whole = all(finding.id == NOT_VALID for finding in phase.invalid_times)
+    one_format = phase.comparison is None or phase.comparison.formats is None
+    gone = phase.sparsity.get("flop")
+    if phase.family is None or phase.family.id in sentences.FAMILIES or gone is None:
+        return
+    if not (whole and one_format and phase.is_speedup) or _doubted(phase):
+        return
+    told = [("FLOPs", gone), ("bytes", phase.sparsity.get("bytes"))]
+    kept = [(name, share) for name, share in told if share is not None]
+    shares = " and ".join(
+        f"{numbers.percent(1 - share)} of the dense {name}" for name, share in kept
+    )
+    text = f"by its shapes a step keeps {shares}"
+    if len(kept) == len(told) and all(abs(share) < _SAME for _, share in kept):
+        text += ", so no gain is to be expected"
+    yield text
 
 
 def _no_gain(phase: Phase) -> str:

@@ -5,6 +5,7 @@ Null (None) means "not known"; it is never 0. Additive changes only.
 
 from __future__ import annotations
 
+import textwrap
 from inspect import cleandoc
 from typing import Annotated, Any, Literal, Required, TypedDict
 
@@ -412,6 +413,9 @@ class SecondOpinion(msgspec.Struct, kw_only=True):
     failed: list[str] = []
 
 
+_REPR = 200  # letters of an answer in the repr of its phase: about three lines
+
+
 class Phase(msgspec.Struct, kw_only=True):
     """Everything about one phase, per step."""
 
@@ -511,6 +515,10 @@ class Phase(msgspec.Struct, kw_only=True):
         str,
         meaning("the answer in one paragraph: promised, realised, causes, what to change"),
     ] = ""
+    profiler: Annotated[
+        str | msgspec.UnsetType,
+        meaning("what recorded the trace; absent: its file does not say, or it is of a run"),
+    ] = msgspec.UNSET
     routing: Annotated[
         PhaseRouting | None, meaning("tokens of experts; null: a run without experts, or no run")
     ] = None
@@ -572,6 +580,13 @@ class Phase(msgspec.Struct, kw_only=True):
         unmoved = bool(self.gemms) and all(gemm.axis == "none" for gemm in self.gemms)
         unmoved = unmoved and "dense" in verdict.alternatives  # else not all GEMMs are known
         return unmoved and not pairs.added and not pairs.removed
+
+    def __repr__(self) -> str:
+        """A few lines of a phase that has thousands of values: how its answer begins."""
+        steps = f"{self.steps} step{'s' * (self.steps != 1)}"
+        told = self.summary if isinstance(self.summary, str) else ""
+        told = told or f"{self.wall_ns / 1e6:.3f} ms each"
+        return f"<Phase of {steps}: {textwrap.shorten(told, _REPR, placeholder=' …')}>"
 
     @property
     def is_speedup(self) -> bool:

@@ -226,6 +226,9 @@ def test_a_config_whose_tiles_do_not_fit_leads_the_answer(tmp_path: Path) -> Non
     assert phase.family is not None and phase.family.id == "static-nk-mlp"
     assert phase.family.confidence == 0.5 and "another tile" not in summary(phase)
     assert any("may be that of another model" in line for line in phase.family.evidence)
+    # 57 blocks of 128 rows: N of gate_up, by tiles alone; its time allows 4 times as much.
+    (fits,) = (note for note in phase.notes if note.startswith("the trace fits N of"))
+    assert "gate_up 7,169–7,296 by its grid" in fits and "is not (6,144 of gate_up)" in fits
 
 
 def test_swapped_sides_are_told_before_any_advice(tmp_path: Path) -> None:
