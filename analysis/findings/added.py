@@ -86,23 +86,35 @@ def added_work(c: Context) -> Found | None:
     return Found(
         text=f"work that the dense model does not have takes {ms(row.moves_ns)}",
         evidence=[f"{p.name}: {ms(p.ns)}" for p in row.parts[:5]],
-        change=WITHOUT if again else "; ".join(_with_kernels(changes)),
+        change=WITHOUT if again else "; ".join(_with_kernels(c, changes)),
         predicted_ns=row.ns if again else min(row.ns or 0.0, sum(part.ns for part, _ in changes)),
         explains=frozenset(p.role for p in row.parts[:5] if p.role is not None),
     )
 
 
-def _with_kernels(changes: list[tuple[LedgerPart, str]]) -> list[str]:
+def _with_kernels(c: Context, changes: list[tuple[LedgerPart, str]]) -> list[str]:
     """Each change once, those of "the kernels named" with the largest kernel: the evidence, which
-    names all of them, is not in every output."""
+    names the parts, is not in every output."""
     first = {change: part for part, change in reversed(changes)}
     out = []
     for change in dict.fromkeys(change for _, change in changes):
-        # Evidence of a part begins with its largest kernel: "NAME: TIME in COUNT".
-        kernel = first[change].evidence[0].rpartition(": ")[0] if first[change].evidence else ""
-        is_named = kernel and "kernels named" in change
-        out.append(f"{change} (the largest: {shortened(kernel)})" if is_named else change)
+        kernel = _largest_kernel(c, first[change]) if "kernels named" in change else None
+        out.append(f"{change} (the largest: {shortened(kernel)})" if kernel else change)
     return out
+
+
+def _largest_kernel(c: Context, part: LedgerPart) -> str | None:
+    """The kernel of a role and class that takes most time, of those that the dense side does not
+    run there where any are."""
+    there = (pl.col("role") == part.role) & (pl.col("class") == part.cls)
+    rows = c.kernels.frame.filter(there & pl.col("name").is_not_null())
+    if c.baseline_kernels is not None:
+        dense = c.baseline_kernels.frame.filter(there)["name"].unique().drop_nulls().implode()
+        own = rows.filter(pl.col("name").is_in(dense).not_())
+        rows = rows if own.is_empty() else own
+    sums = rows.group_by("name").agg(pl.col("busy").sum())
+    names = sums.sort("busy", "name", descending=[True, False])["name"].to_list()
+    return names[0] if names else None
 
 
 def _less_of(c: Context, part: LedgerPart) -> str:

@@ -145,7 +145,8 @@ def _few_roles(phase: Phase) -> Iterator[str]:
     if lacks and named < _ROLES * whole:
         share = numbers.percent(numbers.share_of(named, whole), decimals=0)
         fast = any(_FAST_PATH in f"{row.op} {row.name}" for row in phase.kernels)
-        yield f"only {share} of the time of GEMMs has a role: {_SLOW_PATH if fast else _modules(phase)}"
+        change = _SLOW_PATH if fast else _modules(phase)
+        yield f"only {share} of the time of GEMMs has a role: {change}"
 
 
 def _refused(phase: Phase) -> Iterator[str]:

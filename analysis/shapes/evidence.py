@@ -329,7 +329,9 @@ def fitting_widths(
             of_slot[one.slot].append(one)
     usual = usual_times(gemms, with_head=with_head)
     by_tiles = _by_tiles(gemms)
-    ranges, by_time, outside = [], [], []
+    ranges: list[str] = []
+    by_time: list[str] = []
+    outside: list[str] = []
     for slot, members in of_slot.items():
         m = head_rows(members[0], heads, sm) if slot.role == "lm_head" else rows
         by_grid = _by_grid(members, m, sm) if m is not None else None
