@@ -352,6 +352,7 @@ def _phase(
     closures = _layer_sums(own, found.dense)
     return Phase(
         steps=steps,
+        profiler=own.side.profiler or msgspec.UNSET,
         wall_ns=sums.wall_ns,
         busy_ns=sums.busy_ns,
         gap_ns=sums.gap_ns,

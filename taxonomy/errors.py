@@ -13,6 +13,13 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+# What commands take to write files, and the results that write them in Python: their method `save`.
+_OF_SAVE = frozenset({"out", "format", "formats"})
+_WITH_SAVE = frozenset(
+    {"Report", "Comparison", "Pareto", "Prediction", "AllocationPlan", "Replayed", "Reproduction"}
+)
+
+
 class PrunescopeError(Exception):
     """A bad request or a bad input. The front door prints it and exits with `exit_code`.
 
@@ -53,10 +60,16 @@ def helpful(function: Callable[P, R]) -> Callable[P, R]:
     known = [p.name for p in parameters]
     by_place = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
     is_open = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    has_save = str(function.__annotations__.get("return")) in _WITH_SAVE
 
     @wraps(function)
     def call(*args: P.args, **options: P.kwargs) -> R:
         for name in options:
+            if name in _OF_SAVE and name not in known and has_save:
+                raise TypeError(
+                    f"{function.__name__}() has no option {name!r}: what it returns writes files, "
+                    '.save("FOLDER", formats=["md", "json"])'
+                )
             if name not in known:
                 raise TypeError(
                     f"{function.__name__}() has no option {name!r}; "

@@ -17,7 +17,14 @@ from prunescope.analysis.comparison.more_calls import with_work_on_weights
 from prunescope.analysis.comparison.replacements import with_replacements
 from prunescope.analysis.inputs.side import Diagnostics, SidePhase
 from prunescope.analysis.kernels.frame import ATTENTION, MATMUL, Kernels
-from prunescope.analysis.schema.pair_comparison import MODULES, REPLAYS, ROLES, SHAPES, OneSided
+from prunescope.analysis.schema.pair_comparison import (
+    MODULES,
+    OWN_CONFIG,
+    REPLAYS,
+    ROLES,
+    SHAPES,
+    OneSided,
+)
 from prunescope.taxonomy.gemm import Gemm
 from prunescope.taxonomy.recorder import recorder_called
 from prunescope.taxonomy.roles import LINEARS
@@ -72,23 +79,28 @@ def with_equal_information(dense: SidePhase, pruned: SidePhase) -> ComparableSid
 
 def one_sided_text(one: OneSided) -> str:
     """What is ignored on both sides, and the capture or option that gives it."""
+    with_it = "dense" if one.missing == "pruned" else "pruned"
+    if one.kind == SHAPES and one.refused is not None:
+        return (
+            f"only the {with_it} side has shapes, for {one.trace} {one.refused}; "
+            f"{OWN_CONFIG[one.missing]}; until then what was pruned, FLOPs and bounds are unknown"
+        )
     if one.kind == SHAPES:
         return (
             f"only one side recorded shapes, {one.trace} has none: capture it again with "
             f"{recorder_called(one.profiler).shapes}; until then what was pruned, FLOPs and bounds "
             "are unknown"
         )
-    with_modules = "dense" if one.missing == "pruned" else "pruned"
     if one.kind == ROLES:
         return (
-            f"only on the {with_modules} side do modules tell roles, in {one.trace} they name too "
+            f"only on the {with_it} side do modules tell roles, in {one.trace} they name too "
             "few linears: roles and layers of both come from the order of kernels"
         )
     if one.kind == MODULES:
         return (
-            f"only the {with_modules} side recorded modules, {one.trace} has none: roles and "
+            f"only the {with_it} side recorded modules, {one.trace} has none: roles and "
             "layers of both come from the order of kernels; recording modules slows "
-            f"the host, so host and idle time of the {with_modules} side are larger and their rows "
+            f"the host, so host and idle time of the {with_it} side are larger and their rows "
             f"are no evidence: capture both sides with {recorder_called(one.profiler).modules}, or "
             "both without"
         )
@@ -102,7 +114,8 @@ def one_sided_text(one: OneSided) -> str:
 def _lacking(kind: str, dense: SidePhase, pruned: SidePhase) -> OneSided:
     """The side whose kernels have no shapes."""
     missing, side = ("pruned", pruned) if dense.kernels.has_shapes else ("dense", dense)
-    return OneSided(kind, missing, side.side.path.name, side.side.profiler)
+    refused = side.kernels.config_refused if kind == SHAPES else None
+    return OneSided(kind, missing, side.side.path.name, side.side.profiler, refused)
 
 
 def _equal_graphs(dense: SidePhase, pruned: SidePhase) -> tuple[SidePhase, SidePhase]:

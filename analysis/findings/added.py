@@ -80,20 +80,43 @@ def added_work(c: Context) -> Found | None:
     masks = _masks_left_on(c)
     # Then most of what is multiplied element by element goes with the masks, and is not to be fused
     of_masks = masks is not None and 2 * (masks.predicted_ns or 0.0) > pointwise
+    again = is_recomputed(c)
+    changes = [
+        (part, UNMASK if of_masks and part.cls == POINT else _less_of(c, part, scores=scores))
+        for part in row.parts[:2]
+    ]
     return Found(
         text=f"work that the dense model does not have takes {ms(row.moves_ns)}",
         evidence=[f"{p.name}: {ms(p.ns)}" for p in row.parts[:5]],
-        change=WITHOUT
-        if is_recomputed(c)
-        else "; ".join(
-            dict.fromkeys(
-                UNMASK if of_masks and part.cls == POINT else _less_of(c, part, scores=scores)
-                for part in row.parts[:2]
-            )
-        ),
-        predicted_ns=row.ns,
+        change=WITHOUT if again else "; ".join(_with_kernels(c, changes)),
+        predicted_ns=row.ns if again else min(row.ns or 0.0, sum(part.ns for part, _ in changes)),
         explains_roles=frozenset(p.role for p in row.parts[:5] if p.role is not None),
     )
+
+
+def _with_kernels(c: Context, changes: list[tuple[LedgerPart, str]]) -> list[str]:
+    """Each change once, those of "the kernels named" with the largest kernel: the evidence, which
+    names the parts, is not in every output."""
+    first = {change: part for part, change in reversed(changes)}
+    out = []
+    for change in dict.fromkeys(change for _, change in changes):
+        kernel = _largest_kernel(c, first[change]) if "kernels named" in change else None
+        out.append(f"{change} (the largest: {shortened(kernel)})" if kernel else change)
+    return out
+
+
+def _largest_kernel(c: Context, part: LedgerPart) -> str | None:
+    """The kernel of a role and class that takes most time, of those that the dense side does not
+    run there where any are."""
+    there = (pl.col("role") == part.role) & (pl.col("class") == part.cls)
+    rows = c.kernels.frame.filter(there & pl.col("name").is_not_null())
+    if c.baseline_kernels is not None:
+        dense = c.baseline_kernels.frame.filter(there)["name"].unique().drop_nulls().implode()
+        own = rows.filter(pl.col("name").is_in(dense).not_())
+        rows = rows if own.is_empty() else own
+    sums = rows.group_by("name").agg(pl.col("busy").sum())
+    names = sums.sort("busy", "name", descending=[True, False])["name"].to_list()
+    return names[0] if names else None
 
 
 def _less_of(c: Context, part: LedgerPart, *, scores: Collection[str | None]) -> str:

@@ -18,7 +18,7 @@ from prunescope.analysis.findings.registry import (
     Severity,
     registered,
 )
-from prunescope.analysis.schema.report import INVALID_TIMES, NOT_VALID, Finding
+from prunescope.analysis.schema.report import DOUBTED_SIDES, INVALID_TIMES, NOT_VALID, Finding
 
 
 def find(context: Context) -> list[Finding]:
@@ -46,10 +46,15 @@ def find(context: Context) -> list[Finding]:
             _mark_unreliable(finding)
         findings.append(finding)
     rank: dict[str, int] = {severity: i for i, severity in enumerate(SEVERITIES)}
-    findings.sort(key=lambda f: (rank[f.severity], -(f.predicted_ns or 0)))
-    if not times_are_valid:
+    doubted = not DOUBTED_SIDES.isdisjoint(one.id for one, _ in found)
+    findings.sort(
+        key=lambda f: (rank[f.severity], f.id not in DOUBTED_SIDES, -(f.predicted_ns or 0))
+    )
+    if not times_are_valid or doubted:
         for finding in findings:
-            finding.predicted_ns = None  # no gain can be read from times that are not valid
+            finding.predicted_ns = (
+                None  # no gain can be read from times or shapes that may be wrong
+            )
     return findings
 
 

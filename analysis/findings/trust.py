@@ -21,6 +21,7 @@ from prunescope.analysis.ledger.gemms import Pair
 from prunescope.analysis.schema.report import (
     MUCH_SLOWED,
     NOT_VALID,
+    SWAPPED_SIDES,
     UNCERTAIN_CONFIG,
     Ladder,
     Phase,
@@ -412,7 +413,7 @@ def nominal_differs(c: Context) -> Found | None:
     )
 
 
-@finding("swapped-sides", "warning", compares=True)
+@finding(SWAPPED_SIDES, "warning", compares=True)
 def swapped_sides(c: Context) -> Found | None:
     """The pruned side is larger than the dense one in everything: they may have been swapped."""
     shares = [share for name, share in c.phase.sparsity.items() if name != "nominal"]

@@ -96,6 +96,7 @@ class Kernels:
     fused: dict[str, int] = field(default_factory=dict)
     known: dict[int, tuple[int, int]] = field(default_factory=dict)  # N, K of calls without M
     config_caveats: list[str] = field(default_factory=list)  # signs of another model's config
+    config_refused: str | None = None  # why no shapes are taken from the config that was given
     stacks: int = 0  # calls of Python functions that were recorded; 0: too few to matter
     stops: GraphBlockers = GraphBlockers()  # calls of a step that no CUDA graph holds
     tokens: float | None = None  # a step, where a model's config and workload say so
@@ -278,6 +279,7 @@ def build(  # noqa: PLR0913
         decoder_modules=any(_DECODER.match(name) for name in trace.names),
         known=filled.known,
         config_caveats=filled.config_caveats,
+        config_refused=filled.config_refused,
         stacks=trace.stacks if trace.stacks > len(trace.launches["ts"]) else 0,
         stops=graph_blockers(trace, windows, linked),
         tokens=filled.tokens,

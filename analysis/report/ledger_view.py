@@ -39,9 +39,10 @@ LEDGER = {
     ),
 }
 WITHOUT_SHAPES = (
-    "unknown without shapes; --model CONFIG gives those of a decoder on a GPU, and "
-    "record_shapes=True records them (torch's profile, or emit_nvtx for Nsight Systems)"
+    "unknown without shapes; {config}record_shapes=True records them (torch's profile, or "
+    "emit_nvtx for Nsight Systems)"
 )
+OF_A_CONFIG = "--model CONFIG gives those of a decoder on a GPU, and "
 WITHOUT_PEAKS = (
     "unknown without the peaks of the device (--device, or --peak and --bandwidth) and the bytes "
     "and FLOPs of its kernels"
@@ -227,7 +228,8 @@ def ledger_table(phase: Phase) -> Table | None:
         Column("largest part", drop=9, flexible=True, folds=True),
     ]
     cells = [_ledger_cells(row, rows) for row in rows]
-    notes = ledger_notes(rows)
+    kind = phase.phase_kind.get("kind") if phase.phase_kind else None
+    notes = ledger_notes(rows, decodes=kind != "forward")
     if disturbed := evidence.why_no_row(phase):
         notes.append(f"no row is evidence: {', '.join(disturbed)}")
     return without_unknown(Table("ledger", "Ledger", columns, cells, notes))
@@ -245,8 +247,9 @@ def without_unknown(table: Table) -> Table:
     return Table(table.id, table.title, [table.columns[i] for i in known], rows, table.notes)
 
 
-def ledger_notes(rows: list[Row]) -> list[str]:
-    """Which rows are no evidence, and what is unknown."""
+def ledger_notes(rows: list[Row], *, decodes: bool = True) -> list[str]:
+    """Which rows are no evidence, and what is unknown. `decodes`: the model may decode tokens; a
+    config tells the shapes of no other."""
     changes = (row for row in rows if row.row not in TOTALS and row.row != "promised")
     quiet = [
         LEDGER.get(row.row, (row.row, ""))[0]
@@ -254,7 +257,8 @@ def ledger_notes(rows: list[Row]) -> list[str]:
         if row.ns and not is_beyond_noise(row)
     ]
     explained = all(row.row != NOT_EXPLAINED for row in rows)
-    why = WITHOUT_PEAKS if explained else WITHOUT_SHAPES
+    config = OF_A_CONFIG * decodes
+    why = WITHOUT_PEAKS if explained else WITHOUT_SHAPES.format(config=config)
     notes = [f"{', '.join(_unknown(rows))}: {why}"] if _unknown(rows) else []
     why = "no evidence (inside twice the noise, or an interval that includes 0)"
     notes += [f"{why}: {', '.join(quiet)}"] if quiet else []

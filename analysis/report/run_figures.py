@@ -8,13 +8,14 @@ evenly tokens are spread.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from prunescope.analysis.report import numbers
 from prunescope.analysis.report.figure_style import (
@@ -41,6 +42,7 @@ from prunescope.analysis.schema.sides import DeviceUsed
 from prunescope.taxonomy.dtypes import THREE_TF32, three_tf32_rate
 from prunescope.taxonomy.run_quality import RANDOM_IDS
 
+_TIMES = 4  # the shortest curve of times over N: from a longer one on, N is on a logarithmic axis
 _BOUND_LOOKS = {
     "compute": ("#0072B2", ""), "memory": ("#E69F00", ""), "latency": ("#CC79A7", "////"),
     "unknown": ("#DDDDDD", ""),
@@ -300,12 +302,25 @@ def waves_figure(anatomy: Anatomy, of: str, of_step: str) -> Figure | None:
                 label="dense N",
             )
         )
-    axes.set_xlim(left=0)
+    _scale_widths(axes, shapes)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("N, output features")
     axes.set_ylabel(f"{unit.unit}, {of_step}")
     wrapped_legend(figure, handles, min(len(handles), 5))
     return figure
+
+
+def _scale_widths(axes: Axes, shapes: Sequence[Shape]) -> None:
+    """The axis of N: by powers of ten where a head of 150,000 tokens would leave the other curves
+    less than a quarter of the width, and with few enough ticks that their labels stay apart."""
+    ends = [max(n for n, _ in one.curve) for one in shapes]
+    if max(ends) > _TIMES * min(ends):
+        axes.set_xscale("log")
+    else:
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _mark_sizes(axes: Axes, one: Shape, i: int, unit: numbers.Scale) -> set[int]:

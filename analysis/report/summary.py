@@ -15,10 +15,13 @@ import msgspec
 
 from prunescope.analysis.report import evidence, ledger_view, numbers, sentences
 from prunescope.analysis.report.gemm_table import without_sizes
+from prunescope.analysis.schema.pair_comparison import OWN_CONFIG
 from prunescope.analysis.schema.report import (
+    DOUBTED_SIDES,
     EARLIER_WORK,
     LATE_RANK,
     NOT_VALID,
+    UNCERTAIN_CONFIG,
     Finding,
     Ladder,
     Phase,
@@ -27,6 +30,7 @@ from prunescope.analysis.schema.report import (
 )
 from prunescope.taxonomy.families import known
 from prunescope.taxonomy.family import Family
+from prunescope.taxonomy.recorder import NSYS, recorder_called
 
 FEW_PHASES = 3  # of more (ranks), each has a row, and the one to read first comes first
 _CAUSES = 3  # rows of the ledger, or kinds of work, that are named
@@ -41,6 +45,7 @@ _SLOW_PATH = (
     "torch's fast path runs a whole layer as one operator, without its modules: record with "
     "torch.backends.mha.set_fastpath_enabled(False)"
 )
+_SAME = 5e-4  # of FLOPs and bytes: a share that prints as 0.0 %
 _LEAST = 0.05  # of the difference, or of the busy time: a cause, or a kind of work, worth naming
 # Rows of the ledger in plain words: where time was lost, and where it was gained.
 _MORE_FLOPS = ("bytes that grew more than the FLOPs", "bytes that grew less than the FLOPs")
@@ -112,17 +117,18 @@ def outcome_and_reasons(phase: Phase, late: Finding | None = None) -> tuple[str,
 
 
 def _sentence(text: str) -> str:
-    return f"{text[0].upper()}{text[1:]}{'' if text.endswith('.') else '.'}"
+    return f"{text[0].upper()}{text[1:]}{'' if text.endswith(('.', '?')) else '.'}"
 
 
 def _reasons(phase: Phase, late: Finding | None) -> Iterator[str]:
     if phase.ladder is None:
         yield from _largest(phase)
     elif phase.is_speedup:
+        yield from _refused(phase)
         yield from _family(phase)  # read from shapes, whatever the times are
         if is_evidence(phase):
             yield from _spread(phase)
-        if phase.ledger and is_evidence(phase) and not sentences.has_uncertain_config(phase):
+        if phase.ledger and is_evidence(phase) and not _doubted(phase):
             if disturbed := evidence.why_no_row(phase):
                 yield f"no row of the ledger is evidence: {', '.join(disturbed)}"
             else:
@@ -132,6 +138,13 @@ def _reasons(phase: Phase, late: Finding | None) -> Iterator[str]:
         yield f"first mend what the others wait for, {late.change}"
     else:
         yield from _change(phase)
+
+
+def _modules(phase: Phase) -> str:
+    """How to record modules, by what the trace was recorded with."""
+    if phase.profiler == NSYS:
+        return f"record {recorder_called(NSYS).modules}, or trace with torch.profiler and stacks"
+    return _MODULES
 
 
 def _few_roles(phase: Phase) -> Iterator[str]:
@@ -145,7 +158,15 @@ def _few_roles(phase: Phase) -> Iterator[str]:
     if lacks and named < _ROLES * whole:
         share = numbers.percent(numbers.share_of(named, whole), decimals=0)
         fast = any(_FAST_PATH in f"{row.op} {row.name}" for row in phase.kernels)
-        yield f"only {share} of the time of GEMMs has a role: {_SLOW_PATH if fast else _MODULES}"
+        change = _SLOW_PATH if fast else _modules(phase)
+        yield f"only {share} of the time of GEMMs has a role: {change}"
+
+
+def _refused(phase: Phase) -> Iterator[str]:
+    """Why a side takes no shapes from the config that was given, and which config it needs."""
+    for one in phase.comparison.one_sided if phase.comparison else ():
+        if one.refused is not None:
+            yield f"for {one.trace} {one.refused}: {OWN_CONFIG[one.missing]}"
 
 
 def is_evidence(phase: Phase) -> bool:
@@ -160,11 +181,28 @@ def _family(phase: Phase) -> Iterator[str]:
     if verdict.id in sentences.FAMILIES:
         if verdict.by_order:
             perhaps = f", perhaps {verdict.alternatives[0]}" if verdict.alternatives else ""
-            yield f"which family it is{perhaps}, the order of kernels does not say: {_MODULES}"
+            unsaid = f"which family it is{perhaps}, the order of kernels does not say"
+            yield f"{unsaid}: {_modules(phase)}"
+        elif verdict.id == "unknown" and not without_sizes(phase):  # else the headline says it
+            yield from _few_shapes(phase)
         return
     confidence = numbers.percent(verdict.confidence, decimals=0)
-    text = f"the shapes are those of {verdict.id} (confidence {confidence})"
+    sized = any(n is not None for gemm in phase.gemms for n in (gemm.m, gemm.n, gemm.k))
+    what = "the shapes are those" if sized else "the calls that are gone are those"
+    text = f"{what} of {verdict.id} (confidence {confidence})"
     yield f"{text}: {verdict.evidence[0]}" if verdict.evidence else text
+
+
+def _few_shapes(phase: Phase) -> Iterator[str]:
+    """That few shapes of GEMMs are known, and so no family."""
+    sized = sum(gemm.busy_ns for gemm in phase.gemms if gemm.n is not None)
+    whole = sum(gemm.busy_ns for gemm in phase.gemms)
+    if sized < _ROLES * whole:
+        share = numbers.percent(numbers.share_of(sized, whole), decimals=0)
+        yield (
+            f"the family is unknown, as only {share} of the time of GEMMs has shapes: record them "
+            "on both sides (record_shapes=True)"
+        )
 
 
 def _causes(phase: Phase, rows: list[Row]) -> Iterator[str]:
@@ -329,7 +367,10 @@ def _largest(phase: Phase) -> Iterator[str]:
 def changes_told(phase: Phase) -> list[Finding]:
     """The findings whose changes end the paragraph: a critical one, else the one that would gain
     most, else a warning; none where none has a change. One that leaves the times no evidence comes
-    first, and behind it the first that is critical whatever the times are."""
+    first, and behind it the first that is critical whatever the times are. One that doubts the
+    sides leaves no other: it would be of another comparison."""
+    if (doubted := _doubted(phase)) and is_evidence(phase):
+        return doubted[:1]
     advice = [finding for finding in phase.findings if finding.change]
     gains = sorted((finding for finding in advice if finding.predicted_ns), key=_gain, reverse=True)
     invalid = list(filter(sentences.invalidates, advice))[:1]
@@ -347,13 +388,21 @@ def changes_told(phase: Phase) -> list[Finding]:
     return [*critical, *gains, *warnings][:1]
 
 
+def _doubted(phase: Phase) -> list[Finding]:
+    """The findings that the sides may not be what they are taken for."""
+    return [finding for finding in phase.findings if finding.id in DOUBTED_SIDES]
+
+
 def _change(phase: Phase) -> Iterator[str]:
     """The changes that end the paragraph; where times are not valid, behind the one that mends
     them, what the shapes say of the gain and what to change all the same."""
     if is_evidence(phase):
+        doubted = _doubted(phase)[:1]
+        # The headline says that of a config.
+        yield from (told.text for told in doubted if told.id != UNCERTAIN_CONFIG)
         yield from map(_pays, changes_told(phase))
         return
-    sure = [_no_gain(phase)] if _keeps_shapes(phase) else list(_scoring(phase))
+    sure = [_no_gain(phase)] if _keeps_shapes(phase) else [*_shares(phase), *_scoring(phase)]
     for told in changes_told(phase):
         if sentences.invalidates(told):
             yield f"first: {told.change}"
@@ -393,6 +442,28 @@ def _choose(families: Iterable[Family]) -> bool:
     return any(one.is_dynamic or one.scorer for one in families)
 
 
+def _shares(phase: Phase) -> Iterator[str]:
+    """What the shapes of a known family leave of the dense FLOPs and bytes; nothing of a step that
+    is not whole, or of sides that do not compare."""
+    whole = all(finding.id == NOT_VALID for finding in phase.invalid_times)
+    one_format = phase.comparison is None or phase.comparison.formats is None
+    gone = phase.sparsity.get("flop")
+    if phase.family is None or phase.family.id in sentences.FAMILIES or gone is None:
+        return
+    if not (whole and one_format and phase.is_speedup) or _doubted(phase):
+        return
+    told = [("FLOPs", gone), ("bytes", phase.sparsity.get("bytes"))]
+    kept = [(name, share) for name, share in told if share is not None]
+    shares = " and ".join(
+        f"{numbers.percent(1 - share)} of the dense {name}" for name, share in kept
+    )
+    text = f"by its shapes a step keeps {shares}"
+    all_same = len(kept) == len(told) and all(abs(share) < _SAME for _, share in kept)
+    if all_same and not _choose(known(phase.family.ids)):
+        text += ", so no gain is to be expected"
+    yield text
+
+
 def _no_gain(phase: Phase) -> str:
     zeroed = phase.family is not None and any(one.zeroes_weights for one in known(phase.family.ids))
     why = "zeros leave every GEMM" if zeroed else "every GEMM is left"
@@ -401,6 +472,8 @@ def _no_gain(phase: Phase) -> str:
 
 def _pays(told: Finding) -> str:
     """The change with what it gains at most, where that is known."""
+    if told.id in DOUBTED_SIDES:
+        return f"first: {told.change}"
     if told.severity != "critical" and told.predicted_ns:
         gain = numbers.time(_gain(told))
         return f"what would gain most: {told.change} (at most {gain} a step)"

@@ -10,6 +10,12 @@ import msgspec
 # Kinds of OneSided.
 SHAPES, REPLAYS = "shapes", "ops of graph replays"
 MODULES, ROLES = "modules", "roles of modules"
+# What gives a side its own config, where that of the other side does not fit it.
+OWN_CONFIG = {
+    "dense": "give the config of the dense model by --baseline-model",
+    "pruned": "give the config of the pruned model by --model, and that of the dense one by "
+    "--baseline-model",
+}
 
 
 class Difference(msgspec.Struct, frozen=True):
@@ -31,6 +37,7 @@ class OneSided(msgspec.Struct, frozen=True):
     missing: str  # "dense" or "pruned": the side that lacks it
     trace: str  # name of its file or folder
     profiler: str | None = None  # what recorded it, where its file says so
+    refused: str | None = None  # of SHAPES: why it takes none from the config that was given
 
 
 class PairComparison(msgspec.Struct, kw_only=True, frozen=True):

@@ -5,6 +5,7 @@ Null (None) means "not known"; it is never 0. Additive changes only.
 
 from __future__ import annotations
 
+import textwrap
 from inspect import cleandoc
 from typing import Annotated, Any, Literal, Required, TypedDict
 
@@ -34,7 +35,10 @@ from prunescope.taxonomy.formats import decode, scrubbed
 BESIDE = 0.99
 CLOCK_SKEW = "clock-skew"  # the finding that makes causes of idle time doubtful
 CUT_OFF = "truncated-trace"  # the finding that a file ends before its trace does
-UNCERTAIN_CONFIG = "uncertain-config"
+UNCERTAIN_CONFIG, SWAPPED_SIDES = "uncertain-config", "swapped-sides"
+# The findings that the sides, or the shapes of one, may not be what the reader takes them for: what
+# the ledger and other findings say of a pruning is then in doubt.
+DOUBTED_SIDES = frozenset({UNCERTAIN_CONFIG, SWAPPED_SIDES})
 NOT_VALID, CAPTURED = "timing-not-valid", "captured-step"
 # The findings that make the times of a phase no evidence: they were disturbed, or no step was
 # timed. (A cut-off trace is a difference between the sides: `Phase.is_speedup`.)
@@ -410,6 +414,9 @@ class SecondOpinion(msgspec.Struct, kw_only=True):
     failed: list[str] = []
 
 
+_REPR = 200  # letters of an answer in the repr of its phase: about three lines
+
+
 class Phase(msgspec.Struct, kw_only=True):
     """Everything about one phase, per step."""
 
@@ -509,6 +516,10 @@ class Phase(msgspec.Struct, kw_only=True):
         str,
         meaning("the answer in one paragraph: promised, realised, causes, what to change"),
     ] = ""
+    profiler: Annotated[
+        str | msgspec.UnsetType,
+        meaning("what recorded the trace; absent: its file does not say, or it is of a run"),
+    ] = msgspec.UNSET
     routing: Annotated[
         PhaseRouting | None, meaning("tokens of experts; null: a run without experts, or no run")
     ] = None
@@ -570,6 +581,13 @@ class Phase(msgspec.Struct, kw_only=True):
         unmoved = bool(self.gemms) and all(gemm.axis == "none" for gemm in self.gemms)
         unmoved = unmoved and "dense" in verdict.alternatives  # else not all GEMMs are known
         return unmoved and not pairs.added and not pairs.removed
+
+    def __repr__(self) -> str:
+        """A few lines of a phase that has thousands of values: how its answer begins."""
+        steps = f"{self.steps} step{'s' * (self.steps != 1)}"
+        told = self.summary if isinstance(self.summary, str) else ""
+        told = told or f"{self.wall_ns / 1e6:.3f} ms each"
+        return f"<Phase of {steps}: {textwrap.shorten(told, _REPR, placeholder=' …')}>"
 
     def is_mostly_of_unknown_keys(self, row: Row) -> bool:
         """Whether most of a row is attention of which the trace does not say how many keys it

@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 from statistics import median
 
 from prunescope.analysis.device.hardware import Device
-from prunescope.analysis.device.tiles import tile_of
+from prunescope.analysis.device.tiles import Tile, tile_of
 from prunescope.analysis.shapes.grids import Intervals, holds, meet, rows_of, widths_of, written
 from prunescope.analysis.shapes.items import ATTENTION, Item, Placed
 from prunescope.analysis.shapes.slots import EXPERT, GEMM, Slot
@@ -33,6 +33,7 @@ _WIDEST_NUMBER = 4  # bytes of a number, where a time should not be taken for to
 # config's number format says, and their names do not say how many for all of them.
 _PACKED = re.compile(r"mul_mat_(?:vec_)?q|marlin|awq|gptq|gemm_4bit|gemv_4bit", re.IGNORECASE)
 _SUPPORTED = 0.5  # of the difference between two widths, by which times must fit one better
+_WIDE = 2.0  # times the lower end of a range of widths: wider ones tell few models apart
 _NAMED = 8  # ranges of widths in one sentence: a plain layer has seven GEMMs, and there is the head
 _MLP = ("gate", "up", "gate_up", "down")
 _WHOLE = ("q", "k", "v", "qkv", "o", *_MLP)
@@ -103,6 +104,25 @@ def off_the_tiles(placed: Iterable[Placed]) -> list[str]:
     kernel of workers stops at what the device holds. No contradiction: an H100 was seen to launch
     98 workers for 78 tiles.
     """
+    out = []
+    for tile, times, widths, most in _block_for_every_tile(placed):
+        for n, (role, launched) in widths.items():
+            wanted = -(-n // tile.rows) * times
+            if launched > wanted or launched < wanted and launched < most:
+                out.append(
+                    f"{role} with N = {n:,} has {wanted:,} tiles of {tile.rows}×{tile.columns}, "
+                    f"and {launched:,} blocks in the trace; other GEMMs on its kernel have a block "
+                    "for every tile"
+                )
+    return out
+
+
+def _block_for_every_tile(
+    placed: Iterable[Placed],
+) -> Iterator[tuple[Tile, int, dict[int, tuple[str, int]], int]]:
+    """Of kernels whose blocks may be workers, those that launch a block for every tile of two or
+    more widths: the tile, how many there are along M, (role, blocks) by N, and the most blocks that
+    the kernel launches."""
     blocks: dict[str, dict[int, tuple[str, int]]] = defaultdict(dict)  # kernel: N: role, blocks
     most: dict[str, int] = defaultdict(int)
     for one in placed:
@@ -112,24 +132,13 @@ def off_the_tiles(placed: Iterable[Placed]) -> list[str]:
         most[one.item.name] = max(most[one.item.name], math.prod(grid))
         if one.slot.role != "lm_head":  # which may have fewer rows
             blocks[one.item.name].setdefault(one.slot.n, (one.slot.role, math.prod(grid)))
-    out = []
     for kernel, widths in blocks.items():
         tile = tile_of(kernel)
         assert tile is not None
-        tiles = {n: -(-n // tile.rows) for n in widths}  # along N, for each tile along M
-        along_m = Counter(launched / tiles[n] for n, (_, launched) in widths.items())
+        along_m = Counter(launched / -(-n // tile.rows) for n, (_, launched) in widths.items())
         times, fitting = along_m.most_common(1)[0]
-        if fitting < 2 or times % 1:
-            continue
-        for n, (role, launched) in widths.items():
-            wanted = tiles[n] * int(times)
-            if launched > wanted or launched < wanted and launched < most[kernel]:
-                out.append(
-                    f"{role} with N = {n:,} has {wanted:,} tiles of {tile.rows}×{tile.columns}, "
-                    f"and {launched:,} blocks in the trace; other GEMMs on its kernel have a block "
-                    "for every tile"
-                )
-    return out
+        if fitting >= 2 and times % 1 == 0:
+            yield tile, int(times), widths, most[kernel]
 
 
 def usual_times(placed: Iterable[Placed], *, with_head: bool) -> Usual:
@@ -319,19 +328,43 @@ def fitting_widths(
         if one.slot.what == GEMM:
             of_slot[one.slot].append(one)
     usual = usual_times(gemms, with_head=with_head)
-    ranges = []
+    by_tiles = _by_tiles(gemms)
+    ranges: list[str] = []
+    by_time: list[str] = []
+    outside: list[str] = []
     for slot, members in of_slot.items():
         m = head_rows(members[0], heads, sm) if slot.role == "lm_head" else rows
         by_grid = _by_grid(members, m, sm) if m is not None else None
+        if slot.role != "lm_head":
+            by_grid = meet(by_grid, by_tiles.get(slot.n))
         allowed = meet(by_grid, _by_time(slot, usual))
         if allowed:
             how = "grid" if allowed == by_grid else "time" if by_grid is None else "grid and time"
-            ranges.append(f"{slot.role} {written(allowed)} by its {how}")
+            # By time alone a width is often known to a factor of 5: said where nothing is closer.
+            is_wide = how == "time" and allowed[-1][1] > _WIDE * allowed[0][0]
+            (by_time if is_wide else ranges).append(f"{slot.role} {written(allowed)} by its {how}")
+            outside += [f"{slot.n:,} of {slot.role}"] * (not holds(allowed, slot.n))
+    ranges = ranges or by_time
     if not ranges:
         return []
     if len(ranges) > _NAMED:
         ranges = [*ranges[:_NAMED], f"and {len(ranges) - _NAMED} others"]
-    return [f"the trace fits N of {', '.join(ranges)}: the config's value is within this range"]
+    config = "the config's value is within this range"
+    if outside:
+        config = f"the config's value is not ({', '.join(outside)})"
+    return [f"the trace fits N of {', '.join(ranges)}: {config}"]
+
+
+def _by_tiles(placed: Iterable[Placed]) -> dict[int, Intervals]:
+    """By the config's N, what N may be where the kernel launches a block for every tile, and more
+    of them elsewhere: at its most, blocks may be the workers that the device holds."""
+    out: dict[int, Intervals] = {}
+    for tile, times, widths, most in _block_for_every_tile(placed):
+        for n, (_, launched) in widths.items():
+            if launched < most and launched % times == 0:
+                last = launched // times * tile.rows
+                out[n] = ((last - tile.rows + 1, last),)
+    return out
 
 
 def _by_grid(members: Sequence[Placed], rows: int, sm: int | None) -> Intervals | None:

@@ -73,6 +73,7 @@ def fill(traced: Traced, model: ModelConfig | AutoModel, device: Device | None) 
             without = (Trial(traced, bare, device, steps, ranks) for ranks in degree)
             if not all(one.problems for one in without):
                 refused += "; without the workload that was given nothing contradicts it"
+        out.config_refused = refused
         out.warnings.append(refused)
         return out
     return _filled(out, fit[0])

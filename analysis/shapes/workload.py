@@ -234,4 +234,5 @@ class Filled:
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)  # those on the config among them
     config_caveats: list[str] = field(default_factory=list)  # signs of another model's config
+    config_refused: str | None = None  # why no shapes are taken from the config
     tokens: float | None = None  # a step, where all steps are known

@@ -42,6 +42,8 @@ WEIGHT = {
     "fewer-roles": (0.5, True),
     "other-roles": (0.5, False),
     "unequal-steps": (0.6, False),
+    # Shapes of another model's config make its difference from this one look like a pruning.
+    "other-config": (0.5, False),
 }
 
 
@@ -95,6 +97,9 @@ CAVEATS: dict[str, Callable[..., str]] = {
         f"one, {percent(before)} in the dense trace): GEMMs without a role are paired by order"
     ),
     "unequal-steps": lambda low, high: f"steps hold {low} to {high} kernels",
+    "other-config": lambda: (
+        "the config that its shapes come from may be that of another model: tiles do not fit it"
+    ),
 }
 
 
@@ -121,6 +126,7 @@ def caveats(
     # What was captured explains what else would seem lost.
     if captured or dense is None or evidence is None or family is None:
         return found
+    found += [Caveat("other-config", name) for name, kernels in sides if kernels.config_caveats]
     found += [*_no_gemm(evidence, lossy)]
     found += [*_layers(evidence, family, (dense, pruned)), *_roles(dense, pruned)]
     if not any(one.is_dynamic for one in known(family.ids)):  # whose steps differ by nature

@@ -57,6 +57,14 @@ def test_an_option_that_is_not_there_names_the_nearest(function: typing.Any) -> 
         function("x", **{f"{name[:4]}{name[5:]}": 0.5})
 
 
+def test_files_are_written_by_what_a_call_returns(report: public.Report) -> None:
+    for option in ("out", "format", "formats"):
+        with pytest.raises(TypeError, match=r"analyze\(\) has no option .*\.save\("):
+            prunescope.analyze("x", **{option: "rep"})
+    assert len(repr(report.phases)) < 600 * len(report.phases)
+    assert "realised" in repr(next(iter(report.phases.values())))
+
+
 def test_one_value_too_many_names_the_options_that_need_no_name() -> None:
     with pytest.raises(TypeError, match=r"compare\(\) takes subjects without a name, and 2 values"):
         prunescope.compare("a", "b")  # type: ignore[call-arg]

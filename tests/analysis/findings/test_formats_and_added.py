@@ -108,3 +108,4 @@ def test_added_pointwise_work_is_to_be_fused(tmp_path: Path) -> None:
     finding = found(report(tmp_path, layers(up), layers(more)), "added-work")
     assert finding is not None and finding.change is not None
     assert finding.change.startswith("fuse the pointwise kernels named")
+    assert finding.change.endswith(" (the largest: elementwise_kernel)")

@@ -95,6 +95,26 @@ def test_alignment_is_advised_where_a_dimension_moved(
     assert ("has moved: compare clocks" in advice.change) is not moved
 
 
+def test_a_change_that_names_one_role_gains_what_that_role_lost(tmp_path: Path) -> None:
+    """Half of the channels are gone: 50 us a GEMM are expected of up and down. They take 90 and 60,
+    so kernels lose 50 us in all, and another tile for up saves 40 of them at most."""
+
+    def layer(channels: int, *us: float) -> list[Any]:
+        return [
+            module(f"model.layers.0.mlp.{path}",
+                   op("aten::mm", [512, n_in], [n_in, n], dtype="c10::BFloat16",
+                      kernels=[k(us=time, name="a_gemm_kernel")]))
+            for path, n_in, n, time in (("up_proj", 2048, channels, us[0]),
+                                        ("down_proj", channels, 2048, us[1]))
+        ]  # fmt: skip
+
+    phase = of_pair(tmp_path, steps_of(*layer(8192, 100, 100)), steps_of(*layer(4096, 90, 60)))
+    advice = found(phase, "slower-kernels")
+    assert advice is not None and advice.change is not None
+    assert "take 50.0 µs longer" in advice.text and "the kernels of up (matmul)" in advice.change
+    assert advice.predicted_ns == pytest.approx(40_000, rel=0.01)
+
+
 def test_a_speedup_above_its_bound_is_blamed_on_what_gave_it(tmp_path: Path) -> None:
     """Equal kernels and less idle time are no more efficient kernels; faster ones are."""
     idle = steps_of(mm(100), gap(us=100, launch=True), mm(100))

@@ -26,6 +26,7 @@ from tests.analysis.finding_cases import (
     found,
     method,
     model,
+    of_pair,
     of_run,
     two_placements,
 )
@@ -212,6 +213,28 @@ def test_a_config_whose_tiles_do_not_fit_leads_the_answer(tmp_path: Path) -> Non
     assert found(phase, "uncertain-config") is not None
     assert summary(phase).startswith("the config may be that of another model")
     assert "faster kernels" not in summary(phase)
+    assert summary(phase).endswith("(--model, and --baseline-model for the dense run).")
+    assert phase.findings[0].id == "uncertain-config"
+    assert all(one.predicted_ns is None for one in phase.findings)
     ask["baseline_model"] = "qwen2.5-0.5b"
     phase = prunescope.analyze(served / "pruned.sqlite", **ask).phases["trace"]
     assert found(phase, "uncertain-config") is None and "1.08× realised" in summary(phase)[:20]
+    assert phase.family is not None and phase.family.confidence == 1
+    # 3,072 channels in place of 3,648 read as a pruning of more of them.
+    (tmp_path / "config.json").write_text(json.dumps({**config, "intermediate_size": 3072}))
+    phase = prunescope.analyze(served / "pruned.sqlite", **ask).phases["trace"]
+    assert phase.family is not None and phase.family.id == "static-nk-mlp"
+    assert phase.family.confidence == 0.5 and "another tile" not in summary(phase)
+    assert any("may be that of another model" in line for line in phase.family.evidence)
+    # 57 blocks of 128 rows: N of gate_up, by tiles alone; its time allows 4 times as much.
+    (fits,) = (note for note in phase.notes if note.startswith("the trace fits N of"))
+    assert "gate_up 7,169–7,296 by its grid" in fits and "is not (6,144 of gate_up)" in fits
+
+
+def test_swapped_sides_are_told_before_any_advice(tmp_path: Path) -> None:
+    """Dense and pruned in the place of each other."""
+    phase = of_pair(tmp_path, model(NARROW), model(FULL))
+    told = summary(phase)
+    assert told.endswith("First: give the dense trace as --baseline, and the pruned one as the "
+                         "candidate.")  # fmt: skip
+    assert "are the two sides swapped? " in told and "differs only in the pruning" not in told

@@ -141,7 +141,16 @@ def test_where_times_are_no_evidence_the_paragraph_explains_none() -> None:
     )  # fmt: skip
     text = summary(msgspec.structs.replace(phase(), findings=[invalid]))
     assert "longer than" not in text and "coverage" not in text
-    assert text.startswith("timing not valid: ") and text.endswith("First: measure again.")
+    assert text.startswith("timing not valid: ")
+    # Of shapes alone: the dense FLOPs over those that are left are 1.251.
+    kept = "by its shapes a step keeps 79.9 % of the dense FLOPs"
+    assert text.endswith(f"First: measure again. Whatever the times are: {kept}.")
+    same = msgspec.structs.replace(
+        phase(), findings=[invalid], sparsity={"nominal": 0.5, "flop": 0.0, "bytes": 0.0}
+    )
+    assert summary(same).endswith("of the dense bytes, so no gain is to be expected.")
+    unread = msgspec.structs.replace(phase(), findings=[invalid], sparsity={"nominal": 0.5})
+    assert summary(unread).endswith("First: measure again.")
 
 
 def test_a_step_alone_says_where_its_time_goes() -> None:
@@ -219,6 +228,8 @@ def test_what_a_recording_lacks_is_said_in_the_paragraph() -> None:
         "Which family it is, perhaps static-nk, the order of kernels does not say: record" in text
     )
     assert "with_stack=True" in text and "with_stack=True" not in summary(phase())
+    served = msgspec.structs.replace(phase(), family=verdict, profiler="Nsight Systems")
+    assert "does not say: record NVTX ranges" in summary(served)
     nameless = phase()
     nameless.kinds["attention"] = 1.0
     for gemm in nameless.gemms:
@@ -269,10 +280,12 @@ def test_invalid_times_leave_the_family_and_their_own_change_first() -> None:
                       change="stop everything else", predicted_ns=None)  # fmt: skip
     broken.findings[:0] = [masks, invalid]
     told = summary(broken)
-    assert told.endswith("First: stop everything else. Whatever the times are: remove whole heads.")
+    kept = "First: stop everything else. Whatever the times are: by its shapes a step keeps 79.9 % "
+    kept += "of the dense FLOPs"
+    assert told.endswith(f"{kept}; remove whole heads.")
     masks.severity = "warning"  # of a finding that is critical by a measured time
     told = summary(broken)
-    assert told.endswith("First: stop everything else.") and "remove whole heads" not in told
+    assert told.endswith(f"{kept}.") and "remove whole heads" not in told
     assert broken.family is not None and f"those of {broken.family.id}" in told
 
 

@@ -11,6 +11,7 @@ import pytest
 from prunescope.analysis.inputs.options import Options
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.sentences import headline
+from prunescope.analysis.report.summary import summary
 from tests.analysis.shapes.stripped import H100, events, save, strip
 from tests.analysis.shapes.test_wrong_configs import changed
 
@@ -79,14 +80,21 @@ def test_a_config_that_is_refused_for_one_side_tells_nothing(tmp_path: Path, ref
         "dense": strip(H100, tmp_path, modules=False, ops=False),
         "pruned": narrowed(tmp_path, 0.8),
     }
-    wrong = changed(H100, tmp_path, {"num_hidden_layers": 17})
-    config = {name: wrong if name == refused else H100.model for name in sides}
+    for name in ("wrong", "narrow"):
+        (tmp_path / name).mkdir()
+    narrow = changed(H100, tmp_path / "narrow", {"intermediate_size": 2112})
+    config = {"dense": H100.model, "pruned": narrow}
+    config[refused] = changed(H100, tmp_path / "wrong", {"num_hidden_layers": 17})
     options = Options(
         device=H100.device, model=config["pruned"], baseline_model=config["dense"], **H100.workload
     )
     report = analyze(sides["pruned"], baseline=sides["dense"], options=options).report
     phase = report.phases["trace"]
     assert any("no shapes are taken from the config" in text for text in report.warnings)
+    (own,) = (text for text in report.warnings if "only the" in text)
+    assert "capture" not in own and "layers in the trace, 17 in the config" in own
+    option = {"dense": "by --baseline-model", "pruned": "by --model, and"}[refused]
+    assert option in own and option in summary(phase) and "17 in the config" in summary(phase)
     assert {gemm.axis for gemm in phase.gemms} <= {"unknown"}
     assert phase.family is not None and phase.family.id == "unknown"
     assert not any("dense FLOPs" in line for line in phase.family.evidence)
