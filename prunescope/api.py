@@ -251,13 +251,13 @@ def check(
 
     A rule is `PATH OP VALUE`: "prefill.realised >= 1.2", "decode.ledger.added_work <= 5%",
     "family == static-nk". Raises PrunescopeError for a rule that names nothing, on either side of
-    its operator, and for a report without a phase.
+    its operator, for a report without a phase, and for one that lacks what every rule asks for.
 
     Examples:
         >>> prunescope.check("traces/first", require="prefill.realised >= 1.2").passed
     """
     from prunescope.analysis.schema.report import Report as PlainReport
-    from prunescope.rules import check_report, parse_rules
+    from prunescope.rules import check_report, parse_rules, require_something
 
     rules = [require] if isinstance(require, str) else require
     if not isinstance(rules, Sequence) or not all(isinstance(rule, str) for rule in rules):
@@ -267,7 +267,9 @@ def check(
     parsed = parse_rules(rules)
     if not isinstance(subject, PlainReport):
         subject = _report_of(_path(subject), as_path(baseline))
-    return check_report(subject, parsed)
+    found = check_report(subject, parsed)
+    require_something(subject, parsed)
+    return found
 
 
 def _path(given: Path | str) -> Path:

@@ -46,7 +46,7 @@ _CLOCK = 0.05  # relative difference of clocks worth a finding
 @finding(NOT_VALID, "critical")
 def timing_not_valid(c: Context) -> Found | None:
     """Something else ran while samples were taken, or they vary by half of their median. Without
-    samples, on a CPU: interruptions hold most of a step, or as much as the two steps differ by."""
+    samples, on a CPU: interruptions hold most of a step, or half of what two steps differ by."""
     lines = []
     for name, run in (("dense", c.baseline_run), ("pruned", c.run)):
         if run is not None:

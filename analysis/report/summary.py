@@ -17,6 +17,7 @@ from prunescope.analysis.report import ledger_view, numbers, sentences
 from prunescope.analysis.report.gemm_table import without_sizes
 from prunescope.analysis.schema.report import (
     LATE_RANK,
+    NOT_COMPARABLE,
     NOT_VALID,
     Finding,
     Ladder,
@@ -53,7 +54,7 @@ _IN_WORDS = {
 }
 # What of a row is no kernel and no gap of the model's own, by the finding that says so.
 _FOUND = {
-    "interrupted-ops": "calls that were interrupted",
+    "interrupted-ops": "interrupted calls",
     "long-gap": "single long gaps",
 }
 
@@ -325,6 +326,8 @@ def changes_told(phase: Phase) -> list[Finding]:
     ]
     if invalid:
         return invalid + critical[:1]
+    # Nothing is known of a gain before the two runs compare.
+    critical.sort(key=lambda finding: finding.id != NOT_COMPARABLE)
     warnings = (finding for finding in advice if finding.severity == "warning")
     return [*critical, *gains, *warnings][:1]
 

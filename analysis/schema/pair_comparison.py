@@ -10,6 +10,8 @@ import msgspec
 # Kinds of OneSided.
 SHAPES, REPLAYS = "shapes", "ops of graph replays"
 MODULES, ROLES = "modules", "roles of modules"
+# Kind of a Difference: number format of the model, or else of its products.
+DTYPE = "dtype"
 
 
 class Difference(msgspec.Struct, frozen=True):
