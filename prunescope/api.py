@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         Replayed,
         Report,
         Reproduction,
+        Verified,
     )
     from prunescope.rules import Check
     from prunescope.taxonomy.family import Family
@@ -270,6 +271,43 @@ def check(
     found = check_report(subject, parsed)
     require_something(subject, parsed)
     return found
+
+
+@helpful
+def bundle(
+    runs: Sequence[Path | str] | Path | str,
+    *,
+    out: Path | str,
+    anonymous: bool = False,
+    overwrite: bool = False,
+) -> Path:
+    """Put the evidence of runs, or folders of runs, into one zip; returns its path.
+
+    Raises PrunescopeError as `prunescope bundle` does: for what is no run, for a zip that exists
+    without `overwrite`, and with `anonymous` where a name is left.
+
+    Examples:
+        >>> prunescope.bundle("traces/first", out="evidence.zip", anonymous=True)
+    """
+    from prunescope.analysis.bundle.bundle import bundle as write
+
+    several = [runs] if isinstance(runs, str | Path) else runs
+    return write([*map(_path, several)], _path(out), anonymous=anonymous, overwrite=overwrite)
+
+
+@helpful
+def verify(path: Path | str) -> Verified:
+    """Verify a bundle: every file, and reports and figures rebuilt from its traces.
+
+    Raises PrunescopeError where there is no such file, or one that is no zip at all.
+
+    Examples:
+        >>> prunescope.verify("evidence.zip").passed
+    """
+    from prunescope.analysis.bundle.verify import verify as found_in
+    from prunescope.public import Verified
+
+    return Verified(found_in(_path(path)))
 
 
 def _path(given: Path | str) -> Path:
