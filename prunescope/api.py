@@ -125,9 +125,33 @@ def predict(request: PredictRequest) -> Prediction:
         >>> found = prunescope.predict("llama-3.1-8b", device="h100-sxm", **pruning)
         >>> found["phases"]["prefill"]["ladder"]["roofline"]
     """
-    from prunescope.predicting import answer
-
     return answer(request)
+
+
+def answer(request: PredictRequest) -> Prediction:
+    """What `predict` returns for a request."""
+    import msgspec
+
+    from prunescope.public import Prediction
+    from prunescope.taxonomy.formats import scrubbed
+
+    return Prediction(scrubbed(msgspec.to_builtins(_predicted(request))))
+
+
+def _predicted(request: PredictRequest) -> Any:
+    if request.from_run is not None:
+        from prunescope.analysis.predict_from import predict_from
+
+        return predict_from(request)
+    if request.rank:
+        from prunescope.analysis.predict.rank import rank
+
+        return rank(request)
+    from prunescope.analysis.predict.predict import predict as run
+    from prunescope.taxonomy.collection import no_collection
+
+    with no_collection():
+        return run(request)
 
 
 @takes(AllocateCall)

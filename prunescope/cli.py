@@ -20,6 +20,7 @@ from prunescope import signals, startup
 from prunescope.analysis.inputs.options import CompareRequest
 from prunescope.analysis.predict.allocation_request import AllocateRequest
 from prunescope.analysis.predict.request import PredictRequest
+from prunescope.api import answer
 from prunescope.command import from_options
 from prunescope.failure import exit_code
 from prunescope.taxonomy.arguments import asks_json, bare_json, refuse_empty
@@ -194,7 +195,6 @@ def _predict(
     """
     from prunescope.analysis.report.predict_tables import prediction
     from prunescope.output import check_target, show_result
-    from prunescope.predicting import answer
     from prunescope.taxonomy.errors import PrunescopeError
 
     check_target(json_target)
