@@ -97,7 +97,7 @@ def compare(request: CompareRequest) -> Comparison:
         >>> prunescope.compare(["traces/a", "traces/b"]).table.to_polars()
     """
     from prunescope.analysis.compare import compare as run
-    from prunescope.analysis.compare import left_out
+    from prunescope.analysis.named_runs import left_out
     from prunescope.public import Comparison
     from prunescope.taxonomy.scrub import scrub_all
 
