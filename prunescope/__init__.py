@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from prunescope.api import (
     allocate,
     analyze,
+    bundle,
     check,
     compare,
     devices,
@@ -29,6 +30,7 @@ from prunescope.api import (
     reproduce,
     sweep,
     trace,
+    verify,
 )
 from prunescope.taxonomy.errors import PrunescopeError
 
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
         Replayed,
         Report,
         Reproduction,
+        Verified,
     )
     from prunescope.tracer.capture.user_capture import capture
 
@@ -54,8 +57,10 @@ __all__ = [
     "Replayed",
     "Report",
     "Reproduction",
+    "Verified",
     "allocate",
     "analyze",
+    "bundle",
     "capture",
     "check",
     "compare",
@@ -67,6 +72,7 @@ __all__ = [
     "reproduce",
     "sweep",
     "trace",
+    "verify",
 ]
 _LAZY = {
     "AllocationPlan": "prunescope.public",
@@ -76,6 +82,7 @@ _LAZY = {
     "Replayed": "prunescope.public",
     "Report": "prunescope.public",
     "Reproduction": "prunescope.public",
+    "Verified": "prunescope.public",
     "capture": "prunescope.tracer.capture.user_capture",
     "main": "prunescope.cli",
 }

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         Replayed,
         Report,
         Reproduction,
+        Verified,
     )
     from prunescope.rules import Check
     from prunescope.taxonomy.family import Family
@@ -96,7 +97,7 @@ def compare(request: CompareRequest) -> Comparison:
         >>> prunescope.compare(["traces/a", "traces/b"]).table.to_polars()
     """
     from prunescope.analysis.compare import compare as run
-    from prunescope.analysis.compare import left_out
+    from prunescope.analysis.named_runs import left_out
     from prunescope.public import Comparison
     from prunescope.taxonomy.scrub import scrub_all
 
@@ -251,13 +252,13 @@ def check(
 
     A rule is `PATH OP VALUE`: "prefill.realised >= 1.2", "decode.ledger.added_work <= 5%",
     "family == static-nk". Raises PrunescopeError for a rule that names nothing, on either side of
-    its operator, and for a report without a phase.
+    its operator, for a report without a phase, and for one that lacks what every rule asks for.
 
     Examples:
         >>> prunescope.check("traces/first", require="prefill.realised >= 1.2").passed
     """
     from prunescope.analysis.schema.report import Report as PlainReport
-    from prunescope.rules import check_report, parse_rules
+    from prunescope.rules import check_report, parse_rules, require_something
 
     rules = [require] if isinstance(require, str) else require
     if not isinstance(rules, Sequence) or not all(isinstance(rule, str) for rule in rules):
@@ -267,7 +268,46 @@ def check(
     parsed = parse_rules(rules)
     if not isinstance(subject, PlainReport):
         subject = _report_of(_path(subject), as_path(baseline))
-    return check_report(subject, parsed)
+    found = check_report(subject, parsed)
+    require_something(subject, parsed)
+    return found
+
+
+@helpful
+def bundle(
+    runs: Sequence[Path | str] | Path | str,
+    *,
+    out: Path | str,
+    anonymous: bool = False,
+    overwrite: bool = False,
+) -> Path:
+    """Put the evidence of runs, or folders of runs, into one zip; returns its path.
+
+    Raises PrunescopeError as `prunescope bundle` does: for what is no run, for a zip that exists
+    without `overwrite`, and with `anonymous` where a name is left.
+
+    Examples:
+        >>> prunescope.bundle("traces/first", out="evidence.zip", anonymous=True)
+    """
+    from prunescope.analysis.bundle.bundle import bundle as write
+
+    several = [runs] if isinstance(runs, str | Path) else runs
+    return write([*map(_path, several)], _path(out), anonymous=anonymous, overwrite=overwrite)
+
+
+@helpful
+def verify(path: Path | str) -> Verified:
+    """Verify a bundle: every file, and reports and figures rebuilt from its traces.
+
+    Raises PrunescopeError where there is no such file, or one that is no zip at all.
+
+    Examples:
+        >>> prunescope.verify("evidence.zip").passed
+    """
+    from prunescope.analysis.bundle.verify import verify as found_in
+    from prunescope.public import Verified
+
+    return Verified(found_in(_path(path)))
 
 
 def _path(given: Path | str) -> Path:

@@ -462,7 +462,7 @@ def _check(
     findings.ID. Where the 95 % interval of a value contains the threshold, or a speedup has none,
     the rule is undecided; so is every rule of a partial report, and one on a speedup or a row of
     the ledger where dense and pruned do not compare. A name that does not exist, in a path or as
-    a family, is an error.
+    a family, is an error (exit code 2), as is a report that lacks what every rule asks for.
 
     \b
     prunescope check traces/first --require 'prefill.realised >= 1.2'

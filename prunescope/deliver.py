@@ -13,8 +13,9 @@ from pathlib import Path
 
 from rich.console import RenderableType
 
-from prunescope.analysis.compare import NamedRun, compare, comparison_folder, find_runs, left_out
+from prunescope.analysis.compare import compare, comparison_folder
 from prunescope.analysis.inputs.options import CompareRequest
+from prunescope.analysis.named_runs import NamedRun, find_runs, left_out
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report.escape import clean
 from prunescope.analysis.report.formats import shows_hosts

@@ -6,6 +6,7 @@ the schema's own structs, so that whatever takes a Report takes these.
 
 from __future__ import annotations
 
+import html
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from prunescope.taxonomy.option import as_path
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.text import Text
 
     from prunescope.analysis.pipeline import Analysis
     from prunescope.analysis.report.allocation_figure import AllocationPlots
@@ -444,6 +446,39 @@ class Prediction(_Shown, ByName):
         from prunescope.analysis.report.predict_tables import prediction
 
         return prediction(self)
+
+
+class Verified(_Shown, ByName):
+    """What `verify` finds in a bundle: the dict of `--json`, which can show itself.
+
+    Examples:
+        >>> found = prunescope.verify("evidence.zip")
+        >>> found.passed, found["failed"]
+    """
+
+    what = "entry of a verification"
+
+    def __init__(self, *values: Any, **more: Any) -> None:
+        super().__init__(by_name(dict(*values, **more), "verification"))
+
+    @property
+    def passed(self) -> bool:
+        """Whether no file is wrong, all could be compared, and the profiled steps allow the speedup
+        of the samples: exit code 0 of the command."""
+        return bool(self["ok"] and not self["partial"] and self["samples_agree"] is not False)
+
+    def __repr__(self) -> str:
+        wrong, checked = len(self["failed"]), self["checked"]
+        outcome = "passed" if self.passed else "partial" if self["partial"] else "failed"
+        return f"<Verified: {outcome}, {wrong} of {checked} files wrong; show() prints it>"
+
+    def __rich__(self) -> Text:
+        from prunescope.analysis.report.listings import verified
+
+        return verified(self, allow_undrawn=False)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(self.__rich__().plain)}</pre>"
 
 
 class AllocationPlan(_Shown, PlanOfLayers, kw_only=True, dict=True):

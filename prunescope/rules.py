@@ -246,6 +246,28 @@ def check_report(report: Report, rules: Sequence[Rule]) -> Check:
     return Check(tuple(verdicts))
 
 
+def _is_there(rule: Rule, report: Report) -> Iterator[bool]:
+    """Of each phase of a rule, whether it holds the quantity, decided or not."""
+    for name, phase in report.phases.items():
+        if rule.phase in (None, name):
+            yield (phase.family if rule.number is None else _values(rule, phase)[0]) is not None
+
+
+def require_something(report: Report, rules: Sequence[Rule]) -> None:
+    """Raises PrunescopeError where a whole report lacks what every rule asks for: none would be
+    decided, and a gate would pass on nothing."""
+    if report.partial or any(any(_is_there(rule, report)) for rule in rules):
+        return
+    absent = dict.fromkeys(f"{rule.metric} is not known" for rule in rules)
+    alone = all(phase.ladder is None for phase in report.phases.values())
+    raise PrunescopeError(
+        f"no rule can be checked: {'; '.join(absent)}",
+        hint="compare with the dense run: --baseline RUN|TRACE"
+        if alone
+        else "ask for what the report has; `prunescope analyze` shows it",
+    )
+
+
 def _verdict(rule: Rule, name: str, report: Report) -> RuleOutcome:
     phase = report.phases[name]
     state, seen, why = (_word if rule.number is None else _number)(rule, phase)

@@ -18,16 +18,19 @@ _DATE = (1980, 1, 1, 0, 0, 0)
 _MODE = 0o100644 << 16
 _NAME = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9._-]{0,120}/){0,6}[A-Za-z0-9_][A-Za-z0-9._-]{0,120}")
 _MOST_FILES, _MOST_BYTES = 20_000, 4 << 30
+_EXPANDS = 20  # times: pages and tables of a bundle shrink tenfold at most, its traces not at all
 _BAD = (zipfile.BadZipFile, RuntimeError, ValueError, EOFError, struct.error, OSError,
         NotImplementedError)  # fmt: skip
 
 
 @dataclass
 class Unpacked:
-    """The files that could be read, and what is wrong with each of the others."""
+    """The files that could be read, and what is wrong with each of the others; `repacked`: those of
+    a zip that was made anew with compression, which is wrong as a whole."""
 
     files: dict[str, bytes] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    repacked: dict[str, bytes] = field(default_factory=dict)
 
 
 def zip_bytes(files: Mapping[str, bytes]) -> bytes:
@@ -65,6 +68,8 @@ def _read_members(archive: zipfile.ZipFile, size: int, name: str, out: Unpacked)
     members = archive.infolist()
     if all(m.compress_type != zipfile.ZIP_STORED for m in members if m.file_size):
         out.failed[name] = "zipped anew, with compression, as `prunescope bundle` never does"
+        if len(members) <= _MOST_FILES and sum(m.file_size for m in members) <= _EXPANDS * size:
+            out.repacked = {m.filename: archive.read(m) for m in members if not m.is_dir()}
         return
     # Stored members that claim more than the file holds lie over one another.
     if len(members) > _MOST_FILES or sum(m.file_size for m in members) > size:
@@ -99,6 +104,10 @@ def _check_whole(path: Path, out: Unpacked) -> None:
     found, wanted = path.read_bytes(), zip_bytes(out.files)
     if found == wanted:
         return
+    if added := _added(found, out.files):
+        reason = "no part of the bundle: added to the zip after it was written"
+        out.failed.update(dict.fromkeys(added, reason))
+        return
     at = next((i for i, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b), None)
     at = min(len(found), len(wanted)) if at is None else at
     with zipfile.ZipFile(io.BytesIO(wanted)) as archive:
@@ -106,3 +115,15 @@ def _check_whole(path: Path, out: Unpacked) -> None:
         inside = [name for start, name in starts if start <= at < archive.start_dir]
     name = inside[-1] if inside else path.name
     out.failed[name] = f"changed outside of its content, at byte {at} of the zip"
+
+
+def _added(found: bytes, files: Mapping[str, bytes]) -> list[str]:
+    """The files that stand behind the others of a zip, out of their order, where those are as
+    `zip_bytes` writes them; empty where the zip differs otherwise."""
+    with zipfile.ZipFile(io.BytesIO(found)) as archive:
+        names = [m.filename for m in sorted(archive.infolist(), key=lambda m: m.header_offset)]
+    added = [name for i, name in enumerate(names) if name < max(names[:i], default="")]
+    wanted = zip_bytes({name: data for name, data in files.items() if name not in added})
+    with zipfile.ZipFile(io.BytesIO(wanted)) as archive:
+        end = archive.start_dir
+    return added if found[:end] == wanted[:end] else []

@@ -24,9 +24,9 @@ from prunescope.analysis.bundle.frontier import frontier_csv
 from prunescope.analysis.bundle.secrets import suspicious
 from prunescope.analysis.bundle.text import Runs, citation, environment_json, readme, samples_csv
 from prunescope.analysis.bundle.trim import trim
-from prunescope.analysis.compare import NamedRun, find_runs
 from prunescope.analysis.inputs.open import locate, recorded_baseline
 from prunescope.analysis.inputs.options import Options
+from prunescope.analysis.named_runs import NamedRun, find_runs
 from prunescope.analysis.pipeline import Analysis, analyze
 from prunescope.analysis.report.figures import plotted_with
 from prunescope.analysis.report.write import write_report

@@ -118,7 +118,9 @@ def verify(path: Path) -> dict[str, Any]:
     _check_file(path)
     unpacked = read_zip(path)
     failed = dict(unpacked.failed)
-    checked = len(unpacked.files) + len(failed)
+    checked = len(unpacked.files.keys() | failed.keys())
+    if unpacked.repacked:
+        failed = {name: f"{why}: {_repacked(unpacked.repacked)}" for name, why in failed.items()}
     rebuilt: set[str] = set()
     apart: dict[str, str] = {}
     trusted: list[dict[str, Any]] = []
@@ -160,6 +162,18 @@ def _check_file(path: Path) -> None:
     with path.open("rb") as file:
         if file.read(2) != b"PK":  # a damaged bundle still begins like one
             raise PrunescopeError(f"{path.name} is no bundle: no readable zip", hint=hint)
+
+
+def _repacked(files: Mapping[str, bytes]) -> str:
+    """What the sums say of the content of a zip that was made anew, and how to get on."""
+    wrong = dict(_sums(files))
+    if wrong:
+        name, why = next(iter(wrong.items()))
+        return f"its content is not as SHA256SUMS says either ({name}: {why})"
+    return (
+        "its content is as SHA256SUMS says; ask for the zip as it was written, or unzip it and "
+        "`prunescope analyze` each folder in its runs/"
+    )
 
 
 def _sums(files: Mapping[str, bytes]) -> Iterator[tuple[str, str]]:

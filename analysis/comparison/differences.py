@@ -19,8 +19,13 @@ from prunescope.analysis.kernels.frame import PRODUCTS
 from prunescope.analysis.kernels.phase_kind import rows_of_linears, trained_tokens
 from prunescope.analysis.ledger.gemms import Call, Pair
 from prunescope.analysis.ledger.pairing import Units
-from prunescope.analysis.schema.pair_comparison import Difference, OneSided, PairComparison
-from prunescope.taxonomy.dtypes import QUANTISED
+from prunescope.analysis.schema.pair_comparison import (
+    DTYPE,
+    Difference,
+    OneSided,
+    PairComparison,
+)
+from prunescope.taxonomy.dtypes import THREE_TF32
 from prunescope.taxonomy.roles import LINEARS
 from prunescope.taxonomy.run import PhaseRun
 
@@ -30,10 +35,10 @@ _INPUTS = ("batch", "prompt_len", "context")
 CODE = "code"  # compiled on one side, eager on the other: kernels of other ops
 UNPAIRED = "GEMMs that pair"  # of all GEMMs of a side, by layer and role: none does
 GRAPHS = "CUDA graphs"  # their kernels, or one interval a launch, which holds idle time too
-DTYPE = "dtype"  # number format of the model, or of products that are quantised on one side alone
 STEPS = "steps"  # one side has several, the other is all of its trace: these may be any number
 CUT = "file"  # whole or cut off: what stood behind the cut may be anything
 UNREADABLE = (CUT, UNPAIRED)  # after these nothing is known of what was changed
+_OF_FP32 = {"fp32", "tf32", THREE_TF32}  # a library may pick either for a shape
 _Sizes = dict[str, set[tuple[float, float]]]  # (N, K) by role
 
 
@@ -72,9 +77,9 @@ def differences(dense: SidePhase, pruned: SidePhase, pairs: list[Pair]) -> tuple
             if not (evicted and one.kind == "context")
         ]
         found += _models(dense.side, pruned.side, length=max(pruned.run.positions, default=0))
-        # A manifest names the format of the model's parameters, which packed weights are none of.
-        if all(one.kind != DTYPE for one in found) and (formats := quantised_formats(pairs)):
-            found.append(Difference(DTYPE, *formats))
+    # A manifest names the format of the model's parameters, which packed weights are none of.
+    if all(one.kind != DTYPE for one in found) and (formats := other_formats(formats_of(pairs))):
+        found.append(Difference(DTYPE, *formats))
     other = other_model(pairs)
     return (*found, *([] if other is None else [other]))
 
@@ -196,16 +201,23 @@ def _windows(dense: dict[str, Any], pruned: dict[str, Any], *, length: int) -> I
 
 def gemm_formats(pairs: Iterable[Pair]) -> set[tuple[str, str]]:
     """The formats that GEMMs of both sides multiply in, dense and pruned, where they differ."""
+    return {(dense, pruned) for dense, pruned in formats_of(pairs) if dense != pruned}
+
+
+def formats_of(pairs: Iterable[Pair]) -> set[tuple[str, str]]:
+    """The formats that GEMMs of both sides multiply in, dense and pruned, where both are known."""
     both = [(p.dense, p.pruned) for p in pairs if p.dense is not None and p.pruned is not None]
-    return {(d.dtype, p.dtype) for d, p in both if d.dtype and p.dtype and d.dtype != p.dtype}
+    return {(d.dtype, p.dtype) for d, p in both if d.dtype and p.dtype}
 
 
-def quantised_formats(pairs: Iterable[Pair]) -> tuple[str, str] | None:
-    """Formats of GEMMs that are quantised on one side and wider, or otherwise quantised, on the
-    other, whatever a manifest says of the model. No library picks these for a shape, as it may pick
-    TF32 or FP32, so that they are a setting."""
-    found = {pair for pair in gemm_formats(pairs) if not QUANTISED.isdisjoint(pair)}
-    return min(found, default=None)
+def other_formats(every: set[tuple[str, str]]) -> tuple[str, str] | None:
+    """Formats, dense and pruned, that differ as a setting, of `formats_of` all GEMMs, whatever a
+    manifest says of the model. None where they are equal, or a library may have picked them: it
+    picks TF32 or FP32 for a shape, so that these are a setting only where all GEMMs move alike."""
+    chosen = {one for one in every if one[0] != one[1] and not _OF_FP32.issuperset(one)}
+    if not chosen and len(every) == 1:
+        chosen = {(dense, pruned) for dense, pruned in every if dense != pruned}
+    return min(chosen, default=None)
 
 
 def other_model(pairs: list[Pair]) -> Difference | None:

@@ -88,7 +88,7 @@ def interrupted_ns(kernels: Kernels) -> float:
 
 def hide_the_work(c: Context) -> list[str]:
     """Why interruptions make the recorded times no evidence, in words: they hold most of a step, or
-    as much as the two walls differ by. Empty where they do not, and where samples tell the step."""
+    half of what the two walls differ by. Empty where they do not, or samples tell the step."""
     if c.phase.unprofiled_ns is not None:
         return []
     walls = {"pruned": (c.kernels, c.phase.wall_ns)}
@@ -103,7 +103,7 @@ def hide_the_work(c: Context) -> list[str]:
     ]
     if len(walls) == 2 and max(shares.values()) >= SOME:
         apart = abs(walls["dense"][1] - walls["pruned"][1])
-        if (total := sum(over.values())) >= apart:
+        if 2 * (total := sum(over.values())) >= apart:  # no more than half is left to the pruning
             lines.append(
                 f"interruptions hold {ms(total)} of the two steps, which differ by {ms(apart)}"
             )

@@ -47,7 +47,7 @@ _CLOCK = 0.05  # relative difference of clocks worth a finding
 @finding(NOT_VALID, "critical")
 def timing_not_valid(c: Context) -> Found | None:
     """Something else ran while samples were taken, or they vary by half of their median. Without
-    samples, on a CPU: interruptions hold most of a step, or as much as the two steps differ by."""
+    samples, on a CPU: interruptions hold most of a step, or half of what two steps differ by."""
     lines = []
     for name, run in (("dense", c.baseline_phase_run), ("pruned", c.phase_run)):
         if run is not None:

@@ -19,9 +19,10 @@ from prunescope.analysis.comparison.first_calls import FIRST_CALLS
 from prunescope.analysis.comparison.other_inputs import batch_ratio
 from prunescope.analysis.findings.context import Context
 from prunescope.analysis.findings.registry import Found, finding
-from prunescope.analysis.schema.pair_comparison import Difference
-from prunescope.analysis.schema.report import CUT_OFF
+from prunescope.analysis.schema.pair_comparison import DTYPE, Difference
+from prunescope.analysis.schema.report import CUT_OFF, NOT_COMPARABLE
 from prunescope.analysis.verdict.caveats import caveat_text
+from prunescope.taxonomy.dtypes import QUANTISED, dtype
 from prunescope.taxonomy.words import ms
 
 _GAIN = 0.95  # of the dense time: 2:4 kernels that take more gained nothing worth the name
@@ -47,7 +48,7 @@ def truncated_trace(c: Context) -> Found | None:
     )
 
 
-@finding("not-comparable", "critical")
+@finding(NOT_COMPARABLE, "critical")
 def not_comparable(c: Context) -> Found | None:
     """The dense baseline ran with other inputs or settings than the pruned run, or one is cold."""
     differences = c.phase.comparison.differences if c.phase.comparison else ()
@@ -73,12 +74,26 @@ def not_comparable(c: Context) -> Found | None:
             evidence=evidence,
             change="record both sides with nsys profile --cuda-graph-trace=node",
         )
+    if all(one.kind == DTYPE for one in differences):
+        return Found(
+            text="the dense baseline is not comparable: it ran in another number format",
+            evidence=evidence,
+            change=_in_one_format(differences[0]),
+        )
     ran = any(one.kind not in UNREADABLE for one in differences)
     return Found(
         text="the dense baseline is not comparable" + ": it ran with other settings" * ran,
         evidence=evidence,
         change="trace the dense model again with the settings of the pruned one",
     )
+
+
+def _in_one_format(of: Difference) -> str:
+    """Which dense model to compare with instead."""
+    name = dtype(str(of.pruned)) or str(of.pruned)
+    if name in QUANTISED:
+        return f"quantise the dense model too, to {name}, and compare with that"
+    return f"compare with a dense model that runs in {name}"
 
 
 def _without_first_calls(c: Context, differences: Sequence[Difference]) -> Iterator[str]:

@@ -216,23 +216,28 @@ def doctor(checks: Iterable[MachineCheck]) -> RenderableType:
 
 
 def verified(result: Mapping[str, Any], *, allow_undrawn: bool) -> Text:
-    """What `verify` found in a bundle: the files that failed or were not compared, how many were,
-    and what is taken on trust."""
-    lines = [f"{file['file']}: {file['why']}" for file in result["failed"]]
+    """What `verify` found in a bundle: the verdict, the files that failed or were not compared, how
+    many were, and what is taken on trust."""
+    lines = []
     if result["ok"]:
         skipped = result["not_compared"]
-        lines += [f"{file['file']}: not compared: {file['why']}" for file in skipped]
         unchanged = result["checked"] - result["rebuilt"] - len(skipped)
-        outcome = "ok" if allow_undrawn or not skipped else "partial"
-        of = f"{outcome}: {result['checked']} files: {result['rebuilt']}"
+        outcome = "ok: " if allow_undrawn or not skipped else "partial: "
+        if result["samples_agree"] is False:
+            outcome = ""
+            lines.append(
+                "failed: the unprofiled samples give a speedup that the trace does not allow"
+            )
         lines.append(
-            f"{of} rebuilt from the traces and "
+            f"{outcome}{result['checked']} files: {result['rebuilt']} rebuilt from the traces and "
             + (f"compared, {len(skipped)} not compared, " if skipped else "compared, ")
             + f"{unchanged} (traces, manifests, SHA-256 checksums) as they were bundled"
         )
+        lines += [f"{file['file']}: not compared: {file['why']}" for file in skipped]
         lines += map(_sample_line, result["samples_on_trust"])
     else:
         lines.append(f"failed: {len(result['failed'])} of {result['checked']} files")
+        lines += [f"{file['file']}: {file['why']}" for file in result["failed"]]
     return Text("\n".join(clean(line) for line in lines))
 
 

@@ -8,12 +8,13 @@ from statistics import median
 
 from prunescope.analysis.report import numbers
 from prunescope.analysis.report.gemm_table import without_sizes
-from prunescope.analysis.schema.pair_comparison import MODULES
+from prunescope.analysis.schema.pair_comparison import DTYPE, MODULES
 from prunescope.analysis.schema.report import (
     CAPTURED,
     CUT_OFF,
     EARLIER_WORK,
     INVALID_TIMES,
+    NOT_COMPARABLE,
     OTHER_TIME,
     UNCERTAIN_CONFIG,
     WHOLE_TRACE,
@@ -184,14 +185,14 @@ def _outcome(phase: Phase) -> str:
         return text + ", much of which is earlier work, most likely" * _has_earlier_work(phase)
     ladder = phase.ladder
     ratio = f"{numbers.ratio(ladder.realised)}{_interval(ladder)}"
-    if why := _not_comparable(phase):
-        return f"{ratio} is no speedup: {why}"
+    if not phase.is_speedup:
+        return _no_speedup(phase, ladder, ratio)
     if not is_valid(phase):
         timed = phase.unprofiled_ns is not None
         why = (
             "the samples vary too much or were disturbed" if timed else "the steps were interrupted"
         )
-        return f"{_of_formats(phase)}{ratio} is no evidence: {why}"
+        return f"{ratio} is no evidence: {why}"
     if without_sizes(phase):
         why = (
             "no shapes, so what was pruned is unknown (capture again with shapes, or for a GPU's "
@@ -252,9 +253,8 @@ def _communication_of_pair(phase: Phase) -> str:
 
 
 def _realised(phase: Phase, ladder: Ladder) -> str:
-    """The speedup next to the promised one, and the share of its bound; of two number formats, that
-    first: they change the time of every FLOP and byte, whatever was pruned."""
-    text = f"{_of_formats(phase)}{numbers.ratio(ladder.realised)} realised{_interval(ladder)}"
+    """The speedup next to the promised one, and the share of its bound."""
+    text = f"{numbers.ratio(ladder.realised)} realised{_interval(ladder)}"
     if _has_nominal(phase, ladder):
         text += f" of {numbers.ratio(ladder.nominal)} "
         text += "promised" if has_promise(phase) else "that its FLOPs allow"
@@ -280,12 +280,18 @@ def _beyond(ladder: Ladder) -> str:
     return PAST_BOUND if is_known else BOUND_WITHOUT_INTERVAL
 
 
-def _not_comparable(phase: Phase) -> str:
-    """Which settings differed between the runs; empty if none."""
-    if phase.is_speedup:
-        return ""
-    lines = [line for f in phase.findings if f.id == "not-comparable" for line in f.evidence]
-    return f"not comparable ({'; '.join(lines[:3])})"
+def _no_speedup(phase: Phase, ladder: Ladder, ratio: str) -> str:
+    """That the ratio of two runs is no speedup, as settings differed, and which. GEMMs in two
+    number formats come first: these change the time of every FLOP and byte, whatever was pruned."""
+    text, compared = f"{ratio} is no speedup", phase.comparison
+    kinds = {one.kind for one in compared.differences} if compared else set()
+    formats = compared.formats if compared and DTYPE in kinds else None
+    if formats is not None:
+        text = f"not comparable as a pruning: GEMMs in {formats[1]} against {formats[0]}; {text}"
+    if formats is None or kinds != {DTYPE}:
+        lines = [line for f in phase.findings if f.id == NOT_COMPARABLE for line in f.evidence]
+        return f"{text}: not comparable ({'; '.join(lines[:3])})"
+    return f"{text}; {_was_promised(phase, ladder)}" if has_promise(phase) else text
 
 
 def _unmoved(phase: Phase, ladder: Ladder) -> str:
@@ -324,15 +330,6 @@ def _formats(phase: Phase) -> tuple[str, str] | None:
     """The number formats of GEMMs, dense and pruned, where they differ: FLOPs at two rates bound no
     speedup."""
     return phase.comparison.formats if phase.comparison else None
-
-
-def _of_formats(phase: Phase) -> str:
-    """That GEMMs run in two number formats, before what is said of the ratio; empty if they do
-    not."""
-    formats = _formats(phase)
-    if formats is None:
-        return ""
-    return f"not comparable as a pruning: GEMMs in {formats[1]} against {formats[0]}; "
 
 
 def _was_promised(phase: Phase, ladder: Ladder) -> str:

@@ -20,6 +20,7 @@ from prunescope.analysis.schema.report import (
     DOUBTED_SIDES,
     EARLIER_WORK,
     LATE_RANK,
+    NOT_COMPARABLE,
     NOT_VALID,
     UNCERTAIN_CONFIG,
     Finding,
@@ -68,7 +69,7 @@ _KEYS_UNKNOWN = (
 _ESTIMATES = "added-estimator"  # the finding on what scores keys
 _OF_SHAPES = ("kernel_efficiency", "not_explained")  # a shape that is not known may be the cause
 _FOUND = {
-    "interrupted-ops": "calls that were interrupted",
+    "interrupted-ops": "interrupted calls",
     "long-gap": "single long gaps",
 }
 
@@ -384,6 +385,8 @@ def changes_told(phase: Phase) -> list[Finding]:
     ]
     if invalid:
         return invalid + critical[:1]
+    # Nothing is known of a gain before the two runs compare.
+    critical.sort(key=lambda finding: finding.id != NOT_COMPARABLE)
     warnings = (finding for finding in advice if finding.severity == "warning")
     return [*critical, *gains, *warnings][:1]
 

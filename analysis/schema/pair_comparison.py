@@ -16,6 +16,8 @@ OWN_CONFIG = {
     "pruned": "give the config of the pruned model by --model, and that of the dense one by "
     "--baseline-model",
 }
+# Kind of a Difference: number format of the model, or else of its products.
+DTYPE = "dtype"
 
 
 class Difference(msgspec.Struct, frozen=True):

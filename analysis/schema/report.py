@@ -50,7 +50,7 @@ OTHER_TIME = "unexplained-difference"  # the finding that names a ratio of two c
 # Two captures of one program on one machine differ by less: placement in memory moves a model by 1
 # to 3 %, and walls moved by 1.4 % between captures on a quiet machine (docs/ledger.md).
 CAPTURES_DIFFER = 1.05
-_NOT_COMPARABLE = "not-comparable"  # the finding by which reports before 0.2 say so
+NOT_COMPARABLE = "not-comparable"  # the finding by which reports before 0.2 say so
 _MUCH_COMM = 0.05  # of the wall: communication worth a part of its own
 # The note on a trace that no marker divides into steps.
 WHOLE_TRACE = "no step marker in the trace: all of it counts as one step"
@@ -602,7 +602,7 @@ class Phase(msgspec.Struct, kw_only=True):
     def is_speedup(self) -> bool:
         """Whether the ratio of the two times is a speedup of the pruning: no setting differs."""
         if self.comparison is None:
-            return all(finding.id != _NOT_COMPARABLE for finding in self.findings)
+            return all(finding.id != NOT_COMPARABLE for finding in self.findings)
         return self.comparison.is_speedup
 
     @property

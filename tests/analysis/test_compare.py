@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from prunescope.analysis.compare import compare, find_runs
+from prunescope.analysis.compare import compare
 from prunescope.analysis.inputs.options import CompareRequest, Options
+from prunescope.analysis.named_runs import find_runs
 from prunescope.analysis.report import evidence
 from prunescope.analysis.report.comparison import (
     COMPARISON_FORMATS,

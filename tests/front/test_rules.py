@@ -256,3 +256,20 @@ def test_a_time_without_an_interval_decides_nothing(report: Report) -> None:
     assert "no interval" in first.why
     phase.steps = 5
     assert states(report, *rules[2:4]) == ["undecided", "held"]
+
+
+def test_no_gate_passes_on_what_a_report_lacks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run without a dense one has no speedup and no family; one rule on what it has is enough."""
+    alone = example.two_phases()
+    for phase in alone.phases.values():
+        phase.ladder = phase.ledger = phase.family = None
+    path = tmp_path / "report.json"
+    path.write_bytes(to_json(alone))
+    lacking = ["-r", "realised >= 1.0", "-r", "family != dense", "-r", "ledger.coverage <= 1ms"]
+    assert prunescope.main(["check", str(path), *lacking]) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "no rule can be checked: realised is not known; family is not known" in told
+    assert "hint: compare with the dense run: --baseline" in told
+    assert prunescope.main(["check", str(path), *lacking, "-r", "wall <= 1000s"]) == 0

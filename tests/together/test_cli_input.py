@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import prunescope
-from prunescope.analysis.compare import find_runs, left_out
+from prunescope.analysis.named_runs import find_runs, left_out
 from prunescope.analysis.pipeline import analyze
 from prunescope.analysis.report import sentences, titles
 from prunescope.taxonomy.errors import PrunescopeError

@@ -238,6 +238,23 @@ def test_a_bundle_that_was_zipped_anew_is_told_so(evidence: Path, tmp_path: Path
     wrong = failed(tmp_path / "re.zip")
     assert list(wrong) == ["re.zip"]
     assert "with compression" in wrong["re.zip"]
+    assert "its content is as SHA256SUMS says; ask for the zip as it was written" in wrong["re.zip"]
+    with zipfile.ZipFile(tmp_path / "other.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members(evidence).items():
+            archive.writestr(name, data + b" " * (name == "samples.csv"))
+    assert "says either (samples.csv: not the file" in failed(tmp_path / "other.zip")["other.zip"]
+
+
+def test_a_file_added_with_its_sum_is_no_part_of_it(evidence: Path, tmp_path: Path) -> None:
+    files = members(evidence)
+    files["SHA256SUMS"] = sums_text({**files, "a.csv": b"speedup,9"}).encode()
+    path = tmp_path / "x.zip"
+    path.write_bytes(zip_bytes(files))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(zipfile.ZipInfo("a.csv"), b"speedup,9")
+    found = verify(path)
+    assert found["checked"] == len(files) + 1
+    assert failed(path) == {"a.csv": "no part of the bundle: added to the zip after it was written"}
 
 
 RUN = "runs/my-run/pruned/run.json"
@@ -379,11 +396,16 @@ def test_samples_that_the_profiled_steps_do_not_allow(
     run = write_pair(
         tmp_path / "run", trace(704), trace(352), dense_run=fields[0], pruned_run=fields[1]
     )
-    found = verify(bundle([run], tmp_path / "e.zip"))
+    found = verify(prunescope.bundle(str(run), out=tmp_path / "e.zip"))
     assert found["ok"] and found["samples_agree"] is agree
+    of_python = prunescope.verify(str(tmp_path / "e.zip"))
+    assert of_python.to_dict() == found and of_python.passed == (agree is not False)
+    assert says[:5] in of_python._repr_html_()
     code = prunescope.main(["verify", str(tmp_path / "e.zip")])
     assert code == (3 if agree is False else 0)
-    assert says in " ".join(capsys.readouterr().out.split())
+    told = capsys.readouterr().out
+    assert told.startswith("failed: the unprofiled samples" if agree is False else "ok: ")
+    assert says in " ".join(told.split())
 
 
 def test_a_bundle_of_another_ending_is_refused(tmp_path: Path) -> None:
@@ -442,6 +464,6 @@ def test_the_commands_write_check_and_exit_with_3(
     target.write_bytes(broken)
     assert prunescope.main(["verify", str(target)]) == 3
     out = capsys.readouterr().out
-    assert out.startswith("CITATION.cff: ") and "failed: " in out
+    assert out.startswith("failed: 1 of ") and "CITATION.cff: " in out
     assert prunescope.main(["verify", str(tmp_path / "none.zip")]) == 2
     assert prunescope.main(["bundle", str(tmp_path / "none"), "-o", str(tmp_path / "n.zip")]) == 2

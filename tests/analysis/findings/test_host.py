@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from prunescope.analysis.pipeline import analyze
+from prunescope.analysis.report.sentences import headline
 from prunescope.analysis.schema.report import Finding, Phase, Report
 from tests.analysis.timeline.test_first_calls import MS, Host, phase_of
+from tests.chrome import chrome, op, save, step
 
 Real = Callable[[str], Report]
 
@@ -373,3 +375,23 @@ def test_the_ledger_says_what_idle_time_is_of(tmp_path: Path) -> None:
     lines = [line for part in row.parts for line in part.evidence]
     (line,) = [line for line in lines if "first calls or compilation" in line]
     assert line.startswith("dense idle 600.") and "pruned" not in line
+
+
+def test_interruptions_of_half_of_the_gain_leave_no_evidence(tmp_path: Path) -> None:
+    """Thirteen products of 1 ms, one of which takes 11, against thirteen of 0.5 ms: 10 of the 23 ms
+    of the dense step (43 %) are no product, and more than half of the 16.5 ms of the gain."""
+    sides = ([1000.0] * 12 + [11_000.0], [500.0] * 13)
+    paths = [
+        save(
+            chrome(step(0, *[op("aten::mm", [64, 64], [64, 64], us=us) for us in side]), cpu=True),
+            tmp_path / f"{name}.json",
+        )
+        for name, side in zip(("dense", "pruned"), sides, strict=True)
+    ]
+    phase = analyze(paths[1], baseline=paths[0]).report.phases["trace"]
+    assert (phase.baseline.wall_ns if phase.baseline else None, phase.wall_ns) == (23e6, 6.5e6)
+    invalid = finding(phase, "timing-not-valid")
+    assert invalid is not None and invalid.evidence == [
+        "interruptions hold 10.000 ms of the two steps, which differ by 16.500 ms"
+    ]
+    assert "3.54× is no evidence: the steps were interrupted" in headline(phase)

@@ -83,7 +83,7 @@ def test_bytes_are_not_said_to_stay_behind_flops_that_grew() -> None:
     assert "bytes that grew more than the FLOPs (roofline shift) +1.600 ms" in summary(grew)
 
 
-@pytest.mark.parametrize(("ns", "words"), [(3, "mostly calls that were"), (2, "slower kernels")])
+@pytest.mark.parametrize(("ns", "words"), [(3, "mostly interrupted calls"), (2, "slower kernels")])
 def test_what_a_finding_accounts_for_has_no_other_cause(ns: float, words: str) -> None:
     """3 of 4.75 ms were interruptions: the kernels are no slower; 2 of them are less than half."""
     stopped = phase()
