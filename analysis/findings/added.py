@@ -19,6 +19,7 @@ from prunescope.analysis.findings.context import Context, is_significant, role_o
 from prunescope.analysis.findings.recomputed_forward import WITHOUT, is_recomputed
 from prunescope.analysis.findings.registry import Found, Severity, finding
 from prunescope.analysis.kernels.frame import ATTENTION, MATMUL, POINT, Kernels
+from prunescope.analysis.kernels.phase_kind import has_backward
 from prunescope.analysis.ledger.purpose import (
     ESTIMATOR,
     GATHER,
@@ -51,6 +52,7 @@ _UNMASK_ANY = (
     "multiply the mask into the weight once before the run (weight.mul_(mask); for masks of "
     "torch.nn.utils.prune: prune.remove(module, 'weight'))"
 )
+_UNMASK_TRAINED = "multiply the mask into the weight once per optimizer step (weight.mul_(mask))"
 _UNMASK_OWN = "multiply the mask into the weight once before the run (weight.mul_(mask))"
 _FAKE = re.compile(r"fake_?quant|obs_fq_helper", re.IGNORECASE)
 
@@ -158,6 +160,8 @@ def _unmask(c: Context) -> str:
     """How to have the masks no more, by what the trace or the run shows of where they are from."""
     if c.kernels.prune_hooks or masked_weights(c):
         return UNMASK
+    if has_backward(c.kernels):  # an optimizer makes masked weights other than zero again
+        return _UNMASK_TRAINED
     # A run lists the weights that torch.nn.utils.prune masks; a trace may lack short calls.
     return _UNMASK_ANY if c.side.run is None else _UNMASK_OWN
 
