@@ -71,8 +71,8 @@ def decompressed(c: Context) -> Found | None:
     )
     return Found(
         severity="critical" if total > 0.05 * c.phase.busy_ns else "warning",
-        text=f"weights are {'unpacked and ' * unpacked}made dense again in every step ({c.ms(total)}), and dense GEMMs read "
-        "them: the format saves memory, but no time",
+        text=f"weights are {'unpacked and ' * unpacked}made dense again in every step "
+        f"({c.ms(total)}), and dense GEMMs read them: the format saves memory, but no time",
         evidence=[
             f"{role}: {shortened(work)} {c.ms(busy / steps)}"
             for role, work, busy in shown.head(4).rows()

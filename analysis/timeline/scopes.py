@@ -259,8 +259,9 @@ def _adapters(nest: _Nest) -> list[int]:
 @dataclass(frozen=True)
 class _Nest:
     """The calls of modules on one thread in order of their begin, by index. `labels`: the class of
-    each with its number in the trace. `inside`: the calls directly inside of each (-1: of none). `linear`: whether one is or holds a linear; `part`:
-    whether it holds an attention or an MLP; `whole`: those that stand for one linear."""
+    each with its number in the trace. `inside`: the calls directly inside of each (-1: of none).
+    `linear`: whether one is or holds a linear; `part`: whether it holds an attention or an MLP;
+    `whole`: those that stand for one linear."""
 
     labels: list[str]
     classes: list[str]

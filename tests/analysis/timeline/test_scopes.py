@@ -357,7 +357,8 @@ def test_a_module_of_an_own_class_that_multiplies_stands_for_a_linear(tmp_path: 
 
     def layer(i: int) -> Any:
         mlp = nn(f"LlamaMLP_{i}", nn(f"Own_{2 * i}", mask, mm(F, H)),
-                 nn(f"Own_{2 * i + 1}", mask, mm(F, H)), nn(f"Linear_{7 * i + 6}", mm(H, F)))  # fmt: skip
+                 nn(f"Own_{2 * i + 1}", mask, mm(F, H)),
+                 nn(f"Linear_{7 * i + 6}", mm(H, F)))  # fmt: skip
         return nn(f"LlamaDecoderLayer_{i}", *nn_layer(i).items[:-2], mlp)
 
     rows = frame(pytorch(chrome(nn("LlamaModel_0", layer(0), layer(1)))), tmp_path)

@@ -687,7 +687,7 @@ def test_what_several_ranks_are_to_change_is_in_the_plural() -> None:
     ranks = [RankTime(n, 100.0, 10.0, None, idle=idle, causes={"host": idle}, on_device=False)
              for n, idle in zip("abcd", (30.0, 30.0, 10.0, 10.0), strict=True)]  # fmt: skip
     replayed = RankReplay(
-        late=["a", "b"], last={"a": 1, "b": 1}, collectives=2, saved={"a": 9, "b": 9},
+        late=["a", "b"], last=dict(zip("abcd", (1, 1, 0, 0), strict=True)), collectives=2, saved={"a": 9, "b": 9},
         works=dict.fromkeys("ab", 0.0), idles=dict.fromkeys("ab", 20.0), together=18,
     )  # fmt: skip
     found = straggler(Late(ranks[0], ranks, replayed, turns=(ranks[1],)))
