@@ -15,7 +15,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from prunescope.analysis.findings.rank_replay import RankReplay, replay
+from prunescope.analysis.findings.collective_replay import CollectiveReplay, replay
 from prunescope.analysis.findings.registry import FINDINGS
 from prunescope.analysis.findings.stragglers import Late, RankTime, rank_does_more, straggler
 from prunescope.analysis.inputs import open as opened
@@ -686,8 +686,9 @@ def test_what_several_ranks_are_to_change_is_in_the_plural() -> None:
     """Two of four idle 20 ns longer than the others."""
     ranks = [RankTime(n, 100.0, 10.0, None, idle=idle, causes={"host": idle}, on_device=False)
              for n, idle in zip("abcd", (30.0, 30.0, 10.0, 10.0), strict=True)]  # fmt: skip
-    replayed = RankReplay(
-        late=["a", "b"], last=dict(zip("abcd", (1, 1, 0, 0), strict=True)), collectives=2, saved={"a": 9, "b": 9},
+    replayed = CollectiveReplay(
+        late=["a", "b"], last=dict(zip("abcd", (1, 1, 0, 0), strict=True)), collectives=2,
+        saved={"a": 9, "b": 9},
         works=dict.fromkeys("ab", 0.0), idles=dict.fromkeys("ab", 20.0), together=18,
     )  # fmt: skip
     found = straggler(Late(ranks[0], ranks, replayed, turns=(ranks[1],)))
