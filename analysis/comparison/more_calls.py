@@ -12,7 +12,7 @@ import polars as pl
 
 from prunescope.analysis.kernels.frame import POINT, Kernels
 from prunescope.taxonomy.gemm import Gemm
-from prunescope.taxonomy.roles import UNPLACED
+from prunescope.taxonomy.roles import BACKWARD, UNPLACED
 
 ON_WEIGHTS = "on weights"  # class of pointwise work on whole weights, which the dense side lacks
 Shapes = tuple[tuple[int, ...], ...]
@@ -62,8 +62,11 @@ def more_calls(dense: Kernels, pruned: Kernels) -> tuple[MoreCalls, ...]:
 
 def on_weights(calls: tuple[MoreCalls, ...], kernels: Kernels) -> tuple[MoreCalls, ...]:
     """Those of these calls whose first operand has the size of the weight of a GEMM, and of no
-    input or output of one."""
-    gemms = {g for work in kernels.works if work is not None for g in work.gemms if g.batch == 1}
+    input or output of one. The product that makes the gradient of a weight has it as its output:
+    those of backward passes are left out, whose other operands are as large as the forward's."""
+    forward = kernels.frame.filter(pl.col("role").str.ends_with(BACKWARD).not_())
+    works = [kernels.works[call] for call in forward["call"].drop_nulls().unique().to_list()]
+    gemms = {g for work in works if work is not None for g in work.gemms if g.batch == 1}
     weights = {size for g in gemms for size in ((g.n, g.k), (g.k, g.n))}
     others = {size for g in gemms for size in _activations(g)}
     return tuple(one for one in calls if one.shapes[:1] and one.shapes[0] in weights - others)

@@ -20,6 +20,7 @@ from prunescope.analysis.findings.context import Context, is_significant, role_o
 from prunescope.analysis.findings.recomputed_forward import WITHOUT, is_recomputed
 from prunescope.analysis.findings.registry import Found, Severity, finding
 from prunescope.analysis.kernels.frame import ATTENTION, MATMUL, POINT, Kernels
+from prunescope.analysis.kernels.phase_kind import has_backward
 from prunescope.analysis.ledger.purpose import (
     ESTIMATOR,
     GATHER,
@@ -31,6 +32,7 @@ from prunescope.analysis.ledger.purpose import (
     NewWork,
     is_fused,
     purpose,
+    unpacks_bits,
 )
 from prunescope.analysis.schema.report import LedgerPart
 from prunescope.analysis.verdict.detectors.zeros import MANY_ZEROS
@@ -42,9 +44,17 @@ from prunescope.taxonomy.words import ms, percent, shortened
 
 _SHARE = 0.01  # of the recorded wall: new work worth a finding
 _MUCH = 0.05  # of the busy time: hooks and adapters that are critical
+MULTIPLIES = "aten::mul"
 # What run.json says applies a mask or a rounding to a weight.
 _PRUNE, _QUANTISE = "torch.nn.utils.prune", "torch.ao.quantization"
 UNMASK = "call torch.nn.utils.prune.remove(module, 'weight') on each"
+# Masks of an unknown origin: prune.remove raises for those of one's own.
+_UNMASK_ANY = (
+    "multiply the mask into the weight once before the run (weight.mul_(mask); for masks of "
+    "torch.nn.utils.prune: prune.remove(module, 'weight'))"
+)
+_UNMASK_TRAINED = "multiply the mask into the weight once per optimizer step (weight.mul_(mask))"
+_UNMASK_OWN = "multiply the mask into the weight once before the run (weight.mul_(mask))"
 _FAKE = re.compile(r"fake_?quant|obs_fq_helper", re.IGNORECASE)
 
 
@@ -82,7 +92,7 @@ def added_work(c: Context) -> Found | None:
     of_masks = masks is not None and 2 * (masks.predicted_ns or 0.0) > pointwise
     again = is_recomputed(c)
     changes = [
-        (part, UNMASK if of_masks and part.cls == POINT else _less_of(c, part, scores=scores))
+        (part, _unmask(c) if of_masks and part.cls == POINT else _less_of(c, part, scores=scores))
         for part in row.parts[:2]
     ]
     return Found(
@@ -166,11 +176,22 @@ def added_mask(c: Context) -> Found | None:
 
 
 def _masks_left_on(c: Context) -> Found | None:
-    """Masks of torch.nn.utils.prune: a product of the weight's size before every GEMM."""
-    change = f"{UNMASK} before timing the model"
-    if c.side.run is None:
-        return _masked_by_shape(c, change)
-    return _remade(c, masked_weights(c), change, only="aten::mul")
+    """Masks of torch.nn.utils.prune or of one's own: a product of the weight's size before every
+    GEMM."""
+    if _hooked(c):
+        change = f"{UNMASK} before timing the model"
+        return _remade(c, masked_weights(c), change, only=MULTIPLIES)
+    return _masked_by_shape(c)
+
+
+def _unmask(c: Context) -> str:
+    """How to have the masks no more, by what the trace or the run shows of where they are from."""
+    if c.kernels.prune_hooks or masked_weights(c):
+        return UNMASK
+    if has_backward(c.kernels):  # an optimizer makes masked weights other than zero again
+        return _UNMASK_TRAINED
+    # A run lists the weights that torch.nn.utils.prune masks; a trace may lack short calls.
+    return _UNMASK_ANY if c.side.run is None else _UNMASK_OWN
 
 
 def masked_weights(c: Context) -> list[Matrix]:
@@ -178,12 +199,13 @@ def masked_weights(c: Context) -> list[Matrix]:
     return [m for m in _hooked(c) if m.applied == _PRUNE]
 
 
-def _masked_by_shape(c: Context, change: str) -> Found | None:
-    """Of a bare trace: products of tensors of a weight's size that the dense trace does not make,
-    where no other new op has that size."""
+def _masked_by_shape(c: Context) -> Found | None:
+    """Products of two tensors of a weight's size that the dense trace does not make, where no other
+    new op has that size."""
     found = _new_on_weights(c)
     total = sum(one.ns for one in found)
-    if {one.op for one in found} != {"aten::mul"} or c.is_little(total):
+    is_mask = all(one.op == MULTIPLIES and len(set(one.shapes)) == 1 for one in found)
+    if not found or not is_mask or c.is_little(total):
         return None
     return Found(
         severity=_severity(c, total),
@@ -191,7 +213,7 @@ def _masked_by_shape(c: Context, change: str) -> Found | None:
         f"weight run in every step that the dense model does not make: {c.ms(total)} a step, "
         f"{percent(_share(c, total), 1)} of the busy time; masks are applied anew at every call",
         evidence=[one.in_words for one in found[:3]],
-        change=change,
+        change=_unmask(c),
         predicted_ns=c.in_step(total),
     )
 
@@ -541,8 +563,11 @@ def _sums(kernels: Kernels, *, by_name: bool) -> pl.DataFrame:
     # Casting one number for a product is no change of layout.
     numbers = [i for i, call in enumerate(kernels.calls) if call.shapes[:1] == ((),)]
     number = (pl.col("kind") == "layout") & pl.col("call").is_in(numbers)
+    # Unpacking weights is no mask: the finding `decompressed` says it.
+    calls = enumerate(kernels.calls)
+    unpacking = pl.col("call").is_in([i for i, one in calls if unpacks_bits(one.name, one.dtypes)])
     return (
-        kernels.frame.filter(number.fill_null(value=False).not_())
+        kernels.frame.filter((number | unpacking).fill_null(value=False).not_())
         .with_columns(work=work)
         .group_by("role", "kind", "work", maintain_order=True)
         .agg(pl.col("busy").sum())

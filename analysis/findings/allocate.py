@@ -13,6 +13,7 @@ import polars as pl
 from prunescope.analysis.findings.context import Context
 from prunescope.analysis.ledger.experts import EXPERTS
 from prunescope.taxonomy.plan import PHASES
+from prunescope.taxonomy.run import RECORDER
 from prunescope.taxonomy.scrub import scrub
 from prunescope.taxonomy.words import percent
 
@@ -34,7 +35,8 @@ def allocation(c: Context) -> str:
     if not outside or not inside or not promised or promised <= 1:
         return ""  # nothing is known to lie in a layer, or outside of one
     command, folder = _command(c, promised)
-    advice = f"; `{command}` ({folder}) decides what each layer keeps"
+    advice = f"; `{command}` ({folder}) measures losses, which takes minutes, and decides what each"
+    advice += " layer keeps"
     whole, stays = outside + inside, inside / len(layers)
     if c.is_disturbed:
         return advice  # the limit would be one of times that are no evidence
@@ -55,7 +57,11 @@ def _command(c: Context, speedup: float) -> tuple[str, str]:
         dense, folder = f"RUN/{side.path.name}", "RUN: the folder of both runs"
     else:
         dense, folder = "BASELINE", "BASELINE: the folder of the dense run"
-    model = side.run.model.id if side.run is not None else None
+    known = side.run.model if side.run is not None else None
+    # The recorder knows no more than the class of a model, by which none can be loaded.
+    model = None if known is None or known.source == RECORDER else known.id
+    if model is None:
+        folder += "; MODEL: the folder or name of the model"
     words = [
         "prunescope", "allocate", "--from-run", dense,
         "--model", model or "MODEL", "--speedup", f"{speedup:.2f}", "--phase", c.name,

@@ -24,6 +24,7 @@ from prunescope.analysis.kernels.idle import (
     host,
     host_late,
 )
+from prunescope.analysis.kernels.phase_kind import has_backward
 from prunescope.analysis.schema.report import Finding
 from prunescope.analysis.timeline.pauses import BETWEEN_OPS
 from prunescope.taxonomy.words import ms, percent, shortened
@@ -112,8 +113,21 @@ def host_collectives(c: Context) -> Found | None:
         text=f"for {percent(share)} of the step {where} while other threads of the host are in "
         f"{names}",
         evidence=[f"{c.idle_ms(ns)} of {c.idle_ms(idle)} without work ({percent(ns / idle)})"],
-        change="overlap this communication: start collectives while the backward pass still runs "
-        "(buckets of gradients), send less, or use a faster backend between the ranks",
+        change=f"{_overlap(c)}, or use a faster backend between the ranks",
+    )
+
+
+def _overlap(c: Context) -> str:
+    """What communication can overlap with: gradients with the rest of the backward pass. Tensor
+    parallel inference has none: each sum of its ranks is needed before the next layer."""
+    if has_backward(c.kernels):
+        return (
+            "overlap this communication: start collectives while the backward pass still runs "
+            "(buckets of gradients), send less"
+        )
+    return (
+        "send less (fewer ranks, activations of fewer bits), compute one half of the batch while "
+        "the other half is sent"
     )
 
 
@@ -259,6 +273,55 @@ def _long_ns(kernels: Kernels) -> float:
     """The time in long gaps, ns a step."""
     gaps = long_gaps(kernels.frame)
     return 0.0 if gaps is None else int(gaps["long"].sum()) / kernels.num_steps
+
+
+def repeated_gaps(frame: pl.DataFrame) -> pl.DataFrame | None:
+    """The gaps of a host trace at the one place of a layer, before the same op of the same role,
+    that most layers have in every step, with the host's part `long`, ns: each longer than Python
+    between two ops. None without one; of several places the one with the most time."""
+    rows = frame.with_columns(host().alias("long"))
+    steps = rows["step"].n_unique()
+    layers = rows.filter(pl.col("layer").is_not_null()).group_by("role", "name")
+    everywhere = layers.agg((pl.col("layer").n_unique() * steps).alias("places"))
+    gaps = rows.filter((pl.col("long") > BETWEEN_OPS) & pl.col("layer").is_not_null())
+    at = gaps.group_by("role", "name").agg(
+        pl.col("long").sum(),
+        pl.struct("layer", "step").n_unique().alias("seen"),
+        pl.col("layer").n_unique().alias("layers"),
+    )
+    at = at.join(everywhere, on=["role", "name"], nulls_equal=True)
+    at = at.filter((2 * pl.col("seen") > pl.col("places")) & (pl.col("layers") > 1))
+    first = at.sort("long", "role", "name", descending=[True, False, False]).head(1)
+    found = gaps.join(first, on=["role", "name"], how="semi", nulls_equal=True)
+    return found if len(found) else None
+
+
+@finding("repeated-gap", "warning")
+def repeated_gap(c: Context) -> Found | None:
+    """On a CPU, a long gap repeats at one place of each layer: the cause is not dispatch."""
+    if c.kernels.on_device or c.kernels.device_unseen:
+        return None
+    gaps, steps = repeated_gaps(c.kernels.frame), c.kernels.num_steps
+    total = 0 if gaps is None else int(gaps["long"].sum())
+    if gaps is None or c.idle_share(total / steps) < SOME:
+        return None
+    known = gaps.filter(pl.col("host_activity").is_not_null())
+    by = known.group_by("host_activity").agg(pl.col("host_activity_ns").sum().alias("ns"))
+    names = by.sort("ns", "host_activity", descending=[True, False]).rows()
+    role, op = gaps["role"][0], gaps["name"][0]
+    doing = _activity_of(names[0][0]) if names else _OTHER
+    where = f"before {op[:100]} of {role}"
+    return Found(
+        text=f"a gap {where} repeats in {gaps['layer'].n_unique()} layers: "
+        f"{c.idle_ms(total / steps)} of a step ({percent(c.idle_share(total / steps))}), "
+        f"{c.idle_ms(total / len(gaps))} each, {_place(names[0][0] if names else None)}",
+        evidence=[f"{c.idle_ms(ns / steps)} in {shortened(name)}" for name, ns in names[:_LINES]],
+        change=c.kernels.recorder.host
+        if not names
+        else "shorten that call, or move it out of the layers"
+        if doing is _OTHER
+        else doing.change,
+    )
 
 
 _WITHIN = (

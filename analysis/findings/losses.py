@@ -15,7 +15,7 @@ from prunescope.analysis.findings.context import (
     is_significant,
     without_communication,
 )
-from prunescope.analysis.findings.host import long_gaps
+from prunescope.analysis.findings.host import long_gaps, repeated_gaps
 from prunescope.analysis.findings.interruptions import CORES, interrupted_ns
 from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.findings.shape import nearest_dimension
@@ -42,7 +42,9 @@ def dispatch_bound(c: Context) -> Found | None:
     # Of a run on a device that was not recorded nobody saw whether anything waited for the host.
     if c.kernels.on_device or c.kernels.device_unseen or dispatch <= 0.25 * phase.wall_ns:
         return None
-    if long_gaps(c.kernels.frame) is not None:
+    repeated = repeated_gaps(c.kernels.frame)
+    at_one_place = 0 if repeated is None else repeated["long"].sum() / c.kernels.num_steps
+    if long_gaps(c.kernels.frame) is not None or 2 * at_one_place > dispatch:
         return None
     return Found(
         text=f"{percent(dispatch / phase.wall_ns)} of the recorded step is between ops (Python "

@@ -9,18 +9,19 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
 
-from prunescope.analysis.findings.added import recomputes_weights
+from prunescope.analysis.findings.added import MULTIPLIES, recomputes_weights
 from prunescope.analysis.findings.context import Context
 from prunescope.analysis.findings.registry import Found, finding
 from prunescope.analysis.kernels.frame import MATMUL, Kernels
 from prunescope.analysis.kernels.role import GEMM_KINDS
 from prunescope.analysis.ledger.experts import EXPERTS
+from prunescope.analysis.ledger.purpose import unpacks_bits
 from prunescope.taxonomy.gemm import Gemm
 from prunescope.taxonomy.roles import BACKWARD, WEIGHT_ROLES
 from prunescope.taxonomy.words import percent, shortened
@@ -49,7 +50,7 @@ _ROLES = ("attention", f"attention{BACKWARD}")
 
 @finding("decompressed", "critical", needs_valid_times=True)
 def decompressed(c: Context) -> Found | None:
-    """Compressed or masked weights are made dense again in every step."""
+    """Compressed or packed weights are made dense again in every step."""
     if c.baseline_kernels is None or recomputes_weights(c):
         return None
     rows = _weights_remade(c.kernels)
@@ -62,6 +63,7 @@ def decompressed(c: Context) -> Found | None:
     total = float(rows["busy"].sum()) / steps
     if c.is_little(total):
         return None
+    unpacked = bool(_packed_places(c.kernels, c.kernels.frame))
     shown = (
         rows.group_by("role", "work")
         .agg(pl.col("busy").sum())
@@ -69,13 +71,13 @@ def decompressed(c: Context) -> Found | None:
     )
     return Found(
         severity="critical" if total > 0.05 * c.phase.busy_ns else "warning",
-        text=f"weights are made dense again in every step ({c.ms(total)}), and dense GEMMs read "
-        "them: the format saves memory, but no time",
+        text=f"weights are {'unpacked and ' * unpacked}made dense again in every step "
+        f"({c.ms(total)}), and dense GEMMs read them: the format saves memory, but no time",
         evidence=[
             f"{role}: {shortened(work)} {c.ms(busy / steps)}"
             for role, work, busy in shown.head(4).rows()
         ],
-        change="use a kernel that reads compressed weights, or apply the mask once before the run",
+        change="use a kernel that reads compressed weights, or make them dense once before the run",
         predicted_ns=c.in_step(total),
         explains_roles=frozenset(shown["role"].head(4)),
     )
@@ -102,17 +104,65 @@ def _weights_remade(kernels: Kernels) -> pl.DataFrame:
     in_weights = pl.col("role").is_in(WEIGHT_ROLES) & pl.col("kind").is_in(_MASKING)
     other = frame.filter(in_weights & (pl.col("busy") > 0))
     keys = other.select("layer", "role", "call", "work").unique()
+    packed = _packed_places(kernels, other)
     hits = [
         row
         for row in keys.iter_rows(named=True)
         if _DECOMPRESS.search(row["work"])
-        or _matrix(kernels, row["call"]) in weights.get((row["layer"], row["role"]), ())
+        or _is_remade(kernels, row["call"], weights.get((row["layer"], row["role"]), set()))
+        or _is_of_packed(kernels, row, weights, packed)
     ]
     if not hits:
         return other.select("role", "work", "busy").clear()
     wanted = pl.DataFrame(hits, schema=keys.schema)
     found = other.join(wanted, on=list(keys.columns), how="semi", nulls_equal=True)
     return found.select("role", "work", "busy")
+
+
+def _is_remade(kernels: Kernels, call: int | None, weights: set[tuple[int, ...]]) -> bool:
+    """Whether the largest matrix of a call has the shape of a weight; a product of two of them is
+    a mask, which `added-mask` reports."""
+    if call is not None and kernels.calls[call].name == MULTIPLIES:
+        left, *right = kernels.calls[call].shapes[:2]
+        if right == [left]:
+            return False
+    return _matrix(kernels, call) in weights
+
+
+def _packed_places(kernels: Kernels, frame: pl.DataFrame) -> dict[tuple[int | None, str], set[int]]:
+    """Where packed weights are unpacked, by (layer, role): the numbers of elements of the packed
+    tensors, whose bits an op takes apart."""
+    calls = {
+        i: math.prod(shape)
+        for i, call in enumerate(kernels.calls)
+        if unpacks_bits(call.name, call.dtypes)
+        and (shape := next((s for s in call.shapes if isinstance(s, tuple) and s), None))
+    }
+    rows = frame.filter(pl.col("call").is_in([*calls]) & pl.col("role").is_in(WEIGHT_ROLES))
+    found: dict[tuple[int | None, str], set[int]] = defaultdict(set)
+    for layer, role, call in rows.select("layer", "role", "call").unique().iter_rows():
+        found[layer, role].add(calls[call])
+    return found
+
+
+def _is_of_packed(
+    kernels: Kernels,
+    row: Mapping[str, Any],
+    weights: Mapping[tuple[int | None, str], set[tuple[int, ...]]],
+    packed: Mapping[tuple[int | None, str], set[int]],
+) -> bool:
+    """Whether work next to a GEMM whose weight is unpacked there is on the packed tensor, on a part
+    of it, or on the weight that these are put together to."""
+    at = row["layer"], row["role"]
+    if row["call"] is None or at not in packed:
+        return False
+    sizes = packed[at] | {math.prod(shape) for shape in weights.get(at, ())}
+    largest = 0
+    for shape in kernels.calls[row["call"]].shapes:
+        parts = shape if shape and isinstance(shape[0], tuple) else (shape,)
+        known = [p for p in parts if all(isinstance(n, int) for n in p)]
+        largest = max(largest, sum(math.prod(p) for p in known))
+    return largest in sizes
 
 
 def _how_often(matmul: pl.DataFrame) -> Iterable[tuple[Any, ...]]:

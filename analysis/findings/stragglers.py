@@ -11,6 +11,7 @@ Times are ns a step.
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -41,7 +42,8 @@ _EQUAL = 0.02  # of the FLOPs of another rank: no more work than that
 class RankTime:
     """A step of a rank, ns: its wall, the part in which only communication runs, on the device or
     by host threads, the name of the communication kernel with the most time, the part in which
-    nothing runs at all, by cause, and the FLOPs that are known; and of each step the part without
+    nothing runs at all, by cause, the FLOPs that are known, and the finding of its own on what its
+    host does meanwhile; and of each step the part without
     communication (`own_by_step`) and the rest (`comm_by_step`)."""
 
     name: str
@@ -52,6 +54,7 @@ class RankTime:
     causes: Mapping[str, float] | None = None
     flop: float = 0.0
     on_device: bool = True
+    idle_finding: str | None = None
     own_by_step: tuple[float, ...] = ()
     comm_by_step: tuple[float, ...] = ()
 
@@ -155,11 +158,17 @@ def with_straggler(
         if behind and rank not in behind:
             marked[rank.name] = _waiting(marked[rank.name], rank, behind)
         if rank not in behind and (more := rank_does_more(Late(rank, ranks))) is not None:
-            phase = marked[rank.name]
             result = as_finding(FINDINGS[LARGER_RANK], more)
             result.evidence.insert(0, _most_of_more(rank, ranks, frames))
-            marked[rank.name] = msgspec.structs.replace(phase, findings=[*phase.findings, result])
+            marked[rank.name] = _behind_critical(marked[rank.name], result)
     return marked, warnings
+
+
+def _behind_critical(phase: Phase, item: Finding) -> Phase:
+    """The phase with one more finding, in front of all that are not critical."""
+    critical = [one for one in phase.findings if one.severity == "critical"]
+    rest = [one for one in phase.findings if one.severity != "critical"]
+    return msgspec.structs.replace(phase, findings=[*critical, item, *rest])
 
 
 def _of_slow_rank(item: Finding, late: Late) -> Finding:
@@ -276,6 +285,7 @@ def rank_time(name: str, phase: Phase, frame: pl.DataFrame) -> RankTime:
         causes=phase.anatomy.gaps if phase.anatomy is not None else None,
         flop=float(frame["flop"].sum() or 0.0) / phase.steps,
         on_device=_on_device(frame),
+        idle_finding=next((f.id for f in phase.findings if f.id in _OF_HOSTS), None),
         own_by_step=_by_step(frame, own),
         comm_by_step=_by_step(frame, pl.col("busy").filter(comm).sum() + in_host),
     )
@@ -372,7 +382,38 @@ def _changes(late: Late) -> str:
     causes: dict[str, list[str]] = {}
     for one in late.each:
         causes.setdefault(_by_cause(one), []).append(one.rank.name)
-    return "; ".join(f"{_and(names)}: {change}" for change, names in causes.items())
+    return "; ".join(
+        f"{_and(names)}: {change if len(names) == 1 else _of_several(change)}"
+        for change, names in causes.items()
+    )
+
+
+# The words of a change that are of one rank, and of several.
+_OF_SEVERAL = (
+    ("its device waits", "their devices wait"),
+    ("its device idles", "their devices idle"),
+    ("its process", "their processes"),
+    ("its host does", "their hosts do"),
+    ("its CPU", "their CPUs"),
+    ("its kernels take", "their kernels take"),
+    ("its ops take", "their ops take"),
+    ("its streams", "their streams"),
+    ("its finding", "their findings"),
+    ("its ", "their "),
+    ("this rank makes", "these ranks make"),
+    ("on this rank", "on these ranks"),
+    ("it waits", "they wait"),
+    ("it reaches", "they reach"),
+    ("it neither works nor idles", "they neither work nor idle"),
+    ("it allocates or frees", "they allocate or free"),
+)
+
+
+def _of_several(change: str) -> str:
+    """A change of one rank, said of several."""
+    for one, several in _OF_SEVERAL:
+        change = re.sub(rf"\b{one}", several, change)
+    return change
 
 
 def _causes(late: Late) -> list[str]:
@@ -382,7 +423,7 @@ def _causes(late: Late) -> list[str]:
     return [f"{_cause(late)}; no other rank holds them up as much"]
 
 
-@finding(LARGER_RANK, "info", reads="ranks")
+@finding(LARGER_RANK, "warning", reads="ranks")
 def rank_does_more(late: Late) -> Found | None:
     """One rank does more work than the others, however long its steps take."""
     rank = late.rank
@@ -446,10 +487,9 @@ def _times_last(rank: RankTime, found: CollectiveReplay | None) -> str:
     return "" if found is None else f", last at {found.last[rank.name]:,} collectives"
 
 
-_HOST = (
-    "find out what its host does in that time (its findings on idle time say), and give its "
-    "process cores of its own"
-)
+# Findings that say what a host does while its rank idles, the most exact first.
+_OF_HOSTS = ("repeated-gap", "long-gap", "host-work")
+_HOST = "find out what its host does in that time, and give its process cores of its own"
 # What makes a rank idle, by the cause that differs most from other ranks: what to do about it.
 _IDLE = {
     "host": f"{_HOST}: its device waits for launches that come late",
@@ -468,8 +508,11 @@ def _by_cause(late: Late) -> str:
     """What to change, by what a late rank does more of than the others."""
     if late.more_idle > max(late.more_work, 0.0):
         cause = _idle_cause(late)
-        no_launches = cause == "host" and not late.rank.on_device
-        return _HOST if no_launches else _IDLE.get(cause, _HOST)
+        change = _HOST if cause == "host" and not late.rank.on_device else _IDLE.get(cause, _HOST)
+        if change.startswith(_HOST) and late.rank.idle_finding is not None:
+            said = f"in that time (its finding {late.rank.idle_finding} says)"
+            change = change.replace("in that time", said, 1)
+        return change
     if late.more_work <= 0:
         return (
             "look at the collectives that it reaches last: it neither works nor idles longer than "

@@ -72,6 +72,7 @@ _LOST = 0.005  # of the launches
 _FIRST_CALLS = 3  # that are named
 MATMUL, ATTENTION, POINT = "matmul", "attention", "pointwise"
 PRODUCTS = (MATMUL, ATTENTION, "conv")  # classes of which FLOPs are counted
+_PRUNE_HOOK = "torch/nn/utils/prune.py"  # in the name of a Python frame
 
 
 @dataclass
@@ -114,6 +115,7 @@ class Kernels:
     first_calls: list[tuple[str, int]] = field(default_factory=list)
     allocations: AllocatorCalls = field(default_factory=lambda: AllocatorCalls({}))
     host_collectives: list[str] = field(default_factory=list)  # by their names, of any thread
+    prune_hooks: bool = False  # whether calls of torch.nn.utils.prune were recorded
     device_unseen: bool = False  # whether it ran on a device of which the trace holds no events
     cold: ColdStepTimes = ColdStepTimes()  # steps that were left out
     # Whether launches of graphs, each one interval without its kernels, make most of the busy time;
@@ -304,6 +306,7 @@ def build(  # noqa: PLR0913
         ),
         allocations=allocator_calls(trace, windows),
         host_collectives=host_collectives(trace),
+        prune_hooks=any(_PRUNE_HOOK in name for name in trace.names),
         device_unseen=lacks_device_events(trace),
     )
 

@@ -106,6 +106,11 @@ def _generated(kernels: Kernels) -> tuple[str, str] | None:
     return kind, f"the trace generates text, {each}: {shown}"
 
 
+def has_backward(kernels: Kernels) -> bool:
+    """Whether the trace holds backward passes."""
+    return _trained(kernels) is not None
+
+
 def _trained(kernels: Kernels) -> tuple[str, str] | None:
     if any(_BACKWARD.search(call.name) for call in kernels.calls):
         return "training", "the trace holds backward passes"

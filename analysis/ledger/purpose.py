@@ -6,7 +6,7 @@ In: the role, kind, op (else kernel) and operands of new work. Out: a purpose of
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import polars as pl
@@ -22,6 +22,8 @@ _MASKS = re.compile(
     r"mask|where|tri[ul]|logical_|bitwise_|(?:^|::)(?:eq|ne|lt|le|gt|ge)_?$", re.IGNORECASE
 )
 _INDICES = re.compile(r"arange|nonzero|flip|one_hot|cumsum|zero_", re.IGNORECASE)
+# Of tensors of whole numbers these take fields of bits apart: packed weights, and no mask.
+_BITS = re.compile(r"bitwise_|(?:^|::)__(?:and|or|lshift|rshift)__$")
 _WHOLE_NUMBERS = ("long", "int", "short", "char", "byte", "bool")
 _MULTIPLIES = ("gemm", "gemv", "batched_gemm")
 _SCORES = (*_MULTIPLIES, "softmax", "reduction")  # of pooled queries and keys
@@ -46,7 +48,7 @@ def purpose(one: NewWork, scorers: Collection[str], *, fused: bool) -> str:
     if one.kind == "routing":
         return INDEX
     computes = one.kind in (*_SCORES, "norm", "attention")
-    if _MASKS.search(one.work) and not computes:
+    if _MASKS.search(one.work) and not computes and not unpacks_bits(one.work, one.dtypes):
         return MASK
     scores = one.role in (ROUTER, ESTIMATOR) or (
         fused and one.role == "attention" and one.kind in _SCORES
@@ -56,6 +58,14 @@ def purpose(one: NewWork, scorers: Collection[str], *, fused: bool) -> str:
     if not computes and (_INDICES.search(one.work) or _counts(one)):
         return INDEX
     return _scorer(one, set(scorers) & {ROUTER, ESTIMATOR})
+
+
+def unpacks_bits(op: str, dtypes: Sequence[str]) -> bool:
+    """Whether an op takes bits apart in a tensor of whole numbers, as packed weights are unpacked;
+    bits of truth values are a mask."""
+    first = "".join(dtypes[:1]).lower()
+    is_whole = any(name in first for name in _WHOLE_NUMBERS if name != "bool")
+    return is_whole and _BITS.search(op) is not None
 
 
 def _counts(one: NewWork) -> bool:

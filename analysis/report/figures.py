@@ -71,7 +71,8 @@ def plot(report: Report, name: str, kind: str) -> Figure | None:
         if phase.anatomy is None:
             return None
         if evidence.NOT_VALID_TIMING in evidence.of_phase(phase):
-            subject = f"{evidence.NOT_VALID_TIMING}: {of_what(report, name, 38)}"
+            # On a line of its own, so that it takes no room of the names.
+            subject = f"{evidence.NOT_VALID_TIMING}\n{subject}"
         if kind == "roofline":
             return roofline_figure(phase.anatomy, report.device, subject)
         anatomy_figures = {

@@ -14,6 +14,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from prunescope.analysis.ops.kind import op_kind
 from prunescope.analysis.timeline.intervals import innermost, parents
 from prunescope.analysis.trace.collect import MODULE, NONE, OWN_PREFIX, Ints, unique_ids
 from prunescope.analysis.trace.events import Trace
@@ -179,9 +180,23 @@ def _class_places(trace: Trace, modules: Ints) -> list[Place]:
         ]
         numbers = _numbers_of_classes([label for _, label in sorted(outer)])
     for rows, labels, up in found:
-        for row, place in zip(rows, _nested_places(labels, up, numbers), strict=True):
+        multiplies = _multiply(trace, thread[rows[0]], begin[rows], dur[rows])
+        nested = _nested_places(labels, up, numbers, multiplies)
+        for row, place in zip(rows, nested, strict=True):
             places[int(row)] = place
     return places
+
+
+def _multiply(trace: Trace, thread: int, begin: Ints, dur: Ints) -> list[bool]:
+    """Whether an op that multiplies by one matrix begins in each of these calls of modules."""
+    product = np.array([op_kind(name, None) in _BY_ONE_MATRIX for name in trace.names], bool)
+    own = (trace.ops["thread"] == thread) & product[trace.ops["name"]]
+    at = np.sort(trace.ops["ts"][own])
+    inside = np.searchsorted(at, begin + dur) > np.searchsorted(at, begin)
+    return [bool(one) for one in inside]
+
+
+_BY_ONE_MATRIX = ("gemm", "gemv", "sparse_gemm")  # kinds of ops; attention's are batched
 
 
 def _outer_layers(labels: list[str], up: list[int]) -> list[int]:
@@ -210,9 +225,12 @@ def _numbers_of_classes(labels: list[str]) -> dict[str, int]:
 _WITH_ADAPTER = 3  # linears: the one that is adapted, and two through a rank
 
 
-def _nested_places(labels: list[str], up: list[int], numbers: dict[str, int]) -> list[Place]:
-    """`numbers`: of the layers whose own is not theirs, by label."""
-    nest = _nest(labels, up, numbers)
+def _nested_places(
+    labels: list[str], up: list[int], numbers: dict[str, int], multiplies: list[bool]
+) -> list[Place]:
+    """`numbers`: of the layers whose own is not theirs, by label; `multiplies`: which calls hold a
+    product by a matrix."""
+    nest = _nest(labels, up, numbers, multiplies)
     out = [Place(nest.layer[i], _UNKNOWN, nest.scope[i]) for i in range(len(labels))]
     behind = _behind_layers(nest.layer, up)
     for around, children in nest.inside.items():
@@ -240,10 +258,12 @@ def _adapters(nest: _Nest) -> list[int]:
 
 @dataclass(frozen=True)
 class _Nest:
-    """The calls of modules on one thread in order of their begin, by index. `inside`: the calls
-    directly inside of each (-1: of none). `linear`: whether one is or holds a linear; `part`:
-    whether it holds an attention or an MLP; `whole`: those that stand for one linear."""
+    """The calls of modules on one thread in order of their begin, by index. `labels`: the class of
+    each with its number in the trace. `inside`: the calls directly inside of each (-1: of none).
+    `linear`: whether one is or holds a linear; `part`: whether it holds an attention or an MLP;
+    `whole`: those that stand for one linear."""
 
+    labels: list[str]
     classes: list[str]
     layer: list[int | None]
     scope: list[str]
@@ -253,7 +273,9 @@ class _Nest:
     whole: set[int]
 
 
-def _nest(labels: list[str], up: list[int], numbers: dict[str, int]) -> _Nest:
+def _nest(
+    labels: list[str], up: list[int], numbers: dict[str, int], multiplies: list[bool]
+) -> _Nest:
     classes = [_class_of(label) for label in labels]
     layer: list[int | None] = [None] * len(labels)
     scope = ["model"] * len(labels)
@@ -266,14 +288,15 @@ def _nest(labels: list[str], up: list[int], numbers: dict[str, int]) -> _Nest:
         elif layer[i] is not None and scope[i] == "layer":
             scope[i] = _scope_of_class(name)
         inside[above].append(i)
-    linear = [_is_linear(name) for name in classes]
+    leaves = _linears_of_own(classes, scope, inside, multiplies)
+    linear = [_is_linear(name) or i in leaves for i, name in enumerate(classes)]
     part = [False] * len(labels)
     for i in range(len(labels) - 1, -1, -1):  # what a module holds begins after it
         if (above := up[i]) >= 0:
             linear[above] = linear[above] or linear[i]
             part[above] = part[above] or part[i] or scope[i] in ("attention", "mlp")
-    whole = _linears_of_linears(classes, scope, inside)
-    return _Nest(classes, layer, scope, inside, linear, part, whole)
+    whole = leaves | _linears_of_linears(classes, scope, inside)
+    return _Nest(labels, classes, layer, scope, inside, linear, part, whole)
 
 
 def _linears_of_linears(
@@ -294,12 +317,33 @@ def _linears_of_linears(
 
 def _holds_linears_alone(i: int, classes: list[str], inside: dict[int, list[int]]) -> bool:
     held = inside.get(i, [])
-    known = (_ATTENTION_CLASS, _MLP_CLASS, _UP_CLASS, _OUTPUT_CLASS, _LINEAR_CLASS)
     return (
         0 < len(held) <= _THROUGH_A_RANK
         and all(_is_linear(classes[j]) for j in held)
-        and not any(pattern.search(classes[i]) for pattern in known)
+        and _is_of_own_class(classes[i])
     )
+
+
+def _is_of_own_class(name: str) -> bool:
+    """Whether the name of a class says neither a part of a layer nor a linear."""
+    known = (_ATTENTION_CLASS, _MLP_CLASS, _UP_CLASS, _OUTPUT_CLASS, _LINEAR_CLASS)
+    return not any(pattern.search(name) for pattern in known)
+
+
+def _linears_of_own(
+    classes: list[str], scope: list[str], inside: dict[int, list[int]], multiplies: list[bool]
+) -> set[int]:
+    """The modules of somebody's own class in an attention or MLP that hold no module and multiply
+    by a matrix: each stands for one linear, as a quantised or masked one does."""
+    return {
+        i
+        for i, name in enumerate(classes)
+        if multiplies[i]
+        and scope[i] in ("attention", "mlp")
+        and not inside.get(i)
+        and _is_of_own_class(name)
+        and _role_of_class(name) is None
+    }
 
 
 def _behind_layers(layer: list[int | None], up: list[int]) -> set[int]:
@@ -397,8 +441,24 @@ def _roles_of_children(nest: _Nest, above: int, children: list[int]) -> dict[int
     roles.update(_norm_roles(nest, above, children))
     if mixture := _mixture_roles(nest, above, children):
         return {**roles, **mixture}
-    roles.update(_linear_roles(linears, classes, layer, nest.scope, around))
+    once = _called_first(linears, nest.labels)
+    of_first = _linear_roles([*once], classes, layer, nest.scope, around)
+    for first, calls in once.items():
+        if first in of_first:
+            roles.update(dict.fromkeys(calls, of_first[first]))
     return roles
+
+
+def _called_first(linears: list[int], labels: list[str]) -> dict[int, list[int]]:
+    """The first call of each module among some calls, with all of its calls: a module that is
+    called again is one module more often, and not one more of its parent's linears. Modules
+    without a number in the trace cannot be told apart: each call counts as one."""
+    first: dict[str, int] = {}
+    calls: dict[int, list[int]] = {}
+    for i in linears:
+        one = first.setdefault(labels[i], i) if _number(labels[i]) is not None else i
+        calls.setdefault(one, []).append(i)
+    return calls
 
 
 def _norm_roles(nest: _Nest, above: int, children: list[int]) -> dict[int, str]:

@@ -129,6 +129,10 @@ COVERED: dict[str, tuple[str, str]] = {
         "test_a_rank_that_does_more_is_named_where_times_do_not_show_it",
         "test_equal_ranks_have_no_straggler",
     ),
+    "repeated-gap": (
+        "test_a_gap_that_repeats_in_each_layer_is_named_with_its_place",
+        "test_a_gap_of_one_layer_repeats_nowhere",
+    ),
     "straggler": (
         "test_a_folder_of_ranks_is_a_phase_each_and_the_straggler_is_named",
         "test_equal_ranks_have_no_straggler",

@@ -153,6 +153,10 @@ def test_collectives_of_other_threads_are_named(tmp_path: Path) -> None:
     found = finding(phase, "host-collectives")
     assert found is not None and "gloo:all_reduce" in found.text
     assert found.evidence == ["40.000 ms of 50.000 ms without work (80 %)"]
+    assert "backward" not in str(found.change)
+    host.span("cpu_op", "autograd::engine::evaluate_function: MmBackward0", 1000, 1)
+    trained = finding(phase_of(host.file(tmp_path)), "host-collectives")
+    assert trained is not None and "buckets of gradients" in str(trained.change)
     assert finding(phase, "dispatch-bound") is None
 
 
@@ -395,3 +399,31 @@ def test_interruptions_of_half_of_the_gain_leave_no_evidence(tmp_path: Path) -> 
         "interruptions hold 10.000 ms of the two steps, which differ by 16.500 ms"
     ]
     assert "3.54× is no evidence: the steps were interrupted" in headline(phase)
+
+
+def test_a_gap_that_repeats_in_each_layer_is_named_with_its_place(tmp_path: Path) -> None:
+    """Three layers: a product, 3 ms of sleep, a product; 9 of 15 ms a step lie in the gaps."""
+    host, at = Host(), 1000.0
+    shapes = {"Input Dims": [[64, 64], [64, 64]], "Input type": ["float", "float"]}
+    for layer in range(3):
+        for role in ("up", "down"):
+            at += 3 * MS if role == "down" else 0
+            path = f"model.layers.{layer}.mlp.{role}_proj"
+            host.span("user_annotation", path, at, MS)
+            host.span("cpu_op", "aten::mm", at, MS, more=shapes)
+            if role == "down":
+                host.span("python_function", "<built-in function sleep>", at - 3 * MS, 3 * MS)
+            at += MS
+    host.span("user_annotation", "prunescope.step#0", 1000.0, at - 1000.0)
+    phase = phase_of(host.file(tmp_path))
+    found = finding(phase, "repeated-gap")
+    assert found is not None and finding(phase, "dispatch-bound") is None
+    assert found.text == (
+        "a gap before aten::mm of down repeats in 3 layers: 9.000 ms of a step (60 %), 3.000 ms "
+        "each, in <built-in function sleep>"
+    )
+    assert found.evidence == ["9.000 ms in <built-in function sleep>"]
+
+
+def test_a_gap_of_one_layer_repeats_nowhere(tmp_path: Path) -> None:
+    assert finding(phase_of(slow_loop(1, 50, 1).file(tmp_path)), "repeated-gap") is None

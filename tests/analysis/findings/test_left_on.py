@@ -248,3 +248,20 @@ def test_adapters_that_are_trained_are_not_to_be_merged(tmp_path: Path) -> None:
     one = found(of_pair(tmp_path, model(FULL), trained), "added-adapter")
     assert one is not None and one.severity == "info"
     assert "adapters are trained" in one.text and "once they are trained" in str(one.change)
+
+
+def test_unpacking_of_packed_weights_is_no_mask(tmp_path: Path) -> None:
+    """Two 4-bit numbers a byte of q, 256 x 256: bits taken apart, shifted, scaled: 5 + 3 + 4 us in
+    each of four layers."""
+    packed, whole = [256, 128], [256, 256]
+    work = (
+        op("aten::bitwise_and", packed, [], dtypes=("unsigned char", "Scalar"),
+           kernels=[k(us=5, name="elementwise")]),
+        op("aten::sub", packed, [], kernels=[k(us=3, name="elementwise")]),
+        op("aten::mul", whole, [256, 1], kernels=[k(us=4, name="elementwise")]),
+    )  # fmt: skip
+    phase = of_pair(tmp_path, model(FULL), model(replace(FULL, added=work)))
+    one = found(phase, "decompressed")
+    assert one is not None and one.text.startswith("weights are unpacked and made dense again")
+    assert one.predicted_ns == pytest.approx(4 * 12_000)
+    assert found(phase, "added-mask") is None

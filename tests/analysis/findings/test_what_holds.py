@@ -155,7 +155,9 @@ def test_masks_of_torch_that_were_left_on(tmp_path: Path) -> None:
     row.pop("applied")
     phase = of_run(tmp_path / "b", trace, extra, census={"matrices": [row]},
                    dense_census=census(0.0))  # fmt: skip
-    assert found(phase, "added-mask") is None
+    own = found(phase, "added-mask")  # of one's own: no module of torch.nn.utils.prune is there
+    assert own is not None and str(own.change).endswith("once before the run (weight.mul_(mask))")
+    assert found(phase, "decompressed") is None
 
 
 DISTURBED = {"dense_samples_ns": MANY, "samples_ns": MANY,

@@ -38,6 +38,8 @@ CASES = [
     (NewWork("router", "elementwise", "aten::add", ("c10::BFloat16",)), ROUTER, ROUTER),
     (NewWork("gate", "elementwise", "aten::where"), ROUTER, MASK),
     (NewWork("gate", "elementwise", "aten::ge"), "", MASK),
+    (NewWork("gate", "elementwise", "aten::bitwise_and", ("unsigned char",)), "", OTHER),
+    (NewWork("gate", "elementwise", "aten::bitwise_and", ("bool", "bool")), "", MASK),
     (NewWork("gate", "gemm", "masked_gemm_kernel"), "", OTHER),
     (NewWork("gate", "layout", "aten::copy_"), ROUTER, LAYOUT),
     (NewWork("gate", "elementwise", "aten::mul"), ROUTER, OTHER),

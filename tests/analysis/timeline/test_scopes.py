@@ -335,3 +335,32 @@ def test_heads_of_two_widths_are_of_two_models(width: int, told: bool, tmp_path:
     assert len(lines) == told
     if told:
         assert f"read states of the widths {H} (layers: 2), {width} (layers: 1);" in lines[0]
+
+
+def test_a_module_that_is_called_again_is_no_further_linear(tmp_path: Path) -> None:
+    """Gate three times more in each layer: five calls of three linears."""
+
+    def layer(i: int) -> Any:
+        whole = nn_layer(i)
+        mlp = whole.items[-2]
+        gate = nn(f"Linear_{7 * i + 4}", mm(F, H))
+        again = nn(f"LlamaMLP_{i}", *mlp.items[:-1], *[gate] * 3, mlp.items[-1])
+        return nn(f"LlamaDecoderLayer_{i}", *whole.items[:-2], again, whole.items[-1])
+
+    rows = frame(pytorch(chrome(nn("LlamaModel_0", layer(0), layer(1)))), tmp_path)
+    assert rows["role"].to_list() == [*LAYER[:-2], *["gate"] * 3, *LAYER[-2:]] * 2
+
+
+def test_a_module_of_an_own_class_that_multiplies_stands_for_a_linear(tmp_path: Path) -> None:
+    """A mask is multiplied in by the module of gate and up itself; its role is theirs."""
+    mask = op("aten::mul", [F, H], [F, H], kernels=[k(us=1, name="elementwise")])
+
+    def layer(i: int) -> Any:
+        mlp = nn(f"LlamaMLP_{i}", nn(f"Own_{2 * i}", mask, mm(F, H)),
+                 nn(f"Own_{2 * i + 1}", mask, mm(F, H)),
+                 nn(f"Linear_{7 * i + 6}", mm(H, F)))  # fmt: skip
+        return nn(f"LlamaDecoderLayer_{i}", *nn_layer(i).items[:-2], mlp)
+
+    rows = frame(pytorch(chrome(nn("LlamaModel_0", layer(0), layer(1)))), tmp_path)
+    mlp = rows.filter(pl.col("layer") == 0)["role"].to_list()[-5:]
+    assert mlp == ["gate", "gate", "up", "up", "down"]

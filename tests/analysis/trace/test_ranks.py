@@ -15,7 +15,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from prunescope.analysis.findings.collective_replay import replay
+from prunescope.analysis.findings.collective_replay import CollectiveReplay, replay
 from prunescope.analysis.findings.registry import FINDINGS
 from prunescope.analysis.findings.stragglers import Late, RankTime, rank_does_more, straggler
 from prunescope.analysis.inputs import open as opened
@@ -121,7 +121,7 @@ def test_a_rank_that_does_more_is_named_where_times_do_not_show_it() -> None:
     found = rank_does_more(Late(ranks[1], ranks))
     assert found is not None
     assert found.text.startswith("rank1 does 1.50 × the FLOPs of the other ranks a step")
-    assert FINDINGS["rank-does-more"].severity == "info"
+    assert FINDINGS["rank-does-more"].severity == "warning"
 
 
 def test_a_rank_that_was_cut_off_before_its_kernels_is_left_out(tmp_path: Path) -> None:
@@ -311,7 +311,9 @@ def test_a_rank_that_sleeps_holds_up_ranks_that_idle_in_gloo(tmp_path: Path) -> 
         "it works 0.0 µs longer and idles 50.000 ms longer than the median of the others"
     )
     assert "idle +50.000 ms, idle in collectives of host threads −50.000 ms" in late.evidence[1]
-    assert str(late.change).startswith("rank1: find out what its host does")
+    assert str(late.change).startswith(
+        "rank1: find out what its host does in that time (its finding long-gap says)"
+    )
     assert "device" not in str(late.change)
     [waits] = [f for f in phases["rank0"].findings if f.id == "host-collectives"]
     assert waits.text.endswith(
@@ -678,3 +680,20 @@ def test_ranks_of_different_programs_are_not_compared(tmp_path: Path) -> None:
         "ranks are not compared"
     ]
     assert not any(f.id == "straggler" for p in report.phases.values() for f in p.findings)
+
+
+def test_what_several_ranks_are_to_change_is_in_the_plural() -> None:
+    """Two of four idle 20 ns longer than the others."""
+    ranks = [RankTime(n, 100.0, 10.0, None, idle=idle, causes={"host": idle}, on_device=False)
+             for n, idle in zip("abcd", (30.0, 30.0, 10.0, 10.0), strict=True)]  # fmt: skip
+    replayed = CollectiveReplay(
+        late=["a", "b"], last=dict(zip("abcd", (1, 1, 0, 0), strict=True)), collectives=2,
+        saved={"a": 9, "b": 9},
+        works=dict.fromkeys("ab", 0.0), idles=dict.fromkeys("ab", 20.0), together=18,
+    )  # fmt: skip
+    found = straggler(Late(ranks[0], ranks, replayed, turns=(ranks[1],)))
+    assert found is not None
+    assert str(found.change) == (
+        "a and b: find out what their hosts do in that time, and give their processes cores of "
+        "their own"
+    )
