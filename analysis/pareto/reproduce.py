@@ -7,7 +7,7 @@ batch or length of a number, its closest setting stands for it, and is named.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
@@ -279,16 +279,15 @@ def _differences(found: Pareto, of: Paper) -> list[SetupDifference]:
         "sparsities": [*sorted({s for p in points for s in p.sparsities})],
         "batches": seen("batch"),
         "prompt_lens": seen("prompt_len"),
-        "families": [one for one in families_of(of) if one in seen("family")]
-        + [one for one in seen("family") if one not in families_of(of)],
-        "phases": [one for one in PHASES if one in found.phases],
-        "set": sorted({option for p in points for option in p.set}),
+        "families": [*sorted(seen("family"), key=_place_in(of))],
+        "phases": [*(one for one in PHASES if one in found.phases)],
+        "set": [*sorted({option for p in points for option in p.set})],
         "select": _listed(subject.select or config.get("select")),
         "recover": _training(config.get("recover")),
         "text": [(subject.text or {}).get("source")],
         "placements": [config.get("placements")],
     }
-    theirs = msgspec.structs.asdict(setup) | {"families": families_of(of)}
+    theirs: dict[str, object] = msgspec.structs.asdict(setup) | {"families": families_of(of)}
     return [
         SetupDifference(name=name, paper=_text(_listed(theirs[name])), ours=_text(values))
         for name, values in ours.items()
@@ -298,6 +297,12 @@ def _differences(found: Pareto, of: Paper) -> list[SetupDifference]:
 
 def _listed(value: object) -> list[object]:
     return list(value) if isinstance(value, list) else [value]
+
+
+def _place_in(of: Paper) -> Callable[[object], int]:
+    """The place of a family in the paper's order; others come last."""
+    place = {family: i for i, family in enumerate(families_of(of))}
+    return lambda family: place.get(str(family), len(place))
 
 
 def _training(recover: object) -> list[object]:
